@@ -1,0 +1,227 @@
+"""Tokens and windows: what every notebook trains on, scores and evaluates.
+
+A folder of tokens holds train.bin, val.bin (and confirm.bin where asked), raw little-endian ids,
+and meta.json, all as upstream writes and reads them; beside them documents.tsv (where each document
+starts) and, for tokens made here, tokenizer.model. Each line of text ends in <eos>.
+Window i is tokens [i·T, i·T + T + 1): T inputs and their T targets, shifted by one. Windows are
+numbered once and for all, so a difficulty means the same thing in every notebook.
+Legend: B windows of a batch, T tokens of a window (the context), N windows of a split.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+from torch import Tensor
+
+PAD, UNK, BOS, EOS = 0, 1, 2, 3  # then the 256 byte pieces, 4–259
+IGNORE = -100
+
+
+class Tokenizer:
+    """A SentencePiece model: text ↔ ids. Prompts begin after <eos>; no <bos> in the tokens."""
+
+    def __init__(self, path: str | Path):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} is not there: give a SentencePiece .model")
+        self.path = Path(path)
+        try:
+            self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except RuntimeError:
+            raise ValueError(
+                f"{path} is not a SentencePiece .model: train one, or copy it again"
+            ) from None
+        self.size = self.model.vocab_size()
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        """The ids of each line, without <eos>."""
+        return self.model.encode(list(lines))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text; <eos> becomes a line break, half a character at the end is dropped."""
+        lines = [[]]
+        for i in ids:
+            lines.append([]) if i == EOS else lines[-1].append(int(i))
+        return "\n".join(self.model.decode(line) for line in lines).rstrip("�")
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Each token as it is written in the vocabulary: "▁" begins a word, <0xE0> is a byte."""
+        return [self.model.id_to_piece(int(i)) for i in ids]
+
+
+def train_tokenizer(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
+    """SentencePiece BPE with byte fallback, no normalisation: the kind llama.cpp repeats."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=model, model_type="bpe",
+            vocab_size=vocab_size, byte_fallback=True, normalization_rule_name="identity",
+            remove_extra_whitespaces=False, character_coverage=0.9999, max_sentence_length=10**6,
+            pad_id=PAD, unk_id=UNK, bos_id=BOS, eos_id=EOS, pad_piece="<pad>", unk_piece="<unk>",
+            bos_piece="<bos>", eos_piece="<eos>", minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1]
+        raise ValueError(
+            f"vocab_size {vocab_size} does not fit this text ({reason}): lower it"
+        ) from None
+    write_whole(path, model.getvalue())
+    return Tokenizer(path)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file appears whole or not at all: written beside, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_bytes(content)
+    os.replace(beside, path)
+
+
+def write_tokens(folder: Path, splits: dict[str, list], tokenizer: Tokenizer, context: int) -> None:
+    """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all."""
+    beside = folder.parent / f".{folder.name}.new"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    meta = {
+        "vocab_size": tokenizer.size,
+        "block_size": context,
+        "dtype": "uint32",
+        "total_tokens": 0,
+    }
+    rows, unknown = [], 0
+    for split, documents in splits.items():
+        start = 0
+        with open(beside / f"{split}.bin", "wb") as f:
+            for document in documents:
+                ids = [i for line in tokenizer.encode(document.lines) for i in (*line, EOS)]
+                np.asarray(ids, dtype="<u4").tofile(f)
+                rows.append((split, start, len(ids), document.source))
+                unknown += ids.count(UNK)
+                start += len(ids)
+        text_bytes = sum(len(line.encode()) + 1 for d in documents for line in d.lines)
+        meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
+        meta["total_tokens"] += start
+    meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
+    with open(beside / "documents.tsv", "w", encoding="utf8", newline="") as f:
+        csv.writer(f, delimiter="\t").writerows([("split", "start", "tokens", "source"), *rows])
+    shutil.copy(tokenizer.path, beside / "tokenizer.model")
+    (beside / "meta.json").write_text(json.dumps(meta, indent=2))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(beside, folder)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The numbered windows of one split, memory-mapped: 3.7 billion tokens stay on the disk."""
+
+    ids: np.ndarray  # the whole split's ids, a memory map
+    context: int  # T
+    mask: np.ndarray | None = None  # beside the ids, 0 where a token is no target
+
+    def __len__(self) -> int:
+        return (len(self.ids) - 1) // self.context
+
+    @property
+    def dropped(self) -> int:
+        """Tokens after the last whole window."""
+        return len(self.ids) - 1 - len(self) * self.context
+
+    def batch(self, rows_B: Sequence[int], device: str = "cpu") -> tuple[Tensor, Tensor]:
+        """ids_BT and targets_BT of some windows, int64; a masked target is IGNORE."""
+        at_BT = np.asarray(rows_B)[:, None] * self.context + np.arange(self.context + 1)
+        ids = self.ids[at_BT].astype(np.int64)
+        targets = ids[:, 1:]
+        if self.mask is not None:
+            targets = np.where(self.mask[at_BT[:, 1:]] > 0, targets, IGNORE)
+        return torch.from_numpy(ids[:, :-1].copy()).to(device), torch.from_numpy(targets).to(device)
+
+    def batches(self, rows: Sequence[int], size: int) -> Iterable[Sequence[int]]:
+        return (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """An opened folder of tokens."""
+
+    folder: Path
+    meta: dict
+    train: Windows
+    val: Windows
+    confirm: Windows | None
+    tokenizer: Tokenizer | None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.meta["vocab_size"]
+
+    @property
+    def context(self) -> int:
+        return self.train.context
+
+    def bytes_per_token(self, split: str = "val") -> float:
+        """UTF-8 bytes of text a token, NaN where unknown (token files made elsewhere)."""
+        return self.meta.get(f"{split}_bytes", np.nan) / self.meta[f"{split}_tokens"]
+
+    def documents(self, split: str) -> tuple[np.ndarray, list[str]]:
+        """For each window of a split the number of the document in its middle, (N,), and for each
+        document its source. Where documents are unknown, 16 neighbouring windows stand for one."""
+        windows = getattr(self, split)
+        path = self.folder / "documents.tsv"
+        if not path.is_file():
+            block_N = np.arange(len(windows)) // 16
+            return block_N, ["unknown"] * (int(block_N[-1]) + 1)
+        with open(path, encoding="utf8", newline="") as f:
+            rows = [r for r in csv.DictReader(f, delimiter="\t") if r["split"] == split]
+        starts = np.array([int(r["start"]) for r in rows])
+        middle_N = np.arange(len(windows)) * windows.context + windows.context // 2
+        return np.searchsorted(starts, middle_N, side="right") - 1, [r["source"] for r in rows]
+
+
+def open_tokens(folder: str | Path, context: int = 0) -> Tokens:
+    """A folder of tokens, made here or upstream; `context` overrides the stored one."""
+    folder = Path(folder)
+    if not (folder / "meta.json").is_file():
+        raise FileNotFoundError(
+            f"{folder / 'meta.json'} is not there: run 00_teacher, which makes it"
+        )
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf8"))
+    context = context or meta["block_size"]
+    splits = {
+        split: _open_split(folder / f"{split}.bin", meta, context)
+        for split in ("train", "val", "confirm")
+        if split != "confirm" or (folder / "confirm.bin").is_file()
+    }
+    path = folder / "tokenizer.model"
+    tokenizer = Tokenizer(path) if path.is_file() else None
+    return Tokens(folder, meta, splits["train"], splits["val"], splits.get("confirm"), tokenizer)
+
+
+def _open_split(path: Path, meta: dict, context: int) -> Windows:
+    dtype = {"uint32": "<u4", "uint16": "<u2"}.get(meta.get("dtype", "uint32"))
+    if dtype is None:
+        raise ValueError(f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32")
+    size, width = path.stat().st_size, int(dtype[-1])
+    stored = meta.get(f"{path.stem}_tokens", size // width)
+    if size != stored * width:
+        raise ValueError(
+            f"{path} has {size:,} bytes, meta.json promises {stored:,} tokens of {width}: "
+            "the file was cut short or its dtype is another; copy it again"
+        )
+    if stored < context + 1:
+        raise ValueError(
+            f"{path} has {stored:,} tokens, too few for one window of {context} + 1: "
+            "give more text, or a shorter context"
+        )
+    ids = np.memmap(path, dtype, "r")
+    if (largest := int(ids[:: max(1, stored // 100_000)].max())) >= meta["vocab_size"]:
+        raise ValueError(f"{path} holds id {largest:,}, the vocabulary has {meta['vocab_size']:,}")
+    mask = path.with_suffix(".mask.bin")
+    return Windows(ids, context, np.memmap(mask, "u1", "r") if mask.is_file() else None)

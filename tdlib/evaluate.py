@@ -1,0 +1,261 @@
+"""What a model is worth: loss on the validation split, against the teacher, by kind of text.
+
+Losses are nats per token. Differences between models are paired, window by window, and their 95 %
+intervals come from resampling whole documents, since neighbouring windows are not independent.
+Legend: N windows of the split, M of them fixed (evenly spread), T tokens of a window, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdlib import data, hard_set
+from tdlib.model import Llama
+
+BINS = 15  # of the calibration error (Guo et al. 2017, section 2)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one split."""
+
+    window_loss_N: np.ndarray  # every window
+    rows_M: np.ndarray  # the fixed windows' numbers
+    token_loss_MT: np.ndarray  # every token of those
+    calibration: dict[str, list[float]]  # per bin of confidence: "confidence", "accuracy", "share"
+    kl: float  # KL(teacher ‖ model) at temperature 1 over the fixed windows; NaN without a teacher
+    agreement: float  # share of tokens where both would choose the same next one
+
+    def row(self, bytes_per_token: float) -> dict[str, float]:
+        """Every metric that is one number."""
+        loss = float(np.nanmean(self.window_loss_N))
+        bins = {k: np.asarray(v) for k, v in self.calibration.items()}
+        gaps = bins["share"] * np.abs(bins["accuracy"] - bins["confidence"])
+        return {
+            "loss": loss,
+            "loss_fixed": float(np.nanmean(self.token_loss_MT)),
+            "perplexity": math.exp(loss),
+            "bits_per_byte": loss / math.log(2) / bytes_per_token,
+            "kl": self.kl,
+            "agreement": self.agreement,
+            "calibration_error": float(gaps.sum()),
+        }
+
+    def save(self, folder: Path, name: str) -> None:
+        """scores/val/<name>.npy and .npz, which 04 reads instead of running the model again."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{name}.npy", self.window_loss_N.astype(np.float32))
+        np.savez(
+            folder / f"{name}.npz", rows_M=self.rows_M, token_loss_MT=self.token_loss_MT,
+            **self.calibration,
+        )  # fmt: skip
+
+
+def fixed_rows(windows: data.Windows, count: int) -> np.ndarray:
+    """`count` windows spread evenly over a split, or all of them where it has fewer."""
+    return np.unique(np.linspace(0, len(windows) - 1, count).round().astype(int))
+
+
+@torch.no_grad()
+def evaluate(
+    model: Llama,
+    windows: data.Windows,
+    teacher: Llama | None = None,
+    *,
+    fixed: int = 640,
+    device: str = "cpu",
+    progress: Callable[[int, int, str], None] = lambda done, all, message: None,
+) -> Evaluation:
+    """Loss on every window; KL, agreement and calibration on the `fixed` ones (KL and agreement NaN
+    without a teacher)."""
+    rows_M = fixed_rows(windows, fixed)
+    rest = np.setdiff1d(np.arange(len(windows)), rows_M)
+    loss_N = np.full(len(windows), np.nan, np.float32)
+    for rows in windows.batches(rest, 128):
+        loss_N[rows] = hard_set.window_loss(model, windows, rows, device)
+        progress(int(rows[-1]) + 1, len(windows), "windows evaluated")
+    parts = [
+        _compare(model, teacher, *windows.batch(rows, device))
+        for rows in windows.batches(rows_M, 8)
+    ]
+    token_loss_MT = torch.cat([p["loss_BT"] for p in parts]).cpu().numpy()
+    loss_N[rows_M] = np.nanmean(token_loss_MT, axis=1)
+    each = {k: torch.cat([p[k] for p in parts]) for k in ("confidence", "right", "kl", "same")}
+    return Evaluation(
+        loss_N, rows_M, token_loss_MT, _calibration(each["confidence"], each["right"]),
+        float(each["kl"].mean()), float(each["same"].mean()),
+    )  # fmt: skip
+
+
+def _compare(model: Llama, teacher: Llama | None, ids_BT: Tensor, targets_BT: Tensor) -> dict:
+    """Per token of some windows; one window's logits at a time."""
+    parts = []
+    for ids_1T, y_T in zip(ids_BT.split(1), targets_BT, strict=True):
+        log_q_TV = model(ids_1T)[0].float().log_softmax(-1)
+        counts_T = y_T != data.IGNORE
+        loss_T = -log_q_TV.gather(-1, y_T.clamp(min=0)[:, None])[:, 0]
+        top = log_q_TV.max(-1)
+        kl_T = same_T = torch.full_like(loss_T, torch.nan)
+        if teacher is not None:
+            log_p_TV = teacher(ids_1T)[0].float().log_softmax(-1)
+            kl_T = (log_p_TV.exp() * (log_p_TV - log_q_TV)).sum(-1)
+            same_T = (log_p_TV.argmax(-1) == top.indices).float()
+        right_T = (top.indices == y_T).float()
+        part = dict(confidence=top.values.exp(), right=right_T, kl=kl_T, same=same_T)
+        part = {k: v[counts_T] for k, v in part.items()}
+        parts.append(part | {"loss_BT": torch.where(counts_T, loss_T, torch.nan)[None]})
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+
+def _calibration(confidence_N: Tensor, right_N: Tensor) -> dict[str, list[float]]:
+    bin_N = (confidence_N * BINS).long().clamp(max=BINS - 1)
+    count = torch.bincount(bin_N, minlength=BINS).clamp(min=1)
+    sums = {
+        "confidence": torch.bincount(bin_N, confidence_N, minlength=BINS) / count,
+        "accuracy": torch.bincount(bin_N, right_N, minlength=BINS) / count,
+        "share": torch.bincount(bin_N, minlength=BINS) / max(1, len(bin_N)),
+    }
+    return {k: v.tolist() for k, v in sums.items()}
+
+
+def on_subset(windows: data.Windows, count: int, device: str = "cpu") -> Callable[[Llama], dict]:
+    """What `train.fit` is given: the validation loss on a few fixed windows."""
+    rows = fixed_rows(windows, count)
+    return lambda model: {
+        "val/loss": float(np.nanmean(hard_set.window_loss(model, windows, rows, device)))
+    }
+
+
+# --- differences and their intervals
+
+
+def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0):
+    """Means of K models' window losses under a bootstrap over documents, (resamples, K). The same
+    documents for every model, so differences are paired. `document_N` names each window's document.
+    """
+    documents = np.unique(document_N, return_inverse=True)[1]
+    sums_KD = np.stack([np.bincount(documents, row) for row in loss_KN])
+    size_D = np.bincount(documents)
+    d = len(size_D)
+    draws_RD = np.random.default_rng(seed).multinomial(d, np.full(d, 1 / d), size=resamples)
+    return (draws_RD @ sums_KD.T) / (draws_RD @ size_D)[:, None]
+
+
+def interval(values_R: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of resampled values."""
+    low, high = np.nanquantile(values_R, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def gap_closed(scratch_R, student_R, teacher_R) -> np.ndarray:
+    """(scratch − student) / (scratch − teacher): 0 is no better than scratch, 1 is the teacher.
+    All NaN ("undefined") where scratch is not clearly worse than the teacher."""
+    gap_R = np.asarray(scratch_R) - np.asarray(teacher_R)
+    if interval(gap_R)[0] <= 0:
+        return np.full_like(gap_R, np.nan)
+    return (np.asarray(scratch_R) - np.asarray(student_R)) / gap_R
+
+
+# --- what is kept and what is lost: labels of tokens
+
+
+def frequency(train: data.Windows, vocab_size: int) -> np.ndarray:
+    """How often each id occurs in the training tokens, (V,)."""
+    parts = (np.bincount(p, minlength=vocab_size) for p in _pieces_of(train.ids))
+    return sum(parts)
+
+
+def pair_frequency(train: data.Windows, previous: np.ndarray, this: np.ndarray) -> np.ndarray:
+    """How often each (previous, this) pair occurs in the training tokens, in the shape given."""
+    wanted = previous.astype(np.int64) << 32 | this
+    keys, where = np.unique(wanted, return_inverse=True)
+    counts = np.zeros(len(keys), np.int64)
+    for part in _pieces_of(train.ids, overlap=1):
+        seen = part[:-1].astype(np.int64) << 32 | part[1:]
+        at = np.searchsorted(keys, seen).clip(max=len(keys) - 1)
+        counts += np.bincount(at[keys[at] == seen], minlength=len(keys))
+    return counts[where].reshape(this.shape)
+
+
+def _pieces_of(ids: np.ndarray, size: int = 2**22, overlap: int = 0):
+    for i in range(0, len(ids), size):
+        yield np.asarray(ids[i : i + size + overlap])
+
+
+FREQUENT_ENDINGS = ("లో", "కు", "ను", "లు")
+
+
+def cuts(tokens: data.Tokens, rows_M: np.ndarray) -> dict[str, tuple[list[str], np.ndarray]]:
+    """For each cut its buckets' names and each token's bucket, (M, T), −1 where none: by frequency
+    of the token, of the pair, place in the word, frequent endings, script, place in the window."""
+    ids_MT, targets_MT = (x.numpy() for x in tokens.val.batch(rows_M))
+    targets_MT = targets_MT.clip(min=0)
+    count_MT = frequency(tokens.train, tokens.vocab_size)[targets_MT]
+    pairs_MT = pair_frequency(tokens.train, ids_MT, targets_MT)
+    quarter_T = np.arange(targets_MT.shape[1]) * 4 // targets_MT.shape[1]
+    labels = {
+        "token seen in training": _by_count(count_MT),
+        "pair seen in training": _by_count(pairs_MT),
+        "place in the window": (
+            ["1st quarter", "2nd", "3rd", "4th"], np.broadcast_to(quarter_T, targets_MT.shape),
+        ),
+    }  # fmt: skip
+    if tokens.tokenizer is not None:
+        pieces = np.array(tokens.tokenizer.pieces(range(tokens.tokenizer.size)), dtype=object)
+        labels |= _by_piece(pieces, targets_MT)
+    return labels
+
+
+def _by_count(count_MT: np.ndarray) -> tuple[list[str], np.ndarray]:
+    return ["never", "1–9", "10–99", "100–999", "≥ 1,000"], np.digitize(
+        count_MT, [1, 10, 100, 1000]
+    )
+
+
+def _by_piece(pieces_V: np.ndarray, targets_MT: np.ndarray) -> dict:
+    begins_V = np.array([p.startswith("▁") or p == "<eos>" for p in pieces_V])
+    begins_MT = begins_V[targets_MT]
+    ends_MT = np.concatenate([begins_MT[:, 1:], np.zeros_like(begins_MT[:, :1])], axis=1)
+    place_MT = np.where(begins_MT, np.where(ends_MT, 0, 1), np.where(ends_MT, 3, 2))
+    place_MT[:, -1] = -1  # whether the word goes on after the window is not known
+    place_MT[targets_MT == data.EOS] = -1
+    script_V = np.array([script(p) for p in pieces_V])
+    names = ["Telugu", "Latin", "digits", "other"]
+    endings = {e: np.flatnonzero(pieces_V == e) for e in FREQUENT_ENDINGS}
+    ending_MT = np.full(targets_MT.shape, -1)
+    for i, ids in enumerate(endings.values()):
+        ending_MT[np.isin(targets_MT, ids) & (place_MT == 3)] = i
+    return {
+        "place in the word": (["whole", "first", "inner", "final"], place_MT),
+        "frequent endings": (list(FREQUENT_ENDINGS), ending_MT),
+        "script": (names, np.array([names.index(s) for s in script_V])[targets_MT]),
+    }
+
+
+def script(piece: str) -> str:
+    """Telugu, Latin, digits or other, by the piece's first character but ▁ and space."""
+    first = piece.lstrip("▁ ")[:1]
+    if "\u0c00" <= first <= "\u0c7f":
+        return "Telugu"
+    if first.isdigit():
+        return "digits"
+    return "Latin" if first.isalpha() and first.isascii() and piece[0] != "<" else "other"
+
+
+def kept_and_lost(
+    token_loss: dict[str, np.ndarray], labels: dict[str, tuple[Sequence[str], np.ndarray]]
+) -> list[dict]:
+    """Mean loss of each model in each bucket: rows of cut, bucket, tokens and one key a model."""
+    rows = []
+    for cut, (names, label_MT) in labels.items():
+        for i, name in enumerate(names):
+            chosen = label_MT == i
+            if chosen.any():
+                means = {m: float(np.nanmean(loss[chosen])) for m, loss in token_loss.items()}
+                rows.append({"cut": cut, "bucket": name, "tokens": int(chosen.sum())} | means)
+    return rows

@@ -1,0 +1,92 @@
+"""The hard set: the windows on which a student fell furthest behind its teacher.
+
+difficulty = student loss − teacher loss, nats per token, mean over a window; negative where the
+student is better. Legend: N windows of the training tokens, K of them kept.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tdlib import data, losses
+from tdlib.model import Llama
+
+
+@dataclass(frozen=True)
+class Scores:
+    student_loss_N: np.ndarray  # float32, nats per token
+    teacher_loss_N: np.ndarray
+
+    @property
+    def difficulty_N(self) -> np.ndarray:
+        return self.student_loss_N - self.teacher_loss_N
+
+
+@dataclass(frozen=True)
+class HardSet:
+    windows_K: np.ndarray  # window numbers, ascending
+    threshold: float  # smallest difficulty let in, nats per token
+    share: float  # K / N
+
+
+@torch.no_grad()
+def window_loss(
+    model: Llama, windows: data.Windows, rows: np.ndarray, device: str = "cpu", size: int = 16
+) -> np.ndarray:
+    """Mean loss of each of some windows, in nats per token; NaN where every target is masked."""
+    means = []
+    for rows_B in windows.batches(rows, size):
+        ids_BT, targets_BT = windows.batch(rows_B, device)
+        hidden_ND = model.hidden(ids_BT).flatten(0, 1)
+        loss_BT = losses.token_loss(hidden_ND, model.head, targets_BT.flatten()).view_as(targets_BT)
+        means.append(loss_BT.sum(1) / (targets_BT != data.IGNORE).sum(1))
+    return torch.cat(means).cpu().numpy()
+
+
+def score(student: Llama, teacher: Llama, windows: data.Windows, *, device="cpu", progress=None):
+    """The loss of both models on every window, `Scores`. `progress(done, all, message)` is called
+    after every thousandth part."""
+    parts = []
+    rows = np.arange(len(windows))
+    for rows_B in windows.batches(rows, max(64, len(rows) // 1000)):
+        parts.append([window_loss(m, windows, rows_B, device) for m in (student, teacher)])
+        if progress:
+            progress(int(rows_B[-1]) + 1, len(rows), "windows scored")
+    student_loss_N, teacher_loss_N = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return Scores(student_loss_N, teacher_loss_N)
+
+
+def select(
+    difficulty_N: np.ndarray, *, share: float | None = None, threshold: float | None = None
+) -> HardSet:
+    """The windows at or above a threshold, or the hardest share of all. Exactly one is given."""
+    if (share is None) == (threshold is None):
+        raise ValueError(f"give share or threshold, one of the two: {share=}, {threshold=}")
+    known_N = np.nan_to_num(difficulty_N, nan=-np.inf)
+    if threshold is None:
+        if not 0 < share <= 1:
+            raise ValueError(f"share {share} is not within 0 … 1")
+        # the K-th hardest, and no interpolation: the threshold is a difficulty that occurs
+        k = max(1, round(share * len(known_N)))
+        threshold = float(np.partition(known_N, -k)[-k])
+    windows_K = np.flatnonzero(known_N >= threshold)
+    return HardSet(windows_K, float(threshold), len(windows_K) / len(known_N))
+
+
+def keep(chosen: HardSet, path: Path, words: str) -> None:
+    """hard_set.json, whole or not at all, with the choice in words."""
+    content = asdict(chosen) | {"windows_K": chosen.windows_K.tolist(), "words": words}
+    data.write_whole(path, json.dumps(content, ensure_ascii=False).encode())
+
+
+def load(path: Path) -> HardSet:
+    """The kept choice. ValueError where the file is not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf8"))
+        windows_K = np.asarray(content["windows_K"], dtype=np.int64)
+        return HardSet(windows_K, float(content["threshold"]), float(content["share"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no hard set ({error!r}): run 02_hard_set again") from None

@@ -1,0 +1,242 @@
+"""Llama: a residual stream to which every layer adds attention (RoPE) and a gated MLP (SwiGLU).
+
+    x = x + attention(rms_norm(x));  x = x + down(silu(gate(rms_norm(x))) · up(rms_norm(x)))
+
+Modules carry Hugging Face's names, so a saved state dict is one of theirs, and RoPE rotates the two
+HALVES of a head (0, K/2), (1, K/2 + 1), … as theirs does.
+Legend: B batch, T tokens, S tokens so far (with a cache), D model width, H query heads, G key/value
+heads, K head width, F MLP width, V vocabulary.
+"""
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tdlib.shapes import SHAPES, LlamaConfig, read_config, to_hf
+
+__all__ = ["SHAPES", "Cache", "Llama", "LlamaConfig"]
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        # in float32 whatever the input is, as upstream and Hugging Face do
+        x = x_BTD.float()
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * x.to(x_BTD.dtype)
+
+
+class Cache:
+    """Keys and values of the tokens seen so far, preallocated; `length` of them are filled."""
+
+    def __init__(self, config: LlamaConfig, batch: int, size: int, like: Tensor):
+        shape = (config.layers, batch, config.kv_heads, size, config.head_dim)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.length, self.size = 0, size
+
+    def add(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new keys and values of one layer; returns all of it, (B, G, S, K) each."""
+        end = self.length + k_BGTK.shape[2]
+        self.keys[layer][:, :, self.length : end] = k_BGTK
+        self.values[layer][:, :, self.length : end] = v_BGTK
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+
+def rope_table(config: LlamaConfig, length: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of RoPE (Su et al. 2021), (length, K) each: pair i turns by position ·
+    theta^(−2i/K); each half of a head carries the same angles."""
+    k = config.head_dim
+    frequency = config.rope_theta ** (-torch.arange(0, k, 2, dtype=torch.float32) / k)
+    angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency)
+    angle_SK = torch.cat([angle, angle], dim=-1)
+    return angle_SK.cos(), angle_SK.sin()
+
+
+def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    a, b = x_BHTK.chunk(2, dim=-1)
+    return x_BHTK * cos_TK + torch.cat([-b, a], dim=-1) * sin_TK
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LlamaConfig, layer: int):
+        super().__init__()
+        d, k = config.dim, config.head_dim
+        self.layer, self.head_dim = layer, k
+        self.grouped = config.kv_heads < config.heads
+        self.q_proj = nn.Linear(d, config.heads * k, bias=False)
+        self.k_proj = nn.Linear(d, config.kv_heads * k, bias=False)
+        self.v_proj = nn.Linear(d, config.kv_heads * k, bias=False)
+        self.o_proj = nn.Linear(config.heads * k, d, bias=False)
+
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+        b, t, _ = x_BTD.shape
+
+        def heads(y: Tensor) -> Tensor:
+            return y.view(b, t, -1, self.head_dim).transpose(1, 2)
+
+        cos_TK, sin_TK = (table.to(x_BTD.dtype) for table in rope)
+        q_BHTK = rotate(heads(self.q_proj(x_BTD)), cos_TK, sin_TK)
+        k_BGTK = rotate(heads(self.k_proj(x_BTD)), cos_TK, sin_TK)
+        v_BGTK = heads(self.v_proj(x_BTD))
+        seen = 0
+        if cache is not None:
+            seen = cache.length
+            k_BGTK, v_BGTK = cache.add(self.layer, k_BGTK, v_BGTK)
+        mask = None
+        if seen and t > 1:  # several new tokens after old ones: the causal triangle is shifted
+            mask = x_BTD.new_ones(t, seen + t, dtype=torch.bool).tril(seen)
+        y_BHTK = F.scaled_dot_product_attention(
+            q_BHTK, k_BGTK, v_BGTK, attn_mask=mask, is_causal=not seen, enable_gqa=self.grouped
+        )
+        return self.o_proj(y_BHTK.transpose(1, 2).reshape(b, t, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.dim, config.mlp_dim, bias=False)
+        self.up_proj = nn.Linear(config.dim, config.mlp_dim, bias=False)
+        self.down_proj = nn.Linear(config.mlp_dim, config.dim, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: LlamaConfig, layer: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope, cache)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+class Llama(nn.Module):
+    """ids_BT → logits_BTV. Start: 0.02 everywhere, residual outputs 0.02/√(2·layers)."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.tied:
+            self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        cos, sin = rope_table(config, config.context)
+        self.register_buffer("cos_SK", cos, persistent=False)
+        self.register_buffer("sin_SK", sin, persistent=False)
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                scale = math.sqrt(2 * config.layers) if residual else 1.0
+                nn.init.normal_(weight, std=0.02 / scale)
+
+    @property
+    def head(self) -> Tensor:
+        """(V, D): logits are hidden @ head.T."""
+        return self.embed_tokens.weight if self.config.tied else self.lm_head.weight
+
+    def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """(B, T, D) after the last norm, ready for the head. With a cache, ids are the next."""
+        start = cache.length if cache is not None else 0
+        end = start + ids_BT.shape[1]
+        if end > self.config.context:
+            raise ValueError(
+                f"{end} tokens are more than the model's context of {self.config.context}: "
+                "shorten the window or the prompt"
+            )
+        rope = self.cos_SK[start:end], self.sin_SK[start:end]
+        x_BTD = self.embed_tokens(ids_BT)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, rope, cache)
+        if cache is not None:
+            cache.length = end
+        return self.norm(x_BTD)
+
+    def forward(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        return F.linear(self.hidden(ids_BT, cache), self.head)
+
+    def save(self, folder: str | Path, files: dict[str, str | Path] | None = None) -> None:
+        """A Hugging Face Llama folder, whole or not at all; `files` (name → path) are copied in,
+        a tokenizer for instance. Adapters must be merged first."""
+        folder = Path(folder)
+        dtype = str(self.head.dtype).removeprefix("torch.")
+        tensors = {_hf_name(k): v.contiguous().cpu() for k, v in self.state_dict().items()}
+        odd = [name for name in tensors if "lora" in name]
+        if odd:
+            raise ValueError(f"{odd[0]} is an adapter's weight: call lora.merge(model) before save")
+        beside = folder.parent / f".{folder.name}.new"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        (beside / "config.json").write_text(json.dumps(to_hf(self.config, dtype), indent=2))
+        (beside / "generation_config.json").write_text(
+            json.dumps({"bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 0}, indent=2)
+        )
+        for name, path in (files or {}).items():
+            shutil.copy(path, beside / name)
+        save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
+        old = folder.parent / f".{folder.name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(beside, folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    @staticmethod
+    def load(folder: str | Path, device: str | torch.device = "cpu") -> "Llama":
+        """A Hugging Face Llama folder, in float32. ValueError names what does not fit."""
+        folder = Path(folder)
+        config = read_config(folder)
+        with torch.device("meta"):
+            model = Llama(config)
+        expected = {_hf_name(name): weight.shape for name, weight in model.named_parameters()}
+        weights = _read_weights(folder, expected)
+        model.load_state_dict({_our_name(k): v for k, v in weights.items()}, assign=True)
+        model.cos_SK, model.sin_SK = rope_table(config, config.context)
+        return model.to(device)
+
+
+def _hf_name(name: str) -> str:
+    return name if name.startswith("lm_head") else f"model.{name}"
+
+
+def _our_name(name: str) -> str:
+    return name.removeprefix("model.")
+
+
+def _read_weights(folder: Path, expected: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """All tensors of a folder's safetensors (one file or shards), checked against their shapes."""
+    weights = {}
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no .safetensors: save the model in that format")
+    for path in files:
+        try:
+            with safe_open(path, "pt") as f:
+                weights |= {name: f.get_tensor(name).float() for name in f.keys()}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
+    if "lm_head.weight" not in expected:  # a tied head may be stored all the same
+        weights.pop("lm_head.weight", None)
+    for name in sorted(expected.keys() | weights.keys()):
+        found = tuple(weights[name].shape) if name in weights else "missing"
+        wanted = tuple(expected[name]) if name in expected else "unknown to this architecture"
+        if found != wanted:
+            raise ValueError(f"{folder}: {name} is {found}, but by config.json it is {wanted}")
+    return weights

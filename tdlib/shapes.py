@@ -1,0 +1,131 @@
+"""Shapes of models: the plan's by name, and how Hugging Face's config.json writes one.
+
+Needs no torch, so that a run's parameters can be checked, and its cost told, before torch is there.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# layers, heads, dim, mlp_dim: the vocabulary (and the context, where it is not 2048) is passed in.
+# 150m and 75m, which the plan leaves open, keep its head width of 64 and its MLP ratio of 2.75.
+SHAPES = {
+    "teacher-plan": dict(layers=16, heads=16, dim=1024, mlp_dim=2816),
+    "teacher-300m": dict(layers=20, heads=16, dim=1024, mlp_dim=2816),
+    "student-150m": dict(layers=13, heads=13, dim=832, mlp_dim=2304),
+    "student-120m": dict(layers=12, heads=12, dim=768, mlp_dim=2048),
+    "student-80m": dict(layers=10, heads=10, dim=640, mlp_dim=1792),
+    "student-75m": dict(layers=8, heads=10, dim=640, mlp_dim=1792),
+    "student-55m": dict(layers=8, heads=8, dim=512, mlp_dim=1664),
+    "student-50m": dict(layers=8, heads=8, dim=512, mlp_dim=1408),
+    # the same proportions for two cores (tiny) and for the tests (smoke)
+    "teacher-tiny": dict(layers=4, heads=6, dim=192, mlp_dim=512),
+    "student-150m-tiny": dict(layers=3, heads=5, dim=160, mlp_dim=416),
+    "student-120m-tiny": dict(layers=3, heads=5, dim=160, mlp_dim=384),
+    "student-80m-tiny": dict(layers=2, heads=4, dim=128, mlp_dim=352),
+    "student-75m-tiny": dict(layers=2, heads=4, dim=128, mlp_dim=320),
+    "student-55m-tiny": dict(layers=2, heads=3, dim=96, mlp_dim=320),
+    "student-50m-tiny": dict(layers=2, heads=3, dim=96, mlp_dim=256),
+    "teacher-smoke": dict(layers=2, heads=2, dim=64, mlp_dim=160),
+    "student-large-smoke": dict(layers=2, heads=2, dim=32, mlp_dim=96),
+    "student-small-smoke": dict(layers=1, heads=2, dim=32, mlp_dim=96),
+}
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The shape of a model. `kv_heads` and `head_dim` follow `heads` and `dim` unless given."""
+
+    vocab_size: int
+    layers: int
+    heads: int
+    dim: int
+    mlp_dim: int
+    context: int = 2048
+    kv_heads: int = 0  # 0: as many as heads; fewer is grouped-query attention
+    head_dim: int = 0  # 0: dim / heads
+    tied: bool = True  # the head is the embedding
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        if not self.head_dim and self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}: give head_dim")
+        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+        object.__setattr__(self, "head_dim", self.head_dim or self.dim // self.heads)
+        if self.heads % self.kv_heads or self.head_dim % 2:
+            raise ValueError(
+                f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}, "
+                f"and head_dim {self.head_dim} even"
+            )
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, a tied head counted once."""
+        heads = 2 * (self.heads + self.kv_heads) * self.head_dim
+        layer = self.dim * (heads + 3 * self.mlp_dim + 2)
+        return (1 if self.tied else 2) * self.embedding_parameters + self.layers * layer + self.dim
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocab_size * self.dim
+
+
+def to_hf(config: LlamaConfig, dtype: str = "float32") -> dict:
+    """config.json, with rope and dtype in the spellings of transformers 4 and 5.
+    Generation begins after <eos>, id 3: <bos> never occurs in the tokens."""
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        "vocab_size": config.vocab_size, "hidden_size": config.dim,
+        "intermediate_size": config.mlp_dim, "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim, "max_position_embeddings": config.context,
+        "rms_norm_eps": config.norm_eps, "tie_word_embeddings": config.tied, "hidden_act": "silu",
+        "attention_bias": False, "mlp_bias": False, "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 0,
+        "torch_dtype": dtype, "dtype": dtype,
+    }  # fmt: skip
+
+
+def read_config(folder: Path) -> LlamaConfig:
+    """The shape in a Hugging Face config.json; what this model cannot do is refused by name."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: give a folder with a Hugging Face Llama")
+    c = json.loads(path.read_text(encoding="utf8"))
+    rope = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    for what, found, wanted in (
+        ("model_type", c.get("model_type"), "llama"),
+        ("hidden_act", c.get("hidden_act", "silu"), "silu"),
+        ("attention_bias", c.get("attention_bias", False), False),
+        ("mlp_bias", c.get("mlp_bias", False), False),
+        ("RoPE scaling", kind, "default"),
+    ):
+        if found != wanted:
+            raise ValueError(f"{path}: {what} is {found!r}, only {wanted!r} is supported here")
+    return LlamaConfig(
+        vocab_size=c["vocab_size"],
+        layers=c["num_hidden_layers"],
+        heads=c["num_attention_heads"],
+        dim=c["hidden_size"],
+        mlp_dim=c["intermediate_size"],
+        context=c.get("max_position_embeddings", 2048),
+        kv_heads=c.get("num_key_value_heads") or 0,
+        head_dim=c.get("head_dim") or 0,
+        tied=c.get("tie_word_embeddings", False),
+        rope_theta=float(rope.get("rope_theta", c.get("rope_theta", 10000.0))),
+        norm_eps=c.get("rms_norm_eps", 1e-6),
+    )
+
+
+def describe(config: LlamaConfig) -> dict:
+    """What a shape costs: weights, how many are embedding, and bytes as Q4_0 throughout (18 a block
+    of 32 weights; norms stay float32)."""
+    norms = config.dim * (2 * config.layers + 1)
+    return asdict(config) | {
+        "parameters": config.parameters,
+        "embedding_parameters": config.embedding_parameters,
+        "q4_0_bytes": (config.parameters - norms) * 18 // 32 + 4 * norms,
+    }

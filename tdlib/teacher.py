@@ -1,0 +1,115 @@
+"""The teacher in: a Hugging Face Llama folder, or upstream's checkpoint, becomes a `Llama`.
+
+Upstream's file differs in three ways: Q, K and V are one matrix, RoPE turns NEIGHBOURING pairs
+(0, 1), (2, 3), … of a head where we turn its halves, and the MLP's width is only in the weights.
+"""
+
+import copy
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdlib import data, hard_set
+from tdlib.model import Llama, LlamaConfig
+
+
+def load(path: str | Path, device: str = "cpu") -> Llama:
+    """The teacher at a path, in float32 and frozen. Never unpickles code. Errors name the file."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"teacher {path} is not there: give a Llama folder or a .pt file")
+    model = Llama.load(path) if path.is_dir() else _upstream(path)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def halves(weight_OD: Tensor, heads: int) -> Tensor:
+    """Rows of a Q or K matrix reordered from neighbouring pairs to halves, in each head: new row j
+    of the first half is old row 2j, of the second half old row 2j + 1."""
+    out, d = weight_OD.shape
+    return weight_OD.view(heads, out // heads // 2, 2, d).transpose(1, 2).reshape(out, d)
+
+
+def neighbours(weight_OD: Tensor, heads: int) -> Tensor:
+    """The inverse of `halves`."""
+    out, d = weight_OD.shape
+    return weight_OD.view(heads, 2, out // heads // 2, d).transpose(1, 2).reshape(out, d)
+
+
+def _upstream(path: Path) -> Llama:
+    try:
+        file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state, shape = file["model"], file["config"]
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError):
+        raise ValueError(
+            f"{path} is no checkpoint of tensors and plain values with 'model' and 'config': "
+            "give upstream's best.pt, or a Hugging Face Llama folder"
+        ) from None
+    state = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
+    layers, heads = int(shape["n_layer"]), int(shape["n_head"])
+    config = LlamaConfig(
+        vocab_size=state["transformer.wte.weight"].shape[0],
+        layers=layers,
+        heads=heads,
+        dim=int(shape["n_embd"]),
+        mlp_dim=state["transformer.h.0.mlp.w_gate.weight"].shape[0],
+        context=int(shape["block_size"]),
+        rope_theta=float(shape.get("rope_theta", 10000.0)),
+    )
+    names = {
+        "transformer.wte.weight": "embed_tokens.weight",
+        "transformer.ln_f.weight": "norm.weight",
+    }
+    for i in range(layers):
+        for theirs, ours in (
+            ("ln_1", "input_layernorm"), ("ln_2", "post_attention_layernorm"),
+            ("attn.c_proj", "self_attn.o_proj"), ("mlp.w_gate", "mlp.gate_proj"),
+            ("mlp.w_up", "mlp.up_proj"), ("mlp.w_down", "mlp.down_proj"),
+        ):  # fmt: skip
+            names[f"transformer.h.{i}.{theirs}.weight"] = f"layers.{i}.{ours}.weight"
+    fused = {f"transformer.h.{i}.attn.c_attn.weight": i for i in range(layers)}
+    derived = {"lm_head.weight", "freqs_cis"}  # the tied head, and a table we make ourselves
+    if odd := sorted((state.keys() - derived) ^ (names.keys() | fused.keys())):
+        raise ValueError(
+            f"{path}: {odd[0]} is unknown, or missing, in upstream's Llama: not loaded"
+        )
+    weights = {ours: state[theirs].float() for theirs, ours in names.items()}
+    for theirs, i in fused.items():
+        q, k, v = state[theirs].float().chunk(3)
+        at = f"layers.{i}.self_attn"
+        weights |= {
+            f"{at}.q_proj.weight": halves(q, heads),
+            f"{at}.k_proj.weight": halves(k, heads),
+        }
+        weights[f"{at}.v_proj.weight"] = v.clone()
+    model = Llama(config)
+    model.load_state_dict(weights)
+    return model
+
+
+def check(model: Llama, windows: data.Windows, *, count: int = 32, device: str = "cpu") -> dict:
+    """The trial 00 makes: loss on some validation windows as the model is, and with RoPE's other
+    order (upstream's own Hugging Face export has the wrong one). ValueError: the other is better by
+    more than 0.1 nats, or the loss is no better than guessing."""
+    rows = np.unique(np.linspace(0, len(windows) - 1, count).astype(int))
+    other = copy.deepcopy(model)
+    for layer in other.layers:
+        attention, c = layer.self_attn, model.config
+        for linear, heads in ((attention.q_proj, c.heads), (attention.k_proj, c.kv_heads)):
+            linear.weight.data = halves(linear.weight.data, heads)
+    loss, turned = (
+        float(hard_set.window_loss(m, windows, rows, device).mean()) for m in (model, other)
+    )
+    if turned < loss - 0.1:
+        raise ValueError(
+            f"the teacher's loss is {loss:.2f}, with RoPE's other order {turned:.2f}: its Q and K "
+            "were exported unpermuted; set rope_pairs: neighbours"
+        )
+    if not loss < (guessing := np.log(model.config.vocab_size)):
+        raise ValueError(
+            f"the teacher's loss is {loss:.2f}, guessing gives {guessing:.2f}: are the tokens from "
+            "its own tokenizer?"
+        )
+    return {"loss": loss, "loss_other_rope": turned, "windows": len(rows)}
