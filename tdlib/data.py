@@ -118,6 +118,20 @@ def write_tokens(folder: Path, splits: dict[str, list], tokenizer: Tokenizer, co
     os.rename(beside, folder)
 
 
+def link_tokens(source: Path, folder: Path) -> None:
+    """Use a folder of tokens made elsewhere as it is: links, no copy, nothing of it touched."""
+    for name in ("meta.json", "train.bin", "val.bin"):
+        if not (source / name).is_file():
+            raise FileNotFoundError(f"{source / name} is not there: a folder of tokens holds it")
+    beside = folder.parent / f".{folder.name}.new"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    for path in source.iterdir():
+        os.symlink(path.resolve(), beside / path.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(beside, folder)
+
+
 @dataclass(frozen=True)
 class Windows:
     """The numbered windows of one split, memory-mapped: 3.7 billion tokens stay on the disk."""

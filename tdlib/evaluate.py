@@ -92,6 +92,24 @@ def evaluate(
     )  # fmt: skip
 
 
+def record(
+    model: Llama,
+    tokens: data.Tokens,
+    teacher: Llama | None,
+    folder: Path,
+    name: str,
+    *,
+    fixed: int = 640,
+    device: str = "cpu",
+    progress: Callable[[int, int, str], None] = lambda done, all, message: None,
+) -> dict[str, float]:
+    """Evaluate on the validation split, leave the arrays in `folder`, return the row of metrics."""
+    found = evaluate(model, tokens.val, teacher, fixed=fixed, device=device, progress=progress)
+    found.save(folder, name)
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"parameters": parameters} | found.row(tokens.bytes_per_token())
+
+
 def _compare(model: Llama, teacher: Llama | None, ids_BT: Tensor, targets_BT: Tensor) -> dict:
     """Per token of some windows; one window's logits at a time."""
     parts = []

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tdlib.data import EOS
+from tdlib.data import EOS, Tokenizer
 from tdlib.model import Cache, Llama
 
 
@@ -18,7 +18,7 @@ def generate(
     seed: int = 0,
     stop: int | None = None,
 ) -> list[int]:
-    """Up to `tokens` new ids after the prompt (empty: it begins after <eos>). Temperature 0 takes the
+    """Up to `tokens` new ids after the prompt (empty: begins after <eos>). Temperature 0 takes the
     likeliest; `top_k` keeps that many (0: all); ends after the id `stop`. The draws come from a
     generator of their own. ValueError: prompt and new tokens are more than the context."""
     prompt = list(ids) or [EOS]
@@ -47,6 +47,25 @@ def _pick(logits_V: torch.Tensor, temperature: float, top_k: int, generator) -> 
         smallest = logits_V.topk(min(top_k, len(logits_V))).values[-1]
         logits_V = logits_V.masked_fill(logits_V < smallest, -torch.inf)
     return int(torch.multinomial(logits_V.softmax(-1), 1, generator=generator))
+
+
+def sample(
+    model: Llama, tokenizer: Tokenizer, prompts: list[str], tokens: int, *, temperature=0.8, seed=0
+) -> list[str]:
+    """Each prompt and what the model makes of it, as text; sampled, the same for the same seed."""
+    texts = []
+    for i, ids in enumerate(tokenizer.encode(prompts)):
+        new = generate(model, [EOS, *ids], tokens, temperature=temperature, seed=seed + i, stop=EOS)
+        texts.append(tokenizer.decode([*ids, *new]))
+    return texts
+
+
+@torch.no_grad()
+def likeliest(model: Llama, ids: list[int], k: int, temperature: float = 1.0) -> dict[int, float]:
+    """The k likeliest next ids and their probabilities at a temperature."""
+    logits_V = model(torch.tensor([ids], device=model.head.device))[0, -1].float()
+    top = (logits_V / temperature).softmax(-1).topk(k)
+    return dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
 
 def repetition(texts: list[list[int]]) -> dict[str, float]:

@@ -4,12 +4,14 @@ difficulty = student loss − teacher loss, nats per token, mean over a window; 
 student is better. Legend: N windows of the training tokens, K of them kept.
 """
 
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tdlib import data, losses
 from tdlib.model import Llama
@@ -32,7 +34,31 @@ class HardSet:
     share: float  # K / N
 
 
+def save_scores(scores: Scores, path: Path) -> dict:
+    """The losses of every window as .npz, whole or not at all; returns what they say in short."""
+    content = io.BytesIO()
+    np.savez(content, **asdict(scores))
+    data.write_whole(path, content.getvalue())
+    difficulty_N = scores.difficulty_N
+    return {
+        "windows": len(difficulty_N),
+        "mean": float(np.nanmean(difficulty_N)),
+        "student_better": float(np.nanmean(difficulty_N < 0)),  # share of windows
+    }
+
+
+def load_scores(path: Path) -> Scores:
+    with np.load(path) as f:
+        return Scores(f["student_loss_N"], f["teacher_loss_N"])
+
+
 @torch.no_grad()
+def token_losses(model: Llama, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """Loss of every token, (B, T), in nats; 0 where the target is masked."""
+    hidden_ND = model.hidden(ids_BT).flatten(0, 1)
+    return losses.token_loss(hidden_ND, model.head, targets_BT.flatten()).view_as(targets_BT)
+
+
 def window_loss(
     model: Llama, windows: data.Windows, rows: np.ndarray, device: str = "cpu", size: int = 16
 ) -> np.ndarray:
@@ -40,15 +66,15 @@ def window_loss(
     means = []
     for rows_B in windows.batches(rows, size):
         ids_BT, targets_BT = windows.batch(rows_B, device)
-        hidden_ND = model.hidden(ids_BT).flatten(0, 1)
-        loss_BT = losses.token_loss(hidden_ND, model.head, targets_BT.flatten()).view_as(targets_BT)
-        means.append(loss_BT.sum(1) / (targets_BT != data.IGNORE).sum(1))
+        sums_B = token_losses(model, ids_BT, targets_BT).sum(1)
+        means.append(sums_B / (targets_BT != data.IGNORE).sum(1))
     return torch.cat(means).cpu().numpy()
 
 
-def score(student: Llama, teacher: Llama, windows: data.Windows, *, device="cpu", progress=None):
-    """The loss of both models on every window, `Scores`. `progress(done, all, message)` is called
-    after every thousandth part."""
+def score(
+    student: Llama, teacher: Llama, windows: data.Windows, *, device="cpu", progress=None
+) -> Scores:
+    """The loss of both models on every window; `progress(done, all, message)` is told how far."""
     parts = []
     rows = np.arange(len(windows))
     for rows_B in windows.batches(rows, max(64, len(rows) // 1000)):
@@ -74,6 +100,16 @@ def select(
         threshold = float(np.partition(known_N, -k)[-k])
     windows_K = np.flatnonzero(known_N >= threshold)
     return HardSet(windows_K, float(threshold), len(windows_K) / len(known_N))
+
+
+def replayed(chosen: HardSet, windows: str, count: int, seed: int) -> np.ndarray:
+    """What an adapter trains on: "hard", the chosen windows; "random", as many of all `count`."""
+    if windows == "hard":
+        return chosen.windows_K
+    if windows != "random":
+        raise ValueError(f"windows {windows!r} must be 'hard' or 'random'")
+    drawn = np.random.default_rng(seed).choice(count, len(chosen.windows_K), replace=False)
+    return np.sort(drawn)
 
 
 def keep(chosen: HardSet, path: Path, words: str) -> None:

@@ -133,24 +133,32 @@ def load(model: Llama, folder: str | Path) -> Llama:
             raise FileNotFoundError(f"{folder / name} is not there: give an adapter's folder")
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf8"))
     with safe_open(folder / "adapter_model.safetensors", "pt") as f:
-        wanted = (f.metadata() or {}).get("base_sha256")
+        base = (f.metadata() or {}).get("base_sha256")
         tensors = {name: f.get_tensor(name) for name in f.keys()}
-    if wanted and wanted != base_hash(model):
+    if base and base != base_hash(model):
         raise ValueError(
-            f"{folder} was trained on another base (sha256 {wanted[:12]}…, this model has "
+            f"{folder} was trained on another base (sha256 {base[:12]}…, this model has "
             f"{base_hash(model)[:12]}…): load {config.get('base_model_name_or_path')!r}"
         )
+    odd = [x for x in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(x)]
+    if odd:  # each changes what A and B mean
+        raise ValueError(f"{folder}: {odd[0]} is {config[odd[0]]!r}, only plain LoRA is read here")
     rank = config["r"]
-    attach(model, rank, config["lora_alpha"] / rank, tuple(config["target_modules"]))
-    parts = adapters(model)
-    names = {f"{_PREFIX}{name}.lora_{x}.weight": (name, x) for name in parts for x in "AB"}
-    if tensors.keys() != names.keys():
-        odd = sorted(tensors.keys() ^ names.keys())[0]
-        raise ValueError(f"{folder}: {odd} fits no Linear of this model, or is missing")
-    for key, (name, x) in names.items():
-        parameter = getattr(parts[name], f"lora_{x}")
-        if parameter.shape != tensors[key].shape:
-            found, expected = tuple(tensors[key].shape), tuple(parameter.shape)
-            raise ValueError(f"{folder}: {key} is {found}, this model needs {expected}")
-        parameter.data.copy_(tensors[key])
+    # PEFT may write target_modules as whole names or as a pattern: what is there tells
+    targets = tuple(x for x in TARGETS if any(f".{x}.lora_" in key for key in tensors))
+    expected = {}
+    for name, part in model.named_modules():
+        if name.rsplit(".", 1)[-1] in targets:
+            outs, ins = part.weight.shape
+            expected[f"{_PREFIX}{name}.lora_A.weight"] = (rank, ins)
+            expected[f"{_PREFIX}{name}.lora_B.weight"] = (outs, rank)
+    for key in sorted(expected.keys() | tensors.keys()):
+        found = tuple(tensors[key].shape) if key in tensors else "missing"
+        wanted = expected.get(key, "unknown to this model")
+        if found != wanted:
+            raise ValueError(f"{folder}: {key} is {found}, but by this model it is {wanted}")
+    attach(model, rank, config["lora_alpha"] / rank, targets)
+    for name, part in adapters(model).items():
+        part.lora_A.data.copy_(tensors[f"{_PREFIX}{name}.lora_A.weight"])
+        part.lora_B.data.copy_(tensors[f"{_PREFIX}{name}.lora_B.weight"])
     return model

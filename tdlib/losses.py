@@ -59,7 +59,12 @@ def distillation_loss(
         )
     else:
         hidden_NE, head_VE = teacher_hidden_NE.detach(), teacher_head_VE.detach()
-        core, teacher = "dense", lambda part: ((hidden_NE[part] @ head_VE.T).float(),)
+        core = "dense"
+
+        def teacher(part: slice) -> tuple[Tensor]:
+            counts_N1 = (targets_N[part] != ignore_index)[:, None]
+            return ((torch.where(counts_N1, hidden_NE[part], 0) @ head_VE.T).float(),)
+
     return _run(
         student_hidden_ND, student_head_VD, targets_N, core, teacher,
         ce_weight, temperature, ignore_index, weights_N, chunk,
@@ -71,8 +76,8 @@ def sampled_distillation_loss(
     student_head_VD: Tensor,
     targets_N: Tensor,
     *,
-    teacher_ids_NK: Tensor,
-    teacher_probs_NK: Tensor,
+    teacher_ids_NK: Tensor | None = None,
+    teacher_probs_NK: Tensor | None = None,
     ce_weight: float,
     temperature: float,
     ignore_index: int = -100,
@@ -83,13 +88,15 @@ def sampled_distillation_loss(
     probability of each: KL ≈ mean over draws of log p − log q, unbiased in value and gradient
     ("Sparse Logit Sampling", arXiv 2503.16870; a top-k would be biased)."""
     _check(student_hidden_ND, student_head_VD, targets_N, ce_weight, temperature)
-    if teacher_ids_NK.shape != teacher_probs_NK.shape or len(teacher_ids_NK) != len(targets_N):
+    if ce_weight == 1:
+        core, teacher = "plain", _nothing
+    elif teacher_ids_NK is None or teacher_probs_NK is None:
+        raise ValueError(f"ce_weight {ce_weight} below 1 needs teacher_ids_NK, teacher_probs_NK")
+    elif teacher_ids_NK.shape != teacher_probs_NK.shape or len(teacher_ids_NK) != len(targets_N):
         raise ValueError(
             f"teacher_ids_NK {tuple(teacher_ids_NK.shape)} and teacher_probs_NK "
             f"{tuple(teacher_probs_NK.shape)} must both be ({len(targets_N)}, K)"
         )
-    if ce_weight == 1:
-        core, teacher = "plain", _nothing
     else:
         core = "sampled"
 
@@ -142,21 +149,21 @@ def _chunk(device: torch.device) -> int:
 
 
 def _plain_core(s_NV: Tensor, targets_N: Tensor, w_N: Tensor, a: Tensor, t: Tensor):
-    logz_N1 = s_NV.logsumexp(-1, keepdim=True)
-    ce_N = (logz_N1 - s_NV.gather(-1, targets_N[:, None])).squeeze(-1)
-    return ce_N, torch.zeros_like(ce_N), (s_NV - logz_N1).exp() * (a * w_N)[:, None]
+    log_s_NV = s_NV.log_softmax(-1)
+    ce_N = -log_s_NV.gather(-1, targets_N[:, None]).squeeze(-1)
+    return ce_N, torch.zeros_like(ce_N), log_s_NV.exp_().mul_((a * w_N)[:, None])
 
 
 def _dense_core(s_NV: Tensor, targets_N: Tensor, w_N: Tensor, a: Tensor, t: Tensor, g_NV: Tensor):
-    logz_N1 = s_NV.logsumexp(-1, keepdim=True)
-    ce_N = (logz_N1 - s_NV.gather(-1, targets_N[:, None])).squeeze(-1)
-    log_q_NV = s_NV / t - (s_NV / t).logsumexp(-1, keepdim=True)
-    log_p_NV = g_NV / t - (g_NV / t).logsumexp(-1, keepdim=True)
-    p_NV, q_NV = log_p_NV.exp(), log_q_NV.exp()
-    # Σq − Σp is 0 but for rounding, and takes the normalisers' rounding out of the KL
-    kl_N = (p_NV * (log_p_NV - log_q_NV) + (q_NV - p_NV)).sum(-1)
-    soft_NV = (q_NV - p_NV) * ((1 - a) * t)
-    return ce_N, kl_N, ((s_NV - logz_N1).exp() * a + soft_NV) * w_N[:, None]
+    log_s_NV = s_NV.log_softmax(-1)
+    ce_N = -log_s_NV.gather(-1, targets_N[:, None]).squeeze(-1)
+    log_q_NV, log_p_NV = (s_NV / t).log_softmax(-1), (g_NV / t).log_softmax(-1)
+    p_NV, ahead_NV = log_p_NV.exp(), log_q_NV.exp()
+    ahead_NV -= p_NV  # q − p
+    # Σ(q − p) is 0 but for rounding, and takes the normalisers' rounding out of the KL
+    kl_N = (p_NV * (log_p_NV - log_q_NV)).sum(-1) + ahead_NV.sum(-1)
+    gradient_NV = ahead_NV.mul_((1 - a) * t).add_(log_s_NV.exp_().mul_(a))
+    return ce_N, kl_N, gradient_NV.mul_(w_N[:, None])
 
 
 def _sampled_core(
@@ -168,12 +175,12 @@ def _sampled_core(
     ids_NK: Tensor,
     logp_NK: Tensor,
 ):
-    logz_N1 = s_NV.logsumexp(-1, keepdim=True)
-    ce_N = (logz_N1 - s_NV.gather(-1, targets_N[:, None])).squeeze(-1)
-    logzt_N1 = (s_NV / t).logsumexp(-1, keepdim=True)
-    kl_N = (logp_NK - (s_NV.gather(-1, ids_NK) / t - logzt_N1)).mean(-1)
-    q_NV = (s_NV / t - logzt_N1).exp()
-    return ce_N, kl_N, ((s_NV - logz_N1).exp() * a + q_NV * ((1 - a) * t)) * w_N[:, None]
+    log_s_NV = s_NV.log_softmax(-1)
+    ce_N = -log_s_NV.gather(-1, targets_N[:, None]).squeeze(-1)
+    log_q_NV = (s_NV / t).log_softmax(-1)
+    kl_N = (logp_NK - log_q_NV.gather(-1, ids_NK)).mean(-1)
+    gradient_NV = log_q_NV.exp_().mul_((1 - a) * t).add_(log_s_NV.exp_().mul_(a))
+    return ce_N, kl_N, gradient_NV.mul_(w_N[:, None])
 
 
 CORES: dict[str, Callable] = {
@@ -200,18 +207,20 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, head_VD, targets_N, w_N, a, t, core, teacher, chunk):
         chunk = min(chunk, max(1, len(targets_N)))
-        step = _core(core, chunk * len(head_VD), hidden_ND.device)
         need_hidden, need_head = ctx.needs_input_grad[:2]
         d_hidden = torch.zeros_like(hidden_ND) if need_hidden else None
         d_head = torch.zeros_like(head_VD, dtype=torch.float32) if need_head else None
         sums = hidden_ND.new_zeros(3, dtype=torch.float64)  # loss, ce, kl
         for i in range(0, len(targets_N), chunk):
             part = slice(i, i + chunk)
-            h_ND, y_N, w = hidden_ND[part], targets_N[part], w_N[part]
+            y_N, w = targets_N[part], w_N[part]
+            # an ignored token may carry inf or NaN, and 0 · NaN would spoil sums and gradients
+            h_ND = torch.where(w[:, None] > 0, hidden_ND[part], 0)
             known = teacher(part)
+            # chosen by this chunk's own size: torch compiles anew for a last chunk of one token
+            step = _core(core, len(y_N) * len(head_VD), hidden_ND.device)
             ce_N, kl_N, gradient_NV = step((h_ND @ head_VD.T).float(), y_N, w, a, t, *known)
             each = torch.stack([a * ce_N + (1 - a) * t * t * kl_N, ce_N, kl_N])
-            # an ignored token may carry inf or NaN: 0 · NaN would spoil the sum
             sums += torch.where(w > 0, each * w, 0.0).double().sum(1)
             if not (need_hidden or need_head):
                 continue
@@ -244,6 +253,8 @@ def _run(
     w_N = counts_N.float() if weights_N is None else torch.where(counts_N, weights_N.float(), 0.0)
     total = w_N.sum()
     mean_N = w_N / torch.where(total > 0, total, 1.0)
+    if not torch.is_grad_enabled():  # or the gradients would be computed and thrown away
+        hidden_ND, head_VD = hidden_ND.detach(), head_VD.detach()
     a, t = (hidden_ND.new_tensor(x, dtype=torch.float32) for x in (a, t))
     loss, sums = _Head.apply(
         hidden_ND, head_VD, torch.where(counts_N, targets_N, 0), mean_N, a, t, core, teacher,

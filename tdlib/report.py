@@ -11,7 +11,6 @@ import datetime
 import functools
 import io
 import json
-import os
 import re
 import time
 from pathlib import Path
@@ -39,9 +38,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 SHOWN_BESIDE_WIDGET = {"text/html", "image/svg+xml", "image/png"}
 
 # as a table shows it: "[" of an interval, sign, digits, then a unit, an interval or a ± part
-NUMBER = re.compile(
-    r"\[?[-−+<≤≈~]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?[%×]| [A-Za-z/]+)?(\s?[±\[(,–].*)?$"
-)
+NUMBER = r"\[?[-−+<≤≈~]?\d[\d,.]*(e[-+]?\d+)?( ?[%×]| [A-Za-z/]+)?(\s?[±\[(,–].*)?$"
 LINK = re.compile(r"(https?://|mailto:|#|[\w./%-]*(#|$))")  # relative, or of a harmless kind
 # private-use characters hold the place of a formula while the HTML around it is cleaned
 FORMULA = re.compile("\ue000(\\d+)\ue001")
@@ -176,8 +173,7 @@ def _exporter() -> HTMLExporter:
         template_name="report_template", extra_template_basedirs=[str(HERE)], filters=filters
     )
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    # a progress bar's carriage returns leave its last line
-    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # \r of progress
     return exporter
 
 
@@ -195,14 +191,13 @@ def _prepared(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def _figure_text(output: dict) -> str:
+def _figure_text(output: nbformat.NotebookNode) -> str:
     """A figure's alternative text: its metadata's `alt`, else its text unless that is a repr."""
-    metadata = output.get("metadata", {})
-    for place in (metadata, *(metadata.get(kind, {}) for kind in output["data"])):
+    for place in (output.metadata, *(output.metadata.get(kind, {}) for kind in output.data)):
         if place.get("alt"):
             return place["alt"]
-    text = output["data"].get("text/plain", "")
-    return "figure" if text.startswith("<") or not text else text
+    text = output.data.get("text/plain", "<")
+    return "figure" if text.startswith("<") else text
 
 
 class _MathRenderer(IPythonRenderer):
@@ -252,17 +247,18 @@ def _allowed(tag: str, name: str, value: str) -> bool:
     return name in ATTRIBUTES or name.startswith("aria-")
 
 
-@functools.cache
-def _cleaner() -> bleach.Cleaner:
-    css = CSSSanitizer(allowed_css_properties=STYLES)
-    protocols = ("http", "https", "mailto", "data")
-    return bleach.Cleaner(TAGS, _allowed, protocols, strip=True, css_sanitizer=css)
+CLEANER = bleach.Cleaner(
+    TAGS,
+    _allowed,
+    protocols=("http", "https", "mailto", "data"),
+    strip=True,
+    css_sanitizer=CSSSanitizer(allowed_css_properties=STYLES),
+)
 
 
 def _harmless(html: str) -> str:
     # bleach drops the tags but would leave a script's or a style sheet's text to be read
-    without = re.sub(r"(?is)<(script|style)\b.*?</\1\s*>", "", html)
-    return _cleaner().clean(without)
+    return CLEANER.clean(re.sub(r"(?is)<(script|style)\b.*?</\1\s*>", "", html))
 
 
 def _with_readable_tables(html: str) -> Markup:
@@ -283,8 +279,8 @@ def _mark_columns(table: Tag) -> None:
         cells = [row[column] for row in rows if column < len(row)]
         texts = [cell.get_text(strip=True) for cell in cells if cell.name == "td"]
         filled = [text for text in texts if text]
-        numbers = [text for text in filled if NUMBER.match(text)]
-        marks = ["num"] if numbers and 2 * len(numbers) >= len(filled) else []
+        number_count = sum(re.match(NUMBER, text) is not None for text in filled)
+        marks = ["num"] if number_count >= max(1, len(filled) / 2) else []
         marks += ["short"] if max(map(len, filled), default=0) <= 24 else []
         for cell in cells:
             cell["class"] = [*cell.get("class", []), *marks]
@@ -305,10 +301,7 @@ def _write(path: Path, template: str, **content: object) -> None:
     """Fill a template, give it the Telugu font it needs; it appears whole or not at all."""
     text = _environment().get_template(template).render(content)
     telugu = frozenset(re.findall("[\u0964\u0965\u0c00-\u0c7f]", text))
-    text = text.replace(FONT_SLOT, _font_face(telugu) if telugu else "", 1)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, "utf-8")
-    os.replace(beside, path)
+    runs.write(path, text.replace(FONT_SLOT, _font_face(telugu) if telugu else "", 1))
 
 
 @functools.lru_cache(maxsize=4)
@@ -319,17 +312,15 @@ def _font_face(characters: frozenset[str]) -> str:
     names = font["name"]
     del font["name"]
     subsetter = subset.Subsetter(subset.Options(layout_features=["*"], hinting=False))
-    joiners = {"\u200c", "\u200d", "\u25cc"}  # and the circle that a lone vowel sign stands on
-    subsetter.populate(text="".join(characters | joiners))
+    # beside the letters: the joiners, and the circle that a lone vowel sign stands on
+    subsetter.populate(text="".join(characters) + "\u200c\u200d\u25cc")
     subsetter.subset(font)
     font["name"] = names  # holds the copyright line that the licence asks for
-    instancer.instantiateVariableFont(font, {"wght": 400, "wdth": 100}, inplace=True)
+    instancer.instantiateVariableFont(font, {"wght": (400, 700), "wdth": 100}, inplace=True)
     font.flavor = "woff2"
     file = io.BytesIO()
     font.save(file)
     ranges = ", ".join(f"U+{code:04X}" for code in sorted(font.getBestCmap()))
-    data = base64.b64encode(file.getvalue()).decode()
-    return (
-        f'@font-face {{ font-family: "Report Telugu"; unicode-range: {ranges};'
-        f' src: url("data:font/woff2;base64,{data}") format("woff2"); }}'
-    )
+    source = f'url("data:font/woff2;base64,{base64.b64encode(file.getvalue()).decode()}")'
+    face = f'font-family: "Report Telugu"; font-weight: 400 700; unicode-range: {ranges}'
+    return f"@font-face {{{face}; src: {source}}}"

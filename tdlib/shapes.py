@@ -105,6 +105,10 @@ def read_config(folder: Path) -> LlamaConfig:
     ):
         if found != wanted:
             raise ValueError(f"{path}: {what} is {found!r}, only {wanted!r} is supported here")
+    for name in ("vocab_size", "num_hidden_layers", "num_attention_heads", "hidden_size",
+                 "intermediate_size"):  # fmt: skip
+        if name not in c:
+            raise ValueError(f"{path}: {name} is missing, it is needed: copy the file again")
     return LlamaConfig(
         vocab_size=c["vocab_size"],
         layers=c["num_hidden_layers"],

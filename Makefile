@@ -1,0 +1,62 @@
+# One environment, .venv, made by whichever target comes first. `make help` lists the targets.
+PROFILE ?= tiny
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP := .venv/bin/python -m pip install -q --disable-pip-version-check --root-user-action=ignore
+ROOT_USER := $(filter 0,$(shell id -u))
+APT := $(if $(ROOT_USER),$(shell command -v apt-get))
+export PYTHONWARNINGS ?= ignore
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book test lab check report clean
+
+help:    ## this list
+	@sed -n 's/^\([a-z]*\): .*## /  make \1	/p' Makefile | expand -t 18
+	@echo "  book takes PROFILE=tiny|smoke|b200, TEXT=, TOKENS= and TEACHER= (paths), OUT= (the run"
+	@echo "  folder), ONLY= and REDO= (runs or notebooks, as 03_lora)"
+
+setup: .venv/made ## the environment, once: .venv with all that the book and its tests need
+
+book: .venv/made ## run the book, or what changed of it: outputs/tiny/index.html
+	@exec .venv/bin/python -m tdlib.graph book PROFILE='$(PROFILE)' OUT='$(OUT)' TEXT='$(TEXT)' \
+	    TOKENS='$(TOKENS)' TEACHER='$(TEACHER)' ONLY='$(ONLY)' REDO='$(REDO)'
+
+test: .venv/made browser ## all tests
+	@exec .venv/bin/python -m pytest -q -n 2
+
+lab: .venv/made ## JupyterLab on notebooks/
+	@exec .venv/bin/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+	    $(if $(ROOT_USER),--allow-root)
+
+check: .venv/made ## the parameters of every run of PROFILE, a line each; runs nothing
+	@exec .venv/bin/python -m tdlib.graph check '$(PROFILE)'
+
+report: .venv/made ## write every page of a run folder (OUT=, or that of PROFILE) again
+	@exec .venv/bin/python -m tdlib.graph report '$(or $(OUT),outputs/$(PROFILE))'
+
+clean: ## remove the environment and all caches; outputs/ stays
+	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A CUDA torch of the calling Python is kept and used; elsewhere the CPU build of 2.13.0 comes first,
+# since a torch that pip resolves by itself may be several GB.
+.venv/made: pyproject.toml
+	@test -x .venv/bin/python || echo "setting up .venv, once: a few minutes"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "$(PYTHON) is older than 3.11: make $(MAKECMDGOALS) PYTHON=path/of/a/newer/one"; exit 1; }
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv \
+	    $$($(PYTHON) -c 'import torch; print("--system-site-packages" * bool(torch.version.cuda))' 2>/dev/null) || \
+	    { rm -rf .venv; echo "no venv module: apt-get install python3-venv, then again"; exit 1; }
+	@.venv/bin/python -c 'import torch' 2>/dev/null || $(PIP) torch==2.13.0
+	@$(PIP) -e .
+	@mkdir -p .venv/share/jupyter/lab/settings
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' \
+	    > .venv/share/jupyter/lab/settings/overrides.json
+	@touch $@
+
+# What the tests need from Debian: a browser that can show Telugu, and a compiler.
+.PHONY: browser
+browser:
+	@command -v chromium >/dev/null && command -v g++ >/dev/null || \
+	    { test -n '$(APT)' && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends chromium fonts-lohit-telu g++; } \
+	    >/dev/null 2>&1 || echo "no chromium or g++ here: apt-get install chromium fonts-lohit-telu g++"

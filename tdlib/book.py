@@ -1,0 +1,388 @@
+"""What the notebooks share: the steps of a run, and what a run folder holds, as plain calls.
+
+`this` is the `runs.Run` of the notebook that asks. Training, loss and hard set are below, in their
+own modules; here they are only put together, recorded, and said in words computed from numbers.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tdlib import data, evaluate, generate, hard_set, lora, tables, telugu, text, train, widgets
+from tdlib.model import Llama, LlamaConfig
+from tdlib.runs import Run
+
+SUBSET = 64  # validation windows looked at during training
+
+# --- 00: text and teacher
+
+
+def prepare(p: dict, folder: Path) -> str:
+    """Text (given, or written) → split, tokenizer, tokens in `folder`; or token files used as they
+    are. `p` are 00's parameters. Returns a summary for the reader."""
+    if p["tokens"]:
+        data.link_tokens(Path(p["tokens"]), folder)
+        return f"Tokens used as they are: `{p['tokens']}`."
+    if p["text"]:
+        documents = text.read(p["text"].split())
+    else:
+        documents, _ = telugu.write(p["text_characters"], p["text_seed"])
+    documents = text.section(documents, p["section_characters"])
+    groups_N = text.near_duplicates(documents)
+    sides = text.split(
+        documents, groups_N, val_share=p["val_share"], confirm_share=p["confirm_share"],
+        seed=p["split_seed"],
+    )  # fmt: skip
+    splits = {
+        side: [d for d, s in zip(documents, sides, strict=True) if s == side]
+        for side in ("train", "val", *(["confirm"] if p["confirm_share"] else []))
+    }
+    path = folder.parent / "tokenizer.model"
+    if p["tokenizer"]:
+        tokenizer = data.Tokenizer(p["tokenizer"])
+    else:
+        lines = (line for d in splits["train"] for line in d.lines)
+        tokenizer = data.train_tokenizer(lines, p["vocab_size"], path)
+    data.write_tokens(folder, splits, tokenizer, p["context"])
+    path.unlink(missing_ok=True)
+    tokens = data.open_tokens(folder)
+    sources = sorted({d.source for d in documents})
+    return (
+        f"{len(documents):,} documents (long works cut into sections) from {len(sources)} sources: "
+        f"{', '.join(sources[:12])}. {len(set(groups_N.tolist())):,} groups after near-duplicates "
+        f"are put together. Training: {tokens.meta['train_tokens']:,} tokens, "
+        f"{len(tokens.train):,} windows of {tokens.context}; validation: "
+        f"{tokens.meta['val_tokens']:,} tokens, {len(tokens.val):,} windows. Vocabulary "
+        f"{tokens.vocab_size:,}; {tokens.bytes_per_token():.2f} bytes a token."
+    )
+
+
+def tokenizer_files(tokens: data.Tokens) -> dict[str, Path]:
+    """What is copied beside a model so that its folder can be used alone."""
+    return {"tokenizer.model": tokens.tokenizer.path} if tokens.tokenizer else {}
+
+
+def imported(this: Run, path: str, tokens: data.Tokens) -> tuple[Llama, list[dict]]:
+    """A teacher made elsewhere, saved as models/teacher; its log is one point."""
+    from tdlib import teacher
+
+    model = teacher.load(path, this.device)
+    if model.config.vocab_size != tokens.vocab_size:
+        raise ValueError(
+            f"the vocabulary of {path} is {model.config.vocab_size:,}, the tokens' is "
+            f"{tokens.vocab_size:,}: give the tokens or the tokenizer the teacher was made with"
+        )
+    this.once("saved", model.save, this.path("models", "teacher"), tokenizer_files(tokens))
+    loss = evaluate.on_subset(tokens.val, SUBSET, this.device)(model)
+    return model, this.once("log", lambda: [{"step": 0, "tokens": 0} | loss])
+
+
+# --- 01, 03, 05: training and measuring
+
+
+def fit(this: Run, name: str, net: Llama, tokens: data.Tokens, recipe, teacher, rows=None):
+    """`train.fit` with this run's progress, checkpoint and validation; its log, or the kept one."""
+    return this.once(
+        f"log of {name}", train.fit, net, tokens.train, recipe, teacher=teacher, rows=rows,
+        device=this.device, evaluate=evaluate.on_subset(tokens.val, SUBSET, this.device),
+        progress=this.progress, folder=this.path("checkpoints", this.run, name),
+        resume=not this.parameters["redo"],
+    )  # fmt: skip
+
+
+def student(
+    this: Run, name: str, config: LlamaConfig, tokens: data.Tokens, recipe, teacher: Llama | None
+) -> tuple[Llama, list[dict]]:
+    """Train a model from random weights, save it as models/<name> and read it back, so that what is
+    measured is what was saved. Where the run is finished, only read it back."""
+    torch.manual_seed(recipe.seed)
+    net = Llama(config).to(this.device)
+    log = fit(this, name, net, tokens, recipe, teacher)
+    folder = this.path("models", name)
+    this.once(f"saved {name}", net.save, folder, tokenizer_files(tokens))
+    return Llama.load(folder, this.device).eval().requires_grad_(False), log
+
+
+def curve(log: list[dict]) -> dict[str, list[float]]:
+    """A training log as plots.learning_curves takes it."""
+    return {"tokens": [r["tokens"] for r in log], "loss": [r["val/loss"] for r in log]}
+
+
+def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llama) -> dict:
+    """Every metric of one model on the validation split, recorded; arrays go to scores/val."""
+    row = this.once(
+        f"row of {name}", evaluate.record, net, tokens, teacher, this.path("scores", "val"), name,
+        fixed=this.parameters["fixed_windows"], device=this.device, progress=this.progress,
+    )  # fmt: skip
+    this.model(name, row)
+    return row
+
+
+def samples(net: Llama, tokens: data.Tokens) -> list[str]:
+    """Three texts after the beginnings of validation windows, the same for every model."""
+    beginnings = [
+        tokens.val.ids[i * tokens.context :][:8] for i in (1, 5, 9) if i < len(tokens.val)
+    ]
+    texts = []
+    for i, ids in enumerate(beginnings):
+        new = generate.generate(net, ids.tolist(), tokens.context // 2, temperature=0.8, seed=i)
+        begun, whole = (tokens.tokenizer.decode(x) for x in (ids, [*ids, *new]))
+        texts.append(f"{begun} ▸ {whole[len(begun) :].strip()}")
+    return texts
+
+
+# --- 02: the hard set
+
+
+def score(path: Path, net: Llama, teacher: Llama, windows: data.Windows, device, progress) -> dict:
+    """Score every training window with both models into `path`; what came out, in short."""
+    scores = hard_set.score(net, teacher, windows, device=device, progress=progress)
+    return hard_set.save_scores(scores, path)
+
+
+def does_difficulty_mean_anything(base: str, short: dict) -> str:
+    """The sentence that 02 puts before anything else."""
+    better = short["student_better"]
+    counts = f"{base} is better than its teacher on {better:.1%} of {short['windows']:,} windows"
+    if better > 0.5:
+        return (
+            f"**⚠ {counts}: most of them. Difficulty is then mostly noise, and a hard set and an "
+            "adapter built on it mean nothing here. Train a better teacher, or longer, first.**"
+        )
+    return f"{counts}; mean difficulty {short['mean']:+.3f} nats. Difficulty can be read as a lag."
+
+
+def coloured_texts(net: Llama, teacher: Llama, tokens: data.Tokens, device) -> Callable[[int], str]:
+    """Window number → its text as HTML, each piece coloured by its own difference."""
+
+    def text_of(window: int) -> str:
+        ids_BT, targets_BT = tokens.train.batch([window], device)
+        targets_T = targets_BT[0]
+        each = [
+            hard_set.token_losses(m, ids_BT, targets_BT)[0].cpu().numpy() for m in (net, teacher)
+        ]
+        known = targets_T != data.IGNORE
+        pieces = tokens.tokenizer.pieces(targets_T[known].tolist())
+        return widgets.text_html(pieces, (each[0] - each[1])[known.cpu().numpy()])
+
+    return text_of
+
+
+def keeper(path: Path) -> Callable[[hard_set.HardSet], None]:
+    """What the explorer's button does: write the choice, in words, for 03."""
+
+    def keep(chosen: hard_set.HardSet) -> None:
+        words = f"by hand: {chosen.share:.1%} of the windows, {chosen.threshold:.4f} nats and more"
+        hard_set.keep(chosen, path, words)
+
+    return keep
+
+
+def hard_set_finding(base: str, short: dict, chosen: hard_set.HardSet) -> str:
+    said = (
+        f"{len(chosen.windows_K):,} windows ({chosen.share:.1%}) are at least "
+        f"{chosen.threshold:.3f} nats harder for {base} than for its teacher."
+    )
+    if short["student_better"] > 0.5:
+        return (
+            f"{base} is BETTER than its teacher on {short['student_better']:.0%} of windows. {said}"
+        )
+    return said
+
+
+# --- 03: what made the base
+
+
+def temperature_of(this: Run, base: str) -> float:
+    """The temperature of the run that made a model of this folder."""
+    for result in results_of(this).values():
+        if base in result["models"] and "temperature" in result["parameters"]:
+            return float(result["parameters"]["temperature"])
+    raise ValueError(f"no results file of {this.out} made {base}: set temperature")
+
+
+# --- 04, 05: what a run folder holds
+
+
+def results_of(this: Run) -> dict[str, dict]:
+    """The records of the folder's other finished runs, by name, in the order of the book."""
+    paths = sorted((this.out / "results").glob("*.json"))
+    found = {p.stem: json.loads(p.read_text(encoding="utf8")) for p in paths}
+    return {run: result for run, result in found.items() if run != this.run}
+
+
+def row_of(this: Run, name: str) -> dict:
+    """The metrics of a model, from this run or from the one that made it."""
+    if name in this.models:
+        return this.models[name]
+    for result in results_of(this).values():
+        if name in result["models"]:
+            return result["models"][name]
+    raise ValueError(
+        f"no results file of {this.out} names the model {name}: run what makes it first"
+    )
+
+
+def adapters_of(this: Run) -> dict[str, str]:
+    """The folder's adapters → their base."""
+    found = (r["parameters"] for r in results_of(this).values() if r["notebook"] == "03_lora")
+    return {p["adapter"]: p["base"] for p in found}
+
+
+def merged(adapters: dict[str, str]) -> list[str]:
+    return [f"{adapter}-merged" for adapter in adapters]
+
+
+@torch.no_grad()
+def merge(this: Run, adapter: str, base: str, tokens: data.Tokens, teacher: Llama) -> dict:
+    """models/<adapter>-merged: base and adapter as one model, measured like every other. Returns
+    what merging changed: weights, and the largest logit difference on a validation window."""
+    name, folder = f"{adapter}-merged", this.path("models", f"{adapter}-merged")
+    net = Llama.load(this.path("models", base), this.device)
+    net = lora.load(net, this.path("adapters", adapter))
+    ids_BT, _ = tokens.val.batch([0], this.device)
+    apart_BTV = net(ids_BT)
+    this.once(f"saved {name}", lora.merge(net).save, folder, tokenizer_files(tokens))
+    net = Llama.load(folder, this.device)
+    row = measure(this, name, net, tokens, teacher)
+    return {
+        "weights": f"{row['parameters']:,}",
+        "weights of the base": f"{row_of(this, base)['parameters']:,}",
+        "largest logit difference": f"{float((net(ids_BT) - apart_BTV).abs().max()):.1e}",
+    }
+
+
+def models_of(this: Run) -> list[str]:
+    """Every model the folder's results name, largest first; merged models for their adapters."""
+    adapters = adapters_of(this)
+    names = [name for r in results_of(this).values() for name in r["models"]] + list(this.models)
+    names = [name for name in dict.fromkeys(names) if name not in adapters]
+    return sorted(names, key=lambda name: (-row_of(this, name)["parameters"], name))
+
+
+def window_losses(this: Run, names: list[str]) -> dict[str, np.ndarray]:
+    """Each model's loss of every validation window, as its own run left it."""
+    return {name: np.load(this.path("scores", "val", f"{name}.npy")) for name in names}
+
+
+def resample(
+    losses: dict[str, np.ndarray], document_N: np.ndarray, resamples: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Bootstrapped mean losses of all models over the same documents, {name: (resamples,)}."""
+    means_RK = evaluate.resampled_means(
+        np.stack(list(losses.values())).astype(np.float64), document_N, resamples, seed
+    )
+    return dict(zip(losses, means_RK.T, strict=True))
+
+
+def difference(this: Run, one: str, other: str, tokens: data.Tokens, resamples: int) -> dict:
+    """Loss of `one` minus loss of `other`, with its interval over documents."""
+    losses = window_losses(this, [one, other])
+    resampled = resample(losses, tokens.documents("val")[0], resamples, this.parameters["seed"])
+    low, high = evaluate.interval(resampled[one] - resampled[other])
+    means = {name: float(loss_N.mean()) for name, loss_N in losses.items()}
+    spans = {name: evaluate.interval(r) for name, r in resampled.items()}
+    return {
+        "losses": means, "intervals": spans, "difference": means[one] - means[other],
+        "low": low, "high": high,
+    }  # fmt: skip
+
+
+def clearly(low: float, high: float) -> bool:
+    """Whether an interval leaves out 0."""
+    return low > 0 or high < 0
+
+
+def difference_in_words(one: str, other: str, d: dict) -> str:
+    """ "A ends better than B by 0.03 nats [0.02, 0.04]", or that there is no clear difference."""
+    size = tables.with_interval(d["difference"], d["low"], d["high"])
+    if not clearly(d["low"], d["high"]):
+        return f"No clear difference between {one} and {other}: {size} nats, one seed."
+    return (
+        f"{one} ends {'better' if d['high'] < 0 else 'WORSE'} than {other}: {size} nats, one seed."
+    )
+
+
+def hard_windows(losses: dict, picked_by: str, teacher: str, share: float) -> np.ndarray:
+    """Which validation windows are hard, (N,) bool: where `picked_by` fell furthest behind."""
+    return (
+        losses[picked_by] - losses[teacher]
+        >= hard_set.select(losses[picked_by] - losses[teacher], share=share).threshold
+    )
+
+
+def side_by_side(
+    this: Run, names: list[str], tokens: data.Tokens, new: int, seed: int, beginnings: int = 20
+) -> dict[str, dict]:
+    """Per model one generated text and how much twenty of them repeat themselves."""
+    rows = evaluate.fixed_rows(tokens.val, beginnings)
+    prompts = [tokens.val.ids[i * tokens.context :][:8].tolist() for i in rows]
+    new = min(new, tokens.context - 8)
+    found = {}
+    for name in names:
+        net = Llama.load(this.path("models", name), this.device)
+        texts = [
+            generate.generate(net, ids, new, temperature=0.8, seed=seed + i)
+            for i, ids in enumerate(prompts)
+        ]
+        text_ = tokens.tokenizer.decode(prompts[0] + texts[0])
+        found[name] = {"text": text_} | generate.repetition(texts)
+    return found
+
+
+def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens) -> list[dict]:
+    """Loss by kind of token, every model, on the fixed windows: rows for tables and plots."""
+    files = {name: np.load(this.path("scores", "val", f"{name}.npz")) for name in names}
+    rows_M = next(iter(files.values()))["rows_M"]
+    token_loss = {name: f["token_loss_MT"] for name, f in files.items()}
+    return evaluate.kept_and_lost(token_loss, evaluate.cuts(tokens, rows_M))
+
+
+def calibrations(this: Run, names: list[str]) -> dict[str, dict]:
+    """Per model its bins of confidence, accuracy and share."""
+    keys = ("confidence", "accuracy", "share")
+    files = {name: np.load(this.path("scores", "val", f"{name}.npz")) for name in names}
+    return {name: {k: f[k].tolist() for k in keys} for name, f in files.items()}
+
+
+def verdict(
+    losses: dict[str, np.ndarray],
+    hard_N: np.ndarray,
+    document_N: np.ndarray,
+    resamples: int,
+    base: str,
+    scratch: str,
+    adapters: dict[str, str],
+) -> str:
+    """What the intervals say of the plan's claims, in words."""
+
+    def versus(one: str, other: str, chosen_N: np.ndarray) -> dict:
+        pair = {name: losses[name][chosen_N] for name in (one, other)}
+        r = resample(pair, document_N[chosen_N], resamples, 0)
+        low, high = evaluate.interval(r[one] - r[other])
+        return {
+            "difference": float(pair[one].mean() - pair[other].mean()),
+            "low": low,
+            "high": high,
+        }
+
+    every_N = np.ones_like(hard_N)
+    said = []
+    if scratch in losses:
+        said.append(
+            difference_in_words(f"the distilled {base}", scratch, versus(base, scratch, every_N))
+        )
+    for name in merged(adapters):
+        for where, chosen_N in (("hard", hard_N), ("easy", ~hard_N)):
+            d = versus(name, base, chosen_N)
+            said.append(difference_in_words(f"On {where} text, {name}", base, d))
+    names = merged(adapters)
+    trained_on_hard = [n for n in names if "random" not in n]
+    for control in (n for n in names if "random" in n):
+        for name in trained_on_hard:
+            d = versus(name, control, hard_N)
+            said.append(difference_in_words(f"On hard text, {name}", f"its control {control}", d))
+    return " ".join(said)

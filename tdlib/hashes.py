@@ -1,0 +1,153 @@
+"""What a run reads and writes, what it was made from, and so whether it has to be run again.
+
+hashes/<run>.json, there only while the run is done, holds hashes of its parameters, its code and
+the contents of its inputs and outputs. A rerun follows from those alone, never from a file's time.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from tdlib import parameters
+from tdlib.parameters import notebook_of
+
+# paths in the run folder; 04 besides reads what the others made, and merges their adapters
+READS = {
+    "00_teacher": [],
+    "01_distill": ["tokens", "models/{teacher}"],
+    "02_hard_set": ["tokens", "models/{teacher}", "models/{base}"],
+    "03_lora": ["tokens", "models/{teacher}", "models/{base}", "{hard_set}"],
+    "04_merge_eval": ["tokens"],
+    "05_progressive": ["tokens", "models/{teacher}"],
+}
+WRITES = {
+    "00_teacher": ["tokens", "models/teacher"],
+    "01_distill": ["models/{student}"],
+    "02_hard_set": ["scores/{run}.npz", "hard_set.json"],
+    "03_lora": ["adapters/{adapter}"],
+    "04_merge_eval": [],
+    "05_progressive": ["models/150m", "models/75m", "models/75m-direct"],
+}
+VOLATILE = {"redo", "device", "out", "checkpoint_minutes", "micro_windows"}  # change no result
+QUICK = {"smoke", "tiny"}  # profiles in which changed code repeats a run; elsewhere it is noted
+SAMPLED = 2**30  # bytes; of a larger file 64 MiB are hashed
+
+
+def reads(run: str, values: dict, made: list[str]) -> list[str]:
+    """Paths in the run folder; `made` is what the other runs of the folder write."""
+    compared = [path for path in made if path.startswith(("models/", "adapters/"))]
+    own = [pattern.format(**values) for pattern in READS.get(notebook_of(run), [])]
+    return own + (compared if run.startswith("04") else [])
+
+
+def writes(run: str, values: dict, made: list[str]) -> list[str]:
+    adapters = [Path(path).name for path in made if path.startswith("adapters/")]
+    own = [pattern.format(**values) for pattern in WRITES.get(notebook_of(run), [])]
+    return own + ([f"models/{name}-merged" for name in adapters] if run.startswith("04") else [])
+
+
+def load(out: Path, run: str) -> dict | None:
+    path = out / "hashes" / f"{run}.json"
+    return json.loads(path.read_text(encoding="utf8")) if path.exists() else None
+
+
+def made_by_others(out: Path, run: str) -> dict[str, dict]:
+    """What the folder's other finished runs wrote → its fingerprint. 06 makes nothing to compare."""
+    names = sorted(path.stem for path in (out / "hashes").glob("*.json"))
+    others = [name for name in names if name != run and not name.startswith("06")]
+    return {path: found for name in others for path, found in load(out, name)["outputs"].items()}
+
+
+def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
+    """What a run reads, as its parameters name it → where that is."""
+    inside = {path: out / path for path in reads(run, values, list(made_by_others(out, run)))}
+    given = parameters.external(notebook_of(run), values)
+    return inside | {path: parameters.ROOT / path for path in given}
+
+
+def outputs(out: Path, run: str, values: dict) -> dict[str, Path]:
+    return {path: out / path for path in writes(run, values, list(made_by_others(out, run)))}
+
+
+def record(out: Path, run: str, values: dict, code: str, inputs: dict[str, dict]) -> dict:
+    """What hashes/<run>.json holds; `inputs` are fingerprints taken before the run."""
+    made = {path: fingerprint(where) for path, where in outputs(out, run, values).items()}
+    return {"parameters": of_parameters(values), "code": code, "inputs": inputs, "outputs": made}
+
+
+def is_current(out: Path, run: str, values: dict) -> bool:
+    """Whether a run is done and need not be repeated: same parameters, inputs of the same content,
+    outputs there (a hard set may be changed by hand) and, in quick profiles, the same code.
+    `redo` says no."""
+    kept = load(out, run)
+    return (
+        kept is not None
+        and not values["redo"]
+        and (out / "results" / f"{run}.json").exists()
+        and kept["parameters"] == of_parameters(values)
+        and (values["profile"] not in QUICK or kept["code"] == of_code(notebook_of(run)))
+        and all(path.exists() for path in outputs(out, run, values).values())
+        and _same(inputs(out, run, values), kept["inputs"])
+    )
+
+
+def _same(found: dict[str, Path], kept: dict[str, dict]) -> bool:
+    return found.keys() == kept.keys() and all(
+        path.exists() and fingerprint(path, kept[name])["sha256"] == kept[name]["sha256"]
+        for name, path in found.items()
+    )
+
+
+def older_code(out: Path, run: str) -> bool:
+    """Whether a finished run was made by other code than today's."""
+    path = Path(out) / "results" / f"{run}.json"
+    made = json.loads(path.read_text(encoding="utf8")) if path.exists() else None
+    return made is not None and made["code"] != of_code(made["notebook"])
+
+
+def fingerprint(path: Path, known: dict | None = None) -> dict:
+    """{"sha256" of the content of a file or folder, "files": {name: [size, mtime_ns]}}. Where every
+    size and time is the known one, the known hash is believed and nothing is read."""
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = [file for file in found if file.is_file() and not file.name.startswith(".")]
+    files = {str(file.relative_to(path)): file.stat() for file in found}
+    files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()}
+    if known and known["files"] == files:
+        return known
+    digest = hashlib.sha256()
+    for name, file in zip(files, found, strict=True):
+        digest.update(f"{name}\0".encode() + _content(file))
+    return {"sha256": digest.hexdigest(), "files": files}
+
+
+def _content(path: Path) -> bytes:
+    """Hash of a file; of a large one, of its size and 64 evenly spaced MiB."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= SAMPLED:
+            return hashlib.file_digest(file, "sha256").digest()
+        digest = hashlib.sha256(str(size).encode())
+        for i in range(64):
+            file.seek((size - 2**20) * i // 63)
+            digest.update(file.read(2**20))
+    return digest.digest()
+
+
+def of_code(notebook: str) -> str:
+    """Of tdlib, its word lists included, and of the notebook's cells without their outputs."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.iterdir()):
+        if path.suffix in {".py", ".yaml"}:
+            digest.update(path.read_bytes())
+    path = parameters.ROOT / "notebooks" / f"{notebook}.ipynb"
+    cells = json.loads(path.read_text(encoding="utf8"))["cells"] if path.exists() else []
+    digest.update("\0".join("".join(cell["source"]) for cell in cells).encode())
+    return digest.hexdigest()
+
+
+def of_parameters(values: dict) -> str:
+    return of({name: value for name, value in values.items() if name not in VOLATILE})
+
+
+def of(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

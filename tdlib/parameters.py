@@ -1,0 +1,357 @@
+"""Parameters of a run: checked before torch is imported or a file is opened.
+
+A notebook declares them in its cell tagged `parameters`, one literal a line; a YAML or papermill
+changes some. The order is names, types, values, paths: the first of the four with a problem stops
+the run, with one line a problem that says the value, the rule and the remedy. Imports no torch.
+"""
+
+import ast
+import difflib
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tdlib.shapes import SHAPES
+
+# paths in parameters are relative to it; the tests bring notebooks and params of their own
+ROOT = Path(os.environ.get("TDLIB_ROOT", Path(__file__).parents[1])).resolve()
+LARGE_SCALE = 8  # a lora_scale above it is most likely PEFT's lora_alpha
+
+
+class ParameterError(ValueError):
+    """One line a problem."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    kind: type  # str, int, float, bool or list
+    says: str = ""  # what the value must be
+    holds: Callable[..., bool] = lambda value: True
+    none: bool = False  # None is allowed
+    choices: tuple[str, ...] = ()  # one of them is offered where the value is near it
+
+
+def _number(kind, low, high=math.inf, *, open_low=False, open_high=False, none=False) -> Rule:
+    says = f"{'above' if open_low else 'at least'} {low:,}"
+    if high < math.inf:
+        says += f" and {'below' if open_high else 'at most'} {high:,}"
+
+    def holds(value) -> bool:
+        return (low < value if open_low else low <= value) and (
+            value < high if open_high else value <= high
+        )
+
+    return Rule(kind, says, holds, none)
+
+
+def _choice(*choices: str) -> Rule:
+    return Rule(str, f"one of {', '.join(choices)}", choices.__contains__, choices=choices)
+
+
+def _text(pattern: str, says: str) -> Rule:
+    return Rule(str, says, lambda value: re.fullmatch(pattern, value) is not None)
+
+
+_NAME = _text(r"[^\W_][\w.+-]*", "a name of letters, digits, - _ . +")
+_POSITIVE, _COUNT = _number(float, 0, open_low=True), _number(int, 1)
+_SHAPE = _choice(*SHAPES)
+
+# What every parameter may be; "notebook.name" goes before "name".
+RULES = {
+    "run": _NAME,
+    "profile": _NAME,
+    "out": Rule(str, "the path of a run folder", lambda value: value.strip() != ""),
+    "seed": _number(int, 0),
+    "device": Rule(
+        str, "auto, cpu, cuda or cuda:0", lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v),
+        choices=("auto", "cpu", "cuda"),
+    ),
+    "redo": Rule(bool),
+    "checkpoint_minutes": _POSITIVE,
+    # 00: the text and the teacher
+    "text": Rule(str),
+    "tokens": Rule(str),
+    "00_teacher.teacher": Rule(str),
+    "tokenizer": _text(r"|.*\.model", 'a SentencePiece file that ends in .model, or ""'),
+    "text_characters": Rule(
+        int, "at least 10,000, or 0 where text or tokens are given", lambda v: v == 0 or v >= 10_000
+    ),
+    "text_seed": _number(int, 0),
+    "split_seed": _number(int, 0),
+    "section_characters": _number(int, 1000),
+    "vocab_size": _number(int, 300, 1_000_000),
+    "context": _number(int, 8),
+    "val_share": _number(float, 0, 0.5, open_low=True, open_high=True),
+    "confirm_share": _number(float, 0, 0.5, open_high=True),
+    # training
+    "epochs": _POSITIVE,
+    "token_limit": _number(int, 0),
+    "learning_rate": _number(float, 0, 1, open_low=True),
+    "warmup_share": _number(float, 0, 1, open_high=True),
+    "batch_tokens": _COUNT,
+    "micro_windows": _COUNT,
+    "weight_decay": _number(float, 0),
+    "clip": _POSITIVE,
+    "ce_weight": _number(float, 0, 1),
+    "temperature": _number(float, 0, 100, open_low=True),
+    "03_lora.temperature": _number(float, 0, 100, open_low=True, none=True),
+    # models, by their names in models/ and adapters/
+    **dict.fromkeys(("teacher", "student", "base", "scratch", "picked_by", "adapter"), _NAME),
+    **dict.fromkeys(("shape", "middle_shape", "small_shape"), _SHAPE),
+    # the hard set and the adapter
+    "share": _number(float, 0, 1, open_low=True, open_high=True),
+    "threshold": Rule(float, none=True),
+    "hard_set": _text(r"[\w+-][\w.+-]*\.json", "the name of a .json file in the run folder"),
+    "windows": _choice("hard", "random"),
+    "rank": _number(int, 1, 1024),
+    "lora_scale": _POSITIVE,
+    "allow_large_scale": Rule(bool),
+    # comparisons
+    "fixed_windows": _COUNT,
+    "hard_share": _number(float, 0, 1, open_low=True, open_high=True),
+    "resamples": _number(int, 100),
+    "sample_tokens": _COUNT,
+}  # fmt: skip
+
+# What must be on the disk where it is not "": name → several allowed, test, what it must be.
+PATHS = {
+    "00_teacher.text": (True, Path.exists, "an existing file or folder, or several with spaces"),
+    "00_teacher.tokens": (False, Path.is_dir, "an existing folder of tokens"),
+    "00_teacher.teacher": (False, Path.exists, "an existing Llama folder or .pt file"),
+    "00_teacher.tokenizer": (False, Path.is_file, "an existing SentencePiece .model"),
+}
+
+
+def rule(notebook: str, name: str) -> Rule | None:
+    return RULES.get(f"{notebook}.{name}", RULES.get(name))
+
+
+def external(notebook: str, parameters: dict) -> list[str]:
+    """The paths outside the run folder that a run reads, as its parameters name them."""
+    found = []
+    for key, (several, _, _) in PATHS.items():
+        where, name = key.split(".")
+        if where == notebook and parameters[name]:
+            found += parameters[name].split() if several else [parameters[name]]
+    return found
+
+
+def declared(notebook: str) -> dict[str, object]:
+    """Parameter → default, in the order of the committed notebook's parameter cell."""
+    return dict(_assignments(_cell(notebook), literal=True))
+
+
+def comments(notebook: str) -> dict[str, str]:
+    """Parameter → what the comment after it says."""
+    lines = (re.match(r"(\w+) = .*?  # (.*)", line) for line in _cell(notebook).splitlines())
+    return {line[1]: line[2] for line in lines if line}
+
+
+def read(path: Path) -> dict[str, object]:
+    """A run's YAML. A key that is there twice is an error; YAML itself would keep the last."""
+    text = path.read_text(encoding="utf8")
+    try:
+        node, found = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ParameterError(f"{path} must hold lines of `name: value`")
+    keys = [key.value for key, _ in node.value]
+    if twice := [key for key in found if keys.count(key) > 1]:
+        raise ParameterError(f"{path} has {', '.join(map(str, twice))} twice: keep one")
+    return found
+
+
+def check(notebook: str, given: dict, names: set[str] | None = None, paths: bool = True) -> dict:
+    """All parameters of a run, converted, from those that were given. ParameterError otherwise.
+
+    `names` are the names to be judged where they are not just those of `given`; without `paths`
+    what is on the disk is not looked at.
+    """
+    defaults = declared(notebook)
+    _stop(_wrong_names(notebook, defaults, given, given.keys() if names is None else names))
+    values, problems = {}, []
+    for name, default in defaults.items():
+        try:
+            values[name] = convert(rule(notebook, name), given.get(name, default))
+        except TypeError as error:
+            problems.append(f"{name} = {given[name]!r} {error}: for example {_line(name, default)}")
+    _stop(problems)
+    _stop(_wrong_values(notebook, defaults, values))
+    _stop(_wrong_paths(notebook, values) if paths else [])
+    return values
+
+
+def from_cells(notebook: str) -> dict:
+    """The parameters under IPython, checked, and written back converted.
+
+    Names come from the cells that were run last: the parameter cell (plain assignments, `run` among
+    them) and, where it came after, papermill's. So a name mistyped there is found, one from a cell
+    that was corrected since is not, and whatever else is in the namespace does not matter.
+    """
+    own, papermills = set(), set()
+    namespace = shell().user_ns if shell() else {}
+    for source in namespace.get("In", []):
+        found = dict(_assignments(source, literal=False) or [])
+        if source.startswith("# Parameters\n"):
+            papermills = set(found)
+        elif isinstance(found.get("run"), str):
+            own, papermills = set(found), set()  # what papermill set before is overwritten
+    if not own:
+        raise ParameterError(f"no parameters of {notebook} yet: run its cell of parameters first")
+    names = own | papermills
+    values = check(notebook, {name: namespace[name] for name in names if name in namespace}, names)
+    namespace.update(values)
+    return values
+
+
+def shell():
+    """IPython's shell where there is one; it is not imported to find out."""
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+
+
+def convert(rule: Rule, value: object) -> object:
+    """The value as its rule's kind. "5e-4" is a number: YAML 1.1, and so papermill, reads it as
+    text. TypeError says what is meant instead."""
+    if value is None and rule.none:
+        return None
+    if rule.kind in (int, float):
+        return _as_number(rule.kind, value)
+    if rule.kind in (list, bool) and isinstance(value, str):
+        try:  # a list, or true, that a command line left as text
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            pass  # told below
+    if isinstance(value, rule.kind):
+        return value
+    meant = {str: "is not text: put it in quotes", bool: "is not true or false", list: "is no list"}
+    raise TypeError(meant[rule.kind])
+
+
+def _as_number(kind: type, value: object) -> int | float:
+    if isinstance(value, str):
+        try:
+            value = int(value)  # exact beyond 2^53
+        except ValueError:
+            try:
+                value = float(value)
+            except ValueError:
+                pass
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError("is not a number")
+    if kind is int and value != int(value):
+        raise TypeError("is not a whole number")
+    return kind(value)
+
+
+def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> list[str]:
+    run = given.get("run", notebook)
+    if isinstance(run, str) and notebook_of(run) != notebook:
+        return [f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}: give its YAML"]
+    problems = []
+    for name in [*defaults, *(name for name in names if name not in defaults)]:
+        known = name in defaults and rule(notebook, name)
+        near = difflib.get_close_matches(name, [d for d in defaults if d != name], 1)
+        if not known and (near or name not in defaults):
+            remedy = f"did you mean {near[0]}?" if near else f"it has {', '.join(defaults)}"
+            problems.append(f"{notebook} has no parameter {name}: {remedy}")
+        elif not known:
+            problems.append(f"{name} of {notebook} has no rule: add one to tdlib/parameters.py")
+    return problems
+
+
+def _wrong_values(notebook: str, defaults: dict, values: dict) -> list[str]:
+    problems = []
+    for name, value in values.items():
+        said = rule(notebook, name)
+        if value is not None and not said.holds(value):
+            near = difflib.get_close_matches(str(value), said.choices, 1)
+            example = f"for example {_line(name, defaults[name])}"
+            remedy = f"did you mean {near[0]}?" if near else example
+            problems.append(f"{name} = {value!r} must be {said.says}: {remedy}")
+    scale, rank = values.get("lora_scale", 0), values.get("rank", 1)
+    if not problems and scale > LARGE_SCALE and not values.get("allow_large_scale"):
+        problems.append(
+            f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}; above "
+            f"{LARGE_SCALE} it is most likely that lora_alpha itself: write lora_scale: "
+            f"{scale / rank:g}, or allow_large_scale: true"
+        )
+    if "student" in values and values["student"] == values["teacher"]:
+        problems.append(
+            f"student = {values['student']!r} is the teacher's name too and would replace it: "
+            "give the student another name"
+        )
+    return problems
+
+
+def _wrong_paths(notebook: str, values: dict) -> list[str]:
+    problems = []
+    for key, (several, holds, says) in PATHS.items():
+        where, name = key.split(".")
+        if where != notebook:
+            continue
+        for path in values[name].split() if several else filter(None, [values[name]]):
+            if not holds(ROOT / path):
+                problems.append(
+                    f"{name} = {values[name]!r} must be {says}: {ROOT / path} is not there; "
+                    f'correct the path, or give "" for none'
+                )
+    if values.get("text_characters") == 0 and not values["text"] and not values["tokens"]:
+        problems.append("text_characters = 0 and no text or tokens: give one of the three")
+    if (ROOT / values["out"]).exists() and not (ROOT / values["out"]).is_dir():
+        problems.append(f"out = {values['out']!r} must be a folder, and it is a file: give another")
+    return problems
+
+
+def notebook_of(run: str) -> str:
+    """01_distill-50m → 01_distill"""
+    return run.split("-")[0]
+
+
+def _cell(notebook: str) -> str:
+    path = ROOT / "notebooks" / f"{notebook}.ipynb"
+    if not path.is_file():
+        raise ParameterError(f"there is no notebook {path}")
+    for cell in json.loads(path.read_text(encoding="utf8"))["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            return "".join(cell["source"])
+    raise ParameterError(f"{path} has no cell tagged `parameters`: tag it")
+
+
+def _assignments(source: str, *, literal: bool) -> list[tuple[str, object]] | None:
+    """name, value of a cell of plain assignments, None for any other cell. What is no literal has
+    the value ..., or is an error where only literals are allowed."""
+    found = []
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:
+        statements = []  # a cell with % or !
+    for statement in statements:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                try:
+                    found.append((name, ast.literal_eval(value)))
+                except ValueError:
+                    found.append((name, ...))
+            case _:
+                found.append(("", ...))
+    if literal and (wrong := [name for name, value in found if value is ...]):
+        raise ParameterError(f"a parameter cell holds literals only, one a line: see {wrong}")
+    return None if any(not name for name, _ in found) else found
+
+
+def _line(name: str, value: object) -> str:
+    """As it would stand in a YAML."""
+    return f"{name}: {json.dumps(value, ensure_ascii=False)}"
+
+
+def _stop(problems: list[str]) -> None:
+    if problems:
+        raise ParameterError("\n".join(problems))

@@ -1,0 +1,365 @@
+"""Figures: each function draws one claim from arrays and returns the Figure.
+
+It never saves, shows or loads. The title states the finding with a number computed from what was
+given; a model has one colour and one marker everywhere. Losses are nats per token.
+Legend: N windows.
+"""
+
+import textwrap
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+
+import fontpkg
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
+
+TELUGU = str(fontpkg.path("Noto Sans Telugu"))
+font_manager.fontManager.addfont(TELUGU)
+FONTS = [font_manager.get_font(path) for path in (TELUGU, font_manager.findfont("DejaVu Sans"))]
+# a sign that no font has would be left out with only a warning
+warnings.filterwarnings("error", message=r"Glyph \d+ .* missing from")
+mpl.rcParams.update({
+    "font.family": ["Noto Sans Telugu", "DejaVu Sans"], "font.size": 9.5, "figure.titlesize": 11,
+    "axes.titlesize": 9.5, "legend.fontsize": 9, "legend.frameon": False, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": "#e3e3e3", "axes.edgecolor": "#555555",
+    "text.parse_math": False,  # a source may be called "$5 and $6"
+})  # fmt: skip
+
+# The first five, most often compared, lie at least 10 of 100 steps of lightness (CIELAB L*) apart,
+# so that they differ in grey too. Markers differ as well.
+COLOURS = {
+    "teacher": "#000000", "50m": "#1b75bc", "50m-scratch": "#8c8c8c", "50m-hard": "#f0a01e",
+    "50m-hard-merged": "#5b2a86", "50m-random": "#f6c57a", "50m-random-merged": "#a98ac8",
+    "50m-seed2": "#7fbbe6", "55m": "#8c510a", "80m": "#2f8f6b", "120m": "#0b5a36",
+    "150m": "#004d47", "75m": "#14988a", "75m-direct": "#7ccbbf",
+}  # fmt: skip
+MARKERS = dict(zip(COLOURS, "soXPDpdh8^>v<H", strict=True))
+LINES = ["-", "--", "-.", ":"]
+HARD, EASY = "#c8371b", "#c3c8ce"  # windows, not models
+BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.7}
+DRAWN = 20_000  # points of a cloud; of more windows, every k-th is drawn
+LISTED = 16  # sources in one figure
+
+
+def colour(name: str) -> str:
+    """The colour of a model; of one not listed, a shade of its kind or family, always the same."""
+    if name in COLOURS:
+        return COLOURS[name]
+    shade, kind = zlib.crc32(name.encode()), name.split("-")[0]
+    if name.endswith("-merged"):
+        kind = "50m-hard-merged"
+    elif "lora" in name or "adapter" in name or name.endswith(("-hard", "-random")):
+        kind = "50m-hard"
+    base = COLOURS.get(kind) or sns.color_palette("colorblind").as_hex()[shade % 10]
+    rgb = np.array(mpl.colors.to_rgb(base))
+    return mpl.colors.to_hex(rgb + (1 - rgb) * (20 + shade % 41) / 100)  # 20 to 60 % lighter
+
+
+def marker(name: str) -> str:
+    """The marker of a model, which tells it apart where colours are not printed."""
+    return MARKERS.get(name) or "oXPDpdhv^><H"[zlib.crc32(name.encode()) % 12]
+
+
+def learning_curves(
+    curves: Mapping[str, Mapping[str, Sequence[float]]], baseline: Mapping[str, float] | None = None
+) -> Figure:
+    """Validation loss over training tokens, {name: {"tokens", "loss"}}; baselines are levels."""
+    ends = {name: c["loss"][-1] for name, c in curves.items()}
+    best = min(ends, key=ends.get)
+    title = f"{best} ends {'lowest, ' if len(ends) > 1 else ''}at {ends[best]:.3f} nats per token"
+    for name, level in (baseline or {}).items():
+        title += f", {_apart(ends[best] - level)} {name}"
+    figure, ax = _figure(title)
+    for i, (name, c) in enumerate(curves.items()):
+        ax.plot(
+            c["tokens"], c["loss"], color=colour(name), marker=marker(name), label=name,
+            linestyle=LINES[i % 4], markevery=max(1, len(c["loss"]) // 8), linewidth=1.8,
+        )  # fmt: skip
+    for name, level in (baseline or {}).items():
+        ax.axhline(level, color=colour(name), linestyle=(0, (6, 2)), linewidth=1.4, label=name)
+    ax.xaxis.set_major_formatter(_count)
+    ax.set(xlabel="training tokens", ylabel="validation loss\n(nats per token)")
+    ax.set_xlim(left=0)
+    ax.legend()
+    return figure
+
+
+def difficulty(student_loss_N: np.ndarray, teacher_loss_N: np.ndarray, threshold: float) -> Figure:
+    """How many windows have which difficulty; those at or above the threshold are the hard set."""
+    difficulty_N = np.asarray(student_loss_N) - np.asarray(teacher_loss_N)
+    known_N = difficulty_N[~np.isnan(difficulty_N)]
+    count = (known_N >= threshold).sum()
+    share = count / len(difficulty_N)
+    title = f"{share:.1%} of windows ({count:,} of {len(difficulty_N):,}) are at least"
+    figure, ax = _figure(f"{title} {threshold:.3f} nats harder for the student")
+    low, high = np.quantile(known_N, [0.001, 0.999])
+    width = max((high - low) / 60, 1e-6)
+    # the line is an edge between two bins, so that the colours are exact; tails join the last bins
+    first, last = (np.floor((x - threshold) / width) for x in (low, high))
+    edges = threshold + width * np.arange(min(first, -1), max(last, 0) + 2)
+    sns.histplot(
+        x=known_N.clip(edges[0], edges[-1]), hue=known_N >= threshold, bins=edges, ax=ax,
+        multiple="stack", palette={False: EASY, True: HARD}, alpha=1, linewidth=0.3, legend=False,
+    )  # fmt: skip
+    ax.set_ylim(0, ax.get_ylim()[1] * 1.3)
+    limit = np.quantile(ax.get_xlim(), 0.7)
+    better = f"← student better: {(known_N < 0).mean():.1%}"
+    for x, y, text in ((threshold, 0.98, f"hard set: {share:.1%} →"), (0, 0.87, better)):
+        ax.axvline(x, color="black", linewidth=1.3, linestyle="-" if x == threshold else ":")
+        side, to = ("left", 5) if x < limit else ("right", -5)
+        form = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "bbox": BOX}
+        ax.annotate(text, (x, y), (to, 0), va="top", ha=side, **form)
+    ax.set(xlabel="difficulty: student loss − teacher loss (nats per token)", ylabel="windows")
+    ax.yaxis.set_major_formatter(_count)
+    return figure
+
+
+def teacher_against_student(
+    student_loss_N: np.ndarray, teacher_loss_N: np.ndarray, hard_N: np.ndarray
+) -> Figure:
+    """Every window by both models' loss."""
+    student_N, teacher_N, hard_N = map(np.asarray, (student_loss_N, teacher_loss_N, hard_N))
+    parts = {"others": (~hard_N, "#8f969e", "o"), "hard": (hard_N, HARD, "^")}
+    lag_N = student_N - teacher_N
+    lags = {k: np.nanmean(lag_N[p[0]]) if p[0].any() else 0 for k, p in parts.items()}
+    title = (
+        f"On the {hard_N.sum():,} hard windows the student is {_apart(lags['hard'])} its teacher"
+    )
+    figure, ax = _figure(f"{title}, on the others {_apart(lags['others'])}", height=3.6)
+    step = -(-len(student_N) // DRAWN)
+    for name, (chosen_N, ink, form) in parts.items():
+        xy = teacher_N[chosen_N][::step], student_N[chosen_N][::step]
+        look = {"marker": form, "linewidth": 0, "alpha": 0.55, "rasterized": True}
+        ax.scatter(*xy, s=11, color=ink, label=name, **look)
+    ends = [np.nanmin(teacher_N), np.nanmax(teacher_N)]
+    ax.plot(ends, ends, color="black", linewidth=1, linestyle="--", label="both the same")
+    drawn = f"; every {step}th window" if step > 1 else ""
+    ax.set(xlabel=f"teacher loss (nats per token{drawn})", ylabel="student loss (nats per token)")
+    ax.legend(markerscale=1.8)
+    return figure
+
+
+def share_by_source(
+    sources: Sequence[str], share_hard: Sequence[float], counts: Sequence[int]
+) -> Figure:
+    """The hard share of each source beside that of all windows; of many, the largest sources."""
+    names = [_printable(str(s)) for s in sources]
+    all_ = pd.DataFrame({"name": names, "hard": list(share_hard), "windows": list(counts)})
+    overall = np.average(all_["hard"], weights=all_["windows"])
+    shown = all_.nlargest(LISTED, "windows").sort_values("hard")
+    top = shown.iloc[-1]
+    title = f"{top['hard']:.1%} of {top['name']} is hard, {overall:.1%} of all windows"
+    figure, ax = _figure(title, rows=len(shown))
+    inks = np.where(shown["hard"] > overall, HARD, EASY)
+    ax.barh(range(len(shown)), shown["hard"], color=inks, height=0.7)
+    ax.axvline(overall, color="black", linewidth=1.3, linestyle="--")
+    for i, row in enumerate(shown.itertuples()):
+        _value(ax, row.hard, i, f"{row.hard:.1%} of {row.windows:,}")
+    _list(ax, shown["name"])
+    ax.set_xlim(0, max(shown["hard"].max(), overall, 0.01) * 1.3)
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    which = f"; the {LISTED} largest of {len(all_)} sources" if len(all_) > LISTED else ""
+    ax.set_xlabel(f"share of windows that are hard (dashed: of all{which})")
+    return figure
+
+
+def quality(rows: Sequence[Mapping[str, float | str]], teacher: str = "teacher") -> Figure:
+    """Validation loss and 95 % interval of every model: rows of name, loss, low, high."""
+    rows = sorted(rows, key=lambda r: -r["loss"])
+    loss = {r["name"]: r["loss"] for r in rows}
+    best = ([name for name in loss if name != teacher] or [teacher])[-1]
+    title = f"{best} has the lowest loss of the students: {loss[best]:.3f} nats per token"
+    if teacher in loss:
+        title += f", {_apart(loss[best] - loss[teacher])} the teacher"
+    figure, ax = _figure(title, rows=len(rows))
+    if teacher in loss:
+        ax.axvline(loss[teacher], color=colour(teacher), linewidth=1.2, linestyle="--")
+    _intervals(ax, [(r["name"], r["loss"], r["low"], r["high"]) for r in rows])
+    ax.set_xlabel("validation loss (nats per token; bars: 95 % interval)")
+    return figure
+
+
+def hard_and_easy(parts: pd.DataFrame) -> Figure:
+    """Change of loss against the base on hard and on easy windows, with 95 % intervals.
+
+    One row a model, named by the index; columns "hard change", "hard low", "hard high" and the same
+    for easy. The title names the merged model that gains most on the hard part, if there is one.
+    """
+    parts = parts.sort_values("hard change", ascending=False)
+    merged = [name for name in parts.index if name.endswith("-merged")]
+    told = parts.loc[merged or list(parts.index), "hard change"].idxmin()
+    hard, easy = (_signed(parts.loc[told, f"{part} change"]) for part in ("hard", "easy"))
+    title = f"{told} changes the loss on hard windows by {hard} nats, on easy ones by {easy}"
+    figure, ax = _figure(title, rows=1.5 * len(parts))
+    ax.axvline(0, color="black", linewidth=1.2)
+    for part, up, form, line in (("hard", 0.17, "^", "-"), ("easy", -0.17, "o", ":")):
+        columns = [f"{part} {key}" for key in ("change", "low", "high")]
+        for i, (name, *row) in enumerate(parts[columns].itertuples()):
+            ink, fill = colour(name), colour(name) if part == "hard" else "white"
+            ax.plot(row[1:], [i + up] * 2, color=ink, linewidth=2, linestyle=line)
+            ax.plot(row[0], i + up, form, color=ink, markersize=7, markerfacecolor=fill)
+        fill = "#444444" if part == "hard" else "white"
+        ax.plot([], [], form, color="#444444", markerfacecolor=fill, label=f"{part} windows")
+    _list(ax, parts.index)
+    ax.set_xlabel("change of loss against the base (nats per token; left is better)")
+    figure.legend(loc="outside lower right", ncols=2)
+    return figure
+
+
+def kept_and_lost(
+    cuts: Mapping[str, Mapping[str, Mapping[str, float]]], base: str, teacher: str = "teacher"
+) -> Figure:
+    """How far behind the teacher by kind of token, {cut: {bucket: {model: loss}}}, a panel a cut.
+
+    Drawn are the base and what was made from it or beside it (names that begin with the base's and
+    a hyphen); other sizes are in the table.
+    """
+    behind = {(cut, b): m[base] - m[teacher] for cut, bs in cuts.items() for b, m in bs.items()}
+    cut, bucket = max(behind, key=behind.get)
+    title = f"{base} is furthest behind its teacher at “{bucket}” ({cut})"
+    rows = -(-len(cuts) // 2)
+    figure = Figure(figsize=(6, 1.2 + 1.5 * rows), layout="constrained")
+    _title(figure, f"{title}: {_signed(behind[cut, bucket])} nats per token")
+    axes = figure.subplots(rows, 2, sharex=True, squeeze=False).ravel()
+    for ax, (cut, buckets) in zip(axes, cuts.items(), strict=False):
+        ax.set_title(cut, loc="left")
+        ax.axvline(0, color=colour(teacher), linewidth=1.2)
+        names = [n for n in next(iter(buckets.values())) if n == base or n.startswith(f"{base}-")]
+        for name in sorted(names, key=base.__eq__):  # the base last, on top
+            x = [m[name] - m[teacher] for m in buckets.values()]
+            form = {"color": colour(name), "markersize": 7, "markeredgecolor": "white"}
+            ax.plot(x, range(len(x)), marker(name), label=name, **form)
+        _list(ax, buckets)
+        ax.invert_yaxis()
+    for ax in axes[len(cuts) :]:
+        ax.remove()
+    for ax in axes[max(0, len(cuts) - 2) : len(cuts)]:
+        ax.tick_params(labelbottom=True)
+        ax.set_xlabel("loss − teacher's (nats per token)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=3)
+    return figure
+
+
+def calibration(bins: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Accuracy against confidence, {model: {"confidence", "accuracy", "share"}}, by bins.
+    The number is the expected calibration error, Σ share · |accuracy − confidence|."""
+    frames = {name: pd.DataFrame(b).query("share > 0") for name, b in bins.items()}
+    told = {n: (b.share * (b.accuracy - b.confidence).abs()).sum() for n, b in frames.items()}
+    said = ", ".join(f"{name} {error:.3f}" for name, error in told.items())
+    figure, ax = _figure(f"Calibration error (0 is perfect): {said}", height=3.4)
+    ax.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--", label="perfect")
+    for i, (name, b) in enumerate(frames.items()):
+        ax.plot(b.confidence, b.accuracy, LINES[i % 4], color=colour(name), linewidth=1.2)
+        form = {"color": colour(name), "marker": marker(name), "label": name}
+        ax.scatter(b.confidence, b.accuracy, 15 + 150 * b.share, **form)
+    ax.set(xlabel="confidence in the likeliest token (size: share of tokens)", xlim=(0, 1))
+    ax.set(ylabel="how often it is right", ylim=(0, 1))
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.legend()
+    return figure
+
+
+def sizes(
+    names: Sequence[str], parameters: Sequence[int], loss: Sequence[float], teacher: str = "teacher"
+) -> Figure:
+    """Validation loss against the number of weights, every model by name."""
+    points = {n: (float(p), float(y)) for n, p, y in zip(names, parameters, loss, strict=True)}
+    best = min((n for n in points if n != teacher), key=lambda n: points[n][1], default=teacher)
+    title = f"{best} has {_count(points[best][0])} weights and {points[best][1]:.3f} nats"
+    if teacher in points:
+        title += f", the teacher {_count(points[teacher][0])} and {points[teacher][1]:.3f}"
+    figure, ax = _figure(title, height=3.8)
+    by_loss = sorted(points, key=lambda n: -points[n][1])
+    for name, height in zip(by_loss, np.linspace(1, 0, len(points) + 1), strict=False):
+        form = {"color": colour(name), "markersize": 8, "markeredgecolor": "white"}
+        ax.plot(*points[name], marker(name), **form)
+        line = {"arrowstyle": "-", "color": colour(name), "lw": 0.6, "alpha": 0.6, "shrinkB": 4}
+        form = {"textcoords": "axes fraction", "va": "center", "arrowprops": line}
+        ax.annotate(name, points[name], (1.04, height), **form)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=[1, 1.5, 2, 3, 5, 7]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(_count)
+    ax.set(xlabel="weights (logarithmic)", ylabel="validation loss (nats per token)")
+    return figure
+
+
+def progressive(versus: Mapping) -> Figure:
+    """Two routes to one size: "losses" and "intervals" by name, "difference" (first − second) with
+    its "low" and "high"."""
+    one, other = versus["losses"]
+    low, high = versus["low"], versus["high"]
+    size = f"{_signed(versus['difference'])} nats [{_signed(low)}, {_signed(high)}]"
+    title = f"{one} ends {'better' if high < 0 else 'worse'} than {other}: {size}"
+    if low <= 0 <= high:
+        title = f"No clear difference between {one} and {other}: {size}"
+    figure, ax = _figure(title, height=2.2)
+    _intervals(ax, [(n, versus["losses"][n], *versus["intervals"][n]) for n in (other, one)])
+    ax.set_xlabel("validation loss (nats per token; bars: 95 % interval)")
+    return figure
+
+
+# --- shared
+
+
+def _figure(title: str, height: float = 3.0, rows: float = 0) -> tuple[Figure, Axes]:
+    """6 inches wide, and high enough for a list of `rows`. pyplot does not know it, so that a
+    notebook shows it only once."""
+    figure = Figure(figsize=(6, max(height, 1.2 + 0.26 * rows)), layout="constrained")
+    _title(figure, title)
+    return figure, figure.add_subplot()
+
+
+def _title(figure: Figure, text: str) -> None:
+    lines = -(-len(text) // 76)  # as even as they come
+    text = textwrap.fill(text, 76 if lines == 1 else len(text) // lines + 9, break_on_hyphens=False)
+    figure.suptitle(text, x=0.01, ha="left", linespacing=1.15)
+
+
+def _list(ax: Axes, names: Sequence[str]) -> None:
+    ax.set_yticks(range(len(names)), list(names))
+    ax.set_ylim(-0.6, len(names) - 0.4)
+    ax.grid(axis="y", visible=False)
+
+
+def _value(ax: Axes, x: float, y: float, text: str) -> None:
+    form = {"textcoords": "offset points", "va": "center", "fontsize": 8.5, "bbox": BOX}
+    ax.annotate(text, (x, y), (5, 0), **form)
+
+
+def _intervals(ax: Axes, rows: Sequence[tuple[str, float, float, float]]) -> None:
+    for i, (name, value, low, high) in enumerate(rows):
+        ax.plot([low, high], [i, i], color=colour(name), linewidth=2.2, solid_capstyle="butt")
+        ax.plot(value, i, marker(name), color=colour(name), markersize=8, markeredgecolor="white")
+        _value(ax, max(value, high), i, f"{value:.3f}")
+    _list(ax, [name for name, *_ in rows])
+    ax.margins(x=0.12)
+
+
+def _apart(difference: float) -> str:
+    return f"{abs(difference):.3f} nats {'above' if difference >= 0 else 'below'}"
+
+
+def _signed(x: float) -> str:
+    return f"{x:+.3f}".replace("-", "−")
+
+
+def _count(x: float, _: int = 0) -> str:
+    """1,200,000 as 1.2M; a tick formatter too."""
+    size, unit = next((s for s in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if abs(x) >= s[0]), (1, ""))
+    return f"{x / size:.3g}{unit}"
+
+
+def _printable(name: str) -> str:
+    """A name from outside, with "?" for a sign that no font here has: no reason to stop a run."""
+    return "".join(c if any(f.get_char_index(ord(c)) for f in FONTS) else "?" for c in name)

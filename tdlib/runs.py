@@ -1,0 +1,416 @@
+"""A run: one notebook with one set of parameters. Its state while it runs, and its records.
+
+In the run folder: state/<run>.json says who runs it and how far it is, results/<run>.json what came
+out and where it comes from, hashes/<run>.json (module hashes) what it was made from. Files appear
+whole or not at all. Imports no torch.
+"""
+
+import atexit
+import ctypes
+import datetime
+import io
+import json
+import os
+import platform
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from tdlib import hashes, parameters
+from tdlib.hashes import is_current, older_code
+from tdlib.parameters import notebook_of
+
+__all__ = ["Run", "is_current", "older_code", "start", "state", "states", "write", "write_state"]
+
+HEARTBEAT_S = 5
+LOST_S = 120  # without a heartbeat, where the process cannot be looked at
+DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not outlive
+
+
+# --- state: who runs it, and is it alive
+
+
+def state(out: Path, run: str) -> dict:
+    """state/<run>.json, with "lost" for a run whose process is gone without a word."""
+    found = _read(Path(out) / "state" / f"{run}.json") or {"run": run, "state": "queued"}
+    return found | {"state": "lost"} if found["state"] == "running" and _gone(found) else found
+
+
+def states(out: Path) -> list[dict]:
+    return [state(out, path.stem) for path in sorted((Path(out) / "state").glob("*.json"))]
+
+
+def write_state(out: Path, run: str, what: str, **more: object) -> None:
+    """`what` is running, done, failed or interrupted; this process is the one that says so."""
+    pid = os.getpid()
+    who = {"pid": pid, "pid_started": _started(pid), "boot": _boot(), "host": socket.gethostname()}
+    known = {"run": run, "notebook": notebook_of(run), "state": what} | who
+    write(out / "state" / f"{run}.json", json.dumps(known | {"heartbeat": time.time()} | more))
+
+
+def _gone(found: dict) -> bool:
+    if found["host"] != socket.gethostname():  # a shared disk: only its heartbeat is known
+        return time.time() - found["heartbeat"] > LOST_S
+    return found["boot"] != _boot() or found["pid_started"] != _started(found["pid"])
+
+
+def _boot() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _started(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot (its number may be used again); None where it
+    is gone or a zombie. Without /proc, 0 for one that is there."""
+    try:
+        if not Path("/proc/self/stat").exists():
+            os.kill(pid, 0)
+            return 0
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()  # a program's name may hold spaces
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """A file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(beside, path)
+
+
+def die_with_parent(how: int = signal.SIGTERM) -> None:
+    """Ask Linux for a signal when the parent is gone, even by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, how)  # 1: PR_SET_PDEATHSIG
+
+
+# --- the run, as a notebook sees it
+
+_latest: "Run | None" = None  # a notebook's second start ends the first
+
+
+def start(notebook: str, given: dict | None = None) -> "Run":
+    """Check the parameters, then begin: state, clock, seed. Where the run is done already, `once`
+    gives back what it remembers. `given` replaces the notebook's cells in a script or a test."""
+    global _latest
+    values = parameters.from_cells(notebook) if given is None else parameters.check(notebook, given)
+    if os.environ.get(DIE_WITH) == str(os.getppid()):
+        die_with_parent()
+    if _latest:
+        _latest.detach()
+    os.chdir(parameters.ROOT)  # Lab starts kernels in notebooks/
+    _latest = Run(values)
+    return _latest
+
+
+class Run:
+    """`run`, `notebook`, `out`, `parameters`, `device` and `models` are there to be read."""
+
+    def __init__(self, values: dict):
+        self.run, self.notebook = values["run"], notebook_of(values["run"])
+        self.parameters, self.out = values, parameters.ROOT / values["out"]
+        self.models: dict[str, dict] = {}
+        self.current = is_current(self.out, self.run, values)
+        self._record = _read(self._file("results", "json")) if self.current else {}
+        self._remembered = self._record.get("remembered", {})
+        self._finding, self._began, self._clock = "", time.time(), time.monotonic()
+        self._status, self._seen, self._lock = "running", {}, threading.RLock()
+        self._progress: dict = {"step": 0, "steps": 0}
+        self._refuse_twice()
+        if not self.current:
+            self._begin_anew()
+        self._attach()
+        self._say("running")
+        _seed(values["seed"])
+
+    def path(self, *parts: str) -> Path:
+        """A path in the run folder, the folder it lies in made."""
+        path = self.out.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def device(self) -> str:
+        """cpu or cuda; "auto" is cuda where there is one."""
+        import torch
+
+        wanted, there = self.parameters["device"], torch.cuda.is_available()
+        if wanted.startswith("cuda") and not there:
+            raise ValueError(f"device = {wanted!r}, and torch sees no GPU here: use auto or cpu")
+        return wanted if wanted != "auto" else "cuda" if there else "cpu"
+
+    def once(self, name: str, function: Callable, *args, **kwargs):
+        """What the function returns, as JSON gives it back: called now, or remembered from when
+        this same run was made."""
+        if not (self.current and name in self._remembered):
+            value = function(*args, **kwargs)
+            self._remembered[name] = json.loads(json.dumps(value, default=_plain))
+        return self._remembered[name]
+
+    def progress(self, step: int, steps: int, message: str = "") -> None:
+        """Heartbeat, and one line in the notebook that is updated in place, twice a second."""
+        now, p = time.monotonic(), self._progress
+        if steps != p["steps"] or step < p["step"]:  # another loop begins, with a line of its own
+            p = {"first": step, "began": now, "said": 0, "line": None}
+        p |= {"step": step, "steps": steps}
+        self._progress = p
+        if now - p["said"] < 0.5 and step < steps:
+            return
+        passed, done = now - p["began"], step - p["first"]
+        left = passed / done * (steps - step) if done else None
+        self._say(step=step, steps=steps, message=message, left_s=left)
+        ending = f"{_clock(left)} left" if left is not None else ""
+        ending = f"took {_clock(passed)}" if step >= steps else ending
+        parts = (f"step {step:,} of {steps:,}", message, ending)
+        p["line"] = _show(" · ".join(filter(None, parts)), p["line"])
+        p["said"] = now
+
+    def figure(self, name: str, figure, alt: str) -> None:
+        """Save as figures/<run>-<name>.png and .svg, and show it with its alternative text."""
+        from IPython.display import Image, display
+
+        options = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
+        for kind in ("svg", "png"):
+            file = io.BytesIO()
+            figure.savefig(file, format=kind, bbox_inches="tight", **options[kind])
+            write(self.out / "figures" / f"{self.run}-{name}.{kind}", file.getvalue())
+        if "matplotlib.pyplot" in sys.modules:  # or the notebook would show it a second time
+            sys.modules["matplotlib.pyplot"].close(figure)
+        display(Image(file.getvalue(), alt=alt), metadata={"alt": alt})
+
+    def table(self, name: str, table) -> None:
+        """Save as tables/<run>-<name>.csv and .md, and show it."""
+        from IPython.display import HTML, display
+
+        index = type(table.index).__name__ != "RangeIndex"  # plain row numbers say nothing
+        path = self.out / "tables" / f"{self.run}-{name}"
+        write(path.with_name(f"{path.name}.csv"), table.to_csv(index=index))
+        write(path.with_name(f"{path.name}.md"), table.to_markdown(index=index, floatfmt=".4g"))
+        display(HTML(table.to_html(index=index, float_format="{:.4g}".format, border=0)))
+
+    def model(self, name: str, metrics: dict) -> None:
+        """One row of results["models"]."""
+        self.models[name] = metrics
+
+    def finding(self, sentence: str) -> None:
+        """What came out, in one sentence with its number."""
+        from IPython.display import Markdown, display
+
+        self._finding = sentence
+        display(Markdown(f"**{sentence}**"))
+
+    def finish(self, tokens_per_second: float | None = None) -> None:
+        """Write the records; only now is the run done. A run that only gave back what it remembered
+        keeps the record of when it was made."""
+        said = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
+        record = self._record or self._provenance(tokens_per_second)
+        if not self.current:
+            made = hashes.outputs(self.out, self.run, self.parameters)
+            if missing := [path for path, where in made.items() if not where.exists()]:
+                raise FileNotFoundError(f"{self.run} ends without {missing}: it must write them")
+        write(self._file("results", "json"), _json(record | said))
+        if not self.current:
+            kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
+            write(self._file("hashes", "json"), _json(kept))
+            shutil.rmtree(self.out / "checkpoints" / self.run, ignore_errors=True)
+        self._say("done")
+        self.detach()
+
+    def detach(self) -> None:
+        """No longer listen to the notebook; a run that is not done is interrupted."""
+        self._stop.set()
+        self._interrupted()
+        atexit.unregister(self._interrupted)
+        if self._shell:
+            self._shell.events.unregister("pre_run_cell", self._before_cell)
+            self._shell.events.unregister("post_run_cell", self._after_cell)
+
+    def _file(self, folder: str, kind: str) -> Path:
+        return self.out / folder / f"{self.run}.{kind}"
+
+    def _refuse_twice(self) -> None:
+        """Two processes that write the same files would spoil both."""
+        other = state(self.out, self.run)
+        if other["state"] == "running" and other["pid"] not in (os.getpid(), os.getppid()):
+            raise RuntimeError(
+                f"{self.run} is already being run by process {other['pid']} on {other['host']}: "
+                "wait for it, or end it"
+            )
+
+    def _begin_anew(self) -> None:
+        """Look at the inputs. From now on the run is not done; and a checkpoint made by other
+        parameters, inputs or code is of no use to it."""
+        found = hashes.inputs(self.out, self.run, self.parameters)
+        if missing := [str(path) for path in found.values() if not path.exists()]:
+            where = f"PROFILE={self.parameters['profile']} OUT={self.parameters['out']}"
+            raise FileNotFoundError(
+                f"{self.run} needs {', '.join(missing)}, which is not there: "
+                f"`make book {where} ONLY={self.run}` makes it"
+            )
+        known = hashes.made_by_others(self.out, self.run)
+        self._inputs = {n: hashes.fingerprint(path, known.get(n)) for n, path in found.items()}
+        self._code = hashes.of_code(self.notebook)
+        self._file("hashes", "json").unlink(missing_ok=True)
+        contents = [(name, found["sha256"]) for name, found in self._inputs.items()]
+        code = self._code if self.parameters["profile"] in hashes.QUICK else ""
+        key = hashes.of([hashes.of_parameters(self.parameters), contents, code])
+        folder = self.out / "checkpoints" / self.run
+        if self.parameters["redo"] or _read(folder / "made_from.json") != key:
+            shutil.rmtree(folder, ignore_errors=True)
+        write(folder / "made_from.json", json.dumps(key))
+
+    def _attach(self) -> None:
+        """Listen to cells that fail, to signals and to the end; and keep the heart beating."""
+        self._shell, self._stop = parameters.shell(), threading.Event()
+        if self._shell:
+            self._shell.events.register("pre_run_cell", self._before_cell)
+            self._shell.events.register("post_run_cell", self._after_cell)
+        atexit.register(self._interrupted)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._terminated)
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            self._say()
+
+    def _say(self, what: str | None = None, **more: object) -> None:
+        """Write the state; without `what` it is the one before."""
+        with self._lock:
+            self._status = what or self._status
+            self._seen |= more
+            write_state(self.out, self.run, self._status, **self._seen)
+
+    def _before_cell(self, info) -> None:
+        if self._status in ("failed", "interrupted"):
+            self._say("running", error=[])
+
+    def _after_cell(self, result) -> None:
+        error = result.error_before_exec or result.error_in_exec
+        if isinstance(error, KeyboardInterrupt):
+            self._say("interrupted")
+        elif error is not None:
+            lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
+            self._say("failed", error=lines[-8:])
+
+    def _interrupted(self) -> None:
+        if self._status == "running":
+            self._say("interrupted")
+
+    def _terminated(self, number: int, frame) -> None:
+        self._interrupted()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def _provenance(self, tokens_per_second: float | None) -> dict:
+        defaults, values = parameters.declared(self.notebook), self.parameters
+        commit, dirty = _commit()
+        began = datetime.datetime.fromtimestamp(self._began, datetime.UTC)
+        makers = {p.stem: _read(p) for p in sorted((self.out / "hashes").glob("*.json"))}
+        return {
+            "run": self.run, "notebook": self.notebook, "profile": values["profile"],
+            "parameters": values, "changed": [n for n in values if values[n] != defaults[n]],
+            "seed": values["seed"], "commit": commit, "dirty": dirty, "code": self._code,
+            "versions": _versions(), "device": _device(values["device"]),
+            "inputs": {name: found["sha256"] for name, found in self._inputs.items()},
+            "reads": {
+                run: kept["parameters"] for run, kept in makers.items()
+                if self._inputs.keys() & kept["outputs"].keys()
+            },
+            "started": began.isoformat(timespec="seconds"),
+            "seconds": time.monotonic() - self._clock, "tokens_per_second": tokens_per_second,
+            "peak_memory_mib": _peak_memory_mib(),
+        }  # fmt: skip
+
+
+def _seed(seed: int) -> None:
+    """Python's and numpy's; torch's is set where weights are drawn."""
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def _read(path: Path):
+    return json.loads(path.read_text(encoding="utf8")) if path.exists() else None
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: object):
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays, tensors
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be remembered: return numbers, text or lists")
+
+
+def _clock(seconds: float) -> str:
+    """0:31, 12:05, 1:02:03"""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _show(line: str, shown):
+    """One line of text in the notebook, in place of the one shown before."""
+    if parameters.shell() is None:
+        return None
+    from IPython.display import display
+
+    if shown is None:
+        return display({"text/plain": line}, raw=True, display_id=True)
+    shown.update({"text/plain": line}, raw=True)
+    return shown
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit, and whether anything differs from it; None where there is no git."""
+    ask = ["git", "-C", str(parameters.ROOT)]
+    try:
+        commit, changes = (
+            subprocess.check_output([*ask, *what], stderr=subprocess.DEVNULL, text=True).strip()
+            for what in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return commit, bool(changes)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "numpy", "sentencepiece", "pandas", "matplotlib")
+    loaded = {p: sys.modules[p].__version__ for p in packages if p in sys.modules}
+    return {"python": platform.python_version()} | loaded
+
+
+def _device(wanted: str) -> str:
+    torch = sys.modules.get("torch")
+    if torch and wanted != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads() if torch else os.cpu_count()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"cpu, {threads} thread{'s' * (threads > 1)}, {(names or [platform.machine()])[0]}"
+
+
+def _peak_memory_mib() -> float:
+    """Of the GPU where one was used, else of the process."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

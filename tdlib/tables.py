@@ -1,0 +1,248 @@
+"""The plan's tables with our measurement beside them, never in one column.
+
+Loss is nats per token. Quality is a formula, printed with every table: teacher loss / student loss.
+The plan gives percentages without a formula, so the formula is applied to the plan's losses too.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from tdlib import evaluate, generate
+from tdlib.shapes import LlamaConfig, describe
+
+# The plan's estimates: validation loss (low, high), its quality in percent, hours on a B200.
+PLAN = {
+    "teacher": dict(loss=(2.58, 2.58), quality=(100, 100)),
+    "120m": dict(loss=(2.7, 2.8), quality=(90, 93), hours=(5, 6)),
+    "80m": dict(loss=(2.8, 3.0), quality=(85, 88), hours=(4, 5)),
+    "50m": dict(loss=(3.0, 3.3), quality=(75, 80), hours=(3, 4)),
+    "50m-scratch": dict(loss=(3.5, 3.8), quality=(60, 65)),
+    "50m-hard-merged": dict(loss=(2.8, 2.9), quality=(87, 90), hours=(7, 10)),
+    "150m": dict(hours=(5, 6)),
+    "75m": dict(loss=(2.8, 2.9), quality=(87, 90), hours=(10, 12)),
+    "75m-direct": dict(loss=(2.9, 3.1), quality=(82, 85)),
+    "scores": dict(hours=(2, 3)),
+    "50m-hard": dict(hours=(1, 2)),
+}
+QUALITY = "quality = teacher loss / student loss"
+Q4_LIMIT = 33e6  # bytes: what still passes for the plan's "~30 MB"
+
+
+def span(low: float, high: float, digits: int = 2) -> str:
+    """ "3.00–3.30", or one number where both are the same, or "–" where the plan gives none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "–"
+    return f"{low:.{digits}f}" if low == high else f"{low:.{digits}f}–{high:.{digits}f}"
+
+
+def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
+    """ "−0.220 [−0.224, −0.215]", with true minus signs; "undefined" where there is no value."""
+    if not math.isfinite(value):
+        return "undefined"
+    text = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return text.replace("-", "−")
+
+
+def _plan(name: str, key: str) -> tuple[float, float]:
+    return PLAN.get(name, {}).get(key, (np.nan, np.nan))
+
+
+def quality(
+    metrics: dict[str, dict],
+    resampled: dict[str, np.ndarray],
+    base: str,
+    scratch: str | None,
+    teacher: str = "teacher",
+) -> pd.DataFrame:
+    """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` its
+    bootstrapped losses, drawn together. Differences are against `base`, with 95 % intervals."""
+    rows = []
+    low, high = (np.array([_plan(m, "loss")[i] for m in metrics]) for i in (0, 1))
+    for i, (name, m) in enumerate(metrics.items()):
+        change_R = resampled[name] - resampled[base]
+        change = m["loss"] - metrics[base]["loss"]
+        rows.append({
+            "model": name, "parameters": f"{m['parameters']:,}", "loss": f"{m['loss']:.3f}",
+            f"against {base}": "baseline" if name == base
+            else with_interval(change, *evaluate.interval(change_R)),
+            "640 windows": f"{m['loss_fixed']:.3f}", "perplexity": f"{m['perplexity']:.3g}",
+            "bits/byte": f"{m['bits_per_byte']:.3f}", "KL to teacher": f"{m['kl']:.3f}",
+            "agreement": f"{m['agreement']:.1%}",
+            "calibration error": f"{m['calibration_error']:.1%}",
+            "gap closed": _gap(metrics, resampled, name, scratch, teacher),
+            "quality": f"{metrics[teacher]['loss'] / m['loss']:.1%}",
+            "plan: loss": span(low[i], high[i]),
+            "plan's loss, our formula": span(*(258 / np.array([high[i], low[i]])), 1),
+            "plan: quality %": span(*_plan(name, "quality"), 0),
+        })  # fmt: skip
+    return pd.DataFrame(rows).set_index("model")
+
+
+def _gap(metrics: dict, resampled: dict, name: str, scratch: str | None, teacher: str) -> str:
+    if scratch is None or name in (scratch, teacher):
+        return "0" if name == scratch else "1" if name == teacher and scratch else "–"
+    values_R = evaluate.gap_closed(resampled[scratch], resampled[name], resampled[teacher])
+    if not np.isfinite(values_R).any():
+        return "undefined"
+    gap = metrics[scratch]["loss"] - metrics[teacher]["loss"]
+    return with_interval(
+        (metrics[scratch]["loss"] - metrics[name]["loss"]) / gap, *evaluate.interval(values_R), 2
+    )
+
+
+def hard_and_easy(
+    window_loss: dict[str, np.ndarray], hard_N: np.ndarray, document_N: np.ndarray, base: str,
+    resamples: int,
+) -> pd.DataFrame:  # fmt: skip
+    """Each model's loss on the hard and on the other validation windows, and its change against
+    `base` with a 95 % interval over documents; numbers, for a figure and a table alike."""
+    rows = []
+    for name, loss_N in window_loss.items():
+        row = {"model": name}
+        for part, chosen_N in (("hard", hard_N), ("easy", ~hard_N)):
+            pair_KN = np.stack([loss_N[chosen_N], window_loss[base][chosen_N]])
+            means_RK = evaluate.resampled_means(pair_KN, document_N[chosen_N], resamples)
+            low, high = evaluate.interval(means_RK[:, 0] - means_RK[:, 1])
+            change = float(pair_KN[0].mean() - pair_KN[1].mean())
+            row |= {part: float(pair_KN[0].mean()), f"{part} change": change}
+            row |= {f"{part} low": low, f"{part} high": high}
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("model")
+
+
+def cost(results: dict[str, dict]) -> pd.DataFrame:
+    """Hours of every run, measured here, beside the plan's estimate for a B200."""
+    rows = []
+    for run, result in results.items():
+        names = list(result.get("models", {})) or [result["parameters"].get("adapter", "")]
+        key = "scores" if result["notebook"] == "02_hard_set" else names[0]
+        rows.append({
+            "run": run, "device": result["device"], "minutes": f"{result['seconds'] / 60:.2f}",
+            "tokens/s": f"{result.get('tokens_per_second') or math.nan:,.0f}",
+            "plan: hours on a B200": span(*_plan(key, "hours"), 0),
+        })  # fmt: skip
+    return pd.DataFrame(rows).set_index("run")
+
+
+def sizes(
+    shapes: dict[str, dict | LlamaConfig], vocab_sizes: list[int], teacher: str
+) -> pd.DataFrame:
+    """Real sizes before a run: parameters, of which embedding, compression against the teacher with
+    and without the embedding, and the 4-bit file and whether it passes for the plan's 30 MB."""
+    rows = []
+    for v in vocab_sizes:
+        all_sizes = {
+            name: describe(s if isinstance(s, LlamaConfig) else LlamaConfig(vocab_size=v, **s))
+            for name, s in shapes.items()
+        }
+        big = all_sizes[teacher]
+        for name, d in all_sizes.items():
+            body, big_body = (x["parameters"] - x["embedding_parameters"] for x in (d, big))
+            rows.append({
+                "vocabulary": f"{v:,}", "shape": name,
+                "parameters": f"{d['parameters'] / 1e6:.1f} M",
+                "of which embedding": f"{d['embedding_parameters'] / 1e6:.1f} M",
+                "compression": f"{big['parameters'] / d['parameters']:.2f}×",
+                "without embedding": f"{big_body / body:.2f}×",
+                "Q4_0 file": f"{d['q4_0_bytes'] / 1e6:.1f} MB",
+                "passes 33 MB": "yes" if d["q4_0_bytes"] <= Q4_LIMIT else "no",
+            })  # fmt: skip
+    return pd.DataFrame(rows).set_index(["vocabulary", "shape"])
+
+
+def metrics(rows: dict[str, dict]) -> pd.DataFrame:
+    """Every metric of some models, the first one the baseline, with the difference in loss."""
+    frame = pd.DataFrame(rows).T
+    first = next(iter(rows))
+    frame.insert(1, f"loss − {first}'s", frame["loss"] - rows[first]["loss"])
+    frame["parameters"] = frame["parameters"].map("{:,.0f}".format)
+    for column in frame.columns[1:]:
+        frame[column] = frame[column].map("{:.4f}".format)
+    return frame.rename(columns={"loss_fixed": "loss, fixed windows", "kl": "KL to teacher"})
+
+
+def likeliest(model, tokenizer, ids: list[int], temperatures: tuple[float, ...]) -> pd.DataFrame:
+    """The five likeliest next pieces after some ids, at several temperatures."""
+    columns = {}
+    for t in dict.fromkeys(temperatures):
+        top = generate.likeliest(model, ids, 5, t)
+        pieces = tokenizer.pieces(top)
+        columns |= {f"piece at T = {t:g}": [p.replace("▁", " ") for p in pieces]}
+        columns |= {f"probability at T = {t:g}": [f"{p:.1%}" for p in top.values()]}
+    return pd.DataFrame(columns, index=pd.RangeIndex(1, 6, name="rank"))
+
+
+def by_source(hard_N: np.ndarray, document_N: np.ndarray, sources: list[str]) -> pd.DataFrame:
+    """Per source its windows, and the share of them that is hard."""
+    source_N = np.array(sources, dtype=object)[document_N]
+    frame = pd.DataFrame({"source": source_N, "hard": hard_N})
+    table = frame.groupby("source")["hard"].agg(["size", "sum", "mean"])
+    table.columns = ["windows", "hard windows", "hard"]
+    return table.sort_values("hard", ascending=False)
+
+
+def texts(found: dict[str, dict]) -> pd.DataFrame:
+    """Generated texts side by side, and how much each model repeats itself."""
+    frame = pd.DataFrame(found).T
+    frame["repeated_4grams"] = frame["repeated_4grams"].map("{:.1%}".format)
+    frame["distinct_2grams"] = frame["distinct_2grams"].map("{:.1%}".format)
+    return frame.rename(
+        columns={"repeated_4grams": "repeated 4-grams", "distinct_2grams": "distinct bigrams"}
+    )
+
+
+def hard_and_easy_words(parts: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of hard_and_easy as a table to read."""
+    columns = {}
+    for part in ("hard", "easy"):
+        columns[f"loss, {part}"] = parts[part].map("{:.3f}".format)
+        columns[f"change, {part}"] = [
+            with_interval(*row)
+            for row in parts[[f"{part} {k}" for k in ("change", "low", "high")]].to_numpy()
+        ]
+    return pd.DataFrame(columns, index=parts.index)
+
+
+def quality_points(metrics: dict[str, dict], resampled: dict[str, np.ndarray]) -> list[dict]:
+    """Loss and interval of each model, as plots.quality takes them."""
+    spans = {name: evaluate.interval(resampled[name]) for name in metrics}
+    return [
+        {"name": name, "loss": m["loss"], "low": spans[name][0], "high": spans[name][1]}
+        for name, m in metrics.items()
+    ]
+
+
+def kept_and_lost(rows: list[dict], teacher: str, names: list[str]) -> pd.DataFrame:
+    """Per kind of token: how many, the teacher's loss, and how far each model is behind it."""
+    table = []
+    for row in rows:
+        behind = {f"{n} − {teacher}": f"{row[n] - row[teacher]:+.3f}" for n in names if n in row}
+        first = {k: row[k] for k in ("cut", "bucket", "tokens")} | {teacher: f"{row[teacher]:.3f}"}
+        table.append(first | behind)
+    return pd.DataFrame(table).set_index(["cut", "bucket"])
+
+
+def nested(rows: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
+    """kept-and-lost rows as cut → bucket → model → loss."""
+    cuts = {}
+    for row in rows:
+        losses = {k: v for k, v in row.items() if k not in ("cut", "bucket", "tokens")}
+        cuts.setdefault(row["cut"], {})[row["bucket"]] = losses
+    return cuts
+
+
+def route_cost(routes: dict[str, list[list[dict]]]) -> pd.DataFrame:
+    """Tokens and minutes of training of each route, from the logs of its students."""
+    rows = []
+    for name, logs in routes.items():
+        ends = [log[-1] for log in logs]
+        seconds = sum(r["tokens"] / r.get("train/tokens_per_sec", math.nan) for r in ends)
+        plan = {"progressive": "75m"}.get(name, "75m-direct")
+        rows.append({
+            "route": name, "students": len(logs), "tokens": f"{sum(r['tokens'] for r in ends):,}",
+            "minutes": f"{seconds / 60:.2f}",
+            "plan: hours on a B200": span(*_plan(plan, "hours"), 0),
+        })  # fmt: skip
+    return pd.DataFrame(rows).set_index("route")

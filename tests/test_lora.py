@@ -1,0 +1,333 @@
+"""Adapters against PEFT: outputs, sizes, gradients, files both ways; and merging."""
+
+import json
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from tdlib import lora
+from tdlib.model import SHAPES, Llama, LlamaConfig
+
+SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def tiny(seed=0, **change) -> Llama:
+    torch.manual_seed(seed)
+    shape = dict(vocab_size=97, layers=2, heads=4, kv_heads=2, dim=48, mlp_dim=80, context=32)
+    model = Llama(LlamaConfig(**shape | change))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.mul_(4)  # else the adapters hardly show in the logits
+    return model
+
+
+def adapted(rank=4, scale=2.5, seed=0, **options) -> Llama:
+    """With adapters that do something: B is drawn, too."""
+    model = lora.attach(tiny(), rank, scale, seed=seed, **options)
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in lora.adapters(model).values():
+            part.lora_B.copy_(torch.randn(part.lora_B.shape, generator=g) * 0.1)
+    return model
+
+
+def some_ids() -> torch.Tensor:
+    return torch.randint(97, (2, 32), generator=torch.Generator().manual_seed(1))
+
+
+def near(found, wanted, relative=1e-5):
+    error = (found - wanted).abs().max().item()
+    assert error <= relative * wanted.abs().max().item(), f"{error:.3g} of {wanted.abs().max():.3g}"
+
+
+def one_line(error, *words):
+    text = str(error.value)
+    assert "\n" not in text and all(str(word) in text for word in words), text
+
+
+# --- PEFT
+
+
+@pytest.fixture
+def base(tmp_path):
+    tiny().save(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def hugging_face(base) -> transformers.LlamaForCausalLM:
+    return transformers.LlamaForCausalLM.from_pretrained(base)
+
+
+@pytest.mark.parametrize("rank, scale", [(4, 2.5), (3, 1.0), (1, 0.1)])
+def test_peft_reads_our_adapters_to_the_same_outputs_sizes_and_gradients(
+    rank, scale, base, tmp_path
+):
+    model, ids = adapted(rank, scale), some_ids()
+    lora.save(model, tmp_path / "adapter", base=str(base))
+    theirs = peft.PeftModel.from_pretrained(
+        hugging_face(base), tmp_path / "adapter", is_trainable=True
+    )
+    assert theirs.peft_config["default"].base_model_name_or_path == str(base)
+    for logits in (ours := model(ids), wanted := theirs(ids).logits):
+        logits.log_softmax(-1).square().mean().backward()
+    near(ours, wanted)
+    assert not torch.allclose(ours, tiny()(ids), atol=1e-2)  # the adapters do something
+
+    mine = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    yours = {n: p for n, p in theirs.named_parameters() if p.requires_grad}
+    assert sum(p.numel() for p in mine.values()) == sum(p.numel() for p in yours.values())
+    assert len(mine) == len(yours) == 2 * 7 * 2
+    for name, weight in mine.items():
+        name, letter = name.rsplit(".lora_", 1)
+        near(weight.grad, yours[f"base_model.model.model.{name}.lora_{letter}.default.weight"].grad)
+
+
+@pytest.mark.parametrize("targets", [sorted(SEVEN), ["q_proj", "v_proj"], "all-linear"])
+def test_we_read_pefts_adapters_to_the_same_outputs(targets, base, tmp_path):
+    torch.manual_seed(3)
+    config = peft.LoraConfig(
+        r=3, lora_alpha=7.5, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    theirs, ids = peft.get_peft_model(hugging_face(base), config), some_ids()
+    theirs.save_pretrained(tmp_path / "adapter")
+    model = lora.load(Llama.load(base), tmp_path / "adapter")
+    near(model(ids), theirs(ids).logits)
+    near(lora.merge(model)(ids), theirs.merge_and_unload()(ids).logits)
+
+
+@pytest.mark.parametrize(
+    "option", [dict(use_rslora=True), dict(use_dora=True), dict(alpha_pattern={"q_proj": 12}),
+               dict(rank_pattern={"q_proj": 2}), dict(layers_to_transform=[0]),
+               dict(modules_to_save=["lm_head"]), dict(lora_bias=True)],
+    ids=lambda option: next(iter(option)),
+)  # fmt: skip
+def test_a_peft_adapter_that_means_something_else_is_refused_not_misread(option, base, tmp_path):
+    options = dict(target_modules=sorted(SEVEN), init_lora_weights=False) | option
+    config = peft.LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **options)
+    theirs = peft.get_peft_model(hugging_face(base), config)
+    theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    model = Llama.load(base)
+    with pytest.raises(ValueError) as error:
+        lora.load(model, tmp_path / "adapter")
+    one_line(error, tmp_path / "adapter")
+    assert not lora.adapters(model)
+
+
+@pytest.mark.parametrize(
+    "rank, millions", [(4, 0.32), (8, 0.63), (16, 1.26), (32, 2.52), (64, 5.05)]
+)
+def test_adapters_of_the_50m_have_the_sizes_of_the_plan(rank, millions):
+    with torch.device("meta"):
+        model = Llama(LlamaConfig(vocab_size=51_800, **SHAPES["student-50m"]))
+    lora.attach(model, rank)
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert round(count / 1e6, 2) == millions
+
+
+# --- attach
+
+
+@torch.no_grad()
+def test_attaching_changes_nothing_to_the_bit():
+    model, ids = tiny(), some_ids()
+    before = model(ids)
+    names = set(lora.adapters(lora.attach(model, 4, 2.5)))
+    assert torch.equal(model(ids), before)
+    assert {name.rsplit(".", 1)[1] for name in names} == SEVEN and len(names) == 14
+
+
+def test_only_a_and_b_get_gradients_and_a_step_moves_nothing_else():
+    model = adapted()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model(some_ids()).square().mean().backward()
+    for name, weight in model.named_parameters():
+        assert (weight.grad is not None) == weight.requires_grad == ("lora_" in name), name
+    weights = [p for p in model.parameters() if p.requires_grad]
+    torch.optim.SGD(weights, lr=1.0).step()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]) == ("lora_" not in name), name
+
+
+def test_a_new_adapter_learns_at_once():
+    """With B zero A gets no gradient at first, but B does: with A zero too it never would."""
+    model = lora.attach(tiny(), 4)
+    model(some_ids()).square().mean().backward()
+    for part in lora.adapters(model).values():
+        assert part.lora_A.any() and part.lora_B.grad.any() and not part.lora_A.grad.any()
+
+
+def test_the_same_seed_gives_the_same_adapters_and_another_seed_others():
+    one, same, other = (
+        {k: v for k, v in lora.attach(tiny(), 4, seed=seed).state_dict().items() if "lora_A" in k}
+        for seed in (5, 5, 6)
+    )
+    torch.manual_seed(123)  # the global generator has no say
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+    a, b = (one[f"layers.{i}.self_attn.q_proj.lora_A"] for i in (0, 1))
+    assert not torch.equal(a, b)
+
+
+def test_a_starts_within_one_over_the_root_of_its_inputs_as_pefts_does():
+    for name, part in lora.adapters(lora.attach(tiny(), 16)).items():
+        limit = part.weight.shape[1] ** -0.5
+        assert 0.95 * limit < part.lora_A.abs().max() <= limit, name
+        assert not part.lora_B.any()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_head_and_embedding_have_no_adapter_and_stay_as_they_were(tied):
+    model = tiny(tied=tied)
+    before = model.head.clone(), model.embed_tokens.weight.clone()
+    lora.attach(model, 4)
+    assert all(name.startswith("layers.") for name in lora.adapters(model))
+    assert type(model.embed_tokens) is torch.nn.Embedding
+    assert (model.head is model.embed_tokens.weight) == tied
+    with torch.no_grad():
+        for part in lora.adapters(model).values():
+            part.lora_B.fill_(0.1)
+    lora.merge(model)
+    assert torch.equal(model.head, before[0]) and torch.equal(model.embed_tokens.weight, before[1])
+    assert (model.head is model.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize(
+    "options, word",
+    [(dict(rank=0), "0"), (dict(rank=4, targets=("lm_head",)), "lm_head"),
+     (dict(rank=4, targets=("embed_tokens", "q_proj")), "embed_tokens"),
+     (dict(rank=4, targets=()), "targets")],
+)  # fmt: skip
+def test_impossible_ranks_and_targets_are_refused(options, word):
+    model = tiny()
+    with pytest.raises(ValueError) as error:
+        lora.attach(model, **options)
+    one_line(error, word)
+    assert not lora.adapters(model) and model.head.requires_grad
+
+
+def test_a_second_attach_and_a_second_merge_are_refused():
+    model = lora.attach(tiny(), 4)
+    with pytest.raises(ValueError) as error:
+        lora.attach(model, 4)
+    one_line(error, "already", "merge")
+    lora.merge(model)
+    with pytest.raises(ValueError) as error:
+        lora.merge(model)
+    one_line(error, "nothing to merge")
+    lora.attach(model, 4)  # the merged model is a base like any other
+
+
+# --- merge
+
+
+@pytest.mark.parametrize("rank, scale", [(4, 2.5), (16, 1.0), (1, 0.1)])
+@torch.no_grad()
+def test_the_merged_model_gives_the_adapters_logits(rank, scale):
+    model, ids = adapted(rank, scale), some_ids()
+    wanted = model(ids)
+    assert not torch.allclose(wanted, tiny()(ids), atol=1e-2)
+    near(lora.merge(model)(ids), wanted)
+
+
+@torch.no_grad()
+def test_merging_adds_scale_times_b_a_and_keeps_names_and_shapes():
+    model, base = adapted(), tiny()
+    wanted = {
+        f"{name}.weight": part.weight.double() + 2.5 * part.lora_B.double() @ part.lora_A.double()
+        for name, part in lora.adapters(model).items()
+    }
+    lora.merge(model)
+    found = model.state_dict()
+    assert list(found) == list(base.state_dict())
+    for name, weight in base.state_dict().items():
+        assert found[name].shape == weight.shape and found[name].dtype == weight.dtype
+        assert torch.equal(found[name], wanted.get(name, weight).float()), name
+    assert sum(p.numel() for p in model.parameters()) == base.config.parameters
+    kinds = {type(m).__name__ for m in model.modules()}
+    assert kinds == {type(m).__name__ for m in base.modules()}
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@torch.no_grad()
+def test_the_merged_model_loads_in_transformers_with_the_same_logits(tmp_path):
+    model, ids = adapted(), some_ids()
+    wanted = model(ids)
+    lora.merge(model).save(tmp_path / "merged")
+    theirs, report = transformers.LlamaForCausalLM.from_pretrained(
+        tmp_path / "merged", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    near(theirs(ids).logits, wanted)
+    assert torch.equal(Llama.load(tmp_path / "merged")(ids), model(ids))
+
+
+# --- files
+
+
+@torch.no_grad()
+def test_saved_adapters_load_on_their_base_to_the_same_bits(base, tmp_path):
+    model, ids = adapted(), some_ids()
+    lora.save(model, tmp_path / "adapter")
+    again = lora.load(Llama.load(base), tmp_path / "adapter")
+    assert torch.equal(again(ids), model(ids))
+    assert {n for n, p in again.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
+
+
+def test_the_file_holds_a_rank_by_in_b_out_by_rank_and_pefts_alpha(tmp_path):
+    lora.save(adapted(rank=4, scale=2.5), tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["r"] == 4 and config["lora_alpha"] == 10
+    assert set(config["target_modules"]) == SEVEN
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.1.mlp.down_proj"
+    assert tensors[f"{name}.lora_A.weight"].shape == (4, 80)
+    assert tensors[f"{name}.lora_B.weight"].shape == (48, 4)
+
+
+def test_the_hash_of_a_base_is_the_same_with_and_without_adapters(base):
+    wanted = lora.base_hash(tiny())
+    assert lora.base_hash(adapted()) == lora.base_hash(Llama.load(base)) == wanted
+    assert lora.base_hash(lora.merge(adapted())) != wanted != lora.base_hash(tiny(seed=1))
+
+
+def test_another_base_is_refused_by_its_hash_and_left_as_it_was(tmp_path):
+    lora.save(adapted(), tmp_path / "adapter", base="models/50m")
+    other = tiny(seed=1)
+    with pytest.raises(ValueError) as error:
+        lora.load(other, tmp_path / "adapter")
+    one_line(error, tmp_path / "adapter", "another base", "models/50m")
+    one_line(error, lora.base_hash(tiny())[:12], lora.base_hash(other)[:12])
+    assert not lora.adapters(other) and other.head.requires_grad
+
+
+@pytest.mark.parametrize("change", [dict(mlp_dim=96), dict(layers=1), dict(layers=3)])
+def test_adapters_of_other_shapes_are_refused_and_leave_the_model_alone(change, base, tmp_path):
+    config = peft.LoraConfig(r=4, target_modules=sorted(SEVEN), task_type="CAUSAL_LM")
+    peft.get_peft_model(hugging_face(base), config).save_pretrained(tmp_path / "adapter")
+    model = tiny(**change)  # PEFT's files carry no hash of ours
+    with pytest.raises(ValueError) as error:
+        lora.load(model, tmp_path / "adapter")
+    one_line(error, tmp_path / "adapter")
+    assert not lora.adapters(model) and model.head.requires_grad
+
+
+def test_a_model_with_adapters_is_not_saved_as_a_model_and_one_without_not_as_adapters(tmp_path):
+    with pytest.raises(ValueError) as error:
+        adapted().save(tmp_path / "model")
+    one_line(error, "lora", "merge")
+    with pytest.raises(ValueError) as error:
+        lora.save(tiny(), tmp_path / "adapter")
+    one_line(error, "no adapters")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_absent_adapter_is_refused_by_its_path(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        lora.load(tiny(), tmp_path / "nowhere")
+    one_line(error, tmp_path / "nowhere")

@@ -1,0 +1,492 @@
+"""The loss head against the loss written out densely in float64: value, parts and gradients."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tdlib import losses
+
+RELATIVE = 5e-6  # float32 carries 6e-8 an operation; a wrong factor or term is off by far more
+
+
+def case(n=37, d=24, v=101, e=40, seed=0, spread=2.0, weights=False, ignored=0.0):
+    """One problem, logits with a standard deviation of `spread`."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(*size, generator=g)
+
+    c = SimpleNamespace(
+        hidden=normal(n, d).requires_grad_(),
+        head=(normal(v, d) * spread / d**0.5).requires_grad_(),
+        targets=torch.randint(v, (n,), generator=g),
+        teacher_hidden=normal(n, e),
+        teacher_head=normal(v, e) * spread / e**0.5,
+        weights=torch.rand(n, generator=g) * 3 if weights else None,
+    )
+    c.targets[torch.rand(n, generator=g) < ignored] = -100
+    return c
+
+
+def ours(c, **options):
+    """Our loss of a case; its gradients are left in c.hidden.grad and c.head.grad."""
+    c.hidden.grad = c.head.grad = None
+    return losses.distillation_loss(
+        c.hidden, c.head, c.targets, weights_N=c.weights,
+        teacher_hidden_NE=c.teacher_hidden, teacher_head_VE=c.teacher_head, **options,
+    )  # fmt: skip
+
+
+def dense(c, ce_weight, temperature, p=None):
+    """The same by the definition, in float64 with all logits: loss, ce, kl, count, gradients."""
+    hidden = c.hidden.detach().double().requires_grad_()
+    head = c.head.detach().double().requires_grad_()
+    s = hidden @ head.T
+    if p is None:
+        p = (c.teacher_hidden.double() @ c.teacher_head.double().T / temperature).exp()
+        p = p / p.sum(1, keepdim=True)
+    q = (s / temperature).exp()
+    q = q / q.sum(1, keepdim=True)
+    kl = (torch.xlogy(p, p) - p * q.log()).sum(1)
+    counts = c.targets != -100
+    soft = s.exp() / s.exp().sum(1, keepdim=True)
+    ce = -soft[torch.arange(len(s)), c.targets.clamp(min=0)].log()
+    w = counts.double() * (1.0 if c.weights is None else c.weights.double())
+    ce, kl = (ce * w).sum() / w.sum(), (kl * w).sum() / w.sum()
+    loss = ce_weight * ce + (1 - ce_weight) * temperature**2 * kl
+    loss.backward()
+    return SimpleNamespace(loss=loss, ce=ce, kl=kl, count=w.sum(), d=(hidden.grad, head.grad))
+
+
+def near(found, wanted, relative=RELATIVE):
+    error = (found.detach().double() - wanted.detach()).abs().max()
+    assert error <= relative * wanted.abs().max(), f"{error:.3g} of {wanted.abs().max():.3g}"
+
+
+def agree(c, ce_weight, temperature, **options):
+    found = ours(c, ce_weight=ce_weight, temperature=temperature, **options)
+    found.loss.backward()
+    wanted = dense(c, ce_weight, temperature)
+    near(found.loss, wanted.loss)
+    near(found.ce, wanted.ce)
+    near(found.count, wanted.count)
+    if ce_weight < 1:
+        near(found.kl, wanted.kl)
+    else:
+        assert found.kl.isnan()
+    near(c.hidden.grad, wanted.d[0])
+    near(c.head.grad, wanted.d[1])
+
+
+# --- the dense loss
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("ce_weight", [0, 0.1, 0.5, 1])
+def test_loss_parts_and_gradients_are_those_of_dense_float64(temperature, ce_weight):
+    agree(case(weights=True, ignored=0.3), ce_weight, temperature, chunk=8)
+
+
+@pytest.mark.parametrize("n, d, v, e", [(1, 1, 2, 1), (64, 8, 3, 5), (7, 96, 1000, 32)])
+@pytest.mark.parametrize("chunk", [None, 1, 16, 10_000])
+def test_no_shape_and_no_chunk_size_changes_the_loss(n, d, v, e, chunk):
+    agree(case(n, d, v, e), 0.3, 1.5, chunk=chunk)
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("ignored", [0.0, 0.2, 0.9])
+def test_masks_and_weights_are_those_of_dense_float64(weights, ignored):
+    agree(case(weights=weights, ignored=ignored, seed=1), 0.5, 2.0, chunk=5)
+
+
+def test_large_logits_lose_no_precision():
+    agree(case(spread=15.0, v=400), 0.5, 2.0)
+    agree(case(spread=15.0, v=400), 0.5, 1.0)
+
+
+def test_value_and_gradient_are_those_of_torchs_own_kl_div_and_cross_entropy():
+    c, t = case(n=50), 2.0
+    found = ours(c, ce_weight=0.25, temperature=t)
+    found.loss.backward()
+    hidden, head = (x.detach().double().requires_grad_() for x in (c.hidden, c.head))
+    s, g = hidden @ head.T, c.teacher_hidden.double() @ c.teacher_head.double().T
+    # rows are tokens here, so batchmean is the mean over tokens
+    kl = F.kl_div((s / t).log_softmax(1), (g / t).softmax(1), reduction="batchmean")
+    wanted = 0.25 * F.cross_entropy(s, c.targets) + 0.75 * t**2 * kl
+    wanted.backward()
+    near(found.loss, wanted)
+    near(found.kl, kl)
+    near(c.hidden.grad, hidden.grad)
+    near(c.head.grad, head.grad)
+
+
+def test_the_upstream_gradient_scales_and_a_second_backward_adds_the_same():
+    c = case(weights=True)
+    wanted = dense(c, 0.5, 2.0)
+    loss = ours(c, ce_weight=0.5, temperature=2.0, chunk=16).loss
+    (3 * loss).backward(retain_graph=True)
+    near(c.hidden.grad, 3 * wanted.d[0])
+    near(c.head.grad, 3 * wanted.d[1])
+    loss.backward()
+    near(c.hidden.grad, 4 * wanted.d[0])
+    near(c.head.grad, 4 * wanted.d[1])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_kl_is_zero_when_the_student_is_the_teacher(temperature):
+    c = case(spread=6.0, v=500)
+    c.teacher_hidden, c.teacher_head = c.hidden, c.head
+    found = ours(c, ce_weight=0, temperature=temperature)
+    found.loss.backward()
+    assert found.kl == 0 and found.loss == 0
+    assert not c.hidden.grad.any() and not c.head.grad.any()
+
+
+@pytest.mark.parametrize("ce_weight", [0, 0.5, 1])
+def test_with_every_target_ignored_the_loss_and_its_gradients_are_zero(ce_weight):
+    c = case(ignored=1.1, weights=True)
+    found = ours(c, ce_weight=ce_weight, temperature=2.0)
+    found.loss.backward()
+    assert found.loss == found.ce == found.count == 0
+    assert not c.hidden.grad.any() and not c.head.grad.any()
+
+
+def test_another_ignore_index_is_obeyed():
+    c = case(ignored=0.4)
+    wanted = ours(c, ce_weight=0.5, temperature=2.0)
+    c.targets[c.targets == -100] = 100_000
+    found = ours(c, ce_weight=0.5, temperature=2.0, ignore_index=100_000)
+    assert found.loss == wanted.loss and found.count == wanted.count
+
+
+def test_a_weight_of_two_counts_a_token_twice():
+    c = case()
+    c.weights = torch.ones(37)
+    c.weights[5] = 2
+    twice = torch.cat([torch.arange(37), torch.tensor([5])])
+    d = case()
+    d.hidden, d.targets = d.hidden[twice].detach().requires_grad_(), d.targets[twice]
+    d.teacher_hidden = d.teacher_hidden[twice]
+    found, wanted = (ours(x, ce_weight=0.5, temperature=2.0) for x in (c, d))
+    near(found.loss, wanted.loss.double())
+    assert found.count == wanted.count == 38
+    found.loss.backward()
+    wanted.loss.backward()
+    near(c.head.grad, d.head.grad.double())
+
+
+def test_micro_batches_combine_exactly_through_their_counts():
+    c = case(n=60, weights=True, ignored=0.4)
+    wanted = dense(c, 0.5, 2.0)
+    parts = []
+    for rows in (slice(0, 7), slice(7, 40), slice(40, 60)):
+        part = SimpleNamespace(**vars(c))
+        part.hidden, part.targets = c.hidden[rows], c.targets[rows]
+        part.teacher_hidden, part.weights = c.teacher_hidden[rows], c.weights[rows]
+        parts.append(
+            losses.distillation_loss(
+                part.hidden,
+                c.head,
+                part.targets,
+                weights_N=part.weights,
+                ce_weight=0.5,
+                teacher_hidden_NE=part.teacher_hidden,
+                teacher_head_VE=c.teacher_head,
+                temperature=2.0,
+            )
+        )
+    count = sum(part.count for part in parts)
+    near(count, wanted.count)
+    for name in ("ce", "kl"):
+        near(sum(getattr(x, name) * x.count for x in parts) / count, getattr(wanted, name))
+    loss = sum(part.loss * part.count for part in parts) / count
+    loss.backward()
+    near(loss, wanted.loss)
+    near(c.hidden.grad, wanted.d[0])
+    near(c.head.grad, wanted.d[1])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("ce_weight", [0.5, 1])
+def test_a_nan_in_an_ignored_row_spoils_nothing(bad, ce_weight):
+    c = case(ignored=0.3)
+    rows = c.targets == -100
+    wanted = ours(c, ce_weight=ce_weight, temperature=2.0, chunk=8)
+    wanted.loss.backward()
+    d_hidden, d_head = c.hidden.grad, c.head.grad
+    with torch.no_grad():
+        c.hidden[rows] = bad
+        c.teacher_hidden[rows] = bad
+    found = ours(c, ce_weight=ce_weight, temperature=2.0, chunk=8)
+    found.loss.backward()
+    assert found.loss == wanted.loss and found.ce == wanted.ce
+    assert torch.equal(c.hidden.grad, d_hidden)
+    near(c.head.grad, d_head.double())
+
+
+def test_parts_are_detached_and_only_the_loss_carries_a_gradient():
+    found = ours(case(), ce_weight=0.5, temperature=2.0)
+    assert found.loss.requires_grad and found.loss.ndim == 0
+    assert not (found.ce.requires_grad or found.kl.requires_grad or found.count.requires_grad)
+
+
+def test_the_teacher_gets_no_gradient():
+    c = case()
+    c.teacher_hidden.requires_grad_()
+    c.teacher_head.requires_grad_()
+    ours(c, ce_weight=0.5, temperature=2.0).loss.backward()
+    assert c.teacher_hidden.grad is None and c.teacher_head.grad is None
+
+
+# --- what it costs
+
+
+class Outputs(TorchDispatchMode):
+    """Shapes of all tensors that torch makes meanwhile (a detached one is not new)."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is not torch.ops.aten.detach.default:
+            self.shapes += [tuple(x.shape) for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        return out
+
+    @property
+    def largest(self):
+        return max(torch.Size(shape).numel() for shape in self.shapes)
+
+
+@pytest.mark.parametrize("n, chunk, rows", [(512, 32, 32), (1500, None, 512)])
+@pytest.mark.parametrize("ce_weight", [0.5, 1])
+def test_no_array_is_larger_than_a_chunk_of_logits(n, chunk, rows, ce_weight):
+    c = case(n=n, d=16, v=300, e=16)
+    with Outputs() as outputs:
+        ours(c, ce_weight=ce_weight, temperature=2.0, chunk=chunk).loss.backward()
+    assert outputs.largest == rows * 300
+
+
+@pytest.mark.parametrize("chunk, rows", [(32, 32), (None, 512)])
+def test_no_array_of_the_sampled_or_the_token_loss_is_larger_than_a_chunk_of_logits(chunk, rows):
+    c = case(n=1100, d=8, v=300)
+    ids, probs = torch.zeros(1100, 4, dtype=torch.long), torch.full((1100, 4), 0.5)
+    with Outputs() as outputs:
+        losses.sampled_distillation_loss(
+            c.hidden, c.head, c.targets, teacher_ids_NK=ids, teacher_probs_NK=probs,
+            ce_weight=0.5, temperature=2.0, chunk=chunk,
+        ).loss.backward()  # fmt: skip
+    assert outputs.largest == rows * 300
+    with Outputs() as outputs, torch.no_grad():
+        losses.token_loss(c.hidden, c.head, c.targets, chunk=chunk)
+    assert outputs.largest == rows * 300
+
+
+def test_a_frozen_head_gets_no_gradient_and_none_is_computed():
+    c = case()
+    wanted = dense(c, 0.5, 2.0)
+    c.head.requires_grad_(False)
+    with Outputs() as outputs:
+        ours(c, ce_weight=0.5, temperature=2.0).loss.backward()
+    near(c.hidden.grad, wanted.d[0])
+    assert c.head.grad is None
+    assert tuple(c.head.shape) not in outputs.shapes
+
+
+def test_without_gradients_only_the_value_is_computed():
+    c = case()
+    with Outputs() as outputs, torch.no_grad():
+        found = ours(c, ce_weight=0.5, temperature=2.0)
+    near(found.loss, dense(c, 0.5, 2.0).loss)
+    assert tuple(c.head.shape) not in outputs.shapes and tuple(c.hidden.shape) not in outputs.shapes
+
+
+def test_bfloat16_inputs_stay_near_the_float32_result():
+    c = case(n=200)
+    with torch.no_grad():
+        for x in (c.hidden, c.head, c.teacher_hidden, c.teacher_head):
+            x.copy_(x.bfloat16())
+    wanted = dense(c, 0.5, 2.0)
+    for name in ("hidden", "head"):
+        setattr(c, name, getattr(c, name).detach().bfloat16().requires_grad_())
+    c.teacher_hidden, c.teacher_head = c.teacher_hidden.bfloat16(), c.teacher_head.bfloat16()
+    found = ours(c, ce_weight=0.5, temperature=2.0, chunk=32)
+    found.loss.backward()
+    assert found.loss.dtype == torch.float32
+    # a logit rounds to 8 bits, 1/256 of itself at most; these errors average out over tokens
+    near(found.loss, wanted.loss, 2e-3)
+    near(found.kl, wanted.kl, 2e-3)
+    assert c.hidden.grad.dtype == c.head.grad.dtype == torch.bfloat16
+    near(c.hidden.grad, wanted.d[0], 1e-2)
+    near(c.head.grad, wanted.d[1], 1e-2)
+
+
+# --- the sampled loss
+
+
+def sampled(c, ids, probs, **options):
+    c.hidden.grad = c.head.grad = None
+    found = losses.sampled_distillation_loss(
+        c.hidden, c.head, c.targets, weights_N=c.weights,
+        teacher_ids_NK=ids, teacher_probs_NK=probs, **options,
+    )  # fmt: skip
+    found.loss.backward()
+    return found
+
+
+@pytest.mark.parametrize("temperature, ce_weight", [(1.0, 0), (2.0, 0.5), (0.5, 0.1), (4.0, 0)])
+def test_draws_in_exact_proportion_give_the_dense_loss(temperature, ce_weight):
+    c = case(n=11, d=8, v=6, weights=True, ignored=0.3)
+    p = torch.tensor([[4, 0, 1, 3, 6, 2]]) / 16
+    ids = torch.tensor([0] * 4 + [2] + [3] * 3 + [4] * 6 + [5] * 2)
+    wanted = dense(c, ce_weight, temperature, p=p.double().expand(11, 6))
+    ids_NK, probs_NK = ids.expand(11, 16), p[0][ids].expand(11, 16)
+    found = sampled(c, ids_NK, probs_NK, ce_weight=ce_weight, temperature=temperature, chunk=4)
+    for name in ("loss", "ce", "kl", "count"):
+        near(getattr(found, name), getattr(wanted, name))
+    near(c.hidden.grad, wanted.d[0])
+    near(c.head.grad, wanted.d[1])
+
+
+@pytest.mark.parametrize("temperature, ce_weight", [(1.0, 0), (2.0, 0.3)])
+def test_the_sampled_loss_is_unbiased_in_value_and_gradient(temperature, ce_weight):
+    """The mean over many draws meets the dense loss within 5 of its own standard errors: the
+    largest of 149 normal numbers passes that once in 10,000 seeds."""
+    c = case(n=4, d=4, v=32, e=6, spread=1.5, weights=True)
+    logits = c.teacher_hidden.double() @ c.teacher_head.double().T
+    p_NV = (logits / temperature).softmax(1)
+    wanted = dense(c, ce_weight, temperature)
+    g = torch.Generator().manual_seed(2)
+    draws = []
+    for _ in range(1500):
+        ids = torch.multinomial(p_NV, 3, replacement=True, generator=g)
+        found = sampled(c, ids, p_NV.gather(1, ids), ce_weight=ce_weight, temperature=temperature)
+        draws.append(torch.cat([found.loss[None], found.kl[None], c.hidden.grad.ravel(),
+                                c.head.grad.ravel()]).detach().double())  # fmt: skip
+    draws = torch.stack(draws)
+    dense_ = torch.cat([wanted.loss[None], wanted.kl[None], *(x.ravel() for x in wanted.d)])
+    error = draws.std(0) / len(draws) ** 0.5
+    z = (draws.mean(0) - dense_) / (error + 1e-6)
+    assert z.abs().max() < 5
+    # and the trial is sharp: its errors are small beside what it measures
+    assert error[0] < 0.02 * wanted.loss
+    assert error[2:].norm() < 0.05 * dense_[2:].norm()
+
+
+# --- token_loss, errors
+
+
+def test_token_loss_is_the_cross_entropy_of_each_token():
+    c = case(n=37)
+    found = losses.token_loss(c.hidden.detach(), c.head.detach(), c.targets, chunk=8)
+    s = (c.hidden.double() @ c.head.double().T).detach()
+    wanted = s.logsumexp(1) - s[torch.arange(37), c.targets]
+    assert found.dtype == torch.float32 and found.shape == (37,)
+    near(found, wanted)
+
+
+class Untouchable:
+    def __getattribute__(self, name):
+        raise AssertionError(f"the teacher was touched: {name}")
+
+
+def test_at_ce_weight_one_the_teacher_is_never_touched():
+    c = case()
+    wanted = dense(c, 1, 2.0)
+    for teacher in (None, Untouchable()):
+        found = losses.distillation_loss(
+            c.hidden, c.head, c.targets, teacher_hidden_NE=teacher, teacher_head_VE=teacher,
+            ce_weight=1, temperature=2.0,
+        )  # fmt: skip
+        near(found.loss, wanted.loss)
+        assert found.kl.isnan()
+        found = sampled(c, teacher, teacher, ce_weight=1, temperature=2.0)
+        near(found.loss, wanted.loss)
+        assert found.kl.isnan()
+
+
+def one_line(error, *words):
+    text = str(error.value)
+    assert "\n" not in text and all(word in text for word in words), text
+
+
+def test_two_vocabularies_are_refused_with_both_sizes():
+    c = case(v=1200)
+    c.teacher_head = torch.randn(1300, 40)
+    with pytest.raises(ValueError) as error:
+        ours(c, ce_weight=0.5, temperature=2.0)
+    one_line(error, "1,200", "1,300", "tokenizer")
+
+
+@pytest.mark.parametrize("missing", ["teacher_hidden", "teacher_head"])
+def test_a_missing_teacher_is_refused(missing):
+    c = case()
+    setattr(c, missing, None)
+    with pytest.raises(ValueError) as error:
+        ours(c, ce_weight=0.5, temperature=2.0)
+    one_line(error, "0.5", "teacher_hidden_NE")
+
+
+def test_missing_or_misshapen_draws_are_refused():
+    c, ids = case(), torch.zeros(37, 3, dtype=torch.long)
+    for bad in ((None, None), (ids, torch.ones(37, 4)), (ids[:5], torch.ones(5, 3))):
+        with pytest.raises(ValueError) as error:
+            sampled(c, *bad, ce_weight=0.5, temperature=2.0)
+        one_line(error, "teacher_ids_NK", "teacher_probs_NK")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(ce_weight=-0.1), dict(ce_weight=1.5), dict(temperature=0), dict(temperature=-2)],
+)
+def test_impossible_weights_and_temperatures_are_refused(options):
+    with pytest.raises(ValueError) as error:
+        ours(case(), **{"ce_weight": 0.5, "temperature": 2.0} | options)
+    one_line(error, str(next(iter(options.values()))))
+
+
+def test_wrong_shapes_are_refused():
+    c = case()
+    for hidden, head in (
+        (c.hidden[None], c.head),
+        (c.hidden[:5], c.head),
+        (c.hidden, c.head[:, 1:]),
+    ):
+        with pytest.raises(ValueError) as error:
+            losses.distillation_loss(hidden, head, c.targets, ce_weight=1, temperature=1.0)
+        one_line(error)
+
+
+# --- the compiled core
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+def test_the_core_is_compiled_once_for_all_shapes_and_gives_the_eager_numbers(monkeypatch):
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    losses._compiled.cache_clear()
+    counters.clear()
+    for temperature, ce_weight, shape, chunk in (
+        (2.0, 0.5, (37, 24, 101, 40), 8),
+        (1.0, 0.0, (70, 8, 333, 16), 16),
+        (0.5, 0.9, (33, 16, 128, 16), 32),  # a last chunk of one token: torch would compile anew
+    ):
+        c = case(*shape, weights=True, ignored=0.2)
+        found, gradients = [], []
+        for limit in (2**60, 512):  # logits: chunks of 2 to 8 rows are compiled, a single one never
+            monkeypatch.setattr(losses, "COMPILE_FROM", limit)
+            loss = ours(c, ce_weight=ce_weight, temperature=temperature, chunk=chunk)
+            loss.loss.backward()
+            found.append(torch.stack([loss.loss, loss.ce, loss.kl]).detach())
+            gradients.append((c.hidden.grad, c.head.grad))
+        near(found[1], found[0].double())
+        for compiled, eager in zip(*gradients[::-1], strict=True):
+            near(compiled, eager.double())
+    assert counters["stats"]["unique_graphs"] == 1

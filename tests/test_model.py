@@ -1,0 +1,385 @@
+"""The model against transformers' own Llama, its files both ways, and what it refuses."""
+
+import json
+import math
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from tdlib.model import SHAPES, Cache, Llama, LlamaConfig
+
+CONTEXT = 96
+CONFIGS = {
+    "full heads, tied": dict(),
+    "untied": dict(tied=False),
+    "grouped heads": dict(kv_heads=2),
+    "one key head, untied": dict(kv_heads=1, tied=False),
+    "wide heads": dict(head_dim=32),
+    "narrow grouped heads": dict(head_dim=6, kv_heads=2),
+    "another rope_theta": dict(rope_theta=500.0),
+    "a large norm_eps": dict(norm_eps=1e-2),
+}
+every_config = pytest.mark.parametrize("change", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def tiny(seed=0, scale=8.0, **change) -> Llama:
+    """Weights are scaled up, else a wrong rotation or norm hardly shows in the logits."""
+    torch.manual_seed(seed)
+    shape = dict(vocab_size=211, layers=3, heads=4, dim=64, mlp_dim=80, context=CONTEXT)
+    model = Llama(LlamaConfig(**shape | change))
+    with torch.no_grad():
+        for weight in model.parameters():
+            # norms away from 1, so that one left out is seen
+            weight.mul_(scale) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
+    return model.requires_grad_(False)
+
+
+def some_ids(batch=2, length=CONTEXT, vocab=211, seed=1) -> torch.Tensor:
+    return torch.randint(vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def twin(model: Llama) -> transformers.LlamaForCausalLM:
+    """transformers' Llama of the same shape and weights, its configuration written by hand."""
+    c = model.config
+    config = transformers.LlamaConfig(
+        vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.mlp_dim,
+        num_hidden_layers=c.layers, num_attention_heads=c.heads, num_key_value_heads=c.kv_heads,
+        head_dim=c.head_dim, max_position_embeddings=c.context, rms_norm_eps=c.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+        tie_word_embeddings=c.tied, hidden_act="silu", attn_implementation="eager",
+    )  # fmt: skip
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    weights = {k if "lm_head" in k else f"model.{k}": v for k, v in model.state_dict().items()}
+    weights.setdefault("lm_head.weight", model.head)
+    theirs.load_state_dict(weights)
+    return theirs
+
+
+def near(found, wanted, relative=1e-4):
+    """Within 1e-4 of the largest logit: three layers of float32 sums in another order leave about
+    2e-6; a norm's eps or a rotation gone wrong leaves over 1e-2."""
+    error = (found - wanted).abs().max().item()
+    assert error <= relative * wanted.abs().max().item(), f"{error:.3g} of {wanted.abs().max():.3g}"
+
+
+# --- the numbers
+
+
+@every_config
+@torch.no_grad()
+def test_logits_are_those_of_transformers_at_every_position(change):
+    model, ids = tiny(**change), some_ids()
+    wanted = twin(model)(ids).logits
+    assert wanted.std() > 1  # the scaled weights make sharp distributions, errors show
+    near(model(ids), wanted)
+
+
+@every_config
+@torch.no_grad()
+def test_hidden_states_times_the_head_are_the_logits(change):
+    model, ids = tiny(**change), some_ids()
+    assert model.head.shape == (211, 64)
+    assert torch.equal(model.hidden(ids) @ model.head.T, model(ids))
+
+
+@torch.no_grad()
+def test_gradients_are_those_of_transformers():
+    model, ids = tiny(kv_heads=2).requires_grad_(), some_ids(length=70)
+    theirs = twin(model)
+    with torch.enable_grad():
+        for m, logits in ((model, model(ids)), (theirs, theirs(ids).logits)):
+            m.zero_grad()
+            logits.log_softmax(-1).square().mean().backward()
+    wanted = dict(theirs.model.named_parameters())
+    for name, weight in model.named_parameters():
+        near(weight.grad, wanted[name].grad)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@torch.no_grad()
+def test_a_later_token_never_changes_an_earlier_logit(kv_heads):
+    model, ids = tiny(kv_heads=kv_heads), some_ids(batch=1)
+    before = model(ids)
+    for position in (1, 40, CONTEXT - 1):
+        other = ids.clone()
+        other[:, position:] = (other[:, position:] + 1) % 211
+        after = model(other)
+        assert torch.equal(after[:, :position], before[:, :position])
+        assert not torch.allclose(after[:, position], before[:, position])
+
+
+# --- the cache
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize(
+    "blocks", [[1] * CONTEXT, [64] + [1] * 32, [5, 1, 30, 2, 58], [1, 95], [CONTEXT]], ids=len
+)
+@torch.no_grad()
+def test_cached_steps_give_the_logits_of_one_full_forward(kv_heads, blocks):
+    model, ids = tiny(kv_heads=kv_heads), some_ids(batch=3)
+    cache = Cache(model.config, batch=3, size=CONTEXT, like=model.head)
+    parts = [model(block, cache) for block in ids.split(blocks, dim=1)]
+    assert cache.length == CONTEXT
+    near(torch.cat(parts, dim=1), model(ids), 1e-5)
+
+
+@torch.no_grad()
+def test_a_cache_of_exactly_the_tokens_needed_is_enough():
+    model, ids = tiny(), some_ids(length=20)
+    cache = Cache(model.config, batch=2, size=20, like=model.head)
+    for block in ids.split([12, 1, 7], dim=1):
+        logits = model(block, cache)
+    near(logits, model(ids)[:, -7:], 1e-5)
+
+
+def one_line(error, *words):
+    text = str(error.value)
+    assert "\n" not in text and all(str(word) in text for word in words), text
+
+
+@torch.no_grad()
+def test_more_tokens_than_the_context_are_refused_and_leave_the_cache_alone():
+    model = tiny()
+    with pytest.raises(ValueError) as error:
+        model(some_ids(length=CONTEXT + 1))
+    one_line(error, CONTEXT + 1, CONTEXT)
+    cache = Cache(model.config, batch=2, size=CONTEXT + 8, like=model.head)
+    model(some_ids(length=CONTEXT - 1), cache)
+    with pytest.raises(ValueError) as error:
+        model(some_ids(length=2), cache)
+    one_line(error, CONTEXT + 1, CONTEXT)
+    assert cache.length == CONTEXT - 1
+    model(some_ids(length=1), cache)
+
+
+# --- sizes and start
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_parameters_property_is_the_true_count(name, tied):
+    config = LlamaConfig(vocab_size=51_800, tied=tied, **SHAPES[name])
+    with torch.device("meta"):
+        model = Llama(config)
+    assert sum(p.numel() for p in model.parameters()) == config.parameters
+    assert model.embed_tokens.weight.numel() == config.embedding_parameters
+
+
+def test_the_parameters_property_counts_grouped_and_wide_heads():
+    for change in CONFIGS.values():
+        model = tiny(**change)
+        assert sum(p.numel() for p in model.parameters()) == model.config.parameters
+
+
+@pytest.mark.parametrize(
+    "name, low, high",
+    [
+        ("teacher-300m", 309.95, 310.05), ("teacher-plan", 258.55, 258.65),
+        ("student-150m", 145, 158), ("student-120m", 124.65, 124.75),
+        ("student-80m", 83.95, 84.05), ("student-75m", 70, 79),
+        ("student-55m", 55.3, 55.4), ("student-50m", 52.15, 52.25),
+    ],
+)  # fmt: skip
+def test_shapes_have_the_sizes_of_the_plan(name, low, high):
+    config = LlamaConfig(vocab_size=51_800, **SHAPES[name])
+    assert low <= config.parameters / 1e6 <= high
+    assert config.context == 2048 and config.rope_theta == 10000.0 and config.norm_eps == 1e-6
+
+
+def test_every_shape_has_widths_that_4_bit_blocks_divide():
+    for shape in SHAPES.values():
+        assert shape["dim"] % 32 == 0 and shape["mlp_dim"] % 32 == 0
+
+
+def test_weights_start_at_0_02_and_residual_outputs_smaller_by_the_root_of_twice_the_layers():
+    torch.manual_seed(0)
+    shape = dict(vocab_size=2000, layers=8, heads=4, dim=128, mlp_dim=256, tied=False)
+    for name, weight in Llama(LlamaConfig(**shape)).named_parameters():
+        if "norm" in name:
+            assert (weight == 1).all()
+        else:
+            residual = "o_proj" in name or "down_proj" in name
+            wanted = 0.02 / math.sqrt(16) if residual else 0.02
+            # a standard deviation of n draws has a relative error of 1/√(2n), here ≤ 0.6 %
+            assert weight.std().item() == pytest.approx(wanted, rel=0.03), name
+            assert abs(weight.mean().item()) < 0.03 * wanted
+
+
+def test_heads_that_do_not_fit_are_refused():
+    for change in (dict(heads=3), dict(kv_heads=3), dict(head_dim=7)):
+        with pytest.raises(ValueError) as error:
+            tiny(**change)
+        one_line(error, next(iter(change.values())))
+
+
+# --- files
+
+
+@every_config
+@torch.no_grad()
+def test_transformers_loads_what_we_save_and_gives_the_same_logits(change, tmp_path):
+    model, ids = tiny(**change), some_ids()
+    model.save(tmp_path / "model")
+    theirs, report = transformers.LlamaForCausalLM.from_pretrained(
+        tmp_path / "model", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    assert theirs.dtype == torch.float32
+    near(model(ids), theirs(ids).logits)
+    assert torch.equal(Llama.load(tmp_path / "model")(ids), model(ids))
+
+
+@every_config
+@torch.no_grad()
+def test_we_load_what_transformers_saves_and_give_the_same_logits(change, tmp_path):
+    theirs, ids = twin(tiny(**change)), some_ids()
+    theirs.save_pretrained(tmp_path)
+    model = Llama.load(tmp_path)
+    near(model(ids), theirs(ids).logits)
+    assert model.config == tiny(**change).config
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+@torch.no_grad()
+def test_we_load_the_shards_of_transformers(tmp_path):
+    theirs, ids = twin(tiny(tied=False)), some_ids()
+    theirs.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    near(Llama.load(tmp_path)(ids), theirs(ids).logits)
+
+
+@torch.no_grad()
+def test_half_precision_files_are_loaded_in_float32(tmp_path):
+    theirs, ids = twin(tiny()).bfloat16(), some_ids()
+    theirs.save_pretrained(tmp_path)
+    model = Llama.load(tmp_path)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    # loaded anew: .bfloat16() also rounded the frequencies of its RoPE
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    near(model(ids), theirs(ids).logits)
+
+
+@torch.no_grad()
+def test_a_model_in_bfloat16_is_saved_as_such(tmp_path):
+    model = tiny().bfloat16()
+    model.save(tmp_path / "model")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    assert theirs.dtype == torch.bfloat16
+    assert torch.equal(theirs.model.embed_tokens.weight, model.embed_tokens.weight)
+
+
+def test_a_tied_head_is_stored_once_and_given_files_are_copied(tmp_path):
+    (tmp_path / "tokenizer").write_text("pieces")
+    tiny().save(tmp_path / "tied", files={"tokenizer.model": tmp_path / "tokenizer"})
+    names = load_file(tmp_path / "tied" / "model.safetensors").keys()
+    assert "lm_head.weight" not in names and len(names) == 3 * 9 + 2
+    assert (tmp_path / "tied" / "tokenizer.model").read_text() == "pieces"
+    tiny(tied=False).save(tmp_path / "untied")
+    assert "lm_head.weight" in load_file(tmp_path / "untied" / "model.safetensors")
+
+
+def test_config_json_has_the_spellings_of_transformers_4_and_5(tmp_path):
+    tiny(rope_theta=500.0).save(tmp_path / "model")
+    c = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert c["rope_theta"] == c["rope_parameters"]["rope_theta"] == 500.0
+    assert c["torch_dtype"] == c["dtype"] == "float32"
+
+
+@torch.no_grad()
+def test_a_config_of_transformers_4_is_read(tmp_path):
+    model = tiny(rope_theta=500.0)
+    model.save(tmp_path / "model")
+    edit(tmp_path / "model", rope_parameters=None, dtype=None, rope_scaling={}, head_dim=None)
+    assert Llama.load(tmp_path / "model").config == model.config
+
+
+@torch.no_grad()
+def test_a_failed_save_leaves_the_old_model_whole_and_a_new_one_absent(tmp_path):
+    old, ids = tiny(seed=1), some_ids()
+    old.save(tmp_path / "model")
+    for name in ("model", "new"):
+        with pytest.raises(FileNotFoundError):
+            tiny(seed=2).save(tmp_path / name, files={"x": tmp_path / "absent"})
+    assert torch.equal(Llama.load(tmp_path / "model")(ids), old(ids))
+    assert not (tmp_path / "new").exists()
+    tiny(seed=2).save(tmp_path / "model")
+    assert torch.equal(Llama.load(tmp_path / "model")(ids), tiny(seed=2)(ids))
+    assert not (tmp_path / ".model.new").exists() and not (tmp_path / ".model.old").exists()
+
+
+# --- what is refused
+
+
+def edit(folder, **changes):
+    """Change config.json; None removes a key."""
+    path = folder / "config.json"
+    c = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in c.items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(model_type="qwen2"), ["model_type", "qwen2", "llama"]),
+        (dict(model_type=None), ["model_type", "llama"]),
+        (dict(hidden_act="gelu"), ["hidden_act", "gelu", "silu"]),
+        (dict(attention_bias=True), ["attention_bias"]),
+        (dict(mlp_bias=True), ["mlp_bias"]),
+        (dict(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5}), ["RoPE", "llama3"]),
+        (dict(rope_parameters=None, rope_scaling={"type": "linear", "factor": 2.0}),
+         ["RoPE", "linear"]),
+        (dict(rope_parameters=None, rope_scaling={"rope_type": "yarn"}), ["RoPE", "yarn"]),
+        (dict(intermediate_size=96), ["mlp.down_proj", "80", "96"]),
+        (dict(vocab_size=212), ["embed_tokens", "211", "212"]),
+        (dict(num_hidden_layers=4), ["layers.3", "missing"]),
+        (dict(num_hidden_layers=2), ["layers.2", "unknown"]),
+        (dict(num_key_value_heads=2), ["k_proj"]),
+        (dict(tie_word_embeddings=False), ["lm_head", "missing"]),
+        (dict(vocab_size=None), ["vocab_size", "missing"]),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)  # fmt: skip
+def test_a_config_this_model_cannot_be_is_refused_by_name(change, words, tmp_path):
+    tiny().save(tmp_path / "model")
+    edit(tmp_path / "model", **change)
+    with pytest.raises(ValueError) as error:
+        Llama.load(tmp_path / "model")
+    one_line(error, tmp_path / "model", *words)
+
+
+def test_missing_and_unknown_tensors_are_refused_by_name(tmp_path):
+    tiny().save(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    save_file({k: v for k, v in weights.items() if k != "model.norm.weight"}, path)
+    with pytest.raises(ValueError) as error:
+        Llama.load(tmp_path / "model")
+    one_line(error, tmp_path, "model.norm.weight", "missing")
+    save_file(weights | {"model.layers.0.engram.weight": torch.ones(3)}, path)
+    with pytest.raises(ValueError) as error:
+        Llama.load(tmp_path / "model")
+    one_line(error, tmp_path, "model.layers.0.engram.weight", "unknown")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 2000, -1])
+def test_a_truncated_file_is_refused_by_its_path(keep, tmp_path):
+    tiny().save(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError) as error:
+        Llama.load(tmp_path / "model")
+    one_line(error, path)
+
+
+def test_an_absent_folder_or_file_is_refused_by_its_path(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        Llama.load(tmp_path / "nowhere")
+    one_line(error, tmp_path / "nowhere")
+    tiny().save(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        Llama.load(tmp_path / "model")
+    one_line(error, tmp_path / "model", "safetensors")

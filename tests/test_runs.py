@@ -1,0 +1,532 @@
+"""Runs: what is done is not done again, what could have changed is, and a state is always true."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from matplotlib.figure import Figure
+from nbformat import v4
+
+from tdlib import graph, hashes, parameters, runs
+from tdlib.parameters import ParameterError
+
+REPOSITORY = Path(__file__).parents[1]
+COMMON = """run = "{notebook}"  # name
+profile = "tiny"  # folder
+out = "outputs/tiny"  # folder
+seed = 1  # of all
+device = "cpu"  # where
+checkpoint_minutes = 10.0  # between
+redo = False  # again
+"""
+OWN = {
+    "00_teacher": 'text = ""\ntokens = ""\nteacher = ""\ntokenizer = ""\n',
+    "01_distill": 'student = "a"\nteacher = "teacher"\nlearning_rate = 1e-3\n',
+    "04_merge_eval": 'teacher = "teacher"\nresamples = 1000\n',
+}
+# small stand-ins for the notebooks: they read and write the same paths, without any model; every
+# real execution leaves a line in <out>/calls
+BODY = {
+    "00_teacher": """words = open(text).read() if text else "words"
+this.path("tokens", "train.bin").write_text(words)
+this.path("models", "teacher", "w").write_text(str(seed // 10))""",
+    "01_distill": """import time
+for step in range(1, 4):
+    this.progress(step, 3, "loss 4.32")
+if student == "bad":
+    raise ValueError("the loss is nan at step 3: use a smaller learning_rate")
+if student == "slow":
+    time.sleep(600)
+this.path("models", student, "w").write_text(this.path("models", teacher, "w").read_text())""",
+    "04_merge_eval": 'assert this.path("models", "a", "w").exists()',
+}
+END = """this.once("called", lambda: open(this.path("calls"), "a").write(run + chr(10)))
+this.finding(f"{run} is done.")
+this.finish()"""
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A repository with three small notebooks, and this process and its children in it."""
+    for notebook, own in OWN.items():
+        tagged = v4.new_code_cell(COMMON.format(notebook=notebook) + own)
+        tagged.metadata["tags"] = ["parameters"]
+        begin = f'from tdlib import runs\nthis = runs.start("{notebook}")'
+        cells = [tagged, *map(v4.new_code_cell, (begin, BODY[notebook], END))]
+        (tmp_path / "notebooks").mkdir(exist_ok=True)
+        written = v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+        nbformat.write(written, tmp_path / f"notebooks/{notebook}.ipynb")
+    yaml(tmp_path, "00_teacher")
+    for name in ("Snakefile", "profiles"):
+        os.symlink(REPOSITORY / name, tmp_path / name)
+    monkeypatch.setattr(parameters, "ROOT", tmp_path)
+    monkeypatch.setattr(graph, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "_latest", None)
+    monkeypatch.setenv("TDLIB_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def yaml(root: Path, stem: str, **given) -> Path:
+    path = root / "params/tiny" / f"{stem}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in ({"run": stem} | given).items()))
+    return path
+
+
+def called(root: Path, out: str = "outputs/tiny") -> list[str]:
+    path = root / out / "calls"
+    return sorted(path.read_text().split()) if path.exists() else []
+
+
+def distill(**given) -> bool:
+    """Execute 01 in this process, as its notebook would; whether `once` called its function."""
+    calls = []
+    this = runs.start("01_distill", {"run": "01_distill-a"} | given)
+    row = this.once("row", lambda: calls.append(1) or {"loss": np.float64(4.5), "spans": (1, 2)})
+    assert row == {"loss": 4.5, "spans": [1, 2]}
+    this.path("models", this.parameters["student"], "w").write_text("weights")
+    this.finding("The student keeps 4.5.")
+    this.finish()
+    return bool(calls)
+
+
+@pytest.fixture
+def made(root):
+    """The run folder after 00, its files written by hand, and 01."""
+    this = runs.start("00_teacher", {"run": "00_teacher"})
+    this.path("tokens", "train.bin").write_text("ids")
+    this.path("models", "teacher", "w").write_text("weights")
+    this.path("tokens", "meta.json").write_text("{}")
+    this.finish()
+    assert distill()
+    return root / "outputs/tiny"
+
+
+# --- what is run again
+
+
+def test_the_second_execution_gives_back_what_the_first_remembered(made):
+    before = json.loads((made / "results/01_distill-a.json").read_text())
+    assert not distill()
+    after = json.loads((made / "results/01_distill-a.json").read_text())
+    assert after == before and after["remembered"]["row"] == {"loss": 4.5, "spans": [1, 2]}
+    assert runs.state(made, "01_distill-a")["state"] == "done"
+
+
+def test_a_changed_parameter_repeats_a_run_and_one_that_changes_no_result_does_not(made):
+    assert not distill(checkpoint_minutes=1.0, device="auto")
+    assert distill(learning_rate=2e-3)
+    assert not distill(learning_rate="2e-3")
+    assert distill()
+
+
+def test_redo_repeats_a_run(made):
+    assert distill(redo=True)
+    assert not distill()
+
+
+def test_changed_content_of_an_input_repeats_a_run_even_with_an_older_time(made):
+    path = made / "models/teacher/w"
+    path.write_text("WEIGHTS")  # as long as before
+    os.utime(path, (0, 0))
+    assert distill()
+    (made / "tokens/new.bin").write_text("")
+    assert distill()
+
+
+def test_a_touched_input_repeats_nothing(made):
+    (made / "models/teacher/w").touch()
+    assert not distill()
+
+
+def test_a_missing_output_repeats_a_run_and_one_changed_by_hand_does_not(made):
+    (made / "models/a/w").write_text("by hand")
+    assert not distill()
+    shutil.rmtree(made / "models/a")
+    assert distill()
+
+
+def test_changed_code_repeats_a_run_in_tiny_and_is_told_elsewhere(made):
+    out = {"out": "outputs/b200", "profile": "b200"}
+    shutil.copytree(made, made.parent / "b200")
+    assert distill(**out)
+    assert not runs.older_code(made.parent / "b200", "01_distill-a")
+    path = parameters.ROOT / "notebooks/01_distill.ipynb"
+    notebook = nbformat.read(path, 4)
+    notebook.cells[2].outputs = []
+    notebook.cells[2].metadata["collapsed"] = True  # no code
+    nbformat.write(notebook, path)
+    assert not distill()
+    notebook.cells[2].source += "\n# another word"
+    nbformat.write(notebook, path)
+    assert distill()
+    assert not distill(**out)
+    assert runs.older_code(made.parent / "b200", "01_distill-a")
+    assert not runs.older_code(made, "01_distill-a")
+
+
+def test_large_files_are_told_apart_by_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr(hashes, "SAMPLED", 2**20)
+    path = tmp_path / "train.bin"
+    path.write_bytes(bytes(100 * 2**20))
+    before = hashes.fingerprint(path)["sha256"]
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    assert hashes.fingerprint(path)["sha256"] != before
+    path.write_bytes(bytes(100 * 2**20 + 1))
+    assert hashes.fingerprint(path)["sha256"] != before
+
+
+def test_a_run_that_was_stopped_half_way_remembers_nothing(made):
+    this = runs.start("01_distill", {"run": "01_distill-a", "seed": 2})
+    this.once("row", lambda: 1)
+    this.detach()
+    assert runs.state(made, "01_distill-a")["state"] == "interrupted"
+    assert distill(seed=2)
+
+
+def test_a_checkpoint_outlives_only_a_stop(made):
+    kept = made / "checkpoints/01_distill-a/a/state.pt"
+
+    def stopped_at_a_checkpoint(**given):
+        this = runs.start("01_distill", {"run": "01_distill-a", "seed": 2} | given)
+        found = kept.exists()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text("half")
+        this.detach()
+        return found
+
+    assert not stopped_at_a_checkpoint()
+    assert stopped_at_a_checkpoint()
+    assert stopped_at_a_checkpoint(checkpoint_minutes=1.0)
+    assert not stopped_at_a_checkpoint(learning_rate=0.5)
+    assert not stopped_at_a_checkpoint(learning_rate=0.5, redo=True)
+    distill(learning_rate=0.5, seed=2)
+    assert not kept.exists()
+
+
+def test_a_run_that_does_not_write_what_it_must_is_not_done(made):
+    this = runs.start("01_distill", {"run": "01_distill-b", "student": "b"})
+    with pytest.raises(FileNotFoundError, match="models/b"):
+        this.finish()
+    assert not (made / "hashes/01_distill-b.json").exists()
+    assert not (made / "results/01_distill-b.json").exists()
+
+
+def test_a_missing_input_is_named_with_the_command_that_makes_it(root):
+    with pytest.raises(FileNotFoundError) as error:
+        distill()
+    assert "models/teacher" in str(error.value)
+    assert "make book PROFILE=tiny OUT=outputs/tiny ONLY=01_distill-a" in str(error.value)
+
+
+def test_the_record_says_where_it_comes_from(made):
+    distill(learning_rate="5e-4")
+    record = json.loads((made / "results/01_distill-a.json").read_text())
+    assert record["parameters"]["learning_rate"] == 5e-4
+    assert record["changed"] == ["run", "learning_rate"]
+    assert record["inputs"].keys() == {"tokens", "models/teacher"}
+    assert record["reads"].keys() == {"00_teacher"}
+    assert record["versions"]["python"] and record["device"].startswith("cpu, ")
+    assert record["finding"] == "The student keeps 4.5." and record["seconds"] >= 0
+    assert record["peak_memory_mib"] > 10
+
+
+def test_what_cannot_be_remembered_is_refused(made):
+    this = runs.start("01_distill", {"run": "01_distill-a", "seed": 3})
+    with pytest.raises(TypeError, match="Figure cannot be remembered"):
+        this.once("figure", Figure)
+    this.detach()
+
+
+# --- state
+
+SCRIPT = """import sys, time
+from tdlib import runs
+this = runs.start("00_teacher", {"run": "00_teacher"})
+this.progress(1, 2, "loss 4")
+print("ready", flush=True)
+mode = sys.argv[1]
+if mode == "wait":
+    time.sleep(60)
+if mode == "done":
+    this.path("tokens").mkdir()
+    this.path("models", "teacher").mkdir()
+    this.finish()
+"""
+
+
+@pytest.mark.parametrize(
+    "mode, signal_, says",
+    [
+        ("wait", signal.SIGKILL, "lost"),
+        ("wait", signal.SIGTERM, "interrupted"),
+        ("wait", signal.SIGINT, "interrupted"),
+        ("exit", None, "interrupted"),
+        ("done", None, "done"),
+    ],
+)
+def test_however_a_process_ends_its_state_is_true(root, mode, signal_, says):
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, mode], stdout=-1, stderr=-3)
+    process.stdout.readline()
+    if signal_:
+        assert runs.state(root / "outputs/tiny", "00_teacher")["state"] == "running"
+        process.send_signal(signal_)
+    process.wait(10)
+    state = runs.state(root / "outputs/tiny", "00_teacher")
+    assert (state["state"], state["step"], state["message"]) == (says, 1, "loss 4")
+    assert [s["state"] for s in runs.states(root / "outputs/tiny")] == [says]
+
+
+@pytest.mark.parametrize(
+    "changed, says",
+    [
+        ({}, "running"),
+        ({"pid_started": 1}, "lost"),  # the number belongs to another process now
+        ({"boot": "another"}, "lost"),  # the power was off
+        ({"host": "another"}, "running"),
+        ({"host": "another", "heartbeat": 0}, "lost"),
+    ],
+)
+def test_a_process_that_is_not_the_same_is_lost(tmp_path, changed, says):
+    runs.write_state(tmp_path, "00_teacher", "running", **changed)
+    assert runs.state(tmp_path, "00_teacher")["state"] == says
+
+
+def test_the_heart_beats_while_nothing_is_said(root, monkeypatch):
+    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.05)
+    this = runs.start("00_teacher", {"run": "00_teacher"})
+    first = runs.state(this.out, this.run)["heartbeat"]
+    time.sleep(0.3)
+    assert runs.state(this.out, this.run)["heartbeat"] > first
+    this.detach()
+
+
+def test_a_run_is_refused_while_another_process_runs_it(root):
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, "wait"], stdout=-1, stderr=-3)
+    process.stdout.readline()
+    try:
+        with pytest.raises(RuntimeError, match=f"process {process.pid}"):
+            runs.start("00_teacher", {"run": "00_teacher"})
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def shell():
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance()
+    shell.history_manager.enabled = False  # keeps In, writes no database
+    yield lambda source: shell.run_cell(source, store_history=True, silent=False)
+    InteractiveShell.clear_instance()
+
+
+def test_a_cell_that_fails_is_told_and_the_next_one_runs_on(root, shell, capsys):
+    shell(COMMON.format(notebook="00_teacher") + OWN["00_teacher"])
+    shell('from tdlib import runs\nthis = runs.start("00_teacher")')
+    out = root / "outputs/tiny"
+    assert runs.state(out, "00_teacher")["state"] == "running"
+    shell('raise ValueError("the loss is nan")')
+    state = runs.state(out, "00_teacher")
+    assert (state["state"], state["error"][-1]) == ("failed", "ValueError: the loss is nan")
+    shell("seen = runs.state(this.out, this.run)")
+    assert runs._latest.parameters["run"] == "00_teacher"
+    state = runs.state(out, "00_teacher")
+    assert (state["state"], state["error"]) == ("running", [])
+    shell("raise KeyboardInterrupt")
+    assert runs.state(out, "00_teacher")["state"] == "interrupted"
+    shell('this = runs.start("00_teacher")')  # once more, in the same kernel
+    shell('this.path("tokens").mkdir(); this.path("models", "teacher").mkdir(); this.finish()')
+    shell('raise ValueError("after the end")')
+    assert runs.state(out, "00_teacher")["state"] == "done"
+
+
+# --- what a reader sees
+
+
+def test_figures_and_tables_are_files_too(root):
+    this = runs.start("00_teacher", {"run": "00_teacher"})
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    this.figure("curve", figure, alt="a line")
+    this.table("rows", pd.DataFrame({"loss": [4.123456]}, index=pd.Index(["50m"], name="model")))
+    this.table("plain", pd.DataFrame({"loss": [1.0]}))
+    this.detach()
+    assert (this.out / "figures/00_teacher-curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert "<svg" in (this.out / "figures/00_teacher-curve.svg").read_text()
+    tables = {p.name: p.read_text() for p in (this.out / "tables").iterdir()}
+    assert tables["00_teacher-rows.csv"] == "model,loss\n50m,4.123456\n"
+    assert re.search(r"\| 50m +\| +4\.123 \|", tables["00_teacher-rows.md"])
+    assert tables["00_teacher-plain.csv"] == "loss\n1.0\n"
+
+
+def run_yaml(path: Path, out: str = "outputs/tiny", *more: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tdlib.graph", "execute", path, out, *more]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_notebook_that_fails_leaves_state_page_and_exit_code(made, root):
+    done = run_yaml(yaml(root, "01_distill-bad", student="bad"))
+    last = "ValueError: the loss is nan at step 3: use a smaller learning_rate"
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        "01_distill-bad · started",
+        f"01_distill-bad · failed: {last}",
+    ]
+    state = runs.state(made, "01_distill-bad")
+    assert (state["state"], state["error"][-1]) == ("failed", last)
+    assert last in (made / "01_distill-bad.html").read_text()
+    assert "01_distill-bad" in (made / "index.html").read_text()
+    assert not (made / "hashes/01_distill-bad.json").exists()
+    executed = nbformat.read(made / "01_distill-bad.ipynb", 4)
+    lines = [
+        o for c in executed.cells for o in c.get("outputs", []) if o.output_type == "display_data"
+    ]
+    assert [re.sub("took .*", "", o.data["text/plain"]) for o in lines] == [
+        "step 3 of 3 · loss 4.32 · "
+    ]
+
+
+def test_a_bad_parameter_stops_a_run_before_a_kernel_starts(root):
+    began = time.monotonic()
+    done = run_yaml(yaml(root, "01_distill-a", studnet="a"))
+    assert done.returncode == 1 and "did you mean student?" in done.stdout
+    assert not (root / "outputs").exists() and time.monotonic() - began < 5
+
+
+# --- the book
+
+
+def test_the_graph_follows_from_what_runs_read_and_write(root):
+    yaml(root, "01_distill-a")
+    yaml(root, "01_distill-b", student="b", teacher="a")
+    yaml(root, "04_merge_eval")
+    needs = {one.run: one.needs for one in graph.book("tiny")}
+    assert needs == {
+        "00_teacher": (),
+        "01_distill-a": ("00_teacher",),
+        "01_distill-b": ("00_teacher", "01_distill-a"),
+        "04_merge_eval": ("00_teacher", "01_distill-a", "01_distill-b"),
+    }
+
+
+def test_04_merges_every_adapter_and_compares_every_model():
+    found = {one.run: one for one in graph.book("tiny", paths=False)}
+    verdict = found["04_merge_eval"]
+    assert set(verdict.needs) == found.keys() - {"04_merge_eval"}
+    assert {"models/50m", "models/75m", "adapters/50m-hard"} <= set(verdict.reads)
+    assert "models/50m-hard-merged" in verdict.writes
+    assert found["03_lora-hard"].needs == ("00_teacher", "01_distill-50m", "02_hard_set")
+
+
+@pytest.mark.parametrize(
+    "run, given, says",
+    [
+        ("01_distill-b", {}, "01_distill-b.yaml and 01_distill-a.yaml both write models/a"),
+        ("01_distill-b", {"student": "b", "teacher": "techer"}, "did you mean models/teacher"),
+        ("01_distill-b", {"studnet": "b"}, "params/tiny/01_distill-b.yaml: .*mean student"),
+        ("01_distill-b", {"run": "01_distill-c"}, "run: 01_distill-b"),
+    ],
+)
+def test_a_book_that_cannot_be_meant_is_refused(root, run, given, says):
+    yaml(root, "01_distill-a")
+    yaml(root, run, **given)
+    with pytest.raises(ParameterError, match=says):
+        graph.book("tiny")
+
+
+def make_book(*more: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tdlib.graph", "book", "PROFILE=tiny", *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_the_book_runs_what_is_needed_and_only_that(root):
+    words = root / "words.v1.txt"
+    words.write_text("తెలుగు")
+    given, out = f"TEXT={words}", "outputs/tiny-words"
+    yaml(root, "01_distill-a")
+    yaml(root, "01_distill-bad", student="bad")
+    yaml(root, "04_merge_eval")
+    everything = ["00_teacher", "01_distill-a"]
+    done = make_book(given)
+    assert done.returncode == 1  # one failed; what does not need it was run all the same
+    assert called(root, out) == everything
+    *_, failed, waiting, count = done.stdout.splitlines()
+    assert failed.startswith("01_distill-bad · failed: ValueError: the loss is nan")
+    assert failed.endswith("01_distill-bad.html")
+    assert waiting == "not run: 04_merge_eval"
+    assert count == f"2 of 4 runs done · {out}/index.html"
+
+    (root / "params/tiny/01_distill-bad.yaml").unlink()
+    done = make_book(given)
+    everything += ["04_merge_eval"]
+    assert done.returncode == 0 and called(root, out) == everything
+    assert done.stdout.splitlines()[-2] == "04_merge_eval is done."
+
+    began = time.monotonic()
+    done = make_book(given)
+    assert done.returncode == 0 and "started" not in done.stdout  # no kernel
+    assert time.monotonic() - began < 10
+
+    # outputs that come out the same run nothing that reads them
+    yaml(root, "00_teacher", seed=2)
+    done = make_book(given)
+    everything = sorted([*everything, "00_teacher"])
+    assert done.returncode == 0 and called(root, out) == everything
+    assert "04_merge_eval · is done already" in done.stdout
+
+
+def test_a_killed_book_leaves_no_process_and_goes_on(root):
+    yaml(root, "01_distill-slow", student="slow")
+    command = [sys.executable, "-m", "tdlib.graph", "book", "PROFILE=tiny"]
+    out = root / "outputs/tiny"
+    for how in (signal.SIGINT, signal.SIGKILL):
+        process = subprocess.Popen(command, stdout=-3)
+        wait_for(lambda: runs.state(out, "01_distill-slow").get("step") == 3)
+        second = make_book()
+        assert second.returncode == 1 and f"process {process.pid}" in second.stdout
+        kernel = runs.state(out, "01_distill-slow")["pid"]
+        process.send_signal(how)
+        process.wait(20)
+        wait_for(lambda kernel=kernel: not alive(kernel))
+        assert runs.state(out, "01_distill-slow")["state"] in ("interrupted", "lost")
+        wait_for(lambda: not [p for p in processes_of(root)])
+        assert called(root) == ["00_teacher"]
+        (out / "state/01_distill-slow.json").unlink()
+
+
+def wait_for(condition, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    return runs._started(pid) is not None
+
+
+def processes_of(root: Path) -> list[str]:
+    """Command lines of living processes that work in the tests' repository."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(root) in (path / "environ").read_text() and alive(int(path.name)):
+                found.append((path / "cmdline").read_text().replace("\0", " "))
+        except OSError:  # gone meanwhile, or another user's
+            pass
+    return [line for line in found if "pytest" not in line and "execnet" not in line]
