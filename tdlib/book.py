@@ -356,33 +356,24 @@ def verdict(
     base: str,
     scratch: str,
     adapters: dict[str, str],
-) -> str:
-    """What the intervals say of the plan's claims, in words."""
+) -> list[str]:
+    """What the intervals say of the plan's claims, in words: distilled against scratch, adapters
+    against their base, and last the adapter on hard windows against its random control."""
 
-    def versus(one: str, other: str, chosen_N: np.ndarray) -> dict:
+    def versus(one: str, other: str, chosen_N: np.ndarray, where: str = "") -> str:
         pair = {name: losses[name][chosen_N] for name in (one, other)}
         r = resample(pair, document_N[chosen_N], resamples, 0)
         low, high = evaluate.interval(r[one] - r[other])
-        return {
-            "difference": float(pair[one].mean() - pair[other].mean()),
-            "low": low,
-            "high": high,
-        }
+        change = float(pair[one].mean() - pair[other].mean())
+        found = {"difference": change, "low": low, "high": high}
+        return difference_in_words(f"{where}{one}", other, found)
 
-    every_N = np.ones_like(hard_N)
-    said = []
-    if scratch in losses:
-        said.append(
-            difference_in_words(f"the distilled {base}", scratch, versus(base, scratch, every_N))
-        )
-    for name in merged(adapters):
-        for where, chosen_N in (("hard", hard_N), ("easy", ~hard_N)):
-            d = versus(name, base, chosen_N)
-            said.append(difference_in_words(f"On {where} text, {name}", base, d))
-    names = merged(adapters)
-    trained_on_hard = [n for n in names if "random" not in n]
-    for control in (n for n in names if "random" in n):
-        for name in trained_on_hard:
-            d = versus(name, control, hard_N)
-            said.append(difference_in_words(f"On hard text, {name}", f"its control {control}", d))
-    return " ".join(said)
+    every_N, names = np.ones_like(hard_N), merged(adapters)
+    controls = [name for name in names if "random" in name]
+    said = [versus(base, scratch, every_N)]
+    for name in names:
+        said.append(versus(name, base, hard_N, "On hard text "))
+        said.append(versus(name, base, ~hard_N, "On easy text "))
+    for name in sorted(set(names) - set(controls)):
+        said += [versus(name, control, hard_N, "On hard text ") for control in controls]
+    return said

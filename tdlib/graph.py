@@ -24,7 +24,6 @@ from tdlib import hashes, parameters, runs
 from tdlib.parameters import ROOT, ParameterError, notebook_of
 
 PROGRESS_S = 15
-STOP_S = 20  # that a stopped run gets to write its page
 
 
 @dataclass(frozen=True)
@@ -129,10 +128,11 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     run = yaml.stem
     try:
         values = check_yaml(yaml, overrides | {"out": str(out)})
-    except ParameterError as error:
+        out = ROOT / out
+        runs.wait_until_free(out, run)
+    except (ParameterError, RuntimeError) as error:
         print(f"{run} · failed: {error}", flush=True)
         return 1
-    out = ROOT / out
     if hashes.is_current(out, run, values):
         print(f"{run} · is done already", flush=True)
         return 0
@@ -203,7 +203,8 @@ def _report_progress(out: Path, run: str, ended: threading.Event) -> None:
         from tdlib import report  # slow to import, and no short run needs it
 
         state = runs.state(out, run)
-        if (line := report.progress(state)) and line != said and not ended.is_set():
+        line = report.progress(state)
+        if state["state"] == "running" and line != said:
             print(f"{run} · {line}", flush=True)
             said = line
 
@@ -254,9 +255,6 @@ def make(profile: str, out: Path, overrides: dict, only: list[str], redo: list[s
         return 1
     lock.truncate(0)
     print(os.getpid(), file=lock, flush=True)
-    if busy := _busy(out, wait_s=STOP_S):
-        print(f"{busy['run']} is being run by process {busy['pid']}: wait for it, or end it")
-        return 1
     began, targets = time.time(), _select(profile, only) or tuple(found)
     code = _snakemake(profile, out, overrides, targets, _select(profile, redo))
     return _summary(out, [found[name] for name in targets], code, began)
@@ -270,16 +268,6 @@ def _select(profile: str, names: list[str]) -> tuple[str, ...]:
             near = difflib.get_close_matches(name, known, 1) or [", ".join(known)]
             raise ParameterError(f"{name} is no run of params/{profile}: did you mean {near[0]}?")
     return tuple(run for run in known if run in names or notebook_of(run) in names)
-
-
-def _busy(out: Path, wait_s: float) -> dict | None:
-    """A run that is alive after the wait: one that was just stopped still writes its page."""
-    end = time.monotonic() + wait_s
-    while busy := [state for state in runs.states(out) if state["state"] == "running"]:
-        if time.monotonic() > end:
-            return busy[0]
-        time.sleep(0.2)
-    return None
 
 
 def _snakemake(profile: str, out: Path, overrides: dict, targets, redo) -> int:
@@ -306,7 +294,9 @@ def _snakemake(profile: str, out: Path, overrides: dict, targets, redo) -> int:
         except KeyboardInterrupt:
             child.kill()  # its runs then get a SIGTERM; Snakemake itself would wait for them
             child.wait()
-            _busy(out, STOP_S)
+            end = time.monotonic() + runs.STOP_S
+            while time.monotonic() < end and "running" in (s["state"] for s in runs.states(out)):
+                time.sleep(0.2)
             return 130
 
 
@@ -314,6 +304,11 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
     """The last lines: what failed and where to read why, or the finding; then the index."""
     from tdlib import report
 
+    for one in targets:  # a page that a kill, or plain papermill, left unwritten
+        notebook, html = (out / f"{one.run}.{kind}" for kind in ("ipynb", "html"))
+        written = html.stat().st_mtime if html.exists() else 0
+        if notebook.exists() and notebook.stat().st_mtime > written:
+            _page(out, one.run)
     index = report.index(out)
     shown = index.relative_to(Path.cwd()) if index.is_relative_to(Path.cwd()) else index
     if code == 130:
@@ -323,21 +318,21 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
     bad = [s for s in states.values() if s["state"] != "done" and s["heartbeat"] >= began]
     for state in bad:
         print(f"{state['run']} · {state['state']}: {_last(state)} · {out / state['run']}.html")
-    undone = [one.run for one in targets if not hashes.load(out, one.run)]
+    undone = [one.run for one in targets if not (marks(out) / one.run).exists()]
     if waiting := [run for run in undone if run not in {state["run"] for state in bad}]:
         print(f"not run: {', '.join(waiting)}")
     if code and not bad:
         print((out / ".snakemake.log").read_text(encoding="utf8")[-2000:])
-    last = _record(out, targets[-1].run) or {}
-    verdicts = [one.run for one in targets if one.notebook == "04_merge_eval"]
-    last = _record(out, verdicts[0]) if verdicts else last
-    if not undone and last:
-        print(last["finding"])
+    for one in [] if undone else targets:  # the headline, where it was not just said
+        if one.notebook == "04_merge_eval" and states[one.run]["heartbeat"] < began:
+            print(_record(out, one.run)["finding"])
     print(f"{len(targets) - len(undone)} of {len(targets)} runs done · {shown}")
     return 1 if code or undone else 0
 
 
 def main(arguments: list[str]) -> int:
+    # jsonschema, which papermill imports, would build a grammar of URIs: a second, for nothing here
+    sys.modules["rfc3987_syntax"] = None
     what, *rest = arguments or ["help"]
     pairs = dict(pair.split("=", 1) for pair in rest if "=" in pair)
     words = [word for word in rest if "=" not in word]

@@ -52,7 +52,7 @@ def load(out: Path, run: str) -> dict | None:
 
 
 def made_by_others(out: Path, run: str) -> dict[str, dict]:
-    """What the folder's other finished runs wrote → its fingerprint. 06 makes nothing to compare."""
+    """What the folder's other finished runs wrote → fingerprint; 06 makes nothing to compare."""
     names = sorted(path.stem for path in (out / "hashes").glob("*.json"))
     others = [name for name in names if name != run and not name.startswith("06")]
     return {path: found for name in others for path, found in load(out, name)["outputs"].items()}

@@ -41,7 +41,7 @@ COLOURS = {
     "50m-seed2": "#7fbbe6", "55m": "#8c510a", "80m": "#2f8f6b", "120m": "#0b5a36",
     "150m": "#004d47", "75m": "#14988a", "75m-direct": "#7ccbbf",
 }  # fmt: skip
-MARKERS = dict(zip(COLOURS, "soXPDpdh8^>v<H", strict=True))
+MARKERS = dict(zip(COLOURS, "soXPDpdhv^>8<H", strict=True))
 LINES = ["-", "--", "-.", ":"]
 HARD, EASY = "#c8371b", "#c3c8ce"  # windows, not models
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.7}
@@ -79,10 +79,9 @@ def learning_curves(
         title += f", {_apart(ends[best] - level)} {name}"
     figure, ax = _figure(title)
     for i, (name, c) in enumerate(curves.items()):
-        ax.plot(
-            c["tokens"], c["loss"], color=colour(name), marker=marker(name), label=name,
-            linestyle=LINES[i % 4], markevery=max(1, len(c["loss"]) // 8), linewidth=1.8,
-        )  # fmt: skip
+        form = {"color": colour(name), "marker": marker(name), "linestyle": LINES[i % 4]}
+        every = max(1, len(c["loss"]) // 8)
+        ax.plot(c["tokens"], c["loss"], label=name, linewidth=1.8, markevery=every, **form)
     for name, level in (baseline or {}).items():
         ax.axhline(level, color=colour(name), linestyle=(0, (6, 2)), linewidth=1.4, label=name)
     ax.xaxis.set_major_formatter(_count)
@@ -103,8 +102,9 @@ def difficulty(student_loss_N: np.ndarray, teacher_loss_N: np.ndarray, threshold
     low, high = np.quantile(known_N, [0.001, 0.999])
     width = max((high - low) / 60, 1e-6)
     # the line is an edge between two bins, so that the colours are exact; tails join the last bins
-    first, last = (np.floor((x - threshold) / width) for x in (low, high))
-    edges = threshold + width * np.arange(min(first, -1), max(last, 0) + 2)
+    line = np.clip(threshold, low, high)
+    first, last = (np.floor((x - line) / width) for x in (low, high))
+    edges = line + width * np.arange(min(first, -1), max(last, 0) + 2)
     sns.histplot(
         x=known_N.clip(edges[0], edges[-1]), hue=known_N >= threshold, bins=edges, ax=ax,
         multiple="stack", palette={False: EASY, True: HARD}, alpha=1, linewidth=0.3, legend=False,
@@ -129,11 +129,11 @@ def teacher_against_student(
     student_N, teacher_N, hard_N = map(np.asarray, (student_loss_N, teacher_loss_N, hard_N))
     parts = {"others": (~hard_N, "#8f969e", "o"), "hard": (hard_N, HARD, "^")}
     lag_N = student_N - teacher_N
-    lags = {k: np.nanmean(lag_N[p[0]]) if p[0].any() else 0 for k, p in parts.items()}
+    hard, rest = (_apart(np.nanmean(lag_N[c_N])) if c_N.any() else "–" for c_N in (hard_N, ~hard_N))
     title = (
-        f"On the {hard_N.sum():,} hard windows the student is {_apart(lags['hard'])} its teacher"
+        f"On {hard_N.sum():,} hard windows the student is {hard} its teacher, on the others {rest}"
     )
-    figure, ax = _figure(f"{title}, on the others {_apart(lags['others'])}", height=3.6)
+    figure, ax = _figure(title, height=3.6)
     step = -(-len(student_N) // DRAWN)
     for name, (chosen_N, ink, form) in parts.items():
         xy = teacher_N[chosen_N][::step], student_N[chosen_N][::step]
@@ -196,8 +196,8 @@ def hard_and_easy(parts: pd.DataFrame) -> Figure:
     parts = parts.sort_values("hard change", ascending=False)
     merged = [name for name in parts.index if name.endswith("-merged")]
     told = parts.loc[merged or list(parts.index), "hard change"].idxmin()
-    hard, easy = (_signed(parts.loc[told, f"{part} change"]) for part in ("hard", "easy"))
-    title = f"{told} changes the loss on hard windows by {hard} nats, on easy ones by {easy}"
+    hard, easy = (parts.loc[told, f"{part} change"] for part in ("hard", "easy"))
+    title = f"{told} changes the loss on hard windows by {hard:+.3f} nats, on easy by {easy:+.3f}"
     figure, ax = _figure(title, rows=1.5 * len(parts))
     ax.axvline(0, color="black", linewidth=1.2)
     for part, up, form, line in (("hard", 0.17, "^", "-"), ("easy", -0.17, "o", ":")):
@@ -227,7 +227,7 @@ def kept_and_lost(
     title = f"{base} is furthest behind its teacher at “{bucket}” ({cut})"
     rows = -(-len(cuts) // 2)
     figure = Figure(figsize=(6, 1.2 + 1.5 * rows), layout="constrained")
-    _title(figure, f"{title}: {_signed(behind[cut, bucket])} nats per token")
+    _title(figure, f"{title}: {behind[cut, bucket]:+.3f} nats per token")
     axes = figure.subplots(rows, 2, sharex=True, squeeze=False).ravel()
     for ax, (cut, buckets) in zip(axes, cuts.items(), strict=False):
         ax.set_title(cut, loc="left")
@@ -261,10 +261,8 @@ def calibration(bins: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         ax.plot(b.confidence, b.accuracy, LINES[i % 4], color=colour(name), linewidth=1.2)
         form = {"color": colour(name), "marker": marker(name), "label": name}
         ax.scatter(b.confidence, b.accuracy, 15 + 150 * b.share, **form)
-    ax.set(xlabel="confidence in the likeliest token (size: share of tokens)", xlim=(0, 1))
-    ax.set(ylabel="how often it is right", ylim=(0, 1))
-    ax.xaxis.set_major_formatter(PercentFormatter(1))
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.set(xlabel="confidence in the likeliest token (size: share of tokens)")
+    ax.set(ylabel="how often it is right", xlim=(0, 1), ylim=(0, 1))
     ax.legend()
     return figure
 
@@ -299,7 +297,7 @@ def progressive(versus: Mapping) -> Figure:
     its "low" and "high"."""
     one, other = versus["losses"]
     low, high = versus["low"], versus["high"]
-    size = f"{_signed(versus['difference'])} nats [{_signed(low)}, {_signed(high)}]"
+    size = f"{versus['difference']:+.3f} nats [{low:+.3f}, {high:+.3f}]"
     title = f"{one} ends {'better' if high < 0 else 'worse'} than {other}: {size}"
     if low <= 0 <= high:
         title = f"No clear difference between {one} and {other}: {size}"
@@ -348,10 +346,6 @@ def _intervals(ax: Axes, rows: Sequence[tuple[str, float, float, float]]) -> Non
 
 def _apart(difference: float) -> str:
     return f"{abs(difference):.3f} nats {'above' if difference >= 0 else 'below'}"
-
-
-def _signed(x: float) -> str:
-    return f"{x:+.3f}".replace("-", "−")
 
 
 def _count(x: float, _: int = 0) -> str:

@@ -32,6 +32,7 @@ from tdlib.parameters import notebook_of
 __all__ = ["Run", "is_current", "older_code", "start", "state", "states", "write", "write_state"]
 
 HEARTBEAT_S = 5
+STOP_S = 15  # that a stopped run gets to write its page
 LOST_S = 120  # without a heartbeat, where the process cannot be looked at
 DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not outlive
 
@@ -55,6 +56,20 @@ def write_state(out: Path, run: str, what: str, **more: object) -> None:
     who = {"pid": pid, "pid_started": _started(pid), "boot": _boot(), "host": socket.gethostname()}
     known = {"run": run, "notebook": notebook_of(run), "state": what} | who
     write(out / "state" / f"{run}.json", json.dumps(known | {"heartbeat": time.time()} | more))
+
+
+def wait_until_free(out: Path, run: str) -> None:
+    """Two processes that write the same files would spoil both. One that was just stopped still
+    writes its page, so it gets some seconds; then RuntimeError."""
+    end = time.monotonic() + STOP_S
+    ours = (os.getpid(), os.getppid())  # papermill's process speaks for a kernel until it starts
+    while (other := state(out, run))["state"] == "running" and other["pid"] not in ours:
+        if time.monotonic() > end:
+            raise RuntimeError(
+                f"{run} is already being run by process {other['pid']} on {other['host']}: "
+                "wait for it, or end it"
+            )
+        time.sleep(0.2)
 
 
 def _gone(found: dict) -> bool:
@@ -128,7 +143,7 @@ class Run:
         self._finding, self._began, self._clock = "", time.time(), time.monotonic()
         self._status, self._seen, self._lock = "running", {}, threading.RLock()
         self._progress: dict = {"step": 0, "steps": 0}
-        self._refuse_twice()
+        wait_until_free(self.out, self.run)
         if not self.current:
             self._begin_anew()
         self._attach()
@@ -239,15 +254,6 @@ class Run:
 
     def _file(self, folder: str, kind: str) -> Path:
         return self.out / folder / f"{self.run}.{kind}"
-
-    def _refuse_twice(self) -> None:
-        """Two processes that write the same files would spoil both."""
-        other = state(self.out, self.run)
-        if other["state"] == "running" and other["pid"] not in (os.getpid(), os.getppid()):
-            raise RuntimeError(
-                f"{self.run} is already being run by process {other['pid']} on {other['host']}: "
-                "wait for it, or end it"
-            )
 
     def _begin_anew(self) -> None:
         """Look at the inputs. From now on the run is not done; and a checkpoint made by other

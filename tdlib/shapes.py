@@ -18,14 +18,15 @@ SHAPES = {
     "student-75m": dict(layers=8, heads=10, dim=640, mlp_dim=1792),
     "student-55m": dict(layers=8, heads=8, dim=512, mlp_dim=1664),
     "student-50m": dict(layers=8, heads=8, dim=512, mlp_dim=1408),
-    # the same proportions for two cores (tiny) and for the tests (smoke)
-    "teacher-tiny": dict(layers=4, heads=6, dim=192, mlp_dim=512),
-    "student-150m-tiny": dict(layers=3, heads=5, dim=160, mlp_dim=416),
-    "student-120m-tiny": dict(layers=3, heads=5, dim=160, mlp_dim=384),
-    "student-80m-tiny": dict(layers=2, heads=4, dim=128, mlp_dim=352),
-    "student-75m-tiny": dict(layers=2, heads=4, dim=128, mlp_dim=320),
-    "student-55m-tiny": dict(layers=2, heads=3, dim=96, mlp_dim=320),
-    "student-50m-tiny": dict(layers=2, heads=3, dim=96, mlp_dim=256),
+    # the same order for two cores (tiny), as near to the proportions as multiples of 32 allow
+    "teacher-tiny": dict(layers=4, heads=4, dim=128, mlp_dim=352),
+    "student-150m-tiny": dict(layers=4, heads=3, dim=96, mlp_dim=256),
+    "student-120m-tiny": dict(layers=3, heads=3, dim=96, mlp_dim=256),
+    "student-80m-tiny": dict(layers=2, heads=3, dim=96, mlp_dim=256),
+    "student-75m-tiny": dict(layers=2, heads=3, dim=96, mlp_dim=224),
+    "student-55m-tiny": dict(layers=2, heads=2, dim=64, mlp_dim=224),
+    "student-50m-tiny": dict(layers=2, heads=2, dim=64, mlp_dim=192),
+    # as small as a model can be, for the tests
     "teacher-smoke": dict(layers=2, heads=2, dim=64, mlp_dim=160),
     "student-large-smoke": dict(layers=2, heads=2, dim=32, mlp_dim=96),
     "student-small-smoke": dict(layers=1, heads=2, dim=32, mlp_dim=96),

@@ -117,10 +117,10 @@ def cost(results: dict[str, dict]) -> pd.DataFrame:
     rows = []
     for run, result in results.items():
         names = list(result.get("models", {})) or [result["parameters"].get("adapter", "")]
-        key = "scores" if result["notebook"] == "02_hard_set" else names[0]
+        key = {"02_hard_set": "scores", "05_progressive": "75m"}.get(result["notebook"], names[0])
         rows.append({
             "run": run, "device": result["device"], "minutes": f"{result['seconds'] / 60:.2f}",
-            "tokens/s": f"{result.get('tokens_per_second') or math.nan:,.0f}",
+            "tokens/s": f"{speed:,.0f}" if (speed := result["tokens_per_second"]) else "–",
             "plan: hours on a B200": span(*_plan(key, "hours"), 0),
         })  # fmt: skip
     return pd.DataFrame(rows).set_index("run")
@@ -154,7 +154,7 @@ def sizes(
 
 def metrics(rows: dict[str, dict]) -> pd.DataFrame:
     """Every metric of some models, the first one the baseline, with the difference in loss."""
-    frame = pd.DataFrame(rows).T
+    frame = pd.DataFrame(rows).T.rename_axis("model")
     first = next(iter(rows))
     frame.insert(1, f"loss − {first}'s", frame["loss"] - rows[first]["loss"])
     frame["parameters"] = frame["parameters"].map("{:,.0f}".format)
@@ -180,12 +180,12 @@ def by_source(hard_N: np.ndarray, document_N: np.ndarray, sources: list[str]) ->
     frame = pd.DataFrame({"source": source_N, "hard": hard_N})
     table = frame.groupby("source")["hard"].agg(["size", "sum", "mean"])
     table.columns = ["windows", "hard windows", "hard"]
-    return table.sort_values("hard", ascending=False)
+    return table.sort_values("hard", ascending=False)  # "hard" is a share, for the figure too
 
 
 def texts(found: dict[str, dict]) -> pd.DataFrame:
     """Generated texts side by side, and how much each model repeats itself."""
-    frame = pd.DataFrame(found).T
+    frame = pd.DataFrame(found).T.rename_axis("model")
     frame["repeated_4grams"] = frame["repeated_4grams"].map("{:.1%}".format)
     frame["distinct_2grams"] = frame["distinct_2grams"].map("{:.1%}".format)
     return frame.rename(

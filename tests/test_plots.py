@@ -1,0 +1,315 @@
+"""Figures say what their arrays say; the explorers agree with numpy to the window."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import unicodedata
+import warnings
+from types import SimpleNamespace
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from tdlib import hard_set, plots, widgets
+
+NAMES = [
+    "teacher", "50m", "50m-seed2", "50m-scratch", "80m", "120m", "55m", "50m-hard-merged",
+    "50m-random-merged",
+]  # fmt: skip
+LOSS = dict(zip(NAMES, [3.9, 4.15, 4.16, 4.31, 4.08, 4.02, 4.14, 4.13, 4.149], strict=True))
+
+
+@pytest.fixture(scope="module")
+def scores():
+    r = np.random.default_rng(0)
+    teacher_N = r.gamma(30, 0.13, 2060).astype(np.float32)
+    student_N = teacher_N + r.normal(0.22, 0.12, 2060).astype(np.float32)
+    return SimpleNamespace(student=student_N, teacher=teacher_N, difficulty=student_N - teacher_N)
+
+
+def title(figure: Figure) -> str:
+    assert isinstance(figure, Figure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a missing glyph, a layout that does not fit
+        figure.savefig(io.BytesIO(), format="png")
+    return figure.get_suptitle().replace("\n", " ")
+
+
+def test_difficulty_says_how_many_windows_lie_at_or_above_the_line(scores):
+    sorted_N = np.sort(scores.student.astype(np.float32) - scores.teacher)
+    said = title(plots.difficulty(scores.student, scores.teacher, float(sorted_N[-412])))
+    assert said.startswith(
+        f"20.0% of windows (412 of 2,060) are at least {sorted_N[-412]:.3f} nats"
+    )
+
+
+def test_the_red_bars_of_difficulty_are_exactly_the_hard_windows(scores):
+    figure = plots.difficulty(scores.student, scores.teacher, 0.31)
+    red = [p.get_height() for p in figure.axes[0].patches
+           if mpl.colors.to_hex(p.get_facecolor()) == plots.HARD]  # fmt: skip
+    every = [p.get_height() for p in figure.axes[0].patches]
+    assert (sum(red), sum(every)) == ((scores.difficulty >= 0.31).sum(), 2060)
+
+
+@pytest.mark.parametrize("student", [[1.0] * 5, [1.0], [1.0, np.nan, 3.0]])
+@pytest.mark.parametrize("threshold", [0.0, -1e6, 1e6])
+def test_difficulty_of_few_equal_or_unknown_windows_is_drawn(student, threshold):
+    assert "nats harder" in title(
+        plots.difficulty(np.array(student), np.ones(len(student)), threshold)
+    )
+
+
+def test_teacher_against_student_says_the_mean_difficulty_of_both_parts(scores):
+    hard_N = scores.difficulty >= 0.3
+    said = title(plots.teacher_against_student(scores.student, scores.teacher, hard_N))
+    for part in (hard_N, ~hard_N):
+        assert f"{scores.difficulty[part].sum() / part.sum():.3f} nats above" in said
+    none = title(plots.teacher_against_student(scores.student, scores.teacher, hard_N & False))
+    assert none.startswith("On 0 hard windows")
+
+
+def test_learning_curves_name_the_lowest_end_and_its_distance_to_the_baseline():
+    curve = {"tokens": [0, 5e5, 1e6], "loss": [7.0, 4.6, 4.31]}
+    assert title(plots.learning_curves({"50m": curve}, {"teacher": 4.06})) == (
+        "50m ends at 4.310 nats per token, 0.250 nats above teacher"
+    )
+    both = plots.learning_curves({"150m": curve, "75m": {"tokens": [0], "loss": [4.2]}})
+    assert title(both) == "75m ends lowest, at 4.200 nats per token"
+
+
+def test_share_by_source_weighs_sources_by_windows_and_draws_names_no_font_has():
+    said = title(plots.share_by_source(["written/నది", "漢字 $5 $"], [0.1, 0.4], [300, 100]))
+    assert said == "40.0% of ?? $5 $ is hard, 17.5% of all windows"
+    many = plots.share_by_source([f"s{i}" for i in range(40)], [0.2] * 40, range(1, 41))
+    assert len(many.axes[0].get_yticks()) == plots.LISTED
+
+
+def test_quality_sizes_and_progressive_say_the_best_and_the_difference():
+    rows = [{"name": n, "loss": y, "low": y - 0.05, "high": y + 0.05} for n, y in LOSS.items()]
+    said = title(plots.quality(rows))
+    assert said.startswith("120m has the lowest loss of the students: 4.020 nats per token")
+    assert said.endswith("0.120 nats above the teacher")
+    parameters = [4_200_000, *np.linspace(6e5, 2e6, len(NAMES) - 1)]
+    sizes = plots.sizes(NAMES, parameters, list(LOSS.values()))
+    assert title(sizes) == "120m has 1.4M weights and 4.020 nats, the teacher 4.2M and 3.900"
+    assert {t.get_text() for t in sizes.axes[0].texts} == set(NAMES)
+    versus = {
+        "losses": {"75m": 4.07, "75m-direct": 4.09}, "difference": -0.02, "low": -0.03,
+        "high": 0.01, "intervals": {"75m": (4.0, 4.1), "75m-direct": (4.05, 4.15)},
+    }  # fmt: skip
+    assert title(plots.progressive(versus)).startswith(
+        "No clear difference between 75m and 75m-direct"
+    )
+    assert title(plots.progressive(versus | {"high": -0.01})).startswith(
+        "75m ends better than 75m-dir"
+    )
+
+
+def test_hard_and_easy_tells_of_the_merged_model_that_gains_most_on_the_hard_part():
+    columns = {f"{part} {key}": [y - 4.15 + d for y in LOSS.values()]
+               for part in ("hard", "easy")
+               for key, d in (("change", 0), ("low", -0.02), ("high", 0.02))}  # fmt: skip
+    said = title(plots.hard_and_easy(pd.DataFrame(columns, index=NAMES).drop(index="50m")))
+    assert said.startswith("50m-hard-merged changes the loss on hard windows by -0.020 nats")
+
+
+def test_kept_and_lost_names_the_kind_of_token_that_the_base_lost_most_on():
+    buckets = {"లో": 0.1, "కు": 0.2, "ను": 0.9, "లు": 0.3}
+    cuts = {"frequent endings": {b: {n: y + (n == "50m") * x for n, y in LOSS.items()}
+                                 for b, x in buckets.items()},
+            "script": {"Telugu": LOSS}, "place in the word": {"first": LOSS}}  # fmt: skip
+    figure = plots.kept_and_lost(cuts, "50m")
+    assert title(figure) == (
+        "50m is furthest behind its teacher at “ను” (frequent endings): +1.150 nats per token"
+    )
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == list(buckets)
+
+
+def test_calibration_gives_the_expected_calibration_error():
+    bins = {"confidence": [0.1, 0.5, 0.9], "accuracy": [0.1, 0.4, 0.7], "share": [0.5, 0.3, 0.2]}
+    assert title(plots.calibration({"50m": bins})).endswith(f"50m {0.3 * 0.1 + 0.2 * 0.2:.3f}")
+
+
+def lightness(name: str) -> float:
+    rgb = np.array(mpl.colors.to_rgb(plots.colour(name)))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    y = linear @ [0.2126, 0.7152, 0.0722]
+    return 116 * np.cbrt(y) - 16 if y > 0.008856 else 903.3 * y
+
+
+def test_the_main_models_differ_in_grey_and_every_model_by_its_marker():
+    main = ["teacher", "50m", "50m-scratch", "50m-hard", "50m-hard-merged"]
+    assert np.diff(sorted(map(lightness, main))).min() >= 10
+    assert (
+        len(set(plots.COLOURS.values())) == len(set(plots.MARKERS.values())) == len(plots.COLOURS)
+    )
+
+
+def test_an_unknown_model_has_a_colour_of_its_family_and_keeps_it():
+    for name, kind in (
+        ("50m-t4", "50m"),
+        ("50m-lr-merged", "50m-hard-merged"),
+        ("x-lora", "50m-hard"),
+    ):
+        hues = [mpl.colors.rgb_to_hsv(mpl.colors.to_rgb(plots.colour(n)))[0] for n in (name, kind)]
+        assert abs(hues[0] - hues[1]) < 0.02 and plots.colour(name) not in plots.COLOURS.values()
+    assert plots.colour("nobody") == plots.colour("nobody") and plots.marker("nobody")
+
+
+def test_every_sign_of_telugu_is_drawn_and_a_missing_one_is_an_error():
+    telugu = [chr(c) for c in range(0x0C00, 0x0C80) if unicodedata.name(chr(c), "")]
+    figure = Figure(figsize=(6, 3))
+    figure.text(0.1, 0.5, " ".join(telugu) + " స్త్రీ క్ష్మి − ≥ → ← “” 2,060 %")
+    title(figure)
+    # in a process of its own, since pytest has its own filters of warnings
+    code = "import io; from tdlib.plots import Figure; figure = Figure()\n"
+    code += "figure.text(0, 0, chr(0x905)); figure.savefig(io.BytesIO())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode and "DEVANAGARI LETTER A" in done.stderr.splitlines()[-1]
+
+
+# --- texts
+
+
+def plain(page: str) -> str:
+    text = re.search(r"<div[^>]*>(.*?)</div>", page, re.S)[1]
+    return re.sub(r"<[^>]*>", "", text).replace("&lt;", "<").replace("&amp;", "&")
+
+
+def test_a_coloured_text_is_the_text_and_its_bytes_are_characters():
+    pieces = ["▁క", "్ష", "▁<", "&", "<0xE0>", "<0xB0>", "<0x95>", "<eos>", "<0xF0>", "<0x9F>", "a"]
+    page = widgets.text_html(pieces, np.linspace(-4, 4, len(pieces)))
+    assert plain(page) == " క్ష <&క¶\n�a"
+    assert plain(widgets.text_html(pieces)) == plain(page)
+
+
+def test_worse_and_better_tokens_differ_without_colour_and_equal_ones_are_plain():
+    page = widgets.text_html(["a", "b", "c", "d"], np.array([2.0, -2.0, 0.1, np.nan]))
+    worse, better, rest = re.search(
+        r"<div[^>]*>(<span.*?</span>)(<span.*?</span>)(.*?)</div>", page
+    ).groups()
+    assert "solid" in worse and 'title="+2.00"' in worse
+    assert "dotted" in better and 'title="-2.00"' in better
+    assert rest == "cd"
+
+
+def test_the_bytes_of_a_character_share_the_sum_of_their_differences():
+    page = widgets.text_html(["<0xE0>", "<0xB0>", "<0x95>"], np.array([0.5, 0.5, 0.6]))
+    assert 'title="+1.60"' in page
+
+
+# --- explorers
+
+
+def parts(box):
+    by_threshold, by_share, _picture, said, row, texts = box.children
+    return by_threshold, by_share, said, row.children[0], texts, row.children[1]
+
+
+def test_each_slider_moves_the_other_and_the_number_of_windows(scores):
+    box = widgets.explorer(scores.student, scores.teacher, "<i>{}</i>".format, list)
+    by_threshold, by_share, said, *_ = parts(box)
+    known = np.sort(scores.difficulty)
+    assert (
+        by_threshold.value == pytest.approx(known[-412], abs=1e-6) and "412 of 2,060" in said.value
+    )
+    by_share.value = 0.25
+    assert (
+        by_threshold.value == pytest.approx(known[-515], abs=1e-6) and "515 of 2,060" in said.value
+    )
+    by_threshold.value = 0.4
+    count = (scores.difficulty >= 0.4).sum()
+    assert by_share.value == pytest.approx(count / 2060) and f"{count:,} of" in said.value
+    assert by_threshold.value == 0.4
+
+
+def test_the_explorer_shows_the_three_windows_next_to_the_line_on_each_side(scores):
+    box = widgets.explorer(scores.student, scores.teacher, "<i>{}</i>".format, list)
+    by_threshold, *_, texts, _ = parts(box)
+    by_threshold.value = 0.4
+    order = np.argsort(scores.difficulty, kind="stable")
+    line = (scores.difficulty < 0.4).sum()
+    above, below = texts.value.split("Just below")
+    assert re.findall(r"<i>(\d+)</i>", above) == [str(i) for i in order[line : line + 3]]
+    assert re.findall(r"<i>(\d+)</i>", below) == [str(i) for i in order[line - 3 : line][::-1]]
+
+
+def test_keep_is_given_the_choice_that_is_shown_and_says_so_or_why_not(scores):
+    choices = []
+    box = widgets.explorer(scores.student, scores.teacher, str, choices.append)
+    _, by_share, _, button, _, done = parts(box)
+    by_share.value = 0.15
+    button.click()
+    expected = hard_set.select(scores.difficulty, share=0.15)
+    assert choices[0].windows_K.tolist() == expected.windows_K.tolist()
+    assert done.value.startswith("kept: <b>309 of 2,060")
+
+    def full(_):
+        raise OSError("No space left on device")
+
+    button = parts(refused := widgets.explorer(scores.student, scores.teacher, str, full))[3]
+    button.click()
+    assert "not kept: No space left" in parts(refused)[5].value
+
+
+@pytest.mark.parametrize("difficulty", [[0.5] * 6, [0.3], [0.1, np.nan, 0.1, 0.9], [-3e-9, 2e-9]])
+def test_the_explorers_stand_ties_unknown_and_few_windows(difficulty):
+    difficulty_N = np.array(difficulty)
+    box = widgets.explorer(difficulty_N, np.zeros(len(difficulty)), str, list)
+    by_threshold, by_share, said, *_ = parts(box)
+    by_share.value = 1.0
+    by_threshold.value = by_threshold.max
+    by_threshold.value = by_threshold.min
+    known = np.isfinite(difficulty_N).sum()
+    assert said.value.startswith(f"<b>{known} of {len(difficulty)} windows")
+    assert "windows" in widgets.offline_explorer(difficulty_N, str, 0.2)
+
+
+def embedded(page: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_every_offline_stop_has_as_many_windows_as_numpy_counts(scores, kind):
+    difficulty_N = scores.difficulty.astype(kind).round(3 if kind is np.float32 else 9)  # ties
+    stops = embedded(widgets.offline_explorer(difficulty_N, str, 0.31))["stops"]
+    assert len(stops) > 200
+    assert all((difficulty_N >= threshold).sum() == count for threshold, count in stops)
+
+
+def test_the_offline_slider_shows_numpys_counts_and_texts_in_a_browser(scores):
+    chromium = shutil.which("chromium")
+    if not chromium and not os.environ.get("CI"):
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    text_of = "<b>text</b> &amp; <!-- </script> --><i>{}</i>".format
+    page_html = widgets.offline_explorer(scores.difficulty, text_of, 0.31)
+    stops = embedded(page_html)["stops"]
+    order = np.argsort(scores.difficulty, kind="stable")
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        problems = []
+        page.on("pageerror", lambda error: problems.append(error))
+        page.set_content(page_html)
+        slider, said = page.locator("input"), page.locator("output")
+        count = (scores.difficulty >= stops[int(slider.input_value())][0]).sum()
+        assert abs(count - (scores.difficulty >= 0.31).sum()) == 0
+        windows = [int(x) for x in page.locator("section i").all_inner_texts()]
+        line = 2060 - count
+        assert windows == [*order[line : line + 3], *order[line - 3 : line][::-1]]
+        for keys in ("ArrowRight",) * 3 + ("Home", "End", "PageDown"):
+            slider.press(keys)
+            threshold = float(re.search(r"at least (\S+) nats", said.inner_text())[1])
+            count = (scores.difficulty >= threshold).sum()
+            assert said.inner_text().startswith(f"{count:,} of 2,060 windows ({count / 2060:.1%})")
+        browser.close()
+    assert not problems
