@@ -23,6 +23,9 @@ from pathlib import Path
 from tdlib import hashes, parameters, runs
 from tdlib.parameters import ROOT, ParameterError, notebook_of
 
+# jsonschema would build a whole grammar (0.9 s) for a check of addresses that no notebook needs
+sys.modules.setdefault("rfc3987_syntax", None)
+
 PROGRESS_S = 15
 
 
@@ -126,8 +129,9 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     """Run one YAML's notebook with papermill into the run folder and write its page, after a
     failure too. Says on standard output what happens; returns the exit code."""
     run = yaml.stem
+    shown = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out
     try:
-        values = check_yaml(yaml, overrides | {"out": str(out)})
+        values = check_yaml(yaml, overrides | {"out": str(shown)})
         out = ROOT / out
         runs.wait_until_free(out, run)
     except (ParameterError, RuntimeError) as error:

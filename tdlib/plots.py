@@ -14,7 +14,6 @@ import fontpkg
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -58,7 +57,7 @@ def colour(name: str) -> str:
         kind = "50m-hard-merged"
     elif "lora" in name or "adapter" in name or name.endswith(("-hard", "-random")):
         kind = "50m-hard"
-    base = COLOURS.get(kind) or sns.color_palette("colorblind").as_hex()[shade % 10]
+    base = COLOURS.get(kind) or mpl.colors.to_hex(mpl.colormaps["tab10"](shade % 10))
     rgb = np.array(mpl.colors.to_rgb(base))
     return mpl.colors.to_hex(rgb + (1 - rgb) * (20 + shade % 41) / 100)  # 20 to 60 % lighter
 
@@ -105,6 +104,8 @@ def difficulty(student_loss_N: np.ndarray, teacher_loss_N: np.ndarray, threshold
     line = np.clip(threshold, low, high)
     first, last = (np.floor((x - line) / width) for x in (low, high))
     edges = line + width * np.arange(min(first, -1), max(last, 0) + 2)
+    import seaborn as sns  # here, since it takes a second and no other figure needs it
+
     sns.histplot(
         x=known_N.clip(edges[0], edges[-1]), hue=known_N >= threshold, bins=edges, ax=ax,
         multiple="stack", palette={False: EASY, True: HARD}, alpha=1, linewidth=0.3, legend=False,

@@ -1,14 +1,16 @@
 """Reports: an executed notebook becomes one HTML file that asks for nothing outside itself.
 
-Maths is MathML, figures are data URIs, Telugu comes with its own subset font, and no script runs.
-What came from data passes through bleach; the page's own security policy then forbids requests
-and scripts once more.
+Maths is MathML, figures are data URIs, Telugu comes with its own subset font. What came from data
+passes through bleach; the page's own security policy then forbids requests once more, and every
+script but the one that moves 02's slider, which it knows by its hash.
 """
 
 import base64
 import csv
 import datetime
 import functools
+import hashlib
+import importlib.metadata
 import io
 import json
 import re
@@ -30,7 +32,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from tdlib import runs
+from tdlib import parameters, runs
 
 HERE = Path(__file__).parent
 FONT_SLOT = "/* font */"
@@ -42,6 +44,9 @@ NUMBER = r"\[?[-−+<≤≈~]?\d[\d,.]*(e[-+]?\d+)?( ?[%×]| [A-Za-z/]+)?(\s?[±
 LINK = re.compile(r"(https?://|mailto:|#|[\w./%-]*(#|$))")  # relative, or of a harmless kind
 # private-use characters hold the place of a formula while the HTML around it is cleaned
 FORMULA = re.compile("\ue000(\\d+)\ue001")
+
+SCRIPT = (HERE / "explorer.js").read_text("utf-8")  # moves the slider of `explorer`
+EXPLORER = re.compile(r'(?s)<section class="offline-explorer">.*?json">(.*?)</script>.*</script>')
 
 TAGS = """a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption
  figure h1 h2 h3 h4 h5 h6 hr i img li mark ol p pre s small span strong sub summary sup table tbody
@@ -82,6 +87,20 @@ def index(out: Path) -> Path:
         rows=rows,
     )
     return out / "index.html"
+
+
+def explorer(stops: list, texts: list, windows: int, known: int, at: int, legend: str) -> str:
+    """A slider over the hard set as HTML that needs no kernel, in a report and in JupyterLab.
+
+    `stops` are [threshold, windows at or above it], `at` the one it starts on; `texts` are [rank,
+    HTML] of some windows by ascending difficulty, of which `known` have one and `windows` are all.
+    """
+    numbers = {"stops": stops, "texts": texts, "windows": windows, "known": known, "at": at}
+    embedded = json.dumps(numbers | {"legend": legend}, ensure_ascii=False).replace("<", "\\u003c")
+    return _environment().get_template("explorer.html.j2").render(
+        last=len(stops) - 1, at=at, legend=Markup(legend), embedded=Markup(embedded),
+        script=Markup(SCRIPT),
+    )  # fmt: skip
 
 
 def _row(out: Path, run: str) -> dict:
@@ -168,7 +187,11 @@ def literal(value: object) -> str:
 
 
 def _exporter() -> HTMLExporter:
-    filters = {"markdown2html": _cell_markdown, "harmless": _harmless, "figure_text": _figure_text}
+    filters = {
+        "markdown2html": _cell_markdown,
+        "harmless": _output_html,
+        "figure_text": _figure_text,
+    }
     exporter = HTMLExporter(
         template_name="report_template", extra_template_basedirs=[str(HERE)], filters=filters
     )
@@ -261,6 +284,18 @@ def _harmless(html: str) -> str:
     return CLEANER.clean(re.sub(r"(?is)<(script|style)\b.*?</\1\s*>", "", html))
 
 
+def _output_html(html: str) -> str:
+    """HTML that a cell put out, cleaned; an explorer is built anew from its numbers and texts."""
+    found = EXPLORER.search(html)
+    if not found:
+        return _harmless(html)
+    n = json.loads(found[1])
+    stops = [[float(threshold), int(count)] for threshold, count in n["stops"]]
+    texts = [[int(rank), _harmless(text)] for rank, text in n["texts"]]
+    counts = (int(n[name]) for name in ("windows", "known", "at"))
+    return explorer(stops, texts, *counts, _harmless(n["legend"]))
+
+
 def _with_readable_tables(html: str) -> Markup:
     """Every table in a box of its own that scrolls, its columns of numbers marked `num`."""
     soup = BeautifulSoup(html, "html.parser")
@@ -294,26 +329,38 @@ def _environment() -> jinja2.Environment:
         environment.filters[function.__name__] = function
     environment.globals["css"] = Markup((HERE / "report.css").read_text("utf-8"))
     environment.globals["font_slot"] = FONT_SLOT
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    environment.globals["script_hash"] = f"sha256-{digest}"
     return environment
 
 
 def _write(path: Path, template: str, **content: object) -> None:
     """Fill a template, give it the Telugu font it needs; it appears whole or not at all."""
     text = _environment().get_template(template).render(content)
-    telugu = frozenset(re.findall("[\u0964\u0965\u0c00-\u0c7f]", text))
-    runs.write(path, text.replace(FONT_SLOT, _font_face(telugu) if telugu else "", 1))
+    telugu = re.search("[\u0c00-\u0c7f]", text)
+    runs.write(path, text.replace(FONT_SLOT, _font_face() if telugu else "", 1))
 
 
-@functools.lru_cache(maxsize=4)
-def _font_face(characters: frozenset[str]) -> str:
-    """A style rule with Noto Sans Telugu cut to `characters` and every conjunct they can form."""
+@functools.cache
+def _font_face() -> str:
+    """A style rule with Noto Sans Telugu cut to the Telugu block and every conjunct it can form.
+    Cutting takes seconds, so the rule is kept in outputs/ for the next page."""
+    version = importlib.metadata.version("fontpkg-noto-sans-telugu")
+    kept = parameters.ROOT / "outputs" / f".telugu-font-{version}.css"
+    if not kept.exists():
+        runs.write(kept, _cut_font())
+    return kept.read_text("utf-8")
+
+
+def _cut_font() -> str:
     font = TTFont(fontpkg.path("Noto Sans Telugu"))
     # the subsetter would walk all tables for names in use: a third of its time, for a kilobyte
     names = font["name"]
     del font["name"]
     subsetter = subset.Subsetter(subset.Options(layout_features=["*"], hinting=False))
-    # beside the letters: the joiners, and the circle that a lone vowel sign stands on
-    subsetter.populate(text="".join(characters) + "\u200c\u200d\u25cc")
+    # beside the letters: dandas, the joiners, and the circle that a lone vowel sign stands on
+    more = (0x0964, 0x0965, 0x200C, 0x200D, 0x25CC)
+    subsetter.populate(unicodes=[*range(0x0C00, 0x0C80), *more])
     subsetter.subset(font)
     font["name"] = names  # holds the copyright line that the licence asks for
     instancer.instantiateVariableFont(font, {"wght": (400, 700), "wdth": 100}, inplace=True)

@@ -3,6 +3,7 @@
 A document is a list of lines (paragraphs) and the source it came from. Nothing is normalised: the
 text that is read is the text that is trained on. Whole documents are split, never lines, and
 near-duplicates stay on one side, since a copy in training flatters the validation loss.
+Legend: N documents, G groups of near-duplicates, L lines of a document.
 """
 
 import bz2
@@ -11,16 +12,22 @@ import io
 import json
 import lzma
 import re
+import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 TELUGU = re.compile("[\u0c00-\u0c7f]")
 KINDS = (".txt", ".jsonl", ".parquet")
-PACKED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": None}  # .zst: see _bytes
+TEXT = re.compile("(large_)?string|dictionary<values=(large_)?string")  # kinds of a column
+PACKED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": None}  # .zst: see _open
+ALIKE, AT_LEAST = 0.05, 10  # share and number of common four-word sequences: see near_duplicates
+HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are compared with
 
 
 @dataclass(frozen=True)
@@ -29,161 +36,157 @@ class Document:
     source: str  # the file's stem, or "written/<topic>"
 
 
-def read(paths: Iterable[str | Path]) -> list[Document]:
+def read(paths: list[str | Path]) -> list[Document]:
     """Documents of files and folders: .txt (a paragraph a line, a blank line between documents),
-    .jsonl (field "text"), .parquet (column "text"), each also as .gz, .xz, .bz2, .zst; of a folder,
-    those it holds. ValueError or FileNotFoundError: one line that names file, fault and remedy."""
-    files = [file for path in paths for file in _files(Path(path))]
-    names = [_stem(file) for file in files]
+    .jsonl (field "text"), .parquet (column "text", or the only one with text), each also as .gz,
+    .xz, .bz2, .zst; of a folder, those it holds. Only BOM, trailing blanks and empty lines go.
+    ValueError or FileNotFoundError: one line that names file, fault and remedy."""
+    files = list(dict.fromkeys(file for path in paths for file in _files(Path(path))))
+    names = [_name(file)[0] for file in files]
     documents = []
     for file, name in zip(files, names, strict=True):
-        source = name if names.count(name) == 1 else f"{file.parent.name}/{name}"
-        texts = _texts(file)
-        found = [Document(lines, source) for text in texts if (lines := _lines(text))]
+        source = name if names.count(name) == 1 else f"{file.absolute().parent.name}/{name}"
+        found = [Document(lines, source) for lines in _documents(file) if lines]
         if not found:
-            raise ValueError(f"{file} holds no text: give a file with some, or leave it out")
+            raise ValueError(f"{file} is empty: give a file with text, or leave it out")
         documents += found
     if not any(TELUGU.search(line) for d in documents for line in d.lines):
-        raise ValueError(
-            f"no Telugu (U+0C00–U+0C7F) in {', '.join(map(str, files[:3]))}: is it the right text, "
-            "and is it UTF-8?"
-        )
+        given = ", ".join(map(str, paths)) or "no file"
+        raise ValueError(f"no Telugu (U+0C00–U+0C7F) in {given}: give Telugu text in UTF-8")
     return documents
 
 
 def _files(path: Path) -> list[Path]:
+    known = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: correct the path of the text")
-    known = ", ".join(KINDS)
-    if path.is_dir():
-        found = [p for p in sorted(path.rglob("*")) if p.is_file() and _kind(p) in KINDS]
-        if not found:
-            raise ValueError(f"the folder {path} holds no text: put {known} files into it")
-        return found
-    if _kind(path) not in KINDS:
-        raise ValueError(f"{path} is none of {known} (or .gz, .xz, .bz2, .zst of one): convert it")
-    return [path]
+    if path.is_file():
+        if _name(path)[1] not in KINDS:
+            raise ValueError(f"{path} is no {known}: convert it, or correct its name")
+        return [path]
+    # A name that begins with a dot is a tool's, such as .ipynb_checkpoints/copy.txt.
+    found = [p for p in sorted(path.rglob("*")) if p.is_file()
+             and not any(part.startswith(".") for part in p.relative_to(path).parts)]  # fmt: skip
+    files = [p for p in found if _name(p)[1] in KINDS]
+    if not files:
+        raise ValueError(f"the folder {path} holds no text: put {known} into it")
+    if other := sorted(p.name for p in set(found) - set(files)):
+        names = ", ".join(other[:3]) + (", …" if other[3:] else "")
+        warnings.warn(f"{path}: {len(other)} files not read ({names}): no {known}", stacklevel=4)
+    return files
 
 
-def _kind(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+def _name(path: Path) -> tuple[str, str]:
+    """What a file is called and its kind, packed or not."""
+    plain = path.with_suffix("") if path.suffix.lower() in PACKED else path
+    return plain.stem, plain.suffix.lower()
 
 
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(path.suffix if path.suffix in PACKED else "").rpartition(".")[0]
+def _open(path: Path) -> BinaryIO:
+    if path.suffix.lower() != ".zst":
+        return PACKED.get(path.suffix.lower(), open)(path, "rb")
+    import pyarrow  # unlike zstandard's reader it reads every frame and notices a file cut short
+
+    return pyarrow.input_stream(str(path), compression="zstd")
 
 
-def _texts(path: Path) -> Iterable[str]:
-    content = _bytes(path)
-    if not content:
-        raise ValueError(f"{path} is empty: give a file with text")
-    if _kind(path) == ".parquet":
-        return _parquet(path, content)
+def _documents(path: Path) -> Iterator[tuple[str, ...]]:
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 (byte {error.start:,}): convert it, for example with iconv"
-        ) from None
-    return _jsonl(path, text) if _kind(path) == ".jsonl" else re.split(r"\n\s*\n", text)
+        with _open(path) as file:
+            parse = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[_name(path)[1]]
+            yield from parse(path, file)
+    except UnicodeDecodeError:
+        with _open(path) as file:  # once more, for the error counts from the block it was in
+            good = re.split("[\udc80-\udcff]", file.read().decode(errors="surrogateescape"))[0]
+        byte = f"byte {len(good.encode()):,}"
+        raise ValueError(f"{path} is not UTF-8 ({byte}): convert it with iconv") from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({error}): copy or pack it again") from None
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        if path.suffix == ".zst":
-            import zstandard
-
-            with path.open("rb") as file:
-                return zstandard.ZstdDecompressor().stream_reader(file).read()
-        with PACKED.get(path.suffix, open)(path, "rb") as file:
-            return file.read()
-    except Exception as error:  # each packer has an exception of its own
-        raise ValueError(f"{path} cannot be unpacked ({error}): copy it again") from None
+def _txt(path: Path, file: BinaryIO) -> Iterator[tuple[str, ...]]:
+    lines = (line.rstrip() for line in io.TextIOWrapper(file, encoding="utf-8-sig"))
+    return (tuple(document) for filled, document in groupby(lines, bool) if filled)
 
 
-def _jsonl(path: Path, text: str) -> Iterable[str]:
-    for number, line in enumerate(text.splitlines(), 1):
+def _jsonl(path: Path, file: BinaryIO) -> Iterator[tuple[str, ...]]:
+    for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), 1):
         if not line.strip():
             continue
         try:
-            found = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{path}, line {number}: {error!r}; each line must be {{"text": "…"}}'
-            ) from None
-        if not isinstance(found, str):
-            raise ValueError(f'{path}, line {number}: "text" is {found!r}, it must be text')
-        yield found
+            text = json.loads(line)["text"]
+            text.encode()  # it is text, without half a surrogate pair
+        except (ValueError, KeyError, TypeError, AttributeError):
+            fault = f"line {number} is {line.strip()[:40]!r}"
+            raise ValueError(f'{path}: {fault}, it must be like {{"text": "…"}}') from None
+        yield _lines(text)
 
 
-def _parquet(path: Path, content: bytes) -> list[str]:
-    import pyarrow
+def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, ...]]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(io.BytesIO(content))
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no readable parquet ({reason}): write it again") from None
-    texts = [f.name for f in table.schema if pyarrow.types.is_large_string(f.type)
-             or pyarrow.types.is_string(f.type)]  # fmt: skip
-    column = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
-    if column is None:
-        raise ValueError(f'{path} has columns {table.column_names}: name the one with text "text"')
-    return [text for text in table.column(column).to_pylist() if text]
+        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(file.read()))
+        kinds = {field.name: str(field.type) for field in table.schema_arrow}
+        texts = [name for name, kind in kinds.items() if TEXT.match(kind)]
+        column = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
+        if not column:
+            found = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
+            raise ValueError(f'{path} has the columns {found}: call the one with the text "text"')
+        for batch in table.iter_batches(columns=[column]):
+            yield from (_lines(text or "") for text in batch.column(0).to_pylist())
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise OSError(str(error).splitlines()[0]) from None
 
 
 def _lines(text: str) -> tuple[str, ...]:
-    return tuple(line for raw in text.splitlines() if (line := raw.strip()))
+    return tuple(line for raw in re.split(r"[\r\n]+", text) if (line := raw.rstrip()))
 
 
 def section(documents: Iterable[Document], characters: int = 20_000) -> list[Document]:
-    """Works longer than `characters` cut at line ends into sections of about that length, so that a
-    split by documents has something to choose from."""
+    """Works longer than `characters` are cut at line ends into equal sections of at most about that
+    length, so that a split by documents has something to choose from. Sources are kept."""
     sections = []
     for document in documents:
-        lines, size = [], 0
-        for line in document.lines:
-            if lines and size + len(line) > characters:
-                sections.append(Document(tuple(lines), document.source))
-                lines, size = [], 0
-            lines.append(line)
-            size += len(line)
-        sections.append(Document(tuple(lines), document.source))
+        size_L = np.array([len(line) for line in document.lines])
+        count = -(-size_L.sum() // characters)  # rounded up
+        middle_L = np.cumsum(size_L) - size_L / 2  # a line is where its middle is
+        starts = np.unique(middle_L * count // size_L.sum(), return_index=True)[1]
+        for lines in np.split(np.array(document.lines, dtype=object), starts[1:]):
+            sections.append(Document(tuple(lines), document.source))
     return sections
 
 
-def near_duplicates(documents: list[Document], similarity: float = 0.3) -> np.ndarray:
-    """A group number a document, (N,): equal where two share at least about `similarity` of their
-    three-word sequences (Jaccard, by MinHash), or are linked by others that do. Numbers count as
-    one word, so that a template filled with other figures meets itself. Nothing is dropped."""
+def near_duplicates(documents: list[Document]) -> np.ndarray:
+    """A group number a document, (N,): equal where two share 5 % of their four-word sequences
+    (Jaccard) and 10 of them (or half of a text that has fewer than 20), or are linked by others
+    that do. Numbers count as one word, so that templates with other figures meet; a refrain alone
+    links no poems. Nothing is dropped: copies are grouped too. MinHash finds who is compared."""
     from datasketch import MinHash, MinHashLSH
+    from scipy.cluster.hierarchy import DisjointSet
 
-    index = MinHashLSH(threshold=similarity, num_perm=64)
-    group_N = np.arange(len(documents))
-
-    def root(i: int) -> int:
-        while group_N[i] != i:
-            i = group_N[i]
-        return i
-
-    for i, document in enumerate(documents):
-        shingles = _shingles(document)
-        if not shingles:
-            continue
-        sketch = MinHash(num_perm=64, hashfunc=int)
-        sketch.update_batch(shingles)
+    shingles = [_shingles(document) for document in documents]
+    sketches = MinHash.bulk(shingles, num_perm=HASHES, hashfunc=int)
+    index = MinHashLSH(num_perm=HASHES, params=(HASHES, 1))  # one common hash makes a candidate
+    groups = DisjointSet(range(len(documents)))
+    for i, sketch in enumerate(sketches):
         for j in index.query(sketch):
-            group_N[root(j)] = root(i)
-        index.insert(i, sketch)
-    return np.array([root(i) for i in range(len(documents))])
+            if groups.connected(i, j) or sketch.jaccard(sketches[j]) < 2 / HASHES:
+                continue
+            common = len(np.intersect1d(shingles[i], shingles[j], assume_unique=True))
+            a, b = len(shingles[i]), len(shingles[j])
+            if common >= max(ALIKE * (a + b - common), min(AT_LEAST, a / 2, b / 2)):
+                groups.merge(i, j)
+        if groups.subset_size(i) <= FAMILY:  # else thousands of stubs would all meet each other
+            index.insert(i, sketch)
+    return np.array([groups[i] for i in range(len(documents))], dtype=int)
 
 
-def _shingles(document: Document) -> list[int]:
-    words = re.sub(r"\d+", "0", " ".join(document.lines)).split()
-    hashes = [zlib.crc32(" ".join(words[i : i + 3]).encode()) for i in range(len(words) - 2)]
-    kept = [h for h in hashes if h % 8 == 0]  # an eighth is enough for a long text
-    return kept if len(kept) > 100 else hashes
+def _shingles(document: Document) -> np.ndarray:
+    """32-bit hashes of the four-word sequences, ascending; a shorter text is one sequence."""
+    words = re.sub(r"\d+(?:[.,]\d+)*", "0", " ".join(document.lines)).split()
+    texts = (" ".join(words[i : i + 4]) for i in range(max(1, len(words) - 3)))
+    return np.unique([zlib.crc32(text.encode()) for text in texts])
 
 
 def split(
@@ -194,28 +197,24 @@ def split(
     confirm_share: float = 0.0,
     seed: int,
 ) -> list[str]:
-    """Each document's side: train, val or confirm. Whole groups go to one side, in a seeded order,
-    until a side has its share of the characters; a group over twice a side's share stays in train.
-    ValueError where the text is one group, or nothing is small enough for a side."""
+    """Each document's side: train, val or confirm. In a seeded order, a whole group joins a side
+    where that brings it nearer to its share of the characters; so one of twice the share or more
+    stays in train, and the largest does. ValueError where a side finds none."""
     size_N = np.array([sum(map(len, d.lines)) for d in documents])
     groups, member_N = np.unique(group_N, return_inverse=True)
-    if len(groups) < 2:
-        raise ValueError(
-            f"the text is {len(documents)} document(s) that are all alike: a split needs at least "
-            "two different ones; give more text, or put blank lines between documents"
-        )
     size_G = np.bincount(member_N, size_N)
     side_G = np.full(len(groups), "train", dtype=object)
-    waiting = list(np.random.default_rng(seed).permutation(len(groups)))
+    order_G = np.random.default_rng(seed).permutation(np.argsort(size_G)[:-1])  # largest: train
     for side, share in (("val", val_share), ("confirm", confirm_share)):
         wanted, have = share * size_N.sum(), 0
-        for g in list(waiting):
-            if have < wanted and size_G[g] <= 2 * wanted and len(waiting) > 1:
+        for g in order_G[side_G[order_G] == "train"]:
+            if have + size_G[g] / 2 < wanted:
                 side_G[g], have = side, have + size_G[g]
-                waiting.remove(g)
         if share and not have:
+            least = size_G[side_G == "train"].min() / size_N.sum()
             raise ValueError(
-                f"no group of documents is small enough for a {side} share of {share:g}: "
-                "give more documents, shorter sections, or a larger share"
+                f"no group of documents for {side}: it needs one below {2 * share:.3g} of the text "
+                f"(twice its share) beside one for training, of {len(groups)} the smallest left is "
+                f"{least:.3g}: give more documents, shorter sections, or a larger share"
             )
     return side_G[member_N].tolist()

@@ -94,6 +94,7 @@ class _Meter:
 
     def row(self) -> dict:
         loss, ce, kl, count = self.sums.tolist()
+        count = count or math.nan  # every target masked: no loss either
         row = {"train/loss": loss / count, "train/ce": ce / count, "train/kl": kl / count}
         row |= {"train/grad_norm": float(self.norm), "train/tokens_per_sec": self.speed}
         return {k: v for k, v in row.items() if math.isfinite(v)}  # without a teacher no kl
@@ -126,12 +127,13 @@ def fit(
     marks = {round(i * len(steps) / evaluations) for i in range(evaluations + 1)}
     trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
     optimizer = _optimizer(trained, recipe, device)
-    first, log = 0, []
+    first, log, meter = 0, [], _Meter(device)
     if folder and resume and (folder / "state.pt").is_file():
-        first, log = _resume(folder / "state.pt", recipe, rows, trained, optimizer)
+        first, log, sums = _resume(folder / "state.pt", recipe, rows, trained, optimizer)
+        meter.sums += sums.to(device)
     if not log:
         log.append({"step": 0, "tokens": 0} | evaluate(student))
-    meter, saved = _Meter(device), time.monotonic()
+    saved = time.monotonic()
     for step, rows_B in enumerate(steps[first:], first + 1):
         rate = learning_rate(step - 1, len(steps), recipe)
         for group in optimizer.param_groups:
@@ -147,7 +149,8 @@ def fit(
             log.append(row | evaluate(student))
             meter = _Meter(device)
         if folder and time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
-            _checkpoint(folder / "state.pt", step, log, recipe, rows, trained, optimizer)
+            path = folder / "state.pt"
+            _checkpoint(path, step, log, meter.sums, recipe, rows, trained, optimizer)
             saved = time.monotonic()
     return log
 
@@ -196,10 +199,11 @@ def _key(recipe: Recipe, rows: np.ndarray) -> dict:
     return key | {"windows": hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()}
 
 
-def _checkpoint(path: Path, step: int, log, recipe, rows, trained, optimizer) -> None:
+def _checkpoint(path: Path, step: int, log, sums, recipe, rows, trained, optimizer) -> None:
     state = {
         "step": step,
         "log": log,
+        "sums": sums,
         "key": _key(recipe, rows),
         "optimizer": optimizer.state_dict(),
     }
@@ -208,7 +212,7 @@ def _checkpoint(path: Path, step: int, log, recipe, rows, trained, optimizer) ->
     data.write_whole(path, content.getvalue())
 
 
-def _resume(path: Path, recipe, rows, trained, optimizer) -> tuple[int, list[dict]]:
+def _resume(path: Path, recipe, rows, trained, optimizer) -> tuple[int, list[dict], Tensor]:
     state = torch.load(path, map_location="cpu", weights_only=True)
     key = _key(recipe, rows)
     for name in key:
@@ -220,4 +224,4 @@ def _resume(path: Path, recipe, rows, trained, optimizer) -> tuple[int, list[dic
     for name, weight in trained.items():
         weight.data.copy_(state["weights"][name])
     optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["log"]
+    return state["step"], state["log"], state["sums"]

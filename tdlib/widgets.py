@@ -5,14 +5,13 @@ Legend: T tokens of a text, N windows.
 """
 
 import html
-import json
 from collections.abc import Callable
 from functools import lru_cache
 
 import ipywidgets as w
 import numpy as np
 
-from tdlib import hard_set
+from tdlib import hard_set, report
 from tdlib.plots import EASY, HARD
 
 # From these differences on, in nats: a deeper ground and a thicker line. Below the first, plain.
@@ -174,30 +173,6 @@ def _histogram(counts: np.ndarray, edges: np.ndarray, threshold: float) -> str:
     )
 
 
-# Plain JavaScript, always the same, so that a page can allow it by its hash.
-OFFLINE_SCRIPT = """
-for (const box of document.querySelectorAll(".offline-explorer:not([data-ready])")) {
-  box.dataset.ready = "yes";
-  const {stops, texts, windows, known} = JSON.parse(box.querySelector("script").textContent);
-  const [slider, said, near] = ["input", "output", "div"].map(name => box.querySelector(name));
-  const side = (name, cards) =>
-    `<p><b>Just ${name} the line</b></p>` + cards.map(([, card]) => card).join("");
-  const show = () => {
-    const [threshold, count] = stops[slider.value], line = known - count;
-    const share = (100 * count / windows).toFixed(1), [some, all] = [count, windows]
-      .map(n => n.toLocaleString("en"));
-    said.textContent = `${some} of ${all} windows (${share}%) are at least ${threshold} nats `
-      + "harder for the student";
-    slider.setAttribute("aria-valuetext", said.textContent);
-    near.innerHTML = side("above", texts.filter(([rank]) => rank >= line).slice(0, SHOWN))
-      + side("below", texts.filter(([rank]) => rank < line).slice(-SHOWN).reverse());
-  };
-  slider.addEventListener("input", show);
-  show();
-}
-""".replace("SHOWN", str(SHOWN))
-
-
 def offline_explorer(
     difficulty_N: np.ndarray, text_of: Callable[[int], str], threshold: float
 ) -> str:
@@ -218,16 +193,7 @@ def offline_explorer(
         i = int(order_N[rank])
         if sum(map(len, cards.values())) < EMBEDDED:
             cards[rank] = _card(i, difficulty_N[i], text_of(i).replace(LEGEND, ""))
-    numbers = dict(stops=stops, texts=sorted(cards.items()), windows=len(difficulty_N), known=m)
-    embedded = json.dumps(numbers, ensure_ascii=False).replace("<", "\\u003c")
-    suppress = 'data-lm-suppress-shortcuts="true"'  # or JupyterLab takes the arrow keys for itself
-    return (
-        '<section class="offline-explorer"><label>threshold <input type="range" min="0" '
-        f'max="{len(stops) - 1}" step="1" value="{at}" style="width:100%" {suppress}></label>'
-        f"<p><output>{_in_words(stops[at][1], len(difficulty_N), stops[at][0])}</output></p>"
-        f'{LEGEND}<div></div><script type="application/json">{embedded}</script></section>'
-        f"<script>{OFFLINE_SCRIPT}</script>"
-    )
+    return report.explorer(stops, sorted(cards.items()), len(difficulty_N), m, at, LEGEND)
 
 
 def _shortest(known_N: np.ndarray, line: int) -> float:

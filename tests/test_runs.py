@@ -371,7 +371,7 @@ def test_figures_and_tables_are_files_too(root):
     assert "<svg" in (this.out / "figures/00_teacher-curve.svg").read_text()
     tables = {p.name: p.read_text() for p in (this.out / "tables").iterdir()}
     assert tables["00_teacher-rows.csv"] == "model,loss\n50m,4.123456\n"
-    assert re.search(r"\| 50m +\| +4\.123 \|", tables["00_teacher-rows.md"])
+    assert re.search(r"\| 50m +\| +4\.123 +\|", tables["00_teacher-rows.md"])
     assert tables["00_teacher-plain.csv"] == "loss\n1.0\n"
 
 

@@ -1,0 +1,587 @@
+"""Training against plain torch on transformers' Llama, its order of windows, and going on after a
+stop."""
+
+import math
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+from tdlib import data, lora, train
+from tdlib.model import Llama, LlamaConfig
+from tdlib.train import Recipe
+
+VOCAB, T = 61, 12
+
+
+def tiny(seed=0, **change) -> Llama:
+    torch.manual_seed(seed)
+    shape = dict(vocab_size=VOCAB, layers=2, heads=2, dim=32, mlp_dim=48, context=T)
+    model = Llama(LlamaConfig(**shape | change))
+    with torch.no_grad():
+        for weight in model.parameters():
+            # gradients of all sizes, and norms away from 1
+            weight.mul_(4) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
+    return model
+
+
+def wider(seed=9) -> Llama:
+    """A teacher: another width, and weights that do ask for gradients."""
+    return tiny(seed, dim=48, heads=4, kv_heads=2, tied=False)
+
+
+def some_windows(count=12, mask=False) -> data.Windows:
+    """The first token of window i is i, so that windows are told apart by their ids."""
+    rng = np.random.default_rng(3)
+    ids = rng.integers(0, VOCAB, count * T + 5).astype("<u4")
+    ids[: count * T : T] = np.arange(count)
+    if not mask:
+        return data.Windows(ids, T)
+    # from hardly a target to nearly all, window by window
+    share = np.repeat(np.linspace(0.1, 0.9, count + 1), T)[: len(ids)]
+    return data.Windows(ids, T, (rng.random(len(ids)) < share).astype("u1"))
+
+
+def masked(count=12) -> data.Windows:
+    whole = some_windows(count)
+    return replace(whole, mask=np.zeros(len(whole.ids), "u1"))
+
+
+def quick(**change) -> Recipe:
+    """Four windows a step; at 12 windows an epoch is three steps."""
+    options = dict(learning_rate=3e-3, epochs=4.0, batch_tokens=4 * T, micro_windows=2)
+    return Recipe(**options | dict(warmup_share=0.2, checkpoint_minutes=1e-9) | change)
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: w.detach().clone() for name, w in model.state_dict().items()}
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def distance(found, wanted) -> float:
+    """Of all weights together, relative."""
+    a, b = (torch.cat([w[k].flatten() for k in sorted(w)]).double() for w in (found, wanted))
+    return ((a - b).norm() / b.norm()).item()
+
+
+def timeless(log) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "train/tokens_per_sec"} for row in log]
+
+
+class Seen:
+    """A teacher, and no Llama, that notes the windows it is asked about."""
+
+    def __init__(self, model: Llama):
+        self.model, self.windows = model, []
+        self.head = model.head
+
+    def hidden(self, ids_BT):
+        self.windows += ids_BT[:, 0].tolist()
+        return self.model.hidden(ids_BT)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(step):
+    def progress(now, steps, message):
+        if now == step:
+            raise Stopped
+
+    return progress
+
+
+def one_line(error, *words):
+    text = str(error.value)
+    assert "\n" not in text and all(str(word) in text for word in words), text
+
+
+# --- one step, and the next ones
+
+
+def by_hand(model, teacher, windows, recipe, steps, rates) -> tuple[list[dict], dict]:
+    """Plain torch: transformers' logits, cross_entropy and kl_div, no micro-batches."""
+    decayed = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay},
+              {"params": vectors, "weight_decay": 0.0}]  # fmt: skip
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), eps=1e-8)
+    rows, t = [], recipe.temperature
+    for numbers, rate in zip(steps, rates, strict=True):
+        cut = [windows.ids[i * T : (i + 1) * T + 1].astype(np.int64) for i in numbers]
+        ids = torch.tensor(np.stack(cut))
+        kept = torch.ones(ids[:, 1:].shape, dtype=torch.bool)
+        if windows.mask is not None:
+            cut = [windows.mask[i * T + 1 : (i + 1) * T + 1] for i in numbers]
+            kept = torch.tensor(np.stack(cut)) == 1
+        logits_NV = model(input_ids=ids[:, :-1]).logits[kept]
+        ce = F.cross_entropy(logits_NV, ids[:, 1:][kept])
+        with torch.no_grad():
+            theirs_NV = teacher(input_ids=ids[:, :-1]).logits[kept]
+        log_p, log_q = (theirs_NV / t).log_softmax(-1), (logits_NV / t).log_softmax(-1)
+        kl = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+        loss = recipe.ce_weight * ce + (1 - recipe.ce_weight) * t**2 * kl
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        rows.append({"loss": loss.item(), "ce": ce.item(), "kl": kl.item(), "norm": norm.item()})
+    return rows, {n.removeprefix("model."): p.detach() for n, p in model.named_parameters()}
+
+
+def hugging_face(model, folder) -> transformers.LlamaForCausalLM:
+    model.save(folder)
+    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("ce_weight, temperature", [(0.5, 2.0), (1.0, 2.0), (0.0, 1.0)])
+@pytest.mark.parametrize("mask", [False, True])
+def test_steps_are_those_of_plain_torch_on_transformers(ce_weight, temperature, mask, tmp_path):
+    student, teacher, windows = tiny(), wider(), some_windows(16, mask)
+    start, rows = weights(student), np.array([0, 3, 4, 5, 7, 9, 10, 11, 12, 13, 14, 15])
+    recipe = quick(
+        ce_weight=ce_weight, temperature=temperature, epochs=4 / 3, warmup_share=0.5, clip=0.3
+    )
+    peak = recipe.learning_rate
+    log, wanted = by_hand(
+        hugging_face(student, tmp_path / "student"),
+        hugging_face(teacher, tmp_path / "teacher"),
+        windows, recipe, train.order(rows, recipe, T), [peak / 2, peak, peak, 0.55 * peak],
+    )  # fmt: skip
+    found = train.fit(student, windows, recipe, teacher=teacher, rows=rows, evaluations=4)
+    assert max(row["norm"] for row in log) > 2 * recipe.clip  # it did clip
+    for ours, theirs in zip(found[1:], log, strict=True):
+        assert ours["train/loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["train/ce"] == pytest.approx(theirs["ce"], rel=1e-5)
+        assert ours["train/grad_norm"] == pytest.approx(theirs["norm"], rel=1e-4)
+        if ce_weight < 1:
+            assert ours["train/kl"] == pytest.approx(theirs["kl"], rel=1e-4)
+        else:
+            assert "train/kl" not in ours
+    # Adam divides by the gradient's own size, so rounding shows most where a gradient is nearly 0;
+    # over all weights the four updates agree to 1e-4, and none is off by a twentieth of a step
+    moved = [{k: w[k] - start[k] for k in start} for w in (weights(student), wanted)]
+    assert distance(*moved) < 1e-4
+    for name in start:
+        assert (moved[0][name] - moved[1][name]).abs().max() < 0.05 * peak, name
+
+
+def test_the_rate_warms_up_from_a_part_of_the_peak_and_falls_to_a_tenth():
+    recipe = quick(learning_rate=2.0, warmup_share=0.1)
+    rates = [train.learning_rate(step, 40, recipe) for step in range(41)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0] and rates[4] == 2.0
+    assert rates[40] == pytest.approx(0.2)  # the step after the last one
+    assert rates[22] == pytest.approx(1.1)  # half way down
+    assert rates[13] == pytest.approx(0.2 + 1.8 * (1 + math.cos(math.pi / 4)) / 2)
+    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+
+
+@pytest.mark.parametrize("steps, share", [(1, 0.01), (1, 0.99), (2, 0.0), (7, 0.99)])
+def test_short_runs_have_a_rate_above_0_at_every_step(steps, share):
+    recipe = quick(learning_rate=1.0, warmup_share=share)
+    rates = [train.learning_rate(step, steps, recipe) for step in range(steps)]
+    assert all(0.1 <= rate <= 1 for rate in rates) and max(rates) == 1
+
+
+def test_the_rates_in_the_log_are_those_that_were_used():
+    """With no gradient a matrix shrinks by rate · decay, which reads the rate off the weights."""
+    student, recipe = tiny(), quick(ce_weight=1.0, weight_decay=0.3)
+    sizes, before = [], [student.head.norm().item()]
+    evaluate = lambda s: sizes.append(s.head.norm().item()) or {}  # noqa: E731
+    log = train.fit(student, masked(), recipe, evaluate=evaluate, evaluations=12)
+    before = sizes[:-1]
+    for row, old, new in zip(log[1:], before, sizes[1:], strict=True):
+        assert 1 - new / old == pytest.approx(0.3 * row["train/lr"], rel=1e-3)
+        assert row["train/lr"] == train.learning_rate(row["step"] - 1, 12, recipe)
+
+
+# --- which windows, in which order
+
+
+def test_every_window_is_trained_on_once_an_epoch():
+    teacher = Seen(wider())
+    train.fit(tiny(), some_windows(), quick(epochs=3.0), teacher=teacher)
+    epochs = np.array(teacher.windows).reshape(3, 12)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(12)) and list(epoch) != list(range(12))
+    assert len({tuple(epoch) for epoch in epochs}) == 3  # each in an order of its own
+
+
+def test_only_the_given_windows_are_trained_on():
+    teacher = Seen(wider())
+    train.fit(tiny(), some_windows(), quick(epochs=2.0), teacher=teacher, rows=np.array([2, 3, 7]))
+    assert sorted(teacher.windows) == [2, 2, 3, 3, 7, 7]
+
+
+def test_a_part_of_an_epoch_is_the_beginning_of_the_whole_one():
+    rows = np.arange(10)
+    whole, part, half = (
+        np.concatenate(train.order(rows, quick(epochs=e), T)) for e in (2.0, 1.5, 0.5)
+    )
+    assert len(part) == 15 and len(half) == 5
+    assert list(part) == list(whole[:15]) and list(half) == list(whole[:5])
+    assert sorted(part[:10]) == list(rows) and len(set(part[10:])) == 5
+
+
+def test_the_last_batch_holds_what_is_left():
+    steps = train.order(np.arange(10), quick(epochs=1.0), T)
+    assert [len(rows_B) for rows_B in steps] == [4, 4, 2]
+    steps = train.order(np.arange(10), quick(epochs=1.0, batch_tokens=10**6), T)
+    assert [len(rows_B) for rows_B in steps] == [10]
+    steps = train.order(np.arange(10), quick(epochs=1.0, batch_tokens=1), T)
+    assert [len(rows_B) for rows_B in steps] == [1] * 10
+
+
+@pytest.mark.parametrize("limit, windows", [(7 * T, 7), (7 * T + T - 1, 7), (1, 1), (10**6, 36)])
+def test_a_token_limit_cuts_the_windows_and_the_schedule_ends_at_a_tenth_all_the_same(
+    limit, windows
+):
+    recipe = quick(epochs=3.0, token_limit=limit, batch_tokens=T)
+    steps = train.order(np.arange(12), recipe, T)
+    assert sum(map(len, steps)) == windows
+    unlimited = train.order(np.arange(12), replace(recipe, token_limit=0), T)
+    assert np.concatenate(steps).tolist() == np.concatenate(unlimited)[:windows].tolist()
+    log = train.fit(tiny(), some_windows(), replace(recipe, ce_weight=1.0), evaluations=1)
+    assert (log[-1]["step"], log[-1]["tokens"]) == (windows, windows * T)
+    if windows > 5:  # the last of n steps is short of the end by one n-th of the cosine
+        assert log[-1]["train/lr"] < 0.2 * recipe.learning_rate
+
+
+def test_the_seed_alone_decides_the_order():
+    def drawn(seed):
+        return np.concatenate(train.order(np.arange(50), quick(epochs=2.0, seed=seed), T)).tolist()
+
+    first = drawn(1)
+    np.random.seed(0), torch.manual_seed(0)
+    assert drawn(1) == first != drawn(2)
+    # seeds next to each other must not share epochs, as seed + epoch would make them
+    assert drawn(2)[:50] != first[50:]
+
+
+# --- micro-batches
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_the_result_does_not_depend_on_the_size_of_micro_batches(mask):
+    """Ten steps of eight windows, in one piece and in pieces of 2, 3 and 1. Only the order of
+    float32 sums differs: 1e-5 of the weights."""
+    results = []
+    for size in (8, 2, 3, 1):
+        student = tiny()
+        recipe = quick(epochs=5.0, batch_tokens=8 * T, micro_windows=size)
+        log = train.fit(student, some_windows(16, mask), recipe, teacher=wider(), evaluations=10)
+        results.append((weights(student), log))
+    assert results[0][1][-1]["step"] == 10
+    for found, log in results[1:]:
+        assert distance(found, results[0][0]) < 1e-5
+        for row, wanted in zip(timeless(log), timeless(results[0][1]), strict=True):
+            assert row == pytest.approx(wanted, rel=1e-4)
+
+
+# --- stop and go on
+
+
+@pytest.mark.parametrize("ce_weight", [0.5, 1.0])
+@pytest.mark.parametrize("stop", [2, 6, 9])
+def test_a_stopped_run_goes_on_to_the_same_bits_and_the_same_log(ce_weight, stop, tmp_path):
+    def run(student, folder, progress=lambda *_: None):
+        teacher = Seen(wider())
+        log = None
+        try:
+            log = train.fit(
+                student, some_windows(), quick(ce_weight=ce_weight), teacher=teacher,
+                folder=folder, progress=progress, evaluations=3,
+                evaluate=lambda s: {"val/loss": s.head.norm().item()},
+            )  # fmt: skip
+        except Stopped:
+            pass
+        return log, teacher.windows
+
+    straight, resumed = tiny(), tiny(seed=5)  # whose own weights must not matter
+    wanted, windows = run(straight, tmp_path / "straight")
+    _, before = run(tiny(), tmp_path / "stopped", stop_at(stop))
+    log, after = run(resumed, tmp_path / "stopped")
+    assert same(weights(resumed), weights(straight))
+    assert timeless(log) == timeless(wanted)
+    if ce_weight < 1:  # the step that was stopped after its update but before its checkpoint
+        assert before[: 4 * (stop - 1)] + after == windows
+
+
+def test_the_steps_told_go_on_too(tmp_path):
+    told = []
+
+    def tell(step, steps, message):
+        told.append((step, steps))
+        stop_at(5)(step, steps, message) if len(told) < 6 else None
+
+    options = dict(folder=tmp_path, progress=tell)
+    with pytest.raises(Stopped):
+        train.fit(tiny(), some_windows(), quick(ce_weight=1.0), **options)
+    train.fit(tiny(), some_windows(), quick(ce_weight=1.0), **options)
+    assert told == [(s, 12) for s in (1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12)]
+
+
+def test_adapters_go_on_too_and_their_checkpoint_holds_no_base(tmp_path):
+    recipe, options = quick(ce_weight=0.0), dict(teacher=wider(), folder=tmp_path / "stopped")
+    straight = lora.attach(tiny(), 4)
+    train.fit(straight, some_windows(), recipe, teacher=wider())
+    with pytest.raises(Stopped):
+        train.fit(lora.attach(tiny(), 4), some_windows(), recipe, progress=stop_at(7), **options)
+    state = torch.load(tmp_path / "stopped" / "state.pt", weights_only=True)
+    assert state["weights"] and all("lora_" in name for name in state["weights"])
+    resumed = lora.attach(tiny(), 4, seed=8)
+    train.fit(resumed, some_windows(), recipe, **options)
+    assert same(weights(resumed), weights(straight))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    student = tiny()
+    log = train.fit(student, some_windows(), quick(ce_weight=1.0), folder=tmp_path)
+    again = tiny(seed=5)
+    assert train.fit(again, some_windows(), quick(ce_weight=1.0), folder=tmp_path) == log
+    assert same(weights(again), weights(student))
+
+
+def test_without_resume_a_run_starts_over(tmp_path):
+    first, second = tiny(), tiny()
+    for student in (first, second):
+        recipe, told = quick(ce_weight=1.0), []
+        train.fit(
+            student, some_windows(), recipe, folder=tmp_path, resume=False,
+            progress=lambda step, steps, message, told=told: told.append(step),
+        )  # fmt: skip
+        assert told == list(range(1, 13))
+    assert same(weights(first), weights(second))
+
+
+OTHER = dict(
+    learning_rate=1e-3, epochs=5.0, token_limit=100, batch_tokens=2 * T, warmup_share=0.5,
+    weight_decay=0.2, clip=0.5, ce_weight=0.75, temperature=1.0, seed=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_checkpoint_of_another_recipe_is_refused_by_the_parameters_name(name, tmp_path):
+    with pytest.raises(Stopped):
+        train.fit(tiny(), some_windows(), quick(), teacher=wider(), folder=tmp_path,
+                  progress=stop_at(3))  # fmt: skip
+    student = tiny()
+    before = weights(student)
+    with pytest.raises(ValueError) as error:
+        train.fit(student, some_windows(), quick(**{name: OTHER[name]}), teacher=wider(),
+                  folder=tmp_path)  # fmt: skip
+    one_line(error, name, OTHER[name], asdict(quick())[name], tmp_path, "redo")
+    assert same(weights(student), before)
+
+
+def test_a_checkpoint_of_other_windows_is_refused(tmp_path):
+    def run(rows, progress=lambda *_: None):
+        train.fit(tiny(), some_windows(), quick(ce_weight=1.0), folder=tmp_path, rows=rows,
+                  progress=progress)  # fmt: skip
+
+    with pytest.raises(Stopped):
+        run(np.arange(6), stop_at(3))
+    with pytest.raises(ValueError) as error:
+        run(np.arange(6) + 1)
+    one_line(error, "windows", tmp_path)
+    run(np.arange(6))
+
+
+def test_micro_batches_and_the_checkpoints_interval_may_change_on_the_way(tmp_path):
+    with pytest.raises(Stopped):
+        train.fit(tiny(), some_windows(), quick(ce_weight=1.0), folder=tmp_path,
+                  progress=stop_at(3))  # fmt: skip
+    told = []
+    recipe = quick(ce_weight=1.0, micro_windows=4, checkpoint_minutes=60.0)
+    train.fit(tiny(), some_windows(), recipe, folder=tmp_path,
+              progress=lambda step, *_: told.append(step))  # fmt: skip
+    assert told == list(range(3, 13))
+
+
+def test_no_checkpoint_is_written_before_its_time(tmp_path):
+    train.fit(tiny(), some_windows(), quick(ce_weight=1.0, checkpoint_minutes=60.0),
+              folder=tmp_path)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+# --- what changes and what does not
+
+
+def test_decay_shrinks_matrices_by_rate_times_decay_and_leaves_vectors_alone():
+    """Every target masked: no gradient, so that decay alone moves weights."""
+    student = tiny(tied=False)
+    before = weights(student)
+    recipe = quick(ce_weight=1.0, weight_decay=0.3, epochs=1 / 3, warmup_share=0.0)
+    train.fit(student, masked(), recipe)
+    for name, weight in weights(student).items():
+        if weight.ndim == 1:
+            assert torch.equal(weight, before[name]), name
+        else:
+            wanted = before[name].double() * (1 - 3e-3 * 0.3)
+            assert (weight - wanted).abs().max() < 1e-6, name
+
+
+def test_without_decay_and_without_targets_nothing_moves():
+    student = tiny()
+    before = weights(student)
+    train.fit(student, masked(), quick(weight_decay=0.0), teacher=wider())
+    assert same(weights(student), before)
+
+
+@pytest.mark.parametrize("ce_weight", [0.5, 1.0])
+def test_masked_batches_leave_every_number_finite(ce_weight):
+    windows = replace(some_windows(), mask=np.ones(12 * T + 5, "u1"))
+    windows.mask[: 8 * T + 1] = 0  # windows 0 to 7 have no target at all
+    for rows in (None, np.arange(8)):
+        student = tiny()
+        log = train.fit(student, windows, quick(ce_weight=ce_weight, micro_windows=1),
+                        teacher=wider(), rows=rows, evaluations=12)  # fmt: skip
+        assert all(w.isfinite().all() for w in student.state_dict().values())
+        assert all(math.isfinite(value) for row in log for value in row.values())
+        assert any("train/loss" in row for row in log) == (rows is None)
+
+
+@pytest.mark.parametrize("ce_weight", [0.0, 0.5])
+def test_with_adapters_the_base_stays_bit_for_bit(ce_weight):
+    student = lora.attach(tiny(), 4)
+    before, base = weights(student), lora.base_hash(student)
+    train.fit(student, some_windows(), quick(ce_weight=ce_weight), teacher=wider())
+    assert lora.base_hash(student) == base
+    for name, weight in student.named_parameters():
+        assert torch.equal(weight, before[name]) == ("lora_" not in name), name
+        assert weight.grad is None and weight.requires_grad == ("lora_" in name), name
+
+
+def test_a_frozen_weight_among_trained_ones_stays():
+    student = tiny()
+    student.layers[0].requires_grad_(False)
+    before = weights(student)
+    train.fit(student, some_windows(), quick(ce_weight=1.0))
+    for name, weight in weights(student).items():
+        assert torch.equal(weight, before[name]) == name.startswith("layers.0."), name
+
+
+def test_the_teacher_never_changes_and_gets_no_gradient():
+    teacher = wider()
+    assert all(w.requires_grad for w in teacher.parameters())
+    before = weights(teacher)
+    train.fit(tiny(), some_windows(), quick(), teacher=teacher)
+    assert same(weights(teacher), before)
+    assert all(w.grad is None for w in teacher.parameters())
+
+
+def test_anything_with_hidden_and_head_can_be_the_teacher():
+    one, other, model = tiny(), tiny(), wider()
+    train.fit(one, some_windows(), quick(), teacher=model)
+    train.fit(other, some_windows(), quick(),
+              teacher=SimpleNamespace(hidden=model.hidden, head=model.head))  # fmt: skip
+    assert same(weights(one), weights(other))
+
+
+def test_at_ce_weight_1_the_teacher_is_never_asked():
+    one, other = tiny(), tiny()
+    train.fit(one, some_windows(), quick(ce_weight=1.0), teacher=SimpleNamespace())
+    train.fit(other, some_windows(), quick(ce_weight=1.0))
+    assert same(weights(one), weights(other))
+
+
+def test_the_teacher_makes_a_difference():
+    one, other, third = tiny(), tiny(), tiny()
+    for student, teacher in ((one, wider()), (other, wider(seed=10))):
+        train.fit(student, some_windows(), quick(), teacher=teacher)
+    train.fit(third, some_windows(), quick(ce_weight=1.0))
+    assert distance(weights(one), weights(other)) > 0.01 < distance(weights(one), weights(third))
+
+
+# --- the log
+
+
+@pytest.mark.parametrize(
+    "evaluations, steps", [(1, [0, 12]), (2, [0, 6, 12]), (4, [0, 3, 6, 9, 12]), (50, range(13))]
+)
+def test_the_student_is_evaluated_before_evenly_between_and_after(evaluations, steps):
+    student, seen = tiny(), []
+
+    def evaluate(model):
+        assert model is student
+        seen.append(model.head.norm().item())
+        return {"val/loss": seen[-1]}
+
+    log = train.fit(student, some_windows(), quick(), teacher=wider(), evaluate=evaluate,
+                    evaluations=evaluations)  # fmt: skip
+    assert [row["step"] for row in log] == list(steps)
+    assert [row["tokens"] for row in log] == [4 * T * step for step in steps]
+    assert [row["val/loss"] for row in log] == seen and len(set(seen)) == len(seen)
+    assert seen[0] == tiny().head.norm().item() and seen[-1] == student.head.norm().item()
+
+
+def test_the_logged_loss_is_the_mean_over_the_tokens_since_the_last_row():
+    """At a rate of nearly 0 the loss of every window is that of the start."""
+    windows, student = some_windows(mask=True), tiny()
+    ids, targets = windows.batch(range(12))
+    with torch.no_grad():
+        wanted = F.cross_entropy(student(ids).flatten(0, 1), targets.flatten()).item()
+    recipe = quick(ce_weight=1.0, learning_rate=1e-12, epochs=1.0, micro_windows=3)
+    log = train.fit(student, windows, recipe, evaluations=1)
+    assert log[-1]["train/loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_an_evaluation_that_draws_numbers_does_not_shift_the_data():
+    def draws(student):
+        torch.manual_seed(0), np.random.seed(0)
+        return {"val/drawn": torch.rand(7).sum().item() + np.random.rand()}
+
+    one, other = tiny(), tiny()
+    train.fit(one, some_windows(), quick(), teacher=wider(), evaluate=draws)
+    train.fit(other, some_windows(), quick(), teacher=wider(), evaluations=1)
+    assert same(weights(one), weights(other))
+
+
+def test_the_loss_falls_on_a_small_corpus():
+    ids = np.tile(np.random.default_rng(0).integers(0, VOCAB, 40), 40).astype("<u4")
+    windows, student = data.Windows(ids, T), Llama(tiny().config)
+    recipe = quick(ce_weight=1.0, epochs=4.0, learning_rate=1e-2)
+    log = train.fit(student, windows, recipe, evaluations=4)
+    losses = [row["train/loss"] for row in log[1:]]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > 1.5 and losses[-1] < 0.5 and log[-1]["train/tokens_per_sec"] > 0
+
+
+# --- refusals
+
+
+def test_a_missing_teacher_is_refused():
+    with pytest.raises(ValueError) as error:
+        train.fit(tiny(), some_windows(), quick(ce_weight=0.99))
+    one_line(error, "0.99", "teacher")
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_context_shorter_than_the_tokens_is_refused(who):
+    models = dict(student=tiny(), teacher=wider())
+    models[who] = tiny(context=T - 1)
+    with pytest.raises(ValueError) as error:
+        train.fit(models["student"], some_windows(), quick(), teacher=models["teacher"])
+    one_line(error, who, T - 1, T)
+
+
+def test_a_context_longer_than_the_tokens_changes_nothing():
+    one, other = tiny(), tiny(context=4 * T)
+    for student in (one, other):
+        train.fit(student, some_windows(), quick(ce_weight=1.0))
+    assert same(weights(one), weights(other))
+
+
+def test_a_recipe_takes_its_own_among_a_notebooks_parameters():
+    parameters = dict(run="01", seed=3, ce_weight=0.25, shape="student-50m", epochs=0.5)
+    assert train.recipe(parameters) == replace(Recipe(), seed=3, ce_weight=0.25, epochs=0.5)
