@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tdlib import hashes, parameters, runs
+from tdlib import hashes, parameters, runs, shapes
 from tdlib.parameters import ROOT, ParameterError, notebook_of
 
 # jsonschema would build a whole grammar (0.9 s) for a check of addresses that no notebook needs
@@ -383,7 +383,12 @@ def _check(profile: str) -> int:
             bad += 1
             print(f"{path.stem} · {error}")
     if not bad:
-        book(profile, paths=False)  # what no single YAML shows: two that write the same
+        found = book(profile, paths=False)  # what no single YAML shows: two that write the same
+        keys = ("shape", "middle_shape", "small_shape")
+        used = {one.parameters[key] for one in found for key in keys if key in one.parameters}
+        for vocab_size in shapes.VOCABULARIES if profile.startswith("b200") else ():
+            for name in (name for name in shapes.SHAPES if name in used):
+                print(shapes.in_words(name, vocab_size))
     return 1 if bad else 0
 
 

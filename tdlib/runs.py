@@ -125,7 +125,7 @@ def start(notebook: str, given: dict | None = None) -> "Run":
         die_with_parent()
     if _latest:
         _latest.detach()
-    _keep_memory()
+    _spare_the_machine()
     os.chdir(parameters.ROOT)  # Lab starts kernels in notebooks/
     _latest = Run(values)
     return _latest
@@ -345,9 +345,12 @@ class Run:
         }  # fmt: skip
 
 
-def _keep_memory() -> None:
-    """Training makes and drops the same arrays at every step. glibc by default hands each back to
-    the system, which cost a quarter of a small model's time; let it keep them."""
+def _spare_the_machine() -> None:
+    """Two settings of the C libraries, before torch is loaded. Waiting threads sleep: by default
+    they spin, and where another process wants the core, training is ten times slower. And arrays
+    that every step makes and drops stay with the process: by default each goes back to the system,
+    a quarter of a small model's time."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, the largest it takes
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD

@@ -125,6 +125,21 @@ def read_config(folder: Path) -> LlamaConfig:
     )
 
 
+VOCABULARIES = (51_800, 86_071)  # the plan's, and that of the published tokenizer
+Q4_LIMIT = 33e6  # bytes: what still passes for the plan's "~30 MB"
+
+
+def in_words(name: str, vocab_size: int) -> str:
+    """One line on a shape: weights, of which embedding, and whether its 4-bit file passes."""
+    d = describe(LlamaConfig(vocab_size=vocab_size, **SHAPES[name]))
+    size = d["q4_0_bytes"]
+    return (
+        f"{name}, vocabulary {vocab_size:,}: {d['parameters'] / 1e6:.1f} M weights, of which "
+        f"{d['embedding_parameters'] / 1e6:.1f} M embedding; Q4_0 {size / 1e6:.1f} MB, "
+        f"{'within' if size <= Q4_LIMIT else 'ABOVE'} 33 MB"
+    )
+
+
 def describe(config: LlamaConfig) -> dict:
     """What a shape costs: weights, how many are embedding, and bytes as Q4_0 throughout (18 a block
     of 32 weights; norms stay float32)."""

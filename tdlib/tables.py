@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tdlib import evaluate, generate
-from tdlib.shapes import LlamaConfig, describe
+from tdlib.shapes import Q4_LIMIT, LlamaConfig, describe
 
 # The plan's estimates: validation loss (low, high), its quality in percent, hours on a B200.
 PLAN = {
@@ -27,7 +27,6 @@ PLAN = {
     "50m-hard": dict(hours=(1, 2)),
 }
 QUALITY = "quality = teacher loss / student loss"
-Q4_LIMIT = 33e6  # bytes: what still passes for the plan's "~30 MB"
 
 
 def span(low: float, high: float, digits: int = 2) -> str:

@@ -248,7 +248,7 @@ def test_documents_of_a_group_are_linked_by_pairs_that_share_enough(shared):
 
 def test_copies_meet_however_short_and_a_refrain_links_no_poems():
     def poem(i: int) -> str:
-        return " ".join(f"పదం{i}క{j}" for j in range(12))
+        return " ".join(chr(0x0C15 + i) + chr(0x0C15 + j) for j in range(12))
 
     refrain = "విశ్వదాభిరామ వినుర వేమ అనగ వినుము"
     lines = [f"{poem(i)} {refrain}" for i in range(6)] + [poem(0) + " " + refrain, "అ", "ఆ", "అ"]
@@ -267,18 +267,18 @@ def test_a_split_keeps_groups_whole_and_meets_its_shares(shared, seed):
     for group in set(group_N):
         assert len({sides[i] for i in np.flatnonzero(group_N == group)}) == 1
     size_N = np.array([sum(map(len, d.lines)) for d in documents])
-    shares = {s: size_N[np.array(sides) == s].sum() / size_N.sum() for s in set(sides)}
-    assert shares == pytest.approx({"train": 0.85, "val": 0.1, "confirm": 0.05}, abs=0.001)
+    for side, share in (("val", 0.1), ("confirm", 0.05)):
+        taken_N = size_N[np.array(sides) == side]
+        # The last group taken was more than half wanted, or small ones would have filled up.
+        assert abs(taken_N.sum() - share * size_N.sum()) <= taken_N.max() / 2 < 0.003 * size_N.sum()
 
 
-def test_the_stubs_go_to_one_side_where_they_fit(shared):
+def test_the_largest_group_is_always_trained_on(shared):
     documents = shared("wikipedia_articles")
     group_N = text.near_duplicates(documents)
-    met = set()
-    for seed in range(20):
+    for seed in range(20):  # a third of the text, it would fit
         sides = text.split(documents, group_N, val_share=0.4, seed=seed)
-        met.add(frozenset(sides[i] for i in stubs(documents)))
-    assert met == {frozenset({"train"})}  # the largest group is never validation
+        assert {sides[i] for i in stubs(documents)} == {"train"}
 
 
 def test_a_split_follows_its_seed_and_val_does_not_depend_on_confirm(shared):

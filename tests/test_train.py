@@ -141,7 +141,10 @@ def by_hand(model, teacher, windows, recipe, steps, rates) -> tuple[list[dict], 
 
 def hugging_face(model, folder) -> transformers.LlamaForCausalLM:
     model.save(folder)
-    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    # to transformers id 0 is padding whose embedding gets no gradient; here it is a token
+    theirs.model.embed_tokens.padding_idx = None
+    return theirs
 
 
 @pytest.mark.parametrize("ce_weight, temperature", [(0.5, 2.0), (1.0, 2.0), (0.0, 1.0)])
@@ -150,7 +153,7 @@ def test_steps_are_those_of_plain_torch_on_transformers(ce_weight, temperature, 
     student, teacher, windows = tiny(), wider(), some_windows(16, mask)
     start, rows = weights(student), np.array([0, 3, 4, 5, 7, 9, 10, 11, 12, 13, 14, 15])
     recipe = quick(
-        ce_weight=ce_weight, temperature=temperature, epochs=4 / 3, warmup_share=0.5, clip=0.3
+        ce_weight=ce_weight, temperature=temperature, epochs=4 / 3, warmup_share=0.5, clip=0.2
     )
     peak = recipe.learning_rate
     log, wanted = by_hand(
@@ -159,7 +162,7 @@ def test_steps_are_those_of_plain_torch_on_transformers(ce_weight, temperature, 
         windows, recipe, train.order(rows, recipe, T), [peak / 2, peak, peak, 0.55 * peak],
     )  # fmt: skip
     found = train.fit(student, windows, recipe, teacher=teacher, rows=rows, evaluations=4)
-    assert max(row["norm"] for row in log) > 2 * recipe.clip  # it did clip
+    assert all(row["norm"] > 1.2 * recipe.clip for row in log)  # it did clip
     for ours, theirs in zip(found[1:], log, strict=True):
         assert ours["train/loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["train/ce"] == pytest.approx(theirs["ce"], rel=1e-5)
@@ -168,12 +171,12 @@ def test_steps_are_those_of_plain_torch_on_transformers(ce_weight, temperature, 
             assert ours["train/kl"] == pytest.approx(theirs["kl"], rel=1e-4)
         else:
             assert "train/kl" not in ours
-    # Adam divides by the gradient's own size, so rounding shows most where a gradient is nearly 0;
-    # over all weights the four updates agree to 1e-4, and none is off by a twentieth of a step
+    # Adam divides by the gradient's own size, so rounding shows most where a gradient is nearly 0:
+    # 6e-6 of all updates and a thousandth of a step where it is largest (measured)
     moved = [{k: w[k] - start[k] for k in start} for w in (weights(student), wanted)]
-    assert distance(*moved) < 1e-4
+    assert distance(*moved) < 5e-5
     for name in start:
-        assert (moved[0][name] - moved[1][name]).abs().max() < 0.05 * peak, name
+        assert (moved[0][name] - moved[1][name]).abs().max() < 0.01 * peak, name
 
 
 def test_the_rate_warms_up_from_a_part_of_the_peak_and_falls_to_a_tenth():
@@ -196,11 +199,10 @@ def test_short_runs_have_a_rate_above_0_at_every_step(steps, share):
 def test_the_rates_in_the_log_are_those_that_were_used():
     """With no gradient a matrix shrinks by rate · decay, which reads the rate off the weights."""
     student, recipe = tiny(), quick(ce_weight=1.0, weight_decay=0.3)
-    sizes, before = [], [student.head.norm().item()]
+    sizes = []
     evaluate = lambda s: sizes.append(s.head.norm().item()) or {}  # noqa: E731
     log = train.fit(student, masked(), recipe, evaluate=evaluate, evaluations=12)
-    before = sizes[:-1]
-    for row, old, new in zip(log[1:], before, sizes[1:], strict=True):
+    for row, old, new in zip(log[1:], sizes[:-1], sizes[1:], strict=True):
         assert 1 - new / old == pytest.approx(0.3 * row["train/lr"], rel=1e-3)
         assert row["train/lr"] == train.learning_rate(row["step"] - 1, 12, recipe)
 
@@ -274,13 +276,14 @@ def test_the_seed_alone_decides_the_order():
 @pytest.mark.parametrize("mask", [False, True])
 def test_the_result_does_not_depend_on_the_size_of_micro_batches(mask):
     """Ten steps of eight windows, in one piece and in pieces of 2, 3 and 1. Only the order of
-    float32 sums differs: 1e-5 of the weights."""
-    results = []
+    float32 sums differs: 1e-7 of the weights (measured), and 1e-5 of what they moved."""
+    results, start = [], weights(tiny())
     for size in (8, 2, 3, 1):
         student = tiny()
         recipe = quick(epochs=5.0, batch_tokens=8 * T, micro_windows=size)
         log = train.fit(student, some_windows(16, mask), recipe, teacher=wider(), evaluations=10)
-        results.append((weights(student), log))
+        moved = {name: w - start[name] for name, w in weights(student).items()}
+        results.append((moved, log))
     assert results[0][1][-1]["step"] == 10
     for found, log in results[1:]:
         assert distance(found, results[0][0]) < 1e-5

@@ -1,0 +1,236 @@
+"""The whole book on next to nothing: every notebook runs, and what it recorded is true."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from bs4 import BeautifulSoup
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).parents[1]
+RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
+MODELS = ["teacher", "50m", "50m-scratch", "50m-seed2", "150m", "75m", "75m-direct"]
+MERGED = ["50m-hard-merged", "50m-random-merged"]
+
+
+def make_book(out: Path, *more: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tdlib.graph", "book", "PROFILE=smoke", f"OUT={out}", *more]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture(scope="session")
+def out(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("smoke") / "out"
+    done = make_book(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def results(out) -> dict[str, dict]:
+    return {run: json.loads((out / "results" / f"{run}.json").read_text()) for run in RUNS}
+
+
+def val_windows(out: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """All validation windows, cut by hand from the raw file."""
+    ids = torch.from_numpy(np.fromfile(out / "tokens/val.bin", dtype="<u4").astype(np.int64))
+    t = json.loads((out / "tokens/meta.json").read_text())["block_size"]
+    n = (len(ids) - 1) // t
+    return ids[: n * t].view(n, t), ids[1 : n * t + 1].view(n, t)
+
+
+def reference_loss(model, ids_NT, targets_NT) -> torch.Tensor:
+    """Loss of every token in float64, by a model of transformers."""
+    with torch.no_grad():
+        logits_NTV = model.double()(ids_NT).logits
+    return torch.nn.functional.cross_entropy(
+        logits_NTV.flatten(0, 1), targets_NT.flatten(), reduction="none"
+    ).view_as(targets_NT)
+
+
+def test_every_run_leaves_a_record_a_report_and_a_state(out, results):
+    for run in RUNS:
+        record = results[run]
+        assert record["finding"] and record["seconds"] > 0 and record["inputs"] is not None
+        assert record["versions"]["torch"] == torch.__version__
+        assert (out / f"{run}.html").stat().st_size < 1_000_000
+        assert json.loads((out / "state" / f"{run}.json").read_text())["state"] == "done"
+    assert (out / "index.html").exists()
+    assert len(list((out / "figures").glob("*.png"))) >= 12
+
+
+@pytest.mark.parametrize("name", MODELS + MERGED)
+def test_the_recorded_loss_is_that_of_transformers_on_the_saved_model(out, results, name):
+    row = next(r["models"][name] for r in results.values() if name in r["models"])
+    model = AutoModelForCausalLM.from_pretrained(out / "models" / name)
+    loss_NT = reference_loss(model, *val_windows(out))
+    assert row["loss"] == pytest.approx(float(loss_NT.mean()), abs=1e-5)
+    assert row["perplexity"] == pytest.approx(float(loss_NT.mean().exp()), rel=1e-4)
+    kept_N = np.load(out / "scores/val" / f"{name}.npy")
+    np.testing.assert_allclose(kept_N, loss_NT.mean(1).numpy(), atol=1e-5)
+
+
+def test_difficulty_is_the_difference_of_two_bare_forwards(out):
+    scores = np.load(out / "scores/02_hard_set.npz")
+    difficulty_N = scores["student_loss_N"] - scores["teacher_loss_N"]
+    ids = np.fromfile(out / "tokens/train.bin", dtype="<u4").astype(np.int64)
+    t = json.loads((out / "tokens/meta.json").read_text())["block_size"]
+    assert len(difficulty_N) == (len(ids) - 1) // t
+    models = [AutoModelForCausalLM.from_pretrained(out / "models" / n) for n in ("50m", "teacher")]
+    for i in (0, 7, len(difficulty_N) - 1):
+        window = torch.from_numpy(ids[i * t : i * t + t + 1])[None]
+        student, teacher = (reference_loss(m, window[:, :-1], window[:, 1:]) for m in models)
+        assert difficulty_N[i] == pytest.approx(float((student - teacher).mean()), abs=1e-5)
+
+
+def test_the_hard_set_holds_the_hardest_fifth_and_the_control_as_many(out, results):
+    scores = np.load(out / "scores/02_hard_set.npz")
+    difficulty_N = scores["student_loss_N"] - scores["teacher_loss_N"]
+    chosen = json.loads((out / "hard_set.json").read_text())
+    k = len(chosen["windows_K"])
+    assert k == round(0.2 * len(difficulty_N))
+    assert set(chosen["windows_K"]) == set(np.argsort(-difficulty_N)[:k].tolist())
+    trained = [results[f"03_lora-{kind}"]["remembered"] for kind in ("hard", "random")]
+    tokens = [log[-1]["tokens"] for r in trained for key, log in r.items() if key.startswith("log")]
+    assert tokens[0] == tokens[1]
+
+
+def test_a_merged_model_is_its_base_with_the_adapter_as_peft_reads_it(out):
+    ids_NT, _ = val_windows(out)
+    for name in ("50m-hard", "50m-random"):
+        base = AutoModelForCausalLM.from_pretrained(out / "models/50m")
+        merged = AutoModelForCausalLM.from_pretrained(out / "models" / f"{name}-merged")
+        shapes = {k: v.shape for k, v in base.state_dict().items()}
+        assert {k: v.shape for k, v in merged.state_dict().items()} == shapes
+        with torch.no_grad():
+            adapted = PeftModel.from_pretrained(base, out / "adapters" / name)(ids_NT[:4]).logits
+            torch.testing.assert_close(merged(ids_NT[:4]).logits, adapted, atol=1e-5, rtol=1e-5)
+
+
+def test_every_model_is_in_the_tables_and_no_cell_is_empty(out):
+    quality = pd.read_csv(out / "tables/04_merge_eval-quality.csv")
+    assert set(quality["model"]) == {*MODELS, *MERGED}
+    for path in (out / "tables").glob("*.csv"):
+        table = pd.read_csv(path, keep_default_na=False)
+        assert len(table) and not (table == "").any().any(), path
+        assert not table.isin(["nan", "NaN"]).any().any(), path
+    row = quality.set_index("model").loc["50m"]
+    assert row["plan: loss"] == "3.00–3.30" and row["plan: quality %"] == "75–80"
+
+
+def test_the_quality_table_says_what_the_records_say(out, results):
+    quality = pd.read_csv(out / "tables/04_merge_eval-quality.csv").set_index("model")
+    teacher = results["00_teacher"]["models"]["teacher"]["loss"]
+    for run in ("01_distill-50m", "01_distill-50m-scratch"):
+        for name, row in results[run]["models"].items():
+            assert quality.loc[name, "loss"] == pytest.approx(row["loss"], abs=6e-4)
+            assert quality.loc[name, "quality"] == f"{teacher / row['loss']:.1%}"
+
+
+def test_no_report_asks_for_anything_outside_itself(out):
+    for path in out.glob("*.html"):
+        soup = BeautifulSoup(path.read_text(encoding="utf8"), "html.parser")
+        for tag in soup.find_all(src=True):
+            assert tag["src"].startswith("data:"), (path, tag["src"][:80])
+        assert not soup.find_all(["link", "iframe", "object"])
+        assert not re.search(r"url\((?!['\"]?data:)", str(soup.style))
+
+
+def test_the_book_done_starts_no_kernel_and_takes_seconds(out):
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.ipynb")}
+    began = time.monotonic()
+    done = make_book(out)
+    assert done.returncode == 0 and "started" not in done.stdout, done.stdout
+    assert time.monotonic() - began < 30
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*.ipynb")} == before
+
+
+def papermill(tmp_path: Path, *more: str) -> subprocess.CompletedProcess:
+    notebook, yaml = "notebooks/01_distill.ipynb", "params/smoke/01_distill-50m.yaml"
+    command = [sys.executable, "-m", "papermill", notebook, str(tmp_path / "o.ipynb"), "-f", yaml]
+    return subprocess.run(
+        [*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )  # fmt: skip
+
+
+def test_a_mistyped_parameter_under_plain_papermill_stops_and_the_right_name_is_offered(tmp_path):
+    began = time.monotonic()
+    done = papermill(tmp_path, "-p", "temprature", "3", "-p", "out", str(tmp_path / "run"))
+    assert done.returncode != 0 and time.monotonic() - began < 20
+    assert "has no parameter temprature: did you mean temperature?" in done.stderr
+    assert not (tmp_path / "run").exists()  # nothing was begun
+
+
+def test_plain_papermill_reloads_a_finished_run_and_its_numbers_stay(out, results, tmp_path):
+    before = (out / "models/50m/model.safetensors").stat().st_mtime_ns
+    done = papermill(tmp_path, "-p", "out", str(out))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (out / "models/50m/model.safetensors").stat().st_mtime_ns == before
+    record = json.loads((out / "results/01_distill-50m.json").read_text())
+    assert record == results["01_distill-50m"]
+
+
+def test_a_missing_teacher_is_one_line_with_the_command_that_makes_it(tmp_path):
+    done = papermill(tmp_path, "-p", "out", str(tmp_path / "empty"))
+    assert done.returncode != 0
+    assert "models/teacher" in done.stderr and "make book" in done.stderr
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if not (chromium := shutil.which("chromium")):
+        if os.environ.get("CI"):
+            pytest.fail("no chromium: apt-get install chromium")
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    flags = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
+     --disable-background-networking --disable-component-update --disable-dev-shm-usage"""
+    with sync_playwright() as playwright:
+        chrome = playwright.chromium.launch(executable_path=chromium, args=flags.split())
+        yield chrome
+        chrome.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_page_shows_all_of_itself_in_a_browser_without_a_network(out, browser, width):
+    for path in sorted(out.glob("*.html")):
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        said, asked = [], []
+        page.on("console", lambda message, said=said: said.append(message.text))
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.goto(path.as_uri())
+        assert said == [], (path.name, said)
+        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path.name
+        page.close()
+
+
+def test_the_slider_of_the_mailed_report_counts_as_numpy_does(out, browser):
+    scores = np.load(out / "scores/02_hard_set.npz")
+    difficulty_N = scores["student_loss_N"] - scores["teacher_loss_N"]
+    page = browser.new_page()
+    page.goto((out / "02_hard_set.html").as_uri())
+    slider, said = page.locator(".offline-explorer input"), page.locator(".offline-explorer output")
+    assert f"of {len(difficulty_N):,} windows (20.0%)" in said.text_content()
+    texts = set()
+    for key in ["ArrowLeft"] * 3 + ["PageDown"] * 2 + ["ArrowRight"] * 4 + ["Home", "End"]:
+        slider.press(key)
+        count, of, threshold = re.match(
+            r"([\d,]+) of ([\d,]+) windows .* at least (\S+) nats", said.text_content()
+        ).groups()
+        assert int(of.replace(",", "")) == len(difficulty_N)
+        assert int(count.replace(",", "")) == (difficulty_N >= np.float32(threshold)).sum()
+        texts.add(page.locator(".offline-explorer div").first.text_content())
+    assert len(texts) > 3  # the texts beside the line follow it
+    page.close()

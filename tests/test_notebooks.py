@@ -1,0 +1,112 @@
+"""Notebooks and parameter files: thin, without outputs, and true to what they declare."""
+
+import ast
+import itertools
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tdlib import graph, parameters
+from tdlib.shapes import SHAPES
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+YAMLS = sorted((ROOT / "params").glob("*/*.yaml"))
+PROFILES = sorted({path.parent.name for path in YAMLS})
+
+
+def cells(path: Path, kind: str) -> list[nbformat.NotebookNode]:
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+
+
+def name(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def test_the_book_has_its_six_notebooks():
+    wanted = ["00_teacher", "01_distill", "02_hard_set", "03_lora", "04_merge_eval"]
+    assert [path.stem for path in NOTEBOOKS] == [*wanted, "05_progressive"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_committed_notebook_holds_no_outputs_and_no_traces_of_a_run(path):
+    for cell in cells(path, "code"):
+        assert cell.outputs == [] and cell.execution_count is None
+    assert "papermill" not in nbformat.read(path, as_version=4).metadata
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_thin_and_has_prose_before_every_code_cell(path):
+    kinds = [c.cell_type for c in nbformat.read(path, as_version=4).cells]
+    assert all(a == "markdown" for a, b in itertools.pairwise(kinds) if b == "code")
+    for cell in cells(path, "code"):
+        if "parameters" not in cell.metadata.get("tags", []):
+            statements = ast.walk(ast.parse(cell.source))
+            assert not any(isinstance(s, ast.FunctionDef | ast.ClassDef) for s in statements)
+            assert len(cell.source.splitlines()) <= 15, cell.source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_parameter_has_a_comment_and_a_rule_and_its_default_passes(path):
+    declared = parameters.declared(path.stem)
+    assert parameters.comments(path.stem).keys() == declared.keys()
+    assert next(iter(declared)) == "run"
+    assert parameters.check(path.stem, {}) == declared
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=name)
+def test_a_yaml_carries_its_own_name_and_profile_and_only_known_parameters(path):
+    values = graph.check_yaml(path, {}, paths=False)
+    assert values["run"] == path.stem
+    assert values["profile"] == path.parent.name
+    assert values["out"] == f"outputs/{path.parent.name}"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_makes_one_book_in_which_every_input_has_a_maker(profile):
+    runs = {one.run: one for one in graph.book(profile, paths=False)}
+    made = {path for one in runs.values() for path in one.writes}
+    assert all(set(one.reads) <= made for one in runs.values())
+    assert {one.notebook for one in runs.values()} == {path.stem for path in NOTEBOOKS}
+
+
+def test_the_default_parameters_are_those_of_the_tiny_profile():
+    for path in (ROOT / "params/tiny").glob("*.yaml"):
+        if path.stem in {"00_teacher", "01_distill-50m", "02_hard_set", "03_lora-hard"}:
+            values = graph.check_yaml(path, {}, paths=False)
+            assert values == parameters.declared(parameters.notebook_of(path.stem)), path
+
+
+def rows() -> list[list[str]]:
+    text = (ROOT / "params/b200/README.md").read_text(encoding="utf8")
+    lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda r: f"{r[3]}-{r[2]}")
+def test_the_b200_table_says_what_its_yaml_says(row):
+    _, _, parameter, run, ours, same, why = row
+    values = graph.check_yaml(ROOT / "params/b200" / f"{run}.yaml", {}, paths=False)
+    assert str(values[parameter]) == ours
+    assert same in ("same", "changed") and (why or same == "same")
+
+
+def test_the_shapes_of_the_plan_are_the_ones_the_b200_profile_uses():
+    plan = {  # PLAN.md's tables, typed: layers, heads, dim, MLP
+        "teacher-plan": (16, 16, 1024, 2816), "student-120m": (12, 12, 768, 2048),
+        "student-80m": (10, 10, 640, 1792), "student-50m": (8, 8, 512, 1408),
+    }  # fmt: skip
+    for shape, (layers, heads, dim, mlp) in plan.items():
+        assert SHAPES[shape] == dict(layers=layers, heads=heads, dim=dim, mlp_dim=mlp)
+        assert any(shape in path.read_text() for path in (ROOT / "params/b200").glob("*.yaml"))
+
+
+def test_the_sizes_of_b200_are_told_for_both_vocabularies(capsys):
+    assert graph.main(["check", "b200"]) == 0
+    said = capsys.readouterr().out
+    # FACTS.md section 2
+    assert re.search(r"student-50m, vocabulary 51,800: 52\.2 M .* 26\.5 M embedding.*within", said)
+    assert re.search(r"student-50m, vocabulary 86,071: 69\.8 M .* 44\.1 M embedding.*ABOVE", said)
+    assert re.search(r"student-120m, vocabulary 86,071: 151\.1 M", said)
