@@ -24,6 +24,7 @@ from torch import Tensor
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3  # then the 256 byte pieces, 4–259
 IGNORE = -100
+BLOCK = 2**18  # bytes read at once where ids are checked
 
 
 class Tokenizer:
@@ -40,6 +41,9 @@ class Tokenizer:
                 f"{path} is not a SentencePiece .model: train one, or copy it again"
             ) from None
         self.size = self.model.vocab_size()
+        if self.model.eos_id() != EOS:
+            raise ValueError(f"<eos> of {path} is id {self.model.eos_id()}, it must be {EOS}: "
+                             "train one with pad_id 0, unk_id 1, bos_id 2, eos_id 3")  # fmt: skip
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
         """The ids of each line, without <eos>."""
@@ -69,9 +73,10 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, path: Path) -> Tokeni
             bos_piece="<bos>", eos_piece="<eos>", minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1]
+        reason = str(error).splitlines()[-1].rpartition("] ")[2].strip() or "it is empty"
+        remedy = "raise it" if "smaller" in reason else "lower it, or give more text"
         raise ValueError(
-            f"vocab_size {vocab_size} does not fit this text ({reason}): lower it"
+            f"vocab_size {vocab_size} does not fit this text ({reason}): {remedy}"
         ) from None
     write_whole(path, model.getvalue())
     return Tokenizer(path)
@@ -102,7 +107,7 @@ def write_tokens(folder: Path, splits: dict[str, list], tokenizer: Tokenizer, co
         with open(beside / f"{split}.bin", "wb") as f:
             for document in documents:
                 ids = [i for line in tokenizer.encode(document.lines) for i in (*line, EOS)]
-                np.asarray(ids, dtype="<u4").tofile(f)
+                f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
                 rows.append((split, start, len(ids), document.source))
                 unknown += ids.count(UNK)
                 start += len(ids)
@@ -119,10 +124,14 @@ def write_tokens(folder: Path, splits: dict[str, list], tokenizer: Tokenizer, co
 
 
 def link_tokens(source: Path, folder: Path) -> None:
-    """Use a folder of tokens made elsewhere as it is: links, no copy, nothing of it touched."""
+    """Use a folder of tokens made elsewhere as it is: links, no copy, nothing of it touched. Here,
+    once, each of its ids is checked."""
     for name in ("meta.json", "train.bin", "val.bin"):
         if not (source / name).is_file():
             raise FileNotFoundError(f"{source / name} is not there: a folder of tokens holds it")
+    tokens = open_tokens(source)
+    for split in ("train", "val"):
+        _check_ids(source / f"{split}.bin", getattr(tokens, split).ids.dtype, tokens.vocab_size)
     beside = folder.parent / f".{folder.name}.new"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -206,8 +215,13 @@ def open_tokens(folder: str | Path, context: int = 0) -> Tokens:
         raise FileNotFoundError(
             f"{folder / 'meta.json'} is not there: run 00_teacher, which makes it"
         )
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf8"))
-    context = context or meta["block_size"]
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf8"))
+        context, _ = context or meta["block_size"], meta["vocab_size"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / 'meta.json'} must hold block_size and vocab_size ({error!r}): copy it again"
+        ) from None
     splits = {
         split: _open_split(folder / f"{split}.bin", meta, context)
         for split in ("train", "val", "confirm")
@@ -222,6 +236,8 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
     dtype = {"uint32": "<u4", "uint16": "<u2"}.get(meta.get("dtype", "uint32"))
     if dtype is None:
         raise ValueError(f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: a folder of tokens holds it")
     size, width = path.stat().st_size, int(dtype[-1])
     stored = meta.get(f"{path.stem}_tokens", size // width)
     if size != stored * width:
@@ -234,8 +250,21 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
             f"{path} has {stored:,} tokens, too few for one window of {context} + 1: "
             "give more text, or a shorter context"
         )
-    ids = np.memmap(path, dtype, "r")
-    if (largest := int(ids[:: max(1, stored // 100_000)].max())) >= meta["vocab_size"]:
-        raise ValueError(f"{path} holds id {largest:,}, the vocabulary has {meta['vocab_size']:,}")
+    _check_ids(path, dtype, meta["vocab_size"], every=max(1, size // (64 * BLOCK)))
     mask = path.with_suffix(".mask.bin")
-    return Windows(ids, context, np.memmap(mask, "u1", "r") if mask.is_file() else None)
+    if mask.is_file() and mask.stat().st_size != stored:
+        raise ValueError(f"{mask} has {mask.stat().st_size:,} bytes, it must have one for each of "
+                         f"the {stored:,} tokens: make it again")  # fmt: skip
+    return Windows(
+        np.memmap(path, dtype, "r"), context, np.memmap(mask, "u1", "r") if mask.is_file() else None
+    )
+
+
+def _check_ids(path: Path, dtype: str | np.dtype, vocab_size: int, every: int = 1) -> None:
+    """No id of every so many blocks is beyond the vocabulary. Read, not mapped: around a touched
+    page the system maps 15 more, so looking here and there would map all of the file."""
+    for start in range(0, path.stat().st_size, every * BLOCK):
+        count = BLOCK // np.dtype(dtype).itemsize
+        if (largest := int(np.fromfile(path, dtype, count, offset=start).max())) >= vocab_size:
+            raise ValueError(f"{path} holds id {largest:,}, the vocabulary has {vocab_size:,}: "
+                             "copy the file and its meta.json again")  # fmt: skip

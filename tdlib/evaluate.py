@@ -5,7 +5,9 @@ intervals come from resampling whole documents, since neighbouring windows are n
 Legend: N windows of the split, M of them fixed (evenly spread), T tokens of a window, V vocabulary.
 """
 
+import io
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +50,11 @@ class Evaluation:
 
     def save(self, folder: Path, name: str) -> None:
         """scores/val/<name>.npy and .npz, which 04 reads instead of running the model again."""
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / f"{name}.npy", self.window_loss_N.astype(np.float32))
-        np.savez(
-            folder / f"{name}.npz", rows_M=self.rows_M, token_loss_MT=self.token_loss_MT,
-            **self.calibration,
-        )  # fmt: skip
+        windows, fixed = io.BytesIO(), io.BytesIO()
+        np.save(windows, self.window_loss_N.astype(np.float32))
+        np.savez(fixed, rows_M=self.rows_M, token_loss_MT=self.token_loss_MT, **self.calibration)
+        data.write_whole(folder / f"{name}.npy", windows.getvalue())
+        data.write_whole(folder / f"{name}.npz", fixed.getvalue())
 
 
 def fixed_rows(windows: data.Windows, count: int) -> np.ndarray:
@@ -155,7 +156,9 @@ def on_subset(windows: data.Windows, count: int, device: str = "cpu") -> Callabl
 def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0):
     """Means of K models' window losses under a bootstrap over documents, (resamples, K). The same
     documents for every model, so differences are paired. `document_N` names each window's document.
-    """
+    A window without a loss (NaN: every target masked) counts for no model."""
+    known_N = ~np.isnan(loss_KN).any(axis=0)
+    loss_KN, document_N = np.asarray(loss_KN)[:, known_N], np.asarray(document_N)[known_N]
     documents = np.unique(document_N, return_inverse=True)[1]
     sums_KD = np.stack([np.bincount(documents, row) for row in loss_KN])
     size_D = np.bincount(documents)
@@ -212,7 +215,7 @@ def cuts(tokens: data.Tokens, rows_M: np.ndarray) -> dict[str, tuple[list[str], 
     """For each cut its buckets' names and each token's bucket, (M, T), −1 where none: by frequency
     of the token, of the pair, place in the word, frequent endings, script, place in the window."""
     ids_MT, targets_MT = (x.numpy() for x in tokens.val.batch(rows_M))
-    targets_MT = targets_MT.clip(min=0)
+    masked_MT, targets_MT = targets_MT == data.IGNORE, targets_MT.clip(min=0)
     count_MT = frequency(tokens.train, tokens.vocab_size)[targets_MT]
     pairs_MT = pair_frequency(tokens.train, ids_MT, targets_MT)
     quarter_T = np.arange(targets_MT.shape[1]) * 4 // targets_MT.shape[1]
@@ -225,8 +228,8 @@ def cuts(tokens: data.Tokens, rows_M: np.ndarray) -> dict[str, tuple[list[str], 
     }  # fmt: skip
     if tokens.tokenizer is not None:
         pieces = np.array(tokens.tokenizer.pieces(range(tokens.tokenizer.size)), dtype=object)
-        labels |= _by_piece(pieces, targets_MT)
-    return labels
+        labels |= _by_piece(pieces, ids_MT[:, :1], targets_MT)
+    return {k: (names, np.where(masked_MT, -1, at_MT)) for k, (names, at_MT) in labels.items()}
 
 
 def _by_count(count_MT: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -235,13 +238,18 @@ def _by_count(count_MT: np.ndarray) -> tuple[list[str], np.ndarray]:
     )
 
 
-def _by_piece(pieces_V: np.ndarray, targets_MT: np.ndarray) -> dict:
-    begins_V = np.array([p.startswith("▁") or p == "<eos>" for p in pieces_V])
-    begins_MT = begins_V[targets_MT]
-    ends_MT = np.concatenate([begins_MT[:, 1:], np.zeros_like(begins_MT[:, :1])], axis=1)
+def _by_piece(pieces_V: np.ndarray, before_M1: np.ndarray, targets_MT: np.ndarray) -> dict:
+    space_V = np.array([p.startswith("▁") or p == "<eos>" for p in pieces_V])
+    # "." and the like are pieces of their own: a word ends before one, and none is part of a word
+    mark_V = np.array([unicodedata.category(p.strip("▁")[:1] or "x")[0] == "P" for p in pieces_V])
+    mark_V[data.EOS] = True
+    mark_MS = mark_V[np.concatenate([before_M1, targets_MT], axis=1)]
+    begins_MT = space_V[targets_MT] | mark_MS[:, :-1]
+    stops_MT = space_V[targets_MT] | mark_MS[:, 1:]
+    ends_MT = np.concatenate([stops_MT[:, 1:], np.zeros_like(stops_MT[:, :1])], axis=1)
     place_MT = np.where(begins_MT, np.where(ends_MT, 0, 1), np.where(ends_MT, 3, 2))
     place_MT[:, -1] = -1  # whether the word goes on after the window is not known
-    place_MT[targets_MT == data.EOS] = -1
+    place_MT[mark_MS[:, 1:]] = -1
     script_V = np.array([script(p) for p in pieces_V])
     names = ["Telugu", "Latin", "digits", "other"]
     endings = {e: np.flatnonzero(pieces_V == e) for e in FREQUENT_ENDINGS}

@@ -43,7 +43,7 @@ def save_scores(scores: Scores, path: Path) -> dict:
     return {
         "windows": len(difficulty_N),
         "mean": float(np.nanmean(difficulty_N)),
-        "student_better": float(np.nanmean(difficulty_N < 0)),  # share of windows
+        "student_better": float((difficulty_N[~np.isnan(difficulty_N)] < 0).mean()),  # share
     }
 
 
@@ -91,15 +91,15 @@ def select(
     """The windows at or above a threshold, or the hardest share of all. Exactly one is given."""
     if (share is None) == (threshold is None):
         raise ValueError(f"give share or threshold, one of the two: {share=}, {threshold=}")
-    known_N = np.nan_to_num(difficulty_N, nan=-np.inf)
     if threshold is None:
         if not 0 < share <= 1:
             raise ValueError(f"share {share} is not within 0 … 1")
         # the K-th hardest, and no interpolation: the threshold is a difficulty that occurs
-        k = max(1, round(share * len(known_N)))
-        threshold = float(np.partition(known_N, -k)[-k])
-    windows_K = np.flatnonzero(known_N >= threshold)
-    return HardSet(windows_K, float(threshold), len(windows_K) / len(known_N))
+        known = difficulty_N[~np.isnan(difficulty_N)]  # a window without a target has none
+        k = min(max(1, round(share * len(difficulty_N))), len(known))
+        threshold = float(np.partition(known, -k)[-k])
+    windows_K = np.flatnonzero(difficulty_N >= threshold)  # never where it is NaN
+    return HardSet(windows_K, float(threshold), len(windows_K) / len(difficulty_N))
 
 
 def replayed(chosen: HardSet, windows: str, count: int, seed: int) -> np.ndarray:

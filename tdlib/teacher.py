@@ -41,23 +41,18 @@ def neighbours(weight_OD: Tensor, heads: int) -> Tensor:
 def _upstream(path: Path) -> Llama:
     try:
         file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        state, shape = file["model"], file["config"]
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError):
+        state, shape = dict(file["model"]), dict(file["config"])
+    # what torch raises depends on where a file was cut, or what it is instead
+    except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, EOFError,
+            OSError):  # fmt: skip
         raise ValueError(
             f"{path} is no checkpoint of tensors and plain values with 'model' and 'config': "
             "give upstream's best.pt, or a Hugging Face Llama folder"
         ) from None
     state = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
+    if unset := [x for x in ("n_layer", "n_head", "n_embd", "block_size") if x not in shape]:
+        raise ValueError(f"{path}: its config has no {unset[0]}: give upstream's own best.pt")
     layers, heads = int(shape["n_layer"]), int(shape["n_head"])
-    config = LlamaConfig(
-        vocab_size=state["transformer.wte.weight"].shape[0],
-        layers=layers,
-        heads=heads,
-        dim=int(shape["n_embd"]),
-        mlp_dim=state["transformer.h.0.mlp.w_gate.weight"].shape[0],
-        context=int(shape["block_size"]),
-        rope_theta=float(shape.get("rope_theta", 10000.0)),
-    )
     names = {
         "transformer.wte.weight": "embed_tokens.weight",
         "transformer.ln_f.weight": "norm.weight",
@@ -75,6 +70,15 @@ def _upstream(path: Path) -> Llama:
         raise ValueError(
             f"{path}: {odd[0]} is unknown, or missing, in upstream's Llama: not loaded"
         )
+    config = LlamaConfig(
+        vocab_size=state["transformer.wte.weight"].shape[0],
+        layers=layers,
+        heads=heads,
+        dim=int(shape["n_embd"]),
+        mlp_dim=state["transformer.h.0.mlp.w_gate.weight"].shape[0],
+        context=int(shape["block_size"]),
+        rope_theta=float(shape.get("rope_theta", 10000.0)),
+    )
     weights = {ours: state[theirs].float() for theirs, ours in names.items()}
     for theirs, i in fused.items():
         q, k, v = state[theirs].float().chunk(3)
@@ -100,7 +104,7 @@ def check(model: Llama, windows: data.Windows, *, count: int = 32, device: str =
         for linear, heads in ((attention.q_proj, c.heads), (attention.k_proj, c.kv_heads)):
             linear.weight.data = halves(linear.weight.data, heads)
     loss, turned = (
-        float(hard_set.window_loss(m, windows, rows, device).mean()) for m in (model, other)
+        float(np.nanmean(hard_set.window_loss(m, windows, rows, device))) for m in (model, other)
     )
     if turned < loss - 0.1:
         raise ValueError(

@@ -1,0 +1,446 @@
+"""Upstream's checkpoint against its forward written out here with complex numbers; what is refused;
+and the trial that catches the wrong order of RoPE."""
+
+import json
+import math
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tdlib import data, shapes, teacher, train
+from tdlib.model import Llama, LlamaConfig
+
+SHAPE = dict(layers=2, heads=4, dim=32, mlp_dim=80)
+VOCAB, CONTEXT = 211, 64
+
+
+def upstream(layers, heads, dim, mlp_dim, seed=0) -> dict:
+    """Weights by upstream's names, scaled up, else a wrong rotation hardly shows in the logits."""
+    g = torch.Generator().manual_seed(seed)
+
+    def drawn(*size):
+        return torch.randn(size, generator=g) * 2 / math.sqrt(size[-1])
+
+    def norm():
+        return torch.rand(dim, generator=g) + 0.5
+
+    state = {"transformer.wte.weight": drawn(VOCAB, dim) * 2}
+    for i in range(layers):
+        at = f"transformer.h.{i}"
+        state |= {
+            f"{at}.ln_1.weight": norm(), f"{at}.ln_2.weight": norm(),
+            f"{at}.attn.c_attn.weight": drawn(3 * dim, dim),
+            f"{at}.attn.c_proj.weight": drawn(dim, dim),
+            f"{at}.mlp.w_gate.weight": drawn(mlp_dim, dim),
+            f"{at}.mlp.w_up.weight": drawn(mlp_dim, dim),
+            f"{at}.mlp.w_down.weight": drawn(dim, mlp_dim),
+        }  # fmt: skip
+    state |= {"transformer.ln_f.weight": norm(), "freqs_cis": angles(dim // heads)}
+    return state | {"lm_head.weight": state["transformer.wte.weight"]}  # tied, and stored twice
+
+
+def angles(width, theta=10000.0) -> torch.Tensor:
+    """e^(i · position · theta^(−2j/width)), (positions, width/2), complex."""
+    frequency = 1 / theta ** (torch.arange(0, width, 2)[: width // 2].float() / width)
+    angle = torch.outer(torch.arange(CONTEXT).float(), frequency)
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+@torch.no_grad()
+def upstream_logits(state, ids_BT, heads, theta=10000.0) -> torch.Tensor:
+    """All positions' logits, in float64. RoPE turns neighbours as one complex number."""
+    state = {k: v if v.is_complex() else v.double() for k, v in state.items()}
+    layers = sum(name.endswith("c_attn.weight") for name in state)
+    b, t = ids_BT.shape
+    causal = torch.ones(t, t, dtype=torch.bool).tril()
+
+    def norm(x, name):
+        return x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-6) * state[name]
+
+    def turned(x_BTHK):
+        pairs = torch.view_as_complex(x_BTHK.reshape(*x_BTHK.shape[:-1], -1, 2).contiguous())
+        turn_T1J = angles(x_BTHK.shape[-1], theta).to(torch.complex128)[:t, None]
+        return torch.view_as_real(pairs * turn_T1J).flatten(-2)
+
+    x = state["transformer.wte.weight"][ids_BT]
+    for i in range(layers):
+        at, d = f"transformer.h.{i}", x.shape[-1]
+        y = norm(x, f"{at}.ln_1.weight") @ state[f"{at}.attn.c_attn.weight"].T
+        q, k, v = (part.view(b, t, heads, d // heads) for part in y.split(d, dim=-1))
+        scores = torch.einsum("bthk,bshk->bhts", turned(q), turned(k)) / math.sqrt(d // heads)
+        shares = scores.masked_fill(~causal, -math.inf).softmax(-1)
+        y = torch.einsum("bhts,bshk->bthk", shares, v).flatten(2)
+        x = x + y @ state[f"{at}.attn.c_proj.weight"].T
+        y = norm(x, f"{at}.ln_2.weight")
+        gate = y @ state[f"{at}.mlp.w_gate.weight"].T
+        y = gate * torch.sigmoid(gate) * (y @ state[f"{at}.mlp.w_up.weight"].T)
+        x = x + y @ state[f"{at}.mlp.w_down.weight"].T
+    return norm(x, "transformer.ln_f.weight") @ state["lm_head.weight"].T
+
+
+def checkpoint(path, state, heads, dim, layers=2, **config):
+    """A file as upstream's training leaves it, but for the weights' size."""
+    config = {
+        "block_size": CONTEXT, "vocab_size": VOCAB, "n_layer": layers, "n_head": heads,
+        "n_embd": dim, "dropout": 0.1, "bias": False, "rope_theta": 10000.0,
+    } | config  # fmt: skip
+    torch.save(
+        {"model": state, "optimizer": None, "config": config, "architecture": "llama",
+         "step": 45000, "epoch": 3, "val_loss": None, "best_val_loss": 2.58,
+         "tokens_processed": 11_796_480_000, "tokens_per_epoch": 3_700_000_000},
+        path,
+    )  # fmt: skip
+    return path
+
+
+def written(folder, state=None, **config):
+    state = upstream(**SHAPE) if state is None else state
+    return checkpoint(folder / "best.pt", state, SHAPE["heads"], SHAPE["dim"], **config)
+
+
+def some_ids() -> torch.Tensor:
+    return torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(1))
+
+
+def near(found, wanted, relative=1e-4):
+    """Float32 against float64: 1e-6 of the largest logit; the other order of RoPE leaves 1."""
+    error = (found - wanted).abs().max().item()
+    assert error <= relative * wanted.abs().max().item(), f"{error:.3g} of {wanted.abs().max():.3g}"
+
+
+def one_line(error, *words):
+    text = str(error.value)
+    assert "\n" not in text and all(str(word) in text for word in words), text
+
+
+# --- the checkpoint
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize(
+    "change",
+    [dict(), dict(layers=1), dict(layers=3), dict(mlp_dim=48), dict(heads=1), dict(heads=8)],
+    ids=str,
+)
+def test_logits_are_upstreams_at_every_position(change, prefix, tmp_path):
+    shape = SHAPE | change
+    state = upstream(**shape)
+    wanted = upstream_logits(state, some_ids(), shape["heads"])
+    named = {prefix + name: weight for name, weight in state.items()}
+    path = checkpoint(
+        tmp_path / "best.pt", named, shape["heads"], shape["dim"], layers=shape["layers"]
+    )
+    model = teacher.load(path)
+    assert wanted.std() > 1  # sharp distributions: errors show
+    near(model(some_ids()), wanted)
+    assert (model.config.layers, model.config.mlp_dim) == (shape["layers"], shape["mlp_dim"])
+    assert (model.config.vocab_size, model.config.context) == (VOCAB, CONTEXT)
+
+
+def test_another_rope_theta_is_read(tmp_path):
+    state = upstream(**SHAPE)
+    model = teacher.load(written(tmp_path, state, rope_theta=500.0))
+    near(model(some_ids()), upstream_logits(state, some_ids(), 4, theta=500.0))
+
+
+def test_a_checkpoint_in_bfloat16_without_table_and_head_is_read_in_float32(tmp_path):
+    state = {k: v.bfloat16() for k, v in upstream(**SHAPE).items() if "freqs" not in k}
+    wanted = upstream_logits(state, some_ids(), 4)
+    del state["lm_head.weight"]
+    model = teacher.load(written(tmp_path, state))
+    assert all(weight.dtype == torch.float32 for weight in model.parameters())
+    near(model(some_ids()), wanted)
+
+
+def test_the_vocabulary_is_the_weights_own(tmp_path):
+    assert teacher.load(written(tmp_path, vocab_size=86_071)).config.vocab_size == VOCAB
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "folder"])
+def test_a_loaded_teacher_is_frozen_and_in_eval(kind, tmp_path):
+    path = written(tmp_path)
+    if kind == "folder":
+        teacher.load(path).save(tmp_path / "folder")
+        path = tmp_path / "folder"
+    model = teacher.load(path)
+    assert not model.training and not any(module.training for module in model.modules())
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize("change", [dict(), dict(kv_heads=2), dict(tied=False)], ids=str)
+def test_a_hugging_face_folder_is_loaded_to_the_same_bits(change, tmp_path):
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig(vocab_size=VOCAB, context=CONTEXT, **SHAPE | change))
+    model.save(tmp_path / "teacher")
+    again = teacher.load(str(tmp_path / "teacher"))
+    assert again.config == model.config and torch.equal(again(some_ids()), model(some_ids()))
+
+
+# --- the two orders
+
+
+def test_halves_takes_even_rows_first_then_odd_ones_in_each_head():
+    rows = torch.arange(12.0)[:, None] * torch.ones(1, 5)
+    assert teacher.halves(rows, 2)[:, 0].tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
+    assert teacher.neighbours(rows, 2)[:, 0].tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+
+
+@pytest.mark.parametrize("heads, width, d", [(1, 2, 8), (4, 8, 32), (3, 6, 18), (2, 64, 128)])
+def test_halves_and_neighbours_are_inverses(heads, width, d):
+    weight = torch.randn(heads * width, d)
+    assert torch.equal(teacher.neighbours(teacher.halves(weight, heads), heads), weight)
+    assert torch.equal(teacher.halves(teacher.neighbours(weight, heads), heads), weight)
+    assert torch.equal(teacher.halves(weight, heads), weight) == (width == 2)
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize(
+    "name",
+    ["transformer.h.0.engram.table.weight", "transformer.h.1.attn.c_attn.bias",
+     "transformer.h.2.ln_1.weight", "transformer.wpe.weight"],
+)  # fmt: skip
+def test_an_unknown_weight_is_refused_by_name(name, prefix, tmp_path):
+    state = upstream(**SHAPE) | {name: torch.zeros(32)}
+    path = written(tmp_path, {prefix + k: v for k, v in state.items()})
+    with pytest.raises(ValueError) as error:
+        teacher.load(path)
+    one_line(error, path, name)
+
+
+@pytest.mark.parametrize(
+    "name", [k for k in upstream(**SHAPE) if k not in ("freqs_cis", "lm_head.weight")]
+)
+def test_a_missing_weight_is_refused_by_name(name, tmp_path):
+    state = upstream(**SHAPE)
+    del state[name]
+    path = written(tmp_path, state)
+    with pytest.raises(ValueError) as error:
+        teacher.load(path)
+    one_line(error, path, name)
+
+
+@pytest.mark.parametrize("layers, name", [(1, "transformer.h.1."), (3, "transformer.h.2.")])
+def test_another_number_of_layers_than_the_config_promises_is_refused(layers, name, tmp_path):
+    path = written(tmp_path, layers=layers)
+    with pytest.raises(ValueError) as error:
+        teacher.load(path)
+    one_line(error, path, name)
+
+
+@pytest.mark.parametrize("name", ["n_layer", "n_head", "n_embd", "block_size"])
+def test_a_missing_number_in_the_config_is_refused_by_name(name, tmp_path):
+    path = written(tmp_path)
+    file = torch.load(path, weights_only=True)
+    del file["config"][name]
+    torch.save(file, path)
+    with pytest.raises(ValueError) as error:
+        teacher.load(path)
+    one_line(error, path, name)
+
+
+class Hostile:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("how", ["a whole file", "beside the weights", "a bare pickle"])
+def test_a_hostile_file_does_nothing(how, tmp_path):
+    path, trace = tmp_path / "best.pt", tmp_path / "trace"
+    if how == "a bare pickle":
+        path.write_bytes(pickle.dumps({"model": Hostile(trace)}))
+    elif how == "a whole file":
+        torch.save(Hostile(trace), path)
+    else:
+        file = torch.load(written(tmp_path), weights_only=True)
+        torch.save(file | {"optimizer": Hostile(trace)}, path)
+    with pytest.raises(ValueError) as error:
+        teacher.load(path)
+    one_line(error, path, "best.pt, or a Hugging Face Llama folder")
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(Hostile(trace)))  # it would have
+    assert trace.exists()
+
+
+def cut(path, share):
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    {
+        "cut in half": lambda path: cut(path, 0.5),
+        "cut at the end": lambda path: cut(path, 0.999),
+        "cut at once": lambda path: cut(path, 0.0001),
+        "empty": lambda path: cut(path, 0),
+        "text": lambda path: path.write_text("తెలుగు text, not tensors\n" * 100, encoding="utf8"),
+        "weights alone": lambda path: torch.save(upstream(**SHAPE), path),
+        "a list": lambda path: torch.save([1, 2], path),
+        "a tensor": lambda path: torch.save(torch.zeros(3), path),
+        "no config": lambda path: torch.save({"model": upstream(**SHAPE)}, path),
+        "no weights": lambda path: torch.save({"model": None, "config": {}}, path),
+        "the old format": lambda path: torch.save(
+            torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False
+        ),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_what_is_no_checkpoint_gets_one_line(spoil, tmp_path):
+    path = written(tmp_path)
+    spoil[1](path)
+    with pytest.raises(ValueError) as error:
+        teacher.load(path)
+    one_line(error, path, "best.pt, or a Hugging Face Llama folder")
+
+
+def test_a_missing_path_and_an_empty_folder_get_one_line(tmp_path):
+    for path, remedy in ((tmp_path / "nowhere.pt", ".pt file"), (tmp_path, "Hugging Face Llama")):
+        with pytest.raises(FileNotFoundError) as error:
+            teacher.load(path)
+        one_line(error, path, remedy)
+
+
+# --- the trial
+
+
+def copied(count, seed, length=CONTEXT) -> data.Windows:
+    """Windows that repeat four random tokens: whoever predicts them must count positions."""
+    rng = np.random.default_rng(seed)
+    ids = np.tile(rng.integers(0, 32, (count, 4)), (1, length // 4)).ravel()
+    return data.Windows(np.append(ids, 0).astype("<u4"), length)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Llama:
+    """A teacher trained until the order of RoPE matters to it."""
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig(vocab_size=32, layers=2, heads=2, dim=32, mlp_dim=64, context=32))
+    recipe = train.Recipe(
+        learning_rate=1e-2, epochs=1.0, batch_tokens=512, ce_weight=1.0, warmup_share=0.1
+    )
+    train.fit(model, copied(4000, seed=1, length=32), recipe)
+    return model.requires_grad_(False)
+
+
+def as_upstream(model: Llama) -> dict:
+    """The same weights by upstream's names and in its order, row by row."""
+    state, ours = {}, model.state_dict()
+    for i in range(model.config.layers):
+        fused = []
+        for name in "qkv":
+            weight = ours[f"layers.{i}.self_attn.{name}_proj.weight"]
+            if name != "v":
+                other, width = torch.empty_like(weight), model.config.head_dim
+                for head in range(model.config.heads):
+                    for j in range(width // 2):
+                        other[head * width + 2 * j] = weight[head * width + j]
+                        other[head * width + 2 * j + 1] = weight[head * width + width // 2 + j]
+                weight = other
+            fused.append(weight)
+        at = f"transformer.h.{i}"
+        state[f"{at}.attn.c_attn.weight"] = torch.cat(fused)
+        for theirs, mine in (
+            ("ln_1", "input_layernorm"), ("ln_2", "post_attention_layernorm"),
+            ("attn.c_proj", "self_attn.o_proj"), ("mlp.w_gate", "mlp.gate_proj"),
+            ("mlp.w_up", "mlp.up_proj"), ("mlp.w_down", "mlp.down_proj"),
+        ):  # fmt: skip
+            state[f"{at}.{theirs}.weight"] = ours[f"layers.{i}.{mine}.weight"]
+    state["transformer.ln_f.weight"] = ours["norm.weight"]
+    return state | {"transformer.wte.weight": ours["embed_tokens.weight"]}
+
+
+def unpermuted_export(state, config, folder):
+    """A Hugging Face folder as the careless converter writes it: Q and K as they come."""
+    tensors = {"model.embed_tokens.weight": state["transformer.wte.weight"]}
+    tensors["model.norm.weight"] = state["transformer.ln_f.weight"]
+    for i in range(config.layers):
+        at, hf = f"transformer.h.{i}", f"model.layers.{i}"
+        for name, part in zip("qkv", state[f"{at}.attn.c_attn.weight"].chunk(3), strict=True):
+            tensors[f"{hf}.self_attn.{name}_proj.weight"] = part.clone()
+        for theirs, hfs in (
+            ("ln_1", "input_layernorm"), ("ln_2", "post_attention_layernorm"),
+            ("attn.c_proj", "self_attn.o_proj"), ("mlp.w_gate", "mlp.gate_proj"),
+            ("mlp.w_up", "mlp.up_proj"), ("mlp.w_down", "mlp.down_proj"),
+        ):  # fmt: skip
+            tensors[f"{hf}.{hfs}.weight"] = state[f"{at}.{theirs}.weight"].clone()
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(shapes.to_hf(config)))
+    return folder
+
+
+def test_an_unpermuted_export_is_caught_and_the_checkpoint_it_came_from_passes(trained, tmp_path):
+    state, windows, c = as_upstream(trained), copied(50, seed=2, length=32), trained.config
+    path = checkpoint(tmp_path / "best.pt", state, c.heads, c.dim, block_size=32)
+    right = teacher.load(path)
+    assert torch.equal(right.layers[1].self_attn.k_proj.weight,
+                       trained.layers[1].self_attn.k_proj.weight)  # fmt: skip
+    found = teacher.check(right, windows)
+    assert found["loss"] < found["loss_other_rope"] - 0.5 and found["windows"] == 32
+    wrong = teacher.load(unpermuted_export(state, c, tmp_path / "export"))
+    before = {name: weight.clone() for name, weight in wrong.state_dict().items()}
+    with pytest.raises(ValueError) as error:
+        teacher.check(wrong, windows)
+    one_line(error, f"{found['loss']:.2f}", "RoPE")
+    assert all(torch.equal(weight, before[name]) for name, weight in wrong.state_dict().items())
+
+
+def test_the_trial_gives_the_mean_loss_of_windows_spread_evenly(trained):
+    windows = copied(50, seed=2, length=32)
+    found = teacher.check(trained, windows, count=3)
+    ids, targets = windows.batch([0, 24, 49])
+    wanted = torch.nn.functional.cross_entropy(trained(ids).flatten(0, 1), targets.flatten())
+    assert found["loss"] == pytest.approx(wanted.item(), rel=1e-5) and found["windows"] == 3
+    assert teacher.check(trained, copied(5, seed=2, length=32))["windows"] == 5
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_the_trial_knows_grouped_heads(kv_heads):
+    """Text drawn from the model itself is what it predicts best, RoPE's order included."""
+    torch.manual_seed(0)
+    shape = dict(vocab_size=32, layers=2, heads=4, kv_heads=kv_heads, dim=32, mlp_dim=64)
+    model = Llama(LlamaConfig(context=32, **shape)).requires_grad_(False)
+    for weight in model.parameters():
+        weight.mul_(10 if weight.ndim == 2 else 1)
+    ids_BT = torch.randint(32, (32, 1))
+    for _ in range(31):
+        shares = model(ids_BT)[:, -1].softmax(-1)
+        ids_BT = torch.cat([ids_BT, torch.multinomial(shares, 1)], dim=1)
+    windows = data.Windows(np.append(ids_BT.numpy().ravel(), 0).astype("<u4"), 32)
+    found = teacher.check(model, windows)
+    assert found["loss"] < found["loss_other_rope"] - 0.1
+    for layer in model.layers:  # as the careless converter leaves them
+        for linear, heads in ((layer.self_attn.q_proj, 4), (layer.self_attn.k_proj, kv_heads)):
+            rows = np.arange(heads * 8).reshape(heads, 2, 4).swapaxes(1, 2).ravel()
+            linear.weight.copy_(linear.weight[torch.from_numpy(rows)])
+    with pytest.raises(ValueError, match="RoPE"):
+        teacher.check(model, windows)
+
+
+def test_tokens_of_another_tokenizer_are_refused(trained):
+    windows = copied(50, seed=2, length=32)
+    names = np.random.default_rng(0).permutation(32)  # the same text by other numbers: fine
+    teacher.check(trained, data.Windows(names[windows.ids], 32))
+    noise = np.random.default_rng(0).integers(0, 32, 50 * 32 + 1)
+    with pytest.raises(ValueError) as error:
+        teacher.check(trained, data.Windows(noise, 32))
+    one_line(error, f"{math.log(32):.2f}", "tokenizer")
+
+
+def test_windows_without_a_target_do_not_spoil_the_trial(trained):
+    windows = copied(50, seed=2, length=32)
+    mask = np.ones(len(windows.ids), "u1")
+    mask[: 10 * 32 + 1] = 0
+    found = teacher.check(trained, data.Windows(windows.ids, 32, mask))
+    assert found["loss"] == pytest.approx(teacher.check(trained, windows)["loss"], abs=0.1)
