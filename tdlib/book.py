@@ -297,13 +297,12 @@ def clearly(low: float, high: float) -> bool:
 
 
 def difference_in_words(one: str, other: str, d: dict) -> str:
-    """ "A ends better than B by 0.03 nats [0.02, 0.04]", or that there is no clear difference."""
+    """A sentence: that `one` is better or worse than `other`, or not clearly different, with the
+    difference in loss and its interval."""
     size = tables.with_interval(d["difference"], d["low"], d["high"])
-    if not clearly(d["low"], d["high"]):
-        return f"No clear difference between {one} and {other}: {size} nats, one seed."
-    return (
-        f"{one} ends {'better' if d['high'] < 0 else 'WORSE'} than {other}: {size} nats, one seed."
-    )
+    how = "better" if d["high"] < 0 else "WORSE"
+    found = f"is {how} than" if clearly(d["low"], d["high"]) else "is not clearly different from"
+    return f"{one} {found} {other}: {size} nats, one seed."
 
 
 def hard_windows(losses: dict, picked_by: str, teacher: str, share: float) -> np.ndarray:
