@@ -69,7 +69,7 @@ def imported(this: Run, path: str, tokens: data.Tokens) -> tuple[Llama, list[dic
     """A teacher made elsewhere, saved as models/teacher; its log is one point."""
     from tdlib import teacher
 
-    model = teacher.load(path, this.device)
+    model = teacher.load(path, this.device, this.parameters["rope_pairs"])
     if model.config.vocab_size != tokens.vocab_size:
         raise ValueError(
             f"the vocabulary of {path} is {model.config.vocab_size:,}, the tokens' is "

@@ -9,7 +9,7 @@ import io
 import math
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -214,8 +214,8 @@ FREQUENT_ENDINGS = ("లో", "కు", "ను", "లు")
 def cuts(tokens: data.Tokens, rows_M: np.ndarray) -> dict[str, tuple[list[str], np.ndarray]]:
     """For each cut its buckets' names and each token's bucket, (M, T), −1 where none: by frequency
     of the token, of the pair, place in the word, frequent endings, script, place in the window."""
-    ids_MT, targets_MT = (x.numpy() for x in tokens.val.batch(rows_M))
-    masked_MT, targets_MT = targets_MT == data.IGNORE, targets_MT.clip(min=0)
+    masked_MT = tokens.val.batch(rows_M)[1].numpy() == data.IGNORE
+    ids_MT, targets_MT = (x.numpy() for x in replace(tokens.val, mask=None).batch(rows_M))
     count_MT = frequency(tokens.train, tokens.vocab_size)[targets_MT]
     pairs_MT = pair_frequency(tokens.train, ids_MT, targets_MT)
     quarter_T = np.arange(targets_MT.shape[1]) * 4 // targets_MT.shape[1]

@@ -80,6 +80,7 @@ RULES = {
     "tokens": Rule(str),
     "00_teacher.teacher": Rule(str),
     "tokenizer": _text(r"|.*\.model", 'a SentencePiece file that ends in .model, or ""'),
+    "rope_pairs": _choice("halves", "neighbours"),
     "text_characters": Rule(
         int, "at least 10,000, or 0 where text or tokens are given", lambda v: v == 0 or v >= 10_000
     ),

@@ -16,13 +16,23 @@ from tdlib import data, hard_set
 from tdlib.model import Llama, LlamaConfig
 
 
-def load(path: str | Path, device: str = "cpu") -> Llama:
-    """The teacher at a path, in float32 and frozen. Never unpickles code. Errors name the file."""
+def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> Llama:
+    """The teacher at a path, in float32 and frozen. Never unpickles code. Errors name the file.
+    `rope_pairs` "neighbours" repairs a Llama folder whose Q and K were exported unpermuted."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"teacher {path} is not there: give a Llama folder or a .pt file")
     model = Llama.load(path) if path.is_dir() else _upstream(path)
+    if rope_pairs == "neighbours" and path.is_dir():  # a .pt is permuted as it is read
+        _turn(model)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _turn(model: Llama) -> None:
+    for layer in model.layers:
+        attention, c = layer.self_attn, model.config
+        for linear, heads in ((attention.q_proj, c.heads), (attention.k_proj, c.kv_heads)):
+            linear.weight.data = halves(linear.weight.data, heads)
 
 
 def halves(weight_OD: Tensor, heads: int) -> Tensor:
@@ -99,10 +109,7 @@ def check(model: Llama, windows: data.Windows, *, count: int = 32, device: str =
     more than 0.1 nats, or the loss is no better than guessing."""
     rows = np.unique(np.linspace(0, len(windows) - 1, count).astype(int))
     other = copy.deepcopy(model)
-    for layer in other.layers:
-        attention, c = layer.self_attn, model.config
-        for linear, heads in ((attention.q_proj, c.heads), (attention.k_proj, c.kv_heads)):
-            linear.weight.data = halves(linear.weight.data, heads)
+    _turn(other)
     loss, turned = (
         float(np.nanmean(hard_set.window_loss(m, windows, rows, device))) for m in (model, other)
     )

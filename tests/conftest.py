@@ -38,7 +38,7 @@ def tiny_llama():
 
     from tdlib.model import Llama, LlamaConfig
 
-    def make(seed=0, vocab=97, context=16, scale=6.0, **shape):
+    def make(seed=0, vocab=97, context=16, scale=12.0, **shape):
         shape = dict(layers=2, heads=2, dim=32, mlp_dim=48) | shape
         torch.manual_seed(seed)
         model = Llama(LlamaConfig(vocab_size=vocab, context=context, **shape))

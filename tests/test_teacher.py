@@ -444,3 +444,28 @@ def test_windows_without_a_target_do_not_spoil_the_trial(trained):
     mask[: 10 * 32 + 1] = 0
     found = teacher.check(trained, data.Windows(windows.ids, 32, mask))
     assert found["loss"] == pytest.approx(teacher.check(trained, windows)["loss"], abs=0.1)
+
+
+def test_a_folder_exported_unpermuted_is_repaired_by_rope_pairs(tmp_path):
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=50, layers=2, heads=4, kv_heads=2, dim=32, mlp_dim=48, context=64
+    )
+    right = Llama(config)
+    for weight in right.parameters():
+        weight.data *= 8  # so that RoPE's order shows
+    ids_BT = torch.randint(0, 50, (2, 64))
+    wanted = right(ids_BT)
+    for layer in right.layers:  # what upstream's own exporter writes
+        q, k = layer.self_attn.q_proj, layer.self_attn.k_proj
+        q.weight.data, k.weight.data = (
+            w.view(n, 2, -1, 32).transpose(1, 2).reshape(w.shape)
+            for w, n in ((q.weight.data, 4), (k.weight.data, 2))
+        )
+    right.save(tmp_path / "export")
+    as_it_is, repaired = (
+        teacher.load(tmp_path / "export", rope_pairs=order)(ids_BT)
+        for order in ("halves", "neighbours")
+    )
+    torch.testing.assert_close(repaired, wanted, rtol=1e-5, atol=1e-5)
+    assert (as_it_is - wanted).abs().max() > 0.1

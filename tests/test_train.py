@@ -84,6 +84,7 @@ class Seen:
         self.head = model.head
 
     def hidden(self, ids_BT):
+        assert not torch.is_grad_enabled()  # no graph is kept of a teacher
         self.windows += ids_BT[:, 0].tolist()
         return self.model.hidden(ids_BT)
 

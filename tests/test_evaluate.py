@@ -1,0 +1,295 @@
+"""The metrics against dense float64, intervals against their analytical values, and the labels of
+what is kept and lost by hand."""
+
+import json
+import math
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tdlib import data, evaluate
+from tdlib.data import IGNORE, Windows
+
+T, V = 12, 97
+
+
+@pytest.fixture(scope="module")
+def models(tiny_llama):
+    return tiny_llama(1, V, T, dim=16, layers=1), tiny_llama(2, V, T)
+
+
+def some_windows(count=30, mask_share=0.0, seed=0) -> Windows:
+    rng = np.random.default_rng(seed)
+    n = count * T + 3
+    mask = (rng.random(n) >= mask_share).astype("u1") if mask_share else None
+    return Windows(rng.integers(0, V, n).astype("<u4"), T, mask)
+
+
+def dense(model, teacher, windows: Windows, rows) -> dict[str, np.ndarray]:
+    """Everything of some windows' unmasked tokens at once, in float64."""
+    ids_BT, targets_BT = windows.batch(rows)
+    with torch.no_grad():
+        q_BTV, p_BTV = (m(ids_BT).double().log_softmax(-1) for m in (model, teacher))
+    counts_BT = targets_BT != IGNORE
+    loss_BT = F.cross_entropy(q_BTV.transpose(1, 2), targets_BT, reduction="none")
+    return {
+        "loss_B": (loss_BT.sum(1) / counts_BT.sum(1)).numpy(),
+        "loss": loss_BT[counts_BT].numpy(),
+        "kl": F.kl_div(q_BTV, p_BTV, reduction="none", log_target=True).sum(-1)[counts_BT].numpy(),
+        "same": (q_BTV.argmax(-1) == p_BTV.argmax(-1))[counts_BT].numpy(),
+        "confidence": q_BTV.exp().amax(-1)[counts_BT].numpy(),
+        "right": (q_BTV.argmax(-1) == targets_BT)[counts_BT].numpy(),
+    }
+
+
+@pytest.mark.parametrize(("mask_share", "fixed"), [(0.0, 30), (0.0, 7), (0.4, 7)])
+def test_every_metric_is_that_of_dense_float64(models, mask_share, fixed):
+    windows = some_windows(mask_share=mask_share)
+    found = evaluate.evaluate(models[0], windows, models[1], fixed=fixed)
+    whole = dense(*models, windows, range(30))
+    some = dense(*models, windows, found.rows_M)
+    row = found.row(bytes_per_token=5.0)
+    np.testing.assert_allclose(found.window_loss_N, whole["loss_B"], rtol=5e-6)
+    assert row["loss"] == pytest.approx(whole["loss_B"].mean(), rel=5e-6)
+    assert row["loss_fixed"] == pytest.approx(some["loss"].mean(), rel=5e-6)
+    assert row["kl"] == pytest.approx(some["kl"].mean(), rel=5e-5)
+    assert row["agreement"] == pytest.approx(some["same"].mean())
+    assert row["perplexity"] == pytest.approx(math.exp(whole["loss_B"].mean()), rel=1e-4)
+    assert row["bits_per_byte"] == pytest.approx(whole["loss_B"].mean() * math.log2(math.e) / 5)
+    # 15 bins of equal width; each weighs as many tokens as it holds
+    bin_N = np.minimum((some["confidence"] * 15).astype(int), 14)
+    gaps = [
+        (bin_N == b).mean() * abs((some["right"] - some["confidence"])[bin_N == b].mean())
+        for b in set(bin_N.tolist())
+    ]
+    assert row["calibration_error"] == pytest.approx(sum(gaps), rel=1e-5)
+
+
+def test_the_teacher_against_itself_is_at_no_distance(models):
+    found = evaluate.evaluate(models[1], some_windows(), models[1], fixed=10)
+    assert (found.kl, found.agreement) == (0, 1)
+
+
+def test_without_a_teacher_kl_and_agreement_are_unknown(models):
+    found = evaluate.evaluate(models[0], some_windows(), fixed=10)
+    assert np.isnan([found.kl, found.agreement]).all()
+    assert np.isfinite(found.window_loss_N).all()
+
+
+@pytest.mark.parametrize(("count", "asked"), [(1000, 640), (640, 640), (30, 640), (7, 3), (5, 1)])
+def test_fixed_windows_are_spread_evenly_or_are_all(count, asked):
+    rows = evaluate.fixed_rows(some_windows(count), asked)
+    assert len(rows) == min(count, asked)
+    assert (np.diff(rows) > 0).all() and rows[0] == 0
+    if 1 < asked <= count:
+        assert rows[-1] == count - 1
+        assert np.ptp(np.diff(rows)) <= 1
+
+
+def test_what_is_saved_is_what_was_found_and_nothing_beside_it(models, tmp_path):
+    found = evaluate.evaluate(models[0], some_windows(), models[1], fixed=5)
+    found.save(tmp_path, "50m")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["50m.npy", "50m.npz"]
+    np.testing.assert_array_equal(np.load(tmp_path / "50m.npy"), found.window_loss_N)
+    with np.load(tmp_path / "50m.npz") as f:
+        np.testing.assert_array_equal(f["rows_M"], found.rows_M)
+        np.testing.assert_array_equal(f["token_loss_MT"], found.token_loss_MT)
+        assert f["share"].sum() == pytest.approx(1)
+
+
+# differences and their intervals
+
+
+def test_resampled_means_have_the_mean_and_spread_of_independent_documents():
+    """Documents of like size: the spread of the bootstrap is s/√D, s over documents with 1/D."""
+    d, r = 200, 4000
+    loss_D = np.random.default_rng(0).normal(3, 0.5, d)
+    means_R = evaluate.resampled_means(loss_D[None], np.arange(d), r)[:, 0]
+    spread = loss_D.std() / math.sqrt(d)
+    # a mean of r draws within 4 of its deviations, a deviation within 4 of spread/√2r
+    assert abs(means_R.mean() - loss_D.mean()) < 4 * spread / math.sqrt(r)
+    assert abs(means_R.std() - spread) < 4 * spread / math.sqrt(2 * r)
+    low, high = evaluate.interval(means_R)
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+
+
+def test_copies_of_a_window_in_its_document_add_no_certainty():
+    """Eight equal windows a document are one observation: the interval is √8 times as wide as
+    that of windows taken for independent (the design effect 1 + (m − 1)ρ at ρ = 1)."""
+    loss_D = np.random.default_rng(1).normal(3, 0.5, 100)
+    loss_N, document_N = np.repeat(loss_D, 8), np.repeat(np.arange(100), 8)
+    by_document = evaluate.resampled_means(loss_N[None], document_N, 4000).std()
+    by_window = evaluate.resampled_means(loss_N[None], np.arange(800), 4000).std()
+    # two deviations of 4000 draws each: 4 · √(2 / 8000) = 6 %
+    assert by_document / by_window == pytest.approx(math.sqrt(8), rel=0.06)
+
+
+def test_models_are_resampled_together():
+    rng = np.random.default_rng(2)
+    loss_N, document_N = rng.normal(3, 0.5, 300), np.arange(300) // 3
+    means_R3 = evaluate.resampled_means(np.stack([loss_N, loss_N, loss_N + 0.1]), document_N, 500)
+    assert (means_R3[:, 0] == means_R3[:, 1]).all()
+    np.testing.assert_allclose(means_R3[:, 2] - means_R3[:, 0], 0.1, atol=1e-12)
+
+
+def test_a_mean_weighs_documents_by_their_windows():
+    loss_N, document_N = np.array([1.0, 1.0, 1.0, 5.0]), np.array([4, 4, 4, 9])
+    means = set(evaluate.resampled_means(loss_N[None], document_N, 300)[:, 0].tolist())
+    assert means == {1.0, 2.0, 5.0}  # twice the first, each once, twice the second
+
+
+def test_a_window_without_a_loss_is_left_out_of_every_mean():
+    loss_N, document_N = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0, 0, 1, 2])
+    other_N = np.array([1.0, np.nan, 3.0, 4.0])
+    found = evaluate.resampled_means(np.stack([loss_N, other_N]), document_N, 50)
+    wanted = evaluate.resampled_means(loss_N[None, [0, 2, 3]], document_N[[0, 2, 3]], 50)
+    np.testing.assert_array_equal(found, np.repeat(wanted, 2, axis=1))
+
+
+def test_the_same_seed_draws_the_same_documents():
+    loss_1N, document_N = np.random.default_rng(3).normal(size=(1, 50)), np.arange(50)
+    a, b, c = (evaluate.resampled_means(loss_1N, document_N, 20, seed) for seed in (1, 1, 2))
+    assert (a == b).all() and (a != c).any()
+
+
+def test_gap_closed_is_nothing_at_scratch_and_all_at_the_teacher():
+    noise_R = np.random.default_rng(4).normal(0, 0.01, 1000)
+    scratch_R, teacher_R = 5.0 + noise_R, 4.0 + 2 * noise_R
+    assert (evaluate.gap_closed(scratch_R, scratch_R, teacher_R) == 0).all()
+    assert (evaluate.gap_closed(scratch_R, teacher_R, teacher_R) == 1).all()
+    half_R = (scratch_R + teacher_R) / 2
+    np.testing.assert_allclose(evaluate.gap_closed(scratch_R, half_R, teacher_R), 0.5)
+
+
+@pytest.mark.parametrize("gap", [-1.0, 0.0, 0.015])
+def test_gap_closed_is_undefined_where_scratch_is_not_clearly_worse(gap):
+    scratch_R = 4 + gap + np.random.default_rng(5).normal(0, 0.01, 1000)  # 1.5 deviations at best
+    assert np.isnan(evaluate.gap_closed(scratch_R, scratch_R, np.full(1000, 4.0))).all()
+
+
+# frequencies
+
+
+@pytest.mark.parametrize("size", [2**22, 1, 2, 7, 499, 500, 501])
+@pytest.mark.parametrize("dtype", ["<u4", "<u2"])
+def test_frequencies_are_those_of_counting_one_by_one(monkeypatch, size, dtype):
+    ids = np.random.default_rng(6).zipf(1.4, 500).clip(max=29).astype(dtype)
+    monkeypatch.setattr(evaluate, "_pieces_of", partial(evaluate._pieces_of, size=size))
+    train, listed = Windows(ids, T), ids.tolist()
+    assert evaluate.frequency(train, 31).tolist() == [listed.count(i) for i in range(31)]
+    previous, this = np.meshgrid(np.arange(31), np.arange(31))  # never-seen ids among them
+    pairs = list(pairwise(listed))
+    wanted = [[pairs.count((a, b)) for a in range(31)] for b in range(31)]
+    assert evaluate.pair_frequency(train, previous, this).tolist() == wanted
+
+
+# what is kept and what is lost
+
+
+WRITTEN = "▁ఇంట్ లో . ▁ఊరు ▁ఇంట్ లు కు , ▁( లో ) ▁TV ▁2024 - లో <eos> ▁ఊరు ను <0xE0> ▁a".split()
+WINDOW = 10  # two windows: inputs 0–9 and 10–19; targets 1–10 and 11–20
+LABELS = {  # of every target of WRITTEN, then of one more "▁ఊరు"
+    "place in the word": "final – whole first inner final – – whole – "
+    "whole whole – whole – first inner final whole –",
+    "frequent endings": "లో – – – – కు – – – – – – – – – – – – – –",
+    "script": "Telugu other Telugu Telugu Telugu Telugu other other Telugu other "
+    "Latin digits other Telugu other Telugu Telugu other Latin Telugu",
+    "place in the window": "1st_quarter 1st_quarter 1st_quarter 2nd 2nd 3rd 3rd 3rd 4th 4th " * 2,
+}
+
+
+class Pieces:
+    """A vocabulary written out by hand, so that every token's place is known."""
+
+    names = ("<pad>", "<unk>", "<bos>", "<eos>", *sorted(set(WRITTEN) - {"<eos>"}))
+    size = len(names)
+
+    def pieces(self, ids):
+        return [self.names[i] for i in ids]
+
+
+@pytest.fixture
+def written(tmp_path) -> data.Tokens:
+    """Validation is WRITTEN; training has 1 ఇంట్-లో, 9 or 10 or 1000 of some others."""
+    at = {p: i for i, p in enumerate(Pieces.names)}
+    val = np.array([at[p] for p in [*WRITTEN, "▁ఊరు"]], "<u4")
+    train = [at["▁ఇంట్"], at["లో"]] + [at["▁ఊరు"], at["ను"]] * 10 + [at["▁TV"]] * 1000
+    train += [at["కు"], at[","]] * 9 + [at["."]] * 99 + [at["▁a"]] * 100
+    for split, ids in (("train", np.array(train, "<u4")), ("val", val)):
+        ids.tofile(tmp_path / f"{split}.bin")
+    meta = {"vocab_size": Pieces.size, "block_size": WINDOW}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    return replace(data.open_tokens(tmp_path), tokenizer=Pieces())
+
+
+def named(label: tuple) -> list[str]:
+    names, label_MT = label
+    return ["–" if i < 0 else names[i] for i in label_MT.flatten()]
+
+
+@pytest.mark.parametrize("cut", LABELS)
+def test_each_token_is_where_a_reader_puts_it(written, cut):
+    found = named(evaluate.cuts(written, np.arange(2))[cut])
+    assert found == [word.replace("_", " ") for word in LABELS[cut].split()]
+
+
+def test_tokens_and_pairs_are_put_by_how_often_they_were_seen(written):
+    labels = evaluate.cuts(written, np.arange(2))
+    token, pair = (named(labels[f"{x} seen in training"]) for x in ("token", "pair"))
+    where = {p: i - 1 for i, p in enumerate(WRITTEN)}  # of its last occurrence, as a target
+    seen = {"లో": "1–9", ".": "10–99", "కు": "1–9", "ను": "10–99", "▁a": "100–999", "(": None,
+            "▁TV": "≥ 1,000", "▁2024": "never", "<eos>": "never", "▁ఊరు": "10–99"}  # fmt: skip
+    assert {p: token[where[p]] for p in seen if p in where} == {
+        p: bucket for p, bucket in seen.items() if p in where
+    }
+    assert pair[0] == "1–9"  # ఇంట్-లో, once
+    assert pair[where["ను"]] == "10–99"  # ఊరు-ను, ten times
+    assert pair[where[","]] == "1–9"  # కు-, nine times
+    assert pair[where["▁("]] == "never"
+
+
+def test_a_masked_target_is_in_no_bucket(written):
+    mask = np.ones(len(written.val.ids), "u1")
+    mask[[1, 4, 20]] = 0
+    hidden = replace(written, val=replace(written.val, mask=mask))
+    plain, found = (evaluate.cuts(t, np.arange(2)) for t in (written, hidden))
+    for cut, (_, label_MT) in found.items():
+        assert (label_MT.flatten()[[0, 3, 19]] == -1).all()
+        others = np.setdiff1d(np.arange(20), [0, 3, 19])
+        np.testing.assert_array_equal(label_MT.flatten()[others], plain[cut][1].flatten()[others])
+
+
+def test_token_files_without_a_tokenizer_have_the_cuts_that_need_none(written):
+    labels = evaluate.cuts(replace(written, tokenizer=None), np.arange(2))
+    assert set(labels) == {"token seen in training", "pair seen in training", "place in the window"}
+
+
+def test_kept_and_lost_is_the_table_made_by_hand():
+    labels = {
+        "x": (["a", "b", "never there"], np.array([[0, 1, -1], [1, 1, 0]])),
+        "y": (["c"], np.array([[-1, -1, 0], [-1, -1, -1]])),
+    }
+    losses = {"one": np.array([[1.0, 2, 30], [3, 4, 5]]), "two": np.array([[0.0, 0, 7], [0, 3, 1]])}
+    assert evaluate.kept_and_lost(losses, labels) == [
+        {"cut": "x", "bucket": "a", "tokens": 2, "one": 3.0, "two": 0.5},
+        {"cut": "x", "bucket": "b", "tokens": 3, "one": 3.0, "two": 1.0},
+        {"cut": "y", "bucket": "c", "tokens": 1, "one": 30.0, "two": 7.0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "pieces"),
+    [
+        ("Telugu", ["▁ఊరు", "లో", "ా", "్", "౨౦"]),
+        ("Latin", ["▁TV", "a"]),
+        ("digits", ["▁2024", "7", "▁७"]),
+        ("other", [".", "▁(", "▁", "", "<0xE0>", "<eos>", "é", "नमः", "😀", "\u200c"]),
+    ],
+)
+def test_a_piece_is_of_the_script_of_its_first_character(script, pieces):
+    assert {piece: evaluate.script(piece) for piece in pieces} == dict.fromkeys(pieces, script)

@@ -1,0 +1,189 @@
+"""Difficulty against two bare forwards, the choice against sorting by hand, and what is kept."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tdlib import hard_set
+from tdlib.data import Windows
+from tdlib.hard_set import HardSet, Scores
+
+T, V = 12, 97
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def models(tiny_llama):
+    return tiny_llama(1, V, T, dim=16, layers=1), tiny_llama(2, V, T, kv_heads=1, tied=False)
+
+
+def some_windows(count=70, mask_share=0.0) -> Windows:
+    rng = np.random.default_rng(0)
+    n = count * T + 5
+    mask = (rng.random(n) >= mask_share).astype("u1") if mask_share else None
+    return Windows(rng.integers(0, V, n).astype("<u4"), T, mask)
+
+
+def by_hand(model, windows: Windows, i: int) -> float:
+    """One window alone, in float64: logits, torch's own loss, the mean over what is not masked."""
+    ids = torch.from_numpy(windows.ids[i * T : i * T + T + 1].astype(np.int64))
+    targets = ids[1:].clone()
+    if windows.mask is not None:
+        targets[torch.from_numpy(windows.mask[i * T + 1 : i * T + T + 1] == 0)] = -100
+    with torch.no_grad():
+        return float(F.cross_entropy(model(ids[None, :-1])[0].double(), targets))
+
+
+@pytest.mark.parametrize("mask_share", [0.0, 0.6])
+def test_a_windows_difficulty_is_two_bare_forwards(models, mask_share):
+    windows = some_windows(mask_share=mask_share)
+    scores = hard_set.score(*models, windows)
+    losses = np.array([[by_hand(m, windows, i) for i in range(len(windows))] for m in models])
+    assert losses.std() > 0.3  # the windows do differ
+    # float32 logits of size 10, over a mean of 12 tokens
+    np.testing.assert_allclose(scores.student_loss_N, losses[0], rtol=2e-6)
+    np.testing.assert_allclose(scores.teacher_loss_N, losses[1], rtol=2e-6)
+    np.testing.assert_allclose(scores.difficulty_N, losses[0] - losses[1], atol=2e-5)
+
+
+def test_a_window_without_a_target_has_no_loss(models):
+    windows = some_windows(3)
+    mask = np.ones(len(windows.ids), "u1")
+    mask[T + 1 : 2 * T + 1] = 0  # all targets of window 1
+    scores = hard_set.score(*models, Windows(windows.ids, T, mask))
+    assert np.isnan(scores.difficulty_N).tolist() == [False, True, False]
+
+
+def test_token_losses_are_zero_where_masked_and_nats_elsewhere(models):
+    ids_BT, targets_BT = some_windows(5, 0.5).batch(range(5))
+    loss_BT = hard_set.token_losses(models[0], ids_BT, targets_BT)
+    log_q_BTV = models[0](ids_BT).double().log_softmax(-1)
+    wanted_BT = -log_q_BTV.gather(-1, targets_BT.clamp(min=0)[..., None])[..., 0]
+    torch.testing.assert_close(
+        loss_BT.double(), torch.where(targets_BT == -100, 0.0, wanted_BT), rtol=2e-5, atol=2e-5
+    )
+
+
+def test_progress_ends_with_every_window(models):
+    told = []
+    hard_set.score(*models, some_windows(), progress=lambda *x: told.append(x))
+    assert [x[:2] for x in told] == [(64, 70), (70, 70)]
+
+
+# the choice
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.25, 0.5, 0.999, 1.0])
+def test_a_share_is_the_hardest_of_the_sorted(share):
+    difficulty_N = np.random.default_rng(1).normal(size=137).astype(np.float32)
+    chosen = hard_set.select(difficulty_N, share=share)
+    order = sorted(range(137), key=lambda i: -difficulty_N[i])
+    k = max(1, round(137 * share))
+    assert chosen.windows_K.tolist() == sorted(order[:k])
+    assert chosen.threshold == difficulty_N[order[k - 1]]  # the smallest let in
+    assert chosen.share == k / 137
+
+
+def test_a_threshold_lets_in_what_is_at_or_above_it():
+    difficulty_N = np.array([0.5, -1.0, 0.25, 2.0, 0.2499])
+    chosen = hard_set.select(difficulty_N, threshold=0.25)
+    assert chosen.windows_K.tolist() == [0, 2, 3]
+    assert (chosen.threshold, chosen.share) == (0.25, 3 / 5)
+    assert hard_set.select(difficulty_N, threshold=9.0).windows_K.tolist() == []
+
+
+def test_windows_equal_to_the_last_one_let_in_come_along():
+    chosen = hard_set.select(np.array([1.0, 3.0, 1.0, 1.0, 0.0]), share=0.4)
+    assert chosen.windows_K.tolist() == [0, 1, 2, 3]
+    assert chosen.share == 0.8  # what was taken, not what was asked
+
+
+def test_share_and_its_threshold_choose_the_same():
+    difficulty_N = np.random.default_rng(2).normal(size=500).astype(np.float32)
+    first = hard_set.select(difficulty_N, share=0.2)
+    again = hard_set.select(difficulty_N, threshold=first.threshold)
+    assert first.windows_K.tolist() == again.windows_K.tolist()
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        (dict(share=0.4), [2, 4]),
+        (dict(share=0.9), [2, 3, 4]),
+        (dict(share=1.0), [2, 3, 4]),
+        (dict(threshold=-np.inf), [2, 3, 4]),
+        (dict(threshold=2.5), [4]),
+    ],
+)
+def test_a_window_without_a_difficulty_is_never_hard(asked, wanted):
+    chosen = hard_set.select(np.array([NAN, NAN, 2.0, -1.0, 3.0]), **asked)
+    assert chosen.windows_K.tolist() == wanted
+
+
+@pytest.mark.parametrize("asked", [{}, dict(share=0.2, threshold=0.1), dict(share=0, threshold=0)])
+def test_exactly_one_of_share_and_threshold_is_given(asked):
+    with pytest.raises(ValueError, match="give share or threshold, one of the two"):
+        hard_set.select(np.arange(5.0), **asked)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, NAN])
+def test_an_impossible_share_is_refused(share):
+    with pytest.raises(ValueError, match=r"share .* is not within 0 … 1"):
+        hard_set.select(np.arange(5.0), share=share)
+
+
+def test_a_random_replay_is_as_many_of_all_windows_drawn_once():
+    chosen = HardSet(np.arange(900, 1000), 0.1, 0.1)
+    drawn = hard_set.replayed(chosen, "random", 1000, seed=3)
+    assert len(drawn) == len(set(drawn.tolist())) == 100
+    assert (np.diff(drawn) > 0).all()
+    assert 0 <= drawn.min() and drawn.max() < 1000
+    assert drawn.tolist() == hard_set.replayed(chosen, "random", 1000, seed=3).tolist()
+    assert drawn.tolist() != hard_set.replayed(chosen, "random", 1000, seed=4).tolist()
+    # of all windows, not of the hard ones: 10 % of these are drawn by chance, 10 ± 3
+    assert len(np.intersect1d(drawn, chosen.windows_K)) < 25
+
+
+def test_a_hard_replay_is_the_hard_set():
+    chosen = HardSet(np.array([3, 8]), 0.1, 0.2)
+    assert hard_set.replayed(chosen, "hard", 10, seed=1).tolist() == [3, 8]
+    with pytest.raises(ValueError, match="windows 'easy' must be 'hard' or 'random'"):
+        hard_set.replayed(chosen, "easy", 10, seed=1)
+
+
+# files
+
+
+def test_a_kept_choice_is_loaded_as_it_was(tmp_path):
+    difficulty_N = np.random.default_rng(5).normal(size=300).astype(np.float32)
+    chosen, path = hard_set.select(difficulty_N, share=0.17), tmp_path / "hard_set.json"
+    hard_set.keep(chosen, path, "the hardest 17 %, శాతం")
+    back = hard_set.load(path)
+    assert back.windows_K.tolist() == chosen.windows_K.tolist()
+    assert back.windows_K.dtype == np.int64
+    assert (back.threshold, back.share) == (chosen.threshold, chosen.share)  # to the last bit
+    assert json.loads(path.read_text(encoding="utf8"))["words"] == "the hardest 17 %, శాతం"
+    assert [p.name for p in tmp_path.iterdir()] == ["hard_set.json"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1, 2]", b'{"windows_K": [1]}', b'{"windows_K": ["x"]}', b"\xff"]
+)
+def test_a_broken_choice_gets_one_line(tmp_path, content):
+    (tmp_path / "hard_set.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"hard_set.json is no hard set .*: run 02_hard_set") as e:
+        hard_set.load(tmp_path / "hard_set.json")
+    assert "\n" not in str(e.value)
+
+
+def test_scores_come_back_and_are_told_in_short(tmp_path):
+    scores = Scores(np.float32([1, 2, 4, NAN]), np.float32([2, 1, 1, 1]))
+    told = hard_set.save_scores(scores, tmp_path / "scores" / "run.npz")
+    back = hard_set.load_scores(tmp_path / "scores" / "run.npz")
+    for field in ("student_loss_N", "teacher_loss_N"):
+        np.testing.assert_array_equal(getattr(back, field), getattr(scores, field))
+    # differences −1, 1, 3, and one window without a target
+    assert told == {"windows": 4, "mean": 1.0, "student_better": pytest.approx(1 / 3)}
