@@ -21,7 +21,7 @@ book: .venv/made ## run the book, or what changed of it: outputs/tiny/index.html
 	    TOKENS='$(TOKENS)' TEACHER='$(TEACHER)' ONLY='$(ONLY)' REDO='$(REDO)'
 
 test: .venv/made browser ## all tests
-	@exec .venv/bin/python -m pytest -q -n 2 --dist loadfile
+	@exec .venv/bin/python -m pytest -n 2 --dist loadfile
 
 lab: .venv/made ## JupyterLab on notebooks/
 	@exec .venv/bin/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \

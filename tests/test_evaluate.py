@@ -70,6 +70,21 @@ def test_every_metric_is_that_of_dense_float64(models, mask_share, fixed):
     assert row["calibration_error"] == pytest.approx(sum(gaps), rel=1e-5)
 
 
+def test_calibration_error_is_that_of_fifteen_equal_bins():
+    """Right and confident by chance, so bins err in both directions and their width matters."""
+    rng = np.random.default_rng(7)
+    confidence_N, right_N = rng.random(400).astype(np.float32), rng.random(400) < 0.5
+    edges = np.linspace(0, 1, 16)
+    gaps = [
+        abs((right_N[inside] - confidence_N[inside].astype(float)).sum()) / 400
+        for low, high in pairwise(edges)
+        if (inside := (confidence_N >= low) & (confidence_N < high)).any()
+    ]
+    bins = evaluate._calibration(torch.from_numpy(confidence_N), torch.from_numpy(right_N).float())
+    found = evaluate.Evaluation(np.ones(1), np.arange(1), np.ones((1, 1)), bins, 0.0, 1.0)
+    assert found.row(1.0)["calibration_error"] == pytest.approx(sum(gaps), rel=1e-5)
+
+
 def test_the_teacher_against_itself_is_at_no_distance(models):
     found = evaluate.evaluate(models[1], some_windows(), models[1], fixed=10)
     assert (found.kl, found.agreement) == (0, 1)
