@@ -185,6 +185,7 @@ def by_source(hard_N: np.ndarray, document_N: np.ndarray, sources: list[str]) ->
 def texts(found: dict[str, dict]) -> pd.DataFrame:
     """Generated texts side by side, and how much each model repeats itself."""
     frame = pd.DataFrame(found).T.rename_axis("model")
+    frame["text"] = frame["text"].str.replace("\n", " ¶ ")  # a row of Markdown is one line
     frame["repeated_4grams"] = frame["repeated_4grams"].map("{:.1%}".format)
     frame["distinct_2grams"] = frame["distinct_2grams"].map("{:.1%}".format)
     return frame.rename(

@@ -17,6 +17,8 @@ from bs4 import BeautifulSoup
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from tdlib import book, hard_set
+
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
 MODELS = ["teacher", "50m", "50m-scratch", "50m-seed2", "150m", "75m", "75m-direct"]
@@ -234,3 +236,15 @@ def test_the_slider_of_the_mailed_report_counts_as_numpy_does(out, browser):
         texts.add(page.locator(".offline-explorer div").first.text_content())
     assert len(texts) > 3  # the texts beside the line follow it
     page.close()
+
+
+def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anything_else():
+    short = {"windows": 1000, "mean": -0.03, "student_better": 0.72}
+    said = book.does_difficulty_mean_anything("50m", short)
+    assert "better than its teacher on 72.0% of 1,000 windows: most of them" in said
+    chosen = hard_set.HardSet(np.arange(200), -0.01, 0.2)
+    finding = book.hard_set_finding("50m", short, chosen)
+    assert finding.startswith("50m is BETTER than its teacher on 72% of windows")
+    short["student_better"] = 0.4
+    assert "most of them" not in book.does_difficulty_mean_anything("50m", short)
+    assert "BETTER" not in book.hard_set_finding("50m", short, chosen)
