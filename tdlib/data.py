@@ -8,12 +8,13 @@ numbered once and for all, so a difficulty means the same thing in every noteboo
 Legend: B windows of a batch, T tokens of a window (the context), N windows of a split.
 """
 
+import contextlib
 import csv
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,37 +91,47 @@ def write_whole(path: Path, content: bytes) -> None:
     os.replace(beside, path)
 
 
-def write_tokens(folder: Path, splits: dict[str, list], tokenizer: Tokenizer, context: int) -> None:
-    """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all."""
-    beside = folder.parent / f".{folder.name}.new"
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder appears whole or not at all: filled beside, then renamed; the old one goes last."""
+    beside, old = (folder.with_name(f".{folder.name}.{age}") for age in ("new", "old"))
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    meta = {
-        "vocab_size": tokenizer.size,
-        "block_size": context,
-        "dtype": "uint32",
-        "total_tokens": 0,
-    }
-    rows, unknown = [], 0
-    for split, documents in splits.items():
-        start = 0
-        with open(beside / f"{split}.bin", "wb") as f:
-            for document in documents:
-                ids = [i for line in tokenizer.encode(document.lines) for i in (*line, EOS)]
-                f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
-                rows.append((split, start, len(ids), document.source))
-                unknown += ids.count(UNK)
-                start += len(ids)
-        text_bytes = sum(len(line.encode()) + 1 for d in documents for line in d.lines)
-        meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
-        meta["total_tokens"] += start
-    meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
-    with open(beside / "documents.tsv", "w", encoding="utf8", newline="") as f:
-        csv.writer(f, delimiter="\t").writerows([("split", "start", "tokens", "source"), *rows])
-    shutil.copy(tokenizer.path, beside / "tokenizer.model")
-    (beside / "meta.json").write_text(json.dumps(meta, indent=2))
-    shutil.rmtree(folder, ignore_errors=True)
+    yield beside
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
     os.rename(beside, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_tokens(folder: Path, splits: dict[str, list], tokenizer: Tokenizer, context: int) -> None:
+    """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all."""
+    with whole_folder(folder) as beside:
+        meta = {
+            "vocab_size": tokenizer.size,
+            "block_size": context,
+            "dtype": "uint32",
+            "total_tokens": 0,
+        }
+        rows, unknown = [], 0
+        for split, documents in splits.items():
+            start = 0
+            with open(beside / f"{split}.bin", "wb") as f:
+                for document in documents:
+                    ids = [i for line in tokenizer.encode(document.lines) for i in (*line, EOS)]
+                    f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
+                    rows.append((split, start, len(ids), document.source))
+                    unknown += ids.count(UNK)
+                    start += len(ids)
+            text_bytes = sum(len(line.encode()) + 1 for d in documents for line in d.lines)
+            meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
+            meta["total_tokens"] += start
+        meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
+        with open(beside / "documents.tsv", "w", encoding="utf8", newline="") as f:
+            csv.writer(f, delimiter="\t").writerows([("split", "start", "tokens", "source"), *rows])
+        shutil.copy(tokenizer.path, beside / "tokenizer.model")
+        (beside / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
 def link_tokens(source: Path, folder: Path) -> None:
@@ -132,13 +143,9 @@ def link_tokens(source: Path, folder: Path) -> None:
     tokens = open_tokens(source)
     for split in ("train", "val"):
         _check_ids(source / f"{split}.bin", getattr(tokens, split).ids.dtype, tokens.vocab_size)
-    beside = folder.parent / f".{folder.name}.new"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    for path in source.iterdir():
-        os.symlink(path.resolve(), beside / path.name)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(beside, folder)
+    with whole_folder(folder) as beside:
+        for path in source.iterdir():
+            os.symlink(path.resolve(), beside / path.name)
 
 
 @dataclass(frozen=True)

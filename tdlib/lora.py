@@ -10,8 +10,6 @@ scale · B A to W for good. `scale` multiplies directly: PEFT's lora_alpha is sc
 import hashlib
 import json
 import math
-import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tdlib import data
 from tdlib.model import Llama
 
 # All linear layers of a Llama layer. Never the head: tied, it is the embedding too.
@@ -67,18 +66,16 @@ def attach(
 def merge(model: Llama) -> Llama:
     """W + scale · B A for good, in place: the shapes, names and speed of the base. Computed in
     float64 and rounded once. ValueError where there is nothing to merge (a second merge, say)."""
-    if not adapters(model):
+    if not (parts := adapters(model)):
         raise ValueError("nothing to merge: the model has no adapters (merged already?)")
-    for layer in model.layers:
-        for block in (layer.self_attn, layer.mlp):
-            for name, child in list(block.named_children()):
-                if isinstance(child, LoRALinear):
-                    delta = child.lora_B.double() @ child.lora_A.double() * child.scale
-                    outs, ins = child.weight.shape
-                    linear = nn.Linear(ins, outs, bias=False, device="meta")
-                    merged = (child.weight.double() + delta).to(child.weight.dtype)
-                    linear.weight = nn.Parameter(merged.detach())
-                    setattr(block, name, linear)
+    for name, part in parts.items():
+        delta = part.lora_B.double() @ part.lora_A.double() * part.scale
+        outs, ins = part.weight.shape
+        linear = nn.Linear(ins, outs, bias=False, device="meta")
+        merged = (part.weight.double() + delta).to(part.weight.dtype)
+        linear.weight = nn.Parameter(merged.detach())
+        block, _, child = name.rpartition(".")
+        setattr(model.get_submodule(block), child, linear)
     return model.requires_grad_(True)
 
 
@@ -114,14 +111,10 @@ def save(model: Llama, folder: str | Path, base: str = "") -> None:
     for name, part in parts.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = part.lora_A.detach().contiguous().cpu()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = part.lora_B.detach().contiguous().cpu()
-    beside = folder.parent / f".{folder.name}.new"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    (beside / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
-    metadata = {"format": "pt", "base_sha256": base_hash(model)}
-    save_file(tensors, beside / "adapter_model.safetensors", metadata=metadata)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(beside, folder)
+    with data.whole_folder(folder) as beside:
+        (beside / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
+        metadata = {"format": "pt", "base_sha256": base_hash(model)}
+        save_file(tensors, beside / "adapter_model.safetensors", metadata=metadata)
 
 
 def load(model: Llama, folder: str | Path) -> Llama:

@@ -49,7 +49,7 @@ def distillation_loss(
     """
     _check(student_hidden_ND, student_head_VD, targets_N, ce_weight, temperature)
     if ce_weight == 1:
-        core, teacher = "plain", _nothing
+        core, teacher = "plain", lambda part: ()
     elif teacher_hidden_NE is None or teacher_head_VE is None:
         raise ValueError(f"ce_weight {ce_weight} below 1 needs teacher_hidden_NE, teacher_head_VE")
     elif len(teacher_head_VE) != len(student_head_VD):
@@ -89,7 +89,7 @@ def sampled_distillation_loss(
     ("Sparse Logit Sampling", arXiv 2503.16870; a top-k would be biased)."""
     _check(student_hidden_ND, student_head_VD, targets_N, ce_weight, temperature)
     if ce_weight == 1:
-        core, teacher = "plain", _nothing
+        core, teacher = "plain", lambda part: ()
     elif teacher_ids_NK is None or teacher_probs_NK is None:
         raise ValueError(f"ce_weight {ce_weight} below 1 needs teacher_ids_NK, teacher_probs_NK")
     elif teacher_ids_NK.shape != teacher_probs_NK.shape or len(teacher_ids_NK) != len(targets_N):
@@ -133,10 +133,6 @@ def _check(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, ce_weight: flo
         raise ValueError(f"ce_weight {ce_weight} is not within 0 … 1")
     if not t > 0:
         raise ValueError(f"temperature {t} is not above 0")
-
-
-def _nothing(part: slice) -> tuple:
-    return ()
 
 
 def _chunk(device: torch.device) -> int:
@@ -183,11 +179,8 @@ def _sampled_core(
     return ce_N, kl_N, gradient_NV.mul_(w_N[:, None])
 
 
-CORES: dict[str, Callable] = {
-    "plain": _plain_core, "dense": _dense_core, "sampled": _sampled_core,
-}  # fmt: skip
-# Below this many logits a chunk, compiling (tens of seconds) is never won back.
-COMPILE_FROM = 2**23
+CORES = {"plain": _plain_core, "dense": _dense_core, "sampled": _sampled_core}
+COMPILE_FROM = 2**23  # logits a chunk; below, compiling (tens of seconds) is never won back
 
 
 @functools.cache

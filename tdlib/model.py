@@ -10,7 +10,6 @@ heads, K head width, F MLP width, V vocabulary.
 
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tdlib.shapes import SHAPES, LlamaConfig, read_config, to_hf
+from tdlib import data
+from tdlib.shapes import GENERATION, SHAPES, LlamaConfig, read_config, to_hf
 
 __all__ = ["SHAPES", "Cache", "Llama", "LlamaConfig"]
 
@@ -181,22 +181,12 @@ class Llama(nn.Module):
         odd = [name for name in tensors if "lora" in name]
         if odd:
             raise ValueError(f"{odd[0]} is an adapter's weight: call lora.merge(model) before save")
-        beside = folder.parent / f".{folder.name}.new"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        (beside / "config.json").write_text(json.dumps(to_hf(self.config, dtype), indent=2))
-        (beside / "generation_config.json").write_text(
-            json.dumps({"bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 0}, indent=2)
-        )
-        for name, path in (files or {}).items():
-            shutil.copy(path, beside / name)
-        save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
-        old = folder.parent / f".{folder.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(beside, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with data.whole_folder(folder) as beside:
+            (beside / "config.json").write_text(json.dumps(to_hf(self.config, dtype), indent=2))
+            (beside / "generation_config.json").write_text(json.dumps(GENERATION, indent=2))
+            for name, path in (files or {}).items():
+                shutil.copy(path, beside / name)
+            save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
 
     @staticmethod
     def load(folder: str | Path, device: str | torch.device = "cpu") -> "Llama":
@@ -207,17 +197,15 @@ class Llama(nn.Module):
             model = Llama(config)
         expected = {_hf_name(name): weight.shape for name, weight in model.named_parameters()}
         weights = _read_weights(folder, expected)
-        model.load_state_dict({_our_name(k): v for k, v in weights.items()}, assign=True)
+        model.load_state_dict(
+            {k.removeprefix("model."): v for k, v in weights.items()}, assign=True
+        )
         model.cos_SK, model.sin_SK = rope_table(config, config.context)
         return model.to(device)
 
 
 def _hf_name(name: str) -> str:
     return name if name.startswith("lm_head") else f"model.{name}"
-
-
-def _our_name(name: str) -> str:
-    return name.removeprefix("model.")
 
 
 def _read_weights(folder: Path, expected: dict[str, torch.Size]) -> dict[str, Tensor]:

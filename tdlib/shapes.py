@@ -89,6 +89,9 @@ def to_hf(config: LlamaConfig, dtype: str = "float32") -> dict:
     }  # fmt: skip
 
 
+GENERATION = {"bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 0}  # generation_config.json
+
+
 def read_config(folder: Path) -> LlamaConfig:
     """The shape in a Hugging Face config.json; what this model cannot do is refused by name."""
     path = folder / "config.json"
