@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tdlib.data import EOS, Tokenizer
+from tdlib.data import EOS
 from tdlib.model import Cache, Llama
 
 
@@ -47,17 +47,6 @@ def _pick(logits_V: torch.Tensor, temperature: float, top_k: int, generator) -> 
         smallest = logits_V.topk(min(top_k, len(logits_V))).values[-1]
         logits_V = logits_V.masked_fill(logits_V < smallest, -torch.inf)
     return int(torch.multinomial(logits_V.softmax(-1), 1, generator=generator))
-
-
-def sample(
-    model: Llama, tokenizer: Tokenizer, prompts: list[str], tokens: int, *, temperature=0.8, seed=0
-) -> list[str]:
-    """Each prompt and what the model makes of it, as text; sampled, the same for the same seed."""
-    texts = []
-    for i, ids in enumerate(tokenizer.encode(prompts)):
-        new = generate(model, [EOS, *ids], tokens, temperature=temperature, seed=seed + i, stop=EOS)
-        texts.append(tokenizer.decode([*ids, *new]))
-    return texts
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The plan's tables with our measurement beside them, never in one column.
 
-Loss is nats per token. Quality is a formula, printed with every table: teacher loss / student loss.
+Loss is nats per token. Quality is a formula, printed in 04: teacher loss / student loss.
 The plan gives percentages without a formula, so the formula is applied to the plan's losses too.
 """
 
@@ -26,7 +26,6 @@ PLAN = {
     "scores": dict(hours=(2, 3)),
     "50m-hard": dict(hours=(1, 2)),
 }
-QUALITY = "quality = teacher loss / student loss"
 
 
 def span(low: float, high: float, digits: int = 2) -> str:

@@ -1,7 +1,5 @@
 """Generation against full forwards without a cache, and draws against the softmax."""
 
-import itertools
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -103,15 +101,6 @@ def test_likeliest_are_the_highest_of_the_softmax(model):
     order = np.argsort(-p_V)[:5].tolist()
     assert list(top) == order
     assert list(top.values()) == pytest.approx(p_V[order].tolist(), rel=1e-5)
-
-
-def test_samples_begin_with_their_prompt_and_repeat_with_the_seed(tiny_llama, tokenizer):
-    model = tiny_llama(3, tokenizer.size, 32)
-    asked = ["అమ్మ", "ఊరు"]
-    texts = [generate.sample(model, tokenizer, asked, 12, seed=s) for s in (1, 1, 2)]
-    assert texts[0] == texts[1] != texts[2]
-    for text, prompt in itertools.product(texts, range(2)):
-        assert text[prompt].startswith(asked[prompt])
 
 
 def test_repetition_by_hand():
