@@ -72,15 +72,14 @@ def window_loss(
 
 
 def score(
-    student: Llama, teacher: Llama, windows: data.Windows, *, device="cpu", progress=None
+    student: Llama, teacher: Llama, windows: data.Windows, *, device="cpu", progress=lambda *_: None
 ) -> Scores:
     """The loss of both models on every window; `progress(done, all, message)` is told how far."""
     parts = []
     rows = np.arange(len(windows))
     for rows_B in windows.batches(rows, max(64, len(rows) // 1000)):
         parts.append([window_loss(m, windows, rows_B, device) for m in (student, teacher)])
-        if progress:
-            progress(int(rows_B[-1]) + 1, len(rows), "windows scored")
+        progress(int(rows_B[-1]) + 1, len(rows), "windows scored")
     student_loss_N, teacher_loss_N = (np.concatenate(x) for x in zip(*parts, strict=True))
     return Scores(student_loss_N, teacher_loss_N)
 

@@ -145,11 +145,7 @@ def load(model: Llama, folder: str | Path) -> Llama:
             outs, ins = part.weight.shape
             expected[f"{_PREFIX}{name}.lora_A.weight"] = (rank, ins)
             expected[f"{_PREFIX}{name}.lora_B.weight"] = (outs, rank)
-    for key in sorted(expected.keys() | tensors.keys()):
-        found = tuple(tensors[key].shape) if key in tensors else "missing"
-        wanted = expected.get(key, "unknown to this model")
-        if found != wanted:
-            raise ValueError(f"{folder}: {key} is {found}, but by this model it is {wanted}")
+    data.check_shapes(folder, tensors, expected)
     attach(model, rank, config["lora_alpha"] / rank, targets)
     for name, part in adapters(model).items():
         part.lora_A.data.copy_(tensors[f"{_PREFIX}{name}.lora_A.weight"])

@@ -12,7 +12,6 @@ Legend: N tokens (flattened), D student width, E teacher width, V vocabulary, K 
 """
 
 import functools
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,7 +48,7 @@ def distillation_loss(
     """
     _check(student_hidden_ND, student_head_VD, targets_N, ce_weight, temperature)
     if ce_weight == 1:
-        core, teacher = "plain", lambda part: ()
+        core, teacher = "plain", lambda part, dtype: ()
     elif teacher_hidden_NE is None or teacher_head_VE is None:
         raise ValueError(f"ce_weight {ce_weight} below 1 needs teacher_hidden_NE, teacher_head_VE")
     elif len(teacher_head_VE) != len(student_head_VD):
@@ -61,9 +60,10 @@ def distillation_loss(
         hidden_NE, head_VE = teacher_hidden_NE.detach(), teacher_head_VE.detach()
         core = "dense"
 
-        def teacher(part: slice) -> tuple[Tensor]:
+        def teacher(part: slice, dtype: torch.dtype) -> tuple[Tensor]:
             counts_N1 = (targets_N[part] != ignore_index)[:, None]
-            return ((torch.where(counts_N1, hidden_NE[part], 0) @ head_VE.T).float(),)
+            h_NE = torch.where(counts_N1, hidden_NE[part], 0)
+            return ((h_NE.to(dtype) @ head_VE.to(dtype).T).float(),)
 
     return _run(
         student_hidden_ND, student_head_VD, targets_N, core, teacher,
@@ -89,7 +89,7 @@ def sampled_distillation_loss(
     ("Sparse Logit Sampling", arXiv 2503.16870; a top-k would be biased)."""
     _check(student_hidden_ND, student_head_VD, targets_N, ce_weight, temperature)
     if ce_weight == 1:
-        core, teacher = "plain", lambda part: ()
+        core, teacher = "plain", lambda part, dtype: ()
     elif teacher_ids_NK is None or teacher_probs_NK is None:
         raise ValueError(f"ce_weight {ce_weight} below 1 needs teacher_ids_NK, teacher_probs_NK")
     elif teacher_ids_NK.shape != teacher_probs_NK.shape or len(teacher_ids_NK) != len(targets_N):
@@ -100,7 +100,7 @@ def sampled_distillation_loss(
     else:
         core = "sampled"
 
-        def teacher(part: slice) -> tuple[Tensor, Tensor]:
+        def teacher(part: slice, _) -> tuple[Tensor, Tensor]:
             return teacher_ids_NK[part].long(), teacher_probs_NK[part].float().log()
 
     return _run(
@@ -140,47 +140,56 @@ def _chunk(device: torch.device) -> int:
     return 512 if device.type == "cpu" else 4096
 
 
-# --- element-wise cores: logits of one chunk → ce and kl of each token, and the gradient but for
-# --- its one-hot parts (target, draws), which _Head subtracts by index
+# --- element-wise cores, in place: logits of one chunk → ce and kl of each token and, where the
+# --- logits were, the gradient but for its one-hot parts (target, draws), which _Head subtracts
 
 
-def _plain_core(s_NV: Tensor, targets_N: Tensor, w_N: Tensor, a: Tensor, t: Tensor):
-    log_s_NV = s_NV.log_softmax(-1)
-    ce_N = -log_s_NV.gather(-1, targets_N[:, None]).squeeze(-1)
-    return ce_N, torch.zeros_like(ce_N), log_s_NV.exp_().mul_((a * w_N)[:, None])
+def _softmax(s_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities, and log Σ exp (N, 1): from the largest of each, which never underflows."""
+    p_NV = s_NV.softmax(-1)
+    return p_NV, s_NV.amax(-1, keepdim=True) - p_NV.amax(-1, keepdim=True).log()
 
 
-def _dense_core(s_NV: Tensor, targets_N: Tensor, w_N: Tensor, a: Tensor, t: Tensor, g_NV: Tensor):
-    log_s_NV = s_NV.log_softmax(-1)
-    ce_N = -log_s_NV.gather(-1, targets_N[:, None]).squeeze(-1)
-    log_q_NV, log_p_NV = (s_NV / t).log_softmax(-1), (g_NV / t).log_softmax(-1)
-    p_NV, ahead_NV = log_p_NV.exp(), log_q_NV.exp()
-    ahead_NV -= p_NV  # q − p
+def _plain_core(s_NV, targets_N, w_N, a, t):
+    p_NV, logz_N1 = _softmax(s_NV)
+    ce_N = (logz_N1 - s_NV.gather(-1, targets_N[:, None])).squeeze(-1)
+    torch.mul(p_NV, (a * w_N)[:, None], out=s_NV)
+    return ce_N, torch.zeros_like(ce_N)
+
+
+def _dense_core(s_NV, targets_N, w_N, a, t, g_NV):  # g the teacher's logits, used up
+    p1_NV, logz_N1 = _softmax(s_NV)  # at temperature 1, for the cross-entropy
+    ce_N = (logz_N1 - s_NV.gather(-1, targets_N[:, None])).squeeze(-1)
+    q_NV = p1_NV
+    if not (isinstance(t, float) and t == 1):  # a tensor where compiled, once for all temperatures
+        s_NV, g_NV = s_NV.div_(t), g_NV.div_(t)
+        q_NV, logz_N1 = _softmax(s_NV)
+    p_NV, teacher_logz_N1 = _softmax(g_NV)
+    g_NV.sub_(s_NV).sub_(teacher_logz_N1 - logz_N1)  # log p − log q
+    kl_N = (p_NV * g_NV).sum(-1)
+    torch.sub(q_NV, p_NV, out=g_NV)
     # Σ(q − p) is 0 but for rounding, and takes the normalisers' rounding out of the KL
-    kl_N = (p_NV * (log_p_NV - log_q_NV)).sum(-1) + ahead_NV.sum(-1)
-    gradient_NV = ahead_NV.mul_((1 - a) * t).add_(log_s_NV.exp_().mul_(a))
-    return ce_N, kl_N, gradient_NV.mul_(w_N[:, None])
+    kl_N += g_NV.sum(-1)
+    g_NV.mul_(((1 - a) * t * w_N)[:, None])
+    torch.addcmul(g_NV, p1_NV, (a * w_N)[:, None], out=s_NV)
+    return ce_N, kl_N
 
 
-def _sampled_core(
-    s_NV: Tensor,
-    targets_N: Tensor,
-    w_N: Tensor,
-    a: Tensor,
-    t: Tensor,
-    ids_NK: Tensor,
-    logp_NK: Tensor,
-):
-    log_s_NV = s_NV.log_softmax(-1)
-    ce_N = -log_s_NV.gather(-1, targets_N[:, None]).squeeze(-1)
-    log_q_NV = (s_NV / t).log_softmax(-1)
-    kl_N = (logp_NK - log_q_NV.gather(-1, ids_NK)).mean(-1)
-    gradient_NV = log_q_NV.exp_().mul_((1 - a) * t).add_(log_s_NV.exp_().mul_(a))
-    return ce_N, kl_N, gradient_NV.mul_(w_N[:, None])
+def _sampled_core(s_NV, targets_N, w_N, a, t, ids_NK, logp_NK):
+    p1_NV, logz_N1 = _softmax(s_NV)
+    ce_N = (logz_N1 - s_NV.gather(-1, targets_N[:, None])).squeeze(-1)
+    q_NV = p1_NV
+    if not (isinstance(t, float) and t == 1):
+        q_NV, logz_N1 = _softmax(s_NV.div_(t))
+    kl_N = (logp_NK - s_NV.gather(-1, ids_NK) + logz_N1).mean(-1)
+    torch.mul(q_NV, ((1 - a) * t * w_N)[:, None], out=s_NV)
+    s_NV.addcmul_(p1_NV, (a * w_N)[:, None])
+    return ce_N, kl_N
 
 
 CORES = {"plain": _plain_core, "dense": _dense_core, "sampled": _sampled_core}
 COMPILE_FROM = 2**23  # logits a chunk; below, compiling (tens of seconds) is never won back
+BLOCK = 2**18  # logits a thread at a time, so that a core's passes stay within a CPU's cache
 
 
 @functools.cache
@@ -189,54 +198,70 @@ def _compiled(name: str) -> Callable:
     return torch.compile(CORES[name], dynamic=True)
 
 
-def _core(name: str, logits: int, device: torch.device) -> Callable:
-    can = device.type == "cuda" or shutil.which("g++") is not None
-    return _compiled(name) if can and logits >= COMPILE_FROM else CORES[name]
+def _apply(name: str, s_NV: Tensor, y_N: Tensor, w_N: Tensor, a: float, t: float, known: tuple):
+    """A core on a whole chunk. Compiled on a GPU alone: on a CPU, blocks that fit its cache take a
+    third of the time of the compiled core, which passes through memory a dozen times."""
+    if s_NV.is_cuda and s_NV.numel() >= COMPILE_FROM:
+        return _compiled(name)(s_NV, y_N, w_N, s_NV.new_tensor(a), s_NV.new_tensor(t), *known)
+    rows = max(1, BLOCK * torch.get_num_threads() // s_NV.shape[1])
+    if s_NV.is_cuda or len(s_NV) <= rows:
+        return CORES[name](s_NV, y_N, w_N, a, t, *known)
+    blocks = zip(*(x.split(rows) for x in (s_NV, y_N, w_N, *known)), strict=True)
+    ce_and_kl = zip(*(CORES[name](s, y, w, a, t, *more) for s, y, w, *more in blocks), strict=True)
+    return tuple(map(torch.cat, ce_and_kl))
 
 
 class _Head(torch.autograd.Function):
     """Forward computes loss and gradients chunk by chunk; backward scales and returns them."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, head_VD, targets_N, w_N, a, t, core, teacher, chunk):
-        chunk = min(chunk, max(1, len(targets_N)))
+    def forward(ctx, hidden_ND, head_VD, targets_N, w_N, a, t, core, teacher, chunk, dtype):
         need_hidden, need_head = ctx.needs_input_grad[:2]
+        ctx.dtypes = hidden_ND.dtype, head_VD.dtype
+        hidden_ND, head_VD = hidden_ND.to(dtype), head_VD.to(dtype)
         d_hidden = torch.zeros_like(hidden_ND) if need_hidden else None
-        d_head = torch.zeros_like(head_VD, dtype=torch.float32) if need_head else None
+        d_head = None
         sums = hidden_ND.new_zeros(3, dtype=torch.float64)  # loss, ce, kl
         for i in range(0, len(targets_N), chunk):
             part = slice(i, i + chunk)
             y_N, w = targets_N[part], w_N[part]
             # an ignored token may carry inf or NaN, and 0 · NaN would spoil sums and gradients
             h_ND = torch.where(w[:, None] > 0, hidden_ND[part], 0)
-            known = teacher(part)
-            # chosen by this chunk's own size: torch compiles anew for a last chunk of one token
-            step = _core(core, len(y_N) * len(head_VD), hidden_ND.device)
-            ce_N, kl_N, gradient_NV = step((h_ND @ head_VD.T).float(), y_N, w, a, t, *known)
+            known = teacher(part, dtype)
+            gradient_NV = (h_ND @ head_VD.T).float()  # the logits, until the core has run
+            ce_N, kl_N = _apply(core, gradient_NV, y_N, w, a, t, known)
             each = torch.stack([a * ce_N + (1 - a) * t * t * kl_N, ce_N, kl_N])
             sums += torch.where(w > 0, each * w, 0.0).double().sum(1)
-            if not (need_hidden or need_head):
-                continue
-            gradient_NV.scatter_add_(1, y_N[:, None], (-a * w)[:, None])
+            _add(gradient_NV, y_N[:, None], (-a * w)[:, None])
             if core == "sampled":
                 share_N1 = (-w * (1 - a) * t / known[0].shape[1])[:, None]
-                gradient_NV.scatter_add_(1, known[0], share_N1.expand(known[0].shape))
-            gradient_NV = gradient_NV.to(hidden_ND.dtype)
+                _add(gradient_NV, known[0], share_N1.expand(known[0].shape))
+            gradient_NV = gradient_NV.to(dtype)
             if need_hidden:
                 d_hidden[part] = gradient_NV @ head_VD
-            if need_head:
+            if need_head and d_head is None:
+                d_head = (gradient_NV.T @ h_ND).float()
+            elif need_head and dtype == torch.float32:
+                d_head.addmm_(gradient_NV.T, h_ND)  # no second array of the head's size
+            elif need_head:
                 d_head += gradient_NV.T @ h_ND
+        if need_head and d_head is None:  # no token at all
+            d_head = torch.zeros_like(head_VD)
         ctx.save_for_backward(d_hidden, d_head)
-        ctx.head_dtype = head_VD.dtype
         ctx.mark_non_differentiable(sums)
         return sums[0].float(), sums
 
     @staticmethod
     def backward(ctx, scale, _):
-        d_hidden, d_head = ctx.saved_tensors
-        d_hidden = None if d_hidden is None else d_hidden * scale.to(d_hidden.dtype)
-        d_head = None if d_head is None else (d_head * scale).to(ctx.head_dtype)
-        return d_hidden, d_head, None, None, None, None, None, None, None
+        kept = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        scaled = (None if d is None else (d * scale).to(dtype) for d, dtype in kept)
+        return *scaled, *[None] * 8
+
+
+def _add(gradient_NV: Tensor, ids_NK: Tensor, what_NK: Tensor) -> None:
+    """gradient[n, ids[n, k]] += what[n, k], as one long row: only that is deterministic on CUDA."""
+    first_N1 = torch.arange(len(ids_NK), device=ids_NK.device)[:, None] * gradient_NV.shape[1]
+    gradient_NV.view(-1).scatter_add_(0, (first_N1 + ids_NK).flatten(), what_NK.flatten())
 
 
 def _run(
@@ -248,10 +273,14 @@ def _run(
     mean_N = w_N / torch.where(total > 0, total, 1.0)
     if not torch.is_grad_enabled():  # or the gradients would be computed and thrown away
         hidden_ND, head_VD = hidden_ND.detach(), head_VD.detach()
-    a, t = (hidden_ND.new_tensor(x, dtype=torch.float32) for x in (a, t))
-    loss, sums = _Head.apply(
-        hidden_ND, head_VD, torch.where(counts_N, targets_N, 0), mean_N, a, t, core, teacher,
-        chunk or _chunk(hidden_ND.device),
-    )  # fmt: skip
+    targets_N = torch.where(counts_N, targets_N, 0)
+    device, chunk = hidden_ND.device.type, chunk or _chunk(hidden_ND.device)
+    # matrix products are made in autocast's type where it is on, all else in float32
+    on = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if on else head_VD.dtype
+    with torch.autocast(device, enabled=False):
+        loss, sums = _Head.apply(
+            hidden_ND, head_VD, targets_N, mean_N, float(a), float(t), core, teacher, chunk, dtype
+        )
     ce, kl = sums[1].float(), sums[2].float()
     return Loss(loss, ce, torch.full_like(kl, torch.nan) if core == "plain" else kl, total)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tdlib import data
 from tdlib.shapes import GENERATION, SHAPES, LlamaConfig, read_config, to_hf
@@ -133,6 +133,7 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False  # hidden states inside a layer made again in backward
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -163,8 +164,12 @@ class Llama(nn.Module):
             )
         rope = self.cos_SK[start:end], self.sin_SK[start:end]
         x_BTD = self.embed_tokens(ids_BT)
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         for layer in self.layers:
-            x_BTD = layer(x_BTD, rope, cache)
+            if again:
+                x_BTD = checkpoint(layer, x_BTD, rope, None, use_reentrant=False)
+            else:
+                x_BTD = layer(x_BTD, rope, cache)
         if cache is not None:
             cache.length = end
         return self.norm(x_BTD)
@@ -196,7 +201,7 @@ class Llama(nn.Module):
         with torch.device("meta"):
             model = Llama(config)
         expected = {_hf_name(name): weight.shape for name, weight in model.named_parameters()}
-        weights = _read_weights(folder, expected)
+        weights = data.read_weights(folder, expected)
         model.load_state_dict(
             {k.removeprefix("model."): v for k, v in weights.items()}, assign=True
         )
@@ -206,25 +211,3 @@ class Llama(nn.Module):
 
 def _hf_name(name: str) -> str:
     return name if name.startswith("lm_head") else f"model.{name}"
-
-
-def _read_weights(folder: Path, expected: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors (one file or shards), checked against their shapes."""
-    weights = {}
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no .safetensors: save the model in that format")
-    for path in files:
-        try:
-            with safe_open(path, "pt") as f:
-                weights |= {name: f.get_tensor(name).float() for name in f.keys()}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
-    if "lm_head.weight" not in expected:  # a tied head may be stored all the same
-        weights.pop("lm_head.weight", None)
-    for name in sorted(expected.keys() | weights.keys()):
-        found = tuple(weights[name].shape) if name in weights else "missing"
-        wanted = tuple(expected[name]) if name in expected else "unknown to this architecture"
-        if found != wanted:
-            raise ValueError(f"{folder}: {name} is {found}, but by config.json it is {wanted}")
-    return weights

@@ -1,15 +1,16 @@
 """Training: AdamW over the numbered windows in a seeded order, warm-up, then cosine to a tenth.
 
 One function, `fit`, trains the teacher, the students and the adapters; what differs is the recipe,
-the teacher it is given (or none) and the windows. What it should do besides (evaluate, show how far
-it is) are functions it is given. Legend: B windows of a batch, T tokens, N = B·T.
+the teacher it is given (or none) and the windows. What it should do besides (evaluate, log, show
+how far it is) are functions it is given. Nothing is read back from the device but where a row is
+logged. Legend: B windows of a batch, T tokens, N = B·T.
 """
 
+import contextlib
 import hashlib
-import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdlib import data, losses
+from tdlib import checkpoint, data, losses
 from tdlib.model import Llama
+
+LOGGED = 200  # rows of a training
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,19 @@ class Recipe:
     warmup_share: float = 0.01  # of all steps
     weight_decay: float = 0.1  # on matrices, the tied embedding included; none on vectors
     clip: float = 1.0  # of the gradient's norm
+    spike: float = 3.0  # a step whose loss is that much above the usual one is skipped, nats
+    max_skipped: int = 20  # steps, of all; then training stops
     ce_weight: float = 0.5
     temperature: float = 2.0
     seed: int = 1  # of the order of the windows
+    compile: bool = False  # torch.compile of both models
+    activation_checkpointing: bool = False  # a third more work for a fraction of the memory
+    deterministic: bool = False  # on CUDA the same bits again, more slowly; a CPU gives them anyway
     checkpoint_minutes: float = 10.0
+
+
+# these change no result, so they may change when a training goes on from its checkpoint
+FREE = ("micro_windows", "max_skipped", "activation_checkpointing", "checkpoint_minutes")
 
 
 def recipe(parameters: dict) -> Recipe:
@@ -81,25 +93,6 @@ def batch_loss(
     )  # fmt: skip
 
 
-class _Meter:
-    """Sums since the last log row, kept on the device: reading them is what synchronises."""
-
-    def __init__(self, device: str):
-        self.sums = torch.zeros(4, device=device)  # loss, ce, kl (each times its count), count
-        self.norm, self.tokens, self.began = torch.zeros(()), 0, time.monotonic()
-
-    @property
-    def speed(self) -> float:
-        return self.tokens / (time.monotonic() - self.began)
-
-    def row(self) -> dict:
-        loss, ce, kl, count = self.sums.tolist()
-        count = count or math.nan  # every target masked: no loss either
-        row = {"train/loss": loss / count, "train/ce": ce / count, "train/kl": kl / count}
-        row |= {"train/grad_norm": float(self.norm), "train/tokens_per_sec": self.speed}
-        return {k: v for k, v in row.items() if math.isfinite(v)}  # without a teacher no kl
-
-
 def fit(
     student: Llama,
     windows: data.Windows,
@@ -110,49 +103,64 @@ def fit(
     device: str = "cpu",
     evaluate: Callable[[Llama], dict] = lambda student: {},
     evaluations: int = 8,
+    record: Callable[[dict], None] = lambda row: None,
     progress: Callable[[int, int, str], None] = lambda step, steps, message: None,
     folder: Path | None = None,
     resume: bool = True,
 ) -> list[dict]:
-    """Train in place those weights that require a gradient; returns the log, a row an evaluation.
+    """Train in place those weights that require a gradient; returns a row for each evaluation.
 
     `rows` are the windows to train on (all). `evaluate(student)` adds its dict to a row: before the
-    first step, after the last and evenly between. With a `folder`, a checkpoint is kept there and
-    the same call goes on from it. ValueError: no teacher though ce_weight < 1, a context shorter
-    than the tokens', a checkpoint of another recipe.
+    first step, after the last and evenly between; `record` gets these rows and some 200 more, each
+    with the mean loss since the one before.
+    With a `folder`, state.pt is kept there (every checkpoint_minutes, at an epoch's end, and before
+    SIGTERM or Ctrl-C end this) and the same call goes on from it to the same weights;
+    epoch-1.safetensors … stay. A step that is not finite, or whose loss jumps, is skipped.
+    ValueError: no teacher though ce_weight < 1, a context shorter than the tokens', a checkpoint of
+    another recipe. RuntimeError: more than max_skipped steps skipped; the weights are intact.
     """
     _check(student, teacher, windows, recipe)
     rows = np.arange(len(windows)) if rows is None else rows
     steps = order(rows, recipe, windows.context)
-    marks = {round(i * len(steps) / evaluations) for i in range(evaluations + 1)}
-    trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
-    optimizer = _optimizer(trained, recipe, device)
-    first, log, meter = 0, [], _Meter(device)
-    if folder and resume and (folder / "state.pt").is_file():
-        first, log, sums = _resume(folder / "state.pt", recipe, rows, trained, optimizer)
-        meter.sums += sums.to(device)
-    if not log:
-        log.append({"step": 0, "tokens": 0} | evaluate(student))
-    saved = time.monotonic()
-    for step, rows_B in enumerate(steps[first:], first + 1):
-        rate = learning_rate(step - 1, len(steps), recipe)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        _accumulate(student, teacher, windows, rows_B, recipe, device, meter)
-        meter.norm = nn.utils.clip_grad_norm_(trained.values(), recipe.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        progress(step, len(steps), f"{meter.speed:,.0f} tokens/s")
-        if step in marks:
-            tokens = sum(map(len, steps[:step])) * windows.context
-            row = {"step": step, "tokens": tokens, "train/lr": rate} | meter.row()
-            log.append(row | evaluate(student))
-            meter = _Meter(device)
-        if folder and time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
-            path = folder / "state.pt"
-            _checkpoint(path, step, log, meter.sums, recipe, rows, trained, optimizer)
-            saved = time.monotonic()
-    return log
+    evaluated = {round(i * len(steps) / evaluations) for i in range(evaluations + 1)}
+    recorded = evaluated | set(range(0, len(steps), max(1, len(steps) // LOGGED)))
+    epochs = {math.ceil(e * len(rows) / len(steps[0])): e for e in range(1, int(recipe.epochs) + 1)}
+    state = checkpoint.State(student, recipe, device, _key(student, recipe, rows, windows))
+    if folder and resume and (kept := checkpoint.load(folder / "state.pt", state.key)):
+        state.restore(kept)
+    else:
+        state.log.append({"step": 0, "tokens": 0} | evaluate(student))
+        record(state.log[0])
+    micros = (
+        micro for rows_B in steps[state.step :]
+        for micro in windows.batches(rows_B, recipe.micro_windows)
+    )  # fmt: skip
+    stream, saved = windows.stream(micros, device), time.monotonic()
+    with _prepared(student, teacher, recipe), checkpoint.Signals(folder is not None) as signals:
+        for step, rows_B in enumerate(steps[state.step :], state.step + 1):
+            rate = learning_rate(step - 1, len(steps), recipe)
+            loss = _accumulate(student, teacher, windows, rows_B, recipe, state.meter, stream)
+            state.update(step, rate, loss)
+            progress(step, len(steps), f"{state.meter.speed:,.0f} tokens/s")
+            if step in recorded:
+                tokens = sum(map(len, steps[:step])) * windows.context
+                row = {"step": step, "tokens": tokens, "train/lr": rate} | state.row()
+                if step in evaluated:
+                    state.log.append(row := row | evaluate(student))
+                record(row)
+                state.meter = checkpoint.Meter(device)
+            if not folder:
+                continue
+            due = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
+            if due or step in epochs or step == len(steps) or signals.caught:
+                checkpoint.save(folder / "state.pt", state.content())
+                saved = time.monotonic()
+            if step in epochs and step < len(steps):  # the last one is the model itself
+                checkpoint.save(folder / f"epoch-{epochs[step]}.safetensors", state.weights())
+            if signals.caught:
+                signals.obey(f"stopped after step {step:,} of {len(steps):,}, kept in {folder}: "
+                             "the same command goes on from there")  # fmt: skip
+    return state.log
 
 
 def _check(student: Llama, teacher, windows: data.Windows, recipe: Recipe) -> None:
@@ -166,62 +174,45 @@ def _check(student: Llama, teacher, windows: data.Windows, recipe: Recipe) -> No
             )
 
 
-def _optimizer(trained: dict[str, Tensor], recipe: Recipe, device: str) -> torch.optim.AdamW:
-    groups = [
-        {
-            "params": [p for p in trained.values() if p.ndim >= 2],
-            "weight_decay": recipe.weight_decay,
-        },
-        {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused="cuda" in device or None)
-
-
-def _accumulate(student, teacher, windows, rows_B, recipe, device, meter) -> None:
-    """Gradients of one step's windows, the same however they are split into micro-batches."""
-    total = (windows.batch(rows_B)[1] != data.IGNORE).sum().clamp(min=1).to(device)
+def _accumulate(student, teacher, windows, rows_B, recipe, meter, stream) -> Tensor:
+    """Gradients and mean loss of one step's windows, the same however they are split."""
+    device = meter.sums.device
+    total = torch.tensor(max(1, windows.targets(rows_B)), device=device)
     # bf16 on CUDA; on a CPU it gains nothing
-    cast = torch.autocast("cuda", torch.bfloat16, enabled="cuda" in device)
-    for micro in windows.batches(rows_B, recipe.micro_windows):
-        ids_BT, targets_BT = windows.batch(micro, device)
+    cast = torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda")
+    before = meter.sums[0].clone()
+    for _ in windows.batches(rows_B, recipe.micro_windows):
+        ids_BT, targets_BT = next(stream)
         with cast:
             parts = batch_loss(student, teacher, ids_BT, targets_BT, recipe)
         (parts.loss * (parts.count / total)).backward()
         each = torch.stack([parts.loss.detach(), parts.ce, parts.kl, torch.ones_like(parts.ce)])
         meter.sums += each * parts.count
     meter.tokens += len(rows_B) * windows.context
+    return (meter.sums[0] - before) / total
 
 
-def _key(recipe: Recipe, rows: np.ndarray) -> dict:
-    # micro-batches and the interval of checkpoints change no result, so they may change on resume
-    free = {"micro_windows", "checkpoint_minutes"}
-    key = {name: value for name, value in asdict(recipe).items() if name not in free}
-    return key | {"windows": hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()}
+@contextlib.contextmanager
+def _prepared(student: Llama, teacher, recipe: Recipe) -> Iterator[None]:
+    """What a recipe switches on, for as long as it trains."""
+    models = [m for m in (student, teacher) if recipe.compile and isinstance(m, nn.Module)]
+    student.activation_checkpointing = recipe.activation_checkpointing
+    if recipe.deterministic:
+        torch.use_deterministic_algorithms(True)  # for good: a resumed part would differ otherwise
+    for model in models:
+        model.hidden = torch.compile(model.hidden)  # covers the method of its class
+    try:
+        yield
+    finally:
+        student.activation_checkpointing = False
+        for model in models:
+            del model.hidden
 
 
-def _checkpoint(path: Path, step: int, log, sums, recipe, rows, trained, optimizer) -> None:
-    state = {
-        "step": step,
-        "log": log,
-        "sums": sums,
-        "key": _key(recipe, rows),
-        "optimizer": optimizer.state_dict(),
-    }
-    content = io.BytesIO()
-    torch.save(state | {"weights": {n: p.detach() for n, p in trained.items()}}, content)
-    data.write_whole(path, content.getvalue())
-
-
-def _resume(path: Path, recipe, rows, trained, optimizer) -> tuple[int, list[dict], Tensor]:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    key = _key(recipe, rows)
-    for name in key:
-        if key[name] != state["key"].get(name):
-            raise ValueError(
-                f"{path} was made with {name} {state['key'].get(name)!r}, now it is {key[name]!r}: "
-                "put it back to go on, or set redo to start over"
-            )
-    for name, weight in trained.items():
-        weight.data.copy_(state["weights"][name])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["log"], state["sums"]
+def _key(student: Llama, recipe: Recipe, rows: np.ndarray, windows: data.Windows) -> dict:
+    """What a training must have in common with the one whose checkpoint it goes on from."""
+    key = {name: value for name, value in asdict(recipe).items() if name not in FREE}
+    shapes = [(n, *weight.shape) for n, weight in student.named_parameters()]
+    hashed = {"shapes": repr(shapes).encode(), "windows": np.ascontiguousarray(rows).tobytes()}
+    key |= {name: hashlib.sha256(content).hexdigest() for name, content in hashed.items()}
+    return key | {"windows_in_all": len(windows), "context": windows.context}

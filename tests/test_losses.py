@@ -304,6 +304,37 @@ def test_without_gradients_only_the_value_is_computed():
     assert work.products == 2  # both logits
 
 
+class Products(TorchDispatchMode):
+    """The types that matrices are multiplied in."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "mm" in function.__name__:
+            self.dtypes.append(args[-1].dtype)
+        return function(*args, **kwargs or {})
+
+
+def test_autocast_makes_products_in_bfloat16_and_adds_up_the_heads_gradient_in_float32():
+    found = []
+    for chunk in (512, 8):
+        c = case(n=512, d=64, v=700, spread=1.0)
+        with torch.autocast("cpu", torch.bfloat16), Products() as products:
+            loss = ours(c, ce_weight=0.5, temperature=2.0, chunk=chunk)
+        assert len(products.dtypes) == 4 * 512 // chunk and set(products.dtypes) == {torch.bfloat16}
+        loss.loss.backward()
+        found.append(c.head.grad)
+        want = dense(c, 0.5, 2.0)
+        near(loss.loss, want.loss, 3e-3)  # bfloat16 carries 4e-3 a number, averaged over many
+        for x, d in zip((c.hidden, c.head), want.d, strict=True):
+            assert x.grad.dtype == torch.float32
+            near(x.grad, d, 2e-2)
+    # 64 chunks whose sum is kept in bfloat16 would be off by several 4e-3
+    near(found[1], found[0].double(), 4e-3)
+
+
 def test_bfloat16_inputs_stay_near_the_float32_result():
     c = case(n=200)
     with torch.no_grad():
@@ -460,30 +491,48 @@ def test_wrong_shapes_are_refused():
         one_line(error)
 
 
-# --- the compiled core
+# --- the element-wise core: in blocks on a CPU, compiled on a GPU
+
+
+@pytest.mark.parametrize("block", [1, 101 * 8, 101 * 36])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_size_of_the_cores_blocks_changes_nothing(monkeypatch, block, temperature):
+    found = []
+    for size in (2**30, block):
+        monkeypatch.setattr(losses, "BLOCK", size)
+        c = case(weights=True, ignored=0.2)
+        loss = ours(c, ce_weight=0.5, temperature=temperature)
+        loss.loss.backward()
+        found.append([loss.loss, loss.ce, loss.kl, c.hidden.grad, c.head.grad])
+    for blocks, whole in zip(*found, strict=True):
+        near(blocks, whole.double(), 1e-6)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
-def test_the_core_is_compiled_once_for_all_shapes_and_gives_the_eager_numbers(monkeypatch):
+@pytest.mark.parametrize("core", ["dense", "sampled", "plain"])
+def test_a_core_is_compiled_once_for_all_shapes_and_gives_the_eager_numbers(core):
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
     losses._compiled.cache_clear()
     counters.clear()
-    for temperature, ce_weight, shape, chunk in (
-        (2.0, 0.5, (37, 24, 101, 40), 8),
-        (1.0, 0.0, (70, 8, 333, 16), 16),
-        (0.5, 0.9, (33, 16, 128, 16), 32),  # a last chunk of one token: torch would compile anew
+    for temperature, ce_weight, n, v in (
+        (2.0, 0.5, 37, 101),
+        (1.0, 0.0, 70, 333),
+        (0.5, 0.9, 8, 9),
     ):
-        c = case(*shape, weights=True, ignored=0.2)
-        found, gradients = [], []
-        for limit in (2**60, 512):  # logits: chunks of 2 to 8 rows are compiled, a single one never
-            monkeypatch.setattr(losses, "COMPILE_FROM", limit)
-            loss = ours(c, ce_weight=ce_weight, temperature=temperature, chunk=chunk)
-            loss.loss.backward()
-            found.append(torch.stack([loss.loss, loss.ce, loss.kl]).detach())
-            gradients.append((c.hidden.grad, c.head.grad))
-        near(found[1], found[0].double())
-        for compiled, eager in zip(*gradients[::-1], strict=True):
+        g = torch.Generator().manual_seed(n)
+        s_NV, g_NV = (4 * torch.randn(n, v, generator=g) for _ in range(2))
+        y_N, w_N = torch.randint(v, (n,), generator=g), torch.rand(n, generator=g)
+        draws = torch.randint(v, (n, 5), generator=g), torch.rand(n, 5, generator=g).log()
+        found = []
+        for call, a, t in (
+            (losses._compiled(core), torch.tensor(ce_weight), torch.tensor(temperature)),
+            (losses.CORES[core], ce_weight, temperature),
+        ):
+            gradient_NV = s_NV.clone()
+            known = {"dense": (g_NV.clone(),), "sampled": draws, "plain": ()}[core]
+            found.append([*call(gradient_NV, y_N, w_N, a, t, *known), gradient_NV])
+        for compiled, eager in zip(*found, strict=True):
             near(compiled, eager.double())
     assert counters["stats"]["unique_graphs"] == 1

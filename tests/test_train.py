@@ -3,11 +3,14 @@ stop."""
 
 import itertools
 import math
+import resource
+import signal
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 import transformers
@@ -414,9 +417,134 @@ def test_micro_batches_and_the_checkpoints_interval_may_change_on_the_way(tmp_pa
 
 
 def test_no_checkpoint_is_written_before_its_time(tmp_path):
-    train.fit(tiny(), some_windows(), quick(ce_weight=1.0, checkpoint_minutes=60.0),
-              folder=tmp_path)  # fmt: skip
+    with pytest.raises(Stopped):
+        train.fit(tiny(), some_windows(), quick(ce_weight=1.0, checkpoint_minutes=60.0),
+                  folder=tmp_path, progress=stop_at(3))  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+def test_at_an_epochs_end_all_is_kept_and_its_weights_for_good(tmp_path):
+    student, seen = tiny(), {}
+
+    def look(step, *_):
+        seen[step] = weights(student)
+
+    recipe = quick(ce_weight=1.0, epochs=3.0, batch_tokens=5 * T, checkpoint_minutes=60.0)
+    train.fit(student, some_windows(), recipe, folder=tmp_path, progress=look)
+    # 12 windows at 5 a step: the first epoch ends within step 3, the second within step 5
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {"state.pt", "epoch-1.safetensors", "epoch-2.safetensors"}
+    for epoch, step in ((1, 3), (2, 5)):
+        assert same(
+            safetensors.torch.load_file(tmp_path / f"epoch-{epoch}.safetensors"), seen[step]
+        )
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 8 == len(seen)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_waits_for_the_end_of_a_step_and_the_same_call_goes_on(number, tmp_path, capsys):
+    def run(student, **more):
+        train.fit(student, some_windows(), quick(checkpoint_minutes=60.0), teacher=wider(), **more)
+        return weights(student)
+
+    def raises(*_):
+        raise Stopped
+
+    before = signal.signal(number, raises)
+    try:
+        with pytest.raises(Stopped):  # what the signal would have done, done after the step
+            run(tiny(), folder=tmp_path,
+                progress=lambda step, *_: step == 4 and signal.raise_signal(number))  # fmt: skip
+        assert signal.getsignal(number) is raises
+    finally:
+        signal.signal(number, before)
+    assert "step 4 of 12" in capsys.readouterr().out
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 4
+    assert same(run(tiny(seed=5), folder=tmp_path), run(tiny()))
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_the_training_goes_on(tmp_path):
+    """A limit on the size of files stands for it: the system then refuses to write on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept = {}
+
+    def fills_up(step, *_):
+        if step == 5:
+            kept["state"] = (tmp_path / "state.pt").read_bytes()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+
+    student, undisturbed = tiny(), tiny()
+    try:
+        with pytest.warns(UserWarning, match="state.pt is not written, the one before stays"):
+            train.fit(student, some_windows(), quick(ce_weight=1.0), folder=tmp_path,
+                      progress=fills_up)  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "state.pt").read_bytes() == kept["state"]
+    assert {p.name for p in tmp_path.iterdir()} == {"state.pt", "epoch-1.safetensors"}
+    train.fit(undisturbed, some_windows(), quick(ce_weight=1.0))
+    assert same(weights(student), weights(undisturbed))
+    again = tiny(seed=5)
+    train.fit(again, some_windows(), quick(ce_weight=1.0), folder=tmp_path)
+    assert same(weights(again), weights(undisturbed))
+
+
+# --- steps that are left out
+
+
+class Stumbling:
+    """A teacher whose hidden states are `factor` times what they should be, at some calls."""
+
+    def __init__(self, calls, factor):
+        self.model, self.calls, self.factor, self.call = wider(), calls, factor, 0
+        self.head = self.model.head
+
+    def hidden(self, ids_BT):
+        self.call += 1
+        return self.model.hidden(ids_BT) * (self.factor if self.call in self.calls else 1)
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 1000.0])
+def test_a_step_whose_loss_is_not_finite_or_jumps_changes_nothing(factor):
+    student, seen, rows = tiny(), {0: weights(tiny())}, []
+
+    def look(step, *_):
+        seen[step] = weights(student)
+
+    # two micro-batches a step: the first of step 1, the second of step 6
+    log = train.fit(student, some_windows(), quick(ce_weight=0.0, spike=1.0),
+                    teacher=Stumbling({12} if factor == 1000 else {1, 12}, factor),
+                    progress=look, evaluations=1, record=rows.append)  # fmt: skip
+    skipped = [step for step in range(1, 13) if same(seen[step], seen[step - 1])]
+    assert skipped == ([6] if factor == 1000 else [1, 6])
+    assert log[-1]["train/skipped"] == len(skipped) and rows[-1] == log[-1]
+    assert all(w.isfinite().all() for w in seen[12].values())
+
+
+def test_a_skipped_step_leaves_no_trace_in_the_optimiser():
+    """The weights are those of plain AdamW that never saw the step, at the other steps' rates."""
+    recipe = quick(ce_weight=0.0, epochs=1.0, weight_decay=0.0, micro_windows=4)
+    student, plain = tiny(), tiny()
+    train.fit(student, some_windows(), recipe, teacher=Stumbling({2}, math.nan))
+    optimizer = torch.optim.AdamW(plain.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+    steps = train.order(np.arange(12), recipe, T)
+    for step in (0, 2):
+        ids_BT, targets_BT = some_windows().batch(steps[step])
+        train.batch_loss(plain, wider(), ids_BT, targets_BT, recipe).loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), recipe.clip)
+        optimizer.param_groups[0]["lr"] = train.learning_rate(step, 3, recipe)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert distance(weights(student), weights(plain)) < 1e-6
+
+
+def test_too_many_skipped_steps_stop_the_training_with_the_weights_intact(tmp_path):
+    student = tiny()
+    with pytest.raises(RuntimeError) as error:
+        train.fit(student, some_windows(), quick(max_skipped=2), folder=tmp_path,
+                  teacher=Stumbling(set(range(1, 99)), math.nan))  # fmt: skip
+    one_line(error, "3 steps were skipped", "2 may be", "learning_rate")
+    assert same(weights(student), weights(tiny()))
 
 
 # --- what changes and what does not
@@ -537,8 +665,29 @@ def test_the_logged_loss_is_the_mean_over_the_tokens_since_the_last_row():
     with torch.no_grad():
         wanted = F.cross_entropy(student(ids).flatten(0, 1), targets.flatten()).item()
     recipe = quick(ce_weight=1.0, learning_rate=1e-12, epochs=1.0, micro_windows=3)
-    log = train.fit(student, windows, recipe, evaluations=1)
-    assert log[-1]["train/loss"] == pytest.approx(wanted, rel=1e-5)
+    rows = []
+    log = train.fit(student, windows, recipe, evaluations=1, record=rows.append)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3] and rows[-1] == log[-1]
+    targets_S = [windows.targets(step) for step in train.order(np.arange(12), recipe, T)]
+    mean = np.average([row["train/loss"] for row in rows[1:]], weights=targets_S)
+    assert mean == pytest.approx(wanted, rel=1e-5)
+
+
+def test_activation_checkpointing_changes_memory_and_not_one_bit():
+    one, other = tiny(), tiny()
+    for student, on in ((one, False), (other, True)):
+        recipe = quick(activation_checkpointing=on)
+        train.fit(student, some_windows(), recipe, teacher=wider())
+    assert same(weights(one), weights(other)) and not other.activation_checkpointing
+    kept = []
+    for on in (False, True):
+        other.activation_checkpointing = on
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: kept[-1].append(x.numel()) or x, lambda x: x
+        ):
+            kept.append([])
+            other.hidden(some_windows().batch(range(4))[0])
+    assert sum(kept[1]) < sum(kept[0]) / 3
 
 
 def test_an_evaluation_that_draws_numbers_does_not_shift_the_data():
@@ -556,10 +705,11 @@ def test_the_loss_falls_on_a_small_corpus():
     ids = np.tile(np.random.default_rng(0).integers(0, VOCAB, 40), 40).astype("<u4")
     windows, student = data.Windows(ids, T), Llama(tiny().config)
     recipe = quick(ce_weight=1.0, epochs=4.0, learning_rate=1e-2)
-    log = train.fit(student, windows, recipe, evaluations=4)
-    losses = [row["train/loss"] for row in log[1:]]
-    assert losses == sorted(losses, reverse=True)
-    assert losses[0] > 1.5 and losses[-1] < 0.5 and log[-1]["train/tokens_per_sec"] > 0
+    rows = []
+    log = train.fit(student, windows, recipe, evaluations=4, record=rows.append)
+    losses = [row["train/loss"] for row in rows[1:]]
+    assert losses[0] > 3 and losses[-1] < 0.5 and log[-1]["train/tokens_per_sec"] > 0
+    assert sorted(log, key=lambda row: row["step"]) == [row for row in rows if row in log]
 
 
 # --- refusals

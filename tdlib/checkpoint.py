@@ -1,0 +1,163 @@
+"""What changes while a model trains, and how it is kept, so that nothing is lost.
+
+`State` is weights, optimiser and position, as one object. A file of it appears whole or not at all,
+knows what it was made with, and a full disk leaves the one before. Files hold tensors and plain
+values, and nothing in them is ever executed.
+"""
+
+import io
+import math
+import signal
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from tdlib import data
+
+USUAL = 32  # steps that the usual loss looks back
+
+
+class Meter:
+    """Sums since the last row, kept on the device: reading them is what synchronises."""
+
+    def __init__(self, device: str):
+        self.sums = torch.zeros(4, device=device)  # loss, ce, kl (each times its count), count
+        self.norm, self.tokens, self.began = torch.zeros(()), 0, time.monotonic()
+
+    @property
+    def speed(self) -> float:
+        return self.tokens / (time.monotonic() - self.began)
+
+    def row(self) -> dict:
+        loss, ce, kl, count = self.sums.tolist()
+        count = count or math.nan  # every target masked: no loss either
+        row = {"train/loss": loss / count, "train/ce": ce / count, "train/kl": kl / count}
+        row |= {"train/grad_norm": float(self.norm), "train/tokens_per_sec": self.speed}
+        return {k: v for k, v in row.items() if math.isfinite(v)}  # without a teacher no kl
+
+
+class State:
+    """Weights and optimiser, and what a checkpoint holds beside them."""
+
+    def __init__(self, student: nn.Module, recipe, device: str, key: dict):
+        self.trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
+        self.recipe, self.key, self.step, self.log = recipe, key, 0, []
+        self.meter = Meter(device)
+        self.usual = torch.full((), math.inf, device=device)  # loss, an exponential mean
+        self.skipped = torch.zeros((), device=device)
+        parts = ([p for p in self.trained.values() if (p.ndim < 2) == v] for v in (False, True))
+        decays = (recipe.weight_decay, 0.0)  # of matrices, of vectors
+        groups = [{"params": p, "weight_decay": d} for p, d in zip(parts, decays, strict=True)]
+        # fused: a seventh of the time on a CPU too, and it can leave a step out, see `update`
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+
+    def update(self, step: int, rate: float, loss: Tensor) -> None:
+        """A step of the optimiser, or none where loss or gradient are out of the ordinary; decided
+        on the device, so that nothing waits."""
+        self.meter.norm = nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.clip)
+        bad = ~(self.meter.norm.isfinite() & (loss < self.usual + self.recipe.spike))
+        self.optimizer.found_inf = bad.float()  # the fused kernel then leaves all as it is
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        usual = torch.where(self.usual.isinf(), loss, self.usual.lerp(loss, 1 / USUAL))
+        self.usual = torch.where(bad, self.usual, usual)
+        self.skipped += bad
+        self.step = step
+
+    def row(self) -> dict:
+        """What is logged. RuntimeError: too many steps were skipped."""
+        if self.skipped > self.recipe.max_skipped:
+            raise RuntimeError(
+                f"{int(self.skipped)} steps were skipped, {self.recipe.max_skipped} may be: their "
+                f"loss or gradient was not finite, or the loss {self.recipe.spike} nats above the "
+                f"usual {float(self.usual):.3f}; lower learning_rate, or look at the text"
+            )
+        return self.meter.row() | ({"train/skipped": int(self.skipped)} if self.skipped else {})
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: weight.detach() for name, weight in self.trained.items()}
+
+    def content(self) -> dict:
+        kept = {name: getattr(self, name) for name in ("key", "step", "log", "usual", "skipped")}
+        kept |= {"sums": self.meter.sums, "random": torch.get_rng_state()}
+        return kept | {"optimizer": self.optimizer.state_dict(), "weights": self.weights()}
+
+    def restore(self, kept: dict) -> None:
+        for name, weight in self.weights().items():
+            weight.copy_(kept["weights"][name])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.step, self.log = kept["step"], kept["log"]
+        self.usual.copy_(kept["usual"])
+        self.skipped.copy_(kept["skipped"])
+        self.meter.sums.copy_(kept["sums"])
+        torch.set_rng_state(kept["random"])
+
+
+def save(path: Path, content: dict) -> None:
+    """A dict of tensors (.safetensors) or of tensors and plain values. A full disk is a warning: it
+    must not end hours of training."""
+    try:
+        if path.suffix == ".safetensors":
+            tensors = {name: x.cpu().contiguous() for name, x in content.items()}
+            data.write_whole(path, safetensors.torch.save(tensors))
+        else:
+            file = io.BytesIO()
+            torch.save(content, file)
+            data.write_whole(path, file.getbuffer())
+    except OSError as error:
+        warnings.warn(f"{path} is not written, the one before stays: {error}", stacklevel=2)
+
+
+def load(path: Path, key: dict) -> dict | None:
+    """The state, None where there is none. ValueError names the first difference to its `key`."""
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        kept = state["key"]
+    except Exception as error:  # torch's errors share no base
+        raise ValueError(
+            f"{path} is no checkpoint ({type(error).__name__}): set redo to start over"
+        ) from None
+    for name in key:
+        if key[name] != kept.get(name):
+            raise ValueError(
+                f"{path} was made with {name} {kept.get(name)!r}, now it is {key[name]!r}: "
+                "put it back to go on, or set redo to start over"
+            )
+    return state
+
+
+class Signals:
+    """SIGTERM and Ctrl-C wait for the end of a step, where a checkpoint can be kept; `caught` is
+    the signal's number, 0 for none. A second Ctrl-C does not wait."""
+
+    def __init__(self, active: bool):
+        self.caught, self.before = 0, {}
+        self.active = active and threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> "Signals":
+        for number in (signal.SIGTERM, signal.SIGINT) if self.active else ():
+            self.before[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, frame: object) -> None:
+        self.caught = number
+        signal.signal(signal.SIGINT, self.before[signal.SIGINT])
+
+    def obey(self, said: str) -> None:
+        """Say it, then let the signal do what it would have done."""
+        self.__exit__()
+        print(said, flush=True)
+        signal.raise_signal(self.caught)
