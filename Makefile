@@ -7,7 +7,7 @@ APT := $(if $(ROOT_USER),$(shell command -v apt-get))
 export PYTHONWARNINGS ?= ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lab check report clean
+.PHONY: help setup book test bench stress lab check report clean
 
 help:    ## this list
 	@sed -n 's/^\([a-z]*\): .*## /  make \1	/p' Makefile | expand -t 18
@@ -22,6 +22,12 @@ book: .venv/made ## run the book, or what changed of it: outputs/tiny/index.html
 
 test: .venv/made browser ## all tests
 	@exec .venv/bin/python -m pytest -n 2 --dist loadfile
+
+bench: .venv/made ## what the engine costs, as ratios, to the end of LOG.md: ten minutes or more
+	@exec .venv/bin/python -m tests.bench
+
+stress: .venv/made ## kills trainings at random moments and compares: ten minutes or more
+	@exec .venv/bin/python -m tests.stress
 
 lab: .venv/made ## JupyterLab on notebooks/
 	@exec .venv/bin/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \

@@ -28,7 +28,9 @@ WRITES = {
     "04_merge_eval": [],
     "05_progressive": ["models/150m", "models/75m", "models/75m-direct"],
 }
-VOLATILE = {"redo", "device", "out", "checkpoint_minutes", "micro_windows"}  # change no result
+# change no result
+VOLATILE = {"redo", "device", "out", "checkpoint_minutes", "micro_windows", "max_skipped"}
+VOLATILE |= {"activation_checkpointing", "deterministic"}
 QUICK = {"smoke", "tiny"}  # profiles in which changed code repeats a run; elsewhere it is noted
 SAMPLED = 2**30  # bytes; of a larger file 64 MiB are hashed
 

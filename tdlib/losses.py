@@ -113,7 +113,7 @@ def token_loss(
     hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int | None = None
 ) -> Tensor:
     """Cross-entropy of each token, (N,) float32, never all logits at once; for scoring."""
-    chunk = chunk or _chunk(hidden_ND.device)
+    chunk = chunk or default_chunk(hidden_ND.device.type)
     parts = [
         torch.nn.functional.cross_entropy((h @ head_VD.T).float(), y, reduction="none")
         for h, y in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)
@@ -135,9 +135,9 @@ def _check(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, ce_weight: flo
         raise ValueError(f"temperature {t} is not above 0")
 
 
-def _chunk(device: torch.device) -> int:
+def default_chunk(device: str) -> int:
     # Each chunk streams both heads again, so small ones are slow; a GPU wants larger products.
-    return 512 if device.type == "cpu" else 4096
+    return 512 if device == "cpu" else 4096
 
 
 # --- element-wise cores, in place: logits of one chunk → ce and kl of each token and, where the
@@ -245,6 +245,7 @@ class _Head(torch.autograd.Function):
                 d_head.addmm_(gradient_NV.T, h_ND)  # no second array of the head's size
             elif need_head:
                 d_head += gradient_NV.T @ h_ND
+            del known, gradient_NV  # or the next chunk would be made beside this one
         if need_head and d_head is None:  # no token at all
             d_head = torch.zeros_like(head_VD)
         ctx.save_for_backward(d_hidden, d_head)
@@ -274,7 +275,8 @@ def _run(
     if not torch.is_grad_enabled():  # or the gradients would be computed and thrown away
         hidden_ND, head_VD = hidden_ND.detach(), head_VD.detach()
     targets_N = torch.where(counts_N, targets_N, 0)
-    device, chunk = hidden_ND.device.type, chunk or _chunk(hidden_ND.device)
+    device = hidden_ND.device.type
+    chunk = chunk or default_chunk(device)
     # matrix products are made in autocast's type where it is on, all else in float32
     on = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if on else head_VD.dtype

@@ -6,17 +6,17 @@ how far it is) are functions it is given. Nothing is read back from the device b
 logged. Legend: B windows of a batch, T tokens, N = B·T.
 """
 
-import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tdlib import checkpoint, data, losses
 from tdlib.model import Llama
@@ -81,12 +81,12 @@ def batch_loss(
     student: Llama, teacher, ids_BT: Tensor, targets_BT: Tensor, recipe: Recipe
 ) -> losses.Loss:
     """The distillation loss of one micro-batch; `teacher` is anything with .hidden and .head."""
-    hidden_ND = student.hidden(ids_BT).flatten(0, 1)
     known = {}
-    if recipe.ce_weight < 1:
+    if recipe.ce_weight < 1:  # the teacher first: its layers' memory is free again for the student
         with torch.no_grad():
             hidden_NE = teacher.hidden(ids_BT).flatten(0, 1)
         known = dict(teacher_hidden_NE=hidden_NE, teacher_head_VE=teacher.head)
+    hidden_ND = student.hidden(ids_BT).flatten(0, 1)
     return losses.distillation_loss(
         hidden_ND, student.head, targets_BT.flatten(), **known,
         ce_weight=recipe.ce_weight, temperature=recipe.temperature, ignore_index=data.IGNORE,
@@ -136,10 +136,14 @@ def fit(
         for micro in windows.batches(rows_B, recipe.micro_windows)
     )  # fmt: skip
     stream, saved = windows.stream(micros, device), time.monotonic()
-    with _prepared(student, teacher, recipe), checkpoint.Signals(folder is not None) as signals:
+    student.activation_checkpointing = recipe.activation_checkpointing
+    if recipe.deterministic:
+        torch.use_deterministic_algorithms(True)
+    pair = [_compiled(m) if recipe.compile and m else m for m in (student, teacher)]
+    with checkpoint.Signals(folder is not None) as signals:
         for step, rows_B in enumerate(steps[state.step :], state.step + 1):
             rate = learning_rate(step - 1, len(steps), recipe)
-            loss = _accumulate(student, teacher, windows, rows_B, recipe, state.meter, stream)
+            loss = _accumulate(*pair, windows, rows_B, recipe, state.meter, stream)
             state.update(step, rate, loss)
             progress(step, len(steps), f"{state.meter.speed:,.0f} tokens/s")
             if step in recorded:
@@ -192,21 +196,10 @@ def _accumulate(student, teacher, windows, rows_B, recipe, meter, stream) -> Ten
     return (meter.sums[0] - before) / total
 
 
-@contextlib.contextmanager
-def _prepared(student: Llama, teacher, recipe: Recipe) -> Iterator[None]:
-    """What a recipe switches on, for as long as it trains."""
-    models = [m for m in (student, teacher) if recipe.compile and isinstance(m, nn.Module)]
-    student.activation_checkpointing = recipe.activation_checkpointing
-    if recipe.deterministic:
-        torch.use_deterministic_algorithms(True)  # for good: a resumed part would differ otherwise
-    for model in models:
-        model.hidden = torch.compile(model.hidden)  # covers the method of its class
-    try:
-        yield
-    finally:
-        student.activation_checkpointing = False
-        for model in models:
-            del model.hidden
+def _compiled(model) -> SimpleNamespace:
+    """What a step needs of a model, compiled; the model itself, which is evaluated and writes
+    samples, is left as it is."""
+    return SimpleNamespace(hidden=torch.compile(model.hidden), head=model.head)
 
 
 def _key(student: Llama, recipe: Recipe, rows: np.ndarray, windows: data.Windows) -> dict:

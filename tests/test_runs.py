@@ -212,10 +212,16 @@ def test_a_checkpoint_outlives_only_a_stop(made):
     assert not stopped_at_a_checkpoint()
     assert stopped_at_a_checkpoint()
     assert stopped_at_a_checkpoint(checkpoint_minutes=1.0)
-    assert not stopped_at_a_checkpoint(learning_rate=0.5)
+    with pytest.raises(ValueError) as error:
+        stopped_at_a_checkpoint(learning_rate=0.5)
+    assert "learning_rate = 0.001, now it is 0.5: put it back" in str(error.value)
+    assert kept.read_text() == "half"
     assert not stopped_at_a_checkpoint(learning_rate=0.5, redo=True)
+    (made / "models/teacher/model.safetensors").write_bytes(b"another teacher")
+    assert not stopped_at_a_checkpoint(learning_rate=0.5)
+    (kept.parent / "epoch-1.safetensors").write_text("for good")
     distill(learning_rate=0.5, seed=2)
-    assert not kept.exists()
+    assert [path.name for path in kept.parent.iterdir()] == ["epoch-1.safetensors"]
 
 
 def test_a_run_that_does_not_write_what_it_must_is_not_done(made):

@@ -678,7 +678,7 @@ def test_activation_checkpointing_changes_memory_and_not_one_bit():
     for student, on in ((one, False), (other, True)):
         recipe = quick(activation_checkpointing=on)
         train.fit(student, some_windows(), recipe, teacher=wider())
-    assert same(weights(one), weights(other)) and not other.activation_checkpointing
+    assert same(weights(one), weights(other))
     kept = []
     for on in (False, True):
         other.activation_checkpointing = on
