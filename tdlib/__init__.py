@@ -7,9 +7,12 @@ import sys as _sys
 # Settings of the C libraries, before torch is loaded. Waiting threads sleep: by default they spin,
 # and where another process wants the core, training is ten times slower. Arrays that every step
 # makes and drops stay with the process: by default each goes back to the system, which makes
-# element-wise operations four times slower. And what `deterministic` asks of CUDA.
+# element-wise operations four times slower; glibc's own MALLOC_… variables go before. And what
+# `deterministic` asks of CUDA.
 _os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-if _sys.platform == "linux" and (_mallopt := getattr(_ctypes.CDLL(None), "mallopt", None)):
+_own = any(name.startswith("MALLOC_") for name in _os.environ)
+if _sys.platform == "linux" and hasattr(_ctypes.CDLL(None), "mallopt") and not _own:
+    _mallopt = _ctypes.CDLL(None).mallopt
     _mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, the largest it takes
     _mallopt(-1, 2**30)  # M_TRIM_THRESHOLD

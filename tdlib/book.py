@@ -11,9 +11,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tdlib import data, evaluate, generate, hard_set, lora, tables, telugu, text, train, widgets
+from tdlib import (
+    cost,
+    data,
+    evaluate,
+    generate,
+    hard_set,
+    lora,
+    tables,
+    telugu,
+    text,
+    train,
+    widgets,
+)
 from tdlib.model import Llama, LlamaConfig
-from tdlib.runs import Run
+from tdlib.runs import Run, peak_memory_mib, write
 
 SUBSET = 64  # validation windows looked at during training
 
@@ -26,10 +38,12 @@ def prepare(p: dict, folder: Path) -> str:
     if p["tokens"]:
         data.link_tokens(Path(p["tokens"]), folder)
         return f"Tokens used as they are: `{p['tokens']}`."
+    rares = []
     if p["text"]:
         documents = text.read(p["text"].split())
     else:
-        documents, _ = telugu.write(p["text_characters"], p["text_seed"])
+        documents, rares = telugu.write(p["text_characters"], p["text_seed"])
+    rare = rare_lines(documents, rares)
     documents = text.section(documents, p["section_characters"])
     groups_N = text.near_duplicates(documents)
     sides = text.split(
@@ -46,10 +60,11 @@ def prepare(p: dict, folder: Path) -> str:
     else:
         lines = (line for d in splits["train"] for line in d.lines)
         tokenizer = data.train_tokenizer(lines, p["vocab_size"], path)
-    data.write_tokens(folder, splits, tokenizer, p["context"])
+    data.write_tokens(folder, splits, tokenizer, p["context"], rare)
     path.unlink(missing_ok=True)
     tokens = data.open_tokens(folder)
     sources = sorted({d.source for d in documents})
+    known = f" Rare constructions, at known places: {len(rares):,} sentences." if rares else ""
     return (
         f"{len(documents):,} documents (long works cut into sections) from {len(sources)} sources: "
         f"{', '.join(sources[:12])}. {len(set(groups_N.tolist())):,} groups after near-duplicates "
@@ -57,7 +72,20 @@ def prepare(p: dict, folder: Path) -> str:
         f"{len(tokens.train):,} windows of {tokens.context}; validation: "
         f"{tokens.meta['val_tokens']:,} tokens, {len(tokens.val):,} windows. Vocabulary "
         f"{tokens.vocab_size:,}; {tokens.bytes_per_token():.2f} bytes a token."
+        f"{known}"
     )
+
+
+def rare_lines(
+    documents: list[text.Document], rares: list[telugu.Rare]
+) -> dict[str, dict[str, str]]:
+    """The lines with a rare construction → its sentence → its kind, as data.write_tokens takes
+    them. By line, since sections and splits move lines about and never cut one."""
+    lines = {}
+    for rare in rares:
+        line = documents[rare.document].lines[rare.line]
+        lines.setdefault(line, {})[rare.text] = rare.kind
+    return lines
 
 
 def tokenizer_files(tokens: data.Tokens) -> dict[str, Path]:
@@ -84,13 +112,41 @@ def imported(this: Run, path: str, tokens: data.Tokens) -> tuple[Llama, list[dic
 
 
 def fit(this: Run, name: str, net: Llama, tokens: data.Tokens, recipe, teacher, rows=None):
-    """`train.fit` with this run's progress, checkpoint and validation; its log, or the kept one."""
+    """`train.fit` with this run's progress, checkpoint, validation and log; its rows, or the kept
+    ones."""
+    on_subset = evaluate.on_subset(tokens.val, SUBSET, this.device)
+
+    def look(student: Llama) -> dict:
+        texts = {"val/samples": samples(student, tokens, 1, 24)} if tokens.tokenizer else {}
+        return on_subset(student) | texts
+
     return this.once(
         f"log of {name}", train.fit, net, tokens.train, recipe, teacher=teacher, rows=rows,
-        device=this.device, evaluate=evaluate.on_subset(tokens.val, SUBSET, this.device),
-        progress=this.progress, folder=this.path("checkpoints", this.run, name),
-        resume=not this.parameters["redo"],
+        device=this.device, evaluate=look, progress=this.progress,
+        record=_log(this, name, net, teacher, tokens.context, recipe),
+        folder=this.path("checkpoints", this.run, name), resume=not this.parameters["redo"],
     )  # fmt: skip
+
+
+def _log(this: Run, name: str, net: Llama, teacher, context: int, recipe) -> Callable:
+    """Keeps rows as logs/<run>-<name>.jsonl under upstream's names, with the share of what this
+    machine's matrix products reach, and memory. A resumed training writes its own rows again."""
+    path = this.path("logs", f"{this.run}-{name}.jsonl")
+    asked = teacher.config if recipe.ce_weight < 1 else None
+    flop = cost.step_flop(net.config, asked, context, frozen=bool(lora.adapters(net)))
+    peak = None
+
+    def record(row: dict) -> None:
+        nonlocal peak
+        peak = peak or cost.peak_flop(this.device)
+        speed = row.get("train/tokens_per_sec")
+        row = row | ({"train/peak_share": speed * flop / peak} if speed else {})
+        row |= {"train/peak_memory_mib": peak_memory_mib()}
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] < row["step"]]
+        write(path, "\n".join([*kept, json.dumps(row, ensure_ascii=False), ""]))
+
+    return record
 
 
 def student(
@@ -111,6 +167,20 @@ def curve(log: list[dict]) -> dict[str, list[float]]:
     return {"tokens": [r["tokens"] for r in log], "loss": [r["val/loss"] for r in log]}
 
 
+def curve_in_words(logs: dict[str, list[dict]]) -> str:
+    """What was seen in a figure of learning curves: where each began and ended, and whether its
+    last part still fell."""
+    said = []
+    for name, log in logs.items():
+        loss = [row["val/loss"] for row in log]
+        line = f"{name}: {loss[0]:.3f} before the first step, {loss[-1]:.3f} after the last"
+        if len(loss) > 2:
+            line += f"; the last of {len(loss) - 1} parts changed it by {loss[-1] - loss[-2]:+.3f}"
+            line += ", so more training would still help" if loss[-1] - loss[-2] < -0.03 else ""
+        said.append(f"{line}.")
+    return " ".join(said)
+
+
 def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llama) -> dict:
     """Every metric of one model on the validation split, recorded; arrays go to scores/val."""
     row = this.once(
@@ -121,14 +191,15 @@ def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llam
     return row
 
 
-def samples(net: Llama, tokens: data.Tokens) -> list[str]:
-    """Three texts after the beginnings of validation windows, the same for every model."""
+def samples(net: Llama, tokens: data.Tokens, count: int = 3, length: int = 0) -> list[str]:
+    """Texts after the beginnings of validation windows, the same for every model, half a window
+    long. Drawn by a generator of their own: training draws the same numbers with and without."""
     beginnings = [
-        tokens.val.ids[i * tokens.context :][:8] for i in (1, 5, 9) if i < len(tokens.val)
+        tokens.val.ids[i * tokens.context :][:8] for i in (1, 5, 9)[:count] if i < len(tokens.val)
     ]
-    texts = []
+    texts, length = [], length or tokens.context // 2
     for i, ids in enumerate(beginnings):
-        new = generate.generate(net, ids.tolist(), tokens.context // 2, temperature=0.8, seed=i)
+        new = generate.generate(net, ids.tolist(), length, temperature=0.8, seed=i)
         begun, whole = (tokens.tokenizer.decode(x) for x in (ids, [*ids, *new]))
         texts.append(f"{begun} ▸ {whole[len(begun) :].strip()}")
     return texts
@@ -171,14 +242,74 @@ def coloured_texts(net: Llama, teacher: Llama, tokens: data.Tokens, device) -> C
     return text_of
 
 
-def keeper(path: Path) -> Callable[[hard_set.HardSet], None]:
-    """What the explorer's button does: write the choice, in words, for 03."""
+def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:
+    """Which hard set 03 will read, in words, where it is not the parameters' own too."""
+    words, kept = json.loads(path.read_text(encoding="utf8"))["words"], hard_set.load(path)
+    if np.array_equal(kept.windows_K, chosen.windows_K):
+        return f"In force, for 03: {words}."
+    return (
+        f"**In force, for 03: {words}.** The figures above show the parameters' choice: "
+        f"{len(chosen.windows_K):,} windows, {chosen.threshold:.4f} nats and more."
+    )
 
-    def keep(chosen: hard_set.HardSet) -> None:
-        words = f"by hand: {chosen.share:.1%} of the windows, {chosen.threshold:.4f} nats and more"
-        hard_set.keep(chosen, path, words)
 
-    return keep
+def difficulty_in_words(scores: hard_set.Scores, chosen: hard_set.HardSet) -> str:
+    """What the two figures of 02 show: how uneven difficulty is, and how it goes with loss."""
+    d_N = scores.difficulty_N
+    known_N = np.isfinite(d_N)
+    held = d_N[chosen.windows_K].sum() / d_N[known_N].sum()
+    own, with_teacher = (
+        np.corrcoef(x[known_N], scores.teacher_loss_N[known_N])[0, 1]
+        for x in (scores.student_loss_N, d_N)
+    )
+    return (
+        f"Half of the windows lie above {np.nanmedian(d_N):+.3f} nats. The hardest "
+        f"{chosen.share:.1%} begin at {chosen.threshold:+.3f} and hold {held:.0%} of all that the "
+        f"student lost. Both models' losses have a correlation of {own:.2f}; difficulty and "
+        f"teacher loss, of {with_teacher:+.2f}."
+    )
+
+
+def sources_in_words(by_source) -> str:
+    """Which source holds more, and which less, than its share of the hard windows."""
+    if len(by_source) < 2:
+        return "All windows come from one source."
+    ordered, overall = by_source["hard"].sort_values(), by_source["hard"]
+    overall = (overall * by_source["windows"]).sum() / by_source["windows"].sum()
+    least, most = ordered.index[0], ordered.index[-1]
+    return (
+        f"Most in {most}: {ordered.iloc[-1]:.1%} of its windows; least in {least}: "
+        f"{ordered.iloc[0]:.1%}; {overall:.1%} of all."
+    )
+
+
+def rare_areas(tokens: data.Tokens, scores: hard_set.Scores) -> list[dict]:
+    """How well each score finds the training windows with a rare construction, as tables.rare_areas
+    says it; [] where the text has none reported. A window is a fixed number of tokens, so its
+    length is that of its text, and the shorter one counts as harder: rare words are cut into more
+    pieces, of fewer characters."""
+    holds = tokens.rare("train")
+    if not holds:
+        return []
+    ids, context = tokens.train.ids[1:], tokens.context
+    windows = (ids[i * context :][:context] for i in range(len(tokens.train)))
+    length_N = np.array([len(tokens.tokenizer.decode(ids_T)) for ids_T in windows])
+    simple = {"teacher loss": scores.teacher_loss_N, "length": -length_N}
+    return tables.rare_areas(holds, {"difficulty": scores.difficulty_N} | simple)
+
+
+def rare_in_words(areas: list[dict]) -> str:
+    """Whether difficulty finds them, and better than the simple scores do, in a sentence."""
+    if not areas:
+        return "This text has no rare constructions reported, so there is nothing to look for here."
+    every = areas[0]
+    teacher, length = every["teacher loss"], every["length"]
+    above = "above" if every["difficulty"] > max(teacher, length) else "**not** above"
+    return (
+        f"{every['windows']:,} windows hold a rare construction. Difficulty finds them with an "
+        f"area under the curve of {every['difficulty']:.3f}, {above} both simple scores: teacher "
+        f"loss alone {teacher:.3f}, length {length:.3f} (0.5 is chance)."
+    )
 
 
 def hard_set_finding(base: str, short: dict, chosen: hard_set.HardSet) -> str:

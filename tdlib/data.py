@@ -2,7 +2,8 @@
 
 A folder of tokens holds train.bin, val.bin (and confirm.bin where asked), raw little-endian ids,
 and meta.json, all as upstream writes and reads them; beside them documents.tsv (where each document
-starts) and, for tokens made here, tokenizer.model. Each line of text ends in <eos>.
+starts) and, for tokens made here, tokenizer.model; rare.tsv, where the text came with known rare
+constructions, says where their sentences lie. Each line of text ends in <eos>.
 Window i is tokens [i·T, i·T + T + 1): T inputs and their T targets, shifted by one. Windows are
 numbered once and for all, so a difficulty means the same thing in every notebook.
 Legend: B windows of a batch, T tokens of a window (the context), N windows of a split.
@@ -11,16 +12,19 @@ Legend: B windows of a batch, T tokens of a window (the context), N windows of a
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3  # then the 256 byte pieces, 4–259
@@ -84,11 +88,44 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, path: Path) -> Tokeni
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """A file appears whole or not at all: written beside, then renamed."""
+    """A file appears whole or not at all: written beside, on the disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())  # or a power cut may leave the new name with nothing in it
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """All tensors of a folder's safetensors (one file or shards), in float32, checked against
+    their shapes. A head where none is expected, it being tied, is left out."""
+    weights = {}
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no .safetensors: save the model in that format")
+    for path in files:
+        try:
+            with safe_open(path, "pt") as f:
+                weights |= {name: f.get_tensor(name).float() for name in f.keys()}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
+    if "lm_head.weight" not in expected:
+        weights.pop("lm_head.weight", None)
+    check_shapes(folder, weights, expected)
+    return weights
+
+
+def check_shapes(folder: Path, tensors: dict[str, Tensor], expected: dict[str, tuple]) -> None:
+    for name in sorted(expected.keys() | tensors.keys()):
+        found = tuple(tensors[name].shape) if name in tensors else "missing"
+        wanted = tuple(expected[name]) if name in expected else "unknown to this model"
+        if found != wanted:
+            raise ValueError(f"{folder}: {name} is {found}, but by its config it is {wanted}")
 
 
 @contextlib.contextmanager
@@ -105,8 +142,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_tokens(folder: Path, splits: dict[str, list], tokenizer: Tokenizer, context: int) -> None:
-    """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all."""
+def write_tokens(
+    folder: Path,
+    splits: dict[str, list],
+    tokenizer: Tokenizer,
+    context: int,
+    rare: dict[str, dict[str, str]] | None = None,
+) -> None:
+    """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all. `rare`:
+    line → the sentences in it that hold a rare construction → the kind of each."""
     with whole_folder(folder) as beside:
         meta = {
             "vocab_size": tokenizer.size,
@@ -114,12 +158,19 @@ def write_tokens(folder: Path, splits: dict[str, list], tokenizer: Tokenizer, co
             "dtype": "uint32",
             "total_tokens": 0,
         }
-        rows, unknown = [], 0
+        rows, rare_rows, unknown = [], [], 0
         for split, documents in splits.items():
             start = 0
             with open(beside / f"{split}.bin", "wb") as f:
                 for document in documents:
-                    ids = [i for line in tokenizer.encode(document.lines) for i in (*line, EOS)]
+                    ids = []
+                    for line, line_ids in zip(
+                        document.lines, tokenizer.encode(document.lines), strict=True
+                    ):
+                        at = start + len(ids)
+                        for first, end, kind in _spans(line, (rare or {}).get(line, {}), tokenizer):
+                            rare_rows.append((split, at + first, at + end, kind))
+                        ids += [*line_ids, EOS]
                     f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
                     rows.append((split, start, len(ids), document.source))
                     unknown += ids.count(UNK)
@@ -128,10 +179,35 @@ def write_tokens(folder: Path, splits: dict[str, list], tokenizer: Tokenizer, co
             meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
             meta["total_tokens"] += start
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
-        with open(beside / "documents.tsv", "w", encoding="utf8", newline="") as f:
-            csv.writer(f, delimiter="\t").writerows([("split", "start", "tokens", "source"), *rows])
+        _write_table(beside / "documents.tsv", [("split", "start", "tokens", "source"), *rows])
+        if rare:
+            _write_table(beside / "rare.tsv", [("split", "first", "end", "kind"), *rare_rows])
         shutil.copy(tokenizer.path, beside / "tokenizer.model")
         (beside / "meta.json").write_text(json.dumps(meta, indent=2))
+
+
+def _spans(
+    line: str, kinds: dict[str, str], tokenizer: Tokenizer
+) -> Iterator[tuple[int, int, str]]:
+    """First token, one past the last, and kind of each of some sentences of a line. No piece
+    crosses a space, so the beginning of a line has alone the tokens that it has in it."""
+    for sentence, kind in kinds.items():
+        at = f" {line}".index(f" {sentence}")
+        before, through = tokenizer.encode([line[:at].rstrip(), line[: at + len(sentence)]])
+        yield len(before), len(through), kind
+
+
+def _write_table(path: Path, rows: list[tuple]) -> None:
+    with open(path, "w", encoding="utf8", newline="") as f:
+        csv.writer(f, delimiter="\t").writerows(rows)
+
+
+def _read_table(path: Path, split: str) -> list[dict[str, str]]:
+    """The rows of one split, none where there is no such file."""
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf8", newline="") as f:
+        return [row for row in csv.DictReader(f, delimiter="\t") if row["split"] == split]
 
 
 def link_tokens(source: Path, folder: Path) -> None:
@@ -173,8 +249,30 @@ class Windows:
             targets = np.where(self.mask[at_BT[:, 1:]] > 0, targets, IGNORE)
         return torch.from_numpy(ids[:, :-1].copy()).to(device), torch.from_numpy(targets).to(device)
 
+    def targets(self, rows_B: Sequence[int]) -> int:
+        """How many targets of some windows are not masked."""
+        if self.mask is None:
+            return len(rows_B) * self.context
+        at_BT = np.asarray(rows_B)[:, None] * self.context + np.arange(1, self.context + 1)
+        return int(np.count_nonzero(self.mask[at_BT]))
+
     def batches(self, rows: Sequence[int], size: int) -> Iterable[Sequence[int]]:
         return (rows[i : i + size] for i in range(0, len(rows), size))
+
+    def stream(self, batches: Iterable, device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        """`batch` of each, one ahead: a thread reads the next while this one is used; for CUDA it
+        is pinned, and copied without waiting."""
+
+        def read(rows_B: Sequence[int]) -> list[Tensor]:
+            return [x.pin_memory() if "cuda" in device else x for x in self.batch(rows_B)]
+
+        with ThreadPoolExecutor(1) as pool:
+            ahead = None
+            for rows_B in itertools.chain(batches, [None]):
+                coming = None if rows_B is None else pool.submit(read, rows_B)
+                if ahead:
+                    yield tuple(x.to(device, non_blocking=True) for x in ahead.result())
+                ahead = coming
 
 
 @dataclass(frozen=True)
@@ -204,15 +302,23 @@ class Tokens:
         """For each window of a split the number of the document in its middle, (N,), and for each
         document its source. Where documents are unknown, 16 neighbouring windows stand for one."""
         windows = getattr(self, split)
-        path = self.folder / "documents.tsv"
-        if not path.is_file():
+        rows = _read_table(self.folder / "documents.tsv", split)
+        if not rows:
             block_N = np.arange(len(windows)) // 16
             return block_N, ["unknown"] * (int(block_N[-1]) + 1)
-        with open(path, encoding="utf8", newline="") as f:
-            rows = [r for r in csv.DictReader(f, delimiter="\t") if r["split"] == split]
         starts = np.array([int(r["start"]) for r in rows])
         middle_N = np.arange(len(windows)) * windows.context + windows.context // 2
         return np.searchsorted(starts, middle_N, side="right") - 1, [r["source"] for r in rows]
+
+    def rare(self, split: str) -> dict[str, np.ndarray]:
+        """Kind of rare construction → which windows of a split hold one, (N,) bool: the middle
+        token of its sentence is among their targets. Empty where none is known."""
+        windows, holds = getattr(self, split), {}
+        for row in _read_table(self.folder / "rare.tsv", split):
+            holds_N = holds.setdefault(row["kind"], np.zeros(len(windows), bool))
+            middle = (int(row["first"]) + int(row["end"])) // 2
+            holds_N[(middle - 1) // windows.context :][:1] = True  # none after the last window
+        return holds
 
 
 def open_tokens(folder: str | Path, context: int = 0) -> Tokens:

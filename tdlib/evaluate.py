@@ -79,11 +79,11 @@ def evaluate(
     loss_N = np.full(len(windows), np.nan, np.float32)
     for rows in windows.batches(rest, 128):
         loss_N[rows] = hard_set.window_loss(model, windows, rows, device)
-        progress(int(rows[-1]) + 1, len(windows), "windows evaluated")
-    parts = [
-        _compare(model, teacher, *windows.batch(rows, device))
-        for rows in windows.batches(rows_M, 8)
-    ]
+        progress(int(np.isfinite(loss_N).sum()), len(windows), "windows evaluated")
+    parts = []
+    for rows in windows.batches(rows_M, 8):
+        parts.append(_compare(model, teacher, *windows.batch(rows, device)))
+        progress(len(rest) + min(8 * len(parts), len(rows_M)), len(windows), "windows evaluated")
     token_loss_MT = torch.cat([p["loss_BT"] for p in parts]).cpu().numpy()
     loss_N[rows_M] = np.nanmean(token_loss_MT, axis=1)
     each = {k: torch.cat([p[k] for p in parts]) for k in ("confidence", "right", "kl", "same")}

@@ -165,8 +165,18 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
 
     runs.write_state(out, run, "running", message="starting")
     os.environ[runs.DIE_WITH] = str(os.getpid())
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    ended = threading.Event()
+    ended, stopping = threading.Event(), threading.Event()
+
+    def stop(*_) -> None:
+        kernel = runs.state(out, run)["pid"]
+        if kernel == os.getpid() or stopping.is_set():
+            sys.exit(143)
+        stopping.set()
+        os.kill(kernel, signal.SIGTERM)  # in a training it ends its step and keeps its state first
+        signal.alarm(runs.STOP_S)
+
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, stop)
     threading.Thread(target=_report_progress, args=(out, run, ended), daemon=True).start()
     try:
         papermill.execute_notebook(
@@ -177,7 +187,11 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
     except papermill.PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}"
     except DeadKernelError:
-        return "the kernel died; where memory is short, fewer micro_windows need less"
+        return (
+            "stopped"
+            if stopping.is_set()
+            else "the kernel died; where memory is short, fewer micro_windows need less"
+        )
     except Exception as error:  # any: a kernel that does not start must not look like running
         return f"{type(error).__name__}: {error}"
     except (SystemExit, KeyboardInterrupt):
@@ -226,11 +240,9 @@ def _page(out: Path, run: str) -> None:
     """The run's page and the index. What goes wrong here must not cost hours of training."""
     from tdlib import report
 
-    state = runs.state(out, run)
-    record = _record(out, run) if state["state"] == "done" else None
     try:
         if (out / f"{run}.ipynb").exists():
-            report.page(out / f"{run}.ipynb", out / f"{run}.html", record, state)
+            report.page(out, run)
         report.index(out)
     except Exception as error:  # any: the run itself is done and recorded
         print(f"{run} · its page failed: {type(error).__name__}: {error}", flush=True)
@@ -308,12 +320,12 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
     """The last lines: what failed and where to read why, or the finding; then the index."""
     from tdlib import report
 
-    for one in targets:  # a page that a kill, or plain papermill, left unwritten
-        notebook, html = (out / f"{one.run}.{kind}" for kind in ("ipynb", "html"))
+    for run in (state["run"] for state in runs.states(out)):
+        notebook, html = (out / f"{run}.{kind}" for kind in ("ipynb", "html"))
         written = html.stat().st_mtime if html.exists() else 0
         if notebook.exists() and notebook.stat().st_mtime > written:
-            _page(out, one.run)
-    index = report.index(out)
+            _page(out, run)  # a kill, or plain papermill, left it unwritten
+    index = report.refresh(out)
     shown = index.relative_to(Path.cwd()) if index.is_relative_to(Path.cwd()) else index
     if code == 130:
         print(f"stopped; the same command goes on from here · {shown}")
@@ -348,9 +360,11 @@ def main(arguments: list[str]) -> int:
                 runs.die_with_parent()
                 return execute(Path(yaml).resolve(), Path(out), pairs)
             case "report", [out]:
+                from tdlib import report
+
                 for state in runs.states(ROOT / out):
                     _page(ROOT / out, state["run"])
-                print(ROOT / out / "index.html")
+                print(report.refresh(ROOT / out))
                 return 0
             case "book", []:
                 given = {name: pairs[name.upper()] for name in ("text", "tokens", "teacher")

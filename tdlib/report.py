@@ -6,7 +6,6 @@ script but the one that moves 02's slider, which it knows by its hash.
 """
 
 import base64
-import csv
 import datetime
 import functools
 import hashlib
@@ -32,10 +31,13 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from tdlib import parameters, runs
+from tdlib import hashes, parameters, runs
 
 HERE = Path(__file__).parent
 FONT_SLOT = "/* font */"
+# Telugu; then dandas, the joiners, the circle that a lone vowel sign stands on, and the bar between
+# pieces, since a browser takes letter and sign from one font and would show nothing for the bar
+LETTERS = [*range(0x0C00, 0x0C80), 0x0964, 0x0965, 0x200C, 0x200D, 0x25CC, ord("|")]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SHOWN_BESIDE_WIDGET = {"text/html", "image/svg+xml", "image/png"}
 
@@ -45,8 +47,9 @@ LINK = re.compile(r"(https?://|mailto:|#|[\w./%-]*(#|$))")  # relative, or of a 
 # private-use characters hold the place of a formula while the HTML around it is cleaned
 FORMULA = re.compile("\ue000(\\d+)\ue001")
 
+WIDGETS_CSS = (HERE / "widgets.css").read_text("utf-8")
 SCRIPT = (HERE / "explorer.js").read_text("utf-8")  # moves the slider of `explorer`
-EXPLORER = re.compile(r'(?s)<section class="offline-explorer">.*?json">(.*?)</script>.*</script>')
+EXPLORER = re.compile(r'(?s)<section class="explorer">.*?json">(.*?)</script>.*</script>')
 
 TAGS = """a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption
  figure h1 h2 h3 h4 h5 h6 hr i img li mark ol p pre s small span strong sub summary sup table tbody
@@ -58,98 +61,81 @@ STYLES = """background-color border border-bottom border-color border-radius col
  font-weight margin opacity padding text-align text-decoration white-space""".split()
 
 
-def page(notebook: Path, html: Path, record: dict | None, state: dict | None = None) -> None:
-    """Write an executed notebook, finished or failed, as one file headed by where it comes from.
+def page(out: Path, run: str) -> None:
+    """Write out/<run>.html, one file headed by where it comes from, of the notebook as executed;
+    one that did not finish opens with its state and its last lines."""
+    executed = nbformat.read(out / f"{run}.ipynb", as_version=4)
+    _prepare(executed, done=_known(out, run)["state"]["state"] == "done")
+    _frame(out, run, _with_readable_tables(_exporter().from_notebook_node(executed)[0]))
 
-    `record` is results/<run>.json, `state` what runs.state says. Where the run is not done, or has
-    no record, its state and last lines stand at the head.
-    """
-    executed = _prepared(nbformat.read(notebook, as_version=4))
-    body = _with_readable_tables(_exporter().from_notebook_node(executed)[0])
-    run = (record or state or {}).get("run", notebook.stem)
-    _write(html, "page.html.j2", run=run, record=record, state=state, body=body)
+
+def refresh(out: Path) -> Path:
+    """Write the head of every page again, with links to the runs that came later and to code that
+    is older by now; then the index, whose path it returns."""
+    for run in _pages(out):
+        html = (out / f"{run}.html").read_text("utf-8")
+        _frame(out, run, Markup(html.partition("<main>\n")[2].rpartition("\n</main>")[0]))
+    return index(out)
 
 
 def index(out: Path) -> Path:
     """Write out/index.html: quality table and difficulty plot, then one row a run, states true."""
-    names = {path.stem for part in ("results", "state") for path in (out / part).glob("*.json")}
-    rows = [_row(out, name) for name in sorted(names)]
+    rows = [_known(out, run) for run in _runs(out)]
     states = [row["state"]["state"] for row in rows]
-    counts = ", ".join(f"{states.count(word)} {word}" for word in dict.fromkeys(states))
+    quality = out / "tables/04_merge_eval-quality.md"
+    difficulty = out / "figures/02_hard_set-difficulty.svg"
     _write(
-        out / "index.html",
-        "runs.html.j2",
-        name=out.resolve().name,
-        counts=f"{len(rows)} run{'' if len(rows) == 1 else 's'}: {counts or 'none'}",
-        now=date(time.time()),
-        quality=_quality_table(out / "tables"),
-        difficulty=_picture(out / "figures" / "02_hard_set-difficulty"),
-        rows=rows,
-    )
+        out / "index.html", "runs.html.j2", name=out.resolve().name, rows=rows,
+        counts={word: states.count(word) for word in dict.fromkeys(states)}, now=date(time.time()),
+        quality=quality.exists() and _with_readable_tables(_markdown(quality.read_text("utf-8"))),
+        difficulty=difficulty.exists() and base64.b64encode(difficulty.read_bytes()).decode(),
+    )  # fmt: skip
     return out / "index.html"
 
 
-def explorer(stops: list, texts: list, windows: int, known: int, at: int, legend: str) -> str:
-    """A slider over the hard set as HTML that needs no kernel, in a report and in JupyterLab.
+def explorer(numbers: dict) -> str:
+    """The explorer of widgets.py as HTML that needs no kernel, and no script to show its start."""
+    embedded = json.dumps(numbers, ensure_ascii=False).replace("<", "\\u003c")
+    template = _environment().get_template("explorer.html.j2")
+    return template.render(n=numbers, embedded=Markup(embedded), script=Markup(SCRIPT))
 
-    `stops` are [threshold, windows at or above it], `at` the one it starts on; `texts` are [rank,
-    HTML] of some windows by ascending difficulty, of which `known` have one and `windows` are all.
-    """
-    numbers = {"stops": stops, "texts": texts, "windows": windows, "known": known, "at": at}
-    embedded = json.dumps(numbers | {"legend": legend}, ensure_ascii=False).replace("<", "\\u003c")
-    return _environment().get_template("explorer.html.j2").render(
-        last=len(stops) - 1, at=at, legend=Markup(legend), embedded=Markup(embedded),
-        script=Markup(SCRIPT),
+
+def _frame(out: Path, run: str, body: Markup) -> None:
+    pages = sorted({*_pages(out), run})
+    at = pages.index(run)
+    results = (out / "results").glob("*.json")
+    reads = {path.stem: json.loads(path.read_text("utf-8")).get("reads", {}) for path in results}
+    _write(
+        out / f"{run}.html", "page.html.j2", body=body, **_known(out, run),
+        before=pages[at - 1] if at else None, after=(pages[at + 1 :] or [None])[0],
+        made_from=[name for name in pages if name in reads.get(run, {})],
+        used_by=[name for name in pages if run in reads.get(name, {})],
     )  # fmt: skip
 
 
-def _row(out: Path, run: str) -> dict:
-    record_path = out / "results" / f"{run}.json"
-    record = json.loads(record_path.read_text("utf-8")) if record_path.exists() else None
+def _runs(out: Path) -> list[str]:
+    """Every run that has a state or a record, in reading order."""
+    found = {path.stem for part in ("results", "state") for path in (out / part).glob("*.json")}
+    return sorted(found)
+
+
+def _pages(out: Path) -> list[str]:
+    return [run for run in _runs(out) if (out / f"{run}.html").exists()]
+
+
+def _known(out: Path, run: str) -> dict:
+    """What record and state say of a run; `changed` of one that is not done is the state's."""
+    path = out / "results" / f"{run}.json"
+    record = json.loads(path.read_text("utf-8")) if path.exists() else {}
     has_state = (out / "state" / f"{run}.json").exists()
+    state = runs.state(out, run) if has_state else {"run": run, "state": "done"}
+    changed = {name: record["parameters"][name] for name in record.get("changed", [])}
+    changed = changed if state["state"] == "done" else state.get("changed", {})
     return {
-        "run": run,
-        "record": record,
-        "state": runs.state(out, run) if has_state else {"run": run, "state": "done"},
-        "older": record is not None and runs.older_code(out, run),
-        "link": f"{run}.html" if (out / f"{run}.html").exists() else None,
-    }
-
-
-def _quality_table(tables: Path) -> Markup | None:
-    markdown, rows = (tables / f"04_merge_eval-quality.{kind}" for kind in ("md", "csv"))
-    if markdown.exists():  # preferred: its numbers are already rounded
-        return _with_readable_tables(_markdown(markdown.read_text("utf-8")))
-    if rows.exists():
-        head, *body = csv.reader(io.StringIO(rows.read_text("utf-8")))
-        table = _environment().get_template("table.html.j2").render(head=head, body=body)
-        return _with_readable_tables(table)
-    return None
-
-
-def _picture(stem: Path) -> str | None:
-    for suffix, kind in ((".svg", "svg+xml"), (".png", "png")):
-        path = stem.with_name(stem.name + suffix)
-        if path.exists():
-            return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    return None
-
-
-def provenance(record: dict) -> list[tuple[str, str]]:
-    """The plain rows of the provenance table; what the record does not know is left out."""
-    known = {name: value for name, value in record.items() if value not in (None, "", {})}
-    changes = " + uncommitted changes" if record.get("dirty") else ""
-    versions = known.get("versions", {})
-    rows = {
-        "commit": known.get("commit", "none") + changes,
-        "device": known.get("device"),
-        "versions": " · ".join(f"{package} {version}" for package, version in versions.items()),
-        "started": "started" in known and date(known["started"]),
-        "duration": "seconds" in known and duration(known["seconds"]),
-        "speed": "tokens_per_second" in known and f"{known['tokens_per_second']:,.0f} tokens/s",
-        "peak memory": "peak_memory_mib" in known and f"{known['peak_memory_mib']:,.0f} MiB",
-    }
-    return [(name, value) for name, value in rows.items() if value]
+        "run": run, "record": record, "state": state, "changed": changed,
+        "older": state["state"] == "done" and runs.older_code(out, run),
+        "has_page": (out / f"{run}.html").exists(),
+    }  # fmt: skip
 
 
 def date(moment: str | float) -> str:
@@ -171,7 +157,7 @@ def duration(seconds: float) -> str:
 
 def progress(state: dict) -> str:
     """How far a run that is not done has come: step 120 of 400 · loss 4.32 · about 31 s left."""
-    parts = [state.get("message")]
+    parts = [state.get("message"), "its process is gone" if state["state"] == "lost" else ""]
     if state.get("steps"):
         parts.insert(0, f"step {state.get('step') or 0:,} of {state['steps']:,}")
     if state["state"] == "running" and state.get("left_s") is not None:
@@ -187,47 +173,32 @@ def literal(value: object) -> str:
 
 
 def _exporter() -> HTMLExporter:
-    filters = {
-        "markdown2html": _cell_markdown,
-        "harmless": _output_html,
-        "figure_text": _figure_text,
-    }
     exporter = HTMLExporter(
-        template_name="report_template", extra_template_basedirs=[str(HERE)], filters=filters
-    )
+        template_name="report_template", extra_template_basedirs=[str(HERE)],
+        filters={"markdown2html": _markdown, "harmless": _output_html},
+    )  # fmt: skip
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # \r of progress
     return exporter
 
 
-def _prepared(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without papermill's red banners, which the page's head replaces, and without widgets.
-
-    A widget is dead without its kernel: what lies beside it is shown, else a note.
-    """
-    banner = "papermill-error-cell-tag"
-    notebook.cells = [c for c in notebook.cells if banner not in c.metadata.get("tags", [])]
+def _prepare(notebook: nbformat.NotebookNode, done: bool) -> None:
+    """Take out papermill's red banners, which the page's head replaces, and of a run that is done
+    the parameters, which that head shows. A widget, dead without its kernel, leaves a note where
+    nothing lies beside it."""
+    hidden = {"papermill-error-cell-tag", *(["parameters", "injected-parameters"] if done else [])}
+    notebook.cells = [c for c in notebook.cells if not hidden & {*c.metadata.get("tags", [])}]
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         data = output.get("data", {})
         if data.pop(WIDGET, None) and not SHOWN_BESIDE_WIDGET & data.keys():
             output["data"] = {"text/html": '<p class="note">interactive in JupyterLab</p>'}
-    return notebook
-
-
-def _figure_text(output: nbformat.NotebookNode) -> str:
-    """A figure's alternative text: its metadata's `alt`, else its text unless that is a repr."""
-    for place in (output.metadata, *(output.metadata.get(kind, {}) for kind in output.data)):
-        if place.get("alt"):
-            return place["alt"]
-    text = output.data.get("text/plain", "<")
-    return "figure" if text.startswith("<") else text
 
 
 class _MathRenderer(IPythonRenderer):
     """Puts formulas aside as MathML. (A subclass is the way to extend a mistune renderer.)"""
 
-    def __init__(self, attachments: dict) -> None:
-        super().__init__(escape=False, attachments=attachments, exclude_anchor_links=True)
+    def __init__(self) -> None:
+        super().__init__(escape=False, exclude_anchor_links=True)
         self.formulas: list[str] = []
 
     def inline_math(self, body: str) -> str:
@@ -250,16 +221,11 @@ class _MathRenderer(IPythonRenderer):
         return f"\ue000{len(self.formulas) - 1}\ue001"
 
 
-def _markdown(source: str, attachments: dict | None = None) -> str:
-    renderer = _MathRenderer(attachments or {})
+def _markdown(source: str) -> str:
+    renderer = _MathRenderer()
     html = MarkdownWithMath(renderer).render(re.sub("[\ue000\ue001]", "", source))
     formulas = {str(number): formula for number, formula in enumerate(renderer.formulas)}
     return FORMULA.sub(lambda match: formulas.get(match[1], ""), _harmless(html))
-
-
-@jinja2.pass_context
-def _cell_markdown(context: jinja2.runtime.Context, source: str) -> str:
-    return _markdown(source, context["cell"].get("attachments", {}))
 
 
 def _allowed(tag: str, name: str, value: str) -> bool:
@@ -287,13 +253,16 @@ def _harmless(html: str) -> str:
 def _output_html(html: str) -> str:
     """HTML that a cell put out, cleaned; an explorer is built anew from its numbers and texts."""
     found = EXPLORER.search(html)
-    if not found:
-        return _harmless(html)
-    n = json.loads(found[1])
-    stops = [[float(threshold), int(count)] for threshold, count in n["stops"]]
-    texts = [[int(rank), _harmless(text)] for rank, text in n["texts"]]
-    counts = (int(n[name]) for name in ("windows", "known", "at"))
-    return explorer(stops, texts, *counts, _harmless(n["legend"]))
+    return explorer(_all_harmless(json.loads(found[1]))) if found else _harmless(html)
+
+
+def _all_harmless(value: object) -> object:
+    """JSON in which every text is harmless as HTML."""
+    if isinstance(value, dict):
+        return {_harmless(name): _all_harmless(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_all_harmless(part) for part in value]
+    return _harmless(value) if isinstance(value, str) else value
 
 
 def _with_readable_tables(html: str) -> Markup:
@@ -325,9 +294,9 @@ def _mark_columns(table: Tag) -> None:
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(HERE / "report_template")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
-    for function in (date, duration, literal, progress, provenance):
+    for function in (date, duration, literal, progress):
         environment.filters[function.__name__] = function
-    environment.globals["css"] = Markup((HERE / "report.css").read_text("utf-8"))
+    environment.globals["css"] = Markup((HERE / "report.css").read_text("utf-8") + WIDGETS_CSS)
     environment.globals["font_slot"] = FONT_SLOT
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     environment.globals["script_hash"] = f"sha256-{digest}"
@@ -338,15 +307,15 @@ def _write(path: Path, template: str, **content: object) -> None:
     """Fill a template, give it the Telugu font it needs; it appears whole or not at all."""
     text = _environment().get_template(template).render(content)
     telugu = re.search("[\u0c00-\u0c7f]", text)
-    runs.write(path, text.replace(FONT_SLOT, _font_face() if telugu else "", 1))
+    runs.write(path, text.replace(FONT_SLOT, font_face() if telugu else "", 1))
 
 
 @functools.cache
-def _font_face() -> str:
+def font_face() -> str:
     """A style rule with Noto Sans Telugu cut to the Telugu block and every conjunct it can form.
     Cutting takes seconds, so the rule is kept in outputs/ for the next page."""
     version = importlib.metadata.version("fontpkg-noto-sans-telugu")
-    kept = parameters.ROOT / "outputs" / f".telugu-font-{version}.css"
+    kept = parameters.ROOT / "outputs" / f".telugu-font-{version}-{hashes.of(LETTERS)[:8]}.css"
     if not kept.exists():
         runs.write(kept, _cut_font())
     return kept.read_text("utf-8")
@@ -354,15 +323,9 @@ def _font_face() -> str:
 
 def _cut_font() -> str:
     font = TTFont(fontpkg.path("Noto Sans Telugu"))
-    # the subsetter would walk all tables for names in use: a third of its time, for a kilobyte
-    names = font["name"]
-    del font["name"]
     subsetter = subset.Subsetter(subset.Options(layout_features=["*"], hinting=False))
-    # beside the letters: dandas, the joiners, and the circle that a lone vowel sign stands on
-    more = (0x0964, 0x0965, 0x200C, 0x200D, 0x25CC)
-    subsetter.populate(unicodes=[*range(0x0C00, 0x0C80), *more])
+    subsetter.populate(unicodes=LETTERS)
     subsetter.subset(font)
-    font["name"] = names  # holds the copyright line that the licence asks for
     instancer.instantiateVariableFont(font, {"wght": (400, 700), "wdth": 100}, inplace=True)
     font.flavor = "woff2"
     file = io.BytesIO()

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import random
+import re
 import resource
 import shutil
 import signal
@@ -32,7 +33,7 @@ from tdlib.parameters import notebook_of
 __all__ = ["Run", "is_current", "older_code", "start", "state", "states", "write", "write_state"]
 
 HEARTBEAT_S = 5
-STOP_S = 15  # that a stopped run gets to write its page
+STOP_S = 30  # that a stopped run gets to end its step, keep its state and write its page
 LOST_S = 120  # without a heartbeat, where the process cannot be looked at
 DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not outlive
 
@@ -125,7 +126,6 @@ def start(notebook: str, given: dict | None = None) -> "Run":
         die_with_parent()
     if _latest:
         _latest.detach()
-    _spare_the_machine()
     os.chdir(parameters.ROOT)  # Lab starts kernels in notebooks/
     _latest = Run(values)
     return _latest
@@ -138,6 +138,8 @@ class Run:
         self.run, self.notebook = values["run"], notebook_of(values["run"])
         self.parameters, self.out = values, parameters.ROOT / values["out"]
         self.models: dict[str, dict] = {}
+        defaults = parameters.declared(self.notebook)
+        self._changed = {name: v for name, v in values.items() if v != defaults[name]}
         self.current = is_current(self.out, self.run, values)
         self._record = _read(self._file("results", "json")) if self.current else {}
         self._remembered = self._record.get("remembered", {})
@@ -148,7 +150,7 @@ class Run:
         if not self.current:
             self._begin_anew()
         self._attach()
-        self._say("running")
+        self._say("running", changed=self._changed)
         _seed(values["seed"])
 
     def path(self, *parts: str) -> Path:
@@ -227,8 +229,8 @@ class Run:
         """What came out, in one sentence with its number."""
         from IPython.display import Markdown, display
 
-        self._finding = sentence
-        display(Markdown(f"**{sentence}**"))
+        self._finding = re.sub(r"(?<![\w-])-(?=\d)", "−", sentence)
+        display(Markdown(f"**{self._finding}**"))
 
     def finish(self, tokens_per_second: float | None = None) -> None:
         """Write the records; only now is the run done. A run that only gave back what it remembered
@@ -243,7 +245,9 @@ class Run:
         if not self.current:
             kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
             write(self._file("hashes", "json"), _json(kept))
-            shutil.rmtree(self.out / "checkpoints" / self.run, ignore_errors=True)
+            for path in (self.out / "checkpoints" / self.run).rglob("*.*"):
+                if path.suffix != ".safetensors":  # the weights of every epoch stay
+                    path.unlink(missing_ok=True)
         self._say("done")
         self.detach()
 
@@ -255,13 +259,13 @@ class Run:
         if self._shell:
             self._shell.events.unregister("pre_run_cell", self._before_cell)
             self._shell.events.unregister("post_run_cell", self._after_cell)
+            self._shell = None  # finished, then started again in the same kernel: twice here
 
     def _file(self, folder: str, kind: str) -> Path:
         return self.out / folder / f"{self.run}.{kind}"
 
     def _begin_anew(self) -> None:
-        """Look at the inputs. From now on the run is not done; and a checkpoint made by other
-        parameters, inputs or code is of no use to it."""
+        """Look at the inputs. From now on the run is not done."""
         found = hashes.inputs(self.out, self.run, self.parameters)
         if missing := [str(path) for path in found.values() if not path.exists()]:
             where = f"PROFILE={self.parameters['profile']} OUT={self.parameters['out']}"
@@ -272,14 +276,31 @@ class Run:
         known = hashes.made_by_others(self.out, self.run)
         self._inputs = {n: hashes.fingerprint(path, known.get(n)) for n, path in found.items()}
         self._code = hashes.of_code(self.notebook)
+        self._keep_or_refuse_checkpoint()
         self._file("hashes", "json").unlink(missing_ok=True)
-        contents = [(name, found["sha256"]) for name, found in self._inputs.items()]
-        code = self._code if self.parameters["profile"] in hashes.QUICK else ""
-        key = hashes.of([hashes.of_parameters(self.parameters), contents, code])
+
+    def _keep_or_refuse_checkpoint(self) -> None:
+        """A checkpoint goes on only with what it was made from. Other inputs or, in quick profiles,
+        other code make it useless; other parameters may be a slip, which must not cost a night."""
         folder = self.out / "checkpoints" / self.run
-        if self.parameters["redo"] or _read(folder / "made_from.json") != key:
+        wanted = {
+            "parameters": {n: v for n, v in self.parameters.items() if n not in hashes.VOLATILE},
+            "inputs": {name: found["sha256"] for name, found in self._inputs.items()},
+            "code": self._code if self.parameters["profile"] in hashes.QUICK else "",
+        }
+        kept = _read(folder / "made_from.json") or {}
+        fits = not self.parameters["redo"] and kept.get("inputs") == wanted["inputs"]
+        if fits and kept["code"] == wanted["code"] and any(folder.rglob("state.pt")):
+            for name, value in wanted["parameters"].items():
+                if (before := kept["parameters"].get(name)) != value:
+                    raise ValueError(
+                        f"{self.run} has a checkpoint made with {name} = {before!r}, now it is "
+                        f"{value!r}: put it back to go on, or start over with redo = True "
+                        f"(make book REDO={self.run})"
+                    )
+        if kept != wanted or self.parameters["redo"]:
             shutil.rmtree(folder, ignore_errors=True)
-        write(folder / "made_from.json", json.dumps(key))
+        write(folder / "made_from.json", json.dumps(wanted))
 
     def _attach(self) -> None:
         """Listen to cells that fail, to signals and to the end; and keep the heart beating."""
@@ -325,13 +346,13 @@ class Run:
         os.kill(os.getpid(), number)
 
     def _provenance(self, tokens_per_second: float | None) -> dict:
-        defaults, values = parameters.declared(self.notebook), self.parameters
+        values = self.parameters
         commit, dirty = _commit()
         began = datetime.datetime.fromtimestamp(self._began, datetime.UTC)
         makers = {p.stem: _read(p) for p in sorted((self.out / "hashes").glob("*.json"))}
         return {
             "run": self.run, "notebook": self.notebook, "profile": values["profile"],
-            "parameters": values, "changed": [n for n in values if values[n] != defaults[n]],
+            "parameters": values, "changed": [*self._changed],
             "seed": values["seed"], "commit": commit, "dirty": dirty, "code": self._code,
             "versions": _versions(), "device": _device(values["device"]),
             "inputs": {name: found["sha256"] for name, found in self._inputs.items()},
@@ -341,19 +362,8 @@ class Run:
             },
             "started": began.isoformat(timespec="seconds"),
             "seconds": time.monotonic() - self._clock, "tokens_per_second": tokens_per_second,
-            "peak_memory_mib": _peak_memory_mib(),
+            "peak_memory_mib": peak_memory_mib(),
         }  # fmt: skip
-
-
-def _spare_the_machine() -> None:
-    """Two settings of the C libraries, before torch is loaded. Waiting threads sleep: by default
-    they spin, and where another process wants the core, training is ten times slower. And arrays
-    that every step makes and drops stay with the process: by default each goes back to the system,
-    a quarter of a small model's time."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, the largest it takes
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
 def _seed(seed: int) -> None:
@@ -429,7 +439,7 @@ def _device(wanted: str) -> str:
     return f"cpu, {threads} thread{'s' * (threads > 1)}, {(names or [platform.machine()])[0]}"
 
 
-def _peak_memory_mib() -> float:
+def peak_memory_mib() -> float:
     """Of the GPU where one was used, else of the process."""
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():

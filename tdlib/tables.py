@@ -181,6 +181,36 @@ def by_source(hard_N: np.ndarray, document_N: np.ndarray, sources: list[str]) ->
     return table.sort_values("hard", ascending=False)  # "hard" is a share, for the figure too
 
 
+def area_under_curve(score_N: np.ndarray, holds_N: np.ndarray) -> float:
+    """The chance that a window that holds something scores above one that does not, where a tie
+    counts half (Mann-Whitney): 1 where all of them do, 0.5 where the score knows nothing."""
+    from scipy.stats import rankdata
+
+    held = int(holds_N.sum())
+    above = rankdata(score_N)[holds_N].sum() - held * (held + 1) / 2
+    return float(above / (held * (len(holds_N) - held)))
+
+
+def rare_areas(holds: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> list[dict]:
+    """The area under the curve of each score, for windows with any rare construction, then by kind,
+    each against the windows without any. No row where either side is empty."""
+    any_N = np.any(list(holds.values()), axis=0)
+    rows = []
+    for kind, holds_N in {"all kinds": any_N, **dict(sorted(holds.items()))}.items():
+        asked_N = holds_N | ~any_N
+        if 0 < holds_N.sum() < asked_N.sum():
+            row = {"kind": kind.replace("_", " "), "windows": int(holds_N.sum())}
+            for name, score_N in scores.items():
+                row[name] = area_under_curve(score_N[asked_N], holds_N[asked_N])
+            rows.append(row)
+    return rows
+
+
+def rare(areas: list[dict]) -> pd.DataFrame:
+    """What rare_areas found, to read."""
+    return pd.DataFrame(areas).map(lambda value: f"{value:.3f}" if type(value) is float else value)
+
+
 def texts(found: dict[str, dict]) -> pd.DataFrame:
     """Generated texts side by side, and how much each model repeats itself."""
     frame = pd.DataFrame(found).T.rename_axis("model")

@@ -480,11 +480,11 @@ def new_scene(rng: Random, subject: str) -> Scene:
     return Scene(rng, topic, tense, who, [read_event(text) for text in rest], {})
 
 
-def countdown(rng: Random) -> Iterator[str]:
+def countdown(rng: Random, every: tuple[int, int]) -> Iterator[str]:
     """For each sentence "" or the rare kind that is due; all kinds come before any comes again."""
     while True:
         for kind in rng.sample(list(WORDS["rare"]), len(WORDS["rare"])):
-            yield from [""] * (rng.randint(*RARE_EVERY) - 1)
+            yield from [""] * (rng.randint(*every) - 1)
             yield kind
 
 
@@ -530,12 +530,14 @@ def paragraph(scene: Scene, due: Iterator[str]) -> Iterator[tuple[str, str]]:
         scene.said += 1
 
 
-def write(characters: int, seed: int) -> tuple[list[Document], list[Rare]]:
+def write(
+    characters: int, seed: int, rare_every: tuple[int, int] = RARE_EVERY
+) -> tuple[list[Document], list[Rare]]:
     """Documents of that many characters in all (to half a sentence), and the rare constructions."""
     if characters < 1000:
         raise ValueError(f"{characters} characters hold no paragraphs: ask for at least 1,000")
     rng, documents, rares, left = Random(seed), [], [], characters
-    due = countdown(rng)
+    due = countdown(rng, rare_every)
     while left > 0:
         topic, lines = rng.choice(list(WORDS["topics"])), []
         for _ in range(rng.randint(3, 12)):

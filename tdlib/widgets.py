@@ -1,25 +1,27 @@
-"""What a reader can touch: texts coloured token by token, and the explorers of the hard set.
+"""What a reader can touch: texts coloured token by token, and the explorer of the hard set.
 
 difference = student loss − teacher loss of a token, in nats; difficulty is its mean over a window.
-Legend: T tokens of a text, N windows.
+Whatever a slider can show is counted here once, so that a move costs the same on any number of
+windows. Legend: T tokens of a text, N windows, S stops of a slider.
 """
 
 import html
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
-import ipywidgets as w
+import anywidget
 import numpy as np
+import traitlets
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import nonsingular
 
 from tdlib import hard_set, report
-from tdlib.plots import EASY, HARD
+from tdlib.plots import LISTED
 
-# From these differences on, in nats: a deeper ground and a thicker line. Below the first, plain.
-LEVELS = (0.25, 0.75, 1.5, 3.0)
-WORSE = ("#fbe3dc", "#f7c4b5", "#f19f88", "#ea7c5f")  # black on the deepest: contrast 6.8
-BETTER = ("#deebf7", "#bcd9ee", "#92c2e2", "#6aabd5")
+LEVELS = (0.25, 0.75, 1.5, 3.0)  # nats; from these on a deeper ground, a thicker line: widgets.css
 SHOWN = 3  # texts on each side of the line
-STOPS = 500  # places of the offline slider
+BINS, SIDE = 60, 30  # bars of the histogram; cells on a side of student against teacher
 EMBEDDED = 200_000  # characters of text in the mailed report, at most, a report being under 1 MB
 
 
@@ -57,16 +59,15 @@ def _span(text: str, difference: float) -> str:
     level = int(np.searchsorted(LEVELS, abs(difference), side="right"))
     if level == 0 or np.isnan(difference):
         return html.escape(text)
-    grounds, ink, line = (WORSE, HARD, "solid") if difference > 0 else (BETTER, "#1b5e8c", "dotted")
-    style = f"color:#111;background-color:{grounds[level - 1]};border-bottom:{level}px {line} {ink}"
-    return f'<span style="{style}" title="{difference:+.2f}">{html.escape(text)}</span>'
+    kind = f"{'w' if difference > 0 else 'b'}{level}"  # short, since a report holds thousands
+    return f'<i class="{kind}" title="{difference:+.2f}">{html.escape(text)}</i>'
 
 
 LEGEND = (
-    '<p style="margin:.3em 0;opacity:.85"><small>student against teacher, nats per token: '
+    '<p class="legend"><small>student against teacher, nats per token: '
     + " ".join(_span(f"\u00a0{x:g}\u00a0", x) for x in LEVELS) + " and more worse (solid line), "
     + " ".join(_span(f"\u00a0{x:g}\u00a0", -x) for x in LEVELS) + " and more better (dotted), "
-    f"plain: less than {LEVELS[0]:g} apart</small></p>"
+    f"plain: less than {LEVELS[0]:g} apart</small></p><style>{report.WIDGETS_CSS}</style>"
 )  # fmt: skip
 
 
@@ -75,10 +76,10 @@ def _order(difficulty_N: np.ndarray) -> np.ndarray:
     return np.argsort(difficulty_N, kind="stable")[: np.isfinite(difficulty_N).sum()]
 
 
-def _near(order_N: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _near(order_N: np.ndarray, count: int, shown: int) -> tuple[np.ndarray, np.ndarray]:
     """The windows next to the line, above and below it, nearest first; `count` of all are hard."""
     line = len(order_N) - count
-    return order_N[line : line + SHOWN], order_N[max(0, line - SHOWN) : line][::-1]
+    return order_N[line : line + shown], order_N[max(0, line - shown) : line][::-1]
 
 
 def _card(i: int, difficulty: float, text: str) -> str:
@@ -87,113 +88,186 @@ def _card(i: int, difficulty: float, text: str) -> str:
 
 def _in_words(count: int, windows: int, threshold: float) -> str:
     share = f"{count:,} of {windows:,} windows ({100 * count / windows:.1f}%)"
-    return f"{share} are at least {threshold:g} nats harder for the student"
+    return f"{share} are at least {threshold:.9g} nats harder for the student"
+
+
+class Explorer(anywidget.AnyWidget):
+    """The explorer in JupyterLab, as explorer.js has it. (A subclass is the way to make one.)"""
+
+    _esm = f"{report.SCRIPT}\nexport default {{render: hardSetInJupyter}};"
+    _css = traitlets.Unicode().tag(sync=True)
+    html = traitlets.Unicode().tag(sync=True)
+    at = traitlets.List().tag(sync=True)  # where the line is: slider, number of its stop
+    near = traitlets.Dict().tag(sync=True)  # the texts beside it
+    done = traitlets.Unicode().tag(sync=True)  # what came of "keep"
 
 
 def explorer(
-    student_loss_N: np.ndarray,
-    teacher_loss_N: np.ndarray,
+    scores: hard_set.Scores,
+    documents: tuple[np.ndarray, list[str]],
     text_of: Callable[[int], str],
-    keep: Callable[[hard_set.HardSet], None],
-    share: float = 0.2,
-) -> w.VBox:
-    """A threshold and a share that move together, the distribution, and the texts on both sides of
-    the line. `text_of` gives a window as HTML; `keep` is called with the choice by the button."""
-    difficulty_N = np.asarray(student_loss_N) - np.asarray(teacher_loss_N)
-    order_N = _order(difficulty_N)
-    known_N = difficulty_N[order_N].astype(float)
-    step = float(10.0 ** np.floor(np.log10(max(np.ptp(known_N), 1e-6) / 100)))
-    low, high = round(known_N[0] // step * step, 12), round((known_N[-1] // step + 1) * step, 12)
-    form = {"continuous_update": False, "layout": w.Layout(width="95%")}
-    by_threshold = w.FloatSlider(
-        low, min=low, max=high, step=step, description="threshold", readout_format=".4f", **form
-    )
-    by_share = w.FloatSlider(
-        share, min=0.005, max=1, step=0.005, description="share", readout_format=".1%", **form
-    )
-    picture, said, texts, done = (w.HTML() for _ in range(4))
-    button = w.Button(description="keep", tooltip="write this choice for 03")
-    bins = np.histogram(known_N.clip(*np.quantile(known_N, [0.001, 0.999])), bins=60)
+    threshold: float,
+    path: Path,
+) -> Explorer:
+    """A threshold and a share that move together, starting at `threshold`: number of windows, their
+    distribution, share by source, texts on both sides of the line; "keep" writes the choice to
+    `path`. `documents` are those of data.Tokens, `text_of` gives a window as HTML."""
+    difficulty_N, order_N = scores.difficulty_N, _order(scores.difficulty_N)
+    numbers = _numbers(scores, documents, threshold)
+    stops = numbers["stops"]
     html_of = lru_cache(maxsize=64)(lambda i: text_of(i).replace(LEGEND, ""))
-    state = {"chosen": None, "moving": False}
+    # JupyterLab has the fonts of the reader's machine alone, and there may be none for Telugu
+    font = f"{report.font_face()} [lang=te] {{font: 1.1em/1.8 'Report Telugu', sans-serif}}"
+    shown = Explorer(_css=font, html=report.explorer(numbers), at=numbers["at"])
 
-    def moved(change: dict) -> None:
-        if state["moving"]:
-            return
-        if change["owner"] is by_share:
-            chosen = hard_set.select(difficulty_N, share=by_share.value)
-            other, value = by_threshold, chosen.threshold
-        else:
-            chosen = hard_set.select(difficulty_N, threshold=by_threshold.value)
-            other, value = by_share, chosen.share
-        # the moved slider stays where it is, or its keys would be stuck between two windows
-        state.update(chosen=chosen, moving=True)
-        other.value = value
-        state["moving"] = False
-        count = len(chosen.windows_K)
-        picture.value = _histogram(*bins, chosen.threshold)
-        said.value = f"<b>{_in_words(count, len(difficulty_N), chosen.threshold)}</b>"
-        texts.value = LEGEND + "".join(
-            f"<p><b>Just {side} the line</b></p>"
-            + "".join(_card(i, difficulty_N[i], html_of(i)) for i in near.tolist())
-            for side, near in zip(("above", "below"), _near(order_N, count), strict=True)
+    def moved(_: dict | None = None) -> None:
+        name, stop = shown.at
+        above, below = (
+            [_card(i, difficulty_N[i], html_of(i)) for i in side.tolist()]
+            for side in _near(order_N, stops[name][stop][1], SHOWN)
         )
-        done.value, button.disabled = "", count == 0
+        shown.done = ""
+        shown.near = {"at": shown.at, "above": above, "below": below}
 
-    def kept(_: w.Button) -> None:
+    def keep(_: Explorer, at: list, buffers: list) -> None:
+        name, stop = at
+        threshold, count, _ = stops[name][stop]
+        words = f"by hand, by {name}: {_in_words(count, len(difficulty_N), threshold)}"
         try:
-            keep(state["chosen"])
-            done.value = f"kept: {said.value}"
+            hard_set.keep(hard_set.select(difficulty_N, threshold=threshold), path, words)
+            shown.done = f"kept in {path.name}: {words}"
         except OSError as error:  # or the reader would believe it kept
-            done.value = f"<b>not kept: {html.escape(str(error))}</b>"
+            shown.done = f"not kept: {error}"
 
-    for slider in (by_threshold, by_share):
-        slider.observe(moved, "value")
-    button.on_click(kept)
-    moved({"owner": by_share})
-    return w.VBox([by_threshold, by_share, picture, said, w.HBox([button, done]), texts])
-
-
-def _histogram(counts: np.ndarray, edges: np.ndarray, threshold: float) -> str:
-    """60 bins as SVG, cheap to draw again: all of them, and over them those right of the line."""
-    x = min(max(600 * (threshold - edges[0]) / max(edges[-1] - edges[0], 1e-9), 0), 600)
-    bars = "".join(
-        f'<rect x="{10 * i}" y="{105 - h:.1f}" width="9.6" height="{h:.1f}"/>'
-        for i, h in enumerate(100 * counts / max(1, counts.max()))
-    )
-    right = f'x="{x:.1f}" width="{600 - x:.1f}" height="126" viewBox="{x:.1f} 0 {600 - x:.1f} 126"'
-    return (
-        '<svg viewBox="-2 0 604 126" role="img" fill="currentColor" font-size="12" width="100%" '
-        f'style="max-width:600px" aria-label="windows by difficulty, line at {threshold:.4f} nats">'
-        f'<g fill="{EASY}">{bars}</g><svg {right} fill="{HARD}">{bars}</svg>'
-        f'<path d="M{x:.1f} 0V108" stroke="currentColor" stroke-width="2"/>'
-        f'<text y="122">{edges[0]:.3f}</text><text x="300" y="122" text-anchor="middle">difficulty '
-        f'(nats per token)</text><text x="600" y="122" text-anchor="end">{edges[-1]:.3f}</text>'
-        "</svg>"
-    )
+    shown.observe(moved, "at")
+    shown.on_msg(keep)
+    moved()
+    return shown
 
 
 def offline_explorer(
-    difficulty_N: np.ndarray, text_of: Callable[[int], str], threshold: float
+    scores: hard_set.Scores,
+    documents: tuple[np.ndarray, list[str]],
+    text_of: Callable[[int], str],
+    threshold: float,
 ) -> str:
-    """A threshold slider as HTML that needs no kernel: counts that agree with numpy to the window,
-    and the texts of some windows, more of them near `threshold`, where it starts."""
-    difficulty_N = np.asarray(difficulty_N)
-    order_N = _order(difficulty_N)
-    known_N, m = difficulty_N[order_N], len(order_N)
-    # a stop is the first rank of its hard side; windows equally difficult are on one side
-    start = min(np.searchsorted(known_N, known_N.dtype.type(threshold)), m - 1)
-    ranks = [*np.linspace(0, m - 1, STOPS).astype(int), start]
-    lines = np.unique(np.searchsorted(known_N, known_N[ranks]))
-    at = int(np.searchsorted(lines, start, side="right")) - 1
-    stops = [[_shortest(known_N, line), m - int(line)] for line in lines]
-    near = np.concatenate(_near(np.arange(m), stops[at][1])).tolist()
+    """The same as HTML that needs no kernel, with the texts of some windows, more of them near
+    `threshold`. Its counts agree with numpy to the window."""
+    difficulty_N, order_N = scores.difficulty_N, _order(scores.difficulty_N)
+    numbers, m = _numbers(scores, documents, threshold), len(order_N)
+    name, stop = numbers["at"]
+    nearest, near = (
+        np.concatenate(_near(np.arange(m), numbers["stops"][name][stop][1], shown)).tolist()
+        for shown in (SHOWN, 3 * SHOWN)
+    )
+    # in no order, so that those left out for want of room are from everywhere
+    spread = np.random.default_rng(0).permutation(np.linspace(m // 2, m - 1, 24).astype(int))
     cards = {}
-    for rank in [*near, *np.linspace(m // 2, m - 1, 24).astype(int).tolist()]:
+    for rank in [*nearest, *spread.tolist(), *near]:
         i = int(order_N[rank])
         if sum(map(len, cards.values())) < EMBEDDED:
             cards[rank] = _card(i, difficulty_N[i], text_of(i).replace(LEGEND, ""))
-    return report.explorer(stops, sorted(cards.items()), len(difficulty_N), m, at, LEGEND)
+    return report.explorer(numbers | {"texts": sorted(cards.items())})
+
+
+def _numbers(
+    scores: hard_set.Scores, documents: tuple[np.ndarray, list[str]], threshold: float
+) -> dict:
+    """What the explorer shows. A stop is [threshold, windows at or above it, how many of those are
+    of each source]; `at` is the stop that `threshold` has. `known` windows have a difficulty."""
+    order_N, n = _order(scores.difficulty_N), len(scores.difficulty_N)
+    known_N, m = scores.difficulty_N[order_N], len(order_N)
+    line = int(np.searchsorted(known_N, known_N.dtype.type(threshold)))
+    start = _shortest(known_N, line) if line < m else float(threshold)
+    hardest = np.clip(np.round(np.arange(1, 201) / 200 * n).astype(int), 1, m)  # 0.5 %, 1 % …
+    # windows equally difficult are on one side of the line
+    lines = np.unique(np.searchsorted(known_N, known_N[m - hardest]))
+    shares = sorted({*(_shortest(known_N, i) for i in lines), start}, reverse=True)
+    grid = _ticks(known_N, 200)
+    thresholds = sorted({*grid, start})
+    sources = _by_source(order_N, *documents)
+    return {
+        "stops": {
+            "threshold": _stops(known_N, thresholds, sources),
+            "share": _stops(known_N, shares, sources),
+        },
+        "at": ["threshold", thresholds.index(start)],
+        "said": _in_words(m - line, n, start),
+        "windows": n,
+        "known": m,
+        "sources": [[html.escape(name), len(ranks)] for name, ranks in sources.items()],
+        "pictures": [
+            _histogram(known_N, grid[0], grid[-1]),
+            _square(scores.teacher_loss_N[order_N], scores.student_loss_N[order_N]),
+        ],
+        "legend": LEGEND,
+        "texts": [],
+    }
+
+
+def _ticks(values_N: np.ndarray, count: int) -> list[float]:
+    """Round numbers, `count` or fewer, over all values but 1 in 1,000 on each side."""
+    ends = nonsingular(*np.quantile(values_N, [0.001, 0.999]), expander=0.1, tiny=1e-5)
+    return [float(f"{x:.9g}") for x in MaxNLocator(count).tick_values(*ends)]
+
+
+def _stops(known_N: np.ndarray, thresholds_S: list[float], sources: dict) -> list[list]:
+    lines_S = np.searchsorted(known_N, np.array(thresholds_S, known_N.dtype))
+    counts_S = (len(known_N) - lines_S).tolist()
+    by_source = [(len(r) - np.searchsorted(r, lines_S)).tolist() for r in sources.values()]
+    return [
+        list(stop)
+        for stop in zip(thresholds_S, counts_S, np.transpose(by_source).tolist(), strict=True)
+    ]
+
+
+def _histogram(known_N: np.ndarray, low: float, high: float) -> dict:
+    """Bars as [x, y, height, ink, difficulty in the middle]; the line at a threshold is `line`,
+    moved by `zero` + threshold · `nat`. What lies outside is in the last bars."""
+    counts, _ = np.histogram(known_N.clip(low, high), BINS, (low, high))
+    width, heights = (high - low) / BINS, (counts / counts.max()).round(3).tolist()
+    return {
+        "size": [BINS, 1],
+        "rects": [[i, 1 - h, h, 1, low + width * (i + 0.5)] for i, h in enumerate(heights)],
+        "line": "M0 0V1",
+        "zero": [-low / width, 0],
+        "nat": [1 / width, 0],
+        "name": "histogram of difficulty, with the threshold as a line",
+        "below": [low, "difficulty, nats per token", high],
+    }
+
+
+def _square(teacher_N: np.ndarray, student_N: np.ndarray) -> dict:
+    """Windows by the loss of each model, darker where there are many; above the line, hard ones."""
+    (t, *_, t_end), (s, *_, s_end) = _ticks(teacher_N, 10), _ticks(student_N, 10)
+    across, up = (t_end - t) / SIDE, (s_end - s) / SIDE
+    clipped = teacher_N.clip(t, t_end), student_N.clip(s, s_end)
+    count, *_ = np.histogram2d(*clipped, SIDE, [(t, t_end), (s, s_end)])
+    ink = (0.3 + 0.7 * np.log1p(count) / np.log1p(count.max())).round(2)
+    return {
+        "size": [SIDE, SIDE],
+        "rects": [
+            [x, SIDE - 1 - y, 1, ink[x, y], s + up * (y + 0.5) - t - across * (x + 0.5)]
+            for x, y in np.argwhere(count).tolist()
+        ],
+        "line": f"M0 {SIDE - (t - s) / up}L{SIDE} {SIDE - (t_end - s) / up}",
+        "zero": [0, 0],
+        "nat": [0, -1 / up],
+        "name": "student's loss against teacher's, hard windows above the line",
+        "below": [f"loss: teacher’s {t}–{t_end} →", f"student’s {s}–{s_end} ↑"],
+    }
+
+
+def _by_source(
+    order_N: np.ndarray, document_N: np.ndarray, sources: list[str]
+) -> dict[str, np.ndarray]:
+    """Source → the ranks of its windows, from easy to hard; the largest, and the others as one."""
+    names, source_D = np.unique(sources, return_inverse=True)
+    source_N = source_D[document_N][order_N]
+    largest = np.argsort(-np.bincount(source_N), kind="stable")
+    found = {str(names[i]): np.flatnonzero(source_N == i) for i in largest[:LISTED]}
+    rest = np.flatnonzero(np.isin(source_N, largest[LISTED:]))
+    return found | ({f"{len(largest) - LISTED} others": rest} if len(rest) else {})
 
 
 def _shortest(known_N: np.ndarray, line: int) -> float:

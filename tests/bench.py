@@ -103,10 +103,12 @@ def peak_of(function) -> float:
     return status("VmHWM") - before
 
 
-def alone(name: str, *arguments) -> dict:
+def alone(name: str, *arguments, **environment) -> dict:
     """`measure_<name>` in a process of its own."""
     words = [sys.executable, "-m", "tests.bench", "measure", name, *map(str, arguments)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
+    )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return json.loads(done.stdout.splitlines()[-1])
@@ -210,12 +212,22 @@ def memory():
     "≥ 1.15 ×, ≤ 0.5 ×; 1.3, 0.35",
 )
 def step():
-    pairs = [(alone("step", "ours"), alone("step", "theirs")) for _ in range(2)]
-    speeds = [statistics.median(b["seconds"]) / statistics.median(a["seconds"]) for a, b in pairs]
-    ours, theirs = (max(pair[i]["mib"] for pair in pairs) for i in (0, 1))
+    plain = {"MALLOC_ARENA_TEST": "8"}  # glibc's default: tdlib then leaves malloc as it is
+    ours, theirs, tuned = [], [], []
+    for _ in range(2):
+        ours.append(alone("step", "ours"))
+        theirs.append(alone("step", "theirs", **plain))
+        tuned.append(alone("step", "theirs"))
+
+    def versus(others: list[dict]) -> str:
+        pairs = zip(others, ours, strict=True)
+        speeds = sorted(b["seconds"][-1] / a["seconds"][-1] for b, a in pairs)
+        memory = max(a["mib"] for a in ours) / max(b["mib"] for b in others)
+        return f"{statistics.mean(speeds):.2f} × ({speeds[0]:.2f}–{speeds[-1]:.2f}), {memory:.2f} ×"
+
     return (
-        f"{statistics.mean(speeds):.2f} × ({min(speeds):.2f}–{max(speeds):.2f}); memory "
-        f"{ours / theirs:.2f} × ({ours:,.0f} to {theirs:,.0f} MiB, weights left out)"
+        f"{versus(theirs)} ({ours[0]['mib']:,.0f} to {theirs[0]['mib']:,.0f} MiB, weights left "
+        f"out); with our malloc settings for both {versus(tuned)}"
     )
 
 

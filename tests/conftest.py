@@ -1,6 +1,10 @@
 """What every test shares."""
 
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch and its thread pools are there, and for every process that a test starts.
@@ -8,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network
 
 import pytest
+from filelock import FileLock
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +24,104 @@ def shared() -> Path:
         stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         stop(f"no data/telugu in {folder}: set SHARED to the folder that holds it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_book() -> Callable:
+    """Makes the smoke book in a run folder."""
+
+    def make(out: Path, *more: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "tdlib.graph", "book", "PROFILE=smoke", f"OUT={out}"]
+        root = Path(__file__).parents[1]
+        return subprocess.run(
+            [*command, *more], cwd=root, capture_output=True, text=True, timeout=400
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def out(make_book, tmp_path_factory) -> Path:
+    """Run folder of the smoke book, made once for all of pytest's processes; only to be read."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with FileLock(folder / "smoke.lock"):
+        if not (folder / "smoke.made").exists():
+            done = make_book(folder / "smoke")
+            assert done.returncode == 0, done.stdout + done.stderr
+            (folder / "smoke.made").touch()
+    return folder / "smoke"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    if not (chromium := shutil.which("chromium")):
+        stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        stop("no chromium on this machine: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    flags = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
+     --disable-background-networking --disable-component-update --disable-dev-shm-usage"""
+    with sync_playwright() as playwright:
+        chrome = playwright.chromium.launch(executable_path=chromium, args=flags.split())
+        yield chrome
+        chrome.close()
+
+
+# With all folds open: words beyond the page where nothing scrolls, beyond their block, or cut off.
+OUTSIDE = """() => {
+  for (const fold of document.querySelectorAll("details")) fold.open = true;
+  const found = new Set(), walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const within = (a, b) => a.left > b.left - 1.5 && a.right < b.right + 1.5;
+  if (document.documentElement.scrollWidth > innerWidth) found.add("the page scrolls sideways");
+  for (let text; text = walk.nextNode();) {
+    const boxes = [];
+    for (let el = text.parentElement; el; el = el.parentElement)
+      boxes.push([getComputedStyle(el), el.getBoundingClientRect()]);
+    const block = boxes.find(([style]) => !/^inline|math/.test(style.display));
+    const scrolling = boxes.find(([style]) => /auto|scroll/.test(style.overflowX));
+    for (const {0: word, index} of text.textContent.matchAll(/\\S+/g)) {
+      const range = new Range(), say = what => found.add(`${what}: ${word}`);
+      range.setStart(text, index);
+      range.setEnd(text, index + word.length);
+      const place = range.getBoundingClientRect();
+      if (!place.width) break;
+      if (block !== scrolling && !within(place, block[1])) say("beyond its box");
+      if (!scrolling && !within(place, {left: 0, right: innerWidth})) say("beyond the page");
+      for (const [{overflowX, overflowY}, box] of boxes)
+        if (/hidden|clip/.test(overflowX) && !within(place, box)
+          || /hidden|clip/.test(overflowY) && place.bottom > box.bottom + 1.5) say("cut off");
+    }
+  }
+  return [...found];
+}"""
+
+
+@pytest.fixture(scope="session")
+def faults(browser) -> Callable:
+    """Opens a page without a network and lists what is wrong with it: requests, console messages,
+    text outside its box, and what axe finds serious or critical."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = browser.new_context(offline=True).new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: said.append(f"error: {error}"))
+    page.on("request", lambda request: said.append(f"request: {request.url}"))
+
+    def look(path: Path, width: int, media: str = "screen", axe: bool = True) -> list[str]:
+        said.clear()
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(media=media)
+        page.goto(path.as_uri())
+        found = page.evaluate(OUTSIDE)
+        for one in Axe().run(page).response["violations"] if axe else ():
+            if one["impact"] in ("serious", "critical"):
+                found.append(f"axe: {one['id']}: {one['nodes'][0]['html'][:200]}")
+        ours = ("request: file:", "request: data:")
+        return [line for line in said if not line.startswith(ours)] + found
+
+    return look
 
 
 @pytest.fixture(scope="session")

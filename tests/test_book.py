@@ -1,9 +1,7 @@
 """The whole book on next to nothing: every notebook runs, and what it recorded is true."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -23,19 +21,6 @@ ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
 MODELS = ["teacher", "50m", "50m-scratch", "50m-seed2", "150m", "75m", "75m-direct"]
 MERGED = ["50m-hard-merged", "50m-random-merged"]
-
-
-def make_book(out: Path, *more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tdlib.graph", "book", "PROFILE=smoke", f"OUT={out}", *more]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
-
-
-@pytest.fixture(scope="session")
-def out(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("smoke") / "out"
-    done = make_book(folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +51,8 @@ def test_every_run_leaves_a_record_a_report_and_a_state(out, results):
         assert record["finding"] and record["seconds"] > 0 and record["inputs"] is not None
         assert record["versions"]["torch"] == torch.__version__
         assert (out / f"{run}.html").stat().st_size < 1_000_000
-        assert json.loads((out / "state" / f"{run}.json").read_text())["state"] == "done"
+        state = json.loads((out / "state" / f"{run}.json").read_text())
+        assert state["state"] == "done" and [*state["changed"]] == record["changed"]
     assert (out / "index.html").exists()
     assert len(list((out / "figures").glob("*.png"))) >= 12
 
@@ -148,7 +134,7 @@ def test_no_report_asks_for_anything_outside_itself(out):
         assert not re.search(r"url\((?!['\"]?data:)", str(soup.style))
 
 
-def test_the_book_done_starts_no_kernel_and_takes_seconds(out):
+def test_the_book_done_starts_no_kernel_and_takes_seconds(out, make_book):
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.ipynb")}
     began = time.monotonic()
     done = make_book(out)
@@ -188,54 +174,121 @@ def test_a_missing_teacher_is_one_line_with_the_command_that_makes_it(tmp_path):
     assert "models/teacher" in done.stderr and "make book" in done.stderr
 
 
-@pytest.fixture(scope="session")
-def browser():
-    if not (chromium := shutil.which("chromium")):
-        if os.environ.get("CI"):
-            pytest.fail("no chromium: apt-get install chromium")
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    flags = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
-     --disable-background-networking --disable-component-update --disable-dev-shm-usage"""
-    with sync_playwright() as playwright:
-        chrome = playwright.chromium.launch(executable_path=chromium, args=flags.split())
-        yield chrome
-        chrome.close()
-
-
 @pytest.mark.parametrize("width", [1280, 390])
-def test_every_page_shows_all_of_itself_in_a_browser_without_a_network(out, browser, width):
-    for path in sorted(out.glob("*.html")):
-        page = browser.new_page(viewport={"width": width, "height": 800})
-        said, asked = [], []
-        page.on("console", lambda message, said=said: said.append(message.text))
-        page.on("request", lambda request, asked=asked: asked.append(request.url))
-        page.goto(path.as_uri())
-        assert said == [], (path.name, said)
-        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path.name
-        page.close()
+def test_every_page_shows_all_of_itself_in_a_browser_without_a_network(out, faults, width):
+    pages = sorted(out.glob("*.html"))
+    assert len(pages) == len(RUNS) + 1
+    assert {page.name: found for page in pages if (found := faults(page, width))} == {}
 
 
-def test_the_slider_of_the_mailed_report_counts_as_numpy_does(out, browser):
-    scores = np.load(out / "scores/02_hard_set.npz")
-    difficulty_N = scores["student_loss_N"] - scores["teacher_loss_N"]
-    page = browser.new_page()
+def test_every_page_prints_with_no_table_cut_and_what_is_folded_open(out, faults, browser):
+    pages, a4 = sorted(out.glob("*.html")), 673  # pixels between the margins
+    found = {page.name: faults(page, a4, media="print", axe=False) for page in pages}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+    paper = browser.new_page(viewport={"width": a4, "height": 800})
+    paper.emulate_media(media="print")
+    paper.goto((out / "04_merge_eval.html").as_uri())
+    folds = (
+        "[...document.querySelectorAll('details > :not(summary)')].map(el => el.checkVisibility())"
+    )
+    shown = paper.evaluate(folds)
+    assert len(shown) > 5 and all(shown)
+    paper.close()
+
+
+def test_every_slider_fold_link_and_scrolling_box_is_reached_by_tab_and_shows_it(out, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 800})
     page.goto((out / "02_hard_set.html").as_uri())
-    slider, said = page.locator(".offline-explorer input"), page.locator(".offline-explorer output")
-    assert f"of {len(difficulty_N):,} windows (20.0%)" in said.text_content()
-    texts = set()
-    for key in ["ArrowLeft"] * 3 + ["PageDown"] * 2 + ["ArrowRight"] * 4 + ["Home", "End"]:
-        slider.press(key)
-        count, of, threshold = re.match(
-            r"([\d,]+) of ([\d,]+) windows .* at least (\S+) nats", said.text_content()
-        ).groups()
-        assert int(of.replace(",", "")) == len(difficulty_N)
-        assert int(count.replace(",", "")) == (difficulty_N >= np.float32(threshold)).sum()
-        texts.add(page.locator(".offline-explorer div").first.text_content())
-    assert len(texts) > 3  # the texts beside the line follow it
+    page.evaluate("""() => {
+      for (const el of document.querySelectorAll("body *")) {
+        const scrolls = /auto|scroll/.test(getComputedStyle(el).overflowX)
+          && el.scrollWidth > el.clientWidth;
+        if (scrolls || el.matches("a, summary, input") && el.checkVisibility())
+          el.dataset.wanted = el.matches("div") ? "box" : el.localName;
+      }
+    }""")
+    reached = []
+    focused = """() => { const el = document.activeElement;
+      return [el.localName, el.dataset.wanted, getComputedStyle(el).outlineStyle]; }"""
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        tag, wanted, outline = page.evaluate(focused)
+        if tag == "body":
+            break
+        assert outline not in ("none", ""), (tag, wanted)
+        reached += [wanted] if wanted else []
+    assert len(reached) == page.locator("[data-wanted]").count()
+    assert {*reached} >= {"a", "summary", "input"}
     page.close()
+
+
+def test_pages_link_the_runs_they_were_made_from_and_those_that_use_them(out, results):
+    for run, record in results.items():
+        soup = BeautifulSoup((out / f"{run}.html").read_text("utf-8"), "html.parser")
+        rows = {row.th.get_text(): row for row in soup.select(".provenance tr")}
+        linked = {
+            title: {a.get_text() for a in rows[title].select("a")} if title in rows else set()
+            for title in ("made from", "used by")
+        }
+        users = {name for name, other in results.items() if run in other["reads"]}
+        assert linked == {"made from": set(record["reads"]), "used by": users}
+        assert all((out / a["href"]).exists() for a in soup.select("header a, footer a"))
+
+
+def difficulty_of(out: Path) -> np.ndarray:
+    scores = np.load(out / "scores/02_hard_set.npz")
+    return scores["student_loss_N"] - scores["teacher_loss_N"]
+
+
+def test_each_stop_of_the_mailed_reports_sliders_counts_as_numpy_does(out, browser):
+    difficulty_N, page = difficulty_of(out), browser.new_page()
+    order = np.argsort(difficulty_N, kind="stable")
+    page.goto((out / "02_hard_set.html").as_uri())
+    said, texts = page.locator(".explorer output"), page.locator(".explorer .texts")
+    assert f"of {len(difficulty_N):,} windows (20.0%)" in said.text_content()
+    for name in ("threshold", "share"):
+        slider = page.get_by_role("slider", name=name)
+        slider.press("Home")
+        counts, beside = [], set()
+        for _ in range(int(slider.get_attribute("max")) + 1):
+            count, of, share, threshold = re.fullmatch(
+                r"([\d,]+) of ([\d,]+) windows \((.*)%\) are at least (\S+) nats harder .*",
+                said.text_content(),
+            ).groups()
+            hard_N = difficulty_N >= np.float32(threshold)
+            assert int(of.replace(",", "")) == len(difficulty_N)
+            assert int(count.replace(",", "")) == hard_N.sum()
+            assert abs(float(share) - 100 * hard_N.mean()) < 0.05 + 1e-9  # rounded
+            assert slider.get_attribute("aria-valuetext") == said.text_content()
+            shown, line = texts.text_content(), (~hard_N).sum()
+            beside.add(shown)
+            if shown.startswith("Just"):
+                windows = re.findall(r"window ([\d,]+),", shown)
+                near = [*order[line : line + 3], *order[max(0, line - 3) : line][::-1]]
+                assert [int(w.replace(",", "")) for w in windows] == near
+            counts.append(hard_N.sum())
+            slider.press("ArrowRight")
+        assert len(beside) > 20  # the texts follow the line
+        assert counts == sorted(counts, reverse=name == "threshold")
+        assert counts[0 if name == "threshold" else -1] > 0.99 * len(difficulty_N)
+        assert len(set(counts)) > 80
+    page.close()
+
+
+def test_without_javascript_the_mailed_report_shows_where_its_sliders_start(out, browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((out / "02_hard_set.html").as_uri())
+    difficulty_N = difficulty_of(out)
+    k = round(0.2 * len(difficulty_N))
+    said = page.locator(".explorer output").inner_text()
+    assert said.startswith(f"{k} of {len(difficulty_N)} windows (20.0%) are at least ")
+    order = np.argsort(difficulty_N, kind="stable")
+    near = [*order[-k:][:3], *order[:-k][:-4:-1]]
+    shown = re.findall(r"window (\d+),", page.locator(".explorer .texts").inner_text())
+    assert [int(window) for window in shown] == near
+    assert page.locator(".explorer input").first.is_hidden()  # it would move nothing
+    context.close()
 
 
 def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anything_else():

@@ -150,6 +150,24 @@ def test_batches_give_every_row_once_in_order():
     assert list(itertools.chain(*parts)) == rows
 
 
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_stream_gives_the_same_batches_and_reads_at_most_two_ahead(mask):
+    ids = np.arange(101, dtype="<u4")
+    windows = data.Windows(ids, 4, (ids % 3 > 0).astype("u1") if mask else None)
+    asked = []
+    plan = [[3], [0, 24], [7, 8, 9], [1]]
+    stream = windows.stream((asked.append(rows) or rows for rows in plan), "cpu")
+    for i, (rows, batch) in enumerate(zip(plan, stream, strict=True)):
+        assert all(map(torch.equal, batch, windows.batch(rows)))
+        assert windows.targets(rows) == int((batch[1] != data.IGNORE).sum())
+        assert len(asked) <= i + 2
+
+
+def test_what_goes_wrong_in_reading_ahead_is_raised():
+    with pytest.raises(IndexError):
+        list(data.Windows(np.arange(9, dtype="<u4"), 4).stream([[0], [99]]))
+
+
 def test_a_training_step_cannot_write_into_the_tokens(folder):
     windows = data.open_tokens(folder).val
     before = windows.batch([0])

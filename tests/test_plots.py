@@ -1,10 +1,6 @@
-"""Figures say what their arrays say; the explorers agree with numpy to the window."""
+"""Figures say what their arrays say."""
 
 import io
-import json
-import os
-import re
-import shutil
 import subprocess
 import sys
 import unicodedata
@@ -17,7 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from tdlib import hard_set, plots, widgets
+from tdlib import plots
 
 NAMES = [
     "teacher", "50m", "50m-seed2", "50m-scratch", "80m", "120m", "55m", "50m-hard-merged",
@@ -173,143 +169,3 @@ def test_every_sign_of_telugu_is_drawn_and_a_missing_one_is_an_error():
     code += "figure.text(0, 0, chr(0x905)); figure.savefig(io.BytesIO())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode and "DEVANAGARI LETTER A" in done.stderr.splitlines()[-1]
-
-
-# --- texts
-
-
-def plain(page: str) -> str:
-    text = re.search(r"<div[^>]*>(.*?)</div>", page, re.S)[1]
-    return re.sub(r"<[^>]*>", "", text).replace("&lt;", "<").replace("&amp;", "&")
-
-
-def test_a_coloured_text_is_the_text_and_its_bytes_are_characters():
-    pieces = ["▁క", "్ష", "▁<", "&", "<0xE0>", "<0xB0>", "<0x95>", "<eos>", "<0xF0>", "<0x9F>", "a"]
-    page = widgets.text_html(pieces, np.linspace(-4, 4, len(pieces)))
-    assert plain(page) == " క్ష <&క¶\n�a"
-    assert plain(widgets.text_html(pieces)) == plain(page)
-
-
-def test_worse_and_better_tokens_differ_without_colour_and_equal_ones_are_plain():
-    page = widgets.text_html(["a", "b", "c", "d"], np.array([2.0, -2.0, 0.1, np.nan]))
-    worse, better, rest = re.search(
-        r"<div[^>]*>(<span.*?</span>)(<span.*?</span>)(.*?)</div>", page
-    ).groups()
-    assert "solid" in worse and 'title="+2.00"' in worse
-    assert "dotted" in better and 'title="-2.00"' in better
-    assert rest == "cd"
-
-
-def test_the_bytes_of_a_character_share_the_sum_of_their_differences():
-    page = widgets.text_html(["<0xE0>", "<0xB0>", "<0x95>"], np.array([0.5, 0.5, 0.6]))
-    assert 'title="+1.60"' in page
-
-
-# --- explorers
-
-
-def parts(box):
-    by_threshold, by_share, _picture, said, row, texts = box.children
-    return by_threshold, by_share, said, row.children[0], texts, row.children[1]
-
-
-def test_each_slider_moves_the_other_and_the_number_of_windows(scores):
-    box = widgets.explorer(scores.student, scores.teacher, "<i>{}</i>".format, list)
-    by_threshold, by_share, said, *_ = parts(box)
-    known = np.sort(scores.difficulty)
-    assert (
-        by_threshold.value == pytest.approx(known[-412], abs=1e-6) and "412 of 2,060" in said.value
-    )
-    by_share.value = 0.25
-    assert (
-        by_threshold.value == pytest.approx(known[-515], abs=1e-6) and "515 of 2,060" in said.value
-    )
-    by_threshold.value = 0.4
-    count = (scores.difficulty >= 0.4).sum()
-    assert by_share.value == pytest.approx(count / 2060) and f"{count:,} of" in said.value
-    assert by_threshold.value == 0.4
-
-
-def test_the_explorer_shows_the_three_windows_next_to_the_line_on_each_side(scores):
-    box = widgets.explorer(scores.student, scores.teacher, "<i>{}</i>".format, list)
-    by_threshold, *_, texts, _ = parts(box)
-    by_threshold.value = 0.4
-    order = np.argsort(scores.difficulty, kind="stable")
-    line = (scores.difficulty < 0.4).sum()
-    above, below = texts.value.split("Just below")
-    assert re.findall(r"<i>(\d+)</i>", above) == [str(i) for i in order[line : line + 3]]
-    assert re.findall(r"<i>(\d+)</i>", below) == [str(i) for i in order[line - 3 : line][::-1]]
-
-
-def test_keep_is_given_the_choice_that_is_shown_and_says_so_or_why_not(scores):
-    choices = []
-    box = widgets.explorer(scores.student, scores.teacher, str, choices.append)
-    _, by_share, _, button, _, done = parts(box)
-    by_share.value = 0.15
-    button.click()
-    expected = hard_set.select(scores.difficulty, share=0.15)
-    assert choices[0].windows_K.tolist() == expected.windows_K.tolist()
-    assert done.value.startswith("kept: <b>309 of 2,060")
-
-    def full(_):
-        raise OSError("No space left on device")
-
-    button = parts(refused := widgets.explorer(scores.student, scores.teacher, str, full))[3]
-    button.click()
-    assert "not kept: No space left" in parts(refused)[5].value
-
-
-@pytest.mark.parametrize("difficulty", [[0.5] * 6, [0.3], [0.1, np.nan, 0.1, 0.9], [-3e-9, 2e-9]])
-def test_the_explorers_stand_ties_unknown_and_few_windows(difficulty):
-    difficulty_N = np.array(difficulty)
-    box = widgets.explorer(difficulty_N, np.zeros(len(difficulty)), str, list)
-    by_threshold, by_share, said, *_ = parts(box)
-    by_share.value = 1.0
-    by_threshold.value = by_threshold.max
-    by_threshold.value = by_threshold.min
-    known = np.isfinite(difficulty_N).sum()
-    assert said.value.startswith(f"<b>{known} of {len(difficulty)} windows")
-    assert "windows" in widgets.offline_explorer(difficulty_N, str, 0.2)
-
-
-def embedded(page: str) -> dict:
-    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1])
-
-
-@pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_every_offline_stop_has_as_many_windows_as_numpy_counts(scores, kind):
-    difficulty_N = scores.difficulty.astype(kind).round(3 if kind is np.float32 else 9)  # ties
-    stops = embedded(widgets.offline_explorer(difficulty_N, str, 0.31))["stops"]
-    assert len(stops) > 200
-    assert all((difficulty_N >= threshold).sum() == count for threshold, count in stops)
-
-
-def test_the_offline_slider_shows_numpys_counts_and_texts_in_a_browser(scores):
-    chromium = shutil.which("chromium")
-    if not chromium and not os.environ.get("CI"):
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    text_of = "<b>text</b> &amp; <!-- </script> --><i>{}</i>".format
-    page_html = widgets.offline_explorer(scores.difficulty, text_of, 0.31)
-    stops = embedded(page_html)["stops"]
-    order = np.argsort(scores.difficulty, kind="stable")
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        problems = []
-        page.on("pageerror", lambda error: problems.append(error))
-        page.set_content(page_html)
-        slider, said = page.locator("input"), page.locator("output")
-        count = (scores.difficulty >= stops[int(slider.input_value())][0]).sum()
-        assert abs(count - (scores.difficulty >= 0.31).sum()) == 0
-        windows = [int(x) for x in page.locator("section i").all_inner_texts()]
-        line = 2060 - count
-        assert windows == [*order[line : line + 3], *order[line - 3 : line][::-1]]
-        for keys in ("ArrowRight",) * 3 + ("Home", "End", "PageDown"):
-            slider.press(keys)
-            threshold = float(re.search(r"at least (\S+) nats", said.inner_text())[1])
-            count = (scores.difficulty >= threshold).sum()
-            assert said.inner_text().startswith(f"{count:,} of 2,060 windows ({count / 2060:.1%})")
-        browser.close()
-    assert not problems
