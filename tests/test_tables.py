@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tdlib import tables
+from tdlib import book, hard_set, tables
 from tdlib.shapes import SHAPES
 
 NAN = float("nan")
@@ -227,3 +227,36 @@ def test_the_likeliest_pieces_are_those_of_the_model(tiny_llama, tokenizer):
     pieces = [tokenizer.model.id_to_piece(i).replace("▁", " ") for i in top.indices.tolist()]
     assert found["piece at T = 2"].tolist() == pieces
     assert found["probability at T = 2"].tolist() == [f"{p:.1%}" for p in top.values.tolist()]
+
+
+# --- sentences computed from results
+
+
+def test_a_curve_is_told_by_its_ends_and_whether_it_still_falls():
+    logs = {"a": [{"val/loss": x} for x in (5.0, 4.0, 3.9)], "b": [{"val/loss": 5.0}]}
+    said = book.curve_in_words(logs)
+    assert said.startswith("a: 5.000 before the first step, 3.900 after the last; the last of 2 ")
+    assert "changed it by -0.100, so more training would still help. b: 5.000" in said
+    flat = book.curve_in_words({"a": [{"val/loss": x} for x in (5.0, 4.0, 3.99)]})
+    assert flat.endswith("changed it by -0.010.")
+
+
+def test_difficulty_is_told_by_what_the_hard_windows_hold():
+    student_N, teacher_N = np.array([1.0, 2, 3, 4, np.nan]), np.array([0.9, 1.9, 2.8, 3.0, 1])
+    scores = hard_set.Scores(student_N, teacher_N)
+    chosen = hard_set.select(scores.difficulty_N, threshold=0.15)
+    said = book.difficulty_in_words(scores, chosen)
+    # difficulty 0.1, 0.1, 0.2, 1.0, none: the last two hold 1.2 of 1.4
+    assert "Half of the windows lie above +0.150 nats" in said
+    assert "The hardest 40.0% begin at +0.150 and hold 86% of all" in said
+    both = np.corrcoef(student_N[:4], teacher_N[:4])[0, 1]
+    alone = np.corrcoef((student_N - teacher_N)[:4], teacher_N[:4])[0, 1]
+    assert f"correlation of {both:.2f}; difficulty and teacher loss, of {alone:+.2f}." in said
+
+
+def test_sources_are_told_by_the_two_ends():
+    hard_N = np.array([1, 1, 0, 0, 0, 1], bool)
+    table = tables.by_source(hard_N, np.array([0, 0, 0, 1, 1, 2]), ["a", "b", "c"])
+    said = book.sources_in_words(table)
+    assert said == ("Most in c: 100.0% of its windows; least in b: 0.0%; 50.0% of all.")
+    assert book.sources_in_words(table[:1]) == "All windows come from one source."
