@@ -4,7 +4,9 @@
 own modules; here they are only put together, recorded, and said in words computed from numbers.
 """
 
+import contextlib
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from tdlib import (
     widgets,
 )
 from tdlib.model import Llama, LlamaConfig
+from tdlib.parameters import texts
 from tdlib.runs import Run, peak_memory_mib, write
 
 SUBSET = 64  # validation windows looked at during training
@@ -36,11 +39,16 @@ def prepare(p: dict, folder: Path) -> str:
     """Text (given, or written) → split, tokenizer, tokens in `folder`; or token files used as they
     are. `p` are 00's parameters. Returns a summary for the reader."""
     if p["tokens"]:
-        data.link_tokens(Path(p["tokens"]), folder)
+        tokens = data.open_tokens(p["tokens"])
+        tokenizer = data.Tokenizer(p["tokenizer"] or tokens.folder / "tokenizer.model")
+        _check_teacher(p, tokens.vocab_size, tokens.context)
+        data.link_tokens(tokens.folder, folder, tokenizer.path)
         return f"Tokens used as they are: `{p['tokens']}`."
+    tokenizer = data.Tokenizer(p["tokenizer"]) if p["tokenizer"] else None
+    _check_teacher(p, tokenizer.size if tokenizer else p["vocab_size"], p["context"])
     rares = []
     if p["text"]:
-        documents = text.read(p["text"].split())
+        documents = text.read(texts(p["text"]))
     else:
         documents, rares = telugu.write(p["text_characters"], p["text_seed"])
     rare = rare_lines(documents, rares)
@@ -54,14 +62,10 @@ def prepare(p: dict, folder: Path) -> str:
         side: [d for d, s in zip(documents, sides, strict=True) if s == side]
         for side in ("train", "val", *(["confirm"] if p["confirm_share"] else []))
     }
-    path = folder.parent / "tokenizer.model"
-    if p["tokenizer"]:
-        tokenizer = data.Tokenizer(p["tokenizer"])
-    else:
-        lines = (line for d in splits["train"] for line in d.lines)
-        tokenizer = data.train_tokenizer(lines, p["vocab_size"], path)
-    data.write_tokens(folder, splits, tokenizer, p["context"], rare)
-    path.unlink(missing_ok=True)
+    lines = (line for d in splits["train"] for line in d.lines)
+    with tempfile.TemporaryDirectory() as place:
+        tokenizer = tokenizer or data.train_tokenizer(lines, p["vocab_size"], Path(place, "model"))
+        data.write_tokens(folder, splits, tokenizer, p["context"], rare)
     tokens = data.open_tokens(folder)
     sources = sorted({d.source for d in documents})
     known = f" Rare constructions, at known places: {len(rares):,} sentences." if rares else ""
@@ -88,6 +92,25 @@ def rare_lines(
     return lines
 
 
+def _check_teacher(p: dict, vocab_size: int, context: int) -> None:
+    """A given teacher is refused before anything is written."""
+    from tdlib import teacher
+
+    if not p.get("teacher"):
+        return
+    found, name = teacher.load(p["teacher"]).config, p["teacher"]
+    if found.vocab_size != vocab_size:
+        raise ValueError(
+            f"the vocabulary of {name} is {found.vocab_size:,}, the tokens' is {vocab_size:,}: "
+            "give the tokens or the tokenizer that the teacher was made with"
+        )
+    if found.context < context:
+        raise ValueError(
+            f"the context of {name} is {found.context:,}, the tokens' is {context:,}: give a "
+            "shorter context (token files: block_size in their meta.json)"
+        )
+
+
 def tokenizer_files(tokens: data.Tokens) -> dict[str, Path]:
     """What is copied beside a model so that its folder can be used alone."""
     return {"tokenizer.model": tokens.tokenizer.path} if tokens.tokenizer else {}
@@ -98,11 +121,6 @@ def imported(this: Run, path: str, tokens: data.Tokens) -> tuple[Llama, list[dic
     from tdlib import teacher
 
     model = teacher.load(path, this.device, this.parameters["rope_pairs"])
-    if model.config.vocab_size != tokens.vocab_size:
-        raise ValueError(
-            f"the vocabulary of {path} is {model.config.vocab_size:,}, the tokens' is "
-            f"{tokens.vocab_size:,}: give the tokens or the tokenizer the teacher was made with"
-        )
     this.once("saved", model.save, this.path("models", "teacher"), tokenizer_files(tokens))
     loss = evaluate.on_subset(tokens.val, SUBSET, this.device)(model)
     return model, this.once("log", lambda: [{"step": 0, "tokens": 0} | loss])
@@ -144,7 +162,8 @@ def _log(this: Run, name: str, net: Llama, teacher, context: int, recipe) -> Cal
         row |= {"train/peak_memory_mib": peak_memory_mib()}
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] < row["step"]]
-        write(path, "\n".join([*kept, json.dumps(row, ensure_ascii=False), ""]))
+        with contextlib.suppress(OSError):  # a disk that is full for a minute ends no training
+            write(path, "\n".join([*kept, json.dumps(row, ensure_ascii=False), ""]))
 
     return record
 
@@ -244,7 +263,8 @@ def coloured_texts(net: Llama, teacher: Llama, tokens: data.Tokens, device) -> C
 
 def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:
     """Which hard set 03 will read, in words, where it is not the parameters' own too."""
-    words, kept = json.loads(path.read_text(encoding="utf8"))["words"], hard_set.load(path)
+    kept = hard_set.load(path)
+    words = json.loads(path.read_text(encoding="utf8")).get("words", "a choice made elsewhere")
     if np.array_equal(kept.windows_K, chosen.windows_K):
         return f"In force, for 03: {words}."
     return (

@@ -27,9 +27,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tdlib.files import replacing
+
 PAD, UNK, BOS, EOS = 0, 1, 2, 3  # then the 256 byte pieces, 4–259
 IGNORE = -100
 BLOCK = 2**18  # bytes read at once where ids are checked
+MORE = "give more text, or a shorter context"
 
 
 class Tokenizer:
@@ -37,7 +40,9 @@ class Tokenizer:
 
     def __init__(self, path: str | Path):
         if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} is not there: give a SentencePiece .model")
+            raise FileNotFoundError(
+                f"{path} is not there: put a SentencePiece .model there, or give one as tokenizer"
+            )
         self.path = Path(path)
         try:
             self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -88,17 +93,12 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, path: Path) -> Tokeni
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """A file appears whole or not at all: written beside, on the disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A file appears whole or not at all, and for good."""
     beside = path.with_name(f".{path.name}.new")
-    try:
-        with open(beside, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())  # or a power cut may leave the new name with nothing in it
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path, beside), open(beside, "wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())  # or a power cut may leave the new name with nothing in it
 
 
 def read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -111,9 +111,14 @@ def read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str
     for path in files:
         try:
             with safe_open(path, "pt") as f:
-                weights |= {name: f.get_tensor(name).float() for name in f.keys()}
+                found = {name: f.get_tensor(name) for name in f.keys()}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
+        if odd := [name for name, x in found.items() if not x.is_floating_point()]:
+            dtype = str(found[odd[0]].dtype).removeprefix("torch.")
+            raise ValueError(f"{path}: {odd[0]} is {dtype}, a weight must be a float: "
+                             "give the model before it was quantized")  # fmt: skip
+        weights |= {name: x.float() for name, x in found.items()}
     if "lm_head.weight" not in expected:
         weights.pop("lm_head.weight", None)
     check_shapes(folder, weights, expected)
@@ -125,21 +130,18 @@ def check_shapes(folder: Path, tensors: dict[str, Tensor], expected: dict[str, t
         found = tuple(tensors[name].shape) if name in tensors else "missing"
         wanted = tuple(expected[name]) if name in expected else "unknown to this model"
         if found != wanted:
-            raise ValueError(f"{folder}: {name} is {found}, but by its config it is {wanted}")
+            raise ValueError(f"{folder}: {name} is {found}, by its config it must be {wanted}: "
+                             "weights and config are of two models, copy both again")  # fmt: skip
 
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder appears whole or not at all: filled beside, then renamed; the old one goes last."""
-    beside, old = (folder.with_name(f".{folder.name}.{age}") for age in ("new", "old"))
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    yield beside
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(beside, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    beside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    with replacing(folder, beside):
+        beside.mkdir()
+        yield beside
 
 
 def write_tokens(
@@ -175,6 +177,9 @@ def write_tokens(
                     rows.append((split, start, len(ids), document.source))
                     unknown += ids.count(UNK)
                     start += len(ids)
+            if start < context + 1:
+                raise ValueError(f"the text for {split} makes {start:,} tokens, too few for one "
+                                 f"window of {context:,} + 1: {MORE}")  # fmt: skip
             text_bytes = sum(len(line.encode()) + 1 for d in documents for line in d.lines)
             meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
             meta["total_tokens"] += start
@@ -210,18 +215,22 @@ def _read_table(path: Path, split: str) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(f, delimiter="\t") if row["split"] == split]
 
 
-def link_tokens(source: Path, folder: Path) -> None:
-    """Use a folder of tokens made elsewhere as it is: links, no copy, nothing of it touched. Here,
-    once, each of its ids is checked."""
-    for name in ("meta.json", "train.bin", "val.bin"):
-        if not (source / name).is_file():
-            raise FileNotFoundError(f"{source / name} is not there: a folder of tokens holds it")
-    tokens = open_tokens(source)
+def link_tokens(source: Path, folder: Path, tokenizer: Path | None = None) -> None:
+    """Use a folder of tokens made elsewhere as it is: links, no copy, nothing of it touched; with a
+    `tokenizer` from another place, where one is given. Here, once, each of its ids is checked."""
+    if source.resolve() == folder.resolve():
+        raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
+    tokens, files = open_tokens(source), {path.name: path for path in source.iterdir()}
+    if tokenizer:
+        files |= {"tokenizer.model": _tokenizer(tokenizer, tokens.vocab_size).path}
     for split in ("train", "val"):
-        _check_ids(source / f"{split}.bin", getattr(tokens, split).ids.dtype, tokens.vocab_size)
+        path = source / f"{split}.bin"
+        if not _check_ids(path, getattr(tokens, split).ids.dtype, tokens.vocab_size):
+            raise ValueError(f"{path} holds no <eos> (id {EOS}), which ends each line of text: it "
+                             "is damaged or made otherwise; copy it, or make it again")  # fmt: skip
     with whole_folder(folder) as beside:
-        for path in source.iterdir():
-            os.symlink(path.resolve(), beside / path.name)
+        for name, path in files.items():
+            os.symlink(path.resolve(), beside / name)
 
 
 @dataclass(frozen=True)
@@ -326,42 +335,59 @@ def open_tokens(folder: str | Path, context: int = 0) -> Tokens:
     folder = Path(folder)
     if not (folder / "meta.json").is_file():
         raise FileNotFoundError(
-            f"{folder / 'meta.json'} is not there: run 00_teacher, which makes it"
+            f"{folder / 'meta.json'} is not there: give a folder of tokens; 00_teacher makes one"
         )
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf8"))
-        context, _ = context or meta["block_size"], meta["vocab_size"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / 'meta.json'} must hold block_size and vocab_size ({error!r}): copy it again"
-        ) from None
+    meta = _read_meta(folder / "meta.json")
     splits = {
-        split: _open_split(folder / f"{split}.bin", meta, context)
+        split: _open_split(folder / f"{split}.bin", meta, context or meta["block_size"])
         for split in ("train", "val", "confirm")
         if split != "confirm" or (folder / "confirm.bin").is_file()
     }
     path = folder / "tokenizer.model"
-    tokenizer = Tokenizer(path) if path.is_file() else None
+    tokenizer = _tokenizer(path, meta["vocab_size"]) if path.is_file() else None
     return Tokens(folder, meta, splits["train"], splits["val"], splits.get("confirm"), tokenizer)
+
+
+def _read_meta(path: Path) -> dict:
+    try:
+        meta = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): copy it again") from None
+    meta = meta if isinstance(meta, dict) else {}
+    counts = {name: meta.get(name) for name in ("block_size", "vocab_size")}
+    counts |= {n: meta[n] for n in ("train_tokens", "val_tokens", "confirm_tokens") if n in meta}
+    for name, count in counts.items():
+        if type(count) is not int or count < 1:
+            raise ValueError(f"{path}: {name} is {json.dumps(count)}, it must be a whole number "
+                             "above 0: copy or correct it")  # fmt: skip
+    return meta
+
+
+def _tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(path)
+    if tokenizer.size != vocab_size:
+        raise ValueError(f"{path} has {tokenizer.size:,} pieces, the tokens' vocab_size is "
+                         f"{vocab_size:,}: give the one they were made with")  # fmt: skip
+    return tokenizer
 
 
 def _open_split(path: Path, meta: dict, context: int) -> Windows:
     dtype = {"uint32": "<u4", "uint16": "<u2"}.get(meta.get("dtype", "uint32"))
     if dtype is None:
-        raise ValueError(f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32")
+        raise ValueError(f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32: "
+                         "make the tokens again as one of them")  # fmt: skip
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: a folder of tokens holds it")
     size, width = path.stat().st_size, int(dtype[-1])
-    stored = meta.get(f"{path.stem}_tokens", size // width)
+    stored = meta.get(f"{path.stem}_tokens", -(-size // width))
     if size != stored * width:
         raise ValueError(
-            f"{path} has {size:,} bytes, meta.json promises {stored:,} tokens of {width}: "
-            "the file was cut short or its dtype is another; copy it again"
+            f"{path} has {size:,} bytes, by meta.json {stored * width:,} ({stored:,} tokens of "
+            f"{width}): the file was cut short or its dtype is another; copy it again"
         )
     if stored < context + 1:
         raise ValueError(
-            f"{path} has {stored:,} tokens, too few for one window of {context} + 1: "
-            "give more text, or a shorter context"
+            f"{path} has {stored:,} tokens, too few for one window of {context:,} + 1: {MORE}"
         )
     _check_ids(path, dtype, meta["vocab_size"], every=max(1, size // (64 * BLOCK)))
     mask = path.with_suffix(".mask.bin")
@@ -373,11 +399,15 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
     )
 
 
-def _check_ids(path: Path, dtype: str | np.dtype, vocab_size: int, every: int = 1) -> None:
-    """No id of every so many blocks is beyond the vocabulary. Read, not mapped: around a touched
-    page the system maps 15 more, so looking here and there would map all of the file."""
+def _check_ids(path: Path, dtype: str | np.dtype, vocab_size: int, every: int = 1) -> bool:
+    """No id of every so many blocks is beyond the vocabulary; returns whether one is <eos>. Read,
+    not mapped: around a touched page the system maps 15 more, so looking here and there would map
+    all of the file."""
+    count, ended = BLOCK // np.dtype(dtype).itemsize, False
     for start in range(0, path.stat().st_size, every * BLOCK):
-        count = BLOCK // np.dtype(dtype).itemsize
-        if (largest := int(np.fromfile(path, dtype, count, offset=start).max())) >= vocab_size:
+        ids = np.fromfile(path, dtype, count, offset=start)
+        ended = ended or EOS in ids
+        if (largest := int(ids.max())) >= vocab_size:
             raise ValueError(f"{path} holds id {largest:,}, the vocabulary has {vocab_size:,}: "
                              "copy the file and its meta.json again")  # fmt: skip
+    return ended

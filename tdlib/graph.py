@@ -134,7 +134,7 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
         values = check_yaml(yaml, overrides | {"out": str(shown)})
         out = ROOT / out
         runs.wait_until_free(out, run)
-    except (ParameterError, RuntimeError) as error:
+    except (ParameterError, RuntimeError, OSError) as error:
         print(f"{run} · failed: {error}", flush=True)
         return 1
     if hashes.is_current(out, run, values):
@@ -260,6 +260,7 @@ def make(profile: str, out: Path, overrides: dict, only: list[str], redo: list[s
     """Bring a run folder up to date with Snakemake; returns the exit code. The lock goes with this
     process, and so do Snakemake and what it started."""
     found = {one.run: one for one in book(profile, out, overrides, _select(profile, redo))}
+    targets = _select(profile, only) or tuple(found)
     out = ROOT / out
     out.mkdir(parents=True, exist_ok=True)
     lock = (out / ".book.lock").open("a+")
@@ -271,7 +272,7 @@ def make(profile: str, out: Path, overrides: dict, only: list[str], redo: list[s
         return 1
     lock.truncate(0)
     print(os.getpid(), file=lock, flush=True)
-    began, targets = time.time(), _select(profile, only) or tuple(found)
+    began = time.time()
     code = _snakemake(profile, out, overrides, targets, _select(profile, redo))
     return _summary(out, [found[name] for name in targets], code, began)
 
@@ -374,7 +375,7 @@ def main(arguments: list[str]) -> int:
                 words = {name: pairs.get(name, "").replace(",", " ").split()
                          for name in ("ONLY", "REDO")}  # fmt: skip
                 return make(profile, out, given, words["ONLY"], words["REDO"])
-    except ParameterError as error:
+    except (ParameterError, OSError) as error:
         print(error)
         return 1
     print(__doc__)
@@ -383,7 +384,8 @@ def main(arguments: list[str]) -> int:
 
 def _default_out(profile: str, text: str) -> str:
     """outputs/tiny, or outputs/tiny-<stem of the text>, so that nothing is overwritten."""
-    stems = [Path(path).name.split(".")[0] for path in text.split()]
+    names = (Path(path).name.replace(" ", "_") for path in parameters.texts(text))
+    stems = [name.split(".")[0] for name in names]
     return f"outputs/{'-'.join([profile, *(['+'.join(stems)] if stems else [])])}"
 
 

@@ -124,4 +124,6 @@ def load(path: Path) -> HardSet:
         windows_K = np.asarray(content["windows_K"], dtype=np.int64)
         return HardSet(windows_K, float(content["threshold"]), float(content["share"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no hard set ({error!r}): run 02_hard_set again") from None
+        raise ValueError(
+            f"{path} is no hard set ({error!r}): run 02_hard_set again after deleting it"
+        ) from None

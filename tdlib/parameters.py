@@ -126,7 +126,7 @@ RULES = {
 
 # What must be on the disk where it is not "": name → several allowed, test, what it must be.
 PATHS = {
-    "00_teacher.text": (True, Path.exists, "an existing file or folder, or several with spaces"),
+    "00_teacher.text": (True, Path.exists, "a file or folder, or several without spaces in them"),
     "00_teacher.tokens": (False, Path.is_dir, "an existing folder of tokens"),
     "00_teacher.teacher": (False, Path.exists, "an existing Llama folder or .pt file"),
     "00_teacher.tokenizer": (False, Path.is_file, "an existing SentencePiece .model"),
@@ -143,8 +143,13 @@ def external(notebook: str, parameters: dict) -> list[str]:
     for key, (several, _, _) in PATHS.items():
         where, name = key.split(".")
         if where == notebook and parameters[name]:
-            found += parameters[name].split() if several else [parameters[name]]
+            found += texts(parameters[name]) if several else [parameters[name]]
     return found
+
+
+def texts(given: str) -> list[str]:
+    """The paths that `text` of 00 means: one that is there, spaces and all, or several."""
+    return [given] if given and os.path.exists(ROOT / given) else given.split()
 
 
 def declared(notebook: str) -> dict[str, object]:
@@ -301,16 +306,49 @@ def _wrong_paths(notebook: str, values: dict) -> list[str]:
         where, name = key.split(".")
         if where != notebook:
             continue
-        for path in values[name].split() if several else filter(None, [values[name]]):
-            if not holds(ROOT / path):
+        for path in texts(values[name]) if several else filter(None, [values[name]]):
+            if fault := _fault(ROOT / path, holds):
                 problems.append(
-                    f"{name} = {values[name]!r} must be {says}: {ROOT / path} is not there; "
+                    f"{name} = {values[name]!r} must be {says}: {ROOT / path} {fault}; "
                     f'correct the path, or give "" for none'
                 )
-    if values.get("text_characters") == 0 and not values["text"] and not values["tokens"]:
+                break
+    if notebook == "00_teacher" and not problems:
+        problems += _wrong_together(values)
+    out = ROOT / values["out"]
+    there = next(p for p in (out, *out.parents) if os.path.lexists(p))  # it makes what is below
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+        what = "may not be written here" if there.is_dir() else "is no folder"
+        problems.append(f"out = {values['out']!r} must be a folder: {there} {what}; give another")
+    return problems
+
+
+def _fault(path: Path, holds: Callable[[Path], bool]) -> str:
+    """What is wrong with a path that must be on the disk; "" where nothing is."""
+    try:
+        if holds(path):
+            readable = os.access(path, os.R_OK, effective_ids=True)
+            return "" if readable else "may not be read (chmod -R a+rX allows it)"
+        if os.path.lexists(path):
+            return "is not one" if path.exists() else "is a link to nothing"
+        return "is not there"
+    except OSError as error:  # a folder above it may not be entered
+        return f"cannot be seen ({error.strerror})"
+
+
+def _wrong_together(values: dict) -> list[str]:
+    """What 00's sources must be as a whole."""
+    text, tokens = values["text"], values["tokens"]
+    problems = []
+    if text and tokens:
+        problems.append(f"text = {text!r} and tokens = {tokens!r}: give one of the two")
+    if values.get("text_characters") == 0 and not text and not tokens:
         problems.append("text_characters = 0 and no text or tokens: give one of the three")
-    if (ROOT / values["out"]).exists() and not (ROOT / values["out"]).is_dir():
-        problems.append(f"out = {values['out']!r} must be a folder, and it is a file: give another")
+    if values["teacher"] and not tokens and not values["tokenizer"]:
+        problems.append(
+            f"teacher = {values['teacher']!r} reads only its own tokenizer's tokens: give tokens, "
+            "or text and tokenizer"
+        )
     return problems
 
 

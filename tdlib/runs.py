@@ -6,6 +6,7 @@ whole or not at all. Imports no torch.
 """
 
 import atexit
+import contextlib
 import ctypes
 import datetime
 import io
@@ -27,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tdlib import hashes, parameters
+from tdlib.files import replacing
 from tdlib.hashes import is_current, older_code
 from tdlib.parameters import notebook_of
 
@@ -100,10 +102,9 @@ def _started(pid: int) -> int | None:
 
 def write(path: Path, content: str | bytes) -> None:
     """A file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(beside, path)
+    with replacing(path, beside):
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def die_with_parent(how: int = signal.SIGTERM) -> None:
@@ -121,6 +122,8 @@ def start(notebook: str, given: dict | None = None) -> "Run":
     """Check the parameters, then begin: state, clock, seed. Where the run is done already, `once`
     gives back what it remembers. `given` replaces the notebook's cells in a script or a test."""
     global _latest
+    if shell := parameters.shell():
+        shell.set_custom_exc((Exception,), _show_error)
     values = parameters.from_cells(notebook) if given is None else parameters.check(notebook, given)
     if os.environ.get(DIE_WITH) == str(os.getppid()):
         die_with_parent()
@@ -322,7 +325,8 @@ class Run:
         with self._lock:
             self._status = what or self._status
             self._seen |= more
-            write_state(self.out, self.run, self._status, **self._seen)
+            with contextlib.suppress(OSError):  # a disk that is full for a minute ends no training
+                write_state(self.out, self.run, self._status, **self._seen)
 
     def _before_cell(self, info) -> None:
         if self._status in ("failed", "interrupted"):
@@ -333,7 +337,8 @@ class Run:
         if isinstance(error, KeyboardInterrupt):
             self._say("interrupted")
         elif error is not None:
-            lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
+            short, whole = traceback.format_exception_only, traceback.format_exception
+            lines = "".join((short if _says_all(error) else whole)(error)).rstrip().splitlines()
             self._say("failed", error=lines[-8:])
 
     def _interrupted(self) -> None:
@@ -364,6 +369,21 @@ class Run:
             "seconds": time.monotonic() - self._clock, "tokens_per_second": tokens_per_second,
             "peak_memory_mib": peak_memory_mib(),
         }  # fmt: skip
+
+
+def _says_all(error: BaseException) -> bool:
+    """Whether a line of this library raised it, or the system with a file's name. Anything else is
+    a fault whose place is worth knowing."""
+    if isinstance(error, OSError) and error.filename:
+        return True
+    places = traceback.extract_tb(error.__traceback__)
+    ours = places and Path(places[-1].filename).parent == Path(__file__).parent
+    return bool(ours and places[-1].line.startswith("raise"))
+
+
+def _show_error(shell, kind, error, trace, tb_offset=None) -> None:
+    """How IPython shows an error: one whose words say all without sixty lines of traceback."""
+    shell.showtraceback((kind, error, trace), exception_only=_says_all(error))
 
 
 def _seed(seed: int) -> None:

@@ -14,18 +14,39 @@ from torch import Tensor
 
 from tdlib import data, hard_set
 from tdlib.model import Llama, LlamaConfig
+from tdlib.shapes import read_config
+
+REMEDY = "give upstream's best.pt, or a Hugging Face Llama folder"
 
 
 def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> Llama:
-    """The teacher at a path, in float32 and frozen. Never unpickles code. Errors name the file.
-    `rope_pairs` "neighbours" repairs a Llama folder whose Q and K were exported unpermuted."""
+    """The teacher at a path, in float32 and frozen. Never unpickles code. Errors name the file, a
+    weight that is not finite too. `rope_pairs` "neighbours" repairs a Llama folder whose Q and K
+    were exported unpermuted."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"teacher {path} is not there: give a Llama folder or a .pt file")
-    model = Llama.load(path) if path.is_dir() else _upstream(path)
+    model = _folder(path) if path.is_dir() else _upstream(path)
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(f"{path}: {name} holds NaN or infinity: give an earlier checkpoint")
     if rope_pairs == "neighbours" and path.is_dir():  # a .pt is permuted as it is read
         _turn(model)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _folder(path: Path) -> Llama:
+    file = path / "config.json"
+    try:
+        with torch.device("meta"):
+            Llama(read_config(path))
+    except FileNotFoundError:
+        raise
+    # what is raised depends on what the file holds instead of a Llama's numbers
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        why = str(error).removeprefix(f"{file}: ")
+        raise ValueError(f"{file} describes no Llama for this book ({why}): {REMEDY}") from None
+    return Llama.load(path)
 
 
 def _turn(model: Llama) -> None:
@@ -57,11 +78,20 @@ def _upstream(path: Path) -> Llama:
             OSError):  # fmt: skip
         raise ValueError(
             f"{path} is no checkpoint of tensors and plain values with 'model' and 'config': "
-            "give upstream's best.pt, or a Hugging Face Llama folder"
+            f"{REMEDY}"
         ) from None
+    try:
+        return _converted(state, shape)
+    # what is raised depends on how weights and config do not fit each other
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        why = str(error).splitlines()[-1].strip()  # load_state_dict's first line says nothing
+        raise ValueError(f"{path}: {why}: give upstream's own best.pt") from None
+
+
+def _converted(state: dict[str, Tensor], shape: dict) -> Llama:
     state = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
     if unset := [x for x in ("n_layer", "n_head", "n_embd", "block_size") if x not in shape]:
-        raise ValueError(f"{path}: its config has no {unset[0]}: give upstream's own best.pt")
+        raise ValueError(f"its config has no {unset[0]}")
     layers, heads = int(shape["n_layer"]), int(shape["n_head"])
     names = {
         "transformer.wte.weight": "embed_tokens.weight",
@@ -77,9 +107,7 @@ def _upstream(path: Path) -> Llama:
     fused = {f"transformer.h.{i}.attn.c_attn.weight": i for i in range(layers)}
     derived = {"lm_head.weight", "freqs_cis"}  # the tied head, and a table we make ourselves
     if odd := sorted((state.keys() - derived) ^ (names.keys() | fused.keys())):
-        raise ValueError(
-            f"{path}: {odd[0]} is unknown, or missing, in upstream's Llama: not loaded"
-        )
+        raise ValueError(f"{odd[0]} is unknown, or missing, in upstream's Llama")
     config = LlamaConfig(
         vocab_size=state["transformer.wte.weight"].shape[0],
         layers=layers,

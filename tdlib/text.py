@@ -7,10 +7,12 @@ Legend: N documents, G groups of near-duplicates, L lines of a document.
 """
 
 import bz2
+import codecs
 import gzip
 import io
 import json
 import lzma
+import os
 import re
 import warnings
 import zlib
@@ -64,8 +66,11 @@ def _files(path: Path) -> list[Path]:
         if _name(path)[1] not in KINDS:
             raise ValueError(f"{path} is no {known}: convert it, or correct its name")
         return [path]
+    if not path.is_dir():  # a pipe would be waited for
+        raise ValueError(f"{path} is neither a file nor a folder: give one of the two")
     # A name that begins with a dot is a tool's, such as .ipynb_checkpoints/copy.txt.
-    found = [p for p in sorted(path.rglob("*")) if p.is_file()
+    every = (Path(at, name) for at, _, names in os.walk(path, onerror=_closed) for name in names)
+    found = [p for p in sorted(every) if (p.is_file() or p.is_symlink())  # a broken link is told of
              and not any(part.startswith(".") for part in p.relative_to(path).parts)]  # fmt: skip
     files = [p for p in found if _name(p)[1] in KINDS]
     if not files:
@@ -74,6 +79,10 @@ def _files(path: Path) -> list[Path]:
         names = ", ".join(other[:3]) + (", …" if other[3:] else "")
         warnings.warn(f"{path}: {len(other)} files not read ({names}): no {known}", stacklevel=4)
     return files
+
+
+def _closed(error: OSError) -> None:
+    raise ValueError(f"{error.filename} cannot be read ({error.strerror}): allow it, chmod -R a+rX")
 
 
 def _name(path: Path) -> tuple[str, str]:
@@ -95,18 +104,34 @@ def _documents(path: Path) -> Iterator[tuple[str, ...]]:
         with _open(path) as file:
             parse = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[_name(path)[1]]
             yield from parse(path, file)
-    except UnicodeDecodeError:
-        with _open(path) as file:  # once more, for the error counts from the block it was in
-            good = re.split("[\udc80-\udcff]", file.read().decode(errors="surrogateescape"))[0]
-        byte = f"byte {len(good.encode()):,}"
-        raise ValueError(f"{path} is not UTF-8 ({byte}): convert it with iconv") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} {_not_utf8(path, error.reason)}") from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read ({error}): copy or pack it again") from None
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} cannot be read ({why}): copy or pack it again") from None
+
+
+def _not_utf8(path: Path, reason: str) -> str:
+    with _open(path) as file:  # once more, for the error counts from the block it was in
+        content = file.read()
+    good = re.split("[\udc80-\udcff]", content.decode(errors="surrogateescape"))[0]
+    byte = f"byte {len(good.encode()):,}"
+    if reason == "unexpected end of data":
+        return f"ends within a character ({byte}): it was cut short, copy it again"
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "UTF-16" if wide else "ITS_ENCODING"
+    return f"is not UTF-8 ({byte}): convert it, iconv -f {encoding} -t UTF-8"
 
 
 def _txt(path: Path, file: BinaryIO) -> Iterator[tuple[str, ...]]:
-    lines = (line.rstrip() for line in io.TextIOWrapper(file, encoding="utf-8-sig"))
-    return (tuple(document) for filled, document in groupby(lines, bool) if filled)
+    def lines() -> Iterator[str]:
+        for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), 1):
+            if "\0" in line:
+                raise ValueError(f"{path}: line {number} holds zero bytes, as UTF-16 and damaged "
+                                 "files do: convert it with iconv, or copy it again")  # fmt: skip
+            yield line.rstrip()
+
+    return (tuple(document) for filled, document in groupby(lines(), bool) if filled)
 
 
 def _jsonl(path: Path, file: BinaryIO) -> Iterator[tuple[str, ...]]:
@@ -213,8 +238,9 @@ def split(
         if share and not have:
             least = size_G[side_G == "train"].min() / size_N.sum()
             raise ValueError(
-                f"no group of documents for {side}: it needs one below {2 * share:.3g} of the text "
-                f"(twice its share) beside one for training, of {len(groups)} the smallest left is "
-                f"{least:.3g}: give more documents, shorter sections, or a larger share"
+                f"{side}_share {share:g} of the text cannot be put aside: it is {len(documents)} "
+                f"documents in {len(groups)} groups of near-duplicates, the smallest left is "
+                f"{least:.0%} of it; give more documents (in .txt a blank line ends one), a larger "
+                f"{side}_share or a smaller section_characters"
             )
     return side_G[member_N].tolist()

@@ -1,13 +1,11 @@
 """Tokens against numpy and a bare SentencePieceProcessor: the raw format of upstream's files, the
 numbered windows, and what a folder that cannot be right is told."""
 
-import contextlib
 import csv
 import itertools
 import json
 import os
 import re
-import resource
 import shutil
 from pathlib import Path
 
@@ -263,133 +261,12 @@ def test_eos_is_a_line_break_and_half_a_character_is_hidden(tokenizer):
 # what cannot be right gets one line, and nothing is left half made
 
 
-def truncated(folder):
-    path = folder / "train.bin"
-    path.write_bytes(path.read_bytes()[:-6])
-
-
-def beyond(folder):
-    np.r_[np.zeros(999), 50].astype("<u4").tofile(folder / "train.bin")
-
-
-def meta_is(**change):
-    def spoil(folder):
-        meta = json.loads((folder / "meta.json").read_text()) | change
-        (folder / "meta.json").write_text(json.dumps({k: v for k, v in meta.items() if v}))
-
-    return spoil
-
-
-def meta_text(text):
-    return lambda folder: (folder / "meta.json").write_text(text)
-
-
-def short_val(folder):
-    np.zeros(16, "<u4").tofile(folder / "val.bin")
-    meta_is(val_tokens=16)(folder)
-
-
-BAD = {
-    "truncated": (truncated, r"train.bin has 3,994 bytes, meta.json promises 1,000 tokens of 4"),
-    "of another width": (meta_is(dtype="uint16"), r"its dtype is another; copy it again"),
-    "of an unknown width": (meta_is(dtype="int64"), r"dtype 'int64' in meta.json must be uint16"),
-    "beyond the vocabulary": (beyond, r"train.bin holds id 50, the vocabulary has 50: copy"),
-    "too short for a window": (short_val, r"val.bin has 16 tokens, too few for one window of 16"),
-    "without meta": (lambda f: (f / "meta.json").unlink(), r"meta.json is not there"),
-    "without val": (lambda f: (f / "val.bin").unlink(), r"val.bin is not there: a folder of"),
-    "with half a meta": (meta_text('{"vocab_size": 50,'), r"meta.json must hold block_size and"),
-    "with a list": (meta_text("[1]"), r"meta.json must hold block_size and vocab_size"),
-    "without a vocabulary": (meta_is(vocab_size=0), r"must hold .* \(KeyError\('vocab_size'\)\)"),
-    "with a short mask": (
-        lambda f: (f / "train.mask.bin").write_bytes(b"\1" * 999),
-        r"train.mask.bin has 999 bytes, it must have one for each of the 1,000 tokens",
-    ),
-    "with no tokenizer": (
-        lambda f: (f / "tokenizer.model").write_bytes(b"\0not a model"),
-        r"tokenizer.model is not a SentencePiece .model: train one, or copy it again",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", BAD)
-def test_a_folder_that_cannot_be_right_gets_one_line(upstream, what):
-    spoil, line = BAD[what]
-    spoil(upstream)
-    with pytest.raises((ValueError, FileNotFoundError), match=line) as error:
-        data.open_tokens(upstream)
-    assert str(upstream) in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("what", BAD)
-def test_a_folder_that_cannot_be_right_is_not_linked(upstream, tmp_path, what):
-    BAD[what][0](upstream)
-    with pytest.raises((ValueError, FileNotFoundError)):
-        data.link_tokens(upstream, tmp_path / "run" / "tokens")
-    assert not (tmp_path / "run").exists()
-
-
 def test_one_wrong_id_among_millions_is_found_when_tokens_are_linked(tmp_path):
     train = np.zeros(9_000_000, "<u4")
     train[7_654_321] = 1_000
     folder = raw(tmp_path / "elsewhere", train, np.zeros(100))
     with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
         data.link_tokens(folder, tmp_path / "tokens")
-
-
-def test_a_tokenizer_is_refused_by_its_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone.model is not there: give a SentencePiece"):
-        data.Tokenizer(tmp_path / "gone.model")
-    (tmp_path / "empty.model").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"empty.model is not a SentencePiece .model"):
-        data.Tokenizer(tmp_path / "empty.model")
-
-
-def test_a_tokenizer_whose_eos_is_an_ordinary_id_is_refused(tmp_path):
-    with open(tmp_path / "usual.model", "wb") as model:  # SentencePiece's own default ids
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(["అమ్మ ఇంట్లో ఉంది"] * 9), model_writer=model, vocab_size=300,
-            model_type="bpe", byte_fallback=True, minloglevel=2,
-        )  # fmt: skip
-    with pytest.raises(ValueError, match=r"<eos> of .*usual.model is id 2, it must be 3"):
-        data.Tokenizer(tmp_path / "usual.model")
-
-
-@pytest.mark.parametrize(
-    ("lines", "size", "line"),
-    [
-        (["అమ్మ ఇంట్లో ఉంది"], 4_000, r"vocab_size 4000 does not fit this text .*: lower it, or"),
-        (["".join(map(chr, range(0x4E00, 0x4F00)))], 300, r"vocab_size 300 does not .*: raise it"),
-        ([], 300, r"vocab_size 300 does not fit this text \(it is empty\)"),
-    ],
-)
-def test_a_vocabulary_that_does_not_fit_says_which_way(tmp_path, lines, size, line):
-    with pytest.raises(ValueError, match=line) as error:
-        data.train_tokenizer(lines, size, tmp_path / "t.model")
-    assert "\n" not in str(error.value)
-    assert not list(tmp_path.iterdir())
-
-
-@contextlib.contextmanager
-def full_disk(size: int):
-    """No file may grow beyond `size` bytes, as the system itself has it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.parametrize("size", [1_000, 20_000])
-def test_a_full_disk_stops_the_writing_and_keeps_the_old_tokens(folder, splits, tokenizer, size,
-                                                                tmp_path):  # fmt: skip
-    tokens = tmp_path / "tokens"
-    shutil.copytree(folder, tokens)
-    before = {path.name: path.read_bytes() for path in tokens.iterdir()}
-    with full_disk(size), pytest.raises(OSError, match="File too large"):
-        data.write_tokens(tokens, splits, tokenizer, T)
-    assert {path.name: path.read_bytes() for path in tokens.iterdir()} == before
 
 
 def test_a_document_that_fails_in_the_middle_leaves_no_folder(tokenizer, tmp_path):
@@ -403,7 +280,7 @@ def test_a_document_that_fails_in_the_middle_leaves_no_folder(tokenizer, tmp_pat
 
     with pytest.raises(OSError, match="cable"):
         data.write_tokens(tmp_path / "tokens", {"train": Failing()}, tokenizer, T)
-    assert not (tmp_path / "tokens").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_writing_again_leaves_nothing_of_the_first_time(splits, tokenizer, tmp_path):
@@ -417,9 +294,9 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "file.json"
     data.write_whole(path, b"old")
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
-    with full_disk(100), pytest.raises(OSError, match="File too large"):
-        data.write_whole(path, b"x" * 1000)
-    assert path.read_bytes() == b"old"
+    with pytest.raises(TypeError):
+        data.write_whole(path, "no bytes")
+    assert [p.read_bytes() for p in path.parent.iterdir()] == [b"old"]
 
 
 def test_linked_tokens_are_the_same_files_and_survive_the_link(upstream, tmp_path):

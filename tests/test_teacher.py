@@ -3,8 +3,6 @@ and the trial that catches the wrong order of RoPE."""
 
 import json
 import math
-import os
-import pickle
 
 import numpy as np
 import pytest
@@ -243,72 +241,6 @@ def test_a_missing_number_in_the_config_is_refused_by_name(name, tmp_path):
     with pytest.raises(ValueError) as error:
         teacher.load(path)
     one_line(error, path, name)
-
-
-class Hostile:
-    """Unpickling it would write a file."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
-@pytest.mark.parametrize("how", ["a whole file", "beside the weights", "a bare pickle"])
-def test_a_hostile_file_does_nothing(how, tmp_path):
-    path, trace = tmp_path / "best.pt", tmp_path / "trace"
-    if how == "a bare pickle":
-        path.write_bytes(pickle.dumps({"model": Hostile(trace)}))
-    elif how == "a whole file":
-        torch.save(Hostile(trace), path)
-    else:
-        file = torch.load(written(tmp_path), weights_only=True)
-        torch.save(file | {"optimizer": Hostile(trace)}, path)
-    with pytest.raises(ValueError) as error:
-        teacher.load(path)
-    one_line(error, path, "best.pt, or a Hugging Face Llama folder")
-    assert not trace.exists()
-    pickle.loads(pickle.dumps(Hostile(trace)))  # it would have
-    assert trace.exists()
-
-
-def cut(path, share):
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    {
-        "cut in half": lambda path: cut(path, 0.5),
-        "cut at the end": lambda path: cut(path, 0.999),
-        "cut at once": lambda path: cut(path, 0.0001),
-        "empty": lambda path: cut(path, 0),
-        "text": lambda path: path.write_text("తెలుగు text, not tensors\n" * 100, encoding="utf8"),
-        "weights alone": lambda path: torch.save(upstream(**SHAPE), path),
-        "a list": lambda path: torch.save([1, 2], path),
-        "a tensor": lambda path: torch.save(torch.zeros(3), path),
-        "no config": lambda path: torch.save({"model": upstream(**SHAPE)}, path),
-        "no weights": lambda path: torch.save({"model": None, "config": {}}, path),
-        "the old format": lambda path: torch.save(
-            torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False
-        ),
-    }.items(),
-    ids=lambda item: item[0],
-)
-def test_what_is_no_checkpoint_gets_one_line(spoil, tmp_path):
-    path = written(tmp_path)
-    spoil[1](path)
-    with pytest.raises(ValueError) as error:
-        teacher.load(path)
-    one_line(error, path, "best.pt, or a Hugging Face Llama folder")
-
-
-def test_a_missing_path_and_an_empty_folder_get_one_line(tmp_path):
-    for path, remedy in ((tmp_path / "nowhere.pt", ".pt file"), (tmp_path, "Hugging Face Llama")):
-        with pytest.raises(FileNotFoundError) as error:
-            teacher.load(path)
-        one_line(error, path, remedy)
 
 
 # --- the trial

@@ -1,0 +1,62 @@
+"""Files and folders appear whole or not at all; where there is no room for one, a line says so.
+
+What is new is made beside its place, then renamed. Imports no torch.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+OTHER = "give a run folder on another disk (out, OUT=)"
+
+
+@contextlib.contextmanager
+def replacing(path: Path, beside: Path) -> Iterator[None]:
+    """Inside, a file or folder is made at `beside`; after it, it is at `path`. After a failure what
+    was at `path` is as it was and nothing is left beside; OSError says where there was no room."""
+    old = path.with_name(f".{path.name}.old")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+        if path.is_dir():  # nothing is renamed over a folder: the old one goes last
+            _remove(old)
+            os.rename(path, old)
+        os.replace(beside, path)
+        _remove(old)
+    except Exception as error:
+        _remove(beside)  # what it took counts as free
+        if said := _no_room(path, error):
+            raise OSError(said) from None
+        raise
+    finally:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        _remove(beside)
+
+
+def _no_room(path: Path, error: Exception) -> str:
+    """One line where an error is that of a full disk, or of a limit; "" for any other."""
+    number = re.search(r"os error (\d+)", str(error))  # safetensors tells it in words alone
+    number = int(number[1]) if number else getattr(error, "errno", None)
+    if number == errno.EFBIG:
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        limit = f"{most:,} bytes (ulimit -f)" if most >= 0 else "its disk allows"
+        return f"no room for {path}: no file may be larger than {limit}; raise it, or {OTHER}"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
+        return (
+            f"no room for {path}: {free:,.1f} MiB are free, more is needed; make room, or {OTHER}"
+        )
+    return ""
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

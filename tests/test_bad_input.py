@@ -1,0 +1,839 @@
+"""Bad input gets one line that says what it is, what is wrong and what to do; nothing is half made.
+
+A row is given as a user gives it: to a notebook's own cells, run one after the other until one
+refuses, as papermill and JupyterLab run them. What lay in the run folder before must lie there
+afterwards, byte for byte. To add a row, add it to one of the tables.
+"""
+
+import atexit
+import bz2
+import contextlib
+import ctypes
+import gzip
+import itertools
+import json
+import lzma
+import os
+import pickle
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import sentencepiece
+import torch
+import zstandard
+from IPython.core.interactiveshell import InteractiveShell
+from safetensors.torch import load_file, save_file
+from traitlets.config import Config
+
+from tdlib import book, data, files, graph, parameters, runs, telugu, train
+from tdlib.model import Llama, LlamaConfig
+
+REPOSITORY = Path(__file__).parents[1]
+SMALL = {
+    "profile": "smoke", "shape": "teacher-smoke", "vocab_size": 500, "context": 32,
+    "token_limit": 600, "batch_tokens": 64, "fixed_windows": 4,
+}  # fmt: skip
+A, B, C = "అమ్మ ఇంట్లో ఉంది.", "నాన్న ఊరికి వెళ్ళాడు.", "వాన కురుస్తోంది."
+BODY = "".join(f"{A}\n{B}\n\n{C} {i}\n\n" for i in range(400)).encode()
+WRITTEN = telugu.write(30_000, 5)[0]
+PROSE = "\n\n".join("\n".join(d.lines) for d in WRITTEN)
+
+
+# --- what good input is
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    """text.txt, tokens/ made of it, and a teacher/ that fits them."""
+    place, splits = tmp_path_factory.mktemp("good"), {"train": WRITTEN[2:], "val": WRITTEN[:2]}
+    (place / "text.txt").write_text(PROSE, encoding="utf8")
+    tokenizer = data.train_tokenizer(PROSE.splitlines(), 500, place / "t.model")
+    data.write_tokens(place / "tokens", splits, tokenizer, 32)
+    torch.manual_seed(0)
+    shape = dict(vocab_size=500, context=32, layers=1, heads=2, dim=32, mlp_dim=48)
+    Llama(LlamaConfig(**shape)).save(place / "teacher")
+    return place
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    """A run folder in which something lies already."""
+    for name in ("tokens/train.bin", "models/teacher/model.safetensors"):
+        path = tmp_path / "out" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(f"the old {name}")
+    return tmp_path / "out"
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Hash of every file, temporary ones too; what a run says of itself left out."""
+    found = {str(p.relative_to(folder)): p for p in folder.rglob("*") if not p.is_dir()}
+    own = re.compile(r"state/[\w-]+\.json|checkpoints/[\w-]+/made_from\.json")
+    return {n: sha256(p.read_bytes()).hexdigest() for n, p in found.items() if not own.fullmatch(n)}
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """Root may read and write anything. Here it may not: Linux's capabilities 1 and 2."""
+    libc, header = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    sets = (ctypes.c_uint32 * 6)()
+    libc.capget(header, sets)
+    before = sets[0]
+    sets[0] &= ~0b110
+    assert libc.capset(header, sets) == 0
+    try:
+        yield
+    finally:
+        sets[0] = before
+        libc.capset(header, sets)
+
+
+@contextlib.contextmanager
+def full_disk(size: int):
+    """No file may grow beyond `size` bytes, as the system itself has it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def cells(notebook: str) -> list[str]:
+    content = json.loads((REPOSITORY / "notebooks" / f"{notebook}.ipynb").read_text("utf8"))
+    return ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
+
+
+@pytest.fixture
+def refusal(out, monkeypatch, capsys):
+    """Runs a notebook with what is given until a cell fails; the line that its reader sees."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(runs, "_latest", None)
+
+    def run(notebook: str, given: dict) -> str:
+        known = {k: v for k, v in SMALL.items() if k in parameters.declared(notebook)}
+        given = known | {"out": str(out)} | given
+        injected = "".join(f"{name} = {value!r}\n" for name, value in given.items())
+        own, *rest = cells(notebook)
+        for source in (own, f"# Parameters\n{injected}", *rest):
+            capsys.readouterr()
+            done = shell.run_cell(source, store_history=True)
+            if error := done.error_before_exec or done.error_in_exec:
+                break
+        else:
+            pytest.fail("not refused")
+        shown = capsys.readouterr().out.split("use %tb to see the full traceback.\n\n")
+        assert len(shown) == 2, f"a traceback is shown: {shown[0][-3000:]}"
+        line = f"{type(error).__name__}: {error}"
+        assert shown[1].rstrip("\n") == line and "\n" not in line
+        if runs._latest:  # it was begun: its page and the index say the same
+            state = runs.state(out, runs._latest.run)
+            assert (state["state"], state["error"]) == ("failed", [line])
+        return line
+
+    InteractiveShell.clear_instance()
+    quiet = Config({"HistoryManager": {"enabled": False}})  # keeps In, writes no database
+    shell = InteractiveShell.instance(colors="nocolor", config=quiet)
+    atexit.unregister(shell.atexit_operations)  # a third of a second for each
+    with unprivileged():
+        yield run
+    if runs._latest:
+        runs._latest.detach()
+    InteractiveShell.clear_instance()
+
+
+# --- texts: a file's name → its content, or what makes it; what the line says
+
+
+def table(columns: dict) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def folder(files: dict[str, bytes]):
+    def make(path):
+        path.mkdir()
+        for name, part in files.items():
+            (path / name).parent.mkdir(exist_ok=True)
+            (path / name).write_bytes(part)
+
+    return make
+
+
+zst = zstandard.ZstdCompressor().compress
+TEXT = {
+    # the path
+    "gone.txt": (
+        lambda p: None,
+        "must be a file or folder.*gone.txt is not there; correct the path",
+    ),
+    "gone where.txt": (lambda p: None, "must be .* without spaces in them: .*/gone is not there"),
+    "loop.txt": (lambda p: p.symlink_to(p), "loop.txt is a link to nothing; correct"),
+    "pipe.txt": (os.mkfifo, "is neither a file nor a folder: give one"),
+    "closed.txt": (lambda p: p.touch(0), r"closed.txt may not be read \(chmod"),
+    "under/closed.txt": (
+        lambda p: (p.parent.mkdir(), p.touch(), p.parent.chmod(0)),
+        r"closed.txt cannot be seen \(Permission denied\)",
+    ),
+    "book.pdf": (b"x", r"is no .txt, .jsonl, .parquet \(plain or .gz, .xz, .bz2, .zst\): convert"),
+    "book.xz": (b"x", "is no .txt, .jsonl, .parquet"),
+    # folders
+    "folder": (folder({}), r"holds no text: put .txt, .jsonl, .parquet \(plain or .gz"),
+    "pictures": (folder({"a.png": b"x", "b/c.md": b"x"}), "holds no text: put"),
+    "one empty": (folder({"a.txt": BODY, "b.txt": b""}), "b.txt is empty"),
+    "one of them gone": (
+        lambda p: (folder({"a.txt": BODY})(p), (p / "b.txt").symlink_to("gone")),
+        r"b.txt cannot be read \(No such file or directory\)",
+    ),
+    "a part closed": (
+        lambda p: ((p / "a").mkdir(parents=True), (p / "a").chmod(0)),
+        r"closed/a cannot be read \(Permission denied\): allow it, chmod -R",
+    ),
+    # no text
+    "empty.txt": (b"", "is empty: give a file with text"),
+    "blank.txt": (b"\n \n\t\n", "is empty"),
+    "nothing.jsonl": (b'{"text": ""}\n', "is empty"),
+    "norows.parquet": (table({"text": pyarrow.array([], "string")}), "is empty"),
+    "english.txt": (b"once upon a time\n", r"no Telugu \(U\+0C00–U\+0C7F\) in .*: give Telugu"),
+    "hindi.txt": ("एक समय".encode(), "give Telugu text in UTF-8"),
+    # encodings
+    "latin.txt": (b"caf\xe9\n" + BODY, r"is not UTF-8 \(byte 3\): convert it, iconv -f ITS_ENC"),
+    "later.txt": (BODY + b"\xe9" + BODY, rf"is not UTF-8 \(byte {len(BODY):,}\): convert"),
+    "latin.txt.gz": (gzip.compress(BODY + b"\xe0 "), rf"not UTF-8 \(byte {len(BODY):,}\)"),
+    "wide.txt": (BODY.decode().encode("utf-16"), r"not UTF-8 \(byte 0\): .*iconv -f UTF-16 -t UT"),
+    "widebare.txt": (BODY.decode().encode("utf-16-le"), "line 1 holds zero bytes, as UTF-16 and"),
+    "zeros.txt": (bytes(9999), "line 1 holds zero bytes, as UTF-16 and damaged files do: convert"),
+    "hole.txt": (BODY + bytes(99), r"line 2001 holds zero bytes.*copy it again"),
+    "half.txt": (BODY + A.encode()[:-3], r"ends within a character .*cut short, copy it again"),
+    "half.jsonl": (b'{"text": "\xe0\xb0"}', r"is not UTF-8 \(byte 10\)"),
+    # packings
+    "cut.txt.gz": (gzip.compress(BODY)[:-9], r"cannot be read \(Compressed file ended before"),
+    "cut.txt.xz": (lzma.compress(BODY)[:-9], r"cannot be read \(Compressed file ended before"),
+    "cut.txt.bz2": (bz2.compress(BODY)[:-9], r"cannot be read \(Compressed file ended before"),
+    "cut.txt.zst": (zst(BODY)[:-9], r"cannot be read \(Truncated compressed stream\): copy"),
+    "junk.txt.gz": (BODY, r"cannot be read \(Not a gzipped file"),
+    "junk.txt.xz": (BODY, r"cannot be read \(Input format not supported"),
+    "junk.txt.bz2": (BODY, r"cannot be read \(Invalid data stream"),
+    "junk.txt.zst": (BODY, r"cannot be read \(ZSTD decompress failed"),
+    "hurt.txt.gz": (gzip.compress(BODY)[:40] + b"\xff" * 90, r"cannot be read \(Error -3 while"),
+    # rows and columns
+    "plain.jsonl": (f'{{"text": "{A}"}}\n\n{B}'.encode(), f"line 3 is '{B}', it must be like"),
+    "field.jsonl": (b'{"content": "x"}', r'line 1 is \'{"content": "x"}\', it must be like'),
+    "number.jsonl": (b'{"text": 5}', r'line 1 is \'{"text": 5}\', it must be like {"text": "…"}'),
+    "null.jsonl": (b'{"text": null}', "line 1 is"),
+    "list.jsonl": (b'["x"]', r"line 1 is '\[\"x\"\]'"),
+    "surrogate.jsonl": (b'{"text": "\\ud83d"}', "line 1 is"),
+    "junk.parquet": (BODY, r"cannot be read \(Parquet magic bytes not found"),
+    "cut.parquet": (table({"text": [A] * 99})[:-9], r"cannot be read \(Parquet magic bytes"),
+    "short.parquet": (b"PAR1", r"cannot be read \(Parquet file size is 4 bytes"),
+    "numbers.parquet": (table({"n": [1]}), r"has the columns n \(int64\): call the one with the t"),
+    "two.parquet": (table({"a": [A], "b": [B]}), r"the columns a \(string\), b \(string\): call"),
+    "bytes.parquet": (table({"text": [b"x"]}), r"has the columns text \(binary\): call"),
+}
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_a_text(name, refusal, out, tmp_path):
+    made, says = TEXT[name]
+    path, before = tmp_path / name, content(out)
+    made(path) if callable(made) else path.write_bytes(made)
+    line = refusal("00_teacher", {"text": str(path)})
+    assert str(path) in line and re.search(says, line), line
+    assert content(out) == before
+    (tmp_path / "under").exists() and (tmp_path / "under").chmod(0o700)
+
+
+# --- texts that are fine, and do not fit the other parameters
+
+FIT = {
+    "one document": (A, {}, r"val_share 0.1 of the text cannot be put aside: it is 1 documents"),
+    "two alike": (f"{A}\n\n{A}", {}, r"2 documents in 1 groups .*give more documents"),
+    "no share small enough": (f"{A}\n\n{B} {C}", {"confirm_share": 0.1}, "val_share 0.1 .*left"),
+    "none left to confirm on": (
+        f"{A * 9}\n\n{B}", {"val_share": 0.2, "confirm_share": 0.1}, "confirm_share 0.1 of the text"
+    ),
+    "too short to train on": (f"{A * 9}\n\n{B}", {"val_share": 0.2}, r"too high .*: lower it, or"),
+    "too short for a window": (
+        PROSE, {"context": 99_999},
+        r"the text for train makes [\d,]+ tokens, too few for one window of 99,999 \+ 1: give",
+    ),
+    "too short for a validation window": (
+        PROSE, {"context": 2_000, "val_share": 0.05},
+        r"the text for val makes \d+ tokens, too few for one window of 2,000 \+ 1: give more text",
+    ),
+    "too large a vocabulary": (
+        PROSE, {"vocab_size": 100_000}, "vocab_size 100000 does not fit .*: lower",
+    ),
+    "too small a vocabulary": (
+        "".join(map(chr, range(0x4E00, 0x4F00))) + f"{A}\n\n{B}", {"vocab_size": 300},
+        "vocab_size 300 does not fit this text .*: raise it",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIT)
+def test_a_text_that_does_not_fit_its_parameters(name, refusal, out, tmp_path):
+    body, given, says = FIT[name]
+    (tmp_path / "a.txt").write_text(body, encoding="utf8")
+    before = content(out)
+    line = refusal("00_teacher", {"text": str(tmp_path / "a.txt"), "val_share": 0.1} | given)
+    assert re.search(says, line), line
+    assert content(out) == before
+
+
+# --- token files: what → how a good folder is spoilt, what the line says
+
+
+def meta(**change):
+    def spoil(folder):
+        known = json.loads((folder / "meta.json").read_text()) | change
+        (folder / "meta.json").write_text(json.dumps({k: v for k, v in known.items() if v != ""}))
+
+    return spoil
+
+
+def cut(name, by):
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size - by)
+
+
+def ids(name, change, **promised):
+    def spoil(folder):
+        change(np.fromfile(folder / name, "<u4")).astype("<u4").tofile(folder / name)
+        meta(**promised)(folder)
+
+    return spoil
+
+
+def text_in(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def gone(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def closed(name):
+    return lambda folder: (folder / name).chmod(0)
+
+
+def other_tokenizer(folder):
+    data.train_tokenizer([f"{A} {B} {C} {i}" for i in range(99)], 330, folder / "tokenizer.model")
+
+
+def usual_tokenizer(folder):
+    with open(folder / "tokenizer.model", "wb") as model:  # SentencePiece's own default ids
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([A, B, C] * 9), model_writer=model, vocab_size=300,
+            model_type="bpe", byte_fallback=True, minloglevel=2,
+        )  # fmt: skip
+
+
+COUNT = "it must be a whole number above 0: copy or correct it"
+TOKENS = {
+    "no meta.json": (gone("meta.json"), "meta.json is not there: give a folder of tokens; 00_teac"),
+    "no train.bin": (gone("train.bin"), "train.bin is not there: a folder of tokens holds it"),
+    "no val.bin": (gone("val.bin"), "val.bin is not there: a folder of tokens holds it"),
+    "no tokenizer": (gone("tokenizer.model"), "r.model is not there: put a SentencePiece .model t"),
+    "closed meta.json": (closed("meta.json"), "Permission denied: .*meta.json"),
+    "closed val.bin": (closed("val.bin"), "Permission denied: '.*val.bin'"),
+    "half a meta.json": (text_in("meta.json", '{"vocab_size": 5'), r"meta.json is no JSON \(E"),
+    "a list for a meta.json": (text_in("meta.json", "[1]"), f"block_size is null, {COUNT}"),
+    "no vocab_size": (meta(vocab_size=""), f"meta.json: vocab_size is null, {COUNT}"),
+    "vocab_size as text": (meta(vocab_size="500 "), f'meta.json: vocab_size is "500 ", {COUNT}'),
+    "vocab_size 0": (meta(vocab_size=0), f"meta.json: vocab_size is 0, {COUNT}"),
+    "block_size −1": (meta(block_size=-1), f"meta.json: block_size is -1, {COUNT}"),
+    "train_tokens as text": (meta(train_tokens="all"), f'train_tokens is "all", {COUNT}'),
+    "cut short": (cut("train.bin", 400), r"has [\d,]+ bytes, by meta.json .* was cut short or its"),
+    "cut within a token": (cut("train.bin", 3), r"has [\d,]+ bytes, by meta.json [\d,]+ \("),
+    "cut, nothing promised": (
+        lambda f: (cut("train.bin", 3)(f), meta(train_tokens="")(f)), "the file was cut short or"
+    ),
+    "another dtype": (meta(dtype="uint16"), "its dtype is another; copy it again"),
+    "an unknown dtype": (meta(dtype="int64"), "dtype 'int64' in meta.json must be uint16 or uint3"),
+    "empty val.bin": (
+        ids("val.bin", lambda i: i[:0], val_tokens=""), "val.bin has 0 tokens, too few for one wind"
+    ),
+    "too short for a window": (
+        ids("val.bin", lambda i: i[:32], val_tokens=32), r"has 32 tokens, too few .* of 32 \+ 1: g"
+    ),
+    "an id beyond the vocabulary": (
+        ids("train.bin", lambda i: np.r_[i[:-1], 500]), "train.bin holds id 500, the vocabulary has"
+    ),
+    "a smaller vocabulary": (meta(vocab_size=300), r"holds id \d+, the vocabulary has 300: copy"),
+    "a larger vocabulary": (meta(vocab_size=600), "tokenizer.model has 500 pieces, .* is 600: giv"),
+    "nothing but zeros": (
+        ids("train.bin", np.zeros_like), r"train.bin holds no <eos> \(id 3\), which ends each line"
+    ),
+    "another tokenizer": (other_tokenizer, "tokenizer.model has 330 pieces, .* vocab_size is 500"),
+    "a tokenizer of other ids": (usual_tokenizer, "<eos> of .*tokenizer.model is id 2, it must"),
+    "no tokenizer but text": (text_in("tokenizer.model", "x"), "is not a SentencePiece .model"),
+    "a short mask": (text_in("val.mask.bin", "\1" * 9), r"val.mask.bin has 9 bytes, it must have"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_a_folder_of_tokens(name, good, refusal, out, tmp_path):
+    spoil, says = TOKENS[name]
+    shutil.copytree(good / "tokens", tmp_path / "tokens")
+    spoil(tmp_path / "tokens")
+    before = content(out)
+    line = refusal("00_teacher", {"tokens": str(tmp_path / "tokens")})
+    assert str(tmp_path / "tokens") in line and re.search(says, line), line
+    assert content(out) == before
+
+
+def test_the_run_folders_own_tokens_are_refused_and_survive(good, refusal, out):
+    shutil.rmtree(out / "tokens")
+    shutil.copytree(good / "tokens", out / "tokens")
+    before = content(out)
+    line = refusal("00_teacher", {"tokens": str(out / "tokens")})
+    assert "is the run's own folder: leave tokens empty, or change out" in line
+    assert content(out) == before
+
+
+# --- teachers: what → how a good folder is spoilt, what the line says
+
+
+def config(**change):
+    def spoil(folder):
+        known = json.loads((folder / "config.json").read_text()) | change
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in known.items() if v != ""}))
+
+    return spoil
+
+
+def weights(**change):
+    def spoil(folder):
+        path = folder / "model.safetensors"
+        known = load_file(path)
+        known |= {n.replace("_", "."): f(known.get(n.replace("_", "."))) for n, f in change.items()}
+        save_file({n: w for n, w in known.items() if w is not None}, path)
+
+    return spoil
+
+
+def llama(**shape):
+    known = dict(vocab_size=500, context=32, layers=1, heads=2, dim=32, mlp_dim=48)
+    return lambda folder: Llama(LlamaConfig(**known | shape)).save(folder)
+
+
+def pickled(folder):
+    gone("model.safetensors")(folder)
+    torch.save(Hostile(folder / "trace"), folder / "pytorch_model.bin")
+
+
+LLAMA = "config.json describes no Llama for this book"
+TEACHER = {
+    "an empty folder": (lambda f: (shutil.rmtree(f), f.mkdir()), "config.json is not there"),
+    "no config.json": (gone("config.json"), "config.json is not there: give a folder with a Huggi"),
+    "no weights": (gone("model.safetensors"), "holds no .safetensors: save the model in that form"),
+    "a pickle": (pickled, "holds no .safetensors: save the model in that format"),
+    "closed": (lambda f: f.chmod(0), r"teacher may not be read \(chmod -R"),
+    "half a config.json": (text_in("config.json", '{"vocab'), rf"{LLAMA} \(.*\): give upstream's"),
+    "a list for a config.json": (text_in("config.json", "[]"), LLAMA),
+    "closed config.json": (closed("config.json"), "Permission denied: .*config.json"),
+    "no hidden_size": (config(hidden_size=""), rf"{LLAMA} \(hidden_size is missing"),
+    "layers as a word": (config(num_hidden_layers="one"), LLAMA),
+    "half a layer": (config(num_hidden_layers=0.5), LLAMA),
+    "a negative width": (config(intermediate_size=-48), LLAMA),
+    "heads that do not divide": (config(num_attention_heads=5, head_dim=None), LLAMA),
+    "no heads": (config(num_attention_heads=0, num_key_value_heads=0, head_dim=0), LLAMA),
+    "another architecture": (
+        config(model_type="gpt2"), rf"{LLAMA} \(model_type is 'gpt2', only 'llama' is supported"
+    ),
+    "another activation": (config(hidden_act="gelu"), rf"{LLAMA} \(hidden_act is 'gelu', only"),
+    "scaled RoPE": (
+        config(rope_parameters="", rope_scaling={"type": "linear"}), rf"{LLAMA} \(RoPE scaling is"
+    ),
+    "a layer too few": (config(num_hidden_layers=2), "layers.1.* is missing, by its config it mus"),
+    "a layer too many": (
+        lambda f: (llama(layers=2)(f), config(num_hidden_layers=1)(f)),
+        "layers.1.* by its config it must be unknown",
+    ),
+    "another width": (config(intermediate_size=64), r"is \(32, 48\), by its config .*: weights"),
+    "cut short": (cut("model.safetensors", 99), "model.safetensors cannot be read .*: copy it aga"),
+    "no weights but text": (text_in("model.safetensors", "x"), "model.safetensors cannot be read"),
+    "closed weights": (closed("model.safetensors"), "Permission denied: .*model.safet"),
+    "a weight that is NaN": (
+        weights(model_norm_weight=lambda w: w * torch.nan), "norm.weight holds NaN or infinity: giv"
+    ),
+    "quantised": (
+        weights(model_norm_weight=lambda w: w.to(torch.int8)), "model.norm.weight is int8, a weight"
+    ),
+    "another vocabulary": (
+        llama(vocab_size=501), "the vocabulary of .* is 501, the tokens' is 500: give the tokens or"
+    ),
+    "a shorter context": (
+        llama(context=31), "the context of .* is 31, the tokens' is 32: give a shorter context"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEACHER)
+def test_a_teachers_folder(name, good, refusal, out, tmp_path):
+    spoil, says = TEACHER[name]
+    path, before = tmp_path / "teacher", content(out)
+    shutil.copytree(good / "teacher", path)
+    spoil(path)
+    line = refusal("00_teacher", {"tokens": str(good / "tokens"), "teacher": str(path)})
+    path.chmod(0o700)
+    assert str(path) in line and re.search(says, line), line
+    assert content(out) == before and not (path / "trace").exists()
+
+
+# --- checkpoints as upstream's: what → how a file is written at a path, what the line says
+
+
+class Hostile:
+    """Unpickling it writes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def upstream(config: dict | None = None, **change) -> dict:
+    """The right names and shapes, and no sense in the numbers."""
+    known = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 32}
+    shapes = {
+        "wte": (500, 32), "ln_f": (32,), "h.0.ln_1": (32,), "h.0.ln_2": (32,),
+        "h.0.attn.c_attn": (96, 32), "h.0.attn.c_proj": (32, 32), "h.0.mlp.w_gate": (48, 32),
+        "h.0.mlp.w_up": (48, 32), "h.0.mlp.w_down": (32, 48),
+    }  # fmt: skip
+    made = {name: torch.ones(shape) for name, shape in shapes.items()} | change
+    state = {f"transformer.{name}.weight": weight for name, weight in made.items()}
+    return {"model": state, "config": known | (config or {})}
+
+
+def saved(thing, share=1.0, **how):
+    def write(path):
+        torch.save(thing, path, **how)
+        os.truncate(path, int(share * path.stat().st_size))
+
+    return write
+
+
+NO = "is no checkpoint of tensors and plain values .*: give upstream's best.pt, or a Hugging Face"
+OWN = "best.pt: .*: give upstream's own best.pt"
+CHECKPOINT = {
+    "no file": (lambda p: None, "must be an existing Llama folder or .pt file: .* is not there"),
+    "empty": (Path.touch, NO),
+    "text": (lambda p: p.write_text("తెలుగు text, not tensors\n" * 100, encoding="utf8"), NO),
+    "closed": (lambda p: (saved(upstream())(p), p.chmod(0)), r"may not be read \(chmod"),
+    "cut at once": (saved(upstream(), 0.001), NO),
+    "cut in half": (saved(upstream(), 0.5), NO),
+    "cut at the end": (saved(upstream(), 0.999), NO),
+    "weights alone": (saved(upstream()["model"]), NO),
+    "a list": (saved([1, 2]), NO),
+    "a tensor": (saved(torch.zeros(3)), NO),
+    "no config": (saved({"model": upstream()["model"]}), NO),
+    "no weights": (saved({"model": None, "config": {}}), NO),
+    "the old format": (saved(upstream(), _use_new_zipfile_serialization=False), NO),
+    "hostile": (lambda p: torch.save(Hostile(p.parent / "trace"), p), NO),
+    "hostile beside weights": (
+        lambda p: torch.save(upstream() | {"optimizer": Hostile(p.parent / "trace")}, p), NO
+    ),
+    "a bare pickle": (
+        lambda p: p.write_bytes(pickle.dumps({"model": Hostile(p.parent / "trace")})), NO
+    ),
+    "n_layer as a word": (saved(upstream(config={"n_layer": "one"})), OWN),
+    "heads that do not divide": (saved(upstream(config={"n_head": 5})), OWN),
+    "no heads": (saved(upstream(config={"n_head": 0})), OWN),
+    "another width": (saved(upstream(config={"n_embd": 64})), OWN),
+    "a vector for a matrix": (saved(upstream(wte=torch.ones(500))), OWN),
+    "a number for a matrix": (saved(upstream(ln_f=5)), OWN),
+    "a weight that is infinite": (
+        saved(upstream(ln_f=torch.full((32,), torch.inf))),
+        "best.pt: norm.weight holds NaN or infinity: give an earlier checkpoint",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKPOINT)
+def test_a_teachers_checkpoint(name, good, refusal, out, tmp_path):
+    write, says = CHECKPOINT[name]
+    path, before = tmp_path / "best.pt", content(out)
+    write(path)
+    line = refusal("00_teacher", {"tokens": str(good / "tokens"), "teacher": str(path)})
+    assert str(path) in line and re.search(says, line), line
+    assert content(out) == before and not (tmp_path / "trace").exists()
+
+
+def test_the_hostile_checkpoints_are_hostile(tmp_path):
+    pickle.loads(pickle.dumps(Hostile(tmp_path / "trace")))
+    assert (tmp_path / "trace").exists()
+
+
+# --- parameters: notebook, what is given, what the line says (the value, the rule, the remedy)
+
+GIVEN = [
+    # names
+    ("01_distill", {"temprature": 2.0}, r"no parameter temprature: did you mean temperature\?"),
+    ("01_distill", {"lr": 1e-3}, r"no parameter lr: "),
+    ("01_distill", {"ce_wieght": "x"}, r"no parameter ce_wieght: did you mean ce_weight\?"),
+    ("01_distill", {"run": "02_hard_set", "share": 3}, r"a run of 02_hard_set, this is 01_distill"),
+    # types
+    ("01_distill", {"learning_rate": "fast"}, r"learning_rate = 'fast' is not a number: .*rate: 0"),
+    ("01_distill", {"batch_tokens": 2048.5}, r"batch_tokens = 2048\.5 is not a whole number"),
+    ("01_distill", {"batch_tokens": "2k"}, r"batch_tokens = '2k' is not a number"),
+    ("01_distill", {"seed": True}, r"seed = True is not a number"),
+    ("01_distill", {"epochs": None}, r"epochs = None is not a number"),
+    ("01_distill", {"epochs": "inf"}, r"epochs = 'inf' is not a number"),
+    ("01_distill", {"epochs": [1]}, r"epochs = \[1\] is not a number"),
+    ("01_distill", {"student": 50}, r"student = 50 is not text: put it in quotes"),
+    ("01_distill", {"student": False}, r"student = False is not text: put it in quotes"),
+    ("01_distill", {"redo": 1}, r"redo = 1 is not true or false: for example redo: false"),
+    # values
+    ("02_hard_set", {"share": 1.5}, r"share = 1\.5 must be above 0 and below 1: .*share: 0"),
+    ("02_hard_set", {"share": 0}, r"share = 0\.0 must be above 0"),
+    ("01_distill", {"temperature": 0}, r"temperature = 0\.0 must be above 0 and at most 100: for"),
+    ("01_distill", {"ce_weight": -0.1}, r"ce_weight = -0\.1 must be at least 0 and at most 1"),
+    ("01_distill", {"seed": -1}, r"seed = -1 must be at least 0"),
+    ("01_distill", {"shape": "student-50"}, r"shape = 'student-50' must be .*did you mean stude"),
+    ("01_distill", {"device": "gpu"}, r"device = 'gpu' must be auto, cpu, cuda"),
+    ("01_distill", {"student": "../50m"}, r"student = '\.\./50m' must be a name of"),
+    ("01_distill", {"student": "teacher"}, r"student = 'teacher' is the teacher's name too"),
+    ("01_distill", {"out": " "}, r"out = ' ' must be the path of a run folder"),
+    ("00_teacher", {"context": 4}, r"context = 4 must be at least 8"),
+    ("00_teacher", {"vocab_size": 100}, r"vocab_size = 100 must be at least 300"),
+    ("00_teacher", {"val_share": 0.5}, r"val_share = 0\.5 must be above 0 and below 0\.5"),
+    ("00_teacher", {"tokenizer": "a.json"}, r"tokenizer = 'a\.json' must be .*ends in \.model"),
+    ("03_lora", {"hard_set": "../a.json"}, r"hard_set = '\.\./a\.json' must be the name of"),
+    ("03_lora", {"windows": "rand"}, r"windows = 'rand' must be .*did you mean random\?"),
+    ("03_lora", {"rank": 0}, r"rank = 0 must be at least 1"),
+    ("03_lora", {"lora_scale": 32, "rank": 16}, r"= 32 at rank .*lora_alpha 512.*lora_scale: 2,"),
+    ("04_merge_eval", {"resamples": 10}, r"resamples = 10 must be at least 100"),
+    # paths
+    ("00_teacher", {"text": "README.md nowhere.txt"}, r"nowhere\.txt is not there"),
+    ("00_teacher", {"tokens": "README.md"}, r"must be an existing folder.*README\.md is not one"),
+    ("00_teacher", {"tokenizer": "no.model"}, r"tokenizer = 'no\.model' must be an existing"),
+    ("01_distill", {"out": "README.md"}, r"out = 'README\.md' must be a folder: .*is no folder; g"),
+    ("01_distill", {"out": "README.md/x"}, r"README\.md is no folder; give another"),
+    # together
+    ("00_teacher", {"text_characters": 0}, r"text_characters = 0 and no text or tokens: give one"),
+    ("00_teacher", {"text": "tests", "tokens": "tests"}, r"tokens = 'tests': give one of the two"),
+    ("00_teacher", {"teacher": "tests"}, r"teacher = 'tests' reads only .*: give tokens, or"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("notebook, given, says", GIVEN, ids=lambda v: str(v)[:40])
+def test_a_parameter(notebook, given, says, refusal, out):
+    before = content(out)
+    line = refusal(notebook, given)
+    assert re.search(says, line), line
+    assert content(out) == before and not (out / "state").exists()
+
+
+def test_a_folder_that_may_not_be_written(refusal, tmp_path):
+    (tmp_path / "closed").mkdir(0o500)
+    line = refusal("01_distill", {"out": str(tmp_path / "closed/a/b")})
+    assert f"must be a folder: {tmp_path / 'closed'} may not be written here; give another" in line
+    assert not list((tmp_path / "closed").iterdir())
+
+
+# --- run folders: notebook, how a good one is spoilt, what the line says
+
+FOLDER = [
+    ("01_distill", lambda out: shutil.rmtree(out / "tokens"), "needs .*tokens, which is not there: "
+     "`make book PROFILE=smoke OUT=.* ONLY=01_distill-50m` makes it"),
+    ("01_distill", lambda out: cut("train.bin", 4)(out / "tokens"), "the file was cut short"),
+    ("01_distill", lambda out: cut("model.safetensors", 4)(out / "models/teacher"), "cannot be"),
+    ("02_hard_set", lambda out: None, "needs .*models/50m, which is not there: `make book"),
+    ("03_lora", lambda out: None, "needs .*models/50m, .*hard_set.json, which is not there: `make"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("notebook, spoil, says", FOLDER)
+def test_a_run_folder(notebook, spoil, says, good, refusal, out):
+    for name in ("tokens", "models/teacher"):
+        shutil.rmtree(out / name)
+        shutil.copytree(good / Path(name).name, out / name)
+    spoil(out)
+    before = content(out)
+    line = refusal(notebook, {})
+    assert re.search(says, line), line
+    assert content(out) == before
+
+
+# --- a full disk: bytes that a file may have, what there is no room for
+
+FULL = [(1_000, "/model"), (12_000, "out/tokens"), (100_000, "out/models/teacher")]
+
+
+@pytest.mark.parametrize("size, says", FULL)
+@pytest.mark.filterwarnings("ignore:.*is not written, the one before stays")
+def test_a_full_disk(size, says, good, refusal, out):
+    before = content(out)
+    with full_disk(size):
+        line = refusal("00_teacher", {"text": str(good / "text.txt"), "epochs": 0.1})
+    assert re.search(rf"no room for \S*{says}: no file may be larger than {size:,} bytes", line)
+    after = content(out)
+    if "models" in says:  # all before it was done, and is whole
+        assert data.open_tokens(out / "tokens").vocab_size == 500
+        after = {n: c for n, c in after.items() if not n.startswith(("tokens", "tables", "logs"))}
+        before.pop("tokens/train.bin")
+    assert after == before
+
+
+def test_a_full_disk_says_how_much_is_free_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "scores.npz"
+    path.write_bytes(b"old")
+    (tmp_path / ".scores.npz.new").symlink_to("/dev/full")
+    with pytest.raises(OSError) as error:
+        data.write_whole(path, b"new")
+    free = shutil.disk_usage(tmp_path).free / 2**20
+    said = re.fullmatch(
+        rf"no room for {path}: ([\d,.]+) MiB are free, more is needed; make room, or "
+        r"give a run folder on another disk \(out, OUT=\)", str(error.value),
+    )  # fmt: skip
+    assert float(said[1].replace(",", "")) == pytest.approx(free, rel=0.2)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 300 KiB."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", tmp_path]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here: it takes root")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("name", ["teacher", "scores.npz"])
+def test_a_disk_that_is_too_small_keeps_what_it_has(name, small_disk):
+    llama()(small_disk / "teacher")
+    (small_disk / "scores.npz").write_bytes(bytes(99_000))
+    before, free = content(small_disk), shutil.disk_usage(small_disk).free / 2**20
+    assert free > 0.06
+    with pytest.raises(OSError) as error:
+        if name == "teacher":
+            llama(dim=96)(small_disk / name)
+        else:
+            data.write_whole(small_disk / name, bytes(300_000))
+    said = f"no room for {small_disk / name}: {free:.1f} MiB are free, more is needed"
+    assert said in str(error.value)
+    assert content(small_disk) == before
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path):
+    (tmp_path / "tokens").mkdir()
+    with pytest.raises(FileNotFoundError), data.whole_folder(tmp_path / "tokens") as beside:
+        beside.rmdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
+
+
+def test_other_errors_of_writing_stay_what_they_are(tmp_path):
+    with pytest.raises(KeyError), files.replacing(tmp_path / "a", tmp_path / ".a.new"):
+        (tmp_path / ".a.new").write_text("half")
+        raise KeyError("a mistake")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_full_for_a_while_ends_no_training_and_no_run_is_called_done(out, monkeypatch):
+    monkeypatch.setattr(runs, "_latest", None)
+    monkeypatch.chdir(REPOSITORY)
+    this = runs.start("00_teacher", SMALL | {"out": str(out)})
+    net = Llama(LlamaConfig(vocab_size=50, layers=1, heads=2, dim=8, mlp_dim=8))
+    record = book._log(this, "a", net, None, 32, train.Recipe(ce_weight=1.0))
+    record({"step": 1})
+    before = content(out)
+    this.progress(1, 5)
+    with full_disk(100):
+        this.progress(5, 5)  # the last is always said
+        record({"step": 5})
+        with pytest.raises(OSError, match=r"no room for .*results/00_teacher.json: no file may be"):
+            this.finish()
+    assert runs.state(out, "00_teacher")["step"] == 1
+    this.progress(5, 5)
+    assert runs.state(out, "00_teacher")["step"] == 5
+    this.detach()
+    assert content(out) == before
+
+
+# --- how it is told elsewhere
+
+WORDS = [  # of `make book`, which are those of python -m tdlib.graph book
+    (["PROFILE=tny"], r"PROFILE=tny has no runs in .*: did you mean tiny\?"),
+    (["ONLY=03_lorra"], r"03_lorra is no run of params/tiny: did you mean 03_lora-"),
+    (["REDO=50m"], r"50m is no run of params/tiny: did you mean .*50m"),
+    (
+        ["TEXT=nowhere.txt"],
+        r"params/tiny/00_teacher.yaml: text = 'nowhere.txt' must be .*not there",
+    ),
+    (
+        ["TOKENS=Makefile"],
+        r"params/tiny/00_teacher.yaml: tokens = 'Makefile' .*is not one; correct",
+    ),
+    (
+        ["TEACHER=tests"],
+        r"params/tiny/00_teacher.yaml: teacher = 'tests' reads only .*: give token",
+    ),
+    (
+        ["OUT=Makefile/x"],
+        r"out = 'Makefile/x' must be a folder: .*Makefile is no folder; give anoth",
+    ),
+    (["OUT=/proc/x"], r"No such file or directory: '/proc/x'"),
+]
+
+
+@pytest.mark.parametrize("words, says", WORDS, ids=str)
+def test_make_book(words, says, capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    before = sorted(os.listdir("outputs"))
+    assert graph.main(["book", *words]) == 1
+    said = capsys.readouterr()
+    line, end, rest = said.out.partition("\n")
+    assert re.search(says, line) and (end, rest, said.err) == ("\n", "", ""), said
+    assert sorted(os.listdir("outputs")) == before
+
+
+def test_plain_papermill_and_the_failed_page_end_in_the_line(tmp_path):
+    """The real thing: a kernel, papermill's own command, and the page that is made of it."""
+    text, out = tmp_path / "wide.txt", tmp_path / "out"
+    text.write_bytes(A.encode("utf-16"))
+    command = [sys.executable, "-m", "papermill", REPOSITORY / "notebooks/00_teacher.ipynb"]
+    command += [out / "00_teacher.ipynb", "-k", "python3", "-p", "text", text, "-p", "out", out]
+    out.mkdir()
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    line = f"ValueError: {text} is not UTF-8 (byte 0): convert it, iconv -f UTF-16 -t UTF-8"
+    assert done.returncode == 1
+    assert re.sub(r"\x1b\[[\d;]*m", "", done.stderr).strip().splitlines()[-1] == line
+    from tdlib import report  # slow to import
+
+    report.page(out, "00_teacher")
+    html = (out / "00_teacher.html").read_text(encoding="utf8")
+    plain = " ".join(re.sub(r"<[^>]*>", "", html).split())
+    assert plain.count(line) == 2 and "Traceback" not in plain  # in its head and at its cell
+    assert not (out / "tokens").exists()
+
+
+# --- what looks bad and is good
+
+
+def test_a_path_with_spaces_is_one_path_and_several_are_several(tmp_path, monkeypatch):
+    monkeypatch.setattr(parameters, "ROOT", tmp_path)
+    for name in ("my book.txt", "a.txt", "b.txt"):
+        (tmp_path / name).write_bytes(BODY)
+    assert parameters.texts("my book.txt") == ["my book.txt"]
+    assert parameters.texts("a.txt b.txt") == ["a.txt", "b.txt"]
+    assert parameters.texts("") == []
+    assert graph._default_out("tiny", "my book.txt") == "outputs/tiny-my_book"
+    assert graph._default_out("tiny", "a.txt b.txt") == "outputs/tiny-a+b"
+
+
+def test_there_are_as_many_rows_as_were_asked_for():
+    rows = itertools.chain(TEXT, FIT, TOKENS, TEACHER, CHECKPOINT, GIVEN, FOLDER, FULL, WORDS)
+    assert len(list(rows)) >= 60 and len(TEACHER) + len(CHECKPOINT) >= 20
