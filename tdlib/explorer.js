@@ -36,6 +36,9 @@ function hardSetSliders(section, at, moved) {
     });
     moved(at, count);
   };
+  // JupyterLab leaves the arrows to what has this attribute, but would no longer save on Ctrl+S
+  window.addEventListener("keydown", ({target, ctrlKey, metaKey}) => section.contains(target)
+    && target.toggleAttribute("data-lm-suppress-shortcuts", !ctrlKey && !metaKey), true);
   for (const input of inputs) {
     input.parentElement.hidden = false;
     input.addEventListener("input", () => show(at = [input.name, +input.value]));
@@ -75,6 +78,7 @@ function hardSetInJupyter({model, el}) {
     at = now;
     button.disabled = count === 0;
     if (String(at) === String(model.get("at"))) return;
+    done.textContent = "";  // it was said of another line
     texts.ariaBusy = "true";
     clearTimeout(rest);
     rest = setTimeout(ask, 150);

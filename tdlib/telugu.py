@@ -1,56 +1,46 @@
 """Telugu prose from a seeded grammar: sounds, word forms, clauses, sentences, documents.
 
-Words, endings and sentence patterns are data (telugu_words.yaml), the rules are here. A topic has
-scripts, events in the order in which they happen; a paragraph follows one script with one hero and
-one tense, so that what comes next can be guessed. About one sentence in 66 holds a rare
-construction, each kind with its own regular form, and its position is reported.
-
-Person codes: 1s I, 1p we, 2s you, 2p you (all), 3m he, 3f she, 3n it, 3p they (people), 3q things.
+Words, endings, sentence patterns and stories are data (telugu_words.yaml), the rules are here. A
+document has a topic, a place and a few people. Most paragraphs follow a script, events in the order
+in which they happen, with one hero and one tense, so that what comes next can be guessed; others
+report. About one sentence in 60 holds a rare construction, each kind with its own regular form.
 """
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import yaml
 
 from tdlib.text import Document
 
 
-def load() -> dict:
-    """The word list. A string under a key is a list of words; a list there stays as it is."""
-
-    def split(node: object) -> object:
-        if isinstance(node, dict):
-            return {key: split(value) for key, value in node.items()}
-        if isinstance(node, str):
-            return [w if w.isascii() else w.replace("_", " ") for w in node.split()]
-        return node
-
-    path = Path(__file__).with_name("telugu_words.yaml")
-    return split(yaml.safe_load(path.read_text(encoding="utf-8")))
+def read(node: object) -> object:
+    """The word list: a string under a key is a list of words, a list there stays as it is."""
+    if isinstance(node, dict):
+        return {key: read(value) for key, value in node.items()}
+    if isinstance(node, str):
+        return [w if w.isascii() else w.replace("_", " ") for w in node.split()]
+    return node
 
 
-WORDS = load()
+WORDS = read(yaml.safe_load(Path(__file__).with_name("telugu_words.yaml").read_text("utf-8")))
 # letter of a vowel → its sign on a consonant; a consonant without a sign carries "a"
 VOWELS = dict(zip("అఆఇఈఉఊఋఎఏఐఒఓఔ", ["", *"ాిీుూృెేైొోౌ"], strict=True))
 SIGNS = set(VOWELS.values()) - {""}
-RARE_EVERY = (40, 92)  # sentences from one rare construction to the next: 1.5 % on average
+RARE_EVERY = (33, 77)  # sentences of stories from one rare construction to the next
 
 
-@dataclass(frozen=True)
-class Rare:
+class Rare(NamedTuple):
     kind: str
     document: int  # number of the document, from 0
     line: int  # number of the line in it, from 0
     text: str  # the sentence
-
-
-# Sounds
 
 
 def join(stem: str, ending: str) -> str:
@@ -59,14 +49,10 @@ def join(stem: str, ending: str) -> str:
 
 
 def sandhi(match: re.Match) -> str:
-    """first+second: short u or i gives way to a vowel, వారు+అందరు → వారందరు; a bare consonant
-    takes it, మాయ్+అమ్మ → మాయమ్మ."""
+    """first+second: a vowel, or nothing, gives way to a vowel: వారు+అందరు, మాయ్+అమ్మ → మాయమ్మ."""
     first, second = match.groups()
-    return (
-        join(first[:-1], VOWELS[second[0]] + second[1:])
-        if second[0] in VOWELS
-        else join(first, second)
-    )
+    stem = re.sub("ం$", "మ", first).rstrip("".join(SIGNS) + "్")
+    return stem + VOWELS[second[0]] + second[1:] if second[0] in VOWELS else join(first, second)
 
 
 def soften(match: re.Match) -> str:
@@ -75,11 +61,7 @@ def soften(match: re.Match) -> str:
     return first + second[0].translate(str.maketrans("కచటతప", "గసడదవ")) + second[1:]
 
 
-# Nouns
-
-
-@dataclass(frozen=True)
-class Noun:
+class Noun(NamedTuple):
     word: str
     oblique: str  # what endings and postpositions attach to
     plural: str  # "" for a mass noun
@@ -89,6 +71,7 @@ class Noun:
 PLURAL = {"ె?ం$": "ా", "ట్టు$": "ట్", "డ్డు$": "డ్", "ుడు$": "ు", "ాడు$": "ాళ్", "(?<!య)ి$": "ు"}
 
 
+@lru_cache(maxsize=10_000)
 def read_noun(entry: str) -> Noun:
     """An entry of the word list, its missing forms filled in by its ending: పుస్తకం, పుస్తకాలు."""
     only, mass = entry.endswith("+"), entry.endswith("*")
@@ -104,123 +87,103 @@ def read_noun(entry: str) -> Noun:
 
 
 NOUNS = {kind: [read_noun(entry) for entry in words] for kind, words in WORDS["nouns"].items()}
-AFTER = {
-    "m": " మీద",
-    "t": "తో",
-    "l": "లో",
-    "f": " నుండి",
-    "g": " గురించి",
-    "k": " కోసం",
-    "v": " దగ్గర",
-    "x": "",
-}
 
 
 @lru_cache(maxsize=100_000)
-def decline(noun: Noun, case: str, plural: bool = False) -> str:
+def decline(noun: Noun, case: str, many: str = "") -> str:
     """One case: n subject, a object, d to, l in, t with, f from, g about, k for, v near, x of.
     Endings follow the vowel before them: ని, కి after i, ను, కు elsewhere; -ం nouns have -ాన్ని, -ానికి."""
+    after = WORDS["after"].get(case, [""])[0]
     if noun.word in WORDS["pronouns"]:
         whom, to, stem, _ = WORDS["pronouns"][noun.word]
-        return {"n": noun.word, "a": whom, "d": to}.get(case) or stem + AFTER[case]
-    plural = plural or noun.only
+        return {"n": noun.word, "a": whom, "d": to}.get(case) or stem + after
+    plural = noun.only or (many == "+" and bool(noun.plural))
     if case == "n":
         return noun.plural if plural else noun.word
     stem = noun.plural[:-1] if plural else noun.oblique  # plural -లు has the oblique -ల
-    if case in "ad" and stem.endswith("ం"):
-        return join(stem[:-1], {"a": "ాన్ని", "d": "ానికి"}[case])
     if case in "ad":
-        return stem + {"a": "నిను", "d": "కికు"}[case][slice(0, 2) if stem[-1] in "ిీ" else slice(2, 4)]
-    if case == "l" and stem in ("ఇంటి", "ఏటి"):
-        return stem[:-2] + "ట్లో"
-    return stem + AFTER[case]
+        ends = "ాన్ని ానికి" if stem[-1] == "ం" else "ని కి" if stem[-1] in "ిీ" else "ను కు"
+        return join(stem.removesuffix("ం"), ends.split()["ad".index(case)])
+    return re.sub("^(ఇం|ఏ)టిలో$", r"\1ట్లో", stem + after)
 
 
-# Verbs
-
-
-def read_verbs() -> dict[str, dict[str, str]]:
-    """The principal parts of every verb, by its dictionary form."""
+def read_verb(verb: str, kind: str) -> dict[str, object]:
+    """The principal parts of a verb, by the rule of its class, what follows from them; traits."""
     names = ["infinitive", "converb", "past", "nonpast", "imperative", "participle", "it"]
-    table = {}
-    for kind, verbs in WORDS["verbs"].items():
-        rule = WORDS["verb_classes"][kind]
-        for verb in verbs:
-            stem = verb.removesuffix(rule["cite"][0])
-            part = dict(zip(names, [join(stem, part) for part in rule["parts"]], strict=False))
-            table[verb] = {"participle": part["converb"] + "న", "it": part["converb"] + "ంది"}
-            table[verb] |= part | derived_parts(part) | {"cite": verb}
-    return table
-
-
-def derived_parts(part: dict[str, str]) -> dict[str, str]:
-    infinitive, converb, nonpast = part["infinitive"], part["converb"], part["nonpast"]
+    rule = WORDS["verb_classes"][kind]
+    parts = [join(verb.removesuffix(rule["cite"][0]), part) for part in rule["parts"]]
+    infinitive, converb, past, nonpast, imperative, *_ = parts
     open_ = re.sub("(?<![ంు])డుత$", "డత", nonpast)  # పెడుతుంది but పెడతాడు
-    if nonpast.endswith(("స్త", "ంట", "ోత", "ళ్త")):
+    condition = converb + "తే"  # దున్నితే, but చేస్తే, చెబితే, పెడితే
+    if re.search("(స్త|ంట|ోత|ళ్త)$", nonpast):
         condition = nonpast + "ే"
-    else:  # చెబుత → చెబితే, పెడుత → పెడితే; otherwise from the converb, దున్నితే
-        short = converb.endswith("ట్టి") or nonpast.endswith("బుత")
-        condition = re.sub("ుత$", "ితే", nonpast) if short else converb + "తే"
-    lets = re.sub("స్త$", "ద్త", open_).replace("ంట", "ంత")[:-1] + "దాం"  # చేద్దాం, తిందాం
-    return {
-        "glide": infinitive + "వ" if infinitive[-1] in "ోాే" else infinitive,  # రా + ాలి → రావాలి
-        "open": open_,
-        "condition": condition,
-        "lets": lets,
-        "old": re.sub("ుని$", "ొని", converb),
-        "polite": "ర" if infinitive == "రా" else infinitive,
-    }
+    elif converb.endswith("ట్టి") or nonpast.endswith("బుత"):
+        condition = re.sub("ుత$", "ితే", nonpast)
+    short = str.maketrans("ేీోూ", "ెిొు")  # చే-, but చెయ్యి
+    given = {"participle": converb + "న", "it": converb + "ంది"} | dict(
+        zip(names, parts, strict=False)
+    )
+    return (
+        given
+        | {
+            "cite": verb,
+            "glide": infinitive + "వ" if infinitive[-1] in "ోాే" else infinitive,  # రా + ాలి → రావాలి
+            "open": open_,
+            "condition": condition,
+            "lets": re.sub("స్త$", "ద్త", open_).replace("ంట", "ంత")[:-1] + "దాం",  # చేద్దాం, తిందాం
+            "habit": join(past if past.endswith("య్య") else converb, "ే"),  # చేసే, మొదలయ్యే
+            "old": re.sub("ుని$", "ొని", converb),
+            "polite": re.sub("రా$", "ర", infinitive),
+            "do": re.sub("([ేీోూ])యి$", lambda m: m[1].translate(short) + "య్యి", imperative),
+            "traits": {t if verb in verbs else "-" + t for t, verbs in WORDS["traits"].items()},
+        }
+    )
 
 
-VERBS = read_verbs()
+VERBS = {verb: read_verb(verb, kind) for kind, verbs in WORDS["verbs"].items() for verb in verbs}
 
 
 @lru_cache(maxsize=100_000)
 def conjugate(verb: str, form: str, person: str = "3n") -> str:
-    """One form of the word list's table; "she" and "it" share theirs (వచ్చింది)."""
-    if person in ("3f", "3n") and form + "_it" in WORDS["forms"]:
-        form += "_it"
-    part, ending = WORDS["forms"][form]
-    return join(VERBS[verb][part], ending if isinstance(ending, str) else ending[person])
+    """One form of the word list's table; "she" and "it" mostly share theirs (వచ్చింది)."""
+    forms, code = WORDS["forms"], {"3f": "3n", "1f": "1s"}.get(person, person)
+    part, ending = forms.get(f"{form}_{code}") or forms[form]
+    ending = (ending.get(person) or ending[code]) if isinstance(ending, dict) else ending
+    return join(VERBS[verb][part], "".join(ending))
 
 
-# Clauses
-
-
-@dataclass(frozen=True)
-class Who:
+class Who(NamedTuple):
     noun: Noun
     person: str  # of their verbs
     pronoun: str
     role: str = ""  # రైతు, said before the name
 
 
-@dataclass(frozen=True)
-class Event:
-    subject: str  # "" for the hero
-    plural: bool
+class Event(NamedTuple):
     args: list[str]
     verb: str
+    mark: str = ""  # > done in order to do the next one, ! not on purpose
+    mine: bool = False  # done by the hero: no argument is a subject
 
 
 @dataclass
 class Scene:
-    """What a paragraph holds fast: topic, people, tense, and the few things it comes back to."""
+    """What a paragraph holds fast: topic, tense, people, things, and what has been said of them."""
 
     rng: Random
     topic: dict
     tense: str
     who: dict[str, Who]  # hero, friend, doer …
-    script: list[Event]
-    pool: dict[str, list[Noun]]  # the nouns of a class that this paragraph knows
+    nouns: dict[str, Noun]  # class → its one noun here
+    script: list[Event] = field(default_factory=list)
+    seen: dict[str, tuple[int, str]] = field(default_factory=dict)  # when, and what was done to it
+    told: set[str] = field(default_factory=set)  # templates and links so far
     said: int = 0  # sentences so far
-    named: int = -1  # the sentence that last had the hero's name
+    clear: bool = False  # the hero did the last thing, and may be left out
 
 
-def read_event(text: str) -> Event:
-    subject, _, rest = text.rpartition(": ")
-    *args, verb = rest.split()
-    return Event(subject.rstrip("+"), subject.endswith("+"), args, verb)
+CHOICE = re.compile(r"\(([^(){}]*)\)|\{([^(){}]*)\}")
+NOUN = re.compile(r"([^\s.]+?)([+*]?)\.([a-z])")  # class, several or a list of them, case
 
 
 def zipf(rng: Random, words: Sequence) -> object:
@@ -228,256 +191,271 @@ def zipf(rng: Random, words: Sequence) -> object:
     return words[int(1.5 * (len(words) / 1.5 + 1) ** rng.random() - 1.5)]
 
 
-def pick(scene: Scene, kind: str) -> Noun:
-    if kind not in scene.pool:
-        size = 1 if kind in WORDS["constant"] else 3
-        scene.pool[kind] = [zipf(scene.rng, NOUNS[kind]) for _ in range(size)]
-    return scene.rng.choice(scene.pool[kind])
+def expand(rng: Random, text: str) -> str:
+    """(a|b) is one of them or nothing, {a|b} one of them, from the inside out."""
+    while found := CHOICE.search(text):
+        options = (found[1] or found[2] or "").split("|")
+        word = "" if found[2] is None and rng.random() < 0.5 else rng.choice(options)
+        text = text[: found.start()] + word + text[found.end() :]
+    return text
 
 
-def number(rng: Random, most: int) -> str:
-    n = rng.randint(2, most)
-    if n < 20:
-        return WORDS["units"][n - 1]
-    tens = WORDS["tens"][n // 10 - 2]
-    return f"{tens} {WORDS['units'][n % 10 - 1]}" if n % 10 and n % 3 else str(n)
+def read_event(text: str) -> Event:
+    *args, verb = text.strip("?>! ").split()
+    mine = not any(arg.endswith(".n") for arg in args)
+    return Event(args, verb, re.search("[>!]?$", text)[0], mine)
 
 
-def phrase(scene: Scene, kind: str, case: str, plural: bool, own: str) -> str:
-    """A noun with at most one word before it: adjective, number, this or that, somebody's own."""
-    rng, noun, chance = scene.rng, pick(scene, kind), scene.rng.random()
-    simple = kind in WORDS["plain"] or kind in WORDS["people"] or not noun.plural
-    counted = case == "o" and noun.plural and kind in WORDS["counted"]
-    plural = noun.only or (bool(noun.plural) and (plural or (counted and rng.random() < 0.3)))
-    adjectives = WORDS["adjectives"].get(kind) or ([] if simple else WORDS["adjectives"]["thing"])
-    before = definite = ""
-    if adjectives and chance < 0.22:
-        before = zipf(rng, adjectives)
-    elif counted and plural and not noun.only and chance < 0.36:
-        before = number(rng, 12)
-    elif not simple and chance < 0.44:
-        before = definite = rng.choice(["ఆ", "ఆ", "ఈ"])
-    elif own and case in "oa" and kind in WORDS["owned"] and chance < 0.56:
-        before = definite = own
-    if case == "o":  # people, animals and definite things take the ending, others often stand bare
-        marked = kind in WORDS["animate"] or (definite and rng.random() < 0.6)
-        case = "a" if marked else "n"
-    return f"{before} {decline(noun, case, plural)}".strip()
+def number(rng: Random, how: str, low: int, high: int) -> str:
+    """d as drawn; n round, and below a hundred often in words; heads of people: ముగ్గురు."""
+    n = rng.randint(low, high)
+    if how == "d" or (how == "heads" and n < 8):
+        return str(n) if how == "d" else WORDS["heads"][n - 2]
+    step = 5 * 10 ** max(0, len(str(high)) - 2)
+    n = n if n < 20 else max(low, n // step * step)
+    words = WORDS["numbers"][n - 1] if n < 100 and rng.random() < 0.6 else f"{n:,}"
+    return words + " మంది" * (how == "heads")
+
+
+def the(scene: Scene, kind: str) -> Noun:
+    """The one noun of its class in this paragraph; fruit2 is another fruit."""
+    if kind not in scene.nouns:
+        words, taken = NOUNS[kind.rstrip("123")], scene.nouns.values()
+        scene.nouns[kind] = zipf(scene.rng, [w for w in words if w not in taken] or words)
+    return scene.nouns[kind]
+
+
+def bare(scene: Scene, kind: str, many: str, case: str) -> str:
+    """A noun by itself, or a list of two or three: వంకాయలు, టమాటాలు; వంకాయలూ టమాటాలూ."""
+    if many != "*":
+        return decline(the(scene, kind), case, many)
+    kinds = [kind, kind + "2", kind + "3"][: scene.rng.randint(2, 3)]
+    words = [decline(the(scene, kind), case, "+") for kind in kinds]
+    if all(word.endswith("లు") for word in words) and scene.rng.random() < 0.5:
+        return " ".join(word[:-1] + "ూ" for word in words)
+    return ", ".join(words)
+
+
+def phrase(scene: Scene, kind: str, many: str, case: str, own: str, verb: str) -> str:
+    """A noun, at first with an adjective, a number, an owner, then ఆ or కొన్న (bought); a pronoun."""
+    if many == "*":
+        return bare(scene, kind, many, "n" if case == "o" else case)
+    rng, noun, chance, before = scene.rng, the(scene, kind), scene.rng.random(), ""
+    plural = decline(noun, "n", many) == noun.plural
+    people = kind in WORDS["people"]
+    thing = not people and kind not in WORDS["plain"]
+    said, deed = scene.seen.get(kind, (-9, ""))
+    scene.seen[kind] = (scene.said, deed)
+    was = conjugate(deed, "who_did") if deed not in ("", verb) else ""  # not "sold the sold pot"
+    if case != "n" and (said == scene.said or (said == scene.said - 1 and chance < 0.3)):
+        if thing or (people and plural):
+            pronoun = "వారు" if people else "అవి" if plural else "అది"
+            return decline(read_noun(pronoun), "a" if case == "o" else case)
+    if said < 0:
+        if kind in WORDS["adjectives"] and chance < 0.3:
+            before = zipf(rng, WORDS["adjectives"][kind])
+        elif kind in WORDS["counted"] and plural and not noun.only and case == "o":
+            before = number(rng, "n", 2, 12) if chance < 0.6 else ""
+        elif own and kind in WORDS["owned"] and case in "oa" and chance < 0.7:
+            before = own
+        elif thing and noun.plural and not plural and case in "on" and chance > 0.8:
+            before = "ఒక"
+    elif thing and chance < 0.85:
+        before = was if was and case in "oad" and chance < 0.6 else "ఆ"
+    if case == "o":  # people, animals and what is known take the ending, others often stand bare
+        known = before and before in (own, was, "ఆ") and rng.random() < 0.6
+        case = "a" if known or kind in WORDS["animate"] else "n"
+    return f"{before} {decline(noun, case, many)}".strip()
 
 
 def name(scene: Scene, who: Who, case: str) -> str:
-    """A person in a case, the hero sometimes by a pronoun once the name has been said."""
-    if who is scene.who["hero"]:
-        if scene.named == scene.said or (scene.named >= 0 and scene.rng.random() < 0.5):
-            return decline(read_noun(who.pronoun + "*"), case)
-        scene.named = scene.said
-    return decline(who.noun, case)
+    """A person in a case: at first with the role, the hero later sometimes by a pronoun."""
+    hero, said = scene.who["hero"], scene.seen.get(who.noun.word, (-1, ""))[0]
+    if who is hero and said >= 0:
+        clear = scene.clear or who.person != "3n"  # among animals "it" may be any of them
+        if said == scene.said or (clear and scene.rng.random() < 0.6):
+            scene.seen[who.noun.word] = (scene.said, "")
+            return decline(read_noun(who.pronoun), case)
+    scene.seen[who.noun.word] = (scene.said, "")
+    role = who.role if said < 0 and scene.rng.random() < 0.8 else ""
+    if role and who is scene.who["friend"]:  # "own" only where the friend is not the subject
+        role = f"{WORDS['pronouns'][hero.pronoun][2 if case == 'n' else 3]} {role}"
+    return f"{role} {decline(who.noun, case)}".strip()
 
 
-def arguments(scene: Scene, args: list[str], own: str) -> list[str]:
-    out = []
-    for arg in args:
-        kind, _, case = arg.partition(".")
-        if kind == "*":
-            out.append(name(scene, scene.who["hero"], case))
-        elif case:
-            out.append(phrase(scene, kind.rstrip("+"), case, kind.endswith("+"), own))
+def clause(scene: Scene, event: Event, form: str, who: Who) -> str:
+    """Arguments and verb. The hero is not named; another subject is, and the verb agrees."""
+    words, own = [], WORDS["pronouns"][who.pronoun][3] if event.mine else "తమ"
+    for arg in event.args:
+        found = NOUN.fullmatch(arg)
+        kind, many, case = found.groups() if found else ("", "", "")
+        if kind in scene.who:
+            words.append(name(scene, scene.who[kind], case))
+            who = scene.who[kind] if case == "n" else who
+        elif case == "n":
+            word, who = subject(scene, kind, many)
+            words.append(word)
+        elif found:
+            words.append(phrase(scene, kind, many, case, own, event.verb))
+            if case == "o" and who is scene.who["hero"] and "made" in VERBS[event.verb]["traits"]:
+                scene.seen[kind] = (scene.said, event.verb)
         else:
-            out.append(own if arg == "తన" else arg)
-    return out
+            words.append(own if arg == "తన" else arg)
+    if form in ("now", "past", "converb") and scene.rng.random() < 0.3:
+        if not re.search("(గా|ూ|నే|సారి|తో|ముందు)( |$)", " ".join(words)):
+            words += scene.rng.choices(MANNER.get(event.verb, [""]))
+    if form == "now":
+        forced = {"-u"} if event.mark == "!" or not event.mine else set()
+        ends = suited("finals", frozenset(VERBS[event.verb]["traits"] - forced | {scene.tense}))
+        words.append(blanks(scene, scene.rng.choices(*ends)[0][1], (event,), who))
+    elif form != "arguments":
+        words.append(conjugate(event.verb, form, who.person))
+    return " ".join(words)
 
 
-NOW = {
-    "past": "past",
-    "old": "past",
-    "habit": "nonpast",
-    "future": "nonpast",
-    "prog": "progressive",
-}
-NOT = {"past": "did_not", "old": "did_not", "habit": "cannot", "future": "cannot", "prog": "is_not"}
+def subject(scene: Scene, kind: str, many: str) -> tuple[str, Who]:
+    """What something happens to, "" where this sentence has had it as subject; and its verbs."""
+    again, known = scene.seen.get(kind + ".n") == (scene.said, ""), kind in NOUNS
+    word = "" if again else phrase(scene, kind, many, "n", "", "") if known else kind
+    scene.seen[kind + ".n"], gender = (scene.said, ""), WORDS["people"].get(kind, ["n"])[0]
+    plural = bare(scene, kind, many, "n") == the(scene, kind).plural if known else many == "+"
+    return word, person("అది", {"n": "3q"}.get(gender, "3p") if plural else "3" + gender, "అది")
 
 
-def done(scene: Scene, event: Event, form: str, who: Who) -> str:
-    """Arguments and verb, done by who, without naming them."""
-    words = arguments(scene, event.args, WORDS["pronouns"][who.pronoun][3])
-    if form == "arguments":
-        return " ".join(words)
-    chance = scene.rng.random() if who is scene.who["hero"] else 0.5
-    if chance < 0.15 and not any(re.search("గా|నే$", arg) for arg in words):
-        words.insert(0, zipf(scene.rng, WORDS["manner"]))
-    elif chance > 0.92 and form in NOW.values() and "తో" not in " ".join(words):
-        words.insert(0, name(scene, scene.who["friend"], "t") + " కలిసి")
-    return " ".join([*words, conjugate(event.verb, form, who.person)])
+def read_rows(text: str) -> list[tuple[int, list[str], tuple[int, str]]]:
+    """Lines "weight needs: template" → weight, needs, (number of events told, template)."""
+    rows = []
+    for line in text.splitlines():
+        head, _, template = line.partition(": ")
+        weight, *needs = head.split() + ["say"] * ("[friend" in template)
+        used = max(len(need) * (set(need) <= set("ht")) for need in ["", *needs])
+        rows.append((int(weight), needs, (used, template)))
+    return rows
 
 
-def happening(scene: Scene, event: Event, form: str) -> str:
-    """A clause with a subject of its own, which its verb agrees with: మబ్బులు కమ్ముకున్నాయి."""
-    kind, gender = event.subject, WORDS["people"].get(event.subject, ["n"])[0]
-    noun = pick(scene, kind) if kind in NOUNS else read_noun(kind + "*+"[event.plural])
-    plural = noun.only or (event.plural and bool(noun.plural))
-    person = {"n": "3q"}.get(gender, "3p") if plural else "3" + gender
-    subject, words = decline(noun, "n", plural), arguments(scene, event.args, "")
-    # రామయ్యకు జ్వరం వచ్చింది: whom it befalls comes first
-    words = [*words, subject] if event.args in (["*.d"], ["తాతకు"]) else [subject, *words]
-    if scene.tense != "old" and kind in WORDS["local"] and scene.rng.random() < 0.4:
-        words.insert(0, decline(pick(scene, "village"), "l"))
-    elif len(words) < 2 and scene.rng.random() < 0.3:
-        words.append(zipf(scene.rng, WORDS["suddenly"]))
-    return " ".join([*words, conjugate(event.verb, form, person)])
+ROWS = {key: read_rows(WORDS[key][0]) for key in ("finals", "story")}
+MANNER = {verb: group[1].split(",") for group in WORDS["manner"] for verb in group[0].split()}
 
 
-def passive(scene: Scene, event: Event) -> str:
-    """The object becomes the subject, the doer takes చేత: పొలం రైతుల చేత దున్నబడింది. "" without one."""
-    *rest, last = event.args or [""]
-    if not last.endswith(".o"):
-        return ""
-    noun = pick(scene, last[:-2].rstrip("+"))
-    plural = noun.only or ("+" in last and bool(noun.plural))
-    doers = zipf(scene.rng, scene.topic["p"])[:-1] + " చేత"
-    verb = conjugate(event.verb, "passive", "3q" if plural else "3n")
-    return " ".join([*arguments(scene, rest, "తమ"), decline(noun, "n", plural), doers, verb])
-
-
-# Sentences: the blanks of a template of the word list are filled
+@lru_cache(maxsize=10_000)
+def suited(key: str, holds: frozenset[str]) -> tuple[list[tuple[int, str]], list[int]]:
+    """The templates of which all needs (a|b: one of them) hold, and their weights."""
+    rows = [row for row in ROWS[key] if all(holds & {*need.split("|")} for need in row[1])]
+    return [row[2] for row in rows], [row[0] for row in rows]
 
 
 def person(noun: str, code: str, pronoun: str, role: str = "") -> Who:
-    return Who(read_noun(noun + ("+" if code == "3p" else "*")), code, pronoun, role)
+    return Who(
+        read_noun(noun + "+" * (code == "3p" and noun.endswith("లు"))), code, "".join(pronoun), role
+    )
 
 
 FIXED = {key: person(noun, code, noun) for key, (noun, code) in WORDS["fixed"].items()}
-
-
-def mention(scene: Scene, may_drop: bool) -> str:
-    """The hero as subject: role and name first, later a pronoun, the name, or nothing at all."""
-    hero, chance, named = scene.who["hero"], scene.rng.random(), scene.named
-    if named >= 0 and may_drop and chance < 0.18:
-        return ""
-    if named == scene.said or (named >= 0 and chance < 0.66):
-        return hero.pronoun
-    scene.named = scene.said
-    if named < 0 and chance < 0.8:
-        return f"{hero.role} {hero.noun.word}"
-    return hero.noun.word + ("+అందరూ" if hero.noun.only and named >= 0 and chance > 0.93 else "")
+BLANK = re.compile(r"\[(.*?)\]")
+LINKS = "|".join(link for links in WORDS["then"].values() for link in links)
+CLASH = re.compile(rf"(?<!\S)({LINKS}) (?=(\S+ ){{0,2}}({'|'.join(WORDS['clock'])}) )")
 
 
 def when(scene: Scene, share: float) -> str:
-    """A time that fits the tense at the start of a paragraph, later often "then"."""
-    if not scene.said:
-        return zipf(scene.rng, WORDS["times"][scene.tense])
-    return zipf(scene.rng, WORDS["then"][scene.tense]) if scene.rng.random() < share else ""
+    """A time that fits the tense at the start of a paragraph, later often a "then" not yet used."""
+    table = WORDS["times" if not scene.said and share < 1 else "then"][scene.tense]
+    words = [word for word in table if word not in scene.told]
+    word = zipf(scene.rng, words) if words and scene.rng.random() < share + (not scene.said) else ""
+    scene.told.add(word)
+    return word
 
 
-def quality(scene: Scene) -> str:
-    """This field is very big: పెద్ద + ది, of several పెద్ద + వి."""
-    rng, adjectives = scene.rng, WORDS["adjectives"]
-    kind = rng.choice([kind for kind in scene.topic["things"] if kind in adjectives])
-    noun = pick(scene, kind)
-    plural = noun.only or (bool(noun.plural) and rng.random() < 0.3)
-    owner = name(scene, scene.who["hero"], "x") if kind in WORDS["owned"] else "ఆ"
-    which, very = rng.choice(["ఈ", owner]), rng.choice(["చాలా", "ఎంతో", "నిజంగా"])
-    adjective = zipf(rng, adjectives[kind]) + ("వి" if plural else "ది")
-    return f"{which} {decline(noun, 'n', plural)} {very} {adjective}"
+def blank(scene: Scene, words: list[str], events: Sequence[Event], me: Who) -> str:
+    """What stands for one blank. `me` does the events and the verbs for which nobody is named."""
+    what, form, by = (*words, "", "")[:3]
+    rng, who = scene.rng, scene.who.get(by, me)
+    if what in ("n", "d", "heads"):
+        return number(rng, what, int(form), int(by))
+    if what.isdigit():
+        return clause(scene, events[int(what) - 1], form, who)
+    if what[0] == "V" or what in VERBS:
+        verb = events[int(what[1:] or 1) - 1].verb if what[0] == "V" else what
+        return conjugate(verb, WORDS["now"][scene.tense][0] if form == "now" else form, who.person)
+    if what == "hero":  # left out where that is clear
+        again = (scene.said, "") == scene.seen.get(me.noun.word)
+        drop = 0.5 if again else 0.45 if scene.clear else 0
+        return "" if rng.random() < drop else name(scene, me, "n")
+    if found := NOUN.fullmatch(what):
+        who = scene.who.get(found[1])
+        return name(scene, who, found[3]) if who else bare(scene, *found.groups())
+    if what in ("when", "when!", "then"):
+        word = when(scene, {"when": 0.35, "when!": 0.65, "then": 1}[what])
+    else:  # words of the topic, or of the list: for what was named last, or for the tense
+        words = scene.topic.get(what) or WORDS[what]
+        if isinstance(words, dict):
+            keys = [*reversed(scene.seen), scene.tense, "all"]
+            words = words[next(key for key in keys if key in words)]
+        word = rng.choice(words) if " " in words[0] else zipf(rng, words)
+    text = blanks(scene, expand(rng, word), events, me)
+    return clause(scene, read_event(text), form, who) if form else text
 
 
-def region(scene: Scene, case: str) -> str:
-    return decline(pick(scene, "kingdom" if scene.tense == "old" else "village"), case)
+def blanks(scene: Scene, text: str, events: Sequence[Event], me: Who) -> str:
+    return BLANK.sub(lambda match: blank(scene, match[1].split(), events, me), text)
 
 
-BLANKS = {
-    "hero": lambda s: mention(s, True),
-    "hero!": lambda s: mention(s, False),
-    "doer": lambda s: s.who["doer"].noun.word,
-    "doer.pronoun": lambda s: {"m": "అతడు", "f": "ఆమె"}.get(s.who["doer"].person[1], "అట్టివారు"),
-    "kin": lambda s: s.who["kin"].noun.word,
-    "when": lambda s: when(s, 0.4),
-    "when!": lambda s: when(s, 0.7),
-    "place": lambda s: region(s, "l"),
-    "to": lambda s: region(s, "d"),
-    "quality": quality,
-    "census": lambda s: zipf(s.rng, s.topic["census"]),
-    "count": lambda s: number(s.rng, 60),
-    "year": lambda s: str(s.rng.randint(1930, 2005)),
-    "old_number": lambda s: f"{s.rng.choice(WORDS['old_tens'])} {s.rng.choice(WORDS['units'][:9])}",
-}
+def fill(scene: Scene, template: str, events: Sequence[Event] = ()) -> str:
+    """The sentence of a template, or "" where there is nothing to say."""
+    text = blanks(scene, expand(scene.rng, template), events, scene.who["hero"])
+    text = re.sub(r"([^\s“‘]+)~(\S+)", soften, re.sub(r"([^\s“‘]+)\+(\S+)", sandhi, text))
+    text = CLASH.sub("", re.sub(r" +(?=[,.;?!”])", "", " ".join(text.split())))
+    text = re.sub("[ుి] ఏ(?=ళ్)", "ే", text)  # ఆరు ఏళ్లు → ఆరేళ్లు
+    return text + "." if text and text[-1] not in ".?!," else text
 
 
-def fill(scene: Scene, template: str, e: Event, f: Event | None) -> str:
-    """The sentence of a template, or "" where the event does not suit it."""
-    rng, who = scene.rng, scene.who
-
-    def blank(match: re.Match) -> str:
-        what, form, by = [*match[1].split(), "", ""][:3]
-        form = {"now": NOW[scene.tense], "not": NOT[scene.tense]}.get(form, form)
-        doer = who[by or "hero"]
-        if what in BLANKS:
-            return BLANKS[what](scene)
-        if what in ("e", "f", "latin"):
-            event = {"e": e, "f": f}.get(what) or read_event(zipf(rng, WORDS["latin"]))
-            return done(scene, event, form, doer)
-        if what in ("why", "t"):
-            return happening(
-                scene, e if what == "t" else read_event(zipf(rng, scene.topic["why"])), form
-            )
-        if what == "passive":
-            return passive(scene, e)
-        if what.startswith("verb:"):
-            return conjugate(e.verb if what == "verb:e" else what[5:], form, doer.person)
-        key, _, case = what.partition(".")
-        return name(scene, who[key], case) if case else zipf(rng, WORDS[what])
-
-    text = re.sub(r"\[(.*?)\]", blank, template)
-    if "~" in text and not (re.match("[కచటతప](?!్)", e.verb) and "." in e.args[-1]):
-        return ""
-    text = re.sub(r"(\S+)~(\S+)", soften, re.sub(r"(\S+)\+(\S+)", sandhi, text))
-    return text and " ".join(text.split()) + "."
+def somebody(rng: Random, topic: dict, names: dict[str, list[str]], column: int) -> Who:
+    """A hero: a man, a woman, one of them honoured, a group, two people, the writer, an animal."""
+    if "n" in topic:
+        return person(zipf(rng, topic["n"]), "3n", "అది")
+    heroes = WORDS["heroes"]
+    kind = rng.choices(list(heroes), [row[column] for row in heroes.values()])[0]
+    *_, gender, code, pronoun = heroes[kind]
+    if kind in FIXED:
+        return FIXED[kind]
+    if gender == "mf":
+        return person(f"{zipf(rng, names['m'])}, {zipf(rng, names['f'])}లు", code, pronoun)
+    if gender == "p":
+        return person(zipf(rng, topic["p"]), code, rng.choice(["వారు", "వారు", "వాళ్లు"]))
+    return person(zipf(rng, names[gender]), code, pronoun, zipf(rng, topic[gender]))
 
 
-# Paragraphs and documents
-
-
-def somebody(rng: Random, topic: dict, royal: str) -> Who:
-    """A hero: a named man or woman, a group, or the writer."""
-    chance = rng.random()
-    if chance < 0.62:
-        gender = "m" if chance < 0.33 else "f"
-        called = zipf(rng, WORDS["names"][royal + gender])
-        return person(called, "3" + gender, PRONOUN[gender], zipf(rng, topic[gender]))
-    if chance < 0.84 or royal:
-        return person(zipf(rng, topic["p"]), "3p", rng.choice(["వారు", "వారు", "వాళ్లు"]))
-    return FIXED["me" if chance < 0.93 else "we"]
-
-
-PRONOUN = {"m": "అతను", "f": "ఆమె", "p": "వారు"}
-
-
-def new_scene(rng: Random, subject: str) -> Scene:
-    topic, old = WORDS["topics"][subject], subject == "history"
-    first, *rest = rng.choice(topic["scripts"])
-    royal = "king_" if old and first[0] != "@" else ""
-    if first[0] == "@":  # roles of its own: men, women, groups
-        roles = [[word.replace("_", " ") for word in part.split()] for part in first[1:].split("|")]
-        topic = topic | dict(zip("mfp", roles, strict=True))
-    else:
-        rest = [first, *rest]
-    tense = "old" if old else rng.choices(["past", "habit", "future", "prog"], [55, 22, 11, 12])[0]
-    hero, gender, kin, role = (
-        somebody(rng, topic, royal),
-        rng.choice("mf"),
-        rng.choice("mff"),
-        rng.choice("mfp"),
-    )
-    voice = FIXED["we" if hero.person in ("1p", "3p") else "me"]
-    names = [word for word in WORDS["names"][royal + gender] if word != hero.noun.word]
+def new_scene(rng: Random, subject: str, script: str, names: dict, nouns: dict) -> Scene:
+    """The people and the events of a script; for its notation see the word list."""
+    roles, *parts = re.split("; *", script)
+    once, roles = re.match("@([!~]?)(.*)", roles).groups()
+    groups = [[w.replace("_", " ") for w in group.split()] for group in roles.split("|")]
+    own = {key: group for key, group in zip("mfpn", groups, strict=False) if group}
+    why, told = ([part for part in parts if (part[0] == "?") is asked] for asked in (True, False))
+    topic = WORDS["topics"][subject] | own | {"why": why}
+    tenses = WORDS["tenses"].get(once or subject, WORDS["tenses"]["all"])
+    tense = rng.choices(*zip(*tenses, strict=True))[0]
+    hero = somebody(rng, topic, names, WORDS["ages"].get(subject, 0))
+    gender = rng.choice(
+        {"3m": "fffm", "3f": "mmmf", "3n": "n"}.get(hero.person, "mf")
+    )  # clear "he"
+    others = WORDS["topics"][subject]["n"] if gender == "n" else names[gender]
+    other = zipf(rng, [word for word in others if word not in hero.noun.word])
+    relation = zipf(rng, WORDS["relations"].get(gender, [""]))
+    voice = FIXED["we" if hero.noun.only or hero.person == "1p" else "me"]
+    role = rng.choice([key for key in "mfpn" if key in topic])
     who = FIXED | {
         "hero": hero,
         "voice": voice,  # how the hero says "I"
-        "self": replace(voice, pronoun=hero.pronoun),  # that, in reported speech
-        "friend": person(zipf(rng, names), "3" + gender, PRONOUN[gender]),
-        "doer": person(zipf(rng, topic[role]), "3" + role, PRONOUN[role]),
-        "kin": person(zipf(rng, WORDS["kin_" + kin]), "3" + kin, PRONOUN[kin]),
+        "self": voice._replace(pronoun=hero.pronoun),  # that, in reported speech
+        "you": FIXED["you" if voice.person == "1s" and hero.person != "3p" else "you_all"],
+        "friend": person(other, "3" + gender, WORDS["pronoun"][gender], relation),
+        "doer": person(zipf(rng, topic[role]), "3" + role, WORDS["pronoun"][role]),
+        "man": person(zipf(rng, names["m"]), "3m", "అతను"),
+        "woman": person(zipf(rng, names["f"]), "3f", "ఆమె"),
     }
-    return Scene(rng, topic, tense, who, [read_event(text) for text in rest], {})
+    scene = Scene(rng, topic, tense, who, dict(nouns))
+    scene.script = [read_event(blanks(scene, expand(rng, part), (), hero)) for part in told]
+    return scene
 
 
 def countdown(rng: Random, every: tuple[int, int]) -> Iterator[str]:
@@ -489,45 +467,61 @@ def countdown(rng: Random, every: tuple[int, int]) -> Iterator[str]:
 
 
 def rare_sentence(scene: Scene, kind: str) -> str:
-    """The kind on some event of the script that suits it, "" if none does."""
-    pairs = list(pairwise(event for event in scene.script if not event.subject))
-    for e, f in scene.rng.sample(pairs, len(pairs)):
-        if text := fill(scene, scene.rng.choice(WORDS["rare"][kind]), e, f):
-            return text
-    return ""
+    """The kind on some events of the script that suit it, "" if none do."""
+    pairs, rng = list(pairwise(event for event in scene.script if event.mine)), scene.rng
+    old = read_event(rng.choice(WORDS["classical"]))
+    templates = (rng.choice(WORDS["rare"][kind]) for _ in pairs)
+    texts = map(fill, [scene] * 99, templates, ((*e, old) for e in rng.sample(pairs, len(pairs))))
+    return next(filter(None, texts), "")
 
 
-def pattern(scene: Scene, last: int) -> tuple[int, str]:
-    """A common template that suits tense and hero, after the number of events that it uses up.
-    Not twice in a row one that uses none: the story would stand still."""
-    weights = [row[0] for row in WORDS["common"]]
-    while True:
-        _, used, template, *only = scene.rng.choices(WORDS["common"], weights)[0]
-        if used == last == 0 or ("[why" in template and scene.named < 0):
-            continue  # with "why" it must be clear who it is about
-        if not only or {scene.tense, scene.who["hero"].person[0]} & set(only[0].split()):
-            return used, template
+def pattern(scene: Scene, ahead: list[Event]) -> tuple[int, str]:
+    """A template for what is ahead, after the number of events told; for its needs see "story"."""
+    shape, e = "".join("h" if event.mine else "t" for event in ahead), ahead[0]
+    holds = {shape[: n + 1] for n in range(len(shape))} | VERBS[e.verb]["traits"]
+    holds -= {"-u"} if e.mark == "!" else set()
+    holds |= {scene.tense, scene.who["hero"].person[0], e.mark, "why" * bool(scene.topic["why"])}
+    free = not any(re.search("asides|remarks", template) for template in scene.told)  # yet
+    holds |= {"later", "free" * free} if scene.said else {"start"}
+    holds.add("thing" * bool(set(scene.seen) & set(WORDS["remarks"])))
+    holds.add("say" * (not any(arg.startswith("friend") for event in ahead for arg in event.args)))
+    holds.add("apart" * (not any(arg.startswith("hero") for arg in e.args)))
+    first, second = scene.rng.choices(*suited("story", frozenset(holds)), k=2)
+    used, template = second if first[1] in scene.told else first  # variety
+    scene.told.add(template)
+    return used, template
 
 
 def paragraph(scene: Scene, due: Iterator[str]) -> Iterator[tuple[str, str]]:
-    """Sentences of one script in its order, each with its rare kind or "" for a common one."""
-    rng, script = scene.rng, scene.script
-    at, end, used = rng.randint(0, 2), len(script) - rng.randint(0, 2), 1
+    """Sentences of one script in its order, each with its rare kind or ""."""
+    script, at, end = scene.script, 0, len(scene.script) - scene.rng.randint(0, 2)
     while at < end:
-        e, rare = script[at], next(due)
-        f = next((event for event in script[at + 1 :] if not event.subject), None)
-        if text := rare and rare_sentence(scene, rare):
-            yield text, rare
-            scene.said += 1
-            continue
-        if e.subject:
-            joined = f and scene.named >= 0 and rng.random() < 0.4
-            used, template = (2, "[t upon] [hero] [f now]") if joined else (1, "[when!] [t now]")
-        else:
-            used, template = pattern(scene, used) if f else (1, WORDS["common"][0][2])
-        yield fill(scene, template, e, f), ""
-        at = script.index(f) + 1 if used == 2 else at + used
+        rare = next(due)
+        text = rare and rare_sentence(scene, rare)
+        if not text:
+            ahead, rare = script[at : min(at + 4, end)], ""
+            used, template = pattern(scene, ahead)
+            text, at = fill(scene, template, ahead), at + used
+            scene.clear = used > 0 and script[at - 1].mine
+        yield text, rare
         scene.said += 1
+    if scene.rng.random() < 0.12:
+        yield fill(scene, "[closing]"), ""
+
+
+def paragraphs(rng: Random, subject: str, due: Iterator[str]) -> Iterator[Iterator]:
+    """Those of one document: stories, and here and there a description or a report."""
+    topic, royal = WORDS["topics"][subject], "king_" * (subject == "history")
+    names = {g: list({zipf(rng, WORDS["names"][royal + g]): 0 for _ in range(9)}) for g in "mf"}
+    nouns = {kind: zipf(rng, NOUNS[kind]) for kind in ("village", "town")}
+    scripts, talks = [], rng.sample(WORDS["talks"][subject], len(WORDS["talks"][subject]))
+    for n in range(rng.randint(3, min(10, len(topic["scripts"])))):
+        scripts = scripts or rng.sample(topic["scripts"], len(topic["scripts"]))
+        scene = new_scene(rng, subject, scripts.pop(), names, nouns)
+        if rng.random() < (0.02 if n else 0.1) * len(talks):
+            yield ((fill(scene, slot), "") for slot in talks.pop().splitlines())
+        else:
+            yield paragraph(scene, due)
 
 
 def write(
@@ -539,19 +533,19 @@ def write(
     rng, documents, rares, left = Random(seed), [], [], characters
     due = countdown(rng, rare_every)
     while left > 0:
-        topic, lines = rng.choice(list(WORDS["topics"])), []
-        for _ in range(rng.randint(3, 12)):
+        subject, lines = rng.choices(list(WORDS["weights"]), WORDS["weights"].values())[0], []
+        for told in paragraphs(rng, subject, due):
             sentences = []
-            for text, kind in paragraph(new_scene(rng, topic), due):
+            for text, kind in told:
                 if len(text) > 2 * left:
                     left = 0
                     break
                 left -= len(text) + bool(sentences)
-                sentences.append(text)
+                sentences += [text] if text else []
                 if kind:
                     rares.append(Rare(kind, len(documents), len(lines), text))
             if sentences:
                 lines.append(" ".join(sentences))
         if lines:
-            documents.append(Document(tuple(lines), f"written/{topic}"))
+            documents.append(Document(tuple(lines), f"written/{subject}"))
     return documents, rares

@@ -126,10 +126,10 @@ def explorer(
             [_card(i, difficulty_N[i], html_of(i)) for i in side.tolist()]
             for side in _near(order_N, stops[name][stop][1], SHOWN)
         )
-        shown.done = ""
         shown.near = {"at": shown.at, "above": above, "below": below}
 
     def keep(_: Explorer, at: list, buffers: list) -> None:
+        shown.done = ""  # or the same words again would be no news to the page
         name, stop = at
         threshold, count, _ = stops[name][stop]
         words = f"by hand, by {name}: {_in_words(count, len(difficulty_N), threshold)}"

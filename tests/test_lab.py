@@ -1,0 +1,266 @@
+"""02 in a real JupyterLab: sliders moved by key and mouse, a choice kept, the page loaded again."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+ROOT = Path(__file__).parents[1]
+TOKEN = "test"
+expect.set_options(timeout=20_000)  # ms; texts are computed beside whatever else is tested
+
+
+@pytest.fixture(scope="module")
+def folder(out, tmp_path_factory) -> Path:
+    """A run folder of our own, and 02 with its parameters set to it as a reader would."""
+    folder = tmp_path_factory.mktemp("lab")
+    # hidden: what another process writes just now
+    shutil.copytree(out, folder / "out", ignore=shutil.ignore_patterns(".*"))
+    notebook = nbformat.read(ROOT / "notebooks/02_hard_set.ipynb", as_version=4)
+    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    for default, ours in (('"tiny"', '"smoke"'), ('"outputs/tiny"', f'"{folder / "out"}"')):
+        assert default in cell.source
+        cell.source = cell.source.replace(default, ours)
+    (folder / "notebooks").mkdir()
+    nbformat.write(notebook, folder / "notebooks/02_hard_set.ipynb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def difficulty_N(folder) -> np.ndarray:
+    scores = np.load(folder / "out/scores/02_hard_set.npz")
+    return scores["student_loss_N"] - scores["teacher_loss_N"]
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    """Address of a JupyterLab that has nothing of the user's: settings, kernels, workspaces."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    own = [f"JUPYTER_{name}_DIR" for name in ("CONFIG", "DATA", "RUNTIME")]
+    own += [f"JUPYTERLAB_{name}_DIR" for name in ("SETTINGS", "WORKSPACES")]
+    command = [
+        sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+        f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",
+        f"--ServerApp.root_dir={folder / 'notebooks'}", "--LabApp.extension_manager=readonly",
+    ]  # fmt: skip
+    with (folder / "lab.log").open("w") as log:
+        env = os.environ | {name: str(folder / name) for name in own}
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: kernels(address) is not None)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)
+        print((folder / "lab.log").read_text()[-2000:])
+
+
+def wait_until(condition, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.2)
+
+
+def kernels(server: str) -> list[tuple[str, int]] | None:
+    """State of each and how many pages it is connected to; None while the server is not up."""
+    try:
+        with urllib.request.urlopen(f"{server}/api/kernels?token={TOKEN}") as answer:
+            return [(k["execution_state"], k["connections"]) for k in json.load(answer)]
+    except OSError:
+        return None
+
+
+def run_all(page: Page, server: str, before: int = 0) -> int:
+    """Run All Cells once a kernel is connected, which the page's own "idle" does not tell, until
+    the last of them is done; how many this kernel has run then, `before` of them earlier."""
+    page.locator(".jp-Notebook").wait_for()
+    wait_until(lambda: kernels(server) == [("idle", 1)])
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    cells = nbformat.read(ROOT / "notebooks/02_hard_set.ipynb", as_version=4).cells
+    run = before + sum(cell.cell_type == "code" for cell in cells)
+    last = page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt")
+    expect(last).to_have_text(f"[{run}]:", timeout=90_000)
+    return run
+
+
+@pytest.fixture(scope="module")
+def lab(server, browser):
+    """02 as run in JupyterLab: its `page`, the `explorer`, all addresses `asked` for, and how many
+    cells it `ran`."""
+    page, asked = browser.new_page(viewport={"width": 1280, "height": 900}), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{server}/lab/tree/02_hard_set.ipynb?token={TOKEN}")
+    ran = run_all(page, server)
+    yield SimpleNamespace(page=page, explorer=page.locator(".explorer").first, asked=asked, ran=ran)
+    page.close()
+
+
+def slider(lab, name: str):
+    return lab.explorer.get_by_role("slider", name=name, exact=True)
+
+
+def place(slider) -> float:
+    """0 at its left end, 1 at its right."""
+    return int(slider.input_value()) / int(slider.get_attribute("max"))
+
+
+def line_agreed(lab, difficulty_N) -> tuple[float, int]:
+    """Threshold and number of windows shown, once everything shown is what numpy says."""
+    expect(lab.explorer.locator(".texts")).to_have_attribute("aria-busy", "false")
+    said = lab.explorer.locator("output").text_content()
+    count, of, share, threshold = re.fullmatch(
+        r"([\d,]+) of ([\d,]+) windows \((\S+)\) are at least (\S+) nats harder for the student",
+        said,
+    ).groups()
+    hard_N = difficulty_N >= np.float32(threshold)
+    assert int(of.replace(",", "")) == len(hard_N)
+    assert int(count.replace(",", "")) == hard_N.sum()
+    assert abs(float(share[:-1]) - 100 * hard_N.mean()) <= 0.05 + 1e-9  # rounded to 0.1
+    order, line = np.argsort(difficulty_N, kind="stable"), (~hard_N).sum()
+    beside = [*order[line : line + 3], *order[max(0, line - 3) : line][::-1]]
+    shown = re.findall(r"window ([\d,]+),", lab.explorer.locator(".texts").text_content())
+    assert [int(window.replace(",", "")) for window in shown] == beside
+    # stops of the share slider are half a percent apart
+    assert abs(place(slider(lab, "share")) - hard_N.mean()) < 0.01
+    for name in ("threshold", "share"):
+        assert slider(lab, name).get_attribute("aria-valuetext") == said
+    return float(threshold), int(hard_N.sum())
+
+
+def test_the_explorer_starts_on_the_choice_in_force(lab, difficulty_N):
+    _, count = line_agreed(lab, difficulty_N)
+    assert count == round(0.2 * len(difficulty_N))
+    expect(lab.page.get_by_text("In force, for 03: by 02_hard_set's parameters")).to_have_count(1)
+
+
+def test_each_slider_follows_the_others_keys_and_so_do_numbers_and_texts(lab, difficulty_N):
+    seen = {line_agreed(lab, difficulty_N)}
+    for name, keys in (("threshold", ["ArrowLeft"] * 2 + ["PageDown"]), ("share", ["ArrowRight"])):
+        other = slider(lab, "share" if name == "threshold" else "threshold")
+        for key in keys:
+            before, was = slider(lab, name).input_value(), other.input_value()
+            slider(lab, name).press(key)
+            assert slider(lab, name).input_value() != before
+            line = line_agreed(lab, difficulty_N)
+            assert line not in seen
+            seen.add(line)
+        assert other.input_value() != was
+    slider(lab, "threshold").press("End")
+    assert line_agreed(lab, difficulty_N)[1] <= 1
+    slider(lab, "share").press("End")
+    assert line_agreed(lab, difficulty_N)[1] == len(difficulty_N)
+
+
+def test_the_mouse_drags_the_line(lab, difficulty_N):
+    slider(lab, "threshold").press("Home")
+    box = slider(lab, "threshold").bounding_box()
+    y = box["y"] + box["height"] / 2
+    lab.page.mouse.move(box["x"] + 8, y)  # half a thumb
+    lab.page.mouse.down()
+    lab.page.mouse.move(box["x"] + 0.6 * box["width"], y, steps=10)
+    lab.page.mouse.up()
+    assert place(slider(lab, "threshold")) == pytest.approx(0.6, abs=0.03)
+    line_agreed(lab, difficulty_N)
+
+
+def test_hard_windows_by_source_follow_the_line(lab, difficulty_N, folder):
+    tokens = folder / "out/tokens"
+    context = json.loads((tokens / "meta.json").read_text())["block_size"]
+    rows = [line.split("\t") for line in (tokens / "documents.tsv").read_text("utf8").splitlines()]
+    documents = [(int(start), source) for split, start, _, source in rows[1:] if split == "train"]
+    middles = np.arange(len(difficulty_N)) * context + context // 2
+    owner = np.array([max(d for d in documents if d[0] <= m)[1] for m in middles])
+    for key in ("PageUp", "PageUp", "PageDown"):
+        slider(lab, "share").press(key)
+        threshold, _ = line_agreed(lab, difficulty_N)
+        hard_N = difficulty_N >= np.float32(threshold)
+        told = {
+            row.locator("td").nth(0).text_content(): row.locator("td").nth(1).text_content()
+            for row in lab.explorer.locator("tbody tr").all()
+        }
+        wanted = {s: (hard_N & (owner == s), owner == s) for s in set(owner)}
+        assert told == {s: f"{a.sum()} of {b.sum()}" for s, (a, b) in wanted.items()}
+
+
+def test_the_texts_are_drawn_with_the_books_own_telugu_font(lab):
+    session = lab.page.context.new_cdp_session(lab.page)
+    session.send("DOM.enable")
+    session.send("CSS.enable")
+    root = session.send("DOM.getDocument", {"depth": 0})["root"]["nodeId"]
+    node = session.send("DOM.querySelector", {"nodeId": root, "selector": ".explorer [lang=te]"})
+    used = session.send("CSS.getPlatformFontsForNode", node)["fonts"]
+    telugu = max(used, key=lambda font: font["glyphCount"])
+    assert telugu["familyName"] == "Noto Sans Telugu" and telugu["isCustomFont"]
+
+
+def test_the_explorer_has_no_serious_finding_of_axe(lab):
+    found = Axe().run(lab.page, context=".explorer").response["violations"]
+    serious = [v for v in found if v["impact"] in ("serious", "critical")]
+    assert [(v["id"], v["nodes"][0]["html"]) for v in serious] == []
+
+
+def test_at_phone_width_everything_is_within_reach(lab, difficulty_N):
+    lab.page.set_viewport_size({"width": 390, "height": 844})
+    files = lab.page.get_by_role("tab", name=re.compile("^File Browser"))
+    files.click()  # put away, as a reader would
+    lab.explorer.scroll_into_view_if_needed()
+    box = lab.explorer.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    assert lab.explorer.evaluate("el => el.scrollWidth <= el.clientWidth")
+    for name in ("threshold", "share"):
+        assert slider(lab, name).bounding_box()["width"] > 100
+    slider(lab, "threshold").press("ArrowLeft")
+    line_agreed(lab, difficulty_N)
+    expect(lab.explorer.get_by_role("button", name="keep")).to_be_enabled()
+    files.click()
+    lab.page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_a_kept_choice_is_numpys_and_still_there_after_a_reload(lab, difficulty_N, folder, server):
+    kept, notebook = folder / "out/hard_set.json", folder / "notebooks/02_hard_set.ipynb"
+    slider(lab, "share").press("Home")
+    for _ in range(60):
+        slider(lab, "share").press("ArrowRight")
+    threshold, count = line_agreed(lab, difficulty_N)
+    told = lab.explorer.locator("[role=status]")
+    lab.explorer.get_by_role("button", name="keep").press("Enter")
+    expect(told).to_contain_text("kept in hard_set.json")
+    written = json.loads(kept.read_text("utf8"))
+    assert written["windows_K"] == np.flatnonzero(difficulty_N >= np.float32(threshold)).tolist()
+    assert written["words"].startswith(f"by hand, by share: {count} of {len(difficulty_N)} windows")
+    lab.page.keyboard.press("Control+s")  # the button has the focus, and must leave it to Lab
+    wait_until(lambda: "In force, for 03" in notebook.read_text("utf8"))
+
+    lab.page.reload()  # its kernel lives on
+    expect(told).to_contain_text(written["words"])
+    assert line_agreed(lab, difficulty_N) == (threshold, count)
+    slider(lab, "threshold").press("ArrowLeft")
+    assert line_agreed(lab, difficulty_N) != (threshold, count)
+    expect(told).to_have_text("")  # this line is not kept
+
+    run_all(lab.page, server, lab.ran)
+    assert json.loads(kept.read_text("utf8")) == written
+    expect(lab.page.get_by_text(f"In force, for 03: {written['words']}")).to_have_count(1)
+    assert line_agreed(lab, difficulty_N) == (threshold, count)
+
+
+def test_nothing_is_asked_of_another_machine(lab, server):
+    assert {url for url in lab.asked if not url.startswith((server, "data:", "blob:"))} == set()
