@@ -85,7 +85,9 @@ def test_a_window_holds_a_construction_if_it_must_predict_the_middle_of_its_sent
 def test_a_construction_after_the_last_whole_window_is_in_none(tokenizer, tmp_path):
     document = text.Document(("ఇది ఒకటి.", "ఇది రెండు."), "a")
     ids = tokenizer.encode(document.lines)
-    context = len(ids[0]) + 1  # the first line with its <eos>; the second has no window of its own
+    count = sum(map(len, ids)) + 2  # with each line's <eos>
+    context = (count + 1) // 2  # one window, which ends before the middle of the second line
+    assert len(ids[0]) + 1 + len(ids[1]) // 2 > context
     rare = {"ఇది రెండు.": {"ఇది రెండు.": "numeral"}}
     splits = {"train": [document], "val": [document]}
     data.write_tokens(tmp_path / "tokens", splits, tokenizer, context, rare)
