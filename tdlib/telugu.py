@@ -244,11 +244,12 @@ def phrase(scene: Scene, kind: str, many: str, case: str, own: str, verb: str) -
     plural = decline(noun, "n", many) == noun.plural
     people = kind in WORDS["people"]
     thing = not people and kind not in WORDS["plain"]
-    said, deed = scene.seen.get(kind, (-9, ""))
+    last = next((k for k in reversed(scene.seen) if k in NOUNS), "")
+    said, deed = scene.seen.pop(kind, (-9, ""))
     scene.seen[kind] = (scene.said, deed)
     was = conjugate(deed, "who_did") if deed not in ("", verb) else ""  # not "sold the sold pot"
     if case != "n" and (said == scene.said or (said == scene.said - 1 and chance < 0.3)):
-        if thing or (people and plural):
+        if kind == last and (thing or (people and plural)):
             pronoun = "వారు" if people else "అవి" if plural else "అది"
             return decline(read_noun(pronoun), "a" if case == "o" else case)
     if said < 0:
@@ -378,7 +379,9 @@ def blank(scene: Scene, words: list[str], events: Sequence[Event], me: Who) -> s
         return conjugate(verb, WORDS["now"][scene.tense][0] if form == "now" else form, who.person)
     if what == "hero":  # left out where that is clear
         again = (scene.said, "") == scene.seen.get(me.noun.word)
-        drop = 0.5 if again else 0.45 if scene.clear else 0
+        other = any(k[-2:] == ".n" and at[0] == scene.said for k, at in scene.seen.items())
+        scene.clear &= not other
+        drop = 0.5 if again and not other else 0.45 if scene.clear else 0
         return "" if rng.random() < drop else name(scene, me, "n")
     if found := NOUN.fullmatch(what):
         who = scene.who.get(found[1])
@@ -468,8 +471,9 @@ def countdown(rng: Random, every: tuple[int, int]) -> Iterator[str]:
 
 def rare_sentence(scene: Scene, kind: str) -> str:
     """The kind on some events of the script that suit it, "" if none do."""
-    pairs, rng = list(pairwise(event for event in scene.script if event.mine)), scene.rng
-    old = read_event(rng.choice(WORDS["classical"]))
+    meant = [e for e in scene.script if e.mine and e.mark != "!" and "friend" not in str(e.args)]
+    pairs = list(pairwise(e for e in meant if "-u" in VERBS[e.verb]["traits"]))
+    rng, old = scene.rng, read_event(scene.rng.choice(WORDS["classical"]))
     templates = (rng.choice(WORDS["rare"][kind]) for _ in pairs)
     texts = map(fill, [scene] * 99, templates, ((*e, old) for e in rng.sample(pairs, len(pairs))))
     return next(filter(None, texts), "")

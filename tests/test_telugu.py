@@ -86,7 +86,7 @@ MARKS = {  # what a sentence of the kind has, and what hardly any other has
     "future_negative": "ఇకపై|ఎన్నటికీ|ఎప్పటికీ",
     "negative_conditional": "కపోతే ",
     "concessive": "(ినా|ైనా) ",
-    "passive": " చేత .*బ(డింది|డ్డాయి)",
+    "passive": " చేత .*బ(డింది|డ్డారు|డ్డాయి)",
     "relative": f"న {ROLE} .*(డు|ది|రు)\\.$",
     "negative_relative": f"ని {ROLE} (లేడు|లేదు|లేరు)\\.$",
     "archaic_case": "ంబు(న|నందు|కొఱకు|వలన|చేత) .*(ెను|ిరి)",
