@@ -153,10 +153,14 @@ def test_the_explorer_starts_on_the_choice_in_force(lab, difficulty_N):
 
 def test_each_slider_follows_the_others_keys_and_so_do_numbers_and_texts(lab, difficulty_N):
     seen = {line_agreed(lab, difficulty_N)}
-    for name, keys in (("threshold", ["ArrowLeft"] * 2 + ["PageDown"]), ("share", ["ArrowRight"])):
+    for name, keys in (
+        ("threshold", ["ArrowLeft"] * 2 + ["PageDown"]),
+        ("share", ["ArrowRight", "PageUp"]),
+    ):
         other = slider(lab, "share" if name == "threshold" else "threshold")
+        was = other.input_value()
         for key in keys:
-            before, was = slider(lab, name).input_value(), other.input_value()
+            before = slider(lab, name).input_value()
             slider(lab, name).press(key)
             assert slider(lab, name).input_value() != before
             line = line_agreed(lab, difficulty_N)
