@@ -102,13 +102,11 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors (one file or shards), in float32, checked against
-    their shapes. A head where none is expected, it being tied, is left out."""
+    """All tensors of a folder's safetensors (one file, or the shards of its index), in float32,
+    checked against their shapes. A head where none is expected, it being tied, and the tables of
+    RoPE that old exports hold are left out."""
     weights = {}
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no .safetensors: save the model in that format")
-    for path in files:
+    for path in _weight_files(folder):
         try:
             with safe_open(path, "pt") as f:
                 found = {name: f.get_tensor(name) for name in f.keys()}
@@ -119,10 +117,29 @@ def read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str
             raise ValueError(f"{path}: {odd[0]} is {dtype}, a weight must be a float: "
                              "give the model before it was quantized")  # fmt: skip
         weights |= {name: x.float() for name, x in found.items()}
-    if "lm_head.weight" not in expected:
-        weights.pop("lm_head.weight", None)
+    left_out = {"lm_head.weight"} - expected.keys()
+    weights = {name: x for name, x in weights.items()
+               if name not in left_out and not name.endswith("rotary_emb.inv_freq")}  # fmt: skip
     check_shapes(folder, weights, expected)
     return weights
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """As transformers chooses them: model.safetensors, or else what the index names."""
+    one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if one.is_file():
+        return [one]
+    if not index.is_file():
+        raise FileNotFoundError(f"{folder} holds no .safetensors by the name of model: save the "
+                                "model in that format")  # fmt: skip
+    try:
+        names = json.loads(index.read_text(encoding="utf8"))["weight_map"].values()
+        files = [folder / Path(name).name for name in sorted(set(names))]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of shards ({error!r}): copy it again") from None
+    if gone := [path for path in files if not path.is_file()]:
+        raise FileNotFoundError(f"{gone[0]} is not there, {index.name} names it: copy it too")
+    return files
 
 
 def check_shapes(folder: Path, tensors: dict[str, Tensor], expected: dict[str, tuple]) -> None:

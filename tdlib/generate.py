@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 
-from tdlib.data import EOS
 from tdlib.model import Cache, Llama
 
 
@@ -21,7 +20,7 @@ def generate(
     """Up to `tokens` new ids after the prompt (empty: begins after <eos>). Temperature 0 takes the
     likeliest; `top_k` keeps that many (0: all); ends after the id `stop`. The draws come from a
     generator of their own. ValueError: prompt and new tokens are more than the context."""
-    prompt = list(ids) or [EOS]
+    prompt = list(ids) or [model.config.eos_id]
     device = model.head.device
     if len(prompt) + tokens > model.config.context:
         raise ValueError(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tdlib import data
-from tdlib.shapes import GENERATION, SHAPES, LlamaConfig, read_config, to_hf
+from tdlib.shapes import SHAPES, LlamaConfig, generation, read_config, to_hf
 
 __all__ = ["SHAPES", "Cache", "Llama", "LlamaConfig"]
 
@@ -188,7 +188,8 @@ class Llama(nn.Module):
             raise ValueError(f"{odd[0]} is an adapter's weight: call lora.merge(model) before save")
         with data.whole_folder(folder) as beside:
             (beside / "config.json").write_text(json.dumps(to_hf(self.config, dtype), indent=2))
-            (beside / "generation_config.json").write_text(json.dumps(GENERATION, indent=2))
+            begin = json.dumps(generation(self.config), indent=2)
+            (beside / "generation_config.json").write_text(begin)
             for name, path in (files or {}).items():
                 shutil.copy(path, beside / name)
             save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})

@@ -4,7 +4,7 @@ Needs no torch, so that a run's parameters can be checked, and its cost told, be
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 # layers, heads, dim, mlp_dim: the vocabulary (and the context, where it is not 2048) is passed in.
@@ -48,6 +48,8 @@ class LlamaConfig:
     tied: bool = True  # the head is the embedding
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
+    # ends each line of its text, and generation begins after it; no part of the shape
+    eos_id: int = field(default=3, compare=False)
 
     def __post_init__(self):
         if not self.head_dim and self.dim % self.heads:
@@ -73,9 +75,8 @@ class LlamaConfig:
 
 
 def to_hf(config: LlamaConfig, dtype: str = "float32") -> dict:
-    """config.json, with rope and dtype in the spellings of transformers 4 and 5.
-    Generation begins after <eos>, id 3: <bos> never occurs in the tokens."""
-    return {
+    """config.json, with rope and dtype in the spellings of transformers 4 and 5."""
+    return generation(config) | {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama",
         "vocab_size": config.vocab_size, "hidden_size": config.dim,
         "intermediate_size": config.mlp_dim, "num_hidden_layers": config.layers,
@@ -84,12 +85,14 @@ def to_hf(config: LlamaConfig, dtype: str = "float32") -> dict:
         "rms_norm_eps": config.norm_eps, "tie_word_embeddings": config.tied, "hidden_act": "silu",
         "attention_bias": False, "mlp_bias": False, "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 0,
         "torch_dtype": dtype, "dtype": dtype,
     }  # fmt: skip
 
 
-GENERATION = {"bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 0}  # generation_config.json
+def generation(config: LlamaConfig) -> dict:
+    """generation_config.json: it begins after <eos>, for <bos> never occurs in the tokens."""
+    eos = config.eos_id
+    return {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": 0 if eos == 3 else eos}
 
 
 def read_config(folder: Path) -> LlamaConfig:
@@ -97,8 +100,11 @@ def read_config(folder: Path) -> LlamaConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: give a folder with a Hugging Face Llama")
-    c = json.loads(path.read_text(encoding="utf8"))
-    rope = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
+    try:
+        c = json.loads(path.read_text(encoding="utf8"))
+        rope = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
+    except (ValueError, TypeError, AttributeError) as error:  # no JSON, or not a table of names
+        raise ValueError(f"{path} is no config ({error}): copy the file again") from None
     kind = rope.get("rope_type", rope.get("type", "default"))
     for what, found, wanted in (
         ("model_type", c.get("model_type"), "llama"),
@@ -106,26 +112,38 @@ def read_config(folder: Path) -> LlamaConfig:
         ("attention_bias", c.get("attention_bias", False), False),
         ("mlp_bias", c.get("mlp_bias", False), False),
         ("RoPE scaling", kind, "default"),
+        ("partial_rotary_factor", {**c, **rope}.get("partial_rotary_factor", 1), 1),
     ):
         if found != wanted:
             raise ValueError(f"{path}: {what} is {found!r}, only {wanted!r} is supported here")
-    for name in ("vocab_size", "num_hidden_layers", "num_attention_heads", "hidden_size",
-                 "intermediate_size"):  # fmt: skip
-        if name not in c:
-            raise ValueError(f"{path}: {name} is missing, it is needed: copy the file again")
-    return LlamaConfig(
-        vocab_size=c["vocab_size"],
-        layers=c["num_hidden_layers"],
-        heads=c["num_attention_heads"],
-        dim=c["hidden_size"],
-        mlp_dim=c["intermediate_size"],
-        context=c.get("max_position_embeddings", 2048),
-        kv_heads=c.get("num_key_value_heads") or 0,
-        head_dim=c.get("head_dim") or 0,
-        tied=c.get("tie_word_embeddings", False),
-        rope_theta=float(rope.get("rope_theta", c.get("rope_theta", 10000.0))),
-        norm_eps=c.get("rms_norm_eps", 1e-6),
-    )
+
+    def number(name: str, otherwise: float | None = None, kind: type = int) -> int | float:
+        value = otherwise if c.get(name) is None else c[name]
+        whole = isinstance(value, int | float) and (kind is float or value == int(value))
+        if not whole or isinstance(value, bool) or value < 0 or (not value and otherwise is None):
+            fault = "missing, it is needed" if value is None else f"{value!r}, no size of a model"
+            raise ValueError(f"{path}: {name} is {fault}: copy the file again")
+        return kind(value)
+
+    theta, eos = rope.get("rope_theta", c.get("rope_theta")), c.get("eos_token_id")
+    c |= {"rope_theta": theta, "eos_token_id": eos[0] if isinstance(eos, list) and eos else eos}
+    try:
+        return LlamaConfig(
+            vocab_size=number("vocab_size"),
+            layers=number("num_hidden_layers"),
+            heads=number("num_attention_heads"),
+            dim=number("hidden_size"),
+            mlp_dim=number("intermediate_size"),
+            context=number("max_position_embeddings", 2048),
+            kv_heads=number("num_key_value_heads", 0),
+            head_dim=number("head_dim", 0),
+            tied=bool(c.get("tie_word_embeddings", False)),
+            rope_theta=number("rope_theta", 10000.0, float),
+            norm_eps=number("rms_norm_eps", 1e-6, float),
+            eos_id=number("eos_token_id", 3),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
 VOCABULARIES = (51_800, 86_071)  # the plan's, and that of the published tokenizer

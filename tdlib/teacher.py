@@ -6,11 +6,13 @@ Upstream's file differs in three ways: Q, K and V are one matrix, RoPE turns NEI
 
 import copy
 import pickle
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tdlib import data, hard_set
 from tdlib.model import Llama, LlamaConfig
@@ -22,7 +24,8 @@ REMEDY = "give upstream's best.pt, or a Hugging Face Llama folder"
 def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> Llama:
     """The teacher at a path, in float32 and frozen. Never unpickles code. Errors name the file, a
     weight that is not finite too. `rope_pairs` "neighbours" repairs a Llama folder whose Q and K
-    were exported unpermuted."""
+    were exported unpermuted. Rows of zeros at the end of the embedding are cut, with a warning:
+    a logit of 0 is real probability. `.cut_rows` of the model is their number."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"teacher {path} is not there: give a Llama folder or a .pt file")
@@ -32,21 +35,35 @@ def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> L
             raise ValueError(f"{path}: {name} holds NaN or infinity: give an earlier checkpoint")
     if rope_pairs == "neighbours" and path.is_dir():  # a .pt is permuted as it is read
         _turn(model)
+    _cut(model, path)
     return model.to(device).eval().requires_grad_(False)
 
 
 def _folder(path: Path) -> Llama:
     file = path / "config.json"
     try:
-        with torch.device("meta"):
-            Llama(read_config(path))
-    except FileNotFoundError:
-        raise
-    # what is raised depends on what the file holds instead of a Llama's numbers
-    except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        read_config(path)
+    except ValueError as error:
         why = str(error).removeprefix(f"{file}: ")
         raise ValueError(f"{file} describes no Llama for this book ({why}): {REMEDY}") from None
     return Llama.load(path)
+
+
+def _cut(model: Llama, path: Path) -> None:
+    """Without the rows of zeros that pad a vocabulary; an untied head must have them too."""
+    zero_V = (model.embed_tokens.weight == 0).all(1) & (model.head == 0).all(1)
+    model.cut_rows = int(zero_V.flip(0).cumprod(0).sum())
+    if not model.cut_rows:
+        return
+    size = len(zero_V) - model.cut_rows
+    if not size:
+        raise ValueError(f"{path}: every row of the embedding is zero: {REMEDY}")
+    warnings.warn(f"{path}: the last {model.cut_rows:,} rows of its embedding are zeros, padding: "
+                  f"cut to a vocabulary of {size:,}", stacklevel=3)  # fmt: skip
+    model.config = replace(model.config, vocab_size=size)
+    for module in (model.embed_tokens, *([] if model.config.tied else [model.lm_head])):
+        module.weight = nn.Parameter(module.weight[:size].detach().clone())
+    model.embed_tokens.num_embeddings = size
 
 
 def _turn(model: Llama) -> None:
@@ -117,6 +134,14 @@ def _converted(state: dict[str, Tensor], shape: dict) -> Llama:
         context=int(shape["block_size"]),
         rope_theta=float(shape.get("rope_theta", 10000.0)),
     )
+    head = state.get("lm_head.weight")
+    if head is not None and not torch.equal(head, state["transformer.wte.weight"]):
+        config = replace(config, tied=False)
+        names["lm_head.weight"] = "lm_head.weight"
+    for name in (*names, *fused):
+        if not state[name].is_floating_point():
+            dtype = str(state[name].dtype).removeprefix("torch.")
+            raise ValueError(f"{name} is {dtype}, a weight must be a float")
     weights = {ours: state[theirs].float() for theirs, ours in names.items()}
     for theirs, i in fused.items():
         q, k, v = state[theirs].float().chunk(3)
@@ -133,7 +158,8 @@ def _converted(state: dict[str, Tensor], shape: dict) -> Llama:
 
 def check(model: Llama, windows: data.Windows, *, count: int = 32, device: str = "cpu") -> dict:
     """The trial 00 makes: loss on some validation windows as the model is, and with RoPE's other
-    order (upstream's own Hugging Face export has the wrong one). ValueError: the other is better by
+    order (upstream's own Hugging Face export has the wrong one), beside the entropy of their
+    tokens, which the best guess without any context reaches. ValueError: the other is better by
     more than 0.1 nats, or the loss is no better than guessing."""
     rows = np.unique(np.linspace(0, len(windows) - 1, count).astype(int))
     other = copy.deepcopy(model)
@@ -151,4 +177,21 @@ def check(model: Llama, windows: data.Windows, *, count: int = 32, device: str =
             f"the teacher's loss is {loss:.2f}, guessing gives {guessing:.2f}: are the tokens from "
             "its own tokenizer?"
         )
-    return {"loss": loss, "loss_other_rope": turned, "windows": len(rows)}
+    targets = windows.batch(rows)[1]
+    count_V = torch.bincount(targets[targets != data.IGNORE]).double()
+    entropy = float(torch.special.entr(count_V / count_V.sum()).sum())
+    return {"loss": loss, "loss_other_rope": turned, "entropy": entropy, "windows": len(rows)}
+
+
+def trial_in_words(found: dict) -> str:
+    """What `check` found, in a sentence or two."""
+    said = (
+        f"On {found['windows']} validation windows its loss is {found['loss']:.3f}; with RoPE's "
+        f"other order it would be {found['loss_other_rope']:.3f}, so the order is right."
+    )
+    if found["loss"] < found["entropy"]:
+        return said
+    return (
+        f"{said} **⚠ The frequencies of the tokens alone give {found['entropy']:.3f}: either the "
+        "tokens are not from this teacher's tokenizer, or it has hardly been trained.**"
+    )

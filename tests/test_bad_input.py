@@ -436,8 +436,8 @@ LLAMA = "config.json describes no Llama for this book"
 TEACHER = {
     "an empty folder": (lambda f: (shutil.rmtree(f), f.mkdir()), "config.json is not there"),
     "no config.json": (gone("config.json"), "config.json is not there: give a folder with a Huggi"),
-    "no weights": (gone("model.safetensors"), "holds no .safetensors: save the model in that form"),
-    "a pickle": (pickled, "holds no .safetensors: save the model in that format"),
+    "no weights": (gone("model.safetensors"), "holds no .safetensors by the name of model: save"),
+    "a pickle": (pickled, "holds no .safetensors by the name of model: save"),
     "closed": (lambda f: f.chmod(0), r"teacher may not be read \(chmod -R"),
     "half a config.json": (text_in("config.json", '{"vocab'), rf"{LLAMA} \(.*\): give upstream's"),
     "a list for a config.json": (text_in("config.json", "[]"), LLAMA),
