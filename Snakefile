@@ -1,4 +1,4 @@
-# The book as a graph; `make book` runs it. Config keys: profile, out_dir, text, tokens, teacher, redo.
+# The book as a graph; `make book` runs it. Config keys: profile, out_dir, redo and those of graph.GIVEN.
 # What has to be run is decided by the hashes alone, as in the notebooks, so that the two cannot
 # disagree: before the graph is built, a run that is current gets its mark, all of the same time,
 # and any other loses it. The mark is a rule's only output, for Snakemake deletes the outputs of a
@@ -13,7 +13,7 @@ from tdlib import graph, hashes
 
 PROFILE = config.get("profile", "tiny")
 OUT = config.get("out_dir", f"outputs/{PROFILE}")
-GIVEN = {k: str(config[k]) for k in ("text", "tokens", "teacher") if config.get(k)}
+GIVEN = {k: str(config[k]) for k in graph.GIVEN if config.get(k)}
 REDO = tuple(str(config.get("redo", "")).split())
 BOOK = {one.run: one for one in graph.book(PROFILE, OUT, GIVEN, REDO)}
 FOLDER = graph.ROOT / OUT

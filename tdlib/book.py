@@ -8,6 +8,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,12 @@ from tdlib import (
     generate,
     hard_set,
     lora,
+    release,
+    start,
     tables,
     telugu,
     text,
+    tokenizer,
     train,
     widgets,
 )
@@ -35,17 +39,18 @@ SUBSET = 64  # validation windows looked at during training
 # --- 00: text and teacher
 
 
-def prepare(p: dict, folder: Path) -> str:
+def prepare(p: dict, folder: Path, teacher: Llama | None = None) -> str:
     """Text (given, or written) → split, tokenizer, tokens in `folder`; or token files used as they
-    are. `p` are 00's parameters. Returns a summary for the reader."""
+    are. `p` are 00's parameters, `teacher` is the one given. Returns a summary for the reader."""
+    given = tokenizer.open(p["tokenizer"], p["segmenter"]) if p["tokenizer"] else None
+    size = _fits(p, teacher)
     if p["tokens"]:
-        tokens = data.open_tokens(p["tokens"])
-        tokenizer = data.Tokenizer(p["tokenizer"] or tokens.folder / "tokenizer.model")
-        _check_teacher(p, tokens.vocab_size, tokens.context)
-        data.link_tokens(tokens.folder, folder, tokenizer.path)
-        return f"Tokens used as they are: `{p['tokens']}`."
-    tokenizer = data.Tokenizer(p["tokenizer"]) if p["tokenizer"] else None
-    _check_teacher(p, tokenizer.size if tokenizer else p["vocab_size"], p["context"])
+        return _linked(p, folder, given, size)
+    if given and size > given.size:
+        raise ValueError(
+            f"the vocabulary of {p['teacher']} is {size:,}, {given.path} has {given.size:,} "
+            "pieces: give the tokenizer that the teacher was made with"
+        )
     rares = []
     if p["text"]:
         documents = text.read(texts(p["text"]))
@@ -64,8 +69,8 @@ def prepare(p: dict, folder: Path) -> str:
     }
     lines = (line for d in splits["train"] for line in d.lines)
     with tempfile.TemporaryDirectory() as place:
-        tokenizer = tokenizer or data.train_tokenizer(lines, p["vocab_size"], Path(place, "model"))
-        data.write_tokens(folder, splits, tokenizer, p["context"], rare)
+        made = given or tokenizer.train(lines, p["vocab_size"], Path(place, "model"))
+        data.write_tokens(folder, splits, made, p["context"], rare, size)
     tokens = data.open_tokens(folder)
     sources = sorted({d.source for d in documents})
     known = f" Rare constructions, at known places: {len(rares):,} sentences." if rares else ""
@@ -92,38 +97,78 @@ def rare_lines(
     return lines
 
 
-def _check_teacher(p: dict, vocab_size: int, context: int) -> None:
-    """A given teacher is refused before anything is written."""
-    from tdlib import teacher
-
-    if not p.get("teacher"):
-        return
-    found, name = teacher.load(p["teacher"]).config, p["teacher"]
-    if found.vocab_size != vocab_size:
+def _fits(p: dict, teacher: Llama | None) -> int:
+    """The vocabulary of the teacher that was given, 0 without one. Refused where its context is
+    shorter than the windows."""
+    if teacher is None:
+        return 0
+    if teacher.config.context < p["context"]:
         raise ValueError(
-            f"the vocabulary of {name} is {found.vocab_size:,}, the tokens' is {vocab_size:,}: "
-            "give the tokens or the tokenizer that the teacher was made with"
+            f"the context of {p['teacher']} is {teacher.config.context:,}, the windows' is "
+            f"{p['context']:,}: give a shorter context"
         )
-    if found.context < context:
+    return teacher.config.vocab_size
+
+
+def _linked(p: dict, folder: Path, given: tokenizer.Tokenizer | None, size: int) -> str:
+    source = Path(p["tokens"])
+    if not given and data.open_tokens(source, p["context"]).tokenizer is None:
+        raise FileNotFoundError(
+            f"{source / 'tokenizer.model'} is not there: put the tokens' tokenizer there (.model, "
+            "or tokenizer.json), or give it as tokenizer"
+        )
+    theirs = data.read_meta(source / "meta.json")
+    if size > theirs["vocab_size"]:
         raise ValueError(
-            f"the context of {name} is {found.context:,}, the tokens' is {context:,}: give a "
-            "shorter context (token files: block_size in their meta.json)"
+            f"the vocabulary of {p['teacher']} is {size:,}, the tokens' is "
+            f"{theirs['vocab_size']:,}: give the tokens or the tokenizer that the teacher was made "
+            "with"
         )
+    data.link_tokens(
+        source, folder, tokenizer=given, vocab_size=size, context=p["context"],
+        every_id=p["check_every_id"],
+    )  # fmt: skip
+    tokens = data.open_tokens(folder)
+    said = [
+        f"Token files used as they are: `{p['tokens']}`, nothing copied. Training: "
+        f"{len(tokens.train.ids):,} tokens, {len(tokens.train):,} windows of {tokens.context}; "
+        f"validation: {len(tokens.val.ids):,} tokens, {len(tokens.val):,} windows. Tokenizer: "
+        f"{tokens.tokenizer.kind}, {tokens.tokenizer.size:,} pieces."
+    ]
+    if theirs["block_size"] != tokens.context:
+        said.append(f"Their block_size of {theirs['block_size']:,} is not used, `context` is.")
+    if tokens.vocab_size < tokens.tokenizer.size:
+        said.append(
+            f"The teacher's vocabulary is {tokens.vocab_size:,}: the tokenizer's last "
+            f"{tokens.tokenizer.size - tokens.vocab_size:,} pieces occur nowhere in the tokens."
+        )
+    return " ".join(said)
 
 
-def tokenizer_files(tokens: data.Tokens) -> dict[str, Path]:
-    """What is copied beside a model so that its folder can be used alone."""
-    return {"tokenizer.model": tokens.tokenizer.path} if tokens.tokenizer else {}
+def save(net: Llama, folder: Path, tokens: data.Tokens) -> None:
+    """A folder to release: the model, and a tokenizer that transformers loads where it can."""
+    with tempfile.TemporaryDirectory() as place:
+        files = release.tokenizer_files(tokens.tokenizer, Path(place), tokens.context)
+        net.save(folder, files)
 
 
-def imported(this: Run, path: str, tokens: data.Tokens) -> tuple[Llama, list[dict]]:
+def given_in_words(path: str, teacher: Llama) -> str:
+    """What was loaded, and what was repaired on the way."""
+    c, cut = teacher.config, teacher.cut_rows
+    said = (
+        f"Loaded from `{path}`: {c.layers} layers, {c.heads} heads ({c.kv_heads} of keys), width "
+        f"{c.dim}, MLP {c.mlp_dim}, vocabulary {c.vocab_size:,}, context {c.context:,}."
+    )
+    rows = f" The last {cut:,} rows of its embedding were zeros, padding, and are cut."
+    return said + (rows if cut else "")
+
+
+def imported(this: Run, model: Llama, tokens: data.Tokens) -> list[dict]:
     """A teacher made elsewhere, saved as models/teacher; its log is one point."""
-    from tdlib import teacher
-
-    model = teacher.load(path, this.device, this.parameters["rope_pairs"])
-    this.once("saved", model.save, this.path("models", "teacher"), tokenizer_files(tokens))
+    model.config = replace(model.config, eos_id=tokens.eos)
+    this.once("saved", save, model, this.path("models", "teacher"), tokens)
     loss = evaluate.on_subset(tokens.val, SUBSET, this.device)(model)
-    return model, this.once("log", lambda: [{"step": 0, "tokens": 0} | loss])
+    return this.once("log", lambda: [{"step": 0, "tokens": 0} | loss])
 
 
 # --- 01, 03, 05: training and measuring
@@ -135,8 +180,7 @@ def fit(this: Run, name: str, net: Llama, tokens: data.Tokens, recipe, teacher, 
     on_subset = evaluate.on_subset(tokens.val, SUBSET, this.device)
 
     def look(student: Llama) -> dict:
-        texts = {"val/samples": samples(student, tokens, 1, 24)} if tokens.tokenizer else {}
-        return on_subset(student) | texts
+        return on_subset(student) | {"val/samples": samples(student, tokens, 1, 24)}
 
     return this.once(
         f"log of {name}", train.fit, net, tokens.train, recipe, teacher=teacher, rows=rows,
@@ -171,19 +215,32 @@ def _log(this: Run, name: str, net: Llama, teacher, context: int, recipe) -> Cal
 def student(
     this: Run, name: str, config: LlamaConfig, tokens: data.Tokens, recipe, teacher: Llama | None
 ) -> tuple[Llama, list[dict]]:
-    """Train a model from random weights, save it as models/<name> and read it back, so that what is
-    measured is what was saved. Where the run is finished, only read it back."""
+    """Train a model, save it as models/<name> and read it back, so that what is measured is what
+    was saved. Where the run is finished, only read it back. It begins with random weights, or, by
+    the parameter `init`, with slices of its teacher's."""
     torch.manual_seed(recipe.seed)
-    net = Llama(config).to(this.device)
+    config = replace(config, eos_id=tokens.eos)
+    if this.parameters.get("init") == "teacher":
+        net = start.from_teacher(teacher, config, tokens.train, device=this.device)
+    else:
+        net = Llama(config).to(this.device)
     log = fit(this, name, net, tokens, recipe, teacher)
     folder = this.path("models", name)
-    this.once(f"saved {name}", net.save, folder, tokenizer_files(tokens))
+    this.once(f"saved {name}", save, net, folder, tokens)
     return Llama.load(folder, this.device).eval().requires_grad_(False), log
 
 
 def curve(log: list[dict]) -> dict[str, list[float]]:
     """A training log as plots.learning_curves takes it."""
     return {"tokens": [r["tokens"] for r in log], "loss": [r["val/loss"] for r in log]}
+
+
+def logs_beside(this: Run, name: str, log: list[dict], beside: str) -> dict[str, list[dict]]:
+    """The log of a student, and before it that of another one that this folder holds, if named."""
+    others = [r["remembered"].get(f"log of {beside}") for r in results_of(this).values()]
+    if beside and not any(others):
+        raise ValueError(f"no results file of {this.out} trained {beside}: correct beside")
+    return {beside: next(filter(None, others)), name: log} if beside else {name: log}
 
 
 def curve_in_words(logs: dict[str, list[dict]]) -> str:
@@ -207,7 +264,31 @@ def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llam
         fixed=this.parameters["fixed_windows"], device=this.device, progress=this.progress,
     )  # fmt: skip
     this.model(name, row)
+    this.once(f"card of {name}", _card, this, name, tokens, row)
     return row
+
+
+def _card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
+    """README.md of a model or an adapter, beside its weights."""
+    p, record = this.parameters, this.provenance()
+    adapter = p.get("adapter") == name
+    folder = this.path("adapters" if adapter else "models", name)
+    if adapter:
+        base = this.path("models", p["base"])
+        text = release.adapter_card(folder, base, tokens, row, record, row_of(this, p["base"]))
+    else:
+        merged_from = [r for r in results_of(this).values()
+                       if f"{r['parameters'].get('adapter')}-merged" == name]  # fmt: skip
+        of = None if this.notebook == "00_teacher" else row_of(this, p["teacher"])
+        text = release.card(folder, tokens, row, (merged_from or [record])[0], of)
+    write(folder / "README.md", text)
+
+
+def to_take_away(this: Run) -> str:
+    """The folders that this run made, each with the command that would upload it."""
+    folders = [this.out / kind / name for name in this.models for kind in ("models", "adapters")]
+    lines = (release.upload_command(folder) for folder in folders if folder.is_dir())
+    return "\n".join(["Nothing is sent. To upload, fill in the cards (README.md), then:", *lines])
 
 
 def samples(net: Llama, tokens: data.Tokens, count: int = 3, length: int = 0) -> list[str]:
@@ -396,7 +477,7 @@ def merge(this: Run, adapter: str, base: str, tokens: data.Tokens, teacher: Llam
     net = lora.load(net, this.path("adapters", adapter))
     ids_BT, _ = tokens.val.batch([0], this.device)
     apart_BTV = net(ids_BT)
-    this.once(f"saved {name}", lora.merge(net).save, folder, tokenizer_files(tokens))
+    this.once(f"saved {name}", save, lora.merge(net), folder, tokens)
     net = Llama.load(folder, this.device)
     row = measure(this, name, net, tokens, teacher)
     return {

@@ -2,8 +2,8 @@
 
 A folder of tokens holds train.bin, val.bin (and confirm.bin where asked), raw little-endian ids,
 and meta.json, all as upstream writes and reads them; beside them documents.tsv (where each document
-starts) and, for tokens made here, tokenizer.model; rare.tsv, where the text came with known rare
-constructions, says where their sentences lie. Each line of text ends in <eos>.
+starts) and the tokenizer; rare.tsv, where the text came with known rare constructions, says where
+their sentences lie. Each line of text ends in <eos>.
 Window i is tokens [i·T, i·T + T + 1): T inputs and their T targets, shifted by one. Windows are
 numbered once and for all, so a difficulty means the same thing in every notebook.
 Legend: B windows of a batch, T tokens of a window (the context), N windows of a split.
@@ -11,94 +11,31 @@ Legend: B windows of a batch, T tokens of a window (the context), N windows of a
 
 import contextlib
 import csv
-import io
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tdlib.files import replacing
+import tdlib.tokenizer
+from tdlib.files import replacing, write_whole
+from tdlib.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
-PAD, UNK, BOS, EOS = 0, 1, 2, 3  # then the 256 byte pieces, 4–259
+__all__ = ["BOS", "EOS", "PAD", "UNK", "Tokenizer", "write_whole"]  # and what is defined here
+
 IGNORE = -100
-BLOCK = 2**18  # bytes read at once where ids are checked
+BLOCK = 2**18  # bytes read at once where ids are looked at
+WHOLE = 2**30  # bytes of a file whose ids are all looked at when it is linked; of a larger one some
+UNKNOWN = 0.1  # share of <unk> from which on a tokenizer does not know the text
 MORE = "give more text, or a shorter context"
-
-
-class Tokenizer:
-    """A SentencePiece model: text ↔ ids. Prompts begin after <eos>; no <bos> in the tokens."""
-
-    def __init__(self, path: str | Path):
-        if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"{path} is not there: put a SentencePiece .model there, or give one as tokenizer"
-            )
-        self.path = Path(path)
-        try:
-            self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except RuntimeError:
-            raise ValueError(
-                f"{path} is not a SentencePiece .model: train one, or copy it again"
-            ) from None
-        self.size = self.model.vocab_size()
-        if self.model.eos_id() != EOS:
-            raise ValueError(f"<eos> of {path} is id {self.model.eos_id()}, it must be {EOS}: "
-                             "train one with pad_id 0, unk_id 1, bos_id 2, eos_id 3")  # fmt: skip
-
-    def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        """The ids of each line, without <eos>."""
-        return self.model.encode(list(lines))
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text; <eos> becomes a line break, half a character at the end is dropped."""
-        lines = [[]]
-        for i in ids:
-            lines.append([]) if i == EOS else lines[-1].append(int(i))
-        return "\n".join(self.model.decode(line) for line in lines).rstrip("�")
-
-    def pieces(self, ids: Iterable[int]) -> list[str]:
-        """Each token as it is written in the vocabulary: "▁" begins a word, <0xE0> is a byte."""
-        return [self.model.id_to_piece(int(i)) for i in ids]
-
-
-def train_tokenizer(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
-    """SentencePiece BPE with byte fallback, no normalisation: the kind llama.cpp repeats."""
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=model, model_type="bpe",
-            vocab_size=vocab_size, byte_fallback=True, normalization_rule_name="identity",
-            remove_extra_whitespaces=False, character_coverage=0.9999, max_sentence_length=10**6,
-            pad_id=PAD, unk_id=UNK, bos_id=BOS, eos_id=EOS, pad_piece="<pad>", unk_piece="<unk>",
-            bos_piece="<bos>", eos_piece="<eos>", minloglevel=2,
-        )  # fmt: skip
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].rpartition("] ")[2].strip() or "it is empty"
-        remedy = "raise it" if "smaller" in reason else "lower it, or give more text"
-        raise ValueError(
-            f"vocab_size {vocab_size} does not fit this text ({reason}): {remedy}"
-        ) from None
-    write_whole(path, model.getvalue())
-    return Tokenizer(path)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """A file appears whole or not at all, and for good."""
-    beside = path.with_name(f".{path.name}.new")
-    with replacing(path, beside), open(beside, "wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())  # or a power cut may leave the new name with nothing in it
 
 
 def read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -167,16 +104,21 @@ def write_tokens(
     tokenizer: Tokenizer,
     context: int,
     rare: dict[str, dict[str, str]] | None = None,
+    vocab_size: int = 0,
 ) -> None:
     """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all. `rare`:
-    line → the sentences in it that hold a rare construction → the kind of each."""
+    line → the sentences in it that hold a rare construction → the kind of each. `vocab_size` is the
+    teacher's where that has fewer pieces than the tokenizer."""
     with whole_folder(folder) as beside:
+        vocab_size = vocab_size or tokenizer.size
         meta = {
-            "vocab_size": tokenizer.size,
+            "vocab_size": vocab_size,
             "block_size": context,
             "dtype": "uint32",
             "total_tokens": 0,
+            "eos_id": tokenizer.eos,
         }
+        meta |= {"pieces": tokenizer.size} if tokenizer.size != vocab_size else {}
         rows, rare_rows, unknown = [], [], 0
         for split, documents in splits.items():
             start = 0
@@ -189,10 +131,14 @@ def write_tokens(
                         at = start + len(ids)
                         for first, end, kind in _spans(line, (rare or {}).get(line, {}), tokenizer):
                             rare_rows.append((split, at + first, at + end, kind))
-                        ids += [*line_ids, EOS]
+                        ids += [*line_ids, tokenizer.eos]
+                    if (largest := max(ids)) >= vocab_size:
+                        raise ValueError(f"{tokenizer.path} makes id {largest:,} of this text, the "
+                                         f"teacher's vocabulary has {vocab_size:,}: give the "
+                                         "teacher's own tokenizer")  # fmt: skip
                     f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
                     rows.append((split, start, len(ids), document.source))
-                    unknown += ids.count(UNK)
+                    unknown += 0 if tokenizer.unk is None else ids.count(tokenizer.unk)
                     start += len(ids)
             if start < context + 1:
                 raise ValueError(f"the text for {split} makes {start:,} tokens, too few for one "
@@ -201,10 +147,12 @@ def write_tokens(
             meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
             meta["total_tokens"] += start
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
+        _check_unknown(tokenizer, meta["unk_rate"])
         _write_table(beside / "documents.tsv", [("split", "start", "tokens", "source"), *rows])
         if rare:
             _write_table(beside / "rare.tsv", [("split", "first", "end", "kind"), *rare_rows])
-        shutil.copy(tokenizer.path, beside / "tokenizer.model")
+        for name, path in tdlib.tokenizer.files(tokenizer).items():
+            shutil.copy(path, beside / name)
         (beside / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
@@ -232,22 +180,62 @@ def _read_table(path: Path, split: str) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(f, delimiter="\t") if row["split"] == split]
 
 
-def link_tokens(source: Path, folder: Path, tokenizer: Path | None = None) -> None:
-    """Use a folder of tokens made elsewhere as it is: links, no copy, nothing of it touched; with a
-    `tokenizer` from another place, where one is given. Here, once, each of its ids is checked."""
+def link_tokens(
+    source: Path,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    vocab_size: int = 0,
+    context: int = 0,
+    every_id: bool = False,
+) -> None:
+    """Use a folder of tokens made elsewhere as it is: links, no copy, nothing of it touched. Only
+    meta.json is written anew where something in it is another: windows of another `context`; the
+    `vocab_size` of a teacher that has fewer pieces than the tokenizer; a tokenizer from elsewhere.
+    Ids are looked at here and there in a file beyond a GiB, unless `every_id` is asked for."""
     if source.resolve() == folder.resolve():
         raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
-    tokens, files = open_tokens(source), {path.name: path for path in source.iterdir()}
+    tokens, files = open_tokens(source, context), {path.name: path for path in source.iterdir()}
+    meta, fewer = dict(tokens.meta), vocab_size and vocab_size < tokens.vocab_size
     if tokenizer:
-        files |= {"tokenizer.model": _tokenizer(tokenizer, tokens.vocab_size).path}
+        _check_tokenizer(tokenizer, meta)
+        files = {n: p for n, p in files.items() if not n.startswith(("tokenizer", "special_tok"))}
+        files |= tdlib.tokenizer.files(tokenizer)
+    meta |= {"block_size": context} if context else {}
+    meta |= {"vocab_size": vocab_size, "pieces": tokens.vocab_size} if fewer else {}
     for split in ("train", "val"):
-        path = source / f"{split}.bin"
-        if not _check_ids(path, getattr(tokens, split).ids.dtype, tokens.vocab_size):
-            raise ValueError(f"{path} holds no <eos> (id {EOS}), which ends each line of text: it "
-                             "is damaged or made otherwise; copy it, or make it again")  # fmt: skip
+        path, windows = source / f"{split}.bin", getattr(tokens, split)
+        every = 1 if every_id or fewer or path.stat().st_size <= WHOLE else _every(path)
+        known = tokenizer or tokens.tokenizer
+        seen = _look(path, windows.ids.dtype, meta, every, known.unk if known else UNK)
+        if not seen["eos"]:
+            raise ValueError(f"{path} holds no <eos> (id {tokens.eos}), which ends each line of "
+                             "text: it is damaged or made otherwise; copy it, or make it "
+                             "again")  # fmt: skip
+        _check_unknown(known, seen["unknown"] / seen["tokens"])
+        if known and f"{split}_bytes" not in meta:
+            meta[f"{split}_bytes"] = _bytes_of_text(windows, known)
     with whole_folder(folder) as beside:
         for name, path in files.items():
-            os.symlink(path.resolve(), beside / name)
+            if name != "meta.json" or meta == tokens.meta:
+                os.symlink(path.resolve(), beside / name)
+        if meta != tokens.meta:
+            (beside / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf8")
+
+
+def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:
+    if share > UNKNOWN:
+        whose = f"{tokenizer.path} makes" if tokenizer else "the tokens hold"
+        raise ValueError(f"{whose} {share:.0%} of this text <unk>: give the tokenizer of the "
+                         "teacher, or text of its language")  # fmt: skip
+
+
+def _bytes_of_text(windows: "Windows", tokenizer: Tokenizer, count: int = 256) -> int:
+    """How long the text of a split is, from windows spread evenly over it."""
+    rows = np.unique(np.linspace(0, len(windows) - 1, count).astype(int))
+    t = windows.context
+    texts = (tokenizer.decode(windows.ids[i * t : (i + 1) * t].tolist()) for i in rows)
+    return round(sum(len(x.encode()) for x in texts) / (len(rows) * t) * len(windows.ids))
 
 
 @dataclass(frozen=True)
@@ -285,12 +273,18 @@ class Windows:
     def batches(self, rows: Sequence[int], size: int) -> Iterable[Sequence[int]]:
         return (rows[i : i + size] for i in range(0, len(rows), size))
 
-    def stream(self, batches: Iterable, device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-        """`batch` of each, one ahead: a thread reads the next while this one is used; for CUDA it
-        is pinned, and copied without waiting."""
+    def stream(
+        self,
+        batches: Iterable,
+        device: str = "cpu",
+        more: Callable[[Sequence[int]], tuple[Tensor, ...]] = lambda rows_B: (),
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """`batch` of each, and `more` of it, one ahead: a thread reads the next while this one is
+        used; for CUDA it is pinned, and copied without waiting."""
 
         def read(rows_B: Sequence[int]) -> list[Tensor]:
-            return [x.pin_memory() if "cuda" in device else x for x in self.batch(rows_B)]
+            found = (*self.batch(rows_B), *more(rows_B))
+            return [x.pin_memory() if "cuda" in device else x for x in found]
 
         with ThreadPoolExecutor(1) as pool:
             ahead = None
@@ -319,6 +313,10 @@ class Tokens:
     @property
     def context(self) -> int:
         return self.train.context
+
+    @property
+    def eos(self) -> int:
+        return self.meta.get("eos_id", EOS)
 
     def bytes_per_token(self, split: str = "val") -> float:
         """UTF-8 bytes of text a token, NaN where unknown (token files made elsewhere)."""
@@ -354,25 +352,28 @@ def open_tokens(folder: str | Path, context: int = 0) -> Tokens:
         raise FileNotFoundError(
             f"{folder / 'meta.json'} is not there: give a folder of tokens; 00_teacher makes one"
         )
-    meta = _read_meta(folder / "meta.json")
+    meta = read_meta(folder / "meta.json")
     splits = {
         split: _open_split(folder / f"{split}.bin", meta, context or meta["block_size"])
         for split in ("train", "val", "confirm")
         if split != "confirm" or (folder / "confirm.bin").is_file()
     }
-    path = folder / "tokenizer.model"
-    tokenizer = _tokenizer(path, meta["vocab_size"]) if path.is_file() else None
+    paths = [folder / name for name in ("tokenizer.model", "tokenizer.json")]
+    path = next((path for path in paths if path.is_file()), None)
+    tokenizer = _check_tokenizer(tdlib.tokenizer.open(path), meta) if path else None
     return Tokens(folder, meta, splits["train"], splits["val"], splits.get("confirm"), tokenizer)
 
 
-def _read_meta(path: Path) -> dict:
+def read_meta(path: Path) -> dict:
+    """meta.json, its counts checked."""
     try:
         meta = json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}): copy it again") from None
     meta = meta if isinstance(meta, dict) else {}
     counts = {name: meta.get(name) for name in ("block_size", "vocab_size")}
-    counts |= {n: meta[n] for n in ("train_tokens", "val_tokens", "confirm_tokens") if n in meta}
+    optional = ("train_tokens", "val_tokens", "confirm_tokens", "pieces")
+    counts |= {name: meta[name] for name in optional if name in meta}
     for name, count in counts.items():
         if type(count) is not int or count < 1:
             raise ValueError(f"{path}: {name} is {json.dumps(count)}, it must be a whole number "
@@ -380,11 +381,14 @@ def _read_meta(path: Path) -> dict:
     return meta
 
 
-def _tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    tokenizer = Tokenizer(path)
-    if tokenizer.size != vocab_size:
-        raise ValueError(f"{path} has {tokenizer.size:,} pieces, the tokens' vocab_size is "
-                         f"{vocab_size:,}: give the one they were made with")  # fmt: skip
+def _check_tokenizer(tokenizer: Tokenizer, meta: dict) -> Tokenizer:
+    size, eos = meta.get("pieces", meta["vocab_size"]), meta.get("eos_id", EOS)
+    if tokenizer.eos != eos:
+        raise ValueError(f"<eos> of {tokenizer.path} is id {tokenizer.eos}, it must be {eos}: "
+                         "give the one the tokens were made with")  # fmt: skip
+    if tokenizer.size != size or size < meta["vocab_size"]:
+        raise ValueError(f"{tokenizer.path} has {tokenizer.size:,} pieces, the tokens' vocab_size "
+                         f"is {meta['vocab_size']:,}: give theirs")  # fmt: skip
     return tokenizer
 
 
@@ -406,7 +410,7 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
         raise ValueError(
             f"{path} has {stored:,} tokens, too few for one window of {context:,} + 1: {MORE}"
         )
-    _check_ids(path, dtype, meta["vocab_size"], every=max(1, size // (64 * BLOCK)))
+    _look(path, dtype, meta, _every(path))
     mask = path.with_suffix(".mask.bin")
     if mask.is_file() and mask.stat().st_size != stored:
         raise ValueError(f"{mask} has {mask.stat().st_size:,} bytes, it must have one for each of "
@@ -416,15 +420,25 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
     )
 
 
-def _check_ids(path: Path, dtype: str | np.dtype, vocab_size: int, every: int = 1) -> bool:
-    """No id of every so many blocks is beyond the vocabulary; returns whether one is <eos>. Read,
-    not mapped: around a touched page the system maps 15 more, so looking here and there would map
-    all of the file."""
-    count, ended = BLOCK // np.dtype(dtype).itemsize, False
+def _every(path: Path) -> int:
+    """How many blocks on the next one is, where some 64 are to be looked at."""
+    return max(1, path.stat().st_size // (64 * BLOCK))
+
+
+def _look(
+    path: Path, dtype: str | np.dtype, meta: dict, every: int = 1, unknown: int | None = UNK
+) -> dict[str, int]:
+    """Every so many blocks: no id is beyond the vocabulary; counts <eos>, <unk> and all tokens.
+    Read, not mapped: around a touched page the system maps 15 more, so looking here and there would
+    map all of the file."""
+    count, seen = BLOCK // np.dtype(dtype).itemsize, {"eos": 0, "unknown": 0, "tokens": 0}
     for start in range(0, path.stat().st_size, every * BLOCK):
         ids = np.fromfile(path, dtype, count, offset=start)
-        ended = ended or EOS in ids
-        if (largest := int(ids.max())) >= vocab_size:
-            raise ValueError(f"{path} holds id {largest:,}, the vocabulary has {vocab_size:,}: "
-                             "copy the file and its meta.json again")  # fmt: skip
-    return ended
+        if (largest := int(ids.max())) >= meta["vocab_size"]:
+            raise ValueError(f"{path} holds id {largest:,}, the vocabulary has "
+                             f"{meta['vocab_size']:,}: copy the file and its meta.json again, or "
+                             "give the tokens the teacher was made with")  # fmt: skip
+        seen["eos"] += int(np.count_nonzero(ids == meta.get("eos_id", EOS)))
+        seen["unknown"] += int(np.count_nonzero(ids == unknown))
+        seen["tokens"] += len(ids)
+    return seen

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tdlib import data, hard_set
 from tdlib.model import Llama
+from tdlib.tokenizer import Tokenizer
 
 BINS = 15  # of the calibration error (Guo et al. 2017, section 2)
 
@@ -227,8 +228,8 @@ def cuts(tokens: data.Tokens, rows_M: np.ndarray) -> dict[str, tuple[list[str], 
         ),
     }  # fmt: skip
     if tokens.tokenizer is not None:
-        pieces = np.array(tokens.tokenizer.pieces(range(tokens.tokenizer.size)), dtype=object)
-        labels |= _by_piece(pieces, ids_MT[:, :1], targets_MT)
+        ids_MS = np.concatenate([ids_MT[:, :1], targets_MT], axis=1)
+        labels |= _by_piece(tokens.tokenizer, ids_MS)
     return {k: (names, np.where(masked_MT, -1, at_MT)) for k, (names, at_MT) in labels.items()}
 
 
@@ -238,14 +239,14 @@ def _by_count(count_MT: np.ndarray) -> tuple[list[str], np.ndarray]:
     )
 
 
-def _by_piece(pieces_V: np.ndarray, before_M1: np.ndarray, targets_MT: np.ndarray) -> dict:
-    space_V = np.array([p.startswith("▁") or p == "<eos>" for p in pieces_V])
+def _by_piece(tokenizer: Tokenizer, ids_MS: np.ndarray) -> dict:
+    """S is the T targets and the token before them."""
+    pieces_V, targets_MT = np.array(tokenizer.vocabulary(), dtype=object), ids_MS[:, 1:]
     # "." and the like are pieces of their own: a word ends before one, and none is part of a word
-    mark_V = np.array([unicodedata.category(p.strip("▁")[:1] or "x")[0] == "P" for p in pieces_V])
-    mark_V[data.EOS] = True
-    mark_MS = mark_V[np.concatenate([before_M1, targets_MT], axis=1)]
-    begins_MT = space_V[targets_MT] | mark_MS[:, :-1]
-    stops_MT = space_V[targets_MT] | mark_MS[:, 1:]
+    mark_V = np.array([unicodedata.category(piece[:1] or "x")[0] == "P" for piece in pieces_V])
+    mark_V[tokenizer.eos] = True
+    mark_MS, word_MT = mark_V[ids_MS], tokenizer.begins(ids_MS)[:, 1:]
+    begins_MT, stops_MT = word_MT | mark_MS[:, :-1], word_MT | mark_MS[:, 1:]
     ends_MT = np.concatenate([stops_MT[:, 1:], np.zeros_like(stops_MT[:, :1])], axis=1)
     place_MT = np.where(begins_MT, np.where(ends_MT, 0, 1), np.where(ends_MT, 3, 2))
     place_MT[:, -1] = -1  # whether the word goes on after the window is not known

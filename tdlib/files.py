@@ -39,6 +39,15 @@ def replacing(path: Path, beside: Path) -> Iterator[None]:
         _remove(beside)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """A file appears whole or not at all, and for good."""
+    beside = path.with_name(f".{path.name}.new")
+    with replacing(path, beside), open(beside, "wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())  # or a power cut may leave the new name with nothing in it
+
+
 def _no_room(path: Path, error: Exception) -> str:
     """One line where an error is that of a full disk, or of a limit; "" for any other."""
     number = re.search(r"os error (\d+)", str(error))  # safetensors tells it in words alone

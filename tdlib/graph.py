@@ -2,7 +2,8 @@
 
     python -m tdlib.graph check tiny
     python -m tdlib.graph execute params/tiny/01_distill-50m.yaml outputs/tiny
-    python -m tdlib.graph book PROFILE=tiny [OUT=… TEXT=… TOKENS=… TEACHER=… ONLY=… REDO=…]
+    python -m tdlib.graph book PROFILE=tiny [OUT=… TEXT=… TOKENS=… TOKENIZER=…
+        TEACHER=… ONLY=… REDO=…]
     python -m tdlib.graph report outputs/tiny
 
 Snakemake decides the order (see Snakefile), papermill runs a notebook. Imports no torch.
@@ -27,6 +28,7 @@ from tdlib.parameters import ROOT, ParameterError, notebook_of
 sys.modules.setdefault("rfc3987_syntax", None)
 
 PROGRESS_S = 15
+GIVEN = ("text", "tokens", "tokenizer", "teacher")  # parameters of 00 that `make book` takes
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def book(
     redo: tuple[str, ...] = (),
     paths: bool = True,
 ) -> list[BookRun]:
-    """The runs of params/<profile>, checked. `overrides` (text, tokens, teacher) are for 00;
+    """The runs of params/<profile>, checked. `overrides` (of GIVEN) are for 00;
     `redo` names runs to be repeated. ParameterError names the YAML."""
     values = {}
     for path in _yamls(profile):
@@ -368,8 +370,7 @@ def main(arguments: list[str]) -> int:
                 print(report.refresh(ROOT / out))
                 return 0
             case "book", []:
-                given = {name: pairs[name.upper()] for name in ("text", "tokens", "teacher")
-                         if pairs.get(name.upper())}  # fmt: skip
+                given = {n: pairs[n.upper()] for n in GIVEN if pairs.get(n.upper())}
                 profile = pairs.get("PROFILE") or "tiny"
                 out = Path(pairs.get("OUT") or _default_out(profile, given.get("text", "")))
                 words = {name: pairs.get(name, "").replace(",", " ").split()

@@ -14,7 +14,7 @@ from tdlib.parameters import notebook_of
 # paths in the run folder; 04 besides reads what the others made, and merges their adapters
 READS = {
     "00_teacher": [],
-    "01_distill": ["tokens", "models/{teacher}"],
+    "01_distill": ["tokens", "models/{teacher}", "models/{beside}"],
     "02_hard_set": ["tokens", "models/{teacher}", "models/{base}"],
     "03_lora": ["tokens", "models/{teacher}", "models/{base}", "{hard_set}"],
     "04_merge_eval": ["tokens"],
@@ -38,7 +38,9 @@ SAMPLED = 2**30  # bytes; of a larger file 64 MiB are hashed
 def reads(run: str, values: dict, made: list[str]) -> list[str]:
     """Paths in the run folder; `made` is what the other runs of the folder write."""
     compared = [path for path in made if path.startswith(("models/", "adapters/"))]
+    values = {"beside": ""} | values
     own = [pattern.format(**values) for pattern in READS.get(notebook_of(run), [])]
+    own = [path for path in own if not path.endswith("/")]  # `beside` may be empty
     return own + (compared if run.startswith("04") else [])
 
 
@@ -112,6 +114,7 @@ def fingerprint(path: Path, known: dict | None = None) -> dict:
     size and time is the known one, the known hash is believed and nothing is read."""
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
     found = [file for file in found if file.is_file() and not file.name.startswith(".")]
+    found = [file for file in found if file == path or file.name != "README.md"]  # a model's card
     files = {str(file.relative_to(path)): file.stat() for file in found}
     files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()}
     if known and known["files"] == files:

@@ -79,7 +79,9 @@ RULES = {
     "text": Rule(str),
     "tokens": Rule(str),
     "00_teacher.teacher": Rule(str),
-    "tokenizer": _text(r"|.*\.model", 'a SentencePiece file that ends in .model, or ""'),
+    "tokenizer": _text(r"|.*\.(model|json)", 'a SentencePiece .model, a tokenizer.json, or ""'),
+    "segmenter": _text(r"|.*\.bin", 'a Morfessor model that ends in .bin, or ""'),
+    "check_every_id": Rule(bool),
     "rope_pairs": _choice("halves", "neighbours"),
     "text_characters": Rule(
         int, "at least 10,000, or 0 where text or tokens are given", lambda v: v == 0 or v >= 10_000
@@ -96,6 +98,7 @@ RULES = {
     "token_limit": _number(int, 0),
     "learning_rate": _number(float, 0, 1, open_low=True),
     "warmup_share": _number(float, 0, 1, open_high=True),
+    "init": _choice("random", "teacher"),
     "batch_tokens": _COUNT,
     "micro_windows": _COUNT,
     "weight_decay": _number(float, 0),
@@ -108,6 +111,7 @@ RULES = {
     "03_lora.temperature": _number(float, 0, 100, open_low=True, none=True),
     # models, by their names in models/ and adapters/
     **dict.fromkeys(("teacher", "student", "base", "scratch", "picked_by", "adapter"), _NAME),
+    "beside": _text(r"|[^\W_][\w.+-]*", 'a name of letters, digits, - _ . +, or ""'),
     **dict.fromkeys(("shape", "middle_shape", "small_shape"), _SHAPE),
     # the hard set and the adapter
     "share": _number(float, 0, 1, open_low=True, open_high=True),
@@ -129,7 +133,8 @@ PATHS = {
     "00_teacher.text": (True, Path.exists, "a file or folder, or several without spaces in them"),
     "00_teacher.tokens": (False, Path.is_dir, "an existing folder of tokens"),
     "00_teacher.teacher": (False, Path.exists, "an existing Llama folder or .pt file"),
-    "00_teacher.tokenizer": (False, Path.is_file, "an existing SentencePiece .model"),
+    "00_teacher.tokenizer": (False, Path.is_file, "an existing tokenizer file"),
+    "00_teacher.segmenter": (False, Path.is_file, "an existing Morfessor .bin"),
 }
 
 
@@ -142,7 +147,7 @@ def external(notebook: str, parameters: dict) -> list[str]:
     found = []
     for key, (several, _, _) in PATHS.items():
         where, name = key.split(".")
-        if where == notebook and parameters[name]:
+        if where == notebook and parameters.get(name):
             found += texts(parameters[name]) if several else [parameters[name]]
     return found
 
@@ -304,7 +309,7 @@ def _wrong_paths(notebook: str, values: dict) -> list[str]:
     problems = []
     for key, (several, holds, says) in PATHS.items():
         where, name = key.split(".")
-        if where != notebook:
+        if where != notebook or name not in values:
             continue
         for path in texts(values[name]) if several else filter(None, [values[name]]):
             if fault := _fault(ROOT / path, holds):

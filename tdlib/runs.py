@@ -239,7 +239,7 @@ class Run:
         """Write the records; only now is the run done. A run that only gave back what it remembered
         keeps the record of when it was made."""
         said = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
-        record = self._record or self._provenance(tokens_per_second)
+        record = self._record or self.provenance(tokens_per_second)
         if not self.current:
             made = hashes.outputs(self.out, self.run, self.parameters)
             if missing := [path for path, where in made.items() if not where.exists()]:
@@ -350,7 +350,8 @@ class Run:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    def _provenance(self, tokens_per_second: float | None) -> dict:
+    def provenance(self, tokens_per_second: float | None = None) -> dict:
+        """Where what this run makes comes from: its parameters, code, machine and inputs."""
         values = self.parameters
         commit, dirty = _commit()
         began = datetime.datetime.fromtimestamp(self._began, datetime.UTC)

@@ -127,11 +127,13 @@ def faults(browser) -> Callable:
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     """A small tokenizer, trained here on text of the writer."""
-    from tdlib import data, telugu
+    import tdlib.tokenizer
+    from tdlib import telugu
 
     documents, _ = telugu.write(60_000, 3)
     lines = [line for d in documents for line in d.lines]
-    return data.train_tokenizer(lines, 700, tmp_path_factory.mktemp("tokenizer") / "t.model")
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    return tdlib.tokenizer.train(lines, 700, path)
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from safetensors.torch import load_file, save_file
 from traitlets.config import Config
 
-from tdlib import book, data, files, graph, parameters, runs, telugu, train
+from tdlib import book, data, files, graph, parameters, runs, telugu, tokenizer, train
 from tdlib.model import Llama, LlamaConfig
 
 REPOSITORY = Path(__file__).parents[1]
@@ -56,8 +56,8 @@ def good(tmp_path_factory) -> Path:
     """text.txt, tokens/ made of it, and a teacher/ that fits them."""
     place, splits = tmp_path_factory.mktemp("good"), {"train": WRITTEN[2:], "val": WRITTEN[:2]}
     (place / "text.txt").write_text(PROSE, encoding="utf8")
-    tokenizer = data.train_tokenizer(PROSE.splitlines(), 500, place / "t.model")
-    data.write_tokens(place / "tokens", splits, tokenizer, 32)
+    made = tokenizer.train(PROSE.splitlines(), 500, place / "t.model")
+    data.write_tokens(place / "tokens", splits, made, 32)
     torch.manual_seed(0)
     shape = dict(vocab_size=500, context=32, layers=1, heads=2, dim=32, mlp_dim=48)
     Llama(LlamaConfig(**shape)).save(place / "teacher")
@@ -327,7 +327,7 @@ def closed(name):
 
 
 def other_tokenizer(folder):
-    data.train_tokenizer([f"{A} {B} {C} {i}" for i in range(99)], 330, folder / "tokenizer.model")
+    tokenizer.train([f"{A} {B} {C} {i}" for i in range(99)], 330, folder / "tokenizer.model")
 
 
 def usual_tokenizer(folder):
@@ -343,7 +343,7 @@ TOKENS = {
     "no meta.json": (gone("meta.json"), "meta.json is not there: give a folder of tokens; 00_teac"),
     "no train.bin": (gone("train.bin"), "train.bin is not there: a folder of tokens holds it"),
     "no val.bin": (gone("val.bin"), "val.bin is not there: a folder of tokens holds it"),
-    "no tokenizer": (gone("tokenizer.model"), "r.model is not there: put a SentencePiece .model t"),
+    "no tokenizer": (gone("tokenizer.model"), "tokenizer.model is not there: put the tokens' t"),
     "closed meta.json": (closed("meta.json"), "Permission denied: .*meta.json"),
     "closed val.bin": (closed("val.bin"), "Permission denied: '.*val.bin'"),
     "half a meta.json": (text_in("meta.json", '{"vocab_size": 5'), r"meta.json is no JSON \(E"),
@@ -370,7 +370,7 @@ TOKENS = {
         ids("train.bin", lambda i: np.r_[i[:-1], 500]), "train.bin holds id 500, the vocabulary has"
     ),
     "a smaller vocabulary": (meta(vocab_size=300), r"holds id \d+, the vocabulary has 300: copy"),
-    "a larger vocabulary": (meta(vocab_size=600), "tokenizer.model has 500 pieces, .* is 600: giv"),
+    "a larger vocabulary": (meta(vocab_size=600), "tokenizer.model has 500 pieces, .* is 600: gi"),
     "nothing but zeros": (
         ids("train.bin", np.zeros_like), r"train.bin holds no <eos> \(id 3\), which ends each line"
     ),
@@ -474,7 +474,7 @@ TEACHER = {
         llama(vocab_size=501), "the vocabulary of .* is 501, the tokens' is 500: give the tokens or"
     ),
     "a shorter context": (
-        llama(context=31), "the context of .* is 31, the tokens' is 32: give a shorter context"
+        llama(context=31), "the context of .* is 31, the windows' is 32: give a shorter context"
     ),
 }  # fmt: skip
 
@@ -576,6 +576,89 @@ def test_the_hostile_checkpoints_are_hostile(tmp_path):
     assert (tmp_path / "trace").exists()
 
 
+# --- tokenizers: a file's name, its content, what the line says
+
+PIECES = ["<pad>", "<unk>", "<bos>", "<eos>", *"అఆఇఈఉకగమయరలవ"]
+SPECIAL = {name: i for i, name in enumerate(PIECES[:4])}
+
+
+def morfessor(change=lambda content: {}) -> str:
+    known = {
+        "type": "morfessor_bpe_telugu", "separator": "@@", "special_tokens": SPECIAL,
+        "token_to_id": {piece: i for i, piece in enumerate(PIECES)}, "bpe_merges": [],
+    }  # fmt: skip
+    return json.dumps(known | change(known))
+
+
+def gap(content: dict) -> dict:
+    return {"token_to_id": content["token_to_id"] | {"ళ": 99}}
+
+
+TOKENIZER = {
+    "half a file": ("a.json", '{"type": "morfessor', "a.json is no JSON .*: copy it again"),
+    "of neither kind": ("a.json", '{"vocab": {}}', "a.json is neither a Hugging Face tokenizer"),
+    "a list": ("a.json", "[1]", "a.json is not a SentencePiece .model, nor a tokenizer.json"),
+    "text for a model": ("a.model", "x", "a.model is not a SentencePiece .model"),
+    "a broken model in it": ("a.json", '{"model": {"type": "BPE"}}', "a.json cannot be read by"),
+    "a gap in its ids": ("a.json", morfessor(gap), "the id of 'ళ' is 99 where 16 is next"),
+    "special tokens elsewhere": (
+        "a.json", morfessor(lambda c: {"special_tokens": SPECIAL | {"<eos>": 2}}), "<eos> is 2 in s"
+    ),
+    "no table": ("a.json", morfessor(lambda c: {"token_to_id": []}), "token_to_id is .*JSON obj"),
+    "another vocabulary": ("a.json", morfessor(), "has 16 pieces, the tokens' vocab_size is 500"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOKENIZER)
+def test_a_tokenizer(name, good, refusal, out, tmp_path):
+    file, body, says = TOKENIZER[name]
+    path, before = tmp_path / file, content(out)
+    path.write_text(body, encoding="utf8")
+    line = refusal("00_teacher", {"tokens": str(good / "tokens"), "tokenizer": str(path)})
+    assert str(path) in line and re.search(says, line), line
+    assert content(out) == before
+
+
+def test_a_hostile_segmenter_does_nothing(good, refusal, out, tmp_path):
+    path, before = tmp_path / "model.bin", content(out)
+    path.write_bytes(pickle.dumps(Hostile(tmp_path / "trace")))
+    (tmp_path / "a.json").write_text(morfessor(), encoding="utf8")
+    given = {"tokenizer": str(tmp_path / "a.json"), "segmenter": str(path)}
+    line = refusal("00_teacher", {"text": str(good / "text.txt")} | given)
+    assert f"{path} is no Morfessor baseline model" in line
+    assert content(out) == before and not (tmp_path / "trace").exists()
+
+
+def test_a_tokenizer_that_does_not_know_the_text_is_refused(good, refusal, out, tmp_path):
+    before = content(out)
+    (tmp_path / "a.json").write_text(morfessor(), encoding="utf8")
+    line = refusal(
+        "00_teacher", {"text": str(good / "text.txt"), "tokenizer": str(tmp_path / "a.json")}
+    )
+    assert re.search(r"a.json makes \d+% of this text <unk>: give the tokenizer of the teach", line)
+    assert content(out) == before
+
+
+# --- a student that cannot begin with its teacher's weights, and one that is not there
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [({"init": "teacher", "shape": "student-small-smoke"}, r"head_dim is 16, .*set init: random"),
+     ({"beside": "80m"}, "needs .*models/80m, which is not there: `make book")],
+    ids=["larger than the teacher", "beside nothing"],
+)  # fmt: skip
+def test_a_student(given, says, good, refusal, out):
+    for name in ("tokens", "models/teacher"):
+        shutil.rmtree(out / name)
+        shutil.copytree(good / Path(name).name, out / name)
+    if "init" in given:
+        llama(heads=4)(out / "models/teacher")
+    line = refusal("01_distill", {"student": "50m"} | given)
+    assert re.search(says, line), line
+    assert not (out / "models/50m").exists()
+
+
 # --- parameters: notebook, what is given, what the line says (the value, the rule, the remedy)
 
 GIVEN = [
@@ -609,7 +692,7 @@ GIVEN = [
     ("00_teacher", {"context": 4}, r"context = 4 must be at least 8"),
     ("00_teacher", {"vocab_size": 100}, r"vocab_size = 100 must be at least 300"),
     ("00_teacher", {"val_share": 0.5}, r"val_share = 0\.5 must be above 0 and below 0\.5"),
-    ("00_teacher", {"tokenizer": "a.json"}, r"tokenizer = 'a\.json' must be .*ends in \.model"),
+    ("00_teacher", {"tokenizer": "a.txt"}, r"tokenizer = 'a\.txt' must be a SentencePiece \.model"),
     ("03_lora", {"hard_set": "../a.json"}, r"hard_set = '\.\./a\.json' must be the name of"),
     ("03_lora", {"windows": "rand"}, r"windows = 'rand' must be .*did you mean random\?"),
     ("03_lora", {"rank": 0}, r"rank = 0 must be at least 1"),
@@ -835,5 +918,7 @@ def test_a_path_with_spaces_is_one_path_and_several_are_several(tmp_path, monkey
 
 
 def test_there_are_as_many_rows_as_were_asked_for():
-    rows = itertools.chain(TEXT, FIT, TOKENS, TEACHER, CHECKPOINT, GIVEN, FOLDER, FULL, WORDS)
+    rows = itertools.chain(
+        TEXT, FIT, TOKENS, TEACHER, CHECKPOINT, TOKENIZER, GIVEN, FOLDER, FULL, WORDS
+    )
     assert len(list(rows)) >= 60 and len(TEACHER) + len(CHECKPOINT) >= 20

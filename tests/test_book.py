@@ -19,7 +19,7 @@ from tdlib import book, hard_set
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
-MODELS = ["teacher", "50m", "50m-scratch", "50m-seed2", "150m", "75m", "75m-direct"]
+MODELS = ["teacher", "50m", "50m-scratch", "50m-seed2", "50m-sliced", "150m", "75m", "75m-direct"]
 MERGED = ["50m-hard-merged", "50m-random-merged"]
 
 

@@ -309,3 +309,58 @@ def test_linked_tokens_are_the_same_files_and_survive_the_link(upstream, tmp_pat
     assert len(data.open_tokens(folder).train) == 62
     shutil.rmtree(folder)
     assert len(list(upstream.iterdir())) == 3
+
+
+def test_linked_tokens_take_another_context_and_the_owners_meta_json_stays(upstream, tmp_path):
+    before = (upstream / "meta.json").read_bytes()
+    data.link_tokens(upstream, tmp_path / "tokens", context=33)
+    tokens = data.open_tokens(tmp_path / "tokens")
+    assert (tokens.context, len(tokens.train)) == (33, 999 // 33)
+    assert (upstream / "meta.json").read_bytes() == before
+    assert os.path.samefile(upstream / "train.bin", tmp_path / "tokens/train.bin")
+
+
+def test_a_teacher_with_fewer_pieces_decides_where_no_token_is_beyond_them(tmp_path):
+    folder = raw(tmp_path / "elsewhere", np.arange(1000) % 40, np.arange(100) % 40)
+    data.link_tokens(folder, tmp_path / "tokens", vocab_size=40)
+    assert data.open_tokens(tmp_path / "tokens").vocab_size == 40
+    with pytest.raises(
+        ValueError, match=r"train.bin holds id 39, the vocabulary has 39: .*teacher"
+    ):
+        data.link_tokens(folder, tmp_path / "others", vocab_size=39)
+    assert not (tmp_path / "others").exists()
+
+
+def test_every_id_of_a_large_file_is_looked_at_where_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "WHOLE", 2**20)
+    train = np.full(9_000_000, 3, "<u4")
+    train[data.BLOCK // 4 + 5] = 1_000  # in the second block: every other one is looked at
+    folder = raw(tmp_path / "elsewhere", train, np.full(100, 3))
+    data.link_tokens(folder, tmp_path / "tokens")
+    with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
+        data.link_tokens(folder, tmp_path / "others", every_id=True)
+
+
+def test_tokens_that_are_mostly_unknown_are_refused(tmp_path):
+    train = np.where(np.arange(1000) % 10 < 2, 1, np.arange(1000) % 50)
+    folder = raw(tmp_path / "elsewhere", train, np.arange(100) % 50)
+    share = (train == 1).mean()
+    with pytest.raises(ValueError, match=f"the tokens hold {share:.0%} of this text <unk>"):
+        data.link_tokens(folder, tmp_path / "tokens")
+
+
+def test_total_tokens_is_never_compared(tmp_path):
+    for i, total in enumerate((0, 10**9, None)):
+        folder = raw(tmp_path / f"{i}", np.arange(1000) % 50, np.arange(100), total_tokens=total,
+                     vocab_size=100)  # fmt: skip
+        data.link_tokens(folder, tmp_path / f"tokens{i}")
+
+
+def test_our_files_are_read_by_upstreams_rules(folder, splits):
+    """As its training does: raw uint32, counts that are bytes / 4, windows drawn anywhere."""
+    meta = json.loads((folder / "meta.json").read_text())
+    for split in ("train", "val"):
+        ids = np.memmap(folder / f"{split}.bin", np.uint32, "r")
+        assert len(ids) == meta[f"{split}_tokens"] and int(ids.max()) < meta["vocab_size"]
+        assert (ids == 3).sum() == sum(len(d.lines) for d in splits[split])
+    assert meta["dtype"] == "uint32" and meta["block_size"] == T

@@ -222,10 +222,13 @@ class Pieces:
     """A vocabulary written out by hand, so that every token's place is known."""
 
     names = ("<pad>", "<unk>", "<bos>", "<eos>", *sorted(set(WRITTEN) - {"<eos>"}))
-    size = len(names)
+    size, eos = len(names), 3
 
-    def pieces(self, ids):
-        return [self.names[i] for i in ids]
+    def vocabulary(self):
+        return [name.removeprefix("▁") for name in self.names]
+
+    def begins(self, ids_MS):
+        return np.array([name[0] == "▁" for name in self.names])[ids_MS]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tdlib import data, shapes, teacher, train
 from tdlib.model import Llama, LlamaConfig
@@ -401,3 +401,109 @@ def test_a_folder_exported_unpermuted_is_repaired_by_rope_pairs(tmp_path):
     )
     torch.testing.assert_close(repaired, wanted, rtol=1e-5, atol=1e-5)
     assert (as_it_is - wanted).abs().max() > 0.1
+
+
+# --- padding, shards, and what old exports hold
+
+
+def padded(state, rows) -> dict:
+    tied = ("transformer.wte.weight", "lm_head.weight")
+    return state | {n: torch.cat([state[n], torch.zeros(rows, SHAPE["dim"])]) for n in tied}
+
+
+def test_rows_of_zeros_at_the_end_are_cut_and_said(tmp_path):
+    state = upstream(**SHAPE)
+    state["transformer.wte.weight"][7] = 0  # a zero row with others behind it is no padding
+    path = written(tmp_path, padded(state, 13))
+    with pytest.warns(UserWarning, match=r"the last 13 rows .* a vocabulary of 211") as said:
+        model = teacher.load(path)
+    assert str(path) in str(said[0].message) and model.cut_rows == 13
+    assert (model.config.vocab_size, model(some_ids()).shape[-1]) == (VOCAB, VOCAB)
+    near(model(some_ids()), upstream_logits(state, some_ids(), 4))
+    model.save(tmp_path / "cut")
+    again = teacher.load(tmp_path / "cut")
+    assert again.cut_rows == 0 and torch.equal(again(some_ids()), model(some_ids()))
+
+
+@pytest.mark.parametrize("head", ["zero too", "not zero"])
+def test_an_untied_head_is_cut_only_where_it_is_padding_too(head, tmp_path):
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig(vocab_size=VOCAB, context=CONTEXT, tied=False, **SHAPE))
+    model.embed_tokens.weight.data[-5:] = 0
+    if head == "zero too":
+        model.lm_head.weight.data[-5:] = 0
+    model.save(tmp_path / "model")
+    loaded, cut = teacher.load(tmp_path / "model"), 5 * (head == "zero too")
+    assert loaded.config.vocab_size == VOCAB - cut
+    ids = some_ids() % (VOCAB - 5)
+    near(loaded(ids), model(ids)[..., : VOCAB - cut], 1e-6)
+
+
+def test_an_embedding_of_zeros_alone_is_refused(tmp_path):
+    state = upstream(**SHAPE)
+    state["transformer.wte.weight"] = state["lm_head.weight"] = torch.zeros(VOCAB, SHAPE["dim"])
+    path = written(tmp_path, state)
+    with pytest.raises(ValueError) as error:
+        teacher.load(path)
+    one_line(error, path, "every row of the embedding is zero")
+
+
+def test_a_head_that_is_not_the_embedding_is_kept_as_it_is(tmp_path):
+    state = upstream(**SHAPE)
+    state["lm_head.weight"] = torch.randn(VOCAB, SHAPE["dim"])
+    model = teacher.load(written(tmp_path, state))
+    assert not model.config.tied
+    near(model(some_ids()), upstream_logits(state, some_ids(), 4))
+
+
+def test_weights_that_are_whole_numbers_are_refused_by_name(tmp_path):
+    name = "transformer.h.1.mlp.w_up.weight"
+    state = upstream(**SHAPE)
+    path = written(tmp_path, state | {name: state[name].to(torch.int8)})
+    with pytest.raises(ValueError) as error:
+        teacher.load(path)
+    one_line(error, path, name, "int8")
+
+
+def test_the_index_decides_which_shards_are_read(tmp_path):
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig(vocab_size=VOCAB, context=CONTEXT, **SHAPE))
+    folder = tmp_path / "model"
+    model.save(folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, where = sorted(weights), {}
+    for i, part in enumerate((names[:7], names[7:])):
+        save_file({n: weights[n] for n in part}, folder / f"model-{i}.safetensors")
+        where |= dict.fromkeys(part, f"model-{i}.safetensors")
+    save_file({names[0]: weights[names[0]] * 0}, folder / "stray.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    assert torch.equal(teacher.load(folder)(some_ids()), model(some_ids()))
+    (folder / "model-1.safetensors").unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        teacher.load(folder)
+    one_line(error, folder / "model-1.safetensors", "index")
+    index.write_text('{"weight_map": [')
+    with pytest.raises(ValueError) as error:
+        teacher.load(folder)
+    one_line(error, index, "copy it again")
+
+
+def test_tables_of_rope_in_an_old_export_are_left_out(tmp_path):
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig(vocab_size=VOCAB, context=CONTEXT, **SHAPE))
+    model.save(tmp_path / "model")
+    path = tmp_path / "model/model.safetensors"
+    table = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file(load_file(path) | table, path)
+    assert torch.equal(teacher.load(tmp_path / "model")(some_ids()), model(some_ids()))
+
+
+def test_a_teacher_that_knows_no_more_than_frequencies_is_told_so(trained):
+    windows = copied(50, seed=2, length=32)
+    good = teacher.check(trained, windows)
+    share_V = np.bincount(windows.batch(range(0, 50))[1].numpy().ravel()) / (50 * 32)
+    assert good["entropy"] == pytest.approx(-(share_V * np.log(share_V)).sum(), abs=0.1)
+    assert "⚠" not in teacher.trial_in_words(good)
+    assert "tokenizer" in teacher.trial_in_words(good | {"loss": good["entropy"] + 0.01})

@@ -1,0 +1,460 @@
+"""Text ↔ ids by three kinds of tokenizer, told apart by what the file holds, used in one way.
+
+SentencePiece .model: "▁" begins a word; the kind that `train` makes.
+Hugging Face tokenizer.json: BPE or Unigram, with "▁" or over bytes (GPT-2's alphabet).
+Morfessor, upstream's tokenizer.json of type "morfessor_bpe_telugu": a piece that ends in "@@" joins
+to the next one, and text is segmented before it is encoded (see `_Morphs`).
+Each line of text becomes ids without <eos>; no special token is added, and text that spells one
+("<eos>") stays text.
+Legend: V vocabulary; M windows, S tokens of each.
+"""
+
+import io
+import json
+import pickle
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import tokenizers
+
+from tdlib.files import write_whole
+
+PAD, UNK, BOS, EOS = 0, 1, 2, 3  # upstream's, and of those trained here: then 256 byte pieces
+EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
+CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # beside a Hugging Face tokenizer
+BYTE = re.compile("<0x[0-9A-F]{2}>")
+HIDDEN = "\uffff"  # no character: no text has it
+TELUGU = re.compile("[\u0c00-\u0c7f]")
+RUNS = re.compile("[\u0c00-\u0c7f]+|[^\u0c00-\u0c7f]+")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """An opened tokenizer of any kind. Prompts begin after <eos>; no <bos> in the tokens."""
+
+    kind: str  # "SentencePiece", "Hugging Face" or "Morfessor"
+    path: Path
+    eos: int  # ends each line of text
+    unk: int | None  # stands for text that it has no piece for; None where there is no such token
+    silent: frozenset[int]  # <pad>, <bos> and the like: nothing in a text
+    shown_V: list[str]  # each piece for display, by itself
+    opens_V: np.ndarray  # whether a word begins after it, whatever comes
+    marked: bool  # "▁" on a piece says that it begins a word; else the piece before says it too
+    model: object  # of the package that reads this kind, or _Morphs
+    lines_ids: Callable[[list[str]], list[list[int]]]
+    line_text: Callable[[list[int]], str]
+
+    @property
+    def name(self) -> str:
+        """The file's name beside tokens and models."""
+        return "tokenizer.model" if self.kind == "SentencePiece" else "tokenizer.json"
+
+    @property
+    def size(self) -> int:
+        return len(self.shown_V)
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        """The ids of each line, without <eos>."""
+        return self.lines_ids(list(lines))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text; <eos> becomes a line break, half a character at the end is dropped."""
+        lines = [[]]
+        for i in self._known(ids):
+            lines.append([]) if i == self.eos else lines[-1].append(i)
+        lines = [[i for i in line if i not in self.silent] for line in lines]
+        return "\n".join(map(self.line_text, lines)).rstrip("�")
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Tokens of a running text for display: "▁" begins a word, <0xE0> is a byte."""
+        ids = self._known(ids)
+        pieces = [self.shown_V[i] for i in ids]
+        if self.marked or not ids:
+            return pieces
+        special = self.silent | {self.eos}
+        return [
+            f"▁{piece}" if begins and i not in special and piece[:1] != "▁" else piece
+            for i, piece, begins in zip(ids, pieces, self.begins(np.array([ids]))[0], strict=True)
+        ]
+
+    def vocabulary(self) -> list[str]:
+        """The bare text of each piece, without the marks of a word's beginning or going on."""
+        return [piece.lstrip("▁").replace("▁", " ") for piece in self.shown_V]
+
+    def begins(self, ids_MS: np.ndarray) -> np.ndarray:
+        """Whether each token begins a word, given the one before it, (M, S). In the first column,
+        where a piece itself does not say so, True."""
+        begins_MS = self._begins_V[ids_MS]
+        begins_MS[:, 1:] |= self.opens_V[ids_MS[:, :-1]]
+        begins_MS[:, :1] |= not self.marked
+        return begins_MS
+
+    @cached_property
+    def _begins_V(self) -> np.ndarray:
+        begins_V = np.array([piece.startswith("▁") for piece in self.shown_V])
+        begins_V[self.eos] = True
+        return begins_V
+
+    def _known(self, ids: Iterable[int]) -> list[int]:
+        ids = [int(i) for i in ids]
+        if odd := [i for i in ids if not 0 <= i < self.size]:
+            raise ValueError(f"id {odd[0]:,} is none of the {self.size:,} pieces of {self.path}: "
+                             "give the tokenizer that the tokens were made with")  # fmt: skip
+        return ids
+
+
+def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
+    """The tokenizer in a file, of whichever kind. `segmenter` is the Morfessor .bin that segments
+    raw text for upstream's; without one, text for that kind is taken as segmented already."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: put a SentencePiece .model there, or give "
+                                "one, or a tokenizer.json, as tokenizer")  # fmt: skip
+    content = _read_json(path) if path.read_bytes().lstrip()[:1] == b"{" else None
+    upstream = content is not None and content.get("type") == "morfessor_bpe_telugu"
+    if segmenter and not upstream:
+        raise ValueError(f"segmenter = {str(segmenter)!r} is for upstream's tokenizer.json alone, "
+                         f"which {path} is not: leave it empty")  # fmt: skip
+    if content is None:
+        return _sentencepiece(path)
+    if upstream:
+        return _morfessor(path, content, segmenter)
+    if isinstance(content.get("model"), dict):
+        return _hugging_face(path, content)
+    raise ValueError(f"{path} is neither a Hugging Face tokenizer.json (it has no `model`) nor "
+                     "upstream's (`type` morfessor_bpe_telugu): give one of them")  # fmt: skip
+
+
+def files(tokenizer: Tokenizer) -> dict[str, Path]:
+    """Where its files are, by the names that they have beside tokens and models."""
+    beside = CONFIGS if tokenizer.kind == "Hugging Face" else ()
+    beside = {name: tokenizer.path.with_name(name) for name in beside}
+    return {tokenizer.name: tokenizer.path} | {n: p for n, p in beside.items() if p.is_file()}
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): copy it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {content!r:.40}: copy it again")
+    return content
+
+
+def _by_id(path: Path, ids: dict[str, int]) -> list[str]:
+    """The pieces in the order of their ids, which run from 0 without gaps or doubles."""
+    if odd := [f"{piece!r}: {i!r}" for piece, i in ids.items() if type(i) is not int]:
+        raise ValueError(f"{path}: {odd[0]} in its vocabulary, an id must be a whole number: "
+                         "copy it again")  # fmt: skip
+    pieces = sorted(ids, key=lambda piece: (ids[piece], piece))
+    for i, piece in enumerate(pieces):
+        if ids[piece] != i:
+            raise ValueError(
+                f"{path}: the id of {piece!r} is {ids[piece]:,} where {i:,} is "
+                "next, ids run from 0 without gaps or doubles: copy it again"
+            )
+    return pieces
+
+
+def _only(size: int, ids: Iterable[int]) -> np.ndarray:
+    """True at these ids alone, (V,)."""
+    return np.isin(np.arange(size), list(ids))
+
+
+# --- SentencePiece
+
+
+def _sentencepiece(path: Path) -> Tokenizer:
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except RuntimeError:
+        raise ValueError(f"{path} is not a SentencePiece .model, nor a tokenizer.json: train one, "
+                         "or copy it again") from None  # fmt: skip
+    eos = model.eos_id()
+    if eos < 0:
+        raise ValueError(f"{path} has no <eos>, which ends each line of text: "
+                         "train one with pad_id 0, unk_id 1, bos_id 2, eos_id 3")  # fmt: skip
+    shown_V = [model.id_to_piece(i) for i in range(model.vocab_size())]
+    shown_V[eos] = "<eos>"
+    silent = frozenset(i for i in range(len(shown_V)) if model.is_control(i) and i != eos)
+    return Tokenizer(
+        "SentencePiece", path, eos, model.unk_id(), silent, shown_V,
+        _only(len(shown_V), silent | {eos}), True, model, model.encode, model.decode,
+    )  # fmt: skip
+
+
+def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
+    """SentencePiece BPE with byte fallback, no normalisation: the kind llama.cpp repeats."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=model, model_type="bpe",
+            vocab_size=vocab_size, byte_fallback=True, normalization_rule_name="identity",
+            remove_extra_whitespaces=False, character_coverage=0.9999, max_sentence_length=10**6,
+            pad_id=PAD, unk_id=UNK, bos_id=BOS, eos_id=EOS, pad_piece="<pad>", unk_piece="<unk>",
+            bos_piece="<bos>", eos_piece="<eos>", minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].rpartition("] ")[2].strip() or "it is empty"
+        remedy = "raise it" if "smaller" in reason else "lower it, or give more text"
+        raise ValueError(
+            f"vocab_size {vocab_size} does not fit this text ({reason}): {remedy}"
+        ) from None
+    write_whole(path, model.getvalue())
+    return _sentencepiece(path)
+
+
+# --- Hugging Face
+
+# GPT-2's alphabet: a byte that prints stands for itself, the others for characters from 256 on.
+_PRINTED = {*range(33, 127), *range(161, 173), *range(174, 256)}
+BYTE_OF = {chr(b): b for b in sorted(_PRINTED)}
+BYTE_OF |= {chr(256 + i): b for i, b in enumerate(sorted({*range(256)} - _PRINTED))}
+
+
+def _hugging_face(path: Path, content: dict) -> Tokenizer:
+    named, inner = _named(path), content["model"]
+    unk_name = named.get("unk_token") or inner.get("unk_token")
+    try:
+        special = _hide_special(content, set(named.values()))
+        model = tokenizers.Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # the package raises nothing narrower
+        raise ValueError(f"{path} cannot be read by the package tokenizers ({error}): copy it "
+                         "again, or update the package") from None  # fmt: skip
+    model.no_truncation()
+    model.no_padding()
+    model.encode_special_tokens = True  # as the text that it is
+    ids = {piece.removeprefix(HIDDEN): i for piece, i in model.get_vocab().items()}
+    shown_V = _by_id(path, ids)
+    name = named.get("eos_token") or next((n for n in EOS_NAMES if n in ids), None)
+    if name not in ids:
+        raise ValueError(f"{path} has no end-of-text token {name or EOS_NAMES}: name one of its "
+                         "tokens as eos_token in tokenizer_config.json beside it")  # fmt: skip
+    eos, unk = ids[name], inner.get("unk_id", ids.get(unk_name))
+    unk = None if unk == eos else unk  # GPT-2 names <|endoftext|> for all it has no piece for
+    silent = frozenset(ids[s] for s in special & ids.keys()) - {eos, unk}
+    over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
+    if over_bytes:
+        added = model.get_added_tokens_decoder()
+        shown_V = [p if i in added else _bytes_text(p) for i, p in enumerate(shown_V)]
+    elif not any(piece.startswith("▁") for piece in shown_V):
+        raise ValueError(f"{path} has no piece with ▁ and is not over bytes, so that where words "
+                         "begin is not known: give a BPE or Unigram that tells")  # fmt: skip
+    shown_V[eos] = "<eos>"
+
+    def encode(lines: list[str]) -> list[list[int]]:
+        return [found.ids for found in model.encode_batch(lines, add_special_tokens=False)]
+
+    extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
+
+    def text(ids: list[int]) -> str:
+        found = model.decode(ids, skip_special_tokens=False)
+        return found.replace(HIDDEN, "").removeprefix(extra)
+
+    return Tokenizer(
+        "Hugging Face", path, eos, unk, silent, shown_V,
+        _only(len(shown_V), silent | {eos}), not over_bytes, model, encode, text,
+    )  # fmt: skip
+
+
+def _named(path: Path) -> dict[str, str]:
+    """The special tokens that the files beside a tokenizer.json name: "eos_token" → "</s>"."""
+    named = {}
+    for file in (path.with_name(name) for name in reversed(CONFIGS)):  # the first has the last word
+        for key, token in (_read_json(file) if file.is_file() else {}).items():
+            token = token.get("content") if isinstance(token, dict) else token
+            if key in ("eos_token", "bos_token", "pad_token", "unk_token") and token:
+                named[key] = token
+    return named
+
+
+def _hide_special(content: dict, named: set[str]) -> set[str]:
+    """The special tokens. Text that spells one must not become it: those in the vocabulary that
+    text is cut into get a name that no text has, the others are marked as special."""
+    model, added = content["model"], content.get("added_tokens") or []
+    special = named | {token["content"] for token in added if token["special"]}
+    special = {piece for piece in special if not BYTE.fullmatch(piece)}
+    scored = isinstance(model["vocab"], list)  # Unigram's
+    hidden = special & {entry[0] if scored else entry for entry in model["vocab"]}
+    names = {piece: HIDDEN + piece for piece in hidden}
+    if scored:
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+    else:
+        model["vocab"] = {names.get(piece, piece): i for piece, i in model["vocab"].items()}
+        model["unk_token"] = names.get(model.get("unk_token"), model.get("unk_token"))
+    added = [t for t in added if t["content"] not in hidden and not BYTE.fullmatch(t["content"])]
+    content["added_tokens"] = [t | {"special": t["content"] in special} for t in added]
+    content["post_processor"] = None  # what adds special tokens
+    return special
+
+
+def _bytes_text(piece: str) -> str:
+    """A piece in GPT-2's alphabet as text: whole characters, "▁" for a space, <0xE0> for bytes of
+    a character that is cut."""
+    if not BYTE_OF.keys() >= {*piece}:
+        return piece
+    text = bytes(BYTE_OF[c] for c in piece).decode(errors="surrogateescape").replace(" ", "▁")
+    return re.sub("[\udc80-\udcff]", lambda c: f"<0x{ord(c[0]) - 0xDC00:02X}>", text)
+
+
+# --- Morfessor
+
+
+def _morfessor(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
+    ids, special = (_object(path, content, name) for name in ("token_to_id", "special_tokens"))
+    pieces = _by_id(path, ids)
+    for name in ("<pad>", "<unk>", "<bos>", "<eos>", *special):
+        if special.get(name) is None or special[name] != ids.get(name):
+            raise ValueError(
+                f"{path}: {name} is {special.get(name)} in special_tokens and "
+                f"{ids.get(name)} in token_to_id, both must give one id: copy it again"
+            )
+    separator, merges = content.get("separator"), content.get("bpe_merges")
+    if not isinstance(separator, str) or not separator:
+        raise ValueError(f"{path}: separator is {separator!r}, it must be text such as '@@': "
+                         "copy it again")  # fmt: skip
+    pairs = merges if isinstance(merges, list) else [merges]
+    if odd := [p for p in pairs if not (isinstance(p, list) and [*map(type, p)] == [str, str])]:
+        raise ValueError(f"{path}: {odd[0]!r} in bpe_merges, each must be two texts: copy it again")
+    eos, unk = ids["<eos>"], ids["<unk>"]
+    joins_V = np.array([piece.endswith(separator) for piece in pieces])
+    morphs = _Morphs(
+        {piece: i for piece, i in ids.items() if piece not in special}, unk, separator,
+        {(a, b): rank for rank, (a, b) in enumerate(pairs)},
+        _segment(Path(segmenter)) if segmenter else None,
+    )  # fmt: skip
+
+    def text(ids: list[int]) -> str:
+        joined = " ".join(pieces[i] for i in ids).replace(f"{separator} ", "")
+        return joined[: -len(separator)] if ids and joins_V[ids[-1]] else joined
+
+    return Tokenizer(
+        "Morfessor", path, eos, unk, frozenset(special.values()) - {eos, unk},
+        [piece.removesuffix(separator) for piece in pieces], ~joins_V, False, morphs,
+        lambda lines: [morphs.encode(line) for line in lines], text,
+    )  # fmt: skip
+
+
+def _object(path: Path, content: dict, name: str) -> dict:
+    if not isinstance(content.get(name), dict):
+        raise ValueError(f"{path}: {name} is {content.get(name)!r:.40}, it must be a JSON object: "
+                         "copy it again")  # fmt: skip
+    return content[name]
+
+
+class _Morphs:
+    """Encodes as upstream does, but for its cache: a word's ids never depend on the words before.
+
+    1. A word (between spaces) is cut where Telugu and other script or marks meet, and with a
+       segmenter each Telugu run into morphs; all parts but the last join to the next. Without one,
+       a word that ends in the separator joins to the next itself: విద్యార్థు@@ ల@@ కు.
+    2. A part is looked up, with "@@" where it joins.
+    3. One that is not there goes, if it has Telugu, into characters; if not, through the BPE
+       merges, lowest rank first (GPT-2), and of their results those not in the table again into
+       characters. All but the last carry "@@", the last where the part joins and there is such a
+       piece. A character that has no piece is <unk>. Merges may name what is not in the table.
+    """
+
+    def __init__(
+        self,
+        ids: dict[str, int],
+        unk: int,
+        separator: str,
+        ranks: dict[tuple[str, str], int],
+        segment: Callable[[str], list[str]] | None,
+    ):
+        self.ids, self.unk, self.separator, self.ranks = ids, unk, separator, ranks
+        self.segment = segment
+        self.word = lru_cache(2**18)(self._word)
+
+    def encode(self, line: str) -> list[int]:
+        return [i for word in line.split() for i in self.word(word)]
+
+    def _word(self, word: str) -> list[int]:
+        joins = not self.segment and word.endswith(self.separator) and word != self.separator
+        parts = RUNS.findall(word.removesuffix(self.separator) if joins else word)
+        if self.segment:
+            parts = [m for p in parts for m in (self.segment(p) if TELUGU.match(p) else [p])]
+        inner = [i for part in parts[:-1] for i in self._part(part, True)]
+        return inner + self._part(parts[-1], joins)
+
+    def _part(self, part: str, joins: bool) -> list[int]:
+        if (whole := self._find(part, joins)) is not None:
+            return [whole]
+        pieces = list(part)
+        if not TELUGU.search(part):
+            merged = self._merged(part)
+            last = [False] * (len(merged) - 1) + [True]
+            pieces = [
+                c for piece, end in zip(merged, last, strict=True)
+                for c in ([piece] if self._find(piece, not end) is not None else piece)
+            ]  # fmt: skip
+        ids = [self._find(piece, True) for piece in pieces]
+        if not joins or ids[-1] is None:
+            ids[-1] = self._find(pieces[-1], False)
+        return [self.unk if i is None else i for i in ids]
+
+    def _find(self, text: str, joins: bool) -> int | None:
+        if text.endswith(self.separator):  # of the text itself: no sign that it joins
+            return None
+        return self.ids.get(text + self.separator if joins else text)
+
+    def _merged(self, text: str) -> list[str]:
+        parts = list(text)
+        while True:
+            ranked = [(self.ranks[p], p) for p in pairwise(parts) if p in self.ranks]
+            if not ranked:
+                return parts
+            first, second = min(ranked)[1]
+            merged, i = [], 0
+            while i < len(parts):
+                both = parts[i : i + 2] == [first, second]
+                merged.append(first + second if both else parts[i])
+                i += 2 if both else 1
+            parts = merged
+
+
+# What a Morfessor model is made of; a pickle can name anything else, and run it.
+_SAFE = {("collections", "Counter")} | {
+    ("morfessor.baseline", name)
+    for name in (
+        "BaselineModel", "ConstrNode", "LexiconEncoding", "CorpusEncoding", "FixedCorpusWeight",
+        "AnnotatedCorpusEncoding", "AnnotationCorpusWeight", "MorphLengthCorpusWeight",
+        "NumMorphCorpusWeight",
+    )
+}  # fmt: skip
+
+
+class _Unpickler(pickle.Unpickler):  # the package's way to say what may be loaded
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in _SAFE:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _segment(path: Path) -> Callable[[str], list[str]]:
+    """What cuts a Telugu word into morphs: a Morfessor model, a pickle of which only Morfessor's
+    own classes are loaded."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: give a Morfessor .bin as segmenter")
+    try:
+        import morfessor  # only here: nothing else needs it
+    except ModuleNotFoundError:
+        raise ValueError(f"segmenter = {str(path)!r} is read by the package morfessor, which is "
+                         "not installed: pip install morfessor") from None  # fmt: skip
+    try:
+        model = _Unpickler(io.BytesIO(path.read_bytes())).load()
+        if type(model) is not morfessor.BaselineModel:
+            raise ValueError(f"it is a {type(model).__name__}")
+        model.viterbi_segment("తెలుగు")
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise ValueError(f"{path} is no Morfessor baseline model ({error}): give the .bin that "
+                         "Morfessor wrote") from None  # fmt: skip
+    return lambda word: model.viterbi_segment(word)[0]

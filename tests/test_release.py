@@ -1,0 +1,400 @@
+"""Released folders as their readers meet them: transformers, peft, the Hub's own card reader."""
+
+import contextlib
+import io
+import json
+import logging
+import lzma
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import sentencepiece
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+import tdlib.tokenizer
+from tdlib import data, lora, release, teacher
+from tdlib.model import Llama, LlamaConfig
+
+CONTEXT = 24
+EDGES = [
+    "", " ", "   ", "  రెండు  ఖాళీలు  ", "\tట్యాబ్\t", "👍🏽 😀", "Telugu (te) ABC", "2024లో 3.5%",
+    "క్\u200dష", "రాష్\u200cట్రం", "<eos>", "ఒక <eos> లో", "<pad><unk><bos>", "<0xE0>",
+    "é e\u0301 ﬁ ½ Ａ", "\x00\u00a0\ufeff",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lines(shared) -> list[str]:
+    """A thousand lines of real Telugu: two hundred of each file, spread evenly."""
+    found = []
+    for path in sorted((shared / "data" / "telugu").glob("*.xz")):
+        with lzma.open(path, "rt", encoding="utf8") as f:
+            # the largest file is read no further
+            texts = list(islice((line.rstrip("\n") for line in f if line.strip()), 20_000))
+        found += texts[:: len(texts) // 200][:200]
+    assert len(found) == 1000
+    return found
+
+
+@pytest.fixture(scope="module")
+def tokens(tokenizer, tmp_path_factory) -> data.Tokens:
+    folder = tmp_path_factory.mktemp("tokens") / "tokens"
+    line = "ఆ ఊరిలో ఒక రాజు ఉండేవాడు, అతనికి ముగ్గురు కొడుకులు."
+    documents = [SimpleNamespace(lines=[line] * 40, source="test")]
+    data.write_tokens(folder, {"train": documents, "val": documents}, tokenizer, CONTEXT)
+    return data.open_tokens(folder)
+
+
+def small(vocab_size: int, eos_id: int = 3, **change) -> Llama:
+    torch.manual_seed(0)
+    shape = dict(layers=2, heads=2, dim=16, mlp_dim=24, context=CONTEXT, eos_id=eos_id)
+    return Llama(LlamaConfig(vocab_size, **shape | change)).eval().requires_grad_(False)
+
+
+def released(tokenizer, folder: Path) -> Path:
+    """A small model's folder with a tokenizer's files."""
+    made = folder / "made"
+    made.mkdir(parents=True)
+    files = release.tokenizer_files(tokenizer, made, CONTEXT)
+    small(tokenizer.size, tokenizer.eos).save(folder / "50m", files)
+    return folder / "50m"
+
+
+def trained(lines: list[str], folder: Path, **options) -> tdlib.tokenizer.Tokenizer:
+    """A SentencePiece model that somebody else trained."""
+    options = dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3, vocab_size=900) | options
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(folder / "theirs"), minloglevel=2, **options
+    )
+    return tdlib.tokenizer.open(folder / "theirs.model")
+
+
+# --- the tokenizer
+
+
+def test_auto_tokenizer_gives_our_ids_and_our_text_on_real_telugu(lines, tmp_path):
+    ours = tdlib.tokenizer.train(lines, 3000, tmp_path / "tokenizer.model")
+    theirs = transformers.AutoTokenizer.from_pretrained(released(ours, tmp_path))
+    judge = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    texts = lines + EDGES
+    wanted = judge.encode(texts)
+    assert theirs(texts).input_ids == wanted == ours.encode(texts)
+    assert [theirs.encode(text) for text in EDGES] == wanted[len(lines) :]
+    assert theirs.batch_decode(wanted) == texts
+    ended = [[*ids, 3] for ids in wanted]
+    assert theirs.batch_decode(ended, skip_special_tokens=True) == texts
+
+
+def test_auto_tokenizer_knows_the_special_tokens_and_the_context(tokenizer, tmp_path):
+    folder = released(tokenizer, tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert (theirs.eos_token, theirs.bos_token, theirs.eos_token_id) == ("<eos>", "<eos>", 3)
+    assert (theirs.pad_token_id, theirs.unk_token_id, len(theirs)) == (0, 1, tokenizer.size)
+    assert theirs.model_max_length == CONTEXT
+    assert theirs.convert_ids_to_tokens([2]) == ["<bos>"]
+    assert theirs(["ఒక", "ఒక ఊరిలో"], padding=True).attention_mask[0][0] == 0  # before the text
+    assert (folder / "tokenizer.model").read_bytes() == tokenizer.path.read_bytes()
+
+
+@pytest.mark.parametrize("letters, vocab_size", [("ab", 330), ("అఆ", 330), ("a", 275)])
+def test_a_converted_bpe_cuts_overlapping_merges_as_sentencepiece_does(
+    letters, vocab_size, tmp_path
+):
+    draw = random.Random(0)
+    texts = ["".join(draw.choices(letters, k=draw.randint(1, 40))) for _ in range(3000)]
+    ours = tdlib.tokenizer.train(texts, vocab_size, tmp_path / "tokenizer.model")
+    files = release.tokenizer_files(ours, tmp_path, CONTEXT)
+    theirs = tokenizers.Tokenizer.from_file(str(files["tokenizer.json"]))
+    texts = ["".join(draw.choices(letters + " ", k=draw.randint(1, 60))) for _ in range(1000)]
+    assert [found.ids for found in theirs.encode_batch(texts)] == ours.encode(texts)
+
+
+PLAIN = dict(normalization_rule_name="identity", remove_extra_whitespaces=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(model_type="bpe"), dict(model_type="bpe", pad_id=-1, unk_id=0, bos_id=1, eos_id=2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_another_sentencepiece_model_is_converted_to_the_same_ids(options, lines, tmp_path):
+    ours = trained(lines, tmp_path, **PLAIN | options)
+    theirs = transformers.AutoTokenizer.from_pretrained(released(ours, tmp_path))
+    assert theirs(lines[::5] + EDGES).input_ids == ours.encode(lines[::5] + EDGES)
+    assert theirs.eos_token_id == ours.eos
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(model_type="bpe"), PLAIN | dict(model_type="unigram", byte_fallback=True),
+        PLAIN | dict(model_type="bpe", add_dummy_prefix=False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_sentencepiece_model_that_cannot_be_converted_is_left_to_its_own_package(
+    options, lines, tmp_path
+):
+    ours = trained(lines, tmp_path, **options)
+    files = release.tokenizer_files(ours, tmp_path, CONTEXT)
+    assert files == {"sentencepiece.model": ours.path}
+
+
+def hugging_face(lines: list[str], folder: Path, config: dict | None) -> tdlib.tokenizer.Tokenizer:
+    """Over bytes, as GPT-2's and Llama-3's."""
+    folder.mkdir(exist_ok=True)
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        lines,
+        trainers.BpeTrainer(
+            vocab_size=800, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )  # fmt: skip
+    made.save(str(folder / "tokenizer.json"))
+    if config is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return tdlib.tokenizer.open(folder / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        # a class that, loaded by it, would cut at "▁" and know no bytes; code that is not there
+        dict(tokenizer_class="LlamaTokenizer", eos_token="<|endoftext|>", model_max_length=10**30),
+        dict(tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]}),
+    ],
+    ids=str,
+)
+def test_a_hugging_face_tokenizer_is_released_as_it_is(config, lines, tmp_path):
+    ours = hugging_face(lines, tmp_path / "given", config)
+    folder = released(ours, tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert theirs(lines[::5] + EDGES).input_ids == ours.encode(lines[::5] + EDGES)
+    assert theirs.eos_token_id == ours.eos == 0 and theirs.model_max_length == CONTEXT
+    assert (folder / "tokenizer.json").read_bytes() == ours.path.read_bytes()
+
+
+def test_what_came_with_a_hugging_face_tokenizer_is_kept(lines, tmp_path):
+    ours = hugging_face(lines, tmp_path / "given", dict(chat_template="{{ messages }}"))
+    theirs = transformers.AutoTokenizer.from_pretrained(released(ours, tmp_path))
+    assert theirs.chat_template == "{{ messages }}"
+
+
+def test_upstreams_tokenizer_is_copied_where_auto_tokenizer_does_not_look(shared, tmp_path):
+    path = shared / "data" / "upstream_tokenizer" / "tokenizer.json"
+    files = release.tokenizer_files(tdlib.tokenizer.open(path), tmp_path, CONTEXT)
+    assert files == {"morfessor.json": path} and not list(tmp_path.iterdir())
+
+
+# --- the cards
+
+ROW = dict(
+    parameters=11_234, loss=5.52459, loss_fixed=5.43211, perplexity=250.784, bits_per_byte=1.07995,
+    kl=0.401501, agreement=0.46094, calibration_error=0.012632,
+)  # fmt: skip
+PARAMETERS = dict(
+    run="01_distill-50m", profile="tiny", out="/home/me/secret", student="50m", teacher="teacher",
+    init="random", ce_weight=0.25, temperature=2.0, learning_rate=2e-3, seed=7, device="auto",
+)  # fmt: skip
+RECORD = dict(
+    run="01_distill-50m", profile="tiny", notebook="01_distill", parameters=PARAMETERS, seed=7,
+    commit="169b59c", dirty=False, device="cpu, 1 thread", started="2026-11-24T14:00:47+00:00",
+)  # fmt: skip
+LORA = RECORD | dict(
+    run="03_lora-hard", notebook="03_lora",
+    parameters=dict(base="50m", adapter="50m-hard", windows="hard", ce_weight=0, temperature=None),
+)  # fmt: skip
+
+
+def program(card: str, **names: Path) -> str:
+    """The card's only program, with `name = "YOUR-NAME/…"` turned into a folder."""
+    (found,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    for name, folder in names.items():
+        found, count = re.subn(f'^{name} = ".*?"', f"{name} = {str(folder)!r}", found, flags=re.M)
+        assert count == 1
+    return found
+
+
+def run(found: str, caplog) -> dict:
+    """What a program leaves behind; it must print a text, and transformers must have no remark."""
+    transformers.logging.enable_propagation()
+    left, printed = {}, io.StringIO()
+    with caplog.at_level(logging.WARNING), contextlib.redirect_stdout(printed):
+        exec(found, left)
+    transformers.logging.disable_propagation()
+    assert printed.getvalue().strip() and not caplog.records, caplog.records
+    return left
+
+
+def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, tokens, tmp_path, caplog):
+    folder = released(tokenizer, tmp_path)
+    left = run(program(release.card(folder, tokens, ROW, RECORD), name=folder), caplog)
+    assert left["beginning"].tolist() == [[3, *tokenizer.encode(["ఒక ఊరిలో"])[0]]]
+
+
+def test_so_does_that_for_a_sentencepiece_model(lines, tokens, tmp_path, caplog):
+    ours = trained(lines, tmp_path, eos_id=2, bos_id=3)
+    folder = released(ours, tmp_path)
+    with pytest.raises(ValueError):  # and no other ids
+        transformers.AutoTokenizer.from_pretrained(folder)
+    left = run(program(release.card(folder, tokens, ROW, RECORD), name=folder), caplog)
+    assert left["beginning"].tolist() == [[2, *ours.encode(["ఒక ఊరిలో"])[0]]]
+
+
+def test_so_does_that_for_upstreams_vocabulary_and_it_encodes_as_we_do(
+    shared, lines, tokens, tmp_path, caplog
+):
+    ours = tdlib.tokenizer.open(shared / "data" / "upstream_tokenizer" / "tokenizer.json")
+    folder = released(ours, tmp_path)
+    left = run(program(release.card(folder, tokens, ROW, RECORD), name=folder), caplog)
+    texts = [*lines, "విద్యార్థు@@ ల@@ కు 2024లో Wikipedia@@ లో ఉంది. a1b2,c3 అఖ్ఖ్ఖ్@@ ల", "☃ x☃@@ y"]
+    wanted = ours.encode(texts)
+    assert [left["encode"](text) for text in texts] == wanted
+    assert [left["decode"](ids) for ids in wanted] == [ours.decode(ids) for ids in wanted]
+
+
+def test_the_hub_reads_the_card(tokenizer, tokens, tmp_path):
+    text = release.card(released(tokenizer, tmp_path), tokens, ROW, RECORD, ROW)
+    card = huggingface_hub.ModelCard(text)
+    assert card.data.to_dict() == {
+        "language": "te", "library_name": "transformers", "pipeline_tag": "text-generation",
+        "tags": ["telugu", "llama"],
+    }  # fmt: skip
+    assert card.text.count("TODO") == 3  # licence, data, teacher: nothing is made up
+
+
+def test_the_card_tells_the_numbers_the_run_and_no_path(tokenizer, tokens, tmp_path):
+    better = dict.fromkeys(ROW, 0.5) | dict(parameters=99_000, kl=float("nan"))
+    text = release.card(released(tokenizer, tmp_path), tokens, ROW, RECORD, better)
+    for said in (
+        "| weights | 11,234 | 99,000 |", "| loss, nats per token | 5.5246 | 0.5000 |",
+        "| KL(teacher ‖ model), nats per token | 0.4015 | – |", "| 46.1% | 50.0% |",
+        f"{len(tokens.val):,} windows of {CONTEXT} tokens", "`01_distill-50m`", "169b59c,",
+        "seed 7", "2026-11-24", "a student of `teacher`", "0.25 · cross-entropy", "T 2",
+        "learning_rate: 0.002",
+    ):  # fmt: skip
+        assert said in text, said
+    assert "secret" not in text and "device: auto" not in text
+    parameters = small(tokenizer.size).config.parameters
+    assert f"{parameters:,} weights" in text
+
+
+@pytest.mark.parametrize(
+    "name, notebook, change, said",
+    [
+        ("teacher", "00_teacher", dict(teacher=""), "trained here"),
+        ("teacher", "00_teacher", dict(teacher="/a/best.pt"), "made elsewhere"),
+        ("50m-scratch", "01_distill", dict(ce_weight=1), "without a teacher"),
+        ("50m", "01_distill", dict(init="teacher"), "slices of its teacher's weights"),
+        ("75m", "05_progressive", {}, "a student of `150m`"),
+        ("75m-direct", "05_progressive", {}, "a student of `teacher`"),
+        ("50m-hard-merged", "03_lora", LORA["parameters"], "the adapter `50m-hard` merged"),
+    ],
+)
+def test_the_card_says_how_the_model_came_to_be(
+    name, notebook, change, said, tokenizer, tokens, tmp_path
+):
+    folder = released(tokenizer, tmp_path).rename(tmp_path / name)
+    record = RECORD | dict(notebook=notebook, parameters=PARAMETERS | change)
+    assert said in release.card(folder, tokens, ROW, record)
+
+
+def test_a_folder_without_a_tokenizer_gets_no_card(tokens, tmp_path):
+    small(700).save(tmp_path / "50m")
+    with pytest.raises(FileNotFoundError, match=r"50m holds none of tokenizer\.json"):
+        release.card(tmp_path / "50m", tokens, ROW, RECORD)
+
+
+def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokenizer, tokens, tmp_path, caplog):
+    base, folder = released(tokenizer, tmp_path), tmp_path / "50m-hard"
+    net = lora.attach(Llama.load(base), 4, 2.0)
+    for part in lora.adapters(net).values():
+        torch.nn.init.normal_(part.lora_B)
+    lora.save(net, folder, "models/50m")
+    text = release.adapter_card(folder, base, tokens, ROW, LORA, ROW)
+    left = run(program(text, name=base, adapter=folder), caplog)
+    ids = left["beginning"]
+    with torch.no_grad():
+        wanted = net(ids)
+        error = (left["model"](ids).logits - wanted).abs().max()
+    assert error < 1e-5 * wanted.abs().max()
+    assert lora.base_hash(Llama.load(base)) in text
+    for said in (
+        "Rank 4, lora_alpha 8",
+        "W + 2 · B A",
+        "| 50m-hard | 50m alone |",
+        "hard windows",
+    ):
+        assert said in text, said
+    card = huggingface_hub.ModelCard(text)
+    assert card.data.library_name == "peft" and card.text.count("TODO") == 3
+
+
+def test_the_upload_command_is_one_that_hf_understands_for_any_folder(tmp_path):
+    folder = tmp_path / "a run's folder" / "50m+x"
+    folder.mkdir(parents=True)
+    words = shlex.split(release.upload_command(folder))
+    assert words[2:5] == ["YOUR-NAME/telugu-50m-x", str(folder), "."]
+    huggingface_hub.utils.validate_repo_id(words[2])
+    words[0] = str(Path(sys.executable).with_name(words[0]))
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, env=offline, capture_output=True, text=True)
+    # past its arguments and its look at the folder, at the first thing that it would ask the Hub
+    assert done.returncode == 1 and "/api/repos/create: offline mode" in done.stderr, done.stderr
+
+
+# --- there and back
+
+
+SHAPES = {
+    "grouped-query": dict(num_key_value_heads=2),
+    "untied": dict(tie_word_embeddings=False),
+    "head_dim": dict(head_dim=10, tie_word_embeddings=False),
+    "odd widths": dict(hidden_size=40, intermediate_size=37, vocab_size=101),
+    "eps and theta": dict(
+        rms_norm_eps=1e-3, rope_parameters=dict(rope_type="default", rope_theta=1e6)
+    ),
+    "one key head, one layer": dict(num_key_value_heads=1, num_hidden_layers=1, head_dim=6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize("change", SHAPES.values(), ids=SHAPES)
+@torch.no_grad()
+def test_a_llama_of_transformers_comes_back_to_transformers_with_its_logits(
+    change, shards, tmp_path
+):
+    torch.manual_seed(1)
+    shape = dict(
+        vocab_size=97, hidden_size=32, intermediate_size=56, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=64, tie_word_embeddings=True, eos_token_id=5,
+    )  # fmt: skip
+    before = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape | change)).eval()
+    for weight in before.parameters():  # large enough for a wrong rotation or norm to show
+        weight.mul_(10) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
+    before.save_pretrained(tmp_path / "theirs", max_shard_size="20KB" if shards else "5GB")
+    teacher.load(tmp_path / "theirs").save(tmp_path / "ours")
+    after = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    ids = torch.randint(97, (2, 64))
+    wanted = before(ids).logits
+    assert (after(ids).logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert after.generation_config.eos_token_id == 5

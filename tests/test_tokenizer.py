@@ -1,0 +1,593 @@
+"""Tokenizers: each kind against the package that it comes from, upstream's against examples worked
+by hand on its own file."""
+
+import json
+import lzma
+import os
+import pickle
+import random
+import sys
+from pathlib import Path
+
+import morfessor
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from tdlib import tokenizer
+
+SPECIALS = ["<pad>", "<unk>", "<s>", "</s>"]
+
+
+@pytest.fixture(scope="module")
+def lines(shared) -> list[str]:
+    text = lzma.open(shared / "data/telugu/wikipedia_paragraphs.txt.xz").read().decode()
+    return [line for line in text.split("\n") if line][:300]
+
+
+@pytest.fixture(scope="module")
+def upstream(shared) -> tokenizer.Tokenizer:
+    return tokenizer.open(shared / "data/upstream_tokenizer/tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def table(upstream) -> dict:
+    return json.loads(upstream.path.read_text())
+
+
+def marked(lines: list[str]) -> tokenizers.Tokenizer:
+    """As Llama 2's: BPE with ▁, bytes for the rest."""
+    made = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    pieces = SPECIALS + [f"<0x{byte:02X}>" for byte in range(256)]
+    made.train_from_iterator(
+        lines, trainers.BpeTrainer(vocab_size=1200, special_tokens=pieces, show_progress=False)
+    )
+    return made
+
+
+def over_bytes(lines: list[str]) -> tokenizers.Tokenizer:
+    """As GPT-2's and Llama 3's."""
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=["<|endoftext|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+    )  # fmt: skip
+    made.train_from_iterator(lines, trainer)
+    return made
+
+
+def spaced(lines: list[str]) -> tokenizers.Tokenizer:
+    """Over bytes, with a space put before each line."""
+    made = over_bytes(lines)
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return made
+
+
+def unigram(lines: list[str]) -> tokenizers.Tokenizer:
+    """As T5's: its special tokens are pieces among the others."""
+    made = tokenizers.Tokenizer(models.Unigram())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=1200, special_tokens=SPECIALS, unk_token="<unk>", show_progress=False
+    )
+    made.train_from_iterator([*lines, "< | > / _ k x"], trainer)
+    return made
+
+
+@pytest.fixture(scope="module")
+def kinds(lines, upstream, tmp_path_factory) -> dict[str, tokenizer.Tokenizer]:
+    folder = tmp_path_factory.mktemp("kinds")
+    opened = {"SentencePiece": tokenizer.train(lines, 1200, folder / "t.model")}
+    for make in (marked, over_bytes, spaced, unigram):
+        (folder / make.__name__).mkdir()
+        make(lines).save(str(folder / make.__name__ / "tokenizer.json"))
+        opened[make.__name__] = tokenizer.open(folder / make.__name__ / "tokenizer.json")
+    return opened | {"Morfessor": upstream}
+
+
+KINDS = ("SentencePiece", "marked", "over_bytes", "spaced", "unigram", "Morfessor")
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+# what all kinds have in common
+
+
+@every_kind
+def test_real_lines_come_back_as_they_were(kinds, lines, kind):
+    one = kinds[kind]
+    for line, ids in zip(lines, one.encode(lines), strict=True):
+        expected = " ".join(line.split()) if kind == "Morfessor" else line
+        assert one.decode(ids) == expected
+        assert not {*one.silent, one.eos, one.unk} & set(ids)
+
+
+@every_kind
+def test_eos_is_a_line_break_and_padding_is_nothing(kinds, lines, kind):
+    one = kinds[kind]
+    first, second = one.encode(["తెలుగు భాష", "ఒక దేశం"])
+    silent = sorted(one.silent)
+    assert silent and one.eos not in silent
+    ids = [*silent, *first, one.eos, *second, one.eos, *silent]
+    assert one.decode(ids) == "తెలుగు భాష\nఒక దేశం\n"
+    assert one.pieces([one.eos]) == ["<eos>"]
+    assert one.decode([]) == "" and one.pieces([]) == []
+
+
+@every_kind
+@pytest.mark.parametrize("name", ["<eos>", "</s>", "<|endoftext|>", "<pad>", "<unk>", "<bos>"])
+def test_text_that_spells_a_special_token_stays_text(kinds, kind, name):
+    one = kinds[kind]
+    for line in (name, f"తెలుగు {name} భాష", f"భాష{name}"):
+        ids = one.encode([line])[0]
+        assert not {*one.silent, one.eos} & set(ids)
+        assert one.decode(ids) == line
+
+
+def joined(pieces: list[str]) -> str:
+    """Pieces as they are read one after the other, bytes as the character that they make."""
+    parts = tokenizer.BYTE.split("".join(pieces))
+    raw = [bytes([int(b[3:5], 16)]) for b in tokenizer.BYTE.findall("".join(pieces))] + [b""]
+    return b"".join(p.encode() + b for p, b in zip(parts, raw, strict=True)).decode()
+
+
+@every_kind
+def test_the_pieces_of_a_line_read_as_its_text_does(kinds, lines, kind):
+    one = kinds[kind]
+    for ids in one.encode([*lines[:100], "ఊరు 😀 Zürich ½"]):
+        assert joined(one.pieces(ids)).replace("▁", " ") == " " + one.decode(ids)
+
+
+@every_kind
+def test_a_word_begins_where_the_decoded_text_has_a_space(kinds, lines, kind):
+    one = kinds[kind]
+    for ids in one.encode([*lines[:12], "ఊరు 😀 2024లో"]):
+        text, ids = one.decode(ids), ids[:150]
+        start = [len(one.decode(ids[:j])) for j in range(len(ids))]
+        expected = [j == 0 or text[at : at + 1] == " " for j, at in enumerate(start)]
+        assert one.begins(np.array([ids]))[0].tolist() == expected
+
+
+@every_kind
+def test_a_line_s_first_token_begins_a_word_and_so_does_eos(kinds, kind):
+    one = kinds[kind]
+    first, second = one.encode(["తెలుగులో", "భాషలు"])
+    ids = np.array([[first[-1], one.eos, second[0]]])
+    assert one.begins(ids)[0, 1:].tolist() == [True, True]
+    assert one.pieces(ids[0])[2].startswith("▁")
+
+
+@every_kind
+def test_the_vocabulary_has_no_marks_and_each_piece_its_id(kinds, kind):
+    one = kinds[kind]
+    bare = one.vocabulary()
+    assert len(bare) == one.size and bare[one.eos] == "<eos>"
+    assert not any(
+        piece.startswith("▁") or piece.endswith("@@") for piece in bare if piece != "@@@"
+    )
+    ids = one.encode(["తెలుగు భాష"])[0]
+    assert "".join(bare[i] for i in ids) == "తెలుగుభాష"
+
+
+@every_kind
+def test_an_id_beyond_the_vocabulary_is_told(kinds, kind):
+    for ids in ([kinds[kind].size], [-1]):
+        for show in (kinds[kind].decode, kinds[kind].pieces):
+            with pytest.raises(ValueError, match=r"id -?[\d,]+ is none of the [\d,]+ pieces"):
+                show(ids)
+
+
+# SentencePiece
+
+
+def test_sentencepiece_does_as_the_package(kinds, lines):
+    one = kinds["SentencePiece"]
+    bare = sentencepiece.SentencePieceProcessor(model_file=str(one.path))
+    assert one.encode(lines) == [bare.encode(line) for line in lines]
+    ids = one.encode(lines[:1])[0]
+    assert one.pieces(ids) == bare.encode(lines[0], out_type=str)
+    assert one.decode(ids) == bare.decode(ids)
+    assert (one.eos, one.unk, one.name, one.kind) == (3, 1, "tokenizer.model", "SentencePiece")
+
+
+def test_a_sentencepiece_model_with_other_ids_keeps_them(lines, tmp_path):
+    def trained(**ids) -> Path:
+        with open(tmp_path / "t", "wb") as model:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines), model_writer=model, vocab_size=500,
+                model_type="bpe", character_coverage=1.0, minloglevel=2, **ids,
+            )  # fmt: skip
+        return tmp_path / "t"
+
+    llama = tokenizer.open(trained(unk_id=0, bos_id=1, eos_id=2))
+    assert (llama.eos, llama.unk, llama.silent) == (2, 0, {1})
+    assert llama.decode([1, *llama.encode(["భాష"])[0], 2]) == "భాష\n"
+    with pytest.raises(ValueError, match="has no <eos>, which ends each line of text: train one"):
+        tokenizer.open(trained(eos_id=-1))
+
+
+# Hugging Face
+
+
+@pytest.mark.parametrize("kind", ["marked", "over_bytes", "spaced", "unigram"])
+def test_a_hugging_face_tokenizer_does_as_transformers(kinds, lines, kind):
+    from transformers import PreTrainedTokenizerFast
+
+    judge = PreTrainedTokenizerFast(tokenizer_file=str(kinds[kind].path))
+    found = kinds[kind].encode(lines)
+    assert found == judge(lines, add_special_tokens=False)["input_ids"]
+    for ids in found[:50]:
+        text = judge.decode(ids, clean_up_tokenization_spaces=False)
+        assert kinds[kind].decode(ids) == (text[1:] if kind == "spaced" else text)
+
+
+def test_telugu_over_bytes_is_shown_as_telugu_and_a_cut_character_as_bytes(kinds):
+    one = kinds["over_bytes"]
+    ids = one.encode(["తెలుగు 😀"])[0]
+    pieces = one.pieces(ids)
+    assert joined(pieces) == "▁తెలుగు▁😀" and set("తెలుగు") <= set("".join(pieces))
+    assert pieces[-1] == "<0x80>"
+    for cut in (1, 2, 3):
+        assert one.decode(ids[:-cut]) == "తెలుగు "
+
+
+def saved(folder: Path, lines: list[str], change=lambda content: None, **beside: dict) -> Path:
+    """A tokenizer.json, changed, with the JSON files named beside it."""
+    content = json.loads(marked(lines[:30]).to_str())
+    change(content)
+    for name, value in ({"tokenizer": content} | beside).items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    return folder / "tokenizer.json"
+
+
+def test_eos_is_what_the_files_beside_say(lines, tmp_path):
+    assert tokenizer.open(saved(tmp_path, lines)).eos == 3  # </s> by its name
+    config = {"eos_token": {"content": "<s>"}, "unk_token": "<s>"}
+    path = saved(
+        tmp_path, lines, special_tokens_map={"eos_token": "<unk>"}, tokenizer_config=config
+    )
+    one = tokenizer.open(path)
+    assert (one.eos, one.unk, one.silent) == (2, None, {0, 1, 3})
+    assert [*tokenizer.files(one)] == [
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    ]  # fmt: skip
+
+
+def test_special_tokens_after_the_vocabulary_and_plain_added_ones_keep_their_ids(lines, tmp_path):
+    def change(content):
+        added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        size = len(content["model"]["vocab"])
+        content["added_tokens"] += [
+            {"id": size, "content": "<|end_of_text|>", "special": True} | added,
+            {"id": size + 1, "content": "నమస్తే", "special": False} | added,
+        ]
+        content["truncation"] = {
+            "max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right",
+        }  # fmt: skip
+
+    path = saved(tmp_path, lines, change, tokenizer_config={"eos_token": "<|end_of_text|>"})
+    one = tokenizer.open(path)
+    judge = tokenizers.Tokenizer.from_file(str(path))
+    assert one.size == judge.get_vocab_size()
+    assert one.eos == judge.token_to_id("<|end_of_text|>")
+    ids = one.encode(["నమస్తే <|end_of_text|> తెలుగు"])[0]
+    assert judge.token_to_id("నమస్తే") in ids and one.eos not in ids
+    assert one.decode(ids) == "నమస్తే <|end_of_text|> తెలుగు"
+
+
+# Morfessor: each rule worked by hand; the pieces are those of the published file
+
+EXAMPLES = {
+    # looked up as they are
+    "చేయ@@ లేదు": "చేయ@@ లేదు",
+    'the .\\n"@@ x': 'the .\\n"@@ x',
+    # Telugu that is not there: characters; all parts but the last join, and the last where it did
+    "కూడాకూ": "క@@ ూ@@ డ@@ ా@@ క@@ ూ",
+    "కూడాకూ@@ లో": "క@@ ూ@@ డ@@ ా@@ క@@ ూ@@ లో",
+    # other script that is not there: merges
+    "international": "inter@@ national",
+    "international@@ లో": "inter@@ national@@ లో",
+    "WAx": "WA@@ x",
+    # "f"+"estival" is not merged here, and what is merged has no piece: characters
+    "estival": "e@@ s@@ t@@ i@@ v@@ a@@ l",
+    # script and marks part words before that
+    "2024లో": "2024@@ లో",
+    "ఉంది.": "ఉంది@@ .",
+    "(లో)": "(@@ లో@@ )",
+    "ఉంది.@@ the": "ఉంది@@ .@@ the",
+    "ఉంది.\\nఈ": "ఉంది@@ .\\n@@ ఈ",
+    # no piece at all
+    "ꙮ": "<unk>",
+    "aꙮb": "a@@ <unk> b",
+    # the mark alone is text
+    "@@": "@@@ @",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_segmented_text_is_encoded_by_the_rules(upstream, table, line):
+    expected = [table["token_to_id"][piece] for piece in EXAMPLES[line].split()]
+    assert upstream.encode([line]) == [expected]
+
+
+def test_every_piece_of_one_script_is_its_own_id(upstream, table):
+    for piece, i in table["token_to_id"].items():
+        if len(tokenizer.RUNS.findall(piece.removesuffix("@@"))) == 1 and not piece.startswith(" "):
+            if i not in table["special_tokens"].values():
+                assert upstream.encode([piece]) == [[i]]
+
+
+def test_merges_are_those_of_the_package_tokenizers(upstream, table):
+    merges = [tuple(pair) for pair in table["bpe_merges"]]
+    parts = {p for pair in merges for p in [*pair, "".join(pair), *"".join(pair)]}
+    judge = models.BPE(vocab={p: i for i, p in enumerate(sorted(parts))}, merges=merges)
+    words = {p.removesuffix("@@") for p in table["token_to_id"] if not tokenizer.TELUGU.search(p)}
+    words = sorted(w for w in words if set(w) <= parts and " " not in w)[:4000]
+    for word in [*words, "photosynthesis", "https://te.wikipedia.org/wiki", "1947-08-15"]:
+        assert upstream.model._merged(word) == [t.value for t in judge.tokenize(word)]
+
+
+def test_a_word_s_ids_never_depend_on_the_words_before(upstream, lines):
+    words = sorted({w for line in lines[:50] for w in line.split()})
+    words += ["international", "international@@", "కూడాకూ", "కూడాకూ@@", "zzzq@@", "zzzq"] * 2
+    alone = {word: tokenizer.open(upstream.path).encode([word])[0] for word in words[-6:]}
+    alone |= {word: upstream.encode([word])[0] for word in words[:-12]}
+    fresh = tokenizer.open(upstream.path)
+    random.Random(0).shuffle(words)
+    assert fresh.encode([" ".join(words)])[0] == [i for word in words for i in alone[word]]
+    assert {word: fresh.encode([word])[0] for word in reversed(words)} == alone
+
+
+@pytest.mark.parametrize(
+    "pieces, text",
+    [
+        ("చేయ@@ లేదు the", "చేయలేదు the"),
+        ("inter@@ national@@", "international"),  # a mark at the cut is hidden
+        ("చేయ@@ <eos> చేయ@@ లేదు <eos>", "చేయ\nచేయలేదు\n"),
+        ("<bos> లో <pad> <pad>", "లో"),
+        ("a@@ <unk> b", "a<unk> b"),
+        ("@@@ @", "@@"),
+        ('.\\n"@@ ఉంది. .\\n', '.\\n"ఉంది. .\\n'),
+    ],
+)
+def test_joined_pieces_are_decoded_by_the_rules(upstream, table, pieces, text):
+    ids = [table["token_to_id"][piece] for piece in pieces.split()]
+    assert upstream.decode(ids) == text
+    shown = "".join(upstream.pieces(ids)).replace("▁", " ").replace("<eos>", "\n")
+    assert shown.replace("\n ", "\n").replace("<bos>", "").replace("<pad>", "") == " " + text
+
+
+def small(folder: Path, **change) -> Path:
+    """A table in upstream's format with a few pieces."""
+    names = ["<pad>", "<unk>", "<bos>", "<eos>", "క", "ల@@", "a", "b", "b@@"]
+    content = {
+        "type": "morfessor_bpe_telugu", "separator": "@@", "bpe_merges": [],
+        "special_tokens": {name: i for i, name in enumerate(names[:4])},
+        "token_to_id": {name: i for i, name in enumerate(names)},
+    } | change  # fmt: skip
+    (folder / "small.json").write_text(json.dumps(content))
+    return folder / "small.json"
+
+
+def test_where_a_variant_is_missing_an_inner_part_is_unknown_and_the_last_one_bare(tmp_path):
+    one = tokenizer.open(small(tmp_path))
+    assert one.encode(["కల", "కక", "కక@@", "aa", "aa@@", "ab@@"]) == [
+        [1, 1], [1, 4], [1, 4], [1, 6], [1, 6], [1, 8],
+    ]  # fmt: skip
+
+
+# Morfessor: raw text
+
+
+@pytest.fixture(scope="module")
+def segmenter(lines, tmp_path_factory) -> Path:
+    words = [run for line in lines[:120] for run in tokenizer.RUNS.findall(line)]
+    words = [word for word in words if tokenizer.TELUGU.match(word)]
+    model = morfessor.BaselineModel()
+    model.load_data([(1, word) for word in words])
+    random.seed(0)
+    model.train_batch(max_epochs=2)
+    path = tmp_path_factory.mktemp("morfessor") / "m.bin"
+    morfessor.MorfessorIO().write_binary_model_file(str(path), model)
+    return path
+
+
+def test_raw_text_is_segmented_by_the_model_between_script_and_marks(upstream, segmenter, lines):
+    raw = tokenizer.open(upstream.path, segmenter)
+    judge = morfessor.MorfessorIO().read_binary_model_file(str(segmenter))
+
+    def marked_(*words: str) -> str:
+        parts = [m for w in words for m in (judge.viterbi_segment(w)[0] if w > "ఀ" else [w])]
+        return "@@ ".join(parts)
+
+    examples = {
+        "హైదరాబాదు నగరంలో": f"{marked_('హైదరాబాదు')} {marked_('నగరంలో')}",
+        "2024లో ఉంది.": f"{marked_('2024', 'లో')} {marked_('ఉంది', '.')}",
+        "IPL the": "IPL the",
+    }
+    assert raw.encode([*examples]) == upstream.encode([*examples.values()])
+    assert "@@" in examples["హైదరాబాదు నగరంలో"]
+    assert [raw.decode(ids) for ids in raw.encode(lines)] == [" ".join(x.split()) for x in lines]
+    assert raw.decode(raw.encode(["a@@ చేయ@@ లేదు @@"])[0]) == "a@@ చేయ@@ లేదు @@"  # text, no marks
+
+
+class Hostile:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def pickles(folder: Path, good: bytes) -> dict[str, bytes]:
+    def named(module: str, name: str) -> bytes:
+        text = b"".join(b"\x8c" + bytes([len(x)]) + x.encode() for x in (module, name))
+        return b"\x80\x04" + text + b"\x93)R."  # call it
+
+    return {
+        "a command": pickle.dumps(Hostile(folder / "ran")),
+        "a command in a model": good[:-1] + pickle.dumps(Hostile(folder / "ran"))[2:],
+        "a command of protocol 0": f"cos\nsystem\n(S'touch {folder}/ran'\ntR.".encode(),
+        "eval": pickle.dumps(eval),
+        "a path in the module": named("morfessor.baseline", "logging.Formatter"),
+        "another class of the package": named("morfessor.io", "MorfessorIO"),
+        "half a model": good[: len(good) // 2],
+        "no pickle": b"morfessor",
+        "nothing": b"",
+        "a list": pickle.dumps([1, 2]),
+        "a bare class": pickle.dumps(morfessor.BaselineModel),
+        "an untrained model": pickle.dumps(morfessor.BaselineModel()),
+    }
+
+
+def test_a_hostile_or_damaged_segmenter_does_nothing_and_gets_one_line(segmenter, tmp_path):
+    for why, content in pickles(tmp_path, segmenter.read_bytes()).items():
+        (tmp_path / "m.bin").write_bytes(content)
+        with pytest.raises(ValueError, match="is no Morfessor baseline model") as error:
+            tokenizer.open(small(tmp_path), tmp_path / "m.bin")
+        assert "\n" not in str(error.value) and "give the .bin" in str(error.value), why
+    assert {path.name for path in tmp_path.iterdir()} == {"m.bin", "small.json"}
+
+
+def test_without_the_package_raw_text_is_refused_with_the_command(segmenter, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "morfessor", None)  # as where it is not installed
+    with pytest.raises(ValueError, match=r"not installed: pip install morfessor$"):
+        tokenizer.open(small(tmp_path), segmenter)
+    tokenizer.open(small(tmp_path))
+
+
+# refusals
+
+
+def without(*names: str):
+    def change(content):
+        for name in names:
+            content.pop(name)
+
+    return change
+
+
+def renamed(content):
+    content["model"]["vocab"].pop("</s>")
+    content["added_tokens"].pop(3)
+
+
+def no_eos(content):
+    content["model"]["vocab"]["<end>"] = content["model"]["vocab"].pop("</s>")
+    content["added_tokens"][3]["content"] = "<end>"
+
+
+def twice(content):
+    content["model"]["vocab"]["<0x01>"] = 4
+
+
+def word_piece(content):
+    content["model"] = {"type": "WordPiece", "vocab": {"<unk>": 0, "</s>": 1, "x": 2, "##y": 3}} | {
+        "unk_token": "<unk>", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9,
+    }  # fmt: skip
+    content["added_tokens"] = []
+
+
+HUGGING_FACE = {
+    "another kind of model": (word_piece, {}, "no piece with ▁ and is not over bytes"),
+    "a model that it does not know": (lambda c: c["model"].pop("vocab"), {}, "cannot be read by"),
+    "no model": (without("model"), {}, "is neither a Hugging Face tokenizer.json .* nor upstream"),
+    "a gap": (renamed, {"tokenizer_config": {"eos_token": "<s>"}}, "'<0x00>' is 4 where 3 is next"),
+    "an id twice": (twice, {}, "the id of '<0x01>' is 4 where 5 is next"),
+    "no end": (no_eos, {}, r"has no end-of-text token \('<eos>', .* as eos_token in tokenizer_co"),
+    "another end": (
+        None,
+        {"tokenizer_config": {"eos_token": "<end>"}},
+        "has no .* token <end>: na",
+    ),
+    "a list beside": (None, {"special_tokens_map": [1]}, r"map.json must hold a JSON object, not"),
+}
+
+
+@pytest.mark.parametrize("why", HUGGING_FACE)
+def test_a_broken_hugging_face_tokenizer_gets_one_line(lines, tmp_path, why):
+    change, beside, said = HUGGING_FACE[why]
+    path = saved(tmp_path, lines, change or (lambda content: None), **beside)
+    with pytest.raises(ValueError, match=said) as error:
+        tokenizer.open(path)
+    assert "\n" not in str(error.value)
+
+
+IDS = {"<pad>": 0, "<unk>": 1, "<bos>": 2, "<eos>": 3}
+MORFESSOR = {
+    "a gap": ({"token_to_id": IDS | {"a": 5}}, "the id of 'a' is 5 where 4 is next"),
+    "an id twice": ({"token_to_id": IDS | {"a": 3}}, "the id of 'a' is 3 where 4 is next"),
+    "an id that is no number": ({"token_to_id": IDS | {"a": "4"}}, "'a': '4' in its vocabulary"),
+    "no table": ({"token_to_id": None}, "token_to_id is None, it must be a JSON object"),
+    "no <eos>": ({"special_tokens": {"<pad>": 0, "<unk>": 1, "<bos>": 2}}, "<eos> is None in spec"),
+    "two <eos>": ({"special_tokens": IDS | {"<eos>": 4}}, "<eos> is 4 in special_tokens and 3 in"),
+    "no separator": ({"separator": ""}, "separator is '', it must be text such as '@@'"),
+    "merges of three": (
+        {"bpe_merges": [["a", "b", "c"]]},
+        r"\['a', 'b', 'c'\] in bpe_merges, each",
+    ),
+    "no merges": ({"bpe_merges": None}, "None in bpe_merges, each must be two texts"),
+    "another type": ({"type": "bpe"}, "is neither a Hugging Face tokenizer.json .* nor upstream's"),
+}
+
+
+@pytest.mark.parametrize("why", MORFESSOR)
+def test_a_broken_table_of_upstream_s_gets_one_line(tmp_path, why):
+    change, said = MORFESSOR[why]
+    with pytest.raises(ValueError, match=said) as error:
+        tokenizer.open(small(tmp_path, **change))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b'{"type": "morf', r"t.json is no JSON \(.*\): copy it again"),
+        (b"{\xff}", "is no JSON"),
+        (b"", "is not a SentencePiece .model, nor a tokenizer.json: train one, or copy"),
+        (b"text", "is not a SentencePiece .model"),
+        (b"[1, 2]", "is not a SentencePiece .model"),
+    ],
+)
+def test_what_is_no_tokenizer_gets_one_line(tmp_path, content, said):
+    (tmp_path / "t.json").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        tokenizer.open(tmp_path / "t.json")
+
+
+def test_a_damaged_sentencepiece_model_gets_one_line(kinds, tmp_path):
+    content = kinds["SentencePiece"].path.read_bytes()
+    (tmp_path / "t.model").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"is not a SentencePiece \.model"):
+        tokenizer.open(tmp_path / "t.model")
+
+
+def test_a_missing_file_is_told_and_a_segmenter_is_for_upstream_s_alone(kinds, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no\.model is not there: put a SentencePiece"):
+        tokenizer.open(tmp_path / "no.model")
+    with pytest.raises(FileNotFoundError, match=r"no\.bin is not there: give a Morfessor \.bin"):
+        tokenizer.open(kinds["Morfessor"].path, tmp_path / "no.bin")
+    for kind in ("SentencePiece", "marked"):
+        with pytest.raises(ValueError, match=r"segmenter = 'm\.bin' is for upstream's .* empty"):
+            tokenizer.open(kinds[kind].path, "m.bin")
+
+
+def test_the_kind_is_told_by_content_and_not_by_name(kinds, tmp_path):
+    for kind, name in (("SentencePiece", "a.json"), ("marked", "b.model"), ("Morfessor", "c.txt")):
+        (tmp_path / name).write_bytes(kinds[kind].path.read_bytes())
+        found = tokenizer.open(tmp_path / name)
+        assert found.kind == kinds[kind].kind
+        assert tokenizer.files(found) == {kinds[kind].name: tmp_path / name}

@@ -1,0 +1,103 @@
+"""The owner's files as the upstream repository leaves them, written from FACTS 1 without tdlib:
+a tokenizer.json with @@, train.bin, val.bin and meta.json, and a checkpoint."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ENDINGS = ("లలో", "లకు", "లను", "లో", "కు", "ను", "లు", "గా", "తో", "ని", "పై", "వారు")
+RUNS = re.compile(r"[\u0c00-\u0c7f\u200c\u200d]+|[A-Za-z]+|\d+|.")
+
+
+def segmented(line: str) -> list[str]:
+    """`దేశాలలో 2024లో.` → దేశా@@ లలో 2024@@ లో@@ . as a Morfessor model might."""
+    tokens = []
+    for word in line.split():
+        parts = []
+        for run in RUNS.findall(word):
+            ending = next((e for e in ENDINGS if run.endswith(e) and len(run) > len(e) + 1), "")
+            parts += [run[: len(run) - len(ending)], ending] if ending else [run]
+        tokens += [f"{part}@@" for part in parts[:-1]] + parts[-1:]
+    return tokens
+
+
+def table(lines: list[str], size: int) -> dict[str, int]:
+    """Specials, every character joined and not, then the most frequent tokens."""
+    counts = Counter(token for line in lines for token in segmented(line))
+    characters = sorted({c for line in lines for c in line if not c.isspace()})
+    names = ["<pad>", "<unk>", "<bos>", "<eos>"]
+    names += [c + joint for c in characters for joint in ("", "@@")]
+    names += [token for token, _ in counts.most_common() if token not in set(names)]
+    return {name: i for i, name in enumerate(names[:size])}
+
+
+def encoded(line: str, ids: dict[str, int]) -> list[int]:
+    found = []
+    for token in segmented(line):
+        joint = "@@" if token.endswith("@@") else ""
+        bare = token.removesuffix("@@")
+        parts = [token] if token in ids else [c + "@@" for c in bare[:-1]] + [bare[-1] + joint]
+        found += [ids[part] for part in parts]
+    return found
+
+
+def write(folder: Path, lines: list[str], size: int, val_share: float = 0.1) -> dict[str, int]:
+    """data/ and tokenizer.json in a folder; returns the table of pieces."""
+    ids = table(lines, size)
+    stream = [i for line in lines for i in [*encoded(line, ids), 3]]
+    cut = round(len(stream) * (1 - val_share))  # validation is the tail, wherever it falls
+    parts = {"train": stream[:cut], "val": stream[cut:]}
+    (folder / "data").mkdir(parents=True)
+    for name, part in parts.items():
+        np.array(part, "<u4").tofile(folder / "data" / f"{name}.bin")
+    meta = {"vocab_size": len(ids), "block_size": 2048, "dtype": "uint32", "unk_rate": 0.0}
+    meta |= {f"{name}_tokens": len(part) for name, part in parts.items()}
+    words = sum(len(segmented(line)) + 1 for line in lines)  # fewer, where a word fell to pieces
+    (folder / "data" / "meta.json").write_text(json.dumps(meta | {"total_tokens": words}))
+    special = {"<pad>": 0, "<unk>": 1, "<bos>": 2, "<eos>": 3}
+    content = {"version": "2.0", "type": "morfessor_bpe_telugu", "vocab_size": len(ids)}
+    content |= {"separator": "@@", "special_tokens": special, "token_to_id": ids, "bpe_merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), "utf8")
+    return ids
+
+
+def as_checkpoint(model, path: Path) -> Path:
+    """One of our models as upstream's best.pt: Q, K, V fused, neighbours paired, row by row."""
+    state, ours, c = {}, model.state_dict(), model.config
+    for i in range(c.layers):
+        fused = []
+        for name in "qkv":
+            weight = ours[f"layers.{i}.self_attn.{name}_proj.weight"]
+            if name != "v":
+                other, width = torch.empty_like(weight), c.head_dim
+                for head in range(c.heads):
+                    for j in range(width // 2):
+                        other[head * width + 2 * j] = weight[head * width + j]
+                        other[head * width + 2 * j + 1] = weight[head * width + width // 2 + j]
+                weight = other
+            fused.append(weight)
+        at = f"transformer.h.{i}"
+        state[f"{at}.attn.c_attn.weight"] = torch.cat(fused)
+        for theirs, mine in (
+            ("ln_1", "input_layernorm"), ("ln_2", "post_attention_layernorm"),
+            ("attn.c_proj", "self_attn.o_proj"), ("mlp.w_gate", "mlp.gate_proj"),
+            ("mlp.w_up", "mlp.up_proj"), ("mlp.w_down", "mlp.down_proj"),
+        ):  # fmt: skip
+            state[f"{at}.{theirs}.weight"] = ours[f"layers.{i}.{mine}.weight"]
+    state |= {"transformer.ln_f.weight": ours["norm.weight"]}
+    tied = ("transformer.wte.weight", "lm_head.weight")
+    state |= dict.fromkeys(tied, ours["embed_tokens.weight"])
+    config = {
+        "block_size": c.context, "vocab_size": c.vocab_size, "n_layer": c.layers,
+        "n_head": c.heads, "n_embd": c.dim, "dropout": 0.1, "bias": False, "rope_theta": 10000.0,
+    }  # fmt: skip
+    torch.save(
+        {"model": {f"_orig_mod.{k}": v for k, v in state.items()}, "optimizer": None,
+         "config": config, "architecture": "llama", "step": 45000, "val_loss": None},
+        path,
+    )  # fmt: skip
+    return path
