@@ -7,18 +7,20 @@ APT := $(if $(ROOT_USER),$(shell command -v apt-get))
 export PYTHONWARNINGS ?= ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test bench stress lab check report clean
+.PHONY: help setup book test bench stress lab check plan doctor report clean
 
 help:    ## this list
 	@sed -n 's/^\([a-z]*\): .*## /  make \1	/p' Makefile | expand -t 18
-	@echo "  book takes PROFILE=tiny|smoke|b200, TEXT=, TOKENS=, TOKENIZER= and TEACHER= (paths),"
-	@echo "  OUT= (the run folder), ONLY= and REDO= (runs or notebooks, as 03_lora)"
+	@echo "  book takes PROFILE=tiny|smoke|b200-quick|b200, TEXT=, TOKENS= and TEACHER= (paths), OUT="
+	@echo "  (the run folder), ONLY= and REDO= (runs or notebooks, as 03_lora)"
+	@echo "  plan and doctor take PROFILE=, TOKENS=, TEACHER= and OUT= too; plan also"
+	@echo "  DEVICE=here|cpu|b200|h100|a100|l4, PRICE_PER_HOUR= and VOCAB="
 
 setup: .venv/made ## the environment, once: .venv with all that the book and its tests need
 
 book: .venv/made ## run the book, or what changed of it: outputs/tiny/index.html
 	@exec .venv/bin/python -m tdlib.graph book PROFILE='$(PROFILE)' OUT='$(OUT)' TEXT='$(TEXT)' \
-	    TOKENS='$(TOKENS)' TOKENIZER='$(TOKENIZER)' TEACHER='$(TEACHER)' ONLY='$(ONLY)' REDO='$(REDO)'
+	    TOKENS='$(TOKENS)' TEACHER='$(TEACHER)' ONLY='$(ONLY)' REDO='$(REDO)'
 
 test: .venv/made browser ## all tests
 	@exec .venv/bin/python -m pytest -n 2 --dist loadfile
@@ -35,6 +37,14 @@ lab: .venv/made ## JupyterLab on notebooks/
 
 check: .venv/made ## the parameters of every run of PROFILE, a line each; runs nothing
 	@exec .venv/bin/python -m tdlib.graph check '$(PROFILE)'
+
+plan: .venv/made ## what every run of PROFILE costs: weights, bytes, hours, money; runs nothing
+	@exec .venv/bin/python -m tdlib.plan plan PROFILE='$(PROFILE)' OUT='$(OUT)' TOKENS='$(TOKENS)' \
+	    TEACHER='$(TEACHER)' DEVICE='$(DEVICE)' PRICE_PER_HOUR='$(PRICE_PER_HOUR)' VOCAB='$(VOCAB)'
+
+doctor: .venv/made ## can this machine run PROFILE: a line each, two real steps of every shape
+	@exec .venv/bin/python -m tdlib.plan doctor PROFILE='$(PROFILE)' OUT='$(OUT)' \
+	    TOKENS='$(TOKENS)' TEACHER='$(TEACHER)'
 
 report: .venv/made ## write every page of a run folder (OUT=, or that of PROFILE) again
 	@exec .venv/bin/python -m tdlib.graph report '$(or $(OUT),outputs/$(PROFILE))'
@@ -53,7 +63,7 @@ clean: ## remove the environment and all caches; outputs/ stays
 	    $$($(PYTHON) -c 'import torch; print("--system-site-packages" * bool(torch.version.cuda))' 2>/dev/null) || \
 	    { rm -rf .venv; echo "no venv module: apt-get install python3-venv, then again"; exit 1; }
 	@.venv/bin/python -c 'import torch' 2>/dev/null || $(PIP) torch==2.13.0
-	@$(PIP) -e '.[segment]'
+	@$(PIP) -e .
 	@mkdir -p .venv/share/jupyter/lab/settings
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' \
 	    > .venv/share/jupyter/lab/settings/overrides.json

@@ -1,18 +1,22 @@
-"""What a training costs before it is started: arithmetic and memory, from the shapes alone.
+"""What a training costs before it is started: arithmetic, memory and time, from the shapes alone.
 
 FLOP count matrix products (a multiply and an add are two) and attention over half the context, as
-it is causal; what is left out (norms, softmax, the optimiser) is a few per cent.
-Legend: B windows at once, T tokens of a window, P weights, V vocabulary, D width, F MLP width.
+it is causal; what is left out (norms, softmax, the optimiser) is a few per cent. Imports torch only
+where something is measured.
+Legend: B windows at once, T tokens of a window, N = B·T, P weights, V vocabulary, D width, F MLP
+width, A and G the widths of all queries and of all keys.
 """
 
+import functools
 import time
 from dataclasses import replace
 
-import torch
-from torch import Tensor
+from tdlib.shapes import LlamaConfig, describe
 
-from tdlib import losses
-from tdlib.model import Llama, LlamaConfig
+CHUNK = {"cpu": 512, "cuda": 4096}  # losses.default_chunk
+LIBRARIES = 95 * 2**20  # bytes of torch's own that a first step on a CPU brings in
+clock = time.perf_counter  # a benchmark on a busy machine counts CPU time instead
+PIECES = 1.25  # activations on a CPU: a quarter more lies in pieces between, or is a gradient
 
 
 def forward_flop(config: LlamaConfig, context: int) -> float:
@@ -34,44 +38,42 @@ def step_flop(
 def peak_flop(device: str, seconds: float = 0.1) -> float:
     """FLOP a second of a large matrix product on this machine now: float32 on a CPU with torch's
     threads, bfloat16 on CUDA. Measured, best of a few."""
+    import torch
+
     cuda = "cuda" in device
     n = 8192 if cuda else 1536
-    a, b = (torch.randn(n, n, device=device).to(torch.bfloat16 if cuda else torch.float32)
+    a, b = (torch.ones(n, n, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
             for _ in range(2))  # fmt: skip
     best, end = 0.0, time.monotonic() + seconds
     while not best or time.monotonic() < end:
-        began = time.perf_counter()
+        began = clock()
         a @ b
         if cuda:
             torch.cuda.synchronize()
-        best = max(best, 2 * n**3 / (time.perf_counter() - began))
+        best = max(best, 2 * n**3 / (clock() - began))
     return best
 
 
+# --- memory and disk
+
+
+def adapter_parameters(config: LlamaConfig, rank: int) -> int:
+    """Weights of LoRA on all seven linears."""
+    d, a, g = config.dim, config.heads * config.head_dim, config.kv_heads * config.head_dim
+    return config.layers * rank * (2 * (d + a) + 2 * (d + g) + 3 * (d + config.mlp_dim))
+
+
 def activation_bytes(config: LlamaConfig, windows: int, context: int, device: str = "cpu") -> int:
-    """What one forward keeps for its backward. Counted on models of one and two layers, since
-    attention keeps other things on other devices."""
-    one, two = (_kept(replace(config, vocab_size=8, layers=n), windows, context, device)
-                for n in (1, 2))  # fmt: skip
-    return one + (config.layers - 1) * (two - one)
-
-
-def _kept(config: LlamaConfig, windows: int, context: int, device: str) -> int:
-    model = Llama(config).to(device)
-    ids_BT = torch.zeros(windows, context, dtype=torch.long, device=device)
-    own = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers())}
-    kept = {}
-
-    def count(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage  # held, so that none is counted under another's name
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-        with torch.autocast("cuda", torch.bfloat16, enabled="cuda" in device):
-            model.hidden(ids_BT)
-    return sum(storage.nbytes() for storage in kept.values())
+    """What one forward keeps for its backward, in float32 on a CPU; on CUDA under autocast, where
+    each linear keeps a bfloat16 copy of its input and of its weight."""
+    d, a, g = config.dim, config.heads * config.head_dim, config.kv_heads * config.head_dim
+    tokens, norm = windows * context, 4 * (2 * config.dim + 1)  # its input, and that normalised
+    if "cuda" in device:
+        layer = 2 * norm + 2 * (5 * d + 2 * a + 2 * g + 4 * config.mlp_dim) + 4 * config.heads
+        weights = 2 * (config.parameters - config.embedding_parameters)
+        return tokens * (config.layers * layer + norm + 8) + weights
+    layer = 2 * (norm + 4 * d) + 4 * (2 * a + 2 * g + config.heads + 4 * config.mlp_dim)
+    return tokens * (config.layers * layer + norm + 8)
 
 
 def training_bytes(
@@ -80,15 +82,118 @@ def training_bytes(
     windows: int,
     context: int,
     device: str = "cpu",
+    rank: int = 0,
+    checkpointing: bool = False,
 ) -> int:
-    """Peak of a training with `windows` at once: weights of both and AdamW's two means in float32,
-    activations, the loss head's gradient and chunks of logits, and the other gradients. They are
-    added up though not all are there at once: what is freed lies in pieces between them."""
-    embedding, tokens = 4 * student.embedding_parameters, windows * context
-    kept = 12 * student.parameters + activation_bytes(student, windows, context, device)
-    kept += 4 * student.parameters - embedding
-    chunk = min(tokens, losses.default_chunk(device))
+    """Peak of a training with `windows` at once, above what the process had before: weights of both
+    and AdamW's two means in float32, activations, the loss head's gradient and chunks of logits,
+    and the other gradients; with a `rank` an adapter's alone. They are added up though not all are
+    there at once: what is freed lies in pieces between them. On CUDA: not tried."""
+    tokens, embedding = windows * context, 4 * student.embedding_parameters
+    trained = 4 * (adapter_parameters(student, rank) if rank else student.parameters)
+    weights = 4 * student.parameters + (trained if rank else 0)
+    kept = weights + 2 * trained + (trained if rank else trained - embedding)
+    held = activation_bytes(student, windows, context, device)
+    if checkpointing:  # each layer's input, and one layer made again
+        one = activation_bytes(replace(student, layers=1), windows, context, device)
+        held = one + 4 * tokens * student.dim * student.layers
     if teacher:  # its weights, and what one of its layers holds at once
         kept += 4 * (teacher.parameters + tokens * (4 * teacher.mlp_dim + 6 * teacher.dim))
+    chunk, head = (
+        min(tokens, CHUNK["cuda" if "cuda" in device else "cpu"]),
+        0 if rank else embedding,
+    )
     logits = (2 if teacher else 1) * 4 * chunk * student.vocab_size
-    return kept + embedding + max(logits, embedding)
+    if "cuda" in device:  # bfloat16 beside float32: logits, both heads
+        both = student.embedding_parameters + (teacher.embedding_parameters if teacher else 0)
+        return kept + held + head + logits * 3 // 2 + 2 * both
+    return int(kept + PIECES * held + head + max(logits, head) + LIBRARIES)
+
+
+def state_bytes(config: LlamaConfig, rank: int = 0) -> int:
+    """A checkpoint: what trains and AdamW's two means, in float32."""
+    return 12 * (adapter_parameters(config, rank) if rank else config.parameters)
+
+
+def file_bytes(config: LlamaConfig) -> int:
+    """A GGUF file in Q4_0 throughout: its weights, and about 21 bytes a piece of the vocabulary."""
+    return describe(config)["q4_0_bytes"] + 21 * config.vocab_size
+
+
+def cache_bytes(tokens: int, vocab_size: int, draws: int = 12) -> int:
+    """The teacher's targets of one temperature: `draws` ids a token and float16 probabilities."""
+    return tokens * draws * ((2 if vocab_size <= 2**16 else 4) + 2)
+
+
+# --- time, tried on this machine
+
+TRIED = 512  # tokens at most that a trial takes at once, or one window
+
+
+def step_seconds(
+    student: LlamaConfig,
+    teacher: LlamaConfig | None,
+    context: int,
+    windows: int,
+    device: str = "cpu",
+    rank: int = 0,
+) -> float:
+    """Seconds a token of training takes here and now, `windows` at once: real steps of both models
+    cut to one layer, then with a layer more of each; what a layer adds, times their number."""
+    tried = functools.partial(
+        _tried_step, context=context, windows=max(1, min(windows, TRIED // context)),
+        device=device, rank=rank,
+    )  # fmt: skip
+    one, two = replace(student, layers=1), replace(student, layers=2)
+    alone = teacher and replace(teacher, layers=1)
+    seconds = least = tried(one, alone)
+    seconds += (student.layers - 1) * max(0.0, tried(two, alone) - least)
+    if teacher:
+        more = tried(one, replace(teacher, layers=2)) - least
+        seconds += (teacher.layers - 1) * max(0.0, more)
+    return seconds
+
+
+def trial_flop(
+    student: LlamaConfig, teacher: LlamaConfig | None, context: int, windows: int
+) -> float:
+    """Of the largest step that `step_seconds` takes, to know whether there is time for it."""
+    cut = (c and replace(c, layers=2) for c in (student, teacher))
+    return max(1, min(windows, TRIED // context)) * context * step_flop(*cut, context)
+
+
+@functools.cache
+def _tried_step(
+    student: LlamaConfig,
+    teacher: LlamaConfig | None,
+    context: int,
+    windows: int,
+    device: str,
+    rank: int,
+) -> float:
+    """Seconds a token: the median of some steps but the first, which sets things up. Torch's random
+    numbers are afterwards what they were."""
+    import numpy as np
+    import torch
+
+    from tdlib import data, lora, train
+    from tdlib.model import Llama
+
+    tokens, times = windows * context, []
+    steps = int(np.clip(4e9 / step_flop(student, teacher, context) / tokens, 2, 20)) + 1
+    ids = np.arange(steps * tokens + 1, dtype=np.uint32) % student.vocab_size
+    with torch.random.fork_rng():
+        net, asked = (Llama(c).to(device) if c else None for c in (student, teacher))
+    if rank:
+        lora.attach(net, rank)
+
+    def tick(*_: object) -> None:
+        if "cuda" in device:
+            torch.cuda.synchronize()
+        times.append(clock())
+
+    ce_weight = 0.5 if teacher else 1.0
+    recipe = train.Recipe(epochs=1.0, batch_tokens=tokens, micro_windows=windows,
+                          ce_weight=ce_weight)  # fmt: skip
+    train.fit(net, data.Windows(ids, context), recipe, teacher=asked, device=device, progress=tick)
+    return float(np.median(np.diff(times))) / tokens

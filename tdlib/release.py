@@ -92,7 +92,7 @@ def _configs(tokenizer: Tokenizer, folder: Path, context: int) -> dict[str, Path
     if tokenizer.kind == "Hugging Face":
         given = (tokenizer.path.with_name(name) for name in CONFIGS)
         config, special = (json.loads(p.read_bytes()) if p.is_file() else {} for p in given)
-        pad, piece = -1, tokenizer.model.id_to_token
+        pad, piece = -1, tokenizers.Tokenizer.from_file(str(tokenizer.path)).id_to_token
     else:
         config, special = {}, {}
         pad, piece = tokenizer.model.pad_id(), tokenizer.model.id_to_piece

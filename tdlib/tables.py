@@ -166,7 +166,7 @@ def likeliest(model, tokenizer, ids: list[int], temperatures: tuple[float, ...])
     columns = {}
     for t in dict.fromkeys(temperatures):
         top = generate.likeliest(model, ids, 5, t)
-        pieces = tokenizer.pieces(top)
+        pieces = [tokenizer.pieces([ids[-1], i])[-1] for i in top]  # each as the next one
         columns |= {f"piece at T = {t:g}": [p.replace("▁", " ") for p in pieces]}
         columns |= {f"probability at T = {t:g}": [f"{p:.1%}" for p in top.values()]}
     return pd.DataFrame(columns, index=pd.RangeIndex(1, 6, name="rank"))

@@ -34,7 +34,7 @@ TELUGU = re.compile("[\u0c00-\u0c7f]")
 RUNS = re.compile("[\u0c00-\u0c7f]+|[^\u0c00-\u0c7f]+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # of a whole vocabulary
 class Tokenizer:
     """An opened tokenizer of any kind. Prompts begin after <eos>; no <bos> in the tokens."""
 
@@ -291,7 +291,6 @@ def _hide_special(content: dict, named: set[str]) -> set[str]:
         model["unk_token"] = names.get(model.get("unk_token"), model.get("unk_token"))
     added = [t for t in added if t["content"] not in hidden and not BYTE.fullmatch(t["content"])]
     content["added_tokens"] = [t | {"special": t["content"] in special} for t in added]
-    content["post_processor"] = None  # what adds special tokens
     return special
 
 
@@ -349,12 +348,14 @@ def _object(path: Path, content: dict, name: str) -> dict:
     return content[name]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class _Morphs:
     """Encodes as upstream does, but for its cache: a word's ids never depend on the words before.
 
     1. A word (between spaces) is cut where Telugu and other script or marks meet, and with a
        segmenter each Telugu run into morphs; all parts but the last join to the next. Without one,
-       a word that ends in the separator joins to the next itself: విద్యార్థు@@ ల@@ కు.
+       a word that ends in the separator joins to the next itself: విద్యార్థు@@ ల@@ కు. So no text
+       becomes one of the pieces that hold both ("ఉంది."), which documents left uncut put there.
     2. A part is looked up, with "@@" where it joins.
     3. One that is not there goes, if it has Telugu, into characters; if not, through the BPE
        merges, lowest rank first (GPT-2), and of their results those not in the table again into
@@ -362,17 +363,15 @@ class _Morphs:
        piece. A character that has no piece is <unk>. Merges may name what is not in the table.
     """
 
-    def __init__(
-        self,
-        ids: dict[str, int],
-        unk: int,
-        separator: str,
-        ranks: dict[tuple[str, str], int],
-        segment: Callable[[str], list[str]] | None,
-    ):
-        self.ids, self.unk, self.separator, self.ranks = ids, unk, separator, ranks
-        self.segment = segment
-        self.word = lru_cache(2**18)(self._word)
+    ids: dict[str, int]  # but for the special ones
+    unk: int
+    separator: str
+    ranks: dict[tuple[str, str], int]
+    segment: Callable[[str], list[str]] | None
+
+    @cached_property
+    def word(self) -> Callable[[str], list[int]]:
+        return lru_cache(2**18)(self._word)
 
     def encode(self, line: str) -> list[int]:
         return [i for word in line.split() for i in self.word(word)]
@@ -390,12 +389,9 @@ class _Morphs:
             return [whole]
         pieces = list(part)
         if not TELUGU.search(part):
-            merged = self._merged(part)
-            last = [False] * (len(merged) - 1) + [True]
-            pieces = [
-                c for piece, end in zip(merged, last, strict=True)
-                for c in ([piece] if self._find(piece, not end) is not None else piece)
-            ]  # fmt: skip
+            *inner, last = self._merged(part)
+            pieces = [c for p in inner for c in (p if self._find(p, True) is None else [p])]
+            pieces += last if self._find(last, False) is None else [last]
         ids = [self._find(piece, True) for piece in pieces]
         if not joins or ids[-1] is None:
             ids[-1] = self._find(pieces[-1], False)

@@ -6,6 +6,7 @@ windows. Legend: T tokens of a text, N windows, S stops of a slider.
 """
 
 import html
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -40,7 +41,12 @@ def text_html(pieces: list[str], difference_T: np.ndarray | None = None) -> str:
 
 def _characters(pieces: list[str], differences: list[float]) -> list[tuple[str, float]]:
     texts, held, owed = [], b"", 0.0
-    for piece, d in zip([*pieces, ""], [*differences, 0.0], strict=True):
+    parts = [
+        (part, d if i == 0 else 0.0)  # a token of several bytes or characters: its difference once
+        for piece, d in zip(pieces, differences, strict=True)
+        for i, part in enumerate(filter(None, re.split("(<0x[0-9A-F]{2}>)", piece)))
+    ]
+    for piece, d in [*parts, ("", 0.0)]:
         if len(piece) == 6 and piece.startswith("<0x"):
             held, owed = held + bytes([int(piece[3:5], 16)]), owed + d
             try:

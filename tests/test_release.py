@@ -154,13 +154,18 @@ def test_a_sentencepiece_model_that_cannot_be_converted_is_left_to_its_own_packa
     assert files == {"sentencepiece.model": ours.path}
 
 
-def hugging_face(lines: list[str], folder: Path, config: dict | None) -> tdlib.tokenizer.Tokenizer:
-    """Over bytes, as GPT-2's and Llama-3's."""
+def hugging_face(
+    lines: list[str], folder: Path, config: dict | None, over_bytes: bool = True
+) -> tdlib.tokenizer.Tokenizer:
+    """Over bytes, as GPT-2's and Llama 3's; or with "▁" in place of each space and nowhere else."""
     folder.mkdir(exist_ok=True)
-    made = tokenizers.Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made = tokenizers.Tokenizer(models.BPE(unk_token="<|endoftext|>"))
+    if over_bytes:
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder, alphabet = decoders.ByteLevel(), pre_tokenizers.ByteLevel.alphabet()
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        made.decoder, alphabet = decoders.Metaspace(prepend_scheme="never"), []
     made.train_from_iterator(
         lines,
         trainers.BpeTrainer(
@@ -174,20 +179,21 @@ def hugging_face(lines: list[str], folder: Path, config: dict | None) -> tdlib.t
     return tdlib.tokenizer.open(folder / "tokenizer.json")
 
 
+@pytest.mark.parametrize("over_bytes", [True, False])
 @pytest.mark.parametrize(
     "config",
     [
         None,
-        # a class that, loaded by it, would cut at "▁" and know no bytes; code that is not there
+        # a class that would build its own pipeline; code that is not in the folder
         dict(tokenizer_class="LlamaTokenizer", eos_token="<|endoftext|>", model_max_length=10**30),
         dict(tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]}),
     ],
     ids=str,
 )
-def test_a_hugging_face_tokenizer_is_released_as_it_is(config, lines, tmp_path):
-    ours = hugging_face(lines, tmp_path / "given", config)
+def test_a_hugging_face_tokenizer_is_released_as_it_is(config, over_bytes, lines, tmp_path):
+    ours = hugging_face(lines, tmp_path / "given", config, over_bytes)
     folder = released(ours, tmp_path)
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     assert theirs(lines[::5] + EDGES).input_ids == ours.encode(lines[::5] + EDGES)
     assert theirs.eos_token_id == ours.eos == 0 and theirs.model_max_length == CONTEXT
     assert (folder / "tokenizer.json").read_bytes() == ours.path.read_bytes()
@@ -212,7 +218,7 @@ ROW = dict(
     kl=0.401501, agreement=0.46094, calibration_error=0.012632,
 )  # fmt: skip
 PARAMETERS = dict(
-    run="01_distill-50m", profile="tiny", out="/home/me/secret", student="50m", teacher="teacher",
+    run="01_distill-50m", profile="tiny", text="/me/secret.txt", student="50m", teacher="teacher",
     init="random", ce_weight=0.25, temperature=2.0, learning_rate=2e-3, seed=7, device="auto",
 )  # fmt: skip
 RECORD = dict(
@@ -266,7 +272,12 @@ def test_so_does_that_for_upstreams_vocabulary_and_it_encodes_as_we_do(
     ours = tdlib.tokenizer.open(shared / "data" / "upstream_tokenizer" / "tokenizer.json")
     folder = released(ours, tmp_path)
     left = run(program(release.card(folder, tokens, ROW, RECORD), name=folder), caplog)
-    texts = [*lines, "విద్యార్థు@@ ల@@ కు 2024లో Wikipedia@@ లో ఉంది. a1b2,c3 అఖ్ఖ్ఖ్@@ ల", "☃ x☃@@ y"]
+    texts = [
+        *lines,
+        "విద్యార్థు@@ ల@@ కు 2024లో Wikipedia@@ లో ఉంది. a1b2,c3 అఖ్ఖ్ఖ్@@ ల",
+        "☃ x☃@@ y",
+        "festival chandrababu traind@@ lo",
+    ]
     wanted = ours.encode(texts)
     assert [left["encode"](text) for text in texts] == wanted
     assert [left["decode"](ids) for ids in wanted] == [ours.decode(ids) for ids in wanted]

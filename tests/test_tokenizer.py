@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from tdlib import tokenizer
 
@@ -38,7 +38,7 @@ def table(upstream) -> dict:
 
 
 def marked(lines: list[str]) -> tokenizers.Tokenizer:
-    """As Llama 2's: BPE with ▁, bytes for the rest."""
+    """As Llama 2's: BPE with ▁, bytes for the rest; in training <s> begins a text."""
     made = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     made.decoder = decoders.Sequence(
@@ -49,6 +49,7 @@ def marked(lines: list[str]) -> tokenizers.Tokenizer:
             decoders.Strip(" ", 1, 0),
         ]
     )
+    made.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 2)])
     pieces = SPECIALS + [f"<0x{byte:02X}>" for byte in range(256)]
     made.train_from_iterator(
         lines, trainers.BpeTrainer(vocab_size=1200, special_tokens=pieces, show_progress=False)
@@ -300,8 +301,9 @@ EXAMPLES = {
     "international": "inter@@ national",
     "international@@ లో": "inter@@ national@@ లో",
     "WAx": "WA@@ x",
-    # "f"+"estival" is not merged here, and what is merged has no piece: characters
+    # what the merges make of it has no piece: characters
     "estival": "e@@ s@@ t@@ i@@ v@@ a@@ l",
+    "estivalx": "e@@ s@@ t@@ i@@ v@@ a@@ l@@ x",
     # script and marks part words before that
     "2024లో": "2024@@ లో",
     "ఉంది.": "ఉంది@@ .",
@@ -433,17 +435,19 @@ class Hostile:
 
 
 def pickles(folder: Path, good: bytes) -> dict[str, bytes]:
-    def named(module: str, name: str) -> bytes:
-        text = b"".join(b"\x8c" + bytes([len(x)]) + x.encode() for x in (module, name))
-        return b"\x80\x04" + text + b"\x93)R."  # call it
+    def named(module: str, name: str, value: str) -> bytes:
+        texts = [b"\x8c" + bytes([len(x.encode())]) + x.encode() for x in (module, name, value)]
+        return b"\x80\x04" + b"".join(texts[:2]) + b"\x93" + texts[2] + b"\x85R."  # name(value)
 
     return {
         "a command": pickle.dumps(Hostile(folder / "ran")),
         "a command in a model": good[:-1] + pickle.dumps(Hostile(folder / "ran"))[2:],
         "a command of protocol 0": f"cos\nsystem\n(S'touch {folder}/ran'\ntR.".encode(),
         "eval": pickle.dumps(eval),
-        "a path in the module": named("morfessor.baseline", "logging.Formatter"),
-        "another class of the package": named("morfessor.io", "MorfessorIO"),
+        "a path in the module": named(
+            "morfessor.baseline", "logging.os.system", f"touch {folder}/ran"
+        ),
+        "another class of the package": named("morfessor.io", "MorfessorIO", "utf8"),
         "half a model": good[: len(good) // 2],
         "no pickle": b"morfessor",
         "nothing": b"",

@@ -1,10 +1,14 @@
 """The whole book from the owner's own files, no text at all: a teacher in upstream's format, its @@
 tokenizer and its token files, used where they lie."""
 
+import copy
 import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +17,11 @@ import torch
 import upstream
 from bs4 import BeautifulSoup
 
-from tdlib import data, telugu, tokenizer, train
+from tdlib import data, teacher, telugu, tokenizer, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
-RUNS = sorted(p.stem for p in (Path(__file__).parents[1] / "params/smoke").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
 SIZE, CONTEXT = 700, 32
 
 
@@ -35,7 +40,7 @@ def owner(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = Llama(LlamaConfig(vocab_size=SIZE, context=CONTEXT, **SHAPES["teacher-smoke"]))
     recipe = train.Recipe(
-        learning_rate=1e-2, epochs=1, token_limit=30_000, batch_tokens=512, ce_weight=1.0
+        learning_rate=1e-2, epochs=9, token_limit=150_000, batch_tokens=128, ce_weight=1.0
     )
     train.fit(model, data.open_tokens(place / "data", CONTEXT).train, recipe)
     upstream.as_checkpoint(model, place / "best.pt")
@@ -100,3 +105,35 @@ def test_places_in_the_word_are_told_by_the_joints(made, owner):
     ids_MS = np.fromfile(owner / "data/val.bin", "<u4")[: 20 * 33].reshape(20, 33)
     begins_MS = tokenizer.open(owner / "tokenizer.json").begins(ids_MS)
     assert (begins_MS[:, 1:] == ~joint_V[ids_MS[:, :-1]]).all()
+
+
+def test_upstreams_own_export_is_caught_and_repaired_with_the_parameter(owner, tmp_path):
+    """Its converter leaves Q and K as they are, and pads the embedding with zeros."""
+    right = teacher.load(owner / "best.pt")
+    wrong = copy.deepcopy(right)
+    for layer in wrong.layers:
+        for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            heads = linear.weight.view(2, 2, 16, 64)  # heads, halves, pairs, width
+            linear.weight = torch.nn.Parameter(heads.transpose(1, 2).reshape(64, 64))
+    rows = torch.cat([wrong.head, torch.zeros(9, 64)])
+    wrong.embed_tokens.weight = torch.nn.Parameter(rows)
+    wrong.config = replace(wrong.config, vocab_size=SIZE + 9)
+    wrong.save(tmp_path / "export")
+    given = {"tokens": owner / "data", "tokenizer": owner / "tokenizer.json"}
+    given |= {"teacher": tmp_path / "export", "rope_pairs": "halves"}
+
+    def run(**change) -> str:
+        words = [f"{name}={value}" for name, value in (given | change).items()]
+        yaml = "params/smoke/00_teacher.yaml"
+        command = [sys.executable, "-m", "tdlib.graph", "execute", yaml, tmp_path / "out", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        return done.stdout
+
+    assert "set rope_pairs: neighbours" in run()
+    assert not (tmp_path / "out/models/teacher").exists()
+    assert "00_teacher · done" in run(rope_pairs="neighbours")
+    page = BeautifulSoup((tmp_path / "out/00_teacher.html").read_text("utf8"), "html.parser")
+    assert "The last 9 rows of its embedding were zeros" in page.get_text(" ")
+    kept = Llama.load(tmp_path / "out/models/teacher").state_dict()
+    for name, weight in right.state_dict().items():
+        assert torch.equal(kept[name], weight), name
