@@ -148,7 +148,7 @@ def _linked(p: dict, folder: Path, given: tokenizer.Tokenizer | None, size: int)
 def save(net: Llama, folder: Path, tokens: data.Tokens) -> None:
     """A folder to release: the model, and a tokenizer that transformers loads where it can."""
     with tempfile.TemporaryDirectory() as place:
-        files = release.tokenizer_files(tokens.tokenizer, Path(place), tokens.context)
+        files = release.tokenizer_files(tokens.tokenizer, Path(place), net.config.context)
         net.save(folder, files)
 
 
