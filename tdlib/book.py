@@ -243,6 +243,21 @@ def logs_beside(this: Run, name: str, log: list[dict], beside: str) -> dict[str,
     return {beside: next(filter(None, others)), name: log} if beside else {name: log}
 
 
+def reached_in_words(logs: dict[str, list[dict]]) -> str:
+    """When the last curve came to where the first one ends; "" for one curve alone."""
+    if len(logs) < 2:
+        return ""
+    (other, first), *_, (name, own) = logs.items()
+    last = first[-1]["val/loss"]
+    at = next((row["tokens"] for row in own if row["val/loss"] <= last), None)
+    if at is None:
+        return f" {name} never came to the {last:.3f} where {other} ends."
+    share = f"{at / own[-1]['tokens']:.0%} of its training" if at else "its first step"
+    return (
+        f" {name} was at the {last:.3f} where {other} ends {'after' if at else 'before'} {share}."
+    )
+
+
 def curve_in_words(logs: dict[str, list[dict]]) -> str:
     """What was seen in a figure of learning curves: where each began and ended, and whether its
     last part still fell."""

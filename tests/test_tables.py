@@ -260,3 +260,16 @@ def test_sources_are_told_by_the_two_ends():
     said = book.sources_in_words(table)
     assert said == ("Most in c: 100.0% of its windows; least in b: 0.0%; 50.0% of all.")
     assert book.sources_in_words(table[:1]) == "All windows come from one source."
+
+
+def test_where_one_curve_meets_the_end_of_another_is_said():
+    def log(*losses):
+        return [{"tokens": 100 * i, "val/loss": x} for i, x in enumerate(losses)]
+
+    first = log(6.0, 5.0, 4.0)
+    said = book.reached_in_words({"50m": first, "50m-sliced": log(5.5, 4.0, 3.0)})
+    assert said == " 50m-sliced was at the 4.000 where 50m ends after 50% of its training."
+    said = book.reached_in_words({"50m": first, "50m-sliced": log(3.9, 3.8, 3.7)})
+    assert said == " 50m-sliced was at the 4.000 where 50m ends before its first step."
+    assert "never" in book.reached_in_words({"50m": first, "worse": log(6.0, 5.0, 4.1)})
+    assert book.reached_in_words({"50m": first}) == ""
