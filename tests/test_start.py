@@ -1,0 +1,353 @@
+"""A start from the teacher: what stays exact, what is kept, what is moved, what is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tdlib import data, start
+from tdlib.model import SHAPES, Llama, LlamaConfig
+
+WINDOWS = data.Windows(np.random.default_rng(0).integers(0, 97, 24 * 16 + 1), 16)
+IDS = WINDOWS.batch(range(24))[0]
+
+
+@pytest.fixture
+def teacher(tiny_llama):
+    """Makes teachers of three layers whose every part matters for the logits."""
+
+    def make(**shape) -> Llama:
+        shape = dict(layers=3, heads=4, dim=32, mlp_dim=48) | shape
+        return tiny_llama(scale=6.0, **shape).requires_grad_(False)
+
+    return make
+
+
+def logits(model: Llama) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS)
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    """To 1e-5 of the largest, a float32's rounding through a few layers."""
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * b.abs().max().item())
+
+
+def rows_of(new: torch.Tensor, old: torch.Tensor) -> list[int]:
+    """Which rows of an old weight the rows of a new one are (-1: none)."""
+    same = (new[:, None] == old[None]).all(2)
+    return torch.where(same.any(1), same.int().argmax(1), -1).tolist()
+
+
+# --- what stays exact
+
+
+@pytest.mark.parametrize(
+    "shape", [{}, {"kv_heads": 2}, {"tied": False}, {"head_dim": 6}, {"layers": 1}]
+)
+def test_equal_size_gives_the_teacher_back_bit_for_bit(teacher, shape):
+    old = teacher(**shape)
+    new = start.from_teacher(old, old.config, WINDOWS)
+    assert torch.equal(logits(new), logits(old))
+    for name, weight in old.named_parameters():
+        assert torch.equal(new.get_parameter(name), weight), name
+
+
+def test_fewer_layers_alone_leave_the_kept_ones_as_they_are_but_for_what_they_write(teacher):
+    old = teacher(layers=4)
+    new = start.from_teacher(old, replace(old.config, layers=2), WINDOWS)
+    for layer, kept in zip(new.layers, (old.layers[0], old.layers[3]), strict=True):
+        for part, name in (("self_attn", "q_proj"), ("self_attn", "v_proj"), ("mlp", "up_proj")):
+            of = [getattr(getattr(x, part), name).weight for x in (layer, kept)]
+            assert torch.equal(*of), name
+    first = new.layers[0], old.layers[0]
+    assert torch.equal(*(x.self_attn.o_proj.weight for x in first))  # nothing is skipped before it
+    assert not torch.equal(*(x.mlp.down_proj.weight for x in first))  # it adds layers 1 and 2 too
+
+
+def grown(small: Llama, **shape) -> Llama:
+    """A larger teacher that computes what a small one does. At scattered places it has dimensions
+    that nobody writes, heads and units that add nothing, a second layer that adds nothing; in a
+    head, RoPE pairs that the small one lacks."""
+    c, rng = small.config, np.random.default_rng(1)
+    torch.manual_seed(1)
+    big = Llama(replace(c, **shape)).requires_grad_(False)
+    b = big.config
+
+    def places(of: int, count: int) -> list[int]:
+        return sorted(rng.choice(of, count, replace=False).tolist())
+
+    def at(heads: list[int], inside: list[int]) -> list[int]:
+        return [h * b.head_dim + i for h in heads for i in inside]
+
+    def drawn() -> dict[str, tuple]:
+        keys, share, units = places(b.kv_heads, c.kv_heads), b.heads // b.kv_heads, []
+        heads = [k * share + i for k in keys for i in places(share, c.heads // c.kv_heads)]
+        step, value = b.head_dim // c.head_dim, places(b.head_dim, c.head_dim)
+        turned = [
+            i for half in (0, b.head_dim // 2) for i in range(half, half + b.head_dim // 2, step)
+        ]
+        units = places(b.mlp_dim, c.mlp_dim)
+        return {
+            "q_proj": (at(heads, turned), dims), "k_proj": (at(keys, turned), dims),
+            "v_proj": (at(keys, value), dims), "o_proj": (dims, at(heads, value)),
+            "gate_proj": (units, dims), "up_proj": (units, dims), "down_proj": (dims, units),
+            "embed_tokens": (range(c.vocab_size), dims), "lm_head": (range(c.vocab_size), dims),
+        }  # fmt: skip
+
+    dims = places(b.dim, c.dim)
+    axes = [drawn(), drawn()]
+    for name, weight in small.named_parameters():
+        new = big.get_parameter(name.replace("layers.1.", "layers.2."))
+        if weight.ndim == 1:  # the mean square is over more dimensions
+            new[dims] = weight * (c.dim / b.dim) ** 0.5
+            continue
+        part = name.split(".")[-2]
+        new.zero_()
+        scale = (b.head_dim / c.head_dim) ** 0.5 if part == "q_proj" else 1.0
+        new[np.ix_(*axes["layers.1." in name][part])] = weight * scale
+    for linear in (big.layers[1].self_attn.o_proj, big.layers[1].mlp.down_proj):
+        linear.weight.zero_()
+    return big
+
+
+@pytest.mark.parametrize("head_dim", [8, 16])
+@pytest.mark.parametrize("keys", [(2, 5), (1, 3)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_inert_is_left_out_and_the_logits_stay(teacher, head_dim, keys, tied):
+    """Groups of one head or of two, among groups of one or of three. The norms' eps is as good as
+    none, for it is added to a mean square that is another over more dimensions."""
+    few, many = keys
+    shape = dict(layers=2, heads=2, kv_heads=few, head_dim=8, dim=24, mlp_dim=40)
+    small = teacher(**shape, tied=tied, norm_eps=1e-12)
+    more = dict(layers=3, heads=many if few == 2 else 3 * many, kv_heads=many, dim=40, mlp_dim=56)
+    big = grown(small, **more, head_dim=head_dim)
+    close(logits(big), logits(small))
+    close(logits(start.from_teacher(big, small.config, WINDOWS)), logits(small))
+
+
+def test_a_student_without_shared_keys_repeats_the_teachers(teacher):
+    old = teacher(kv_heads=2)
+    new = start.from_teacher(old, replace(old.config, kv_heads=4), WINDOWS)
+    assert new.layers[0].self_attn.k_proj.weight.shape == (32, 32)
+    close(logits(new), logits(old))
+
+
+def test_an_equivalent_teacher_gives_an_equivalent_student(teacher):
+    """Dimensions, heads and units in another order: the same are chosen, so the function is one."""
+    old, rng = teacher(), np.random.default_rng(2)
+    other = Llama(old.config).requires_grad_(False)
+    dims, everything = rng.permutation(32), np.arange(97)
+    axes = []
+    for _ in old.layers:
+        heads = (rng.permutation(4)[:, None] * 8 + np.arange(8)).ravel()
+        units = rng.permutation(48)
+        reads = {name: (heads, dims) for name in ("q_proj", "k_proj", "v_proj")}
+        reads |= {"gate_proj": (units, dims), "up_proj": (units, dims)}
+        axes.append(reads | {"o_proj": (dims, heads), "down_proj": (dims, units)})
+    for name, weight in old.named_parameters():
+        at, part = name.split(".")[1], name.split(".")[-2]
+        order = axes[int(at)].get(part) if at.isdigit() else (everything, dims)
+        kept = dims if weight.ndim == 1 else np.ix_(*order)
+        other.get_parameter(name).copy_(weight[kept])
+    close(logits(other), logits(old))
+    config = replace(old.config, layers=2, heads=3, kv_heads=3, dim=24, mlp_dim=30)
+    new, again = (start.from_teacher(x, config, WINDOWS) for x in (old, other))
+    close(logits(again), logits(new))
+    assert not torch.allclose(logits(new), logits(old), atol=0.1)  # no copy of the teacher
+
+
+def test_the_same_inputs_give_the_same_bits_and_the_random_numbers_stay(teacher):
+    old = teacher()
+    config = replace(old.config, layers=2, heads=2, kv_heads=2, dim=24, mlp_dim=30)
+    torch.manual_seed(1)
+    first = start.from_teacher(old, config, WINDOWS)
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), drawn)
+    second = start.from_teacher(old, config, WINDOWS)
+    for name, weight in first.named_parameters():
+        assert torch.equal(second.get_parameter(name), weight), name
+        assert weight.requires_grad, name
+
+
+# --- what is kept
+
+
+@pytest.mark.parametrize(
+    ("layers", "keep", "kept"),
+    [
+        (20, 12, [0, 2, 3, 5, 7, 9, 10, 12, 14, 16, 17, 19]),
+        (16, 8, [0, 2, 4, 6, 9, 11, 13, 15]),
+        (4, 2, [0, 3]),
+        (4, 3, [0, 2, 3]),
+        (2, 1, [0]),
+    ],
+)
+def test_layers_are_kept_evenly_with_the_first_and_the_last(layers, keep, kept):
+    assert start.kept_layers(layers, keep) == kept
+
+
+def test_units_and_heads_that_write_most_are_kept_and_those_that_write_nothing_never(teacher):
+    old = teacher()
+    rng = np.random.default_rng(3)
+    strong = [sorted(rng.choice(48, 20, replace=False).tolist()) for _ in old.layers]
+    heads = [sorted(rng.choice(4, 2, replace=False).tolist()) for _ in old.layers]
+    for layer, units, few in zip(old.layers, strong, heads, strict=True):
+        layer.mlp.down_proj.weight[:, units[0]] *= 100
+        others = np.setdiff1d(np.arange(48), units)
+        layer.mlp.down_proj.weight[:, others[::2]] = 0  # large within, but nothing is made of it
+        layer.mlp.up_proj.weight[others[::2]] *= 100
+        layer.mlp.down_proj.weight[:, others[1::2]] *= 1e-3
+        weak = np.setdiff1d(np.arange(4), few)
+        layer.self_attn.o_proj.weight.view(32, 4, 8)[:, weak[0]] = 0
+        layer.self_attn.v_proj.weight.view(4, 8, 32)[weak[1]] *= 1e-3
+    new = start.from_teacher(old, replace(old.config, heads=2, kv_heads=2, mlp_dim=20), WINDOWS)
+    for i, layer in enumerate(new.layers):
+        units = rows_of(layer.mlp.gate_proj.weight, old.layers[i].mlp.gate_proj.weight)
+        assert units == strong[i]
+        rows = rows_of(layer.self_attn.q_proj.weight, old.layers[i].self_attn.q_proj.weight)
+        assert rows == [h * 8 + k for h in heads[i] for k in range(8)]
+
+
+def test_importance_is_measured_on_the_windows_given(teacher):
+    """A unit that answers one token alone is kept where that token occurs."""
+    old = teacher(layers=1)
+    mlp = old.layers[0].mlp
+    strengths = [start.look(old, torch.full((1, 8), token))[1][mlp.down_proj] for token in (5, 60)]
+    want = [strength.topk(6).indices.sort().values.tolist() for strength in strengths]
+    assert want[0] != want[1]
+    for token, units in zip((5, 60), want, strict=True):
+        windows = data.Windows(np.full(17, token), 8)
+        new = start.from_teacher(old, replace(old.config, mlp_dim=6), windows)
+        assert rows_of(new.layers[0].mlp.gate_proj.weight, mlp.gate_proj.weight) == units
+
+
+def test_a_narrower_head_keeps_the_pairs_that_turn_at_its_own_frequencies(teacher):
+    old = teacher(heads=2, head_dim=16, rope_theta=500.0, layers=1)
+    new = start.from_teacher(old, replace(old.config, head_dim=4), WINDOWS)
+    q, was = (m.layers[0].self_attn.q_proj.weight for m in (new, old))
+    rows = rows_of(q * 2, was)  # q · k / √K: K is a quarter, so q is half
+    assert rows == [0, 4, 8, 12, 16, 20, 24, 28]
+    torch.testing.assert_close(new.cos_SK, old.cos_SK[:, rows[:4]])
+
+
+def test_directions_are_orthonormal_hold_the_most_and_stay_near_the_teachers_own(teacher):
+    moment_DD, _ = start.look(teacher(), IDS)
+    p_DE = start.directions(moment_DD, 20).double()
+    torch.testing.assert_close(p_DE.T @ p_DE, torch.eye(20).double(), rtol=0, atol=1e-6)
+    most = np.linalg.eigvalsh(moment_DD.numpy())[-20:].sum()
+    assert torch.trace(p_DE.T @ moment_DD @ p_DE).item() == pytest.approx(most, rel=1e-6)
+    best = p_DE[p_DE.square().sum(1).topk(20).indices.sort().values]  # nearest: symmetric, positive
+    torch.testing.assert_close(best, best.T, rtol=0, atol=1e-6)
+    assert np.linalg.eigvalsh(best.numpy()).min() > 0
+
+
+def test_the_student_inherits_rope_eps_and_eos(teacher):
+    old = teacher(rope_theta=500.0, norm_eps=1e-5, eos_id=7)
+    new = start.from_teacher(old, LlamaConfig(97, 2, 4, 32, 48, context=16), WINDOWS)
+    assert new.config == start.config_for(old.config, new.config)
+    assert (new.config.rope_theta, new.config.norm_eps, new.config.eos_id) == (500.0, 1e-5, 7)
+    assert new.layers[0].input_layernorm.eps == 1e-5
+
+
+@pytest.mark.parametrize("theirs", [True, False])
+@pytest.mark.parametrize("ours", [True, False])
+def test_tied_or_untied_is_the_students_own_choice(teacher, theirs, ours):
+    old = teacher(tied=theirs)
+    new = start.from_teacher(old, replace(old.config, tied=ours), WINDOWS)
+    assert ("lm_head.weight" in dict(new.named_parameters())) != ours
+    assert torch.equal(new.head, old.head)
+    if theirs or not ours:
+        close(logits(new), logits(old))
+
+
+def small(shape: str, **more) -> LlamaConfig:
+    """A shape with a sixteenth of its widths where it is the plan's."""
+    axes = dict(SHAPES[shape])
+    if not shape.endswith(("tiny", "smoke")):
+        axes |= {axis: axes[axis] // 16 for axis in ("dim", "mlp_dim")}
+    return LlamaConfig(97, context=16, **axes, **more)
+
+
+@pytest.mark.parametrize("name", ["teacher-plan", "teacher-300m", "teacher-tiny", "teacher-smoke"])
+def test_every_shape_starts_nearer_to_its_teacher_than_a_random_start(name):
+    torch.manual_seed(0)
+    teacher = Llama(small(name)).requires_grad_(False)
+    for weight in teacher.parameters():
+        if weight.ndim == 2:
+            weight.mul_(6.0)
+    kind = name.removeprefix("teacher-") if name in ("teacher-tiny", "teacher-smoke") else "m"
+    students = [s for s in SHAPES if s.startswith("student") and s.endswith(kind)]
+    assert len(students) >= 2
+    wanted = logits(teacher).log_softmax(-1)
+    for student in students:
+        config = small(student)
+        new = start.from_teacher(teacher, config, WINDOWS)
+        assert new.config == config
+        far, near = (logits(m).log_softmax(-1) for m in (Llama(config), new))
+        kl = [
+            torch.nn.functional.kl_div(x, wanted, log_target=True, reduction="sum")
+            for x in (near, far)
+        ]
+        assert kl[0] < kl[1], student
+
+
+# --- what is moved
+
+
+def test_norms_and_writing_weights_are_least_squares_of_the_teachers_stream(teacher):
+    """By the conditions of the minimum, for each input. One layer of three is kept, whose MLP is
+    asked for what the two others add."""
+    old = teacher()
+    new = start.from_teacher(old, replace(old.config, layers=1, dim=24, mlp_dim=30), WINDOWS)
+    moment_DD, strength = start.look(old, IDS)
+    p_DE = start.directions(moment_DD, 24)
+    units = strength[old.layers[0].mlp.down_proj].topk(30).indices.sort().values
+    seen = {}
+    for m, which in ((old, "old"), (new, "new")):
+        for name, module in m.named_modules():
+            module.register_forward_hook(
+                lambda _, x, y, key=(which, name): seen.update({key: (x[0], y)})
+            )
+        logits(m)
+
+    y_NI = seen["new", "layers.0.mlp.down_proj"][0].flatten(0, 1).double()
+    stream = seen["new", "norm"][0].flatten(0, 1).double()  # of the student, after its last part
+    lacks_NE = (seen["old", "norm"][0] @ p_DE).flatten(0, 1).double() - stream
+    pull = start.RIDGE * y_NI.square().sum(0).mean()
+    moved = (
+        new.layers[0].mlp.down_proj.weight - p_DE.T @ old.layers[0].mlp.down_proj.weight[:, units]
+    )
+    assert moved.abs().max() > 0.01
+    torch.testing.assert_close(lacks_NE.T @ y_NI, pull * moved.double(), rtol=1e-3, atol=1e-3)
+
+    for name in ("layers.0.input_layernorm", "layers.0.post_attention_layernorm", "norm"):
+        out = seen["new", name][1].flatten(0, 1)
+        lacks = (seen["old", name][1] @ p_DE).flatten(0, 1) - out
+        plain = out / new.get_submodule(name).weight
+        rest, size = (plain * lacks).sum(0), (plain * out).sum(0)
+        assert (rest.abs() < 1e-3 * size.abs()).all(), name
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ({"layers": 4}, "layers is 4, the teacher's 3"),
+        ({"heads": 8, "head_dim": 4}, "heads is 8, the teacher's 4"),
+        ({"heads": 2, "kv_heads": 2, "head_dim": 16}, "head_dim is 16, the teacher's 8"),
+        ({"dim": 64, "head_dim": 8}, "dim is 64, the teacher's 32"),
+        ({"mlp_dim": 49}, "mlp_dim is 49, the teacher's 48"),
+        ({"kv_heads": 2}, r"2 × 2 heads that share a key, the teacher 4 × 1"),
+        ({"vocab_size": 96}, "vocabulary is 96, the teacher's 97"),
+    ],
+)
+def test_what_the_teacher_has_not_is_refused_in_one_line_with_the_remedy(teacher, shape, said):
+    old = teacher()
+    with pytest.raises(ValueError, match=said) as error:
+        start.from_teacher(old, replace(old.config, **shape), WINDOWS)
+    assert "set init: random" in str(error.value) and "\n" not in str(error.value)
