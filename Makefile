@@ -11,8 +11,8 @@ export PYTHONWARNINGS ?= ignore
 
 help:    ## this list
 	@sed -n 's/^\([a-z]*\): .*## /  make \1	/p' Makefile | expand -t 18
-	@echo "  book takes PROFILE=tiny|smoke|b200-quick|b200, TEXT=, TOKENS= and TEACHER= (paths), OUT="
-	@echo "  (the run folder), ONLY= and REDO= (runs or notebooks, as 03_lora)"
+	@echo "  book takes PROFILE=tiny|smoke|b200-quick|b200, TEXT=, TOKENS=, TOKENIZER= and TEACHER="
+	@echo "  (paths), OUT= (the run folder), ONLY= and REDO= (runs or notebooks, as 03_lora)"
 	@echo "  plan and doctor take PROFILE=, TOKENS=, TEACHER= and OUT= too; plan also"
 	@echo "  DEVICE=here|cpu|b200|h100|a100|l4, PRICE_PER_HOUR= and VOCAB="
 
@@ -20,7 +20,7 @@ setup: .venv/made ## the environment, once: .venv with all that the book and its
 
 book: .venv/made ## run the book, or what changed of it: outputs/tiny/index.html
 	@exec .venv/bin/python -m tdlib.graph book PROFILE='$(PROFILE)' OUT='$(OUT)' TEXT='$(TEXT)' \
-	    TOKENS='$(TOKENS)' TEACHER='$(TEACHER)' ONLY='$(ONLY)' REDO='$(REDO)'
+	    TOKENS='$(TOKENS)' TOKENIZER='$(TOKENIZER)' TEACHER='$(TEACHER)' ONLY='$(ONLY)' REDO='$(REDO)'
 
 test: .venv/made browser ## all tests
 	@exec .venv/bin/python -m pytest -n 2 --dist loadfile
@@ -63,7 +63,7 @@ clean: ## remove the environment and all caches; outputs/ stays
 	    $$($(PYTHON) -c 'import torch; print("--system-site-packages" * bool(torch.version.cuda))' 2>/dev/null) || \
 	    { rm -rf .venv; echo "no venv module: apt-get install python3-venv, then again"; exit 1; }
 	@.venv/bin/python -c 'import torch' 2>/dev/null || $(PIP) torch==2.13.0
-	@$(PIP) -e .
+	@$(PIP) -e '.[segment]'
 	@mkdir -p .venv/share/jupyter/lab/settings
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' \
 	    > .venv/share/jupyter/lab/settings/overrides.json

@@ -1,6 +1,6 @@
 """How much sooner a student that starts from its teacher is where a random start ends.
 
-    python -m tests.measure_start <run folder> <results.jsonl> <shape>/<arm>/<rate>/<tokens>/<seed> …
+    python -m tests.measure_start <run folder> <results.jsonl> <shape>/<arm>/<rate>/<tokens>/<seed>
 
 A run is the tiny recipe with a validation loss every 2 % of the steps; a line a run, and a run that
 has its line is not repeated. Arms: random, teacher.
