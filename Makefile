@@ -7,10 +7,10 @@ APT := $(if $(ROOT_USER),$(shell command -v apt-get))
 export PYTHONWARNINGS ?= ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test bench stress lab check plan doctor report clean
+.PHONY: help setup book test bench stress lab check plan doctor report clean clean-cache
 
 help:    ## this list
-	@sed -n 's/^\([a-z]*\): .*## /  make \1	/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\): .*## /  make \1	/p' Makefile | expand -t 20
 	@echo "  book takes PROFILE=tiny|smoke|b200-quick|b200, TEXT=, TOKENS=, TOKENIZER= and TEACHER="
 	@echo "  (paths), OUT= (the run folder), ONLY= and REDO= (runs or notebooks, as 03_lora)"
 	@echo "  plan and doctor take PROFILE=, TOKENS=, TEACHER= and OUT= too; plan also"
@@ -48,6 +48,9 @@ doctor: .venv/made ## can this machine run PROFILE: a line each, two real steps 
 
 report: .venv/made ## write every page of a run folder (OUT=, or that of PROFILE) again
 	@exec .venv/bin/python -m tdlib.graph report '$(or $(OUT),outputs/$(PROFILE))'
+
+clean-cache: ## remove the kept targets of the teacher of a run folder (OUT=, or that of PROFILE)
+	rm -rf '$(or $(OUT),outputs/$(PROFILE))/cache'
 
 clean: ## remove the environment and all caches; outputs/ stays
 	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info

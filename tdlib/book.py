@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from tdlib import (
+    cache,
     cost,
     data,
     evaluate,
@@ -174,20 +175,49 @@ def imported(this: Run, model: Llama, tokens: data.Tokens) -> list[dict]:
 # --- 01, 03, 05: training and measuring
 
 
-def fit(this: Run, name: str, net: Llama, tokens: data.Tokens, recipe, teacher, rows=None):
+@contextlib.contextmanager
+def targets(this: Run, teacher: Llama, tokens: data.Tokens, temperature: float, fill: bool = True):
+    """Where a training's targets come from: the teacher itself, or, by `cached_draws`, a cache that
+    all runs of the folder share, a temperature each. Without `fill`, only one that is there."""
+    draws = this.parameters.get("cached_draws", 0)
+    folder = this.out / "cache" / cache.name("teacher", temperature, draws, 1)
+    if not draws or not (fill or folder.exists()):
+        yield teacher
+        return
+    windows, v = tokens.train, len(teacher.head)
+    mib = cache.size(len(windows), tokens.context, draws, v) / 2**20
+    print(
+        f"Targets of the teacher at T {temperature:g}, {draws} a token: {mib:,.1f} MiB in {folder}"
+    )
+    with cache.Cache(folder, teacher, windows, temperature=temperature, draws=draws) as kept:
+        print(f"{int(kept.valid.sum()):,} of {len(windows):,} windows are there already")
+        yield kept
+
+
+def fit(
+    this: Run, name: str, net: Llama, tokens: data.Tokens, recipe, teacher, rows=None, online=False
+):
     """`train.fit` with this run's progress, checkpoint, validation and log; its rows, or the kept
-    ones."""
+    ones. `online`: this teacher's targets are not kept."""
     on_subset = evaluate.on_subset(tokens.val, SUBSET, this.device)
 
     def look(student: Llama) -> dict:
         return on_subset(student) | {"val/samples": samples(student, tokens, 1, 24)}
 
-    return this.once(
-        f"log of {name}", train.fit, net, tokens.train, recipe, teacher=teacher, rows=rows,
-        device=this.device, evaluate=look, progress=this.progress,
-        record=_log(this, name, net, teacher, tokens.context, recipe),
-        folder=this.path("checkpoints", this.run, name), resume=not this.parameters["redo"],
-    )  # fmt: skip
+    def trained() -> list[dict]:
+        asked = contextlib.nullcontext(teacher)
+        if recipe.ce_weight < 1 and not online:
+            asked = targets(this, teacher, tokens, recipe.temperature)
+        with asked as source:
+            return train.fit(
+                net, tokens.train, recipe, teacher=source, rows=rows, device=this.device,
+                evaluate=look, progress=this.progress,
+                record=_log(this, name, net, teacher, tokens.context, recipe),
+                folder=this.path("checkpoints", this.run, name),
+                resume=not this.parameters["redo"],
+            )  # fmt: skip
+
+    return this.once(f"log of {name}", trained)
 
 
 def _log(this: Run, name: str, net: Llama, teacher, context: int, recipe) -> Callable:
@@ -213,7 +243,13 @@ def _log(this: Run, name: str, net: Llama, teacher, context: int, recipe) -> Cal
 
 
 def student(
-    this: Run, name: str, config: LlamaConfig, tokens: data.Tokens, recipe, teacher: Llama | None
+    this: Run,
+    name: str,
+    config: LlamaConfig,
+    tokens: data.Tokens,
+    recipe,
+    teacher: Llama | None,
+    online: bool = False,
 ) -> tuple[Llama, list[dict]]:
     """Train a model, save it as models/<name> and read it back, so that what is measured is what
     was saved. Where the run is finished, only read it back. It begins with random weights, or, by
@@ -224,7 +260,7 @@ def student(
         net = start.from_teacher(teacher, config, tokens.train, device=this.device)
     else:
         net = Llama(config).to(this.device)
-    log = fit(this, name, net, tokens, recipe, teacher)
+    log = fit(this, name, net, tokens, recipe, teacher, online=online)
     folder = this.path("models", name)
     this.once(f"saved {name}", save, net, folder, tokens)
     return Llama.load(folder, this.device).eval().requires_grad_(False), log

@@ -5,14 +5,17 @@ knows what it was made with, and a full disk leaves the one before. Files hold t
 values, and nothing in them is ever executed.
 """
 
+import hashlib
 import io
 import math
 import signal
 import threading
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,8 @@ from torch import Tensor, nn
 from tdlib import data
 
 USUAL = 32  # steps that the usual loss looks back
+# these change no result, so they may change when a training goes on from its checkpoint
+FREE = ("micro_windows", "max_skipped", "activation_checkpointing", "checkpoint_minutes")
 
 
 class Meter:
@@ -98,6 +103,16 @@ class State:
         self.skipped.copy_(kept["skipped"])
         self.meter.sums.copy_(kept["sums"])
         torch.set_rng_state(kept["random"])
+
+
+def key(student: nn.Module, recipe, rows: np.ndarray, windows: data.Windows, teacher) -> dict:
+    """What a training must have in common with the one whose checkpoint it goes on from."""
+    key = {name: value for name, value in asdict(recipe).items() if name not in FREE}
+    shapes = [(n, *weight.shape) for n, weight in student.named_parameters()]
+    hashed = {"shapes": repr(shapes).encode(), "windows": np.ascontiguousarray(rows).tobytes()}
+    key |= {name: hashlib.sha256(content).hexdigest() for name, content in hashed.items()}
+    key |= {"windows_in_all": len(windows), "context": windows.context}
+    return key | {"targets": str(teacher) if hasattr(teacher, "draws") else None}
 
 
 def save(path: Path, content: dict) -> None:

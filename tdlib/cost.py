@@ -120,16 +120,22 @@ def file_bytes(config: LlamaConfig) -> int:
     return describe(config)["q4_0_bytes"] + 21 * config.vocab_size
 
 
-def cache_bytes(tokens: int, vocab_size: int, draws: int = 12) -> int:
-    """The teacher's targets of one temperature: `draws` ids a token and float16 probabilities."""
-    return tokens * draws * ((2 if vocab_size <= 2**16 else 4) + 2)
+def cache_bytes(windows: int, context: int, vocab_size: int, draws: int = 12) -> int:
+    """The teacher's targets of one temperature, as cache.size: ids and float16 probabilities, and
+    a loss and a mark a window."""
+    return windows * (context * draws * ((2 if vocab_size <= 2**16 else 4) + 2) + 5)
 
 
 # --- time, tried on this machine
 
-TRIED = 512  # tokens at most that a trial takes at once, or one window
+TRIED = 512  # tokens, or one window, that are tried at once on a CPU: more are as quick, each
 
 
+def tried_windows(context: int, windows: int, device: str) -> int:
+    return windows if "cuda" in device else max(1, min(windows, TRIED // context))
+
+
+@functools.cache
 def step_seconds(
     student: LlamaConfig,
     teacher: LlamaConfig | None,
@@ -138,49 +144,18 @@ def step_seconds(
     device: str = "cpu",
     rank: int = 0,
 ) -> float:
-    """Seconds a token of training takes here and now, `windows` at once: real steps of both models
-    cut to one layer, then with a layer more of each; what a layer adds, times their number."""
-    tried = functools.partial(
-        _tried_step, context=context, windows=max(1, min(windows, TRIED // context)),
-        device=device, rank=rank,
-    )  # fmt: skip
-    one, two = replace(student, layers=1), replace(student, layers=2)
-    alone = teacher and replace(teacher, layers=1)
-    seconds = least = tried(one, alone)
-    seconds += (student.layers - 1) * max(0.0, tried(two, alone) - least)
-    if teacher:
-        more = tried(one, replace(teacher, layers=2)) - least
-        seconds += (teacher.layers - 1) * max(0.0, more)
-    return seconds
-
-
-def trial_flop(
-    student: LlamaConfig, teacher: LlamaConfig | None, context: int, windows: int
-) -> float:
-    """Of the largest step that `step_seconds` takes, to know whether there is time for it."""
-    cut = (c and replace(c, layers=2) for c in (student, teacher))
-    return max(1, min(windows, TRIED // context)) * context * step_flop(*cut, context)
-
-
-@functools.cache
-def _tried_step(
-    student: LlamaConfig,
-    teacher: LlamaConfig | None,
-    context: int,
-    windows: int,
-    device: str,
-    rank: int,
-) -> float:
-    """Seconds a token: the median of some steps but the first, which sets things up. Torch's random
-    numbers are afterwards what they were."""
+    """Seconds a token of training takes here and now, `windows` at once: the median of some real
+    steps but the first, which sets things up. Torch's random numbers are afterwards what they
+    were."""
     import numpy as np
     import torch
 
     from tdlib import data, lora, train
     from tdlib.model import Llama
 
-    tokens, times = windows * context, []
-    steps = int(np.clip(4e9 / step_flop(student, teacher, context) / tokens, 2, 20)) + 1
+    windows, times = tried_windows(context, windows, device), []
+    tokens = windows * context
+    steps = int(np.clip(8e9 / step_flop(student, teacher, context) / tokens, 2, 20)) + 1
     ids = np.arange(steps * tokens + 1, dtype=np.uint32) % student.vocab_size
     with torch.random.fork_rng():
         net, asked = (Llama(c).to(device) if c else None for c in (student, teacher))

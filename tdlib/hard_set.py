@@ -63,6 +63,8 @@ def window_loss(
     model: Llama, windows: data.Windows, rows: np.ndarray, device: str = "cpu", size: int = 16
 ) -> np.ndarray:
     """Mean loss of each of some windows, in nats per token; NaN where every target is masked."""
+    if hasattr(model, "losses") and (kept := model.losses(rows)) is not None:
+        return kept  # a cache that has seen them
     means = []
     for rows_B in windows.batches(rows, size):
         ids_BT, targets_BT = windows.batch(rows_B, device)
@@ -74,7 +76,10 @@ def window_loss(
 def score(
     student: Llama, teacher: Llama, windows: data.Windows, *, device="cpu", progress=lambda *_: None
 ) -> Scores:
-    """The loss of both models on every window; `progress(done, all, message)` is told how far."""
+    """The loss of both models on every window; `progress(done, all, message)` is told how far. A
+    cache of the teacher's targets may stand for it: then it reads only windows not in there."""
+    if hasattr(teacher, "check"):
+        teacher.check(windows)
     parts = []
     rows = np.arange(len(windows))
     for rows_B in windows.batches(rows, max(64, len(rows) // 1000)):

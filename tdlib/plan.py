@@ -4,14 +4,12 @@
     python -m tdlib.plan doctor PROFILE=b200     (see doctor)
     both: OUT= (the run folder), TOKENS= and TEACHER= (paths)
 
-Sizes, FLOP and bytes are arithmetic (see cost); hours are FLOP over what a device reaches, or tried
-here. Imports torch only where this machine is tried.
+Imports torch only where this machine's own speed is asked for.
 """
 
 import difflib
 import json
 import math
-import os
 import sys
 import textwrap
 from dataclasses import dataclass, replace
@@ -19,296 +17,33 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from tdlib import cost, graph, hashes, shapes
+from tdlib import cost, graph, hashes, shapes, work
 from tdlib.parameters import ROOT, ParameterError, notebook_of
 from tdlib.shapes import Q4_LIMIT, SHAPES, VOCABULARIES, LlamaConfig
+from tdlib.work import DEVICES, Device, Size, Work
 
 NOMINAL = 3_700_000_000  # training tokens, by the count of the teacher's owner
 NIGHT_H = 10
-BEGIN_S = (8.0, 20.0)  # a kernel, its imports, figures and the page, low and high
-COMPILE_S = 180.0  # torch.compile of both models, at most
-PROCESS = 440 * 2**20  # bytes of a notebook's process on a CPU before it trains
-FIGURES = 130 * 2**20  # and what figures, tables and scores bring in
-AFFORDABLE = 5e10  # FLOP of a tried step on a CPU: half a second to a second
-FORWARD = (0.5, 0.85)  # share of the float32 peak that scoring reaches, low and high
-
-
-@dataclass(frozen=True)
-class Device:
-    """What hours are computed with. FLOP a second, dense (no sparsity), published or measured."""
-
-    name: str
-    flop: float  # of a training: bfloat16 on a GPU, float32 on a CPU
-    forward_flop: float  # scoring and evaluation run in float32
-    bytes: float  # of its memory
-    low: float  # share of `flop` that a training reaches
-    high: float
-    kind: str = "cuda"  # or cpu
-    here: bool = False  # it is this machine
-
-
-# NVIDIA's data sheets (HGX B200, H100 SXM, A100 80 GB, L4). Shares: 20 % is a model of width 512
-# that waits for kernels and memory, 45 % a well-tuned training (PaLM 540B: 46 %). The plan's own
-# hours for 50m and 120m are 33 to 46 % of a B200.
-DEVICES = {
-    "b200": Device("B200", 2.25e15, 75e12, 180e9, 0.20, 0.45),
-    "h100": Device("H100", 989e12, 67e12, 80e9, 0.20, 0.45),
-    "a100": Device("A100", 312e12, 19.5e12, 80e9, 0.25, 0.50),
-    "l4": Device("L4", 121e12, 30.3e12, 24e9, 0.25, 0.50),
-}
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much text a run has."""
-
-    vocab_size: int
-    context: int
-    train: int  # windows
-    val: int
-    hard: int  # windows of the hard set
-    said: str  # where that is known from
-
-
-@dataclass(frozen=True)
-class Training:
-    name: str  # of the model or adapter
-    student: LlamaConfig
-    teacher: LlamaConfig | None
-    temperature: float
-    windows: int  # in all
-    steps: int
-    parameters: dict  # of its run
-
-    @property
-    def rank(self) -> int:
-        return self.parameters.get("rank", 0)
-
-    @property
-    def at_once(self) -> int:
-        """Windows of a micro-batch."""
-        batch = self.parameters["batch_tokens"] // self.student.context
-        return max(1, min(self.parameters["micro_windows"], batch, self.windows))
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one run does, what it leaves, and what it needs meanwhile."""
-
-    run: str
-    context: int
-    trainings: tuple[Training, ...]
-    forwards: tuple[tuple[LlamaConfig, int], ...]  # a model, and windows through it
-    teacher: LlamaConfig
-    made: dict[str, LlamaConfig]
-    loaded: int  # weights in memory that its trainings do not have
-    disk: int  # bytes that stay
-    disk_meanwhile: int  # and that go again: a checkpoint, and the next one beside it
-
-    @property
-    def tokens(self) -> int:
-        return self.context * sum(t.windows for t in self.trainings)
-
-    @property
-    def steps(self) -> int:
-        return sum(t.steps for t in self.trainings)
-
-    @property
-    def flop(self) -> float:
-        forwards = sum(cost.forward_flop(c, self.context) * n for c, n in self.forwards)
-        return sum(map(training_flop, self.trainings)) + self.context * forwards
-
-
-# --- what a run does
-
-
-def counts(rows: int, p: dict, context: int) -> tuple[int, int]:
-    """Windows and steps of a training on so many windows, as train.order counts them."""
-    windows = max(1, round(p["epochs"] * rows))
-    if p["token_limit"]:
-        windows = min(windows, max(1, p["token_limit"] // context))
-    return windows, math.ceil(windows / max(1, p["batch_tokens"] // context))
-
-
-def work(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) -> Work:
-    """What a run with these parameters does. `made`: what is there before it, by name → shape and
-    temperature; an adapter has its base's shape and no temperature."""
-    loaded, disk, forwards = 0, 0, []
-
-    def of(shape: str) -> LlamaConfig:
-        return LlamaConfig(size.vocab_size, **SHAPES[shape], context=size.context)
-
-    def trained(name: str, student: LlamaConfig, by: LlamaConfig, rows: int = size.train):
-        softened = p.get("temperature") or made.get(p.get("base"), (None, 1.0))[1]
-        by = None if p.get("ce_weight", 1.0) == 1 else by
-        return Training(name, student, by, softened, *counts(rows, p, size.context), p)
-
-    match notebook_of(p["run"]):
-        case "00_teacher":
-            new = {"teacher": teacher}
-            trainings = [] if p["teacher"] else [trained("teacher", teacher, teacher)]
-            disk = 0 if p["tokens"] else 4 * size.context * (size.train + size.val)
-        case "01_distill":
-            new = {p["student"]: of(p["shape"])}
-            trainings = [trained(p["student"], of(p["shape"]), teacher)]
-            loaded = teacher.parameters if trainings[0].teacher is None else 0
-        case "02_hard_set":
-            new, trainings = {}, []
-            scored = min(size.train, p.get("token_limit", 0) // size.context or size.train)
-            forwards = [(_base(p, made), scored), (teacher, scored)]
-            disk = 8 * (size.train + size.hard)
-        case "03_lora":
-            new, base = {}, _base(p, made)
-            trainings = [trained(p["adapter"], base, teacher, size.hard)]
-            disk = 4 * cost.adapter_parameters(base, p["rank"])
-        case "05_progressive":
-            middle, small = of(p["middle_shape"]), of(p["small_shape"])
-            new = {"150m": middle, "75m": small, "75m-direct": small}
-            trainings = [trained("150m", middle, teacher), trained("75m", small, middle),
-                         trained("75m-direct", small, teacher)]  # fmt: skip
-            loaded = teacher.parameters + small.parameters
-        case _:  # 04, which merges the adapters
-            adapters = {name: shape for name, (shape, softened) in made.items() if softened is None}
-            new, trainings = {f"{name}-merged": shape for name, shape in adapters.items()}, []
-    fixed = min(size.val, p.get("fixed_windows", 640))
-    for shape in [*new.values(), *(t.student for t in trainings if t.name not in new)]:
-        forwards += [(shape, size.val + fixed), (teacher, fixed)]
-        disk += 4 * (size.val + size.context * fixed)
-    forwards += [(t.student, 9 * min(64, size.val)) for t in trainings]  # while it trains
-    states = [cost.state_bytes(t.student, t.rank) for t in trainings]
-    disk += sum(4 * shape.parameters for shape in new.values())
-    rows = size.hard if notebook_of(p["run"]) == "03_lora" else size.train
-    disk += sum(s // 3 * epochs_kept(t, rows) for s, t in zip(states, trainings, strict=True))
-    return Work(p["run"], size.context, tuple(trainings), tuple(forwards), teacher, new, loaded,
-                disk, 2 * max(states, default=0))  # fmt: skip
-
-
-def _base(p: dict, made: dict) -> LlamaConfig:
-    if p["base"] not in made:
-        near = difflib.get_close_matches(p["base"], made, 1)
-        remedy = f"did you mean {near[0]}?" if near else "add one that does"
-        raise ParameterError(f"{p['run']}: no run makes its base {p['base']}: {remedy}")
-    return made[p["base"]][0]
-
-
-def epochs_kept(t: Training, rows: int) -> int:
-    """epoch-1.safetensors …: whole epochs that end before the last step does."""
-    step = max(1, t.parameters["batch_tokens"] // t.student.context)
-    ends = {math.ceil(e * rows / step) for e in range(1, int(t.parameters["epochs"]) + 1)}
-    return sum(end < t.steps for end in ends)
-
-
-def of_profile(runs: list[graph.BookRun], size: Size, teacher: LlamaConfig) -> list[Work]:
-    """The work of every run, in the order of the book."""
-    made, found = {"teacher": (teacher, 1.0)}, []
-    for one in runs:
-        p = one.parameters
-        found.append(work(p, size, teacher, made))
-        made |= {name: (c, p.get("temperature", 1.0)) for name, c in found[-1].made.items()}
-        if one.notebook == "03_lora":
-            made[p["adapter"]] = (made[p["base"]][0], None)
-    return found
-
-
-# --- what that costs
-
-
-def training_flop(t: Training, taught: float = 1.0) -> float:
-    """Of a whole training; `taught` is the share of its tokens that the teacher itself sees."""
-    context = t.student.context
-    flop = cost.step_flop(t.student, None, context, frozen=bool(t.rank))
-    flop += 6 * cost.adapter_parameters(t.student, t.rank)
-    if t.parameters["activation_checkpointing"]:
-        flop += cost.forward_flop(t.student, context)
-    flop += taught * cost.forward_flop(t.teacher, context) if t.teacher else 0
-    return flop * t.windows * context
-
-
-def cached_shares(found: list[Work], train: int) -> dict[str, float]:
-    """Training → share of its tokens that the teacher sees where its targets are cached: at each
-    temperature the first training fills the cache in its first epoch, others only read; those that
-    a token_limit ends before an epoch share it where they meet the same windows. 05's middle model
-    is asked online. "scores": 0 where a whole epoch has left the teacher's losses for 02."""
-    filled, shares = set(), {"scores": 1.0}
-    for t in (t for one in found for t in one.trainings if t.teacher == found[0].teacher):
-        whole, p = t.windows >= train, t.parameters
-        met = (t.temperature,) if whole else (t.temperature, p["seed"], p.get("windows"))
-        known = {met, (t.temperature,)} & filled
-        shares[t.name] = 0.0 if known else min(1.0, train / t.windows)
-        shares["scores"] *= not whole
-        filled.add(met)
-    return shares
-
-
-def seconds(one: Work, device: Device, shares: dict | None = None) -> tuple[float, float]:
-    """Low and high of a run; with `shares` (see cached_shares) from a cache."""
-    low, high = BEGIN_S
-    for t in one.trainings:
-        quick, slow = training_seconds(t, device, (shares or {}).get(t.name, 1.0))
-        low, high = low + quick, high + slow
-    known = shares and not shares["scores"] and one.run.startswith("02")
-    skipped = one.teacher if known else None
-    flop = [cost.forward_flop(c, one.context) * one.context * n
-            for c, n in one.forwards if c != skipped]  # fmt: skip
-    largest = max(one.forwards, key=lambda pair: cost.forward_flop(pair[0], one.context))[0]
-    if device.kind == "cpu" and _affordable(largest, None, one.context, 16, device):
-        rate = cost.step_flop(largest, None, one.context)
-        rate /= cost.step_seconds(largest, None, one.context, 16)
-        return low + 0.8 * sum(flop) / rate, high + 1.3 * sum(flop) / rate
-    rates = (share * device.forward_flop for share in reversed(FORWARD))
-    quick, slow = (sum(flop) / rate for rate in rates)
-    return low + quick, high + slow
-
-
-def training_seconds(t: Training, device: Device, taught: float) -> tuple[float, float]:
-    shape = (t.student.context, t.at_once)
-    flop = training_flop(t, taught) / device.flop
-    if not (device.here and _affordable(t.student, t.teacher, *shape, device)):
-        compiling = COMPILE_S if t.parameters["compile"] and device.kind == "cuda" else 0
-        return flop / device.high, flop / device.low + compiling
-    each = cost.step_seconds(t.student, t.teacher, *shape, device.kind, t.rank)
-    if taught < 1:
-        alone = cost.step_seconds(t.student, None, *shape, device.kind, t.rank)
-        each = alone + taught * (each - alone)
-    middle = each * t.windows * t.student.context
-    if device.kind == "cpu":
-        return 0.85 * middle, 1.2 * middle
-    return min(middle, flop / device.high), middle  # what is tried is not compiled
-
-
-def _affordable(student, teacher, context: int, windows: int, device: Device) -> bool:
-    most = AFFORDABLE if device.kind == "cpu" else device.flop
-    return cost.trial_flop(student, teacher, context, windows) < most
-
-
-def memory(one: Work, kind: str) -> int:
-    """Bytes at the most: on a CPU the process's own too."""
-    most = sum(4 * shape.parameters for shape in {shape for shape, _ in one.forwards})
-    most += FIGURES if kind == "cpu" else 0
-    for t in one.trainings:
-        need = cost.training_bytes(t.student, t.teacher, t.at_once, one.context, kind, t.rank,
-                                   t.parameters["activation_checkpointing"])  # fmt: skip
-        most = max(most, need + 4 * one.loaded)
-    return most + (PROCESS if kind == "cpu" else 0)
 
 
 def estimate(p: dict, out: Path, device: str) -> dict:
-    """What a run that begins now will cost, from what its run folder holds (tokens, and for all but
-    00 the teacher): to be recorded, and later set beside the truth. Seconds low and high, memory as
+    """What a run that begins now will cost, from what its run folder holds (tokens; for all but 00
+    the teacher): to be recorded, and later set beside the truth. Seconds low and high, memory as
     peak_memory_mib counts it, FLOP, tokens, steps. Torch's random numbers stay as they are."""
     size = size_of(out / "tokens", out)
-    teacher = _teacher(p, out / "models" / p.get("teacher", "teacher"), size)
-    one = work(p, size, teacher, _in_folder(out, size.context))
-    low, high = seconds(one, here(device))
-    need = memory(one, device[:4])
+    name = p.get("teacher", "teacher")  # in models/; for 00 a path, or nothing
+    path = ROOT / name if notebook_of(p["run"]) == "00_teacher" else out / "models" / name
+    one = work.of_run(p, size, _teacher(p, path, size), _in_folder(out, size.context))
+    low, high = work.seconds(one, work.here(device))
+    need = work.memory(one, device[:4])
     if device == "cpu":  # this process is not as large as a notebook's usually is, or larger
-        need += status("VmRSS", PROCESS) - PROCESS
+        need += work.status("VmRSS", work.PROCESS) - work.PROCESS
     return {"seconds_low": low, "seconds_high": high, "peak_memory_mib": need / 2**20,
             "flop": one.flop, "tokens": one.tokens, "steps": one.steps}  # fmt: skip
 
 
 def _in_folder(out: Path, context: int) -> dict[str, tuple]:
-    """What a run folder holds, as `work` takes it."""
+    """What a run folder holds, as work.of_run takes it."""
     found = {path.parent.name: (replace(shapes.read_config(path.parent), context=context), 1.0)
              for path in sorted((out / "models").glob("*/config.json"))}  # fmt: skip
     for path in sorted((out / "adapters").glob("*/adapter_config.json")):
@@ -317,28 +52,7 @@ def _in_folder(out: Path, context: int) -> dict[str, tuple]:
     return found
 
 
-def status(name: str, otherwise: int, path: str = "/proc/self/status") -> int:
-    """Bytes that a line of Linux's tells; `otherwise` elsewhere."""
-    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
-    return next((int(x.split()[1]) * 1024 for x in lines if x.startswith(name)), otherwise)
-
-
 # --- what is at hand
-
-
-def here(device: str) -> Device:
-    """This machine's CPU or GPU, its peak measured now."""
-    import torch
-
-    peak = cost.peak_flop(device)
-    if "cuda" in device:
-        properties = torch.cuda.get_device_properties(device)
-        # a measured peak is some three quarters of a published one
-        return Device(properties.name, peak, peak / 16, properties.total_memory, 0.27, 0.6,
-                      here=True)  # fmt: skip
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    name = f"this CPU, threads: {torch.get_num_threads()}"
-    return Device(name, peak, peak, ram, 0.65, 0.9, "cpu", here=True)
 
 
 def size_of(folder: Path, out: Path, share: float = 0.2) -> Size:
@@ -395,7 +109,7 @@ class Asked:
     teachers: list[LlamaConfig]
 
     def works(self, i: int = 0) -> list[Work]:
-        return of_profile(self.runs, self.sizes[i], self.teachers[i])
+        return work.of_profile(self.runs, self.sizes[i], self.teachers[i])
 
 
 def asked(pairs: dict[str, str]) -> Asked:
@@ -462,7 +176,9 @@ def device_of(wanted: str, profile: str) -> tuple[Device, str]:
 
     if profile in hashes.QUICK:  # as the book runs them
         torch.set_num_threads(1)
-    return here("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"), "measured now"
+    return work.here(
+        "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    ), "measured now"
 
 
 # --- in words
@@ -474,15 +190,15 @@ def plan(pairs: dict[str, str]) -> str:
     price = pairs.get("PRICE_PER_HOUR") and number(pairs, "PRICE_PER_HOUR", 0, 4.5)
     device, source = device_of(pairs.get("DEVICE", ""), of.profile)
     works, train = of.works(), of.sizes[0].train
-    online = {one.run: seconds(one, device) for one in works}
-    cached = {one.run: seconds(one, device, cached_shares(works, train)) for one in works}
+    online = {one.run: work.seconds(one, device) for one in works}
+    cached = {one.run: work.seconds(one, device, work.cached_shares(works, train)) for one in works}
     parts = [_head(of, device, source), _verdict(of, works, device, online, cached, price)]
     for i, size in enumerate(of.sizes):
         parts.append(f"SIZES, vocabulary {size.vocab_size:,}\n{_sizes(of.works(i))}")
     parts += [f"WORK\n{_work_table(works, device)}", f"TIME{' AND COST' if price else ''}\n"
               f"{_time_table(online, cached, price)}"]  # fmt: skip
     for i, size in list(enumerate(of.sizes))[1:]:
-        more = total({one.run: seconds(one, device) for one in of.works(i)})
+        more = total({one.run: work.seconds(one, device) for one in of.works(i)})
         parts.append(f"With a vocabulary of {size.vocab_size:,} all take {duration(*more)} online.")
     return "\n\n".join(parts)
 
@@ -522,14 +238,14 @@ def _verdict(of: Asked, works: list[Work], device: Device, online, cached, price
     passing = [f"{name} {si(size, 'B')}" for size, name in files if size <= Q4_LIMIT]
     smallest = f"NONE; the smallest is {files[0][1]}, {si(files[0][0], 'B')}"
     rows["within 33 MB"] = ", ".join(passing) or smallest
-    need, most = max((memory(one, device.kind), one.run) for one in works)
+    need, most = max((work.memory(one, device.kind), one.run) for one in works)
     enough = "fits" if need < device.bytes else "DOES NOT FIT, fewer micro_windows need less"
     rows["memory"] = f"{si(need, 'B')} of {si(device.bytes, 'B')} ({most}): {enough}"
     stays, goes = disk(works)
     rows["disk"] = f"{si(stays, 'B')} stay, {si(goes, 'B')} more while training"
     if asked_at := sorted({t.temperature for one in works for t in one.trainings if t.teacher}):
         size = of.sizes[0]
-        each = cost.cache_bytes(size.train * size.context, size.vocab_size)
+        each = cost.cache_bytes(size.train, size.context, size.vocab_size)
         rows["cache"] = f"{si(each, 'B')} a temperature, 12 draws a token, where it is on; here "
         rows["cache"] += f"T = {', '.join(f'{t:g}' for t in asked_at)}"
     return _lines(rows)
@@ -568,7 +284,7 @@ def _sizes(works: list[Work]) -> str:
 def _work_table(works: list[Work], device: Device) -> str:
     rows = [{
         "run": one.run, "tokens": si(one.tokens), "steps": f"{one.steps:,}",
-        "FLOP": f"{one.flop:.2g}", "memory": si(memory(one, device.kind), "B"),
+        "FLOP": f"{one.flop:.2g}", "memory": si(work.memory(one, device.kind), "B"),
         "disk": si(one.disk, "B"), "in work": si(one.disk_meanwhile, "B"),
     } for one in works]  # fmt: skip
     stays, goes = disk(works)

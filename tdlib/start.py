@@ -142,7 +142,6 @@ def _heads(strength_I: Tensor, old: LlamaConfig, new: LlamaConfig) -> list[Tenso
     order_GR = strength_HK.sum(1).view(-1, share).argsort(dim=1, descending=True, stable=True)
     order_GR = order_GR + torch.arange(0, old.heads, share, device=order_GR.device)[:, None]
     groups_XR = order_GR[:, : share // per * per].reshape(-1, per).sort(dim=1).values
-    groups_XR = groups_XR[groups_XR[:, 0].argsort()]
     heads_GR = groups_XR[_largest(strength_HK[groups_XR].sum((1, 2)), new.kv_heads)]
     value_GK = torch.stack([_largest(s, new.head_dim) for s in strength_HK[heads_GR].sum(1)])
     pairs = (torch.arange(new.head_dim // 2) * (width / new.head_dim)).round().long()

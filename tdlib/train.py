@@ -6,13 +6,12 @@ how far it is) are functions it is given. Nothing is read back from the device b
 logged. Legend: B windows of a batch, T tokens, N = B·T.
 """
 
-import hashlib
+import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -47,10 +46,6 @@ class Recipe:
     checkpoint_minutes: float = 10.0
 
 
-# these change no result, so they may change when a training goes on from its checkpoint
-FREE = ("micro_windows", "max_skipped", "activation_checkpointing", "checkpoint_minutes")
-
-
 def recipe(parameters: dict) -> Recipe:
     """The recipe among a notebook's parameters; what they do not name keeps its default."""
     names = {f.name for f in fields(Recipe)}
@@ -78,16 +73,22 @@ def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
 
 
 def batch_loss(
-    student: Llama, teacher, ids_BT: Tensor, targets_BT: Tensor, recipe: Recipe
+    student: Llama, teacher, ids_BT: Tensor, targets_BT: Tensor, recipe: Recipe, rows_B=(), kept=()
 ) -> losses.Loss:
-    """The distillation loss of one micro-batch; `teacher` is anything with .hidden and .head."""
-    known = {}
+    """The distillation loss of one micro-batch; `teacher` is anything with .hidden and .head, or a
+    cache of its draws: then the windows' numbers come along, and what the cache has of them."""
+    known, loss = {}, losses.distillation_loss
     if recipe.ce_weight < 1:  # the teacher first: its layers' memory is free again for the student
         with torch.no_grad():
-            hidden_NE = teacher.hidden(ids_BT).flatten(0, 1)
-        known = dict(teacher_hidden_NE=hidden_NE, teacher_head_VE=teacher.head)
+            if hasattr(teacher, "draws"):
+                ids_NK, probs_NK = kept or teacher.draws(rows_B, ids_BT, targets_BT)
+                known = dict(teacher_ids_NK=ids_NK, teacher_probs_NK=probs_NK)
+                loss = losses.sampled_distillation_loss
+            else:
+                hidden_NE = teacher.hidden(ids_BT).flatten(0, 1)
+                known = dict(teacher_hidden_NE=hidden_NE, teacher_head_VE=teacher.head)
     hidden_ND = student.hidden(ids_BT).flatten(0, 1)
-    return losses.distillation_loss(
+    return loss(
         hidden_ND, student.head, targets_BT.flatten(), **known,
         ce_weight=recipe.ce_weight, temperature=recipe.temperature, ignore_index=data.IGNORE,
     )  # fmt: skip
@@ -125,17 +126,17 @@ def fit(
     evaluated = {round(i * len(steps) / evaluations) for i in range(evaluations + 1)}
     recorded = evaluated | set(range(0, len(steps), max(1, len(steps) // LOGGED)))
     epochs = {math.ceil(e * len(rows) / len(steps[0])): e for e in range(1, int(recipe.epochs) + 1)}
-    state = checkpoint.State(student, recipe, device, _key(student, recipe, rows, windows))
+    teacher = teacher if recipe.ce_weight < 1 else None  # else it is never asked
+    key = checkpoint.key(student, recipe, rows, windows, teacher)
+    state = checkpoint.State(student, recipe, device, key)
     if folder and resume and (kept := checkpoint.load(folder / "state.pt", state.key)):
         state.restore(kept)
     else:
         state.log.append({"step": 0, "tokens": 0} | evaluate(student))
         record(state.log[0])
-    micros = (
-        micro for rows_B in steps[state.step :]
-        for micro in windows.batches(rows_B, recipe.micro_windows)
-    )  # fmt: skip
-    stream, saved = windows.stream(micros, device), time.monotonic()
+    micros = (m for s in steps[state.step :] for m in windows.batches(s, recipe.micro_windows))
+    more = [teacher.read] if hasattr(teacher, "draws") else []
+    stream, saved = windows.stream(micros, device, *more), time.monotonic()
     student.activation_checkpointing = recipe.activation_checkpointing
     if recipe.deterministic:
         torch.use_deterministic_algorithms(True)
@@ -157,6 +158,8 @@ def fit(
                 continue
             due = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
             if due or step in epochs or step == len(steps) or signals.caught:
+                if hasattr(teacher, "sync"):
+                    teacher.sync()  # no checkpoint is ahead of the rows that led to it
                 checkpoint.save(folder / "state.pt", state.content())
                 saved = time.monotonic()
             if step in epochs and step < len(steps):  # the last one is the model itself
@@ -170,8 +173,10 @@ def fit(
 def _check(student: Llama, teacher, windows: data.Windows, recipe: Recipe) -> None:
     if teacher is None and recipe.ce_weight < 1:
         raise ValueError(f"ce_weight {recipe.ce_weight} below 1 needs a teacher")
+    if hasattr(teacher, "draws"):
+        teacher.check(windows, recipe.temperature)
     for name, model in (("student", student), ("teacher", teacher)):
-        if isinstance(model, Llama) and model.config.context < windows.context:
+        if hasattr(model, "config") and model.config.context < windows.context:
             raise ValueError(
                 f"the {name}'s context is {model.config.context}, the tokens' is "
                 f"{windows.context}: prepare tokens with a shorter context"
@@ -185,10 +190,10 @@ def _accumulate(student, teacher, windows, rows_B, recipe, meter, stream) -> Ten
     # bf16 on CUDA; on a CPU it gains nothing
     cast = torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda")
     before = meter.sums[0].clone()
-    for _ in windows.batches(rows_B, recipe.micro_windows):
-        ids_BT, targets_BT = next(stream)
+    for rows in windows.batches(rows_B, recipe.micro_windows):
+        ids_BT, targets_BT, *kept = next(stream)
         with cast:
-            parts = batch_loss(student, teacher, ids_BT, targets_BT, recipe)
+            parts = batch_loss(student, teacher, ids_BT, targets_BT, recipe, rows, kept)
         (parts.loss * (parts.count / total)).backward()
         each = torch.stack([parts.loss.detach(), parts.ce, parts.kl, torch.ones_like(parts.ce)])
         meter.sums += each * parts.count
@@ -196,16 +201,8 @@ def _accumulate(student, teacher, windows, rows_B, recipe, meter, stream) -> Ten
     return (meter.sums[0] - before) / total
 
 
-def _compiled(model) -> SimpleNamespace:
-    """What a step needs of a model, compiled; the model itself, which is evaluated and writes
-    samples, is left as it is."""
-    return SimpleNamespace(hidden=torch.compile(model.hidden), head=model.head)
-
-
-def _key(student: Llama, recipe: Recipe, rows: np.ndarray, windows: data.Windows) -> dict:
-    """What a training must have in common with the one whose checkpoint it goes on from."""
-    key = {name: value for name, value in asdict(recipe).items() if name not in FREE}
-    shapes = [(n, *weight.shape) for n, weight in student.named_parameters()]
-    hashed = {"shapes": repr(shapes).encode(), "windows": np.ascontiguousarray(rows).tobytes()}
-    key |= {name: hashlib.sha256(content).hexdigest() for name, content in hashed.items()}
-    return key | {"windows_in_all": len(windows), "context": windows.context}
+def _compiled(model):
+    """The same, compiled; the model itself, which is evaluated and writes samples, stays."""
+    compiled = copy.copy(model)
+    compiled.hidden = torch.compile(model.hidden)
+    return compiled

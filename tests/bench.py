@@ -11,6 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tdlib import cost, data, hard_set, losses, train
+from tdlib import cache, cost, data, hard_set, losses, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]
@@ -270,6 +271,68 @@ def three_steps():
         f"{found['mib'] / found['predicted']:.2f} ({found['mib']:,.0f} MiB, predicted "
         f"{found['predicted']:,.0f}); losses {', '.join(f'{x:.2f}' for x in found['losses'])}"
     )
+
+
+@bench(
+    "targets online to cached, teacher-plan → student-50m: a student's step; 3 epochs, the first "
+    "of which fills the cache",
+    "≥ 2.2 ×, ≥ 1.5 ×; 2.4, 1.6",
+)
+def cached():
+    teacher, windows = Llama(config("teacher-plan")).eval(), some_windows(1)
+    recipe = train.Recipe(batch_tokens=T, micro_windows=1, epochs=3.0)
+
+    def seconds(source) -> np.ndarray:
+        """CPU time of each of three steps, one window each, always the same."""
+        torch.manual_seed(0)
+        times = [time.process_time()]
+        train.fit(
+            Llama(config("student-50m")), windows, recipe, teacher=source, evaluations=1,
+            evaluate=lambda _: times.append(time.process_time()) or {},
+            progress=lambda *_: times.append(time.process_time()),
+        )  # fmt: skip
+        return np.diff(times)[1:4]
+
+    steps, runs = [], []
+    for _ in range(3):
+        online_3 = seconds(teacher)
+        with tempfile.TemporaryDirectory() as folder:
+            with cache.Cache(Path(folder), teacher, windows, temperature=2.0) as targets:
+                cached_3 = seconds(targets)
+        steps += (online_3 / cached_3)[1:].tolist()
+        runs.append(online_3.sum() / cached_3.sum())
+    step, run = (span((statistics.median(x), min(x), max(x))) for x in (steps, runs))
+    return f"{step} ×; {run} ×"
+
+
+@bench("share of the measured matrix peak, teacher-plan's forward, 2,048 tokens", "≥ 80 %; –")
+def teacher_peak():
+    teacher, (ids_BT, _) = Llama(config("teacher-plan")).eval(), some_windows(1).batch([0])
+    square, times = torch.randn(1536, 1536), 20
+
+    def products():
+        for _ in range(times):
+            square @ square
+
+    with torch.no_grad():
+        found = ratio(products, lambda: teacher(ids_BT), 3)
+    share = cost.forward_flop(teacher.config, T) * T / (2 * 1536**3 * times)
+    return span(tuple(share * x for x in found))
+
+
+@bench(
+    "02 with the teacher to 02 from the cache; largest difference of difficulty", "≥ 2 ×, ≤ 1e-5"
+)
+def scoring_cached():
+    windows = some_windows(2)
+    student, teacher = (Llama(config(name)).eval() for name in ("student-50m", "teacher-plan"))
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        with cache.Cache(Path(folder), teacher, windows, temperature=2.0) as targets:
+            for row in range(2):
+                targets.draws([row], *windows.batch([row]))
+            ask = [lambda x=x: hard_set.score(student, x, windows) for x in (teacher, targets)]
+            apart = np.abs(ask[0]().difficulty_N - ask[1]().difficulty_N).max()
+            return f"{span(ratio(*ask, 3))} ×, {apart:.0e}"
 
 
 @bench("1 micro-batch to 4, relative difference of the weights after 10 steps", "≤ 1e-5; –")

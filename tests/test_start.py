@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tdlib import data, start
-from tdlib.model import SHAPES, Llama, LlamaConfig
+from tdlib.model import SHAPES, Llama, LlamaConfig, RMSNorm
 
 WINDOWS = data.Windows(np.random.default_rng(0).integers(0, 97, 24 * 16 + 1), 16)
 IDS = WINDOWS.batch(range(24))[0]
@@ -242,6 +242,20 @@ def test_directions_are_orthonormal_hold_the_most_and_stay_near_the_teachers_own
     best = p_DE[p_DE.square().sum(1).topk(20).indices.sort().values]  # nearest: symmetric, positive
     torch.testing.assert_close(best, best.T, rtol=0, atol=1e-6)
     assert np.linalg.eigvalsh(best.numpy()).min() > 0
+    assert torch.equal(start.directions(moment_DD, 32), torch.eye(32))
+
+
+def test_every_norm_and_the_head_have_the_same_say_in_the_directions(teacher):
+    old = teacher(tied=False)
+    given = [old.head]
+    for module in old.modules():
+        if isinstance(module, RMSNorm):
+            module.register_forward_hook(lambda _, x, out: given.append(out.flatten(0, 1)))
+    logits(old)
+    singular = [np.linalg.svd(x.double().numpy(), full_matrices=False)[1:] for x in given]
+    moment_DD = sum(right.T * (s**2 / (s**2).sum()) @ right for s, right in singular)
+    assert len(given) == 8
+    np.testing.assert_allclose(start.look(old, IDS)[0].numpy(), moment_DD, atol=1e-9)
 
 
 def test_the_student_inherits_rope_eps_and_eos(teacher):

@@ -1,0 +1,324 @@
+"""The teacher's targets, kept: it runs once, and what it said is read from then on.
+
+A row is a window, by its number: for each position K ids drawn from the teacher at a temperature
+and the log-probability of each, and the window's mean loss (nats per token, temperature 1, the true
+next token). The k-th draw comes from the k-th of K equal parts of the teacher's distribution,
+
+    id_k = F⁻¹((k + u) / K),   u uniform in [0, 1),   F the cumulated probabilities,
+
+so that a mean over the draws is unbiased, with a smaller variance than K draws from all of it. u
+depends on seed, window and position alone. Where the teacher rounds otherwise (a batch of another
+size, another device), a draw in some 100,000 becomes its neighbour; what is written is what is
+used, from the first epoch on, so that a training that was stopped goes on to the same bits.
+
+A folder holds key.json (what the rows were made from), rows.bin and valid.bin, a byte a row. A row
+counts once its byte is 1, and that is written after the row has reached the disk: neither a kill
+nor a power cut leaves a row that counts and is not whole. Several processes may fill one cache.
+Legend: B windows of a batch, T tokens, N = B·T, E teacher width, V vocabulary, K draws a token.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tdlib import data, losses
+from tdlib.files import replacing
+from tdlib.model import Llama
+
+FORMAT = 1  # of the files
+SYNC_S = 5.0  # seconds of work that a kill may undo
+WIDTH = 128  # ids searched one by one, after a search among the sums of as many
+BELOW_1 = 1 - 2**-50
+HASHED = 2**30  # bytes; of a larger array 64 MiB are hashed
+REMEDY = "`make clean-cache` removes it"
+
+
+def name(teacher: str, temperature: float, draws: int, seed: int) -> str:
+    """Of the folder: one for each teacher, temperature, number of draws and seed."""
+    return f"{teacher}-T{temperature:g}-K{draws}-seed{seed}"
+
+
+def row_type(context: int, draws: int, vocab_size: int) -> np.dtype:
+    ids = "<u2" if vocab_size <= 2**16 else "<u4"
+    # a float16's error is at most 0.004 nats where p > e⁻¹⁶, either way: see tests/test_cache.py
+    one = [("ids", ids, (context, draws)), ("logp", "<f2", (context, draws)), ("loss", "<f4")]
+    return np.dtype(one)
+
+
+def size(windows: int, context: int, draws: int, vocab_size: int) -> int:
+    """Bytes that a cache takes once it is full."""
+    return windows * (row_type(context, draws, vocab_size).itemsize + 1)
+
+
+def uniform(seed: int, rows_B: Iterable[int], context: int, draws: int) -> Tensor:
+    """Where F is asked, (N, K) float64: one number in each K-th of 0 … 1."""
+    each = [np.random.default_rng((seed, int(row))).random((context, draws)) for row in rows_B]
+    return torch.from_numpy((np.concatenate(each) + np.arange(draws)) / draws).clamp_(max=BELOW_1)
+
+
+def draw(p_NV: Tensor, u_NK: Tensor) -> Tensor:
+    """The ids at which the cumulated probabilities pass u, (N, K); never one of probability 0.
+    First among sums of WIDTH ids, then within one, so that it costs next to nothing."""
+    vocab_size = p_NV.shape[1]
+    whole = vocab_size // WIDTH * WIDTH
+    parts_NSW = p_NV[:, :whole].view(len(p_NV), -1, WIDTH)
+    sums_NS = _counts(torch.cat([parts_NSW.sum(-1), p_NV[:, whole:].sum(1, keepdim=True)], 1))
+    until_NS = sums_NS.cumsum(1)
+    at_NK = (u_NK * until_NS[:, -1:]).long()
+    part_NK = torch.searchsorted(until_NS, at_NK, right=True).clamp_(max=sums_NS.shape[1] - 1)
+    before_NK, sum_NK = (x.gather(1, part_NK) for x in (until_NS - sums_NS, sums_NS))
+    share_NK = (at_NK - before_NK).double() / sum_NK
+    ids_NKW = part_NK[..., None] * WIDTH + torch.arange(WIDTH, device=p_NV.device)
+    p_NKW = p_NV.gather(1, ids_NKW.clamp(max=vocab_size - 1).flatten(1)).view(ids_NKW.shape)
+    until_NKW = _counts(torch.where(ids_NKW < vocab_size, p_NKW, 0)).cumsum(-1)
+    at_NK1 = (share_NK[..., None] * until_NKW[..., -1:]).long()
+    place_NK = torch.searchsorted(until_NKW, at_NK1, right=True).squeeze(-1)
+    return (part_NK * WIDTH + place_NK).clamp_(0, vocab_size - 1)  # a NaN is anywhere
+
+
+def _counts(p: Tensor) -> Tensor:
+    """Probabilities as whole numbers, of which sums are exact, and the same on every device."""
+    return (p.double() * 2**52).long()
+
+
+def targets(
+    hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, u_NK: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids drawn from the teacher and their log-probabilities at a temperature, (N, K); its loss of
+    each token at temperature 1, (N,), 0 where masked. Never all logits at once."""
+    device, found = hidden_NE.device.type, []
+    chunk = losses.default_chunk(device)
+    # in blocks that fit a CPU's cache, as in losses
+    rows = max(1, losses.BLOCK * torch.get_num_threads() // len(head_VE))
+    rows = rows if device == "cpu" else chunk
+    for h_NE, *known in zip(*(x.split(chunk) for x in (hidden_NE, targets_N, u_NK)), strict=True):
+        logits_NV = (h_NE @ head_VE.T).float()
+        blocks = zip(*(x.split(rows) for x in (logits_NV, *known)), strict=True)
+        found += [_targets(*block, temperature) for block in blocks]
+        del blocks, logits_NV  # or the next chunk's would be made beside them
+    ids_NK, logp_NK, loss_N = map(torch.cat, zip(*found, strict=True))
+    return ids_NK, logp_NK, loss_N
+
+
+def _targets(g_NV: Tensor, y_N: Tensor, u_NK: Tensor, temperature: float) -> tuple[Tensor, ...]:
+    loss_N = F.cross_entropy(g_NV, y_N, reduction="none", ignore_index=data.IGNORE)
+    p_NV = g_NV.div_(temperature).softmax(1)
+    ids_NK = draw(p_NV, u_NK)
+    return ids_NK, p_NV.gather(1, ids_NK).log(), loss_N
+
+
+class Cache:
+    """What a teacher said of the windows of a training split. As `teacher` of train.fit and
+    hard_set.score it takes the teacher's place, and asks it where a row is not there yet."""
+
+    def __init__(
+        self,
+        folder: Path,
+        teacher: Llama,
+        windows: data.Windows,
+        *,
+        temperature: float,
+        draws: int = 12,
+        seed: int = 1,
+    ):
+        """Opens a folder, or makes it: sparse, and only where there is room for all of it (else
+        OSError). ValueError: it was made from something else, or the windows are not for training.
+        """
+        split = Path(getattr(windows.ids, "filename", None) or "").stem
+        if split in ("val", "confirm"):
+            raise ValueError(f"a cache is for training, these windows are those of {split}: "
+                             "give tokens.train")  # fmt: skip
+        self.folder, self.windows = Path(folder), windows
+        self.hidden, self.head, self.config = teacher.hidden, teacher.head, teacher.config
+        self.key = {
+            "format": FORMAT,
+            "teacher": _hash_of_teacher(teacher),
+            "tokens": _hash_of_text(windows), "windows": len(windows), "context": windows.context,
+            "vocab_size": len(teacher.head), "temperature": float(temperature), "draws": draws,
+            "seed": seed,
+        }  # fmt: skip
+        self.row = row_type(windows.context, draws, len(teacher.head))
+        rows, valid = (self.folder / name for name in ("rows.bin", "valid.bin"))
+        files = {rows: len(windows) * self.row.itemsize, valid: len(windows)}
+        _make(self.folder / "key.json", self.key, files)
+        _check(self.folder / "key.json", self.key, files)
+        # read through maps, written by calls: where a disk is full a map would end the process
+        self.rows, self.valid = np.memmap(rows, self.row, "r"), np.memmap(valid, "u1", "r")
+        self.files = [os.open(file, os.O_WRONLY) for file in files]
+        self.written = np.zeros(len(windows), bool)  # by this process; valid or about to be
+        self.pending: list[int] = []  # written, but perhaps not on the disk yet
+        self.full, self.synced = False, time.monotonic()
+
+    def __str__(self) -> str:
+        return f"{self.key['draws']} draws, seed {self.key['seed']}"
+
+    def __enter__(self) -> "Cache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Until then, up to SYNC_S seconds of rows do not count yet for other processes."""
+        self.sync()
+        for file in self.files:
+            os.close(file)
+
+    def check(self, windows: data.Windows, temperature: float | None = None) -> None:
+        """ValueError where these are other windows, or another temperature is asked for."""
+        mine = self.key["temperature"]
+        if temperature not in (None, mine):
+            raise ValueError(f"{self.folder} keeps targets at temperature {mine:g}, asked for is "
+                             f"{temperature:g}: each needs a cache of its own")  # fmt: skip
+        found = {"tokens": self.key["tokens"], "context": windows.context}
+        if windows is not self.windows:
+            found["tokens"] = _hash_of_text(windows)
+        _compare(self.folder, self.key, found)
+
+    def there(self, rows_B: Sequence[int]) -> np.ndarray:
+        """Which rows can be read, (B,) bool."""
+        return (self.valid[rows_B] == 1) | self.written[rows_B]
+
+    def losses(self, rows_B: Sequence[int]) -> np.ndarray | None:
+        """The teacher's mean loss of some windows, (B,) float32, NaN where every target is masked;
+        None where a row is not there."""
+        return self.rows["loss"][rows_B].copy() if self.there(rows_B).all() else None
+
+    def read(self, rows_B: Sequence[int]) -> tuple[Tensor, ...]:
+        """Ids and probabilities of the draws of some windows, (N, K) each; nothing where a row is
+        not there."""
+        return self._tensors(self.rows[rows_B]) if self.there(rows_B).all() else ()
+
+    def draws(
+        self, rows_B: Sequence[int], ids_BT: Tensor, targets_BT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same, of windows of which a row was not there: the teacher reads them, all of them,
+        so that its batch, and with it its rounding, is what it was before a stop."""
+        rows_B = np.asarray(rows_B)
+        if kept := self.read(rows_B):  # come in the meantime: it was looked for one batch ahead
+            return tuple(x.to(ids_BT.device) for x in kept)
+        u_NK = uniform(self.key["seed"], rows_B, *self.row["ids"].shape).to(ids_BT.device)
+        found = targets(
+            self.hidden(ids_BT).flatten(0, 1), self.head, targets_BT.flatten(), u_NK,
+            self.key["temperature"],
+        )  # fmt: skip
+        ids_NK, logp_NK, loss_N = (x.cpu() for x in found)
+        content = np.empty(len(rows_B), self.row)
+        content["ids"] = ids_NK.view(content["ids"].shape)
+        content["logp"] = logp_NK.view(content["ids"].shape)
+        counts_B = (targets_BT.cpu() != data.IGNORE).sum(1)
+        content["loss"] = loss_N.view(ids_BT.shape).sum(1) / counts_B
+        there_B = self.there(rows_B)
+        content[there_B] = self.rows[rows_B[there_B]]
+        self._write(rows_B[~there_B], content[~there_B])
+        return tuple(x.to(ids_BT.device) for x in self._tensors(content))
+
+    def sync(self) -> None:
+        """The disk has the rows; only then is it told that they count."""
+        try:
+            os.fsync(self.files[0])
+            for row in self.pending:
+                os.pwrite(self.files[1], b"\1", row)
+            self.pending.clear()
+            self.synced = time.monotonic()
+        except OSError as error:
+            self._stop(error)
+
+    def _write(self, rows_B: np.ndarray, content: np.ndarray) -> None:
+        try:
+            for row, one in zip(rows_B.tolist(), content, strict=True):
+                if self.full:
+                    return
+                _pwrite(self.files[0], one.tobytes(), row * self.row.itemsize)
+                self.written[row] = True
+                self.pending.append(row)
+        except OSError as error:
+            self._stop(error)
+        if time.monotonic() - self.synced > SYNC_S:
+            self.sync()
+
+    def _stop(self, error: OSError) -> None:
+        """A full disk must not end hours of training."""
+        self.full = True
+        warnings.warn(f"{self.folder} takes no more rows, its teacher goes on: {error}",
+                      stacklevel=2)  # fmt: skip
+
+    def _tensors(self, content: np.ndarray) -> tuple[Tensor, Tensor]:
+        ids_NK = content["ids"].astype(np.int32).reshape(-1, self.key["draws"])
+        probs_NK = np.exp(content["logp"].astype(np.float32)).reshape(ids_NK.shape)
+        return torch.from_numpy(ids_NK), torch.from_numpy(probs_NK)
+
+
+def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
+    """Files of so many bytes, all zeros, then their key: several processes may do it at once."""
+    taken = sum(file.stat().st_blocks * 512 for file in files if file.is_file())
+    needed = (sum(files.values()) - taken) / 2**20
+    free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
+    if needed > free:
+        raise OSError(f"no room for {path.parent}: it takes {needed:,.1f} MiB more, {free:,.1f} "
+                      "are free; make room, or go without a cache")  # fmt: skip
+    if path.is_file():
+        return
+    beside = path.with_name(f".key-{os.getpid()}.new")
+    with replacing(path, beside):
+        for file, n in files.items():
+            with open(file, "ab") as f:
+                f.truncate(n)
+        with open(beside, "w", encoding="utf8") as f:
+            json.dump(key, f, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+
+
+def _check(path: Path, key: dict, files: dict[Path, int]) -> None:
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): {REMEDY}") from None
+    _compare(path.parent, found, key)
+    for file, n in files.items():
+        if not file.is_file() or file.stat().st_size != n:
+            raise ValueError(f"{file} must have {n:,} bytes and has not: {REMEDY}")
+
+
+def _compare(folder: Path, found: dict, wanted: dict) -> None:
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ValueError(f"{folder} was made with {name} {found.get(name)!r}, now it is "
+                             f"{value!r}: {REMEDY}")  # fmt: skip
+
+
+def _pwrite(file: int, content: bytes, offset: int) -> None:
+    while content:  # a disk that is nearly full takes a part, and says so at the next call
+        done = os.pwrite(file, content, offset)
+        content, offset = content[done:], offset + done
+
+
+def _hash_of_teacher(teacher: Llama) -> str:
+    weights = (w.detach().cpu().numpy() for w in teacher.state_dict().values())
+    return _sha256([np.frombuffer(repr(teacher.config).encode(), "u1")], weights)
+
+
+def _hash_of_text(windows: data.Windows) -> str:
+    return _sha256([x for x in (windows.ids, windows.mask) if x is not None])
+
+
+def _sha256(*arrays: Iterable[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for x in itertools.chain(*arrays):
+        digest.update(f"{x.dtype} {x.shape}".encode())
+        content = np.ascontiguousarray(x).reshape(-1).view("u1")
+        pieces = [content]
+        if content.size > HASHED:
+            pieces = [content[i * (content.size - 2**20) // 63 :][: 2**20] for i in range(64)]
+        for piece in pieces:
+            digest.update(piece)
+    return digest.hexdigest()

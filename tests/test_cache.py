@@ -1,0 +1,632 @@
+"""What the cache keeps of a teacher, against sums by hand and the dense loss; what a kill, a full
+disk or another key do to it; and that a training from it goes on to the same bits."""
+
+import multiprocessing
+import os
+import random
+import resource
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tdlib import cache, data, hard_set, losses, train
+from tdlib.model import Llama, LlamaConfig
+from tdlib.train import Recipe
+
+VOCAB, T, WINDOWS = 301, 12, 12
+
+
+def tiny(seed=0, **change) -> Llama:
+    torch.manual_seed(seed)
+    shape = dict(vocab_size=VOCAB, layers=1, heads=2, dim=32, mlp_dim=48, context=T)
+    model = Llama(LlamaConfig(**shape | change))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(8) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
+    return model.requires_grad_(True)
+
+
+class Seen:
+    """A teacher that notes the first token of every window it is asked about."""
+
+    def __init__(self, seed=9, **change):
+        self.model, self.windows = tiny(seed, dim=48, **change), []
+        self.head, self.config = self.model.head, self.model.config
+        self.state_dict = self.model.state_dict
+
+    def hidden(self, ids_BT):
+        assert not torch.is_grad_enabled()
+        self.windows += ids_BT[:, 0].tolist()
+        return self.model.hidden(ids_BT)
+
+
+def some_windows(count=WINDOWS, mask=False) -> data.Windows:
+    """The first token of window i is i; with a mask, window 1 has no target at all."""
+    rng = np.random.default_rng(3)
+    ids = rng.integers(0, VOCAB, count * T + 5).astype("<u4")
+    ids[: count * T : T] = np.arange(count) % VOCAB
+    if not mask:
+        return data.Windows(ids, T)
+    mask = (rng.random(len(ids)) < 0.6).astype("u1")
+    mask[T + 1 : 2 * T + 1] = 0
+    return data.Windows(ids, T, mask)
+
+
+def opened(folder, teacher=None, windows=None, **change) -> cache.Cache:
+    options = dict(temperature=2.0, draws=5, seed=1) | change
+    return cache.Cache(folder, teacher or Seen(), windows or some_windows(), **options)
+
+
+def quick(**change) -> Recipe:
+    """Four windows a step, three steps an epoch."""
+    options = dict(learning_rate=3e-3, epochs=4.0, batch_tokens=4 * T, micro_windows=2)
+    return Recipe(**options | dict(checkpoint_minutes=1e-9) | change)
+
+
+def fill(targets: cache.Cache, batches) -> None:
+    for rows_B in batches:
+        with torch.no_grad():
+            targets.draws(rows_B, *targets.windows.batch(rows_B))
+    targets.sync()
+
+
+def weights(model) -> list[torch.Tensor]:
+    return [w.detach().clone() for w in model.parameters()]
+
+
+def same(a, b) -> bool:
+    return all(map(torch.equal, a, b))
+
+
+def one_line(error, *words):
+    text = str(error.value)
+    assert "\n" not in text and all(str(word) in text for word in words), text
+
+
+# --- the draws
+
+
+def some_probabilities(n, v, spread=3.0, zeros=0.0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(v)
+    logits = spread * torch.randn(n, v, generator=g)
+    logits[torch.rand(n, v, generator=g) < zeros] = -torch.inf
+    return logits.softmax(1)
+
+
+@pytest.mark.parametrize("v", [3, 128, 129, 640, 51_803])
+@pytest.mark.parametrize("zeros", [0.0, 0.9])
+def test_a_draw_is_where_the_cumulated_probabilities_pass_u(v, zeros):
+    p_NV = some_probabilities(4, v, zeros=zeros if v > 100 else 0.0)
+    u_NK = torch.rand(4, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ids_NK = cache.draw(p_NV, u_NK)
+    for p_V, u_K, ids_K in zip(p_NV.double().numpy(), u_NK.numpy(), ids_NK, strict=True):
+        until_V = np.cumsum(p_V)
+        wanted = np.searchsorted(until_V, u_K * until_V[-1], side="right")
+        # a u within float32's rounding of a sum from the border may fall to the neighbour
+        differ = np.flatnonzero(wanted != ids_K.numpy())
+        gaps = np.abs(until_V[np.minimum(wanted, ids_K.numpy())] - u_K * until_V[-1])
+        assert len(differ) <= 1 and (gaps[differ] < 1e-6).all()
+
+
+def test_what_has_no_probability_is_never_drawn_not_even_at_the_ends():
+    p_NV = torch.zeros(3, 700)
+    p_NV[0, 699] = p_NV[1, 130] = p_NV[2, 5] = 1
+    ends = torch.tensor([[0.0, 1e-300, 0.5, cache.BELOW_1]], dtype=torch.float64).expand(3, 4)
+    assert cache.draw(p_NV, ends).tolist() == [[699] * 4, [130] * 4, [5] * 4]
+
+
+def test_where_it_is_asked_depends_on_seed_window_and_position_alone():
+    u = cache.uniform(7, range(20), T, 5).view(20, T, 5)
+    for rows in ([3], [19, 3, 0], np.array([0, 19])):
+        assert torch.equal(cache.uniform(7, rows, T, 5).view(-1, T, 5), u[list(rows)])
+    assert not torch.equal(cache.uniform(8, range(20), T, 5).view_as(u), u)
+    assert len(u.unique()) == u.numel() and (0 <= u).all() and (u < 1).all()
+    assert torch.equal((u * 5).floor(), torch.arange(5.0).double().expand_as(u))  # a part each
+
+
+def frequencies(p_NV, seeds, draws, parts=True) -> torch.Tensor:
+    """How often each id is among the draws, as a share, for each seed: (seeds, N, V)."""
+    found = []
+    for seed in range(seeds):
+        u = cache.uniform(seed, [0], len(p_NV), draws)
+        if not parts:
+            g = torch.Generator().manual_seed(seed)
+            u = torch.rand(u.shape, dtype=torch.float64, generator=g)
+        ids_NK = cache.draw(p_NV, u)
+        found.append(torch.zeros_like(p_NV).scatter_add_(1, ids_NK, torch.ones(ids_NK.shape)))
+    return torch.stack(found).double() / draws
+
+
+def test_each_id_is_drawn_as_often_as_it_is_probable_and_parts_make_that_surer():
+    p_NV = some_probabilities(8, 150, 4.0)
+    found, plain = (frequencies(p_NV, 1000, 8, parts) for parts in (True, False))
+    error = (p_NV.double() * (1 - p_NV.double()) / 8 / 1000).sqrt()  # of independent draws
+    z = ((found.mean(0) - p_NV) / error)[p_NV > 0.005]  # which expects 40 draws at least
+    assert len(z) > 50 and z.abs().max() < 5
+    assert abs(found.mean(0)[p_NV <= 0.005].sum() / p_NV[p_NV <= 0.005].sum() - 1) < 0.05
+    assert found.var(0).sum() < 0.7 * plain.var(0).sum()
+
+
+def by_hand(hidden_ND, head_VD, targets_N, teacher_logits_NV, a, t):
+    """The dense loss and its gradients in float64, by torch's own functions."""
+    h, w = (x.detach().double().requires_grad_() for x in (hidden_ND, head_VD))
+    log_q, log_p = (h @ w.T / t).log_softmax(1), (teacher_logits_NV.double() / t).log_softmax(1)
+    kl = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    loss = a * F.cross_entropy(h @ w.T, targets_N) + (1 - a) * t * t * kl
+    return loss.detach(), kl.detach(), *torch.autograd.grad(loss, (h, w))
+
+
+def kept_loss(hidden_ND, head_VD, targets_N, teacher, u_NK, a, t):
+    """The loss of draws as a cache keeps them: their log-probabilities in half precision."""
+    hidden_ND, head_VD = (x.detach().requires_grad_() for x in (hidden_ND, head_VD))
+    ids_NK, logp_NK, _ = cache.targets(*teacher, targets_N, u_NK, t)
+    found = losses.sampled_distillation_loss(
+        hidden_ND, head_VD, targets_N, ce_weight=a, temperature=t,
+        teacher_ids_NK=ids_NK, teacher_probs_NK=logp_NK.half().float().exp(),
+    )  # fmt: skip
+    return found.loss.detach(), found.kl, *torch.autograd.grad(found.loss, (hidden_ND, head_VD))
+
+
+def some_case(n=4, v=140):
+    g = torch.Generator().manual_seed(0)
+    normal = lambda *size: torch.randn(*size, generator=g)  # noqa: E731
+    student = normal(n, 4), normal(v, 4), torch.randint(v, (n,), generator=g)
+    return student, (normal(n, 6), normal(v, 6))
+
+
+@pytest.mark.parametrize("temperature, ce_weight", [(1.0, 0.0), (2.0, 0.3)])
+def test_loss_and_gradient_from_few_draws_are_unbiased(temperature, ce_weight):
+    student, teacher = some_case()
+    wanted = by_hand(*student, teacher[0] @ teacher[1].T, ce_weight, temperature)
+    g = torch.Generator().manual_seed(1)
+    # a single number of the gradient may hang on a draw that hardly ever comes; a mixture does not
+    mixed_GM = torch.randn(sum(x.numel() for x in wanted[2:]), 40, generator=g).double()
+
+    def numbers(loss, kl, *gradients):
+        mixed_M = torch.cat([x.flatten() for x in gradients]).double() @ mixed_GM
+        return torch.cat([loss[None], kl[None], mixed_M])
+
+    found, wanted = [], numbers(*wanted)
+    for seed in range(700):
+        u_NK = cache.uniform(seed, [0], 4, 3)
+        found.append(numbers(*kept_loss(*student, teacher, u_NK, ce_weight, temperature)))
+    found = torch.stack(found)
+    error = found.std(0) / len(found) ** 0.5
+    # the largest of 42 normal numbers passes 4.5 once in 3,000 seeds
+    assert ((found.mean(0) - wanted) / error).abs().max() < 4.5
+    # and the trial is sharp: its errors are small beside what it measures
+    assert error[0] < 0.03 * wanted[0] and error[2:].norm() < 0.05 * wanted[2:].norm()
+
+
+@pytest.mark.parametrize("temperature, ce_weight", [(1.0, 0.0), (2.0, 0.5)])
+def test_with_ever_more_draws_loss_and_gradient_meet_the_dense_ones(temperature, ce_weight):
+    student, teacher = some_case()
+    wanted = by_hand(*student, teacher[0] @ teacher[1].T, ce_weight, temperature)
+    apart = []
+    for draws in (10, 100, 10_000):
+        u_NK = cache.uniform(0, [0], 4, draws)
+        found = kept_loss(*student, teacher, u_NK, ce_weight, temperature)
+        apart.append([float((f - w).norm() / w.norm()) for f, w in zip(found, wanted, strict=True)])
+    # each of 140 ids is off by a draw in 10,000 at most
+    assert all(x < 5e-3 for x in apart[2]), apart
+    assert apart[0][2] > 2 * apart[1][2] > 4 * apart[2][2], apart
+
+
+def test_half_precision_of_the_log_probabilities_does_not_shift_the_loss():
+    p_NV = some_probabilities(2000, 1000, 4.0)
+    logp = p_NV.gather(1, cache.draw(p_NV, cache.uniform(0, [0], 2000, 12))).log()
+    apart = logp.half().double() - logp.double()
+    assert (apart.abs() <= 2**-11 * logp.abs()).all()  # half of the last bit
+    error = apart.std() / apart.numel() ** 0.5
+    assert apart.mean().abs() < 5 * error < 5e-5  # nats
+
+
+# --- the rows
+
+
+def test_a_row_is_the_same_in_any_batch_and_any_order(tmp_path):
+    whole = opened(tmp_path / "whole", draws=12)
+    fill(whole, [np.arange(WINDOWS)])
+    assert np.unique(whole.rows["ids"].reshape(WINDOWS, -1), axis=0).shape[0] == WINDOWS
+    shuffled = np.random.default_rng(0).permutation(WINDOWS)
+    for name, batches in (("ones", shuffled.reshape(-1, 1)), ("threes", shuffled.reshape(-1, 3))):
+        found = opened(tmp_path / name, draws=12)
+        fill(found, batches)
+        np.testing.assert_array_equal(found.rows["ids"], whole.rows["ids"])
+        # the teacher's own rounding; half precision carries 1e-3
+        np.testing.assert_allclose(found.rows["logp"], whole.rows["logp"], rtol=1e-3)
+        np.testing.assert_allclose(found.rows["loss"], whole.rows["loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_row_holds_the_teachers_probabilities_and_loss(temperature, tmp_path):
+    teacher, windows = Seen(), some_windows(mask=True)
+    targets = opened(tmp_path, teacher, windows, temperature=temperature)
+    fill(targets, [[0, 1], [5]])
+    for row in (0, 5):
+        ids, y = windows.batch([row])
+        with torch.no_grad():
+            logits_TV = teacher.model(ids)[0].double()
+        p_TV = (logits_TV / temperature).softmax(1)
+        drawn_TK = torch.from_numpy(targets.rows["ids"][row].astype(np.int64))
+        wanted = p_TV.gather(1, drawn_TK).log()
+        assert (torch.from_numpy(targets.rows["logp"][row]).double() - wanted).abs().max() < 2**-8
+        loss = float(F.cross_entropy(logits_TV, y[0]))
+        assert targets.losses([row])[0] == pytest.approx(loss, rel=1e-6)
+        ids_NK, probs_NK = targets.read([row])
+        assert torch.equal(ids_NK.long(), drawn_TK)
+        torch.testing.assert_close(probs_NK.log().double(), wanted, rtol=0, atol=2**-8)
+    assert np.isnan(targets.losses([1])).all()  # it has no target
+    assert targets.losses([0, 2]) is None and targets.read([0, 2]) == ()
+
+
+@pytest.mark.parametrize("vocab, width", [(2**16, 2), (2**16 + 1, 4), (70_000, 4)])
+def test_ids_take_two_bytes_up_to_65536_and_four_beyond(vocab, width, tmp_path):
+    teacher = Seen(vocab_size=vocab)
+    with torch.no_grad():
+        teacher.head[-1] = 40 * teacher.model.norm.weight  # the last id is nearly certain
+    targets = opened(tmp_path, teacher)
+    fill(targets, [[2]])
+    assert targets.rows["ids"].dtype.itemsize == width
+    assert targets.read([2])[0].max() == vocab - 1
+    assert cache.size(WINDOWS, T, 5, vocab) == WINDOWS * (T * 5 * (width + 2) + 4 + 1)
+
+
+def test_its_size_is_known_before_and_taken_only_as_it_fills(tmp_path):
+    windows = some_windows(500)
+    targets = opened(tmp_path, windows=windows, draws=40)
+    wanted = cache.size(500, T, 40, VOCAB)
+    on_disk = lambda: sum(f.stat().st_blocks * 512 for f in tmp_path.glob("*.bin"))  # noqa: E731
+    assert sum(f.stat().st_size for f in tmp_path.glob("*.bin")) == wanted
+    assert on_disk() < wanted / 20
+    fill(targets, np.arange(500).reshape(10, 50))
+    assert 0.99 * wanted < on_disk() < 1.1 * wanted  # whole blocks
+
+
+def test_where_there_is_no_room_for_all_of_it_nothing_is_made(tmp_path):
+    with pytest.raises(OSError) as error:  # 192 TB
+        opened(tmp_path / "made" / "here", windows=some_windows(10**5), draws=4 * 10**7)
+    wanted = f"{cache.size(10**5, T, 4 * 10**7, VOCAB) / 2**20:,.1f}"
+    one_line(error, "no room", tmp_path / "made" / "here", wanted, "MiB", "make room")
+    assert not list(tmp_path.iterdir())
+
+
+# --- whose it is
+
+
+def test_another_key_is_refused_by_name(tmp_path):
+    fill(opened(tmp_path), [[0]])
+    other = some_windows()
+    other.ids[-7] += 1
+    for name, change in {
+        "teacher": dict(teacher=Seen(seed=10)), "tokens": dict(windows=other),
+        "windows": dict(windows=some_windows(13)), "temperature": dict(temperature=1.0),
+        "draws": dict(draws=6), "seed": dict(seed=2),
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError) as error:
+            opened(tmp_path, **change)
+        one_line(error, tmp_path, "tokens" if name == "windows" else name, "make clean-cache")
+    assert opened(tmp_path).there([0, 1]).tolist() == [True, False]
+
+
+def test_a_mask_and_the_angles_of_rope_are_part_of_the_key(tmp_path):
+    opened(tmp_path)
+    for change in (dict(windows=some_windows(mask=True)), dict(teacher=Seen(rope_theta=5e3))):
+        with pytest.raises(ValueError, match="was made with t"):
+            opened(tmp_path, **change)
+
+
+def test_a_damaged_folder_gets_one_line(tmp_path):
+    opened(tmp_path)
+    os.truncate(tmp_path / "rows.bin", 100)
+    with pytest.raises(ValueError) as error:
+        opened(tmp_path)
+    one_line(error, tmp_path / "rows.bin", "make clean-cache")
+    (tmp_path / "key.json").write_text("{")
+    with pytest.raises(ValueError) as error:
+        opened(tmp_path)
+    one_line(error, tmp_path / "key.json", "make clean-cache")
+
+
+def test_windows_of_validation_are_refused(tmp_path):
+    for split in ("train", "val", "confirm"):
+        some_windows().ids.tofile(tmp_path / f"{split}.bin")
+    maps = {s: data.Windows(np.memmap(tmp_path / f"{s}.bin", "<u4", "r"), T)
+            for s in ("train", "val", "confirm")}  # fmt: skip
+    opened(tmp_path / "cache", windows=maps["train"])
+    for split in ("val", "confirm"):
+        with pytest.raises(ValueError) as error:
+            opened(tmp_path / split, windows=maps[split])
+        one_line(error, split, "tokens.train")
+
+
+def test_a_training_or_scoring_of_something_else_is_refused(tmp_path):
+    targets = opened(tmp_path)
+    for windows, recipe, word in ((some_windows(), quick(temperature=1.0), "temperature"),
+                                  (some_windows(13), quick(), "tokens")):  # fmt: skip
+        with pytest.raises(ValueError) as error:
+            train.fit(tiny(), windows, recipe, teacher=targets)
+        one_line(error, tmp_path, word)
+    with pytest.raises(ValueError, match="tokens"):
+        hard_set.score(tiny(), targets, some_windows(13))
+    with pytest.raises(ValueError, match="context"):
+        train.fit(tiny(), some_windows(), quick(), teacher=opened(tmp_path / "s", Seen(context=9)))
+
+
+# --- rows that do not count
+
+
+def trained(folder, teacher=None, windows=None, **change) -> tuple[list[torch.Tensor], cache.Cache]:
+    student = tiny()
+    with opened(folder, teacher, windows) as targets:
+        train.fit(student, targets.windows, quick(**change), teacher=targets)
+    return weights(student), targets
+
+
+def poison(targets: cache.Cache, rows) -> None:
+    """They do not count any more, and hold ids beyond the vocabulary, probabilities NaN."""
+    for name, width, byte in (("rows", targets.row.itemsize, b"\xff"), ("valid", 1, b"\0")):
+        with open(targets.folder / f"{name}.bin", "r+b") as file:
+            for row in rows:
+                file.seek(row * width)
+                file.write(byte * width)
+
+
+@pytest.mark.parametrize("rows", [range(WINDOWS), [0, 3, 7, 8]])
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_row_that_does_not_count_is_never_read(rows, mask, tmp_path):
+    windows, teacher = some_windows(mask=mask), Seen()
+    wanted, targets = trained(tmp_path, windows=windows)
+    content = targets.rows.tobytes()
+    poison(targets, rows)
+    assert targets.rows.tobytes() != content and (targets.valid == 0).sum() == len(rows)
+    found, targets = trained(tmp_path, teacher, windows)
+    assert same(found, wanted)
+    assert set(rows) <= set(teacher.windows) and len(set(teacher.windows)) == len(teacher.windows)
+    assert targets.rows.tobytes() == content and targets.valid.all()
+
+
+def test_a_row_that_counts_is_used_as_it_is_beside_others_that_do_not(tmp_path):
+    """Its teacher may have rounded otherwise, on another device: what is written stays."""
+    targets = opened(tmp_path)
+    fill(targets, [[0]])
+    content = np.zeros(1, targets.row)
+    content["logp"] = -1.5
+    with open(tmp_path / "rows.bin", "r+b") as file:
+        file.write(content.tobytes())
+    targets = opened(tmp_path)
+    with torch.no_grad():
+        ids_NK, probs_NK = targets.draws([1, 0], *targets.windows.batch([1, 0]))
+    assert (ids_NK[T:] == 0).all() and (probs_NK[T:].log() == -1.5).all()
+    assert len(ids_NK[:T].unique()) > 5 and targets.there([0, 1]).all()
+    assert targets.rows[:1].tobytes() == content.tobytes()
+
+
+def test_a_row_counts_only_after_the_disk_has_it(tmp_path, monkeypatch):
+    """What the system is asked to do, in order: neither a kill nor a power cut in between leaves a
+    row that counts and is not whole."""
+    asked, pwrite, fsync = [], os.pwrite, os.fsync
+    targets = opened(tmp_path)
+    rows, _ = targets.files
+
+    def write(file, content, offset):
+        asked.append(("row", offset // targets.row.itemsize) if file == rows else ("valid", offset))
+        return pwrite(file, content, offset)
+
+    def sync(file):
+        assert file == rows
+        asked.append(("sync", -1))
+        return fsync(file)
+
+    monkeypatch.setattr(os, "pwrite", write)
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(cache, "SYNC_S", 0.005)
+    fill(targets, [[i, i + 1, i + 2] for i in range(0, WINDOWS, 3)])
+    assert {what for what, _ in asked} == {"row", "sync", "valid"} and targets.valid.all()
+    for row in range(WINDOWS):
+        written, counted = asked.index(("row", row)), asked.index(("valid", row))
+        assert ("sync", -1) in asked[written:counted]
+
+
+def filler(folder, teacher, windows, rows) -> None:
+    """Fills what is missing of these rows; each counts at once."""
+    cache.SYNC_S = 0
+    with opened(folder, teacher, windows) as targets:
+        for row in rows:
+            if not targets.there([row])[0]:
+                fill(targets, [[row]])
+
+
+def counted(folder) -> np.ndarray:
+    path = folder / "valid.bin"
+    return np.fromfile(path, "u1") if path.exists() else np.zeros(0, "u1")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_any_moment_every_row_that_counts_is_whole(processes, tmp_path):
+    windows, teacher, rng = some_windows(60), Seen(), random.Random(0)
+    filler(tmp_path / "whole", teacher, windows, range(60))
+    wanted = opened(tmp_path / "whole", windows=windows).rows
+    fork, found, stages = multiprocessing.get_context("fork"), tmp_path / "found", {0}
+    for _ in range(8):
+        shares = [range(i, 60, processes) for i in range(processes)]
+        children = [fork.Process(target=filler, args=(found, teacher, windows, share))
+                    for share in shares]  # fmt: skip
+        for child in children:
+            child.start()
+        aim = max(stages) + rng.randrange(10)
+        while any(c.is_alive() for c in children) and counted(found).sum() < aim:
+            time.sleep(0.0002)
+        time.sleep(rng.uniform(0, 0.003))
+        for child in children:
+            child.kill()
+            child.join()
+        if (found / "key.json").exists():
+            targets, whole = opened(found, windows=windows), np.flatnonzero(counted(found))
+            stages.add(len(whole))
+            assert targets.rows[whole].tobytes() == wanted[whole].tobytes()
+    assert len(stages) > 3 and max(stages) > 9  # it was killed while at work, and went on
+    filler(found, teacher, windows, range(60))
+    targets = opened(found, windows=windows)
+    assert targets.valid.all() and targets.rows.tobytes() == wanted.tobytes()
+
+
+def test_a_full_disk_ends_the_writing_and_not_the_training(tmp_path):
+    """A limit on the size of files stands for it: the system then refuses to write on."""
+    wanted, _ = trained(tmp_path / "whole")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    student, targets, teacher = tiny(), opened(tmp_path / "full", teacher := Seen()), teacher
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10 * targets.row.itemsize + 20, hard))
+        with pytest.warns(UserWarning, match="full takes no more rows") as warned, targets:
+            train.fit(student, targets.windows, quick(), teacher=targets)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert same(weights(student), wanted) and len(warned) == 1
+    assert np.flatnonzero(targets.valid).tolist() == [8]  # 11 came next, beyond the limit
+    assert trained(tmp_path / "full")[1].valid.all()  # there is room again
+
+
+# --- training from it
+
+
+@pytest.mark.parametrize("ce_weight, temperature", [(0.5, 2.0), (0.0, 1.0)])
+@pytest.mark.parametrize("mask", [False, True])
+def test_with_very_many_draws_a_batch_from_it_is_the_dense_one(
+    ce_weight, temperature, mask, tmp_path
+):
+    """Loss, KL and the whole model's gradient, filling and then reading, against float64. Each of
+    301 ids is off by a draw in 2,000 at most, which is up to 0.04 of these gradients (measured)."""
+    windows, teacher = some_windows(mask=mask), Seen()
+    recipe, (ids, y) = quick(ce_weight=ce_weight, temperature=temperature), windows.batch([0, 1, 2])
+    wanted, kept = tiny().double(), y.flatten() != data.IGNORE
+    q_NV, p_NV = (m(ids).flatten(0, 1)[kept] for m in (wanted, tiny(9, dim=48).double()))
+    log_q, log_p = ((x / temperature).log_softmax(1) for x in (q_NV, p_NV.detach()))
+    kl = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    ce = F.cross_entropy(q_NV, y.flatten()[kept])
+    loss = ce_weight * ce + (1 - ce_weight) * temperature**2 * kl
+    loss.backward()
+    gradient = torch.cat([w.grad.flatten() for w in wanted.parameters()])
+    for draws, near in ((20, 2.0), (2000, 0.05)):
+        targets = opened(tmp_path / str(draws), teacher, windows, draws=draws,
+                         temperature=temperature)  # fmt: skip
+        for _ in range(2):
+            student, rows = tiny(), np.arange(3)
+            found = train.batch_loss(student, targets, ids, y, recipe, rows, targets.read(rows))
+            found.loss.backward()
+            apart = torch.cat([w.grad.flatten() for w in student.parameters()]) - gradient
+            assert apart.norm() < near * gradient.norm()
+            assert float(found.loss) == pytest.approx(float(loss), rel=near / 10)
+            assert float(found.kl) == pytest.approx(float(kl), rel=near)
+    assert sorted(teacher.windows) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_the_teacher_is_asked_once_for_each_window_and_then_never(mask, tmp_path):
+    windows, teacher, again = some_windows(mask=mask), Seen(), Seen()
+    first, _ = trained(tmp_path, teacher, windows)
+    assert sorted(teacher.windows) == list(range(WINDOWS))
+    second, _ = trained(tmp_path, again, windows)
+    assert again.windows == [] and same(first, second)
+    assert all(w.isfinite().all() for w in first)
+    with opened(tmp_path, again, windows) as targets:
+        targets.draws = None  # every row comes with its batch, read ahead
+        recipe = quick(seed=3, micro_windows=3)  # in another order, for another student
+        train.fit(tiny(2), windows, recipe, teacher=targets)
+        (ids, y, *kept), _ = windows.stream([[3, 1], [2]], "cpu", targets.read)
+        assert len(ids) == len(y) == 2 and all(map(torch.equal, kept, targets.read([3, 1])))
+    assert again.windows == []
+
+
+@pytest.mark.parametrize("stop", [2, 4, 6, 9])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_stopped_training_goes_on_to_the_same_bits(stop, lost, tmp_path):
+    """Also where rows that were written do not count yet when it is killed, and where some of the
+    windows of a batch do."""
+
+    class Stopped(Exception):
+        pass
+
+    def fit(student, name, progress=lambda *_: None):
+        with opened(tmp_path / "cache" / name, windows=windows) as targets:
+            train.fit(student, windows, quick(), teacher=targets, folder=tmp_path / name,
+                      progress=progress)  # fmt: skip
+
+    def stops(step, *_):
+        if step == stop:
+            raise Stopped
+
+    windows, straight, resumed = some_windows(), tiny(), tiny(seed=5)
+    fit(straight, "straight")
+    with pytest.raises(Stopped):
+        fit(tiny(), "stopped", stops)
+    if lost:
+        poison(opened(tmp_path / "cache" / "stopped"), [0, 1, 5, 6])
+    fit(resumed, "stopped")
+    assert same(weights(resumed), weights(straight))
+
+
+def test_no_checkpoint_is_ahead_of_the_rows_that_led_to_it(tmp_path, monkeypatch):
+    """Else a row lost to a kill would be made again, later and in another batch."""
+    monkeypatch.setattr(cache, "SYNC_S", 1e9)
+    recipe, steps = quick(), train.order(np.arange(WINDOWS), quick(), T)
+    with opened(tmp_path / "cache") as targets:
+
+        def look(step, *_):  # after the step, before its checkpoint
+            assert targets.valid[np.concatenate([[], *steps[: step - 1]]).astype(int)].all()
+            assert not targets.valid[steps[step - 1]].all() or step > 3
+
+        train.fit(tiny(), some_windows(), recipe, teacher=targets, folder=tmp_path, progress=look)
+
+
+def test_a_checkpoint_of_other_targets_is_refused(tmp_path):
+    recipe, teacher = quick(epochs=1.0), Seen()
+    options = dict(folder=tmp_path / "state")
+    with opened(tmp_path / "cache", teacher) as targets:
+        train.fit(tiny(), some_windows(), recipe, teacher=targets, **options)
+        with pytest.raises(ValueError) as error:
+            train.fit(tiny(), some_windows(), recipe, teacher=teacher, **options)
+    one_line(error, "targets", "5 draws, seed 1", "redo")
+
+
+def test_at_ce_weight_1_a_cache_is_neither_read_nor_filled(tmp_path):
+    one, other = tiny(), tiny()
+    targets = opened(tmp_path, teacher := Seen())
+    targets.read = None  # to call it would be an error
+    train.fit(one, some_windows(), quick(ce_weight=1.0), teacher=targets)
+    train.fit(other, some_windows(), quick(ce_weight=1.0))
+    assert same(weights(one), weights(other))
+    assert teacher.windows == [] and not targets.written.any()
+
+
+# --- scoring from it
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_scores_from_the_cache_are_the_teachers_own_and_ask_it_nothing(mask, tmp_path):
+    windows, teacher = some_windows(140, mask), Seen()
+    wanted = hard_set.score(tiny(), teacher.model, windows)
+    targets = opened(tmp_path, teacher, windows)
+    fill(targets, np.random.default_rng(0).permutation(140).reshape(20, 7))
+    teacher.windows.clear()
+    found = hard_set.score(tiny(), targets, windows)
+    assert teacher.windows == []
+    for field in ("student_loss_N", "teacher_loss_N", "difficulty_N"):
+        np.testing.assert_allclose(getattr(found, field), getattr(wanted, field), atol=1e-5)
+    assert np.isnan(found.difficulty_N[1]) == mask
+
+
+def test_what_a_cache_does_not_have_the_teacher_scores(tmp_path):
+    windows, teacher = some_windows(140), Seen()
+    targets = opened(tmp_path, teacher, windows)
+    fill(targets, [range(128)])
+    poison(targets, [3, 139])
+    targets.written[:] = False
+    teacher.windows.clear()
+    found = hard_set.score(tiny(), targets, windows)
+    wanted = hard_set.score(tiny(), teacher.model, windows)
+    np.testing.assert_allclose(found.difficulty_N, wanted.difficulty_N, atol=1e-5)
+    assert sorted(teacher.windows) == [*range(64), *range(128, 140)]
