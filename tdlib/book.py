@@ -22,6 +22,7 @@ from tdlib import (
     generate,
     hard_set,
     lora,
+    plan,
     release,
     start,
     tables,
@@ -36,6 +37,18 @@ from tdlib.parameters import texts
 from tdlib.runs import Run, peak_memory_mib, write
 
 SUBSET = 64  # validation windows looked at during training
+
+
+def opened(this: Run) -> data.Tokens:
+    """The folder's tokens; and says what this run will cost, which is kept to be compared."""
+    tokens = data.open_tokens(this.path("tokens"))
+    found = this.once("estimate", plan.estimate, this.parameters, this.out, this.device)
+    span = plan.duration(found["seconds_low"], found["seconds_high"])
+    print(
+        f"Estimated: {span}, {found['peak_memory_mib']:,.0f} MiB at most, {found['flop']:.2g} FLOP."
+    )
+    return tokens
+
 
 # --- 00: text and teacher
 

@@ -7,9 +7,9 @@ next token). The k-th draw comes from the k-th of K equal parts of the teacher's
     id_k = F⁻¹((k + u) / K),   u uniform in [0, 1),   F the cumulated probabilities,
 
 so that a mean over the draws is unbiased, with a smaller variance than K draws from all of it. u
-depends on seed, window and position alone. Where the teacher rounds otherwise (a batch of another
-size, another device), a draw in some 100,000 becomes its neighbour; what is written is what is
-used, from the first epoch on, so that a training that was stopped goes on to the same bits.
+depends on seed, window and position alone. Where a teacher rounds otherwise (in a batch of another
+size, on another device), a draw may become its neighbour: so what is written is what is used, from
+the first epoch on, and a training that was stopped goes on to the same bits.
 
 A folder holds key.json (what the rows were made from), rows.bin and valid.bin, a byte a row. A row
 counts once its byte is 1, and that is written after the row has reached the disk: neither a kill
@@ -267,6 +267,9 @@ def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
                       "are free; make room, or go without a cache")  # fmt: skip
     if path.is_file():
         return
+    valid = path.with_name("valid.bin")
+    if valid.is_file() and any(valid.read_bytes()) and not path.is_file():
+        raise ValueError(f"{path} is not there, and rows of who knows what are: {REMEDY}")
     beside = path.with_name(f".key-{os.getpid()}.new")
     with replacing(path, beside):
         for file, n in files.items():
@@ -280,8 +283,8 @@ def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
 
 def _check(path: Path, key: dict, files: dict[Path, int]) -> None:
     try:
-        found = json.loads(path.read_text(encoding="utf8"))
-    except ValueError as error:
+        found = dict(json.loads(path.read_text(encoding="utf8")))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): {REMEDY}") from None
     _compare(path.parent, found, key)
     for file, n in files.items():

@@ -215,7 +215,7 @@ def _head(of: Asked, device: Device, source: str) -> str:
     rows = {
         "profile": f"{of.profile}, {len(of.runs)} runs",
         "device": f"{device.name}, {device.flop:.3g} FLOP/s, {source}; {reached}; scoring and "
-        f"evaluation run in float32, {device.forward_flop:.2g}",
+        f"evaluation {device.forward_flop:.2g} ({'TF32' if device.kind == 'cuda' else 'float32'})",
         "tokens": of.sizes[0].said,
         "vocabulary": several,
     }
@@ -329,7 +329,7 @@ def duration(low: float, high: float) -> str:
 
 def money(span: tuple[float, float], price: float) -> str:
     low, high = (x / 3600 * price for x in span)
-    return f"{low:,.2f}–{high:,.2f}" if high < 10 else f"{low:,.0f}–{high:,.0f}"
+    return f"{low:,.1f}–{high:,.1f}" if high < 10 else f"{low:,.0f}–{high:,.0f}"
 
 
 def si(value: float, unit: str = "") -> str:

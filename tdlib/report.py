@@ -31,7 +31,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from tdlib import hashes, parameters, runs
+from tdlib import hashes, parameters, plan, runs
 
 HERE = Path(__file__).parent
 FONT_SLOT = "/* font */"
@@ -153,6 +153,13 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {rest // 60} min"
     return f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"
+
+
+def estimated(record: dict) -> str:
+    """What was expected of a run before it began, beside what it took."""
+    if not (found := record.get("remembered", {}).get("estimate")):
+        return ""
+    return f" (estimated {plan.duration(found['seconds_low'], found['seconds_high'])})"
 
 
 def progress(state: dict) -> str:
@@ -294,7 +301,7 @@ def _mark_columns(table: Tag) -> None:
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(HERE / "report_template")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
-    for function in (date, duration, literal, progress):
+    for function in (date, duration, estimated, literal, progress):
         environment.filters[function.__name__] = function
     environment.globals["css"] = Markup((HERE / "report.css").read_text("utf-8") + WIDGETS_CSS)
     environment.globals["font_slot"] = FONT_SLOT

@@ -168,6 +168,8 @@ class Run:
         import torch
 
         wanted, there = self.parameters["device"], torch.cuda.is_available()
+        # scoring and evaluation are float32 products: on a GPU's tensor cores, 10 bits of mantissa
+        torch.backends.cuda.matmul.allow_tf32 = True
         if wanted.startswith("cuda") and not there:
             raise ValueError(f"device = {wanted!r}, and torch sees no GPU here: use auto or cpu")
         return wanted if wanted != "auto" else "cuda" if there else "cpu"
@@ -217,6 +219,8 @@ class Run:
 
         if type(table.index).__name__ != "RangeIndex":  # plain row numbers say nothing
             table = table.reset_index()
+        if self.parameters["profile"].endswith("-quick"):  # no numbers to quote: on every row
+            table = table.assign(scouting=self.parameters["profile"])
         path = self.out / "tables" / f"{self.run}-{name}"
         write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
         shown = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)

@@ -325,7 +325,18 @@ def test_a_damaged_folder_gets_one_line(tmp_path):
     with pytest.raises(ValueError) as error:
         opened(tmp_path)
     one_line(error, tmp_path / "rows.bin", "make clean-cache")
-    (tmp_path / "key.json").write_text("{")
+    for content in ("{", "[1]", "3"):
+        (tmp_path / "key.json").write_text(content)
+        with pytest.raises(ValueError) as error:
+            opened(tmp_path)
+        one_line(error, tmp_path / "key.json", "make clean-cache")
+
+
+def test_rows_without_a_key_are_refused(tmp_path):
+    opened(tmp_path)
+    (tmp_path / "key.json").unlink()
+    fill(opened(tmp_path), [[0]])  # no row yet: as if its making had been cut short
+    (tmp_path / "key.json").unlink()
     with pytest.raises(ValueError) as error:
         opened(tmp_path)
     one_line(error, tmp_path / "key.json", "make clean-cache")
