@@ -270,7 +270,8 @@ def student(
     torch.manual_seed(recipe.seed)
     config = replace(config, eos_id=tokens.eos)
     if this.parameters.get("init") == "teacher":
-        net = start.from_teacher(teacher, config, tokens.train, device=this.device)
+        looked_at = max(8, 2**13 // tokens.context)  # windows: some 8,000 to 16,000 tokens
+        net = start.from_teacher(teacher, config, tokens.train, count=looked_at, device=this.device)
     else:
         net = Llama(config).to(this.device)
     log = fit(this, name, net, tokens, recipe, teacher, online=online)

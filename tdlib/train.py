@@ -6,7 +6,6 @@ how far it is) are functions it is given. Nothing is read back from the device b
 logged. Legend: B windows of a batch, T tokens, N = B·T.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from tdlib import checkpoint, data, losses
 from tdlib.model import Llama
+from tdlib.team import ALONE, Team
 
 LOGGED = 200  # rows of a training
 
@@ -108,6 +108,7 @@ def fit(
     progress: Callable[[int, int, str], None] = lambda step, steps, message: None,
     folder: Path | None = None,
     resume: bool = True,
+    team: Team = ALONE,
 ) -> list[dict]:
     """Train in place those weights that require a gradient; returns a row for each evaluation.
 
@@ -117,6 +118,7 @@ def fit(
     With a `folder`, state.pt is kept there (every checkpoint_minutes, at an epoch's end, and before
     SIGTERM or Ctrl-C end this) and the same call goes on from it to the same weights;
     epoch-1.safetensors … stay. A step that is not finite, or whose loss jumps, is skipped.
+    All processes of a `team` call this alike, and any number of them ends with the same weights.
     ValueError: no teacher though ce_weight < 1, a context shorter than the tokens', a checkpoint of
     another recipe. RuntimeError: more than max_skipped steps skipped; the weights are intact.
     """
@@ -134,17 +136,18 @@ def fit(
     else:
         state.log.append({"step": 0, "tokens": 0} | evaluate(student))
         record(state.log[0])
-    micros = (m for s in steps[state.step :] for m in windows.batches(s, recipe.micro_windows))
+    left = steps[state.step :]
+    micros = (micro for rows_B in left for micro in team.micros(rows_B, recipe.micro_windows))
     more = [teacher.read] if hasattr(teacher, "draws") else []
     stream, saved = windows.stream(micros, device, *more), time.monotonic()
     student.activation_checkpointing = recipe.activation_checkpointing
     if recipe.deterministic:
         torch.use_deterministic_algorithms(True)
-    pair = [_compiled(m) if recipe.compile and m else m for m in (student, teacher)]
-    with checkpoint.Signals(folder is not None) as signals:
-        for step, rows_B in enumerate(steps[state.step :], state.step + 1):
+    ask = team.together(batch_loss, student, teacher, recipe.compile)
+    with checkpoint.Signals(folder is not None and team.rank == 0) as signals:
+        for step, rows_B in enumerate(left, state.step + 1):
             rate = learning_rate(step - 1, len(steps), recipe)
-            loss = _accumulate(*pair, windows, rows_B, recipe, state.meter, stream)
+            loss = _accumulate(ask, windows, rows_B, recipe, state.meter, stream, team)
             state.update(step, rate, loss)
             progress(step, len(steps), f"{state.meter.speed:,.0f} tokens/s")
             if step in recorded:
@@ -156,15 +159,16 @@ def fit(
                 state.meter = checkpoint.Meter(device)
             if not folder:
                 continue
-            due = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
-            if due or step in epochs or step == len(steps) or signals.caught:
+            due, stop = time.monotonic() - saved > 60 * recipe.checkpoint_minutes, signals.caught
+            if team.any(due or step in epochs or step == len(steps) or stop > 0):
                 if hasattr(teacher, "sync"):
                     teacher.sync()  # no checkpoint is ahead of the rows that led to it
-                checkpoint.save(folder / "state.pt", state.content())
+                if team.any(True) and team.rank == 0:  # all have come so far
+                    checkpoint.save(folder / "state.pt", state.content())
                 saved = time.monotonic()
-            if step in epochs and step < len(steps):  # the last one is the model itself
+            if step in epochs and step < len(steps) and team.rank == 0:  # the last: the model
                 checkpoint.save(folder / f"epoch-{epochs[step]}.safetensors", state.weights())
-            if signals.caught:
+            if stop or (step == len(steps) and signals.caught):  # else not kept: after the next
                 signals.obey(f"stopped after step {step:,} of {len(steps):,}, kept in {folder}: "
                              "the same command goes on from there")  # fmt: skip
     return state.log
@@ -183,26 +187,21 @@ def _check(student: Llama, teacher, windows: data.Windows, recipe: Recipe) -> No
             )
 
 
-def _accumulate(student, teacher, windows, rows_B, recipe, meter, stream) -> Tensor:
+def _accumulate(ask, windows, rows_B, recipe, meter, stream, team) -> Tensor:
     """Gradients and mean loss of one step's windows, the same however they are split."""
-    device = meter.sums.device
-    total = torch.tensor(max(1, windows.targets(rows_B)), device=device)
+    mine = list(team.micros(rows_B, recipe.micro_windows))
+    total = torch.tensor(max(1, windows.targets(rows_B)), device=meter.sums.device)
     # bf16 on CUDA; on a CPU it gains nothing
-    cast = torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda")
-    before = meter.sums[0].clone()
-    for rows in windows.batches(rows_B, recipe.micro_windows):
+    cast = torch.autocast("cuda", torch.bfloat16, enabled=meter.sums.is_cuda)
+    before = meter.sums.clone()
+    for i, rows in enumerate(mine, 1):
         ids_BT, targets_BT, *kept = next(stream)
+        ask.require_backward_grad_sync = i == len(mine)  # gradients of several processes: once
         with cast:
-            parts = batch_loss(student, teacher, ids_BT, targets_BT, recipe, rows, kept)
-        (parts.loss * (parts.count / total)).backward()
+            parts = ask(ids_BT, targets_BT, recipe, rows, kept)
+        (parts.loss * (parts.count * team.size / total)).backward()  # of them the mean is taken
         each = torch.stack([parts.loss.detach(), parts.ce, parts.kl, torch.ones_like(parts.ce)])
         meter.sums += each * parts.count
+    meter.sums = team.add(before, meter.sums)
     meter.tokens += len(rows_B) * windows.context
-    return (meter.sums[0] - before) / total
-
-
-def _compiled(model):
-    """The same, compiled; the model itself, which is evaluated and writes samples, stays."""
-    compiled = copy.copy(model)
-    compiled.hidden = torch.compile(model.hidden)
-    return compiled
+    return (meter.sums - before)[0] / total

@@ -1,0 +1,80 @@
+"""The processes that train one model together: each reads its share of a step's windows.
+
+A step's gradient is Σ over processes of their Σ w·gradient / Σw, with Σw that of the whole step, so
+it is the same for any number of processes but for the order of float32 sums. One process is a team
+too, and changes nothing. Legend: B windows of a step, T tokens.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tdlib import losses
+
+
+@dataclass(frozen=True)
+class Team:
+    rank: int = 0  # of this process; 0 alone writes
+    size: int = 1
+
+    def micros(self, rows_B: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        """This process's windows of a step, `size` at once; without any, once none: it must come
+        to where gradients are summed all the same."""
+        mine = np.array_split(rows_B, self.size)[self.rank]
+        return (mine[i : i + size] for i in range(0, max(1, len(mine)), size))
+
+    def together(self, loss: Callable, student: nn.Module, teacher, fast: bool) -> nn.Module:
+        """`loss(student, teacher, …)` as one module; `fast`: both compiled. Its backward leaves the
+        mean of all processes' gradients, or, with `require_backward_grad_sync` False, its own."""
+        step = _Step(loss, *(_compiled(m) if fast and m else m for m in (student, teacher)))
+        if self.size == 1:
+            return step
+        return DistributedDataParallel(step, gradient_as_bucket_view=True)
+
+    def add(self, before: Tensor, mine: Tensor) -> Tensor:
+        """`mine` is `before`, the same in all processes, and something more: now of all of them."""
+        if self.size == 1:
+            return mine
+        more = mine - before
+        torch.distributed.all_reduce(more)
+        return before + more
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so in one of them at least; none goes on before all have come here."""
+        if self.size == 1:
+            return here
+        somewhere = torch.tensor(int(here))
+        torch.distributed.all_reduce(somewhere, torch.distributed.ReduceOp.MAX)
+        return bool(somewhere)
+
+
+ALONE = Team()
+
+
+class _Step(nn.Module):
+    """Student and loss: DistributedDataParallel looks for gradients in what its forward did."""
+
+    def __init__(self, loss: Callable, student: nn.Module, teacher):
+        super().__init__()
+        self.loss, self.student = loss, student
+        self.teacher = [teacher]  # in a list it is no part of what is trained
+
+    def forward(self, ids_BT: Tensor, *more) -> losses.Loss:
+        if len(ids_BT):
+            return self.loss(self.student, *self.teacher, ids_BT, *more)
+        # No window: zero, with gradients of zero. Not every kernel takes an empty batch.
+        zero = sum(p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad)
+        return losses.Loss(zero, *[zero.detach()] * 3)
+
+
+def _compiled(model):
+    """The same, compiled; the model itself, which is evaluated and writes samples, stays."""
+    compiled = copy.copy(model)
+    compiled.hidden = torch.compile(model.hidden)
+    return compiled
