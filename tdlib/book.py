@@ -31,6 +31,7 @@ from tdlib import (
     tokenizer,
     train,
     widgets,
+    worker,
 )
 from tdlib.model import Llama, LlamaConfig
 from tdlib.parameters import texts
@@ -210,43 +211,51 @@ def targets(this: Run, teacher: Llama, tokens: data.Tokens, temperature: float, 
 def fit(
     this: Run, name: str, net: Llama, tokens: data.Tokens, recipe, teacher, rows=None, online=False
 ):
-    """`train.fit` with this run's progress, checkpoint, validation and log; its rows, or the kept
-    ones. `online`: this teacher's targets are not kept."""
-    on_subset = evaluate.on_subset(tokens.val, SUBSET, this.device)
-
-    def look(student: Llama) -> dict:
-        return on_subset(student) | {"val/samples": samples(student, tokens, 1, 24)}
+    """`train.fit` with this run's progress, checkpoint, validation and log, in as many `processes`
+    as the parameter says; its rows, or the kept ones. `online`: this teacher's targets are not
+    kept."""
+    processes = this.parameters.get("processes", 1)
 
     def trained() -> list[dict]:
         asked = contextlib.nullcontext(teacher)
         if recipe.ce_weight < 1 and not online:
             asked = targets(this, teacher, tokens, recipe.temperature)
         with asked as source:
-            return train.fit(
-                net, tokens.train, recipe, teacher=source, rows=rows, device=this.device,
-                evaluate=look, progress=this.progress,
+            how = dict(
+                teacher=source, rows=rows, device=this.device, progress=this.progress,
                 record=_log(this, name, net, teacher, tokens.context, recipe),
                 folder=this.path("checkpoints", this.run, name),
                 resume=not this.parameters["redo"],
             )  # fmt: skip
+            if processes > 1:
+                return worker.fit(net, tokens, recipe, processes=processes, evaluate=look, **how)
+            return train.fit(net, tokens.train, recipe, evaluate=look(tokens, this.device), **how)
 
     return this.once(f"log of {name}", trained)
+
+
+def look(tokens: data.Tokens, device: str) -> Callable[[Llama], dict]:
+    """What is asked of a student while it trains: its validation loss, and a text."""
+    on_subset = evaluate.on_subset(tokens.val, SUBSET, device)
+    return lambda student: on_subset(student) | {"val/samples": samples(student, tokens, 1, 24)}
 
 
 def _log(this: Run, name: str, net: Llama, teacher, context: int, recipe) -> Callable:
     """Keeps rows as logs/<run>-<name>.jsonl under upstream's names, with the share of what this
     machine's matrix products reach, and memory. A resumed training writes its own rows again."""
     path = this.path("logs", f"{this.run}-{name}.jsonl")
-    asked = teacher.config if recipe.ce_weight < 1 else None
+    online = recipe.ce_weight < 1 and not this.parameters.get("cached_draws")
+    asked = teacher.config if online else None
     flop = cost.step_flop(net.config, asked, context, frozen=bool(lora.adapters(net)))
     peak = None
 
     def record(row: dict) -> None:
         nonlocal peak
-        peak = peak or cost.peak_flop(this.device)
+        gpus = this.parameters.get("processes", 1) if "cuda" in this.device else 1
+        peak = peak or cost.peak_flop(this.device) * gpus
         speed = row.get("train/tokens_per_sec")
         row = row | ({"train/peak_share": speed * flop / peak} if speed else {})
-        row |= {"train/peak_memory_mib": peak_memory_mib()}
+        row = {"train/peak_memory_mib": peak_memory_mib()} | row  # a worker tells its own
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] < row["step"]]
         with contextlib.suppress(OSError):  # a disk that is full for a minute ends no training

@@ -30,7 +30,7 @@ WRITES = {
 }
 # change no result
 VOLATILE = {"redo", "device", "out", "checkpoint_minutes", "micro_windows", "max_skipped"}
-VOLATILE |= {"activation_checkpointing", "deterministic"}
+VOLATILE |= {"activation_checkpointing", "deterministic", "processes"}
 QUICK = {"smoke", "tiny"}  # profiles in which changed code repeats a run; elsewhere it is noted
 SAMPLED = 2**30  # bytes; of a larger file 64 MiB are hashed
 

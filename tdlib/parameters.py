@@ -74,6 +74,7 @@ RULES = {
         choices=("auto", "cpu", "cuda"),
     ),
     "redo": Rule(bool),
+    "processes": _COUNT,
     "checkpoint_minutes": _POSITIVE,
     # 00: the text and the teacher
     "text": Rule(str),
