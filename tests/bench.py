@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from tdlib import cache, cost, data, hard_set, losses, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
+from tests import bench_plan
 
 ROOT = Path(__file__).parents[1]
 V, T = 51_800, 2048
@@ -347,6 +348,11 @@ def micro_batches():
         train.fit(student, data.Windows(ids, 32), recipe, teacher=teacher)
         found.append(torch.cat([w.flatten() for w in student.state_dict().values()]).double())
     return f"{float((found[1] - found[0]).norm() / found[0].norm()):.1e}"
+
+
+@bench("plan against truth, five shapes: memory, seconds", "± 10 %, ± 25 %; –")
+def planned():
+    return bench_plan.against_truth()
 
 
 def main(names: list[str]) -> None:
