@@ -382,16 +382,22 @@ def samples(net: Llama, tokens: data.Tokens, count: int = 3, length: int = 0) ->
 # --- 02: the hard set
 
 
-def score(path: Path, net: Llama, teacher: Llama, windows: data.Windows, device, progress) -> dict:
-    """Score every training window with both models into `path`; what came out, in short."""
-    scores = hard_set.score(net, teacher, windows, device=device, progress=progress)
-    return hard_set.save_scores(scores, path)
+def score(
+    path: Path, net: Llama, teacher: Llama, windows: data.Windows, device, progress, limit: int = 0
+) -> dict:
+    """Score the training windows with both models into `path`, all or, spread evenly, those of some
+    `limit` tokens; what came out, in short, and the share of the windows that was scored."""
+    rows = evaluate.fixed_rows(windows, limit // windows.context or len(windows))
+    scores = hard_set.score(net, teacher, windows, rows=rows, device=device, progress=progress)
+    return hard_set.save_scores(scores, path) | {"scored": len(rows) / len(windows)}
 
 
 def does_difficulty_mean_anything(base: str, short: dict) -> str:
     """The sentence that 02 puts before anything else."""
     better = short["student_better"]
     counts = f"{base} is better than its teacher on {better:.1%} of {short['windows']:,} windows"
+    if short.get("scored", 1) < 1:
+        counts += f" (of which {short['scored']:.1%}, spread evenly, were scored)"
     if better > 0.5:
         return (
             f"**⚠ {counts}: most of them. Difficulty is then mostly noise, and a hard set and an "

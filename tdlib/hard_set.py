@@ -74,19 +74,20 @@ def window_loss(
 
 
 def score(
-    student: Llama, teacher: Llama, windows: data.Windows, *, device="cpu", progress=lambda *_: None
-) -> Scores:
-    """The loss of both models on every window; `progress(done, all, message)` is told how far. A
-    cache of the teacher's targets may stand for it: then it reads only windows not in there."""
+    student: Llama, teacher: Llama, windows: data.Windows, *, rows: np.ndarray | None = None,
+    device: str = "cpu", progress=lambda done, all, message: None,
+) -> Scores:  # fmt: skip
+    """The loss of both models on every window, or on some `rows`, NaN elsewhere; `progress(done,
+    all, message)` is told how far. A cache of the teacher's targets may stand for it: then it reads
+    only windows not in there."""
     if hasattr(teacher, "check"):
         teacher.check(windows)
-    parts = []
-    rows = np.arange(len(windows))
+    rows = np.arange(len(windows)) if rows is None else rows
+    loss_2N, done = np.full((2, len(windows)), np.nan, np.float32), 0
     for rows_B in windows.batches(rows, max(64, len(rows) // 1000)):
-        parts.append([window_loss(m, windows, rows_B, device) for m in (student, teacher)])
-        progress(int(rows_B[-1]) + 1, len(rows), "windows scored")
-    student_loss_N, teacher_loss_N = (np.concatenate(x) for x in zip(*parts, strict=True))
-    return Scores(student_loss_N, teacher_loss_N)
+        loss_2N[:, rows_B] = [window_loss(m, windows, rows_B, device) for m in (student, teacher)]
+        progress(done := done + len(rows_B), len(rows), "windows scored")
+    return Scores(*loss_2N)
 
 
 def select(

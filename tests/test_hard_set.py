@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdlib import hard_set
+from tdlib import book, hard_set
 from tdlib.data import Windows
 from tdlib.hard_set import HardSet, Scores
 
@@ -55,6 +55,22 @@ def test_a_window_without_a_target_has_no_loss(models):
     mask[T + 1 : 2 * T + 1] = 0  # all targets of window 1
     scores = hard_set.score(*models, Windows(windows.ids, T, mask))
     assert np.isnan(scores.difficulty_N).tolist() == [False, True, False]
+
+
+def test_some_windows_have_the_losses_they_have_among_all_and_the_others_none(models, tmp_path):
+    windows, rows = some_windows(), np.array([0, 8, 9, 69])
+    every, some = (hard_set.score(*models, windows, rows=r) for r in (None, rows))
+    for full_N, part_N in ((every.student_loss_N, some.student_loss_N),
+                           (every.teacher_loss_N, some.teacher_loss_N)):  # fmt: skip
+        np.testing.assert_allclose(part_N[rows], full_N[rows], rtol=2e-6)
+        assert np.isnan(np.delete(part_N, rows)).all()
+    path, told = tmp_path / "scores.npz", []
+    short = book.score(path, *models, windows, "cpu", lambda *said: told.append(said), 7 * T)
+    difficulty_N = hard_set.load_scores(path).difficulty_N
+    assert np.isfinite(difficulty_N).sum() == 7 and short["scored"] == 0.1
+    assert np.isfinite(difficulty_N)[[0, 69]].all() and told[-1][:2] == (7, 7)
+    chosen = hard_set.select(difficulty_N, share=0.3 * short["scored"])  # as 02 does
+    assert len(chosen.windows_K) == 2  # three tenths of the seven
 
 
 def test_token_losses_are_zero_where_masked_and_nats_elsewhere(models):
