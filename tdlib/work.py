@@ -14,10 +14,10 @@ from tdlib import cost, graph
 from tdlib.parameters import ParameterError, notebook_of
 from tdlib.shapes import SHAPES, LlamaConfig
 
-BEGIN_S = (8.0, 20.0)  # a kernel, its imports, figures and the page, low and high
+BEGIN_S = (5.0, 20.0)  # a kernel, its imports, figures and the page, low and high
 COMPILE_S = 180.0  # torch.compile of both models, at most
-PROCESS = 440 * 2**20  # bytes of a notebook's process on a CPU before it trains
-FIGURES = 130 * 2**20  # and what figures, tables and scores bring in
+PROCESS = 510 * 2**20  # bytes of a notebook's process on a CPU before it trains
+FIGURES = 30 * 2**20  # and what figures, tables and scores bring in
 AFFORDABLE = 5e10  # FLOP of a tried step on a CPU: half a second to a second
 FORWARD = (0.3, 0.85)  # share of that peak which scoring reaches, low and high
 
