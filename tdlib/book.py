@@ -190,11 +190,15 @@ def imported(this: Run, model: Llama, tokens: data.Tokens) -> list[dict]:
 
 
 @contextlib.contextmanager
-def targets(this: Run, teacher: Llama, tokens: data.Tokens, temperature: float, fill: bool = True):
+def targets(
+    this: Run, teacher: Llama, tokens: data.Tokens, temperature: float, fill: bool = True,
+    name: str = "teacher",
+):  # fmt: skip
     """Where a training's targets come from: the teacher itself, or, by `cached_draws`, a cache that
-    all runs of the folder share, a temperature each. Without `fill`, only one that is there."""
+    all runs of the folder share, one for each teacher's name and temperature. Without `fill`, only
+    one that is there."""
     draws = this.parameters.get("cached_draws", 0)
-    folder = this.out / "cache" / cache.name("teacher", temperature, draws, 1)
+    folder = this.out / "cache" / cache.name(name, temperature, draws, 1)
     if not draws or not (fill or folder.exists()):
         yield teacher
         return
@@ -209,17 +213,18 @@ def targets(this: Run, teacher: Llama, tokens: data.Tokens, temperature: float, 
 
 
 def fit(
-    this: Run, name: str, net: Llama, tokens: data.Tokens, recipe, teacher, rows=None, online=False
-):
+    this: Run, name: str, net: Llama, tokens: data.Tokens, recipe, teacher, rows=None,
+    kept_as: str = "teacher",
+):  # fmt: skip
     """`train.fit` with this run's progress, checkpoint, validation and log, in as many `processes`
-    as the parameter says; its rows, or the kept ones. `online`: this teacher's targets are not
-    kept."""
+    as the parameter says; its rows, or the kept ones. `kept_as` names its teacher in the cache;
+    one without a name is always asked anew."""
     processes = this.parameters.get("processes", 1)
 
     def trained() -> list[dict]:
         asked = contextlib.nullcontext(teacher)
-        if recipe.ce_weight < 1 and not online:
-            asked = targets(this, teacher, tokens, recipe.temperature)
+        if recipe.ce_weight < 1 and kept_as:
+            asked = targets(this, teacher, tokens, recipe.temperature, name=kept_as)
         with asked as source:
             how = dict(
                 teacher=source, rows=rows, device=this.device, progress=this.progress,
@@ -271,7 +276,7 @@ def student(
     tokens: data.Tokens,
     recipe,
     teacher: Llama | None,
-    online: bool = False,
+    kept_as: str = "teacher",
 ) -> tuple[Llama, list[dict]]:
     """Train a model, save it as models/<name> and read it back, so that what is measured is what
     was saved. Where the run is finished, only read it back. It begins with random weights, or, by
@@ -283,7 +288,7 @@ def student(
         net = start.from_teacher(teacher, config, tokens.train, count=looked_at, device=this.device)
     else:
         net = Llama(config).to(this.device)
-    log = fit(this, name, net, tokens, recipe, teacher, online=online)
+    log = fit(this, name, net, tokens, recipe, teacher, kept_as=kept_as)
     folder = this.path("models", name)
     this.once(f"saved {name}", save, net, folder, tokens)
     return Llama.load(folder, this.device).eval().requires_grad_(False), log

@@ -100,6 +100,7 @@ RULES = {
     "learning_rate": _number(float, 0, 1, open_low=True),
     "warmup_share": _number(float, 0, 1, open_high=True),
     "cached_draws": _number(int, 0, 1000),
+    "cache_middle": Rule(bool),
     "init": _choice("random", "teacher"),
     "batch_tokens": _COUNT,
     "micro_windows": _COUNT,

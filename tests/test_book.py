@@ -303,3 +303,22 @@ def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anythi
     short["student_better"] = 0.4
     assert "most of them" not in book.does_difficulty_mean_anything("50m", short)
     assert "BETTER" not in book.hard_set_finding("50m", short, chosen)
+
+
+def test_the_teachers_targets_are_kept_once_for_all_that_ask_for_them(out, results):
+    """Two students, 02 and two adapters share one folder; 05's student in between has its own."""
+    folders = {path.name: path for path in (out / "cache").iterdir()}
+    assert set(folders) == {"teacher-T1-K8-seed1", "150m-T1-K8-seed1"}
+    valid_N = np.fromfile(folders["teacher-T1-K8-seed1"] / "valid.bin", "u1")
+    trained = results["01_distill-50m"]["parameters"]["token_limit"] // 32  # windows of 32 tokens
+    assert len(valid_N) == len(np.load(out / "scores/02_hard_set.npz")["teacher_loss_N"])
+    assert trained <= valid_N.sum() <= len(valid_N)
+
+
+def test_what_a_run_was_told_to_take_is_kept_beside_what_it_took(out, results):
+    index = (out / "index.html").read_text("utf8")
+    for run, record in results.items():
+        told = record["remembered"]["estimate"]
+        assert 0 < told["seconds_low"] < told["seconds_high"] and told["flop"] > 0, run
+        assert record["peak_memory_mib"] == pytest.approx(told["peak_memory_mib"], rel=0.3), run
+    assert index.count("(estimated ") == len(results)
