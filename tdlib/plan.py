@@ -34,10 +34,10 @@ def estimate(p: dict, out: Path, device: str) -> dict:
     name = p.get("teacher", "teacher")  # in models/; for 00 a path, or nothing
     path = ROOT / name if notebook_of(p["run"]) == "00_teacher" else out / "models" / name
     one = work.of_run(p, size, _teacher(p, path, size), _in_folder(out, size.context))
-    low, high = work.seconds(one, work.here(device))
     need = work.memory(one, device[:4])
     if device == "cpu":  # this process is not as large as a notebook's usually is, or larger
         need += work.status("VmRSS", work.PROCESS) - work.PROCESS
+    low, high = work.seconds(one, work.here(device))  # last: what it tries would count as memory
     return {"seconds_low": low, "seconds_high": high, "peak_memory_mib": need / 2**20,
             "flop": one.flop, "tokens": one.tokens, "steps": one.steps}  # fmt: skip
 

@@ -16,8 +16,8 @@ from tdlib.shapes import SHAPES, LlamaConfig
 
 BEGIN_S = (5.0, 20.0)  # a kernel, its imports, figures and the page, low and high
 COMPILE_S = 180.0  # torch.compile of both models, at most
-PROCESS = 510 * 2**20  # bytes of a notebook's process on a CPU before it trains
-FIGURES = 30 * 2**20  # and what figures, tables and scores bring in
+PROCESS = 440 * 2**20  # bytes of a notebook's process on a CPU before it trains
+FIGURES = 55 * 2**20  # and what figures, tables and scores bring in
 AFFORDABLE = 5e10  # FLOP of a tried step on a CPU: half a second to a second
 FORWARD = (0.3, 0.85)  # share of that peak which scoring reaches, low and high
 
@@ -278,12 +278,12 @@ def memory(one: Work, kind: str) -> int:
     most = sum(4 * shape.parameters for shape in scored)
     # what a layer of 16 windows holds at once, and six arrays of one window's logits
     most += 4 * one.context * max(16 * (4 * c.mlp_dim + 6 * c.dim) for c in scored)
-    most += 24 * one.context * one.teacher.vocab_size + (FIGURES if kind == "cpu" else 0)
+    most += 24 * one.context * one.teacher.vocab_size
     for t in one.trainings:
         need = cost.training_bytes(t.student, t.teacher, t.at_once, one.context, kind, t.rank,
                                    t.parameters["activation_checkpointing"])  # fmt: skip
         most = max(most, need + 4 * one.loaded)
-    return most + (PROCESS if kind == "cpu" else 0)
+    return most + (PROCESS + FIGURES if kind == "cpu" else 0)
 
 
 def here(device: str) -> Device:
