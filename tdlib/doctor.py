@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tdlib import cost, data, lora, plan, runs, train, work
+from tdlib import cost, data, lora, plan, runs, train, workload
 from tdlib.model import Llama, LlamaConfig
 
 LIMIT_S = 240  # that the two steps may take
@@ -45,7 +45,7 @@ def examine(pairs: dict[str, str]) -> int:
     for names, t in _distinct(works).items():
         what = f"two steps of {names}"
         need = cost.training_bytes(t.student, t.teacher, 1, t.student.context, device, t.rank)
-        need += work.PROCESS if device == "cpu" else 0
+        need += workload.PROCESS if device == "cpu" else 0
         if need > room:
             say(what, f"not tried: one window needs {plan.si(need, 'B')}, {plan.si(room, 'B')} are "
                 "free; activation_checkpointing: true, or another machine", "")  # fmt: skip
@@ -122,7 +122,7 @@ def _existing(out: Path) -> Path:
     return next(path for path in (out, *out.parents) if path.is_dir())
 
 
-def _disk(out: Path, works: list[work.Work]) -> tuple[str, str]:
+def _disk(out: Path, works: list[workload.Work]) -> tuple[str, str]:
     free, need = shutil.disk_usage(_existing(out)).free, sum(plan.disk(works))
     said = f"{plan.si(free, 'B')} free, {plan.si(need, 'B')} needed"
     return (
@@ -134,11 +134,13 @@ def _room(device: str) -> int:
     """Bytes that a training may take here."""
     if device == "cuda":
         return int(ROOM * torch.cuda.mem_get_info()[0])
-    return int(ROOM * work.status("MemAvailable", int(work.here("cpu").bytes), "/proc/meminfo"))
+    return int(
+        ROOM * workload.status("MemAvailable", int(workload.here("cpu").bytes), "/proc/meminfo")
+    )
 
 
-def _memory(works: list[work.Work], device: str, room: int) -> tuple[str, str]:
-    need = {one.run: work.memory(one, device) for one in works}
+def _memory(works: list[workload.Work], device: str, room: int) -> tuple[str, str]:
+    need = {one.run: workload.memory(one, device) for one in works}
     free = f"{plan.si(room, 'B')} may be used"
     if large := [f"{run} {plan.si(size, 'B')}" for run, size in need.items() if size > room]:
         return f"too little for {', '.join(large)}; {free}: fewer micro_windows need less, or " \
@@ -147,7 +149,7 @@ def _memory(works: list[work.Work], device: str, room: int) -> tuple[str, str]:
     return "", f"at most {plan.si(need[most], 'B')} ({most}); {free}"
 
 
-def _distinct(works: list[work.Work]) -> dict[str, work.Training]:
+def _distinct(works: list[workload.Work]) -> dict[str, workload.Training]:
     """One training of each pair of shapes, by the names of all that have it."""
     found = {}
     for t in (t for one in works for t in one.trainings):
@@ -156,7 +158,7 @@ def _distinct(works: list[work.Work]) -> dict[str, work.Training]:
     return {", ".join(t.name for t in same): same[0] for same in found.values()}
 
 
-def _tried(t: work.Training, device: str, tokens: Path | None) -> dict[str, str] | None:
+def _tried(t: workload.Training, device: str, tokens: Path | None) -> dict[str, str] | None:
     """{"said": …} or {"error": …}; None where it takes too long."""
     words = {"student": asdict(t.student), "teacher": t.teacher and asdict(t.teacher),
              "rank": t.rank, "recipe": t.parameters | {"temperature": t.temperature},

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from tdlib import cost, graph, hashes, shapes, work
+from tdlib import cost, graph, hashes, shapes, workload
 from tdlib.parameters import ROOT, ParameterError, notebook_of
 from tdlib.shapes import Q4_LIMIT, SHAPES, VOCABULARIES, LlamaConfig
-from tdlib.work import DEVICES, Device, Size, Work
+from tdlib.workload import DEVICES, Device, Size, Work
 
 NOMINAL = 3_700_000_000  # training tokens, by the count of the teacher's owner
 NIGHT_H = 10
@@ -33,17 +33,19 @@ def estimate(p: dict, out: Path, device: str) -> dict:
     size = size_of(out / "tokens", out)
     name = p.get("teacher", "teacher")  # in models/; for 00 a path, or nothing
     path = ROOT / name if notebook_of(p["run"]) == "00_teacher" else out / "models" / name
-    one = work.of_run(p, size, _teacher(p, path, size), _in_folder(out, size.context))
-    need = work.memory(one, device[:4])
+    one = workload.of_run(p, size, _teacher(p, path, size), _in_folder(out, size.context))
+    need = workload.memory(one, device[:4])
     if device == "cpu":  # this process is not as large as a notebook's usually is, or larger
-        need += work.status("VmRSS", work.PROCESS) - work.PROCESS
-    low, high = work.seconds(one, work.here(device))  # last: what it tries would count as memory
+        need += workload.status("VmRSS", workload.PROCESS) - workload.PROCESS
+    low, high = workload.seconds(
+        one, workload.here(device)
+    )  # last: what it tries would count as memory
     return {"seconds_low": low, "seconds_high": high, "peak_memory_mib": need / 2**20,
             "flop": one.flop, "tokens": one.tokens, "steps": one.steps}  # fmt: skip
 
 
 def _in_folder(out: Path, context: int) -> dict[str, tuple]:
-    """What a run folder holds, as work.of_run takes it."""
+    """What a run folder holds, as workload.of_run takes it."""
     found = {path.parent.name: (replace(shapes.read_config(path.parent), context=context), 1.0)
              for path in sorted((out / "models").glob("*/config.json"))}  # fmt: skip
     for path in sorted((out / "adapters").glob("*/adapter_config.json")):
@@ -109,7 +111,7 @@ class Asked:
     teachers: list[LlamaConfig]
 
     def works(self, i: int = 0) -> list[Work]:
-        return work.of_profile(self.runs, self.sizes[i], self.teachers[i])
+        return workload.of_profile(self.runs, self.sizes[i], self.teachers[i])
 
 
 def asked(pairs: dict[str, str]) -> Asked:
@@ -176,7 +178,7 @@ def device_of(wanted: str, profile: str) -> tuple[Device, str]:
 
     if profile in hashes.QUICK:  # as the book runs them
         torch.set_num_threads(1)
-    return work.here(
+    return workload.here(
         "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
     ), "measured now"
 
@@ -190,15 +192,18 @@ def plan(pairs: dict[str, str]) -> str:
     price = pairs.get("PRICE_PER_HOUR") and number(pairs, "PRICE_PER_HOUR", 0, 4.5)
     device, source = device_of(pairs.get("DEVICE", ""), of.profile)
     works, train = of.works(), of.sizes[0].train
-    online = {one.run: work.seconds(one, device) for one in works}
-    cached = {one.run: work.seconds(one, device, work.cached_shares(works, train)) for one in works}
+    online = {one.run: workload.seconds(one, device) for one in works}
+    cached = {
+        one.run: workload.seconds(one, device, workload.cached_shares(works, train))
+        for one in works
+    }
     parts = [_head(of, device, source), _verdict(of, works, device, online, cached, price)]
     for i, size in enumerate(of.sizes):
         parts.append(f"SIZES, vocabulary {size.vocab_size:,}\n{_sizes(of.works(i))}")
     parts += [f"WORK\n{_work_table(works, device)}", f"TIME{' AND COST' if price else ''}\n"
               f"{_time_table(online, cached, price)}"]  # fmt: skip
     for i, size in list(enumerate(of.sizes))[1:]:
-        more = total({one.run: work.seconds(one, device) for one in of.works(i)})
+        more = total({one.run: workload.seconds(one, device) for one in of.works(i)})
         parts.append(f"With a vocabulary of {size.vocab_size:,} all take {duration(*more)} online.")
     return "\n\n".join(parts)
 
@@ -238,7 +243,7 @@ def _verdict(of: Asked, works: list[Work], device: Device, online, cached, price
     passing = [f"{name} {si(size, 'B')}" for size, name in files if size <= Q4_LIMIT]
     smallest = f"NONE; the smallest is {files[0][1]}, {si(files[0][0], 'B')}"
     rows["within 33 MB"] = ", ".join(passing) or smallest
-    need, most = max((work.memory(one, device.kind), one.run) for one in works)
+    need, most = max((workload.memory(one, device.kind), one.run) for one in works)
     enough = "fits" if need < device.bytes else "DOES NOT FIT, fewer micro_windows need less"
     rows["memory"] = f"{si(need, 'B')} of {si(device.bytes, 'B')} ({most}): {enough}"
     stays, goes = disk(works)
@@ -284,7 +289,7 @@ def _sizes(works: list[Work]) -> str:
 def _work_table(works: list[Work], device: Device) -> str:
     rows = [{
         "run": one.run, "tokens": si(one.tokens), "steps": f"{one.steps:,}",
-        "FLOP": f"{one.flop:.2g}", "memory": si(work.memory(one, device.kind), "B"),
+        "FLOP": f"{one.flop:.2g}", "memory": si(workload.memory(one, device.kind), "B"),
         "disk": si(one.disk, "B"), "in work": si(one.disk_meanwhile, "B"),
     } for one in works]  # fmt: skip
     stays, goes = disk(works)

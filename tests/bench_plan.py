@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tdlib import cost, data, train, work
+from tdlib import cost, data, train, workload
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]
@@ -48,8 +48,8 @@ def measure_plan(name: str) -> dict:
     steps = 100
     p = recipe(student, teacher, windows)
     p |= dict(compile=False, activation_checkpointing=False, token_limit=0)
-    one = work.Training("", student, teacher, 1.0, steps * windows, steps, p)
-    low, high = work.training_seconds(one, work.here("cpu"), 1.0)
+    one = workload.Training("", student, teacher, 1.0, steps * windows, steps, p)
+    low, high = workload.training_seconds(one, workload.here("cpu"), 1.0)
     memory = cost.training_bytes(student, teacher, windows, student.context)
     return {"mib": memory / 2**20, "low": low / steps, "high": high / steps}
 
@@ -61,13 +61,13 @@ def measure_truth(name: str) -> dict:
     tokens = steps * windows * student.context
     ids = np.random.default_rng(0).integers(0, student.vocab_size, tokens + 1).astype("<u4")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before, times = work.status("VmRSS", 0), []
+    before, times = workload.status("VmRSS", 0), []
     net, asked = (Llama(c) if c else None for c in (student, teacher))
     train.fit(
         net, data.Windows(ids, student.context), train.Recipe(**recipe(student, teacher, windows)),
         teacher=asked, progress=lambda *_: times.append(time.process_time()),
     )  # fmt: skip
-    memory = work.status("VmHWM", 0) - before
+    memory = workload.status("VmHWM", 0) - before
     return {"mib": memory / 2**20, "seconds": float(np.median(np.diff(times)))}
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from tdlib import data, doctor, graph, lora, parameters, plan, shapes, train, work
+from tdlib import data, doctor, graph, lora, parameters, plan, shapes, train, workload
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ PROFILES = sorted(path.name for path in (ROOT / "params").iterdir() if path.is_d
 B200 = dict(PROFILE="b200", VOCAB="51800", OUT="/tmp/no-such-run-folder")
 
 
-def works(**pairs: str) -> dict[str, work.Work]:
+def works(**pairs: str) -> dict[str, workload.Work]:
     return {one.run: one for one in plan.asked(B200 | pairs).works()}
 
 
@@ -50,7 +50,7 @@ def test_windows_and_steps_are_those_that_training_takes(epochs, token_limit):
     for rows, batch in ((1, 64), (37, 64), (100, 200), (100, 10**6)):
         p = dict(epochs=epochs, token_limit=token_limit, batch_tokens=batch)
         order = train.order(np.arange(rows), train.Recipe(**p), 32)
-        assert work.counts(rows, p, 32) == (sum(map(len, order)), len(order))
+        assert workload.counts(rows, p, 32) == (sum(map(len, order)), len(order))
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -69,15 +69,15 @@ def test_the_night_that_the_facts_describe():
     (t,) = works()["01_distill-50m"].trainings
     assert t.steps == round(11.1e9 / 262_144 + 0.5)
     attention = 2 * 2048 * (3 * 512 * 8 + 1024 * 16) * t.windows * 2048
-    assert work.training_flop(t) - attention == pytest.approx(9.2e18, rel=0.01)
-    assert work.training_flop(t, taught=0) == pytest.approx((313e6 + 50.3e6) * 11.1e9, rel=0.01)
+    assert workload.training_flop(t) - attention == pytest.approx(9.2e18, rel=0.01)
+    assert workload.training_flop(t, taught=0) == pytest.approx((313e6 + 50.3e6) * 11.1e9, rel=0.01)
 
 
 def test_the_teacher_of_a_path_is_planned_with(tmp_path):
     larger = LlamaConfig(51_800, **SHAPES["teacher-300m"])
     (tmp_path / "config.json").write_text(json.dumps(shapes.to_hf(larger)))
     found = works(TEACHER=str(tmp_path))
-    assert work.training_flop(found["01_distill-50m"].trainings[0]) == pytest.approx(
+    assert workload.training_flop(found["01_distill-50m"].trainings[0]) == pytest.approx(
         11.8e18, rel=0.01
     )
     assert not found["00_teacher"].trainings  # it is given
@@ -89,7 +89,9 @@ def test_the_adapter_trains_on_the_hard_set_and_scoring_trains_nothing():
     assert found["03_lora-hard-r16"].trainings[0].windows == pytest.approx(4 * windows, rel=1e-4)
     assert found["02_hard_set"].tokens == found["04_merge_eval"].tokens == 0
     (narrow,), (wide,) = (found[f"03_lora-hard-r{rank}"].trainings for rank in (16, 32))
-    more = work.training_flop(wide) - work.training_flop(narrow)  # FACTS: 1.26M and 2.52M weights
+    more = workload.training_flop(wide) - workload.training_flop(
+        narrow
+    )  # FACTS: 1.26M and 2.52M weights
     assert more == pytest.approx(6 * 1.26e6 * found["03_lora-hard-r16"].tokens, rel=0.01)
     scored = (117e6 + 4.5e6 + 517e6 + 67e6) * 3.7e9  # both models once, with attention
     assert found["02_hard_set"].flop == pytest.approx(scored, rel=0.02)
@@ -98,7 +100,7 @@ def test_the_adapter_trains_on_the_hard_set_and_scoring_trains_nothing():
 
 def test_cached_targets_are_made_once_a_temperature_and_never_of_another_teacher():
     of = plan.asked(B200)
-    shares = work.cached_shares(of.works(), of.sizes[0].train)
+    shares = workload.cached_shares(of.works(), of.sizes[0].train)
     first, third = shares["120m"], pytest.approx(1 / 3)
     assert first == third and shares["50m-t4"] == third
     read = ("50m", "55m", "80m", "50m-seed2", "50m-hard-r16", "150m", "75m-direct")
@@ -106,7 +108,7 @@ def test_cached_targets_are_made_once_a_temperature_and_never_of_another_teacher
     assert "75m" not in shares and "50m-scratch" not in shares  # its teacher is 150m; it has none
     assert shares["scores"] == 0
     quick = plan.asked(B200 | dict(PROFILE="b200-quick"))
-    few = work.cached_shares(quick.works(), quick.sizes[0].train)
+    few = workload.cached_shares(quick.works(), quick.sizes[0].train)
     assert few["scores"] == 1 and few["50m-seed2"] == 1 and few["55m"] == 0  # by the same order
 
 
@@ -118,8 +120,8 @@ def test_what_a_run_leaves_on_the_disk(tmp_path):
         windows = data.Windows(np.arange(8 * 16 + 1, dtype=np.uint32), 16)
         train.fit(Llama(shape), windows, train.Recipe(**p), folder=tmp_path / f"{epochs}-{limit}")
         found = list((tmp_path / f"{epochs}-{limit}").glob("epoch-*"))
-        t = work.Training("", shape, None, 1.0, *work.counts(8, p, 16), p)
-        assert work.epochs_kept(t, 8) == len(found) == kept
+        t = workload.Training("", shape, None, 1.0, *workload.counts(8, p, 16), p)
+        assert workload.epochs_kept(t, 8) == len(found) == kept
 
 
 # --- what is known of the tokens and the teacher
@@ -150,7 +152,7 @@ def test_an_estimate_tells_what_the_run_then_does(folder):
     order = train.order(np.arange(len(tokens.train)), train.recipe(p), tokens.context)
     assert told["steps"] == len(order)
     assert told["tokens"] == sum(map(len, order)) * tokens.context
-    resident = work.status("VmRSS", 0) / 2**20
+    resident = workload.status("VmRSS", 0) / 2**20
     assert resident < told["peak_memory_mib"] < resident + 400
 
 
@@ -190,29 +192,29 @@ def test_the_plan_fits_a_narrow_screen_and_names_every_run_and_file(profile):
 def test_a_price_is_hours_times_it():
     assert plan.money((3600, 7200), 4.5) == "4.5–9.0"
     assert plan.money((36_000, 72_000), 4.5) == "45–90"
-    online = {one.run: work.seconds(one, work.DEVICES["h100"]) for one in works().values()}
+    online = {one.run: workload.seconds(one, workload.DEVICES["h100"]) for one in works().values()}
     low, high = plan.total(online)
     found = plan.plan(B200 | dict(DEVICE="h100", PRICE_PER_HOUR="2"))
     assert f"cost          {low / 1800:,.0f}–{high / 1800:,.0f};" in found
 
 
 def test_hours_are_flop_over_what_the_device_reaches():
-    one, device = works()["01_distill-50m"], work.DEVICES["b200"]
-    low, high = work.seconds(one, device)
-    training = work.training_flop(one.trainings[0])
+    one, device = works()["01_distill-50m"], workload.DEVICES["b200"]
+    low, high = workload.seconds(one, device)
+    training = workload.training_flop(one.trainings[0])
     scoring = (one.flop - training) / 1.1e15
-    assert low == pytest.approx(training / 2.25e15 / 0.45 + scoring / 0.85 + work.BEGIN_S[0])
+    assert low == pytest.approx(training / 2.25e15 / 0.45 + scoring / 0.85 + workload.BEGIN_S[0])
     assert high == pytest.approx(
-        training / 2.25e15 / 0.2 + scoring / 0.3 + work.BEGIN_S[1] + work.COMPILE_S
+        training / 2.25e15 / 0.2 + scoring / 0.3 + workload.BEGIN_S[1] + workload.COMPILE_S
     )
-    cached = work.seconds(one, device, {"50m": 0.0, "scores": 0.0})
+    cached = workload.seconds(one, device, {"50m": 0.0, "scores": 0.0})
     assert cached[0] < low and cached[1] < high
 
 
 def test_hours_of_b200_are_told_for_a_b200_where_there_is_no_gpu():
     without = not Path("/dev/nvidia0").exists()
-    assert (plan.device_of("", "b200")[0] == work.DEVICES["b200"]) == without
-    assert plan.device_of("l4", "tiny") == (work.DEVICES["l4"], "published")
+    assert (plan.device_of("", "b200")[0] == workload.DEVICES["b200"]) == without
+    assert plan.device_of("l4", "tiny") == (workload.DEVICES["l4"], "published")
 
 
 @pytest.mark.parametrize(
@@ -357,5 +359,5 @@ def test_scouting_trainings_take_about_an_hour():
     """With a given teacher, and without what is scored: 02 and 04 go over the whole text."""
     trained = (t for run, one in works(PROFILE="b200-quick").items() if run != "00_teacher"
                for t in one.trainings)  # fmt: skip
-    spans = [work.training_seconds(t, work.DEVICES["b200"], 1.0) for t in trained]
+    spans = [workload.training_seconds(t, workload.DEVICES["b200"], 1.0) for t in trained]
     assert sum(low for low, _ in spans) < 3600 < sum(high for _, high in spans) < 3 * 3600

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from upstream import state_of
 
 from tdlib import data, shapes, teacher, train
 from tdlib.model import Llama, LlamaConfig
@@ -265,33 +266,6 @@ def trained() -> Llama:
     return model.requires_grad_(False)
 
 
-def as_upstream(model: Llama) -> dict:
-    """The same weights by upstream's names and in its order, row by row."""
-    state, ours = {}, model.state_dict()
-    for i in range(model.config.layers):
-        fused = []
-        for name in "qkv":
-            weight = ours[f"layers.{i}.self_attn.{name}_proj.weight"]
-            if name != "v":
-                other, width = torch.empty_like(weight), model.config.head_dim
-                for head in range(model.config.heads):
-                    for j in range(width // 2):
-                        other[head * width + 2 * j] = weight[head * width + j]
-                        other[head * width + 2 * j + 1] = weight[head * width + width // 2 + j]
-                weight = other
-            fused.append(weight)
-        at = f"transformer.h.{i}"
-        state[f"{at}.attn.c_attn.weight"] = torch.cat(fused)
-        for theirs, mine in (
-            ("ln_1", "input_layernorm"), ("ln_2", "post_attention_layernorm"),
-            ("attn.c_proj", "self_attn.o_proj"), ("mlp.w_gate", "mlp.gate_proj"),
-            ("mlp.w_up", "mlp.up_proj"), ("mlp.w_down", "mlp.down_proj"),
-        ):  # fmt: skip
-            state[f"{at}.{theirs}.weight"] = ours[f"layers.{i}.{mine}.weight"]
-    state["transformer.ln_f.weight"] = ours["norm.weight"]
-    return state | {"transformer.wte.weight": ours["embed_tokens.weight"]}
-
-
 def unpermuted_export(state, config, folder):
     """A Hugging Face folder as the careless converter writes it: Q and K as they come."""
     tensors = {"model.embed_tokens.weight": state["transformer.wte.weight"]}
@@ -313,7 +287,7 @@ def unpermuted_export(state, config, folder):
 
 
 def test_an_unpermuted_export_is_caught_and_the_checkpoint_it_came_from_passes(trained, tmp_path):
-    state, windows, c = as_upstream(trained), copied(50, seed=2, length=32), trained.config
+    state, windows, c = state_of(trained), copied(50, seed=2, length=32), trained.config
     path = checkpoint(tmp_path / "best.pt", state, c.heads, c.dim, block_size=32)
     right = teacher.load(path)
     assert torch.equal(right.layers[1].self_attn.k_proj.weight,

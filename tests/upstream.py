@@ -65,8 +65,8 @@ def write(folder: Path, lines: list[str], size: int, val_share: float = 0.1) -> 
     return ids
 
 
-def as_checkpoint(model, path: Path) -> Path:
-    """One of our models as upstream's best.pt: Q, K, V fused, neighbours paired, row by row."""
+def state_of(model) -> dict[str, torch.Tensor]:
+    """Our weights by upstream's names: Q, K, V fused, RoPE's neighbours paired, row by row."""
     state, ours, c = {}, model.state_dict(), model.config
     for i in range(c.layers):
         fused = []
@@ -88,9 +88,14 @@ def as_checkpoint(model, path: Path) -> Path:
             ("mlp.w_up", "mlp.up_proj"), ("mlp.w_down", "mlp.down_proj"),
         ):  # fmt: skip
             state[f"{at}.{theirs}.weight"] = ours[f"layers.{i}.{mine}.weight"]
-    state |= {"transformer.ln_f.weight": ours["norm.weight"]}
-    tied = ("transformer.wte.weight", "lm_head.weight")
-    state |= dict.fromkeys(tied, ours["embed_tokens.weight"])
+    state["transformer.ln_f.weight"] = ours["norm.weight"]
+    return state | {"transformer.wte.weight": ours["embed_tokens.weight"]}
+
+
+def as_checkpoint(model, path: Path) -> Path:
+    """One of our models as upstream's best.pt, its head stored twice."""
+    state, c = state_of(model), model.config
+    state["lm_head.weight"] = state["transformer.wte.weight"]
     config = {
         "block_size": c.context, "vocab_size": c.vocab_size, "n_layer": c.layers,
         "n_head": c.heads, "n_embd": c.dim, "dropout": 0.1, "bias": False, "rope_theta": 10000.0,
