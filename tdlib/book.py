@@ -230,9 +230,17 @@ def fit(
         if recipe.ce_weight < 1 and kept_as:
             asked = targets(this, teacher, tokens, recipe.temperature, name=kept_as)
         with asked as source:
+            keep, latest = _log(this, name, net, teacher, tokens.context, recipe), [""]
+
+            def record(row: dict) -> None:
+                latest[0] = f"loss {row['train/loss']:.3f} · " if "train/loss" in row else ""
+                keep(row)
+
+            def progress(step: int, steps: int, message: str) -> None:
+                this.progress(step, steps, latest[0] + message)
+
             how = dict(
-                teacher=source, rows=rows, device=this.device, progress=this.progress,
-                record=_log(this, name, net, teacher, tokens.context, recipe),
+                teacher=source, rows=rows, device=this.device, progress=progress, record=record,
                 folder=this.path("checkpoints", this.run, name),
             )  # fmt: skip
             if processes > 1:

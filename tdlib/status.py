@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tdlib import runs, sweeps
+from tdlib import parameters, runs, sweeps
 
 SESSIONS = ".sessions.json"  # each `make book` and `make sweep`: when, what, and by which process
 
@@ -242,9 +242,8 @@ def _next(out: Path, last: dict, now: dict | None, undone: bool) -> str:
         return f"`{now['command']}` is at work; `make status` follows it"
     if undone:
         return f"`{last['command']}` goes on where it stopped"
-    return (
-        f"all is done: `make publish OUT={out}` keeps the results, `make zip OUT={out}` mails them"
-    )
+    what = f"OUT={parameters.shown(out)}"
+    return f"all is done: `make publish {what}` keeps the results, `make zip {what}` mails them"
 
 
 def disk(out: Path) -> dict[str, int]:

@@ -148,7 +148,8 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) ->
             disk = 8 * (size.train + size.hard)
         case "03_lora":
             new, base = {}, _base(p, made)
-            trainings = [trained(p["adapter"], base, teacher, size.hard)]
+            replayed = round(p["share"] * size.train) if p.get("share") else size.hard
+            trainings = [trained(p["adapter"], base, teacher, replayed)]
             disk = 4 * cost.adapter_parameters(base, p["rank"])
         case "05_progressive":
             middle, small = of(p["middle_shape"]), of(p["small_shape"])
