@@ -203,7 +203,8 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     out = ROOT / out
     try:
         values = check_yaml(yaml, overrides | {"out": shown(out)})
-        sweeps.link(out, _borrowed(run, values))
+        if sweeps.parent(out):
+            sweeps.link(out, _borrowed(run, values))
         runs.wait_until_free(out, run)
     except (ParameterError, RuntimeError, OSError) as error:
         print(f"{run} · failed: {error}", flush=True)
@@ -483,7 +484,7 @@ def _not_yet_redone(wanted: Wanted, out: Path) -> tuple[str, ...]:
     records = {name: _record(found[name].out, found[name].run) for name in wanted.redo}
     when = {name: datetime.datetime.fromisoformat(r["started"]).timestamp()
             for name, r in records.items() if r}  # fmt: skip
-    return tuple(name for name in wanted.redo if when.get(name, 0) < began - 1)
+    return tuple(name for name in wanted.redo if when.get(name, 0) < began - 1)  # whole seconds
 
 
 def _snakemake(wanted: Wanted, targets: list[Path]) -> int:

@@ -9,6 +9,7 @@ this is read from papermill's metadata, which is wrong after a kill. Imports no 
 import contextlib
 import datetime
 import json
+import math
 import os
 import shutil
 import time
@@ -44,8 +45,8 @@ def session(
 
 
 def began_of(out: Path, command: str) -> float:
-    """When a command that has not come to its end yet was given first; now, for a new one."""
-    began = time.time()
+    """When a command that has not come to its end yet was given first; ∞ for a new one."""
+    began = math.inf
     for one in reversed(sessions(out)):
         if one["command"] != command or one["code"] == 0:
             break
@@ -66,7 +67,7 @@ def live(out: Path) -> dict | None:
 
 def hours(out: Path) -> float:
     """What this folder's sessions took in all. A killed one ended with the last heartbeat."""
-    beats = [s["heartbeat"] for place in [out, *_points(out)] for s in runs.states(place)]
+    beats = [s.get("heartbeat", 0) for place in [out, *_points(out)] for s in runs.states(place)]
     kept, total = sessions(out), 0.0
     for i, one in enumerate(kept):
         until = kept[i + 1]["began"] if i + 1 < len(kept) else time.time()

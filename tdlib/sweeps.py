@@ -14,6 +14,7 @@ What it reads of its parent, the run folder above, are links; it writes into its
 Its name says all that varies, so that a new value adds points and moves none. Imports no torch.
 """
 
+import contextlib
 import difflib
 import itertools
 import json
@@ -117,7 +118,7 @@ def _read(profile: str, name: str, given: dict) -> Sweep:
         _known("parameter", each, declared)
         if own := [key for key in each if key in OWN]:
             raise ParameterError(f"{own[0]} is every point's own: leave it out")
-    varied = list(dict.fromkeys(key for point in points for key in point))
+    varied = sorted(dict.fromkeys(key for point in points for key in point), key="seed".__eq__)
     if both := [key for key in varied if key in fixed]:
         raise ParameterError(f"{both[0]} is fixed and varied: give it once")
     named = [point_name(point, varied) for point in points]
@@ -166,9 +167,12 @@ def point_name(point: dict, varied: list[str]) -> str:
 
 
 def _short(value: object) -> str:
-    """2.0 and 2 are one value, and so one name."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:g}" if number else str(value)
+    """2.0 and 2 are one value, and so one name; so is 1e-3, which YAML takes for text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    with contextlib.suppress(TypeError, ValueError):
+        return f"{float(value):g}"
+    return str(value)
 
 
 # --- on the disk
@@ -218,8 +222,6 @@ def parent_of(place: Path) -> Path:
 def link(out: Path, reads: list[str]) -> None:
     """Let a folder find what it reads of its parent, and the records of what made that."""
     above = parent(out)
-    if above is None:
-        return
     makers = [path.stem for path in (above / "hashes").glob("*.json")
               if set(json.loads(path.read_text("utf8"))["outputs"]) & set(reads)]  # fmt: skip
     records = [f"{kind}/{run}.json" for run in makers for kind in ("hashes", "results")]

@@ -153,3 +153,18 @@ def tiny_llama():
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """A repository with three small notebooks, and this process and its children in it."""
+    from tdlib import graph, parameters, runs
+    from tests import small_book
+
+    small_book.repository(tmp_path)
+    monkeypatch.setattr(parameters, "ROOT", tmp_path)
+    monkeypatch.setattr(graph, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "_latest", None)
+    monkeypatch.setenv("TDLIB_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
