@@ -587,7 +587,7 @@ def main(arguments: list[str]) -> int:
                     print(dry.text(asked))
                     return 0
                 return make(asked)
-    except (ParameterError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(error)
         return 1
     print(__doc__)
