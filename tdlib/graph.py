@@ -31,6 +31,7 @@ from tdlib.parameters import ROOT, ParameterError, notebook_of, shown
 sys.modules.setdefault("rfc3987_syntax", None)
 
 PROGRESS_S = 15
+CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
 GIVEN = ("text", "tokens", "tokenizer", "teacher")  # parameters of 00 that `make book` takes
 
 
@@ -377,11 +378,19 @@ def wanted(what: str, pairs: dict[str, str]) -> Wanted:
     price = _price(pairs.get("PRICE_PER_HOUR", ""))
     said = " ".join(f"{k}='{v}'" if " " in v else f"{k}={v}" for k, v in pairs.items()
                     if v and k != "DRY")  # fmt: skip
+    out = pairs.get("OUT") or _default_out(profile, given.get("text", ""))
+    if what == "sweep" and not given:
+        given = _told_before(ROOT / out)
     return Wanted(
-        profile, pairs.get("OUT") or _default_out(profile, given.get("text", "")), given, asked,
-        _select([*runs_, *points], words["ONLY"]), _select([*runs_, *points], words["REDO"]),
-        before, price, f"make {what} {said}".strip(),
+        profile, out, given, asked, _select([*runs_, *points], words["ONLY"]),
+        _select([*runs_, *points], words["REDO"]), before, price, f"make {what} {said}".strip(),
     )  # fmt: skip
+
+
+def _told_before(out: Path) -> dict[str, str]:
+    """The text, tokens and teacher of the book that a sweep reads, which need not be said again."""
+    path = out / CONFIG
+    return json.loads(path.read_text("utf8")).get("given", {}) if path.is_file() else {}
 
 
 def _select(known: list[str], words: tuple[str, ...]) -> tuple[str, ...]:
@@ -489,10 +498,10 @@ def _not_yet_redone(wanted: Wanted, out: Path) -> tuple[str, ...]:
 
 def _snakemake(wanted: Wanted, targets: list[Path]) -> int:
     out = ROOT / wanted.out
-    runs.write(out / ".snakemake.json", json.dumps(wanted.config))
+    runs.write(out / CONFIG, json.dumps(wanted.config))
     command = [sys.executable, "-m", "snakemake", "--nolock", "--snakefile", ROOT / "Snakefile"]
     command += ["--workflow-profile", ROOT / "profiles/default"]
-    command += ["--configfile", out / ".snakemake.json", "--resources", f"gpu={devices.slots()}"]
+    command += ["--configfile", out / CONFIG, "--resources", f"gpu={devices.slots()}"]
     command += ["--", *map(str, targets)]
 
     def stop(*_) -> None:

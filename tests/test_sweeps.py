@@ -292,6 +292,17 @@ def test_why_a_run_would_be_made_is_told(book):
     assert reasons()["00_teacher"] == "models/teacher is gone"
 
 
+def test_a_sweep_need_not_be_told_again_what_the_book_was_told(book):
+    sweep(book)
+    (book / "words.txt").write_text("words")
+    told = {"OUT": "outputs/here", "TEXT": "words.txt"}
+    write(book / "outputs/here/.snakemake.json", {})
+    config = json.dumps(graph.wanted("book", told).config)
+    (book / "outputs/here/.snakemake.json").write_text(config)
+    found = graph.jobs(graph.wanted("sweep", {"NAME": "rates", "OUT": "outputs/here"}).config)
+    assert found["00_teacher"].parameters["text"] == "words.txt"
+
+
 def test_a_dry_run_tells_times_and_money_and_writes_nothing(tmp_path):
     out = tmp_path / "night"
     words = {"PROFILE": "smoke", "OUT": str(out), "NAME": "rank", "PRICE_PER_HOUR": "3"}
