@@ -17,10 +17,13 @@ import torch
 from tdlib import (
     cache,
     cost,
+    dashboard,
     data,
     evaluate,
     generate,
     hard_set,
+    hashes,
+    hooks,
     lora,
     plan,
     plots,
@@ -36,7 +39,7 @@ from tdlib import (
     worker,
 )
 from tdlib.model import Llama, LlamaConfig
-from tdlib.parameters import texts
+from tdlib.parameters import ROOT, texts
 from tdlib.runs import Run, peak_memory_mib, write
 
 SUBSET = 64  # validation windows looked at during training
@@ -229,8 +232,12 @@ def fit(
         asked = contextlib.nullcontext(teacher)
         if recipe.ce_weight < 1 and kept_as:
             asked = targets(this, teacher, tokens, recipe.temperature, name=kept_as)
-        with asked as source:
-            keep, latest = _log(this, name, net, teacher, tokens.context, recipe), [""]
+        p, folder = this.parameters, this.path("checkpoints", this.run, name)
+        config = {n: value for n, value in p.items() if n not in hashes.VOLATILE}
+        board = (p.get("wandb"), this.out, f"{this.run} {name}", folder, config)
+        told = (p.get("after_checkpoint"), folder, ROOT, lambda: this.told(folder))
+        with asked as source, hooks.beside(*told), dashboard.logging(*board) as send:
+            keep, latest = _log(this, name, net, teacher, tokens.context, recipe, send), [""]
 
             def record(row: dict) -> None:
                 latest[0] = f"loss {row['train/loss']:.3f} · " if "train/loss" in row else ""
@@ -241,7 +248,7 @@ def fit(
 
             how = dict(
                 teacher=source, rows=rows, device=this.device, progress=progress, record=record,
-                folder=this.path("checkpoints", this.run, name),
+                folder=folder,
             )  # fmt: skip
             if processes > 1:
                 return worker.fit(net, tokens, recipe, processes=processes, evaluate=look, **how)
@@ -256,9 +263,12 @@ def look(tokens: data.Tokens, device: str) -> Callable[[Llama], dict]:
     return lambda student: on_subset(student) | {"val/samples": samples(student, tokens, 1, 24)}
 
 
-def _log(this: Run, name: str, net: Llama, teacher, context: int, recipe) -> Callable:
+def _log(
+    this: Run, name: str, net: Llama, teacher, context: int, recipe, send: Callable[[dict], None]
+) -> Callable:  # fmt: skip
     """Keeps rows as logs/<run>-<name>.jsonl under upstream's names, with the share of what this
-    machine's matrix products reach, and memory. A resumed training writes its own rows again."""
+    machine's matrix products reach, and memory; and sends them. A resumed training writes its own
+    rows again."""
     path = this.path("logs", f"{this.run}-{name}.jsonl")
     online = recipe.ce_weight < 1 and not this.parameters.get("cached_draws")
     asked = teacher.config if online else None
@@ -272,6 +282,7 @@ def _log(this: Run, name: str, net: Llama, teacher, context: int, recipe) -> Cal
         speed = row.get("train/tokens_per_sec")
         row = row | ({"train/peak_share": speed * flop / peak} if speed else {})
         row = {"train/peak_memory_mib": peak_memory_mib()} | row  # a worker tells its own
+        send(row)
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] < row["step"]]
         with contextlib.suppress(OSError):  # a disk that is full for a minute ends no training

@@ -24,7 +24,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tdlib import devices, hashes, parameters, runs, shapes, status, sweeps
+from tdlib import devices, hashes, hooks, parameters, runs, shapes, status, sweeps
 from tdlib.parameters import ROOT, ParameterError, notebook_of, shown
 
 # jsonschema would build a whole grammar (0.9 s) for a check of addresses that no notebook needs
@@ -223,12 +223,17 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     error = _papermill(run, out, {"out": values["out"]} | _given(yaml, overrides, values))
     state = _settled(out, run, error)
     _page(out, run)
-    if state["state"] == "done":
-        seconds, finding = time.monotonic() - began, _record(out, run)["finding"]
-        print(f"{run} · done in {_time(seconds)} · {finding}", flush=True)
-        return 0
-    print(f"{run} · {state['state']}: {_last(state)}", flush=True)
-    return 1
+    seconds = time.monotonic() - began
+    done = state["state"] == "done"
+    said = _record(out, run)["finding"] if done else _last(state)
+    print(f"{run} · {f'done in {_time(seconds)} ·' if done else state['state'] + ':'} {said}",
+          flush=True)  # fmt: skip
+    if command := values.get("after_run"):
+        signal.alarm(0)  # of a stop; the hook has a limit of its own
+        limit = runs.STOP_S if error == "stopped" else hooks.LIMIT_S
+        told = hooks.told(out, run, state["state"], said)
+        hooks.call("after_run", command, told, ROOT, limit)
+    return 0 if done else 1
 
 
 def _given(yaml: Path, overrides: dict, values: dict) -> dict:

@@ -31,6 +31,7 @@ WRITES = {
 # change no result
 VOLATILE = {"redo", "device", "out", "checkpoint_minutes", "micro_windows", "max_skipped"}
 VOLATILE |= {"activation_checkpointing", "deterministic", "processes"}
+VOLATILE |= {"after_checkpoint", "after_run", "wandb"}
 QUICK = {"smoke", "tiny"}  # profiles in which changed code repeats a run; elsewhere it is noted
 SAMPLED = 2**30  # bytes; of a larger file 64 MiB are hashed
 

@@ -7,6 +7,7 @@ the run, with one line a problem that says the value, the rule and the remedy. I
 
 import ast
 import difflib
+import importlib.util
 import json
 import math
 import os
@@ -76,6 +77,8 @@ RULES = {
     "redo": Rule(bool),
     "processes": _COUNT,
     "checkpoint_minutes": _POSITIVE,
+    **dict.fromkeys(("after_checkpoint", "after_run"), Rule(str)),
+    "wandb": _text(r"|[^\W_][\w.-]*", 'the name of a project: letters, digits, - _ ., or ""'),
     # 00: the text and the teacher
     "text": Rule(str),
     "tokens": Rule(str),
@@ -324,6 +327,11 @@ def _wrong_paths(notebook: str, values: dict) -> list[str]:
                     f'correct the path, or give "" for none'
                 )
                 break
+    if values.get("wandb") and importlib.util.find_spec("wandb") is None:
+        problems.append(
+            f"wandb = {values['wandb']!r} needs the package wandb, which is not installed: "
+            f'{sys.executable} -m pip install wandb, or give "" for none'
+        )
     if notebook == "00_teacher" and not problems:
         problems += _wrong_together(values)
     out = ROOT / values["out"]

@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tdlib import hashes, parameters
+from tdlib import hashes, hooks, parameters
 from tdlib.files import replacing
 from tdlib.hashes import is_current, older_code
 from tdlib.parameters import notebook_of
@@ -160,7 +160,7 @@ class Run:
         if not self.current:
             self._begin_anew()
         self._attach()
-        self._say("running", changed=self._changed)
+        self._say("running", changed=hooks.hidden(self._changed))
         _seed(values["seed"])
 
     def path(self, *parts: str) -> Path:
@@ -256,6 +256,7 @@ class Run:
             if missing := [path for path, where in made.items() if not where.exists()]:
                 raise FileNotFoundError(f"{self.run} ends without {missing}: it must write them")
         write(self._file("results", "json"), _json(record | said))
+        hooks.settle()
         if not self.current:
             kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
             write(self._file("hashes", "json"), _json(kept))
@@ -264,12 +265,28 @@ class Run:
                     path.unlink(missing_ok=True)
         self._say("done")
         self.detach()
+        if not self.current:
+            self._after_run()
+
+    def told(self, checkpoint: Path | None = None) -> dict:
+        """What a hook hears of this run, as it is now."""
+        p, status = self._progress, self._status
+        far = f"step {p['step']:,} of {p['steps']:,}"
+        last = (self._seen.get("error") or [far])[-1]
+        said = self._finding if status == "done" else far if checkpoint else last
+        return hooks.told(self.out, self.run, status, said, checkpoint)
+
+    def _after_run(self, leave: float = 0) -> None:
+        """Call it, where no book does that once the page is written."""
+        command = self.parameters.get("after_run")
+        if command and os.environ.get(DIE_WITH) != str(os.getppid()):
+            hooks.call("after_run", command, self.told(), parameters.ROOT, leave=leave)
 
     def detach(self) -> None:
         """No longer listen to the notebook; a run that is not done is interrupted."""
         self._stop.set()
         self._interrupted()
-        atexit.unregister(self._interrupted)
+        atexit.unregister(self._left)
         if self._shell:
             self._shell.events.unregister("pre_run_cell", self._before_cell)
             self._shell.events.unregister("post_run_cell", self._after_cell)
@@ -344,7 +361,7 @@ class Run:
         if self._shell:
             self._shell.events.register("pre_run_cell", self._before_cell)
             self._shell.events.register("post_run_cell", self._after_cell)
-        atexit.register(self._interrupted)
+        atexit.register(self._left)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminated)
         threading.Thread(target=self._beat, daemon=True).start()
@@ -378,10 +395,17 @@ class Run:
         if self._status == "running":
             self._say("interrupted")
 
-    def _terminated(self, number: int, frame) -> None:
+    def _left(self) -> None:
+        """The process ends, and the run is not done."""
         self._interrupted()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        self._after_run(leave=hooks.SOON_S)
+
+    def _terminated(self, number: int, frame) -> None:
+        try:
+            self._left()
+        finally:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def provenance(self, tokens_per_second: float | None = None) -> dict:
         """Where what this run makes comes from: its parameters, code, machine and inputs."""
@@ -391,7 +415,7 @@ class Run:
         makers = {p.stem: _read(p) for p in sorted((self.out / "hashes").glob("*.json"))}
         return {
             "run": self.run, "notebook": self.notebook, "profile": values["profile"],
-            "parameters": values, "changed": [*self._changed],
+            "parameters": hooks.hidden(values), "changed": [*self._changed],
             "seed": values["seed"], "commit": commit, "dirty": dirty, "code": self._code,
             "versions": _versions(), "device": _device(values["device"]),
             "inputs": {name: found["sha256"] for name, found in self._inputs.items()},
