@@ -223,11 +223,10 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     error = _papermill(run, out, {"out": values["out"]} | _given(yaml, overrides, values))
     state = _settled(out, run, error)
     _page(out, run)
-    seconds = time.monotonic() - began
     done = state["state"] == "done"
     said = _record(out, run)["finding"] if done else _last(state)
-    print(f"{run} · {f'done in {_time(seconds)} ·' if done else state['state'] + ':'} {said}",
-          flush=True)  # fmt: skip
+    how = f"done in {_time(time.monotonic() - began)} ·" if done else f"{state['state']}:"
+    print(f"{run} · {how} {said}", flush=True)
     if command := values.get("after_run"):
         signal.alarm(0)  # of a stop; the hook has a limit of its own
         limit = runs.STOP_S if error == "stopped" else hooks.LIMIT_S

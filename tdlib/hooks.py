@@ -53,10 +53,11 @@ def told(out: Path, run: str, state: str, finding: str, checkpoint: Path | None 
 
 
 def call(
-    hook: str, command: str, told: dict, root: Path, limit: float = LIMIT_S, leave: float = 0
+    hook: str, command: str, told: dict, root: Path, limit: float | None = None, leave: float = 0
 ) -> str:
-    """Call a hook and wait for it; print and return how it went. With `leave`, after so many
-    seconds it is left to end by itself, for a process that may not wait."""
+    """Call a hook and wait for it, LIMIT_S unless told; print and return how it went. With `leave`,
+    after so many seconds it is left to end by itself, for a process that may not wait."""
+    limit = LIMIT_S if limit is None else limit
     told = {name: str(value).replace("\0", " ") for name, value in told.items()}
     words = [hook, command, str(root), str(limit), "0" if leave else str(os.getpid())]
     try:

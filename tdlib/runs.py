@@ -120,6 +120,12 @@ def die_with_parent(how: int = signal.SIGTERM) -> None:
         ctypes.CDLL(None).prctl(1, how)  # 1: PR_SET_PDEATHSIG
 
 
+def _under_papermill() -> bool:
+    """Whether papermill's own command started this kernel; a SIGTERM ends it without a word."""
+    parent = Path(f"/proc/{os.getppid()}/cmdline")
+    return parent.exists() and bool(re.search(rb"(^|[/\0])papermill\0", parent.read_bytes()))
+
+
 # --- the run, as a notebook sees it
 
 _latest: "Run | None" = None  # a notebook's second start ends the first
@@ -132,7 +138,7 @@ def start(notebook: str, given: dict | None = None) -> "Run":
     if shell := parameters.shell():
         shell.set_custom_exc((Exception,), _show_error)
     values = parameters.from_cells(notebook) if given is None else parameters.check(notebook, given)
-    if os.environ.get(DIE_WITH) == str(os.getppid()):
+    if os.environ.get(DIE_WITH) == str(os.getppid()) or _under_papermill():
         die_with_parent()
     if _latest:
         _latest.detach()
@@ -156,6 +162,7 @@ class Run:
         self._finding, self._began, self._clock = "", time.time(), time.monotonic()
         self._status, self._seen, self._lock = "running", {}, threading.RLock()
         self._progress: dict = {"step": 0, "steps": 0}
+        self._hooked = True  # after_run is called once, though two signals may come
         wait_until_free(self.out, self.run)
         if not self.current:
             self._begin_anew()
@@ -278,7 +285,7 @@ class Run:
 
     def _after_run(self, leave: float = 0) -> None:
         """Call it, where no book does that once the page is written."""
-        command = self.parameters.get("after_run")
+        command, self._hooked = self._hooked and self.parameters.get("after_run"), False
         if command and os.environ.get(DIE_WITH) != str(os.getppid()):
             hooks.call("after_run", command, self.told(), parameters.ROOT, leave=leave)
 

@@ -1,0 +1,273 @@
+"""To share: what may be shown of a run folder, for git (`publish`) or packed for mail (`pack`).
+
+    python -m tdlib.share publish outputs/tiny [name]    → outputs/published/<name>/
+    python -m tdlib.share zip outputs/tiny               → outputs/tiny/tiny-reports.zip
+
+Weights and token files are never taken. A mail is the owner's own and holds every page. What goes
+into git holds no text of others: where text, tokens, tokenizer or teacher were given to the book,
+no page is published (all show samples) and only those tables and figures that are known to hold
+none. Results keep numbers and names: no samples, no paths, no commands. Imports no torch.
+"""
+
+import datetime
+import hashlib
+import json
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from bs4 import BeautifulSoup
+
+from tdlib import hashes, hooks, parameters, report, runs
+from tdlib.files import replacing
+from tdlib.parameters import ROOT, ParameterError, rule
+
+MOST_MB = 20  # that one name may take in git; of a mail, above which many servers refuse it
+GIVEN = ("text", "tokens", "teacher", "tokenizer", "segmenter")  # of 00, that others may have made
+# tables and figures without a word of the text, by the name that their notebook gives them
+PLAIN = """sizes metrics merged quality hard-easy kept-lost cost curve curves calibration difficulty
+ losses progressive""".split()
+# of a record, beside its parameters, inputs and what it remembers
+KEPT = """run notebook profile changed seed commit dirty code versions device reads started seconds
+ tokens_per_second peak_memory_mib finding""".split()
+
+
+# --- for git
+
+
+def publish(out: Path, name: str = "") -> Path:
+    """outputs/published/<name>/: results, tables, figures and pages of the runs that are done, with
+    a manifest of where they come from and the hash of every file; what was there before goes.
+    The quality figure also lies beside it, as <name>-quality.png, for a README."""
+    name = name or out.resolve().name
+    if not rule("", "run").holds(name):
+        raise ParameterError(f"NAME={name} must be {rule('', 'run').says}: NAME=tiny")
+    made = [run for run in _runs(out) if _done(out, run)]
+    left = [f"{run}: not done" for run in _runs(out) if run not in made]
+    if not made:
+        raise ParameterError(f"{out} holds no run that is done: make book, then again")
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / name
+        for run in made:
+            left += _copy(out, run, place)
+        if all(_ours(out, run) for run in made) and (out / "morning.md").exists():
+            _write(place / "morning.md", (out / "morning.md").read_text("utf-8"), out)
+        report.refresh(place)
+        _check_size(place)
+        runs.write(place / "manifest.json", json.dumps(_manifest(out, name, made, left, place),
+                                                       indent=1, ensure_ascii=False))  # fmt: skip
+        target = ROOT / "outputs/published" / name
+        with replacing(target, target.with_name(f".{name}.new")):
+            shutil.copytree(place, target.with_name(f".{name}.new"))
+    for quality in target.glob("figures/04_merge_eval-quality.png"):
+        runs.write(target.with_name(f"{name}-quality.png"), quality.read_bytes())
+    for why, count in Counter(line.partition(": ")[2] for line in left).items():
+        print(f"{count} left out: {why}")
+    return target
+
+
+def _runs(out: Path) -> list[str]:
+    found = {path.stem for part in ("results", "state") for path in (out / part).glob("*.json")}
+    return sorted(found)
+
+
+def _done(out: Path, run: str) -> bool:
+    return hashes.load(out, run) is not None and runs.state(out, run)["state"] == "done"
+
+
+def _record(out: Path, run: str) -> dict:
+    return json.loads((out / "results" / f"{run}.json").read_text("utf-8"))
+
+
+def _ours(out: Path, run: str) -> bool:
+    """Whether a run read, or made, tokens that the book wrote by itself, to the last part."""
+    kept = hashes.load(out, run)
+    tokens = kept["outputs"].get("tokens") or kept["inputs"].get("tokens") or {}
+    for maker in (path.stem for path in (out / "hashes").glob("00_teacher*.json")):
+        made = hashes.load(out, maker)["outputs"].get("tokens", {})
+        if made and made["sha256"] == tokens.get("sha256"):
+            given = _record(out, maker)["parameters"]
+            return not any(given.get(name, "unknown") for name in GIVEN)
+    return False
+
+
+def _copy(out: Path, run: str, place: Path) -> list[str]:
+    """What may be shown of a run; returns what was left out, and why."""
+    ours, left = _ours(out, run), []
+    record = _public(_record(out, run))
+    _write(place / "results" / f"{run}.json", json.dumps(record, indent=1, ensure_ascii=False), out)
+    for kind in ("tables", "figures"):
+        for path in sorted((out / kind).glob(f"{run}-*.*")):
+            name = path.stem.removeprefix(f"{run}-")
+            if _run_of(path, _runs(out)) != run or path.suffix not in (
+                ".csv",
+                ".md",
+                ".svg",
+                ".png",
+            ):
+                continue
+            if not (ours or name in PLAIN):
+                left.append(f"{kind}/{path.name}: may hold text that was given to the book")
+            elif path.suffix == ".png":
+                runs.write(place / kind / path.name, path.read_bytes())
+            else:
+                _write(place / kind / path.name, path.read_text("utf-8"), out)
+    page = out / f"{run}.html"
+    if not ours:
+        left.append(f"{run}.html: shows text that was given to the book")
+    elif not page.exists() or not _tells(page, record["finding"]):
+        left.append(f"{run}.html: not of this run, or not there: make report")
+    else:
+        _write(place / page.name, page.read_text("utf-8"), out)
+    return left
+
+
+def _run_of(path: Path, known: list[str]) -> str:
+    """01_distill-50m-scratch-curve.png is of 01_distill-50m-scratch, not of 01_distill-50m."""
+    return max((run for run in known if path.name.startswith(f"{run}-")), key=len, default="")
+
+
+def _tells(page: Path, finding: str) -> bool:
+    """Whether what a page shows, not just its head, is the run that a record is of."""
+    shown = BeautifulSoup(page.read_text("utf-8"), "html.parser").main.get_text()
+    return " ".join(finding.replace("*", "").split()) in " ".join(shown.split())
+
+
+def _public(record: dict) -> dict:
+    """A record without samples, paths and commands: of text only names, and what was computed."""
+    notebook, remembered = record["notebook"], record.get("remembered", {})
+    outside = parameters.external(notebook, record["parameters"])
+    inputs = {f"given {outside.index(name) + 1}" if name in outside else name: digest
+              for name, digest in record["inputs"].items()}  # fmt: skip
+    logs = {name: v for name, v in remembered.items() if name.startswith(("estimate", "log of "))}
+    return {
+        **{name: record[name] for name in KEPT if name in record},
+        "parameters": {n: _shown(n, v) for n, v in record["parameters"].items()},
+        "inputs": inputs, "models": _numbers(record["models"]), "remembered": _numbers(logs),
+    }  # fmt: skip
+
+
+def _shown(name: str, value: object) -> object:
+    hidden = {"out", "wandb", *hooks.NAMES, *GIVEN[:2], *GIVEN[3:]}
+    if not isinstance(value, str) or value == "":
+        return value
+    named = name not in hidden and re.fullmatch(r"[\w.+-]+", value)  # neither path nor sentence
+    return value if named else "given"
+
+
+def _numbers(value: object) -> object:
+    """Without any text."""
+    if isinstance(value, dict):
+        found = {name: _numbers(part) for name, part in value.items()}
+        return {name: part for name, part in found.items() if part not in (None, [])}
+    if isinstance(value, list):
+        return [part for part in map(_numbers, value) if part is not None]
+    return None if isinstance(value, str) else value
+
+
+def _write(path: Path, text: str, out: Path) -> None:
+    """Paths of this machine are shortened: to the run folder, the repository, the home."""
+    places = {str(out.resolve()): "run-folder", str(ROOT): ".", str(Path.home()): "~"}
+    for place, short in places.items():
+        text = re.sub(rf"(?<![\w+/=.-]){re.escape(place)}(?![\w+=.-])", short, text)
+    runs.write(path, text)
+
+
+def _check_size(place: Path) -> None:
+    sizes = {path: path.stat().st_size / 1e6 for path in _files(place)}
+    if (whole := sum(sizes.values())) > MOST_MB:
+        largest = max(sizes, key=sizes.get)
+        raise ParameterError(
+            f"outputs/published/{place.name} would take {whole:.1f} MB, git gets {MOST_MB} at most "
+            f"(the largest is {largest.name}, {sizes[largest]:.1f} MB): `make zip` packs a mail"
+        )
+
+
+def _manifest(out: Path, name: str, made: list[str], left: list[str], place: Path) -> dict:
+    shown = out.resolve().relative_to(ROOT) if out.resolve().is_relative_to(ROOT) else out.name
+    about = ("commit", "dirty", "seed", "profile", "versions", "device", "started", "seconds")
+    records = {run: _record(out, run) for run in made}
+    return {
+        "command": f"make publish OUT={shown} NAME={name}",
+        "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "text": "the book's own" if all(_ours(out, run) for run in made) else "given, not shown",
+        "runs": {run: {key: record[key] for key in about}
+                 | {"older_code": runs.older_code(out, run)} for run, record in records.items()},
+        "left_out": left,
+        "files": {str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest()
+                  for path in _files(place)},
+    }  # fmt: skip
+
+
+def _files(place: Path) -> list[Path]:
+    return sorted(path for path in place.rglob("*") if path.is_file())
+
+
+# --- for mail
+
+
+def pack(out: Path) -> Path:
+    """<out>/<name>-reports.zip: the index, every page, its sweeps' pages and all that these link
+    to, figures and tables. It unpacks into one folder whose links work anywhere."""
+    if not _runs(out):
+        raise ParameterError(f"{out} holds no run: make book, then again")
+    report.refresh(out)
+    pages = [*out.glob("*.html"), *out.glob("sweeps/*/*.html")]
+    found = set(pages) | {path for path in [out / "morning.md"] if path.exists()}
+    found |= {path for kind in ("figures", "tables") for folder in (out, *out.glob("sweeps/*"))
+              for path in (folder / kind).glob("[!.]*.*")}  # fmt: skip
+    while pages:
+        linked = _linked(pages.pop(), out) - found
+        pages, found = (
+            [*pages, *(path for path in linked if path.suffix == ".html")],
+            found | linked,
+        )
+    name = re.sub(r"[^A-Za-z0-9.+-]+", "_", out.resolve().name).strip("_.") or "book"
+    target = out / f"{name}-reports.zip"
+    beside = out / f".{target.name}.new"
+    with replacing(target, beside), zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(found):
+            archive.write(path, f"{name}-reports/{path.relative_to(out).as_posix()}")
+    return target
+
+
+def _linked(page: Path, out: Path) -> set[Path]:
+    """The files of the run folder that a page links to; weights and the like are no reports."""
+    soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+    links = (unquote(urlsplit(a["href"]).path) for a in soup.find_all("a", href=True))
+    found = {(page.parent / link).resolve() for link in links if link and "//" not in link}
+    base = out.resolve()
+    return {out / path.relative_to(base) for path in found
+            if path.is_relative_to(base) and path.is_file()
+            and path.suffix in (".html", ".png", ".svg", ".csv", ".md")}  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        match arguments:
+            case "publish", out, *name:
+                target = publish(ROOT / out, *name)
+                files = _files(target)
+                size = sum(path.stat().st_size for path in files) / 1e6
+                print(f"{target}: {len(files)} files, {size:.1f} MB")
+            case "zip", out:
+                target = pack(ROOT / out)
+                size = target.stat().st_size / 1e6
+                more = f"; above {MOST_MB} MB many mail servers refuse it" * (size > MOST_MB)
+                print(f"{target}: {size:.1f} MB{more}")
+            case _:
+                print(__doc__)
+                return 2
+    except (ParameterError, OSError) as error:
+        print(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

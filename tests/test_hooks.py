@@ -1,0 +1,422 @@
+"""Hooks and Weights & Biases: whatever they do, a run is as it would be without them."""
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbformat import v4
+
+from tdlib import book, data, hashes, hooks, parameters, runs, telugu, train
+from tdlib.data import open_tokens
+from tdlib.model import Llama
+from tdlib.parameters import ParameterError
+from tdlib.text import Document
+
+ROOT = Path(__file__).parents[1]
+
+
+def processes(mark: str) -> list[str]:
+    """Command lines of living processes that hold a mark."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (path / "cmdline").read_text().replace("\0", " ")
+            found += [line] * (mark in line and runs._started(int(path.name)) is not None)
+        except OSError:  # gone meanwhile
+            pass
+    return found
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def about(out: Path, state: str = "done") -> dict:
+    return hooks.told(out, "01_distill-a", state, "the loss is 3")
+
+
+# --- one call
+
+
+@pytest.mark.parametrize(
+    "command, says",
+    [
+        ("true", "after_run ok"),
+        ("echo one; echo 'no room' >&2; exit 3", "after_run failed: exit 3: no room"),
+        ("no-such-program", r"after_run failed: exit 127: .*no-such-program: not found"),
+        ("sleep 9{mark}", "after_run failed: did not end within 0.5 s"),
+        ("trap '' TERM INT HUP; sleep 9{mark}; sleep 9{mark}", "did not end within 0.5 s"),
+        ("yes", "after_run failed: wrote more than 16 MiB and was ended"),
+        ("head -c 9000000 /dev/zero", "after_run ok"),  # a long progress bar
+        ("cat; read line; test -z \"$line\"", "after_run ok"),  # there is nothing to read
+        ("kill -9 $$", "after_run failed: signal 9"),
+        ("printf '\\377\\376\\000'; exit 1", "after_run failed: exit 1"),
+        ("sleep 9{mark} &", "after_run ok"),
+        ("setsid nohup sleep 9{mark} & setsid sh -c 'setsid sleep 9{mark} &' &", "after_run ok"),
+    ],
+)  # fmt: skip
+def test_a_hook_ends_in_time_says_how_and_leaves_nothing_running(tmp_path, capsys, command, says):
+    mark = f"{os.getpid()}{abs(hash(command)) % 10**6}"  # sleeps no other test starts
+    began = time.monotonic()
+    said = hooks.call("after_run", command.format(mark=mark), about(tmp_path), tmp_path, limit=0.5)
+    assert time.monotonic() - began < 30  # not the days that were asked for
+    assert re.search(f"01_distill-a · .*{says}", said)
+    assert processes(f"sleep 9{mark}") == []
+    assert capsys.readouterr().out == said + "\n"
+    log = (tmp_path / "logs/hooks.log").read_text()
+    assert log.endswith(f" {said}\n") and log.count("\n") == 1
+
+
+def test_a_hook_hears_what_happened(tmp_path):
+    (tmp_path / "01_distill-a.html").write_text("")
+    kept = tmp_path / "checkpoints/01_distill-a/a"
+    kept.mkdir(parents=True)
+    hear = "env | grep ^TDLIB_ > heard; pwd >> heard"
+    assert hooks.told(tmp_path, "01_distill-a", "done", "")["TDLIB_CHECKPOINT"] == ""
+    (kept / "state.pt").write_text("")
+    hooks.call("after_run", hear, about(tmp_path), tmp_path)
+    assert set((tmp_path / "heard").read_text().splitlines()) >= {
+        "TDLIB_RUN=01_distill-a", f"TDLIB_OUT={tmp_path}", "TDLIB_STATE=done",
+        "TDLIB_FINDING=the loss is 3", f"TDLIB_PAGE={tmp_path}/01_distill-a.html",
+        f"TDLIB_CHECKPOINT={kept.parent}", str(tmp_path),
+    }  # fmt: skip
+
+
+def test_a_hook_that_cannot_even_be_called_or_logged_is_a_line(tmp_path):
+    (tmp_path / "logs").write_text("a file where the folder should be")
+    assert "after_run ok" in hooks.call("after_run", "true", about(tmp_path), tmp_path)
+    said = hooks.call("after_run", "a\0b", about(tmp_path), tmp_path)
+    assert "after_run could not be called: embedded null byte" in said
+    said = hooks.call("after_run", "x" * 2**21, about(tmp_path), tmp_path)
+    assert "after_run could not be called" in said and "too long" in said
+
+
+def test_a_hook_ends_with_the_process_that_called_it(tmp_path):
+    mark = f"sleep 8{os.getpid()}"
+    script = (
+        "import sys; from pathlib import Path; from tdlib import hooks; out = Path(sys.argv[1]);"
+        "hooks.call('after_checkpoint', sys.argv[2], hooks.told(out, 'r', 'running', ''), out)"
+    )
+    command = f"setsid {mark} & {mark}; {mark}"
+    process = subprocess.Popen([sys.executable, "-c", script, tmp_path, command], stdout=-3)
+    wait_for(lambda: len(processes(mark)) > 4)  # caller, supervisor, shell and two sleeps
+    process.kill()
+    process.wait()
+    wait_for(lambda: not processes(mark))
+    assert "was ended with its run" in (tmp_path / "logs/hooks.log").read_text()
+
+
+# --- after checkpoints
+
+
+def test_checkpoints_are_told_one_at_a_time_and_the_last_one_always(tmp_path, monkeypatch):
+    monkeypatch.setattr(hooks, "LOOK_S", 0.02)
+    kept = tmp_path / "state.pt"
+    kept.write_text("of before")
+    command = "echo begins >> said; cat state.pt >> said; sleep 0.3; echo ends >> said"
+    with hooks.beside(command, tmp_path, tmp_path, lambda: about(tmp_path, "running")):
+        for step in range(12):
+            runs.write(kept, f"{step}\n")
+            time.sleep(0.05)
+    hooks.settle()
+    said = (tmp_path / "said").read_text().split()
+    assert said[::3] == ["begins"] * (len(said) // 3) and said[2::3] == ["ends"] * (len(said) // 3)
+    assert 2 <= len(said) / 3 < 12  # some were skipped
+    assert said[-2] == "11" and "before" not in said
+
+
+def test_without_a_hook_no_thread_is_started_and_nothing_is_waited_for(tmp_path):
+    with hooks.beside("", tmp_path, tmp_path, dict):
+        assert not hooks._watches
+    hooks.settle()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer) -> Path:
+    """A run folder with tokens and a teacher, as 00 would leave it."""
+    out = tmp_path_factory.mktemp("made") / "book"
+    documents, _ = telugu.write(30_000, 5)
+    splits = {"train": documents[2:], "val": [Document(d.lines, d.source) for d in documents[:2]]}
+    data.write_tokens(out / "tokens", splits, tokenizer, 32)
+    (out / "models/teacher").mkdir(parents=True)
+    return out
+
+
+def trained(folder: Path, tiny_llama, steps: int = 30, **given) -> dict[str, torch.Tensor]:
+    """A training as 01 does it, with parameters that change no result."""
+    own = {"run": "01_distill-a", "profile": "smoke", "out": str(folder), "device": "cpu"}
+    own |= {"ce_weight": 1.0, "batch_tokens": 64, "token_limit": 64 * steps, "seed": 7}
+    this = runs.start("01_distill", own | given)
+    try:
+        tokens = open_tokens(folder / "tokens")
+        net: Llama = tiny_llama(1, vocab=tokens.vocab_size, context=32)
+        net.requires_grad_(True)
+        recipe = train.recipe(this.parameters)
+        log = book.fit(this, "a", net, tokens, recipe, None)
+        hooks.settle()
+        timed = ("train/tokens_per_sec", "train/peak_share", "train/peak_memory_mib")
+        rows = [{k: v for k, v in row.items() if k not in timed} for row in log]
+        return {n: w.detach().clone() for n, w in net.named_parameters()} | {"log": rows}
+    finally:
+        this.detach()
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(
+        torch.equal(a[n], b[n]) if n != "log" else a[n] == b[n] for n in a
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tiny_llama) -> dict:
+    return trained(folder, tiny_llama, redo=True)
+
+
+@pytest.mark.parametrize("command", ["exit 1", "sleep 999", "yes", "rm -rf $TDLIB_CHECKPOINT/x"])
+def test_a_training_ends_with_the_same_bits_whatever_its_hook_does(
+    folder, tiny_llama, alone, monkeypatch, command
+):
+    monkeypatch.setattr(hooks, "LOOK_S", 0.01)
+    monkeypatch.setattr(hooks, "LIMIT_S", 0.5)
+    found = trained(
+        folder, tiny_llama, redo=True, checkpoint_minutes=1e-9, after_checkpoint=command
+    )
+    assert same(found, alone)
+    lines = (folder / "logs/hooks.log").read_text().splitlines()
+    assert "01_distill-a · after_checkpoint" in lines[-1]
+
+
+def test_hooks_and_wandb_rerun_nothing_and_their_commands_are_in_no_record(folder):
+    values = parameters.check("01_distill", {})
+    more = {"after_run": "mail me@home", "after_checkpoint": "up", "wandb": "a-project"}
+    assert hashes.of_parameters(values) == hashes.of_parameters(values | more)
+    this = runs.start("01_distill", {"run": "01_distill-b", "out": str(folder), **more})
+    record = this.provenance()
+    state = json.loads((folder / "state/01_distill-b.json").read_text())
+    this.parameters["after_run"] = ""  # or it would be called
+    this.detach()
+    for shown in (record["parameters"], state["changed"]):
+        assert (shown["after_run"], shown["after_checkpoint"]) == ("set", "set")
+    assert "me@home" not in json.dumps([record, state])
+
+
+# --- after runs
+
+CELLS = [
+    'run = "00_teacher"  # name\nprofile = "tiny"  # folder\nout = "outputs/tiny"  # folder\n'
+    'seed = 1  # what happens\ndevice = "cpu"  # where\ntext = ""  # none\ntokens = ""  # none\n'
+    'teacher = ""  # none\ntokenizer = ""  # none\nafter_run = ""  # told\nredo = False  # again',
+    'from tdlib import runs\nthis = runs.start("00_teacher")',
+    """import pathlib, time
+this.path("tokens", "a").write_text("ids")
+this.path("models", "teacher", "w").write_text("w")
+if seed == 2:
+    raise ValueError("the loss is nan")
+if seed == 3:
+    this.progress(1, 9)
+    time.sleep(600)
+this.finding("The loss is 3.")
+this.finish()""",
+]
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A repository with one small notebook, whose seed says what it does."""
+    cells = [v4.new_code_cell(source) for source in CELLS]
+    cells[0].metadata["tags"] = ["parameters"]
+    (tmp_path / "notebooks").mkdir()
+    made = v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+    nbformat.write(made, tmp_path / "notebooks/00_teacher.ipynb")
+    return tmp_path
+
+
+HEAR = 'env | grep ^TDLIB_ > heard; wc -c < "$TDLIB_PAGE" >> heard; exit 1'
+
+
+def start(root: Path, seed: int, papermill: bool = False) -> subprocess.Popen:
+    given = f"run: 00_teacher\nseed: {seed}\nafter_run: {json.dumps(HEAR)}\n"
+    yaml = root / "params/tiny/00_teacher.yaml"
+    yaml.parent.mkdir(parents=True)
+    yaml.write_text(given)
+    out = root / "outputs/tiny"
+    out.mkdir(parents=True)
+    command = ["tdlib.graph", "execute", yaml, out]
+    if papermill:
+        notebook = root / "notebooks/00_teacher.ipynb"
+        command = ["papermill", notebook, out / "00_teacher.ipynb", "-f", yaml, "-k", "python3"]
+    env = os.environ | {"TDLIB_ROOT": str(root)}
+    return subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=ROOT, env=env, text=True, stdout=-1, stderr=-3
+    )
+
+
+def heard(root: Path) -> dict[str, str]:
+    *lines, page = (root / "heard").read_text().splitlines()
+    told = dict(line.split("=", 1) for line in lines)
+    return {name: told[f"TDLIB_{name}"] for name in ("STATE", "FINDING")} | {"page": int(page)}
+
+
+@pytest.mark.parametrize("seed, state, finding", [
+    (1, "done", "The loss is 3."), (3, "interrupted", "stopped"),
+])  # fmt: skip
+def test_after_run_comes_after_the_page_whatever_became_of_the_run(root, seed, state, finding):
+    process, out = start(root, seed), root / "outputs/tiny"
+    if seed == 3:
+        wait_for(lambda: runs.state(out, "00_teacher").get("step") == 1)
+        process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0].splitlines()
+    assert process.returncode == (seed > 1), said  # the hook's failure changes nothing
+    found = heard(root)
+    assert (found["STATE"], found["FINDING"]) == (state, finding)
+    assert found["page"] == (out / "00_teacher.html").stat().st_size
+    assert said[-1].startswith("00_teacher · after_run failed: exit 1")
+    assert runs.state(out, "00_teacher")["state"] == state
+
+
+def test_plain_papermill_calls_after_run_from_the_kernel_after_a_failure(root):
+    process, log = start(root, 2, papermill=True), root / "outputs/tiny/logs/hooks.log"
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 1, said
+    wait_for(lambda: log.exists())  # the kernel does not wait long for a hook
+    assert log.read_text().count("after_run") == 1
+    told = (root / "heard").read_text()
+    assert "TDLIB_STATE=failed" in told and "TDLIB_FINDING=ValueError: the loss is nan" in told
+
+
+def test_a_run_in_a_script_calls_after_run_once_when_it_is_made_and_not_when_it_is_read(
+    root, monkeypatch
+):
+    monkeypatch.setattr(parameters, "ROOT", root)
+    monkeypatch.chdir(root)
+    for _ in range(2):
+        this = runs.start("00_teacher", {"run": "00_teacher", "after_run": "env >> heard"})
+        this.path("tokens", "a").write_text("ids")
+        this.path("models", "teacher", "w").write_text("w")
+        this.finding("The loss is 3.")
+        this.finish()
+        this._left()  # a signal, or two, right after it
+    told = (root / "heard").read_text()
+    assert told.count("TDLIB_STATE=done") == told.count("TDLIB_FINDING=The loss is 3.") == 1
+
+
+# --- Weights & Biases, offline
+
+
+def records(path: Path) -> list:
+    """What wandb wrote to be sent, read by its format (LevelDB's log) and its protocol."""
+    from wandb.proto import wandb_internal_pb2
+
+    raw, at, part, found = path.read_bytes(), 7, b"", []
+    while at + 7 <= len(raw):
+        _, size, kind = struct.unpack("<IHB", raw[at : at + 7])
+        if 2**15 - at % 2**15 < 7 or kind == 0:  # the rest of a block is empty
+            at += 2**15 - at % 2**15
+            continue
+        at += 7
+        part = (b"" if kind in (1, 2) else part) + raw[at : at + size]
+        at += size
+        if kind in (1, 4):
+            found.append(wandb_internal_pb2.Record())
+            found[-1].ParseFromString(part)
+    return found
+
+
+def sent(path: Path) -> dict[int, dict]:
+    """step → what was logged."""
+    rows = {}
+    for record in records(path):
+        if record.WhichOneof("record_type") == "history":
+            row = {i.key or "/".join(i.nested_key): i.value_json for i in record.history.item}
+            rows[int(row["_step"])] = {k: json.loads(v) for k, v in row.items()}
+    return rows
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("CACHE", "CONFIG", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+
+
+def test_wandb_gets_the_rows_of_the_log_and_a_training_that_goes_on_is_the_same_run(
+    folder, tiny_llama, alone, offline, monkeypatch
+):
+    given = {"wandb": "telugu", "checkpoint_minutes": 1e-9, "after_run": ""}
+    progress = runs.Run.progress
+
+    def stopped(this, step: int, steps: int, message: str = "") -> None:
+        progress(this, step, steps, message)
+        if step == 14:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs.Run, "progress", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            trained(folder, tiny_llama, redo=True, **given)
+    kept = (folder / "checkpoints/01_distill-a/a/wandb.id").read_text()
+    assert same(trained(folder, tiny_llama, **given), alone)
+    first, second = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert first.name == second.name == f"run-{kept}.wandb"
+    about = next(r.run for r in records(second) if r.WhichOneof("record_type") == "run")
+    assert (about.project, about.run_id, about.run_group) == ("telugu", kept, "book")
+    config = {update.key: update.value_json for update in about.config.update}
+    assert config["learning_rate"] == "0.002" and "after_run" not in config
+    log = [json.loads(line) for line in (folder / "logs/01_distill-a-a.jsonl").open()]
+    both = sent(first) | sent(second)
+    assert both.keys() == {row["step"] for row in log} and min(sent(second)) == 14
+    for row in log:
+        for name in ("train/loss", "train/lr", "train/tokens_per_sec", "val/loss"):
+            if name in row and row["step"] >= 14:
+                assert both[row["step"]][name] == pytest.approx(row[name], rel=1e-12)
+    shown = [p.read_text() for p in second.parent.glob("files/media/html/val/*.html")]
+    assert any(log[-1]["val/samples"][0].split()[0] in text for text in shown)
+    assert not (ROOT / "wandb").exists()
+    trained(folder, tiny_llama, steps=2, redo=True, **given)
+    assert (folder / "checkpoints/01_distill-a/a/wandb.id").read_text() != kept  # another run
+
+
+def test_a_wandb_that_fails_or_hangs_costs_a_training_a_line(
+    folder, tiny_llama, alone, offline, monkeypatch, capsys
+):
+    import wandb
+
+    from tdlib import dashboard
+
+    def fails(**_) -> None:
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", fails)
+    assert same(trained(folder, tiny_llama, redo=True, wandb="telugu"), alone)
+    assert "W&B: 01_distill-a a is not logged there: UsageError" in capsys.readouterr().out
+    monkeypatch.setattr(wandb, "init", lambda **_: time.sleep(20))
+    monkeypatch.setattr(dashboard, "CLOSE_S", 0.2)
+    began = time.monotonic()
+    assert same(trained(folder, tiny_llama, redo=True, wandb="telugu"), alone)
+    assert time.monotonic() - began < 15
+    assert "W&B: not all of 01_distill-a a is sent" in capsys.readouterr().out
+
+
+def test_wandb_that_is_not_installed_is_one_line_before_anything_else(monkeypatch):
+    find = parameters.importlib.util.find_spec
+    monkeypatch.setattr(
+        parameters.importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name)
+    )
+    with pytest.raises(ParameterError, match=r"wandb = 'x' needs .* -m pip install wandb") as error:
+        parameters.check("01_distill", {"wandb": "x"})
+    assert "\n" not in str(error.value)
+    parameters.check("01_distill", {"wandb": ""})
+    code = "import sys, tdlib.dashboard; assert 'wandb' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
