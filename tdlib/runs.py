@@ -408,6 +408,7 @@ class Run:
         self._after_run(leave=hooks.SOON_S)
 
     def _terminated(self, number: int, frame) -> None:
+        signal.signal(number, signal.SIG_IGN)  # papermill's end and its kernel's both send one
         try:
             self._left()
         finally:

@@ -11,6 +11,7 @@ none. Results keep numbers and names: no samples, no paths, no commands. Imports
 
 import datetime
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -134,7 +135,8 @@ def _run_of(path: Path, known: list[str]) -> str:
 
 def _tells(page: Path, finding: str) -> bool:
     """Whether what a page shows, not just its head, is the run that a record is of."""
-    shown = BeautifulSoup(page.read_text("utf-8"), "html.parser").main.get_text()
+    shown = page.read_text("utf-8").partition("<main>")[2]
+    shown = html.unescape(re.sub("<[^>]*>", "", shown))
     return " ".join(finding.replace("*", "").split()) in " ".join(shown.split())
 
 
@@ -227,7 +229,7 @@ def pack(out: Path) -> Path:
             [*pages, *(path for path in linked if path.suffix == ".html")],
             found | linked,
         )
-    name = re.sub(r"[^A-Za-z0-9.+-]+", "_", out.resolve().name).strip("_.") or "book"
+    name = re.sub(r"[^A-Za-z0-9.+-]+", "_", out.resolve().name).strip("_.-") or "book"
     target = out / f"{name}-reports.zip"
     beside = out / f".{target.name}.new"
     with replacing(target, beside), zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
