@@ -98,7 +98,6 @@ def beside(command: str, folder: Path, root: Path, told: Callable[[], dict]) -> 
                 seen = now
                 with _one_at_a_time:
                     call("after_checkpoint", command, told(), root)
-                last = False
 
     _watches.append(threading.Thread(target=watch, daemon=True))
     _watches[-1].start()

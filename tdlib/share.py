@@ -56,9 +56,7 @@ def publish(out: Path, name: str = "") -> Path:
         place = Path(folder) / name
         for run in made:
             left += _copy(out, run, place)
-        if all(_ours(out, run) for run in made) and (out / "morning.md").exists():
-            _write(place / "morning.md", (out / "morning.md").read_text("utf-8"), out)
-        report.refresh(place)
+        _lead(out, place, all(_ours(out, run) for run in made))
         _check_size(place)
         runs.write(place / "manifest.json", json.dumps(_manifest(out, name, made, left, place),
                                                        indent=1, ensure_ascii=False))  # fmt: skip
@@ -72,9 +70,23 @@ def publish(out: Path, name: str = "") -> Path:
     return target
 
 
+def _lead(out: Path, place: Path, ours: bool) -> None:
+    """The index of what is published, without disk and next command, which are of the run folder;
+    and its morning report, whose lines of errors may quote a text."""
+    report.refresh(place)
+    soup = BeautifulSoup((place / "index.html").read_text("utf-8"), "html.parser")
+    for section in soup.select("main > section.provenance"):
+        section.decompose()
+    runs.write(place / "index.html", str(soup))
+    (place / "morning.md").unlink(missing_ok=True)
+    if ours and (out / "morning.md").exists():
+        _write(place / "morning.md", (out / "morning.md").read_text("utf-8"), out)
+
+
 def _runs(out: Path) -> list[str]:
-    found = {path.stem for part in ("results", "state") for path in (out / part).glob("*.json")}
-    return sorted(found)
+    """All that left a trace here; what a sweep's point borrows of its parent is a link."""
+    found = (path for part in ("results", "state") for path in (out / part).glob("*.json"))
+    return sorted({path.stem for path in found if not path.is_symlink()})
 
 
 def _done(out: Path, run: str) -> bool:
@@ -112,7 +124,7 @@ def _copy(out: Path, run: str, place: Path) -> list[str]:
                 ".png",
             ):
                 continue
-            if not (ours or name in PLAIN):
+            if not (ours or name in PLAIN or name.startswith("sweep-")):
                 left.append(f"{kind}/{path.name}: may hold text that was given to the book")
             elif path.suffix == ".png":
                 runs.write(place / kind / path.name, path.read_bytes())
