@@ -162,7 +162,7 @@ class Run:
         self._finding, self._began, self._clock = "", time.time(), time.monotonic()
         self._status, self._seen, self._lock = "running", {}, threading.RLock()
         self._progress: dict = {"step": 0, "steps": 0}
-        self._hooked = True  # after_run is called once, though two signals may come
+        self._hooked = not self.current  # after_run is called once, though two signals may come
         wait_until_free(self.out, self.run)
         if not self.current:
             self._begin_anew()
@@ -258,12 +258,12 @@ class Run:
         keeps the record of when it was made."""
         said = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
         record = self._record or self.provenance(tokens_per_second)
+        hooks.settle()
         if not self.current:
             made = hashes.outputs(self.out, self.run, self.parameters)
             if missing := [path for path, where in made.items() if not where.exists()]:
                 raise FileNotFoundError(f"{self.run} ends without {missing}: it must write them")
         write(self._file("results", "json"), _json(record | said))
-        hooks.settle()
         if not self.current:
             kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
             write(self._file("hashes", "json"), _json(kept))
@@ -272,8 +272,7 @@ class Run:
                     path.unlink(missing_ok=True)
         self._say("done")
         self.detach()
-        if not self.current:
-            self._after_run()
+        self._after_run()
 
     def told(self, checkpoint: Path | None = None) -> dict:
         """What a hook hears of this run, as it is now."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -154,10 +155,14 @@ def folder(tmp_path_factory, tokenizer) -> Path:
     return out
 
 
-def trained(folder: Path, tiny_llama, steps: int = 30, **given) -> dict[str, torch.Tensor]:
+def trained(
+    folder: Path, tiny_llama, steps: int = 30, anew: bool = True, **given
+) -> dict[str, torch.Tensor]:
     """A training as 01 does it, with parameters that change no result."""
     own = {"run": "01_distill-a", "profile": "smoke", "out": str(folder), "device": "cpu"}
     own |= {"ce_weight": 1.0, "batch_tokens": 64, "token_limit": 64 * steps, "seed": 7}
+    if anew:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     this = runs.start("01_distill", own | given)
     try:
         tokens = open_tokens(folder / "tokens")
@@ -181,7 +186,7 @@ def same(a: dict, b: dict) -> bool:
 
 @pytest.fixture(scope="module")
 def alone(folder, tiny_llama) -> dict:
-    return trained(folder, tiny_llama, redo=True)
+    return trained(folder, tiny_llama)
 
 
 @pytest.mark.parametrize("command", ["exit 1", "sleep 999", "yes", "rm -rf $TDLIB_CHECKPOINT/x"])
@@ -190,9 +195,7 @@ def test_a_training_ends_with_the_same_bits_whatever_its_hook_does(
 ):
     monkeypatch.setattr(hooks, "LOOK_S", 0.01)
     monkeypatch.setattr(hooks, "LIMIT_S", 0.5)
-    found = trained(
-        folder, tiny_llama, redo=True, checkpoint_minutes=1e-9, after_checkpoint=command
-    )
+    found = trained(folder, tiny_llama, checkpoint_minutes=1e-9, after_checkpoint=command)
     assert same(found, alone)
     lines = (folder / "logs/hooks.log").read_text().splitlines()
     assert "01_distill-a · after_checkpoint" in lines[-1]
@@ -302,7 +305,8 @@ def test_a_run_in_a_script_calls_after_run_once_when_it_is_made_and_not_when_it_
     monkeypatch.setattr(parameters, "ROOT", root)
     monkeypatch.chdir(root)
     for _ in range(2):
-        this = runs.start("00_teacher", {"run": "00_teacher", "after_run": "env >> heard"})
+        given = {"run": "00_teacher", "after_run": "env >> heard"}
+        this = runs.start("00_teacher", given)
         this.path("tokens", "a").write_text("ids")
         this.path("models", "teacher", "w").write_text("w")
         this.finding("The loss is 3.")
@@ -365,9 +369,9 @@ def test_wandb_gets_the_rows_of_the_log_and_a_training_that_goes_on_is_the_same_
     with monkeypatch.context() as patched:
         patched.setattr(runs.Run, "progress", stopped)
         with pytest.raises(KeyboardInterrupt):
-            trained(folder, tiny_llama, redo=True, **given)
+            trained(folder, tiny_llama, **given)
     kept = (folder / "checkpoints/01_distill-a/a/wandb.id").read_text()
-    assert same(trained(folder, tiny_llama, **given), alone)
+    assert same(trained(folder, tiny_llama, anew=False, **given), alone)
     first, second = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
     assert first.name == second.name == f"run-{kept}.wandb"
     about = next(r.run for r in records(second) if r.WhichOneof("record_type") == "run")
@@ -384,7 +388,7 @@ def test_wandb_gets_the_rows_of_the_log_and_a_training_that_goes_on_is_the_same_
     shown = [p.read_text() for p in second.parent.glob("files/media/html/val/*.html")]
     assert any(log[-1]["val/samples"][0].split()[0] in text for text in shown)
     assert not (ROOT / "wandb").exists()
-    trained(folder, tiny_llama, steps=2, redo=True, **given)
+    trained(folder, tiny_llama, steps=2, **given)
     assert (folder / "checkpoints/01_distill-a/a/wandb.id").read_text() != kept  # another run
 
 
@@ -399,12 +403,12 @@ def test_a_wandb_that_fails_or_hangs_costs_a_training_a_line(
         raise wandb.errors.UsageError("No API key configured.")
 
     monkeypatch.setattr(wandb, "init", fails)
-    assert same(trained(folder, tiny_llama, redo=True, wandb="telugu"), alone)
+    assert same(trained(folder, tiny_llama, wandb="telugu"), alone)
     assert "W&B: 01_distill-a a is not logged there: UsageError" in capsys.readouterr().out
     monkeypatch.setattr(wandb, "init", lambda **_: time.sleep(20))
     monkeypatch.setattr(dashboard, "CLOSE_S", 0.2)
     began = time.monotonic()
-    assert same(trained(folder, tiny_llama, redo=True, wandb="telugu"), alone)
+    assert same(trained(folder, tiny_llama, wandb="telugu"), alone)
     assert time.monotonic() - began < 15
     assert "W&B: not all of 01_distill-a a is sent" in capsys.readouterr().out
 
