@@ -816,3 +816,48 @@ def verdict(
     for name in sorted(set(names) - set(controls)):
         said += [versus(name, control, hard_N, "On hard text ") for control in controls]
     return said
+
+
+# --- 06: files and speed
+
+
+def files_of(this: Run, shipped: dict[str, list[dict]]) -> dict[str, dict[str, Path]]:
+    """Model → format → its GGUF, as export.ship left them."""
+    return {
+        name: {row["format"]: this.path("exports", name, row["file"]) for row in rows}
+        for name, rows in shipped.items()
+    }
+
+
+def to_run(this: Run, name: str, rows: list[dict]) -> str:
+    """Commands that run a model's 4-bit file."""
+    path = parameters.shown(
+        this.path("exports", name, next(r["file"] for r in rows if r["format"] == "Q4_0"))
+    )
+    return f"make chat MODEL={path}\nllama-cli -m {path} -p 'తెలుగు'   # llama.cpp's own program"
+
+
+def written(write: dict, tokens: data.Tokens, prompt: list[int], new: int) -> dict[str, str]:
+    """One text a way, after the same beginning."""
+    return {
+        way: tokens.tokenizer.decode([*prompt, *each(prompt, new)]) for way, each in write.items()
+    }
+
+
+def speeds(
+    write: dict, prompt: list[int], new: int, repeats: int, threads: list[int]
+) -> list[dict]:
+    """Every way with each number of threads."""
+    return [row for n in threads for row in inference.speeds(write, prompt, new, repeats, n)]
+
+
+def speed_finding(name: str, shipped: list[dict], rows: list[dict], costs: list[dict]) -> str:
+    """The 4-bit file in one sentence: bytes, tokens a second, and what it costs."""
+    file = next(row for row in shipped if row["format"] == "Q4_0")
+    by = {row["way"]: row["decode"] for row in rows if row["threads"] == 1}
+    cost = next(row for row in costs if row["format"] == "Q4_0")
+    return (
+        f"{name} as Q4_0 is {file['bytes'] / 1e6:.3g} MB and writes {by['Q4_0']:,.0f} tokens a second "
+        f"on one thread, {by['Q4_0'] / by[inference.RAW]:.1f} × plain PyTorch; 4 bits cost "
+        f"{cost['loss'] - costs[0]['loss']:+.4f} nats."
+    )

@@ -19,6 +19,7 @@ READS = {
     "03_lora": ["tokens", "models/{teacher}", "models/{base}", "{hard_set}", "scores/{scores}"],
     "04_merge_eval": ["tokens"],
     "05_progressive": ["tokens", "models/{teacher}"],
+    "06_inference": ["tokens"],
 }
 WRITES = {
     "00_teacher": ["tokens", "models/teacher"],
@@ -44,12 +45,14 @@ def reads(run: str, values: dict, made: list[str]) -> list[str]:
         values |= {"scores" if values.get("share") is None else "hard_set": ""}
     own = [pattern.format(**values) for pattern in READS.get(notebook_of(run), [])]
     own = [path for path in own if path and not path.endswith("/")]
+    own += [f"models/{name}" for name in values.get("models", "").split()]  # 06
     return own + (compared if run.startswith("04") else [])
 
 
 def writes(run: str, values: dict, made: list[str]) -> list[str]:
     adapters = [Path(path).name for path in made if path.startswith("adapters/")]
     own = [pattern.format(**values) for pattern in WRITES.get(notebook_of(run), [])]
+    own += [f"exports/{name}" for name in values.get("models", "").split()]  # 06
     return own + ([f"models/{name}-merged" for name in adapters] if run.startswith("04") else [])
 
 

@@ -134,6 +134,15 @@ RULES = {
     "hard_share": _number(float, 0, 1, open_low=True, open_high=True),
     "resamples": _number(int, 100),
     "sample_tokens": _COUNT,
+    # 06: speed and size
+    "models": _text(r"|[^\W_][\w.+-]*( +[^\W_][\w.+-]*)*", "names of models with spaces between"),
+    "shapes": Rule(
+        str, f"shapes with spaces between, of {', '.join(SHAPES)}",
+        lambda value: set(value.split()) <= set(SHAPES), choices=tuple(SHAPES),
+    ),
+    "shapes_vocab": _number(int, 300, 1_000_000),
+    **dict.fromkeys(("prompt_tokens", "new_tokens", "repeats", "quality_windows"), _COUNT),
+    "timed_compile": Rule(bool),
     "sweeps": _text(r"|[^\W_][\w.+-]*( +[^\W_][\w.+-]*)*", "names of sweeps with spaces between"),
 }  # fmt: skip
 

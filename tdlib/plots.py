@@ -356,6 +356,59 @@ def _setting(ax: Axes, rows: Sequence[Mapping], name: str, said: tuple | None) -
     ax.set_title(name.replace("_", " "), loc="left")
 
 
+def speeds(found: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """Tokens a second of every way with one thread (rows of inference.with_plan), a panel a model,
+    logarithmic; the plan's estimate as a band."""
+    rows = {m: [row for row in ways if row["threads"] == 1] for m, ways in found.items()}
+    model, best = max(((m, r) for m, each in rows.items() for r in each),
+                      key=lambda pair: pair[1]["decode"])  # fmt: skip
+    title = f"{best['way']} is the fastest: {best['decode']:,.0f} tokens a second of {model}"
+    count = sum(map(len, rows.values()))
+    figure = Figure(figsize=(6, 1.0 + 0.28 * count + 0.35 * len(rows)), layout="constrained")
+    _title(figure, f"{title}, one thread")
+    heights = [len(each) for each in rows.values()]
+    axes = figure.subplots(len(rows), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, (name, each) in zip(axes, rows.items(), strict=True):
+        ax.set_title(name, loc="left")
+        for i, row in enumerate(each):
+            if np.isfinite(row["plan"][0]):
+                low, high = row["plan"]
+                ax.barh(i, high - low, 0.9, low, color="#f1e9c9")
+            ax.plot([row["low"], row["high"]], [i, i], color=colour(name), linewidth=2)
+            ax.plot(row["decode"], i, marker(name), color=colour(name), markersize=7)
+            _value(ax, row["high"], i, f"{row['decode']:,.0f}")
+        _list(ax, [row["way"] for row in each])
+        ax.invert_yaxis()
+        ax.set_xscale("log")
+        ax.margins(x=0.15)
+    axes[-1].set_xlabel("tokens a second while decoding (logarithmic; shaded: the plan)")
+    return figure
+
+
+def quantization(found: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """Loss against bytes, a line a model through its formats (rows of inference.costs)."""
+    changes = [(row["loss"] - rows[0]["loss"], row["format"], m)
+               for m, rows in found.items() for row in rows]  # fmt: skip
+    most, form, model = max(changes)
+    figure, ax = _figure(f"{form} costs {model} the most: {most:+.3f} nats", height=3.4)
+    for i, (name, rows) in enumerate(found.items()):
+        order = sorted(rows, key=lambda row: row["bytes"])
+        x, y = ([row[key] for row in order] for key in ("bytes", "loss"))
+        ax.plot(x, y, LINES[i % 4], color=colour(name), marker=marker(name), label=name)
+        if i == 0:
+            for row in order:
+                form = {"textcoords": "offset points", "fontsize": 8, "rotation": 30}
+                ax.annotate(row["format"], (row["bytes"], row["loss"]), (2, 5), **form)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=[1, 2, 5]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(_count)
+    ax.margins(x=0.1, y=0.15)
+    ax.set(xlabel="bytes (logarithmic)", ylabel="validation loss (nats per token)")
+    ax.legend()
+    return figure
+
+
 # --- shared
 
 

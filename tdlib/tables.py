@@ -303,3 +303,62 @@ def seeds(rows: list[dict]) -> pd.DataFrame:
             found.append({"setting": name.rstrip(", ") or "as it is", "seeds": len(values),
                           "loss": f"{values.mean():.3f} ± {half:.3f}"})  # fmt: skip
     return pd.DataFrame(found, columns=["setting", "seeds", "loss"])
+
+
+def speeds(found: dict[str, list[dict]]) -> pd.DataFrame:
+    """Model → rows of inference.speeds with the plan's estimate: a row a model, way and threads;
+    times of the first way (raw) is the last column of ours."""
+    rows = []
+    for model, ways in found.items():
+        first = {row["threads"]: row["decode"] for row in reversed(ways)}
+        first |= {row["threads"]: row["decode"] for row in ways if row["way"] == "raw"}
+        rows += [
+            {"model": model, "way": row["way"], "threads": row["threads"],
+             "prompt, tokens/s": f"{row['prompt']:,.0f}",
+             "decoding, tokens/s": f"{row['decode']:,.0f} [{row['low']:,.0f}, {row['high']:,.0f}]",
+             "to raw": f"{row['decode'] / first[row['threads']]:.1f} ×",
+             "plan: tokens/s": span(*row["plan"], 0)}
+            for row in ways
+        ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def quantization(found: dict[str, list[dict]]) -> pd.DataFrame:
+    """Model → rows of inference.costs, each against the model itself."""
+    rows = []
+    for model, formats in found.items():
+        loss = formats[0]["loss"]
+        rows += [
+            {"model": model, "format": row["format"], "MB": f"{row['bytes'] / 1e6:.3g}",
+             "plan: MB": span(*of_plan(model, "megabytes"), 0) if row["format"] == "Q4_0" else "–",
+             "loss": f"{row['loss']:.4f}", "against itself": f"{row['loss'] - loss:+.4f}",
+             "KL": f"{row['kl']:.2g}", "agreement": f"{row['agreement']:.2%}",
+             "repeated 4-grams": f"{row['repeated_4grams']:.1%}"}
+            for row in formats
+        ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def files(shipped: dict[str, list[dict]]) -> pd.DataFrame:
+    """Model → rows of export.ship."""
+    return pd.DataFrame([
+        {"model": model, "format": row["format"], "file": row["file"],
+         "MB": f"{row['bytes'] / 1e6:.3g}", "same likeliest": f"{row['likeliest']:.2%}",
+         "log-probabilities apart": f"{row['mean']:.2g}, at most {row['largest']:.2g}"}
+        for model, rows in shipped.items() for row in rows
+    ])  # fmt: skip
+
+
+def shape_files(timed: dict[str, dict]) -> pd.DataFrame:
+    """Shape → what inference.of_shape gives: megabytes of every format, the plan's beside Q4_0."""
+    return pd.DataFrame([
+        {"shape": f"{name} (random weights)", "weights": f"{found['parameters'] / 1e6:.1f} M"}
+        | {f"{form}, MB": f"{size / 1e6:.1f}" for form, size in found["bytes"].items()}
+        | {"plan: MB": span(*of_plan(name, "megabytes"), 0)}
+        for name, found in timed.items()
+    ])  # fmt: skip
+
+
+def written(texts: dict[str, str]) -> pd.DataFrame:
+    """Way → text."""
+    return pd.DataFrame([{"way": way, "text": text} for way, text in texts.items()])

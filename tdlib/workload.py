@@ -157,6 +157,13 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) ->
             trainings = [trained("150m", middle, teacher), trained("75m", small, middle),
                          trained("75m-direct", small, teacher)]  # fmt: skip
             loaded = teacher.parameters + small.parameters
+        case "06_inference":  # each format on some windows; raw text computes much more than once
+            new, trainings = {}, []
+            shapes = [made[name][0] for name in p["models"].split() if name in made]
+            whole = p["new_tokens"] * (p["prompt_tokens"] + p["new_tokens"]) // 2
+            rows = 8 * p["quality_windows"] + 4 * p["repeats"] * whole // size.context
+            forwards = [(shape, rows) for shape in shapes]
+            disk = sum(round(4.4 * shape.parameters) for shape in shapes)  # four files
         case _:  # 04, which merges the adapters
             adapters = {name: shape for name, (shape, softened) in made.items() if softened is None}
             new, trainings = {f"{name}-merged": shape for name, shape in adapters.items()}, []
@@ -197,6 +204,7 @@ def of_profile(runs: list[graph.BookRun], size: Size, teacher: LlamaConfig) -> l
         made |= {name: (c, p.get("temperature", 1.0)) for name, c in found[-1].made.items()}
         if one.notebook == "03_lora":
             made[p["adapter"]] = (made[p["base"]][0], None)
+            made[f"{p['adapter']}-merged"] = made[p["base"]]
     return found
 
 
