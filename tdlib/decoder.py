@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdlib.model import Cache, Llama
+from tdlib.model import Cache, Llama, RMSNorm
 
 Product = Callable[[Tensor], Tensor]
 
@@ -61,10 +61,8 @@ def _overflows() -> bool:
 
 
 class _Layer(NamedTuple):
-    norm_D: Tensor
     qkv: Product
     out: Product
-    mlp_norm_D: Tensor
     gate_up: Product
     down: Product
 
@@ -79,25 +77,35 @@ class Decoder:
         product = _int8 if int8 else _float
         self.config = model.config
         self.embedding_VD = model.embed_tokens.weight.detach()
+        size = self.config.dim**0.5
+
+        def after(norm: RMSNorm, *weights: Tensor) -> Product:
+            return product(torch.cat(weights) * (norm.weight * size))
+
         self.layers = []
         for layer in model.layers:
             a, m = layer.self_attn, layer.mlp
-            qkv = torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight])
-            gate_up = torch.cat([m.gate_proj.weight, m.up_proj.weight])
+            weights = a.q_proj.weight, a.k_proj.weight, a.v_proj.weight
             self.layers.append(
                 _Layer(
-                    layer.input_layernorm.weight.detach(), product(qkv), product(a.o_proj.weight),
-                    layer.post_attention_layernorm.weight.detach(), product(gate_up),
+                    after(layer.input_layernorm, *weights),
+                    product(a.o_proj.weight),
+                    after(layer.post_attention_layernorm, m.gate_proj.weight, m.up_proj.weight),
                     product(m.down_proj.weight),
                 )
-            )  # fmt: skip
-        self.norm_D = model.norm.weight.detach()
-        self.head = product(model.head)  # hidden_BTD → logits_BTV
+            )
+        self.head = after(model.norm, model.head)  # hidden_BTD → logits_BTV
         like = self.embedding_VD
         self.cos_S1K = model.cos_SK[:, None].to(like)
         sin_S1K = model.sin_SK[:, None].to(like)
         half = self.config.head_dim // 2
         self.sin_S1K = torch.cat([-sin_S1K[..., :half], sin_S1K[..., half:]], dim=-1)
+        self.least = (torch.tensor(self.config.norm_eps) ** 0.5 * size).to(like.device)
+
+    def _norm(self, x_BTD: Tensor) -> Tensor:
+        """x / √(|x|² + D · eps): RMSNorm but for √D and its weights, which the next product has."""
+        length = torch.linalg.vector_norm(x_BTD, dim=-1, keepdim=True, dtype=torch.float32)
+        return (x_BTD / torch.hypot(length, self.least)).to(x_BTD.dtype)
 
     def __call__(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
         with torch.inference_mode():
@@ -107,8 +115,9 @@ class Decoder:
     def hidden(
         self, ids_BT: Tensor, cache: Cache | None = None, padding_B: Tensor | None = None
     ) -> Tensor:
-        """(B, T, D) after the last norm. With a cache, ids are the next. `padding_B`: how many ids
-        at the left of each row are none of its text; RoPE sees differences of positions alone."""
+        """(B, T, D), what `head` takes (not what Llama's does). With a cache, ids are the next.
+        `padding_B`: how many ids at the left of each row are none of its text; RoPE sees
+        differences of positions alone."""
         c, (b, t) = self.config, ids_BT.shape
         start = cache.length if cache is not None else 0
         end = start + t
@@ -123,24 +132,27 @@ class Decoder:
             mask = column <= row_T1
             if padding_B is not None:  # padding sees itself, lest it become NaN
                 mask = mask & (column >= padding_B[:, None, None, None]) | (column == row_T1)
+        if cache is not None:  # the places of the new ones, and all so far, of every layer
+            new, all_ = ([x[..., a:end, :].unbind() for x in (cache.keys, cache.values)]
+                         for a in (start, 0))  # fmt: skip
         x_BTD = self.embedding_VD[ids_BT]
         for i, layer in enumerate(self.layers):
-            y_BTD = F.rms_norm(x_BTD, (c.dim,), layer.norm_D, c.norm_eps)
-            qkv_BTHK = layer.qkv(y_BTD).view(b, t, -1, c.head_dim)
+            qkv_BTHK = layer.qkv(self._norm(x_BTD)).view(b, t, -1, c.head_dim)
             qk_BTHK = qkv_BTHK[:, :, : c.heads + c.kv_heads]  # turned in place: model.rotate
             swapped = qk_BTHK.roll(c.head_dim // 2, -1)
             qk_BTHK.mul_(cos_T1K).addcmul_(swapped, sin_T1K)
             q, k, v = qkv_BTHK.transpose(1, 2).split((c.heads, c.kv_heads, c.kv_heads), dim=1)
             if cache is not None:
-                k, v = cache.add(i, k, v)
+                for kept, fresh in zip(new, (k, v), strict=True):
+                    kept[i].copy_(fresh)
+                k, v = all_[0][i], all_[1][i]
             y_BHTK = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=mask is None and not start,
                 enable_gqa=c.kv_heads < c.heads,
             )  # fmt: skip
             x_BTD = x_BTD + layer.out(y_BHTK.transpose(1, 2).reshape(b, t, -1))
-            y_BTD = F.rms_norm(x_BTD, (c.dim,), layer.mlp_norm_D, c.norm_eps)
-            gate, up = layer.gate_up(y_BTD).chunk(2, dim=-1)
+            gate, up = layer.gate_up(self._norm(x_BTD)).chunk(2, dim=-1)
             x_BTD = x_BTD + layer.down(F.silu(gate).mul_(up))
         if cache is not None:
             cache.length = end
-        return F.rms_norm(x_BTD, (c.dim,), self.norm_D, c.norm_eps)
+        return self._norm(x_BTD)
