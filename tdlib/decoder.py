@@ -130,8 +130,8 @@ class Decoder:
             column, row_T1 = (torch.arange(n, end, device=ids_BT.device) for n in (0, start))
             row_T1 = row_T1[:, None]
             mask = column <= row_T1
-            if padding_B is not None:  # padding sees itself, lest it become NaN
-                mask = mask & (column >= padding_B[:, None, None, None]) | (column == row_T1)
+            if padding_B is not None:  # which itself sees nothing: zeros
+                mask = mask & (column >= padding_B[:, None, None, None])
         if cache is not None:  # the places of the new ones, and all so far, of every layer
             new, all_ = ([x[..., a:end, :].unbind() for x in (cache.keys, cache.values)]
                          for a in (start, 0))  # fmt: skip
