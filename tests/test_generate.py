@@ -1,5 +1,7 @@
 """Generation against full forwards of transformers' Llama, and draws against float64 by hand."""
 
+import time
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -149,6 +151,7 @@ WAYS = {
     "top-k": Sampling(temperature=1.4, top_k=7),
     "top-k beyond all": Sampling(temperature=1.0, top_k=500),
     "top-p": Sampling(temperature=1.0, top_p=0.7),
+    "top-p of almost all": Sampling(temperature=1.0, top_p=0.9999),
     "small top-p": Sampling(temperature=1.0, top_p=1e-6),
     "min-p": Sampling(temperature=1.0, min_p=0.1),
     "min-p of 1": Sampling(temperature=1.0, min_p=1.0),
@@ -320,14 +323,24 @@ def test_a_stream_goes_to_the_end_of_the_context_and_no_further(speaker, tokeniz
 # --- seconds
 
 
-def test_ways_of_writing_are_timed_in_turns_the_first_run_of_each_left_out():
-    asked = []
-    ways = {name: lambda n, name=name: asked.append((name, n)) for name in ("a", "b")}
-    found = speed.measure(ways, tokens=7, repeats=3)
+def test_ways_of_writing_are_timed_in_turns_the_first_run_of_each_left_out(monkeypatch):
+    asked, clock = [], [0.0]
+
+    def way(name: str, prompt: float, each: float):
+        def write(count: int) -> None:
+            asked.append((name, count))
+            clock[0] += prompt + each * count
+
+        return write
+
+    monkeypatch.setattr(time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: 3 * clock[0])
+    found = speed.measure({"a": way("a", 10, 2), "b": way("b", 4, 1)}, tokens=7, repeats=3)
     assert asked == [("a", 2), ("b", 2)] + 3 * [("a", 1), ("a", 8), ("b", 1), ("b", 8)]
-    assert set(found) == {"a", "b"} and found["a"].tokens == 7
-    for seconds in found.values():
-        assert len(seconds.prompt_cpu_R) == len(seconds.decode_wall_R) == 3
+    a, b = found["a"], found["b"]
+    assert a.prompt_cpu_R.tolist() == [12] * 3 and a.decode_cpu_R.tolist() == [14] * 3
+    assert b.prompt_wall_R.tolist() == [15] * 3 and b.decode_wall_R.tolist() == [21] * 3
+    assert (a.tokens, a.tokens_per_second, b.tokens_per_second) == (7, 0.5, 1)
 
 
 def test_seconds_by_hand():
