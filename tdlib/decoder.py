@@ -70,10 +70,17 @@ class _Layer(NamedTuple):
 class Decoder:
     """Called as a Llama is, ids_BT → logits_BTV, without gradients. It holds a copy of the weights
     but for the embedding, so later changes of the model do not reach it. `int8`: all products in
-    INT8, a tied head's own copy too; CPU only. Float weights keep the model's device and dtype."""
+    INT8, a tied head's own copy too; CPU only. Else it keeps the model's device and dtype: bfloat16
+    on CUDA, with decoder.hidden = torch.compile(decoder.hidden, dynamic=True), was not tried."""
 
     @torch.no_grad()
     def __init__(self, model: Llama, int8: bool = False):
+        like = model.head
+        if int8 and (like.dtype, like.device.type) != (torch.float32, "cpu"):
+            raise ValueError(f"int8 is for float32 on a CPU, the model is {like.dtype} on "
+                             f"{like.device}: give model.float().cpu()")  # fmt: skip
+        if odd := [name for name, _ in model.named_parameters() if "lora" in name]:
+            raise ValueError(f"{odd[0]} is an adapter's weight: call lora.merge(model) before")
         product = _int8 if int8 else _float
         self.config = model.config
         self.embedding_VD = model.embed_tokens.weight.detach()
@@ -95,7 +102,6 @@ class Decoder:
                 )
             )
         self.head = after(model.norm, model.head)  # hidden_BTD → logits_BTV
-        like = self.embedding_VD
         self.cos_S1K = model.cos_SK[:, None].to(like)
         sin_S1K = model.sin_SK[:, None].to(like)
         half = self.config.head_dim // 2

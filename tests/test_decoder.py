@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tdlib import lora
 from tdlib.decoder import Decoder, _int8, _overflows
 from tdlib.model import Cache
 from tests.test_model import CONFIGS, near, some_ids, tiny, twin
@@ -65,12 +66,23 @@ def test_the_model_is_left_as_it_was_and_later_changes_do_not_reach_the_decoder(
     assert torch.equal(decoder(ids_BT), logits)
 
 
+def test_adapters_must_be_merged_first():
+    model = tiny()
+    lora.attach(model, 2, 1.0)
+    with pytest.raises(ValueError, match=r"lora.* is an adapter's weight: call lora.merge"):
+        Decoder(model)
+    lora.merge(model)
+    Decoder(model)
+
+
 def test_half_precision_stays_half_precision():
     model, ids_BT = tiny(), some_ids()
     found = Decoder(model.bfloat16())(ids_BT)
     assert found.dtype == torch.bfloat16
     with torch.no_grad():  # against ours in bfloat16: both round at nearly the same places
         near(found.float(), model(ids_BT).float(), relative=5e-2)
+    with pytest.raises(ValueError, match="int8 is for float32 on a CPU, the model is torch.bfloat"):
+        Decoder(model, int8=True)
 
 
 # --- INT8
