@@ -6,21 +6,32 @@ ROOT_USER := $(filter 0,$(shell id -u))
 APT := $(if $(ROOT_USER),$(shell command -v apt-get))
 export PYTHONWARNINGS ?= ignore
 
+TOLD = PROFILE='$(PROFILE)' OUT='$(OUT)' TEXT='$(TEXT)' TOKENS='$(TOKENS)' TOKENIZER='$(TOKENIZER)' \
+    TEACHER='$(TEACHER)' ONLY='$(ONLY)' FROM='$(FROM)' REDO='$(REDO)' DRY='$(DRY)' \
+    PRICE_PER_HOUR='$(PRICE_PER_HOUR)'
+
 .DEFAULT_GOAL := help
-.PHONY: help setup book test bench stress lab check plan doctor report clean clean-cache
+.PHONY: help setup book sweep status test bench stress lab check plan doctor report clean clean-cache
 
 help:    ## this list
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1	/p' Makefile | expand -t 20
 	@echo "  book takes PROFILE=tiny|smoke|b200-quick|b200, TEXT=, TOKENS=, TOKENIZER= and TEACHER="
-	@echo "  (paths), OUT= (the run folder), ONLY= and REDO= (runs or notebooks, as 03_lora)"
+	@echo "  (paths), OUT= (the run folder), ONLY= and REDO= (runs or notebooks, as 03_lora), FROM="
+	@echo "  (a notebook: what comes before it is taken as it is), DRY=1 (what would run, and why);"
+	@echo "  sweep takes NAME= and all of these; GPU_RUNS=2 lets two runs share a GPU"
 	@echo "  plan and doctor take PROFILE=, TOKENS=, TEACHER= and OUT= too; plan also"
 	@echo "  DEVICE=here|cpu|b200|h100|a100|l4, PRICE_PER_HOUR= and VOCAB="
 
 setup: .venv/made ## the environment, once: .venv with all that the book and its tests need
 
 book: .venv/made ## run the book, or what changed of it: outputs/tiny/index.html
-	@exec .venv/bin/python -m tdlib.graph book PROFILE='$(PROFILE)' OUT='$(OUT)' TEXT='$(TEXT)' \
-	    TOKENS='$(TOKENS)' TOKENIZER='$(TOKENIZER)' TEACHER='$(TEACHER)' ONLY='$(ONLY)' REDO='$(REDO)'
+	@exec .venv/bin/python -m tdlib.graph book $(TOLD)
+
+sweep: .venv/made ## run one notebook at every point of params/PROFILE/sweeps/NAME.yaml, and compare
+	@exec .venv/bin/python -m tdlib.graph sweep NAME='$(NAME)' $(TOLD)
+
+status: .venv/made ## what goes on in a run folder: queued, running, done, failed, lost, stale
+	@exec .venv/bin/python -m tdlib.graph status PROFILE='$(PROFILE)' OUT='$(OUT)'
 
 test: .venv/made browser ## all tests
 	@exec .venv/bin/python -m pytest -n 2 --dist loadfile

@@ -1,75 +1,73 @@
-# The book as a graph; `make book` runs it. Config keys: profile, out_dir, redo and those of graph.GIVEN.
+# The book as a graph; `make book` and `make sweep` run it. Its config is graph.Wanted.config.
 # What has to be run is decided by the hashes alone, as in the notebooks, so that the two cannot
 # disagree: before the graph is built, a run that is current gets its mark, all of the same time,
 # and any other loses it. The mark is a rule's only output, for Snakemake deletes the outputs of a
 # job that begins or fails; a job whose inputs came out as before says so and starts no kernel.
 import os
+import re
 import shlex
 import sys
 import time
-from pathlib import Path
 
-from tdlib import graph, hashes
+from tdlib import devices, graph, hashes
 
-PROFILE = config.get("profile", "tiny")
-OUT = config.get("out_dir", f"outputs/{PROFILE}")
-GIVEN = {k: str(config[k]) for k in graph.GIVEN if config.get(k)}
-REDO = tuple(str(config.get("redo", "")).split())
-BOOK = {one.run: one for one in graph.book(PROFILE, OUT, GIVEN, REDO)}
-FOLDER = graph.ROOT / OUT
-MARKS = graph.marks(OUT)
+JOBS = graph.prepare(config) if workflow.is_main_process else graph.jobs(config)
+GPUS = len(devices.there())
 
 if workflow.is_main_process:  # on a cluster each job reads this file again
     now = time.time()
-    MARKS.mkdir(parents=True, exist_ok=True)
-    for run, one in BOOK.items():
-        if hashes.is_current(FOLDER, run, one.parameters):
-            (MARKS / run).touch()
-            os.utime(MARKS / run, (now, now))
+    for name, one in JOBS.items():
+        one.mark.parent.mkdir(parents=True, exist_ok=True)
+        if name in config["before"] or hashes.is_current(one.out, one.run, one.parameters):
+            one.mark.touch()
+            os.utime(one.mark, (now, now))
         else:
-            (MARKS / run).unlink(missing_ok=True)
+            one.mark.unlink(missing_ok=True)
 
 
-def arguments(run):
-    more = dict(GIVEN) if run.startswith("00") else {}
-    more |= {"redo": "true"} if run in REDO else {}
-    words = [BOOK[run].yaml, OUT, *(f"{name}={value}" for name, value in more.items())]
+def arguments(one):
+    more = dict(config["given"]) if one.run.startswith("00") else {}
+    more |= {"redo": "true"} if one.name in config["redo"] else {}
+    words = [one.yaml, one.out, *(f"{name}={value}" for name, value in more.items())]
     return shlex.join(map(str, words))
 
 
-def threads_of(run):
+def threads_of(one):
     """Small models gain little from threads: two runs of one each. All others wait for 00."""
-    return 1 if PROFILE in hashes.QUICK and not run.startswith("00") else workflow.cores
+    if config["profile"] in hashes.QUICK and not one.run.startswith("00"):
+        return 1
+    return max(1, workflow.cores // max(1, devices.slots()))
 
 
-def to_the_end(run):
+def gpus_of(one):
+    """As many as it has processes, where there are any and it may use them."""
+    wanted = 0 if one.parameters["device"] == "cpu" else one.parameters.get("processes", 1)
+    return min(wanted, GPUS)
+
+
+def to_the_end(name):
     """How long it takes from here to the end, in students trained: the longest chain starts first."""
-    own = 3 if run.startswith(("00", "05")) else 1
-    return own + max((to_the_end(one.run) for one in BOOK.values() if run in one.needs), default=0)
+    own = 3 if name.startswith(("00", "05")) else 1
+    return own + max((to_the_end(one.name) for one in JOBS.values() if name in one.needs), default=0)
 
 
-rule all:
-    input:
-        [f"{MARKS}/{run}" for run in BOOK],
-
-
-for run, one in BOOK.items():
+for name, one in JOBS.items():
 
     rule:
         name:
-            run.replace("-", "_")
+            re.sub(r"\W", "_", name)
         input:
-            [f"{MARKS}/{needed}" for needed in one.needs],
+            [JOBS[needed].mark for needed in one.needs],
         output:
-            touch(f"{MARKS}/{run}"),
+            touch(one.mark),
         log:
-            f"{FOLDER}/{run}.ipynb",  # kept after a failure
+            one.out / f"{one.run}.ipynb",  # kept after a failure
         params:
-            arguments=arguments(run),
-        threads: threads_of(run)
-        priority: to_the_end(run)
+            arguments=arguments(one),
+        threads: threads_of(one)
+        priority: to_the_end(name)
         resources:
-            gpu=int(Path("/dev/nvidia0").exists()),
+            gpu=gpus_of(one),
         shell:
             "exec env OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads}"
             " {sys.executable} -m tdlib.graph execute {params.arguments}"

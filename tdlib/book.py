@@ -8,7 +8,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,10 @@ from tdlib import (
     hard_set,
     lora,
     plan,
+    plots,
     release,
     start,
+    sweeps,
     tables,
     telugu,
     text,
@@ -199,7 +201,8 @@ def targets(
     one that is there."""
     draws = this.parameters.get("cached_draws", 0)
     folder = this.out / "cache" / cache.name(name, temperature, draws, 1)
-    if not draws or not (fill or folder.exists()):
+    borrowed = sweeps.parent(this.out) is not None  # a sweep's point reads, and never writes
+    if not draws or not ((fill and not borrowed) or folder.exists()):
         yield teacher
         return
     windows, v = tokens.train, len(teacher.head)
@@ -208,6 +211,7 @@ def targets(
         f"Targets of the teacher at T {temperature:g}, {draws} a token: {mib:,.1f} MiB in {folder}"
     )
     with cache.Cache(folder, teacher, windows, temperature=temperature, draws=draws) as kept:
+        kept.full = borrowed
         print(f"{int(kept.valid.sum()):,} of {len(windows):,} windows are there already")
         yield kept
 
@@ -226,11 +230,18 @@ def fit(
         if recipe.ce_weight < 1 and kept_as:
             asked = targets(this, teacher, tokens, recipe.temperature, name=kept_as)
         with asked as source:
+            keep, latest = _log(this, name, net, teacher, tokens.context, recipe), [""]
+
+            def record(row: dict) -> None:
+                latest[0] = f"loss {row['train/loss']:.3f} · " if "train/loss" in row else ""
+                keep(row)
+
+            def progress(step: int, steps: int, message: str) -> None:
+                this.progress(step, steps, latest[0] + message)
+
             how = dict(
-                teacher=source, rows=rows, device=this.device, progress=this.progress,
-                record=_log(this, name, net, teacher, tokens.context, recipe),
+                teacher=source, rows=rows, device=this.device, progress=progress, record=record,
                 folder=this.path("checkpoints", this.run, name),
-                resume=not this.parameters["redo"],
             )  # fmt: skip
             if processes > 1:
                 return worker.fit(net, tokens, recipe, processes=processes, evaluate=look, **how)
@@ -427,6 +438,25 @@ def coloured_texts(net: Llama, teacher: Llama, tokens: data.Tokens, device) -> C
     return text_of
 
 
+def hard_set_of(this: Run) -> hard_set.HardSet:
+    """What an adapter replays: 02's choice, or the hardest `share` of its scores."""
+    p = this.parameters
+    if p["share"] is None:
+        return hard_set.load(this.path(p["hard_set"]))
+    scores = hard_set.load_scores(this.path("scores", p["scores"]))
+    return hard_set.select(scores.difficulty_N, share=p["share"])
+
+
+def choice_in_words(this: Run, chosen: hard_set.HardSet) -> str:
+    """How the hard set of 03 was chosen."""
+    if this.parameters["share"] is None:
+        return choice_in_force(this.path(this.parameters["hard_set"]), chosen)
+    return (
+        f"The hardest {chosen.share:.1%} by `share`, {chosen.threshold:.4f} nats and more; what 02 "
+        "chose is not used."
+    )
+
+
 def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:
     """Which hard set 03 will read, in words, where it is not the parameters' own too."""
     kept = hard_set.load(path)
@@ -531,13 +561,39 @@ def results_of(this: Run) -> dict[str, dict]:
     return {run: result for run, result in found.items() if run != this.run}
 
 
+@dataclass(frozen=True)
+class Swept:
+    """A model of a sweep's point."""
+
+    sweep: str
+    out: Path  # the point's folder
+    model: str  # its name in there
+    varied: dict
+    record: dict
+
+
+def swept(this: Run) -> dict[str, Swept]:
+    """The models of the finished points of the sweeps that 04 is told, by point."""
+    found = {}
+    for key, path in sweeps.results(this.out, this.parameters.get("sweeps", "")).items():
+        _, name, point = key.split("/")
+        record = json.loads(path.read_text(encoding="utf8"))
+        varied = sweeps.listed(this.out, name)["points"][point]
+        for model in record["models"]:
+            label = point if len(record["models"]) == 1 else f"{point} {model}"
+            found[label] = Swept(name, path.parents[1], model, varied, record)
+    return found
+
+
 def row_of(this: Run, name: str) -> dict:
-    """The metrics of a model, from this run or from the one that made it."""
+    """The metrics of a model, from this run, the one that made it, or a sweep's point."""
     if name in this.models:
         return this.models[name]
     for result in results_of(this).values():
         if name in result["models"]:
             return result["models"][name]
+    if name in (points := swept(this)):
+        return points[name].record["models"][points[name].model]
     raise ValueError(
         f"no results file of {this.out} names the model {name}: run what makes it first"
     )
@@ -576,13 +632,69 @@ def models_of(this: Run) -> list[str]:
     """Every model the folder's results name, largest first; merged models for their adapters."""
     adapters = adapters_of(this)
     names = [name for r in results_of(this).values() for name in r["models"]] + list(this.models)
+    names += swept(this)
     names = [name for name in dict.fromkeys(names) if name not in adapters]
     return sorted(names, key=lambda name: (-row_of(this, name)["parameters"], name))
 
 
 def window_losses(this: Run, names: list[str]) -> dict[str, np.ndarray]:
     """Each model's loss of every validation window, as its own run left it."""
-    return {name: np.load(this.path("scores", "val", f"{name}.npy")) for name in names}
+    points = swept(this)
+    files = {
+        name: points[name].out / "scores/val" / f"{points[name].model}.npy"
+        if name in points
+        else this.path("scores", "val", f"{name}.npy")
+        for name in names
+    }
+    return {name: np.load(path) for name, path in files.items()}
+
+
+def sweep_rows(
+    this: Run, sweep: str, losses: dict, hard_N: np.ndarray, document_N: np.ndarray, base: str
+) -> list[dict]:
+    """A row a model of a sweep: what varies, its loss, its differences from the base on all, hard
+    and easy text with their intervals, KL and minutes."""
+    rows = []
+    for name, point in swept(this).items():
+        if point.sweep != sweep:
+            continue
+        m = point.record["models"][point.model]
+        row = {"point": name, "varied": point.varied, "loss": m["loss"], "kl": m["kl"],
+               "minutes": point.record["seconds"] / 60}  # fmt: skip
+        parts = {"all": np.ones_like(hard_N), "hard": hard_N, "easy": ~hard_N}
+        for part, chosen_N in parts.items():
+            pair = {n: losses[n][chosen_N] for n in (name, base)}
+            r = resample(pair, document_N[chosen_N], this.parameters["resamples"], 0)
+            span = evaluate.interval(r[name] - r[base])
+            row[part] = (float(pair[name].mean() - pair[base].mean()), *span)
+        rows.append(row)
+    return rows
+
+
+def show_sweep(this: Run, sweep: str, rows: list[dict]) -> None:
+    """A sweep's table and figure, and, where settings have several seeds, those together."""
+    notebook = sweeps.listed(this.out, sweep)["notebook"]
+    this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
+    hints = {name: tables.hint(notebook, name) for row in rows for name in row["varied"]}
+    this.figure(
+        f"sweep-{sweep}", plots.sweep(rows, {n: h for n, h in hints.items() if h}),
+        alt=f"Difference from the base at every point of the sweep {sweep}, by setting",
+    )  # fmt: skip
+    if len(together := tables.seeds(rows)):
+        this.table(f"sweep-{sweep}-seeds", together)
+
+
+def sweep_in_words(sweep: str, rows: list[dict], base: str) -> str:
+    """The best point of a sweep, in a sentence, with its interval."""
+    if not rows:
+        return f"No point of the sweep {sweep} is done."
+    best = min(rows, key=lambda row: row["loss"])
+    change = tables.with_interval(*best["all"])
+    return (
+        f"Of {len(rows)} models of the sweep {sweep}, {best['point']} has the lowest loss, "
+        f"{best['loss']:.3f}: {change} against {base}. The best of many on the text that judges "
+        "them is flattered by it."
+    )
 
 
 def resample(

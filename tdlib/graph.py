@@ -2,13 +2,16 @@
 
     python -m tdlib.graph check tiny
     python -m tdlib.graph execute params/tiny/01_distill-50m.yaml outputs/tiny
-    python -m tdlib.graph book PROFILE=tiny [OUT=… TEXT=… TOKENS=… TOKENIZER=…
-        TEACHER=… ONLY=… REDO=…]
+    python -m tdlib.graph book PROFILE=tiny [OUT=… TEXT=… TOKENS=… TOKENIZER=… TEACHER=… ONLY=…
+        FROM=… REDO=… DRY=1 PRICE_PER_HOUR=…]
+    python -m tdlib.graph sweep NAME=adapter [PROFILE=… and the others of book]
+    python -m tdlib.graph status PROFILE=tiny
     python -m tdlib.graph report outputs/tiny
 
 Snakemake decides the order (see Snakefile), papermill runs a notebook. Imports no torch.
 """
 
+import datetime
 import difflib
 import fcntl
 import json
@@ -18,16 +21,17 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tdlib import hashes, parameters, runs, shapes
-from tdlib.parameters import ROOT, ParameterError, notebook_of
+from tdlib import devices, hashes, parameters, runs, shapes, status, sweeps
+from tdlib.parameters import ROOT, ParameterError, notebook_of, shown
 
 # jsonschema would build a whole grammar (0.9 s) for a check of addresses that no notebook needs
 sys.modules.setdefault("rfc3987_syntax", None)
 
 PROGRESS_S = 15
+CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
 GIVEN = ("text", "tokens", "tokenizer", "teacher")  # parameters of 00 that `make book` takes
 
 
@@ -35,14 +39,26 @@ GIVEN = ("text", "tokens", "tokenizer", "teacher")  # parameters of 00 that `mak
 class BookRun:
     run: str
     yaml: Path
+    out: Path  # its run folder
     parameters: dict  # all of them, checked
     reads: tuple[str, ...]  # paths in the run folder
     writes: tuple[str, ...]
-    needs: tuple[str, ...]  # the runs that make what it reads
+    needs: tuple[str, ...]  # names of the runs that make what it reads
+    sweep: str = ""  # that it is a point of, or the page of
+
+    @property
+    def name(self) -> str:
+        """Its run's name; a sweep's point also says its sweep."""
+        return f"{self.sweep}/{self.run}" if self.sweep else self.run
 
     @property
     def notebook(self) -> str:
         return notebook_of(self.run)
+
+    @property
+    def mark(self) -> Path:
+        """Where Snakemake finds a file once the run is current."""
+        return self.out / ".done" / self.run
 
 
 def book(
@@ -71,9 +87,55 @@ def book(
     return [_book_run(path, given, everything, made) for path, given in values.items()]
 
 
-def marks(out: str | Path) -> Path:
-    """Where Snakemake finds a file for every run that is current."""
-    return ROOT / out / ".done"
+def swept(
+    name: str, profile: str, found: list[BookRun], redo: tuple[str, ...] = ()
+) -> list[BookRun]:
+    """The points of a sweep, and last the page that compares them; `found` are the runs of the
+    book. The page needs no point, so that those that are done can be compared."""
+    sweep, out = sweeps.read(profile, name), found[0].out
+    made = {path: one.run for one in found for path in one.writes}
+    points = []
+    for point in sweep.points:
+        run = sweep.run(point)
+        more = {"redo": True} if f"{name}/{run}" in redo else {}
+        try:
+            values = parameters.check(sweep.notebook, sweep.values(point, out) | more, paths=False)
+        except ParameterError as error:
+            raise ParameterError(f"sweep {name}, point {point}: {error}") from None
+        points.append(_swept_run(name, run, values, out, made))
+    page = next((one for one in found if one.notebook == "04_merge_eval"), None)
+    if page is None:
+        raise ParameterError(f"params/{profile} has no 04_merge_eval to compare the points with")
+    return [*points, _page_of(sweep, page, found, made)]
+
+
+def _swept_run(sweep: str, run: str, values: dict, out: Path, made: dict[str, str]) -> BookRun:
+    place = ROOT / values["out"]
+    reads = hashes.reads(run, values, [])
+    writes = hashes.writes(run, values, [])
+    for path in reads:
+        if path not in made and not (out / path).exists():
+            near = difflib.get_close_matches(path, made, 1)
+            remedy = f"did you mean {near[0]}?" if near else "add the run that does"
+            raise ParameterError(
+                f"sweep {sweep}: its points read {path}, which no run makes: {remedy}"
+            )
+        if path in writes:
+            raise ParameterError(f"sweep {sweep}: {path} is read and written: give another name")
+    needs = tuple(sorted({made[path] for path in reads if path in made}))
+    return BookRun(run, place / f"{run}.yaml", place, values, tuple(reads), tuple(writes), needs,
+                   sweep)  # fmt: skip
+
+
+def _page_of(sweep: sweeps.Sweep, page: BookRun, found: list[BookRun], made: dict) -> BookRun:
+    """The profile's own 04 on the sweep's folder: its models are those 04 cannot do without."""
+    run, place = sweeps.page(sweep.name), sweeps.folder(page.out, sweep.name)
+    own = {"run": run, "out": shown(place), "sweeps": sweep.name}
+    values = parameters.check("04_merge_eval", parameters.read(page.yaml) | own, paths=False)
+    reads = _borrowed(run, values)
+    needs = {made[path] for path in reads if path in made}
+    return BookRun(run, place / f"{run}.yaml", place, values, tuple(reads), (),
+                   tuple(sorted(needs)), sweep.name)  # fmt: skip
 
 
 def check_yaml(path: Path, more: dict, paths: bool = True) -> dict:
@@ -84,8 +146,7 @@ def check_yaml(path: Path, more: dict, paths: bool = True) -> dict:
             raise ParameterError(f"run = {given.get('run')!r} must be its name: run: {path.stem}")
         return parameters.check(notebook_of(path.stem), given, paths=paths)
     except ParameterError as error:
-        where = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-        raise ParameterError(f"{where}: {error}") from None
+        raise ParameterError(f"{shown(path)}: {error}") from None
 
 
 def _yamls(profile: str) -> list[Path]:
@@ -121,7 +182,16 @@ def _book_run(yaml: Path, values: dict, everything: list[str], made: dict[str, s
     if run.startswith("04"):  # the tables tell of every run
         needs = {name for name in made.values() if not name.startswith("06")}
     writes = [path for path, maker in made.items() if maker == run]
-    return BookRun(run, yaml, values, tuple(reads), tuple(writes), tuple(sorted(needs - {run})))
+    needs = tuple(sorted(needs - {run}))
+    return BookRun(run, yaml, out, values, tuple(reads), tuple(writes), needs)
+
+
+def _borrowed(run: str, values: dict) -> list[str]:
+    """What a point, or a sweep's page, reads of the run folder above."""
+    if notebook_of(run) != "04_merge_eval":
+        return hashes.reads(run, values, [])
+    names = ("teacher", "base", "scratch", "picked_by")
+    return ["tokens", *dict.fromkeys(f"models/{values[name]}" for name in names)]
 
 
 # --- one run
@@ -131,10 +201,11 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     """Run one YAML's notebook with papermill into the run folder and write its page, after a
     failure too. Says on standard output what happens; returns the exit code."""
     run = yaml.stem
-    shown = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out
+    out = ROOT / out
     try:
-        values = check_yaml(yaml, overrides | {"out": str(shown)})
-        out = ROOT / out
+        values = check_yaml(yaml, overrides | {"out": shown(out)})
+        if sweeps.parent(out):
+            sweeps.link(out, _borrowed(run, values))
         runs.wait_until_free(out, run)
     except (ParameterError, RuntimeError, OSError) as error:
         print(f"{run} · failed: {error}", flush=True)
@@ -142,7 +213,12 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     if hashes.is_current(out, run, values):
         print(f"{run} · is done already", flush=True)
         return 0
-    print(f"{run} · started", flush=True)
+    try:
+        gpus = devices.take(values["device"], values.get("processes", 1))
+    except ValueError as error:
+        print(f"{run} · failed: {error}", flush=True)
+        return 1
+    print(f"{run} · started{gpus and f' on GPU {gpus}'}", flush=True)
     began = time.monotonic()
     error = _papermill(run, out, {"out": values["out"]} | _given(yaml, overrides, values))
     state = _settled(out, run, error)
@@ -220,10 +296,8 @@ def _settled(out: Path, run: str, error: str | None) -> dict:
 def _report_progress(out: Path, run: str, ended: threading.Event) -> None:
     said = ""
     while not ended.wait(PROGRESS_S):
-        from tdlib import report  # slow to import, and no short run needs it
-
         state = runs.state(out, run)
-        line = report.progress(state)
+        line = status.progress(state)
         if state["state"] == "running" and line != said:
             print(f"{run} · {line}", flush=True)
             said = line
@@ -258,44 +332,177 @@ def _time(seconds: float) -> str:
 # --- all runs
 
 
-def make(profile: str, out: Path, overrides: dict, only: list[str], redo: list[str]) -> int:
+@dataclass(frozen=True)
+class Wanted:
+    """What a command line asks for."""
+
+    profile: str
+    out: str
+    given: dict[str, str]  # of GIVEN, for 00
+    sweeps: tuple[str, ...]
+    only: tuple[str, ...]  # names of runs
+    redo: tuple[str, ...]
+    before: tuple[str, ...]  # that FROM takes as they are
+    price: float | None  # an hour
+    command: str
+
+    @property
+    def config(self) -> dict:
+        """What the Snakefile needs to find the same runs."""
+        return {
+            "profile": self.profile, "out_dir": self.out, "given": self.given,
+            "sweeps": list(self.sweeps), "redo": list(self.redo), "before": list(self.before),
+        }  # fmt: skip
+
+
+def wanted(what: str, pairs: dict[str, str]) -> Wanted:
+    """What `make book` or `make sweep` was told; ParameterError for what means nothing."""
+    known = {"PROFILE", "OUT", "ONLY", "FROM", "REDO", "NAME", "DRY", "PRICE_PER_HOUR"}
+    known |= {name.upper() for name in GIVEN}
+    for name in set(pairs) - known:
+        near = difflib.get_close_matches(name, known, 1)
+        remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+        raise ParameterError(f"{name}= is not known: {remedy}")
+    given = {name: pairs[name.upper()] for name in GIVEN if pairs.get(name.upper())}
+    profile = pairs.get("PROFILE") or "tiny"
+    runs_ = [path.stem for path in _yamls(profile)]
+    words = {name: tuple(pairs.get(name, "").replace(",", " ").split())
+             for name in ("ONLY", "REDO", "NAME")}  # fmt: skip
+    asked = words["NAME"] if what == "sweep" else ()
+    if what == "sweep" and not asked:
+        there = ", ".join(sweeps.names(profile)) or "none yet"
+        raise ParameterError(f"give the sweep: NAME=; params/{profile}/sweeps has {there}")
+    found = [sweeps.read(profile, name) for name in asked]
+    points = [f"{one.name}/{one.run(point)}" for one in found for point in one.points]
+    before = _before(runs_, pairs.get("FROM", ""))
+    price = _price(pairs.get("PRICE_PER_HOUR", ""))
+    said = " ".join(f"{k}='{v}'" if " " in v else f"{k}={v}" for k, v in pairs.items()
+                    if v and k != "DRY")  # fmt: skip
+    out = pairs.get("OUT") or _default_out(profile, given.get("text", ""))
+    if what == "sweep" and not given:
+        given = _told_before(ROOT / out)
+    return Wanted(
+        profile, out, given, asked, _select([*runs_, *points], words["ONLY"]),
+        _select([*runs_, *points], words["REDO"]), before, price, f"make {what} {said}".strip(),
+    )  # fmt: skip
+
+
+def _told_before(out: Path) -> dict[str, str]:
+    """The text, tokens and teacher of the book that a sweep reads, which need not be said again."""
+    path = out / CONFIG
+    return json.loads(path.read_text("utf8")).get("given", {}) if path.is_file() else {}
+
+
+def _select(known: list[str], words: tuple[str, ...]) -> tuple[str, ...]:
+    """Runs by their own name, by their notebook's, or points by sweep or by all that varies."""
+    names = {name: {name, name.split("/")[-1], notebook_of(name.split("/")[-1])} for name in known}
+    for name in (name for name in known if "/" in name):
+        sweep, run = name.split("/")
+        names[name] |= {sweep, run.partition("-")[2]}
+    for word in words:
+        if not any(word in own for own in names.values()):
+            near = difflib.get_close_matches(word, [n for own in names.values() for n in own], 1)
+            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ParameterError(f"{word} is no run: {remedy}")
+    return tuple(name for name, own in names.items() if own & set(words))
+
+
+def _before(known: list[str], first: str) -> tuple[str, ...]:
+    """The runs of the notebooks before FROM=02 or FROM=02_hard_set."""
+    notebooks = sorted({notebook_of(run) for run in known})
+    found = [name for name in notebooks if first in (name, name[:2])]
+    if first and not found:
+        near = difflib.get_close_matches(first, notebooks, 1)
+        remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(notebooks)}"
+        raise ParameterError(f"FROM={first} is no notebook: {remedy}")
+    return tuple(run for run in known if first and notebook_of(run) < found[0])
+
+
+def _price(given: str) -> float | None:
+    try:
+        price = float(given) if given else None
+    except ValueError:
+        price = -1.0
+    if price is not None and not 0 <= price < 1e6:
+        raise ParameterError(
+            f"PRICE_PER_HOUR={given} must be a number, at least 0: for example 4.5"
+        )
+    return price
+
+
+def jobs(config: dict) -> dict[str, BookRun]:
+    """Every run that a command may make, by name: the book's, and those of the sweeps asked for."""
+    redo, profile = tuple(config["redo"]), config["profile"]
+    found = book(profile, config["out_dir"], config["given"], redo)
+    points = [one for name in config["sweeps"] for one in swept(name, profile, found, redo)]
+    return {one.name: one for one in [*found, *points]}
+
+
+def prepare(config: dict) -> dict[str, BookRun]:
+    """The same, with the points' files written and linked to what is there of what they read."""
+    found = jobs(config)
+    for name in config["sweeps"]:
+        own = [one for one in found.values() if one.sweep == name]
+        above = sweeps.parent_of(own[-1].out)
+        sweeps.write(sweeps.read(config["profile"], name), above, own[-1].parameters)
+        for one in own:
+            sweeps.link(one.out, list(one.reads))
+    return found
+
+
+def targets_of(wanted: Wanted, found: dict[str, BookRun]) -> tuple[list[str], list[str]]:
+    """What is to be made, and the pages of sweeps, which come when all else has ended: the points
+    that are done are compared, whatever became of the others."""
+    pages = [one.name for one in found.values() if one.sweep and one.notebook == "04_merge_eval"]
+    every = [one.name for one in found.values() if bool(one.sweep) == bool(wanted.sweeps)]
+    names = wanted.only or [name for name in every if name not in (*pages, *wanted.before)]
+    return list(names), pages
+
+
+def make(wanted: Wanted) -> int:
     """Bring a run folder up to date with Snakemake; returns the exit code. The lock goes with this
     process, and so do Snakemake and what it started."""
-    found = {one.run: one for one in book(profile, out, overrides, _select(profile, redo))}
-    targets = _select(profile, only) or tuple(found)
-    out = ROOT / out
+    out = ROOT / wanted.out
     out.mkdir(parents=True, exist_ok=True)
-    lock = (out / ".book.lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        print(f"{out} is being made by process {lock.read().strip()}: wait for it, or end it")
-        return 1
-    lock.truncate(0)
-    print(os.getpid(), file=lock, flush=True)
-    began = time.time()
-    code = _snakemake(profile, out, overrides, targets, _select(profile, redo))
-    return _summary(out, [found[name] for name in targets], code, began)
+    with (out / ".book.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            print(f"{out} is being made by process {lock.read().strip()}: wait for it, or end it")
+            return 1
+        lock.truncate(0)
+        print(f"{os.getpid()} ({wanted.command})", file=lock, flush=True)
+        wanted = replace(wanted, redo=_not_yet_redone(wanted, out))
+        found = prepare(wanted.config)
+        if gone := [name for name in wanted.before if not hashes.load(out, name)]:
+            raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
+        began, (targets, pages) = time.time(), targets_of(wanted, found)
+        with status.session(out, [*targets, *pages], wanted.command, wanted.price) as ended:
+            code = _snakemake(wanted, [found[name].mark for name in targets])
+            if pages and code != 130:
+                wanted = replace(wanted, redo=())  # that is done by now
+                code = max(code, _snakemake(wanted, [found[name].mark for name in pages]))
+            ended(code)
+        return _summary(out, [found[name] for name in [*targets, *pages]], code, began)
 
 
-def _select(profile: str, names: list[str]) -> tuple[str, ...]:
-    """Runs by their own name or by their notebook's."""
-    known = [path.stem for path in _yamls(profile)]
-    for name in names:
-        if name not in known and name not in map(notebook_of, known):
-            near = difflib.get_close_matches(name, known, 1) or [", ".join(known)]
-            raise ParameterError(f"{name} is no run of params/{profile}: did you mean {near[0]}?")
-    return tuple(run for run in known if run in names or notebook_of(run) in names)
+def _not_yet_redone(wanted: Wanted, out: Path) -> tuple[str, ...]:
+    """What REDO names, without what this same command repeated already before it was stopped."""
+    began, found = status.began_of(out, wanted.command), jobs(wanted.config)
+    records = {name: _record(found[name].out, found[name].run) for name in wanted.redo}
+    when = {name: datetime.datetime.fromisoformat(r["started"]).timestamp()
+            for name, r in records.items() if r}  # fmt: skip
+    return tuple(name for name in wanted.redo if when.get(name, 0) < began - 1)  # whole seconds
 
 
-def _snakemake(profile: str, out: Path, overrides: dict, targets, redo) -> int:
-    config = {"profile": profile, "out_dir": str(out), "redo": " ".join(redo)} | overrides
-    runs.write(out / ".snakemake.json", json.dumps(config))
+def _snakemake(wanted: Wanted, targets: list[Path]) -> int:
+    out = ROOT / wanted.out
+    runs.write(out / CONFIG, json.dumps(wanted.config))
     command = [sys.executable, "-m", "snakemake", "--nolock", "--snakefile", ROOT / "Snakefile"]
     command += ["--workflow-profile", ROOT / "profiles/default"]
-    command += ["--configfile", out / ".snakemake.json"]
-    command += ["--", *(str(marks(out) / name) for name in targets)]
+    command += ["--configfile", out / CONFIG, "--resources", f"gpu={devices.slots()}"]
+    command += ["--", *map(str, targets)]
 
     def stop(*_) -> None:
         raise KeyboardInterrupt
@@ -323,29 +530,37 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
     """The last lines: what failed and where to read why, or the finding; then the index."""
     from tdlib import report
 
-    for run in (state["run"] for state in runs.states(out)):
-        notebook, html = (out / f"{run}.{kind}" for kind in ("ipynb", "html"))
+    folders = list(dict.fromkeys([out, *(one.out for one in targets)]))
+    for folder, run in ((f, s["run"]) for f in folders for s in runs.states(f)):
+        notebook, html = (folder / f"{run}.{kind}" for kind in ("ipynb", "html"))
         written = html.stat().st_mtime if html.exists() else 0
         if notebook.exists() and notebook.stat().st_mtime > written:
-            _page(out, run)  # a kill, or plain papermill, left it unwritten
-    index = report.refresh(out)
-    shown = index.relative_to(Path.cwd()) if index.is_relative_to(Path.cwd()) else index
+            _page(folder, run)  # a kill, or plain papermill, left it unwritten
+    places = [
+        sweeps.folder(out, name) for name in dict.fromkeys(t.sweep for t in targets if t.sweep)
+    ]
+    index = [report.refresh(place) for place in [out, *places]][-1]
     if code == 130:
-        print(f"stopped; the same command goes on from here · {shown}")
+        print(f"stopped; the same command goes on from here · {shown(index)}")
         return code
-    states = {state["run"]: state for state in runs.states(out)}
-    bad = [s for s in states.values() if s["state"] != "done" and s["heartbeat"] >= began]
-    for state in bad:
-        print(f"{state['run']} · {state['state']}: {_last(state)} · {out / state['run']}.html")
-    undone = [one.run for one in targets if not (marks(out) / one.run).exists()]
-    if waiting := [run for run in undone if run not in {state["run"] for state in bad}]:
+    states = {one.name: runs.state(one.out, one.run) for one in targets}
+    seen = {one.name: states[one.name] for one in targets} | {
+        s["run"]: s for s in runs.states(out)
+    }  # fmt: skip
+    bad = {n: s for n, s in seen.items()
+           if s["state"] not in ("done", "queued") and s["heartbeat"] >= began}  # fmt: skip
+    for name, found in bad.items():
+        page = next((one.out for one in targets if one.name == name), out) / f"{found['run']}.html"
+        print(f"{name} · {found['state']}: {_last(found)} · {page}")
+    undone = [one.name for one in targets if not one.mark.exists()]
+    if waiting := [name for name in undone if name not in bad]:
         print(f"not run: {', '.join(waiting)}")
     if code and not bad:
         print((out / ".snakemake.log").read_text(encoding="utf8")[-2000:])
     for one in [] if undone else targets:  # the headline, where it was not just said
-        if one.notebook == "04_merge_eval" and states[one.run]["heartbeat"] < began:
-            print(_record(out, one.run)["finding"])
-    print(f"{len(targets) - len(undone)} of {len(targets)} runs done · {shown}")
+        if one.notebook == "04_merge_eval" and states[one.name]["heartbeat"] < began:
+            print(_record(one.out, one.run)["finding"])
+    print(f"{len(targets) - len(undone)} of {len(targets)} runs done · {shown(index)}")
     return 1 if code or undone else 0
 
 
@@ -369,14 +584,19 @@ def main(arguments: list[str]) -> int:
                     _page(ROOT / out, state["run"])
                 print(report.refresh(ROOT / out))
                 return 0
-            case "book", []:
-                given = {n: pairs[n.upper()] for n in GIVEN if pairs.get(n.upper())}
+            case "status", []:
                 profile = pairs.get("PROFILE") or "tiny"
-                out = Path(pairs.get("OUT") or _default_out(profile, given.get("text", "")))
-                words = {name: pairs.get(name, "").replace(",", " ").split()
-                         for name in ("ONLY", "REDO")}  # fmt: skip
-                return make(profile, out, given, words["ONLY"], words["REDO"])
-    except (ParameterError, OSError) as error:
+                print(status.text(ROOT / (pairs.get("OUT") or _default_out(profile, ""))))
+                return 0
+            case (("book" | "sweep"), []):
+                asked = wanted(what, pairs)
+                if pairs.get("DRY"):
+                    from tdlib import dry
+
+                    print(dry.text(asked))
+                    return 0
+                return make(asked)
+    except (ValueError, OSError) as error:
         print(error)
         return 1
     print(__doc__)

@@ -8,7 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from tdlib import parameters
+from tdlib import parameters, sweeps
 from tdlib.parameters import notebook_of
 
 # paths in the run folder; 04 besides reads what the others made, and merges their adapters
@@ -16,7 +16,7 @@ READS = {
     "00_teacher": [],
     "01_distill": ["tokens", "models/{teacher}", "models/{beside}"],
     "02_hard_set": ["tokens", "models/{teacher}", "models/{base}"],
-    "03_lora": ["tokens", "models/{teacher}", "models/{base}", "{hard_set}"],
+    "03_lora": ["tokens", "models/{teacher}", "models/{base}", "{hard_set}", "scores/{scores}"],
     "04_merge_eval": ["tokens"],
     "05_progressive": ["tokens", "models/{teacher}"],
 }
@@ -38,9 +38,11 @@ SAMPLED = 2**30  # bytes; of a larger file 64 MiB are hashed
 def reads(run: str, values: dict, made: list[str]) -> list[str]:
     """Paths in the run folder; `made` is what the other runs of the folder write."""
     compared = [path for path in made if path.startswith(("models/", "adapters/"))]
-    values = {"beside": ""} | values
+    values = {"beside": "", "hard_set": "", "scores": ""} | values
+    if run.startswith("03"):  # it replays 02's choice, or makes its own from 02's scores
+        values |= {"scores" if values.get("share") is None else "hard_set": ""}
     own = [pattern.format(**values) for pattern in READS.get(notebook_of(run), [])]
-    own = [path for path in own if not path.endswith("/")]  # `beside` may be empty
+    own = [path for path in own if path and not path.endswith("/")]
     return own + (compared if run.startswith("04") else [])
 
 
@@ -66,7 +68,8 @@ def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
     """What a run reads, as its parameters name it → where that is."""
     inside = {path: out / path for path in reads(run, values, list(made_by_others(out, run)))}
     given = parameters.external(notebook_of(run), values)
-    return inside | {path: parameters.ROOT / path for path in given}
+    swept = sweeps.results(out, values.get("sweeps", ""))
+    return inside | {path: parameters.ROOT / path for path in given} | swept
 
 
 def outputs(out: Path, run: str, values: dict) -> dict[str, Path]:
@@ -80,26 +83,47 @@ def record(out: Path, run: str, values: dict, code: str, inputs: dict[str, dict]
 
 
 def is_current(out: Path, run: str, values: dict) -> bool:
-    """Whether a run is done and need not be repeated: same parameters, inputs of the same content,
-    outputs there (a hard set may be changed by hand) and, in quick profiles, the same code.
-    `redo` says no."""
-    kept = load(out, run)
-    return (
-        kept is not None
-        and not values["redo"]
-        and (out / "results" / f"{run}.json").exists()
-        and kept["parameters"] == of_parameters(values)
-        and (values["profile"] not in QUICK or kept["code"] == of_code(notebook_of(run)))
-        and all(path.exists() for path in outputs(out, run, values).values())
-        and _same(inputs(out, run, values), kept["inputs"])
-    )
+    """Whether a run is done and need not be repeated."""
+    return not why(out, run, values)
 
 
-def _same(found: dict[str, Path], kept: dict[str, dict]) -> bool:
-    return found.keys() == kept.keys() and all(
-        path.exists() and fingerprint(path, kept[name])["sha256"] == kept[name]["sha256"]
-        for name, path in found.items()
-    )
+def why(out: Path, run: str, values: dict) -> str:
+    """Why a run has to be made, in words; "" for one that is done: same parameters, inputs of the
+    same content, outputs there (a hard set may be changed by hand) and, in quick profiles, the same
+    code."""
+    kept, made = load(out, run), out / "results" / f"{run}.json"
+    if kept is None or not made.exists():
+        return "not finished" if (out / "state" / f"{run}.json").exists() else "new"
+    if values["redo"]:
+        return "to be repeated"
+    if kept["parameters"] != of_parameters(values):
+        before = json.loads(made.read_text(encoding="utf8"))["parameters"]
+        return (
+            "; ".join(
+                f"{name} was {before.get(name)!r}, is {value!r}"
+                for name, value in values.items()
+                if name not in VOLATILE and before.get(name, ...) != value
+            )
+            or "other parameters"
+        )
+    if values["profile"] in QUICK and kept["code"] != of_code(notebook_of(run)):
+        return "made by older code"
+    gone = [name for name, path in outputs(out, run, values).items() if not path.exists()]
+    if gone:
+        return f"{', '.join(gone)} is gone"
+    return _changed(inputs(out, run, values), kept["inputs"])
+
+
+def _changed(found: dict[str, Path], kept: dict[str, dict]) -> str:
+    """Which input is not the one a run was made from; "" for none."""
+    if other := sorted(found.keys() ^ kept.keys()):
+        return f"reads {', '.join(other[:3])} {'now' if other[0] in found else 'no longer'}"
+    changed = (
+        name for name, path in found.items()
+        if not path.exists() or fingerprint(path, kept[name])["sha256"] != kept[name]["sha256"]
+    )  # fmt: skip
+    name = next(changed, "")
+    return name and f"{name} {'has changed' if found[name].exists() else 'is gone'}"
 
 
 def older_code(out: Path, run: str) -> bool:

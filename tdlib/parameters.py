@@ -118,6 +118,8 @@ RULES = {
     **dict.fromkeys(("shape", "middle_shape", "small_shape"), _SHAPE),
     # the hard set and the adapter
     "share": _number(float, 0, 1, open_low=True, open_high=True),
+    "03_lora.share": _number(float, 0, 1, open_low=True, none=True),
+    "scores": _text(r"[\w+-][\w.+-]*\.npz", "the name of a .npz file in the folder's scores/"),
     "threshold": Rule(float, none=True),
     "hard_set": _text(r"[\w+-][\w.+-]*\.json", "the name of a .json file in the run folder"),
     "windows": _choice("hard", "random"),
@@ -129,6 +131,7 @@ RULES = {
     "hard_share": _number(float, 0, 1, open_low=True, open_high=True),
     "resamples": _number(int, 100),
     "sample_tokens": _COUNT,
+    "sweeps": _text(r"|[^\W_][\w.+-]*( +[^\W_][\w.+-]*)*", "names of sweeps with spaces between"),
 }  # fmt: skip
 
 # What must be on the disk where it is not "": name → several allowed, test, what it must be.
@@ -358,6 +361,11 @@ def _wrong_together(values: dict) -> list[str]:
             "or text and tokenizer"
         )
     return problems
+
+
+def shown(path: Path) -> str:
+    """A path as a reader would write it: from the repository's root where it lies in there."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def notebook_of(run: str) -> str:

@@ -308,6 +308,54 @@ def progressive(versus: Mapping) -> Figure:
     return figure
 
 
+def sweep(rows: Sequence[Mapping], hints: Mapping[str, tuple[float, float]]) -> Figure:
+    """What each setting changes, a panel a setting: difference from the base on hard and on easy
+    text (rows of book.sweep_rows), the mean over all else as a line, single points faint. `hints`:
+    setting → what the plan says of it, from and to, shaded."""
+    best = min(rows, key=lambda row: row["loss"])
+    value, low, high = best["all"]
+    figure_title = f"Lowest of {len(rows)}: {best['point']}, {value:+.3f} nats on all text "
+    figure_title += f"[{low:+.3f}, {high:+.3f}] against the base"
+    names = list(dict.fromkeys(name for row in rows for name in row["varied"])) or ["point"]
+    figure = Figure(figsize=(6, 1.3 + 2.0 * -(-len(names) // 2)), layout="constrained")
+    _title(figure, figure_title)
+    axes = figure.subplots(-(-len(names) // 2), min(2, len(names)), sharey=True, squeeze=False)
+    for ax, name in zip(axes.flat, names, strict=False):
+        _setting(ax, rows, name, hints.get(name))
+    for ax in axes.flat[len(names) :]:
+        ax.remove()
+    for ax in axes[:, 0]:
+        ax.set_ylabel("loss − base's\n(nats per token)")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _setting(ax: Axes, rows: Sequence[Mapping], name: str, said: tuple | None) -> None:
+    """One panel of `sweep`: the values of one setting, evenly spaced in order."""
+    values = list(dict.fromkeys(row["varied"].get(name, "–") for row in rows))
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    order = sorted(numbers) + [v for v in values if v not in numbers]
+    place = {value: i for i, value in enumerate(order)}
+    for part, shade, line, shift in (("hard", HARD, "-o", -0.06), ("easy", "#5f6770", "--s", 0.06)):
+        x = np.array([place[row["varied"].get(name, "–")] for row in rows])
+        y = np.array([row[part][0] for row in rows])
+        ax.scatter(x + shift, y, 12, color=shade, alpha=0.35, linewidths=0)
+        means = [y[x == i].mean() for i in range(len(order))]
+        ax.plot(np.arange(len(order)) + shift, means, line, color=shade, label=f"{part} text",
+                markersize=5, linewidth=1.4)  # fmt: skip
+    inside = [place[v] for v in numbers if said and said[0] <= v <= said[1]]
+    if inside:
+        ax.axvspan(
+            min(inside) - 0.4, max(inside) + 0.4, color="#f1e9c9", zorder=0, label="the plan"
+        )
+    ax.axhline(0, color="black", linewidth=0.8)
+    texts = [f"{v:g}" if v in numbers else str(v) for v in order]
+    ax.set_xticks(range(len(order)), texts, rotation=20 if max(map(len, texts)) > 7 else 0)
+    ax.set_xlim(-0.6, len(order) - 0.4)
+    ax.set_title(name.replace("_", " "), loc="left")
+
+
 # --- shared
 
 

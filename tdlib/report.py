@@ -6,7 +6,6 @@ script but the one that moves 02's slider, which it knows by its hash.
 """
 
 import base64
-import datetime
 import functools
 import hashlib
 import importlib.metadata
@@ -31,7 +30,8 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from tdlib import hashes, parameters, plan, runs
+from tdlib import hashes, parameters, plan, runs, shapes, status, sweeps
+from tdlib.status import date, duration, progress
 
 HERE = Path(__file__).parent
 FONT_SLOT = "/* font */"
@@ -65,7 +65,7 @@ def page(out: Path, run: str) -> None:
     """Write out/<run>.html, one file headed by where it comes from, of the notebook as executed;
     one that did not finish opens with its state and its last lines."""
     executed = nbformat.read(out / f"{run}.ipynb", as_version=4)
-    _prepare(executed, done=_known(out, run)["state"]["state"] == "done")
+    _prepare(executed, done=status.row(out, run)["state"]["state"] == "done")
     _frame(out, run, _with_readable_tables(_exporter().from_notebook_node(executed)[0]))
 
 
@@ -79,18 +79,50 @@ def refresh(out: Path) -> Path:
 
 
 def index(out: Path) -> Path:
-    """Write out/index.html: quality table and difficulty plot, then one row a run, states true."""
-    rows = [_known(out, run) for run in _runs(out)]
-    states = [row["state"]["state"] for row in rows]
+    """Write out/index.html and out/morning.md: what goes on and what it cost; quality table and
+    difficulty plot, then one row a run, states true. A sweep's folder has its points as rows; of a
+    point's own folder, the sweep's index is written."""
+    if (out / sweeps.PARENT).is_file() and not (out / sweeps.POINTS).is_file():
+        return index(out.parent)
+    if above := sweeps.parent(out):
+        _write_index(above)
+    return _write_index(out)
+
+
+def _write_index(out: Path) -> Path:
+    rows = [row | {"page": _page_of(out, row)} for row in status.rows(out)]
+    said = status.morning(out)
     quality = out / "tables/04_merge_eval-quality.md"
     difficulty = out / "figures/02_hard_set-difficulty.svg"
+    content = dict(
+        name=out.resolve().name, rows=rows, morning=said, best=best(rows), now=date(time.time()),
+        swept=sweeps.listed(out, out.name) if (out / sweeps.POINTS).is_file() else None,
+    )  # fmt: skip
     _write(
-        out / "index.html", "runs.html.j2", name=out.resolve().name, rows=rows,
-        counts={word: states.count(word) for word in dict.fromkeys(states)}, now=date(time.time()),
+        out / "index.html", "runs.html.j2", **content,
         quality=quality.exists() and _with_readable_tables(_markdown(quality.read_text("utf-8"))),
         difficulty=difficulty.exists() and base64.b64encode(difficulty.read_bytes()).decode(),
     )  # fmt: skip
+    if not content["swept"]:
+        template = _environment().get_template("morning.md.j2")
+        runs.write(out / "morning.md", template.render(content))
     return out / "index.html"
+
+
+def _page_of(out: Path, row: dict) -> str:
+    """The address of a run's page as the index has it; "" where there is none."""
+    path = row["folder"] / f"{row['run']}.html"
+    return path.relative_to(out).as_posix() if path.exists() else ""
+
+
+def best(rows: list[dict]) -> list[dict]:
+    """The models that are done, best first, each beside the plan's estimate."""
+    models = {name: m for row in rows for name, m in row["record"].get("models", {}).items()}
+    named = sorted(models.items(), key=lambda pair: pair[1].get("loss", float("inf")))
+    return [
+        {"model": name, "loss": m["loss"], "plan": shapes.span(*shapes.of_plan(name, "loss"))}
+        for name, m in named if "loss" in m
+    ][:12]  # fmt: skip
 
 
 def explorer(numbers: dict) -> str:
@@ -105,54 +137,25 @@ def _frame(out: Path, run: str, body: Markup) -> None:
     at = pages.index(run)
     results = (out / "results").glob("*.json")
     reads = {path.stem: json.loads(path.read_text("utf-8")).get("reads", {}) for path in results}
+    point = sweeps.parent(out) and not (out / sweeps.POINTS).is_file()
     _write(
-        out / f"{run}.html", "page.html.j2", body=body, **_known(out, run),
+        out / f"{run}.html", "page.html.j2", body=body, **status.row(out, run),
+        index="../index.html" if point else "index.html",
         before=pages[at - 1] if at else None, after=(pages[at + 1 :] or [None])[0],
         made_from=[name for name in pages if name in reads.get(run, {})],
         used_by=[name for name in pages if run in reads.get(name, {})],
     )  # fmt: skip
 
 
-def _runs(out: Path) -> list[str]:
-    """Every run that has a state or a record, in reading order."""
-    found = {path.stem for part in ("results", "state") for path in (out / part).glob("*.json")}
-    return sorted(found)
-
-
 def _pages(out: Path) -> list[str]:
-    return [run for run in _runs(out) if (out / f"{run}.html").exists()]
+    """The runs of a folder that have a page, in reading order."""
+    return sorted(row["run"] for row in status.rows(out)
+                  if row["folder"] == out and (out / f"{row['run']}.html").exists())  # fmt: skip
 
 
-def _known(out: Path, run: str) -> dict:
-    """What record and state say of a run; `changed` of one that is not done is the state's."""
-    path = out / "results" / f"{run}.json"
-    record = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    has_state = (out / "state" / f"{run}.json").exists()
-    state = runs.state(out, run) if has_state else {"run": run, "state": "done"}
-    changed = {name: record["parameters"][name] for name in record.get("changed", [])}
-    changed = changed if state["state"] == "done" else state.get("changed", {})
-    return {
-        "run": run, "record": record, "state": state, "changed": changed,
-        "older": state["state"] == "done" and runs.older_code(out, run),
-        "has_page": (out / f"{run}.html").exists(),
-    }  # fmt: skip
-
-
-def date(moment: str | float) -> str:
-    """2026-11-24T11:36:38+00:00, or unix seconds, → 24 Nov 2026, 11:36 UTC."""
-    if isinstance(moment, str):
-        moment = datetime.datetime.fromisoformat(moment).timestamp()
-    when = datetime.datetime.fromtimestamp(moment, datetime.UTC)
-    return f"{when.day} {when:%b %Y, %H:%M} UTC"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    hours, rest = divmod(round(seconds), 3600)
-    if hours:
-        return f"{hours} h {rest // 60} min"
-    return f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"
+def size(count: float) -> str:
+    """Bytes, as 31.2 MB."""
+    return plan.si(count, "B")
 
 
 def estimated(record: dict) -> str:
@@ -160,18 +163,6 @@ def estimated(record: dict) -> str:
     if not (found := record.get("remembered", {}).get("estimate")):
         return ""
     return f" (estimated {plan.duration(found['seconds_low'], found['seconds_high'])})"
-
-
-def progress(state: dict) -> str:
-    """How far a run that is not done has come: step 120 of 400 · loss 4.32 · about 31 s left."""
-    parts = [state.get("message"), "its process is gone" if state["state"] == "lost" else ""]
-    if state.get("steps"):
-        parts.insert(0, f"step {state.get('step') or 0:,} of {state['steps']:,}")
-    if state["state"] == "running" and state.get("left_s") is not None:
-        parts.append(f"about {duration(state['left_s'])} left")
-    elif state["state"] != "running" and state.get("heartbeat"):
-        parts.append(f"last heard of {date(state['heartbeat'])}")
-    return " · ".join(part for part in parts if part)
 
 
 def literal(value: object) -> str:
@@ -301,7 +292,8 @@ def _mark_columns(table: Tag) -> None:
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(HERE / "report_template")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
-    for function in (date, duration, estimated, literal, progress):
+    words = (date, duration, estimated, literal, progress, status.in_words, status.word, size)
+    for function in words:
         environment.filters[function.__name__] = function
     environment.globals["css"] = Markup((HERE / "report.css").read_text("utf-8") + WIDGETS_CSS)
     environment.globals["font_slot"] = FONT_SLOT

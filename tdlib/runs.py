@@ -46,7 +46,7 @@ DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not o
 def state(out: Path, run: str) -> dict:
     """state/<run>.json, with "lost" for a run whose process is gone without a word."""
     found = _read(Path(out) / "state" / f"{run}.json") or {"run": run, "state": "queued"}
-    return found | {"state": "lost"} if found["state"] == "running" and _gone(found) else found
+    return found | {"state": "lost"} if found["state"] == "running" and gone(found) else found
 
 
 def states(out: Path) -> list[dict]:
@@ -55,9 +55,7 @@ def states(out: Path) -> list[dict]:
 
 def write_state(out: Path, run: str, what: str, **more: object) -> None:
     """`what` is running, done, failed or interrupted; this process is the one that says so."""
-    pid = os.getpid()
-    who = {"pid": pid, "pid_started": _started(pid), "boot": _boot(), "host": socket.gethostname()}
-    known = {"run": run, "notebook": notebook_of(run), "state": what} | who
+    known = {"run": run, "notebook": notebook_of(run), "state": what} | who()
     write(out / "state" / f"{run}.json", json.dumps(known | {"heartbeat": time.time()} | more))
 
 
@@ -75,9 +73,18 @@ def wait_until_free(out: Path, run: str) -> None:
         time.sleep(0.2)
 
 
-def _gone(found: dict) -> bool:
+def who() -> dict:
+    """This process, so that another can tell whether it lives."""
+    pid = os.getpid()
+    return {
+        "pid": pid, "pid_started": _started(pid), "boot": _boot(), "host": socket.gethostname()
+    }  # fmt: skip
+
+
+def gone(found: dict) -> bool:
+    """Whether the process that called itself `who` lives no more."""
     if found["host"] != socket.gethostname():  # a shared disk: only its heartbeat is known
-        return time.time() - found["heartbeat"] > LOST_S
+        return time.time() - found.get("heartbeat", time.time()) > LOST_S
     return found["boot"] != _boot() or found["pid_started"] != _started(found["pid"])
 
 
@@ -283,20 +290,42 @@ class Run:
         known = hashes.made_by_others(self.out, self.run)
         self._inputs = {n: hashes.fingerprint(path, known.get(n)) for n, path in found.items()}
         self._code = hashes.of_code(self.notebook)
+        if self.parameters["redo"]:
+            self._keep_the_old()
         self._keep_or_refuse_checkpoint()
         self._file("hashes", "json").unlink(missing_ok=True)
 
+    def _keep_the_old(self) -> None:
+        """What a finished run made goes to old/, before it is repeated. Its scores, figures and
+        tables are written over."""
+        kept = hashes.load(self.out, self.run)
+        if kept is None:
+            return
+        record = _read(self._file("results", "json"))
+        when = re.sub(r"\D", "", record["started"])[:14]
+        old = self.out / "old" / f"{self.run}-{when}"
+        names = [*kept["outputs"], f"results/{self.run}.json", f"hashes/{self.run}.json"]
+        names += [f"{self.run}.ipynb", f"{self.run}.html", f"logs/{self.run}-*.jsonl"]
+        for path in (path for name in names for path in sorted(self.out.glob(name))):
+            place = old / path.relative_to(self.out)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+
     def _keep_or_refuse_checkpoint(self) -> None:
         """A checkpoint goes on only with what it was made from. Other inputs or, in quick profiles,
-        other code make it useless; other parameters may be a slip, which must not cost a night."""
+        other code make it useless; other parameters may be a slip, which must not cost a night.
+        `redo` starts over once: what that began goes on after a stop, like any other."""
         folder = self.out / "checkpoints" / self.run
         wanted = {
             "parameters": {n: v for n, v in self.parameters.items() if n not in hashes.VOLATILE},
             "inputs": {name: found["sha256"] for name, found in self._inputs.items()},
             "code": self._code if self.parameters["profile"] in hashes.QUICK else "",
+            "redo": self.parameters["redo"],
         }
-        kept = _read(folder / "made_from.json") or {}
-        fits = not self.parameters["redo"] and kept.get("inputs") == wanted["inputs"]
+        kept = {"redo": False} | (_read(folder / "made_from.json") or {})
+        started_over = wanted["redo"] and not kept["redo"]
+        wanted["redo"] = wanted["redo"] or kept["redo"]
+        fits = not started_over and kept.get("inputs") == wanted["inputs"]
         if fits and kept["code"] == wanted["code"] and any(folder.rglob("state.pt")):
             for name, value in wanted["parameters"].items():
                 if (before := kept["parameters"].get(name)) != value:
@@ -305,7 +334,7 @@ class Run:
                         f"{value!r}: put it back to go on, or start over with redo = True "
                         f"(make book REDO={self.run})"
                     )
-        if kept != wanted or self.parameters["redo"]:
+        if kept != wanted:
             shutil.rmtree(folder, ignore_errors=True)
         write(folder / "made_from.json", json.dumps(wanted))
 

@@ -4,6 +4,7 @@ Needs no torch, so that a run's parameters can be checked, and its cost told, be
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -170,3 +171,30 @@ def describe(config: LlamaConfig) -> dict:
         "embedding_parameters": config.embedding_parameters,
         "q4_0_bytes": (config.parameters - norms) * 18 // 32 + 4 * norms,
     }
+
+
+# The plan's estimates: validation loss (low, high), its quality in percent, hours on a B200.
+PLAN = {
+    "teacher": dict(loss=(2.58, 2.58), quality=(100, 100)),
+    "120m": dict(loss=(2.7, 2.8), quality=(90, 93), hours=(5, 6)),
+    "80m": dict(loss=(2.8, 3.0), quality=(85, 88), hours=(4, 5)),
+    "50m": dict(loss=(3.0, 3.3), quality=(75, 80), hours=(3, 4)),
+    "50m-scratch": dict(loss=(3.5, 3.8), quality=(60, 65)),
+    "50m-hard-merged": dict(loss=(2.8, 2.9), quality=(87, 90), hours=(7, 10)),
+    "150m": dict(hours=(5, 6)),
+    "75m": dict(loss=(2.8, 2.9), quality=(87, 90), hours=(10, 12)),
+    "75m-direct": dict(loss=(2.9, 3.1), quality=(82, 85)),
+    "scores": dict(hours=(2, 3)),
+    "50m-hard": dict(hours=(1, 2)),
+}
+
+
+def span(low: float, high: float, digits: int = 2) -> str:
+    """ "3.00–3.30", or one number where both are the same, or "–" where the plan gives none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "–"
+    return f"{low:.{digits}f}" if low == high else f"{low:.{digits}f}–{high:.{digits}f}"
+
+
+def of_plan(name: str, key: str) -> tuple[float, float]:
+    return PLAN.get(name, {}).get(key, (math.nan, math.nan))

@@ -8,31 +8,10 @@ import math
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from tdlib import evaluate, generate
-from tdlib.shapes import Q4_LIMIT, LlamaConfig, describe
-
-# The plan's estimates: validation loss (low, high), its quality in percent, hours on a B200.
-PLAN = {
-    "teacher": dict(loss=(2.58, 2.58), quality=(100, 100)),
-    "120m": dict(loss=(2.7, 2.8), quality=(90, 93), hours=(5, 6)),
-    "80m": dict(loss=(2.8, 3.0), quality=(85, 88), hours=(4, 5)),
-    "50m": dict(loss=(3.0, 3.3), quality=(75, 80), hours=(3, 4)),
-    "50m-scratch": dict(loss=(3.5, 3.8), quality=(60, 65)),
-    "50m-hard-merged": dict(loss=(2.8, 2.9), quality=(87, 90), hours=(7, 10)),
-    "150m": dict(hours=(5, 6)),
-    "75m": dict(loss=(2.8, 2.9), quality=(87, 90), hours=(10, 12)),
-    "75m-direct": dict(loss=(2.9, 3.1), quality=(82, 85)),
-    "scores": dict(hours=(2, 3)),
-    "50m-hard": dict(hours=(1, 2)),
-}
-
-
-def span(low: float, high: float, digits: int = 2) -> str:
-    """ "3.00–3.30", or one number where both are the same, or "–" where the plan gives none."""
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return "–"
-    return f"{low:.{digits}f}" if low == high else f"{low:.{digits}f}–{high:.{digits}f}"
+from tdlib.shapes import Q4_LIMIT, LlamaConfig, describe, of_plan, span
 
 
 def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
@@ -41,10 +20,6 @@ def with_interval(value: float, low: float, high: float, digits: int = 3) -> str
         return "undefined"
     text = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
     return text.replace("-", "−")
-
-
-def _plan(name: str, key: str) -> tuple[float, float]:
-    return PLAN.get(name, {}).get(key, (np.nan, np.nan))
 
 
 def quality(
@@ -57,7 +32,7 @@ def quality(
     """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` its
     bootstrapped losses, drawn together. Differences are against `base`, with 95 % intervals."""
     rows = []
-    low, high = (np.array([_plan(m, "loss")[i] for m in metrics]) for i in (0, 1))
+    low, high = (np.array([of_plan(m, "loss")[i] for m in metrics]) for i in (0, 1))
     for i, (name, m) in enumerate(metrics.items()):
         change_R = resampled[name] - resampled[base]
         change = m["loss"] - metrics[base]["loss"]
@@ -73,7 +48,7 @@ def quality(
             "quality": f"{metrics[teacher]['loss'] / m['loss']:.1%}",
             "plan: loss": span(low[i], high[i]),
             "plan's loss, our formula": span(*(258 / np.array([high[i], low[i]])), 1),
-            "plan: quality %": span(*_plan(name, "quality"), 0),
+            "plan: quality %": span(*of_plan(name, "quality"), 0),
         })  # fmt: skip
     return pd.DataFrame(rows).set_index("model")
 
@@ -119,7 +94,7 @@ def cost(results: dict[str, dict]) -> pd.DataFrame:
         rows.append({
             "run": run, "device": result["device"], "minutes": f"{result['seconds'] / 60:.2f}",
             "tokens/s": f"{speed:,.0f}" if (speed := result["tokens_per_second"]) else "–",
-            "plan: hours on a B200": span(*_plan(key, "hours"), 0),
+            "plan: hours on a B200": span(*of_plan(key, "hours"), 0),
         })  # fmt: skip
     return pd.DataFrame(rows).set_index("run")
 
@@ -272,6 +247,59 @@ def route_cost(routes: dict[str, list[list[dict]]]) -> pd.DataFrame:
         rows.append({
             "route": name, "students": len(logs), "tokens": f"{sum(r['tokens'] for r in ends):,}",
             "minutes": f"{seconds / 60:.2f}",
-            "plan: hours on a B200": span(*_plan(plan, "hours"), 0),
+            "plan: hours on a B200": span(*of_plan(plan, "hours"), 0),
         })  # fmt: skip
     return pd.DataFrame(rows).set_index("route")
+
+
+# What the plan says of a setting: one value, or from, to.
+HINTS = {
+    "rank": (16, 32), "lora_scale": (1, 1), "share": (0.15, 0.25), "temperature": (2, 4),
+    "ce_weight": (0.5, 0.5), "epochs": (3, 5), "01 learning_rate": (5e-4, 5e-4),
+    "03 learning_rate": (1e-4, 1e-4),
+}  # fmt: skip
+
+
+def hint(notebook: str, name: str) -> tuple[float, float] | None:
+    """What the plan says of a parameter, which may differ between notebooks; None for nothing."""
+    return HINTS.get(f"{notebook[:2]} {name}", HINTS.get(name))
+
+
+def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
+    """One row a model, best first (see book.sweep_rows). * marks a value that the plan names."""
+
+    def shown(name: str, value: object) -> str:
+        said = hint(notebook, name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        text = f"{value:g}" if number else str(value)
+        return f"{text} *" if number and said and said[0] <= value <= said[1] else text
+
+    columns = list(dict.fromkeys(name for row in rows for name in row["varied"]))
+    return pd.DataFrame([
+        {"point": row["point"]}
+        | {name: shown(name, row["varied"].get(name, "–")) for name in columns}
+        | {"loss": f"{row['loss']:.3f}"}
+        | {f"{part} text": with_interval(*row[part]) for part in ("all", "hard", "easy")}
+        | {"KL to teacher": f"{row['kl']:.3f}", "minutes": f"{row['minutes']:.1f}"}
+        for row in sorted(rows, key=lambda row: row["loss"])
+    ])  # fmt: skip
+
+
+def seeds(rows: list[dict]) -> pd.DataFrame:
+    """A row a setting that has several seeds: the mean loss with its 95 % t interval over them;
+    empty where none has."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        same = {name: value for name, value in row["varied"].items() if name != "seed"}
+        model = row["point"].partition(" ")[2]
+        groups.setdefault(", ".join([*(f"{k} {v}" for k, v in same.items()), model]), []).append(
+            row
+        )
+    found = []
+    for name, group in groups.items():
+        values = np.array([row["loss"] for row in group])
+        if len(values) > 1:
+            half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+            found.append({"setting": name.rstrip(", ") or "as it is", "seeds": len(values),
+                          "loss": f"{values.mean():.3f} ± {half:.3f}"})  # fmt: skip
+    return pd.DataFrame(found, columns=["setting", "seeds", "loss"])

@@ -148,7 +148,8 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) ->
             disk = 8 * (size.train + size.hard)
         case "03_lora":
             new, base = {}, _base(p, made)
-            trainings = [trained(p["adapter"], base, teacher, size.hard)]
+            replayed = round(p["share"] * size.train) if p.get("share") else size.hard
+            trainings = [trained(p["adapter"], base, teacher, replayed)]
             disk = 4 * cost.adapter_parameters(base, p["rank"])
         case "05_progressive":
             middle, small = of(p["middle_shape"]), of(p["small_shape"])
@@ -239,6 +240,8 @@ def seconds(one: Work, device: Device, shares: dict | None = None) -> tuple[floa
     skipped = one.teacher if known else None
     flop = [cost.forward_flop(c, one.context) * one.context * n
             for c, n in one.forwards if c != skipped]  # fmt: skip
+    if not one.forwards:  # the page of a sweep merges nothing
+        return low, high
     largest = max(one.forwards, key=lambda pair: cost.forward_flop(pair[0], one.context))[0]
     if device.kind == "cpu" and _affordable(largest, None, one.context, 16, device):
         rate = cost.step_flop(largest, None, one.context)
@@ -277,7 +280,8 @@ def memory(one: Work, kind: str) -> int:
     scored = {shape for shape, _ in one.forwards}
     most = sum(4 * shape.parameters for shape in scored)
     # what a layer of 16 windows holds at once, and six arrays of one window's logits
-    most += 4 * one.context * max(16 * (4 * c.mlp_dim + 6 * c.dim) for c in scored)
+    held = (16 * (4 * c.mlp_dim + 6 * c.dim) for c in scored)
+    most += 4 * one.context * max(held, default=0)
     most += 24 * one.context * one.teacher.vocab_size
     for t in one.trainings:
         need = cost.training_bytes(t.student, t.teacher, t.at_once, one.context, kind, t.rank,

@@ -30,8 +30,8 @@ def shared() -> Path:
 def make_book() -> Callable:
     """Makes the smoke book in a run folder."""
 
-    def make(out: Path, *more: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "tdlib.graph", "book", "PROFILE=smoke", f"OUT={out}"]
+    def make(out: Path, *more: str, what: str = "book") -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "tdlib.graph", what, "PROFILE=smoke", f"OUT={out}"]
         root = Path(__file__).parents[1]
         return subprocess.run(
             [*command, *more], cwd=root, capture_output=True, text=True, timeout=400
@@ -48,6 +48,8 @@ def out(make_book, tmp_path_factory) -> Path:
     with FileLock(folder / "smoke.lock"):
         if not (folder / "smoke.made").exists():
             done = make_book(folder / "smoke")
+            assert done.returncode == 0, done.stdout + done.stderr
+            done = make_book(folder / "smoke", "NAME=share", what="sweep")
             assert done.returncode == 0, done.stdout + done.stderr
             (folder / "smoke.made").touch()
     return folder / "smoke"
@@ -153,3 +155,18 @@ def tiny_llama():
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """A repository with three small notebooks, and this process and its children in it."""
+    from tdlib import graph, parameters, runs
+    from tests import small_book
+
+    small_book.repository(tmp_path)
+    monkeypatch.setattr(parameters, "ROOT", tmp_path)
+    monkeypatch.setattr(graph, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "_latest", None)
+    monkeypatch.setenv("TDLIB_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -322,3 +322,47 @@ def test_what_a_run_was_told_to_take_is_kept_beside_what_it_took(out, results):
         assert 0 < told["seconds_low"] < told["seconds_high"] and told["flop"] > 0, run
         assert record["peak_memory_mib"] == pytest.approx(told["peak_memory_mib"], rel=0.3), run
     assert index.count("(estimated ") == len(results)
+
+
+# --- a sweep of the same folder
+
+
+def test_a_sweeps_points_train_on_their_own_share_and_leave_the_parent_alone(out, results):
+    scores = np.load(out / "scores/02_hard_set.npz")
+    count = len(scores["teacher_loss_N"])
+    for share in (0.2, 0.5):
+        point = out / f"sweeps/share/share{share}"
+        record = json.loads((point / f"results/03_lora-share{share}.json").read_text())
+        (log,) = [log for key, log in record["remembered"].items() if key.startswith("log")]
+        assert log[-1]["tokens"] == round(share * count) * 32
+        assert set(record["reads"]) == {"00_teacher", "01_distill-50m", "02_hard_set"}
+        assert (point / "cache").is_symlink() and not (point / "adapters").is_symlink()
+        if share == 0.2:  # the same as the book's own adapter
+            own, other = results["03_lora-hard"]["models"], record["models"]
+            assert other["50m-hard"]["loss"] == own["50m-hard"]["loss"]
+    assert len(list((out / "cache").iterdir())) == 2
+
+
+def test_a_sweeps_page_has_every_point_beside_the_base_with_its_interval(out):
+    table = pd.read_csv(out / "sweeps/share/tables/04_merge_eval-share-sweep-share.csv")
+    assert list(table["share"].astype(str)) in (["0.2 *", "0.5"], ["0.5", "0.2 *"])
+    losses = {}
+    for name, folder in (("50m", out), ("share0.5", out / "sweeps/share/share0.5")):
+        file = "50m" if name == "50m" else "50m-hard"
+        losses[name] = np.load(folder / f"scores/val/{file}.npy")
+    row = table.set_index("point").loc["share0.5"]
+    change = float(losses["share0.5"].mean() - losses["50m"].mean())
+    assert row["all text"].startswith(f"{change:+.3f} [".replace("-", "−"))
+    quality = pd.read_csv(out / "sweeps/share/tables/04_merge_eval-share-quality.csv")
+    assert {"teacher", "50m", "share0.2", "share0.5"} <= set(quality["model"])
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_sweeps_pages_show_all_of_themselves_in_a_browser(out, faults, width):
+    folder = out / "sweeps/share"
+    pages = [folder / "index.html", folder / "04_merge_eval-share.html"]
+    pages.append(folder / "share0.5/03_lora-share0.5.html")
+    assert {page.name: found for page in pages if (found := faults(page, width))} == {}
+    for page in pages:
+        soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+        assert all((page.parent / a["href"].partition("#")[0]).exists() for a in soup.select("a"))

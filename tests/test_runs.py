@@ -16,78 +16,10 @@ import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
-from nbformat import v4
 
 from tdlib import graph, hashes, parameters, runs
 from tdlib.parameters import ParameterError
-
-REPOSITORY = Path(__file__).parents[1]
-COMMON = """run = "{notebook}"  # name
-profile = "tiny"  # folder
-out = "outputs/tiny"  # folder
-seed = 1  # of all
-device = "cpu"  # where
-checkpoint_minutes = 10.0  # between
-redo = False  # again
-"""
-OWN = {
-    "00_teacher": 'text = ""\ntokens = ""\nteacher = ""\ntokenizer = ""\n',
-    "01_distill": 'student = "a"\nteacher = "teacher"\nlearning_rate = 1e-3\n',
-    "04_merge_eval": 'teacher = "teacher"\nresamples = 1000\n',
-}
-# small stand-ins for the notebooks: they read and write the same paths, without any model; every
-# real execution leaves a line in <out>/calls
-BODY = {
-    "00_teacher": """words = open(text).read() if text else "words"
-this.path("tokens", "train.bin").write_text(words)
-this.path("models", "teacher", "w").write_text(str(seed // 10))""",
-    "01_distill": """import time
-for step in range(1, 4):
-    this.progress(step, 3, "loss 4.32")
-if student == "bad":
-    raise ValueError("the loss is nan at step 3: use a smaller learning_rate")
-if student == "slow":
-    time.sleep(600)
-this.path("models", student, "w").write_text(this.path("models", teacher, "w").read_text())""",
-    "04_merge_eval": 'assert this.path("models", "a", "w").exists()',
-}
-END = """this.once("called", lambda: open(this.path("calls"), "a").write(run + chr(10)))
-this.finding(f"{run} is done.")
-this.finish()"""
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    """A repository with three small notebooks, and this process and its children in it."""
-    for notebook, own in OWN.items():
-        tagged = v4.new_code_cell(COMMON.format(notebook=notebook) + own)
-        tagged.metadata["tags"] = ["parameters"]
-        begin = f'from tdlib import runs\nthis = runs.start("{notebook}")'
-        cells = [tagged, *map(v4.new_code_cell, (begin, BODY[notebook], END))]
-        (tmp_path / "notebooks").mkdir(exist_ok=True)
-        written = v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
-        nbformat.write(written, tmp_path / f"notebooks/{notebook}.ipynb")
-    yaml(tmp_path, "00_teacher")
-    for name in ("Snakefile", "profiles"):
-        os.symlink(REPOSITORY / name, tmp_path / name)
-    monkeypatch.setattr(parameters, "ROOT", tmp_path)
-    monkeypatch.setattr(graph, "ROOT", tmp_path)
-    monkeypatch.setattr(runs, "_latest", None)
-    monkeypatch.setenv("TDLIB_ROOT", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def yaml(root: Path, stem: str, **given) -> Path:
-    path = root / "params/tiny" / f"{stem}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in ({"run": stem} | given).items()))
-    return path
-
-
-def called(root: Path, out: str = "outputs/tiny") -> list[str]:
-    path = root / out / "calls"
-    return sorted(path.read_text().split()) if path.exists() else []
+from tests.small_book import COMMON, OWN, alive, called, processes_of, wait_for, yaml
 
 
 def distill(**given) -> bool:
@@ -514,26 +446,3 @@ def test_a_killed_book_leaves_no_process_and_goes_on(root):
         wait_for(lambda: not [p for p in processes_of(root)])
         assert called(root) == ["00_teacher"]
         (out / "state/01_distill-slow.json").unlink()
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
-def alive(pid: int) -> bool:
-    return runs._started(pid) is not None
-
-
-def processes_of(root: Path) -> list[str]:
-    """Command lines of living processes that work in the tests' repository."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(root) in (path / "environ").read_text() and alive(int(path.name)):
-                found.append((path / "cmdline").read_text().replace("\0", " "))
-        except OSError:  # gone meanwhile, or another user's
-            pass
-    return [line for line in found if "pytest" not in line and "execnet" not in line]

@@ -1,0 +1,76 @@
+"""DRY=1: what `make book` or `make sweep` would run, why, how long it takes and what it costs.
+
+Nothing is run or written. Hours are those of `make plan`, for this machine, or for a B200 where a
+profile is made for one and this machine has no GPU.
+"""
+
+from tabulate import tabulate
+
+from tdlib import graph, hashes, plan, workload
+from tdlib.graph import BookRun, Wanted
+
+SIZED = ("tokens", "teacher")  # what says how much text there is, and whose
+
+
+def text(wanted: Wanted) -> str:
+    """A line a run, in the order of the book, then the sum."""
+    found = graph.jobs(wanted.config)
+    names = _with_needs(found, [name for part in graph.targets_of(wanted, found) for name in part])
+    reasons = _reasons(wanted, found, names)
+    doing = [name for name in names if reasons[name]]
+    device, source = plan.device_of("", wanted.profile)
+    works = _works(wanted, found)
+    spans = {name: workload.seconds(works[name], device) for name in doing}
+    rows = [
+        {"run": name, "why": reasons[name] or "is done"} | _costs(spans.get(name), wanted.price)
+        for name in names
+    ]
+    low, high = plan.total(spans)
+    said = f"{len(doing)} of {len(names)} would run: {plan.duration(low, high)} one after the other"
+    said += f", {plan.money((low, high), wanted.price)} in all" if wanted.price else ""
+    said += f"; on {device.name}, {source}. Nothing was run."
+    return f"{tabulate(rows, headers='keys', maxcolwidths=[None, 60])}\n\n{said}"
+
+
+def _with_needs(found: dict[str, BookRun], names: list[str]) -> list[str]:
+    """The runs asked for and those they need, in the order of the book."""
+    wanted, waiting = set(), list(names)
+    while waiting:
+        name = waiting.pop()
+        wanted.add(name)
+        waiting += [one for one in found[name].needs if one not in wanted]
+    return [name for name in found if name in wanted]
+
+
+def _reasons(wanted: Wanted, found: dict[str, BookRun], names: list[str]) -> dict[str, str]:
+    """Why each would run; "" where it is done."""
+    said = {}
+    for name in names:
+        one = found[name]
+        why = "" if name in wanted.before else hashes.why(one.out, one.run, one.parameters)
+        again = [needed for needed in one.needs if said.get(needed)]
+        if not why and again and name not in wanted.before:
+            why = f"after {', '.join(again[:2])}{' …' * (len(again) > 2)}, if that comes out new"
+        said[name] = why
+    return said
+
+
+def _works(wanted: Wanted, found: dict[str, BookRun]) -> dict[str, workload.Work]:
+    """What each run does; a point comes after its parent's runs."""
+    pairs = {"PROFILE": wanted.profile, "OUT": wanted.out}
+    pairs |= {name.upper(): value for name, value in wanted.given.items() if name in SIZED}
+    of = plan.asked(pairs)
+    size, teacher = of.sizes[0], of.teachers[0]
+    own = [one for one in found.values() if not one.sweep]
+    works = {work.run: work for work in workload.of_profile(own, size, teacher)}
+    made = {"teacher": (teacher, 1.0)}
+    for one in own:
+        softened = one.parameters.get("temperature", 1.0)
+        made |= {name: (shape, softened) for name, shape in works[one.name].made.items()}
+    points = (one for one in found.values() if one.sweep)
+    return works | {p.name: workload.of_run(p.parameters, size, teacher, made) for p in points}
+
+
+def _costs(span: tuple[float, float] | None, price: float | None) -> dict[str, str]:
+    row = {"time": plan.duration(*span) if span else "–"}
+    return row | ({"cost": plan.money(span, price) if span else "–"} if price else {})

@@ -1,0 +1,280 @@
+"""What goes on in a run folder, from its files and the processes that live: for `make status`, the
+index and the morning report alike.
+
+A run is queued, running, done, failed, interrupted (it said so itself), lost (its process is gone
+without a word) or not run; a done one is stale where today's code is not what made it. Nothing of
+this is read from papermill's metadata, which is wrong after a kill. Imports no torch.
+"""
+
+import contextlib
+import datetime
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tdlib import parameters, runs, sweeps
+
+SESSIONS = ".sessions.json"  # each `make book` and `make sweep`: when, what, and by which process
+
+
+# --- sessions: what was asked of this folder
+
+
+@contextlib.contextmanager
+def session(
+    out: Path, targets: list[str], command: str, price: float | None
+) -> Iterator[Callable[[int], None]]:
+    """Keeps that this process makes these runs now, and when and how it ended: it gives a function
+    that takes the exit code."""
+    own = {
+        "began": time.time(), "ended": None, "code": None, "targets": targets,
+        "command": command, "price": price, **runs.who(),
+    }  # fmt: skip
+    earlier = sessions(out)[-99:]
+    runs.write(out / SESSIONS, json.dumps([*earlier, own]))
+    try:
+        yield lambda code: own.update(code=code)
+    finally:
+        own["ended"] = time.time()
+        with contextlib.suppress(OSError):  # a full disk
+            runs.write(out / SESSIONS, json.dumps([*earlier, own]))
+
+
+def began_of(out: Path, command: str) -> float:
+    """When a command that has not come to its end yet was given first; ∞ for a new one."""
+    began = math.inf
+    for one in reversed(sessions(out)):
+        if one["command"] != command or one["code"] == 0:
+            break
+        began = one["began"]
+    return began
+
+
+def sessions(out: Path) -> list[dict]:
+    path = out / SESSIONS
+    return json.loads(path.read_text("utf8")) if path.is_file() else []
+
+
+def live(out: Path) -> dict | None:
+    """The session that makes this folder now, if its process lives."""
+    last = (sessions(out) or [None])[-1]
+    return last if last and not last["ended"] and not runs.gone(last) else None
+
+
+def hours(out: Path) -> float:
+    """What this folder's sessions took in all. A killed one ended with the last heartbeat."""
+    beats = [s.get("heartbeat", 0) for place in [out, *_points(out)] for s in runs.states(place)]
+    kept, total = sessions(out), 0.0
+    for i, one in enumerate(kept):
+        until = kept[i + 1]["began"] if i + 1 < len(kept) else time.time()
+        seen = [beat for beat in beats if one["began"] <= beat <= until]
+        end = one["ended"] or (until if one == live(out) else max(seen, default=one["began"]))
+        total += end - one["began"]
+    return total / 3600
+
+
+def _points(out: Path) -> list[Path]:
+    return [path.parent for path in out.glob(f"sweeps/*/*/{sweeps.PARENT}")]
+
+
+# --- runs
+
+
+def rows(out: Path) -> list[dict]:
+    """Every run of a folder, or of a sweep's: those asked for last, and all that left a trace."""
+    place, above = out, sweeps.parent(out) or out
+    now = live(above)
+    asked = (sessions(above) or [{"targets": []}])[-1]["targets"]
+    known = [(place, run) for run in _traces(place)]
+    if (place / sweeps.POINTS).is_file():
+        listed = sweeps.listed(above, place.name)
+        known = [(place / point, f"{listed['notebook']}-{point}") for point in listed["points"]]
+        known += [(place, sweeps.page(place.name))]
+    else:
+        known += [(place, name) for name in asked if "/" not in name]
+    wanted = set(asked) if now else set()
+    return [row(folder, run, wanted) for folder, run in dict.fromkeys(sorted(known, key=_order))]
+
+
+def _order(known: tuple[Path, str]) -> tuple:
+    folder, run = known
+    return (run.startswith("04") and (folder / sweeps.POINTS).is_file(), run)
+
+
+def _traces(out: Path) -> list[str]:
+    """Runs with a state or a record of their own; those that are links are the parent's."""
+    found = (path for part in ("results", "state") for path in (out / part).glob("*.json"))
+    return sorted({path.stem for path in found if not path.is_symlink()})
+
+
+def row(out: Path, run: str, wanted: set[str] = frozenset()) -> dict:
+    """One run: `run`, `folder`, `record` ({} without one), `state` with its word, `changed`
+    parameters, `older`: done, by other code than today's. `wanted`: what is being made now."""
+    path = out / "results" / f"{run}.json"
+    record = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    state = runs.state(out, run)
+    if record and not (out / "state" / f"{run}.json").exists():
+        state = {"run": run, "state": "done"}
+    if state["state"] != "running" and _waits(out, run, wanted):
+        state = state | {"state": "queued", "error": []}
+    elif state["state"] == "queued":
+        state = state | {"state": "not run"}
+    changed = {name: record["parameters"][name] for name in record.get("changed", [])}
+    changed = changed if state["state"] == "done" else state.get("changed", {})
+    return {
+        "run": run, "folder": out, "record": record, "state": state, "changed": changed,
+        "older": state["state"] == "done" and runs.older_code(out, run),
+    }  # fmt: skip
+
+
+def _waits(out: Path, run: str, wanted: set[str]) -> bool:
+    """Whether a run is still to be made by what goes on now, and has not been tried by it yet."""
+    above = sweeps.parent(out)
+    sweep = (out.name if (out / sweeps.POINTS).is_file() else out.parent.name) if above else ""
+    if (f"{sweep}/{run}" if sweep else run) not in wanted or (out / ".done" / run).exists():
+        return False
+    began = (live(above or out) or {"began": 0})["began"]
+    return runs.state(out, run).get("heartbeat", 0) < began
+
+
+def sweeps_of(out: Path) -> dict[str, dict]:
+    """A folder's sweeps → `counts` of its points by state, and the `finding` of its page."""
+    found = {}
+    for path in sorted(out.glob(f"sweeps/*/{sweeps.POINTS}")):
+        *points, page = rows(path.parent)
+        found[path.parent.name] = {
+            "counts": counts(points), "finding": page["record"].get("finding", ""),
+            "question": json.loads(path.read_text("utf8"))["question"],
+        }  # fmt: skip
+    return found
+
+
+def counts(found: list[dict]) -> dict[str, int]:
+    """State → how many, "stale" among them."""
+    words = [word(one) for one in found]
+    return {name: words.count(name) for name in dict.fromkeys(words)}
+
+
+def word(one: dict) -> str:
+    return "stale" if one["older"] else one["state"]["state"]
+
+
+def progress(state: dict) -> str:
+    """How far a run that is not done has come: step 120 of 400 · loss 4.32 · about 31 s left."""
+    parts = [state.get("message"), "its process is gone" if state["state"] == "lost" else ""]
+    if state.get("steps"):
+        parts.insert(0, f"step {state.get('step') or 0:,} of {state['steps']:,}")
+    if state["state"] == "running" and state.get("left_s") is not None:
+        parts.append(f"about {duration(state['left_s'])} left")
+    elif state["state"] != "running" and state.get("heartbeat"):
+        parts.append(f"last heard of {date(state['heartbeat'])}")
+    return " · ".join(part for part in parts if part)
+
+
+# --- in words
+
+
+def text(out: Path) -> str:
+    """For a terminal: a line a run, then the sweeps, then who makes it."""
+    found = rows(out)
+    if not found:
+        return f"{out}: no run has left a trace here: `make book` makes one"
+    width = max(len(one["run"]) for one in found)
+    lines = [f"{one['run']:<{width}}  {word(one):11}  {_said(one)}".rstrip() for one in found]
+    for name, sweep in sweeps_of(out).items():
+        lines.append(f"sweep {name}: {in_words(sweep['counts'])}")
+    now = live(out)
+    last = (sessions(out) or [None])[-1]
+    if now:
+        lines.append(f"`{now['command']}` runs since {date(now['began'])}, process {now['pid']}")
+    elif last and not last["ended"]:
+        lines.append(f"`{last['command']}` began {date(last['began'])}; its process is gone: the "
+                     "same command goes on")  # fmt: skip
+    return "\n".join(lines)
+
+
+def in_words(counted: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counted.items())
+
+
+def _said(one: dict) -> str:
+    state = one["state"]
+    if word(one) == "stale":
+        return f"made by older code, {date(one['record']['started'])}: REDO={one['run']} repeats it"
+    if state["state"] == "done":
+        return one["record"].get("finding", "")
+    parts = [
+        progress(state) if state["state"] != "queued" else "",
+        *(state.get("error") or [])[-1:],
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def morning(out: Path) -> dict:
+    """What a morning report says, for its Markdown and the index's head."""
+    found, now, kept = rows(out), live(out), sessions(out)
+    last = kept[-1] if kept else {"command": f"make book OUT={out}", "began": 0, "price": None}
+    trouble = [one for one in found if word(one) in ("failed", "lost", "interrupted")]
+    points = [one for path in out.glob(f"sweeps/*/{sweeps.POINTS}") for one in rows(path.parent)]
+    trouble += [one for one in points if word(one) in ("failed", "lost", "interrupted")]
+    undone = [one for one in found if word(one) not in ("done", "stale")]
+    took = hours(out)
+    price = next((one["price"] for one in reversed(kept) if one["price"] is not None), None)
+    return {
+        "counts": counts(found), "ended": [one for one in found if one["state"]["state"] == "done"],
+        "running": [one for one in [*found, *points] if one["state"]["state"] == "running"],
+        "trouble": trouble, "sweeps": sweeps_of(out), "live": now, "began": last["began"],
+        "hours": took, "money": None if price is None else price * took, "price": price,
+        "disk": disk(out), "free": shutil.disk_usage(_there(out)).free,
+        "next": _next(out, last, now, bool(trouble or undone)),
+    }  # fmt: skip
+
+
+def _there(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def _next(out: Path, last: dict, now: dict | None, undone: bool) -> str:
+    if now:
+        return f"`{now['command']}` is at work; `make status` follows it"
+    if undone:
+        return f"`{last['command']}` goes on where it stopped"
+    what = f"OUT={parameters.shown(out)}"
+    return f"all is done: `make publish {what}` keeps the results, `make zip {what}` mails them"
+
+
+def disk(out: Path) -> dict[str, int]:
+    """Folder → bytes in it, largest first; links count where they lead to something."""
+    parts = {path.name: _bytes(path) for path in out.iterdir() if path.is_dir()}
+    return dict(sorted(parts.items(), key=lambda part: -part[1]))
+
+
+def _bytes(folder: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # gone in the meantime
+                found = os.lstat(os.path.join(place, name))
+                total += min(found.st_size, found.st_blocks * 512)  # a cache may be sparse
+    return total
+
+
+def date(moment: str | float) -> str:
+    """2026-11-24T11:36:38+00:00, or unix seconds, → 24 Nov 2026, 11:36 UTC."""
+    if isinstance(moment, str):
+        moment = datetime.datetime.fromisoformat(moment).timestamp()
+    when = datetime.datetime.fromtimestamp(moment, datetime.UTC)
+    return f"{when.day} {when:%b %Y, %H:%M} UTC"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    hours, rest = divmod(round(seconds), 3600)
+    if hours:
+        return f"{hours} h {rest // 60} min"
+    return f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"

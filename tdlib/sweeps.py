@@ -1,0 +1,247 @@
+"""Sweeps: one notebook over a grid of parameters, every point a run folder of its own.
+
+    # params/<profile>/sweeps/<name>.yaml
+    question: Which rank and scale does the adapter need?
+    like: 03_lora-hard         # a run of the profile: its parameters hold where none is given here;
+    notebook: 03_lora          # or a notebook, for its defaults
+    fixed: {epochs: 1.0}       # the same at every point
+    grid: {rank: [8, 16], lora_scale: [0.5, 1.0]}  # every combination,
+    points: [{rank: 64}]       # and, or instead, single points
+    seeds: [1, 2]              # each point with each of them
+
+Point `rank8-lora_scale0.5-seed1` of sweep `adapter` lives in outputs/<profile>/sweeps/adapter/.
+What it reads of its parent, the run folder above, are links; it writes into its own folder alone.
+Its name says all that varies, so that a new value adds points and moves none. Imports no torch.
+"""
+
+import contextlib
+import difflib
+import itertools
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tdlib import files, parameters
+from tdlib.parameters import ParameterError, notebook_of
+
+NOTEBOOKS = ("01_distill", "03_lora", "05_progressive")
+KEYS = ("question", "like", "notebook", "fixed", "grid", "points", "seeds")
+OWN = ("run", "profile", "out", "redo")  # a point's own, never given
+PARENT, POINTS = ".parent", "points.json"  # in a point's folder, and in a sweep's
+
+
+@dataclass(frozen=True)
+class Sweep:
+    name: str
+    profile: str
+    notebook: str
+    question: str
+    like: str  # a run, or ""
+    fixed: dict
+    points: dict[str, dict]  # name → what varies
+
+    def run(self, point: str) -> str:
+        return f"{self.notebook}-{point}"
+
+    def values(self, point: str, out: Path) -> dict:
+        """The parameters of a point, not yet checked; `out` is the parent's folder."""
+        given = parameters.read(_params(self.profile) / f"{self.like}.yaml") if self.like else {}
+        place = parameters.shown(folder(out, self.name) / point)
+        own = {"run": self.run(point), "profile": self.profile, "out": place}
+        return given | self.fixed | self.points[point] | own
+
+
+def folder(out: Path, name: str) -> Path:
+    return out / "sweeps" / name
+
+
+def page(name: str) -> str:
+    """The run of 04 that compares a sweep's points, in the sweep's own folder."""
+    return f"04_merge_eval-{name}"
+
+
+def names(profile: str) -> list[str]:
+    return sorted(path.stem for path in _folder(profile).glob("*.yaml"))
+
+
+def _folder(profile: str) -> Path:
+    """b200-quick has the sweeps of b200, over its own runs."""
+    return _params(profile.removesuffix("-quick")) / "sweeps"
+
+
+def read(profile: str, name: str) -> Sweep:
+    """A sweep's YAML. ParameterError says which, what is wrong with it and what to do."""
+    path = _folder(profile) / f"{name}.yaml"
+    if not path.is_file():
+        known = names(profile)
+        near = difflib.get_close_matches(name, known, 1)
+        there = f"there are {', '.join(known)}" if known else f"write {path}"
+        raise ParameterError(
+            f"NAME={name} is no sweep of params/{profile}: "
+            + (f"did you mean {near[0]}?" if near else there)
+        )
+    try:
+        return _read(profile, name, parameters.read(path))
+    except ParameterError as error:
+        where = path.relative_to(parameters.ROOT)
+        raise ParameterError(f"{where}: {str(error).removeprefix(f'{path} ')}") from None
+
+
+def _params(profile: str) -> Path:
+    return parameters.ROOT / "params" / profile
+
+
+def _read(profile: str, name: str, given: dict) -> Sweep:
+    if not re.fullmatch(r"[^\W_][\w.+-]*", name):
+        raise ParameterError(f"its name must be of letters, digits, - _ . +: {name!r}")
+    _known("key", given, KEYS)
+    like, notebook = given.get("like", ""), given.get("notebook")
+    runs = sorted(path.stem for path in _params(profile).glob("*.yaml"))
+    if like:
+        _known("like: run", [like], runs)
+    notebook = notebook or (like and notebook_of(like))
+    if notebook not in NOTEBOOKS or (like and notebook_of(like) != notebook):
+        raise ParameterError(
+            f"notebook: {notebook} must be one of {', '.join(NOTEBOOKS)}, that of `like` if given"
+        )
+    fixed = _mapping("fixed", given.get("fixed", {}))
+    points = _points(_mapping("grid", given.get("grid", {})), given.get("points", []))
+    points = _seeded(points, given.get("seeds", []))
+    if not any(points):
+        raise ParameterError("it has no points: give a grid, points or seeds, as rank: [8, 16]")
+    declared = parameters.declared(notebook)
+    for each in (fixed, *points):
+        _known("parameter", each, declared)
+        if own := [key for key in each if key in OWN]:
+            raise ParameterError(f"{own[0]} is every point's own: leave it out")
+    varied = sorted(dict.fromkeys(key for point in points for key in point), key="seed".__eq__)
+    if both := [key for key in varied if key in fixed]:
+        raise ParameterError(f"{both[0]} is fixed and varied: give it once")
+    named = [point_name(point, varied) for point in points]
+    if twice := [one for one in named if named.count(one) > 1]:
+        raise ParameterError(f"point {twice[0]} is there twice: keep one")
+    points = dict(zip(named, points, strict=True))
+    return Sweep(name, profile, notebook, str(given.get("question", "")), like, fixed, points)
+
+
+def _known(what: str, given, known) -> None:
+    for one in given:
+        if one not in known:
+            near = difflib.get_close_matches(str(one), known, 1)
+            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ParameterError(f"{what} {one} is not known: {remedy}")
+
+
+def _mapping(key: str, given: object) -> dict:
+    if not isinstance(given, dict):
+        raise ParameterError(f"{key}: {given!r} must be lines of `name: value`")
+    return given
+
+
+def _points(grid: dict, points: object) -> list[dict]:
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ParameterError(f"grid: {key} = {values!r} must be a list, for example [{values}]")
+    if not isinstance(points, list) or not all(isinstance(one, dict) for one in points):
+        raise ParameterError(f"points: {points!r} must be a list of {{name: value}}")
+    every = itertools.product(*grid.values()) if grid else ()
+    return [dict(zip(grid, values, strict=True)) for values in every] + points
+
+
+def _seeded(points: list[dict], seeds: object) -> list[dict]:
+    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+        raise ParameterError(f"seeds: {seeds!r} must be a list of whole numbers, as [1, 2, 3]")
+    if seeds and any("seed" in point for point in points):
+        raise ParameterError("seed is varied and seeds are given: one of the two")
+    return [p | {"seed": seed} for p in points or [{}] for seed in seeds] if seeds else points
+
+
+def point_name(point: dict, varied: list[str]) -> str:
+    """rank8-lora_scale0.5-seed1; a value that is left to `like` or the notebook is left out."""
+    parts = (f"{key}{_short(point[key])}" for key in varied if key in point)
+    return re.sub(r"[^\w.+-]+", "_", "-".join(parts)) or "as-it-is"
+
+
+def _short(value: object) -> str:
+    """2.0 and 2 are one value, and so one name; so is 1e-3, which YAML takes for text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    with contextlib.suppress(TypeError, ValueError):
+        return f"{float(value):g}"
+    return str(value)
+
+
+# --- on the disk
+
+
+def write(sweep: Sweep, out: Path, compare: dict) -> None:
+    """The YAML of every point in its folder, and in the sweep's a list of all and the YAML of the
+    page that compares them, which is as `compare` says."""
+    place = folder(out, sweep.name)
+    for point in sweep.points:
+        _write_yaml(place / point / f"{sweep.run(point)}.yaml", sweep.values(point, out))
+        _write(place / point / PARENT, os.path.relpath(out, place / point))
+    _write_yaml(place / f"{page(sweep.name)}.yaml", compare)
+    _write(place / PARENT, os.path.relpath(out, place))
+    listed = {"question": sweep.question, "notebook": sweep.notebook, "points": sweep.points}
+    _write(place / POINTS, json.dumps(listed, ensure_ascii=False, indent=1))
+
+
+def _write_yaml(path: Path, values: dict) -> None:
+    _write(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text(encoding="utf8") != text:
+        files.write_whole(path, text.encode())
+
+
+def listed(out: Path, name: str) -> dict:
+    """What a sweep's folder says of it. FileNotFoundError where there is none."""
+    path = folder(parent(out) or out, name) / POINTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: `make sweep NAME={name}` makes it")
+    return json.loads(path.read_text(encoding="utf8"))
+
+
+def parent(out: Path) -> Path | None:
+    """The run folder that a point, or a sweep's page, reads from; None for a folder of its own."""
+    path = out / PARENT
+    return Path(os.path.normpath(out / path.read_text("utf8"))) if path.is_file() else None
+
+
+def parent_of(place: Path) -> Path:
+    """The run folder above a sweep's own."""
+    return place.parents[1]
+
+
+def link(out: Path, reads: list[str]) -> None:
+    """Let a folder find what it reads of its parent, and the records of what made that."""
+    above = parent(out)
+    makers = [path.stem for path in (above / "hashes").glob("*.json")
+              if set(json.loads(path.read_text("utf8"))["outputs"]) & set(reads)]  # fmt: skip
+    records = [f"{kind}/{run}.json" for run in makers for kind in ("hashes", "results")]
+    losses = [f"scores/val/{Path(path).name}.{kind}" for path in reads if path.startswith("models/")
+              for kind in ("npy", "npz")]  # fmt: skip
+    for path in [*reads, *records, *losses, "cache"]:
+        here = out / path
+        if (above / path).exists() and not os.path.lexists(here):
+            here.parent.mkdir(parents=True, exist_ok=True)
+            here.symlink_to(os.path.relpath(above / path, here.parent))
+
+
+def results(out: Path, wanted: str) -> dict[str, Path]:
+    """The records of all finished points of some sweeps, names with spaces between → where."""
+    found = {}
+    for name in wanted.split():
+        known = listed(out, name)
+        for point in known["points"]:
+            place = folder(parent(out) or out, name) / point
+            path = place / "results" / f"{known['notebook']}-{point}.json"
+            if path.exists() and (place / "hashes" / path.name).exists():
+                found[f"sweeps/{name}/{point}"] = path
+    return found

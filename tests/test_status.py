@@ -1,0 +1,183 @@
+"""What goes on is told from files and living processes; a GPU belongs to one run at a time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tdlib import devices, report, runs, status
+
+TAKE = """import sys, time
+from tdlib import devices
+print(devices.take("auto", int(sys.argv[1])), flush=True)
+time.sleep(60)"""
+
+
+def record(out, run: str, **more) -> None:
+    content = {
+        "run": run, "notebook": "01_distill", "profile": "night", "code": "other", "changed": [],
+        "parameters": {}, "finding": f"{run} keeps 4.5.", "seconds": 60.0, "models": {},
+        "started": "2026-11-24T03:00:00+00:00", "remembered": {}, "inputs": {}, "commit": "abc",
+        "dirty": False, "device": "cpu", "versions": {}, "peak_memory_mib": 1.0, "reads": {},
+        "tokens_per_second": None,
+    }  # fmt: skip
+    runs.write(out / "results" / f"{run}.json", json.dumps(content | more))
+
+
+def session(out, **more) -> None:
+    own = {
+        "began": 1000.0, "ended": None, "code": None, "targets": [], "command": "make book",
+        "price": None, **runs.who(),
+    }  # fmt: skip
+    runs.write(out / status.SESSIONS, json.dumps([*status.sessions(out), own | more]))
+
+
+# --- words
+
+
+def words(out) -> dict[str, str]:
+    return {one["run"]: status.word(one) for one in status.rows(out)}
+
+
+def test_every_run_has_the_word_that_is_true_of_it(tmp_path):
+    wanted = ["01_distill-a", "01_distill-b", "01_distill-c", "01_distill-d", "01_distill-e"]
+    now = time.time()
+    session(tmp_path, targets=wanted, began=now)
+    runs.write_state(tmp_path, "01_distill-b", "running", step=3, steps=9, left_s=60.0)
+    runs.write_state(tmp_path, "01_distill-c", "failed", error=["ValueError: no"])
+    runs.write_state(tmp_path, "01_distill-d", "failed", error=["old"], heartbeat=now - 60)
+    record(tmp_path, "01_distill-e")
+    runs.write_state(tmp_path, "01_distill-e", "done")
+    runs.write(tmp_path / ".done/01_distill-e", "")
+    runs.write_state(tmp_path, "01_distill-f", "running", boot="another")
+    assert words(tmp_path) == {
+        "01_distill-a": "queued", "01_distill-b": "running", "01_distill-c": "failed",
+        "01_distill-d": "queued", "01_distill-e": "stale", "01_distill-f": "lost",
+    }  # fmt: skip
+    session(tmp_path, targets=wanted, began=now, pid_started=1)  # whoever made it is gone
+    assert words(tmp_path) | {"01_distill-a": "not run", "01_distill-d": "failed"} == words(
+        tmp_path
+    )
+    said = status.text(tmp_path)
+    assert "step 3 of 9 · about 1 min 0 s left" in said and "failed       " in said
+    assert "its process is gone: the same command goes on" in said
+    assert "REDO=01_distill-e repeats it" in said
+
+
+def test_a_run_that_another_host_makes_is_lost_once_its_heart_stops(tmp_path):
+    runs.write_state(tmp_path, "01_distill-a", "running", host="node7")
+    assert words(tmp_path) == {"01_distill-a": "running"}
+    runs.write_state(tmp_path, "01_distill-a", "running", host="node7", heartbeat=time.time() - 999)
+    assert words(tmp_path) == {"01_distill-a": "lost"}
+
+
+# --- the morning
+
+
+def test_the_morning_report_says_what_failed_what_came_out_and_what_it_cost(tmp_path):
+    session(tmp_path, began=1000.0, ended=4600.0, code=1, price=4.5, command="make book PROFILE=b")
+    record(tmp_path, "01_distill-a", models={"50m": {"loss": 3.21, "parameters": 1}})
+    runs.write_state(tmp_path, "01_distill-a", "done")
+    lines = ["Traceback", "torch.OutOfMemoryError: CUDA out of memory"]
+    runs.write_state(tmp_path, "01_distill-b", "failed", error=lines, step=120, steps=400)
+    report.index(tmp_path)
+    said = (tmp_path / "morning.md").read_text("utf8")
+    for words_ in (
+        "1 stale, 1 failed", "**01_distill-b** failed: step 120 of 400", lines[1],
+        "| 01_distill-a (stale: made by older code) | 1 min 0 s | 01_distill-a keeps 4.5. |",
+        "| 50m | 3.210 | 3.00–3.30 |", "1 h 0 min of this machine, 4.50 at 4.5 an hour",
+        "`make book PROFILE=b` goes on where it stopped",
+    ):  # fmt: skip
+        assert words_ in said, words_
+    page = (tmp_path / "index.html").read_text("utf8")
+    assert "What needs a look" in page and lines[1] in page and "4.50 at 4.5 an hour" in page
+
+
+def test_hours_are_those_of_all_sessions_and_a_killed_one_ended_with_the_last_heartbeat(tmp_path):
+    session(tmp_path, began=1000.0, ended=4600.0)
+    session(tmp_path, began=10_000.0, pid_started=1)
+    runs.write_state(tmp_path, "01_distill-a", "running", pid_started=1, heartbeat=11_800.0)
+    assert status.hours(tmp_path) == pytest.approx(1.5)
+    session(tmp_path, began=time.time() - 3600)  # lives
+    assert status.hours(tmp_path) == pytest.approx(2.5, abs=0.01)
+
+
+def test_a_session_that_ends_says_how(tmp_path):
+    with status.session(tmp_path, ["01_distill-a"], "make book", 3.0) as ended:
+        assert status.live(tmp_path)["targets"] == ["01_distill-a"]
+        ended(1)
+    (kept,) = status.sessions(tmp_path)
+    assert kept["code"] == 1 and kept["ended"] >= kept["began"] and status.live(tmp_path) is None
+
+
+# --- GPUs
+
+
+@pytest.fixture
+def take(tmp_path, monkeypatch):
+    """Starts a process that takes some of two GPUs; ends all of them."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-b")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    started = []
+
+    def start(count: int = 1) -> subprocess.Popen:
+        command = [sys.executable, "-c", TAKE, str(count)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_two_runs_never_share_a_gpu_and_a_killed_one_gives_it_back(take):
+    first, second = take(), take()
+    names = {first.stdout.readline().strip(), second.stdout.readline().strip()}
+    assert names == {"0", "GPU-b"}
+    third = take()
+    assert third.stdout.readline().strip() == "waits for a free GPU"
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert third.stdout.readline().strip() in names
+
+
+def test_a_run_of_two_processes_gets_two_or_waits_for_both(take):
+    one = take()
+    one.stdout.readline()
+    both = take(2)
+    assert both.stdout.readline().strip() == "waits for a free GPU"
+    other = take()  # what the two wait for is not held by them
+    assert other.stdout.readline().strip() in ("0", "GPU-b")
+    for process in (one, other):
+        process.kill()
+        process.wait()
+    assert both.stdout.readline().strip() == "0,GPU-b"
+
+
+def test_two_runs_share_a_gpu_where_that_is_told(take, monkeypatch):
+    monkeypatch.setenv("GPU_RUNS", "2")
+    names = sorted(take().stdout.readline().strip() for _ in range(4))
+    assert names == ["0", "0", "GPU-b", "GPU-b"]
+
+
+def test_nothing_is_taken_on_a_cpu_or_where_slurm_gives_them_out(take, monkeypatch):
+    assert devices.take("cpu", 1) == "" and os.environ["CUDA_VISIBLE_DEVICES"] == "0,GPU-b"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert devices.take("auto", 1) == ""
+    monkeypatch.delenv("SLURM_JOB_ID")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices.take("auto", 1) == "" and devices.slots() == 0
+
+
+def test_more_gpus_than_there_are_and_a_share_that_is_none_are_refused(take, monkeypatch):
+    with pytest.raises(ValueError, match="processes = 3, and this machine has 2 GPUs"):
+        devices.take("auto", 3)
+    monkeypatch.setenv("GPU_RUNS", "none")
+    with pytest.raises(ValueError, match="GPU_RUNS=none must be a whole number"):
+        devices.take("auto", 1)
