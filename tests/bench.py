@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from tdlib import cache, cost, data, hard_set, losses, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
-from tests import bench_plan
+from tests import bench_inference, bench_plan
 
 ROOT = Path(__file__).parents[1]
 V, T = 51_800, 2048
@@ -348,6 +348,19 @@ def micro_batches():
         train.fit(student, data.Windows(ids, 32), recipe, teacher=teacher)
         found.append(torch.cat([w.flatten() for w in student.state_dict().values()]).double())
     return f"{float((found[1] - found[0]).norm() / found[0].norm()):.1e}"
+
+
+@bench(
+    "50M writes, decoding alone, to llama.cpp Q4_0 throughout: KV float32; KV + INT8",
+    "≥ 0.13, ≥ 0.30; 0.18, 0.45",
+)
+def decoding():
+    return bench_inference.to_llama_cpp()
+
+
+@bench("50M writes 64 tokens after 32: KV to raw; KV + INT8 to KV", "≥ 3.0 ×, ≥ 2.0 ×; 3.5, 2.5")
+def writing():
+    return bench_inference.among_ours()
 
 
 @bench("plan against truth, five shapes: memory, seconds", "± 10 %, ± 25 %; –")

@@ -1,0 +1,164 @@
+"""A Llama in the form that writes text fastest on a CPU: the same model, its weights laid out anew.
+
+Each new token is multiplied by every weight once, so its time is the reading of the weights and the
+number of calls. Hence q, k, v are one product and gate, up another; float weights lie transposed,
+(in, out), since torch's product of a matrix and a vector reads them twice as fast so; and in INT8
+they are a quarter of the bytes:
+
+    y = s_out · s · W₈ (x₈ − z),  W₈ = round(W / s_out) in ±127, one s_out for each row of W
+
+with s and z of x found anew in every call (torch's dynamic quantization).
+Legend as in model.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tdlib.model import Cache, Llama, RMSNorm
+
+Product = Callable[[Tensor], Tensor]
+
+
+def _float(weight: Tensor) -> Product:
+    transposed = weight.T.contiguous()
+    return lambda x: x @ transposed
+
+
+def _int8(weight: Tensor) -> Product:
+    packed = _packed(weight)
+
+    def product(x: Tensor) -> Tensor:
+        if x.shape[:-1].numel() == 1:
+            return torch.ops.quantized.linear_dynamic(x, packed, reduce_range=_overflows())
+        size = x.abs().amax(-1, keepdim=True).clamp(min=1e-12)  # as if each row had its own scale
+        y = torch.ops.quantized.linear_dynamic(x / size, packed, reduce_range=_overflows())
+        return y.mul_(size)
+
+    return product
+
+
+def _packed(weight: Tensor) -> torch.ScriptObject:
+    scale = weight.float().abs().amax(1).clamp(min=1e-12) / 127
+    zero = torch.zeros(len(weight), dtype=torch.long)
+    with warnings.catch_warnings():  # that a later torch will not have it: _int_mm, which stays, is
+        warnings.simplefilter("ignore")  # half as fast with AVX-512 and a quarter with AVX2
+        rows = torch.quantize_per_channel(weight.float(), scale.double(), zero, 0, torch.qint8)
+    return torch.ops.quantized.linear_prepack(rows, None)
+
+
+@lru_cache
+def _overflows() -> bool:
+    """Whether two products of 8 bits are too much for this CPU's 16-bit sums, as without VNNI: then
+    x has 7 bits, and four times the KL."""
+    ones = torch.ones(1, 64)
+    return torch.ops.quantized.linear_dynamic(ones, _packed(ones), reduce_range=False).item() < 63
+
+
+class _Layer(NamedTuple):
+    qkv: Product
+    out: Product
+    gate_up: Product
+    down: Product
+
+
+class Decoder:
+    """Called as a Llama is, ids_BT → logits_BTV, without gradients. It holds a copy of the weights
+    but for the embedding, so later changes of the model do not reach it. `int8`: all products in
+    INT8, a tied head's own copy too; CPU only. Else it keeps the model's device and dtype: bfloat16
+    on CUDA, with decoder.hidden = torch.compile(decoder.hidden, dynamic=True), was not tried."""
+
+    @torch.no_grad()
+    def __init__(self, model: Llama, int8: bool = False):
+        like = model.head
+        if int8 and (like.dtype, like.device.type) != (torch.float32, "cpu"):
+            raise ValueError(f"int8 is for float32 on a CPU, the model is {like.dtype} on "
+                             f"{like.device}: give model.float().cpu()")  # fmt: skip
+        if odd := [name for name, _ in model.named_parameters() if "lora" in name]:
+            raise ValueError(f"{odd[0]} is an adapter's weight: call lora.merge(model) before")
+        product = _int8 if int8 else _float
+        self.config = model.config
+        self.embedding_VD = model.embed_tokens.weight.detach()
+        size = self.config.dim**0.5
+
+        def after(norm: RMSNorm, *weights: Tensor) -> Product:
+            return product(torch.cat(weights) * (norm.weight * size))
+
+        self.layers = []
+        for layer in model.layers:
+            a, m = layer.self_attn, layer.mlp
+            weights = a.q_proj.weight, a.k_proj.weight, a.v_proj.weight
+            self.layers.append(
+                _Layer(
+                    after(layer.input_layernorm, *weights),
+                    product(a.o_proj.weight),
+                    after(layer.post_attention_layernorm, m.gate_proj.weight, m.up_proj.weight),
+                    product(m.down_proj.weight),
+                )
+            )
+        self.head = after(model.norm, model.head)  # hidden_BTD → logits_BTV
+        self.cos_S1K = model.cos_SK[:, None].to(like)
+        sin_S1K = model.sin_SK[:, None].to(like)
+        half = self.config.head_dim // 2
+        self.sin_S1K = torch.cat([-sin_S1K[..., :half], sin_S1K[..., half:]], dim=-1)
+        self.least = (torch.tensor(self.config.norm_eps) ** 0.5 * size).to(like.device)
+
+    def _norm(self, x_BTD: Tensor) -> Tensor:
+        """x / √(|x|² + D · eps): RMSNorm but for √D and its weights, which the next product has."""
+        length = torch.linalg.vector_norm(x_BTD, dim=-1, keepdim=True, dtype=torch.float32)
+        return (x_BTD / torch.hypot(length, self.least)).to(x_BTD.dtype)
+
+    def __call__(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        with torch.inference_mode():
+            return self.head(self.hidden(ids_BT, cache))
+
+    @torch.inference_mode()
+    def hidden(
+        self, ids_BT: Tensor, cache: Cache | None = None, padding_B: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, D), what `head` takes (not what Llama's does). With a cache, ids are the next.
+        `padding_B`: how many ids at the left of each row are none of its text; RoPE sees
+        differences of positions alone."""
+        c, (b, t) = self.config, ids_BT.shape
+        start = cache.length if cache is not None else 0
+        end = start + t
+        if end > c.context:
+            raise ValueError(f"{end} tokens are more than the model's context of {c.context}: "
+                             "shorten the prompt")  # fmt: skip
+        cos_T1K, sin_T1K = self.cos_S1K[start:end], self.sin_S1K[start:end]
+        mask = None
+        if padding_B is not None or (start and t > 1):
+            column, row_T1 = (torch.arange(n, end, device=ids_BT.device) for n in (0, start))
+            row_T1 = row_T1[:, None]
+            mask = column <= row_T1
+            if padding_B is not None:  # which itself sees nothing: zeros
+                mask = mask & (column >= padding_B[:, None, None, None])
+        if cache is not None:  # the places of the new ones, and all so far, of every layer
+            new, all_ = ([x[..., a:end, :].unbind() for x in (cache.keys, cache.values)]
+                         for a in (start, 0))  # fmt: skip
+        x_BTD = self.embedding_VD[ids_BT]
+        for i, layer in enumerate(self.layers):
+            qkv_BTHK = layer.qkv(self._norm(x_BTD)).view(b, t, -1, c.head_dim)
+            qk_BTHK = qkv_BTHK[:, :, : c.heads + c.kv_heads]  # turned in place: model.rotate
+            swapped = qk_BTHK.roll(c.head_dim // 2, -1)
+            qk_BTHK.mul_(cos_T1K).addcmul_(swapped, sin_T1K)
+            q, k, v = qkv_BTHK.transpose(1, 2).split((c.heads, c.kv_heads, c.kv_heads), dim=1)
+            if cache is not None:
+                for kept, fresh in zip(new, (k, v), strict=True):
+                    kept[i].copy_(fresh)
+                k, v = all_[0][i], all_[1][i]
+            y_BHTK = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None and not start,
+                enable_gqa=c.kv_heads < c.heads,
+            )  # fmt: skip
+            x_BTD = x_BTD + layer.out(y_BHTK.transpose(1, 2).reshape(b, t, -1))
+            gate, up = layer.gate_up(self._norm(x_BTD)).chunk(2, dim=-1)
+            x_BTD = x_BTD + layer.down(F.silu(gate).mul_(up))
+        if cache is not None:
+            cache.length = end
+        return self._norm(x_BTD)
