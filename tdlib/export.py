@@ -5,18 +5,16 @@ llama.cpp's "llama" turns them; a folder of Hugging Face's layout has halves.
 A file takes raw text by itself where llama.cpp makes the tokenizer's own ids; that is tried on a
 thousand lines before anything is written. Where it does not (every @@ vocabulary), a warning says
 so first, and run_gguf.py beside the file encodes.
-check, costs: what llama.cpp says against the model in PyTorch.
-Legend: N prompts or windows, T tokens, V vocabulary, O rows and D columns of a matrix.
+ship: a folder with all formats, each run in llama.cpp and held against PyTorch, and a card.
 """
 
+import difflib
 import json
 import re
 import shutil
-import tempfile
+import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 
 import gguf
@@ -24,15 +22,18 @@ import numpy as np
 import torch
 import yaml
 from gguf import GGMLQuantizationType as Kind
-from gguf import LlamaFileType, TokenType
-from safetensors import safe_open
+from gguf import LlamaFileType
+from jinja2 import Environment, StrictUndefined
+from safetensors import SafetensorError, safe_open
+from tabulate import tabulate
 
-import tdlib.tokenizer
-from tdlib import data, llama_cpp, release, teacher
+from tdlib import data, gguf_check, gguf_tokenizer, llama_cpp, teacher
 from tdlib.files import replacing
+from tdlib.gguf_tokenizer import SCRIPT, Vocabulary
 from tdlib.model import Llama
+from tdlib.parameters import ROOT
 from tdlib.shapes import LlamaConfig, read_config
-from tdlib.tokenizer import BYTE, BYTE_OF, HIDDEN, Tokenizer
+from tdlib.tokenizer import CONFIGS
 
 # of the matrices, of the head (and the embedding, where it is the head), and GGUF's number for both
 QUANTIZATIONS = {
@@ -41,9 +42,7 @@ QUANTIZATIONS = {
     "Q4_0": (Kind.Q4_0, Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0),  # 4-bit throughout
     "Q4_0_DEFAULT": (Kind.Q4_0, Kind.Q6_K, LlamaFileType.MOSTLY_Q4_0),  # as llama-quantize makes it
 }
-TOKENIZERS = ("tokenizer.model", "sentencepiece.model", "morfessor.json", "tokenizer.json")
-PRE = ("gpt-2", "llama-bpe", "qwen2", "default")  # llama.cpp's ways to cut text before BPE
-SCRIPT = "run_gguf.py"
+WINDOWS = 32  # on which what a file costs is measured before it is shipped
 
 
 def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
@@ -56,7 +55,7 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
         raise ValueError(f"quantization {quantization!r} is unknown: give one of "
                          f"{', '.join(QUANTIZATIONS)}")  # fmt: skip
     config = read_config(folder)
-    where, words = _weights(folder, config), vocabulary(folder)
+    where, words = _weights(folder, config), gguf_tokenizer.vocabulary(folder)
     if words.why:
         warnings.warn(f"{path.name} takes ids, no raw text ({words.why}): {SCRIPT} beside it "
                       "encodes and decodes", stacklevel=2)  # fmt: skip
@@ -64,7 +63,7 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
     with replacing(path, beside):
         writer = gguf.GGUFWriter(beside, "llama")
         _describe(writer, folder, config, quantization)
-        _add_vocabulary(writer, words, config.vocab_size, _ids(folder, config))
+        gguf_tokenizer.add(writer, words, config.vocab_size, _bos(folder, config))
         kinds = _kinds(where, config, quantization)
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.layers)
         for name, (_, shape) in where.items():
@@ -79,9 +78,14 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
             writer.write_tensor_data(_tensor(file, name, config, kinds[name]))
         writer.close()
     if words.why:
-        for name, source in _beside(words).items():
-            shutil.copy(source, path.with_name(name))
-        path.with_name(SCRIPT).write_text(_script(words), encoding="utf8")
+        name = gguf_tokenizer.released_name(words.tokenizer)
+        shutil.copy(words.tokenizer.path, path.with_name(name))
+        path.with_name(SCRIPT).write_text(gguf_tokenizer.script(words), encoding="utf8")
+
+
+def _bos(folder: Path, config: LlamaConfig) -> int:
+    bos = json.loads((folder / "config.json").read_bytes()).get("bos_token_id")
+    return config.eos_id if bos is None else bos
 
 
 # --- weights
@@ -110,7 +114,7 @@ def _weights(folder: Path, config: LlamaConfig) -> dict[str, tuple[Path, tuple[i
 def _open(path: Path):
     try:
         return safe_open(path, "pt")
-    except Exception as error:  # SafetensorError, OSError
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
 
 
@@ -164,6 +168,8 @@ def _metadata(folder: Path, config: LlamaConfig) -> gguf.Metadata:
     found = gguf.Metadata.apply_metadata_heuristic(
         gguf.Metadata(), card, None, name, config.parameters
     )
+    if not found.basename:  # a name such as "50m" has no parts to be told apart
+        found.finetune = None
     found.size_label = gguf.size_label(config.parameters, 0, 0, 0)
     return found
 
@@ -197,173 +203,139 @@ def _describe(
     writer.add_layer_norm_rms_eps(config.norm_eps)
 
 
-# --- the tokenizer
+# --- exports/<model>
 
 
-@dataclass(frozen=True, eq=False)
-class Vocabulary:
-    """What GGUF says of a tokenizer. `why` it makes no right ids of raw text; "" where it does."""
-
-    tokenizer: Tokenizer
-    model: str  # llama.cpp's name of the kind: "llama" (SentencePiece), "gpt2" (bytes), "t5"
-    pieces: list[str]
-    types: list[int]
-    scores: list[float] = field(default_factory=list)
-    merges: list[str] = field(default_factory=list)
-    pre: str = "default"
-    space: bool = False  # a space is put before the text
-    trims: bool = False  # spaces are put together
-    why: str = ""
-
-
-def vocabulary(folder: Path) -> Vocabulary:
-    """The tokenizer of a model folder as GGUF can say it, tried in llama.cpp."""
-    path = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"{folder} holds no tokenizer ({', '.join(TOKENIZERS)}): copy the "
-                                "one the model was trained with into it")  # fmt: skip
-    config = read_config(folder)
-    found = _vocabulary(path, path.stat().st_mtime_ns, config.eos_id)
-    if found.tokenizer.size > config.vocab_size:
-        raise ValueError(f"{path} has {found.tokenizer.size:,} pieces, the embedding "
-                         f"{config.vocab_size:,} rows: give the model's own tokenizer")  # fmt: skip
-    return found
-
-
-@lru_cache(4)
-def _vocabulary(path: Path, changed: int, eos: int) -> Vocabulary:
-    tokenizer = tdlib.tokenizer.open(path)
-    if tokenizer.kind == "Morfessor":
-        return _joined(tokenizer)
-    candidates = _sentencepiece(tokenizer) if tokenizer.kind == "SentencePiece" else _json(tokenizer)
-    lines, said = trial(tokenizer), ""
-    wanted = tokenizer.encode(lines)
-    for candidate in candidates:
-        with tempfile.TemporaryDirectory() as folder:
-            stub = Path(folder) / "stub.gguf"
-            _write_stub(stub, candidate, eos)
-            found = llama_cpp.ids_elsewhere(stub, lines)
-        if found == wanted:
-            return candidate
-        wrong = len(lines) if found is None else sum(
-            a != b for a, b in zip(found, wanted, strict=True)
-        )  # fmt: skip
-        said = said or f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines"
-    said = said or "llama.cpp knows no tokenizer of its kind"
-    return Vocabulary(**vars(candidates[0]) | {"why": said})
+def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None) -> list[dict]:
+    """`out`, whole or not at all: all four files of a model folder, each run in llama.cpp and held
+    against PyTorch (on `tokens`, where there are some), the tokenizer's files and a card. Returns a
+    row a file. ValueError where F16 is another model than the folder's."""
+    folder, out = Path(folder), Path(out)
+    config, words = read_config(folder), gguf_tokenizer.vocabulary(folder)
+    if words.why:
+        warnings.warn(f"these files take ids, no raw text ({words.why}): {SCRIPT} beside them "
+                      "encodes and decodes", stacklevel=2)  # fmt: skip
+    tried, rows = gguf_check.prompts(config, tokens), []
+    with data.whole_folder(out) as beside, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said above
+        for quantization in QUANTIZATIONS:
+            path = beside / file_name(folder, quantization)
+            to_gguf(folder, path, quantization)
+            exact = quantization == "F16"
+            found = gguf_check.check(folder, path, tried if exact else tried[::4])
+            if exact and found.agreement < 0.99 and found.largest > 0.02:
+                raise ValueError(f"{path.name} agrees with {folder} on {found.agreement:.1%} of "
+                                 "next tokens alone: nothing is shipped, report it")  # fmt: skip
+            rows.append({
+                "format": quantization, "file": path.name, "bytes": path.stat().st_size,
+                "likeliest": found.agreement, "mean": found.mean, "largest": found.largest,
+            })  # fmt: skip
+        if tokens:
+            files = [beside / row["file"] for row in rows]
+            _, *cost = gguf_check.costs(folder, files, tokens.val, WINDOWS)
+            rows = [row | {"loss": c["loss"], "kl": c["kl"]}
+                    for row, c in zip(rows, cost, strict=True)]  # fmt: skip
+        for name in (*gguf_tokenizer.FILES, *CONFIGS):
+            if (folder / name).is_file():
+                shutil.copy(folder / name, beside / name)
+        (beside / "README.md").write_text(
+            _card(folder, config, words, rows, tried, tokens), encoding="utf8"
+        )
+    return rows
 
 
-def trial(tokenizer: Tokenizer) -> list[str]:
-    """Lines that tell two tokenizers apart: pieces at random, edges, every Telugu code point, emoji
-    and what has no piece."""
-    pieces = [p for p in tokenizer.vocabulary() if p and not re.search("<0x..>|�", p)]
-    telugu = [chr(i) for i in range(0x0C00, 0x0C80)]
-    emoji = ["👍🏽 😀", "👨‍👩‍👧", *map(chr, range(0x1F600, 0x1F650)), "中文 ꙮ"]
-    return [*release._trial(pieces), *telugu, *(f"క{c}" for c in telugu), *emoji]
+def table(rows: list[dict]) -> list[dict[str, str]]:
+    """The rows of `ship` in words."""
+    said = {
+        "bytes": lambda x: f"{x / 1e6:.1f} MB", "likeliest": "{:.2%}".format,
+        "mean": "{:.2g}".format, "largest": "{:.2g}".format, "loss": "{:.4f}".format,
+        "kl": "{:.2g}".format,
+    }  # fmt: skip
+    return [{k: said[k](v) if k in said else v for k, v in row.items()} for row in rows]
 
 
-def _types(tokenizer: Tokenizer, pieces: list[str]) -> list[int]:
-    types = [TokenType.BYTE if BYTE.fullmatch(p) else TokenType.NORMAL for p in pieces]
-    for i in tokenizer.silent | {tokenizer.eos}:
-        types[i] = TokenType.CONTROL
-    if tokenizer.unk is not None:
-        types[tokenizer.unk] = TokenType.UNKNOWN
-    return types
+def _card(
+    folder: Path, config: LlamaConfig, words: Vocabulary, rows: list[dict],
+    tried: list[list[int]], tokens: data.Tokens | None,
+) -> str:  # fmt: skip
+    texts = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf8"))
+    theirs = gguf.Metadata.load_model_card(folder)
+    kept = ("license", "license_name", "license_link", "base_model", "datasets")
+    front = {"language": "te", "pipeline_tag": "text-generation", "tags": ["telugu", "gguf"]}
+    front |= {name: theirs[name] for name in kept if name in theirs}
+        text = "parts of the validation text" if tokens else "prompts of ids at random"
+    how = f"on {len(tried)} {text}, from 1 token to {max(map(len, tried)):,} (F16; the others on a "
+    how += "quarter of them)"
+    own = "Licence, data and base model are in the card of the model these files were made of."
+    open_ = "Its licence and data are for the owner to fill in: TODO."
+    way = texts["ways"][gguf_tokenizer.released_name(words.tokenizer)]
+    bos = _bos(folder, config)
+    known = {
+        "front": yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
+        "name": _metadata(folder, config).name, "parameters": config.parameters,
+        "files": tabulate(table(rows), headers="keys", tablefmt="github", disable_numparse=True),
+        "how": how, "why": words.why,
+        "windows": WINDOWS if tokens else 0, "best": rows[2]["file"], "script": SCRIPT,
+        "packages": way["packages"], "example": way["example"], "bos": words.pieces[bos],
+        "lines": f"{len(gguf_tokenizer.trial(words.tokenizer)):,}",
+        "own": own if "license" in theirs else open_,
+    }  # fmt: skip
+    engine = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return engine.from_string(texts["card"]).render(known)
 
 
-def _joined(tokenizer: Tokenizer) -> Vocabulary:
-    """x@@ → x and x → x▁, so that joining the pieces is the text."""
-    ids, join = range(tokenizer.size), tokenizer.model.separator
-    special = tokenizer.silent | {tokenizer.eos, tokenizer.unk}
-    shown = tokenizer.shown_V
-    names = json.loads(tokenizer.path.read_bytes())["token_to_id"]
-    joins = {i for piece, i in names.items() if piece.endswith(join)}
-    pieces = [shown[i] + ("" if i in joins | special else "▁") for i in ids]
-    return Vocabulary(
-        tokenizer, "llama", pieces, _types(tokenizer, pieces), [0.0] * tokenizer.size,
-        why="its vocabulary joins pieces by @@, and text is segmented before it is encoded",
-    )  # fmt: skip
+def model_folder(given: str) -> Path:
+    """What MODEL= means. FileNotFoundError with the nearest that is there."""
+    path = Path(given).expanduser()
+    path = path if path.is_absolute() or path.exists() else ROOT / path
+    if (path / "config.json").is_file():
+        return path
+    found = [*path.parent.glob("*/config.json"), *(ROOT / "outputs").glob("*/models/*/config.json")]
+    known = sorted({p.parent for p in found})
+    names = {str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p): p for p in known}
+    near = difflib.get_close_matches(given, names, 1, 0.5) or [
+        name for name in names if names[name].name == path.name
+    ]  # fmt: skip
+    remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none yet'}"
+    raise FileNotFoundError(f"MODEL={given} is no folder with a config.json: {remedy}")
 
 
-def _sentencepiece(tokenizer: Tokenizer) -> list[Vocabulary]:
-    sp = tokenizer.model
-    pieces = [sp.id_to_piece(i) for i in range(tokenizer.size)]
-    types = _types(tokenizer, pieces)
-    scores = [sp.get_score(i) for i in range(tokenizer.size)]
-    space = sp.encode("a", out_type=str)[0].startswith("▁")
-    trims = sp.encode("a  a") == sp.encode("a a")
-    return [
-        Vocabulary(tokenizer, model, pieces, types, scores, space=space, trims=trims)
-        for model in ("llama", "t5")
-    ]
+def _tokens(folder: Path, given: str, config: LlamaConfig) -> data.Tokens | None:
+    """TOKENS=, or those of the run folder that a model lies in; None where they are another's."""
+    path = Path(given) if given else folder.resolve().parents[1] / "tokens"
+    if not given and not (path / "meta.json").is_file():
+        return None
+    tokens = data.open_tokens(path)
+    if tokens.vocab_size == config.vocab_size and tokens.context <= config.context:
+        return tokens
+    if given:
+        raise ValueError(f"{path} has a vocabulary of {tokens.vocab_size:,} and windows of "
+                         f"{tokens.context}, the model {config.vocab_size:,} and "
+                         f"{config.context}: give its own tokens")  # fmt: skip
+    return None
 
 
-def _json(tokenizer: Tokenizer) -> list[Vocabulary]:
-    inner = json.loads(tokenizer.path.read_bytes())["model"]
-    ids = {p.removeprefix(HIDDEN): i for p, i in tokenizer.model.get_vocab().items()}
-    pieces = sorted(ids, key=ids.get)
-    types, space = _types(tokenizer, pieces), tokenizer.marked
-    if isinstance(inner["vocab"], list):  # Unigram
-        scores = [score for _, score in inner["vocab"]]
-        scores += [0.0] * (len(pieces) - len(scores))
-        return [Vocabulary(tokenizer, "t5", pieces, types, scores, space=space)]
-    merges = [m if isinstance(m, str) else " ".join(m) for m in inner["merges"]]
-    if not tokenizer.marked:
-        types = [TokenType.NORMAL if t == TokenType.BYTE else t for t in types]
-        return [Vocabulary(tokenizer, "gpt2", pieces, types, merges=merges, pre=p) for p in PRE]
-    rank = {m.replace(" ", ""): -float(i) for i, m in reversed([*enumerate(merges, 1)])}
-    scores = [rank.get(p, -1e6) for p in pieces]
-    return [Vocabulary(tokenizer, "llama", pieces, types, scores, space=space)]
+def main(arguments: list[str]) -> int:
+    pairs = dict(pair.split("=", 1) for pair in arguments if "=" in pair)
+    if not pairs.get("MODEL"):
+        print("give a model folder: make export MODEL=outputs/tiny/models/50m")
+        return 2
+    try:
+        folder = model_folder(pairs["MODEL"])
+        config = read_config(folder)
+        tokens = _tokens(folder, pairs.get("TOKENS", ""), config)
+        words = gguf_tokenizer.vocabulary(folder)
+        takes = f"token ids alone ({words.why}); {SCRIPT} encodes" if words.why else "raw text"
+        print(f"{folder}: {config.parameters:,} weights; its files take {takes}", flush=True)
+        out = Path(pairs.get("OUT") or ROOT / "exports") / folder.resolve().name
+        rows = ship(folder, out, tokens)
+    except (ValueError, OSError) as error:
+        print(error)
+        return 1
+    print(tabulate(table(rows), headers="keys", disable_numparse=True))
+    print(f"{out}: checked in llama.cpp {metadata.version('xllamacpp')}, ready to ship")
+    return 0
 
 
-def _ids(folder: Path, config: LlamaConfig) -> dict[str, int]:
-    """The special ids; a prompt begins after "bos", which is <eos> in ours."""
-    given = json.loads((folder / "config.json").read_bytes())
-    bos = given.get("bos_token_id")
-    return {"bos": config.eos_id if bos is None else bos, "eos": config.eos_id}
-
-
-def _add_vocabulary(
-    writer: gguf.GGUFWriter, words: Vocabulary, rows: int, ids: dict[str, int]
-) -> None:
-    spare = rows - len(words.pieces)  # rows of the embedding that no piece has
-    writer.add_tokenizer_model(words.model)
-    writer.add_tokenizer_pre(words.pre)
-    writer.add_token_list([*words.pieces, *(f"[PAD{i}]" for i in range(spare))])
-    writer.add_token_types([*words.types, *[TokenType.UNUSED] * spare])
-    if words.scores:
-        writer.add_token_scores([*words.scores, *[-1e6] * spare])
-    if words.merges:
-        writer.add_token_merges(words.merges)
-    writer.add_bos_token_id(ids["bos"])
-    writer.add_eos_token_id(ids["eos"])
-    if words.tokenizer.unk is not None:
-        writer.add_unk_token_id(words.tokenizer.unk)
-    if words.tokenizer.kind != "Hugging Face" and 0 in words.tokenizer.silent:
-        writer.add_pad_token_id(0)
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(words.space)
-    writer.add_remove_extra_whitespaces(words.trims)
-    writer.add_bool(llama_cpp.RAW, not words.why)
-
-
-def _write_stub(path: Path, words: Vocabulary, eos: int) -> None:
-    """As small a model as can be, of zeros, to try a vocabulary with."""
-    rows, writer = len(words.pieces), gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(32)
-    writer.add_head_count(1)
-    writer.add_layer_norm_rms_eps(1e-6)
-    _add_vocabulary(writer, words, rows, {"bos": eos, "eos": eos})
-    writer.add_tensor("token_embd.weight", np.zeros((rows, 32), np.float16))
-    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
-        writer.add_tensor(f"blk.0.{name}.weight", np.zeros((32, 32), np.float16))
-    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
-        writer.add_tensor(f"{name}.weight", np.zeros(32, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,8 @@
 """A GGUF file in llama.cpp, inside this process: ids → the whole distribution of every next token.
 
 The package xllamacpp carries llama.cpp as one library, which exports all of llama.h; its own server
-gives the likeliest few tokens alone, and only of what it generated. llama.cpp ends the whole process
-where it meets what it does not expect, so a file is looked at first, and tried in another process.
+gives the likeliest few tokens alone, and only of what it generated. llama.cpp ends the process
+where it meets what it does not expect, so a file is looked at first, and tried in another one.
 Legend: T tokens, V vocabulary.
 """
 
@@ -172,7 +172,9 @@ class Generated:
 class Model:
     """A GGUF file, opened. `context` 0 takes the file's; `tried` says that it ran before."""
 
-    def __init__(self, path: str | Path, *, threads: int = 1, context: int = 0, tried: bool = False):
+    def __init__(
+        self, path: str | Path, *, threads: int = 1, context: int = 0, tried: bool = False
+    ):
         self.path, self.lib, self._handles = Path(path), library(), []
         fields = read(self.path).fields
         if not tried:
@@ -270,9 +272,7 @@ class Model:
         """Text of ids by the file's own pieces; special tokens are nothing."""
         size = 64 * len(ids) + 64
         given, found = (c_int32 * len(ids))(*ids), ctypes.create_string_buffer(size)
-        count = self.lib.llama_detokenize(
-            self._vocab, given, len(ids), found, size, False, False
-        )
+        count = self.lib.llama_detokenize(self._vocab, given, len(ids), found, size, False, False)
         return found.raw[: max(0, count)].decode(errors="replace")
 
     def stream(
@@ -282,7 +282,7 @@ class Model:
         """Up to `tokens` new ids, one by one; temperature 0 takes the likeliest."""
         draw, following = np.random.default_rng(seed), list(ids)
         self.clear()
-        for i in range(tokens):
+        for _ in range(tokens):
             (logits_V,) = next(self._feed(following, False))
             following = [_pick(logits_V, temperature, draw)]
             yield following[0]
