@@ -12,6 +12,7 @@ TOLD = PROFILE='$(PROFILE)' OUT='$(OUT)' TEXT='$(TEXT)' TOKENS='$(TOKENS)' TOKEN
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book sweep status test bench stress lab check plan doctor report clean clean-cache
+.PHONY: export chat
 
 help:    ## this list
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1	/p' Makefile | expand -t 20
@@ -59,6 +60,12 @@ doctor: .venv/made ## can this machine run PROFILE: a line each, two real steps 
 
 report: .venv/made ## write every page of a run folder (OUT=, or that of PROFILE) again
 	@exec .venv/bin/python -m tdlib.graph report '$(or $(OUT),outputs/$(PROFILE))'
+
+export: .venv/made ## MODEL=folder as GGUF files, run in llama.cpp, to ship: exports/<model>/
+	@exec .venv/bin/python -m tdlib.export MODEL='$(MODEL)' OUT='$(OUT)' TOKENS='$(TOKENS)'
+
+chat: .venv/made ## go on with what you type: MODEL=folder or a .gguf file
+	@exec .venv/bin/python -m tdlib.chat MODEL='$(MODEL)' SEGMENTER='$(SEGMENTER)'
 
 clean-cache: ## remove the kept targets of the teacher of a run folder (OUT=, or that of PROFILE)
 	rm -rf '$(or $(OUT),outputs/$(PROFILE))/cache'

@@ -46,9 +46,9 @@ WINDOWS = 32  # on which what a file costs is measured before it is shipped
 
 
 def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
-    """One GGUF file of a Llama folder (ours, or Hugging Face's: tied or not, grouped heads, shards),
-    whole or not at all; holds one tensor at a time. `quantization`: a name in QUANTIZATIONS. Norms
-    stay float32; a width that is no multiple of a block is kept in Q8_0 or F16, as llama.cpp does.
+    """One GGUF file of a Llama folder (ours or Hugging Face's: tied or not, grouped heads, shards),
+    whole or not at all, one tensor in memory at a time. `quantization`: a name in QUANTIZATIONS.
+    Norms stay float32; a row that is no multiple of a block stays Q8_0 or F16, as in llama.cpp.
     Warns before it writes where the file will take ids alone, and puts run_gguf.py beside it."""
     folder, path = Path(folder), Path(path)
     if quantization not in QUANTIZATIONS:
@@ -263,7 +263,7 @@ def _card(
     kept = ("license", "license_name", "license_link", "base_model", "datasets")
     front = {"language": "te", "pipeline_tag": "text-generation", "tags": ["telugu", "gguf"]}
     front |= {name: theirs[name] for name in kept if name in theirs}
-        text = "parts of the validation text" if tokens else "prompts of ids at random"
+    text = "parts of the validation text" if tokens else "prompts of ids at random"
     how = f"on {len(tried)} {text}, from 1 token to {max(map(len, tried)):,} (F16; the others on a "
     how += "quarter of them)"
     own = "Licence, data and base model are in the card of the model these files were made of."
@@ -284,20 +284,26 @@ def _card(
     return engine.from_string(texts["card"]).render(known)
 
 
-def model_folder(given: str) -> Path:
-    """What MODEL= means. FileNotFoundError with the nearest that is there."""
+def find(given: str) -> Path:
+    """What MODEL= means: a model folder, or a .gguf file. FileNotFoundError with the nearest that
+    is there."""
     path = Path(given).expanduser()
     path = path if path.is_absolute() or path.exists() else ROOT / path
-    if (path / "config.json").is_file():
+    file = path.suffix == ".gguf"
+    if path.is_file() if file else (path / "config.json").is_file():
         return path
-    found = [*path.parent.glob("*/config.json"), *(ROOT / "outputs").glob("*/models/*/config.json")]
-    known = sorted({p.parent for p in found})
-    names = {str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p): p for p in known}
-    near = difflib.get_close_matches(given, names, 1, 0.5) or [
-        name for name in names if names[name].name == path.name
-    ]  # fmt: skip
-    remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none yet'}"
-    raise FileNotFoundError(f"MODEL={given} is no folder with a config.json: {remedy}")
+    if file:
+        known = {*path.parent.glob("*.gguf"), *ROOT.glob("exports/*/*.gguf"),
+                 *ROOT.glob("outputs/*/exports/*/*.gguf")}  # fmt: skip
+    else:
+        known = {*path.parent.glob("*/config.json"), *ROOT.glob("outputs/*/models/*/config.json")}
+        known = {found.parent for found in known}
+    names = sorted(str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p) for p in known)
+    close = [*difflib.get_close_matches(given, names, 1, 0.5),
+             *(name for name in names if Path(name).name == path.name)]  # fmt: skip
+    remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(names) or 'none yet'}"
+    what = "file that is there" if file else "folder with a config.json"
+    raise FileNotFoundError(f"MODEL={given} is no {what}: {remedy}")
 
 
 def _tokens(folder: Path, given: str, config: LlamaConfig) -> data.Tokens | None:
@@ -321,7 +327,7 @@ def main(arguments: list[str]) -> int:
         print("give a model folder: make export MODEL=outputs/tiny/models/50m")
         return 2
     try:
-        folder = model_folder(pairs["MODEL"])
+        folder = find(pairs["MODEL"])
         config = read_config(folder)
         tokens = _tokens(folder, pairs.get("TOKENS", ""), config)
         words = gguf_tokenizer.vocabulary(folder)

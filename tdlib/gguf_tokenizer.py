@@ -107,7 +107,7 @@ def _joined(tokenizer: Tokenizer) -> Vocabulary:
         for i, (piece, ends) in enumerate(zip(tokenizer.shown_V, tokenizer.opens_V, strict=True))
     ]
     return Vocabulary(
-        tokenizer, "llama", pieces, _types(tokenizer, pieces), [0.0] * tokenizer.size,
+        tokenizer, "llama", pieces, _types(tokenizer, pieces),
         why="its pieces are joined by @@, and text is segmented before it is encoded",
     )  # fmt: skip
 

@@ -259,8 +259,8 @@ class Model:
         """The file's own ids of raw text, without <bos>; text that spells a special token stays
         text. ValueError where the file has no tokenizer for it."""
         if not self.raw_text:
-            raise ValueError(f"{self.path} takes ids, no raw text: encode it as run.py beside the "
-                             "file does")  # fmt: skip
+            raise ValueError(f"{self.path} takes ids, no raw text: encode it as run_gguf.py beside "
+                             "the file does")  # fmt: skip
         data = text.encode()
         found = (c_int32 * (len(data) + 8))()
         count = self.lib.llama_tokenize(

@@ -1,6 +1,6 @@
 """GGUF at the plan's own sizes, with random weights: bytes, memory, and agreement with PyTorch.
 
-    python -m tests.bench_export       some minutes on one core, 3 GB of disk in the temporary folder
+    python -m tests.bench_export       some minutes on one core, 3 GB of temporary disk
 
 Each to_gguf runs in a fresh process. Memory is that process's largest resident size, Python and
 torch included, over the model's float32 bytes.
@@ -22,23 +22,25 @@ from tdlib.model import SHAPES, Llama, LlamaConfig
 VOCABULARY = 51_800
 CASES = {"teacher-300m": ("Q4_0", "F16"), "student-50m": tuple(export.QUANTIZATIONS)}
 MAKE = """
-import resource, sys, warnings
+import pathlib, re, sys, warnings
 warnings.simplefilter("ignore")
 from tdlib import export
 export.to_gguf(*sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# not ru_maxrss, which a child has from its parent
+status = pathlib.Path("/proc/self/status").read_text()
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024)
 """
 
 
-def folder_of(name: str, root: Path, scale: float = 4.0) -> Path:
-    """A model of random weights, scaled up so that a wrong order of RoPE would be seen; with an @@
+def folder_of(name: str, root: Path) -> Path:
+    """A model of random weights, large enough for a wrong order of RoPE to be seen; with an @@
     vocabulary, since nothing here reads text."""
     torch.manual_seed(0)
     model = Llama(LlamaConfig(VOCABULARY, context=2048, **SHAPES[name]))
     with torch.no_grad():
-        for weight in model.parameters():
+        for part, weight in model.named_parameters():
             if weight.ndim == 2:
-                weight.mul_(scale)
+                weight.normal_(0, (1.5 if "_proj" in part else 0.5) / weight.shape[1] ** 0.5)
     special = {"<pad>": 0, "<unk>": 1, "<bos>": 2, "<eos>": 3}
     table = special | {f"p{i}": i for i in range(4, VOCABULARY)}
     (root / "morfessor.json").write_text(json.dumps({
