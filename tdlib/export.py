@@ -296,7 +296,8 @@ def find(given: str) -> Path:
         known = {*path.parent.glob("*.gguf"), *ROOT.glob("exports/*/*.gguf"),
                  *ROOT.glob("outputs/*/exports/*/*.gguf")}  # fmt: skip
     else:
-        known = {*path.parent.glob("*/config.json"), *ROOT.glob("outputs/*/models/*/config.json")}
+        known = {*path.parent.glob("*/config.json"), *path.parent.parent.glob("*/config.json"),
+                 *ROOT.glob("outputs/*/models/*/config.json")}  # fmt: skip
         known = {found.parent for found in known}
     names = sorted(str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p) for p in known)
     close = [*difflib.get_close_matches(given, names, 1, 0.5),

@@ -134,8 +134,9 @@ def read(path: Path) -> gguf.GGUFReader:
     return reader
 
 
-def _try(path: Path) -> None:
-    """Open and run it where it can do no harm."""
+@cache
+def _try(path: Path, size: int, changed: int) -> None:
+    """Open and run a file where it can do no harm; once, until it changes."""
     done = _elsewhere("try", path, "")
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"signal {-done.returncode}"]
@@ -178,7 +179,8 @@ class Model:
         self.path, self.lib, self._handles = Path(path), library(), []
         fields = read(self.path).fields
         if not tried:
-            _try(self.path)
+            now = self.path.stat()
+            _try(self.path.resolve(), now.st_size, now.st_mtime_ns)
         types = fields.get("tokenizer.ggml.token_type")
         known = types is None or BYTE in types.contents()
         known |= fields["tokenizer.ggml.model"].contents() != "llama"

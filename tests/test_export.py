@@ -79,9 +79,9 @@ def files(made, tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     "change",
     [
-        {}, {"tied": False}, {"kv_heads": 2}, {"kv_heads": 1, "tied": False, "head_dim": 24},
-        {"mlp_dim": 1408}, {"dim": 640, "heads": 10, "layers": 1}, {"rope_theta": 500000.0},
-        {"norm_eps": 1e-3},
+        {}, {"kv_heads": 1, "tied": False, "head_dim": 24},
+        {"kv_heads": 2, "mlp_dim": 1408, "rope_theta": 500000.0, "norm_eps": 1e-3},
+        {"dim": 640, "heads": 10, "layers": 1},
     ],
     ids=str,
 )  # fmt: skip
@@ -194,7 +194,7 @@ def test_the_50m_shape_is_within_31_mb_in_4_bits(tmp_path):
     size, weights = (tmp_path / "x.gguf").stat().st_size, describe(config)["q4_0_bytes"]
     # of each piece its bytes with ▁, their number (8) and its type (4)
     words = sum(len(f"{piece}▁".encode()) + 12 for piece in pieces)
-    assert size == pytest.approx(weights + words, abs=4000) and size <= 31e6
+    assert size == pytest.approx(weights + words, abs=8000) and size <= 31e6
 
 
 def test_weights_that_f16_or_blocks_cannot_hold_are_refused_by_name(tokenizer, tmp_path):
@@ -502,27 +502,23 @@ def test_costs_are_those_of_the_dequantized_weights(made, files, tmp_path):
 # --- exports/<model>
 
 
-def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path):
-    def make(*pairs: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "tdlib.export", f"OUT={tmp_path / 'exports'}", *pairs]
-        root = Path(__file__).parents[1]
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100)
+def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
+    def make(*pairs: str) -> tuple[int, str]:
+        return export.main([f"OUT={tmp_path / 'exports'}", *pairs]), capsys.readouterr().out
 
-    done = make(f"MODEL={made[0]}")
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, said = make(f"MODEL={made[0]}")
+    assert code == 0 and "files take raw text" in said
+    assert [line.split()[0] for line in said.splitlines()[3:7]] == [*export.QUANTIZATIONS]
     out = tmp_path / "exports" / "50m"
     names = {f"50m-115K-{q}.gguf" for q in export.QUANTIZATIONS} | {"README.md", "tokenizer.model"}
     assert {path.name for path in out.iterdir()} == names
     card = (out / "README.md").read_text("utf8")
     assert all(name in card for name in names - {"README.md", "tokenizer.model"})
-    assert "takes raw text" not in done.stdout and "files take raw text" in done.stdout
     assert '-p "ఒక ఊరిలో"' in card and "begins each prompt after `<eos>`" in card
-    assert [line.split()[0] for line in done.stdout.splitlines()[3:7]] == [*export.QUANTIZATIONS]
-    for given, near in ((made[0].with_name("50n"), "50m"), (made[0].parent / "x/50m", "50m")):
-        done = make(f"MODEL={given}")
-        assert done.returncode == 1 and "did you mean" in done.stdout
-        assert near in done.stdout and done.stdout.count("\n") == 1
-    assert make().returncode == 2
+    assert make()[0] == 2
+    for given in ("50n", "more/50m"):
+        code, said = make(f"MODEL={made[0].parent / given}")
+        assert code == 1 and said.endswith(f"did you mean {made[0]}?\n") and said.count("\n") == 1
 
 
 def test_an_upstream_model_is_shipped_with_its_script(joined, tmp_path):
