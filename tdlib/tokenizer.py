@@ -13,7 +13,8 @@ import io
 import json
 import pickle
 import re
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -71,6 +72,36 @@ class Tokenizer:
         lines = [[i for i in line if i not in self.silent] for line in lines]
         return "\n".join(map(self.line_text, lines)).rstrip("�")
 
+    def running(self, ids: Iterable[int], prompt: Iterable[int] = ()) -> Iterator[str]:
+        """The text of ids as they come, after that of a prompt: no half characters, and a letter
+        only when no vowel sign, virama or half of a conjunct can follow it. Together the pieces are
+        decode's text, less bytes that make no character."""
+        line, held = [], ""
+        for i in self._known(prompt):
+            line = [] if i == self.eos else [*line, i]
+        # What a token adds is told by those shown just before: whether it brings a space, joins, or
+        # ends a character. So the text of the last ones is made anew, never that of the whole line;
+        # `told` characters of it are already out.
+        begun, shown, told = 0, len(line), len(self.line_text(line).rstrip("�"))
+        for i in ids:
+            if self._known([i]) == [self.eos]:
+                line, begun, shown, told, held = [], 0, 0, 0, held + "\n"
+            elif i not in self.silent:
+                line.append(int(i))
+                text = self.line_text(line[begun:])
+                whole = text.rstrip("�")
+                held += whole[told:].replace("�", "")
+                if whole == text:
+                    begun, shown = shown, len(line)
+                    told = len(self.line_text(line[begun:]))
+                else:  # half a character: wait for the rest
+                    told = max(told, len(whole))
+            if settled := _settled(held):
+                yield held[:settled]
+                held = held[settled:]
+        if held:
+            yield held
+
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Tokens of a running text for display: "▁" begins a word, <0xE0> is a byte."""
         ids = self._known(ids)
@@ -107,6 +138,17 @@ class Tokenizer:
             raise ValueError(f"id {odd[0]:,} is none of the {self.size:,} pieces of {self.path}: "
                              "give the tokenizer that the tokens were made with")  # fmt: skip
         return ids
+
+
+def _settled(text: str) -> int:
+    """How much of a text no character to come can change: all before its last letter with its
+    signs. A virama (combining class 9) and ZERO WIDTH JOINER bind the letter after them too."""
+    for end in range(len(text) - 1, 0, -1):
+        sign = unicodedata.category(text[end])[0] == "M" or text[end] in "\u200c\u200d"
+        bound = unicodedata.combining(text[end - 1]) == 9 or text[end - 1] == "\u200d"
+        if not sign and not bound:
+            return end
+    return 0
 
 
 def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
