@@ -7,12 +7,13 @@ they are a quarter of the bytes:
 
     y = s_out · s · W₈ (x₈ − z),  W₈ = round(W / s_out) in ±127, one s_out for each row of W
 
-with s and z of x found anew in every call, for the whole of x (torch's dynamic quantization).
-Legend as in model; L left padding.
+with s and z of x found anew in every call (torch's dynamic quantization).
+Legend as in model.
 """
 
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -30,14 +31,33 @@ def _float(weight: Tensor) -> Product:
 
 
 def _int8(weight: Tensor) -> Product:
+    packed = _packed(weight)
+
+    def product(x: Tensor) -> Tensor:
+        if x.shape[:-1].numel() == 1:
+            return torch.ops.quantized.linear_dynamic(x, packed, reduce_range=_overflows())
+        size = x.abs().amax(-1, keepdim=True).clamp(min=1e-12)  # as if each row had its own scale
+        y = torch.ops.quantized.linear_dynamic(x / size, packed, reduce_range=_overflows())
+        return y.mul_(size)
+
+    return product
+
+
+def _packed(weight: Tensor) -> torch.ScriptObject:
     scale = weight.float().abs().amax(1).clamp(min=1e-12) / 127
     zero = torch.zeros(len(weight), dtype=torch.long)
     with warnings.catch_warnings():  # that a later torch will not have it: _int_mm, which stays, is
         warnings.simplefilter("ignore")  # half as fast with AVX-512 and a quarter with AVX2
         rows = torch.quantize_per_channel(weight.float(), scale.double(), zero, 0, torch.qint8)
-    packed = torch.ops.quantized.linear_prepack(rows, None)
-    # reduce_range: x in 7 bits, without which sums overflow on CPUs that have no VNNI
-    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, reduce_range=True)
+    return torch.ops.quantized.linear_prepack(rows, None)
+
+
+@lru_cache
+def _overflows() -> bool:
+    """Whether two products of 8 bits are too much for this CPU's 16-bit sums, as without VNNI: then
+    x has 7 bits, and four times the KL."""
+    ones = torch.ones(1, 64)
+    return torch.ops.quantized.linear_dynamic(ones, _packed(ones), reduce_range=False).item() < 63
 
 
 class _Layer(NamedTuple):

@@ -82,7 +82,9 @@ class Tokenizer:
         # What a token adds is told by those shown just before: whether it brings a space, joins, or
         # ends a character. So the text of the last ones is made anew, never that of the whole line;
         # `told` characters of it are already out.
-        begun, shown, told = 0, len(line), len(self.line_text(line).rstrip("�"))
+        text = self.line_text(line)
+        begun, told = 0, len(text.rstrip("�"))
+        shown = 0 if text.endswith("�") else len(line)
         for i in ids:
             if self._known([i]) == [self.eos]:
                 line, begun, shown, told, held = [], 0, 0, 0, held + "\n"

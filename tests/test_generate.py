@@ -1,12 +1,16 @@
-"""Generation against full forwards without a cache, and draws against the softmax."""
+"""Generation against full forwards of transformers' Llama, and draws against float64 by hand."""
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+import transformers
 
-from tdlib import generate
+from tdlib import generate, speed
 from tdlib.data import EOS
+from tdlib.decoder import Decoder
+from tdlib.generate import Sampling
+from tests.test_model import tiny, twin
 
 V, CONTEXT = 97, 48
 
@@ -21,25 +25,70 @@ def prompts(count: int) -> list[list[int]]:
     return [rng.integers(4, V, n).tolist() for n in rng.integers(1, 9, count)]
 
 
-def test_each_greedy_token_is_the_argmax_of_one_full_forward(model):
-    told, wrong = set(), []
-    for prompt in prompts(12):
-        new = generate.generate(model, prompt, 30)
+SHAPES = {
+    "grouped heads": dict(kv_heads=1, heads=4),
+    "untied": dict(tied=False),
+    "MLP of 1408": dict(mlp_dim=1408),
+    "width 640": dict(dim=640, heads=10, layers=1),
+}
+WRITERS = {
+    "cached": (lambda model: model, True),
+    "all again": (lambda model: model, False),
+    "decoder": (Decoder, True),
+    "decoder, all again": (Decoder, False),
+}
+every_writer = pytest.mark.parametrize(("form", "cached"), WRITERS.values(), ids=WRITERS.keys())
+
+
+@pytest.mark.parametrize("change", SHAPES.values(), ids=SHAPES.keys())
+@every_writer
+def test_each_greedy_token_is_the_argmax_of_one_full_forward(form, cached, change):
+    model = tiny(scale=12.0, vocab_size=V, context=CONTEXT, **change)
+    writer, judge = form(model), twin(model)
+    told, wrong, clear = set(), [], []
+    for prompt in prompts(4):
+        new = generate.generate(writer, prompt, CONTEXT - len(prompt), cached=cached)
+        assert len(prompt + new) == CONTEXT
         with torch.no_grad():
-            logits_TV = model(torch.tensor([prompt + new]))[0, len(prompt) - 1 : -1]
+            logits_TV = judge(torch.tensor([prompt + new])).logits[0, len(prompt) - 1 : -1]
         two_T2 = logits_TV.topk(2).values
         clear_T = two_T2[:, 0] - two_T2[:, 1] > 1e-4
-        wrong += [t for t in range(30) if clear_T[t] and new[t] != logits_TV[t].argmax()]
-        assert clear_T.float().mean() > 0.9
+        wrong += [t for t, i in enumerate(new) if clear_T[t] and i != logits_TV[t].argmax()]
+        clear += clear_T.tolist()
         told |= set(new)
     assert not wrong
+    assert np.mean(clear) > 0.9
     assert len(told) > 20  # texts that vary, or any cache would do
 
 
-def test_a_text_may_fill_the_context_and_not_one_token_more(model):
-    assert len(generate.generate(model, [5] * 8, CONTEXT - 8)) == CONTEXT - 8
+@pytest.mark.parametrize("penalty", [1.0, 1.3, 0.8])
+@every_writer
+def test_greedy_texts_are_those_of_transformers_with_and_without_a_penalty(form, cached, penalty):
+    model = tiny(scale=12.0, vocab_size=V, context=CONTEXT)
+    writer, judge = form(model), twin(model)
+    for prompt in prompts(5):
+        theirs = judge.generate(
+            torch.tensor([prompt]), max_new_tokens=30, do_sample=False, eos_token_id=None,
+            repetition_penalty=penalty, pad_token_id=0,
+        )[0, len(prompt) :].tolist()  # fmt: skip
+        ours = generate.generate(writer, prompt, 30, repetition_penalty=penalty, cached=cached)
+        assert ours == theirs
+
+
+@every_writer
+def test_a_text_may_fill_the_context_and_not_one_token_more(model, form, cached):
+    writer = form(model)
+    assert len(generate.generate(writer, [5] * 8, CONTEXT - 8, cached=cached)) == CONTEXT - 8
     with pytest.raises(ValueError, match=r"8 \+ 41 tokens are more than the context of 48"):
-        generate.generate(model, [5] * 8, CONTEXT - 7)
+        generate.generate(writer, [5] * 8, CONTEXT - 7, cached=cached)
+    with pytest.raises(ValueError, match=r"8 \+ 41 tokens are more than the context of 48"):
+        generate.batch(writer, [[5], [5] * 8], CONTEXT - 7)
+
+
+@pytest.mark.parametrize("odd", [-1, V])
+def test_an_id_that_the_model_does_not_have_is_refused(model, odd):
+    with pytest.raises(ValueError, match=rf"id {odd} is not in the model's vocabulary of {V}"):
+        generate.generate(model, [5, odd], 1)
 
 
 def test_an_empty_prompt_begins_after_eos(model):
@@ -71,19 +120,87 @@ def test_the_global_generator_is_left_alone(model):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, 0), (0.5, 0), (2.0, 5)])
-def test_draws_follow_the_softmax_at_the_temperature(tiny_llama, temperature, top_k):
+# --- how an id is drawn
+
+
+def by_hand(logits_V: np.ndarray, text: list[int], s: Sampling) -> np.ndarray:
+    """Probabilities in float64, one step after another, in plain loops over the sorted ids."""
+    logits_V = logits_V.astype(np.float64)
+    for i in set(text):
+        better = logits_V[i] > 0
+        logits_V[i] *= 1 / s.repetition_penalty if better else s.repetition_penalty
+    scaled_V = logits_V / s.temperature
+    p_V = np.exp(scaled_V - scaled_V.max())
+    order = np.argsort(-p_V).tolist()
+    if s.top_k:
+        p_V[[i for i in order if p_V[i] < p_V[order[: s.top_k][-1]]]] = 0
+    p_V /= p_V.sum()
+    together = 0.0
+    for i in order:
+        if together >= s.top_p:
+            p_V[i] = 0
+        together += p_V[i]
+    p_V[p_V < s.min_p * p_V.max()] = 0
+    return p_V / p_V.sum()
+
+
+WAYS = {
+    "temperature": Sampling(temperature=0.6),
+    "top-k": Sampling(temperature=1.4, top_k=7),
+    "top-k beyond all": Sampling(temperature=1.0, top_k=500),
+    "top-p": Sampling(temperature=1.0, top_p=0.7),
+    "small top-p": Sampling(temperature=1.0, top_p=1e-6),
+    "min-p": Sampling(temperature=1.0, min_p=0.1),
+    "min-p of 1": Sampling(temperature=1.0, min_p=1.0),
+    "penalty": Sampling(1.7, temperature=1.0),
+    "bonus": Sampling(0.6, temperature=1.0),
+    "all": Sampling(1.2, temperature=1.5, top_k=25, top_p=0.8, min_p=0.05),
+}
+every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+
+
+def some_logits() -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 3, (40, V)).astype(np.float32)
+
+
+@every_way
+def test_probabilities_are_those_worked_out_by_hand(way):
+    text = [3, 9, 9, 40, 96]
+    for logits_V in some_logits():
+        found = generate.probabilities(torch.tensor(logits_V), text, way).numpy()
+        np.testing.assert_allclose(found, by_hand(logits_V, text, way), atol=2e-6)
+
+
+@every_way
+def test_probabilities_are_those_of_transformers(way):
+    """Its processors in the order in which its own generate makes them."""
+    settings = transformers.GenerationConfig(
+        do_sample=True, temperature=way.temperature, top_k=way.top_k, top_p=way.top_p,
+        min_p=way.min_p, repetition_penalty=way.repetition_penalty,
+    )  # fmt: skip
+    steps = twin(tiny(vocab_size=V))._get_logits_processor(settings, input_ids_seq_length=5)
+    text = [3, 9, 9, 40, 96]
+    for logits_V in torch.tensor(some_logits()):
+        theirs = steps(torch.tensor([text]), logits_V[None].clone())[0].softmax(-1)
+        found = generate.probabilities(logits_V, text, way)
+        np.testing.assert_allclose(found, theirs, atol=2e-6)
+
+
+def test_what_equals_the_last_of_top_k_is_kept():
+    logits_V = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0])
+    found = generate.probabilities(logits_V, [], Sampling(temperature=1.0, top_k=2))
+    assert found.nonzero()[:, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("way", [WAYS[name] for name in ("temperature", "top-k", "all")])
+@pytest.mark.parametrize("form", [lambda model: model, Decoder], ids=["model", "decoder"])
+def test_draws_follow_the_probabilities_by_hand(tiny_llama, way, form):
     model, draws = tiny_llama(8, 12, 8, scale=4.0, layers=1), 1500
     with torch.no_grad():
         logits_V = model(torch.tensor([[3, 5]]))[0, -1].double().numpy()
-    p_V = np.exp(logits_V / temperature - (logits_V / temperature).max())
-    p_V[np.argsort(p_V)[: -top_k or None][: 12 - (top_k or 12)]] = 0
-    p_V /= p_V.sum()
-    found = [
-        generate.generate(model, [3, 5], 1, temperature=temperature, top_k=top_k, seed=s)[0]
-        for s in range(draws)
-    ]
-    count_V = np.bincount(found, minlength=12)
+    p_V = by_hand(logits_V, [3, 5], way)
+    found = generate.batch(form(model), [[3, 5]] * draws, 1, way)
+    count_V = np.bincount(np.ravel(found), minlength=12)
     assert count_V[p_V == 0].sum() == 0
     often_V = p_V * draws >= 5  # the test's own rule; the rest goes into one cell
     cells = [
@@ -92,6 +209,42 @@ def test_draws_follow_the_softmax_at_the_temperature(tiny_llama, temperature, to
     ]
     assert len(cells[0]) >= 3
     assert scipy.stats.chisquare(*cells).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [(dict(temperature=-0.1), "0 or more"), (dict(top_k=-1), "0 or more"),
+     (dict(top_p=0.0), "above 0 and at most 1"), (dict(top_p=1.1), "above 0 and at most 1"),
+     (dict(min_p=-0.1), "from 0 to 1"), (dict(repetition_penalty=0.0), "above 0")],
+)  # fmt: skip
+def test_an_impossible_setting_is_refused_by_name(model, setting, rule):
+    ((name, value),) = setting.items()
+    with pytest.raises(ValueError, match=f"{name} is {value}, it must be {rule}"):
+        generate.generate(model, [5], 1, **setting)
+
+
+# --- several texts at once
+
+
+@pytest.mark.parametrize("form", [lambda model: model, Decoder], ids=["model", "decoder"])
+@pytest.mark.parametrize("way", [Sampling(), WAYS["all"]], ids=["greedy", "drawn"])
+def test_a_batch_writes_what_each_prompt_gives_alone(model, form, way):
+    several = [*prompts(6), [], [7] * 20]
+    together = generate.batch(form(model), several, 25, way, seed=5)
+    keywords = {name: getattr(way, name) for name in way.__dataclass_fields__}
+    for i, (prompt, text) in enumerate(zip(several, together, strict=True)):
+        assert text == generate.generate(model, prompt, 25, seed=5 + i, **keywords)
+
+
+@pytest.mark.parametrize("form", [lambda model: model, Decoder], ids=["model", "decoder"])
+def test_in_a_batch_each_text_ends_at_its_own_stop(model, form):
+    several = prompts(6)
+    whole = generate.batch(form(model), several, 25)
+    stop = whole[0][4]
+    cut = [text[: text.index(stop) + 1] if stop in text else text for text in whole]
+    assert len(set(map(len, cut))) > 1
+    assert generate.batch(form(model), several, 25, stop=stop) == cut
+    assert generate.batch(form(model), several, 0) == [[]] * 6
 
 
 def test_likeliest_are_the_highest_of_the_softmax(model):
@@ -110,3 +263,71 @@ def test_repetition_by_hand():
     assert found["distinct_2grams"] == 4 / 11  # 12 23 34 41 among 8 + 3
     assert generate.repetition([[1, 2, 3, 4, 5]]) == {"repeated_4grams": 0, "distinct_2grams": 1}
     assert all(np.isnan(list(generate.repetition([[1], []]).values())))
+
+
+# --- a stream
+
+
+@pytest.fixture(scope="module")
+def speaker(tokenizer, tiny_llama):
+    return Decoder(tiny_llama(4, tokenizer.size, CONTEXT, kv_heads=1))
+
+
+@pytest.mark.parametrize("way", [Sampling(), Sampling(temperature=1.5)], ids=["greedy", "drawn"])
+def test_a_stream_is_the_decoded_text_of_the_ids_that_generate_gives(speaker, tokenizer, way):
+    prompt = [EOS, *tokenizer.encode(["తెలుగు భాష"])[0]]
+    for seed in range(8):
+        pieces = list(generate.stream(speaker, tokenizer, "తెలుగు భాష", 30, way, seed=seed))
+        (ids,) = generate.batch(speaker, [prompt], 30, way, seed=seed, stop=EOS)
+        ids = [i for i in ids if i != EOS]
+        whole = tokenizer.decode(prompt + ids)[len(tokenizer.decode(prompt)) :]
+        assert "".join(pieces) == whole.replace("\ufffd", "")
+        assert pieces == list(generate.stream(speaker, tokenizer, prompt, 30, way, seed=seed))
+        assert len(pieces) > 5
+
+
+def test_a_stream_ends_at_eos(tokenizer, tiny_llama):
+    model = tiny_llama(4, tokenizer.size, CONTEXT, tied=False)
+    with torch.no_grad():
+        model.lm_head.weight[EOS] *= 3  # or it would hardly come in 700
+    ends = []
+    for seed in range(20):
+        way = Sampling(temperature=2.0)
+        (ids,) = generate.batch(model, [[EOS]], 30, way, seed=seed)
+        before = ids[: ids.index(EOS)] if EOS in ids else ids
+        ends.append(len(before))
+        shown = "".join(generate.stream(model, tokenizer, "", 30, way, seed=seed))
+        assert shown == "".join(tokenizer.running(before))
+    assert min(ends) < 5 and max(ends) > 10
+
+
+def test_a_stream_goes_to_the_end_of_the_context_and_no_further(speaker, tokenizer):
+    prompt = [EOS] + [300] * 39
+    pieces = list(generate.stream(speaker, tokenizer, prompt))
+    (ids,) = generate.batch(speaker, [prompt], CONTEXT - 40)
+    assert EOS not in ids
+    assert "".join(pieces) == "".join(tokenizer.running(ids, prompt))
+    with pytest.raises(ValueError, match="48 tokens leave no room in the model's context of 48"):
+        generate.stream(speaker, tokenizer, [300] * 48)
+    with pytest.raises(ValueError, match=r"40 \+ 9 tokens are more than the context of 48"):
+        list(generate.stream(speaker, tokenizer, prompt, 9))
+
+
+# --- seconds
+
+
+def test_ways_of_writing_are_timed_in_turns_the_first_run_of_each_left_out():
+    asked = []
+    ways = {name: lambda n, name=name: asked.append((name, n)) for name in ("a", "b")}
+    found = speed.measure(ways, tokens=7, repeats=3)
+    assert asked == [("a", 2), ("b", 2)] + 3 * [("a", 1), ("a", 8), ("b", 1), ("b", 8)]
+    assert set(found) == {"a", "b"} and found["a"].tokens == 7
+    for seconds in found.values():
+        assert len(seconds.prompt_cpu_R) == len(seconds.decode_wall_R) == 3
+
+
+def test_seconds_by_hand():
+    seconds = speed.Seconds(64, *np.array([[1, 2, 3], [4, 8, 2], [1, 1, 1], [1, 1, 1]]))
+    assert seconds.whole_cpu_R.tolist() == [5, 10, 5]
+    assert seconds.tokens_per_second == 16
+    assert speed.ratio(seconds.decode_cpu_R, np.array([1, 1, 2])) == (4, 1, 8)

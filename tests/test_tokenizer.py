@@ -7,11 +7,13 @@ import os
 import pickle
 import random
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import morfessor
 import numpy as np
 import pytest
+import regex
 import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -188,6 +190,81 @@ def test_an_id_beyond_the_vocabulary_is_told(kinds, kind):
         for show in (kinds[kind].decode, kinds[kind].pieces):
             with pytest.raises(ValueError, match=r"id -?[\d,]+ is none of the [\d,]+ pieces"):
                 show(ids)
+
+
+# text as it comes
+
+
+@every_kind
+def test_running_text_is_the_decoded_text_piece_by_piece(kinds, lines, kind):
+    one, rng = kinds[kind], np.random.default_rng(0)
+    for first, second in pairwise(lines[:60]):
+        ids = [i for line in one.encode([first, second]) for i in (*line, one.eos)]
+        prompt, new = np.split(ids, rng.integers(0, len(ids), 1))
+        whole = one.decode(ids)[len(one.decode(prompt)) :]
+        pieces = list(one.running(iter(new), prompt))
+        assert "".join(pieces) == whole
+        assert len(pieces) > len(new) / 4 and all(pieces)
+
+
+@every_kind
+def test_running_text_of_ids_at_random_is_the_decoded_text_less_bytes_of_no_character(kinds, kind):
+    one, rng = kinds[kind], np.random.default_rng(0)
+    # of bytes that make no character Hugging Face's ByteFallback takes the good ones beside them
+    ids = [i for i, p in enumerate(one.shown_V) if kind != "marked" or not p.startswith("<0x")]
+    for _ in range(150):
+        prompt, new = rng.choice(ids, (2, 30))
+        whole = one.decode([*prompt, *new])[len(one.decode(prompt)) :]
+        assert "".join(one.running(new, prompt)) == whole.replace("\ufffd", "")
+
+
+@every_kind
+def test_half_a_character_is_never_shown_nor_half_a_letter_of_telugu(kinds, kind):
+    """Every code point of the block, between, before and after others: each piece ends where the
+    package regex ends a letter too (\\X, Unicode's extended grapheme clusters)."""
+    one = kinds[kind]
+    texts = [f"{a}{chr(c)}{b}" for c in range(0x0C00, 0x0C80) for a, b in ("కక", "క్", "1 ", " ్")]
+    for text in [*texts, "క్ష్మీ స్త్రీ క్‍ష క్‌ష తెలుగుఁ", "కృత్స్నం"]:
+        ids = one.encode([text])[0]
+        pieces = list(one.running(ids))
+        assert "".join(pieces) == one.decode(ids)
+        if kind != "Morfessor":  # spaces and a few characters that it does not have
+            assert "".join(pieces).strip() == text.strip() or one.unk in ids
+        ends = np.cumsum([len(letter) for letter in regex.findall(r"\X", "".join(pieces))])
+        assert set(np.cumsum([len(piece) for piece in pieces])) <= set(ends)
+        assert "\ufffd" not in "".join(pieces)
+
+
+@every_kind
+@pytest.mark.parametrize("text", ["😀", "a👩‍👩‍👧‍👦b", "👍🏽 🇮🇳", "తెలుగు😀లో", "❤️‍🔥"])
+def test_emoji_come_whole_even_where_they_are_bytes(kinds, kind, text):
+    one = kinds[kind]
+    ids = one.encode([text])[0]
+    pieces = list(one.running(ids))
+    assert "".join(pieces) == one.decode(ids) and "\ufffd" not in "".join(pieces)
+    for cut in range(len(ids)):  # a text may end in the middle of one
+        assert "".join(one.running(ids[:cut])) == one.decode(ids[:cut])
+        assert (
+            "".join(one.running(ids[cut:], ids[:cut]))
+            == one.decode(ids)[len(one.decode(ids[:cut])) :]
+        )
+
+
+def test_running_text_of_upstream_s_pieces_never_shows_their_mark(upstream):
+    ids, rng = np.arange(4, upstream.size), np.random.default_rng(0)
+    ids = [i for i in ids if not upstream.shown_V[i].endswith("@")]  # of which "@" itself is a part
+    for _ in range(200):
+        so_far = ""
+        for piece in upstream.running(rng.choice(ids, 40)):
+            so_far += piece
+            assert "@@" not in so_far
+
+
+def test_an_id_that_there_is_no_piece_for_is_refused_when_it_comes(kinds):
+    one = kinds["SentencePiece"]
+    running = one.running(iter([5, 300, 301, 10**6]))
+    with pytest.raises(ValueError, match="id 1,000,000 is none of the 1,200 pieces"):
+        list(running)
 
 
 # SentencePiece

@@ -1,0 +1,123 @@
+"""The decoder against transformers' Llama of the same weights, and its INT8 against float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from tdlib.decoder import Decoder, _int8, _overflows
+from tdlib.model import Cache
+from tests.test_model import CONFIGS, near, some_ids, tiny, twin
+
+# the plan's widths that are no multiple of 256, the block of llama.cpp's K-quants
+WIDTHS = {
+    "MLP of 1408": dict(mlp_dim=1408),
+    "width 640, grouped, untied": dict(dim=640, heads=10, kv_heads=5, tied=False, layers=1),
+}
+SHAPES = CONFIGS | WIDTHS
+every_shape = pytest.mark.parametrize("change", SHAPES.values(), ids=SHAPES.keys())
+
+
+@every_shape
+def test_logits_are_those_of_transformers_at_every_position(change):
+    model, ids_BT = tiny(**change), some_ids()
+    with torch.no_grad():
+        near(Decoder(model)(ids_BT), twin(model)(ids_BT).logits)
+
+
+@every_shape
+def test_pieces_of_a_text_over_a_cache_give_the_logits_of_the_whole(change):
+    model, ids_BT = tiny(**change), some_ids(length=40)
+    decoder, cache = Decoder(model), Cache(model.config, 2, 40, model.head)
+    parts = ids_BT.split([7, 1, 1, 12, 1, 18], dim=1)
+    with torch.no_grad():
+        found = torch.cat([decoder(part, cache) for part in parts], dim=1)
+        near(found, twin(model)(ids_BT).logits)
+
+
+def test_padding_changes_nothing_of_a_text_right_of_it():
+    model = tiny(kv_heads=2)
+    decoder, cache = Decoder(model), Cache(model.config, 3, 30, model.head)
+    ids_BT, lengths = some_ids(3, 30), (30, 11, 1 + 9)
+    padding_B = torch.tensor([30 - n for n in lengths])
+    parts = ids_BT.split([21, 1, 1, 7], dim=1)
+    hidden_BTD = torch.cat([decoder.hidden(part, cache, padding_B) for part in parts], dim=1)
+    for hidden_TD, ids_T, n in zip(hidden_BTD, ids_BT, lengths, strict=True):
+        with torch.no_grad():
+            near(decoder.head(hidden_TD[-n:]), twin(model)(ids_T[None, -n:]).logits[0])
+
+
+def test_beyond_the_context_is_refused():
+    model = tiny()
+    decoder, cache = Decoder(model), Cache(model.config, 2, 200, model.head)
+    decoder(some_ids(length=96), cache)
+    with pytest.raises(ValueError, match="97 tokens are more than the model's context of 96"):
+        decoder(some_ids(length=1), cache)
+
+
+def test_the_model_is_left_as_it_was_and_later_changes_do_not_reach_the_decoder():
+    model, ids_BT = tiny(tied=False), some_ids()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    decoder = Decoder(model)
+    logits = decoder(ids_BT)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    model.layers[0].mlp.up_proj.weight.zero_()
+    model.lm_head.weight.zero_()
+    assert torch.equal(decoder(ids_BT), logits)
+
+
+def test_half_precision_stays_half_precision():
+    model, ids_BT = tiny(), some_ids()
+    found = Decoder(model.bfloat16())(ids_BT)
+    assert found.dtype == torch.bfloat16
+    with torch.no_grad():  # against ours in bfloat16: both round at nearly the same places
+        near(found.float(), model(ids_BT).float(), relative=5e-2)
+
+
+# --- INT8
+
+
+def rounded(x, low, step, levels):
+    return np.clip(np.round(x / step) + np.round(-low / step), 0, levels) - np.round(-low / step)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_an_int8_product_is_the_sum_over_rounded_numbers(rows):
+    """Against the same arithmetic in float64, row by row; rows of weights and of x whose sizes lie
+    a thousandfold apart, so that one scale for all would lose the small ones."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(48, 64)) * 10 ** rng.uniform(-3, 0, (48, 1))
+    x = rng.normal(size=(rows, 64)) * 10 ** rng.uniform(-3, 0, (rows, 1))
+    found = _int8(torch.tensor(weight).float())(torch.tensor(x).float()).double().numpy()
+    weight_step = np.abs(weight).max(1, keepdims=True) / 127
+    levels = 127 if _overflows() else 255
+    exact = x @ weight.T
+    size = np.abs(x).max(1, keepdims=True) if rows > 1 else 1
+    low, high = (x / size).min(), (x / size).max()
+    step = (high - low) / levels
+    wanted = rounded(x / size, low, step, levels) @ np.round(weight / weight_step).T
+    wanted = wanted * step * size * weight_step.T
+    norms = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(weight, axis=1)
+    # a number on the edge of a step may round the other way in float32: one step of 64 terms
+    assert (np.abs(found - wanted) / norms).max() < 2e-3
+    assert (np.abs(found - exact) / norms).max() < (2e-2 if _overflows() else 1e-2)
+
+
+@pytest.mark.parametrize("change", [{}, dict(kv_heads=1, tied=False)], ids=["tied", "grouped"])
+def test_int8_loses_little(change):
+    """With weights so large that the rest of the model multiplies what each product loses."""
+    model, ids_BT = tiny(scale=6.0, **change), some_ids(8)
+    with torch.no_grad():
+        p, q = (x(ids_BT).double().log_softmax(-1) for x in (model, Decoder(model, int8=True)))
+    kl = (p.exp() * (p - q)).sum(-1).mean()
+    entropy = -(p.exp() * p).sum(-1).mean()
+    assert entropy < np.log(211) - 0.2  # the model has opinions to lose
+    assert 0 < kl < (3e-3 if _overflows() else 1e-3)
+
+
+def test_the_embedding_is_shared_and_left_as_it_was():
+    model = tiny()
+    decoder = Decoder(model, int8=True)
+    assert decoder.embedding_VD.data_ptr() == model.embed_tokens.weight.data_ptr()
+    before = model.embed_tokens.weight.clone()
+    decoder(some_ids())
+    assert torch.equal(model.embed_tokens.weight, before)
