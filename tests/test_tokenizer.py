@@ -243,11 +243,12 @@ def test_emoji_come_whole_even_where_they_are_bytes(kinds, kind, text):
     pieces = list(one.running(ids))
     assert "".join(pieces) == one.decode(ids) and "\ufffd" not in "".join(pieces)
     for cut in range(len(ids)):  # a text may end in the middle of one
-        assert "".join(one.running(ids[:cut])) == one.decode(ids[:cut])
-        assert (
-            "".join(one.running(ids[cut:], ids[:cut]))
-            == one.decode(ids)[len(one.decode(ids[:cut])) :]
-        )
+        begun = one.decode(ids[:cut])
+        rest = "".join(one.running(ids[cut:], ids[:cut]))
+        assert begun + rest == one.decode(ids)
+        shown = "".join(one.running(ids[:cut]))
+        # Hugging Face's ByteFallback drops the whole characters beside half of one as well
+        assert one.decode(ids).startswith(shown) if kind == "marked" else shown == begun
 
 
 def test_running_text_of_upstream_s_pieces_never_shows_their_mark(upstream):
