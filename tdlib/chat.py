@@ -46,11 +46,11 @@ def file(path: Path, segmenter: str) -> tuple[Continue, str]:
             if token == model.eos:
                 break
             new.append(token)
-            found = model.text([*ids, *new])[before:].rstrip("�")
-            end = max(shown, generate._settled(found))
+            found = model.text([*ids, *new])[before:].replace("�", "")  # of half a character
+            end = max(shown, tdlib.tokenizer._settled(found))
             yield found[shown:end]
             shown = end
-        yield model.text([*ids, *new])[before + shown :].rstrip("�")
+        yield model.text([*ids, *new])[before:].replace("�", "")[shown:]
 
     return texts, f"{path}: in llama.cpp. {_said(tokenizer)}"
 
@@ -80,10 +80,10 @@ def loop(texts: Continue) -> None:
             return
         except KeyboardInterrupt:
             continue
-        began, pieces = time.perf_counter(), texts(text, seed)
+        began = time.perf_counter()
         try:
             print(text, end="", flush=True)
-            for piece in pieces:
+            for piece in texts(text, seed):
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:
             print(" …", end="")

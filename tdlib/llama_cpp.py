@@ -11,10 +11,8 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_void_p
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -159,17 +157,6 @@ def ids_elsewhere(path: Path, lines: Sequence[str]) -> list[list[int]] | None:
     return json.loads(done.stdout) if done.returncode == 0 else None
 
 
-@dataclass(frozen=True)
-class Generated:
-    """New ids, and what they took: the prompt and the rest apart, wall clock and CPU seconds."""
-
-    ids: list[int]
-    prompt_seconds: float
-    prompt_cpu: float
-    decode_seconds: float
-    decode_cpu: float
-
-
 class Model:
     """A GGUF file, opened. `context` 0 takes the file's; `tried` says that it ran before."""
 
@@ -294,16 +281,9 @@ class Model:
     def generate(
         self, ids: Sequence[int], tokens: int, *, temperature: float = 0.0, seed: int = 0,
         stop: int | None = None,
-    ) -> Generated:  # fmt: skip
-        """As `stream`, timed; the first new token counts as the prompt's."""
-        clocks, new = [(time.perf_counter(), time.process_time())], []
-        for token in self.stream(ids, tokens, temperature=temperature, seed=seed, stop=stop):
-            new.append(token)
-            if len(new) == 1:
-                clocks.append((time.perf_counter(), time.process_time()))
-        clocks.append((time.perf_counter(), time.process_time()))
-        (a, a_cpu), (b, b_cpu), (c, c_cpu) = clocks
-        return Generated(new, b - a, b_cpu - a_cpu, c - b, c_cpu - b_cpu)
+    ) -> list[int]:  # fmt: skip
+        """All that `stream` gives."""
+        return list(self.stream(ids, tokens, temperature=temperature, seed=seed, stop=stop))
 
 
 def _pick(logits_V: np.ndarray, temperature: float, draw: np.random.Generator) -> int:

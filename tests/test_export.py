@@ -130,19 +130,13 @@ def test_blocks_are_those_of_ggufs_own_reference(quantization, made, files):
     assert (tensors["output_norm.weight"].data == ours["norm.weight"].numpy()).all()
 
 
-def kinds(path: Path) -> dict[str, str]:
-    return {t.name.removesuffix(".weight"): t.tensor_type.name
-            for t in gguf.GGUFReader(path).tensors}  # fmt: skip
-
-
 def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(tokenizer, tmp_path):
     def of(quantization: str, **change) -> dict[str, str]:
         folder = tmp_path / str(len([*tmp_path.iterdir()]))
-        model = saved(folder, tokenizer.path, tokenizer.size, layers=1, **change)
-        export.to_gguf(folder, path := folder / "x.gguf", quantization)
-        found = gguf_check.check(folder, path, gguf_check.prompts(model.config, None, 8))
-        assert found.mean < 0.5
-        return kinds(path)
+        saved(folder, tokenizer.path, tokenizer.size, layers=1, **change)
+        export.to_gguf(folder, folder / "x.gguf", quantization)
+        tensors = gguf.GGUFReader(folder / "x.gguf").tensors
+        return {t.name.removesuffix(".weight"): t.tensor_type.name for t in tensors}
 
     wide = of("Q4_0_DEFAULT", dim=256)
     assert wide["token_embd"] == "Q6_K" and wide["blk.0.ffn_down"] == "Q4_0"
@@ -153,6 +147,9 @@ def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(tokenizer, tmp_p
     odd = of("Q4_0", dim=72, heads=2, head_dim=32, mlp_dim=96)
     assert odd["token_embd"] == odd["blk.0.ffn_up"] == "F16"
     assert odd["blk.0.ffn_down"] == odd["blk.0.attn_output"] == "Q4_0"
+    last = max(tmp_path.iterdir(), key=lambda path: int(path.name))
+    found = gguf_check.check(last, last / "x.gguf", [[3, 300, 5, 60, 7]])
+    assert found.mean < 0.3  # it runs
 
 
 def test_q6_k_rounds_to_a_hundredth(tmp_path):
@@ -445,7 +442,7 @@ def test_what_llama_cpp_cannot_take_is_an_error_and_not_its_end(files):
         file.logits([3] * 49)
     with pytest.raises(ValueError, match="more than the context"):
         file.generate([3] * 40, 10)
-    assert len(file.generate([3] * 40, 9).ids) == 9
+    assert len(file.generate([3] * 40, 9)) == 9
 
 
 def test_an_unknown_quantization_and_a_missing_tokenizer_are_said(made, tmp_path):
@@ -462,13 +459,12 @@ def test_an_unknown_quantization_and_a_missing_tokenizer_are_said(made, tmp_path
 def test_generating_is_one_forward_after_another(files):
     file = llama_cpp.Model(files["F16"])
     new = file.generate([3, 300, 5], 20)
-    everything = [3, 300, 5, *new.ids]
-    assert new.ids == file.logprobs(everything).argmax(1)[2:-1].tolist()
-    assert min(new.prompt_seconds, new.decode_seconds, new.prompt_cpu, new.decode_cpu) > 0
-    drawn = [file.generate([3], 20, temperature=1.0, seed=s).ids for s in (1, 1, 2)]
+    everything = [3, 300, 5, *new]
+    assert new == file.logprobs(everything).argmax(1)[2:-1].tolist()
+    drawn = [file.generate([3], 20, temperature=1.0, seed=s) for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    stop = new.ids[4]
-    assert file.generate([3, 300, 5], 20, stop=stop).ids == new.ids[: new.ids.index(stop) + 1]
+    stop = new[4]
+    assert file.generate([3, 300, 5], 20, stop=stop) == new[: new.index(stop) + 1]
 
 
 def test_costs_are_those_of_the_dequantized_weights(made, files, tmp_path):
