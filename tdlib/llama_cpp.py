@@ -118,10 +118,7 @@ def read(path: Path) -> gguf.GGUFReader:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: make it by make export MODEL=folder")
     try:
-        reader = gguf.GGUFReader(path)
-        end = max(t.data_offset + int(t.n_bytes) for t in reader.tensors)
-        if path.stat().st_size < end:
-            raise ValueError(f"{path.stat().st_size:,} bytes, {end:,} expected")
+        reader = gguf.GGUFReader(path)  # maps each tensor: none may end beyond the file
         kind = reader.fields["general.architecture"].contents()
     # what is raised depends on where a file was cut, or what it is instead
     except (ValueError, LookupError, TypeError, OverflowError, OSError, MemoryError) as error:
