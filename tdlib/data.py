@@ -43,7 +43,7 @@ def read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str
     checked against their shapes. A head where none is expected, it being tied, and the tables of
     RoPE that old exports hold are left out."""
     weights = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         try:
             with safe_open(path, "pt") as f:
                 found = {name: f.get_tensor(name) for name in f.keys()}
@@ -61,7 +61,7 @@ def read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str
     return weights
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """As transformers chooses them: model.safetensors, or else what the index names."""
     one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if one.is_file():

@@ -163,10 +163,19 @@ def _repository(folder: Path) -> str:
     return f"{OWNER}/telugu-" + re.sub("[^A-Za-z0-9.]+", "-", folder.name)
 
 
+def _texts() -> dict:
+    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf8"))
+
+
+def ways() -> dict[str, dict[str, str]]:
+    """File of a tokenizer → the code that encodes and decodes with it."""
+    return _texts()["ways"]
+
+
 def _render(
     folder: Path, model: Path, tokens: data.Tokens, rows: dict, record: dict, more: dict
 ) -> str:
-    texts = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf8"))
+    texts = _texts()
     way = next((name for name in texts["ways"] if (model / name).is_file()), None)
     if way is None:
         raise FileNotFoundError(f"{model} holds none of {', '.join(texts['ways'])}: save the model "

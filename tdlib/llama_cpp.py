@@ -1,0 +1,303 @@
+"""A GGUF file in llama.cpp, inside this process: ids → the whole distribution of every next token.
+
+The package xllamacpp carries llama.cpp as one library, which exports all of llama.h; its own server
+gives the likeliest few tokens alone, and only of what it generated. llama.cpp ends the process
+where it meets what it does not expect, so a file is looked at first, and tried in another one.
+Legend: T tokens, V vocabulary.
+"""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_void_p
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+BATCH = 512  # tokens that go in at once
+BYTE = 6  # llama.cpp's type of a piece such as <0xE0>
+RAW = "tdlib.raw_text"  # metadata: whether the file makes the right ids of raw text
+
+
+class _Settings(ctypes.Structure):
+    """llama_model_params or llama_context_params, of which only the first numbers are known here
+    (n_ctx, n_batch). Larger than either: passed by value it lies in memory, and the library reads
+    its own part."""
+
+    _fields_ = [("numbers", c_int32 * 8), ("rest", ctypes.c_uint64 * 124)]
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [
+        ("count", c_int32), ("ids", POINTER(c_int32)), ("embedding", c_void_p),
+        ("place", POINTER(c_int32)), ("sequences", POINTER(c_int32)),
+        ("sequence", POINTER(POINTER(c_int32))), ("wanted", POINTER(c_int8)),
+    ]  # fmt: skip
+
+
+_SIGNATURES = {  # llama.h: what comes back, what goes in
+    "llama_model_default_params": (_Settings,),
+    "llama_context_default_params": (_Settings,),
+    "llama_model_load_from_file": (c_void_p, c_char_p, _Settings),
+    "llama_init_from_model": (c_void_p, c_void_p, _Settings),
+    "llama_model_free": (None, c_void_p),
+    "llama_free": (None, c_void_p),
+    "llama_model_get_vocab": (c_void_p, c_void_p),
+    "llama_model_n_ctx_train": (c_int32, c_void_p),
+    "llama_n_ctx": (c_int32, c_void_p),
+    "llama_set_n_threads": (None, c_void_p, c_int32, c_int32),
+    "llama_get_memory": (c_void_p, c_void_p),
+    "llama_memory_clear": (None, c_void_p, c_bool),
+    "llama_batch_init": (_Batch, c_int32, c_int32, c_int32),
+    "llama_batch_free": (None, _Batch),
+    "llama_decode": (c_int32, c_void_p, _Batch),
+    "llama_get_logits": (POINTER(c_float), c_void_p),
+    "llama_vocab_n_tokens": (c_int32, c_void_p),
+    "llama_vocab_bos": (c_int32, c_void_p),
+    "llama_vocab_eos": (c_int32, c_void_p),
+    "llama_tokenize": (
+        c_int32, c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool,
+    ),
+    "llama_detokenize": (
+        c_int32, c_void_p, POINTER(c_int32), c_int32, c_char_p, c_int32, c_bool, c_bool,
+    ),
+    "ggml_quantize_chunk": (
+        c_size_t, c_int32, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p,
+    ),
+}  # fmt: skip
+
+_said: list[str] = []  # llama.cpp's last words
+
+
+@ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)
+def _listen(level: int, text: bytes, _: int) -> None:
+    del _said[:-20]
+    _said.append(text.decode(errors="replace").strip())
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """llama.cpp. ValueError: the package is missing, or holds another library than this expects."""
+    found = find_spec("xllamacpp")
+    if not found:
+        raise ValueError("llama.cpp comes in the package xllamacpp, which is not installed: "
+                         "pip install xllamacpp")  # fmt: skip
+    lib = ctypes.CDLL(str(next(Path(found.origin).parent.glob("xllamacpp*.so"))))
+    for name, (back, *into) in _SIGNATURES.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = back, into
+    lib.llama_log_set(_listen, None)
+    lib.llama_backend_init()
+    if list(lib.llama_context_default_params().numbers[:2]) != [512, 2048]:
+        raise ValueError("this xllamacpp has another llama.h than the one used here: "
+                         "pip install xllamacpp==2026.10.11549")  # fmt: skip
+    return lib
+
+
+def quantize(weight_OD: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """The blocks of a float32 matrix, (O, bytes of a row), by ggml's own rounding."""
+    rows, width = weight_OD.shape
+    weight_OD = np.ascontiguousarray(weight_OD, np.float32)
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    found = np.empty((rows, width // block * size), np.uint8)
+    library().ggml_quantize_chunk(
+        kind, weight_OD.ctypes.data, found.ctypes.data, 0, rows, width, None
+    )
+    return found
+
+
+def read(path: Path) -> gguf.GGUFReader:
+    """A GGUF's metadata and tensors, mapped. One line where it is damaged or cut short: llama.cpp
+    may end the process on such a file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: make it by make export MODEL=folder")
+    try:
+        reader = gguf.GGUFReader(path)  # maps each tensor: none may end beyond the file
+        kind = reader.fields["general.architecture"].contents()
+    # what is raised depends on where a file was cut, or what it is instead
+    except (ValueError, LookupError, TypeError, OverflowError, OSError, MemoryError) as error:
+        raise ValueError(f"{path} is no whole GGUF file ({error!r:.90}): copy it again, or make it "
+                         "again") from None  # fmt: skip
+    if kind != "llama":
+        raise ValueError(f"{path}: its architecture is {kind}, only llama is used here")
+    return reader
+
+
+@cache
+def _try(path: Path, size: int, changed: int) -> None:
+    """Open and run a file where it can do no harm; once, until it changes."""
+    done = _elsewhere("try", path, "")
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"signal {-done.returncode}"]
+        raise ValueError(f"llama.cpp cannot run {path} ({said[-1]:.120}): make it again, by "
+                         "make export MODEL=folder")  # fmt: skip
+
+
+def _elsewhere(what: str, path: Path, given: str) -> subprocess.CompletedProcess:
+    root = str(Path(__file__).parents[1])
+    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "-m", "tdlib.llama_cpp", what, str(path)], input=given, text=True,
+        capture_output=True, env=os.environ | {"PYTHONPATH": paths}, check=False,
+    )  # fmt: skip
+
+
+def ids_elsewhere(path: Path, lines: Sequence[str]) -> list[list[int]] | None:
+    """What llama.cpp makes of lines of text, in a process of its own; None where that ended it."""
+    done = _elsewhere("ids", path, json.dumps(list(lines)))
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+class Model:
+    """A GGUF file, opened. `context` 0 takes the file's; `tried` says that it ran before."""
+
+    def __init__(
+        self, path: str | Path, *, threads: int = 1, context: int = 0, tried: bool = False
+    ):
+        self.path, self.lib, self._handles = Path(path), library(), []
+        fields = read(self.path).fields
+        if not tried:
+            now = self.path.stat()
+            _try(self.path.resolve(), now.st_size, now.st_mtime_ns)
+        types = fields.get("tokenizer.ggml.token_type")
+        known = types is None or BYTE in types.contents()
+        known |= fields["tokenizer.ggml.model"].contents() != "llama"
+        self.raw_text = bool(fields[RAW].contents()) if RAW in fields else known
+        lib = self.lib
+        model = lib.llama_model_load_from_file(
+            str(self.path).encode(), lib.llama_model_default_params()
+        )
+        self._keep(lib.llama_model_free, model)
+        settings = lib.llama_context_default_params()
+        self.context = context or lib.llama_model_n_ctx_train(model)
+        settings.numbers[0], settings.numbers[1] = self.context, BATCH
+        self._run = self._keep(lib.llama_free, lib.llama_init_from_model(model, settings))
+        self._batch = lib.llama_batch_init(BATCH, 0, 1)
+        self._vocab = lib.llama_model_get_vocab(model)
+        self.vocab_size = lib.llama_vocab_n_tokens(self._vocab)
+        self.bos, self.eos = lib.llama_vocab_bos(self._vocab), lib.llama_vocab_eos(self._vocab)
+        self.threads(threads)
+        self.length = 0  # tokens in the cache
+
+    def _keep(self, free, handle: int | None) -> int:
+        if not handle:
+            raise ValueError(f"llama.cpp cannot open {self.path}: {' '.join(_said[-3:])[-200:]}")
+        self._handles.append((free, handle))
+        return handle
+
+    def __del__(self):
+        for free, handle in reversed(self._handles):
+            free(handle)
+        if hasattr(self, "_batch"):
+            self.lib.llama_batch_free(self._batch)
+
+    def threads(self, count: int) -> None:
+        self.lib.llama_set_n_threads(self._run, count, count)
+
+    def clear(self) -> None:
+        """Forget all tokens seen."""
+        self.lib.llama_memory_clear(self.lib.llama_get_memory(self._run), True)
+        self.length = 0
+
+    def _feed(self, ids: Sequence[int], every: bool) -> Iterator[np.ndarray]:
+        """Tokens after those in the cache, some at a time → logits (t, V): of each, or of the last.
+        An array is overwritten by the next."""
+        if odd := [i for i in ids if not 0 <= i < self.vocab_size]:
+            raise ValueError(f"id {odd[0]} is none of the {self.vocab_size:,} of {self.path}: "
+                             "give ids of its own tokenizer")  # fmt: skip
+        if self.length + len(ids) > self.context:
+            raise ValueError(f"{self.length + len(ids)} tokens are more than the context of "
+                             f"{self.context}: shorten the prompt")  # fmt: skip
+        batch = self._batch
+        for start in range(0, len(ids), BATCH):
+            part = ids[start : start + BATCH]
+            batch.count, last = len(part), start + BATCH >= len(ids)
+            for i, token in enumerate(part):
+                batch.ids[i], batch.place[i] = token, self.length + i
+                batch.sequences[i], batch.sequence[i][0] = 1, 0
+                batch.wanted[i] = every or (last and i == len(part) - 1)
+            if self.lib.llama_decode(self._run, batch):
+                raise ValueError(f"llama.cpp cannot decode {self.path}: {' '.join(_said[-2:])}")
+            self.length += len(part)
+            if every or last:
+                shape = (len(part) if every else 1, self.vocab_size)
+                yield np.ctypeslib.as_array(self.lib.llama_get_logits(self._run), shape)
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """(T, V) float32, what follows each token of a text that begins with them."""
+        self.clear()
+        return np.concatenate([x.copy() for x in self._feed(ids, True)])
+
+    def logprobs(self, ids: Sequence[int]) -> np.ndarray:
+        """(T, V), natural logarithms."""
+        logits_TV = self.logits(ids)
+        logits_TV -= logits_TV.max(1, keepdims=True)
+        logits_TV -= np.log(np.exp(logits_TV).sum(1, keepdims=True))
+        return logits_TV
+
+    def tokenize(self, text: str) -> list[int]:
+        """The file's own ids of raw text, without <bos>; text that spells a special token stays
+        text. ValueError where the file has no tokenizer for it."""
+        if not self.raw_text:
+            raise ValueError(f"{self.path} takes ids, no raw text: encode it as run_gguf.py beside "
+                             "the file does")  # fmt: skip
+        data = text.encode()
+        found = (c_int32 * (len(data) + 8))()
+        count = self.lib.llama_tokenize(
+            self._vocab, data, len(data), found, len(found), False, False
+        )
+        return list(found[:count])
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of ids by the file's own pieces; special tokens are nothing."""
+        size = 64 * len(ids) + 64
+        given, found = (c_int32 * len(ids))(*ids), ctypes.create_string_buffer(size)
+        count = self.lib.llama_detokenize(self._vocab, given, len(ids), found, size, False, False)
+        return found.raw[: max(0, count)].decode(errors="replace")
+
+    def stream(
+        self, ids: Sequence[int], tokens: int, *, temperature: float = 0.0, seed: int = 0,
+        stop: int | None = None,
+    ) -> Iterator[int]:  # fmt: skip
+        """Up to `tokens` new ids, one by one; temperature 0 takes the likeliest."""
+        draw, following = np.random.default_rng(seed), list(ids)
+        self.clear()
+        for _ in range(tokens):
+            (logits_V,) = next(self._feed(following, False))
+            following = [_pick(logits_V, temperature, draw)]
+            yield following[0]
+            if following[0] == stop:
+                return
+
+    def generate(
+        self, ids: Sequence[int], tokens: int, *, temperature: float = 0.0, seed: int = 0,
+        stop: int | None = None,
+    ) -> list[int]:  # fmt: skip
+        """All that `stream` gives."""
+        return list(self.stream(ids, tokens, temperature=temperature, seed=seed, stop=stop))
+
+
+def _pick(logits_V: np.ndarray, temperature: float, draw: np.random.Generator) -> int:
+    if temperature == 0:
+        return int(logits_V.argmax())
+    p_V = np.exp((logits_V - logits_V.max()).astype(np.float64) / temperature)
+    return int(np.searchsorted(p_V.cumsum(), draw.random() * p_V.sum()))
+
+
+def _main(what: str, path: str) -> None:
+    model = Model(path, tried=True, context=64)
+    if what == "try":
+        model.logits([0, 1])
+        return
+    model.raw_text = True  # whether it is right is what the caller wants to know
+    print(json.dumps([model.tokenize(line) for line in json.load(sys.stdin)]))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

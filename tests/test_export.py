@@ -1,0 +1,527 @@
+"""GGUF files as llama.cpp, gguf's own code and upstream's layout see them."""
+
+import importlib.util
+import io
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from itertools import islice
+from pathlib import Path
+
+import gguf
+import morfessor
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+import tdlib.tokenizer
+from tdlib import data, export, gguf_check, hard_set, llama_cpp, release, teacher
+from tdlib.model import SHAPES, Llama, LlamaConfig
+from tdlib.shapes import describe
+from tests import upstream
+
+BOTH = ("Q8_0", "Q4_0")
+SHAPE = dict(layers=2, heads=4, dim=64, mlp_dim=96, context=48)
+
+
+@pytest.fixture(scope="module")
+def lines(shared) -> list[str]:
+    """A thousand lines of real Telugu: two hundred of each file, spread evenly."""
+    found = []
+    for path in sorted((shared / "data" / "telugu").glob("*.xz")):
+        with lzma.open(path, "rt", encoding="utf8") as f:
+            texts = list(islice((line.rstrip("\n") for line in f if line.strip()), 20_000))
+        found += texts[:: len(texts) // 200][:200]
+    assert len(found) == 1000
+    return found
+
+
+def saved(folder: Path, tokenizer: Path, vocab_size: int, seed: int = 0, **change) -> Llama:
+    """A model whose weights are so large that places of tokens matter, with a tokenizer's file."""
+    torch.manual_seed(seed)
+    model = Llama(LlamaConfig(vocab_size, **SHAPE | change)).eval().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            weight.uniform_(0.5, 1.5)
+        else:
+            weight.normal_(0, (1.5 if "_proj" in name else 0.5) / weight.shape[1] ** 0.5)
+    model.save(folder, {tokenizer.name: tokenizer})
+    return model
+
+
+@pytest.fixture(scope="module")
+def made(tokenizer, tmp_path_factory) -> tuple[Path, Llama]:
+    folder = tmp_path_factory.mktemp("models") / "50m"
+    return folder, saved(folder, tokenizer.path, tokenizer.size)
+
+
+@pytest.fixture(scope="module")
+def files(made, tmp_path_factory) -> dict[str, Path]:
+    """Every format of that model."""
+    out = tmp_path_factory.mktemp("gguf")
+    paths = {q: out / f"50m-{q}.gguf" for q in export.QUANTIZATIONS}
+    for quantization, path in paths.items():
+        export.to_gguf(made[0], path, quantization)
+    return paths
+
+
+# --- weights
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {}, {"kv_heads": 1, "tied": False, "head_dim": 24},
+        {"kv_heads": 2, "mlp_dim": 1408, "rope_theta": 500000.0, "norm_eps": 1e-3},
+        {"dim": 640, "heads": 10, "layers": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_f16_in_llama_cpp_is_the_model_in_pytorch_on_200_prompts(change, tokenizer, tmp_path):
+    model = saved(tmp_path / "m", tokenizer.path, tokenizer.size, **change)
+    path = tmp_path / "m-F16.gguf"
+    export.to_gguf(tmp_path / "m", path, "F16")
+    prompts = gguf_check.prompts(model.config, None)
+    assert len({*map(len, prompts)}) > 25 and max(map(len, prompts)) == 48
+    found = gguf_check.check(tmp_path / "m", path, prompts)
+    assert found.agreement >= 0.99 and found.largest <= 0.02 and found.prompts == 200
+
+
+def test_rope_in_the_other_order_is_seen_and_not_shipped(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher, "neighbours", lambda weight_OD, heads: weight_OD)
+    path = tmp_path / "wrong.gguf"
+    export.to_gguf(made[0], path, "F16")
+    found = gguf_check.check(made[0], path, gguf_check.prompts(made[1].config, None, 20))
+    assert found.agreement < 0.9 and found.largest > 1
+    with pytest.raises(ValueError, match=r"agrees with .* nothing is shipped"):
+        export.ship(made[0], tmp_path / "out" / "50m")
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_q_and_k_lie_in_upstreams_own_order(made, files):
+    state = upstream.state_of(made[1])
+    tensors = {t.name: t for t in gguf.GGUFReader(files["F16"]).tensors}
+    for i in range(2):
+        fused = state[f"transformer.h.{i}.attn.c_attn.weight"].half().numpy()
+        for name, rows in zip("qkv", np.split(fused, 3), strict=True):
+            assert (tensors[f"blk.{i}.attn_{name}.weight"].data == rows).all()
+
+
+@pytest.mark.parametrize("quantization", BOTH)
+def test_blocks_are_those_of_ggufs_own_reference(quantization, made, files):
+    tensors = {t.name: t for t in gguf.GGUFReader(files[quantization]).tensors}
+    ours = made[1].state_dict()
+    kind = gguf.GGMLQuantizationType[quantization]
+    for theirs, name in (
+        ("token_embd", "embed_tokens"), ("blk.0.ffn_down", "layers.0.mlp.down_proj"),
+        ("blk.1.attn_output", "layers.1.self_attn.o_proj"),
+    ):  # fmt: skip
+        tensor, weight = tensors[f"{theirs}.weight"], ours[f"{name}.weight"].numpy()
+        assert tensor.tensor_type == kind
+        assert (tensor.data == gguf.quants.quantize(weight, kind)).all()
+    assert (tensors["output_norm.weight"].data == ours["norm.weight"].numpy()).all()
+
+
+def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(tokenizer, tmp_path):
+    def of(quantization: str, **change) -> dict[str, str]:
+        folder = tmp_path / str(len([*tmp_path.iterdir()]))
+        saved(folder, tokenizer.path, tokenizer.size, layers=1, **change)
+        export.to_gguf(folder, folder / "x.gguf", quantization)
+        tensors = gguf.GGUFReader(folder / "x.gguf").tensors
+        return {t.name.removesuffix(".weight"): t.tensor_type.name for t in tensors}
+
+    wide = of("Q4_0_DEFAULT", dim=256)
+    assert wide["token_embd"] == "Q6_K" and wide["blk.0.ffn_down"] == "Q4_0"
+    wide = of("Q4_0_DEFAULT", dim=256, tied=False)
+    assert wide["token_embd"] == "Q4_0" and wide["output"] == "Q6_K"
+    assert of("Q4_0_DEFAULT", dim=640, heads=10)["token_embd"] == "Q8_0"
+    assert of("Q4_0", mlp_dim=1408)["blk.0.ffn_down"] == "Q4_0"
+    odd = of("Q4_0", dim=72, heads=2, head_dim=32, mlp_dim=96)
+    assert odd["token_embd"] == odd["blk.0.ffn_up"] == "F16"
+    assert odd["blk.0.ffn_down"] == odd["blk.0.attn_output"] == "Q4_0"
+    last = max(tmp_path.iterdir(), key=lambda path: int(path.name))
+    found = gguf_check.check(last, last / "x.gguf", [[3, 300, 5, 60, 7]])
+    assert found.mean < 0.3  # it runs
+
+
+def test_q6_k_rounds_to_a_hundredth(tmp_path):
+    weight = np.random.default_rng(0).normal(size=(8, 512)).astype(np.float32)
+    blocks = llama_cpp.quantize(weight, gguf.GGMLQuantizationType.Q6_K)
+    back = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q6_K)
+    assert np.sqrt(((back - weight) ** 2).mean()) < 0.02  # 6 bits of ±3: steps of a tenth at most
+
+
+def test_a_sharded_bfloat16_folder_of_transformers_gives_the_same_file(made, tmp_path):
+    theirs = transformers.LlamaForCausalLM.from_pretrained(made[0], dtype=torch.bfloat16)
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    theirs.save_pretrained(tmp_path / "whole")
+    assert len([*(tmp_path / "shards").glob("*.safetensors")]) > 2
+    for name in ("shards", "whole"):
+        shutil.copy(made[0] / "tokenizer.model", tmp_path / name)
+        export.to_gguf(tmp_path / name, tmp_path / f"{name}.gguf", "F16")
+    one, two = (gguf.GGUFReader(tmp_path / f"{name}.gguf") for name in ("shards", "whole"))
+    assert [t.name for t in one.tensors] == [t.name for t in two.tensors]
+    assert all((a.data == b.data).all() for a, b in zip(one.tensors, two.tensors, strict=True))
+
+
+def test_the_50m_shape_is_within_31_mb_in_4_bits(tmp_path):
+    config = LlamaConfig(51_800, **SHAPES["student-50m"])
+    special = {name: i for i, name in enumerate(("<pad>", "<unk>", "<bos>", "<eos>"))}
+    pieces = [chr(0x0C05 + i % 50) + chr(0x0C05 + i // 50 % 50) + str(i) for i in range(51_800)]
+    table = special | {piece: i for i, piece in enumerate(pieces) if i > 3}
+    content = {"type": "morfessor_bpe_telugu", "separator": "@@", "bpe_merges": [],
+               "special_tokens": special, "token_to_id": table}  # fmt: skip
+    (tmp_path / "morfessor.json").write_text(json.dumps(content), encoding="utf8")
+    with torch.device("meta"):
+        model = Llama(config)
+    model = model.to_empty(device="cpu").bfloat16().requires_grad_(False)
+    for weight in model.parameters():
+        weight.fill_(0.01)
+    model.save(tmp_path / "50m", {"morfessor.json": tmp_path / "morfessor.json"})
+    with pytest.warns(UserWarning, match="takes ids"):
+        export.to_gguf(tmp_path / "50m", tmp_path / "x.gguf", "Q4_0")
+    size, weights = (tmp_path / "x.gguf").stat().st_size, describe(config)["q4_0_bytes"]
+    # of each piece its bytes with ▁, their number (8) and its type (4)
+    words = sum(len(f"{piece}▁".encode()) + 12 for piece in pieces)
+    assert size == pytest.approx(weights + words, abs=8000) and size <= 31e6
+
+
+def test_weights_that_f16_or_blocks_cannot_hold_are_refused_by_name(tokenizer, tmp_path):
+    model = saved(tmp_path / "m", tokenizer.path, tokenizer.size)
+    model.layers[1].mlp.up_proj.weight[3, 4] = 1e5
+    model.save(tmp_path / "large", {"tokenizer.model": tokenizer.path})
+    model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
+    model.save(tmp_path / "nan", {"tokenizer.model": tokenizer.path})
+    for name, quantization in (("large", "F16"), ("nan", "F16"), ("nan", "Q4_0")):
+        with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj\.weight"):
+            export.to_gguf(tmp_path / name, tmp_path / "x.gguf", quantization)
+    assert not [*tmp_path.glob("*gguf*")] and not [*tmp_path.glob(".*")]
+
+
+# --- metadata
+
+
+def test_metadata_says_the_shape_and_what_the_card_says(made, tmp_path):
+    folder = tmp_path / "50m-merged"
+    shutil.copytree(made[0], folder)
+    front = "license: apache-2.0\nlanguage: te\nbase_model: someone/telugu-300m\ntags: [telugu]"
+    (folder / "README.md").write_text(f"---\n{front}\n---\n# telugu-50m-merged\n\nText.\n")
+    name = export.file_name(folder, "Q8_0")
+    assert name == "telugu-115K-50m-merged-Q8_0.gguf"
+    export.to_gguf(folder, tmp_path / name, "Q8_0")
+    fields = {k: f.contents() for k, f in gguf.GGUFReader(tmp_path / name).fields.items()}
+    wanted = {
+        "general.architecture": "llama", "general.type": "model",
+        "general.name": "Telugu 50m Merged", "general.license": "apache-2.0",
+        "general.languages": ["te"], "general.base_model.0.name": "Telugu 300m",
+        "general.file_type": 7, "general.quantization_version": 2, "llama.vocab_size": 700,
+        "llama.context_length": 48, "llama.embedding_length": 64, "llama.block_count": 2,
+        "llama.feed_forward_length": 96, "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 4, "llama.rope.dimension_count": 16,
+        "llama.rope.freq_base": 10000.0, "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.eos_token_id": 3, "tokenizer.ggml.bos_token_id": 3,
+        "tokenizer.ggml.unknown_token_id": 1, "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.add_space_prefix": True, "tdlib.raw_text": True,
+    }  # fmt: skip
+    assert {name: fields.get(name) for name in wanted} == wanted
+    assert fields["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
+
+
+# --- the tokenizer
+
+
+def test_a_file_makes_sentencepieces_ids_of_real_lines_all_telugu_and_emoji(lines, tmp_path):
+    ours = tdlib.tokenizer.train(lines, 3000, tmp_path / "tokenizer.model")
+    saved(tmp_path / "m", ours.path, ours.size, layers=1)
+    export.to_gguf(tmp_path / "m", path := tmp_path / "m.gguf", "Q8_0")
+    judge = sentencepiece.SentencePieceProcessor(model_file=str(ours.path))
+    telugu = [chr(i) for i in range(0x0C00, 0x0C80)]
+    texts = [
+        *lines,
+        *telugu,
+        *(f"రా{c}జు {c}" for c in telugu),
+        "👍🏽 😀",
+        "👨‍👩‍👧 ఒక",
+        *release.EDGES,
+    ]
+    assert gguf_check.same_ids(path, ours, texts) == 1.0
+    file, wanted = llama_cpp.Model(path), judge.encode(texts)
+    assert [file.tokenize(text) for text in texts] == wanted
+    assert [file.text([3, *ids]).removeprefix(" ") for ids in wanted[:1000]] == lines
+
+
+def over_bytes(lines: list[str], folder: Path, regex: bool = True) -> Path:
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex)
+    made.decoder, alphabet = decoders.ByteLevel(), pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=800, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet,
+        show_progress=False,
+    )  # fmt: skip
+    made.train_from_iterator(lines, trainer)
+    made.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def theirs(lines: list[str], path: Path, **options) -> Path:
+    """A SentencePiece model by somebody else."""
+    options = dict(vocab_size=900, normalization_rule_name="identity") | options
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, minloglevel=2, pad_id=0, unk_id=1,
+        bos_id=2, eos_id=3, remove_extra_whitespaces=False, **options,
+    )  # fmt: skip
+    path.write_bytes(model.getvalue())
+    return path
+
+
+def test_a_hugging_face_bpe_takes_raw_text_too(lines, tmp_path):
+    (tmp_path / "bytes").mkdir()
+    one = over_bytes(lines, tmp_path / "bytes")
+    options = dict(model_type="bpe", byte_fallback=True)
+    bpe = tdlib.tokenizer.open(theirs(lines, tmp_path / "tokenizer.model", **options))
+    (tmp_path / "marked").mkdir()
+    release.tokenizer_files(bpe, tmp_path / "marked", 48)
+    for path in (one, tmp_path / "marked" / "tokenizer.json"):
+        ours = tdlib.tokenizer.open(path)
+        saved(folder := path.parent / "m", path, ours.size, ours.eos, layers=1, eos_id=ours.eos)
+        export.to_gguf(folder, file := path.parent / "x.gguf", "Q8_0")
+        assert gguf_check.same_ids(file, ours, lines[::4]) == 1.0
+        ids = ours.encode(lines[:1])[0]
+        assert llama_cpp.Model(file).text(ids).removeprefix(" ") == lines[0]
+
+
+@pytest.mark.parametrize(
+    "kind, why",
+    [
+        ("unigram", "other ids of"), ("no bytes", "ends llama.cpp's process"),
+        ("normalised", "other ids of"), ("bytes without a rule", "other ids of"),
+    ],
+)  # fmt: skip
+def test_of_other_tokenizers_it_says_first_that_the_file_takes_ids(kind, why, lines, tmp_path):
+    options = {
+        "unigram": dict(model_type="unigram", byte_fallback=True),
+        "no bytes": dict(model_type="bpe"),
+        "normalised": dict(model_type="bpe", byte_fallback=True, normalization_rule_name="nfkc"),
+    }  # fmt: skip
+    if kind in options:
+        path = theirs(lines, tmp_path / "sentencepiece.model", **options[kind])
+    else:
+        path = over_bytes(lines, tmp_path, regex=False)
+    ours, out = tdlib.tokenizer.open(path), tmp_path / "out"
+    model = saved(tmp_path / "m", path, ours.size, layers=1, eos_id=ours.eos)
+    out.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match=f"takes ids, no raw text .*{why}"):
+            export.to_gguf(tmp_path / "m", out / "x.gguf", "F16")
+    assert not [*out.iterdir()]  # it was said first
+    with pytest.warns(UserWarning):
+        export.to_gguf(tmp_path / "m", out / "x.gguf", "F16")
+    file = llama_cpp.Model(out / "x.gguf")
+    with pytest.raises(ValueError, match=r"takes ids, no raw text: .*run_gguf"):
+        file.tokenize("క")
+    ids = ours.encode([lines[5]])[0]
+    assert file.text(ids).removeprefix(" ") == ours.decode(ids)
+    assert run(out, lines[5][:12]).startswith(lines[5][:12])
+    assert model.config.vocab_size == file.vocab_size
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """run_gguf.py as its owner runs it, far from this repository."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    done = subprocess.run(
+        [sys.executable, "run_gguf.py", *arguments], cwd=folder, env=environment, text=True,
+        capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- @@
+
+
+@pytest.fixture(scope="module")
+def joined(lines, tmp_path_factory) -> tuple[Path, Path]:
+    """A model folder with upstream's tokenizer, and its GGUF file."""
+    root = tmp_path_factory.mktemp("joined")
+    upstream.write(root / "up", lines, 900)
+    (root / "up" / "tokenizer.json").rename(root / "morfessor.json")
+    saved(root / "50m", root / "morfessor.json", 900)
+    with pytest.warns(UserWarning, match=r"takes ids, no raw text \(its pieces are joined by @@"):
+        export.to_gguf(root / "50m", root / "gguf" / "x.gguf", "Q8_0")
+    return root / "50m", root / "gguf" / "x.gguf"
+
+
+def test_an_upstream_file_decodes_as_upstream_does(joined, lines):
+    ours, file = tdlib.tokenizer.open(joined[0] / "morfessor.json"), llama_cpp.Model(joined[1])
+    for line in lines[::50]:
+        ids = ours.encode([" ".join(upstream.segmented(line))])[0]
+        if ours.unk not in ids:
+            assert file.text([3, *ids]).rstrip(" ") == ours.decode(ids) == " ".join(line.split())
+    pieces = gguf.GGUFReader(joined[1]).fields["tokenizer.ggml.tokens"].contents()
+    table = json.loads((joined[0] / "morfessor.json").read_text("utf8"))["token_to_id"]
+    assert pieces[table["క@@"]] == "క" and pieces[table["క"]] == "క▁"
+
+
+def test_the_script_beside_it_makes_the_books_own_ids_and_runs(joined, lines, tmp_path):
+    words = [w for line in lines[:150] for w in line.split() if tdlib.tokenizer.TELUGU.match(w)]
+    model = morfessor.BaselineModel()
+    model.load_data([(1, word) for word in words])
+    model.train_batch(max_epochs=1)
+    segmenter = tmp_path / "m.bin"
+    morfessor.MorfessorIO().write_binary_model_file(str(segmenter), model)
+    folder = joined[1].parent
+    source = importlib.util.spec_from_file_location("run_gguf", folder / "run_gguf.py")
+    source.loader.exec_module(script := importlib.util.module_from_spec(source))
+    raw = tdlib.tokenizer.open(joined[0] / "morfessor.json", segmenter)
+    cut = tdlib.tokenizer.open(joined[0] / "morfessor.json")
+    for line in lines[::10]:
+        assert script.encode(script.segmented(line, [str(segmenter)])) == raw.encode([line])[0]
+        segmented = " ".join(upstream.segmented(line))
+        assert script.encode(segmented) == cut.encode([segmented])[0]
+    assert "tdlib" not in (folder / "run_gguf.py").read_text("utf8")
+    assert run(folder, "ఒక ఊరి@@ లో").startswith("ఒక ఊరిలో ")
+    assert run(folder, "ఒక ఊరిలో", str(segmenter)).startswith("ఒక ఊరిలో ")
+
+
+# --- damage
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused_and_a_smaller_one_filled_up(
+    tokenizer, tmp_path
+):
+    saved(tmp_path / "less", tokenizer.path, tokenizer.size - 1)
+    saved(tmp_path / "more", tokenizer.path, tokenizer.size + 5)
+    with pytest.raises(ValueError, match=r"has 700 pieces, the embedding 699 rows"):
+        export.to_gguf(tmp_path / "less", tmp_path / "x.gguf", "Q8_0")
+    assert not (tmp_path / "x.gguf").exists()
+    export.to_gguf(tmp_path / "more", tmp_path / "x.gguf", "Q8_0")
+    assert llama_cpp.Model(tmp_path / "x.gguf").vocab_size == 705
+
+
+def test_a_file_cut_short_or_damaged_is_refused_in_a_line_and_this_process_lives(files, tmp_path):
+    whole, path = files["Q4_0"].read_bytes(), tmp_path / "x.gguf"
+    header = gguf.GGUFReader(files["Q4_0"]).data_offset
+    for size in (0, 3, 30, header // 2, header - 1, header + 100, len(whole) - 100):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"x\.gguf is no whole GGUF file .*again$"):
+            llama_cpp.Model(path)
+    at = whole.index(b"llama.block_count") + len("llama.block_count") + 4
+    path.write_bytes(whole[:at] + b"\x07" + whole[at + 1 :])  # more layers than there are
+    with pytest.raises(ValueError, match=r"llama.cpp cannot run .*x\.gguf .*: make it again"):
+        llama_cpp.Model(path)
+    path.write_bytes(whole.replace(b"llama.embedding_length", b"llama.embedding_lengtx"))
+    with pytest.raises(ValueError, match=r"llama.cpp cannot run .*x\.gguf .*: make it again"):
+        llama_cpp.Model(path)
+    draw = np.random.default_rng(0)
+    for _ in range(8):
+        damaged = bytearray(whole)
+        for at in draw.integers(0, header, 3):
+            damaged[at] = draw.integers(256)
+        path.write_bytes(damaged)
+        try:
+            llama_cpp.Model(path)
+        except ValueError as error:
+            assert "x.gguf" in str(error) and "\n" not in str(error)
+
+
+def test_what_llama_cpp_cannot_take_is_an_error_and_not_its_end(files):
+    file = llama_cpp.Model(files["Q8_0"])
+    with pytest.raises(ValueError, match="id 700 is none of the 700"):
+        file.logits([3, 700])
+    with pytest.raises(ValueError, match="49 tokens are more than the context of 48"):
+        file.logits([3] * 49)
+    with pytest.raises(ValueError, match="more than the context"):
+        file.generate([3] * 40, 10)
+    assert len(file.generate([3] * 40, 9)) == 9
+
+
+def test_an_unknown_quantization_and_a_missing_tokenizer_are_said(made, tmp_path):
+    with pytest.raises(ValueError, match="'q4' is unknown: give one of F16, Q8_0, Q4_0"):
+        export.to_gguf(made[0], tmp_path / "x.gguf", "q4")
+    made[1].save(tmp_path / "bare")
+    with pytest.raises(FileNotFoundError, match="bare holds no tokenizer"):
+        export.to_gguf(tmp_path / "bare", tmp_path / "x.gguf", "F16")
+
+
+# --- what llama.cpp says
+
+
+def test_generating_is_one_forward_after_another(files):
+    file = llama_cpp.Model(files["F16"])
+    new = file.generate([3, 300, 5], 20)
+    everything = [3, 300, 5, *new]
+    assert new == file.logprobs(everything).argmax(1)[2:-1].tolist()
+    drawn = [file.generate([3], 20, temperature=1.0, seed=s) for s in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    stop = new[4]
+    assert file.generate([3, 300, 5], 20, stop=stop) == new[: new.index(stop) + 1]
+
+
+def test_costs_are_those_of_the_dequantized_weights(made, files, tmp_path):
+    """llama.cpp rounds activations too, to 8 bits, so the two are near and not equal."""
+    model = made[1]
+    stream = np.array([i for ids in gguf_check.prompts(model.config, None) for i in ids])
+    windows = data.Windows(stream[: 48 * 6 + 1], 48)
+    rows = gguf_check.costs(made[0], [files["Q8_0"], files["Q4_0"]], windows, 6)
+    assert [row["format"] for row in rows] == ["PyTorch float32", "Q8_0", "Q4_0"]
+    loss = float(hard_set.window_loss(model, windows, range(6), "cpu").mean())
+    assert rows[0]["loss"] == pytest.approx(loss, abs=1e-4)
+    assert rows[0]["kl"] == 0 and rows[0]["agreement"] == 1
+    assert rows[1]["kl"] < 0.1 * rows[2]["kl"] and rows[2]["agreement"] < rows[1]["agreement"]
+    assert gguf_check.perplexity(files["Q4_0"], windows, 6) == pytest.approx(
+        np.exp(rows[2]["loss"])
+    )
+    tensors = {t.name: t for t in gguf.GGUFReader(files["Q4_0"]).tensors}
+    copy, names = Llama.load(made[0]), gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    for name, weight in copy.named_parameters():
+        tensor = tensors[names.get_name(f"model.{name}", (".weight",))]
+        found = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        if "q_proj" in name or "k_proj" in name:
+            found = teacher.halves(found, 4)
+        weight.data = found.reshape(weight.shape).clone()
+    ids_BT, _ = windows.batch(range(6))
+    log_p, log_q = (m(ids_BT).log_softmax(-1) for m in (model, copy))
+    kl = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+    assert rows[2]["kl"] == pytest.approx(kl, rel=0.1)
+
+
+# --- exports/<model>
+
+
+def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
+    def make(*pairs: str) -> tuple[int, str]:
+        return export.main([f"OUT={tmp_path / 'exports'}", *pairs]), capsys.readouterr().out
+
+    code, said = make(f"MODEL={made[0]}")
+    assert code == 0 and "files take raw text" in said
+    assert [line.split()[0] for line in said.splitlines()[3:7]] == [*export.QUANTIZATIONS]
+    out = tmp_path / "exports" / "50m"
+    names = {f"50m-115K-{q}.gguf" for q in export.QUANTIZATIONS} | {"README.md", "tokenizer.model"}
+    assert {path.name for path in out.iterdir()} == names
+    card = (out / "README.md").read_text("utf8")
+    assert all(name in card for name in names - {"README.md", "tokenizer.model"})
+    assert '-p "ఒక ఊరిలో"' in card and "begins each prompt after `<eos>`" in card
+    assert make()[0] == 2
+    for given in ("50n", "more/50m"):
+        code, said = make(f"MODEL={made[0].parent / given}")
+        assert code == 1 and said.endswith(f"did you mean {made[0]}?\n") and said.count("\n") == 1
+
+
+def test_an_upstream_model_is_shipped_with_its_script(joined, tmp_path):
+    with pytest.warns(UserWarning, match="run_gguf.py beside them"):
+        rows = export.ship(joined[0], tmp_path / "50m")
+    assert rows[0]["likeliest"] >= 0.99 and rows[0]["largest"] <= 0.02
+    assert {"run_gguf.py", "morfessor.json"} <= {path.name for path in (tmp_path / "50m").iterdir()}
+    card = (tmp_path / "50m" / "README.md").read_text("utf8")
+    assert "take token ids, no raw text" in card and "llama-cli -no-cnv" not in card
+    assert "pip install xllamacpp morfessor" in card
