@@ -11,12 +11,8 @@ TOLD = PROFILE='$(PROFILE)' OUT='$(OUT)' TEXT='$(TEXT)' TOKENS='$(TOKENS)' TOKEN
     PRICE_PER_HOUR='$(PRICE_PER_HOUR)'
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup book sweep status test bench stress lab check plan doctor report publish zip clean clean-cache
-=======
-.PHONY: help setup book sweep status test bench stress lab check plan doctor report clean clean-cache
-.PHONY: export chat
->>>>>>> 63bdee359e558e20e63e969e33994ff1f62bdf0c
+.PHONY: help setup book sweep status test bench stress lab check plan doctor report
+.PHONY: publish zip export chat clean clean-cache
 
 help:    ## this list
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1	/p' Makefile | expand -t 20
@@ -65,19 +61,17 @@ doctor: .venv/made ## can this machine run PROFILE: a line each, two real steps 
 report: .venv/made ## write every page of a run folder (OUT=, or that of PROFILE) again
 	@exec .venv/bin/python -m tdlib.graph report '$(or $(OUT),outputs/$(PROFILE))'
 
-<<<<<<< HEAD
 publish: .venv/made ## copy what may be shown of a run folder to outputs/published/, for git
 	@exec .venv/bin/python -m tdlib.share publish '$(or $(OUT),outputs/$(PROFILE))' $(if $(NAME),'$(NAME)')
 
 zip: .venv/made ## pack the reports of a run folder into one archive, for mail
 	@exec .venv/bin/python -m tdlib.share zip '$(or $(OUT),outputs/$(PROFILE))'
-=======
+
 export: .venv/made ## MODEL=folder as GGUF files, run in llama.cpp, to ship: exports/<model>/
 	@exec .venv/bin/python -m tdlib.export MODEL='$(MODEL)' OUT='$(OUT)' TOKENS='$(TOKENS)'
 
 chat: .venv/made ## go on with what you type: MODEL=folder or a .gguf file
 	@exec .venv/bin/python -m tdlib.chat MODEL='$(MODEL)' SEGMENTER='$(SEGMENTER)'
->>>>>>> 63bdee359e558e20e63e969e33994ff1f62bdf0c
 
 clean-cache: ## remove the kept targets of the teacher of a run folder (OUT=, or that of PROFILE)
 	rm -rf '$(or $(OUT),outputs/$(PROFILE))/cache'

@@ -31,8 +31,8 @@ Write = Callable[[Sequence[int], int], list[int]]  # prompt, how many new ids �
 
 
 def ways(model: Llama, files: dict[str, Path], compiled: bool = False) -> dict[str, Write]:
-    """A model's ways of writing, by name; `files`: format → GGUF of the same model. What is likeliest
-    is written, so that all ways have the same work."""
+    """A model's ways of writing, by name; `files`: format → GGUF of the same model. All write what
+    is likeliest, so that they have the same work."""
     decoder, int8 = Decoder(model), Decoder(model, int8=True)
     found = {
         RAW: lambda ids, n: generate.generate(decoder, ids, n, cached=False),
@@ -109,9 +109,13 @@ def of_shape(
 
 
 def costs(
-    folder: Path, files: dict[str, Path], windows: data.Windows, count: int, write: dict[str, Write],
+    folder: Path,
+    files: dict[str, Path],
+    windows: data.Windows,
+    count: int,
+    write: dict[str, Write],
     tokens: int,
-) -> list[dict]:  # fmt: skip
+) -> list[dict]:
     """A row a format, the model itself first, PyTorch's INT8 too: bytes, loss, KL ‖ to the model
     itself, agreement on the likeliest (gguf_check.costs), and how much written texts repeat."""
     first, *others = gguf_check.costs(folder, list(files.values()), windows, count)
