@@ -24,7 +24,9 @@ from tdlib import (
     hard_set,
     hashes,
     hooks,
+    inference,
     lora,
+    parameters,
     plan,
     plots,
     release,
@@ -857,7 +859,7 @@ def speed_finding(name: str, shipped: list[dict], rows: list[dict], costs: list[
     by = {row["way"]: row["decode"] for row in rows if row["threads"] == 1}
     cost = next(row for row in costs if row["format"] == "Q4_0")
     return (
-        f"{name} as Q4_0 is {file['bytes'] / 1e6:.3g} MB and writes {by['Q4_0']:,.0f} tokens a second "
-        f"on one thread, {by['Q4_0'] / by[inference.RAW]:.1f} × plain PyTorch; 4 bits cost "
+        f"{name} as Q4_0 is {file['bytes'] / 1e6:.3g} MB and writes {by['Q4_0']:,.0f} tokens a "
+        f"second on one thread, {by['Q4_0'] / by[inference.RAW]:.1f} × plain PyTorch; 4 bits cost "
         f"{cost['loss'] - costs[0]['loss']:+.4f} nats."
     )

@@ -46,8 +46,14 @@ def prompts(config: LlamaConfig, tokens: data.Tokens | None, count: int = 200) -
 
 @torch.no_grad()
 def check(folder: str | Path, path: str | Path, prompts: Sequence[Sequence[int]]) -> Check:
-    """Run a file in llama.cpp, and the folder it was made of in PyTorch, on the same ids."""
-    model, file = Llama.load(folder).eval(), llama_cpp.Model(path, threads=torch.get_num_threads())
+    """Run a file in llama.cpp, and the folder it was made of in PyTorch, on the same ids. PyTorch's
+    matrices are rounded to 16 bits as an F16 file's are, and llama.cpp keeps float32 keys and
+    values: what is left is the program's own arithmetic and, of other formats, their rounding."""
+    model = Llama.load(folder).eval()
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            weight.copy_(weight.half())
+    file = llama_cpp.Model(path, threads=torch.get_num_threads(), exact=True)
     same, total, largest, count = 0, 0.0, 0.0, 0
     for ids in prompts:
         log_p_TV, log_q_TV = _log_p(model, ids), file.logprobs(ids)

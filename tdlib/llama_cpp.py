@@ -72,6 +72,7 @@ _SIGNATURES = {  # llama.h: what comes back, what goes in
     ),
 }  # fmt: skip
 
+OTHER_LIBRARY = "this xllamacpp has another llama.h than the one used here: install the pinned one"
 _said: list[str] = []  # llama.cpp's last words
 
 
@@ -95,8 +96,7 @@ def library() -> ctypes.CDLL:
     lib.llama_log_set(_listen, None)
     lib.llama_backend_init()
     if list(lib.llama_context_default_params().numbers[:2]) != [512, 2048]:
-        raise ValueError("this xllamacpp has another llama.h than the one used here: "
-                         "pip install xllamacpp==2026.10.11549")  # fmt: skip
+        raise ValueError(OTHER_LIBRARY)
     return lib
 
 
@@ -155,10 +155,17 @@ def ids_elsewhere(path: Path, lines: Sequence[str]) -> list[list[int]] | None:
 
 
 class Model:
-    """A GGUF file, opened. `context` 0 takes the file's; `tried` says that it ran before."""
+    """A GGUF file, opened. `context` 0 takes the file's; `tried` says that it ran before; `exact`
+    keeps keys and values in float32, where llama.cpp would round them to 16 bits."""
 
     def __init__(
-        self, path: str | Path, *, threads: int = 1, context: int = 0, tried: bool = False
+        self,
+        path: str | Path,
+        *,
+        threads: int = 1,
+        context: int = 0,
+        tried: bool = False,
+        exact: bool = False,
     ):
         self.path, self.lib, self._handles = Path(path), library(), []
         fields = read(self.path).fields
@@ -177,6 +184,11 @@ class Model:
         settings = lib.llama_context_default_params()
         self.context = context or lib.llama_model_n_ctx_train(model)
         settings.numbers[0], settings.numbers[1] = self.context, BATCH
+        if exact:
+            kinds = (c_int32 * 32).from_buffer(settings)
+            if (kinds[26], kinds[27]) != (1, 1):  # type_k, type_v: F16 unless told
+                raise ValueError(OTHER_LIBRARY)
+            kinds[26] = kinds[27] = 0
         self._run = self._keep(lib.llama_free, lib.llama_init_from_model(model, settings))
         self._batch = lib.llama_batch_init(BATCH, 0, 1)
         self._vocab = lib.llama_model_get_vocab(model)
