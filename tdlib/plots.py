@@ -380,6 +380,8 @@ def speeds(found: Mapping[str, Sequence[Mapping]]) -> Figure:
         _list(ax, [row["way"] for row in each])
         ax.invert_yaxis()
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(_count)
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.margins(x=0.15)
     axes[-1].set_xlabel("tokens a second while decoding (logarithmic; shaded: the plan)")
     return figure

@@ -6,11 +6,14 @@ CPU time is the whole process's, its other threads (llama.cpp's) included: a bus
 little, and with one thread it is what an idle machine's clock says. Legend: R repeats.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+LEAST_S = 0.1  # that is timed at once: a clock's own step and a neighbour's burst are small in it
 
 
 @dataclass(frozen=True)
@@ -36,18 +39,23 @@ class Seconds:
 def measure(
     ways: dict[str, Callable[[int], object]], tokens: int = 64, repeats: int = 5
 ) -> dict[str, Seconds]:
-    """Each way `repeats` times, all in turns, after one run of each that is not counted. Threads
-    are the caller's: torch.set_num_threads, and llama.cpp's own setting."""
-    found = {name: [] for name in ways}
-    for write in ways.values():
+    """Each way `repeats` times, all in turns, after a run of each that is not counted; a repeat of
+    a quick way is the mean of so many writings as take LEAST_S. Threads are the caller's:
+    torch.set_num_threads, and llama.cpp's own setting."""
+    found, loops = {name: [] for name in ways}, {}
+    for name, write in ways.items():
         write(2)
+        began = time.perf_counter()
+        write(1 + tokens)
+        loops[name] = math.ceil(LEAST_S / max(time.perf_counter() - began, 1e-6))
     for _ in range(repeats):
         for name, write in ways.items():
             clocks = [_clocks()]
             for count in (1, 1 + tokens):
-                write(count)
+                for _ in range(loops[name]):
+                    write(count)
                 clocks.append(_clocks())
-            prompt, both = np.diff(clocks, axis=0)
+            prompt, both = np.diff(clocks, axis=0) / loops[name]
             found[name].append([prompt[0], both[0] - prompt[0], prompt[1], both[1] - prompt[1]])
     return {name: Seconds(tokens, *np.array(rows).T) for name, rows in found.items()}
 
