@@ -45,7 +45,7 @@ class Place:
             shutil.copytree(ROOT / name, self.root / name)
         shutil.copy(ROOT / "Snakefile", self.root)
         for path in (self.root / "params/smoke").glob("03*.yaml"):
-            path.write_text(re.sub("epochs: .*", "epochs: 150", path.read_text()))
+            path.write_text(re.sub("epochs: .*", "epochs: 80", path.read_text()))
         sweep = f"question: Four.\nlike: 03_lora-hard\ngrid:\n  {POINTS}\n"
         (self.root / "params/smoke/sweeps/four.yaml").write_text(sweep)
         path = self.root / "profiles/slurm/config.yaml"
@@ -277,7 +277,7 @@ def main(names: list[str]) -> tuple[int, int]:
         place = Place(Path(folder))
         try:
             began = time.monotonic()
-            said, code = place.make("book", "base", "ONLY=02_hard_set 01_distill-50m-scratch")
+            said, code = place.make("book", "base", "ONLY=02_hard_set 01_distill")
             assert code == 0, said
             book, sweep = place.copy(), place.copy()
             place.make("book", book, TWO)
