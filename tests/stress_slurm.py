@@ -152,7 +152,7 @@ def cancelled(place: Place, wanted: dict) -> dict[str, bool]:
     visible = set()
     while process.poll() is None:
         most = max(most, len(place.jobs()))
-        visible |= gpus()
+        visible |= gpus(place)
         time.sleep(1)
     said = process.stdout.read()
     states = place.states(out)
@@ -169,13 +169,14 @@ def cancelled(place: Place, wanted: dict) -> dict[str, bool]:
     return seen
 
 
-def gpus() -> set[str]:
-    """What the kernels that live see of the GPUs."""
+def gpus(place: Place) -> set[str]:
+    """What the kernels that live there see of the GPUs."""
     found = set()
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if "ipykernel_launcher" in (path / "cmdline").read_text():
                 words = (path / "environ").read_text().split("\0")
+                words = words if f"TDLIB_ROOT={place.root}" in words else []
                 found |= {w.partition("=")[2] for w in words if w.startswith("CUDA_VISIBLE_DEV")}
         except OSError:  # gone meanwhile
             pass
