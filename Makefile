@@ -8,7 +8,7 @@ export PYTHONWARNINGS ?= ignore
 
 TOLD = PROFILE='$(PROFILE)' OUT='$(OUT)' TEXT='$(TEXT)' TOKENS='$(TOKENS)' TOKENIZER='$(TOKENIZER)' \
     TEACHER='$(TEACHER)' ONLY='$(ONLY)' FROM='$(FROM)' REDO='$(REDO)' DRY='$(DRY)' \
-    PRICE_PER_HOUR='$(PRICE_PER_HOUR)'
+    PRICE_PER_HOUR='$(PRICE_PER_HOUR)' CLUSTER='$(CLUSTER)'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book sweep status test bench stress lab check plan doctor report
@@ -19,7 +19,8 @@ help:    ## this list
 	@echo "  book takes PROFILE=tiny|smoke|b200-quick|b200, TEXT=, TOKENS=, TOKENIZER= and TEACHER="
 	@echo "  (paths), OUT= (the run folder), ONLY= and REDO= (runs or notebooks, as 03_lora), FROM="
 	@echo "  (a notebook: what comes before it is taken as it is), DRY=1 (what would run, and why);"
-	@echo "  sweep takes NAME= and all of these; GPU_RUNS=2 lets two runs share a GPU"
+	@echo "  sweep takes NAME= and all of these; GPU_RUNS=2 lets two runs share a GPU; CLUSTER=slurm"
+	@echo "  makes every run a job of a SLURM cluster, as profiles/slurm/config.yaml says"
 	@echo "  plan and doctor take PROFILE=, TOKENS=, TEACHER= and OUT= too; plan also"
 	@echo "  DEVICE=here|cpu|b200|h100|a100|l4, PRICE_PER_HOUR= and VOCAB="
 

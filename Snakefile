@@ -9,10 +9,13 @@ import shlex
 import sys
 import time
 
-from tdlib import devices, graph, hashes
+from tdlib import cluster, devices, graph, hashes
 
 JOBS = graph.prepare(config) if workflow.is_main_process else graph.jobs(config)
 GPUS = len(devices.there())
+ON = config["cluster"]  # then config has cpus, gres and minutes too, of its profile
+# jobs that an earlier command left in its queue, by rule, are waited for
+QUEUED = cluster.queue(graph.ROOT / config["out_dir"]) if ON and workflow.is_main_process else {}
 
 if workflow.is_main_process:  # on a cluster each job reads this file again
     now = time.time()
@@ -34,15 +37,31 @@ def arguments(one):
 
 def threads_of(one):
     """Small models gain little from threads: two runs of one each. All others wait for 00."""
+    if ON:
+        return int(config["cpus"])
     if config["profile"] in hashes.QUICK and not one.run.startswith("00"):
         return 1
     return max(1, workflow.cores // max(1, devices.slots()))
 
 
-def gpus_of(one):
-    """As many as it has processes, where there are any and it may use them."""
+def resources_of(one):
+    """GPUs, as many as it has processes, where there are any and it may use them; and how long a
+    job of the cluster may take."""
     wanted = 0 if one.parameters["device"] == "cpu" else one.parameters.get("processes", 1)
-    return min(wanted, GPUS)
+    if not ON:
+        return {"gpu": min(wanted, GPUS)}
+    asked = {"gres": f"{config['gres']}:{wanted}"} if config["gres"] and wanted else {}
+    minutes = config["minutes"].get(one.notebook)
+    return asked | ({"runtime": int(minutes)} if minutes else {})
+
+
+def rule_of(one):
+    return re.sub(r"\W", "_", one.name)
+
+
+def command_of(one):
+    job = QUEUED.get(rule_of(one))
+    return f"{f'adopt {job}' if job else 'execute'} {arguments(one)}"
 
 
 def to_the_end(name):
@@ -55,7 +74,8 @@ for name, one in JOBS.items():
 
     rule:
         name:
-            re.sub(r"\W", "_", name)
+            rule_of(one)
+        localrule: rule_of(one) in QUEUED
         input:
             [JOBS[needed].mark for needed in one.needs],
         output:
@@ -63,11 +83,11 @@ for name, one in JOBS.items():
         log:
             one.out / f"{one.run}.ipynb",  # kept after a failure
         params:
-            arguments=arguments(one),
+            command=command_of(one),
         threads: threads_of(one)
         priority: to_the_end(name)
         resources:
-            gpu=gpus_of(one),
+            **resources_of(one),
         shell:
             "exec env OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads}"
-            " {sys.executable} -m tdlib.graph execute {params.arguments}"
+            " {sys.executable} -m tdlib.graph {params.command}"

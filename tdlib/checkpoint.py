@@ -172,7 +172,8 @@ class Signals:
         signal.signal(signal.SIGINT, self.before[signal.SIGINT])
 
     def obey(self, said: str) -> None:
-        """Say it, then let the signal do what it would have done."""
+        """Say it, then let the signal, another process's where this one got none, do what it would
+        have done."""
         self.__exit__()
-        print(said, flush=True)
-        signal.raise_signal(self.caught)
+        print(said, end="\n" * bool(said), flush=True)
+        signal.raise_signal(self.caught or signal.SIGTERM)

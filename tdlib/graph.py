@@ -11,6 +11,7 @@
 Snakemake decides the order (see Snakefile), papermill runs a notebook. Imports no torch.
 """
 
+import contextlib
 import datetime
 import difflib
 import fcntl
@@ -24,7 +25,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tdlib import devices, hashes, hooks, parameters, runs, shapes, status, sweeps
+from tdlib import cluster, devices, hashes, hooks, parameters, runs, shapes, status, sweeps
 from tdlib.parameters import ROOT, ParameterError, notebook_of, shown
 
 # jsonschema would build a whole grammar (0.9 s) for a check of addresses that no notebook needs
@@ -235,6 +236,16 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     return 0 if done else 1
 
 
+def adopt(job: str, yaml: Path, out: Path, overrides: dict) -> int:
+    """Wait for a job of the cluster that an earlier command submitted for this run; once more the
+    same command makes what it did not."""
+    run, out = yaml.stem, ROOT / out
+    print(f"{run} · job {job} of an earlier command is in the queue: waiting for it", flush=True)
+    cluster.wait(job)
+    values = check_yaml(yaml, overrides | {"out": shown(out), "redo": False})  # it did, if asked
+    return 0 if hashes.is_current(out, run, values) else 1
+
+
 def _given(yaml: Path, overrides: dict, values: dict) -> dict:
     """What the notebook is told: the names of the YAML, with values that are already converted."""
     return {name: values[name] for name in parameters.read(yaml) | overrides}
@@ -249,13 +260,16 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
     os.environ[runs.DIE_WITH] = str(os.getpid())
     ended, stopping = threading.Event(), threading.Event()
 
-    def stop(*_) -> None:
-        kernel = runs.state(out, run)["pid"]
-        if kernel == os.getpid() or stopping.is_set():
-            sys.exit(143)
+    def stop(number: int, _) -> None:
+        if stopping.is_set() and number == signal.SIGTERM:
+            return  # a cluster sends it more than once, and to the kernel too
         stopping.set()
-        os.kill(kernel, signal.SIGTERM)  # in a training it ends its step and keeps its state first
-        signal.alarm(runs.STOP_S)
+        kernel = runs.state(out, run)["pid"]
+        if kernel == os.getpid() or number == signal.SIGALRM:
+            sys.exit(143)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(kernel, signal.SIGTERM)  # in a training: ends its step and keeps its state
+        signal.alarm(runs.STOP_S - 5)  # before those who wait, or a cluster, lose patience
 
     for number in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, stop)
@@ -348,6 +362,7 @@ class Wanted:
     redo: tuple[str, ...]
     before: tuple[str, ...]  # that FROM takes as they are
     price: float | None  # an hour
+    cluster: str  # a folder of profiles/; "" for this machine
     command: str
 
     @property
@@ -356,12 +371,13 @@ class Wanted:
         return {
             "profile": self.profile, "out_dir": self.out, "given": self.given,
             "sweeps": list(self.sweeps), "redo": list(self.redo), "before": list(self.before),
+            "cluster": self.cluster,
         }  # fmt: skip
 
 
 def wanted(what: str, pairs: dict[str, str]) -> Wanted:
     """What `make book` or `make sweep` was told; ParameterError for what means nothing."""
-    known = {"PROFILE", "OUT", "ONLY", "FROM", "REDO", "NAME", "DRY", "PRICE_PER_HOUR"}
+    known = {"PROFILE", "OUT", "ONLY", "FROM", "REDO", "NAME", "DRY", "PRICE_PER_HOUR", "CLUSTER"}
     known |= {name.upper() for name in GIVEN}
     for name in set(pairs) - known:
         near = difflib.get_close_matches(name, known, 1)
@@ -387,7 +403,8 @@ def wanted(what: str, pairs: dict[str, str]) -> Wanted:
         given = _told_before(ROOT / out)
     return Wanted(
         profile, out, given, asked, _select([*runs_, *points], words["ONLY"]),
-        _select([*runs_, *points], words["REDO"]), before, price, f"make {what} {said}".strip(),
+        _select([*runs_, *points], words["REDO"]), before, price,
+        cluster.check(pairs.get("CLUSTER", "")), f"make {what} {said}".strip(),
     )  # fmt: skip
 
 
@@ -481,12 +498,14 @@ def make(wanted: Wanted) -> int:
         found = prepare(wanted.config)
         if gone := [name for name in wanted.before if not hashes.load(out, name)]:
             raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
+        if wanted.cluster:
+            cluster.begin(out, wanted.cluster)
         began, (targets, pages) = time.time(), targets_of(wanted, found)
         with status.session(out, [*targets, *pages], wanted.command, wanted.price) as ended:
-            code = _snakemake(wanted, [found[name].mark for name in targets])
+            code = _snakemake(wanted, found, targets)
             if pages and code != 130:
                 wanted = replace(wanted, redo=())  # that is done by now
-                code = max(code, _snakemake(wanted, [found[name].mark for name in pages]))
+                code = max(code, _snakemake(wanted, found, pages))
             ended(code)
         return _summary(out, [found[name] for name in [*targets, *pages]], code, began)
 
@@ -500,34 +519,72 @@ def _not_yet_redone(wanted: Wanted, out: Path) -> tuple[str, ...]:
     return tuple(name for name in wanted.redo if when.get(name, 0) < began - 1)  # whole seconds
 
 
-def _snakemake(wanted: Wanted, targets: list[Path]) -> int:
+def _snakemake(wanted: Wanted, found: dict[str, BookRun], targets: list[str]) -> int:
     out = ROOT / wanted.out
     runs.write(out / CONFIG, json.dumps(wanted.config))
     command = [sys.executable, "-m", "snakemake", "--nolock", "--snakefile", ROOT / "Snakefile"]
-    command += ["--workflow-profile", ROOT / "profiles/default"]
-    command += ["--configfile", out / CONFIG, "--resources", f"gpu={devices.slots()}"]
-    command += ["--", *map(str, targets)]
+    if wanted.cluster:
+        command += cluster.options(out, wanted.cluster, wanted.config)
+    else:
+        command += ["--workflow-profile", ROOT / "profiles/default", "--configfile", out / CONFIG,
+                    "--resources", f"gpu={devices.slots()}"]  # fmt: skip
+    command += ["--", *(str(found[name].mark) for name in targets)]
 
     def stop(*_) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    runs.die_with_parent()
+    if not wanted.cluster:  # a lost connection to the login node must not cancel jobs
+        runs.die_with_parent()
     with (out / ".snakemake.log").open("w") as log:
         # a session of its own: Ctrl-C is for this process alone, which ends the others in order
         child = subprocess.Popen(
             command, cwd=ROOT, stderr=log, start_new_session=True,
             preexec_fn=lambda: runs.die_with_parent(signal.SIGKILL),
         )  # fmt: skip
+        if wanted.cluster:
+            watch = ((_follow, (child, found)), (cluster.end_if_forgotten, (out, child)))
+            for what, about in watch:
+                threading.Thread(target=what, args=about, daemon=True).start()
         try:
-            return child.wait()
+            code = child.wait()
+            if wanted.cluster and code == -signal.SIGKILL:  # by cluster.end_if_forgotten
+                wanted = replace(wanted, redo=_not_yet_redone(wanted, out))
+                return _snakemake(wanted, found, targets)
+            return code
         except KeyboardInterrupt:
             child.kill()  # its runs then get a SIGTERM; Snakemake itself would wait for them
             child.wait()
+            if wanted.cluster:
+                cluster.cancel(out)
             end = time.monotonic() + runs.STOP_S
             while time.monotonic() < end and "running" in (s["state"] for s in runs.states(out)):
                 time.sleep(0.2)
             return 130
+
+
+def _follow(snakemake: subprocess.Popen, found: dict[str, BookRun]) -> None:
+    """On a cluster a run speaks into a file of its job: what becomes of it is said here too."""
+    said = {name: _word(one) for name, one in found.items()}
+    while snakemake.poll() is None:
+        time.sleep(cluster.ASK_S)
+        for name, one in found.items():
+            if (word := _word(one)) != said[name] and word:
+                print(f"{name} · {word}", flush=True)
+            said[name] = word
+
+
+def _word(one: BookRun) -> str:
+    """How it stands with a run: on which node it runs, or what came out."""
+    state = runs.state(one.out, one.run)
+    match state["state"]:
+        case "queued":
+            return ""
+        case "running":
+            return f"runs on {state['host']}"
+        case "done":
+            return f"done · {(_record(one.out, one.run) or {}).get('finding', '')}"
+    return f"{state['state']}: {_last(state)}"
 
 
 def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
@@ -557,10 +614,13 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
         page = next((one.out for one in targets if one.name == name), out) / f"{found['run']}.html"
         print(f"{name} · {found['state']}: {_last(found)} · {page}")
     undone = [one.name for one in targets if not one.mark.exists()]
+    log = (out / ".snakemake.log").read_text(encoding="utf8")
+    refused = cluster.refusals(log)
+    print("".join(f"{line}\n" for line in refused), end="")
     if waiting := [name for name in undone if name not in bad]:
         print(f"not run: {', '.join(waiting)}")
-    if code and not bad:
-        print((out / ".snakemake.log").read_text(encoding="utf8")[-2000:])
+    if code and not bad and not refused:
+        print(log[-2000:])
     for one in [] if undone else targets:  # the headline, where it was not just said
         if one.notebook == "04_merge_eval" and states[one.name]["heartbeat"] < began:
             print(_record(one.out, one.run)["finding"])
@@ -592,6 +652,9 @@ def main(arguments: list[str]) -> int:
                 profile = pairs.get("PROFILE") or "tiny"
                 print(status.text(ROOT / (pairs.get("OUT") or _default_out(profile, ""))))
                 return 0
+            case "adopt", [job, yaml, out]:
+                runs.die_with_parent()
+                return adopt(job, Path(yaml).resolve(), Path(out), pairs)
             case (("book" | "sweep"), []):
                 asked = wanted(what, pairs)
                 if pairs.get("DRY"):
@@ -600,7 +663,7 @@ def main(arguments: list[str]) -> int:
                     print(dry.text(asked))
                     return 0
                 return make(asked)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(error)
         return 1
     print(__doc__)

@@ -61,11 +61,12 @@ def write_state(out: Path, run: str, what: str, **more: object) -> None:
 
 def wait_until_free(out: Path, run: str) -> None:
     """Two processes that write the same files would spoil both. One that was just stopped still
-    writes its page, so it gets some seconds; then RuntimeError."""
-    end = time.monotonic() + STOP_S
+    writes its page, so it gets some seconds; then RuntimeError. One on another machine, which may
+    have lost its power, gets as long as it takes to tell."""
+    began, here = time.monotonic(), socket.gethostname()
     ours = (os.getpid(), os.getppid())  # papermill's process speaks for a kernel until it starts
     while (other := state(out, run))["state"] == "running" and other["pid"] not in ours:
-        if time.monotonic() > end:
+        if time.monotonic() - began > STOP_S + (LOST_S if other["host"] != here else 0):
             raise RuntimeError(
                 f"{run} is already being run by process {other['pid']} on {other['host']}: "
                 "wait for it, or end it"

@@ -144,7 +144,7 @@ def fit(
     if recipe.deterministic:
         torch.use_deterministic_algorithms(True)
     ask = team.together(batch_loss, student, teacher, recipe.compile)
-    with checkpoint.Signals(folder is not None and team.rank == 0) as signals:
+    with checkpoint.Signals(folder is not None) as signals:
         for step, rows_B in enumerate(left, state.step + 1):
             rate = learning_rate(step - 1, len(steps), recipe)
             loss = _accumulate(ask, windows, rows_B, recipe, state.meter, stream, team)
@@ -159,8 +159,9 @@ def fit(
                 state.meter = checkpoint.Meter(device)
             if not folder:
                 continue
-            due, stop = time.monotonic() - saved > 60 * recipe.checkpoint_minutes, signals.caught
-            if team.any(due or step in epochs or step == len(steps) or stop > 0):
+            due = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
+            stop = team.any(signals.caught > 0)  # a cluster's signal reaches all, at any moment
+            if team.any(due or step in epochs or step == len(steps)) or stop:
                 if hasattr(teacher, "sync"):
                     teacher.sync()  # no checkpoint is ahead of the rows that led to it
                 if team.any(True) and team.rank == 0:  # all have come so far
@@ -169,8 +170,8 @@ def fit(
             if step in epochs and step < len(steps) and team.rank == 0:  # the last: the model
                 checkpoint.save(folder / f"epoch-{epochs[step]}.safetensors", state.weights())
             if stop or (step == len(steps) and signals.caught):  # else not kept: after the next
-                signals.obey(f"stopped after step {step:,} of {len(steps):,}, kept in {folder}: "
-                             "the same command goes on from there")  # fmt: skip
+                signals.obey("" if team.rank else f"stopped after step {step:,} of {len(steps):,}, "
+                             f"kept in {folder}: the same command goes on from there")  # fmt: skip
     return state.log
 
 

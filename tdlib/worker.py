@@ -225,6 +225,8 @@ def _launch(job: Path, processes: int, parent: int) -> int:
     if sys.platform == "linux":  # a host's name need not lead to an address of it
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     logging.disable(logging.ERROR)  # the notebook says it in a line
+    # a cluster tells every process of a job; the launcher would end the workers in mid-step
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     options = ["--standalone", f"--nproc-per-node={processes}", f"--log-dir={job}"]
     try:
         run.main([*options, "-m", "tdlib.worker", str(job)])
@@ -239,6 +241,7 @@ def _launch(job: Path, processes: int, parent: int) -> int:
 
 def _work(job: Path) -> int:
     _die_with(int(os.environ[LAUNCHER]))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the launcher's is inherited
     team = Team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     try:
         _train(job, json.loads((job / "job.json").read_text(encoding="utf8")), team)

@@ -265,6 +265,20 @@ def test_a_run_is_refused_while_another_process_runs_it(root, monkeypatch):
         process.wait()
 
 
+def test_a_run_whose_machine_lost_its_power_is_taken_over_when_it_has_been_silent(
+    root, monkeypatch
+):
+    monkeypatch.setattr(runs, "LOST_S", 0.5)
+    out, there = root / "outputs/tiny", {"host": "another", "pid": 1}
+    runs.write_state(out, "00_teacher", "running", **there)
+    runs.wait_until_free(out, "00_teacher")
+    assert runs.state(out, "00_teacher")["state"] == "lost"
+    monkeypatch.setattr(runs, "STOP_S", 0.1)
+    runs.write_state(out, "00_teacher", "running", **there | {"heartbeat": time.time() + 60})
+    with pytest.raises(RuntimeError, match="by process 1 on another: "):
+        runs.wait_until_free(out, "00_teacher")
+
+
 @pytest.fixture
 def shell():
     InteractiveShell.clear_instance()

@@ -342,9 +342,12 @@ def test_a_workers_error_is_the_notebooks_with_its_traceback_on_the_page(
     assert_none_is_left(tmp_path)
 
 
-def test_sigterm_keeps_the_state_leaves_no_process_and_one_process_goes_on(tmp_path):
+@pytest.mark.parametrize("everyone", [False, True])
+def test_sigterm_keeps_the_state_leaves_no_process_and_one_process_goes_on(everyone, tmp_path):
     process, windows = start(tmp_path), data.open_tokens(tmp_path / "tokens").train
-    process.terminate()
+    others = sorted(processes(tmp_path / "kept")) if everyone else []
+    for pid in [*others, process.pid]:  # a cluster tells launcher and workers too
+        os.kill(pid, signal.SIGTERM)
     said = process.communicate(timeout=30)[0]
     assert process.returncode == -signal.SIGTERM
     assert_none_is_left(tmp_path, 0)

@@ -1,0 +1,94 @@
+"""CLUSTER=slurm without a cluster: what would be asked of SLURM, and what is said where it refuses.
+The real one is in tests/stress_slurm.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from snakemake.cli import get_argument_parser
+
+from tdlib import cluster
+from tdlib.parameters import ParameterError
+from tests import small_book
+
+ASKED = yaml.safe_load((small_book.REPOSITORY / "profiles/slurm/config.yaml").read_text())
+
+
+def programs(folder: Path, monkeypatch, **scripts: str) -> None:
+    """Shell scripts in the place of SLURM's."""
+    for name, script in scripts.items():
+        path = folder / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
+
+
+def make(*more: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tdlib.graph", "book", "PROFILE=tiny", "CLUSTER=slurm"]
+    return subprocess.run([*command, *more], capture_output=True, text=True, timeout=120)
+
+
+def test_snakemake_knows_every_line_of_the_profile():
+    known = {name for action in get_argument_parser()._actions for name in action.option_strings}
+    assert {f"--{name}" for name in ASKED} <= known
+    notebooks = {path.stem for path in (small_book.REPOSITORY / "notebooks").glob("*.ipynb")}
+    assert notebooks <= ASKED["config"]["minutes"].keys()
+    # squeue forgets a job after MinJobAge, 300 s by default
+    assert 3 * ASKED["slurm-init-seconds-before-status-checks"] < 300
+
+
+@pytest.mark.parametrize(
+    "name, there, says",
+    [
+        ("slrum", True, "CLUSTER=slrum: no profiles/slrum/config.yaml .*: did you mean slurm"),
+        ("default", True, "CLUSTER=default: .*: there are slurm"),
+        ("slurm", False, "CLUSTER=slurm needs SLURM, and this machine has no sbatch: "),
+    ],
+)
+def test_a_cluster_that_cannot_be_used_is_refused(tmp_path, monkeypatch, name, there, says):
+    programs(tmp_path, monkeypatch, **({"sbatch": "exit 1"} if there else {}))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(ParameterError, match=says):
+        cluster.check(name)
+
+
+def test_a_slurm_that_does_not_answer_starts_nothing(root, monkeypatch):
+    programs(root, monkeypatch, sbatch="exit 1", squeue="echo 'no controller' >&2; exit 1")
+    done = make()
+    assert done.returncode == 1
+    assert done.stdout == "SLURM does not answer (no controller): try again when squeue does\n"
+
+
+def test_only_the_jobs_of_the_same_run_folder_are_taken_for_its_own(tmp_path, monkeypatch):
+    ours, theirs = (cluster._prefix(tmp_path / name / "tiny") for name in ("a", "b"))
+    assert ours != theirs and len(ours) <= 50
+    rows = [f"7|{ours}_f2ce|rule_01_distill_a", f"8|{theirs}_f2ce|rule_01_distill_b",
+            "9|other|work", f"10_1|{ours}_0000|rule_four_03_lora_x"]  # fmt: skip
+    programs(tmp_path, monkeypatch, squeue="\n".join(f"echo '{row}'" for row in rows))
+    wanted = {"01_distill_a": "7", "four_03_lora_x": "10_1"}
+    assert cluster.queue(tmp_path / "a" / "tiny") == wanted
+
+
+def test_what_is_asked_for_follows_from_profile_and_run_and_a_refusal_is_one_line(
+    root, monkeypatch
+):
+    small_book.yaml(root, "01_distill-a")
+    small_book.yaml(root, "00_teacher", device="auto")
+    refuse = f"echo \"$@\" > {root}/asked; echo 'invalid partition: gup' >&2; exit 1"
+    programs(root, monkeypatch, squeue="", sinfo="echo 'main*'", sbatch=refuse, sacct="exit 1",
+             scontrol="exit 1")  # fmt: skip
+    done = make()
+    asked = (root / "asked").read_text()
+    assert f"--job-name {cluster._prefix(root / 'outputs/tiny')}_" in asked
+    for words in ("-t 720", "--mem 64000", "--gres=gpu:1", "--cpus-per-task=8", "TERM@120"):
+        assert words in asked
+    assert done.returncode == 1
+    _, *lines = done.stdout.splitlines()
+    assert lines == [
+        "sbatch: invalid partition: gup",
+        "not run: 00_teacher, 01_distill-a",
+        "0 of 2 runs done · outputs/tiny/index.html",
+    ]
