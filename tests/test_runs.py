@@ -17,7 +17,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 
-from tdlib import graph, hashes, parameters, runs
+from tdlib import graph, hashes, parameters, runs, status
 from tdlib.parameters import ParameterError
 from tests.small_book import COMMON, OWN, alive, called, processes_of, wait_for, yaml
 
@@ -242,6 +242,14 @@ def test_however_a_process_ends_its_state_is_true(root, mode, signal_, says):
 def test_a_process_that_is_not_the_same_is_lost(tmp_path, changed, says):
     runs.write_state(tmp_path, "00_teacher", "running", **changed)
     assert runs.state(tmp_path, "00_teacher")["state"] == says
+
+
+def test_a_state_that_a_power_cut_left_empty_is_lost(tmp_path):
+    runs.write_state(tmp_path, "00_teacher", "running")
+    (tmp_path / "state/00_teacher.json").write_text("")
+    assert runs.state(tmp_path, "00_teacher")["state"] == "lost"
+    assert "00_teacher  lost" in status.text(tmp_path)
+    runs.wait_until_free(tmp_path, "00_teacher")
 
 
 def test_the_heart_beats_while_nothing_is_said(root, monkeypatch):
