@@ -60,8 +60,6 @@ for name, one in JOBS.items():
             [JOBS[needed].mark for needed in one.needs],
         output:
             touch(one.mark),
-        log:
-            one.out / f"{one.run}.ipynb",  # kept after a failure
         params:
             arguments=arguments(one),
         threads: threads_of(one)

@@ -5,6 +5,7 @@ What is new is made beside its place, then renamed. Imports no torch.
 
 import contextlib
 import errno
+import json
 import os
 import re
 import resource
@@ -47,6 +48,14 @@ def write_whole(path: Path, content: bytes) -> None:
     beside = path.with_name(f".{path.name}.new")
     with replacing(path, beside):
         beside.write_bytes(content)
+
+
+def in_order(content: bytes) -> bytes:
+    """A safetensors file with its header sorted: the package writes two words about the whole in
+    either order, and what is the same must have the same hash."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"))
+    return content[:8] + header.encode().ljust(end - 8) + content[end:]
 
 
 def _keep(path: Path) -> None:

@@ -500,7 +500,8 @@ def _show(line: str, shown):
 
 def _commit() -> tuple[str | None, bool | None]:
     """The commit, and whether anything differs from it; None where there is no git."""
-    ask = ["git", "-C", str(parameters.ROOT)]
+    # without its lock, which would stay if this process were killed, and stop the user's own git
+    ask = ["git", "--no-optional-locks", "-C", str(parameters.ROOT)]
     try:
         commit, changes = (
             subprocess.check_output([*ask, *what], stderr=subprocess.DEVNULL, text=True).strip()

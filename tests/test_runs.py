@@ -183,6 +183,18 @@ def test_the_record_says_where_it_comes_from(made):
     assert record["peak_memory_mib"] > 10
 
 
+def test_asking_git_leaves_its_index_alone(tmp_path, monkeypatch):
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "a").write_text("a")
+    for what in (["init", "-q"], ["add", "a"], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *what], check=True)
+    os.utime(tmp_path / "a", (1, 1))  # `git status` alone would now write the index
+    before = (tmp_path / ".git/index").read_bytes()
+    monkeypatch.setattr(parameters, "ROOT", tmp_path)
+    assert runs._commit()[1] is False
+    assert (tmp_path / ".git/index").read_bytes() == before
+
+
 def test_what_cannot_be_remembered_is_refused(made):
     this = runs.start("01_distill", {"run": "01_distill-a", "seed": 3})
     with pytest.raises(TypeError, match="Figure cannot be remembered"):
@@ -435,6 +447,8 @@ def test_the_book_runs_what_is_needed_and_only_that(root):
     everything = sorted([*everything, "00_teacher"])
     assert done.returncode == 0 and called(root, out) == everything
     assert "04_merge_eval · is done already" in done.stdout
+    assert "its page failed" not in done.stdout
+    assert nbformat.read(root / out / "04_merge_eval.ipynb", 4).cells
 
 
 def test_a_killed_book_leaves_no_process_and_goes_on(root):
