@@ -40,6 +40,7 @@ OURS = {".done", ".book.lock", ".sessions.json", ".snakemake.json", ".snakemake.
 VARIES = re.compile("second|memory|_mib|hours|estimate")  # from one machine's minute to the next
 OTHER_BOOT = "00000000-0000-4000-8000-000000000000"
 TOO_LONG_S = 1800
+TWO = ("05_progressive", "01_distill-50m-seed2")  # long; and in two processes
 
 
 class Checks:
@@ -72,7 +73,7 @@ def repository(place: Path) -> Path:
 def start(place: Path, *command: str | Path) -> subprocess.Popen:
     """A command in the copy beside `place`, a check's folder; what it says goes to said.txt."""
     place.mkdir(exist_ok=True)
-    copy = place.parent / "repository"
+    copy = place.parent / "repository"  # a part that changes it has one of its own
     known = {MARK: str(place), "PYTHONPATH": str(copy), "TDLIB_ROOT": str(copy)}
     with (place / "said.txt").open("w") as said:
         return subprocess.Popen(
@@ -133,6 +134,15 @@ def training(place: Path, run: str) -> Callable[[], bool]:
         return found["state"] == "running" and 0 < found.get("step", 0) < found["steps"]
 
     return there
+
+
+def both_at_work(place: Path) -> bool:
+    """Whether a notebook is amid its work, and two workers beside it."""
+    return training(place, TWO[0])() and bool(workers(place))
+
+
+def workers(place: Path) -> list[int]:
+    return [pid for pid, known in _processes(place) if known.get("RANK") == "1"]
 
 
 # --- what must hold
@@ -297,20 +307,19 @@ def ends(checks: Checks, place: Path, times: int, wanted: dict, whole_s: float) 
 
 def sigterm(place: Path) -> tuple[Path, list[str], str]:
     """`make book` gets SIGTERM while a notebook and two workers train"""
-    two = ("05_progressive", "01_distill-50m-seed2")
-    here = without(place, "sigterm", *two)
+    here = without(place, "sigterm", *TWO)
     process = start(here, *book(here))
-    wait_for(lambda: all(training(here, run)() for run in two), 300)
+    wait_for(lambda: both_at_work(here), 300)
     process.terminate()
     code, said = end_of(process, here)
-    wrong = untrue(here / "out", dict.fromkeys(two, "interrupted"))
+    wrong = untrue(here / "out", dict.fromkeys(TWO, "interrupted"))
     wrong += [] if code == 130 and "the same command goes on" in said else [f"{code}: {said}"]
     return here, wrong, said.splitlines()[-1]
 
 
 def kernel(place: Path) -> tuple[Path, list[str], str]:
     """a kernel gets SIGKILL"""
-    run = "05_progressive"
+    run = TWO[0]
     here = without(place, "kernel", run)
     process = start(here, *book(here))
     wait_for(training(here, run), 300)
@@ -320,18 +329,17 @@ def kernel(place: Path) -> tuple[Path, list[str], str]:
 
 def worker(place: Path) -> tuple[Path, list[str], str]:
     """one of two workers gets SIGKILL"""
-    run = "01_distill-50m-seed2"
+    run = TWO[1]
     here = without(place, "worker", run)
     process = start(here, *book(here))
-    wait_for(training(here, run), 300)
-    pid = next(pid for pid, known in _processes(here) if known.get("RANK") == "1")
-    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: workers(here), 300)
+    os.kill(workers(here)[0], signal.SIGKILL)
     return _failed(here, process, run, "failed", "process 1 of 2 failed: signal SIGKILL")
 
 
 def full_disk(place: Path) -> tuple[Path, list[str], str]:
     """the disk is full amid a run"""
-    run = "05_progressive"
+    run = TWO[0]
     here = without(place, "full-disk", run)
     out, kept = here / "out", here / "kept"
     out.rename(kept)
@@ -358,10 +366,10 @@ def _failed(here: Path, process, run: str, word: str, says: str) -> tuple[Path, 
 
 def timeout(place: Path) -> tuple[Path, list[str], str]:
     """plain papermill ends a cell that takes too long"""
-    run = "05_progressive"
+    run = TWO[0]
     here = without(place, "timeout", run)
     out, copy = here / "out", here.parent / "repository"
-    command = [sys.executable, "-m", "papermill", "notebooks/05_progressive.ipynb"]
+    command = [sys.executable, "-m", "papermill", f"notebooks/{run}.ipynb"]
     command += [out / f"{run}.ipynb", "-f", f"params/smoke/{run}.yaml", "-p", "out", out]
     code, said = end_of(start(here, *command, "--execution-timeout", "3"), here)
     report = [sys.executable, "-m", "tdlib.graph", "report", out]
@@ -373,7 +381,7 @@ def timeout(place: Path) -> tuple[Path, list[str], str]:
 
 def timeout_of_make(place: Path) -> tuple[Path, list[str], str]:
     """`timeout 20 make book`"""
-    here = without(place, "timeout-of-make", "05_progressive", "01_distill-50m-seed2")
+    here = without(place, "timeout-of-make", *TWO)
     told = ["PROFILE=smoke", f"OUT={here / 'out'}"]
     code, said = end_of(start(here, "timeout", "20", "make", "book", *told), here)
     stopped = {s["run"]: "interrupted" for s in runs.states(here / "out") if s["state"] != "done"}
@@ -384,33 +392,33 @@ def timeout_of_make(place: Path) -> tuple[Path, list[str], str]:
 
 def power_off(place: Path) -> tuple[Path, list[str], str]:
     """all is gone at once, and another boot has given its processes' numbers to others"""
-    two = ("05_progressive", "01_distill-50m-seed2")
-    here = without(place, "power-off", *two)
+    here = without(place, "power-off", *TWO)
     out, copy = here / "out", here.parent / "repository"
     start(here, *book(here))
-    wait_for(lambda: all(training(here, run)() for run in two), 300)
+    wait_for(lambda: both_at_work(here), 300)
     kill_all(here)
     other = {"boot": OTHER_BOOT, "pid": os.getpid(), "pid_started": runs._started(os.getpid())}
-    for run in two:
+    for run in TWO:
         path = out / f"state/{run}.json"
         path.write_text(json.dumps(json.loads(path.read_text("utf8")) | other))
     kept = status.sessions(out)
     (out / status.SESSIONS).write_text(json.dumps([*kept[:-1], kept[-1] | other]))
-    (out / "state/05_progressive.json").write_text("")  # renamed, its content not on the disk yet
+    (out / f"state/{TWO[0]}.json").write_text("")  # renamed, its content not on the disk yet
     report = [sys.executable, "-m", "tdlib.graph", "report", out]
     done = subprocess.run(report, cwd=copy, capture_output=True, text=True)
     wrong = [] if done.returncode == 0 else [done.stdout + done.stderr]
-    return here, wrong + untrue(out, dict.fromkeys(two, "lost")), "both runs are lost"
+    return here, wrong + untrue(out, dict.fromkeys(TWO, "lost")), "both runs are lost"
 
 
 # --- a sweep
 
 
 def sweep(checks: Checks, place: Path, times: int, wanted: dict, whole_s: float) -> None:
-    """Forty points, interrupted twice; then another value, and a changed comment."""
-    here = without(place, "sweep")
+    """Forty points, interrupted twice; then another value."""
+    copy = repository(place / "swept/repository")
+    here = without(place, "swept/forty")
     folder, sweep_ = here / "out/sweeps/forty", book(here, "sweep", "NAME=forty")
-    before, seen = {}, []
+    before = {}
     for how, share in ((signal.SIGKILL, 0.25), (signal.SIGTERM, 0.6)):
         process = start(here, *sweep_)
         wait_for(lambda share=share: len(ended(folder)) >= 40 * share, TOO_LONG_S)
@@ -426,7 +434,6 @@ def sweep(checks: Checks, place: Path, times: int, wanted: dict, whole_s: float)
         wrong += [f"{p} was run twice" for p in before if now.get(p) != before[p]]
         checks(f"sweep forty, {how.name}", wrong, f"{len(now)} of 40 points were done")
         before = now
-        seen.append(len(now))
     wrong = finish(here, *sweep_) + half_written(here / "out") + litter(here / "out")
     now = ended(folder)
     wrong += [f"{p} was run twice" for p in before if now.get(p) != before[p]]
@@ -436,7 +443,7 @@ def sweep(checks: Checks, place: Path, times: int, wanted: dict, whole_s: float)
     checks("sweep forty goes on twice: complete, no point twice", wrong, page["finding"])
     before = now
 
-    _add_value(here.parent / "repository")
+    _add_value(copy)
     wrong = finish(here, *sweep_)
     now = ended(folder)
     new = now.keys() - before.keys()
@@ -464,7 +471,8 @@ def ended(folder: Path) -> dict[str, tuple]:
 
 def comment(checks: Checks, place: Path, times: int, wanted: dict, whole_s: float) -> None:
     """A profile that is not quick, as a copy of smoke; then a comment in tdlib."""
-    here, copy = place / "night", place / "repository"
+    copy = repository(place / "commented/repository")
+    here = place / "commented/night"
     shutil.copytree(copy / "params/smoke", copy / "params/night")
     for path in (copy / "params/night").glob("*.yaml"):
         path.write_text(path.read_text("utf8").replace("profile: smoke", "profile: night"))
@@ -488,7 +496,7 @@ def comment(checks: Checks, place: Path, times: int, wanted: dict, whole_s: floa
     checks("a comment repeats nothing in a profile of nights, and shows as stale", wrong,
            f"{len(before)} runs and points")  # fmt: skip
 
-    here = without(place, "quick")
+    here = without(place, "commented/quick")
     wrong = finish(here, *book(here, "book", "ONLY=00_teacher"))
     said = (here / "said.txt").read_text()
     wrong += [] if "00_teacher · started" in said else [said]
@@ -511,10 +519,9 @@ def beside(checks: Checks, place: Path, times: int, wanted: dict, whole_s: float
 
 
 def _plain(checks: Checks, place: Path, wanted: dict) -> None:
-    pair = ("05_progressive", "01_distill-50m-seed2")
-    here = without(place, "plain", *pair)
+    here = without(place, "plain", *TWO)
     out, started = here / "out", []
-    for run in pair:
+    for run in TWO:
         command = [sys.executable, "-m", "papermill", f"notebooks/{run.split('-')[0]}.ipynb"]
         command += [out / f"{run}.ipynb", "-f", f"params/smoke/{run}.yaml", "-p", "out", out]
         started.append(start(here, *command))
@@ -527,13 +534,13 @@ def _plain(checks: Checks, place: Path, wanted: dict) -> None:
 
 
 def _locked(checks: Checks, place: Path, wanted: dict) -> None:
-    run = "05_progressive"
+    run = TWO[0]
     here = without(place, "locked", run)
     first = start(here, *book(here))
     wait_for(training(here, run), 300)
     env = os.environ | {"PYTHONPATH": str(place / "repository")}
     second = subprocess.run(
-        book(here, "book", "ONLY=05_progressive"), cwd=place / "repository", env=env,
+        book(here, "book", f"ONLY={run}"), cwd=place / "repository", env=env,
         capture_output=True, text=True,
     )  # fmt: skip
     told = f"process {first.pid} (make book PROFILE=smoke OUT={here / 'out'})"
@@ -544,7 +551,7 @@ def _locked(checks: Checks, place: Path, wanted: dict) -> None:
 
 
 def _redo(checks: Checks, place: Path, wanted: dict) -> None:
-    run = "05_progressive"
+    run = TWO[0]
     here = without(place, "redo")
     out, again = here / "out", book(here, "book", f"REDO={run}")
     record = json.loads((out / f"results/{run}.json").read_text("utf8"))
