@@ -308,7 +308,8 @@ def _settled(out: Path, run: str, error: str | None) -> dict:
         error = error or "the notebook ended without this.finish(): add it as its last call"
         runs.write_state(out, run, "failed", error=[error])
     else:
-        return state | {"error": [error or "its process is gone"]}
+        kept = state | {"error": [error or "its process is gone"]}
+        runs.write(out / "state" / f"{run}.json", json.dumps(kept))
     return runs.state(out, run)
 
 

@@ -360,6 +360,19 @@ def test_a_notebook_that_fails_leaves_state_page_and_exit_code(made, root):
     ]
 
 
+def test_a_killed_kernel_is_lost_and_the_index_says_why(made, root):
+    path = yaml(root, "01_distill-slow", student="slow")
+    command = [sys.executable, "-m", "tdlib.graph", "execute", path, "outputs/tiny"]
+    process = subprocess.Popen(command, stdout=-1, text=True)
+    wait_for(lambda: runs.state(made, "01_distill-slow").get("step") == 3)
+    os.kill(runs.state(made, "01_distill-slow")["pid"], signal.SIGKILL)
+    assert "01_distill-slow · lost: the kernel died" in process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    state = runs.state(made, "01_distill-slow")
+    assert (state["state"], state["step"]) == ("lost", 3)
+    assert "the kernel died" in (made / "index.html").read_text()
+
+
 def test_a_bad_parameter_stops_a_run_before_a_kernel_starts(root):
     done = run_yaml(yaml(root, "01_distill-a", studnet="a"))
     assert done.returncode == 1 and "did you mean student?" in done.stdout
