@@ -234,10 +234,8 @@ def kills(checks: Checks, place: Path, times: int, wanted: dict, whole_s: float)
     """The whole tree of a new book, killed once."""
     rng = random.Random(8)
     for i in range(times):
-        here, moment = place / f"kill-{i}", rng.uniform(0, whole_s)
-        process = start(here, *book(here))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(moment)
+        here = place / f"kill-{i}"
+        process, moment = _amid(here, rng, whole_s)
         count = kill_all(here)
         process.wait()
         _goes_on(checks, here, wanted, f"{count} processes killed after {moment:.0f} s")
@@ -247,20 +245,27 @@ def singles(checks: Checks, place: Path, times: int, wanted: dict, whole_s: floa
     """One process of the tree of a new book, killed; the others end by themselves."""
     rng = random.Random(9)
     for i in range(times):
-        here, moment = place / f"single-{i}", rng.uniform(0, whole_s)
-        process = start(here, *book(here))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(moment)
-        said = "none was left"
-        if found := sorted(tree(here)):
-            pid = rng.choice(found)
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            what = " ".join(Path(word).name for word in words[1:4])
-            said = f"one of {len(found)} processes killed after {moment:.0f} s ({what})"
+        here = place / f"single-{i}"
+        process, moment = _amid(here, rng, whole_s)
+        found = sorted(tree(here))
+        pid = rng.choice(found)
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        os.kill(pid, signal.SIGKILL)
         end_of(process, here)
+        what = " ".join(Path(word).name for word in words[1:4])
+        said = f"one of {len(found)} processes killed after {moment:.0f} s ({what})"
         _goes_on(checks, here, wanted, said)
+
+
+def _amid(here: Path, rng: random.Random, whole_s: float) -> tuple[subprocess.Popen, float]:
+    """A new book at a random moment of its life; one that had ended by then is made again."""
+    while True:
+        process, moment = start(here, *book(here)), rng.uniform(0, whole_s)
+        try:
+            process.wait(moment)
+            shutil.rmtree(here)
+        except subprocess.TimeoutExpired:
+            return process, moment
 
 
 def _goes_on(checks: Checks, here: Path, wanted: dict, said: str) -> None:
