@@ -90,8 +90,8 @@ def book(place: Path, what: str = "book", *more: str) -> list[str]:
 
 def end_of(process: subprocess.Popen, place: Path) -> tuple[int, str]:
     """Its exit code and what it said, once all that it started has ended."""
-    code = process.wait(TOO_LONG_S)
-    wait_for(lambda: not tree(place), 2 * runs.STOP_S)
+    code, seen = process.wait(TOO_LONG_S), set()
+    wait_for(lambda: _ended(place, seen), 2 * runs.STOP_S)
     return code, (place / "said.txt").read_text()
 
 
@@ -122,8 +122,15 @@ def kill_all(place: Path) -> int:
         for pid in {*found, *tree(place)}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-    wait_for(lambda: not tree(place))
+    seen = set(found)
+    wait_for(lambda: _ended(place, seen))
     return len(found)
+
+
+def _ended(place: Path, seen: set[int]) -> bool:
+    """Whether all are gone; one that is just going has lost the mark in its environment already."""
+    seen.update(tree(place))
+    return not any(map(alive, seen))
 
 
 def training(place: Path, run: str) -> Callable[[], bool]:
