@@ -41,7 +41,7 @@ test: .venv/made browser ## all tests
 bench: .venv/made ## what the engine costs, as ratios, to the end of LOG.md: ten minutes or more
 	@exec .venv/bin/python -m tests.bench
 
-stress: .venv/made ## kills trainings at random moments and compares: ten minutes or more
+stress: .venv/made ## kills trainings and books at random moments and compares: an hour or more
 	@exec .venv/bin/python -m tests.stress
 
 lab: .venv/made ## JupyterLab on notebooks/

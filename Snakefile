@@ -80,8 +80,6 @@ for name, one in JOBS.items():
             [JOBS[needed].mark for needed in one.needs],
         output:
             touch(one.mark),
-        log:
-            one.out / f"{one.run}.ipynb",  # kept after a failure
         params:
             command=command_of(one),
         threads: threads_of(one)

@@ -275,10 +275,7 @@ def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
         for file, n in files.items():
             with open(file, "ab") as f:
                 f.truncate(n)
-        with open(beside, "w", encoding="utf8") as f:
-            json.dump(key, f, indent=1)
-            f.flush()
-            os.fsync(f.fileno())
+        beside.write_text(json.dumps(key, indent=1), encoding="utf8")
 
 
 def _check(path: Path, key: dict, files: dict[Path, int]) -> None:

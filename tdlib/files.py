@@ -5,6 +5,7 @@ What is new is made beside its place, then renamed. Imports no torch.
 
 import contextlib
 import errno
+import json
 import os
 import re
 import resource
@@ -16,13 +17,16 @@ OTHER = "give a run folder on another disk (out, OUT=)"
 
 
 @contextlib.contextmanager
-def replacing(path: Path, beside: Path) -> Iterator[None]:
+def replacing(path: Path, beside: Path, lasting: bool = True) -> Iterator[None]:
     """Inside, a file or folder is made at `beside`; after it, it is at `path`. After a failure what
-    was at `path` is as it was and nothing is left beside; OSError says where there was no room."""
+    was at `path` is as it was and nothing is left beside; OSError says where there was no room.
+    `lasting`: so it is after a power cut too."""
     old = path.with_name(f".{path.name}.old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
+        if lasting:
+            _keep(beside)
         if path.is_dir():  # nothing is renamed over a folder: the old one goes last
             _remove(old)
             os.rename(path, old)
@@ -42,10 +46,24 @@ def replacing(path: Path, beside: Path) -> Iterator[None]:
 def write_whole(path: Path, content: bytes) -> None:
     """A file appears whole or not at all, and for good."""
     beside = path.with_name(f".{path.name}.new")
-    with replacing(path, beside), open(beside, "wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())  # or a power cut may leave the new name with nothing in it
+    with replacing(path, beside):
+        beside.write_bytes(content)
+
+
+def in_order(content: bytes) -> bytes:
+    """A safetensors file with its header sorted: the package writes two words about the whole in
+    either order, and what is the same must have the same hash."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"))
+    return content[:8] + header.encode().ljust(end - 8) + content[end:]
+
+
+def _keep(path: Path) -> None:
+    """Onto the disk, or a power cut may leave a new name with nothing in it."""
+    for one in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        if one.is_file() and not one.is_symlink():
+            with open(one, "rb") as file:
+                os.fsync(file.fileno())
 
 
 def _no_room(path: Path, error: Exception) -> str:

@@ -24,6 +24,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from tdlib import cluster, devices, hashes, hooks, parameters, runs, shapes, status, sweeps
 from tdlib.parameters import ROOT, ParameterError, notebook_of, shown
@@ -256,6 +257,7 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
+    _write_notebooks_whole()
     runs.write_state(out, run, "running", message="starting")
     os.environ[runs.DIE_WITH] = str(os.getpid())
     ended, stopping = threading.Event(), threading.Event()
@@ -296,6 +298,19 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
         ended.set()
 
 
+def _write_notebooks_whole() -> None:
+    """papermill saves a notebook after each cell by emptying the file first: a kill in between, and
+    nothing is left of it."""
+    from papermill.iorw import LocalHandler, papermill_io
+
+    local = LocalHandler()
+    whole = SimpleNamespace(
+        read=local.read, listdir=local.listdir, pretty_path=str,
+        write=lambda content, path: runs.write(Path(path), content, lasting=False),
+    )  # fmt: skip
+    papermill_io.register("/", whole)  # all absolute paths
+
+
 def _settled(out: Path, run: str, error: str | None) -> dict:
     """The state after the kernel is gone; this process speaks for a kernel that could not."""
     state = runs.state(out, run)
@@ -307,7 +322,8 @@ def _settled(out: Path, run: str, error: str | None) -> dict:
         error = error or "the notebook ended without this.finish(): add it as its last call"
         runs.write_state(out, run, "failed", error=[error])
     else:
-        return state | {"error": [error or "its process is gone"]}
+        kept = state | {"error": [error or "its process is gone"]}
+        runs.write(out / "state" / f"{run}.json", json.dumps(kept))
     return runs.state(out, run)
 
 

@@ -12,13 +12,12 @@ import json
 import math
 from pathlib import Path
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tdlib import data
+from tdlib import data, files
 from tdlib.model import Llama
 
 # All linear layers of a Llama layer. Never the head: tied, it is the embedding too.
@@ -114,7 +113,8 @@ def save(model: Llama, folder: str | Path, base: str = "") -> None:
     with data.whole_folder(folder) as beside:
         (beside / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
         metadata = {"format": "pt", "base_sha256": base_hash(model)}
-        save_file(tensors, beside / "adapter_model.safetensors", metadata=metadata)
+        content = files.in_order(safetensors.torch.save(tensors, metadata))
+        (beside / "adapter_model.safetensors").write_bytes(content)
 
 
 def load(model: Llama, folder: str | Path) -> Llama:
@@ -125,7 +125,7 @@ def load(model: Llama, folder: str | Path) -> Llama:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is not there: give an adapter's folder")
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf8"))
-    with safe_open(folder / "adapter_model.safetensors", "pt") as f:
+    with safetensors.safe_open(folder / "adapter_model.safetensors", "pt") as f:
         base = (f.metadata() or {}).get("base_sha256")
         tensors = {name: f.get_tensor(name) for name in f.keys()}
     if base and base != base_hash(model):

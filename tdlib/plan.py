@@ -47,8 +47,8 @@ def estimate(p: dict, out: Path, device: str) -> dict:
 def _in_folder(out: Path, context: int) -> dict[str, tuple]:
     """What a run folder holds, as workload.of_run takes it."""
     found = {path.parent.name: (replace(shapes.read_config(path.parent), context=context), 1.0)
-             for path in sorted((out / "models").glob("*/config.json"))}  # fmt: skip
-    for path in sorted((out / "adapters").glob("*/adapter_config.json")):
+             for path in sorted((out / "models").glob("[!.]*/config.json"))}  # fmt: skip
+    for path in sorted((out / "adapters").glob("[!.]*/adapter_config.json")):
         base = Path(json.loads(path.read_text(encoding="utf8"))["base_model_name_or_path"]).name
         found |= {path.parent.name: (found[base][0], None)} if base in found else {}
     return found

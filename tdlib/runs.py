@@ -45,7 +45,10 @@ DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not o
 
 def state(out: Path, run: str) -> dict:
     """state/<run>.json, with "lost" for a run whose process is gone without a word."""
-    found = _read(Path(out) / "state" / f"{run}.json") or {"run": run, "state": "queued"}
+    try:
+        found = _read(Path(out) / "state" / f"{run}.json") or {"run": run, "state": "queued"}
+    except ValueError:  # empty: the power was cut between its name and its content
+        return {"run": run, "state": "lost", "heartbeat": 0.0}
     return found | {"state": "lost"} if found["state"] == "running" and gone(found) else found
 
 
@@ -56,7 +59,8 @@ def states(out: Path) -> list[dict]:
 def write_state(out: Path, run: str, what: str, **more: object) -> None:
     """`what` is running, done, failed or interrupted; this process is the one that says so."""
     known = {"run": run, "notebook": notebook_of(run), "state": what} | who()
-    write(out / "state" / f"{run}.json", json.dumps(known | {"heartbeat": time.time()} | more))
+    content = json.dumps(known | {"heartbeat": time.time()} | more)
+    write(out / "state" / f"{run}.json", content, lasting=what != "running")
 
 
 def wait_until_free(out: Path, run: str) -> None:
@@ -108,10 +112,10 @@ def _started(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """A file, whole or not at all."""
+def write(path: Path, content: str | bytes, lasting: bool = True) -> None:
+    """A file, whole or not at all; a power cut too leaves it so, if it is to be `lasting`."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with replacing(path, beside):
+    with replacing(path, beside, lasting):
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -497,7 +501,8 @@ def _show(line: str, shown):
 
 def _commit() -> tuple[str | None, bool | None]:
     """The commit, and whether anything differs from it; None where there is no git."""
-    ask = ["git", "-C", str(parameters.ROOT)]
+    # without its lock, which would stay if this process were killed, and stop the user's own git
+    ask = ["git", "--no-optional-locks", "-C", str(parameters.ROOT)]
     try:
         commit, changes = (
             subprocess.check_output([*ask, *what], stderr=subprocess.DEVNULL, text=True).strip()

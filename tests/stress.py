@@ -1,4 +1,5 @@
-"""Long loops that try to break a training: `make stress`. What they found goes to LOG.md by hand.
+"""Long loops that try to break a training, then the book (stress_book): `make stress`. What they
+found goes to LOG.md by hand; `python -m tests.stress book 10 kills` runs a part alone.
 
 A child trains a small model with a teacher, keeping a checkpoint after every few steps; it is
 killed with SIGKILL at a random moment of its life, started again with the same command, and must
@@ -21,6 +22,7 @@ import torch
 
 from tdlib import cache, data, train, worker
 from tdlib.model import Llama, LlamaConfig
+from tests import stress_book
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,11 +104,15 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["child"]:
         child(Path(arguments[1]), *map(int, arguments[2:]))
         return 0
+    if arguments[:1] == ["book"]:
+        held, of = stress_book.main(int((arguments[1:] or ["10"])[0]), arguments[2:])
+        return 0 if held == of else 1
     times = int(arguments[0]) if arguments else 30
     identical = [killed_and_resumed(times, *how) for how in ((0, 1), (1, 1), (2, 1), (1, 2))]
     print(f"{identical} of {times} each ended as the undisturbed training: without a cache, with "
           "one filled by one and by two trainings, and by one in two processes")  # fmt: skip
-    return 0 if identical == 4 * [times] else 1
+    held, of = stress_book.main(10, [])
+    return 0 if identical == 4 * [times] and held == of else 1
 
 
 if __name__ == "__main__":

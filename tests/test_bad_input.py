@@ -818,6 +818,29 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
 
 
+def test_what_gets_its_name_is_on_the_disk_before(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def note_fsync(number):
+        done.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
+        fsync(number)
+
+    def note_replace(old, new):
+        done.append(f"{Path(new).name} is there")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    with data.whole_folder(tmp_path / "model") as beside:
+        (beside / "deep").mkdir()
+        (beside / "deep/a").write_text("a")
+        (beside / "b").write_text("b")
+        (beside / "link").symlink_to("/dev/null")
+    assert sorted(done[:2]) == ["a", "b"] and done[2:] == ["model is there"]
+    runs.write(tmp_path / "record.json", "{}")
+    assert done[3:] == [f".record.json.{os.getpid()}", "record.json is there"]
+
+
 def test_other_errors_of_writing_stay_what_they_are(tmp_path):
     with pytest.raises(KeyError), files.replacing(tmp_path / "a", tmp_path / ".a.new"):
         (tmp_path / ".a.new").write_text("half")

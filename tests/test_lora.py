@@ -279,6 +279,14 @@ def test_saved_adapters_load_on_their_base_to_the_same_bits(base, tmp_path):
     }
 
 
+def test_the_same_adapters_are_the_same_bytes(tmp_path):
+    model, found = adapted(), set()
+    for _ in range(12):
+        lora.save(model, tmp_path / "a")
+        found.add((tmp_path / "a/adapter_model.safetensors").read_bytes())
+    assert len(found) == 1
+
+
 def test_the_file_holds_a_rank_by_in_b_out_by_rank_and_pefts_alpha(tmp_path):
     lora.save(adapted(rank=4, scale=2.5), tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())

@@ -17,7 +17,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 
-from tdlib import graph, hashes, parameters, runs
+from tdlib import graph, hashes, parameters, runs, status
 from tdlib.parameters import ParameterError
 from tests.small_book import COMMON, OWN, alive, called, processes_of, wait_for, yaml
 
@@ -183,6 +183,18 @@ def test_the_record_says_where_it_comes_from(made):
     assert record["peak_memory_mib"] > 10
 
 
+def test_asking_git_leaves_its_index_alone(tmp_path, monkeypatch):
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "a").write_text("a")
+    for what in (["init", "-q"], ["add", "a"], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *what], check=True)
+    os.utime(tmp_path / "a", (1, 1))  # `git status` alone would now write the index
+    before = (tmp_path / ".git/index").read_bytes()
+    monkeypatch.setattr(parameters, "ROOT", tmp_path)
+    assert runs._commit()[1] is False
+    assert (tmp_path / ".git/index").read_bytes() == before
+
+
 def test_what_cannot_be_remembered_is_refused(made):
     this = runs.start("01_distill", {"run": "01_distill-a", "seed": 3})
     with pytest.raises(TypeError, match="Figure cannot be remembered"):
@@ -242,6 +254,14 @@ def test_however_a_process_ends_its_state_is_true(root, mode, signal_, says):
 def test_a_process_that_is_not_the_same_is_lost(tmp_path, changed, says):
     runs.write_state(tmp_path, "00_teacher", "running", **changed)
     assert runs.state(tmp_path, "00_teacher")["state"] == says
+
+
+def test_a_state_that_a_power_cut_left_empty_is_lost(tmp_path):
+    runs.write_state(tmp_path, "00_teacher", "running")
+    (tmp_path / "state/00_teacher.json").write_text("")
+    assert runs.state(tmp_path, "00_teacher")["state"] == "lost"
+    assert "00_teacher  lost" in status.text(tmp_path)
+    runs.wait_until_free(tmp_path, "00_teacher")
 
 
 def test_the_heart_beats_while_nothing_is_said(root, monkeypatch):
@@ -354,6 +374,19 @@ def test_a_notebook_that_fails_leaves_state_page_and_exit_code(made, root):
     ]
 
 
+def test_a_killed_kernel_is_lost_and_the_index_says_why(made, root):
+    path = yaml(root, "01_distill-slow", student="slow")
+    command = [sys.executable, "-m", "tdlib.graph", "execute", path, "outputs/tiny"]
+    process = subprocess.Popen(command, stdout=-1, text=True)
+    wait_for(lambda: runs.state(made, "01_distill-slow").get("step") == 3)
+    os.kill(runs.state(made, "01_distill-slow")["pid"], signal.SIGKILL)
+    assert "01_distill-slow · lost: the kernel died" in process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    state = runs.state(made, "01_distill-slow")
+    assert (state["state"], state["step"]) == ("lost", 3)
+    assert "the kernel died" in (made / "index.html").read_text()
+
+
 def test_a_bad_parameter_stops_a_run_before_a_kernel_starts(root):
     done = run_yaml(yaml(root, "01_distill-a", studnet="a"))
     assert done.returncode == 1 and "did you mean student?" in done.stdout
@@ -441,6 +474,8 @@ def test_the_book_runs_what_is_needed_and_only_that(root):
     everything = sorted([*everything, "00_teacher"])
     assert done.returncode == 0 and called(root, out) == everything
     assert "04_merge_eval · is done already" in done.stdout
+    assert "its page failed" not in done.stdout
+    assert nbformat.read(root / out / "04_merge_eval.ipynb", 4).cells
 
 
 def test_a_killed_book_leaves_no_process_and_goes_on(root):
