@@ -159,7 +159,7 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) ->
             loaded = teacher.parameters + small.parameters
         case "06_inference":  # each format on some windows; raw text computes much more than once
             new, trainings = {}, []
-            shapes = [made[name][0] for name in p["models"].split() if name in made]
+            shapes = [made.get(name, (teacher,))[0] for name in p["models"].split()]
             whole = p["new_tokens"] * (p["prompt_tokens"] + p["new_tokens"]) // 2
             rows = 8 * p["quality_windows"] + 4 * p["repeats"] * whole // size.context
             forwards = [(shape, rows) for shape in shapes]

@@ -25,9 +25,9 @@ def name(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
-def test_the_book_has_its_six_notebooks():
+def test_the_book_has_its_seven_notebooks():
     wanted = ["00_teacher", "01_distill", "02_hard_set", "03_lora", "04_merge_eval"]
-    assert [path.stem for path in NOTEBOOKS] == [*wanted, "05_progressive"]
+    assert [path.stem for path in NOTEBOOKS] == [*wanted, "05_progressive", "06_inference"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
