@@ -1,4 +1,4 @@
-"""Long loops that try to break a training, then the book (stress_book): `make stress`. What they
+"""Long loops that try to break a training, the book, and it on a cluster: `make stress`. What they
 found goes to LOG.md by hand; `python -m tests.stress book 10 kills` runs a part alone.
 
 A child trains a small model with a teacher, keeping a checkpoint after every few steps; it is
@@ -22,7 +22,7 @@ import torch
 
 from tdlib import cache, data, train, worker
 from tdlib.model import Llama, LlamaConfig
-from tests import stress_book
+from tests import stress_book, stress_slurm
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,7 +112,8 @@ def main(arguments: list[str]) -> int:
     print(f"{identical} of {times} each ended as the undisturbed training: without a cache, with "
           "one filled by one and by two trainings, and by one in two processes")  # fmt: skip
     held, of = stress_book.main(10, [])
-    return 0 if identical == 4 * [times] and held == of else 1
+    submitted, jobs = stress_slurm.main([])
+    return 0 if identical == 4 * [times] and (held, submitted) == (of, jobs) else 1
 
 
 if __name__ == "__main__":
