@@ -222,12 +222,15 @@ def stopped_command(place: Place, wanted: dict) -> dict[str, bool]:
 
 
 def out_of_time_and_killed(place: Place, wanted: dict) -> dict[str, bool]:
-    """One job's time is over, every process of another is killed with SIGKILL."""
+    """One job's time is over; kernel and papermill of another are killed with SIGKILL."""
     out, seen = place.copy(), {}
     process = place.start("book", out, TWO, "CLUSTER=slurm")
     late, dead = until(lambda: len(f := sorted(place.training(out))) == 2 and f)
     at = place.training(out)[late]["step"]
-    place.slurm.ask("scancel", "--signal=KILL", "--full", place.job_of(dead))
+    kernel = place.states(out)[dead]["pid"]
+    papermill = int(Path(f"/proc/{kernel}/stat").read_text().rpartition(")")[2].split()[1])
+    for pid in (papermill, kernel):  # scancel --signal=KILL would send SIGTERM first
+        os.kill(pid, signal.SIGKILL)
     place.slurm.ask("scontrol", "update", f"JobId={place.job_of(late)}", "EndTime=now")
     until(lambda: "running" not in {s["state"] for s in place.states(out).values()})
     states = {run: s["state"] for run, s in place.states(out).items()}
