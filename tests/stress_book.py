@@ -473,7 +473,7 @@ def _add_value(copy: Path) -> None:
     path = copy / "params/smoke/sweeps/forty.yaml"
     given = yaml.safe_load(path.read_text("utf8"))
     given["grid"]["rank"].append(8)
-    path.write_text(yaml.safe_dump(given))
+    path.write_text(yaml.safe_dump(given, sort_keys=False))  # their order names the points
 
 
 def ended(folder: Path) -> dict[str, tuple]:
