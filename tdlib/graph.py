@@ -418,8 +418,8 @@ def wanted(what: str, pairs: dict[str, str]) -> Wanted:
     if what == "sweep" and not given:
         given = _told_before(ROOT / out)
     return Wanted(
-        profile, out, given, asked, _select([*runs_, *points], words["ONLY"]),
-        _select([*runs_, *points], words["REDO"]), before, price,
+        profile, out, given, asked, _select(profile, [*runs_, *points], words["ONLY"]),
+        _select(profile, [*runs_, *points], words["REDO"]), before, price,
         cluster.check(pairs.get("CLUSTER", "")), f"make {what} {said}".strip(),
     )  # fmt: skip
 
@@ -430,7 +430,7 @@ def _told_before(out: Path) -> dict[str, str]:
     return json.loads(path.read_text("utf8")).get("given", {}) if path.is_file() else {}
 
 
-def _select(known: list[str], words: tuple[str, ...]) -> tuple[str, ...]:
+def _select(profile: str, known: list[str], words: tuple[str, ...]) -> tuple[str, ...]:
     """Runs by their own name, by their notebook's, or points by sweep or by all that varies."""
     names = {name: {name, name.split("/")[-1], notebook_of(name.split("/")[-1])} for name in known}
     for name in (name for name in known if "/" in name):
@@ -438,9 +438,9 @@ def _select(known: list[str], words: tuple[str, ...]) -> tuple[str, ...]:
         names[name] |= {sweep, run.partition("-")[2]}
     for word in words:
         if not any(word in own for own in names.values()):
-            near = difflib.get_close_matches(word, [n for own in names.values() for n in own], 1)
-            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise ParameterError(f"{word} is no run: {remedy}")
+            every = [*known, *(part for own in names.values() for part in own)]
+            near = difflib.get_close_matches(word, every, 1) or [", ".join(known)]
+            raise ParameterError(f"{word} is no run of params/{profile}: did you mean {near[0]}?")
     return tuple(name for name, own in names.items() if own & set(words))
 
 
@@ -500,6 +500,7 @@ def make(wanted: Wanted) -> int:
     """Bring a run folder up to date with Snakemake; returns the exit code. The lock goes with this
     process, and so do Snakemake and what it started."""
     out = ROOT / wanted.out
+    jobs(wanted.config)  # what is wrong with them is said before anything is made
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".book.lock").open("a+") as lock:
         try:

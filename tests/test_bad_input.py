@@ -853,7 +853,7 @@ def test_a_disk_full_for_a_while_ends_no_training_and_no_run_is_called_done(out,
     monkeypatch.chdir(REPOSITORY)
     this = runs.start("00_teacher", SMALL | {"out": str(out)})
     net = Llama(LlamaConfig(vocab_size=50, layers=1, heads=2, dim=8, mlp_dim=8))
-    record = book._log(this, "a", net, None, 32, train.Recipe(ce_weight=1.0))
+    record = book._log(this, "a", net, None, 32, train.Recipe(ce_weight=1.0), lambda row: None)
     record({"step": 1})
     before = content(out)
     this.progress(1, 5)
@@ -873,7 +873,7 @@ def test_a_disk_full_for_a_while_ends_no_training_and_no_run_is_called_done(out,
 
 WORDS = [  # of `make book`, which are those of python -m tdlib.graph book
     (["PROFILE=tny"], r"PROFILE=tny has no runs in .*: did you mean tiny\?"),
-    (["ONLY=03_lorra"], r"03_lorra is no run of params/tiny: did you mean 03_lora-"),
+    (["ONLY=03_lorra"], r"03_lorra is no run of params/tiny: did you mean 03_lora"),
     (["REDO=50m"], r"50m is no run of params/tiny: did you mean .*50m"),
     (
         ["TEXT=nowhere.txt"],

@@ -412,7 +412,8 @@ def test_the_graph_follows_from_what_runs_read_and_write(root):
 def test_04_merges_every_adapter_and_compares_every_model():
     found = {one.run: one for one in graph.book("tiny", paths=False)}
     verdict = found["04_merge_eval"]
-    assert set(verdict.needs) == found.keys() - {"04_merge_eval"}
+    assert set(verdict.needs) == found.keys() - {"04_merge_eval", "06_inference"}
+    assert "04_merge_eval" in found["06_inference"].needs  # which makes what it ships
     assert {"models/50m", "models/75m", "adapters/50m-hard"} <= set(verdict.reads)
     assert "models/50m-hard-merged" in verdict.writes
     assert found["03_lora-hard"].needs == ("00_teacher", "01_distill-50m", "02_hard_set")
