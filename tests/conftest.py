@@ -15,6 +15,14 @@ import pytest
 from filelock import FileLock
 
 
+FIRST = ("test_book.py", "test_upstream_book.py", "test_sweeps.py", "test_worker.py")
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """The longest files first, or two processes would wait for one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared data: missing is a failure under CI, a skip elsewhere."""
