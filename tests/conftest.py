@@ -14,7 +14,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network
 import pytest
 from filelock import FileLock
 
-
 FIRST = ("test_book.py", "test_upstream_book.py", "test_sweeps.py", "test_worker.py")
 
 
