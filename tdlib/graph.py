@@ -115,15 +115,9 @@ def _swept_run(sweep: str, run: str, values: dict, out: Path, made: dict[str, st
     place = ROOT / values["out"]
     reads = hashes.reads(run, values, [])
     writes = hashes.writes(run, values, [])
-    for path in reads:
-        if path not in made and not (out / path).exists():
-            near = difflib.get_close_matches(path, made, 1)
-            remedy = f"did you mean {near[0]}?" if near else "add the run that does"
-            raise ParameterError(
-                f"sweep {sweep}: its points read {path}, which no run makes: {remedy}"
-            )
-        if path in writes:
-            raise ParameterError(f"sweep {sweep}: {path} is read and written: give another name")
+    _must_be_made(f"sweep {sweep}: each point", reads, made, out)
+    if both := set(reads) & set(writes):
+        raise ParameterError(f"sweep {sweep}: {min(both)} is read and written: give another name")
     needs = tuple(sorted({made[path] for path in reads if path in made}))
     return BookRun(run, place / f"{run}.yaml", place, values, tuple(reads), tuple(writes), needs,
                    sweep)  # fmt: skip
@@ -170,16 +164,19 @@ def _claim(made: dict[str, str], paths: list[str], yaml: Path) -> None:
         made[path] = yaml.stem
 
 
-def _book_run(yaml: Path, values: dict, everything: list[str], made: dict[str, str]) -> BookRun:
-    run, out = yaml.stem, ROOT / values["out"]
-    reads = hashes.reads(run, values, everything)
+def _must_be_made(who: str, reads: list[str], made: dict[str, str], out: Path) -> None:
+    """ParameterError for what is read and neither made by a run of the profile nor there."""
     for path in reads:
         if path not in made and not (out / path).exists():
             near = difflib.get_close_matches(path, made, 1)
             remedy = f"did you mean {near[0]}?" if near else "add the run that does"
-            raise ParameterError(
-                f"{yaml.name} reads {path}, which no run of its profile makes: {remedy}"
-            )
+            raise ParameterError(f"{who} reads {path}, which no run of the profile makes: {remedy}")
+
+
+def _book_run(yaml: Path, values: dict, everything: list[str], made: dict[str, str]) -> BookRun:
+    run, out = yaml.stem, ROOT / values["out"]
+    reads = hashes.reads(run, values, everything)
+    _must_be_made(yaml.name, reads, made, out)
     needs = {made[path] for path in reads if path in made}
     if run.startswith("04"):  # the tables tell of every run
         needs = {name for name in made.values() if not name.startswith("06")}
@@ -480,8 +477,8 @@ def prepare(config: dict) -> dict[str, BookRun]:
     found = jobs(config)
     for name in config["sweeps"]:
         own = [one for one in found.values() if one.sweep == name]
-        above = sweeps.parent_of(own[-1].out)
-        sweeps.write(sweeps.read(config["profile"], name), above, own[-1].parameters)
+        book_out = next(iter(found.values())).out
+        sweeps.write(sweeps.read(config["profile"], name), book_out, own[-1].parameters)
         for one in own:
             sweeps.link(one.out, list(one.reads))
     return found

@@ -214,11 +214,6 @@ def parent(out: Path) -> Path | None:
     return Path(os.path.normpath(out / path.read_text("utf8"))) if path.is_file() else None
 
 
-def parent_of(place: Path) -> Path:
-    """The run folder above a sweep's own."""
-    return place.parents[1]
-
-
 def link(out: Path, reads: list[str]) -> None:
     """Let a folder find what it reads of its parent, and the records of what made that."""
     above = parent(out)

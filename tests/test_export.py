@@ -3,13 +3,11 @@
 import importlib.util
 import io
 import json
-import lzma
 import os
 import shutil
 import subprocess
 import sys
 import warnings
-from itertools import islice
 from pathlib import Path
 
 import gguf
@@ -30,18 +28,6 @@ from tests import upstream
 
 BOTH = ("Q8_0", "Q4_0")
 SHAPE = dict(layers=2, heads=4, dim=64, mlp_dim=96, context=48)
-
-
-@pytest.fixture(scope="module")
-def lines(shared) -> list[str]:
-    """A thousand lines of real Telugu: two hundred of each file, spread evenly."""
-    found = []
-    for path in sorted((shared / "data" / "telugu").glob("*.xz")):
-        with lzma.open(path, "rt", encoding="utf8") as f:
-            texts = list(islice((line.rstrip("\n") for line in f if line.strip()), 20_000))
-        found += texts[:: len(texts) // 200][:200]
-    assert len(found) == 1000
-    return found
 
 
 def saved(folder: Path, tokenizer: Path, vocab_size: int, seed: int = 0, **change) -> Llama:

@@ -4,14 +4,12 @@ import contextlib
 import io
 import json
 import logging
-import lzma
 import os
 import random
 import re
 import shlex
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,19 +31,6 @@ EDGES = [
     "క్\u200dష", "రాష్\u200cట్రం", "<eos>", "ఒక <eos> లో", "<pad><unk><bos>", "<0xE0>",
     "é e\u0301 ﬁ ½ Ａ", "\x00\u00a0\ufeff",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def lines(shared) -> list[str]:
-    """A thousand lines of real Telugu: two hundred of each file, spread evenly."""
-    found = []
-    for path in sorted((shared / "data" / "telugu").glob("*.xz")):
-        with lzma.open(path, "rt", encoding="utf8") as f:
-            # the largest file is read no further
-            texts = list(islice((line.rstrip("\n") for line in f if line.strip()), 20_000))
-        found += texts[:: len(texts) // 200][:200]
-    assert len(found) == 1000
-    return found
 
 
 @pytest.fixture(scope="module")
