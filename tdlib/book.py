@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from tdlib import (
     cache,
@@ -313,9 +314,38 @@ def student(
     else:
         net = Llama(config).to(this.device)
     log = fit(this, name, net, tokens, recipe, teacher, kept_as=kept_as)
+    if this.notebook == "00_teacher":
+        log[-1] |= this.once("stopped", stop_on_validation, this, name, net, tokens)
     folder = this.path("models", name)
     this.once(f"saved {name}", save, net, folder, tokens)
     return Llama.load(folder, this.device).eval().requires_grad_(False), log
+
+
+def stop_on_validation(this: Run, name: str, net: Llama, tokens: data.Tokens) -> dict:
+    """Give a trained model the weights of that epoch's end which validates best; a longer training
+    may end worse than it was. Returns the loss on the fixed windows at each."""
+    rows = evaluate.fixed_rows(tokens.val, this.parameters["fixed_windows"])
+
+    def loss() -> float:
+        return float(np.nanmean(hard_set.window_loss(net, tokens.val, rows, this.device)))
+
+    ends = sorted(this.path("checkpoints", this.run, name).glob("epoch-*.safetensors"))
+    last = {key: weight.clone() for key, weight in net.state_dict().items()}
+    found = {"the end": loss()}
+    for path in ends:
+        net.load_state_dict(load_file(path, device=this.device))
+        found[path.stem] = loss()
+    best = min(found, key=found.get)
+    by = {path.stem: path for path in ends}
+    net.load_state_dict(load_file(by[best], device=this.device) if best in by else last)
+    return {"kept": best, "at_epochs": found}
+
+
+def stop_in_words(log: list[dict]) -> str:
+    """Which weights of the teacher's training were kept, in a sentence."""
+    last = log[-1]
+    losses = ", ".join(f"{when} {loss:.3f}" for when, loss in last["at_epochs"].items())
+    return f"Stopped on validation: the weights of {last['kept']} are kept ({losses})."
 
 
 def curve(log: list[dict]) -> dict[str, list[float]]:

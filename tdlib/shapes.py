@@ -27,6 +27,15 @@ SHAPES = {
     "student-75m-tiny": dict(layers=2, heads=3, dim=96, mlp_dim=224),
     "student-55m-tiny": dict(layers=2, heads=2, dim=64, mlp_dim=224),
     "student-50m-tiny": dict(layers=2, heads=2, dim=64, mlp_dim=192),
+    # the plan's, depth and width a quarter (small): with a vocabulary of 51,800 / 16 every part,
+    # the embedding too, has a 64th of the weights
+    "teacher-small": dict(layers=4, heads=8, dim=256, mlp_dim=704),
+    "student-150m-small": dict(layers=3, heads=7, dim=224, mlp_dim=576),
+    "student-120m-small": dict(layers=3, heads=6, dim=192, mlp_dim=512),
+    "student-80m-small": dict(layers=3, heads=5, dim=160, mlp_dim=416),
+    "student-75m-small": dict(layers=2, heads=5, dim=160, mlp_dim=448),
+    "student-55m-small": dict(layers=2, heads=4, dim=128, mlp_dim=416),
+    "student-50m-small": dict(layers=2, heads=4, dim=128, mlp_dim=352),
     # as small as a model can be, for the tests
     "teacher-smoke": dict(layers=2, heads=2, dim=64, mlp_dim=160),
     "student-large-smoke": dict(layers=2, heads=2, dim=32, mlp_dim=96),
