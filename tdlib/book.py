@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from tdlib import (
     cache,
+    choice,
     cost,
     dashboard,
     data,
@@ -447,8 +448,11 @@ def score(
     """Score the training windows with both models into `path`, all or, spread evenly, those of some
     `limit` tokens; what came out, in short, and the share of the windows that was scored."""
     rows = evaluate.fixed_rows(windows, limit // windows.context or len(windows))
-    scores = hard_set.score(net, teacher, windows, rows=rows, device=device, progress=progress)
-    return hard_set.save_scores(scores, path) | {"scored": len(rows) / len(windows)}
+    with choice.new_scores(path, len(windows)) as loss_2N:
+        scores = hard_set.score(
+            net, teacher, windows, rows=rows, device=device, progress=progress, into=loss_2N
+        )
+        return choice.in_short(scores) | {"scored": len(rows) / len(windows)}
 
 
 def does_difficulty_mean_anything(base: str, short: dict) -> str:
@@ -485,8 +489,8 @@ def hard_set_of(this: Run) -> hard_set.HardSet:
     """What an adapter replays: 02's choice, or the hardest `share` of its scores."""
     p = this.parameters
     if p["share"] is None:
-        return hard_set.load(this.path(p["hard_set"]))
-    scores = hard_set.load_scores(this.path("scores", p["scores"]))
+        return choice.load(this.path(p["hard_set"]))
+    scores = choice.load_scores(this.path("scores", p["scores"]))
     return hard_set.select(scores.difficulty_N, share=p["share"])
 
 
@@ -502,7 +506,7 @@ def choice_in_words(this: Run, chosen: hard_set.HardSet) -> str:
 
 def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:
     """Which hard set 03 will read, in words, where it is not the parameters' own too."""
-    kept = hard_set.load(path)
+    kept = choice.load(path)
     words = json.loads(path.read_text(encoding="utf8")).get("words", "a choice made elsewhere")
     if np.array_equal(kept.windows_K, chosen.windows_K):
         return f"In force, for 03: {words}."

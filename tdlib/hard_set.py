@@ -4,10 +4,7 @@ difficulty = student loss − teacher loss, nats per token, mean over a window; 
 student is better. Legend: N windows of the training tokens, K of them kept.
 """
 
-import io
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,24 +29,7 @@ class HardSet:
     windows_K: np.ndarray  # window numbers, ascending
     threshold: float  # smallest difficulty let in, nats per token
     share: float  # K / N
-
-
-def save_scores(scores: Scores, path: Path) -> dict:
-    """The losses of every window as .npz, whole or not at all; returns what they say in short."""
-    content = io.BytesIO()
-    np.savez(content, **asdict(scores))
-    data.write_whole(path, content.getvalue())
-    difficulty_N = scores.difficulty_N
-    return {
-        "windows": len(difficulty_N),
-        "mean": float(np.nanmean(difficulty_N)),
-        "student_better": float((difficulty_N[~np.isnan(difficulty_N)] < 0).mean()),  # share
-    }
-
-
-def load_scores(path: Path) -> Scores:
-    with np.load(path) as f:
-        return Scores(f["student_loss_N"], f["teacher_loss_N"])
+    token_share: float = 1.0  # of a window's tokens, the hardest, count in training; 1: all
 
 
 @torch.no_grad()
@@ -75,15 +55,15 @@ def window_loss(
 
 def score(
     student: Llama, teacher: Llama, windows: data.Windows, *, rows: np.ndarray | None = None,
-    device: str = "cpu", progress=lambda done, all, message: None,
+    device: str = "cpu", progress=lambda done, all, message: None, into: np.ndarray | None = None,
 ) -> Scores:  # fmt: skip
     """The loss of both models on every window, or on some `rows`, NaN elsewhere; `progress(done,
     all, message)` is told how far. A cache of the teacher's targets may stand for it: then it reads
-    only windows not in there."""
+    only windows not in there. `into` is a (2, N) array to fill, a memory map of any size."""
     if hasattr(teacher, "check"):
         teacher.check(windows)
     rows = np.arange(len(windows)) if rows is None else rows
-    loss_2N, done = np.full((2, len(windows)), np.nan, np.float32), 0
+    loss_2N, done = np.full((2, len(windows)), np.nan, np.float32) if into is None else into, 0
     for rows_B in windows.batches(rows, max(64, len(rows) // 1000)):
         loss_2N[:, rows_B] = [window_loss(m, windows, rows_B, device) for m in (student, teacher)]
         progress(done := done + len(rows_B), len(rows), "windows scored")
@@ -115,21 +95,3 @@ def replayed(chosen: HardSet, windows: str, count: int, seed: int) -> np.ndarray
         raise ValueError(f"windows {windows!r} must be 'hard' or 'random'")
     drawn = np.random.default_rng(seed).choice(count, len(chosen.windows_K), replace=False)
     return np.sort(drawn)
-
-
-def keep(chosen: HardSet, path: Path, words: str) -> None:
-    """hard_set.json, whole or not at all, with the choice in words."""
-    content = asdict(chosen) | {"windows_K": chosen.windows_K.tolist(), "words": words}
-    data.write_whole(path, json.dumps(content, ensure_ascii=False).encode())
-
-
-def load(path: Path) -> HardSet:
-    """The kept choice. ValueError where the file is not one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf8"))
-        windows_K = np.asarray(content["windows_K"], dtype=np.int64)
-        return HardSet(windows_K, float(content["threshold"]), float(content["share"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no hard set ({error!r}): run 02_hard_set again after deleting it"
-        ) from None

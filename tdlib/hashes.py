@@ -24,7 +24,7 @@ READS = {
 WRITES = {
     "00_teacher": ["tokens", "models/teacher"],
     "01_distill": ["models/{student}"],
-    "02_hard_set": ["scores/{run}.npz", "hard_set.json"],
+    "02_hard_set": ["scores/{run}.npy", "hard_set.json"],
     "03_lora": ["adapters/{adapter}"],
     "04_merge_eval": [],
     "05_progressive": ["models/150m", "models/75m", "models/75m-direct"],

@@ -122,7 +122,7 @@ RULES = {
     # the hard set and the adapter
     "share": _number(float, 0, 1, open_low=True, open_high=True),
     "03_lora.share": _number(float, 0, 1, open_low=True, none=True),
-    "scores": _text(r"[\w+-][\w.+-]*\.npz", "the name of a .npz file in the folder's scores/"),
+    "scores": _text(r"[\w+-][\w.+-]*\.npy", "the name of a .npy file in the folder's scores/"),
     "threshold": Rule(float, none=True),
     "hard_set": _text(r"[\w+-][\w.+-]*\.json", "the name of a .json file in the run folder"),
     "windows": _choice("hard", "random"),

@@ -17,7 +17,7 @@ import traitlets
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import nonsingular
 
-from tdlib import hard_set, report
+from tdlib import choice, hard_set, report
 from tdlib.plots import LISTED
 
 LEVELS = (0.25, 0.75, 1.5, 3.0)  # nats; from these on a deeper ground, a thicker line: widgets.css
@@ -140,7 +140,7 @@ def explorer(
         threshold, count, _ = stops[name][stop]
         words = f"by hand, by {name}: {_in_words(count, len(difficulty_N), threshold)}"
         try:
-            hard_set.keep(hard_set.select(difficulty_N, threshold=threshold), path, words)
+            choice.keep(hard_set.select(difficulty_N, threshold=threshold), path, words)
             shown.done = f"kept in {path.name}: {words}"
         except OSError as error:  # or the reader would believe it kept
             shown.done = f"not kept: {error}"

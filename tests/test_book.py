@@ -69,8 +69,8 @@ def test_the_recorded_loss_is_that_of_transformers_on_the_saved_model(out, resul
 
 
 def test_difficulty_is_the_difference_of_two_bare_forwards(out):
-    scores = np.load(out / "scores/02_hard_set.npz")
-    difficulty_N = scores["student_loss_N"] - scores["teacher_loss_N"]
+    scores = np.load(out / "scores/02_hard_set.npy")
+    difficulty_N = scores[0] - scores[1]
     ids = np.fromfile(out / "tokens/train.bin", dtype="<u4").astype(np.int64)
     t = json.loads((out / "tokens/meta.json").read_text())["block_size"]
     assert len(difficulty_N) == (len(ids) - 1) // t
@@ -82,8 +82,8 @@ def test_difficulty_is_the_difference_of_two_bare_forwards(out):
 
 
 def test_the_hard_set_holds_the_hardest_fifth_and_the_control_as_many(out, results):
-    scores = np.load(out / "scores/02_hard_set.npz")
-    difficulty_N = scores["student_loss_N"] - scores["teacher_loss_N"]
+    scores = np.load(out / "scores/02_hard_set.npy")
+    difficulty_N = scores[0] - scores[1]
     chosen = json.loads((out / "hard_set.json").read_text())
     k = len(chosen["windows_K"])
     assert k == round(0.2 * len(difficulty_N))
@@ -236,8 +236,8 @@ def test_pages_link_the_runs_they_were_made_from_and_those_that_use_them(out, re
 
 
 def difficulty_of(out: Path) -> np.ndarray:
-    scores = np.load(out / "scores/02_hard_set.npz")
-    return scores["student_loss_N"] - scores["teacher_loss_N"]
+    scores = np.load(out / "scores/02_hard_set.npy")
+    return scores[0] - scores[1]
 
 
 def test_each_stop_of_the_mailed_reports_sliders_counts_as_numpy_does(out, browser):
@@ -311,7 +311,7 @@ def test_the_teachers_targets_are_kept_once_for_all_that_ask_for_them(out, resul
     assert set(folders) == {"teacher-T1-K8-seed1", "150m-T1-K8-seed1"}
     valid_N = np.fromfile(folders["teacher-T1-K8-seed1"] / "valid.bin", "u1")
     trained = results["01_distill-50m"]["parameters"]["token_limit"] // 32  # windows of 32 tokens
-    assert len(valid_N) == len(np.load(out / "scores/02_hard_set.npz")["teacher_loss_N"])
+    assert len(valid_N) == np.load(out / "scores/02_hard_set.npy").shape[1]
     assert trained <= valid_N.sum() <= len(valid_N)
 
 
@@ -328,8 +328,8 @@ def test_what_a_run_was_told_to_take_is_kept_beside_what_it_took(out, results):
 
 
 def test_a_sweeps_points_train_on_their_own_share_and_leave_the_parent_alone(out, results):
-    scores = np.load(out / "scores/02_hard_set.npz")
-    count = len(scores["teacher_loss_N"])
+    scores = np.load(out / "scores/02_hard_set.npy")
+    count = scores.shape[1]
     for share in (0.2, 0.5):
         point = out / f"sweeps/share/share{share}"
         record = json.loads((point / f"results/03_lora-share{share}.json").read_text())

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdlib import book, hard_set
+from tdlib import book, choice, hard_set
 from tdlib.data import Windows
 from tdlib.hard_set import HardSet, Scores
 
@@ -64,9 +64,9 @@ def test_some_windows_have_the_losses_they_have_among_all_and_the_others_none(mo
                            (every.teacher_loss_N, some.teacher_loss_N)):  # fmt: skip
         np.testing.assert_allclose(part_N[rows], full_N[rows], rtol=2e-6)
         assert np.isnan(np.delete(part_N, rows)).all()
-    path, told = tmp_path / "scores.npz", []
+    path, told = tmp_path / "scores.npy", []
     short = book.score(path, *models, windows, "cpu", lambda *said: told.append(said), 7 * T)
-    difficulty_N = hard_set.load_scores(path).difficulty_N
+    difficulty_N = choice.load_scores(path).difficulty_N
     assert np.isfinite(difficulty_N).sum() == 7 and short["scored"] == 0.1
     assert np.isfinite(difficulty_N)[[0, 69]].all() and told[-1][:2] == (7, 7)
     chosen = hard_set.select(difficulty_N, share=0.3 * short["scored"])  # as 02 does
@@ -176,8 +176,8 @@ def test_a_hard_replay_is_the_hard_set():
 def test_a_kept_choice_is_loaded_as_it_was(tmp_path):
     difficulty_N = np.random.default_rng(5).normal(size=300).astype(np.float32)
     chosen, path = hard_set.select(difficulty_N, share=0.17), tmp_path / "hard_set.json"
-    hard_set.keep(chosen, path, "the hardest 17 %, శాతం")
-    back = hard_set.load(path)
+    choice.keep(chosen, path, "the hardest 17 %, శాతం")
+    back = choice.load(path)
     assert back.windows_K.tolist() == chosen.windows_K.tolist()
     assert back.windows_K.dtype == np.int64
     assert (back.threshold, back.share) == (chosen.threshold, chosen.share)  # to the last bit
@@ -191,15 +191,33 @@ def test_a_kept_choice_is_loaded_as_it_was(tmp_path):
 def test_a_broken_choice_gets_one_line(tmp_path, content):
     (tmp_path / "hard_set.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"hard_set.json is no hard set .*: run 02_hard_set") as e:
-        hard_set.load(tmp_path / "hard_set.json")
+        choice.load(tmp_path / "hard_set.json")
     assert "\n" not in str(e.value)
 
 
 def test_scores_come_back_and_are_told_in_short(tmp_path):
     scores = Scores(np.float32([1, 2, 4, NAN]), np.float32([2, 1, 1, 1]))
-    told = hard_set.save_scores(scores, tmp_path / "scores" / "run.npz")
-    back = hard_set.load_scores(tmp_path / "scores" / "run.npz")
+    path = tmp_path / "scores" / "run.npy"
+    with choice.new_scores(path, 4) as loss_2N:
+        assert np.isnan(loss_2N).all() and not path.exists()
+        loss_2N[:] = scores.student_loss_N, scores.teacher_loss_N
+    back = choice.load_scores(path)
     for field in ("student_loss_N", "teacher_loss_N"):
         np.testing.assert_array_equal(getattr(back, field), getattr(scores, field))
     # differences −1, 1, 3, and one window without a target
+    told = choice.in_short(back)
     assert told == {"windows": 4, "mean": 1.0, "student_better": pytest.approx(1 / 3)}
+
+
+def test_scores_that_could_not_be_finished_leave_the_old_ones(tmp_path):
+    path = tmp_path / "run.npy"
+    with choice.new_scores(path, 2) as loss_2N:
+        loss_2N[:] = 1
+    with pytest.raises(RuntimeError), choice.new_scores(path, 2) as loss_2N:
+        loss_2N[:] = 2
+        raise RuntimeError
+    assert (choice.load_scores(path).student_loss_N == 1).all()
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    path.write_bytes(b"no numbers")
+    with pytest.raises(ValueError, match=r"run.npy holds no scores .*: run 02_hard_set again"):
+        choice.load_scores(path)

@@ -41,8 +41,8 @@ def folder(out, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def difficulty_N(folder) -> np.ndarray:
-    scores = np.load(folder / "out/scores/02_hard_set.npz")
-    return scores["student_loss_N"] - scores["teacher_loss_N"]
+    student_loss_N, teacher_loss_N = np.load(folder / "out/scores/02_hard_set.npy")
+    return student_loss_N - teacher_loss_N
 
 
 @pytest.fixture(scope="module")

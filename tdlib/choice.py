@@ -1,0 +1,70 @@
+"""Scores and the choice of a hard set, as files: scores/<run>.npy and hard_set.json.
+
+The scores are one float32 array, (2, N): loss of student and teacher on every training window, in
+nats per token, NaN where a window was not scored. It is mapped, never read whole: N can be
+millions.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from tdlib import files
+from tdlib.hard_set import HardSet, Scores
+
+
+@contextlib.contextmanager
+def new_scores(path: Path, windows: int) -> Iterator[np.ndarray]:
+    """An array for the losses of so many windows, NaN at first, to be filled in place; the file is
+    there, whole, only once that has gone well."""
+    beside = path.with_name(f".{path.name}.new")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path, beside):
+        loss_2N = np.lib.format.open_memmap(beside, "w+", np.float32, (2, windows))
+        loss_2N[:] = np.nan
+        yield loss_2N
+        loss_2N.flush()
+
+
+def load_scores(path: Path) -> Scores:
+    """What 02 scored, as a memory map. ValueError where the file is something else."""
+    try:
+        loss_2N = np.load(path, mmap_mode="r")
+        return Scores(*loss_2N)
+    except (ValueError, TypeError, EOFError) as error:
+        raise ValueError(f"{path} holds no scores ({error}): run 02_hard_set again") from None
+
+
+def in_short(scores: Scores) -> dict:
+    """How many windows were scored, their mean difficulty, and on which share of them the student
+    is better than its teacher."""
+    difficulty_N = scores.difficulty_N
+    known_N = difficulty_N[~np.isnan(difficulty_N)]
+    return {
+        "windows": len(difficulty_N),
+        "mean": float(known_N.mean(dtype=np.float64)),
+        "student_better": float((known_N < 0).mean()),
+    }
+
+
+def keep(chosen: HardSet, path: Path, words: str) -> None:
+    """hard_set.json, whole or not at all, with the choice in words."""
+    content = asdict(chosen) | {"windows_K": chosen.windows_K.tolist(), "words": words}
+    files.write_whole(path, json.dumps(content, ensure_ascii=False).encode())
+
+
+def load(path: Path) -> HardSet:
+    """The kept choice. ValueError where the file is not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf8"))
+        windows_K = np.asarray(content["windows_K"], dtype=np.int64)
+        rest = (float(content[key]) for key in ("threshold", "share"))
+        return HardSet(windows_K, *rest, float(content.get("token_share", 1.0)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no hard set ({error!r}): run 02_hard_set again after deleting it"
+        ) from None
