@@ -22,6 +22,7 @@ from tdlib import (
     dashboard,
     data,
     evaluate,
+    files,
     generate,
     hard_set,
     hashes,
@@ -405,7 +406,7 @@ def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llam
 def _card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
     """README.md of a model or an adapter, beside its weights."""
     p, record = this.parameters, this.provenance()
-    adapter = p.get("adapter") == name
+    adapter = p.get("adapter") == name and p.get("trains", "adapter") == "adapter"
     folder = this.path("adapters" if adapter else "models", name)
     if adapter:
         base = this.path("models", p["base"])
@@ -492,6 +493,69 @@ def hard_set_of(this: Run) -> hard_set.HardSet:
         return choice.load(this.path(p["hard_set"]))
     scores = choice.load_scores(this.path("scores", p["scores"]))
     return hard_set.select(scores.difficulty_N, share=p["share"])
+
+
+def replayed(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> np.ndarray:
+    """The windows that 03 trains on, by its parameter `windows`."""
+    p, difficulty_N = this.parameters, None
+    if p["windows"] == "easiest":
+        difficulty_N = choice.load_scores(this.path("scores", p["scores"])).difficulty_N
+    return choice.replayed(chosen, p["windows"], len(tokens.train), p["seed"], difficulty_N)
+
+
+def weighed(
+    this: Run, chosen: hard_set.HardSet, rows_K: np.ndarray, tokens: data.Tokens, net: Llama,
+    teacher: Llama,
+) -> data.Tokens:  # fmt: skip
+    """The tokens, with weights beside them where only a share of a window's tokens counts: that of
+    the parameter `token_share`, or the one in the choice."""
+    share = this.parameters["token_share"] or chosen.token_share
+    if share == 1 or this.current:
+        return tokens
+    path = this.path("checkpoints", this.run, "weights.bin")
+    beside = path.with_name(".weights.bin.new")
+    with files.replacing(path, beside):
+        found = data.weighted(tokens, beside, new=True)
+        weights = found.train.weights
+        hard_set.weigh(net, teacher, tokens.train, rows_K, share, weights, this.device,
+                       this.progress)  # fmt: skip
+        weights.flush()
+    return data.weighted(tokens, path)
+
+
+def trainable(this: Run, net: Llama) -> int:
+    """Freeze the base and put the adapter beside it, or, where `trains` is "weights", let the base
+    itself train. Returns how many weights do."""
+    p = this.parameters
+    if p["trains"] == "adapter":
+        targets = lora.TARGETS if p["targets"] == "all" else tuple(p["targets"].split())
+        lora.attach(net, p["rank"], p["lora_scale"], targets, seed=p["seed"])
+    else:
+        net.requires_grad_(True)
+    return sum(w.numel() for w in net.parameters() if w.requires_grad)
+
+
+def replay_recipe(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> train.Recipe:
+    """03's recipe: at the temperature of the run that made the base unless another is given, and
+    for as many steps on all windows as on the hard ones."""
+    p = this.parameters
+    limit = round(p["epochs"] * len(chosen.windows_K)) * tokens.context
+    if p["windows"] != "all" or 0 < p["token_limit"] < limit:
+        limit = p["token_limit"]
+    softened = temperature_of(this, p["base"]) if p["temperature"] is None else p["temperature"]
+    return train.recipe(p | {"temperature": softened, "token_limit": limit})
+
+
+def saved(this: Run, net: Llama, tokens: data.Tokens) -> Llama:
+    """What 03 trained, saved (the adapter alone, or the whole model) and read back."""
+    p, base = this.parameters, this.path("models", this.parameters["base"])
+    if p["trains"] == "adapter":
+        folder = this.path("adapters", p["adapter"])
+        this.once("saved", lora.save, net, folder, f"models/{p['base']}")
+        return lora.load(Llama.load(base, this.device), folder)
+    folder = this.path("models", p["adapter"])
+    this.once("saved", save, net, folder, tokens)
+    return Llama.load(folder, this.device).eval().requires_grad_(False)
 
 
 def choice_in_words(this: Run, chosen: hard_set.HardSet) -> str:
@@ -593,8 +657,10 @@ def hard_set_finding(base: str, short: dict, chosen: hard_set.HardSet) -> str:
 def temperature_of(this: Run, base: str) -> float:
     """The temperature of the run that made a model of this folder."""
     for result in results_of(this).values():
-        if base in result["models"] and "temperature" in result["parameters"]:
-            return float(result["parameters"]["temperature"])
+        if base in result["models"] and "temperature" in (p := result["parameters"]):
+            # of a base trained on by 03, that of its own base
+            found = p["temperature"]
+            return float(temperature_of(this, p["base"]) if found is None else found)
     raise ValueError(f"no results file of {this.out} made {base}: set temperature")
 
 
@@ -649,7 +715,7 @@ def row_of(this: Run, name: str) -> dict:
 def adapters_of(this: Run) -> dict[str, str]:
     """The folder's adapters → their base."""
     found = (r["parameters"] for r in results_of(this).values() if r["notebook"] == "03_lora")
-    return {p["adapter"]: p["base"] for p in found}
+    return {p["adapter"]: p["base"] for p in found if p.get("trains", "adapter") == "adapter"}
 
 
 def merged(adapters: dict[str, str]) -> list[str]:

@@ -112,6 +112,11 @@ def key(student: nn.Module, recipe, rows: np.ndarray, windows: data.Windows, tea
     hashed = {"shapes": repr(shapes).encode(), "windows": np.ascontiguousarray(rows).tobytes()}
     key |= {name: hashlib.sha256(content).hexdigest() for name, content in hashed.items()}
     key |= {"windows_in_all": len(windows), "context": windows.context}
+    if windows.weights is not None:
+        weights = hashlib.sha256()
+        for rows_B in windows.batches(rows, 4096):
+            weights.update(windows.weights_of(rows_B).tobytes())
+        key["weights"] = weights.hexdigest()
     return key | {"targets": str(teacher) if hasattr(teacher, "draws") else None}
 
 

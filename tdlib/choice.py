@@ -1,4 +1,5 @@
-"""Scores and the choice of a hard set, as files: scores/<run>.npy and hard_set.json.
+"""Scores and the choice of a hard set, as files: scores/<run>.npy and hard_set.json; and what a
+replay makes of it.
 
 The scores are one float32 array, (2, N): loss of student and teacher on every training window, in
 nats per token, NaN where a window was not scored. It is mapped, never read whole: N can be
@@ -49,6 +50,27 @@ def in_short(scores: Scores) -> dict:
         "mean": float(known_N.mean(dtype=np.float64)),
         "student_better": float((known_N < 0).mean()),
     }
+
+
+def replayed(
+    chosen: HardSet, windows: str, count: int, seed: int, difficulty_N: np.ndarray | None = None
+) -> np.ndarray:
+    """What a replay trains on: "hard", the chosen windows; as many of all `count`, "random" or, by
+    their difficulty, "easiest"; or "all". ValueError: another word, or too few with a difficulty.
+    """
+    k = len(chosen.windows_K)
+    match windows:
+        case "hard":
+            return chosen.windows_K
+        case "random":
+            return np.sort(np.random.default_rng(seed).choice(count, k, replace=False))
+        case "all":
+            return np.arange(count)
+        case "easiest" if difficulty_N is not None and np.isfinite(difficulty_N).sum() >= k:
+            return np.sort(np.argsort(difficulty_N, kind="stable")[:k])  # NaN comes last
+        case "easiest":
+            raise ValueError(f"windows 'easiest' needs {k:,} windows that were scored")
+    raise ValueError(f"windows {windows!r} must be 'hard', 'random', 'easiest' or 'all'")
 
 
 def keep(chosen: HardSet, path: Path, words: str) -> None:

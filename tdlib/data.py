@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +245,8 @@ class Windows:
     ids: np.ndarray  # the whole split's ids, a memory map
     context: int  # T
     mask: np.ndarray | None = None  # beside the ids, 0 where a token is no target
+    # beside the ids, how often a target counts in training: whole numbers; None: each once
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return (len(self.ids) - 1) // self.context
@@ -264,11 +266,18 @@ class Windows:
         return torch.from_numpy(ids[:, :-1].copy()).to(device), torch.from_numpy(targets).to(device)
 
     def targets(self, rows_B: Sequence[int]) -> int:
-        """How many targets of some windows are not masked."""
-        if self.mask is None:
+        """How many targets of some windows are not masked, each as often as it counts."""
+        if self.mask is None and self.weights is None:
             return len(rows_B) * self.context
+        return int(self.weights_of(rows_B).sum())
+
+    def weights_of(self, rows_B: Sequence[int]) -> np.ndarray:
+        """How often each target counts, (B, T) float32; 0 where it is masked."""
         at_BT = np.asarray(rows_B)[:, None] * self.context + np.arange(1, self.context + 1)
-        return int(np.count_nonzero(self.mask[at_BT]))
+        weights_BT = np.ones(at_BT.shape, np.float32)
+        for each, counts in ((self.weights, lambda w: w), (self.mask, lambda m: m > 0)):
+            weights_BT *= 1 if each is None else counts(each[at_BT])
+        return weights_BT
 
     def batches(self, rows: Sequence[int], size: int) -> Iterable[Sequence[int]]:
         return (rows[i : i + size] for i in range(0, len(rows), size))
@@ -362,6 +371,16 @@ def open_tokens(folder: str | Path, context: int = 0) -> Tokens:
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = _check_tokenizer(tdlib.tokenizer.open(path), meta) if path else None
     return Tokens(folder, meta, splits["train"], splits["val"], splits.get("confirm"), tokenizer)
+
+
+def weighted(tokens: Tokens, path: Path, new: bool = False) -> Tokens:
+    """The same tokens, with the weights in a file beside their training ids, one byte each; `new`:
+    the file is made, all zero, and may be filled."""
+    if new:
+        with open(path, "wb") as file:
+            file.truncate(len(tokens.train.ids))  # a hole: only what is written takes room
+    weights = np.memmap(path, "u1", "r+" if new else "r")
+    return replace(tokens, train=replace(tokens.train, weights=weights))
 
 
 def read_meta(path: Path) -> dict:

@@ -87,11 +87,17 @@ def select(
     return HardSet(windows_K, float(threshold), len(windows_K) / len(difficulty_N))
 
 
-def replayed(chosen: HardSet, windows: str, count: int, seed: int) -> np.ndarray:
-    """What an adapter trains on: "hard", the chosen windows; "random", as many of all `count`."""
-    if windows == "hard":
-        return chosen.windows_K
-    if windows != "random":
-        raise ValueError(f"windows {windows!r} must be 'hard' or 'random'")
-    drawn = np.random.default_rng(seed).choice(count, len(chosen.windows_K), replace=False)
-    return np.sort(drawn)
+def weigh(
+    student: Llama, teacher: Llama, windows: data.Windows, rows_K: np.ndarray, share: float,
+    weights: np.ndarray, device: str = "cpu", progress=lambda done, all, message: None,
+) -> None:  # fmt: skip
+    """Token mode (Rho-1, arXiv 2404.07965, within a window): of the targets of some windows, the
+    `share` on which the student fell furthest behind its teacher count once, the others not at all.
+    Into `weights`, beside the ids as data.Windows.weights, a memory map of any size."""
+    for done, rows_B in enumerate(windows.batches(rows_K, 16)):
+        ids_BT, targets_BT = windows.batch(rows_B, device)
+        s_BT, t_BT = (token_losses(model, ids_BT, targets_BT) for model in (student, teacher))
+        behind_BT = torch.where(targets_BT != data.IGNORE, s_BT - t_BT, -torch.inf)
+        at_BK = behind_BT.topk(max(1, round(share * windows.context)), dim=1).indices.cpu().numpy()
+        weights[np.asarray(rows_B)[:, None] * windows.context + 1 + at_BK] = 1
+        progress(min(len(rows_K), 16 * (done + 1)), len(rows_K), "windows weighed")

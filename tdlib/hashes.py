@@ -42,7 +42,9 @@ def reads(run: str, values: dict, made: list[str]) -> list[str]:
     compared = [path for path in made if path.startswith(("models/", "adapters/"))]
     values = {"beside": "", "hard_set": "", "scores": ""} | values
     if run.startswith("03"):  # it replays 02's choice, or makes its own from 02's scores
-        values |= {"scores" if values.get("share") is None else "hard_set": ""}
+        values |= {"hard_set": ""} if values.get("share") is not None else {}
+        asked = values.get("share") is not None or values.get("windows") == "easiest"
+        values |= {} if asked else {"scores": ""}
     own = [pattern.format(**values) for pattern in READS.get(notebook_of(run), [])]
     own = [path for path in own if path and not path.endswith("/")]
     own += [f"models/{name}" for name in values.get("models", "").split()]  # 06
@@ -51,6 +53,8 @@ def reads(run: str, values: dict, made: list[str]) -> list[str]:
 
 def writes(run: str, values: dict, made: list[str]) -> list[str]:
     adapters = [Path(path).name for path in made if path.startswith("adapters/")]
+    if values.get("trains") == "weights":
+        return [f"models/{values['adapter']}"]
     own = [pattern.format(**values) for pattern in WRITES.get(notebook_of(run), [])]
     own += [f"exports/{name}" for name in values.get("models", "").split()]  # 06
     return own + ([f"models/{name}-merged" for name in adapters] if run.startswith("04") else [])

@@ -64,6 +64,8 @@ _NAME = _text(r"[^\W_][\w.+-]*", "a name of letters, digits, - _ . +")
 _POSITIVE, _COUNT = _number(float, 0, open_low=True), _number(int, 1)
 _SHAPE = _choice(*SHAPES)
 
+# lora.TARGETS, which would need torch
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # What every parameter may be; "notebook.name" goes before "name".
 RULES = {
     "run": _NAME,
@@ -125,7 +127,14 @@ RULES = {
     "scores": _text(r"[\w+-][\w.+-]*\.npy", "the name of a .npy file in the folder's scores/"),
     "threshold": Rule(float, none=True),
     "hard_set": _text(r"[\w+-][\w.+-]*\.json", "the name of a .json file in the run folder"),
-    "windows": _choice("hard", "random"),
+    "windows": _choice("hard", "random", "easiest", "all"),
+    "trains": _choice("adapter", "weights"),
+    "targets": Rule(
+        str, f"all, or names with spaces between, of {', '.join(LINEARS)}",
+        lambda v: v == "all" or (v.split() and set(v.split()) <= set(LINEARS)), choices=LINEARS,
+    ),
+    "token_share": _number(float, 0, 1, open_low=True),
+    "03_lora.token_share": _number(float, 0, 1, open_low=True, none=True),
     "rank": _number(int, 1, 1024),
     "lora_scale": _POSITIVE,
     "allow_large_scale": Rule(bool),

@@ -224,7 +224,9 @@ def _origin(name: str, record: dict) -> str:
         loss += f"T² · KL(teacher ‖ model), T {t}"
     if record["notebook"] == "03_lora":
         made = f"trained on the {p['windows']} windows, its base frozen"
-        if name != p["adapter"]:
+        if p.get("trains") == "weights":
+            made = f"`{p['base']}`, all its weights trained on for a while, {p['windows']} windows"
+        elif name != p["adapter"]:
             made = (
                 f"`{p['base']}` and the adapter `{p['adapter']}` merged into one; that was {made}"
             )

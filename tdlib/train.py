@@ -73,8 +73,9 @@ def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
 
 
 def batch_loss(
-    student: Llama, teacher, ids_BT: Tensor, targets_BT: Tensor, recipe: Recipe, rows_B=(), kept=()
-) -> losses.Loss:
+    student: Llama, teacher, ids_BT: Tensor, targets_BT: Tensor, recipe: Recipe, rows_B=(), kept=(),
+    weights_BT: Tensor | None = None,
+) -> losses.Loss:  # fmt: skip
     """The distillation loss of one micro-batch; `teacher` is anything with .hidden and .head, or a
     cache of its draws: then the windows' numbers come along, and what the cache has of them."""
     known, loss = {}, losses.distillation_loss
@@ -90,6 +91,7 @@ def batch_loss(
     hidden_ND = student.hidden(ids_BT).flatten(0, 1)
     return loss(
         hidden_ND, student.head, targets_BT.flatten(), **known,
+        weights_N=None if weights_BT is None else weights_BT.flatten(),
         ce_weight=recipe.ce_weight, temperature=recipe.temperature, ignore_index=data.IGNORE,
     )  # fmt: skip
 
@@ -138,8 +140,14 @@ def fit(
         record(state.log[0])
     left = steps[state.step :]
     micros = (micro for rows_B in left for micro in team.micros(rows_B, recipe.micro_windows))
-    more = [teacher.read] if hasattr(teacher, "draws") else []
-    stream, saved = windows.stream(micros, device, *more), time.monotonic()
+    read = teacher.read if hasattr(teacher, "draws") else lambda rows_B: ()
+
+    def beside(rows_B: np.ndarray) -> tuple[Tensor, ...]:
+        weighs = windows.weights is not None
+        weights = [torch.from_numpy(windows.weights_of(rows_B))] if weighs else []
+        return (*weights, *read(rows_B))
+
+    stream, saved = windows.stream(micros, device, beside), time.monotonic()
     student.activation_checkpointing = recipe.activation_checkpointing
     if recipe.deterministic:
         torch.use_deterministic_algorithms(True)
@@ -197,9 +205,10 @@ def _accumulate(ask, windows, rows_B, recipe, meter, stream, team) -> Tensor:
     before = meter.sums.clone()
     for i, rows in enumerate(mine, 1):
         ids_BT, targets_BT, *kept = next(stream)
+        weights_BT = kept.pop(0) if windows.weights is not None else None
         ask.require_backward_grad_sync = i == len(mine)  # gradients of several processes: once
         with cast:
-            parts = ask(ids_BT, targets_BT, recipe, rows, kept)
+            parts = ask(ids_BT, targets_BT, recipe, rows, kept, weights_BT)
         (parts.loss * (parts.count * team.size / total)).backward()  # of them the mean is taken
         each = torch.stack([parts.loss.detach(), parts.ce, parts.kl, torch.ones_like(parts.ce)])
         meter.sums += each * parts.count

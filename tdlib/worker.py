@@ -101,6 +101,8 @@ def _write(job: Path, student: Llama, tokens: data.Tokens, recipe, teacher, rows
         content["teacher"] = _pack(teacher, job / "teacher.weights")
     if rows is not None:
         np.save(job / "rows.npy", rows)
+    weights = tokens.train.weights
+    content["weights"] = None if weights is None else str(Path(weights.filename).resolve())
     (job / "job.json").write_text(json.dumps(content), encoding="utf8")
 
 
@@ -264,6 +266,8 @@ def _train(job: Path, given: dict, team: Team) -> None:
 
         _dynamo.config.optimize_ddp = False
     tokens = data.open_tokens(given["tokens"], given["context"])
+    if given["weights"]:
+        tokens = data.weighted(tokens, Path(given["weights"]))
     student, teacher = (
         given[name] and _unpack(given[name], job / f"{name}.weights", device)
         for name in ("student", "teacher")

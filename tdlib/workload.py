@@ -71,7 +71,8 @@ class Training:
 
     @property
     def rank(self) -> int:
-        return self.parameters.get("rank", 0)
+        adapter = self.parameters.get("trains", "adapter") == "adapter"
+        return self.parameters.get("rank", 0) if adapter else 0
 
     @property
     def at_once(self) -> int:
@@ -147,10 +148,11 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) ->
             forwards = [(_base(p, made), scored), (teacher, scored)]
             disk = 8 * (size.train + size.hard)
         case "03_lora":
-            new, base = {}, _base(p, made)
+            base, whole = _base(p, made), p.get("trains") == "weights"
+            new = {p["adapter"]: base} if whole else {}
             replayed = round(p["share"] * size.train) if p.get("share") else size.hard
             trainings = [trained(p["adapter"], base, teacher, replayed)]
-            disk = 4 * cost.adapter_parameters(base, p["rank"])
+            disk = 0 if whole else 4 * cost.adapter_parameters(base, p["rank"])
         case "05_progressive":
             middle, small = of(p["middle_shape"]), of(p["small_shape"])
             new = {"150m": middle, "75m": small, "75m-direct": small}
@@ -202,7 +204,7 @@ def of_profile(runs: list[graph.BookRun], size: Size, teacher: LlamaConfig) -> l
         p = one.parameters
         found.append(of_run(p, size, teacher, made))
         made |= {name: (c, p.get("temperature", 1.0)) for name, c in found[-1].made.items()}
-        if one.notebook == "03_lora":
+        if one.notebook == "03_lora" and p.get("trains", "adapter") == "adapter":
             made[p["adapter"]] = (made[p["base"]][0], None)
             made[f"{p['adapter']}-merged"] = made[p["base"]]
     return found

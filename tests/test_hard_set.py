@@ -153,21 +153,21 @@ def test_an_impossible_share_is_refused(share):
 
 def test_a_random_replay_is_as_many_of_all_windows_drawn_once():
     chosen = HardSet(np.arange(900, 1000), 0.1, 0.1)
-    drawn = hard_set.replayed(chosen, "random", 1000, seed=3)
+    drawn = choice.replayed(chosen, "random", 1000, seed=3)
     assert len(drawn) == len(set(drawn.tolist())) == 100
     assert (np.diff(drawn) > 0).all()
     assert 0 <= drawn.min() and drawn.max() < 1000
-    assert drawn.tolist() == hard_set.replayed(chosen, "random", 1000, seed=3).tolist()
-    assert drawn.tolist() != hard_set.replayed(chosen, "random", 1000, seed=4).tolist()
+    assert drawn.tolist() == choice.replayed(chosen, "random", 1000, seed=3).tolist()
+    assert drawn.tolist() != choice.replayed(chosen, "random", 1000, seed=4).tolist()
     # of all windows, not of the hard ones: 10 % of these are drawn by chance, 10 ± 3
     assert len(np.intersect1d(drawn, chosen.windows_K)) < 25
 
 
 def test_a_hard_replay_is_the_hard_set():
     chosen = HardSet(np.array([3, 8]), 0.1, 0.2)
-    assert hard_set.replayed(chosen, "hard", 10, seed=1).tolist() == [3, 8]
+    assert choice.replayed(chosen, "hard", 10, seed=1).tolist() == [3, 8]
     with pytest.raises(ValueError, match="windows 'easy' must be 'hard' or 'random'"):
-        hard_set.replayed(chosen, "easy", 10, seed=1)
+        choice.replayed(chosen, "easy", 10, seed=1)
 
 
 # files
