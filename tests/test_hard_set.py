@@ -166,7 +166,7 @@ def test_a_random_replay_is_as_many_of_all_windows_drawn_once():
 def test_a_hard_replay_is_the_hard_set():
     chosen = HardSet(np.array([3, 8]), 0.1, 0.2)
     assert choice.replayed(chosen, "hard", 10, seed=1).tolist() == [3, 8]
-    with pytest.raises(ValueError, match="windows 'easy' must be 'hard' or 'random'"):
+    with pytest.raises(ValueError, match="windows 'easy' must be 'hard', 'random', "):
         choice.replayed(chosen, "easy", 10, seed=1)
 
 
