@@ -39,7 +39,7 @@ def threads_of(one):
     """Small models gain little from threads: two runs of one each. All others wait for 00."""
     if ON:
         return int(config["cpus"])
-    if config["profile"] in hashes.QUICK and not one.run.startswith("00"):
+    if config["profile"] in hashes.ONE_THREAD and not one.run.startswith("00"):
         return 1
     return max(1, workflow.cores // max(1, devices.slots()))
 

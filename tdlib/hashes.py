@@ -34,6 +34,7 @@ VOLATILE = {"redo", "device", "out", "checkpoint_minutes", "micro_windows", "max
 VOLATILE |= {"activation_checkpointing", "deterministic", "processes"}
 VOLATILE |= {"after_checkpoint", "after_run", "wandb"}
 QUICK = {"smoke", "tiny"}  # profiles in which changed code repeats a run; elsewhere it is noted
+ONE_THREAD = QUICK | {"small"}  # models so small that two runs of a thread each beat one of two
 SAMPLED = 2**30  # bytes; of a larger file 64 MiB are hashed
 
 

@@ -57,8 +57,9 @@ def _in_folder(out: Path, context: int) -> dict[str, tuple]:
 # --- what is at hand
 
 
-def size_of(folder: Path, out: Path, share: float = 0.2) -> Size:
-    """How much a folder of tokens holds; the hard set is the run folder's, or that share."""
+def size_of(folder: Path, out: Path, share: float = 0.2, scored: int = 0) -> Size:
+    """How much a folder of tokens holds; the hard set is the run folder's, or that share of the
+    windows of `scored` tokens (0: of all)."""
     path, kept = folder / "meta.json", out / "hard_set.json"
     try:
         meta = json.loads(path.read_text(encoding="utf8"))
@@ -69,12 +70,14 @@ def size_of(folder: Path, out: Path, share: float = 0.2) -> Size:
         raise FileNotFoundError(f"{path} is not there: give a folder of tokens (TOKENS=)") from None
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{path} does not tell of tokens ({error!r}): copy it again") from None
-    share = json.loads(kept.read_text(encoding="utf8"))["share"] if kept.is_file() else share
+    hard = share * min(windows, scored // context or windows)
+    if kept.is_file():
+        hard = json.loads(kept.read_text(encoding="utf8"))["share"] * windows
     said = f"{si(train)} for training, {si(val)} for validation, in {folder}"
-    return Size(vocab_size, context, windows, (val - 1) // context, round(share * windows), said)
+    return Size(vocab_size, context, windows, (val - 1) // context, round(hard), said)
 
 
-def _guessed(p: dict, vocab_size: int, share: float) -> Size:
+def _guessed(p: dict, vocab_size: int, share: float, scored: int) -> Size:
     """Before there are tokens: those of the text that 00 writes, by its length, or the nominal."""
     # written text at vocabularies of 600, 2,048 and 8,192 has 2.05, 3.56 and 5.83 characters each
     written = p["text_characters"] / (0.162 * vocab_size**0.4)
@@ -83,7 +86,8 @@ def _guessed(p: dict, vocab_size: int, share: float) -> Size:
     how = "about, by the length of the text" if written else "nominal"
     said = f"{si(train)} for training, {si(val)} for validation: {how}, no tokens yet (TOKENS=)"
     windows, val = round(train / p["context"]), round(val / p["context"])
-    return Size(vocab_size, p["context"], windows, val, round(share * windows), said)
+    hard = share * min(windows, scored // p["context"] or windows)
+    return Size(vocab_size, p["context"], windows, val, round(hard), said)
 
 
 def _teacher(p: dict, path: Path, size: Size) -> LlamaConfig:
@@ -127,12 +131,13 @@ def asked(pairs: dict[str, str]) -> Asked:
     if "00_teacher" not in by:
         raise ParameterError(f"params/{profile} has no 00_teacher.yaml: add one")
     p, out = by["00_teacher"], ROOT / by["00_teacher"]["out"]
-    share = next((q["share"] for run, q in by.items() if run.startswith("02")), 0.2)
+    of_02 = next((q for run, q in by.items() if run.startswith("02")), {})
+    share, scored = of_02.get("share", 0.2), of_02.get("token_limit", 0)
     folder = ROOT / p["tokens"] if p["tokens"] else out / "tokens"
     path = ROOT / p["teacher"] if p["teacher"] else out / "models/teacher"
     known = bool(p["tokens"]) or (folder / "meta.json").is_file()
     if known:
-        sizes = [size_of(folder, out, share)]
+        sizes = [size_of(folder, out, share, scored)]
     else:
         vocabularies = VOCABULARIES
         if pairs.get("VOCAB"):
@@ -141,7 +146,7 @@ def asked(pairs: dict[str, str]) -> Asked:
             vocabularies = (_teacher(p, path, Size(0, 0, 0, 0, 0, "")).vocab_size,)
         elif p["text_characters"]:
             vocabularies = (p["vocab_size"],)
-        sizes = [_guessed(p, size, share) for size in vocabularies]
+        sizes = [_guessed(p, size, share, scored) for size in vocabularies]
     teachers = [_teacher(p, path, size) for size in sizes]
     for size, teacher in zip(sizes, teachers, strict=True):
         if teacher.vocab_size != size.vocab_size:
@@ -176,7 +181,7 @@ def device_of(wanted: str, profile: str) -> tuple[Device, str]:
         raise ParameterError(f"DEVICE={wanted} is not known: {remedy}")
     import torch
 
-    if profile in hashes.QUICK:  # as the book runs them
+    if profile in hashes.ONE_THREAD:  # as the book runs them
         torch.set_num_threads(1)
     return workload.here(
         "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
@@ -224,7 +229,7 @@ def _head(of: Asked, device: Device, source: str) -> str:
         "tokens": of.sizes[0].said,
         "vocabulary": several,
     }
-    if of.profile in hashes.QUICK and device.kind == "cpu":
+    if of.profile in hashes.ONE_THREAD and device.kind == "cpu":
         rows["threads"] = "one a run; the book runs as many runs at once as there are cores"
     return _lines(rows)
 

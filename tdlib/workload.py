@@ -203,7 +203,8 @@ def of_profile(runs: list[graph.BookRun], size: Size, teacher: LlamaConfig) -> l
     for one in runs:
         p = one.parameters
         found.append(of_run(p, size, teacher, made))
-        made |= {name: (c, p.get("temperature", 1.0)) for name, c in found[-1].made.items()}
+        softened = p.get("temperature") or made.get(p.get("base"), (None, 1.0))[1]
+        made |= {name: (c, softened) for name, c in found[-1].made.items()}
         if one.notebook == "03_lora" and p.get("trains", "adapter") == "adapter":
             made[p["adapter"]] = (made[p["base"]][0], None)
             made[f"{p['adapter']}-merged"] = made[p["base"]]
