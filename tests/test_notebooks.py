@@ -69,7 +69,9 @@ def test_a_profile_makes_one_book_in_which_every_input_has_a_maker(profile):
     runs = {one.run: one for one in graph.book(profile, paths=False)}
     made = {path for one in runs.values() for path in one.writes}
     assert all(set(one.reads) <= made for one in runs.values())
-    assert {one.notebook for one in runs.values()} == {path.stem for path in NOTEBOOKS}
+    # the core set of small takes an hour; 05 and 06 would take another
+    left = {"05_progressive", "06_inference"} if profile == "small" else set()
+    assert {one.notebook for one in runs.values()} == {path.stem for path in NOTEBOOKS} - left
 
 
 def test_the_default_parameters_are_those_of_the_tiny_profile():

@@ -136,7 +136,7 @@ def test_a_command_that_cannot_be_meant_is_refused_in_one_line(book, words, says
 
 
 def test_every_sweep_that_we_ship_can_be_meant():
-    for profile in ("smoke", "tiny", "b200", "b200-quick"):
+    for profile in ("smoke", "tiny", "small", "b200", "b200-quick"):
         found = graph.book(profile, paths=False)
         for name in sweeps.names(profile):
             *points, page = graph.swept(name, profile, found)
