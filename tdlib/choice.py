@@ -85,7 +85,8 @@ def load(path: Path) -> HardSet:
         content = json.loads(path.read_text(encoding="utf8"))
         windows_K = np.asarray(content["windows_K"], dtype=np.int64)
         rest = (float(content[key]) for key in ("threshold", "share"))
-        return HardSet(windows_K, *rest, float(content.get("token_share", 1.0)))
+        more = float(content.get("token_share", 1.0)), int(content.get("easy", 0))
+        return HardSet(windows_K, *rest, *more)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no hard set ({error!r}): run 02_hard_set again after deleting it"
