@@ -354,6 +354,11 @@ class Tokens:
         of_D = source_N[np.unique(document_N, return_index=True)[1]]
         return document_N, [names[i] if named else "unknown" for i in of_D]
 
+    def fold(self, part: str) -> np.ndarray:
+        """Which training windows are of fold "k/n", (N,) bool: those of every n-th document."""
+        k, n = map(int, part.split("/"))
+        return self.documents("train")[0] % n == k - 1
+
     def rare(self, split: str) -> dict[str, np.ndarray]:
         """Kind of rare construction → which windows of a split hold one, (N,) bool: the middle
         token of its sentence is among their targets. Empty where none is known."""

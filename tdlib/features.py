@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from tdlib import data
 from tdlib.files import write_whole
@@ -212,6 +213,30 @@ def cuts(tokens: data.Tokens, found: Features) -> dict[str, tuple[list[str], np.
     if tokens.tokenizer:
         made["script"] = _steps(found.foreign_N, STEPS["script"])
     return made
+
+
+def junk_table(
+    tokens: data.Tokens, found: Features, difficulty_N: np.ndarray, hard_N: np.ndarray
+) -> pd.DataFrame:
+    """Each kind of junk: its windows, how many of them the choice would call hard were it not left
+    out (`hard_N`), and the text of the hardest."""
+    rows = []
+    for flag, kind in JUNK.items():
+        at = np.flatnonzero(found.junk_N & flag)
+        example = at[np.argmax(np.nan_to_num(difficulty_N[at], nan=-np.inf))] if len(at) else None
+        rows.append({
+            "junk": kind, "windows": f"{len(at):,}", "of all": f"{len(at) / len(hard_N):.2%}",
+            "of them hard": f"{hard_N[at].sum():,}",
+            "an example": "–" if example is None else text(tokens, int(example)),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def text(tokens: data.Tokens, window: int, characters: int = 120) -> str:
+    """The beginning of a window's text, in one line; its ids without a tokenizer."""
+    ids = tokens.train.ids[window * tokens.context + 1 :][: tokens.context].tolist()
+    shown = tokens.tokenizer.decode(ids) if tokens.tokenizer else " ".join(map(str, ids))
+    return shown.replace("\n", " ¶ ")[:characters]
 
 
 def _steps(share_N: np.ndarray, steps: tuple[float, ...]) -> tuple[list[str], np.ndarray]:
