@@ -307,7 +307,7 @@ def student(
 ) -> tuple[Llama, list[dict]]:
     """Train a model, save it as models/<name> and read it back, so that what is measured is what
     was saved. Where the run is finished, only read it back. It begins with random weights, or, by
-    the parameter `init`, with slices of its teacher's."""
+    the parameter `init`, with slices of its teacher's; the fold `left_out` is not read."""
     torch.manual_seed(recipe.seed)
     config = replace(config, eos_id=tokens.eos)
     if this.parameters.get("init") == "teacher":
@@ -315,7 +315,9 @@ def student(
         net = start.from_teacher(teacher, config, tokens.train, count=looked_at, device=this.device)
     else:
         net = Llama(config).to(this.device)
-    log = fit(this, name, net, tokens, recipe, teacher, kept_as=kept_as)
+    left_out = this.parameters.get("left_out")
+    rows = np.flatnonzero(~tokens.fold(left_out)) if left_out else None
+    log = fit(this, name, net, tokens, recipe, teacher, rows, kept_as)
     if this.notebook == "00_teacher":
         log[-1] |= this.once("stopped", stop_on_validation, this, name, net, tokens)
     folder = this.path("models", name)
@@ -470,6 +472,15 @@ def does_difficulty_mean_anything(base: str, short: dict) -> str:
     return f"{counts}; mean difficulty {short['mean']:+.3f} nats. Difficulty can be read as a lag."
 
 
+def said_by_02(this: Run) -> str:
+    """That sentence again, for what is built on difficulty, from the record of 02."""
+    base = this.parameters["base"]
+    for result in results_of(this).values():
+        if result["notebook"] == "02_hard_set" and result["parameters"]["base"] == base:
+            return does_difficulty_mean_anything(base, result["remembered"]["short"])
+    return f"No record of 02 says on how many windows {base} is better than its teacher."
+
+
 def coloured_texts(net: Llama, teacher: Llama, tokens: data.Tokens, device) -> Callable[[int], str]:
     """Window number → its text as HTML, each piece coloured by its own difference."""
 
@@ -492,7 +503,7 @@ def hard_set_of(this: Run) -> hard_set.HardSet:
     if p["share"] is None:
         return choice.load(this.path(p["hard_set"]))
     scores = choice.load_scores(this.path("scores", p["scores"]))
-    return hard_set.select(scores.difficulty_N, share=p["share"])
+    return choice.made(scores.difficulty_N, {"share": p["share"]})
 
 
 def replayed(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> np.ndarray:
@@ -584,14 +595,15 @@ def difficulty_in_words(scores: hard_set.Scores, chosen: hard_set.HardSet) -> st
     """What the two figures of 02 show: how uneven difficulty is, and how it goes with loss."""
     d_N = scores.difficulty_N
     known_N = np.isfinite(d_N)
-    held = d_N[chosen.windows_K].sum() / d_N[known_N].sum()
+    hard_N = choice.hard(chosen, d_N)
+    held = d_N[hard_N].sum() / d_N[known_N].sum()
     own, with_teacher = (
         np.corrcoef(x[known_N], scores.teacher_loss_N[known_N])[0, 1]
         for x in (scores.student_loss_N, d_N)
     )
     return (
         f"Half of the windows lie above {np.nanmedian(d_N):+.3f} nats. The hardest "
-        f"{chosen.share:.1%} begin at {chosen.threshold:+.3f} and hold {held:.0%} of all that the "
+        f"{hard_N.mean():.1%} begin at {chosen.threshold:+.3f} and hold {held:.0%} of all that the "
         f"student lost. Both models' losses have a correlation of {own:.2f}; difficulty and "
         f"teacher loss, of {with_teacher:+.2f}."
     )
@@ -644,6 +656,8 @@ def hard_set_finding(base: str, short: dict, chosen: hard_set.HardSet) -> str:
         f"{len(chosen.windows_K):,} windows ({chosen.share:.1%}) are at least "
         f"{chosen.threshold:.3f} nats harder for {base} than for its teacher."
     )
+    if chosen.easy:
+        said = f"{said[:-1]}, but for {chosen.easy:,} easy ones mixed in."
     if short["student_better"] > 0.5:
         return (
             f"{base} is BETTER than its teacher on {short['student_better']:.0%} of windows. {said}"

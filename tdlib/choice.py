@@ -9,12 +9,12 @@ millions.
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from tdlib import files
+from tdlib import files, hard_set
 from tdlib.hard_set import HardSet, Scores
 
 
@@ -73,6 +73,42 @@ def replayed(
     raise ValueError(f"windows {windows!r} must be 'hard', 'random', 'easiest' or 'all'")
 
 
+def made(difficulty_N: np.ndarray, p: dict, junk_N: np.ndarray | None = None) -> HardSet:
+    """The choice by a run's parameters, of which `share` is of the windows that were scored and are
+    not left out; `leave_out_junk` leaves out those of `junk_N` (features) that are not 0."""
+    left_out_N = junk_N > 0 if p.get("leave_out_junk") else np.zeros(len(difficulty_N), bool)
+    scored = np.isfinite(difficulty_N)[~left_out_N].mean() if not left_out_N.all() else 0
+    asked = {"share": p["share"] * scored} if p.get("threshold") is None else {
+        "threshold": p["threshold"]}  # fmt: skip
+    chosen = hard_set.select(
+        difficulty_N, **asked, clip=p.get("clip", 0.0), left_out_N=left_out_N,
+        easy_share=p.get("easy_share", 0.0), seed=p.get("seed", 1),
+    )  # fmt: skip
+    return replace(chosen, token_share=p.get("token_share", 1.0))
+
+
+def hard(chosen: HardSet, difficulty_N: np.ndarray) -> np.ndarray:
+    """Which windows are in because they are hard, (N,) bool; easy ones mixed in are not."""
+    hard_N = np.zeros(len(difficulty_N), bool)
+    hard_N[chosen.windows_K] = True
+    return hard_N & (difficulty_N >= chosen.threshold)
+
+
+def in_words(chosen: HardSet, p: dict) -> str:
+    """What was chosen, for hard_set.json: of the hardest, what was left out and what joined."""
+    k = len(chosen.windows_K)
+    said = (
+        f"the hardest {chosen.share * (k - chosen.easy) / max(1, k):.1%} of {p['base']}'s windows"
+    )
+    said += f", {chosen.threshold:.4f} nats and more"
+    said += f", less the very hardest {p['clip']:.1%}" if p["clip"] else ""
+    said += ", without junk" if p["leave_out_junk"] else ""
+    said += f", and {chosen.easy:,} easy ones" if chosen.easy else ""
+    if chosen.token_share < 1:
+        said += f"; of each the hardest {chosen.token_share:.0%} of its tokens"
+    return said
+
+
 def keep(chosen: HardSet, path: Path, words: str) -> None:
     """hard_set.json, whole or not at all, with the choice in words."""
     content = asdict(chosen) | {"windows_K": chosen.windows_K.tolist(), "words": words}
@@ -85,7 +121,8 @@ def load(path: Path) -> HardSet:
         content = json.loads(path.read_text(encoding="utf8"))
         windows_K = np.asarray(content["windows_K"], dtype=np.int64)
         rest = (float(content[key]) for key in ("threshold", "share"))
-        return HardSet(windows_K, *rest, float(content.get("token_share", 1.0)))
+        more = float(content.get("token_share", 1.0)), int(content.get("easy", 0))
+        return HardSet(windows_K, *rest, *more)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no hard set ({error!r}): run 02_hard_set again after deleting it"

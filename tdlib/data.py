@@ -3,7 +3,8 @@
 A folder of tokens holds train.bin, val.bin (and confirm.bin where asked), raw little-endian ids,
 and meta.json, all as upstream writes and reads them; beside them documents.tsv (where each document
 starts) and the tokenizer; rare.tsv, where the text came with known rare constructions, says where
-their sentences lie. Each line of text ends in <eos>.
+their sentences lie. A reader may put sources.tsv there, which names the sources of train.bin: a
+line each, the number of its first token, a tab, its name. Each line of text ends in <eos>.
 Window i is tokens [i·T, i·T + T + 1): T inputs and their T targets, shifted by one. Windows are
 numbered once and for all, so a difficulty means the same thing in every notebook.
 Legend: B windows of a batch, T tokens of a window (the context), N windows of a split.
@@ -333,15 +334,30 @@ class Tokens:
 
     def documents(self, split: str) -> tuple[np.ndarray, list[str]]:
         """For each window of a split the number of the document in its middle, (N,), and for each
-        document its source. Where documents are unknown, 16 neighbouring windows stand for one."""
+        document its source. Where documents are unknown, 16 neighbouring windows of one source
+        stand for one."""
         windows = getattr(self, split)
         rows = _read_table(self.folder / "documents.tsv", split)
-        if not rows:
-            block_N = np.arange(len(windows)) // 16
-            return block_N, ["unknown"] * (int(block_N[-1]) + 1)
-        starts = np.array([int(r["start"]) for r in rows])
+        named = read_sources(self.folder / "sources.tsv", self.train) if split == "train" else []
+        first_S, names = np.array([first for first, _ in named]), [name for _, name in named]
         middle_N = np.arange(len(windows)) * windows.context + windows.context // 2
-        return np.searchsorted(starts, middle_N, side="right") - 1, [r["source"] for r in rows]
+        if rows:
+            starts = np.array([int(r["start"]) for r in rows])
+            document_N = np.searchsorted(starts, middle_N, side="right") - 1
+            if not named:
+                return document_N, [r["source"] for r in rows]
+            return document_N, [names[i] for i in np.searchsorted(first_S, starts, "right") - 1]
+        source_N = np.searchsorted(first_S, middle_N, side="right") - 1  # −1 where none is named
+        block_N = np.arange(len(windows)) // 16
+        begins_N = np.diff(block_N, prepend=0) | np.diff(source_N, prepend=source_N[0])
+        document_N = np.cumsum(begins_N != 0)
+        of_D = source_N[np.unique(document_N, return_index=True)[1]]
+        return document_N, [names[i] if named else "unknown" for i in of_D]
+
+    def fold(self, part: str) -> np.ndarray:
+        """Which training windows are of fold "k/n", (N,) bool: those of every n-th document."""
+        k, n = map(int, part.split("/"))
+        return self.documents("train")[0] % n == k - 1
 
     def rare(self, split: str) -> dict[str, np.ndarray]:
         """Kind of rare construction → which windows of a split hold one, (N,) bool: the middle
@@ -367,6 +383,7 @@ def open_tokens(folder: str | Path, context: int = 0) -> Tokens:
         for split in ("train", "val", "confirm")
         if split != "confirm" or (folder / "confirm.bin").is_file()
     }
+    read_sources(folder / "sources.tsv", splits["train"])  # what is wrong is said early
     paths = [folder / name for name in ("tokenizer.model", "tokenizer.json")]
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = _check_tokenizer(tdlib.tokenizer.open(path), meta) if path else None
@@ -381,6 +398,28 @@ def weighted(tokens: Tokens, path: Path, new: bool = False) -> Tokens:
             file.truncate(len(tokens.train.ids))  # a hole: only what is written takes room
     weights = np.memmap(path, "u1", "r+" if new else "r")
     return replace(tokens, train=replace(tokens.train, weights=weights))
+
+
+def read_sources(path: Path, train: Windows) -> list[tuple[int, str]]:
+    """sources.tsv: first token and name of each source, in order; a heading is passed over.
+    [] where there is no such file."""
+    if not path.is_file():
+        return []
+    remedy = "a line is the number of its first token, a tab, its name"
+    lines = path.read_text(encoding="utf8").splitlines()
+    rows = [line.split("\t") for line in lines if line.strip()]
+    rows = rows[1:] if rows and not rows[0][0][:1].isdecimal() else rows
+    for row in rows:
+        if len(row) != 2 or not row[0].strip().isdecimal() or not row[1].strip():
+            raise ValueError(f"{path}: {chr(9).join(row)!r} is no source: {remedy}")
+    found = [(int(first), name.strip()) for first, name in rows]
+    if not found or found[0][0] != 0:
+        raise ValueError(f"{path} names no source for token 0: {remedy}, and the first begins at 0")
+    for (before, _), (first, name) in itertools.pairwise(found):
+        if not before < first < len(train.ids):
+            raise ValueError(f"{path}: {name} begins at {first:,}, it must be after {before:,} and "
+                             f"before {len(train.ids):,}: sort or correct it")  # fmt: skip
+    return found
 
 
 def read_meta(path: Path) -> dict:

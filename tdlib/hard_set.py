@@ -30,6 +30,7 @@ class HardSet:
     threshold: float  # smallest difficulty let in, nats per token
     share: float  # K / N
     token_share: float = 1.0  # of a window's tokens, the hardest, count in training; 1: all
+    easy: int = 0  # how many of the K lie below the threshold, mixed in
 
 
 @torch.no_grad()
@@ -71,20 +72,37 @@ def score(
 
 
 def select(
-    difficulty_N: np.ndarray, *, share: float | None = None, threshold: float | None = None
-) -> HardSet:
-    """The windows at or above a threshold, or the hardest share of all. Exactly one is given."""
+    difficulty_N: np.ndarray, *, share: float | None = None, threshold: float | None = None,
+    clip: float = 0.0, left_out_N: np.ndarray | None = None, easy_share: float = 0.0, seed: int = 1,
+) -> HardSet:  # fmt: skip
+    """The windows at or above a threshold, or the hardest share of all that are not left out.
+    Exactly one is given. `left_out_N` (junk) are never in; nor, of the others, the hardest `clip`,
+    which is noise more often than a lesson (MiniPLM, 2410.17215). Windows from below the threshold
+    join, drawn by `seed`: `easy_share` times as many as are hard."""
     if (share is None) == (threshold is None):
         raise ValueError(f"give share or threshold, one of the two: {share=}, {threshold=}")
+    if not (0 <= clip < 1 and easy_share >= 0):
+        raise ValueError(f"{clip=} must be within 0 … 1 and {easy_share=} not below 0")
+    in_N = np.ones(len(difficulty_N), bool) if left_out_N is None else ~left_out_N
+    count, in_N = np.count_nonzero(in_N), in_N & ~np.isnan(difficulty_N)  # NaN: not scored
+    known = difficulty_N[in_N]
+    if not len(known):
+        raise ValueError("no window is left to choose from: none is scored, or all are left out")
+    if cut := min(round(clip * len(known)), len(known) - 1):
+        in_N &= difficulty_N <= np.partition(known, -cut - 1)[-cut - 1]
+        known = difficulty_N[in_N]
     if threshold is None:
         if not 0 < share <= 1:
             raise ValueError(f"share {share} is not within 0 … 1")
         # the K-th hardest, and no interpolation: the threshold is a difficulty that occurs
-        known = difficulty_N[~np.isnan(difficulty_N)]  # a window without a target has none
-        k = min(max(1, round(share * len(difficulty_N))), len(known))
+        k = min(max(1, round(share * count)), len(known))
         threshold = float(np.partition(known, -k)[-k])
-    windows_K = np.flatnonzero(difficulty_N >= threshold)  # never where it is NaN
-    return HardSet(windows_K, float(threshold), len(windows_K) / len(difficulty_N))
+    hard = np.flatnonzero(in_N & (difficulty_N >= threshold))
+    below = np.flatnonzero(in_N & (difficulty_N < threshold))
+    easy = min(round(easy_share * len(hard)), len(below))
+    drawn = np.random.default_rng(seed).choice(below, easy, replace=False)
+    windows_K = np.sort(np.concatenate([hard, drawn]))
+    return HardSet(windows_K, float(threshold), len(windows_K) / len(difficulty_N), easy=easy)
 
 
 def weigh(

@@ -48,7 +48,8 @@ def reads(run: str, values: dict, made: list[str]) -> list[str]:
         values |= {} if asked else {"scores": ""}
     own = [pattern.format(**values) for pattern in READS.get(notebook_of(run), [])]
     own = [path for path in own if path and not path.endswith("/")]
-    own += [f"models/{name}" for name in values.get("models", "").split()]  # 06
+    named = (values.get(key, "") for key in ("models", "compare", "unseen_teacher"))  # 06, 02
+    own += [f"models/{name}" for names in named for name in names.split()]
     return own + (compared if run.startswith("04") else [])
 
 

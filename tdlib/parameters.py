@@ -60,6 +60,11 @@ def _text(pattern: str, says: str) -> Rule:
     return Rule(str, says, lambda value: re.fullmatch(pattern, value) is not None)
 
 
+def _is_fold(value: str) -> bool:
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", value)
+    return found is not None and int(found[1]) <= int(found[2]) and int(found[2]) > 1
+
+
 _NAME = _text(r"[^\W_][\w.+-]*", "a name of letters, digits, - _ . +")
 _POSITIVE, _COUNT = _number(float, 0, open_low=True), _number(int, 1)
 _SHAPE = _choice(*SHAPES)
@@ -119,6 +124,9 @@ RULES = {
     "03_lora.temperature": _number(float, 0, 100, open_low=True, none=True),
     # models, by their names in models/ and adapters/
     **dict.fromkeys(("teacher", "student", "base", "scratch", "picked_by", "adapter"), _NAME),
+    "compare": _text(r"|[^\W_][\w.+-]*( +[^\W_][\w.+-]*)*", "names of models with spaces between"),
+    "unseen_teacher": _text(r"|[^\W_][\w.+-]*", 'a name of letters, digits, - _ . +, or ""'),
+    "left_out": Rule(str, 'a fold of several, "1/10", or ""', lambda v: v == "" or _is_fold(v)),
     "beside": _text(r"|[^\W_][\w.+-]*", 'a name of letters, digits, - _ . +, or ""'),
     **dict.fromkeys(("shape", "middle_shape", "small_shape"), _SHAPE),
     # the hard set and the adapter
@@ -127,6 +135,9 @@ RULES = {
     "scores": _text(r"[\w+-][\w.+-]*\.npy", "the name of a .npy file in the folder's scores/"),
     "threshold": Rule(float, none=True),
     "hard_set": _text(r"[\w+-][\w.+-]*\.json", "the name of a .json file in the run folder"),
+    "02_hard_set.clip": _number(float, 0, 1, open_high=True),
+    "leave_out_junk": Rule(bool),
+    "easy_share": _number(float, 0, 100),
     "windows": _choice("hard", "random", "easiest", "all"),
     "trains": _choice("adapter", "weights"),
     "targets": Rule(

@@ -172,6 +172,24 @@ def share_by_source(
     return figure
 
 
+def agreement(rows: Sequence[Mapping[str, float | str]], base: str) -> Figure:
+    """How far others' hard sets are the base's, and what chance would give: rows of with, jaccard,
+    chance."""
+    best = max(rows, key=lambda row: row["jaccard"] - row["chance"])
+    title = (
+        f"{base}'s hard set is most like that by {best['with']}: Jaccard {best['jaccard']:.2f}, "
+    )
+    figure, ax = _figure(f"{title}where chance gives {best['chance']:.2f}", 1.6, rows=len(rows))
+    for i, row in enumerate(reversed(rows)):
+        ax.barh(i, row["jaccard"], color=HARD if "student_better" in row else EASY, height=0.6)
+        ax.plot([row["chance"]] * 2, [i - 0.4, i + 0.4], color="black", linewidth=1.6)
+        _value(ax, max(row["jaccard"], row["chance"]), i, f"{row['jaccard']:.2f}")
+    _list(ax, [textwrap.fill(_printable(str(row["with"])), 26) for row in reversed(rows)])
+    ax.set_xlim(0, 1.05)
+    ax.set_xlabel("Jaccard of the hard sets: 1 is the same (black: by chance; red: a student)")
+    return figure
+
+
 def quality(rows: Sequence[Mapping[str, float | str]], teacher: str = "teacher") -> Figure:
     """Validation loss and 95 % interval of every model: rows of name, loss, low, high."""
     rows = sorted(rows, key=lambda r: -r["loss"])

@@ -140,12 +140,16 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) ->
             disk = 0 if p["tokens"] else 4 * size.context * (size.train + size.val)
         case "01_distill":
             new = {p["student"]: of(p["shape"])}
-            trainings = [trained(p["student"], of(p["shape"]), teacher)]
+            fold = int(p["left_out"].split("/")[1]) if p.get("left_out") else 0
+            read = size.train - size.train // fold if fold else size.train
+            trainings = [trained(p["student"], of(p["shape"]), teacher, read)]
             loaded = teacher.parameters if trainings[0].teacher is None else 0
         case "02_hard_set":
             new, trainings = {}, []
             scored = min(size.train, p.get("token_limit", 0) // size.context or size.train)
             forwards = [(_base(p, made), scored), (teacher, scored)]
+            others = p.get("compare", "").split() + p.get("unseen_teacher", "").split()
+            forwards += [(_base(p | {"base": name}, made), scored) for name in others]
             disk = 8 * (size.train + size.hard)
         case "03_lora":
             base, whole = _base(p, made), p.get("trains") == "weights"

@@ -1,6 +1,7 @@
 """Difficulty against two bare forwards, the choice against sorting by hand, and what is kept."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,57 @@ def test_an_impossible_share_is_refused(share):
         hard_set.select(np.arange(5.0), share=share)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_clip_junk_and_easy_ones_are_a_sorted_list_cut_at_both_ends(seed):
+    rng = np.random.default_rng(seed)
+    difficulty_N = rng.normal(size=211).astype(np.float32)
+    difficulty_N[rng.random(211) < 0.1] = NAN  # not scored
+    left_out_N = rng.random(211) < rng.choice([0, 0.3])
+    share, clip, easy = rng.uniform(0.05, 0.6), rng.choice([0, 0.02, 0.2]), rng.choice([0, 0.25, 3])
+    chosen = hard_set.select(
+        difficulty_N, share=share, clip=clip, left_out_N=left_out_N, easy_share=easy, seed=seed
+    )
+    left = [i for i in range(211) if not left_out_N[i] and difficulty_N[i] == difficulty_N[i]]
+    left = sorted(left, key=lambda i: -difficulty_N[i])
+    left = left[round(clip * len(left)) :]
+    k = min(round(share * (211 - sum(left_out_N))), len(left))
+    hard = set(left[:k])
+    assert hard <= set(chosen.windows_K.tolist()) <= set(left)
+    assert chosen.easy == len(chosen.windows_K) - k == min(round(easy * k), len(left) - k)
+    assert (np.diff(chosen.windows_K) > 0).all() and chosen.windows_K.dtype == np.int64
+    assert chosen.threshold == difficulty_N[left[k - 1]]
+    assert chosen.share == len(chosen.windows_K) / 211
+    by_line = hard_set.select(
+        difficulty_N, threshold=chosen.threshold, clip=clip, left_out_N=left_out_N
+    )
+    assert set(by_line.windows_K.tolist()) == hard
+
+
+def test_easy_ones_are_drawn_by_the_seed_from_everywhere_below_the_line():
+    difficulty_N = np.random.default_rng(3).normal(size=2000)
+    drawn = [
+        hard_set.select(difficulty_N, share=0.1, easy_share=1.0, seed=s).windows_K
+        for s in (1, 1, 2)
+    ]
+    assert drawn[0].tolist() == drawn[1].tolist() != drawn[2].tolist()
+    easy = np.setdiff1d(drawn[0], hard_set.select(difficulty_N, share=0.1).windows_K)
+    rank = difficulty_N.argsort().argsort()[easy] / 1800  # 0 … 1 below the line
+    assert len(easy) == 200 and rank.max() < 1 and abs(rank.mean() - 0.5) < 0.08  # four of its se
+
+
+@pytest.mark.parametrize("asked", [dict(clip=1.0), dict(clip=-0.1), dict(easy_share=-1.0)])
+def test_an_impossible_clip_or_easy_share_is_refused(asked):
+    with pytest.raises(ValueError, match=r"clip=.* must be within 0 … 1 and easy_share=.* not bel"):
+        hard_set.select(np.arange(5.0), share=0.2, **asked)
+
+
+def test_a_choice_from_nothing_is_refused_in_one_line():
+    for asked in (dict(left_out_N=np.ones(5, bool)), dict()):
+        difficulty_N = np.arange(5.0) if asked else np.full(5, NAN)
+        with pytest.raises(ValueError, match="no window is left to choose from"):
+            hard_set.select(difficulty_N, share=0.2, **asked)
+
+
 def test_a_random_replay_is_as_many_of_all_windows_drawn_once():
     chosen = HardSet(np.arange(900, 1000), 0.1, 0.1)
     drawn = choice.replayed(chosen, "random", 1000, seed=3)
@@ -176,11 +228,13 @@ def test_a_hard_replay_is_the_hard_set():
 def test_a_kept_choice_is_loaded_as_it_was(tmp_path):
     difficulty_N = np.random.default_rng(5).normal(size=300).astype(np.float32)
     chosen, path = hard_set.select(difficulty_N, share=0.17), tmp_path / "hard_set.json"
+    chosen = replace(chosen, easy=4, token_share=0.4)
     choice.keep(chosen, path, "the hardest 17 %, శాతం")
     back = choice.load(path)
     assert back.windows_K.tolist() == chosen.windows_K.tolist()
     assert back.windows_K.dtype == np.int64
     assert (back.threshold, back.share) == (chosen.threshold, chosen.share)  # to the last bit
+    assert (back.easy, back.token_share) == (4, 0.4)
     assert json.loads(path.read_text(encoding="utf8"))["words"] == "the hardest 17 %, శాతం"
     assert [p.name for p in tmp_path.iterdir()] == ["hard_set.json"]
 

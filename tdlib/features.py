@@ -1,0 +1,246 @@
+"""What can be said of a window without any model: junk, script, rare pieces, length, place.
+
+Two passes over the memory-mapped tokens, some windows at a time, so memory is the same for any
+number of them: the first counts pieces and n-grams, the second looks at each window. N-grams are
+counted by hash in a table of fixed size, and where there are too many, some of them, the same ones
+everywhere. Legend: N windows, R of them at once, T tokens of a window (its targets), V vocabulary.
+"""
+
+import io
+import json
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tdlib import data
+from tdlib.files import write_whole
+from tdlib.tokenizer import BYTE, TELUGU, UNK
+
+# Kinds of junk, bit flags of `junk_N`, as FACTS.md section 1 names them; limits as tried on 8
+# million tokens of verse, prose and Wikipedia.
+JUNK = {
+    1: "single-character pieces",  # text that was never segmented, or in letters of another script
+    2: "<unk>",
+    4: r"literal \n",  # a document whose line breaks were escaped
+    8: "template repeats",  # stubs made by a program: the same sentences with other numbers in them
+}
+# of the way from what is usual in these tokens to all: a small vocabulary has many single letters
+SINGLE = 0.5
+UNKNOWN = 0.01  # of a window's tokens; one unknown name makes no junk of 2,048 tokens
+ESCAPED = 0.005  # text has a line break every 15 to 60 tokens, so where they are escaped, more
+# Stubs of villages had half to all of their 8-grams in five windows or more; a refrain comes back
+# in one or two windows of its own poem, and 2 in 10,000 windows of verse had half (colophons).
+GRAM, WINDOWS, REPEATED = 8, 5, 0.5
+LOOKED_AT = 8  # n-grams of a window that are enough to say so
+DISTINCT = 0.5  # of a window's own 8-grams; a refrain leaves two thirds, and a loop next to none
+RARE = 0.05  # of the tokens: the rarest pieces that make up so much are rare. ("Seen under 100
+# times" depends on the corpus: 0.04 % of 8 million tokens are, and next to none of 3.7 billion)
+SLOTS = 2**27  # bytes of the table of n-grams, at most, and twice the n-grams looked at
+PIECE = 2**19  # tokens at once
+
+STEPS = {"script": (0.01, 0.05, 0.2, 0.5), "rare tokens": (0.02, 0.05, 0.1, 0.2)}
+PLACES = 20
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of every training window, a few bytes each."""
+
+    junk_N: np.ndarray  # uint8, flags of JUNK, 0: clean
+    foreign_N: np.ndarray  # float16, share of tokens not in Telugu; NaN without a tokenizer
+    rare_N: np.ndarray  # float16, share of rare tokens
+    unigram_N: np.ndarray  # float16, nats per token for who knows only how frequent each piece is
+    characters_N: np.ndarray  # uint16, of its text; 0 without a tokenizer
+
+
+def of(
+    tokens: data.Tokens, folder: Path | None = None,
+    progress: Callable[[int, int, str], None] = lambda done, all, message: None,
+) -> Features:  # fmt: skip
+    """The features of all training windows; kept in `folder`, where asking again is free for as
+    long as the tokens are the same. Without a tokenizer, what ids alone can say."""
+    path, key = folder and folder / "features.npz", _key(tokens)
+    if path and path.is_file():
+        with np.load(path) as kept:
+            if str(kept["key"]) == key:
+                return Features(*(kept[field.name] for field in fields(Features)))
+    found = _look(tokens, progress)
+    if path:
+        file = io.BytesIO()
+        np.savez(file, key=key, **asdict(found))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, file.getvalue())
+    return found
+
+
+def _key(tokens: data.Tokens) -> str:
+    """What features depend on: the tokens' file, the windows, the tokenizer, and the limits."""
+    stat = (tokens.folder / "train.bin").resolve().stat()
+    limits = (SINGLE, UNKNOWN, ESCAPED, GRAM, WINDOWS, REPEATED, DISTINCT, RARE, SLOTS)
+    known = (stat.st_size, stat.st_mtime_ns, tokens.context, tokens.tokenizer is not None)
+    return json.dumps([*known, *limits])
+
+
+def _look(tokens: data.Tokens, progress: Callable) -> Features:
+    windows, v = tokens.train, tokens.vocab_size
+    n, t = len(windows), tokens.context
+    grams = n * max(0, t - GRAM + 1)
+    bits = min(int(np.log2(SLOTS)), max(10, int(np.ceil(np.log2(2 * grams + 1)))))
+    kept = min(1.0, 2**bits / 2 / max(1, grams))  # of the n-grams
+    table, count_V = np.zeros(2**bits, np.uint8), np.zeros(v, np.int64)
+    for first, ids_RT in _pieces_of(windows):
+        count_V += np.bincount(ids_RT.ravel(), minlength=v)
+        _, slots, _ = _grams(ids_RT, bits, kept)
+        slots, times = np.unique(slots, return_counts=True)
+        table[slots] = np.minimum(table[slots] + times, 255)
+        progress(first + len(ids_RT), 2 * n, "windows looked at")
+    of_V = _of_pieces(tokens, count_V)
+    single = float((of_V["single"] * count_V).sum() / count_V.sum())
+    unk = tokens.tokenizer.unk if tokens.tokenizer else UNK
+    found = Features(*(np.zeros(n, kind) for kind in ("u1", "f2", "f2", "f2", "u2")))
+    for first, ids_RT in _pieces_of(windows):
+        rows = slice(first, first + len(ids_RT))
+        row, slots, gram_R = _grams(ids_RT, bits, kept)
+        own_R = np.bincount(row, minlength=len(ids_RT))  # of them no two are the same
+        often_R = np.bincount(row[table[slots] >= WINDOWS], minlength=len(ids_RT))
+        template_R = (often_R >= REPEATED * own_R) | (own_R < DISTINCT * gram_R)
+        flags = (
+            of_V["single"][ids_RT].mean(1) >= single + SINGLE * (1 - single),
+            (ids_RT == unk).mean(1) >= UNKNOWN if unk is not None else False,
+            _escaped(tokens, of_V, ids_RT) >= ESCAPED * t,
+            template_R & (gram_R >= max(1, min(LOOKED_AT, t - GRAM + 1))),
+        )
+        found.junk_N[rows] = sum(np.where(f, flag, 0) for flag, f in zip(JUNK, flags, strict=True))
+        found.foreign_N[rows] = of_V["foreign"][ids_RT].mean(1)
+        found.rare_N[rows] = of_V["rare"][ids_RT].mean(1)
+        found.unigram_N[rows] = of_V["unigram"][ids_RT].mean(1)
+        found.characters_N[rows] = np.minimum(of_V["characters"][ids_RT].sum(1).round(), 2**16 - 1)
+        progress(n + rows.stop, 2 * n, "windows looked at")
+    return found
+
+
+def _pieces_of(windows: data.Windows) -> Iterator[tuple[int, np.ndarray]]:
+    """Number of the first window, and the targets of some, (R, T)."""
+    t, size = windows.context, max(1, PIECE // windows.context)
+    for first in range(0, len(windows), size):
+        rows = min(size, len(windows) - first)
+        yield first, np.asarray(windows.ids[first * t + 1 :][: rows * t]).reshape(rows, t)
+
+
+def _grams(ids_RT: np.ndarray, bits: int, kept: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row and slot of each n-gram that is looked at, once for each window that it is in; and how
+    many each window has, those that come again counted again, (R,)."""
+    r, t = ids_RT.shape
+    count = max(0, t - GRAM + 1)
+    hash_RG = np.zeros((r, count), np.uint64)
+    for j in range(GRAM if count else 0):
+        hash_RG *= np.uint64(0x9E3779B97F4A7C15)
+        hash_RG += ids_RT[:, j : j + count].astype(np.uint64) + np.uint64(1)
+    hash_RG ^= hash_RG >> np.uint64(31)
+    hash_RG *= np.uint64(0xBF58476D1CE4E5B9)  # splitmix64: so that all bits depend on all ids
+    chosen_RG = hash_RG & np.uint64(2**24 - 1) < np.uint64(kept * 2**24)
+    row = np.nonzero(chosen_RG)[0]
+    key = row.astype(np.uint64) << np.uint64(bits) | hash_RG[chosen_RG] >> np.uint64(64 - bits)
+    key = np.unique(key)
+    own, slots = key >> np.uint64(bits), key & np.uint64(2**bits - 1)
+    return own.astype(np.int64), slots.astype(np.int64), np.bincount(row, minlength=r)
+
+
+def _of_pieces(tokens: data.Tokens, count_V: np.ndarray) -> dict[str, np.ndarray]:
+    """What can be said of every piece of the vocabulary, (V,) each."""
+    v, known = len(count_V), tokens.tokenizer
+    share_V = np.maximum(count_V, 1) / count_V.sum()
+    order_V = np.argsort(count_V, kind="stable")
+    # the first piece in this order with which they would make up more, and all as frequent, are not
+    limit = count_V[order_V][
+        np.searchsorted(np.cumsum(count_V[order_V]), RARE * count_V.sum(), "right")
+    ]
+    nothing_V = np.zeros(v, bool)
+    of_V = {"rare": count_V < limit, "unigram": -np.log(share_V).astype(np.float32)}
+    if known is None:
+        unknown_V = np.full(v, np.nan, np.float32)
+        return of_V | {"single": nothing_V, "foreign": unknown_V, "characters": nothing_V}
+    bare = known.vocabulary()[:v]
+    byte_V = np.array([bool(BYTE.fullmatch(piece)) for piece in bare])
+    letter = [[unicodedata.category(c)[0] for c in piece] for piece in bare]
+    special_V = np.zeros(v, bool)
+    special_V[[i for i in (*known.silent, known.eos, known.unk) if i is not None and i < v]] = True
+    single_V = np.array([len(kinds) == 1 and kinds[0] in "LM" for kinds in letter])
+    telugu_V = np.array([bool(TELUGU.search(piece)) for piece in bare])
+    says_V = np.array([bool({"L", "N"} & {*kinds}) for kinds in letter]) & ~special_V
+    length_V = np.array([len(piece) for piece in bare], np.float32)
+    length_V += np.array([piece[:1] == "▁" and len(piece) > 1 for piece in known.shown_V[:v]])
+    length_V[byte_V], length_V[special_V], length_V[known.eos] = 1 / 3, 0, 1
+    return of_V | {
+        "single": (single_V | byte_V) & ~special_V,
+        "foreign": (says_V & ~telugu_V).astype(np.float32),
+        "characters": length_V,
+        "escaped": np.array([r"\n" in piece for piece in bare]),
+        "backslash": np.array([piece.endswith("\\") or piece == "<0x5C>" for piece in bare]),
+        "n": np.array([piece.startswith("n") or piece == "<0x6E>" for piece in bare]),
+    }
+
+
+def _escaped(tokens: data.Tokens, of_V: dict[str, np.ndarray], ids_RT: np.ndarray) -> np.ndarray:
+    """How many literal \\n each window holds, in one piece or in two that join, (R,)."""
+    if "escaped" not in of_V:
+        return np.zeros(len(ids_RT))
+    count_R = of_V["escaped"][ids_RT].sum(1)
+    row, at = np.nonzero(of_V["backslash"][ids_RT[:, :-1]])
+    if len(row):
+        pair_P2 = np.stack([ids_RT[row, at], ids_RT[row, at + 1]], 1)
+        joined = of_V["n"][pair_P2[:, 1]] & ~tokens.tokenizer.begins(pair_P2)[:, 1]
+        count_R = count_R + np.bincount(row[joined], minlength=len(ids_RT))
+    return count_R
+
+
+def cuts(tokens: data.Tokens, found: Features) -> dict[str, tuple[list[str], np.ndarray]]:
+    """Cut → the names of its groups, and each window's group, a small whole number, (N,)."""
+    document_N, sources = tokens.documents("train")
+    names, of_D = np.unique(sources, return_inverse=True)
+    n = len(document_N)
+    parts = [f"{100 * i // PLACES}–{100 * (i + 1) // PLACES} %" for i in range(PLACES)]
+    made = {
+        "source": (names.tolist(), of_D.astype(np.min_scalar_type(len(names)))[document_N]),
+        "place in the corpus": (parts, (np.arange(n) * PLACES // n).astype(np.uint8)),
+        "rare tokens": _steps(found.rare_N, STEPS["rare tokens"]),
+    }
+    if tokens.tokenizer:
+        made["script"] = _steps(found.foreign_N, STEPS["script"])
+    return made
+
+
+def junk_table(
+    tokens: data.Tokens, found: Features, difficulty_N: np.ndarray, hard_N: np.ndarray
+) -> pd.DataFrame:
+    """Each kind of junk: its windows, how many of them the choice would call hard were it not left
+    out (`hard_N`), and the text of the hardest."""
+    rows = []
+    for flag, kind in JUNK.items():
+        at = np.flatnonzero(found.junk_N & flag)
+        example = at[np.argmax(np.nan_to_num(difficulty_N[at], nan=-np.inf))] if len(at) else None
+        rows.append({
+            "junk": kind, "windows": f"{len(at):,}", "of all": f"{len(at) / len(hard_N):.2%}",
+            "of them hard": f"{hard_N[at].sum():,}",
+            "an example": "–" if example is None else text(tokens, int(example)),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def text(tokens: data.Tokens, window: int, characters: int = 120) -> str:
+    """The beginning of a window's text, in one line; its ids without a tokenizer."""
+    ids = tokens.train.ids[window * tokens.context + 1 :][: tokens.context].tolist()
+    shown = tokens.tokenizer.decode(ids) if tokens.tokenizer else " ".join(map(str, ids))
+    return shown.replace("\n", " ¶ ")[:characters]
+
+
+def _steps(share_N: np.ndarray, steps: tuple[float, ...]) -> tuple[list[str], np.ndarray]:
+    percent = [f"{100 * step:g}" for step in steps]
+    between = [f"{a}–{b} %" for a, b in pairwise(percent)]
+    names = [f"under {percent[0]} %", *between, f"{percent[-1]} % and more"]
+    return names, np.digitize(share_N, steps).astype(np.uint8)
