@@ -16,7 +16,7 @@ TOLD = PROFILE='$(PROFILE)' OUT='$(OUT)' TEXT='$(TEXT)' TOKENS='$(TOKENS)' TOKEN
 
 help:    ## this list
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1	/p' Makefile | expand -t 20
-	@echo "  book takes PROFILE=tiny|smoke|b200-quick|b200, TEXT=, TOKENS=, TOKENIZER= and TEACHER="
+	@echo "  book takes PROFILE=tiny|smoke|small|b200-quick|b200, TEXT=, TOKENS=, TOKENIZER= and TEACHER="
 	@echo "  (paths), OUT= (the run folder), ONLY= and REDO= (runs or notebooks, as 03_lora), FROM="
 	@echo "  (a notebook: what comes before it is taken as it is), DRY=1 (what would run, and why);"
 	@echo "  sweep takes NAME= and all of these; GPU_RUNS=2 lets two runs share a GPU; CLUSTER=slurm"
