@@ -15,7 +15,9 @@ from tdlib.model import Llama
 from tdlib.runs import Run
 
 MOST = 200_000  # windows of a regression; more tell no more, and take memory
-FOLDS, RIDGE = 10, 1e-3
+FOLDS = 10
+RIDGE = 10.0  # windows' worth of "nothing matters": keeps few windows from being learnt by heart
+FEW = 5  # documents; sources with fewer in either split count together, or they had no interval
 RESAMPLES = 1000  # of an interval
 LISTED = 30  # sources, the largest, that a regression knows by name
 AT_ONCE = 100  # resamples; a large corpus has 100,000 documents
@@ -43,18 +45,21 @@ def explained(y_N: np.ndarray, x_NF: np.ndarray, document_N: np.ndarray, seed: i
     known_N = np.isfinite(y_N)
     y, x, document = y_N[known_N].astype(np.float64), x_NF[known_N], document_N[known_N]
     x = x[:, x.std(0) > 0]
-    x = np.column_stack([np.ones(len(x)), (x - x.mean(0)) / x.std(0)]).astype(np.float64)
+    x = ((x - x.mean(0)) / x.std(0)).astype(np.float64)
     _, document = np.unique(document, return_inverse=True)
     fold = (np.random.default_rng(seed).permutation(document.max() + 1) % FOLDS)[document]
     error = total = 0.0
-    for k in range(FOLDS):
+    for k in np.unique(fold):
         seen, kept = fold != k, fold == k
-        if not kept.any() or not seen.any():
+        if not seen.any():
             continue
-        gram = x[seen].T @ x[seen] + RIDGE * np.eye(x.shape[1])
-        weights = np.linalg.solve(gram, x[seen].T @ y[seen])
-        error += ((y[kept] - x[kept] @ weights) ** 2).sum()
-        total += ((y[kept] - y[seen].mean()) ** 2).sum()
+        # about the mean of what is seen: a source that is only in what is kept gets no weight
+        x_mean, y_mean = x[seen].mean(0), y[seen].mean()
+        about = x[seen] - x_mean
+        gram = about.T @ about + RIDGE * np.eye(x.shape[1])
+        weights = np.linalg.solve(gram, about.T @ (y[seen] - y_mean))
+        error += ((y[kept] - y_mean - (x[kept] - x_mean) @ weights) ** 2).sum()
+        total += ((y[kept] - y_mean) ** 2).sum()
     return float(1 - error / total) if total else float("nan")
 
 
@@ -78,16 +83,25 @@ def memory(
     """How much better each model is on training windows than on validation windows of the same
     sources, which count as often as they occur there: rows of name, gap, low, high, nats, with 95 %
     intervals over documents. {name: (N,)} of both splits; `documents` as data.Tokens has them."""
-    sources = {s: np.array(names)[of_N] for s, (of_N, names) in documents.items()}
-    both = np.intersect1d(*sources.values())
     losses = {"train": np.stack(list(train.values())), "val": np.stack(list(val.values()))}
     known = {s: np.isfinite(x).all(0) for s, x in losses.items()}
+    sources = {s: np.array(names, dtype=object)[of_N] for s, (of_N, names) in documents.items()}
+    both = np.intersect1d(*(sources[s][known[s]].astype(str) for s in losses))
+    few = [
+        source
+        for source in both
+        if min(len(np.unique(documents[s][0][known[s] & (sources[s] == source)])) for s in losses)
+        < FEW
+    ]
+    for s in losses:
+        sources[s][np.isin(sources[s].astype(str), few)] = "others"
+    both = {*both} - {*few} | ({"others"} if few else set())
     gap_K, gap_RK, windows = 0, 0, 0
-    for source in both:
+    for source in sorted(both):
         means, drawn = {}, {}
         for s, loss_KN in losses.items():
             chosen_N = known[s] & (sources[s] == source)
-            if not chosen_N.any():
+            if not chosen_N.any():  # read in one split alone
                 break
             means[s] = loss_KN[:, chosen_N].mean(1, dtype=np.float64)
             part = (loss_KN[:, chosen_N], documents[s][0][chosen_N])
@@ -261,8 +275,9 @@ def in_words(result: dict, base: str, teacher: str) -> str:
         t, b, d = (_nats(found[name]) for name in (teacher, base, "difficulty"))
         text += (
             f"Validation windows of the same sources cost the teacher {t} nats more than the "
-            f"training windows it has read, and {base} {b}; so difficulty differs "
-            f"there by {d} nats from its mean of {result['mean']:+.3f} here. "
+            f"training windows it has read, and {base} {b}; so on windows "
+            f"that neither has read difficulty is other by {d} nats than its mean here, "
+            f"{result['mean']:+.3f}. "
         )
     if unseen := result.get("unseen"):
         text += (

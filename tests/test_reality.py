@@ -1,0 +1,250 @@
+"""Agreement, prediction and memory against numbers made by hand; folds of documents; the choice by
+parameters."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tdlib import book, choice, data, features, hashes, parameters, reality, runs, train
+from tdlib.model import LlamaConfig
+from tests.test_features import T, folder_of
+
+NAN = float("nan")
+
+
+# agreement
+
+
+def test_agreement_is_jaccard_chance_and_ranks_counted_by_hand():
+    one_N = np.array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0, NAN, 5.5])
+    other_N = np.array([9, 0, 7, 8, 5, 4, 3, 2, 1, 6, 7, NAN])
+    found = reality.agreement(one_N, other_N, 0.3)  # of ten that both know: {0, 1, 2}, {0, 3, 2}
+    assert found["windows"] == 10
+    assert found["jaccard"] == 2 / 4
+    assert found["chance"] == pytest.approx(0.9 / 5.1)  # 3·3/10 of 3 + 3 − 3·3/10
+    apart = [0, 8, 0, 2, 0, 0, 0, 0, 0, 6]  # how far each one's two ranks are apart
+    assert found["rank"] == pytest.approx(1 - 6 * sum(d * d for d in apart) / (10 * 99))
+
+
+def test_shuffled_difficulty_agrees_as_chance_has_it_and_itself_wholly():
+    rng = np.random.default_rng(2)
+    one_N = rng.normal(size=20_000)
+    found = reality.agreement(one_N, rng.permutation(one_N), 0.2)
+    assert found["chance"] == pytest.approx(1 / 9, abs=1e-3)  # s / (2 − s)
+    assert found["jaccard"] == pytest.approx(found["chance"], abs=0.01)
+    assert abs(found["rank"]) < 0.03
+    same = reality.agreement(one_N, one_N, 0.2)
+    assert same["jaccard"] == 1 and same["rank"] == pytest.approx(1)
+
+
+# what simple features predict
+
+
+def test_r_squared_is_the_share_that_the_features_made():
+    rng = np.random.default_rng(0)
+    x_NF = rng.normal(size=(20_000, 3))
+    y_N = 5 + x_NF @ [0.3, -0.1, 0.0] + rng.normal(0, 0.4, 20_000)
+    y_N[::50] = NAN
+    document_N = np.arange(20_000) // 20
+    assert reality.explained(y_N, x_NF, document_N) == pytest.approx(0.1 / 0.26, abs=0.02)
+    noise_N = rng.normal(size=20_000)
+    assert reality.explained(noise_N, x_NF, document_N) == pytest.approx(0, abs=0.002)
+
+
+def test_what_tells_only_which_document_it_is_predicts_nothing():
+    rng = np.random.default_rng(1)
+    document_N = np.arange(4000) // 40
+    y_N = rng.normal(size=100)[document_N] + rng.normal(0, 0.1, 4000)
+    x_NF = document_N[:, None] == np.arange(100)
+    assert reality.explained(y_N, x_NF.astype(np.float32), document_N) < 0.01
+
+
+# memory
+
+
+def some(rng, documents: int, source: int, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ten windows a document, their losses around a level of its own."""
+    document_N = np.repeat(np.arange(documents), 10)
+    return rng.normal(0, 0.1, documents)[document_N] + level, np.full(documents, source)
+
+
+def test_the_gap_between_splits_is_paired_by_source_and_weighed_by_validation(monkeypatch):
+    train = {"teacher": np.array([1.0, 1, 1, 3, 3, 3, 7])}
+    val = {"teacher": np.array([1.5, 1.5, 4, 4, 4, 4])}
+    # a: 1 → 1.5 twice; b: 3 → 4 four times; c is in training text alone
+    documents = {
+        "train": (np.arange(7), ["a"] * 3 + ["b"] * 3 + ["c"]),
+        "val": (np.arange(6), ["a"] * 2 + ["b"] * 4),
+    }
+    monkeypatch.setattr(reality, "FEW", 1)
+    (row,) = reality.memory(train, val, documents, 200)
+    assert row["gap"] == pytest.approx((2 * 0.5 + 4 * 1) / 6)
+    assert (row["low"], row["high"]) == pytest.approx((row["gap"], row["gap"]))  # nothing varies
+
+
+def test_the_gap_has_the_interval_of_its_documents_and_one_of_0_holds_0():
+    rng, held, widths = np.random.default_rng(4), 0, []
+    for _ in range(60):
+        parts = {s: [some(rng, n, k, level) for k, level in enumerate((3.0, 5.0))]
+                 for s, n in (("train", 40), ("val", 12))}  # fmt: skip
+        losses = {s: {"m": np.concatenate([x for x, _ in p])} for s, p in parts.items()}
+        names = {s: [str(k) for _, ks in p for k in ks] for s, p in parts.items()}
+        documents = {s: (np.arange(10 * len(n)) // 10, n) for s, n in names.items()}
+        (row,) = reality.memory(losses["train"], losses["val"], documents, 300)
+        held += row["low"] < 0 < row["high"]
+        widths.append(row["high"] - row["low"])
+    # two sources of 12 and 40 documents: 3.92 standard errors, some narrower for being bootstrapped
+    assert np.mean(widths) == pytest.approx(3.92 * 0.1 * np.sqrt((1 / 12 + 1 / 40) / 2), rel=0.15)
+    assert held >= 50
+
+
+def test_sources_of_few_documents_count_together_and_of_none_in_common_nowhere():
+    rng = np.random.default_rng(3)
+    train, val = {"m": rng.normal(size=40)}, {"m": rng.normal(size=40) + 1}
+    names = [f"s{i // 2}" for i in range(20)]  # ten sources of two documents each
+    documents = {s: (np.arange(40) // 2, names) for s in ("train", "val")}
+    (row,) = reality.memory(train, val, documents, 300)
+    assert row["gap"] == pytest.approx(val["m"].mean() - train["m"].mean())
+    assert row["low"] < row["gap"] - 0.1 < row["gap"] + 0.1 < row["high"]
+    apart = documents | {"val": (documents["val"][0], [f"v{name}" for name in names])}
+    assert reality.memory(train, val, apart, 300) == []
+
+
+# words
+
+
+def test_the_words_and_the_table_are_those_of_the_numbers():
+    result = {
+        "rows": [
+            {"with": "50m-seed2", "student_better": 0.31, "windows": 1000, "jaccard": 0.5,
+             "chance": 1 / 9, "rank": 0.8},
+            {"with": "teacher loss alone", "windows": 1000, "jaccard": 0.05, "chance": 1 / 9,
+             "rank": -0.2},
+        ],
+        "r2": {"difficulty": 0.07, "50m's loss": 0.66},
+        "memory": [{"name": n, "gap": g, "low": g - 0.01, "high": g + 0.01}
+                   for n, g in (("teacher", 0.2), ("50m", 0.05), ("difficulty", -0.15))],
+        "mean": 0.4,
+        "unseen": {"fold": 0.3, "val": 0.1, "extra": 0.2, "low": 0.1, "high": 0.3},
+    }  # fmt: skip
+    said = reality.in_words(result, "50m", "teacher")
+    assert "67% by 50m-seed2 (20% would be by chance); 10% by teacher loss alone" in said
+    assert "explain 7% of difficulty, and 66% of 50m's own loss" in said
+    assert "cost the teacher +0.200 [+0.190, +0.210] nats more" in said
+    assert "−0.150 [−0.160, −0.140]" in said and "+0.200 [+0.100, +0.300] of its lead" in said
+    table = reality.table(result)
+    assert table["hard by both (Jaccard)"].tolist() == ["0.500", "0.050"]
+    assert table["better than its teacher on"].tolist() == ["31.0%", "–"]
+
+
+def test_03_repeats_what_02_counted_before_anything_else(tmp_path):
+    short = {"windows": 100, "mean": -0.03, "student_better": 0.72}
+    record = {"notebook": "02_hard_set", "parameters": {"base": "50m"},
+              "remembered": {"short": short}, "models": {}}  # fmt: skip
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "02_hard_set.json").write_text(json.dumps(record))
+    this = SimpleNamespace(out=tmp_path, run="03_lora-hard", parameters={"base": "50m"})
+    assert "**⚠ 50m is better than its teacher on 72.0%" in book.said_by_02(this)
+    this.parameters = {"base": "80m"}
+    assert "No record of 02" in book.said_by_02(this)
+
+
+# folds
+
+
+@pytest.fixture
+def tokens(tmp_path) -> data.Tokens:
+    rng = np.random.default_rng(0)
+    folder = folder_of(tmp_path / "t", rng.integers(4, 700, 400 * T + 1))
+    rows = "".join(f"train\t{i * 200}\t200\ta\n" for i in range(128))
+    (folder / "documents.tsv").write_text(f"split\tstart\ttokens\tsource\n{rows}val\t0\t99\ta\n")
+    return data.open_tokens(folder)
+
+
+def test_folds_are_whole_documents_each_window_in_one(tokens):
+    document_N = tokens.documents("train")[0]
+    folds = np.stack([tokens.fold(f"{k}/5") for k in range(1, 6)])
+    assert (folds.sum(0) == 1).all()
+    assert np.unique(document_N[folds[0]]).tolist() == list(range(0, 128, 5))
+    assert 60 < folds[0].sum() < 100
+
+
+@pytest.mark.parametrize(("left_out", "same"), [("1/4", True), ("", False)])
+def test_a_training_never_reads_the_fold_it_leaves_out(tokens, tokenizer, tmp_path, left_out, same):
+    """Other text in the fold's windows: the same weights to the last bit. (A token on the edge of
+    two windows is the other one's too.)"""
+    folder, fold_N, weights = tokens.folder, tokens.fold("1/4"), []
+    (folder / tokenizer.name).write_bytes(tokenizer.path.read_bytes())
+    for text in ("one", "another"):
+        if text == "another":
+            ids = np.fromfile(folder / "train.bin", "<u4")
+            for i in np.flatnonzero(fold_N):
+                ids[i * T + 1 : i * T + T] = ids[i * T + 1 : i * T + T][::-1]
+            ids.tofile(folder / "train.bin")
+        given = {"run": f"01_distill-{text}", "profile": "smoke", "out": str(tmp_path / text),
+                 "student": "a", "ce_weight": 1.0, "token_limit": 0, "epochs": 1.0, "batch_tokens": 4096,
+                 "left_out": left_out, "device": "cpu"}  # fmt: skip
+        (tmp_path / text / "models/teacher").mkdir(parents=True)
+        (tmp_path / text / "tokens").symlink_to(folder)
+        this, opened = runs.start("01_distill", given), data.open_tokens(folder)
+        config = LlamaConfig(700, context=T, layers=1, heads=2, dim=32, mlp_dim=48)
+        net, _ = book.student(this, "a", config, opened, train.recipe(this.parameters), None)
+        weights.append(torch.cat([w.flatten() for w in net.parameters()]))
+        this.detach()
+    assert torch.equal(*weights) == same
+
+
+def test_what_names_no_fold_is_refused():
+    for value in ("1/10", "10/10", ""):
+        assert parameters.check("01_distill", {"left_out": value}, paths=False)
+    for value in ("0/10", "11/10", "1/1", "0.1", "a"):
+        with pytest.raises(parameters.ParameterError, match=r"left_out = .* must be a fold of"):
+            parameters.check("01_distill", {"left_out": value}, paths=False)
+
+
+def test_02_reads_the_models_it_compares_with():
+    values = {"teacher": "teacher", "base": "50m", "compare": "a b", "unseen_teacher": "c"}
+    found = hashes.reads("02_hard_set", values, [])
+    assert {"models/a", "models/b", "models/c", "models/50m"} < set(found)
+
+
+# the choice by parameters
+
+
+def test_a_share_is_of_what_was_scored_and_is_not_junk():
+    rng = np.random.default_rng(0)
+    difficulty_N = rng.normal(size=2000)
+    difficulty_N[rng.random(2000) < 0.7] = NAN
+    junk_N = ((rng.random(2000) < 0.4) & (rng.random(2000) < 0.5)).astype(np.uint8) * 8
+    junk_N[np.isnan(difficulty_N)] *= rng.integers(0, 2, np.isnan(difficulty_N).sum(), np.uint8)
+    p = {"share": 0.2, "threshold": None, "leave_out_junk": True, "clip": 0.05, "easy_share": 0.5,
+         "token_share": 0.3, "seed": 3, "base": "50m"}  # fmt: skip
+    chosen = choice.made(difficulty_N, p, junk_N)
+    left = np.isfinite(difficulty_N) & (junk_N == 0)
+    hard_N = choice.hard(chosen, difficulty_N)
+    assert hard_N.sum() == pytest.approx(0.2 * left.sum(), abs=1)
+    ordered = np.flatnonzero(left)[np.argsort(-difficulty_N[left])][round(0.05 * left.sum()) :]
+    assert set(np.flatnonzero(hard_N)) == set(ordered[: hard_N.sum()])
+    assert chosen.easy == round(0.5 * hard_N.sum()) and chosen.token_share == 0.3
+    said = choice.in_words(chosen, p)
+    assert f"{chosen.easy:,} easy ones" in said and "without junk" in said and "30%" in said
+    plain = choice.made(difficulty_N, {"share": 0.2})
+    assert len(plain.windows_K) == pytest.approx(0.2 * np.isfinite(difficulty_N).sum(), abs=1)
+
+
+def test_the_table_of_junk_counts_each_kind_and_shows_the_hardest(tokens):
+    n = len(tokens.train)
+    nothing_N = np.zeros(n, np.float16)
+    junk_N = np.zeros(n, np.uint8)
+    junk_N[[3, 5, 7]], junk_N[9] = 8, 9
+    found = features.Features(junk_N, nothing_N, nothing_N, nothing_N, nothing_N)
+    difficulty_N = np.arange(n, dtype=float)
+    table = features.junk_table(tokens, found, difficulty_N, difficulty_N >= 6).set_index("junk")
+    assert table["windows"].tolist() == ["1", "0", "0", "4"]
+    assert table["of them hard"].tolist() == ["1", "0", "0", "2"]
+    ids = tokens.train.ids[9 * T + 1 :][:5]  # no tokenizer: the ids themselves
+    assert table["an example"]["template repeats"].startswith(" ".join(map(str, ids)))
+    assert table["an example"]["<unk>"] == "–"
