@@ -104,7 +104,7 @@ def test_the_gap_has_the_interval_of_its_documents_and_one_of_0_holds_0():
 def test_sources_of_few_documents_count_together_and_of_none_in_common_nowhere():
     rng = np.random.default_rng(3)
     train, val = {"m": rng.normal(size=40)}, {"m": rng.normal(size=40) + 1}
-    names = [f"s{i // 2}" for i in range(20)]  # ten sources of two documents each
+    names = [f"s{i}" for i in range(20)]  # each source is one document
     documents = {s: (np.arange(40) // 2, names) for s in ("train", "val")}
     (row,) = reality.memory(train, val, documents, 300)
     assert row["gap"] == pytest.approx(val["m"].mean() - train["m"].mean())
@@ -185,8 +185,8 @@ def test_a_training_never_reads_the_fold_it_leaves_out(tokens, tokenizer, tmp_pa
                 ids[i * T + 1 : i * T + T] = ids[i * T + 1 : i * T + T][::-1]
             ids.tofile(folder / "train.bin")
         given = {"run": f"01_distill-{text}", "profile": "smoke", "out": str(tmp_path / text),
-                 "student": "a", "ce_weight": 1.0, "token_limit": 0, "epochs": 1.0, "batch_tokens": 4096,
-                 "left_out": left_out, "device": "cpu"}  # fmt: skip
+                 "student": "a", "ce_weight": 1.0, "token_limit": 0, "epochs": 1.0,
+                 "batch_tokens": 4096, "left_out": left_out, "device": "cpu"}  # fmt: skip
         (tmp_path / text / "models/teacher").mkdir(parents=True)
         (tmp_path / text / "tokens").symlink_to(folder)
         this, opened = runs.start("01_distill", given), data.open_tokens(folder)
