@@ -149,7 +149,8 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) ->
             scored = min(size.train, p.get("token_limit", 0) // size.context or size.train)
             forwards = [(_base(p, made), scored), (teacher, scored)]
             others = p.get("compare", "").split() + p.get("unseen_teacher", "").split()
-            forwards += [(_base(p | {"base": name}, made), scored) for name in others]
+            # a folder may not hold them yet: then as large as the base
+            forwards += [(made.get(name, (_base(p, made),))[0], scored) for name in others]
             disk = 8 * (size.train + size.hard)
         case "03_lora":
             base, whole = _base(p, made), p.get("trains") == "weights"
