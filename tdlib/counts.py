@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import nonsingular
 
 from tdlib import choice, hard_set
-from tdlib.plots import LISTED
+from tdlib.plots import CUTS, LISTED
 
 SHARES = np.arange(1, 201) / 200  # stops of the slider of shares
 PRESETS = {"median": 0.5, "15 %": 0.15, "20 %": 0.2, "25 %": 0.25}
@@ -57,7 +57,9 @@ def every(
             ("token_share", TOKENS, rule["token_share"]),
         )
     }  # fmt: skip
-    cuts = {html.escape(name): _largest(*cut, orders[0]) for name, cut in cuts.items()}
+    cuts = {
+        html.escape(CUTS.get(name, name)): _largest(*cut, orders[0]) for name, cut in cuts.items()
+    }
     firsts = np.cumsum([0, *(len(names) for names, _ in cuts.values())]).tolist()  # in `groups`
     modes = []
     for order_M, whole in zip(orders, (n, n - np.count_nonzero(junk_N)), strict=False):

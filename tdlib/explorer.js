@@ -10,8 +10,11 @@ const hardSetNumber = new Intl.NumberFormat("en").format;  // made once: it is s
 function hardSetSliders(section, at, moved) {
   const numbers = hardSetNumbers(section), {modes, options, presets} = numbers;
   const all = selector => [...section.querySelectorAll(selector)], one = s => section.querySelector(s);
-  const number = hardSetNumber, percent = (a, b) => b ? `${(100 * a / b).toFixed(1)}%` : "–";
-  const round = x => x % 1 === .5 ? 2 * Math.round(x / 2) : Math.round(x);  // as Python does
+  const number = hardSetNumber, round = x => x % 1 === .5 ? 2 * Math.round(x / 2) : Math.round(x);
+  const percent = (a, b) => {  // both round to the even one where it is a tie, as Python does
+    const x = 100 * a / b;
+    return b ? `${(x * 4 % 1 ? x : round(10 * x) / 10).toFixed(1)}%` : "–";
+  };
   const said = one("output"), svgs = all("svg"), held = one(".pictures b");
   const inputs = all("input[type=range]"), switches = all(".finer input, .finer select");
   const lines = all("svg .line"), rows = all("tbody tr").map(row => ({
