@@ -450,12 +450,13 @@ def score(
 ) -> dict:
     """Score the training windows with both models into `path`, all or, spread evenly, those of some
     `limit` tokens; what came out, in short, and the share of the windows that was scored."""
-    rows = evaluate.fixed_rows(windows, limit // windows.context or len(windows))
+    count = min(limit // windows.context or len(windows), len(windows))
+    rows = evaluate.fixed_rows(windows, count) if count < len(windows) else None
     with choice.new_scores(path, len(windows)) as loss_2N:
         scores = hard_set.score(
             net, teacher, windows, rows=rows, device=device, progress=progress, into=loss_2N
         )
-        return choice.in_short(scores) | {"scored": len(rows) / len(windows)}
+        return choice.in_short(scores) | {"scored": count / len(windows)}
 
 
 def does_difficulty_mean_anything(base: str, short: dict) -> str:

@@ -105,7 +105,8 @@ function hardSetSliders(section, at, moved) {
   };
   // A switch keeps what the slider moved last stands for: the threshold, or the share.
   const switched = (i, value) => {
-    const now = at.with(i, value), [slider, stop, junk, clip] = at;
+    const now = [...at], [slider, stop, junk, clip] = at;
+    now[i] = value;
     if (slider === "share") {
       const [mode, to] = [modes[junk], modes[now[2]]], half = mode.steps[clip].indexOf(stop);
       const part = m => s => (m.counts[s[1]] - m.counts[m.out[m === to ? now[3] : clip]]) / m.windows;
@@ -133,9 +134,23 @@ function hardSetNumbers(section) {
   return JSON.parse(section.querySelector("script").textContent);
 }
 
-function hardSetTexts(section, above, below, title) {
-  section.querySelector(".texts").innerHTML = [["above", above], ["below", below]].map(
-    ([side, cards]) => `<p><b>${title(side)}</b></p>${cards.join("")}`).join("");
+// Puts three texts on each side of the line, card by card, as long as they are `current`: one may
+// have thousands of coloured pieces, and a move that comes meanwhile must not wait for six of them.
+function hardSetTexts(section, above, below, title, current = () => true, later = go => go()) {
+  const box = section.querySelector(".texts"), side = [0, 1, 2];
+  if (!box.querySelector(".card"))
+    box.innerHTML = `<p><b></b></p>${side.map(() => '<div class="card"></div>').join("")}`.repeat(2);
+  box.querySelectorAll(":scope > p > b").forEach((b, i) => b.textContent = title(["above", "below"][i]));
+  const slots = box.querySelectorAll(":scope > .card");
+  const cards = [above, below].flatMap(texts => side.map(i => texts[i] ?? ""));
+  const fill = i => {
+    if (!current()) return;
+    if (i === cards.length) return box.ariaBusy = "false";
+    if (slots[i].shown === cards[i]) return fill(i + 1);
+    slots[i].innerHTML = slots[i].shown = cards[i];
+    later(() => fill(i + 1));
+  };
+  later(() => fill(0));
 }
 
 // For widgets.Explorer: texts are asked for when the line has rested, a choice is kept on a click.
@@ -152,18 +167,18 @@ function hardSetInJupyter({model, el}) {
   };
   const answer = () => {
     const near = model.get("near");
-    if (String(near.at) !== String(at)) return;  // the line has moved on
-    hardSetTexts(section, near.above, near.below, side => `Just ${side} the line`);
-    texts.ariaBusy = "false";
+    const current = () => String(near.at) === String(at);  // or the line has moved on
+    if (current()) hardSetTexts(section, near.above, near.below, side => `Just ${side} the line`,
+      current, go => (window.requestIdleCallback ?? setTimeout)(go, {timeout: 300}));
   };
   const report = () => { done.textContent = model.get("done"); };
   hardSetSliders(section, at, (now, {count}) => {
     at = now;
     button.disabled = count === 0;
-    if (String(at) === String(model.get("at"))) return;
+    clearTimeout(rest);
+    if (String(at) === String(model.get("at"))) return answer();
     done.textContent = "";  // it was said of another line
     texts.ariaBusy = "true";
-    clearTimeout(rest);
     rest = setTimeout(ask, 150);
   });
   button.parentElement.hidden = false;
@@ -173,7 +188,6 @@ function hardSetInJupyter({model, el}) {
   });
   model.on("change:near", answer);
   model.on("change:done", report);
-  answer();
   report();
 }
 

@@ -74,7 +74,7 @@ def moved(page) -> list[float]:
     for i in range(MOVES):
         slider = page.locator(".explorer input[type=range]").nth(r.randrange(2))
         at = int(slider.input_value()) / int(slider.get_attribute("max"))
-        up = at < 0.15 or at < 0.85 and r.random() < 0.5  # at an end a key would move nothing
+        up = at < 0.15 or (at < 0.85 and r.random() < 0.5)  # at an end a key would move nothing
         slider.press(r.choice(["ArrowRight", "PageUp"] if up else ["ArrowLeft", "PageDown"]))
         page.wait_for_function("count => window.moves.length === count", arg=i + 1)
         page.wait_for_timeout(r.choice([0, 30, 100, 250, 500]))
