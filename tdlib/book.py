@@ -450,12 +450,13 @@ def score(
 ) -> dict:
     """Score the training windows with both models into `path`, all or, spread evenly, those of some
     `limit` tokens; what came out, in short, and the share of the windows that was scored."""
-    rows = evaluate.fixed_rows(windows, limit // windows.context or len(windows))
+    count = min(limit // windows.context or len(windows), len(windows))
+    rows = evaluate.fixed_rows(windows, count) if count < len(windows) else None
     with choice.new_scores(path, len(windows)) as loss_2N:
         scores = hard_set.score(
             net, teacher, windows, rows=rows, device=device, progress=progress, into=loss_2N
         )
-        return choice.in_short(scores) | {"scored": len(rows) / len(windows)}
+        return choice.in_short(scores) | {"scored": count / len(windows)}
 
 
 def does_difficulty_mean_anything(base: str, short: dict) -> str:
@@ -592,11 +593,12 @@ def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:
 
 
 def difficulty_in_words(scores: hard_set.Scores, chosen: hard_set.HardSet) -> str:
-    """What the two figures of 02 show: how uneven difficulty is, and how it goes with loss."""
+    """What the figures of 02 show: how uneven difficulty is, and how it goes with loss."""
     d_N = scores.difficulty_N
     known_N = np.isfinite(d_N)
     hard_N = choice.hard(chosen, d_N)
-    held = d_N[hard_N].sum() / d_N[known_N].sum()
+    lost_N = choice.lost(d_N)
+    held = lost_N[hard_N].sum() / (lost_N.sum() or 1)
     own, with_teacher = (
         np.corrcoef(x[known_N], scores.teacher_loss_N[known_N])[0, 1]
         for x in (scores.student_loss_N, d_N)
@@ -620,6 +622,20 @@ def sources_in_words(by_source) -> str:
         f"Most in {most}: {ordered.iloc[-1]:.1%} of its windows; least in {least}: "
         f"{ordered.iloc[0]:.1%}; {overall:.1%} of all."
     )
+
+
+def cuts_in_words(by_cut: dict) -> str:
+    """The two ends of each cut of tables.by_cut, beside all windows."""
+    said = []
+    for cut, table in by_cut.items():
+        low, high = tables.ends(table)
+        said.append(
+            f"By {cut}, from {table.loc[low, 'hard']:.1%} ({low}) to {table.loc[high, 'hard']:.1%} "
+            f"({high})."
+        )
+    every = next(iter(by_cut.values()))
+    overall = every["hard windows"].sum() / every["windows"].sum()
+    return " ".join([*said, f"Of all windows {overall:.1%} are hard."])
 
 
 def rare_areas(tokens: data.Tokens, scores: hard_set.Scores) -> list[dict]:

@@ -17,6 +17,9 @@ import numpy as np
 from tdlib import files, hard_set
 from tdlib.hard_set import HardSet, Scores
 
+# what makes a choice beside its threshold, under the names of 02's parameters
+RULE = {"clip": 0.0, "leave_out_junk": False, "easy_share": 0.0, "token_share": 1.0, "seed": 1}
+
 
 @contextlib.contextmanager
 def new_scores(path: Path, windows: int) -> Iterator[np.ndarray]:
@@ -109,9 +112,18 @@ def in_words(chosen: HardSet, p: dict) -> str:
     return said
 
 
-def keep(chosen: HardSet, path: Path, words: str) -> None:
-    """hard_set.json, whole or not at all, with the choice in words."""
+def lost(difficulty_N: np.ndarray) -> np.ndarray:
+    """What the student lost on each window, (N,) float64: its difficulty; 0 where it is not behind,
+    or where that is not known."""
+    return np.fmax(difficulty_N, 0, dtype=np.float64)
+
+
+def keep(chosen: HardSet, path: Path, words: str, p: dict | None = None) -> None:
+    """hard_set.json, whole or not at all, with the choice in words and the parameters that make it
+    again."""
     content = asdict(chosen) | {"windows_K": chosen.windows_K.tolist(), "words": words}
+    own = {name: value for name, value in (p or {}).items() if name in RULE}
+    content["rule"] = {"threshold": chosen.threshold} | RULE | own
     files.write_whole(path, json.dumps(content, ensure_ascii=False).encode())
 
 
@@ -127,3 +139,9 @@ def load(path: Path) -> HardSet:
         raise ValueError(
             f"{path} is no hard set ({error!r}): run 02_hard_set again after deleting it"
         ) from None
+
+
+def rule_of(path: Path) -> dict:
+    """The parameters that make the kept choice again; of one made elsewhere, its threshold."""
+    content = json.loads(path.read_text(encoding="utf8"))
+    return {"threshold": float(content["threshold"])} | RULE | content.get("rule", {})

@@ -60,12 +60,13 @@ def score(
 ) -> Scores:  # fmt: skip
     """The loss of both models on every window, or on some `rows`, NaN elsewhere; `progress(done,
     all, message)` is told how far. A cache of the teacher's targets may stand for it: then it reads
-    only windows not in there. `into` is a (2, N) array to fill, a memory map of any size."""
+    only windows not in there. `into` is a (2, N) array to fill: with a memory map, and all windows,
+    nothing of the size of N is held."""
     if hasattr(teacher, "check"):
         teacher.check(windows)
-    rows = np.arange(len(windows)) if rows is None else rows
+    rows = range(len(windows)) if rows is None else rows
     loss_2N, done = np.full((2, len(windows)), np.nan, np.float32) if into is None else into, 0
-    for rows_B in windows.batches(rows, max(64, len(rows) // 1000)):
+    for rows_B in windows.batches(rows, min(max(64, len(rows) // 1000), 2048)):
         loss_2N[:, rows_B] = [window_loss(m, windows, rows_B, device) for m in (student, teacher)]
         progress(done := done + len(rows_B), len(rows), "windows scored")
     return Scores(*loss_2N)

@@ -46,6 +46,9 @@ HARD, EASY = "#c8371b", "#c3c8ce"  # windows, not models
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.7}
 DRAWN = 20_000  # points of a cloud; of more windows, every k-th is drawn
 LISTED = 16  # sources in one figure
+CUTS = {  # of windows (features.cuts), where the groups' names do not say of what they are
+    "script": "share of tokens not in Telugu", "rare tokens": "share of rare tokens",
+}  # fmt: skip
 
 
 def colour(name: str) -> str:
@@ -187,6 +190,70 @@ def agreement(rows: Sequence[Mapping[str, float | str]], base: str) -> Figure:
     _list(ax, [textwrap.fill(_printable(str(row["with"])), 26) for row in reversed(rows)])
     ax.set_xlim(0, 1.05)
     ax.set_xlabel("Jaccard of the hard sets: 1 is the same (black: by chance; red: a student)")
+    return figure
+
+
+def cumulative_difficulty(difficulty_N: np.ndarray, hard_N: np.ndarray) -> Figure:
+    """What share of all that the student lost the hardest windows hold, from none to all."""
+    known_N = np.isfinite(difficulty_N)
+    lost_N = np.sort(np.fmax(difficulty_N[known_N], 0, dtype=np.float64))[::-1]
+    total = lost_N.sum() or 1
+    share, held = hard_N.sum() / len(lost_N), np.fmax(difficulty_N[hard_N], 0).sum() / total
+    title = f"The hard set, {share:.1%} of the windows, holds {held:.1%} of all that was lost"
+    figure, ax = _figure(title)
+    at = np.linspace(0, len(lost_N), 401).astype(int)
+    held_N = np.concatenate([[0], lost_N.cumsum()])[at] / total
+    ax.plot(at / len(lost_N), held_N, color=HARD, linewidth=2)
+    ax.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--")
+    ax.annotate("were it spread evenly", (0.62, 0.5), color="#555555", fontsize=8.5)
+    ax.axvline(share, color="black", linewidth=1.3)
+    ax.plot(share, held, "^", color=HARD, markersize=8, markeredgecolor="black")
+    _value(ax, share, held - 0.06, f"{held:.1%}")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1))
+    ax.set(xlabel="share of the windows, the hardest first", xlim=(0, 1), ylim=(0, 1.02))
+    ax.set_ylabel("share of all that was lost\n(nats where the student is behind)")
+    return figure
+
+
+def share_by_cut(by_cut: Mapping[str, pd.DataFrame]) -> Figure:
+    """The hard share of every group beside that of all windows, a panel a cut of tables.by_cut. The
+    title names the group that departs most; one with less than 1 % of the windows is paler."""
+    every = pd.concat(by_cut, names=["cut", "group"])
+    one = next(iter(by_cut.values()))
+    overall, count = one["hard windows"].sum() / one["windows"].sum(), one["windows"].sum()
+    sure = every[every["windows"] >= 0.01 * count]
+    cut, group = (sure["hard"] - overall).abs().idxmax()
+    title = f"{every.loc[(cut, group), 'hard']:.1%} of windows are hard where the"
+    title = f"{title} {CUTS.get(cut, cut)} is {group}, {overall:.1%} of all"
+    heights = [1.6 if len(table) > 8 else 0.5 + 0.24 * len(table) for table in by_cut.values()]
+    figure = Figure(figsize=(6, 0.9 + sum(heights)), layout="constrained")
+    _title(figure, title)
+    axes = figure.subplots(len(by_cut), squeeze=False, height_ratios=heights)[:, 0]
+    for ax, (name, table) in zip(axes, by_cut.items(), strict=True):
+        ax.set_title(_printable(CUTS.get(name, name)), loc="left")
+        inks = np.where(table["hard"] > overall, HARD, EASY)
+        alpha = np.where(table["windows"] >= 0.01 * count, 1, 0.4)
+        inks = [mpl.colors.to_rgba(ink, a) for ink, a in zip(inks, alpha, strict=True)]
+        limit = max(table["hard"].max(), overall, 0.01)
+        if len(table) > 8:  # a row each would be too many
+            ax.bar(range(len(table)), table["hard"], color=inks, width=0.8)
+            ax.axhline(overall, color="black", linewidth=1.3, linestyle="--")
+            ticks = range(0, len(table), max(1, len(table) // 5))
+            ax.set_xticks(ticks, [_printable(str(table.index[i])) for i in ticks])
+            ax.grid(axis="x", visible=False)
+            ax.set(ylabel="share hard", ylim=(0, 1.1 * limit))
+            ax.yaxis.set_major_formatter(PercentFormatter(1))
+            continue
+        ax.barh(range(len(table)), table["hard"], color=inks, height=0.7)
+        ax.axvline(overall, color="black", linewidth=1.3, linestyle="--")
+        for i, row in enumerate(table.itertuples()):
+            _value(ax, row.hard, i, f"{row.hard:.1%} of {row.windows:,}")
+        _list(ax, [_printable(str(group)) for group in table.index])
+        ax.invert_yaxis()
+        ax.set_xlim(0, 1.35 * limit)
+        ax.xaxis.set_major_formatter(PercentFormatter(1))
+    axes[-1].set_xlabel("share of a group's windows that are hard (dashed: of all windows)")
     return figure
 
 

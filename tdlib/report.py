@@ -127,9 +127,10 @@ def best(rows: list[dict]) -> list[dict]:
 
 def explorer(numbers: dict) -> str:
     """The explorer of widgets.py as HTML that needs no kernel, and no script to show its start."""
-    embedded = json.dumps(numbers, ensure_ascii=False).replace("<", "\\u003c")
+    embedded = json.dumps(numbers, ensure_ascii=False, separators=(",", ":"))
+    embedded = Markup(embedded.replace("<", "\\u003c"))
     template = _environment().get_template("explorer.html.j2")
-    return template.render(n=numbers, embedded=Markup(embedded), script=Markup(SCRIPT))
+    return template.render(n=numbers, embedded=embedded, script=Markup(SCRIPT))
 
 
 def _frame(out: Path, run: str, body: Markup) -> None:

@@ -156,6 +156,33 @@ def by_source(hard_N: np.ndarray, document_N: np.ndarray, sources: list[str]) ->
     return table.sort_values("hard", ascending=False)  # "hard" is a share, for the figure too
 
 
+def by_cut(
+    hard_N: np.ndarray, scored_N: np.ndarray, cuts: dict[str, tuple[list[str], np.ndarray]]
+) -> dict[str, pd.DataFrame]:
+    """Cut (features.cuts) → its groups that have windows, in order: how many of those were scored,
+    and the share of them that is hard."""
+    tables = {}
+    for cut, (names, group_N) in cuts.items():
+        count, hard = (
+            np.bincount(group_N[chosen_N], minlength=len(names)) for chosen_N in (scored_N, hard_N)
+        )
+        some = count > 0
+        columns = {
+            "windows": count[some],
+            "hard windows": hard[some],
+            "hard": (hard / count.clip(1))[some],
+        }
+        tables[cut] = pd.DataFrame(columns, index=np.array(names, dtype=object)[some])
+    return tables
+
+
+def ends(table: pd.DataFrame) -> tuple[str, str]:
+    """The groups of a cut with the smallest and the largest hard share; those with less than 1 % of
+    the windows say too little, unless there are no others."""
+    some = table[table["windows"] >= 0.01 * table["windows"].sum()]
+    return some["hard"].idxmin(), some["hard"].idxmax()
+
+
 def area_under_curve(score_N: np.ndarray, holds_N: np.ndarray) -> float:
     """The chance that a window that holds something scores above one that does not, where a tie
     counts half (Mann-Whitney): 1 where all of them do, 0.5 where the score knows nothing."""

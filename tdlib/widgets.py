@@ -1,8 +1,7 @@
 """What a reader can touch: texts coloured token by token, and the explorer of the hard set.
 
 difference = student loss − teacher loss of a token, in nats; difficulty is its mean over a window.
-Whatever a slider can show is counted here once, so that a move costs the same on any number of
-windows. Legend: T tokens of a text, N windows, S stops of a slider.
+What a slider can show was counted before, in counts.py. Legend: T tokens of a text, N windows.
 """
 
 import html
@@ -14,15 +13,11 @@ from pathlib import Path
 import anywidget
 import numpy as np
 import traitlets
-from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import nonsingular
 
-from tdlib import choice, hard_set, report
-from tdlib.plots import LISTED
+from tdlib import choice, counts, hard_set, report
 
 LEVELS = (0.25, 0.75, 1.5, 3.0)  # nats; from these on a deeper ground, a thicker line: widgets.css
 SHOWN = 3  # texts on each side of the line
-BINS, SIDE = 60, 30  # bars of the histogram; cells on a side of student against teacher
 EMBEDDED = 200_000  # characters of text in the mailed report, at most, a report being under 1 MB
 
 
@@ -77,24 +72,20 @@ LEGEND = (
 )  # fmt: skip
 
 
-def _order(difficulty_N: np.ndarray) -> np.ndarray:
-    """Window numbers from easy to hard, without those that have no difficulty."""
-    return np.argsort(difficulty_N, kind="stable")[: np.isfinite(difficulty_N).sum()]
-
-
-def _near(order_N: np.ndarray, count: int, shown: int) -> tuple[np.ndarray, np.ndarray]:
-    """The windows next to the line, above and below it, nearest first; `count` of all are hard."""
-    line = len(order_N) - count
-    return order_N[line : line + shown], order_N[max(0, line - shown) : line][::-1]
+def _near(
+    order_M: np.ndarray, above: int, shown: int, out: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The windows next to the line, above and below it, nearest first; `above` of them lie above
+    it, the hardest `out` of which are dropped."""
+    line = len(order_M) - above
+    return (
+        order_M[line : min(line + shown, len(order_M) - out)],
+        order_M[max(0, line - shown) : line][::-1],
+    )
 
 
 def _card(i: int, difficulty: float, text: str) -> str:
     return f"<p><small>window {i:,}, difficulty {difficulty:+.4f}</small></p>{text}"
-
-
-def _in_words(count: int, windows: int, threshold: float) -> str:
-    share = f"{count:,} of {windows:,} windows ({100 * count / windows:.1f}%)"
-    return f"{share} are at least {threshold:.9g} nats harder for the student"
 
 
 class Explorer(anywidget.AnyWidget):
@@ -103,44 +94,47 @@ class Explorer(anywidget.AnyWidget):
     _esm = f"{report.SCRIPT}\nexport default {{render: hardSetInJupyter}};"
     _css = traitlets.Unicode().tag(sync=True)
     html = traitlets.Unicode().tag(sync=True)
-    at = traitlets.List().tag(sync=True)  # where the line is: slider, number of its stop
-    near = traitlets.Dict().tag(sync=True)  # the texts beside it
+    at = traitlets.List().tag(sync=True)  # where line and switches are, as counts.shown takes it
+    near = traitlets.Dict().tag(sync=True)  # the texts beside the line
     done = traitlets.Unicode().tag(sync=True)  # what came of "keep"
 
 
 def explorer(
     scores: hard_set.Scores,
-    documents: tuple[np.ndarray, list[str]],
+    cuts: counts.Cuts,
+    junk_N: np.ndarray,
+    kinds: dict[int, str],
     text_of: Callable[[int], str],
-    threshold: float,
+    rule: dict,
     path: Path,
 ) -> Explorer:
-    """A threshold and a share that move together, starting at `threshold`: number of windows, their
-    distribution, share by source, texts on both sides of the line; "keep" writes the choice to
-    `path`. `documents` are those of data.Tokens, `text_of` gives a window as HTML."""
-    difficulty_N, order_N = scores.difficulty_N, _order(scores.difficulty_N)
-    numbers = _numbers(scores, documents, threshold)
-    stops = numbers["stops"]
+    """A threshold and a share that move together, starting with `rule`, and its other parameters:
+    number of windows, their distribution, share in every group of `cuts`, texts on both sides of
+    the line; "keep" writes the choice to `path`. `text_of` gives a window as HTML, `kinds` are
+    the flags of `junk_N`."""
+    numbers, orders = counts.every(scores, cuts, junk_N, kinds, rule, live=True)
+    difficulty_N = scores.difficulty_N
     html_of = lru_cache(maxsize=64)(lambda i: text_of(i).replace(LEGEND, ""))
     # JupyterLab has the fonts of the reader's machine alone, and there may be none for Telugu
     font = f"{report.font_face()} [lang=te] {{font: 1.1em/1.8 'Report Telugu', sans-serif}}"
-    shown = Explorer(_css=font, html=report.explorer(numbers), at=numbers["at"])
+    page = report.explorer(numbers | {"legend": LEGEND, "texts": []})
+    shown = Explorer(_css=font, html=page, at=numbers["at"])
 
     def moved(_: dict | None = None) -> None:
-        name, stop = shown.at
+        now = counts.shown(numbers, shown.at)
         above, below = (
             [_card(i, difficulty_N[i], html_of(i)) for i in side.tolist()]
-            for side in _near(order_N, stops[name][stop][1], SHOWN)
+            for side in _near(orders[shown.at[2]], now["above"], SHOWN, now["out"])
         )
         shown.near = {"at": shown.at, "above": above, "below": below}
 
     def keep(_: Explorer, at: list, buffers: list) -> None:
         shown.done = ""  # or the same words again would be no news to the page
-        name, stop = at
-        threshold, count, _ = stops[name][stop]
-        words = f"by hand, by {name}: {_in_words(count, len(difficulty_N), threshold)}"
+        now = counts.shown(numbers, at)
+        own = rule | now["rule"]
+        words = f"by hand, by {at[0]}: {now['said']}"
         try:
-            choice.keep(hard_set.select(difficulty_N, threshold=threshold), path, words)
+            choice.keep(choice.made(difficulty_N, own, junk_N), path, words, own)
             shown.done = f"kept in {path.name}: {words}"
         except OSError as error:  # or the reader would believe it kept
             shown.done = f"not kept: {error}"
@@ -153,132 +147,32 @@ def explorer(
 
 def offline_explorer(
     scores: hard_set.Scores,
-    documents: tuple[np.ndarray, list[str]],
+    cuts: counts.Cuts,
+    junk_N: np.ndarray,
+    kinds: dict[int, str],
     text_of: Callable[[int], str],
-    threshold: float,
+    rule: dict,
 ) -> str:
-    """The same as HTML that needs no kernel, with the texts of some windows, more of them near
-    `threshold`. Its counts agree with numpy to the window."""
-    difficulty_N, order_N = scores.difficulty_N, _order(scores.difficulty_N)
-    numbers, m = _numbers(scores, documents, threshold), len(order_N)
-    name, stop = numbers["at"]
+    """The same as HTML that needs no kernel, with the texts of some windows, more of them near the
+    line of `rule`. Its counts agree with numpy to the window."""
+    numbers, orders = counts.every(scores, cuts, junk_N, kinds, rule, live=False)
+    difficulty_N, order_M = scores.difficulty_N, orders[numbers["at"][2]]
+    m, now = len(order_M), numbers["start"]
     nearest, near = (
-        np.concatenate(_near(np.arange(m), numbers["stops"][name][stop][1], shown)).tolist()
+        np.concatenate(_near(np.arange(m), now["above"], shown, now["out"])).tolist()
         for shown in (SHOWN, 3 * SHOWN)
     )
     # in no order, so that those left out for want of room are from everywhere
     spread = np.random.default_rng(0).permutation(np.linspace(m // 2, m - 1, 24).astype(int))
     cards = {}
     for rank in [*nearest, *spread.tolist(), *near]:
-        i = int(order_N[rank])
+        i = int(order_M[rank])
         if sum(map(len, cards.values())) < EMBEDDED:
-            cards[rank] = _card(i, difficulty_N[i], text_of(i).replace(LEGEND, ""))
-    return report.explorer(numbers | {"texts": sorted(cards.items())})
-
-
-def _numbers(
-    scores: hard_set.Scores, documents: tuple[np.ndarray, list[str]], threshold: float
-) -> dict:
-    """What the explorer shows. A stop is [threshold, windows at or above it, how many of those are
-    of each source]; `at` is the stop that `threshold` has. `known` windows have a difficulty."""
-    order_N, n = _order(scores.difficulty_N), len(scores.difficulty_N)
-    known_N, m = scores.difficulty_N[order_N], len(order_N)
-    line = int(np.searchsorted(known_N, known_N.dtype.type(threshold)))
-    start = _shortest(known_N, line) if line < m else float(threshold)
-    hardest = np.clip(np.round(np.arange(1, 201) / 200 * n).astype(int), 1, m)  # 0.5 %, 1 % …
-    # windows equally difficult are on one side of the line
-    lines = np.unique(np.searchsorted(known_N, known_N[m - hardest]))
-    shares = sorted({*(_shortest(known_N, i) for i in lines), start}, reverse=True)
-    grid = _ticks(known_N, 200)
-    thresholds = sorted({*grid, start})
-    sources = _by_source(order_N, *documents)
-    return {
-        "stops": {
-            "threshold": _stops(known_N, thresholds, sources),
-            "share": _stops(known_N, shares, sources),
-        },
-        "at": ["threshold", thresholds.index(start)],
-        "said": _in_words(m - line, n, start),
-        "windows": n,
-        "known": m,
-        "sources": [[html.escape(name), len(ranks)] for name, ranks in sources.items()],
-        "pictures": [
-            _histogram(known_N, grid[0], grid[-1]),
-            _square(scores.teacher_loss_N[order_N], scores.student_loss_N[order_N]),
-        ],
-        "legend": LEGEND,
-        "texts": [],
-    }
-
-
-def _ticks(values_N: np.ndarray, count: int) -> list[float]:
-    """Round numbers, `count` or fewer, over all values but 1 in 1,000 on each side."""
-    ends = nonsingular(*np.quantile(values_N, [0.001, 0.999]), expander=0.1, tiny=1e-5)
-    return [float(f"{x:.9g}") for x in MaxNLocator(count).tick_values(*ends)]
-
-
-def _stops(known_N: np.ndarray, thresholds_S: list[float], sources: dict) -> list[list]:
-    lines_S = np.searchsorted(known_N, np.array(thresholds_S, known_N.dtype))
-    counts_S = (len(known_N) - lines_S).tolist()
-    by_source = [(len(r) - np.searchsorted(r, lines_S)).tolist() for r in sources.values()]
-    return [
-        list(stop)
-        for stop in zip(thresholds_S, counts_S, np.transpose(by_source).tolist(), strict=True)
-    ]
-
-
-def _histogram(known_N: np.ndarray, low: float, high: float) -> dict:
-    """Bars as [x, y, height, ink, difficulty in the middle]; the line at a threshold is `line`,
-    moved by `zero` + threshold · `nat`. What lies outside is in the last bars."""
-    counts, _ = np.histogram(known_N.clip(low, high), BINS, (low, high))
-    width, heights = (high - low) / BINS, (counts / counts.max()).round(3).tolist()
-    return {
-        "size": [BINS, 1],
-        "rects": [[i, 1 - h, h, 1, low + width * (i + 0.5)] for i, h in enumerate(heights)],
-        "line": "M0 0V1",
-        "zero": [-low / width, 0],
-        "nat": [1 / width, 0],
-        "name": "histogram of difficulty, with the threshold as a line",
-        "below": [low, "difficulty, nats per token", high],
-    }
-
-
-def _square(teacher_N: np.ndarray, student_N: np.ndarray) -> dict:
-    """Windows by the loss of each model, darker where there are many; above the line, hard ones."""
-    (t, *_, t_end), (s, *_, s_end) = _ticks(teacher_N, 10), _ticks(student_N, 10)
-    across, up = (t_end - t) / SIDE, (s_end - s) / SIDE
-    clipped = teacher_N.clip(t, t_end), student_N.clip(s, s_end)
-    count, *_ = np.histogram2d(*clipped, SIDE, [(t, t_end), (s, s_end)])
-    ink = (0.3 + 0.7 * np.log1p(count) / np.log1p(count.max())).round(2)
-    return {
-        "size": [SIDE, SIDE],
-        "rects": [
-            [x, SIDE - 1 - y, 1, ink[x, y], s + up * (y + 0.5) - t - across * (x + 0.5)]
-            for x, y in np.argwhere(count).tolist()
-        ],
-        "line": f"M0 {SIDE - (t - s) / up}L{SIDE} {SIDE - (t_end - s) / up}",
-        "zero": [0, 0],
-        "nat": [0, -1 / up],
-        "name": "student's loss against teacher's, hard windows above the line",
-        "below": [f"loss: teacher’s {t}–{t_end} →", f"student’s {s}–{s_end} ↑"],
-    }
-
-
-def _by_source(
-    order_N: np.ndarray, document_N: np.ndarray, sources: list[str]
-) -> dict[str, np.ndarray]:
-    """Source → the ranks of its windows, from easy to hard; the largest, and the others as one."""
-    names, source_D = np.unique(sources, return_inverse=True)
-    source_N = source_D[document_N][order_N]
-    largest = np.argsort(-np.bincount(source_N), kind="stable")
-    found = {str(names[i]): np.flatnonzero(source_N == i) for i in largest[:LISTED]}
-    rest = np.flatnonzero(np.isin(source_N, largest[LISTED:]))
-    return found | ({f"{len(largest) - LISTED} others": rest} if len(rest) else {})
-
-
-def _shortest(known_N: np.ndarray, line: int) -> float:
-    """The shortest decimal that has the same windows at or above it as the difficulty there."""
-    value = float(known_N[line])
-    decimals = (round(value, digits) for digits in range(3, 9))
-    same = (x for x in decimals if np.searchsorted(known_N, known_N.dtype.type(x)) == line)
-    return next(same, value)
+            cards[i] = _card(i, difficulty_N[i], text_of(i).replace(LEGEND, ""))
+    # the place of each among all, and among those without junk: −1 where it is junk
+    places = []
+    for each in orders:
+        ranks = np.flatnonzero(np.isin(each, [*cards]))
+        places.append(dict(zip(each[ranks].tolist(), ranks.tolist(), strict=True)))
+    texts = sorted([[each.get(i, -1) for each in places], card] for i, card in cards.items())
+    return report.explorer(numbers | {"legend": LEGEND, "texts": texts})

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from tdlib import cache, cost, data, hard_set, losses, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
-from tests import bench_inference, bench_plan
+from tests import bench_explorer, bench_inference, bench_plan
 
 ROOT = Path(__file__).parents[1]
 V, T = 51_800, 2048
@@ -366,6 +366,11 @@ def writing():
 @bench("plan against truth, five shapes: memory, seconds", "± 10 %, ± 25 %; –")
 def planned():
     return bench_plan.against_truth()
+
+
+@bench("explorer over 1.8 million windows: a move to the painted page", "≤ 50 ms, ≤ 200 ms; –")
+def explorer():
+    return bench_explorer.redraws()
 
 
 def main(names: list[str]) -> None:

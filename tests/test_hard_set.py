@@ -1,6 +1,7 @@
 """Difficulty against two bare forwards, the choice against sorting by hand, and what is kept."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -82,6 +83,24 @@ def test_token_losses_are_zero_where_masked_and_nats_elsewhere(models):
     torch.testing.assert_close(
         loss_BT.double(), torch.where(targets_BT == -100, 0.0, wanted_BT), rtol=2e-5, atol=2e-5
     )
+
+
+def test_scoring_into_a_memory_map_holds_nothing_of_the_size_of_n(models, tmp_path):
+    def peak(count: int) -> int:
+        ids = np.random.default_rng(0).integers(0, V, count * T + 1).astype("<u4")
+        ids.tofile(tmp_path / "ids")
+        windows = Windows(np.memmap(tmp_path / "ids", "<u4"), T)
+        with choice.new_scores(tmp_path / "scores.npy", count) as loss_2N:
+            tracemalloc.start()
+            hard_set.score(*models, windows, into=loss_2N)
+            found = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert np.isfinite(loss_2N).all()
+        return found
+
+    peak(64)
+    # an array of N would add 5,760 × 4 bytes at least; what is there is one batch's, and Python's
+    assert peak(6400) - peak(640) < 5760 * 2
 
 
 def test_progress_ends_with_every_window(models):

@@ -1,5 +1,6 @@
 """02 in a real JupyterLab: sliders moved by key and mouse, a choice kept, the page loaded again."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,6 +49,12 @@ def difficulty_N(folder) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def server(folder):
+    with serving(folder) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
     """Address of a JupyterLab that has nothing of the user's: settings, kernels, workspaces."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -87,15 +95,16 @@ def kernels(server: str) -> list[tuple[str, int]] | None:
         return None
 
 
-def run_all(page: Page, server: str, before: int = 0) -> int:
-    """Run All Cells once a kernel is connected, which the page's own "idle" does not tell, until
-    the last of them is done; how many this kernel has run then, `before` of them earlier."""
+def run_all(page: Page, server: str, before: int = 0, cells: int = 0) -> int:
+    """Run All Cells (of 02, unless said) once a kernel is connected, which the page's own "idle"
+    does not tell, until the last of them is done; how many this kernel has run then, `before` of
+    them earlier."""
     page.locator(".jp-Notebook").wait_for()
     wait_until(lambda: kernels(server) == [("idle", 1)])
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    cells = nbformat.read(ROOT / "notebooks/02_hard_set.ipynb", as_version=4).cells
-    run = before + sum(cell.cell_type == "code" for cell in cells)
+    of_02 = nbformat.read(ROOT / "notebooks/02_hard_set.ipynb", as_version=4).cells
+    run = before + (cells or sum(cell.cell_type == "code" for cell in of_02))
     last = page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt")
     expect(last).to_have_text(f"[{run}]:", timeout=90_000)
     return run

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from tdlib import plots
+from tdlib import plots, tables
 
 NAMES = [
     "teacher", "50m", "50m-seed2", "50m-scratch", "80m", "120m", "55m", "50m-hard-merged",
@@ -169,3 +169,33 @@ def test_every_sign_of_telugu_is_drawn_and_a_missing_one_is_an_error():
     code += "figure.text(0, 0, chr(0x905)); figure.savefig(io.BytesIO())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode and "DEVANAGARI LETTER A" in done.stderr.splitlines()[-1]
+
+
+def test_the_curve_of_what_was_lost_counts_only_where_the_student_is_behind():
+    difficulty_N = np.float32([3, -2, 1, np.nan, 0, -1])
+    figure = plots.cumulative_difficulty(difficulty_N, difficulty_N >= 3)
+    assert title(figure) == "The hard set, 20.0% of the windows, holds 75.0% of all that was lost"
+    curve = figure.axes[0].lines[0]
+    wanted = np.interp(curve.get_xdata(), np.arange(6) / 5, [0, 0.75, 1, 1, 1, 1])
+    at = np.isin(curve.get_xdata(), np.arange(6) / 5)
+    np.testing.assert_allclose(curve.get_ydata()[at], wanted[at])
+    nothing = plots.cumulative_difficulty(np.float32([-1, -2]), np.array([True, False]))
+    assert "holds 0.0% of all" in title(nothing)
+
+
+def test_shares_by_cut_name_the_group_that_departs_most_and_has_some_windows():
+    hard_N = np.zeros(2000, bool)
+    hard_N[:300] = hard_N[1995:] = True
+    place_N, few_N = np.arange(2000) * 20 // 2000, np.arange(2000) // 1995
+    cuts = {"place in the corpus": ([f"p{i}" for i in range(20)], place_N),
+            "script": (["under 1 %", "漢 more", "none"], few_N)}  # fmt: skip
+    by_cut = tables.by_cut(hard_N, np.ones(2000, bool), cuts)
+    figure = plots.share_by_cut(by_cut)
+    # all five of the last group are hard, but five say too little
+    assert title(figure).startswith("100.0% of windows are hard where the place in the corpus is p")
+    assert title(figure).endswith(", 15.2% of all")
+    bars, lists = figure.axes
+    assert [round(b.get_height(), 2) for b in bars.patches] == [1] * 3 + [0] * 16 + [0.05]
+    assert [t.get_text() for t in lists.get_yticklabels()] == ["under 1 %", "? more"]
+    assert lists.patches[1].get_facecolor()[3] < lists.patches[0].get_facecolor()[3]  # paler
+    assert lists.get_title(loc="left") == "share of tokens not in Telugu"

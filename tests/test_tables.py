@@ -273,3 +273,21 @@ def test_where_one_curve_meets_the_end_of_another_is_said():
     assert said == " 50m-sliced was at the 4.000 where 50m ends before its first step."
     assert "never" in book.reached_in_words({"50m": first, "worse": log(6.0, 5.0, 4.1)})
     assert book.reached_in_words({"50m": first}) == ""
+
+
+def test_cuts_count_only_what_was_scored_and_their_ends_have_some_windows():
+    r = np.random.default_rng(0)
+    hard_N, scored_N = r.random(3000) < 0.2, r.random(3000) < 0.7
+    hard_N &= scored_N
+    group_N = r.choice(4, 3000, p=[0.5, 0.496, 0, 0.004]).astype(np.uint8)
+    table = tables.by_cut(hard_N, scored_N, {"x": (list("abcd"), group_N)})["x"]
+    assert table.index.tolist() == ["a", "b", "d"]  # none is in c
+    for name, row in table.iterrows():
+        own_N = scored_N & (group_N == "abcd".index(name))
+        assert (row["windows"], row["hard windows"]) == (own_N.sum(), (hard_N & own_N).sum())
+        assert row["hard"] == hard_N[own_N].mean()
+    assert {*tables.ends(table)} == {"a", "b"}
+    a, _ = tables.ends(table)
+    said = book.cuts_in_words({"x": table})
+    assert said.startswith(f"By x, from {table.loc[a, 'hard']:.1%} ({a}) to ")
+    assert said.endswith(f"Of all windows {hard_N.sum() / scored_N.sum():.1%} are hard.")
