@@ -5,6 +5,7 @@ own modules; here they are only put together, recorded, and said in words comput
 """
 
 import contextlib
+import copy
 import json
 import tempfile
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from tdlib import (
     plan,
     plots,
     release,
+    shapes,
     start,
     sweeps,
     tables,
@@ -40,6 +42,7 @@ from tdlib import (
     text,
     tokenizer,
     train,
+    verdict,
     widgets,
     worker,
 )
@@ -755,20 +758,56 @@ def merged(adapters: dict[str, str]) -> list[str]:
 @torch.no_grad()
 def merge(this: Run, adapter: str, base: str, tokens: data.Tokens, teacher: Llama) -> dict:
     """models/<adapter>-merged: base and adapter as one model, measured like every other. Returns
-    what merging changed: weights, and the largest logit difference on a validation window."""
+    what merging changed: weights, and the largest logit difference on some validation windows; and
+    what storing the weights as bfloat16 would change."""
     name, folder = f"{adapter}-merged", this.path("models", f"{adapter}-merged")
-    net = Llama.load(this.path("models", base), this.device)
-    net = lora.load(net, this.path("adapters", adapter))
-    ids_BT, _ = tokens.val.batch([0], this.device)
-    apart_BTV = net(ids_BT)
+    net = lora.load(Llama.load(this.path("models", base), this.device),
+                    this.path("adapters", adapter))  # fmt: skip
+    rows = evaluate.fixed_rows(tokens.val, 8)
+    ids_BT, _ = tokens.val.batch(rows, this.device)
+    apart_BTV, halved = net(ids_BT), copy.deepcopy(net).bfloat16().float()
     this.once(f"saved {name}", save, lora.merge(net), folder, tokens)
     net = Llama.load(folder, this.device)
     row = measure(this, name, net, tokens, teacher)
+    largest = float((net(ids_BT) - apart_BTV).abs().max())
+    drifted = this.once(f"drift of {name}", drift, net, halved, tokens, this.device)
     return {
         "weights": f"{row['parameters']:,}",
         "weights of the base": f"{row_of(this, base)['parameters']:,}",
-        "largest logit difference": f"{float((net(ids_BT) - apart_BTV).abs().max()):.1e}",
-    }
+        "largest logit difference": f"{largest:.1e}", "of logits up to":
+        f"{float(apart_BTV.abs().max()):.3g}",
+    } | drifted  # fmt: skip
+
+
+def drift(net: Llama, halved: Llama, tokens: data.Tokens, device: str) -> dict[str, str]:
+    """What weights stored as bfloat16 change against the merged model in float32, on some fixed
+    windows: those of the merged model, and those of base and adapter side by side (`halved`). They
+    are computed with in float32, so that it is the storage alone that tells."""
+    rows, stored = evaluate.fixed_rows(tokens.val, 64), copy.deepcopy(net).bfloat16().float()
+    own, _ = evaluate.apart(net, net, tokens.val, rows, device)
+    said = {}
+    for name, model in (("bf16 merged", stored), ("bf16 base + adapter", halved)):
+        loss, kl = evaluate.apart(model, net, tokens.val, rows, device)
+        said |= {
+            f"{name}: loss": f"{loss - own:+.1e}".replace("-", "−", 1),
+            f"{name}: KL": f"{kl:.1e}",
+        }
+    return said
+
+
+def merged_in_words(checks: dict[str, dict]) -> str:
+    """How many weights a merged model has, here and in the plan's shape."""
+    if not checks:
+        return "No adapter is here, so nothing was merged."
+    plans = LlamaConfig(shapes.VOCABULARIES[0], **shapes.SHAPES["student-50m"]).parameters
+    here = "; ".join(
+        f"{name}-merged has {c['weights']}, its base {c['weights of the base']}"
+        for name, c in checks.items()
+    )
+    return (
+        f"Merging adds no weights: {here}. So the plan's merged model, in its shape and with its "
+        f"51.8K vocabulary, has {plans / 1e6:.1f}M as its base has, not 55M."
+    )
 
 
 def models_of(this: Run) -> list[str]:
@@ -801,15 +840,14 @@ def sweep_rows(
     for name, point in swept(this).items():
         if point.sweep != sweep:
             continue
-        m = point.record["models"][point.model]
-        row = {"point": name, "varied": point.varied, "loss": m["loss"], "kl": m["kl"],
-               "minutes": point.record["seconds"] / 60}  # fmt: skip
+        m, p = point.record["models"][point.model], point.record["parameters"]
+        row = {"point": name, "varied": point.varied, "parameters": p, "loss": m["loss"],
+               "kl": m["kl"], "minutes": point.record["seconds"] / 60}  # fmt: skip
         parts = {"all": np.ones_like(hard_N), "hard": hard_N, "easy": ~hard_N}
         for part, chosen_N in parts.items():
-            pair = {n: losses[n][chosen_N] for n in (name, base)}
-            r = resample(pair, document_N[chosen_N], this.parameters["resamples"], 0)
-            span = evaluate.interval(r[name] - r[base])
-            row[part] = (float(pair[name].mean() - pair[base].mean()), *span)
+            pair = (losses[n][chosen_N] for n in (name, base))
+            resamples = this.parameters["resamples"]
+            row[part] = evaluate.change(*pair, document_N[chosen_N], resamples)
         rows.append(row)
     return rows
 
@@ -819,10 +857,18 @@ def show_sweep(this: Run, sweep: str, rows: list[dict]) -> None:
     notebook = sweeps.listed(this.out, sweep)["notebook"]
     this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
     hints = {name: tables.hint(notebook, name) for row in rows for name in row["varied"]}
+    hints = {name: said for name, said in hints.items() if said}
     this.figure(
-        f"sweep-{sweep}", plots.sweep(rows, {n: h for n, h in hints.items() if h}),
+        f"sweep-{sweep}", plots.sweep(rows, hints),
         alt=f"Difference from the base at every point of the sweep {sweep}, by setting",
     )  # fmt: skip
+    varied = {name for row in rows for name in row["varied"]} - {"seed"}
+    full = [row | {"varied": {name: row["parameters"][name] for name in varied}} for row in rows]
+    if len(varied) > 1 and varied <= {"share", "rank", "lora_scale"}:
+        this.figure(
+            f"sensitivity-{sweep}", plots.sensitivity(full, hints),
+            alt="Loss on hard and on easy text by share, rank and scale, against the base",
+        )  # fmt: skip
     if len(together := tables.seeds(rows)):
         this.table(f"sweep-{sweep}-seeds", together)
 
@@ -904,12 +950,24 @@ def side_by_side(
     return found
 
 
-def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens) -> list[dict]:
-    """Loss by kind of token, every model, on the fixed windows: rows for tables and plots."""
+def kept_and_lost(
+    this: Run, names: list[str], tokens: data.Tokens, judged: list[str]
+) -> tuple[list[dict], list[dict]]:
+    """By kind of token, on the fixed windows, rows for tables and plots: every model's loss; and
+    the change of the `judged` against the base, with intervals."""
     files = {name: np.load(this.path("scores", "val", f"{name}.npz")) for name in names}
     rows_M = next(iter(files.values()))["rows_M"]
     token_loss = {name: f["token_loss_MT"] for name, f in files.items()}
-    return evaluate.kept_and_lost(token_loss, evaluate.cuts(tokens, rows_M))
+    labels, base = evaluate.cuts(tokens, rows_M), this.parameters["base"]
+    some = {name: token_loss[name] for name in [base, *judged]}
+    document_M = tokens.documents("val")[0][rows_M]
+    won = evaluate.won_back(some, labels, base, document_M, this.parameters["resamples"])
+    return evaluate.kept_and_lost(token_loss, labels), won
+
+
+def judged(arms: dict[str, verdict.Arm], base: str, names: list[str]) -> list[str]:
+    """What was made from the base: adapters merged, and the base trained on."""
+    return [name for name in names if name in arms and arms[name].base == base]
 
 
 def calibrations(this: Run, names: list[str]) -> dict[str, dict]:
@@ -919,35 +977,63 @@ def calibrations(this: Run, names: list[str]) -> dict[str, dict]:
     return {name: {k: f[k].tolist() for k in keys} for name, f in files.items()}
 
 
-def verdict(
-    losses: dict[str, np.ndarray],
-    hard_N: np.ndarray,
-    document_N: np.ndarray,
-    resamples: int,
-    base: str,
-    scratch: str,
-    adapters: dict[str, str],
-) -> list[str]:
-    """What the intervals say of the plan's claims, in words: distilled against scratch, adapters
-    against their base, and last the adapter on hard windows against its random control."""
+def arms_of(this: Run) -> dict[str, verdict.Arm]:
+    """Every trained model of the folder, and of the sweeps that 04 is told, and how it was made."""
+    points = {label: (point.model, point.record) for label, point in swept(this).items()}
+    return verdict.arms(results_of(this).values(), points)
 
-    def versus(one: str, other: str, chosen_N: np.ndarray, where: str = "") -> str:
-        pair = {name: losses[name][chosen_N] for name in (one, other)}
-        r = resample(pair, document_N[chosen_N], resamples, 0)
-        low, high = evaluate.interval(r[one] - r[other])
-        change = float(pair[one].mean() - pair[other].mean())
-        found = {"difference": change, "low": low, "high": high}
-        return difference_in_words(f"{where}{one}", other, found)
 
-    every_N, names = np.ones_like(hard_N), merged(adapters)
-    controls = [name for name in names if "random" in name]
-    said = [versus(base, scratch, every_N)]
-    for name in names:
-        said.append(versus(name, base, hard_N, "On hard text "))
-        said.append(versus(name, base, ~hard_N, "On easy text "))
-    for name in sorted(set(names) - set(controls)):
-        said += [versus(name, control, hard_N, "On hard text ") for control in controls]
-    return said
+def trial(
+    this: Run, losses: dict[str, np.ndarray], hard_N: np.ndarray, document_N: np.ndarray
+) -> verdict.Trial:
+    """What the verdict reads."""
+    p = this.parameters
+    names = {k: p[k] for k in ("base", "scratch", "teacher", "picked_by", "resamples")}
+    return verdict.Trial(arms_of(this), losses, hard_N, document_N, **names)
+
+
+def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
+    """What each model is and what it cost, for the quality table: FLOP of its own training (with
+    its base's), of its teachers' forwards, and of scoring the windows where it replays scores."""
+    found, points, results = arms_of(this), swept(this), results_of(this)
+    shorts = [r["remembered"]["short"] for r in results.values()
+              if r["notebook"] == "02_hard_set" and "short" in r["remembered"]]  # fmt: skip
+    scored = shorts[0]["windows"] * shorts[0].get("scored", 1) if shorts else 0
+    rows = {}
+    for name, arm in found.items():
+        own = _flop(this, arm, points, found, tokens)
+        scores = 0.0
+        if arm.base and arm.windows in ("hard", "easiest"):
+            forward = sum(cost.forward_flop(_shape(this, n), tokens.context)
+                          for n in (arm.base, arm.p["teacher"]))  # fmt: skip
+            scores = scored * tokens.context * forward
+        told = dict(zip(("training", "teacher", "scoring"), (*own, scores), strict=True))
+        rows[name] = {"made": arm.kind()} | {
+            f"{what}, FLOP": f"{flop:.2g}" if flop else "–" for what, flop in told.items()
+        }
+    return rows
+
+
+def _shape(this: Run, name: str, out: Path | None = None) -> LlamaConfig:
+    return shapes.read_config((out or this.out) / "models" / name)
+
+
+def _flop(this: Run, arm: verdict.Arm, points: dict, found: dict, tokens: data.Tokens) -> tuple:
+    """FLOP of training an arm and of its teachers' forwards, those of what it began from too."""
+    point, p, context = points.get(arm.name), arm.p, tokens.context
+    model = arm.base if arm.adapter else point.model if point else arm.name
+    config = _shape(this, model, point.out if point and not arm.adapter else None)
+    flop = cost.step_flop(config, None, context, frozen=arm.adapter)
+    flop += 6 * cost.adapter_parameters(config, p["rank"]) if arm.adapter else 0
+    middle = arm.notebook == "05_progressive" and arm.name == "75m"
+    asked = 0.0
+    if p.get("ce_weight", 1) < 1:  # 00 has no such parameter
+        by = _shape(this, "150m" if middle else p["teacher"])
+        seen = min(arm.tokens, len(tokens.train.ids)) if p.get("cached_draws") else arm.tokens
+        asked = seen * cost.forward_flop(by, context)
+    before = found.get("150m" if middle else arm.base)
+    rest = _flop(this, before, points, found, tokens) if before else (0.0, 0.0)
+    return arm.tokens * flop + rest[0], asked + rest[1]
 
 
 # --- 06: files and speed

@@ -49,6 +49,8 @@ LISTED = 16  # sources in one figure
 CUTS = {  # of windows (features.cuts), where the groups' names do not say of what they are
     "script": "share of tokens not in Telugu", "rare tokens": "share of rare tokens",
 }  # fmt: skip
+PHONE = 4.5  # inches: where panels hold much text, narrow enough for a phone to show it large
+GAINS = "RdBu_r"  # blue below 0, which is better; safe for colour-blind eyes
 
 
 def colour(name: str) -> str:
@@ -311,28 +313,129 @@ def kept_and_lost(
     behind = {(cut, b): m[base] - m[teacher] for cut, bs in cuts.items() for b, m in bs.items()}
     cut, bucket = max(behind, key=behind.get)
     title = f"{base} is furthest behind its teacher at “{bucket}” ({cut})"
-    rows = -(-len(cuts) // 2)
-    figure = Figure(figsize=(6, 1.2 + 1.5 * rows), layout="constrained")
-    _title(figure, f"{title}: {behind[cut, bucket]:+.3f} nats per token")
-    axes = figure.subplots(rows, 2, sharex=True, squeeze=False).ravel()
+    some = next(iter(next(iter(cuts.values())).values()))
+    names = [name for name in some if name == base or name.startswith(f"{base}-")]
+    points = {
+        cut: {b: {n: (m[n] - m[teacher],) * 3 for n in names} for b, m in buckets.items()}
+        for cut, buckets in cuts.items()
+    }
+    figure_title = f"{title}: {behind[cut, bucket]:+.3f} nats per token"
+    order = sorted(names, key=base.__eq__)  # the base last, on top
+    return _panels(points, order, figure_title, "loss − teacher's (nats per token)", spread=0)
+
+
+def won_back(
+    cuts: Mapping[str, Mapping[str, Mapping[str, tuple[float, float, float]]]], base: str
+) -> Figure:
+    """Change of the loss against the base by kind of token, {cut: {bucket: {model: (change, low,
+    high)}}}, a panel a cut; left of the line is better."""
+    each = [(m[n], n, b, cut) for cut, bs in cuts.items() for b, m in bs.items() for n in m]
+    (value, low, high), name, bucket, cut = min(each, key=lambda one: one[0][2])
+    title = f"No kind of token is clearly better than with {base}"
+    if high < 0:
+        title = f"{name} wins back most surely at “{bucket}” ({cut}): {value:+.3f} nats "
+        title += f"[{low:+.3f}, {high:+.3f}] against {base}"
+    names = list(dict.fromkeys(n for _, n, _, _ in each))
+    return _panels(cuts, names, title, f"loss − {base}'s (nats; bars: 95 %)", spread=0.6)
+
+
+def _panels(cuts: Mapping, names: Sequence[str], title: str, unit: str, spread: float) -> Figure:
+    """A panel a cut, two beside each other and narrow, for a phone; a line of its own for each
+    model in a bucket where `spread` is above 0."""
+    pairs = [list(cuts)[i : i + 2] for i in range(0, len(cuts), 2)]
+    a_line = 0.21 if not spread else 0.08 + 0.11 * len(names)
+    heights = [max(len(cuts[cut]) for cut in pair) * a_line + 0.35 for pair in pairs]
+    figure = Figure(figsize=(PHONE, 1.5 + sum(heights)), layout="constrained")
+    _title(figure, title, 54)
+    axes = figure.subplots(len(pairs), 2, sharex=True, squeeze=False, height_ratios=heights).ravel()
+    shifts = np.linspace(-spread / 2, spread / 2, len(names)) if spread else np.zeros(len(names))
     for ax, (cut, buckets) in zip(axes, cuts.items(), strict=False):
         ax.set_title(cut, loc="left")
-        ax.axvline(0, color=colour(teacher), linewidth=1.2)
-        names = [n for n in next(iter(buckets.values())) if n == base or n.startswith(f"{base}-")]
-        for name in sorted(names, key=base.__eq__):  # the base last, on top
-            x = [m[name] - m[teacher] for m in buckets.values()]
-            form = {"color": colour(name), "markersize": 7, "markeredgecolor": "white"}
-            ax.plot(x, range(len(x)), marker(name), label=name, **form)
+        ax.axvline(0, color="black", linewidth=1.2)
+        for name, shift in zip(names, shifts, strict=True):
+            form = {"color": colour(name), "markersize": 6, "markeredgecolor": "white"}
+            for i, m in enumerate(buckets.values()):
+                value, low, high = m[name]
+                ax.plot([low, high], [i + shift] * 2, color=colour(name), linewidth=1.5)
+                ax.plot(value, i + shift, marker(name), label=name if i == 0 else None, **form)
         _list(ax, buckets)
         ax.invert_yaxis()
     for ax in axes[len(cuts) :]:
         ax.remove()
     for ax in axes[max(0, len(cuts) - 2) : len(cuts)]:
         ax.tick_params(labelbottom=True)
-        ax.set_xlabel("loss − teacher's (nats per token)")
+    figure.supxlabel(unit, fontsize=9.5)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=3)
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2)
     return figure
+
+
+def sensitivity(rows: Sequence[Mapping], hints: Mapping[str, tuple[float, float]]) -> Figure:
+    """Two of share, rank and scale against each other, of all three a map a scale, on hard and on
+    easy text: difference from the base (rows of book.sweep_rows, every setting in "varied"), one
+    scale of colours. Of several seeds the mean, and their spread. A frame: what the plan says."""
+    varied = [name for name in ("share", "rank", "lora_scale") if name in rows[0]["varied"]]
+    (down, across), third = varied[:2], "".join(varied[2:])
+    held = {name: sorted({row["varied"][name] for row in rows}) for name in varied}
+    cells: dict[tuple, list] = {}
+    for row in rows:
+        key = tuple(row["varied"].get(name) for name in (third, down, across))
+        cells.setdefault(key, []).append((row["hard"][0], row["easy"][0]))
+    means = {key: np.mean(values, axis=0) for key, values in cells.items()}
+    best, most = min(means, key=lambda key: means[key][0]), np.abs(list(means.values())).max()
+    told = zip((third, down, across), best, strict=True)
+    said = ", ".join(f"{name.replace('lora_', '')} {value:g}" for name, value in told if name)
+    (hard, easy), maps = means[best], held.get(third, [None])
+    size = (PHONE, 1.9 + len(maps) * (0.4 + 0.36 * len(held[down])))
+    figure = Figure(figsize=size, layout="constrained")
+    _title(figure, f"Hard text gains most at {said}: {hard:+.3f} nats, easy text {easy:+.3f}", 54)
+    axes = figure.subplots(len(maps), 2, sharex=True, sharey=True, squeeze=False)
+    for value, pair in zip(maps, axes, strict=True):
+        for j, ax in enumerate(pair):
+            for (of, y, x), found in cells.items():
+                if of == value:
+                    place = held[across].index(x), held[down].index(y)
+                    _cell(ax, *place, np.array(found)[:, j], most)
+            name = f", {third.replace('lora_', '')} {value:g}" if third else ""
+            plan = third and _within(value, hints.get(third))
+            ax.set_title(("hard", "easy")[j] + name + " *" * bool(plan), loc="left")
+            _frame(ax, held[across], held[down], hints.get(across), hints.get(down))
+            for axis, setting in ((ax.xaxis, across), (ax.yaxis, down)):
+                form = "{:.0%}" if setting == "share" else "{:g}"
+                axis.set_ticks(range(len(held[setting])), map(form.format, held[setting]))
+            ax.set(xlim=(-0.55, len(held[across]) - 0.45), ylim=(len(held[down]) - 0.45, -0.55))
+            ax.grid(visible=False)
+    star = ", *: and scale" if third in hints else ""
+    figure.supxlabel(f"{across.replace('lora_', '')} (frame: as in the plan{star})", fontsize=9.5)
+    figure.supylabel("share of windows that are hard" if down == "share" else down, fontsize=9.5)
+    colours = mpl.cm.ScalarMappable(mpl.colors.Normalize(-most, most), GAINS)
+    bar = figure.colorbar(colours, ax=axes, location="bottom", fraction=0.04, aspect=40)
+    bar.set_label("loss − base's (nats per token; blue is better)")
+    return figure
+
+
+def _within(value: float, said: tuple[float, float] | None) -> bool:
+    return said is not None and said[0] <= value <= said[1]
+
+
+def _cell(ax: Axes, x: int, y: int, values_S: np.ndarray, most: float) -> None:
+    """One setting of `sensitivity`: its colour and number, and the spread over seeds."""
+    mean = values_S.mean()
+    shade = mpl.colormaps[GAINS]((mean / most + 1) / 2)
+    ax.add_patch(mpl.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=shade, linewidth=0))
+    text = f"{mean:+.3f}" + (f"\n±{values_S.std(ddof=1):.3f}" if len(values_S) > 1 else "")
+    ink = "white" if abs(mean) > 0.7 * most else "black"
+    ax.text(x, y, text.replace("-", "−"), ha="center", va="center", fontsize=7.5, color=ink)
+
+
+def _frame(ax: Axes, across: Sequence, down: Sequence, *said: tuple | None) -> None:
+    """Around the cells of `sensitivity` that lie within what the plan says of both settings."""
+    x, y = ([i for i, value in enumerate(values) if _within(value, plan)]
+            for values, plan in zip((across, down), said, strict=True))  # fmt: skip
+    if x and y:
+        form = {"fill": False, "edgecolor": "black", "linewidth": 1.8, "zorder": 3}
+        corner, size = (x[0] - 0.5, y[0] - 0.5), (len(x), len(y))
+        ax.add_patch(mpl.patches.Rectangle(corner, *size, **form))
 
 
 def calibration(bins: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
@@ -507,9 +610,10 @@ def _figure(title: str, height: float = 3.0, rows: float = 0) -> tuple[Figure, A
     return figure, figure.add_subplot()
 
 
-def _title(figure: Figure, text: str) -> None:
-    lines = -(-len(text) // 76)  # as even as they come
-    text = textwrap.fill(text, 76 if lines == 1 else len(text) // lines + 9, break_on_hyphens=False)
+def _title(figure: Figure, text: str, most: int = 76) -> None:
+    lines = -(-len(text) // most)  # as even as they come
+    width = most if lines == 1 else min(most, len(text) // lines + 9)
+    text = textwrap.fill(text, width, break_on_hyphens=False)
     figure.suptitle(text, x=0.01, ha="left", linespacing=1.15)
 
 

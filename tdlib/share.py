@@ -31,8 +31,8 @@ from tdlib.parameters import ROOT, ParameterError, rule
 MOST_MB = 20  # that one name may take in git; of a mail, above which many servers refuse it
 GIVEN = ("text", "tokens", "teacher", "tokenizer", "segmenter")  # of 00, that others may have made
 # tables and figures without a word of the text, by the name that their notebook gives them
-PLAIN = """sizes metrics merged quality hard-easy kept-lost cost curve curves calibration difficulty
- losses progressive files speeds shapes shapes-files quantization""".split()
+PLAIN = """sizes metrics merged quality hard-easy kept-lost won-back verdict cost curve curves
+ calibration difficulty losses progressive files speeds shapes shapes-files quantization""".split()
 # of a record, beside its parameters, inputs and what it remembers
 KEPT = """run notebook profile changed seed commit dirty code versions device reads started seconds
  tokens_per_second peak_memory_mib finding""".split()
@@ -124,7 +124,7 @@ def _copy(out: Path, run: str, place: Path) -> list[str]:
                 ".png",
             ):
                 continue
-            if not (ours or name in PLAIN or name.startswith("sweep-")):
+            if not (ours or name in PLAIN or name.startswith(("sweep-", "sensitivity-"))):
                 left.append(f"{kind}/{path.name}: may hold text that was given to the book")
             elif path.suffix == ".png":
                 runs.write(place / kind / path.name, path.read_bytes())

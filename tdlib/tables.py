@@ -5,19 +5,23 @@ The plan gives percentages without a formula, so the formula is applied to the p
 """
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from tdlib import evaluate, generate
 from tdlib.shapes import Q4_LIMIT, LlamaConfig, describe, of_plan, span
 
 
 def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
-    """ "−0.220 [−0.224, −0.215]", with true minus signs; "undefined" where there is no value."""
+    """ "−0.220 [−0.224, −0.215]", with true minus signs; "undefined" where there is no value, and
+    "unknown" for the interval of one document."""
     if not math.isfinite(value):
         return "undefined"
+    if not math.isfinite(low):
+        return f"{value:+.{digits}f} [unknown]".replace("-", "−")
     text = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
     return text.replace("-", "−")
 
@@ -28,9 +32,11 @@ def quality(
     base: str,
     scratch: str | None,
     teacher: str = "teacher",
+    made: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` its
-    bootstrapped losses, drawn together. Differences are against `base`, with 95 % intervals."""
+    bootstrapped losses, drawn together. Differences are against `base`, with 95 % intervals. `made`
+    has further columns: what each model is, and its cost (book.made)."""
     rows = []
     low, high = (np.array([of_plan(m, "loss")[i] for m in metrics]) for i in (0, 1))
     for i, (name, m) in enumerate(metrics.items()):
@@ -49,8 +55,8 @@ def quality(
             "plan: loss": span(low[i], high[i]),
             "plan's loss, our formula": span(*(258 / np.array([high[i], low[i]])), 1),
             "plan: quality %": span(*of_plan(name, "quality"), 0),
-        })  # fmt: skip
-    return pd.DataFrame(rows).set_index("model")
+        } | made.get(name, {}))  # fmt: skip
+    return pd.DataFrame(rows).fillna("–").set_index("model")
 
 
 def _gap(metrics: dict, resampled: dict, name: str, scratch: str | None, teacher: str) -> str:
@@ -75,11 +81,9 @@ def hard_and_easy(
     for name, loss_N in window_loss.items():
         row = {"model": name}
         for part, chosen_N in (("hard", hard_N), ("easy", ~hard_N)):
-            pair_KN = np.stack([loss_N[chosen_N], window_loss[base][chosen_N]])
-            means_RK = evaluate.resampled_means(pair_KN, document_N[chosen_N], resamples)
-            low, high = evaluate.interval(means_RK[:, 0] - means_RK[:, 1])
-            change = float(pair_KN[0].mean() - pair_KN[1].mean())
-            row |= {part: float(pair_KN[0].mean()), f"{part} change": change}
+            pair = (loss_N[chosen_N], window_loss[base][chosen_N])
+            change, low, high = evaluate.change(*pair, document_N[chosen_N], resamples)
+            row |= {part: float(np.nanmean(pair[0])), f"{part} change": change}
             row |= {f"{part} low": low, f"{part} high": high}
         rows.append(row)
     return pd.DataFrame(rows).set_index("model")
@@ -255,8 +259,17 @@ def kept_and_lost(rows: list[dict], teacher: str, names: list[str]) -> pd.DataFr
     return pd.DataFrame(table).set_index(["cut", "bucket"])
 
 
-def nested(rows: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
-    """kept-and-lost rows as cut → bucket → model → loss."""
+def won_back(rows: list[dict]) -> pd.DataFrame:
+    """Per kind of token how many, and each model's change against the base with its interval."""
+    table = [
+        {k: with_interval(*v) if isinstance(v, list | tuple) else v for k, v in row.items()}
+        for row in rows
+    ]
+    return pd.DataFrame(table).set_index(["cut", "bucket"])
+
+
+def nested(rows: list[dict]) -> dict[str, dict[str, dict]]:
+    """Rows of kept-and-lost or won-back as cut → bucket → model → its value there."""
     cuts = {}
     for row in rows:
         losses = {k: v for k, v in row.items() if k not in ("cut", "bucket", "tokens")}
@@ -326,9 +339,9 @@ def seeds(rows: list[dict]) -> pd.DataFrame:
     for name, group in groups.items():
         values = np.array([row["loss"] for row in group])
         if len(values) > 1:
-            half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+            mean, half = evaluate.over_seeds(values)
             found.append({"setting": name.rstrip(", ") or "as it is", "seeds": len(values),
-                          "loss": f"{values.mean():.3f} ± {half:.3f}"})  # fmt: skip
+                          "loss": f"{mean:.3f} ± {half:.3f}"})  # fmt: skip
     return pd.DataFrame(found, columns=["setting", "seeds", "loss"])
 
 

@@ -1,0 +1,348 @@
+"""The verdict on the plan's claim, in words computed from intervals: does an adapter on the hard
+windows win back what the student lost, and more than the same spent on anything else?
+
+An arm is a model of the comparison with what its results file says of how it was made; roles are
+found from that, never from names. A change is loss − loss of another model, nats per token, with
+its 95 % interval over documents: (value, low, high), below 0 is better. Parts of the validation
+text: "hard", the windows where a student outside the comparison fell furthest behind, "easy", the
+others, and "all". Legend: N validation windows.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from tdlib import evaluate, hashes, tables
+
+ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial to mean something
+SETS = {"hard": "the hard set", "random": "a random set", "easiest": "the easiest windows",
+        "all": "all windows"}  # fmt: skip
+RIVALS = ("student-55m", "student-120m")  # shapes, of whichever profile
+NAMES = {"run", "profile", "out", "seed", "student", "adapter", "base", "beside", "hard_set",
+         "scores", "fixed_windows"}  # fmt: skip
+# what two arms of 03 may differ in besides what they are compared for
+TOLD = ("rank", "lora_scale", "targets", "share", "token_share", "ce_weight", "temperature",
+        "epochs", "token_limit", "learning_rate")  # fmt: skip
+
+Change = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model and how it was made."""
+
+    name: str  # in the comparison; of an adapter, that of the merged model
+    notebook: str
+    p: dict  # parameters of its run
+    tokens: int  # of its training, 0 where that is not known
+    seeds: tuple[int, ...]  # its base's, where it has one, then its own
+    settings: tuple  # all that decides it but seeds and names: equal in another seed
+    own: bool  # in this run folder, not in one of a sweep's points
+
+    @property
+    def base(self) -> str | None:
+        return self.p["base"] if self.notebook == "03_lora" else None
+
+    @property
+    def adapter(self) -> bool:
+        return self.base is not None and self.p.get("trains", "adapter") == "adapter"
+
+    @property
+    def windows(self) -> str:
+        return self.p.get("windows", "hard")
+
+    @property
+    def shape(self) -> str:
+        return self.p.get("shape", "")
+
+    def in_words(self) -> str:
+        """What it is; the name stands in brackets, since there may be several."""
+        if self.base:
+            what = "the adapter" if self.adapter else "the whole base trained on"
+            return f"{what} on {SETS[self.windows]} ({self.name})".replace("on on", "on")
+        return self.name
+
+    def kind(self) -> str:
+        """What it is, in the cell of a table."""
+        if self.base:
+            what = "adapter" if self.adapter else "weights trained on"
+            return f"{what} on {SETS[self.windows]}".replace("on on", "on")
+        if self.notebook == "00_teacher":
+            return "the teacher"
+        if self.notebook == "05_progressive":
+            return "distilled from 150m" if self.name == "75m" else "distilled"
+        begun = ", begun from the teacher" if self.p.get("init") == "teacher" else ""
+        return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
+
+
+def arms(results: Iterable[dict], points: Mapping[str, tuple[str, dict]]) -> dict[str, Arm]:
+    """Every trained model that a results file names, by its name in the comparison; `points`:
+    label → model and record of a sweep's point."""
+    found: dict[str, Arm] = {}
+    given = [(name, name, r, True) for r in results for name in r["models"]]
+    given += [(label, name, r, False) for label, (name, r) in points.items()]
+    given = [one for one in given if one[2]["notebook"][:2] in ("00", "01", "03", "05")]
+    for label, name, r, own in sorted(given, key=lambda one: one[2]["notebook"] == "03_lora"):
+        p, replay = r["parameters"], r["notebook"] == "03_lora"
+        if own and replay and p.get("trains", "adapter") == "adapter":
+            label = f"{name}-merged"
+        before = found.get(p.get("base")) if replay else None
+        shown = {k: v for k, v in p.items() if k not in NAMES | hashes.VOLATILE}
+        role = name if r["notebook"] == "05_progressive" else ""
+        settings = (r["notebook"], role, repr(sorted(shown.items())))
+        log = r.get("remembered", {}).get(f"log of {name}") or [{}]
+        found[label] = Arm(
+            label, r["notebook"], p, log[-1].get("tokens", 0),
+            (*(before.seeds if before else ()), p["seed"]),
+            (*settings, *(before.settings if before else ())), own,
+        )  # fmt: skip
+    return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    what: str  # the question, in a few words
+    one: Arm
+    other: Arm
+    changes: dict[str, Change]  # by part
+    seeds: list[dict[str, float]]  # the difference of every pair of seeds, by part
+
+    def over_seeds(self, part: str) -> tuple[float, float] | None:
+        """Mean and half-width of the t interval over seeds; None for one."""
+        values = [pair[part] for pair in self.seeds]
+        return evaluate.over_seeds(values) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What all comparisons read."""
+
+    arms: dict[str, Arm]
+    losses: dict[str, np.ndarray]
+    hard_N: np.ndarray
+    document_N: np.ndarray
+    base: str
+    scratch: str
+    teacher: str
+    picked_by: str
+    resamples: int
+
+    def change(self, one: str, other: str, part: str) -> Change:
+        every_N = np.ones_like(self.hard_N)
+        chosen_N = {"hard": self.hard_N, "easy": ~self.hard_N, "all": every_N}[part]
+        pair = (self.losses[name][chosen_N] for name in (one, other))
+        return evaluate.change(*pair, self.document_N[chosen_N], self.resamples)
+
+    def twins(self, arm: Arm) -> list[Arm]:
+        """It, and the same with other seeds; but the one that picks, and what was made from it."""
+        same = [a for a in self.arms.values() if a.settings == arm.settings and a.name != arm.name]
+        same = [a for a in same if self.picked_by not in (a.name, a.base) and a.name in self.losses]
+        return [arm, *{a.seeds: a for a in same if a.seeds != arm.seeds}.values()]
+
+    def compare(self, what: str, one: Arm, other: Arm) -> Comparison:
+        changes = {
+            part: self.change(one.name, other.name, part) for part in ("hard", "easy", "all")
+        }
+        others, seeds = self.twins(other), []
+        for twin in self.twins(one):
+            partner = [a for a in others if a.seeds == twin.seeds[: len(a.seeds)]]
+            if partner:
+                pair = (twin.name, partner[0].name)
+                means = {part: self._apart(*pair, part) for part in changes}
+                seeds.append(means)
+        return Comparison(what, one, other, changes, seeds)
+
+    def _apart(self, one: str, other: str, part: str) -> float:
+        every_N = np.ones_like(self.hard_N)
+        chosen_N = {"hard": self.hard_N, "easy": ~self.hard_N, "all": every_N}[part]
+        return float(np.nanmean((self.losses[one] - self.losses[other])[chosen_N]))
+
+
+def _first_of_each(found: list[Arm], seeds: tuple = ()) -> list[Arm]:
+    """One arm of each setting: with the seeds given, or else the lowest."""
+    order = sorted(found, key=lambda a: (a.seeds != seeds, a.seeds, a.name))
+    return list({a.settings: a for a in reversed(order)}.values())[::-1]
+
+
+def comparisons(t: Trial) -> list[Comparison]:
+    """Every comparison that the plan's claim needs, of the models that are there."""
+    base = t.arms[t.base]
+    own = [a for a in t.arms.values() if a.own and a.name in t.losses and a.name != t.picked_by]
+    found = []
+    if t.scratch in t.arms and t.scratch in t.losses:
+        found.append(t.compare("distilled against from scratch", base, t.arms[t.scratch]))
+    of_base = [a for a in own if a.base == t.base]
+    for one in _first_of_each([a for a in of_base if a.adapter and a.windows == "hard"]):
+        found.append(t.compare("adapter on hard against its base", one, base))
+        for adapter in (True, False):
+            for windows in ("random", "easiest", "all") if adapter else SETS:
+                arms_ = [a for a in of_base if (a.adapter, a.windows) == (adapter, windows)]
+                what = "adapter" if adapter else "weights"
+                found += [t.compare(f"adapter on hard against {what} on {windows}", one, a)
+                          for a in _first_of_each(arms_, one.seeds)]  # fmt: skip
+        found += [t.compare("adapter on hard against a stretched schedule", one, a)
+                  for a in _first_of_each(stretched(t), one.seeds[:1])]  # fmt: skip
+        for shape in RIVALS:
+            rivals = [a for a in own if a.notebook == "01_distill" and a.p["ce_weight"] < 1
+                      and a.shape.startswith(shape) and a.name != t.base]  # fmt: skip
+            found += [t.compare(f"adapter on hard against {shape}", one, a)
+                      for a in _first_of_each(rivals, one.seeds[:1])]  # fmt: skip
+    found += [t.compare("nothing: another seed of the base", a, base)
+              for a in t.twins(base)[1:] if a.own]  # fmt: skip
+    return found
+
+
+def stretched(t: Trial) -> list[Arm]:
+    """Students like the base that were trained on more tokens from the start."""
+    base, free = t.arms[t.base], NAMES | hashes.VOLATILE | {"epochs", "token_limit"}
+
+    def like(a: Arm) -> dict:
+        return {k: v for k, v in a.p.items() if k not in free}
+
+    return [a for a in t.arms.values()
+            if a.own and a.notebook == base.notebook == "01_distill" and like(a) == like(base)
+            and a.tokens > 1.01 * base.tokens and a.name in t.losses]  # fmt: skip
+
+
+# --- in words
+
+
+def sentences(t: Trial, found: list[Comparison]) -> list[str]:
+    """The verdict, most important first: whether the trial means anything, then every comparison,
+    what was not run, and what another seed of the base seems to gain."""
+    said = [*warnings(t), *map(in_words, found)]
+    for c in found:
+        if c.what.endswith("student-120m"):
+            said.append(gap_in_words(t, c))
+    if not any(c.what.startswith("adapter") for c in found):
+        said.append(f"No adapter on the hard set of {t.base} is here, so the claim is not tried.")
+    else:
+        there = {c.what.removeprefix("adapter on hard against ") for c in found}
+        asked = [f"{what} on {w}" for what in ("adapter", "weights") for w in SETS]
+        asked = [*asked[1:], "a stretched schedule", *RIVALS]
+        missing = [a for a in asked if a not in there]
+        said += [f"Not run, so not compared: {', '.join(missing)}."] if missing else []
+    if not any(c.what.startswith("nothing") for c in found):
+        said.append(
+            f"The null row is missing: {t.picked_by} picks the hard windows, so it takes a third "
+            f"seed of {t.base} to show what the same text 'gains' from nothing."
+        )
+    return said
+
+
+def headline(t: Trial, found: list[Comparison]) -> str:
+    """What the plan stands or falls with: hard windows against random ones, or what there is."""
+    wanted = [c for c in found if c.what == "adapter on hard against adapter on random"]
+    warned = [w for w in warnings(t) if w.startswith("**⚠")]
+    best = [in_words(c) for c in wanted or found[:1]]
+    return " ".join([*(w.replace("**", "") for w in warned), *best]) or "Nothing to compare."
+
+
+def warnings(t: Trial) -> list[str]:
+    """What makes the trial mean little, said before it."""
+    said = []
+    if t.teacher in t.losses:
+        value, low, high = t.change(t.base, t.teacher, "all")
+        ahead = f"{value:+.3f} ± {(high - low) / 2:.3f} nats [{low:+.3f}, {high:+.3f}]"
+        if value < ENOUGH:
+            said.append(
+                f"**⚠ This trial means little**: {t.base} is only {ahead} behind its teacher, and "
+                f"it takes {ENOUGH} for a lag to win back. Train a better teacher first."
+            )
+        else:
+            said.append(f"{t.base} is {ahead} behind its teacher: there is a lag to win back.")
+    made_of = [a.name for a in t.arms.values() if a.base == t.picked_by]
+    if t.picked_by in (t.base, t.scratch, t.teacher) or made_of:
+        why = f"{made_of[0]} was made from it" if made_of else "it is in the comparison"
+        said.append(
+            f"**⚠ {t.picked_by} picks the hard windows, and {why}**: windows picked because one "
+            "model did badly there flatter every other. Name another seed as picked_by."
+        )
+    return [_minus(s) for s in said]
+
+
+def in_words(c: Comparison) -> str:
+    """One comparison: hard part, easy part, all, and over seeds."""
+    parts = {part: _verb(change) for part, change in c.changes.items()}
+    one, other = c.one.in_words(), c.other.in_words()
+    verb = {"gains": "beats", "loses": "loses to"}.get(parts["hard"][0])
+    said = f"On the hard part {one} {verb} {other} by {parts['hard'][1]}"
+    if verb is None:
+        said = f"On the hard part {one} is not clearly apart from {other} ({parts['hard'][1]})"
+    for part, where in (("easy", "on the easy part"), ("all", "on all text")):
+        how, size = parts[part]
+        said += f"; {where} it {how} {size}" if how else f"; {where} they are not apart ({size})"
+    said += f"; {seeds_in_words(c)}"
+    odd = _also(c.one, c.other)
+    said += f". They also differ in {odd}." if odd else "."
+    if c.what.startswith("nothing"):
+        said = f"What nothing at all 'gains', read in the same way: {said[0].lower()}{said[1:]}"
+    return _minus(said)
+
+
+def _verb(change: Change) -> tuple[str | None, str]:
+    """ "gains" or "loses" with the size as a positive number, or None with the signed change."""
+    value, low, high = change
+    half = "unknown" if math.isnan(low) else f"{(high - low) / 2:.3f}"
+    if low > 0 or high < 0:
+        sign = 1 if low > 0 else -1
+        low, high = sorted((sign * low, sign * high))
+        span = f"[{low:.3f}, {high:.3f}]"
+        return "loses" if sign > 0 else "gains", f"{abs(value):.3f} ± {half} nats {span}"
+    return None, f"{value:+.3f} ± {half} nats [{low:+.3f}, {high:+.3f}]"
+
+
+def seeds_in_words(c: Comparison) -> str:
+    """The t interval over seeds, or that there is one."""
+    if len(c.seeds) < 2:
+        return "one seed"
+    each = {part: c.over_seeds(part) for part in ("hard", "easy")}
+    said = ", ".join(f"{part} {mean:+.3f} ± {half:.3f}" for part, (mean, half) in each.items())
+    return f"over {len(c.seeds)} seeds (t interval of the change): {said}"
+
+
+def _also(one: Arm, other: Arm) -> str:
+    """What two arms of 03 differ in besides the windows and what trains."""
+    if not (one.base and other.base):
+        return ""
+    told = TOLD if one.adapter == other.adapter else TOLD[3:]  # weights have no rank
+    pairs = ((k, one.p.get(k), other.p.get(k)) for k in told)
+    return ", ".join(f"{k} ({a} against {b})" for k, a, b in pairs if a != b)
+
+
+def gap_in_words(t: Trial, c: Comparison) -> str:
+    """How much of the way from the base to the larger rival the adapter goes, on all text."""
+    names = (t.base, c.one.name, c.other.name)
+    losses_3N = np.stack([t.losses[name] for name in names])
+    means_R3 = evaluate.resampled_means(losses_3N, t.document_N, t.resamples)
+    closed_R = evaluate.gap_closed(*means_R3.T)
+    base, one, rival = np.nanmean(losses_3N, axis=1)
+    size = "undefined, since the base is not clearly worse"
+    if np.isfinite(closed_R).any():
+        size = tables.with_interval((base - one) / (base - rival), *evaluate.interval(closed_R), 2)
+    return f"Share of the gap from {t.base} to {c.other.name} that {c.one.name} closes: {size}."
+
+
+def _minus(text: str) -> str:
+    return text.replace("+-", "−").replace(" -", " −").replace("[-", "[−").replace("(-", "(−")
+
+
+def table(found: list[Comparison]) -> pd.DataFrame:
+    """The comparisons as a table: changes of loss with their intervals, and over seeds."""
+
+    def several(c: Comparison) -> str:
+        if len(c.seeds) < 2:
+            return "one seed"
+        mean, half = c.over_seeds("hard")
+        return f"{len(c.seeds)}: {mean:+.3f} ± {half:.3f}".replace("-", "−")
+
+    return pd.DataFrame([
+        {"question": c.what, "model": c.one.name, "against": c.other.name}
+        | {f"{part} part": tables.with_interval(*c.changes[part]) for part in ("hard", "easy")}
+        | {"all text": tables.with_interval(*c.changes["all"]), "seeds, hard part": several(c)}
+        for c in found
+    ], columns=["question", "model", "against", "hard part", "easy part", "all text",
+                "seeds, hard part"])  # fmt: skip
