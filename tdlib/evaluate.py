@@ -184,6 +184,7 @@ def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int,
     if d < 2:
         return np.full((resamples, len(loss_KN)), np.nan)
     draws_RD = np.random.default_rng(seed).multinomial(d, np.full(d, 1 / d), size=resamples)
+    draws_RD = draws_RD.astype(float)  # products of whole numbers are slow
     means_RK = (draws_RD @ sums_KD.T) / (draws_RD @ size_D)[:, None]
     mean_K = sums_KD.sum(axis=1) / size_D.sum()
     return mean_K + stretch(size_D) * (means_RK - mean_K)

@@ -131,7 +131,8 @@ def load(model: Llama, folder: str | Path) -> Llama:
     if base and base != base_hash(model):
         raise ValueError(
             f"{folder} was trained on another base (sha256 {base[:12]}…, this model has "
-            f"{base_hash(model)[:12]}…): load {config.get('base_model_name_or_path')!r}"
+            f"{base_hash(model)[:12]}…; merged already, it is another): load "
+            f"{config.get('base_model_name_or_path')!r}"
         )
     odd = [x for x in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(x)]
     if odd:  # each changes what A and B mean

@@ -321,14 +321,14 @@ def kept_and_lost(
     }
     figure_title = f"{title}: {behind[cut, bucket]:+.3f} nats per token"
     order = sorted(names, key=base.__eq__)  # the base last, on top
-    return _panels(points, order, figure_title, "loss − teacher's (nats per token)", spread=0)
+    return _panels(points, order, figure_title, "loss − teacher's (nats)", spread=0)
 
 
 def won_back(
     cuts: Mapping[str, Mapping[str, Mapping[str, tuple[float, float, float]]]], base: str
 ) -> Figure:
     """Change of the loss against the base by kind of token, {cut: {bucket: {model: (change, low,
-    high)}}}, a panel a cut; left of the line is better."""
+    high)}}}, a panel a cut; left of the line is better, bars are 95 % intervals."""
     each = [(m[n], n, b, cut) for cut, bs in cuts.items() for b, m in bs.items() for n in m]
     (value, low, high), name, bucket, cut = min(each, key=lambda one: one[0][2])
     title = f"No kind of token is clearly better than with {base}"
@@ -336,7 +336,7 @@ def won_back(
         title = f"{name} wins back most surely at “{bucket}” ({cut}): {value:+.3f} nats "
         title += f"[{low:+.3f}, {high:+.3f}] against {base}"
     names = list(dict.fromkeys(n for _, n, _, _ in each))
-    return _panels(cuts, names, title, f"loss − {base}'s (nats; bars: 95 %)", spread=0.6)
+    return _panels(cuts, names, title, f"loss − {base}'s (nats)", spread=0.6)
 
 
 def _panels(cuts: Mapping, names: Sequence[str], title: str, unit: str, spread: float) -> Figure:
@@ -364,7 +364,7 @@ def _panels(cuts: Mapping, names: Sequence[str], title: str, unit: str, spread: 
         ax.remove()
     for ax in axes[max(0, len(cuts) - 2) : len(cuts)]:
         ax.tick_params(labelbottom=True)
-    figure.supxlabel(unit, fontsize=9.5)
+        ax.set_xlabel(unit)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2)
     return figure
@@ -405,12 +405,13 @@ def sensitivity(rows: Sequence[Mapping], hints: Mapping[str, tuple[float, float]
                 axis.set_ticks(range(len(held[setting])), map(form.format, held[setting]))
             ax.set(xlim=(-0.55, len(held[across]) - 0.45), ylim=(len(held[down]) - 0.45, -0.55))
             ax.grid(visible=False)
-    star = ", *: and scale" if third in hints else ""
-    figure.supxlabel(f"{across.replace('lora_', '')} (frame: as in the plan{star})", fontsize=9.5)
+    for ax in axes[-1]:
+        ax.set_xlabel(across.replace("lora_", ""))
     figure.supylabel("share of windows that are hard" if down == "share" else down, fontsize=9.5)
     colours = mpl.cm.ScalarMappable(mpl.colors.Normalize(-most, most), GAINS)
     bar = figure.colorbar(colours, ax=axes, location="bottom", fraction=0.04, aspect=40)
-    bar.set_label("loss − base's (nats per token; blue is better)")
+    star = ", *: and its scale" if third in hints else ""
+    bar.set_label(f"loss − base's (nats; blue is better)\nframe: the plan's values{star}")
     return figure
 
 

@@ -14,6 +14,8 @@ import pandas as pd
 from tdlib import evaluate, generate
 from tdlib.shapes import Q4_LIMIT, LlamaConfig, describe, of_plan, span
 
+FEW = 100  # tokens of a bucket; of fewer the table tells, the figures do not
+
 
 def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
     """ "−0.220 [−0.224, −0.215]", with true minus signs; "undefined" where there is no value, and
@@ -269,9 +271,12 @@ def won_back(rows: list[dict]) -> pd.DataFrame:
 
 
 def nested(rows: list[dict]) -> dict[str, dict[str, dict]]:
-    """Rows of kept-and-lost or won-back as cut → bucket → model → its value there."""
+    """Rows of kept-and-lost or won-back as cut → bucket → model → its value there, for a figure:
+    without buckets so small that they would stretch its axis and say nothing."""
     cuts = {}
     for row in rows:
+        if row["tokens"] < FEW:
+            continue
         losses = {k: v for k, v in row.items() if k not in ("cut", "bucket", "tokens")}
         cuts.setdefault(row["cut"], {})[row["bucket"]] = losses
     return cuts

@@ -20,6 +20,10 @@ from tdlib import evaluate, hashes, tables
 ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial to mean something
 SETS = {"hard": "the hard set", "random": "a random set", "easiest": "the easiest windows",
         "all": "all windows"}  # fmt: skip
+# what the plan's claim needs beside the adapter on the hard set
+NEEDED = ("adapter on random", "adapter on easiest", "adapter on all", "weights on hard",
+          "weights on random", "weights on all", "a stretched schedule", "student-55m",
+          "student-120m")  # fmt: skip
 RIVALS = ("student-55m", "student-120m")  # shapes, of whichever profile
 NAMES = {"run", "profile", "out", "seed", "student", "adapter", "base", "beside", "hard_set",
          "scores", "fixed_windows"}  # fmt: skip
@@ -61,15 +65,15 @@ class Arm:
     def in_words(self) -> str:
         """What it is; the name stands in brackets, since there may be several."""
         if self.base:
-            what = "the adapter" if self.adapter else "the whole base trained on"
-            return f"{what} on {SETS[self.windows]} ({self.name})".replace("on on", "on")
+            what = "the adapter on" if self.adapter else "the whole base trained on"
+            return f"{what} {SETS[self.windows]} ({self.name})"
         return self.name
 
     def kind(self) -> str:
         """What it is, in the cell of a table."""
         if self.base:
-            what = "adapter" if self.adapter else "weights trained on"
-            return f"{what} on {SETS[self.windows]}".replace("on on", "on")
+            what = "adapter on" if self.adapter else "weights trained on"
+            return f"{what} {SETS[self.windows]}"
         if self.notebook == "00_teacher":
             return "the teacher"
         if self.notebook == "05_progressive":
@@ -173,7 +177,7 @@ def comparisons(t: Trial) -> list[Comparison]:
     own = [a for a in t.arms.values() if a.own and a.name in t.losses and a.name != t.picked_by]
     found = []
     if t.scratch in t.arms and t.scratch in t.losses:
-        found.append(t.compare("distilled against from scratch", base, t.arms[t.scratch]))
+        found.append(t.compare("distilled against scratch", base, t.arms[t.scratch]))
     of_base = [a for a in own if a.base == t.base]
     for one in _first_of_each([a for a in of_base if a.adapter and a.windows == "hard"]):
         found.append(t.compare("adapter on hard against its base", one, base))
@@ -202,9 +206,9 @@ def stretched(t: Trial) -> list[Arm]:
     def like(a: Arm) -> dict:
         return {k: v for k, v in a.p.items() if k not in free}
 
-    return [a for a in t.arms.values()
-            if a.own and a.notebook == base.notebook == "01_distill" and like(a) == like(base)
-            and a.tokens > 1.01 * base.tokens and a.name in t.losses]  # fmt: skip
+    own = [a for a in t.arms.values() if a.own and a.name in t.losses and a.name != t.picked_by]
+    longer = [a for a in own if a.tokens > 1.01 * base.tokens]
+    return [a for a in longer if a.notebook == base.notebook and like(a) == like(base)]
 
 
 # --- in words
@@ -221,9 +225,7 @@ def sentences(t: Trial, found: list[Comparison]) -> list[str]:
         said.append(f"No adapter on the hard set of {t.base} is here, so the claim is not tried.")
     else:
         there = {c.what.removeprefix("adapter on hard against ") for c in found}
-        asked = [f"{what} on {w}" for what in ("adapter", "weights") for w in SETS]
-        asked = [*asked[1:], "a stretched schedule", *RIVALS]
-        missing = [a for a in asked if a not in there]
+        missing = [needed for needed in NEEDED if needed not in there]
         said += [f"Not run, so not compared: {', '.join(missing)}."] if missing else []
     if not any(c.what.startswith("nothing") for c in found):
         said.append(
@@ -256,7 +258,9 @@ def warnings(t: Trial) -> list[str]:
             said.append(f"{t.base} is {ahead} behind its teacher: there is a lag to win back.")
     made_of = [a.name for a in t.arms.values() if a.base == t.picked_by]
     if t.picked_by in (t.base, t.scratch, t.teacher) or made_of:
-        why = f"{made_of[0]} was made from it" if made_of else "it is in the comparison"
+        why = "it is in the comparison"
+        if t.picked_by not in (t.base, t.scratch, t.teacher):
+            why = f"{made_of[0]} was made from it"
         said.append(
             f"**⚠ {t.picked_by} picks the hard windows, and {why}**: windows picked because one "
             "model did badly there flatter every other. Name another seed as picked_by."
@@ -268,6 +272,8 @@ def in_words(c: Comparison) -> str:
     """One comparison: hard part, easy part, all, and over seeds."""
     parts = {part: _verb(change) for part, change in c.changes.items()}
     one, other = c.one.in_words(), c.other.in_words()
+    if c.one.adapter and c.other.adapter:
+        other = other.replace("the adapter", "the one", 1)
     verb = {"gains": "beats", "loses": "loses to"}.get(parts["hard"][0])
     said = f"On the hard part {one} {verb} {other} by {parts['hard'][1]}"
     if verb is None:
@@ -286,13 +292,15 @@ def in_words(c: Comparison) -> str:
 def _verb(change: Change) -> tuple[str | None, str]:
     """ "gains" or "loses" with the size as a positive number, or None with the signed change."""
     value, low, high = change
-    half = "unknown" if math.isnan(low) else f"{(high - low) / 2:.3f}"
+    if math.isnan(low):
+        return None, f"{value:+.3f} nats, of one document"
+    half, d = (high - low) / 2, 3 if max(map(abs, change)) >= 0.001 else 5  # of hardly anything
     if low > 0 or high < 0:
         sign = 1 if low > 0 else -1
         low, high = sorted((sign * low, sign * high))
-        span = f"[{low:.3f}, {high:.3f}]"
-        return "loses" if sign > 0 else "gains", f"{abs(value):.3f} ± {half} nats {span}"
-    return None, f"{value:+.3f} ± {half} nats [{low:+.3f}, {high:+.3f}]"
+        size = f"{abs(value):.{d}f} ± {half:.{d}f} nats [{low:.{d}f}, {high:.{d}f}]"
+        return "loses" if sign > 0 else "gains", size
+    return None, f"{value:+.{d}f} ± {half:.{d}f} nats [{low:+.{d}f}, {high:+.{d}f}]"
 
 
 def seeds_in_words(c: Comparison) -> str:

@@ -5,7 +5,8 @@ A child trains a small model with a teacher, keeping a checkpoint after every fe
 killed with SIGKILL at a random moment of its life, started again with the same command, and must
 end with the bits of one that nobody disturbed. The same where the teacher's targets are kept in a
 cache that it fills, and where two children, each with windows of its own, fill one together: then
-the cache must end with the same bytes too. Last, one training by two processes that fill a cache.
+the cache must end with the same bytes too. Last, one training by two processes that fill a
+cache. After the kills: how often intervals cover the truth.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ import torch
 
 from tdlib import cache, data, train, worker
 from tdlib.model import Llama, LlamaConfig
-from tests import stress_book, stress_slurm
+from tests import stress_book, stress_intervals, stress_slurm
 
 ROOT = Path(__file__).parents[1]
 
@@ -113,7 +114,9 @@ def main(arguments: list[str]) -> int:
           "one filled by one and by two trainings, and by one in two processes")  # fmt: skip
     held, of = stress_book.main(10, [])
     submitted, jobs = stress_slurm.main([])
-    return 0 if identical == 4 * [times] and (held, submitted) == (of, jobs) else 1
+    covered = stress_intervals.main(2000)
+    as_wanted = identical == 4 * [times] and (held, submitted) == (of, jobs) and covered
+    return 0 if as_wanted else 1
 
 
 if __name__ == "__main__":

@@ -61,13 +61,16 @@ def coverage(times: int, documents: int, spread: float, effect=normal, resamples
 
 
 def main(times: int) -> bool:
-    """Whether the coverage with documents like ours, of normal effects, is 93 to 97 %."""
+    """Whether the coverage is 93 to 97 % with as many documents as ours, and no lower with fewer,
+    whose hard windows lie in so few that an interval may cover too often; of normal effects. Where
+    a few documents lie far off on one side, no interval that was tried keeps its promise."""
     good = True
     for documents in (20, 50, 150):
         for spread in (0.45, 1.0):
             for effect in (normal, skewed):
                 found = coverage(times, documents, spread, effect)
-                good &= effect is skewed or all(0.93 <= c <= 0.97 for c in found.values())
+                most = 0.97 if documents == 150 else 1
+                good &= effect is skewed or all(0.93 <= c <= most for c in found.values())
                 said = ", ".join(f"{part} {share:.1%}" for part, share in found.items())
                 print(f"{documents} documents, lengths ± {spread:.0%}, {effect.__name__} effects: "
                       f"{said}", flush=True)  # fmt: skip

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 
 from tdlib import data, evaluate
 from tdlib.data import IGNORE, Windows
+from tests import stress_intervals
 
 T, V = 12, 97
 
@@ -154,8 +156,10 @@ def test_models_are_resampled_together():
 
 def test_a_mean_weighs_documents_by_their_windows():
     loss_N, document_N = np.array([1.0, 1.0, 1.0, 5.0]), np.array([4, 4, 4, 9])
-    means = set(evaluate.resampled_means(loss_N[None], document_N, 300)[:, 0].tolist())
-    assert means == {1.0, 2.0, 5.0}  # twice the first, each once, twice the second
+    means_R = evaluate.resampled_means(loss_N[None], document_N, 300)[:, 0]
+    # twice the first, each once, twice the second: 1, 2, 5, stretched about the mean, 2
+    steps = sorted(set(((means_R - 2) / evaluate.stretch(np.array([3, 1]))).round(9)))
+    assert steps == [-1, 0, 3]
 
 
 def test_a_window_without_a_loss_is_left_out_of_every_mean():
@@ -185,6 +189,39 @@ def test_gap_closed_is_nothing_at_scratch_and_all_at_the_teacher():
 def test_gap_closed_is_undefined_where_scratch_is_not_clearly_worse(gap):
     scratch_R = 4 + gap + np.random.default_rng(5).normal(0, 0.01, 1000)  # 1.5 deviations at best
     assert np.isnan(evaluate.gap_closed(scratch_R, scratch_R, np.full(1000, 4.0))).all()
+
+
+@pytest.mark.parametrize(("sizes", "documents"), [([7] * 20, 20), ([9] + [1] * 27, 12)])
+def test_draws_are_stretched_to_students_t_of_the_documents_that_count(sizes, documents):
+    """Tables: t is 2.093 with 19 degrees of freedom, 2.201 with 11. 9 and 27 times 1: 36² / 108."""
+    t = {20: 2.0930, 12: 2.2010}[documents]
+    wanted = t / 1.95996 * math.sqrt(documents / (documents - 1))
+    assert evaluate.stretch(np.array(sizes)) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_one_document_says_nothing():
+    found = evaluate.change(np.array([1.0, 2]), np.array([2.0, 2]), np.array([3, 3]), 100)
+    assert found[0] == -0.5 and np.isnan(found[1:]).all()
+
+
+def test_a_change_is_over_the_windows_that_both_have_a_loss_of():
+    one_N, other_N = np.array([1.0, np.nan, 2, 3]), np.array([2.0, 1, np.nan, 5])
+    value, low, high = evaluate.change(one_N, other_N, np.array([0, 0, 1, 2]), 200)
+    assert value == -1.5 and low < -1.5 < high
+
+
+def test_95_percent_intervals_cover_the_truth_in_95_of_100_cases():
+    """200 simulations a case; where each of them held with 95 %, fewer than 180 or more than 199
+    would be seen once in a thousand times and more. `make stress` has 2,000."""
+    for documents in (20, 150):
+        found = stress_intervals.coverage(200, documents, 0.45, resamples=200)
+        low, high = stats.binom.ppf([0.0005, 0.9995], 200, 0.95) / 200
+        assert all(low <= share <= high for share in found.values()), (documents, found)
+
+
+def test_a_t_interval_over_seeds_is_that_of_a_table():
+    mean, half = evaluate.over_seeds([-0.03, -0.01, -0.02])  # deviation 0.01, t 4.3027 with 2
+    assert (mean, half) == (pytest.approx(-0.02), pytest.approx(4.3027 * 0.01 / math.sqrt(3), 1e-4))
 
 
 # frequencies
@@ -311,3 +348,82 @@ def test_kept_and_lost_is_the_table_made_by_hand():
 )
 def test_a_piece_is_of_the_script_of_its_first_character(script, pieces):
     assert {piece: evaluate.script(piece) for piece in pieces} == dict.fromkeys(pieces, script)
+
+
+# --- ten windows in which every bucket of every cut is known by hand
+
+TEN = """▁ఇంట్ లో ▁TV లు    కు . ▁ఊరు ను    ▁2024 లో . ▁TV    ▁ఇంట్ లు కు <eos>    ▁ఊరు లో ▁a b
+ c ▁7 లు ,    ను ▁( లో )    ▁TV ▁TV కు ▁ఊరు    లు ను <eos> ▁b    ▁ఇంట్ . లో <eos>"""
+HELD = {  # of every target; "–": of no bucket, as the last of a window, whose word may go on
+    "place in the word": """first final first –    final – first –    first final – –
+        first inner final –    first final first –    final first final –    whole – whole –
+        whole first final –    inner final – –    whole – whole –""",
+    "frequent endings": """– లో – –    కు – – –    – లో – –    – – కు –    – లో – –
+        – – లు –    – – – –    – – కు –    – ను – –    – – – –""",
+    "script": """Telugu Telugu Latin Telugu    Telugu other Telugu Telugu
+        digits Telugu other Latin    Telugu Telugu Telugu other    Telugu Telugu Latin Latin
+        Latin digits Telugu other    Telugu other Telugu other    Latin Latin Telugu Telugu
+        Telugu Telugu other Latin    Telugu other Telugu other""",
+    "place in the window": "1st_quarter 2nd 3rd 4th " * 10,
+    # seen: TV 1,001 times, లో 110, ఊరు 100, ఇంట్ 10, కు and . 9, the others never
+    "token seen in training": """10–99 100–999 ≥_1,000 never    1–9 1–9 100–999 never
+        never 100–999 1–9 ≥_1,000    10–99 never 1–9 never    100–999 100–999 never never
+        never never never never    never never 100–999 never    ≥_1,000 ≥_1,000 1–9 100–999
+        never never never never    10–99 1–9 100–999 never""",
+    # TV TV 1,000 times, ఊరు లో 100, ఇంట్ లో 10, కు . 9; no other pair of the ten windows
+    "pair seen in training": "never 10–99 never never    never 1–9 never never " + "never " * 9
+    + "100–999 " + "never " * 11 + "≥_1,000 " + "never " * 10,
+}  # fmt: skip
+
+
+@pytest.fixture
+def ten(tmp_path, monkeypatch) -> data.Tokens:
+    pieces = TEN.split()
+    names = ("<pad>", "<unk>", "<bos>", "<eos>", *sorted({*pieces} - {"<eos>"}))
+    monkeypatch.setattr(Pieces, "names", names)
+    train = ["▁TV"] * 1001 + ["▁ఊరు", "లో"] * 100 + ["▁ఇంట్", "లో"] * 10 + ["కు", "."] * 9
+    for split, words in (("train", train), ("val", ["<eos>", *pieces])):
+        np.array([names.index(w) for w in words], "<u4").tofile(tmp_path / f"{split}.bin")
+    meta = {"vocab_size": len(names), "block_size": 4}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    return replace(data.open_tokens(tmp_path), tokenizer=Pieces())
+
+
+def test_every_bucket_of_every_cut_holds_the_tokens_that_it_holds_by_hand(ten):
+    """Each token has a loss of its own, so a mean tells which tokens are in it."""
+    loss_MT = np.arange(40.0).reshape(10, 4) ** 2
+    labels = evaluate.cuts(ten, np.arange(10))
+    assert labels.keys() == HELD.keys()
+    found = evaluate.kept_and_lost({"50m": loss_MT, "teacher": -loss_MT}, labels)
+    wanted = []
+    for cut, (names, _) in labels.items():
+        each = [word.replace("_", " ") for word in HELD[cut].split()]
+        assert len(each) == 40 and {*each} <= {*names, "–"}
+        for name in names:
+            if at := [i for i, bucket in enumerate(each) if bucket == name]:
+                mean = sum(i * i for i in at) / len(at)
+                wanted.append([cut, name, len(at), pytest.approx(mean), pytest.approx(-mean)])
+    assert [list(row.values()) for row in found] == wanted
+    # and some of it without any program: కు ends a word at places 4, 14 and 30, ను at 33 alone
+    rows = {(row["cut"], row["bucket"]): (row["tokens"], row["50m"]) for row in found}
+    assert rows["frequent endings", "కు"] == (3, (16 + 196 + 900) / 3)
+    assert rows["frequent endings", "ను"] == (1, 33**2)
+    assert rows["pair seen in training", "≥ 1,000"] == (1, 29**2)
+    assert rows["pair seen in training", "never"][0] == 36
+    assert rows["script", "digits"] == (2, (64 + 441) / 2)
+
+
+def test_what_was_won_back_is_a_change_against_the_base_over_documents(ten):
+    """కు gets 0.2 better, all else 0.2 worse; without spread an interval is a point."""
+    labels = evaluate.cuts(ten, np.arange(10))
+    names, ending_MT = labels["frequent endings"]
+    base_MT = np.random.default_rng(0).random((10, 4))
+    new_MT = base_MT + np.where(ending_MT == names.index("కు"), -0.2, 0.2)
+    document_M = np.arange(10) // 2
+    found = evaluate.won_back({"50m": base_MT, "new": new_MT}, labels, "50m", document_M, 200)
+    rows = {(row["cut"], row["bucket"]): row for row in found}
+    assert rows["frequent endings", "కు"]["new"] == pytest.approx((-0.2,) * 3)
+    assert rows["frequent endings", "లో"]["new"] == pytest.approx((0.2,) * 3)
+    mixed, low, high = rows["place in the word", "final"]["new"]
+    assert mixed == pytest.approx((3 * -0.2 + 6 * 0.2) / 9) and low < mixed < high
+    assert "50m" not in rows["script", "digits"] and rows["script", "digits"]["tokens"] == 2

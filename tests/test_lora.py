@@ -221,6 +221,23 @@ def test_a_second_attach_and_a_second_merge_are_refused():
     lora.attach(model, 4)  # the merged model is a base like any other
 
 
+def test_an_adapter_is_refused_by_its_merged_model_and_by_one_that_has_it(tmp_path):
+    adapter, folder = tmp_path / "adapter", tmp_path / "merged"
+    lora.save(adapted(), adapter, base="models/50m")
+    held = lora.load(tiny(), adapter)
+    with pytest.raises(ValueError) as error:
+        lora.load(held, adapter)
+    one_line(error, "already has adapters", "merge them first")
+    ids = some_ids()
+    wanted = lora.merge(held)(ids)
+    held.save(folder)
+    merged = Llama.load(folder)
+    with pytest.raises(ValueError) as error:
+        lora.load(merged, adapter)  # a second merge of the same would count it twice
+    one_line(error, adapter, "merged already", "models/50m")
+    assert torch.equal(merged(ids), wanted) and not lora.adapters(merged)
+
+
 # --- merge
 
 
@@ -231,6 +248,15 @@ def test_the_merged_model_gives_the_adapters_logits(rank, scale):
     wanted = model(ids)
     assert not torch.allclose(wanted, tiny()(ids), atol=1e-2)
     near(lora.merge(model)(ids), wanted)
+
+
+@torch.no_grad()
+def test_merging_is_exact_to_1e_5_in_logits_of_several_windows():
+    model = adapted(16, 1.0)
+    ids = torch.randint(97, (8, 32), generator=torch.Generator().manual_seed(2))
+    wanted = model(ids)
+    assert wanted.abs().max() > 2  # a trained model's
+    assert (lora.merge(model)(ids) - wanted).abs().max() <= 1e-5
 
 
 @torch.no_grad()

@@ -99,6 +99,7 @@ def test_a_span_is_two_numbers_or_one_or_none(args, text):
         ((0.5, -1, 2, 1), "+0.5 [−1.0, +2.0]"),
         ((NAN, 0, 0), "undefined"),
         ((math.inf, 0, 0), "undefined"),
+        ((-0.5, NAN, NAN), "−0.500 [unknown]"),
     ],
 )
 def test_an_interval_has_signs_and_true_minuses(args, text):
@@ -166,10 +167,13 @@ def test_hard_and_easy_are_means_of_their_windows_and_changes_against_the_base()
     ]
     # both documents gain 1 on their hard window; one loses 1 on its easy window, one nothing
     assert parts.loc["adapter", ["hard low", "hard high"]].tolist() == [-1, -1]
-    assert parts.loc["adapter", ["easy low", "easy high"]].tolist() == [0, 1]
+    # 0, 0.5 or 1, stretched about 0.5 by t / z · √2 of two documents: 12.706 / 1.960 · 1.414
+    far = 0.5 * 12.706 / 1.95996 * math.sqrt(2)
+    found = parts.loc["adapter", ["easy low", "easy high"]].tolist()
+    assert found == pytest.approx([0.5 - far, 0.5 + far], rel=1e-4)
     words = tables.hard_and_easy_words(parts)
     assert words.loc["adapter"].tolist() == [
-        "4.000", "−1.000 [−1.000, −1.000]", "2.500", "+0.500 [+0.000, +1.000]",
+        "4.000", "−1.000 [−1.000, −1.000]", "2.500", "+0.500 [−4.084, +5.084]",
     ]  # fmt: skip
 
 
