@@ -765,7 +765,7 @@ def merge(this: Run, adapter: str, base: str, tokens: data.Tokens, teacher: Llam
                     this.path("adapters", adapter))  # fmt: skip
     rows = evaluate.fixed_rows(tokens.val, 8)
     ids_BT, _ = tokens.val.batch(rows, this.device)
-    apart_BTV, halved = net(ids_BT), copy.deepcopy(net).bfloat16().float()
+    apart_BTV, halved = net(ids_BT), _stored_as_bfloat16(net)
     this.once(f"saved {name}", save, lora.merge(net), folder, tokens)
     net = Llama.load(folder, this.device)
     row = measure(this, name, net, tokens, teacher)
@@ -779,19 +779,24 @@ def merge(this: Run, adapter: str, base: str, tokens: data.Tokens, teacher: Llam
     } | drifted  # fmt: skip
 
 
+def _stored_as_bfloat16(net: Llama) -> Llama:
+    """A copy with its weights rounded; the tables of RoPE, which no file holds, as they are."""
+    net = copy.deepcopy(net)
+    for weight in net.parameters():
+        weight.data = weight.bfloat16().float()
+    return net
+
+
 def drift(net: Llama, halved: Llama, tokens: data.Tokens, device: str) -> dict[str, str]:
     """What weights stored as bfloat16 change against the merged model in float32, on some fixed
     windows: those of the merged model, and those of base and adapter side by side (`halved`). They
     are computed with in float32, so that it is the storage alone that tells."""
-    rows, stored = evaluate.fixed_rows(tokens.val, 64), copy.deepcopy(net).bfloat16().float()
+    rows, stored = evaluate.fixed_rows(tokens.val, 64), _stored_as_bfloat16(net)
     own, _ = evaluate.apart(net, net, tokens.val, rows, device)
     said = {}
     for name, model in (("bf16 merged", stored), ("bf16 base + adapter", halved)):
         loss, kl = evaluate.apart(model, net, tokens.val, rows, device)
-        said |= {
-            f"{name}: loss": f"{loss - own:+.1e}".replace("-", "−", 1),
-            f"{name}: KL": f"{kl:.1e}",
-        }
+        said |= {f"{name}: loss": f"{loss - own:+.1e}", f"{name}: KL": f"{kl:.1e}"}
     return said
 
 

@@ -125,6 +125,46 @@ def test_the_quality_table_says_what_the_records_say(out, results):
             assert quality.loc[name, "quality"] == f"{teacher / row['loss']:.1%}"
 
 
+def test_the_quality_table_says_what_each_model_is_and_what_it_cost(out, results):
+    """FLOP from the plan's formula: 6 a weight and token of training, attention beside."""
+    quality = pd.read_csv(out / "tables/04_merge_eval-quality.csv").set_index("model")
+    assert quality["made"][["teacher", "50m", "50m-scratch", "50m-sliced"]].tolist() == [
+        "the teacher", "distilled", "from scratch", "distilled, begun from the teacher",
+    ]  # fmt: skip
+    assert quality.loc[MERGED, "made"].tolist() == [
+        "adapter on the hard set", "adapter on a random set",
+    ]  # fmt: skip
+    weights = {n: int(quality.loc[n, "parameters"].replace(",", "")) for n in ("50m", "teacher")}
+    attention = {"50m": 2 * 32 * 32, "teacher": 2 * 32 * 64 * 2}  # 2 T · width, a layer
+    forward = {n: 2 * weights[n] + attention[n] for n in weights}
+    # the run's 4,096 tokens, of which the cache asked the teacher for each window once
+    seen = json.loads((out / "tokens/meta.json").read_text())["train_tokens"]
+    assert quality.loc["50m", "training, FLOP"] == pytest.approx(
+        4096 * 3 * forward["50m"], rel=0.05
+    )
+    asked = min(4096, seen) * forward["teacher"]
+    assert float(quality.loc["50m", "teacher, FLOP"]) == pytest.approx(asked, rel=0.05)
+    windows = results["02_hard_set"]["remembered"]["short"]["windows"]
+    scoring = windows * 32 * sum(forward.values())
+    scored = quality["scoring, FLOP"]
+    assert float(scored["50m-hard-merged"]) == pytest.approx(scoring, rel=0.05)
+    assert scored[["50m", "50m-random-merged"]].tolist() == ["–", "–"]
+    more = quality["training, FLOP"].astype(float)
+    assert more["50m-hard-merged"] > more["50m"] and more["50m-scratch"] == more["50m"]
+
+
+def test_the_verdict_is_in_the_page_and_in_its_table(out):
+    table = pd.read_csv(out / "tables/04_merge_eval-verdict.csv").set_index("question")
+    assert table.loc["adapter on hard against adapter on random", "model"] == "50m-hard-merged"
+    page = BeautifulSoup((out / "04_merge_eval.html").read_text("utf8"), "html.parser").get_text()
+    assert "the adapter on the hard set (50m-hard-merged)" in page
+    assert "The null row is missing: 50m-seed2 picks the hard windows" in page
+    merged = pd.read_csv(out / "tables/04_merge_eval-merged.csv")
+    assert (merged["largest logit difference"].astype(float) <= 1e-5).all()
+    assert (merged["weights"] == merged["weights of the base"]).all()
+    assert "has 52.2M as its base has, not 55M" in page
+
+
 def test_no_report_asks_for_anything_outside_itself(out):
     for path in out.glob("*.html"):
         soup = BeautifulSoup(path.read_text(encoding="utf8"), "html.parser")

@@ -1,11 +1,13 @@
 """The metrics against dense float64, intervals against their analytical values, and the labels of
 what is kept and lost by hand."""
 
+import copy
 import json
 import math
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from tdlib import data, evaluate
+from tdlib import book, data, evaluate
 from tdlib.data import IGNORE, Windows
 from tests import stress_intervals
 
@@ -85,6 +87,21 @@ def test_calibration_error_is_that_of_fifteen_equal_bins():
     bins = evaluate._calibration(torch.from_numpy(confidence_N), torch.from_numpy(right_N).float())
     found = evaluate.Evaluation(np.ones(1), np.arange(1), np.ones((1, 1)), bins, 0.0, 1.0)
     assert found.row(1.0)["calibration_error"] == pytest.approx(sum(gaps), rel=1e-5)
+
+
+def test_what_storing_weights_as_bfloat16_changes_is_that_of_dense_float64(models):
+    merged, windows = models[1], some_windows()
+    tokens = SimpleNamespace(val=windows)
+    said = book.drift(merged, merged, tokens, "cpu")
+    assert said["bf16 base + adapter: loss"] == "+0.0e+00"  # given the merged model itself
+    rounded = copy.deepcopy(merged)
+    for weight in rounded.parameters():  # to 8 bits of mantissa, the nearest, ties to even
+        mantissa, exponent = np.frexp(weight.detach().numpy().astype(np.float64))
+        weight.data = torch.from_numpy(np.ldexp(np.round(mantissa * 256) / 256, exponent)).float()
+    stored, whole = (dense(model, merged, windows, range(30)) for model in (rounded, merged))
+    loss, kl = (float(said[f"bf16 merged: {key}"]) for key in ("loss", "KL"))
+    assert loss == pytest.approx(stored["loss"].mean() - whole["loss"].mean(), rel=0.06)
+    assert kl == pytest.approx(stored["kl"].mean(), rel=0.06) and kl > 0
 
 
 def test_the_teacher_against_itself_is_at_no_distance(models):

@@ -199,3 +199,64 @@ def test_shares_by_cut_name_the_group_that_departs_most_and_has_some_windows():
     assert [t.get_text() for t in lists.get_yticklabels()] == ["under 1 %", "? more"]
     assert lists.patches[1].get_facecolor()[3] < lists.patches[0].get_facecolor()[3]  # paler
     assert lists.get_title(loc="left") == "share of tokens not in Telugu"
+
+
+def test_won_back_names_the_kind_of_token_that_was_won_back_most_surely():
+    cuts = {"script": {"Telugu": {"50m-hard-merged": (-0.1, -0.3, 0.1)},
+                       "digits": {"50m-hard-merged": (-0.05, -0.06, -0.04)}}}  # fmt: skip
+    said = title(plots.won_back(cuts, "50m"))
+    assert said.startswith("50m-hard-merged wins back most surely at “digits” (script): -0.050")
+    cuts["script"].pop("digits")
+    assert title(plots.won_back(cuts, "50m")) == "No kind of token is clearly better than with 50m"
+
+
+def swept(seeds: tuple = (1,), scales: tuple = (0.5, 1.0)) -> list[dict]:
+    """Hard text gains 0.001 · rank · scale at share 0.15, half of it at 0.5; easy text loses 0.01;
+    a seed moves both by a hundredth."""
+    return [
+        {"varied": {"share": share, "rank": rank, "lora_scale": scale, "seed": seed},
+         "hard": (-0.001 * rank * scale * (1 if share < 0.2 else 0.5) + (seed - 2) * 0.01, 0, 0),
+         "easy": (0.01 + (seed - 2) * 0.01, 0, 0)}
+        for share in (0.15, 0.5) for rank in (8, 32) for scale in scales for seed in seeds
+    ]  # fmt: skip
+
+
+HINTS = {"share": (0.15, 0.25), "rank": (16, 32), "lora_scale": (1, 1)}
+
+
+def test_sensitivity_is_a_map_a_scale_and_part_with_one_scale_of_colours():
+    figure = plots.sensitivity(swept((2,)), HINTS)
+    assert title(figure) == (
+        "Hard text gains most at scale 1, share 0.15, rank 32: -0.032 nats, easy text +0.010"
+    )
+    maps = figure.axes[:4]
+    assert [ax.get_title(loc="left") for ax in maps] == [
+        "hard, scale 0.5", "easy, scale 0.5", "hard, scale 1 *", "easy, scale 1 *",
+    ]  # fmt: skip
+    numbers = [[t.get_text() for t in ax.texts] for ax in maps]
+    assert numbers[2] == ["−0.008", "−0.032", "−0.004", "−0.016"]
+    assert numbers[1] == numbers[3] == ["+0.010"] * 4
+    shades = {  # the same number has the same colour in every map
+        t.get_text(): p.get_facecolor() for ax in maps
+        for t, p in zip(ax.texts, ax.patches, strict=False)
+    }  # fmt: skip
+    blue, red = (np.array(shades[text][:3]) for text in ("−0.032", "+0.010"))
+    assert blue[2] > blue[0] and red[0] > red[2]
+    frames = [p for ax in maps for p in ax.patches if not p.get_fill()]
+    assert [(p.get_xy(), p.get_width(), p.get_height()) for p in frames] == [
+        ((0.5, -0.5), 1, 1)  # rank 32 and share 0.15 alone are as in the plan
+    ] * 4
+
+
+def test_sensitivity_of_several_seeds_shows_their_mean_and_spread():
+    figure = plots.sensitivity(swept((1, 2, 3), (1.0,)), HINTS)
+    assert "−0.032\n±0.010" in [t.get_text() for t in figure.axes[0].texts]
+    title(figure)
+
+
+def test_sensitivity_of_two_settings_is_one_pair_of_maps():
+    rows = [row | {"varied": {k: v for k, v in row["varied"].items() if k != "share"}}
+            for row in swept((2,))]  # fmt: skip
+    figure = plots.sensitivity(rows, HINTS)
+    assert title(figure).startswith("Hard text gains most at rank 32, scale 1: -0.024")
+    assert len(figure.axes) == 3  # two maps and the colours
