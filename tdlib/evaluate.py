@@ -218,6 +218,28 @@ def change(
     return float(np.nanmean(pair_2N[0] - pair_2N[1])), low, high
 
 
+def beyond(
+    change_N: np.ndarray, hard_N: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean change on the hard windows minus that on the others, and its interval: what a model
+    gains there beyond being better or worse everywhere. Both parts of a document are drawn
+    together."""
+    known_N = ~np.isnan(change_N)
+    change_N, hard_N, document_N = (x[known_N] for x in (change_N, hard_N, document_N))
+    documents = np.unique(document_N, return_inverse=True)[1]
+    d, apart, value = documents.max() + 1, 0.0, 0.0
+    draws_RD = np.random.default_rng(seed).multinomial(d, np.full(d, 1 / d), size=resamples)
+    for sign, chosen_N in ((1, hard_N), (-1, ~hard_N)):
+        size_D = np.bincount(documents[chosen_N], minlength=d).astype(float)
+        sums_D = np.bincount(documents[chosen_N], change_N[chosen_N], minlength=d)
+        with np.errstate(invalid="ignore"):  # a draw without any hard window says nothing
+            apart = apart + sign * (draws_RD @ sums_D) / (draws_RD @ size_D)
+        value += sign * sums_D.sum() / size_D.sum()
+    wide = stretch(np.bincount(documents[hard_N]).astype(float)) if d > 1 else math.nan
+    low, high = interval(value + wide * (apart - value))
+    return float(value), low, high
+
+
 def over_seeds(change_S: Sequence[float]) -> tuple[float, float]:
     """Mean and half-width of the 95 % t interval over the differences of several seeds."""
     s = len(change_S)

@@ -345,7 +345,9 @@ def _panels(cuts: Mapping, names: Sequence[str], title: str, unit: str, spread: 
     pairs = [list(cuts)[i : i + 2] for i in range(0, len(cuts), 2)]
     a_line = 0.21 if not spread else 0.08 + 0.11 * len(names)
     heights = [max(len(cuts[cut]) for cut in pair) * a_line + 0.35 for pair in pairs]
-    figure = Figure(figsize=(PHONE, 1.5 + sum(heights)), layout="constrained")
+    figure = Figure(
+        figsize=(PHONE, 1.5 + 0.2 * -(-len(names) // 2) + sum(heights)), layout="constrained"
+    )
     _title(figure, title, 54)
     axes = figure.subplots(len(pairs), 2, sharex=True, squeeze=False, height_ratios=heights).ravel()
     shifts = np.linspace(-spread / 2, spread / 2, len(names)) if spread else np.zeros(len(names))

@@ -112,6 +112,7 @@ class Comparison:
     one: Arm
     other: Arm
     changes: dict[str, Change]  # by part
+    beyond: Change  # on the hard part minus on the easy one
     seeds: list[dict[str, float]]  # the difference of every pair of seeds, by part
 
     def over_seeds(self, part: str) -> tuple[float, float] | None:
@@ -147,17 +148,17 @@ class Trial:
         return [arm, *{a.seeds: a for a in same if a.seeds != arm.seeds}.values()]
 
     def compare(self, what: str, one: Arm, other: Arm) -> Comparison:
-        changes = {
-            part: self.change(one.name, other.name, part) for part in ("hard", "easy", "all")
-        }
+        changes = {p: self.change(one.name, other.name, p) for p in ("hard", "easy", "all")}
+        apart_N = self.losses[one.name] - self.losses[other.name]
+        beyond = evaluate.beyond(apart_N, self.hard_N, self.document_N, self.resamples)
         others, seeds = self.twins(other), []
         for twin in self.twins(one):
             partner = [a for a in others if a.seeds == twin.seeds[: len(a.seeds)]]
-            if partner:
+            if partner and partner[0].settings != twin.settings:
                 pair = (twin.name, partner[0].name)
                 means = {part: self._apart(*pair, part) for part in changes}
                 seeds.append(means)
-        return Comparison(what, one, other, changes, seeds)
+        return Comparison(what, one, other, changes, beyond, seeds)
 
     def _apart(self, one: str, other: str, part: str) -> float:
         every_N = np.ones_like(self.hard_N)
@@ -285,7 +286,10 @@ def in_words(c: Comparison) -> str:
     odd = _also(c.one, c.other)
     said += f". They also differ in {odd}." if odd else "."
     if c.what.startswith("nothing"):
+        _, size = _verb(c.beyond)
+        how = "is not clearly apart from nothing" if c.beyond[1] <= 0 <= c.beyond[2] else "is clear"
         said = f"What nothing at all 'gains', read in the same way: {said[0].lower()}{said[1:]}"
+        said += f" Its change on the hard part beyond that on the easy one {how}: {size}."
     return _minus(said)
 
 
@@ -350,7 +354,8 @@ def table(found: list[Comparison]) -> pd.DataFrame:
     return pd.DataFrame([
         {"question": c.what, "model": c.one.name, "against": c.other.name}
         | {f"{part} part": tables.with_interval(*c.changes[part]) for part in ("hard", "easy")}
+        | {"hard beyond easy": tables.with_interval(*c.beyond)}
         | {"all text": tables.with_interval(*c.changes["all"]), "seeds, hard part": several(c)}
         for c in found
-    ], columns=["question", "model", "against", "hard part", "easy part", "all text",
-                "seeds, hard part"])  # fmt: skip
+    ], columns=["question", "model", "against", "hard part", "easy part", "hard beyond easy",
+                "all text", "seeds, hard part"])  # fmt: skip

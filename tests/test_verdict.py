@@ -149,6 +149,13 @@ def test_two_seeds_show_no_gain_on_the_hard_part_when_a_third_picks(whole):
     t, found = whole
     value, low, high = next(c for c in found if c.what.startswith("nothing")).changes["hard"]
     assert low < 0 < high and abs(value) < 0.01
+    # a seed that is better everywhere has no gain of its own on the hard part
+    everywhere_N = t.losses["third"] - t.losses["50m"] - 0.04
+    value, low, high = evaluate.beyond(everywhere_N, t.hard_N, DOCUMENT_N, 400)
+    assert low < 0 < high and value == pytest.approx(
+        everywhere_N[t.hard_N].mean() - everywhere_N[~t.hard_N].mean()
+    )
+    assert any("is not clearly apart from nothing" in s for s in verdict.sentences(t, found))
     hard_N = book.hard_windows(t.losses, "50m", "teacher", 0.2)
     flattered = evaluate.change(t.losses["third"][hard_N], t.losses["50m"][hard_N],
                                 DOCUMENT_N[hard_N], 400)  # fmt: skip
