@@ -221,12 +221,16 @@ class Run:
 
     def figure(self, name: str, figure, alt: str) -> None:
         """Save as figures/<run>-<name>.png and .svg, and show it with its alternative text."""
+        import PIL.Image
         from IPython.display import Image, display
 
         options = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
         for kind in ("svg", "png"):
             file = io.BytesIO()
             figure.savefig(file, format=kind, bbox_inches="tight", **options[kind])
+            if kind == "png":  # a page is mailed: 128 colours take a third of the bytes
+                few = PIL.Image.open(file).convert("RGB").quantize(128, dither=0)
+                few.save(file := io.BytesIO(), "png", optimize=True, dpi=(150, 150))
             write(self.out / "figures" / f"{self.run}-{name}.{kind}", file.getvalue())
         if "matplotlib.pyplot" in sys.modules:  # or the notebook would show it a second time
             sys.modules["matplotlib.pyplot"].close(figure)

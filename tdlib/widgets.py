@@ -116,9 +116,11 @@ def explorer(
     difficulty_N = scores.difficulty_N
     html_of = lru_cache(maxsize=64)(lambda i: text_of(i).replace(LEGEND, ""))
     # JupyterLab has the fonts of the reader's machine alone, and there may be none for Telugu
-    font = f"{report.font_face()} [lang=te] {{font: 1.1em/1.8 'Report Telugu', sans-serif}}"
+    css = f"{report.font_face()} [lang=te] {{font: 1.1em/1.8 'Report Telugu', sans-serif}}"
+    # thousands of coloured pieces: laid out only where they are seen, or a move would wait for them
+    css += ".explorer .card {content-visibility: auto; contain-intrinsic-height: auto 10em}"
     page = report.explorer(numbers | {"legend": LEGEND, "texts": []})
-    shown = Explorer(_css=font, html=page, at=numbers["at"])
+    shown = Explorer(_css=css, html=page, at=numbers["at"])
 
     def moved(_: dict | None = None) -> None:
         now = counts.shown(numbers, shown.at)

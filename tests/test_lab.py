@@ -20,6 +20,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from tdlib import hard_set
+
 ROOT = Path(__file__).parents[1]
 TOKEN = "test"
 expect.set_options(timeout=20_000)  # ms; texts are computed beside whatever else is tested
@@ -207,7 +209,7 @@ def test_hard_windows_by_source_follow_the_line(lab, difficulty_N, folder):
         hard_N = difficulty_N >= np.float32(threshold)
         told = {
             row.locator("td").nth(0).text_content(): row.locator("td").nth(1).text_content()
-            for row in lab.explorer.locator("tbody tr").all()
+            for row in lab.explorer.locator("details").first.locator("tbody tr").all()
         }
         wanted = {s: (hard_N & (owner == s), owner == s) for s in set(owner)}
         assert told == {s: f"{a.sum()} of {b.sum()}" for s, (a, b) in wanted.items()}
@@ -245,6 +247,36 @@ def test_at_phone_width_everything_is_within_reach(lab, difficulty_N):
     expect(lab.explorer.get_by_role("button", name="keep")).to_be_enabled()
     files.click()
     lab.page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_a_preset_with_every_switch_is_kept_as_the_same_parameters_choose(
+    lab, difficulty_N, folder
+):
+    switches = {"noise": "2 %", "mix in": "10 %", "tokens": "40 %"}
+    lab.explorer.get_by_role("button", name="25 %").click()
+    assert line_agreed(lab, difficulty_N)[1] == round(0.25 * len(difficulty_N))
+    for name, value in switches.items():
+        lab.explorer.get_by_role("combobox", name=name).select_option(value)
+    junk_N = np.load(folder / "out/scores/features.npz")["junk_N"]
+    if junk := 0 < (junk_N > 0).sum() < len(junk_N):
+        lab.explorer.get_by_role("checkbox", name="junk").check()
+    expect(lab.explorer.locator(".texts")).to_have_attribute("aria-busy", "false")
+    said = lab.explorer.locator("output").text_content()
+    lab.explorer.get_by_role("button", name="keep").click()
+    told = lab.explorer.locator("[role=status]")
+    expect(told).to_have_text(f"kept in hard_set.json: by hand, by share: {said}")
+    written = json.loads((folder / "out/hard_set.json").read_text("utf8"))
+    chosen = hard_set.select(
+        difficulty_N, share=0.25, clip=0.02, easy_share=0.1, left_out_N=junk_N > 0 if junk else None
+    )
+    assert written["windows_K"] == chosen.windows_K.tolist() and chosen.easy > 0
+    assert (written["easy"], written["token_share"]) == (chosen.easy, 0.4)
+    assert f"; {chosen.easy} easier windows are mixed in; the hardest 40% of their tokens" in said
+    for name, value in {"noise": "0 %", "mix in": "0 %", "tokens": "100 %"}.items():
+        lab.explorer.get_by_role("combobox", name=name).select_option(value)
+    if junk:
+        lab.explorer.get_by_role("checkbox", name="junk").uncheck()
+    assert line_agreed(lab, difficulty_N)[1] == round(0.25 * len(difficulty_N))
 
 
 def test_a_kept_choice_is_numpys_and_still_there_after_a_reload(lab, difficulty_N, folder, server):
