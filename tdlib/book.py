@@ -601,14 +601,14 @@ def difficulty_in_words(scores: hard_set.Scores, chosen: hard_set.HardSet) -> st
     known_N = np.isfinite(d_N)
     hard_N = choice.hard(chosen, d_N)
     lost_N = choice.lost(d_N)
-    held = lost_N[hard_N].sum() / (lost_N.sum() or 1)
+    held, share = lost_N[hard_N].sum() / (lost_N.sum() or 1), hard_N[known_N].mean()
     own, with_teacher = (
         np.corrcoef(x[known_N], scores.teacher_loss_N[known_N])[0, 1]
         for x in (scores.student_loss_N, d_N)
     )
     return (
         f"Half of the windows lie above {np.nanmedian(d_N):+.3f} nats. The hardest "
-        f"{hard_N.mean():.1%} begin at {chosen.threshold:+.3f} and hold {held:.0%} of all that the "
+        f"{share:.1%} begin at {chosen.threshold:+.3f} and hold {held:.0%} of all that the "
         f"student lost. Both models' losses have a correlation of {own:.2f}; difficulty and "
         f"teacher loss, of {with_teacher:+.2f}."
     )

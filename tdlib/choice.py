@@ -87,7 +87,9 @@ def made(difficulty_N: np.ndarray, p: dict, junk_N: np.ndarray | None = None) ->
         difficulty_N, **asked, clip=p.get("clip", 0.0), left_out_N=left_out_N,
         easy_share=p.get("easy_share", 0.0), seed=p.get("seed", 1),
     )  # fmt: skip
-    return replace(chosen, token_share=p.get("token_share", 1.0))
+    known = int(np.isfinite(difficulty_N).sum())  # the share is of those that were scored
+    share = len(chosen.windows_K) / known
+    return replace(chosen, share=share, token_share=p.get("token_share", 1.0))
 
 
 def hard(chosen: HardSet, difficulty_N: np.ndarray) -> np.ndarray:

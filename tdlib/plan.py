@@ -72,7 +72,7 @@ def size_of(folder: Path, out: Path, share: float = 0.2, scored: int = 0) -> Siz
         raise ValueError(f"{path} does not tell of tokens ({error!r}): copy it again") from None
     hard = share * min(windows, scored // context or windows)
     if kept.is_file():
-        hard = json.loads(kept.read_text(encoding="utf8"))["share"] * windows
+        hard = len(json.loads(kept.read_text(encoding="utf8"))["windows_K"])
     said = f"{si(train)} for training, {si(val)} for validation, in {folder}"
     return Size(vocab_size, context, windows, (val - 1) // context, round(hard), said)
 

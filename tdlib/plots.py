@@ -100,8 +100,8 @@ def difficulty(student_loss_N: np.ndarray, teacher_loss_N: np.ndarray, threshold
     difficulty_N = np.asarray(student_loss_N) - np.asarray(teacher_loss_N)
     known_N = difficulty_N[~np.isnan(difficulty_N)]
     count = (known_N >= threshold).sum()
-    share = count / len(difficulty_N)
-    title = f"{share:.1%} of windows ({count:,} of {len(difficulty_N):,}) are at least"
+    share = count / len(known_N)
+    title = f"{share:.1%} of windows ({count:,} of {len(known_N):,}) are at least"
     figure, ax = _figure(f"{title} {threshold:.3f} nats harder for the student")
     low, high = np.quantile(known_N, [0.001, 0.999])
     width = max((high - low) / 60, 1e-6)

@@ -252,7 +252,7 @@ def test_difficulty_is_told_by_what_the_hard_windows_hold():
     said = book.difficulty_in_words(scores, chosen)
     # difficulty 0.1, 0.1, 0.2, 1.0, none: the last two hold 1.2 of 1.4
     assert "Half of the windows lie above +0.150 nats" in said
-    assert "The hardest 40.0% begin at +0.150 and hold 86% of all" in said
+    assert "The hardest 50.0% begin at +0.150 and hold 86% of all" in said
     both = np.corrcoef(student_N[:4], teacher_N[:4])[0, 1]
     alone = np.corrcoef((student_N - teacher_N)[:4], teacher_N[:4])[0, 1]
     assert f"correlation of {both:.2f}; difficulty and teacher loss, of {alone:+.2f}." in said
