@@ -31,8 +31,9 @@ from tdlib.parameters import ROOT, ParameterError, rule
 MOST_MB = 20  # that one name may take in git; of a mail, above which many servers refuse it
 GIVEN = ("text", "tokens", "teacher", "tokenizer", "segmenter")  # of 00, that others may have made
 # tables and figures without a word of the text, by the name that their notebook gives them
-PLAIN = """sizes metrics merged quality hard-easy kept-lost won-back verdict cost curve curves
- calibration difficulty losses progressive files speeds shapes shapes-files quantization""".split()
+PLAIN = """sizes metrics merged quality made reality cumulative hard-easy kept-lost won-back verdict
+ cost curve curves calibration difficulty losses progressive files speeds shapes shapes-files
+ quantization""".split()
 # of a record, beside its parameters, inputs and what it remembers
 KEPT = """run notebook profile changed seed commit dirty code versions device reads started seconds
  tokens_per_second peak_memory_mib finding""".split()

@@ -6,7 +6,6 @@ The plan gives percentages without a formula, so the formula is applied to the p
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -34,11 +33,9 @@ def quality(
     base: str,
     scratch: str | None,
     teacher: str = "teacher",
-    made: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` its
-    bootstrapped losses, drawn together. Differences are against `base`, with 95 % intervals. `made`
-    has further columns: what each model is, and its cost (book.made)."""
+    bootstrapped losses, drawn together. Differences are against `base`, with 95 % intervals."""
     rows = []
     low, high = (np.array([of_plan(m, "loss")[i] for m in metrics]) for i in (0, 1))
     for i, (name, m) in enumerate(metrics.items()):
@@ -57,8 +54,14 @@ def quality(
             "plan: loss": span(low[i], high[i]),
             "plan's loss, our formula": span(*(258 / np.array([high[i], low[i]])), 1),
             "plan: quality %": span(*of_plan(name, "quality"), 0),
-        } | made.get(name, {}))  # fmt: skip
-    return pd.DataFrame(rows).fillna("–").set_index("model")
+        })  # fmt: skip
+    return pd.DataFrame(rows).set_index("model")
+
+
+def made(metrics: dict[str, dict], how: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
+    """One row a model, as in `quality`: its loss, what it is, and its cost (book.made)."""
+    rows = {name: {"loss": f"{m['loss']:.3f}"} | how.get(name, {}) for name, m in metrics.items()}
+    return pd.DataFrame(rows).T.fillna("–").rename_axis("model")
 
 
 def _gap(metrics: dict, resampled: dict, name: str, scratch: str | None, teacher: str) -> str:

@@ -19,7 +19,7 @@ from tdlib import book, hard_set
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
-MODELS = ["teacher", "50m", "50m-scratch", "50m-seed2", "50m-sliced", "150m", "75m", "75m-direct"]
+MODELS = """teacher 50m 50m-scratch 50m-seed2 50m-sliced 50m-on 150m 75m 75m-direct""".split()
 MERGED = ["50m-hard-merged", "50m-random-merged"]
 
 
@@ -127,14 +127,16 @@ def test_the_quality_table_says_what_the_records_say(out, results):
 
 def test_the_quality_table_says_what_each_model_is_and_what_it_cost(out, results):
     """FLOP from the plan's formula: 6 a weight and token of training, attention beside."""
-    quality = pd.read_csv(out / "tables/04_merge_eval-quality.csv").set_index("model")
+    parameters = pd.read_csv(out / "tables/04_merge_eval-quality.csv").set_index("model")
+    quality = pd.read_csv(out / "tables/04_merge_eval-made.csv").set_index("model")
+    assert set(quality.index) == set(parameters.index)
     assert quality["made"][["teacher", "50m", "50m-scratch", "50m-sliced"]].tolist() == [
         "the teacher", "distilled", "from scratch", "distilled, begun from the teacher",
     ]  # fmt: skip
     assert quality.loc[MERGED, "made"].tolist() == [
         "adapter on the hard set", "adapter on a random set",
     ]  # fmt: skip
-    weights = {n: int(quality.loc[n, "parameters"].replace(",", "")) for n in ("50m", "teacher")}
+    weights = {n: int(parameters.loc[n, "parameters"].replace(",", "")) for n in ("50m", "teacher")}
     attention = {"50m": 2 * 32 * 32, "teacher": 2 * 32 * 64 * 2}  # 2 T · width, a layer
     forward = {n: 2 * weights[n] + attention[n] for n in weights}
     # the run's 4,096 tokens, of which the cache asked the teacher for each window once
