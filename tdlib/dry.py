@@ -26,6 +26,8 @@ def text(wanted: Wanted) -> str:
         for name in names
     ]
     low, high = plan.total(spans)
+    if not doing:
+        return f"{tabulate(rows, headers='keys', maxcolwidths=[None, 60])}\n\nAll of them are done."
     said = f"{len(doing)} of {len(names)} would run: {plan.duration(low, high)} one after the other"
     said += f", {plan.money((low, high), wanted.price)} in all" if wanted.price else ""
     said += f"; on {device.name}, {source}. Nothing was run."

@@ -15,7 +15,7 @@ from bs4 import BeautifulSoup
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tdlib import book, hard_set
+from tdlib import book, dry, graph, hard_set
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
@@ -208,6 +208,11 @@ def test_plain_papermill_reloads_a_finished_run_and_its_numbers_stay(out, result
     assert (out / "models/50m/model.safetensors").stat().st_mtime_ns == before
     record = json.loads((out / "results/01_distill-50m.json").read_text())
     assert record == results["01_distill-50m"]
+
+
+def test_a_dry_run_of_a_finished_book_says_that_all_is_done(out):
+    said = dry.text(graph.wanted("book", {"PROFILE": "smoke", "OUT": str(out)}))
+    assert said.endswith("All of them are done.") and said.count("is done") == len(RUNS)
 
 
 def test_a_missing_teacher_is_one_line_with_the_command_that_makes_it(tmp_path):
