@@ -722,11 +722,12 @@ def swept(this: Run) -> dict[str, Swept]:
     """The models of the finished points of the sweeps that 04 is told, by point."""
     found = {}
     for key, path in sweeps.results(this.out, this.parameters.get("sweeps", "")).items():
-        _, name, point = key.split("/")
+        _, name, point, *several = key.split("/")
         record = json.loads(path.read_text(encoding="utf8"))
         varied = sweeps.listed(this.out, name)["points"][point]
         for model in record["models"]:
-            label = point if len(record["models"]) == 1 else f"{point} {model}"
+            alone = len(record["models"]) == 1 and not several
+            label = point if alone else f"{point} {model}"
             found[label] = Swept(name, path.parents[1], model, varied, record)
     return found
 

@@ -47,11 +47,11 @@ class BookRun:
     writes: tuple[str, ...]
     needs: tuple[str, ...]  # names of the runs that make what it reads
     sweep: str = ""  # that it is a point of, or the page of
+    name: str = ""  # its run's; a sweep's point also says its sweep
 
-    @property
-    def name(self) -> str:
-        """Its run's name; a sweep's point also says its sweep."""
-        return f"{self.sweep}/{self.run}" if self.sweep else self.run
+    def __post_init__(self):
+        own = f"{self.sweep}/{self.run}" if self.sweep else self.run
+        object.__setattr__(self, "name", self.name or own)
 
     @property
     def notebook(self) -> str:
@@ -92,35 +92,48 @@ def book(
 def swept(
     name: str, profile: str, found: list[BookRun], redo: tuple[str, ...] = ()
 ) -> list[BookRun]:
-    """The points of a sweep, and last the page that compares them; `found` are the runs of the
-    book. The page needs no point, so that those that are done can be compared."""
+    """The runs of a sweep's points, and last the page that compares them, where each point is one
+    run; `found` are the runs of the book. The page needs no point, so that those that are done can
+    be compared."""
     sweep, out = sweeps.read(profile, name), found[0].out
     made = {path: one.run for one in found for path in one.writes}
     points = []
     for point in sweep.points:
-        run = sweep.run(point)
-        more = {"redo": True} if f"{name}/{run}" in redo else {}
-        try:
-            values = parameters.check(sweep.notebook, sweep.values(point, out) | more, paths=False)
-        except ParameterError as error:
-            raise ParameterError(f"sweep {name}, point {point}: {error}") from None
-        points.append(_swept_run(name, run, values, out, made))
+        inside: dict[str, str] = {}  # what the point's earlier runs make → their names
+        for run in sweep.runs(point):
+            more = {"redo": True} if sweep.name_of(point, run) in redo else {}
+            given = sweep.values(point, run, out) | more
+            try:
+                values = parameters.check(notebook_of(run), given, paths=False)
+            except ParameterError as error:
+                raise ParameterError(f"sweep {name}, point {point}: {error}") from None
+            points.append(_swept_run(sweep, point, run, values, out, made, inside))
+            inside |= dict.fromkeys(points[-1].writes, points[-1].name)
+    if not sweep.notebook:
+        return points
     page = next((one for one in found if one.notebook == "04_merge_eval"), None)
     if page is None:
         raise ParameterError(f"params/{profile} has no 04_merge_eval to compare the points with")
     return [*points, _page_of(sweep, page, found, made)]
 
 
-def _swept_run(sweep: str, run: str, values: dict, out: Path, made: dict[str, str]) -> BookRun:
+def _swept_run(
+    sweep: sweeps.Sweep, point: str, run: str, values: dict, out: Path,
+    made: dict[str, str], inside: dict[str, str],
+) -> BookRun:  # fmt: skip
     place = ROOT / values["out"]
     reads = hashes.reads(run, values, [])
     writes = hashes.writes(run, values, [])
-    _must_be_made(f"sweep {sweep}: each point", reads, made, out)
+    _must_be_made(f"sweep {sweep.name}: each point", reads, made | inside, out)
     if both := set(reads) & set(writes):
-        raise ParameterError(f"sweep {sweep}: {min(both)} is read and written: give another name")
-    needs = tuple(sorted({made[path] for path in reads if path in made}))
-    return BookRun(run, place / f"{run}.yaml", place, values, tuple(reads), tuple(writes), needs,
-                   sweep)  # fmt: skip
+        raise ParameterError(
+            f"sweep {sweep.name}: {min(both)} is read and written: give another name"
+        )
+    known = made | inside
+    needs = tuple(sorted({known[path] for path in reads if path in known}))
+    borrowed = tuple(path for path in reads if path not in inside)
+    return BookRun(run, place / f"{run}.yaml", place, values, borrowed, tuple(writes), needs,
+                   sweep.name, sweep.name_of(point, run))  # fmt: skip
 
 
 def _page_of(sweep: sweeps.Sweep, page: BookRun, found: list[BookRun], made: dict) -> BookRun:
@@ -406,7 +419,7 @@ def wanted(what: str, pairs: dict[str, str]) -> Wanted:
         there = ", ".join(sweeps.names(profile)) or "none yet"
         raise ParameterError(f"give the sweep: NAME=; params/{profile}/sweeps has {there}")
     found = [sweeps.read(profile, name) for name in asked]
-    points = [f"{one.name}/{one.run(point)}" for one in found for point in one.points]
+    points = [one.name_of(p, run) for one in found for p in one.points for run in one.runs(p)]
     before = _before(runs_, pairs.get("FROM", ""))
     price = _price(pairs.get("PRICE_PER_HOUR", ""))
     said = " ".join(f"{k}='{v}'" if " " in v else f"{k}={v}" for k, v in pairs.items()
@@ -431,8 +444,8 @@ def _select(profile: str, known: list[str], words: tuple[str, ...]) -> tuple[str
     """Runs by their own name, by their notebook's, or points by sweep or by all that varies."""
     names = {name: {name, name.split("/")[-1], notebook_of(name.split("/")[-1])} for name in known}
     for name in (name for name in known if "/" in name):
-        sweep, run = name.split("/")
-        names[name] |= {sweep, run.partition("-")[2]}
+        sweep, *point, run = name.split("/")
+        names[name] |= {sweep, point[0] if point else run.partition("-")[2]}
     for word in words:
         if not any(word in own for own in names.values()):
             every = [*known, *(part for own in names.values() for part in own)]
@@ -478,7 +491,8 @@ def prepare(config: dict) -> dict[str, BookRun]:
     for name in config["sweeps"]:
         own = [one for one in found.values() if one.sweep == name]
         book_out = next(iter(found.values())).out
-        sweeps.write(sweeps.read(config["profile"], name), book_out, own[-1].parameters)
+        page = own[-1].parameters if own[-1].notebook == "04_merge_eval" else None
+        sweeps.write(sweeps.read(config["profile"], name), book_out, page)
         for one in own:
             sweeps.link(one.out, list(one.reads))
     return found

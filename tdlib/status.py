@@ -92,8 +92,9 @@ def rows(out: Path) -> list[dict]:
     known = [(place, run) for run in _traces(place)]
     if (place / sweeps.POINTS).is_file():
         listed = sweeps.listed(above, place.name)
-        known = [(place / point, f"{listed['notebook']}-{point}") for point in listed["points"]]
-        known += [(place, sweeps.page(place.name))]
+        known = [(place / point, run) for point in listed["points"]
+                 for run in sweeps.runs_of(listed, point)]  # fmt: skip
+        known += [(place, sweeps.page(place.name))] if listed["notebook"] else []
     else:
         known += [(place, name) for name in asked if "/" not in name]
     wanted = set(asked) if now else set()
@@ -102,7 +103,7 @@ def rows(out: Path) -> list[dict]:
 
 def _order(known: tuple[Path, str]) -> tuple:
     folder, run = known
-    return (run.startswith("04") and (folder / sweeps.POINTS).is_file(), run)
+    return (run.startswith("04") and (folder / sweeps.POINTS).is_file(), folder, run)
 
 
 def _traces(out: Path) -> list[str]:
@@ -112,8 +113,9 @@ def _traces(out: Path) -> list[str]:
 
 
 def row(out: Path, run: str, wanted: set[str] = frozenset()) -> dict:
-    """One run: `run`, `folder`, `record` ({} without one), `state` with its word, `changed`
-    parameters, `older`: done, by other code than today's. `wanted`: what is being made now."""
+    """One run: `run`, `name` (also its point's, where a point has several), `folder`, `record` ({}
+    without one), `state` with its word, `changed` parameters, `older`: done, by other code than
+    today's. `wanted`: what is being made now."""
     path = out / "results" / f"{run}.json"
     record = json.loads(path.read_text("utf-8")) if path.exists() else {}
     state = runs.state(out, run)
@@ -126,7 +128,8 @@ def row(out: Path, run: str, wanted: set[str] = frozenset()) -> dict:
     changed = {name: record["parameters"][name] for name in record.get("changed", [])}
     changed = changed if state["state"] == "done" else state.get("changed", {})
     return {
-        "run": run, "folder": out, "record": record, "state": state, "changed": changed,
+        "run": run, "name": f"{out.name}/{run}" if _several(out) else run,
+        "folder": out, "record": record, "state": state, "changed": changed,
         "older": state["state"] == "done" and runs.older_code(out, run),
     }  # fmt: skip
 
@@ -135,20 +138,28 @@ def _waits(out: Path, run: str, wanted: set[str]) -> bool:
     """Whether a run is still to be made by what goes on now, and has not been tried by it yet."""
     above = sweeps.parent(out)
     sweep = (out.name if (out / sweeps.POINTS).is_file() else out.parent.name) if above else ""
-    if (f"{sweep}/{run}" if sweep else run) not in wanted or (out / ".done" / run).exists():
+    name = f"{out.name}/{run}" if _several(out) else run
+    if (f"{sweep}/{name}" if sweep else name) not in wanted or (out / ".done" / run).exists():
         return False
     began = (live(above or out) or {"began": 0})["began"]
     return runs.state(out, run).get("heartbeat", 0) < began
+
+
+def _several(out: Path) -> bool:
+    """Whether this is the folder of a sweep's point that has several runs."""
+    listed = out.parent / sweeps.POINTS
+    return listed.is_file() and not json.loads(listed.read_text("utf8"))["notebook"]
 
 
 def sweeps_of(out: Path) -> dict[str, dict]:
     """A folder's sweeps → `counts` of its points by state, and the `finding` of its page."""
     found = {}
     for path in sorted(out.glob(f"sweeps/*/{sweeps.POINTS}")):
-        *points, page = rows(path.parent)
+        listed, found_ = json.loads(path.read_text("utf8")), rows(path.parent)
+        page = found_.pop() if listed["notebook"] else {"record": {}}
         found[path.parent.name] = {
-            "counts": counts(points), "finding": page["record"].get("finding", ""),
-            "question": json.loads(path.read_text("utf8"))["question"],
+            "counts": counts(found_), "finding": page["record"].get("finding", ""),
+            "question": listed["question"],
         }  # fmt: skip
     return found
 

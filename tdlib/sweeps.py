@@ -9,6 +9,10 @@
     points: [{rank: 64}]       # and, or instead, single points
     seeds: [1, 2]              # each point with each of them
 
+Or `runs: [01_distill-50m, 02_hard_set, 03_lora-hard]` instead of `like`: several runs of the
+profile, each point has them all, under their own names, and each reads what those before it made.
+`fixed`, grid and points then go to every run that has such a parameter, `01.epochs` to 01 alone.
+
 Point `rank8-lora_scale0.5-seed1` of sweep `adapter` lives in outputs/<profile>/sweeps/adapter/.
 What it reads of its parent, the run folder above, are links; it writes into its own folder alone.
 Its name says all that varies, so that a new value adds points and moves none. Imports no torch.
@@ -29,7 +33,7 @@ from tdlib import files, parameters
 from tdlib.parameters import ParameterError, notebook_of
 
 NOTEBOOKS = ("01_distill", "03_lora", "05_progressive")
-KEYS = ("question", "like", "notebook", "fixed", "grid", "points", "seeds")
+KEYS = ("question", "like", "notebook", "runs", "fixed", "grid", "points", "seeds")
 OWN = ("run", "profile", "out", "redo")  # a point's own, never given
 PARENT, POINTS = ".parent", "points.json"  # in a point's folder, and in a sweep's
 
@@ -38,21 +42,38 @@ PARENT, POINTS = ".parent", "points.json"  # in a point's folder, and in a sweep
 class Sweep:
     name: str
     profile: str
-    notebook: str
+    notebook: str  # "" where each point has several runs
     question: str
-    like: str  # a run, or ""
+    likes: tuple[str, ...]  # runs of the profile; none: the notebook's defaults
     fixed: dict
     points: dict[str, dict]  # name → what varies
 
-    def run(self, point: str) -> str:
-        return f"{self.notebook}-{point}"
+    def runs(self, point: str) -> list[str]:
+        """The names of a point's runs, in the order in which one may read another's."""
+        return [f"{self.notebook}-{point}"] if self.notebook else list(self.likes)
 
-    def values(self, point: str, out: Path) -> dict:
-        """The parameters of a point, not yet checked; `out` is the parent's folder."""
-        given = parameters.read(_params(self.profile) / f"{self.like}.yaml") if self.like else {}
+    def name_of(self, point: str, run: str) -> str:
+        """A point's run as commands and states have it."""
+        return f"{self.name}/{run}" if self.notebook else f"{self.name}/{point}/{run}"
+
+    def values(self, point: str, run: str, out: Path) -> dict:
+        """The parameters of a point's run, not yet checked; `out` is the parent's folder."""
+        like = run if not self.notebook else next(iter(self.likes), "")
+        given = parameters.read(_params(self.profile) / f"{like}.yaml") if like else {}
         place = parameters.shown(folder(out, self.name) / point)
-        own = {"run": self.run(point), "profile": self.profile, "out": place}
-        return given | self.fixed | self.points[point] | own
+        own = {"run": run, "profile": self.profile, "out": place}
+        told = self.fixed | self.points[point]
+        return given | _of(notebook_of(run), told, bool(self.notebook)) | own
+
+
+def _of(notebook: str, told: dict, alone: bool) -> dict:
+    """What is told to a run of this notebook; where it is not `alone`, what it has no parameter for
+    is for others, and `01.epochs` for 01."""
+    if alone:
+        return told
+    names, declared = {key: key.rpartition(".") for key in told}, parameters.declared(notebook)
+    return {name: told[key] for key, (number, _, name) in names.items()
+            if name in declared and number in ("", notebook[:2])}  # fmt: skip
 
 
 def folder(out: Path, name: str) -> Path:
@@ -99,12 +120,14 @@ def _read(profile: str, name: str, given: dict) -> Sweep:
     if not re.fullmatch(r"[^\W_][\w.+-]*", name):
         raise ParameterError(f"its name must be of letters, digits, - _ . +: {name!r}")
     _known("key", given, KEYS)
-    like, notebook = given.get("like", ""), given.get("notebook")
+    like, notebook, several = (given.get(key, "") for key in ("like", "notebook", "runs"))
     runs = sorted(path.stem for path in _params(profile).glob("*.yaml"))
     if like:
         _known("like: run", [like], runs)
+    if several:
+        _several(several, like or notebook, runs)
     notebook = notebook or (like and notebook_of(like))
-    if notebook not in NOTEBOOKS or (like and notebook_of(like) != notebook):
+    if not several and (notebook not in NOTEBOOKS or (like and notebook_of(like) != notebook)):
         raise ParameterError(
             f"notebook: {notebook} must be one of {', '.join(NOTEBOOKS)}, that of `like` if given"
         )
@@ -113,10 +136,10 @@ def _read(profile: str, name: str, given: dict) -> Sweep:
     points = _seeded(points, given.get("seeds", []))
     if not any(points):
         raise ParameterError("it has no points: give a grid, points or seeds, as rank: [8, 16]")
-    declared = parameters.declared(notebook)
+    declared = _declared(notebook, several)
     for each in (fixed, *points):
         _known("parameter", each, declared)
-        if own := [key for key in each if key in OWN]:
+        if own := [key for key in each if key.rpartition(".")[2] in OWN]:
             raise ParameterError(f"{own[0]} is every point's own: leave it out")
     varied = sorted(dict.fromkeys(key for point in points for key in point), key="seed".__eq__)
     if both := [key for key in varied if key in fixed]:
@@ -125,7 +148,31 @@ def _read(profile: str, name: str, given: dict) -> Sweep:
     if twice := [one for one in named if named.count(one) > 1]:
         raise ParameterError(f"point {twice[0]} is there twice: keep one")
     points = dict(zip(named, points, strict=True))
-    return Sweep(name, profile, notebook, str(given.get("question", "")), like, fixed, points)
+    likes = tuple(several) if several else (like,) if like else ()
+    question = str(given.get("question", ""))
+    return Sweep(name, profile, notebook or "", question, likes, fixed, points)
+
+
+def _several(several: object, also: str, runs: list[str]) -> None:
+    """ParameterError where `runs` is no list of runs that a point can have."""
+    if not isinstance(several, list) or also:
+        raise ParameterError("runs: it must be a list of runs, without like and notebook")
+    _known("runs: run", several, runs)
+    if bad := [run for run in several if run[:2] in ("00", "04", "06", "07")]:
+        raise ParameterError(f"runs: {bad[0]} is the book's own: leave it out")
+    if several != sorted(set(several), key=lambda run: (notebook_of(run), several.index(run))):
+        raise ParameterError("runs: each once, in the order of their notebooks")
+
+
+def _declared(notebook: str, several: list[str]) -> list[str]:
+    """The parameters that a sweep may give."""
+    if not several:
+        return list(parameters.declared(notebook))
+    found: dict[str, None] = {}
+    for one in dict.fromkeys(map(notebook_of, several)):
+        own = parameters.declared(one)
+        found |= dict.fromkeys([*own, *(f"{one[:2]}.{name}" for name in own)])
+    return list(found)
 
 
 def _known(what: str, given, known) -> None:
@@ -178,16 +225,19 @@ def _short(value: object) -> str:
 # --- on the disk
 
 
-def write(sweep: Sweep, out: Path, compare: dict) -> None:
-    """The YAML of every point in its folder, and in the sweep's a list of all and the YAML of the
-    page that compares them, which is as `compare` says."""
+def write(sweep: Sweep, out: Path, compare: dict | None) -> None:
+    """The YAMLs of every point in its folder, and in the sweep's a list of all and the YAML of the
+    page that compares them, which is as `compare` says; None where there is no such page."""
     place = folder(out, sweep.name)
     for point in sweep.points:
-        _write_yaml(place / point / f"{sweep.run(point)}.yaml", sweep.values(point, out))
+        for run in sweep.runs(point):
+            _write_yaml(place / point / f"{run}.yaml", sweep.values(point, run, out))
         _write(place / point / PARENT, os.path.relpath(out, place / point))
-    _write_yaml(place / f"{page(sweep.name)}.yaml", compare)
+    if compare:
+        _write_yaml(place / f"{page(sweep.name)}.yaml", compare)
     _write(place / PARENT, os.path.relpath(out, place))
-    listed = {"question": sweep.question, "notebook": sweep.notebook, "points": sweep.points}
+    listed = {"question": sweep.question, "notebook": sweep.notebook,
+              "points": sweep.points, "runs": {p: sweep.runs(p) for p in sweep.points}}  # fmt: skip
     _write(place / POINTS, json.dumps(listed, ensure_ascii=False, indent=1))
 
 
@@ -230,13 +280,20 @@ def link(out: Path, reads: list[str]) -> None:
 
 
 def results(out: Path, wanted: str) -> dict[str, Path]:
-    """The records of all finished points of some sweeps, names with spaces between → where."""
+    """The records of all finished points of some sweeps, names with spaces between → where; where a
+    point has several runs, of each."""
     found = {}
     for name in wanted.split():
         known = listed(out, name)
-        for point in known["points"]:
+        for point, run in ((p, run) for p in known["points"] for run in runs_of(known, p)):
             place = folder(parent(out) or out, name) / point
-            path = place / "results" / f"{known['notebook']}-{point}.json"
+            path = place / "results" / f"{run}.json"
             if path.exists() and (place / "hashes" / path.name).exists():
-                found[f"sweeps/{name}/{point}"] = path
+                key = f"sweeps/{name}/{point}"
+                found[key if known["notebook"] else f"{key}/{run}"] = path
     return found
+
+
+def runs_of(known: dict, point: str) -> list[str]:
+    """The runs of a point, as `listed` has them; older lists say no more than the notebook."""
+    return known.get("runs", {}).get(point) or [f"{known['notebook']}-{point}"]

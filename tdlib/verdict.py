@@ -45,10 +45,7 @@ class Arm:
     seeds: tuple[int, ...]  # its base's, where it has one, then its own
     settings: tuple  # all that decides it but seeds and names: equal in another seed
     own: bool  # in this run folder, not in one of a sweep's points
-
-    @property
-    def base(self) -> str | None:
-        return self.p["base"] if self.notebook == "03_lora" else None
+    base: str | None = None  # of an arm of 03, the name of what it was made from
 
     @property
     def adapter(self) -> bool:
@@ -93,7 +90,10 @@ def arms(results: Iterable[dict], points: Mapping[str, tuple[str, dict]]) -> dic
         p, replay = r["parameters"], r["notebook"] == "03_lora"
         if own and replay and p.get("trains", "adapter") == "adapter":
             label = f"{name}-merged"
-        before = found.get(p.get("base")) if replay else None
+        base = p["base"] if replay else None
+        if replay and (beside := label.removesuffix(name) + base) in found:
+            base = beside  # of the same point
+        before = found.get(base)
         shown = {k: v for k, v in p.items() if k not in NAMES | hashes.VOLATILE}
         role = name if r["notebook"] == "05_progressive" else ""
         settings = (r["notebook"], role, repr(sorted(shown.items())))
@@ -101,7 +101,7 @@ def arms(results: Iterable[dict], points: Mapping[str, tuple[str, dict]]) -> dic
         found[label] = Arm(
             label, r["notebook"], p, log[-1].get("tokens", 0),
             (*(before.seeds if before else ()), p["seed"]),
-            (*settings, *(before.settings if before else ())), own,
+            (*settings, *(before.settings if before else ())), own, base,
         )  # fmt: skip
     return found
 
