@@ -310,7 +310,8 @@ def student(
 ) -> tuple[Llama, list[dict]]:
     """Train a model, save it as models/<name> and read it back, so that what is measured is what
     was saved. Where the run is finished, only read it back. It begins with random weights, or, by
-    the parameter `init`, with slices of its teacher's; the fold `left_out` is not read."""
+    the parameter `init`, with slices of its teacher's; the fold `left_out` is not read, and of the
+    rest only `distinct_tokens`, if given: those that a shorter training of this seed begins with."""
     torch.manual_seed(recipe.seed)
     config = replace(config, eos_id=tokens.eos)
     if this.parameters.get("init") == "teacher":
@@ -320,6 +321,10 @@ def student(
         net = Llama(config).to(this.device)
     left_out = this.parameters.get("left_out")
     rows = np.flatnonzero(~tokens.fold(left_out)) if left_out else None
+    if distinct := this.parameters.get("distinct_tokens"):
+        rows = np.arange(len(tokens.train)) if rows is None else rows
+        once = replace(recipe, epochs=1.0, token_limit=distinct)
+        rows = np.concatenate(train.order(rows, once, tokens.context))
     log = fit(this, name, net, tokens, recipe, teacher, rows, kept_as)
     if this.notebook == "00_teacher":
         log[-1] |= this.once("stopped", stop_on_validation, this, name, net, tokens)

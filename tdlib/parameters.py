@@ -106,7 +106,7 @@ RULES = {
     "confirm_share": _number(float, 0, 0.5, open_high=True),
     # training
     "epochs": _POSITIVE,
-    "token_limit": _number(int, 0),
+    **dict.fromkeys(("token_limit", "distinct_tokens"), _number(int, 0)),
     "learning_rate": _number(float, 0, 1, open_low=True),
     "warmup_share": _number(float, 0, 1, open_high=True),
     "cached_draws": _number(int, 0, 1000),

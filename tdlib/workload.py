@@ -142,6 +142,7 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) ->
             new = {p["student"]: of(p["shape"])}
             fold = int(p["left_out"].split("/")[1]) if p.get("left_out") else 0
             read = size.train - size.train // fold if fold else size.train
+            read = min(read, p.get("distinct_tokens", 0) // size.context or read)
             trainings = [trained(p["student"], of(p["shape"]), teacher, read)]
             loaded = teacher.parameters if trainings[0].teacher is None else 0
         case "02_hard_set":
