@@ -11,7 +11,7 @@ TOLD = PROFILE='$(PROFILE)' OUT='$(OUT)' TEXT='$(TEXT)' TOKENS='$(TOKENS)' TOKEN
     PRICE_PER_HOUR='$(PRICE_PER_HOUR)' CLUSTER='$(CLUSTER)'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book sweep status test bench stress lab check plan doctor report
+.PHONY: help setup book sweep evidence status test bench stress lab check plan doctor report
 .PHONY: publish zip export chat clean clean-cache
 
 help:    ## this list
@@ -31,6 +31,15 @@ book: .venv/made ## run the book, or what changed of it: outputs/tiny/index.html
 
 sweep: .venv/made ## run one notebook at every point of params/PROFILE/sweeps/NAME.yaml, and compare
 	@exec .venv/bin/python -m tdlib.graph sweep NAME='$(NAME)' $(TOLD)
+
+# every model, then every sweep, then the verdicts; a failed run costs only what needs it
+SWEEPS = $(basename $(notdir $(wildcard params/small/sweeps/*.yaml)))
+GRAPH = .venv/bin/python -m tdlib.graph
+SMALL = PROFILE=small OUT='$(OUT)' TEXT='$(TEXT)'
+evidence: .venv/made ## all that the plan's verdicts rest on: three hours, resumed; then held against what is published
+	@$(GRAPH) book $(SMALL) ONLY=04_merge_eval,06_inference; $(GRAPH) sweep $(SMALL) NAME='$(SWEEPS)'; \
+	    $(GRAPH) book $(SMALL) ONLY=07_evidence && \
+	    .venv/bin/python -m tdlib.published compare '$(or $(OUT),outputs/small)'
 
 status: .venv/made ## what goes on in a run folder: queued, running, done, failed, lost, stale
 	@exec .venv/bin/python -m tdlib.graph status PROFILE='$(PROFILE)' OUT='$(OUT)'

@@ -310,8 +310,8 @@ def student(
 ) -> tuple[Llama, list[dict]]:
     """Train a model, save it as models/<name> and read it back, so that what is measured is what
     was saved. Where the run is finished, only read it back. It begins with random weights, or, by
-    the parameter `init`, with slices of its teacher's; the fold `left_out` is not read, and of the
-    rest only `distinct_tokens`, if given: those that a shorter training of this seed begins with."""
+    the parameter `init`, with slices of its teacher's; the fold `left_out` is not read, and of
+    the rest only `distinct_tokens`, if given: what a shorter training of this seed begins with."""
     torch.manual_seed(recipe.seed)
     config = replace(config, eos_id=tokens.eos)
     if this.parameters.get("init") == "teacher":

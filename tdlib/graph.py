@@ -35,6 +35,7 @@ sys.modules.setdefault("rfc3987_syntax", None)
 PROGRESS_S = 15
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
 GIVEN = ("text", "tokens", "tokenizer", "teacher")  # parameters of 00 that `make book` takes
+LAST = ("04", "06", "07")  # they read what all the others made
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,14 @@ def book(
         values[path] = check_yaml(path, more, paths)
     made: dict[str, str] = {}
     for path, given in values.items():
-        if not path.stem.startswith(("04", "06")):
+        if not path.stem.startswith(LAST):
             _claim(made, hashes.writes(path.stem, given, []), path)
     everything = list(made)
     for path, given in values.items():
-        if path.stem.startswith(("04", "06")):
+        if path.stem.startswith(LAST):
             _claim(made, hashes.writes(path.stem, given, everything), path)
-    return [_book_run(path, given, everything, made) for path, given in values.items()]
+    return [_book_run(path, given, list(made) if path.stem.startswith("07") else everything, made)
+            for path, given in values.items()]  # fmt: skip
 
 
 def swept(
@@ -193,6 +195,8 @@ def _book_run(yaml: Path, values: dict, everything: list[str], made: dict[str, s
     needs = {made[path] for path in reads if path in made}
     if run.startswith("04"):  # the tables tell of every run
         needs = {name for name in made.values() if not name.startswith("06")}
+    if run.startswith("07"):
+        needs = set(made.values())
     writes = [path for path, maker in made.items() if maker == run]
     needs = tuple(sorted(needs - {run}))
     return BookRun(run, yaml, out, values, tuple(reads), tuple(writes), needs)

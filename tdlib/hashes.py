@@ -11,7 +11,7 @@ from pathlib import Path
 from tdlib import parameters, sweeps
 from tdlib.parameters import notebook_of
 
-# paths in the run folder; 04 besides reads what the others made, and merges their adapters
+# paths in the run folder; 04 and 07 besides read what the others made; 04 merges their adapters
 READS = {
     "00_teacher": [],
     "01_distill": ["tokens", "models/{teacher}", "models/{beside}"],
@@ -20,6 +20,7 @@ READS = {
     "04_merge_eval": ["tokens"],
     "05_progressive": ["tokens", "models/{teacher}"],
     "06_inference": ["tokens"],
+    "07_evidence": ["tokens"],
 }
 WRITES = {
     "00_teacher": ["tokens", "models/teacher"],
@@ -50,7 +51,7 @@ def reads(run: str, values: dict, made: list[str]) -> list[str]:
     own = [path for path in own if path and not path.endswith("/")]
     named = (values.get(key, "") for key in ("models", "compare", "unseen_teacher"))  # 06, 02
     own += [f"models/{name}" for names in named for name in names.split()]
-    return own + (compared if run.startswith("04") else [])
+    return own + (compared if run.startswith(("04", "07")) else [])
 
 
 def writes(run: str, values: dict, made: list[str]) -> list[str]:

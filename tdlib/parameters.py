@@ -163,6 +163,7 @@ RULES = {
     "shapes_vocab": _number(int, 300, 1_000_000),
     **dict.fromkeys(("prompt_tokens", "new_tokens", "repeats", "quality_windows"), _COUNT),
     "timed_compile": Rule(bool),
+    "recipe": _text(r"|[^\W_][\w.+-]*", 'the name of a sweep, or ""'),
     "sweeps": _text(r"|[^\W_][\w.+-]*( +[^\W_][\w.+-]*)*", "names of sweeps with spaces between"),
 }  # fmt: skip
 

@@ -499,6 +499,50 @@ def progressive(versus: Mapping) -> Figure:
     return figure
 
 
+ROLES = {"claim": "#1b75bc", "control": "#c8371b", "part": "#777777"}  # of an effect
+
+
+def effects(rows: Sequence[Mapping], title: str) -> Figure:
+    """Differences with both intervals (evidence.Effect as dictionaries, with "over_seeds"): a point
+    and bar over documents, a diamond and bar over seeds below it, the plan's range as a band."""
+    names = [textwrap.fill(_printable(row["what"]), 30) for row in rows]
+    lines = [name.count("\n") + 1 for name in names]
+    figure = Figure(
+        figsize=(PHONE, 1.7 + sum(0.12 + 0.18 * n for n in lines)), layout="constrained"
+    )
+    _title(figure, title, 54)
+    ax = figure.add_subplot()
+    ax.axvline(0, color="black", linewidth=1.2)
+    for i, row in enumerate(rows[::-1]):
+        ink = ROLES[row["role"]]
+        if row["plan"]:
+            low, high = row["plan"]
+            ax.fill_betweenx([i - 0.45, i + 0.45], low, high, color="#f3dfa2", linewidth=0)
+        ax.plot([row["low"], row["high"]], [i + 0.14] * 2, color=ink, linewidth=2)
+        ax.plot(row["value"], i + 0.14, "o", color=ink, markersize=5)
+        if row["over_seeds"]:
+            mean, half = row["over_seeds"]
+            ax.plot([mean - half, mean + half], [i - 0.16] * 2, color=ink, linewidth=1.2)
+            ax.plot(mean, i - 0.16, "D", color=ink, markersize=4.5, markerfacecolor="white")
+    _list(ax, names[::-1])
+    ax.tick_params(axis="y", labelsize=8.5)
+    ends = [x for row in rows for x in (row["low"], row["high"], *(row["plan"] or ()))]
+    ends = [x for x in [*ends, 0] if np.isfinite(x)]
+    room = 0.08 * (max(ends) - min(ends) or 1)
+    ax.set_xlim(min(ends) - room, max(ends) + room)  # a wide interval over three seeds may leave it
+    ax.set_xlabel("difference (nats per token, or share; bars: 95 %)")
+    for label, form in (("documents", "o"), ("seeds", "D")):
+        ax.plot([], [], form, color="#444444", label=label,
+                markerfacecolor="white" if form == "D" else "#444444")  # fmt: skip
+    for role in dict.fromkeys(row["role"] for row in rows):
+        words = {"claim": "the claim", "control": "a control", "part": "shown besides"}[role]
+        ax.plot([], [], color=ROLES[role], linewidth=2, label=words)
+    if any(row["plan"] for row in rows):
+        ax.fill_betweenx([], [], color="#f3dfa2", label="the plan")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
 def sweep(rows: Sequence[Mapping], hints: Mapping[str, tuple[float, float]]) -> Figure:
     """What each setting changes, a panel a setting: difference from the base on hard and on easy
     text (rows of book.sweep_rows), the mean over all else as a line, single points faint. `hints`:

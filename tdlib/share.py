@@ -5,8 +5,8 @@
 
 Weights and token files are never taken. A mail is the owner's own and holds every page. What goes
 into git holds no text of others: where text, tokens, tokenizer or teacher were given to the book,
-no page is published (all show samples) and only those tables and figures that are known to hold
-none. Results keep numbers and names: no samples, no paths, no commands. Imports no torch.
+no page is published (all but 07's show samples) and only those tables and figures that are known to
+hold none. Results keep numbers and names: no samples, no paths, no commands. Imports no torch.
 """
 
 import datetime
@@ -34,6 +34,7 @@ GIVEN = ("text", "tokens", "teacher", "tokenizer", "segmenter")  # of 00, that o
 PLAIN = """sizes metrics merged quality made reality cumulative hard-easy kept-lost won-back verdict
  cost curve curves calibration difficulty losses progressive files speeds shapes shapes-files
  quantization""".split()
+TEXTLESS = ("07_evidence",)  # notebooks that show no word of the text, nor does their page
 # of a record, beside its parameters, inputs and what it remembers
 KEPT = """run notebook profile changed seed commit dirty code versions device reads started seconds
  tokens_per_second peak_memory_mib finding""".split()
@@ -57,6 +58,7 @@ def publish(out: Path, name: str = "") -> Path:
         place = Path(folder) / name
         for run in made:
             left += _copy(out, run, place)
+        _copy_points(out, place)
         _lead(out, place, all(_ours(out, run) for run in made))
         _check_size(place)
         runs.write(place / "manifest.json", json.dumps(_manifest(out, name, made, left, place),
@@ -112,7 +114,7 @@ def _ours(out: Path, run: str) -> bool:
 
 def _copy(out: Path, run: str, place: Path) -> list[str]:
     """What may be shown of a run; returns what was left out, and why."""
-    ours, left = _ours(out, run), []
+    ours, left = _ours(out, run) or parameters.notebook_of(run) in TEXTLESS, []
     record = _public(_record(out, run))
     _write(place / "results" / f"{run}.json", json.dumps(record, indent=1, ensure_ascii=False), out)
     for kind in ("tables", "figures"):
@@ -139,6 +141,18 @@ def _copy(out: Path, run: str, place: Path) -> list[str]:
     else:
         _write(place / page.name, page.read_text("utf-8"), out)
     return left
+
+
+def _copy_points(out: Path, place: Path) -> None:
+    """The records of sweeps' points, which the tables' numbers are traced to."""
+    for path in sorted(out.glob("sweeps/*/*/results/*.json")):
+        if not path.is_symlink() and _done(path.parents[1], path.stem):
+            record = _public(_record(path.parents[1], path.stem))
+            shown = path.relative_to(out / "sweeps")
+            text = json.dumps(record, ensure_ascii=False)
+            _write(
+                place / "results/sweeps" / shown.parts[0] / shown.parts[1] / shown.name, text, out
+            )
 
 
 def _run_of(path: Path, known: list[str]) -> str:

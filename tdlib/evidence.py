@@ -1,0 +1,574 @@
+"""Does the plan hold? Each claim of the plan against text that no choice has looked at.
+
+Differences of loss, nats per token, are read on the confirmation split (the validation split where
+there is none). Roles are found from parameters, never from names, so that any run folder can be
+judged. Words and ranges of the claims lie in claims.yaml, the rules in claims.py.
+
+Legend: N windows, M of them fixed (for what is told token by token), T tokens of a window.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from tdlib import book, data, evaluate, hard_set, hashes, inference, lora, plots, tables, verdict
+from tdlib.claims import FAILS, HOLDS, PART, UNDECIDED, Claim, Effect, judge
+from tdlib.model import Llama
+from tdlib.runs import Run
+from tdlib.shapes import Q4_LIMIT, of_plan
+from tdlib.verdict import Arm, Trial
+
+CLAIMS = Path(__file__).with_name("claims.yaml")
+# kinds of token that the plan says are kept (the lag is smaller there than elsewhere) or lost
+KEPT = [("place in the word", "inner"), ("place in the word", "final"),
+        ("token seen in training", "≥ 1,000")]  # fmt: skip
+LOST = [("pair seen in training", "never"), ("pair seen in training", "1–9"), ("script", "Latin"),
+        ("script", "digits"), ("place in the window", "4th quarter")]  # fmt: skip
+CHOSEN = ("learning_rate", "ce_weight", "weight_decay")  # what arms may be tuned in, each alike
+
+
+# --- losses on the text that judges
+
+
+def split_of(tokens: data.Tokens) -> tuple[str, data.Windows]:
+    """The split that verdicts are read on."""
+    return ("confirm", tokens.confirm) if tokens.confirm else ("val", tokens.val)
+
+
+def judged_on(tokens: data.Tokens) -> str:
+    name, windows = split_of(tokens)
+    said = {"confirm": "the confirmation text, which no choice has looked at",
+            "val": "⚠ the validation text, on which choices were made: no other was put aside"}  # fmt: skip
+    documents = len(np.unique(tokens.documents(name)[0]))
+    return f"Judged on {said[name]}: {len(windows):,} windows of {documents:,} documents."
+
+
+def losses(this: Run, tokens: data.Tokens) -> dict[str, np.ndarray]:
+    """Every model's loss of every window that judges, (N,) each; kept in scores/<split>/ under the
+    hash of the model, so that a model is read once. Those of `whole` also token by token."""
+    name, windows = split_of(tokens)
+    arms, points, found = book.arms_of(this), book.swept(this), {}
+    folder = this.path("scores", name, "x").parent
+    whole = detailed(this, arms)
+    for i, (label, arm) in enumerate(arms.items()):
+        path = folder / f"{_file(this, label, arm, points)}.npy"
+        if not path.exists() or (label in whole and not path.with_suffix(".npz").exists()):
+            fixed = this.parameters["fixed_windows"] if label in whole else 1
+            net = _load(this, label, arm, points)
+            evaluate.evaluate(net, windows, fixed=fixed, device=this.device).save(folder, path.stem)
+            if label not in whole:
+                path.with_suffix(".npz").unlink()
+        this.progress(i + 1, len(arms), f"models on {name}")
+        found[label] = np.load(path)
+    return found
+
+
+def detailed(this: Run, arms: Mapping[str, Arm]) -> list[str]:
+    """The models that are looked at token by token: teacher, base and scratch with every seed."""
+    p = this.parameters
+    of = [arms[name] for name in (p["base"], p["scratch"]) if name in arms]
+    same = [a.name for a in arms.values() if any(a.settings == o.settings for o in of)]
+    return [p["teacher"], *same]
+
+
+def token_losses(this: Run, tokens: data.Tokens) -> dict[str, np.ndarray]:
+    """Of those, the loss of every token of the fixed windows, (M, T)."""
+    arms, points, (name, _) = book.arms_of(this), book.swept(this), split_of(tokens)
+    return {
+        label: np.load(this.path("scores", name, f"{_file(this, label, arms[label], points)}.npz"))
+        ["token_loss_MT"] for label in detailed(this, arms) if label in arms
+    }  # fmt: skip
+
+
+def _place(this: Run, label: str, arm: Arm, points: dict) -> tuple[Path, str]:
+    """The folder a model lies in, and its path in there."""
+    if label not in points:
+        return this.out, f"models/{label}"
+    kind = "adapters" if arm.adapter else "models"
+    return points[label].out, f"{kind}/{points[label].model}"
+
+
+def _file(this: Run, label: str, arm: Arm, points: dict) -> str:
+    out, path = _place(this, label, arm, points)
+    kept = hashes.made_by_others(out, "")[path]["sha256"]
+    return re.sub(r"[^\w.+-]+", "_", label) + f"-{kept[:8]}"
+
+
+def _load(this: Run, label: str, arm: Arm, points: dict) -> Llama:
+    out, path = _place(this, label, arm, points)
+    if not path.startswith("adapters"):
+        return Llama.load(out / path, this.device).eval()
+    return lora.load(Llama.load(out / "models" / arm.p["base"], this.device), out / path).eval()
+
+
+# --- roles, and effects of one against the other
+
+
+def effect(
+    t: Trial, one: str | None, other: str | None, role: str = "claim", part: str = "all",
+    plan: tuple[float, float] | None = None,
+) -> list[Effect]:  # fmt: skip
+    """Loss of one minus that of the other; nothing where one of them was not run."""
+    if one not in t.losses or other not in t.losses:
+        return []
+    a, b = t.arms[one], t.arms[other]
+    turned = len(a.seeds) < len(b.seeds)  # an adapter has two, and is asked first
+    c = t.compare("", *((b, a) if turned else (a, b)))
+    value, low, high = c.changes[part]
+    seeds = tuple(pair[part] for pair in c.seeds)
+    if turned:
+        value, low, high, seeds = -value, -high, -low, tuple(-s for s in seeds)
+    where = "" if part == "all" else f" on {part} text"
+    what = f"{_short(a)} − {_short(b)}{where}"
+    return [Effect(what, value, low, high, seeds, role, plan and tuple(plan))]
+
+
+def _short(arm: Arm) -> str:
+    """An arm as a reader would say it: a point of a sweep by what varies."""
+    if arm.base:
+        return f"{'adapter' if arm.adapter else 'weights'} on {arm.windows}"
+    return arm.name
+
+
+def first(t: Trial, wanted) -> str | None:
+    """The model of the run folder itself that fits, with the base's seed."""
+    found = [a for a in t.arms.values() if a.own and a.name in t.losses and wanted(a)]
+    return (
+        min(found, key=lambda a: (a.seeds != t.arms[t.base].seeds, a.name)).name if found else None
+    )
+
+
+def students(t: Trial) -> dict[str, str | None]:
+    """Role → model, of the students."""
+    base, scratch = t.arms[t.base], t.arms.get(t.scratch)
+    more = scratch.tokens * 1.01 if scratch else math.inf
+
+    def shaped(a: Arm, size: str) -> bool:
+        return a.notebook == "01_distill" and a.shape.startswith(f"student-{size}")
+
+    def as_base(a: Arm) -> bool:
+        return all(a.p.get(k) == base.p.get(k) for k in ("ce_weight", "temperature", "init"))
+
+    def longer(a: Arm, again: bool) -> bool:
+        same = a.notebook == "01_distill" and a.shape == base.shape and a.p["ce_weight"] == 1
+        return same and a.tokens > more and bool(a.p.get("distinct_tokens")) == again
+
+    stretched = [a.name for a in verdict.stretched(t)]
+    return {
+        "fresh": first(t, lambda a: longer(a, False)), "epochs": first(t, lambda a: longer(a, True)),
+        "stretched": stretched[0] if stretched else None,
+        **{size: first(t, lambda a, s=size: shaped(a, s) and as_base(a) and a.name != t.picked_by)
+           for size in ("55m", "80m", "120m", "75m")},
+        "progressive": first(t, lambda a: a.notebook[:2] == "05" and a.name == "75m"),
+        "direct": first(t, lambda a: a.notebook[:2] == "05" and a.name == "75m-direct"),
+    }  # fmt: skip
+
+
+def tuned(t: Trial, dev: Mapping[str, float], adapter: bool, windows: str) -> str | None:
+    """What was made from the base on those windows, at that learning rate, of all that were tried,
+    which has the lowest loss on development."""
+    own = [a for a in t.arms.values() if a.own and a.base == t.base and a.adapter]
+    hard = next((a for a in own if a.windows == "hard"), None)
+    if hard is None:
+        return None
+    free = verdict.NAMES | hashes.VOLATILE | {*CHOSEN, "windows", "trains"}
+    tried = [
+        a.name for a in t.arms.values()
+        if a.base == t.base and (a.adapter, a.windows) == (adapter, windows) and a.name in t.losses
+        and all(a.p.get(k) == v for k, v in hard.p.items() if k not in free)
+        and (not adapter or a.p["ce_weight"] == hard.p["ce_weight"]) and a.name not in t.mixed
+    ]  # fmt: skip
+    return min(tried, key=dev.get) if tried else None
+
+
+@dataclass(frozen=True)
+class Judged(Trial):
+    """A trial on the text that judges, and what was chosen elsewhere."""
+
+    mixed: frozenset[str] = frozenset()  # made from another hard set than 02's own
+
+
+def trial(this: Run, tokens: data.Tokens, found: Mapping[str, np.ndarray]) -> Judged:
+    """What all claims read: every model, its losses, and which windows are hard."""
+    p, name = this.parameters, split_of(tokens)[0]
+    hard_N = book.hard_windows(found, p["picked_by"], p["teacher"], p["hard_share"])
+    t = book.trial(this, found, hard_N, tokens.documents(name)[0])
+    mixed = {label for label, point in book.swept(this).items()
+             if set(point.varied) - set(point.record["parameters"])}  # fmt: skip
+    return Judged(**{f: getattr(t, f) for f in Trial.__dataclass_fields__}, mixed=frozenset(mixed))
+
+
+# --- the claims
+
+
+def judged(this: Run, tokens: data.Tokens, t: Judged) -> list[Claim]:
+    """Every claim with its verdict, in the plan's order."""
+    dev = development(this, t)
+    of = students(t)
+    found = {
+        "distilled": lambda told: distilled(t, of, told),
+        "loss": lambda told: loss_settings(t, dev),
+        "sizes": lambda told: sizes(t, of, told),
+        "progressive": lambda told: progressive(t, of, told),
+        "hard": lambda told: hard_text(this, tokens, t),
+        "adapter": lambda told: adapter(t, of, dev, told),
+        "rank": lambda told: ((), True, rank_notes(this, tokens, t)),
+        "kept": lambda told: kept(this, tokens, t),
+        "ship": lambda told: ((), True, ()),
+    }
+    said = []
+    for told in yaml.safe_load(CLAIMS.read_text("utf-8")):
+        effects, every, notes = found[told["key"]](told)
+        how = shipped(this) if told["key"] == "ship" else (*judge(effects, every), ())
+        result, why, more = how
+        if "undecidable" in told:
+            result, why = UNDECIDED, told["undecidable"]
+        shown = {k: " ".join(told[k].split()) for k in ("claim", "control", "change")}
+        said.append(Claim(told["key"], verdict=result, why=why, effects=tuple(effects),
+                          notes=(*notes, *more), **shown))  # fmt: skip
+    return said
+
+
+def development(this: Run, t: Trial) -> dict[str, float]:
+    """Every model's loss on the validation split, where choices are made."""
+    return {name: book.row_of(this, name)["loss"] for name in t.arms}
+
+
+def distilled(t: Judged, of: dict, told: dict) -> tuple:
+    effects = effect(t, t.base, t.scratch, plan=told["plan"])
+    effects += effect(t, t.base, of["fresh"], "control") + effect(
+        t, t.base, of["epochs"], "control"
+    )
+    return effects, True, ()
+
+
+def loss_settings(t: Judged, dev: Mapping[str, float]) -> tuple:
+    """The plan's best setting against the best of all others, both chosen on development."""
+    grid = settings(t)
+    ours = {
+        n: a for n, a in grid.items() if a.p["ce_weight"] == 0.5 and 2 <= a.p["temperature"] <= 4
+    }
+    others = {n: a for n, a in grid.items() if n not in ours}
+    if not ours or not others:
+        return (), True, ()
+    one, other = (min(names, key=dev.get) for names in (ours, others))
+    a = grid[other]
+    note = (
+        f"Of {len(grid)} settings the best on development is {min(grid, key=dev.get)}; of the "
+        f"plan's, {one} ({dev[one]:.3f}); of the others ce_weight {a.p['ce_weight']:g}, T "
+        f"{a.p['temperature']:g} ({dev[other]:.3f})."
+    )
+    return effect(t, one, other), True, (note,)
+
+
+def settings(t: Judged) -> dict[str, Arm]:
+    """The students that differ from the base in ce_weight and temperature alone."""
+    base, free = t.arms[t.base], verdict.NAMES | hashes.VOLATILE | {"ce_weight", "temperature"}
+    free = free | {"cached_draws"}
+    return {
+        n: a for n, a in t.arms.items()
+        if a.notebook == "01_distill" and a.seeds == base.seeds and n in t.losses
+        and n != t.picked_by
+        and all(a.p.get(k) == v for k, v in base.p.items() if k not in free)
+    }  # fmt: skip
+
+
+def sizes(t: Judged, of: dict, told: dict) -> tuple:
+    effects = effect(t, of["120m"], of["80m"], plan=told["plan"]["120m"])
+    return effects + effect(t, of["80m"], t.base, plan=told["plan"]["80m"]), True, ()
+
+
+def progressive(t: Judged, of: dict, told: dict) -> tuple:
+    effects = effect(t, of["progressive"], of["direct"], plan=told["plan"])
+    return effects + effect(t, of["progressive"], of["75m"], "control"), True, ()
+
+
+def adapter(t: Judged, of: dict, dev: Mapping[str, float], told: dict) -> tuple:
+    """The adapter on the hard set at its best rate, against its base; every other arm at its own
+    best rate is a control."""
+    hard = tuned(t, dev, True, "hard")
+    effects = effect(t, hard, t.base, plan=told["plan"])
+    arms_ = [
+        tuned(t, dev, a, w) for a in (True, False) for w in verdict.SETS if (a, w) != (True, "hard")
+    ]
+    for other in [*arms_, of["stretched"], of["55m"]]:
+        effects += effect(t, hard, other, "control")
+    for part in ("hard", "easy"):
+        effects += effect(t, hard, t.base, "part", part)
+        effects += effect(t, hard, arms_[0], "part", part)
+    notes = []
+    if hard and of["120m"] in t.losses:
+        one, other = (t.arms[name] for name in (hard, of["120m"]))
+        notes.append(verdict.gap_in_words(t, verdict.Comparison("", one, other, {}, (), [])))
+    rates = {n: t.arms[n].p["learning_rate"] for n in [hard, *arms_] if n}
+    notes.append("Learning rates that development chose: "
+                 + ", ".join(f"{_short(t.arms[n])} {r:g}" for n, r in rates.items()) + ".")  # fmt: skip
+    return effects, True, tuple(notes if hard else [])
+
+
+def hard_text(this: Run, tokens: data.Tokens, t: Judged) -> tuple:
+    """What the hardest windows hold: rare tokens, pairs never seen, other scripts, against the
+    rest; each seed of the base picks its own. And whether the seeds pick the same."""
+    _, windows = split_of(tokens)
+    share, document_N = this.parameters["hard_share"], t.document_N
+    rows = np.arange(len(windows))
+    ids_NT, y_NT = (x.numpy() for x in replace(windows, mask=None).batch(rows))
+    count_V = evaluate.frequency(tokens.train, tokens.vocab_size)
+    order = np.argsort(count_V, kind="stable")
+    rare_V = np.zeros(len(count_V), bool)
+    rare_V[order[np.cumsum(count_V[order]) <= 0.05 * count_V.sum()]] = True
+    never_NT = evaluate.pair_frequency(tokens.train, ids_NT, y_NT) == 0
+    told = {"rare tokens": rare_V[y_NT].mean(1), "pairs never seen": never_NT.mean(1)}
+    if tokens.tokenizer:
+        pieces = tokens.tokenizer.vocabulary()
+        foreign_V = np.array([evaluate.script(piece) != "Telugu" for piece in pieces])
+        told["tokens not in Telugu"] = foreign_V[y_NT].mean(1)
+    twins = t.twins(t.arms[t.base])
+    hard = [_hardest(t, a.name, share) for a in twins]
+    effects = []
+    for what, x_N in told.items():
+        each = [evaluate.beyond(x_N, h_N, document_N, t.resamples) for h_N in hard]
+        effects.append(Effect(f"share of {what}, hardest {share:.0%} − the rest", *each[0],
+                              tuple(e[0] for e in each), claimed=1))  # fmt: skip
+    lag_N = np.fmax(t.losses[t.base] - t.losses[t.teacher], 0)
+    notes = [f"The hardest {share:.0%} hold {lag_N[hard[0]].sum() / lag_N.sum():.0%} of all that "
+             f"{t.base} lost."]  # fmt: skip
+    if len(hard) > 1:
+        same = [(h & hard[0]).sum() / (h | hard[0]).sum() for h in hard[1:]]
+        notes.append(f"Hard sets of {len(hard)} seeds share {min(same):.2f} to {max(same):.2f} "
+                     f"(Jaccard; {share / (2 - share):.2f} by chance).")  # fmt: skip
+    for record in book.results_of(this).values():
+        if found := record.get("remembered", {}).get("reality"):
+            r2 = next(iter(found["r2"].values()))
+            notes.append(f"Features that need no model explain {max(0, r2):.0%} of difficulty.")
+            notes += [f"The teacher's lead on text it has read is larger by "
+                      f"{tables.with_interval(row['gap'], row['low'], row['high'])} nats than on "
+                      "other text of the same sources: so much is memory."
+                      for row in found["memory"] if row["name"] == t.teacher]  # fmt: skip
+    return effects, False, tuple(notes)
+
+
+def _hardest(t: Trial, name: str, share: float) -> np.ndarray:
+    difficulty_N = t.losses[name] - t.losses[t.teacher]
+    return difficulty_N >= hard_set.select(difficulty_N, share=share).threshold
+
+
+def kept(this: Run, tokens: data.Tokens, t: Judged) -> tuple:
+    """How much further behind the teacher the base is in a bucket than on all other tokens: below 0
+    is kept, above is lost. The scratch student by the same cuts is shown, not judged."""
+    _, windows = split_of(tokens)
+    rows_M = evaluate.fixed_rows(windows, this.parameters["fixed_windows"])
+    labels = evaluate.cuts(replace(tokens, val=windows), rows_M)
+    loss_MT, effects = token_losses(this, tokens), []
+    document_MT = np.broadcast_to(t.document_N[rows_M][:, None], loss_MT[t.teacher].shape)
+    for cut, bucket in [*KEPT, *LOST]:
+        names, at_MT = labels.get(cut, ([], None))
+        in_MT = at_MT == names.index(bucket) if bucket in names else np.zeros(1, bool)
+        if in_MT.sum() < tables.FEW:
+            continue
+        for model, role in ((t.base, "claim"), (t.scratch, "part")):
+            if model not in loss_MT:
+                continue
+            lags = [loss_MT[a.name] - loss_MT[t.teacher] for a in t.twins(t.arms[model])
+                    if a.name in loss_MT]  # fmt: skip
+            flat = in_MT.ravel(), document_MT.ravel()
+            each = [evaluate.beyond(lag_MT.ravel(), *flat, t.resamples) for lag_MT in lags]
+            effects.append(Effect(
+                f"{bucket} ({cut}), {model}", *each[0], tuple(e[0] for e in each), role,
+                claimed=-1 if (cut, bucket) in KEPT else 1,
+            ))  # fmt: skip
+    notes = []
+    for record in book.results_of(this).values():
+        texts = record.get("remembered", {}).get("texts", {})
+        if record["notebook"][:2] == "04" and t.base in texts and t.teacher in texts:
+            own, by = texts[t.base], texts[t.teacher]
+            notes.append(f"Diversity, of twenty generated texts: distinct bigrams "
+                         f"{own['distinct_2grams']:.0%} (teacher {by['distinct_2grams']:.0%}), "
+                         f"repeated 4-grams {own['repeated_4grams']:.1%} "
+                         f"({by['repeated_4grams']:.1%}); no interval.")  # fmt: skip
+    return effects, False, tuple(notes)
+
+
+def rank_notes(this: Run, tokens: data.Tokens, t: Judged) -> tuple[str, ...]:
+    """The sensitivity sweep in words: the change of loss on development at each value."""
+    val = book.window_losses(this, [n for n in t.arms if n in t.losses])
+    points, said = book.swept(this), []
+    document_N = tokens.documents("val")[0]
+    hard = [
+        n
+        for n, a in t.arms.items()
+        if a.own and a.base == t.base and a.adapter and a.windows == "hard"
+    ]
+    for key in ("share", "rank", "lora_scale"):
+        found = {point.varied[key]: n for n, point in points.items() if set(point.varied) == {key}}
+        for name in hard[:1]:
+            record = t.arms[name].p
+            own = record[key] if record.get(key) is not None else this.parameters["hard_share"]
+            found |= {own: name}
+        if len(found) > 1:
+            each = {v: evaluate.change(val[n], val[t.base], document_N, t.resamples)
+                    for v, n in sorted(found.items())}  # fmt: skip
+            said.append(f"{key}: " + "; ".join(f"{v:g} {tables.with_interval(*c)}" for v, c in each.items())
+                        + " nats against the base, on development.")  # fmt: skip
+    return tuple(said)
+
+
+def shipped(this: Run) -> tuple[str, str, tuple[str, ...]]:
+    """Merging, speeds and file sizes against the plan's numbers, from the records of 04 and 06."""
+    checks: list[tuple[str, bool]] = []
+    timed_any = False
+    path = this.out / "tables/04_merge_eval-merged.csv"
+    if path.exists():
+        for row in pd.read_csv(path).to_dict("records"):
+            small = float(row["largest logit difference"]) <= 1e-4 * float(row["of logits up to"])
+            same = str(row["weights"]) == str(row["weights of the base"])
+            checks.append((f"{row['adapter']} merged: logits apart by {row['largest logit difference']} "
+                           f"of up to {row['of logits up to']}, {row['weights']} weights as its base",
+                           small and same))  # fmt: skip
+    for record in book.results_of(this).values():
+        for key, timed in record.get("remembered", {}).items():
+            if record["notebook"][:2] != "06" or not key.startswith("shape "):
+                continue
+            shape, timed_any = key.removeprefix("shape "), True
+            best: dict[str, dict] = {}
+            for row in inference.with_plan(shape, timed["rows"]):
+                phase = inference.PHASES.get(row["way"], "")
+                if row["plan"] and row["decode"] > best.get(phase, {"decode": 0})["decode"]:
+                    best[phase] = row
+            for row in best.values():
+                low, high = row["plan"]
+                if math.isnan(low):
+                    continue
+                checks.append((f"{shape}, {row['way']}: {row['decode']:,.0f} tokens/s on one thread "
+                               f"(the plan: {low:g}–{high:g})", row["decode"] >= low))  # fmt: skip
+            size, (low, _) = timed["bytes"]["Q4_0"] / 1e6, of_plan(shape, "megabytes")
+            limit = Q4_LIMIT / 1e6 if "50m" in shape else 1.1 * low
+            checks.append((f"{shape}, Q4_0: {size:.1f} MB (the plan: {low:g})", size <= limit))
+    missed = [what for what, held in checks if not held]
+    said = tuple(f"{'✓' if held else '✗'} {what}." for what, held in checks)
+    if not timed_any:
+        return UNDECIDED, "no speeds of the plan's own shapes were measured (06, shapes)", said
+    if not missed:
+        return HOLDS, "every number is reached", said
+    return (PART if len(missed) < len(checks) else FAILS), f"missed: {'; '.join(missed)}", said
+
+
+# --- the better recipe
+
+
+def recipe(this: Run, t: Judged, dev: Mapping[str, float]) -> tuple[list[Effect], str | None]:
+    """The recipe of the sweep `recipe` against the plan's own route at its best rate, and the name
+    of the first seed's; nothing where either was not run."""
+    of = [n for n, point in book.swept(this).items() if point.sweep == this.parameters["recipe"]]
+    last = [n for n in of if not any(t.arms[m].base == n for m in of)]
+    one = min(last, key=lambda n: t.arms[n].seeds, default=None)
+    hard = tuned(t, dev, True, "hard")
+    effects = effect(t, one, hard)
+    for part in ("hard", "easy"):
+        effects += effect(t, one, hard, "part", part)
+    effects += effect(t, one, t.base, "part")
+    return [replace(e, what=f"recipe − {e.what.split(' − ')[1]}") for e in effects], one
+
+
+def recipe_in_words(
+    effects: Sequence[Effect], cost: Mapping[str, dict], one: str | None, t: Judged,
+    dev: Mapping[str, float],
+) -> str:  # fmt: skip
+    """Whether it beats the plan's route, at which cost of each."""
+    if not effects:
+        return "No recipe was run here: the sweep that `recipe` names has no point that is done."
+    result, why = judge(effects[:1])
+    how = {HOLDS: "**beats**", PART: "beats, with a reserve,", FAILS: "**loses to**"}.get(
+        result, "is not clearly better than"
+    )
+    shown = {n: ", ".join(f"{k} {v}" for k, v in cost[n].items() if k != "made")
+             for n in (one, tuned(t, dev, True, "hard")) if n in cost}  # fmt: skip
+    return (f"The recipe {how} the plan's 50M + LoRA: {effects[0].words()} ({why}). Costs: "
+            + "; ".join(f"{n}: {c}" for n, c in shown.items()) + ".")  # fmt: skip
+
+
+# --- tables
+
+
+def models_table(
+    this: Run, tokens: data.Tokens, t: Judged, dev: Mapping[str, float]
+) -> pd.DataFrame:
+    """Every model: what it is, seeds, tokens, loss on development and on the text that judges, its
+    difference from the base there, and what it cost."""
+    cost, rows = book.made(this, tokens), []
+    for name, arm in t.arms.items():
+        mean, *span = t.change(name, t.base, "all")
+        rows.append({
+            "model": name, "made": arm.kind(), "seeds": " ".join(map(str, arm.seeds)),
+            "training tokens": arm.tokens, "development": dev[name],
+            "confirmation": float(np.nanmean(t.losses[name])),
+            f"against {t.base}": tables.with_interval(mean, *span) if name != t.base else "baseline",
+        } | {k: v for k, v in cost[name].items() if k != "made"})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+TRIED = ("init", "ce_weight", "temperature", "learning_rate", "warmup_share")
+
+
+def choices_table(this: Run, tokens: data.Tokens, t: Judged) -> pd.DataFrame:
+    """What the recipe was chosen from: every student of the base's shape, seed and tokens, best on
+    development first, each against the best with its interval over development documents."""
+    base, free = t.arms[t.base], verdict.NAMES | hashes.VOLATILE | {*TRIED, "cached_draws"}
+    tried = {
+        n: a for n, a in t.arms.items()
+        if a.notebook == base.notebook and a.seeds == base.seeds and n != t.picked_by
+        and all(a.p.get(k) == v for k, v in base.p.items() if k not in free)
+    }  # fmt: skip
+    val, document_N = book.window_losses(this, list(tried)), tokens.documents("val")[0]
+    order = sorted(tried, key=lambda n: float(np.nanmean(val[n])))
+    rows = []
+    for name in order:
+        p = tried[name].p
+        told = {k: p[k] for k in TRIED} | ({"temperature": "–"} if p["ce_weight"] == 1 else {})
+        apart = evaluate.change(val[name], val[order[0]], document_N, t.resamples)
+        rows.append({"model": name} | told | {
+            "development": round(float(np.nanmean(val[name])), 4),
+            "against the best": "best" if name == order[0] else tables.with_interval(*apart),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def grid_table(t: Judged, dev: Mapping[str, float]) -> pd.DataFrame:
+    """Loss on development by ce_weight, down, and temperature, across."""
+    cells = [(a.p["ce_weight"], a.p["temperature"] if a.p["ce_weight"] < 1 else math.nan, dev[n])
+             for n, a in settings(t).items()]  # fmt: skip
+    frame = pd.DataFrame(cells, columns=["ce_weight", "T", "loss"])
+    frame["T"] = frame["T"].map(lambda v: "any" if math.isnan(v) else f"{v:g}")
+    return frame.pivot_table(index="ce_weight", columns="T", values="loss").reset_index().round(3)
+
+
+def show(this: Run, claim: Claim) -> None:
+    """A claim as a section: verdict, figure, every effect and note in words, what would change our
+    mind."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(f"## {claim.claim}\n\n**Verdict: {claim.verdict}** — {claim.why}."))
+    if claim.effects:
+        rows = [asdict(e) | {"over_seeds": e.over_seeds} for e in claim.effects]
+        title = f"{claim.verdict}: {claim.effects[0].words()}"
+        this.figure(claim.key, plots.effects(rows, title), alt=f"{claim.claim}: every effect")
+    lines = [f"- {e.words()}{' (control)' * (e.role == 'control')}" for e in claim.effects]
+    lines += [f"- {note}" for note in claim.notes]
+    lines.append(
+        f"\n*Compared with* {claim.control}. *What would change our mind at 300M:* {claim.change}"
+    )
+    display(Markdown("\n".join(lines)))
+
+
+def in_short(found: Sequence[Claim], better: str) -> str:
+    """The page in one sentence."""
+    words = {HOLDS: "hold", PART: "hold in part", FAILS: "fail", UNDECIDED: UNDECIDED}
+    counts = {v: sum(c.verdict == v for c in found) for v in words}
+    said = ", ".join(f"{n} {words[v]}" for v, n in counts.items() if n)
+    return f"Of {len(found)} claims, {said}. {better.partition(' Costs:')[0]}"

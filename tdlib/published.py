@@ -1,0 +1,106 @@
+"""What is published of the evidence: README's table, and a second run held against the first.
+
+python -m tdlib.published readme [--check]         the headline table in README.md
+python -m tdlib.published compare outputs/small    does a folder agree with what is published?
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from tdlib import tables
+from tdlib.parameters import ROOT
+from tdlib.runs import write
+
+EVIDENCE = ROOT / "outputs/published/evidence"
+BEGIN, END = "<!-- evidence: made by python -m tdlib.published readme -->", "<!-- /evidence -->"
+
+
+def headline(folder: Path = EVIDENCE) -> str:
+    """README's table, from the published numbers alone."""
+    claims_, effects = (_read(folder, name) for name in ("claims", "effects"))
+    lines = ["| claim of the plan | verdict | measured | the plan |", "|---|---|---|---|"]
+    for row in claims_.itertuples():
+        of = effects[(effects["claim"] == row.key) & (effects["role"] == "claim")]
+        first = of.iloc[0] if len(of) else None
+        said, plan = "–", "–"
+        if first is not None:
+            said = f"{first['effect']}: {tables.with_interval(*first[['value', 'low', 'high']])}"
+            if first["seeds"] > 1:
+                mean, half = first["mean of seeds"], first["half-width over seeds"]
+                said += f"; {first['seeds']} seeds {mean:+.3f} ± {half:.3f}".replace("-", "−")
+            if not math.isnan(first["plan from"]):
+                plan = f"{first['plan from']:+.1f} to {first['plan to']:+.1f}".replace("-", "−")
+        lines.append(f"| {row.claim} | {row.verdict} | {said} | {plan} |")
+    return "\n".join(lines)
+
+
+def _read(folder: Path, name: str) -> pd.DataFrame:
+    path = folder / f"tables/07_evidence-{name}.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: `make evidence`, then `make publish`")
+    return pd.read_csv(path)
+
+
+def readme(check: bool = False) -> bool:
+    """Put the headline table into README.md, or say whether it is there already."""
+    path = ROOT / "README.md"
+    text = path.read_text("utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    wanted = f"{before}{BEGIN}\n\n{headline()}\n\n{END}{after}"
+    if not check and wanted != text:
+        write(path, wanted)
+    return wanted == text
+
+
+def compare(out: Path, published: Path = EVIDENCE) -> list[str]:
+    """What does not agree between a run folder and what is published: an effect of which neither
+    value lies in the other's interval, and a verdict that changed. [] where all agrees."""
+    said, (new, old) = [], (_read(folder, "effects") for folder in (out, published))
+    new, old = (frame.set_index(["claim", "effect"]) for frame in (new, old))
+    for key in old.index:
+        if key not in new.index:
+            said.append(f"{key[1]} ({key[0]}) is published and not here")
+            continue
+        a, b = new.loc[key], old.loc[key]
+        spans = [_widest(x) for x in (a, b)]
+        if not (
+            spans[0][0] <= b["value"] <= spans[0][1] or spans[1][0] <= a["value"] <= spans[1][1]
+        ):
+            said.append(f"{key[1]} ({key[0]}) is {a['value']:+.4f} here, published "
+                        f"{b['value']:+.4f} [{b['low']:+.4f}, {b['high']:+.4f}]")  # fmt: skip
+    verdicts = [_read(folder, "claims").set_index("key")["verdict"] for folder in (out, published)]
+    said += [f"{key}: {verdicts[0].get(key)} here, {v} published"
+             for key, v in verdicts[1].items() if verdicts[0].get(key) != v]  # fmt: skip
+    return said
+
+
+def _widest(row: pd.Series) -> tuple[float, float]:
+    mean, half = row["mean of seeds"], row["half-width over seeds"]
+    ends = [row["low"], row["high"]] + ([] if math.isnan(half) else [mean - half, mean + half])
+    return min(ends), max(ends)
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        match arguments:
+            case "readme", *flags:
+                same = readme(check="--check" in flags)
+                print("README.md has the published table" if same else "README.md: table written")
+                return 0 if same or "--check" not in flags else 1
+            case "compare", out:
+                said = compare(ROOT / out)
+                print("\n".join(said) or f"{out} agrees with {EVIDENCE.relative_to(ROOT)}")
+                return 1 if said else 0
+    except (OSError, ValueError) as error:
+        print(error)
+        return 1
+    print(__doc__)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
