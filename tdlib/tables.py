@@ -387,6 +387,19 @@ def quantization(found: dict[str, list[dict]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def scaling(rows: list[dict]) -> pd.DataFrame:
+    """The plan's losses and a published law's, on paper; and gaps to the teacher, ours among them
+    (scaling.rows)."""
+    return pd.DataFrame({
+        row["name"]: {
+            "plan: loss": span(*row["plan"]), "law: middle": f"{row['loss'][1]:.2f}",
+            "law: band": span(row["loss"][0], row["loss"][2]), "plan: gap": span(*row["plan_gap"]),
+            "law: gap": f"{row['gap'][1]:.2f}", "law: band of gap": span(*row["gap"][::2]),
+            "gap here": f"{row['measured']:.3f}" if math.isfinite(row["measured"]) else "not run",
+        } for row in rows
+    }).T.rename_axis("model")  # fmt: skip
+
+
 def files(shipped: dict[str, list[dict]]) -> pd.DataFrame:
     """Model → rows of export.ship."""
     return pd.DataFrame([
