@@ -107,7 +107,8 @@ def _overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
 def table(found: Sequence[Claim]) -> pd.DataFrame:
     """One row a claim: the verdict and the effect it rests on."""
     return pd.DataFrame([
-        {"key": c.key, "claim": c.claim, "verdict": c.verdict, "because": c.why, "against": c.control}
+        {"key": c.key, "claim": c.claim, "verdict": c.verdict, "because": c.why,
+         "against": c.control}
         for c in found
     ])  # fmt: skip
 
