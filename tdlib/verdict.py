@@ -195,8 +195,9 @@ def comparisons(t: Trial) -> list[Comparison]:
                       and a.shape.startswith(shape) and a.name != t.base]  # fmt: skip
             found += [t.compare(f"adapter on hard against {shape}", one, a)
                       for a in _first_of_each(rivals, one.seeds[:1])]  # fmt: skip
+    seeds = t.twins(base)[1:]  # those of a sweep where the folder itself has none
     found += [t.compare("nothing: another seed of the base", a, base)
-              for a in t.twins(base)[1:] if a.own]  # fmt: skip
+              for a in [a for a in seeds if a.own] or seeds]  # fmt: skip
     return found
 
 

@@ -172,6 +172,9 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) ->
             rows = 8 * p["quality_windows"] + 4 * p["repeats"] * whole // size.context
             forwards = [(shape, rows) for shape in shapes]
             disk = sum(round(4.4 * shape.parameters) for shape in shapes)  # four files
+        case "07_evidence":  # every model reads the text that judges
+            new, trainings = {}, []
+            forwards = [(shape, size.val) for shape, _ in made.values()]
         case _:  # 04, which merges the adapters
             adapters = {name: shape for name, (shape, softened) in made.items() if softened is None}
             new, trainings = {f"{name}-merged": shape for name, shape in adapters.items()}, []
