@@ -1004,45 +1004,53 @@ def trial(
 
 
 def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
-    """What each model is and what it cost, for the quality table: FLOP of its own training (with
-    its base's), of its teachers' forwards, and of scoring the windows where it replays scores."""
+    """What each model is and what it cost, for the quality table."""
+    found, spent = arms_of(this), costs(this, tokens)
+    return {
+        name: {"made": arm.kind()}
+        | {f"{what}, FLOP": f"{n:.2g}" if n else "–" for what, n in spent[name].items()}
+        for name, arm in found.items()
+    }
+
+
+def costs(this: Run, tokens: data.Tokens) -> dict[str, dict[str, float]]:
+    """FLOP of every model: of its own training (with its base's), of its teachers' forwards, and of
+    scoring the windows where it replays scores."""
     found, points, results = arms_of(this), swept(this), results_of(this)
     shorts = [r["remembered"]["short"] for r in results.values()
               if r["notebook"] == "02_hard_set" and "short" in r["remembered"]]  # fmt: skip
     scored = shorts[0]["windows"] * shorts[0].get("scored", 1) if shorts else 0
     rows = {}
     for name, arm in found.items():
-        own = _flop(this, arm, points, found, tokens)
-        scores = 0.0
+        own, scores = _flop(this, arm, points, found, tokens), 0.0
         if arm.base and arm.windows in ("hard", "easiest"):
-            forward = sum(cost.forward_flop(_shape(this, n), tokens.context)
+            forward = sum(cost.forward_flop(_shape(this, n, points), tokens.context)
                           for n in (arm.base, arm.p["teacher"]))  # fmt: skip
             scores = scored * tokens.context * forward
-        told = dict(zip(("training", "teacher", "scoring"), (*own, scores), strict=True))
-        rows[name] = {"made": arm.kind()} | {
-            f"{what}, FLOP": f"{flop:.2g}" if flop else "–" for what, flop in told.items()
-        }
+        rows[name] = dict(zip(("training", "teacher", "scoring"), (*own, scores), strict=True))
     return rows
 
 
-def _shape(this: Run, name: str, out: Path | None = None) -> LlamaConfig:
-    return shapes.read_config((out or this.out) / "models" / name)
+def _shape(this: Run, name: str, points: dict) -> LlamaConfig:
+    """Of a model of the folder, or of a sweep's point."""
+    point = points.get(name)
+    out, model = (point.out, point.model) if point else (this.out, name)
+    return shapes.read_config(out / "models" / model)
 
 
 def _flop(this: Run, arm: verdict.Arm, points: dict, found: dict, tokens: data.Tokens) -> tuple:
     """FLOP of training an arm and of its teachers' forwards, those of what it began from too."""
-    point, p, context = points.get(arm.name), arm.p, tokens.context
-    model = arm.base if arm.adapter else point.model if point else arm.name
-    config = _shape(this, model, point.out if point and not arm.adapter else None)
+    p, context = arm.p, tokens.context
+    config = _shape(this, arm.base if arm.adapter else arm.name, points)
     flop = cost.step_flop(config, None, context, frozen=arm.adapter)
     flop += 6 * cost.adapter_parameters(config, p["rank"]) if arm.adapter else 0
-    middle = arm.notebook == "05_progressive" and arm.name == "75m"
-    asked = 0.0
+    middle = arm.notebook == "05_progressive" and arm.name.endswith("75m")
+    by, asked = arm.name.removesuffix("75m") + "150m" if middle else "", 0.0
     if p.get("ce_weight", 1) < 1:  # 00 has no such parameter
-        by = _shape(this, "150m" if middle else p["teacher"])
+        teacher = _shape(this, by or p["teacher"], points)
         seen = min(arm.tokens, len(tokens.train.ids)) if p.get("cached_draws") else arm.tokens
-        asked = seen * cost.forward_flop(by, context)
-    before = found.get("150m" if middle else arm.base)
+        asked = seen * cost.forward_flop(teacher, context)
+    before = found.get(by or arm.base)
     rest = _flop(this, before, points, found, tokens) if before else (0.0, 0.0)
     return arm.tokens * flop + rest[0], asked + rest[1]
 

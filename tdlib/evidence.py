@@ -215,7 +215,7 @@ def judged(this: Run, tokens: data.Tokens, t: Judged) -> list[Claim]:
     dev = development(this, t)
     of = students(t)
     found = {
-        "distilled": lambda told: distilled(t, of, told),
+        "distilled": lambda told: distilled(t, of, told, book.costs(this, tokens)),
         "loss": lambda told: loss_settings(t, dev),
         "sizes": lambda told: sizes(t, of, told),
         "progressive": lambda told: progressive(t, of, told),
@@ -243,12 +243,20 @@ def development(this: Run, t: Trial) -> dict[str, float]:
     return {name: book.row_of(this, name)["loss"] for name in t.arms}
 
 
-def distilled(t: Judged, of: dict, told: dict) -> tuple:
+def distilled(t: Judged, of: dict, told: dict, spent: Mapping[str, dict]) -> tuple:
     effects = effect(t, t.base, t.scratch, plan=told["plan"])
-    effects += effect(t, t.base, of["fresh"], "control") + effect(
-        t, t.base, of["epochs"], "control"
+    for name in (of["fresh"], of["epochs"]):
+        effects += effect(t, t.base, name, "control")
+    if t.scratch not in spent or t.teacher not in spent:
+        return effects, True, ()
+    alone, base = spent[t.scratch]["training"], spent[t.base]
+    reads, trained = base["training"] + base["teacher"], spent[t.teacher]["training"]
+    note = (
+        f"Cost: the base and its teacher's reading {reads:.2g} FLOP, {reads / alone:.2f} times the "
+        f"scratch student's; with the teacher's own training ({trained:.2g}) "
+        f"{(reads + trained) / alone:.0f} times: a student from scratch for that much was not run."
     )
-    return effects, True, ()
+    return effects, True, (note,)
 
 
 def loss_settings(t: Judged, dev: Mapping[str, float]) -> tuple:

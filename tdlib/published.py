@@ -1,7 +1,9 @@
 """What is published of the evidence: README's table, and a second run held against the first.
 
-python -m tdlib.published readme [--check]         the headline table in README.md
-python -m tdlib.published compare outputs/small    does a folder agree with what is published?
+    python -m tdlib.published readme [--check]         README's table, and the recipe's
+    python -m tdlib.published compare outputs/small    does a folder agree with what is published?
+
+All numbers come from the tables of notebook 07, as `make publish` copied them.
 """
 
 import math
@@ -15,6 +17,7 @@ from tdlib.parameters import ROOT
 from tdlib.runs import write
 
 EVIDENCE = ROOT / "outputs/published/evidence"
+KNOBS = ("init", "ce_weight", "temperature", "learning_rate", "warmup_share")
 BEGIN, END = "<!-- evidence: made by python -m tdlib.published readme -->", "<!-- /evidence -->"
 
 
@@ -27,10 +30,7 @@ def headline(folder: Path = EVIDENCE) -> str:
         first = of.iloc[0] if len(of) else None
         said, plan = "–", "–"
         if first is not None:
-            said = f"{first['effect']}: {tables.with_interval(*first[['value', 'low', 'high']])}"
-            if first["seeds"] > 1:
-                mean, half = first["mean of seeds"], first["half-width over seeds"]
-                said += f"; {first['seeds']} seeds {mean:+.3f} ± {half:.3f}".replace("-", "−")
+            said = f"{first['effect']}: {_documents(first)}; {_seeds(first)}"
             if not math.isnan(first["plan from"]):
                 plan = f"{first['plan from']:+.1f} to {first['plan to']:+.1f}".replace("-", "−")
         lines.append(f"| {row.claim} | {row.verdict} | {said} | {plan} |")
@@ -44,16 +44,51 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
+def recommended(folder: Path = EVIDENCE) -> str:
+    """What each value of the recommended recipe rests on: the same student with that one value
+    changed, on development; then the recipe on the text that judges."""
+    tried, effects = _read(folder, "choices"), _read(folder, "effects")
+    best, knobs = tried.iloc[0], [c for c in tried.columns if c in KNOBS]
+    lines = ["| parameter | value | the same with another value, against it |", "|---|---|---|"]
+    for knob in knobs:
+        rest = [k for k in knobs if k != knob]
+        alike = tried[rest].astype(str) == best[rest].astype(str)
+        if knob == "ce_weight":
+            alike["temperature"] |= tried["ce_weight"] == 1  # which has none
+        same = tried[alike.all(axis=1)]
+        said = [f"{row[knob]}: {row['against the best']}" for _, row in same.iterrows()
+                if row[knob] != best[knob]]  # fmt: skip
+        lines.append(f"| {knob} | {best[knob]} | {'; '.join(said) or 'not tried alone'} |")
+    found = effects[effects["claim"] == "recipe"]
+    lines += ["", "| on the confirmation text | documents | seeds |", "|---|---|---|"]
+    lines += [f"| {e['effect']} | {_documents(e)} | {_seeds(e)} |" for _, e in found.iterrows()]
+    return "\n".join(lines)
+
+
+def _documents(e: pd.Series) -> str:
+    return tables.with_interval(*e[["value", "low", "high"]])
+
+
+def _seeds(e: pd.Series) -> str:
+    if e["seeds"] < 2:
+        return "one seed"
+    mean, half = e["mean of seeds"], e["half-width over seeds"]
+    return f"{e['seeds']} seeds {mean:+.3f} ± {half:.3f}".replace("-", "−")
+
+
 def readme(check: bool = False) -> bool:
-    """Put the headline table into README.md, or say whether it is there already."""
-    path = ROOT / "README.md"
-    text = path.read_text("utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    wanted = f"{before}{BEGIN}\n\n{headline()}\n\n{END}{after}"
-    if not check and wanted != text:
-        write(path, wanted)
-    return wanted == text
+    """Put the tables into README.md and into that of the recommended recipe, or say whether they
+    are there already."""
+    pages = {ROOT / "README.md": headline, ROOT / "params/b200/recommended/README.md": recommended}
+    same = []
+    for path, table in pages.items():
+        text = path.read_text("utf-8")
+        before, rest = text.split(BEGIN)
+        wanted = f"{before}{BEGIN}\n\n{table(EVIDENCE)}\n\n{END}{rest.split(END)[1]}"
+        same.append(wanted == text)
+        if not check and wanted != text:
+            write(path, wanted)
+    return all(same)
 
 
 def compare(out: Path, published: Path = EVIDENCE) -> list[str]:
@@ -89,7 +124,8 @@ def main(arguments: list[str]) -> int:
         match arguments:
             case "readme", *flags:
                 same = readme(check="--check" in flags)
-                print("README.md has the published table" if same else "README.md: table written")
+                print("README has what is published" if same else "README is not what is published"
+                      if "--check" in flags else "README: tables written")  # fmt: skip
                 return 0 if same or "--check" not in flags else 1
             case "compare", out:
                 said = compare(ROOT / out)
