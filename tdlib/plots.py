@@ -532,7 +532,10 @@ def effects(rows: Sequence[Mapping], title: str) -> Figure:
     ends = [x for x in [*ends, 0] if np.isfinite(x)]
     room = 0.08 * (max(ends) - min(ends) or 1)
     ax.set_xlim(min(ends) - room, max(ends) + room)  # a wide interval over three seeds may leave it
-    ax.set_xlabel("difference (nats per token, or share; bars: 95 %)")
+    ax.set_xlabel("nats per token (or share); bars: 95 %")
+    for i, row in enumerate(rows[::-1]):  # beside the axes: a band may leave a bar no width
+        said = f"{row['value']:+.3f}".replace("-", "−")
+        ax.annotate(said, (1.02, i), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
     for label, form in (("documents", "o"), ("seeds", "D")):
         ax.plot([], [], form, color="#444444", label=label,
                 markerfacecolor="white" if form == "D" else "#444444")  # fmt: skip
