@@ -558,13 +558,9 @@ def choices_table(this: Run, tokens: data.Tokens, t: Judged) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def grid_table(t: Judged, dev: Mapping[str, float]) -> pd.DataFrame:
-    """Loss on development by ce_weight, down, and temperature, across."""
-    cells = [(a.p["ce_weight"], a.p["temperature"] if a.p["ce_weight"] < 1 else math.nan, dev[n])
-             for n, a in settings(t).items()]  # fmt: skip
-    frame = pd.DataFrame(cells, columns=["ce_weight", "T", "loss"])
-    frame["T"] = frame["T"].map(lambda v: "any" if math.isnan(v) else f"{v:g}")
-    return frame.pivot_table(index="ce_weight", columns="T", values="loss").reset_index().round(3)
+def grid(t: Judged, dev: Mapping[str, float]) -> list[tuple[float, float, float]]:
+    """ce_weight, temperature and loss on development of the students that differ in these alone."""
+    return [(a.p["ce_weight"], a.p["temperature"], dev[n]) for n, a in settings(t).items()]
 
 
 def show(this: Run, claim: Claim) -> None:

@@ -501,6 +501,32 @@ def progressive(versus: Mapping) -> Figure:
     return figure
 
 
+def settings(rows: Sequence[tuple[float, float, float]]) -> Figure:
+    """Loss over ce_weight, a line a temperature: rows of ce_weight, temperature, loss; at ce_weight
+    1 there is no temperature, so that point ends every line. Stars: what the plan names."""
+    best = min(rows, key=lambda row: row[2])
+    alone = [(w, loss) for w, _, loss in rows if w == 1]
+    title = f"Lowest at ce_weight {best[0]:g}"
+    title += f", T {best[1]:g}" if best[0] < 1 else ", from the text alone"
+    plans = [loss for w, t, loss in rows if w == 0.5 and 2 <= t <= 4]
+    title += f": {best[2]:.3f} nats"
+    title += f", the plan's best setting {min(plans) - best[2]:.3f} above" if plans else ""
+    figure, ax = _figure(title)
+    temperatures = sorted({t for w, t, _ in rows if w < 1})
+    for i, temperature in enumerate(temperatures):
+        line = sorted([(w, loss) for w, t, loss in rows if t == temperature and w < 1] + alone)
+        shade = mpl.colormaps["viridis"](0.8 * i / max(1, len(temperatures) - 1))
+        ax.plot(*zip(*line, strict=True), marker="os^Dv"[i % 5], linestyle=LINES[i % 4],
+                color=shade, label=f"T {temperature:g}")  # fmt: skip
+    for w, t, loss in rows:
+        if w == 0.5 and 2 <= t <= 4:
+            ax.plot(w, loss, "*", color="black", markersize=11)
+    ax.set(xlabel="ce_weight: share of the true next token in the loss (1: from the text alone)")
+    ax.set_ylabel("development loss\n(nats per token)")
+    ax.legend()
+    return figure
+
+
 ROLES = {"claim": "#1b75bc", "control": "#c8371b", "part": "#777777"}  # of an effect
 
 
