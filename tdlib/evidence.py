@@ -30,7 +30,12 @@ KEPT = [("place in the word", "inner"), ("place in the word", "final"),
         ("token seen in training", "≥ 1,000")]  # fmt: skip
 LOST = [("pair seen in training", "never"), ("pair seen in training", "1–9"), ("script", "Latin"),
         ("script", "digits"), ("place in the window", "4th quarter")]  # fmt: skip
-CHOSEN = ("learning_rate", "ce_weight", "weight_decay")  # what arms may be tuned in, each alike
+CHOSEN = (
+    "learning_rate",
+    "temperature",
+    "ce_weight",
+    "weight_decay",
+)  # what arms may be tuned in, each alike
 
 
 # --- losses on the text that judges
