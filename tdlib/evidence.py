@@ -56,24 +56,57 @@ def judged_on(tokens: data.Tokens) -> str:
     return f"Judged on {said[name]}: {len(windows):,} windows of {documents:,} documents."
 
 
-def losses(this: Run, tokens: data.Tokens) -> dict[str, np.ndarray]:
-    """Every model's loss of every window that judges, (N,) each; kept in scores/<split>/ under the
-    hash of the model, so that a model is read once. Those of `whole` also token by token."""
-    name, windows = split_of(tokens)
-    arms, points, found = book.arms_of(this), book.swept(this), {}
-    folder = this.path("scores", name, "x").parent
-    whole = detailed(this, arms)
-    for i, (label, arm) in enumerate(arms.items()):
-        path = folder / f"{_file(this, label, arm, points)}.npy"
-        if not path.exists() or (label in whole and not path.with_suffix(".npz").exists()):
-            fixed = this.parameters["fixed_windows"] if label in whole else 1
-            net = _load(this, label, arm, points)
-            evaluate.evaluate(net, windows, fixed=fixed, device=this.device).save(folder, path.stem)
-            if label not in whole:
-                path.with_suffix(".npz").unlink()
-        this.progress(i + 1, len(arms), f"models on {name}")
-        found[label] = np.load(path)
-    return found
+class Losses(Mapping):
+    """Model → its loss of every window that judges, (N,): read when it is asked for, so that the
+    confirmation text is read by no model that no verdict needs. Kept in scores/<split>/ under the
+    hash of the model; of `detailed` ones also token by token."""
+
+    def __init__(self, this: Run, tokens: data.Tokens):
+        self.this, (self.split, self.windows) = this, split_of(tokens)
+        self.arms, self.points = book.arms_of(this), book.swept(this)
+        self.whole, self.read = detailed(this, self.arms), {}
+
+    def __iter__(self):
+        return iter(self.arms)
+
+    def __len__(self) -> int:
+        return len(self.arms)
+
+    def __contains__(self, label: object) -> bool:
+        return label in self.arms
+
+    def __getitem__(self, label: str) -> np.ndarray:
+        if label not in self.read:
+            path = self._path(label)
+            if not path.exists():
+                self._look(label, path)
+            self.read[label] = np.load(path)
+        return self.read[label]
+
+    def tokens(self, label: str) -> np.ndarray:
+        """Of one of `whole`, the loss of every token of the fixed windows, (M, T)."""
+        path = self._path(label).with_suffix(".npz")
+        if not path.exists():
+            self._look(label, path.with_suffix(".npy"))
+        return np.load(path)["token_loss_MT"]
+
+    def _path(self, label: str) -> Path:
+        out, path = _place(self.this, label, self.arms[label], self.points)
+        kept = hashes.made_by_others(out, "")[path]["sha256"]
+        name = re.sub(r"[^\w.+-]+", "_", label) + f"-{kept[:8]}.npy"
+        return self.this.path("scores", self.split, name)
+
+    def _look(self, label: str, path: Path) -> None:
+        whole, count = label in self.whole, self.this.parameters["fixed_windows"]
+        out, place = _place(self.this, label, self.arms[label], self.points)
+        net = _load(out, place, self.arms[label].p.get("base", ""), self.this.device)
+        found = evaluate.evaluate(
+            net, self.windows, fixed=count if whole else 1, device=self.this.device
+        )
+        found.save(path.parent, path.stem)
+        if not whole:
+            path.with_suffix(".npz").unlink()
+        self.this.progress(len(self.read) + 1, len(self), f"models on {self.split}: {label}")
 
 
 def detailed(this: Run, arms: Mapping[str, Arm]) -> list[str]:
@@ -84,15 +117,6 @@ def detailed(this: Run, arms: Mapping[str, Arm]) -> list[str]:
     return [p["teacher"], *same]
 
 
-def token_losses(this: Run, tokens: data.Tokens) -> dict[str, np.ndarray]:
-    """Of those, the loss of every token of the fixed windows, (M, T)."""
-    arms, points, (name, _) = book.arms_of(this), book.swept(this), split_of(tokens)
-    return {
-        label: np.load(this.path("scores", name, f"{_file(this, label, arms[label], points)}.npz"))
-        ["token_loss_MT"] for label in detailed(this, arms) if label in arms
-    }  # fmt: skip
-
-
 def _place(this: Run, label: str, arm: Arm, points: dict) -> tuple[Path, str]:
     """The folder a model lies in, and its path in there."""
     if label not in points:
@@ -101,17 +125,11 @@ def _place(this: Run, label: str, arm: Arm, points: dict) -> tuple[Path, str]:
     return points[label].out, f"{kind}/{points[label].model}"
 
 
-def _file(this: Run, label: str, arm: Arm, points: dict) -> str:
-    out, path = _place(this, label, arm, points)
-    kept = hashes.made_by_others(out, "")[path]["sha256"]
-    return re.sub(r"[^\w.+-]+", "_", label) + f"-{kept[:8]}"
-
-
-def _load(this: Run, label: str, arm: Arm, points: dict) -> Llama:
-    out, path = _place(this, label, arm, points)
-    if not path.startswith("adapters"):
-        return Llama.load(out / path, this.device).eval()
-    return lora.load(Llama.load(out / "models" / arm.p["base"], this.device), out / path).eval()
+def _load(out: Path, place: str, base: str, device: str) -> Llama:
+    """A model, or an adapter beside its base."""
+    if not place.startswith("adapters"):
+        return Llama.load(out / place, device).eval()
+    return lora.load(Llama.load(out / "models" / base, device), out / place).eval()
 
 
 # --- roles, and effects of one against the other
@@ -202,9 +220,9 @@ class Judged(Trial):
     mixed: frozenset[str] = frozenset()  # made from another hard set than 02's own
 
 
-def trial(this: Run, tokens: data.Tokens, found: Mapping[str, np.ndarray]) -> Judged:
+def trial(this: Run, tokens: data.Tokens) -> Judged:
     """What all claims read: every model, its losses, and which windows are hard."""
-    p, name = this.parameters, split_of(tokens)[0]
+    p, name, found = this.parameters, split_of(tokens)[0], Losses(this, tokens)
     hard_N = book.hard_windows(found, p["picked_by"], p["teacher"], p["hard_share"])
     t = book.trial(this, found, hard_N, tokens.documents(name)[0])
     mixed = {label for label, point in book.swept(this).items()
@@ -380,7 +398,8 @@ def kept(this: Run, tokens: data.Tokens, t: Judged) -> tuple:
     _, windows = split_of(tokens)
     rows_M = evaluate.fixed_rows(windows, this.parameters["fixed_windows"])
     labels = evaluate.cuts(replace(tokens, val=windows), rows_M)
-    loss_MT, effects = token_losses(this, tokens), []
+    effects = []
+    loss_MT = {n: t.losses.tokens(n) for n in t.losses.whole if n in t.losses}
     document_MT = np.broadcast_to(t.document_N[rows_M][:, None], loss_MT[t.teacher].shape)
     for cut, bucket in [*KEPT, *LOST]:
         names, at_MT = labels.get(cut, ([], None))
@@ -526,13 +545,14 @@ def models_table(
     difference from the base there, and what it cost."""
     cost, rows = book.made(this, tokens), []
     for name, arm in t.arms.items():
-        mean, *span = t.change(name, t.base, "all")
+        seen = name in t.losses.read  # no verdict needs the others
+        mean, *span = t.change(name, t.base, "all") if seen else (math.nan,) * 3
         rows.append({
             "model": name, "made": arm.kind(), "seeds": " ".join(map(str, arm.seeds)),
             "training tokens": arm.tokens, "development": dev[name],
-            "confirmation": float(np.nanmean(t.losses[name])),
+            "confirmation": float(np.nanmean(t.losses[name])) if seen else math.nan,
             f"against {t.base}":
-            "baseline" if name == t.base else tables.with_interval(mean, *span),
+            "baseline" if name == t.base else tables.with_interval(mean, *span) if seen else "–",
         } | {k: v for k, v in cost[name].items() if k != "made"})  # fmt: skip
     return pd.DataFrame(rows)
 
