@@ -570,7 +570,8 @@ def grid_table(t: Judged, dev: Mapping[str, float]) -> pd.DataFrame:
              for n, a in settings(t).items()]  # fmt: skip
     frame = pd.DataFrame(cells, columns=["ce_weight", "T", "loss"])
     frame["T"] = frame["T"].map(lambda v: "any" if math.isnan(v) else f"{v:g}")
-    return frame.pivot_table(index="ce_weight", columns="T", values="loss").reset_index().round(3)
+    table = frame.pivot_table(index="ce_weight", columns="T", values="loss").round(3)
+    return table.astype(object).where(table.notna(), "–").reset_index()
 
 
 def show(this: Run, claim: Claim) -> None:
