@@ -8,6 +8,7 @@ import contextlib
 import copy
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -724,8 +725,9 @@ class Swept:
 
 
 def swept(this: Run) -> dict[str, Swept]:
-    """The models of the finished points of the sweeps that 04 is told, by point."""
-    found = {}
+    """The models of the finished points of the sweeps that 04 and 07 are told, by point; where two
+    sweeps have points of one name, by sweep and point."""
+    labelled: list[tuple[str, Swept]] = []
     for key, path in sweeps.results(this.out, this.parameters.get("sweeps", "")).items():
         _, name, point, *several = key.split("/")
         record = json.loads(path.read_text(encoding="utf8"))
@@ -733,8 +735,9 @@ def swept(this: Run) -> dict[str, Swept]:
         for model in record["models"]:
             alone = len(record["models"]) == 1 and not several
             label = point if alone else f"{point} {model}"
-            found[label] = Swept(name, path.parents[1], model, varied, record)
-    return found
+            labelled.append((label, Swept(name, path.parents[1], model, varied, record)))
+    times = Counter(label for label, _ in labelled)
+    return {label if times[label] == 1 else f"{one.sweep}/{label}": one for label, one in labelled}
 
 
 def row_of(this: Run, name: str) -> dict:

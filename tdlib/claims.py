@@ -106,9 +106,10 @@ def _overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 
 def table(found: Sequence[Claim]) -> pd.DataFrame:
-    """One row a claim: the verdict and the effect it rests on."""
+    """One row a claim: the verdict, the first effect it rests on, why, and against what."""
     return pd.DataFrame([
-        {"key": c.key, "claim": c.claim, "verdict": c.verdict, "because": c.why,
+        {"key": c.key, "claim": c.claim, "verdict": c.verdict,
+         "effect": c.effects[0].words() if c.effects else "–", "because": c.why,
          "against": c.control}
         for c in found
     ])  # fmt: skip

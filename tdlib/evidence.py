@@ -30,7 +30,12 @@ KEPT = [("place in the word", "inner"), ("place in the word", "final"),
         ("token seen in training", "≥ 1,000")]  # fmt: skip
 LOST = [("pair seen in training", "never"), ("pair seen in training", "1–9"), ("script", "Latin"),
         ("script", "digits"), ("place in the window", "4th")]  # fmt: skip
-CHOSEN = ("learning_rate", "ce_weight", "weight_decay")  # what arms may be tuned in, each alike
+CHOSEN = (
+    "learning_rate",
+    "temperature",
+    "ce_weight",
+    "weight_decay",
+)  # what arms may be tuned in, each alike
 
 
 # --- losses on the text that judges
@@ -51,24 +56,60 @@ def judged_on(tokens: data.Tokens) -> str:
     return f"Judged on {said[name]}: {len(windows):,} windows of {documents:,} documents."
 
 
-def losses(this: Run, tokens: data.Tokens) -> dict[str, np.ndarray]:
-    """Every model's loss of every window that judges, (N,) each; kept in scores/<split>/ under the
-    hash of model and text, so that a model is read once. Those of `whole` also token by token."""
-    name, windows = split_of(tokens)
-    arms, points, found = book.arms_of(this), book.swept(this), {}
-    folder = this.path("scores", name, "x").parent
-    whole = detailed(this, arms)
-    for i, (label, arm) in enumerate(arms.items()):
-        path = folder / f"{_file(this, label, arm, points)}.npy"
-        if not path.exists() or (label in whole and not path.with_suffix(".npz").exists()):
-            fixed = this.parameters["fixed_windows"] if label in whole else 1
-            net = _load(this, label, arm, points)
-            evaluate.evaluate(net, windows, fixed=fixed, device=this.device).save(folder, path.stem)
-            if label not in whole:
-                path.with_suffix(".npz").unlink()
-        this.progress(i + 1, len(arms), f"models on {name}")
-        found[label] = np.load(path)
-    return found
+class Losses(Mapping):
+    """Model → its loss of every window that judges, (N,): read when it is asked for, so that the
+    confirmation text is read by no model that no verdict needs. Kept in scores/<split>/ under the
+    hash of model and text; of `detailed` ones also token by token."""
+
+    def __init__(self, this: Run, tokens: data.Tokens):
+        self.this, (self.split, self.windows) = this, split_of(tokens)
+        self.arms, self.points = book.arms_of(this), book.swept(this)
+        self.whole, self.read = detailed(this, self.arms), {}
+
+    def __iter__(self):
+        return iter(self.arms)
+
+    def __len__(self) -> int:
+        return len(self.arms)
+
+    def __contains__(self, label: object) -> bool:
+        return label in self.arms
+
+    def __getitem__(self, label: str) -> np.ndarray:
+        if label not in self.read:
+            path = self._path(label)
+            if not path.exists():
+                self._look(label, path)
+            self.read[label] = np.load(path)
+        return self.read[label]
+
+    def tokens(self, label: str) -> np.ndarray:
+        """Of one of `whole`, the loss of every token of the fixed windows, (M, T)."""
+        path = self._path(label).with_suffix(".npz")
+        if not path.exists():
+            self._look(label, path.with_suffix(".npy"))
+        return np.load(path)["token_loss_MT"]
+
+    def _path(self, label: str) -> Path:
+        out, path = _place(self.this, label, self.arms[label], self.points)
+        read = [hashes.made_by_others(where, "")[name]["sha256"]
+                for where, name in ((out, path), (self.this.out, "tokens"))]  # fmt: skip
+        # the text too, and how much of it is told: a given teacher stays the same beside another
+        kept = hashes.of([*read, self.this.parameters["fixed_windows"]])
+        name = re.sub(r"[^\w.+-]+", "_", label) + f"-{kept[:8]}.npy"
+        return self.this.path("scores", self.split, name)
+
+    def _look(self, label: str, path: Path) -> None:
+        whole, count = label in self.whole, self.this.parameters["fixed_windows"]
+        out, place = _place(self.this, label, self.arms[label], self.points)
+        net = _load(out, place, self.arms[label].p.get("base", ""), self.this.device)
+        found = evaluate.evaluate(
+            net, self.windows, fixed=count if whole else 1, device=self.this.device
+        )
+        found.save(path.parent, path.stem)
+        if not whole:
+            path.with_suffix(".npz").unlink()
+        self.this.progress(len(self.read) + 1, len(self), f"models on {self.split}: {label}")
 
 
 def detailed(this: Run, arms: Mapping[str, Arm]) -> list[str]:
@@ -79,15 +120,6 @@ def detailed(this: Run, arms: Mapping[str, Arm]) -> list[str]:
     return [p["teacher"], *same]
 
 
-def token_losses(this: Run, tokens: data.Tokens) -> dict[str, np.ndarray]:
-    """Of those, the loss of every token of the fixed windows, (M, T)."""
-    arms, points, (name, _) = book.arms_of(this), book.swept(this), split_of(tokens)
-    return {
-        label: np.load(this.path("scores", name, f"{_file(this, label, arms[label], points)}.npz"))
-        ["token_loss_MT"] for label in detailed(this, arms) if label in arms
-    }  # fmt: skip
-
-
 def _place(this: Run, label: str, arm: Arm, points: dict) -> tuple[Path, str]:
     """The folder a model lies in, and its path in there."""
     if label not in points:
@@ -96,21 +128,11 @@ def _place(this: Run, label: str, arm: Arm, points: dict) -> tuple[Path, str]:
     return points[label].out, f"{kind}/{points[label].model}"
 
 
-def _file(this: Run, label: str, arm: Arm, points: dict) -> str:
-    """Named after the model, and the text, and how much of it is looked at token by token: a
-    teacher that was given stays the same while the text changes."""
-    out, path = _place(this, label, arm, points)
-    read = [hashes.made_by_others(where, "")[name]["sha256"]
-            for where, name in ((out, path), (this.out, "tokens"))]  # fmt: skip
-    kept = hashes.of([*read, this.parameters["fixed_windows"]])
-    return re.sub(r"[^\w.+-]+", "_", label) + f"-{kept[:8]}"
-
-
-def _load(this: Run, label: str, arm: Arm, points: dict) -> Llama:
-    out, path = _place(this, label, arm, points)
-    if not path.startswith("adapters"):
-        return Llama.load(out / path, this.device).eval()
-    return lora.load(Llama.load(out / "models" / arm.p["base"], this.device), out / path).eval()
+def _load(out: Path, place: str, base: str, device: str) -> Llama:
+    """A model, or an adapter beside its base."""
+    if not place.startswith("adapters"):
+        return Llama.load(out / place, device).eval()
+    return lora.load(Llama.load(out / "models" / base, device), out / place).eval()
 
 
 # --- roles, and effects of one against the other
@@ -201,9 +223,9 @@ class Judged(Trial):
     mixed: frozenset[str] = frozenset()  # made from another hard set than 02's own
 
 
-def trial(this: Run, tokens: data.Tokens, found: Mapping[str, np.ndarray]) -> Judged:
+def trial(this: Run, tokens: data.Tokens) -> Judged:
     """What all claims read: every model, its losses, and which windows are hard."""
-    p, name = this.parameters, split_of(tokens)[0]
+    p, name, found = this.parameters, split_of(tokens)[0], Losses(this, tokens)
     hard_N = book.hard_windows(found, p["picked_by"], p["teacher"], p["hard_share"])
     t = book.trial(this, found, hard_N, tokens.documents(name)[0])
     mixed = {label for label, point in book.swept(this).items()
@@ -379,7 +401,8 @@ def kept(this: Run, tokens: data.Tokens, t: Judged) -> tuple:
     _, windows = split_of(tokens)
     rows_M = evaluate.fixed_rows(windows, this.parameters["fixed_windows"])
     labels = evaluate.cuts(replace(tokens, val=windows), rows_M)
-    loss_MT, effects = token_losses(this, tokens), []
+    effects = []
+    loss_MT = {n: t.losses.tokens(n) for n in t.losses.whole if n in t.losses}
     document_MT = np.broadcast_to(t.document_N[rows_M][:, None], loss_MT[t.teacher].shape)
     for cut, bucket in [*KEPT, *LOST]:
         names, at_MT = labels.get(cut, ([], None))
@@ -527,13 +550,14 @@ def models_table(
     difference from the base there, and what it cost."""
     cost, rows = book.made(this, tokens), []
     for name, arm in t.arms.items():
-        mean, *span = t.change(name, t.base, "all")
+        seen = name in t.losses.read  # no verdict needs the others
+        mean, *span = t.change(name, t.base, "all") if seen else (math.nan,) * 3
         rows.append({
             "model": name, "made": arm.kind(), "seeds": " ".join(map(str, arm.seeds)),
             "training tokens": arm.tokens, "development": dev[name],
-            "confirmation": float(np.nanmean(t.losses[name])),
+            "confirmation": float(np.nanmean(t.losses[name])) if seen else math.nan,
             f"against {t.base}":
-            "baseline" if name == t.base else tables.with_interval(mean, *span),
+            "baseline" if name == t.base else tables.with_interval(mean, *span) if seen else "–",
         } | {k: v for k, v in cost[name].items() if k != "made"})  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -564,14 +588,9 @@ def choices_table(this: Run, tokens: data.Tokens, t: Judged) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def grid_table(t: Judged, dev: Mapping[str, float]) -> pd.DataFrame:
-    """Loss on development by ce_weight, down, and temperature, across."""
-    cells = [(a.p["ce_weight"], a.p["temperature"] if a.p["ce_weight"] < 1 else math.nan, dev[n])
-             for n, a in settings(t).items()]  # fmt: skip
-    frame = pd.DataFrame(cells, columns=["ce_weight", "T", "loss"])
-    frame["T"] = frame["T"].map(lambda v: "any" if math.isnan(v) else f"{v:g}")
-    table = frame.pivot_table(index="ce_weight", columns="T", values="loss").round(3)
-    return table.astype(object).where(table.notna(), "–").reset_index()
+def grid(t: Judged, dev: Mapping[str, float]) -> list[tuple[float, float, float]]:
+    """ce_weight, temperature and loss on development of the students that differ in these alone."""
+    return [(a.p["ce_weight"], a.p["temperature"], dev[n]) for n, a in settings(t).items()]
 
 
 def show(this: Run, claim: Claim) -> None:

@@ -501,6 +501,32 @@ def progressive(versus: Mapping) -> Figure:
     return figure
 
 
+def settings(rows: Sequence[tuple[float, float, float]]) -> Figure:
+    """Loss over ce_weight, a line a temperature: rows of ce_weight, temperature, loss; at ce_weight
+    1 there is no temperature, so that point ends every line. Stars: what the plan names."""
+    best = min(rows, key=lambda row: row[2])
+    alone = [(w, loss) for w, _, loss in rows if w == 1]
+    title = f"Lowest at ce_weight {best[0]:g}"
+    title += f", T {best[1]:g}" if best[0] < 1 else ", from the text alone"
+    plans = [loss for w, t, loss in rows if w == 0.5 and 2 <= t <= 4]
+    title += f": {best[2]:.3f} nats"
+    title += f", the plan's best setting {min(plans) - best[2]:.3f} above" if plans else ""
+    figure, ax = _figure(title)
+    temperatures = sorted({t for w, t, _ in rows if w < 1})
+    for i, temperature in enumerate(temperatures):
+        line = sorted([(w, loss) for w, t, loss in rows if t == temperature and w < 1] + alone)
+        shade = mpl.colormaps["viridis"](0.8 * i / max(1, len(temperatures) - 1))
+        ax.plot(*zip(*line, strict=True), marker="os^Dv"[i % 5], linestyle=LINES[i % 4],
+                color=shade, label=f"T {temperature:g}")  # fmt: skip
+    for w, t, loss in rows:
+        if w == 0.5 and 2 <= t <= 4:
+            ax.plot(w, loss, "*", color="black", markersize=11)
+    ax.set(xlabel="ce_weight: share of the true next token in the loss (1: from the text alone)")
+    ax.set_ylabel("development loss\n(nats per token)")
+    ax.legend()
+    return figure
+
+
 ROLES = {"claim": "#1b75bc", "control": "#c8371b", "part": "#777777"}  # of an effect
 
 
@@ -532,7 +558,10 @@ def effects(rows: Sequence[Mapping], title: str) -> Figure:
     ends = [x for x in [*ends, 0] if np.isfinite(x)]
     room = 0.08 * (max(ends) - min(ends) or 1)
     ax.set_xlim(min(ends) - room, max(ends) + room)  # a wide interval over three seeds may leave it
-    ax.set_xlabel("difference (nats per token, or share; bars: 95 %)")
+    ax.set_xlabel("nats per token (or share); bars: 95 %")
+    for i, row in enumerate(rows[::-1]):  # beside the axes: a band may leave a bar no width
+        said = f"{row['value']:+.3f}".replace("-", "−")
+        ax.annotate(said, (1.02, i), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
     for label, form in (("documents", "o"), ("seeds", "D")):
         ax.plot([], [], form, color="#444444", label=label,
                 markerfacecolor="white" if form == "D" else "#444444")  # fmt: skip

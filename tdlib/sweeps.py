@@ -272,7 +272,8 @@ def link(out: Path, reads: list[str]) -> None:
     records = [f"{kind}/{run}.json" for run in makers for kind in ("hashes", "results")]
     losses = [f"scores/val/{Path(path).name}.{kind}" for path in reads if path.startswith("models/")
               for kind in ("npy", "npz")]  # fmt: skip
-    for path in [*reads, *records, *losses, "cache"]:
+    looked_at = "scores/features.npz"  # a point that finds it of other tokens writes its own
+    for path in [*reads, *records, *losses, "cache", looked_at]:
         here = out / path
         if (above / path).exists() and not os.path.lexists(here):
             here.parent.mkdir(parents=True, exist_ok=True)

@@ -222,10 +222,8 @@ def grid() -> tuple[evidence.Judged, dict[str, float]]:
 def test_settings_differ_from_the_base_in_ce_weight_and_temperature_alone():
     t, dev = grid()
     assert evidence.settings(t).keys() == {"50m", "scratch", "t4", "t1", "low"}
-    table = evidence.grid_table(t, dev).set_index("ce_weight")
-    cells = {(0.1, "2"): 5.8, (0.5, "1"): 6.2, (0.5, "2"): 6.0, (0.5, "4"): 5.9, (1.0, "any"): 7}
-    assert {k: table.loc[k] for k in cells} == cells
-    assert int((table != "–").sum().sum()) == len(cells)
+    cells = [(0.1, 2, 5.8), (0.5, 1, 6.2), (0.5, 2, 6.0), (0.5, 4, 5.9), (1.0, 2, 7)]
+    assert sorted(evidence.grid(t, dev)) == cells
 
 
 def test_settings_are_chosen_on_development_and_read_on_the_text_that_judges():
@@ -363,30 +361,39 @@ def watch(monkeypatch) -> list[str]:
     return seen
 
 
-def test_losses_are_those_of_transformers_and_peft_on_every_confirmation_window(
-    started, monkeypatch
-):
+def test_losses_are_those_of_transformers_and_peft_on_every_confirmation_window(started):
     this, tokens = started()
-    found = evidence.losses(this, tokens)
+    found = evidence.Losses(this, tokens)
     text, models = this.out / "tokens/confirm.bin", this.out / "models"
     net = AutoModelForCausalLM.from_pretrained(models / "50m")
     loss_NT = by_hand(net, text)
     np.testing.assert_allclose(found["50m"], loss_NT.mean(1).numpy(), atol=1e-5)
     rows = evaluate.fixed_rows(tokens.confirm, this.parameters["fixed_windows"])
-    each = evidence.token_losses(this, tokens)
-    assert each.keys() == {"teacher", "50m", "50m-scratch", "50m-seed2"}
-    np.testing.assert_allclose(each["50m"], loss_NT[rows].numpy(), atol=1e-4)
+    assert set(found.whole) == {"teacher", "50m", "50m-scratch", "50m-seed2"}
+    np.testing.assert_allclose(found.tokens("50m"), loss_NT[rows].numpy(), atol=1e-4)
     place = this.out / "sweeps/share/share0.5/adapters/50m-hard"
     adapted = by_hand(PeftModel.from_pretrained(net.float(), place), text).mean(1).numpy()
     np.testing.assert_allclose(found["share0.5"], adapted, atol=1e-5)
     assert np.abs(adapted - loss_NT.mean(1).numpy()).max() > 1e-4  # it is not the base's
-    assert found.keys() == book.arms_of(this).keys()
-    # again: nothing is read but what was kept
-    forbid(monkeypatch)
-    again = evidence.losses(this, tokens)
-    assert all(np.array_equal(again[name], loss_N) for name, loss_N in found.items())
+    assert list(found) == list(book.arms_of(this)) and {"share0.2", "75m"} < found.keys()
+    assert "nothing" not in found and None not in found
     assert evidence.judged_on(tokens).startswith("Judged on the confirmation text, which no choice")
     assert f"{len(loss_NT)} windows" in evidence.judged_on(tokens)
+
+
+def test_a_model_is_read_when_it_is_asked_for_and_never_again(started, monkeypatch):
+    this, tokens = started()
+    seen = watch(monkeypatch)
+    first = evidence.Losses(this, tokens)
+    kept = {name: first[name] for name in ("50m", "75m", "50m", "share0.2")}
+    told = first.tokens("50m")
+    assert seen == ["50m", "75m", "50m"]  # and the base of share0.2, beside its adapter
+    forbid(monkeypatch)
+    again = evidence.Losses(this, tokens)
+    assert all(np.array_equal(again[name], loss_N) for name, loss_N in kept.items())
+    assert np.array_equal(again.tokens("50m"), told)
+    with pytest.raises(AssertionError, match="a model was read again"):
+        again["150m"]
 
 
 def rehash(path: Path, name: str) -> None:
@@ -398,19 +405,23 @@ def rehash(path: Path, name: str) -> None:
 def test_a_model_is_read_again_where_its_hash_the_text_or_what_is_asked_changed(
     started, monkeypatch
 ):
-    this, tokens = started(sweeps="")
-    evidence.losses(this, tokens)
-    seen = watch(monkeypatch)
-    rehash(this.out / "hashes/01_distill-50m.json", "models/50m")
-    evidence.losses(this, tokens)
-    assert seen == ["50m"]
-    seen.clear()
-    rehash(this.out / "hashes/00_teacher.json", "tokens")  # a given teacher would be the same
-    everything = evidence.losses(this, tokens).keys()
-    assert sorted(seen) == sorted(everything)
-    this, tokens = started(sweeps="", fixed_windows=5)
-    evidence.losses(this, tokens)
-    assert {len(x) for x in evidence.token_losses(this, tokens).values()} == {5}
+    def ask(**more) -> list[str]:
+        """What is read for the losses of three models."""
+        this, tokens = started(sweeps="", **more)
+        found = evidence.Losses(this, tokens)
+        seen.clear()
+        assert all(len(found[name]) == len(tokens.confirm) for name in names)
+        assert len(found.tokens("50m")) == more.get("fixed_windows", 32)
+        return sorted(seen)
+
+    seen, names = watch(monkeypatch), ["50m", "75m", "teacher"]
+    hashed = started(sweeps="")[0].out / "hashes"
+    assert ask() == names and ask() == []
+    rehash(hashed / "01_distill-50m.json", "models/50m")
+    assert ask() == ["50m"] and ask() == []
+    rehash(hashed / "00_teacher.json", "tokens")  # beside which a given teacher stays the same
+    assert ask() == names and ask() == []
+    assert ask(fixed_windows=5) == names
 
 
 def test_without_a_confirmation_split_the_validation_text_judges_and_that_is_said(started):
@@ -421,18 +432,17 @@ def test_without_a_confirmation_split_the_validation_text_judges_and_that_is_sai
     assert evidence.judged_on(tokens).startswith(
         "Judged on ⚠ the validation text, on which choices"
     )
-    found = evidence.losses(this, tokens)
+    t = evidence.trial(this, tokens)
     for name in ("teacher", "50m", "50m-hard-merged"):  # as their own runs left them
         np.testing.assert_allclose(
-            found[name], np.load(this.out / f"scores/val/{name}.npy"), atol=1e-5
+            t.losses[name], np.load(this.out / f"scores/val/{name}.npy"), atol=1e-5
         )
-    t = evidence.trial(this, tokens, found)
     assert len(t.document_N) == len(tokens.val) == len(t.hard_N)
 
 
 def test_what_is_kept_and_lost_is_the_lag_in_a_bucket_beyond_that_elsewhere(started):
     this, tokens = started(sweeps="")
-    t = evidence.trial(this, tokens, evidence.losses(this, tokens))
+    t = evidence.trial(this, tokens)
     effects, every, _ = evidence.kept(this, tokens, t)
     assert not every
     found = {e.what: e for e in effects}
@@ -480,11 +490,11 @@ def test_the_page_of_the_smoke_book_gives_every_claim_one_of_four_verdicts(out):
 
 def test_the_recipe_is_read_against_the_adapter_that_development_prefers(started):
     this, tokens = started(recipe="share")
-    t = evidence.trial(this, tokens, losses := evidence.losses(this, tokens))
+    t = evidence.trial(this, tokens)
     dev = evidence.development(this, t)
     effects, one = evidence.recipe(this, t, dev)
     assert one == "share0.2" and [e.role for e in effects] == ["claim", "part", "part", "part"]
-    apart_N = losses["share0.2"] - losses["50m-hard-merged"]
+    apart_N = t.losses["share0.2"] - t.losses["50m-hard-merged"]
     assert effects[0].value == pytest.approx(apart_N.mean(), abs=1e-7)
     assert effects[0].what == "recipe − adapter on hard"
     assert effects[1].value == pytest.approx(apart_N[t.hard_N].mean(), abs=1e-7)
