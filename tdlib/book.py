@@ -1051,7 +1051,8 @@ def _flop(this: Run, arm: verdict.Arm, points: dict, found: dict, tokens: data.T
     by, asked = arm.name.removesuffix("75m") + "150m" if middle else "", 0.0
     if p.get("ce_weight", 1) < 1:  # 00 has no such parameter
         teacher = _shape(this, by or p["teacher"], points)
-        seen = min(arm.tokens, len(tokens.train.ids)) if p.get("cached_draws") else arm.tokens
+        read = p.get("distinct_tokens") or len(tokens.train.ids)
+        seen = min(arm.tokens, read) if p.get("cached_draws") else arm.tokens
         asked = seen * cost.forward_flop(teacher, context)
     before = found.get(by or arm.base)
     rest = _flop(this, before, points, found, tokens) if before else (0.0, 0.0)

@@ -50,14 +50,14 @@ class Effect:
         return signs.pop() * self.claimed if len(signs) == 1 else 0
 
     def words(self) -> str:
-        said = f"{self.what}: {tables.with_interval(self.value, self.low, self.high)}"
+        said = tables.with_interval(self.value, self.low, self.high)
         if found := self.over_seeds:
             said += f", over {len(self.seeds)} seeds {found[0]:+.3f} ± {found[1]:.3f}"
         else:
             said += ", one seed"
         if self.plan:
             said += f" (the plan: {self.plan[0]:+.1f} to {self.plan[1]:+.1f})"
-        return said.replace("-0.", "−0.")
+        return f"{self.what}: {said.replace('-', '−')}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def _single(mains: Iterable[Effect]) -> str:
 
 
 def _overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return one[0] <= other[1] and other[0] <= one[1]
+    """Whether two spans may meet: an end that is not known (NaN, one document) leaves out none."""
+    return not (one[0] > other[1] or other[0] > one[1])
 
 
 def table(found: Sequence[Claim]) -> pd.DataFrame:

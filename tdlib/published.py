@@ -83,6 +83,9 @@ def readme(check: bool = False) -> bool:
     same = []
     for path, table in pages.items():
         text = path.read_text("utf-8")
+        if [text.count(mark) for mark in (BEGIN, END)] != [1, 1]:
+            raise ValueError(f"{path} must hold {BEGIN} and {END} once each: put them there, the "
+                             "table goes between")  # fmt: skip
         before, rest = text.split(BEGIN)
         wanted = f"{before}{BEGIN}\n\n{table(EVIDENCE)}\n\n{END}{rest.split(END)[1]}"
         same.append(wanted == text)
@@ -114,9 +117,11 @@ def compare(out: Path, published: Path = EVIDENCE) -> list[str]:
 
 
 def _widest(row: pd.Series) -> tuple[float, float]:
+    """Both intervals and the value; of one document, or one seed, one of them is not known."""
     mean, half = row["mean of seeds"], row["half-width over seeds"]
-    ends = [row["low"], row["high"]] + ([] if math.isnan(half) else [mean - half, mean + half])
-    return min(ends), max(ends)
+    ends = [row["value"], row["low"], row["high"], mean - half, mean + half]
+    known = [end for end in ends if not math.isnan(end)]
+    return min(known), max(known)
 
 
 def main(arguments: list[str]) -> int:
@@ -128,7 +133,7 @@ def main(arguments: list[str]) -> int:
                       if "--check" in flags else "README: tables written")  # fmt: skip
                 return 0 if same or "--check" not in flags else 1
             case "compare", out:
-                said = compare(ROOT / out)
+                said = compare(ROOT / out, EVIDENCE)
                 print("\n".join(said) or f"{out} agrees with {EVIDENCE.relative_to(ROOT)}")
                 return 1 if said else 0
     except (OSError, ValueError) as error:

@@ -247,6 +247,7 @@ class Run:
         path = self.out / "tables" / f"{self.run}-{name}"
         write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
         shown = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
+        shown = shown.replace("nan", "–")  # what is not known; in the CSV it is empty
         plain = shown.to_markdown(index=False, disable_numparse=True)
         write(path.with_name(f"{path.name}.md"), plain)
         display(HTML(shown.to_html(index=False, border=0)))

@@ -164,7 +164,8 @@ def _tells(page: Path, finding: str) -> bool:
     """Whether what a page shows, not just its head, is the run that a record is of."""
     shown = page.read_text("utf-8").partition("<main>")[2]
     shown = html.unescape(re.sub("<[^>]*>", "", shown))
-    return " ".join(finding.replace("*", "").split()) in " ".join(shown.split())
+    said = re.sub("[*`]", "", finding)  # as Markdown shows it
+    return " ".join(said.split()) in " ".join(shown.split())
 
 
 def _public(record: dict) -> dict:

@@ -120,10 +120,15 @@ def counts(rows: int, p: dict, context: int) -> tuple[int, int]:
     return windows, math.ceil(windows / max(1, p["batch_tokens"] // context))
 
 
+def distinct(p: dict, context: int) -> int:
+    """Windows that a training reads again and again, 0 where that is all."""
+    return max(1, p["distinct_tokens"] // context) if p.get("distinct_tokens") else 0
+
+
 def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) -> Work:
     """What a run with these parameters does. `made`: what is there before it, by name → shape and
     temperature; an adapter has its base's shape and no temperature."""
-    loaded, disk, forwards = 0, 0, []
+    loaded, disk, forwards, read = 0, 0, [], size.train
 
     def of(shape: str) -> LlamaConfig:
         return LlamaConfig(size.vocab_size, **SHAPES[shape], context=size.context)
@@ -141,8 +146,8 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) ->
         case "01_distill":
             new = {p["student"]: of(p["shape"])}
             fold = int(p["left_out"].split("/")[1]) if p.get("left_out") else 0
-            read = size.train - size.train // fold if fold else size.train
-            read = min(read, p.get("distinct_tokens", 0) // size.context or read)
+            read -= size.train // fold if fold else 0
+            read = min(read, distinct(p, size.context) or read)
             trainings = [trained(p["student"], of(p["shape"]), teacher, read)]
             loaded = teacher.parameters if trainings[0].teacher is None else 0
         case "02_hard_set":
@@ -185,7 +190,7 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) ->
     forwards += [(t.student, 9 * min(64, size.val)) for t in trainings]  # while it trains
     states = [cost.state_bytes(t.student, t.rank) for t in trainings]
     disk += sum(4 * shape.parameters for shape in new.values())
-    rows = size.hard if notebook_of(p["run"]) == "03_lora" else size.train
+    rows = size.hard if notebook_of(p["run"]) == "03_lora" else read
     disk += sum(s // 3 * epochs_kept(t, rows) for s, t in zip(states, trainings, strict=True))
     return Work(p["run"], size.context, tuple(trainings), tuple(forwards), teacher, new, loaded,
                 disk, 2 * max(states, default=0))  # fmt: skip
@@ -241,10 +246,11 @@ def cached_shares(found: list[Work], train: int) -> dict[str, float]:
     is asked online. "scores": 0 where a whole epoch has left the teacher's losses for 02."""
     filled, shares = set(), {"scores": 1.0}
     for t in (t for one in found for t in one.trainings if t.teacher == found[0].teacher):
-        whole, p = t.windows >= train, t.parameters
+        few, p = distinct(t.parameters, t.student.context), t.parameters
+        whole = t.windows >= train and not few
         met = (t.temperature,) if whole else (t.temperature, p["seed"], p.get("windows"))
         known = {met, (t.temperature,)} & filled
-        shares[t.name] = 0.0 if known else min(1.0, train / t.windows)
+        shares[t.name] = 0.0 if known else min(1.0, min(train, few or train) / t.windows)
         shares["scores"] *= not whole
         filled.add(met)
     return shares

@@ -25,9 +25,10 @@ def name(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
-def test_the_book_has_its_seven_notebooks():
+def test_the_book_has_its_eight_notebooks():
     wanted = ["00_teacher", "01_distill", "02_hard_set", "03_lora", "04_merge_eval"]
-    assert [path.stem for path in NOTEBOOKS] == [*wanted, "05_progressive", "06_inference"]
+    wanted += ["05_progressive", "06_inference", "07_evidence"]
+    assert [path.stem for path in NOTEBOOKS] == wanted
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -69,8 +70,8 @@ def test_a_profile_makes_one_book_in_which_every_input_has_a_maker(profile):
     runs = {one.run: one for one in graph.book(profile, paths=False)}
     made = {path for one in runs.values() for path in one.writes}
     assert all(set(one.reads) <= made for one in runs.values())
-    # the core set of small takes an hour; 05 and 06 would take another
-    left = {"05_progressive", "06_inference"} if profile == "small" else set()
+    # the evidence is that of small; smoke tries it
+    left = set() if profile in ("small", "smoke") else {"07_evidence"}
     assert {one.notebook for one in runs.values()} == {path.stem for path in NOTEBOOKS} - left
 
 

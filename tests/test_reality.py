@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tdlib import book, choice, data, features, hashes, parameters, reality, runs, train
+from tdlib import book, choice, data, features, hashes, parameters, reality, runs, train, workload
+from tdlib.data import Windows
 from tdlib.model import LlamaConfig
 from tests.test_features import T, folder_of
 
@@ -195,6 +196,48 @@ def test_a_training_never_reads_the_fold_it_leaves_out(tokens, tokenizer, tmp_pa
         weights.append(torch.cat([w.flatten() for w in net.parameters()]))
         this.detach()
     assert torch.equal(*weights) == same
+
+
+@pytest.mark.parametrize(("distinct", "left_out"), [(20 * T + 5, ""), (20 * T, "1/4"), (3, "")])
+def test_distinct_tokens_are_the_first_of_a_shorter_training_again_in_every_epoch(
+    tokens, tokenizer, tmp_path, monkeypatch, distinct, left_out
+):
+    (tokens.folder / tokenizer.name).write_bytes(tokenizer.path.read_bytes())
+    (tmp_path / "models/teacher").mkdir(parents=True)
+    (tmp_path / "tokens").symlink_to(tokens.folder)
+    config, batch = (
+        LlamaConfig(700, context=T, layers=1, heads=2, dim=32, mlp_dim=48),
+        Windows.batch,
+    )
+
+    def read(name: str, **more) -> tuple[list[int], workload.Training]:
+        given = {"run": f"01_distill-{name}", "profile": "smoke", "out": str(tmp_path),
+                 "student": name, "ce_weight": 1.0, "batch_tokens": 7 * T, "left_out": left_out,
+                 "device": "cpu", "seed": 5} | more  # fmt: skip
+        this, opened = runs.start("01_distill", given), data.open_tokens(tokens.folder)
+        rows = []
+
+        def seen(of: Windows, rows_B, *device):
+            rows.extend(map(int, rows_B if of is opened.train else ()))
+            return batch(of, rows_B, *device)
+
+        monkeypatch.setattr(Windows, "batch", seen)
+        book.student(this, name, config, opened, train.recipe(this.parameters), None)
+        this.detach()
+        size = workload.Size(700, T, len(opened.train), len(opened.val), 1, "")
+        return rows, workload.of_run(this.parameters, size, config, {}).trainings[0]
+
+    once, _ = read("once", token_limit=distinct, epochs=1.0)
+    rows, planned = read("again", distinct_tokens=distinct, token_limit=0, epochs=3.0)
+    n = max(1, distinct // T)
+    assert len(once) == len(set(once)) == n < len(tokens.train)
+    assert planned.windows == len(rows) == 3 * n and planned.steps == -(-3 * n // 7)
+    epochs = [rows[e * n : (e + 1) * n] for e in range(3)]
+    assert all(sorted(each) == sorted(once) for each in epochs)
+    assert n == 1 or len({tuple(each) for each in epochs}) == 3
+    # a limit ends it where it says, whatever is distinct
+    rows, planned = read("limited", distinct_tokens=distinct, token_limit=2 * T, epochs=3.0)
+    assert planned.windows == len(rows) == 2 and set(rows) <= set(once)
 
 
 def test_what_names_no_fold_is_refused():

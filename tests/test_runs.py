@@ -419,6 +419,18 @@ def test_04_merges_every_adapter_and_compares_every_model():
     assert found["03_lora-hard"].needs == ("00_teacher", "01_distill-50m", "02_hard_set")
 
 
+def test_07_comes_last_and_reads_every_model_merged_ones_too():
+    found = {one.run: one for one in graph.book("small", paths=False)}
+    last = found.pop("07_evidence")
+    assert set(last.needs) == found.keys() and last.writes == ()
+    assert not any("07_evidence" in one.needs for one in found.values())
+    made = {path for one in found.values() for path in one.writes}
+    assert {p for p in made if p.startswith(("models/", "adapters/"))} | {"tokens"} == set(
+        last.reads
+    )
+    assert "models/50m-hard-merged" in last.reads
+
+
 @pytest.mark.parametrize(
     "run, given, says",
     [

@@ -45,9 +45,8 @@ def folder(out, tmp_path, monkeypatch) -> Path:
         for path in copied.glob(kind):
             path.write_text(path.read_text("utf-8").replace("|", f"|{MARK}"), "utf-8")
     for path in copied.glob("*.html"):
-        path.write_text(
-            path.read_text("utf-8").replace("\n</main>", f"<p>{MARK}: {copied}/models</p>\n</main>")
-        )
+        said = f"{copied}/models" if path.stem in share.TEXTLESS else f"{MARK}: {copied}/models"
+        path.write_text(path.read_text("utf-8").replace("\n</main>", f"<p>{said}</p>\n</main>"))
     (copied / "morning.md").write_text(f"failed: no column text in line 3: {MARK}")
     return copied
 
@@ -128,7 +127,12 @@ def test_no_word_that_others_gave_is_in_any_published_byte(folder, name, capsys)
         assert MARK not in said, path
         assert {*TELUGU.findall(said)} <= {*FREQUENT_ENDINGS}, path  # లో కు ను లు, by the plan
         assert "/home/owner" not in said and str(folder) not in said, path
-    assert [path for path in found if path.endswith(".html")] == ["index.html"]
+    # 07 shows numbers alone: it is published whole
+    assert [path for path in found if path.endswith(".html")] == ["07_evidence.html", "index.html"]
+    for kind in ("tables", "figures"):
+        whole = {f"{kind}/{path.name}" for path in (folder / kind).glob("07_evidence-*")}
+        assert whole and whole <= found.keys()
+    assert "the confirmation text" in found["07_evidence.html"]
     nothing_heavy(place)
     assert (
         json.loads(found["manifest.json"].split("\n}\n")[0] + "\n}")["text"] == "given, not shown"
@@ -146,7 +150,8 @@ def test_of_its_own_text_the_book_publishes_pages_with_links_that_work(folder):
         assert str(folder) not in path.read_text("utf-8")
         assert "mail --key" not in path.read_text("utf-8")
         if path.name != "index.html":  # its body is whole, and names no place on this machine
-            assert f"{MARK}: run-folder/models" in path.read_text("utf-8")
+            said = "" if path.stem in share.TEXTLESS else f"{MARK}: "
+            assert f"<p>{said}run-folder/models</p>" in path.read_text("utf-8")
     assert MARK in (place / "morning.md").read_text()
     nothing_heavy(place)
 
@@ -217,6 +222,38 @@ def test_what_cannot_be_published_is_one_line_and_leaves_what_was_there(folder, 
     with pytest.raises(ParameterError, match="holds no run that is done: make book"):
         share.publish(folder)
     assert {path: path.read_bytes() for path in share._files(place)} == before
+
+
+def test_records_of_sweeps_points_are_published_without_paths_words_or_links(folder, out):
+    given(folder, text="/home/owner/private/diary.txt")
+    shutil.copytree(out / "sweeps", folder / "sweeps", symlinks=True)
+    held = sorted(path for path in folder.glob("sweeps/*/*/results/*.json"))
+    own = [path for path in held if not path.is_symlink()]
+    assert len(own) == 2 < len(held)  # the others are the folder's own, borrowed
+    for path in own:
+        record = marked(json.loads(path.read_text("utf-8")))
+        record["parameters"] |= {"after_run": f"mail --key {MARK}", "out": str(path.parents[1])}
+        path.write_text(json.dumps(record, ensure_ascii=False), "utf-8")
+        assert MARK in json.dumps(record["remembered"])
+    place = share.publish(folder)
+    found = sorted((place / "results/sweeps").rglob("*"))
+    points = {f"share/{path.parents[1].name}/{path.name}": path for path in own}
+    assert {str(p.relative_to(place / "results/sweeps")) for p in found if p.is_file()} == set(
+        points
+    )
+    assert not any(path.is_symlink() for path in place.rglob("*"))
+    for name, path in points.items():
+        said = (place / "results/sweeps" / name).read_text("utf-8")
+        assert MARK not in said and not TELUGU.search(said)
+        assert str(folder) not in said and "/home/owner" not in said
+        public, record = json.loads(said), json.loads(path.read_text("utf-8"))
+        for kept in ("models", "finding", "seed", "commit", "notebook"):
+            assert public[kept] == record[kept]
+        assert public["parameters"]["rank"] == record["parameters"]["rank"] == 4
+        assert public["parameters"]["out"] == "given"
+    (own[0].parents[1] / "hashes" / own[0].name).unlink()  # it is no longer done
+    place = share.publish(folder)
+    assert [path.name for path in place.rglob("results/sweeps/*/*/*.json")] == [own[1].name]
 
 
 # --- for mail

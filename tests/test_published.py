@@ -1,0 +1,158 @@
+"""README says what is published, from its numbers alone; and a second run is held against it."""
+
+from pathlib import Path
+
+import pytest
+
+from tdlib import published
+
+CLAIMS = """key,claim,verdict,because,against
+distilled,"It beats scratch, by 0.3–0.5",holds in part,the size is not the plan's,scratch
+sizes,Larger is better,fails,clear in the other direction,nothing
+rank,Rank 16 suffices,not decidable here,an eighth,"rank, scale"
+"""
+EFFECTS = """claim,effect,role,value,low,high,seeds,\
+mean of seeds,half-width over seeds,plan from,plan to
+distilled,base − fresh,control,0.15,0.125,0.175,1,,,,
+distilled,base − scratch,claim,-0.25,-0.275,-0.225,3,-0.2625,0.05,-0.5,-0.3
+sizes,120m − 80m,claim,0.0625,0.03125,0.09375,1,,,,
+recipe,recipe − adapter,claim,-1.5,-1.75,-1.25,2,-1.5625,0.25,,
+"""
+CHOICES = """model,init,ce_weight,temperature,learning_rate,development,against the best
+best,teacher,0.1,2.0,0.002,5.1,best
+t4,teacher,0.1,4.0,0.002,5.2,"+0.100 [+0.090, +0.110]"
+random,random,0.1,2.0,0.002,5.4,"+0.300 [+0.290, +0.310]"
+text,teacher,1.0,–,0.002,5.3,"+0.200 [+0.190, +0.210]"
+far,random,0.5,2.0,0.001,5.9,"+0.800 [+0.790, +0.810]"
+"""
+PAGES = ("README.md", "params/b200/recommended/README.md")
+
+
+def tables(folder: Path, **changed: str) -> Path:
+    (folder / "tables").mkdir(parents=True)
+    for name, text in (
+        {"claims": CLAIMS, "effects": EFFECTS, "choices": CHOICES} | changed
+    ).items():
+        (folder / f"tables/07_evidence-{name}.csv").write_text(text, "utf-8")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tables(tmp_path / "outputs/published/evidence")
+
+
+@pytest.fixture
+def repository(folder, tmp_path, monkeypatch) -> Path:
+    """Pages with words before and after an old table."""
+    monkeypatch.setattr(published, "ROOT", tmp_path)
+    monkeypatch.setattr(published, "EVIDENCE", folder)
+    for page in PAGES:
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / page).write_text(
+            f"# Name\n\nbefore\n\n{published.BEGIN}\n\n| old |\n\n{published.END}\n\nafter\n",
+            "utf-8",
+        )
+    return tmp_path
+
+
+def test_the_headline_has_a_row_a_claim_with_the_effect_that_it_rests_on(folder):
+    assert published.headline(folder).splitlines() == [
+        "| claim of the plan | verdict | measured | the plan |",
+        "|---|---|---|---|",
+        "| It beats scratch, by 0.3–0.5 | holds in part | base − scratch: −0.250 [−0.275, −0.225]; "
+        "3 seeds −0.263 ± 0.050 | −0.5 to −0.3 |",
+        "| Larger is better | fails | 120m − 80m: +0.062 [+0.031, +0.094]; one seed | – |",
+        "| Rank 16 suffices | not decidable here | – | – |",
+    ]
+
+
+def test_each_value_of_the_recipe_rests_on_students_that_differ_in_it_alone(folder):
+    lines = published.recommended(folder).splitlines()
+    assert lines[2:6] == [
+        "| init | teacher | random: +0.300 [+0.290, +0.310] |",
+        "| ce_weight | 0.1 | 1.0: +0.200 [+0.190, +0.210] |",  # whatever its temperature
+        "| temperature | 2.0 | 4.0: +0.100 [+0.090, +0.110] |",
+        "| learning_rate | 0.002 | not tried alone |",
+    ]
+    assert lines[-1] == "| recipe − adapter | −1.500 [−1.750, −1.250] | 2 seeds −1.562 ± 0.250 |"
+
+
+def test_only_what_lies_between_the_marks_is_written_and_a_second_time_nothing(repository, capsys):
+    paths = [repository / page for page in PAGES]
+    before = [path.read_bytes() for path in paths]
+    assert not published.readme(check=True)
+    assert [path.read_bytes() for path in paths] == before
+    assert published.main(["readme", "--check"]) == 1
+    assert not published.readme()
+    for path, table in zip(paths, (published.headline, published.recommended), strict=True):
+        assert path.read_text("utf-8") == (
+            f"# Name\n\nbefore\n\n{published.BEGIN}\n\n{table(published.EVIDENCE)}\n\n"
+            f"{published.END}\n\nafter\n"
+        )
+    written = [path.stat().st_mtime_ns for path in paths]
+    assert published.readme() and published.readme(check=True)
+    assert [path.stat().st_mtime_ns for path in paths] == written
+    assert published.main(["readme", "--check"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "README has what is published"
+
+
+def test_what_is_not_there_is_one_line_with_its_remedy(repository, capsys):
+    (repository / "README.md").write_text("# Name\n")
+    assert published.main(["readme"]) == 1
+    said = capsys.readouterr().out
+    assert "README.md" in said and published.BEGIN in said and "Traceback" not in said
+    (published.EVIDENCE / "tables/07_evidence-claims.csv").unlink()
+    assert published.main(["compare", "outputs/published/evidence"]) == 1
+    assert "is not there: `make evidence`, then `make publish`" in capsys.readouterr().out
+
+
+# --- a second run
+
+
+def test_a_folder_agrees_with_itself_and_with_other_numbers_within_the_intervals(folder, tmp_path):
+    assert published.compare(folder, folder) == []
+    near = EFFECTS.replace("-0.25,-0.275", "-0.27,-0.275").replace(",0.0625,0.03", ",0.09,0.03")
+    assert published.compare(tables(tmp_path / "new", effects=near), folder) == []
+    # one value in the other's interval is enough
+    wide = EFFECTS.replace("0.0625,0.03125,0.09375,1", "0.5,0.0,1.0,1")
+    assert published.compare(tables(tmp_path / "wide", effects=wide), folder) == []
+    # and so is one within that over seeds: −0.2625 ± 0.05
+    seeds = EFFECTS.replace("-0.25,-0.275,-0.225,3,-0.2625,0.05", "-0.3,-0.305,-0.295,1,,")
+    assert published.compare(tables(tmp_path / "seeds", effects=seeds), folder) == []
+
+
+def test_of_one_document_nothing_is_known_and_a_folder_still_agrees_with_itself(tmp_path):
+    unknown = EFFECTS.replace("0.0625,0.03125,0.09375", "0.0625,,")
+    folder = tables(tmp_path / "one", effects=unknown)
+    assert published.compare(folder, folder) == []
+
+
+def test_what_does_not_agree_is_named_with_both_numbers(folder, tmp_path):
+    rows = EFFECTS.splitlines(keepends=True)
+    other = "".join(rows[:3]) + rows[3].replace("0.0625,0.03125,0.09375", "-0.5,-0.6,-0.4")
+    verdicts = CLAIMS.replace("holds in part", "holds")
+    said = published.compare(tables(tmp_path / "new", effects=other, claims=verdicts), folder)
+    assert said == [
+        "120m − 80m (sizes) is -0.5000 here, published +0.0625 [+0.0312, +0.0938]",
+        "recipe − adapter (recipe) is published and not here",
+        "distilled: holds here, holds in part published",
+    ]
+
+
+def test_the_exit_code_tells_a_script_whether_a_run_agrees(repository, capsys):
+    assert published.main(["compare", "outputs/published/evidence"]) == 0
+    assert "agrees with outputs/published/evidence" in capsys.readouterr().out
+    tables(repository / "outputs/small", claims=CLAIMS.replace("fails", "holds"))
+    assert published.main(["compare", "outputs/small"]) == 1
+    assert capsys.readouterr().out == "sizes: holds here, fails published\n"
+    assert published.main(["what"]) == 2
+
+
+# --- what is committed
+
+
+def test_readme_says_what_is_published():
+    """Of this repository itself: `make publish OUT=outputs/small NAME=evidence`, then
+    `python -m tdlib.published readme`."""
+    assert published.readme(check=True)
