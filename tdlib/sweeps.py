@@ -285,6 +285,8 @@ def results(out: Path, wanted: str) -> dict[str, Path]:
     point has several runs, of each."""
     found = {}
     for name in wanted.split():
+        if not (folder(parent(out) or out, name) / POINTS).is_file() and _known_sweep(name):
+            continue  # not run yet: it has no point that is done
         known = listed(out, name)
         for point, run in ((p, run) for p in known["points"] for run in runs_of(known, p)):
             place = folder(parent(out) or out, name) / point
@@ -293,6 +295,10 @@ def results(out: Path, wanted: str) -> dict[str, Path]:
                 key = f"sweeps/{name}/{point}"
                 found[key if known["notebook"] else f"{key}/{run}"] = path
     return found
+
+
+def _known_sweep(name: str) -> bool:
+    return any((parameters.ROOT / "params").glob(f"*/sweeps/{name}.yaml"))
 
 
 def runs_of(known: dict, point: str) -> list[str]:
