@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tdlib import data, evaluate, export, generate, gguf_check, llama_cpp, speed
+from tdlib import data, evaluate, export, generate, gguf_check, llama_cpp, release, speed
 from tdlib.decoder import Decoder
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tdlib.shapes import of_plan
+from tdlib.tokenizer import Tokenizer
 
 RAW, KV, INT8, COMPILED = "raw", "KV", "KV + INT8", "KV + INT8 + compile"
 PHASES = {
@@ -87,16 +88,20 @@ def every_thread() -> list[int]:
 
 
 def of_shape(
-    name: str, vocab_size: int, prompt: int, tokens: int, repeats: int, compiled: bool
-) -> dict:
+    name: str, vocab_size: int, prompt: int, tokens: int, repeats: int, compiled: bool,
+    tokenizer: Tokenizer,
+) -> dict:  # fmt: skip
     """Speeds and file sizes of one of SHAPES with random weights: what is timed is real, what is
-    written means nothing. One thread."""
+    written means nothing. One thread. The pieces are the tokenizer's, and short names for what the
+    vocabulary has beyond them: the words of as many real ones take up to a megabyte more."""
     torch.manual_seed(0)
     model = Llama(LlamaConfig(vocab_size, context=2048, **SHAPES[name])).eval()
     ids = np.random.default_rng(0).integers(4, vocab_size, prompt).tolist()
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it takes ids alone
-        model.save(Path(place, name))
+        Path(place, "words").mkdir()
+        words = release.tokenizer_files(tokenizer, Path(place, "words"), model.config.context)
+        model.save(Path(place, name), words)
         files = {q: Path(place, f"{q}.gguf") for q in export.QUANTIZATIONS}
         for quantization, path in files.items():
             export.to_gguf(Path(place, name), path, quantization)
