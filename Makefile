@@ -33,7 +33,7 @@ sweep: .venv/made ## run one notebook at every point of params/PROFILE/sweeps/NA
 	@exec .venv/bin/python -m tdlib.graph sweep NAME='$(NAME)' $(TOLD)
 
 # every model, then every sweep, then the verdicts; a failed run costs only what needs it
-SWEEPS = $(basename $(notdir $(wildcard params/small/sweeps/*.yaml)))
+SWEEPS = $(shell sed -n 's/^sweeps: //p' params/small/07_evidence.yaml)
 GRAPH = .venv/bin/python -m tdlib.graph
 SMALL = PROFILE=small OUT='$(OUT)' TEXT='$(TEXT)'
 evidence: .venv/made ## all that the plan's verdicts rest on: three hours, resumed; then held against what is published
