@@ -61,6 +61,13 @@ def test_the_points_are_all_combinations_and_single_ones_with_each_seed(book):
     assert points["learning_rate0.002-seed1"] == {"learning_rate": 2e-3, "seed": 1}
 
 
+def test_a_sweep_that_was_not_run_yet_has_no_points_and_one_that_nobody_wrote_is_refused(book):
+    sweep(book)
+    assert sweeps.results(book / "outputs/tiny", "rates") == {}
+    with pytest.raises(FileNotFoundError, match="make sweep NAME=raets"):
+        sweeps.results(book / "outputs/tiny", "rates raets")
+
+
 def test_one_more_value_adds_points_and_renames_none(book):
     sweep(book)
     before = sweeps.read("tiny", "rates").points
