@@ -85,7 +85,7 @@ def judge(effects: Sequence[Effect], every: bool = True) -> tuple[str, str]:
         small = [e for e in mains if e.plan and not _overlap(e.span, e.plan)]
         if len(small) == len(mains):
             return FAILS, "not clear, and the plan's smallest size lies outside the intervals"
-        return UNDECIDED, "no interval leaves out 0" if not wrong else f"against it: {wrong}"
+        return UNDECIDED, "no effect is clear over documents and seeds"
     odd = [f"{w} is not clear" for w in (e.what for e in mains if e.clear == 0)]
     odd += [f"{w} goes the other way" for w in wrong]
     odd += [f"the size of {e.what} is not the plan's" for e in mains

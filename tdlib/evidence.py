@@ -613,7 +613,6 @@ def show(this: Run, claim: Claim) -> None:
 
 def in_short(found: Sequence[Claim], better: str) -> str:
     """The page in one sentence."""
-    words = {HOLDS: "hold", PART: "hold in part", FAILS: "fail", UNDECIDED: UNDECIDED}
-    counts = {v: sum(c.verdict == v for c in found) for v in words}
-    said = ", ".join(f"{n} {words[v]}" for v, n in counts.items() if n)
-    return f"Of {len(found)} claims, {said}. {better.partition(' Costs:')[0]}"
+    counts = {v: sum(c.verdict == v for c in found) for v in (HOLDS, PART, FAILS, UNDECIDED)}
+    said = ", ".join(f"{n} × {v}" for v, n in counts.items() if n)
+    return f"{len(found)} claims: {said}. {better.partition(' Costs:')[0]}"
