@@ -88,8 +88,12 @@ def judge(effects: Sequence[Effect], every: bool = True) -> tuple[str, str]:
         return UNDECIDED, "no effect is clear over documents and seeds"
     odd = [f"{w} is not clear" for w in (e.what for e in mains if e.clear == 0)]
     odd += [f"{w} goes the other way" for w in wrong]
-    odd += [f"the size of {e.what} is not the plan's" for e in mains
-            if e.clear == 1 and e.plan and not _overlap(e.span, e.plan)]  # fmt: skip
+    odd += [
+        f"{e.what} is {'smaller' if min(map(abs, e.span)) < min(map(abs, e.plan)) else 'larger'} "
+        "than the plan says"
+        for e in mains
+        if e.clear == 1 and e.plan and not _overlap(e.span, e.plan)
+    ]
     odd += [f"no better than a control: {e.what}" for e in effects
             if e.role == "control" and e.clear != 1]  # fmt: skip
     odd += ["one seed"] if _single(mains) else []

@@ -160,8 +160,15 @@ def effect(
 def _short(arm: Arm) -> str:
     """An arm as a reader would say it: a point of a sweep by what varies."""
     if arm.base:
-        return f"{'adapter' if arm.adapter else 'weights'} on {arm.windows}"
-    return arm.name
+        rate = "" if arm.own else f" (rate {arm.p['learning_rate']:g})"
+        return f"{'adapter' if arm.adapter else 'weights'} on {arm.windows}{rate}"
+    point = arm.name.rpartition("/")[2]
+    return point if arm.own else re.sub(r"([a-z_]{4,})([\d.]+)-?", r"\1 \2 ", point).strip()
+
+
+def own_adapter(t: Trial) -> str | None:
+    """The folder's own adapter on the hard set, which further seeds repeat."""
+    return first(t, lambda a: a.base == t.base and a.adapter and a.windows == "hard")
 
 
 def first(t: Trial, wanted) -> str | None:
@@ -327,25 +334,28 @@ def progressive(t: Judged, of: dict, told: dict) -> tuple:
 
 
 def adapter(t: Judged, of: dict, dev: Mapping[str, float], told: dict) -> tuple:
-    """The adapter on the hard set at its best rate, against its base; every other arm at its own
-    best rate is a control."""
-    hard = tuned(t, dev, True, "hard")
-    effects = effect(t, hard, t.base, plan=told["plan"])
-    arms_ = [
-        tuned(t, dev, a, w) for a in (True, False) for w in verdict.SETS if (a, w) != (True, "hard")
-    ]
+    """The folder's own adapter on the hard set against its base; and at the best rate that was
+    tried against every other arm at its own best rate, the controls."""
+    own, best = own_adapter(t), tuned(t, dev, True, "hard")
+    effects = effect(t, own, t.base, plan=told["plan"])
+    if own != best:
+        effects += effect(t, best, t.base, "part")
+    others = [(a, w) for a in (True, False) for w in verdict.SETS if (a, w) != (True, "hard")]
+    arms_ = [tuned(t, dev, *each) for each in others]
     for other in [*arms_, of["stretched"], of["55m"]]:
-        effects += effect(t, hard, other, "control")
+        effects += effect(t, best, other, "control")
     for part in ("hard", "easy"):
-        effects += effect(t, hard, t.base, "part", part)
-        effects += effect(t, hard, arms_[0], "part", part)
+        effects += effect(t, own, t.base, "part", part)
+        effects += effect(t, best, arms_[0], "part", part)
     notes = []
-    if hard and of["120m"] in t.losses:
-        one, other = (t.arms[name] for name in (hard, of["120m"]))
-        notes.append(verdict.gap_in_words(t, verdict.Comparison("", one, other, {}, (), [])))
-    rates = [f"{_short(t.arms[n])} {t.arms[n].p['learning_rate']:g}" for n in [hard, *arms_] if n]
-    notes.append(f"Learning rates that development chose: {', '.join(rates)}.")
-    return effects, True, tuple(notes if hard else [])
+    if best and of["120m"] in t.losses:
+        pair = (t.arms[name] for name in (best, of["120m"]))
+        notes.append(verdict.gap_in_words(t, verdict.Comparison("", *pair, {}, (), [])))
+    chosen = [f"{_short(t.arms[n])}, rate {t.arms[n].p['learning_rate']:g}"
+              for n in [best, *arms_] if n and t.arms[n].own]  # fmt: skip
+    chosen += [_short(t.arms[n]) for n in [best, *arms_] if n and not t.arms[n].own]
+    notes.append(f"What development chose of each arm: {'; '.join(chosen)}.")
+    return effects, True, tuple(notes if best else [])
 
 
 def hard_text(this: Run, tokens: data.Tokens, t: Judged) -> tuple:
@@ -510,15 +520,18 @@ def speeds(shape: str, timed: dict) -> list[tuple[str, bool]]:
 
 
 def recipe(this: Run, t: Judged, dev: Mapping[str, float]) -> tuple[list[Effect], str | None]:
-    """The recipe of the sweep `recipe` against the plan's own route at its best rate, and the name
-    of the first seed's; nothing where either was not run."""
+    """The recipe of the sweep `recipe` against the plan's own route, with the folder's own adapter
+    and with that of the best rate, and the name of the first seed's; nothing where it was not run.
+    """
     of = [n for n, point in book.swept(this).items() if point.sweep == this.parameters["recipe"]]
     last = [n for n in of if not any(t.arms[m].base == n for m in of)]
     one = min(last, key=lambda n: t.arms[n].seeds, default=None)
-    hard = tuned(t, dev, True, "hard")
-    effects = effect(t, one, hard)
+    own, best = own_adapter(t), tuned(t, dev, True, "hard")
+    effects = effect(t, one, own)
+    if own != best:
+        effects += effect(t, one, best, "part")
     for part in ("hard", "easy"):
-        effects += effect(t, one, hard, "part", part)
+        effects += effect(t, one, own, "part", part)
     effects += effect(t, one, t.base, "part")
     return [replace(e, what=f"recipe − {e.what.split(' − ')[1]}") for e in effects], one
 

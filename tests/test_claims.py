@@ -93,8 +93,8 @@ def test_a_claim_holds_where_all_of_it_is_clear_of_the_plans_size_and_beats_its_
     [
         ([of(-0.45, -0.35, plan=PLAN)], "one seed"),
         ([of(-0.45, -0.35, (-0.4,), plan=PLAN)], "one seed"),
-        ([of(-0.2, -0.1, (-0.15, -0.16, -0.14), plan=PLAN)], "size of a − b is not the plan's"),
-        ([of(-0.9, -0.8, (-0.85, -0.86, -0.84), plan=PLAN)], "size of a − b is not the plan's"),
+        ([of(-0.2, -0.1, (-0.15, -0.16, -0.14), plan=PLAN)], "a − b is smaller than the plan"),
+        ([of(-0.9, -0.8, (-0.85, -0.86, -0.84), plan=PLAN)], "a − b is larger than the plan"),
         ([GOOD, replace(CONTROL, low=-0.2, high=0.1)], "no better than a control: a − control"),
         ([GOOD, of(0.1, 0.2, (0.15, 0.16), role="control")], "no better than a control"),
         ([GOOD, replace(GOOD, what="c − d", low=-0.4, high=0.1)], "c − d is not clear"),

@@ -161,10 +161,15 @@ def test_every_arm_is_tuned_before_the_claim_on_the_adapter_is_judged():
     told = {"plan": [-0.5, -0.1]}
     effects, every, notes = evidence.adapter(t, evidence.students(t), dev, told)
     found = {(e.role, e.what): e.value for e in effects}
-    assert every and found["claim", "adapter on hard − 50m"] == pytest.approx((5.9 - 6) * 4 / 3)
-    assert found["control", "adapter on hard − adapter on random"] == pytest.approx(1.7 * 4 / 3)
-    assert found["control", "adapter on hard − weights on all"] == pytest.approx(1.4 * 4 / 3)
-    assert "adapter on hard 0.002" in notes[-1]
+    assert every and found["claim", "adapter on hard − 50m"] == pytest.approx((3 - 6) * 4 / 3)
+    best = "adapter on hard (rate 0.002)"  # a point of a sweep; against the others, the controls
+    assert found["part", f"{best} − 50m"] == pytest.approx((5.9 - 6) * 4 / 3)
+    controls = {e.what: e.value for e in effects if e.role == "control"}
+    assert all(what.startswith(f"{best} − ") for what in controls) and len(controls) == 2
+    (random,) = (v for what, v in controls.items() if "adapter on random" in what)
+    (weights,) = (v for what, v in controls.items() if "weights on all" in what)
+    assert (random, weights) == pytest.approx((1.7 * 4 / 3, 1.4 * 4 / 3))
+    assert best in notes[-1]
 
 
 NAMES = {"longer-a": "epochs", "longer-b": "fresh", "x1": "55m", "x2": "80m", "x3": "120m"}
