@@ -24,8 +24,11 @@ BEGIN, END = "<!-- evidence: made by python -m tdlib.published readme -->", "<!-
 def headline(folder: Path = EVIDENCE) -> str:
     """README's table, from the published numbers alone."""
     claims_, effects = (_read(folder, name) for name in ("claims", "effects"))
-    lines = ["| claim of the plan | verdict | measured | the plan |", "|---|---|---|---|"]
+    lines = ["| claim of the plan | verdict | because | measured | the plan |",
+             "|---|---|---|---|---|"]  # fmt: skip
     for row in claims_.itertuples():
+        why, *more = row.because.split("; ")
+        why += f" (and {len(more)} more)" if more else ""
         of = effects[(effects["claim"] == row.key) & (effects["role"] == "claim")]
         first = of.iloc[0] if len(of) else None
         said, plan = "–", "–"
@@ -33,7 +36,7 @@ def headline(folder: Path = EVIDENCE) -> str:
             said = f"{first['effect']}: {_documents(first)}; {_seeds(first)}"
             if not math.isnan(first["plan from"]):
                 plan = f"{first['plan from']:+.1f} to {first['plan to']:+.1f}".replace("-", "−")
-        lines.append(f"| {row.claim} | {row.verdict} | {said} | {plan} |")
+        lines.append(f"| {row.claim} | {row.verdict} | {why} | {said} | {plan} |")
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ import pytest
 from tdlib import published
 
 CLAIMS = """key,claim,verdict,because,against
-distilled,"It beats scratch, by 0.3–0.5",holds in part,the size is not the plan's,scratch
+distilled,"It beats scratch, by 0.3–0.5",holds in part,base − scratch is smaller; one seed,scratch
 sizes,Larger is better,fails,clear in the other direction,nothing
 rank,Rank 16 suffices,not decidable here,an eighth,"rank, scale"
 """
@@ -58,12 +58,13 @@ def repository(folder, tmp_path, monkeypatch) -> Path:
 
 def test_the_headline_has_a_row_a_claim_with_the_effect_that_it_rests_on(folder):
     assert published.headline(folder).splitlines() == [
-        "| claim of the plan | verdict | measured | the plan |",
-        "|---|---|---|---|",
-        "| It beats scratch, by 0.3–0.5 | holds in part | base − scratch: −0.250 [−0.275, −0.225]; "
-        "3 seeds −0.263 ± 0.050 | −0.5 to −0.3 |",
-        "| Larger is better | fails | 120m − 80m: +0.062 [+0.031, +0.094]; one seed | – |",
-        "| Rank 16 suffices | not decidable here | – | – |",
+        "| claim of the plan | verdict | because | measured | the plan |",
+        "|---|---|---|---|---|",
+        "| It beats scratch, by 0.3–0.5 | holds in part | base − scratch is smaller (and 1 more) | "
+        "base − scratch: −0.250 [−0.275, −0.225]; 3 seeds −0.263 ± 0.050 | −0.5 to −0.3 |",
+        "| Larger is better | fails | clear in the other direction | "
+        "120m − 80m: +0.062 [+0.031, +0.094]; one seed | – |",
+        "| Rank 16 suffices | not decidable here | an eighth | – | – |",
     ]
 
 
