@@ -578,25 +578,29 @@ def models_table(
 TRIED = ("init", "ce_weight", "temperature", "learning_rate", "warmup_share")
 
 
-def choices_table(this: Run, tokens: data.Tokens, t: Judged) -> pd.DataFrame:
+def choices_table(this: Run, tokens: data.Tokens, t: Judged, recipe_: str | None) -> pd.DataFrame:
     """What the recipe was chosen from: every student of the base's shape, seed and tokens, best on
-    development first, each against the best with its interval over development documents."""
+    development first, each against the recipe (the best, where none was run) with its interval over
+    development documents."""
     base, free = t.arms[t.base], verdict.NAMES | hashes.VOLATILE | {*TRIED, "cached_draws"}
-    tried = {
-        n: a for n, a in t.arms.items()
-        if a.notebook == base.notebook and a.seeds == base.seeds and n != t.picked_by
-        and all(a.p.get(k) == v for k, v in base.p.items() if k not in free)
-    }  # fmt: skip
-    val, document_N = book.window_losses(this, list(tried)), tokens.documents("val")[0]
-    order = sorted(tried, key=lambda n: float(np.nanmean(val[n])))
+    tried: dict[tuple, str] = {}
+    for n, a in t.arms.items():  # a setting once, though two sweeps have it
+        alike = all(a.p.get(k) == v for k, v in base.p.items() if k not in free)
+        if alike and a.notebook == base.notebook and a.seeds == base.seeds and n != t.picked_by:
+            tried.setdefault(a.settings, n)
+    names = list(tried.values())
+    val, document_N = book.window_losses(this, names), tokens.documents("val")[0]
+    order = sorted(names, key=lambda n: float(np.nanmean(val[n])))
+    chosen = tried.get(t.arms[recipe_].settings, order[0]) if recipe_ else order[0]
     rows = []
     for name in order:
-        p = tried[name].p
+        p = t.arms[name].p
         told = {k: p[k] for k in TRIED} | ({"temperature": "–"} if p["ce_weight"] == 1 else {})
-        apart = evaluate.change(val[name], val[order[0]], document_N, t.resamples)
+        apart = evaluate.change(val[name], val[chosen], document_N, t.resamples)
         rows.append({"model": name} | told | {
             "development": round(float(np.nanmean(val[name])), 4),
-            "against the best": "best" if name == order[0] else tables.with_interval(*apart),
+            "against the recipe":
+            "the recipe" if name == chosen else tables.with_interval(*apart),
         })  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -51,7 +51,8 @@ def recommended(folder: Path = EVIDENCE) -> str:
     """What each value of the recommended recipe rests on: the same student with that one value
     changed, on development; then the recipe on the text that judges."""
     tried, effects = _read(folder, "choices"), _read(folder, "effects")
-    best, knobs = tried.iloc[0], [c for c in tried.columns if c in KNOBS]
+    knobs = [c for c in tried.columns if c in KNOBS]
+    best = tried[tried["against the recipe"] == "the recipe"].iloc[0]
     lines = ["| parameter | value | the same with another value, against it |", "|---|---|---|"]
     for knob in knobs:
         rest = [k for k in knobs if k != knob]
@@ -59,7 +60,7 @@ def recommended(folder: Path = EVIDENCE) -> str:
         if knob == "ce_weight":
             alike["temperature"] |= tried["ce_weight"] == 1  # which has none
         same = tried[alike.all(axis=1)]
-        said = [f"{row[knob]}: {row['against the best']}" for _, row in same.iterrows()
+        said = [f"{row[knob]}: {row['against the recipe']}" for _, row in same.iterrows()
                 if row[knob] != best[knob]]  # fmt: skip
         lines.append(f"| {knob} | {best[knob]} | {'; '.join(said) or 'not tried alone'} |")
     found = effects[effects["claim"] == "recipe"]

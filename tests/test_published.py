@@ -18,8 +18,8 @@ distilled,base − scratch,claim,-0.25,-0.275,-0.225,3,-0.2625,0.05,-0.5,-0.3
 sizes,120m − 80m,claim,0.0625,0.03125,0.09375,1,,,,
 recipe,recipe − adapter,claim,-1.5,-1.75,-1.25,2,-1.5625,0.25,,
 """
-CHOICES = """model,init,ce_weight,temperature,learning_rate,development,against the best
-best,teacher,0.1,2.0,0.002,5.1,best
+CHOICES = """model,init,ce_weight,temperature,learning_rate,development,against the recipe
+best,teacher,0.1,2.0,0.002,5.1,the recipe
 t4,teacher,0.1,4.0,0.002,5.2,"+0.100 [+0.090, +0.110]"
 random,random,0.1,2.0,0.002,5.4,"+0.300 [+0.290, +0.310]"
 text,teacher,1.0,–,0.002,5.3,"+0.200 [+0.190, +0.210]"
