@@ -109,11 +109,17 @@ def _overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return not (one[0] > other[1] or other[0] > one[1])
 
 
+def in_short(why: str) -> str:
+    """The first reason, and how many more there are: a claim's own section has them all."""
+    first, *more = why.split("; ")
+    return first + (f" (and {len(more)} more)" if more else "")
+
+
 def table(found: Sequence[Claim]) -> pd.DataFrame:
     """One row a claim: the verdict, the first effect it rests on, why, and against what."""
     return pd.DataFrame([
         {"key": c.key, "claim": c.claim, "verdict": c.verdict,
-         "effect": c.effects[0].words() if c.effects else "–", "because": c.why,
+         "effect": c.effects[0].words() if c.effects else "–", "because": in_short(c.why),
          "against": c.control}
         for c in found
     ])  # fmt: skip

@@ -302,9 +302,9 @@ def loss_settings(t: Judged, dev: Mapping[str, float]) -> tuple:
     if not ours or not others:
         return (), True, ()
     one, other = (min(names, key=dev.get) for names in (ours, others))
-    a = grid[other]
+    a, best = grid[other], min(grid, key=dev.get)
     note = (
-        f"Of {len(grid)} settings the best on development is {min(grid, key=dev.get)}; of the "
+        f"Of {len(grid)} settings the best on development is {_short(t.arms[best])}; of the "
         f"plan's, {one} ({dev[one]:.3f}); of the others ce_weight {a.p['ce_weight']:g}, T "
         f"{a.p['temperature']:g} ({dev[other]:.3f})."
     )
@@ -632,4 +632,5 @@ def in_short(found: Sequence[Claim], better: str) -> str:
     """The page in one sentence."""
     counts = {v: sum(c.verdict == v for c in found) for v in (HOLDS, PART, FAILS, UNDECIDED)}
     said = ", ".join(f"{n} × {v}" for v, n in counts.items() if n)
-    return f"{len(found)} claims: {said}. {better.partition(' Costs:')[0]}"
+    better = better.partition(" Costs:")[0].replace("**", "")
+    return f"{len(found)} claims: {said}. {better}"

@@ -27,8 +27,6 @@ def headline(folder: Path = EVIDENCE) -> str:
     lines = ["| claim of the plan | verdict | because | measured | the plan |",
              "|---|---|---|---|---|"]  # fmt: skip
     for row in claims_.itertuples():
-        why, *more = row.because.split("; ")
-        why += f" (and {len(more)} more)" if more else ""
         of = effects[(effects["claim"] == row.key) & (effects["role"] == "claim")]
         first = of.iloc[0] if len(of) else None
         said, plan = "–", "–"
@@ -36,7 +34,7 @@ def headline(folder: Path = EVIDENCE) -> str:
             said = f"{first['effect']}: {_documents(first)}; {_seeds(first)}"
             if not math.isnan(first["plan from"]):
                 plan = f"{first['plan from']:+.1f} to {first['plan to']:+.1f}".replace("-", "−")
-        lines.append(f"| {row.claim} | {row.verdict} | {why} | {said} | {plan} |")
+        lines.append(f"| {row.claim} | {row.verdict} | {row.because} | {said} | {plan} |")
     return "\n".join(lines)
 
 

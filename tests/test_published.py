@@ -7,7 +7,7 @@ import pytest
 from tdlib import published
 
 CLAIMS = """key,claim,verdict,because,against
-distilled,"It beats scratch, by 0.3–0.5",holds in part,base − scratch is smaller; one seed,scratch
+distilled,"It beats scratch, by 0.3–0.5",holds in part,base − scratch is smaller (and 1 more),–
 sizes,Larger is better,fails,clear in the other direction,nothing
 rank,Rank 16 suffices,not decidable here,an eighth,"rank, scale"
 """
