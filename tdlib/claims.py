@@ -116,11 +116,9 @@ def in_short(why: str) -> str:
 
 
 def table(found: Sequence[Claim]) -> pd.DataFrame:
-    """One row a claim: the verdict, the first effect it rests on, why, and against what."""
+    """One row a claim: the verdict, and the first reason. (More columns fit no paper.)"""
     return pd.DataFrame([
-        {"key": c.key, "claim": c.claim, "verdict": c.verdict,
-         "effect": c.effects[0].words() if c.effects else "–", "because": in_short(c.why),
-         "against": c.control}
+        {"key": c.key, "claim": c.claim, "verdict": c.verdict, "because": in_short(c.why)}
         for c in found
     ])  # fmt: skip
 

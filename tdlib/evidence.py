@@ -575,6 +575,7 @@ def models_table(
     return pd.DataFrame(rows)
 
 
+COST = ["made", "training, FLOP", "teacher, FLOP", "scoring, FLOP"]  # a table of their own
 TRIED = ("init", "ce_weight", "temperature", "learning_rate", "warmup_share")
 
 
@@ -597,7 +598,7 @@ def choices_table(this: Run, tokens: data.Tokens, t: Judged, recipe_: str | None
         p = t.arms[name].p
         told = {k: p[k] for k in TRIED} | ({"temperature": "–"} if p["ce_weight"] == 1 else {})
         apart = evaluate.change(val[name], val[chosen], document_N, t.resamples)
-        rows.append({"model": name} | told | {
+        rows.append(told | {
             "development": round(float(np.nanmean(val[name])), 4),
             "against the recipe":
             "the recipe" if name == chosen else tables.with_interval(*apart),
