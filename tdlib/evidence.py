@@ -248,7 +248,7 @@ def judged(this: Run, tokens: data.Tokens, t: Judged) -> list[Claim]:
     dev = development(this, t)
     of = students(t)
     found = {
-        "distilled": lambda told: distilled(t, of, told, book.costs(this, tokens)),
+        "distilled": lambda told: distilled(t, of, dev, told, book.costs(this, tokens)),
         "loss": lambda told: loss_settings(t, dev),
         "sizes": lambda told: sizes(t, of, told),
         "progressive": lambda told: progressive(t, of, told),
@@ -276,8 +276,15 @@ def development(this: Run, t: Trial) -> dict[str, float]:
     return {name: book.row_of(this, name)["loss"] for name in t.arms}
 
 
-def distilled(t: Judged, of: dict, told: dict, spent: Mapping[str, dict]) -> tuple:
+def distilled(
+    t: Judged, of: dict, dev: Mapping[str, float], told: dict, spent: Mapping[str, dict]
+) -> tuple:
+    """The base against the scratch student; and each at the learning rate of its own that
+    development chose."""
     effects = effect(t, t.base, t.scratch, plan=told["plan"])
+    best = tuple(at_best_rate(t, dev, name) for name in (t.base, t.scratch))
+    if best != (t.base, t.scratch):
+        effects += effect(t, *best, "part")
     for name in (of["fresh"], of["epochs"]):
         effects += effect(t, t.base, name, "control")
     if t.scratch not in spent or t.teacher not in spent:
@@ -313,13 +320,21 @@ def loss_settings(t: Judged, dev: Mapping[str, float]) -> tuple:
 
 def settings(t: Judged) -> dict[str, Arm]:
     """The students that differ from the base in ce_weight and temperature alone."""
-    base, free = t.arms[t.base], verdict.NAMES | hashes.VOLATILE | {"ce_weight", "temperature"}
-    free = free | {"cached_draws"}
+    return alike(t, t.base, {"ce_weight", "temperature"})
+
+
+def at_best_rate(t: Judged, dev: Mapping[str, float], name: str) -> str | None:
+    """Of a student and those that differ from it in learning rate alone the best on development."""
+    return min(alike(t, name, {"learning_rate"}), key=dev.get) if name in t.arms else None
+
+
+def alike(t: Judged, name: str, but: set[str]) -> dict[str, Arm]:
+    """A student, and those of its seed that differ from it in these parameters alone."""
+    like, free = t.arms[name], verdict.NAMES | hashes.VOLATILE | {"cached_draws"} | but
     return {
         n: a for n, a in t.arms.items()
-        if a.notebook == "01_distill" and a.seeds == base.seeds and n in t.losses
-        and n != t.picked_by
-        and all(a.p.get(k) == v for k, v in base.p.items() if k not in free)
+        if a.notebook == like.notebook and a.seeds == like.seeds and n != t.picked_by
+        and all(a.p.get(k) == v for k, v in like.p.items() if k not in free)
     }  # fmt: skip
 
 
@@ -533,6 +548,8 @@ def recipe(this: Run, t: Judged, dev: Mapping[str, float]) -> tuple[list[Effect]
     for part in ("hard", "easy"):
         effects += effect(t, one, own, "part", part)
     effects += effect(t, one, t.base, "part")
+    if (rate := at_best_rate(t, dev, t.base)) != t.base:
+        effects += effect(t, one, rate, "part")
     return [replace(e, what=f"recipe − {e.what.split(' − ')[1]}") for e in effects], one
 
 
@@ -583,12 +600,9 @@ def choices_table(this: Run, tokens: data.Tokens, t: Judged, recipe_: str | None
     """What the recipe was chosen from: every student of the base's shape, seed and tokens, best on
     development first, each against the recipe (the best, where none was run) with its interval over
     development documents."""
-    base, free = t.arms[t.base], verdict.NAMES | hashes.VOLATILE | {*TRIED, "cached_draws"}
     tried: dict[tuple, str] = {}
-    for n, a in t.arms.items():  # a setting once, though two sweeps have it
-        alike = all(a.p.get(k) == v for k, v in base.p.items() if k not in free)
-        if alike and a.notebook == base.notebook and a.seeds == base.seeds and n != t.picked_by:
-            tried.setdefault(a.settings, n)
+    for n, a in alike(t, t.base, set(TRIED)).items():  # a setting once, though two sweeps have it
+        tried.setdefault(a.settings, n)
     names = list(tried.values())
     val, document_N = book.window_losses(this, names), tokens.documents("val")[0]
     order = sorted(names, key=lambda n: float(np.nanmean(val[n])))

@@ -242,6 +242,33 @@ def test_settings_are_chosen_on_development_and_read_on_the_text_that_judges():
     assert evidence.loss_settings(alone, dev) == ((), True, ())
 
 
+def test_the_students_at_their_best_rates_stand_beside_the_claim():
+    own = dict(learning_rate=2e-3, distinct_tokens=0)
+    points = {
+        "fast": point(distilled("50m", **own | {"learning_rate": 4e-3})),
+        "alone": point(distilled("50m", **own | {"learning_rate": 1e-3}, ce_weight=1.0)),
+        "seed3": point(distilled("50m", 3, **own | {"learning_rate": 4e-3})),
+        "sliced": point(distilled("50m", **own | {"learning_rate": 4e-3}, init="teacher")),
+    }
+    results = [TEACHER, *(distilled(n, s, **own) for n, s in (("50m", 1), ("pick", 2))),
+               distilled("scratch", **own, ce_weight=1.0)]  # fmt: skip
+    means = {"teacher": 0, "pick": 0, "50m": 0.6, "scratch": 0.9, "fast": 0.5, "alone": 0.7}
+    t = trial(results, means | {"seed3": 0, "sliced": 0}, points)
+    told = {"plan": (-0.5, -0.3)}
+
+    def effects(**dev: float) -> list:
+        dev = dict.fromkeys(t.arms, 9.0) | dev
+        return evidence.distilled(t, {"fresh": None, "epochs": None}, dev, told, {})[0]
+
+    assert [e.what for e in effects(**{"50m": 5, "scratch": 6})] == ["50m − scratch"]
+    both = effects(fast=5, alone=6, seed3=0, sliced=0, pick=0)
+    assert [(e.what, e.role) for e in both] == [("50m − scratch", "claim"),
+                                                ("fast − alone", "part")]  # fmt: skip
+    assert both[1].value == pytest.approx((0.5 - 0.7) * 4 / 3)
+    one = effects(**{"fast": 5, "scratch": 6})
+    assert one[1].what == "fast − scratch"
+
+
 # --- speeds, files, merging
 
 
