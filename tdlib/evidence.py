@@ -166,9 +166,9 @@ def _short(arm: Arm) -> str:
     return point if arm.own else re.sub(r"([a-z_]{4,})([\d.]+)-?", r"\1 \2 ", point).strip()
 
 
-def own_adapter(t: Trial) -> str | None:
-    """The folder's own adapter on the hard set, which further seeds repeat."""
-    return first(t, lambda a: a.base == t.base and a.adapter and a.windows == "hard")
+def own_adapter(t: Trial, windows: str = "hard") -> str | None:
+    """The folder's own adapter on the hard set (or others), which further seeds repeat."""
+    return first(t, lambda a: a.base == t.base and a.adapter and a.windows == windows)
 
 
 def first(t: Trial, wanted) -> str | None:
@@ -349,12 +349,16 @@ def progressive(t: Judged, of: dict, told: dict) -> tuple:
 
 
 def adapter(t: Judged, of: dict, dev: Mapping[str, float], told: dict) -> tuple:
-    """The folder's own adapter on the hard set against its base; and at the best rate that was
-    tried against every other arm at its own best rate, the controls."""
+    """The folder's own adapter on the hard set against its base; and against the controls: the one
+    on random windows beside it (which has as many seeds), and at the best rate that was tried every
+    other arm at its own best rate."""
     own, best = own_adapter(t), tuned(t, dev, True, "hard")
     effects = effect(t, own, t.base, plan=told["plan"])
+    random = own_adapter(t, "random")
     if own != best:
         effects += effect(t, best, t.base, "part")
+    if (own, random) != (best, tuned(t, dev, True, "random")):
+        effects += effect(t, own, random, "control")
     others = [(a, w) for a in (True, False) for w in verdict.SETS if (a, w) != (True, "hard")]
     arms_ = [tuned(t, dev, *each) for each in others]
     for other in [*arms_, of["stretched"], of["55m"]]:

@@ -172,6 +172,25 @@ def test_every_arm_is_tuned_before_the_claim_on_the_adapter_is_judged():
     assert best in notes[-1]
 
 
+def test_the_adapter_on_random_windows_beside_the_claims_own_is_a_control_with_its_seeds():
+    told, of = {"plan": [-0.5, -0.1]}, dict.fromkeys(["stretched", "55m", "120m"])
+    means = {"teacher": 0, "50m": 0.6, "pick": 9, "scratch": 0.9, "hard-merged": 0.54, "fast": 0.5,
+             "random-merged": 0.57, "s3 50m": 0.63, "s3 hard": 0.51, "s3 random": 0.6}  # fmt: skip
+    faster = point(replayed("random", windows="random", learning_rate=9e-4))
+    for more in ({}, {"fast": faster}):
+        results = [*CORE, replayed("hard"), replayed("random", windows="random")]
+        points = {"s3 50m": point(distilled("50m", 3)), "s3 hard": point(replayed("hard", 3)),
+                  "s3 random": point(replayed("random", 3, windows="random"))} | more  # fmt: skip
+        now = trial(results, means, points)
+        dev = dict.fromkeys(now.arms, 6.0) | {"fast": 5.0}
+        effects = evidence.adapter(now, of, dev, told)[0]
+        own = [e for e in effects if e.what == "adapter on hard − adapter on random"]
+        assert [(e.role, len(e.seeds)) for e in own] == [("control", 2)]
+        assert own[0].seeds == pytest.approx([(0.54 - 0.57) * 4 / 3, (0.51 - 0.6) * 4 / 3])
+        best = [e.what for e in effects if e.what.endswith("adapter on random (rate 0.0009)")]
+        assert best == ["adapter on hard − adapter on random (rate 0.0009)"] * bool(more)
+
+
 NAMES = {"longer-a": "epochs", "longer-b": "fresh", "x1": "55m", "x2": "80m", "x3": "120m"}
 
 
