@@ -35,7 +35,16 @@ def headline(folder: Path = EVIDENCE) -> str:
             if not math.isnan(first["plan from"]):
                 plan = f"{first['plan from']:+.1f} to {first['plan to']:+.1f}".replace("-", "−")
         lines.append(f"| {row.claim} | {row.verdict} | {row.because} | {said} | {plan} |")
+    for _, e in effects[effects["claim"] == "recipe"].head(1).iterrows():
+        best, page = _best(_read(folder, "choices")), "params/b200/recommended/README.md"
+        knobs = ", ".join(f"{knob} {best[knob]}" for knob in KNOBS if knob in best)
+        lines += ["", f"The better recipe ([{knobs}]({page})) against the plan's own 50M + LoRA: "
+                  f"{e['effect']}: {_documents(e)}; {_seeds(e)}."]  # fmt: skip
     return "\n".join(lines)
+
+
+def _best(tried: pd.DataFrame) -> pd.Series:
+    return tried[tried["against the recipe"] == "the recipe"].iloc[0]
 
 
 def _read(folder: Path, name: str) -> pd.DataFrame:
@@ -50,7 +59,7 @@ def recommended(folder: Path = EVIDENCE) -> str:
     changed, on development; then the recipe on the text that judges."""
     tried, effects = _read(folder, "choices"), _read(folder, "effects")
     knobs = [c for c in tried.columns if c in KNOBS]
-    best = tried[tried["against the recipe"] == "the recipe"].iloc[0]
+    best = _best(tried)
     lines = ["| parameter | value | the same with another value, against it |", "|---|---|---|"]
     for knob in knobs:
         rest = [k for k in knobs if k != knob]

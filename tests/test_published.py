@@ -65,7 +65,17 @@ def test_the_headline_has_a_row_a_claim_with_the_effect_that_it_rests_on(folder)
         "| Larger is better | fails | clear in the other direction | "
         "120m − 80m: +0.062 [+0.031, +0.094]; one seed | – |",
         "| Rank 16 suffices | not decidable here | an eighth | – | – |",
+        "",
+        "The better recipe ([init teacher, ce_weight 0.1, temperature 2.0, learning_rate 0.002]"
+        "(params/b200/recommended/README.md)) against the plan's own 50M + LoRA: "
+        "recipe − adapter: −1.500 [−1.750, −1.250]; 2 seeds −1.562 ± 0.250.",
     ]
+
+
+def test_a_headline_without_a_recipe_has_no_line_of_one(tmp_path):
+    without = "\n".join(line for line in EFFECTS.splitlines() if not line.startswith("recipe"))
+    lines = published.headline(tables(tmp_path, effects=without)).splitlines()
+    assert len(lines) == 5 and lines[-1].startswith("| Rank 16")
 
 
 def test_each_value_of_the_recipe_rests_on_students_that_differ_in_it_alone(folder):
