@@ -122,7 +122,7 @@ def compare(out: Path, published: Path = EVIDENCE) -> list[str]:
             said.append(f"{key[1]} ({key[0]}) is {a['value']:+.4f} here, published "
                         f"{b['value']:+.4f} [{b['low']:+.4f}, {b['high']:+.4f}]")  # fmt: skip
     verdicts = [_read(folder, "claims").set_index("key")["verdict"] for folder in (out, published)]
-    said += [f"{key}: {verdicts[0].get(key)} here, {v} published"
+    said += [f"{key}: {verdicts[0].get(key)!r} here, {v!r} published"
              for key, v in verdicts[1].items() if verdicts[0].get(key) != v]  # fmt: skip
     return said
 

@@ -147,7 +147,7 @@ def test_what_does_not_agree_is_named_with_both_numbers(folder, tmp_path):
     assert said == [
         "120m − 80m (sizes) is -0.5000 here, published +0.0625 [+0.0312, +0.0938]",
         "recipe − adapter (recipe) is published and not here",
-        "distilled: holds here, holds in part published",
+        "distilled: 'holds' here, 'holds in part' published",
     ]
 
 
@@ -156,7 +156,7 @@ def test_the_exit_code_tells_a_script_whether_a_run_agrees(repository, capsys):
     assert "agrees with outputs/published/evidence" in capsys.readouterr().out
     tables(repository / "outputs/small", claims=CLAIMS.replace("fails", "holds"))
     assert published.main(["compare", "outputs/small"]) == 1
-    assert capsys.readouterr().out == "sizes: holds here, fails published\n"
+    assert capsys.readouterr().out == "sizes: 'holds' here, 'fails' published\n"
     assert published.main(["what"]) == 2
 
 
