@@ -124,7 +124,7 @@ def table(found: Sequence[Claim]) -> pd.DataFrame:
 
 
 def effects_table(found: Mapping[str, Sequence[Effect]]) -> pd.DataFrame:
-    """Every effect as numbers (to 0.00001: more fit no paper), key of the claim → effects."""
+    """Every effect as numbers, key of the claim → effects."""
     rows = []
     for key, effects in found.items():
         for e in effects:
@@ -135,4 +135,4 @@ def effects_table(found: Mapping[str, Sequence[Effect]]) -> pd.DataFrame:
                 "high": e.high, "seeds": max(1, len(e.seeds)), "mean of seeds": mean,
                 "half-width over seeds": half, "plan from": low, "plan to": high,
             })  # fmt: skip
-    return pd.DataFrame(rows).round(5)
+    return pd.DataFrame(rows)

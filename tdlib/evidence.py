@@ -480,8 +480,8 @@ def rank_notes(this: Run, tokens: data.Tokens, t: Judged) -> tuple[str, ...]:
         if len(found) > 1:
             each = {v: evaluate.change(val[n], val[t.base], document_N, t.resamples)
                     for v, n in sorted(found.items())}  # fmt: skip
-            words = (f"{v:g} {tables.with_interval(*c)}" for v, c in each.items())
-            said.append(f"{key}: {'; '.join(words)} nats against the base, on development.")
+            words = (f"{v:g}: {tables.with_interval(*c)}" for v, c in each.items())
+            said.append(f"{key} {'; '.join(words)} nats against the base, on development.")
     return tuple(said)
 
 

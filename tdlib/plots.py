@@ -555,9 +555,13 @@ def effects(rows: Sequence[Mapping], title: str) -> Figure:
     _list(ax, names[::-1])
     ax.tick_params(axis="y", labelsize=8.5)
     ends = [x for row in rows for x in (row["low"], row["high"], *(row["plan"] or ()))]
+    for row in rows:
+        if row["over_seeds"]:  # of two seeds the interval may be wider than all else: it leaves
+            mean, half = row["over_seeds"]
+            ends += [mean - half, mean + half] if len(row["seeds"]) > 2 else [mean]
     ends = [x for x in [*ends, 0] if np.isfinite(x)]
     room = 0.08 * (max(ends) - min(ends) or 1)
-    ax.set_xlim(min(ends) - room, max(ends) + room)  # a wide interval over three seeds may leave it
+    ax.set_xlim(min(ends) - room, max(ends) + room)
     ax.set_xlabel("nats per token (or share); bars: 95 %")
     for i, row in enumerate(rows[::-1]):  # beside the axes: a band may leave a bar no width
         said = f"{row['value']:+.3f}".replace("-", "−")

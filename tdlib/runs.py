@@ -246,7 +246,7 @@ class Run:
             table = table.assign(scouting=self.parameters["profile"])
         path = self.out / "tables" / f"{self.run}-{name}"
         write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
-        shown = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
+        shown = table.map(lambda value: _figures(value) if isinstance(value, float) else value)
         shown = shown.replace("nan", "–")  # what is not known; in the CSV it is empty
         plain = shown.to_markdown(index=False, disable_numparse=True)
         write(path.with_name(f"{path.name}.md"), plain)
@@ -269,6 +269,10 @@ class Run:
         said = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
         record = self._record or self.provenance(tokens_per_second)
         hooks.settle()
+        p = self._progress
+        if p.get("line") and p["step"] < p["steps"]:  # a loop that ended early has nothing left
+            took = _clock(p["said"] - p["began"])
+            _show(f"step {p['step']:,} of at most {p['steps']:,} · took {took}", p["line"])
         if not self.current:
             made = hashes.outputs(self.out, self.run, self.parameters)
             if missing := [path for path, where in made.items() if not where.exists()]:
@@ -490,6 +494,11 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _figures(value: float) -> str:
+    """Four figures of a number; three below a hundredth: more fit no paper."""
+    return f"{value:.3g}" if abs(value) < 0.01 else f"{value:.4g}"
 
 
 def _show(line: str, shown):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -537,6 +538,9 @@ def test_the_page_of_the_smoke_book_gives_every_claim_one_of_four_verdicts(out):
     effects = pd.read_csv(out / "tables/07_evidence-effects.csv").set_index("effect")
     apart = models["confirmation"]["50m"] - models["confirmation"]["50m-scratch"]
     assert effects.loc["50m − 50m-scratch", "value"] == pytest.approx(apart, abs=1e-5)
+    shown = (out / "07_evidence.ipynb").read_text("utf-8")
+    lines = re.findall(r"step \d+ of .*? · [^\"\\]*", shown)
+    assert lines and all(" · took " in line for line in lines), lines  # nothing is left
 
 
 def test_the_recipe_is_read_against_the_adapter_that_development_prefers(started):

@@ -260,3 +260,18 @@ def test_sensitivity_of_two_settings_is_one_pair_of_maps():
     figure = plots.sensitivity(rows, HINTS)
     assert title(figure).startswith("Hard text gains most at rank 32, scale 1: -0.024")
     assert len(figure.axes) == 3  # two maps and the colours
+
+
+def effect(**more) -> dict:
+    own = dict(what="a − b", value=0.2, low=0.1, high=0.3, role="claim", plan=None, seeds=(0.2,))
+    return own | {"over_seeds": None} | more
+
+
+@pytest.mark.parametrize(
+    ("seeds", "half", "inside"), [((0.2, 0.8, 0.8), 0.7, True), ((0.2, 1.0), 5.0, False)]
+)
+def test_the_seeds_of_an_effect_lie_on_the_axis_and_of_two_the_mean(seeds, half, inside):
+    row = effect(seeds=seeds, over_seeds=(0.6, half))
+    low, high = plots.effects([row], "title").axes[0].get_xlim()
+    assert low < 0 and high > 0.6
+    assert (high > 0.6 + half) == (low < 0.6 - half) == inside

@@ -338,6 +338,7 @@ def test_figures_and_tables_are_files_too(root):
     this.figure("curve", figure, alt="a line")
     this.table("rows", pd.DataFrame({"loss": [4.123456]}, index=pd.Index(["50m"], name="model")))
     this.table("plain", pd.DataFrame({"loss": [1.0]}))
+    this.table("small", pd.DataFrame({"loss": [0.00412345]}))
     this.detach()
     assert (this.out / "figures/00_teacher-curve.png").read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in (this.out / "figures/00_teacher-curve.svg").read_text()
@@ -345,6 +346,8 @@ def test_figures_and_tables_are_files_too(root):
     assert tables["00_teacher-rows.csv"] == "model,loss\n50m,4.123456\n"
     assert re.search(r"\| 50m +\| +4\.123 +\|", tables["00_teacher-rows.md"])
     assert tables["00_teacher-plain.csv"] == "loss\n1.0\n"
+    assert tables["00_teacher-small.csv"] == "loss\n0.00412345\n"
+    assert "| 0.00412 |" in tables["00_teacher-small.md"]
 
 
 def run_yaml(path: Path, out: str = "outputs/tiny", *more: str) -> subprocess.CompletedProcess:
