@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,11 @@ import pytest
 from filelock import FileLock
 
 FIRST = ("test_book.py", "test_upstream_book.py", "test_sweeps.py", "test_worker.py")
+
+
+def pytest_configure() -> None:
+    """What a script starts with & is deaf to Ctrl-C, and so are its tests and all they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list) -> None:
