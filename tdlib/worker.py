@@ -151,7 +151,7 @@ def _run(job: Path, processes: int, record: Callable, progress: Callable) -> lis
         if signals.caught:
             shutil.rmtree(job, ignore_errors=True)  # the process may end here
             signals.obey(f"the {processes} processes have ended")
-    if child.returncode or log is None:
+    if log is None:  # once it is told all is written, and gloo may abort while it closes
         raise RuntimeError(_why(job, processes, child.returncode))
     return log
 
@@ -289,8 +289,9 @@ def _train(job: Path, given: dict, team: Team) -> None:
     if tell:
         trained = {n: w.detach().cpu() for n, w in student.named_parameters() if w.requires_grad}
         data.write_whole(job / "trained.weights", safetensors.torch.save(trained))
-        tell("log", log)
     team.any(True)  # no process leaves before worker 0, which had more to do
+    if tell:
+        tell("log", log)  # nothing is left to do in any of them
     dist.destroy_process_group()
 
 

@@ -232,6 +232,12 @@ def look_and_fail(tokens: data.Tokens, device: str):
     return fail
 
 
+def look_and_end_badly(tokens: data.Tokens, device: str):
+    """As gloo does now and then when the processes of a training take it down."""
+    torch.distributed.destroy_process_group = os.abort
+    return look(tokens, device)
+
+
 def some_tokens(folder: Path, windows=WINDOWS) -> data.Tokens:
     folder.mkdir()
     meta = dict(block_size=T, vocab_size=VOCAB, dtype="uint32")
@@ -339,6 +345,19 @@ def test_a_workers_error_is_the_notebooks_with_its_traceback_on_the_page(
                    folder=tmp_path / "kept", evaluate=look_and_fail)  # fmt: skip
     said = capsys.readouterr().out
     assert said.count("Traceback") == 1 and "in fail" in said and "in fit" in said
+    assert_none_is_left(tmp_path)
+
+
+def test_a_process_that_crashes_when_all_is_done_has_lost_nothing(importable, tmp_path):
+    tokens, recipe = some_tokens(tmp_path / "tokens"), quick(ce_weight=1.0)
+    wanted, student = tiny(), tiny()
+    rows = train.fit(wanted, tokens.train, recipe)
+    log = worker.fit(student, tokens, recipe, processes=PROCESSES, folder=tmp_path / "kept",
+                     evaluate=look_and_end_badly)  # fmt: skip
+    assert [row["step"] for row in log if "train/loss" in row] == [
+        row["step"] for row in rows if "train/loss" in row
+    ]
+    assert distance(*(dict(net.named_parameters()) for net in (student, wanted))) < 1e-5
     assert_none_is_left(tmp_path)
 
 
