@@ -610,7 +610,10 @@ def choices_table(this: Run, tokens: data.Tokens, t: Judged, recipe_: str | None
     names = list(tried.values())
     val, document_N = book.window_losses(this, names), tokens.documents("val")[0]
     order = sorted(names, key=lambda n: float(np.nanmean(val[n])))
-    chosen = tried.get(t.arms[recipe_].settings, order[0]) if recipe_ else order[0]
+    # the recipe's own run may be longer than what it was chosen from
+    wanted = t.arms[recipe_ or order[0]].p
+    same = (n for n in order if all(t.arms[n].p[k] == wanted[k] for k in TRIED))
+    chosen = next(same, order[0])
     rows = []
     for name in order:
         p = t.arms[name].p

@@ -151,7 +151,7 @@ def _run(job: Path, processes: int, record: Callable, progress: Callable) -> lis
         if signals.caught:
             shutil.rmtree(job, ignore_errors=True)  # the process may end here
             signals.obey(f"the {processes} processes have ended")
-    if log is None:  # once it is told all is written, and gloo may abort while it closes
+    if log is None:  # told last of all, so that gloo may abort while it closes
         raise RuntimeError(_why(job, processes, child.returncode))
     return log
 
