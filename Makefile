@@ -48,10 +48,10 @@ test: .venv/made browser ## all tests
 	@exec .venv/bin/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/made ## what the engine costs, as ratios, to the end of LOG.md: ten minutes or more
-	@exec .venv/bin/python -m tests.bench
+	@exec .venv/bin/python -m bench.engine
 
 stress: .venv/made ## kills trainings and books at random moments and compares: an hour or more
-	@exec .venv/bin/python -m tests.stress
+	@exec .venv/bin/python -m bench.stress
 
 lab: .venv/made ## JupyterLab on notebooks/
 	@exec .venv/bin/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \

@@ -174,7 +174,7 @@ def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int,
 
     Few documents of unequal length vary less in a bootstrap than they do in truth, so the draws lie
     `stretch` times as far from the mean; the middle 95 % of them then cover the truth in 95 of 100
-    cases (tests/stress_intervals.py). One document alone says nothing: NaN."""
+    cases (bench/intervals.py). One document alone says nothing: NaN."""
     known_N = ~np.isnan(loss_KN).any(axis=0)
     loss_KN, document_N = np.asarray(loss_KN)[:, known_N], np.asarray(document_N)[known_N]
     documents = np.unique(document_N, return_inverse=True)[1]

@@ -1,5 +1,5 @@
 """CLUSTER=slurm without a cluster: what would be asked of SLURM, and what is said where it refuses.
-The real one is in tests/stress_slurm.py."""
+The real one is in bench/stress_slurm.py."""
 
 import subprocess
 import sys

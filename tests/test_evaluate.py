@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
+from bench import intervals
 from tdlib import book, data, evaluate
 from tdlib.data import IGNORE, Windows
-from tests import stress_intervals
 
 T, V = 12, 97
 
@@ -231,7 +231,7 @@ def test_95_percent_intervals_cover_the_truth_in_95_of_100_cases():
     """200 simulations a case; where each of them held with 95 %, fewer than 180 or more than 199
     would be seen once in a thousand times and more. `make stress` has 2,000."""
     for documents in (20, 150):
-        found = stress_intervals.coverage(200, documents, 0.45, resamples=200)
+        found = intervals.coverage(200, documents, 0.45, resamples=200)
         low, high = stats.binom.ppf([0.0005, 0.9995], 200, 0.95) / 200
         assert all(low <= share <= high for share in found.values()), (documents, found)
 

@@ -2,7 +2,7 @@
 
 Documents have unequal lengths, and the windows of one share its effect, as neighbours of real text
 do. Two models are compared on all windows and, as in 04, on the hard fifth, which a third model
-picks. `python -m tests.stress_intervals 2000` prints the coverage at 20, 50 and 150 documents.
+picks. `python -m bench.intervals 2000` prints the coverage at 20, 50 and 150 documents.
 """
 
 import sys

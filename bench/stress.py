@@ -1,5 +1,5 @@
 """Long loops that try to break a training, the book, and it on a cluster: `make stress`. What they
-found goes to LOG.md by hand; `python -m tests.stress book 10 kills` runs a part alone.
+found goes to LOG.md by hand; `python -m bench.stress book 10 kills` runs a part alone.
 
 A child trains a small model with a teacher, keeping a checkpoint after every few steps; it is
 killed with SIGKILL at a random moment of its life, started again with the same command, and must
@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench import intervals, stress_book, stress_slurm
 from tdlib import cache, data, train, worker
 from tdlib.model import Llama, LlamaConfig
-from tests import stress_book, stress_intervals, stress_slurm
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,7 +62,7 @@ def some_tokens(folder: Path, ids: np.ndarray) -> data.Tokens:
 
 def run(folder: Path, parts: int, processes: int, moment: float | None = None) -> list[str]:
     """What the children say, and the cache's files; killed after that many seconds, if any."""
-    command = [sys.executable, "-m", "tests.stress", "child", str(folder)]
+    command = [sys.executable, "-m", "bench.stress", "child", str(folder)]
     children = [
         subprocess.Popen(
             [*command, *map(str, (part, parts, processes))], cwd=ROOT, stdout=subprocess.PIPE
@@ -114,7 +114,7 @@ def main(arguments: list[str]) -> int:
           "one filled by one and by two trainings, and by one in two processes")  # fmt: skip
     held, of = stress_book.main(10, [])
     submitted, jobs = stress_slurm.main([])
-    covered = stress_intervals.main(2000)
+    covered = intervals.main(2000)
     as_wanted = identical == 4 * [times] and (held, submitted) == (of, jobs) and covered
     return 0 if as_wanted else 1
 

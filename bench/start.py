@@ -1,6 +1,6 @@
 """How much sooner a student that starts from its teacher is where a random start ends.
 
-    python -m tests.measure_start RUN_FOLDER RESULTS.jsonl SHAPE/ARM/RATE/TOKENS/SEED …
+    python -m bench.start RUN_FOLDER RESULTS.jsonl SHAPE/ARM/RATE/TOKENS/SEED …
 
 A run is the tiny recipe with a validation loss every 2 % of the steps; it becomes a line of the
 results and is not repeated. Arms: random, teacher. At the end, for each shape, rate and number of

@@ -2,7 +2,7 @@
 
 Time is CPU time of one process, so that a busy machine moves it little; memory is the peak of a
 process of its own over what it had before. The table goes to the screen and, dated, to the end of
-LOG.md. Names as arguments run these alone: python -m tests.bench head memory.
+LOG.md. Names as arguments run these alone: python -m bench.engine head memory.
 """
 
 import datetime
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bench import explorer, inference, plan
 from tdlib import cache, cost, data, hard_set, losses, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
-from tests import bench_explorer, bench_inference, bench_plan
 
 ROOT = Path(__file__).parents[1]
 V, T = 51_800, 2048
@@ -107,7 +107,7 @@ def peak_of(function) -> float:
 
 def alone(name: str, *arguments, **environment) -> dict:
     """`measure_<name>` in a process of its own."""
-    words = [sys.executable, "-m", "tests.bench", "measure", name, *map(str, arguments)]
+    words = [sys.executable, "-m", "bench.engine", "measure", name, *map(str, arguments)]
     done = subprocess.run(
         words, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
     )
@@ -355,22 +355,22 @@ def micro_batches():
     "≥ 0.13, ≥ 0.30; 0.18, 0.45",
 )
 def decoding():
-    return bench_inference.to_llama_cpp()
+    return inference.to_llama_cpp()
 
 
 @bench("50M writes 64 tokens after 32: KV to raw; KV + INT8 to KV", "≥ 3.0 ×, ≥ 2.0 ×; 3.5, 2.5")
 def writing():
-    return bench_inference.among_ours()
+    return inference.among_ours()
 
 
 @bench("plan against truth, five shapes: memory, seconds", "± 10 %, ± 25 %; –")
 def planned():
-    return bench_plan.against_truth()
+    return plan.against_truth()
 
 
 @bench("explorer over 1.8 million windows: a move to the painted page", "≤ 50 ms, ≤ 200 ms; –")
-def explorer():
-    return bench_explorer.redraws()
+def explorer_moves():
+    return explorer.redraws()
 
 
 def main(names: list[str]) -> None:

@@ -1,6 +1,6 @@
 """How fast the 50M shape writes, each way against llama.cpp and against the others, in turns.
 
-    python -m tests.bench_inference       three minutes on one core
+    python -m bench.inference       three minutes on one core
 
 Random weights, vocabulary 51,800, a prompt of 32 tokens and 64 new ones, one thread, CPU time of
 one process. llama.cpp runs the same weights as Q4_0 throughout.
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
+from bench.export import VOCABULARY, folder_of
 from tdlib import export, generate, llama_cpp, speed
 from tdlib.decoder import Decoder
 from tdlib.model import Llama
-from tests.bench_export import VOCABULARY, folder_of
 
 PROMPT, NEW = 32, 64
 

@@ -5,7 +5,7 @@
     sweep    forty points, interrupted twice; one value more; a changed comment
     beside   two at once: in two folders, in one folder, and two `make book` in one
 
-    python -m tests.stress book 10 [kills|singles|ends|sweep|beside …]
+    python -m bench.stress book 10 [kills|singles|ends|sweep|beside …]
 
 After each end the state must be true, no process left and nothing half written; the same command
 must then go on to the numbers of a book that nobody disturbed. It all happens on a copy of this

@@ -1,10 +1,10 @@
 """The book on a real SLURM of one node, without an accounting database: part of `make stress`.
 
-    python -m tests.stress_slurm
+    python -m bench.stress_slurm
 
 Jobs are cancelled, killed and run out of time; the command that submitted them is stopped, killed
 and forgotten. After each, every run's state must be true, and the same command must complete all,
-none of it twice, with the numbers of runs that nobody disturbed. Needs root and tests/slurm.py's
+none of it twice, with the numbers of runs that nobody disturbed. Needs root and bench/slurm.py's
 packages. Every run trains for some seconds, so that it can be caught in the middle.
 """
 
@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 import yaml
 
+from bench import slurm
 from tdlib import runs
-from tests import slurm
 
 ROOT = Path(__file__).parents[1]
 POINTS = "rank: [1, 2, 3, 4]"

@@ -1,6 +1,6 @@
 """The plan against the truth: memory and seconds of five shapes, predicted and then measured.
 
-    python -m tests.bench_plan       a quarter of an hour on one core
+    python -m bench.plan       a quarter of an hour on one core
 
 Both sides run in a fresh process each, on one thread; seconds are CPU time, so that a busy machine
 moves them little. Memory is what a training adds to its process.
@@ -72,7 +72,7 @@ def measure_truth(name: str) -> dict:
 
 
 def alone(what: str, name: str) -> dict:
-    command = [sys.executable, "-m", "tests.bench_plan", what, name]
+    command = [sys.executable, "-m", "bench.plan", what, name]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if done.returncode:

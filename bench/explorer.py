@@ -1,6 +1,6 @@
 """The explorer of 02 over 1.8 million windows, in a real JupyterLab and browser.
 
-    python -m tests.bench_explorer       a minute; prints what opening costs, and 200 moves
+    python -m bench.explorer       a minute; prints what opening costs, and 200 moves
 
 A move's time runs from the slider's event to the page being painted: the first message that is
 served after the frame that the event asked for. Texts of 2,048 tokens beside the line come from the
@@ -34,8 +34,8 @@ TIMED = """() => {
 
 def shown():
     """The explorer of made-up scores in a notebook; prints what opening it took."""
+    from bench import engine
     from tdlib import choice, features, telugu, widgets
-    from tests import bench
 
     path, r = Path("scores.npy"), np.random.default_rng(0)
     with choice.new_scores(path, WINDOWS) as loss_2N:
@@ -59,7 +59,7 @@ def shown():
     text_of(0), widgets.report.font_face()  # not to be timed
     scores, rule = choice.load_scores(path), {"threshold": 0.31} | choice.RULE
     found, began = [], time.process_time()
-    mib = bench.peak_of(lambda: found.append(widgets.explorer(
+    mib = engine.peak_of(lambda: found.append(widgets.explorer(
         scores, cuts, junk_N, features.JUNK, text_of, rule, Path("hard_set.json"))))  # fmt: skip
     seconds = time.process_time() - began
     print(f"opened in {seconds:.1f} s CPU, {mib:.0f} MiB at the peak, "
@@ -89,7 +89,7 @@ def redraws() -> str:
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
         folder = Path(place)
         (folder / "notebooks").mkdir()
-        source = "from tests.bench_explorer import shown\n\nshown()"
+        source = "from bench.explorer import shown\n\nshown()"
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(notebook, folder / "notebooks/explorer.ipynb")

@@ -1,6 +1,6 @@
 """GGUF at the plan's own sizes, with random weights: bytes, memory, and agreement with PyTorch.
 
-    python -m tests.bench_export       some minutes on one core, 3 GB of temporary disk
+    python -m bench.export       some minutes on one core, 3 GB of temporary disk
 
 Each to_gguf runs in a fresh process. Memory is that process's largest resident size, Python and
 torch included, over the model's float32 bytes.
