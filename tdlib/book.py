@@ -647,35 +647,6 @@ def cuts_in_words(by_cut: dict) -> str:
     return " ".join([*said, f"Of all windows {overall:.1%} are hard."])
 
 
-def rare_areas(tokens: data.Tokens, scores: hard_set.Scores) -> list[dict]:
-    """How well each score finds the training windows with a rare construction, as tables.rare_areas
-    says it; [] where the text has none reported. A window is a fixed number of tokens, so its
-    length is that of its text, and the shorter one counts as harder: rare words are cut into more
-    pieces, of fewer characters."""
-    holds = tokens.rare("train")
-    if not holds:
-        return []
-    ids, context = tokens.train.ids[1:], tokens.context
-    windows = (ids[i * context :][:context] for i in range(len(tokens.train)))
-    length_N = np.array([len(tokens.tokenizer.decode(ids_T)) for ids_T in windows])
-    simple = {"teacher loss": scores.teacher_loss_N, "length": -length_N}
-    return tables.rare_areas(holds, {"difficulty": scores.difficulty_N} | simple)
-
-
-def rare_in_words(areas: list[dict]) -> str:
-    """Whether difficulty finds them, and better than the simple scores do, in a sentence."""
-    if not areas:
-        return "This text has no rare constructions reported, so there is nothing to look for here."
-    every = areas[0]
-    teacher, length = every["teacher loss"], every["length"]
-    above = "above" if every["difficulty"] > max(teacher, length) else "**not** above"
-    return (
-        f"{every['windows']:,} windows hold a rare construction. Difficulty finds them with an "
-        f"area under the curve of {every['difficulty']:.3f}, {above} both simple scores: teacher "
-        f"loss alone {teacher:.3f}, length {length:.3f} (0.5 is chance)."
-    )
-
-
 def hard_set_finding(base: str, short: dict, chosen: hard_set.HardSet) -> str:
     said = (
         f"{len(chosen.windows_K):,} windows ({chosen.share:.1%}) are at least "

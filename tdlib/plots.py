@@ -19,8 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
-from tdlib.shapes import of_plan
-
 TELUGU = str(fontpkg.path("Noto Sans Telugu"))
 font_manager.fontManager.addfont(TELUGU)
 FONTS = [font_manager.get_font(path) for path in (TELUGU, font_manager.findfont("DejaVu Sans"))]
@@ -678,39 +676,6 @@ def quantization(found: Mapping[str, Sequence[Mapping]]) -> Figure:
     ax.margins(x=0.1, y=0.15)
     ax.set(xlabel="bytes (logarithmic)", ylabel="validation loss (nats per token)")
     ax.legend()
-    return figure
-
-
-def scaling(rows: Sequence[Mapping]) -> Figure:
-    """The plan's losses and gaps to the teacher beside a published law's whole band and its middle
-    (scaling.rows); what was measured only as a gap, since sizes and text are others'."""
-    scratch, base = rows[:2]
-    saved = [row["loss"][1] for row in (scratch, base)]
-    title = (
-        f"On paper, distilling {base['name']} saves {saved[0] - saved[1]:.2f} nats "
-        f"(the plan: {np.mean(scratch['plan']) - np.mean(base['plan']):.2f}) and leaves it "
-        f"{base['gap'][1]:.2f} behind the teacher"
-    )
-    figure = Figure(figsize=(6, 3.1), layout="constrained")
-    _title(figure, title)
-    for ax, (key, plan) in zip(figure.subplots(1, 2, sharey=True),
-                               (("loss", "plan"), ("gap", "plan_gap")), strict=True):  # fmt: skip
-        for i, row in enumerate(rows):
-            (low, middle, high), said = row[key], row[plan]
-            ax.barh(i + 0.17, said[1] - said[0], 0.3, said[0], color="#e0c860", label="the plan")
-            ax.plot([low, high], [i - 0.17] * 2, color=colour(row["name"]), linewidth=2.2)
-            ax.plot(middle, i - 0.17, marker(row["name"]), color=colour(row["name"]), markersize=7)
-            if key == "gap" and np.isfinite(row["measured"]):
-                ax.plot(row["measured"], i, "kx", markersize=7, label="measured here")
-        _list(ax, [row["name"] for row in rows])
-        ax.invert_yaxis()
-    axes = figure.axes
-    axes[0].axvline(of_plan("teacher", "loss")[0], color=colour("teacher"), linestyle="--")
-    axes[0].set_xlabel("validation loss (nats per token)")
-    axes[1].set_xlabel("gap to the teacher (nats per token)")
-    axes[1].plot([], [], color="#444444", marker="o", label="the law: middle, whole band")
-    handles = dict(zip(*reversed(axes[1].get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles, loc="outside lower right", ncols=3)
     return figure
 
 

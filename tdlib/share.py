@@ -33,7 +33,7 @@ GIVEN = ("text", "tokens", "teacher", "tokenizer", "segmenter")  # of 00, that o
 # tables and figures without a word of the text, by the name that their notebook gives them
 PLAIN = """sizes metrics merged quality made reality cumulative hard-easy kept-lost won-back verdict
  cost curve curves calibration difficulty losses progressive files speeds shapes shapes-files
- quantization scaling""".split()
+ quantization""".split()
 TEXTLESS = ("07_evidence",)  # notebooks that show no word of the text, nor does their page
 # of a record, beside its parameters, inputs and what it remembers
 KEPT = """run notebook profile changed seed commit dirty code versions device reads started seconds

@@ -192,36 +192,6 @@ def ends(table: pd.DataFrame) -> tuple[str, str]:
     return some["hard"].idxmin(), some["hard"].idxmax()
 
 
-def area_under_curve(score_N: np.ndarray, holds_N: np.ndarray) -> float:
-    """The chance that a window that holds something scores above one that does not, where a tie
-    counts half (Mann-Whitney): 1 where all of them do, 0.5 where the score knows nothing."""
-    from scipy.stats import rankdata
-
-    held = int(holds_N.sum())
-    above = rankdata(score_N)[holds_N].sum() - held * (held + 1) / 2
-    return float(above / (held * (len(holds_N) - held)))
-
-
-def rare_areas(holds: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> list[dict]:
-    """The area under the curve of each score, for windows with any rare construction, then by kind,
-    each against the windows without any. No row where either side is empty."""
-    any_N = np.any(list(holds.values()), axis=0)
-    rows = []
-    for kind, holds_N in {"all kinds": any_N, **dict(sorted(holds.items()))}.items():
-        asked_N = holds_N | ~any_N
-        if 0 < holds_N.sum() < asked_N.sum():
-            row = {"kind": kind.replace("_", " "), "windows": int(holds_N.sum())}
-            for name, score_N in scores.items():
-                row[name] = area_under_curve(score_N[asked_N], holds_N[asked_N])
-            rows.append(row)
-    return rows
-
-
-def rare(areas: list[dict]) -> pd.DataFrame:
-    """What rare_areas found, to read."""
-    return pd.DataFrame(areas).map(lambda value: f"{value:.3f}" if type(value) is float else value)
-
-
 def texts(found: dict[str, dict]) -> pd.DataFrame:
     """Generated texts side by side, and how much each model repeats itself."""
     frame = pd.DataFrame(found).T.rename_axis("model")
@@ -385,19 +355,6 @@ def quantization(found: dict[str, list[dict]]) -> pd.DataFrame:
             for row in formats
         ]  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def scaling(rows: list[dict]) -> pd.DataFrame:
-    """The plan's losses and a published law's, on paper; and gaps to the teacher, ours among them
-    (scaling.rows)."""
-    return pd.DataFrame({
-        row["name"]: {
-            "plan: loss": span(*row["plan"]), "law: middle": f"{row['loss'][1]:.2f}",
-            "law: band": span(row["loss"][0], row["loss"][2]), "plan: gap": span(*row["plan_gap"]),
-            "law: gap": f"{row['gap'][1]:.2f}", "law: band of gap": span(*row["gap"][::2]),
-            "gap here": f"{row['measured']:.3f}" if math.isfinite(row["measured"]) else "not run",
-        } for row in rows
-    }).T.rename_axis("model")  # fmt: skip
 
 
 def files(shipped: dict[str, list[dict]]) -> pd.DataFrame:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from tdlib import book, data, hard_set, tables, telugu, text, train
+from tdlib import book, data, hard_set, telugu, text, train
 from tdlib.model import Llama, LlamaConfig
 
 OFTEN = (2, 6)  # every fourth sentence is rare; in ordinary text it is one in 66
@@ -98,73 +99,30 @@ def test_a_construction_after_the_last_whole_window_is_in_none(tokenizer, tmp_pa
     }
 
 
-def test_a_text_that_reports_none_has_none_and_02_says_so(tokenizer, tmp_path):
+def test_a_text_that_reports_none_has_none(tokenizer, tmp_path):
     documents, _ = telugu.write(20_000, 1)
     data.write_tokens(
         tmp_path / "tokens", {"train": documents, "val": documents[:1]}, tokenizer, 32
     )
     assert not (tmp_path / "tokens" / "rare.tsv").exists()
-    tokens = data.open_tokens(tmp_path / "tokens")
-    assert tokens.rare("train") == {}
-    nothing_N = np.zeros(len(tokens.train), np.float32)
-    areas = book.rare_areas(tokens, hard_set.Scores(nothing_N, nothing_N))
-    assert areas == [] and "has no rare constructions reported" in book.rare_in_words(areas)
-
-
-# the area under the curve
-
-
-@pytest.mark.parametrize("ties", [False, True])
-def test_the_area_is_the_share_of_pairs_in_the_right_order_and_half_of_the_ties(ties):
-    rng = np.random.default_rng(3)
-    score_N = rng.integers(0, 5, 60) if ties else rng.normal(size=60).astype(np.float32)
-    holds_N = rng.random(60) < 0.3
-    pairs = [(a > b) + (a == b) / 2 for a in score_N[holds_N] for b in score_N[~holds_N]]
-    assert tables.area_under_curve(score_N, holds_N) == pytest.approx(np.mean(pairs), abs=1e-12)
-
-
-def test_02_scores_the_targets_of_windows_by_difficulty_by_teacher_loss_and_by_short_text(dense):
-    losses_SN = np.random.default_rng(1).normal(size=(2, len(dense.train))).astype(np.float32)
-    _, targets_NT = dense.train.batch(range(len(dense.train)))
-    characters_N = np.array([len(dense.tokenizer.decode(ids.tolist())) for ids in targets_NT])
-    wanted = {"difficulty": losses_SN[0] - losses_SN[1], "teacher loss": losses_SN[1]}
-    any_N = np.any(list(dense.rare("train").values()), axis=0)
-    every = book.rare_areas(dense, hard_set.Scores(*losses_SN))[0]
-    assert every.pop("kind") == "all kinds" and every.pop("windows") == any_N.sum()
-    for name, score_N in (wanted | {"length": -characters_N}).items():
-        pairs_AB = score_N[any_N][:, None] - score_N[~any_N]
-        area = ((pairs_AB > 0) + (pairs_AB == 0) / 2).mean()
-        assert every.pop(name) == pytest.approx(area, abs=1e-12)
-    assert not every
-
-
-def test_each_kind_is_compared_with_the_windows_that_hold_none():
-    score_N = np.array([0.0, 1.0, 2.0, 3.0, 4.0])
-    holds = {
-        "a": np.array([0, 1, 0, 0, 0], bool),
-        "b_c": np.array([0, 0, 0, 1, 1], bool),
-        "d": np.zeros(5, bool),  # only in another split
-    }
-    # without any: 0 and 2. Pairs in order: of a 1 of 2, of b 4 of 4
-    areas = tables.rare_areas(holds, {"s": score_N})
-    assert areas == [
-        {"kind": "all kinds", "windows": 3, "s": 5 / 6},
-        {"kind": "a", "windows": 1, "s": 0.5},
-        {"kind": "b c", "windows": 2, "s": 1.0},
-    ]
-    assert tables.rare(areas)["s"].tolist() == ["0.833", "0.500", "1.000"]
-    assert tables.rare_areas({"a": np.ones(5, bool)}, {"s": score_N}) == []
-
-
-def test_the_sentence_of_02_says_whether_difficulty_is_above_both_simple_scores():
-    row = {"kind": "all kinds", "windows": 188, "difficulty": 0.61}
-    said = book.rare_in_words([row | {"teacher loss": 0.52, "length": 0.6}])
-    assert "188 windows" in said and "0.610, above both" in said
-    assert "**not** above" in book.rare_in_words([row | {"teacher loss": 0.52, "length": 0.62}])
-    assert "**not** above" in book.rare_in_words([row | {"teacher loss": 0.61, "length": 0.4}])
+    assert data.open_tokens(tmp_path / "tokens").rare("train") == {}
 
 
 # the hard set finds them
+
+
+def area(score_N: np.ndarray, holds_N: np.ndarray) -> float:
+    """The chance that a window that holds something scores above one that does not; 0.5 is chance
+    (Mann-Whitney U, by scipy)."""
+    u = stats.mannwhitneyu(score_N[holds_N], score_N[~holds_N]).statistic
+    return float(u) / (holds_N.sum() * (~holds_N).sum())
+
+
+def length(tokens: data.Tokens) -> np.ndarray:
+    """Characters of every training window's text, (N,)."""
+    _, targets_NT = tokens.train.batch(range(len(tokens.train)))
+    return np.array([len(tokens.tokenizer.decode(ids.tolist())) for ids in targets_NT])
+
 
 SMALL = dict(layers=1, heads=2, dim=48, mlp_dim=128)
 LARGE = dict(layers=2, heads=2, dim=64, mlp_dim=160)
@@ -216,19 +174,19 @@ def test_the_teacher_has_learnt_the_rare_constructions_and_the_student_has_not(f
 
 
 def test_the_hard_set_of_a_small_student_finds_the_rare_constructions(found):
-    every = book.rare_areas(found.tokens, found.seldom)[0]
-    simple = [every["teacher loss"], every["length"]]
-    assert every["difficulty"] >= 0.75
-    assert every["difficulty"] > max(simple + [1 - area for area in simple]) + 0.05  # either way up
+    by_difficulty = area(found.seldom.difficulty_N, found.holds_N)
+    simple = [area(x, found.holds_N) for x in (found.seldom.teacher_loss_N, length(found.tokens))]
+    assert by_difficulty >= 0.75
+    assert by_difficulty > max(simple + [1 - x for x in simple]) + 0.05  # either way up
     chosen = hard_set.select(found.seldom.difficulty_N, share=0.2)
     assert found.holds_N[chosen.windows_K].sum() > 0.5 * found.holds_N.sum()
 
 
 def test_difficulty_knows_nothing_of_them_where_the_student_has_read_them_as_often(found):
-    assert book.rare_areas(found.tokens, found.often)[0]["difficulty"] < 0.65
+    assert area(found.often.difficulty_N, found.holds_N) < 0.65
 
 
 def test_shuffled_difficulty_knows_nothing_of_them(found):
     shuffled_N = np.random.default_rng(0).permutation(found.seldom.difficulty_N)
     # the area's standard error with some 140 windows is 0.02
-    assert tables.area_under_curve(shuffled_N, found.holds_N) == pytest.approx(0.5, abs=0.1)
+    assert area(shuffled_N, found.holds_N) == pytest.approx(0.5, abs=0.1)
