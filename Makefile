@@ -24,7 +24,7 @@ help:    ## this list
 	@echo "  plan and doctor take PROFILE=, TOKENS=, TEACHER= and OUT= too; plan also"
 	@echo "  DEVICE=here|cpu|b200|h100|a100|l4, PRICE_PER_HOUR= and VOCAB="
 
-setup: .venv/made ## the environment, once: .venv with all that the book and its tests need
+setup: .venv/made ## the environment, once: .venv with all that the book needs
 
 book: .venv/made ## run the book, or what changed of it: outputs/tiny/index.html
 	@exec .venv/bin/python -m tdlib.graph book $(TOLD)
@@ -44,13 +44,13 @@ evidence: .venv/made ## all that the plan's verdicts rest on: three to four hour
 status: .venv/made ## what goes on in a run folder: queued, running, done, failed, lost, stale
 	@exec .venv/bin/python -m tdlib.graph status PROFILE='$(PROFILE)' OUT='$(OUT)'
 
-test: .venv/made browser ## all tests
+test: .venv/tested browser ## all tests; the first time installs what they need
 	@exec .venv/bin/python -m pytest -n 2 --dist loadfile
 
-bench: .venv/made ## what the engine costs, as ratios, to the end of LOG.md: ten minutes or more
+bench: .venv/tested ## what the engine costs, as ratios, to the end of LOG.md: ten minutes or more
 	@exec .venv/bin/python -m bench.engine
 
-stress: .venv/made ## kills trainings and books at random moments and compares: an hour or more
+stress: .venv/tested ## kills trainings and books at random moments and compares: an hour or more
 	@exec .venv/bin/python -m bench.stress
 
 lab: .venv/made ## JupyterLab on notebooks/
@@ -100,10 +100,15 @@ clean: ## remove the environment and all caches; outputs/ stays
 	    $$($(PYTHON) -c 'import torch; print("--system-site-packages" * bool(torch.version.cuda))' 2>/dev/null) || \
 	    { rm -rf .venv; echo "no venv module: apt-get install python3-venv, then again"; exit 1; }
 	@.venv/bin/python -c 'import torch' 2>/dev/null || $(PIP) torch==2.13.0
-	@$(PIP) -e '.[segment,wandb]'
+	@$(PIP) -e '.[segment]'
 	@mkdir -p .venv/share/jupyter/lab/settings
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' \
 	    > .venv/share/jupyter/lab/settings/overrides.json
+	@touch $@
+
+# The judges in the tests: transformers, peft, a browser's driver, pytest, …
+.venv/tested: .venv/made
+	@$(PIP) -e '.[test]'
 	@touch $@
 
 # What the tests need from Debian: a browser that can show Telugu, and a compiler.
