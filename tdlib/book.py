@@ -43,6 +43,7 @@ from tdlib import (
     text,
     tokenizer,
     train,
+    units,
     verdict,
     widgets,
     worker,
@@ -58,7 +59,7 @@ def opened(this: Run) -> data.Tokens:
     """The folder's tokens; and says what this run will cost, which is kept to be compared."""
     tokens = data.open_tokens(this.path("tokens"))
     found = this.once("estimate", plan.estimate, this.parameters, this.out, this.device)
-    span = plan.duration(found["seconds_low"], found["seconds_high"])
+    span = units.duration(found["seconds_low"], found["seconds_high"])
     print(
         f"Estimated: {span}, {found['peak_memory_mib']:,.0f} MiB at most, {found['flop']:.2g} FLOP."
     )

@@ -73,6 +73,8 @@ class Decoder:
     INT8, a tied head's own copy too; CPU only. Else it keeps the model's device and dtype: bfloat16
     on CUDA, with decoder.hidden = torch.compile(decoder.hidden, dynamic=True), was not tried."""
 
+    pads = True  # rows of unequal length may be padded on their left
+
     @torch.no_grad()
     def __init__(self, model: Llama, int8: bool = False):
         like = model.head
@@ -116,6 +118,12 @@ class Decoder:
     def __call__(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
         with torch.inference_mode():
             return self.head(self.hidden(ids_BT, cache))
+
+    def next_logits(
+        self, ids_BT: Tensor, cache: Cache | None = None, padding_B: Tensor | None = None
+    ) -> Tensor:
+        """(B, V) after the last id of every row."""
+        return self.head(self.hidden(ids_BT, cache, padding_B)[:, -1])
 
     @torch.inference_mode()
     def hidden(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tdlib import cost, data, lora, plan, runs, train, workload
+from tdlib import cost, data, lora, plan, runs, train, units, workload
 from tdlib.model import Llama, LlamaConfig
 
 LIMIT_S = 240  # that the two steps may take
@@ -47,8 +47,8 @@ def examine(pairs: dict[str, str]) -> int:
         need = cost.training_bytes(t.student, t.teacher, 1, t.student.context, device, t.rank)
         need += workload.PROCESS if device == "cpu" else 0
         if need > room:
-            say(what, f"not tried: one window needs {plan.si(need, 'B')}, {plan.si(room, 'B')} are "
-                "free; activation_checkpointing: true, or another machine", "")  # fmt: skip
+            sizes = f"one window needs {units.si(need, 'B')}, {units.si(room, 'B')} are free"
+            say(what, f"not tried: {sizes}; activation_checkpointing: true, or another machine", "")
         elif (step := _tried(t, device, of.tokens)) is None:
             print(f"– {what}: not tried to the end, more than {LIMIT_S} s here", flush=True)
         else:
@@ -124,7 +124,7 @@ def _existing(out: Path) -> Path:
 
 def _disk(out: Path, works: list[workload.Work]) -> tuple[str, str]:
     free, need = shutil.disk_usage(_existing(out)).free, sum(plan.disk(works))
-    said = f"{plan.si(free, 'B')} free, {plan.si(need, 'B')} needed"
+    said = f"{units.si(free, 'B')} free, {units.si(need, 'B')} needed"
     return (
         (f"{said}: make room, or a run folder elsewhere (OUT=)", "") if need > free else ("", said)
     )
@@ -141,12 +141,12 @@ def _room(device: str) -> int:
 
 def _memory(works: list[workload.Work], device: str, room: int) -> tuple[str, str]:
     need = {one.run: workload.memory(one, device) for one in works}
-    free = f"{plan.si(room, 'B')} may be used"
-    if large := [f"{run} {plan.si(size, 'B')}" for run, size in need.items() if size > room]:
+    free = f"{units.si(room, 'B')} may be used"
+    if large := [f"{run} {units.si(size, 'B')}" for run, size in need.items() if size > room]:
         return f"too little for {', '.join(large)}; {free}: fewer micro_windows need less, or " \
                "activation_checkpointing: true", ""  # fmt: skip
     most = max(need, key=need.get)
-    return "", f"at most {plan.si(need[most], 'B')} ({most}); {free}"
+    return "", f"at most {units.si(need[most], 'B')} ({most}); {free}"
 
 
 def _distinct(works: list[workload.Work]) -> dict[str, workload.Training]:
@@ -203,7 +203,7 @@ def step(words: dict) -> str:
     if not math.isfinite(loss := log[-1].get("train/loss", math.nan)):
         raise ValueError(f"the loss is {loss}: look at the tokens")
     seconds, memory = ended[1] - ended[0], runs.peak_memory_mib() * 2**20
-    return f"{seconds:.2g} s a window, {plan.si(memory, 'B')} at most"
+    return f"{seconds:.2g} s a window, {units.si(memory, 'B')} at most"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ profile is made for one and this machine has no GPU.
 
 from tabulate import tabulate
 
-from tdlib import graph, hashes, plan, workload
+from tdlib import graph, hashes, plan, units, workload
 from tdlib.graph import BookRun, Wanted
 
 SIZED = ("tokens", "teacher")  # what says how much text there is, and whose
@@ -28,8 +28,10 @@ def text(wanted: Wanted) -> str:
     low, high = plan.total(spans)
     if not doing:
         return f"{tabulate(rows, headers='keys', maxcolwidths=[None, 60])}\n\nAll of them are done."
-    said = f"{len(doing)} of {len(names)} would run: {plan.duration(low, high)} one after the other"
-    said += f", {plan.money((low, high), wanted.price)} in all" if wanted.price else ""
+    said = (
+        f"{len(doing)} of {len(names)} would run: {units.duration(low, high)} one after the other"
+    )
+    said += f", {units.money((low, high), wanted.price)} in all" if wanted.price else ""
     said += f"; on {device.name}, {source}. Nothing was run."
     return f"{tabulate(rows, headers='keys', maxcolwidths=[None, 60])}\n\n{said}"
 
@@ -74,5 +76,5 @@ def _works(wanted: Wanted, found: dict[str, BookRun]) -> dict[str, workload.Work
 
 
 def _costs(span: tuple[float, float] | None, price: float | None) -> dict[str, str]:
-    row = {"time": plan.duration(*span) if span else "–"}
-    return row | ({"cost": plan.money(span, price) if span else "–"} if price else {})
+    row = {"time": units.duration(*span) if span else "–"}
+    return row | ({"cost": units.money(span, price) if span else "–"} if price else {})

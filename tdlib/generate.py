@@ -1,6 +1,7 @@
 """Text from a model, one token at a time, over a cache of keys and values.
 
-A model here is a Llama, or a `decoder.Decoder` of one, which is several times as fast on a CPU.
+A model here is a Llama, or a Decoder of one, which is several times as fast on a CPU: both have
+`config`, `embedding_VD`, `next_logits`, and `pads`: whether rows may be padded on their left.
 Legend: B texts written together, V vocabulary.
 """
 
@@ -10,12 +11,9 @@ from itertools import takewhile
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tdlib.decoder import Decoder
 from tdlib.model import Cache, Llama
-from tdlib.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Sampling:
 
 
 def generate(
-    model: Llama | Decoder,
+    model: Llama,
     ids: list[int],
     tokens: int,
     *,
@@ -67,7 +65,7 @@ def generate(
 
 
 def batch(
-    model: Llama | Decoder,
+    model: Llama,
     prompts: Sequence[list[int]],
     tokens: int,
     sampling: Sampling = Sampling(),
@@ -77,7 +75,7 @@ def batch(
 ) -> list[list[int]]:
     """What `generate` gives for each prompt, the i-th with seed + i. A Decoder writes all at once
     (in INT8 texts touch each other a little: one scale for all), a Llama one after another."""
-    if isinstance(model, Decoder):
+    if model.pads:
         return _texts(model, prompts, tokens, sampling, seed, stop)
     each = enumerate(prompts, seed)
     return [_texts(model, [ids], tokens, sampling, i, stop)[0] for i, ids in each]
@@ -95,7 +93,7 @@ def _texts(model, prompts, tokens, sampling, seed, stop, cached=True) -> list[li
 
 @torch.inference_mode()
 def _steps(
-    model: Llama | Decoder,
+    model: Llama,
     prompts: Sequence[list[int]],
     tokens: int,
     sampling: Sampling,
@@ -114,17 +112,14 @@ def _steps(
     if odd:
         raise ValueError(f"the prompt's id {odd[0]:,} is not in the model's vocabulary of "
                          f"{model.config.vocab_size:,}: give its own tokenizer")  # fmt: skip
-    like = model.embedding_VD if isinstance(model, Decoder) else model.head
+    like = model.embedding_VD
     generators = [torch.Generator(like.device).manual_seed(seed + i) for i in range(len(texts))]
     ids_BT = torch.tensor([[0] * (longest - len(x)) + x for x in texts], device=like.device)
     padding_B = torch.tensor([longest - len(x) for x in texts], device=like.device)
     padding_B = padding_B if padding_B.any() else None
     cache = Cache(model.config, len(texts), longest + tokens, like) if cached else None
     for _ in range(tokens):
-        if isinstance(model, Decoder):
-            logits_BV = model.head(model.hidden(ids_BT, cache, padding_B)[:, -1])
-        else:
-            logits_BV = F.linear(model.hidden(ids_BT, cache)[:, -1], model.head)
+        logits_BV = model.next_logits(ids_BT, cache, padding_B)
         rows = zip(logits_BV, texts, generators, strict=True)
         new_B = [_pick(logits_V, text, sampling, g) for logits_V, text, g in rows]
         yield new_B
@@ -171,8 +166,8 @@ def _penalised(logits_V: Tensor, text: list[int], penalty: float) -> Tensor:
 
 
 def stream(
-    model: Llama | Decoder,
-    tokenizer: Tokenizer,
+    model: Llama,
+    tokenizer,
     prompt: str | list[int],
     tokens: int | None = None,
     sampling: Sampling = Sampling(),

@@ -130,6 +130,8 @@ class Layer(nn.Module):
 class Llama(nn.Module):
     """ids_BT → logits_BTV. Start: 0.02 everywhere, residual outputs 0.02/√(2·layers)."""
 
+    pads = False  # texts of unequal length are written one after another
+
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
@@ -152,6 +154,14 @@ class Llama(nn.Module):
     def head(self) -> Tensor:
         """(V, D): logits are hidden @ head.T."""
         return self.embed_tokens.weight if self.config.tied else self.lm_head.weight
+
+    @property
+    def embedding_VD(self) -> Tensor:
+        return self.embed_tokens.weight
+
+    def next_logits(self, ids_BT: Tensor, cache: Cache | None = None, padding_B=None) -> Tensor:
+        """(B, V) after the last id of every row; without padding, see `pads`."""
+        return F.linear(self.hidden(ids_BT, cache)[:, -1], self.head)
 
     def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """(B, T, D) after the last norm, ready for the head. With a cache, ids are the next."""

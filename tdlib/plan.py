@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from tdlib import cost, graph, hashes, shapes, workload
+from tdlib import cost, graph, hashes, shapes, units, workload
 from tdlib.parameters import ROOT, ParameterError, notebook_of
 from tdlib.shapes import Q4_LIMIT, SHAPES, VOCABULARIES, LlamaConfig
 from tdlib.workload import DEVICES, Device, Size, Work
@@ -73,7 +73,7 @@ def size_of(folder: Path, out: Path, share: float = 0.2, scored: int = 0) -> Siz
     hard = share * min(windows, scored // context or windows)
     if kept.is_file():
         hard = len(json.loads(kept.read_text(encoding="utf8"))["windows_K"])
-    said = f"{si(train)} for training, {si(val)} for validation, in {folder}"
+    said = f"{units.si(train)} for training, {units.si(val)} for validation, in {folder}"
     return Size(vocab_size, context, windows, (val - 1) // context, round(hard), said)
 
 
@@ -84,7 +84,8 @@ def _guessed(p: dict, vocab_size: int, share: float, scored: int) -> Size:
     train = written * (1 - p["val_share"]) or NOMINAL
     val = train * p["val_share"] / (1 - p["val_share"])
     how = "about, by the length of the text" if written else "nominal"
-    said = f"{si(train)} for training, {si(val)} for validation: {how}, no tokens yet (TOKENS=)"
+    said = f"{units.si(train)} for training, {units.si(val)} for validation: {how}, no tokens yet "
+    said += "(TOKENS=)"
     windows, val = round(train / p["context"]), round(val / p["context"])
     hard = share * min(windows, scored // p["context"] or windows)
     return Size(vocab_size, p["context"], windows, val, round(hard), said)
@@ -209,7 +210,9 @@ def plan(pairs: dict[str, str]) -> str:
               f"{_time_table(online, cached, price)}"]  # fmt: skip
     for i, size in list(enumerate(of.sizes))[1:]:
         more = total({one.run: workload.seconds(one, device) for one in of.works(i)})
-        parts.append(f"With a vocabulary of {size.vocab_size:,} all take {duration(*more)} online.")
+        parts.append(
+            f"With a vocabulary of {size.vocab_size:,} all take {units.duration(*more)} online."
+        )
     return "\n\n".join(parts)
 
 
@@ -236,27 +239,33 @@ def _head(of: Asked, device: Device, source: str) -> str:
 
 def _verdict(of: Asked, works: list[Work], device: Device, online, cached, price) -> str:
     """What is read in ten seconds."""
-    rows = {"time": f"{duration(*total(online))}; with the teacher's targets cached "
-            f"{duration(*total(cached))}"}  # fmt: skip
+    rows = {"time": f"{units.duration(*total(online))}; with the teacher's targets cached "
+            f"{units.duration(*total(cached))}"}  # fmt: skip
     if price:
-        rows["cost"] = f"{money(total(online), price)}; cached {money(total(cached), price)}"
+        rows["cost"] = (
+            f"{units.money(total(online), price)}; cached {units.money(total(cached), price)}"
+        )
     longest = max(online, key=lambda run: online[run][1])
     over = [run for run, (_, high) in online.items() if high > NIGHT_H * 3600]
     fits = f"{len(over)} of {len(works)} may take longer" if over else "each run fits"
-    rows[f"{NIGHT_H} h night"] = f"{fits}; the longest is {longest}, {duration(*online[longest])}"
+    rows[f"{NIGHT_H} h night"] = (
+        f"{fits}; the longest is {longest}, {units.duration(*online[longest])}"
+    )
     files = sorted((cost.file_bytes(shape), name) for shape, name in _models(works).items())
-    passing = [f"{name} {si(size, 'B')}" for size, name in files if size <= Q4_LIMIT]
-    smallest = f"NONE; the smallest is {files[0][1]}, {si(files[0][0], 'B')}"
+    passing = [f"{name} {units.si(size, 'B')}" for size, name in files if size <= Q4_LIMIT]
+    smallest = f"NONE; the smallest is {files[0][1]}, {units.si(files[0][0], 'B')}"
     rows["within 33 MB"] = ", ".join(passing) or smallest
     need, most = max((workload.memory(one, device.kind), one.run) for one in works)
     enough = "fits" if need < device.bytes else "DOES NOT FIT, fewer micro_windows need less"
-    rows["memory"] = f"{si(need, 'B')} of {si(device.bytes, 'B')} ({most}): {enough}"
+    rows["memory"] = f"{units.si(need, 'B')} of {units.si(device.bytes, 'B')} ({most}): {enough}"
     stays, goes = disk(works)
-    rows["disk"] = f"{si(stays, 'B')} stay, {si(goes, 'B')} more while training"
+    rows["disk"] = f"{units.si(stays, 'B')} stay, {units.si(goes, 'B')} more while training"
     if asked_at := sorted({t.temperature for one in works for t in one.trainings if t.teacher}):
         size = of.sizes[0]
         each = cost.cache_bytes(size.train, size.context, size.vocab_size)
-        rows["cache"] = f"{si(each, 'B')} a temperature, 12 draws a token, where it is on; here "
+        rows["cache"] = (
+            f"{units.si(each, 'B')} a temperature, 12 draws a token, where it is on; here "
+        )
         rows["cache"] += f"T = {', '.join(f'{t:g}' for t in asked_at)}"
     return _lines(rows)
 
@@ -293,16 +302,16 @@ def _sizes(works: list[Work]) -> str:
 
 def _work_table(works: list[Work], device: Device) -> str:
     rows = [{
-        "run": one.run, "tokens": si(one.tokens), "steps": f"{one.steps:,}",
-        "FLOP": f"{one.flop:.2g}", "memory": si(workload.memory(one, device.kind), "B"),
-        "disk": si(one.disk, "B"), "in work": si(one.disk_meanwhile, "B"),
+        "run": one.run, "tokens": units.si(one.tokens), "steps": f"{one.steps:,}",
+        "FLOP": f"{one.flop:.2g}", "memory": units.si(workload.memory(one, device.kind), "B"),
+        "disk": units.si(one.disk, "B"), "in work": units.si(one.disk_meanwhile, "B"),
     } for one in works]  # fmt: skip
     stays, goes = disk(works)
     rows.append({
-        "run": "all", "tokens": si(sum(one.tokens for one in works)),
+        "run": "all", "tokens": units.si(sum(one.tokens for one in works)),
         "steps": f"{sum(one.steps for one in works):,}",
         "FLOP": f"{sum(one.flop for one in works):.2g}", "memory": "",
-        "disk": si(stays, "B"), "in work": si(goes, "B"),
+        "disk": units.si(stays, "B"), "in work": units.si(goes, "B"),
     })  # fmt: skip
     return _table(rows)
 
@@ -311,8 +320,10 @@ def _time_table(online: dict, cached: dict, price: float | None) -> str:
     rows = []
     for run in [*online, "all"]:
         a, b = (spans.get(run) or total(spans) for spans in (online, cached))
-        row = {"run": run, "teacher online": duration(*a), "cached": duration(*b)}
-        costs = {"cost": money(a, price), "cost, cached": money(b, price)} if price else {}
+        row = {"run": run, "teacher online": units.duration(*a), "cached": units.duration(*b)}
+        costs = (
+            {"cost": units.money(a, price), "cost, cached": units.money(b, price)} if price else {}
+        )
         rows.append(row | costs)
     return _table(rows)
 
@@ -327,26 +338,6 @@ def _lines(rows: dict[str, str]) -> str:
         textwrap.fill(what, 80, initial_indent=f"{name:14}", subsequent_indent=" " * 14)
         for name, what in rows.items()
     )
-
-
-def duration(low: float, high: float) -> str:
-    """ "3.1–6.9 h", "12–15 min", "20 s"."""
-    unit, size = next((u, s) for u, s in (("h", 3600), ("min", 60), ("s", 0.01)) if high >= 1.5 * s)
-    size = max(size, 1)
-    a, b = (f"{x / size:.2g}" if x < 10 * size else f"{x / size:,.0f}" for x in (low, high))
-    return f"{a} {unit}" if a == b else f"{a}–{b} {unit}"
-
-
-def money(span: tuple[float, float], price: float) -> str:
-    low, high = (x / 3600 * price for x in span)
-    return f"{low:,.1f}–{high:,.1f}" if high < 10 else f"{low:,.0f}–{high:,.0f}"
-
-
-def si(value: float, unit: str = "") -> str:
-    """ "3.7 G", "178 GB", "–" for nothing."""
-    letters = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
-    size, letter = next(((s, c) for s, c in letters if value >= s), (1, ""))
-    return f"{value / size:.3g} {letter}{unit}".strip() if value else "–"
 
 
 def main(arguments: list[str]) -> int:

@@ -30,7 +30,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from tdlib import hashes, parameters, plan, runs, shapes, status, sweeps
+from tdlib import hashes, parameters, runs, shapes, status, sweeps, units
 from tdlib.status import date, duration, progress
 
 HERE = Path(__file__).parent
@@ -156,14 +156,14 @@ def _pages(out: Path) -> list[str]:
 
 def size(count: float) -> str:
     """Bytes, as 31.2 MB."""
-    return plan.si(count, "B")
+    return units.si(count, "B")
 
 
 def estimated(record: dict) -> str:
     """What was expected of a run before it began, beside what it took."""
     if not (found := record.get("remembered", {}).get("estimate")):
         return ""
-    return f" (estimated {plan.duration(found['seconds_low'], found['seconds_high'])})"
+    return f" (estimated {units.duration(found['seconds_low'], found['seconds_high'])})"
 
 
 def literal(value: object) -> str:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from tdlib import data, doctor, graph, lora, parameters, plan, shapes, train, workload
+from tdlib import data, doctor, graph, lora, parameters, plan, shapes, train, units, workload
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]
@@ -195,8 +195,8 @@ def test_the_plan_fits_a_narrow_screen_and_names_every_run_and_file(profile):
 
 
 def test_a_price_is_hours_times_it():
-    assert plan.money((3600, 7200), 4.5) == "4.5–9.0"
-    assert plan.money((36_000, 72_000), 4.5) == "45–90"
+    assert units.money((3600, 7200), 4.5) == "4.5–9.0"
+    assert units.money((36_000, 72_000), 4.5) == "45–90"
     online = {one.run: workload.seconds(one, workload.DEVICES["h100"]) for one in works().values()}
     low, high = plan.total(online)
     found = plan.plan(B200 | dict(DEVICE="h100", PRICE_PER_HOUR="2"))
@@ -228,7 +228,7 @@ def test_hours_of_b200_are_told_for_a_b200_where_there_is_no_gpu():
      ((0.021, 0.04), "0.021–0.04 s"), ((36_000, 400_000), "10–111 h")],
 )  # fmt: skip
 def test_a_time_has_one_unit_and_two_digits(span, words):
-    assert plan.duration(*span) == words
+    assert units.duration(*span) == words
 
 
 @pytest.mark.parametrize(
