@@ -363,7 +363,7 @@ def writing():
     return inference.among_ours()
 
 
-@bench("plan against truth, five shapes: memory, seconds", "± 10 %, ± 25 %; –")
+@bench("plan against truth, five shapes: memory, seconds", "± 10 %, within; –")
 def planned():
     return plan.against_truth()
 

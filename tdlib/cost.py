@@ -7,7 +7,6 @@ Legend: B windows at once, T tokens of a window, N = B·T, P weights, V vocabula
 width, A and G the widths of all queries and of all keys.
 """
 
-import functools
 import time
 from dataclasses import replace
 
@@ -15,7 +14,6 @@ from tdlib.shapes import LlamaConfig, describe
 
 CHUNK = {"cpu": 512, "cuda": 4096}  # losses.default_chunk
 LIBRARIES = 95 * 2**20  # bytes of torch's own that a first step on a CPU brings in
-clock = time.perf_counter  # a benchmark on a busy machine counts CPU time instead
 PIECES = 1.25  # activations on a CPU: a quarter more lies in pieces between, or is a gradient
 
 
@@ -46,11 +44,11 @@ def peak_flop(device: str, seconds: float = 0.1) -> float:
             for _ in range(2))  # fmt: skip
     best, end = 0.0, time.monotonic() + seconds
     while not best or time.monotonic() < end:
-        began = clock()
+        began = time.perf_counter()
         a @ b
         if cuda:
             torch.cuda.synchronize()
-        best = max(best, 2 * n**3 / (clock() - began))
+        best = max(best, 2 * n**3 / (time.perf_counter() - began))
     return best
 
 
@@ -124,51 +122,3 @@ def cache_bytes(windows: int, context: int, vocab_size: int, draws: int = 12) ->
     """The teacher's targets of one temperature, as cache.size: ids and float16 probabilities, and
     a loss and a mark a window."""
     return windows * (context * draws * ((2 if vocab_size <= 2**16 else 4) + 2) + 5)
-
-
-# --- time, tried on this machine
-
-TRIED = 512  # tokens, or one window, that are tried at once on a CPU: more are as quick, each
-
-
-def tried_windows(context: int, windows: int, device: str) -> int:
-    return windows if "cuda" in device else max(1, min(windows, TRIED // context))
-
-
-@functools.cache
-def step_seconds(
-    student: LlamaConfig,
-    teacher: LlamaConfig | None,
-    context: int,
-    windows: int,
-    device: str = "cpu",
-    rank: int = 0,
-) -> float:
-    """Seconds a token of training takes here and now, `windows` at once: the median of some real
-    steps but the first, which sets things up. Torch's random numbers are afterwards what they
-    were."""
-    import numpy as np
-    import torch
-
-    from tdlib import data, lora, train
-    from tdlib.model import Llama
-
-    windows, times = tried_windows(context, windows, device), []
-    tokens = windows * context
-    steps = int(np.clip(8e9 / step_flop(student, teacher, context) / tokens, 2, 20)) + 1
-    ids = np.arange(steps * tokens + 1, dtype=np.uint32) % student.vocab_size
-    with torch.random.fork_rng():
-        net, asked = (Llama(c).to(device) if c else None for c in (student, teacher))
-    if rank:
-        lora.attach(net, rank)
-
-    def tick(*_: object) -> None:
-        if "cuda" in device:
-            torch.cuda.synchronize()
-        times.append(clock())
-
-    ce_weight = 0.5 if teacher else 1.0
-    recipe = train.Recipe(epochs=1.0, batch_tokens=tokens, micro_windows=windows,
-                          ce_weight=ce_weight)  # fmt: skip
-    train.fit(net, data.Windows(ids, context), recipe, teacher=asked, device=device, progress=tick)
-    return float(np.median(np.diff(times))) / tokens

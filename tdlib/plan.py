@@ -29,7 +29,7 @@ NIGHT_H = 10
 def estimate(p: dict, out: Path, device: str) -> dict:
     """What a run that begins now will cost, from what its run folder holds (tokens; for all but 00
     the teacher): to be recorded, and later set beside the truth. Seconds low and high, memory as
-    peak_memory_mib counts it, FLOP, tokens, steps. Torch's random numbers stay as they are."""
+    peak_memory_mib counts it, FLOP, tokens, steps."""
     size = size_of(out / "tokens", out)
     name = p.get("teacher", "teacher")  # in models/; for 00 a path, or nothing
     path = ROOT / name if notebook_of(p["run"]) == "00_teacher" else out / "models" / name
@@ -37,9 +37,7 @@ def estimate(p: dict, out: Path, device: str) -> dict:
     need = workload.memory(one, device[:4])
     if device == "cpu":  # this process is not as large as a notebook's usually is, or larger
         need += workload.status("VmRSS", workload.PROCESS) - workload.PROCESS
-    low, high = workload.seconds(
-        one, workload.here(device)
-    )  # last: what it tries would count as memory
+    low, high = workload.seconds(one, workload.here(device))
     return {"seconds_low": low, "seconds_high": high, "peak_memory_mib": need / 2**20,
             "flop": one.flop, "tokens": one.tokens, "steps": one.steps}  # fmt: skip
 
@@ -222,7 +220,6 @@ def total(spans: dict[str, tuple[float, float]]) -> tuple[float, float]:
 
 def _head(of: Asked, device: Device, source: str) -> str:
     reached = f"{device.low:.0%} to {device.high:.0%} of it reached in training"
-    reached = f"small steps are tried, large ones: {reached}" if device.here else reached
     several = " and ".join(f"{size.vocab_size:,}" for size in of.sizes)
     several += ", both, as there are no tokens yet (VOCAB=)" if len(of.sizes) > 1 else ""
     rows = {

@@ -1,7 +1,7 @@
 """What a run of the book does and what that costs: weights, FLOP, bytes and seconds, beforehand.
 
-A run is trainings and forward passes. Hours are FLOP over what a device reaches; where the device
-is this machine and a step is small, real steps are tried (cost.step_seconds).
+A run is trainings and forward passes. Hours are FLOP over the share of a device's peak that is
+reached; what exactly a step takes, `make doctor` tries.
 """
 
 import difflib
@@ -18,7 +18,6 @@ BEGIN_S = (5.0, 20.0)  # a kernel, its imports, figures and the page, low and hi
 COMPILE_S = 180.0  # torch.compile of both models, at most
 PROCESS = 440 * 2**20  # bytes of a notebook's process on a CPU before it trains
 FIGURES = 55 * 2**20  # and what figures, tables and scores bring in
-AFFORDABLE = 5e10  # FLOP of a tried step on a CPU: half a second to a second
 FORWARD = (0.3, 0.85)  # share of that peak which scoring reaches, low and high
 
 
@@ -33,7 +32,6 @@ class Device:
     low: float  # share of `flop` that a training reaches
     high: float
     kind: str = "cuda"  # or cpu
-    here: bool = False  # it is this machine
 
 
 # NVIDIA's data sheets (HGX B200, H100 SXM, A100 80 GB, L4). Shares: 20 % is a model of width 512
@@ -270,37 +268,15 @@ def seconds(one: Work, device: Device, shares: dict | None = None) -> tuple[floa
         low, high = low + 8 * len(one.forwards), high + 40 * len(one.forwards)
     if not one.forwards:  # the page of a sweep merges nothing
         return low, high
-    largest = max(one.forwards, key=lambda pair: cost.forward_flop(pair[0], one.context))[0]
-    if device.kind == "cpu" and _affordable(largest, None, one.context, 16, device):
-        rate = cost.step_flop(largest, None, one.context)
-        rate /= cost.step_seconds(largest, None, one.context, 16)
-        return low + 0.8 * sum(flop) / rate, high + 1.3 * sum(flop) / rate
     rates = (share * device.forward_flop for share in reversed(FORWARD))
     quick, slow = (sum(flop) / rate for rate in rates)
     return low + quick, high + slow
 
 
 def training_seconds(t: Training, device: Device, taught: float) -> tuple[float, float]:
-    shape = (t.student.context, t.at_once)
     flop = training_flop(t, taught) / device.flop
-    if not (device.here and _affordable(t.student, t.teacher, *shape, device)):
-        compiling = COMPILE_S if t.parameters["compile"] and device.kind == "cuda" else 0
-        return flop / device.high, flop / device.low + compiling
-    each = cost.step_seconds(t.student, t.teacher, *shape, device.kind, t.rank)
-    if taught < 1:
-        alone = cost.step_seconds(t.student, None, *shape, device.kind, t.rank)
-        each = alone + taught * (each - alone)
-    middle = each * t.windows * t.student.context
-    if device.kind == "cpu":
-        return 0.85 * middle, 1.2 * middle
-    return min(middle, flop / device.high), middle  # what is tried is not compiled
-
-
-def _affordable(student, teacher, context: int, windows: int, device: Device) -> bool:
-    """Whether there is time for a few such steps."""
-    tokens = context * cost.tried_windows(context, windows, device.kind)
-    most = AFFORDABLE if device.kind == "cpu" else device.flop
-    return tokens * cost.step_flop(student, teacher, context) < most
+    compiling = COMPILE_S if t.parameters["compile"] and device.kind == "cuda" else 0
+    return flop / device.high, flop / device.low + compiling
 
 
 def memory(one: Work, kind: str) -> int:
@@ -326,11 +302,11 @@ def here(device: str) -> Device:
     if "cuda" in device:
         properties = torch.cuda.get_device_properties(device)
         # a measured peak is some three quarters of a published one
-        return Device(properties.name, peak, peak / 2, properties.total_memory, 0.27, 0.6,
-                      here=True)  # fmt: skip
+        return Device(properties.name, peak, peak / 2, properties.total_memory, 0.27, 0.6)
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     name = f"this CPU, threads: {torch.get_num_threads()}"
-    return Device(name, peak, peak, ram, 0.65, 0.9, "cpu", here=True)
+    # 0.9 is a model of width 512 and more; one of width 64 spends most of its time between products
+    return Device(name, peak, peak, ram, 0.2, 0.9, "cpu")
 
 
 def status(name: str, otherwise: int, path: str = "/proc/self/status") -> int:
