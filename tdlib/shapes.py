@@ -235,9 +235,10 @@ _READ = (
     | DRAWN
     | ALTERED.keys()
     | frozenset(
-        """model_type rope_type type rope_parameters rope_scaling rope_theta layer_types tie_word_embeddings
-    sliding_window use_sliding_window vocab_size num_hidden_layers num_attention_heads hidden_size
-    intermediate_size max_position_embeddings num_key_value_heads head_dim rms_norm_eps""".split()
+        """model_type rope_type type rope_parameters rope_scaling rope_theta layer_types vocab_size
+    tie_word_embeddings sliding_window use_sliding_window num_hidden_layers num_attention_heads
+    hidden_size intermediate_size max_position_embeddings num_key_value_heads head_dim
+    rms_norm_eps""".split()
     )
 )
 
@@ -260,6 +261,21 @@ def _odd_in_config(c: dict, ropes: list[dict]) -> Iterator[str]:
         yield f"sliding_window is {window!r}, less than the context: only a whole one is read here"
     for options in (c, *ropes):
         yield from odd_options(options, NEUTRAL, _READ)
+
+
+def odd_generation(folder: Path, config: LlamaConfig) -> str:
+    """In words, what a generation_config.json asks for that the book does not do when it writes
+    texts; "" for nothing. How a text is drawn (DRAWN) it sets itself. No loss depends on it."""
+    path = folder / "generation_config.json"
+    try:
+        c = read_json(path) if path.is_file() else {}
+        ends = c.get("eos_token_id")
+        other = ends is not None and [config.eos_id] != (ends if isinstance(ends, list) else [ends])
+        odd = [f"eos_token_id is {ends!r:.60}, in config.json {config.eos_id}"] if other else []
+        odd += [x.partition(",")[0] for x in odd_options(c, ALTERED, HARMLESS | DRAWN)]
+    except (ValueError, OSError) as error:
+        return f"{path} cannot be read ({error}): texts are written without it"
+    return f"{path}: {', '.join(odd)}: texts are written here without that" if odd else ""
 
 
 def weight_files(folder: Path) -> list[Path]:
