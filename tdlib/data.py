@@ -70,7 +70,7 @@ def open_weights(path: Path) -> Iterator[safe_open]:
     try:
         with safe_open(path, "pt") as f:
             yield f
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
 
 
@@ -81,8 +81,12 @@ def check_shapes(folder: Path, tensors: dict, expected: dict[str, tuple]) -> Non
         found = "missing" if found is None else tuple(getattr(found, "shape", found))
         wanted = tuple(expected[name]) if name in expected else "unknown to this model"
         if found != wanted:
+            remedy = "weights and config are of two models, copy both again"
+            if (name, found) == ("lm_head.weight", "missing"):
+                remedy = "set tie_word_embeddings: true in config.json if it is the embedding, or "
+                remedy += "copy the file that holds it"
             raise ValueError(f"{folder}: {name} is {found}, by its config it must be {wanted}: "
-                             "weights and config are of two models, copy both again")  # fmt: skip
+                             f"{remedy}")  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -175,7 +175,7 @@ def _read_config(path: Path) -> dict:
             odd = odd or f"init_lora_weights is {start!r}, which changes the base: not read here"
         for name in ("r", "lora_alpha"):
             value = config.get(name)
-            if type(value) not in (int, float) or not 0 < value < math.inf or config["r"] % 1:
+            if type(value) not in (int, float) or not 0 < value < 2**31 or config["r"] % 1:
                 odd = odd or f"{name} is {value!r}, it must be a number above 0: copy it again"
         for name in ("target_modules", "exclude_modules"):
             by = config.get(name) or []

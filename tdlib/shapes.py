@@ -49,7 +49,7 @@ SHAPES = {
 MOST = {"layers": 1024, "vocab_size": 2**24} | dict.fromkeys(
     ("heads", "dim", "mlp_dim", "context", "kv_heads", "head_dim"), 2**20
 )
-TABLE, JSON_BYTES, SHARDS = 2**27, 2**26, 1000  # context · head_dim; bytes of JSON; files
+TABLE, JSON_BYTES, SHARDS = 2**27, 2**24, 1000  # context · head_dim; bytes of JSON; files
 # Options of config.json that change numbers → the value that does not. One that is neither here,
 # nor in HARMLESS, nor read below is refused, unless it is null, false, 0 or empty.
 NEUTRAL = {
@@ -174,7 +174,7 @@ def odd_options(given: dict, neutral: dict, known: Container[str]) -> Iterator[s
             if value is not None and value != neutral[name]:
                 yield f"{name} is {value!r:.60}, only {neutral[name]!r} is supported here"
         elif name not in known and value not in (None, False, "", [], {}):
-            yield (f"{name} is {value!r:.60}, unknown here, and may change numbers: take it out if "
+            yield (f"{name} is {value!r:.60}, unknown here, and may change numbers; take it out if "
                    "it changes none")  # fmt: skip
 
 
@@ -196,10 +196,12 @@ def read_config(folder: Path) -> LlamaConfig:
 
     def number(name: str, otherwise: float | None = None, kind: type = int) -> int | float:
         value = otherwise if c.get(name) is None else c[name]
-        whole = isinstance(value, int | float) and math.isfinite(value)
+        whole = isinstance(value, int | float) and 0 <= value < 2**63
         whole = whole and (kind is float or value == int(value))
         if not whole or isinstance(value, bool) or value < 0 or (not value and otherwise is None):
-            fault = "missing, it is needed" if value is None else f"{value!r}, no size of a model"
+            fault = (
+                "missing, it is needed" if value is None else f"{value!r:.60}, no size of a model"
+            )
             raise ValueError(f"{path}: {name} is {fault}: copy the file again")
         return kind(value)
 
@@ -287,14 +289,14 @@ def weight_files(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"{folder} holds no .safetensors by the name of model: save the "
                                 "model in that format")  # fmt: skip
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        files = [folder / Path(name).name for name in names]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of shards ({error!r}): copy it again") from None
-    if len(files) > SHARDS:
-        raise ValueError(f"{index} names {len(files):,} files, at most {SHARDS:,} are read: save "
-                         "the model in larger ones")  # fmt: skip
-    if gone := [path for path in files if not path.is_file()]:
+        names = set(read_json(index)["weight_map"].values())
+        if len(names) > SHARDS:
+            raise ValueError(f"it names {len(names):,} files, at most {SHARDS:,} are read")
+        files = [folder / Path(name).name for name in sorted(names)]
+        gone = [path for path in files if not path.is_file()]
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise ValueError(f"{index} is no index of shards ({error!r:.200}): copy it again") from None
+    if gone:
         raise FileNotFoundError(f"{gone[0]} is not there, {index.name} names it: copy it too")
     return files
 

@@ -36,7 +36,7 @@ NUMPY = [
                              ("_reconstruct", np._core.multiarray._reconstruct))),
     np.ndarray, np.dtype,
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__
-      if re.fullmatch("(Bool|U?Int|Float|Complex)[0-9]*DType", name)),
+      if name not in ("ObjectDType", "VoidDType", "StringDType")),
 ]  # fmt: skip
 
 
@@ -168,6 +168,7 @@ def _in_words(path: Path, error: Exception) -> str:
     with contextlib.suppress(Exception), torch.serialization.safe_globals(NUMPY):
         if type(error) is pickle.UnpicklingError:
             odd = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+            odd = odd or re.findall(r"but got <class '(\S+)'>", str(error))
     why = f" ({str(error).splitlines()[0]})" if type(error) is ValueError else ""
     if not odd:
         return f"{why}: {REMEDY}"
