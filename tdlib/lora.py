@@ -175,7 +175,8 @@ def _read_config(path: Path) -> dict:
             odd = odd or f"init_lora_weights is {start!r}, which changes the base: not read here"
         for name in ("r", "lora_alpha"):
             value = config.get(name)
-            if type(value) not in (int, float) or not 0 < value < 2**31 or config["r"] % 1:
+            whole = type(value) is int or (type(value) is float and name == "lora_alpha")
+            if not whole or not 0 < value < 2**31:
                 odd = odd or f"{name} is {value!r}, it must be a number above 0: copy it again"
         for name in ("target_modules", "exclude_modules"):
             by = config.get(name) or []
@@ -184,7 +185,7 @@ def _read_config(path: Path) -> dict:
         raise ValueError(f"{path} is no adapter's config ({error}): copy it again") from None
     if odd:
         raise ValueError(f"{path}: {odd}")
-    return config | {"r": int(config["r"])}
+    return config
 
 
 def _targets(config: dict, model: Llama, folder: Path) -> tuple[str, ...]:
