@@ -68,7 +68,9 @@ HARMLESS = frozenset(
     pretraining_tp problem_type resid_pdrop return_dict sep_token_id task_specific_params
     tokenizer_class torch_dtype torchscript transformers.js_config transformers_version
     unsloth_fixed unsloth_version use_bfloat16 use_cache _attn_implementation
-    _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _name_or_path""".split()
+    _attn_implementation_autoset _attn_implementation_internal attention_probs_dropout_prob
+    _commit_hash _flash_attn_2_enabled _name_or_path gradient_checkpointing
+    hidden_dropout_prob""".split()
 )
 # How text is drawn: the book sets that itself.
 DRAWN = frozenset(
@@ -198,10 +200,9 @@ def read_config(folder: Path) -> LlamaConfig:
         value = otherwise if c.get(name) is None else c[name]
         whole = isinstance(value, int | float) and 0 <= value < 2**63
         whole = whole and (kind is float or value == int(value))
-        if not whole or isinstance(value, bool) or value < 0 or (not value and otherwise is None):
-            fault = (
-                "missing, it is needed" if value is None else f"{value!r:.60}, no size of a model"
-            )
+        if not whole or isinstance(value, bool) or (not value and otherwise is None):
+            fault = f"{value!r:.60}, no size of a model"
+            fault = "missing, it is needed" if value is None else fault
             raise ValueError(f"{path}: {name} is {fault}: copy the file again")
         return kind(value)
 
@@ -232,16 +233,11 @@ def read_config(folder: Path) -> LlamaConfig:
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
-_READ = (
-    HARMLESS
-    | DRAWN
-    | ALTERED.keys()
-    | frozenset(
-        """model_type rope_type type rope_parameters rope_scaling rope_theta layer_types vocab_size
+_READ = {*HARMLESS, *DRAWN, *ALTERED} | set(
+    """model_type rope_type type rope_parameters rope_scaling rope_theta layer_types vocab_size
     tie_word_embeddings sliding_window use_sliding_window num_hidden_layers num_attention_heads
     hidden_size intermediate_size max_position_embeddings num_key_value_heads head_dim
     rms_norm_eps""".split()
-    )
 )
 
 
@@ -320,9 +316,10 @@ def _other_head(folder: Path) -> bool:
             return True
         with open(one, "rb") as f, open(other, "rb") as g:
             f.seek(first), g.seek(second)
-            for at in range(0, size, 2**20):
-                if f.read(part := min(2**20, size - at)) != g.read(part):
+            while part := f.read(min(2**20, size)):  # none left: the file is shorter than it says
+                if part != g.read(len(part)):
                     return True
+                size -= len(part)
     # whoever reads the weights says what is wrong with their files
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass

@@ -431,17 +431,20 @@ def test_a_head_that_is_not_there_is_refused_with_what_helps(tmp_path):
     assert Llama.load(tmp_path / "model").config.tied
 
 
-def header(shape, offsets, size=0) -> bytes:
-    """A safetensors file of one tensor, of as many bytes as asked."""
-    text = json.dumps({"model.norm.weight": dict(dtype="F32", shape=shape, data_offsets=offsets)})
-    return len(text).to_bytes(8, "little") + text.encode() + bytes(size)
+def header(shape, offsets, size=0, names=("model.norm.weight",)) -> bytes:
+    """A safetensors file of some tensors, of as many bytes as asked."""
+    one = dict(dtype="F32", shape=shape, data_offsets=offsets)
+    text = json.dumps(dict.fromkeys(names, one)).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(size)
 
 
+TWO = ("model.embed_tokens.weight", "lm_head.weight")
 FILES = {
     "a header of terabytes": ("", (2**40).to_bytes(8, "little") + b"{}", "cannot be read"),
     "a tensor of terabytes": ("", header([2**38], [0, 2**40], 64), "cannot be read"),
     "a product that overflows": ("", header([2**33, 2**33], [0, 64], 64), "cannot be read"),
     "a file with a hole": ("", header([2**27], [0, 2**29]), "missing"),
+    "two heads of exabytes": ("", header([2**58], [0, 2**60], 64, TWO), "cannot be read"),
     "lists in lists": (".index.json", b"[" * 200_000, "too deep"),
     "a list of shards": (".index.json", b"[]", "no table"),
     "a name too long": (".index.json", b'{"weight_map": {"a": "%s"}}' % (b"x" * 999), "too long"),
