@@ -51,6 +51,7 @@ from tdlib import (
 from tdlib.model import Llama, LlamaConfig
 from tdlib.parameters import ROOT, texts
 from tdlib.runs import Run, peak_memory_mib, write
+from tdlib.teacher import cut_spare_rows
 
 SUBSET = 64  # validation windows looked at during training
 
@@ -75,7 +76,9 @@ def prepare(p: dict, folder: Path, teacher: Llama | None = None) -> str:
     given = tokenizer.open(p["tokenizer"], p["segmenter"]) if p["tokenizer"] else None
     size = _fits(p, teacher)
     if p["tokens"]:
-        return _linked(p, folder, given, size)
+        return _linked(p, folder, given, size, teacher)
+    cut = cut_spare_rows(teacher, given.size) if given and teacher else ""
+    size = given.size if cut else size
     if given and size > given.size:
         raise ValueError(
             f"the vocabulary of {p['teacher']} is {size:,}, {given.path} has {given.size:,} "
@@ -111,7 +114,7 @@ def prepare(p: dict, folder: Path, teacher: Llama | None = None) -> str:
         f"{len(tokens.train):,} windows of {tokens.context}; validation: "
         f"{tokens.meta['val_tokens']:,} tokens, {len(tokens.val):,} windows. Vocabulary "
         f"{tokens.vocab_size:,}; {tokens.bytes_per_token():.2f} bytes a token."
-        f"{known}"
+        f"{known}{cut and f' {cut}'}"
     )
 
 
@@ -140,19 +143,24 @@ def _fits(p: dict, teacher: Llama | None) -> int:
     return teacher.config.vocab_size
 
 
-def _linked(p: dict, folder: Path, given: tokenizer.Tokenizer | None, size: int) -> str:
+def _linked(
+    p: dict, folder: Path, given: tokenizer.Tokenizer | None, size: int, teacher: Llama | None
+) -> str:
     source = Path(p["tokens"])
-    if not given and data.open_tokens(source, p["context"]).tokenizer is None:
+    known = given or data.open_tokens(source, p["context"]).tokenizer
+    if known is None:
         raise FileNotFoundError(
             f"{source / 'tokenizer.model'} is not there: put the tokens' tokenizer there (.model, "
             "or tokenizer.json), or give it as tokenizer"
         )
     theirs = data.read_meta(source / "meta.json")
-    if size > theirs["vocab_size"]:
+    pieces = theirs["vocab_size"]
+    cut = cut_spare_rows(teacher, pieces) if teacher and known.size <= pieces else ""
+    size = pieces if cut else size
+    if size > pieces:
         raise ValueError(
-            f"the vocabulary of {p['teacher']} is {size:,}, the tokens' is "
-            f"{theirs['vocab_size']:,}: give the tokens or the tokenizer that the teacher was made "
-            "with"
+            f"the vocabulary of {p['teacher']} is {size:,}, the tokens' is {pieces:,}: give the "
+            "tokens or the tokenizer that the teacher was made with"
         )
     data.link_tokens(
         source, folder, tokenizer=given, vocab_size=size, context=p["context"],
@@ -172,7 +180,7 @@ def _linked(p: dict, folder: Path, given: tokenizer.Tokenizer | None, size: int)
             f"The teacher's vocabulary is {tokens.vocab_size:,}: the tokenizer's last "
             f"{tokens.tokenizer.size - tokens.vocab_size:,} pieces occur nowhere in the tokens."
         )
-    return " ".join(said)
+    return " ".join([*said, *filter(None, [cut])])
 
 
 def save(net: Llama, folder: Path, tokens: data.Tokens) -> None:

@@ -28,9 +28,11 @@ from torch import Tensor
 
 import tdlib.tokenizer
 from tdlib.files import replacing, write_whole
+from tdlib.shapes import weight_files
 from tdlib.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
-__all__ = ["BOS", "EOS", "PAD", "UNK", "Tokenizer", "write_whole"]  # and what is defined here
+# and what is defined here
+__all__ = ["BOS", "EOS", "PAD", "UNK", "Tokenizer", "weight_files", "write_whole"]
 
 IGNORE = -100
 BLOCK = 2**18  # bytes read at once where ids are looked at
@@ -41,52 +43,50 @@ MORE = "give more text, or a shorter context"
 
 def read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors (one file, or the shards of its index), in float32,
-    checked against their shapes. A head where none is expected, it being tied, and the tables of
-    RoPE that old exports hold are left out."""
-    weights = {}
+    checked against their shapes before any is read. A head where none is expected, it being tied,
+    and the tables of RoPE that old exports hold are left out."""
+    left_out, where, shapes = {"lm_head.weight"} - expected.keys(), {}, {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, "pt") as f:
-                found = {name: f.get_tensor(name) for name in f.keys()}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
-        if odd := [name for name, x in found.items() if not x.is_floating_point()]:
-            dtype = str(found[odd[0]].dtype).removeprefix("torch.")
-            raise ValueError(f"{path}: {odd[0]} is {dtype}, a weight must be a float: "
-                             "give the model before it was quantized")  # fmt: skip
-        weights |= {name: x.float() for name, x in found.items()}
-    left_out = {"lm_head.weight"} - expected.keys()
-    weights = {name: x for name, x in weights.items()
-               if name not in left_out and not name.endswith("rotary_emb.inv_freq")}  # fmt: skip
-    check_shapes(folder, weights, expected)
+        with open_weights(path) as f:
+            for name in f.keys():
+                if name not in left_out and not name.endswith("rotary_emb.inv_freq"):
+                    where[name], shapes[name] = path, f.get_slice(name).get_shape()
+    check_shapes(folder, shapes, expected)
+    weights = {}
+    for path in dict.fromkeys(where.values()):
+        with open_weights(path) as f:
+            for name in (name for name in where if where[name] == path):
+                if not (weight := f.get_tensor(name)).is_floating_point():
+                    dtype = str(weight.dtype).removeprefix("torch.")
+                    raise ValueError(f"{path}: {name} is {dtype}, a weight must be a float: "
+                                     "give the model before it was quantized")  # fmt: skip
+                weights[name] = weight.float()
     return weights
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """As transformers chooses them: model.safetensors, or else what the index names."""
-    one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if one.is_file():
-        return [one]
-    if not index.is_file():
-        raise FileNotFoundError(f"{folder} holds no .safetensors by the name of model: save the "
-                                "model in that format")  # fmt: skip
+@contextlib.contextmanager
+def open_weights(path: Path) -> Iterator[safe_open]:
+    """A safetensors file. ValueError, named: cut short, or a header that its bytes do not bear."""
     try:
-        names = json.loads(index.read_text(encoding="utf8"))["weight_map"].values()
-        files = [folder / Path(name).name for name in sorted(set(names))]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of shards ({error!r}): copy it again") from None
-    if gone := [path for path in files if not path.is_file()]:
-        raise FileNotFoundError(f"{gone[0]} is not there, {index.name} names it: copy it too")
-    return files
+        with safe_open(path, "pt") as f:
+            yield f
+    except (SafetensorError, OSError, MemoryError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
 
 
-def check_shapes(folder: Path, tensors: dict[str, Tensor], expected: dict[str, tuple]) -> None:
+def check_shapes(folder: Path, tensors: dict, expected: dict[str, tuple]) -> None:
+    """ValueError: other names, or other shapes, than expected; `tensors` may be shapes alone."""
     for name in sorted(expected.keys() | tensors.keys()):
-        found = tuple(tensors[name].shape) if name in tensors else "missing"
+        found = tensors.get(name)
+        found = "missing" if found is None else tuple(getattr(found, "shape", found))
         wanted = tuple(expected[name]) if name in expected else "unknown to this model"
         if found != wanted:
+            remedy = "weights and config are of two models, copy both again"
+            if (name, found) == ("lm_head.weight", "missing"):
+                remedy = "set tie_word_embeddings: true in config.json if it is the embedding, or "
+                remedy += "copy the file that holds it"
             raise ValueError(f"{folder}: {name} is {found}, by its config it must be {wanted}: "
-                             "weights and config are of two models, copy both again")  # fmt: skip
+                             f"{remedy}")  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ scale · B A to W for good. `scale` multiplies directly: PEFT's lora_alpha is sc
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 
 import safetensors.torch
@@ -17,11 +18,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdlib import data, files
+from tdlib import data, files, shapes
 from tdlib.model import Llama
 
 # All linear layers of a Llama layer. Never the head: tied, it is the embedding too.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Options of PEFT that change what A and B mean, or which weights are used → the value that doesn't.
+# Those of HARMLESS change nothing here; any other is refused unless null, false, 0 or empty.
+NEUTRAL = {
+    "peft_type": "LORA", "use_rslora": False, "use_dora": False, "alpha_pattern": {},
+    "rank_pattern": {}, "bias": "none", "lora_bias": False,
+}  # fmt: skip
+HARMLESS = frozenset(
+    """auto_mapping base_model_name_or_path ensure_weight_tying fan_in_fan_out inference_mode
+    layers_pattern lora_dropout megatron_core peft_version qalora_group_size revision runtime_config
+    task_type r lora_alpha target_modules exclude_modules init_lora_weights""".split()
+)  # fan_in_fan_out: PEFT itself drops it at a Linear
+STARTS = (None, True, False, "gaussian", "orthogonal")  # other init_lora_weights change the base
 _PREFIX = "base_model.model.model."  # PEFT's names: its wrapper, Hugging Face's wrapper, ours
 
 
@@ -124,31 +137,71 @@ def load(model: Llama, folder: str | Path) -> Llama:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is not there: give an adapter's folder")
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf8"))
-    with safetensors.safe_open(folder / "adapter_model.safetensors", "pt") as f:
+    config, path = (
+        _read_config(folder / "adapter_config.json"),
+        folder / "adapter_model.safetensors",
+    )
+    with data.open_weights(path) as f:
         base = (f.metadata() or {}).get("base_sha256")
-        tensors = {name: f.get_tensor(name) for name in f.keys()}
+        found = {name: f.get_slice(name).get_shape() for name in f.keys()}
     if base and base != base_hash(model):
         raise ValueError(
             f"{folder} was trained on another base (sha256 {base[:12]}…, this model has "
             f"{base_hash(model)[:12]}…; merged already, it is another): load "
             f"{config.get('base_model_name_or_path')!r}"
         )
-    odd = [x for x in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(x)]
-    if odd:  # each changes what A and B mean
-        raise ValueError(f"{folder}: {odd[0]} is {config[odd[0]]!r}, only plain LoRA is read here")
-    rank = config["r"]
-    # PEFT may write target_modules as whole names or as a pattern: what is there tells
-    targets = tuple(x for x in TARGETS if any(f".{x}.lora_" in key for key in tensors))
-    expected = {}
+    rank, targets, expected = config["r"], _targets(config, model, folder), {}
     for name, part in model.named_modules():
         if name.rsplit(".", 1)[-1] in targets:
             outs, ins = part.weight.shape
             expected[f"{_PREFIX}{name}.lora_A.weight"] = (rank, ins)
             expected[f"{_PREFIX}{name}.lora_B.weight"] = (outs, rank)
-    data.check_shapes(folder, tensors, expected)
+    data.check_shapes(folder, found, expected)
+    with data.open_weights(path) as f:
+        tensors = {name: f.get_tensor(name) for name in expected}
     attach(model, rank, config["lora_alpha"] / rank, targets)
     for name, part in adapters(model).items():
         part.lora_A.data.copy_(tensors[f"{_PREFIX}{name}.lora_A.weight"])
         part.lora_B.data.copy_(tensors[f"{_PREFIX}{name}.lora_B.weight"])
     return model
+
+
+def _read_config(path: Path) -> dict:
+    """adapter_config.json. ValueError: an option that is not understood, by its name."""
+    try:
+        config = shapes.read_json(path)
+        odd = next(shapes.odd_options(config, NEUTRAL, HARMLESS), "")
+        if (start := config.get("init_lora_weights")) not in STARTS:
+            odd = odd or f"init_lora_weights is {start!r}, which changes the base: not read here"
+        for name in ("r", "lora_alpha"):
+            value = config.get(name)
+            whole = type(value) is int or (type(value) is float and name == "lora_alpha")
+            if not whole or not 0 < value < 2**31:
+                odd = odd or f"{name} is {value!r}, it must be a number above 0: copy it again"
+        for name in ("target_modules", "exclude_modules"):
+            by = config.get(name) or []
+            re.compile(by if isinstance(by, str) else "".join(by))
+    except (ValueError, TypeError, re.error) as error:
+        raise ValueError(f"{path} is no adapter's config ({error}): copy it again") from None
+    if odd:
+        raise ValueError(f"{path}: {odd}")
+    return config
+
+
+def _targets(config: dict, model: Llama, folder: Path) -> tuple[str, ...]:
+    """Which of TARGETS an adapter is beside, as PEFT chooses them by its config (by whole names, by
+    their ends, or by a pattern); in all layers, or ValueError."""
+
+    def chosen(name: str, by: str | list) -> bool:
+        if isinstance(by, str):
+            return by.lower() == "all-linear" or bool(re.fullmatch(by, name))
+        return any(name == x or name.endswith(f".{x}") for x in by)
+
+    names = [name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in TARGETS]
+    by, but = config.get("target_modules") or ["q_proj", "v_proj"], config.get("exclude_modules")
+    found = [n for n in names if chosen(f"model.{n}", by) and not chosen(f"model.{n}", but or [])]
+    targets = tuple(x for x in TARGETS if any(name.endswith(f".{x}") for name in found))
+    if not found or len(found) != sum(name.endswith(targets) for name in names):
+        raise ValueError(f"{folder}: target_modules {by!r:.60} choose {len(found)} of the model's "
+                         "layers, only the same ones in every block are read here")  # fmt: skip
+    return targets

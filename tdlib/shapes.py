@@ -5,6 +5,8 @@ Needs no torch, so that a run's parameters can be checked, and its cost told, be
 
 import json
 import math
+import warnings
+from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -43,9 +45,48 @@ SHAPES = {
 }
 
 
+# What is above these is no model but a broken file: refused before room is made for it.
+MOST = {"layers": 1024, "vocab_size": 2**24} | dict.fromkeys(
+    ("heads", "dim", "mlp_dim", "context", "kv_heads", "head_dim"), 2**20
+)
+TABLE, JSON_BYTES, SHARDS = 2**27, 2**24, 1000  # context · head_dim; bytes of JSON; files
+# Options of config.json that change numbers → the value that does not. One that is neither here,
+# nor in HARMLESS, nor read below is refused, unless it is null, false, 0 or empty.
+NEUTRAL = {
+    "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "is_causal": True,
+    "use_rope": True, "partial_rotary_factor": 1, "rotary_pct": 1, "factor": 1,
+    "attention_factor": 1, "logits_scaling": 1, "logit_scale": 1, "residual_multiplier": 1,
+    "embedding_multiplier": 1,
+}  # fmt: skip
+# How it was trained or is stored, and what transformers writes into every config.
+HARMLESS = frozenset(
+    """architectures attention_dropout attn_implementation attn_pdrop bos_token_id
+    chunk_size_feed_forward decoder_start_token_id dropout dtype embd_pdrop eos_token_id
+    finetuning_task hidden_dropout id2label initializer_range is_decoder is_llama_config
+    keys_to_ignore_at_inference label2id max_sequence_length max_window_layers model_max_length
+    original_max_position_embeddings output_attentions output_hidden_states pad_token_id prefix
+    pretraining_tp problem_type resid_pdrop return_dict sep_token_id task_specific_params
+    tokenizer_class torch_dtype torchscript transformers.js_config transformers_version
+    unsloth_fixed unsloth_version use_bfloat16 use_cache _attn_implementation
+    _attn_implementation_autoset _attn_implementation_internal attention_probs_dropout_prob
+    _commit_hash _flash_attn_2_enabled _name_or_path gradient_checkpointing
+    hidden_dropout_prob""".split()
+)
+# How text is drawn: the book sets that itself.
+DRAWN = frozenset(
+    """cache_implementation do_sample early_stopping length_penalty max_length max_new_tokens min_p
+    num_beam_groups num_beams num_return_sequences output_scores return_dict_in_generate temperature
+    top_k top_p typical_p _from_model_config""".split()
+)
+# These change a text whatever is set: without a say in config.json, told in generation_config.json
+ALTERED = dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1)
+TIED = ("model.embed_tokens.weight", "lm_head.weight")
+
+
 @dataclass(frozen=True)
 class LlamaConfig:
-    """The shape of a model. `kv_heads` and `head_dim` follow `heads` and `dim` unless given."""
+    """The shape of a model. `kv_heads` and `head_dim` follow `heads` and `dim` unless given.
+    ValueError: what no model can be, or a number above MOST."""
 
     vocab_size: int
     layers: int
@@ -62,6 +103,12 @@ class LlamaConfig:
     eos_id: int = field(default=3, compare=False)
 
     def __post_init__(self):
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name):,}, at most {most:,} are read")
+        if not (0 < self.rope_theta < math.inf and 0 <= self.norm_eps < math.inf):
+            raise ValueError(f"rope_theta {self.rope_theta} and norm_eps {self.norm_eps} must be "
+                             "finite, and the first above 0")  # fmt: skip
         if not self.head_dim and self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}: give head_dim")
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
@@ -71,6 +118,9 @@ class LlamaConfig:
                 f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}, "
                 f"and head_dim {self.head_dim} even"
             )
+        if self.context * self.head_dim > TABLE:
+            raise ValueError(f"context {self.context:,} times head_dim {self.head_dim:,} is more "
+                             f"than the {TABLE:,} that are read")  # fmt: skip
 
     @property
     def parameters(self) -> int:
@@ -105,38 +155,65 @@ def generation(config: LlamaConfig) -> dict:
     return {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": 0 if eos == 3 else eos}
 
 
+def read_json(path: Path) -> dict:
+    """The table in a file of JSON. ValueError: none, broken, or above JSON_BYTES."""
+    if (size := path.stat().st_size) > JSON_BYTES:
+        raise ValueError(f"it has {size:,} bytes, at most {JSON_BYTES:,} are read")
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except RecursionError:
+        raise ValueError("its lists lie too deep in each other") from None
+    if not isinstance(found, dict):
+        raise ValueError("it holds no table of names")
+    return found
+
+
+def odd_options(given: dict, neutral: dict, known: Container[str]) -> Iterator[str]:
+    """In words, each option that is not understood: of a value that is not the neutral one, or
+    unknown and not null, false, 0 or empty."""
+    for name, value in given.items():
+        if name in neutral:
+            if value is not None and value != neutral[name]:
+                yield f"{name} is {value!r:.60}, only {neutral[name]!r} is supported here"
+        elif name not in known and value not in (None, False, "", [], {}):
+            yield (f"{name} is {value!r:.60}, unknown here, and may change numbers; take it out if "
+                   "it changes none")  # fmt: skip
+
+
 def read_config(folder: Path) -> LlamaConfig:
-    """The shape in a Hugging Face config.json; what this model cannot do is refused by name."""
+    """The shape in a Hugging Face config.json; what this model cannot do is refused by name. As in
+    transformers, a head that is stored and is not the embedding is not tied, with a warning."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: give a folder with a Hugging Face Llama")
     try:
-        c = json.loads(path.read_text(encoding="utf8"))
-        rope = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
-    except (ValueError, TypeError, AttributeError) as error:  # no JSON, or not a table of names
+        c = read_json(path)
+        # the older name goes first, as in transformers
+        ropes = [dict(c.get(name) or {}) for name in ("rope_scaling", "rope_parameters")]
+        odd = next(_odd_in_config(c, ropes), "")
+    except (ValueError, TypeError) as error:  # no JSON, or not a table of names
         raise ValueError(f"{path} is no config ({error}): copy the file again") from None
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    for what, found, wanted in (
-        ("model_type", c.get("model_type"), "llama"),
-        ("hidden_act", c.get("hidden_act", "silu"), "silu"),
-        ("attention_bias", c.get("attention_bias", False), False),
-        ("mlp_bias", c.get("mlp_bias", False), False),
-        ("RoPE scaling", kind, "default"),
-        ("partial_rotary_factor", {**c, **rope}.get("partial_rotary_factor", 1), 1),
-    ):
-        if found != wanted:
-            raise ValueError(f"{path}: {what} is {found!r}, only {wanted!r} is supported here")
+    if odd:
+        raise ValueError(f"{path}: {odd}")
 
     def number(name: str, otherwise: float | None = None, kind: type = int) -> int | float:
         value = otherwise if c.get(name) is None else c[name]
-        whole = isinstance(value, int | float) and (kind is float or value == int(value))
-        if not whole or isinstance(value, bool) or value < 0 or (not value and otherwise is None):
-            fault = "missing, it is needed" if value is None else f"{value!r}, no size of a model"
+        whole = isinstance(value, int | float) and 0 <= value < 2**63
+        whole = whole and (kind is float or value == int(value))
+        if not whole or isinstance(value, bool) or (not value and otherwise is None):
+            fault = f"{value!r:.60}, no size of a model"
+            fault = "missing, it is needed" if value is None else fault
             raise ValueError(f"{path}: {name} is {fault}: copy the file again")
         return kind(value)
 
-    theta, eos = rope.get("rope_theta", c.get("rope_theta")), c.get("eos_token_id")
+    theta = next((x["rope_theta"] for x in (*ropes, c) if x.get("rope_theta") is not None), None)
+    eos = c.get("eos_token_id")
     c |= {"rope_theta": theta, "eos_token_id": eos[0] if isinstance(eos, list) and eos else eos}
+    tied = c.get("tie_word_embeddings") is True
+    if tied and _other_head(folder):
+        tied = False
+        warnings.warn(f"{path}: tie_word_embeddings is true, but the {TIED[1]} beside it is not "
+                      "the embedding: both are read", stacklevel=2)  # fmt: skip
     try:
         return LlamaConfig(
             vocab_size=number("vocab_size"),
@@ -147,13 +224,106 @@ def read_config(folder: Path) -> LlamaConfig:
             context=number("max_position_embeddings", 2048),
             kv_heads=number("num_key_value_heads", 0),
             head_dim=number("head_dim", 0),
-            tied=bool(c.get("tie_word_embeddings", False)),
+            tied=tied,
             rope_theta=number("rope_theta", 10000.0, float),
             norm_eps=number("rms_norm_eps", 1e-6, float),
             eos_id=number("eos_token_id", 3),
         )
     except ValueError as error:
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+_READ = {*HARMLESS, *DRAWN, *ALTERED} | set(
+    """model_type rope_type type rope_parameters rope_scaling rope_theta layer_types vocab_size
+    tie_word_embeddings sliding_window use_sliding_window num_hidden_layers num_attention_heads
+    hidden_size intermediate_size max_position_embeddings num_key_value_heads head_dim
+    rms_norm_eps""".split()
+)
+
+
+def _odd_in_config(c: dict, ropes: list[dict]) -> Iterator[str]:
+    kinds = [x.get("rope_type") or x.get("type") or "default" for x in ropes]
+    kind = next((x for x in kinds if x != "default"), "default")
+    other = [x for x in c.get("layer_types") or [] if x != "full_attention"]
+    tied = c.get("tie_word_embeddings")
+    for what, found, wanted in (
+        ("model_type", c.get("model_type"), "llama"),
+        ("RoPE scaling", kind, "default"),
+        ("one of layer_types", (other or ["full_attention"])[0], "full_attention"),
+        ("tie_word_embeddings", tied or False, tied is True),
+    ):
+        if found != wanted:
+            yield f"{what} is {found!r}, only {wanted!r} is supported here"
+    window, context = c.get("sliding_window"), c.get("max_position_embeddings") or 2048
+    if window and c.get("use_sliding_window", True) and not window >= context:
+        yield f"sliding_window is {window!r}, less than the context: only a whole one is read here"
+    for options in (c, *ropes):
+        yield from odd_options(options, NEUTRAL, _READ)
+
+
+def odd_generation(folder: Path, config: LlamaConfig) -> str:
+    """In words, what a generation_config.json asks for that the book does not do when it writes
+    texts; "" for nothing. How a text is drawn (DRAWN) it sets itself. No loss depends on it."""
+    path = folder / "generation_config.json"
+    try:
+        c = read_json(path) if path.is_file() else {}
+        ends = c.get("eos_token_id")
+        other = ends is not None and [config.eos_id] != (ends if isinstance(ends, list) else [ends])
+        odd = [f"eos_token_id is {ends!r:.60}, in config.json {config.eos_id}"] if other else []
+        odd += [x.partition(",")[0] for x in odd_options(c, ALTERED, HARMLESS | DRAWN)]
+    except (ValueError, OSError) as error:
+        return f"{path} cannot be read ({error}): texts are written without it"
+    return f"{path}: {', '.join(odd)}: texts are written here without that" if odd else ""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """As transformers chooses them: model.safetensors, or else what the index names."""
+    one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if one.is_file():
+        return [one]
+    if not index.is_file():
+        raise FileNotFoundError(f"{folder} holds no .safetensors by the name of model: save the "
+                                "model in that format")  # fmt: skip
+    try:
+        names = set(read_json(index)["weight_map"].values())
+        if len(names) > SHARDS:
+            raise ValueError(f"it names {len(names):,} files, at most {SHARDS:,} are read")
+        files = [folder / Path(name).name for name in sorted(names)]
+        gone = [path for path in files if not path.is_file()]
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise ValueError(f"{index} is no index of shards ({error!r:.200}): copy it again") from None
+    if gone:
+        raise FileNotFoundError(f"{gone[0]} is not there, {index.name} names it: copy it too")
+    return files
+
+
+def _other_head(folder: Path) -> bool:
+    """Whether a head is stored beside the embedding that is not the same, byte for byte."""
+    found = {}
+    try:
+        for path in weight_files(folder):
+            with open(path, "rb") as f:
+                size = int.from_bytes(f.read(8), "little")
+                header = json.loads(f.read(size)) if size <= JSON_BYTES else {}
+            for name in TIED:
+                if name in header:
+                    first, end = header[name].pop("data_offsets")
+                    found[name] = (path, 8 + size + first, end - first, header[name])
+        if len(found) < 2:
+            return False
+        (one, first, size, kind), (other, second, _, theirs) = (found[name] for name in TIED)
+        if kind != theirs:
+            return True
+        with open(one, "rb") as f, open(other, "rb") as g:
+            f.seek(first), g.seek(second)
+            while part := f.read(min(2**20, size)):  # none left: the file is shorter than it says
+                if part != g.read(len(part)):
+                    return True
+                size -= len(part)
+    # whoever reads the weights says what is wrong with their files
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    return False
 
 
 VOCABULARIES = (51_800, 86_071)  # the plan's, and that of the published tokenizer

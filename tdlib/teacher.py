@@ -4,9 +4,12 @@ Upstream's file differs in three ways: Q, K and V are one matrix, RoPE turns NEI
 (0, 1), (2, 3), … of a head where we turn its halves, and the MLP's width is only in the weights.
 """
 
+import contextlib
 import copy
 import pickle
+import re
 import warnings
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +17,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdlib import data, hard_set
+from tdlib import data, hard_set, shapes
 from tdlib.model import Llama, LlamaConfig
 from tdlib.shapes import read_config
 
 REMEDY = "give upstream's best.pt, or a Hugging Face Llama folder"
+# of a checkpoint's config, as shapes.NEUTRAL; what else it may hold, besides what is read
+NEUTRAL = {"bias": False, "norm_eps": 1e-6, "rms_norm_eps": 1e-6}
+READ = frozenset(
+    """n_layer n_head n_embd block_size vocab_size rope_theta dropout batch_size learning_rate
+    weight_decay grad_clip max_iters max_steps warmup_steps gradient_accumulation_steps seed device
+    dtype compile out_dir data_dir""".split()
+)
+# Numbers of numpy, such as a loss beside the weights: their classes run no code
+NUMPY = [
+    *((function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")
+      for name, function in (("scalar", np._core.multiarray.scalar),
+                             ("_reconstruct", np._core.multiarray._reconstruct))),
+    np.ndarray, np.dtype,
+    *(getattr(np.dtypes, name) for name in np.dtypes.__all__
+      if name not in ("ObjectDType", "VoidDType", "StringDType")),
+]  # fmt: skip
 
 
 def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> Llama:
@@ -42,7 +61,8 @@ def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> L
 def _folder(path: Path) -> Llama:
     file = path / "config.json"
     try:
-        read_config(path)
+        if said := shapes.odd_generation(path, read_config(path)):
+            warnings.warn(said, stacklevel=3)
     except ValueError as error:
         why = str(error).removeprefix(f"{file}: ")
         raise ValueError(f"{file} describes no Llama for this book ({why}): {REMEDY}") from None
@@ -60,10 +80,32 @@ def _cut(model: Llama, path: Path) -> None:
         raise ValueError(f"{path}: every row of the embedding is zero: {REMEDY}")
     warnings.warn(f"{path}: the last {model.cut_rows:,} rows of its embedding are zeros, padding: "
                   f"cut to a vocabulary of {size:,}", stacklevel=3)  # fmt: skip
+    _keep_rows(model, size)
+
+
+def _keep_rows(model: Llama, size: int) -> None:
     model.config = replace(model.config, vocab_size=size)
     for module in (model.embed_tokens, *([] if model.config.tied else [model.lm_head])):
-        module.weight = nn.Parameter(module.weight[:size].detach().clone())
+        module.weight = nn.Parameter(module.weight[:size].detach().clone(), requires_grad=False)
     model.embed_tokens.num_embeddings = size
+
+
+def cut_spare_rows(model: Llama, pieces: int) -> str:
+    """Cut, in place, the rows that pad an embedding beyond its tokenizer's pieces, whatever is in
+    them; what was done, in words. "" where none are beyond, or where they are too many for padding.
+
+    A vocabulary is padded to a multiple of 8, 64 or 128, for the speed of its matrices; of up to
+    1,024 where they are split over GPUs, which then is little beside it. More rows, or another
+    multiple, are another tokenizer's."""
+    size = model.config.vocab_size
+    if size % 8 or not 0 < size - pieces < max(128, min(1024, pieces // 16)):
+        return ""
+    _keep_rows(model, pieces)
+    return (
+        f"The teacher's embedding has {size:,} rows for {pieces:,} pieces: the last "
+        f"{size - pieces:,} are padding, which no text ever predicts, and are cut. Their share of "
+        "its probabilities goes to the others, so its loss is a little lower than with them."
+    )
 
 
 def _turn(model: Llama) -> None:
@@ -88,28 +130,68 @@ def neighbours(weight_OD: Tensor, heads: int) -> Tensor:
 
 def _upstream(path: Path) -> Llama:
     try:
-        file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        _refuse_packed(path)
+        with torch.serialization.safe_globals(NUMPY):
+            file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state, shape = dict(file["model"]), dict(file["config"])
     # what torch raises depends on where a file was cut, or what it is instead
     except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, EOFError,
-            OSError):  # fmt: skip
+            OSError, MemoryError) as error:  # fmt: skip
         raise ValueError(
-            f"{path} is no checkpoint of tensors and plain values with 'model' and 'config': "
-            f"{REMEDY}"
+            f"{path} is no checkpoint of tensors and plain values with 'model' and 'config'"
+            f"{_in_words(path, error)}"
         ) from None
     try:
-        return _converted(state, shape)
+        if odd := next(shapes.odd_options(shape, NEUTRAL, READ), ""):
+            raise ValueError(f"of its config {odd}")
+        if (kind := file.get("architecture") or "llama") != "llama":
+            raise ValueError(f"its architecture is {kind!r:.60}, only 'llama' is read here")
+        return _converted(state, shape, path.stat().st_size)
     # what is raised depends on how weights and config do not fit each other
     except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         why = str(error).splitlines()[-1].strip()  # load_state_dict's first line says nothing
         raise ValueError(f"{path}: {why}: give upstream's own best.pt") from None
 
 
-def _converted(state: dict[str, Tensor], shape: dict) -> Llama:
+def _refuse_packed(path: Path) -> None:
+    """ValueError: a part of a checkpoint is packed, and may be without end; torch packs none."""
+    size = path.stat().st_size
+    for part in zipfile.ZipFile(path).infolist() if zipfile.is_zipfile(path) else ():
+        if part.compress_type != zipfile.ZIP_STORED or part.file_size > size:
+            raise ValueError(f"its {part.filename!r:.60} is packed, {part.file_size:,} bytes in a "
+                             f"file of {size:,}: save it with torch.save")  # fmt: skip
+
+
+def _in_words(path: Path, error: Exception) -> str:
+    """Why a checkpoint was not opened, and what to do; a class in it is named, never unpickled."""
+    odd = []
+    with contextlib.suppress(Exception), torch.serialization.safe_globals(NUMPY):
+        if type(error) is pickle.UnpicklingError:
+            odd = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+            odd = odd or re.findall(r"but got <class '(\S+)'>", str(error))
+    why = f" ({str(error).splitlines()[0]})" if type(error) is ValueError else ""
+    if not odd:
+        return f"{why}: {REMEDY}"
+    return (f" (it holds {', '.join(odd[:3])}, never opened here): {REMEDY}; whoever made it saves "
+            f"it without, python -c \"import torch; c = torch.load('{path.name}', "
+            "weights_only=False); torch.save({k: c[k] for k in ('model', 'config')}, "
+            "'plain.pt')\"")  # fmt: skip
+
+
+def _whole(shape: dict, name: str, most: int) -> int:
+    if name not in shape:
+        raise ValueError(f"its config has no {name}")
+    value = shape[name]
+    if int(value) != value or not 0 < value <= most:
+        raise ValueError(f"{name} is {value!r}, it must be a whole number from 1 to {most:,}")
+    return int(value)
+
+
+def _converted(state: dict[str, Tensor], shape: dict, size: int) -> Llama:
+    """`size`: bytes of the file, which weights that are there cannot exceed."""
     state = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
-    if unset := [x for x in ("n_layer", "n_head", "n_embd", "block_size") if x not in shape]:
-        raise ValueError(f"its config has no {unset[0]}")
-    layers, heads = int(shape["n_layer"]), int(shape["n_head"])
+    most = {"n_layer": "layers", "n_head": "heads", "n_embd": "dim", "block_size": "context"}
+    layers, heads, dim, context = (_whole(shape, n, shapes.MOST[x]) for n, x in most.items())
     names = {
         "transformer.wte.weight": "embed_tokens.weight",
         "transformer.ln_f.weight": "norm.weight",
@@ -129,15 +211,18 @@ def _converted(state: dict[str, Tensor], shape: dict) -> Llama:
         vocab_size=state["transformer.wte.weight"].shape[0],
         layers=layers,
         heads=heads,
-        dim=int(shape["n_embd"]),
+        dim=dim,
         mlp_dim=state["transformer.h.0.mlp.w_gate.weight"].shape[0],
-        context=int(shape["block_size"]),
+        context=context,
         rope_theta=float(shape.get("rope_theta", 10000.0)),
     )
     head = state.get("lm_head.weight")
     if head is not None and not torch.equal(head, state["transformer.wte.weight"]):
         config = replace(config, tied=False)
         names["lm_head.weight"] = "lm_head.weight"
+    bytes_ = sum(x.numel() * x.element_size() for n, x in state.items() if n not in derived)
+    if bytes_ > size:
+        raise ValueError(f"its weights claim {bytes_:,} bytes, the file has {size:,}")
     for name in (*names, *fused):
         if not state[name].is_floating_point():
             dtype = str(state[name].dtype).removeprefix("torch.")
@@ -151,6 +236,12 @@ def _converted(state: dict[str, Tensor], shape: dict) -> Llama:
             f"{at}.k_proj.weight": halves(k, heads),
         }
         weights[f"{at}.v_proj.weight"] = v.clone()
+    with torch.device("meta"):
+        expected = {name: weight.shape for name, weight in Llama(config).named_parameters()}
+    for name in expected:  # before there is room made for them
+        if weights[name].shape != expected[name]:
+            raise ValueError(f"{name} is {tuple(weights[name].shape)}, by its config it must be "
+                             f"{tuple(expected[name])}")  # fmt: skip
     model = Llama(config)
     model.load_state_dict(weights)
     return model

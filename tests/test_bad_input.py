@@ -5,6 +5,7 @@ refuses, as papermill and JupyterLab run them. What lay in the run folder before
 afterwards, byte for byte. To add a row, add it to one of the tables.
 """
 
+import argparse
 import atexit
 import bz2
 import contextlib
@@ -34,7 +35,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from safetensors.torch import load_file, save_file
 from traitlets.config import Config
 
-from tdlib import book, data, files, graph, parameters, runs, telugu, tokenizer, train
+from tdlib import book, data, files, graph, parameters, runs, teacher, telugu, tokenizer, train
 from tdlib.model import Llama, LlamaConfig
 
 REPOSITORY = Path(__file__).parents[1]
@@ -455,6 +456,11 @@ TEACHER = {
     "scaled RoPE": (
         config(rope_parameters="", rope_scaling={"type": "linear"}), rf"{LLAMA} \(RoPE scaling is"
     ),
+    "a new option": (config(new_scale=2.0), rf"{LLAMA} \(new_scale is 2.0, unknown here, .*; take"),
+    "two RoPEs": (config(rope_scaling={"type": "linear"}), rf"{LLAMA} \(RoPE scaling is 'linear'"),
+    "a billion layers": (
+        config(num_hidden_layers=10**9), rf"{LLAMA} \(layers is 1,000,000,000, at most 1,024 are"
+    ),
     "a layer too few": (config(num_hidden_layers=2), "layers.1.* is missing, by its config it mus"),
     "a layer too many": (
         lambda f: (llama(layers=2)(f), config(num_hidden_layers=1)(f)),
@@ -489,6 +495,25 @@ def test_a_teachers_folder(name, good, refusal, out, tmp_path):
     path.chmod(0o700)
     assert str(path) in line and re.search(says, line), line
     assert content(out) == before and not (path / "trace").exists()
+
+
+@pytest.mark.parametrize("by", ["tokens", "text"])
+def test_rows_that_pad_an_embedding_are_cut_and_told(by, good, tmp_path):
+    """Whatever is in them: 64 is what an embedding is rounded up to, by its multiples."""
+    llama(vocab_size=512)(tmp_path / "teacher")
+    given = {"tokens": str(good / "tokens")} if by == "tokens" else {
+        "text": str(good / "text.txt"), "tokenizer": str(good / "tokens/tokenizer.model")
+    }  # fmt: skip
+    p = parameters.declared("00_teacher") | {"teacher": str(tmp_path / "teacher"), "context": 32}
+    model = teacher.load(tmp_path / "teacher")
+    rows = model.head[:500].clone()
+    said = book.prepare(p | given, tmp_path / "out", model)
+    assert "512 rows for 500 pieces: the last 12 are padding, which no text ever predicts" in said
+    assert torch.equal(model.head, rows)
+    tokens = data.open_tokens(tmp_path / "out")
+    assert tokens.vocab_size == model.config.vocab_size == 500
+    book.save(model, tmp_path / "saved", tokens)
+    assert torch.equal(teacher.load(tmp_path / "saved").head, rows)
 
 
 # --- checkpoints as upstream's: what → how a file is written at a path, what the line says
@@ -544,6 +569,15 @@ CHECKPOINT = {
     "hostile": (lambda p: torch.save(Hostile(p.parent / "trace"), p), NO),
     "hostile beside weights": (
         lambda p: torch.save(upstream() | {"optimizer": Hostile(p.parent / "trace")}, p), NO
+    ),
+    "a namespace beside weights": (
+        saved(upstream() | {"args": argparse.Namespace(lr=1)}),
+        "it holds argparse.Namespace, never .* Llama folder; whoever made it saves it without",
+    ),
+    "no layers": (saved(upstream(config={"n_layer": 0})), "best.pt: n_layer is 0, it must be a"),
+    "a billion layers": (saved(upstream(config={"n_layer": 10**9})), "best.pt: n_layer is 1000000"),
+    "a claim of terabytes": (
+        saved(upstream(ln_f=torch.ones(1).expand(10**12))), "its weights claim 4,000,.* the file h"
     ),
     "a bare pickle": (
         lambda p: p.write_bytes(pickle.dumps({"model": Hostile(p.parent / "trace")})), NO

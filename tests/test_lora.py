@@ -1,6 +1,8 @@
 """Adapters against PEFT: outputs, sizes, gradients, files both ways; and merging."""
 
 import json
+import os
+import shutil
 
 import peft
 import pytest
@@ -114,6 +116,81 @@ def test_a_peft_adapter_that_means_something_else_is_refused_not_misread(option,
     with pytest.raises(ValueError) as error:
         lora.load(model, tmp_path / "adapter")
     one_line(error, tmp_path / "adapter")
+    assert not lora.adapters(model)
+
+
+@pytest.fixture(scope="module")
+def pefts(tmp_path_factory):
+    """A base, and an adapter of PEFT's beside q and v that does something."""
+    place = tmp_path_factory.mktemp("peft")
+    tiny().save(place / "base")
+    config = peft.LoraConfig(
+        r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"], init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    peft.get_peft_model(hugging_face(place / "base"), config).save_pretrained(place / "adapter")
+    return place
+
+
+def spoilt(place, folder, **change):
+    """A copy, its config changed; None removes a key."""
+    shutil.copytree(place / "adapter", folder)
+    path = folder / "adapter_config.json"
+    known = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({k: v for k, v in known.items() if v is not None}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    # PEFT reads each otherwise than plain LoRA: other weights, another base, tokens, or none of it
+    [dict(target_modules=["q_proj"]), dict(exclude_modules=["v_proj"]),
+     dict(target_modules=["model.layers.0.self_attn.q_proj"]), dict(target_modules="x"),
+     dict(init_lora_weights="pissa"), dict(init_lora_weights="olora"), dict(use_rslora=True),
+     dict(layers_to_transform=[1]), dict(layer_replication=[[0, 2]]), dict(bias="all"),
+     dict(trainable_token_indices=[1]), dict(alora_invocation_tokens=[5]), dict(use_qalora=True),
+     dict(target_parameters=["x"]), dict(arrow_config={"top_k": 2}), dict(peft_type="LOHA"),
+     dict(an_option_of_2027="x"), dict(modules_to_save=["lm_head"]), dict(megatron_config={"a": 1}),
+     # and these are no numbers, or none of theirs
+     dict(r=None), dict(r="3"), dict(r=0), dict(lora_alpha=float("nan")), dict(lora_alpha=None),
+     dict(target_modules="("), dict(target_modules=5)],
+    ids=str,
+)  # fmt: skip
+def test_an_option_of_peft_is_understood_or_refused_by_its_name(change, pefts, tmp_path):
+    folder, model = spoilt(pefts, tmp_path / "adapter", **change), tiny()
+    with pytest.raises(ValueError) as error:
+        lora.load(model, folder)
+    one_line(error, folder)
+    if "_modules" not in (name := next(iter(change))):
+        one_line(error, name)
+    assert not lora.adapters(model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(lora_dropout=0.1), dict(fan_in_fan_out=True), dict(inference_mode=False),
+     dict(init_lora_weights="gaussian"), dict(revision="main"), dict(an_option_of_2027=False),
+     dict(target_modules=r".*\.(q|v)_proj"), dict(target_modules=None),
+     dict(exclude_modules=["lm_head", "k_proj"])],
+    ids=str,
+)  # fmt: skip
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+def test_an_option_of_peft_that_changes_nothing_is_read_as_peft_does(change, pefts, tmp_path):
+    folder, ids = spoilt(pefts, tmp_path / "adapter", **change), some_ids()
+    theirs = peft.PeftModel.from_pretrained(hugging_face(pefts / "base"), folder).eval()
+    near(lora.load(tiny(), folder)(ids), theirs(ids).logits)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("share", [0, 0.5, 0.999])
+def test_a_cut_adapter_is_named(name, share, tmp_path):
+    lora.save(adapted(), tmp_path / "adapter")
+    path, model = tmp_path / "adapter" / name, tiny()
+    os.truncate(path, int(share * path.stat().st_size))
+    with pytest.raises(ValueError) as error:
+        lora.load(model, tmp_path / "adapter")
+    one_line(error, path, "copy it again")
     assert not lora.adapters(model)
 
 

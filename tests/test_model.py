@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -339,6 +340,31 @@ def edit(folder, **changes):
         (dict(num_key_value_heads=2), ["k_proj"]),
         (dict(tie_word_embeddings=False), ["lm_head", "missing"]),
         (dict(vocab_size=None), ["vocab_size", "missing"]),
+        # options that change numbers, known and not
+        (dict(rope_scaling={"rope_type": "linear", "factor": 2.0}), ["RoPE", "linear"]),
+        (dict(rope_parameters={"rope_type": "default", "factor": 4.0}), ["factor", "4.0", "1"]),
+        (dict(rope_parameters={"full_attention": {"rope_theta": 5e5}}), ["full_attention"]),
+        (dict(partial_rotary_factor=0.5), ["partial_rotary_factor", "0.5"]),
+        (dict(logits_scaling=8.0), ["logits_scaling", "8.0"]),
+        (dict(attention_multiplier=0.1), ["attention_multiplier", "0.1", "take it out"]),
+        (dict(final_logit_softcapping=30.0), ["final_logit_softcapping", "30.0"]),
+        (dict(qk_norm=True), ["qk_norm"]),
+        (dict(is_causal=False), ["is_causal", "False"]),
+        (dict(quantization_config={"bits": 4}), ["quantization_config", "bits"]),
+        (dict(auto_map={"AutoModel": "x.y"}), ["auto_map"]),
+        (dict(sliding_window=16), ["sliding_window", "16"]),
+        (dict(layer_types=["full_attention", "sliding_attention"]), ["sliding_attention"]),
+        (dict(an_option_of_2027=0.5), ["an_option_of_2027", "0.5", "unknown", "take it out"]),
+        # numbers and words that are none
+        (dict(tie_word_embeddings="false"), ["tie_word_embeddings", "'false'"]),
+        (dict(rope_parameters={"rope_theta": math.nan}), ["rope_theta", "nan"]),
+        (dict(rope_parameters={"rope_theta": 0}), ["rope_theta", "0.0"]),
+        (dict(hidden_size=math.inf), ["hidden_size", "inf"]),
+        (dict(hidden_size=10**400), ["hidden_size", "1000"]),
+        (dict(num_hidden_layers=10**9), ["layers", "1,000,000,000", "1,024"]),
+        (dict(vocab_size=10**12), ["vocab_size", "1,000,000,000,000", "16,777,216"]),
+        (dict(max_position_embeddings=10**12), ["context", "1,048,576"]),
+        (dict(head_dim=2**20, max_position_embeddings=2**20), ["head_dim", "134,217,728"]),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )  # fmt: skip
@@ -348,6 +374,101 @@ def test_a_config_this_model_cannot_be_is_refused_by_name(change, words, tmp_pat
     with pytest.raises(ValueError) as error:
         Llama.load(tmp_path / "model")
     one_line(error, tmp_path / "model", *words)
+
+
+@torch.no_grad()
+def test_options_that_change_no_number_are_read_over(tmp_path):
+    """Those that transformers 4.57 writes, others of its models, and null, false and empty ones."""
+    model, ids = tiny(), some_ids()
+    model.save(tmp_path / "model")
+    edit(
+        tmp_path / "model", attention_dropout=0.1, pretraining_tp=2, use_cache=False,
+        initializer_range=0.01, transformers_version="4.57.1", id2label={"0": "LABEL_0"},
+        torchscript=True, tokenizer_class="LlamaTokenizer", _name_or_path="a/b", temperature=0.7,
+        repetition_penalty=1.3, rope_interleaved=False, is_llama_config=True, sliding_window=4096,
+        layer_types=["full_attention"] * 3, logits_scaling=1.0, an_option_of_2027=False,
+        another_of_2027={}, max_window_layers=2, use_sliding_window=True, rope_theta=10000,
+    )  # fmt: skip
+    assert Llama.load(tmp_path / "model").config == model.config
+    edit(tmp_path / "model", sliding_window=16, use_sliding_window=False, rope_scaling={})
+    assert torch.equal(Llama.load(tmp_path / "model")(ids), model(ids))
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@torch.no_grad()
+def test_a_head_beside_the_embedding_is_read_as_transformers_does(shards, tmp_path):
+    """Whatever tie_word_embeddings says: a merge of modules_to_save leaves it true."""
+    theirs, ids = twin(tiny(tied=False)), some_ids()
+    wanted = theirs(ids).logits
+    theirs.save_pretrained(tmp_path, max_shard_size="60KB" if shards else "1GB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1 or not shards
+    edit(tmp_path, tie_word_embeddings=True)
+    near(transformers.LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, wanted)
+    with pytest.warns(
+        UserWarning, match="tie_word_embeddings is true, but the lm_head.weight"
+    ) as w:
+        model = Llama.load(tmp_path)
+    assert str(tmp_path) in str(w[0].message) and not model.config.tied
+    near(model(ids), wanted)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_tied_head_stored_twice_is_tied(tmp_path):
+    model = tiny()
+    model.save(tmp_path / "model")
+    path = tmp_path / "model/model.safetensors"
+    save_file(load_file(path) | {"lm_head.weight": model.head.clone()}, path)
+    again = Llama.load(tmp_path / "model")
+    assert again.config.tied and torch.equal(again(some_ids()), model(some_ids()))
+
+
+def test_a_head_that_is_not_there_is_refused_with_what_helps(tmp_path):
+    tiny().save(tmp_path / "model")
+    edit(tmp_path / "model", tie_word_embeddings=False)
+    with pytest.raises(ValueError, match="set tie_word_embeddings: true in"):
+        Llama.load(tmp_path / "model")
+    edit(tmp_path / "model", tie_word_embeddings=True)
+    assert Llama.load(tmp_path / "model").config.tied
+
+
+def header(shape, offsets, size=0, names=("model.norm.weight",)) -> bytes:
+    """A safetensors file of some tensors, of as many bytes as asked."""
+    one = dict(dtype="F32", shape=shape, data_offsets=offsets)
+    text = json.dumps(dict.fromkeys(names, one)).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(size)
+
+
+TWO = ("model.embed_tokens.weight", "lm_head.weight")
+FILES = {
+    "a header of terabytes": ("", (2**40).to_bytes(8, "little") + b"{}", "cannot be read"),
+    "a tensor of terabytes": ("", header([2**38], [0, 2**40], 64), "cannot be read"),
+    "a product that overflows": ("", header([2**33, 2**33], [0, 64], 64), "cannot be read"),
+    "a file with a hole": ("", header([2**27], [0, 2**29]), "missing"),
+    "two heads of exabytes": ("", header([2**58], [0, 2**60], 64, TWO), "cannot be read"),
+    "lists in lists": (".index.json", b"[" * 200_000, "too deep"),
+    "a list of shards": (".index.json", b"[]", "no table"),
+    "a name too long": (".index.json", b'{"weight_map": {"a": "%s"}}' % (b"x" * 999), "too long"),
+    "a name that is a number": (".index.json", b'{"weight_map": {"a": 5}}', "no index of shards"),
+    "1,001 shards": (
+        ".index.json", json.dumps({"weight_map": {str(i): str(i) for i in range(1001)}}).encode(),
+        "names 1,001 files, at most 1,000 are read",
+    ),
+    "an index of megabytes": (".index.json", b" " * (2**24 + 1), "at most 16,777,216 are read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_claims_more_than_it_has_is_refused_before_there_is_room_made(name, tmp_path):
+    end, body, says = FILES[name]
+    tiny().save(tmp_path / "model")
+    (tmp_path / "model/model.safetensors").unlink()
+    path = tmp_path / "model" / f"model.safetensors{end}"
+    path.write_bytes(body)
+    if "hole" in name:
+        os.truncate(path, len(body) + 2**29)
+    with pytest.raises(ValueError) as error:
+        Llama.load(tmp_path / "model")
+    one_line(error, tmp_path / "model", says)
 
 
 def test_missing_and_unknown_tensors_are_refused_by_name(tmp_path):

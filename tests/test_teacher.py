@@ -1,8 +1,14 @@
 """Upstream's checkpoint against its forward written out here with complex numbers; what is refused;
 and the trial that catches the wrong order of RoPE."""
 
+import argparse
+import datetime
 import json
 import math
+import re
+import zipfile
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,6 +250,99 @@ def test_a_missing_number_in_the_config_is_refused_by_name(name, tmp_path):
     one_line(error, path, name)
 
 
+# --- values beside the weights, and claims
+
+
+def changed(path, change) -> None:
+    file = torch.load(path, weights_only=True)
+    change(file)
+    torch.save(file, path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.float64(2.58), np.float32(1), np.int64(3), np.bool_(True), np.zeros(3), np.array(["a"]),
+     np.dtype("f4"), np.datetime64("2026-11-29"), np.random.RandomState(0).get_state(),
+     Counter("a")],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_numbers_of_numpy_beside_the_weights_are_read(value, tmp_path):
+    path = written(tmp_path)
+    wanted = teacher.load(path)(some_ids())
+    changed(path, lambda file: file.update(val_loss=value))
+    assert torch.equal(teacher.load(path)(some_ids()), wanted)
+
+
+@pytest.mark.parametrize(
+    "value, name",
+    [(argparse.Namespace(lr=1), "argparse.Namespace"), (Path("/x"), "pathlib.PosixPath"),
+     (datetime.date(2026, 11, 29), "datetime.date"), (np.array([None]), "ObjectDType")],
+    ids=str,
+)  # fmt: skip
+def test_any_other_class_is_named_and_the_remedy_helps(value, name, tmp_path, monkeypatch):
+    path = written(tmp_path)
+    wanted = teacher.load(path)(some_ids())
+    changed(path, lambda file: file.update(args=value))
+    with pytest.raises(ValueError) as error:
+        teacher.load(path)
+    one_line(error, path, name, "whoever made it", "best.pt")
+    monkeypatch.chdir(tmp_path)
+    exec(re.search('python -c "(.*)"', str(error.value))[1], {})
+    assert torch.equal(teacher.load(tmp_path / "plain.pt")(some_ids()), wanted)
+
+
+WTE, NORM = "transformer.wte.weight", "transformer.ln_f.weight"
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [(lambda f: f["config"].update(n_layer=10**9), "n_layer is 1000000000"),
+     (lambda f: f["config"].update(n_layer=0), "n_layer is 0"),
+     (lambda f: f["config"].update(n_head=4.5), "n_head is 4.5"),
+     (lambda f: f["config"].update(block_size=10**12), "at most|from 1 to 1,048,576"),
+     (lambda f: f["config"].update(n_embd=2**20), r"is \(211, 32\), .* be \(211, 1048576\)"),
+     (lambda f: f["config"].update(norm_eps=1e-5), "norm_eps is 1e-05, only 1e-06"),
+     (lambda f: f["config"].update(bias=True), "bias is True, only False"),
+     (lambda f: f["config"].update(use_qk_norm=True), "use_qk_norm is True, unknown here"),
+     (lambda f: f["config"].update(rope_theta=math.nan), "rope_theta nan"),
+     (lambda f: f.update(architecture="gpt"), "architecture is 'gpt', only 'llama'"),
+     (lambda f: f["model"].update({NORM: torch.zeros(1).expand(10**12)}), "claim 4,000,0.* file"),
+     (lambda f: f["model"].update({WTE: torch.zeros(1).expand(10**9, 32)}), "at most 16,777,216")],
+    ids=range(12),
+)  # fmt: skip
+def test_a_checkpoint_that_claims_what_it_has_not_is_refused(change, says, tmp_path):
+    path = written(tmp_path)
+    changed(path, change)
+    with pytest.raises(ValueError, match=says) as error:
+        teacher.load(path)
+    one_line(error, path)
+
+
+def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
+    path = written(tmp_path)
+    with zipfile.ZipFile(path) as parts:
+        parts = {part.filename: parts.read(part) for part in parts.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, part in parts.items():
+            packed.writestr(name, part + bytes(2**22) if name.endswith("data.pkl") else part)
+    with pytest.raises(ValueError, match=r"data.pkl' is packed, 4,\d{3},\d{3} bytes in a file of"):
+        teacher.load(path)
+
+
+@pytest.mark.parametrize(
+    "body, says",
+    [('{"repetition_penalty": 1.2, "temperature": 0.6}', "repetition_penalty is 1.2"),
+     ('{"suppress_tokens": [7]}', "suppress_tokens is"), ('{"eos_token_id": [3, 7]}', "eos_token"),
+     ('{"eos', "cannot be read"), ("[" * 99_999, "cannot be read")],
+    ids=range(5),
+)  # fmt: skip
+def test_what_generation_config_asks_for_is_told_and_the_model_is_read(body, says, tmp_path):
+    Llama(LlamaConfig(vocab_size=VOCAB, context=CONTEXT, **SHAPE)).save(tmp_path / "model")
+    (tmp_path / "model/generation_config.json").write_text(body)
+    with pytest.warns(UserWarning, match=f"generation_config.json.*{says}"):
+        teacher.load(tmp_path / "model")
+
+
 # --- the trial
 
 
@@ -411,6 +510,24 @@ def test_an_untied_head_is_cut_only_where_it_is_padding_too(head, tmp_path):
     assert loaded.config.vocab_size == VOCAB - cut
     ids = some_ids() % (VOCAB - 5)
     near(loaded(ids), model(ids)[..., : VOCAB - cut], 1e-6)
+
+
+@pytest.mark.parametrize(
+    "size, pieces, cut",
+    [(448, 400, 48), (512, 400, 112), (50_304, 50_257, 47), (151_936, 151_665, 271),
+     (51_200, 50_295, 905), (501, 500, 0), (528, 400, 0), (400, 400, 0), (392, 400, 0),
+     (64_000, 50_257, 0)],
+)  # fmt: skip
+@pytest.mark.parametrize("tied", [True, False])
+def test_spare_rows_are_cut_where_they_are_padding(tied, size, pieces, cut):
+    shape = dict(layers=1, heads=1, dim=2, mlp_dim=2, context=8, tied=tied)
+    torch.manual_seed(0)
+    model, ids = Llama(LlamaConfig(size, **shape)), torch.tensor([[1, 2, 3]])
+    before = model(ids)
+    said = teacher.cut_spare_rows(model, pieces)
+    assert torch.equal(model(ids), before[..., : size - cut])
+    assert (model.config.vocab_size, len(model.head)) == (size - cut, size - cut)
+    assert bool(said) == bool(cut) and (not cut or f"last {cut:,} are padding" in said)
 
 
 def test_an_embedding_of_zeros_alone_is_refused(tmp_path):
