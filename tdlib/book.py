@@ -69,12 +69,12 @@ def opened(this: Run) -> data.Tokens:
 
 
 def text_into_tokens(this: Run, teacher: Llama | None) -> tuple[str, str]:
-    """`prepare`'s summary, and what 00's finding must say of text that is missing. The account is
-    kept."""
+    """`prepare`'s summary, and what the finding must say of text that is missing; both are kept,
+    with the account."""
     account = text.Account()
     summary = this.once("text", prepare, this.parameters, this.path("tokens"), teacher, account)
-    kept = this.once("account", account.kept)
-    return summary, kept["missing"]
+    kept = vars(account) | {"told": account.notes(), "missing": account.missing()}
+    return summary, this.once("account", lambda: kept)["missing"]
 
 
 def prepare(

@@ -18,7 +18,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -60,57 +60,43 @@ class Document:
 
 @dataclass
 class Account:
-    """What `read` found and what it left. Of files that were not read, three bytes count as a
-    character, as in Telugu."""
+    """What `read` found and what it left, in characters: a third of a file's bytes where it is not
+    read."""
 
     files: int = 0
     documents: int = 0
     characters: int = 0  # read
-    unread_bytes: int = 0  # of files
+    there: int = 0  # about
     empty_rows: int = 0  # of .jsonl and .parquet
-    damaged: int = 0  # characters read that are U+FFFD: lost when the file was made
+    damaged: int = 0  # characters that are U+FFFD: lost when the file was made
     told: dict[str, list[str]] = field(default_factory=dict)  # key of NOTES → names of files
 
     def tell(self, what: str, paths: Iterable[Path]) -> None:
         if names := [path.name for path in paths]:
-            self.told.setdefault(what, []).extend(names)
+            self.told[what] = self.told.get(what, []) + names
 
-    @property
     def notes(self) -> list[str]:
         return [
-            NOTES[what].format(f"{len(names):,}", ", ".join(names[:3] + ["…"] * bool(names[3:])))
+            NOTES[what].format(len(names), ", ".join(names[:3]) + ", …" * bool(names[3:]))
             for what, names in self.told.items()
         ]
 
-    @property
-    def there(self) -> int:
-        """Characters, about."""
-        return self.characters + self.unread_bytes // 3
-
-    @property
     def missing(self) -> str:
         """What a finding must say, without names; "" where no more than 0.1 % is missing."""
         unread = sum(len(self.told.get(what, [])) for what in ("other", "hidden"))
         rows, there = max(1, self.documents + self.empty_rows), max(1, self.there)
-        parts = [
-            (1 - self.characters / there, f"{unread:,} files not read"),
-            (self.empty_rows / rows, f"{self.empty_rows:,} of {rows:,} rows without text"),
-            (self.damaged / there, f"{self.damaged:,} characters damaged before (U+FFFD)"),
-        ]
-        said = ", ".join(f"{words} ({share:.2%})" for share, words in parts if share)
-        much = self.files and sum(share for share, _ in parts) > 0.001
-        return f" Missing of the text that was given: {said}." if much else ""
-
-    def kept(self) -> dict:
-        """As a record has it, few names of many."""
-        told = {"told": self.notes, "there": self.there, "missing": self.missing}
-        return asdict(self) | told
+        parts = {
+            f"{unread:,} files not read": (self.there - self.characters) / there,
+            f"{self.empty_rows:,} of {rows:,} rows without text": self.empty_rows / rows,
+            f"{self.damaged:,} characters damaged before (U+FFFD)": self.damaged / there,
+        }
+        said = ", ".join(f"{words} ({share:.2%})" for words, share in parts.items() if share)
+        return f" Missing of the text given: {said}." if sum(parts.values()) > 0.001 else ""
 
     def __str__(self) -> str:
-        known, about = self.characters - self.damaged, "about " if self.unread_bytes else ""
-        said = f"{self.files:,} files, {self.documents:,} documents, {known:,} of {about}"
+        said = f"Read: {self.files:,} files, {self.documents:,} documents, {self.characters:,} of "
         rows = [f"{self.empty_rows:,} rows without text"] if self.empty_rows else []
-        return "Read: " + "; ".join([f"{said}{self.there:,} characters", *rows, *self.notes]) + "."
+        return "; ".join([f"{said}{self.there:,} characters", *rows, *self.notes()]) + "."
 
 
 def read(paths: list[str | Path], account: Account | None = None) -> list[Document]:
@@ -138,10 +124,11 @@ def read(paths: list[str | Path], account: Account | None = None) -> list[Docume
         raise ValueError(f"no Telugu (U+0C00–U+0C7F) in {given}: give Telugu text in UTF-8")
     account.files += len(files)
     account.documents += len(documents)
-    account.characters += sum(len(line) for d in documents for line in d.lines)
+    size = sum(len(line) for d in documents for line in d.lines)
+    account.characters, account.there = account.characters + size, account.there + size
     account.damaged += sum(line.count("\ufffd") for d in documents for line in d.lines)
-    if account.notes:
-        warnings.warn("; ".join(account.notes), stacklevel=2)
+    if notes := account.notes():
+        warnings.warn("; ".join(notes), stacklevel=2)
     return documents
 
 
@@ -163,16 +150,15 @@ def _files(path: Path, account: Account) -> list[Path]:
     every = sorted(below(path, _closed))
     # A name that begins with a dot is a tool's, such as .ipynb_checkpoints/copy.txt.
     hidden = {p for p in every if any(part[0] == "." for part in p.relative_to(path).parts)}
-    texts = [p for p in every if _name(p)[1] in KINDS]
-    files = [p for p in texts if p not in hidden and (p.is_file() or not p.exists())]  # told of it
+    texts = {p for p in every if _name(p)[1] in KINDS and (p.is_file() or not p.exists())}
+    files = sorted(texts - hidden)  # one that leads nowhere is told of when it is opened
     if not files:
         raise ValueError(f"the folder {path} holds no text: put {KNOWN} into it")
     same = {_identity(p) for p in files}  # as the blobs of a hub's cache are
-    left = {p for p in every if _identity(p) not in same}
-    unread = {"other": left - hidden, "hidden": left & hidden & set(texts)}
-    for what, paths in unread.items():
-        account.tell(what, sorted(paths))
-        account.unread_bytes += sum(p.stat().st_size for p in paths if p.is_file())
+    left = [p for p in every if _identity(p) not in same and (p not in hidden or p in texts)]
+    account.tell("other", [p for p in left if p not in hidden])
+    account.tell("hidden", [p for p in left if p in hidden])
+    account.there += sum(p.stat().st_size for p in left if p.is_file()) // 3
     return files
 
 
