@@ -37,6 +37,7 @@ KNOWN = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
 # Most characters of an archive: TIMES its size or SMALL, if they fit a quarter of the free memory;
 # of a line; bytes that an .xz may ask for.
 TIMES, SMALL, LONGEST, UNPACKING = 100, 2**26, 2**26, 2**29
+LINE = 50  # characters that a line counts for besides its own: an empty one takes memory too
 # Of at least FEWEST documents, the share that is of one line, and that of larger gaps: see _txt.
 FEWEST, SINGLE, LARGER = 6, 0.8, 0.002
 NOTES = {
@@ -191,8 +192,9 @@ def _most(path: Path) -> int:
 
 
 def _too_much(path: Path, most: int) -> ValueError:
-    return ValueError(f"{path} unpacks to more than {most:,} characters ({TIMES} times its size, "
-                      "or what fits the memory): unpack it yourself, in parts")  # fmt: skip
+    return ValueError(f"{path} unpacks to more than {most:,} characters, {LINE} a line added "
+                      f"({TIMES} times its size, or what fits the memory): unpack it yourself, in "
+                      "parts")  # fmt: skip
 
 
 def _documents(path: Path, account: Account) -> Iterator[tuple[str, ...]]:
@@ -233,7 +235,7 @@ def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
     longest = min(LONGEST, most)
     with io.TextIOWrapper(file, encoding="utf-8-sig") as stream:
         for number, line in enumerate(iter(lambda: stream.readline(longest + 1), ""), 1):
-            total += len(line)
+            total += len(line) + LINE
             if total > most:
                 raise _too_much(path, most)
             if len(line) > longest:
@@ -311,7 +313,7 @@ def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str
         for batch in table.iter_batches(1024, columns=[column]):
             account.empty_rows += batch.column(0).null_count
             for row in batch.column(0).drop_null():
-                total += len(text := row.as_py())
+                total += len(text := row.as_py()) + LINE
                 if total > most:
                     raise _too_much(path, most)
                 yield _lines(text)
