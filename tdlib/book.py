@@ -70,9 +70,21 @@ def opened(this: Run) -> data.Tokens:
 # --- 00: text and teacher
 
 
-def prepare(p: dict, folder: Path, teacher: Llama | None = None) -> str:
+def text_into_tokens(this: Run, teacher: Llama | None) -> tuple[str, str]:
+    """`prepare`'s summary, and what the finding must say of text that is missing; both are kept,
+    with the account."""
+    account = text.Account()
+    summary = this.once("text", prepare, this.parameters, this.path("tokens"), teacher, account)
+    kept = vars(account) | {"told": account.notes(), "missing": account.missing()}
+    return summary, this.once("account", lambda: kept)["missing"]
+
+
+def prepare(
+    p: dict, folder: Path, teacher: Llama | None = None, account: text.Account | None = None
+) -> str:
     """Text (given, or written) → split, tokenizer, tokens in `folder`; or token files used as they
-    are. `p` are 00's parameters, `teacher` is the one given. Returns a summary for the reader."""
+    are. `p` are 00's parameters, `teacher` is the one given, `account` is told what was read.
+    Returns a summary for the reader."""
     given = tokenizer.open(p["tokenizer"], p["segmenter"]) if p["tokenizer"] else None
     size = _fits(p, teacher)
     if p["tokens"]:
@@ -84,9 +96,9 @@ def prepare(p: dict, folder: Path, teacher: Llama | None = None) -> str:
             f"the vocabulary of {p['teacher']} is {size:,}, {given.path} has {given.size:,} "
             "pieces: give the tokenizer that the teacher was made with"
         )
-    rares = []
+    rares, account = [], text.Account() if account is None else account
     if p["text"]:
-        documents = text.read(texts(p["text"]))
+        documents = text.read(texts(p["text"]), account)
     else:
         documents, rares = telugu.write(p["text_characters"], p["text_seed"])
     rare = rare_lines(documents, rares)
@@ -107,8 +119,10 @@ def prepare(p: dict, folder: Path, teacher: Llama | None = None) -> str:
     tokens = data.open_tokens(folder)
     sources = sorted({d.source for d in documents})
     known = f" Rare constructions, at known places: {len(rares):,} sentences." if rares else ""
+    read = f"{account} " if p["text"] else ""
     return (
-        f"{len(documents):,} documents (long works cut into sections) from {len(sources)} sources: "
+        f"{read}{len(documents):,} documents (long works cut into sections) from "
+        f"{len(sources)} sources: "
         f"{', '.join(sources[:12])}. {len(set(groups_N.tolist())):,} groups after near-duplicates "
         f"are put together. Training: {tokens.meta['train_tokens']:,} tokens, "
         f"{len(tokens.train):,} windows of {tokens.context}; validation: "

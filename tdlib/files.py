@@ -10,7 +10,7 @@ import os
 import re
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 OTHER = "give a run folder on another disk (out, OUT=)"
@@ -48,6 +48,21 @@ def write_whole(path: Path, content: bytes) -> None:
     beside = path.with_name(f".{path.name}.new")
     with replacing(path, beside):
         beside.write_bytes(content)
+
+
+def below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """Every file below a folder; those of folders that are links follow, each folder once. A link
+    to a folder that holds this one is itself given, unfollowed."""
+    root, todo, seen = os.path.realpath(folder), [folder], set()
+    for top in todo:  # it grows
+        for at, folders, names in os.walk(top, onerror=onerror):
+            real = os.path.realpath(at)
+            if real in seen or (seen and os.path.commonpath([root, real]) == real):
+                folders.clear()
+                names = [] if real in seen else [""]
+            seen.add(real)
+            yield from (Path(at, name) for name in names)
+            todo += [Path(at, name) for name in sorted(folders) if os.path.islink(f"{at}/{name}")]
 
 
 def in_order(content: bytes) -> bytes:

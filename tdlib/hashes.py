@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from tdlib import parameters, sweeps
+from tdlib.files import below
 from tdlib.parameters import notebook_of
 
 # paths in the run folder; 04 and 07 besides read what the others made; 04 merges their adapters
@@ -147,7 +148,7 @@ def older_code(out: Path, run: str) -> bool:
 def fingerprint(path: Path, known: dict | None = None) -> dict:
     """{"sha256" of the content of a file or folder, "files": {name: [size, mtime_ns]}}. Where every
     size and time is the known one, the known hash is believed and nothing is read."""
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = sorted(below(path)) if path.is_dir() else [path]
     found = [file for file in found if file.is_file() and not file.name.startswith(".")]
     found = [file for file in found if file == path or file.name != "README.md"]  # a model's card
     files = {str(file.relative_to(path)): file.stat() for file in found}

@@ -14,20 +14,41 @@ import json
 import lzma
 import os
 import re
+import sys
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import psutil
+
+from tdlib.files import below
 
 TELUGU = re.compile("[\u0c00-\u0c7f]")
 KINDS = (".txt", ".jsonl", ".parquet")
 TEXT = re.compile("(large_)?string|dictionary<values=(large_)?string")  # kinds of a column
+NUMBERS = re.compile("u?int|float|double|halffloat|decimal|bool|date|time|duration|null")
 PACKED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": None}  # .zst: see _open
+KNOWN = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
+# Most characters of an archive: TIMES its size or SMALL, if they fit a quarter of the free memory;
+# of a line; bytes that an .xz may ask for.
+TIMES, SMALL, LONGEST, UNPACKING = 100, 2**26, 2**26, 2**29
+LINE = 50  # characters that a line counts for besides its own: an empty one takes memory too
+# Of at least FEWEST documents, the share that is of one line, and that of larger gaps: see _txt.
+FEWEST, SINGLE, LARGER = 6, 0.8, 0.002
+NOTES = {
+    "other": f"{{}} files not read ({{}}): no {KNOWN}",
+    "hidden": "{} hidden files not read ({})",
+    "joined": "{} texts in which a blank line ends a paragraph ({}): larger gaps end a document",
+    "single": "{} texts of which each document is one line ({}): if a blank line ends a paragraph "
+    "there, put two between documents",
+    "gaps": "{} texts with gaps of several sizes ({}), each of which ends a document: if the "
+    "smaller ones end paragraphs, take them out",
+}
 ALIKE, AT_LEAST = 0.05, 10  # share and number of common four-word sequences: see near_duplicates
 HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are compared with
 
@@ -38,46 +59,107 @@ class Document:
     source: str  # the file's stem, or "written/<topic>"
 
 
-def read(paths: list[str | Path]) -> list[Document]:
-    """Documents of files and folders: .txt (a paragraph a line, a blank line between documents),
-    .jsonl (field "text"), .parquet (column "text", or the only one with text), each also as .gz,
-    .xz, .bz2, .zst; of a folder, those it holds. Only BOM, trailing blanks and empty lines go.
+@dataclass
+class Account:
+    """What `read` found and what it left, in characters: a third of a file's bytes where it is not
+    read."""
+
+    files: int = 0
+    documents: int = 0
+    characters: int = 0  # read
+    there: int = 0  # about
+    empty_rows: int = 0  # of .jsonl and .parquet
+    damaged: int = 0  # characters that are U+FFFD: lost when the file was made
+    told: dict[str, list[str]] = field(default_factory=dict)  # key of NOTES → names of files
+
+    def tell(self, what: str, paths: Iterable[Path]) -> None:
+        if names := [path.name for path in paths]:
+            self.told[what] = self.told.get(what, []) + names
+
+    def notes(self) -> list[str]:
+        return [
+            NOTES[what].format(len(names), ", ".join(names[:3]) + ", …" * bool(names[3:]))
+            for what, names in self.told.items()
+        ]
+
+    def missing(self) -> str:
+        """What a finding must say, without names; "" where no more than 0.1 % is missing."""
+        unread = sum(len(self.told.get(what, [])) for what in ("other", "hidden"))
+        rows, there = max(1, self.documents + self.empty_rows), max(1, self.there)
+        parts = {
+            f"{unread:,} files not read": (self.there - self.characters) / there,
+            f"{self.empty_rows:,} of {rows:,} rows without text": self.empty_rows / rows,
+            f"{self.damaged:,} characters damaged before (U+FFFD)": self.damaged / there,
+        }
+        said = ", ".join(f"{words} ({share:.2%})" for words, share in parts.items() if share)
+        return f" Missing of the text given: {said}." if sum(parts.values()) > 0.001 else ""
+
+    def __str__(self) -> str:
+        said = f"Read: {self.files:,} files, {self.documents:,} documents, {self.characters:,} of "
+        rows = [f"{self.empty_rows:,} rows without text"] if self.empty_rows else []
+        return "; ".join([f"{said}{self.there:,} characters", *rows, *self.notes()]) + "."
+
+
+def read(paths: list[str | Path], account: Account | None = None) -> list[Document]:
+    """Documents of files and folders: .txt (a paragraph a line, a blank line between documents, or
+    larger gaps: see _txt), .jsonl (field "text"), .parquet (column "text", or the only one that
+    holds no numbers), each also as .gz, .xz, .bz2, .zst; of a folder, those it holds or links to.
+    Only BOM, trailing blanks and empty lines go; `account` is told of all else that is not read.
     ValueError or FileNotFoundError: one line that names file, fault and remedy."""
-    files = list(dict.fromkeys(file for path in paths for file in _files(Path(path))))
+    account = Account() if account is None else account
+    once = {}  # however many links lead to a file
+    for file in (file for path in paths for file in _files(Path(path), account)):
+        once.setdefault(_identity(file), file)
+    files = list(once.values())
     names = [_name(file)[0] for file in files]
     documents = []
     for file, name in zip(files, names, strict=True):
         source = name if names.count(name) == 1 else f"{file.absolute().parent.name}/{name}"
-        found = [Document(lines, source) for lines in _documents(file) if lines]
-        if not found:
+        found = list(_documents(file, account))
+        account.empty_rows += found.count(())
+        if not any(found):
             raise ValueError(f"{file} is empty: give a file with text, or leave it out")
-        documents += found
+        documents += [Document(lines, source) for lines in found if lines]
     if not any(TELUGU.search(line) for d in documents for line in d.lines):
         given = ", ".join(map(str, paths)) or "no file"
         raise ValueError(f"no Telugu (U+0C00–U+0C7F) in {given}: give Telugu text in UTF-8")
+    account.files += len(files)
+    account.documents += len(documents)
+    size = sum(len(line) for d in documents for line in d.lines)
+    account.characters, account.there = account.characters + size, account.there + size
+    account.damaged += sum(line.count("\ufffd") for d in documents for line in d.lines)
+    if notes := account.notes():
+        warnings.warn("; ".join(notes), stacklevel=2)
     return documents
 
 
-def _files(path: Path) -> list[Path]:
-    known = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
+def _identity(path: Path) -> object:
+    """The same for every link to a file. Some network disks number none."""
+    stat = path.stat() if path.exists() else None
+    return (stat.st_dev, stat.st_ino) if stat and stat.st_ino else os.path.realpath(path)
+
+
+def _files(path: Path, account: Account) -> list[Path]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: correct the path of the text")
     if path.is_file():
         if _name(path)[1] not in KINDS:
-            raise ValueError(f"{path} is no {known}: convert it, or correct its name")
+            raise ValueError(f"{path} is no {KNOWN}: convert it, or correct its name")
         return [path]
     if not path.is_dir():  # a pipe would be waited for
         raise ValueError(f"{path} is neither a file nor a folder: give one of the two")
+    every = sorted(below(path, _closed))
     # A name that begins with a dot is a tool's, such as .ipynb_checkpoints/copy.txt.
-    every = (Path(at, name) for at, _, names in os.walk(path, onerror=_closed) for name in names)
-    found = [p for p in sorted(every) if (p.is_file() or p.is_symlink())  # a broken link is told of
-             and not any(part.startswith(".") for part in p.relative_to(path).parts)]  # fmt: skip
-    files = [p for p in found if _name(p)[1] in KINDS]
+    hidden = {p for p in every if any(part[0] == "." for part in p.relative_to(path).parts)}
+    texts = {p for p in every if _name(p)[1] in KINDS and (p.is_file() or not p.exists())}
+    files = sorted(texts - hidden)  # one that leads nowhere is told of when it is opened
     if not files:
-        raise ValueError(f"the folder {path} holds no text: put {known} into it")
-    if other := sorted(p.name for p in set(found) - set(files)):
-        names = ", ".join(other[:3]) + (", …" if other[3:] else "")
-        warnings.warn(f"{path}: {len(other)} files not read ({names}): no {known}", stacklevel=4)
+        raise ValueError(f"the folder {path} holds no text: put {KNOWN} into it")
+    same = {_identity(p) for p in files}  # as the blobs of a hub's cache are
+    left = [p for p in every if _identity(p) not in same and (p not in hidden or p in texts)]
+    account.tell("other", [p for p in left if p not in hidden])
+    account.tell("hidden", [p for p in left if p in hidden])
+    account.there += sum(p.stat().st_size for p in left if p.is_file()) // 3
     return files
 
 
@@ -92,6 +174,9 @@ def _name(path: Path) -> tuple[str, str]:
 
 
 def _open(path: Path) -> BinaryIO:
+    if path.suffix.lower() == ".xz":
+        with open(path, "rb") as file:  # LZMAFile takes all that a file asks for
+            lzma.LZMADecompressor(memlimit=UNPACKING).decompress(file.read(2**12), 1)
     if path.suffix.lower() != ".zst":
         return PACKED.get(path.suffix.lower(), open)(path, "rb")
     import pyarrow  # unlike zstandard's reader it reads every frame and notices a file cut short
@@ -99,69 +184,154 @@ def _open(path: Path) -> BinaryIO:
     return pyarrow.input_stream(str(path), compression="zstd")
 
 
-def _documents(path: Path) -> Iterator[tuple[str, ...]]:
+def _most(path: Path) -> int:
+    """Characters that may come of a file."""
+    if path.suffix.lower() not in (*PACKED, ".parquet"):
+        return sys.maxsize
+    return min(max(TIMES * path.stat().st_size, SMALL), psutil.virtual_memory().available // 4)
+
+
+def _too_much(path: Path, most: int) -> ValueError:
+    return ValueError(f"{path} unpacks to more than {most:,} characters, {LINE} a line added "
+                      f"({TIMES} times its size, or what fits the memory): unpack it yourself, in "
+                      "parts")  # fmt: skip
+
+
+def _documents(path: Path, account: Account) -> Iterator[tuple[str, ...]]:
+    """The lines of each document; none for a row without text."""
     try:
         with _open(path) as file:
             parse = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[_name(path)[1]]
-            yield from parse(path, file)
+            yield from parse(path, file, account)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} {_not_utf8(path, error.reason)}") from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or error
+        why = str(getattr(error, "strerror", None) or error)
+        why = why.replace("usage limit", f"limit of {UNPACKING >> 20} MiB")
         raise ValueError(f"{path} cannot be read ({why}): copy or pack it again") from None
 
 
 def _not_utf8(path: Path, reason: str) -> str:
+    decoder, read, wide = codecs.getincrementaldecoder("utf-8")(), 0, False
     with _open(path) as file:  # once more, for the error counts from the block it was in
-        content = file.read()
-    good = re.split("[\udc80-\udcff]", content.decode(errors="surrogateescape"))[0]
-    byte = f"byte {len(good.encode()):,}"
+        for block in chain(iter(lambda: file.read(2**20), b""), [b""]):
+            wide |= not read and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            half = len(decoder.getstate()[0])  # of a character, held back
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                byte = f"byte {read - half + error.start:,}"
+                break
+            read += len(block)
     if reason == "unexpected end of data":
         return f"ends within a character ({byte}): it was cut short, copy it again"
-    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     encoding = "UTF-16" if wide else "ITS_ENCODING"
     return f"is not UTF-8 ({byte}): convert it, iconv -f {encoding} -t UTF-8"
 
 
-def _txt(path: Path, file: BinaryIO) -> Iterator[tuple[str, ...]]:
+def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
+    """Lines, none of which takes the memory."""
+    most, total = _most(path), 0
+    longest = min(LONGEST, most)
+    with io.TextIOWrapper(file, encoding="utf-8-sig") as stream:
+        for number, line in enumerate(iter(lambda: stream.readline(longest + 1), ""), 1):
+            total += len(line) + LINE
+            if total > most:
+                raise _too_much(path, most)
+            if len(line) > longest:
+                raise ValueError(f"{path}: line {number} has more than {longest:,} characters: "
+                                 "break it into several")  # fmt: skip
+            yield number, line
+
+
+def _txt(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
+    """Blank lines end a document. Where nearly every one would then be a single line, and larger
+    gaps are there, blank lines end paragraphs and the larger gaps documents."""
+
     def lines() -> Iterator[str]:
-        for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), 1):
+        for number, line in _numbered(path, file):
             if "\0" in line:
                 raise ValueError(f"{path}: line {number} holds zero bytes, as UTF-16 and damaged "
                                  "files do: convert it with iconv, or copy it again")  # fmt: skip
             yield line.rstrip()
 
-    return (tuple(document) for filled, document in groupby(lines(), bool) if filled)
+    parts, gaps, gap = [], [], 0  # a gap before each part
+    for filled, part in groupby(lines(), bool):
+        if filled:
+            parts.append(tuple(part))
+            gaps.append(gap)
+        else:
+            gap = sum(1 for _ in part)
+    least = min(gaps[1:], default=0)
+    ends = [i for i in range(1, len(parts)) if gaps[i] > least]
+    single = sum(len(part) == 1 for part in parts) >= SINGLE * len(parts)
+    many = bool(ends) and len(ends) >= LARGER * len(parts)
+    if len(parts) < FEWEST or not (single or (many and len(ends) <= len(parts) / 2)):
+        return parts
+    account.tell("gaps" if not single else "joined" if many else "single", [path])
+    if not (single and many):
+        return parts
+    return [tuple(chain(*parts[a:b])) for a, b in pairwise([0, *ends, len(parts)])]
 
 
-def _jsonl(path: Path, file: BinaryIO) -> Iterator[tuple[str, ...]]:
-    for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), 1):
+def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
+    null, filled = None, False
+    for number, line in _numbered(path, file):
         if not line.strip():
             continue
+        fault = f"{path}: line {number} is {line.lstrip()[:40].rstrip()!r}, it must be like "
         try:
-            text = json.loads(line)["text"]
+            if (text := json.loads(line)["text"]) is None:
+                null, text = null or fault, ""
             text.encode()  # it is text, without half a surrogate pair
-        except (ValueError, KeyError, TypeError, AttributeError):
-            fault = f"line {number} is {line.strip()[:40]!r}"
-            raise ValueError(f'{path}: {fault}, it must be like {{"text": "…"}}') from None
-        yield _lines(text)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise ValueError(fault + '{"text": "…"}') from None
+        lines = _lines(text)
+        filled = filled or bool(lines)
+        yield lines
+    if null and not filled:
+        raise ValueError(null + '{"text": "…"}')
 
 
-def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, ...]]:
+def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
     import pyarrow.parquet
 
+    source, most, total = path, _most(path), 0
+    if path.suffix.lower() in PACKED:
+        source = pyarrow.BufferReader(content := file.read(4 * most + 1))
+        if len(content) > 4 * most:
+            raise _too_much(path, most)
     try:
-        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(file.read()))
-        kinds = {field.name: str(field.type) for field in table.schema_arrow}
-        texts = [name for name, kind in kinds.items() if TEXT.match(kind)]
-        column = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
-        if not column:
-            found = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
-            raise ValueError(f'{path} has the columns {found}: call the one with the text "text"')
-        for batch in table.iter_batches(columns=[column]):
-            yield from (_lines(text or "") for text in batch.column(0).to_pylist())
+        meta = pyarrow.parquet.read_metadata(source)
+        column = _text_column(path, meta.schema.to_arrow_schema())
+        groups = map(meta.row_group, range(meta.num_row_groups))
+        parts = [group.column(i) for group in groups for i in range(meta.num_columns)]
+        if sum(p.total_uncompressed_size for p in parts if p.path_in_schema == column) > 4 * most:
+            raise _too_much(path, most)
+        # As a dictionary, a long text that many rows have is held once.
+        table = pyarrow.parquet.ParquetFile(source, metadata=meta, read_dictionary=[column])
+        for batch in table.iter_batches(1024, columns=[column]):
+            account.empty_rows += batch.column(0).null_count
+            for row in batch.column(0).drop_null():
+                total += len(text := row.as_py()) + LINE
+                if total > most:
+                    raise _too_much(path, most)
+                yield _lines(text)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise OSError(str(error).splitlines()[0]) from None
+
+
+def _text_column(path: Path, schema) -> str:
+    kinds = {field.name: str(field.type) for field in schema}
+    others = [name for name, kind in kinds.items() if not NUMBERS.match(kind)]
+    column = others[0] if "text" not in kinds and len(others) == 1 else "text"
+    if not TEXT.match(kinds.get(column, "")) or schema.names.count(column) > 1:
+        found = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
+        raise ValueError(
+            f"{path} has no string column called text, it has the columns {found}: "
+            'call the one with the text "text", and make it one of strings'
+        )
+    return column
 
 
 def _lines(text: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import zlib
 from hashlib import sha256
 from pathlib import Path
 
@@ -155,10 +156,19 @@ def refusal(out, monkeypatch, capsys):
 # --- texts: a file's name → its content, or what makes it; what the line says
 
 
-def table(columns: dict) -> bytes:
+def table(columns: dict | list, names: list[str] | None = None) -> bytes:
     sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.table(columns), sink)
+    pyarrow.parquet.write_table(pyarrow.table(columns, names), sink, compression="zstd")
     return sink.getvalue().to_pybytes()
+
+
+def greedy_xz() -> bytes:
+    """An .xz whose header asks for a dictionary of 2 GiB."""
+    made = bytearray(lzma.compress(BODY))
+    end = 12 + made[12] * 4  # of the block's header: size, flags, filter 0x21, 1 byte: dictionary
+    made[16] = 38
+    made[end : end + 4] = zlib.crc32(made[12:end]).to_bytes(4, "little")
+    return bytes(made)
 
 
 def folder(files: dict[str, bytes]):
@@ -240,6 +250,33 @@ TEXT = {
     "numbers.parquet": (table({"n": [1]}), r"has the columns n \(int64\): call the one with the t"),
     "two.parquet": (table({"a": [A], "b": [B]}), r"the columns a \(string\), b \(string\): call"),
     "bytes.parquet": (table({"text": [b"x"]}), r"has the columns text \(binary\): call"),
+    # the only string column is not the text
+    "paragraphs.parquet": (
+        table({"text": [[A, B]], "title": [C]}),
+        r"no string column called text, .* text \(list<element: string>\), title \(string\): call",
+    ),
+    "beside.parquet": (table({"text": [b"x"], "category": [A]}), "no string column called text"),
+    "struct.parquet": (table({"pair": [{"te": A}], "source": [B]}), "no string column called text"),
+    "messages.parquet": (table({"m": [[{"content": A}]], "lang": [B]}), "no string column called"),
+    "image.parquet": (table({"caption": [A], "image": [b"x"]}), "no string column called text"),
+    "titles.parquet": (table({"title": [A], "body": [[B]]}), "no string column called text"),
+    "twice.parquet": (
+        table([[A], [B]], ["text", "text"]),
+        "no string column called text, .*: call",
+    ),
+    "deep.jsonl": (
+        b'{"text": "x", "a": ' + b"[" * 99_999,
+        'line 1 is \'{"text": "x".* must be like',
+    ),
+    # too much
+    "endless.txt.gz": (
+        gzip.compress(b"\n" * 2**21, 1),
+        r"unpacks to more than 67,108,864 characters, .* \(100 times its size, .* unpack it",
+    ),
+    "greedy.txt.xz": (
+        greedy_xz(),
+        r"cannot be read \(Memory limit of 512 MiB exceeded\): .* again",
+    ),
 }
 
 

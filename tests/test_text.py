@@ -15,7 +15,7 @@ import pytest
 import zstandard
 from scipy.sparse.csgraph import connected_components
 
-from tdlib import telugu, text
+from tdlib import book, hashes, runs, telugu, text
 from tdlib.text import Document
 
 SHARED = Path(os.environ.get("SHARED") or Path(__file__).parents[2] / "shared") / "data/telugu"
@@ -115,6 +115,162 @@ def test_a_folder_gives_its_texts_in_order_and_names_what_it_leaves(tmp_path):
     ]  # fmt: skip
     once = text.read([tmp_path / "2", tmp_path / "2" / "b.txt"])
     assert [d.source for d in once] == ["b"]  # named twice, read once
+
+
+def lines_of(folder: Path, account: text.Account | None = None) -> list[str]:
+    return [line for d in text.read([folder], account) for line in d.lines]
+
+
+def test_a_linked_folder_is_read_once_and_loops_end(tmp_path):
+    for name, line in {"given/a.txt": A, "far/deep/b.txt": B, "far/c.txt": C}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(line, encoding="utf-8")
+    given, account = tmp_path / "given", text.Account()
+    (given / "loop").symlink_to(".")
+    (given / "link").symlink_to("../far")
+    (given / "same").symlink_to("../far/deep")
+    (tmp_path / "far/deep/back").symlink_to("../../given")
+    assert lines_of(given, account) == [A, C, B] and not account.told
+    before = hashes.fingerprint(given)["sha256"]
+    (tmp_path / "far/deep/b.txt").write_text(A, encoding="utf-8")
+    assert hashes.fingerprint(given)["sha256"] != before  # so that its run is made again
+    (given / "up").symlink_to("..")
+    with pytest.warns(UserWarning, match=r"1 files not read \(up\)"):
+        assert lines_of(given) == [A, C, A]
+
+
+def test_a_file_is_read_once_whatever_leads_to_it_and_its_names_are_not_told_as_unread(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs/0f3a").write_text(A, encoding="utf-8")  # as in a hub's cache
+    (tmp_path / "a.txt").symlink_to("blobs/0f3a")
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    os.link(tmp_path / "blobs/0f3a", tmp_path / "c.txt")
+    account = text.Account()
+    assert lines_of(tmp_path, account) == [A] and not account.told and account.files == 1
+
+
+def test_an_account_is_told_of_all_that_is_not_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": t}) + "\n" for t in (A, None, " \n", B + "\ufffd"))
+    )
+    (tmp_path / "b.parquet").write_bytes(table({"text": [C, None, "", None]}))
+    (tmp_path / "c.md").write_text(A * 2, encoding="utf-8")
+    (tmp_path / ".d.txt").write_text(A, encoding="utf-8")
+    (tmp_path / ".git").write_bytes(bytes(99))  # a tool's, and no text
+    os.mkfifo(tmp_path / "e.txt")
+    account = text.Account()
+    with pytest.warns(UserWarning, match=r"2 files not read \(c.md, e.txt\).*1 hidden .*\(.d.txt"):
+        assert lines_of(tmp_path, account) == [A, B + "\ufffd", C]
+    size = len(A + B + C) + 1
+    assert account.characters == size and account.there == size + len((A * 3).encode()) // 3
+    assert (account.files, account.documents, account.empty_rows) == (2, 3, 5)
+    assert f"2 files, 3 documents, {size} of {account.there} characters; 5 rows without" in str(
+        account
+    )
+    share = (account.there - size) / account.there
+    assert account.missing().startswith(
+        f" Missing of the text given: 3 files not read ({share:.2%}), 5 of 8 rows without text "
+        "(62.50%), 1 characters damaged before (U+FFFD) ("
+    )
+
+
+def test_what_is_missing_is_for_the_finding_above_a_thousandth():
+    for there, said in ((100_000, ""), (100_101, "1 files not read (0.10%)")):
+        account = text.Account(1, 5, 100_000, there, told={"other": ["secret.md"]})
+        assert said in account.missing() and bool(said) == bool(account.missing())
+        assert "secret" not in account.missing()  # a finding may be published
+    assert "1 of 900 rows" in text.Account(1, 899, 9, 9, empty_rows=1).missing()
+    assert not text.Account(1, 1_000, 9, 9, empty_rows=1).missing()
+    assert not text.Account().missing()  # nothing was read: the book's own text, or tokens
+
+
+def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_latest", None)
+    body = "\n\n".join("\n".join(d.lines) for d in telugu.write(30_000, 5)[0])
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text(body, encoding="utf-8")
+    (tmp_path / "texts/b.rst").write_text(body[:999], encoding="utf-8")
+    small = {"profile": "smoke", "shape": "teacher-smoke", "vocab_size": 500, "context": 32}
+    given = small | {"text": str(tmp_path / "texts"), "out": str(tmp_path / "out")}
+    this = runs.start("00_teacher", given)
+    with pytest.warns(UserWarning, match=r"1 files not read \(b.rst\)"):
+        summary, missing = book.text_into_tokens(this, None)
+    kept = this._remembered["account"]
+    assert kept["characters"] == len(body.replace("\n", "")) < kept["there"]
+    assert f"{kept['characters']:,} of {kept['there']:,} characters; 1 files not" in summary
+    assert missing == kept["missing"] != "" and missing.count("b.rst") == 0
+    this.detach()
+    notebook = Path(book.__file__).parents[1] / "notebooks/00_teacher.ipynb"
+    assert "bits per byte.{missing}" in notebook.read_text("utf-8")
+
+
+W = [f"మాట{i} {A}" for i in range(60)]
+SHAPES = {  # what lies between lines, and every fifth line → documents of these 60, what is told
+    "lines": ("\n", "\n\n", 12, None),
+    "lines, sloppy": ("\n", "\n\n\n", 12, None),
+    "paragraphs": ("\n\n", "\n\n\n", 12, "joined"),
+    "paragraphs far apart": ("\n\n\n", "\n\n\n\n\n", 12, "joined"),
+    "paragraphs, blank lines with blanks": ("\n \n", "\n\t\n \n", 12, "joined"),
+    "paragraphs, CR CR LF": ("\r\r\n", "\r\r\n\r\r\n", 12, "joined"),
+    "paragraphs with form feeds": ("\n\n", "\n\n\f\n\n", 12, "joined"),
+    "no larger gap": ("\n\n", "\n\n", 60, "single"),
+    "CR CR LF without one": ("\r\r\n", "\r\r\n", 60, "single"),
+    "other separators": ("\u2028", "\u0085", 1, None),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_documents_are_told_apart_by_the_shape_of_the_file(tmp_path, shape):
+    between, apart, count, told = SHAPES[shape]
+    works = [between.join(W[i : i + 5]) for i in range(0, 60, 5)]
+    (tmp_path / "a.txt").write_bytes(apart.join(works).encode())
+    account = text.Account()
+    documents = text.read([tmp_path], account)
+    assert len(documents) == account.documents == count and list(account.told) == [told] * bool(
+        told
+    )
+    assert [w for d in documents for line in d.lines for w in re.split("[\u2028\x85]", line)] == W
+    if count == 12:
+        assert [list(d.lines) for d in documents] == [W[i : i + 5] for i in range(0, 60, 5)]
+
+
+def test_wrapped_paragraphs_under_larger_gaps_get_a_hint_and_a_stray_gap_changes_nothing(tmp_path):
+    wrapped = "\n\n".join("\n".join(W[i : i + 3]) for i in range(0, 30, 3))
+    (tmp_path / "a.txt").write_text(f"{wrapped}\n\n\n\n{wrapped}", encoding="utf-8")
+    with pytest.warns(UserWarning, match="gaps of several sizes"):
+        assert len(text.read([tmp_path])) == 20
+    stray = "\n\n".join([*W * 10, "", *W])
+    (tmp_path / "a.txt").write_text(stray, encoding="utf-8")
+    with pytest.warns(UserWarning, match="each document is one line"):
+        assert len(text.read([tmp_path])) == 660
+
+
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("ending", [".gz", ".zst", ""])
+def test_an_archive_is_read_no_further_than_its_bound(tmp_path, monkeypatch, kind, ending):
+    monkeypatch.setattr(text, "SMALL", 1_000_000)
+    path = tmp_path / f"a{kind}{ending}"
+    one = A + "x" * 9_480
+    rows = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 99, "int32"), [one])
+    path.write_bytes(PACK[ending](in_kind([Document((one,), "s")] * 99, kind)))
+    if kind == ".parquet":
+        path.write_bytes(PACK[ending](table({"text": rows})))
+    assert len(text.read([path])) == 99
+    monkeypatch.setattr(text, "SMALL", 900_000)
+    if kind == ".parquet" or ending:
+        with pytest.raises(ValueError, match="unpacks to more than 900,000 characters"):
+            text.read([path])
+    else:
+        assert len(text.read([path])) == 99  # it is as large as it looks
+
+
+def test_a_line_beyond_its_bound_is_refused_by_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "LONGEST", 5_000)
+    for kind in (".txt", ".jsonl"):
+        path = tmp_path / f"a{kind}"
+        path.write_bytes(in_kind([Document((A,), "s"), Document(("క" * 5_001,), "s")], kind))
+        with pytest.raises(ValueError, match=rf"a{kind}: line \d has more than 5,000 characters"):
+            text.read([path])
 
 
 def test_one_telugu_letter_anywhere_is_enough(tmp_path):
