@@ -110,7 +110,7 @@ def prepare(p: dict, folder: Path, teacher: Llama | None = None) -> str:
         f"{len(tokens.train):,} windows of {tokens.context}; validation: "
         f"{tokens.meta['val_tokens']:,} tokens, {len(tokens.val):,} windows. Vocabulary "
         f"{tokens.vocab_size:,}; {tokens.bytes_per_token():.2f} bytes a token."
-        f"{known}"
+        f"{known}{data.loss(tokens.meta)}"
     )
 
 
@@ -146,7 +146,7 @@ def _linked(p: dict, folder: Path, given: tokenizer.Tokenizer | None, size: int)
             f"{source / 'tokenizer.model'} is not there: put the tokens' tokenizer there (.model, "
             "or tokenizer.json), or give it as tokenizer"
         )
-    theirs = data.read_meta(source / "meta.json")
+    theirs = data.read_meta(source / "meta.json", p["context"])
     if size > theirs["vocab_size"]:
         raise ValueError(
             f"the vocabulary of {p['teacher']} is {size:,}, the tokens' is "
@@ -164,7 +164,7 @@ def _linked(p: dict, folder: Path, given: tokenizer.Tokenizer | None, size: int)
         f"validation: {len(tokens.val.ids):,} tokens, {len(tokens.val):,} windows. Tokenizer: "
         f"{tokens.tokenizer.kind}, {tokens.tokenizer.size:,} pieces."
     ]
-    if theirs["block_size"] != tokens.context:
+    if theirs.get("block_size", tokens.context) != tokens.context:
         said.append(f"Their block_size of {theirs['block_size']:,} is not used, `context` is.")
     if tokens.vocab_size < tokens.tokenizer.size:
         said.append(
