@@ -368,13 +368,16 @@ BYTE_OF |= {chr(256 + i): b for i, b in enumerate(sorted({*range(256)} - _PRINTE
 
 
 def _hugging_face(path: Path, content: dict) -> Tokenizer:
-    named, inner = _named(path), content["model"]
-    _check_config(path, content)
-    unk_name = named.get("unk_token") or inner.get("unk_token")
+    inner = content["model"]
+    unk_name = inner.get("unk_token")
     try:
+        named = _named(path)
+        _check_config(path, content)
         special = _hide_special(content, set(named.values()))
         model = tokenizers.Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the package raises nothing narrower
+    except (ValueError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the package raises nothing narrower, and its panics are none
         raise ValueError(f"{path} cannot be read by the package tokenizers ({error}): copy it "
                          "again, or update the package") from None  # fmt: skip
     model.no_truncation()
@@ -386,7 +389,8 @@ def _hugging_face(path: Path, content: dict) -> Tokenizer:
     if name not in ids:
         raise ValueError(f"{path} has no end-of-text token {name or EOS_NAMES}: name one of its "
                          "tokens as eos_token in tokenizer_config.json beside it")  # fmt: skip
-    eos, unk = ids[name], inner.get("unk_id", ids.get(unk_name))
+    eos = ids[name]
+    unk = inner.get("unk_id", ids.get(named.get("unk_token") or unk_name))
     unk = None if unk == eos else unk  # GPT-2 names <|endoftext|> for all it has no piece for
     silent = frozenset(ids[s] for s in special & ids.keys()) - {eos, unk}
     over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
