@@ -224,7 +224,10 @@ def _read_table(path: Path, split: str) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with open(path, encoding="utf8", newline="") as f:
-        return [row for row in csv.DictReader(f, delimiter="\t") if row["split"] == split]
+        rows = csv.DictReader(f, delimiter="\t")
+        if "split" not in (rows.fieldnames or ()):
+            raise ValueError(f"{path} has no heading with split: copy it again, or take it away")
+        return [row for row in rows if row["split"] == split]
 
 
 def link_tokens(
@@ -416,6 +419,9 @@ class Tokens:
         windows, holds = getattr(self, split), {}
         for row in _read_table(self.folder / "rare.tsv", split):
             holds_N = holds.setdefault(row["kind"], np.zeros(len(windows), bool))
+            if not all(str(row.get(name)).isdecimal() for name in ("first", "end")):
+                raise ValueError(f"{self.folder / 'rare.tsv'}: {[*row.values()]} must be split, "
+                                 "first, end, kind: copy it again, or take it away")  # fmt: skip
             middle = (int(row["first"]) + int(row["end"])) // 2
             holds_N[(middle - 1) // windows.context :][:1] = True  # none after the last window
         return holds
@@ -483,21 +489,21 @@ def read_sources(path: Path, train: Windows) -> list[tuple[int, str]]:
 
 def _read_documents(path: Path, split: str, size: int) -> list[dict[str, str]]:
     """documents.tsv of one split of so many tokens: the starts ascend from 0, to its end."""
-    rows, last = _read_table(path, split), -1
+    rows, last, end = _read_table(path, split), -1, size
+    remedy = "copy the one made with these tokens again, or take it away"
     for i, row in enumerate(rows):
         start, count = (str(row.get(name)) for name in ("start", "tokens"))
         if not (start.isdecimal() and count.isdecimal() and row.get("source") is not None):
             raise ValueError(f"{path}: document {i} of {split} is {[*row.values()]}, it must be "
-                             "split, start, tokens, source: it is damaged; copy it again, or take "
-                             "it away")  # fmt: skip
-        if not last < int(start) < size or (i == 0 and start != "0"):
+                             f"split, start, tokens, source: {remedy}")  # fmt: skip
+        if not last < int(start) < (size if i else 1):
+            where = f"after {last:,} and before {size:,}" if i else "0"
             raise ValueError(f"{path}: document {i} of {split} begins at {int(start):,}, it must "
-                             f"be {f'after {last:,}' if i else '0'} and before {size:,}: copy the "
-                             "one made with these tokens, or take it away")  # fmt: skip
+                             f"be {where}: {remedy}")  # fmt: skip
         last, end = int(start), int(start) + int(count)
-    if rows and end < size:
+    if end < size:
         raise ValueError(f"{path}: the documents of {split} end at {end:,} of {size:,} tokens, it "
-                         "was cut short: copy it again, or take it away")  # fmt: skip
+                         f"was cut short: {remedy}")  # fmt: skip
     return rows
 
 
@@ -535,19 +541,15 @@ def read_meta(path: Path, context: int = 0) -> dict:
 def _dtype(path: Path, meta: dict) -> str:
     """The dtype of train.bin where meta.json does not name it: by its size where that is promised,
     else uint32, upstream's, where all ids that are looked at then are in the vocabulary."""
-    if path.is_file():
-        size, count = path.stat().st_size, meta.get("train_tokens")
-        if count and size == 2 * count:
-            return "uint16"
-        try:
-            if size % 4 == 0 or meta["vocab_size"] > 2**16:
-                _look(path, "<u4", meta, _every(path))
-                return "uint32"
-        except ValueError:
-            pass
-        raise ValueError(f"{path.with_name('meta.json')} has no dtype, and as uint32 {path.name} "
-                         'is wrong: add "dtype": "uint16" where it was so written')  # fmt: skip
-    return "uint32"
+    size = path.stat().st_size if path.is_file() else 0
+    if size and size == 2 * meta.get("train_tokens", 0):
+        return "uint16"
+    with contextlib.suppress(ValueError):
+        if size % 4 == 0:
+            _look(path, "<u4", meta, _every(path)) if size else None
+            return "uint32"
+    raise ValueError(f"{path.with_name('meta.json')} has no dtype, and as uint32 {path.name} is "
+                     'wrong: add "dtype": "uint16" where it was so written')  # fmt: skip
 
 
 def _check_tokenizer(tokenizer: Tokenizer, meta: dict) -> Tokenizer:

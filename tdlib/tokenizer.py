@@ -55,7 +55,8 @@ KEYS = {
         tokenizer_file vocab_file merges_file from_slow use_fast is_local local_files_only backend
         model_max_length max_length max_len model_input_names padding_side pad_to_multiple_of
         pad_token_type_id truncation_side truncation_strategy stride return_token_type_ids
-        transformers_version _commit_hash""",
+        transformers_version _commit_hash trust_remote_code extra_ids
+        bos_token_id eos_token_id pad_token_id unk_token_id""",
 }
 
 
@@ -190,7 +191,7 @@ class Tokenizer:
     def _bytes_V(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All pieces' bytes, one after the other; of each piece how many, and its first."""
         special = self.silent | {self.unk}
-        texts = [b"" if i in special else b"\n" if i == self.eos else _joined(p)
+        texts = [b"" if i in special else b"\n" if i == self.eos else _spelt(p)
                  for i, p in enumerate(self.shown_V)]  # fmt: skip
         length_V = np.array([len(text) for text in texts])
         return np.frombuffer(b"".join(texts), "u1"), length_V, np.cumsum(length_V) - length_V
@@ -209,7 +210,7 @@ class Tokenizer:
         return ids
 
 
-def _joined(piece: str) -> bytes:
+def _spelt(piece: str) -> bytes:
     """The bytes that a piece stands for as it is shown: "▁" a space, <0xE0> a byte."""
     parts = re.split("<0x([0-9A-F]{2})>", piece.replace("▁", " "))
     return b"".join(bytes.fromhex(p) if i % 2 else p.encode() for i, p in enumerate(parts))
@@ -431,23 +432,18 @@ def _named(path: Path) -> dict[str, str]:
 def _check_config(path: Path, content: dict) -> None:
     """tokenizer.json alone makes ids. What would change them, or the text, in it or in the files
     beside it, agrees with that or is refused by name, and so is any key that is not known here."""
-    inner, added = (
-        content["model"],
-        {t.get("content"): t for t in content.get("added_tokens") or []},
-    )
+    inner = content["model"]
     _refuse_unknown(path, content, "tokenizer.json")
     _refuse_unknown(path, inner, "its model")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if inner.get(key) and inner.get("type") != "WordPiece":
             raise ValueError(f"{path}: {key} is {inner[key]!r} in its model, it must be null: with "
                              "it text does not come back, or its ids vary")  # fmt: skip
-    vocab, ways = (
-        inner.get("vocab") or {},
-        [content.get("normalizer"), content.get("pre_tokenizer")],
-    )
+    added, vocab = {t["content"]: t for t in content.get("added_tokens") or []}, inner["vocab"]
     ids = {v[0]: i for i, v in enumerate(vocab)} if isinstance(vocab, list) else vocab
-    ids = ids | {piece: token.get("id") for piece, token in added.items()}
-    ways, same = json.dumps(ways), ("lstrip", "rstrip", "normalized", "single_word")
+    ids = ids | {piece: token["id"] for piece, token in added.items()}
+    ways = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
+    same = ("lstrip", "rstrip", "normalized", "single_word")
     space = bool(re.search('_space": true|"prepend_scheme": "[fa]|"Prepend"', ways))
     for file in (p for name in CONFIGS if (p := path.with_name(name)).is_file()):
         config, odd = _read_json(file), []

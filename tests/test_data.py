@@ -490,13 +490,13 @@ def test_total_tokens_is_never_compared(tmp_path):
 DOCUMENTS = {
     "beyond the end": ("train\t0\t9\ta\ntrain\t1000\t9\ta\n", "1 of train begins at 1,000, .*befo"),
     "a start of 10^12": ("train\t1000000000000\t9\ta\n", "begins at 1,000,000,000,000, it must be"),
-    "not from 0": ("train\t5\t995\ta\n", "document 0 of train begins at 5, it must be 0 and bef"),
+    "not from 0": ("train\t5\t995\ta\n", "document 0 of train begins at 5, it must be 0: copy t"),
     "no order": (
         "train\t0\t9\ta\ntrain\t9\t9\ta\ntrain\t4\t996\ta\n", "begins at 4, it must be after 9 and"
     ),
     "words": ("train\tx\t9\ta\n", r"document 0 of train is \['train', 'x', '9', 'a'\], it must be"),
-    "cut in a row": ("train\t0\t500\ta\ntrain\t50", "document 1 of train is .*copy it again, or"),
-    "cut in half": ("train\t0\t500\ta\n", "end at 500 of 1,000 tokens, it was cut short: copy it"),
+    "cut in a row": ("train\t0\t500\ta\ntrain\t50", "document 1 of train is .*: copy the one"),
+    "cut in half": ("train\t0\t500\ta\n", "end at 500 of 1,000 tokens, it was cut short: copy t"),
 }  # fmt: skip
 
 
@@ -506,6 +506,17 @@ def test_documents_tsv_of_other_tokens_is_told(upstream, why):
     (upstream / "documents.tsv").write_text(f"split\tstart\ttokens\tsource\n{rows}")
     with pytest.raises(ValueError, match=rf"documents.tsv: .*{said}"):
         data.open_tokens(upstream).documents("train")
+
+
+def test_a_table_that_was_emptied_or_cut_is_told(upstream):
+    (upstream / "documents.tsv").write_text("")
+    with pytest.raises(ValueError, match=r"documents.tsv has no heading with split: copy it again"):
+        data.open_tokens(upstream).documents("val")
+    (upstream / "rare.tsv").write_text("split\tfirst\tend\tkind\ntrain\t5\t9\ta\ntrain\t1")
+    with pytest.raises(
+        ValueError, match=r"rare.tsv: \['train', '1', None, None\] must be split, f"
+    ):
+        data.open_tokens(upstream).rare("train")
 
 
 def test_weights_of_another_length_are_told(upstream, tmp_path):
