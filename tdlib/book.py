@@ -128,7 +128,7 @@ def prepare(
         f"{len(tokens.train):,} windows of {tokens.context}; validation: "
         f"{tokens.meta['val_tokens']:,} tokens, {len(tokens.val):,} windows. Vocabulary "
         f"{tokens.vocab_size:,}; {tokens.bytes_per_token():.2f} bytes a token."
-        f"{known}{cut and f' {cut}'}"
+        f"{known}{cut and f' {cut}'}{data.loss(tokens.meta)}"
     )
 
 
@@ -167,7 +167,7 @@ def _linked(
             f"{source / 'tokenizer.model'} is not there: put the tokens' tokenizer there (.model, "
             "or tokenizer.json), or give it as tokenizer"
         )
-    theirs = data.read_meta(source / "meta.json")
+    theirs = data.read_meta(source / "meta.json", p["context"])
     pieces = theirs["vocab_size"]
     cut = cut_spare_rows(teacher, pieces) if teacher and known.size <= pieces else ""
     size = pieces if cut else size
@@ -187,7 +187,7 @@ def _linked(
         f"validation: {len(tokens.val.ids):,} tokens, {len(tokens.val):,} windows. Tokenizer: "
         f"{tokens.tokenizer.kind}, {tokens.tokenizer.size:,} pieces."
     ]
-    if theirs["block_size"] != tokens.context:
+    if theirs.get("block_size", tokens.context) != tokens.context:
         said.append(f"Their block_size of {theirs['block_size']:,} is not used, `context` is.")
     if tokens.vocab_size < tokens.tokenizer.size:
         said.append(

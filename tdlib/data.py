@@ -16,6 +16,8 @@ import itertools
 import json
 import os
 import shutil
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -38,6 +40,8 @@ IGNORE = -100
 BLOCK = 2**18  # bytes read at once where ids are looked at
 WHOLE = 2**30  # bytes of a file whose ids are all looked at when it is linked; of a larger one some
 UNKNOWN = 0.1  # share of <unk> from which on a tokenizer does not know the text
+VOCABULARY = 2**24  # pieces, at most; the largest in public have a million
+TRIED = 500  # lines of a text that are encoded and decoded, to see what a tokenizer loses
 MORE = "give more text, or a shorter context"
 
 
@@ -109,7 +113,9 @@ def write_tokens(
 ) -> None:
     """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all. `rare`:
     line → the sentences in it that hold a rare construction → the kind of each. `vocab_size` is the
-    teacher's where that has fewer pieces than the tokenizer."""
+    teacher's where that has fewer pieces than the tokenizer. Where the tokenizer loses text, a
+    warning and `lost` in meta.json say how much, and its bytes are those that are kept."""
+    lost = _lost([line for ds in splits.values() for d in ds for line in d.lines], tokenizer)
     with whole_folder(folder) as beside:
         vocab_size = vocab_size or tokenizer.size
         meta = {
@@ -122,7 +128,7 @@ def write_tokens(
         meta |= {"pieces": tokenizer.size} if tokenizer.size != vocab_size else {}
         rows, rare_rows, unknown = [], [], 0
         for split, documents in splits.items():
-            start = 0
+            start = text_bytes = 0
             with open(beside / f"{split}.bin", "wb") as f:
                 for document in documents:
                     ids = []
@@ -133,6 +139,8 @@ def write_tokens(
                         for first, end, kind in _spans(line, (rare or {}).get(line, {}), tokenizer):
                             rare_rows.append((split, at + first, at + end, kind))
                         ids += [*line_ids, tokenizer.eos]
+                        kept = _kept(line_ids, tokenizer) if lost else line
+                        text_bytes += len(kept.encode()) + 1
                     if (largest := max(ids)) >= vocab_size:
                         raise ValueError(f"{tokenizer.path} makes id {largest:,} of this text, the "
                                          f"teacher's vocabulary has {vocab_size:,}: give the "
@@ -144,17 +152,55 @@ def write_tokens(
             if start < context + 1:
                 raise ValueError(f"the text for {split} makes {start:,} tokens, too few for one "
                                  f"window of {context:,} + 1: {MORE}")  # fmt: skip
-            text_bytes = sum(len(line.encode()) + 1 for d in documents for line in d.lines)
             meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
             meta["total_tokens"] += start
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
         _check_unknown(tokenizer, meta["unk_rate"])
+        meta |= {"lost": lost} if lost else {}
         _write_table(beside / "documents.tsv", [("split", "start", "tokens", "source"), *rows])
         if rare:
             _write_table(beside / "rare.tsv", [("split", "first", "end", "kind"), *rare_rows])
         for name, path in tdlib.tokenizer.files(tokenizer).items():
             shutil.copy(path, beside / name)
         (beside / "meta.json").write_text(json.dumps(meta, indent=2))
+    if lost:
+        warnings.warn(f"{tokenizer.path}:{loss(meta)}", stacklevel=2)
+
+
+def _lost(lines: list[str], tokenizer: Tokenizer) -> dict:
+    """What the tokenizer does not keep of lines evenly spread over a text: the share of lines that
+    come back changed, that of characters that do not come back, and an example; {} for nothing."""
+    tried = lines[:: -(-len(lines) // TRIED)] if lines else []
+    tried = [line[:10_000].rstrip() for line in tried]
+    tried, gone, changed = [tokenizer.plain(line) for line in tried], 0, []
+    for line, ids in zip(tried, tokenizer.encode(tried), strict=True):
+        back = _kept(ids, tokenizer)
+        if line != back:
+            gone += (Counter(line) - Counter(back)).total()
+            same = (a == b for a, b in zip(line, back, strict=False))
+            begin = max(0, sum(itertools.takewhile(bool, same)) - 10)
+            changed.append([text[begin : begin + 24] for text in (line, back)])
+    if not changed:
+        return {}
+    return {"of_lines": len(tried), "lines": len(changed) / len(tried),
+            "characters": gone / max(1, sum(map(len, tried))), "example": changed[0]}  # fmt: skip
+
+
+def _kept(ids: list[int], tokenizer: Tokenizer) -> str:
+    return tokenizer.decode([i for i in ids if i != tokenizer.unk])
+
+
+def loss(meta: dict) -> str:
+    """A sentence, after a space, that tells what of a text its tokens do not keep, by their
+    meta.json; "" where all of it is kept, or nothing is known."""
+    if not (lost := meta.get("lost")):
+        return ""
+    before, after = lost["example"]
+    return (
+        f" The tokenizer does not keep all text: {lost['lines']:.1%} of {lost['of_lines']:,} lines "
+        f"tried come back changed and {lost['characters']:.2%} of their characters are lost "
+        f"(“{before}” comes back as “{after}”); bits per byte are of what is kept."
+    )
 
 
 def _spans(
@@ -178,7 +224,10 @@ def _read_table(path: Path, split: str) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with open(path, encoding="utf8", newline="") as f:
-        return [row for row in csv.DictReader(f, delimiter="\t") if row["split"] == split]
+        rows = csv.DictReader(f, delimiter="\t")
+        if "split" not in (rows.fieldnames or ()):
+            raise ValueError(f"{path} has no heading with split: copy it again, or take it away")
+        return [row for row in rows if row["split"] == split]
 
 
 def link_tokens(
@@ -196,10 +245,12 @@ def link_tokens(
     Ids are looked at here and there in a file beyond a GiB, unless `every_id` is asked for."""
     if source.resolve() == folder.resolve():
         raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
-    tokens, files = open_tokens(source, context), {path.name: path for path in source.iterdir()}
-    meta, fewer = dict(tokens.meta), vocab_size and vocab_size < tokens.vocab_size
+    theirs, tokens = (read_meta(source / "meta.json", context),
+                      open_tokens(source, context, tokenizer))  # fmt: skip
+    usual, fewer = {"eos_id": EOS, "dtype": "uint32"}, vocab_size and vocab_size < tokens.vocab_size
+    meta = theirs | {k: v for k, v in tokens.meta.items() if theirs.get(k, usual.get(k)) != v}
+    files = {path.name: path for path in source.iterdir()}
     if tokenizer:
-        _check_tokenizer(tokenizer, meta)
         files = {n: p for n, p in files.items() if not n.startswith(("tokenizer", "special_tok"))}
         files |= tdlib.tokenizer.files(tokenizer)
     meta |= {"block_size": context} if context else {}
@@ -207,20 +258,22 @@ def link_tokens(
     for split in ("train", "val"):
         path, windows = source / f"{split}.bin", getattr(tokens, split)
         every = 1 if every_id or fewer or path.stat().st_size <= WHOLE else _every(path)
-        known = tokenizer or tokens.tokenizer
+        known = tokens.tokenizer
         seen = _look(path, windows.ids.dtype, meta, every, known.unk if known else UNK)
         if not seen["eos"]:
+            remedy = "it is damaged or made otherwise; copy it, or make it again"
+            if "eos_id" not in theirs and not known:
+                remedy = "name the id that does as eos_id in meta.json, or put the tokenizer beside"
             raise ValueError(f"{path} holds no <eos> (id {tokens.eos}), which ends each line of "
-                             "text: it is damaged or made otherwise; copy it, or make it "
-                             "again")  # fmt: skip
+                             f"text: {remedy}")  # fmt: skip
         _check_unknown(known, seen["unknown"] / seen["tokens"])
         if known and f"{split}_bytes" not in meta:
             meta[f"{split}_bytes"] = _bytes_of_text(windows, known)
     with whole_folder(folder) as beside:
         for name, path in files.items():
-            if name != "meta.json" or meta == tokens.meta:
+            if name != "meta.json" or meta == theirs:
                 os.symlink(path.resolve(), beside / name)
-        if meta != tokens.meta:
+        if meta != theirs:
             (beside / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf8")
 
 
@@ -329,7 +382,8 @@ class Tokens:
         return self.meta.get("eos_id", EOS)
 
     def bytes_per_token(self, split: str = "val") -> float:
-        """UTF-8 bytes of text a token, NaN where unknown (token files made elsewhere)."""
+        """UTF-8 bytes of the text that is kept, a token; NaN where unknown (token files made
+        elsewhere)."""
         return self.meta.get(f"{split}_bytes", np.nan) / self.meta[f"{split}_tokens"]
 
     def documents(self, split: str) -> tuple[np.ndarray, list[str]]:
@@ -337,7 +391,7 @@ class Tokens:
         document its source. Where documents are unknown, 16 neighbouring windows of one source
         stand for one."""
         windows = getattr(self, split)
-        rows = _read_table(self.folder / "documents.tsv", split)
+        rows = _read_documents(self.folder / "documents.tsv", split, len(windows.ids))
         named = read_sources(self.folder / "sources.tsv", self.train) if split == "train" else []
         first_S, names = np.array([first for first, _ in named]), [name for _, name in named]
         middle_N = np.arange(len(windows)) * windows.context + windows.context // 2
@@ -365,28 +419,36 @@ class Tokens:
         windows, holds = getattr(self, split), {}
         for row in _read_table(self.folder / "rare.tsv", split):
             holds_N = holds.setdefault(row["kind"], np.zeros(len(windows), bool))
+            if not all(str(row.get(name)).isdecimal() for name in ("first", "end")):
+                raise ValueError(f"{self.folder / 'rare.tsv'}: {[*row.values()]} must be split, "
+                                 "first, end, kind: copy it again, or take it away")  # fmt: skip
             middle = (int(row["first"]) + int(row["end"])) // 2
             holds_N[(middle - 1) // windows.context :][:1] = True  # none after the last window
         return holds
 
 
-def open_tokens(folder: str | Path, context: int = 0) -> Tokens:
-    """A folder of tokens, made here or upstream; `context` overrides the stored one."""
+def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = None) -> Tokens:
+    """A folder of tokens, made here or upstream; `context` overrides the stored one, a tokenizer
+    that is given the one beside. What meta.json does not say is taken from the files."""
     folder = Path(folder)
     if not (folder / "meta.json").is_file():
         raise FileNotFoundError(
             f"{folder / 'meta.json'} is not there: give a folder of tokens; 00_teacher makes one"
         )
-    meta = read_meta(folder / "meta.json")
+    meta = read_meta(folder / "meta.json", context)
+    paths = [folder / name for name in ("tokenizer.model", "tokenizer.json")]
+    path = next((path for path in paths if path.is_file()), None)
+    tokenizer = given or (tdlib.tokenizer.open(path) if path else None)
+    meta = {"block_size": context, "eos_id": tokenizer.eos if tokenizer else EOS} | meta
+    meta["dtype"] = meta.get("dtype") or _dtype(folder / "train.bin", meta)
     splits = {
         split: _open_split(folder / f"{split}.bin", meta, context or meta["block_size"])
         for split in ("train", "val", "confirm")
         if split != "confirm" or (folder / "confirm.bin").is_file()
     }
+    meta = {f"{split}_tokens": len(windows.ids) for split, windows in splits.items()} | meta
     read_sources(folder / "sources.tsv", splits["train"])  # what is wrong is said early
-    paths = [folder / name for name in ("tokenizer.model", "tokenizer.json")]
-    path = next((path for path in paths if path.is_file()), None)
-    tokenizer = _check_tokenizer(tdlib.tokenizer.open(path), meta) if path else None
+    tokenizer = _check_tokenizer(tokenizer, meta) if tokenizer else None
     return Tokens(folder, meta, splits["train"], splits["val"], splits.get("confirm"), tokenizer)
 
 
@@ -396,6 +458,9 @@ def weighted(tokens: Tokens, path: Path, new: bool = False) -> Tokens:
     if new:
         with open(path, "wb") as file:
             file.truncate(len(tokens.train.ids))  # a hole: only what is written takes room
+    if (size := path.stat().st_size) != len(tokens.train.ids):
+        raise ValueError(f"{path} has {size:,} bytes, it must have one for each of the "
+                         f"{len(tokens.train.ids):,} tokens: make it again")  # fmt: skip
     weights = np.memmap(path, "u1", "r+" if new else "r")
     return replace(tokens, train=replace(tokens.train, weights=weights))
 
@@ -422,28 +487,77 @@ def read_sources(path: Path, train: Windows) -> list[tuple[int, str]]:
     return found
 
 
-def read_meta(path: Path) -> dict:
-    """meta.json, its counts checked."""
+def _read_documents(path: Path, split: str, size: int) -> list[dict[str, str]]:
+    """documents.tsv of one split of so many tokens: the starts ascend from 0, to its end."""
+    rows, last, end = _read_table(path, split), -1, size
+    remedy = "copy the one made with these tokens again, or take it away"
+    for i, row in enumerate(rows):
+        start, count = (str(row.get(name)) for name in ("start", "tokens"))
+        if not (start.isdecimal() and count.isdecimal() and row.get("source") is not None):
+            raise ValueError(f"{path}: document {i} of {split} is {[*row.values()]}, it must be "
+                             f"split, start, tokens, source: {remedy}")  # fmt: skip
+        if not last < int(start) < (size if i else 1):
+            where = f"after {last:,} and before {size:,}" if i else "0"
+            raise ValueError(f"{path}: document {i} of {split} begins at {int(start):,}, it must "
+                             f"be {where}: {remedy}")  # fmt: skip
+        last, end = int(start), int(start) + int(count)
+    if end < size:
+        raise ValueError(f"{path}: the documents of {split} end at {end:,} of {size:,} tokens, it "
+                         f"was cut short: {remedy}")  # fmt: skip
+    return rows
+
+
+def read_meta(path: Path, context: int = 0) -> dict:
+    """meta.json, its counts checked; what is null counts as not there, and block_size need not be
+    where a `context` is given."""
     try:
         meta = json.loads(path.read_text(encoding="utf8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({error}): copy it again") from None
-    meta = meta if isinstance(meta, dict) else {}
-    counts = {name: meta.get(name) for name in ("block_size", "vocab_size")}
-    optional = ("train_tokens", "val_tokens", "confirm_tokens", "pieces")
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {meta!r:.40}: give one with "
+                         "vocab_size, block_size and dtype")  # fmt: skip
+    meta = {name: value for name, value in meta.items() if value is not None}
+    needed = ("vocab_size",) if context else ("block_size", "vocab_size")
+    optional = ("block_size", "train_tokens", "val_tokens", "confirm_tokens", "pieces")
+    optional += ("train_bytes", "val_bytes", "confirm_bytes")
+    counts = {name: meta.get(name) for name in needed}
     counts |= {name: meta[name] for name in optional if name in meta}
     for name, count in counts.items():
         if type(count) is not int or count < 1:
             raise ValueError(f"{path}: {name} is {json.dumps(count)}, it must be a whole number "
                              "above 0: copy or correct it")  # fmt: skip
+    most = max(meta["vocab_size"], meta.get("pieces", 1))
+    if most > VOCABULARY:
+        raise ValueError(f"{path}: vocab_size is {most:,}, it may be at most {VOCABULARY:,}: "
+                         "correct it")  # fmt: skip
+    eos = meta.get("eos_id", 0)
+    if type(eos) is not int or not 0 <= eos < most:
+        raise ValueError(f"{path}: eos_id is {json.dumps(eos)}, it must be an id below {most:,}: "
+                         "correct it, or leave it out where the tokenizer lies beside")  # fmt: skip
     return meta
+
+
+def _dtype(path: Path, meta: dict) -> str:
+    """The dtype of train.bin where meta.json does not name it: by its size where that is promised,
+    else uint32, upstream's, where all ids that are looked at then are in the vocabulary."""
+    size = path.stat().st_size if path.is_file() else 0
+    if size and size == 2 * meta.get("train_tokens", 0):
+        return "uint16"
+    with contextlib.suppress(ValueError):
+        if size % 4 == 0:
+            _look(path, "<u4", meta, _every(path)) if size else None
+            return "uint32"
+    raise ValueError(f"{path.with_name('meta.json')} has no dtype, and as uint32 {path.name} is "
+                     'wrong: add "dtype": "uint16" where it was so written')  # fmt: skip
 
 
 def _check_tokenizer(tokenizer: Tokenizer, meta: dict) -> Tokenizer:
     size, eos = meta.get("pieces", meta["vocab_size"]), meta.get("eos_id", EOS)
     if tokenizer.eos != eos:
-        raise ValueError(f"<eos> of {tokenizer.path} is id {tokenizer.eos}, it must be {eos}: "
-                         "give the one the tokens were made with")  # fmt: skip
+        raise ValueError(f"<eos> of {tokenizer.path} is id {tokenizer.eos}, it must be {eos}, "
+                         "as meta.json says: give the one the tokens were made with, or correct "
+                         "eos_id there")  # fmt: skip
     if tokenizer.size != size or size < meta["vocab_size"]:
         raise ValueError(f"{tokenizer.path} has {tokenizer.size:,} pieces, the tokens' vocab_size "
                          f"is {meta['vocab_size']:,}: give theirs")  # fmt: skip
@@ -451,7 +565,7 @@ def _check_tokenizer(tokenizer: Tokenizer, meta: dict) -> Tokenizer:
 
 
 def _open_split(path: Path, meta: dict, context: int) -> Windows:
-    dtype = {"uint32": "<u4", "uint16": "<u2"}.get(meta.get("dtype", "uint32"))
+    dtype = {"uint32": "<u4", "uint16": "<u2"}.get(str(meta["dtype"]))
     if dtype is None:
         raise ValueError(f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32: "
                          "make the tokens again as one of them")  # fmt: skip
@@ -460,9 +574,12 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
     size, width = path.stat().st_size, int(dtype[-1])
     stored = meta.get(f"{path.stem}_tokens", -(-size // width))
     if size != stored * width:
+        other = "uint16" if width == 4 else "uint32"
+        fits = f" ({other} fits its size)" if size == stored * (6 - width) else ""
         raise ValueError(
             f"{path} has {size:,} bytes, by meta.json {stored * width:,} ({stored:,} tokens of "
-            f"{width}): the file was cut short or its dtype is another; copy it again"
+            f"{width}): the file was cut short or its dtype is another; copy it again, or correct "
+            f"meta.json{fits}"
         )
     if stored < context + 1:
         raise ValueError(
@@ -494,8 +611,9 @@ def _look(
         ids = np.fromfile(path, dtype, count, offset=start)
         if (largest := int(ids.max())) >= meta["vocab_size"]:
             raise ValueError(f"{path} holds id {largest:,}, the vocabulary has "
-                             f"{meta['vocab_size']:,}: copy the file and its meta.json again, or "
-                             "give the tokens the teacher was made with")  # fmt: skip
+                             f"{meta['vocab_size']:,}: copy the file and its meta.json again, "
+                             "correct vocab_size or dtype in that, or give the tokens the teacher "
+                             "was made with")  # fmt: skip
         seen["eos"] += int(np.count_nonzero(ids == meta.get("eos_id", EOS)))
         seen["unknown"] += int(np.count_nonzero(ids == unknown))
         seen["tokens"] += len(ids)

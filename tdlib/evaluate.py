@@ -21,6 +21,7 @@ from tdlib import data, hard_set
 from tdlib.model import Llama
 from tdlib.tokenizer import Tokenizer
 
+SCRIPTS = ("Telugu", "Latin", "digits", "other")
 BINS = 15  # of the calibration error (Guo et al. 2017, section 2)
 
 
@@ -303,6 +304,8 @@ def cuts(tokens: data.Tokens, rows_M: np.ndarray) -> dict[str, tuple[list[str], 
     if tokens.tokenizer is not None:
         ids_MS = np.concatenate([ids_MT[:, :1], targets_MT], axis=1)
         labels |= _by_piece(tokens.tokenizer, ids_MS)
+        scripts_MT = scripts(tokens.tokenizer, tokens.val, rows_M)
+        labels["script"] = (list(SCRIPTS), scripts_MT)
     return {k: (names, np.where(masked_MT, -1, at_MT)) for k, (names, at_MT) in labels.items()}
 
 
@@ -324,8 +327,6 @@ def _by_piece(tokenizer: Tokenizer, ids_MS: np.ndarray) -> dict:
     place_MT = np.where(begins_MT, np.where(ends_MT, 0, 1), np.where(ends_MT, 3, 2))
     place_MT[:, -1] = -1  # whether the word goes on after the window is not known
     place_MT[mark_MS[:, 1:]] = -1
-    script_V = np.array([script(p) for p in pieces_V])
-    names = ["Telugu", "Latin", "digits", "other"]
     endings = {e: np.flatnonzero(pieces_V == e) for e in FREQUENT_ENDINGS}
     ending_MT = np.full(targets_MT.shape, -1)
     for i, ids in enumerate(endings.values()):
@@ -333,8 +334,26 @@ def _by_piece(tokenizer: Tokenizer, ids_MS: np.ndarray) -> dict:
     return {
         "place in the word": (["whole", "first", "inner", "final"], place_MT),
         "frequent endings": (list(FREQUENT_ENDINGS), ending_MT),
-        "script": (names, np.array([names.index(s) for s in script_V])[targets_MT]),
     }
+
+
+def scripts(tokenizer: Tokenizer, windows: data.Windows, rows_M: Sequence[int]) -> np.ndarray:
+    """Which of SCRIPTS each target of some windows is of, (M, T), by its first character; of a
+    token that holds but a part of one, by that."""
+    t = windows.context
+    at_MX = np.asarray(rows_M)[:, None] * t + np.arange(-3, t + 5)  # a character has 4 bytes
+    ids_MX = windows.ids[at_MX.clip(0, len(windows.ids) - 1)]
+    if not tokenizer.in_parts(np.bincount(ids_MX.ravel(), minlength=tokenizer.size)):
+        of_V = np.array([SCRIPTS.index(script(piece)) for piece in tokenizer.vocabulary()])
+        return of_V[ids_MX[:, 4:-4]]
+    ids_S = np.pad(ids_MX, ((0, 0), (0, 1)), constant_values=tokenizer.eos).ravel()
+    code_B, _, token_B = tokenizer.characters(ids_S)
+    shown_B = ~np.isin(code_B, [10, 32])
+    token, first = np.unique(token_B[shown_B], return_index=True)
+    codes, at = np.unique(code_B[shown_B][first], return_inverse=True)
+    script_S = np.full(len(ids_S), SCRIPTS.index("other"))
+    script_S[token] = np.array([SCRIPTS.index(script(chr(code))) for code in codes], int)[at]
+    return script_S.reshape(len(ids_MX), -1)[:, 4:-5]
 
 
 def script(piece: str) -> str:

@@ -391,9 +391,9 @@ def hard_text(this: Run, tokens: data.Tokens, t: Judged) -> tuple:
     never_NT = evaluate.pair_frequency(tokens.train, ids_NT, y_NT) == 0
     told = {"rare tokens": rare_V[y_NT].mean(1), "pairs never seen": never_NT.mean(1)}
     if tokens.tokenizer:
-        pieces = tokens.tokenizer.vocabulary()
-        foreign_V = np.array([evaluate.script(piece) != "Telugu" for piece in pieces])
-        told["tokens not in Telugu"] = foreign_V[y_NT].mean(1)
+        told["tokens not in Telugu"] = (
+            evaluate.scripts(tokens.tokenizer, windows, rows) != 0
+        ).mean(1)
     twins = t.twins(t.arms[t.base])
     hard = [_hardest(t, a.name, share) for a in twins]
     effects = []

@@ -36,6 +36,7 @@ ESCAPED = 0.005  # text has a line break every 15 to 60 tokens, so where they ar
 # Stubs of villages had half to all of their 8-grams in five windows or more; a refrain comes back
 # in one or two windows of its own poem, and 2 in 10,000 windows of verse had half (colophons).
 GRAM, WINDOWS, REPEATED = 8, 5, 0.5
+GRAM_CHARACTERS = 22  # of 8 pieces, as usual; where a piece is half a character, a gram has more
 LOOKED_AT = 8  # n-grams of a window that are enough to say so
 DISTINCT = 0.5  # of a window's own 8-grams; a refrain leaves two thirds, and a loop next to none
 RARE = 0.05  # of the tokens: the rarest pieces that make up so much are rare. ("Seen under 100
@@ -83,43 +84,51 @@ def _key(tokens: data.Tokens) -> str:
     stat = (tokens.folder / "train.bin").resolve().stat()
     limits = (SINGLE, UNKNOWN, ESCAPED, GRAM, WINDOWS, REPEATED, DISTINCT, RARE, SLOTS)
     known = (stat.st_size, stat.st_mtime_ns, tokens.context, tokens.tokenizer is not None)
-    return json.dumps([*known, *limits])
+    bytewise = known[-1] and bool((tokens.tokenizer.parts_V == 2).any())
+    return json.dumps([*known, *limits, *(["by characters"] if bytewise else [])])
 
 
 def _look(tokens: data.Tokens, progress: Callable) -> Features:
     windows, v = tokens.train, tokens.vocab_size
     n, t = len(windows), tokens.context
-    grams = n * max(0, t - GRAM + 1)
+    by_text, gram = _in_parts(tokens)
+    grams, single = n * max(0, t - gram + 1), 0.0
     bits = min(int(np.log2(SLOTS)), max(10, int(np.ceil(np.log2(2 * grams + 1)))))
     kept = min(1.0, 2**bits / 2 / max(1, grams))  # of the n-grams
     table, count_V = np.zeros(2**bits, np.uint8), np.zeros(v, np.int64)
     for first, ids_RT in _pieces_of(windows):
         count_V += np.bincount(ids_RT.ravel(), minlength=v)
-        _, slots, _ = _grams(ids_RT, bits, kept)
+        single += _of_text(tokens, first, ids_RT)["single"].sum() if by_text else 0
+        _, slots, _ = _grams(ids_RT, bits, kept, gram)
         slots, times = np.unique(slots, return_counts=True)
         table[slots] = np.minimum(table[slots] + times, 255)
         progress(first + len(ids_RT), 2 * n, "windows looked at")
     of_V = _of_pieces(tokens, count_V)
-    single = float((of_V["single"] * count_V).sum() / count_V.sum())
+    single = float((single if by_text else (of_V["single"] * count_V).sum()) / count_V.sum())
+    limit = single + SINGLE * (1 - single)
+    if by_text:  # where most pieces are, chance alone comes near to all
+        limit = max(limit, single + 4 * np.sqrt(single * (1 - single) / t))
     unk = tokens.tokenizer.unk if tokens.tokenizer else UNK
     found = Features(*(np.zeros(n, kind) for kind in ("u1", "f2", "f2", "f2", "u2")))
     for first, ids_RT in _pieces_of(windows):
         rows = slice(first, first + len(ids_RT))
-        row, slots, gram_R = _grams(ids_RT, bits, kept)
+        row, slots, gram_R = _grams(ids_RT, bits, kept, gram)
         own_R = np.bincount(row, minlength=len(ids_RT))  # of them no two are the same
         often_R = np.bincount(row[table[slots] >= WINDOWS], minlength=len(ids_RT))
+        said = {name: of_V[name][ids_RT] for name in ("single", "foreign", "characters")}
+        said = _of_text(tokens, first, ids_RT) if by_text else said
         template_R = (often_R >= REPEATED * own_R) | (own_R < DISTINCT * gram_R)
         flags = (
-            of_V["single"][ids_RT].mean(1) >= single + SINGLE * (1 - single),
+            said["single"].mean(1) >= limit,
             (ids_RT == unk).mean(1) >= UNKNOWN if unk is not None else False,
             _escaped(tokens, of_V, ids_RT) >= ESCAPED * t,
-            template_R & (gram_R >= max(1, min(LOOKED_AT, t - GRAM + 1))),
+            template_R & (gram_R >= max(1, min(LOOKED_AT, t - gram + 1))),
         )
         found.junk_N[rows] = sum(np.where(f, flag, 0) for flag, f in zip(JUNK, flags, strict=True))
-        found.foreign_N[rows] = of_V["foreign"][ids_RT].mean(1)
+        found.foreign_N[rows] = said["foreign"].mean(1)
         found.rare_N[rows] = of_V["rare"][ids_RT].mean(1)
         found.unigram_N[rows] = of_V["unigram"][ids_RT].mean(1)
-        found.characters_N[rows] = np.minimum(of_V["characters"][ids_RT].sum(1).round(), 2**16 - 1)
+        found.characters_N[rows] = np.minimum(said["characters"].sum(1).round(), 2**16 - 1)
         progress(n + rows.stop, 2 * n, "windows looked at")
     return found
 
@@ -132,13 +141,52 @@ def _pieces_of(windows: data.Windows) -> Iterator[tuple[int, np.ndarray]]:
         yield first, np.asarray(windows.ids[first * t + 1 :][: rows * t]).reshape(rows, t)
 
 
-def _grams(ids_RT: np.ndarray, bits: int, kept: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _in_parts(tokens: data.Tokens) -> tuple[bool, int]:
+    """Whether characters are cut into pieces, as BPE over bytes does, by a look at some tokens; and
+    how many pieces make an n-gram."""
+    known, ids = tokens.tokenizer, tokens.train.ids
+    some = np.asarray(ids[:: max(1, len(ids) // 2**20)])
+    if known is None or not known.in_parts(np.bincount(some, minlength=tokens.vocab_size)):
+        return False, GRAM
+    some = np.asarray(ids[: 2**16])
+    return True, max(GRAM, int(GRAM_CHARACTERS * len(some) / known.characters(some)[1].sum()))
+
+
+def _of_text(tokens: data.Tokens, first: int, ids_RT: np.ndarray) -> dict[str, np.ndarray]:
+    """What `_of_pieces` says of whole characters, from those of the text: a token is of each
+    character that it holds a part of, (R, T) each. `first` is the number of the first window."""
+    windows, count = tokens.train, ids_RT.size
+    begin = first * windows.context + 1
+    more = min(4, begin)  # tokens on either side: the parts of a character that is cut there
+    ids_S = np.asarray(windows.ids[begin - more : begin + count + 4])
+    code_B, begins_B, token_B = tokens.tokenizer.characters(ids_S)
+    codes, at_B = np.unique(code_B, return_inverse=True)
+    kinds = np.array([unicodedata.category(chr(code))[0] for code in codes])
+    telugu_B = ((codes >= 0x0C00) & (codes < 0x0C80))[at_B]
+    shown_B = (begins_B | (np.diff(token_B, prepend=-1) > 0)) & ~np.isin(kinds, ["Z", "C"])[at_B]
+
+    def count_of(chosen_B: np.ndarray) -> np.ndarray:
+        count_S = np.bincount(token_B[chosen_B], minlength=len(ids_S))
+        return count_S[more : more + count].reshape(ids_RT.shape)
+
+    letter_RT = count_of(shown_B & np.isin(kinds, ["L", "M"])[at_B])
+    says_RT = count_of(np.isin(kinds, ["L", "N"])[at_B])
+    return {
+        "single": (letter_RT == 1) & (count_of(shown_B) == 1),
+        "foreign": (says_RT > 0) & (count_of(telugu_B) == 0),
+        "characters": count_of(begins_B),
+    }
+
+
+def _grams(
+    ids_RT: np.ndarray, bits: int, kept: float, gram: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row and slot of each n-gram that is looked at, once for each window that it is in; and how
     many each window has, those that come again counted again, (R,)."""
     r, t = ids_RT.shape
-    count = max(0, t - GRAM + 1)
+    count = max(0, t - gram + 1)
     hash_RG = np.zeros((r, count), np.uint64)
-    for j in range(GRAM if count else 0):
+    for j in range(gram if count else 0):
         hash_RG *= np.uint64(0x9E3779B97F4A7C15)
         hash_RG += ids_RT[:, j : j + count].astype(np.uint64) + np.uint64(1)
     hash_RG ^= hash_RG >> np.uint64(31)

@@ -9,6 +9,7 @@ Each line of text becomes ids without <eos>; no special token is added, and text
 Legend: V vocabulary; M windows, S tokens of each.
 """
 
+import heapq
 import io
 import json
 import pickle
@@ -17,7 +18,6 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +30,34 @@ PAD, UNK, BOS, EOS = 0, 1, 2, 3  # upstream's, and of those trained here: then 2
 EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # beside a Hugging Face tokenizer
 BYTE = re.compile("<0x[0-9A-F]{2}>")
+PARTS = 0.01  # of the tokens; below it bytes are rare characters, and pieces tell of the text
 HIDDEN = "\uffff"  # no character: no text has it
 TELUGU = re.compile("[\u0c00-\u0c7f]")
 RUNS = re.compile("[\u0c00-\u0c7f]+|[^\u0c00-\u0c7f]+")
+LARGEST = 2**28  # bytes of a tokenizer's file; public ones have up to 40 million
+LONGEST = 10**6  # bytes of a line that SentencePiece's trainer reads; it leaves longer ones out
+# What may stand in the files of a Hugging Face tokenizer. Of these, the ones that change ids or
+# text are looked at (see `_check_config` and `_named`); the others concern padding, cutting, chats
+# and special tokens, which nothing here adds. Any other key is refused by name.
+KEYS = {
+    "tokenizer.json": """version truncation padding added_tokens normalizer pre_tokenizer
+        post_processor decoder model""",
+    "upstream's": "version type vocab_size separator special_tokens token_to_id bpe_merges",
+    "its model": """type vocab merges unk_token unk_id byte_fallback fuse_unk ignore_merges dropout
+        continuing_subword_prefix end_of_word_suffix max_input_chars_per_word""",
+    "a config": """eos_token bos_token pad_token unk_token sep_token cls_token mask_token
+        additional_special_tokens extra_special_tokens model_specific_special_tokens
+        added_tokens_decoder add_prefix_space do_lower_case sp_model_kwargs
+        add_bos_token add_eos_token add_special_tokens legacy split_special_tokens
+        clean_up_tokenization_spaces spaces_between_special_tokens errors trim_offsets
+        chat_template default_chat_template use_default_system_prompt response_schema
+        tokenizer_class processor_class auto_map name_or_path special_tokens_map_file
+        tokenizer_file vocab_file merges_file from_slow use_fast is_local local_files_only backend
+        model_max_length max_length max_len model_input_names padding_side pad_to_multiple_of
+        pad_token_type_id truncation_side truncation_strategy stride return_token_type_ids
+        transformers_version _commit_hash trust_remote_code extra_ids
+        bos_token_id eos_token_id pad_token_id unk_token_id""",
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # of a whole vocabulary
@@ -104,6 +129,12 @@ class Tokenizer:
         if held:
             yield held
 
+    def plain(self, line: str) -> str:
+        """The text that a line is, where lines come as segmented without the marks of that."""
+        if self.kind != "Morfessor" or self.model.segment:
+            return line
+        return line.replace(f"{self.model.separator} ", "").removesuffix(self.model.separator)
+
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Tokens of a running text for display: "▁" begins a word, <0xE0> is a byte."""
         ids = self._known(ids)
@@ -129,6 +160,43 @@ class Tokenizer:
         return begins_MS
 
     @cached_property
+    def parts_V(self) -> np.ndarray:
+        """Of a piece, 1 where it is one byte of a character, as byte fallback has them, 2 where it
+        holds more and cuts a character, as BPE over bytes has them; else 0."""
+        return np.array([2 * bool(BYTE.search(p)) - bool(BYTE.fullmatch(p)) for p in self.shown_V])
+
+    def in_parts(self, count_V: np.ndarray) -> bool:
+        """Whether pieces cut characters, by how often each occurs, so that what is said of
+        characters must come from the text: any BPE over bytes, or many bytes."""
+        byte_V = self.parts_V[: len(count_V)] == 1
+        return bool((self.parts_V == 2).any()) or count_V[byte_V].sum() > PARTS * count_V.sum()
+
+    def characters(self, ids_S: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each byte of a running text the code point that it is of, whether it is the first of
+        its character, and the place of its token, (bytes,) each. A byte of no character is a
+        surrogate; special tokens have no bytes, <eos> is a line break."""
+        raw_B, length_V, first_V = self._bytes_V
+        length_S = length_V[ids_S]
+        token_B = np.repeat(np.arange(len(ids_S)), length_S)
+        at_B = np.arange(len(token_B)) - np.repeat(np.cumsum(length_S) - length_S, length_S)
+        text = raw_B[first_V[ids_S][token_B] + at_B].tobytes().decode(errors="surrogateescape")
+        code_C = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+        width_C = 1 + (code_C > 0x7F).astype(int) + (code_C > 0x7FF) + (code_C > 0xFFFF)
+        width_C[(code_C >= 0xD800) & (code_C < 0xE000)] = 1
+        begins_B = np.zeros(len(token_B), bool)
+        begins_B[np.cumsum(width_C) - width_C] = True
+        return np.repeat(code_C, width_C), begins_B, token_B
+
+    @cached_property
+    def _bytes_V(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All pieces' bytes, one after the other; of each piece how many, and its first."""
+        special = self.silent | {self.unk}
+        texts = [b"" if i in special else b"\n" if i == self.eos else _spelt(p)
+                 for i, p in enumerate(self.shown_V)]  # fmt: skip
+        length_V = np.array([len(text) for text in texts])
+        return np.frombuffer(b"".join(texts), "u1"), length_V, np.cumsum(length_V) - length_V
+
+    @cached_property
     def _begins_V(self) -> np.ndarray:
         begins_V = np.array([piece.startswith("▁") for piece in self.shown_V])
         begins_V[self.eos] = True
@@ -140,6 +208,12 @@ class Tokenizer:
             raise ValueError(f"id {odd[0]:,} is none of the {self.size:,} pieces of {self.path}: "
                              "give the tokenizer that the tokens were made with")  # fmt: skip
         return ids
+
+
+def _spelt(piece: str) -> bytes:
+    """The bytes that a piece stands for as it is shown: "▁" a space, <0xE0> a byte."""
+    parts = re.split("<0x([0-9A-F]{2})>", piece.replace("▁", " "))
+    return b"".join(bytes.fromhex(p) if i % 2 else p.encode() for i, p in enumerate(parts))
 
 
 def _settled(text: str) -> int:
@@ -160,7 +234,7 @@ def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: put a SentencePiece .model there, or give "
                                 "one, or a tokenizer.json, as tokenizer")  # fmt: skip
-    content = _read_json(path) if path.read_bytes().lstrip()[:1] == b"{" else None
+    content = _read_json(path) if _bounded(path).lstrip()[:1] == b"{" else None
     upstream = content is not None and content.get("type") == "morfessor_bpe_telugu"
     if segmenter and not upstream:
         raise ValueError(f"segmenter = {str(segmenter)!r} is for upstream's tokenizer.json alone, "
@@ -182,9 +256,19 @@ def files(tokenizer: Tokenizer) -> dict[str, Path]:
     return {tokenizer.name: tokenizer.path} | {n: p for n, p in beside.items() if p.is_file()}
 
 
+def _bounded(path: Path) -> bytes:
+    if (size := path.stat().st_size) > LARGEST:
+        raise ValueError(f"{path} has {size:,} bytes, a tokenizer's file has at most {LARGEST:,}: "
+                         "give the tokenizer, no weights or text")  # fmt: skip
+    return path.read_bytes()
+
+
 def _read_json(path: Path) -> dict:
+    content = _bounded(path)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply for a tokenizer: copy it again") from None
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}): copy it again") from None
     if not isinstance(content, dict):
@@ -236,23 +320,44 @@ def _sentencepiece(path: Path) -> Tokenizer:
 
 def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
     """SentencePiece BPE with byte fallback, no normalisation: the kind llama.cpp repeats."""
-    model = io.BytesIO()
+    model, cut = io.BytesIO(), []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=model, model_type="bpe",
+            sentence_iterator=_cut(lines, cut), model_writer=model, model_type="bpe",
             vocab_size=vocab_size, byte_fallback=True, normalization_rule_name="identity",
-            remove_extra_whitespaces=False, character_coverage=0.9999, max_sentence_length=10**6,
+            remove_extra_whitespaces=False, character_coverage=0.9999, max_sentence_length=LONGEST,
             pad_id=PAD, unk_id=UNK, bos_id=BOS, eos_id=EOS, pad_piece="<pad>", unk_piece="<unk>",
             bos_piece="<bos>", eos_piece="<eos>", minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].rpartition("] ")[2].strip() or "it is empty"
         remedy = "raise it" if "smaller" in reason else "lower it, or give more text"
+        if cut:
+            reason += f"; {len(cut):,} lines are too long, over {LONGEST:,} bytes, and were cut"
+            remedy += ", with line ends between paragraphs"
         raise ValueError(
             f"vocab_size {vocab_size} does not fit this text ({reason}): {remedy}"
         ) from None
     write_whole(path, model.getvalue())
     return _sentencepiece(path)
+
+
+def _cut(lines: Iterable[str], cut: list[int]) -> Iterator[str]:
+    """Lines that are too long for the trainer in parts, at spaces, between which it sees no pair
+    anyway; what has none in a quarter of a million characters, anywhere. `cut` gets their sizes."""
+    most = LONGEST // 4  # a character has at most 4 bytes
+    for line in lines:
+        if len(line) <= most or len(line.encode()) <= LONGEST:
+            yield line
+            continue
+        cut.append(len(line))
+        start = 0
+        while len(line) - start > most:
+            space = line.rfind(" ", start + 1, start + most)
+            end = space if space > 0 else start + most
+            yield line[start:end]
+            start = end + (space > 0)
+        yield line[start:]
 
 
 # --- Hugging Face
@@ -264,12 +369,16 @@ BYTE_OF |= {chr(256 + i): b for i, b in enumerate(sorted({*range(256)} - _PRINTE
 
 
 def _hugging_face(path: Path, content: dict) -> Tokenizer:
-    named, inner = _named(path), content["model"]
-    unk_name = named.get("unk_token") or inner.get("unk_token")
+    inner = content["model"]
+    unk_name = inner.get("unk_token")
     try:
+        named = _named(path)
+        _check_config(path, content)
         special = _hide_special(content, set(named.values()))
         model = tokenizers.Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the package raises nothing narrower
+    except (ValueError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the package raises nothing narrower, and its panics are none
         raise ValueError(f"{path} cannot be read by the package tokenizers ({error}): copy it "
                          "again, or update the package") from None  # fmt: skip
     model.no_truncation()
@@ -281,7 +390,8 @@ def _hugging_face(path: Path, content: dict) -> Tokenizer:
     if name not in ids:
         raise ValueError(f"{path} has no end-of-text token {name or EOS_NAMES}: name one of its "
                          "tokens as eos_token in tokenizer_config.json beside it")  # fmt: skip
-    eos, unk = ids[name], inner.get("unk_id", ids.get(unk_name))
+    eos = ids[name]
+    unk = inner.get("unk_id", ids.get(named.get("unk_token") or unk_name))
     unk = None if unk == eos else unk  # GPT-2 names <|endoftext|> for all it has no piece for
     silent = frozenset(ids[s] for s in special & ids.keys()) - {eos, unk}
     over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
@@ -319,6 +429,52 @@ def _named(path: Path) -> dict[str, str]:
     return named
 
 
+def _check_config(path: Path, content: dict) -> None:
+    """tokenizer.json alone makes ids. What would change them, or the text, in it or in the files
+    beside it, agrees with that or is refused by name, and so is any key that is not known here."""
+    inner = content["model"]
+    _refuse_unknown(path, content, "tokenizer.json")
+    _refuse_unknown(path, inner, "its model")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if inner.get(key) and inner.get("type") != "WordPiece":
+            raise ValueError(f"{path}: {key} is {inner[key]!r} in its model, it must be null: with "
+                             "it text does not come back, or its ids vary")  # fmt: skip
+    added, vocab = {t["content"]: t for t in content.get("added_tokens") or []}, inner["vocab"]
+    ids = {v[0]: i for i, v in enumerate(vocab)} if isinstance(vocab, list) else vocab
+    ids = ids | {piece: token["id"] for piece, token in added.items()}
+    ways = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
+    same = ("lstrip", "rstrip", "normalized", "single_word")
+    space = bool(re.search('_space": true|"prepend_scheme": "[fa]|"Prepend"', ways))
+    for file in (p for name in CONFIGS if (p := path.with_name(name)).is_file()):
+        config, odd = _read_json(file), []
+        _refuse_unknown(file, config, "a config")
+        for i, token in (config.get("added_tokens_decoder") or {}).items():
+            piece = token.get("content")
+            other = str(ids.get(piece)) != i
+            if not token.get("special"):
+                own = added.get(piece, {})
+                other |= not own or any(token.get(k, own.get(k)) != own.get(k) for k in same)
+            if other and (piece in ids or not token.get("special")):
+                odd.append(f"added_tokens_decoder has {piece!r} (id {i}) otherwise than")
+        if config.get("do_lower_case") and not re.search("Lowercase|BertNormalizer", ways):
+            odd.append("do_lower_case is true, it is not in")
+        if config.get("add_prefix_space") not in (None, space):
+            odd.append(f"add_prefix_space is {json.dumps(not space)}, it is {json.dumps(space)} in")
+        if (config.get("sp_model_kwargs") or {}).get("enable_sampling"):
+            odd.append("sp_model_kwargs draw ids at random, unlike")
+        if odd:
+            raise ValueError(f"{file}: {odd[0]} {path.name}, which alone makes ids here: make both "
+                             "say what the model was trained with")  # fmt: skip
+
+
+def _refuse_unknown(path: Path, found: dict, where: str) -> None:
+    for key, value in found.items():
+        named = where == "a config" and key.endswith("_token") and isinstance(value, str | dict)
+        if key not in KEYS[where].split() and not named:
+            raise ValueError(f"{path}: what {key!r} does is not known here, it might change ids or "
+                             "text: take it out if it does not")  # fmt: skip
+
+
 def _hide_special(content: dict, named: set[str]) -> set[str]:
     """The special tokens. Text that spells one must not become it: those in the vocabulary that
     text is cut into get a name that no text has, the others are marked as special."""
@@ -353,6 +509,7 @@ def _bytes_text(piece: str) -> str:
 def _morfessor(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
     ids, special = (_object(path, content, name) for name in ("token_to_id", "special_tokens"))
     pieces = _by_id(path, ids)
+    _refuse_unknown(path, content, "upstream's")
     for name in ("<pad>", "<unk>", "<bos>", "<eos>", *special):
         if special.get(name) is None or special[name] != ids.get(name):
             raise ValueError(
@@ -447,18 +604,32 @@ class _Morphs:
         return self.ids.get(text + self.separator if joins else text)
 
     def _merged(self, text: str) -> list[str]:
-        parts = list(text)
-        while True:
-            ranked = [(self.ranks[p], p) for p in pairwise(parts) if p in self.ranks]
-            if not ranked:
-                return parts
-            first, second = min(ranked)[1]
-            merged, i = [], 0
-            while i < len(parts):
-                both = parts[i : i + 2] == [first, second]
-                merged.append(first + second if both else parts[i])
-                i += 2 if both else 1
-            parts = merged
+        """The pair of lowest rank is joined everywhere, from left to right, before the next is
+        looked for. A heap of the pairs' ranks and a list of neighbours: n log n steps."""
+        parts, n = list(text), len(text)
+        after, before = [*range(1, n + 1)], [*range(-1, n - 1)]  # a part joined to another is ""
+
+        def rank(i: int) -> int | None:
+            known = 0 <= i and parts[i] and after[i] < n
+            return self.ranks.get((parts[i], parts[after[i]])) if known else None
+
+        heap = [(r, i) for i in range(n) if (r := rank(i)) is not None]
+        heapq.heapify(heap)
+        while heap:
+            lowest, new = heap[0][0], []
+            while heap and heap[0][0] == lowest:
+                i = heapq.heappop(heap)[1]
+                if rank(i) != lowest:  # one of the two is part of another by now
+                    continue
+                gone = after[i]
+                parts[i], parts[gone], after[i] = parts[i] + parts[gone], "", after[gone]
+                if after[i] < n:
+                    before[after[i]] = i
+                new += [before[i], i]
+            for i in new:
+                if (r := rank(i)) is not None:
+                    heapq.heappush(heap, (r, i))
+        return [part for part in parts if part]
 
 
 # What a Morfessor model is made of; a pickle can name anything else, and run it.
@@ -490,7 +661,7 @@ def _segment(path: Path) -> Callable[[str], list[str]]:
         raise ValueError(f"segmenter = {str(path)!r} is read by the package morfessor, which is "
                          "not installed: pip install morfessor") from None  # fmt: skip
     try:
-        model = _Unpickler(io.BytesIO(path.read_bytes())).load()
+        model = _Unpickler(io.BytesIO(_bounded(path))).load()
         if type(model) is not morfessor.BaselineModel:
             raise ValueError(f"it is a {type(model).__name__}")
         model.viterbi_segment("తెలుగు")

@@ -360,6 +360,11 @@ def gone(name):
     return lambda folder: (folder / name).unlink()
 
 
+def narrow(folder):
+    for path in folder.glob("*.bin"):
+        np.fromfile(path, "<u4").astype("<u2").tofile(path)
+
+
 def closed(name):
     return lambda folder: (folder / name).chmod(0)
 
@@ -385,7 +390,17 @@ TOKENS = {
     "closed meta.json": (closed("meta.json"), "Permission denied: .*meta.json"),
     "closed val.bin": (closed("val.bin"), "Permission denied: '.*val.bin'"),
     "half a meta.json": (text_in("meta.json", '{"vocab_size": 5'), r"meta.json is no JSON \(E"),
-    "a list for a meta.json": (text_in("meta.json", "[1]"), f"block_size is null, {COUNT}"),
+    "a list for a meta.json": (text_in("meta.json", "[1]"), r"must hold a JSON object, not \[1\]"),
+    "a deep meta.json": (text_in("meta.json", "[" * 100_000), "meta.json is no JSON .*: copy it"),
+    "vocab_size of 10^12": (meta(vocab_size=10**12), "is 1,000,000,000,000, it may be at mo"),
+    "eos_id as text": (meta(eos_id="</s>"), 'eos_id is "</s>", it must be an id below 500: co'),
+    "eos_id beyond": (meta(eos_id=500), "eos_id is 500, it must be an id below 500: correct"),
+    "val_bytes as text": (meta(val_bytes="many"), f'val_bytes is "many", {COUNT}'),
+    "a dtype that is a list": (meta(dtype=["u4"]), r"dtype \['u4'\] in meta.json must be uint16"),
+    "no dtype, and it is another": (
+        lambda f: (meta(dtype="", train_tokens="", val_tokens="")(f), narrow(f)),
+        r'meta.json has no dtype, and as uint32 train.bin is wrong: add "dtype": "uint16" where',
+    ),
     "no vocab_size": (meta(vocab_size=""), f"meta.json: vocab_size is null, {COUNT}"),
     "vocab_size as text": (meta(vocab_size="500 "), f'meta.json: vocab_size is "500 ", {COUNT}'),
     "vocab_size 0": (meta(vocab_size=0), f"meta.json: vocab_size is 0, {COUNT}"),
@@ -396,7 +411,9 @@ TOKENS = {
     "cut, nothing promised": (
         lambda f: (cut("train.bin", 3)(f), meta(train_tokens="")(f)), "the file was cut short or"
     ),
-    "another dtype": (meta(dtype="uint16"), "its dtype is another; copy it again"),
+    "another dtype": (
+        meta(dtype="uint16"), r"its dtype is another; copy it again, or .*\(uint32 fits its size\)"
+    ),
     "an unknown dtype": (meta(dtype="int64"), "dtype 'int64' in meta.json must be uint16 or uint3"),
     "empty val.bin": (
         ids("val.bin", lambda i: i[:0], val_tokens=""), "val.bin has 0 tokens, too few for one wind"
@@ -675,6 +692,8 @@ TOKENIZER = {
     "special tokens elsewhere": (
         "a.json", morfessor(lambda c: {"special_tokens": SPECIAL | {"<eos>": 2}}), "<eos> is 2 in s"
     ),
+    "an unknown key": ("a.json", morfessor(lambda c: {"lower": 1}), "what 'lower' does is not"),
+    "nested": ("a.json", '{"model": ' + "[" * 99_999, "a.json is nested too deeply for a to"),
     "no table": ("a.json", morfessor(lambda c: {"token_to_id": []}), "token_to_id is .*JSON obj"),
     "another vocabulary": ("a.json", morfessor(), "has 16 pieces, the tokens' vocab_size is 500"),
 }  # fmt: skip

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,74 @@ def test_a_mask_beside_the_ids_hides_targets_and_no_input(upstream):
     assert torch.equal(targets_BT, torch.where(shown_BT, plain[1], -100))
 
 
+MAPPED = {  # what a tokenizer loses → how a line is spoilt that it does lose something of
+    "ZWNJ": (dict(normalization_rule_name="nmt_nfkc"), "క్\u200cష అమ్మ"),
+    "ligatures": (dict(normalization_rule_name="nfkc"), "ﬁ అమ్మ ½"),
+    "double spaces": (dict(remove_extra_whitespaces=True), "అమ్మ   ఊరు  నది"),
+    "capitals": (dict(normalization_rule_name="nmt_nfkc_cf"), "అమ్మ ABC"),
+    "a letter": (dict(byte_fallback=False), "అమ్మ ఔషధ"),
+}
+
+
+@pytest.mark.parametrize("kind", MAPPED)
+def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits, tmp_path, kind):
+    options, odd = MAPPED[kind]
+    lines = [line for d in splits["val"] for line in d.lines]
+    lines = [line for line in lines if not re.search("[A-Zఔ]", line)]
+    with open(tmp_path / "t.model", "wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([*lines, *["ABC abc fi 1 2"] * 9]), model_writer=model,
+            vocab_size=400, model_type="bpe", pad_id=0, unk_id=1, bos_id=2, eos_id=3, minloglevel=2,
+            **dict(byte_fallback=True, normalization_rule_name="identity", character_coverage=1.0,
+                   remove_extra_whitespaces=False) | options,
+        )  # fmt: skip
+    one = data.tdlib.tokenizer.open(tmp_path / "t.model")
+    sound = {"train": [Document(tuple(lines), "a")], "val": [Document(tuple(lines[:9]), "a")]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.write_tokens(tmp_path / "sound", sound, one, T)
+    meta = data.read_meta(tmp_path / "sound/meta.json")
+    assert data.loss(meta) == "" and "lost" not in meta
+    assert meta["val_bytes"] == len("".join(f"{line}\n" for line in lines[:9]).encode())
+    spoilt = {"train": [Document((*lines, odd), "a")], "val": [Document((odd,) * 20, "a")]}
+    with pytest.warns(UserWarning, match=r"t.model: The tokenizer does not keep all text: \d") as w:
+        data.write_tokens(tmp_path / "spoilt", spoilt, one, T)
+    tokens = data.open_tokens(tmp_path / "spoilt")
+    assert len(w) == 1 and data.loss(tokens.meta) in str(w[0].message)
+    kept = one.decode(i for i in tokens.val.ids if i != one.unk)
+    assert tokens.meta["val_bytes"] == len(kept.encode())
+    assert kept != f"{odd}\n" * 20
+    assert tokens.meta["lost"]["lines"] == pytest.approx(21 / (len(lines) + 21))
+    assert 0 < tokens.meta["lost"]["characters"] < 0.5
+
+
+def test_accents_that_a_hugging_face_normalizer_strips_are_told(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.train_from_iterator(["అమ్మ ఊరు"] * 9, trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<eos>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    made.save(str(tmp_path / "tokenizer.json"))
+    one = data.tdlib.tokenizer.open(tmp_path / "tokenizer.json")
+    splits = {split: [Document(("చెట్టు నది",) * 20, "a")] for split in ("train", "val")}
+    with pytest.warns(UserWarning, match=r"100.0% of 40 lines .*“చెట్టు నది” comes back as “చటట నద"):
+        data.write_tokens(tmp_path / "t", splits, one, T)
+    meta = data.read_meta(tmp_path / "t/meta.json")
+    assert meta["val_bytes"] == 20 * len("చటట నద\n".encode())
+    assert meta["lost"]["characters"] == pytest.approx(4 / 10)
+
+
+def test_text_that_comes_segmented_loses_nothing_by_its_marks(shared, tmp_path):
+    one = data.tdlib.tokenizer.open(shared / "data/upstream_tokenizer/tokenizer.json")
+    lines = ("చేయ@@ లేదు the inter@@ national", "కూడాకూ@@ లో")
+    assert data._lost(lines * 9, one) == {}
+    assert data._lost([f"{lines[0]}  x", "ꙮ"], one)["lines"] == 1
+
+
 def test_uint16_files_hold_the_same_windows(tmp_path):
     train, val = np.arange(5000) * 13 % 40_000, np.arange(100)
     wide = data.open_tokens(raw(tmp_path / "w", train, val, vocab_size=65_536))
@@ -215,6 +284,68 @@ def test_four_gigabytes_are_opened_and_read_without_being_in_memory(tmp_path):
     assert len(tokens.train) == (2**30 - 1) // T
     # 64 blocks of 256 KiB are looked at, in turn; a whole read would be 4096 MiB
     assert memory("VmHWM") - before < 32 * 2**20
+
+
+# what meta.json does not say
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "uint16"])
+def test_what_meta_json_does_not_say_comes_from_the_files(tokenizer, tmp_path, dtype):
+    """As others write it: vocab_size alone, or with words of their own."""
+    ids = np.arange(1000) % 50
+    full = data.open_tokens(raw(tmp_path / "full", ids, ids, dtype)).train.batch(range(9))
+    folder = raw(tmp_path / "few", ids, ids, dtype)
+    few = {"vocab_size": 50, "total_tokens": 2000, "tokenizer_type": "bpe", "block_size": None}
+    few |= {"dtype": dtype} if dtype == "uint16" else {}
+    (folder / "meta.json").write_text(json.dumps(few))
+    with pytest.raises(ValueError, match="block_size is null, it must be a whole number"):
+        data.open_tokens(folder)
+    data.link_tokens(folder, tmp_path / "run", context=T)
+    tokens = data.open_tokens(tmp_path / "run")
+    assert (tokens.meta["train_tokens"], tokens.context, tokens.eos) == (1000, T, 3)
+    assert all(map(torch.equal, tokens.train.batch(range(9)), full))
+    stored = json.loads((tmp_path / "run/meta.json").read_text())
+    assert stored["val_tokens"] == 1000 and stored["tokenizer_type"] == "bpe"
+    assert np.isnan(tokens.bytes_per_token())
+
+
+def test_a_missing_dtype_is_told_by_the_size_or_asked_for(tmp_path):
+    ids = np.arange(1000) % 50
+    folder = raw(tmp_path / "n", ids, ids, "uint16")
+    meta = json.loads((folder / "meta.json").read_text()) | {"dtype": None}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    assert data.open_tokens(folder).train.ids.dtype == np.uint16
+    (folder / "meta.json").write_text(json.dumps(meta | {"train_tokens": None}))
+    with pytest.raises(
+        ValueError, match=r'meta.json has no dtype, and .*: add "dtype": "uint16" w'
+    ):
+        data.open_tokens(folder)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_eos_is_the_tokenizer_s_where_meta_json_names_none(splits, tmp_path, given):
+    with open(tmp_path / "t.model", "wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([line for d in splits["val"] for line in d.lines]),
+            model_writer=model, model_type="bpe", vocab_size=400, byte_fallback=True,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+        )  # fmt: skip
+    one = data.tdlib.tokenizer.open(tmp_path / "t.model")
+    data.write_tokens(tmp_path / "tokens", {k: splits[k] for k in ("train", "val")}, one, T)
+    meta = json.loads((tmp_path / "tokens/meta.json").read_text())
+    meta.pop("eos_id")
+    (tmp_path / "tokens/meta.json").write_text(json.dumps(meta))
+    if given:
+        (tmp_path / "tokens/tokenizer.model").unlink()
+    data.link_tokens(tmp_path / "tokens", tmp_path / "x", tokenizer=one if given else None)
+    assert data.open_tokens(tmp_path / "x").eos == 2 == one.eos
+
+
+def test_without_a_tokenizer_a_missing_eos_id_is_asked_for(tmp_path):
+    ids = np.arange(1000) % 50
+    folder = raw(tmp_path / "e", ids[ids != 3], ids[ids != 3])
+    with pytest.raises(ValueError, match=r"<eos> \(id 3\), .*: name the id that does as eos_id in"):
+        data.link_tokens(folder, tmp_path / "x")
 
 
 # the tokenizer
@@ -354,6 +485,44 @@ def test_total_tokens_is_never_compared(tmp_path):
         folder = raw(tmp_path / f"{i}", np.arange(1000) % 50, np.arange(100), total_tokens=total,
                      vocab_size=100)  # fmt: skip
         data.link_tokens(folder, tmp_path / f"tokens{i}")
+
+
+DOCUMENTS = {
+    "beyond the end": ("train\t0\t9\ta\ntrain\t1000\t9\ta\n", "1 of train begins at 1,000, .*befo"),
+    "a start of 10^12": ("train\t1000000000000\t9\ta\n", "begins at 1,000,000,000,000, it must be"),
+    "not from 0": ("train\t5\t995\ta\n", "document 0 of train begins at 5, it must be 0: copy t"),
+    "no order": (
+        "train\t0\t9\ta\ntrain\t9\t9\ta\ntrain\t4\t996\ta\n", "begins at 4, it must be after 9 and"
+    ),
+    "words": ("train\tx\t9\ta\n", r"document 0 of train is \['train', 'x', '9', 'a'\], it must be"),
+    "cut in a row": ("train\t0\t500\ta\ntrain\t50", "document 1 of train is .*: copy the one"),
+    "cut in half": ("train\t0\t500\ta\n", "end at 500 of 1,000 tokens, it was cut short: copy t"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("why", DOCUMENTS)
+def test_documents_tsv_of_other_tokens_is_told(upstream, why):
+    rows, said = DOCUMENTS[why]
+    (upstream / "documents.tsv").write_text(f"split\tstart\ttokens\tsource\n{rows}")
+    with pytest.raises(ValueError, match=rf"documents.tsv: .*{said}"):
+        data.open_tokens(upstream).documents("train")
+
+
+def test_a_table_that_was_emptied_or_cut_is_told(upstream):
+    (upstream / "documents.tsv").write_text("")
+    with pytest.raises(ValueError, match=r"documents.tsv has no heading with split: copy it again"):
+        data.open_tokens(upstream).documents("val")
+    (upstream / "rare.tsv").write_text("split\tfirst\tend\tkind\ntrain\t5\t9\ta\ntrain\t1")
+    with pytest.raises(
+        ValueError, match=r"rare.tsv: \['train', '1', None, None\] must be split, f"
+    ):
+        data.open_tokens(upstream).rare("train")
+
+
+def test_weights_of_another_length_are_told(upstream, tmp_path):
+    (tmp_path / "w").write_bytes(b"1" * 999)
+    with pytest.raises(ValueError, match="has 999 bytes, it must have one for each of the 1,000 t"):
+        data.weighted(data.open_tokens(upstream), tmp_path / "w")
 
 
 def test_our_files_are_read_by_upstreams_rules(folder, splits):

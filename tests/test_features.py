@@ -2,6 +2,7 @@
 sources by name; memory that does not grow with the windows."""
 
 import json
+import re
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -9,8 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from tdlib import data, features, hard_set, telugu
+import tdlib.tokenizer
+from tdlib import data, evaluate, features, hard_set, telugu
+from tdlib.text import Document
 
 T = 64
 
@@ -131,6 +136,88 @@ def test_shares_length_and_surprise_are_those_counted_by_hand(spoilt):
                    and p != "<eos>" for p in pieces]  # fmt: skip
         assert found.foreign_N[i] == pytest.approx(np.mean(foreign), abs=1e-3)
         assert abs(int(found.characters_N[i]) - len(tokens.tokenizer.decode(ids))) <= 2  # its ends
+
+
+# tokenizers that cut characters
+
+
+def over_bytes(lines: list[str]) -> tokenizers.Tokenizer:
+    """As GPT-2's and Llama 3's: next to no letter of Telugu is a piece."""
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.train_from_iterator(["the king went to the river", *lines[:40]], trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<eos>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    return made
+
+
+def few_letters(lines: list[str]) -> tokenizers.Tokenizer:
+    """As Llama 2's: most letters of Telugu are three bytes."""
+    names = ["<unk>", "<s>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces = [*names, "▁", "అ", "మ", *"abcdefghijklmnopqrstuvwxyz"]
+    made = tokenizers.Tokenizer(models.BPE(
+        {piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True
+    ))  # fmt: skip
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    made.decoder = decoders.Sequence([
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ])  # fmt: skip
+    return made
+
+
+def in_tokens(make, folder: Path, lines: list[str]) -> data.Tokens:
+    folder.mkdir()
+    make(lines).save(str(folder / "tokenizer.json"))
+    one = tdlib.tokenizer.open(folder / "tokenizer.json")
+    parts = {"train": lines[20:], "val": lines[:20]}
+    documents = {k: [Document(tuple(part), "a")] for k, part in parts.items()}
+    data.write_tokens(folder / "t", documents, one, T)
+    return data.open_tokens(folder / "t")
+
+
+@pytest.mark.parametrize("make", [over_bytes, few_letters])
+def test_shares_and_length_are_those_of_the_text_where_pieces_cut_characters(make, tmp_path):
+    documents, _ = telugu.write(60_000, 3)
+    lines = [re.sub("[0-9a-zA-Z]+", "", line) for d in documents for line in d.lines]
+    lines[100:160] = ["the king went to the river and the sea"] * 60
+    tokens = in_tokens(make, tmp_path / "x", lines)
+    found = features.of(tokens)
+    english_N, junk = np.zeros(len(tokens.train), bool), 0
+    for i in range(len(tokens.train)):
+        ids = tokens.train.ids[i * T + 1 : (i + 1) * T + 1]
+        shown = "".join(tokens.tokenizer.shown_V[j] for j in ids)
+        shown = re.sub("<0x(..)>", lambda x: chr(int(x[1], 16)), shown.replace("<eos>", "¶"))
+        parts = [
+            c.encode("latin-1" if "\x80" <= c <= "\xff" and c != "¶" else "utf8") for c in shown
+        ]
+        text = b"".join(parts).decode(errors="ignore")
+        english_N[i] = bool(re.search("[a-z]", text))
+        assert abs(int(found.characters_N[i]) - len(text)) <= 2  # its ends
+        if not english_N[i]:
+            assert found.foreign_N[i] == 0 and not found.junk_N[i] & 1
+        junk += not english_N[i] and bool(found.junk_N[i] & 8)
+    assert found.foreign_N[english_N].max() > 0.7 and junk < 0.01 * len(english_N)
+    assert (found.junk_N[english_N] & 8).any()  # the same line sixty times
+    names, script_MT = evaluate.cuts(tokens, np.arange(len(tokens.val)))["script"]
+    shown = tokens.tokenizer.decode(tokens.val.ids)
+    assert names[0] == "Telugu" and not (script_MT == 1).any()
+    others = sum(c in "\n .,;:!?-—()“”‘’\"'" for c in shown) / len(tokens.val.ids)
+    assert (script_MT == 3).mean() <= others + 0.02
+
+
+def test_a_few_bytes_leave_the_numbers_to_the_pieces(clean, tokenizer, tmp_path):
+    """Of finished runs: in a vocabulary of its own text rare characters alone are bytes."""
+    ids = clean[:100].copy()
+    ids[7, 5:9] = tokenizer.encode(["😀"])[0][-4:]
+    tokens = data.open_tokens(folder_of(tmp_path / "t", [3, *ids.ravel()], tokenizer))
+    assert features._in_parts(tokens) == (False, features.GRAM)
+    before = features.of(tokens)
+    assert "by characters" not in features._key(tokens)
+    clean_N = np.arange(100) != 7  # where every piece is whole both ways say the same
+    said_N = features._of_text(tokens, 0, ids)["foreign"].mean(1)
+    np.testing.assert_allclose(before.foreign_N[clean_N], said_N[clean_N], atol=1e-3)
 
 
 def test_rare_pieces_put_into_a_window_are_found(clean, tokenizer, tmp_path):

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -192,6 +193,19 @@ def test_an_id_beyond_the_vocabulary_is_told(kinds, kind):
                 show(ids)
 
 
+@every_kind
+def test_the_characters_of_a_running_text_are_those_that_it_decodes_to(kinds, lines, kind):
+    one = kinds[kind]
+    for ids in one.encode([*lines[:20], "ఊరు 😀 Zürich ½"]):
+        code, begins, token = one.characters(np.array([*ids, one.eos]))
+        text = "".join(map(chr, code[begins]))
+        expected = one.decode([i for i in [*ids, one.eos] if i != one.unk])
+        if kind == "Morfessor":  # between words it has no space
+            expected = "".join(expected.split(" "))
+        assert text.removeprefix(" ") == expected.removeprefix(" ")
+        assert (np.diff(token) >= 0).all() and token[-1] == len(ids)
+
+
 # text as it comes
 
 
@@ -295,6 +309,30 @@ def test_a_sentencepiece_model_with_other_ids_keeps_them(lines, tmp_path):
     assert llama.decode([1, *llama.encode(["భాష"])[0], 2]) == "భాష\n"
     with pytest.raises(ValueError, match="has no <eos>, which ends each line of text: train one"):
         tokenizer.open(trained(eos_id=-1))
+
+
+def test_lines_too_long_for_the_trainer_are_cut_for_it(tmp_path, monkeypatch):
+    words = ["ప్రభుత్వం", "ఆరోగ్యం", "అమ్మ", "ఊరు", "నది"]
+    rng = random.Random(0)
+    short = [" ".join(rng.choices(words[2:], k=6)) for _ in range(200)]
+    long = " ".join(rng.choices(words[:2], k=900))
+    whole = tokenizer.train([*short, long], 300, tmp_path / "b").path.read_bytes()
+    monkeypatch.setattr(tokenizer, "LONGEST", 3_000)
+    assert [*tokenizer._cut(short, cut := [])] == short and not cut  # the model stays as it was
+    for lines in ([*short, long], [*short, *[long] * 3], [f"{long} "]):
+        one = tokenizer.train(lines, 285 if len(lines) == 1 else 300, tmp_path / "d")
+        assert len(one.encode(["ప్రభుత్వం ఆరోగ్యం"])[0]) < 12, "nothing of the long line was seen"
+    parts = [len(part.encode()) for part in tokenizer._cut([*short, long, "క" * 4_000, ""], [])]
+    assert max(parts) <= 3_000
+    assert "".join(tokenizer._cut(["క" * 4_000], [])) == "క" * 4_000
+    assert " ".join(tokenizer._cut([long], [])) == long
+    one = tokenizer.train([*short, long], 300, tmp_path / "e")
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=whole)
+    assert one.vocabulary()[259:] == [
+        p.lstrip("▁") for p in map(pieces.id_to_piece, range(259, 300))
+    ]
+    with pytest.raises(ValueError, match=r"1 lines are too long, over 3,000 bytes, and were cut"):
+        tokenizer.train([long], 5_000, tmp_path / "f")
 
 
 # Hugging Face
@@ -418,6 +456,43 @@ def test_merges_are_those_of_the_package_tokenizers(upstream, table):
     words = sorted(w for w in words if set(w) <= parts and " " not in w)[:4000]
     for word in [*words, "photosynthesis", "https://te.wikipedia.org/wiki", "1947-08-15"]:
         assert upstream.model._merged(word) == [t.value for t in judge.tokenize(word)]
+
+
+def merged_slowly(ranks: dict, text: str) -> list[str]:
+    """GPT-2's own way: the best pair everywhere, then all pairs again."""
+    parts = list(text)
+    while ranked := [(ranks[p], p) for p in pairwise(parts) if p in ranks]:
+        first, second = min(ranked)[1]
+        merged, i = [], 0
+        while i < len(parts):
+            both = parts[i : i + 2] == [first, second]
+            merged.append(first + second if both else parts[i])
+            i += 2 if both else 1
+        parts = merged
+    return parts
+
+
+def test_merges_are_those_of_the_slow_way_on_words_at_random(tmp_path):
+    rng = random.Random(0)
+    for _ in range(150):
+        have, merges = list("ab@"), []
+        for _ in range(rng.randrange(14)):
+            merges.append([rng.choice(have), rng.choice(have)])
+            have.append("".join(merges[-1]))
+        rng.shuffle(merges)  # a merge may come before those that it is made of, or twice
+        one = tokenizer.open(small(tmp_path, bpe_merges=merges))
+        for size in (1, 2, 7, 40):
+            word = "".join(rng.choices("ab@x", [5, 5, 1, 0.3], k=size))
+            assert one.model._merged(word) == merged_slowly(one.model.ranks, word), (merges, word)
+
+
+@pytest.mark.parametrize("letters", ["A", "AB", "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/"])
+def test_a_word_of_sixteen_thousand_characters_takes_no_time(upstream, letters):
+    word = "".join(random.Random(0).choices(letters, k=16_000))
+    began = time.process_time()
+    ids = upstream.encode([word])[0]
+    assert time.process_time() - began < 2, "it took 30 s and more"
+    assert upstream.decode(ids) == word
 
 
 def test_a_word_s_ids_never_depend_on_the_words_before(upstream, lines):
@@ -599,6 +674,64 @@ HUGGING_FACE = {
 }
 
 
+def lower_cased(content):
+    content["normalizer"] = {"type": "Lowercase"}
+
+
+def drawn(content):
+    content["model"]["dropout"] = 0.1
+
+
+def panics(content):  # its own package has no error for it
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+
+
+def unlike(**options) -> dict:
+    token = {"content": "<0x01>", "special": False, "normalized": False} | options
+    return {"tokenizer_config": {"added_tokens_decoder": {"5": token}}}
+
+
+HUGGING_FACE |= {
+    "a draw at each encoding": (drawn, {}, "dropout is 0.1 in its model, it must be null"),
+    "a suffix": (lambda c: c["model"].update(end_of_word_suffix="</w>"), {}, "end_of_word_suffix"),
+    "an unknown key": (lambda c: c.update(case="low"), {}, "what 'case' does is not known here"),
+    "one of its model": (lambda c: c["model"].update(cache=1), {}, "what 'cache' does is not kn"),
+    "one beside": (None, {"tokenizer_config": {"strip_accents": True}}, "what 'strip_accents' doe"),
+    "a mistral fix": (None, {"tokenizer_config": {"fix_mistral_regex": True}}, "'fix_mistral_re"),
+    "lower case": (None, {"tokenizer_config": {"do_lower_case": True}}, "do_lower_case is true"),
+    "no space": (
+        None, {"tokenizer_config": {"add_prefix_space": False}}, "add_prefix_space is false, it is"
+    ),
+    "sampling": (
+        None, {"tokenizer_config": {"sp_model_kwargs": {"enable_sampling": True}}}, "sp_model_kwar"
+    ),
+    "another added": (None, unlike(content="నమస్తే"), r"added_tokens_decoder has 'నమస్తే' \(id 5"),
+    "another id": (None, unlike(content="<s>", special=True), r"decoder has '<s>' \(id 5\) othe"),
+    "added to its right": (None, unlike(content="<s>", rstrip=True), "added_tokens_decoder has"),
+    "a panic": (panics, {}, "cannot be read by the package tokenizers .*charsmap"),
+    "a table for an object": (lambda c: c.update(added_tokens=5), {}, "cannot be read by"),
+    "a number beside": (None, {"tokenizer_config": {"added_tokens_decoder": 5}}, "cannot be read"),
+}  # fmt: skip
+
+
+def test_keys_that_change_no_ids_are_read_over_and_those_that_agree_are_fine(lines, tmp_path):
+    config = {
+        "add_bos_token": True, "add_eos_token": False, "legacy": False, "chat_template": "{{x}}",
+        "add_prefix_space": True, "split_special_tokens": False, "model_max_length": 10**30,
+        "clean_up_tokenization_spaces": True, "image_token": "<image>", "sp_model_kwargs": {},
+        "additional_special_tokens": ["<x>"], "tokenizer_class": "LlamaTokenizer",
+        "do_lower_case": True, "pad_token": None, "mask_token": {"content": "<m>"},
+        "added_tokens_decoder": {
+            "2": {"content": "<s>", "special": True, "lstrip": True},
+            "99999": {"content": "<image>", "special": True},
+        },
+    }  # fmt: skip
+    one = tokenizer.open(saved(tmp_path, lines, lower_cased, tokenizer_config=config))
+    judge = tokenizers.Tokenizer.from_file(str(one.path))
+    for line in (*lines[:20], "ABC <image> x"):
+        assert one.encode([line])[0] == judge.encode(line, add_special_tokens=False).ids
+
+
 @pytest.mark.parametrize("why", HUGGING_FACE)
 def test_a_broken_hugging_face_tokenizer_gets_one_line(lines, tmp_path, why):
     change, beside, said = HUGGING_FACE[why]
@@ -621,6 +754,7 @@ MORFESSOR = {
         {"bpe_merges": [["a", "b", "c"]]},
         r"\['a', 'b', 'c'\] in bpe_merges, each",
     ),
+    "an unknown key": ({"lower": True}, "what 'lower' does is not known here, it might change ids"),
     "no merges": ({"bpe_merges": None}, "None in bpe_merges, each must be two texts"),
     "another type": ({"type": "bpe"}, "is neither a Hugging Face tokenizer.json .* nor upstream's"),
 }
@@ -647,6 +781,21 @@ def test_a_broken_table_of_upstream_s_gets_one_line(tmp_path, why):
 def test_what_is_no_tokenizer_gets_one_line(tmp_path, content, said):
     (tmp_path / "t.json").write_bytes(content)
     with pytest.raises(ValueError, match=said):
+        tokenizer.open(tmp_path / "t.json")
+
+
+def test_a_file_that_no_tokenizer_can_be_is_refused_before_it_is_read(kinds, tmp_path):
+    for name, head in (("t.model", b"\n"), ("t.json", b"{"), ("m.bin", b"\x80")):
+        (tmp_path / name).write_bytes(head)
+        os.truncate(tmp_path / name, 2**38)  # a hole: it takes no room
+    said = "has 274,877,906,944 bytes, a tokenizer's file has at most 268,435,456: give the tok"
+    for name in ("t.model", "t.json"):
+        with pytest.raises(ValueError, match=said):
+            tokenizer.open(tmp_path / name)
+    with pytest.raises(ValueError, match=said):
+        tokenizer.open(kinds["Morfessor"].path, tmp_path / "m.bin")
+    (tmp_path / "t.json").write_text('{"model": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply for a tokenizer: copy it again"):
         tokenizer.open(tmp_path / "t.json")
 
 
