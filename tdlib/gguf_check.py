@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import gguf
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from tdlib import data, evaluate, llama_cpp
 from tdlib.model import Llama
@@ -64,6 +66,31 @@ def check(folder: str | Path, path: str | Path, prompts: Sequence[Sequence[int]]
     return Check(
         len(prompts), count, same / count, total / count / model.config.vocab_size, largest
     )
+
+
+def other_weights(folder: str | Path, path: str | Path) -> str:
+    """The first tensor of a folder's safetensors that an F16 file made of it does not hold, "" where
+    all are there: by name from the one file and the other, past all that reads models here."""
+    tensors = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    layers = sum(name.endswith("attn_q.weight") for name in tensors)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    for file in data.weight_files(Path(folder)):
+        with safe_open(file, "pt") as stored:
+            for name in stored.keys():
+                kept = tensors.get(names.get_name(name, (".weight",)))
+                kept = (
+                    tensors["token_embd.weight"] if name == "lm_head.weight" and not kept else kept
+                )
+                if kept is None and not name.endswith("rotary_emb.inv_freq"):
+                    return name
+                if kept is None:
+                    continue
+                one, other = stored.get_tensor(name).float().half().numpy(), kept.data
+                if name.endswith(("q_proj.weight", "k_proj.weight")):  # llama.cpp turns their rows
+                    one, other = (np.sort(x, axis=0) for x in (one, other))
+                if not np.array_equal(one, other.astype(np.float16)):
+                    return name
+    return ""
 
 
 def _log_p(model: Llama, ids: Sequence[int]) -> np.ndarray:

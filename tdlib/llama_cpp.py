@@ -8,7 +8,10 @@ Legend: T tokens, V vocabulary.
 
 import ctypes
 import json
+import math
+import mmap
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +26,9 @@ import numpy as np
 BATCH = 512  # tokens that go in at once
 BYTE = 6  # llama.cpp's type of a piece such as <0xE0>
 RAW = "tdlib.raw_text"  # metadata: whether the file makes the right ids of raw text
+ITEMS, TENSORS = 2**22, 2**16  # in all lists of a file's metadata, and weights: at most so many
+_WIDTH = [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8]  # bytes of GGUF's kinds of values
+_TEXT, _LIST = 8, 9
 
 
 class _Settings(ctypes.Structure):
@@ -61,6 +67,8 @@ _SIGNATURES = {  # llama.h: what comes back, what goes in
     "llama_vocab_n_tokens": (c_int32, c_void_p),
     "llama_vocab_bos": (c_int32, c_void_p),
     "llama_vocab_eos": (c_int32, c_void_p),
+    "llama_vocab_is_eog": (c_bool, c_void_p, c_int32),
+    "llama_vocab_get_add_bos": (c_bool, c_void_p),
     "llama_tokenize": (
         c_int32, c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool,
     ),
@@ -112,20 +120,79 @@ def quantize(weight_OD: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarr
     return found
 
 
-def read(path: Path) -> gguf.GGUFReader:
-    """A GGUF's metadata and tensors, mapped. One line where it is damaged or cut short: llama.cpp
-    may end the process on such a file."""
+def look(path: Path) -> None:
+    """ValueError where the counts and lengths in a GGUF's header are more than its bytes can hold,
+    or than ITEMS and TENSORS: a reader would make room for what is not there."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: make it by make export MODEL=folder")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at, room = 24, ITEMS
+
+        def take(form: str) -> int:
+            nonlocal at
+            (found,), at = struct.unpack_from(f"<{form}", data, at), at + struct.calcsize(form)
+            return found
+
+        def skip(size: int, what: str) -> None:
+            nonlocal at
+            if size > len(data) - at:
+                raise ValueError(f"{what} of {size:,} bytes in a file of {len(data):,}")
+            at += size
+
+        magic, version, tensors, entries = struct.unpack_from("<4sIQQ", data)
+        if magic != b"GGUF" or version not in (2, 3):
+            raise ValueError(f"it begins with {magic!r}, version {version}")
+        if tensors > TENSORS or entries > TENSORS:
+            raise ValueError(f"{tensors:,} weights and {entries:,} entries, {TENSORS:,} at most")
+        alignment = gguf.GGUF_DEFAULT_ALIGNMENT
+        for _ in range(entries):
+            start = at
+            skip(take("Q"), "a name")
+            name, kind = data[start + 8 : at], take("I")
+            inner, count = (take("I"), take("Q")) if kind == _LIST else (kind, 1)
+            room -= count
+            if room < 0 or inner == _LIST or inner >= len(_WIDTH):
+                raise ValueError(f"{name!r:.60} is a list of {count:,} of kind {inner}: at most "
+                                 f"{ITEMS:,} plain values in all are read")  # fmt: skip
+            if name == b"general.alignment" and kind == 4:
+                alignment = struct.unpack_from("<I", data, at)[0] or alignment
+            if inner != _TEXT:
+                skip(count * _WIDTH[inner], f"a value, {name!r:.60},")
+            for _ in range(count if inner == _TEXT else 0):
+                skip(take("Q"), f"a text in {name!r:.60}")
+        ends = [0]
+        for _ in range(tensors):
+            skip(take("Q"), "a name")
+            if (axes := take("I")) > 4:
+                raise ValueError(f"a weight of {axes:,} axes")
+            size, kind = math.prod(take("Q") for _ in range(axes)), take("I")
+            block, width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+            ends.append(take("Q") + size // block * width)
+        skip(-at % alignment + max(ends), "weights")
+
+
+def read(path: Path) -> gguf.GGUFReader:
+    """A GGUF's metadata and tensors, mapped. One line where it is damaged, cut short, of another
+    architecture or without a vocabulary: llama.cpp may end the process on such a file."""
     try:
+        look(path)
         reader = gguf.GGUFReader(path)  # maps each tensor: none may end beyond the file
-        kind = reader.fields["general.architecture"].contents()
+        known = {name: field.contents() for name, field in reader.fields.items()
+                 if name in ("general.architecture", "tokenizer.ggml.model")}  # fmt: skip
     # what is raised depends on where a file was cut, or what it is instead
-    except (ValueError, LookupError, TypeError, OverflowError, OSError, MemoryError) as error:
-        raise ValueError(f"{path} is no whole GGUF file ({error!r:.90}): copy it again, or make it "
-                         "again") from None  # fmt: skip
-    if kind != "llama":
-        raise ValueError(f"{path}: its architecture is {kind}, only llama is used here")
+    except FileNotFoundError:
+        raise
+    except (ValueError, LookupError, TypeError, OverflowError, OSError, MemoryError,
+            AttributeError, struct.error) as error:  # fmt: skip
+        raise ValueError(f"{path} is no whole GGUF file ({error!r:.150}): copy it again, or make "
+                         "it again") from None  # fmt: skip
+    if (kind := known.get("general.architecture", "not said")) != "llama":
+        raise ValueError(f"{path}: its architecture is {kind!r:.40}, only llama is used here: give "
+                         "a file of a Llama")  # fmt: skip
+    pieces = reader.fields.get("tokenizer.ggml.tokens")
+    if known.get("tokenizer.ggml.model", "none") == "none" or not (pieces and len(pieces.data)):
+        raise ValueError(f"{path} holds no vocabulary (tokenizer.ggml.tokens), so its ids are no "
+                         "text: make it again, by make export MODEL=folder")  # fmt: skip
     return reader
 
 
@@ -194,6 +261,7 @@ class Model:
         self._vocab = lib.llama_model_get_vocab(model)
         self.vocab_size = lib.llama_vocab_n_tokens(self._vocab)
         self.bos, self.eos = lib.llama_vocab_bos(self._vocab), lib.llama_vocab_eos(self._vocab)
+        self.begin = [self.bos] if lib.llama_vocab_get_add_bos(self._vocab) else []
         self.threads(threads)
         self.length = 0  # tokens in the cache
 
@@ -265,6 +333,10 @@ class Model:
             self._vocab, data, len(data), found, len(found), False, False
         )
         return list(found[:count])
+
+    def ends(self, token: int) -> bool:
+        """Whether a text ends with this id: <eos>, or another that the file names."""
+        return self.lib.llama_vocab_is_eog(self._vocab, token)
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of ids by the file's own pieces; special tokens are nothing."""
