@@ -44,11 +44,11 @@ QUANTIZATIONS = {
 }
 # of generation_config.json: what a file holds, or what changes no text
 SILENT = frozenset(
-    """bos_token_id eos_token_id pad_token_id max_length max_new_tokens use_cache transformers_version
-    cache_implementation return_dict_in_generate output_scores output_logits output_attentions
-    output_hidden_states num_return_sequences _from_model_config""".split()
+    """bos_token_id eos_token_id pad_token_id max_length max_new_tokens use_cache do_sample
+    cache_implementation return_dict_in_generate num_return_sequences transformers_version
+    output_scores output_logits output_attentions output_hidden_states _from_model_config""".split()
 )
-# of these 1 changes nothing, of all others null, false, 0 or nothing
+# of these 1 changes nothing; of all others null, false, 0 or nothing
 ONE = frozenset(
     """temperature top_p typical_p repetition_penalty encoder_repetition_penalty length_penalty
     num_beams num_beam_groups guidance_scale""".split()
@@ -67,10 +67,8 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
                          f"{', '.join(QUANTIZATIONS)}")  # fmt: skip
     config = read_config(folder)
     where, words = _weights(folder, config), gguf_tokenizer.vocabulary(folder)
-    kinds = _kinds(where, config, quantization)
-    for remark in (_asked(folder, words), _coarse(where, kinds, quantization)):
-        if remark:
-            warnings.warn(f"{path.name}: {remark}", stacklevel=2)
+    for remark in filter(None, (_asked(folder, words), _coarse(where, config, quantization))):
+        warnings.warn(f"{path.name}: {remark}", stacklevel=2)
     if words.why:
         warnings.warn(f"{path.name} takes ids, no raw text ({words.why}): {SCRIPT} beside it "
                       "encodes and decodes", stacklevel=2)  # fmt: skip
@@ -79,6 +77,7 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
         writer = gguf.GGUFWriter(beside, "llama")
         _describe(writer, folder, config, quantization)
         gguf_tokenizer.add(writer, words, config.vocab_size, _bos(folder, config))
+        kinds = _kinds(where, config, quantization)
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.layers)
         for name, (_, shape) in where.items():
             size = int(np.prod(shape)) // gguf.GGML_QUANT_SIZES[kinds[name]][0]
@@ -147,26 +146,34 @@ def _kinds(where: dict, config: LlamaConfig, quantization: str) -> dict[str, Kin
     return kinds
 
 
-def _share(where: dict, kinds: dict[str, Kind], kind: Kind) -> float:
-    """Of the weights in matrices, those in blocks of a kind."""
+def _coarse(where: dict, config: LlamaConfig, quantization: str) -> str:
+    """How much of a file is not in the blocks that it is named after, its rows being no multiple of
+    one; "" where nothing is."""
+    kind, kinds = QUANTIZATIONS[quantization][0], _kinds(where, config, quantization)
+    block = gguf.GGML_QUANT_SIZES[kind][0]
     sizes = {name: int(np.prod(shape)) for name, (_, shape) in where.items() if len(shape) > 1}
-    return sum(n for name, n in sizes.items() if kinds[name] == kind) / sum(sizes.values())
-
-
-def _coarse(where: dict, kinds: dict[str, Kind], quantization: str) -> str:
-    """What a file's name does not say: how much of it is not in the blocks that it is named after,
-    their rows being no multiple of a block. "" where nothing is."""
-    body, block = QUANTIZATIONS[quantization][0], gguf.GGML_QUANT_SIZES
-    wide = sorted({shape[-1] for name, (_, shape) in where.items()
-                   if len(shape) > 1 and shape[-1] % block[body][0]})  # fmt: skip
+    wide = sorted({where[name][1][-1] for name in sizes if where[name][1][-1] % block})
     if not wide:
         return ""
-    bits = f"{4 if body == Kind.Q4_0 else 8} bits"
-    share, widths = _share(where, kinds, body), " and ".join(map(str, wide))
-    begins = f"{share:.1%} of the weights in {quantization} are" if share else (
-        f"nothing in {quantization} is")  # fmt: skip
-    return (f"{begins} in {bits}: rows of {widths} are no multiple of {block[body][0]}, a block, "
-            "and stay in 16 bits")  # fmt: skip
+    share = sum(n for name, n in sizes.items() if kinds[name] == kind) / sum(sizes.values())
+    begins = f"{share:.1%} of {quantization} is" if share else f"Nothing in {quantization} is"
+    rows = " and ".join(map(str, wide))
+    return (f"{begins} in {4 if kind == Kind.Q4_0 else 8} bits: rows of {rows} weights are no "
+            f"multiple of {block}, and stay in 16 bits")  # fmt: skip
+
+
+def _in_words(where: dict, config: LlamaConfig) -> str:
+    """What is in the files, by how each weight is kept."""
+    kinds = {q: _kinds(where, config, q) for q in QUANTIZATIONS}
+    said = [f"{_coarse(where, config, 'Q4_0') or 'Q4_0 is 4-bit throughout'}."]
+    if kinds["Q4_0_DEFAULT"] != kinds["Q4_0"]:
+        head = "embedding" if config.tied else "head"
+        said.append(f"Q4_0_DEFAULT keeps the {head} finer, as `llama-quantize` does.")
+    for first in QUANTIZATIONS:
+        same = [q for q in QUANTIZATIONS if kinds[q] == kinds[first]]
+        if same[0] == first != same[-1]:
+            said.append(f"The weights of {', '.join(same)} are the same.")
+    return " ".join(said)
 
 
 def _asked(folder: Path, words: Vocabulary) -> str:
@@ -175,25 +182,8 @@ def _asked(folder: Path, words: Vocabulary) -> str:
     odd = [f"{name} {json.dumps(value):.40}" for name, value in found.items() if name not in SILENT
            and value not in (None, "", [], {}, int(name in ONE))]  # fmt: skip
     odd += [f"eos_token_id {i}" for i in words.stops[2:]]
-    if not odd:
-        return ""
-    return (f"generation_config.json asks for {', '.join(odd)}, which no GGUF file holds: set it in "
-            "the program that runs it")  # fmt: skip
-
-
-def _finer(where: dict, config: LlamaConfig) -> str:
-    """What is in the files, in words, by how each weight is kept."""
-    kinds = {q: _kinds(where, config, q) for q in QUANTIZATIONS}
-    remark = _coarse(where, kinds["Q4_0"], "Q4_0")
-    said = [f"{remark[0].upper()}{remark[1:]}." if remark else "Q4_0 is 4-bit throughout."]
-    head = "embedding" if config.tied else "head"
-    if kinds["Q4_0_DEFAULT"] != kinds["Q4_0"]:
-        said.append(f"Q4_0_DEFAULT keeps the {head} finer, as `llama-quantize` does.")
-    for name, one in ((q, kinds[q]) for q in QUANTIZATIONS):
-        same = [q for q in QUANTIZATIONS if kinds[q] == one]
-        if len(same) > 1 and same[0] == name:
-            said.append(f"The weights of {', '.join(same[:-1])} and {same[-1]} are the same.")
-    return " ".join(said)
+    asked = f"generation_config.json asks for {', '.join(odd)}, which no GGUF file holds: set it"
+    return f"{asked} in the program that runs it" if odd else ""
 
 
 def _tensor(path: Path, name: str, config: LlamaConfig, kind: Kind) -> np.ndarray:
@@ -279,9 +269,8 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
         warnings.warn(f"these files take ids, no raw text ({words.why}): {SCRIPT} beside them "
                       "encodes and decodes", stacklevel=2)  # fmt: skip
     where = _weights(folder, config)
-    for remark in (_asked(folder, words), _coarse(where, _kinds(where, config, "Q4_0"), "Q4_0")):
-        if remark:
-            warnings.warn(remark, stacklevel=2)
+    for remark in filter(None, (_asked(folder, words), _coarse(where, config, "Q4_0"))):
+        warnings.warn(f"{folder}: {remark}", stacklevel=2)
     tried, rows = gguf_check.prompts(config, tokens), []
     with data.whole_folder(out) as beside, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said above
@@ -305,10 +294,8 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
             _, *cost = gguf_check.costs(folder, files, tokens.val, WINDOWS)
             rows = [row | {"loss": c["loss"], "kl": c["kl"]}
                     for row, c in zip(rows, cost, strict=True)]  # fmt: skip
-        names = {words.tokenizer.path.name, *CONFIGS}  # and none of another tokenizer
-        if words.tokenizer.kind == "SentencePiece":
-            names |= {name for name in gguf_tokenizer.FILES[:1] if words.both}
-        for name in names:
+        one = words.tokenizer.path.name  # and none of another tokenizer
+        for name in (one, *CONFIGS, *gguf_tokenizer.FILES[: one == "tokenizer.model"]):
             if (folder / name).is_file():
                 shutil.copy(folder / name, beside / name)
         (beside / "README.md").write_text(
@@ -347,7 +334,7 @@ def _card(
         "front": yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
         "name": _metadata(folder, config).name, "parameters": config.parameters,
         "files": tabulate(table(rows), headers="keys", tablefmt="github", disable_numparse=True),
-        "how": how, "why": words.why, "finer": _finer(_weights(folder, config), config),
+        "how": how, "why": words.why, "kept": _in_words(_weights(folder, config), config),
         "asked": _asked(folder, words), "begins": bool(words.begin),
         "windows": WINDOWS if tokens else 0, "best": rows[2]["file"], "script": SCRIPT,
         "packages": way["packages"], "example": way["example"], "bos": words.pieces[bos],

@@ -69,26 +69,21 @@ def check(folder: str | Path, path: str | Path, prompts: Sequence[Sequence[int]]
 
 
 def other_weights(folder: str | Path, path: str | Path) -> str:
-    """The first tensor of a folder's safetensors that an F16 file made of it does not hold, "" where
-    all are there: by name from the one file and the other, past all that reads models here."""
-    tensors = {t.name: t for t in gguf.GGUFReader(path).tensors}
-    layers = sum(name.endswith("attn_q.weight") for name in tensors)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    """The first tensor of a folder's safetensors that an F16 file made of it does not hold; "" for
+    none. By name from one file to the other, past all that reads models here."""
+    tensors = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(tensors) // 9)
     for file in data.weight_files(Path(folder)):
         with safe_open(file, "pt") as stored:
-            for name in stored.keys():
-                kept = tensors.get(names.get_name(name, (".weight",)))
-                kept = (
-                    tensors["token_embd.weight"] if name == "lm_head.weight" and not kept else kept
+            for name in (n for n in stored.keys() if not n.endswith("rotary_emb.inv_freq")):
+                tied = name == "lm_head.weight" and "output.weight" not in tensors
+                kept = tensors.get(
+                    "token_embd.weight" if tied else names.get_name(name, (".weight",))
                 )
-                if kept is None and not name.endswith("rotary_emb.inv_freq"):
-                    return name
-                if kept is None:
-                    continue
-                one, other = stored.get_tensor(name).float().half().numpy(), kept.data
-                if name.endswith(("q_proj.weight", "k_proj.weight")):  # llama.cpp turns their rows
-                    one, other = (np.sort(x, axis=0) for x in (one, other))
-                if not np.array_equal(one, other.astype(np.float16)):
+                one = stored.get_tensor(name).half().numpy()
+                if name.endswith(("q_proj.weight", "k_proj.weight")) and kept is not None:
+                    one, kept = np.sort(one, axis=0), np.sort(kept, axis=0)  # their rows are turned
+                if kept is None or not np.array_equal(one, kept.astype(np.float16)):
                     return name
     return ""
 

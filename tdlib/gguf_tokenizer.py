@@ -16,7 +16,6 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import tokenizers
 import yaml
 from gguf import TokenType
 from jinja2 import Environment, StrictUndefined
@@ -49,7 +48,6 @@ class Vocabulary:
     begin: tuple[int, ...] = ()  # ids that a prompt begins with
     end: tuple[int, ...] = ()  # ids that transformers puts after a text
     stops: tuple[int, ...] = ()  # ids that end a text besides <eos>
-    both: bool = False  # tokenizer.json and tokenizer.model lie there and are one
     why: str = ""
 
 
@@ -62,26 +60,30 @@ def beside(folder: Path, rows: int = 0, segmenter: str = "") -> Tokenizer:
     if not paths:
         raise FileNotFoundError(f"{folder} holds no tokenizer ({', '.join(FILES)}): copy the "
                                 "one the model was trained with into it")  # fmt: skip
-    stamps = [(path, path.stat().st_mtime_ns, segmenter) for path in paths]
-    found = [_opened(*stamp) for stamp in stamps]
-    fitting = [t for t in found if not rows or t.size <= rows]
-    if not fitting:
+    found = [_opened(path, path.stat().st_mtime_ns, segmenter) for path in paths]
+    first = next((t for t in found if not rows or t.size <= rows), None)
+    if first is None:
         raise ValueError(f"{paths[0]} has {found[0].size:,} pieces, the embedding "
                          f"{rows:,} rows: give the model's own tokenizer")  # fmt: skip
-    first = fitting[0]
-    differ = {t: _differ(first, t) for t in found if t is not first}
-    for other in (t for t in differ if differ[t]):
-        reason = "AutoTokenizer does" if first is found[0] else f"the embedding has {rows:,} rows"
-        warnings.warn(f"{folder} holds two tokenizers, {first.path.name} ({first.size:,} pieces) "
-                      f"and {other.path.name} ({other.size:,}), with other ids for {differ[other]} "
-                      f"trial lines: {first.path.name} is taken, as {reason}", stacklevel=3)  # fmt: skip
-    if first.kind != "Morfessor" and (words := _added(first)):
-        raise ValueError(f"{folder}: {len(words):,} words are added to {first.path.name} in a file "
-                         f"beside it ({words[0]!r}): write one file that has them, by transformers' "
-                         f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained"
-                         f"({str(folder)!r})")  # fmt: skip
-    same = [t for t in differ if t.kind == "SentencePiece" and not differ[t]]
-    return same[0] if same else first
+    if words := _added(first):
+        raise ValueError(
+            f"{folder}: {first.path.name} lacks {len(words):,} words that files beside it add "
+            f"({words[0]!r}): write one file with all, AutoTokenizer.from_pretrained(folder)"
+            ".save_pretrained(folder) of transformers does it"
+        )
+    chosen, reason = first, "as AutoTokenizer does"
+    if first is not found[0]:
+        reason = f"for the embedding has {rows:,} rows"
+    for other in (t for t in found if t is not first):
+        if wrong := _differ(first, other):
+            warnings.warn(
+                f"{folder} holds two tokenizers, {first.path.name} and {other.path.name}, with "
+                f"other ids for {wrong:,} lines: the first is taken, {reason}",
+                stacklevel=3,
+            )
+        elif other.kind == "SentencePiece":
+            chosen = other
+    return chosen
 
 
 @lru_cache(8)
@@ -104,18 +106,20 @@ def config(folder: Path, name: str) -> dict:
 
 
 def _added(tokenizer: Tokenizer) -> list[str]:
-    """Words that files beside a tokenizer add to it and it does not hold. Special tokens that it
-    does not hold occur in no text."""
-    settings = config(tokenizer.path.parent, CONFIGS[0])
-    entries = settings.get("added_tokens_decoder") or {}
-    words = {t["content"] for t in entries.values() if not t.get("special")}
-    if "added_tokens_decoder" not in settings:  # as transformers reads them
-        named = json.dumps([config(tokenizer.path.parent, name) for name in CONFIGS])
-        words = {w for w in config(tokenizer.path.parent, ADDED)
-                 if json.dumps(w) not in named and not re.fullmatch(r"<.*>|\[[A-Z]+\]", w)}  # fmt: skip
+    """Words that files beside a tokenizer add to it, as transformers reads them, and it does not
+    hold. Special tokens that it does not hold occur in no text."""
+    if tokenizer.kind == "Morfessor":
+        return []
+    folder, key = tokenizer.path.parent, "added_tokens_decoder"
+    entries = config(folder, CONFIGS[0]).get(key)
+    words = {t["content"] for t in (entries or {}).values() if not t.get("special")}
+    if entries is None:
+        special = json.dumps([config(folder, name) for name in CONFIGS])
+        words = {w for w in config(folder, ADDED) if json.dumps(w) not in special}
+    words = {w for w in words if not re.fullmatch(r"<.*>|\[[A-Z]+\]", w)}
     if tokenizer.kind == "SentencePiece":
-        return sorted(w for w in words if tokenizer.model.id_to_piece(
-            tokenizer.model.piece_to_id(w)) != w)  # fmt: skip
+        sp = tokenizer.model
+        return sorted(w for w in words if sp.id_to_piece(sp.piece_to_id(w)) != w)
     return sorted(words - tokenizer.model.get_vocab().keys())
 
 
@@ -127,10 +131,7 @@ def vocabulary(folder: Path) -> Vocabulary:
     if not why and (len(begin) > 1 or end not in ((), (tokenizer.eos,))):
         why = f"its texts stand between the special tokens {[*begin]} and {[*end]}"
     more = tuple(i for i in stops(folder) if i != tokenizer.eos)
-    json_ = folder / FILES[0]
-    both = tokenizer.kind == "SentencePiece" and json_.is_file() and not _differ(
-        _opened(json_, json_.stat().st_mtime_ns, ""), tokenizer)  # fmt: skip
-    return replace(found, begin=begin, end=end, stops=more, both=both, why=why)
+    return replace(found, begin=begin, end=end, stops=more, why=why)
 
 
 def around(folder: Path, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -140,9 +141,8 @@ def around(folder: Path, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[i
     splits special tokens (or is none of AutoTokenizer's)."""
     settings = config(folder, CONFIGS[0])
     bos, json_ = config(folder, "config.json").get("bos_token_id"), folder / FILES[0]
-    ours = settings.get("split_special_tokens") or (
-        not settings and tokenizer.kind != "Hugging Face"
-    )
+    bare = not settings and tokenizer.kind != "Hugging Face"
+    ours = bare or settings.get("split_special_tokens")
     alone = tokenizer.kind == "Morfessor" or tokenizer.path.name in FILES[2:]
     if alone or (ours and bos == tokenizer.eos):
         return (tokenizer.eos,), ()
@@ -197,8 +197,8 @@ def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def trial(tokenizer: Tokenizer) -> list[str]:
-    """Lines that tell two tokenizers apart: pieces at random, edges, every Telugu code point, emoji,
-    what has no piece, and each word that was added to it, alone, after another and inside one."""
+    """Lines that tell two tokenizers apart: pieces at random, edges, every Telugu code point,
+    emoji, what has no piece, and each word that was added to it."""
     pieces = [p for p in tokenizer.vocabulary() if p and not re.search("<0x..>|�", p)]
     telugu = [chr(i) for i in range(0x0C00, 0x0C80)]
     emoji = ["👍🏽 😀", "👨‍👩‍👧", *map(chr, range(0x1F600, 0x1F650)), "中文 ꙮ"]
@@ -326,11 +326,7 @@ def script(words: Vocabulary) -> str:
     way = release.ways()[name]
     code = way["tokenizer"].partition("\n")[2]  # without the line that asks the Hub
     engine = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    known = (
-        {"code": code}
-        | texts["ways"][name]
-        | {"begin": words.begin, "end": words.end, "eos": words.tokenizer.eos}
-    )
+    known = {"code": code, "begin": words.begin, "eos": words.tokenizer.eos} | texts["ways"][name]
     return engine.from_string(texts["script"]).render(known)
 
 
