@@ -253,6 +253,9 @@ def _json(tokenizer: Tokenizer) -> list[Vocabulary]:
     ids = {p.removeprefix(HIDDEN): i for p, i in tokenizer.model.get_vocab().items()}
     pieces = sorted(ids, key=ids.get)
     types, space = _types(tokenizer, pieces), tokenizer.marked
+    before = tokenizer.encode(["a"])[0]
+    for i in _words(tokenizer) if tokenizer.marked else ():  # with the space that it brings
+        pieces[i] = tokenizer.line_text([*before, i]).removeprefix(tokenizer.line_text(before))
     if isinstance(inner["vocab"], list):  # Unigram, of which llama.cpp makes other ids
         scores = [score for _, score in inner["vocab"]]
         scores += [0.0] * (len(pieces) - len(scores))
