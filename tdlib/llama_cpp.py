@@ -252,8 +252,10 @@ class Model:
         settings = lib.llama_context_default_params()
         self.context = context or lib.llama_model_n_ctx_train(model)
         if self.context > LONGEST:
-            raise ValueError(f"{self.path} claims a context of {self.context:,}, at most {LONGEST:,} "
-                             "are read: make it again, by make export MODEL=folder")  # fmt: skip
+            raise ValueError(
+                f"{self.path} claims a context of {self.context:,}, at most "
+                f"{LONGEST:,} are read: make it again, by make export MODEL=folder"
+            )
         settings.numbers[0], settings.numbers[1] = self.context, BATCH
         if exact:
             kinds = (c_int32 * 32).from_buffer(settings)

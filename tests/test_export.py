@@ -485,7 +485,7 @@ def test_words_added_in_a_file_of_their_own_are_said_with_a_remedy_that_works(
 
 
 AROUND = {
-    "no bos": ({"add_bos_token": False}, None), "bos asked of a json": ({"add_bos_token": True}, None),
+    "no bos": ({"add_bos_token": False}, None), "bos is asked": ({"add_bos_token": True}, None),
     "a template": ({}, "<eos> $A"), "a template of three": ({}, "<eos> <pad> $A"),
     "an end": ({}, "$A <eos>"), "no config": (None, None),
     "a template and no bos": ({"add_bos_token": False}, "<eos> $A <eos>"),
