@@ -21,12 +21,15 @@ Continue = Callable[[str, int], Iterator[str]]  # a text and a seed → what fol
 
 def folder(path: Path, segmenter: str) -> tuple[Continue, str]:
     """What goes on with text by a model folder, and what it says of itself first."""
-    model, tokenizer = Llama.load(path).eval(), _tokenizer(path, segmenter)
+    model = Llama.load(path).eval()
+    tokenizer = _tokenizer(path, segmenter, model.config.vocab_size)
+    begin, stops = gguf_tokenizer.around(path, tokenizer)[0], gguf_tokenizer.stops(path)
     sampling = generate.Sampling(temperature=TEMPERATURE)
 
     def texts(text: str, seed: int) -> Iterator[str]:
-        room = model.config.context - len(tokenizer.encode([text])[0]) - 1
-        return generate.stream(model, tokenizer, text, min(TOKENS, room), sampling, seed=seed)
+        ids = [*begin, *tokenizer.encode([text])[0]]
+        room = min(TOKENS, model.config.context - len(ids))
+        return generate.stream(model, tokenizer, ids, room, sampling, seed=seed, stop=stops)
 
     return texts, f"{path}: {model.config.parameters:,} weights, in PyTorch. {_said(tokenizer)}"
 
@@ -34,16 +37,16 @@ def folder(path: Path, segmenter: str) -> tuple[Continue, str]:
 def file(path: Path, segmenter: str) -> tuple[Continue, str]:
     """The same by a .gguf file. One that takes ids alone needs its tokenizer beside it."""
     model = llama_cpp.Model(path)
-    tokenizer = None if model.raw_text else _tokenizer(path.parent, segmenter)
+    tokenizer = None if model.raw_text else _tokenizer(path.parent, segmenter, model.vocab_size)
 
     def texts(text: str, seed: int) -> Iterator[str]:
         ids = tokenizer.encode([text])[0] if tokenizer else model.tokenize(text)
-        ids, new, shown = [model.bos, *ids], [], 0
+        ids, new, shown = [*model.begin, *ids] or [model.eos], [], 0
         if len(ids) >= model.context:
             raise ValueError(f"{len(ids)} tokens fill the context of {model.context}: shorten it")
         count, before = min(TOKENS, model.context - len(ids)), len(model.text(ids))
-        for token in model.stream(ids, count, temperature=TEMPERATURE, seed=seed, stop=model.eos):
-            if token == model.eos:
+        for token in model.stream(ids, count, temperature=TEMPERATURE, seed=seed):
+            if model.ends(token):
                 break
             new.append(token)
             found = model.text([*ids, *new])[before:].replace("�", "")  # of half a character
@@ -55,12 +58,8 @@ def file(path: Path, segmenter: str) -> tuple[Continue, str]:
     return texts, f"{path}: in llama.cpp. {_said(tokenizer)}"
 
 
-def _tokenizer(path: Path, segmenter: str) -> Tokenizer:
-    found = next((path / name for name in gguf_tokenizer.FILES if (path / name).is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"{path} holds no tokenizer ({', '.join(gguf_tokenizer.FILES)}): "
-                                "copy the model's own there")  # fmt: skip
-    return tdlib.tokenizer.open(found, segmenter)
+def _tokenizer(path: Path, segmenter: str, rows: int = 0) -> Tokenizer:
+    return gguf_tokenizer.beside(path, rows, segmenter)
 
 
 def _said(tokenizer: Tokenizer | None) -> str:

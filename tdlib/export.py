@@ -42,6 +42,17 @@ QUANTIZATIONS = {
     "Q4_0": (Kind.Q4_0, Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0),  # 4-bit throughout
     "Q4_0_DEFAULT": (Kind.Q4_0, Kind.Q6_K, LlamaFileType.MOSTLY_Q4_0),  # as llama-quantize makes it
 }
+# of generation_config.json: what a file holds, or what changes no text
+SILENT = frozenset(
+    """bos_token_id eos_token_id pad_token_id max_length max_new_tokens use_cache do_sample
+    cache_implementation return_dict_in_generate num_return_sequences transformers_version
+    output_scores output_logits output_attentions output_hidden_states _from_model_config""".split()
+)
+# of these 1 changes nothing; of all others null, false, 0 or nothing
+ONE = frozenset(
+    """temperature top_p typical_p repetition_penalty encoder_repetition_penalty length_penalty
+    num_beams num_beam_groups guidance_scale""".split()
+)
 WINDOWS = 32  # on which what a file costs is measured before it is shipped
 
 
@@ -56,6 +67,8 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
                          f"{', '.join(QUANTIZATIONS)}")  # fmt: skip
     config = read_config(folder)
     where, words = _weights(folder, config), gguf_tokenizer.vocabulary(folder)
+    for remark in filter(None, (_asked(folder, words), _coarse(where, config, quantization))):
+        warnings.warn(f"{path.name}: {remark}", stacklevel=2)
     if words.why:
         warnings.warn(f"{path.name} takes ids, no raw text ({words.why}): {SCRIPT} beside it "
                       "encodes and decodes", stacklevel=2)  # fmt: skip
@@ -131,6 +144,46 @@ def _kinds(where: dict, config: LlamaConfig, quantization: str) -> dict[str, Kin
             kind = Kind.F16
         kinds[name] = kind
     return kinds
+
+
+def _coarse(where: dict, config: LlamaConfig, quantization: str) -> str:
+    """How much of a file is not in the blocks that it is named after, its rows being no multiple of
+    one; "" where nothing is."""
+    kind, kinds = QUANTIZATIONS[quantization][0], _kinds(where, config, quantization)
+    block = gguf.GGML_QUANT_SIZES[kind][0]
+    sizes = {name: int(np.prod(shape)) for name, (_, shape) in where.items() if len(shape) > 1}
+    wide = sorted({where[name][1][-1] for name in sizes if where[name][1][-1] % block})
+    if not wide:
+        return ""
+    share = sum(n for name, n in sizes.items() if kinds[name] == kind) / sum(sizes.values())
+    begins = f"{share:.1%} of {quantization} is" if share else f"Nothing in {quantization} is"
+    rows = " and ".join(map(str, wide))
+    return (f"{begins} in {4 if kind == Kind.Q4_0 else 8} bits: rows of {rows} weights are no "
+            f"multiple of {block}, and stay in 16 bits")  # fmt: skip
+
+
+def _in_words(where: dict, config: LlamaConfig) -> str:
+    """What is in the files, by how each weight is kept."""
+    kinds = {q: _kinds(where, config, q) for q in QUANTIZATIONS}
+    said = [f"{_coarse(where, config, 'Q4_0') or 'Q4_0 is 4-bit throughout'}."]
+    if kinds["Q4_0_DEFAULT"] != kinds["Q4_0"]:
+        head = "embedding" if config.tied else "head"
+        said.append(f"Q4_0_DEFAULT keeps the {head} finer, as `llama-quantize` does.")
+    for first in QUANTIZATIONS:
+        same = [q for q in QUANTIZATIONS if kinds[q] == kinds[first]]
+        if same[0] == first != same[-1]:
+            said.append(f"The weights of {', '.join(same)} are the same.")
+    return " ".join(said)
+
+
+def _asked(folder: Path, words: Vocabulary) -> str:
+    """What generation_config.json asks for and no file holds; "" for nothing."""
+    found = gguf_tokenizer.config(folder, "generation_config.json")
+    odd = [f"{name} {json.dumps(value):.40}" for name, value in found.items() if name not in SILENT
+           and value not in (None, "", [], {}, int(name in ONE))]  # fmt: skip
+    odd += [f"eos_token_id {i}" for i in words.stops[2:]]
+    asked = f"generation_config.json asks for {', '.join(odd)}, which no GGUF file holds: set it"
+    return f"{asked} in the program that runs it" if odd else ""
 
 
 def _tensor(path: Path, name: str, config: LlamaConfig, kind: Kind) -> np.ndarray:
@@ -215,6 +268,9 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
     if words.why:
         warnings.warn(f"these files take ids, no raw text ({words.why}): {SCRIPT} beside them "
                       "encodes and decodes", stacklevel=2)  # fmt: skip
+    where = _weights(folder, config)
+    for remark in filter(None, (_asked(folder, words), _coarse(where, config, "Q4_0"))):
+        warnings.warn(f"{folder}: {remark}", stacklevel=2)
     tried, rows = gguf_check.prompts(config, tokens), []
     with data.whole_folder(out) as beside, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said above
@@ -222,6 +278,9 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
             path = beside / file_name(folder, quantization)
             to_gguf(folder, path, quantization)
             exact = quantization == "F16"
+            if exact and (other := gguf_check.other_weights(folder, path)):
+                raise ValueError(f"{path.name} has not the {other} that {folder} holds: nothing is "
+                                 "shipped, report it")  # fmt: skip
             found = gguf_check.check(folder, path, tried if exact else tried[::4])
             if exact and found.agreement < 0.99 and found.largest > 0.02:
                 raise ValueError(f"{path.name} agrees with {folder} on {found.agreement:.1%} of "
@@ -235,7 +294,8 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
             _, *cost = gguf_check.costs(folder, files, tokens.val, WINDOWS)
             rows = [row | {"loss": c["loss"], "kl": c["kl"]}
                     for row, c in zip(rows, cost, strict=True)]  # fmt: skip
-        for name in (*gguf_tokenizer.FILES, *CONFIGS):
+        one = words.tokenizer.path.name  # and none of another tokenizer
+        for name in (one, *CONFIGS, *gguf_tokenizer.FILES[: one == "tokenizer.model"]):
             if (folder / name).is_file():
                 shutil.copy(folder / name, beside / name)
         (beside / "README.md").write_text(
@@ -269,12 +329,13 @@ def _card(
     own = "Licence, data and base model are in the card of the model these files were made of."
     open_ = "Its licence and data are for the owner to fill in: TODO."
     way = texts["ways"][gguf_tokenizer.released_name(words.tokenizer)]
-    bos = _bos(folder, config)
+    bos = words.begin[0] if words.begin else _bos(folder, config)
     known = {
         "front": yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
         "name": _metadata(folder, config).name, "parameters": config.parameters,
         "files": tabulate(table(rows), headers="keys", tablefmt="github", disable_numparse=True),
-        "how": how, "why": words.why,
+        "how": how, "why": words.why, "kept": _in_words(_weights(folder, config), config),
+        "asked": _asked(folder, words), "begins": bool(words.begin),
         "windows": WINDOWS if tokens else 0, "best": rows[2]["file"], "script": SCRIPT,
         "packages": way["packages"], "example": way["example"], "bos": words.pieces[bos],
         "lines": f"{len(gguf_tokenizer.trial(words.tokenizer)):,}",
@@ -291,6 +352,8 @@ def find(given: str) -> Path:
     path = path if path.is_absolute() or path.exists() else ROOT / path
     file = path.suffix == ".gguf"
     if path.is_file() if file else (path / "config.json").is_file():
+        if file:
+            llama_cpp.look(path)
         return path
     if file:
         known = {*path.parent.glob("*.gguf"), *ROOT.glob("exports/*/*.gguf"),

@@ -5,7 +5,7 @@ A model here is a Llama, or a Decoder of one, which is several times as fast on 
 Legend: B texts written together, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -173,10 +173,11 @@ def stream(
     sampling: Sampling = Sampling(),
     *,
     seed: int = 0,
+    stop: Collection[int] = (),
 ) -> Iterator[str]:
     """The text after a prompt (text begins after <eos>), in pieces as `Tokenizer.running` shows
-    them, until <eos>, `tokens` new ones or (None) the end of the context. ValueError: the prompt
-    fills the context."""
+    them, until <eos> or an id of `stop`, `tokens` new ones or (None) the end of the context.
+    ValueError: the prompt fills the context."""
     if isinstance(prompt, str):
         prompt = [
             i for line in tokenizer.encode(prompt.split("\n")) for i in (tokenizer.eos, *line)
@@ -187,7 +188,7 @@ def stream(
                          f"of {context}: shorten it")  # fmt: skip
     tokens = context - len(prompt) if tokens is None else tokens
     new = (i for (i,) in _steps(model, [prompt], tokens, sampling, seed))
-    return tokenizer.running(takewhile(lambda i: i != tokenizer.eos, new), prompt)
+    return tokenizer.running(takewhile(lambda i: i != tokenizer.eos and i not in stop, new), prompt)
 
 
 @torch.no_grad()

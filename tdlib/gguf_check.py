@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import gguf
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from tdlib import data, evaluate, llama_cpp
 from tdlib.model import Llama
@@ -64,6 +66,26 @@ def check(folder: str | Path, path: str | Path, prompts: Sequence[Sequence[int]]
     return Check(
         len(prompts), count, same / count, total / count / model.config.vocab_size, largest
     )
+
+
+def other_weights(folder: str | Path, path: str | Path) -> str:
+    """The first tensor of a folder's safetensors that an F16 file made of it does not hold; "" for
+    none. By name from one file to the other, past all that reads models here."""
+    tensors = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(tensors) // 9)
+    for file in data.weight_files(Path(folder)):
+        with safe_open(file, "pt") as stored:
+            for name in (n for n in stored.keys() if not n.endswith("rotary_emb.inv_freq")):
+                tied = name == "lm_head.weight" and "output.weight" not in tensors
+                kept = tensors.get(
+                    "token_embd.weight" if tied else names.get_name(name, (".weight",))
+                )
+                one = stored.get_tensor(name).half().numpy()
+                if name.endswith(("q_proj.weight", "k_proj.weight")) and kept is not None:
+                    one, kept = np.sort(one, axis=0), np.sort(kept, axis=0)  # their rows are turned
+                if kept is None or not np.array_equal(one, kept.astype(np.float16)):
+                    return name
+    return ""
 
 
 def _log_p(model: Llama, ids: Sequence[int]) -> np.ndarray:

@@ -8,8 +8,10 @@ takes ids alone; run_gguf.py beside it makes them.
 import json
 import re
 import tempfile
+import warnings
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import gguf
@@ -21,9 +23,11 @@ from jinja2 import Environment, StrictUndefined
 import tdlib.tokenizer
 from tdlib import llama_cpp, release
 from tdlib.shapes import read_config
-from tdlib.tokenizer import BYTE, HIDDEN, Tokenizer
+from tdlib.tokenizer import BYTE, CONFIGS, HIDDEN, Tokenizer
 
-FILES = ("tokenizer.model", "sentencepiece.model", "morfessor.json", "tokenizer.json")
+# transformers' AutoTokenizer takes the first that is there, and leaves the last two alone
+FILES = ("tokenizer.json", "tokenizer.model", "sentencepiece.model", "morfessor.json")
+ADDED = "added_tokens.json"
 PRE = ("gpt-2", "llama-bpe", "qwen2", "default")  # llama.cpp's ways to cut text before BPE
 SCRIPT = "run_gguf.py"
 
@@ -41,25 +45,134 @@ class Vocabulary:
     pre: str = "default"
     space: bool = False  # a space is put before the text
     trims: bool = False  # spaces are put together
+    begin: tuple[int, ...] = ()  # ids that a prompt begins with
+    end: tuple[int, ...] = ()  # ids that transformers puts after a text
+    stops: tuple[int, ...] = ()  # ids that end a text besides <eos>
     why: str = ""
+
+
+def beside(folder: Path, rows: int = 0, segmenter: str = "") -> Tokenizer:
+    """The tokenizer of the model in a folder: what AutoTokenizer takes there, of those with at most
+    as many pieces as the embedding has `rows` (0: not known); as its SentencePiece model, where
+    that makes the same ids. Warns of another one there. ValueError: all have more pieces, or words
+    were added to it in a file of their own."""
+    paths = [folder / name for name in FILES if (folder / name).is_file()]
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no tokenizer ({', '.join(FILES)}): copy the "
+                                "one the model was trained with into it")  # fmt: skip
+    found = [_opened(path, path.stat().st_mtime_ns, segmenter) for path in paths]
+    first = next((t for t in found if not rows or t.size <= rows), None)
+    if first is None:
+        raise ValueError(f"{paths[0]} has {found[0].size:,} pieces, the embedding "
+                         f"{rows:,} rows: give the model's own tokenizer")  # fmt: skip
+    if words := _added(first):
+        raise ValueError(
+            f"{folder}: {first.path.name} lacks {len(words):,} words that files beside it add "
+            f"({words[0]!r}): write one file with all, AutoTokenizer.from_pretrained(folder)"
+            ".save_pretrained(folder) of transformers does it"
+        )
+    chosen, reason = first, "as AutoTokenizer does"
+    if first is not found[0]:
+        reason = f"for the embedding has {rows:,} rows"
+    for other in (t for t in found if t is not first):
+        if wrong := _differ(first, other):
+            warnings.warn(
+                f"{folder} holds two tokenizers, {first.path.name} and {other.path.name}, with "
+                f"other ids for {wrong:,} lines: the first is taken, {reason}",
+                stacklevel=3,
+            )
+        elif other.kind == "SentencePiece":
+            chosen = other
+    return chosen
+
+
+@lru_cache(8)
+def _opened(path: Path, changed: int, segmenter: str) -> Tokenizer:
+    return tdlib.tokenizer.open(path, segmenter)
+
+
+@lru_cache(8)
+def _differ(one: Tokenizer, other: Tokenizer) -> int:
+    """On how many trial lines two tokenizers make other ids; 0: they are one."""
+    lines = trial(one)
+    wrong = [a != b for a, b in zip(one.encode(lines), other.encode(lines), strict=True)]
+    return sum(wrong) or int(one.size != other.size)
+
+
+def config(folder: Path, name: str) -> dict:
+    """A file of JSON beside a model, {} where it is not there."""
+    path = folder / name
+    return tdlib.tokenizer._read_json(path) if path.is_file() else {}
+
+
+def _added(tokenizer: Tokenizer) -> list[str]:
+    """Words that files beside a tokenizer add to it, as transformers reads them, and it does not
+    hold. Special tokens that it does not hold occur in no text."""
+    if tokenizer.kind == "Morfessor":
+        return []
+    folder, key = tokenizer.path.parent, "added_tokens_decoder"
+    entries = config(folder, CONFIGS[0]).get(key)
+    words = {t["content"] for t in (entries or {}).values() if not t.get("special")}
+    if entries is None:
+        special = json.dumps([config(folder, name) for name in CONFIGS])
+        words = {w for w in config(folder, ADDED) if json.dumps(w) not in special}
+    words = {w for w in words if not re.fullmatch(r"<.*>|\[[A-Z]+\]", w)}
+    if tokenizer.kind == "SentencePiece":
+        sp = tokenizer.model
+        return sorted(w for w in words if sp.id_to_piece(sp.piece_to_id(w)) != w)
+    return sorted(words - tokenizer.model.get_vocab().keys())
 
 
 def vocabulary(folder: Path) -> Vocabulary:
     """That of a model folder. ValueError: a tokenizer with more pieces than the embedding."""
-    path = next((folder / name for name in FILES if (folder / name).is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"{folder} holds no tokenizer ({', '.join(FILES)}): copy the "
-                                "one the model was trained with into it")  # fmt: skip
-    rows, found = read_config(folder).vocab_size, _vocabulary(path, path.stat().st_mtime_ns)
-    if found.tokenizer.size > rows:
-        raise ValueError(f"{path} has {found.tokenizer.size:,} pieces, the embedding "
-                         f"{rows:,} rows: give the model's own tokenizer")  # fmt: skip
+    tokenizer = beside(folder, read_config(folder).vocab_size)
+    found, (begin, end) = _vocabulary(tokenizer), around(folder, tokenizer)
+    why = found.why
+    if not why and (len(begin) > 1 or end not in ((), (tokenizer.eos,))):
+        why = f"its texts stand between the special tokens {[*begin]} and {[*end]}"
+    more = tuple(i for i in stops(folder) if i != tokenizer.eos)
+    return replace(found, begin=begin, end=end, stops=more, why=why)
+
+
+def around(folder: Path, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids before and after a text as transformers has them: by the post-processor of a
+    tokenizer.json, by tokenizer_config.json where there is a tokenizer.model alone. A model of this
+    book begins after <eos>, whatever these say: its config has it as <bos>, and its tokenizer
+    splits special tokens (or is none of AutoTokenizer's)."""
+    settings = config(folder, CONFIGS[0])
+    bos, json_ = config(folder, "config.json").get("bos_token_id"), folder / FILES[0]
+    bare = not settings and tokenizer.kind != "Hugging Face"
+    ours = bare or settings.get("split_special_tokens")
+    alone = tokenizer.kind == "Morfessor" or tokenizer.path.name in FILES[2:]
+    if alone or (ours and bos == tokenizer.eos):
+        return (tokenizer.eos,), ()
+    if json_.is_file():
+        model = _opened(json_, json_.stat().st_mtime_ns, "").model
+        bare, whole = (model.encode("a", add_special_tokens=x).ids for x in (False, True))
+        at = next(i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare)
+        return tuple(whole[:at]), tuple(whole[at + len(bare) :])
+    ids = {}
+    for key, otherwise in (("bos", tokenizer.model.bos_id()), ("eos", tokenizer.eos)):
+        name = settings.get(f"{key}_token")
+        name = name.get("content") if isinstance(name, dict) else name
+        token = tokenizer.model.piece_to_id(name) if name else otherwise
+        ids[key] = (token,) if settings.get(f"add_{key}_token") and token >= 0 else ()
+    return ids["bos"], ids["eos"]
+
+
+def stops(folder: Path) -> list[int]:
+    """The ids that end a text, by generation_config.json, or config.json where there is none."""
+    name = "generation_config.json"
+    found = config(folder, name if (folder / name).is_file() else "config.json")
+    found = found.get("eos_token_id")
+    found = found if isinstance(found, list) else [] if found is None else [found]
+    if odd := [i for i in found if type(i) is not int]:
+        raise ValueError(f"{folder}: eos_token_id holds {odd[0]!r}, it must be ids: correct it")
     return found
 
 
 @lru_cache(4)
-def _vocabulary(path: Path, changed: int) -> Vocabulary:
-    tokenizer = tdlib.tokenizer.open(path)
+def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     if tokenizer.kind == "Morfessor":
         return _joined(tokenizer)
     candidates = (
@@ -78,20 +191,33 @@ def _vocabulary(path: Path, changed: int) -> Vocabulary:
         else:
             wrong = sum(a != b for a, b in zip(found, wanted, strict=True))
             said = said or f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines"
+    if said and (added := len(_words(tokenizer))):
+        said += f"; {added:,} of its pieces are words added to it"
     return replace(candidates[0], why=said)
 
 
 def trial(tokenizer: Tokenizer) -> list[str]:
-    """Lines that tell two tokenizers apart: pieces at random, edges, every Telugu code point, emoji
-    and what has no piece."""
+    """Lines that tell two tokenizers apart: pieces at random, edges, every Telugu code point,
+    emoji, what has no piece, and each word that was added to it."""
     pieces = [p for p in tokenizer.vocabulary() if p and not re.search("<0x..>|�", p)]
     telugu = [chr(i) for i in range(0x0C00, 0x0C80)]
     emoji = ["👍🏽 😀", "👨‍👩‍👧", *map(chr, range(0x1F600, 0x1F650)), "中文 ꙮ"]
-    return [*release._trial(pieces), *telugu, *(f"క{c}" for c in telugu), *emoji]
+    words = [t for i, t in sorted(_words(tokenizer).items())][:1000]
+    added = [f"{w} {w}{w} క{w}క  {w}. {v}{w}" for v, w in pairwise([*words[-1:], *words])]
+    return [*release._trial(pieces), *telugu, *(f"క{c}" for c in telugu), *emoji, *added]
+
+
+def _words(tokenizer: Tokenizer) -> dict[int, str]:
+    """The words added to a tokenizer.json, which text is cut at first."""
+    added = tokenizer.model.get_added_tokens_decoder() if tokenizer.kind == "Hugging Face" else {}
+    special = tokenizer.silent | {tokenizer.eos, tokenizer.unk}
+    return {i: t.content for i, t in added.items() if i not in special}
 
 
 def _types(tokenizer: Tokenizer, pieces: list[str]) -> list[int]:
     types = [TokenType.BYTE if BYTE.fullmatch(p) else TokenType.NORMAL for p in pieces]
+    for i in _words(tokenizer):
+        types[i] = TokenType.USER_DEFINED
     for i in tokenizer.silent | {tokenizer.eos}:
         types[i] = TokenType.CONTROL
     if tokenizer.unk is not None:
@@ -127,6 +253,9 @@ def _json(tokenizer: Tokenizer) -> list[Vocabulary]:
     ids = {p.removeprefix(HIDDEN): i for p, i in tokenizer.model.get_vocab().items()}
     pieces = sorted(ids, key=ids.get)
     types, space = _types(tokenizer, pieces), tokenizer.marked
+    before = tokenizer.encode(["a"])[0]
+    for i in _words(tokenizer) if tokenizer.marked else ():  # with the space that it brings
+        pieces[i] = tokenizer.line_text([*before, i]).removeprefix(tokenizer.line_text(before))
     if isinstance(inner["vocab"], list):  # Unigram, of which llama.cpp makes other ids
         scores = [score for _, score in inner["vocab"]]
         scores += [0.0] * (len(pieces) - len(scores))
@@ -142,7 +271,8 @@ def _json(tokenizer: Tokenizer) -> list[Vocabulary]:
 
 
 def add(writer: gguf.GGUFWriter, words: Vocabulary, rows: int, bos: int) -> None:
-    """The tokenizer's part of a GGUF's metadata. Prompts begin after `bos`, in ours <eos>."""
+    """The tokenizer's part of a GGUF's metadata. Prompts begin after `bos`, in ours <eos>, where
+    `words` begin with one."""
     spare = rows - len(words.pieces)  # rows of the embedding that no piece has
     writer.add_tokenizer_model(words.model)
     writer.add_tokenizer_pre(words.pre)
@@ -152,14 +282,16 @@ def add(writer: gguf.GGUFWriter, words: Vocabulary, rows: int, bos: int) -> None
         writer.add_token_scores([*words.scores, *[-1e6] * spare])
     if words.merges:
         writer.add_token_merges(words.merges)
-    writer.add_bos_token_id(bos)
+    writer.add_bos_token_id(words.begin[0] if words.begin else bos)
     writer.add_eos_token_id(words.tokenizer.eos)
     if words.tokenizer.unk is not None:
         writer.add_unk_token_id(words.tokenizer.unk)
     if words.tokenizer.kind != "Hugging Face" and 0 in words.tokenizer.silent:
         writer.add_pad_token_id(0)
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(False)
+    for key, i in zip(("eot", "eom"), words.stops, strict=False):
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", i)
+    writer.add_add_bos_token(bool(words.begin))
+    writer.add_add_eos_token(bool(words.end))
     writer.add_add_space_prefix(words.space)
     writer.add_remove_extra_whitespaces(words.trims)
     writer.add_bool(llama_cpp.RAW, not words.why)
@@ -197,7 +329,7 @@ def script(words: Vocabulary) -> str:
     way = release.ways()[name]
     code = way["tokenizer"].partition("\n")[2]  # without the line that asks the Hub
     engine = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    known = {"code": code} | texts["ways"][name] | {"eos": words.tokenizer.eos}
+    known = {"code": code, "begin": words.begin, "eos": words.tokenizer.eos} | texts["ways"][name]
     return engine.from_string(texts["script"]).render(known)
 
 

@@ -8,10 +8,14 @@ Legend: T tokens, V vocabulary.
 
 import ctypes
 import json
+import math
+import mmap
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_void_p
 from functools import cache
 from importlib.util import find_spec
@@ -23,6 +27,10 @@ import numpy as np
 BATCH = 512  # tokens that go in at once
 BYTE = 6  # llama.cpp's type of a piece such as <0xE0>
 RAW = "tdlib.raw_text"  # metadata: whether the file makes the right ids of raw text
+ITEMS, MOST = 2**22, 2**16  # values in all lists of a file's metadata; entries, and weights
+LONGEST = 2**20  # tokens of a context: room for its keys and values is made at once
+_TEXT, _LIST = 8, 9  # of GGUF's kinds of values, and the bytes of each
+_WIDTH = [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8]
 
 
 class _Settings(ctypes.Structure):
@@ -61,6 +69,8 @@ _SIGNATURES = {  # llama.h: what comes back, what goes in
     "llama_vocab_n_tokens": (c_int32, c_void_p),
     "llama_vocab_bos": (c_int32, c_void_p),
     "llama_vocab_eos": (c_int32, c_void_p),
+    "llama_vocab_is_eog": (c_bool, c_void_p, c_int32),
+    "llama_vocab_get_add_bos": (c_bool, c_void_p),
     "llama_tokenize": (
         c_int32, c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool,
     ),
@@ -112,20 +122,78 @@ def quantize(weight_OD: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarr
     return found
 
 
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    # what is raised depends on where a file was cut, or what it is instead
+    except (ValueError, LookupError, TypeError, OverflowError, OSError, MemoryError,
+            AttributeError, struct.error) as error:  # fmt: skip
+        raise ValueError(f"{path} is no whole GGUF file ({error!r:.150}): copy it again, or make "
+                         "it again") from None  # fmt: skip
+
+
+def look(path: Path) -> None:
+    """ValueError where the counts and lengths in a GGUF's header are more than its bytes can hold,
+    or than ITEMS and MOST: a reader would make room for what is not there."""
+    with _whole(path), path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as d:
+        _, version, tensors, entries = struct.unpack_from("<4sIQQ", d)
+        at, room, alignment, end = 24, ITEMS, gguf.GGUF_DEFAULT_ALIGNMENT, 0
+
+        def take(form: str) -> int:
+            nonlocal at
+            at += (size := struct.calcsize(form))
+            return struct.unpack_from(f"<{form}", d, at - size)[0]
+
+        def skip(size: int, what: str = "a name") -> bytes:
+            nonlocal at
+            if size > len(d) - at:
+                raise ValueError(f"{what} of {size:,} bytes in a file of {len(d):,}")
+            at += size
+            return d[at - min(size, 64) : at]
+
+        if version not in (2, 3) or max(tensors, entries) > MOST:
+            raise ValueError(f"version {version}, {tensors:,} weights, {entries:,} values: at most "
+                             f"{MOST:,} are read")  # fmt: skip
+        for _ in range(entries):
+            name, kind = skip(take("Q")), take("I")
+            inner, count = (take("I"), take("Q")) if kind == _LIST else (kind, 1)
+            room -= count
+            if room < 0 or inner == _LIST or inner >= len(_WIDTH):
+                raise ValueError(f"{count:,} values of kind {inner} in {name}: at most {ITEMS:,} "
+                                 "plain ones are read")  # fmt: skip
+            if name == b"general.alignment":
+                alignment = struct.unpack_from("<I", d, at)[0] or alignment
+            for _ in range(count if inner == _TEXT else 0):
+                skip(take("Q"), f"a text in {name}")
+            skip(count * _WIDTH[inner], f"the value of {name}")
+        for _ in range(tensors):
+            name, axes = skip(take("Q")), take("I")
+            if axes > 4:
+                raise ValueError(f"{axes:,} axes of {name}")
+            size, kind = math.prod(take("Q") for _ in range(axes)), take("I")
+            block, width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+            end = max(end, take("Q") + size // block * width)
+        skip(-at % alignment + end, "weights")
+
+
 def read(path: Path) -> gguf.GGUFReader:
-    """A GGUF's metadata and tensors, mapped. One line where it is damaged or cut short: llama.cpp
-    may end the process on such a file."""
+    """A GGUF's metadata and tensors, mapped. One line where it is damaged, cut short, of another
+    architecture or without a vocabulary: llama.cpp may end the process on such a file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: make it by make export MODEL=folder")
-    try:
+    look(path)
+    with _whole(path):
         reader = gguf.GGUFReader(path)  # maps each tensor: none may end beyond the file
-        kind = reader.fields["general.architecture"].contents()
-    # what is raised depends on where a file was cut, or what it is instead
-    except (ValueError, LookupError, TypeError, OverflowError, OSError, MemoryError) as error:
-        raise ValueError(f"{path} is no whole GGUF file ({error!r:.90}): copy it again, or make it "
-                         "again") from None  # fmt: skip
-    if kind != "llama":
-        raise ValueError(f"{path}: its architecture is {kind}, only llama is used here")
+        known = {name: field.contents() for name, field in reader.fields.items()
+                 if name in ("general.architecture", "tokenizer.ggml.model")}  # fmt: skip
+    if (kind := known.get("general.architecture", "not said")) != "llama":
+        raise ValueError(f"{path}: its architecture is {kind!r:.40}, only llama is used here: give "
+                         "a file of a Llama")  # fmt: skip
+    pieces = reader.fields.get("tokenizer.ggml.tokens")
+    if known.get("tokenizer.ggml.model", "none") == "none" or not (pieces and len(pieces.data)):
+        raise ValueError(f"{path} holds no vocabulary (tokenizer.ggml.tokens), so its ids are no "
+                         "text: make it again, by make export MODEL=folder")  # fmt: skip
     return reader
 
 
@@ -183,6 +251,11 @@ class Model:
         self._keep(lib.llama_model_free, model)
         settings = lib.llama_context_default_params()
         self.context = context or lib.llama_model_n_ctx_train(model)
+        if self.context > LONGEST:
+            raise ValueError(
+                f"{self.path} claims a context of {self.context:,}, at most "
+                f"{LONGEST:,} are read: make it again, by make export MODEL=folder"
+            )
         settings.numbers[0], settings.numbers[1] = self.context, BATCH
         if exact:
             kinds = (c_int32 * 32).from_buffer(settings)
@@ -194,6 +267,7 @@ class Model:
         self._vocab = lib.llama_model_get_vocab(model)
         self.vocab_size = lib.llama_vocab_n_tokens(self._vocab)
         self.bos, self.eos = lib.llama_vocab_bos(self._vocab), lib.llama_vocab_eos(self._vocab)
+        self.begin = [self.bos] if lib.llama_vocab_get_add_bos(self._vocab) else []
         self.threads(threads)
         self.length = 0  # tokens in the cache
 
@@ -265,6 +339,10 @@ class Model:
             self._vocab, data, len(data), found, len(found), False, False
         )
         return list(found[:count])
+
+    def ends(self, token: int) -> bool:
+        """Whether a text ends with this id: <eos>, or another that the file names."""
+        return self.lib.llama_vocab_is_eog(self._vocab, token)
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of ids by the file's own pieces; special tokens are nothing."""

@@ -2,6 +2,7 @@
 
 import fcntl
 import io
+import json
 import os
 import pty
 import re
@@ -18,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from tdlib import chat, export, llama_cpp
+from tdlib import chat, export, generate, llama_cpp
+from tdlib.model import Llama
 from tests import upstream
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +97,38 @@ def test_text_comes_in_whole_letters_and_together_is_the_files_own(places):
         assert model.text(ids) + "".join(pieces) == whole and len(pieces) > 5
         inside = [piece for piece in pieces if piece][1:]
         assert not any(unicodedata.category(piece[0]).startswith("M") for piece in inside)
+
+
+def test_a_text_begins_and_ends_where_the_models_own_files_say(places, tokenizer, tmp_path):
+    shutil.copytree(places["folder"], tmp_path / "m")
+    config = {"bos_token": "<bos>", "eos_token": "<eos>", "add_bos_token": False}
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(config))
+    model, ids = Llama.load(tmp_path / "m"), tokenizer.encode(["ఒక"])[0]
+    way = generate.Sampling(temperature=chat.TEMPERATURE)
+    wanted = "".join(generate.stream(model, tokenizer, ids, 96 - len(ids), way, seed=0))
+    assert "".join(chat.folder(tmp_path / "m", "")[0]("ఒక", 0)) == wanted
+    new = generate.generate(model, ids, 20, temperature=chat.TEMPERATURE, seed=0)
+    (tmp_path / "m" / "generation_config.json").write_text(f'{{"eos_token_id": [3, {new[4]}]}}')
+    short = "".join(chat.folder(tmp_path / "m", "")[0]("ఒక", 0))
+    assert wanted.startswith(short) and len(short) < len(wanted) / 2
+    export.to_gguf(tmp_path / "m", tmp_path / "m.gguf", "F16")
+    file = llama_cpp.Model(tmp_path / "m.gguf")
+    new = file.generate(ids, 90, temperature=chat.TEMPERATURE, seed=0)
+    end = next(i for i, token in enumerate(new) if file.ends(token))
+    before, whole = (file.text([*ids, *x]).replace("�", "") for x in ([], new[:end]))
+    assert "".join(chat.file(tmp_path / "m.gguf", "")[0]("ఒక", 0)) == whole[len(before) :]
+
+
+def test_a_folder_without_a_tokenizer_and_a_list_of_odd_ends_are_said(places, said, tmp_path):
+    shutil.copytree(places["folder"], tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text('{"eos_token_id": [3, "</s>"]}')
+    assert "eos_token_id holds '</s>', it must be ids" in said(tmp_path / "m", code=1)
+    (tmp_path / "m" / "generation_config.json").write_text("{")
+    assert "generation_config.json is no JSON" in said(tmp_path / "m", code=1)
+    (tmp_path / "m" / "tokenizer.model").unlink()
+    assert "m holds no tokenizer (tokenizer.json, " in said(tmp_path / "m", code=1)
+    shutil.copy(places["ids"], tmp_path / "u.gguf")
+    assert "holds no tokenizer (" in said(tmp_path / "u.gguf", code=1)
 
 
 def test_control_c_ends_a_text_and_not_the_loop(monkeypatch, capsys):

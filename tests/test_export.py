@@ -4,10 +4,14 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
+import struct
 import subprocess
 import sys
+import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -18,10 +22,21 @@ import sentencepiece
 import tokenizers
 import torch
 import transformers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from safetensors.torch import load_file, save_file
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 import tdlib.tokenizer
-from tdlib import data, export, gguf_check, hard_set, llama_cpp, release, teacher
+from tdlib import (
+    chat,
+    data,
+    export,
+    gguf_check,
+    gguf_tokenizer,
+    hard_set,
+    llama_cpp,
+    release,
+    teacher,
+)
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tdlib.shapes import describe
 from tests import upstream
@@ -379,7 +394,235 @@ def test_the_script_beside_it_makes_the_books_own_ids_and_runs(joined, lines, tm
     assert run(folder, "ఒక ఊరిలో", str(segmenter)).startswith("ఒక ఊరిలో ")
 
 
+# --- which tokenizer is the model's, and what begins a text
+
+WORDS = ["అమ్మ", "ఊరు", "నుంచి", "వచ్చాడు"]
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory) -> Path:
+    """A tokenizer.model without Telugu, and the tokenizer.json made of it to which words are added;
+    and one over bytes, with words added."""
+    place = tmp_path_factory.mktemp("extended")
+    english = [f"the king went to the river {i}" for i in range(200)]
+    options = dict(model_type="bpe", byte_fallback=True, vocab_size=300, pad_piece="<pad>")
+    options |= {f"{name}_piece": f"<{name}>" for name in ("bos", "eos")}
+    base = tdlib.tokenizer.open(theirs(english, place / "tokenizer.model", **options))
+    release.tokenizer_files(base, place, 48)
+    shutil.copy(place / "tokenizer.json", place / "base.json")
+    (place / "bytes").mkdir()
+    (place / "tokenizer_config.json").unlink()
+    for path in (place / "tokenizer.json", over_bytes(english, place / "bytes")):
+        words = tokenizers.Tokenizer.from_file(str(path))
+        words.add_tokens(WORDS)
+        words.save(str(path))
+    return place
+
+
+def test_added_words_are_the_models_own_in_the_file_and_in_chat(extended, tmp_path):
+    json_, line = tdlib.tokenizer.open(extended / "tokenizer.json"), " ".join(WORDS)
+    saved(tmp_path / "m", extended / "tokenizer.json", json_.size, layers=1)
+    shutil.copy(extended / "tokenizer.model", tmp_path / "m")
+    with pytest.warns(UserWarning) as said:
+        export.to_gguf(tmp_path / "m", tmp_path / "x.gguf", "F16")
+    assert re.search("tokenizer.json and tokenizer.model, with other ids", str(said[0].message))
+    assert re.search("takes ids, .*; 4 of its pieces are words added", str(said[1].message))
+    wanted = transformers.AutoTokenizer.from_pretrained(tmp_path / "m").encode(line)
+    with pytest.warns(UserWarning, match="as AutoTokenizer does"):
+        own = chat._tokenizer(tmp_path / "m", "")
+    assert own.encode([line])[0] == wanted == [300, 301, 302, 303]
+    assert llama_cpp.Model(tmp_path / "x.gguf").text(wanted) == own.decode(wanted)
+    assert run(tmp_path, "అమ్మ").startswith("అమ్మ")
+
+
+def test_of_a_bpe_over_bytes_llama_cpp_makes_the_ids_of_added_words_too(extended, tmp_path):
+    json_ = tdlib.tokenizer.open(extended / "bytes" / "tokenizer.json")
+    saved(tmp_path / "m", json_.path, json_.size, layers=1, eos_id=json_.eos)
+    export.to_gguf(tmp_path / "m", tmp_path / "x.gguf", "F16")
+    lines = [" ".join(WORDS), "the అమ్మఊరు king", "కఅమ్మక"]
+    file, judge = (
+        llama_cpp.Model(tmp_path / "x.gguf"),
+        tokenizers.Tokenizer.from_file(str(json_.path)),
+    )
+    found = [file.tokenize(line) for line in lines]
+    assert found == [x.ids for x in judge.encode_batch(lines, add_special_tokens=False)]
+    assert [file.text(ids) for ids in found] == lines
+
+
+def test_of_two_tokenizers_the_one_that_fits_is_taken_and_one_said_twice_is_one(
+    extended, tmp_path, recwarn
+):
+    for name in ("tokenizer.model", "base.json"):
+        shutil.copy(extended / name, tmp_path / name.replace("base", "tokenizer"))
+    assert gguf_tokenizer.beside(tmp_path, 300).path.name == "tokenizer.model" and not recwarn
+    shutil.copy(extended / "tokenizer.json", tmp_path)
+    assert gguf_tokenizer.beside(tmp_path, 304).path.name == "tokenizer.json"
+    assert gguf_tokenizer.beside(tmp_path, 300).path.name == "tokenizer.model"
+    assert "for the embedding has 300 rows" in str(recwarn[-1].message)
+
+
+@pytest.mark.parametrize("base", ["tokenizer.model", "base.json"])
+@pytest.mark.parametrize("file", ["added_tokens.json", "tokenizer_config.json"])
+def test_words_added_in_a_file_of_their_own_are_said_with_a_remedy_that_works(
+    base, file, extended, tmp_path
+):
+    shutil.copy(extended / base, tmp_path / base.replace("base", "tokenizer"))
+    entries = {str(300 + i): {"content": w, "special": False} for i, w in enumerate(WORDS)}
+    added = {w: 300 + i for i, w in enumerate(WORDS)} | {"<pad>": 304}
+    config = {"eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    if file == "added_tokens.json":
+        (tmp_path / file).write_text(json.dumps(added))
+    else:
+        config |= {"added_tokens_decoder": entries}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"lacks 4 words .*save_pretrained\(folder\)"):
+        gguf_tokenizer.beside(tmp_path, 304)
+    one = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    one.save_pretrained(tmp_path)
+    found = gguf_tokenizer.beside(tmp_path)
+    line = "అమ్మ the ఊరు"
+    assert found.encode([line])[0] == one.encode(line, add_special_tokens=False)
+
+
+AROUND = {
+    "no bos": ({"add_bos_token": False}, None), "bos is asked": ({"add_bos_token": True}, None),
+    "a template": ({}, "<eos> $A"), "a template of three": ({}, "<eos> <pad> $A"),
+    "an end": ({}, "$A <eos>"), "no config": (None, None),
+    "a template and no bos": ({"add_bos_token": False}, "<eos> $A <eos>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config, template", AROUND.values(), ids=AROUND)
+def test_a_file_begins_and_ends_a_text_as_transformers_does(config, template, extended, tmp_path):
+    words = tokenizers.Tokenizer.from_file(str(extended / "base.json"))
+    if template:
+        named = [(name, words.token_to_id(name)) for name in ("<eos>", "<pad>") if name in template]
+        words.post_processor = processors.TemplateProcessing(single=template, special_tokens=named)
+    words.save(str(tmp_path / "tokenizer.json"))
+    if config is not None:
+        config |= {
+            "bos_token": "<eos>",
+            "eos_token": "<eos>",
+            "tokenizer_class": "LlamaTokenizerFast",
+        }
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "bos_token_id": 3}')
+    own = gguf_tokenizer.beside(tmp_path)
+    begin, end = gguf_tokenizer.around(tmp_path, own)
+    judge = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    bare = judge.encode("the river", add_special_tokens=False)
+    assert [*begin, *bare, *end] == judge.encode("the river")
+
+
+def test_a_file_says_whether_bos_comes_first_and_all_that_end_a_text(extended, tmp_path):
+    path = extended / "base.json"
+    (tmp_path / "t").mkdir()
+    shutil.copy(path, tmp_path / "t" / "tokenizer.json")
+    model = saved(tmp_path / "m", tmp_path / "t" / "tokenizer.json", 300, layers=1)
+    config = {"bos_token": "<eos>", "eos_token": "<eos>", "add_bos_token": False}
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(config))
+    ends = [3, 260, 261, 262]
+    asked = {"eos_token_id": ends, "suppress_tokens": [5], "top_p": 1.0, "temperature": 0.6}
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(asked))
+    wanted = r"asks for suppress_tokens \[5\], temperature 0.6, eos_token_id 262, which no GGUF"
+    with pytest.warns(UserWarning, match=wanted):
+        export.to_gguf(tmp_path / "m", tmp_path / "x.gguf", "F16")
+    file = llama_cpp.Model(tmp_path / "x.gguf")
+    assert file.begin == [] and [i for i in ends if file.ends(i)] == ends[:3]
+    assert not file.ends(5) and model.config.eos_id == 3
+    (tmp_path / "m" / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<eos>", "eos_token": "<eos>", "split_special_tokens": True})
+    )  # as this book releases it
+    own = gguf_tokenizer.vocabulary(tmp_path / "m")
+    assert own.begin == (3,) and "ids = [3, *tokenizer" in gguf_tokenizer.script(own)
+    assert "ids = [*tokenizer" in gguf_tokenizer.script(replace(own, begin=()))
+
+
 # --- damage
+
+VALUE, TEXT_, LIST = struct.Struct("<I").pack, 8, 9
+
+
+def text(given: str) -> bytes:
+    return struct.pack("<Q", len(given)) + given.encode()
+
+
+def values(kind: int, count: int) -> bytes:
+    return VALUE(LIST) + struct.pack("<IQ", kind, count)
+
+
+LLAMA = text("general.architecture") + VALUE(TEXT_) + text("llama")
+WEIGHT = text("token_embd.weight") + VALUE(2)
+PIECES = text("tokenizer.ggml.model") + VALUE(TEXT_) + text("llama") + text("tokenizer.ggml.tokens")
+HEADERS = {  # entries, weights, and what is said of them
+    "endless": ([text("x") + values(0, 2**60)], [], "1,152,921,504,606,846,976 values .* in b'x'"),
+    "endless texts": ([text("x") + values(TEXT_, 2**60)], [], "at most 4,194,304"),
+    "many that are there": ([text("x") + values(0, 2**23) + bytes(2**23)], [], "8,388,608 values"),
+    "a long text": ([text("x") + VALUE(TEXT_) + struct.pack("<Q", 2**50)], [], "in a file of 4,"),
+    "lists in a list": ([text("x") + values(LIST, 2) + values(0, 1) * 2], [], "plain ones"),
+    "another kind": ([text("x") + VALUE(99)], [], "kind 99"),
+    "wide": ([LLAMA], [WEIGHT + struct.pack("<QQIQ", 2**32, 2**32, 0, 0)], "weights of 73,786"),
+    "far away": ([LLAMA], [WEIGHT + struct.pack("<QQIQ", 8, 8, 0, 2**50)], "weights of 1,125"),
+    "many axes": ([LLAMA], [text("x") + VALUE(2**31)], "2,147,483,648 axes"),
+    "another model": ([LLAMA.replace(b"llama", b"qwen2")], [], "architecture is 'qwen2', only"),
+    "no model": ([text("x") + VALUE(4) + VALUE(0)], [], "architecture is 'not said'"),
+    "no vocabulary": ([LLAMA], [], "holds no vocabulary"),
+    "an empty vocabulary": ([LLAMA, PIECES + values(TEXT_, 0)], [], "holds no vocabulary"),
+}
+
+
+@pytest.mark.parametrize("entries, weights, said", HEADERS.values(), ids=HEADERS)
+def test_what_a_header_claims_is_held_against_the_files_size(entries, weights, said, tmp_path):
+    counts = struct.pack("<QQ", len(weights), len(entries) + (PIECES in b"".join(entries)))
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF" + VALUE(3) + counts + b"".join([*entries, *weights]) + bytes(4000))
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match=rf"x\.gguf.*{said}") as error:
+        llama_cpp.read(path)
+    assert time.perf_counter() - began < 1 and "\n" not in str(error.value)
+
+
+def test_counts_that_no_file_holds_are_refused_where_a_file_is_chosen(tmp_path, monkeypatch):
+    path = tmp_path / "x.gguf"
+    for counts in ((2**40, 0), (0, 2**40)):
+        path.write_bytes(b"GGUF" + VALUE(3) + struct.pack("<QQ", *counts) + bytes(4000))
+        for reader in (llama_cpp.Model, lambda p: export.find(str(p))):
+            with pytest.raises(ValueError, match=r"1,099,511,627,776 .* at most 65,536"):
+                reader(path)
+
+
+def test_a_head_that_is_stored_and_not_in_the_file_is_seen(made, files, tmp_path):
+    assert gguf_check.other_weights(made[0], files["F16"]) == ""
+    stored = load_file(made[0] / "model.safetensors")
+    for name, rows in (("lm_head.weight", "model.embed_tokens.weight"),
+                       ("model.norm.weight", "model.norm.weight")):  # fmt: skip
+        save_file(stored | {name: stored[rows] + 0.5}, tmp_path / "model.safetensors")
+        assert gguf_check.other_weights(tmp_path, files["F16"]) == name
+    save_file(stored | {"lm_head.weight": stored["model.embed_tokens.weight"].clone()},
+              tmp_path / "model.safetensors")  # fmt: skip
+    assert gguf_check.other_weights(tmp_path, files["F16"]) == ""
+
+
+WIDTHS = {
+    "none": (dict(dim=40, heads=2, mlp_dim=36), "Nothing in Q4_0 is in 4 bits: rows of 36", 3),
+    "some": (dict(dim=64, mlp_dim=100), r"9\d\.\d% of Q4_0 is in 4 bits: rows of 100", 0),
+    "others": (dict(dim=48, heads=3, mlp_dim=96), r"\d\.\d% of Q4_0 is in 4 bits: rows of 48", 0),
+    "all": (dict(dim=64, mlp_dim=96), "^Q4_0 is 4-bit throughout. Q4_0_DEFAULT keeps the emb", 0),
+    "untied": (dict(dim=256, mlp_dim=96, tied=False), "Q4_0_DEFAULT keeps the head finer", 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape, said, same", WIDTHS.values(), ids=WIDTHS)
+def test_what_is_in_4_bits_is_told_by_the_weights_themselves(
+    shape, said, same, tokenizer, tmp_path
+):
+    model = saved(tmp_path, tokenizer.path, tokenizer.size, layers=1, **shape)
+    found = export._in_words(export._weights(tmp_path, model.config), model.config)
+    assert re.search(said, found)
+    assert ("The weights of F16, Q8_0, Q4_0, Q4_0_DEFAULT are the same" in found) == bool(same)
+    if "Nothing" in said:
+        with pytest.warns(UserWarning, match=said):
+            export.to_gguf(tmp_path, tmp_path / "x.gguf", "Q4_0")
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused_and_a_smaller_one_filled_up(
