@@ -253,6 +253,13 @@ class Windows:
         return (len(self.ids) - 1) // self.context
 
     @property
+    def known_N(self) -> np.ndarray:
+        """Which windows have a target: of the others nothing can be measured, (N,) bool."""
+        if self.mask is None:
+            return np.ones(len(self), bool)
+        return self.mask[1 : len(self) * self.context + 1].reshape(-1, self.context).any(1)
+
+    @property
     def dropped(self) -> int:
         """Tokens after the last whole window."""
         return len(self.ids) - 1 - len(self) * self.context

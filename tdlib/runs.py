@@ -11,6 +11,7 @@ import ctypes
 import datetime
 import io
 import json
+import math
 import os
 import platform
 import random
@@ -478,7 +479,17 @@ def _read(path: Path):
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False, default=_plain)
+    known = _known(json.loads(json.dumps(value, default=_plain)))
+    return json.dumps(known, indent=1, ensure_ascii=False)
+
+
+def _known(value: object) -> object:
+    """null for a number that is not known: NaN is no JSON."""
+    if isinstance(value, dict):
+        return {name: _known(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_known(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: object):
