@@ -473,7 +473,8 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
         )
     if stored < context + 1:
         raise ValueError(
-            f"{path} has {stored:,} tokens, too few for one window of {context:,} + 1: {MORE}"
+            f"{path} has {stored:,} tokens, too few for one window of {context:,} + 1: "
+            f"{MORE if stored > 8 else 'copy it again'}"  # no context is shorter than that
         )
     _look(path, dtype, meta, _every(path))
     mask = path.with_suffix(".mask.bin")

@@ -321,9 +321,11 @@ class Run:
         found = hashes.inputs(self.out, self.run, self.parameters)
         if missing := [str(path) for path in found.values() if not path.exists()]:
             where = f"PROFILE={self.parameters['profile']} OUT={self.parameters['out']}"
+            beside = self.parameters.get("beside")  # a run of the book may not make it
+            or_else = ', or give beside: ""' * any(Path(m).name == beside for m in missing)
             raise FileNotFoundError(
                 f"{self.run} needs {', '.join(missing)}, which is not there: "
-                f"`make book {where} ONLY={self.run}` makes it"
+                f"`make book {where} ONLY={self.run}` makes it{or_else}"
             )
         known = hashes.made_by_others(self.out, self.run)
         self._inputs = {n: hashes.fingerprint(path, known.get(n)) for n, path in found.items()}
