@@ -492,6 +492,16 @@ TOKENS = {
     "a tokenizer of other ids": (usual_tokenizer, "<eos> of .*tokenizer.model is id 2, it must"),
     "no tokenizer but text": (text_in("tokenizer.model", "x"), "is not a SentencePiece .model"),
     "a short mask": (text_in("val.mask.bin", "\1" * 9), r"val.mask.bin has 9 bytes, it must have"),
+    "a mask of everything": (
+        lambda f: (f / "val.mask.bin").write_bytes(bytes((f / "val.bin").stat().st_size // 4)),
+        r"val.mask.bin masks every target \(0 where a token is none\): correct it, or take it away",
+    ),
+    "a mask but for the rest": (  # after the last whole window
+        lambda f: (f / "train.mask.bin").write_bytes(
+            bytes((n := (f / "train.bin").stat().st_size // 4) - 1 - (n - 1) % 32) + b"\0" + b"\1" *
+            ((n - 1) % 32)
+        ), "train.mask.bin masks every target",
+    ),
 }  # fmt: skip
 
 
