@@ -455,11 +455,12 @@ def kept(this: Run, tokens: data.Tokens, t: Judged) -> tuple:
     for record in book.results_of(this).values():
         texts = record.get("remembered", {}).get("texts", {})
         if record["notebook"][:2] == "04" and t.base in texts and t.teacher in texts:
-            own, by = texts[t.base], texts[t.teacher]
-            notes.append(f"Diversity, of twenty generated texts: distinct bigrams "
-                         f"{own['distinct_2grams']:.0%} (teacher {by['distinct_2grams']:.0%}), "
-                         f"repeated 4-grams {own['repeated_4grams']:.1%} "
-                         f"({by['repeated_4grams']:.1%}); no interval.")  # fmt: skip
+            (two, twos), (four, fours) = (  # null where a text is too short to have any
+                [tables.number(texts[n][key], form) for n in (t.base, t.teacher)]
+                for key, form in (("distinct_2grams", ".0%"), ("repeated_4grams", ".1%"))
+            )
+            notes.append(f"Diversity, of twenty generated texts: distinct bigrams {two} (teacher "
+                         f"{twos}), repeated 4-grams {four} ({fours}); no interval.")  # fmt: skip
     return effects, False, tuple(notes)
 
 
