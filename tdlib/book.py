@@ -168,7 +168,7 @@ def _linked(
             "or tokenizer.json), or give it as tokenizer"
         )
     theirs = data.read_meta(source / "meta.json", p["context"])
-    pieces = theirs["vocab_size"]
+    pieces, masks = theirs["vocab_size"], masks_in_words(data.open_tokens(source, p["context"]))
     cut = cut_spare_rows(teacher, pieces) if teacher and known.size <= pieces else ""
     size = pieces if cut else size
     if size > pieces:
@@ -189,12 +189,31 @@ def _linked(
     ]
     if theirs.get("block_size", tokens.context) != tokens.context:
         said.append(f"Their block_size of {theirs['block_size']:,} is not used, `context` is.")
+    said += [masks] if masks else []
     if tokens.vocab_size < tokens.tokenizer.size:
         said.append(
             f"The teacher's vocabulary is {tokens.vocab_size:,}: the tokenizer's last "
             f"{tokens.tokenizer.size - tokens.vocab_size:,} pieces occur nowhere in the tokens."
         )
     return " ".join([*said, *filter(None, [cut])])
+
+
+def masks_in_words(tokens: data.Tokens) -> str:
+    """How many windows the masks beside the tokens leave without a target; "" without one.
+    ValueError where no window of training or validation has one."""
+    said = []
+    for split in ("train", "val", "confirm"):
+        windows = getattr(tokens, split)
+        if windows is None or windows.mask is None:
+            continue
+        left, n = int(windows.known_N.sum()), len(windows)
+        if not left and split != "confirm":
+            raise ValueError(
+                f"{tokens.folder / f'{split}.mask.bin'} masks every target (0 where a token is "
+                "none): correct it, or take it away"
+            )
+        said.append(f"{n - left:,} of {n:,} windows of {split}")
+    return f"Masked whole, without a target, and in no mean: {', '.join(said)}." if said else ""
 
 
 def save(net: Llama, folder: Path, tokens: data.Tokens) -> None:
@@ -363,7 +382,7 @@ def stop_on_validation(this: Run, name: str, net: Llama, tokens: data.Tokens) ->
     rows = evaluate.fixed_rows(tokens.val, this.parameters["fixed_windows"])
 
     def loss() -> float:
-        return float(np.nanmean(hard_set.window_loss(net, tokens.val, rows, this.device)))
+        return hard_set.known_mean(hard_set.window_loss(net, tokens.val, rows, this.device))
 
     ends = sorted(this.path("checkpoints", this.run, name).glob("epoch-*.safetensors"))
     last = {key: weight.clone() for key, weight in net.state_dict().items()}
@@ -488,7 +507,10 @@ def score(
         scores = hard_set.score(
             net, teacher, windows, rows=rows, device=device, progress=progress, into=loss_2N
         )
-        return choice.in_short(scores) | {"scored": count / len(windows)}
+        asked_N = windows.known_N if rows is None else windows.known_N[rows]
+        masked = int((~asked_N).sum())
+        short = choice.in_short(scores) | {"scored": count / len(windows)}
+        return short | ({"masked": masked} if masked else {})
 
 
 def does_difficulty_mean_anything(base: str, short: dict) -> str:
@@ -497,6 +519,8 @@ def does_difficulty_mean_anything(base: str, short: dict) -> str:
     counts = f"{base} is better than its teacher on {better:.1%} of {short['windows']:,} windows"
     if short.get("scored", 1) < 1:
         counts += f" (of which {short['scored']:.1%}, spread evenly, were scored)"
+    if short.get("masked"):
+        counts += f" but for {short['masked']:,}, which have no target"
     if better > 0.5:
         return (
             f"**⚠ {counts}: most of them. Difficulty is then mostly noise, and a hard set and an "
@@ -544,6 +568,9 @@ def replayed(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> np.nda
     p, difficulty_N = this.parameters, None
     if p["windows"] == "easiest":
         difficulty_N = choice.load_scores(this.path("scores", p["scores"])).difficulty_N
+    known = np.flatnonzero(tokens.train.known_N)  # of the others nothing is learnt
+    if p["windows"] in ("random", "all") and len(known) < len(tokens.train):
+        return known[choice.replayed(chosen, p["windows"], len(known), p["seed"])]
     return choice.replayed(chosen, p["windows"], len(tokens.train), p["seed"], difficulty_N)
 
 
@@ -636,7 +663,7 @@ def difficulty_in_words(scores: hard_set.Scores, chosen: hard_set.HardSet) -> st
         for x in (scores.student_loss_N, d_N)
     )
     return (
-        f"Half of the windows lie above {np.nanmedian(d_N):+.3f} nats. The hardest "
+        f"Half of the windows lie above {np.median(d_N[known_N]):+.3f} nats. The hardest "
         f"{share:.1%} begin at {chosen.threshold:+.3f} and hold {held:.0%} of all that the "
         f"student lost. Both models' losses have a correlation of {own:.2f}; difficulty and "
         f"teacher loss, of {with_teacher:+.2f}."
@@ -836,7 +863,12 @@ def window_losses(this: Run, names: list[str]) -> dict[str, np.ndarray]:
         else this.path("scores", "val", f"{name}.npy")
         for name in names
     }
-    return {name: np.load(path) for name, path in files.items()}
+    losses = {name: np.load(path) for name, path in files.items()}
+    masked_N = np.isnan(list(losses.values())).all(0)  # without a target, for every model
+    for name, loss_N in losses.items():
+        if not np.isfinite(loss_N[~masked_N]).all():
+            raise ValueError(f"{files[name]} holds losses that are not finite: {hard_set.BROKEN}")
+    return losses
 
 
 def sweep_rows(
@@ -909,11 +941,12 @@ def difference(this: Run, one: str, other: str, tokens: data.Tokens, resamples: 
     losses = window_losses(this, [one, other])
     resampled = resample(losses, tokens.documents("val")[0], resamples, this.parameters["seed"])
     low, high = evaluate.interval(resampled[one] - resampled[other])
-    means = {name: float(loss_N.mean()) for name, loss_N in losses.items()}
+    known_N = ~np.isnan(list(losses.values())).any(0)
+    means = {name: float(loss_N[known_N].mean()) for name, loss_N in losses.items()}
     spans = {name: evaluate.interval(r) for name, r in resampled.items()}
     return {
         "losses": means, "intervals": spans, "difference": means[one] - means[other],
-        "low": low, "high": high,
+        "low": low, "high": high, "masked": int((~known_N).sum()), "windows": len(known_N),
     }  # fmt: skip
 
 
@@ -928,15 +961,15 @@ def difference_in_words(one: str, other: str, d: dict) -> str:
     size = tables.with_interval(d["difference"], d["low"], d["high"])
     how = "better" if d["high"] < 0 else "WORSE"
     found = f"is {how} than" if clearly(d["low"], d["high"]) else "is not clearly different from"
-    return f"{one} {found} {other}: {size} nats, one seed."
+    left_out = f"; {d['masked']:,} of {d['windows']:,} windows have no target and are left out"
+    return f"{one} {found} {other}: {size} nats, one seed{left_out if d.get('masked') else ''}."
 
 
 def hard_windows(losses: dict, picked_by: str, teacher: str, share: float) -> np.ndarray:
-    """Which validation windows are hard, (N,) bool: where `picked_by` fell furthest behind."""
-    return (
-        losses[picked_by] - losses[teacher]
-        >= hard_set.select(losses[picked_by] - losses[teacher], share=share).threshold
-    )
+    """Which validation windows are hard, (N,) bool: where `picked_by` fell furthest behind, the
+    share of those that have a target."""
+    difficulty_N = losses[picked_by] - losses[teacher]  # NaN, masked whole, is never hard
+    return difficulty_N >= choice.made(difficulty_N, {"share": share}).threshold
 
 
 def side_by_side(

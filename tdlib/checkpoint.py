@@ -72,7 +72,8 @@ class State:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         usual = torch.where(self.usual.isinf(), loss, self.usual.lerp(loss, 1 / USUAL))
-        self.usual = torch.where(bad, self.usual, usual)
+        # exactly 0 is a step without any target: it says nothing of what is usual
+        self.usual = torch.where(bad | (loss == 0), self.usual, usual)
         self.skipped += bad
         self.step = step
 

@@ -35,10 +35,14 @@ def new_scores(path: Path, windows: int) -> Iterator[np.ndarray]:
 
 
 def load_scores(path: Path) -> Scores:
-    """What 02 scored, as a memory map. ValueError where the file is something else."""
+    """What 02 scored, as a memory map. ValueError where the file is something else, or holds a loss
+    that is not finite: of the student beside none of the teacher, or infinite."""
     try:
         loss_2N = np.load(path, mmap_mode="r")
-        return Scores(*loss_2N)
+        student_N, teacher_N = loss_2N
+        if np.isinf(loss_2N).any() or np.isfinite(student_N)[np.isnan(teacher_N)].any():
+            raise ValueError("a loss is not finite")
+        return Scores(student_N, teacher_N)
     except (ValueError, TypeError, EOFError) as error:
         raise ValueError(f"{path} holds no scores ({error}): run 02_hard_set again") from None
 
@@ -48,6 +52,8 @@ def in_short(scores: Scores) -> dict:
     is better than its teacher."""
     difficulty_N = scores.difficulty_N
     known_N = difficulty_N[~np.isnan(difficulty_N)]
+    if not len(known_N):
+        raise ValueError("no training window was scored that has a target: raise token_limit")
     return {
         "windows": len(difficulty_N),
         "mean": float(known_N.mean(dtype=np.float64)),

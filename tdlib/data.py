@@ -306,6 +306,13 @@ class Windows:
         return (len(self.ids) - 1) // self.context
 
     @property
+    def known_N(self) -> np.ndarray:
+        """Which windows have a target: of the others nothing can be measured, (N,) bool."""
+        if self.mask is None:
+            return np.ones(len(self), bool)
+        return self.mask[1 : len(self) * self.context + 1].reshape(-1, self.context).any(1)
+
+    @property
     def dropped(self) -> int:
         """Tokens after the last whole window."""
         return len(self.ids) - 1 - len(self) * self.context
@@ -583,7 +590,8 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
         )
     if stored < context + 1:
         raise ValueError(
-            f"{path} has {stored:,} tokens, too few for one window of {context:,} + 1: {MORE}"
+            f"{path} has {stored:,} tokens, too few for one window of {context:,} + 1: "
+            f"{MORE if stored > 8 else 'copy it again'}"  # no context is shorter than that
         )
     _look(path, dtype, meta, _every(path))
     mask = path.with_suffix(".mask.bin")

@@ -38,18 +38,19 @@ class Evaluation:
 
     def row(self, bytes_per_token: float) -> dict[str, float]:
         """Every metric that is one number."""
-        loss = float(np.nanmean(self.window_loss_N))
+        loss = hard_set.known_mean(self.window_loss_N)
         bins = {k: np.asarray(v) for k, v in self.calibration.items()}
         gaps = bins["share"] * np.abs(bins["accuracy"] - bins["confidence"])
+        left_out = int(np.isnan(self.window_loss_N).sum())
         return {
             "loss": loss,
-            "loss_fixed": float(np.nanmean(self.token_loss_MT)),
+            "loss_fixed": hard_set.known_mean(self.token_loss_MT),
             "perplexity": math.exp(loss),
             "bits_per_byte": loss / math.log(2) / bytes_per_token,
             "kl": self.kl,
             "agreement": self.agreement,
             "calibration_error": float(gaps.sum()),
-        }
+        } | ({"windows_left_out": left_out} if left_out else {})  # none has a target
 
     def save(self, folder: Path, name: str) -> None:
         """scores/val/<name>.npy and .npz, which 04 reads instead of running the model again."""
@@ -61,8 +62,10 @@ class Evaluation:
 
 
 def fixed_rows(windows: data.Windows, count: int) -> np.ndarray:
-    """`count` windows spread evenly over a split, or all of them where it has fewer."""
-    return np.unique(np.linspace(0, len(windows) - 1, count).round().astype(int))
+    """`count` windows spread evenly over a split, or all of them where it has fewer; where none of
+    these has a target, windows that have one."""
+    rows = np.unique(np.linspace(0, len(windows) - 1, count).round().astype(int))
+    return hard_set.with_targets(windows, rows)
 
 
 @torch.no_grad()
@@ -79,17 +82,17 @@ def evaluate(
     without a teacher)."""
     rows_M = fixed_rows(windows, fixed)
     rest = np.setdiff1d(np.arange(len(windows)), rows_M)
-    loss_N = np.full(len(windows), np.nan, np.float32)
+    loss_N, done = np.full(len(windows), np.nan, np.float32), 0
     for rows in windows.batches(rest, 128):
         loss_N[rows] = hard_set.window_loss(model, windows, rows, device)
-        progress(int(np.isfinite(loss_N).sum()), len(windows), "windows evaluated")
+        progress(done := done + len(rows), len(windows), "windows evaluated")
     parts = []
     for rows in windows.batches(rows_M, 8):
         parts.append(_compare(model, teacher, *windows.batch(rows, device)))
         progress(len(rest) + min(8 * len(parts), len(rows_M)), len(windows), "windows evaluated")
-    token_loss_MT = torch.cat([p["loss_BT"] for p in parts]).cpu().numpy()
-    loss_N[rows_M] = np.nanmean(token_loss_MT, axis=1)
-    each = {k: torch.cat([p[k] for p in parts]) for k in ("confidence", "right", "kl", "same")}
+    each = _joined(parts, teacher)
+    token_loss_MT = each["loss_BT"].cpu().numpy()
+    loss_N[rows_M] = hard_set.known_mean(token_loss_MT, axis=1)
     return Evaluation(
         loss_N, rows_M, token_loss_MT, _calibration(each["confidence"], each["right"]),
         float(each["kl"].mean()), float(each["same"].mean()),
@@ -134,6 +137,17 @@ def _compare(model: Llama, teacher: Llama | None, ids_BT: Tensor, targets_BT: Te
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 
+def _joined(parts: list[dict], teacher: Llama | None) -> dict[str, Tensor]:
+    """What `_compare` gave, together. ValueError: a value of a token that is not masked is not
+    finite; a mean without it would hide a fault."""
+    each = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    if int(each["loss_BT"].isfinite().sum()) != len(each["right"]):
+        raise ValueError(f"the loss of a token is not finite: {hard_set.BROKEN}")
+    if teacher is not None and not each["kl"].isfinite().all():
+        raise ValueError(f"the teacher's KL of a token is not finite: {hard_set.BROKEN}")
+    return each
+
+
 @torch.no_grad()
 def apart(
     model: Llama, other: Llama, windows: data.Windows, rows: np.ndarray, device: str = "cpu"
@@ -142,8 +156,8 @@ def apart(
     parts = [
         _compare(model, other, *windows.batch(some, device)) for some in windows.batches(rows, 8)
     ]
-    each = (torch.cat([p[key].flatten() for p in parts]) for key in ("loss_BT", "kl"))
-    return tuple(float(x.nanmean()) for x in each)
+    each = _joined(parts, other)
+    return tuple(float(each[key].nanmean()) for key in ("loss_BT", "kl"))
 
 
 def _calibration(confidence_N: Tensor, right_N: Tensor) -> dict[str, list[float]]:
@@ -161,7 +175,7 @@ def on_subset(windows: data.Windows, count: int, device: str = "cpu") -> Callabl
     """What `train.fit` is given: the validation loss on a few fixed windows."""
     rows = fixed_rows(windows, count)
     return lambda model: {
-        "val/loss": float(np.nanmean(hard_set.window_loss(model, windows, rows, device)))
+        "val/loss": hard_set.known_mean(hard_set.window_loss(model, windows, rows, device))
     }
 
 
@@ -176,6 +190,8 @@ def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int,
     Few documents of unequal length vary less in a bootstrap than they do in truth, so the draws lie
     `stretch` times as far from the mean; the middle 95 % of them then cover the truth in 95 of 100
     cases (bench/intervals.py). One document alone says nothing: NaN."""
+    if np.isinf(loss_KN).any():
+        raise ValueError(f"a loss is infinite: {hard_set.BROKEN}")
     known_N = ~np.isnan(loss_KN).any(axis=0)
     loss_KN, document_N = np.asarray(loss_KN)[:, known_N], np.asarray(document_N)[known_N]
     documents = np.unique(document_N, return_inverse=True)[1]
@@ -216,7 +232,7 @@ def change(
     pair_2N = np.stack([one_N, other_N]).astype(np.float64)
     means_R2 = resampled_means(pair_2N, document_N, resamples, seed)
     low, high = interval(means_R2[:, 0] - means_R2[:, 1])
-    return float(np.nanmean(pair_2N[0] - pair_2N[1])), low, high
+    return hard_set.known_mean(pair_2N[0] - pair_2N[1]), low, high
 
 
 def beyond(
@@ -227,6 +243,8 @@ def beyond(
     together."""
     known_N = ~np.isnan(change_N)
     change_N, hard_N, document_N = (x[known_N] for x in (change_N, hard_N, document_N))
+    if not 0 < hard_N.sum() < len(hard_N):  # one side has no window with a target
+        return math.nan, math.nan, math.nan
     documents = np.unique(document_N, return_inverse=True)[1]
     d, apart, value = documents.max() + 1, 0.0, 0.0
     draws_RD = np.random.default_rng(seed).multinomial(d, np.full(d, 1 / d), size=resamples)
@@ -236,7 +254,8 @@ def beyond(
         with np.errstate(invalid="ignore"):  # a draw without any hard window says nothing
             apart = apart + sign * (draws_RD @ sums_D) / (draws_RD @ size_D)
         value += sign * sums_D.sum() / size_D.sum()
-    wide = stretch(np.bincount(documents[hard_N]).astype(float)) if d > 1 else math.nan
+    several = len(np.unique(documents[hard_N])) > 1
+    wide = stretch(np.bincount(documents[hard_N]).astype(float)) if several else math.nan
     low, high = interval(value + wide * (apart - value))
     return float(value), low, high
 
@@ -375,7 +394,7 @@ def kept_and_lost(
         for i, name in enumerate(names):
             chosen = label_MT == i
             if chosen.any():
-                means = {m: float(np.nanmean(loss[chosen])) for m, loss in token_loss.items()}
+                means = {m: hard_set.known_mean(loss[chosen]) for m, loss in token_loss.items()}
                 rows.append({"cut": cut, "bucket": name, "tokens": int(chosen.sum())} | means)
     return rows
 

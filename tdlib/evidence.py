@@ -42,18 +42,22 @@ CHOSEN = (
 
 
 def split_of(tokens: data.Tokens) -> tuple[str, data.Windows]:
-    """The split that verdicts are read on."""
-    return ("confirm", tokens.confirm) if tokens.confirm else ("val", tokens.val)
+    """The split that verdicts are read on; validation where nothing else has a target."""
+    confirm = tokens.confirm and tokens.confirm.known_N.any()
+    return ("confirm", tokens.confirm) if confirm else ("val", tokens.val)
 
 
 def judged_on(tokens: data.Tokens) -> str:
     name, windows = split_of(tokens)
     said = {
         "confirm": "the confirmation text, which no choice has looked at",
-        "val": "⚠ the validation text, on which choices were made: no other was put aside",
+        "val": "⚠ the validation text, on which choices were made: no other was put aside"
+        + " that has a target" * bool(tokens.confirm),
     }
-    documents = len(np.unique(tokens.documents(name)[0]))
-    return f"Judged on {said[name]}: {len(windows):,} windows of {documents:,} documents."
+    documents = len(np.unique(tokens.documents(name)[0][windows.known_N]))
+    n, left = len(windows), int(windows.known_N.sum())
+    count = f"{n:,} windows" if left == n else f"{left:,} of {n:,} windows, which have a target,"
+    return f"Judged on {said[name]}: {count} of {documents:,} documents."
 
 
 class Losses(Mapping):
@@ -395,14 +399,16 @@ def hard_text(this: Run, tokens: data.Tokens, t: Judged) -> tuple:
             evaluate.scripts(tokens.tokenizer, windows, rows) != 0
         ).mean(1)
     twins = t.twins(t.arms[t.base])
-    hard = [_hardest(t, a.name, share) for a in twins]
+    hard = [book.hard_windows(t.losses, a.name, t.teacher, share) for a in twins]
     effects = []
     for what, x_N in told.items():
+        x_N = np.where(np.isnan(t.losses[t.teacher]), np.nan, x_N)  # masked: neither part
         each = [evaluate.beyond(x_N, h_N, document_N, t.resamples) for h_N in hard]
         effects.append(Effect(f"share of {what}, hardest {share:.0%} − the rest", *each[0],
                               tuple(e[0] for e in each), claimed=1))  # fmt: skip
     lag_N = np.fmax(t.losses[t.base] - t.losses[t.teacher], 0)
-    notes = [f"The hardest {share:.0%} hold {lag_N[hard[0]].sum() / lag_N.sum():.0%} of all that "
+    held = lag_N[hard[0]].sum() / (lag_N.sum() or 1)
+    notes = [f"The hardest {share:.0%} hold {held:.0%} of all that "
              f"{t.base} lost."]  # fmt: skip
     if len(hard) > 1:
         same = [(h & hard[0]).sum() / (h | hard[0]).sum() for h in hard[1:]]
@@ -411,17 +417,13 @@ def hard_text(this: Run, tokens: data.Tokens, t: Judged) -> tuple:
     for record in book.results_of(this).values():
         if found := record.get("remembered", {}).get("reality"):
             r2 = next(iter(found["r2"].values()))
-            notes.append(f"Features that need no model explain {max(0, r2):.0%} of difficulty.")
+            notes.append(f"Features that need no model explain {tables.number(r2, '.0%', 0.0)} of "
+                         "difficulty.")  # fmt: skip
             notes += [f"The teacher's lead on text it has read is larger by "
                       f"{tables.with_interval(row['gap'], row['low'], row['high'])} nats than on "
                       "other text of the same sources: so much is memory."
                       for row in found["memory"] if row["name"] == t.teacher]  # fmt: skip
     return effects, False, tuple(notes)
-
-
-def _hardest(t: Trial, name: str, share: float) -> np.ndarray:
-    difficulty_N = t.losses[name] - t.losses[t.teacher]
-    return difficulty_N >= hard_set.select(difficulty_N, share=share).threshold
 
 
 def kept(this: Run, tokens: data.Tokens, t: Judged) -> tuple:
@@ -453,11 +455,12 @@ def kept(this: Run, tokens: data.Tokens, t: Judged) -> tuple:
     for record in book.results_of(this).values():
         texts = record.get("remembered", {}).get("texts", {})
         if record["notebook"][:2] == "04" and t.base in texts and t.teacher in texts:
-            own, by = texts[t.base], texts[t.teacher]
-            notes.append(f"Diversity, of twenty generated texts: distinct bigrams "
-                         f"{own['distinct_2grams']:.0%} (teacher {by['distinct_2grams']:.0%}), "
-                         f"repeated 4-grams {own['repeated_4grams']:.1%} "
-                         f"({by['repeated_4grams']:.1%}); no interval.")  # fmt: skip
+            (two, twos), (four, fours) = (  # null where a text is too short to have any
+                [tables.number(texts[n][key], form) for n in (t.base, t.teacher)]
+                for key, form in (("distinct_2grams", ".0%"), ("repeated_4grams", ".1%"))
+            )
+            notes.append(f"Diversity, of twenty generated texts: distinct bigrams {two} (teacher "
+                         f"{twos}), repeated 4-grams {four} ({fours}); no interval.")  # fmt: skip
     return effects, False, tuple(notes)
 
 
@@ -589,7 +592,7 @@ def models_table(
         rows.append({
             "model": name, "made": arm.kind(), "seeds": " ".join(map(str, arm.seeds)),
             "training tokens": arm.tokens, "development": dev[name],
-            "confirmation": float(np.nanmean(t.losses[name])) if seen else math.nan,
+            "confirmation": hard_set.known_mean(t.losses[name]) if seen else math.nan,
             f"against {t.base}":
             "baseline" if name == t.base else tables.with_interval(mean, *span) if seen else "–",
         } | {k: v for k, v in cost[name].items() if k != "made"})  # fmt: skip
@@ -609,7 +612,7 @@ def choices_table(this: Run, tokens: data.Tokens, t: Judged, recipe_: str | None
         tried.setdefault(a.settings, n)
     names = list(tried.values())
     val, document_N = book.window_losses(this, names), tokens.documents("val")[0]
-    order = sorted(names, key=lambda n: float(np.nanmean(val[n])))
+    order = sorted(names, key=lambda n: hard_set.known_mean(val[n]))
     # the recipe's own run may be longer than what it was chosen from
     wanted = t.arms[recipe_ or order[0]].p
     same = (n for n in order if all(t.arms[n].p[k] == wanted[k] for k in TRIED))
@@ -620,7 +623,7 @@ def choices_table(this: Run, tokens: data.Tokens, t: Judged, recipe_: str | None
         told = {k: p[k] for k in TRIED} | ({"temperature": "–"} if p["ce_weight"] == 1 else {})
         apart = evaluate.change(val[name], val[chosen], document_N, t.resamples)
         rows.append(told | {
-            "development": round(float(np.nanmean(val[name])), 4),
+            "development": round(hard_set.known_mean(val[name]), 4),
             "against the recipe":
             "the recipe" if name == chosen else tables.with_interval(*apart),
         })  # fmt: skip

@@ -4,6 +4,7 @@ difficulty = student loss − teacher loss, nats per token, mean over a window; 
 student is better. Legend: N windows of the training tokens, K of them kept.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,36 @@ class HardSet:
     easy: int = 0  # how many of the K lie below the threshold, mixed in
 
 
+def known_mean(loss: np.ndarray, axis: int | None = None) -> np.ndarray | float:
+    """Mean over what has a target: NaN, every target masked, counts nowhere. NaN where nothing is
+    left. ValueError where a value is infinite: that is no mask, but a fault."""
+    if np.isinf(loss).any():
+        raise ValueError(f"a loss is infinite: {BROKEN}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of nothing the mean is NaN, as said
+        return np.nanmean(loss, axis) if axis is not None else float(np.nanmean(loss))
+
+
+BROKEN = "the model's weights or its scores are damaged: make them again (REDO= of that run)"
+
+
+def _checked(loss_B: np.ndarray, windows: data.Windows, rows_B: np.ndarray) -> np.ndarray:
+    """The losses, where each is a number, or NaN and its window without a target."""
+    if len(bad := np.asarray(rows_B)[~np.isfinite(loss_B)]):
+        masked_B = (windows.batch(bad)[1] == data.IGNORE).all(1).numpy()
+        if not masked_B.all():
+            raise ValueError(f"the loss of window {bad[~masked_B][0]:,} is not finite: {BROKEN}")
+    return loss_B
+
+
+def with_targets(windows: data.Windows, rows: np.ndarray) -> np.ndarray:
+    """The rows; where every target of theirs is masked, as many that have one, spread evenly."""
+    if windows.mask is None or windows.targets(rows) or not windows.known_N.any():
+        return rows
+    known = np.flatnonzero(windows.known_N)
+    return known[np.unique(np.linspace(0, len(known) - 1, len(rows)).round().astype(int))]
+
+
 @torch.no_grad()
 def token_losses(model: Llama, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
     """Loss of every token, (B, T), in nats; 0 where the target is masked."""
@@ -43,15 +74,16 @@ def token_losses(model: Llama, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
 def window_loss(
     model: Llama, windows: data.Windows, rows: np.ndarray, device: str = "cpu", size: int = 16
 ) -> np.ndarray:
-    """Mean loss of each of some windows, in nats per token; NaN where every target is masked."""
+    """Mean loss of each of some windows, in nats per token; NaN where every target is masked.
+    ValueError: a loss is not finite, though its window has a target."""
     if hasattr(model, "losses") and (kept := model.losses(rows)) is not None:
-        return kept  # a cache that has seen them
+        return _checked(kept, windows, rows)  # a cache that has seen them
     means = []
     for rows_B in windows.batches(rows, size):
         ids_BT, targets_BT = windows.batch(rows_B, device)
         sums_B = token_losses(model, ids_BT, targets_BT).sum(1)
         means.append(sums_B / (targets_BT != data.IGNORE).sum(1))
-    return torch.cat(means).cpu().numpy()
+    return _checked(torch.cat(means).cpu().numpy(), windows, rows)
 
 
 def score(

@@ -65,7 +65,7 @@ def _is_fold(value: str) -> bool:
     return found is not None and int(found[1]) <= int(found[2]) and int(found[2]) > 1
 
 
-_NAME = _text(r"[^\W_][\w.+-]*", "a name of letters, digits, - _ . +")
+_NAME = _text(r"[^\W_][\w.+-]*", "a name of letters (no vowel signs), digits, - _ . +")
 _POSITIVE, _COUNT = _number(float, 0, open_low=True), _number(int, 1)
 _SHAPE = _choice(*SHAPES)
 
@@ -76,7 +76,7 @@ RULES = {
     "run": _NAME,
     "profile": _NAME,
     "out": Rule(str, "the path of a run folder", lambda value: value.strip() != ""),
-    "seed": _number(int, 0),
+    "seed": _number(int, 0, 2**63 - 1),  # what torch takes
     "device": Rule(
         str, "auto, cpu, cuda or cuda:0", lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v),
         choices=("auto", "cpu", "cuda"),
@@ -219,6 +219,11 @@ def read(path: Path) -> dict[str, object]:
     keys = [key.value for key, _ in node.value]
     if twice := [key for key in found if keys.count(key) > 1]:
         raise ParameterError(f"{path} has {', '.join(map(str, twice))} twice: keep one")
+    for key, value in node.value:  # YAML 1.1 counts 010 in eights, and 1:30 in sixties
+        if value.tag.endswith((":int", ":float")) and re.match(r"[-+]?0[\d_]|.*:", value.value):
+            meant = yaml.safe_load(value.value)
+            raise ParameterError(f"{path}: {key.value} = {value.value} is read as {meant}: write "
+                                 f"{meant}, or put it in quotes where it is text")  # fmt: skip
     return found
 
 
@@ -273,7 +278,7 @@ def shell():
 def convert(rule: Rule, value: object) -> object:
     """The value as its rule's kind. "5e-4" is a number: YAML 1.1, and so papermill, reads it as
     text. TypeError says what is meant instead."""
-    if value is None and rule.none:
+    if rule.none and value in (None, "null", "None"):
         return None
     if rule.kind in (int, float):
         return _as_number(rule.kind, value)
@@ -284,7 +289,8 @@ def convert(rule: Rule, value: object) -> object:
             pass  # told below
     if isinstance(value, rule.kind):
         return value
-    meant = {str: "is not text: put it in quotes", bool: "is not true or false", list: "is no list"}
+    meant = {str: "is not text: put it in quotes, or in papermill give it by -r, not -p",
+             bool: "is not true or false", list: "is no list"}  # fmt: skip
     raise TypeError(meant[rule.kind])
 
 
@@ -328,6 +334,9 @@ def _wrong_values(notebook: str, defaults: dict, values: dict) -> list[str]:
             near = difflib.get_close_matches(str(value), said.choices, 1)
             example = f"for example {_line(name, defaults[name])}"
             remedy = f"did you mean {near[0]}?" if near else example
+            bare = value.strip("'\"") if isinstance(value, str) else value
+            if bare != value and said.holds(bare):  # papermill keeps what the shell leaves
+                remedy = f"leave its quotes out, in papermill -r {name} {bare}"
             problems.append(f"{name} = {value!r} must be {said.says}: {remedy}")
     scale, rank = values.get("lora_scale", 0), values.get("rank", 1)
     if not problems and scale > LARGE_SCALE and not values.get("allow_large_scale"):

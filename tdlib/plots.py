@@ -135,7 +135,8 @@ def teacher_against_student(
     student_N, teacher_N, hard_N = map(np.asarray, (student_loss_N, teacher_loss_N, hard_N))
     parts = {"others": (~hard_N, "#8f969e", "o"), "hard": (hard_N, HARD, "^")}
     lag_N = student_N - teacher_N
-    hard, rest = (_apart(np.nanmean(lag_N[c_N])) if c_N.any() else "–" for c_N in (hard_N, ~hard_N))
+    hard, rest = (lag_N[c_N & ~np.isnan(lag_N)] for c_N in (hard_N, ~hard_N))
+    hard, rest = (_apart(lags.mean()) if len(lags) else "–" for lags in (hard, rest))
     title = (
         f"On {hard_N.sum():,} hard windows the student is {hard} its teacher, on the others {rest}"
     )

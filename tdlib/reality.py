@@ -237,7 +237,7 @@ def _unseen(this: Run, tokens, scores: hard_set.Scores, unseen: hard_set.Scores)
         for s, x in ahead.items()
     }  # fmt: skip
     low, high = evaluate.interval(drawn["train"] - drawn["val"])
-    fold, val = (float(np.nanmean(x)) for x in ahead.values())
+    fold, val = map(hard_set.known_mean, ahead.values())
     return {"fold": fold, "val": val, "extra": fold - val, "low": low, "high": high}
 
 
@@ -250,7 +250,7 @@ def table(result: dict) -> pd.DataFrame:
         {
             "the same windows, judged by": row["with"], "windows": f"{row['windows']:,}",
             "hard by both (Jaccard)": f"{row['jaccard']:.3f}", "by chance": f"{row['chance']:.3f}",
-            "rank correlation": f"{row['rank']:+.3f}",
+            "rank correlation": tables.number(row["rank"], "+.3f"),
             "better than its teacher on": f"{row['student_better']:.1%}"
             if "student_better" in row else "–",
         }
@@ -266,10 +266,10 @@ def in_words(result: dict, base: str, teacher: str) -> str:
         both = 2 * row["jaccard"] / (1 + row["jaccard"])  # of as many hard windows each
         said.append(f"{both:.0%} by {row['with']} ({expected:.0%} would be by chance)")
     text = f"Of the windows that are hard for {base}, so many are hard too: {'; '.join(said)}. "
-    own, loss = (max(0.0, value) for value in result["r2"].values())
+    own, loss = (tables.number(r2, ".0%", 0.0) for r2 in result["r2"].values())
     text += (
         f"Features that need no model (junk, script, rare pieces, length, source, place) explain "
-        f"{own:.0%} of difficulty, and {loss:.0%} of {base}'s own loss. "
+        f"{own} of difficulty, and {loss} of {base}'s own loss. "
     )
     if found := {row["name"]: row for row in result["memory"]}:
         t, b, d = (_nats(found[name]) for name in (teacher, base, "difficulty"))

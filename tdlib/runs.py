@@ -11,6 +11,7 @@ import ctypes
 import datetime
 import io
 import json
+import math
 import os
 import platform
 import random
@@ -320,9 +321,11 @@ class Run:
         found = hashes.inputs(self.out, self.run, self.parameters)
         if missing := [str(path) for path in found.values() if not path.exists()]:
             where = f"PROFILE={self.parameters['profile']} OUT={self.parameters['out']}"
+            beside = self.parameters.get("beside")  # a run of the book may not make it
+            or_else = ', or give beside: ""' * any(Path(m).name == beside for m in missing)
             raise FileNotFoundError(
                 f"{self.run} needs {', '.join(missing)}, which is not there: "
-                f"`make book {where} ONLY={self.run}` makes it"
+                f"`make book {where} ONLY={self.run}` makes it{or_else}"
             )
         known = hashes.made_by_others(self.out, self.run)
         self._inputs = {n: hashes.fingerprint(path, known.get(n)) for n, path in found.items()}
@@ -478,7 +481,17 @@ def _read(path: Path):
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False, default=_plain)
+    known = _known(json.loads(json.dumps(value, default=_plain)))
+    return json.dumps(known, indent=1, ensure_ascii=False)
+
+
+def _known(value: object) -> object:
+    """null for a number that is not known: NaN is no JSON."""
+    if isinstance(value, dict):
+        return {name: _known(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_known(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: object):

@@ -10,18 +10,26 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from tdlib import evaluate, generate
+from tdlib import evaluate, generate, hard_set
 from tdlib.shapes import Q4_LIMIT, LlamaConfig, describe, of_plan, span
 
 FEW = 100  # tokens of a bucket; of fewer the table tells, the figures do not
 
 
-def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
+def number(value: float | None, form: str, least: float = -math.inf) -> str:
+    """A number, or `least` if that is more; "–" where it is not known (NaN, null in a record)."""
+    known = value is not None and math.isfinite(value)
+    return format(max(least, value), form) if known else "–"
+
+
+def with_interval(
+    value: float | None, low: float | None, high: float | None, digits: int = 3
+) -> str:
     """ "−0.220 [−0.224, −0.215]", with true minus signs; "undefined" where there is no value, and
     "unknown" for the interval of one document."""
-    if not math.isfinite(value):
+    if value is None or not math.isfinite(value):
         return "undefined"
-    if not math.isfinite(low):
+    if low is None or not math.isfinite(low):
         return f"{value:+.{digits}f} [unknown]".replace("-", "−")
     text = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
     return text.replace("-", "−")
@@ -55,7 +63,10 @@ def quality(
             "plan's loss, our formula": span(*(258 / np.array([high[i], low[i]])), 1),
             "plan: quality %": span(*of_plan(name, "quality"), 0),
         })  # fmt: skip
-    return pd.DataFrame(rows).set_index("model")
+    table = pd.DataFrame(rows).set_index("model")
+    if any(left_out := [m.get("windows_left_out", 0) for m in metrics.values()]):
+        table["windows left out"] = left_out  # none of their tokens is a target
+    return table
 
 
 def made(metrics: dict[str, dict], how: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
@@ -88,7 +99,7 @@ def hard_and_easy(
         for part, chosen_N in (("hard", hard_N), ("easy", ~hard_N)):
             pair = (loss_N[chosen_N], window_loss[base][chosen_N])
             change, low, high = evaluate.change(*pair, document_N[chosen_N], resamples)
-            row |= {part: float(np.nanmean(pair[0])), f"{part} change": change}
+            row |= {part: hard_set.known_mean(pair[0]), f"{part} change": change}
             row |= {f"{part} low": low, f"{part} high": high}
         rows.append(row)
     return pd.DataFrame(rows).set_index("model")
@@ -137,11 +148,14 @@ def sizes(
 def metrics(rows: dict[str, dict]) -> pd.DataFrame:
     """Every metric of some models, the first one the baseline, with the difference in loss."""
     frame = pd.DataFrame(rows).T.rename_axis("model")
+    left_out = frame.pop("windows_left_out") if "windows_left_out" in frame else None
     first = next(iter(rows))
     frame.insert(1, f"loss − {first}'s", frame["loss"] - rows[first]["loss"])
     frame["parameters"] = frame["parameters"].map("{:,.0f}".format)
     for column in frame.columns[1:]:
         frame[column] = frame[column].map("{:.4f}".format)
+    if left_out is not None:  # none of their tokens is a target
+        frame["windows left out"] = left_out.fillna(0).map("{:,.0f}".format)
     return frame.rename(columns={"loss_fixed": "loss, fixed windows", "kl": "KL to teacher"})
 
 
@@ -196,8 +210,8 @@ def texts(found: dict[str, dict]) -> pd.DataFrame:
     """Generated texts side by side, and how much each model repeats itself."""
     frame = pd.DataFrame(found).T.rename_axis("model")
     frame["text"] = frame["text"].str.replace("\n", " ¶ ")  # a row of Markdown is one line
-    frame["repeated_4grams"] = frame["repeated_4grams"].map("{:.1%}".format)
-    frame["distinct_2grams"] = frame["distinct_2grams"].map("{:.1%}".format)
+    for column in ("repeated_4grams", "distinct_2grams"):
+        frame[column] = [number(share, ".1%") for share in frame[column]]
     return frame.rename(
         columns={"repeated_4grams": "repeated 4-grams", "distinct_2grams": "distinct bigrams"}
     )
@@ -351,7 +365,7 @@ def quantization(found: dict[str, list[dict]]) -> pd.DataFrame:
              "plan: MB": span(*of_plan(model, "megabytes"), 0) if row["format"] == "Q4_0" else "–",
              "loss": f"{row['loss']:.4f}", "against itself": f"{row['loss'] - loss:+.4f}",
              "KL": f"{row['kl']:.2g}", "agreement": f"{row['agreement']:.2%}",
-             "repeated 4-grams": f"{row['repeated_4grams']:.1%}"}
+             "repeated 4-grams": number(row["repeated_4grams"], ".1%")}
             for row in formats
         ]  # fmt: skip
     return pd.DataFrame(rows)

@@ -253,10 +253,11 @@ def check(model: Llama, windows: data.Windows, *, count: int = 32, device: str =
     tokens, which the best guess without any context reaches. ValueError: the other is better by
     more than 0.1 nats, or the loss is no better than guessing."""
     rows = np.unique(np.linspace(0, len(windows) - 1, count).astype(int))
+    rows = hard_set.with_targets(windows, rows)
     other = copy.deepcopy(model)
     _turn(other)
     loss, turned = (
-        float(np.nanmean(hard_set.window_loss(m, windows, rows, device))) for m in (model, other)
+        hard_set.known_mean(hard_set.window_loss(m, windows, rows, device)) for m in (model, other)
     )
     if turned < loss - 0.1:
         raise ValueError(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from tdlib import evaluate, hashes, tables
+from tdlib import evaluate, hard_set, hashes, tables
 
 ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial to mean something
 SETS = {"hard": "the hard set", "random": "a random set", "easiest": "the easiest windows",
@@ -163,7 +163,7 @@ class Trial:
     def _apart(self, one: str, other: str, part: str) -> float:
         every_N = np.ones_like(self.hard_N)
         chosen_N = {"hard": self.hard_N, "easy": ~self.hard_N, "all": every_N}[part]
-        return float(np.nanmean((self.losses[one] - self.losses[other])[chosen_N]))
+        return hard_set.known_mean((self.losses[one] - self.losses[other])[chosen_N])
 
 
 def _first_of_each(found: list[Arm], seeds: tuple = ()) -> list[Arm]:
@@ -220,6 +220,9 @@ def sentences(t: Trial, found: list[Comparison]) -> list[str]:
     """The verdict, most important first: whether the trial means anything, then every comparison,
     what was not run, and what another seed of the base seems to gain."""
     said = [*warnings(t), *map(in_words, found)]
+    if left_out := int(np.isnan(t.losses[t.base]).sum()):
+        said.append(f"{left_out:,} of {len(t.hard_N):,} windows have no target (a mask): they are "
+                    "neither hard nor easy, and in no mean and no interval.")  # fmt: skip
     for c in found:
         if c.what.endswith("student-120m"):
             said.append(gap_in_words(t, c))
@@ -249,9 +252,10 @@ def warnings(t: Trial) -> list[str]:
     """What makes the trial mean little, said before it."""
     said = []
     if t.teacher in t.losses:
-        value, low, high = t.change(t.base, t.teacher, "all")
+        value, low, high = change = t.change(t.base, t.teacher, "all")
         ahead = f"{value:+.3f} ± {(high - low) / 2:.3f} nats [{low:+.3f}, {high:+.3f}]"
-        if value < ENOUGH:
+        ahead = _verb(change)[1] if math.isnan(low) else ahead
+        if not value >= ENOUGH:
             said.append(
                 f"**⚠ This trial means little**: {t.base} is only {ahead} behind its teacher, and "
                 f"it takes {ENOUGH} for a lag to win back. Train a better teacher first."
@@ -288,7 +292,8 @@ def in_words(c: Comparison) -> str:
     said += f". They also differ in {odd}." if odd else "."
     if c.what.startswith("nothing"):
         _, size = _verb(c.beyond)
-        how = "is not clearly apart from nothing" if c.beyond[1] <= 0 <= c.beyond[2] else "is clear"
+        clear = c.beyond[1] > 0 or c.beyond[2] < 0  # an end that is not known makes nothing clear
+        how = "is clear" if clear else "is not clearly apart from nothing"
         said = f"What nothing at all 'gains', read in the same way: {said[0].lower()}{said[1:]}"
         said += f" Its change on the hard part beyond that on the easy one {how}: {size}."
     return _minus(said)
@@ -297,6 +302,8 @@ def in_words(c: Comparison) -> str:
 def _verb(change: Change) -> tuple[str | None, str]:
     """ "gains" or "loses" with the size as a positive number, or None with the signed change."""
     value, low, high = change
+    if math.isnan(value):
+        return None, "undefined: no window there has a target"
     if math.isnan(low):
         return None, f"{value:+.3f} nats, of one document"
     half, d = (high - low) / 2, 3 if max(map(abs, change)) >= 0.001 else 5  # of hardly anything
@@ -332,8 +339,10 @@ def gap_in_words(t: Trial, c: Comparison) -> str:
     losses_3N = np.stack([t.losses[name] for name in names])
     means_R3 = evaluate.resampled_means(losses_3N, t.document_N, t.resamples)
     closed_R = evaluate.gap_closed(*means_R3.T)
-    base, one, rival = np.nanmean(losses_3N, axis=1)
+    base, one, rival = hard_set.known_mean(losses_3N, axis=1)
     size = "undefined, since the base is not clearly worse"
+    if np.isnan(means_R3).any():
+        size = "undefined, since one document has no interval"
     if np.isfinite(closed_R).any():
         size = tables.with_interval((base - one) / (base - rival), *evaluate.interval(closed_R), 2)
     return f"Share of the gap from {t.base} to {c.other.name} that {c.one.name} closes: {size}."

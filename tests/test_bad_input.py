@@ -31,12 +31,25 @@ import pyarrow.parquet
 import pytest
 import sentencepiece
 import torch
+import yaml
 import zstandard
 from IPython.core.interactiveshell import InteractiveShell
 from safetensors.torch import load_file, save_file
 from traitlets.config import Config
 
-from tdlib import book, data, files, graph, parameters, runs, teacher, telugu, tokenizer, train
+from tdlib import (
+    book,
+    data,
+    files,
+    graph,
+    parameters,
+    runs,
+    teacher,
+    telugu,
+    text,
+    tokenizer,
+    train,
+)
 from tdlib.model import Llama, LlamaConfig
 
 REPOSITORY = Path(__file__).parents[1]
@@ -137,6 +150,7 @@ def refusal(out, monkeypatch, capsys):
         assert len(shown) == 2, f"a traceback is shown: {shown[0][-3000:]}"
         line = f"{type(error).__name__}: {error}"
         assert shown[1].rstrip("\n") == line and "\n" not in line
+        tried(line, notebook, given)
         if runs._latest:  # it was begun: its page and the index say the same
             state = runs.state(out, runs._latest.run)
             assert (state["state"], state["error"]) == ("failed", [line])
@@ -151,6 +165,118 @@ def refusal(out, monkeypatch, capsys):
     if runs._latest:
         runs._latest.detach()
     InteractiveShell.clear_instance()
+
+
+# --- remedies: how a line ends → what shows that it helps. Every line of every table has one
+
+
+def passes(notebook: str, given: dict, **cure) -> None:
+    """With the cure nothing is said any more against the parameters."""
+    known = {k: v for k, v in given.items() if k in parameters.declared(notebook)}
+    assert parameters.check(notebook, known | cure).items() >= cure.items()
+
+
+def cured(**cure):
+    return lambda found, notebook, given: passes(notebook, given, **cure)
+
+
+def named(found: re.Match, notebook: str, given: dict) -> None:
+    passes(notebook, given, **{found[1]: parameters.declared(notebook)[found[1]]})
+
+
+def one_of(found: re.Match, notebook: str, given: dict) -> None:
+    for line in found.groups():
+        passes(notebook, given, **yaml.safe_load(line))
+
+
+def makes(found: re.Match, notebook: str, given: dict) -> None:
+    """The command is understood, and a run of that book makes what is missing."""
+    missing, words = Path(found[1].split(", ")[0]), dict(w.split("=") for w in found[2].split())
+    assert graph.wanted("book", words).only
+    out, runs_ = Path(words["OUT"]), graph.book(words["PROFILE"], Path(words["OUT"]))
+    if missing not in {out / path for run in runs_ for path in run.writes}:
+        passes(notebook, given, **yaml.safe_load(found[3]))
+
+
+def readable(found: re.Match, notebook: str, given: dict) -> None:
+    path = Path(given.get("teacher") or given.get("text") or given["tokens"])
+    path = path if path.exists() else Path(given["tokens"])
+    subprocess.run(["chmod", "-R", "a+rX", path], check=True)
+    assert all(os.access(p, os.R_OK, effective_ids=True) for p in (path, *path.rglob("*")))
+
+
+def shorter(found: re.Match, notebook: str, given: dict) -> None:
+    assert int(found[1].replace(",", "")) > 8  # the shortest that there is
+    passes(notebook, given, context=8)
+
+
+def within(found: re.Match, notebook: str, given: dict) -> None:
+    """The parameter can go where the remedy says: to the limit that is told, or twice as far."""
+    name, value = found[1], float(found[2])
+    limit = re.search(r"<= (\d+)", found.string)
+    passes(notebook, given, **{name: int(limit[1]) if limit else type(given[name])(2 * value)})
+
+
+def like(found: re.Match, notebook: str, given: dict) -> None:
+    path = Path(given["text"]).with_name("like.jsonl")
+    path.write_text(found[1].replace("…", A), encoding="utf8")
+    assert text.read([str(path)])[0].lines == (A,)
+
+
+def converted(found: re.Match, notebook: str, given: dict) -> None:
+    if "UTF-16" in found.string and A in (body := Path(given["text"]).read_bytes()).decode(
+        "utf-16" if body[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-16-le", "ignore"
+    ):
+        again = Path(given["text"]).with_name("again.txt")
+        command = ["iconv", "-f", "UTF-16", "-t", "UTF-8", given["text"], "-o", again]
+        subprocess.run(command, check=True)
+        assert text.read([str(again)])
+
+
+def at_fault(found: re.Match, notebook: str, given: dict) -> None:
+    """Another thing in the place of what the line names: it was given."""
+    wanted = [str(v) for k, v in given.items() if k in PLACES and v]
+    assert any(path in found.string for path in wanted), wanted
+
+
+PLACES = ("text", "tokens", "teacher", "tokenizer", "segmenter", "out")
+REMEDIES = {
+    r"no parameter \w+: did you mean (\w+)\?$": named,
+    r"no parameter \w+: it has (\w+), ": named,
+    r": (\w+) = .*: did you mean ([\w-]+)\?$": lambda found, notebook, given: passes(
+        notebook, given, **{found[1]: found[2]}
+    ),
+    r"for example (\w+: .+)$": one_of,
+    r"write (\w+: \S+), or (\w+: true)$": one_of,
+    r"set (\w+: \w+)$": one_of,
+    r"give the student another name$": cured(student="another"),
+    r"give its YAML$": lambda *_: parameters.read(REPOSITORY / "params/tiny/02_hard_set.yaml"),
+    r"needs (.*), which is not there: `make book (.*)` makes it(?:, or give (.*))?$": makes,
+    r"chmod -R a\+rX|Permission denied: '": readable,
+    r": (\w+) = .* correct the path, or give \"\" for none$": lambda found, notebook, given: passes(
+        notebook, given, **{found[1]: ""}
+    ),
+    r"(give another|another disk \(out, OUT=\))$": cured(out="outputs/another"),
+    r"leave tokens empty, or change out$": cured(tokens=""),
+    r"and tokens = .*: give one of the two$": cured(text=""),
+    r"give one of the three$": cured(text="tests"),
+    r"give tokens, or text and tokenizer$": cured(tokens="tests"),
+    r" (\d[\d,]*) tokens, too few .* or a shorter context$": shorter,
+    r"the context of \S+ is (\d+), .*: give a shorter context$": shorter,
+    r": (\w+) (\S+) does not fit .*(lower|raise) it": within,
+    r": (\w+) (\S+) of the text .*give more documents .*, a larger \1 or a smaller sec": within,
+    r'it must be like (\{"text": "…"\})$': like,
+    r"convert it(, iconv -f \S+ -t UTF-8| with iconv, or copy it again)$": converted,
+    r"(copy|pack|make|train|save|put|convert|correct|update|call|holds) [^:]*$": at_fault,
+    r": give [^:]*$": at_fault,
+}
+
+
+def tried(line: str, notebook: str, given: dict) -> None:
+    """Reads the remedy of a line, and tries it."""
+    found = next(filter(None, (re.search(remedy, line) for remedy in REMEDIES)), None)
+    assert found, f"no remedy that can be tried: {line}"
+    REMEDIES[found.re.pattern](found, notebook, given)
 
 
 # --- texts: a file's name → its content, or what makes it; what the line says
@@ -433,6 +559,16 @@ TOKENS = {
     "a tokenizer of other ids": (usual_tokenizer, "<eos> of .*tokenizer.model is id 2, it must"),
     "no tokenizer but text": (text_in("tokenizer.model", "x"), "is not a SentencePiece .model"),
     "a short mask": (text_in("val.mask.bin", "\1" * 9), r"val.mask.bin has 9 bytes, it must have"),
+    "a mask of everything": (
+        lambda f: (f / "val.mask.bin").write_bytes(bytes((f / "val.bin").stat().st_size // 4)),
+        r"val.mask.bin masks every target \(0 where a token is none\): correct it, or take it away",
+    ),
+    "a mask but for the rest": (  # after the last whole window
+        lambda f: (f / "train.mask.bin").write_bytes(
+            bytes((n := (f / "train.bin").stat().st_size // 4) - 1 - (n - 1) % 32) + b"\0" + b"\1" *
+            ((n - 1) % 32)
+        ), "train.mask.bin masks every target",
+    ),
 }  # fmt: skip
 
 
@@ -993,6 +1129,8 @@ def test_make_book(words, says, capsys, monkeypatch):
     said = capsys.readouterr()
     line, end, rest = said.out.partition("\n")
     assert re.search(says, line) and (end, rest, said.err) == ("\n", "", ""), said
+    if near := re.search(r"did you mean ([\w.-]+)", line):
+        graph.wanted("book", {words[0].partition("=")[0]: near[1]})
     assert sorted(os.listdir("outputs")) == before
 
 

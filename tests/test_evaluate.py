@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 from bench import intervals
-from tdlib import book, data, evaluate
+from tdlib import book, data, evaluate, tables
 from tdlib.data import IGNORE, Windows
 
 T, V = 12, 97
@@ -225,6 +225,112 @@ def test_a_change_is_over_the_windows_that_both_have_a_loss_of():
     one_N, other_N = np.array([1.0, np.nan, 2, 3]), np.array([2.0, 1, np.nan, 5])
     value, low, high = evaluate.change(one_N, other_N, np.array([0, 0, 1, 2]), 200)
     assert value == -1.5 and low < -1.5 < high
+
+
+def masked(windows: Windows, rows, but: int = 0) -> Windows:
+    """The windows with every target of some rows masked, but for the first `but` of each."""
+    mask = np.ones(len(windows.ids), "u1")
+    for i in rows:
+        mask[i * T + 1 + but : (i + 1) * T + 1] = 0
+    return replace(windows, mask=mask)
+
+
+@pytest.mark.parametrize("rows, fixed", [([3, 4], 30), ([0, 7, 29], 4), ([*range(30)][1:], 7)])
+def test_a_window_without_a_target_is_in_no_number(models, rows, fixed):
+    model, teacher = models
+    windows, known = some_windows(), np.setdiff1d(np.arange(30), rows)
+    found = evaluate.evaluate(model, masked(windows, rows), teacher, fixed=fixed)
+    row = found.row(7.0)
+    wanted = dense(model, teacher, windows, known)
+    assert np.isnan(found.window_loss_N).nonzero()[0].tolist() == sorted(rows)
+    assert row["loss"] == pytest.approx(wanted["loss_B"].mean(), rel=1e-5)
+    assert row["windows_left_out"] == len(rows) and all(map(math.isfinite, row.values()))
+    seen = dense(model, teacher, windows, np.intersect1d(found.rows_M, known))
+    assert row["kl"] == pytest.approx(seen["kl"].mean(), rel=1e-4)
+    shown = tables.metrics({"a": {"parameters": 1} | row})
+    assert shown["windows left out"].tolist() == [str(len(rows))]
+    assert "windows_left_out" not in evaluate.evaluate(model, windows, fixed=3).row(7.0)
+
+
+def test_where_all_fixed_windows_are_masked_others_stand_for_them(models):
+    windows = some_windows()
+    hidden = masked(windows, set(range(30)) - {8, 13, 21})
+    assert evaluate.fixed_rows(windows, 4).tolist() == [0, 10, 19, 29]
+    assert evaluate.fixed_rows(hidden, 4).tolist() == [8, 13, 21]
+    loss = evaluate.on_subset(hidden, 4)(models[0])["val/loss"]
+    assert loss == pytest.approx(dense(*models, windows, [8, 13, 21])["loss_B"].mean(), rel=1e-5)
+    one = masked(windows, range(30))
+    one.mask[5] = 1  # a single target in all
+    assert evaluate.evaluate(models[0], one, fixed=4).row(1.0)["windows_left_out"] == 29
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_no_mask_and_refused(models, value):
+    broken, windows = copy.deepcopy(models[0]), masked(some_windows(), [3])
+    next(broken.parameters()).data[0] = value  # what id 0 comes from
+    windows.ids[2 * T] = 0
+    for pair in ((broken, None), (models[0], broken)):
+        with pytest.raises(ValueError, match=r"not finite: .*damaged: make them again"):
+            evaluate.evaluate(pair[0], windows, pair[1])
+    with pytest.raises(ValueError, match=r"window \d+ is not finite"):
+        evaluate.evaluate(broken, windows, fixed=1)
+
+
+def test_an_infinite_loss_is_in_no_interval():
+    one_N, other_N = np.array([1.0, 2, np.inf, 3]), np.array([1.0, 2, np.inf, 3])
+    with pytest.raises(ValueError, match="a loss is infinite"):
+        evaluate.change(one_N, other_N, np.arange(4), 100)
+
+
+def test_hard_beyond_easy_is_undefined_where_a_side_has_no_target():
+    change_N = np.array([0.1, 0.2, np.nan, np.nan])
+    for hard_N in (np.array([1, 1, 0, 0]) > 0, np.array([0, 0, 1, 1]) > 0, np.ones(4, bool)):
+        assert np.isnan(evaluate.beyond(change_N, hard_N, np.arange(4), 100)).all()
+    assert np.isnan(evaluate.beyond(np.full(4, np.nan), hard_N, np.arange(4), 100)).all()
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A run whose folder holds two models' losses; every third window and a whole document of
+    them without a target. And the same losses with these windows taken away."""
+    rng, document_N = np.random.default_rng(8), np.arange(120) // 6
+    losses = {n: rng.normal(5, 0.1, 120).astype(np.float32) for n in ("a", "b")}
+    known_N = (np.arange(120) % 3 > 0) & (document_N != 4)
+    (tmp_path / "scores/val").mkdir(parents=True)
+    for name, loss_N in losses.items():
+        np.save(tmp_path / f"scores/val/{name}.npy", np.where(known_N, loss_N, np.float32("nan")))
+    this = SimpleNamespace(out=tmp_path, parameters={"seed": 1}, path=tmp_path.joinpath)
+    tokens = SimpleNamespace(documents=lambda split: (document_N, []))
+    return this, tokens, {n: x[known_N] for n, x in losses.items()}, document_N[known_N], known_N
+
+
+def test_the_difference_of_two_routes_leaves_masked_windows_out_and_says_so(two):
+    this, tokens, left, document_N, known_N = two
+    found = book.difference(this, "a", "b", tokens, 500)
+    wanted = evaluate.change(left["a"], left["b"], document_N, 500, seed=1)
+    assert found["difference"] == pytest.approx(wanted[0], abs=1e-6)
+    assert (found["low"], found["high"]) == pytest.approx(wanted[1:])
+    assert found["losses"]["a"] == float(left["a"].mean())
+    assert book.difference_in_words("A", "B", found).endswith(
+        f"one seed; {120 - known_N.sum()} of 120 windows have no target and are left out."
+    )
+
+
+def test_hard_windows_are_a_share_of_those_with_a_target(two):
+    this, _, left, _, known_N = two
+    hard_N = book.hard_windows(book.window_losses(this, ["a", "b"]), "a", "b", 0.25)
+    assert hard_N.sum() == round(0.25 * known_N.sum()) and not hard_N[~known_N].any()
+    np.testing.assert_array_equal(hard_N[known_N], book.hard_windows(left, "a", "b", 0.25))
+
+
+def test_scores_of_a_model_that_lack_what_another_has_are_refused(two):
+    this, path = two[0], two[0].path("scores/val/b.npy")
+    loss_N = np.load(path)
+    for value in (np.nan, np.inf):
+        loss_N[1] = value
+        np.save(path, loss_N)
+        with pytest.raises(ValueError, match=r"b.npy holds losses that are not finite"):
+            book.window_losses(this, ["a", "b"])
 
 
 def test_95_percent_intervals_cover_the_truth_in_95_of_100_cases():

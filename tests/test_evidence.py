@@ -363,6 +363,23 @@ def test_shipping_holds_in_part_or_fails_by_how_much_is_missed(tmp_path):
 # --- on the smoke book
 
 
+def test_a_confirmation_text_without_a_target_judges_nothing():
+    def windows(mask: np.ndarray) -> data.Windows:
+        return data.Windows(np.arange(33, dtype="<u4"), 4, mask)
+
+    hidden, some = np.zeros(33, "u1"), np.ones(33, "u1")
+    some[5:13] = 0  # the second and the third of eight
+    documents = np.arange(8)
+    tokens = SimpleNamespace(val=windows(some), documents=lambda split: (documents, []))
+    tokens.confirm = windows(hidden)
+    assert evidence.split_of(tokens) == ("val", tokens.val)
+    said = evidence.judged_on(tokens)
+    assert "no other was put aside that has a target: 6 of 8 windows, which have a target," in said
+    tokens.confirm = windows(some)
+    assert evidence.split_of(tokens) == ("confirm", tokens.confirm)
+    assert evidence.judged_on(tokens).endswith("which have a target, of 6 documents.")
+
+
 @pytest.fixture
 def started(out, tmp_path, monkeypatch):
     """Begins 07 on a copy of the smoke book, in which nothing has read the confirmation text."""

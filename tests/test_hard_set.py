@@ -282,6 +282,38 @@ def test_scores_come_back_and_are_told_in_short(tmp_path):
     assert told == {"windows": 4, "mean": 1.0, "student_better": pytest.approx(1 / 3)}
 
 
+@pytest.mark.parametrize("student, teacher", [(NAN, NAN), (NAN, 1.0)])
+def test_scores_say_nothing_of_a_window_only_where_they_may(student, teacher, tmp_path):
+    path = tmp_path / "run.npy"
+    with choice.new_scores(path, 2) as loss_2N:
+        loss_2N[:] = np.array([[2.0, student], [1.0, teacher]])
+    assert np.isnan(choice.load_scores(path).difficulty_N).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("student, teacher", [(2.0, NAN), (np.inf, 1.0), (2.0, -np.inf)])
+def test_scores_that_are_not_finite_are_damage_and_no_mask(student, teacher, tmp_path):
+    path = tmp_path / "run.npy"
+    with choice.new_scores(path, 2) as loss_2N:
+        loss_2N[:] = np.array([[2.0, student], [1.0, teacher]])
+    with pytest.raises(ValueError, match=r"run.npy holds no scores \(a loss is not finite\): run"):
+        choice.load_scores(path)
+
+
+def test_02_says_how_many_windows_it_could_not_score(models, tmp_path):
+    windows = some_windows(20)
+    mask = np.ones(len(windows.ids), "u1")
+    mask[T + 1 : 4 * T + 1] = 0  # windows 1, 2 and 3
+    short = book.score(
+        tmp_path / "a.npy", *models, Windows(windows.ids, T, mask), "cpu", lambda *told: None
+    )
+    assert (short["masked"], short["windows"]) == (3, 20)
+    said = book.does_difficulty_mean_anything("50m", short)
+    assert "of 20 windows but for 3, which have no target" in said
+    mask[:] = 0
+    with pytest.raises(ValueError, match="no training window was scored that has a target"):
+        book.score(tmp_path / "b.npy", *models, Windows(windows.ids, T, mask), "cpu", print)
+
+
 def test_scores_that_could_not_be_finished_leave_the_old_ones(tmp_path):
     path = tmp_path / "run.npy"
     with choice.new_scores(path, 2) as loss_2N:

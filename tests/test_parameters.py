@@ -1,6 +1,7 @@
 """Parameters: what is wrong with them is said in one line, in time, and nothing false is said."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,65 @@ def test_names_come_before_types_before_values_before_paths():
 def test_a_value_arrives_as_its_kind(name, given, meant):
     found = check("01_distill", {name: given})[name]
     assert found == meant and type(found) is type(meant)
+
+
+# what papermill makes of what is typed after -p; after -r it is text
+PAPERMILL = [
+    ("student", "50", "-r, not -p"),
+    ("student", "050", "-r, not -p"),
+    ("student", "5e1", "-r, not -p"),
+    ("student", "None", "-r, not -p"),
+    ("student", "True", "-r, not -p"),
+    ("student", '"50"', "leave its quotes out, in papermill -r student 50"),
+    ("student", "'50m'", "leave its quotes out, in papermill -r student 50m"),
+    ("student", "2026-11-29", ""),
+    ("student", "చిన్న", r"no vowel signs.*: for example student: "),
+    ("learning_rate", "5e-4x", "is not a number: for example learning_rate: 0"),
+    ("redo", "None", "is not true or false: for example redo: false"),
+    ("redo", "false", ""),
+    ("seed", "1e3", ""),
+    ("seed", "1e30", "at most 9,223,372,036,854,775,807: for example seed: 1"),
+    ("seed", "nan", "is not a number"),
+]
+
+
+@pytest.mark.parametrize("name, typed, says", PAPERMILL)
+def test_what_papermill_makes_of_a_value_works_or_has_a_remedy_it_can_take(name, typed, says):
+    from papermill.cli import _resolve_type
+
+    value = _resolve_type(typed)
+    if not says:
+        assert str(check("01_distill", {name: value})[name]).lower() in (typed, "1000")
+        return
+    with pytest.raises(ParameterError, match=says) as error:
+        check("01_distill", {name: value})
+    told = str(error.value)
+    if raw := re.search(rf"-r {name} (\S+)$", told):
+        assert check("01_distill", {name: raw[1]})[name] == raw[1]
+    elif "-r, not -p" in told:
+        assert check("01_distill", {name: typed})[name] == typed
+    else:
+        example = _resolve_type(re.search(rf"for example {name}: (\S+)$", told)[1].strip('"'))
+        check("01_distill", {name: example})
+
+
+@pytest.mark.parametrize("typed", ["None", "null"])
+def test_none_can_be_typed_in_papermill_and_as_a_yaml_has_it(typed):
+    assert check("03_lora", {"temperature": typed})["temperature"] is None
+
+
+@pytest.mark.parametrize(
+    "line, meant",
+    [("student: 050", 40), ("seed: 010", 8), ("batch_tokens: 1:30", 90), ("epochs: 1:30.5", 90.5)],
+)
+def test_a_number_that_yaml_counts_in_eights_or_sixties_is_refused(tmp_path, line, meant):
+    (tmp_path / "a.yaml").write_text(line)
+    with pytest.raises(ParameterError, match=f"is read as {meant}: write {meant}, or put it in qu"):
+        parameters.read(tmp_path / "a.yaml")
+    name, _, typed = line.partition(": ")
+    for remedy in (str(meant), f'"{typed}"'):
+        (tmp_path / "a.yaml").write_text(f"{name}: {remedy}\nlearning_rate: 0.05\nresamples: 0")
+        assert str(parameters.read(tmp_path / "a.yaml")[name]) == remedy.strip('"')
 
 
 def test_5e_4_in_a_yaml_is_a_number(tmp_path):

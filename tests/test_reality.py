@@ -136,7 +136,13 @@ def test_the_words_and_the_table_are_those_of_the_numbers():
     assert "explain 7% of difficulty, and 66% of 50m's own loss" in said
     assert "cost the teacher +0.200 [+0.190, +0.210] nats more" in said
     assert "−0.150 [−0.160, −0.140]" in said and "+0.200 [+0.100, +0.300] of its lead" in said
+    unknown = result | {"r2": {"difficulty": NAN, "50m's loss": None}}
+    assert "explain – of difficulty, and – of 50m's own" in reality.in_words(
+        unknown, "50m", "teacher"
+    )
+    result["rows"][1]["rank"] = NAN
     table = reality.table(result)
+    assert table["rank correlation"].tolist() == ["+0.800", "–"]
     assert table["hard by both (Jaccard)"].tolist() == ["0.500", "0.050"]
     assert table["better than its teacher on"].tolist() == ["31.0%", "–"]
 

@@ -1,13 +1,14 @@
 """What a replay trains on, and how often each token counts in it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tdlib import choice, data, hard_set, lora, losses, train
+from tdlib import book, checkpoint, choice, data, hard_set, lora, losses, train
 from tdlib.hard_set import HardSet
 from tdlib.model import Llama, LlamaConfig
 
@@ -139,6 +140,26 @@ def test_what_is_replayed_is_as_much_as_the_hard_set_or_all():
     assert given["all"].tolist() == list(range(8))
     with pytest.raises(ValueError, match="'easiest' needs 7 windows that were scored"):
         choice.replayed(HardSet(np.arange(7), 0.0, 0.9), "easiest", 8, 1, difficulty_N)
+
+
+def test_a_replay_of_random_windows_has_as_many_targets_as_one_of_hard_ones():
+    given, mask = windows(12), np.ones(len(windows(12).ids), "u1")
+    t = given.context
+    mask[: 9 * t + 1] = 0  # the first nine windows
+    tokens = SimpleNamespace(train=replace(given, mask=mask))
+    for how, wanted in (("random", 2), ("all", 3)):
+        this = SimpleNamespace(parameters={"windows": how, "seed": 3})
+        rows = book.replayed(this, HardSet(np.array([9, 11]), 0.1, 0.1), tokens)
+        assert len(set(rows.tolist())) == wanted and rows.min() >= 9
+
+
+def test_steps_without_a_target_do_not_make_the_next_ones_look_like_a_jump():
+    given, mask = windows(12), np.ones(len(windows(12).ids), "u1")
+    mask[: 6 * given.context + 1] = 0
+    state = checkpoint.State(model(1), RECIPE, "cpu", {})
+    for step, loss in enumerate([0.0, *[5.0] * 3, *[0.0] * 200, 5.0], 1):
+        state.update(step, 1e-3, torch.tensor(loss))
+    assert not state.skipped and state.usual == 5
 
 
 def test_an_adapter_can_sit_beside_some_linears_alone():

@@ -1,6 +1,7 @@
 """The verdict says what simulated losses hold, whose truth is known; roles come from results."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,6 +120,38 @@ def test_the_sentences_hold_the_true_gains_and_their_own_intervals(whole):
         [gain_N[t.hard_N].mean(), -gain_N[~t.hard_N].mean(), -gain_N.mean()], abs=6e-4
     )
     assert verdict.headline(t, found) == line
+
+
+def test_windows_without_a_target_change_no_word_of_the_verdict_but_the_one_that_says_so(whole):
+    t, compared = whole
+    at = np.flatnonzero(np.arange(N) % 7 == 0)  # a new one before each seventh window, and a whole
+    at = np.concatenate([at, np.full(9, N)])  # document of them
+    document_N = np.insert(t.document_N, at, [*t.document_N[at[:-9]], *[D] * 9])
+    found = {n: np.insert(x, at, np.nan) for n, x in t.losses.items()}
+    hard_N = book.hard_windows(found, "pick", "teacher", 0.2)
+    masked = replace(t, losses=found, hard_N=hard_N, document_N=document_N)
+    said = verdict.sentences(masked, verdict.comparisons(masked))
+    own = f"{len(at):,} of {N + len(at):,} windows have no target (a mask): they are neither hard "
+    assert [s for s in said if s.startswith(own)] and not any("nan" in s for s in said)
+    assert [s for s in said if not s.startswith(own)] == verdict.sentences(t, compared)
+
+
+def test_what_one_document_shows_is_never_clear_and_its_lag_has_no_interval(whole):
+    t, _ = whole
+    alone = replace(t, document_N=np.zeros(N, int))
+    said = verdict.sentences(alone, verdict.comparisons(alone))
+    assert not any("is clear:" in s or "nan" in s for s in said)
+    assert "nats, of one document behind its teacher" in said[0]
+    gap = verdict.gap_in_words(alone, alone.compare("", *map(t.arms.get, ("hard-merged", "big"))))
+    assert gap.endswith("closes: undefined, since one document has no interval.")
+
+
+def test_a_part_without_a_target_is_undefined_and_says_why(whole):
+    t, _ = whole
+    found = {n: np.where(t.hard_N, np.nan, x) for n, x in t.losses.items()}
+    blind = replace(t, losses=found)
+    said = verdict.in_words(blind.compare("x", *map(t.arms.get, ("hard-merged", "50m"))))
+    assert "undefined: no window there has a target" in said and "nan" not in said
 
 
 def test_a_difference_that_may_be_nothing_is_no_finding(whole):
