@@ -18,7 +18,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 from nbclient.exceptions import DeadKernelError
 
-from tdlib import files, graph, hashes, parameters, runs, status
+from tdlib import files, graph, hashes, parameters, report, runs, status
 from tdlib.parameters import ParameterError
 from tests.small_book import COMMON, OWN, REPOSITORY, alive, called, processes_of, wait_for, yaml
 
@@ -749,3 +749,13 @@ def test_a_killed_book_leaves_no_process_and_goes_on(root):
         wait_for(lambda: not [p for p in processes_of(root)])
         assert called(root) == ["00_teacher"]
         (out / "state/01_distill-slow.json").unlink()
+
+
+def test_pages_of_a_repository_that_may_only_be_read_have_their_font(root, monkeypatch):
+    (root / "outputs").write_text("no folder")
+    monkeypatch.setattr(report, "_cut_font", lambda: "@font-face")
+    report.font_face.cache_clear()
+    try:
+        assert report.font_face() == "@font-face"
+    finally:
+        report.font_face.cache_clear()
