@@ -6,9 +6,15 @@ ROOT_USER := $(filter 0,$(shell id -u))
 APT := $(if $(ROOT_USER),$(shell command -v apt-get))
 export PYTHONWARNINGS ?= ignore
 
-TOLD = PROFILE='$(PROFILE)' OUT='$(OUT)' TEXT='$(TEXT)' TOKENS='$(TOKENS)' TOKENIZER='$(TOKENIZER)' \
-    TEACHER='$(TEACHER)' ONLY='$(ONLY)' FROM='$(FROM)' REDO='$(REDO)' DRY='$(DRY)' \
-    PRICE_PER_HOUR='$(PRICE_PER_HOUR)' CLUSTER='$(CLUSTER)'
+# What was typed reaches a program by the environment, as it was typed: pasted into a line, make would
+# read the $ in it, and sh the quotes.
+NAMES = PROFILE OUT TEXT TOKENS TOKENIZER TEACHER ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER \
+    NAME MODEL SEGMENTER DEVICE VOCAB
+unexport $(NAMES)
+$(foreach name,$(NAMES),$(eval export TYPED_$(name) := $$(value $(name))))
+given = $(foreach name,$(1),$(name)="$$TYPED_$(name)")
+TOLD = $(call given,PROFILE OUT TEXT TOKENS TOKENIZER TEACHER ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER)
+FOLDER = "$${TYPED_OUT:-outputs/$$TYPED_PROFILE}"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book sweep evidence status test bench stress lab check plan doctor report
@@ -30,19 +36,19 @@ book: .venv/made ## run the book, or what changed of it: outputs/tiny/index.html
 	@exec .venv/bin/python -m tdlib.graph book $(TOLD)
 
 sweep: .venv/made ## run one notebook at every point of params/PROFILE/sweeps/NAME.yaml, and compare
-	@exec .venv/bin/python -m tdlib.graph sweep NAME='$(NAME)' $(TOLD)
+	@exec .venv/bin/python -m tdlib.graph sweep $(call given,NAME) $(TOLD)
 
 # every model, then every sweep, then the verdicts; a failed run costs only what needs it
 SWEEPS = $(shell sed -n 's/^sweeps: //p' params/small/07_evidence.yaml)
 GRAPH = .venv/bin/python -m tdlib.graph
-SMALL = PROFILE=small OUT='$(OUT)' TEXT='$(TEXT)'
+SMALL = PROFILE=small $(call given,OUT TEXT)
 evidence: .venv/made ## all that the plan's verdicts rest on: three to four hours, resumed; then held against what is published
 	@$(GRAPH) book $(SMALL) ONLY=04_merge_eval,06_inference; $(GRAPH) sweep $(SMALL) NAME='$(SWEEPS)'; \
 	    $(GRAPH) book $(SMALL) ONLY=07_evidence && \
-	    .venv/bin/python -m tdlib.published compare '$(or $(OUT),outputs/small)'
+	    .venv/bin/python -m tdlib.published compare "$${TYPED_OUT:-outputs/small}"
 
 status: .venv/made ## what goes on in a run folder: queued, running, done, failed, lost, stale
-	@exec .venv/bin/python -m tdlib.graph status PROFILE='$(PROFILE)' OUT='$(OUT)'
+	@exec .venv/bin/python -m tdlib.graph status $(call given,PROFILE OUT)
 
 test: .venv/tested browser ## all tests; the first time installs what they need
 	@exec .venv/bin/python -m pytest -n 2 --dist loadfile
@@ -54,37 +60,37 @@ stress: .venv/tested ## kills trainings and books at random moments and compares
 	@exec .venv/bin/python -m bench.stress
 
 lab: .venv/made ## JupyterLab on notebooks/
-	@exec .venv/bin/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+	@JUPYTER_PATH="$$PWD/.venv/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}" exec .venv/bin/jupyter lab \
+	    --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
 	    $(if $(ROOT_USER),--allow-root)
 
 check: .venv/made ## the parameters of every run of PROFILE, a line each; runs nothing
-	@exec .venv/bin/python -m tdlib.graph check '$(PROFILE)'
+	@exec .venv/bin/python -m tdlib.graph check "$$TYPED_PROFILE"
 
 plan: .venv/made ## what every run of PROFILE costs: weights, bytes, hours, money; runs nothing
-	@exec .venv/bin/python -m tdlib.plan plan PROFILE='$(PROFILE)' OUT='$(OUT)' TOKENS='$(TOKENS)' \
-	    TEACHER='$(TEACHER)' DEVICE='$(DEVICE)' PRICE_PER_HOUR='$(PRICE_PER_HOUR)' VOCAB='$(VOCAB)'
+	@exec .venv/bin/python -m tdlib.plan plan \
+	    $(call given,PROFILE OUT TOKENS TEACHER DEVICE PRICE_PER_HOUR VOCAB)
 
 doctor: .venv/made ## can this machine run PROFILE: a line each, two real steps of every shape
-	@exec .venv/bin/python -m tdlib.plan doctor PROFILE='$(PROFILE)' OUT='$(OUT)' \
-	    TOKENS='$(TOKENS)' TEACHER='$(TEACHER)'
+	@exec .venv/bin/python -m tdlib.plan doctor $(call given,PROFILE OUT TOKENS TEACHER)
 
 report: .venv/made ## write every page of a run folder (OUT=, or that of PROFILE) again
-	@exec .venv/bin/python -m tdlib.graph report '$(or $(OUT),outputs/$(PROFILE))'
+	@exec .venv/bin/python -m tdlib.graph report $(FOLDER)
 
 publish: .venv/made ## copy what may be shown of a run folder to outputs/published/, for git
-	@exec .venv/bin/python -m tdlib.share publish '$(or $(OUT),outputs/$(PROFILE))' $(if $(NAME),'$(NAME)')
+	@exec .venv/bin/python -m tdlib.share publish $(FOLDER) $(if $(value NAME),"$$TYPED_NAME")
 
 zip: .venv/made ## pack the reports of a run folder into one archive, for mail
-	@exec .venv/bin/python -m tdlib.share zip '$(or $(OUT),outputs/$(PROFILE))'
+	@exec .venv/bin/python -m tdlib.share zip $(FOLDER)
 
 export: .venv/made ## MODEL=folder as GGUF files, run in llama.cpp, to ship: exports/<model>/
-	@exec .venv/bin/python -m tdlib.export MODEL='$(MODEL)' OUT='$(OUT)' TOKENS='$(TOKENS)'
+	@exec .venv/bin/python -m tdlib.export $(call given,MODEL OUT TOKENS)
 
 chat: .venv/made ## go on with what you type: MODEL=folder or a .gguf file
-	@exec .venv/bin/python -m tdlib.chat MODEL='$(MODEL)' SEGMENTER='$(SEGMENTER)'
+	@exec .venv/bin/python -m tdlib.chat $(call given,MODEL SEGMENTER)
 
 clean-cache: ## remove the kept targets of the teacher of a run folder (OUT=, or that of PROFILE)
-	rm -rf '$(or $(OUT),outputs/$(PROFILE))/cache'
+	rm -rf -- $(FOLDER)/cache
 
 clean: ## remove the environment and all caches; outputs/ stays
 	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info

@@ -31,8 +31,7 @@ if workflow.is_main_process:  # on a cluster each job reads this file again
 def arguments(one):
     more = dict(config["given"]) if one.run.startswith("00") else {}
     more |= {"redo": "true"} if one.name in config["redo"] else {}
-    words = [one.yaml, one.out, *(f"{name}={value}" for name, value in more.items())]
-    return shlex.join(map(str, words))
+    return [one.yaml, one.out, *(f"{name}={value}" for name, value in more.items())]
 
 
 def threads_of(one):
@@ -61,7 +60,14 @@ def rule_of(one):
 
 def command_of(one):
     job = QUEUED.get(rule_of(one))
-    return f"{f'adopt {job}' if job else 'execute'} {arguments(one)}"
+    what = ["adopt", job] if job else ["execute"]
+    words = [sys.executable, "-m", "tdlib.graph", *what, *arguments(one)]
+    return lambda wildcards: shlex.join(map(str, words))  # of a text it would fill in {…}
+
+
+def mark_of(one):
+    """Relative to the run folder, Snakemake's directory: that folder's name may hold anything."""
+    return os.path.relpath(one.mark, graph.ROOT / config["out_dir"])
 
 
 def to_the_end(name):
@@ -77,15 +83,16 @@ for name, one in JOBS.items():
             rule_of(one)
         localrule: rule_of(one) in QUEUED
         input:
-            [JOBS[needed].mark for needed in one.needs],
+            [mark_of(JOBS[needed]) for needed in one.needs],
         output:
-            touch(one.mark),
+            touch(mark_of(one)),
         params:
             command=command_of(one),
+            root=lambda wildcards: shlex.quote(str(graph.ROOT)),
         threads: threads_of(one)
         priority: to_the_end(name)
         resources:
             **resources_of(one),
         shell:
-            "exec env OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads}"
-            " {sys.executable} -m tdlib.graph {params.command}"
+            "cd {params.root} && exec env OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads}"
+            " {params.command}"

@@ -204,11 +204,9 @@ def half_written(out: Path) -> list[str]:
 
 
 def litter(out: Path) -> list[str]:
-    """What a finished book leaves of folders and files that were begun and never came to be; a
-    killed process's small ones, under its number, stay where they lie and are read by none."""
+    """What a finished book leaves of folders and files that were begun and never came to be."""
     return [f"left over: {path.relative_to(out)}" for path in sorted(out.rglob(".*"))
-            if path.name not in OURS and ".done" not in path.parts
-            and not re.search(r"\.\d+$", path.name)]  # fmt: skip
+            if path.name not in OURS and not {".done", ".snakemake"} & {*path.parts}]  # fmt: skip
 
 
 def _hidden(path: Path, out: Path) -> bool:

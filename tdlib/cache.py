@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tdlib import data, losses
-from tdlib.files import replacing
+from tdlib.files import clear, replacing
 from tdlib.model import Llama
 
 FORMAT = 1  # of the files
@@ -265,6 +265,7 @@ def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
     if needed > free:
         raise OSError(f"no room for {path.parent}: it takes {needed:,.1f} MiB more, {free:,.1f} "
                       "are free; make room, or go without a cache")  # fmt: skip
+    clear(path.parent)
     if path.is_file():
         return
     valid = path.with_name("valid.bin")

@@ -10,9 +10,20 @@ import os
 import re
 import resource
 import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# where the programs below write in a HOME, by the variable that leads them elsewhere
+HOMES = {
+    "JUPYTER_RUNTIME_DIR": ".local/share/jupyter/runtime",
+    "IPYTHONDIR": ".ipython",
+    "MPLCONFIGDIR": ".config/matplotlib",
+    "XDG_CACHE_HOME": ".cache",
+}
+# what runs.write and a cache's key are called before they are whole, by the number of a process
+BEGUN = re.compile(r"\.key-(\d+)\.new|\..+\.(?:jsonl?|ipynb|html|md|csv|svg|png)\.(\d+)")
 OTHER = "give a run folder on another disk (out, OUT=)"
 
 
@@ -71,6 +82,40 @@ def in_order(content: bytes) -> bytes:
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"))
     return content[:8] + header.encode().ljust(end - 8) + content[end:]
+
+
+def find_homes() -> None:
+    """Lead the programs below, where they cannot write in HOME, to a folder of this user in the
+    system's temporary one. OSError: that one is somebody else's."""
+    if not os.environ.get("HOME"):
+        os.environ.pop("HOME", None)  # empty, it would be the working directory
+    if not os.path.isabs(home := os.path.expanduser("~")):
+        os.environ["HOME"] = home = os.devnull  # nothing can be written there
+    for name, usual in HOMES.items():
+        try:
+            place = Path(os.environ.get(name) or os.path.join(home, usual))
+            place.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError:
+            spare = Path(tempfile.gettempdir()) / f"tdlib-home-{os.getuid()}"
+            spare.mkdir(mode=0o700, exist_ok=True)
+            if spare.is_symlink() or spare.stat().st_uid != os.getuid():
+                said = f"{place} cannot be written, and {spare} is another user's"
+                raise OSError(f"{said}: give {name}= a folder of yours, or HOME=") from None
+            os.environ[name] = str(spare / usual)
+
+
+def clear(folder: Path) -> None:
+    """Remove the files that processes of this machine had begun there when they were killed."""
+    for path in folder.glob(".*"):
+        if not (found := BEGUN.fullmatch(path.name)):
+            continue
+        with contextlib.suppress(OSError):
+            try:
+                os.kill(int(found[1] or found[2]), 0)
+            except (ProcessLookupError, OverflowError):  # on a cluster it may be another machine's
+                if "SLURM_JOB_ID" not in os.environ or time.time() - path.stat().st_mtime > 600:
+                    path.unlink()
 
 
 def _keep(path: Path) -> None:

@@ -15,8 +15,11 @@ import contextlib
 import datetime
 import difflib
 import fcntl
+import hashlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,14 +29,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from tdlib import cluster, devices, hashes, hooks, parameters, runs, shapes, status, sweeps
-from tdlib.parameters import ROOT, ParameterError, notebook_of, shown
+from tdlib import cluster, devices, files, hashes, hooks, parameters, runs, shapes, status, sweeps
+from tdlib.parameters import ROOT, ParameterError, notebook_of, shown, stem
 
 # jsonschema would build a whole grammar (0.9 s) for a check of addresses that no notebook needs
 sys.modules.setdefault("rfc3987_syntax", None)
 
+CODE = Path(__file__).parents[1]
 PROGRESS_S = 15
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
+LONGEST = 150  # bytes of a run folder's name; the system allows 255, for longer names beside it too
 GIVEN = ("text", "tokens", "tokenizer", "teacher")  # parameters of 00 that `make book` takes
 LAST = ("04", "06", "07")  # they read what all the others made
 
@@ -272,6 +277,7 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
     from nbclient.exceptions import DeadKernelError
 
     _write_notebooks_whole()
+    paths = (ROOT / "notebooks" / f"{notebook_of(run)}.ipynb", out / f"{run}.ipynb")
     runs.write_state(out, run, "running", message="starting")
     os.environ[runs.DIE_WITH] = str(os.getpid())
     ended, stopping = threading.Event(), threading.Event()
@@ -292,24 +298,33 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
     threading.Thread(target=_report_progress, args=(out, run, ended), daemon=True).start()
     try:
         papermill.execute_notebook(
-            ROOT / "notebooks" / f"{notebook_of(run)}.ipynb", out / f"{run}.ipynb", given,
-            kernel_name="python3", progress_bar=False, coalesce_streams=True, cwd=ROOT,
+            *(str(path).replace("{", "{{").replace("}", "}}") for path in paths),  # it formats them
+            given, kernel_name="python3", kernel_manager_class=_our_kernel(), progress_bar=False,
+            coalesce_streams=True, cwd=ROOT,
         )  # fmt: skip
         return None
     except papermill.PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}"
-    except DeadKernelError:
-        return (
-            "stopped"
-            if stopping.is_set()
-            else "the kernel died; where memory is short, fewer micro_windows need less"
-        )
     except Exception as error:  # any: a kernel that does not start must not look like running
+        if stopping.is_set():
+            return "stopped"
+        if isinstance(error, DeadKernelError):
+            return "the kernel died; where memory is short, fewer micro_windows need less"
         return f"{type(error).__name__}: {error}"
     except (SystemExit, KeyboardInterrupt):
         return "stopped"
     finally:
         ended.set()
+
+
+def _our_kernel() -> type:
+    """Starts kernels of this interpreter, whatever Jupyter's paths hold under the name python3."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
+    return type("OurKernel", (AsyncKernelManager,), {"kernel_spec": spec})
 
 
 def _write_notebooks_whole() -> None:
@@ -330,8 +345,9 @@ def _settled(out: Path, run: str, error: str | None) -> dict:
     state = runs.state(out, run)
     if state["state"] == "done" or state["state"] == "failed":
         return state
-    if error == "stopped":
-        runs.write_state(out, run, "interrupted", error=[error])
+    if error == "stopped" or (error and state["state"] == "interrupted"):  # it said so itself
+        runs.write_state(out, run, "interrupted", error=["stopped"])
+        return runs.state(out, run) | {"state": "interrupted"}  # though an earlier one is done
     elif state["state"] != "lost":
         error = error or "the notebook ended without this.finish(): add it as its last call"
         runs.write_state(out, run, "failed", error=[error])
@@ -426,8 +442,7 @@ def wanted(what: str, pairs: dict[str, str]) -> Wanted:
     points = [one.name_of(p, run) for one in found for p in one.points for run in one.runs(p)]
     before = _before(runs_, pairs.get("FROM", ""))
     price = _price(pairs.get("PRICE_PER_HOUR", ""))
-    said = " ".join(f"{k}='{v}'" if " " in v else f"{k}={v}" for k, v in pairs.items()
-                    if v and k != "DRY")  # fmt: skip
+    said = " ".join(f"{k}={shlex.quote(v)}" for k, v in pairs.items() if v and k != "DRY")
     out = pairs.get("OUT") or _default_out(profile, given.get("text", ""))
     if what == "sweep" and not given:
         given = _told_before(ROOT / out)
@@ -441,7 +456,11 @@ def wanted(what: str, pairs: dict[str, str]) -> Wanted:
 def _told_before(out: Path) -> dict[str, str]:
     """The text, tokens and teacher of the book that a sweep reads, which need not be said again."""
     path = out / CONFIG
-    return json.loads(path.read_text("utf8")).get("given", {}) if path.is_file() else {}
+    if not os.path.isfile(path):  # a name that is too long is none
+        return {}
+    with contextlib.suppress(ValueError):  # broken: it is written anew
+        return json.loads(path.read_text("utf8")).get("given", {})
+    return {}
 
 
 def _select(profile: str, known: list[str], words: tuple[str, ...]) -> tuple[str, ...]:
@@ -553,14 +572,20 @@ def _not_yet_redone(wanted: Wanted, out: Path) -> tuple[str, ...]:
 
 def _snakemake(wanted: Wanted, found: dict[str, BookRun], targets: list[str]) -> int:
     out = ROOT / wanted.out
+    for place in {out, *(one.out for one in found.values())}:
+        runs.clear(place)
     runs.write(out / CONFIG, json.dumps(wanted.config))
-    command = [sys.executable, "-m", "snakemake", "--nolock", "--snakefile", ROOT / "Snakefile"]
+    # paths in it are relative to the run folder, for Snakemake takes { and } for wildcards; and a
+    # repository of somebody else may not be written
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", out]
+    command += ["--snakefile", ROOT / "Snakefile"]
     if wanted.cluster:
         command += cluster.options(out, wanted.cluster, wanted.config)
     else:
         command += ["--workflow-profile", ROOT / "profiles/default", "--configfile", out / CONFIG,
                     "--resources", f"gpu={devices.slots()}"]  # fmt: skip
-    command += ["--", *(str(found[name].mark) for name in targets)]
+    command += ["--", *(os.path.relpath(found[name].mark, out) for name in targets)]
+    below = os.pathsep.join(filter(None, (str(CODE), os.environ.get("PYTHONPATH"))))
 
     def stop(*_) -> None:
         raise KeyboardInterrupt
@@ -572,6 +597,7 @@ def _snakemake(wanted: Wanted, found: dict[str, BookRun], targets: list[str]) ->
         # a session of its own: Ctrl-C is for this process alone, which ends the others in order
         child = subprocess.Popen(
             command, cwd=ROOT, stderr=log, start_new_session=True,
+            env=os.environ | {"PYTHONPATH": below},
             preexec_fn=lambda: runs.die_with_parent(signal.SIGKILL),
         )  # fmt: skip
         if wanted.cluster:
@@ -664,9 +690,11 @@ def main(arguments: list[str]) -> int:
     # jsonschema, which papermill imports, would build a grammar of URIs: a second, for nothing here
     sys.modules["rfc3987_syntax"] = None
     what, *rest = arguments or ["help"]
-    pairs = dict(pair.split("=", 1) for pair in rest if "=" in pair)
-    words = [word for word in rest if "=" not in word]
+    named = [] if what in ("check", "report") else [p for p in rest if re.match(r"[A-Za-z_]+=", p)]
+    pairs = dict(pair.split("=", 1) for pair in named)
+    words = [word for word in rest if word not in named]
     try:
+        files.find_homes()
         match what, words:
             case "check", [profile]:
                 return _check(profile)
@@ -703,10 +731,25 @@ def main(arguments: list[str]) -> int:
 
 
 def _default_out(profile: str, text: str) -> str:
-    """outputs/tiny, or outputs/tiny-<stem of the text>, so that nothing is overwritten."""
-    names = (Path(path).name.replace(" ", "_") for path in parameters.texts(text))
-    stems = [name.split(".")[0] for name in names]
-    return f"outputs/{'-'.join([profile, *(['+'.join(stems)] if stems else [])])}"
+    """outputs/tiny, or outputs/tiny-<name of the text>, so that nothing is overwritten.
+    ParameterError: that folder is of another text of this name."""
+    paths = [(ROOT / path).resolve() for path in parameters.texts(text)]
+    names = [Path(path).name.replace(" ", "_") for path in parameters.texts(text)]
+    name = "-".join([profile, *filter(None, ["+".join(map(stem, names))])])
+    if len(name.encode()) > LONGEST:  # the whole name still tells, as a hash
+        short = name.encode()[: LONGEST - 9].decode(errors="ignore")
+        name = f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    before = "-".join([profile, *filter(None, ["+".join(n.split(".")[0] for n in names)])])
+    for out in (f"outputs/{before}", f"outputs/{name}"):  # names were cut at their first dot once
+        if told := _told_before(ROOT / out).get("text", ""):
+            if paths == [(ROOT / path).resolve() for path in parameters.texts(told)]:
+                return out
+            if text and out == f"outputs/{name}":
+                raise ParameterError(
+                    f"{out} was made of text = {told!r}, not of {text!r}: give a folder of its own "
+                    f"(OUT=), or OUT={out} to make that one anew"
+                )
+    return f"outputs/{name}"
 
 
 def _check(profile: str) -> int:

@@ -196,6 +196,11 @@ def texts(given: str) -> list[str]:
     return [given] if given and os.path.exists(ROOT / given) else given.split()
 
 
+def stem(name: str) -> str:
+    """te.wiki.txt.gz → te.wiki: a text's name without what says its kind."""
+    return re.sub(r"(?i)(\.(txt|jsonl|parquet))?(\.(gz|xz|bz2|zst))?$", "", name) or name
+
+
 def declared(notebook: str) -> dict[str, object]:
     """Parameter → default, in the order of the committed notebook's parameter cell."""
     return dict(_assignments(_cell(notebook), literal=True))

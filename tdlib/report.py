@@ -6,6 +6,7 @@ script but the one that moves 02's slider, which it knows by its hash.
 """
 
 import base64
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -316,9 +317,12 @@ def font_face() -> str:
     Cutting takes seconds, so the rule is kept in outputs/ for the next page."""
     version = importlib.metadata.version("fontpkg-noto-sans-telugu")
     kept = parameters.ROOT / "outputs" / f".telugu-font-{version}-{hashes.of(LETTERS)[:8]}.css"
-    if not kept.exists():
-        runs.write(kept, _cut_font())
-    return kept.read_text("utf-8")
+    if kept.exists():
+        return kept.read_text("utf-8")
+    rule = _cut_font()
+    with contextlib.suppress(OSError):  # a repository that may only be read
+        runs.write(kept, rule)
+    return rule
 
 
 def _cut_font() -> str:

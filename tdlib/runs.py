@@ -28,7 +28,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tdlib import hashes, hooks, parameters
+from tdlib import files, hashes, hooks, parameters
 from tdlib.files import replacing
 from tdlib.hashes import is_current, older_code
 from tdlib.parameters import notebook_of
@@ -45,12 +45,21 @@ DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not o
 
 
 def state(out: Path, run: str) -> dict:
-    """state/<run>.json, with "lost" for a run whose process is gone without a word."""
+    """state/<run>.json, with "lost" for a run whose process is gone without a word; "done" where it
+    had come to its records, which are there while a run is done alone."""
     try:
         found = _read(Path(out) / "state" / f"{run}.json") or {"run": run, "state": "queued"}
     except ValueError:  # empty: the power was cut between its name and its content
-        return {"run": run, "state": "lost", "heartbeat": 0.0}
-    return found | {"state": "lost"} if found["state"] == "running" and gone(found) else found
+        found = {"run": run, "state": "lost", "heartbeat": 0.0}
+    if found["state"] == "running" and gone(found):
+        found |= {"state": "lost"}
+    if found["state"] in ("lost", "interrupted") and _recorded(out, run):
+        found |= {"state": "done"}
+    return found
+
+
+def _recorded(out: Path, run: str) -> bool:
+    return all((Path(out) / kind / f"{run}.json").exists() for kind in ("hashes", "results"))
 
 
 def states(out: Path) -> list[dict]:
@@ -120,6 +129,19 @@ def write(path: Path, content: str | bytes, lasting: bool = True) -> None:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def clear(out: Path, ended: str = "") -> None:
+    """Remove what is left in a run folder of a run that has just ended, and of those that were
+    killed: the state of a training that is done (the weights of every epoch stay), begun files."""
+    for folder in ("", "state", "results", "hashes", "figures", "tables", "logs", ".slurm"):
+        files.clear(out / folder)
+    for place in (out / "checkpoints").glob("*/"):
+        run = place.name
+        if run == ended or (_recorded(out, run) and state(out, run)["state"] == "done"):
+            for path in place.rglob("*.*"):
+                if path.suffix != ".safetensors" and not path.is_dir():
+                    path.unlink(missing_ok=True)
+
+
 def die_with_parent(how: int = signal.SIGTERM) -> None:
     """Ask Linux for a signal when the parent is gone, even by SIGKILL."""
     if sys.platform == "linux":
@@ -170,6 +192,7 @@ class Run:
         self._progress: dict = {"step": 0, "steps": 0}
         self._hooked = not self.current  # after_run is called once, though two signals may come
         wait_until_free(self.out, self.run)
+        clear(self.out)
         if not self.current:
             self._begin_anew()
         self._attach()
@@ -224,11 +247,13 @@ class Run:
         """Save as figures/<run>-<name>.png and .svg, and show it with its alternative text."""
         import PIL.Image
         from IPython.display import Image, display
+        from matplotlib import rc_context
 
         options = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
         for kind in ("svg", "png"):
             file = io.BytesIO()
-            figure.savefig(file, format=kind, bbox_inches="tight", **options[kind])
+            with rc_context({"svg.hashsalt": f"{self.run}-{name}"}):  # or ids differ every time
+                figure.savefig(file, format=kind, bbox_inches="tight", **options[kind])
             if kind == "png":  # a page is mailed: 128 colours take a third of the bytes
                 few = PIL.Image.open(file).convert("RGB").quantize(128, dither=0)
                 few.save(file := io.BytesIO(), "png", optimize=True, dpi=(150, 150))
@@ -282,9 +307,8 @@ class Run:
         if not self.current:
             kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
             write(self._file("hashes", "json"), _json(kept))
-            for path in (self.out / "checkpoints" / self.run).rglob("*.*"):
-                if path.suffix != ".safetensors":  # the weights of every epoch stay
-                    path.unlink(missing_ok=True)
+        self._status = "done"  # whatever comes now
+        clear(self.out, ended=self.run)
         self._say("done")
         self.detach()
         self._after_run()

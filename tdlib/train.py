@@ -133,8 +133,15 @@ def fit(
     teacher = teacher if recipe.ce_weight < 1 else None  # else it is never asked
     key = checkpoint.key(student, recipe, rows, windows, teacher)
     state = checkpoint.State(student, recipe, device, key)
+    ends = {
+        step: folder / f"epoch-{e}.safetensors"
+        for step, e in epochs.items()
+        if folder and team.rank == 0 and step < len(steps)  # the last: the model
+    }
     if folder and resume and (kept := checkpoint.load(folder / "state.pt", state.key)):
         state.restore(kept)
+        if state.step in ends and not ends[state.step].exists():  # a full disk, or older code
+            checkpoint.save(ends[state.step], state.weights())
     else:
         state.log.append({"step": 0, "tokens": 0} | evaluate(student))
         record(state.log[0])
@@ -172,11 +179,11 @@ def fit(
             if team.any(due or step in epochs or step == len(steps)) or stop:
                 if hasattr(teacher, "sync"):
                     teacher.sync()  # no checkpoint is ahead of the rows that led to it
+                if step in ends:  # first: from the state on, nothing would write it again
+                    checkpoint.save(ends[step], state.weights())
                 if team.any(True) and team.rank == 0:  # all have come so far
                     checkpoint.save(folder / "state.pt", state.content())
                 saved = time.monotonic()
-            if step in epochs and step < len(steps) and team.rank == 0:  # the last: the model
-                checkpoint.save(folder / f"epoch-{epochs[step]}.safetensors", state.weights())
             if stop or (step == len(steps) and signals.caught):  # else not kept: after the next
                 signals.obey("" if team.rank else f"stopped after step {step:,} of {len(steps):,}, "
                              f"kept in {folder}: the same command goes on from there")  # fmt: skip

@@ -122,7 +122,7 @@ def _run(job: Path, processes: int, record: Callable, progress: Callable) -> lis
             command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
-        rest, first, asked, log = "", child.pid, False, None
+        rest, first, asked, log = "", child.pid, 0, None
         try:
             while True:
                 ended = child.poll() is not None  # before the last look
@@ -140,8 +140,8 @@ def _run(job: Path, processes: int, record: Callable, progress: Callable) -> lis
                             log = value
                 if ended:
                     break
-                if signals.caught and not asked:
-                    asked = True
+                if signals.caught and asked != first:  # worker 0 may tell its number after that
+                    asked = first
                     with contextlib.suppress(ProcessLookupError):  # it just ended
                         os.kill(first, signal.SIGTERM)  # ends its step and keeps its state first
                 time.sleep(TELL_S / 2)

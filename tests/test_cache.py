@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import resource
+import subprocess
 import time
 
 import numpy as np
@@ -454,6 +455,17 @@ def filler(folder, teacher, windows, rows) -> None:
 def counted(folder) -> np.ndarray:
     path = folder / "valid.bin"
     return np.fromfile(path, "u1") if path.exists() else np.zeros(0, "u1")
+
+
+def test_what_a_killed_process_had_begun_is_removed_and_nothing_else(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    ours, others = f".key-{gone.pid}.new", [f".key-{os.getppid()}.new", ".key-mine.new", ".keys"]
+    for name in (ours, *others):
+        (tmp_path / name).write_text("{}")
+    opened(tmp_path).__exit__()
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"key.json", "rows.bin", "valid.bin", *others}
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -16,10 +16,11 @@ import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
+from nbclient.exceptions import DeadKernelError
 
-from tdlib import graph, hashes, parameters, runs, status
+from tdlib import files, graph, hashes, parameters, report, runs, status
 from tdlib.parameters import ParameterError
-from tests.small_book import COMMON, OWN, alive, called, processes_of, wait_for, yaml
+from tests.small_book import COMMON, OWN, REPOSITORY, alive, called, processes_of, wait_for, yaml
 
 
 def distill(**given) -> bool:
@@ -264,6 +265,107 @@ def test_a_state_that_a_power_cut_left_empty_is_lost(tmp_path):
     runs.wait_until_free(tmp_path, "00_teacher")
 
 
+@pytest.fixture
+def dead() -> int:
+    """The number of a process that is gone."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize("says", ["running", "interrupted", "lost", ""])
+def test_a_run_whose_records_stand_is_done_whatever_its_state_says(made, says, dead):
+    """Killed, or without power, before its last word; what it left goes at the next look."""
+    here, run = made / "checkpoints/01_distill-a/a", "01_distill-a"
+    here.mkdir(parents=True, exist_ok=True)
+    runs.write_state(made, run, says, pid=dead, step=3)
+    if not says:
+        (made / f"state/{run}.json").write_text("")
+    begun = made / f"results/.{run}.json.{dead}"
+    left = [here / "state.pt", here / ".state.pt.new", here.parent / "weights.bin", begun]
+    stays = [here / "epoch-1.safetensors", made / f"results/.{run}.json.{os.getppid()}"]
+    stays += [made / name for name in (".profile.7", f".env.{dead}", "tables/.x.7.csv", ".new")]
+    for path in (*left, *stays):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("something")
+    assert runs.state(made, run)["state"] == "done"
+    assert f"{run}  done" in status.text(made)
+    assert not distill()
+    assert not any(path.exists() for path in left) and all(path.exists() for path in stays)
+
+
+def test_the_next_command_removes_what_is_left_of_a_run_that_was_killed_when_done(made, dead):
+    left = made / "checkpoints/01_distill-a/a/state.pt"
+    left.parent.mkdir(parents=True)
+    left.write_text("state")
+    runs.clear(made)
+    assert not left.exists()
+    left.write_text("state")
+    (made / "hashes/01_distill-a.json").unlink()  # begun anew, whatever its state says
+    runs.clear(made)
+    runs.write_state(made, "01_distill-a", "running", pid=dead)
+    runs.clear(made)
+    assert left.exists() and runs.state(made, "01_distill-a")["state"] == "lost"
+
+
+def test_on_a_cluster_what_another_machine_writes_now_is_left_alone(made, dead, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    begun = made / f"results/.01_distill-a.json.{dead}"
+    begun.write_text("{")
+    runs.clear(made)
+    assert begun.exists()
+    os.utime(begun, (0, 0))
+    runs.clear(made)
+    assert not begun.exists()
+
+
+def test_a_model_with_a_dot_in_its_name_ends_too(made):
+    folder = made / "checkpoints/01_distill-a/a.v2"
+    runs.start("01_distill", {"run": "01_distill-a", "student": "a.v2"}).detach()
+    folder.mkdir(parents=True)
+    (folder / "state.pt").write_text("state")
+    assert distill(student="a.v2")
+    assert runs.state(made, "01_distill-a")["state"] == "done" and not list(folder.iterdir())
+
+
+@pytest.fixture
+def handlers():
+    numbers = (signal.SIGTERM, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    signal.alarm(0)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Kernel died before replying"), DeadKernelError()])
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_kernel_that_dies_is_a_failure_unless_a_stop_was_asked_for(
+    made, monkeypatch, handlers, dead, error, asked
+):
+    run = "01_distill-a"  # which is done already, with other parameters
+
+    def dies(*_, **__):
+        runs.write_state(made, run, "running", **({"pid": dead} if asked else {}))
+        if asked:
+            signal.raise_signal(signal.SIGTERM)
+            runs.write_state(made, run, "running")
+        raise error
+
+    monkeypatch.setattr("papermill.execute_notebook", dies)
+    state = graph._settled(made, run, graph._papermill(run, made, {}))
+    assert state["state"] == ("interrupted" if asked else "failed")
+    assert state["error"] == ["stopped"] or not asked
+
+
+@pytest.mark.parametrize("error", ["the kernel died", "KeyboardInterrupt: ", "stopped"])
+def test_what_a_kernel_said_of_its_own_end_stays_so(made, error, dead):
+    (made / "hashes/01_distill-a.json").unlink()
+    runs.write_state(made, "01_distill-a", "interrupted", pid=dead)  # of a SIGTERM
+    assert graph._settled(made, "01_distill-a", error)["state"] == "interrupted"
+    assert runs.state(made, "01_distill-a")["state"] == "interrupted"
+
+
 def test_the_heart_beats_while_nothing_is_said(root, monkeypatch):
     monkeypatch.setattr(runs, "HEARTBEAT_S", 0.05)
     this = runs.start("00_teacher", {"run": "00_teacher"})
@@ -341,6 +443,9 @@ def test_figures_and_tables_are_files_too(root):
     this.table("small", pd.DataFrame({"loss": [0.00412345]}))
     this.detach()
     assert (this.out / "figures/00_teacher-curve.png").read_bytes()[:4] == b"\x89PNG"
+    first = (this.out / "figures/00_teacher-curve.svg").read_bytes()
+    this.figure("curve", figure, alt="a line")
+    assert (this.out / "figures/00_teacher-curve.svg").read_bytes() == first
     assert "<svg" in (this.out / "figures/00_teacher-curve.svg").read_text()
     tables = {p.name: p.read_text() for p in (this.out / "tables").iterdir()}
     assert tables["00_teacher-rows.csv"] == "model,loss\n50m,4.123456\n"
@@ -455,15 +560,31 @@ def make_book(*more: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=180)
 
 
-def test_the_book_runs_what_is_needed_and_only_that(root):
-    words = root / "words.v1.txt"
+@pytest.fixture
+def elsewhere(root, monkeypatch):
+    """No HOME to write in, and another kernel by the name of ours."""
+    kernel = root / "jupyter/kernels/python3/kernel.json"
+    kernel.parent.mkdir(parents=True)
+    argv = ["/bin/false", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": argv, "display_name": "3", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(root / "jupyter"))
+    for name in files.HOMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/dev/null")
+
+
+ODD = '-it\'s {a} {} [1]* $HOME #%20 "é", x=y, కథ'  # in the name of a file or folder
+
+
+def test_the_book_runs_what_is_needed_and_only_that(root, elsewhere):
+    words, out = root / f"{ODD}\n.txt", f"outputs/{ODD}"
     words.write_text("తెలుగు")
-    given, out = f"TEXT={words}", "outputs/tiny-words"
+    given = (f"TEXT={words}", f"OUT={out}")
     yaml(root, "01_distill-a")
     yaml(root, "01_distill-bad", student="bad")
     yaml(root, "04_merge_eval")
     everything = ["00_teacher", "01_distill-a"]
-    done = make_book(given)
+    done = make_book(*given)
     assert done.returncode == 1  # one failed; what does not need it was run all the same
     assert called(root, out) == everything
     *_, failed, waiting, count = done.stdout.splitlines()
@@ -473,25 +594,142 @@ def test_the_book_runs_what_is_needed_and_only_that(root):
     assert count == f"2 of 4 runs done · {out}/index.html"
 
     (root / "params/tiny/01_distill-bad.yaml").unlink()
-    done = make_book(given)
+    done = make_book(*given)
     everything += ["04_merge_eval"]
     assert done.returncode == 0 and called(root, out) == everything
     assert "04_merge_eval is done." in done.stdout.splitlines()[-2]
 
     (root / out / "00_teacher.html").unlink()
-    done = make_book(given)
+    done = make_book(*given)
     assert done.returncode == 0 and "started" not in done.stdout  # no kernel
     assert (root / out / "00_teacher.html").exists()
     assert done.stdout.splitlines()[-2] == "04_merge_eval is done."
 
     # outputs that come out the same run nothing that reads them
     yaml(root, "00_teacher", seed=2)
-    done = make_book(given)
+    done = make_book(*given)
     everything = sorted([*everything, "00_teacher"])
     assert done.returncode == 0 and called(root, out) == everything
     assert "04_merge_eval · is done already" in done.stdout
     assert "its page failed" not in done.stdout
     assert nbformat.read(root / out / "04_merge_eval.ipynb", 4).cells
+    assert not (root / ".snakemake").exists()  # the repository may be somebody else's
+
+
+def test_names_with_equals_signs_are_paths_where_paths_are_meant(root, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(graph, "execute", lambda *given: asked.append(given) or 0)
+    out = root / "user=me" / "o=1"
+    assert graph.main(["execute", f"{root}/a=b/00_teacher.yaml", str(out), "text=x=y.txt"]) == 0
+    assert asked == [(root / "a=b/00_teacher.yaml", out, {"text": "x=y.txt"})]
+    (root / "o=1/state").mkdir(parents=True)
+    assert graph.main(["report", "o=1"]) == 0
+    assert capsys.readouterr().out.strip().endswith("o=1/index.html")
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/proc/nowhere", "", "mine", "not mine"])
+def test_where_home_cannot_be_written_what_runs_below_writes_elsewhere(tmp_path, monkeypatch, home):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "not mine").mkdir()
+    (tmp_path / "not mine/.cache").write_text("somebody's")  # only that cannot be written
+    (tmp_path / "spare").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spare"))
+    for name in files.HOMES:
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HOME", str(tmp_path / home) if "mine" in home else home)
+    monkeypatch.setattr("os.path.expanduser", lambda path: os.environ.get("HOME", "~"))
+    files.find_homes()
+    places = {name: os.environ[name] for name in files.HOMES if os.environ[name]}
+    spare = {"mine": [], "not mine": ["XDG_CACHE_HOME"]}.get(home, [*files.HOMES])
+    assert [*places] == spare
+    assert all(str(path).startswith(str(tmp_path / "spare")) for path in places.values())
+
+
+def test_a_spare_home_of_another_user_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / f"tdlib-home-{os.getuid()}").symlink_to(tmp_path)
+    for name in files.HOMES:
+        monkeypatch.setenv(name, "/proc/nowhere")
+    with pytest.raises(OSError, match="another user's: give JUPYTER_RUNTIME_DIR= a folder of"):
+        files.find_homes()
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("", "tiny"),
+        ("te.txt", "tiny-te"),
+        ("te.wiki.txt", "tiny-te.wiki"),
+        ("te.news.jsonl.zst", "tiny-te.news"),
+        ("TE.2024.PARQUET", "tiny-TE.2024"),
+        ("corpus.v2", "tiny-corpus.v2"),
+        ("a.b.txt c.d.txt.gz", "tiny-a.b+c.d"),
+        (".txt", "tiny-.txt"),
+    ],
+)
+def test_a_run_folder_has_the_whole_name_of_its_text(root, text, name):
+    assert graph._default_out("tiny", text) == f"outputs/{name}"
+
+
+def test_long_lists_of_texts_make_folders_that_the_system_takes(root):
+    texts = " ".join(f"కథలు/తెలుగు_కథలు_భాగం_{i}.txt" for i in range(40))
+    found = [graph._default_out("tiny", given) for given in (texts, texts.replace("_39", "_40"))]
+    assert len(set(found)) == 2  # which differ in their last letter alone
+    for out in found:
+        (root / out).mkdir(parents=True)
+
+
+def test_another_text_of_the_same_name_does_not_take_the_folder_of_the_first(root):
+    def given(text, out=None):
+        out = out or graph._default_out("tiny", text)
+        (root / out).mkdir(parents=True, exist_ok=True)
+        (root / out / graph.CONFIG).write_text(json.dumps({"given": {"text": text}}))
+        return out
+
+    assert given("a/te.txt") == "outputs/tiny-te"
+    assert graph._default_out("tiny", f"{root}/b/../a/te.txt") == "outputs/tiny-te"
+    for other in ("b/te.txt", "a/te.jsonl", "te.txt", "a/te.txt.gz"):
+        with pytest.raises(ParameterError, match="outputs/tiny-te was made of text"):
+            graph.wanted("book", {"TEXT": other, "ONLY": "00_teacher"})
+    asked = {"TEXT": "b/te.txt", "OUT": "outputs/tiny-te"}
+    assert graph.wanted("book", asked).out == "outputs/tiny-te"  # the remedy helps
+    given("te.wiki.txt", "outputs/tiny-old")
+    (root / "outputs/tiny-te" / graph.CONFIG).write_text('{"given": {"text": "te.wiki.txt"}}')
+    assert graph._default_out("tiny", "te.wiki.txt") == "outputs/tiny-te"  # as it was named once
+    assert graph._default_out("tiny", "te.news.txt") == "outputs/tiny-te.news"
+    (root / "outputs/tiny-te" / graph.CONFIG).write_text("")  # of a power cut
+    assert graph._default_out("tiny", "te.txt") == "outputs/tiny-te"
+
+
+def test_make_passes_on_what_was_typed_as_it_was_typed(tmp_path):
+    """Whatever make, or the shell, would make of it."""
+    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nfor word; do printf '%s|' \"$word\"; done\n")
+    python.chmod(0o755)
+    (tmp_path / ".venv/made").touch()
+    odd = ODD + " `touch ran` $(shell touch ran)"
+
+    def said(what, **given):
+        words = [f"{name}={value}" for name, value in given.items()]
+        done = subprocess.run(["make", what, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split("|")
+
+    assert f"TEXT={odd}" in said("book", TEXT=odd) and f"OUT={odd}" in said("plan", OUT=odd)
+    assert {f"MODEL={odd}", "OUT="} <= set(said("export", MODEL=odd))
+    assert said("report", OUT=odd)[3] == odd and said("zip")[3] == "outputs/tiny"
+    assert said("publish", NAME="it's", PROFILE="small")[3:5] == ["outputs/small", "it's"]
+    kept, gone = tmp_path / "outputs/tiny/cache", tmp_path / f"{odd}/cache"
+    kept.mkdir(parents=True)
+    gone.mkdir(parents=True)
+    said("clean-cache", OUT=odd)
+    assert kept.exists() and not gone.exists() and not (tmp_path / "ran").exists()
 
 
 def test_a_killed_book_leaves_no_process_and_goes_on(root):
@@ -511,3 +749,13 @@ def test_a_killed_book_leaves_no_process_and_goes_on(root):
         wait_for(lambda: not [p for p in processes_of(root)])
         assert called(root) == ["00_teacher"]
         (out / "state/01_distill-slow.json").unlink()
+
+
+def test_pages_of_a_repository_that_may_only_be_read_have_their_font(root, monkeypatch):
+    (root / "outputs").write_text("no folder")
+    monkeypatch.setattr(report, "_cut_font", lambda: "@font-face")
+    report.font_face.cache_clear()
+    try:
+        assert report.font_face() == "@font-face"
+    finally:
+        report.font_face.cache_clear()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from tdlib import data, lora, train
+from tdlib import checkpoint, data, lora, train
 from tdlib.model import Llama, LlamaConfig
 from tdlib.train import Recipe
 
@@ -439,6 +439,47 @@ def test_at_an_epochs_end_all_is_kept_and_its_weights_for_good(tmp_path):
             safetensors.torch.load_file(tmp_path / f"epoch-{epoch}.safetensors"), seen[step]
         )
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 8 == len(seen)
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("name", ["state.pt", "epoch-2.safetensors"])
+def test_killed_at_an_epochs_end_the_same_call_leaves_the_same_files(
+    name, written, tmp_path, monkeypatch
+):
+    """Before or after one of its two files; what stop_on_validation looks at is then all there."""
+    save, recipe = checkpoint.save, quick(ce_weight=1.0, checkpoint_minutes=60.0)
+
+    def killed(path, content):
+        here = path.name == name and content.get("step", 6) == 6
+        if written or not here:
+            save(path, content)
+        if here:
+            raise Stopped
+
+    train.fit(tiny(), some_windows(), recipe, folder=tmp_path / "straight")
+    monkeypatch.setattr(checkpoint, "save", killed)
+    with pytest.raises(Stopped):
+        train.fit(tiny(), some_windows(), recipe, folder=tmp_path / "killed")
+    monkeypatch.setattr(checkpoint, "save", save)
+    student = tiny(seed=5)
+    train.fit(student, some_windows(), recipe, folder=tmp_path / "killed")
+    wanted = {path.name: path.read_bytes() for path in (tmp_path / "straight").glob("epoch-*")}
+    found = {path.name: path.read_bytes() for path in (tmp_path / "killed").glob("epoch-*")}
+    assert found == wanted and sorted(wanted) == [f"epoch-{e}.safetensors" for e in (1, 2, 3)]
+    state = torch.load(tmp_path / "straight/state.pt", weights_only=True)
+    assert same(weights(student), state["weights"])
+
+
+def test_a_state_at_an_epochs_end_makes_the_epochs_file_where_it_is_not_there(tmp_path):
+    """So older code left it when it was killed, and so does a disk that was full for a moment."""
+    recipe, kept = quick(ce_weight=1.0), tmp_path / "epoch-1.safetensors"
+    with pytest.raises(Stopped):
+        train.fit(tiny(), some_windows(), recipe, folder=tmp_path, progress=stop_at(4))
+    wanted = kept.read_bytes()
+    kept.unlink()
+    with pytest.raises(Stopped):
+        train.fit(tiny(seed=5), some_windows(), recipe, folder=tmp_path, progress=stop_at(4))
+    assert kept.read_bytes() == wanted
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -377,6 +378,50 @@ def test_sigterm_keeps_the_state_leaves_no_process_and_one_process_goes_on(every
     train.fit(found, windows, LONG, teacher=wider(), folder=tmp_path / "kept")
     train.fit(wanted, windows, LONG, teacher=wider())
     assert distance(found.state_dict(), wanted.state_dict()) < 1e-4  # after 200 steps
+
+
+LAUNCHER = """#!{python}
+import json, os, signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM}})
+open("{place}/started", "w").close()
+if not os.fork():
+    signal.alarm(20)
+    time.sleep(0.5)
+    with open(sys.argv[3] + "/told.jsonl", "a") as told:
+        print(json.dumps(["pid", os.getpid()]), file=told)
+    signal.sigwait({{signal.SIGTERM}})
+    open("{place}/stopped", "w").close()
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_sigterm_before_a_worker_has_told_its_number_is_passed_on_once_it_has(
+    tmp_path, monkeypatch
+):
+    """The launcher is deaf to it: workers would be ended in mid-step."""
+    launcher, job = tmp_path / "python", tmp_path / "job"
+    launcher.write_text(LAUNCHER.format(python=sys.executable, place=tmp_path))
+    launcher.chmod(0o755)
+    job.mkdir()
+    monkeypatch.setattr(worker.sys, "executable", str(launcher))
+
+    def terminate():
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def heard(*_):
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGTERM, heard)
+    try:
+        threading.Thread(target=terminate, daemon=True).start()
+        with pytest.raises(InterruptedError):
+            worker._run(job, 2, lambda row: None, lambda *_: None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / "stopped").exists()
 
 
 def test_a_notebook_that_is_killed_takes_launcher_and_workers_along(tmp_path):
