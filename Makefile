@@ -83,8 +83,8 @@ export: .venv/made ## MODEL=folder as GGUF files, run in llama.cpp, to ship: exp
 chat: .venv/made ## go on with what you type: MODEL=folder or a .gguf file
 	@exec .venv/bin/python -m tdlib.chat MODEL='$(MODEL)' SEGMENTER='$(SEGMENTER)'
 
-clean-cache: ## remove the kept targets of the teacher of a run folder (OUT=, or that of PROFILE)
-	rm -rf '$(or $(OUT),outputs/$(PROFILE))/cache'
+clean-cache: .venv/made ## remove the kept targets of the teacher of a run folder (OUT=, or that of PROFILE)
+	@exec .venv/bin/python -m tdlib.ownership clean-cache '$(or $(OUT),outputs/$(PROFILE))'
 
 clean: ## remove the environment and all caches; outputs/ stays
 	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info

@@ -10,7 +10,6 @@ numbered once and for all, so a difficulty means the same thing in every noteboo
 Legend: B windows of a batch, T tokens of a window (the context), N windows of a split.
 """
 
-import contextlib
 import csv
 import itertools
 import json
@@ -27,10 +26,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import tdlib.tokenizer
-from tdlib.files import replacing, write_whole
+from tdlib.files import whole_folder, write_whole
 from tdlib.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
-__all__ = ["BOS", "EOS", "PAD", "UNK", "Tokenizer", "write_whole"]  # and what is defined here
+# and what is defined here
+__all__ = ["BOS", "EOS", "PAD", "UNK", "Tokenizer", "whole_folder", "write_whole"]
 
 IGNORE = -100
 BLOCK = 2**18  # bytes read at once where ids are looked at
@@ -87,16 +87,6 @@ def check_shapes(folder: Path, tensors: dict[str, Tensor], expected: dict[str, t
         if found != wanted:
             raise ValueError(f"{folder}: {name} is {found}, by its config it must be {wanted}: "
                              "weights and config are of two models, copy both again")  # fmt: skip
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder appears whole or not at all: filled beside, then renamed; the old one goes last."""
-    beside = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
-    with replacing(folder, beside):
-        beside.mkdir()
-        yield beside
 
 
 def write_tokens(
@@ -196,7 +186,7 @@ def link_tokens(
     Ids are looked at here and there in a file beyond a GiB, unless `every_id` is asked for."""
     if source.resolve() == folder.resolve():
         raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
-    tokens, files = open_tokens(source, context), {path.name: path for path in source.iterdir()}
+    tokens, files = open_tokens(source, context), _seen(source)
     meta, fewer = dict(tokens.meta), vocab_size and vocab_size < tokens.vocab_size
     if tokenizer:
         _check_tokenizer(tokenizer, meta)
@@ -222,6 +212,11 @@ def link_tokens(
                 os.symlink(path.resolve(), beside / name)
         if meta != tokens.meta:
             (beside / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf8")
+
+
+def _seen(folder: Path) -> dict[str, Path]:
+    """Its files by name; hidden ones, the book's mark among them, are of that folder alone."""
+    return {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:

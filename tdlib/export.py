@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from tabulate import tabulate
 
 from tdlib import data, gguf_check, gguf_tokenizer, llama_cpp, teacher
-from tdlib.files import replacing
+from tdlib.files import own, replacing, sign, write_whole
 from tdlib.gguf_tokenizer import SCRIPT, Vocabulary
 from tdlib.model import Llama
 from tdlib.parameters import ROOT
@@ -56,11 +56,17 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
                          f"{', '.join(QUANTIZATIONS)}")  # fmt: skip
     config = read_config(folder)
     where, words = _weights(folder, config), gguf_tokenizer.vocabulary(folder)
+    own(path)
+    beside_it = {}
     if words.why:
+        name = gguf_tokenizer.released_name(words.tokenizer)
+        script = gguf_tokenizer.script(words).encode()
+        beside_it = {name: words.tokenizer.path.read_bytes(), SCRIPT: script}
+        for name, content in beside_it.items():
+            own(path.with_name(name), content)
         warnings.warn(f"{path.name} takes ids, no raw text ({words.why}): {SCRIPT} beside it "
                       "encodes and decodes", stacklevel=2)  # fmt: skip
-    beside = path.with_name(f".{path.name}.new")
-    with replacing(path, beside):
+    with replacing(path) as beside:
         writer = gguf.GGUFWriter(beside, "llama")
         _describe(writer, folder, config, quantization)
         gguf_tokenizer.add(writer, words, config.vocab_size, _bos(folder, config))
@@ -77,10 +83,12 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
         for name, (file, _) in where.items():
             writer.write_tensor_data(_tensor(file, name, config, kinds[name]))
         writer.close()
-    if words.why:
-        name = gguf_tokenizer.released_name(words.tokenizer)
-        shutil.copy(words.tokenizer.path, path.with_name(name))
-        path.with_name(SCRIPT).write_text(gguf_tokenizer.script(words), encoding="utf8")
+    new = {path.with_name(name): content for name, content in beside_it.items()}
+    new = {at: content for at, content in new.items() if not at.exists()
+           or at.read_bytes() != content}  # fmt: skip
+    for at, content in new.items():
+        write_whole(at, content)
+    sign(path, *new)
 
 
 def _bos(folder: Path, config: LlamaConfig) -> int:
@@ -215,6 +223,9 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
     if words.why:
         warnings.warn(f"these files take ids, no raw text ({words.why}): {SCRIPT} beside them "
                       "encodes and decodes", stacklevel=2)  # fmt: skip
+    source, place = folder.resolve(), out.resolve()
+    if source.is_relative_to(place) or (place.exists() and place.is_relative_to(source)):
+        raise ValueError(f"{out} is, or holds, the model itself ({folder}): give another OUT=")
     tried, rows = gguf_check.prompts(config, tokens), []
     with data.whole_folder(out) as beside, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said above

@@ -30,7 +30,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from tdlib import hashes, parameters, plan, runs, shapes, status, sweeps
+from tdlib import hashes, ownership, parameters, plan, runs, shapes, status, sweeps
 from tdlib.status import date, duration, progress
 
 HERE = Path(__file__).parent
@@ -90,6 +90,8 @@ def index(out: Path) -> Path:
 
 
 def _write_index(out: Path) -> Path:
+    if not ownership.is_book(out) and (out / "index.html").exists():
+        raise FileExistsError(f"{out / 'index.html'} is no book's, and no run is there: give OUT=")
     rows = [row | {"page": _page_of(out, row)} for row in status.rows(out)]
     said = status.morning(out)
     quality = out / "tables/04_merge_eval-quality.md"

@@ -27,8 +27,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tdlib import hashes, hooks, parameters
-from tdlib.files import replacing
+from tdlib import hashes, hooks, ownership, parameters
+from tdlib.files import MARK, replacing
 from tdlib.hashes import is_current, older_code
 from tdlib.parameters import notebook_of
 
@@ -37,6 +37,8 @@ __all__ = ["Run", "is_current", "older_code", "start", "state", "states", "write
 HEARTBEAT_S = 5
 STOP_S = 30  # that a stopped run gets to end its step, keep its state and write its page
 LOST_S = 120  # without a heartbeat, where the process cannot be looked at
+# in checkpoints/<run>, while it trains; and for good
+KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.safetensors"
 DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not outlive
 
 
@@ -114,8 +116,7 @@ def _started(pid: int) -> int | None:
 
 def write(path: Path, content: str | bytes, lasting: bool = True) -> None:
     """A file, whole or not at all; a power cut too leaves it so, if it is to be `lasting`."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with replacing(path, beside, lasting):
+    with replacing(path, lasting=lasting) as beside:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -281,9 +282,7 @@ class Run:
         if not self.current:
             kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
             write(self._file("hashes", "json"), _json(kept))
-            for path in (self.out / "checkpoints" / self.run).rglob("*.*"):
-                if path.suffix != ".safetensors":  # the weights of every epoch stay
-                    path.unlink(missing_ok=True)
+            self._clear(epochs=False)  # the weights of every epoch stay
         self._say("done")
         self.detach()
         self._after_run()
@@ -324,6 +323,7 @@ class Run:
                 f"{self.run} needs {', '.join(missing)}, which is not there: "
                 f"`make book {where} ONLY={self.run}` makes it"
             )
+        ownership.claim(self.out, self.run, self.parameters)
         known = hashes.made_by_others(self.out, self.run)
         self._inputs = {n: hashes.fingerprint(path, known.get(n)) for n, path in found.items()}
         self._code = hashes.of_code(self.notebook)
@@ -372,8 +372,21 @@ class Run:
                         f"(make book REDO={self.run})"
                     )
         if kept != wanted:
-            shutil.rmtree(folder, ignore_errors=True)
+            self._clear(epochs=True)
         write(folder / "made_from.json", json.dumps(wanted))
+
+    def _clear(self, epochs: bool) -> None:
+        """Remove what this run keeps while it trains; `epochs`: the weights of each epoch too."""
+        own = rf"{KEPT}|\.({KEPT}|{EPOCH})\.\w+" + f"|{EPOCH}" * epochs  # .state.pt.123 of a kill
+        folder = self.out / "checkpoints" / self.run
+        for path in folder.rglob(f"workers/{MARK}"):
+            shutil.rmtree(path.parent, ignore_errors=True)
+        for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
+            if path.is_dir() and not path.is_symlink():
+                with contextlib.suppress(OSError):  # not empty: another's, or an epoch's
+                    path.rmdir()
+            elif re.fullmatch(own, path.name):
+                path.unlink(missing_ok=True)
 
     def _attach(self) -> None:
         """Listen to cells that fail, to signals and to the end; and keep the heart beating."""

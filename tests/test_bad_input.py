@@ -34,7 +34,18 @@ from IPython.core.interactiveshell import InteractiveShell
 from safetensors.torch import load_file, save_file
 from traitlets.config import Config
 
-from tdlib import book, data, files, graph, parameters, runs, telugu, tokenizer, train
+from tdlib import (
+    book,
+    data,
+    files,
+    graph,
+    ownership,
+    parameters,
+    runs,
+    telugu,
+    tokenizer,
+    train,
+)  # fmt: skip
 from tdlib.model import Llama, LlamaConfig
 
 REPOSITORY = Path(__file__).parents[1]
@@ -66,18 +77,21 @@ def good(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def out(tmp_path) -> Path:
-    """A run folder in which something lies already."""
+    """A run folder in which something lies already, by its claims and marks the book's."""
+    ownership.claim(tmp_path / "out", "00_teacher", {})
     for name in ("tokens/train.bin", "models/teacher/model.safetensors"):
         path = tmp_path / "out" / name
         path.parent.mkdir(parents=True)
         path.write_text(f"the old {name}")
+        files.mark(path.parent)
     return tmp_path / "out"
 
 
 def content(folder: Path) -> dict[str, str]:
     """Hash of every file, temporary ones too; what a run says of itself left out."""
     found = {str(p.relative_to(folder)): p for p in folder.rglob("*") if not p.is_dir()}
-    own = re.compile(r"state/[\w-]+\.json|checkpoints/[\w-]+/made_from\.json")
+    own = r"state/[\w-]+\.json|checkpoints/[\w-]+/made_from\.json|\.claims/[\w-]+\.json"
+    own = re.compile(own)
     return {n: sha256(p.read_bytes()).hexdigest() for n, p in found.items() if not own.fullmatch(n)}
 
 
@@ -773,7 +787,7 @@ def test_a_full_disk(size, says, good, refusal, out):
 def test_a_full_disk_says_how_much_is_free_and_keeps_the_old_file(tmp_path):
     path = tmp_path / "scores.npz"
     path.write_bytes(b"old")
-    (tmp_path / ".scores.npz.new").symlink_to("/dev/full")
+    files.temporary(path).symlink_to("/dev/full")
     with pytest.raises(OSError) as error:
         data.write_whole(path, b"new")
     free = shutil.disk_usage(tmp_path).free / 2**20
