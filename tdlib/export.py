@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from tabulate import tabulate
 
 from tdlib import data, gguf_check, gguf_tokenizer, llama_cpp, teacher
-from tdlib.files import own, replacing, sign, write_whole
+from tdlib.files import AWAY, own, replacing, sign, write_whole
 from tdlib.gguf_tokenizer import SCRIPT, Vocabulary
 from tdlib.model import Llama
 from tdlib.parameters import ROOT
@@ -57,6 +57,8 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
     config = read_config(folder)
     where, words = _weights(folder, config), gguf_tokenizer.vocabulary(folder)
     own(path)
+    if path.exists() and path.open("rb").read(4) != b"GGUF":
+        raise FileExistsError(f"{path} is there and was not made by the book as a GGUF: {AWAY}")
     beside_it = {}
     if words.why:
         name = gguf_tokenizer.released_name(words.tokenizer)

@@ -183,11 +183,13 @@ def _finish(folder: Path) -> None:
     was replaced goes what was the book's, and the rest moves over."""
     rule = re.compile(rf"\.{re.escape(folder.name)}(\.\d+)?\.old")
     for old in [p for p in folder.parent.glob(".*.old") if rule.fullmatch(p.name)]:
+        if mark_of(old) is None:  # another's, or older than marks: perhaps the only copy
+            continue
         if not os.path.lexists(folder):
             os.rename(old, folder)
         elif old.is_symlink():
             old.unlink()
-        elif not any(old.iterdir()) or mark_of(old) is not None:
+        else:
             for name in theirs(old, _names(folder)):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 os.rename(old / name, folder / name)

@@ -30,12 +30,11 @@ def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
     writes = hashes.outputs(out, run, values)
     reads = {n: p for n, p in hashes.inputs(out, run, values).items() if p.exists()}
     if both := [name for name, path in writes.items() if _read_of(path, reads.values())]:
-        given = [
-            n for n, path in reads.items() if any(_read_of(w, [path]) for w in writes.values())
-        ]
+        given = [n for n, p in reads.items() if any(_read_of(w, [p]) for w in writes.values())]
+        which = next((k for k, v in values.items() if v in given), "that")
         raise FileExistsError(
-            f"{run} would replace {', '.join(both)} in {out}, which it reads ({', '.join(given)}): "
-            "give another run folder (OUT=), or a copy from elsewhere"
+            f"{', '.join(given)} is the run's own folder: leave {which} empty, or change out "
+            f"(OUT=); {run} would replace {', '.join(both)} in {out}"
         )
     if foreign := not_ours(out, run, list(writes), notebook):
         raise FileExistsError(refusal(out, foreign))
@@ -100,6 +99,8 @@ def _unmarked(out: Path, run: str, writes: list[str]) -> dict[str, list[str]]:
 def _since(out: Path, run: str, place: Path) -> bool:
     """Whether all of it is younger than the beginning of this run, which has no record yet."""
     began = out / "checkpoints" / run / "made_from.json"
+    if (out / CLAIMS / f"{run}.json").exists():
+        return False  # that says it
     every = [p for p in (place.rglob("*") if place.is_dir() else [place]) if not p.is_dir()]
     return began.is_file() and all(p.lstat().st_mtime >= began.stat().st_mtime - 1 for p in every)
 

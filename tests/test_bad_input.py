@@ -780,7 +780,7 @@ def test_a_full_disk(size, says, good, refusal, out):
     if "models" in says:  # all before it was done, and is whole
         assert data.open_tokens(out / "tokens").vocab_size == 500
         after = {n: c for n, c in after.items() if not n.startswith(("tokens", "tables", "logs"))}
-        before.pop("tokens/train.bin")
+        before = {n: c for n, c in before.items() if not n.startswith("tokens")}
     assert after == before
 
 
