@@ -54,11 +54,11 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization {quantization!r} is unknown: give one of "
                          f"{', '.join(QUANTIZATIONS)}")  # fmt: skip
-    config = read_config(folder)
-    where, words = _weights(folder, config), gguf_tokenizer.vocabulary(folder)
     own(path)
     if path.exists() and path.open("rb").read(4) != b"GGUF":
         raise FileExistsError(f"{path} is there and was not made by the book as a GGUF: {AWAY}")
+    config = read_config(folder)
+    where, words = _weights(folder, config), gguf_tokenizer.vocabulary(folder)
     beside_it = {}
     if words.why:
         name = gguf_tokenizer.released_name(words.tokenizer)
@@ -221,13 +221,13 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
     against PyTorch (on `tokens`, where there are some), the tokenizer's files and a card. Returns a
     row a file. ValueError where F16 is another model than the folder's."""
     folder, out = Path(folder), Path(out)
+    source, place = folder.resolve(), out.resolve()
+    if source.is_relative_to(place) or (place.exists() and place.is_relative_to(source)):
+        raise ValueError(f"{out} is, or holds, the model itself ({folder}): give another OUT=")
     config, words = read_config(folder), gguf_tokenizer.vocabulary(folder)
     if words.why:
         warnings.warn(f"these files take ids, no raw text ({words.why}): {SCRIPT} beside them "
                       "encodes and decodes", stacklevel=2)  # fmt: skip
-    source, place = folder.resolve(), out.resolve()
-    if source.is_relative_to(place) or (place.exists() and place.is_relative_to(source)):
-        raise ValueError(f"{out} is, or holds, the model itself ({folder}): give another OUT=")
     tried, rows = gguf_check.prompts(config, tokens), []
     with data.whole_folder(out) as beside, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said above

@@ -1,8 +1,10 @@
 """The book removes and replaces only what it made: what others put at its places stays."""
 
+import ast
 import os
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from tdlib import (
+    book,
     cache,
     data,
     evaluate,
@@ -30,7 +33,6 @@ from tdlib.parameters import ParameterError
 from tests import small_book
 
 REPOSITORY = Path(__file__).parents[1]
-REFUSED = (FileExistsError, ValueError, RuntimeError)
 
 
 def made(folder: Path, **content: str) -> Path:
@@ -244,7 +246,7 @@ def test_what_a_run_reads_is_never_what_it_replaces(how, folder, tmp_path):
         (tmp_path / "other/train.bin").symlink_to(source / "train.bin")
         given = {"tokens": str(tmp_path / "other")}
     with pytest.raises(
-        FileExistsError, match="is the run's own folder: leave tokens? empty|tokenizer empty"
+        FileExistsError, match=r"is the run's own folder: leave (tokens|tokenizer) empty"
     ):
         runs.start("00_teacher", {"run": "00_teacher", "out": str(folder)} | given)
     assert (source / "train.bin").read_text() == "a week of work"
@@ -341,7 +343,7 @@ def test_a_sweep_takes_no_file_of_another_and_no_folder_in_a_links_place(tmp_pat
 
 def test_a_vocabulary_takes_no_file_of_another(tmp_path):
     mine(tmp_path / "t.model")
-    with pytest.raises(FileExistsError, match="t.model is there and was not made by the book"):
+    with pytest.raises(FileExistsError, match=r"t.model is there and was not made by the book"):
         tokenizer.train(["a"], 300, tmp_path / "t.model")
     assert content(tmp_path) == {"t.model": b"a week of work"}
 
@@ -354,33 +356,45 @@ def model(tokenizer, tiny_llama, tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("out", ["models", "models/", "models/../models", "link", "models/50m/.."])
-def test_an_export_never_takes_its_models_place(out, model, tmp_path, monkeypatch, capsys):
+def test_an_export_never_takes_its_models_place(model, tmp_path, monkeypatch, capsys):
     (tmp_path / "link").symlink_to("models")
     before = content(model)
     monkeypatch.chdir(tmp_path)
     for name in ("models/50m", str(model), "link/50m/"):
-        assert export.main([f"MODEL={name}", f"OUT={out}"]) == 1
-        assert "is, or holds, the model itself" in capsys.readouterr().out
+        for out in (
+            "models/50m",
+            "models/../models/50m/",
+            "link/50m",
+            "models",
+            "models/50m/notes",
+        ):
+            mine(model / "notes/x") if out.endswith("notes") else None
+            with pytest.raises(ValueError, match="is, or holds, the model itself"):
+                export.ship(name, out)
+            shutil.rmtree(model / "notes", ignore_errors=True)
+    assert export.main(["MODEL=link/50m", "OUT=models/"]) == 1
+    assert "is, or holds, the model itself" in capsys.readouterr().out
     assert content(model) == before
 
 
-def test_an_export_replaces_its_own_and_no_other(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export.gguf_check, "check", lambda *_: SimpleNamespace(
-        agreement=1.0, mean=0.0, largest=0.0))  # fmt: skip
-    arguments = [f"MODEL={model}", f"OUT={tmp_path / 'ship'}"]
-    mine(tmp_path / "ship/50m/README.md")
-    assert export.main(arguments) == 1
-    assert "50m is there and was not made by the book" in capsys.readouterr().out
-    assert content(tmp_path / "ship/50m") == {"README.md": b"a week of work"}
-    shutil.rmtree(tmp_path / "ship")
-    assert export.main(arguments) == 0
-    mine(tmp_path / "ship/50m/LICENSE")
-    assert export.main(arguments) == 0
-    mine(tmp_path / "ship/50m/README.md", "MIT")  # the owner has filled in the card
-    assert export.main(arguments) == 1
-    kept = content(tmp_path / "ship/50m")
-    assert (kept["README.md"], kept["LICENSE"]) == (b"MIT", b"a week of work")
+def test_an_export_replaces_its_own_and_no_other(model, tmp_path, monkeypatch):
+    same = SimpleNamespace(agreement=1.0, mean=0.0, largest=0.0)
+    monkeypatch.setattr(export.gguf_check, "check", lambda *_: same)
+    monkeypatch.setattr(export, "to_gguf", lambda folder, path, kind: path.write_text(kind))
+    monkeypatch.setattr(export, "_card", lambda *_: "TODO: licence")
+    out = mine(tmp_path / "ship/50m/README.md").parent
+    with pytest.raises(FileExistsError, match="50m is there and was not made by the book"):
+        export.ship(model, out)
+    assert content(out) == {"README.md": b"a week of work"}
+    shutil.rmtree(out)
+    export.ship(model, out)
+    mine(out / "LICENSE")
+    export.ship(model, out)
+    mine(out / "README.md", "MIT")  # the owner has filled in the card
+    with pytest.raises(FileExistsError, match=r"README.md in \S+50m was not made by the book, or"):
+        export.ship(model, out)
+    assert (out / "README.md").read_text() == "MIT"
+    assert (out / "LICENSE").read_text() == "a week of work"
 
 
 @pytest.mark.parametrize("name", ["x.gguf", "model.safetensors", "config.json", "notes.txt"])
@@ -393,6 +407,19 @@ def test_a_gguf_takes_no_file_of_another(name, model):
     export.to_gguf(model, model / "new.gguf", "F16")
     export.to_gguf(model, model / "new.gguf", "Q8_0")  # its own it may
     assert before.items() <= content(model).items()
+
+
+def test_a_cards_place_is_its_owners(tmp_path, monkeypatch):
+    this = SimpleNamespace(parameters={}, provenance=dict, notebook="00_teacher", run="x",
+                           path=tmp_path.joinpath, out=tmp_path)  # fmt: skip
+    mine(tmp_path / "models/a/w")
+    for text in ("card", "a later card"):
+        monkeypatch.setattr(book.release, "card", lambda *_, text=text: text)
+        book._card(this, "a", None, {})
+        assert (tmp_path / "models/a/README.md").read_text() == text
+    mine(tmp_path / "models/a/README.md", "the owner's own")
+    book._card(this, "a", None, {})
+    assert (tmp_path / "models/a/README.md").read_text() == "the owner's own"
 
 
 def test_what_is_published_and_packed_takes_only_its_own_place(root, monkeypatch):
@@ -422,23 +449,89 @@ def test_what_is_published_and_packed_takes_only_its_own_place(root, monkeypatch
     share.pack(out)  # its own it may
 
 
-# --- the list of places: module, what deletes, replaces or writes over → how a foreign file survives
+# --- the list of all places
 
-TESTS = {
-    "mark": "test_an_empty_folder_and_one_of_the_books_are_replaced_and_what_others_put_there_stays",
-    "temporary": "test_temporary_names_are_no_one_elses",
-    "kill": "test_what_a_kill_leaves_is_the_old_or_the_new_folder_and_nothing_of_others_is_lost",
-    "claim": "test_what_another_left_at_a_place_of_a_run_is_refused_by_name",
-    "file": "test_a_folder_never_gives_way_to_a_file",
-    "checkpoints": "test_of_a_runs_checkpoints_only_its_own_go",
-    "cache": "test_a_cache_takes_no_file_that_it_did_not_make",
-    "clean": "test_cleaning_removes_kept_targets_alone",
-    "workers": "test_a_job_of_workers_takes_no_folder_of_another",
-    "losses": "test_features_and_losses_of_another_stay",
-    "sweeps": "test_a_sweep_takes_no_file_of_another_and_no_folder_in_a_links_place",
-    "vocabulary": "test_a_vocabulary_takes_no_file_of_another",
-    "export": "test_an_export_replaces_its_own_and_no_other",
-    "gguf": "test_a_gguf_takes_no_file_of_another",
-    "share": "test_what_is_published_and_packed_takes_only_its_own_place",
-    "website": "test_a_website_is_no_run_folder",
+
+@pytest.mark.parametrize("made", [True, False])
+def test_make_clean_takes_the_books_own_environment_alone(made, tmp_path):
+    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    for name in (".venv/x", "outputs/x", *[".venv/made"] * made):
+        mine(tmp_path / name)
+    subprocess.run(["make", "-C", tmp_path, "clean"], check=True, capture_output=True)
+    assert (tmp_path / ".venv/x").exists() == (not made) and (tmp_path / "outputs/x").exists()
+
+
+# how a file of another survives there, as a test of this file or in words → functions
+PLACES = {
+    "test_an_empty_folder_and_one_of_the_books_are_replaced_and_what_others_put_there_stays": """
+        files.whole_folder files._put files.mark model.Llama.save lora.save data.write_tokens
+        data._write_table data.link_tokens""",
+    "test_what_a_kill_leaves_is_the_old_or_the_new_folder_and_nothing_of_others_is_lost": """
+        files._finish""",
+    "test_temporary_names_are_no_one_elses": """files.replacing files.write_whole files._remove
+        runs.write data.weighted""",
+    "test_what_another_left_at_a_place_of_a_run_is_refused_by_name": """
+        book._log.record book.weighed runs.Run.figure runs.Run.table runs.Run.finish runs.Run._begin_anew runs.write_state
+        graph._settled graph._write_notebooks_whole report._write choice.keep choice.new_scores
+        evaluate.Evaluation.save""",
+    "test_a_website_is_no_run_folder": "report._write_index",
+    "test_of_a_runs_checkpoints_only_its_own_go": """runs.Run._clear checkpoint.save
+        runs.Run._keep_or_refuse_checkpoint""",
+    "test_a_cards_place_is_its_owners": "book._card",
+    "test_a_cache_takes_no_file_that_it_did_not_make": "cache._make",
+    "test_cleaning_removes_kept_targets_alone": "ownership.clean_cache",
+    "test_a_job_of_workers_takes_no_folder_of_another": """worker.fit worker._write worker._run
+        worker._launch worker._work worker._train worker._pack worker._teller""",
+    "test_features_and_losses_of_another_stay": "features.of",
+    "test_a_sweep_takes_no_file_of_another_and_no_folder_in_a_links_place": """sweeps.write
+        sweeps.link""",
+    "test_a_vocabulary_takes_no_file_of_another": "tokenizer.train",
+    "test_an_export_replaces_its_own_and_no_other": "export.ship",
+    "test_a_gguf_takes_no_file_of_another": "export.to_gguf files.sign",
+    "test_what_is_published_and_packed_takes_only_its_own_place": "share.publish share.pack",
+    "a temporary folder that was made for it": """share._lead share._copy share._write
+        release._configs""",
+    "only what is between its own two marks, and an error without them": "published.readme",
+    "only where nothing is there": "dashboard.logging report.font_face",
+    "it adds to the end": "hooks._main devices._locked",
+    "a hidden name of the book's own": """graph.make graph._snakemake status.session
+        cluster.options ownership.claim""",
+    "a name that holds the second when the run began": "runs.Run._keep_the_old",
+    "this process's own entry in /proc": "doctor.step",
 }
+CALLS = """rmtree unlink rmdir replacing whole_folder write_whole write_text write_bytes symlink
+ symlink_to copytree truncate mark sign os.rename os.replace runs.write write shutil.move""".split()
+
+
+def writing(path: Path) -> set[str]:
+    """The functions of a module that delete, replace, rename or write."""
+    found = set()
+
+    def look(node: ast.AST, name: str) -> None:
+        for one in ast.iter_child_nodes(node):
+            inner = isinstance(one, ast.FunctionDef | ast.ClassDef)
+            if isinstance(one, ast.Call):
+                called = ast.unparse(one.func)
+                modes = [m.value for m in one.args if isinstance(m, ast.Constant)]
+                opens = called.endswith("open") and any(re.fullmatch("[wax+b]*[wax+][b+]*", str(m))
+                                                        for m in modes)  # fmt: skip
+                last = called.rpartition(".")[2]
+                if opens or called in CALLS or (last in CALLS and last != "write"):
+                    found.add(name)
+            look(one, f"{name}.{one.name}" if inner else name)
+
+    look(ast.parse(path.read_text("utf8")), path.stem)
+    return found
+
+
+def test_every_place_that_deletes_replaces_or_renames_has_a_test_here():
+    known = {place: how for how, places in PLACES.items() for place in places.split()}
+    found = {name for path in (REPOSITORY / "tdlib").glob("*.py") for name in writing(path)}
+    assert found == known.keys()
+    assert all(how in globals() for how in PLACES if how.startswith("test_"))
+    calls = re.compile(r".*(?:\brm |unlink|rename|rmtree).*")
+    lines = {path.name: len(calls.findall(path.read_text("utf8")))
+             for path in (REPOSITORY / "Makefile", REPOSITORY / "Snakefile")}  # fmt: skip
+    assert lines == {"Makefile": 4, "Snakefile": 1}  # test_make_clean…, and .done/ as a run's place
+    for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
+        assert not re.search(r"unlink|rmtree|os\.re|write_|open\(", path.read_text("utf8")), path
