@@ -89,11 +89,12 @@ export: .venv/made ## MODEL=folder as GGUF files, run in llama.cpp, to ship: exp
 chat: .venv/made ## go on with what you type: MODEL=folder or a .gguf file
 	@exec .venv/bin/python -m tdlib.chat $(call given,MODEL SEGMENTER)
 
-clean-cache: ## remove the kept targets of the teacher of a run folder (OUT=, or that of PROFILE)
-	rm -rf -- $(FOLDER)/cache
+clean-cache: .venv/made ## remove the kept targets of the teacher of a run folder (OUT=, or that of PROFILE)
+	@exec .venv/bin/python -m tdlib.ownership clean-cache $(FOLDER)
 
 clean: ## remove the environment and all caches; outputs/ stays
-	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info
+	@test ! -e .venv/made || rm -rf .venv  # not one that somebody made otherwise
+	rm -rf .snakemake .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A CUDA torch of the calling Python is kept and used; elsewhere the CPU build of 2.13.0 comes first,
@@ -104,7 +105,7 @@ clean: ## remove the environment and all caches; outputs/ stays
 	    { echo "$(PYTHON) is older than 3.11: make $(MAKECMDGOALS) PYTHON=path/of/a/newer/one"; exit 1; }
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv \
 	    $$($(PYTHON) -c 'import torch; print("--system-site-packages" * bool(torch.version.cuda))' 2>/dev/null) || \
-	    { rm -rf .venv; echo "no venv module: apt-get install python3-venv, then again"; exit 1; }
+	    { test ! -e .venv/pyvenv.cfg || rm -rf .venv; echo "no venv module: apt-get install python3-venv, then again"; exit 1; }
 	@.venv/bin/python -c 'import torch' 2>/dev/null || $(PIP) torch==2.13.0
 	@$(PIP) -e '.[segment]'
 	@mkdir -p .venv/share/jupyter/lab/settings

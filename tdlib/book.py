@@ -469,7 +469,11 @@ def _card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
                        if f"{r['parameters'].get('adapter')}-merged" == name]  # fmt: skip
         of = None if this.notebook == "00_teacher" else row_of(this, p["teacher"])
         text = release.card(folder, tokens, row, (merged_from or [record])[0], of)
-    write(folder / "README.md", text)
+    path = folder / "README.md"
+    with contextlib.suppress(FileExistsError):  # the owner's own card stays
+        files.own(path)
+        write(path, text)
+        files.sign(path)
 
 
 def to_take_away(this: Run) -> str:
@@ -584,8 +588,7 @@ def weighed(
     if share == 1 or this.current:
         return tokens
     path = this.path("checkpoints", this.run, "weights.bin")
-    beside = path.with_name(".weights.bin.new")
-    with files.replacing(path, beside):
+    with files.replacing(path) as beside:
         found = data.weighted(tokens, beside, new=True)
         weights = found.train.weights
         hard_set.weigh(net, teacher, tokens.train, rows_K, share, weights, this.device,

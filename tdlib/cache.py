@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tdlib import data, losses
-from tdlib.files import clear, replacing
+from tdlib.files import AWAY, clear, replacing
 from tdlib.model import Llama
 
 FORMAT = 1  # of the files
@@ -271,12 +271,20 @@ def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
     valid = path.with_name("valid.bin")
     if valid.is_file() and any(valid.read_bytes()) and not path.is_file():
         raise ValueError(f"{path} is not there, and rows of who knows what are: {REMEDY}")
+    if foreign := [str(file) for file in files if os.path.lexists(file) and not _empty(file)]:
+        raise FileExistsError(f"{', '.join(foreign)} holds what the book did not write: {AWAY}")
     beside = path.with_name(f".key-{os.getpid()}.new")
     with replacing(path, beside):
         for file, n in files.items():
             with open(file, "ab") as f:
                 f.truncate(n)
         beside.write_text(json.dumps(key, indent=1), encoding="utf8")
+
+
+def _empty(path: Path) -> bool:
+    """Whether a file holds nothing but zeros, as far as a look at its first MiB tells."""
+    with path.open("rb") as file:
+        return not any(file.read(2**20))
 
 
 def _check(path: Path, key: dict, files: dict[Path, int]) -> None:

@@ -25,9 +25,7 @@ RULE = {"clip": 0.0, "leave_out_junk": False, "easy_share": 0.0, "token_share": 
 def new_scores(path: Path, windows: int) -> Iterator[np.ndarray]:
     """An array for the losses of so many windows, NaN at first, to be filled in place; the file is
     there, whole, only once that has gone well."""
-    beside = path.with_name(f".{path.name}.new")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path, beside):
+    with files.replacing(path) as beside:
         loss_2N = np.lib.format.open_memmap(beside, "w+", np.float32, (2, windows))
         loss_2N[:] = np.nan
         yield loss_2N

@@ -10,7 +10,6 @@ numbered once and for all, so a difficulty means the same thing in every noteboo
 Legend: B windows of a batch, T tokens of a window (the context), N windows of a split.
 """
 
-import contextlib
 import csv
 import itertools
 import json
@@ -29,12 +28,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import tdlib.tokenizer
-from tdlib.files import replacing, write_whole
+from tdlib.files import whole_folder, write_whole
 from tdlib.shapes import weight_files
 from tdlib.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
 # and what is defined here
-__all__ = ["BOS", "EOS", "PAD", "UNK", "Tokenizer", "weight_files", "write_whole"]
+__all__ = ["BOS", "EOS", "PAD", "UNK", "Tokenizer", "weight_files", "whole_folder", "write_whole"]
 
 IGNORE = -100
 BLOCK = 2**18  # bytes read at once where ids are looked at
@@ -91,16 +90,6 @@ def check_shapes(folder: Path, tensors: dict, expected: dict[str, tuple]) -> Non
                 remedy += "copy the file that holds it"
             raise ValueError(f"{folder}: {name} is {found}, by its config it must be {wanted}: "
                              f"{remedy}")  # fmt: skip
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder appears whole or not at all: filled beside, then renamed; the old one goes last."""
-    beside = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
-    with replacing(folder, beside):
-        beside.mkdir()
-        yield beside
 
 
 def write_tokens(
@@ -249,7 +238,7 @@ def link_tokens(
                       open_tokens(source, context, tokenizer))  # fmt: skip
     usual, fewer = {"eos_id": EOS, "dtype": "uint32"}, vocab_size and vocab_size < tokens.vocab_size
     meta = theirs | {k: v for k, v in tokens.meta.items() if theirs.get(k, usual.get(k)) != v}
-    files = {path.name: path for path in source.iterdir()}
+    files = _seen(source)
     if tokenizer:
         files = {n: p for n, p in files.items() if not n.startswith(("tokenizer", "special_tok"))}
         files |= tdlib.tokenizer.files(tokenizer)
@@ -275,6 +264,11 @@ def link_tokens(
                 os.symlink(path.resolve(), beside / name)
         if meta != theirs:
             (beside / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf8")
+
+
+def _seen(folder: Path) -> dict[str, Path]:
+    """Its files by name; hidden ones, the book's mark among them, are of that folder alone."""
+    return {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:

@@ -52,13 +52,15 @@ class Evaluation:
             "calibration_error": float(gaps.sum()),
         } | ({"windows_left_out": left_out} if left_out else {})  # none has a target
 
-    def save(self, folder: Path, name: str) -> None:
-        """scores/val/<name>.npy and .npz, which 04 reads instead of running the model again."""
+    def save(self, folder: Path, name: str, whole: bool = True) -> None:
+        """scores/val/<name>.npy and .npz, which 04 reads instead of running the model again;
+        without `whole` the .npy alone."""
         windows, fixed = io.BytesIO(), io.BytesIO()
         np.save(windows, self.window_loss_N.astype(np.float32))
         np.savez(fixed, rows_M=self.rows_M, token_loss_MT=self.token_loss_MT, **self.calibration)
         data.write_whole(folder / f"{name}.npy", windows.getvalue())
-        data.write_whole(folder / f"{name}.npz", fixed.getvalue())
+        if whole:
+            data.write_whole(folder / f"{name}.npz", fixed.getvalue())
 
 
 def fixed_rows(windows: data.Windows, count: int) -> np.ndarray:

@@ -110,9 +110,7 @@ class Losses(Mapping):
         found = evaluate.evaluate(
             net, self.windows, fixed=count if whole else 1, device=self.this.device
         )
-        found.save(path.parent, path.stem)
-        if not whole:
-            path.with_suffix(".npz").unlink()
+        found.save(path.parent, path.stem, whole)
         self.this.progress(len(self.read) + 1, len(self), f"models on {self.split}: {label}")
 
 

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from tabulate import tabulate
 
 from tdlib import data, gguf_check, gguf_tokenizer, llama_cpp, teacher
-from tdlib.files import replacing
+from tdlib.files import AWAY, own, replacing, sign, write_whole
 from tdlib.gguf_tokenizer import SCRIPT, Vocabulary
 from tdlib.model import Llama
 from tdlib.parameters import ROOT
@@ -65,15 +65,23 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization {quantization!r} is unknown: give one of "
                          f"{', '.join(QUANTIZATIONS)}")  # fmt: skip
+    own(path)
+    if path.exists() and path.open("rb").read(4) != b"GGUF":
+        raise FileExistsError(f"{path} is there and was not made by the book as a GGUF: {AWAY}")
     config = read_config(folder)
     where, words = _weights(folder, config), gguf_tokenizer.vocabulary(folder)
     for remark in filter(None, (_asked(folder, words), _coarse(where, config, quantization))):
         warnings.warn(f"{path.name}: {remark}", stacklevel=2)
+    beside_it = {}
     if words.why:
+        name = gguf_tokenizer.released_name(words.tokenizer)
+        script = gguf_tokenizer.script(words).encode()
+        beside_it = {name: words.tokenizer.path.read_bytes(), SCRIPT: script}
+        for name, content in beside_it.items():
+            own(path.with_name(name), content)
         warnings.warn(f"{path.name} takes ids, no raw text ({words.why}): {SCRIPT} beside it "
                       "encodes and decodes", stacklevel=2)  # fmt: skip
-    beside = path.with_name(f".{path.name}.new")
-    with replacing(path, beside):
+    with replacing(path) as beside:
         writer = gguf.GGUFWriter(beside, "llama")
         _describe(writer, folder, config, quantization)
         gguf_tokenizer.add(writer, words, config.vocab_size, _bos(folder, config))
@@ -90,10 +98,12 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
         for name, (file, _) in where.items():
             writer.write_tensor_data(_tensor(file, name, config, kinds[name]))
         writer.close()
-    if words.why:
-        name = gguf_tokenizer.released_name(words.tokenizer)
-        shutil.copy(words.tokenizer.path, path.with_name(name))
-        path.with_name(SCRIPT).write_text(gguf_tokenizer.script(words), encoding="utf8")
+    new = {path.with_name(name): content for name, content in beside_it.items()}
+    new = {at: content for at, content in new.items() if not at.exists()
+           or at.read_bytes() != content}  # fmt: skip
+    for at, content in new.items():
+        write_whole(at, content)
+    sign(path, *new)
 
 
 def _bos(folder: Path, config: LlamaConfig) -> int:
@@ -264,6 +274,9 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
     against PyTorch (on `tokens`, where there are some), the tokenizer's files and a card. Returns a
     row a file. ValueError where F16 is another model than the folder's."""
     folder, out = Path(folder), Path(out)
+    source, place = folder.resolve(), out.resolve()
+    if source.is_relative_to(place) or (place.exists() and place.is_relative_to(source)):
+        raise ValueError(f"{out} is, or holds, the model itself ({folder}): give another OUT=")
     config, words = read_config(folder), gguf_tokenizer.vocabulary(folder)
     if words.why:
         warnings.warn(f"these files take ids, no raw text ({words.why}): {SCRIPT} beside them "

@@ -6,9 +6,12 @@ counted by hash in a table of fixed size, and where there are too many, some of 
 everywhere. Legend: N windows, R of them at once, T tokens of a window (its targets), V vocabulary.
 """
 
+import contextlib
 import io
 import json
+import os
 import unicodedata
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
@@ -21,6 +24,7 @@ from tdlib import data
 from tdlib.files import write_whole
 from tdlib.tokenizer import BYTE, TELUGU, UNK
 
+DAMAGED = (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile)  # numpy's words for it
 # Kinds of junk, bit flags of `junk_N`, as FACTS.md section 1 names them; limits as tried on 8
 # million tokens of verse, prose and Wikipedia.
 JUNK = {
@@ -66,12 +70,14 @@ def of(
     """The features of all training windows; kept in `folder`, where asking again is free for as
     long as the tokens are the same. Without a tokenizer, what ids alone can say."""
     path, key = folder and folder / "features.npz", _key(tokens)
+    free = path and not os.path.lexists(path)
     if path and path.is_file():
-        with np.load(path) as kept:
-            if str(kept["key"]) == key:
+        with contextlib.suppress(*DAMAGED), np.load(path) as kept:
+            free = "key" in kept  # else another's, and stays
+            if free and str(kept["key"]) == key:
                 return Features(*(kept[field.name] for field in fields(Features)))
     found = _look(tokens, progress)
-    if path:
+    if free:
         file = io.BytesIO()
         np.savez(file, key=key, **asdict(found))
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,12 @@
-"""Files and folders appear whole or not at all; where there is no room for one, a line says so.
+"""Files and folders appear whole or not at all, and take no one else's place.
 
-What is new is made beside its place, then renamed. Imports no torch.
+What is new is made beside its place, then renamed. A folder holds a mark of what was written into
+it: that alone is ever replaced. Where there is no room a line says so. Imports no torch.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -12,9 +14,11 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
+MARK = ".made.json"  # in a folder: the names and stamps of what the book wrote there
+MANIFEST = "manifest.json"  # says the same of what is published
 # where the programs below write in a HOME, by the variable that leads them elsewhere
 HOMES = {
     "JUPYTER_RUNTIME_DIR": ".local/share/jupyter/runtime",
@@ -22,42 +26,53 @@ HOMES = {
     "MPLCONFIGDIR": ".config/matplotlib",
     "XDG_CACHE_HOME": ".cache",
 }
-# what runs.write and a cache's key are called before they are whole, by the number of a process
-BEGUN = re.compile(r"\.key-(\d+)\.new|\..+\.(?:jsonl?|ipynb|html|md|csv|svg|png)\.(\d+)")
+# what `replacing` calls a file or folder before it is whole: by its process, and no other's name
+BEGUN = re.compile(r"\..+\.(\d+)\.begun|\.key-(\d+)\.new")
+AWAY = "move it away, or give another place (OUT=)"
 OTHER = "give a run folder on another disk (out, OUT=)"
 
 
 @contextlib.contextmanager
-def replacing(path: Path, beside: Path, lasting: bool = True) -> Iterator[None]:
-    """Inside, a file or folder is made at `beside`; after it, it is at `path`. After a failure what
-    was at `path` is as it was and nothing is left beside; OSError says where there was no room.
-    `lasting`: so it is after a power cut too."""
-    old = path.with_name(f".{path.name}.old")
+def replacing(path: Path, beside: Path | None = None, lasting: bool = True) -> Iterator[Path]:
+    """Inside, a file or folder is made at `beside`, whose name is given; after it, it is at `path`.
+    After a failure what was at `path` is as it was and nothing is left beside; OSError says where
+    there was no room. `lasting`: so it is after a power cut too. FileExistsError: a folder that
+    another made stands at `path`, or files of the same names in one that was made here."""
+    beside = beside or temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield
+        yield beside
         if lasting:
             _keep(beside)
-        if path.is_dir():  # nothing is renamed over a folder: the old one goes last
-            _remove(old)
-            os.rename(path, old)
-        os.replace(beside, path)
-        _remove(old)
+        if beside.is_dir():
+            _put(beside, path)
+        elif beside.exists() and path.is_dir():
+            raise FileExistsError(f"{path} is a folder, a file is to stand there: {AWAY}")
+        else:
+            os.replace(beside, path)
     except Exception as error:
         _remove(beside)  # what it took counts as free
         if said := _no_room(path, error):
             raise OSError(said) from None
         raise
     finally:
-        if old.exists() and not path.exists():
-            os.rename(old, path)
         _remove(beside)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder appears whole or not at all: filled beside, then renamed; what was the book's in the
+    old one goes last. What others put into it moves over; FileExistsError as in `replacing`."""
+    _finish(folder)
+    theirs(folder)
+    with replacing(folder) as beside:
+        beside.mkdir()
+        yield beside
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """A file appears whole or not at all, and for good."""
-    beside = path.with_name(f".{path.name}.new")
-    with replacing(path, beside):
+    with replacing(path) as beside:
         beside.write_bytes(content)
 
 
@@ -74,6 +89,137 @@ def below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Ite
             seen.add(real)
             yield from (Path(at, name) for name in names)
             todo += [Path(at, name) for name in sorted(folders) if os.path.islink(f"{at}/{name}")]
+
+
+def temporary(path: Path) -> Path:
+    """Where what is new is made: beside, under a name that no one else gives."""
+    return path.with_name(f".{path.name}.{os.getpid()}.begun")
+
+
+# --- what the book made itself
+
+
+def mark_of(folder: Path) -> dict[str, str] | None:
+    """What the book wrote into a folder: name → stamp; {} where a mark does not say (as after a
+    power cut); None where there is no mark, and so the folder is another's."""
+    for path in (folder / MARK, folder / MANIFEST):
+        if path.is_file():
+            try:
+                found = dict(json.loads(path.read_text("utf8"))["files"])
+                return found | ({MANIFEST: ""} if path.name == MANIFEST else {})
+            except (ValueError, KeyError, TypeError):
+                return {}
+    return None
+
+
+def mark(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Say in a folder which files the book wrote: `names`, or all that are there."""
+    found = {
+        name: stamp(folder / name) for name in sorted(_names(folder) if names is None else names)
+    }
+    (folder / MARK).write_text(json.dumps({"files": found}, indent=0), encoding="utf8")
+
+
+def theirs(folder: Path, new: Collection[str] = ()) -> set[str]:
+    """The files in a folder that the book did not write, or that were changed since.
+    FileExistsError: the folder is not the book's, or one of them has the name of a `new` file."""
+    if not os.path.lexists(folder) or (not folder.is_symlink() and folder.is_dir()
+                                       and not any(folder.iterdir())):  # fmt: skip
+        return set()
+    known = mark_of(folder) if folder.is_dir() else None
+    if known is None:
+        raise FileExistsError(f"{folder} is there and was not made by the book: {AWAY}")
+    if folder.is_symlink():
+        return set()  # the link goes, what it points at stays
+    own = {name for name in known if not known[name] or _same(folder / name, known[name])}
+    found = _names(folder) - (own if known else set(new))
+    if both := sorted(found & set(new)):
+        raise FileExistsError(f"{', '.join(both)} in {folder} was not made by the book, or changed "
+                              f"since: {AWAY}")  # fmt: skip
+    return found
+
+
+def stamp(path: Path) -> str:
+    """By which a file is known again: its hash, of a large one its size and three parts of it."""
+    if path.is_symlink():
+        return f"-> {os.readlink(path)}"
+    size, part = path.stat().st_size, 2**19
+    if size <= 2 * part:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for at in (0, (size - part) // 2, size - part):
+            file.seek(at)
+            digest.update(file.read(part))
+    return f"{size}:{digest.hexdigest()}"
+
+
+def own(path: Path, other: bytes | None = None) -> None:
+    """FileExistsError where a file stands at `path` that the book did not write there, or one that
+    was changed since; `other`: what it may hold besides."""
+    if os.path.lexists(path):
+        known = (mark_of(path.parent) or {}).get(path.name, "")
+        same = path.is_file() and path.read_bytes() == other if other is not None else False
+        if not same and not (known and _same(path, known)):
+            raise FileExistsError(f"{path} is there and was not made by the book: {AWAY}")
+
+
+def sign(*paths: Path) -> None:
+    """Say in a folder that the book wrote these files of it."""
+    folder = paths[0].parent
+    known = {n: s for n, s in (mark_of(folder) or {}).items() if n != MANIFEST}
+    known |= {path.name: stamp(path) for path in paths}
+    write_whole(folder / MARK, json.dumps({"files": known}, indent=0).encode())
+
+
+def _same(path: Path, known: str) -> bool:
+    if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
+        return False
+    if not path.is_symlink() and ":" not in known and not known.startswith("->"):
+        with path.open("rb") as file:  # of a manifest: the hash of all of it
+            return hashlib.file_digest(file, "sha256").hexdigest() == known
+    return stamp(path) == known
+
+
+def _names(folder: Path) -> set[str]:
+    """All files and links below, but for the book's own mark."""
+    found = set()
+    for place, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        found |= {os.path.relpath(os.path.join(place, name), folder) for name in (*links, *names)}
+    return found - {MARK}
+
+
+def _put(beside: Path, folder: Path) -> None:
+    """A folder takes its place, and what others put into the old one moves over."""
+    if not (beside / MANIFEST).is_file():
+        mark(beside)
+    theirs(folder, _names(beside))
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if os.path.lexists(folder):
+        os.rename(folder, old)
+    try:
+        os.replace(beside, folder)
+    finally:
+        _finish(folder)
+
+
+def _finish(folder: Path) -> None:
+    """What a process began that was killed: the old folder is back where no new one is; of one that
+    was replaced goes what was the book's, and the rest moves over."""
+    rule = re.compile(rf"\.{re.escape(folder.name)}(\.\d+)?\.old")
+    for old in [p for p in folder.parent.glob(".*.old") if rule.fullmatch(p.name)]:
+        if mark_of(old) is None:  # another's, or older than marks: perhaps the only copy
+            continue
+        if not os.path.lexists(folder):
+            os.rename(old, folder)
+        elif old.is_symlink():
+            old.unlink()
+        else:
+            for name in theirs(old, _names(folder)):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.rename(old / name, folder / name)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def in_order(content: bytes) -> bytes:
@@ -106,7 +252,7 @@ def find_homes() -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the files that processes of this machine had begun there when they were killed."""
+    """Remove what processes of this machine had begun there when they were killed."""
     for path in folder.glob(".*"):
         if not (found := BEGUN.fullmatch(path.name)):
             continue
@@ -115,7 +261,7 @@ def clear(folder: Path) -> None:
                 os.kill(int(found[1] or found[2]), 0)
             except (ProcessLookupError, OverflowError):  # on a cluster it may be another machine's
                 if "SLURM_JOB_ID" not in os.environ or time.time() - path.stat().st_mtime > 600:
-                    path.unlink()
+                    _remove(path)
 
 
 def _keep(path: Path) -> None:

@@ -30,6 +30,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tdlib import cluster, devices, files, hashes, hooks, parameters, runs, shapes, status, sweeps
+from tdlib.ownership import claim, not_ours, refusal
 from tdlib.parameters import ROOT, ParameterError, notebook_of, shown, stem
 
 # jsonschema would build a whole grammar (0.9 s) for a check of addresses that no notebook needs
@@ -235,8 +236,9 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
         print(f"{run} · is done already", flush=True)
         return 0
     try:
+        claim(out, run, values, notebook=True)
         gpus = devices.take(values["device"], values.get("processes", 1))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"{run} · failed: {error}", flush=True)
         return 1
     print(f"{run} · started{gpus and f' on GPU {gpus}'}", flush=True)
@@ -549,6 +551,7 @@ def make(wanted: Wanted) -> int:
         found = prepare(wanted.config)
         if gone := [name for name in wanted.before if not hashes.load(out, name)]:
             raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
+        _refuse_foreign(wanted, found)
         if wanted.cluster:
             cluster.begin(out, wanted.cluster)
         began, (targets, pages) = time.time(), targets_of(wanted, found)
@@ -559,6 +562,20 @@ def make(wanted: Wanted) -> int:
                 code = max(code, _snakemake(wanted, found, pages))
             ended(code)
         return _summary(out, [found[name] for name in [*targets, *pages]], code, began)
+
+
+def _refuse_foreign(wanted: Wanted, found: dict[str, BookRun]) -> None:
+    """ParameterError where what is to be made would take the place of what another made."""
+    waiting = [name for part in targets_of(wanted, found) for name in part]
+    for name in waiting:  # it grows: what they need is made too
+        waiting += [n for n in found[name].needs if n not in (*waiting, *wanted.before)]
+    foreign: dict[Path, dict[str, None]] = {}
+    for one in (found[name] for name in waiting):
+        if not hashes.is_current(one.out, one.run, one.parameters):
+            paths = not_ours(one.out, one.run, list(one.writes), notebook=True)
+            foreign.setdefault(one.out, {}).update(dict.fromkeys(paths))
+    if lines := [refusal(out, list(paths)) for out, paths in foreign.items() if paths]:
+        raise ParameterError("\n".join(lines))
 
 
 def _not_yet_redone(wanted: Wanted, out: Path) -> tuple[str, ...]:

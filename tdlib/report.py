@@ -31,7 +31,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from tdlib import hashes, parameters, runs, shapes, status, sweeps, units
+from tdlib import hashes, ownership, parameters, runs, shapes, status, sweeps, units
 from tdlib.status import date, duration, progress
 
 HERE = Path(__file__).parent
@@ -91,6 +91,8 @@ def index(out: Path) -> Path:
 
 
 def _write_index(out: Path) -> Path:
+    if not ownership.is_book(out) and (out / "index.html").exists():
+        raise FileExistsError(f"{out / 'index.html'} is no book's, and no run is there: give OUT=")
     rows = [row | {"page": _page_of(out, row)} for row in status.rows(out)]
     said = status.morning(out)
     quality = out / "tables/04_merge_eval-quality.md"

@@ -28,8 +28,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tdlib import files, hashes, hooks, parameters
-from tdlib.files import replacing
+from tdlib import files, hashes, hooks, ownership, parameters
+from tdlib.files import MARK, replacing
 from tdlib.hashes import is_current, older_code
 from tdlib.parameters import notebook_of
 
@@ -38,6 +38,8 @@ __all__ = ["Run", "is_current", "older_code", "start", "state", "states", "write
 HEARTBEAT_S = 5
 STOP_S = 30  # that a stopped run gets to end its step, keep its state and write its page
 LOST_S = 120  # without a heartbeat, where the process cannot be looked at
+# in checkpoints/<run>, while it trains; and for good
+KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.safetensors"
 DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not outlive
 
 
@@ -124,22 +126,46 @@ def _started(pid: int) -> int | None:
 
 def write(path: Path, content: str | bytes, lasting: bool = True) -> None:
     """A file, whole or not at all; a power cut too leaves it so, if it is to be `lasting`."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with replacing(path, beside, lasting):
+    with replacing(path, lasting=lasting) as beside:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def clear(out: Path, ended: str = "") -> None:
     """Remove what is left in a run folder of a run that has just ended, and of those that were
     killed: the state of a training that is done (the weights of every epoch stay), begun files."""
-    for folder in ("", "state", "results", "hashes", "figures", "tables", "logs", ".slurm"):
+    for folder in (
+        "",
+        "state",
+        "results",
+        "hashes",
+        "figures",
+        "tables",
+        "logs",
+        ".slurm",
+        "models",
+        "adapters",
+        "scores",
+        "scores/val",
+        "exports",
+    ):
         files.clear(out / folder)
     for place in (out / "checkpoints").glob("*/"):
         run = place.name
         if run == ended or (_recorded(out, run) and state(out, run)["state"] == "done"):
-            for path in place.rglob("*.*"):
-                if path.suffix != ".safetensors" and not path.is_dir():
-                    path.unlink(missing_ok=True)
+            clear_checkpoint(place)
+
+
+def clear_checkpoint(folder: Path, epochs: bool = False) -> None:
+    """Remove what a run keeps while it trains; `epochs`: the weights of each epoch too."""
+    own = rf"{KEPT}|\.({KEPT}|{EPOCH})\.[\w.]+" + f"|{EPOCH}" * epochs  # .state.pt.123.begun
+    for path in folder.rglob(f"workers/{MARK}"):
+        shutil.rmtree(path.parent, ignore_errors=True)
+    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # not empty: another's, or an epoch's
+                path.rmdir()
+        elif re.fullmatch(own, path.name):
+            path.unlink(missing_ok=True)
 
 
 def die_with_parent(how: int = signal.SIGTERM) -> None:
@@ -351,6 +377,7 @@ class Run:
                 f"{self.run} needs {', '.join(missing)}, which is not there: "
                 f"`make book {where} ONLY={self.run}` makes it{or_else}"
             )
+        ownership.claim(self.out, self.run, self.parameters)
         known = hashes.made_by_others(self.out, self.run)
         self._inputs = {n: hashes.fingerprint(path, known.get(n)) for n, path in found.items()}
         self._code = hashes.of_code(self.notebook)
@@ -399,7 +426,7 @@ class Run:
                         f"(make book REDO={self.run})"
                     )
         if kept != wanted:
-            shutil.rmtree(folder, ignore_errors=True)
+            clear_checkpoint(folder, epochs=True)
         write(folder / "made_from.json", json.dumps(wanted))
 
     def _attach(self) -> None:

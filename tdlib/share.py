@@ -13,6 +13,7 @@ import datetime
 import hashlib
 import html
 import json
+import os
 import re
 import shutil
 import sys
@@ -25,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 from bs4 import BeautifulSoup
 
 from tdlib import hashes, hooks, parameters, report, runs
-from tdlib.files import replacing
+from tdlib.files import AWAY, replacing, whole_folder
 from tdlib.parameters import ROOT, ParameterError, rule
 
 MOST_MB = 20  # that one name may take in git; of a mail, above which many servers refuse it
@@ -63,11 +64,14 @@ def publish(out: Path, name: str = "") -> Path:
         _check_size(place)
         runs.write(place / "manifest.json", json.dumps(_manifest(out, name, made, left, place),
                                                        indent=1, ensure_ascii=False))  # fmt: skip
-        target = ROOT / "outputs/published" / name
-        with replacing(target, target.with_name(f".{name}.new")):
-            shutil.copytree(place, target.with_name(f".{name}.new"))
-    for quality in target.glob("figures/04_merge_eval-quality.png"):
-        runs.write(target.with_name(f"{name}-quality.png"), quality.read_bytes())
+        target, shown = ROOT / "outputs/published" / name, "figures/04_merge_eval-quality.png"
+        lead, was = target.with_name(f"{name}-quality.png"), target / shown
+        if lead.exists() and not (was.exists() and was.read_bytes() == lead.read_bytes()):
+            raise ParameterError(f"{lead} is not the figure of {was}, so another's: {AWAY}")
+        with whole_folder(target) as beside:
+            shutil.copytree(place, beside, dirs_exist_ok=True)
+    for quality in target.glob(shown):
+        runs.write(lead, quality.read_bytes())
     for why, count in Counter(line.partition(": ")[2] for line in left).items():
         print(f"{count} left out: {why}")
     return target
@@ -259,11 +263,24 @@ def pack(out: Path) -> Path:
         )
     name = re.sub(r"[^A-Za-z0-9.+-]+", "_", out.resolve().name).strip("_.-") or "book"
     target = out / f"{name}-reports.zip"
-    beside = out / f".{target.name}.new"
-    with replacing(target, beside), zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
+    if os.path.lexists(target) and not _packed(target, f"{name}-reports/"):
+        raise ParameterError(f"{target} is there and was not packed here: {AWAY}")
+    with (
+        replacing(target) as beside,
+        zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
         for path in sorted(found):
             archive.write(path, f"{name}-reports/{path.relative_to(out).as_posix()}")
     return target
+
+
+def _packed(path: Path, folder: str) -> bool:
+    """Whether a file is an archive of ours: all of it in one folder."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(name.startswith(folder) for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _linked(page: Path, out: Path) -> set[Path]:

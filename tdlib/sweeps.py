@@ -229,25 +229,30 @@ def write(sweep: Sweep, out: Path, compare: dict | None) -> None:
     """The YAMLs of every point in its folder, and in the sweep's a list of all and the YAML of the
     page that compares them, which is as `compare` says; None where there is no such page."""
     place = folder(out, sweep.name)
+    # who a folder's parent is comes first: then all else in it under these names is the book's
+    content = {where / PARENT: os.path.relpath(out, where)
+               for where in (place, *(place / point for point in sweep.points))}  # fmt: skip
     for point in sweep.points:
         for run in sweep.runs(point):
-            _write_yaml(place / point / f"{run}.yaml", sweep.values(point, run, out))
-        _write(place / point / PARENT, os.path.relpath(out, place / point))
+            content[place / point / f"{run}.yaml"] = _yaml(sweep.values(point, run, out))
     if compare:
-        _write_yaml(place / f"{page(sweep.name)}.yaml", compare)
-    _write(place / PARENT, os.path.relpath(out, place))
+        content[place / f"{page(sweep.name)}.yaml"] = _yaml(compare)
     listed = {"question": sweep.question, "notebook": sweep.notebook,
               "points": sweep.points, "runs": {p: sweep.runs(p) for p in sweep.points}}  # fmt: skip
-    _write(place / POINTS, json.dumps(listed, ensure_ascii=False, indent=1))
-
-
-def _write_yaml(path: Path, values: dict) -> None:
-    _write(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-
-
-def _write(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text(encoding="utf8") != text:
+    content[place / POINTS] = json.dumps(listed, ensure_ascii=False, indent=1)
+    new = {path: text for path, text in content.items()
+           if not path.exists() or path.read_text(encoding="utf8") != text}  # fmt: skip
+    if foreign := [
+        str(path) for path in new if os.path.lexists(path) and parent(path.parent) is None
+    ]:
+        raise FileExistsError(f"{', '.join(foreign)} is there and was not made by the book: "
+                              f"{files.AWAY}")  # fmt: skip
+    for path, text in new.items():
         files.write_whole(path, text.encode())
+
+
+def _yaml(values: dict) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def listed(out: Path, name: str) -> dict:

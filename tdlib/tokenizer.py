@@ -24,7 +24,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from tdlib.files import write_whole
+from tdlib.files import own, sign, write_whole
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3  # upstream's, and of those trained here: then 256 byte pieces
 EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
@@ -320,6 +320,7 @@ def _sentencepiece(path: Path) -> Tokenizer:
 
 def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
     """SentencePiece BPE with byte fallback, no normalisation: the kind llama.cpp repeats."""
+    own(path)
     model, cut = io.BytesIO(), []
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -339,6 +340,7 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
             f"vocab_size {vocab_size} does not fit this text ({reason}): {remedy}"
         ) from None
     write_whole(path, model.getvalue())
+    sign(path)
     return _sentencepiece(path)
 
 

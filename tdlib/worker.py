@@ -32,6 +32,7 @@ import torch
 import torch.distributed as dist
 
 from tdlib import cache, checkpoint, data, lora, runs, train
+from tdlib.files import AWAY, MARK
 from tdlib.model import Llama, LlamaConfig
 from tdlib.team import Team
 
@@ -69,8 +70,11 @@ def fit(
         raise ValueError(f"processes is {processes}, torch sees {there} GPUs: ask for one on each "
                          "at most")  # fmt: skip
     job = folder.resolve() / "workers"
-    shutil.rmtree(job, ignore_errors=True)
+    if os.path.lexists(job) and not (job / MARK).is_file() and not (job / "job.json").is_file():
+        raise FileExistsError(f"{job} is there and was not made by the book: {AWAY}")
+    shutil.rmtree(job, ignore_errors=True)  # of a process that was killed
     job.mkdir(parents=True)
+    (job / MARK).touch()
     rest = {"evaluations": evaluations, "resume": resume, "folder": str(job.parent)}
     rest["evaluate"] = [evaluate.__module__, evaluate.__name__] if evaluate else None
     rest["device"] = "cuda" if "cuda" in device else "cpu"

@@ -258,17 +258,6 @@ def test_difficulty_is_told_by_what_the_hard_windows_hold():
     assert f"correlation of {both:.2f}; difficulty and teacher loss, of {alone:+.2f}." in said
 
 
-def test_a_rare_construction_in_a_window_without_a_score_counts_nowhere():
-    holds = {"a": np.array([1, 1, 0, 0, 1], bool)}
-    known = np.array([3.0, 1.0, 2.0, 0.5])
-    scores = {"difficulty": np.r_[known, NAN], "length": np.r_[known, 9.0]}
-    (every, _), (wanted, _) = (
-        tables.rare_areas(h, s)
-        for h, s in ((holds, scores), ({"a": holds["a"][:4]}, dict.fromkeys(scores, known)))
-    )
-    assert every == wanted and every["windows"] == 2
-
-
 def test_a_number_that_is_not_known_is_a_dash_also_as_null_of_a_record():
     assert [tables.number(x, ".0%", 0.0) for x in (0.25, -0.1, NAN, None)] == ["25%", "0%", *"––"]
     assert tables.with_interval(None, None, None) == "undefined"
