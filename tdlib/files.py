@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+AGAIN = "`make book` makes its run again"
 OTHER = "give a run folder on another disk (out, OUT=)"
 
 
@@ -41,6 +42,35 @@ def replacing(path: Path, beside: Path, lasting: bool = True) -> Iterator[None]:
         if old.exists() and not path.exists():
             os.rename(old, path)
         _remove(beside)
+
+
+def record(path: Path, *keys: str, kind: type = dict):
+    """A record's JSON; None where there is none. ValueError names one that a failure of power or
+    disk emptied or cut, or that lacks one of `keys`."""
+    try:
+        found = json.loads(path.read_bytes())
+        if isinstance(found, kind) and (kind is not dict or found.keys() >= {*keys}):
+            return found
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError):
+        pass
+    raise ValueError(f"{path} is broken ({path.stat().st_size:,} bytes, no whole record): {AGAIN}")
+
+
+def whole(path: Path, *keys: str, kind: type = dict):
+    """The same, and None for one that is broken: who asks tells of it, or makes it again."""
+    try:
+        return record(path, *keys, kind=kind)
+    except ValueError:
+        return None
+
+
+def set_aside(path: Path, kind: type = dict) -> None:
+    """A broken record is told of and kept beside, as .broken, so that a new one can begin."""
+    if path.exists() and whole(path, kind=kind) is None:
+        os.replace(path, beside := path.with_name(f"{path.name}.broken"))
+        print(f"{path} is broken: kept as {beside.name}, a new one is begun", flush=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:
