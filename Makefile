@@ -41,8 +41,8 @@ evidence: .venv/made ## all that the plan's verdicts rest on: three to four hour
 	    $(GRAPH) book $(SMALL) ONLY=07_evidence && \
 	    .venv/bin/python -m tdlib.published compare '$(or $(OUT),outputs/small)'
 
-status: .venv/made ## what goes on in a run folder: queued, running, done, failed, lost, stale
-	@exec .venv/bin/python -m tdlib.graph status PROFILE='$(PROFILE)' OUT='$(OUT)'
+status: .venv/made ## what goes on in a run folder, and what is damaged; FULL=1 reads every file
+	@exec .venv/bin/python -m tdlib.graph status PROFILE='$(PROFILE)' OUT='$(OUT)' FULL='$(FULL)'
 
 test: .venv/made browser ## all tests
 	@exec .venv/bin/python -m pytest -n 2 --dist loadfile

@@ -270,8 +270,8 @@ def parent(out: Path) -> Path | None:
 def link(out: Path, reads: list[str]) -> None:
     """Let a folder find what it reads of its parent, and the records of what made that."""
     above = parent(out)
-    makers = [path.stem for path in (above / "hashes").glob("*.json")
-              if (files.whole(path, "outputs") or {"outputs": {}})["outputs"].keys() & {*reads}]  # fmt: skip
+    made = {path.stem: files.whole(path, "outputs") for path in (above / "hashes").glob("*.json")}
+    makers = [run for run, kept in made.items() if kept and kept["outputs"].keys() & {*reads}]
     records = [f"{kind}/{run}.json" for run in makers for kind in ("hashes", "results")]
     losses = [f"scores/val/{Path(path).name}.{kind}" for path in reads if path.startswith("models/")
               for kind in ("npy", "npz")]  # fmt: skip
