@@ -449,8 +449,10 @@ def _told_before(out: Path) -> dict[str, str]:
     """The text, tokens and teacher of the book that a sweep reads, which need not be said again."""
     try:
         return (files.record(out / CONFIG) or {}).get("given", {})
-    except ValueError as error:
-        raise ParameterError(f"{error}, and writes it anew: give it what it was given") from None
+    except ValueError:
+        raise ParameterError(
+            f"{out / CONFIG} is broken: `make book`, given what it was given, writes it anew"
+        ) from None
 
 
 def _select(profile: str, known: list[str], words: tuple[str, ...]) -> tuple[str, ...]:

@@ -120,24 +120,24 @@ def _judged(out: Path, sweep: str, found: list[dict], full: bool) -> list[dict]:
         with contextlib.suppress(ValueError):  # of params/: `make check` tells
             known = graph.jobs(config | own | {"out_dir": parameters.shown(out)}, paths=False)
     names = {(one.out.resolve(), one.run): name for name, one in known.items()}
-    for one in found:
+    done: dict[int, str] = {}  # place in `found` → name
+    for i, one in enumerate(found):
         key = one["folder"].resolve(), one["run"]
         if key not in names and (key[0] / "hashes" / f"{one['run']}.json").exists():
             names[key] = str(key[0] / one["run"])
             known[names[key]] = _by_record(*key)
-    names = {key: names[key] for one in found if one["state"]["state"] == "done"
-             and (key := (one["folder"].resolve(), one["run"])) in names}  # fmt: skip
-    reasons, damaged = hashes.judge(known, names.values(), (), full)
-    judged = []
-    for one in found:
-        name = names.get((one["folder"].resolve(), one["run"]), "")
-        if lines := damaged.get(name):
-            one = one | {"older": False, "state": {"state": "damaged", "error": lines}}
-        elif (why := reasons.get(name)) and why != hashes.OLDER:
-            why = f"{why}: the next `make book` makes it again"
-            one = one | {"older": False, "state": {"state": "outdated", "error": [why]}}
-        judged.append(one)
-    return judged
+        if one["state"]["state"] == "done" and key in names:
+            done[i] = names[key]
+    reasons, damaged = hashes.judge(known, done.values(), (), full)
+    for i, name in done.items():
+        state, why = {}, reasons[name]
+        if name in damaged:
+            state = {"state": "damaged", "error": damaged[name]}
+        elif why and why != hashes.OLDER:
+            said = f"{why}: the next `make book` makes it again"
+            state = {"state": "outdated", "error": [said]}
+        found[i] |= {"older": False, "state": state} if state else {}
+    return found
 
 
 def _by_record(out: Path, run: str) -> SimpleNamespace:
@@ -202,7 +202,7 @@ def _several(out: Path) -> bool:
     return not (files.whole(listed, "notebook") or {"notebook": "one"})["notebook"]
 
 
-def sweeps_of(out: Path, look: bool = True) -> dict[str, dict]:
+def sweeps_of(out: Path) -> dict[str, dict]:
     """A folder's sweeps → `counts` of its points by state, and the `finding` of its page."""
     found = {}
     for path in sorted(out.glob(f"sweeps/*/{sweeps.POINTS}")):
@@ -211,7 +211,7 @@ def sweeps_of(out: Path, look: bool = True) -> dict[str, dict]:
             said = f"{path} is broken: `make sweep NAME={path.parent.name}` writes it again"
             found[path.parent.name] = {"counts": {}, "finding": said, "question": ""}
             continue
-        found_ = rows(path.parent, look)
+        found_ = rows(path.parent)
         page = found_.pop() if listed["notebook"] else {"record": {}}
         found[path.parent.name] = {
             "counts": counts(found_), "finding": page["record"].get("finding", ""),
@@ -293,7 +293,8 @@ def morning(out: Path) -> dict:
     last = kept[-1] if kept else {"command": f"make book OUT={out}", "began": 0, "price": None}
     bad = ("failed", "lost", "interrupted", "damaged")
     trouble = [one for one in found if word(one) in bad]
-    points = [one for path in out.glob(f"sweeps/*/{sweeps.POINTS}") for one in rows(path.parent)]
+    points = [one for path in out.glob(f"sweeps/*/{sweeps.POINTS}") if files.whole(path)
+              for one in rows(path.parent)]  # fmt: skip
     trouble += [one for one in points if word(one) in bad]
     undone = [one for one in found if word(one) not in ("done", "stale")]
     took = hours(out)

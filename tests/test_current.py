@@ -153,8 +153,9 @@ class Oracle:
             if self.last.get(name) != key or not there or name in wanted.redo:
                 self.last[name] = key
                 made.append(name)
-                for path, text in content_of(name, one.parameters, read).items():
-                    now[path if path in one.writes else str(Path(path).parent)] = text
+                texts = sorted(content_of(name, one.parameters, read).items())
+                now |= {path: "".join(text for n, text in texts if n.startswith(path))
+                        for path in one.writes}  # fmt: skip
         return made
 
 
