@@ -47,8 +47,8 @@ evidence: .venv/made ## all that the plan's verdicts rest on: three to four hour
 	    $(GRAPH) book $(SMALL) ONLY=07_evidence && \
 	    .venv/bin/python -m tdlib.published compare "$${TYPED_OUT:-outputs/small}"
 
-status: .venv/made ## what goes on in a run folder: queued, running, done, failed, lost, stale
-	@exec .venv/bin/python -m tdlib.graph status $(call given,PROFILE OUT)
+status: .venv/made ## what goes on in a run folder, and what is damaged; FULL=1 reads every file
+	@exec .venv/bin/python -m tdlib.graph status $(call given,PROFILE OUT FULL)
 
 test: .venv/tested browser ## all tests; the first time installs what they need
 	@exec .venv/bin/python -m pytest -n 2 --dist loadfile

@@ -1,7 +1,7 @@
 # The book as a graph; `make book` and `make sweep` run it. Its config is graph.Wanted.config.
 # What has to be run is decided by the hashes alone, as in the notebooks, so that the two cannot
 # disagree: before the graph is built, a run that is current gets its mark, all of the same time,
-# and any other loses it. The mark is a rule's only output, for Snakemake deletes the outputs of a
+# and any other loses it, and so does all that is to be looked at again once that is made. The mark is a rule's only output, for Snakemake deletes the outputs of a
 # job that begins or fails; a job whose inputs came out as before says so and starts no kernel.
 import os
 import re
@@ -18,10 +18,10 @@ ON = config["cluster"]  # then config has cpus, gres and minutes too, of its pro
 QUEUED = cluster.queue(graph.ROOT / config["out_dir"]) if ON and workflow.is_main_process else {}
 
 if workflow.is_main_process:  # on a cluster each job reads this file again
-    now = time.time()
+    now, reasons = time.time(), hashes.judge(JOBS, JOBS, config["before"])[0]
     for name, one in JOBS.items():
         one.mark.parent.mkdir(parents=True, exist_ok=True)
-        if name in config["before"] or hashes.is_current(one.out, one.run, one.parameters):
+        if not reasons[name]:
             one.mark.touch()
             os.utime(one.mark, (now, now))
         else:

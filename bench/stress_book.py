@@ -36,7 +36,15 @@ from tests.small_book import alive, wait_for
 ROOT = Path(__file__).parents[1]
 COPIED = ("tdlib", "notebooks", "params", "profiles", "Snakefile", "Makefile", "pyproject.toml")
 MARK = "TDLIB_STRESS"  # in the environment of all that a check starts: its folder
-OURS = {".done", ".book.lock", ".sessions.json", ".snakemake.json", ".snakemake.log", ".parent"}
+OURS = {
+    ".done",
+    ".book.lock",
+    ".looked.json",
+    ".sessions.json",
+    ".snakemake.json",
+    ".snakemake.log",
+    ".parent",
+}
 VARIES = re.compile("second|memory|_mib|hours|estimate")  # from one machine's minute to the next
 OTHER_BOOT = "00000000-0000-4000-8000-000000000000"
 TOO_LONG_S = 1800

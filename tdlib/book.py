@@ -733,7 +733,7 @@ def temperature_of(this: Run, base: str) -> float:
 def results_of(this: Run) -> dict[str, dict]:
     """The records of the folder's other finished runs, by name, in the order of the book."""
     paths = sorted((this.out / "results").glob("*.json"))
-    found = {p.stem: json.loads(p.read_text(encoding="utf8")) for p in paths}
+    found = {p.stem: files.record(p, "parameters", "models") for p in paths}
     return {run: result for run, result in found.items() if run != this.run}
 
 
@@ -754,7 +754,7 @@ def swept(this: Run) -> dict[str, Swept]:
     labelled: list[tuple[str, Swept]] = []
     for key, path in sweeps.results(this.out, this.parameters.get("sweeps", "")).items():
         _, name, point, *several = key.split("/")
-        record = json.loads(path.read_text(encoding="utf8"))
+        record = files.record(path, "parameters", "models")
         varied = sweeps.listed(this.out, name)["points"][point]
         for model in record["models"]:
             alone = len(record["models"]) == 1 and not several

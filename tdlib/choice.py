@@ -8,13 +8,14 @@ millions.
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from tdlib import files, hard_set
+from tdlib import files, hard_set, hashes
 from tdlib.hard_set import HardSet, Scores
 
 # what makes a choice beside its threshold, under the names of 02's parameters
@@ -126,7 +127,10 @@ def lost(difficulty_N: np.ndarray) -> np.ndarray:
 
 def keep(chosen: HardSet, path: Path, words: str, p: dict | None = None) -> None:
     """hard_set.json, whole or not at all, with the choice in words and the parameters that make it
-    again."""
+    again. A run leaves one that was chosen by hand."""
+    if re.match(hashes.BY_A_RUN, words) and hashes.by_hand(path):
+        print(f"{path.name} was chosen by hand and stays: REDO=02_hard_set replaces it")
+        return
     content = asdict(chosen) | {"windows_K": chosen.windows_K.tolist(), "words": words}
     own = {name: value for name, value in (p or {}).items() if name in RULE}
     content["rule"] = {"threshold": chosen.threshold} | RULE | own
@@ -149,5 +153,5 @@ def load(path: Path) -> HardSet:
 
 def rule_of(path: Path) -> dict:
     """The parameters that make the kept choice again; of one made elsewhere, its threshold."""
-    content = json.loads(path.read_text(encoding="utf8"))
+    content = hashes.chosen(path) or {"threshold": load(path).threshold}
     return {"threshold": float(content["threshold"])} | RULE | content.get("rule", {})

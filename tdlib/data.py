@@ -10,6 +10,7 @@ numbered once and for all, so a difficulty means the same thing in every noteboo
 Legend: B windows of a batch, T tokens of a window (the context), N windows of a split.
 """
 
+import contextlib
 import csv
 import itertools
 import json

@@ -15,8 +15,12 @@ SIZED = ("tokens", "teacher")  # what says how much text there is, and whose
 def text(wanted: Wanted) -> str:
     """A line a run, in the order of the book, then the sum."""
     found = graph.jobs(wanted.config)
-    names = _with_needs(found, [name for part in graph.targets_of(wanted, found) for name in part])
-    reasons = _reasons(wanted, found, names)
+    targets = [name for part in graph.targets_of(wanted, found) for name in part]
+    reasons, damaged = hashes.judge(found, targets, wanted.before)
+    if damaged:
+        said = [line for lines in damaged.values() for line in lines]
+        return "\n".join([*dict.fromkeys(said), "so nothing would run"])
+    names = list(reasons)
     doing = [name for name in names if reasons[name]]
     device, source = plan.device_of("", wanted.profile)
     works = _works(wanted, found)
@@ -34,29 +38,6 @@ def text(wanted: Wanted) -> str:
     said += f", {units.money((low, high), wanted.price)} in all" if wanted.price else ""
     said += f"; on {device.name}, {source}. Nothing was run."
     return f"{tabulate(rows, headers='keys', maxcolwidths=[None, 60])}\n\n{said}"
-
-
-def _with_needs(found: dict[str, BookRun], names: list[str]) -> list[str]:
-    """The runs asked for and those they need, in the order of the book."""
-    wanted, waiting = set(), list(names)
-    while waiting:
-        name = waiting.pop()
-        wanted.add(name)
-        waiting += [one for one in found[name].needs if one not in wanted]
-    return [name for name in found if name in wanted]
-
-
-def _reasons(wanted: Wanted, found: dict[str, BookRun], names: list[str]) -> dict[str, str]:
-    """Why each would run; "" where it is done."""
-    said = {}
-    for name in names:
-        one = found[name]
-        why = "" if name in wanted.before else hashes.why(one.out, one.run, one.parameters)
-        again = [needed for needed in one.needs if said.get(needed)]
-        if not why and again and name not in wanted.before:
-            why = f"after {', '.join(again[:2])}{' …' * (len(again) > 2)}, if that comes out new"
-        said[name] = why
-    return said
 
 
 def _works(wanted: Wanted, found: dict[str, BookRun]) -> dict[str, workload.Work]:

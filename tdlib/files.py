@@ -29,6 +29,7 @@ HOMES = {
 # what `replacing` calls a file or folder before it is whole: by its process, and no other's name
 BEGUN = re.compile(r"\..+\.(\d+)\.begun|\.key-(\d+)\.new")
 AWAY = "move it away, or give another place (OUT=)"
+AGAIN = "`make book` makes its run again"
 OTHER = "give a run folder on another disk (out, OUT=)"
 
 
@@ -68,6 +69,35 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     with replacing(folder) as beside:
         beside.mkdir()
         yield beside
+
+
+def record(path: Path, *keys: str, kind: type = dict):
+    """A record's JSON; None where there is none. ValueError names one that a failure of power or
+    disk emptied or cut, or that lacks one of `keys`."""
+    try:
+        found = json.loads(path.read_bytes())
+        if isinstance(found, kind) and (kind is not dict or found.keys() >= {*keys}):
+            return found
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError):
+        pass
+    raise ValueError(f"{path} is broken ({path.stat().st_size:,} bytes, no whole record): {AGAIN}")
+
+
+def whole(path: Path, *keys: str, kind: type = dict):
+    """The same, and None for one that is broken: who asks tells of it, or makes it again."""
+    try:
+        return record(path, *keys, kind=kind)
+    except ValueError:
+        return None
+
+
+def set_aside(path: Path, kind: type = dict) -> None:
+    """A broken record is told of and kept beside, as .broken, so that a new one can begin."""
+    if path.exists() and whole(path, kind=kind) is None:
+        os.replace(path, beside := path.with_name(f"{path.name}.broken"))
+        print(f"{path} is broken: kept as {beside.name}, a new one is begun", flush=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:

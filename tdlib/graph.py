@@ -5,7 +5,7 @@
     python -m tdlib.graph book PROFILE=tiny [OUT=… TEXT=… TOKENS=… TOKENIZER=… TEACHER=… ONLY=…
         FROM=… REDO=… DRY=1 PRICE_PER_HOUR=…]
     python -m tdlib.graph sweep NAME=adapter [PROFILE=… and the others of book]
-    python -m tdlib.graph status PROFILE=tiny
+    python -m tdlib.graph status PROFILE=tiny [FULL=1: reads all that was written]
     python -m tdlib.graph report outputs/tiny
 
 Snakemake decides the order (see Snakefile), papermill runs a notebook. Imports no torch.
@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -242,9 +243,14 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
         print(f"{run} · failed: {error}", flush=True)
         return 1
     print(f"{run} · started{gpus and f' on GPU {gpus}'}", flush=True)
-    began = time.monotonic()
+    began, before = time.monotonic(), out / f".{run}.ipynb"
+    if (out / f"{run}.ipynb").exists():  # papermill writes over it; a finished run's goes to old/
+        shutil.copy2(out / f"{run}.ipynb", before)
     error = _papermill(run, out, {"out": values["out"]} | _given(yaml, overrides, values))
     state = _settled(out, run, error)
+    before.unlink(missing_ok=True)
+    if state.get("old"):
+        print(f"{run} · {state['old']}", flush=True)
     _page(out, run)
     done = state["state"] == "done"
     said = _record(out, run)["finding"] if done else _last(state)
@@ -370,8 +376,7 @@ def _report_progress(out: Path, run: str, ended: threading.Event) -> None:
 
 
 def _record(out: Path, run: str) -> dict | None:
-    path = out / "results" / f"{run}.json"
-    return json.loads(path.read_text(encoding="utf8")) if path.exists() else None
+    return files.whole(out / "results" / f"{run}.json")
 
 
 def _last(state: dict) -> str:
@@ -443,26 +448,28 @@ def wanted(what: str, pairs: dict[str, str]) -> Wanted:
     found = [sweeps.read(profile, name) for name in asked]
     points = [one.name_of(p, run) for one in found for p in one.points for run in one.runs(p)]
     before = _before(runs_, pairs.get("FROM", ""))
+    only, redo = (_select(profile, [*runs_, *points], words[name]) for name in ("ONLY", "REDO"))
+    if both := [name for name in before if name in (*only, *redo)]:
+        raise ParameterError(f"FROM={pairs['FROM']} takes {both[0]} as it is: leave FROM, or that")
     price = _price(pairs.get("PRICE_PER_HOUR", ""))
     said = " ".join(f"{k}={shlex.quote(v)}" for k, v in pairs.items() if v and k != "DRY")
     out = pairs.get("OUT") or _default_out(profile, given.get("text", ""))
     if what == "sweep" and not given:
         given = _told_before(ROOT / out)
     return Wanted(
-        profile, out, given, asked, _select(profile, [*runs_, *points], words["ONLY"]),
-        _select(profile, [*runs_, *points], words["REDO"]), before, price,
+        profile, out, given, asked, only, redo, before, price,
         cluster.check(pairs.get("CLUSTER", "")), f"make {what} {said}".strip(),
     )  # fmt: skip
 
 
 def _told_before(out: Path) -> dict[str, str]:
     """The text, tokens and teacher of the book that a sweep reads, which need not be said again."""
-    path = out / CONFIG
-    if not os.path.isfile(path):  # a name that is too long is none
-        return {}
-    with contextlib.suppress(ValueError):  # broken: it is written anew
-        return json.loads(path.read_text("utf8")).get("given", {})
-    return {}
+    try:
+        return (files.record(out / CONFIG) or {}).get("given", {})
+    except ValueError:
+        raise ParameterError(
+            f"{out / CONFIG} is broken: `make book`, given what it was given, writes it anew"
+        ) from None
 
 
 def _select(profile: str, known: list[str], words: tuple[str, ...]) -> tuple[str, ...]:
@@ -502,10 +509,10 @@ def _price(given: str) -> float | None:
     return price
 
 
-def jobs(config: dict) -> dict[str, BookRun]:
+def jobs(config: dict, paths: bool = True) -> dict[str, BookRun]:
     """Every run that a command may make, by name: the book's, and those of the sweeps asked for."""
     redo, profile = tuple(config["redo"]), config["profile"]
-    found = book(profile, config["out_dir"], config["given"], redo)
+    found = book(profile, config["out_dir"], config["given"], redo, paths)
     points = [one for name in config["sweeps"] for one in swept(name, profile, found, redo)]
     return {one.name: one for one in [*found, *points]}
 
@@ -524,12 +531,12 @@ def prepare(config: dict) -> dict[str, BookRun]:
 
 
 def targets_of(wanted: Wanted, found: dict[str, BookRun]) -> tuple[list[str], list[str]]:
-    """What is to be made, and the pages of sweeps, which come when all else has ended: the points
-    that are done are compared, whatever became of the others."""
+    """What is to be made, REDO's among it, and the pages of sweeps, which come when all else has
+    ended: the points that are done are compared, whatever became of the others."""
     pages = [one.name for one in found.values() if one.sweep and one.notebook == "04_merge_eval"]
     every = [one.name for one in found.values() if bool(one.sweep) == bool(wanted.sweeps)]
     names = wanted.only or [name for name in every if name not in (*pages, *wanted.before)]
-    return list(names), pages
+    return [name for name in found if name in {*names, *wanted.redo} - {*pages}], pages
 
 
 def make(wanted: Wanted) -> int:
@@ -552,9 +559,13 @@ def make(wanted: Wanted) -> int:
         if gone := [name for name in wanted.before if not hashes.load(out, name)]:
             raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
         _refuse_foreign(wanted, found)
+        began, (targets, pages) = time.time(), targets_of(wanted, found)
+        if damaged := hashes.judge(found, [*targets, *pages], wanted.before)[1]:
+            said = dict.fromkeys(line for lines in damaged.values() for line in lines)
+            print(*said, "nothing was run: nothing is made from what is damaged", sep="\n")
+            return 1
         if wanted.cluster:
             cluster.begin(out, wanted.cluster)
-        began, (targets, pages) = time.time(), targets_of(wanted, found)
         with status.session(out, [*targets, *pages], wanted.command, wanted.price) as ended:
             code = _snakemake(wanted, found, targets)
             if pages and code != 130:
@@ -591,6 +602,7 @@ def _snakemake(wanted: Wanted, found: dict[str, BookRun], targets: list[str]) ->
     out = ROOT / wanted.out
     for place in {out, *(one.out for one in found.values())}:
         runs.clear(place)
+    files.set_aside(out / CONFIG)
     runs.write(out / CONFIG, json.dumps(wanted.config))
     # paths in it are relative to the run folder, for Snakemake takes { and } for wildcards; and a
     # repository of somebody else may not be written
@@ -727,7 +739,8 @@ def main(arguments: list[str]) -> int:
                 return 0
             case "status", []:
                 profile = pairs.get("PROFILE") or "tiny"
-                print(status.text(ROOT / (pairs.get("OUT") or _default_out(profile, ""))))
+                out = ROOT / (pairs.get("OUT") or _default_out(profile, ""))
+                print(status.text(out, full=bool(pairs.get("FULL"))))
                 return 0
             case "adopt", [job, yaml, out]:
                 runs.die_with_parent()

@@ -4,12 +4,14 @@ hashes/<run>.json, there only while the run is done, holds hashes of its paramet
 the contents of its inputs and outputs. A rerun follows from those alone, never from a file's time.
 """
 
+import contextlib
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from tdlib import parameters, sweeps
-from tdlib.files import below
+from tdlib import files, parameters, sweeps
 from tdlib.parameters import notebook_of
 
 # paths in the run folder; 04 and 07 besides read what the others made; 04 merges their adapters
@@ -37,6 +39,11 @@ VOLATILE |= {"activation_checkpointing", "deterministic", "processes"}
 VOLATILE |= {"after_checkpoint", "after_run", "wandb"}
 QUICK = {"smoke", "tiny"}  # profiles in which changed code repeats a run; elsewhere it is noted
 ONE_THREAD = QUICK | {"small"}  # models so small that two runs of a thread each beat one of two
+KEPT = ("parameters", "code", "inputs", "outputs")  # of hashes/<run>.json
+HARD_SET = "hard_set.json"  # of what runs write, this alone may be changed by hand
+BY_A_RUN = r"by [\w.+-]+'s parameters"  # how its words begin where a run chose it
+SEEN = ".looked.json"  # in a run folder: outputs whose times moved and whose content did not
+AFTER, OLDER = "after ", "made by older code"
 SAMPLED = 2**30  # bytes; of a larger file 64 MiB are hashed
 
 
@@ -65,15 +72,27 @@ def writes(run: str, values: dict, made: list[str]) -> list[str]:
 
 
 def load(out: Path, run: str) -> dict | None:
-    path = out / "hashes" / f"{run}.json"
-    return json.loads(path.read_text(encoding="utf8")) if path.exists() else None
+    """What a finished run left; None where there is none, or a broken one."""
+    return files.whole(out / "hashes" / f"{run}.json", *KEPT)
+
+
+def makers(out: Path) -> dict[str, tuple[str, dict]]:
+    """What finished runs wrote → the run, and the fingerprint it had then; where two wrote the
+    same, the later one, as after a run got another name."""
+    found: dict[str, tuple[str, dict]] = {}
+    records = sorted((out / "hashes").glob("*.json"))
+    newest = sorted(records, key=lambda path: path.stat().st_mtime_ns)  # stable: then by name
+    for run in (path.stem for path in newest):
+        made = (load(out, run) or {"outputs": {}})["outputs"]
+        found |= {path: (run, was) for path, was in made.items()}
+    order = {path.stem: i for i, path in enumerate(records)}
+    return dict(sorted(found.items(), key=lambda item: order[item[1][0]]))
 
 
 def made_by_others(out: Path, run: str) -> dict[str, dict]:
     """What the folder's other finished runs wrote → fingerprint; 06 makes nothing to compare."""
-    names = sorted(path.stem for path in (out / "hashes").glob("*.json"))
-    others = [name for name in names if name != run and not name.startswith("06")]
-    return {path: found for name in others for path, found in load(out, name)["outputs"].items()}
+    return {path: was for path, (maker, was) in makers(out).items()
+            if maker != run and not maker.startswith("06")}  # fmt: skip
 
 
 def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
@@ -82,6 +101,13 @@ def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
     given = parameters.external(notebook_of(run), values)
     swept = sweeps.results(out, values.get("sweeps", ""))
     return inside | {path: parameters.ROOT / path for path in given} | swept
+
+
+def input_hashes(out: Path, run: str, found: dict[str, Path]) -> dict[str, dict]:
+    """Fingerprints of what a run reads: of what another run wrote, the one it had then."""
+    made = made_by_others(out, run)
+    return {name: made[name] if _own(path, made.get(name)) else fingerprint(path, made.get(name))
+            for name, path in found.items()}  # fmt: skip
 
 
 def outputs(out: Path, run: str, values: dict) -> dict[str, Path]:
@@ -94,6 +120,40 @@ def record(out: Path, run: str, values: dict, code: str, inputs: dict[str, dict]
     return {"parameters": of_parameters(values), "code": code, "inputs": inputs, "outputs": made}
 
 
+# --- what is current
+
+
+def judge(
+    found: dict, asked: Iterable[str], before: Iterable[str] = (), full: bool = False
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The one answer that all who ask get, for the runs asked for and those above them, in the
+    order of `found` (name → graph.BookRun): why each is to be made, "" where it is current; and the
+    damage, a line each, of those that are not to be made for certain. `before` are taken as they
+    are. "after X, if that comes out new": to be looked at again once X is made."""
+    said: dict[str, str] = {}
+
+    def look(name: str) -> str:
+        if name not in said:
+            one, said[name] = found[name], ""
+            page = one.sweep and one.notebook == "04_merge_eval"  # it compares the sweep's points
+            points = [n for n, o in found.items() if page and o.sweep == one.sweep and o is not one]
+            if name not in before:
+                again = [n for n in (*one.needs, *points) if n in found and look(n)]
+                made = {path for n in again for path in found[n].writes}
+                said[name] = _why(one.out, one.run, one.parameters, made)
+                if again and not said[name]:
+                    more = " …" * (len(again) > 2)
+                    said[name] = f"{AFTER}{', '.join(again[:2])}{more}, if that comes out new"
+        return said[name]
+
+    for name in asked:
+        look(name)
+    reasons = {name: said[name] for name in found if name in said}
+    keep = [name for name, reason in reasons.items() if not reason or reason.startswith(AFTER)]
+    hurt = {name: damage(found[name].out, found[name].run, full) for name in keep}
+    return reasons, {name: lines for name, lines in hurt.items() if lines}
+
+
 def is_current(out: Path, run: str, values: dict) -> bool:
     """Whether a run is done and need not be repeated."""
     return not why(out, run, values)
@@ -103,13 +163,21 @@ def why(out: Path, run: str, values: dict) -> str:
     """Why a run has to be made, in words; "" for one that is done: same parameters, inputs of the
     same content, outputs there (a hard set may be changed by hand) and, in quick profiles, the same
     code."""
+    return _why(out, run, values, set())
+
+
+def _why(out: Path, run: str, values: dict, pending: set[str]) -> str:
+    """`pending`: inputs that are about to be made again, and so no reason yet."""
     kept, made = load(out, run), out / "results" / f"{run}.json"
+    for path, keys in ((out / "hashes" / made.name, KEPT), (made, ("parameters",))):
+        if path.exists() and files.whole(path, *keys) is None:
+            return f"{path.parent.name}/{path.name} is broken"
     if kept is None or not made.exists():
         return "not finished" if (out / "state" / f"{run}.json").exists() else "new"
     if values["redo"]:
         return "to be repeated"
     if kept["parameters"] != of_parameters(values):
-        before = json.loads(made.read_text(encoding="utf8"))["parameters"]
+        before = files.record(made)["parameters"]
         return (
             "; ".join(
                 f"{name} was {before.get(name)!r}, is {value!r}"
@@ -119,46 +187,149 @@ def why(out: Path, run: str, values: dict) -> str:
             or "other parameters"
         )
     if values["profile"] in QUICK and kept["code"] != of_code(notebook_of(run)):
-        return "made by older code"
+        return OLDER
     gone = [name for name, path in outputs(out, run, values).items() if not path.exists()]
     if gone:
         return f"{', '.join(gone)} is gone"
-    return _changed(inputs(out, run, values), kept["inputs"])
+    return _changed(out, run, inputs(out, run, values), kept["inputs"], pending)
 
 
-def _changed(found: dict[str, Path], kept: dict[str, dict]) -> str:
+def _changed(
+    out: Path, run: str, found: dict[str, Path], kept: dict[str, dict], pending: set[str]
+) -> str:
     """Which input is not the one a run was made from; "" for none."""
-    if other := sorted(found.keys() ^ kept.keys()):
+    if other := sorted((found.keys() ^ kept.keys()) - pending):
         return f"reads {', '.join(other[:3])} {'now' if other[0] in found else 'no longer'}"
-    changed = (
-        name for name, path in found.items()
-        if not path.exists() or fingerprint(path, kept[name])["sha256"] != kept[name]["sha256"]
-    )  # fmt: skip
-    name = next(changed, "")
-    return name and f"{name} {'has changed' if found[name].exists() else 'is gone'}"
+    made = made_by_others(out, run)
+    for name, path in found.items():
+        if name not in pending and not path.exists():
+            return f"{name} is gone"
+        if name not in pending and not _same(path, kept[name], made.get(name)):
+            return f"{name} has changed"
+    return ""
+
+
+def _same(path: Path, kept: dict, made: dict | None) -> bool:
+    """Whether an input is what a run was made from. What another run wrote is known by its record:
+    files laid beside it later, or before that run read it, change nothing."""
+    if not _own(path, made):
+        return fingerprint(path, kept)["sha256"] == kept["sha256"]
+    if made["sha256"] == kept["sha256"]:
+        return True
+    more = made["files"].keys() <= kept["files"].keys()
+    return more and fingerprint(path, kept, kept["files"])["sha256"] == kept["sha256"]
+
+
+def _own(path: Path, made: dict | None) -> bool:
+    """Whether a run of the book answers for what lies here, and nobody else: a hard set may be
+    chosen by hand, and files that are links are their owner's."""
+    return (
+        made is not None
+        and path.name != HARD_SET
+        and not any((path / name).is_symlink() for name in made["files"] if name != ".")
+    )
 
 
 def older_code(out: Path, run: str) -> bool:
     """Whether a finished run was made by other code than today's."""
-    path = Path(out) / "results" / f"{run}.json"
-    made = json.loads(path.read_text(encoding="utf8")) if path.exists() else None
+    made = files.whole(Path(out) / "results" / f"{run}.json", "code", "notebook")
     return made is not None and made["code"] != of_code(made["notebook"])
 
 
-def fingerprint(path: Path, known: dict | None = None) -> dict:
-    """{"sha256" of the content of a file or folder, "files": {name: [size, mtime_ns]}}. Where every
-    size and time is the known one, the known hash is believed and nothing is read."""
-    found = sorted(below(path)) if path.is_dir() else [path]
-    found = [file for file in found if file.is_file() and not file.name.startswith(".")]
-    found = [file for file in found if file == path or file.name != "README.md"]  # a model's card
-    files = {str(file.relative_to(path)): file.stat() for file in found}
-    files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()}
-    if known and known["files"] == files:
+# --- damage
+
+
+def damage(out: Path, run: str, full: bool = False) -> list[str]:
+    """What a finished run wrote and is otherwise now, a line each: the file, how, and what makes it
+    again. Size and time are looked at; content where a time moved, or always in a `full` look. What
+    was laid beside is none of it, and what was removed whole is gone, not damaged."""
+    lines, made = [], makers(out) if (out / "hashes" / f"{run}.json").exists() else {}
+    seen = files.whole(out / SEEN) or {}
+    for name, was in ((name, was) for name, (maker, was) in made.items() if maker == run):
+        if (out / name).exists() and (said := _hurt(out, name, was, seen.get(name), full)):
+            lines.append(f"{said}: {run} wrote it otherwise: REDO={run} makes it again")
+    return lines
+
+
+def input_damage(out: Path, run: str, values: dict) -> list[str]:
+    """The damage of what a run reads of other runs."""
+    made, read = makers(out), inputs(out, run, values)
+    others = dict.fromkeys(made[name][0] for name in read if name in made)
+    return [line for other in others if other != run for line in damage(out, other)
+            if any(line.startswith((f"{name} ", f"{name}/")) for name in read)]  # fmt: skip
+
+
+def _hurt(out: Path, name: str, was: dict, seen: dict | None, full: bool) -> str:
+    """The first file of an output that is not as it was written, and how; "" for none."""
+    place, stats = out / name, {}
+    for file, (size, _) in was["files"].items():
+        shown = name if file == "." else f"{name}/{file}"
+        if name != HARD_SET and (place / file).is_symlink() and file != ".":
+            return ""  # its owner's
+        if not (place / file).is_file():
+            return f"{shown} is gone"
+        stat = (place / file).stat()
+        stats[file] = [stat.st_size, stat.st_mtime_ns]
+        if stat.st_size != size and name != HARD_SET:
+            return f"{shown} has {stat.st_size:,} bytes, had {size:,}"
+    still = stats == was["files"]
+    if not full and (still or seen == {"sha256": was["sha256"], "files": stats}):
+        return ""
+    if name == HARD_SET and not still:
+        return "" if chosen(place) is not None else f"{name} is no whole choice of windows"
+    now, each = fingerprint(place, names=was["files"]), was.get("each", {})
+    if now["sha256"] == was["sha256"]:
+        if not still:  # a copied folder: the next look reads nothing
+            _remember(out, name, {"sha256": was["sha256"], "files": stats})
+        return ""
+    other = [file for file in each if now["each"][file] != each[file]]
+    other = other or [file for file in stats if stats[file] != was["files"][file]]
+    shown = [name if file in ("", ".") else f"{name}/{file}" for file in other[:1] or [""]]
+    return f"{shown[0]} has other content"
+
+
+def _remember(out: Path, name: str, found: dict) -> None:
+    with contextlib.suppress(OSError):  # a folder that may only be read
+        seen = (files.whole(out / SEEN) or {}) | {name: found}
+        files.write_whole(out / SEEN, json.dumps(seen).encode())
+
+
+def chosen(path: Path) -> dict | None:
+    """A hard set as its file has it; None where that is no choice of windows."""
+    found = files.whole(path, "windows_K", "threshold", "share")
+    rows = found and found["windows_K"]
+    numbers = found and all(type(found[key]) in (int, float) for key in ("threshold", "share"))
+    if not numbers or not isinstance(rows, list) or any(type(i) is not int for i in rows):
+        return None
+    return found if rows == sorted({*rows}) and min(rows, default=0) >= 0 else None
+
+
+def by_hand(path: Path) -> bool:
+    """Whether a hard set was chosen by a person, in the explorer or elsewhere."""
+    found = chosen(path)
+    return found is not None and not re.match(BY_A_RUN, found.get("words", ""))
+
+
+def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | None = None) -> dict:
+    """{"sha256" of the content of a file or folder, "files": {name: [size, mtime_ns]}, "each": that
+    of every file}; of these `names` alone, where given. Where every size and time is the known one,
+    the known hash is believed and nothing is read."""
+    if names is None:
+        found = sorted(files.below(path)) if path.is_dir() else [path]
+        found = [file for file in found if file.is_file() and not file.name.startswith(".")]
+        found = [file for file in found if file == path or file.name != "README.md"]  # its card
+    else:
+        found = [path / name for name in names if (path / name).is_file()]
+    stats = {str(file.relative_to(path)): file.stat() for file in found}
+    stats = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    if known and known["files"] == stats:
         return known
-    digest = hashlib.sha256()
-    for name, file in zip(files, found, strict=True):
-        digest.update(f"{name}\0".encode() + _content(file))
-    return {"sha256": digest.hexdigest(), "files": files}
+    digest, each = hashlib.sha256(), {}
+    for name, file in zip(stats, found, strict=True):
+        own = _content(file)
+        each[name] = own.hex()[:16]
+        digest.update(f"{name}\0".encode() + own)
+    return {"sha256": digest.hexdigest(), "files": stats, "each": each}
 
 
 def _content(path: Path) -> bytes:

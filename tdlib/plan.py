@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from tdlib import cost, graph, hashes, shapes, units, workload
+from tdlib import cost, files, graph, hashes, shapes, units, workload
 from tdlib.parameters import ROOT, ParameterError, notebook_of
 from tdlib.shapes import Q4_LIMIT, SHAPES, VOCABULARIES, LlamaConfig
 from tdlib.workload import DEVICES, Device, Size, Work
@@ -47,7 +47,7 @@ def _in_folder(out: Path, context: int) -> dict[str, tuple]:
     found = {path.parent.name: (replace(shapes.read_config(path.parent), context=context), 1.0)
              for path in sorted((out / "models").glob("[!.]*/config.json"))}  # fmt: skip
     for path in sorted((out / "adapters").glob("[!.]*/adapter_config.json")):
-        base = Path(json.loads(path.read_text(encoding="utf8"))["base_model_name_or_path"]).name
+        base = Path((files.whole(path) or {}).get("base_model_name_or_path", "")).name
         found |= {path.parent.name: (found[base][0], None)} if base in found else {}
     return found
 
@@ -69,8 +69,8 @@ def size_of(folder: Path, out: Path, share: float = 0.2, scored: int = 0) -> Siz
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{path} does not tell of tokens ({error!r}): copy it again") from None
     hard = share * min(windows, scored // context or windows)
-    if kept.is_file():
-        hard = len(json.loads(kept.read_text(encoding="utf8"))["windows_K"])
+    if (chosen := hashes.chosen(kept)) is not None:
+        hard = len(chosen["windows_K"])
     said = f"{units.si(train)} for training, {units.si(val)} for validation, in {folder}"
     return Size(vocab_size, context, windows, (val - 1) // context, round(hard), said)
 

@@ -31,7 +31,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from tdlib import hashes, ownership, parameters, runs, shapes, status, sweeps, units
+from tdlib import files, hashes, ownership, parameters, runs, shapes, status, sweeps, units
 from tdlib.status import date, duration, progress
 
 HERE = Path(__file__).parent
@@ -93,8 +93,8 @@ def index(out: Path) -> Path:
 def _write_index(out: Path) -> Path:
     if not ownership.is_book(out) and (out / "index.html").exists():
         raise FileExistsError(f"{out / 'index.html'} is no book's, and no run is there: give OUT=")
-    rows = [row | {"page": _page_of(out, row)} for row in status.rows(out)]
     said = status.morning(out)
+    rows = [row | {"page": _page_of(out, row)} for row in said["rows"]]
     quality = out / "tables/04_merge_eval-quality.md"
     difficulty = out / "figures/02_hard_set-difficulty.svg"
     content = dict(
@@ -140,7 +140,7 @@ def _frame(out: Path, run: str, body: Markup) -> None:
     pages = sorted({*_pages(out), run})
     at = pages.index(run)
     results = (out / "results").glob("*.json")
-    reads = {path.stem: json.loads(path.read_text("utf-8")).get("reads", {}) for path in results}
+    reads = {path.stem: (files.whole(path) or {}).get("reads", {}) for path in results}
     point = sweeps.parent(out) and not (out / sweeps.POINTS).is_file()
     _write(
         out / f"{run}.html", "page.html.j2", body=body, **status.row(out, run),
@@ -153,7 +153,7 @@ def _frame(out: Path, run: str, body: Markup) -> None:
 
 def _pages(out: Path) -> list[str]:
     """The runs of a folder that have a page, in reading order."""
-    return sorted(row["run"] for row in status.rows(out)
+    return sorted(row["run"] for row in status.rows(out, look=False)
                   if row["folder"] == out and (out / f"{row['run']}.html").exists())  # fmt: skip
 
 

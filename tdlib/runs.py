@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import datetime
 import io
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from pathlib import Path
 
 from tdlib import files, hashes, hooks, ownership, parameters
 from tdlib.files import MARK, replacing
+from tdlib.files import record as _read
 from tdlib.hashes import is_current, older_code
 from tdlib.parameters import notebook_of
 
@@ -40,6 +42,9 @@ STOP_S = 30  # that a stopped run gets to end its step, keep its state and write
 LOST_S = 120  # without a heartbeat, where the process cannot be looked at
 # in checkpoints/<run>, while it trains; and for good
 KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.safetensors"
+# in a run folder, where something may be left that a killed process had begun
+PLACES = """. state results hashes figures tables logs .slurm models adapters scores scores/val
+ exports""".split()
 DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not outlive
 
 
@@ -210,19 +215,26 @@ class Run:
         self.models: dict[str, dict] = {}
         defaults = parameters.declared(self.notebook)
         self._changed = {name: v for name, v in values.items() if v != defaults[name]}
-        self.current = is_current(self.out, self.run, values)
+        self._why = hashes.why(self.out, self.run, values)
+        self.current = not self._why
         self._record = _read(self._file("results", "json")) if self.current else {}
         self._remembered = self._record.get("remembered", {})
-        self._finding, self._began, self._clock = "", time.time(), time.monotonic()
+        self._old, self._finding = "", ""
+        self._began, self._clock = time.time(), time.monotonic()
         self._status, self._seen, self._lock = "running", {}, threading.RLock()
         self._progress: dict = {"step": 0, "steps": 0}
         self._hooked = not self.current  # after_run is called once, though two signals may come
         wait_until_free(self.out, self.run)
         clear(self.out)
+        if lines := hashes.input_damage(self.out, self.run, values):
+            raise ValueError(f"{self.run} reads what is damaged: {'; '.join(lines)}")
         if not self.current:
             self._begin_anew()
+        for line in hashes.damage(self.out, self.run) if self.current else ():
+            print(line)  # what is shown was remembered
         self._attach()
-        self._say("running", changed=hooks.hidden(self._changed))
+        old = {"old": self._old} if self._old else {}
+        self._say("running", changed=hooks.hidden(self._changed), **old)
         _seed(values["seed"])
 
     def path(self, *parts: str) -> Path:
@@ -378,29 +390,49 @@ class Run:
                 f"`make book {where} ONLY={self.run}` makes it{or_else}"
             )
         ownership.claim(self.out, self.run, self.parameters)
-        known = hashes.made_by_others(self.out, self.run)
-        self._inputs = {n: hashes.fingerprint(path, known.get(n)) for n, path in found.items()}
+        self._inputs = hashes.input_hashes(self.out, self.run, found)
         self._code = hashes.of_code(self.notebook)
-        if self.parameters["redo"]:
+        if self._file("hashes", "json").exists():
             self._keep_the_old()
         self._keep_or_refuse_checkpoint()
         self._file("hashes", "json").unlink(missing_ok=True)
 
     def _keep_the_old(self) -> None:
-        """What a finished run made goes to old/, before it is repeated. Its scores, figures and
-        tables are written over."""
-        kept = hashes.load(self.out, self.run)
-        if kept is None:
-            return
-        record = _read(self._file("results", "json"))
-        when = re.sub(r"\D", "", record["started"])[:14]
-        old = self.out / "old" / f"{self.run}-{when}"
-        names = [*kept["outputs"], f"results/{self.run}.json", f"hashes/{self.run}.json"]
-        names += [f"{self.run}.ipynb", f"{self.run}.html", f"logs/{self.run}-*.jsonl"]
-        for path in (path for name in names for path in sorted(self.out.glob(name))):
-            place = old / path.relative_to(self.out)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, place)
+        """All that a finished run made goes to old/, before it is made anew. A hard set chosen by
+        hand stays where it is, if its tokens do and nobody asked for a redo."""
+        kept = hashes.load(self.out, self.run) or {"inputs": {}}
+        record = files.whole(self._file("results", "json"), "started", "models")
+        old = _new_folder(self.out / "old", self.run, (record or {"started": ""})["started"])
+        tokens = (found.get("tokens", {}).get("sha256") for found in (kept["inputs"], self._inputs))
+        hand = self.notebook == "02_hard_set" and hashes.by_hand(self.out / hashes.HARD_SET)
+        stays = hand and not self.parameters["redo"] and len({*tokens}) == 1
+        for path, place in self._made(kept, (record or {"models": {}})["models"]).items():
+            if os.path.lexists(path) and not (stays and path.name == hashes.HARD_SET):
+                (old / place).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, old / place)
+        self._old = f"{self._why}: what it made before is in {parameters.shown(old)}"
+        self._old += ", the hard set chosen by hand with it" * (hand and not stays)
+        self._old += f"; the hard set chosen by hand stays, REDO={self.run} replaces it" * stays
+        print(self._old)
+
+    def _made(self, kept: dict, models: dict) -> dict[Path, Path]:
+        """All that this run wrote when it was made → its place in a run folder. What it is given
+        now is not among it, wherever that lies."""
+        made = kept.get("outputs") or hashes.outputs(self.out, self.run, self.parameters)
+        names = [*made, *(f"{kind}/{self.run}.json" for kind in ("results", "hashes"))]
+        names += [f"{self.run}.html", f"{self.run}.ipynb", f"checkpoints/{self.run}"]
+        names += [f"scores/val/{name}.{kind}" for name in {*models, *(Path(n).name for n in made)}
+                  for kind in ("npy", "npz")]  # fmt: skip
+        names += [path.relative_to(self.out) for kind in ("figures", "tables", "logs")
+                  for path in (self.out / kind).glob(f"{self.run}-*")
+                  if run_of(path, self.out) == self.run]  # fmt: skip
+        found = {self.out / name: Path(name) for name in names}
+        if (before := self.out / f".{self.run}.ipynb").exists():  # graph.execute put it aside
+            found[before] = found.pop(self.out / f"{self.run}.ipynb")
+        given = [(parameters.ROOT / path).resolve()
+                 for path in parameters.external(self.notebook, self.parameters)]  # fmt: skip
+        return {path: place for path, place in found.items()
+                if not any(one.is_relative_to(path.resolve()) for one in given)}  # fmt: skip
 
     def _keep_or_refuse_checkpoint(self) -> None:
         """A checkpoint goes on only with what it was made from. Other inputs or, in quick profiles,
@@ -413,7 +445,10 @@ class Run:
             "code": self._code if self.parameters["profile"] in hashes.QUICK else "",
             "redo": self.parameters["redo"],
         }
-        kept = {"redo": False} | (_read(folder / "made_from.json") or {})
+        if (path := folder / "made_from.json").exists() and files.whole(path) is None:
+            os.replace(folder, old := _new_folder(self.out / "old", self.run, "") / "checkpoint")
+            print(f"{path} is broken: {self.run} starts over; its checkpoint is in {old}")
+        kept = {"redo": False} | (_read(path) or {})
         started_over = wanted["redo"] and not kept["redo"]
         wanted["redo"] = wanted["redo"] or kept["redo"]
         fits = not started_over and kept.get("inputs") == wanted["inputs"]
@@ -487,7 +522,8 @@ class Run:
         values = self.parameters
         commit, dirty = _commit()
         began = datetime.datetime.fromtimestamp(self._began, datetime.UTC)
-        makers = {p.stem: _read(p) for p in sorted((self.out / "hashes").glob("*.json"))}
+        names = sorted(path.stem for path in (self.out / "hashes").glob("*.json"))
+        makers = {name: kept for name in names if (kept := hashes.load(self.out, name))}
         return {
             "run": self.run, "notebook": self.notebook, "profile": values["profile"],
             "parameters": hooks.hidden(values), "changed": [*self._changed],
@@ -527,8 +563,19 @@ def _seed(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def _read(path: Path):
-    return json.loads(path.read_text(encoding="utf8")) if path.exists() else None
+def run_of(path: Path, out: Path) -> str:
+    """01_distill-50m-scratch-curve.png is of 01_distill-50m-scratch, not of 01_distill-50m."""
+    known = (found.stem for kind in ("results", "state") for found in (out / kind).glob("*.json"))
+    return max((run for run in known if path.name.startswith(f"{run}-")), key=len, default="")
+
+
+def _new_folder(place: Path, run: str, started: str) -> Path:
+    """place/<run>-<when it was started>; two of one second are told apart."""
+    when = re.sub(r"\D", "", started)[:14] or f"{time.time():.0f}"
+    for more in itertools.count(1):
+        with contextlib.suppress(FileExistsError):
+            (folder := place / f"{run}-{when}{f'-{more}' * (more > 1)}").mkdir(parents=True)
+            return folder
 
 
 def _json(value: object) -> str:

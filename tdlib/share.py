@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
 
-from tdlib import hashes, hooks, parameters, report, runs
+from tdlib import files, hashes, hooks, parameters, report, runs
 from tdlib.files import AWAY, replacing, whole_folder
 from tdlib.parameters import ROOT, ParameterError, rule
 
@@ -97,11 +97,12 @@ def _runs(out: Path) -> list[str]:
 
 
 def _done(out: Path, run: str) -> bool:
-    return hashes.load(out, run) is not None and runs.state(out, run)["state"] == "done"
+    there = (out / "results" / f"{run}.json").exists() and hashes.load(out, run)
+    return bool(there) and runs.state(out, run)["state"] == "done"
 
 
 def _record(out: Path, run: str) -> dict:
-    return json.loads((out / "results" / f"{run}.json").read_text("utf-8"))
+    return files.record(out / "results" / f"{run}.json", "parameters")
 
 
 def _ours(out: Path, run: str) -> bool:
@@ -124,7 +125,7 @@ def _copy(out: Path, run: str, place: Path) -> list[str]:
     for kind in ("tables", "figures"):
         for path in sorted((out / kind).glob(f"{run}-*.*")):
             name = path.stem.removeprefix(f"{run}-")
-            if _run_of(path, _runs(out)) != run or path.suffix not in (
+            if runs.run_of(path, out) != run or path.suffix not in (
                 ".csv",
                 ".md",
                 ".svg",
@@ -157,11 +158,6 @@ def _copy_points(out: Path, place: Path) -> None:
             _write(
                 place / "results/sweeps" / shown.parts[0] / shown.parts[1] / shown.name, text, out
             )
-
-
-def _run_of(path: Path, known: list[str]) -> str:
-    """01_distill-50m-scratch-curve.png is of 01_distill-50m-scratch, not of 01_distill-50m."""
-    return max((run for run in known if path.name.startswith(f"{run}-")), key=len, default="")
 
 
 def _tells(page: Path, finding: str) -> bool:
@@ -310,7 +306,7 @@ def main(arguments: list[str]) -> int:
             case _:
                 print(__doc__)
                 return 2
-    except (ParameterError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(error)
         return 1
     return 0

@@ -2,8 +2,10 @@
 index and the morning report alike.
 
 A run is queued, running, done, failed, interrupted (it said so itself), lost (its process is gone
-without a word) or not run; a done one is stale where today's code is not what made it. Nothing of
-this is read from papermill's metadata, which is wrong after a kill. Imports no torch.
+without a word) or not run. A done one is stale where today's code is not what made it, outdated
+where the next `make book` makes it again, damaged where its files are not as it wrote them, as
+`hashes.judge` has it. Nothing of this is read from papermill's metadata, which is wrong after a
+kill. Imports no torch.
 """
 
 import contextlib
@@ -15,8 +17,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
-from tdlib import parameters, runs, sweeps
+from tdlib import files, hashes, parameters, runs, sweeps
 
 SESSIONS = ".sessions.json"  # each `make book` and `make sweep`: when, what, and by which process
 
@@ -34,6 +37,7 @@ def session(
         "began": time.time(), "ended": None, "code": None, "targets": targets,
         "command": command, "price": price, **runs.who(),
     }  # fmt: skip
+    files.set_aside(out / SESSIONS, list)
     earlier = sessions(out)[-99:]
     runs.write(out / SESSIONS, json.dumps([*earlier, own]))
     try:
@@ -55,8 +59,7 @@ def began_of(out: Path, command: str) -> float:
 
 
 def sessions(out: Path) -> list[dict]:
-    path = out / SESSIONS
-    return json.loads(path.read_text("utf8")) if path.is_file() else []
+    return files.whole(out / SESSIONS, kind=list) or []
 
 
 def live(out: Path) -> dict | None:
@@ -84,8 +87,9 @@ def _points(out: Path) -> list[Path]:
 # --- runs
 
 
-def rows(out: Path) -> list[dict]:
-    """Every run of a folder, or of a sweep's: those asked for last, and all that left a trace."""
+def rows(out: Path, look: bool = True, full: bool = False) -> list[dict]:
+    """Every run of a folder, or of a sweep's: those asked for last, and all that left a trace.
+    Without a `look` the done ones are not judged; a `full` one reads all that they wrote."""
     place, above = out, sweeps.parent(out) or out
     now = live(above)
     asked = (sessions(above) or [{"targets": []}])[-1]["targets"]
@@ -98,7 +102,55 @@ def rows(out: Path) -> list[dict]:
     else:
         known += [(place, name) for name in asked if "/" not in name]
     wanted = set(asked) if now else set()
-    return [row(folder, run, wanted) for folder, run in dict.fromkeys(sorted(known, key=_order))]
+    found = [row(folder, run, wanted) for folder, run in dict.fromkeys(sorted(known, key=_order))]
+    sweep = place.name if (place / sweeps.POINTS).is_file() else ""
+    return _judged(above, sweep, found, full) if look else found
+
+
+def _judged(out: Path, sweep: str, found: list[dict], full: bool) -> list[dict]:
+    """Rows, of which those done get the word "damaged" or "outdated" where that is true of them: by
+    what the last command was told and its profile as that is today; a run that these do not know,
+    by its own record."""
+    from tdlib import graph
+
+    config = files.whole(out / graph.CONFIG, "profile", "given")
+    own = {"redo": [], "before": [], "sweeps": [sweep] if sweep else []}
+    known: dict = {}
+    if config:
+        with contextlib.suppress(ValueError):  # of params/: `make check` tells
+            known = graph.jobs(config | own | {"out_dir": parameters.shown(out)}, paths=False)
+    names = {(one.out.resolve(), one.run): name for name, one in known.items()}
+    done: dict[int, str] = {}  # place in `found` → name
+    for i, one in enumerate(found):
+        key = one["folder"].resolve(), one["run"]
+        if key not in names and (key[0] / "hashes" / f"{one['run']}.json").exists():
+            names[key] = str(key[0] / one["run"])
+            known[names[key]] = _by_record(*key)
+        if one["state"]["state"] == "done" and key in names:
+            done[i] = names[key]
+    reasons, damaged = hashes.judge(known, done.values(), (), full)
+    for i, name in done.items():
+        state, why = {}, reasons[name]
+        if name in damaged:
+            state = {"state": "damaged", "error": damaged[name]}
+        elif why and why != hashes.OLDER:
+            said = f"{why}: the next `make book` makes it again"
+            state = {"state": "outdated", "error": [said]}
+        found[i] |= {"older": False, "state": state} if state else {}
+    return found
+
+
+def _by_record(out: Path, run: str) -> SimpleNamespace:
+    """A run as `hashes.judge` takes it, with the parameters that it was made with."""
+    notebook, kept = parameters.notebook_of(run), hashes.load(out, run) or {}
+    record = files.whole(out / "results" / f"{run}.json", "parameters") or {"parameters": {}}
+    values = parameters.declared(notebook) | record["parameters"] | {"redo": False}
+    made = hashes.makers(out)
+    needs = {str(out / made[name][0]) for name in kept.get("inputs", ()) if name in made}
+    return SimpleNamespace(
+        out=out, run=run, parameters=values, sweep="", notebook=notebook,
+        writes=[*kept.get("outputs", ())], needs=sorted(needs - {str(out / run)}),
+    )  # fmt: skip
 
 
 def _order(known: tuple[Path, str]) -> tuple:
@@ -116,8 +168,7 @@ def row(out: Path, run: str, wanted: set[str] = frozenset()) -> dict:
     """One run: `run`, `name` (also its point's, where a point has several), `folder`, `record` ({}
     without one), `state` with its word, `changed` parameters, `older`: done, by other code than
     today's. `wanted`: what is being made now."""
-    path = out / "results" / f"{run}.json"
-    record = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    record = files.whole(out / "results" / f"{run}.json", "parameters") or {}
     state = runs.state(out, run)
     if record and not (out / "state" / f"{run}.json").exists():
         state = {"run": run, "state": "done"}
@@ -148,14 +199,19 @@ def _waits(out: Path, run: str, wanted: set[str]) -> bool:
 def _several(out: Path) -> bool:
     """Whether this is the folder of a sweep's point that has several runs."""
     listed = out.parent / sweeps.POINTS
-    return listed.is_file() and not json.loads(listed.read_text("utf8"))["notebook"]
+    return not (files.whole(listed, "notebook") or {"notebook": "one"})["notebook"]
 
 
 def sweeps_of(out: Path) -> dict[str, dict]:
     """A folder's sweeps → `counts` of its points by state, and the `finding` of its page."""
     found = {}
     for path in sorted(out.glob(f"sweeps/*/{sweeps.POINTS}")):
-        listed, found_ = json.loads(path.read_text("utf8")), rows(path.parent)
+        listed = files.whole(path, "notebook", "question", "points")
+        if listed is None:
+            said = f"{path} is broken: `make sweep NAME={path.parent.name}` writes it again"
+            found[path.parent.name] = {"counts": {}, "finding": said, "question": ""}
+            continue
+        found_ = rows(path.parent)
         page = found_.pop() if listed["notebook"] else {"record": {}}
         found[path.parent.name] = {
             "counts": counts(found_), "finding": page["record"].get("finding", ""),
@@ -189,15 +245,21 @@ def progress(state: dict) -> str:
 # --- in words
 
 
-def text(out: Path) -> str:
-    """For a terminal: a line a run, then the sweeps, then who makes it."""
-    found = rows(out)
+def text(out: Path, full: bool = False) -> str:
+    """For a terminal: a line a run, then the sweeps, then who makes it; `full` reads what the runs
+    wrote, all of it."""
+    from tdlib import graph
+
+    found = rows(out, full=full)
     if not found:
         return f"{out}: no run has left a trace here: `make book` makes one"
     width = max(len(one["run"]) for one in found)
     lines = [f"{one['run']:<{width}}  {word(one):11}  {_said(one)}".rstrip() for one in found]
     for name, sweep in sweeps_of(out).items():
-        lines.append(f"sweep {name}: {in_words(sweep['counts'])}")
+        lines.append(f"sweep {name}: {in_words(sweep['counts']) or sweep['finding']}")
+    for path in (out / SESSIONS, out / graph.CONFIG):
+        if path.exists() and files.whole(path, kind=object) is None:
+            lines.append(f"{path} is broken: the next command begins a new one")
     now = live(out)
     last = (sessions(out) or [None])[-1]
     if now:
@@ -220,7 +282,7 @@ def _said(one: dict) -> str:
         return one["record"].get("finding", "")
     parts = [
         progress(state) if state["state"] != "queued" else "",
-        *(state.get("error") or [])[-1:],
+        *(state.get("error") or [])[-3 if state["state"] == "damaged" else -1 :],
     ]
     return " · ".join(part for part in parts if part)
 
@@ -229,9 +291,11 @@ def morning(out: Path) -> dict:
     """What a morning report says, for its Markdown and the index's head."""
     found, now, kept = rows(out), live(out), sessions(out)
     last = kept[-1] if kept else {"command": f"make book OUT={out}", "began": 0, "price": None}
-    trouble = [one for one in found if word(one) in ("failed", "lost", "interrupted")]
-    points = [one for path in out.glob(f"sweeps/*/{sweeps.POINTS}") for one in rows(path.parent)]
-    trouble += [one for one in points if word(one) in ("failed", "lost", "interrupted")]
+    bad = ("failed", "lost", "interrupted", "damaged")
+    trouble = [one for one in found if word(one) in bad]
+    points = [one for path in out.glob(f"sweeps/*/{sweeps.POINTS}") if files.whole(path)
+              for one in rows(path.parent)]  # fmt: skip
+    trouble += [one for one in points if word(one) in bad]
     undone = [one for one in found if word(one) not in ("done", "stale")]
     took = hours(out)
     price = next((one["price"] for one in reversed(kept) if one["price"] is not None), None)
@@ -241,7 +305,7 @@ def morning(out: Path) -> dict:
         "trouble": trouble, "sweeps": sweeps_of(out), "live": now, "began": last["began"],
         "hours": took, "money": None if price is None else price * took, "price": price,
         "disk": disk(out), "free": shutil.disk_usage(_there(out)).free,
-        "next": _next(out, last, now, bool(trouble or undone)),
+        "next": _next(out, last, now, trouble, undone), "rows": found,
     }  # fmt: skip
 
 
@@ -249,10 +313,12 @@ def _there(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())
 
 
-def _next(out: Path, last: dict, now: dict | None, undone: bool) -> str:
+def _next(out: Path, last: dict, now: dict | None, trouble: list, undone: list) -> str:
     if now:
         return f"`{now['command']}` is at work; `make status` follows it"
-    if undone:
+    if redo := [one["run"] for one in trouble if word(one) == "damaged"]:
+        return f"`{last['command']} REDO={','.join(redo)}` makes again what is damaged"
+    if trouble or undone:
         return f"`{last['command']}` goes on where it stopped"
     what = f"OUT={parameters.shown(out)}"
     return f"all is done: `make publish {what}` keeps the results, `make zip {what}` mails them"

@@ -260,7 +260,10 @@ def listed(out: Path, name: str) -> dict:
     path = folder(parent(out) or out, name) / POINTS
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: `make sweep NAME={name}` makes it")
-    return json.loads(path.read_text(encoding="utf8"))
+    try:
+        return files.record(path, "points", "notebook")
+    except ValueError:
+        raise ValueError(f"{path} is broken: `make sweep NAME={name}` writes it again") from None
 
 
 def parent(out: Path) -> Path | None:
@@ -272,8 +275,8 @@ def parent(out: Path) -> Path | None:
 def link(out: Path, reads: list[str]) -> None:
     """Let a folder find what it reads of its parent, and the records of what made that."""
     above = parent(out)
-    makers = [path.stem for path in (above / "hashes").glob("*.json")
-              if set(json.loads(path.read_text("utf8"))["outputs"]) & set(reads)]  # fmt: skip
+    made = {path.stem: files.whole(path, "outputs") for path in (above / "hashes").glob("*.json")}
+    makers = [run for run, kept in made.items() if kept and kept["outputs"].keys() & {*reads}]
     records = [f"{kind}/{run}.json" for run in makers for kind in ("hashes", "results")]
     losses = [f"scores/val/{Path(path).name}.{kind}" for path in reads if path.startswith("models/")
               for kind in ("npy", "npz")]  # fmt: skip

@@ -35,14 +35,19 @@ def distill(**given) -> bool:
     return bool(calls)
 
 
+def teach(weights: str, **given) -> None:
+    """Execute 00 in this process."""
+    this = runs.start("00_teacher", {"run": "00_teacher"} | given)
+    this.path("tokens", "train.bin").write_text("ids")
+    this.path("models", "teacher", "w").write_text(weights)
+    this.path("tokens", "meta.json").write_text("{}")
+    this.finish()
+
+
 @pytest.fixture
 def made(root):
     """The run folder after 00, its files written by hand, and 01."""
-    this = runs.start("00_teacher", {"run": "00_teacher"})
-    this.path("tokens", "train.bin").write_text("ids")
-    this.path("models", "teacher", "w").write_text("weights")
-    this.path("tokens", "meta.json").write_text("{}")
-    this.finish()
+    teach("weights")
     assert distill()
     return root / "outputs/tiny"
 
@@ -71,12 +76,11 @@ def test_redo_repeats_a_run(made):
 
 
 def test_changed_content_of_an_input_repeats_a_run_even_with_an_older_time(made):
-    path = made / "models/teacher/w"
-    path.write_text("WEIGHTS")  # as long as before
-    os.utime(path, (0, 0))
+    teach("WEIGHTS", seed=2)  # as long as before
+    os.utime(made / "models/teacher/w", (0, 0))
     assert distill()
-    (made / "tokens/new.bin").write_text("")
-    assert distill()
+    (made / "tokens/new.bin").write_text("")  # laid beside: no run wrote it
+    assert not distill()
 
 
 def test_a_touched_input_repeats_nothing(made):
@@ -150,7 +154,7 @@ def test_a_checkpoint_outlives_only_a_stop(made):
     assert "learning_rate = 0.001, now it is 0.5: put it back" in str(error.value)
     assert kept.read_text() == "half"
     assert not stopped_at_a_checkpoint(learning_rate=0.5, redo=True)
-    (made / "models/teacher/model.safetensors").write_bytes(b"another teacher")
+    teach("another teacher", seed=2)
     assert not stopped_at_a_checkpoint(learning_rate=0.5)
     (kept.parent / "epoch-1.safetensors").write_text("for good")
     distill(learning_rate=0.5, seed=2)

@@ -1,0 +1,554 @@
+"""What is current has one judge: what the graph runs is what DRY, status and the index said of it.
+
+A chain of four runs, made in this process by a stand-in that writes through the real records.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tdlib import choice, dry, files, graph, hard_set, hashes, parameters, report, runs, status
+from tdlib.parameters import ParameterError
+from tests.small_book import COMMON, write
+
+CHAIN = ("00_teacher", "01_distill-a", "02_hard_set", "03_lora-h")
+MORE = {
+    "02_hard_set": 'base = "a"\nteacher = "teacher"\nshare = 0.2\n',
+    "03_lora": 'adapter = "h"\nbase = "a"\nteacher = "teacher"\nhard_set = "hard_set.json"\n',
+}
+
+
+@pytest.fixture(params=["tiny", "night"])
+def profile(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def out(root, monkeypatch, profile) -> Path:
+    """The run folder of a chain of four runs in a quick profile and in one that is not."""
+    monkeypatch.setattr(runs, "_commit", lambda: ("abc", False))
+    monkeypatch.setattr(dry, "_works", lambda *_: dict.fromkeys(CHAIN))
+    monkeypatch.setattr("tdlib.workload.seconds", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr("tdlib.plan.device_of", lambda *_: (SimpleNamespace(name="cpu"), "here"))
+    for notebook, own in MORE.items():
+        source = COMMON.format(notebook=notebook) + own
+        content = json.loads((root / "notebooks/00_teacher.ipynb").read_text())
+        content["cells"][0]["source"] = source.splitlines(keepends=True)
+        (root / f"notebooks/{notebook}.ipynb").write_text(json.dumps(content))
+    (root / "words.txt").write_text("words")
+    (root / "params/tiny/00_teacher.yaml").unlink()
+    for run in CHAIN:
+        given(root, profile, run)
+    return root / "outputs/here"
+
+
+def given(root: Path, profile: str, run: str, **values) -> None:
+    own = {"run": run, "profile": profile}
+    write(root / f"params/{profile}/{run}.yaml", own | values)
+
+
+def told(profile: str, **pairs) -> graph.Wanted:
+    """A command, which the run folder keeps, as `make` has it."""
+    words = {"PROFILE": profile, "OUT": "outputs/here", "TEXT": "words.txt"} | pairs
+    wanted = graph.wanted("book", words)
+    runs.write(parameters.ROOT / "outputs/here" / graph.CONFIG, json.dumps(wanted.config))
+    return wanted
+
+
+def content_of(run: str, p: dict, read: dict[str, str]) -> dict[str, str]:
+    """What a run writes: seeds of one ten come out the same."""
+    said = "|".join([run, str(p["seed"] // 10), *read.values()])
+    match run[:2]:
+        case "00":
+            return {"tokens/train.bin": read["text"], "models/teacher/w": said}
+        case "01":
+            return {f"models/{p['student']}/w": said, f"models/{p['student']}/more": ""}
+        case "02":
+            rows = {"windows_K": [p["seed"] // 10], "threshold": 1.0, "share": 0.2}
+            rows = json.dumps(rows | {"words": "by 02_hard_set's parameters: all"})
+            return {"scores/02_hard_set.npy": said, "hard_set.json": rows}
+    return {f"adapters/{p['adapter']}/w": said}
+
+
+def read_by(out: Path, one) -> dict[str, str]:
+    first = {"text": (parameters.ROOT / "words.txt").read_text()} if one.run[:2] == "00" else {}
+    return first | {name: "".join(p.read_text() for p in sorted((out / name).glob("*[!E]"))
+                    or [out / name]) for name in one.reads}  # fmt: skip
+
+
+def make_one(one) -> None:
+    """As a notebook would."""
+    read = read_by(one.out, one)
+    this = runs.start(one.notebook, one.parameters)
+    assert not this.current
+    for path, text in content_of(one.run, one.parameters, read).items():
+        this.path(path).write_text(text)
+    this.path(f"figures/{one.run}-x.svg").write_text(one.run)
+    this.finding(f"{one.run} is done.")
+    this.finish()
+    runs._latest = None
+
+
+def make(wanted: graph.Wanted) -> list[str]:
+    """What really runs, by the Snakefile's marks and Snakemake's rule: a job whose mark is gone, or
+    below one that has run, is executed, and a run that is current says so."""
+    found = graph.jobs(wanted.config)
+    targets, _ = graph.targets_of(wanted, found)
+    reasons, damaged = hashes.judge(found, found, wanted.before)
+    assert not damaged
+    touched, made = {}, []
+
+    def visit(name: str) -> bool:
+        if name not in touched:
+            above = [visit(needed) for needed in found[name].needs]
+            touched[name] = bool(reasons[name]) or any(above)
+            one = found[name]
+            if touched[name] and not hashes.is_current(one.out, one.run, one.parameters):
+                make_one(one)
+                made.append(name)
+        return touched[name]
+
+    for name in targets:
+        visit(name)
+    return sorted(made)
+
+
+class Oracle:
+    """What each run was made from, as plain values: knows nothing of hashes."""
+
+    def __init__(self, quick: bool):
+        self.quick, self.last = quick, {}
+
+    def plan(self, wanted: graph.Wanted, out: Path, code: dict[str, int]) -> list[str]:
+        found, scope, made = graph.jobs(wanted.config), set(), []
+        waiting = [*graph.targets_of(wanted, found)[0]]
+        while waiting:
+            name = waiting.pop()
+            scope.add(name)
+            waiting += [] if name in wanted.before else found[name].needs
+        now: dict[str, str] = {}
+        for name in CHAIN:
+            one, written = found[name], {path: out / path for path in found[name].writes}
+            there = all(path.exists() for path in written.values())
+            lies = [path for path, place in written.items() if place.exists()]
+            now |= read_by(out, SimpleNamespace(run="99", reads=lies))
+            if name not in scope or name in wanted.before:
+                continue
+            read = {path: now.get(path, "gone") for path in one.reads}
+            read |= (
+                {"text": (parameters.ROOT / "words.txt").read_text()} if name[:2] == "00" else {}
+            )
+            p = {
+                key: one.parameters[key] for key in ("seed", *(["learning_rate"] * ("01" in name)))
+            }
+            key = (p, self.quick and code[one.notebook], read)
+            if self.last.get(name) != key or not there or name in wanted.redo:
+                self.last[name] = key
+                made.append(name)
+                texts = sorted(content_of(name, one.parameters, read).items())
+                now |= {path: "".join(text for n, text in texts if n.startswith(path))
+                        for path in one.writes}  # fmt: skip
+        return made
+
+
+def change(rng: random.Random, root: Path, profile: str, state: dict, code: dict) -> None:
+    """One thing that an owner, a developer or an accident may do."""
+    run, out = rng.choice(CHAIN), root / "outputs/here"
+    match rng.choice(["seed", "seed", "rate", "text", "code", "gone", "beside", "touch"]):
+        case "seed":
+            state[run] |= {"seed": rng.choice([1, 2, 15, 16])}
+        case "rate":
+            run = "01_distill-a"
+            state[run] |= {"learning_rate": rng.choice([1e-3, 2e-3])}
+        case "text":
+            (root / "words.txt").write_text(rng.choice(["words", "other words"]))
+        case "code":
+            notebook = parameters.notebook_of(run)
+            code[notebook] += 1
+            path = root / f"notebooks/{notebook}.ipynb"
+            content = json.loads(path.read_text())
+            content["cells"][2]["source"] = f"# changed {code[notebook]}"
+            path.write_text(json.dumps(content))
+        case "gone":
+            path = out / rng.choice(["models/a", "scores/02_hard_set.npy", "adapters/h"])
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
+                missing_ok=True
+            )
+        case "beside":
+            for place in ("models/a", "models/teacher"):
+                if (out / place).is_dir():
+                    (out / place / "LICENSE").write_text(str(rng.random()))
+        case "touch":
+            for path in out.glob("models/*/w"):
+                os.utime(path, (rng.randrange(10**9), 1))
+    given(root, profile, run, **state[run])
+
+
+def answers(profile: str, out: Path) -> dict[str, dict[str, str]]:
+    """What DRY, status and the index say of all four: name → whether it is done."""
+    wanted = told(profile)
+    said = dry.text(wanted).splitlines()[2:]
+    table = {line.split()[0]: "is done" in line for line in said if line.split()[:1] and
+             line.split()[0] in CHAIN}  # fmt: skip
+    rows = {row["run"]: status.word(row) == "done" for row in status.rows(out)}
+    return {"dry": table, "status": rows}
+
+
+def test_what_runs_is_what_everyone_said_after_any_change(root, out, profile):
+    rng, oracle = random.Random(19), Oracle(profile in hashes.QUICK)
+    state, code = (
+        {run: {} for run in CHAIN},
+        dict.fromkeys(parameters.notebook_of(r) for r in CHAIN),
+    )
+    code = dict.fromkeys(code, 0)
+    expected = oracle.plan(told(profile), out, code)
+    assert make(told(profile)) == expected == [*CHAIN]
+    kinds = set()
+    for round_ in range(16):
+        for _ in range(rng.choice([0, 1, 1, 2])):
+            change(rng, root, profile, state, code)
+        pairs = {}
+        if rng.random() < 0.5:
+            pairs["ONLY"] = rng.choice(CHAIN)
+        if rng.random() < 0.4:
+            pairs["REDO"] = rng.choice(CHAIN)
+        if rng.random() < 0.3 and (out / "models/a").exists():
+            pairs["FROM"] = rng.choice(["01", "02"])
+        try:
+            wanted = told(profile, **pairs)
+        except ParameterError as error:  # FROM, and a wish for what comes before it
+            assert "FROM=" in str(error)
+            continue
+        # one answer, before anything runs
+        found = graph.jobs(wanted.config)
+        reasons, _ = hashes.judge(found, graph.targets_of(wanted, found)[0], wanted.before)
+        everything = answers(profile, out)
+        plain, _ = hashes.judge(graph.jobs(told(profile).config), CHAIN)
+        done = {name: not reason for name, reason in plain.items()}
+        assert everything["dry"] == done, pairs
+        stale = {run for run in CHAIN if hashes.older_code(out, run)}
+        for name, said in everything["status"].items():
+            assert said == (done[name] and name not in stale), (pairs, name, plain)
+        if round_ % 8 == 0:
+            page = report.index(out).read_text("utf8")
+            assert page.count(">outdated<") == sum(
+                status.word(row) == "outdated" for row in status.rows(out)
+            )
+        # and then just that
+        expected = oracle.plan(wanted, out, code)
+        made = make(wanted)
+        assert made == expected, (round_, pairs, reasons)
+        certain = {n for n, why in reasons.items() if why and not why.startswith(hashes.AFTER)}
+        assert certain <= {*made} <= {n for n, why in reasons.items() if why}, (pairs, reasons)
+        kinds |= {*pairs} | {f"{len(made)} ran"}
+        found = graph.jobs(wanted.config | {"redo": []})
+        again, _ = hashes.judge(found, wanted.only or CHAIN, wanted.before)
+        assert not any(again.values()), again
+    assert {"ONLY", "REDO", "FROM", "0 ran", "1 ran"} < kinds
+
+
+# --- a real Snakemake, a stand-in for papermill
+
+STAND_IN = """import sys, types
+sys.modules["tdlib.report"] = types.SimpleNamespace(page=print, index=print, refresh=print)
+class PapermillExecutionError(Exception): pass
+def execute_notebook(source, out, given, **_):
+    from tdlib import hashes, parameters, runs
+    this = runs.start(parameters.notebook_of(given["run"]), given)
+    for path in hashes.writes(this.run, this.parameters, []):
+        this.path(*(path, "w")[:1 + ("." not in path)]).write_text(f"{given}")
+    this.path("calls").open("a").write(f"{this.run} ")
+    this.finding("done")
+    this.finish()
+"""
+ONE_PROFILE = pytest.mark.parametrize("profile", ["night"], indirect=True)
+
+
+@ONE_PROFILE
+def test_snakemake_repeats_a_stale_run_in_the_middle_of_what_is_asked_for(root, out, monkeypatch):
+    make(told("night"))
+    given(root, "night", "01_distill-a", seed=20)
+    for name, text in {
+        "__init__": STAND_IN,
+        "iorw": "class LocalHandler: read = listdir = 0\nclass papermill_io: register = print",
+    }.items():
+        files.write_whole(root / f"stand_in/papermill/{name}.py", text.encode())
+    monkeypatch.setenv("PYTHONPATH", f"{root / 'stand_in'}:{Path(__file__).parents[1]}")
+    monkeypatch.setattr(runs, "die_with_parent", lambda *_: None)
+    monkeypatch.setattr(report, "refresh", lambda out: out)
+    handler = signal.getsignal(signal.SIGTERM)
+    assert graph.make(told("night", ONLY="02_hard_set")) == 0
+    signal.signal(signal.SIGTERM, handler)
+    assert (out / "calls").read_text().split() == ["01_distill-a", "02_hard_set"]
+
+
+@ONE_PROFILE
+def test_what_redo_names_is_asked_for_beside_only(root, out):
+    make(told("night"))
+    assert make(told("night", ONLY="02_hard_set", REDO="01_distill-a")) == ["01_distill-a"]
+    assert make(told("night", ONLY="01_distill-a", REDO="03_lora-h")) == ["03_lora-h"]
+    with pytest.raises(ParameterError, match="FROM=02 takes 01_distill-a as it is"):
+        told("night", FROM="02", REDO="01_distill-a")
+
+
+# --- damage
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def turned(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+
+
+def zeroed(path: Path) -> None:
+    """At the same size and time, as a disk may do it."""
+    stat = path.stat()
+    path.write_bytes(bytes(stat.st_size))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+HURT = [
+    (cut, "models/a/w", "01_distill-a"), (turned, "models/a/w", "01_distill-a"),
+    (Path.unlink, "models/a/more", "01_distill-a"), (cut, "tokens/train.bin", "00_teacher"),
+    (emptied, "scores/02_hard_set.npy", "02_hard_set"), (cut, "adapters/h/w", "03_lora-h"),
+    (cut, "hard_set.json", "02_hard_set"), (emptied, "hard_set.json", "02_hard_set"),
+    (zeroed, "models/a/w", "01_distill-a"), (zeroed, "tokens/train.bin", "00_teacher"),
+    (zeroed, "scores/02_hard_set.npy", "02_hard_set"), (zeroed, "hard_set.json", "02_hard_set"),
+]  # fmt: skip
+
+
+@ONE_PROFILE
+def test_damage_is_told_by_file_with_what_makes_it_again_and_nothing_is_made_of_it(
+    root, out, capsys, monkeypatch
+):
+    make(told("night"))
+    shutil.copytree(out, root / "whole")
+    for how, name, maker in HURT:
+        shutil.rmtree(out)
+        shutil.copytree(root / "whole", out)
+        how(out / name)
+        remedy, full = f"{maker} wrote it otherwise: REDO={maker} makes it again", how is zeroed
+        lines = [line for line in status.text(out, full=full).splitlines() if remedy in line]
+        assert len(lines) == 1 and f"{name} " in lines[0] and "damaged" in lines[0], (how, name)
+        if full:  # no time and no size moved
+            assert "damaged" not in status.text(out)
+            continue
+        assert f"{name} " in (said := dry.text(told("night"))) and remedy in said
+        assert remedy in report.index(out).read_text("utf8")
+        assert "REDO=" in status.morning(out)["next"]
+        capsys.readouterr()
+        assert graph.make(told("night")) == 1
+        assert remedy in capsys.readouterr().out
+        for one in graph.jobs(told("night").config).values():  # as plain papermill begins
+            if name.split("/")[0] in {path.split("/")[0] for path in one.reads} - {"models"} or (
+                name.startswith("models") and "models/a" in one.reads
+            ):
+                with pytest.raises(ValueError, match="reads what is damaged: ") as error:
+                    runs.start(one.notebook, one.parameters)
+                assert remedy in str(error.value) and "\n" not in str(error.value)
+        assert make(told("night", REDO=maker)) == [maker]  # the way out: the same comes out
+        assert (out / name).read_bytes() == (root / "whole" / name).read_bytes()
+        assert [path.name[: len(maker)] for path in (out / "old").iterdir()] == [maker]
+        assert make(told("night")) == []
+
+
+@ONE_PROFILE
+def test_files_laid_beside_copied_folders_and_choices_by_hand_are_no_damage(root, out):
+    make(told("night"))
+    shutil.copytree(out, copy := root / "outputs/copy", copy_function=shutil.copyfile)
+    (copy / "models/a/LICENSE").write_text("mine")
+    assert [status.word(row) for row in status.rows(copy)] == ["done"] * 4
+    seen = json.loads((copy / hashes.SEEN).read_text())
+    assert {"tokens", "models/a", "adapters/h"} < seen.keys()
+    read = []
+    content = hashes._content
+    hashes._content = lambda path: read.append(path) or content(path)
+    try:
+        assert [status.word(row) for row in status.rows(copy)] == ["done"] * 4
+        # the times of the copy are known by now, but for what may be changed by hand
+        assert {*read} <= {copy / hashes.HARD_SET}
+    finally:
+        hashes._content = content
+    (out / "notes.txt").write_text("mine")
+    kept = {"windows_K": [1, 3], "threshold": 0.5, "share": 0.1, "words": "by hand, by threshold"}
+    (out / "hard_set.json").write_text(json.dumps(kept))
+    words = {row["run"]: status.word(row) for row in status.rows(out)}
+    assert words == dict.fromkeys(CHAIN, "done") | {"03_lora-h": "outdated"}
+    assert make(told("night")) == ["03_lora-h"]
+
+
+RECORDS = {
+    "results/01_distill-a.json": ["01_distill-a"], "hashes/01_distill-a.json": ["01_distill-a"],
+    "hashes/00_teacher.json": ["00_teacher"], ".sessions.json": [], ".snakemake.json": [],
+    "state/01_distill-a.json": [], ".looked.json": [],
+}  # fmt: skip
+
+
+@ONE_PROFILE
+@pytest.mark.parametrize("how", [cut, emptied, zeroed])
+def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out, how, capsys):
+    make(told("night"))
+    with status.session(out, [*CHAIN], "make book", None) as ended:
+        ended(0)
+    (out / "models/a/w").touch()
+    status.rows(out)
+    shutil.copytree(out, root / "whole")
+    for name, again in RECORDS.items():
+        shutil.rmtree(out)
+        shutil.copytree(root / "whole", out)
+        how(out / name)
+        for said in (status.text(out), report.index(out).read_text("utf8")):
+            if again:
+                assert f"{name} is broken: the next `make book` makes it again" in said.replace(
+                    "&#39;", "'"
+                ), (name, said[-500:])
+        if not again and "." == name[0] and name != ".looked.json":
+            assert f"{out / name} is broken" in status.text(out)
+        if again:
+            assert f"{name} is broken" in dry.text(told("night"))
+        with status.session(out, [], "make book", None) as ended:
+            ended(0)
+        assert (out / ".sessions.json.broken").exists() == (name == ".sessions.json")
+        assert make(told("night")) == again, name
+        assert len(list(out.glob("old/*"))) == len(again)
+    assert make(told("night")) == []
+
+
+@ONE_PROFILE
+def test_a_broken_note_of_a_checkpoint_costs_the_checkpoint_its_place_not_its_files(root, out):
+    make(told("night", ONLY="00_teacher"))
+    one = graph.jobs(told("night").config)["01_distill-a"]
+    runs.start(one.notebook, one.parameters).detach()
+    place = out / "checkpoints/01_distill-a"
+    (place / "state.pt").write_text("half")
+    emptied(place / "made_from.json")
+    assert make(told("night", ONLY="01_distill-a")) == ["01_distill-a"]
+    (kept,) = out.glob("old/*/checkpoint/state.pt")
+    assert kept.read_text() == "half"
+
+
+# --- what was made before
+
+
+@ONE_PROFILE
+def test_a_finished_run_is_kept_whole_in_old_whatever_the_reason_it_is_made_anew(
+    root, out, monkeypatch
+):
+    make(told("night"))
+    whole = {"models/a/w": "x", "01_distill-a.ipynb": "n", "01_distill-a.html": "p",
+             "figures/01_distill-a-x.svg": "f", "tables/01_distill-a-t.csv": "t",
+             "logs/01_distill-a-log.jsonl": "l", "scores/val/a.npy": "s", "scores/val/a.npz": "z",
+             "checkpoints/01_distill-a/a/epoch-1.safetensors": "e"}  # fmt: skip
+    others = {"figures/01_distill-a-more-x.svg": "o", "logs/01_distill-a-more-log.jsonl": "o",
+              "results/01_distill-a-more.json": "{}", "scores/val/teacher.npy": "o"}  # fmt: skip
+    for name, text in (whole | others).items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text) if name != "models/a/w" else None
+    whole["models/a/w"] = (out / "models/a/w").read_text()
+    given(root, "night", "01_distill-a", learning_rate=5e-4)
+    assert make(told("night"))[0] == "01_distill-a"
+    (old,) = out.glob("old/01_distill-a-*")
+    assert {name: (old / name).read_text() for name in whole} == whole
+    assert (old / "results/01_distill-a.json").exists() and (old / "hashes").is_dir()
+    assert {name: (out / name).read_text() for name in others} == others
+    gone = set(whole) - {"models/a/w", "figures/01_distill-a-x.svg"}
+    assert not [name for name in gone if (out / name).exists()]
+    note = runs.state(out, "01_distill-a")["old"]
+    assert note == ("learning_rate was 0.001, is 0.0005: what it made before is in "
+                    f"outputs/here/old/{old.name}")  # fmt: skip
+    for rate in (1e-4, 2e-4, 3e-4):  # all within a second
+        given(root, "night", "01_distill-a", learning_rate=rate)
+        make(told("night", ONLY="01_distill-a"))
+    assert len(list(out.glob("old/01_distill-a-*/models/a/w"))) == 4
+
+
+@ONE_PROFILE
+def test_a_hard_set_chosen_by_hand_stays_until_a_redo_or_other_tokens(root, out, capsys):
+    make(told("night"))
+    hand = {"windows_K": [1, 3], "threshold": 0.5, "share": 0.1, "words": "by hand, by threshold"}
+    path = out / "hard_set.json"
+    chosen = hard_set.HardSet(np.array([7]), 1.0, 0.2)
+
+    def by_hand_then(text: str = "", **values) -> bool:
+        """Whether what was chosen by hand is in force after 02 was made anew."""
+        path.write_text(json.dumps(hand))
+        if text:
+            (root / "words.txt").write_text(text)
+        given(root, "night", "02_hard_set", **values)
+        found = graph.jobs(told("night").config)
+        make(told("night", ONLY="00_teacher")) if text else None
+        if text:
+            make(told("night", ONLY="01_distill-a"))
+        one = found["02_hard_set"]
+        this = runs.start(one.notebook, one.parameters)
+        assert not this.current
+        this.path("scores/02_hard_set.npy").write_text("x")
+        choice.keep(chosen, path, "by 02_hard_set's parameters: the hardest")
+        this.finish()
+        return json.loads(path.read_text())["windows_K"] == [1, 3]
+
+    assert by_hand_then(seed=2)
+    assert "stays: REDO=02_hard_set replaces it" in capsys.readouterr().out
+    assert not by_hand_then(seed=2, redo=True)
+    assert not by_hand_then("other words", seed=2)
+    assert "the hard set chosen by hand with it" in capsys.readouterr().out
+    kept = [json.loads(p.read_text())["windows_K"] for p in out.glob("old/*/hard_set.json")]
+    assert kept.count([1, 3]) == 2
+
+
+# --- nights that are done
+
+
+def fingerprint_of_e5f1020(path: Path) -> dict:
+    """As the book had it at that commit, word for word."""
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = [file for file in found if file.is_file() and not file.name.startswith(".")]
+    found = [file for file in found if file == path or file.name != "README.md"]
+    files_ = {str(file.relative_to(path)): file.stat() for file in found}
+    files_ = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files_.items()}
+    digest = hashlib.sha256()
+    for name, file in zip(files_, found, strict=True):
+        digest.update(f"{name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return {"sha256": digest.hexdigest(), "files": files_}
+
+
+@pytest.mark.parametrize("profile", ["small", "b200"], indirect=True)
+@pytest.mark.parametrize("license_", ["none", "before it was read", "after"])
+def test_a_night_recorded_at_e5f1020_is_current(root, out, profile, license_):
+    make(told(profile))
+    if license_ == "before it was read":  # then the readers' hashes have it, the maker's has not
+        (out / "models/a/LICENSE").write_text("mine")
+    for path in sorted((out / "hashes").glob("*.json")):
+        kept = json.loads(path.read_text())
+        for name in kept["inputs"]:
+            place = root / "words.txt" if name == "words.txt" else out / name
+            kept["inputs"][name] = fingerprint_of_e5f1020(place)
+        for name in kept["outputs"]:
+            kept["outputs"][name].pop("each")
+            if license_ != "before it was read" or name != "models/a":
+                assert kept["outputs"][name] == fingerprint_of_e5f1020(out / name)
+        path.write_text(json.dumps(kept | {"code": "of e5f1020"}))
+        record = json.loads((out / "results" / path.name).read_text())
+        (out / "results" / path.name).write_text(json.dumps(record | {"code": "of e5f1020"}))
+    if license_ == "after":
+        (out / "models/a/LICENSE").write_text("mine")
+    reasons, damaged = hashes.judge(graph.jobs(told(profile).config), CHAIN, full=True)
+    assert not any(reasons.values()) and not damaged
+    assert [status.word(row) for row in status.rows(out)] == ["stale"] * 4  # older code, as ever
+    assert make(told(profile)) == []
+    (out / graph.CONFIG).unlink()  # made by plain papermill: by its own records
+    assert [status.word(row) for row in status.rows(out)] == ["stale"] * 4
