@@ -66,8 +66,8 @@ def command_of(one):
 
 
 def mark_of(one):
-    """Relative to the run folder, Snakemake's directory: that folder's name may hold anything."""
-    return os.path.relpath(one.mark, graph.ROOT / config["out_dir"])
+    """Relative to Snakemake's directory: the name of the run folder may hold anything."""
+    return os.path.relpath(one.mark, graph.ROOT / config["out_dir"] / ".done")
 
 
 def to_the_end(name):

@@ -604,16 +604,17 @@ def _snakemake(wanted: Wanted, found: dict[str, BookRun], targets: list[str]) ->
         runs.clear(place)
     files.set_aside(out / CONFIG)
     runs.write(out / CONFIG, json.dumps(wanted.config))
-    # paths in it are relative to the run folder, for Snakemake takes { and } for wildcards; and a
-    # repository of somebody else may not be written
-    command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", out]
+    (out / ".done").mkdir(exist_ok=True)
+    # in there paths are short, for Snakemake takes { and } for wildcards; and a repository of
+    # somebody else may not be written
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", out / ".done"]
     command += ["--snakefile", ROOT / "Snakefile"]
     if wanted.cluster:
         command += cluster.options(out, wanted.cluster, wanted.config)
     else:
         command += ["--workflow-profile", ROOT / "profiles/default", "--configfile", out / CONFIG,
                     "--resources", f"gpu={devices.slots()}"]  # fmt: skip
-    command += ["--", *(os.path.relpath(found[name].mark, out) for name in targets)]
+    command += ["--", *(os.path.relpath(found[name].mark, out / ".done") for name in targets)]
     below = os.pathsep.join(filter(None, (str(CODE), os.environ.get("PYTHONPATH"))))
 
     def stop(*_) -> None:
