@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tdlib import data, hard_set
 from tdlib.model import Llama
-from tdlib.tokenizer import BYTE, Tokenizer
+from tdlib.tokenizer import Tokenizer
 
 SCRIPTS = ("Telugu", "Latin", "digits", "other")
 BINS = 15  # of the calibration error (Guo et al. 2017, section 2)
@@ -344,7 +344,8 @@ def scripts(tokenizer: Tokenizer, windows: data.Windows, rows_M: Sequence[int]) 
     at_MX = np.asarray(rows_M)[:, None] * t + np.arange(-3, t + 5)  # a character has 4 bytes
     ids_MX = windows.ids[at_MX.clip(0, len(windows.ids) - 1)]
     pieces, count_V = tokenizer.vocabulary(), np.bincount(ids_MX.ravel())
-    if not (any(map(BYTE.search, pieces)) and tokenizer.in_parts(count_V)):
+    whole = not hasattr(tokenizer, "in_parts")  # a vocabulary alone
+    if whole or not tokenizer.in_parts(count_V):
         of_V = np.array([SCRIPTS.index(script(piece)) for piece in pieces])
         return of_V[ids_MX[:, 4:-4]]
     ids_S = np.pad(ids_MX, ((0, 0), (0, 1)), constant_values=tokenizer.eos).ravel()
