@@ -364,8 +364,10 @@ def scripts(tokenizer: Tokenizer, windows: data.Windows, rows_M: Sequence[int]) 
     t = windows.context
     at_MX = np.asarray(rows_M)[:, None] * t + np.arange(-3, t + 5)  # a character has 4 bytes
     ids_MX = windows.ids[at_MX.clip(0, len(windows.ids) - 1)]
-    if not tokenizer.in_parts(np.bincount(ids_MX.ravel(), minlength=tokenizer.size)):
-        of_V = np.array([SCRIPTS.index(script(piece)) for piece in tokenizer.vocabulary()])
+    pieces, count_V = tokenizer.vocabulary(), np.bincount(ids_MX.ravel())
+    whole = not hasattr(tokenizer, "in_parts")  # a vocabulary alone
+    if whole or not tokenizer.in_parts(count_V):
+        of_V = np.array([SCRIPTS.index(script(piece)) for piece in pieces])
         return of_V[ids_MX[:, 4:-4]]
     ids_S = np.pad(ids_MX, ((0, 0), (0, 1)), constant_values=tokenizer.eos).ravel()
     code_B, _, token_B = tokenizer.characters(ids_S)

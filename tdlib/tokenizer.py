@@ -168,8 +168,8 @@ class Tokenizer:
     def in_parts(self, count_V: np.ndarray) -> bool:
         """Whether pieces cut characters, by how often each occurs, so that what is said of
         characters must come from the text: any BPE over bytes, or many bytes."""
-        byte_V = self.parts_V[: len(count_V)] == 1
-        return bool((self.parts_V == 2).any()) or count_V[byte_V].sum() > PARTS * count_V.sum()
+        bytes_ = count_V[np.flatnonzero(self.parts_V[: len(count_V)] == 1)].sum()
+        return bool((self.parts_V == 2).any() or bytes_ > PARTS * count_V.sum())
 
     def characters(self, ids_S: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each byte of a running text the code point that it is of, whether it is the first of
