@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-AGAIN = "`make book` makes its run again"
 OTHER = "give a run folder on another disk (out, OUT=)"
 
 
@@ -55,7 +54,7 @@ def record(path: Path, *keys: str, kind: type = dict):
         return None
     except (ValueError, RecursionError):
         pass
-    raise ValueError(f"{path} is broken ({path.stat().st_size:,} bytes, no whole record): {AGAIN}")
+    raise ValueError(f"{path} is broken, emptied or cut: `make book` makes its run again")
 
 
 def whole(path: Path, *keys: str, kind: type = dict):
