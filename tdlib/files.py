@@ -29,7 +29,6 @@ HOMES = {
 # what `replacing` calls a file or folder before it is whole: by its process, and no other's name
 BEGUN = re.compile(r"\..+\.(\d+)\.begun|\.key-(\d+)\.new")
 AWAY = "move it away, or give another place (OUT=)"
-AGAIN = "`make book` makes its run again"
 OTHER = "give a run folder on another disk (out, OUT=)"
 
 
@@ -82,7 +81,7 @@ def record(path: Path, *keys: str, kind: type = dict):
         return None
     except (ValueError, RecursionError):
         pass
-    raise ValueError(f"{path} is broken ({path.stat().st_size:,} bytes, no whole record): {AGAIN}")
+    raise ValueError(f"{path} is broken, emptied or cut: `make book` makes its run again")
 
 
 def whole(path: Path, *keys: str, kind: type = dict):

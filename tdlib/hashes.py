@@ -80,13 +80,14 @@ def makers(out: Path) -> dict[str, tuple[str, dict]]:
     """What finished runs wrote → the run, and the fingerprint it had then; where two wrote the
     same, the later one, as after a run got another name."""
     found: dict[str, tuple[str, dict]] = {}
-    records = sorted((out / "hashes").glob("*.json"))
-    newest = sorted(records, key=lambda path: path.stat().st_mtime_ns)  # stable: then by name
-    for run in (path.stem for path in newest):
+    when = dict.fromkeys(sorted((out / "hashes").glob("*.json")), 0)
+    for path in when:
+        with contextlib.suppress(FileNotFoundError):  # a run that begins anew meanwhile
+            when[path] = path.stat().st_mtime_ns
+    for run in (path.stem for path in sorted(when, key=when.get)):
         made = (load(out, run) or {"outputs": {}})["outputs"]
         found |= {path: (run, was) for path, was in made.items()}
-    order = {path.stem: i for i, path in enumerate(records)}
-    return dict(sorted(found.items(), key=lambda item: order[item[1][0]]))
+    return dict(sorted(found.items(), key=lambda item: item[1][0]))
 
 
 def made_by_others(out: Path, run: str) -> dict[str, dict]:

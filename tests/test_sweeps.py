@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tdlib import dry, graph, hashes, parameters, runs, status, sweeps
+from tdlib import dry, graph, hashes, parameters, report, runs, status, sweeps
 from tests.small_book import called, processes_of, wait_for, write, yaml
 
 RATES = {"like": "01_distill-a", "grid": {"learning_rate": [1e-3, 2e-3]}, "seeds": [1, 2]}
@@ -298,6 +298,33 @@ def test_why_a_run_would_be_made_is_told(book):
     (book / "outputs/tiny/models/teacher/w").unlink()
     (book / "outputs/tiny/models/teacher").rmdir()
     assert reasons()["00_teacher"] == "models/teacher is gone"
+
+
+def test_a_page_is_looked_at_again_after_its_points(book):
+    sweep(book, seeds=[])
+    wanted = graph.wanted("sweep", {"NAME": "rates"})
+    by_hand(wanted, *graph.jobs(wanted.config))
+    found = graph.jobs(wanted.config)
+    assert not any(hashes.judge(found, found)[0].values())
+    sweep(book, seeds=[], fixed={"seed": 7})
+    reasons = hashes.judge(graph.jobs(wanted.config), ["rates/04_merge_eval-rates"])[0]
+    assert reasons["rates/01_distill-learning_rate0.001"] == "seed was 1, is 7"
+    assert reasons["rates/04_merge_eval-rates"].startswith("after rates/01_distill-learning_rate0")
+
+
+def test_a_broken_list_of_points_is_told_with_what_writes_it_again(book):
+    sweep(book, seeds=[])
+    wanted = graph.wanted("sweep", {"NAME": "rates"})
+    by_hand(wanted, "00_teacher", "rates/01_distill-learning_rate0.001")
+    out = book / "outputs/tiny"
+    (out / "sweeps/rates/points.json").write_text("")
+    said = "points.json is broken: `make sweep NAME=rates` writes it again"
+    assert said in status.text(out)
+    assert "points.json is broken" in report.index(out).read_text("utf8")
+    with pytest.raises(ValueError, match=r"points\.json is broken: `make sweep NAME=rates`"):
+        sweeps.results(out, "rates")
+    graph.prepare(wanted.config)
+    assert "broken" not in status.text(out)
 
 
 def test_a_sweep_need_not_be_told_again_what_the_book_was_told(book):
