@@ -772,7 +772,9 @@ def _default_out(profile: str, text: str) -> str:
         name = f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     before = "-".join([profile, *filter(None, ["+".join(n.split(".")[0] for n in names)])])
     for out in (f"outputs/{before}", f"outputs/{name}"):  # names were cut at their first dot once
-        if told := _told_before(ROOT / out).get("text", ""):
+        known = ROOT / out / CONFIG
+        kept = files.whole(known) if os.path.isfile(known) else None  # too long a name is none
+        if told := (kept or {}).get("given", {}).get("text", ""):
             if paths == [(ROOT / path).resolve() for path in parameters.texts(told)]:
                 return out
             if text and out == f"outputs/{name}":

@@ -212,9 +212,10 @@ def test_a_folder_older_than_marks_goes_on_and_what_its_owner_added_stays(folder
     shutil.rmtree(folder / ".claims")
     mine(folder / "models/a/LICENSE")
     begin(learning_rate=0.5).detach()
-    assert files.mark_of(folder / "models/a").keys() == {"w"}
+    (old,) = (folder / "old").iterdir()
+    assert content(old / "models/a") == {"w": b"old", "LICENSE": b"a week of work"}
     made(folder / "models/a", w="new")
-    assert content(folder / "models/a") == {"w": b"new", "LICENSE": b"a week of work"}
+    assert content(folder / "models/a") == {"w": b"new"}
 
 
 def test_a_stopped_run_older_than_marks_owns_only_what_is_younger_than_its_beginning(folder):
@@ -256,12 +257,17 @@ def test_of_a_runs_checkpoints_only_its_own_go(folder):
     inputs(folder)
     this = begin()
     place = this.path("checkpoints", this.run, "a", "x").parent
-    for name in ("state.pt", ".state.pt.77", "epoch-1.safetensors", "notes.txt"):
+    for name in ("state.pt", ".state.pt.77.begun", "epoch-1.safetensors", "notes.txt"):
         mine(place / name)
     mine(this.path("models", "a", "w"), "w")
     this.finish()
     assert content(place).keys() == {"epoch-1.safetensors", "notes.txt"}
     begin(redo=True).detach()
+    (old,) = (folder / "old").iterdir()
+    assert content(old / place.relative_to(folder)).keys() == {"epoch-1.safetensors", "notes.txt"}
+    for name in ("state.pt", "epoch-1.safetensors", "notes.txt"):
+        mine(place / name)
+    runs.clear_checkpoint(place.parent, epochs=True)
     assert content(place).keys() == {"notes.txt"}
 
 
@@ -380,6 +386,7 @@ def test_an_export_never_takes_its_models_place(model, tmp_path, monkeypatch, ca
 def test_an_export_replaces_its_own_and_no_other(model, tmp_path, monkeypatch):
     same = SimpleNamespace(agreement=1.0, mean=0.0, largest=0.0)
     monkeypatch.setattr(export.gguf_check, "check", lambda *_: same)
+    monkeypatch.setattr(export.gguf_check, "other_weights", lambda *_: "")
     monkeypatch.setattr(export, "to_gguf", lambda folder, path, kind: path.write_text(kind))
     monkeypatch.setattr(export, "_card", lambda *_: "TODO: licence")
     out = mine(tmp_path / "ship/50m/README.md").parent
@@ -476,7 +483,7 @@ PLACES = {
         graph._settled graph._write_notebooks_whole report._write choice.keep choice.new_scores
         evaluate.Evaluation.save""",
     "test_a_website_is_no_run_folder": "report._write_index",
-    "test_of_a_runs_checkpoints_only_its_own_go": """runs.Run._clear checkpoint.save
+    "test_of_a_runs_checkpoints_only_its_own_go": """runs.clear_checkpoint checkpoint.save
         runs.Run._keep_or_refuse_checkpoint""",
     "test_a_cards_place_is_its_owners": "book._card",
     "test_a_cache_takes_no_file_that_it_did_not_make": "cache._make",
@@ -495,8 +502,9 @@ PLACES = {
     "only what is between its own two marks, and an error without them": "published.readme",
     "only where nothing is there": "dashboard.logging report.font_face",
     "it adds to the end": "hooks._main devices._locked",
-    "a hidden name of the book's own": """graph.make graph._snakemake status.session
-        cluster.options ownership.claim""",
+    "a hidden name of the book's own": """graph.make graph._snakemake graph.execute status.session
+        cluster.options ownership.claim hashes._remember""",
+    "a broken record is renamed to .broken, never removed": "files.set_aside",
     "a name that holds the second when the run began": "runs.Run._keep_the_old",
     "this process's own entry in /proc": "doctor.step",
     "no file: what it calls `write` makes text": "speed.measure",
