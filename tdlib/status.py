@@ -144,7 +144,10 @@ def _by_record(out: Path, run: str) -> SimpleNamespace:
     """A run as `hashes.judge` takes it, with the parameters that it was made with."""
     notebook, kept = parameters.notebook_of(run), hashes.load(out, run) or {}
     record = files.whole(out / "results" / f"{run}.json", "parameters") or {"parameters": {}}
-    values = parameters.declared(notebook) | record["parameters"] | {"redo": False}
+    values: dict = {}
+    with contextlib.suppress(ValueError):  # a folder that is looked at without its notebooks
+        values = parameters.declared(notebook)
+    values |= record["parameters"] | {"redo": False}
     made = hashes.makers(out)
     needs = {str(out / made[name][0]) for name in kept.get("inputs", ()) if name in made}
     return SimpleNamespace(
