@@ -59,7 +59,7 @@ def refusal(out: Path, foreign: list[str]) -> str:
 def not_ours(out: Path, run: str, writes: list[str], notebook: bool = False) -> list[str]:
     """What stands in the way of a run and was made by another: paths in the run folder."""
     named = [pattern.format(run) for pattern in NAMED] + [f"{run}.ipynb"] * notebook
-    began = (out / CLAIMS / f"{run}.json").exists() or _state(out, run)
+    began = (out / CLAIMS / f"{run}.json").exists() or _state(out, run) or hashes.load(out, run)
     longer = [f"{name}-" for name in _known(out) if name.startswith(f"{run}-")]
     there = [] if began else [path for pattern in named for path in sorted(out.glob(pattern))]
     there = [path for path in there if not path.name.startswith((".", *longer))]

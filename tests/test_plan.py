@@ -133,7 +133,9 @@ def test_tokens_at_hand_are_counted_and_a_kept_hard_set_too(folder):
     opened = data.open_tokens(folder / "tokens")
     assert (found.train, found.val) == (len(opened.train), len(opened.val))
     assert found.hard == round(found.train / 2)
-    (folder / "hard_set.json").write_text(json.dumps({"share": 0.1, "windows_K": [2, 3, 5]}))
+    (folder / "hard_set.json").write_text(
+        json.dumps({"share": 0.1, "threshold": 0.5, "windows_K": [2, 3, 5]})
+    )
     assert plan.size_of(folder / "tokens", folder, 0.5).hard == 3
     (folder / "hard_set.json").unlink()  # 02 will score ten windows, and take half of those
     assert plan.size_of(folder / "tokens", folder, 0.5, 10 * 32 + 5).hard == 5

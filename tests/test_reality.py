@@ -166,7 +166,7 @@ def test_03_repeats_what_02_counted_before_anything_else(tmp_path):
 def tokens(tmp_path) -> data.Tokens:
     rng = np.random.default_rng(0)
     folder = folder_of(tmp_path / "t", rng.integers(4, 700, 400 * T + 1))
-    rows = "".join(f"train\t{i * 200}\t200\ta\n" for i in range(128))
+    rows = "".join(f"train\t{i * 200}\t{200 + (i == 127)}\ta\n" for i in range(128))
     (folder / "documents.tsv").write_text(f"split\tstart\ttokens\tsource\n{rows}val\t0\t99\ta\n")
     return data.open_tokens(folder)
 
