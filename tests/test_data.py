@@ -494,8 +494,8 @@ DOCUMENTS = {
     "no order": (
         "train\t0\t9\ta\ntrain\t9\t9\ta\ntrain\t4\t996\ta\n", "begins at 4, it must be after 9 and"
     ),
-    "words": ("train\tx\t9\ta\n", r"document 0 of train is \['train', 'x', '9', 'a'\], it must be"),
-    "cut in a row": ("train\t0\t500\ta\ntrain\t50", "document 1 of train is .*: copy the one"),
+    "words": ("train\tx\t9\ta\n", r"row 0 of train is \['train', 'x', '9', 'a'\], it must be"),
+    "cut in a row": ("train\t0\t500\ta\ntrain\t50", "row 1 of train is .*: copy the one"),
     "cut in half": ("train\t0\t500\ta\n", "end at 500 of 1,000 tokens, it was cut short: copy t"),
 }  # fmt: skip
 
@@ -513,9 +513,8 @@ def test_a_table_that_was_emptied_or_cut_is_told(upstream):
     with pytest.raises(ValueError, match=r"documents.tsv has no heading with split: copy it again"):
         data.open_tokens(upstream).documents("val")
     (upstream / "rare.tsv").write_text("split\tfirst\tend\tkind\ntrain\t5\t9\ta\ntrain\t1")
-    with pytest.raises(
-        ValueError, match=r"rare.tsv: \['train', '1', None, None\] must be split, f"
-    ):
+    wanted = r"rare.tsv: row 1 of train is \['train', '1', None, None\], it must be split, first, e"
+    with pytest.raises(ValueError, match=wanted):
         data.open_tokens(upstream).rare("train")
 
 
