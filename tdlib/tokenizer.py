@@ -36,28 +36,28 @@ TELUGU = re.compile("[\u0c00-\u0c7f]")
 RUNS = re.compile("[\u0c00-\u0c7f]+|[^\u0c00-\u0c7f]+")
 LARGEST = 2**28  # bytes of a tokenizer's file; public ones have up to 40 million
 LONGEST = 10**6  # bytes of a line that SentencePiece's trainer reads; it leaves longer ones out
-# What may stand in the files of a Hugging Face tokenizer. Of these, the ones that change ids or
-# text are looked at (see `_check_config` and `_named`); the others concern padding, cutting, chats
-# and special tokens, which nothing here adds. Any other key is refused by name.
+# What may stand in the files of a Hugging Face tokenizer. `_unlike` and `_named` look at what
+# changes ids or text; the rest concerns padding, cutting, chats and special tokens, which nothing
+# here adds, nor those that a config names (see SPECIAL). Any other key is refused by name.
 KEYS = {
     "tokenizer.json": """version truncation padding added_tokens normalizer pre_tokenizer
         post_processor decoder model""",
     "upstream's": "version type vocab_size separator special_tokens token_to_id bpe_merges",
     "its model": """type vocab merges unk_token unk_id byte_fallback fuse_unk ignore_merges dropout
         continuing_subword_prefix end_of_word_suffix max_input_chars_per_word""",
-    "a config": """eos_token bos_token pad_token unk_token sep_token cls_token mask_token
+    "a config": """
         additional_special_tokens extra_special_tokens model_specific_special_tokens
-        added_tokens_decoder add_prefix_space do_lower_case sp_model_kwargs
-        add_bos_token add_eos_token add_special_tokens legacy split_special_tokens
+        added_tokens_decoder add_prefix_space do_lower_case sp_model_kwargs add_bos_token
+        add_eos_token add_special_tokens legacy split_special_tokens
         clean_up_tokenization_spaces spaces_between_special_tokens errors trim_offsets
         chat_template default_chat_template use_default_system_prompt response_schema
         tokenizer_class processor_class auto_map name_or_path special_tokens_map_file
-        tokenizer_file vocab_file merges_file from_slow use_fast is_local local_files_only backend
-        model_max_length max_length max_len model_input_names padding_side pad_to_multiple_of
-        pad_token_type_id truncation_side truncation_strategy stride return_token_type_ids
-        transformers_version _commit_hash trust_remote_code extra_ids
-        bos_token_id eos_token_id pad_token_id unk_token_id""",
+        tokenizer_file vocab_file merges_file from_slow use_fast is_local local_files_only
+        backend model_max_length max_length max_len model_input_names padding_side
+        pad_to_multiple_of pad_token_type_id truncation_side truncation_strategy stride
+        return_token_type_ids transformers_version _commit_hash trust_remote_code extra_ids""",
 }
+SPECIAL = re.compile(".*_token(_id)?")
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # of a whole vocabulary
@@ -282,8 +282,7 @@ def _read_json(path: Path) -> dict:
 def _by_id(path: Path, ids: dict[str, int]) -> list[str]:
     """The pieces in the order of their ids, which run from 0 without gaps or doubles."""
     if odd := [f"{piece!r}: {i!r}" for piece, i in ids.items() if type(i) is not int]:
-        fault = f"{path}: {odd[0]} in its vocabulary, an id must be a whole number"
-        raise ValueError(f"{fault}: copy it again")
+        raise ValueError(f"{path}: {odd[0]} in its vocabulary, no whole number: copy it again")
     pieces = sorted(ids, key=lambda piece: (ids[piece], piece))
     for i, piece in enumerate(pieces):
         if ids[piece] != i:
@@ -470,10 +469,10 @@ def _unlike(config: dict, content: dict, ids: dict[str, int]) -> Iterator[str]:
 
 def _refuse_unknown(path: Path, content: dict, where: str) -> None:
     for key, value in content.items():
-        named = where == "a config" and key.endswith("_token") and isinstance(value, str | dict)
-        if key not in KEYS[where].split() and not named:
+        special = where == "a config" and SPECIAL.fullmatch(key) and not isinstance(value, bool)
+        if key not in KEYS[where].split() and not special:
             fault = f"{path}: what {key!r} does is not known here, it might change ids or text"
-            raise ValueError(f"{fault}: take it out if it does not")
+            raise ValueError(f"{fault}: copy it without that key if it does not")
 
 
 def _hide_special(content: dict, named: set[str]) -> tuple[set[str], dict]:
@@ -487,11 +486,11 @@ def _hide_special(content: dict, named: set[str]) -> tuple[set[str], dict]:
     names = {piece: HIDDEN + piece for piece in special & names}
     if scored:
         vocab = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
-        model = model | {"vocab": vocab}
     else:
         vocab = {names.get(piece, piece): i for piece, i in model["vocab"].items()}
-        unk = model.get("unk_token")
-        model = model | {"vocab": vocab, "unk_token": names.get(unk, unk)}
+    model = model | {"vocab": vocab}
+    if unk := model.get("unk_token"):
+        model["unk_token"] = names.get(unk, unk)
     added = [t for t in added if t["content"] not in names and not BYTE.fullmatch(t["content"])]
     added = [token | {"special": token["content"] in special} for token in added]
     return special, content | {"model": model, "added_tokens": added}
