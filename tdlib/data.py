@@ -141,9 +141,9 @@ class Windows:
         """How often each target counts, (B, T) float32; 0 where it is masked."""
         at_BT = np.asarray(rows_B)[:, None] * self.context + np.arange(1, self.context + 1)
         weights_BT = np.ones(at_BT.shape, np.float32)
-        for each, counts in ((self.weights, lambda w: w), (self.mask, lambda m: m > 0)):
-            weights_BT *= 1 if each is None else counts(each[at_BT])
-        return weights_BT
+        if self.weights is not None:
+            weights_BT *= self.weights[at_BT]
+        return weights_BT if self.mask is None else weights_BT * (self.mask[at_BT] > 0)
 
     def batches(self, rows: Sequence[int], size: int) -> Iterable[Sequence[int]]:
         return (rows[i : i + size] for i in range(0, len(rows), size))
@@ -191,7 +191,7 @@ class Tokens:
 
     @property
     def eos(self) -> int:
-        return self.meta["eos_id"]
+        return self.meta.get("eos_id", EOS)
 
     def bytes_per_token(self, split: str = "val") -> float:
         """UTF-8 bytes of the text that is kept, a token; NaN where unknown (files from
@@ -402,12 +402,12 @@ def _check_count(whose: str, count: int, context: int, remedy: str = MORE) -> No
 
 
 def _look(
-    path: Path, dtype: str | np.dtype, meta: dict, all: bool = False, unknown: int | None = UNK
+    path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False, unknown: int | None = UNK
 ) -> Counter:
     """Some 64 blocks, or all: no id is beyond the vocabulary; counts <eos>, <unk> and all tokens.
     Read, not mapped: around a touched page the system maps 15 more, soon all of the file."""
     count, size, seen = BLOCK // np.dtype(dtype).itemsize, path.stat().st_size, Counter()
-    for start in range(0, size, BLOCK if all else BLOCK * max(1, size // (64 * BLOCK))):
+    for start in range(0, size, BLOCK if every_id else BLOCK * max(1, size // (64 * BLOCK))):
         ids = np.fromfile(path, dtype, count, offset=start)
         if (largest := int(ids.max())) >= meta["vocab_size"]:
             fault = f"{path} holds id {largest:,}, the vocabulary has {meta['vocab_size']:,}"
@@ -464,10 +464,7 @@ def write_tokens(
             with open(beside / f"{split}.bin", "wb") as f:
                 for document in documents:
                     ids, spans, kept = _encode(document.lines, tokenizer, rare or {}, bool(lost))
-                    if (largest := max(ids)) >= vocab_size:
-                        fault = f"{tokenizer.path} makes id {largest:,} of this text"
-                        fault = f"{fault}, the teacher's vocabulary has {vocab_size:,}"
-                        raise ValueError(f"{fault}: give the teacher's own tokenizer")
+                    _check_largest(ids, tokenizer, vocab_size)
                     f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
                     rows.append((split, start, len(ids), document.source))
                     rare_rows += [(split, start + a, start + b, kind) for a, b, kind in spans]
@@ -487,6 +484,12 @@ def write_tokens(
         (beside / "meta.json").write_text(json.dumps(meta, indent=2))
     if lost:
         warnings.warn(f"{tokenizer.path}:{loss(meta)}", stacklevel=2)
+
+
+def _check_largest(ids: list[int], tokenizer: Tokenizer, vocab_size: int) -> None:
+    if (largest := max(ids)) >= vocab_size:
+        fault = f"{tokenizer.path} makes id {largest:,} of this text, the teacher's vocabulary has"
+        raise ValueError(f"{fault} {vocab_size:,}: give the teacher's own tokenizer")
 
 
 def _write_table(path: Path, rows: list[tuple]) -> None:
@@ -588,8 +591,8 @@ def link_tokens(
 def _check_split(path: Path, tokens: Tokens, meta: dict, every_id: bool) -> None:
     """ValueError: no <eos> among the ids, many <unk>, or one beyond the vocabulary of `meta`."""
     tokenizer, dtype = tokens.tokenizer, tokens.train.ids.dtype
-    all = every_id or path.stat().st_size <= WHOLE
-    seen = _look(path, dtype, meta, all, tokenizer.unk if tokenizer else UNK)
+    every_id |= path.stat().st_size <= WHOLE
+    seen = _look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
     if not seen["eos"]:
         remedy = "it is damaged or made otherwise; copy it, or make it again"
         if "eos_id" not in meta and not tokenizer:

@@ -262,6 +262,14 @@ def test_uint16_files_hold_the_same_windows(tmp_path):
         assert torch.equal(a, b)
 
 
+def test_ids_open_without_their_tokenizer(folder):
+    ids, whole = data.open_ids(folder), data.open_tokens(folder)
+    assert (
+        ids.tokenizer is None and whole.tokenizer.size == ids.vocab_size and ids.meta == whole.meta
+    )
+    assert all(map(torch.equal, ids.train.batch(range(9)), whole.train.batch(range(9))))
+
+
 def test_another_context_may_be_asked_for(upstream):
     assert data.open_tokens(upstream).context == T
     assert len(data.open_tokens(upstream, 33).train) == 999 // 33
