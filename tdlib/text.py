@@ -89,10 +89,8 @@ class Account:
             f"{self.empty_rows:,} of {rows:,} rows without text": self.empty_rows / rows,
             f"{self.damaged:,} characters damaged before (U+FFFD)": self.damaged / there,
         }
-        if sum(parts.values()) <= 0.001:
-            return ""
         shares = ", ".join(f"{words} ({share:.2%})" for words, share in parts.items() if share)
-        return f" Missing of the text given: {shares}."
+        return f" Missing of the text given: {shares}." if sum(parts.values()) > 0.001 else ""
 
     def __str__(self) -> str:
         counts = f"{self.files:,} files, {self.documents:,} documents"
@@ -105,8 +103,7 @@ def read(paths: list[str | Path], account: Account | None = None) -> list[Docume
     """Documents of files and folders: .txt (a paragraph a line, a blank line between documents, or
     larger gaps: see _txt), .jsonl (field "text"), .parquet (column "text", or the only one that
     holds no numbers), each also as .gz, .xz, .bz2, .zst; of a folder, those it holds or links to.
-    Only BOM, trailing blanks and empty lines go; `account` is told of all else that is not read.
-    ValueError or FileNotFoundError: one line that names file, fault and remedy."""
+    Only BOM, trailing blanks and empty lines go; `account` is told of all else that is not read."""
     account = Account() if account is None else account
     once = {}  # however many links lead to a file
     for file in (file for path in paths for file in _files(Path(path), account)):
@@ -205,42 +202,46 @@ def _documents(path: Path, account: Account) -> Iterator[tuple[str, ...]]:
     """The lines of each document; none for a row without text."""
     try:
         with _open(path) as file:
-            try:
-                parse = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[_name(path)[1]]
-                yield from parse(path, file, account)
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path} {_not_utf8(error, file.tell())}") from None
+            parse = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[_name(path)[1]]
+            yield from parse(path, file, account)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         why = str(getattr(error, "strerror", None) or error)
         why = why.replace("usage limit", f"limit of {UNPACKING >> 20} MiB")
         raise ValueError(f"{path} cannot be read ({why}): copy or pack it again") from None
 
 
-def _not_utf8(error: UnicodeDecodeError, read: int) -> str:
-    """The fault and its remedy, after so many bytes were read: the last of them did not decode."""
-    byte = f"byte {read - len(error.object) + error.start:,}"
-    if error.reason == "unexpected end of data":
-        return f"ends within a character ({byte}): it was cut short, copy it again"
-    wide = byte == "byte 0" and error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
-    encoding = "UTF-16" if wide else "ITS_ENCODING"
-    return f"is not UTF-8 ({byte}): convert it, iconv -f {encoding} -t UTF-8"
+def _not_utf8(path: Path, most: int) -> str:
+    """The fault and its remedy, by reading again: the error counts from the block it was in."""
+    with _open(path) as file:
+        content = file.read(most)
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start:,}"
+        if error.reason == "unexpected end of data":
+            return f"ends within a character ({byte}): it was cut short, copy it again"
+        encoding = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "ITS_ENCODING"
+        return f"is not UTF-8 ({byte}): convert it, iconv -f {encoding} -t UTF-8"
 
 
 def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
     """Lines, none of which takes the memory."""
     most, total = _most(path), 0
     longest = min(LONGEST, most)
-    stream = io.TextIOWrapper(file, encoding="utf-8-sig")
-    for number, line in enumerate(iter(lambda: stream.readline(longest + 1), ""), 1):
-        total += len(line) + LINE
-        _check_size(path, total, most)
-        if len(line) > longest:
-            fault = f"line {number} has more than {longest:,} characters"
-            raise ValueError(f"{path}: {fault}: break it into several")
-        if "\0" in line:
-            fault = f"line {number} holds zero bytes, as UTF-16 and damaged files do"
-            raise ValueError(f"{path}: {fault}: convert it with iconv, or copy it again")
-        yield number, line
+    with io.TextIOWrapper(file, encoding="utf-8-sig") as stream:
+        try:
+            for number, line in enumerate(iter(lambda: stream.readline(longest + 1), ""), 1):
+                total += len(line) + LINE
+                _check_size(path, total, most)
+                if len(line) > longest:
+                    fault = f"line {number} has more than {longest:,} characters"
+                    raise ValueError(f"{path}: {fault}: break it into several")
+                if "\0" in line:
+                    fault = f"line {number} holds zero bytes, as UTF-16 and damaged files do"
+                    raise ValueError(f"{path}: {fault}: convert it with iconv, or copy it again")
+                yield number, line
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} {_not_utf8(path, 4 * (total + longest))}") from None
 
 
 def _txt(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
@@ -258,12 +259,11 @@ def _txt(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ..
     ends = [i for i in range(1, len(parts)) if gaps[i] > least]
     single = sum(len(part) == 1 for part in parts) >= SINGLE * len(parts)
     many = bool(ends) and len(ends) >= LARGER * len(parts)
-    if len(parts) < FEWEST or not (single or (many and len(ends) <= len(parts) / 2)):
-        return parts
-    account.tell("gaps" if not single else "joined" if many else "single", [path])
-    if not (single and many):
-        return parts
-    return [tuple(chain(*parts[a:b])) for a, b in pairwise([0, *ends, len(parts)])]
+    if len(parts) >= FEWEST and (single or (many and len(ends) <= len(parts) / 2)):
+        account.tell("gaps" if not single else "joined" if many else "single", [path])
+        if single and many:
+            return [tuple(chain(*parts[a:b])) for a, b in pairwise([0, *ends, len(parts)])]
+    return parts
 
 
 def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
@@ -278,9 +278,8 @@ def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, 
             text.encode()  # it is text, without half a surrogate pair
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(fault + '{"text": "…"}') from None
-        lines = _lines(text)
-        filled = filled or bool(lines)
-        yield lines
+        yield (lines := _lines(text))
+        filled |= bool(lines)
     if null and not filled:
         raise ValueError(null + '{"text": "…"}')
 
@@ -373,12 +372,7 @@ def _shingles(document: Document) -> np.ndarray:
 
 
 def split(
-    documents: list[Document],
-    group_N: np.ndarray,
-    *,
-    val_share: float,
-    confirm_share: float = 0.0,
-    seed: int,
+    documents: list, group_N: np.ndarray, *, val_share: float, confirm_share: float = 0, seed: int
 ) -> list[str]:
     """Each document's side: train, val or confirm. In a seeded order, a whole group joins a side
     where that brings it nearer to its share of the characters; so one of twice the share or more
