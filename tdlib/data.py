@@ -15,6 +15,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import shutil
 import warnings
 from collections import Counter
@@ -43,6 +44,9 @@ UNKNOWN = 0.1  # share of <unk> from which on a tokenizer does not know the text
 VOCABULARY = 2**24  # pieces, at most; the largest in public have a million
 TRIED = 500  # lines of a text that are encoded and decoded, to see what a tokenizer loses
 MORE = "give more text, or a shorter context"
+AGAIN = "copy the one made with these tokens again, or take it away"
+TABLES = {"documents.tsv": ("start", "tokens", "source"), "rare.tsv": ("first", "end", "kind")}
+COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm)_(tokens|bytes)")
 
 
 def read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -62,8 +66,8 @@ def read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str
             for name in (name for name in where if where[name] == path):
                 if not (weight := f.get_tensor(name)).is_floating_point():
                     dtype = str(weight.dtype).removeprefix("torch.")
-                    raise ValueError(f"{path}: {name} is {dtype}, a weight must be a float: "
-                                     "give the model before it was quantized")  # fmt: skip
+                    fault = f"{path}: {name} is {dtype}, a weight must be a float"
+                    raise ValueError(f"{fault}: give the model before it was quantized")
                 weights[name] = weight.float()
     return weights
 
@@ -81,210 +85,16 @@ def open_weights(path: Path) -> Iterator[safe_open]:
 def check_shapes(folder: Path, tensors: dict, expected: dict[str, tuple]) -> None:
     """ValueError: other names, or other shapes, than expected; `tensors` may be shapes alone."""
     for name in sorted(expected.keys() | tensors.keys()):
-        found = tensors.get(name)
-        found = "missing" if found is None else tuple(getattr(found, "shape", found))
+        tensor = tensors.get(name)
+        shape = "missing" if tensor is None else tuple(getattr(tensor, "shape", tensor))
         wanted = tuple(expected[name]) if name in expected else "unknown to this model"
-        if found != wanted:
+        if shape != wanted:
             remedy = "weights and config are of two models, copy both again"
-            if (name, found) == ("lm_head.weight", "missing"):
+            if (name, shape) == ("lm_head.weight", "missing"):
                 remedy = "set tie_word_embeddings: true in config.json if it is the embedding, or "
                 remedy += "copy the file that holds it"
-            raise ValueError(f"{folder}: {name} is {found}, by its config it must be {wanted}: "
-                             f"{remedy}")  # fmt: skip
-
-
-def write_tokens(
-    folder: Path,
-    splits: dict[str, list],
-    tokenizer: Tokenizer,
-    context: int,
-    rare: dict[str, dict[str, str]] | None = None,
-    vocab_size: int = 0,
-) -> None:
-    """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all. `rare`:
-    line → the sentences in it that hold a rare construction → the kind of each. `vocab_size` is the
-    teacher's where that has fewer pieces than the tokenizer. Where the tokenizer loses text, a
-    warning and `lost` in meta.json say how much, and its bytes are those that are kept."""
-    lost = _lost([line for ds in splits.values() for d in ds for line in d.lines], tokenizer)
-    with whole_folder(folder) as beside:
-        vocab_size = vocab_size or tokenizer.size
-        meta = {
-            "vocab_size": vocab_size,
-            "block_size": context,
-            "dtype": "uint32",
-            "total_tokens": 0,
-            "eos_id": tokenizer.eos,
-        }
-        meta |= {"pieces": tokenizer.size} if tokenizer.size != vocab_size else {}
-        rows, rare_rows, unknown = [], [], 0
-        for split, documents in splits.items():
-            start = text_bytes = 0
-            with open(beside / f"{split}.bin", "wb") as f:
-                for document in documents:
-                    ids = []
-                    for line, line_ids in zip(
-                        document.lines, tokenizer.encode(document.lines), strict=True
-                    ):
-                        at = start + len(ids)
-                        for first, end, kind in _spans(line, (rare or {}).get(line, {}), tokenizer):
-                            rare_rows.append((split, at + first, at + end, kind))
-                        ids += [*line_ids, tokenizer.eos]
-                        kept = _kept(line_ids, tokenizer) if lost else line
-                        text_bytes += len(kept.encode()) + 1
-                    if (largest := max(ids)) >= vocab_size:
-                        raise ValueError(f"{tokenizer.path} makes id {largest:,} of this text, the "
-                                         f"teacher's vocabulary has {vocab_size:,}: give the "
-                                         "teacher's own tokenizer")  # fmt: skip
-                    f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
-                    rows.append((split, start, len(ids), document.source))
-                    unknown += 0 if tokenizer.unk is None else ids.count(tokenizer.unk)
-                    start += len(ids)
-            if start < context + 1:
-                raise ValueError(f"the text for {split} makes {start:,} tokens, too few for one "
-                                 f"window of {context:,} + 1: {MORE}")  # fmt: skip
-            meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
-            meta["total_tokens"] += start
-        meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
-        _check_unknown(tokenizer, meta["unk_rate"])
-        meta |= {"lost": lost} if lost else {}
-        _write_table(beside / "documents.tsv", [("split", "start", "tokens", "source"), *rows])
-        if rare:
-            _write_table(beside / "rare.tsv", [("split", "first", "end", "kind"), *rare_rows])
-        for name, path in tdlib.tokenizer.files(tokenizer).items():
-            shutil.copy(path, beside / name)
-        (beside / "meta.json").write_text(json.dumps(meta, indent=2))
-    if lost:
-        warnings.warn(f"{tokenizer.path}:{loss(meta)}", stacklevel=2)
-
-
-def _lost(lines: list[str], tokenizer: Tokenizer) -> dict:
-    """What the tokenizer does not keep of lines evenly spread over a text: the share of lines that
-    come back changed, that of characters that do not come back, and an example; {} for nothing."""
-    tried = lines[:: -(-len(lines) // TRIED)] if lines else []
-    tried = [line[:10_000].rstrip() for line in tried]
-    tried, gone, changed = [tokenizer.plain(line) for line in tried], 0, []
-    for line, ids in zip(tried, tokenizer.encode(tried), strict=True):
-        back = _kept(ids, tokenizer)
-        if line != back:
-            gone += (Counter(line) - Counter(back)).total()
-            same = (a == b for a, b in zip(line, back, strict=False))
-            begin = max(0, sum(itertools.takewhile(bool, same)) - 10)
-            changed.append([text[begin : begin + 24] for text in (line, back)])
-    if not changed:
-        return {}
-    return {"of_lines": len(tried), "lines": len(changed) / len(tried),
-            "characters": gone / max(1, sum(map(len, tried))), "example": changed[0]}  # fmt: skip
-
-
-def _kept(ids: list[int], tokenizer: Tokenizer) -> str:
-    return tokenizer.decode([i for i in ids if i != tokenizer.unk])
-
-
-def loss(meta: dict) -> str:
-    """A sentence, after a space, that tells what of a text its tokens do not keep, by their
-    meta.json; "" where all of it is kept, or nothing is known."""
-    if not (lost := meta.get("lost")):
-        return ""
-    before, after = lost["example"]
-    return (
-        f" The tokenizer does not keep all text: {lost['lines']:.1%} of {lost['of_lines']:,} lines "
-        f"tried come back changed and {lost['characters']:.2%} of their characters are lost "
-        f"(“{before}” comes back as “{after}”); bits per byte are of what is kept."
-    )
-
-
-def _spans(
-    line: str, kinds: dict[str, str], tokenizer: Tokenizer
-) -> Iterator[tuple[int, int, str]]:
-    """First token, one past the last, and kind of each of some sentences of a line. No piece
-    crosses a space, so the beginning of a line has alone the tokens that it has in it."""
-    for sentence, kind in kinds.items():
-        at = f" {line}".index(f" {sentence}")
-        before, through = tokenizer.encode([line[:at].rstrip(), line[: at + len(sentence)]])
-        yield len(before), len(through), kind
-
-
-def _write_table(path: Path, rows: list[tuple]) -> None:
-    with open(path, "w", encoding="utf8", newline="") as f:
-        csv.writer(f, delimiter="\t").writerows(rows)
-
-
-def _read_table(path: Path, split: str) -> list[dict[str, str]]:
-    """The rows of one split, none where there is no such file."""
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf8", newline="") as f:
-        rows = csv.DictReader(f, delimiter="\t")
-        if "split" not in (rows.fieldnames or ()):
-            raise ValueError(f"{path} has no heading with split: copy it again, or take it away")
-        return [row for row in rows if row["split"] == split]
-
-
-def link_tokens(
-    source: Path,
-    folder: Path,
-    *,
-    tokenizer: Tokenizer | None = None,
-    vocab_size: int = 0,
-    context: int = 0,
-    every_id: bool = False,
-) -> None:
-    """Use a folder of tokens made elsewhere as it is: links, no copy, nothing of it touched. Only
-    meta.json is written anew where something in it is another: windows of another `context`; the
-    `vocab_size` of a teacher that has fewer pieces than the tokenizer; a tokenizer from elsewhere.
-    Ids are looked at here and there in a file beyond a GiB, unless `every_id` is asked for."""
-    if source.resolve() == folder.resolve():
-        raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
-    theirs, tokens = (read_meta(source / "meta.json", context),
-                      open_tokens(source, context, tokenizer))  # fmt: skip
-    usual, fewer = {"eos_id": EOS, "dtype": "uint32"}, vocab_size and vocab_size < tokens.vocab_size
-    meta = theirs | {k: v for k, v in tokens.meta.items() if theirs.get(k, usual.get(k)) != v}
-    files = _seen(source)
-    if tokenizer:
-        files = {n: p for n, p in files.items() if not n.startswith(("tokenizer", "special_tok"))}
-        files |= tdlib.tokenizer.files(tokenizer)
-    meta |= {"block_size": context} if context else {}
-    meta |= {"vocab_size": vocab_size, "pieces": tokens.vocab_size} if fewer else {}
-    for split in ("train", "val"):
-        path, windows = source / f"{split}.bin", getattr(tokens, split)
-        every = 1 if every_id or fewer or path.stat().st_size <= WHOLE else _every(path)
-        known = tokens.tokenizer
-        seen = _look(path, windows.ids.dtype, meta, every, known.unk if known else UNK)
-        if not seen["eos"]:
-            remedy = "it is damaged or made otherwise; copy it, or make it again"
-            if "eos_id" not in theirs and not known:
-                remedy = "name the id that does as eos_id in meta.json, or put the tokenizer beside"
-            raise ValueError(f"{path} holds no <eos> (id {tokens.eos}), which ends each line of "
-                             f"text: {remedy}")  # fmt: skip
-        _check_unknown(known, seen["unknown"] / seen["tokens"])
-        if known and f"{split}_bytes" not in meta:
-            meta[f"{split}_bytes"] = _bytes_of_text(windows, known)
-    with whole_folder(folder) as beside:
-        for name, path in files.items():
-            if name != "meta.json" or meta == theirs:
-                os.symlink(path.resolve(), beside / name)
-        if meta != theirs:
-            (beside / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf8")
-
-
-def _seen(folder: Path) -> dict[str, Path]:
-    """Its files by name; hidden ones, the book's mark among them, are of that folder alone."""
-    return {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
-
-
-def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:
-    if share > UNKNOWN:
-        whose = f"{tokenizer.path} makes" if tokenizer else "the tokens hold"
-        raise ValueError(f"{whose} {share:.0%} of this text <unk>: give the tokenizer of the "
-                         "teacher, or text of its language")  # fmt: skip
-
-
-def _bytes_of_text(windows: "Windows", tokenizer: Tokenizer, count: int = 256) -> int:
-    """How long the text of a split is, from windows spread evenly over it."""
-    rows = np.unique(np.linspace(0, len(windows) - 1, count).astype(int))
-    t = windows.context
-    texts = (tokenizer.decode(windows.ids[i * t : (i + 1) * t].tolist()) for i in rows)
-    return round(sum(len(x.encode()) for x in texts) / (len(rows) * t) * len(windows.ids))
+            fault = f"{folder}: {name} is {shape}, by its config it must be {wanted}"
+            raise ValueError(f"{fault}: {remedy}")
 
 
 @dataclass(frozen=True)
@@ -331,9 +141,9 @@ class Windows:
         """How often each target counts, (B, T) float32; 0 where it is masked."""
         at_BT = np.asarray(rows_B)[:, None] * self.context + np.arange(1, self.context + 1)
         weights_BT = np.ones(at_BT.shape, np.float32)
-        for each, counts in ((self.weights, lambda w: w), (self.mask, lambda m: m > 0)):
-            weights_BT *= 1 if each is None else counts(each[at_BT])
-        return weights_BT
+        if self.weights is not None:
+            weights_BT *= self.weights[at_BT]
+        return weights_BT if self.mask is None else weights_BT * (self.mask[at_BT] > 0)
 
     def batches(self, rows: Sequence[int], size: int) -> Iterable[Sequence[int]]:
         return (rows[i : i + size] for i in range(0, len(rows), size))
@@ -384,24 +194,23 @@ class Tokens:
         return self.meta.get("eos_id", EOS)
 
     def bytes_per_token(self, split: str = "val") -> float:
-        """UTF-8 bytes of the text that is kept, a token; NaN where unknown (token files made
+        """UTF-8 bytes of the text that is kept, a token; NaN where unknown (files from
         elsewhere)."""
         return self.meta.get(f"{split}_bytes", np.nan) / self.meta[f"{split}_tokens"]
 
     def documents(self, split: str) -> tuple[np.ndarray, list[str]]:
-        """For each window of a split the number of the document in its middle, (N,), and for each
-        document its source. Where documents are unknown, 16 neighbouring windows of one source
-        stand for one."""
+        """The number of the document in each window's middle, (N,), and each document's source.
+        Where documents are unknown, 16 neighbouring windows of one source stand for one."""
         windows = getattr(self, split)
         rows = _read_documents(self.folder / "documents.tsv", split, len(windows.ids))
         named = read_sources(self.folder / "sources.tsv", self.train) if split == "train" else []
         first_S, names = np.array([first for first, _ in named]), [name for _, name in named]
         middle_N = np.arange(len(windows)) * windows.context + windows.context // 2
         if rows:
-            starts = np.array([int(r["start"]) for r in rows])
+            starts = np.array([row["start"] for row in rows])
             document_N = np.searchsorted(starts, middle_N, side="right") - 1
             if not named:
-                return document_N, [r["source"] for r in rows]
+                return document_N, [row["source"] for row in rows]
             return document_N, [names[i] for i in np.searchsorted(first_S, starts, "right") - 1]
         source_N = np.searchsorted(first_S, middle_N, side="right") - 1  # −1 where none is named
         block_N = np.arange(len(windows)) // 16
@@ -421,27 +230,19 @@ class Tokens:
         windows, holds = getattr(self, split), {}
         for row in _read_table(self.folder / "rare.tsv", split):
             holds_N = holds.setdefault(row["kind"], np.zeros(len(windows), bool))
-            if not all(str(row.get(name)).isdecimal() for name in ("first", "end")):
-                raise ValueError(f"{self.folder / 'rare.tsv'}: {[*row.values()]} must be split, "
-                                 "first, end, kind: copy it again, or take it away")  # fmt: skip
-            middle = (int(row["first"]) + int(row["end"])) // 2
+            middle = (row["first"] + row["end"]) // 2
             holds_N[(middle - 1) // windows.context :][:1] = True  # none after the last window
         return holds
 
 
-def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = None) -> Tokens:
-    """A folder of tokens, made here or upstream; `context` overrides the stored one, a tokenizer
-    that is given the one beside. What meta.json does not say is taken from the files."""
-    folder = Path(folder)
+def open_ids(folder: Path, context: int = 0, eos: int = EOS) -> Tokens:
+    """A folder of tokens, made here or upstream, without its tokenizer; `context` overrides the
+    stored one, `eos` counts where none is stored. Other gaps of meta.json the files fill."""
     if not (folder / "meta.json").is_file():
-        raise FileNotFoundError(
-            f"{folder / 'meta.json'} is not there: give a folder of tokens; 00_teacher makes one"
-        )
+        fault = f"{folder / 'meta.json'} is not there"
+        raise FileNotFoundError(f"{fault}: give a folder of tokens; 00_teacher makes one")
     meta = read_meta(folder / "meta.json", context)
-    paths = [folder / name for name in ("tokenizer.model", "tokenizer.json")]
-    path = next((path for path in paths if path.is_file()), None)
-    tokenizer = given or (tdlib.tokenizer.open(path) if path else None)
-    meta = {"block_size": context, "eos_id": tokenizer.eos if tokenizer else EOS} | meta
+    meta = {"block_size": context, "eos_id": eos} | meta
     meta["dtype"] = meta.get("dtype") or _dtype(folder / "train.bin", meta)
     splits = {
         split: _open_split(folder / f"{split}.bin", meta, context or meta["block_size"])
@@ -450,8 +251,7 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
     }
     meta = {f"{split}_tokens": len(windows.ids) for split, windows in splits.items()} | meta
     read_sources(folder / "sources.tsv", splits["train"])  # what is wrong is said early
-    tokenizer = _check_tokenizer(tokenizer, meta) if tokenizer else None
-    return Tokens(folder, meta, splits["train"], splits["val"], splits.get("confirm"), tokenizer)
+    return Tokens(folder, meta, splits["train"], splits["val"], splits.get("confirm"), None)
 
 
 def weighted(tokens: Tokens, path: Path, new: bool = False) -> Tokens:
@@ -460,11 +260,16 @@ def weighted(tokens: Tokens, path: Path, new: bool = False) -> Tokens:
     if new:
         with open(path, "wb") as file:
             file.truncate(len(tokens.train.ids))  # a hole: only what is written takes room
-    if (size := path.stat().st_size) != len(tokens.train.ids):
-        raise ValueError(f"{path} has {size:,} bytes, it must have one for each of the "
-                         f"{len(tokens.train.ids):,} tokens: make it again")  # fmt: skip
-    weights = np.memmap(path, "u1", "r+" if new else "r")
+    weights = _byte_each(path, len(tokens.train.ids), "r+" if new else "r")
     return replace(tokens, train=replace(tokens.train, weights=weights))
+
+
+def _byte_each(path: Path, count: int, mode: str = "r") -> np.memmap:
+    """A file with a byte for each of so many tokens."""
+    if (size := path.stat().st_size) != count:
+        fault = f"{path} has {size:,} bytes, it must have one for each of the {count:,} tokens"
+        raise ValueError(f"{fault}: make it again")
+    return np.memmap(path, "u1", mode)
 
 
 def read_sources(path: Path, train: Windows) -> list[tuple[int, str]]:
@@ -479,33 +284,49 @@ def read_sources(path: Path, train: Windows) -> list[tuple[int, str]]:
     for row in rows:
         if len(row) != 2 or not row[0].strip().isdecimal() or not row[1].strip():
             raise ValueError(f"{path}: {chr(9).join(row)!r} is no source: {remedy}")
-    found = [(int(first), name.strip()) for first, name in rows]
-    if not found or found[0][0] != 0:
+    sources = [(int(first), name.strip()) for first, name in rows]
+    if not sources or sources[0][0] != 0:
         raise ValueError(f"{path} names no source for token 0: {remedy}, and the first begins at 0")
-    for (before, _), (first, name) in itertools.pairwise(found):
-        if not before < first < len(train.ids):
-            raise ValueError(f"{path}: {name} begins at {first:,}, it must be after {before:,} and "
-                             f"before {len(train.ids):,}: sort or correct it")  # fmt: skip
-    return found
+    _check_starts(path, sources, len(train.ids), "sort or correct it")
+    return sources
 
 
-def _read_documents(path: Path, split: str, size: int) -> list[dict[str, str]]:
+def _read_documents(path: Path, split: str, size: int) -> list[dict]:
     """documents.tsv of one split of so many tokens: the starts ascend from 0, to its end."""
-    rows, last, end = _read_table(path, split), -1, size
-    remedy = "copy the one made with these tokens again, or take it away"
+    rows = _read_table(path, split)
+    starts = [(row["start"], f"document {i} of {split}") for i, row in enumerate(rows)]
+    _check_starts(path, starts, size, AGAIN)
+    if rows and (end := rows[-1]["start"] + rows[-1]["tokens"]) < size:
+        fault = f"the documents of {split} end at {end:,} of {size:,} tokens"
+        raise ValueError(f"{path}: {fault}, it was cut short: {AGAIN}")
+    return rows
+
+
+def _check_starts(path: Path, starts: list[tuple[int, str]], size: int, remedy: str) -> None:
+    """ValueError: the starts of these do not ascend from 0, or leave the tokens."""
+    last = -1
+    for start, what in starts:
+        if not last < start < (size if last >= 0 else 1):
+            where = f"after {last:,} and before {size:,}" if last >= 0 else "0"
+            raise ValueError(f"{path}: {what} begins at {start:,}, it must be {where}: {remedy}")
+        last = start
+
+
+def _read_table(path: Path, split: str) -> list[dict]:
+    """The rows of one split of a table of TABLES, none where there is no such file."""
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf8", newline="") as f:
+        table = csv.DictReader(f, delimiter="\t")
+        if "split" not in (table.fieldnames or ()):
+            raise ValueError(f"{path} has no heading with split: copy it again, or take it away")
+        rows = [row for row in table if row["split"] == split]
     for i, row in enumerate(rows):
-        start, count = (str(row.get(name)) for name in ("start", "tokens"))
-        if not (start.isdecimal() and count.isdecimal() and row.get("source") is not None):
-            raise ValueError(f"{path}: document {i} of {split} is {[*row.values()]}, it must be "
-                             f"split, start, tokens, source: {remedy}")  # fmt: skip
-        if not last < int(start) < (size if i else 1):
-            where = f"after {last:,} and before {size:,}" if i else "0"
-            raise ValueError(f"{path}: document {i} of {split} begins at {int(start):,}, it must "
-                             f"be {where}: {remedy}")  # fmt: skip
-        last, end = int(start), int(start) + int(count)
-    if end < size:
-        raise ValueError(f"{path}: the documents of {split} end at {end:,} of {size:,} tokens, it "
-                         f"was cut short: {remedy}")  # fmt: skip
+        first, second, name = (row.get(column) for column in TABLES[path.name])
+        if not (str(first).isdecimal() and str(second).isdecimal() and name is not None):
+            fault = f"{path}: row {i} of {split} is {[*row.values()]}, it must be split"
+            raise ValueError(f"{fault}, {', '.join(TABLES[path.name])}: {AGAIN}")
+        row |= zip(TABLES[path.name], (int(first), int(second), name), strict=True)
     return rows
 
 
@@ -517,26 +338,23 @@ def read_meta(path: Path, context: int = 0) -> dict:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({error}): copy it again") from None
     if not isinstance(meta, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {meta!r:.40}: give one with "
-                         "vocab_size, block_size and dtype")  # fmt: skip
+        remedy = "give one with vocab_size, block_size and dtype"
+        raise ValueError(f"{path} must hold a JSON object, not {meta!r:.40}: {remedy}")
     meta = {name: value for name, value in meta.items() if value is not None}
-    needed = ("vocab_size",) if context else ("block_size", "vocab_size")
-    optional = ("block_size", "train_tokens", "val_tokens", "confirm_tokens", "pieces")
-    optional += ("train_bytes", "val_bytes", "confirm_bytes")
-    counts = {name: meta.get(name) for name in needed}
-    counts |= {name: meta[name] for name in optional if name in meta}
-    for name, count in counts.items():
+    needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
+    for name in sorted(needed | {name for name in meta if COUNTS.fullmatch(name)}):
+        count = meta.get(name)
         if type(count) is not int or count < 1:
-            raise ValueError(f"{path}: {name} is {json.dumps(count)}, it must be a whole number "
-                             "above 0: copy or correct it")  # fmt: skip
+            fault = f"{path}: {name} is {json.dumps(count)}, it must be a whole number above 0"
+            raise ValueError(f"{fault}: copy or correct it")
     most = max(meta["vocab_size"], meta.get("pieces", 1))
     if most > VOCABULARY:
-        raise ValueError(f"{path}: vocab_size is {most:,}, it may be at most {VOCABULARY:,}: "
-                         "correct it")  # fmt: skip
+        fault = f"{path}: vocab_size is {most:,}, it may be at most {VOCABULARY:,}"
+        raise ValueError(f"{fault}: correct it")
     eos = meta.get("eos_id", 0)
     if type(eos) is not int or not 0 <= eos < most:
-        raise ValueError(f"{path}: eos_id is {json.dumps(eos)}, it must be an id below {most:,}: "
-                         "correct it, or leave it out where the tokenizer lies beside")  # fmt: skip
+        fault = f"{path}: eos_id is {json.dumps(eos)}, it must be an id below {most:,}"
+        raise ValueError(f"{fault}: correct it, or leave it out where the tokenizer lies beside")
     return meta
 
 
@@ -548,76 +366,252 @@ def _dtype(path: Path, meta: dict) -> str:
         return "uint16"
     with contextlib.suppress(ValueError):
         if size % 4 == 0:
-            _look(path, "<u4", meta, _every(path)) if size else None
+            _look(path, "<u4", meta) if size else None
             return "uint32"
-    raise ValueError(f"{path.with_name('meta.json')} has no dtype, and as uint32 {path.name} is "
-                     'wrong: add "dtype": "uint16" where it was so written')  # fmt: skip
-
-
-def _check_tokenizer(tokenizer: Tokenizer, meta: dict) -> Tokenizer:
-    size, eos = meta.get("pieces", meta["vocab_size"]), meta.get("eos_id", EOS)
-    if tokenizer.eos != eos:
-        raise ValueError(f"<eos> of {tokenizer.path} is id {tokenizer.eos}, it must be {eos}, "
-                         "as meta.json says: give the one the tokens were made with, or correct "
-                         "eos_id there")  # fmt: skip
-    if tokenizer.size != size or size < meta["vocab_size"]:
-        raise ValueError(f"{tokenizer.path} has {tokenizer.size:,} pieces, the tokens' vocab_size "
-                         f"is {meta['vocab_size']:,}: give theirs")  # fmt: skip
-    return tokenizer
+    fault = f"{path.with_name('meta.json')} has no dtype, and as uint32 {path.name} is wrong"
+    raise ValueError(f'{fault}: add "dtype": "uint16" where it was so written')
 
 
 def _open_split(path: Path, meta: dict, context: int) -> Windows:
     dtype = {"uint32": "<u4", "uint16": "<u2"}.get(str(meta["dtype"]))
     if dtype is None:
-        raise ValueError(f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32: "
-                         "make the tokens again as one of them")  # fmt: skip
+        fault = f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32"
+        raise ValueError(f"{fault}: make the tokens again as one of them")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: a folder of tokens holds it")
     size, width = path.stat().st_size, int(dtype[-1])
     stored = meta.get(f"{path.stem}_tokens", -(-size // width))
     if size != stored * width:
+        fault = f"{path} has {size:,} bytes, by meta.json {stored * width:,}"
+        why = f"({stored:,} tokens of {width}): the file was cut short or its dtype is another"
         other = "uint16" if width == 4 else "uint32"
         fits = f" ({other} fits its size)" if size == stored * (6 - width) else ""
-        raise ValueError(
-            f"{path} has {size:,} bytes, by meta.json {stored * width:,} ({stored:,} tokens of "
-            f"{width}): the file was cut short or its dtype is another; copy it again, or correct "
-            f"meta.json{fits}"
-        )
-    if stored < context + 1:
-        raise ValueError(
-            f"{path} has {stored:,} tokens, too few for one window of {context:,} + 1: "
-            f"{MORE if stored > 8 else 'copy it again'}"  # no context is shorter than that
-        )
-    _look(path, dtype, meta, _every(path))
+        raise ValueError(f"{fault} {why}; copy it again, or correct meta.json{fits}")
+    # No context is shorter than 8.
+    _check_count(f"{path} has", stored, context, MORE if stored > 8 else "copy it again")
+    _look(path, dtype, meta)
     mask = path.with_suffix(".mask.bin")
-    if mask.is_file() and mask.stat().st_size != stored:
-        raise ValueError(f"{mask} has {mask.stat().st_size:,} bytes, it must have one for each of "
-                         f"the {stored:,} tokens: make it again")  # fmt: skip
-    return Windows(
-        np.memmap(path, dtype, "r"), context, np.memmap(mask, "u1", "r") if mask.is_file() else None
-    )
+    mask_S = _byte_each(mask, stored) if mask.is_file() else None
+    return Windows(np.memmap(path, dtype, "r"), context, mask_S)
 
 
-def _every(path: Path) -> int:
-    """How many blocks on the next one is, where some 64 are to be looked at."""
-    return max(1, path.stat().st_size // (64 * BLOCK))
+def _check_count(whose: str, count: int, context: int, remedy: str = MORE) -> None:
+    if count < context + 1:
+        fault = f"{whose} {count:,} tokens, too few for one window of {context:,} + 1"
+        raise ValueError(f"{fault}: {remedy}")
 
 
 def _look(
-    path: Path, dtype: str | np.dtype, meta: dict, every: int = 1, unknown: int | None = UNK
-) -> dict[str, int]:
-    """Every so many blocks: no id is beyond the vocabulary; counts <eos>, <unk> and all tokens.
-    Read, not mapped: around a touched page the system maps 15 more, so looking here and there would
-    map all of the file."""
-    count, seen = BLOCK // np.dtype(dtype).itemsize, {"eos": 0, "unknown": 0, "tokens": 0}
-    for start in range(0, path.stat().st_size, every * BLOCK):
+    path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False, unknown: int | None = UNK
+) -> Counter:
+    """Some 64 blocks, or all: no id is beyond the vocabulary; counts <eos>, <unk> and all tokens.
+    Read, not mapped: around a touched page the system maps 15 more, soon all of the file."""
+    count, size, seen = BLOCK // np.dtype(dtype).itemsize, path.stat().st_size, Counter()
+    for start in range(0, size, BLOCK if every_id else BLOCK * max(1, size // (64 * BLOCK))):
         ids = np.fromfile(path, dtype, count, offset=start)
         if (largest := int(ids.max())) >= meta["vocab_size"]:
-            raise ValueError(f"{path} holds id {largest:,}, the vocabulary has "
-                             f"{meta['vocab_size']:,}: copy the file and its meta.json again, "
-                             "correct vocab_size or dtype in that, or give the tokens the teacher "
-                             "was made with")  # fmt: skip
-        seen["eos"] += int(np.count_nonzero(ids == meta.get("eos_id", EOS)))
-        seen["unknown"] += int(np.count_nonzero(ids == unknown))
-        seen["tokens"] += len(ids)
+            fault = f"{path} holds id {largest:,}, the vocabulary has {meta['vocab_size']:,}"
+            remedy = "copy the file and its meta.json again, correct vocab_size or dtype in that"
+            raise ValueError(f"{fault}: {remedy}, or give the tokens the teacher was made with")
+        eos = np.count_nonzero(ids == meta.get("eos_id", EOS))
+        seen.update(eos=int(eos), unknown=int(np.count_nonzero(ids == unknown)), tokens=len(ids))
     return seen
+
+
+# With a tokenizer: what reads or writes text.
+
+
+def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = None) -> Tokens:
+    """`open_ids` with its tokenizer: the one that lies beside, or the one given."""
+    paths = [Path(folder, name) for name in ("tokenizer.model", "tokenizer.json")]
+    path = next((path for path in paths if path.is_file()), None)
+    tokenizer = given or (tdlib.tokenizer.open(path) if path else None)
+    if tokenizer is None:
+        return open_ids(Path(folder), context)
+    tokens = open_ids(Path(folder), context, tokenizer.eos)
+    vocab_size = tokens.vocab_size
+    size = tokens.meta.get("pieces", vocab_size)
+    if tokenizer.eos != tokens.eos:
+        fault = f"<eos> of {tokenizer.path} is id {tokenizer.eos}, it must be {tokens.eos}"
+        remedy = "give the one the tokens were made with, or correct eos_id there"
+        raise ValueError(f"{fault}, as meta.json says: {remedy}")
+    if tokenizer.size != size or size < vocab_size:
+        fault = f"{tokenizer.path} has {tokenizer.size:,} pieces, the tokens' vocab_size is"
+        raise ValueError(f"{fault} {vocab_size:,}: give theirs")
+    return replace(tokens, tokenizer=tokenizer)
+
+
+def write_tokens(
+    folder: Path,
+    splits: dict[str, list],
+    tokenizer: Tokenizer,
+    context: int,
+    rare: dict[str, dict[str, str]] | None = None,
+    vocab_size: int = 0,
+) -> None:
+    """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all. `rare`:
+    line → the sentences in it that hold a rare construction → the kind of each. `vocab_size` is the
+    teacher's where that has fewer pieces than the tokenizer. Where the tokenizer loses text, a
+    warning and `lost` in meta.json say how much, and its bytes are those that are kept."""
+    lost = _lost([line for ds in splits.values() for d in ds for line in d.lines], tokenizer)
+    size, vocab_size = tokenizer.size, vocab_size or tokenizer.size
+    meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
+    meta |= {"eos_id": tokenizer.eos} | ({"pieces": size} if size != vocab_size else {})
+    rows, rare_rows, unknown = [], [], 0
+    with whole_folder(folder) as beside:
+        for split, documents in splits.items():
+            start = text_bytes = 0
+            with open(beside / f"{split}.bin", "wb") as f:
+                for document in documents:
+                    ids, spans, kept = _encode(document.lines, tokenizer, rare or {}, bool(lost))
+                    _check_largest(ids, tokenizer, vocab_size)
+                    f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
+                    rows.append((split, start, len(ids), document.source))
+                    rare_rows += [(split, start + a, start + b, kind) for a, b, kind in spans]
+                    unknown += ids.count(tokenizer.unk)
+                    start, text_bytes = start + len(ids), text_bytes + kept
+            _check_count(f"the text for {split} makes", start, context)
+            meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
+            meta["total_tokens"] += start
+        meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
+        _check_unknown(tokenizer, meta["unk_rate"])
+        meta |= {"lost": lost} if lost else {}
+        _write_table(beside / "documents.tsv", rows)
+        if rare:
+            _write_table(beside / "rare.tsv", rare_rows)
+        for name, path in tdlib.tokenizer.files(tokenizer).items():
+            shutil.copy(path, beside / name)
+        (beside / "meta.json").write_text(json.dumps(meta, indent=2))
+    if lost:
+        warnings.warn(f"{tokenizer.path}:{loss(meta)}", stacklevel=2)
+
+
+def _check_largest(ids: list[int], tokenizer: Tokenizer, vocab_size: int) -> None:
+    if (largest := max(ids)) >= vocab_size:
+        fault = f"{tokenizer.path} makes id {largest:,} of this text, the teacher's vocabulary has"
+        raise ValueError(f"{fault} {vocab_size:,}: give the teacher's own tokenizer")
+
+
+def _write_table(path: Path, rows: list[tuple]) -> None:
+    with open(path, "w", encoding="utf8", newline="") as f:
+        csv.writer(f, delimiter="\t").writerows([("split", *TABLES[path.name]), *rows])
+
+
+def _encode(
+    lines: Sequence[str], tokenizer: Tokenizer, rare: dict[str, dict[str, str]], lossy: bool
+) -> tuple[list[int], list[tuple[int, int, str]], int]:
+    """A document's ids; first token, one past the last, and kind of its rare sentences; and the
+    bytes of its text that are kept."""
+    ids, spans, size = [], [], 0
+    for line, line_ids in zip(lines, tokenizer.encode(lines), strict=True):
+        for sentence, kind in rare.get(line, {}).items():
+            # No piece crosses a space, so the beginning of a line alone has the tokens it has here.
+            at = f" {line}".index(f" {sentence}")
+            parts = tokenizer.encode([line[:at].rstrip(), line[: at + len(sentence)]])
+            spans.append((*(len(ids) + len(part) for part in parts), kind))
+        ids += [*line_ids, tokenizer.eos]
+        size += len((_kept(line_ids, tokenizer) if lossy else line).encode()) + 1
+    return ids, spans, size
+
+
+def _lost(lines: list[str], tokenizer: Tokenizer) -> dict:
+    """What the tokenizer does not keep of lines evenly spread over a text: the share of lines that
+    come back changed, that of characters that do not come back, and an example; {} for nothing."""
+    tried = lines[:: -(-len(lines) // TRIED)] if lines else []
+    tried = [tokenizer.plain(line[:10_000].rstrip()) for line in tried]
+    gone, changed = 0, []
+    for line, ids in zip(tried, tokenizer.encode(tried), strict=True):
+        back = _kept(ids, tokenizer)
+        if line != back:
+            gone += (Counter(line) - Counter(back)).total()
+            same = (a == b for a, b in zip(line, back, strict=False))
+            begin = max(0, sum(itertools.takewhile(bool, same)) - 10)
+            changed.append([text[begin : begin + 24] for text in (line, back)])
+    if not changed:
+        return {}
+    shares = {"lines": len(changed) / len(tried), "characters": gone / max(1, sum(map(len, tried)))}
+    return {"of_lines": len(tried), **shares, "example": changed[0]}
+
+
+def _kept(ids: list[int], tokenizer: Tokenizer) -> str:
+    return tokenizer.decode([i for i in ids if i != tokenizer.unk])
+
+
+def loss(meta: dict) -> str:
+    """A sentence, after a space, that tells what of a text its tokens do not keep, by their
+    meta.json; "" where all of it is kept, or nothing is known."""
+    if not (lost := meta.get("lost")):
+        return ""
+    before, after = lost["example"]
+    return (
+        f" The tokenizer does not keep all text: {lost['lines']:.1%} of {lost['of_lines']:,} lines "
+        f"tried come back changed and {lost['characters']:.2%} of their characters are lost "
+        f"(“{before}” comes back as “{after}”); bits per byte are of what is kept."
+    )
+
+
+def link_tokens(
+    source: Path,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    vocab_size: int = 0,
+    context: int = 0,
+    every_id: bool = False,
+) -> None:
+    """Use a folder of tokens made elsewhere as it is: links, no copy, nothing of it touched. Only
+    meta.json is written anew where something in it is another: windows of another `context`; the
+    `vocab_size` of a teacher that has fewer pieces than the tokenizer; a tokenizer from elsewhere.
+    Ids are looked at here and there in a file beyond a GiB, unless `every_id` is asked for."""
+    if source.resolve() == folder.resolve():
+        raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
+    theirs = read_meta(source / "meta.json", context)
+    tokens = open_tokens(source, context, tokenizer)
+    usual, fewer = {"eos_id": EOS, "dtype": "uint32"}, vocab_size and vocab_size < tokens.vocab_size
+    meta = theirs | {k: v for k, v in tokens.meta.items() if theirs.get(k, usual.get(k)) != v}
+    meta |= {"block_size": context} if context else {}
+    meta |= {"vocab_size": vocab_size, "pieces": tokens.vocab_size} if fewer else {}
+    for split in ("train", "val"):
+        _check_split(source / f"{split}.bin", tokens, meta, every_id or bool(fewer))
+        if tokens.tokenizer and f"{split}_bytes" not in meta:
+            meta[f"{split}_bytes"] = _bytes_of_text(getattr(tokens, split), tokens.tokenizer)
+    # Hidden files, the book's mark among them, are of that folder alone.
+    files = {path.name: path for path in source.iterdir() if not path.name.startswith(".")}
+    if tokenizer:
+        files = {n: p for n, p in files.items() if not n.startswith(("tokenizer", "special_tok"))}
+        files |= tdlib.tokenizer.files(tokenizer)
+    with whole_folder(folder) as beside:
+        for name, path in files.items():
+            if name != "meta.json" or meta == theirs:
+                os.symlink(path.resolve(), beside / name)
+        if meta != theirs:
+            (beside / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf8")
+
+
+def _check_split(path: Path, tokens: Tokens, meta: dict, every_id: bool) -> None:
+    """ValueError: no <eos> among the ids, many <unk>, or one beyond the vocabulary of `meta`."""
+    tokenizer, dtype = tokens.tokenizer, tokens.train.ids.dtype
+    every_id |= path.stat().st_size <= WHOLE
+    seen = _look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
+    if not seen["eos"]:
+        remedy = "it is damaged or made otherwise; copy it, or make it again"
+        if "eos_id" not in meta and not tokenizer:
+            remedy = "name the id that does as eos_id in meta.json, or put the tokenizer beside"
+        fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text"
+        raise ValueError(f"{fault}: {remedy}")
+    _check_unknown(tokenizer, seen["unknown"] / seen["tokens"])
+
+
+def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:
+    if share > UNKNOWN:
+        fault = f"{tokenizer.path} makes" if tokenizer else "the tokens hold"
+        remedy = "give the tokenizer of the teacher, or text of its language"
+        raise ValueError(f"{fault} {share:.0%} of this text <unk>: {remedy}")
+
+
+def _bytes_of_text(windows: Windows, tokenizer: Tokenizer, count: int = 256) -> int:
+    """How long the text of a split is, from windows spread evenly over it."""
+    rows = np.unique(np.linspace(0, len(windows) - 1, count).astype(int))
+    t = windows.context
+    texts = (tokenizer.decode(windows.ids[i * t : (i + 1) * t].tolist()) for i in rows)
+    return round(sum(len(x.encode()) for x in texts) / (len(rows) * t) * len(windows.ids))

@@ -64,25 +64,26 @@ class Features:
 
 
 def of(
-    tokens: data.Tokens, folder: Path | None = None,
+    tokens: data.Tokens,
+    folder: Path | None = None,
     progress: Callable[[int, int, str], None] = lambda done, all, message: None,
-) -> Features:  # fmt: skip
+) -> Features:
     """The features of all training windows; kept in `folder`, where asking again is free for as
     long as the tokens are the same. Without a tokenizer, what ids alone can say."""
     path, key = folder and folder / "features.npz", _key(tokens)
     free = path and not os.path.lexists(path)
     if path and path.is_file():
-        with contextlib.suppress(*DAMAGED), np.load(path) as kept:
-            free = "key" in kept  # else another's, and stays
-            if free and str(kept["key"]) == key:
-                return Features(*(kept[field.name] for field in fields(Features)))
-    found = _look(tokens, progress)
+        with contextlib.suppress(*DAMAGED), np.load(path) as stored:
+            free = "key" in stored  # else another's, and stays
+            if free and str(stored["key"]) == key:
+                return Features(*(stored[field.name] for field in fields(Features)))
+    features = _look(tokens, progress)
     if free:
         file = io.BytesIO()
-        np.savez(file, key=key, **asdict(found))
+        np.savez(file, key=key, **asdict(features))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, file.getvalue())
-    return found
+    return features
 
 
 def _key(tokens: data.Tokens) -> str:
@@ -95,48 +96,58 @@ def _key(tokens: data.Tokens) -> str:
 
 
 def _look(tokens: data.Tokens, progress: Callable) -> Features:
-    windows, v = tokens.train, tokens.vocab_size
-    n, t = len(windows), tokens.context
+    windows, n, t = tokens.train, len(tokens.train), tokens.context
     by_text, gram = _in_parts(tokens)
-    grams, single = n * max(0, t - gram + 1), 0.0
+    grams = n * max(0, t - gram + 1)
     bits = min(int(np.log2(SLOTS)), max(10, int(np.ceil(np.log2(2 * grams + 1)))))
-    kept = min(1.0, 2**bits / 2 / max(1, grams))  # of the n-grams
-    table, count_V = np.zeros(2**bits, np.uint8), np.zeros(v, np.int64)
+    share = min(1.0, 2**bits / 2 / max(1, grams))  # of the n-grams is looked at
+    table, count_V = np.zeros(2**bits, np.uint8), np.zeros(tokens.vocab_size, np.int64)
+    singles = 0.0
     for first, ids_RT in _pieces_of(windows):
-        count_V += np.bincount(ids_RT.ravel(), minlength=v)
-        single += _of_text(tokens, first, ids_RT)["single"].sum() if by_text else 0
-        _, slots, _ = _grams(ids_RT, bits, kept, gram)
-        slots, times = np.unique(slots, return_counts=True)
+        count_V += np.bincount(ids_RT.ravel(), minlength=len(count_V))
+        singles += _of_text(tokens, first, ids_RT)["single"].sum() if by_text else 0
+        slots, times = np.unique(_grams(ids_RT, bits, share, gram)[1], return_counts=True)
         table[slots] = np.minimum(table[slots] + times, 255)
         progress(first + len(ids_RT), 2 * n, "windows looked at")
     of_V = _of_pieces(tokens, count_V)
-    single = float((single if by_text else (of_V["single"] * count_V).sum()) / count_V.sum())
-    limit = single + SINGLE * (1 - single)
+    singles = float((singles if by_text else (of_V["single"] * count_V).sum()) / count_V.sum())
+    limit = singles + SINGLE * (1 - singles)
     if by_text:  # where most pieces are, chance alone comes near to all
-        limit = max(limit, single + 4 * np.sqrt(single * (1 - single) / t))
-    unk = tokens.tokenizer.unk if tokens.tokenizer else UNK
-    found = Features(*(np.zeros(n, kind) for kind in ("u1", "f2", "f2", "f2", "u2")))
+        limit = max(limit, singles + 4 * np.sqrt(singles * (1 - singles) / t))
+    features = Features(*(np.zeros(n, kind) for kind in ("u1", "f2", "f2", "f2", "u2")))
     for first, ids_RT in _pieces_of(windows):
         rows = slice(first, first + len(ids_RT))
-        row, slots, gram_R = _grams(ids_RT, bits, kept, gram)
-        own_R = np.bincount(row, minlength=len(ids_RT))  # of them no two are the same
-        often_R = np.bincount(row[table[slots] >= WINDOWS], minlength=len(ids_RT))
-        said = {name: of_V[name][ids_RT] for name in ("single", "foreign", "characters")}
-        said = _of_text(tokens, first, ids_RT) if by_text else said
-        template_R = (often_R >= REPEATED * own_R) | (own_R < DISTINCT * gram_R)
+        of_RT = {name: of_V[name][ids_RT] for name in ("single", "foreign", "characters")}
+        of_RT = _of_text(tokens, first, ids_RT) if by_text else of_RT
         flags = (
-            said["single"].mean(1) >= limit,
-            (ids_RT == unk).mean(1) >= UNKNOWN if unk is not None else False,
+            of_RT["single"].mean(1) >= limit,
+            _unknown(tokens, ids_RT) >= UNKNOWN,
             _escaped(tokens, of_V, ids_RT) >= ESCAPED * t,
-            template_R & (gram_R >= max(1, min(LOOKED_AT, t - gram + 1))),
+            _template(table, *_grams(ids_RT, bits, share, gram), t - gram + 1),
         )
-        found.junk_N[rows] = sum(np.where(f, flag, 0) for flag, f in zip(JUNK, flags, strict=True))
-        found.foreign_N[rows] = said["foreign"].mean(1)
-        found.rare_N[rows] = of_V["rare"][ids_RT].mean(1)
-        found.unigram_N[rows] = of_V["unigram"][ids_RT].mean(1)
-        found.characters_N[rows] = np.minimum(said["characters"].sum(1).round(), 2**16 - 1)
+        features.junk_N[rows] = sum(f * flag for flag, f in zip(JUNK, flags, strict=True))
+        features.foreign_N[rows] = of_RT["foreign"].mean(1)
+        features.rare_N[rows] = of_V["rare"][ids_RT].mean(1)
+        features.unigram_N[rows] = of_V["unigram"][ids_RT].mean(1)
+        features.characters_N[rows] = np.minimum(of_RT["characters"].sum(1).round(), 2**16 - 1)
         progress(n + rows.stop, 2 * n, "windows looked at")
-    return found
+    return features
+
+
+def _unknown(tokens: data.Tokens, ids_RT: np.ndarray) -> np.ndarray:
+    """The share of <unk>, (R,); 0 where the tokenizer has none."""
+    unk = tokens.tokenizer.unk if tokens.tokenizer else UNK
+    return (ids_RT == (-1 if unk is None else unk)).mean(1)
+
+
+def _template(
+    table: np.ndarray, row: np.ndarray, slots: np.ndarray, gram_R: np.ndarray, most: int
+) -> np.ndarray:
+    """Which windows are of n-grams that are in many windows, or that come again and again, (R,)."""
+    own_R = np.bincount(row, minlength=len(gram_R))  # of them no two are the same
+    often_R = np.bincount(row[table[slots] >= WINDOWS], minlength=len(gram_R))
+    repeated_R = (often_R >= REPEATED * own_R) | (own_R < DISTINCT * gram_R)
+    return repeated_R & (gram_R >= max(1, min(LOOKED_AT, most)))
 
 
 def _pieces_of(windows: data.Windows) -> Iterator[tuple[int, np.ndarray]]:
@@ -150,12 +161,12 @@ def _pieces_of(windows: data.Windows) -> Iterator[tuple[int, np.ndarray]]:
 def _in_parts(tokens: data.Tokens) -> tuple[bool, int]:
     """Whether characters are cut into pieces, as BPE over bytes does, by a look at some tokens; and
     how many pieces make an n-gram."""
-    known, ids = tokens.tokenizer, tokens.train.ids
+    tokenizer, ids = tokens.tokenizer, tokens.train.ids
     some = np.asarray(ids[:: max(1, len(ids) // 2**20)])
-    if known is None or not known.in_parts(np.bincount(some, minlength=tokens.vocab_size)):
+    if tokenizer is None or not tokenizer.in_parts(np.bincount(some, minlength=tokens.vocab_size)):
         return False, GRAM
     some = np.asarray(ids[: 2**16])
-    return True, max(GRAM, int(GRAM_CHARACTERS * len(some) / known.characters(some)[1].sum()))
+    return True, max(GRAM, int(GRAM_CHARACTERS * len(some) / tokenizer.characters(some)[1].sum()))
 
 
 def _of_text(tokens: data.Tokens, first: int, ids_RT: np.ndarray) -> dict[str, np.ndarray]:
@@ -185,7 +196,7 @@ def _of_text(tokens: data.Tokens, first: int, ids_RT: np.ndarray) -> dict[str, n
 
 
 def _grams(
-    ids_RT: np.ndarray, bits: int, kept: float, gram: int
+    ids_RT: np.ndarray, bits: int, share: float, gram: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row and slot of each n-gram that is looked at, once for each window that it is in; and how
     many each window has, those that come again counted again, (R,)."""
@@ -197,7 +208,7 @@ def _grams(
         hash_RG += ids_RT[:, j : j + count].astype(np.uint64) + np.uint64(1)
     hash_RG ^= hash_RG >> np.uint64(31)
     hash_RG *= np.uint64(0xBF58476D1CE4E5B9)  # splitmix64: so that all bits depend on all ids
-    chosen_RG = hash_RG & np.uint64(2**24 - 1) < np.uint64(kept * 2**24)
+    chosen_RG = hash_RG & np.uint64(2**24 - 1) < np.uint64(share * 2**24)
     row = np.nonzero(chosen_RG)[0]
     key = row.astype(np.uint64) << np.uint64(bits) | hash_RG[chosen_RG] >> np.uint64(64 - bits)
     key = np.unique(key)
@@ -207,29 +218,28 @@ def _grams(
 
 def _of_pieces(tokens: data.Tokens, count_V: np.ndarray) -> dict[str, np.ndarray]:
     """What can be said of every piece of the vocabulary, (V,) each."""
-    v, known = len(count_V), tokens.tokenizer
+    v, tokenizer = len(count_V), tokens.tokenizer
     share_V = np.maximum(count_V, 1) / count_V.sum()
-    order_V = np.argsort(count_V, kind="stable")
-    # the first piece in this order with which they would make up more, and all as frequent, are not
-    limit = count_V[order_V][
-        np.searchsorted(np.cumsum(count_V[order_V]), RARE * count_V.sum(), "right")
-    ]
-    nothing_V = np.zeros(v, bool)
+    # The first piece, from the rarest on, with which they would make up more is no longer rare, nor
+    # are others as frequent.
+    ascending_V = np.sort(count_V)
+    limit = ascending_V[np.searchsorted(np.cumsum(ascending_V), RARE * count_V.sum(), "right")]
     of_V = {"rare": count_V < limit, "unigram": -np.log(share_V).astype(np.float32)}
-    if known is None:
+    if tokenizer is None:
+        nothing_V = np.zeros(v, bool)
         unknown_V = np.full(v, np.nan, np.float32)
         return of_V | {"single": nothing_V, "foreign": unknown_V, "characters": nothing_V}
-    bare = known.vocabulary()[:v]
+    bare = tokenizer.vocabulary()[:v]
     byte_V = np.array([bool(BYTE.fullmatch(piece)) for piece in bare])
-    letter = [[unicodedata.category(c)[0] for c in piece] for piece in bare]
-    special_V = np.zeros(v, bool)
-    special_V[[i for i in (*known.silent, known.eos, known.unk) if i is not None and i < v]] = True
-    single_V = np.array([len(kinds) == 1 and kinds[0] in "LM" for kinds in letter])
+    kinds = [[unicodedata.category(c)[0] for c in piece] for piece in bare]
+    special = [*tokenizer.silent, tokenizer.eos, tokenizer.unk]
+    special_V = np.isin(np.arange(v), [i for i in special if i is not None])
+    single_V = np.array([len(kind) == 1 and kind[0] in "LM" for kind in kinds])
     telugu_V = np.array([bool(TELUGU.search(piece)) for piece in bare])
-    says_V = np.array([bool({"L", "N"} & {*kinds}) for kinds in letter]) & ~special_V
+    says_V = np.array([bool({"L", "N"} & {*kind}) for kind in kinds]) & ~special_V
     length_V = np.array([len(piece) for piece in bare], np.float32)
-    length_V += np.array([piece[:1] == "▁" and len(piece) > 1 for piece in known.shown_V[:v]])
-    length_V[byte_V], length_V[special_V], length_V[known.eos] = 1 / 3, 0, 1
+    length_V += [piece[:1] == "▁" and len(piece) > 1 for piece in tokenizer.shown_V[:v]]
+    length_V[byte_V], length_V[special_V], length_V[tokenizer.eos] = 1 / 3, 0, 1
     return of_V | {
         "single": (single_V | byte_V) & ~special_V,
         "foreign": (says_V & ~telugu_V).astype(np.float32),
@@ -259,14 +269,14 @@ def cuts(tokens: data.Tokens, found: Features) -> dict[str, tuple[list[str], np.
     names, of_D = np.unique(sources, return_inverse=True)
     n = len(document_N)
     parts = [f"{100 * i // PLACES}–{100 * (i + 1) // PLACES} %" for i in range(PLACES)]
-    made = {
+    cuts = {
         "source": (names.tolist(), of_D.astype(np.min_scalar_type(len(names)))[document_N]),
         "place in the corpus": (parts, (np.arange(n) * PLACES // n).astype(np.uint8)),
         "rare tokens": _steps(found.rare_N, STEPS["rare tokens"]),
     }
     if tokens.tokenizer:
-        made["script"] = _steps(found.foreign_N, STEPS["script"])
-    return made
+        cuts["script"] = _steps(found.foreign_N, STEPS["script"])
+    return cuts
 
 
 def junk_table(
@@ -278,12 +288,10 @@ def junk_table(
     for flag, kind in JUNK.items():
         at = np.flatnonzero(found.junk_N & flag)
         example = at[np.argmax(np.nan_to_num(difficulty_N[at], nan=-np.inf))] if len(at) else None
-        rows.append({
-            "junk": kind, "windows": f"{len(at):,}", "of all": f"{len(at) / len(hard_N):.2%}",
-            "of them hard": f"{hard_N[at].sum():,}",
-            "an example": "–" if example is None else text(tokens, int(example)),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+        shown = "–" if example is None else text(tokens, int(example))
+        share, hard = f"{len(at) / len(hard_N):.2%}", f"{hard_N[at].sum():,}"
+        rows.append((kind, f"{len(at):,}", share, hard, shown))
+    return pd.DataFrame(rows, columns=["junk", "windows", "of all", "of them hard", "an example"])
 
 
 def text(tokens: data.Tokens, window: int, characters: int = 120) -> str:

@@ -120,24 +120,20 @@ def read_verb(verb: str, kind: str) -> dict[str, object]:
     elif converb.endswith("ట్టి") or nonpast.endswith("బుత"):
         condition = re.sub("ుత$", "ితే", nonpast)
     short = str.maketrans("ేీోూ", "ెిొు")  # చే-, but చెయ్యి
-    given = {"participle": converb + "న", "it": converb + "ంది"} | dict(
-        zip(names, parts, strict=False)
-    )
-    return (
-        given
-        | {
-            "cite": verb,
-            "glide": infinitive + "వ" if infinitive[-1] in "ోాే" else infinitive,  # రా + ాలి → రావాలి
-            "open": open_,
-            "condition": condition,
-            "lets": re.sub("స్త$", "ద్త", open_).replace("ంట", "ంత")[:-1] + "దాం",  # చేద్దాం, తిందాం
-            "habit": join(past if past.endswith("య్య") else converb, "ే"),  # చేసే, మొదలయ్యే
-            "old": re.sub("ుని$", "ొని", converb),
-            "polite": re.sub("రా$", "ర", infinitive),
-            "do": re.sub("([ేీోూ])యి$", lambda m: m[1].translate(short) + "య్యి", imperative),
-            "traits": {t if verb in verbs else "-" + t for t, verbs in WORDS["traits"].items()},
-        }
-    )
+    given = dict(zip(names, parts, strict=False))
+    derived = {
+        "cite": verb,
+        "glide": infinitive + "వ" if infinitive[-1] in "ోాే" else infinitive,  # రా + ాలి → రావాలి
+        "open": open_,
+        "condition": condition,
+        "lets": re.sub("స్త$", "ద్త", open_).replace("ంట", "ంత")[:-1] + "దాం",  # చేద్దాం, తిందాం
+        "habit": join(past if past.endswith("య్య") else converb, "ే"),  # చేసే, మొదలయ్యే
+        "old": re.sub("ుని$", "ొని", converb),
+        "polite": re.sub("రా$", "ర", infinitive),
+        "do": re.sub("([ేీోూ])యి$", lambda m: m[1].translate(short) + "య్యి", imperative),
+        "traits": {t if verb in verbs else "-" + t for t, verbs in WORDS["traits"].items()},
+    }
+    return {"participle": converb + "న", "it": converb + "ంది"} | given | derived
 
 
 VERBS = {verb: read_verb(verb, kind) for kind, verbs in WORDS["verbs"].items() for verb in verbs}
@@ -346,9 +342,8 @@ def suited(key: str, holds: frozenset[str]) -> tuple[list[tuple[int, str]], list
 
 
 def person(noun: str, code: str, pronoun: str, role: str = "") -> Who:
-    return Who(
-        read_noun(noun + "+" * (code == "3p" and noun.endswith("లు"))), code, "".join(pronoun), role
-    )
+    always_plural = "+" * (code == "3p" and noun.endswith("లు"))
+    return Who(read_noun(noun + always_plural), code, "".join(pronoun), role)
 
 
 FIXED = {key: person(noun, code, noun) for key, (noun, code) in WORDS["fixed"].items()}
@@ -438,9 +433,8 @@ def new_scene(rng: Random, subject: str, script: str, names: dict, nouns: dict) 
     tenses = WORDS["tenses"].get(once or subject, WORDS["tenses"]["all"])
     tense = rng.choices(*zip(*tenses, strict=True))[0]
     hero = somebody(rng, topic, names, WORDS["ages"].get(subject, 0))
-    gender = rng.choice(
-        {"3m": "fffm", "3f": "mmmf", "3n": "n"}.get(hero.person, "mf")
-    )  # clear "he"
+    genders = {"3m": "fffm", "3f": "mmmf", "3n": "n"}  # mostly the other one, so that "he" is clear
+    gender = rng.choice(genders.get(hero.person, "mf"))
     others = WORDS["topics"][subject]["n"] if gender == "n" else names[gender]
     other = zipf(rng, [word for word in others if word not in hero.noun.word])
     relation = zipf(rng, WORDS["relations"].get(gender, [""]))

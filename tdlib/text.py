@@ -7,7 +7,6 @@ Legend: N documents, G groups of near-duplicates, L lines of a document.
 """
 
 import bz2
-import codecs
 import gzip
 import io
 import json
@@ -61,8 +60,7 @@ class Document:
 
 @dataclass
 class Account:
-    """What `read` found and what it left, in characters: a third of a file's bytes where it is not
-    read."""
+    """What `read` found and what it left. An unread file counts a third of its bytes."""
 
     files: int = 0
     documents: int = 0
@@ -91,21 +89,21 @@ class Account:
             f"{self.empty_rows:,} of {rows:,} rows without text": self.empty_rows / rows,
             f"{self.damaged:,} characters damaged before (U+FFFD)": self.damaged / there,
         }
-        said = ", ".join(f"{words} ({share:.2%})" for words, share in parts.items() if share)
-        return f" Missing of the text given: {said}." if sum(parts.values()) > 0.001 else ""
+        shares = ", ".join(f"{words} ({share:.2%})" for words, share in parts.items() if share)
+        return f" Missing of the text given: {shares}." if sum(parts.values()) > 0.001 else ""
 
     def __str__(self) -> str:
-        said = f"Read: {self.files:,} files, {self.documents:,} documents, {self.characters:,} of "
+        counts = f"{self.files:,} files, {self.documents:,} documents"
+        read = f"Read: {counts}, {self.characters:,} of {self.there:,} characters"
         rows = [f"{self.empty_rows:,} rows without text"] if self.empty_rows else []
-        return "; ".join([f"{said}{self.there:,} characters", *rows, *self.notes()]) + "."
+        return "; ".join([read, *rows, *self.notes()]) + "."
 
 
 def read(paths: list[str | Path], account: Account | None = None) -> list[Document]:
     """Documents of files and folders: .txt (a paragraph a line, a blank line between documents, or
     larger gaps: see _txt), .jsonl (field "text"), .parquet (column "text", or the only one that
     holds no numbers), each also as .gz, .xz, .bz2, .zst; of a folder, those it holds or links to.
-    Only BOM, trailing blanks and empty lines go; `account` is told of all else that is not read.
-    ValueError or FileNotFoundError: one line that names file, fault and remedy."""
+    Only BOM, trailing blanks and empty lines go; `account` is told of all else that is not read."""
     account = Account() if account is None else account
     once = {}  # however many links lead to a file
     for file in (file for path in paths for file in _files(Path(path), account)):
@@ -115,19 +113,20 @@ def read(paths: list[str | Path], account: Account | None = None) -> list[Docume
     documents = []
     for file, name in zip(files, names, strict=True):
         source = name if names.count(name) == 1 else f"{file.absolute().parent.name}/{name}"
-        found = list(_documents(file, account))
-        account.empty_rows += found.count(())
-        if not any(found):
+        rows = list(_documents(file, account))
+        account.empty_rows += rows.count(())
+        if not any(rows):
             raise ValueError(f"{file} is empty: give a file with text, or leave it out")
-        documents += [Document(lines, source) for lines in found if lines]
-    if not any(TELUGU.search(line) for d in documents for line in d.lines):
+        documents += [Document(row, source) for row in rows if row]
+    lines = [line for document in documents for line in document.lines]
+    if not any(map(TELUGU.search, lines)):
         given = ", ".join(map(str, paths)) or "no file"
         raise ValueError(f"no Telugu (U+0C00–U+0C7F) in {given}: give Telugu text in UTF-8")
     account.files += len(files)
     account.documents += len(documents)
-    size = sum(len(line) for d in documents for line in d.lines)
-    account.characters, account.there = account.characters + size, account.there + size
-    account.damaged += sum(line.count("\ufffd") for d in documents for line in d.lines)
+    account.characters += (size := sum(map(len, lines)))
+    account.there += size
+    account.damaged += sum(line.count("\ufffd") for line in lines)
     if notes := account.notes():
         warnings.warn("; ".join(notes), stacklevel=2)
     return documents
@@ -191,10 +190,12 @@ def _most(path: Path) -> int:
     return min(max(TIMES * path.stat().st_size, SMALL), psutil.virtual_memory().available // 4)
 
 
-def _too_much(path: Path, most: int) -> ValueError:
-    return ValueError(f"{path} unpacks to more than {most:,} characters, {LINE} a line added "
-                      f"({TIMES} times its size, or what fits the memory): unpack it yourself, in "
-                      "parts")  # fmt: skip
+def _check_size(path: Path, size: int, most: int) -> None:
+    if size > most:
+        raise ValueError(
+            f"{path} unpacks to more than {most:,} characters, {LINE} a line added ({TIMES} times "
+            "its size, or what fits the memory): unpack it yourself, in parts"
+        )
 
 
 def _documents(path: Path, account: Account) -> Iterator[tuple[str, ...]]:
@@ -203,30 +204,24 @@ def _documents(path: Path, account: Account) -> Iterator[tuple[str, ...]]:
         with _open(path) as file:
             parse = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[_name(path)[1]]
             yield from parse(path, file, account)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} {_not_utf8(path, error.reason)}") from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         why = str(getattr(error, "strerror", None) or error)
         why = why.replace("usage limit", f"limit of {UNPACKING >> 20} MiB")
         raise ValueError(f"{path} cannot be read ({why}): copy or pack it again") from None
 
 
-def _not_utf8(path: Path, reason: str) -> str:
-    decoder, read, wide = codecs.getincrementaldecoder("utf-8")(), 0, False
-    with _open(path) as file:  # once more, for the error counts from the block it was in
-        for block in chain(iter(lambda: file.read(2**20), b""), [b""]):
-            wide |= not read and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-            half = len(decoder.getstate()[0])  # of a character, held back
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                byte = f"byte {read - half + error.start:,}"
-                break
-            read += len(block)
-    if reason == "unexpected end of data":
-        return f"ends within a character ({byte}): it was cut short, copy it again"
-    encoding = "UTF-16" if wide else "ITS_ENCODING"
-    return f"is not UTF-8 ({byte}): convert it, iconv -f {encoding} -t UTF-8"
+def _not_utf8(path: Path, most: int) -> str:
+    """The fault and its remedy, by reading again: the error counts from the block it was in."""
+    with _open(path) as file:
+        content = file.read(most)
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start:,}"
+        if error.reason == "unexpected end of data":
+            return f"ends within a character ({byte}): it was cut short, copy it again"
+        encoding = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "ITS_ENCODING"
+        return f"is not UTF-8 ({byte}): convert it, iconv -f {encoding} -t UTF-8"
 
 
 def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
@@ -234,29 +229,27 @@ def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
     most, total = _most(path), 0
     longest = min(LONGEST, most)
     with io.TextIOWrapper(file, encoding="utf-8-sig") as stream:
-        for number, line in enumerate(iter(lambda: stream.readline(longest + 1), ""), 1):
-            total += len(line) + LINE
-            if total > most:
-                raise _too_much(path, most)
-            if len(line) > longest:
-                raise ValueError(f"{path}: line {number} has more than {longest:,} characters: "
-                                 "break it into several")  # fmt: skip
-            yield number, line
+        try:
+            for number, line in enumerate(iter(lambda: stream.readline(longest + 1), ""), 1):
+                total += len(line) + LINE
+                _check_size(path, total, most)
+                if len(line) > longest:
+                    fault = f"line {number} has more than {longest:,} characters"
+                    raise ValueError(f"{path}: {fault}: break it into several")
+                if "\0" in line:
+                    fault = f"line {number} holds zero bytes, as UTF-16 and damaged files do"
+                    raise ValueError(f"{path}: {fault}: convert it with iconv, or copy it again")
+                yield number, line
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} {_not_utf8(path, 4 * (total + longest))}") from None
 
 
 def _txt(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
     """Blank lines end a document. Where nearly every one would then be a single line, and larger
     gaps are there, blank lines end paragraphs and the larger gaps documents."""
-
-    def lines() -> Iterator[str]:
-        for number, line in _numbered(path, file):
-            if "\0" in line:
-                raise ValueError(f"{path}: line {number} holds zero bytes, as UTF-16 and damaged "
-                                 "files do: convert it with iconv, or copy it again")  # fmt: skip
-            yield line.rstrip()
-
+    lines = (line.rstrip() for _, line in _numbered(path, file))
     parts, gaps, gap = [], [], 0  # a gap before each part
-    for filled, part in groupby(lines(), bool):
+    for filled, part in groupby(lines, bool):
         if filled:
             parts.append(tuple(part))
             gaps.append(gap)
@@ -266,12 +259,11 @@ def _txt(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ..
     ends = [i for i in range(1, len(parts)) if gaps[i] > least]
     single = sum(len(part) == 1 for part in parts) >= SINGLE * len(parts)
     many = bool(ends) and len(ends) >= LARGER * len(parts)
-    if len(parts) < FEWEST or not (single or (many and len(ends) <= len(parts) / 2)):
-        return parts
-    account.tell("gaps" if not single else "joined" if many else "single", [path])
-    if not (single and many):
-        return parts
-    return [tuple(chain(*parts[a:b])) for a, b in pairwise([0, *ends, len(parts)])]
+    if len(parts) >= FEWEST and (single or (many and len(ends) <= len(parts) / 2)):
+        account.tell("gaps" if not single else "joined" if many else "single", [path])
+        if single and many:
+            return [tuple(chain(*parts[a:b])) for a, b in pairwise([0, *ends, len(parts)])]
+    return parts
 
 
 def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
@@ -286,9 +278,8 @@ def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, 
             text.encode()  # it is text, without half a surrogate pair
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(fault + '{"text": "…"}') from None
-        lines = _lines(text)
-        filled = filled or bool(lines)
-        yield lines
+        yield (lines := _lines(text))
+        filled |= bool(lines)
     if null and not filled:
         raise ValueError(null + '{"text": "…"}')
 
@@ -299,23 +290,21 @@ def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str
     source, most, total = path, _most(path), 0
     if path.suffix.lower() in PACKED:
         source = pyarrow.BufferReader(content := file.read(4 * most + 1))
-        if len(content) > 4 * most:
-            raise _too_much(path, most)
+        _check_size(path, len(content) / 4, most)
     try:
         meta = pyarrow.parquet.read_metadata(source)
         column = _text_column(path, meta.schema.to_arrow_schema())
         groups = map(meta.row_group, range(meta.num_row_groups))
         parts = [group.column(i) for group in groups for i in range(meta.num_columns)]
-        if sum(p.total_uncompressed_size for p in parts if p.path_in_schema == column) > 4 * most:
-            raise _too_much(path, most)
+        sizes = (p.total_uncompressed_size for p in parts if p.path_in_schema == column)
+        _check_size(path, sum(sizes) / 4, most)
         # As a dictionary, a long text that many rows have is held once.
         table = pyarrow.parquet.ParquetFile(source, metadata=meta, read_dictionary=[column])
         for batch in table.iter_batches(1024, columns=[column]):
             account.empty_rows += batch.column(0).null_count
             for row in batch.column(0).drop_null():
                 total += len(text := row.as_py()) + LINE
-                if total > most:
-                    raise _too_much(path, most)
+                _check_size(path, total, most)
                 yield _lines(text)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise OSError(str(error).splitlines()[0]) from None
@@ -326,11 +315,9 @@ def _text_column(path: Path, schema) -> str:
     others = [name for name, kind in kinds.items() if not NUMBERS.match(kind)]
     column = others[0] if "text" not in kinds and len(others) == 1 else "text"
     if not TEXT.match(kinds.get(column, "")) or schema.names.count(column) > 1:
-        found = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
-        raise ValueError(
-            f"{path} has no string column called text, it has the columns {found}: "
-            'call the one with the text "text", and make it one of strings'
-        )
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
+        fault = f"{path} has no string column called text, it has the columns {columns}"
+        raise ValueError(f'{fault}: call the one with the text "text", and make it one of strings')
     return column
 
 
@@ -385,12 +372,7 @@ def _shingles(document: Document) -> np.ndarray:
 
 
 def split(
-    documents: list[Document],
-    group_N: np.ndarray,
-    *,
-    val_share: float,
-    confirm_share: float = 0.0,
-    seed: int,
+    documents: list, group_N: np.ndarray, *, val_share: float, confirm_share: float = 0, seed: int
 ) -> list[str]:
     """Each document's side: train, val or confirm. In a seeded order, a whole group joins a side
     where that brings it nearer to its share of the characters; so one of twice the share or more

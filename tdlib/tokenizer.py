@@ -36,28 +36,28 @@ TELUGU = re.compile("[\u0c00-\u0c7f]")
 RUNS = re.compile("[\u0c00-\u0c7f]+|[^\u0c00-\u0c7f]+")
 LARGEST = 2**28  # bytes of a tokenizer's file; public ones have up to 40 million
 LONGEST = 10**6  # bytes of a line that SentencePiece's trainer reads; it leaves longer ones out
-# What may stand in the files of a Hugging Face tokenizer. Of these, the ones that change ids or
-# text are looked at (see `_check_config` and `_named`); the others concern padding, cutting, chats
-# and special tokens, which nothing here adds. Any other key is refused by name.
+# What may stand in the files of a Hugging Face tokenizer. `_unlike` and `_named` look at what
+# changes ids or text; the rest concerns padding, cutting, chats and special tokens, which nothing
+# here adds, nor those that a config names (see SPECIAL). Any other key is refused by name.
 KEYS = {
     "tokenizer.json": """version truncation padding added_tokens normalizer pre_tokenizer
         post_processor decoder model""",
     "upstream's": "version type vocab_size separator special_tokens token_to_id bpe_merges",
     "its model": """type vocab merges unk_token unk_id byte_fallback fuse_unk ignore_merges dropout
         continuing_subword_prefix end_of_word_suffix max_input_chars_per_word""",
-    "a config": """eos_token bos_token pad_token unk_token sep_token cls_token mask_token
+    "a config": """
         additional_special_tokens extra_special_tokens model_specific_special_tokens
-        added_tokens_decoder add_prefix_space do_lower_case sp_model_kwargs
-        add_bos_token add_eos_token add_special_tokens legacy split_special_tokens
+        added_tokens_decoder add_prefix_space do_lower_case sp_model_kwargs add_bos_token
+        add_eos_token add_special_tokens legacy split_special_tokens
         clean_up_tokenization_spaces spaces_between_special_tokens errors trim_offsets
         chat_template default_chat_template use_default_system_prompt response_schema
         tokenizer_class processor_class auto_map name_or_path special_tokens_map_file
-        tokenizer_file vocab_file merges_file from_slow use_fast is_local local_files_only backend
-        model_max_length max_length max_len model_input_names padding_side pad_to_multiple_of
-        pad_token_type_id truncation_side truncation_strategy stride return_token_type_ids
-        transformers_version _commit_hash trust_remote_code extra_ids
-        bos_token_id eos_token_id pad_token_id unk_token_id""",
+        tokenizer_file vocab_file merges_file from_slow use_fast is_local local_files_only
+        backend model_max_length max_length max_len model_input_names padding_side
+        pad_to_multiple_of pad_token_type_id truncation_side truncation_strategy stride
+        return_token_type_ids transformers_version _commit_hash trust_remote_code extra_ids""",
 }
+SPECIAL = re.compile(".*_token(_id)?")
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # of a whole vocabulary
@@ -70,7 +70,6 @@ class Tokenizer:
     unk: int | None  # stands for text that it has no piece for; None where there is no such token
     silent: frozenset[int]  # <pad>, <bos> and the like: nothing in a text
     shown_V: list[str]  # each piece for display, by itself
-    opens_V: np.ndarray  # whether a word begins after it, whatever comes
     marked: bool  # "▁" on a piece says that it begins a word; else the piece before says it too
     model: object  # of the package that reads this kind, or _Morphs
     lines_ids: Callable[[list[str]], list[list[int]]]
@@ -92,37 +91,39 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text; <eos> becomes a line break, half a character at the end is dropped."""
         lines = [[]]
-        for i in self._known(ids):
-            lines.append([]) if i == self.eos else lines[-1].append(i)
-        lines = [[i for i in line if i not in self.silent] for line in lines]
+        for i in self._checked(ids):
+            if i == self.eos:
+                lines.append([])
+            elif i not in self.silent:
+                lines[-1].append(i)
         return "\n".join(map(self.line_text, lines)).rstrip("�")
 
     def running(self, ids: Iterable[int], prompt: Iterable[int] = ()) -> Iterator[str]:
         """The text of ids as they come, after that of a prompt: no half characters, and a letter
         only when no vowel sign, virama or half of a conjunct can follow it. Together the pieces are
         decode's text, less bytes that make no character."""
-        line, held = [], ""
-        for i in self._known(prompt):
-            line = [] if i == self.eos else [*line, i]
         # What a token adds is told by those shown just before: whether it brings a space, joins, or
-        # ends a character. So the text of the last ones is made anew, never that of the whole line;
-        # `told` characters of it are already out.
+        # ends a character. So the text of `line` from `begun` on is made anew, never that of the
+        # whole line. `shown`: tokens that end in a whole character; `out`: characters given out.
+        line, held = [], ""
+        for i in self._checked(prompt):
+            line = [] if i == self.eos else [*line, i]
         text = self.line_text(line)
-        begun, told = 0, len(text.rstrip("�"))
+        begun, out = 0, len(text.rstrip("�"))
         shown = 0 if text.endswith("�") else len(line)
         for i in ids:
-            if self._known([i]) == [self.eos]:
-                line, begun, shown, told, held = [], 0, 0, 0, held + "\n"
+            if self._checked([i]) == [self.eos]:
+                line, begun, shown, out, held = [], 0, 0, 0, held + "\n"
             elif i not in self.silent:
                 line.append(int(i))
                 text = self.line_text(line[begun:])
                 whole = text.rstrip("�")
-                held += whole[told:].replace("�", "")
+                held += whole[out:].replace("�", "")
                 if whole == text:
                     begun, shown = shown, len(line)
-                    told = len(self.line_text(line[begun:]))
+                    out = len(self.line_text(line[begun:]))
                 else:  # half a character: wait for the rest
-                    told = max(told, len(whole))
+                    out = max(out, len(whole))
             if settled := _settled(held):
                 yield held[:settled]
                 held = held[settled:]
@@ -137,15 +138,13 @@ class Tokenizer:
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Tokens of a running text for display: "▁" begins a word, <0xE0> is a byte."""
-        ids = self._known(ids)
+        ids = self._checked(ids)
         pieces = [self.shown_V[i] for i in ids]
         if self.marked or not ids:
             return pieces
-        special = self.silent | {self.eos}
-        return [
-            f"▁{piece}" if begins and i not in special and piece[:1] != "▁" else piece
-            for i, piece, begins in zip(ids, pieces, self.begins(np.array([ids]))[0], strict=True)
-        ]
+        begins_S = self.begins(np.array([ids]))[0] & ~np.isin(ids, self._special)
+        marks = ("▁" if begins else "" for begins in begins_S)
+        return [mark + p.removeprefix(mark) for mark, p in zip(marks, pieces, strict=True)]
 
     def vocabulary(self) -> list[str]:
         """The bare text of each piece, without the marks of a word's beginning or going on."""
@@ -160,14 +159,21 @@ class Tokenizer:
         return begins_MS
 
     @cached_property
+    def opens_V(self) -> np.ndarray:
+        """Whether a word begins after each piece, whatever comes."""
+        if self.kind == "Morfessor":
+            return ~self.model.joins_V
+        return np.isin(np.arange(self.size), self._special)
+
+    @cached_property
     def parts_V(self) -> np.ndarray:
-        """Of a piece, 1 where it is one byte of a character, as byte fallback has them, 2 where it
-        holds more and cuts a character, as BPE over bytes has them; else 0."""
+        """1 for a piece that is one byte of a character (byte fallback), 2 for one that holds more
+        and cuts a character (BPE over bytes), else 0."""
         return np.array([2 * bool(BYTE.search(p)) - bool(BYTE.fullmatch(p)) for p in self.shown_V])
 
     def in_parts(self, count_V: np.ndarray) -> bool:
-        """Whether pieces cut characters, by how often each occurs, so that what is said of
-        characters must come from the text: any BPE over bytes, or many bytes."""
+        """Whether pieces, by their counts, often cut characters: numbers of characters then need
+        the text. True for any BPE over bytes, and for many bytes."""
         bytes_ = count_V[np.flatnonzero(self.parts_V[: len(count_V)] == 1)].sum()
         return bool((self.parts_V == 2).any() or bytes_ > PARTS * count_V.sum())
 
@@ -175,11 +181,9 @@ class Tokenizer:
         """Of each byte of a running text the code point that it is of, whether it is the first of
         its character, and the place of its token, (bytes,) each. A byte of no character is a
         surrogate; special tokens have no bytes, <eos> is a line break."""
-        raw_B, length_V, first_V = self._bytes_V
-        length_S = length_V[ids_S]
-        token_B = np.repeat(np.arange(len(ids_S)), length_S)
-        at_B = np.arange(len(token_B)) - np.repeat(np.cumsum(length_S) - length_S, length_S)
-        text = raw_B[first_V[ids_S][token_B] + at_B].tobytes().decode(errors="surrogateescape")
+        texts_S = [self._bytes_V[i] for i in np.asarray(ids_S).tolist()]
+        token_B = np.repeat(np.arange(len(texts_S)), [len(text) for text in texts_S])
+        text = b"".join(texts_S).decode(errors="surrogateescape")
         code_C = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
         width_C = 1 + (code_C > 0x7F).astype(int) + (code_C > 0x7FF) + (code_C > 0xFFFF)
         width_C[(code_C >= 0xD800) & (code_C < 0xE000)] = 1
@@ -188,25 +192,25 @@ class Tokenizer:
         return np.repeat(code_C, width_C), begins_B, token_B
 
     @cached_property
-    def _bytes_V(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All pieces' bytes, one after the other; of each piece how many, and its first."""
-        special = self.silent | {self.unk}
-        texts = [b"" if i in special else b"\n" if i == self.eos else _spelt(p)
-                 for i, p in enumerate(self.shown_V)]  # fmt: skip
-        length_V = np.array([len(text) for text in texts])
-        return np.frombuffer(b"".join(texts), "u1"), length_V, np.cumsum(length_V) - length_V
+    def _bytes_V(self) -> list[bytes]:
+        texts_V = [b"\n" if i == self.eos else _spelt(p) for i, p in enumerate(self.shown_V)]
+        for i in {*self.silent, self.unk} - {None}:
+            texts_V[i] = b""
+        return texts_V
 
     @cached_property
     def _begins_V(self) -> np.ndarray:
-        begins_V = np.array([piece.startswith("▁") for piece in self.shown_V])
-        begins_V[self.eos] = True
-        return begins_V
+        return np.array([p.startswith("▁") or i == self.eos for i, p in enumerate(self.shown_V)])
 
-    def _known(self, ids: Iterable[int]) -> list[int]:
+    @property
+    def _special(self) -> list[int]:
+        return [*self.silent, self.eos]
+
+    def _checked(self, ids: Iterable[int]) -> list[int]:
         ids = [int(i) for i in ids]
         if odd := [i for i in ids if not 0 <= i < self.size]:
-            raise ValueError(f"id {odd[0]:,} is none of the {self.size:,} pieces of {self.path}: "
-                             "give the tokenizer that the tokens were made with")  # fmt: skip
+            fault = f"id {odd[0]:,} is none of the {self.size:,} pieces of {self.path}"
+            raise ValueError(f"{fault}: give the tokenizer that the tokens were made with")
         return ids
 
 
@@ -232,34 +236,33 @@ def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
     raw text for upstream's; without one, text for that kind is taken as segmented already."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: put a SentencePiece .model there, or give "
-                                "one, or a tokenizer.json, as tokenizer")  # fmt: skip
+        remedy = "put a SentencePiece .model there, or give one, or a tokenizer.json, as tokenizer"
+        raise FileNotFoundError(f"{path} is not there: {remedy}")
     content = _read_json(path) if _bounded(path).lstrip()[:1] == b"{" else None
     upstream = content is not None and content.get("type") == "morfessor_bpe_telugu"
     if segmenter and not upstream:
-        raise ValueError(f"segmenter = {str(segmenter)!r} is for upstream's tokenizer.json alone, "
-                         f"which {path} is not: leave it empty")  # fmt: skip
+        fault = f"segmenter = {str(segmenter)!r} is for upstream's tokenizer.json alone"
+        raise ValueError(f"{fault}, which {path} is not: leave it empty")
     if content is None:
         return _sentencepiece(path)
     if upstream:
         return _morfessor(path, content, segmenter)
     if isinstance(content.get("model"), dict):
         return _hugging_face(path, content)
-    raise ValueError(f"{path} is neither a Hugging Face tokenizer.json (it has no `model`) nor "
-                     "upstream's (`type` morfessor_bpe_telugu): give one of them")  # fmt: skip
+    fault = f"{path} is neither a Hugging Face tokenizer.json (with `model`) nor upstream's"
+    raise ValueError(f"{fault} (`type` morfessor_bpe_telugu): give one of them")
 
 
 def files(tokenizer: Tokenizer) -> dict[str, Path]:
     """Where its files are, by the names that they have beside tokens and models."""
-    beside = CONFIGS if tokenizer.kind == "Hugging Face" else ()
-    beside = {name: tokenizer.path.with_name(name) for name in beside}
-    return {tokenizer.name: tokenizer.path} | {n: p for n, p in beside.items() if p.is_file()}
+    beside = _configs(tokenizer.path) if tokenizer.kind == "Hugging Face" else []
+    return {tokenizer.name: tokenizer.path} | {path.name: path for path in beside}
 
 
 def _bounded(path: Path) -> bytes:
     if (size := path.stat().st_size) > LARGEST:
-        raise ValueError(f"{path} has {size:,} bytes, a tokenizer's file has at most {LARGEST:,}: "
-                         "give the tokenizer, no weights or text")  # fmt: skip
+        fault = f"{path} has {size:,} bytes, a tokenizer's file has at most {LARGEST:,}"
+        raise ValueError(f"{fault}: give the tokenizer, no weights or text")
     return path.read_bytes()
 
 
@@ -279,21 +282,13 @@ def _read_json(path: Path) -> dict:
 def _by_id(path: Path, ids: dict[str, int]) -> list[str]:
     """The pieces in the order of their ids, which run from 0 without gaps or doubles."""
     if odd := [f"{piece!r}: {i!r}" for piece, i in ids.items() if type(i) is not int]:
-        raise ValueError(f"{path}: {odd[0]} in its vocabulary, an id must be a whole number: "
-                         "copy it again")  # fmt: skip
+        raise ValueError(f"{path}: {odd[0]} in its vocabulary, no whole number: copy it again")
     pieces = sorted(ids, key=lambda piece: (ids[piece], piece))
     for i, piece in enumerate(pieces):
         if ids[piece] != i:
-            raise ValueError(
-                f"{path}: the id of {piece!r} is {ids[piece]:,} where {i:,} is "
-                "next, ids run from 0 without gaps or doubles: copy it again"
-            )
+            fault = f"{path}: the id of {piece!r} is {ids[piece]:,} where {i:,} is next"
+            raise ValueError(f"{fault}, ids run from 0 without gaps or doubles: copy it again")
     return pieces
-
-
-def _only(size: int, ids: Iterable[int]) -> np.ndarray:
-    """True at these ids alone, (V,)."""
-    return np.isin(np.arange(size), list(ids))
 
 
 # --- SentencePiece
@@ -303,19 +298,17 @@ def _sentencepiece(path: Path) -> Tokenizer:
     try:
         model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except RuntimeError:
-        raise ValueError(f"{path} is not a SentencePiece .model, nor a tokenizer.json: train one, "
-                         "or copy it again") from None  # fmt: skip
+        fault = f"{path} is not a SentencePiece .model, nor a tokenizer.json"
+        raise ValueError(f"{fault}: train one, or copy it again") from None
     eos = model.eos_id()
     if eos < 0:
-        raise ValueError(f"{path} has no <eos>, which ends each line of text: "
-                         "train one with pad_id 0, unk_id 1, bos_id 2, eos_id 3")  # fmt: skip
+        fault = f"{path} has no <eos>, which ends each line of text"
+        raise ValueError(f"{fault}: train one with pad_id 0, unk_id 1, bos_id 2, eos_id 3")
     shown_V = [model.id_to_piece(i) for i in range(model.vocab_size())]
     shown_V[eos] = "<eos>"
     silent = frozenset(i for i in range(len(shown_V)) if model.is_control(i) and i != eos)
-    return Tokenizer(
-        "SentencePiece", path, eos, model.unk_id(), silent, shown_V,
-        _only(len(shown_V), silent | {eos}), True, model, model.encode, model.decode,
-    )  # fmt: skip
+    kind, encode, decode = "SentencePiece", model.encode, model.decode
+    return Tokenizer(kind, path, eos, model.unk_id(), silent, shown_V, True, model, encode, decode)
 
 
 def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
@@ -336,9 +329,8 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
         if cut:
             reason += f"; {len(cut):,} lines are too long, over {LONGEST:,} bytes, and were cut"
             remedy += ", with line ends between paragraphs"
-        raise ValueError(
-            f"vocab_size {vocab_size} does not fit this text ({reason}): {remedy}"
-        ) from None
+        fault = f"vocab_size {vocab_size} does not fit this text ({reason})"
+        raise ValueError(f"{fault}: {remedy}") from None
     write_whole(path, model.getvalue())
     sign(path)
     return _sentencepiece(path)
@@ -371,29 +363,32 @@ BYTE_OF |= {chr(256 + i): b for i, b in enumerate(sorted({*range(256)} - _PRINTE
 
 
 def _hugging_face(path: Path, content: dict) -> Tokenizer:
-    inner = content["model"]
-    unk_name = inner.get("unk_token")
+    configs = {file: _read_json(file) for file in _configs(path)}
     try:
-        named = _named(path)
-        _check_config(path, content)
-        special = _hide_special(content, set(named.values()))
-        model = tokenizers.Tokenizer.from_str(json.dumps(content))
+        _check_keys(path, content, configs)
+        named = _named(configs)
+        special, hidden = _hide_special(content, set(named.values()))
+        model = tokenizers.Tokenizer.from_str(json.dumps(hidden))
+        ids = {piece.removeprefix(HIDDEN): i for piece, i in model.get_vocab().items()}
+        for file, config in configs.items():
+            for fault in _unlike(config, content, ids):
+                fault = f"{file}: {fault} {path.name}, which alone makes ids here"
+                raise ValueError(f"{fault}: make both say what the model was trained with")
     except (ValueError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the package raises nothing narrower, and its panics are none
-        raise ValueError(f"{path} cannot be read by the package tokenizers ({error}): copy it "
-                         "again, or update the package") from None  # fmt: skip
+        fault = f"{path} cannot be read by the package tokenizers ({error})"
+        raise ValueError(f"{fault}: copy it again, or update the package") from None
     model.no_truncation()
     model.no_padding()
     model.encode_special_tokens = True  # as the text that it is
-    ids = {piece.removeprefix(HIDDEN): i for piece, i in model.get_vocab().items()}
     shown_V = _by_id(path, ids)
     name = named.get("eos_token") or next((n for n in EOS_NAMES if n in ids), None)
     if name not in ids:
-        raise ValueError(f"{path} has no end-of-text token {name or EOS_NAMES}: name one of its "
-                         "tokens as eos_token in tokenizer_config.json beside it")  # fmt: skip
-    eos = ids[name]
-    unk = inner.get("unk_id", ids.get(named.get("unk_token") or unk_name))
+        fault = f"{path} has no end-of-text token {name or EOS_NAMES}"
+        raise ValueError(f"{fault}: name one as eos_token in tokenizer_config.json beside it")
+    eos, inner = ids[name], content["model"]
+    unk = inner.get("unk_id", ids.get(named.get("unk_token") or inner.get("unk_token")))
     unk = None if unk == eos else unk  # GPT-2 names <|endoftext|> for all it has no piece for
     silent = frozenset(ids[s] for s in special & ids.keys()) - {eos, unk}
     over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
@@ -401,99 +396,104 @@ def _hugging_face(path: Path, content: dict) -> Tokenizer:
         added = model.get_added_tokens_decoder()
         shown_V = [p if i in added else _bytes_text(p) for i, p in enumerate(shown_V)]
     elif not any(piece.startswith("▁") for piece in shown_V):
-        raise ValueError(f"{path} has no piece with ▁ and is not over bytes, so that where words "
-                         "begin is not known: give a BPE or Unigram that tells")  # fmt: skip
+        fault = f"{path} has no piece with ▁ and is not over bytes: where words begin is not known"
+        raise ValueError(f"{fault}: give a BPE or Unigram that tells")
     shown_V[eos] = "<eos>"
+    encode, text = _functions(model)
+    kind, marked = "Hugging Face", not over_bytes
+    return Tokenizer(kind, path, eos, unk, silent, shown_V, marked, model, encode, text)
+
+
+def _functions(model: tokenizers.Tokenizer) -> tuple[Callable, Callable]:
+    """Lines → ids, and ids of a line → its text."""
 
     def encode(lines: list[str]) -> list[list[int]]:
-        return [found.ids for found in model.encode_batch(lines, add_special_tokens=False)]
+        return [line.ids for line in model.encode_batch(lines, add_special_tokens=False)]
 
     extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
 
     def text(ids: list[int]) -> str:
-        found = model.decode(ids, skip_special_tokens=False)
-        return found.replace(HIDDEN, "").removeprefix(extra)
+        whole = model.decode(ids, skip_special_tokens=False)
+        return whole.replace(HIDDEN, "").removeprefix(extra)
 
-    return Tokenizer(
-        "Hugging Face", path, eos, unk, silent, shown_V,
-        _only(len(shown_V), silent | {eos}), not over_bytes, model, encode, text,
-    )  # fmt: skip
+    return encode, text
 
 
-def _named(path: Path) -> dict[str, str]:
+def _configs(path: Path) -> list[Path]:
+    return [file for name in CONFIGS if (file := path.with_name(name)).is_file()]
+
+
+def _named(configs: dict[Path, dict]) -> dict[str, str]:
     """The special tokens that the files beside a tokenizer.json name: "eos_token" → "</s>"."""
     named = {}
-    for file in (path.with_name(name) for name in reversed(CONFIGS)):  # the first has the last word
-        for key, token in (_read_json(file) if file.is_file() else {}).items():
-            token = token.get("content") if isinstance(token, dict) else token
-            if key in ("eos_token", "bos_token", "pad_token", "unk_token") and token:
+    for config in reversed(configs.values()):  # the first has the last word
+        for key in ("eos_token", "bos_token", "pad_token", "unk_token"):
+            token = config.get(key)
+            if token := token.get("content") if isinstance(token, dict) else token:
                 named[key] = token
     return named
 
 
-def _check_config(path: Path, content: dict) -> None:
-    """tokenizer.json alone makes ids. What would change them, or the text, in it or in the files
-    beside it, agrees with that or is refused by name, and so is any key that is not known here."""
+def _check_keys(path: Path, content: dict, configs: dict[Path, dict]) -> None:
+    """ValueError: a key that is not known here, or one that makes ids vary."""
     inner = content["model"]
     _refuse_unknown(path, content, "tokenizer.json")
     _refuse_unknown(path, inner, "its model")
+    for file, config in configs.items():
+        _refuse_unknown(file, config, "a config")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if inner.get(key) and inner.get("type") != "WordPiece":
-            raise ValueError(f"{path}: {key} is {inner[key]!r} in its model, it must be null: with "
-                             "it text does not come back, or its ids vary")  # fmt: skip
-    added, vocab = {t["content"]: t for t in content.get("added_tokens") or []}, inner["vocab"]
-    ids = {v[0]: i for i, v in enumerate(vocab)} if isinstance(vocab, list) else vocab
-    ids = ids | {piece: token["id"] for piece, token in added.items()}
+            fault = f"{path}: {key} is {inner[key]!r} in its model, it must be null"
+            raise ValueError(f"{fault}: with it text does not come back, or its ids vary")
+
+
+def _unlike(config: dict, content: dict, ids: dict[str, int]) -> Iterator[str]:
+    """What in a file beside would change ids or text, were it obeyed: tokenizer.json alone is."""
+    added = {token["content"]: token for token in content.get("added_tokens") or []}
+    flags = ("lstrip", "rstrip", "normalized", "single_word")
+    for i, token in (config.get("added_tokens_decoder") or {}).items():
+        piece, plain = token.get("content"), not token.get("special")
+        ours = added.get(piece, {})
+        same = ours and all(token.get(flag, ours.get(flag)) == ours.get(flag) for flag in flags)
+        if str(ids.get(piece, "" if plain else i)) != i or (plain and not same):
+            yield f"added_tokens_decoder has {piece!r} (id {i}) otherwise than"
     ways = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
-    same = ("lstrip", "rstrip", "normalized", "single_word")
+    if config.get("do_lower_case") and not re.search("Lowercase|BertNormalizer", ways):
+        yield "do_lower_case is true, it is not in"
     space = bool(re.search('_space": true|"prepend_scheme": "[fa]|"Prepend"', ways))
-    for file in (p for name in CONFIGS if (p := path.with_name(name)).is_file()):
-        config, odd = _read_json(file), []
-        _refuse_unknown(file, config, "a config")
-        for i, token in (config.get("added_tokens_decoder") or {}).items():
-            piece = token.get("content")
-            other = str(ids.get(piece)) != i
-            if not token.get("special"):
-                own = added.get(piece, {})
-                other |= not own or any(token.get(k, own.get(k)) != own.get(k) for k in same)
-            if other and (piece in ids or not token.get("special")):
-                odd.append(f"added_tokens_decoder has {piece!r} (id {i}) otherwise than")
-        if config.get("do_lower_case") and not re.search("Lowercase|BertNormalizer", ways):
-            odd.append("do_lower_case is true, it is not in")
-        if config.get("add_prefix_space") not in (None, space):
-            odd.append(f"add_prefix_space is {json.dumps(not space)}, it is {json.dumps(space)} in")
-        if (config.get("sp_model_kwargs") or {}).get("enable_sampling"):
-            odd.append("sp_model_kwargs draw ids at random, unlike")
-        if odd:
-            raise ValueError(f"{file}: {odd[0]} {path.name}, which alone makes ids here: make both "
-                             "say what the model was trained with")  # fmt: skip
+    if config.get("add_prefix_space") not in (None, space):
+        yield f"add_prefix_space is {json.dumps(not space)}, it is {json.dumps(space)} in"
+    if (config.get("sp_model_kwargs") or {}).get("enable_sampling"):
+        yield "sp_model_kwargs draw ids at random, unlike"
 
 
-def _refuse_unknown(path: Path, found: dict, where: str) -> None:
-    for key, value in found.items():
-        named = where == "a config" and key.endswith("_token") and isinstance(value, str | dict)
-        if key not in KEYS[where].split() and not named:
-            raise ValueError(f"{path}: what {key!r} does is not known here, it might change ids or "
-                             "text: take it out if it does not")  # fmt: skip
+def _refuse_unknown(path: Path, content: dict, where: str) -> None:
+    for key, value in content.items():
+        special = where == "a config" and SPECIAL.fullmatch(key) and not isinstance(value, bool)
+        if key not in KEYS[where].split() and not special:
+            fault = f"{path}: what {key!r} does is not known here, it might change ids or text"
+            raise ValueError(f"{fault}: copy it without that key if it does not")
 
 
-def _hide_special(content: dict, named: set[str]) -> set[str]:
-    """The special tokens. Text that spells one must not become it: those in the vocabulary that
-    text is cut into get a name that no text has, the others are marked as special."""
+def _hide_special(content: dict, named: set[str]) -> tuple[set[str], dict]:
+    """The special tokens, and a content in which text that spells one does not become it: those in
+    the vocabulary that text is cut into have a name that no text has, the others are marked."""
     model, added = content["model"], content.get("added_tokens") or []
     special = named | {token["content"] for token in added if token["special"]}
     special = {piece for piece in special if not BYTE.fullmatch(piece)}
     scored = isinstance(model["vocab"], list)  # Unigram's
-    hidden = special & {entry[0] if scored else entry for entry in model["vocab"]}
-    names = {piece: HIDDEN + piece for piece in hidden}
+    names = {entry[0] if scored else entry for entry in model["vocab"]}
+    names = {piece: HIDDEN + piece for piece in special & names}
     if scored:
-        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        vocab = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
     else:
-        model["vocab"] = {names.get(piece, piece): i for piece, i in model["vocab"].items()}
-        model["unk_token"] = names.get(model.get("unk_token"), model.get("unk_token"))
-    added = [t for t in added if t["content"] not in hidden and not BYTE.fullmatch(t["content"])]
-    content["added_tokens"] = [t | {"special": t["content"] in special} for t in added]
-    return special
+        vocab = {names.get(piece, piece): i for piece, i in model["vocab"].items()}
+    model = model | {"vocab": vocab}
+    if unk := model.get("unk_token"):
+        model["unk_token"] = names.get(unk, unk)
+    added = [t for t in added if t["content"] not in names and not BYTE.fullmatch(t["content"])]
+    added = [token | {"special": token["content"] in special} for token in added]
+    return special, content | {"model": model, "added_tokens": added}
 
 
 def _bytes_text(piece: str) -> str:
@@ -509,46 +509,46 @@ def _bytes_text(piece: str) -> str:
 
 
 def _morfessor(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
-    ids, special = (_object(path, content, name) for name in ("token_to_id", "special_tokens"))
+    ids = _field(path, content, "token_to_id", dict, "a JSON object")
+    special = _field(path, content, "special_tokens", dict, "a JSON object")
+    separator = _field(path, content, "separator", str, "text such as '@@'")
     pieces = _by_id(path, ids)
     _refuse_unknown(path, content, "upstream's")
     for name in ("<pad>", "<unk>", "<bos>", "<eos>", *special):
         if special.get(name) is None or special[name] != ids.get(name):
-            raise ValueError(
-                f"{path}: {name} is {special.get(name)} in special_tokens and "
-                f"{ids.get(name)} in token_to_id, both must give one id: copy it again"
-            )
-    separator, merges = content.get("separator"), content.get("bpe_merges")
-    if not isinstance(separator, str) or not separator:
-        raise ValueError(f"{path}: separator is {separator!r}, it must be text such as '@@': "
-                         "copy it again")  # fmt: skip
+            both = f"{special.get(name)} in special_tokens and {ids.get(name)} in token_to_id"
+            raise ValueError(f"{path}: {name} is {both}, both must give one id: copy it again")
+    merges = content.get("bpe_merges")
     pairs = merges if isinstance(merges, list) else [merges]
     if odd := [p for p in pairs if not (isinstance(p, list) and [*map(type, p)] == [str, str])]:
         raise ValueError(f"{path}: {odd[0]!r} in bpe_merges, each must be two texts: copy it again")
-    eos, unk = ids["<eos>"], ids["<unk>"]
-    joins_V = np.array([piece.endswith(separator) for piece in pieces])
-    morphs = _Morphs(
-        {piece: i for piece, i in ids.items() if piece not in special}, unk, separator,
-        {(a, b): rank for rank, (a, b) in enumerate(pairs)},
-        _segment(Path(segmenter)) if segmenter else None,
-    )  # fmt: skip
+    model = _Morphs(
+        ids={piece: i for piece, i in ids.items() if piece not in special},
+        unk=ids["<unk>"],
+        separator=separator,
+        joins_V=np.array([piece.endswith(separator) for piece in pieces]),
+        ranks={(a, b): rank for rank, (a, b) in enumerate(pairs)},
+        segment=_segment(Path(segmenter)) if segmenter else None,
+    )
+
+    def encode(lines: list[str]) -> list[list[int]]:
+        return [model.encode(line) for line in lines]
 
     def text(ids: list[int]) -> str:
         joined = " ".join(pieces[i] for i in ids).replace(f"{separator} ", "")
-        return joined[: -len(separator)] if ids and joins_V[ids[-1]] else joined
+        return joined[: -len(separator)] if ids and model.joins_V[ids[-1]] else joined
 
-    return Tokenizer(
-        "Morfessor", path, eos, unk, frozenset(special.values()) - {eos, unk},
-        [piece.removesuffix(separator) for piece in pieces], ~joins_V, False, morphs,
-        lambda lines: [morphs.encode(line) for line in lines], text,
-    )  # fmt: skip
+    eos, unk, kind = ids["<eos>"], ids["<unk>"], "Morfessor"
+    silent = frozenset(special.values()) - {eos, unk}
+    shown_V = [piece.removesuffix(separator) for piece in pieces]
+    return Tokenizer(kind, path, eos, unk, silent, shown_V, False, model, encode, text)
 
 
-def _object(path: Path, content: dict, name: str) -> dict:
-    if not isinstance(content.get(name), dict):
-        raise ValueError(f"{path}: {name} is {content.get(name)!r:.40}, it must be a JSON object: "
-                         "copy it again")  # fmt: skip
-    return content[name]
+def _field(path: Path, content: dict, name: str, kind: type, what: str) -> object:
+    value = content.get(name)
+    if not isinstance(value, kind) or value == "":
+        raise ValueError(f"{path}: {name} is {value!r:.40}, it must be {what}: copy it again")
+    return value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -569,6 +569,7 @@ class _Morphs:
     ids: dict[str, int]  # but for the special ones
     unk: int
     separator: str
+    joins_V: np.ndarray
     ranks: dict[tuple[str, str], int]
     segment: Callable[[str], list[str]] | None
 
@@ -635,14 +636,10 @@ class _Morphs:
 
 
 # What a Morfessor model is made of; a pickle can name anything else, and run it.
-_SAFE = {("collections", "Counter")} | {
-    ("morfessor.baseline", name)
-    for name in (
-        "BaselineModel", "ConstrNode", "LexiconEncoding", "CorpusEncoding", "FixedCorpusWeight",
-        "AnnotatedCorpusEncoding", "AnnotationCorpusWeight", "MorphLengthCorpusWeight",
-        "NumMorphCorpusWeight",
-    )
-}  # fmt: skip
+_SAFE = {"BaselineModel", "ConstrNode", "LexiconEncoding", "CorpusEncoding", "FixedCorpusWeight"}
+_SAFE |= {"AnnotatedCorpusEncoding", "AnnotationCorpusWeight", "MorphLengthCorpusWeight"}
+_SAFE = {("morfessor.baseline", name) for name in (*_SAFE, "NumMorphCorpusWeight")}
+_SAFE |= {("collections", "Counter")}
 
 
 class _Unpickler(pickle.Unpickler):  # the package's way to say what may be loaded
@@ -660,14 +657,14 @@ def _segment(path: Path) -> Callable[[str], list[str]]:
     try:
         import morfessor  # only here: nothing else needs it
     except ModuleNotFoundError:
-        raise ValueError(f"segmenter = {str(path)!r} is read by the package morfessor, which is "
-                         "not installed: pip install morfessor") from None  # fmt: skip
+        fault = f"segmenter = {str(path)!r} needs the package morfessor, which is not installed"
+        raise ValueError(f"{fault}: pip install morfessor") from None
     try:
         model = _Unpickler(io.BytesIO(_bounded(path))).load()
         if type(model) is not morfessor.BaselineModel:
             raise ValueError(f"it is a {type(model).__name__}")
         model.viterbi_segment("తెలుగు")
     except Exception as error:  # a damaged pickle raises almost anything
-        raise ValueError(f"{path} is no Morfessor baseline model ({error}): give the .bin that "
-                         "Morfessor wrote") from None  # fmt: skip
+        fault = f"{path} is no Morfessor baseline model ({error})"
+        raise ValueError(f"{fault}: give the .bin that Morfessor wrote") from None
     return lambda word: model.viterbi_segment(word)[0]

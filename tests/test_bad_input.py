@@ -237,6 +237,11 @@ def converted(found: re.Match, notebook: str, given: dict) -> None:
         assert text.read([str(again)])
 
 
+def typed(found: re.Match, notebook: str, given: dict) -> None:
+    meta(dtype=found[1])(Path(given["tokens"]))
+    assert data.open_tokens(given["tokens"]).train.ids.dtype == found[1]
+
+
 def at_fault(found: re.Match, notebook: str, given: dict) -> None:
     """Another thing in the place of what the line names: it was given."""
     wanted = [str(v) for k, v in given.items() if k in PLACES and v]
@@ -271,6 +276,7 @@ REMEDIES = {
     r": (\w+) (\S+) of the text .*give more documents .*, a larger \1 or a smaller sec": within,
     r'it must be like (\{"text": "…"\})$': like,
     r"convert it(, iconv -f \S+ -t UTF-8| with iconv, or copy it again)$": converted,
+    r'add "dtype": "(\w+)" where': typed,
     r"(copy|pack|make|train|save|put|convert|correct|update|call|holds) [^:]*$": at_fault,
     r"it saves it without, python -c \"import torch; .*\"$": at_fault,  # test_teacher runs it
     r'add "dtype": "\w+" where it was so written$': at_fault,
@@ -354,9 +360,11 @@ TEXT = {
     "latin.txt": (b"caf\xe9\n" + BODY, r"is not UTF-8 \(byte 3\): convert it, iconv -f ITS_ENC"),
     "later.txt": (BODY + b"\xe9" + BODY, rf"is not UTF-8 \(byte {len(BODY):,}\): convert"),
     "latin.txt.gz": (gzip.compress(BODY + b"\xe0 "), rf"not UTF-8 \(byte {len(BODY):,}\)"),
+    "latin.txt.zst": (zst(BODY + b"\xe0 "), rf"not UTF-8 \(byte {len(BODY):,}\)"),
     "wide.txt": (BODY.decode().encode("utf-16"), r"not UTF-8 \(byte 0\): .*iconv -f UTF-16 -t UT"),
     "widebare.txt": (BODY.decode().encode("utf-16-le"), "line 1 holds zero bytes, as UTF-16 and"),
     "zeros.txt": (bytes(9999), "line 1 holds zero bytes, as UTF-16 and damaged files do: convert"),
+    "zeros.jsonl": (b'{"text": "x\0"}', "line 1 holds zero bytes, as UTF-16"),
     "hole.txt": (BODY + bytes(99), r"line 2001 holds zero bytes.*copy it again"),
     "half.txt": (BODY + A.encode()[:-3], r"ends within a character .*cut short, copy it again"),
     "half.jsonl": (b'{"text": "\xe0\xb0"}', r"is not UTF-8 \(byte 10\)"),

@@ -262,6 +262,14 @@ def test_uint16_files_hold_the_same_windows(tmp_path):
         assert torch.equal(a, b)
 
 
+def test_ids_open_without_their_tokenizer(folder):
+    ids, whole = data.open_ids(folder), data.open_tokens(folder)
+    assert (
+        ids.tokenizer is None and whole.tokenizer.size == ids.vocab_size and ids.meta == whole.meta
+    )
+    assert all(map(torch.equal, ids.train.batch(range(9)), whole.train.batch(range(9))))
+
+
 def test_another_context_may_be_asked_for(upstream):
     assert data.open_tokens(upstream).context == T
     assert len(data.open_tokens(upstream, 33).train) == 999 // 33
@@ -494,8 +502,8 @@ DOCUMENTS = {
     "no order": (
         "train\t0\t9\ta\ntrain\t9\t9\ta\ntrain\t4\t996\ta\n", "begins at 4, it must be after 9 and"
     ),
-    "words": ("train\tx\t9\ta\n", r"document 0 of train is \['train', 'x', '9', 'a'\], it must be"),
-    "cut in a row": ("train\t0\t500\ta\ntrain\t50", "document 1 of train is .*: copy the one"),
+    "words": ("train\tx\t9\ta\n", r"row 0 of train is \['train', 'x', '9', 'a'\], it must be"),
+    "cut in a row": ("train\t0\t500\ta\ntrain\t50", "row 1 of train is .*: copy the one"),
     "cut in half": ("train\t0\t500\ta\n", "end at 500 of 1,000 tokens, it was cut short: copy t"),
 }  # fmt: skip
 
@@ -513,9 +521,8 @@ def test_a_table_that_was_emptied_or_cut_is_told(upstream):
     with pytest.raises(ValueError, match=r"documents.tsv has no heading with split: copy it again"):
         data.open_tokens(upstream).documents("val")
     (upstream / "rare.tsv").write_text("split\tfirst\tend\tkind\ntrain\t5\t9\ta\ntrain\t1")
-    with pytest.raises(
-        ValueError, match=r"rare.tsv: \['train', '1', None, None\] must be split, f"
-    ):
+    wanted = r"rare.tsv: row 1 of train is \['train', '1', None, None\], it must be split, first, e"
+    with pytest.raises(ValueError, match=wanted):
         data.open_tokens(upstream).rare("train")
 
 

@@ -629,14 +629,6 @@ def test_without_the_package_raw_text_is_refused_with_the_command(segmenter, tmp
 # refusals
 
 
-def without(*names: str):
-    def change(content):
-        for name in names:
-            content.pop(name)
-
-    return change
-
-
 def renamed(content):
     content["model"]["vocab"].pop("</s>")
     content["added_tokens"].pop(3)
@@ -661,7 +653,6 @@ def word_piece(content):
 HUGGING_FACE = {
     "another kind of model": (word_piece, {}, "no piece with ▁ and is not over bytes"),
     "a model that it does not know": (lambda c: c["model"].pop("vocab"), {}, "cannot be read by"),
-    "no model": (without("model"), {}, "is neither a Hugging Face tokenizer.json .* nor upstream"),
     "a gap": (renamed, {"tokenizer_config": {"eos_token": "<s>"}}, "'<0x00>' is 4 where 3 is next"),
     "an id twice": (twice, {}, "the id of '<0x01>' is 4 where 5 is next"),
     "no end": (no_eos, {}, r"has no end-of-text token \('<eos>', .* as eos_token in tokenizer_co"),
@@ -743,10 +734,8 @@ def test_a_broken_hugging_face_tokenizer_gets_one_line(lines, tmp_path, why):
 
 IDS = {"<pad>": 0, "<unk>": 1, "<bos>": 2, "<eos>": 3}
 MORFESSOR = {
-    "a gap": ({"token_to_id": IDS | {"a": 5}}, "the id of 'a' is 5 where 4 is next"),
     "an id twice": ({"token_to_id": IDS | {"a": 3}}, "the id of 'a' is 3 where 4 is next"),
     "an id that is no number": ({"token_to_id": IDS | {"a": "4"}}, "'a': '4' in its vocabulary"),
-    "no table": ({"token_to_id": None}, "token_to_id is None, it must be a JSON object"),
     "no <eos>": ({"special_tokens": {"<pad>": 0, "<unk>": 1, "<bos>": 2}}, "<eos> is None in spec"),
     "two <eos>": ({"special_tokens": IDS | {"<eos>": 4}}, "<eos> is 4 in special_tokens and 3 in"),
     "no separator": ({"separator": ""}, "separator is '', it must be text such as '@@'"),
@@ -754,7 +743,6 @@ MORFESSOR = {
         {"bpe_merges": [["a", "b", "c"]]},
         r"\['a', 'b', 'c'\] in bpe_merges, each",
     ),
-    "an unknown key": ({"lower": True}, "what 'lower' does is not known here, it might change ids"),
     "no merges": ({"bpe_merges": None}, "None in bpe_merges, each must be two texts"),
     "another type": ({"type": "bpe"}, "is neither a Hugging Face tokenizer.json .* nor upstream's"),
 }
@@ -771,11 +759,8 @@ def test_a_broken_table_of_upstream_s_gets_one_line(tmp_path, why):
 @pytest.mark.parametrize(
     "content, said",
     [
-        (b'{"type": "morf', r"t.json is no JSON \(.*\): copy it again"),
-        (b"{\xff}", "is no JSON"),
+        (b"{\xff}", r"t.json is no JSON \(.*\): copy it again"),
         (b"", "is not a SentencePiece .model, nor a tokenizer.json: train one, or copy"),
-        (b"text", "is not a SentencePiece .model"),
-        (b"[1, 2]", "is not a SentencePiece .model"),
     ],
 )
 def test_what_is_no_tokenizer_gets_one_line(tmp_path, content, said):
@@ -794,9 +779,6 @@ def test_a_file_that_no_tokenizer_can_be_is_refused_before_it_is_read(kinds, tmp
             tokenizer.open(tmp_path / name)
     with pytest.raises(ValueError, match=said):
         tokenizer.open(kinds["Morfessor"].path, tmp_path / "m.bin")
-    (tmp_path / "t.json").write_text('{"model": ' + "[" * 100_000)
-    with pytest.raises(ValueError, match="nested too deeply for a tokenizer: copy it again"):
-        tokenizer.open(tmp_path / "t.json")
 
 
 def test_a_damaged_sentencepiece_model_gets_one_line(kinds, tmp_path):
