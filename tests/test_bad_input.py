@@ -272,6 +272,7 @@ REMEDIES = {
     r'it must be like (\{"text": "…"\})$': like,
     r"convert it(, iconv -f \S+ -t UTF-8| with iconv, or copy it again)$": converted,
     r"(copy|pack|make|train|save|put|convert|correct|update|call|holds) [^:]*$": at_fault,
+    r"whoever made it saves it without, python -c \".*\"$": at_fault,
     r": give [^:]*$": at_fault,
 }
 
