@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from tdlib import data
+from tdlib.team import Team
 
 USUAL = 32  # steps that the usual loss looks back
+TENSORS = ("usual", "skipped")  # of a State
 # these change no result, so they may change when a training goes on from its checkpoint
 FREE = ("micro_windows", "max_skipped", "activation_checkpointing", "checkpoint_minutes")
 
@@ -77,33 +79,84 @@ class State:
         self.skipped += bad
         self.step = step
 
-    def row(self) -> dict:
-        """What is logged. RuntimeError: too many steps were skipped."""
+    def row(self, tokens: int) -> dict:
+        """What is logged after so many tokens. RuntimeError: too many steps were skipped."""
         if self.skipped > self.recipe.max_skipped:
             raise RuntimeError(
                 f"{int(self.skipped)} steps were skipped, {self.recipe.max_skipped} may be: their "
                 f"loss or gradient was not finite, or the loss {self.recipe.spike} nats above the "
                 f"usual {float(self.usual):.3f}; lower learning_rate, or look at the text"
             )
-        return self.meter.row() | ({"train/skipped": int(self.skipped)} if self.skipped else {})
+        row = {"step": self.step, "tokens": tokens}
+        row |= {"train/lr": self.optimizer.param_groups[0]["lr"]} | self.meter.row()
+        return row | ({"train/skipped": int(self.skipped)} if self.skipped else {})
 
     def weights(self) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in self.trained.items()}
 
     def content(self) -> dict:
-        kept = {name: getattr(self, name) for name in ("key", "step", "log", "usual", "skipped")}
-        kept |= {"sums": self.meter.sums, "random": torch.get_rng_state()}
-        return kept | {"optimizer": self.optimizer.state_dict(), "weights": self.weights()}
+        content = {name: getattr(self, name) for name in ("key", "step", "log", *TENSORS)}
+        content |= {"sums": self.meter.sums, "random": torch.get_rng_state()}
+        return content | {"optimizer": self.optimizer.state_dict(), "weights": self.weights()}
 
-    def restore(self, kept: dict) -> None:
+    def restore(self, content: dict) -> None:
         for name, weight in self.weights().items():
-            weight.copy_(kept["weights"][name])
-        self.optimizer.load_state_dict(kept["optimizer"])
-        self.step, self.log = kept["step"], kept["log"]
-        self.usual.copy_(kept["usual"])
-        self.skipped.copy_(kept["skipped"])
-        self.meter.sums.copy_(kept["sums"])
-        torch.set_rng_state(kept["random"])
+            weight.copy_(content["weights"][name])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.step, self.log = content["step"], content["log"]
+        for name in TENSORS:
+            getattr(self, name).copy_(content[name])
+        self.meter.sums.copy_(content["sums"])
+        torch.set_rng_state(content["random"])
+
+
+class Keeper:
+    """Keeps a training in a folder: state.pt, and the weights at the end of each epoch but the
+    last, whose weights are the model's. Without a folder it does nothing."""
+
+    def __init__(self, folder: Path | None, state: State, windows: int, steps: list, team: Team):
+        """`windows` of an epoch; `steps`: the windows of each."""
+        self.folder, self.state, self.steps, self.team = folder, state, len(steps), team
+        epochs = range(1, int(state.recipe.epochs) + 1)
+        self.epochs = {math.ceil(e * windows / len(steps[0])): e for e in epochs}  # by their end
+        self.saved = time.monotonic()
+
+    def restore(self) -> bool:
+        """Whether there is a state to go on from."""
+        if not self.folder or not (content := load(self.folder / "state.pt", self.state.key)):
+            return False
+        self.state.restore(content)
+        path = self._weights(self.state.step)
+        if path and not path.exists():  # a full disk, or older code
+            save(path, self.state.weights())
+        return True
+
+    def after(self, step: int, signals: "Signals", teacher) -> None:
+        """Keeps what is due after a step; after a signal, ends the process as it would have."""
+        if not self.folder:
+            return
+        due = time.monotonic() - self.saved > 60 * self.state.recipe.checkpoint_minutes
+        last = step == self.steps
+        stop = self.team.any(signals.caught > 0)  # a cluster's signal reaches all, at any moment
+        if self.team.any(due or last or step in self.epochs) or stop:
+            if hasattr(teacher, "sync"):
+                teacher.sync()  # no checkpoint is ahead of the rows that led to it
+            if path := self._weights(
+                step
+            ):  # first: from the state on, nothing would write it again
+                save(path, self.state.weights())
+            if self.team.any(True) and self.team.rank == 0:  # all have come so far
+                save(self.folder / "state.pt", self.state.content())
+            self.saved = time.monotonic()
+        if stop or (last and signals.caught):  # else not kept: after the next
+            says = f"stopped after step {step:,} of {self.steps:,}, kept in {self.folder}: "
+            signals.obey("" if self.team.rank else says + "the same command goes on from there")
+
+    def _weights(self, step: int) -> Path | None:
+        """The file for a step's weights, if it is to have one, from this process."""
+        if self.team.rank or step not in self.epochs or step >= self.steps:
+            return None
+        return self.folder / f"epoch-{self.epochs[step]}.safetensors"
 
 
 def key(student: nn.Module, recipe, rows: np.ndarray, windows: data.Windows, teacher) -> dict:
@@ -142,15 +195,15 @@ def load(path: Path, key: dict) -> dict | None:
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        kept = state["key"]
+        old = state["key"]
     except Exception as error:  # torch's errors share no base
         raise ValueError(
             f"{path} is no checkpoint ({type(error).__name__}): set redo to start over"
         ) from None
     for name in key:
-        if key[name] != kept.get(name):
+        if key[name] != old.get(name):
             raise ValueError(
-                f"{path} was made with {name} {kept.get(name)!r}, now it is {key[name]!r}: "
+                f"{path} was made with {name} {old.get(name)!r}, now it is {key[name]!r}: "
                 "put it back to go on, or set redo to start over"
             )
     return state

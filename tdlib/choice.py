@@ -84,17 +84,15 @@ def replayed(
 def made(difficulty_N: np.ndarray, p: dict, junk_N: np.ndarray | None = None) -> HardSet:
     """The choice by a run's parameters, of which `share` is of the windows that were scored and are
     not left out; `leave_out_junk` leaves out those of `junk_N` (features) that are not 0."""
-    left_out_N = junk_N > 0 if p.get("leave_out_junk") else np.zeros(len(difficulty_N), bool)
-    scored = np.isfinite(difficulty_N)[~left_out_N].mean() if not left_out_N.all() else 0
-    asked = {"share": p["share"] * scored} if p.get("threshold") is None else {
-        "threshold": p["threshold"]}  # fmt: skip
-    chosen = hard_set.select(
-        difficulty_N, **asked, clip=p.get("clip", 0.0), left_out_N=left_out_N,
-        easy_share=p.get("easy_share", 0.0), seed=p.get("seed", 1),
-    )  # fmt: skip
-    known = int(np.isfinite(difficulty_N).sum())  # the share is of those that were scored
-    share = len(chosen.windows_K) / known
-    return replace(chosen, share=share, token_share=p.get("token_share", 1.0))
+    rule, scored_N = RULE | p, np.isfinite(difficulty_N)
+    left_out_N = junk_N > 0 if rule["leave_out_junk"] else np.zeros(len(difficulty_N), bool)
+    by = {"left_out_N": left_out_N, "threshold": rule.get("threshold")}
+    if by["threshold"] is None:
+        by["share"] = rule["share"] * (0 if left_out_N.all() else scored_N[~left_out_N].mean())
+    by |= {name: rule[name] for name in ("clip", "easy_share", "seed")}
+    chosen = hard_set.select(difficulty_N, **by)
+    share = len(chosen.windows_K) / int(scored_N.sum())
+    return replace(chosen, share=share, token_share=rule["token_share"])
 
 
 def hard(chosen: HardSet, difficulty_N: np.ndarray) -> np.ndarray:
@@ -107,16 +105,14 @@ def hard(chosen: HardSet, difficulty_N: np.ndarray) -> np.ndarray:
 def in_words(chosen: HardSet, p: dict) -> str:
     """What was chosen, for hard_set.json: of the hardest, what was left out and what joined."""
     k = len(chosen.windows_K)
-    said = (
-        f"the hardest {chosen.share * (k - chosen.easy) / max(1, k):.1%} of {p['base']}'s windows"
-    )
-    said += f", {chosen.threshold:.4f} nats and more"
-    said += f", less the very hardest {p['clip']:.1%}" if p["clip"] else ""
-    said += ", without junk" if p["leave_out_junk"] else ""
-    said += f", and {chosen.easy:,} easy ones" if chosen.easy else ""
-    if chosen.token_share < 1:
-        said += f"; of each the hardest {chosen.token_share:.0%} of its tokens"
-    return said
+    share = chosen.share * (k - chosen.easy) / max(1, k)
+    words = [f"the hardest {share:.1%} of {p['base']}'s windows"]
+    words += [f"{chosen.threshold:.4f} nats and more"]
+    words += [f"less the very hardest {p['clip']:.1%}"] if p["clip"] else []
+    words += ["without junk"] if p["leave_out_junk"] else []
+    words += [f"and {chosen.easy:,} easy ones"] if chosen.easy else []
+    tokens = f"; of each the hardest {chosen.token_share:.0%} of its tokens"
+    return ", ".join(words) + (tokens if chosen.token_share < 1 else "")
 
 
 def lost(difficulty_N: np.ndarray) -> np.ndarray:
@@ -142,9 +138,9 @@ def load(path: Path) -> HardSet:
     try:
         content = json.loads(path.read_text(encoding="utf8"))
         windows_K = np.asarray(content["windows_K"], dtype=np.int64)
-        rest = (float(content[key]) for key in ("threshold", "share"))
-        more = float(content.get("token_share", 1.0)), int(content.get("easy", 0))
-        return HardSet(windows_K, *rest, *more)
+        threshold, share = (float(content[name]) for name in ("threshold", "share"))
+        token_share, easy = float(content.get("token_share", 1.0)), int(content.get("easy", 0))
+        return HardSet(windows_K, threshold, share, token_share, easy)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no hard set ({error!r}): run 02_hard_set again after deleting it"

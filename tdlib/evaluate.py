@@ -8,7 +8,7 @@ Legend: N windows of the split, M of them fixed (evenly spread), T tokens of a w
 import io
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from tdlib import data, hard_set
+from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 from tdlib.tokenizer import Tokenizer
 
@@ -38,19 +39,19 @@ class Evaluation:
 
     def row(self, bytes_per_token: float) -> dict[str, float]:
         """Every metric that is one number."""
-        loss = hard_set.known_mean(self.window_loss_N)
-        bins = {k: np.asarray(v) for k, v in self.calibration.items()}
-        gaps = bins["share"] * np.abs(bins["accuracy"] - bins["confidence"])
-        left_out = int(np.isnan(self.window_loss_N).sum())
-        return {
+        loss = known_mean(self.window_loss_N)
+        confidence, accuracy, share = (np.asarray(x) for x in self.calibration.values())
+        row = {
             "loss": loss,
-            "loss_fixed": hard_set.known_mean(self.token_loss_MT),
+            "loss_fixed": known_mean(self.token_loss_MT),
             "perplexity": math.exp(loss),
             "bits_per_byte": loss / math.log(2) / bytes_per_token,
             "kl": self.kl,
             "agreement": self.agreement,
-            "calibration_error": float(gaps.sum()),
-        } | ({"windows_left_out": left_out} if left_out else {})  # none has a target
+            "calibration_error": float((share * np.abs(accuracy - confidence)).sum()),
+        }
+        left_out = int(np.isnan(self.window_loss_N).sum())  # none has a target
+        return row | ({"windows_left_out": left_out} if left_out else {})
 
     def save(self, folder: Path, name: str, whole: bool = True) -> None:
         """scores/val/<name>.npy and .npz, which 04 reads instead of running the model again;
@@ -64,8 +65,7 @@ class Evaluation:
 
 
 def fixed_rows(windows: data.Windows, count: int) -> np.ndarray:
-    """`count` windows spread evenly over a split, or all of them where it has fewer; where none of
-    these has a target, windows that have one."""
+    """`count` windows, or all, spread evenly over a split; where none has a target, others."""
     rows = np.unique(np.linspace(0, len(windows) - 1, count).round().astype(int))
     return hard_set.with_targets(windows, rows)
 
@@ -80,8 +80,7 @@ def evaluate(
     device: str = "cpu",
     progress: Callable[[int, int, str], None] = lambda done, all, message: None,
 ) -> Evaluation:
-    """Loss on every window; KL, agreement and calibration on the `fixed` ones (KL and agreement NaN
-    without a teacher)."""
+    """Loss on every window; on `fixed` ones calibration and, with a teacher, KL and agreement."""
     rows_M = fixed_rows(windows, fixed)
     rest = np.setdiff1d(np.arange(len(windows)), rows_M)
     loss_N, done = np.full(len(windows), np.nan, np.float32), 0
@@ -90,15 +89,14 @@ def evaluate(
         progress(done := done + len(rows), len(windows), "windows evaluated")
     parts = []
     for rows in windows.batches(rows_M, 8):
-        parts.append(_compare(model, teacher, *windows.batch(rows, device)))
-        progress(len(rest) + min(8 * len(parts), len(rows_M)), len(windows), "windows evaluated")
+        parts += _compare(model, teacher, *windows.batch(rows, device))
+        progress(done := done + len(rows), len(windows), "windows evaluated")
     each = _joined(parts, teacher)
-    token_loss_MT = each["loss_BT"].cpu().numpy()
-    loss_N[rows_M] = hard_set.known_mean(token_loss_MT, axis=1)
-    return Evaluation(
-        loss_N, rows_M, token_loss_MT, _calibration(each["confidence"], each["right"]),
-        float(each["kl"].mean()), float(each["same"].mean()),
-    )  # fmt: skip
+    loss_MT = each["loss_MT"].cpu().numpy()
+    loss_N[rows_M] = known_mean(loss_MT, axis=1)
+    calibration = _calibration(each["confidence"], each["right"])
+    kl, agreement = (float(each[key].mean()) for key in ("kl", "same"))
+    return Evaluation(loss_N, rows_M, loss_MT, calibration, kl, agreement)
 
 
 def record(
@@ -119,12 +117,12 @@ def record(
     return {"parameters": parameters} | found.row(tokens.bytes_per_token())
 
 
-def _compare(model: Llama, teacher: Llama | None, ids_BT: Tensor, targets_BT: Tensor) -> dict:
-    """Per token of some windows; one window's logits at a time."""
+def _compare(model: Llama, teacher: Llama | None, ids_BT: Tensor, targets_BT: Tensor) -> list[dict]:
+    """Per token of each of some windows, one window's logits at a time: loss_1T, NaN where masked;
+    of the tokens that are not masked, the rest."""
     parts = []
     for ids_1T, y_T in zip(ids_BT.split(1), targets_BT, strict=True):
-        log_q_TV = model(ids_1T)[0].float().log_softmax(-1)
-        counts_T = y_T != data.IGNORE
+        log_q_TV, counts_T = model(ids_1T)[0].float().log_softmax(-1), y_T != data.IGNORE
         loss_T = -log_q_TV.gather(-1, y_T.clamp(min=0)[:, None])[:, 0]
         top = log_q_TV.max(-1)
         kl_T = same_T = torch.full_like(loss_T, torch.nan)
@@ -134,16 +132,16 @@ def _compare(model: Llama, teacher: Llama | None, ids_BT: Tensor, targets_BT: Te
             same_T = (log_p_TV.argmax(-1) == top.indices).float()
         right_T = (top.indices == y_T).float()
         part = dict(confidence=top.values.exp(), right=right_T, kl=kl_T, same=same_T)
-        part = {k: v[counts_T] for k, v in part.items()}
-        parts.append(part | {"loss_BT": torch.where(counts_T, loss_T, torch.nan)[None]})
-    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+        part = {name: x_T[counts_T] for name, x_T in part.items()}
+        parts.append(part | {"loss_1T": torch.where(counts_T, loss_T, torch.nan)[None]})
+    return parts
 
 
 def _joined(parts: list[dict], teacher: Llama | None) -> dict[str, Tensor]:
-    """What `_compare` gave, together. ValueError: a value of a token that is not masked is not
-    finite; a mean without it would hide a fault."""
-    each = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    if int(each["loss_BT"].isfinite().sum()) != len(each["right"]):
+    """All windows together. ValueError: a value is not finite; a mean without it hides a fault."""
+    each = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    each["loss_MT"] = each.pop("loss_1T")
+    if int(each["loss_MT"].isfinite().sum()) != len(each["right"]):
         raise ValueError(f"the loss of a token is not finite: {hard_set.BROKEN}")
     if teacher is not None and not each["kl"].isfinite().all():
         raise ValueError(f"the teacher's KL of a token is not finite: {hard_set.BROKEN}")
@@ -155,11 +153,9 @@ def apart(
     model: Llama, other: Llama, windows: data.Windows, rows: np.ndarray, device: str = "cpu"
 ) -> tuple[float, float]:
     """Loss of a model on some windows, and KL(other ‖ model) there."""
-    parts = [
-        _compare(model, other, *windows.batch(some, device)) for some in windows.batches(rows, 8)
-    ]
-    each = _joined(parts, other)
-    return tuple(float(each[key].nanmean()) for key in ("loss_BT", "kl"))
+    batches = (windows.batch(rows_B, device) for rows_B in windows.batches(rows, 8))
+    each = _joined([part for batch in batches for part in _compare(model, other, *batch)], other)
+    return tuple(float(each[name].nanmean()) for name in ("loss_MT", "kl"))
 
 
 def _calibration(confidence_N: Tensor, right_N: Tensor) -> dict[str, list[float]]:
@@ -176,22 +172,17 @@ def _calibration(confidence_N: Tensor, right_N: Tensor) -> dict[str, list[float]
 def on_subset(windows: data.Windows, count: int, device: str = "cpu") -> Callable[[Llama], dict]:
     """What `train.fit` is given: the validation loss on a few fixed windows."""
     rows = fixed_rows(windows, count)
-    return lambda model: {
-        "val/loss": hard_set.known_mean(hard_set.window_loss(model, windows, rows, device))
-    }
-
-
-# --- differences and their intervals
+    return lambda m: {"val/loss": known_mean(hard_set.window_loss(m, windows, rows, device))}
 
 
 def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0):
-    """Means of K models' window losses under a bootstrap over documents, (resamples, K). The same
-    documents for every model, so differences are paired. `document_N` names each window's document.
-    A window without a loss (NaN: every target masked) counts for no model.
+    """Means of K models' window losses under a bootstrap over documents, (resamples, K). All models
+    share the documents drawn, so differences are paired. `document_N`: each window's document. A
+    window without a loss (NaN: every target masked) counts for no model.
 
-    Few documents of unequal length vary less in a bootstrap than they do in truth, so the draws lie
-    `stretch` times as far from the mean; the middle 95 % of them then cover the truth in 95 of 100
-    cases (bench/intervals.py). One document alone says nothing: NaN."""
+    Few documents of unequal length vary less in a bootstrap than in truth, so the draws lie
+    `stretch` times as far from the mean: the middle 95 % of them cover the truth in 95 of 100 cases
+    (bench/intervals.py). One document alone says nothing: NaN."""
     if np.isinf(loss_KN).any():
         raise ValueError(f"a loss is infinite: {hard_set.BROKEN}")
     known_N = ~np.isnan(loss_KN).any(axis=0)
@@ -199,8 +190,7 @@ def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int,
     documents = np.unique(document_N, return_inverse=True)[1]
     sums_KD = np.stack([np.bincount(documents, row) for row in loss_KN])
     size_D = np.bincount(documents)
-    d = len(size_D)
-    if d < 2:
+    if (d := len(size_D)) < 2:
         return np.full((resamples, len(loss_KN)), np.nan)
     draws_RD = np.random.default_rng(seed).multinomial(d, np.full(d, 1 / d), size=resamples)
     draws_RD = draws_RD.astype(float)  # products of whole numbers are slow
@@ -213,36 +203,33 @@ def stretch(size_D: np.ndarray) -> float:
     """t / z · √(n / (n − 1)): quantiles of Student's t instead of the normal's and a spread with
     1 / (n − 1), where n = (Σ size)² / Σ size² is how many documents of equal size tell as much
     (Kish 1965). Hesterberg 2015 widens the percentile interval so, for equal sizes."""
+    if np.count_nonzero(size_D) < 2:
+        return math.nan
     n = size_D.sum() ** 2 / (size_D.astype(float) ** 2).sum()
     return stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975) * math.sqrt(n / (n - 1))
 
 
 def interval(values_R: np.ndarray) -> tuple[float, float]:
     """The middle 95 % of resampled values; NaN where there are none."""
-    values_R = np.asarray(values_R)
     if not np.isfinite(values_R).any():
         return math.nan, math.nan
-    low, high = np.nanquantile(values_R, [0.025, 0.975])
-    return float(low), float(high)
+    return tuple(map(float, np.nanquantile(values_R, [0.025, 0.975])))
 
 
 def change(
     one_N: np.ndarray, other_N: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean loss of one model minus that of another, and its interval; over the windows that both
-    have a loss of."""
+    """Mean loss of one model minus another's, and its interval, over the windows both know."""
     pair_2N = np.stack([one_N, other_N]).astype(np.float64)
     means_R2 = resampled_means(pair_2N, document_N, resamples, seed)
-    low, high = interval(means_R2[:, 0] - means_R2[:, 1])
-    return hard_set.known_mean(pair_2N[0] - pair_2N[1]), low, high
+    return known_mean(pair_2N[0] - pair_2N[1]), *interval(means_R2[:, 0] - means_R2[:, 1])
 
 
 def beyond(
     change_N: np.ndarray, hard_N: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0
 ) -> tuple[float, float, float]:
     """Mean change on the hard windows minus that on the others, and its interval: what a model
-    gains there beyond being better or worse everywhere. Both parts of a document are drawn
-    together."""
+    gains there beyond being better everywhere. Both parts of a document are drawn together."""
     known_N = ~np.isnan(change_N)
     change_N, hard_N, document_N = (x[known_N] for x in (change_N, hard_N, document_N))
     if not 0 < hard_N.sum() < len(hard_N):  # one side has no window with a target
@@ -256,10 +243,8 @@ def beyond(
         with np.errstate(invalid="ignore"):  # a draw without any hard window says nothing
             apart = apart + sign * (draws_RD @ sums_D) / (draws_RD @ size_D)
         value += sign * sums_D.sum() / size_D.sum()
-    several = len(np.unique(documents[hard_N])) > 1
-    wide = stretch(np.bincount(documents[hard_N]).astype(float)) if several else math.nan
-    low, high = interval(value + wide * (apart - value))
-    return float(value), low, high
+    wide = stretch(np.bincount(documents[hard_N]).astype(float))
+    return float(value), *interval(value + wide * (apart - value))
 
 
 def over_seeds(change_S: Sequence[float]) -> tuple[float, float]:
@@ -272,68 +257,58 @@ def over_seeds(change_S: Sequence[float]) -> tuple[float, float]:
 def gap_closed(scratch_R, student_R, teacher_R) -> np.ndarray:
     """(scratch − student) / (scratch − teacher): 0 is no better than scratch, 1 is the teacher.
     All NaN ("undefined") where scratch is not clearly worse than the teacher."""
-    gap_R = np.asarray(scratch_R) - np.asarray(teacher_R)
+    gap_R = np.subtract(scratch_R, teacher_R)
     if not interval(gap_R)[0] > 0:
         return np.full_like(gap_R, np.nan)
-    return (np.asarray(scratch_R) - np.asarray(student_R)) / gap_R
-
-
-# --- what is kept and what is lost: labels of tokens
+    return np.subtract(scratch_R, student_R) / gap_R
 
 
 def frequency(train: data.Windows, vocab_size: int) -> np.ndarray:
     """How often each id occurs in the training tokens, (V,)."""
-    parts = (np.bincount(p, minlength=vocab_size) for p in _pieces_of(train.ids))
-    return sum(parts)
+    return sum(np.bincount(part, minlength=vocab_size) for part in _parts_of(train.ids))
 
 
 def pair_frequency(train: data.Windows, previous: np.ndarray, this: np.ndarray) -> np.ndarray:
     """How often each (previous, this) pair occurs in the training tokens, in the shape given."""
-    wanted = previous.astype(np.int64) << 32 | this
-    keys, where = np.unique(wanted, return_inverse=True)
+    keys, where = np.unique(previous.astype(np.int64) << 32 | this, return_inverse=True)
     counts = np.zeros(len(keys), np.int64)
-    for part in _pieces_of(train.ids, overlap=1):
-        seen = part[:-1].astype(np.int64) << 32 | part[1:]
-        at = np.searchsorted(keys, seen).clip(max=len(keys) - 1)
-        counts += np.bincount(at[keys[at] == seen], minlength=len(keys))
+    for part in _parts_of(train.ids, overlap=1):
+        pairs = part[:-1].astype(np.int64) << 32 | part[1:]
+        at = np.searchsorted(keys, pairs).clip(max=len(keys) - 1)
+        counts += np.bincount(at[keys[at] == pairs], minlength=len(keys))
     return counts[where].reshape(this.shape)
 
 
-def _pieces_of(ids: np.ndarray, size: int = 2**22, overlap: int = 0):
-    for i in range(0, len(ids), size):
-        yield np.asarray(ids[i : i + size + overlap])
+def _parts_of(ids: np.ndarray, size: int = 2**22, overlap: int = 0) -> Iterator[np.ndarray]:
+    return (np.asarray(ids[i : i + size + overlap]) for i in range(0, len(ids), size))
 
 
 FREQUENT_ENDINGS = ("లో", "కు", "ను", "లు")
 
 
 def cuts(tokens: data.Tokens, rows_M: np.ndarray) -> dict[str, tuple[list[str], np.ndarray]]:
-    """For each cut its buckets' names and each token's bucket, (M, T), −1 where none: by frequency
-    of the token, of the pair, place in the word, frequent endings, script, place in the window."""
+    """For each cut its buckets' names and each token's bucket, (M, T), −1 where none."""
     masked_MT = tokens.val.batch(rows_M)[1].numpy() == data.IGNORE
     ids_MT, targets_MT = (x.numpy() for x in replace(tokens.val, mask=None).batch(rows_M))
     count_MT = frequency(tokens.train, tokens.vocab_size)[targets_MT]
     pairs_MT = pair_frequency(tokens.train, ids_MT, targets_MT)
-    quarter_T = np.arange(targets_MT.shape[1]) * 4 // targets_MT.shape[1]
+    t = targets_MT.shape[1]
+    quarter_MT = np.broadcast_to(np.arange(t) * 4 // t, targets_MT.shape)
     labels = {
         "token seen in training": _by_count(count_MT),
         "pair seen in training": _by_count(pairs_MT),
-        "place in the window": (
-            ["1st quarter", "2nd", "3rd", "4th"], np.broadcast_to(quarter_T, targets_MT.shape),
-        ),
-    }  # fmt: skip
+        "place in the window": (["1st quarter", "2nd", "3rd", "4th"], quarter_MT),
+    }
     if tokens.tokenizer is not None:
         ids_MS = np.concatenate([ids_MT[:, :1], targets_MT], axis=1)
         labels |= _by_piece(tokens.tokenizer, ids_MS)
-        scripts_MT = scripts(tokens.tokenizer, tokens.val, rows_M)
-        labels["script"] = (list(SCRIPTS), scripts_MT)
+        labels["script"] = list(SCRIPTS), scripts(tokens.tokenizer, tokens.val, rows_M)
     return {k: (names, np.where(masked_MT, -1, at_MT)) for k, (names, at_MT) in labels.items()}
 
 
 def _by_count(count_MT: np.ndarray) -> tuple[list[str], np.ndarray]:
-    return ["never", "1–9", "10–99", "100–999", "≥ 1,000"], np.digitize(
-        count_MT, [1, 10, 100, 1000]
-    )
+    at_MT = np.digitize(count_MT, [1, 10, 100, 1000])
+    return ["never", "1–9", "10–99", "100–999", "≥ 1,000"], at_MT
 
 
 def _by_piece(tokenizer: Tokenizer, ids_MS: np.ndarray) -> dict:
@@ -344,17 +319,16 @@ def _by_piece(tokenizer: Tokenizer, ids_MS: np.ndarray) -> dict:
     mark_V[tokenizer.eos] = True
     mark_MS, word_MT = mark_V[ids_MS], tokenizer.begins(ids_MS)[:, 1:]
     begins_MT, stops_MT = word_MT | mark_MS[:, :-1], word_MT | mark_MS[:, 1:]
-    ends_MT = np.concatenate([stops_MT[:, 1:], np.zeros_like(stops_MT[:, :1])], axis=1)
+    ends_MT = np.roll(stops_MT, -1, axis=1)
     place_MT = np.where(begins_MT, np.where(ends_MT, 0, 1), np.where(ends_MT, 3, 2))
     place_MT[:, -1] = -1  # whether the word goes on after the window is not known
     place_MT[mark_MS[:, 1:]] = -1
-    endings = {e: np.flatnonzero(pieces_V == e) for e in FREQUENT_ENDINGS}
-    ending_MT = np.full(targets_MT.shape, -1)
-    for i, ids in enumerate(endings.values()):
-        ending_MT[np.isin(targets_MT, ids) & (place_MT == 3)] = i
+    endings = list(FREQUENT_ENDINGS)
+    ending_V = np.array([endings.index(x) if x in endings else -1 for x in pieces_V])
+    ending_MT = np.where(place_MT == 3, ending_V[targets_MT], -1)
     return {
         "place in the word": (["whole", "first", "inner", "final"], place_MT),
-        "frequent endings": (list(FREQUENT_ENDINGS), ending_MT),
+        "frequent endings": (endings, ending_MT),
     }
 
 
@@ -364,10 +338,9 @@ def scripts(tokenizer: Tokenizer, windows: data.Windows, rows_M: Sequence[int]) 
     t = windows.context
     at_MX = np.asarray(rows_M)[:, None] * t + np.arange(-3, t + 5)  # a character has 4 bytes
     ids_MX = windows.ids[at_MX.clip(0, len(windows.ids) - 1)]
-    pieces, count_V = tokenizer.vocabulary(), np.bincount(ids_MX.ravel())
-    whole = not hasattr(tokenizer, "in_parts")  # a vocabulary alone
-    if whole or not tokenizer.in_parts(count_V):
-        of_V = np.array([SCRIPTS.index(script(piece)) for piece in pieces])
+    # a vocabulary alone knows of no parts
+    if not hasattr(tokenizer, "in_parts") or not tokenizer.in_parts(np.bincount(ids_MX.ravel())):
+        of_V = np.array([SCRIPTS.index(script(piece)) for piece in tokenizer.vocabulary()])
         return of_V[ids_MX[:, 4:-4]]
     ids_S = np.pad(ids_MX, ((0, 0), (0, 1)), constant_values=tokenizer.eos).ravel()
     code_B, _, token_B = tokenizer.characters(ids_S)
@@ -394,12 +367,9 @@ def kept_and_lost(
 ) -> list[dict]:
     """Mean loss of each model in each bucket: rows of cut, bucket, tokens and one key a model."""
     rows = []
-    for cut, (names, label_MT) in labels.items():
-        for i, name in enumerate(names):
-            chosen = label_MT == i
-            if chosen.any():
-                means = {m: hard_set.known_mean(loss[chosen]) for m, loss in token_loss.items()}
-                rows.append({"cut": cut, "bucket": name, "tokens": int(chosen.sum())} | means)
+    for row, in_MT in _buckets(labels):
+        means = {model: known_mean(loss[in_MT]) for model, loss in token_loss.items()}
+        rows.append(row | means)
     return rows
 
 
@@ -410,18 +380,20 @@ def won_back(
     document_M: np.ndarray,
     resamples: int,
 ) -> list[dict]:
-    """Change of each model's mean loss against the base in each bucket, with its interval over
-    documents: rows of cut, bucket, tokens and one key a model."""
-    rows = []
-    document_MT = np.broadcast_to(np.asarray(document_M)[:, None], token_loss[base].shape)
+    """The same of each model's change against the base, with its interval over documents."""
+    rows, base_MT = [], token_loss[base]
+    document_MT = np.broadcast_to(np.asarray(document_M)[:, None], base_MT.shape)
+    for row, in_MT in _buckets(labels):
+        for model in (name for name in token_loss if name != base):
+            pair = token_loss[model][in_MT], base_MT[in_MT]
+            row[model] = change(*pair, document_MT[in_MT], resamples)
+        rows.append(row)
+    return rows
+
+
+def _buckets(labels: dict) -> Iterator[tuple[dict, np.ndarray]]:
+    """A row for each bucket that holds tokens, and which they are, (M, T)."""
     for cut, (names, label_MT) in labels.items():
         for i, name in enumerate(names):
-            if not (chosen := label_MT == i).any():
-                continue
-            row = {"cut": cut, "bucket": name, "tokens": int(chosen.sum())}
-            for model, loss_MT in token_loss.items():
-                if model != base:
-                    pair = (loss_MT[chosen], token_loss[base][chosen])
-                    row[model] = change(*pair, document_MT[chosen], resamples)
-            rows.append(row)
-    return rows
+            if (in_MT := label_MT == i).any():
+                yield {"cut": cut, "bucket": name, "tokens": int(in_MT.sum())}, in_MT

@@ -22,9 +22,8 @@ class Sampling:
     in its order, which is that of the fields (llama.cpp has temperature last, and its penalty sees
     the last 64 tokens only)."""
 
-    repetition_penalty: float = (
-        1.0  # divides the logits of ids seen, prompt too (× below 0); 1: off
-    )
+    # divides the logits of ids seen, prompt too (× below 0); 1: off
+    repetition_penalty: float = 1.0
     temperature: float = 0.0  # divides the logits; 0: the likeliest, and nothing below applies
     top_k: int = 0  # keeps that many, and what equals the last of them; 0: all
     top_p: float = 1.0  # keeps the likeliest until together they have this probability; 1: all
@@ -108,10 +107,12 @@ def _steps(
             f"{longest} + {tokens} tokens are more than the context of {model.config.context}: "
             "shorten the prompt, or ask for fewer"
         )
-    odd = [i for text in texts for i in text if not 0 <= i < model.config.vocab_size]
-    if odd:
-        raise ValueError(f"the prompt's id {odd[0]:,} is not in the model's vocabulary of "
-                         f"{model.config.vocab_size:,}: give its own tokenizer")  # fmt: skip
+    vocab_size = model.config.vocab_size
+    if odd := [i for text in texts for i in text if not 0 <= i < vocab_size]:
+        raise ValueError(
+            f"the prompt's id {odd[0]:,} is not in the model's vocabulary of {vocab_size:,}: give "
+            "its own tokenizer"
+        )
     like = model.embedding_VD
     generators = [torch.Generator(like.device).manual_seed(seed + i) for i in range(len(texts))]
     ids_BT = torch.tensor([[0] * (longest - len(x)) + x for x in texts], device=like.device)
@@ -179,13 +180,14 @@ def stream(
     them, until <eos> or an id of `stop`, `tokens` new ones or (None) the end of the context.
     ValueError: the prompt fills the context."""
     if isinstance(prompt, str):
-        prompt = [
-            i for line in tokenizer.encode(prompt.split("\n")) for i in (tokenizer.eos, *line)
-        ]
+        lines = tokenizer.encode(prompt.split("\n"))
+        prompt = [i for line in lines for i in (tokenizer.eos, *line)]
     prompt, context = prompt or [tokenizer.eos], model.config.context
     if len(prompt) >= context:
-        raise ValueError(f"the prompt's {len(prompt)} tokens leave no room in the model's context "
-                         f"of {context}: shorten it")  # fmt: skip
+        raise ValueError(
+            f"the prompt's {len(prompt)} tokens leave no room in the model's context of {context}: "
+            "shorten it"
+        )
     tokens = context - len(prompt) if tokens is None else tokens
     new = (i for (i,) in _steps(model, [prompt], tokens, sampling, seed))
     return tokenizer.running(takewhile(lambda i: i != tokenizer.eos and i not in stop, new), prompt)

@@ -76,8 +76,8 @@ def window_loss(
 ) -> np.ndarray:
     """Mean loss of each of some windows, in nats per token; NaN where every target is masked.
     ValueError: a loss is not finite, though its window has a target."""
-    if hasattr(model, "losses") and (kept := model.losses(rows)) is not None:
-        return _checked(kept, windows, rows)  # a cache that has seen them
+    if hasattr(model, "losses") and (loss_B := model.losses(rows)) is not None:
+        return _checked(loss_B, windows, rows)  # a cache that has seen them
     means = []
     for rows_B in windows.batches(rows, size):
         ids_BT, targets_BT = windows.batch(rows_B, device)
@@ -87,9 +87,15 @@ def window_loss(
 
 
 def score(
-    student: Llama, teacher: Llama, windows: data.Windows, *, rows: np.ndarray | None = None,
-    device: str = "cpu", progress=lambda done, all, message: None, into: np.ndarray | None = None,
-) -> Scores:  # fmt: skip
+    student: Llama,
+    teacher: Llama,
+    windows: data.Windows,
+    *,
+    rows: np.ndarray | None = None,
+    device: str = "cpu",
+    progress=lambda done, all, message: None,
+    into: np.ndarray | None = None,
+) -> Scores:
     """The loss of both models on every window, or on some `rows`, NaN elsewhere; `progress(done,
     all, message)` is told how far. A cache of the teacher's targets may stand for it: then it reads
     only windows not in there. `into` is a (2, N) array to fill: with a memory map, and all windows,
@@ -105,9 +111,15 @@ def score(
 
 
 def select(
-    difficulty_N: np.ndarray, *, share: float | None = None, threshold: float | None = None,
-    clip: float = 0.0, left_out_N: np.ndarray | None = None, easy_share: float = 0.0, seed: int = 1,
-) -> HardSet:  # fmt: skip
+    difficulty_N: np.ndarray,
+    *,
+    share: float | None = None,
+    threshold: float | None = None,
+    clip: float = 0.0,
+    left_out_N: np.ndarray | None = None,
+    easy_share: float = 0.0,
+    seed: int = 1,
+) -> HardSet:
     """The windows at or above a threshold, or the hardest share of all that are not left out.
     Exactly one is given. `left_out_N` (junk) are never in; nor, of the others, the hardest `clip`,
     which is noise more often than a lesson (MiniPLM, 2410.17215). Windows from below the threshold
@@ -139,9 +151,15 @@ def select(
 
 
 def weigh(
-    student: Llama, teacher: Llama, windows: data.Windows, rows_K: np.ndarray, share: float,
-    weights: np.ndarray, device: str = "cpu", progress=lambda done, all, message: None,
-) -> None:  # fmt: skip
+    student: Llama,
+    teacher: Llama,
+    windows: data.Windows,
+    rows_K: np.ndarray,
+    share: float,
+    weights: np.ndarray,
+    device: str = "cpu",
+    progress=lambda done, all, message: None,
+) -> None:
     """Token mode (Rho-1, arXiv 2404.07965, within a window): of the targets of some windows, the
     `share` on which the student fell furthest behind its teacher count once, the others not at all.
     Into `weights`, beside the ids as data.Windows.weights, a memory map of any size."""

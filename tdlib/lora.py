@@ -25,10 +25,8 @@ from tdlib.model import Llama
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Options of PEFT that change what A and B mean, or which weights are used → the value that doesn't.
 # Those of HARMLESS change nothing here; any other is refused unless null, false, 0 or empty.
-NEUTRAL = {
-    "peft_type": "LORA", "use_rslora": False, "use_dora": False, "alpha_pattern": {},
-    "rank_pattern": {}, "bias": "none", "lora_bias": False,
-}  # fmt: skip
+NEUTRAL = {"peft_type": "LORA", "bias": "none", "alpha_pattern": {}, "rank_pattern": {}}
+NEUTRAL |= dict.fromkeys(("use_rslora", "use_dora", "lora_bias"), False)
 HARMLESS = frozenset(
     """auto_mapping base_model_name_or_path ensure_weight_tying fan_in_fan_out inference_mode
     layers_pattern lora_dropout megatron_core peft_version qalora_group_size revision runtime_config
@@ -114,15 +112,14 @@ def save(model: Llama, folder: str | Path, base: str = "") -> None:
         raise ValueError("nothing to save: the model has no adapters")
     one = next(iter(parts.values()))
     rank = one.lora_A.shape[0]
-    config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
-        "r": rank, "lora_alpha": one.scale * rank, "lora_dropout": 0.0, "bias": "none",
-        "inference_mode": True, "target_modules": sorted({n.rsplit(".", 1)[1] for n in parts}),
-    }  # fmt: skip
-    tensors = {}
-    for name, part in parts.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = part.lora_A.detach().contiguous().cpu()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = part.lora_B.detach().contiguous().cpu()
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
+    config |= {"r": rank, "lora_alpha": one.scale * rank, "lora_dropout": 0.0, "bias": "none"}
+    config |= {"inference_mode": True, "target_modules": sorted({n.split(".")[-1] for n in parts})}
+    tensors = {
+        name: weight.detach().contiguous().cpu()
+        for part, linear in parts.items()
+        for name, weight in zip(_names(part), (linear.lora_A, linear.lora_B), strict=True)
+    }
     with data.whole_folder(folder) as beside:
         (beside / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
         metadata = {"format": "pt", "base_sha256": base_hash(model)}
@@ -130,39 +127,41 @@ def save(model: Llama, folder: str | Path, base: str = "") -> None:
         (beside / "adapter_model.safetensors").write_bytes(content)
 
 
+def _names(linear: str) -> tuple[str, str]:
+    """Of A and B beside a Linear, in PEFT's file."""
+    return f"{_PREFIX}{linear}.lora_A.weight", f"{_PREFIX}{linear}.lora_B.weight"
+
+
 def load(model: Llama, folder: str | Path) -> Llama:
     """Attach the adapters of a PEFT folder to their base, in place, to merge or train on.
     ValueError: adapters of another base (by hash, where one was stored) or of other shapes."""
     folder = Path(folder)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is not there: give an adapter's folder")
-    config, path = (
-        _read_config(folder / "adapter_config.json"),
-        folder / "adapter_model.safetensors",
-    )
-    with data.open_weights(path) as f:
+    paths = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not there: give an adapter's folder")
+    config = _read_config(paths[0])
+    with data.open_weights(paths[1]) as f:
         base = (f.metadata() or {}).get("base_sha256")
-        found = {name: f.get_slice(name).get_shape() for name in f.keys()}
-    if base and base != base_hash(model):
+        stored = {name: f.get_slice(name).get_shape() for name in f.keys()}
+    if base and base != (own := base_hash(model)):
         raise ValueError(
             f"{folder} was trained on another base (sha256 {base[:12]}…, this model has "
-            f"{base_hash(model)[:12]}…; merged already, it is another): load "
+            f"{own[:12]}…; merged already, it is another): load "
             f"{config.get('base_model_name_or_path')!r}"
         )
     rank, targets, expected = config["r"], _targets(config, model, folder), {}
     for name, part in model.named_modules():
-        if name.rsplit(".", 1)[-1] in targets:
+        if name.split(".")[-1] in targets:
             outs, ins = part.weight.shape
-            expected[f"{_PREFIX}{name}.lora_A.weight"] = (rank, ins)
-            expected[f"{_PREFIX}{name}.lora_B.weight"] = (outs, rank)
-    data.check_shapes(folder, found, expected)
-    with data.open_weights(path) as f:
+            expected |= dict(zip(_names(name), ((rank, ins), (outs, rank)), strict=True))
+    data.check_shapes(folder, stored, expected)
+    with data.open_weights(paths[1]) as f:
         tensors = {name: f.get_tensor(name) for name in expected}
     attach(model, rank, config["lora_alpha"] / rank, targets)
     for name, part in adapters(model).items():
-        part.lora_A.data.copy_(tensors[f"{_PREFIX}{name}.lora_A.weight"])
-        part.lora_B.data.copy_(tensors[f"{_PREFIX}{name}.lora_B.weight"])
+        for weight, theirs in zip((part.lora_A, part.lora_B), _names(name), strict=True):
+            weight.data.copy_(tensors[theirs])
     return model
 
 
@@ -173,10 +172,9 @@ def _read_config(path: Path) -> dict:
         odd = next(shapes.odd_options(config, NEUTRAL, HARMLESS), "")
         if (start := config.get("init_lora_weights")) not in STARTS:
             odd = odd or f"init_lora_weights is {start!r}, which changes the base: not read here"
-        for name in ("r", "lora_alpha"):
+        for name, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
             value = config.get(name)
-            whole = type(value) is int or (type(value) is float and name == "lora_alpha")
-            if not whole or not 0 < value < 2**31:
+            if type(value) not in kinds or not 0 < value < 2**31:
                 odd = odd or f"{name} is {value!r}, it must be a number above 0: copy it again"
         for name in ("target_modules", "exclude_modules"):
             by = config.get(name) or []
@@ -197,11 +195,13 @@ def _targets(config: dict, model: Llama, folder: Path) -> tuple[str, ...]:
             return by.lower() == "all-linear" or bool(re.fullmatch(by, name))
         return any(name == x or name.endswith(f".{x}") for x in by)
 
-    names = [name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in TARGETS]
+    names = [f"model.{name}" for name, _ in model.named_modules() if name.split(".")[-1] in TARGETS]
     by, but = config.get("target_modules") or ["q_proj", "v_proj"], config.get("exclude_modules")
-    found = [n for n in names if chosen(f"model.{n}", by) and not chosen(f"model.{n}", but or [])]
-    targets = tuple(x for x in TARGETS if any(name.endswith(f".{x}") for name in found))
-    if not found or len(found) != sum(name.endswith(targets) for name in names):
-        raise ValueError(f"{folder}: target_modules {by!r:.60} choose {len(found)} of the model's "
-                         "layers, only the same ones in every block are read here")  # fmt: skip
+    beside = [name for name in names if chosen(name, by) and not chosen(name, but or [])]
+    targets = tuple(x for x in TARGETS if any(name.endswith(f".{x}") for name in beside))
+    if not beside or len(beside) != sum(name.endswith(targets) for name in names):
+        raise ValueError(
+            f"{folder}: target_modules {by!r:.60} choose {len(beside)} of the model's layers, only "
+            "the same ones in every block are read here"
+        )
     return targets

@@ -5,9 +5,10 @@ Needs no torch, so that a run's parameters can be checked, and its cost told, be
 
 import json
 import math
+import mmap
 import warnings
 from collections.abc import Container, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 # layers, heads, dim, mlp_dim: the vocabulary (and the context, where it is not 2048) is passed in.
@@ -50,17 +51,25 @@ MOST = {"layers": 1024, "vocab_size": 2**24} | dict.fromkeys(
     ("heads", "dim", "mlp_dim", "context", "kv_heads", "head_dim"), 2**20
 )
 TABLE, JSON_BYTES, SHARDS = 2**27, 2**24, 1000  # context · head_dim; bytes of JSON; files
-# Options of config.json that change numbers → the value that does not. One that is neither here,
-# nor in HARMLESS, nor read below is refused, unless it is null, false, 0 or empty.
-NEUTRAL = {
-    "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "is_causal": True,
-    "use_rope": True, "partial_rotary_factor": 1, "rotary_pct": 1, "factor": 1,
-    "attention_factor": 1, "logits_scaling": 1, "logit_scale": 1, "residual_multiplier": 1,
-    "embedding_multiplier": 1,
-}  # fmt: skip
-# How it was trained or is stored, and what transformers writes into every config.
-HARMLESS = frozenset(
-    """architectures attention_dropout attn_implementation attn_pdrop bos_token_id
+# Options of config.json that change numbers → the value that does not. One that is neither here
+# nor in KNOWN is refused, unless it is null, false, 0 or empty.
+NEUTRAL = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+NEUTRAL |= {"is_causal": True, "use_rope": True}
+NEUTRAL |= dict.fromkeys(
+    """partial_rotary_factor rotary_pct factor attention_factor logits_scaling logit_scale
+    residual_multiplier embedding_multiplier""".split(),
+    1,
+)
+# The same for generation_config.json. In config.json they are read over: no loss depends on them.
+ALTERED = dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1)
+# What read_config reads; how a model was trained or is stored, and what transformers writes into
+# every config; how text is drawn, which the book sets itself.
+KNOWN = frozenset(
+    """model_type rope_type type rope_parameters rope_scaling rope_theta layer_types vocab_size
+    tie_word_embeddings sliding_window use_sliding_window num_hidden_layers num_attention_heads
+    hidden_size intermediate_size max_position_embeddings num_key_value_heads head_dim rms_norm_eps
+
+    architectures attention_dropout attn_implementation attn_pdrop bos_token_id
     chunk_size_feed_forward decoder_start_token_id dropout dtype embd_pdrop eos_token_id
     finetuning_task hidden_dropout id2label initializer_range is_decoder is_llama_config
     keys_to_ignore_at_inference label2id max_sequence_length max_window_layers model_max_length
@@ -69,17 +78,12 @@ HARMLESS = frozenset(
     tokenizer_class torch_dtype torchscript transformers.js_config transformers_version
     unsloth_fixed unsloth_version use_bfloat16 use_cache _attn_implementation
     _attn_implementation_autoset _attn_implementation_internal attention_probs_dropout_prob
-    _commit_hash _flash_attn_2_enabled _name_or_path gradient_checkpointing
-    hidden_dropout_prob""".split()
-)
-# How text is drawn: the book sets that itself.
-DRAWN = frozenset(
-    """cache_implementation do_sample early_stopping length_penalty max_length max_new_tokens min_p
+    _commit_hash _flash_attn_2_enabled _name_or_path gradient_checkpointing hidden_dropout_prob
+
+    cache_implementation do_sample early_stopping length_penalty max_length max_new_tokens min_p
     num_beam_groups num_beams num_return_sequences output_scores return_dict_in_generate temperature
     top_k top_p typical_p _from_model_config""".split()
-)
-# These change a text whatever is set: without a say in config.json, told in generation_config.json
-ALTERED = dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1)
+).union(ALTERED)
 TIED = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -107,8 +111,10 @@ class LlamaConfig:
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name):,}, at most {most:,} are read")
         if not (0 < self.rope_theta < math.inf and 0 <= self.norm_eps < math.inf):
-            raise ValueError(f"rope_theta {self.rope_theta} and norm_eps {self.norm_eps} must be "
-                             "finite, and the first above 0")  # fmt: skip
+            raise ValueError(
+                f"rope_theta {self.rope_theta} and norm_eps {self.norm_eps} must be finite, and "
+                "the first above 0"
+            )
         if not self.head_dim and self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}: give head_dim")
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
@@ -118,9 +124,8 @@ class LlamaConfig:
                 f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}, "
                 f"and head_dim {self.head_dim} even"
             )
-        if self.context * self.head_dim > TABLE:
-            raise ValueError(f"context {self.context:,} times head_dim {self.head_dim:,} is more "
-                             f"than the {TABLE:,} that are read")  # fmt: skip
+        if (table := self.context * self.head_dim) > TABLE:
+            raise ValueError(f"context times head_dim is {table:,}, at most {TABLE:,} are read")
 
     @property
     def parameters(self) -> int:
@@ -134,19 +139,30 @@ class LlamaConfig:
         return self.vocab_size * self.dim
 
 
+# The field of LlamaConfig → its name in config.json, in the order in which it is written
+HF = {
+    "vocab_size": "vocab_size",
+    "dim": "hidden_size",
+    "mlp_dim": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "context": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "tied": "tie_word_embeddings",
+}
+
+
 def to_hf(config: LlamaConfig, dtype: str = "float32") -> dict:
     """config.json, with rope and dtype in the spellings of transformers 4 and 5."""
-    return generation(config) | {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
-        "vocab_size": config.vocab_size, "hidden_size": config.dim,
-        "intermediate_size": config.mlp_dim, "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim, "max_position_embeddings": config.context,
-        "rms_norm_eps": config.norm_eps, "tie_word_embeddings": config.tied, "hidden_act": "silu",
-        "attention_bias": False, "mlp_bias": False, "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "torch_dtype": dtype, "dtype": dtype,
-    }  # fmt: skip
+    llama = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    shape = {theirs: getattr(config, ours) for ours, theirs in HF.items()}
+    neutral = {name: NEUTRAL[name] for name in ("hidden_act", "attention_bias", "mlp_bias")}
+    theta = {"rope_theta": config.rope_theta}
+    ropes = theta | {"rope_parameters": {"rope_type": "default"} | theta}
+    dtypes = {"torch_dtype": dtype, "dtype": dtype}
+    return generation(config) | llama | shape | neutral | ropes | dtypes
 
 
 def generation(config: LlamaConfig) -> dict:
@@ -168,16 +184,16 @@ def read_json(path: Path) -> dict:
     return found
 
 
-def odd_options(given: dict, neutral: dict, known: Container[str]) -> Iterator[str]:
-    """In words, each option that is not understood: of a value that is not the neutral one, or
+def odd_options(given: dict, neutral: dict, known: Container[str] = KNOWN) -> Iterator[str]:
+    """Each option that is not understood, in words: its value is not the neutral one, or it is
     unknown and not null, false, 0 or empty."""
     for name, value in given.items():
         if name in neutral:
             if value is not None and value != neutral[name]:
                 yield f"{name} is {value!r:.60}, only {neutral[name]!r} is supported here"
         elif name not in known and value not in (None, False, "", [], {}):
-            yield (f"{name} is {value!r:.60}, unknown here, and may change numbers; take it out if "
-                   "it changes none")  # fmt: skip
+            says = "unknown here, and may change numbers; take it out if it changes none"
+            yield f"{name} is {value!r:.60}, {says}"
 
 
 def read_config(folder: Path) -> LlamaConfig:
@@ -193,86 +209,72 @@ def read_config(folder: Path) -> LlamaConfig:
         odd = next(_odd_in_config(c, ropes), "")
     except (ValueError, TypeError) as error:  # no JSON, or not a table of names
         raise ValueError(f"{path} is no config ({error}): copy the file again") from None
-    if odd:
-        raise ValueError(f"{path}: {odd}")
+    try:
+        if odd:
+            raise ValueError(odd)
+        config = LlamaConfig(**_shape(c, ropes))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if config.tied and _other_head(folder):
+        says = f"tie_word_embeddings is true, but the {TIED[1]} beside it is not the embedding"
+        warnings.warn(f"{path}: {says}: both are read", stacklevel=2)
+        config = replace(config, tied=False)
+    return config
 
-    def number(name: str, otherwise: float | None = None, kind: type = int) -> int | float:
-        value = otherwise if c.get(name) is None else c[name]
-        whole = isinstance(value, int | float) and 0 <= value < 2**63
-        whole = whole and (kind is float or value == int(value))
-        if not whole or isinstance(value, bool) or (not value and otherwise is None):
-            fault = f"{value!r:.60}, no size of a model"
-            fault = "missing, it is needed" if value is None else fault
-            raise ValueError(f"{path}: {name} is {fault}: copy the file again")
-        return kind(value)
 
+def _shape(c: dict, ropes: list[dict]) -> dict:
+    """LlamaConfig's values out of a config.json; those that it lacks keep their default."""
     theta = next((x["rope_theta"] for x in (*ropes, c) if x.get("rope_theta") is not None), None)
     eos = c.get("eos_token_id")
-    c |= {"rope_theta": theta, "eos_token_id": eos[0] if isinstance(eos, list) and eos else eos}
-    tied = c.get("tie_word_embeddings") is True
-    if tied and _other_head(folder):
-        tied = False
-        warnings.warn(f"{path}: tie_word_embeddings is true, but the {TIED[1]} beside it is not "
-                      "the embedding: both are read", stacklevel=2)  # fmt: skip
-    try:
-        return LlamaConfig(
-            vocab_size=number("vocab_size"),
-            layers=number("num_hidden_layers"),
-            heads=number("num_attention_heads"),
-            dim=number("hidden_size"),
-            mlp_dim=number("intermediate_size"),
-            context=number("max_position_embeddings", 2048),
-            kv_heads=number("num_key_value_heads", 0),
-            head_dim=number("head_dim", 0),
-            tied=tied,
-            rope_theta=number("rope_theta", 10000.0, float),
-            norm_eps=number("rms_norm_eps", 1e-6, float),
-            eos_id=number("eos_token_id", 3),
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
-
-
-_READ = {*HARMLESS, *DRAWN, *ALTERED} | set(
-    """model_type rope_type type rope_parameters rope_scaling rope_theta layer_types vocab_size
-    tie_word_embeddings sliding_window use_sliding_window num_hidden_layers num_attention_heads
-    hidden_size intermediate_size max_position_embeddings num_key_value_heads head_dim
-    rms_norm_eps""".split()
-)
+    eos = eos[0] if isinstance(eos, list) and eos else eos
+    given = {ours: (theirs, c.get(theirs)) for ours, theirs in HF.items()}
+    given |= {"rope_theta": ("rope_theta", theta), "eos_id": ("eos_token_id", eos)}
+    shape = {"tied": given.pop("tied")[1] is True}
+    for f in (f for f in fields(LlamaConfig) if f.name in given):
+        (name, value), needed = given[f.name], f.default is MISSING
+        if value is None and not needed:
+            continue
+        sound = isinstance(value, int | float) and not isinstance(value, bool)
+        sound = sound and 0 <= value < 2**63 and (f.type is float or value == int(value))
+        if not sound or (needed and not value):
+            fault = (
+                "missing, it is needed" if value is None else f"{value!r:.60}, no size of a model"
+            )
+            raise ValueError(f"{name} is {fault}: copy the file again")
+        shape[f.name] = f.type(value)
+    return shape
 
 
 def _odd_in_config(c: dict, ropes: list[dict]) -> Iterator[str]:
+    tied = c.get("tie_word_embeddings") or False
     kinds = [x.get("rope_type") or x.get("type") or "default" for x in ropes]
-    kind = next((x for x in kinds if x != "default"), "default")
-    other = [x for x in c.get("layer_types") or [] if x != "full_attention"]
-    tied = c.get("tie_word_embeddings")
-    for what, found, wanted in (
-        ("model_type", c.get("model_type"), "llama"),
-        ("RoPE scaling", kind, "default"),
-        ("one of layer_types", (other or ["full_attention"])[0], "full_attention"),
-        ("tie_word_embeddings", tied or False, tied is True),
+    for what, values, only in (
+        ("model_type", [c.get("model_type")], "llama"),
+        ("RoPE scaling", kinds, "default"),
+        ("one of layer_types", c.get("layer_types") or [], "full_attention"),
+        ("tie_word_embeddings", [tied], tied is True),
     ):
-        if found != wanted:
-            yield f"{what} is {found!r}, only {wanted!r} is supported here"
+        for value in values:
+            if value != only:
+                yield f"{what} is {value!r}, only {only!r} is supported here"
     window, context = c.get("sliding_window"), c.get("max_position_embeddings") or 2048
     if window and c.get("use_sliding_window", True) and not window >= context:
         yield f"sliding_window is {window!r}, less than the context: only a whole one is read here"
     for options in (c, *ropes):
-        yield from odd_options(options, NEUTRAL, _READ)
+        yield from odd_options(options, NEUTRAL)
 
 
 def odd_generation(folder: Path, config: LlamaConfig) -> str:
-    """In words, what a generation_config.json asks for that the book does not do when it writes
-    texts; "" for nothing. How a text is drawn (DRAWN) it sets itself. No loss depends on it."""
+    """What a generation_config.json asks for that the book does not do when it writes texts, in
+    words; "" for nothing. No loss depends on it."""
     path = folder / "generation_config.json"
     try:
         c = read_json(path) if path.is_file() else {}
-        ends = c.get("eos_token_id")
-        other = ends is not None and [config.eos_id] != (ends if isinstance(ends, list) else [ends])
-        odd = [f"eos_token_id is {ends!r:.60}, in config.json {config.eos_id}"] if other else []
-        odd += [x.partition(",")[0] for x in odd_options(c, ALTERED, HARMLESS | DRAWN)]
+        odd = [x.partition(",")[0] for x in odd_options(c, ALTERED)]
     except (ValueError, OSError) as error:
         return f"{path} cannot be read ({error}): texts are written without it"
+    if (ends := c.get("eos_token_id")) not in (None, config.eos_id, [config.eos_id]):
+        odd.insert(0, f"eos_token_id is {ends!r:.60}, in config.json {config.eos_id}")
     return f"{path}: {', '.join(odd)}: texts are written here without that" if odd else ""
 
 
@@ -282,8 +284,9 @@ def weight_files(folder: Path) -> list[Path]:
     if one.is_file():
         return [one]
     if not index.is_file():
-        raise FileNotFoundError(f"{folder} holds no .safetensors by the name of model: save the "
-                                "model in that format")  # fmt: skip
+        raise FileNotFoundError(
+            f"{folder} holds no .safetensors by the name of model: save the model in that format"
+        )
     try:
         names = set(read_json(index)["weight_map"].values())
         if len(names) > SHARDS:
@@ -299,31 +302,21 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _other_head(folder: Path) -> bool:
     """Whether a head is stored beside the embedding that is not the same, byte for byte."""
-    found = {}
+    stored = {}
     try:
         for path in weight_files(folder):
             with open(path, "rb") as f:
-                size = int.from_bytes(f.read(8), "little")
-                header = json.loads(f.read(size)) if size <= JSON_BYTES else {}
+                content = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+            start = 8 + int.from_bytes(content[:8], "little")
+            header = json.loads(bytes(content[8:start])) if start <= JSON_BYTES else {}
             for name in TIED:
                 if name in header:
                     first, end = header[name].pop("data_offsets")
-                    found[name] = (path, 8 + size + first, end - first, header[name])
-        if len(found) < 2:
-            return False
-        (one, first, size, kind), (other, second, _, theirs) = (found[name] for name in TIED)
-        if kind != theirs:
-            return True
-        with open(one, "rb") as f, open(other, "rb") as g:
-            f.seek(first), g.seek(second)
-            while part := f.read(min(2**20, size)):  # none left: the file is shorter than it says
-                if part != g.read(len(part)):
-                    return True
-                size -= len(part)
+                    stored[name] = header[name], content[start + first : start + end]
+        return len(stored) == 2 and stored[TIED[0]] != stored[TIED[1]]
     # whoever reads the weights says what is wrong with their files
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        pass
-    return False
+        return False
 
 
 VOCABULARIES = (51_800, 86_071)  # the plan's, and that of the published tokenizer

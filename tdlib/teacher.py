@@ -30,14 +30,11 @@ READ = frozenset(
     dtype compile out_dir data_dir""".split()
 )
 # Numbers of numpy, such as a loss beside the weights: their classes run no code
-NUMPY = [
-    *((function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")
-      for name, function in (("scalar", np._core.multiarray.scalar),
-                             ("_reconstruct", np._core.multiarray._reconstruct))),
-    np.ndarray, np.dtype,
-    *(getattr(np.dtypes, name) for name in np.dtypes.__all__
-      if name not in ("ObjectDType", "VoidDType", "StringDType")),
-]  # fmt: skip
+_MADE_BY = {"scalar": np._core.multiarray.scalar, "_reconstruct": np._core.multiarray._reconstruct}
+NUMPY = [np.ndarray, np.dtype]
+NUMPY += [(f, f"numpy.{c}.multiarray.{n}") for n, f in _MADE_BY.items() for c in ("core", "_core")]
+_OPEN = {"ObjectDType", "VoidDType", "StringDType"}  # these may hold anything
+NUMPY += [getattr(np.dtypes, name) for name in np.dtypes.__all__ if name not in _OPEN]
 
 
 def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> Llama:
@@ -78,8 +75,11 @@ def _cut(model: Llama, path: Path) -> None:
     size = len(zero_V) - model.cut_rows
     if not size:
         raise ValueError(f"{path}: every row of the embedding is zero: {REMEDY}")
-    warnings.warn(f"{path}: the last {model.cut_rows:,} rows of its embedding are zeros, padding: "
-                  f"cut to a vocabulary of {size:,}", stacklevel=3)  # fmt: skip
+    warnings.warn(
+        f"{path}: the last {model.cut_rows:,} rows of its embedding are zeros, padding: cut to a "
+        f"vocabulary of {size:,}",
+        stacklevel=3,
+    )
     _keep_rows(model, size)
 
 
@@ -134,9 +134,7 @@ def _upstream(path: Path) -> Llama:
         with torch.serialization.safe_globals(NUMPY):
             file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state, shape = dict(file["model"]), dict(file["config"])
-    # what torch raises depends on where a file was cut, or what it is instead
-    except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, EOFError,
-            OSError, MemoryError) as error:  # fmt: skip
+    except Exception as error:  # torch's depend on where a file was cut, or what it is instead
         raise ValueError(
             f"{path} is no checkpoint of tensors and plain values with 'model' and 'config'"
             f"{_in_words(path, error)}"
@@ -158,8 +156,10 @@ def _refuse_packed(path: Path) -> None:
     size = path.stat().st_size
     for part in zipfile.ZipFile(path).infolist() if zipfile.is_zipfile(path) else ():
         if part.compress_type != zipfile.ZIP_STORED or part.file_size > size:
-            raise ValueError(f"its {part.filename!r:.60} is packed, {part.file_size:,} bytes in a "
-                             f"file of {size:,}: save it with torch.save")  # fmt: skip
+            raise ValueError(
+                f"its {part.filename!r:.60} is packed, {part.file_size:,} bytes in a file of "
+                f"{size:,}: save it with torch.save"
+            )
 
 
 def _in_words(path: Path, error: Exception) -> str:
@@ -169,13 +169,15 @@ def _in_words(path: Path, error: Exception) -> str:
         if type(error) is pickle.UnpicklingError:
             odd = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
             odd = odd or re.findall(r"but got <class '(\S+)'>", str(error))
+    if odd:
+        plain = (
+            f"import torch; c = torch.load('{path.name}', weights_only=False); "
+            "torch.save({k: c[k] for k in ('model', 'config')}, 'plain.pt')"
+        )
+        why = f" (it holds {', '.join(odd[:3])}, never opened here)"
+        return f'{why}: {REMEDY}; whoever made it saves it without, python -c "{plain}"'
     why = f" ({str(error).splitlines()[0]})" if type(error) is ValueError else ""
-    if not odd:
-        return f"{why}: {REMEDY}"
-    return (f" (it holds {', '.join(odd[:3])}, never opened here): {REMEDY}; whoever made it saves "
-            f"it without, python -c \"import torch; c = torch.load('{path.name}', "
-            "weights_only=False); torch.save({k: c[k] for k in ('model', 'config')}, "
-            "'plain.pt')\"")  # fmt: skip
+    return f"{why}: {REMEDY}"
 
 
 def _whole(shape: dict, name: str, most: int) -> int:
@@ -187,64 +189,65 @@ def _whole(shape: dict, name: str, most: int) -> int:
     return int(value)
 
 
+# A part of one of our names → upstream's. Q, K and V are thirds of one matrix there.
+FUSED = ("q_proj", "k_proj", "v_proj")
+UPSTREAM = dict.fromkeys(FUSED, "c_attn") | {
+    "embed_tokens": "transformer.wte",
+    "norm": "transformer.ln_f",
+    "layers": "transformer.h",
+    "input_layernorm": "ln_1",
+    "post_attention_layernorm": "ln_2",
+    "self_attn": "attn",
+    "o_proj": "c_proj",
+    "gate_proj": "w_gate",
+    "up_proj": "w_up",
+    "down_proj": "w_down",
+}
+
+
 def _converted(state: dict[str, Tensor], shape: dict, size: int) -> Llama:
     """`size`: bytes of the file, which weights that are there cannot exceed."""
     state = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
-    most = {"n_layer": "layers", "n_head": "heads", "n_embd": "dim", "block_size": "context"}
-    layers, heads, dim, context = (_whole(shape, n, shapes.MOST[x]) for n, x in most.items())
-    names = {
-        "transformer.wte.weight": "embed_tokens.weight",
-        "transformer.ln_f.weight": "norm.weight",
-    }
-    for i in range(layers):
-        for theirs, ours in (
-            ("ln_1", "input_layernorm"), ("ln_2", "post_attention_layernorm"),
-            ("attn.c_proj", "self_attn.o_proj"), ("mlp.w_gate", "mlp.gate_proj"),
-            ("mlp.w_up", "mlp.up_proj"), ("mlp.w_down", "mlp.down_proj"),
-        ):  # fmt: skip
-            names[f"transformer.h.{i}.{theirs}.weight"] = f"layers.{i}.{ours}.weight"
-    fused = {f"transformer.h.{i}.attn.c_attn.weight": i for i in range(layers)}
+    config = _config(state, shape)
+    with torch.device("meta"):
+        expected = {name: weight.shape for name, weight in Llama(config).named_parameters()}
+    names = {x: ".".join(UPSTREAM.get(part, part) for part in x.split(".")) for x in expected}
     derived = {"lm_head.weight", "freqs_cis"}  # the tied head, and a table we make ourselves
-    if odd := sorted((state.keys() - derived) ^ (names.keys() | fused.keys())):
+    if odd := sorted((state.keys() ^ set(names.values())) - derived):
         raise ValueError(f"{odd[0]} is unknown, or missing, in upstream's Llama")
-    config = LlamaConfig(
-        vocab_size=state["transformer.wte.weight"].shape[0],
-        layers=layers,
-        heads=heads,
-        dim=dim,
-        mlp_dim=state["transformer.h.0.mlp.w_gate.weight"].shape[0],
-        context=context,
-        rope_theta=float(shape.get("rope_theta", 10000.0)),
-    )
-    head = state.get("lm_head.weight")
-    if head is not None and not torch.equal(head, state["transformer.wte.weight"]):
-        config = replace(config, tied=False)
-        names["lm_head.weight"] = "lm_head.weight"
     bytes_ = sum(x.numel() * x.element_size() for n, x in state.items() if n not in derived)
     if bytes_ > size:
         raise ValueError(f"its weights claim {bytes_:,} bytes, the file has {size:,}")
-    for name in (*names, *fused):
-        if not state[name].is_floating_point():
-            dtype = str(state[name].dtype).removeprefix("torch.")
-            raise ValueError(f"{name} is {dtype}, a weight must be a float")
-    weights = {ours: state[theirs].float() for theirs, ours in names.items()}
-    for theirs, i in fused.items():
-        q, k, v = state[theirs].float().chunk(3)
-        at = f"layers.{i}.self_attn"
-        weights |= {
-            f"{at}.q_proj.weight": halves(q, heads),
-            f"{at}.k_proj.weight": halves(k, heads),
-        }
-        weights[f"{at}.v_proj.weight"] = v.clone()
-    with torch.device("meta"):
-        expected = {name: weight.shape for name, weight in Llama(config).named_parameters()}
-    for name in expected:  # before there is room made for them
-        if weights[name].shape != expected[name]:
-            raise ValueError(f"{name} is {tuple(weights[name].shape)}, by its config it must be "
-                             f"{tuple(expected[name])}")  # fmt: skip
+    weights = {}
+    for ours, theirs in names.items():
+        weight, part = state[theirs], ours.split(".")[-2]
+        if not weight.is_floating_point():
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise ValueError(f"{theirs} is {dtype}, a weight must be a float")
+        if part in FUSED:
+            weight = weight.chunk(3)[FUSED.index(part)]
+        if weight.shape != expected[ours]:  # before there is room made for it
+            raise ValueError(
+                f"{ours} is {tuple(weight.shape)}, by its config it must be {tuple(expected[ours])}"
+            )
+        weight = halves(weight, config.heads) if part in FUSED[:2] else weight
+        weights[ours] = weight.float()
     model = Llama(config)
     model.load_state_dict(weights)
     return model
+
+
+def _config(state: dict[str, Tensor], shape: dict) -> LlamaConfig:
+    most = {"n_layer": "layers", "n_head": "heads", "n_embd": "dim", "block_size": "context"}
+    numbers = {x: _whole(shape, n, shapes.MOST[x]) for n, x in most.items()}
+    embedding, mlp = "transformer.wte.weight", "transformer.h.0.mlp.w_gate.weight"
+    for name in (embedding, mlp):
+        if name not in state:
+            raise ValueError(f"{name} is unknown, or missing, in upstream's Llama")
+    rows = {"vocab_size": len(state[embedding]), "mlp_dim": len(state[mlp])}
+    config = LlamaConfig(**numbers, **rows, rope_theta=float(shape.get("rope_theta", 10000.0)))
+    head = state.get("lm_head.weight")
+    return replace(config, tied=head is None or torch.equal(head, state[embedding]))
 
 
 def check(model: Llama, windows: data.Windows, *, count: int = 32, device: str = "cpu") -> dict:

@@ -3,12 +3,16 @@
 One function, `fit`, trains the teacher, the students and the adapters; what differs is the recipe,
 the teacher it is given (or none) and the windows. What it should do besides (evaluate, log, show
 how far it is) are functions it is given. Nothing is read back from the device but where a row is
-logged. Legend: B windows of a batch, T tokens, N = B·T.
+logged. A step that is not finite, or whose loss jumps, is skipped.
+
+With a folder, state.pt is kept there (every checkpoint_minutes, at an epoch's end, and before
+SIGTERM or Ctrl-C end the training), and the same call goes on from it to the same weights;
+epoch-1.safetensors … stay. All processes of a team call `fit` alike, and any number of them ends
+with the same weights. Legend: B windows of a batch, T tokens, N = B·T.
 """
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -73,27 +77,31 @@ def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
 
 
 def batch_loss(
-    student: Llama, teacher, ids_BT: Tensor, targets_BT: Tensor, recipe: Recipe, rows_B=(), kept=(),
+    student: Llama,
+    teacher,
+    ids_BT: Tensor,
+    targets_BT: Tensor,
+    recipe: Recipe,
+    rows_B=(),
+    kept=(),
     weights_BT: Tensor | None = None,
-) -> losses.Loss:  # fmt: skip
+) -> losses.Loss:
     """The distillation loss of one micro-batch; `teacher` is anything with .hidden and .head, or a
     cache of its draws: then the windows' numbers come along, and what the cache has of them."""
-    known, loss = {}, losses.distillation_loss
+    targets, loss = {}, losses.distillation_loss
     if recipe.ce_weight < 1:  # the teacher first: its layers' memory is free again for the student
         with torch.no_grad():
             if hasattr(teacher, "draws"):
                 ids_NK, probs_NK = kept or teacher.draws(rows_B, ids_BT, targets_BT)
-                known = dict(teacher_ids_NK=ids_NK, teacher_probs_NK=probs_NK)
+                targets = dict(teacher_ids_NK=ids_NK, teacher_probs_NK=probs_NK)
                 loss = losses.sampled_distillation_loss
             else:
                 hidden_NE = teacher.hidden(ids_BT).flatten(0, 1)
-                known = dict(teacher_hidden_NE=hidden_NE, teacher_head_VE=teacher.head)
+                targets = dict(teacher_hidden_NE=hidden_NE, teacher_head_VE=teacher.head)
+    targets["weights_N"] = None if weights_BT is None else weights_BT.flatten()
+    options = dict(ce_weight=recipe.ce_weight, temperature=recipe.temperature)
     hidden_ND = student.hidden(ids_BT).flatten(0, 1)
-    return loss(
-        hidden_ND, student.head, targets_BT.flatten(), **known,
-        weights_N=None if weights_BT is None else weights_BT.flatten(),
-        ce_weight=recipe.ce_weight, temperature=recipe.temperature, ignore_index=data.IGNORE,
-    )  # fmt: skip
+    return loss(hidden_ND, student.head, targets_BT.flatten(), **targets, **options)
 
 
 def fit(
@@ -112,40 +120,41 @@ def fit(
     resume: bool = True,
     team: Team = ALONE,
 ) -> list[dict]:
-    """Train in place those weights that require a gradient; returns a row for each evaluation.
+    """Train in place those weights that require a gradient, on some windows, `rows` (all); returns
+    a row for each evaluation.
 
-    `rows` are the windows to train on (all). `evaluate(student)` adds its dict to a row: before the
-    first step, after the last and evenly between; `record` gets these rows and some 200 more, each
-    with the mean loss since the one before.
-    With a `folder`, state.pt is kept there (every checkpoint_minutes, at an epoch's end, and before
-    SIGTERM or Ctrl-C end this) and the same call goes on from it to the same weights;
-    epoch-1.safetensors … stay. A step that is not finite, or whose loss jumps, is skipped.
-    All processes of a `team` call this alike, and any number of them ends with the same weights.
+    `evaluate(student)` adds its dict to a row: before the first step, after the last and evenly
+    between. `record` gets these rows and some 200 more, with the mean loss since the one before.
     ValueError: no teacher though ce_weight < 1, a context shorter than the tokens', a checkpoint of
-    another recipe. RuntimeError: more than max_skipped steps skipped; the weights are intact.
-    """
+    another recipe. RuntimeError: more than max_skipped steps skipped."""
     _check(student, teacher, windows, recipe)
     rows = np.arange(len(windows)) if rows is None else rows
     steps = order(rows, recipe, windows.context)
-    evaluated = {round(i * len(steps) / evaluations) for i in range(evaluations + 1)}
-    recorded = evaluated | set(range(0, len(steps), max(1, len(steps) // LOGGED)))
-    epochs = {math.ceil(e * len(rows) / len(steps[0])): e for e in range(1, int(recipe.epochs) + 1)}
     teacher = teacher if recipe.ce_weight < 1 else None  # else it is never asked
     key = checkpoint.key(student, recipe, rows, windows, teacher)
     state = checkpoint.State(student, recipe, device, key)
-    ends = {
-        step: folder / f"epoch-{e}.safetensors"
-        for step, e in epochs.items()
-        if folder and team.rank == 0 and step < len(steps)  # the last: the model
-    }
-    if folder and resume and (kept := checkpoint.load(folder / "state.pt", state.key)):
-        state.restore(kept)
-        if state.step in ends and not ends[state.step].exists():  # a full disk, or older code
-            checkpoint.save(ends[state.step], state.weights())
-    else:
+    keeper = checkpoint.Keeper(folder, state, len(rows), steps, team)
+    if not (resume and keeper.restore()):
         state.log.append({"step": 0, "tokens": 0} | evaluate(student))
         record(state.log[0])
-    left = steps[state.step :]
+    evaluated = {round(i * len(steps) / evaluations) for i in range(evaluations + 1)}
+    updates = _updates(student, teacher, windows, state, steps, device, team)
+    with checkpoint.Signals(folder is not None) as signals:
+        for step in updates:
+            progress(step, len(steps), f"{state.meter.speed:,.0f} tokens/s")
+            if step in evaluated or step % max(1, len(steps) // LOGGED) == 0:
+                row = state.row(sum(map(len, steps[:step])) * windows.context)
+                if step in evaluated:
+                    state.log.append(row := row | evaluate(student))
+                record(row)
+                state.meter = checkpoint.Meter(device)
+            keeper.after(step, signals, teacher)
+    return state.log
+
+
+def _updates(student, teacher, windows, state, steps, device, team) -> Iterator[int]:
+    """Makes the steps that are left, and gives the number of each."""
+    recipe, left = state.recipe, steps[state.step :]
     micros = (micro for rows_B in left for micro in team.micros(rows_B, recipe.micro_windows))
     read = teacher.read if hasattr(teacher, "draws") else lambda rows_B: ()
 
@@ -154,40 +163,15 @@ def fit(
         weights = [torch.from_numpy(windows.weights_of(rows_B))] if weighs else []
         return (*weights, *read(rows_B))
 
-    stream, saved = windows.stream(micros, device, beside), time.monotonic()
+    stream = windows.stream(micros, device, beside)
     student.activation_checkpointing = recipe.activation_checkpointing
     if recipe.deterministic:
         torch.use_deterministic_algorithms(True)
     ask = team.together(batch_loss, student, teacher, recipe.compile)
-    with checkpoint.Signals(folder is not None) as signals:
-        for step, rows_B in enumerate(left, state.step + 1):
-            rate = learning_rate(step - 1, len(steps), recipe)
-            loss = _accumulate(ask, windows, rows_B, recipe, state.meter, stream, team)
-            state.update(step, rate, loss)
-            progress(step, len(steps), f"{state.meter.speed:,.0f} tokens/s")
-            if step in recorded:
-                tokens = sum(map(len, steps[:step])) * windows.context
-                row = {"step": step, "tokens": tokens, "train/lr": rate} | state.row()
-                if step in evaluated:
-                    state.log.append(row := row | evaluate(student))
-                record(row)
-                state.meter = checkpoint.Meter(device)
-            if not folder:
-                continue
-            due = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
-            stop = team.any(signals.caught > 0)  # a cluster's signal reaches all, at any moment
-            if team.any(due or step in epochs or step == len(steps)) or stop:
-                if hasattr(teacher, "sync"):
-                    teacher.sync()  # no checkpoint is ahead of the rows that led to it
-                if step in ends:  # first: from the state on, nothing would write it again
-                    checkpoint.save(ends[step], state.weights())
-                if team.any(True) and team.rank == 0:  # all have come so far
-                    checkpoint.save(folder / "state.pt", state.content())
-                saved = time.monotonic()
-            if stop or (step == len(steps) and signals.caught):  # else not kept: after the next
-                signals.obey("" if team.rank else f"stopped after step {step:,} of {len(steps):,}, "
-                             f"kept in {folder}: the same command goes on from there")  # fmt: skip
-    return state.log
+    for step, rows_B in enumerate(left, state.step + 1):
+        loss = _accumulate(ask, windows, rows_B, recipe, state.meter, stream, team)
+        state.update(step, learning_rate(step - 1, len(steps), recipe), loss)
+        yield step
 
 
 def _check(student: Llama, teacher, windows: data.Windows, recipe: Recipe) -> None:

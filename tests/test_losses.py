@@ -531,8 +531,8 @@ def test_a_core_is_compiled_once_for_all_shapes_and_gives_the_eager_numbers(core
         draws = torch.randint(v, (n, 5), generator=g), torch.rand(n, 5, generator=g).log()
         found = []
         for call, a, t in (
-            (losses._compiled(core), torch.tensor(ce_weight), torch.tensor(temperature)),
-            (losses.CORES[core], ce_weight, temperature),
+            (losses._compiled(), torch.tensor(ce_weight), torch.tensor(temperature)),
+            (losses._core, ce_weight, temperature),
         ):
             gradient_NV = s_NV.clone()
             known = {"dense": (g_NV.clone(),), "sampled": draws, "plain": ()}[core]
