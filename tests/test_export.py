@@ -556,7 +556,7 @@ LLAMA = text("general.architecture") + VALUE(TEXT_) + text("llama")
 WEIGHT = text("token_embd.weight") + VALUE(2)
 PIECES = text("tokenizer.ggml.model") + VALUE(TEXT_) + text("llama") + text("tokenizer.ggml.tokens")
 HEADERS = {  # entries, weights, and what is said of them
-    "endless": ([text("x") + values(0, 2**60)], [], "1,152,921,504,606,846,976 values .* in b'x'"),
+    "endless": ([text("x") + values(0, 2**60)], [], "1,152,921,504,606,846,976 values .* in 'x'"),
     "endless texts": ([text("x") + values(TEXT_, 2**60)], [], "at most 4,194,304"),
     "many that are there": ([text("x") + values(0, 2**23) + bytes(2**23)], [], "8,388,608 values"),
     "a long text": ([text("x") + VALUE(TEXT_) + struct.pack("<Q", 2**50)], [], "in a file of 4,"),
