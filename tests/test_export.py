@@ -254,7 +254,6 @@ def test_a_file_makes_sentencepieces_ids_of_real_lines_all_telugu_and_emoji(line
         "👨‍👩‍👧 ఒక",
         *release.EDGES,
     ]
-    assert gguf_check.same_ids(path, ours, texts) == 1.0
     file, wanted = llama_cpp.Model(path), judge.encode(texts)
     assert [file.tokenize(text) for text in texts] == wanted
     assert [file.text([3, *ids]).removeprefix(" ") for ids in wanted[:1000]] == lines
@@ -296,9 +295,9 @@ def test_a_hugging_face_bpe_takes_raw_text_too(lines, tmp_path):
         ours = tdlib.tokenizer.open(path)
         saved(folder := path.parent / "m", path, ours.size, ours.eos, layers=1, eos_id=ours.eos)
         export.to_gguf(folder, file := path.parent / "x.gguf", "Q8_0")
-        assert gguf_check.same_ids(file, ours, lines[::4]) == 1.0
-        ids = ours.encode(lines[:1])[0]
-        assert llama_cpp.Model(file).text(ids).removeprefix(" ") == lines[0]
+        model, wanted = llama_cpp.Model(file), ours.encode(lines[::4])
+        assert [model.tokenize(line) for line in lines[::4]] == wanted
+        assert model.text(wanted[0]).removeprefix(" ") == lines[0]
 
 
 @pytest.mark.parametrize(
@@ -708,9 +707,6 @@ def test_costs_are_those_of_the_dequantized_weights(made, files, tmp_path):
     assert rows[0]["loss"] == pytest.approx(loss, abs=1e-4)
     assert rows[0]["kl"] == 0 and rows[0]["agreement"] == 1
     assert rows[1]["kl"] < 0.1 * rows[2]["kl"] and rows[2]["agreement"] < rows[1]["agreement"]
-    assert gguf_check.perplexity(files["Q4_0"], windows, 6) == pytest.approx(
-        np.exp(rows[2]["loss"])
-    )
     tensors = {t.name: t for t in gguf.GGUFReader(files["Q4_0"]).tensors}
     copy, names = Llama.load(made[0]), gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     for name, weight in copy.named_parameters():
