@@ -454,17 +454,25 @@ def test_of_two_tokenizers_the_one_that_fits_is_taken_and_one_said_twice_is_one(
 ):
     for name in ("tokenizer.model", "base.json"):
         shutil.copy(extended / name, tmp_path / name.replace("base", "tokenizer"))
-    assert gguf_tokenizer.beside(tmp_path, 300).path.name == "tokenizer.model" and not recwarn
+    assert gguf_tokenizer.beside(tmp_path, rows=300).path.name == "tokenizer.model" and not recwarn
     shutil.copy(extended / "tokenizer.json", tmp_path)
-    assert gguf_tokenizer.beside(tmp_path, 304).path.name == "tokenizer.json"
-    assert gguf_tokenizer.beside(tmp_path, 300).path.name == "tokenizer.model"
+    assert gguf_tokenizer.beside(tmp_path, rows=304).path.name == "tokenizer.json"
+    assert gguf_tokenizer.beside(tmp_path, rows=300).path.name == "tokenizer.model"
     assert "for the embedding has 300 rows" in str(recwarn[-1].message)
 
 
-@pytest.mark.parametrize("base", ["tokenizer.model", "base.json"])
-@pytest.mark.parametrize("file", ["added_tokens.json", "tokenizer_config.json"])
+LACKS = r"lacks 4 words .*save_pretrained\(folder\)"
+ADDED = [
+    ("tokenizer.model", "added_tokens.json", LACKS),
+    ("tokenizer.model", "tokenizer_config.json", LACKS),
+    ("base.json", "added_tokens.json", LACKS),
+    ("base.json", "tokenizer_config.json", "'అమ్మ' .id 300. otherwise .*make both say what the mo"),
+]
+
+
+@pytest.mark.parametrize("base, file, said", ADDED)
 def test_words_added_in_a_file_of_their_own_are_said_with_a_remedy_that_works(
-    base, file, extended, tmp_path
+    base, file, said, extended, tmp_path
 ):
     shutil.copy(extended / base, tmp_path / base.replace("base", "tokenizer"))
     entries = {str(300 + i): {"content": w, "special": False} for i, w in enumerate(WORDS)}
@@ -475,8 +483,8 @@ def test_words_added_in_a_file_of_their_own_are_said_with_a_remedy_that_works(
     else:
         config |= {"added_tokens_decoder": entries}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"lacks 4 words .*save_pretrained\(folder\)"):
-        gguf_tokenizer.beside(tmp_path, 304)
+    with pytest.raises(ValueError, match=said):
+        gguf_tokenizer.beside(tmp_path, rows=304)
     one = transformers.AutoTokenizer.from_pretrained(tmp_path)
     one.save_pretrained(tmp_path)
     found = gguf_tokenizer.beside(tmp_path)
@@ -744,7 +752,7 @@ def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
 
 
 def test_an_upstream_model_is_shipped_with_its_script(joined, tmp_path):
-    with pytest.warns(UserWarning, match="run_gguf.py beside them"):
+    with pytest.warns(UserWarning, match="run_gguf.py beside it"):
         rows = export.ship(joined[0], tmp_path / "50m")
     assert rows[0]["likeliest"] >= 0.99 and rows[0]["largest"] <= 0.02
     assert {"run_gguf.py", "morfessor.json"} <= {path.name for path in (tmp_path / "50m").iterdir()}
