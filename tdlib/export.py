@@ -1,10 +1,8 @@
 """A model folder → GGUF files that llama.cpp runs, and exports/<model>/ to ship.
 
-to_gguf: one file, written tensor by tensor. Q and K go in with NEIGHBOURING pairs of RoPE, as
-llama.cpp's "llama" turns them; a folder of Hugging Face's layout has halves.
-A file takes raw text by itself where llama.cpp makes the tokenizer's own ids; that is tried on a
-thousand lines before anything is written. Where it does not (every @@ vocabulary), a warning says
-so first, and run_gguf.py beside the file encodes.
+to_gguf: one file. Q and K go in with NEIGHBOURING pairs of RoPE, as llama.cpp's "llama" turns them;
+a folder of Hugging Face's layout has halves. Where llama.cpp does not make the tokenizer's own ids
+of raw text (every @@ vocabulary), a warning says so first, and run_gguf.py beside the file encodes.
 ship: a folder with all formats, each run in llama.cpp and held against PyTorch, and a card.
 """
 
@@ -41,11 +39,12 @@ QUANTIZATIONS = {
     "Q4_0": (Kind.Q4_0, Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0),  # 4-bit throughout
     "Q4_0_DEFAULT": (Kind.Q4_0, Kind.Q6_K, LlamaFileType.MOSTLY_Q4_0),  # as llama-quantize makes it
 }
-# of generation_config.json: how texts are drawn, and where that changes none (of all others: null)
-DRAWN = dict.fromkeys(
+# of generation_config.json, what changes a text that is drawn; of these 1 changes nothing
+ONE = frozenset(
     """temperature top_p typical_p repetition_penalty encoder_repetition_penalty length_penalty
-    num_beams num_beam_groups guidance_scale""".split(), 1
-) | {"top_k": 0, "min_p": 0, "early_stopping": False}  # fmt: skip
+    num_beams num_beam_groups guidance_scale""".split()
+)
+SILENT = shapes.HARMLESS | shapes.DRAWN - ONE - {"top_k", "min_p", "early_stopping"}
 WINDOWS = 32  # on which what a file costs is measured before it is shipped
 
 
@@ -56,15 +55,11 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
     Warns before it writes where the file will take ids alone, and puts run_gguf.py beside it."""
     folder, path = Path(folder), Path(path)
     if quantization not in QUANTIZATIONS:
-        raise ValueError(f"quantization {quantization!r} is unknown: give one of "
-                         f"{', '.join(QUANTIZATIONS)}")  # fmt: skip
+        raise ValueError(f"{quantization!r} is unknown: give one of {', '.join(QUANTIZATIONS)}")
     own(path)
     if path.exists() and path.open("rb").read(4) != b"GGUF":
         raise FileExistsError(f"{path} is there and was not made by the book as a GGUF: {AWAY}")
-    config, words = read_config(folder), gguf_tokenizer.vocabulary(folder)
-    where, helpers = _weights(folder, config), {}
-    for remark in _remarks(folder, where, config, words, quantization):
-        warnings.warn(f"{path.name}: {remark}", stacklevel=2)
+    (config, words, where), helpers = _read(folder, path.name, quantization), {}
     if words.why:
         tokenizer = path.with_name(gguf_tokenizer.released_name(words.tokenizer))
         script = gguf_tokenizer.script(words).encode()
@@ -86,16 +81,15 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
     sign(path, *new)
 
 
-def _remarks(
-    folder: Path, where: dict, config: LlamaConfig, words: Vocabulary, quantization: str
-) -> list[str]:
-    """What the owner of a file should know before it is written."""
+def _read(folder: Path, name: str, quantization: str) -> tuple[LlamaConfig, Vocabulary, dict]:
+    """A model folder but for the weights themselves; warns of what its files will not hold."""
+    config, words = read_config(folder), gguf_tokenizer.vocabulary(folder)
+    where = _weights(folder, config)
     ids = f"takes ids, no raw text ({words.why}): {SCRIPT} beside it encodes and decodes"
-    remarks = ids * bool(words.why), _asked(folder, words), _coarse(where, config, quantization)
-    return [remark for remark in remarks if remark]
-
-
-# --- weights
+    coarse = _coarse(where, config, quantization)
+    for remark in filter(None, (ids if words.why else "", _asked(folder, words), coarse)):
+        warnings.warn(f"{name}: {remark}", stacklevel=3)
+    return config, words, where
 
 
 def _weights(folder: Path, config: LlamaConfig) -> dict[str, tuple[Path, tuple[int, ...]]]:
@@ -166,40 +160,37 @@ def _coarse(where: dict, config: LlamaConfig, quantization: str) -> str:
 def _in_words(where: dict, config: LlamaConfig) -> str:
     """What is in the files, by how each weight is kept."""
     kinds = {q: _kinds(where, config, q) for q in QUANTIZATIONS}
-    sentences = [f"{_coarse(where, config, 'Q4_0') or 'Q4_0 is 4-bit throughout'}."]
+    text = f"{_coarse(where, config, 'Q4_0') or 'Q4_0 is 4-bit throughout'}."
     if kinds["Q4_0_DEFAULT"] != kinds["Q4_0"]:
         head = "embedding" if config.tied else "head"
-        sentences.append(f"Q4_0_DEFAULT keeps the {head} finer, as `llama-quantize` does.")
+        text += f" Q4_0_DEFAULT keeps the {head} finer, as `llama-quantize` does."
     for first in QUANTIZATIONS:
         same = [q for q in QUANTIZATIONS if kinds[q] == kinds[first]]
         if same[0] == first != same[-1]:
-            sentences.append(f"The weights of {', '.join(same)} are the same.")
-    return " ".join(sentences)
+            text += f" The weights of {', '.join(same)} are the same."
+    return text
 
 
 def _asked(folder: Path, words: Vocabulary) -> str:
     """What generation_config.json asks for and no file holds; "" for nothing."""
     wanted = gguf_tokenizer.config(folder, "generation_config.json")
-    silent = shapes.HARMLESS | (shapes.DRAWN - DRAWN.keys())
-    odd = [f"{name} {json.dumps(value):.40}" for name, value in wanted.items() if name not in silent
-           and value not in (None, "", [], {}, DRAWN.get(name, 0))]  # fmt: skip
+    odd = {n: x for n, x in wanted.items() if x not in (None, "", [], {}, int(n in ONE))}
+    odd = [f"{name} {json.dumps(x):.40}" for name, x in odd.items() if name not in SILENT]
     odd += [f"eos_token_id {i}" for i in words.stops[2:]]
     asked = f"generation_config.json asks for {', '.join(odd)}, which no GGUF file holds: set it"
     return f"{asked} in the program that runs it" if odd else ""
 
 
 def _tensor(path: Path, name: str, config: LlamaConfig, kind: Kind) -> np.ndarray:
-    with data.open_weights(
-        path
-    ) as f:  # opened for each: a mapped file counts as memory while it is open
+    with data.open_weights(path) as f:  # anew: a mapped file counts as memory while it is open
         weight = f.get_tensor(name)
     if not weight.is_floating_point():
         dtype = str(weight.dtype).removeprefix("torch.")
         raise ValueError(f"{path}: {name} is {dtype}, a weight must be a float: give the model "
                          "before it was quantized")  # fmt: skip
-    if name.endswith(("q_proj.weight", "k_proj.weight")):
-        heads = config.heads if name.endswith("q_proj.weight") else config.kv_heads
-        weight = teacher.neighbours(weight, heads)
+    for kind_of, heads in (("q", config.heads), ("k", config.kv_heads)):
+        if name.endswith(f"{kind_of}_proj.weight"):
+            weight = teacher.neighbours(weight, heads)
     if kind == Kind.F16:
         largest, weight = float(weight.abs().max()), weight.half().numpy()
     else:
@@ -213,24 +204,23 @@ def _tensor(path: Path, name: str, config: LlamaConfig, kind: Kind) -> np.ndarra
 
 def _metadata(folder: Path, config: LlamaConfig) -> gguf.Metadata:
     """Name, licence, base model and so on, from the folder's card."""
-    card = gguf.Metadata.load_model_card(folder)
-    path = folder / "README.md"
-    text = path.read_text(encoding="utf8") if path.is_file() else ""
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf8") if readme.is_file() else ""
     title = re.search(r"^# (\S+)$", text, re.MULTILINE)
-    name, guess = Path(title[1] if title else folder.resolve().name), gguf.Metadata
-    found = guess.apply_metadata_heuristic(guess(), card, None, name, config.parameters)
-    if not found.basename:  # a name such as "50m" has no parts to be told apart
-        found.finetune = None
-    found.size_label = gguf.size_label(config.parameters, 0, 0, 0)
-    return found
+    name, card = title[1] if title else folder.resolve().name, gguf.Metadata.load_model_card(folder)
+    guess = gguf.Metadata.apply_metadata_heuristic
+    values = guess(gguf.Metadata(), card, None, Path(name), config.parameters)
+    if not values.basename:  # a name such as "50m" has no parts to be told apart
+        values.finetune = None
+    values.size_label = gguf.size_label(config.parameters, 0, 0, 0)
+    return values
 
 
 def file_name(folder: Path, quantization: str) -> str:
     """By gguf.naming_convention: "telugu-52M-merged-Q4_0.gguf"."""
     m = _metadata(folder, read_config(folder))
-    return gguf.naming_convention(
-        m.name, m.basename, m.finetune, m.version, m.size_label, quantization
-    ) + ".gguf"  # fmt: skip
+    parts = m.name, m.basename, m.finetune, m.version, m.size_label, quantization
+    return f"{gguf.naming_convention(*parts)}.gguf"
 
 
 def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None) -> list[dict]:
@@ -241,10 +231,7 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
     source, place = folder.resolve(), out.resolve()
     if source.is_relative_to(place) or (place.exists() and place.is_relative_to(source)):
         raise ValueError(f"{out} is, or holds, the model itself ({folder}): give another OUT=")
-    config, words = read_config(folder), gguf_tokenizer.vocabulary(folder)
-    where = _weights(folder, config)
-    for remark in _remarks(folder, where, config, words, "Q4_0"):
-        warnings.warn(f"{folder}: {remark}", stacklevel=2)
+    config, words, where = _read(folder, str(folder), "Q4_0")
     prompts, rows = gguf_check.prompts(config, tokens), []
     with data.whole_folder(out) as beside, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said above
@@ -324,8 +311,8 @@ def find(given: str) -> Path:
     pattern = "*.gguf" if mark is path else "*/config.json"
     known = {p if mark is path else p.parent for place in places for p in place.glob(pattern)}
     names = sorted(str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p) for p in known)
-    close = [*difflib.get_close_matches(given, names, 1, 0.5),
-             *(name for name in names if Path(name).name == path.name)]  # fmt: skip
+    close = difflib.get_close_matches(given, names, 1, 0.5)
+    close += [name for name in names if Path(name).name == path.name]
     remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(names) or 'none yet'}"
     raise FileNotFoundError(f"MODEL={given} is no {what}: {remedy}")
 
@@ -339,9 +326,9 @@ def _tokens(folder: Path, given: str, config: LlamaConfig) -> data.Tokens | None
     if tokens.vocab_size == config.vocab_size and tokens.context <= config.context:
         return tokens
     if given:
-        raise ValueError(f"{path} has a vocabulary of {tokens.vocab_size:,} and windows of "
-                         f"{tokens.context}, the model {config.vocab_size:,} and "
-                         f"{config.context}: give its own tokens")  # fmt: skip
+        theirs = f"a vocabulary of {tokens.vocab_size:,} and windows of {tokens.context}"
+        ours = f"{config.vocab_size:,} and {config.context}"
+        raise ValueError(f"{path} has {theirs}, the model {ours}: give its own tokens")
     return None
 
 

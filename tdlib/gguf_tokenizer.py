@@ -34,7 +34,6 @@ class Vocabulary:
     tokenizer: Tokenizer
     model: str  # llama.cpp's name of the kind: "llama" or "gpt2"
     pieces: list[str]
-    types: list[int]
     scores: list[float] = field(default_factory=list)
     merges: list[str] = field(default_factory=list)
     pre: str = "default"
@@ -45,6 +44,18 @@ class Vocabulary:
     bos: int = 0  # a prompt's first id, or what the config names so where it begins with none
     stops: tuple[int, ...] = ()  # ids that end a text besides <eos>
     why: str = ""  # in what it fails on raw text; "" where it makes the tokenizer's own ids
+
+    @property
+    def types(self) -> list[int]:
+        byte = TokenType.BYTE if self.model == "llama" else TokenType.NORMAL
+        types = [byte if BYTE.fullmatch(p) else TokenType.NORMAL for p in self.pieces]
+        for i in _words(self.tokenizer):
+            types[i] = TokenType.USER_DEFINED
+        for i in self.tokenizer.silent | {self.tokenizer.eos}:
+            types[i] = TokenType.CONTROL
+        if self.tokenizer.unk is not None:
+            types[self.tokenizer.unk] = TokenType.UNKNOWN
+        return types
 
 
 def beside(folder: Path, segmenter: str = "", rows: int = 0) -> Tokenizer:
@@ -214,17 +225,6 @@ def _words(tokenizer: Tokenizer) -> dict[int, str]:
     return {i: t.content for i, t in added.items() if i not in special}
 
 
-def _types(tokenizer: Tokenizer, pieces: list[str]) -> list[int]:
-    types = [TokenType.BYTE if BYTE.fullmatch(p) else TokenType.NORMAL for p in pieces]
-    for i in _words(tokenizer):
-        types[i] = TokenType.USER_DEFINED
-    for i in tokenizer.silent | {tokenizer.eos}:
-        types[i] = TokenType.CONTROL
-    if tokenizer.unk is not None:
-        types[tokenizer.unk] = TokenType.UNKNOWN
-    return types
-
-
 def _joined(tokenizer: Tokenizer) -> Vocabulary:
     """x@@ → x and x → x▁, so that joining the pieces is the text."""
     special = tokenizer.silent | {tokenizer.eos, tokenizer.unk}
@@ -233,7 +233,7 @@ def _joined(tokenizer: Tokenizer) -> Vocabulary:
         for i, (piece, ends) in enumerate(zip(tokenizer.shown_V, tokenizer.opens_V, strict=True))
     ]
     why = "its pieces are joined by @@, and text is segmented before it is encoded"
-    return Vocabulary(tokenizer, "llama", pieces, _types(tokenizer, pieces), why=why)
+    return Vocabulary(tokenizer, "llama", pieces, why=why)
 
 
 def _sentencepiece(tokenizer: Tokenizer) -> list[Vocabulary]:
@@ -242,30 +242,28 @@ def _sentencepiece(tokenizer: Tokenizer) -> list[Vocabulary]:
     scores = [sp.get_score(i) for i in range(tokenizer.size)]
     space = sp.encode("a", out_type=str)[0].startswith("▁")
     trims = sp.encode("a  a") == sp.encode("a a")
-    types = _types(tokenizer, pieces)
-    return [Vocabulary(tokenizer, "llama", pieces, types, scores, space=space, trims=trims)]
+    return [Vocabulary(tokenizer, "llama", pieces, scores, space=space, trims=trims)]
 
 
 def _json(tokenizer: Tokenizer) -> list[Vocabulary]:
     inner = json.loads(tokenizer.path.read_bytes())["model"]
     ids = {p.removeprefix(HIDDEN): i for p, i in tokenizer.model.get_vocab().items()}
     pieces = sorted(ids, key=ids.get)
-    types, space = _types(tokenizer, pieces), tokenizer.marked
+    unigram = isinstance(inner["vocab"], list)  # of which llama.cpp makes other ids
+    if not tokenizer.marked and not unigram:
+        merges = [m if isinstance(m, str) else " ".join(m) for m in inner["merges"]]
+        return [Vocabulary(tokenizer, "gpt2", pieces, merges=merges, pre=pre) for pre in PRE]
     before = tokenizer.encode(["a"])[0]
-    for i in _words(tokenizer) if tokenizer.marked else ():  # with the space that it brings
+    for i in _words(tokenizer):  # with the space that it brings
         pieces[i] = tokenizer.line_text([*before, i]).removeprefix(tokenizer.line_text(before))
-    if isinstance(inner["vocab"], list):  # Unigram, of which llama.cpp makes other ids
+    if unigram:
         scores = [score for _, score in inner["vocab"]]
         scores += [0.0] * (len(pieces) - len(scores))
-        return [Vocabulary(tokenizer, "llama", pieces, types, scores, space=space)]
-    merges = [m if isinstance(m, str) else " ".join(m) for m in inner["merges"]]
-    if not tokenizer.marked:
-        types = [TokenType.NORMAL if t == TokenType.BYTE else t for t in types]
-        return [Vocabulary(tokenizer, "gpt2", pieces, types, merges=merges, pre=p) for p in PRE]
-    # a piece's score, as SentencePiece has it: the earlier its merge the better
-    rank = {m.replace(" ", ""): -float(i) for i, m in reversed([*enumerate(merges, 1)])}
-    scores = [rank.get(p, -1e6) for p in pieces]
-    return [Vocabulary(tokenizer, "llama", pieces, types, scores, space=space)]
+    else:  # a piece's score, as SentencePiece has it: the earlier its merge the better
+        merges = [m.replace(" ", "") if isinstance(m, str) else "".join(m) for m in inner["merges"]]
+        rank = {m: -float(i) for i, m in reversed([*enumerate(merges, 1)])}
+        scores = [rank.get(p, -1e6) for p in pieces]
+    return [Vocabulary(tokenizer, "llama", pieces, scores, space=tokenizer.marked)]
 
 
 def add(writer: gguf.GGUFWriter, words: Vocabulary, rows: int) -> None:

@@ -21,13 +21,8 @@ from tdlib.shapes import of_plan
 from tdlib.tokenizer import Tokenizer
 
 RAW, KV, INT8, COMPILED = "raw", "KV", "KV + INT8", "KV + INT8 + compile"
-PHASES = {
-    RAW: "raw",
-    INT8: "phase1",
-    COMPILED: "phase1",
-    "Q4_0": "phase2",
-    "Q4_0_DEFAULT": "phase2",
-}
+PHASES = {RAW: "raw", INT8: "phase1", COMPILED: "phase1", "Q4_0": "phase2"}
+PHASES |= {"Q4_0_DEFAULT": "phase2"}
 Write = Callable[[Sequence[int], int], list[int]]  # prompt, how many new ids → those
 
 
@@ -35,7 +30,7 @@ def ways(model: Llama, files: dict[str, Path], compiled: bool = False) -> dict[s
     """A model's ways of writing, by name; `files`: format → GGUF of the same model. All write what
     is likeliest, so that they have the same work."""
     decoder, int8 = Decoder(model), Decoder(model, int8=True)
-    found = {
+    write = {
         RAW: lambda ids, n: generate.generate(decoder, ids, n, cached=False),
         KV: lambda ids, n: generate.generate(decoder, ids, n),
         INT8: lambda ids, n: generate.generate(int8, ids, n),
@@ -43,10 +38,10 @@ def ways(model: Llama, files: dict[str, Path], compiled: bool = False) -> dict[s
     if compiled:
         quick = Decoder(model, int8=True)
         quick.hidden = torch.compile(quick.hidden, dynamic=True)
-        found[COMPILED] = lambda ids, n: generate.generate(quick, ids, n)
+        write[COMPILED] = lambda ids, n: generate.generate(quick, ids, n)
     for name, path in files.items():
-        found[name] = llama_cpp.Model(path, threads=torch.get_num_threads()).generate
-    return found
+        write[name] = llama_cpp.Model(path, threads=torch.get_num_threads()).generate
+    return write
 
 
 def speeds(
@@ -61,10 +56,10 @@ def speeds(
             file.threads(threads)
     try:
         timed = {name: (lambda n, w=each: w(prompt, n)) for name, each in write.items()}
-        found = speed.measure(timed, tokens, repeats)
+        seconds = speed.measure(timed, tokens, repeats)
     finally:
         torch.set_num_threads(before)
-    return [_row(name, s, len(prompt), threads) for name, s in found.items()]
+    return [_row(name, s, len(prompt), threads) for name, s in seconds.items()]
 
 
 def _row(name: str, s: speed.Seconds, prompt: int, threads: int) -> dict:
@@ -108,9 +103,6 @@ def of_shape(
         sizes = {q: path.stat().st_size for q, path in files.items()}
         found = speeds(ways(model, files, compiled), ids, tokens, repeats, 1)
     return {"parameters": model.config.parameters, "bytes": sizes, "rows": found}
-
-
-# --- what quantization costs
 
 
 def costs(

@@ -32,9 +32,8 @@ REMAKE = "make it again, by make export MODEL=folder"
 
 
 class _Settings(ctypes.Structure):
-    """llama_model_params or llama_context_params, of which only the first numbers are known here
-    (n_ctx, n_batch). Larger than either: passed by value it lies in memory, and the library reads
-    its own part."""
+    """llama_model_params or llama_context_params. Larger than either: passed by value it lies in
+    memory, and the library reads its own part. The first numbers are n_ctx and n_batch."""
 
     _fields_ = [("numbers", c_int32 * 8), ("rest", ctypes.c_uint64 * 124)]
 
@@ -43,12 +42,14 @@ class _Batch(ctypes.Structure):
     """Where positions and sequences are null, llama.cpp goes on with the one text it has."""
 
     _fields_ = [
-        ("count", c_int32), ("ids", POINTER(c_int32)), ("embedding", c_void_p),
-        ("positions", c_void_p), ("sequence_counts", c_void_p), ("sequences", c_void_p),
+        ("count", c_int32),
+        ("ids", POINTER(c_int32)),
+        ("embedding_positions_sequences", c_void_p * 4),
         ("wanted", POINTER(c_int8)),
-    ]  # fmt: skip
+    ]
 
 
+_IDS = POINTER(c_int32)
 _SIGNATURES = {  # llama.h: what comes back, what goes in
     "llama_model_default_params": (_Settings,),
     "llama_context_default_params": (_Settings,),
@@ -68,16 +69,10 @@ _SIGNATURES = {  # llama.h: what comes back, what goes in
     "llama_vocab_eos": (c_int32, c_void_p),
     "llama_vocab_is_eog": (c_bool, c_void_p, c_int32),
     "llama_vocab_get_add_bos": (c_bool, c_void_p),
-    "llama_tokenize": (
-        c_int32, c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool,
-    ),
-    "llama_detokenize": (
-        c_int32, c_void_p, POINTER(c_int32), c_int32, c_char_p, c_int32, c_bool, c_bool,
-    ),
-    "ggml_quantize_chunk": (
-        c_size_t, c_int32, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p,
-    ),
-}  # fmt: skip
+    "llama_tokenize": (c_int32, c_void_p, c_char_p, c_int32, _IDS, c_int32, c_bool, c_bool),
+    "llama_detokenize": (c_int32, c_void_p, _IDS, c_int32, c_char_p, c_int32, c_bool, c_bool),
+    "ggml_quantize_chunk": (c_size_t, c_int32, *[c_void_p] * 2, *[c_int64] * 3, c_void_p),
+}
 
 OTHER_LIBRARY = "this xllamacpp has another llama.h than the one used here: install the pinned one"
 _log: list[str] = []  # llama.cpp's last messages
@@ -184,8 +179,7 @@ def read(path: Path) -> dict[str, object]:
     fields = look(path)
     kind = str(fields.get("general.architecture", "not said"))
     if kind != "llama":
-        raise ValueError(f"{path}: its architecture is {kind!r:.40}, only llama is used here: give "
-                         "a file of a Llama")  # fmt: skip
+        raise ValueError(f"{path}: its architecture is {kind!r:.40}, only llama is used: give one")
     pieces = fields.get("tokenizer.ggml.tokens")
     if fields.get("tokenizer.ggml.model", "none") == "none" or not isinstance(pieces, list):
         pieces = []
@@ -221,14 +215,13 @@ class Model:
     def __init__(
         self,
         path: str | Path,
-        *,
         threads: int = 1,
         context: int = 0,
         tried: bool = False,
         exact: bool = False,
     ):
-        self.path, self.lib, self._handles = Path(path), library(), []
-        fields, lib = read(self.path), self.lib
+        self.path, self._handles = Path(path), []
+        fields, lib = read(self.path), library()
         if not tried:
             now = self.path.stat()
             _try(self.path.resolve(), now.st_size, now.st_mtime_ns)
@@ -240,8 +233,8 @@ class Model:
         settings = lib.llama_context_default_params()
         self.context = context or lib.llama_model_n_ctx_train(model)
         if self.context > LONGEST:
-            raise ValueError(f"{self.path} claims a context of {self.context:,}, at most "
-                             f"{LONGEST:,} are read: {REMAKE}")  # fmt: skip
+            claim = f"{self.path} claims a context of {self.context:,}"
+            raise ValueError(f"{claim}, at most {LONGEST:,} are read: {REMAKE}")
         settings.numbers[0], settings.numbers[1] = self.context, BATCH
         if exact:
             kinds = (c_int32 * 32).from_buffer(settings)
@@ -249,7 +242,7 @@ class Model:
                 raise ValueError(OTHER_LIBRARY)
             kinds[26] = kinds[27] = 0
         self._run = self._keep(lib.llama_free, lib.llama_init_from_model(model, settings))
-        self._vocab = lib.llama_model_get_vocab(model)
+        self.lib, self._vocab = lib, lib.llama_model_get_vocab(model)
         self.vocab_size = lib.llama_vocab_n_tokens(self._vocab)
         self.bos, self.eos = lib.llama_vocab_bos(self._vocab), lib.llama_vocab_eos(self._vocab)
         self.begin = [self.bos] if lib.llama_vocab_get_add_bos(self._vocab) else []
@@ -280,9 +273,9 @@ class Model:
         if odd := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise ValueError(f"id {odd[0]} is none of the {self.vocab_size:,} of {self.path}: "
                              "give ids of its own tokenizer")  # fmt: skip
-        if self.length + len(ids) > self.context:
-            raise ValueError(f"{self.length + len(ids)} tokens are more than the context of "
-                             f"{self.context}: shorten the prompt")  # fmt: skip
+        if (length := self.length + len(ids)) > self.context:
+            raise ValueError(f"{length} tokens are more than the context of {self.context}: "
+                             "shorten the prompt")  # fmt: skip
         for start in range(0, len(ids), BATCH):
             part, last = ids[start : start + BATCH], start + BATCH >= len(ids)
             wanted = (c_int8 * len(part))(*[every] * len(part))
@@ -311,8 +304,7 @@ class Model:
         """The file's own ids of raw text, without <bos>; text that spells a special token stays
         text. ValueError where the file has no tokenizer for it."""
         if not self.raw_text:
-            raise ValueError(f"{self.path} takes ids, no raw text: encode it as run_gguf.py beside "
-                             "the file does")  # fmt: skip
+            raise ValueError(f"{self.path} takes ids, no raw text: encode it as run_gguf.py does")
         data = text.encode()
         size = len(data) + 8
         ids = (c_int32 * size)()
@@ -331,9 +323,8 @@ class Model:
         return text.raw[: max(0, count)].decode(errors="replace")
 
     def stream(
-        self, ids: Sequence[int], tokens: int, *, temperature: float = 0.0, seed: int = 0,
-        stop: int | None = None,
-    ) -> Iterator[int]:  # fmt: skip
+        self, ids: Sequence[int], tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[int]:
         """Up to `tokens` new ids, one by one; temperature 0 takes the likeliest."""
         draw, following = np.random.default_rng(seed), list(ids)
         self.clear()
@@ -341,15 +332,11 @@ class Model:
             (logits_V,) = next(self._feed(following, False))
             following = [_pick(logits_V, temperature, draw)]
             yield following[0]
-            if following[0] == stop:
-                return
 
     def generate(
-        self, ids: Sequence[int], tokens: int, *, temperature: float = 0.0, seed: int = 0,
-        stop: int | None = None,
-    ) -> list[int]:  # fmt: skip
-        """All that `stream` gives."""
-        return list(self.stream(ids, tokens, temperature=temperature, seed=seed, stop=stop))
+        self, ids: Sequence[int], tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[int]:
+        return list(self.stream(ids, tokens, temperature, seed))
 
 
 def _pick(logits_V: np.ndarray, temperature: float, draw: np.random.Generator) -> int:
@@ -361,11 +348,11 @@ def _pick(logits_V: np.ndarray, temperature: float, draw: np.random.Generator) -
 
 def _main(what: str, path: str) -> None:
     model = Model(path, tried=True, context=64)
+    model.raw_text = True  # whether it is right is what the caller wants to know
     if what == "try":
         model.logits([0, 1])
-        return
-    model.raw_text = True  # whether it is right is what the caller wants to know
-    print(json.dumps([model.tokenize(line) for line in json.load(sys.stdin)]))
+    else:
+        print(json.dumps([model.tokenize(line) for line in json.load(sys.stdin)]))
 
 
 if __name__ == "__main__":

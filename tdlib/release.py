@@ -7,7 +7,6 @@ upload_command: a line for the owner to type. Nothing here asks the network.
 """
 
 import json
-import math
 import random
 import re
 import shlex
@@ -110,18 +109,6 @@ def _configs(tokenizer: Tokenizer, folder: Path, context: int) -> dict[str, Path
     return {name: folder / name for name in CONFIGS}
 
 
-METRICS = {
-    "parameters": ("weights", "{:,}"),
-    "loss": ("loss, nats per token", "{:.4f}"),
-    "loss_fixed": ("loss on fixed windows, evenly spread", "{:.4f}"),
-    "perplexity": ("perplexity", "{:.4g}"),
-    "bits_per_byte": ("bits per byte", "{:.4f}"),
-    "kl": ("KL(teacher ‖ model), nats per token", "{:.4f}"),
-    "agreement": ("likeliest next token is the teacher's", "{:.1%}"),
-    "calibration_error": ("calibration error", "{:.1%}"),
-}
-
-
 def card(
     folder: Path, tokens: data.Tokens, row: dict, record: dict, teacher: dict | None = None
 ) -> str:
@@ -177,20 +164,13 @@ def _render(
     config = read_config(model)
     known = more | {
         "repository": _repository(folder), "config": config, "way": way, "record": record,
-        "remark": " " * bool(way["remark"]) + way["remark"], "metrics": _metrics(rows),
+        "remark": " " * bool(way["remark"]) + way["remark"], "rows": rows,
         "windows": len(tokens.val), "context": tokens.context, "tokenizer": tokens.tokenizer,
         "training": len(tokens.train.ids), "parameters": _parameters(record),
         "origin": _origin(folder.name, record), "new_tokens": min(60, config.context // 2),
     }  # fmt: skip
-    return fill(parts["card"], known | {"program": fill(parts["program"], known)})
-
-
-def _metrics(rows: dict[str, dict]) -> str:
-    lines = [f"| | {' | '.join(rows)} |", "|---|" + "---:|" * len(rows)]
-    for key, (what, form) in METRICS.items():
-        cells = [form.format(r[key]) if math.isfinite(r[key]) else "–" for r in rows.values()]
-        lines.append(f"| {what} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    known |= {"program": fill(parts["program"], known), "metrics": parts["metrics"]}
+    return fill(parts["card"], known)
 
 
 def _parameters(record: dict) -> str:
