@@ -1,8 +1,8 @@
 """A GGUF file in llama.cpp, inside this process: ids → the whole distribution of every next token.
 
-The package xllamacpp carries llama.cpp as one library, which exports all of llama.h; its own server
-gives the likeliest few tokens alone, and only of what it generated. llama.cpp ends the process
-where it meets what it does not expect, so a file is looked at first, and tried in another one.
+The package xllamacpp carries llama.cpp as one library, which exports all of llama.h (its server
+gives only the likeliest few tokens). llama.cpp ends the process where it meets what it does not
+expect, so a file is looked at first, and tried in another process.
 Legend: T tokens, V vocabulary.
 """
 
@@ -180,10 +180,8 @@ def read(path: Path) -> dict[str, object]:
     kind = str(fields.get("general.architecture", "not said"))
     if kind != "llama":
         raise ValueError(f"{path}: its architecture is {kind!r:.40}, only llama is used: give one")
-    pieces = fields.get("tokenizer.ggml.tokens")
-    if fields.get("tokenizer.ggml.model", "none") == "none" or not isinstance(pieces, list):
-        pieces = []
-    if not pieces:
+    pieces, model = fields.get("tokenizer.ggml.tokens"), fields.get("tokenizer.ggml.model", "none")
+    if model == "none" or not pieces or not isinstance(pieces, list):
         raise ValueError(f"{path} holds no vocabulary (tokenizer.ggml.tokens): {REMAKE}")
     return fields
 
@@ -244,8 +242,8 @@ class Model:
         self._run = self._keep(lib.llama_free, lib.llama_init_from_model(model, settings))
         self.lib, self._vocab = lib, lib.llama_model_get_vocab(model)
         self.vocab_size = lib.llama_vocab_n_tokens(self._vocab)
-        self.bos, self.eos = lib.llama_vocab_bos(self._vocab), lib.llama_vocab_eos(self._vocab)
-        self.begin = [self.bos] if lib.llama_vocab_get_add_bos(self._vocab) else []
+        self.eos, bos = lib.llama_vocab_eos(self._vocab), lib.llama_vocab_bos(self._vocab)
+        self.begin = [bos] if lib.llama_vocab_get_add_bos(self._vocab) else []
         self.threads(threads)
         self.length = 0  # tokens in the cache
 
@@ -262,8 +260,7 @@ class Model:
     def threads(self, count: int) -> None:
         self.lib.llama_set_n_threads(self._run, count, count)
 
-    def clear(self) -> None:
-        """Forget all tokens seen."""
+    def _clear(self) -> None:
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self._run), True)
         self.length = 0
 
@@ -290,7 +287,7 @@ class Model:
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """(T, V) float32, what follows each token of a text that begins with them."""
-        self.clear()
+        self._clear()
         return np.concatenate([x.copy() for x in self._feed(ids, True)])
 
     def logprobs(self, ids: Sequence[int]) -> np.ndarray:
@@ -327,23 +324,20 @@ class Model:
     ) -> Iterator[int]:
         """Up to `tokens` new ids, one by one; temperature 0 takes the likeliest."""
         draw, following = np.random.default_rng(seed), list(ids)
-        self.clear()
+        self._clear()
         for _ in range(tokens):
             (logits_V,) = next(self._feed(following, False))
-            following = [_pick(logits_V, temperature, draw)]
-            yield following[0]
+            token = int(logits_V.argmax())
+            if temperature:
+                p_V = np.exp((logits_V - logits_V.max()).astype(np.float64) / temperature)
+                token = int(np.searchsorted(p_V.cumsum(), draw.random() * p_V.sum()))
+            following = [token]
+            yield token
 
     def generate(
         self, ids: Sequence[int], tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[int]:
         return list(self.stream(ids, tokens, temperature, seed))
-
-
-def _pick(logits_V: np.ndarray, temperature: float, draw: np.random.Generator) -> int:
-    if temperature == 0:
-        return int(logits_V.argmax())
-    p_V = np.exp((logits_V - logits_V.max()).astype(np.float64) / temperature)
-    return int(np.searchsorted(p_V.cumsum(), draw.random() * p_V.sum()))
 
 
 def _main(what: str, path: str) -> None:
