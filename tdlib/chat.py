@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import tdlib.tokenizer
 from tdlib import export, generate, gguf_tokenizer, llama_cpp
+from tdlib.gguf_tokenizer import beside as _tokenizer
 from tdlib.model import Llama
-from tdlib.tokenizer import Tokenizer
+from tdlib.tokenizer import Tokenizer, _settled
 
 TEMPERATURE, TOKENS = 0.8, 200
 Continue = Callable[[str, int], Iterator[str]]  # a text and a seed → what follows, piece by piece
 
 
 def folder(path: Path, segmenter: str) -> tuple[Continue, str]:
-    """What goes on with text by a model folder, and what it says of itself first."""
+    """What goes on with text by a model folder, and a line about it."""
     model = Llama.load(path).eval()
     tokenizer = _tokenizer(path, segmenter, model.config.vocab_size)
     begin, stops = gguf_tokenizer.around(path, tokenizer)[0], gguf_tokenizer.stops(path)
@@ -28,10 +28,10 @@ def folder(path: Path, segmenter: str) -> tuple[Continue, str]:
 
     def texts(text: str, seed: int) -> Iterator[str]:
         ids = [*begin, *tokenizer.encode([text])[0]]
-        room = min(TOKENS, model.config.context - len(ids))
-        return generate.stream(model, tokenizer, ids, room, sampling, seed=seed, stop=stops)
+        count = min(TOKENS, model.config.context - len(ids))
+        return generate.stream(model, tokenizer, ids, count, sampling, seed=seed, stop=stops)
 
-    return texts, f"{path}: {model.config.parameters:,} weights, in PyTorch. {_said(tokenizer)}"
+    return texts, f"{path}: {model.config.parameters:,} weights, in PyTorch. {_hint(tokenizer)}"
 
 
 def file(path: Path, segmenter: str) -> tuple[Continue, str]:
@@ -41,28 +41,25 @@ def file(path: Path, segmenter: str) -> tuple[Continue, str]:
 
     def texts(text: str, seed: int) -> Iterator[str]:
         ids = tokenizer.encode([text])[0] if tokenizer else model.tokenize(text)
-        ids, new, shown = [*model.begin, *ids] or [model.eos], [], 0
+        ids, shown = [*model.begin, *ids] or [model.eos], 0
         if len(ids) >= model.context:
             raise ValueError(f"{len(ids)} tokens fill the context of {model.context}: shorten it")
         count, before = min(TOKENS, model.context - len(ids)), len(model.text(ids))
+        new = ""
         for token in model.stream(ids, count, temperature=TEMPERATURE, seed=seed):
             if model.ends(token):
                 break
-            new.append(token)
-            found = model.text([*ids, *new])[before:].replace("�", "")  # of half a character
-            end = max(shown, tdlib.tokenizer._settled(found))
-            yield found[shown:end]
+            ids.append(token)
+            new = model.text(ids)[before:].replace("�", "")  # of half a character
+            end = max(shown, _settled(new))
+            yield new[shown:end]
             shown = end
-        yield model.text([*ids, *new])[before:].replace("�", "")[shown:]
+        yield new[shown:]
 
-    return texts, f"{path}: in llama.cpp. {_said(tokenizer)}"
-
-
-def _tokenizer(path: Path, segmenter: str, rows: int = 0) -> Tokenizer:
-    return gguf_tokenizer.beside(path, rows, segmenter)
+    return texts, f"{path}: in llama.cpp. {_hint(tokenizer)}"
 
 
-def _said(tokenizer: Tokenizer | None) -> str:
+def _hint(tokenizer: Tokenizer | None) -> str:
     if tokenizer and tokenizer.kind == "Morfessor" and tokenizer.model.segment is None:
         return "Type text as segmented (ఊరి@@ లో), or give SEGMENTER=morfessor.bin."
     return ""
@@ -94,20 +91,18 @@ def loop(texts: Continue) -> None:
 
 def main(arguments: list[str]) -> int:
     pairs = dict(pair.split("=", 1) for pair in arguments if "=" in pair)
-    given, segmenter = pairs.get("MODEL", ""), pairs.get("SEGMENTER", "")
+    given = pairs.get("MODEL", "")
     try:
-        if given.endswith(".gguf"):
-            texts, said = file(export.find(given), segmenter)
-        elif given:
-            texts, said = folder(export.find(given), segmenter)
-        else:
+        if not given:
             raise ValueError("give a model folder or a .gguf file: make chat MODEL=exports/50m/…")
+        open_ = file if given.endswith(".gguf") else folder
+        texts, about = open_(export.find(given), pairs.get("SEGMENTER", ""))
     except (ValueError, OSError) as error:
         print(error)
         return 1
-    print(said.strip())
-    print("It goes on with the text you type; it was not taught to answer. Ctrl-C ends a text, "
-          "Ctrl-D the loop.")  # fmt: skip
+    print(about.strip())
+    print("It goes on with the text you type; it was not taught to answer.", end=" ")
+    print("Ctrl-C ends a text, Ctrl-D the loop.")
     loop(texts)
     return 0
 

@@ -94,15 +94,10 @@ class Decoder:
         self.layers = []
         for layer in model.layers:
             a, m = layer.self_attn, layer.mlp
-            weights = a.q_proj.weight, a.k_proj.weight, a.v_proj.weight
-            self.layers.append(
-                _Layer(
-                    after(layer.input_layernorm, *weights),
-                    product(a.o_proj.weight),
-                    after(layer.post_attention_layernorm, m.gate_proj.weight, m.up_proj.weight),
-                    product(m.down_proj.weight),
-                )
-            )
+            qkv = after(layer.input_layernorm, a.q_proj.weight, a.k_proj.weight, a.v_proj.weight)
+            gate_up = after(layer.post_attention_layernorm, m.gate_proj.weight, m.up_proj.weight)
+            out, down = product(a.o_proj.weight), product(m.down_proj.weight)
+            self.layers.append(_Layer(qkv, out, gate_up, down))
         self.head = after(model.norm, model.head)  # hidden_BTD → logits_BTV
         self.cos_S1K = model.cos_SK[:, None].to(like)
         sin_S1K = model.sin_SK[:, None].to(like)
@@ -141,11 +136,10 @@ class Decoder:
         cos_T1K, sin_T1K = self.cos_S1K[start:end], self.sin_S1K[start:end]
         mask = None
         if padding_B is not None or (start and t > 1):
-            column, row_T1 = (torch.arange(n, end, device=ids_BT.device) for n in (0, start))
-            row_T1 = row_T1[:, None]
-            mask = column <= row_T1
+            places = torch.arange(end, device=ids_BT.device)
+            mask = places <= places[start:, None]
             if padding_B is not None:  # which itself sees nothing: zeros
-                mask = mask & (column >= padding_B[:, None, None, None])
+                mask = mask & (places >= padding_B[:, None, None, None])
         if cache is not None:  # the places of the new ones, and all so far, of every layer
             new, all_ = ([x[..., a:end, :].unbind() for x in (cache.keys, cache.values)]
                          for a in (start, 0))  # fmt: skip

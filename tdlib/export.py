@@ -1,15 +1,14 @@
 """A model folder → GGUF files that llama.cpp runs, and exports/<model>/ to ship.
 
-to_gguf: one file, written tensor by tensor. Q and K go in with NEIGHBOURING pairs of RoPE, as
-llama.cpp's "llama" turns them; a folder of Hugging Face's layout has halves.
-A file takes raw text by itself where llama.cpp makes the tokenizer's own ids; that is tried on a
-thousand lines before anything is written. Where it does not (every @@ vocabulary), a warning says
-so first, and run_gguf.py beside the file encodes.
+to_gguf: one file. Q and K go in with NEIGHBOURING pairs of RoPE, as llama.cpp's "llama" turns them;
+a folder of Hugging Face's layout has halves. Where llama.cpp does not make the tokenizer's own ids
+of raw text (every @@ vocabulary), a warning says so first, and run_gguf.py beside the file encodes.
 ship: a folder with all formats, each run in llama.cpp and held against PyTorch, and a card.
 """
 
 import difflib
 import json
+import math
 import re
 import shutil
 import sys
@@ -23,11 +22,9 @@ import torch
 import yaml
 from gguf import GGMLQuantizationType as Kind
 from gguf import LlamaFileType
-from jinja2 import Environment, StrictUndefined
-from safetensors import SafetensorError, safe_open
 from tabulate import tabulate
 
-from tdlib import data, gguf_check, gguf_tokenizer, llama_cpp, teacher
+from tdlib import data, gguf_check, gguf_tokenizer, llama_cpp, release, shapes, teacher
 from tdlib.files import AWAY, own, replacing, sign, write_whole
 from tdlib.gguf_tokenizer import SCRIPT, Vocabulary
 from tdlib.model import Llama
@@ -42,17 +39,12 @@ QUANTIZATIONS = {
     "Q4_0": (Kind.Q4_0, Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0),  # 4-bit throughout
     "Q4_0_DEFAULT": (Kind.Q4_0, Kind.Q6_K, LlamaFileType.MOSTLY_Q4_0),  # as llama-quantize makes it
 }
-# of generation_config.json: what a file holds, or what changes no text
-SILENT = frozenset(
-    """bos_token_id eos_token_id pad_token_id max_length max_new_tokens use_cache do_sample
-    cache_implementation return_dict_in_generate num_return_sequences transformers_version
-    output_scores output_logits output_attentions output_hidden_states _from_model_config""".split()
-)
-# of these 1 changes nothing; of all others null, false, 0 or nothing
+# of generation_config.json, what changes a text that is drawn; of these 1 changes nothing
 ONE = frozenset(
     """temperature top_p typical_p repetition_penalty encoder_repetition_penalty length_penalty
     num_beams num_beam_groups guidance_scale""".split()
 )
+SILENT = shapes.HARMLESS | shapes.DRAWN - ONE - {"top_k", "min_p", "early_stopping"}
 WINDOWS = 32  # on which what a file costs is measured before it is shipped
 
 
@@ -63,55 +55,41 @@ def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
     Warns before it writes where the file will take ids alone, and puts run_gguf.py beside it."""
     folder, path = Path(folder), Path(path)
     if quantization not in QUANTIZATIONS:
-        raise ValueError(f"quantization {quantization!r} is unknown: give one of "
-                         f"{', '.join(QUANTIZATIONS)}")  # fmt: skip
+        raise ValueError(f"{quantization!r} is unknown: give one of {', '.join(QUANTIZATIONS)}")
     own(path)
     if path.exists() and path.open("rb").read(4) != b"GGUF":
         raise FileExistsError(f"{path} is there and was not made by the book as a GGUF: {AWAY}")
-    config = read_config(folder)
-    where, words = _weights(folder, config), gguf_tokenizer.vocabulary(folder)
-    for remark in filter(None, (_asked(folder, words), _coarse(where, config, quantization))):
-        warnings.warn(f"{path.name}: {remark}", stacklevel=2)
-    beside_it = {}
+    (config, words, where), helpers = _read(folder, path.name, quantization), {}
     if words.why:
-        name = gguf_tokenizer.released_name(words.tokenizer)
+        tokenizer = path.with_name(gguf_tokenizer.released_name(words.tokenizer))
         script = gguf_tokenizer.script(words).encode()
-        beside_it = {name: words.tokenizer.path.read_bytes(), SCRIPT: script}
-        for name, content in beside_it.items():
-            own(path.with_name(name), content)
-        warnings.warn(f"{path.name} takes ids, no raw text ({words.why}): {SCRIPT} beside it "
-                      "encodes and decodes", stacklevel=2)  # fmt: skip
+        helpers = {tokenizer: words.tokenizer.path.read_bytes(), path.with_name(SCRIPT): script}
+    for file, content in helpers.items():
+        own(file, content)
     with replacing(path) as beside:
         writer = gguf.GGUFWriter(beside, "llama")
-        _describe(writer, folder, config, quantization)
-        gguf_tokenizer.add(writer, words, config.vocab_size, _bos(folder, config))
-        kinds = _kinds(where, config, quantization)
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.layers)
-        for name, (_, shape) in where.items():
-            size = int(np.prod(shape)) // gguf.GGML_QUANT_SIZES[kinds[name]][0]
-            size *= gguf.GGML_QUANT_SIZES[kinds[name]][1]
-            theirs = names.get_name(name, (".weight",))
-            writer.add_tensor_info(theirs, shape, np.dtype(np.float32), size, kinds[name])
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for name, (file, _) in where.items():
-            writer.write_tensor_data(_tensor(file, name, config, kinds[name]))
-        writer.close()
-    new = {path.with_name(name): content for name, content in beside_it.items()}
-    new = {at: content for at, content in new.items() if not at.exists()
-           or at.read_bytes() != content}  # fmt: skip
-    for at, content in new.items():
-        write_whole(at, content)
+        writer.add_type("model")
+        _metadata(folder, config).set_gguf_meta_model(writer)
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        writer.add_file_type(QUANTIZATIONS[quantization][2])
+        gguf_tokenizer.add_shape(writer, config)
+        gguf_tokenizer.add(writer, words, config.vocab_size)
+        _write(writer, where, config, quantization)
+    new = [at for at in helpers if not at.exists() or at.read_bytes() != helpers[at]]
+    for file in new:
+        write_whole(file, helpers[file])
     sign(path, *new)
 
 
-def _bos(folder: Path, config: LlamaConfig) -> int:
-    bos = json.loads((folder / "config.json").read_bytes()).get("bos_token_id")
-    return config.eos_id if bos is None else bos
-
-
-# --- weights
+def _read(folder: Path, name: str, quantization: str) -> tuple[LlamaConfig, Vocabulary, dict]:
+    """A model folder but for the weights themselves; warns of what its files will not hold."""
+    config, words = read_config(folder), gguf_tokenizer.vocabulary(folder)
+    where = _weights(folder, config)
+    ids = f"takes ids, no raw text ({words.why}): {SCRIPT} beside it encodes and decodes"
+    coarse = _coarse(where, config, quantization)
+    for remark in filter(None, (ids if words.why else "", _asked(folder, words), coarse)):
+        warnings.warn(f"{name}: {remark}", stacklevel=3)
+    return config, words, where
 
 
 def _weights(folder: Path, config: LlamaConfig) -> dict[str, tuple[Path, tuple[int, ...]]]:
@@ -122,23 +100,29 @@ def _weights(folder: Path, config: LlamaConfig) -> dict[str, tuple[Path, tuple[i
         n if n.startswith("lm_head") else f"model.{n}": tuple(x.shape)
         for n, x in model.named_parameters()
     }
-    files = {}
+    left_out, files, sizes = {"lm_head.weight"} - expected.keys(), {}, {}  # a tied head, twice
     for path in data.weight_files(folder):
-        with _open(path) as f:
-            files |= {name: (path, tuple(f.get_slice(name).get_shape())) for name in f.keys()}
-    left_out = {"lm_head.weight"} - expected.keys()  # a tied head stored twice
-    files = {name: found for name, found in files.items()
-             if name not in left_out and not name.endswith("rotary_emb.inv_freq")}  # fmt: skip
-    shapes = {name: torch.empty(shape, device="meta") for name, (_, shape) in files.items()}
-    data.check_shapes(folder, shapes, expected)
-    return {name: files[name] for name in expected}
+        with data.open_weights(path) as f:
+            for name in f.keys():
+                if name not in left_out and not name.endswith("rotary_emb.inv_freq"):
+                    files[name], sizes[name] = path, tuple(f.get_slice(name).get_shape())
+    data.check_shapes(folder, sizes, expected)
+    return {name: (files[name], sizes[name]) for name in expected}
 
 
-def _open(path: Path):
-    try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
+def _write(writer: gguf.GGUFWriter, where: dict, config: LlamaConfig, quantization: str) -> None:
+    kinds = _kinds(where, config, quantization)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.layers)
+    for name, (_, shape) in where.items():
+        block, width = gguf.GGML_QUANT_SIZES[kinds[name]]
+        size, theirs = math.prod(shape) // block * width, names.get_name(name, (".weight",))
+        writer.add_tensor_info(theirs, shape, np.dtype(np.float32), size, kinds[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, (file, _) in where.items():
+        writer.write_tensor_data(_tensor(file, name, config, kinds[name]))
+    writer.close()
 
 
 def _kinds(where: dict, config: LlamaConfig, quantization: str) -> dict[str, Kind]:
@@ -161,112 +145,82 @@ def _coarse(where: dict, config: LlamaConfig, quantization: str) -> str:
     one; "" where nothing is."""
     kind, kinds = QUANTIZATIONS[quantization][0], _kinds(where, config, quantization)
     block = gguf.GGML_QUANT_SIZES[kind][0]
-    sizes = {name: int(np.prod(shape)) for name, (_, shape) in where.items() if len(shape) > 1}
-    wide = sorted({where[name][1][-1] for name in sizes if where[name][1][-1] % block})
-    if not wide:
+    matrices = {name: shape for name, (_, shape) in where.items() if len(shape) > 1}
+    widths = sorted({shape[-1] for shape in matrices.values() if shape[-1] % block})
+    if not widths:
         return ""
-    share = sum(n for name, n in sizes.items() if kinds[name] == kind) / sum(sizes.values())
-    begins = f"{share:.1%} of {quantization} is" if share else f"Nothing in {quantization} is"
-    rows = " and ".join(map(str, wide))
-    return (f"{begins} in {4 if kind == Kind.Q4_0 else 8} bits: rows of {rows} weights are no "
-            f"multiple of {block}, and stay in 16 bits")  # fmt: skip
+    inside = sum(math.prod(shape) for name, shape in matrices.items() if kinds[name] == kind)
+    share = inside / sum(map(math.prod, matrices.values()))
+    amount = f"{share:.1%} of {quantization} is" if share else f"Nothing in {quantization} is"
+    return (f"{amount} in {4 if kind == Kind.Q4_0 else 8} bits: rows of "
+            f"{' and '.join(map(str, widths))} weights are no multiple of {block}, and stay in "
+            "16 bits")  # fmt: skip
 
 
 def _in_words(where: dict, config: LlamaConfig) -> str:
     """What is in the files, by how each weight is kept."""
     kinds = {q: _kinds(where, config, q) for q in QUANTIZATIONS}
-    said = [f"{_coarse(where, config, 'Q4_0') or 'Q4_0 is 4-bit throughout'}."]
+    text = f"{_coarse(where, config, 'Q4_0') or 'Q4_0 is 4-bit throughout'}."
     if kinds["Q4_0_DEFAULT"] != kinds["Q4_0"]:
         head = "embedding" if config.tied else "head"
-        said.append(f"Q4_0_DEFAULT keeps the {head} finer, as `llama-quantize` does.")
+        text += f" Q4_0_DEFAULT keeps the {head} finer, as `llama-quantize` does."
     for first in QUANTIZATIONS:
         same = [q for q in QUANTIZATIONS if kinds[q] == kinds[first]]
         if same[0] == first != same[-1]:
-            said.append(f"The weights of {', '.join(same)} are the same.")
-    return " ".join(said)
+            text += f" The weights of {', '.join(same)} are the same."
+    return text
 
 
 def _asked(folder: Path, words: Vocabulary) -> str:
     """What generation_config.json asks for and no file holds; "" for nothing."""
-    found = gguf_tokenizer.config(folder, "generation_config.json")
-    odd = [f"{name} {json.dumps(value):.40}" for name, value in found.items() if name not in SILENT
-           and value not in (None, "", [], {}, int(name in ONE))]  # fmt: skip
+    wanted = gguf_tokenizer.config(folder, "generation_config.json")
+    odd = {n: x for n, x in wanted.items() if x not in (None, "", [], {}, int(n in ONE))}
+    odd = [f"{name} {json.dumps(x):.40}" for name, x in odd.items() if name not in SILENT]
     odd += [f"eos_token_id {i}" for i in words.stops[2:]]
     asked = f"generation_config.json asks for {', '.join(odd)}, which no GGUF file holds: set it"
     return f"{asked} in the program that runs it" if odd else ""
 
 
 def _tensor(path: Path, name: str, config: LlamaConfig, kind: Kind) -> np.ndarray:
-    with _open(path) as f:  # opened for each: a mapped file counts as memory while it is open
+    with data.open_weights(path) as f:  # anew: a mapped file counts as memory while it is open
         weight = f.get_tensor(name)
     if not weight.is_floating_point():
         dtype = str(weight.dtype).removeprefix("torch.")
         raise ValueError(f"{path}: {name} is {dtype}, a weight must be a float: give the model "
                          "before it was quantized")  # fmt: skip
-    if name.endswith(("q_proj.weight", "k_proj.weight")):
-        heads = config.heads if name.endswith("q_proj.weight") else config.kv_heads
-        weight = teacher.neighbours(weight, heads)
+    for kind_of, heads in (("q", config.heads), ("k", config.kv_heads)):
+        if name.endswith(f"{kind_of}_proj.weight"):
+            weight = teacher.neighbours(weight, heads)
     if kind == Kind.F16:
-        largest = float(weight.abs().max())
-        found = weight.half().numpy()
+        largest, weight = float(weight.abs().max()), weight.half().numpy()
     else:
-        found = weight.float().numpy()
-        largest = 0.0 if np.isfinite(np.dot(found.ravel(), found.ravel())) else np.inf
+        weight = weight.float().numpy()
+        largest = 0.0 if np.isfinite(np.dot(weight.ravel(), weight.ravel())) else np.inf
     if not largest <= 65504:
         raise ValueError(f"{path}: {name} holds {largest}, which {kind.name} cannot: give an "
                          "earlier checkpoint")  # fmt: skip
-    return found if kind in (Kind.F16, Kind.F32) else llama_cpp.quantize(found, kind)
-
-
-# --- metadata
+    return weight if kind in (Kind.F16, Kind.F32) else llama_cpp.quantize(weight, kind)
 
 
 def _metadata(folder: Path, config: LlamaConfig) -> gguf.Metadata:
     """Name, licence, base model and so on, from the folder's card."""
-    card = gguf.Metadata.load_model_card(folder)
-    path = folder / "README.md"
-    text = path.read_text(encoding="utf8") if path.is_file() else ""
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf8") if readme.is_file() else ""
     title = re.search(r"^# (\S+)$", text, re.MULTILINE)
-    name = Path(title[1] if title else folder.resolve().name)
-    found = gguf.Metadata.apply_metadata_heuristic(
-        gguf.Metadata(), card, None, name, config.parameters
-    )
-    if not found.basename:  # a name such as "50m" has no parts to be told apart
-        found.finetune = None
-    found.size_label = gguf.size_label(config.parameters, 0, 0, 0)
-    return found
+    name, card = title[1] if title else folder.resolve().name, gguf.Metadata.load_model_card(folder)
+    guess = gguf.Metadata.apply_metadata_heuristic
+    values = guess(gguf.Metadata(), card, None, Path(name), config.parameters)
+    if not values.basename:  # a name such as "50m" has no parts to be told apart
+        values.finetune = None
+    values.size_label = gguf.size_label(config.parameters, 0, 0, 0)
+    return values
 
 
 def file_name(folder: Path, quantization: str) -> str:
     """By gguf.naming_convention: "telugu-52M-merged-Q4_0.gguf"."""
     m = _metadata(folder, read_config(folder))
-    return gguf.naming_convention(
-        m.name, m.basename, m.finetune, m.version, m.size_label, quantization
-    ) + ".gguf"  # fmt: skip
-
-
-def _describe(
-    writer: gguf.GGUFWriter, folder: Path, config: LlamaConfig, quantization: str
-) -> None:
-    writer.add_type("model")
-    _metadata(folder, config).set_gguf_meta_model(writer)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_file_type(QUANTIZATIONS[quantization][2])
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.context)
-    writer.add_embedding_length(config.dim)
-    writer.add_block_count(config.layers)
-    writer.add_feed_forward_length(config.mlp_dim)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-
-
-# --- exports/<model>
+    parts = m.name, m.basename, m.finetune, m.version, m.size_label, quantization
+    return f"{gguf.naming_convention(*parts)}.gguf"
 
 
 def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None) -> list[dict]:
@@ -277,85 +231,67 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
     source, place = folder.resolve(), out.resolve()
     if source.is_relative_to(place) or (place.exists() and place.is_relative_to(source)):
         raise ValueError(f"{out} is, or holds, the model itself ({folder}): give another OUT=")
-    config, words = read_config(folder), gguf_tokenizer.vocabulary(folder)
-    if words.why:
-        warnings.warn(f"these files take ids, no raw text ({words.why}): {SCRIPT} beside them "
-                      "encodes and decodes", stacklevel=2)  # fmt: skip
-    where = _weights(folder, config)
-    for remark in filter(None, (_asked(folder, words), _coarse(where, config, "Q4_0"))):
-        warnings.warn(f"{folder}: {remark}", stacklevel=2)
-    tried, rows = gguf_check.prompts(config, tokens), []
+    config, words, where = _read(folder, str(folder), "Q4_0")
+    prompts, rows = gguf_check.prompts(config, tokens), []
     with data.whole_folder(out) as beside, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said above
         for quantization in QUANTIZATIONS:
             path = beside / file_name(folder, quantization)
             to_gguf(folder, path, quantization)
-            exact = quantization == "F16"
-            if exact and (other := gguf_check.other_weights(folder, path)):
-                raise ValueError(f"{path.name} has not the {other} that {folder} holds: nothing is "
-                                 "shipped, report it")  # fmt: skip
-            found = gguf_check.check(folder, path, tried if exact else tried[::4])
-            if exact and found.agreement < 0.99 and found.largest > 0.02:
-                raise ValueError(f"{path.name} agrees with {folder} on {found.agreement:.1%} of "
-                                 "next tokens alone: nothing is shipped, report it")  # fmt: skip
-            rows.append({
-                "format": quantization, "file": path.name, "bytes": path.stat().st_size,
-                "likeliest": found.agreement, "mean": found.mean, "largest": found.largest,
-            })  # fmt: skip
+            row = {"format": quantization, "file": path.name, "bytes": path.stat().st_size}
+            rows.append(row | _checked(folder, path, prompts, quantization == "F16"))
         if tokens:
             files = [beside / row["file"] for row in rows]
-            _, *cost = gguf_check.costs(folder, files, tokens.val, WINDOWS)
-            rows = [row | {"loss": c["loss"], "kl": c["kl"]}
-                    for row, c in zip(rows, cost, strict=True)]  # fmt: skip
-        one = words.tokenizer.path.name  # and none of another tokenizer
-        for name in (one, *CONFIGS, *gguf_tokenizer.FILES[: one == "tokenizer.model"]):
-            if (folder / name).is_file():
-                shutil.copy(folder / name, beside / name)
-        (beside / "README.md").write_text(
-            _card(folder, config, words, rows, tried, tokens), encoding="utf8"
-        )
+            _, *costs = gguf_check.costs(folder, files, tokens.val, WINDOWS)
+            for row, cost in zip(rows, costs, strict=True):
+                row |= {"loss": cost["loss"], "kl": cost["kl"]}
+        paths = [tokenizer.path for tokenizer in gguf_tokenizer.same(folder, words.tokenizer)]
+        for path in (*paths, *(folder / name for name in CONFIGS)):
+            if path.is_file():
+                shutil.copy(path, beside)
+        card = _card(folder, where, config, words, rows, prompts, tokens)
+        (beside / "README.md").write_text(card, encoding="utf8")
     return rows
+
+
+def _checked(folder: Path, path: Path, prompts: list[list[int]], exact: bool) -> dict[str, float]:
+    """How a file in llama.cpp agrees with the model in PyTorch; an `exact` one must."""
+    if exact and (other := gguf_check.other_weights(folder, path)):
+        raise ValueError(f"{path.name} has not the {other} that {folder} holds: nothing is "
+                         "shipped, report it")  # fmt: skip
+    check = gguf_check.check(folder, path, prompts if exact else prompts[::4])
+    if exact and check.agreement < 0.99 and check.largest > 0.02:
+        raise ValueError(f"{path.name} agrees with {folder} on {check.agreement:.1%} of "
+                         "next tokens alone: nothing is shipped, report it")  # fmt: skip
+    return {"likeliest": check.agreement, "mean": check.mean, "largest": check.largest}
 
 
 def table(rows: list[dict]) -> list[dict[str, str]]:
     """The rows of `ship` in words."""
-    said = {
-        "bytes": lambda x: f"{x / 1e6:.1f} MB", "likeliest": "{:.2%}".format,
-        "mean": "{:.2g}".format, "largest": "{:.2g}".format, "loss": "{:.4f}".format,
-        "kl": "{:.2g}".format,
-    }  # fmt: skip
-    return [{k: said[k](v) if k in said else v for k, v in row.items()} for row in rows]
+    forms = {"likeliest": ".2%", "mean": ".2g", "largest": ".2g", "loss": ".4f", "kl": ".2g"}
+    rows = [row | {"bytes": f"{row['bytes'] / 1e6:.1f} MB"} for row in rows]
+    return [{name: format(x, forms.get(name, "")) for name, x in row.items()} for row in rows]
 
 
 def _card(
-    folder: Path, config: LlamaConfig, words: Vocabulary, rows: list[dict],
-    tried: list[list[int]], tokens: data.Tokens | None,
+    folder: Path, where: dict, config: LlamaConfig, words: Vocabulary, rows: list[dict],
+    prompts: list[list[int]], tokens: data.Tokens | None,
 ) -> str:  # fmt: skip
-    texts = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf8"))
-    theirs = gguf.Metadata.load_model_card(folder)
-    kept = ("license", "license_name", "license_link", "base_model", "datasets")
+    parts, theirs = release.texts("export.yaml"), gguf.Metadata.load_model_card(folder)
+    names = ("license", "license_name", "license_link", "base_model", "datasets")
     front = {"language": "te", "pipeline_tag": "text-generation", "tags": ["telugu", "gguf"]}
-    front |= {name: theirs[name] for name in kept if name in theirs}
-    text = "parts of the validation text" if tokens else "prompts of ids at random"
-    how = f"on {len(tried)} {text}, from 1 token to {max(map(len, tried)):,} (F16; the others on a "
-    how += "quarter of them)"
-    own = "Licence, data and base model are in the card of the model these files were made of."
-    open_ = "Its licence and data are for the owner to fill in: TODO."
-    way = texts["ways"][gguf_tokenizer.released_name(words.tokenizer)]
-    bos = words.begin[0] if words.begin else _bos(folder, config)
-    known = {
+    front |= {name: theirs[name] for name in names if name in theirs}
+    way = parts["ways"][gguf_tokenizer.released_name(words.tokenizer)]
+    return release.fill(parts["card"], way | {
         "front": yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
         "name": _metadata(folder, config).name, "parameters": config.parameters,
         "files": tabulate(table(rows), headers="keys", tablefmt="github", disable_numparse=True),
-        "how": how, "why": words.why, "kept": _in_words(_weights(folder, config), config),
-        "asked": _asked(folder, words), "begins": bool(words.begin),
-        "windows": WINDOWS if tokens else 0, "best": rows[2]["file"], "script": SCRIPT,
-        "packages": way["packages"], "example": way["example"], "bos": words.pieces[bos],
-        "lines": f"{len(gguf_tokenizer.trial(words.tokenizer)):,}",
-        "own": own if "license" in theirs else open_,
-    }  # fmt: skip
-    engine = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return engine.from_string(texts["card"]).render(known)
+        "prompts": len(prompts), "longest": max(map(len, prompts)), "why": words.why,
+        "weights": _in_words(where, config), "asked": _asked(folder, words),
+        "begins": bool(words.begin), "windows": WINDOWS if tokens else 0, "best": rows[2]["file"],
+        "script": SCRIPT, "bos": words.pieces[words.bos], "licensed": "license" in theirs,
+        "lines": len(gguf_tokenizer.trial(words.tokenizer)),
+    })  # fmt: skip
 
 
 def find(given: str) -> Path:
@@ -363,23 +299,21 @@ def find(given: str) -> Path:
     is there."""
     path = Path(given).expanduser()
     path = path if path.is_absolute() or path.exists() else ROOT / path
-    file = path.suffix == ".gguf"
-    if path.is_file() if file else (path / "config.json").is_file():
-        if file:
+    what, mark = "folder with a config.json", path / "config.json"
+    places = [path.parent, path.parent.parent, *ROOT.glob("outputs/*/models")]
+    if path.suffix == ".gguf":
+        what, mark = "file that is there", path
+        places = [path.parent, *ROOT.glob("exports/*"), *ROOT.glob("outputs/*/exports/*")]
+    if mark.is_file():
+        if mark is path:
             llama_cpp.look(path)
         return path
-    if file:
-        known = {*path.parent.glob("*.gguf"), *ROOT.glob("exports/*/*.gguf"),
-                 *ROOT.glob("outputs/*/exports/*/*.gguf")}  # fmt: skip
-    else:
-        known = {*path.parent.glob("*/config.json"), *path.parent.parent.glob("*/config.json"),
-                 *ROOT.glob("outputs/*/models/*/config.json")}  # fmt: skip
-        known = {found.parent for found in known}
+    pattern = "*.gguf" if mark is path else "*/config.json"
+    known = {p if mark is path else p.parent for place in places for p in place.glob(pattern)}
     names = sorted(str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p) for p in known)
-    close = [*difflib.get_close_matches(given, names, 1, 0.5),
-             *(name for name in names if Path(name).name == path.name)]  # fmt: skip
+    close = difflib.get_close_matches(given, names, 1, 0.5)
+    close += [name for name in names if Path(name).name == path.name]
     remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(names) or 'none yet'}"
-    what = "file that is there" if file else "folder with a config.json"
     raise FileNotFoundError(f"MODEL={given} is no {what}: {remedy}")
 
 
@@ -392,9 +326,9 @@ def _tokens(folder: Path, given: str, config: LlamaConfig) -> data.Tokens | None
     if tokens.vocab_size == config.vocab_size and tokens.context <= config.context:
         return tokens
     if given:
-        raise ValueError(f"{path} has a vocabulary of {tokens.vocab_size:,} and windows of "
-                         f"{tokens.context}, the model {config.vocab_size:,} and "
-                         f"{config.context}: give its own tokens")  # fmt: skip
+        theirs = f"a vocabulary of {tokens.vocab_size:,} and windows of {tokens.context}"
+        ours = f"{config.vocab_size:,} and {config.context}"
+        raise ValueError(f"{path} has {theirs}, the model {ours}: give its own tokens")
     return None
 
 

@@ -5,7 +5,6 @@ text. Both take llama.cpp's whole distributions, so its rounding of activations 
 Legend: T tokens of a prompt or window, K of them with a target, V vocabulary.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from safetensors import safe_open
 from tdlib import data, evaluate, llama_cpp
 from tdlib.model import Llama
 from tdlib.shapes import LlamaConfig
-from tdlib.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -35,15 +33,15 @@ class Check:
 def prompts(config: LlamaConfig, tokens: data.Tokens | None, count: int = 200) -> list[list[int]]:
     """Prompts of many lengths, from one token to the whole context, the shorter the more often:
     parts of the validation text, or, without tokens, ids at random. Each begins after <eos>."""
-    draw, found = np.random.default_rng(0), []
+    draw, prompts = np.random.default_rng(0), []
     for length in np.geomspace(1, config.context, count).round().astype(int):
         if tokens:
             at = draw.integers(0, max(1, len(tokens.val.ids) - length))
             ids = tokens.val.ids[at : at + length]
         else:
             ids = draw.integers(0, config.vocab_size, length)
-        found.append([config.eos_id, *ids.tolist()][:length])
-    return found
+        prompts.append([config.eos_id, *ids.tolist()][:length])
+    return prompts
 
 
 @torch.no_grad()
@@ -63,9 +61,8 @@ def check(folder: str | Path, path: str | Path, prompts: Sequence[Sequence[int]]
         difference_TV = np.abs(np.subtract(log_q_TV, log_p_TV, out=log_q_TV), out=log_q_TV)
         total += float(difference_TV.sum(dtype=np.float64))
         largest, count = max(largest, float(difference_TV.max())), count + len(ids)
-    return Check(
-        len(prompts), count, same / count, total / count / model.config.vocab_size, largest
-    )
+    mean = total / count / model.config.vocab_size
+    return Check(len(prompts), count, same / count, mean, largest)
 
 
 def other_weights(folder: str | Path, path: str | Path) -> str:
@@ -77,13 +74,13 @@ def other_weights(folder: str | Path, path: str | Path) -> str:
         with safe_open(file, "pt") as stored:
             for name in (n for n in stored.keys() if not n.endswith("rotary_emb.inv_freq")):
                 tied = name == "lm_head.weight" and "output.weight" not in tensors
-                kept = tensors.get(
-                    "token_embd.weight" if tied else names.get_name(name, (".weight",))
-                )
-                one = stored.get_tensor(name).half().numpy()
-                if name.endswith(("q_proj.weight", "k_proj.weight")) and kept is not None:
-                    one, kept = np.sort(one, axis=0), np.sort(kept, axis=0)  # their rows are turned
-                if kept is None or not np.array_equal(one, kept.astype(np.float16)):
+                theirs = "token_embd.weight" if tied else names.get_name(name, (".weight",))
+                if (written := tensors.get(theirs)) is None:
+                    return name
+                weight = stored.get_tensor(name).half().numpy()
+                if name.endswith(("q_proj.weight", "k_proj.weight")):  # their rows are turned
+                    weight, written = np.sort(weight, axis=0), np.sort(written, axis=0)
+                if not np.array_equal(weight, written.astype(np.float16)):
                     return name
     return ""
 
@@ -94,8 +91,8 @@ def _log_p(model: Llama, ids: Sequence[int]) -> np.ndarray:
 
 @torch.no_grad()
 def costs(
-    folder: str | Path, files: Sequence[str | Path], windows: data.Windows, count: int = 64,
-) -> list[dict]:  # fmt: skip
+    folder: str | Path, files: Sequence[str | Path], windows: data.Windows, count: int = 64
+) -> list[dict]:
     """What each file loses against the model it was made of, on `count` windows spread evenly: rows
     of format, bytes, loss (nats per token), kl (‖ of the file, nats per token) and agreement, the
     model itself first. llama.cpp's own whole distributions, its rounding of activations included;
@@ -108,9 +105,8 @@ def costs(
         name = path.stem.rpartition("-")[2]
         rows.append({"format": name, "file": path.name, "bytes": path.stat().st_size})
     sums = np.zeros((len(rows), 3))
-    chosen = evaluate.fixed_rows(windows, count)
     tokens = 0
-    for row in chosen:
+    for row in evaluate.fixed_rows(windows, count):
         (ids_T,), (targets_T,) = (x.numpy() for x in windows.batch([row]))
         at_K = np.flatnonzero(targets_T != data.IGNORE)
         tokens += len(at_K)
@@ -121,22 +117,6 @@ def costs(
             same = (log_q_KV.argmax(1) == log_p_KV.argmax(1)).sum()
             kl = 0.0 if file is None else np.einsum("kv,kv", np.exp(log_p_KV), log_p_KV - log_q_KV)
             sums[i] += loss, kl, same
-    means = dict(zip(("loss", "kl", "agreement"), (sums / tokens).T.tolist(), strict=True))
-    return [row | {name: means[name][i] for name in means} for i, row in enumerate(rows)]
-
-
-def perplexity(path: str | Path, windows: data.Windows, count: int = 64) -> float:
-    """exp of a file's mean loss on `count` windows spread evenly, in llama.cpp."""
-    file, losses = llama_cpp.Model(path, threads=torch.get_num_threads()), []
-    for row in evaluate.fixed_rows(windows, count):
-        (ids_T,), (targets_T,) = (x.numpy() for x in windows.batch([row]))
-        at_K = np.flatnonzero(targets_T != data.IGNORE)
-        losses.append(-file.logprobs(ids_T.tolist())[at_K, targets_T[at_K]])
-    return math.exp(float(np.concatenate(losses).mean(dtype=np.float64)))
-
-
-def same_ids(path: str | Path, tokenizer: Tokenizer, lines: Sequence[str]) -> float:
-    """The share of lines of raw text of which a file makes the tokenizer's own ids."""
-    file, wanted = llama_cpp.Model(path), tokenizer.encode(lines)
-    same = [file.tokenize(line) == ids for line, ids in zip(lines, wanted, strict=True)]
-    return sum(same) / len(same)
+    for row, (loss, kl, same) in zip(rows, (sums / tokens).tolist(), strict=True):
+        row |= {"loss": loss, "kl": kl, "agreement": same}
+    return rows

@@ -1,8 +1,8 @@
-"""A tokenizer as GGUF says it, tried in llama.cpp on a thousand lines before it is believed.
+"""Which tokenizer is a model's (`beside`), and how a GGUF file holds it.
 
-llama.cpp repeats SentencePiece BPE with byte fallback ("llama") and BPE over bytes ("gpt2"). Of any
-other kind, every @@ vocabulary among them, a file holds the pieces, so that ids become text, and
-takes ids alone; run_gguf.py beside it makes them.
+llama.cpp repeats SentencePiece BPE with byte fallback ("llama") and BPE over bytes ("gpt2"), which
+is tried on a thousand lines. Of any other kind, every @@ vocabulary among them, a file holds the
+pieces, so that ids become text, and takes ids alone; run_gguf.py beside it makes them.
 """
 
 import json
@@ -16,30 +16,24 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import yaml
 from gguf import TokenType
-from jinja2 import Environment, StrictUndefined
 
 import tdlib.tokenizer
 from tdlib import llama_cpp, release
-from tdlib.shapes import read_config
+from tdlib.shapes import LlamaConfig, read_config
 from tdlib.tokenizer import BYTE, CONFIGS, HIDDEN, Tokenizer
 
 # transformers' AutoTokenizer takes the first that is there, and leaves the last two alone
 FILES = ("tokenizer.json", "tokenizer.model", "sentencepiece.model", "morfessor.json")
-ADDED = "added_tokens.json"
 PRE = ("gpt-2", "llama-bpe", "qwen2", "default")  # llama.cpp's ways to cut text before BPE
 SCRIPT = "run_gguf.py"
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """`why`: in what it fails on raw text; "" where it makes the tokenizer's own ids."""
-
     tokenizer: Tokenizer
     model: str  # llama.cpp's name of the kind: "llama" or "gpt2"
     pieces: list[str]
-    types: list[int]
     scores: list[float] = field(default_factory=list)
     merges: list[str] = field(default_factory=list)
     pre: str = "default"
@@ -47,23 +41,32 @@ class Vocabulary:
     trims: bool = False  # spaces are put together
     begin: tuple[int, ...] = ()  # ids that a prompt begins with
     end: tuple[int, ...] = ()  # ids that transformers puts after a text
+    bos: int = 0  # a prompt's first id, or what the config names so where it begins with none
     stops: tuple[int, ...] = ()  # ids that end a text besides <eos>
-    why: str = ""
+    why: str = ""  # in what it fails on raw text; "" where it makes the tokenizer's own ids
+
+    @property
+    def types(self) -> list[int]:
+        byte = TokenType.BYTE if self.model == "llama" else TokenType.NORMAL
+        types = [byte if BYTE.fullmatch(p) else TokenType.NORMAL for p in self.pieces]
+        for i in _words(self.tokenizer):
+            types[i] = TokenType.USER_DEFINED
+        for i in self.tokenizer.silent | {self.tokenizer.eos}:
+            types[i] = TokenType.CONTROL
+        if self.tokenizer.unk is not None:
+            types[self.tokenizer.unk] = TokenType.UNKNOWN
+        return types
 
 
-def beside(folder: Path, rows: int = 0, segmenter: str = "") -> Tokenizer:
-    """The tokenizer of the model in a folder: what AutoTokenizer takes there, of those with at most
-    as many pieces as the embedding has `rows` (0: not known); as its SentencePiece model, where
+def beside(folder: Path, segmenter: str = "", rows: int = 0) -> Tokenizer:
+    """The tokenizer of the model in a folder: the one AutoTokenizer takes there, of those with at
+    most as many pieces as the embedding has `rows` (0: not known); its SentencePiece model, where
     that makes the same ids. Warns of another one there. ValueError: all have more pieces, or words
     were added to it in a file of their own."""
-    paths = [folder / name for name in FILES if (folder / name).is_file()]
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no tokenizer ({', '.join(FILES)}): copy the "
-                                "one the model was trained with into it")  # fmt: skip
-    found = [_opened(path, path.stat().st_mtime_ns, segmenter) for path in paths]
-    first = next((t for t in found if not rows or t.size <= rows), None)
+    tokenizers = _all(folder, segmenter)
+    first = next((t for t in tokenizers if not rows or t.size <= rows), None)
     if first is None:
-        raise ValueError(f"{paths[0]} has {found[0].size:,} pieces, the embedding "
+        raise ValueError(f"{tokenizers[0].path} has {tokenizers[0].size:,} pieces, the embedding "
                          f"{rows:,} rows: give the model's own tokenizer")  # fmt: skip
     if words := _added(first):
         raise ValueError(
@@ -71,19 +74,31 @@ def beside(folder: Path, rows: int = 0, segmenter: str = "") -> Tokenizer:
             f"({words[0]!r}): write one file with all, AutoTokenizer.from_pretrained(folder)"
             ".save_pretrained(folder) of transformers does it"
         )
-    chosen, reason = first, "as AutoTokenizer does"
-    if first is not found[0]:
-        reason = f"for the embedding has {rows:,} rows"
-    for other in (t for t in found if t is not first):
+    reason = f"for the embedding has {rows:,} rows"
+    reason = "as AutoTokenizer does" if first is tokenizers[0] else reason
+    for other in tokenizers:
         if wrong := _differ(first, other):
             warnings.warn(
                 f"{folder} holds two tokenizers, {first.path.name} and {other.path.name}, with "
                 f"other ids for {wrong:,} lines: the first is taken, {reason}",
                 stacklevel=3,
             )
-        elif other.kind == "SentencePiece":
-            chosen = other
-    return chosen
+    return next((t for t in same(folder, first) if t.kind == "SentencePiece"), first)
+
+
+def same(folder: Path, tokenizer: Tokenizer) -> list[Tokenizer]:
+    """All that a folder holds of one tokenizer, in several forms; AutoTokenizer takes the first."""
+    if tokenizer.kind == "Morfessor":
+        return [tokenizer]
+    return [other for other in _all(folder) if not _differ(other, tokenizer)]
+
+
+def _all(folder: Path, segmenter: str = "") -> list[Tokenizer]:
+    paths = [folder / name for name in FILES if (folder / name).is_file()]
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no tokenizer ({', '.join(FILES)}): copy the "
+                                "one the model was trained with into it")  # fmt: skip
+    return [_opened(path, path.stat().st_mtime_ns, segmenter) for path in paths]
 
 
 @lru_cache(8)
@@ -94,6 +109,8 @@ def _opened(path: Path, changed: int, segmenter: str) -> Tokenizer:
 @lru_cache(8)
 def _differ(one: Tokenizer, other: Tokenizer) -> int:
     """On how many trial lines two tokenizers make other ids; 0: they are one."""
+    if one is other:
+        return 0
     lines = trial(one)
     wrong = [a != b for a, b in zip(one.encode(lines), other.encode(lines), strict=True)]
     return sum(wrong) or int(one.size != other.size)
@@ -110,28 +127,28 @@ def _added(tokenizer: Tokenizer) -> list[str]:
     hold. Special tokens that it does not hold occur in no text."""
     if tokenizer.kind == "Morfessor":
         return []
-    folder, key = tokenizer.path.parent, "added_tokens_decoder"
-    entries = config(folder, CONFIGS[0]).get(key)
+    folder = tokenizer.path.parent
+    entries = config(folder, CONFIGS[0]).get("added_tokens_decoder")
     words = {t["content"] for t in (entries or {}).values() if not t.get("special")}
     if entries is None:
         special = json.dumps([config(folder, name) for name in CONFIGS])
-        words = {w for w in config(folder, ADDED) if json.dumps(w) not in special}
-    words = {w for w in words if not re.fullmatch(r"<.*>|\[[A-Z]+\]", w)}
-    if tokenizer.kind == "SentencePiece":
-        sp = tokenizer.model
-        return sorted(w for w in words if sp.id_to_piece(sp.piece_to_id(w)) != w)
-    return sorted(words - tokenizer.model.get_vocab().keys())
+        words = {w for w in config(folder, "added_tokens.json") if json.dumps(w) not in special}
+    own = tokenizer.model.get_vocab() if tokenizer.kind == "Hugging Face" else tokenizer.shown_V
+    return sorted(w for w in words - {*own} if not re.fullmatch(r"<.*>|\[[A-Z]+\]", w))
 
 
 def vocabulary(folder: Path) -> Vocabulary:
     """That of a model folder. ValueError: a tokenizer with more pieces than the embedding."""
-    tokenizer = beside(folder, read_config(folder).vocab_size)
-    found, (begin, end) = _vocabulary(tokenizer), around(folder, tokenizer)
-    why = found.why
+    shape = read_config(folder)
+    tokenizer = beside(folder, rows=shape.vocab_size)
+    words, (begin, end) = _vocabulary(tokenizer), around(folder, tokenizer)
+    why = words.why
     if not why and (len(begin) > 1 or end not in ((), (tokenizer.eos,))):
         why = f"its texts stand between the special tokens {[*begin]} and {[*end]}"
-    more = tuple(i for i in stops(folder) if i != tokenizer.eos)
-    return replace(found, begin=begin, end=end, stops=more, why=why)
+    bos = config(folder, "config.json").get("bos_token_id")
+    bos = begin[0] if begin else shape.eos_id if bos is None else bos
+    others = tuple(i for i in stops(folder) if i != tokenizer.eos)
+    return replace(words, begin=begin, end=end, bos=bos, stops=others, why=why)
 
 
 def around(folder: Path, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -139,61 +156,55 @@ def around(folder: Path, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[i
     tokenizer.json, by tokenizer_config.json where there is a tokenizer.model alone. A model of this
     book begins after <eos>, whatever these say: its config has it as <bos>, and its tokenizer
     splits special tokens (or is none of AutoTokenizer's)."""
-    settings = config(folder, CONFIGS[0])
-    bos, json_ = config(folder, "config.json").get("bos_token_id"), folder / FILES[0]
-    bare = not settings and tokenizer.kind != "Hugging Face"
-    ours = bare or settings.get("split_special_tokens")
-    alone = tokenizer.kind == "Morfessor" or tokenizer.path.name in FILES[2:]
-    if alone or (ours and bos == tokenizer.eos):
+    settings, first = config(folder, CONFIGS[0]), same(folder, tokenizer)[0]
+    ours = settings.get("split_special_tokens") or not (settings or first.kind == "Hugging Face")
+    ours = ours and config(folder, "config.json").get("bos_token_id") == tokenizer.eos
+    if ours or first.kind == "Morfessor" or first.path.name in FILES[2:]:
         return (tokenizer.eos,), ()
-    if json_.is_file():
-        model = _opened(json_, json_.stat().st_mtime_ns, "").model
-        bare, whole = (model.encode("a", add_special_tokens=x).ids for x in (False, True))
+    if first.kind == "Hugging Face":
+        bare, whole = (first.model.encode("a", add_special_tokens=x).ids for x in (False, True))
         at = next(i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare)
         return tuple(whole[:at]), tuple(whole[at + len(bare) :])
-    ids = {}
+    ids = []
     for key, otherwise in (("bos", tokenizer.model.bos_id()), ("eos", tokenizer.eos)):
         name = settings.get(f"{key}_token")
         name = name.get("content") if isinstance(name, dict) else name
         token = tokenizer.model.piece_to_id(name) if name else otherwise
-        ids[key] = (token,) if settings.get(f"add_{key}_token") and token >= 0 else ()
-    return ids["bos"], ids["eos"]
+        ids.append((token,) if settings.get(f"add_{key}_token") and token >= 0 else ())
+    return ids[0], ids[1]
 
 
 def stops(folder: Path) -> list[int]:
     """The ids that end a text, by generation_config.json, or config.json where there is none."""
     name = "generation_config.json"
-    found = config(folder, name if (folder / name).is_file() else "config.json")
-    found = found.get("eos_token_id")
-    found = found if isinstance(found, list) else [] if found is None else [found]
-    if odd := [i for i in found if type(i) is not int]:
+    ids = config(folder, name if (folder / name).is_file() else "config.json").get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if odd := [i for i in ids if type(i) is not int]:
         raise ValueError(f"{folder}: eos_token_id holds {odd[0]!r}, it must be ids: correct it")
-    return found
+    return ids
 
 
 @lru_cache(4)
 def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     if tokenizer.kind == "Morfessor":
         return _joined(tokenizer)
-    candidates = (
-        _sentencepiece(tokenizer) if tokenizer.kind == "SentencePiece" else _json(tokenizer)
-    )
-    lines = trial(tokenizer)
-    wanted, said = tokenizer.encode(lines), ""
+    made = _sentencepiece if tokenizer.kind == "SentencePiece" else _json
+    candidates, lines, why = made(tokenizer), trial(tokenizer), ""
+    wanted = tokenizer.encode(lines)
     for candidate in candidates:
         with tempfile.TemporaryDirectory() as folder:
-            _write_stub(Path(folder) / "stub.gguf", candidate)
-            found = llama_cpp.ids_elsewhere(Path(folder) / "stub.gguf", lines)
-        if found == wanted:
+            _write_stub(stub := Path(folder) / "stub.gguf", candidate)
+            ids = llama_cpp.ids_elsewhere(stub, lines)
+        if ids == wanted:
             return candidate
-        if found is None:
-            said = said or "text that it has no piece for ends llama.cpp's process"
+        if ids is None:
+            why = why or "text that it has no piece for ends llama.cpp's process"
         else:
-            wrong = sum(a != b for a, b in zip(found, wanted, strict=True))
-            said = said or f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines"
-    if said and (added := len(_words(tokenizer))):
-        said += f"; {added:,} of its pieces are words added to it"
-    return replace(candidates[0], why=said)
+            wrong = sum(a != b for a, b in zip(ids, wanted, strict=True))
+            why = why or f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines"
+    if added := len(_words(tokenizer)):
+        why += f"; {added:,} of its pieces are words added to it"
+    return replace(candidates[0], why=why)
 
 
 def trial(tokenizer: Tokenizer) -> list[str]:
@@ -204,7 +215,7 @@ def trial(tokenizer: Tokenizer) -> list[str]:
     emoji = ["👍🏽 😀", "👨‍👩‍👧", *map(chr, range(0x1F600, 0x1F650)), "中文 ꙮ"]
     words = [t for i, t in sorted(_words(tokenizer).items())][:1000]
     added = [f"{w} {w}{w} క{w}క  {w}. {v}{w}" for v, w in pairwise([*words[-1:], *words])]
-    return [*release._trial(pieces), *telugu, *(f"క{c}" for c in telugu), *emoji, *added]
+    return [*release.trial(pieces), *telugu, *(f"క{c}" for c in telugu), *emoji, *added]
 
 
 def _words(tokenizer: Tokenizer) -> dict[int, str]:
@@ -214,17 +225,6 @@ def _words(tokenizer: Tokenizer) -> dict[int, str]:
     return {i: t.content for i, t in added.items() if i not in special}
 
 
-def _types(tokenizer: Tokenizer, pieces: list[str]) -> list[int]:
-    types = [TokenType.BYTE if BYTE.fullmatch(p) else TokenType.NORMAL for p in pieces]
-    for i in _words(tokenizer):
-        types[i] = TokenType.USER_DEFINED
-    for i in tokenizer.silent | {tokenizer.eos}:
-        types[i] = TokenType.CONTROL
-    if tokenizer.unk is not None:
-        types[tokenizer.unk] = TokenType.UNKNOWN
-    return types
-
-
 def _joined(tokenizer: Tokenizer) -> Vocabulary:
     """x@@ → x and x → x▁, so that joining the pieces is the text."""
     special = tokenizer.silent | {tokenizer.eos, tokenizer.unk}
@@ -232,10 +232,8 @@ def _joined(tokenizer: Tokenizer) -> Vocabulary:
         piece + "▁" if ends and i not in special else piece
         for i, (piece, ends) in enumerate(zip(tokenizer.shown_V, tokenizer.opens_V, strict=True))
     ]
-    return Vocabulary(
-        tokenizer, "llama", pieces, _types(tokenizer, pieces),
-        why="its pieces are joined by @@, and text is segmented before it is encoded",
-    )  # fmt: skip
+    why = "its pieces are joined by @@, and text is segmented before it is encoded"
+    return Vocabulary(tokenizer, "llama", pieces, why=why)
 
 
 def _sentencepiece(tokenizer: Tokenizer) -> list[Vocabulary]:
@@ -244,35 +242,32 @@ def _sentencepiece(tokenizer: Tokenizer) -> list[Vocabulary]:
     scores = [sp.get_score(i) for i in range(tokenizer.size)]
     space = sp.encode("a", out_type=str)[0].startswith("▁")
     trims = sp.encode("a  a") == sp.encode("a a")
-    types = _types(tokenizer, pieces)
-    return [Vocabulary(tokenizer, "llama", pieces, types, scores, space=space, trims=trims)]
+    return [Vocabulary(tokenizer, "llama", pieces, scores, space=space, trims=trims)]
 
 
 def _json(tokenizer: Tokenizer) -> list[Vocabulary]:
     inner = json.loads(tokenizer.path.read_bytes())["model"]
     ids = {p.removeprefix(HIDDEN): i for p, i in tokenizer.model.get_vocab().items()}
     pieces = sorted(ids, key=ids.get)
-    types, space = _types(tokenizer, pieces), tokenizer.marked
+    unigram = isinstance(inner["vocab"], list)  # of which llama.cpp makes other ids
+    if not tokenizer.marked and not unigram:
+        merges = [m if isinstance(m, str) else " ".join(m) for m in inner["merges"]]
+        return [Vocabulary(tokenizer, "gpt2", pieces, merges=merges, pre=pre) for pre in PRE]
     before = tokenizer.encode(["a"])[0]
-    for i in _words(tokenizer) if tokenizer.marked else ():  # with the space that it brings
+    for i in _words(tokenizer):  # with the space that it brings
         pieces[i] = tokenizer.line_text([*before, i]).removeprefix(tokenizer.line_text(before))
-    if isinstance(inner["vocab"], list):  # Unigram, of which llama.cpp makes other ids
+    if unigram:
         scores = [score for _, score in inner["vocab"]]
         scores += [0.0] * (len(pieces) - len(scores))
-        return [Vocabulary(tokenizer, "llama", pieces, types, scores, space=space)]
-    merges = [m if isinstance(m, str) else " ".join(m) for m in inner["merges"]]
-    if not tokenizer.marked:
-        types = [TokenType.NORMAL if t == TokenType.BYTE else t for t in types]
-        return [Vocabulary(tokenizer, "gpt2", pieces, types, merges=merges, pre=p) for p in PRE]
-    # a piece's score, as SentencePiece has it: the earlier its merge the better
-    rank = {m.replace(" ", ""): -float(i) for i, m in reversed([*enumerate(merges, 1)])}
-    scores = [rank.get(p, -1e6) for p in pieces]
-    return [Vocabulary(tokenizer, "llama", pieces, types, scores, space=space)]
+    else:  # a piece's score, as SentencePiece has it: the earlier its merge the better
+        merges = [m.replace(" ", "") if isinstance(m, str) else "".join(m) for m in inner["merges"]]
+        rank = {m: -float(i) for i, m in reversed([*enumerate(merges, 1)])}
+        scores = [rank.get(p, -1e6) for p in pieces]
+    return [Vocabulary(tokenizer, "llama", pieces, scores, space=tokenizer.marked)]
 
 
-def add(writer: gguf.GGUFWriter, words: Vocabulary, rows: int, bos: int) -> None:
-    """The tokenizer's part of a GGUF's metadata. Prompts begin after `bos`, in ours <eos>, where
-    `words` begin with one."""
+def add(writer: gguf.GGUFWriter, words: Vocabulary, rows: int) -> None:
+    """The tokenizer's part of a GGUF's metadata."""
     spare = rows - len(words.pieces)  # rows of the embedding that no piece has
     writer.add_tokenizer_model(words.model)
     writer.add_tokenizer_pre(words.pre)
@@ -282,7 +277,7 @@ def add(writer: gguf.GGUFWriter, words: Vocabulary, rows: int, bos: int) -> None
         writer.add_token_scores([*words.scores, *[-1e6] * spare])
     if words.merges:
         writer.add_token_merges(words.merges)
-    writer.add_bos_token_id(words.begin[0] if words.begin else bos)
+    writer.add_bos_token_id(words.bos)
     writer.add_eos_token_id(words.tokenizer.eos)
     if words.tokenizer.unk is not None:
         writer.add_unk_token_id(words.tokenizer.unk)
@@ -297,16 +292,26 @@ def add(writer: gguf.GGUFWriter, words: Vocabulary, rows: int, bos: int) -> None
     writer.add_bool(llama_cpp.RAW, not words.why)
 
 
+def add_shape(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.context)
+    writer.add_embedding_length(config.dim)
+    writer.add_block_count(config.layers)
+    writer.add_feed_forward_length(config.mlp_dim)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+
+
 def _write_stub(path: Path, words: Vocabulary) -> None:
     """As small a model as can be, of zeros, to try a vocabulary with."""
     rows, writer = len(words.pieces), gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(32)
-    writer.add_head_count(1)
-    writer.add_layer_norm_rms_eps(1e-6)
-    add(writer, words, rows, words.tokenizer.eos)
+    add_shape(writer, LlamaConfig(rows, layers=1, heads=1, dim=32, mlp_dim=32, context=64))
+    add(writer, words, rows)
     writer.add_tensor("token_embd.weight", np.zeros((rows, 32), np.float16))
     for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
         writer.add_tensor(f"blk.0.{name}.weight", np.zeros((32, 32), np.float16))
@@ -318,21 +323,16 @@ def _write_stub(path: Path, words: Vocabulary) -> None:
     writer.close()
 
 
-# --- beside a file that takes ids alone
-
-
 def script(words: Vocabulary) -> str:
     """run_gguf.py: text → ids → llama.cpp → text, with no more than xllamacpp and the tokenizer's
     package installed, and the tokenizer's file beside."""
-    name = released_name(words.tokenizer)
-    texts = yaml.safe_load(Path(__file__).with_name("export.yaml").read_text(encoding="utf8"))
-    way = release.ways()[name]
+    name, parts = released_name(words.tokenizer), release.texts("export.yaml")
+    way = release.texts("release.yaml")["ways"][name]
     code = way["tokenizer"].partition("\n")[2]  # without the line that asks the Hub
-    engine = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    known = {"code": code, "begin": words.begin, "eos": words.tokenizer.eos} | texts["ways"][name]
-    return engine.from_string(texts["script"]).render(known)
+    known = {"code": code, "begin": words.begin, "eos": words.tokenizer.eos} | parts["ways"][name]
+    return release.fill(parts["script"], known)
 
 
 def released_name(tokenizer: Tokenizer) -> str:
-    kinds = {"Morfessor": "morfessor.json", "SentencePiece": "sentencepiece.model"}
-    return kinds.get(tokenizer.kind, "tokenizer.json")
+    names = {"Morfessor": "morfessor.json", "SentencePiece": "sentencepiece.model"}
+    return names.get(tokenizer.kind, "tokenizer.json")

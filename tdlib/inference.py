@@ -21,13 +21,8 @@ from tdlib.shapes import of_plan
 from tdlib.tokenizer import Tokenizer
 
 RAW, KV, INT8, COMPILED = "raw", "KV", "KV + INT8", "KV + INT8 + compile"
-PHASES = {
-    RAW: "raw",
-    INT8: "phase1",
-    COMPILED: "phase1",
-    "Q4_0": "phase2",
-    "Q4_0_DEFAULT": "phase2",
-}
+PHASES = {RAW: "raw", INT8: "phase1", COMPILED: "phase1", "Q4_0": "phase2"}
+PHASES |= {"Q4_0_DEFAULT": "phase2"}
 Write = Callable[[Sequence[int], int], list[int]]  # prompt, how many new ids → those
 
 
@@ -35,7 +30,7 @@ def ways(model: Llama, files: dict[str, Path], compiled: bool = False) -> dict[s
     """A model's ways of writing, by name; `files`: format → GGUF of the same model. All write what
     is likeliest, so that they have the same work."""
     decoder, int8 = Decoder(model), Decoder(model, int8=True)
-    found = {
+    write = {
         RAW: lambda ids, n: generate.generate(decoder, ids, n, cached=False),
         KV: lambda ids, n: generate.generate(decoder, ids, n),
         INT8: lambda ids, n: generate.generate(int8, ids, n),
@@ -43,10 +38,10 @@ def ways(model: Llama, files: dict[str, Path], compiled: bool = False) -> dict[s
     if compiled:
         quick = Decoder(model, int8=True)
         quick.hidden = torch.compile(quick.hidden, dynamic=True)
-        found[COMPILED] = lambda ids, n: generate.generate(quick, ids, n)
+        write[COMPILED] = lambda ids, n: generate.generate(quick, ids, n)
     for name, path in files.items():
-        found[name] = llama_cpp.Model(path, threads=torch.get_num_threads()).generate
-    return found
+        write[name] = llama_cpp.Model(path, threads=torch.get_num_threads()).generate
+    return write
 
 
 def speeds(
@@ -61,20 +56,19 @@ def speeds(
             file.threads(threads)
     try:
         timed = {name: (lambda n, w=each: w(prompt, n)) for name, each in write.items()}
-        found = speed.measure(timed, tokens, repeats)
+        seconds = speed.measure(timed, tokens, repeats)
     finally:
         torch.set_num_threads(before)
-    return [_row(name, s, len(prompt), threads) for name, s in found.items()]
+    return [_row(name, s, len(prompt), threads) for name, s in seconds.items()]
 
 
 def _row(name: str, s: speed.Seconds, prompt: int, threads: int) -> dict:
     clock = "cpu" if threads == 1 else "wall"
     prompt_R, decode_R = getattr(s, f"prompt_{clock}_R"), getattr(s, f"decode_{clock}_R")
     each_R = s.tokens / decode_R
-    return {
-        "way": name, "threads": threads, "prompt": float(prompt / np.median(prompt_R)),
-        "decode": float(np.median(each_R)), "low": float(each_R.min()), "high": float(each_R.max()),
-    }  # fmt: skip
+    middle, low, high = float(np.median(each_R)), float(each_R.min()), float(each_R.max())
+    row = {"way": name, "threads": threads, "prompt": float(prompt / np.median(prompt_R))}
+    return row | {"decode": middle, "low": low, "high": high}
 
 
 def with_plan(model: str, rows: list[dict]) -> list[dict]:
@@ -106,11 +100,8 @@ def of_shape(
         for quantization, path in files.items():
             export.to_gguf(Path(place, name), path, quantization)
         sizes = {q: path.stat().st_size for q, path in files.items()}
-        found = speeds(ways(model, files, compiled), ids, tokens, repeats, 1)
-    return {"parameters": model.config.parameters, "bytes": sizes, "rows": found}
-
-
-# --- what quantization costs
+        rows = speeds(ways(model, files, compiled), ids, tokens, repeats, 1)
+    return {"parameters": model.config.parameters, "bytes": sizes, "rows": rows}
 
 
 def costs(
@@ -126,8 +117,8 @@ def costs(
     first, *others = gguf_check.costs(folder, list(files.values()), windows, count)
     named = [row | {"format": name} for name, row in zip(files, others, strict=True)]
     rows = [first, int8_cost(folder, windows, count), *named]
-    prompts = [windows.ids[i * windows.context :][:8].tolist()
-               for i in evaluate.fixed_rows(windows, 10)]  # fmt: skip
+    at = evaluate.fixed_rows(windows, 10)
+    prompts = [windows.ids[i * windows.context :][:8].tolist() for i in at]
     by = {"PyTorch float32": KV, "PyTorch INT8": INT8}
     for row in rows:
         texts = [write[by.get(row["format"], row["format"])](ids, tokens) for ids in prompts]
@@ -141,15 +132,14 @@ def int8_cost(folder: Path, windows: data.Windows, count: int) -> dict:
     model = Llama.load(folder).eval()
     int8, loss, kl, same, n = Decoder(model, int8=True), 0.0, 0.0, 0, 0
     for row in evaluate.fixed_rows(windows, count):
-        ids_BT, targets_BT = windows.batch([row])
-        known_T = targets_BT[0] != data.IGNORE
-        log_p_TV, log_q_TV = (m(ids_BT)[0][known_T].log_softmax(-1) for m in (model, int8))
-        target_T1 = targets_BT[0][known_T][:, None]
-        loss -= float(log_q_TV.gather(1, target_T1).sum(dtype=torch.float64))
-        kl += float((log_p_TV.exp() * (log_p_TV - log_q_TV)).sum(dtype=torch.float64))
-        same += int((log_p_TV.argmax(1) == log_q_TV.argmax(1)).sum())
-        n += int(known_T.sum())
+        ids_BT, (targets_T,) = windows.batch([row])
+        known_T = targets_T != data.IGNORE
+        log_p_KV, log_q_KV = (m(ids_BT)[0][known_T].log_softmax(-1) for m in (model, int8))
+        loss -= float(log_q_KV.gather(1, targets_T[known_T][:, None]).sum(dtype=torch.float64))
+        kl += float((log_p_KV.exp() * (log_p_KV - log_q_KV)).sum(dtype=torch.float64))
+        same += int((log_p_KV.argmax(1) == log_q_KV.argmax(1)).sum())
+        n += len(log_p_KV)
     c = model.config
     size = c.parameters + (4 if c.tied else 3) * c.embedding_parameters
-    return {"format": "PyTorch INT8", "file": "–", "bytes": size, "loss": loss / n, "kl": kl / n,
-            "agreement": same / n}  # fmt: skip
+    means = {"loss": loss / n, "kl": kl / n, "agreement": same / n}
+    return {"format": "PyTorch INT8", "file": "–", "bytes": size} | means

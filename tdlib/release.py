@@ -7,7 +7,6 @@ upload_command: a line for the owner to type. Nothing here asks the network.
 """
 
 import json
-import math
 import random
 import re
 import shlex
@@ -28,9 +27,6 @@ OWNER = "YOUR-NAME"  # on the Hub
 EDGES = ["", " ", "  a  b ", "\ta", "<eos>", "<unk>", "<0x41>", "క్\u200cష\u200d ౨౪", "ﬁ½Ａe\u0301"]
 
 
-# --- the tokenizer
-
-
 def tokenizer_files(tokenizer: Tokenizer, folder: Path, context: int) -> dict[str, Path]:
     """Name in the released folder → where it is, for `Llama.save(files=…)`; what is new is written
     into `folder`. A SentencePiece model without the same ids as a tokenizer.json, and upstream's
@@ -38,13 +34,13 @@ def tokenizer_files(tokenizer: Tokenizer, folder: Path, context: int) -> dict[st
     if tokenizer.kind == "Morfessor":
         return {"morfessor.json": tokenizer.path}
     if tokenizer.kind == "Hugging Face":
-        found = {"tokenizer.json": tokenizer.path}
+        files = {"tokenizer.json": tokenizer.path}
     elif (converted := _converted(tokenizer)) is None:
         return {"sentencepiece.model": tokenizer.path}
     else:
-        found = {"tokenizer.json": folder / "tokenizer.json", "tokenizer.model": tokenizer.path}
-        converted.save(str(found["tokenizer.json"]))
-    return found | _configs(tokenizer, folder, context)
+        files = {"tokenizer.json": folder / "tokenizer.json", "tokenizer.model": tokenizer.path}
+        converted.save(str(files["tokenizer.json"]))
+    return files | _configs(tokenizer, folder, context)
 
 
 def _converted(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
@@ -63,24 +59,22 @@ def _converted(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
         for at in range(1, len(piece))
         if piece[:at] in text and piece[at:] in text
     )
-    found = tokenizers.Tokenizer(
-        models.BPE(
-            {piece: i for i, piece in enumerate(pieces)}, [(a, b) for *_, a, b in merges],
-            unk_token=pieces[sp.unk_id()], fuse_unk=True, byte_fallback=bool(bytes_),
-        )
-    )  # fmt: skip
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    merges, unk = [(a, b) for *_, a, b in merges], pieces[sp.unk_id()]
+    bpe = models.BPE(vocabulary, merges, unk_token=unk, fuse_unk=True, byte_fallback=bool(bytes_))
+    converted = tokenizers.Tokenizer(bpe)
     spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    found.normalizer = normalizers.Sequence(spaces)
+    converted.normalizer = normalizers.Sequence(spaces)
     back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    found.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)])
-    found.add_special_tokens([pieces[i] for i in special])
-    found.encode_special_tokens = True  # text that spells one stays text
-    lines = _trial(list(text))
-    same = [x.ids for x in found.encode_batch(lines, add_special_tokens=False)]
-    return found if same == tokenizer.encode(lines) else None
+    converted.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)])
+    converted.add_special_tokens([pieces[i] for i in special])
+    converted.encode_special_tokens = True  # text that spells one stays text
+    lines = trial(list(text))
+    ids = [x.ids for x in converted.encode_batch(lines, add_special_tokens=False)]
+    return converted if ids == tokenizer.encode(lines) else None
 
 
-def _trial(pieces: list[str]) -> list[str]:
+def trial(pieces: list[str]) -> list[str]:
     """Lines on which two tokenizers of one vocabulary would differ, if anywhere: its pieces at
     random, where every seam is a chance for another cut."""
     draw = random.Random(0)
@@ -115,20 +109,6 @@ def _configs(tokenizer: Tokenizer, folder: Path, context: int) -> dict[str, Path
     return {name: folder / name for name in CONFIGS}
 
 
-# --- the cards
-
-SAID = {
-    "parameters": ("weights", "{:,}"),
-    "loss": ("loss, nats per token", "{:.4f}"),
-    "loss_fixed": ("loss on fixed windows, evenly spread", "{:.4f}"),
-    "perplexity": ("perplexity", "{:.4g}"),
-    "bits_per_byte": ("bits per byte", "{:.4f}"),
-    "kl": ("KL(teacher ‖ model), nats per token", "{:.4f}"),
-    "agreement": ("likeliest next token is the teacher's", "{:.1%}"),
-    "calibration_error": ("calibration error", "{:.1%}"),
-}
-
-
 def card(
     folder: Path, tokens: data.Tokens, row: dict, record: dict, teacher: dict | None = None
 ) -> str:
@@ -146,9 +126,9 @@ def adapter_card(
     with it, `before`: those of the base alone; `record`: results/<run>.json of its run."""
     rows = {folder.name: row, f"{base.name} alone": before}
     with safe_open(folder / "adapter_model.safetensors", "pt") as f:
-        more = {"base_sha256": f.metadata()["base_sha256"], "base": base.name}
+        sha256 = f.metadata()["base_sha256"]
+    more = {"base": base.name, "base_sha256": sha256, "base_repository": _repository(base)}
     more |= {"adapter": json.loads((folder / "adapter_config.json").read_bytes())}
-    more |= {"base_repository": _repository(base)}
     return _render(folder, base, tokens, rows, record, more)
 
 
@@ -163,52 +143,44 @@ def _repository(folder: Path) -> str:
     return f"{OWNER}/telugu-" + re.sub("[^A-Za-z0-9.]+", "-", folder.name)
 
 
-def _texts() -> dict:
-    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf8"))
+def texts(file: str) -> dict:
+    """The templates in a .yaml beside this module, and for each file of a tokenizer its way."""
+    return yaml.safe_load(Path(__file__).with_name(file).read_text(encoding="utf8"))
 
 
-def ways() -> dict[str, dict[str, str]]:
-    """File of a tokenizer → the code that encodes and decodes with it."""
-    return _texts()["ways"]
+def fill(template: str, known: dict) -> str:
+    engine = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return engine.from_string(template).render(known)
 
 
 def _render(
     folder: Path, model: Path, tokens: data.Tokens, rows: dict, record: dict, more: dict
 ) -> str:
-    texts = _texts()
-    way = next((name for name in texts["ways"] if (model / name).is_file()), None)
+    parts = texts("release.yaml")
+    way = next((way for name, way in parts["ways"].items() if (model / name).is_file()), None)
     if way is None:
-        raise FileNotFoundError(f"{model} holds none of {', '.join(texts['ways'])}: save the model "
+        raise FileNotFoundError(f"{model} holds none of {', '.join(parts['ways'])}: save the model "
                                 "with files=release.tokenizer_files(…)")  # fmt: skip
-    way, config = texts["ways"][way], read_config(model)
+    config = read_config(model)
     known = more | {
         "repository": _repository(folder), "config": config, "way": way, "record": record,
-        "remark": " " * bool(way["remark"]) + way["remark"], "metrics": _metrics(rows),
+        "remark": " " * bool(way["remark"]) + way["remark"], "rows": rows,
         "windows": len(tokens.val), "context": tokens.context, "tokenizer": tokens.tokenizer,
         "training": len(tokens.train.ids), "parameters": _parameters(record),
         "origin": _origin(folder.name, record), "new_tokens": min(60, config.context // 2),
     }  # fmt: skip
-    engine = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    known["program"] = engine.from_string(texts["program"]).render(known)
-    return engine.from_string(texts["card"]).render(known)
-
-
-def _metrics(rows: dict[str, dict]) -> str:
-    lines = [f"| | {' | '.join(rows)} |", "|---|" + "---:|" * len(rows)]
-    for key, (what, form) in SAID.items():
-        cells = [form.format(r[key]) if math.isfinite(r[key]) else "–" for r in rows.values()]
-        lines.append(f"| {what} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    known |= {"program": fill(parts["program"], known), "metrics": parts["metrics"]}
+    return fill(parts["card"], known)
 
 
 def _parameters(record: dict) -> str:
     """Those that change a result; no paths, which would tell where the owner keeps things."""
-    kept = {
+    telling = {
         name: value
         for name, value in record["parameters"].items()
         if name not in hashes.VOLATILE and value not in ("", None) and "/" not in str(value)
     }
-    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).rstrip()
+    return yaml.safe_dump(telling, sort_keys=False, allow_unicode=True).rstrip()
 
 
 def _origin(name: str, record: dict) -> str:
@@ -227,9 +199,8 @@ def _origin(name: str, record: dict) -> str:
         if p.get("trains") == "weights":
             made = f"`{p['base']}`, all its weights trained on for a while, {p['windows']} windows"
         elif name != p["adapter"]:
-            made = (
-                f"`{p['base']}` and the adapter `{p['adapter']}` merged into one; that was {made}"
-            )
+            both = f"`{p['base']}` and the adapter `{p['adapter']}`"
+            made = f"{both} merged into one; that was {made}"
     else:
         teacher = "150m" if name == "75m" else p["teacher"]  # 05's last stage
         made = f"a student of `{teacher}`" if ce < 1 else "trained on text, without a teacher"

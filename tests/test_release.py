@@ -57,13 +57,15 @@ def released(tokenizer, folder: Path) -> Path:
     return folder / "50m"
 
 
-def trained(lines: list[str], folder: Path, **options) -> tdlib.tokenizer.Tokenizer:
+def trained(lines: list[str], path: Path, **options) -> tdlib.tokenizer.Tokenizer:
     """A SentencePiece model that somebody else trained."""
-    options = dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3, vocab_size=900) | options
+    options = dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3, vocab_size=900, minloglevel=2) | options
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_prefix=str(folder / "theirs"), minloglevel=2, **options
+        sentence_iterator=iter(lines), model_writer=model, **options
     )
-    return tdlib.tokenizer.open(folder / "theirs.model")
+    path.write_bytes(model.getvalue())
+    return tdlib.tokenizer.open(path)
 
 
 # --- the tokenizer
@@ -117,7 +119,7 @@ PLAIN = dict(normalization_rule_name="identity", remove_extra_whitespaces=False)
     ids=str,
 )  # fmt: skip
 def test_another_sentencepiece_model_is_converted_to_the_same_ids(options, lines, tmp_path):
-    ours = trained(lines, tmp_path, **PLAIN | options)
+    ours = trained(lines, tmp_path / "theirs.model", **PLAIN | options)
     theirs = transformers.AutoTokenizer.from_pretrained(released(ours, tmp_path))
     assert theirs(lines[::5] + EDGES).input_ids == ours.encode(lines[::5] + EDGES)
     assert theirs.eos_token_id == ours.eos
@@ -134,19 +136,19 @@ def test_another_sentencepiece_model_is_converted_to_the_same_ids(options, lines
 def test_a_sentencepiece_model_that_cannot_be_converted_is_left_to_its_own_package(
     options, lines, tmp_path
 ):
-    ours = trained(lines, tmp_path, **options)
+    ours = trained(lines, tmp_path / "theirs.model", **options)
     files = release.tokenizer_files(ours, tmp_path, CONTEXT)
     assert files == {"sentencepiece.model": ours.path}
 
 
 def hugging_face(
-    lines: list[str], folder: Path, config: dict | None, over_bytes: bool = True
+    lines: list[str], folder: Path, config: dict | None, over_bytes: bool = True, regex: bool = True
 ) -> tdlib.tokenizer.Tokenizer:
     """Over bytes, as GPT-2's and Llama 3's; or with "▁" in place of each space and nowhere else."""
     folder.mkdir(exist_ok=True)
     made = tokenizers.Tokenizer(models.BPE(unk_token="<|endoftext|>"))
     if over_bytes:
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex)
         made.decoder, alphabet = decoders.ByteLevel(), pre_tokenizers.ByteLevel.alphabet()
     else:
         made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
@@ -243,7 +245,7 @@ def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, tokens, tmp_path
 
 
 def test_so_does_that_for_a_sentencepiece_model(lines, tokens, tmp_path, caplog):
-    ours = trained(lines, tmp_path, eos_id=2, bos_id=3)
+    ours = trained(lines, tmp_path / "theirs.model", eos_id=2, bos_id=3)
     folder = released(ours, tmp_path)
     with pytest.raises(ValueError):  # and no other ids
         transformers.AutoTokenizer.from_pretrained(folder)
