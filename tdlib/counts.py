@@ -19,19 +19,13 @@ from tdlib.plots import CUTS, LISTED
 
 SHARES = np.arange(1, 201) / 200  # stops of the slider of shares
 PRESETS = {"median": 0.5, "15 %": 0.15, "20 %": 0.2, "25 %": 0.25}
-CLIPS = (0.0, 0.005, 0.01, 0.02)
-EASY = (0.0, 0.05, 0.1, 0.2)
-TOKENS = (1.0, 0.6, 0.4, 0.2)
+OPTIONS = {  # of the switches, the first of which changes nothing
+    "clip": (0.0, 0.005, 0.01, 0.02), "easy_share": (0.0, 0.05, 0.1, 0.2),
+    "token_share": (1.0, 0.6, 0.4, 0.2),
+}  # fmt: skip
 BINS, SIDE = 60, 30  # bars of the histogram; cells on a side of student against teacher
 GROUPS = 20  # of a cut, at most; of more, the largest and the others as one
 Cuts = dict[str, tuple[list[str], np.ndarray]]  # name → names of its groups, the group of each (N,)
-
-
-def order(difficulty_N: np.ndarray, left_out_N: np.ndarray | None = None) -> np.ndarray:
-    """Window numbers from easy to hard, without those that have no difficulty or are left out."""
-    order_M = np.argsort(difficulty_N, kind="stable")[: np.isfinite(difficulty_N).sum()]
-    order_M = order_M.astype(np.min_scalar_type(len(difficulty_N)))
-    return order_M if left_out_N is None else order_M[~left_out_N[order_M]]
 
 
 def every(
@@ -41,108 +35,98 @@ def every(
     """All numbers of the explorer, which starts with `rule` (as choice.rule_of has it); and the
     windows from easy to hard, of all and without junk. What changes nothing but what is kept can be
     set only where it is `live`."""
-    difficulty_N = scores.difficulty_N
-    orders = [order(difficulty_N)]
-    if 0 < (junk_N[orders[0]] != 0).sum() < len(orders[0]):
-        orders.append(orders[0][junk_N[orders[0]] == 0])
-    known_N, n = difficulty_N[orders[0]], len(difficulty_N)
-    grid = _ticks(known_N, 200)
-    line = int(np.searchsorted(known_N, known_N.dtype.type(rule["threshold"])))
-    start = _shortest(known_N, line) if line < len(known_N) else float(rule["threshold"])
+    difficulty_N, n = scores.difficulty_N, len(scores.difficulty_N)
+    order_M = np.argsort(difficulty_N, kind="stable")[: np.isfinite(difficulty_N).sum()]
+    orders = [order_M.astype(np.min_scalar_type(n))]
+    known_M, junk_M = difficulty_N[order_M], junk_N[order_M]
+    if 0 < np.count_nonzero(junk_M) < len(junk_M):
+        orders.append(orders[0][junk_M == 0])
+    line = int(np.searchsorted(known_M, known_M.dtype.type(rule["threshold"])))
+    start = _shortest(known_M, line) if line < len(known_M) else float(rule["threshold"])
+    grid = _ticks(known_M, 200)
     thresholds = sorted({*grid, start})
     options = {
-        name: sorted({*(many if live else many[:1]), own}, reverse=name == "token_share")
-        for name, many, own in (
-            ("clip", CLIPS, rule["clip"]), ("easy_share", EASY, rule["easy_share"]),
-            ("token_share", TOKENS, rule["token_share"]),
-        )
-    }  # fmt: skip
-    cuts = {
+        name: sorted({*(values if live else values[:1]), rule[name]}, reverse=name == "token_share")
+        for name, values in OPTIONS.items()
+    }
+    largest = {
         html.escape(CUTS.get(name, name)): _largest(*cut, orders[0]) for name, cut in cuts.items()
     }
-    firsts = np.cumsum([0, *(len(names) for names, _ in cuts.values())]).tolist()  # in `groups`
-    modes = []
-    for order_M, whole in zip(orders, (n, n - np.count_nonzero(junk_N)), strict=False):
-        mode = _lines(
-            difficulty_N[order_M], [group_N[order_M] for _, group_N in cuts.values()],
-            [len(names) for names, _ in cuts.values()], thresholds, options["clip"],
-            len(order_M) / whole * SHARES * whole,  # the same to the last bit as choice.made has it
-        )  # fmt: skip
-        mode["pictures"] = [
-            _histogram(difficulty_N[order_M], grid[0], grid[-1]),
-            _square(scores.teacher_loss_N[order_M], scores.student_loss_N[order_M]),
-            _curve(mode),
-        ]
-        modes.append(mode)
-    chosen = [options[name].index(rule[name]) for name in options]
+    firsts = np.cumsum([0, *(len(names) for names, _ in largest.values())]).tolist()  # in `groups`
+    modes = [
+        _mode(scores, each_M, list(largest.values()), thresholds, options["clip"], whole, grid)
+        for each_M, whole in zip(orders, (n, n - np.count_nonzero(junk_N)), strict=False)
+    ]
     at = ["threshold", thresholds.index(start), int(rule["leave_out_junk"] and len(modes) > 1)]
-    found = {
+    at += [options[name].index(rule[name]) for name in options]
+    numbers = {
         "windows": n,
-        "of": "windows" if len(known_N) == n else "scored windows",
-        "junk": [[html.escape(kind), int((junk_N[orders[0]] & flag != 0).sum())]
+        "of": "windows" if len(known_M) == n else "scored windows",
+        "junk": [[html.escape(kind), int((junk_M & flag != 0).sum())]
                  for flag, kind in kinds.items()],
         "options": options,
         "presets": {name: round(200 * share) - 1 for name, share in PRESETS.items()},
         "cuts": [[name, first, [html.escape(group) for group in names]]
-                 for (name, (names, _)), first in zip(cuts.items(), firsts, strict=False)],
+                 for (name, (names, _)), first in zip(largest.items(), firsts, strict=False)],
         "modes": modes,
-        "at": at + chosen,
+        "at": at,
     }  # fmt: skip
-    return found | {"start": shown(found, at + chosen)}, orders
+    return numbers | {"start": shown(numbers, at)}, orders
 
 
 def shown(numbers: dict, at: list) -> dict:
     """What the page shows where the line and the switches are `at`: slider, stop, junk left out,
     and the numbers of clip, easy windows and tokens among their options."""
-    slider, stop, junk, clip, easy, tokens = at
-    mode, o = numbers["modes"][junk], numbers["options"]
+    slider, stop, junk, clip, *_ = at
+    mode, options = numbers["modes"][junk], numbers["options"]
     threshold, line = (mode["share"][clip] if slider == "share" else mode["threshold"])[stop]
     out = mode["out"][clip]
     above_G, dropped_G = (np.sum(mode["groups"][: u + 1], 0, dtype=int) for u in (line, out))
-    count = max(0, mode["counts"][line] - mode["counts"][out])
-    left = mode["windows"] - mode["counts"][out]
+    above, dropped = mode["counts"][line], mode["counts"][out]
+    count = max(0, above - dropped)
     rule = {"threshold": threshold, "leave_out_junk": bool(junk)}
-    rule |= {name: o[name][i] for name, i in zip(o, (clip, easy, tokens), strict=True)}
-    added = min(round(rule["easy_share"] * count), left - count)
+    rule |= {name: options[name][i] for name, i in zip(options, at[3:], strict=True)}
+    added = min(round(rule["easy_share"] * count), mode["windows"] - dropped - count)
     return {
         "rule": rule,
         "count": count,
-        "above": mode["counts"][line],
-        "out": mode["counts"][out],
+        "above": above,
+        "out": dropped,
         "cap": mode["cap"][clip],
         "lost": max(0.0, mode["lost"][line] - mode["lost"][out]),
         "groups": np.maximum(0, above_G - dropped_G).tolist(),
         "all": np.sum(mode["groups"], 0, dtype=int).tolist(),
-        "said": in_words(numbers, rule, count, mode, mode["counts"][out], added),
+        "said": in_words(numbers, rule, count, mode, dropped, added),
     }
 
 
 def in_words(numbers: dict, rule: dict, count: int, mode: dict, dropped: int, added: int) -> str:
     """A rule and what it chooses, in a sentence; explorer.js says the same."""
     n, kind = mode["windows"], numbers["of"]
-    said = f"{count:,} of {n:,} {kind} ({100 * count / n:.1f}%) are at least "
-    said += f"{rule['threshold']:.9g} nats harder for the student"
+    words = f"{count:,} of {n:,} {kind} ({100 * count / n:.1f}%) are at least "
+    words += f"{rule['threshold']:.9g} nats harder for the student"
     if rule["leave_out_junk"]:
-        said += f"; {numbers['modes'][0]['windows'] - n:,} junk windows are left out"
+        words += f"; {numbers['modes'][0]['windows'] - n:,} junk windows are left out"
     if rule["clip"]:
-        said += f"; the hardest {100 * rule['clip']:g}%, {dropped:,} windows, are dropped as noise"
+        words += f"; the hardest {100 * rule['clip']:g}%, {dropped:,} windows, are dropped as noise"
     if rule["easy_share"]:
-        said += f"; {added:,} easier windows are mixed in"
+        words += f"; {added:,} easier windows are mixed in"
     if rule["token_share"] < 1:
-        said += f"; the hardest {100 * rule['token_share']:g}% of their tokens count"
-    return said
+        words += f"; the hardest {100 * rule['token_share']:g}% of their tokens count"
+    return words
 
 
-def _lines(
-    known_M: np.ndarray, group_CM: list[np.ndarray], groups_C: list[int], thresholds: list[float],
-    clips: list[float], hardest: np.ndarray,
+def _mode(
+    scores: hard_set.Scores, order_M: np.ndarray, cuts: list[tuple], thresholds: list[float],
+    clips: list[float], whole: int, grid: list[float],
 ) -> dict:  # fmt: skip
-    """Stops and lines of windows from easy to hard, of which `hardest` are the shares."""
-    m = len(known_M)
+    """Stops, lines and pictures of windows from easy to hard: those of `whole` that were scored."""
+    known_M, m = scores.difficulty_N[order_M], len(order_M)
+    hardest = m / whole * SHARES * whole  # the same to the last bit as choice.made has it
     above = lambda x, side="left": m - np.searchsorted(known_M, known_M.dtype.type(x), side)  # noqa: E731
     at_T = [int(above(t)) for t in thresholds]
-    cuts = [min(round(clip * m), m - 1) for clip in clips]  # as hard_set.select has it
-    cap = [float(known_M[m - 1 - cut]) for cut in cuts]
+    # as hard_set.select has it
+    cap = [float(known_M[m - 1 - min(round(clip * m), m - 1)]) for clip in clips]
     out = [int(above(c, "right")) for c in cap]
     shares, steps = [], []
     for dropped in out:
@@ -152,26 +136,32 @@ def _lines(
         stops = {int(a): _shortest(known_M, m - a) for a in np.unique(own)}
         stops |= {a: t for t, a in zip(thresholds, at_T, strict=True) if a in stops}
         shares.append(sorted([t, a] for a, t in stops.items())[::-1])
-        place = {a: i for i, (_, a) in enumerate(shares[-1])}
-        steps.append([place[int(a)] for a in own])
+        steps.append([[a for _, a in shares[-1]].index(a) for a in own.tolist()])
     counts_U = np.unique([0, m, *at_T, *out, *(a for each in shares for _, a in each)])
     line_of = {int(a): u for u, a in enumerate(counts_U)}
     since_M = np.repeat(np.arange(len(counts_U)), np.diff(counts_U, prepend=0))
-    tables = [
-        np.bincount(since_M * g + group_M[::-1], minlength=len(counts_U) * g).reshape(-1, g)
-        for g, group_M in zip(groups_C, group_CM, strict=True)
-    ]
+    tables = [np.zeros((len(counts_U), 0), int)]
+    for names, group_N in cuts:
+        flat_M = since_M * len(names) + group_N[order_M][::-1]
+        count = np.bincount(flat_M, minlength=len(counts_U) * len(names))
+        tables.append(count.reshape(-1, len(names)))
     lost_U = np.bincount(since_M, choice.lost(known_M[::-1]), len(counts_U)).cumsum()
+    lost_U = (lost_U / (lost_U[-1] or 1)).round(5)
     return {
         "windows": m,
         "counts": counts_U.tolist(),
-        "groups": np.concatenate(tables, 1).tolist() if tables else [[]] * len(counts_U),
-        "lost": (lost_U / (lost_U[-1] or 1)).round(5).tolist(),
+        "groups": np.concatenate(tables, 1).tolist(),
+        "lost": lost_U.tolist(),
         "threshold": [[t, line_of[a]] for t, a in zip(thresholds, at_T, strict=True)],
         "share": [[[t, line_of[a]] for t, a in each] for each in shares],
         "steps": steps,  # of each half percent, its stop
         "out": [line_of[a] for a in out],
         "cap": cap,
+        "pictures": [
+            _histogram(known_M, grid[0], grid[-1]),
+            _square(scores.teacher_loss_N[order_M], scores.student_loss_N[order_M]),
+            _curve(counts_U / m, lost_U),
+        ],
     }
 
 
@@ -242,11 +232,10 @@ def _square(teacher_M: np.ndarray, student_M: np.ndarray) -> dict:
     }
 
 
-def _curve(mode: dict) -> dict:
+def _curve(share_U: np.ndarray, lost_U: np.ndarray) -> dict:
     """What the hardest windows hold of all that was lost; dashed, were it spread evenly."""
-    share_U, m = np.array(mode["counts"]) / mode["windows"], len(mode["counts"])
-    some = np.unique(np.searchsorted(share_U, np.arange(101) / 100).clip(max=m - 1))
-    points = "L".join(f"{share_U[u]:.4g} {1 - mode['lost'][u]:.4g}" for u in some)
+    some = np.unique(np.searchsorted(share_U, np.arange(101) / 100).clip(max=len(share_U) - 1))
+    points = "L".join(f"{share_U[u]:.4g} {1 - lost_U[u]:.4g}" for u in some)
     return {
         "size": [1, 1],
         "rects": [],

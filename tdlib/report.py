@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import io
+import itertools
 import json
 import re
 import time
@@ -93,18 +94,21 @@ def index(out: Path) -> Path:
 def _write_index(out: Path) -> Path:
     if not ownership.is_book(out) and (out / "index.html").exists():
         raise FileExistsError(f"{out / 'index.html'} is no book's, and no run is there: give OUT=")
-    said = status.morning(out)
-    rows = [row | {"page": _page_of(out, row)} for row in said["rows"]]
+    morning = status.morning(out)
+    for row in morning["rows"]:
+        page = row["folder"] / f"{row['run']}.html"
+        row["page"] = page.relative_to(out).as_posix() if page.exists() else ""
+    content = {
+        "name": out.resolve().name, "now": date(time.time()), "morning": morning,
+        "rows": morning["rows"], "best": best(morning["rows"]),
+        "swept": sweeps.listed(out, out.name) if (out / sweeps.POINTS).is_file() else None,
+    }  # fmt: skip
     quality = out / "tables/04_merge_eval-quality.md"
     difficulty = out / "figures/02_hard_set-difficulty.svg"
-    content = dict(
-        name=out.resolve().name, rows=rows, morning=said, best=best(rows), now=date(time.time()),
-        swept=sweeps.listed(out, out.name) if (out / sweeps.POINTS).is_file() else None,
-    )  # fmt: skip
     _write(
         out / "index.html", "runs.html.j2", **content,
         quality=quality.exists() and _with_readable_tables(_markdown(quality.read_text("utf-8"))),
-        difficulty=difficulty.exists() and base64.b64encode(difficulty.read_bytes()).decode(),
+        difficulty=difficulty.exists() and _base64(difficulty.read_bytes()),
     )  # fmt: skip
     if not content["swept"]:
         template = _environment().get_template("morning.md.j2")
@@ -112,20 +116,14 @@ def _write_index(out: Path) -> Path:
     return out / "index.html"
 
 
-def _page_of(out: Path, row: dict) -> str:
-    """The address of a run's page as the index has it; "" where there is none."""
-    path = row["folder"] / f"{row['run']}.html"
-    return path.relative_to(out).as_posix() if path.exists() else ""
-
-
 def best(rows: list[dict]) -> list[dict]:
     """The models that are done, best first, each beside the plan's estimate."""
     models = {name: m for row in rows for name, m in row["record"].get("models", {}).items()}
-    named = sorted(models.items(), key=lambda pair: pair[1].get("loss", float("inf")))
+    losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)
     return [
-        {"model": name, "loss": m["loss"], "plan": shapes.span(*shapes.of_plan(name, "loss"))}
-        for name, m in named if "loss" in m
-    ][:12]  # fmt: skip
+        {"model": name, "loss": loss, "plan": shapes.span(*shapes.of_plan(name, "loss"))}
+        for loss, name in losses[:12]
+    ]
 
 
 def explorer(numbers: dict) -> str:
@@ -142,10 +140,10 @@ def _frame(out: Path, run: str, body: Markup) -> None:
     results = (out / "results").glob("*.json")
     reads = {path.stem: (files.whole(path) or {}).get("reads", {}) for path in results}
     point = sweeps.parent(out) and not (out / sweeps.POINTS).is_file()
+    before, _, after = [None, *pages, None][at : at + 3]
     _write(
         out / f"{run}.html", "page.html.j2", body=body, **status.row(out, run),
-        index="../index.html" if point else "index.html",
-        before=pages[at - 1] if at else None, after=(pages[at + 1 :] or [None])[0],
+        index="../index.html" if point else "index.html", before=before, after=after,
         made_from=[name for name in pages if name in reads.get(run, {})],
         used_by=[name for name in pages if run in reads.get(name, {})],
     )  # fmt: skip
@@ -164,9 +162,9 @@ def size(count: float) -> str:
 
 def estimated(record: dict) -> str:
     """What was expected of a run before it began, beside what it took."""
-    if not (found := record.get("remembered", {}).get("estimate")):
+    if not (span := record.get("remembered", {}).get("estimate")):
         return ""
-    return f" (estimated {units.duration(found['seconds_low'], found['seconds_high'])})"
+    return f" (estimated {units.duration(span['seconds_low'], span['seconds_high'])})"
 
 
 def literal(value: object) -> str:
@@ -175,10 +173,9 @@ def literal(value: object) -> str:
 
 
 def _exporter() -> HTMLExporter:
-    exporter = HTMLExporter(
-        template_name="report_template", extra_template_basedirs=[str(HERE)],
-        filters={"markdown2html": _markdown, "harmless": _output_html},
-    )  # fmt: skip
+    filters = {"markdown2html": _markdown, "harmless": _output_html}
+    places = {"template_name": "report_template", "extra_template_basedirs": [str(HERE)]}
+    exporter = HTMLExporter(filters=filters, **places)
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # \r of progress
     return exporter
@@ -188,7 +185,7 @@ def _prepare(notebook: nbformat.NotebookNode, done: bool) -> None:
     """Take out papermill's red banners, which the page's head replaces, and of a run that is done
     the parameters, which that head shows. A widget, dead without its kernel, leaves a note where
     nothing lies beside it."""
-    hidden = {"papermill-error-cell-tag", *(["parameters", "injected-parameters"] if done else [])}
+    hidden = {"papermill-error-cell-tag", *["parameters", "injected-parameters"] * done}
     notebook.cells = [c for c in notebook.cells if not hidden & {*c.metadata.get("tags", [])}]
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         data = output.get("data", {})
@@ -203,16 +200,13 @@ class _MathRenderer(IPythonRenderer):
         super().__init__(escape=False, exclude_anchor_links=True)
         self.formulas: list[str] = []
 
-    def inline_math(self, body: str) -> str:
-        return self._put_aside(body, "inline")
+    def latex_environment(self, name: str, body: str) -> str:
+        return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
 
     def block_math(self, body: str) -> str:
-        return self._put_aside(body, "block")
+        return self.inline_math(body, "block")
 
-    def latex_environment(self, name: str, body: str) -> str:
-        return self._put_aside(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
-
-    def _put_aside(self, latex: str, display: str) -> str:
+    def inline_math(self, latex: str, display: str = "inline") -> str:
         try:
             formula = latex2mathml.converter.convert(latex, display=display)
         except Exception:  # its errors share no base; what is no formula ("$5 {") is shown as it is
@@ -238,13 +232,8 @@ def _allowed(tag: str, name: str, value: str) -> bool:
     return name in ATTRIBUTES or name.startswith("aria-")
 
 
-CLEANER = bleach.Cleaner(
-    TAGS,
-    _allowed,
-    protocols=("http", "https", "mailto", "data"),
-    strip=True,
-    css_sanitizer=CSSSanitizer(allowed_css_properties=STYLES),
-)
+PROTOCOLS = ("http", "https", "mailto", "data")
+CLEANER = bleach.Cleaner(TAGS, _allowed, PROTOCOLS, strip=True, css_sanitizer=CSSSanitizer(STYLES))
 
 
 def _harmless(html: str) -> str:
@@ -263,7 +252,7 @@ def _all_harmless(value: object) -> object:
     if isinstance(value, dict):
         return {_harmless(name): _all_harmless(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_all_harmless(part) for part in value]
+        return [*map(_all_harmless, value)]
     return _harmless(value) if isinstance(value, str) else value
 
 
@@ -281,13 +270,13 @@ def _with_readable_tables(html: str) -> Markup:
 def _mark_columns(table: Tag) -> None:
     """`num` where half or more of a column's filled cells are numbers, `short` where none wraps."""
     rows = [row.find_all(["td", "th"]) for row in table.find_all("tr")]
-    for column in range(max(map(len, rows), default=0)):
-        cells = [row[column] for row in rows if column < len(row)]
+    for column in itertools.zip_longest(*rows):
+        cells = [cell for cell in column if cell is not None]
         texts = [cell.get_text(strip=True) for cell in cells if cell.name == "td"]
         filled = [text for text in texts if text]
-        number_count = sum(re.match(NUMBER, text) is not None for text in filled)
-        marks = ["num"] if number_count >= max(1, len(filled) / 2) else []
-        marks += ["short"] if max(map(len, filled), default=0) <= 24 else []
+        numbers = sum(re.match(NUMBER, text) is not None for text in filled)
+        marks = ["num"] * (numbers >= max(1, len(filled) / 2))
+        marks += ["short"] * all(len(text) <= 24 for text in filled)
         for cell in cells:
             cell["class"] = [*cell.get("class", []), *marks]
 
@@ -301,9 +290,14 @@ def _environment() -> jinja2.Environment:
         environment.filters[function.__name__] = function
     environment.globals["css"] = Markup((HERE / "report.css").read_text("utf-8") + WIDGETS_CSS)
     environment.globals["font_slot"] = FONT_SLOT
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    environment.globals["script_hash"] = f"sha256-{digest}"
+    environment.globals["script_hash"] = (
+        f"sha256-{_base64(hashlib.sha256(SCRIPT.encode()).digest())}"
+    )
     return environment
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def _write(path: Path, template: str, **content: object) -> None:
@@ -318,12 +312,12 @@ def font_face() -> str:
     """A style rule with Noto Sans Telugu cut to the Telugu block and every conjunct it can form.
     Cutting takes seconds, so the rule is kept in outputs/ for the next page."""
     version = importlib.metadata.version("fontpkg-noto-sans-telugu")
-    kept = parameters.ROOT / "outputs" / f".telugu-font-{version}-{hashes.of(LETTERS)[:8]}.css"
-    if kept.exists():
-        return kept.read_text("utf-8")
+    path = parameters.ROOT / "outputs" / f".telugu-font-{version}-{hashes.of(LETTERS)[:8]}.css"
+    if path.exists():
+        return path.read_text("utf-8")
     rule = _cut_font()
     with contextlib.suppress(OSError):  # a repository that may only be read
-        runs.write(kept, rule)
+        runs.write(path, rule)
     return rule
 
 
@@ -337,6 +331,6 @@ def _cut_font() -> str:
     file = io.BytesIO()
     font.save(file)
     ranges = ", ".join(f"U+{code:04X}" for code in sorted(font.getBestCmap()))
-    source = f'url("data:font/woff2;base64,{base64.b64encode(file.getvalue()).decode()}")'
+    source = f'url("data:font/woff2;base64,{_base64(file.getvalue())}")'
     face = f'font-family: "Report Telugu"; font-weight: 400 700; unicode-range: {ranges}'
     return f"@font-face {{{face}; src: {source}}}"

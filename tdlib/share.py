@@ -18,10 +18,10 @@ import re
 import shutil
 import sys
 import tempfile
-import zipfile
 from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
 from bs4 import BeautifulSoup
 
@@ -35,13 +35,13 @@ GIVEN = ("text", "tokens", "teacher", "tokenizer", "segmenter")  # of 00, that o
 PLAIN = """sizes metrics merged quality made reality cumulative hard-easy kept-lost won-back verdict
  cost curve curves calibration difficulty losses progressive files speeds shapes shapes-files
  quantization""".split()
+KINDS, SHOWN = ("tables", "figures"), (".csv", ".md", ".svg", ".png")
+QUALITY = "figures/04_merge_eval-quality.png"
 TEXTLESS = ("07_evidence",)  # notebooks that show no word of the text, nor does their page
-# of a record, beside its parameters, inputs and what it remembers
-KEPT = """run notebook profile changed seed commit dirty code versions device reads started seconds
+# of a record: shown as it is, beside its parameters, inputs and what it remembers; in the manifest
+OPEN = """run notebook profile changed seed commit dirty code versions device reads started seconds
  tokens_per_second peak_memory_mib finding""".split()
-
-
-# --- for git
+ABOUT = "commit dirty seed profile versions device started seconds".split()
 
 
 def publish(out: Path, name: str = "") -> Path:
@@ -55,6 +55,8 @@ def publish(out: Path, name: str = "") -> Path:
     left = [f"{run}: not done" for run in _runs(out) if run not in made]
     if not made:
         raise ParameterError(f"{out} holds no run that is done: make book, then again")
+    target = ROOT / "outputs/published" / name
+    lead, quality = target.with_name(f"{name}-quality.png"), target / QUALITY
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / name
         for run in made:
@@ -62,15 +64,13 @@ def publish(out: Path, name: str = "") -> Path:
         _copy_points(out, place)
         _lead(out, place, all(_ours(out, run) for run in made))
         _check_size(place)
-        runs.write(place / "manifest.json", json.dumps(_manifest(out, name, made, left, place),
-                                                       indent=1, ensure_ascii=False))  # fmt: skip
-        target, shown = ROOT / "outputs/published" / name, "figures/04_merge_eval-quality.png"
-        lead, was = target.with_name(f"{name}-quality.png"), target / shown
-        if lead.exists() and not (was.exists() and was.read_bytes() == lead.read_bytes()):
-            raise ParameterError(f"{lead} is not the figure of {was}, so another's: {AWAY}")
+        manifest = _manifest(out, name, made, left, place)
+        runs.write(place / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+        if lead.exists() and not (quality.exists() and quality.read_bytes() == lead.read_bytes()):
+            raise ParameterError(f"{lead} is not the figure of {quality}, so another's: {AWAY}")
         with whole_folder(target) as beside:
             shutil.copytree(place, beside, dirs_exist_ok=True)
-    for quality in target.glob(shown):
+    if quality.exists():
         runs.write(lead, quality.read_bytes())
     for why, count in Counter(line.partition(": ")[2] for line in left).items():
         print(f"{count} left out: {why}")
@@ -79,7 +79,7 @@ def publish(out: Path, name: str = "") -> Path:
 
 def _lead(out: Path, place: Path, ours: bool) -> None:
     """The index of what is published, without disk and next command, which are of the run folder;
-    and its morning report, whose lines of errors may quote a text."""
+    and its morning report, unless its lines of errors may quote a text that was given."""
     report.refresh(place)
     soup = BeautifulSoup((place / "index.html").read_text("utf-8"), "html.parser")
     for section in soup.select("main > section.provenance"):
@@ -107,12 +107,12 @@ def _record(out: Path, run: str) -> dict:
 
 def _ours(out: Path, run: str) -> bool:
     """Whether a run read, or made, tokens that the book wrote by itself, to the last part."""
-    kept = hashes.load(out, run)
-    tokens = kept["outputs"].get("tokens") or kept["inputs"].get("tokens") or {}
-    for maker in (path.stem for path in (out / "hashes").glob("00_teacher*.json")):
-        made = hashes.load(out, maker)["outputs"].get("tokens", {})
+    own = hashes.load(out, run)
+    tokens = own["outputs"].get("tokens") or own["inputs"].get("tokens") or {}
+    for path in (out / "hashes").glob("00_teacher*.json"):
+        made = hashes.load(out, path.stem)["outputs"].get("tokens", {})
         if made and made["sha256"] == tokens.get("sha256"):
-            given = _record(out, maker)["parameters"]
+            given = _record(out, path.stem)["parameters"]
             return not any(given.get(name, "unknown") for name in GIVEN)
     return False
 
@@ -122,22 +122,16 @@ def _copy(out: Path, run: str, place: Path) -> list[str]:
     ours, left = _ours(out, run) or parameters.notebook_of(run) in TEXTLESS, []
     record = _public(_record(out, run))
     _write(place / "results" / f"{run}.json", json.dumps(record, indent=1, ensure_ascii=False), out)
-    for kind in ("tables", "figures"):
-        for path in sorted((out / kind).glob(f"{run}-*.*")):
-            name = path.stem.removeprefix(f"{run}-")
-            if runs.run_of(path, out) != run or path.suffix not in (
-                ".csv",
-                ".md",
-                ".svg",
-                ".png",
-            ):
-                continue
-            if not (ours or name in PLAIN or name.startswith(("sweep-", "sensitivity-"))):
-                left.append(f"{kind}/{path.name}: may hold text that was given to the book")
-            elif path.suffix == ".png":
-                runs.write(place / kind / path.name, path.read_bytes())
-            else:
-                _write(place / kind / path.name, path.read_text("utf-8"), out)
+    for path in sorted(path for kind in KINDS for path in (out / kind).glob(f"{run}-*.*")):
+        name, target = path.stem.removeprefix(f"{run}-"), place / path.relative_to(out)
+        if runs.run_of(path, out) != run or path.suffix not in SHOWN:
+            continue
+        if not (ours or name in PLAIN or name.startswith(("sweep-", "sensitivity-"))):
+            left.append(f"{path.relative_to(out)}: may hold text that was given to the book")
+        elif path.suffix == ".png":
+            runs.write(target, path.read_bytes())
+        else:
+            _write(target, path.read_text("utf-8"), out)
     page = out / f"{run}.html"
     if not ours:
         left.append(f"{run}.html: shows text that was given to the book")
@@ -151,50 +145,48 @@ def _copy(out: Path, run: str, place: Path) -> list[str]:
 def _copy_points(out: Path, place: Path) -> None:
     """The records of sweeps' points, which the tables' numbers are traced to."""
     for path in sorted(out.glob("sweeps/*/*/results/*.json")):
-        if not path.is_symlink() and _done(path.parents[1], path.stem):
-            record = _public(_record(path.parents[1], path.stem))
-            shown = path.relative_to(out / "sweeps")
-            text = json.dumps(record, ensure_ascii=False)
-            _write(
-                place / "results/sweeps" / shown.parts[0] / shown.parts[1] / shown.name, text, out
-            )
+        point = path.parents[1]
+        if not path.is_symlink() and _done(point, path.stem):
+            text = json.dumps(_public(_record(point, path.stem)), ensure_ascii=False)
+            shown = Path("results", point.relative_to(out), path.name)
+            _write(place / shown, text, out)
 
 
 def _tells(page: Path, finding: str) -> bool:
     """Whether what a page shows, not just its head, is the run that a record is of."""
-    shown = page.read_text("utf-8").partition("<main>")[2]
-    shown = html.unescape(re.sub("<[^>]*>", "", shown))
-    said = re.sub("[*`]", "", finding)  # as Markdown shows it
-    return " ".join(said.split()) in " ".join(shown.split())
+    body = page.read_text("utf-8").partition("<main>")[2]
+    body = html.unescape(re.sub("<[^>]*>", "", body))
+    finding = re.sub("[*`]", "", finding)  # as Markdown shows it
+    return " ".join(finding.split()) in " ".join(body.split())
 
 
 def _public(record: dict) -> dict:
     """A record without samples, paths and commands: of text only names, and what was computed."""
-    notebook, remembered = record["notebook"], record.get("remembered", {})
-    outside = parameters.external(notebook, record["parameters"])
-    inputs = {f"given {outside.index(name) + 1}" if name in outside else name: digest
-              for name, digest in record["inputs"].items()}  # fmt: skip
-    logs = {name: v for name, v in remembered.items() if name.startswith(("estimate", "log of "))}
-    return {
-        **{name: record[name] for name in KEPT if name in record},
+    outside = parameters.external(record["notebook"], record["parameters"])
+    places = {name: f"given {i + 1}" for i, name in enumerate(outside)}
+    logs = {name: value for name, value in record.get("remembered", {}).items()
+            if name.startswith(("estimate", "log of "))}  # fmt: skip
+    return {name: record[name] for name in OPEN if name in record} | {
         "parameters": {n: _shown(n, v) for n, v in record["parameters"].items()},
-        "inputs": inputs, "models": _numbers(record["models"]), "remembered": _numbers(logs),
-    }  # fmt: skip
+        "inputs": {places.get(name, name): digest for name, digest in record["inputs"].items()},
+        "models": _numbers(record["models"]),
+        "remembered": _numbers(logs),
+    }
 
 
 def _shown(name: str, value: object) -> object:
-    hidden = {"out", "wandb", *hooks.NAMES, *GIVEN[:2], *GIVEN[3:]}
+    """A parameter's value, unless it is a path, a command, a sentence or what was given."""
+    hidden = {"out", "wandb", *hooks.NAMES, *GIVEN} - {"teacher"}
     if not isinstance(value, str) or value == "":
         return value
-    named = name not in hidden and re.fullmatch(r"[\w.+-]+", value)  # neither path nor sentence
-    return value if named else "given"
+    return value if name not in hidden and re.fullmatch(r"[\w.+-]+", value) else "given"
 
 
 def _numbers(value: object) -> object:
     """Without any text."""
     if isinstance(value, dict):
-        found = {name: _numbers(part) for name, part in value.items()}
-        return {name: part for name, part in found.items() if part not in (None, [])}
+        numbers = {name: _numbers(part) for name, part in value.items()}
+        return {name: part for name, part in numbers.items() if part not in (None, [])}
     if isinstance(value, list):
         return [part for part in map(_numbers, value) if part is not None]
     return None if isinstance(value, str) else value
@@ -209,24 +201,23 @@ def _write(path: Path, text: str, out: Path) -> None:
 
 
 def _check_size(place: Path) -> None:
-    sizes = {path: path.stat().st_size / 1e6 for path in _files(place)}
-    if (whole := sum(sizes.values())) > MOST_MB:
-        largest = max(sizes, key=sizes.get)
+    sizes = [(path.stat().st_size / 1e6, path.name) for path in _files(place)]
+    if (whole := sum(size for size, _ in sizes)) > MOST_MB:
+        size, largest = max(sizes)
         raise ParameterError(
             f"outputs/published/{place.name} would take {whole:.1f} MB, git gets {MOST_MB} at most "
-            f"(the largest is {largest.name}, {sizes[largest]:.1f} MB): `make zip` packs a mail"
+            f"(the largest is {largest}, {size:.1f} MB): `make zip` packs a mail"
         )
 
 
 def _manifest(out: Path, name: str, made: list[str], left: list[str], place: Path) -> dict:
     shown = out.resolve().relative_to(ROOT) if out.resolve().is_relative_to(ROOT) else out.name
-    about = ("commit", "dirty", "seed", "profile", "versions", "device", "started", "seconds")
     records = {run: _record(out, run) for run in made}
     return {
         "command": f"make publish OUT={shown} NAME={name}",
         "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "text": "the book's own" if all(_ours(out, run) for run in made) else "given, not shown",
-        "runs": {run: {key: record[key] for key in about}
+        "runs": {run: {key: record[key] for key in ABOUT}
                  | {"older_code": runs.older_code(out, run)} for run, record in records.items()},
         "left_out": left,
         "files": {str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -238,9 +229,6 @@ def _files(place: Path) -> list[Path]:
     return sorted(path for path in place.rglob("*") if path.is_file())
 
 
-# --- for mail
-
-
 def pack(out: Path) -> Path:
     """<out>/<name>-reports.zip: the index, every page, its sweeps' pages and all that these link
     to, figures and tables. It unpacks into one folder whose links work anywhere."""
@@ -248,24 +236,19 @@ def pack(out: Path) -> Path:
         raise ParameterError(f"{out} holds no run: make book, then again")
     report.refresh(out)
     pages = [*out.glob("*.html"), *out.glob("sweeps/*/*.html")]
-    found = set(pages) | {path for path in [out / "morning.md"] if path.exists()}
-    found |= {path for kind in ("figures", "tables") for folder in (out, *out.glob("sweeps/*"))
-              for path in (folder / kind).glob("[!.]*.*")}  # fmt: skip
+    packed = {*pages, *out.glob("morning.md")}
+    for folder in (out, *out.glob("sweeps/*")):
+        packed |= {path for kind in KINDS for path in (folder / kind).glob("[!.]*.*")}
     while pages:
-        linked = _linked(pages.pop(), out) - found
-        pages, found = (
-            [*pages, *(path for path in linked if path.suffix == ".html")],
-            found | linked,
-        )
+        linked = _linked(pages.pop(), out) - packed
+        pages += [path for path in linked if path.suffix == ".html"]
+        packed |= linked
     name = re.sub(r"[^A-Za-z0-9.+-]+", "_", out.resolve().name).strip("_.-") or "book"
     target = out / f"{name}-reports.zip"
     if os.path.lexists(target) and not _packed(target, f"{name}-reports/"):
         raise ParameterError(f"{target} is there and was not packed here: {AWAY}")
-    with (
-        replacing(target) as beside,
-        zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive,
-    ):
-        for path in sorted(found):
+    with replacing(target) as beside, ZipFile(beside, "w", ZIP_DEFLATED) as archive:
+        for path in sorted(packed):
             archive.write(path, f"{name}-reports/{path.relative_to(out).as_posix()}")
     return target
 
@@ -273,9 +256,9 @@ def pack(out: Path) -> Path:
 def _packed(path: Path, folder: str) -> bool:
     """Whether a file is an archive of ours: all of it in one folder."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with ZipFile(path) as archive:
             return all(name.startswith(folder) for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, BadZipFile):
         return False
 
 
@@ -283,11 +266,11 @@ def _linked(page: Path, out: Path) -> set[Path]:
     """The files of the run folder that a page links to; weights and the like are no reports."""
     soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
     links = (unquote(urlsplit(a["href"]).path) for a in soup.find_all("a", href=True))
-    found = {(page.parent / link).resolve() for link in links if link and "//" not in link}
+    paths = ((page.parent / link).resolve() for link in links if link and "//" not in link)
     base = out.resolve()
-    return {out / path.relative_to(base) for path in found
+    return {out / path.relative_to(base) for path in paths
             if path.is_relative_to(base) and path.is_file()
-            and path.suffix in (".html", ".png", ".svg", ".csv", ".md")}  # fmt: skip
+            and path.suffix in (".html", *SHOWN)}  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

@@ -13,7 +13,11 @@ import pandas as pd
 from tdlib import evaluate, generate, hard_set
 from tdlib.shapes import Q4_LIMIT, LlamaConfig, describe, of_plan, span
 
-FEW = 100  # tokens of a bucket; of fewer the table tells, the figures do not
+FEW = 100  # tokens of a bucket; smaller ones are listed in the table but not drawn
+
+
+KIND = ["cut", "bucket", "tokens"]  # of a row by kind of token
+LEFT_OUT = "windows left out"  # since none of their tokens is a target
 
 
 def number(value: float | None, form: str, least: float = -math.inf) -> str:
@@ -27,45 +31,41 @@ def with_interval(
 ) -> str:
     """ "−0.220 [−0.224, −0.215]", with true minus signs; "undefined" where there is no value, and
     "unknown" for the interval of one document."""
-    if value is None or not math.isfinite(value):
+    form = f"+.{digits}f"
+    if (text := number(value, form)) == "–":
         return "undefined"
-    if low is None or not math.isfinite(low):
-        return f"{value:+.{digits}f} [unknown]".replace("-", "−")
-    text = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return text.replace("-", "−")
+    known = number(low, form) != "–"
+    span = f"{low:{form}}, {high:{form}}" if known else "unknown"
+    return f"{text} [{span}]".replace("-", "−")
 
 
 def quality(
-    metrics: dict[str, dict],
-    resampled: dict[str, np.ndarray],
-    base: str,
-    scratch: str | None,
+    metrics: dict[str, dict], resampled: dict[str, np.ndarray], base: str, scratch: str | None,
     teacher: str = "teacher",
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` its
     bootstrapped losses, drawn together. Differences are against `base`, with 95 % intervals."""
     rows = []
-    low, high = (np.array([of_plan(m, "loss")[i] for m in metrics]) for i in (0, 1))
-    for i, (name, m) in enumerate(metrics.items()):
-        change_R = resampled[name] - resampled[base]
-        change = m["loss"] - metrics[base]["loss"]
+    for name, m in metrics.items():
+        span_of_change = evaluate.interval(resampled[name] - resampled[base])
+        change = with_interval(m["loss"] - metrics[base]["loss"], *span_of_change)
+        low, high = of_plan(name, "loss")
         rows.append({
             "model": name, "parameters": f"{m['parameters']:,}", "loss": f"{m['loss']:.3f}",
-            f"against {base}": "baseline" if name == base
-            else with_interval(change, *evaluate.interval(change_R)),
+            f"against {base}": "baseline" if name == base else change,
             "640 windows": f"{m['loss_fixed']:.3f}", "perplexity": f"{m['perplexity']:.3g}",
             "bits/byte": f"{m['bits_per_byte']:.3f}", "KL to teacher": f"{m['kl']:.3f}",
             "agreement": f"{m['agreement']:.1%}",
             "calibration error": f"{m['calibration_error']:.1%}",
             "gap closed": _gap(metrics, resampled, name, scratch, teacher),
             "quality": f"{metrics[teacher]['loss'] / m['loss']:.1%}",
-            "plan: loss": span(low[i], high[i]),
-            "plan's loss, our formula": span(*(258 / np.array([high[i], low[i]])), 1),
+            "plan: loss": span(low, high),
+            "plan's loss, our formula": span(258 / high, 258 / low, 1),
             "plan: quality %": span(*of_plan(name, "quality"), 0),
         })  # fmt: skip
     table = pd.DataFrame(rows).set_index("model")
     if any(left_out := [m.get("windows_left_out", 0) for m in metrics.values()]):
-        table["windows left out"] = left_out  # none of their tokens is a target
+        table[LEFT_OUT] = left_out
     return table
 
 
@@ -77,14 +77,12 @@ def made(metrics: dict[str, dict], how: Mapping[str, Mapping[str, str]]) -> pd.D
 
 def _gap(metrics: dict, resampled: dict, name: str, scratch: str | None, teacher: str) -> str:
     if scratch is None or name in (scratch, teacher):
-        return "0" if name == scratch else "1" if name == teacher and scratch else "–"
-    values_R = evaluate.gap_closed(resampled[scratch], resampled[name], resampled[teacher])
+        return "–" if scratch is None else "0" if name == scratch else "1"
+    values_R = evaluate.gap_closed(*(resampled[n] for n in (scratch, name, teacher)))
     if not np.isfinite(values_R).any():
         return "undefined"
-    gap = metrics[scratch]["loss"] - metrics[teacher]["loss"]
-    return with_interval(
-        (metrics[scratch]["loss"] - metrics[name]["loss"]) / gap, *evaluate.interval(values_R), 2
-    )
+    low, middle, high = (metrics[n]["loss"] for n in (teacher, name, scratch))
+    return with_interval((high - middle) / (high - low), *evaluate.interval(values_R), 2)
 
 
 def hard_and_easy(
@@ -93,16 +91,14 @@ def hard_and_easy(
 ) -> pd.DataFrame:  # fmt: skip
     """Each model's loss on the hard and on the other validation windows, and its change against
     `base` with a 95 % interval over documents; numbers, for a figure and a table alike."""
-    rows = []
+    rows = {name: {} for name in window_loss}
     for name, loss_N in window_loss.items():
-        row = {"model": name}
-        for part, chosen_N in (("hard", hard_N), ("easy", ~hard_N)):
-            pair = (loss_N[chosen_N], window_loss[base][chosen_N])
-            change, low, high = evaluate.change(*pair, document_N[chosen_N], resamples)
-            row |= {part: hard_set.known_mean(pair[0]), f"{part} change": change}
-            row |= {f"{part} low": low, f"{part} high": high}
-        rows.append(row)
-    return pd.DataFrame(rows).set_index("model")
+        for part, in_N in (("hard", hard_N), ("easy", ~hard_N)):
+            pair = loss_N[in_N], window_loss[base][in_N]
+            change = evaluate.change(*pair, document_N[in_N], resamples)
+            keys = part, f"{part} change", f"{part} low", f"{part} high"
+            rows[name] |= zip(keys, (hard_set.known_mean(pair[0]), *change), strict=True)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 
 def cost(results: dict[str, dict]) -> pd.DataFrame:
@@ -124,39 +120,40 @@ def sizes(
 ) -> pd.DataFrame:
     """Real sizes before a run: parameters, of which embedding, compression against the teacher with
     and without the embedding, and the 4-bit file and whether it passes for the plan's 30 MB."""
-    rows = []
+    rows = {}
     for v in vocab_sizes:
-        all_sizes = {
-            name: describe(s if isinstance(s, LlamaConfig) else LlamaConfig(vocab_size=v, **s))
+        configs = {
+            name: s if isinstance(s, LlamaConfig) else LlamaConfig(vocab_size=v, **s)
             for name, s in shapes.items()
         }
-        big = all_sizes[teacher]
-        for name, d in all_sizes.items():
-            body, big_body = (x["parameters"] - x["embedding_parameters"] for x in (d, big))
-            rows.append({
-                "vocabulary": f"{v:,}", "shape": name,
-                "parameters": f"{d['parameters'] / 1e6:.1f} M",
-                "of which embedding": f"{d['embedding_parameters'] / 1e6:.1f} M",
-                "compression": f"{big['parameters'] / d['parameters']:.2f}×",
-                "without embedding": f"{big_body / body:.2f}×",
-                "Q4_0 file": f"{d['q4_0_bytes'] / 1e6:.1f} MB",
-                "passes 33 MB": "yes" if d["q4_0_bytes"] <= Q4_LIMIT else "no",
-            })  # fmt: skip
-    return pd.DataFrame(rows).set_index(["vocabulary", "shape"])
+        for name, config in configs.items():
+            (all_, part, q4), (of_all, of_part, _) = (
+                (d["parameters"], d["embedding_parameters"], d["q4_0_bytes"])
+                for d in map(describe, (config, configs[teacher]))
+            )
+            rows[f"{v:,}", name] = {
+                "parameters": f"{all_ / 1e6:.1f} M", "of which embedding": f"{part / 1e6:.1f} M",
+                "compression": f"{of_all / all_:.2f}×",
+                "without embedding": f"{(of_all - of_part) / (all_ - part):.2f}×",
+                "Q4_0 file": f"{q4 / 1e6:.1f} MB",
+                "passes 33 MB": "yes" if q4 <= Q4_LIMIT else "no",
+            }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["vocabulary", "shape"])
 
 
 def metrics(rows: dict[str, dict]) -> pd.DataFrame:
     """Every metric of some models, the first one the baseline, with the difference in loss."""
     frame = pd.DataFrame(rows).T.rename_axis("model")
-    left_out = frame.pop("windows_left_out") if "windows_left_out" in frame else None
+    names = {"loss_fixed": "loss, fixed windows", "kl": "KL to teacher"}
+    frame = frame.rename(columns={"windows_left_out": LEFT_OUT} | names)
     first = next(iter(rows))
     frame.insert(1, f"loss − {first}'s", frame["loss"] - rows[first]["loss"])
-    frame["parameters"] = frame["parameters"].map("{:,.0f}".format)
-    for column in frame.columns[1:]:
-        frame[column] = frame[column].map("{:.4f}".format)
-    if left_out is not None:  # none of their tokens is a target
-        frame["windows left out"] = left_out.fillna(0).map("{:,.0f}".format)
-    return frame.rename(columns={"loss_fixed": "loss, fixed windows", "kl": "KL to teacher"})
+    if LEFT_OUT in frame:
+        frame[LEFT_OUT] = frame.pop(LEFT_OUT).fillna(0)  # the last column
+    whole = frame.columns.isin(["parameters", LEFT_OUT])
+    for column, form in zip(frame, np.where(whole, "{:,.0f}", "{:.4f}"), strict=True):
+        frame[column] = frame[column].map(form.format)
+    return frame
 
 
 def likeliest(model, tokenizer, ids: list[int], temperatures: tuple[float, ...]) -> pd.DataFrame:
@@ -172,9 +169,8 @@ def likeliest(model, tokenizer, ids: list[int], temperatures: tuple[float, ...])
 
 def by_source(hard_N: np.ndarray, document_N: np.ndarray, sources: list[str]) -> pd.DataFrame:
     """Per source its windows, and the share of them that is hard."""
-    source_N = np.array(sources, dtype=object)[document_N]
-    frame = pd.DataFrame({"source": source_N, "hard": hard_N})
-    table = frame.groupby("source")["hard"].agg(["size", "sum", "mean"])
+    source_N = pd.Series(np.array(sources, dtype=object)[document_N], name="source")
+    table = pd.Series(hard_N).groupby(source_N).agg(["size", "sum", "mean"])
     table.columns = ["windows", "hard windows", "hard"]
     return table.sort_values("hard", ascending=False)  # "hard" is a share, for the figure too
 
@@ -187,15 +183,10 @@ def by_cut(
     tables = {}
     for cut, (names, group_N) in cuts.items():
         count, hard = (
-            np.bincount(group_N[chosen_N], minlength=len(names)) for chosen_N in (scored_N, hard_N)
+            np.bincount(group_N[in_N], minlength=len(names)) for in_N in (scored_N, hard_N)
         )
-        some = count > 0
-        columns = {
-            "windows": count[some],
-            "hard windows": hard[some],
-            "hard": (hard / count.clip(1))[some],
-        }
-        tables[cut] = pd.DataFrame(columns, index=np.array(names, dtype=object)[some])
+        columns = {"windows": count, "hard windows": hard, "hard": hard / count.clip(1)}
+        tables[cut] = pd.DataFrame(columns, index=np.array(names, dtype=object))[count > 0]
     return tables
 
 
@@ -210,51 +201,44 @@ def texts(found: dict[str, dict]) -> pd.DataFrame:
     """Generated texts side by side, and how much each model repeats itself."""
     frame = pd.DataFrame(found).T.rename_axis("model")
     frame["text"] = frame["text"].str.replace("\n", " ¶ ")  # a row of Markdown is one line
-    for column in ("repeated_4grams", "distinct_2grams"):
+    shares = {"repeated_4grams": "repeated 4-grams", "distinct_2grams": "distinct bigrams"}
+    for column in shares:
         frame[column] = [number(share, ".1%") for share in frame[column]]
-    return frame.rename(
-        columns={"repeated_4grams": "repeated 4-grams", "distinct_2grams": "distinct bigrams"}
-    )
+    return frame.rename(columns=shares)
 
 
 def hard_and_easy_words(parts: pd.DataFrame) -> pd.DataFrame:
     """The numbers of hard_and_easy as a table to read."""
     columns = {}
     for part in ("hard", "easy"):
+        spans = parts[[f"{part} {key}" for key in ("change", "low", "high")]].to_numpy()
         columns[f"loss, {part}"] = parts[part].map("{:.3f}".format)
-        columns[f"change, {part}"] = [
-            with_interval(*row)
-            for row in parts[[f"{part} {k}" for k in ("change", "low", "high")]].to_numpy()
-        ]
+        columns[f"change, {part}"] = [with_interval(*row) for row in spans]
     return pd.DataFrame(columns, index=parts.index)
 
 
 def quality_points(metrics: dict[str, dict], resampled: dict[str, np.ndarray]) -> list[dict]:
     """Loss and interval of each model, as plots.quality takes them."""
-    spans = {name: evaluate.interval(resampled[name]) for name in metrics}
     return [
-        {"name": name, "loss": m["loss"], "low": spans[name][0], "high": spans[name][1]}
+        {"name": name, "loss": m["loss"]}
+        | dict(zip(("low", "high"), evaluate.interval(resampled[name]), strict=True))
         for name, m in metrics.items()
     ]
 
 
 def kept_and_lost(rows: list[dict], teacher: str, names: list[str]) -> pd.DataFrame:
     """Per kind of token: how many, the teacher's loss, and how far each model is behind it."""
-    table = []
-    for row in rows:
-        behind = {f"{n} − {teacher}": f"{row[n] - row[teacher]:+.3f}" for n in names if n in row}
-        first = {k: row[k] for k in ("cut", "bucket", "tokens")} | {teacher: f"{row[teacher]:.3f}"}
-        table.append(first | behind)
-    return pd.DataFrame(table).set_index(["cut", "bucket"])
+    return pd.DataFrame([
+        {key: row[key] for key in KIND} | {teacher: f"{row[teacher]:.3f}"}
+        | {f"{n} − {teacher}": f"{row[n] - row[teacher]:+.3f}" for n in names if n in row}
+        for row in rows
+    ]).set_index(KIND[:2])  # fmt: skip
 
 
 def won_back(rows: list[dict]) -> pd.DataFrame:
     """Per kind of token how many, and each model's change against the base with its interval."""
-    table = [
-        {k: with_interval(*v) if isinstance(v, list | tuple) else v for k, v in row.items()}
-        for row in rows
-    ]
-    return pd.DataFrame(table).set_index(["cut", "bucket"])
+    table = [{k: v if k in KIND else with_interval(*v) for k, v in row.items()} for row in rows]
+    return pd.DataFrame(table).set_index(KIND[:2])
 
 
 def nested(rows: list[dict]) -> dict[str, dict[str, dict]]:
@@ -262,10 +246,9 @@ def nested(rows: list[dict]) -> dict[str, dict[str, dict]]:
     without buckets so small that they would stretch its axis and say nothing."""
     cuts = {}
     for row in rows:
-        if row["tokens"] < FEW:
-            continue
-        losses = {k: v for k, v in row.items() if k not in ("cut", "bucket", "tokens")}
-        cuts.setdefault(row["cut"], {})[row["bucket"]] = losses
+        if row["tokens"] >= FEW:
+            values = {key: value for key, value in row.items() if key not in KIND}
+            cuts.setdefault(row["cut"], {})[row["bucket"]] = values
     return cuts
 
 
@@ -301,10 +284,10 @@ def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
     """One row a model, best first (see book.sweep_rows). * marks a value that the plan names."""
 
     def shown(name: str, value: object) -> str:
-        said = hint(notebook, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        text = f"{value:g}" if number else str(value)
-        return f"{text} *" if number and said and said[0] <= value <= said[1] else text
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return str(value)
+        low, high = hint(notebook, name) or (math.inf, -math.inf)
+        return f"{value:g}" + " *" * (low <= value <= high)
 
     columns = list(dict.fromkeys(name for row in rows for name in row["varied"]))
     return pd.DataFrame([
@@ -320,21 +303,16 @@ def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
 def seeds(rows: list[dict]) -> pd.DataFrame:
     """A row a setting that has several seeds: the mean loss with its 95 % t interval over them;
     empty where none has."""
-    groups: dict[str, list[dict]] = {}
+    losses: dict[str, list[float]] = {}
     for row in rows:
-        same = {name: value for name, value in row["varied"].items() if name != "seed"}
-        model = row["point"].partition(" ")[2]
-        groups.setdefault(", ".join([*(f"{k} {v}" for k, v in same.items()), model]), []).append(
-            row
-        )
-    found = []
-    for name, group in groups.items():
-        values = np.array([row["loss"] for row in group])
-        if len(values) > 1:
-            mean, half = evaluate.over_seeds(values)
-            found.append({"setting": name.rstrip(", ") or "as it is", "seeds": len(values),
-                          "loss": f"{mean:.3f} ± {half:.3f}"})  # fmt: skip
-    return pd.DataFrame(found, columns=["setting", "seeds", "loss"])
+        same = [f"{name} {value}" for name, value in row["varied"].items() if name != "seed"]
+        setting = ", ".join([*same, row["point"].partition(" ")[2]]).rstrip(", ") or "as it is"
+        losses.setdefault(setting, []).append(row["loss"])
+    table = [
+        (setting, len(values), "{:.3f} ± {:.3f}".format(*evaluate.over_seeds(np.array(values))))
+        for setting, values in losses.items() if len(values) > 1
+    ]  # fmt: skip
+    return pd.DataFrame(table, columns=["setting", "seeds", "loss"])
 
 
 def speeds(found: dict[str, list[dict]]) -> pd.DataFrame:

@@ -35,7 +35,7 @@ def text_html(pieces: list[str], difference_T: np.ndarray | None = None) -> str:
 
 
 def _characters(pieces: list[str], differences: list[float]) -> list[tuple[str, float]]:
-    texts, held, owed = [], b"", 0.0
+    texts, begun, total = [], b"", 0.0  # bytes of a character that are here, their difference
     parts = [
         (part, d if i == 0 else 0.0)  # a token of several bytes or characters: its difference once
         for piece, d in zip(pieces, differences, strict=True)
@@ -43,16 +43,16 @@ def _characters(pieces: list[str], differences: list[float]) -> list[tuple[str, 
     ]
     for piece, d in [*parts, ("", 0.0)]:
         if len(piece) == 6 and piece.startswith("<0x"):
-            held, owed = held + bytes([int(piece[3:5], 16)]), owed + d
+            begun, total = begun + bytes([int(piece[3:5], 16)]), total + d
             try:
-                texts.append((held.decode(), owed))
+                texts.append((begun.decode(), total))
             except UnicodeDecodeError:
                 continue  # its other bytes follow
         else:
-            if held:  # cut off, at the edge of a window
-                texts.append(("�", owed))
+            if begun:  # cut off, at the edge of a window
+                texts.append(("�", total))
             texts.append((piece.replace("▁", " ").replace("<eos>", "¶\n"), d))
-        held, owed = b"", 0.0
+        begun, total = b"", 0.0
     return texts[:-1]
 
 
@@ -64,28 +64,26 @@ def _span(text: str, difference: float) -> str:
     return f'<i class="{kind}" title="{difference:+.2f}">{html.escape(text)}</i>'
 
 
+WORSE, BETTER = (
+    " ".join(_span(f"\u00a0{x:g}\u00a0", sign * x) for x in LEVELS) for sign in (1, -1)
+)
 LEGEND = (
-    '<p class="legend"><small>student against teacher, nats per token: '
-    + " ".join(_span(f"\u00a0{x:g}\u00a0", x) for x in LEVELS) + " and more worse (solid line), "
-    + " ".join(_span(f"\u00a0{x:g}\u00a0", -x) for x in LEVELS) + " and more better (dotted), "
-    f"plain: less than {LEVELS[0]:g} apart</small></p><style>{report.WIDGETS_CSS}</style>"
-)  # fmt: skip
+    f'<p class="legend"><small>student against teacher, nats per token: {WORSE} and more worse '
+    f"(solid line), {BETTER} and more better (dotted), plain: less than {LEVELS[0]:g} apart"
+    f"</small></p><style>{report.WIDGETS_CSS}</style>"
+)
 
 
-def _near(
-    order_M: np.ndarray, above: int, shown: int, out: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """The windows next to the line, above and below it, nearest first; `above` of them lie above
-    it, the hardest `out` of which are dropped."""
-    line = len(order_M) - above
-    return (
-        order_M[line : min(line + shown, len(order_M) - out)],
-        order_M[max(0, line - shown) : line][::-1],
-    )
+def _near(order_M: np.ndarray, now: dict, shown: int) -> tuple[np.ndarray, np.ndarray]:
+    """The windows next to the line (counts.shown), above and below it, nearest first."""
+    line, end = len(order_M) - now["above"], len(order_M) - now["out"]
+    return order_M[line : min(line + shown, end)], order_M[max(0, line - shown) : line][::-1]
 
 
-def _card(i: int, difficulty: float, text: str) -> str:
-    return f"<p><small>window {i:,}, difficulty {difficulty:+.4f}</small></p>{text}"
+def _card(i: int, scores: hard_set.Scores, text_of: Callable[[int], str]) -> str:
+    difficulty = scores.student_loss_N[i] - scores.teacher_loss_N[i]  # of this window alone
+    head = f"<p><small>window {i:,}, difficulty {difficulty:+.4f}</small></p>"
+    return head + text_of(i).replace(LEGEND, "")
 
 
 class Explorer(anywidget.AnyWidget):
@@ -113,8 +111,7 @@ def explorer(
     the line; "keep" writes the choice to `path`. `text_of` gives a window as HTML, `kinds` are
     the flags of `junk_N`."""
     numbers, orders = counts.every(scores, cuts, junk_N, kinds, rule, live=True)
-    difficulty_N = scores.difficulty_N
-    html_of = lru_cache(maxsize=64)(lambda i: text_of(i).replace(LEGEND, ""))
+    html_of = lru_cache(maxsize=64)(lambda i: _card(i, scores, text_of))
     # JupyterLab has the fonts of the reader's machine alone, and there may be none for Telugu
     css = f"{report.font_face()} [lang=te] {{font: 1.1em/1.8 'Report Telugu', sans-serif}}"
     # thousands of coloured pieces: laid out only where they are seen, or a move would wait for them
@@ -125,8 +122,7 @@ def explorer(
     def moved(_: dict | None = None) -> None:
         now = counts.shown(numbers, shown.at)
         above, below = (
-            [_card(i, difficulty_N[i], html_of(i)) for i in side.tolist()]
-            for side in _near(orders[shown.at[2]], now["above"], SHOWN, now["out"])
+            [*map(html_of, side.tolist())] for side in _near(orders[shown.at[2]], now, SHOWN)
         )
         shown.near = {"at": shown.at, "above": above, "below": below}
 
@@ -136,7 +132,7 @@ def explorer(
         own = rule | now["rule"]
         words = f"by hand, by {at[0]}: {now['said']}"
         try:
-            choice.keep(choice.made(difficulty_N, own, junk_N), path, words, own)
+            choice.keep(choice.made(scores.difficulty_N, own, junk_N), path, words, own)
             shown.done = f"kept in {path.name}: {words}"
         except OSError as error:  # or the reader would believe it kept
             shown.done = f"not kept: {error}"
@@ -158,11 +154,10 @@ def offline_explorer(
     """The same as HTML that needs no kernel, with the texts of some windows, more of them near the
     line of `rule`. Its counts agree with numpy to the window."""
     numbers, orders = counts.every(scores, cuts, junk_N, kinds, rule, live=False)
-    difficulty_N, order_M = scores.difficulty_N, orders[numbers["at"][2]]
+    order_M = orders[numbers["at"][2]]
     m, now = len(order_M), numbers["start"]
     nearest, near = (
-        np.concatenate(_near(np.arange(m), now["above"], shown, now["out"])).tolist()
-        for shown in (SHOWN, 3 * SHOWN)
+        np.concatenate(_near(np.arange(m), now, shown)).tolist() for shown in (SHOWN, 3 * SHOWN)
     )
     # in no order, so that those left out for want of room are from everywhere
     spread = np.random.default_rng(0).permutation(np.linspace(m // 2, m - 1, 24).astype(int))
@@ -170,7 +165,7 @@ def offline_explorer(
     for rank in [*nearest, *spread.tolist(), *near]:
         i = int(order_M[rank])
         if sum(map(len, cards.values())) < EMBEDDED:
-            cards[i] = _card(i, difficulty_N[i], text_of(i).replace(LEGEND, ""))
+            cards[i] = _card(i, scores, text_of)
     # the place of each among all, and among those without junk: −1 where it is junk
     places = []
     for each in orders:

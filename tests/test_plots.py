@@ -236,11 +236,12 @@ def test_sensitivity_is_a_map_a_scale_and_part_with_one_scale_of_colours():
     numbers = [[t.get_text() for t in ax.texts] for ax in maps]
     assert numbers[2] == ["−0.008", "−0.032", "−0.004", "−0.016"]
     assert numbers[1] == numbers[3] == ["+0.010"] * 4
-    shades = {  # the same number has the same colour in every map
-        t.get_text(): p.get_facecolor() for ax in maps
-        for t, p in zip(ax.texts, ax.patches, strict=False)
-    }  # fmt: skip
-    blue, red = (np.array(shades[text][:3]) for text in ("−0.032", "+0.010"))
+    meshes = [ax.collections[0] for ax in maps]
+    pairs = [(t.get_text(), tuple(m.to_rgba(x))) for ax, m in zip(maps, meshes, strict=True)
+             for t, x in zip(ax.texts, m.get_array().ravel(), strict=True)]  # fmt: skip
+    assert len({*pairs}) == len({text for text, _ in pairs})  # a number has one colour in all maps
+    assert {m.get_clim() for m in meshes} == {(-0.032, 0.032)}
+    blue, red = (np.array(dict(pairs)[text]) for text in ("−0.032", "+0.010"))
     assert blue[2] > blue[0] and red[0] > red[2]
     frames = [p for ax in maps for p in ax.patches if not p.get_fill()]
     assert [(p.get_xy(), p.get_width(), p.get_height()) for p in frames] == [
