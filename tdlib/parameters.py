@@ -13,7 +13,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,6 +189,13 @@ def external(notebook: str, parameters: dict) -> list[str]:
         if where == notebook and parameters.get(name):
             found += texts(parameters[name]) if several else [parameters[name]]
     return found
+
+
+def nearest(given: object, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
+    """The remedy for a name that is not known: the one that was meant, or else all there are."""
+    known = [*known]
+    near = difflib.get_close_matches(str(given), known, 1, cutoff)
+    return f"did you mean {near[0]}?" if near else otherwise or f"there are {', '.join(known)}"
 
 
 def texts(given: str) -> list[str]:

@@ -544,6 +544,6 @@ def test_every_place_that_deletes_replaces_or_renames_has_a_test_here():
     calls = re.compile(r".*(?:\brm |unlink|rename|rmtree).*")
     lines = {path.name: len(calls.findall(path.read_text("utf8")))
              for path in (REPOSITORY / "Makefile", REPOSITORY / "Snakefile")}  # fmt: skip
-    assert lines == {"Makefile": 4, "Snakefile": 1}  # test_make_clean…, and .done/ as a run's place
+    assert lines == {"Makefile": 4, "Snakefile": 0}  # test_make_clean…
     for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
         assert not re.search(r"unlink|rmtree|os\.re|write_|open\(", path.read_text("utf8")), path
