@@ -133,7 +133,8 @@ def test_tokens_at_hand_are_counted_and_a_kept_hard_set_too(folder):
     opened = data.open_tokens(folder / "tokens")
     assert (found.train, found.val) == (len(opened.train), len(opened.val))
     assert found.hard == round(found.train / 2)
-    (folder / "hard_set.json").write_text(json.dumps({"share": 0.1, "windows_K": [2, 3, 5]}))
+    choice = {"share": 0.1, "threshold": 0.0, "windows_K": [2, 3, 5]}
+    (folder / "hard_set.json").write_text(json.dumps(choice))
     assert plan.size_of(folder / "tokens", folder, 0.5).hard == 3
     (folder / "hard_set.json").unlink()  # 02 will score ten windows, and take half of those
     assert plan.size_of(folder / "tokens", folder, 0.5, 10 * 32 + 5).hard == 5
@@ -302,23 +303,20 @@ def test_damaged_tokens_fail_with_their_line(folder):
     assert "✗ tokens: " in done.stdout and "12,000 bytes, by meta.json 20,000" in done.stdout
 
 
-def test_a_profile_without_text_needs_tokens():
-    assert doctor._tokens(plan.asked(B200))[0].startswith("none yet")
-
-
-def test_what_does_not_fit_is_named(folder):
-    found = list(works().values())
-    fault, _ = doctor._memory(found, "cuda", int(20e9))
-    assert "01_distill-120m 25" in fault and "01_distill-50m 14" not in fault
-    assert doctor._memory(found, "cuda", int(180e9))[0] == ""
-    fault, _ = doctor._disk(folder, [replace(found[0], disk=10**18)])
-    assert "1e+09 GB needed" in fault or "TB needed" in fault
-
-
-def test_a_run_folder_below_a_file_or_on_a_read_only_disk_fails(tmp_path):
-    assert doctor._writable(tmp_path / "a/b") == ("", f"{tmp_path / 'a/b'} can be written")
-    fault, _ = doctor._writable(Path("/proc/new"))
-    assert fault.startswith("/proc cannot be written")
+def test_what_this_machine_cannot_do_is_named(folder):
+    big = int(20e9)
+    models = list(works().values())
+    with pytest.raises(ValueError, match="none yet"):
+        doctor._tokens(plan.asked(B200))
+    with pytest.raises(ValueError, match="01_distill-120m 25") as error:
+        doctor._memory(models, "cuda", big)
+    assert "01_distill-50m 14" not in str(error.value)
+    assert doctor._memory(models, "cuda", 9 * big).startswith("at most 36")
+    with pytest.raises(ValueError, match=r"1e.09 GB needed|TB needed"):
+        doctor._disk(folder, [replace(models[0], disk=10**18)])
+    assert doctor._writable(folder / "a/b") == f"{folder / 'a/b'} can be written"
+    with pytest.raises(ValueError, match=r"^/proc cannot be written"):  # or a read-only disk
+        doctor._writable(Path("/proc/new"))
 
 
 @pytest.mark.parametrize(
