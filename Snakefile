@@ -36,9 +36,8 @@ def threads_of(job):
 
 
 def resources_of(job):
-    """GPUs, as many as it has processes, where there are any and it may use them; and how long a
-    job of the cluster may take."""
-    wanted = job["processes"]
+    """GPUs, where there are any; and how long a job of the cluster may take."""
+    wanted = job["gpus"]
     if not ON:
         return {"gpu": min(wanted, GPUS)}
     asked = {"gres": f"{config['gres']}:{wanted}"} if config["gres"] and wanted else {}

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,10 +38,9 @@ from tdlib.units import number
 # jsonschema, which papermill imports, would build a grammar of addresses: 0.9 s, for nothing here
 sys.modules.setdefault("rfc3987_syntax", None)
 
-CODE = Path(__file__).parents[1]
 PROGRESS_S = 15
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
-LONGEST = 150  # bytes of a run folder's name; the system allows 255, for longer names beside it too
+LONGEST = 158  # bytes of a run folder's path; the system allows 255 a name, also beside it
 GIVEN = ("text", "tokens", "tokenizer", "teacher")  # parameters of 00 that `make book` takes
 LAST = ("04", "06", "07")  # they read what all the others made
 
@@ -133,14 +133,24 @@ def _yamls(profile: str) -> list[Path]:
 
 
 def _book_run(yaml: Path, values: dict, makers: dict[str, str]) -> BookRun:
-    run, out = yaml.stem, ROOT / values["out"]
+    run = yaml.stem
     reads = hashes.reads(run, values, [path for path, maker in makers.items() if maker != run])
-    _must_be_made(yaml.name, reads, makers, out)
-    needs = {makers[path] for path in reads if path in makers}
+    _must_be_made(yaml.name, reads, makers, ROOT / values["out"])
+    writes = [path for path, maker in makers.items() if maker == run]
+    one = _run(run, values, reads, writes, makers)
     if run.startswith(("04", "07")):  # their tables tell of every run
-        needs = {m for m in makers.values() if run.startswith("07") or not m.startswith("06")}
-    writes = tuple(path for path, maker in makers.items() if maker == run)
-    return BookRun(run, run, yaml, out, values, tuple(reads), writes, tuple(sorted(needs - {run})))
+        every = {m for m in makers.values() if run.startswith("07") or not m.startswith("06")}
+        one = replace(one, needs=tuple(sorted(every - {run})))
+    return replace(one, yaml=yaml)
+
+
+def _run(
+    name: str, values: dict, reads: list[str], writes: list[str], makers: dict, sweep: str = ""
+) -> BookRun:
+    run, out = values["run"], ROOT / values["out"]
+    needs = sorted({makers[path] for path in reads if path in makers})
+    paths = tuple(reads), tuple(writes)
+    return BookRun(name, run, out / f"{run}.yaml", out, values, *paths, tuple(needs), sweep)
 
 
 def _must_be_made(who: str, reads: list[str], makers: dict[str, str], out: Path) -> None:
@@ -178,18 +188,13 @@ def _swept_run(
         values = parameters.check(notebook_of(run), sweep.values(point, run, out), paths=False)
     except ParameterError as error:
         raise ParameterError(f"sweep {sweep.name}, point {point}: {error}") from None
-    place, reads = ROOT / values["out"], hashes.reads(run, values, [])
-    writes = tuple(hashes.writes(run, values, []))
+    reads, writes = hashes.reads(run, values, []), hashes.writes(run, values, [])
     _must_be_made(f"sweep {sweep.name}: each point", reads, makers | inside, out)
     if both := {*reads} & {*writes}:
         fault = f"{min(both)} is read and written: give another name"
         raise ParameterError(f"sweep {sweep.name}: {fault}")
-    needs = {(makers | inside)[path] for path in reads if path in makers | inside}
-    borrowed = tuple(path for path in reads if path not in inside)
-    return BookRun(
-        sweep.name_of(point, run), run, place / f"{run}.yaml", place, values,
-        borrowed, writes, tuple(sorted(needs)), sweep.name,
-    )  # fmt: skip
+    one = _run(sweep.name_of(point, run), values, reads, writes, makers | inside, sweep.name)
+    return replace(one, reads=tuple(path for path in reads if path not in inside))
 
 
 def _page_of(sweep: sweeps.Sweep, page: BookRun, makers: dict) -> BookRun:
@@ -197,10 +202,7 @@ def _page_of(sweep: sweeps.Sweep, page: BookRun, makers: dict) -> BookRun:
     run, place = sweeps.page(sweep.name), sweeps.folder(page.out, sweep.name)
     own = {"run": run, "out": shown(place), "sweeps": sweep.name}
     values = parameters.check("04_merge_eval", parameters.read(page.yaml) | own, paths=False)
-    reads = tuple(_borrowed(run, values))
-    needs = tuple(sorted({makers[path] for path in reads if path in makers}))
-    name = f"{sweep.name}/{run}"
-    return BookRun(name, run, place / f"{run}.yaml", place, values, reads, (), needs, sweep.name)
+    return _run(f"{sweep.name}/{run}", values, _borrowed(run, values), [], makers, sweep.name)
 
 
 def _borrowed(run: str, values: dict) -> list[str]:
@@ -213,10 +215,9 @@ def _borrowed(run: str, values: dict) -> list[str]:
 
 def jobs(config: dict, paths: bool = True) -> dict[str, BookRun]:
     """Every run that a command may make, by name: the book's, and those of the sweeps asked for."""
-    profile = config["profile"]
-    found = book(profile, config["out_dir"], config["given"], paths)
-    points = [one for name in config["sweeps"] for one in swept(name, profile, found)]
-    return _repeated({one.name: one for one in [*found, *points]}, config["redo"])
+    found = book(config["profile"], config["out_dir"], config["given"], paths)
+    found += [one for name in config["sweeps"] for one in swept(name, config["profile"], found)]
+    return _repeated({one.name: one for one in found}, config["redo"])
 
 
 def _repeated(found: dict[str, BookRun], redo: tuple[str, ...]) -> dict[str, BookRun]:
@@ -279,7 +280,7 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     if state.get("old"):
         print(f"{run} · {state['old']}", flush=True)
     _page(out, run)
-    done, seconds = state["state"] == "done", round(time.monotonic() - began)
+    done, seconds = state["state"] == "done", time.monotonic() - began
     said = _record(out, run)["finding"] if done else _last(state)
     how = f"done in {status.duration(seconds)} ·" if done else f"{state['state']}:"
     print(f"{run} · {how} {said}", flush=True)
@@ -505,7 +506,7 @@ def _snakemake(wanted: Wanted, every: dict[str, BookRun], targets: list[str]) ->
     signal.signal(signal.SIGTERM, stop)
     if not wanted.cluster:  # a lost connection to the login node must not cancel jobs
         runs.die_with_parent()
-    below = os.pathsep.join(filter(None, (str(CODE), os.environ.get("PYTHONPATH"))))
+    below = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     with (out / ".snakemake.log").open("w") as log:
         # a session of its own: Ctrl-C is for this process alone, which ends the others in order
         child = subprocess.Popen(
@@ -513,7 +514,7 @@ def _snakemake(wanted: Wanted, every: dict[str, BookRun], targets: list[str]) ->
             cwd=ROOT,
             stderr=log,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": below},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(below)},
             preexec_fn=lambda: runs.die_with_parent(signal.SIGKILL),
         )
     if wanted.cluster:
@@ -551,7 +552,7 @@ def _command_of(wanted: Wanted, found: dict[str, BookRun], targets: list[str]) -
     # somebody else may not be written
     place = out / ".done"
     marks = {name: os.path.relpath(one.mark, place) for name, one in found.items()}
-    config = wanted.config | {"jobs": [_job(one, marks) for one in found.values()]}
+    config = wanted.config | {"jobs": [_job(one, marks[one.name]) for one in found.values()]}
     files.set_aside(out / CONFIG)
     runs.write(out / CONFIG, json.dumps(config))
     command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", place]
@@ -564,17 +565,12 @@ def _command_of(wanted: Wanted, found: dict[str, BookRun], targets: list[str]) -
     return [*command, "--", *(marks[name] for name in targets)]
 
 
-def _job(one: BookRun, marks: dict[str, str]) -> dict:
+def _job(one: BookRun, mark: str) -> dict:
     """What the Snakefile needs to know of a run."""
-    return {
-        "name": one.name,
-        "notebook": one.notebook,
-        "needs": list(one.needs),
-        "mark": marks[one.name],
-        "arguments": [str(one.yaml), str(one.out)],
-        "redo": one.parameters["redo"],
-        "processes": 0 if one.parameters["device"] == "cpu" else one.parameters.get("processes", 1),
-    }
+    p, needs, arguments = one.parameters, list(one.needs), [str(one.yaml), str(one.out)]
+    gpus = 0 if p["device"] == "cpu" else p.get("processes", 1)
+    more = {"mark": mark, "arguments": arguments, "redo": p["redo"], "gpus": gpus}
+    return {"name": one.name, "notebook": one.notebook, "needs": needs} | more
 
 
 def _follow(found: dict[str, BookRun], snakemake: subprocess.Popen) -> None:
@@ -591,14 +587,9 @@ def _follow(found: dict[str, BookRun], snakemake: subprocess.Popen) -> None:
 def _word(one: BookRun) -> str:
     """How it stands with a run: on which node it runs, or what came out."""
     state = runs.state(one.out, one.run)
-    match state["state"]:
-        case "queued":
-            return ""
-        case "running":
-            return f"runs on {state['host']}"
-        case "done":
-            return f"done · {(_record(one.out, one.run) or {}).get('finding', '')}"
-    return f"{state['state']}: {_last(state)}"
+    finding = (_record(one.out, one.run) or {}).get("finding", "")
+    words = {"queued": "", "running": f"runs on {state.get('host')}", "done": f"done · {finding}"}
+    return words.get(state["state"], f"{state['state']}: {_last(state)}")
 
 
 def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
@@ -633,8 +624,6 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
 
 def _write_pages(out: Path, targets: list[BookRun]) -> Path:
     """The pages that a kill, or plain papermill, left unwritten, and every index; the last one."""
-    from tdlib import report
-
     for folder in dict.fromkeys([out, *(one.out for one in targets)]):
         for run in (state["run"] for state in runs.states(folder)):
             notebook, html = (folder / f"{run}.{kind}" for kind in ("ipynb", "html"))
@@ -643,7 +632,13 @@ def _write_pages(out: Path, targets: list[BookRun]) -> Path:
                 _page(folder, run)
     names = dict.fromkeys(one.sweep for one in targets if one.sweep)
     places = [out, *(sweeps.folder(out, name) for name in names)]
-    return [report.refresh(place) for place in places][-1]
+    return [_index(place) for place in places][-1]
+
+
+def _index(out: Path) -> Path:
+    from tdlib import report
+
+    return report.refresh(out)
 
 
 # --- the command line
@@ -675,19 +670,9 @@ def wanted(what: str, pairs: dict[str, str]) -> Wanted:
     typed = " ".join(f"{k}={shlex.quote(v)}" for k, v in pairs.items() if v and k != "DRY")
     out = pairs.get("OUT") or _default_out(profile, given.get("text", ""))
     if what == "sweep" and not given:
-        given = _given_before(ROOT / out)
+        given = (files.record(ROOT / out / CONFIG) or {}).get("given", {})  # of the book it reads
     place, command = cluster.check(pairs.get("CLUSTER", "")), f"make {what} {typed}".strip()
     return Wanted(profile, out, given, asked, only, redo, before, price, place, command)
-
-
-def _given_before(out: Path) -> dict[str, str]:
-    """The text, tokens and teacher of the book that a sweep reads, which need not be said again."""
-    try:
-        return (files.record(out / CONFIG) or {}).get("given", {})
-    except ValueError:
-        raise ParameterError(
-            f"{out / CONFIG} is broken: `make book`, given what it was given, writes it anew"
-        ) from None
 
 
 def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str, ...]:
@@ -721,24 +706,26 @@ def _default_out(profile: str, text: str) -> str:
     def absolute(texts: str) -> list[Path]:
         return [(ROOT / path).resolve() for path in parameters.texts(texts)]
 
+    def folder(of: Callable[[str], str]) -> str:
+        return "outputs/" + "-".join(filter(None, [profile, "+".join(map(of, names))]))
+
     names = [Path(path).name.replace(" ", "_") for path in parameters.texts(text)]
-    name = "-".join(filter(None, [profile, "+".join(map(stem, names))]))
-    if len(name.encode()) > LONGEST:  # the whole name still tells, as a hash
-        short = name.encode()[: LONGEST - 9].decode(errors="ignore")
-        name = f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    older = "-".join(filter(None, [profile, "+".join(n.split(".")[0] for n in names)]))
-    for out in (f"outputs/{older}", f"outputs/{name}"):  # names were cut at their first dot once
+    # names were cut at their first dot once
+    older, own = folder(lambda name: name.split(".")[0]), folder(stem)
+    if len(own.encode()) > LONGEST:  # the whole name still tells, as a hash
+        short = own.encode()[: LONGEST - 9].decode(errors="ignore")
+        own = f"{short}-{hashlib.sha256(own.encode()).hexdigest()[:8]}"
+    for out in (older, own):
         path = ROOT / out / CONFIG
         before = files.whole(path) if os.path.isfile(path) else None  # too long a name is none
         if made_of := (before or {}).get("given", {}).get("text", ""):
             if absolute(text) == absolute(made_of):
                 return out
-            if text and out == f"outputs/{name}":
-                raise ParameterError(
-                    f"{out} was made of text = {made_of!r}, not of {text!r}: give a folder of its "
-                    f"own (OUT=), or OUT={out} to make that one anew"
-                )
-    return f"outputs/{name}"
+            if text and out == own:
+                fault = f"{out} was made of text = {made_of!r}, not of {text!r}"
+                remedy = f"give a folder of its own (OUT=), or OUT={out} to make that one anew"
+                raise ParameterError(f"{fault}: {remedy}")
+    return own
 
 
 def _check(profile: str) -> int:
@@ -761,25 +748,6 @@ def _check(profile: str) -> int:
     return 0
 
 
-def _report(out: Path) -> int:
-    from tdlib import report
-
-    for state in runs.states(out):
-        _page(out, state["run"])
-    print(report.refresh(out))
-    return 0
-
-
-def _make_or_tell(what: str, pairs: dict[str, str]) -> int:
-    asked = wanted(what, pairs)
-    if not pairs.get("DRY"):
-        return make(asked)
-    from tdlib import dry
-
-    print(dry.text(asked))
-    return 0
-
-
 def main(arguments: list[str]) -> int:
     what, *rest = arguments or ["help"]
     named = [] if what in ("check", "report") else [p for p in rest if re.match(r"[A-Za-z_]+=", p)]
@@ -797,13 +765,22 @@ def main(arguments: list[str]) -> int:
                 runs.die_with_parent()
                 return adopt(job, Path(yaml).resolve(), Path(out), pairs)
             case "report", [out]:
-                return _report(ROOT / out)
+                for state in runs.states(ROOT / out):
+                    _page(ROOT / out, state["run"])
+                print(_index(ROOT / out))
+                return 0
             case "status", []:
                 out = pairs.get("OUT") or _default_out(pairs.get("PROFILE") or "tiny", "")
                 print(status.text(ROOT / out, full=bool(pairs.get("FULL"))))
                 return 0
             case (("book" | "sweep"), []):
-                return _make_or_tell(what, pairs)
+                asked = wanted(what, pairs)
+                if not pairs.get("DRY"):
+                    return make(asked)
+                from tdlib import dry
+
+                print(dry.text(asked))
+                return 0
     except (ValueError, OSError, RuntimeError) as error:
         print(error)
         return 1
