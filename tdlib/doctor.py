@@ -167,14 +167,9 @@ def _tried(t: workload.Training, device: str, tokens: Path | None, room: int) ->
         sizes = f"one window needs {units.si(need, 'B')}, {units.si(room, 'B')} are free"
         remedy = "activation_checkpointing: true, or another machine"
         raise ValueError(f"not tried: {sizes}; {remedy}")
-    words = {
-        "student": asdict(t.student),
-        "teacher": t.teacher and asdict(t.teacher),
-        "rank": t.rank,
-        "recipe": t.parameters | {"temperature": t.temperature},
-        "device": device,
-        "tokens": str(tokens or ""),
-    }
+    words = {"student": asdict(t.student), "teacher": t.teacher and asdict(t.teacher)}
+    words |= {"rank": t.rank, "recipe": t.parameters | {"temperature": t.temperature}}
+    words |= {"device": device, "tokens": str(tokens or "")}
     command = [sys.executable, "-m", "tdlib.doctor", json.dumps(words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     if done.returncode == 0:

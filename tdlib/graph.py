@@ -452,9 +452,10 @@ def make(wanted: Wanted) -> int:
         found = _repeated(prepare(wanted.config, every), wanted.redo)
         if gone := [name for name in wanted.before if not hashes.load(out, name)]:
             raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
-        _refuse_foreign(wanted, found)
         began, (targets, pages) = time.time(), targets_of(wanted, found)
-        if damaged := hashes.judge(found, [*targets, *pages], wanted.before)[1]:
+        reasons, damaged = hashes.judge(found, [*targets, *pages], wanted.before)
+        _refuse_foreign(found, reasons)
+        if damaged:
             lines = dict.fromkeys(line for lines in damaged.values() for line in lines)
             print(*lines, "nothing was run: nothing is made from what is damaged", sep="\n")
             return 1
@@ -468,16 +469,14 @@ def make(wanted: Wanted) -> int:
         return _summary(out, [found[name] for name in [*targets, *pages]], code, began)
 
 
-def _refuse_foreign(wanted: Wanted, found: dict[str, BookRun]) -> None:
+def _refuse_foreign(found: dict[str, BookRun], reasons: dict[str, str]) -> None:
     """ParameterError where what is to be made would take the place of what another made."""
-    waiting = [name for part in targets_of(wanted, found) for name in part]
-    for name in waiting:  # it grows: what they need is made too
-        waiting += [n for n in found[name].needs if n not in (*waiting, *wanted.before)]
     foreign: dict[Path, dict[str, None]] = {}
-    for one in (found[name] for name in waiting):
-        if not hashes.is_current(one.out, one.run, one.parameters):
-            paths = not_ours(one.out, one.run, list(one.writes), notebook=True)
-            foreign.setdefault(one.out, {}).update(dict.fromkeys(paths))
+    for one in (
+        found[name] for name, why in reasons.items() if why and not why.startswith(hashes.AFTER)
+    ):
+        paths = not_ours(one.out, one.run, list(one.writes), notebook=True)
+        foreign.setdefault(one.out, {}).update(dict.fromkeys(paths))
     if lines := [refusal(out, list(paths)) for out, paths in foreign.items() if paths]:
         raise ParameterError("\n".join(lines))
 
@@ -600,13 +599,11 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
         return code
     states = {s["run"]: (out, s) for s in runs.states(out)}
     states |= {one.name: (one.out, runs.state(one.out, one.run)) for one in targets}
-    bad = {
-        name: (folder, state)
-        for name, (folder, state) in states.items()
-        if state["state"] not in ("done", "queued") and state["heartbeat"] >= began
-    }
-    for name, (folder, state) in bad.items():
-        print(f"{name} · {state['state']}: {_last(state)} · {folder / state['run']}.html")
+    bad = []
+    for name, (folder, state) in states.items():
+        if state["state"] not in ("done", "queued") and state["heartbeat"] >= began:
+            bad.append(name)
+            print(f"{name} · {state['state']}: {_last(state)} · {folder / state['run']}.html")
     undone = [one.name for one in targets if not one.mark.exists()]
     log = (out / ".snakemake.log").read_text(encoding="utf8")
     refused = cluster.refusals(log)
@@ -646,24 +643,22 @@ def _index(out: Path) -> Path:
 
 def wanted(what: str, pairs: dict[str, str]) -> Wanted:
     """What `make book` or `make sweep` was told; ParameterError for what means nothing."""
-    names = {"PROFILE", "OUT", "ONLY", "FROM", "REDO", "NAME", "DRY", "PRICE_PER_HOUR", "CLUSTER"}
-    names |= {name.upper() for name in GIVEN}
-    for name in set(pairs) - names:
-        raise ParameterError(f"{name}= is not known: {nearest(name, sorted(names))}")
+    names = "PROFILE OUT ONLY FROM REDO NAME DRY PRICE_PER_HOUR CLUSTER".split()
+    names += [name.upper() for name in GIVEN]
+    for name in (name for name in pairs if name not in names):
+        raise ParameterError(f"{name}= is not known: {nearest(name, names)}")
     given = {name: pairs[name.upper()] for name in GIVEN if pairs.get(name.upper())}
     profile = pairs.get("PROFILE") or "tiny"
     own = [path.stem for path in _yamls(profile)]
-    only, redo, named = (
-        tuple(pairs.get(name, "").replace(",", " ").split()) for name in ("ONLY", "REDO", "NAME")
-    )
-    asked = named if what == "sweep" else ()
+    words = {name: tuple(pairs.get(name, "").replace(",", " ").split()) for name in names}
+    asked = words["NAME"] if what == "sweep" else ()
     if what == "sweep" and not asked:
         there = ", ".join(sweeps.names(profile)) or "none yet"
         raise ParameterError(f"give the sweep: NAME=; params/{profile}/sweeps has {there}")
     found = [sweeps.read(profile, name) for name in asked]
     points = [one.name_of(p, run) for one in found for p in one.points for run in one.runs(p)]
     before = _before(own, pairs.get("FROM", ""))
-    only, redo = (_select(profile, [*own, *points], words) for words in (only, redo))
+    only, redo = (_select(profile, [*own, *points], words[name]) for name in ("ONLY", "REDO"))
     if both := [name for name in before if name in (*only, *redo)]:
         raise ParameterError(f"FROM={pairs['FROM']} takes {both[0]} as it is: leave FROM, or that")
     price = number(pairs, "PRICE_PER_HOUR", 0, 4.5) if pairs.get("PRICE_PER_HOUR") else None
@@ -683,10 +678,8 @@ def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str
         names[name] |= {sweep, point[0] if point else run.partition("-")[2]}
     for word in words:
         if not any(word in own for own in names.values()):
-            what = nearest(
-                word, dict.fromkeys([*every, *(w for own in names.values() for w in own)])
-            )
-            raise ParameterError(f"{word} is no run of params/{profile}: {what}")
+            known = dict.fromkeys([*every, *(part for own in names.values() for part in own)])
+            raise ParameterError(f"{word} is no run of params/{profile}: {nearest(word, known)}")
     return tuple(name for name, own in names.items() if own & set(words))
 
 
@@ -729,19 +722,20 @@ def _default_out(profile: str, text: str) -> str:
 
 
 def _check(profile: str) -> int:
-    bad = 0
+    bad = False
     for path in _yamls(profile):
         try:
             check_yaml(path, {}, paths=False)
             print(f"{path.stem} · OK")
         except ParameterError as error:
-            bad += 1
             print(f"{path.stem} · {error}")
+            bad = True
     if bad:
         return 1
     found = book(profile, paths=False)  # what no single YAML shows: two that write the same
-    keys = ("shape", "middle_shape", "small_shape")
-    used = {one.parameters[key] for one in found for key in keys if key in one.parameters}
+    used = {
+        value for one in found for key, value in one.parameters.items() if key.endswith("shape")
+    }
     for vocab_size in shapes.VOCABULARIES if profile.startswith("b200") else ():
         for name in (name for name in shapes.SHAPES if name in used):
             print(shapes.in_words(name, vocab_size))

@@ -36,14 +36,8 @@ def estimate(p: dict, out: Path, device: str) -> dict:
     if device == "cpu":  # this process is not as large as a notebook's usually is, or larger
         need += workload.status("VmRSS", workload.PROCESS) - workload.PROCESS
     low, high = workload.seconds(one, workload.here(device))
-    return {
-        "seconds_low": low,
-        "seconds_high": high,
-        "peak_memory_mib": need / 2**20,
-        "flop": one.flop,
-        "tokens": one.tokens,
-        "steps": one.steps,
-    }
+    known = {"seconds_low": low, "seconds_high": high, "peak_memory_mib": need / 2**20}
+    return known | {"flop": one.flop, "tokens": one.tokens, "steps": one.steps}
 
 
 def _in_folder(out: Path, context: int) -> dict[str, tuple]:
