@@ -89,9 +89,7 @@ def test_the_adapter_trains_on_the_hard_set_and_scoring_trains_nothing():
     assert found["03_lora-hard-r16"].trainings[0].windows == pytest.approx(4 * windows, rel=1e-4)
     assert found["02_hard_set"].tokens == found["04_merge_eval"].tokens == 0
     (narrow,), (wide,) = (found[f"03_lora-hard-r{rank}"].trainings for rank in (16, 32))
-    more = workload.training_flop(wide) - workload.training_flop(
-        narrow
-    )  # FACTS: 1.26M and 2.52M weights
+    more = workload.training_flop(wide) - workload.training_flop(narrow)  # FACTS: 1.26M weights
     assert more == pytest.approx(6 * 1.26e6 * found["03_lora-hard-r16"].tokens, rel=0.01)
     scored = (117e6 + 4.5e6 + 517e6 + 67e6) * 3.7e9  # both models once, with attention
     assert found["02_hard_set"].flop == pytest.approx(scored, rel=0.02)
@@ -352,10 +350,8 @@ def test_b200_quick_is_b200_with_fewer_tokens_and_nothing_else(path):
 
 
 def test_b200_quick_has_the_runs_of_b200():
-    runs = (
-        {path.name for path in (ROOT / "params" / p).glob("*.yaml")} for p in ("b200", "b200-quick")
-    )
-    assert next(runs) == next(runs)
+    full, quick = ((ROOT / "params" / p).glob("*.yaml") for p in ("b200", "b200-quick"))
+    assert {path.name for path in full} == {path.name for path in quick}
 
 
 def test_scouting_trainings_take_about_an_hour():
