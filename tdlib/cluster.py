@@ -40,12 +40,9 @@ def check(name: str) -> str:
 def begin(out: Path, name: str) -> None:
     """Say where the jobs go. RuntimeError: SLURM does not answer."""
     queue(out)
-    profile, words = shown(ROOT / "profiles" / name), shown(out / ".slurm")
-    print(
-        f"jobs go to SLURM as {profile}/config.yaml says; `squeue --me` lists them, and what they"
-        f" say is in {words}",
-        flush=True,
-    )
+    profile = shown(ROOT / f"profiles/{name}/config.yaml")
+    words = f"jobs go to SLURM as {profile} says: see `squeue --me` and {shown(out / '.slurm')}"
+    print(words, flush=True)
 
 
 def options(out: Path, name: str, config: dict) -> list[str]:
@@ -61,12 +58,9 @@ def options(out: Path, name: str, config: dict) -> list[str]:
 def queue(out: Path) -> dict[str, str]:
     """The jobs of a run folder that wait or run, whoever submitted them: number by Snakemake's
     rule. RuntimeError: SLURM does not answer."""
-    rows = (line.split("|") for line in _squeue("--format=%i|%j|%k"))
-    return {
-        comment.removeprefix("rule_"): job
-        for job, name, comment in rows
-        if name.startswith(f"{_prefix(out)}_")
-    }
+    rows = [line.split("|") for line in _squeue("--format=%i|%j|%k")]
+    own = ((comment, job) for job, name, comment in rows if name.startswith(f"{_prefix(out)}_"))
+    return {comment.removeprefix("rule_"): job for comment, job in own}
 
 
 def wait(job: str) -> None:

@@ -56,26 +56,18 @@ def _torch(compiles: bool) -> str:
     build, version = torch.version.cuda, torch.__version__
     if not Path("/dev/nvidia0").exists():
         return f"{version}, no GPU here, threads: {torch.get_num_threads()}"
+    install = "install torch for it (pytorch.org), then make clean setup"
     if not build:
-        raise ValueError(
-            f"{version} is a build without CUDA, and a GPU is here: install torch for its driver "
-            "(pytorch.org), then make clean setup"
-        )
+        raise ValueError(f"{version} is a build without CUDA, and a GPU is here: {install}")
     if not torch.cuda.is_available():
-        raise ValueError(
-            f"{version} is built for CUDA {build}, the GPU's driver is older: a newer driver, or "
-            "torch for an older CUDA"
-        )
-    name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    built = torch.cuda.get_arch_list()
+        raise ValueError(f"{version} needs a driver for CUDA {build}: update it, or {install}")
+    major, minor = torch.cuda.get_device_capability()
+    built, gpu = torch.cuda.get_arch_list(), f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
     if not covers(built, major, minor):
-        raise ValueError(
-            f"{version} has no code for {name} (sm_{major}{minor}), only {', '.join(built)}: "
-            "install a newer torch"
-        )
+        raise ValueError(f"{version} has no code for {gpu}, only {', '.join(built)}: a newer torch")
     if compiles and not (shutil.which("gcc") or shutil.which("cc")):
         raise ValueError("compile: true needs a C compiler: apt-get install gcc, or compile: false")
-    return f"{version}, CUDA {build}, {name} (sm_{major}{minor})"
+    return f"{version}, CUDA {build}, {gpu}"
 
 
 def covers(built: list[str], major: int, minor: int) -> bool:
@@ -101,10 +93,8 @@ def _tokens(of: plan.Asked) -> str:
         return "00_teacher makes them from text"
     tokens = data.open_tokens(of.tokens)
     if teacher.context < tokens.context:
-        raise ValueError(
-            f"the teacher's context is {teacher.context:,}, theirs is {tokens.context:,}: a "
-            "shorter block_size in their meta.json"
-        )
+        both = f"the teacher's context is {teacher.context:,}, theirs is {tokens.context:,}"
+        raise ValueError(f"{both}: a shorter block_size in their meta.json")
     return f"{of.sizes[0].source}; vocabulary {tokens.vocab_size:,}, as the teacher's"
 
 
@@ -143,10 +133,8 @@ def _memory(works: list[workload.Work], device: str, room: int) -> str:
     need = {one.run: workload.memory(one, device) for one in works}
     free = f"{units.si(room, 'B')} may be used"
     if large := [f"{run} {units.si(size, 'B')}" for run, size in need.items() if size > room]:
-        raise ValueError(
-            f"too little for {', '.join(large)}; {free}: fewer micro_windows need less, or "
-            "activation_checkpointing: true"
-        )
+        remedy = "fewer micro_windows need less, or activation_checkpointing: true"
+        raise ValueError(f"too little for {', '.join(large)}; {free}: {remedy}")
     most = max(need, key=need.get)
     return f"at most {units.si(need[most], 'B')} ({most}); {free}"
 

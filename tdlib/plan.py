@@ -144,10 +144,9 @@ def asked(pairs: dict[str, str]) -> Asked:
     teachers = [_teacher(p, path, size) for size in sizes]
     for size, teacher in zip(sizes, teachers, strict=True):
         if teacher.vocab_size != size.vocab_size:
-            raise ParameterError(
-                f"the teacher's vocabulary is {teacher.vocab_size:,}, the tokens' "
-                f"{size.vocab_size:,}: give the tokens that it was made with (TOKENS=, VOCAB=)"
-            )
+            both = f"{teacher.vocab_size:,}, the tokens' {size.vocab_size:,}"
+            remedy = "give the tokens that it was made with (TOKENS=, VOCAB=)"
+            raise ParameterError(f"the teacher's vocabulary is {both}: {remedy}")
     return Asked(profile, runs, out, folder if known else None, sizes, teachers)
 
 

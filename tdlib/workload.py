@@ -164,8 +164,8 @@ def _train(work: Work, p: dict, size: Size, made: dict[str, tuple]) -> None:
 
     def train(name: str, student: LlamaConfig, by: LlamaConfig) -> None:
         by = None if p.get("ce_weight", 1.0) == 1 else by
-        windows, steps = counts(_read(p, size), p, size.context)
-        work.trainings.append(Training(name, student, by, _temperature(p, made), windows, steps, p))
+        ahead = counts(_read(p, size), p, size.context)
+        work.trainings.append(Training(name, student, by, _temperature(p, made), *ahead, p))
         if not work.trainings[-1].rank:
             work.made[name] = student
 
@@ -308,11 +308,9 @@ def memory(one: Work, kind: str) -> int:
     most += 4 * one.context * max(held, default=0)
     most += 24 * one.context * one.teacher.vocab_size
     for t in one.trainings:
-        checkpointing = t.parameters["activation_checkpointing"]
-        need = cost.training_bytes(
-            t.student, t.teacher, t.at_once, one.context, kind, t.rank, checkpointing
-        )
-        most = max(most, need + 4 * one.loaded)
+        again = t.parameters["activation_checkpointing"]
+        sizes = (t.student, t.teacher, t.at_once, one.context, kind, t.rank, again)
+        most = max(most, cost.training_bytes(*sizes) + 4 * one.loaded)
     return most + (PROCESS + FIGURES if kind == "cpu" else 0)
 
 
