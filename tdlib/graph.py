@@ -7,6 +7,9 @@
     python -m tdlib.graph sweep NAME=adapter [PROFILE=… and the others of book]
     python -m tdlib.graph status PROFILE=tiny [FULL=1: reads all that was written]
     python -m tdlib.graph report outputs/tiny
+    python -m tdlib.graph plan PROFILE=b200 [DEVICE=b200 PRICE_PER_HOUR=4.5 VOCAB=51800]
+    python -m tdlib.graph doctor PROFILE=b200
+    the last two also: OUT= (the run folder), TOKENS= and TEACHER= (paths)
 
 Snakemake decides the order (see Snakefile), papermill runs a notebook. Imports no torch.
 """
@@ -746,40 +749,50 @@ def main(arguments: list[str]) -> int:
     what, *rest = arguments or ["help"]
     named = [] if what in ("check", "report") else [p for p in rest if re.match(r"[A-Za-z_]+=", p)]
     pairs = dict(pair.split("=", 1) for pair in named)
-    words = [word for word in rest if word not in named]
     try:
         files.find_homes()
-        match what, words:
-            case "check", [profile]:
-                return _check(profile)
-            case "execute", [yaml, out]:
-                runs.die_with_parent()
-                return execute(Path(yaml).resolve(), Path(out), pairs)
-            case "adopt", [job, yaml, out]:
-                runs.die_with_parent()
-                return adopt(job, Path(yaml).resolve(), Path(out), pairs)
-            case "report", [out]:
-                for state in runs.states(ROOT / out):
-                    _page(ROOT / out, state["run"])
-                print(_index(ROOT / out))
-                return 0
-            case "status", []:
-                out = pairs.get("OUT") or _default_out(pairs.get("PROFILE") or "tiny", "")
-                print(status.text(ROOT / out, full=bool(pairs.get("FULL"))))
-                return 0
-            case (("book" | "sweep"), []):
-                asked = wanted(what, pairs)
-                if not pairs.get("DRY"):
-                    return make(asked)
-                from tdlib import dry
-
-                print(dry.text(asked))
-                return 0
+        return _command(what, [word for word in rest if word not in named], pairs)
     except (ValueError, OSError, RuntimeError) as error:
         print(error)
         return 1
-    print(__doc__)
-    return 2
+
+
+def _command(what: str, words: list[str], pairs: dict[str, str]) -> int:
+    match what, words:
+        case "check", [profile]:
+            return _check(profile)
+        case "execute", [yaml, out]:
+            runs.die_with_parent()
+            return execute(Path(yaml).resolve(), Path(out), pairs)
+        case "adopt", [job, yaml, out]:
+            runs.die_with_parent()
+            return adopt(job, Path(yaml).resolve(), Path(out), pairs)
+        case (("book" | "sweep"), []):
+            asked = wanted(what, pairs)
+            if not pairs.get("DRY"):
+                return make(asked)
+            from tdlib import dry
+
+            print(dry.text(asked))
+        case "report", [out]:
+            for state in runs.states(ROOT / out):
+                _page(ROOT / out, state["run"])
+            print(_index(ROOT / out))
+        case "status", []:
+            out = pairs.get("OUT") or _default_out(pairs.get("PROFILE") or "tiny", "")
+            print(status.text(ROOT / out, full=bool(pairs.get("FULL"))))
+        case "plan", []:
+            from tdlib import plan
+
+            print(plan.plan(pairs))
+        case "doctor", []:
+            from tdlib import doctor  # imports torch
+
+            return doctor.examine(pairs)
+        case _:
+            print(__doc__)
+            return 2
+    return 0
 
 
 if __name__ == "__main__":

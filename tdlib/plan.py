@@ -1,14 +1,9 @@
 """Before a night is paid for: what each run of a profile costs, in bytes, hours and money.
 
-    python -m tdlib.plan plan PROFILE=b200 [DEVICE=b200 PRICE_PER_HOUR=4.5 VOCAB=51800]
-    python -m tdlib.plan doctor PROFILE=b200     (see doctor)
-    both: OUT= (the run folder), TOKENS= and TEACHER= (paths)
-
-Imports torch only where this machine's own speed is asked for.
+`make plan` prints it. Imports torch only where this machine's own speed is asked for.
 """
 
 import json
-import sys
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -306,25 +301,3 @@ def _lines(rows: dict[str, str]) -> str:
         textwrap.fill(what, 80, initial_indent=f"{name:14}", subsequent_indent=" " * 14)
         for name, what in rows.items()
     )
-
-
-def main(arguments: list[str]) -> int:
-    what, *rest = arguments or ["help"]
-    pairs = dict(pair.split("=", 1) for pair in rest if "=" in pair)
-    try:
-        if what == "plan":
-            print(plan(pairs))
-            return 0
-        if what == "doctor":
-            from tdlib import doctor
-
-            return doctor.examine(pairs)
-    except (ValueError, FileNotFoundError) as error:
-        print(error)
-        return 1
-    print(__doc__)
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

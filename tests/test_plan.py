@@ -246,7 +246,7 @@ def test_a_time_has_one_unit_and_two_digits(span, words):
     ],
 )
 def test_what_means_nothing_is_said_in_one_line(pairs, words, capsys):
-    assert plan.main(["plan", *(f"{k}={v}" for k, v in (B200 | pairs).items())]) == 1
+    assert graph.main(["plan", *(f"{k}={v}" for k, v in (B200 | pairs).items())]) == 1
     line = capsys.readouterr().out
     assert line.count("\n") == 1 and re.search(words, line), line
 
@@ -256,7 +256,7 @@ def test_tokens_of_another_vocabulary_than_the_teachers_are_refused(folder, caps
     Llama(LlamaConfig(400, **SHAPES["teacher-smoke"], context=32)).save(other)
     given = ["PROFILE=smoke", f"OUT={folder}", f"TOKENS={folder}/tokens", f"TEACHER={other}"]
     for what in ("plan", "doctor"):
-        assert plan.main([what, *given]) == 1
+        assert graph.main([what, *given]) == 1
         assert "vocabulary is 400, the tokens' 300: give the tokens" in capsys.readouterr().out
 
 
@@ -279,7 +279,7 @@ def examined(folder: Path, profile: str, *runs: str) -> subprocess.CompletedProc
         text = (ROOT / f"params/smoke/{run}.yaml").read_text().replace("outputs/smoke", str(folder))
         (root / f"params/{profile}/{run}.yaml").write_text(text)
     environment = os.environ | {"TDLIB_ROOT": str(root), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tdlib.plan", "doctor", f"PROFILE={profile}"]
+    command = [sys.executable, "-m", "tdlib.graph", "doctor", f"PROFILE={profile}"]
     command += [f"TEACHER={folder}/models/teacher"]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
