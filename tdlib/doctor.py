@@ -64,7 +64,7 @@ def _torch(compiles: bool) -> str:
     major, minor = torch.cuda.get_device_capability()
     built, gpu = torch.cuda.get_arch_list(), f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
     if not covers(built, major, minor):
-        raise ValueError(f"{version} has no code for {gpu}, only {', '.join(built)}: a newer torch")
+        raise ValueError(f"{version} has no code for {gpu}, only {', '.join(built)}: take a newer one")
     if compiles and not (shutil.which("gcc") or shutil.which("cc")):
         raise ValueError("compile: true needs a C compiler: apt-get install gcc, or compile: false")
     return f"{version}, CUDA {build}, {gpu}"
@@ -73,12 +73,10 @@ def _torch(compiles: bool) -> str:
 def covers(built: list[str], major: int, minor: int) -> bool:
     """Whether code for these architectures (sm_90, sm_90a, compute_80) runs on a GPU: binary code
     on later minor versions of its major one, an "a" on that alone, compute_ on all later ones."""
-    for arch in built:
-        kind, _, number = arch.partition("_")
-        digits = number.rstrip("af")
-        its = int(digits[:-1]), int(digits[-1])
-        exact = number.endswith("a") and its != (major, minor)
-        if its <= (major, minor) and not exact and (kind == "compute" or its[0] == major):
+    for kind, _, number in (arch.partition("_") for arch in built):
+        its = divmod(int(number.rstrip("af")), 10)
+        other = number.endswith("a") and its != (major, minor)
+        if its <= (major, minor) and not other and (kind == "compute" or its[0] == major):
             return True
     return False
 

@@ -257,7 +257,8 @@ def training_flop(t: Training, taught: float = 1.0) -> float:
     flop += 6 * cost.adapter_parameters(t.student, t.rank)
     if t.parameters["activation_checkpointing"]:
         flop += cost.forward_flop(t.student, context)
-    flop += taught * cost.forward_flop(t.teacher, context) if t.teacher else 0
+    if t.teacher:
+        flop += taught * cost.forward_flop(t.teacher, context)
     return flop * t.windows * context
 
 
