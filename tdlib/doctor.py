@@ -64,7 +64,8 @@ def _torch(compiles: bool) -> str:
     major, minor = torch.cuda.get_device_capability()
     built, gpu = torch.cuda.get_arch_list(), f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
     if not covers(built, major, minor):
-        raise ValueError(f"{version} has no code for {gpu}, only {', '.join(built)}: take a newer one")
+        fault = f"{version} has no code for {gpu}, only {', '.join(built)}"
+        raise ValueError(f"{fault}: install a newer torch")
     if compiles and not (shutil.which("gcc") or shutil.which("cc")):
         raise ValueError("compile: true needs a C compiler: apt-get install gcc, or compile: false")
     return f"{version}, CUDA {build}, {gpu}"

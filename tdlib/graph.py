@@ -31,7 +31,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 from tdlib import cluster, devices, files, hashes, hooks, parameters, runs, shapes, status, sweeps
 from tdlib.ownership import claim, not_ours, refusal
@@ -377,11 +376,8 @@ def _write_notebooks_whole() -> None:
     nothing is left of it."""
     from papermill.iorw import LocalHandler, papermill_io
 
-    def write(content: str, path: str) -> None:
-        runs.write(Path(path), content, lasting=False)
-
-    local = LocalHandler()
-    whole = SimpleNamespace(read=local.read, listdir=local.listdir, pretty_path=str, write=write)
+    whole = LocalHandler()
+    whole.write = lambda content, path: runs.write(Path(path), content, lasting=False)
     papermill_io.register("/", whole)  # all absolute paths
 
 

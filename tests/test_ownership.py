@@ -502,8 +502,8 @@ PLACES = {
     "only what is between its own two marks, and an error without them": "published.readme",
     "only where nothing is there": "dashboard.logging report.font_face",
     "it adds to the end": "hooks._main devices._locked",
-    "a hidden name of the book's own": """graph.make graph._snakemake graph.execute status.session
-        cluster.options ownership.claim hashes._remember""",
+    "a hidden name of the book's own": """graph.make graph._snakemake graph._command_of
+        graph.execute status.session cluster.options ownership.claim hashes._remember""",
     "a broken record is renamed to .broken, never removed": "files.set_aside",
     "a name that holds the second when the run began": "runs.Run._keep_the_old",
     "this process's own entry in /proc": "doctor.step",
