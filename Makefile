@@ -68,11 +68,11 @@ check: .venv/made ## the parameters of every run of PROFILE, a line each; runs n
 	@exec .venv/bin/python -m tdlib.graph check "$$TYPED_PROFILE"
 
 plan: .venv/made ## what every run of PROFILE costs: weights, bytes, hours, money; runs nothing
-	@exec .venv/bin/python -m tdlib.plan plan \
+	@exec .venv/bin/python -m tdlib.graph plan \
 	    $(call given,PROFILE OUT TOKENS TEACHER DEVICE PRICE_PER_HOUR VOCAB)
 
 doctor: .venv/made ## can this machine run PROFILE: a line each, two real steps of every shape
-	@exec .venv/bin/python -m tdlib.plan doctor $(call given,PROFILE OUT TOKENS TEACHER)
+	@exec .venv/bin/python -m tdlib.graph doctor $(call given,PROFILE OUT TOKENS TEACHER)
 
 report: .venv/made ## write every page of a run folder (OUT=, or that of PROFILE) again
 	@exec .venv/bin/python -m tdlib.graph report $(FOLDER)

@@ -6,7 +6,6 @@ Imports no torch.
 """
 
 import contextlib
-import difflib
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 
 from tdlib import runs
-from tdlib.parameters import ROOT, ParameterError, shown
+from tdlib.parameters import ROOT, ParameterError, nearest, shown
 
 ASK_S = 5  # between two looks at the queue
 FORGOTTEN_S = 600  # without a job in it; Snakemake looks every 3 minutes at least
@@ -26,11 +25,9 @@ STOP_S = 60  # that cancelled jobs get to leave it: SLURM kills after its KillWa
 
 def check(name: str) -> str:
     """The name, or "" for none. ParameterError: no such profile, or no SLURM here."""
-    folders = ROOT / "profiles"
-    if name and (name == "default" or not (folders / name / "config.yaml").is_file()):
-        known = sorted(path.name for path in folders.iterdir() if path.name != "default")
-        near = difflib.get_close_matches(name, known, 1)
-        remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    names = sorted({path.name for path in (ROOT / "profiles").iterdir()} - {"default"})
+    if name and not (name in names and (ROOT / f"profiles/{name}/config.yaml").is_file()):
+        remedy = nearest(name, names)
         raise ParameterError(f"CLUSTER={name}: no profiles/{name}/config.yaml for one: {remedy}")
     if name and not shutil.which("sbatch"):
         raise ParameterError(
@@ -43,8 +40,9 @@ def check(name: str) -> str:
 def begin(out: Path, name: str) -> None:
     """Say where the jobs go. RuntimeError: SLURM does not answer."""
     queue(out)
-    print(f"jobs go to SLURM as {shown(ROOT / 'profiles' / name)}/config.yaml says; `squeue --me` "
-          f"lists them, and what they say is in {shown(out / '.slurm')}", flush=True)  # fmt: skip
+    profile = shown(ROOT / f"profiles/{name}/config.yaml")
+    words = f"jobs go to SLURM as {profile} says: see `squeue --me` and {shown(out / '.slurm')}"
+    print(words, flush=True)
 
 
 def options(out: Path, name: str, config: dict) -> list[str]:
@@ -53,19 +51,16 @@ def options(out: Path, name: str, config: dict) -> list[str]:
     # a file of its own for every command: a job may read it when another has been given
     path = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
     runs.write(path, content)
-    return ["--workflow-profile", str(ROOT / "profiles" / name), "--configfile", str(path),
-            "--slurm-jobname-prefix", _prefix(out), "--slurm-logdir", str(folder)]  # fmt: skip
+    words = ["--workflow-profile", str(ROOT / "profiles" / name), "--configfile", str(path)]
+    return [*words, "--slurm-jobname-prefix", _prefix(out), "--slurm-logdir", str(folder)]
 
 
 def queue(out: Path) -> dict[str, str]:
     """The jobs of a run folder that wait or run, whoever submitted them: number by Snakemake's
     rule. RuntimeError: SLURM does not answer."""
-    rows = (line.split("|") for line in _squeue("--format=%i|%j|%k"))
-    return {
-        comment.removeprefix("rule_"): job
-        for job, name, comment in rows
-        if name.startswith(f"{_prefix(out)}_")
-    }
+    rows = [line.split("|") for line in _squeue("--format=%i|%j|%k")]
+    own = ((comment, job) for job, name, comment in rows if name.startswith(f"{_prefix(out)}_"))
+    return {comment.removeprefix("rule_"): job for comment, job in own}
 
 
 def wait(job: str) -> None:
@@ -84,31 +79,32 @@ def end_if_forgotten(out: Path, snakemake: subprocess.Popen) -> None:
     seen = time.monotonic()
     while snakemake.poll() is None:
         try:
-            seen = time.monotonic() if queue(out) else seen
+            waits = not queue(out)
         except RuntimeError:
-            seen = time.monotonic()
+            waits = False
+        seen = seen if waits else time.monotonic()
         if time.monotonic() - seen > FORGOTTEN_S:
-            print("no job is in the queue, and Snakemake waits for one: it is started again",
-                  flush=True)  # fmt: skip
+            line = "no job is in the queue, and Snakemake waits for one: it is started again"
+            print(line, flush=True)
             snakemake.kill()
         time.sleep(ASK_S)
 
 
 def cancel(out: Path) -> None:
     """End the jobs of a run folder; their runs keep their state first."""
-    known, end = set(), time.monotonic() + STOP_S
+    cancelled, end = set(), time.monotonic() + STOP_S
     while (jobs := set(queue(out).values())) and time.monotonic() < end:
-        if new := jobs - known:
+        if new := jobs - cancelled:
             print(f"scancel {' '.join(sorted(new))}: their runs keep their state", flush=True)
             subprocess.run(["scancel", *new])
-        known |= jobs
+        cancelled |= jobs
         time.sleep(1)
 
 
 def refusals(log: str) -> list[str]:
     """What sbatch said of jobs that it did not take, from Snakemake's log."""
-    found = re.findall(r"SLURM sbatch failed\. The error message was '(.*)'\.$", log, re.M)
-    return [f"sbatch: {said}" for said in dict.fromkeys(found)]
+    errors = re.findall(r"SLURM sbatch failed\. The error message was '(.*)'\.$", log, re.M)
+    return [f"sbatch: {error}" for error in dict.fromkeys(errors)]
 
 
 def _squeue(form: str) -> list[str]:

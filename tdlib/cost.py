@@ -40,8 +40,8 @@ def peak_flop(device: str, seconds: float = 0.1) -> float:
 
     cuda = "cuda" in device
     n = 8192 if cuda else 1536
-    a, b = (torch.ones(n, n, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
-            for _ in range(2))  # fmt: skip
+    dtype = torch.bfloat16 if cuda else torch.float32
+    a, b = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
     best, end = 0.0, time.monotonic() + seconds
     while not best or time.monotonic() < end:
         began = time.perf_counter()
@@ -97,10 +97,8 @@ def training_bytes(
         held = one + 4 * tokens * student.dim * student.layers
     if teacher:  # its weights, and what one of its layers holds at once
         kept += 4 * (teacher.parameters + tokens * (4 * teacher.mlp_dim + 6 * teacher.dim))
-    chunk, head = (
-        min(tokens, CHUNK["cuda" if "cuda" in device else "cpu"]),
-        0 if rank else embedding,
-    )
+    chunk = min(tokens, CHUNK["cuda" if "cuda" in device else "cpu"])
+    head = 0 if rank else embedding
     logits = (2 if teacher else 1) * 4 * chunk * student.vocab_size
     if "cuda" in device:  # bfloat16 beside float32: logits, both heads
         both = student.embedding_parameters + (teacher.embedding_parameters if teacher else 0)

@@ -27,151 +27,142 @@ ROOM = 0.9  # share of the free memory that is asked for
 def examine(pairs: dict[str, str]) -> int:
     """Print the lines; 1 where one fails. `pairs`: PROFILE, OUT, TOKENS, TEACHER."""
     of = plan.asked(pairs)
-    works, failed = of.works(), 0
-
-    def say(what: str, fault: str, good: str) -> None:
-        nonlocal failed
-        failed += bool(fault)
-        print(f"{'✗' if fault else '✓'} {what}: {fault or good}", flush=True)
-
-    compiles = any(one.parameters.get("compile") for one in of.runs)
-    say("torch", *_torch(compiles))
-    say("tokens", *_tokens(of))
-    say("run folder", *_writable(of.out))
-    say("disk", *_disk(of.out, works))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    room = _room(device)
-    say("memory", *_memory(works, device, room))
+    works, device = of.works(), "cuda" if torch.cuda.is_available() else "cpu"
+    room, failed = _room(device), 0
+    checks = {
+        "torch": (_torch, any(one.parameters.get("compile") for one in of.runs)),
+        "tokens": (_tokens, of),
+        "run folder": (_writable, of.out),
+        "disk": (_disk, of.out, works),
+        "memory": (_memory, works, device, room),
+    }
     for names, t in _distinct(works).items():
-        what = f"two steps of {names}"
-        need = cost.training_bytes(t.student, t.teacher, 1, t.student.context, device, t.rank)
-        need += workload.PROCESS if device == "cpu" else 0
-        if need > room:
-            sizes = f"one window needs {units.si(need, 'B')}, {units.si(room, 'B')} are free"
-            say(what, f"not tried: {sizes}; activation_checkpointing: true, or another machine", "")
-        elif (step := _tried(t, device, of.tokens)) is None:
-            print(f"– {what}: not tried to the end, more than {LIMIT_S} s here", flush=True)
-        else:
-            say(what, step.get("error", ""), step.get("said", ""))
-    return 1 if failed else 0
+        checks[f"two steps of {names}"] = (_tried, t, device, of.tokens, room)
+    for what, (check, *about) in checks.items():
+        try:
+            line = f"✓ {what}: {check(*about)}"
+        except subprocess.TimeoutExpired:
+            line = f"– {what}: not tried to the end, more than {LIMIT_S} s here"
+        except (ValueError, OSError) as error:
+            line, failed = f"✗ {what}: {error}", 1
+        print(line, flush=True)
+    return failed
 
 
-def _torch(compiles: bool) -> tuple[str, str]:
-    """What is wrong with this build of torch on this machine, and what it is."""
+# Each check returns what is well in words. ValueError or OSError: what is not, and what to do.
+
+
+def _torch(compiles: bool) -> str:
     build, version = torch.version.cuda, torch.__version__
     if not Path("/dev/nvidia0").exists():
-        return "", f"{version}, no GPU here, threads: {torch.get_num_threads()}"
+        return f"{version}, no GPU here, threads: {torch.get_num_threads()}"
+    install = "install torch for it (pytorch.org), then make clean setup"
     if not build:
-        return f"{version} is a build without CUDA, and a GPU is here: install torch for its " \
-               "driver (pytorch.org), then make clean setup", ""  # fmt: skip
+        raise ValueError(f"{version} is a build without CUDA, and a GPU is here: {install}")
     if not torch.cuda.is_available():
-        return f"{version} is built for CUDA {build}, the GPU's driver is older: a newer driver, " \
-               "or torch for an older CUDA", ""  # fmt: skip
-    name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    built = torch.cuda.get_arch_list()
+        raise ValueError(f"{version} needs a driver for CUDA {build}: update it, or {install}")
+    major, minor = torch.cuda.get_device_capability()
+    built, gpu = torch.cuda.get_arch_list(), f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
     if not covers(built, major, minor):
-        return f"{version} has no code for {name} (sm_{major}{minor}), only {', '.join(built)}: " \
-               "install a newer torch", ""  # fmt: skip
+        fault = f"{version} has no code for {gpu}, only {', '.join(built)}"
+        raise ValueError(f"{fault}: install a newer torch")
     if compiles and not (shutil.which("gcc") or shutil.which("cc")):
-        return "compile: true needs a C compiler: apt-get install gcc, or compile: false", ""
-    return "", f"{version}, CUDA {build}, {name} (sm_{major}{minor})"
+        raise ValueError("compile: true needs a C compiler: apt-get install gcc, or compile: false")
+    return f"{version}, CUDA {build}, {gpu}"
 
 
 def covers(built: list[str], major: int, minor: int) -> bool:
     """Whether code for these architectures (sm_90, sm_90a, compute_80) runs on a GPU: binary code
     on later minor versions of its major one, an "a" on that alone, compute_ on all later ones."""
-    for arch in built:
-        kind, _, number = arch.partition("_")
-        digits = number.rstrip("af")
-        its = int(digits[:-1]), int(digits[-1])
-        exact = number.endswith("a") and its != (major, minor)
-        if its <= (major, minor) and not exact and (kind == "compute" or its[0] == major):
+    for kind, _, number in (arch.partition("_") for arch in built):
+        its = divmod(int(number.rstrip("af")), 10)
+        other = number.endswith("a") and its != (major, minor)
+        if its <= (major, minor) and not other and (kind == "compute" or its[0] == major):
             return True
     return False
 
 
-def _tokens(of: plan.Asked) -> tuple[str, str]:
+def _tokens(of: plan.Asked) -> str:
     """The files, a sample of their ids, and the teacher's context beside theirs; its vocabulary was
     looked at before."""
     p, teacher = of.runs[0].parameters, of.teachers[0]
     if of.tokens is None and not (p["text_characters"] or p["text"]):
-        return "none yet, and this profile writes no text of its own: give TOKENS=folder", ""
+        raise ValueError("none yet, and this profile writes no text of its own: give TOKENS=folder")
     if of.tokens is None:
-        return "", "00_teacher makes them from text"
-    try:
-        tokens = data.open_tokens(of.tokens)
-    except (ValueError, OSError) as error:
-        return str(error), ""
+        return "00_teacher makes them from text"
+    tokens = data.open_tokens(of.tokens)
     if teacher.context < tokens.context:
-        return f"the teacher's context is {teacher.context:,}, theirs is {tokens.context:,}: a " \
-               "shorter block_size in their meta.json", ""  # fmt: skip
-    return "", f"{of.sizes[0].said}; vocabulary {tokens.vocab_size:,}, as the teacher's"
+        both = f"the teacher's context is {teacher.context:,}, theirs is {tokens.context:,}"
+        raise ValueError(f"{both}: a shorter block_size in their meta.json")
+    return f"{of.sizes[0].source}; vocabulary {tokens.vocab_size:,}, as the teacher's"
 
 
-def _writable(out: Path) -> tuple[str, str]:
+def _writable(out: Path) -> str:
     folder = _existing(out)
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
     except OSError as error:
-        return f"{folder} cannot be written ({error.strerror}): chmod, or another one (OUT=)", ""
-    return "", f"{out} can be written"
+        fault = f"{folder} cannot be written ({error.strerror})"
+        raise ValueError(f"{fault}: chmod, or another one (OUT=)") from None
+    return f"{out} can be written"
 
 
 def _existing(out: Path) -> Path:
     return next(path for path in (out, *out.parents) if path.is_dir())
 
 
-def _disk(out: Path, works: list[workload.Work]) -> tuple[str, str]:
+def _disk(out: Path, works: list[workload.Work]) -> str:
     free, need = shutil.disk_usage(_existing(out)).free, sum(plan.disk(works))
-    said = f"{units.si(free, 'B')} free, {units.si(need, 'B')} needed"
-    return (
-        (f"{said}: make room, or a run folder elsewhere (OUT=)", "") if need > free else ("", said)
-    )
+    sizes = f"{units.si(free, 'B')} free, {units.si(need, 'B')} needed"
+    if need > free:
+        raise ValueError(f"{sizes}: make room, or a run folder elsewhere (OUT=)")
+    return sizes
 
 
 def _room(device: str) -> int:
     """Bytes that a training may take here."""
     if device == "cuda":
         return int(ROOM * torch.cuda.mem_get_info()[0])
-    return int(
-        ROOM * workload.status("MemAvailable", int(workload.here("cpu").bytes), "/proc/meminfo")
-    )
+    ram = int(workload.here("cpu").bytes)
+    return int(ROOM * workload.status("MemAvailable", ram, "/proc/meminfo"))
 
 
-def _memory(works: list[workload.Work], device: str, room: int) -> tuple[str, str]:
+def _memory(works: list[workload.Work], device: str, room: int) -> str:
     need = {one.run: workload.memory(one, device) for one in works}
     free = f"{units.si(room, 'B')} may be used"
     if large := [f"{run} {units.si(size, 'B')}" for run, size in need.items() if size > room]:
-        return f"too little for {', '.join(large)}; {free}: fewer micro_windows need less, or " \
-               "activation_checkpointing: true", ""  # fmt: skip
+        remedy = "fewer micro_windows need less, or activation_checkpointing: true"
+        raise ValueError(f"too little for {', '.join(large)}; {free}: {remedy}")
     most = max(need, key=need.get)
-    return "", f"at most {units.si(need[most], 'B')} ({most}); {free}"
+    return f"at most {units.si(need[most], 'B')} ({most}); {free}"
 
 
 def _distinct(works: list[workload.Work]) -> dict[str, workload.Training]:
     """One training of each pair of shapes, by the names of all that have it."""
-    found = {}
+    pairs = {}
     for t in (t for one in works for t in one.trainings):
-        key = t.student, t.teacher, t.rank, t.parameters["compile"]
-        found.setdefault(key, []).append(t)
-    return {", ".join(t.name for t in same): same[0] for same in found.values()}
+        pairs.setdefault((t.student, t.teacher, t.rank, t.parameters["compile"]), []).append(t)
+    return {", ".join(t.name for t in same): same[0] for same in pairs.values()}
 
 
-def _tried(t: workload.Training, device: str, tokens: Path | None) -> dict[str, str] | None:
-    """{"said": …} or {"error": …}; None where it takes too long."""
-    words = {"student": asdict(t.student), "teacher": t.teacher and asdict(t.teacher),
-             "rank": t.rank, "recipe": t.parameters | {"temperature": t.temperature},
-             "device": device, "tokens": str(tokens or "")}  # fmt: skip
+def _tried(t: workload.Training, device: str, tokens: Path | None, room: int) -> str:
+    """Two steps in a process of its own."""
+    need = cost.training_bytes(t.student, t.teacher, 1, t.student.context, device, t.rank)
+    need += workload.PROCESS if device == "cpu" else 0
+    if need > room:
+        sizes = f"one window needs {units.si(need, 'B')}, {units.si(room, 'B')} are free"
+        remedy = "activation_checkpointing: true, or another machine"
+        raise ValueError(f"not tried: {sizes}; {remedy}")
+    words = {"student": asdict(t.student), "teacher": t.teacher and asdict(t.teacher)}
+    words |= {"rank": t.rank, "recipe": t.parameters | {"temperature": t.temperature}}
+    words |= {"device": device, "tokens": str(tokens or "")}
     command = [sys.executable, "-m", "tdlib.doctor", json.dumps(words)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        return None
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     if done.returncode == 0:
-        return {"said": done.stdout.splitlines()[-1]}
+        return done.stdout.splitlines()[-1]
     last = (done.stderr.strip().splitlines() or ["no word; killed for its memory?"])[-1]
-    return {"error": f"{last} (exit {done.returncode}): run this shape alone, ONLY=, to see it all"}
+    raise ValueError(f"{last} (exit {done.returncode}): run this shape alone, ONLY=, to see it all")
 
 
 def step(words: dict) -> str:
@@ -198,8 +189,8 @@ def step(words: dict) -> str:
             torch.cuda.synchronize()
         ended.append(time.monotonic())
 
-    log = train.fit(net, windows, recipe, teacher=asked, rows=np.arange(2), device=device,
-                    progress=tick)  # fmt: skip
+    rows = np.arange(2)
+    log = train.fit(net, windows, recipe, teacher=asked, rows=rows, device=device, progress=tick)
     if not math.isfinite(loss := log[-1].get("train/loss", math.nan)):
         raise ValueError(f"the loss is {loss}: look at the tokens")
     seconds, memory = ended[1] - ended[0], runs.peak_memory_mib() * 2**20

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,6 +191,13 @@ def external(notebook: str, parameters: dict) -> list[str]:
     return found
 
 
+def nearest(given: object, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
+    """The remedy for a name that is not known: the one that was meant, or else all there are."""
+    known = [*known]
+    near = difflib.get_close_matches(str(given), known, 1, cutoff)
+    return f"did you mean {near[0]}?" if near else otherwise or f"there are {', '.join(known)}"
+
+
 def texts(given: str) -> list[str]:
     """The paths that `text` of 00 means: one that is there, spaces and all, or several."""
     return [given] if given and os.path.exists(ROOT / given) else given.split()
@@ -321,13 +328,12 @@ def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> list[str]
         return [f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}: give its YAML"]
     problems = []
     for name in [*defaults, *(name for name in names if name not in defaults)]:
-        known = name in defaults and rule(notebook, name)
-        near = difflib.get_close_matches(name, [d for d in defaults if d != name], 1)
-        if not known and (near or name not in defaults):
-            remedy = f"did you mean {near[0]}?" if near else f"it has {', '.join(defaults)}"
-            problems.append(f"{notebook} has no parameter {name}: {remedy}")
-        elif not known:
-            problems.append(f"{name} of {notebook} has no rule: add one to tdlib/parameters.py")
+        if name in defaults and rule(notebook, name):
+            continue
+        others = [other for other in defaults if other != name]
+        here = "add its rule to tdlib/parameters.py"
+        remedy = nearest(name, others, here if name in defaults else f"it has {', '.join(others)}")
+        problems.append(f"{notebook} has no parameter {name}: {remedy}")
     return problems
 
 
@@ -336,9 +342,7 @@ def _wrong_values(notebook: str, defaults: dict, values: dict) -> list[str]:
     for name, value in values.items():
         said = rule(notebook, name)
         if value is not None and not said.holds(value):
-            near = difflib.get_close_matches(str(value), said.choices, 1)
-            example = f"for example {_line(name, defaults[name])}"
-            remedy = f"did you mean {near[0]}?" if near else example
+            remedy = nearest(value, said.choices, f"for example {_line(name, defaults[name])}")
             bare = value.strip("'\"") if isinstance(value, str) else value
             if bare != value and said.holds(bare):  # papermill keeps what the shell leaves
                 remedy = f"leave its quotes out, in papermill -r {name} {bare}"

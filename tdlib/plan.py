@@ -1,16 +1,9 @@
 """Before a night is paid for: what each run of a profile costs, in bytes, hours and money.
 
-    python -m tdlib.plan plan PROFILE=b200 [DEVICE=b200 PRICE_PER_HOUR=4.5 VOCAB=51800]
-    python -m tdlib.plan doctor PROFILE=b200     (see doctor)
-    both: OUT= (the run folder), TOKENS= and TEACHER= (paths)
-
-Imports torch only where this machine's own speed is asked for.
+`make plan` prints it. Imports torch only where this machine's own speed is asked for.
 """
 
-import difflib
 import json
-import math
-import sys
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +11,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from tdlib import cost, files, graph, hashes, shapes, units, workload
-from tdlib.parameters import ROOT, ParameterError, notebook_of
+from tdlib.parameters import ROOT, ParameterError, nearest, notebook_of
 from tdlib.shapes import Q4_LIMIT, SHAPES, VOCABULARIES, LlamaConfig
 from tdlib.workload import DEVICES, Device, Size, Work
 
@@ -38,18 +31,19 @@ def estimate(p: dict, out: Path, device: str) -> dict:
     if device == "cpu":  # this process is not as large as a notebook's usually is, or larger
         need += workload.status("VmRSS", workload.PROCESS) - workload.PROCESS
     low, high = workload.seconds(one, workload.here(device))
-    return {"seconds_low": low, "seconds_high": high, "peak_memory_mib": need / 2**20,
-            "flop": one.flop, "tokens": one.tokens, "steps": one.steps}  # fmt: skip
+    known = {"seconds_low": low, "seconds_high": high, "peak_memory_mib": need / 2**20}
+    return known | {"flop": one.flop, "tokens": one.tokens, "steps": one.steps}
 
 
 def _in_folder(out: Path, context: int) -> dict[str, tuple]:
     """What a run folder holds, as workload.of_run takes it."""
-    found = {path.parent.name: (replace(shapes.read_config(path.parent), context=context), 1.0)
-             for path in sorted((out / "models").glob("[!.]*/config.json"))}  # fmt: skip
+    made = {}
+    for path in sorted((out / "models").glob("[!.]*/config.json")):
+        made[path.parent.name] = (replace(shapes.read_config(path.parent), context=context), 1.0)
     for path in sorted((out / "adapters").glob("[!.]*/adapter_config.json")):
         base = Path((files.whole(path) or {}).get("base_model_name_or_path", "")).name
-        found |= {path.parent.name: (found[base][0], None)} if base in found else {}
-    return found
+        made |= {path.parent.name: (made[base][0], None)} if base in made else {}
+    return made
 
 
 # --- what is at hand
@@ -58,21 +52,27 @@ def _in_folder(out: Path, context: int) -> dict[str, tuple]:
 def size_of(folder: Path, out: Path, share: float = 0.2, scored: int = 0) -> Size:
     """How much a folder of tokens holds; the hard set is the run folder's, or that share of the
     windows of `scored` tokens (0: of all)."""
-    path, kept = folder / "meta.json", out / "hard_set.json"
+    path = folder / "meta.json"
     try:
         meta = json.loads(path.read_text(encoding="utf8"))
         names = ("vocab_size", "block_size", "train_tokens", "val_tokens")
-        vocab_size, context, train, val = (int(meta[name]) for name in names)
-        windows = (train - 1) // context
+        counts = [int(meta[name]) for name in names]
+        size = _size(*counts, share, scored, f"in {folder}")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is not there: give a folder of tokens (TOKENS=)") from None
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{path} does not tell of tokens ({error!r}): copy it again") from None
-    hard = share * min(windows, scored // context or windows)
-    if (chosen := hashes.chosen(kept)) is not None:
-        hard = len(chosen["windows_K"])
-    said = f"{units.si(train)} for training, {units.si(val)} for validation, in {folder}"
-    return Size(vocab_size, context, windows, (val - 1) // context, round(hard), said)
+    chosen = hashes.chosen(out / "hard_set.json")
+    return size if chosen is None else replace(size, hard=len(chosen["windows_K"]))
+
+
+def _size(
+    vocab_size: int, context: int, train: int, val: int, share: float, scored: int, where: str
+) -> Size:
+    windows = (train - 1) // context
+    hard = round(share * min(windows, scored // context or windows))
+    source = f"{units.si(train)} for training, {units.si(val)} for validation, {where}"
+    return Size(vocab_size, context, windows, (val - 1) // context, hard, source)
 
 
 def _guessed(p: dict, vocab_size: int, share: float, scored: int) -> Size:
@@ -80,13 +80,10 @@ def _guessed(p: dict, vocab_size: int, share: float, scored: int) -> Size:
     # written text at vocabularies of 600, 2,048 and 8,192 has 2.05, 3.56 and 5.83 characters each
     written = p["text_characters"] / (0.162 * vocab_size**0.4)
     train = written * (1 - p["val_share"]) or NOMINAL
-    val = train * p["val_share"] / (1 - p["val_share"])
+    val = round(train * p["val_share"] / (1 - p["val_share"]))
     how = "about, by the length of the text" if written else "nominal"
-    said = f"{units.si(train)} for training, {units.si(val)} for validation: {how}, no tokens yet "
-    said += "(TOKENS=)"
-    windows, val = round(train / p["context"]), round(val / p["context"])
-    hard = share * min(windows, scored // p["context"] or windows)
-    return Size(vocab_size, p["context"], windows, val, round(hard), said)
+    where = f"{how}: no tokens yet (TOKENS=)"
+    return _size(vocab_size, p["context"], round(train), val, share, scored, where)
 
 
 def _teacher(p: dict, path: Path, size: Size) -> LlamaConfig:
@@ -126,45 +123,35 @@ def asked(pairs: dict[str, str]) -> Asked:
             raise ParameterError(f"{name.upper()}={path} is not there: correct the path")
     profile = pairs.get("PROFILE") or "tiny"
     runs = graph.book(profile, pairs.get("OUT") or None, given, paths=False)
-    by = {one.run: one.parameters for one in runs}
-    if "00_teacher" not in by:
+    by_run = {one.run: one.parameters for one in runs}
+    if "00_teacher" not in by_run:
         raise ParameterError(f"params/{profile} has no 00_teacher.yaml: add one")
-    p, out = by["00_teacher"], ROOT / by["00_teacher"]["out"]
-    of_02 = next((q for run, q in by.items() if run.startswith("02")), {})
-    share, scored = of_02.get("share", 0.2), of_02.get("token_limit", 0)
+    p, out = by_run["00_teacher"], ROOT / by_run["00_teacher"]["out"]
+    of_02 = next((q for run, q in by_run.items() if run.startswith("02")), {})
+    choice = of_02.get("share", 0.2), of_02.get("token_limit", 0)
     folder = ROOT / p["tokens"] if p["tokens"] else out / "tokens"
     path = ROOT / p["teacher"] if p["teacher"] else out / "models/teacher"
     known = bool(p["tokens"]) or (folder / "meta.json").is_file()
     if known:
-        sizes = [size_of(folder, out, share, scored)]
+        sizes = [size_of(folder, out, *choice)]
     else:
-        vocabularies = VOCABULARIES
-        if pairs.get("VOCAB"):
-            vocabularies = (int(number(pairs, "VOCAB", 300, 51800)),)
-        elif p["teacher"]:
-            vocabularies = (_teacher(p, path, Size(0, 0, 0, 0, 0, "")).vocab_size,)
-        elif p["text_characters"]:
-            vocabularies = (p["vocab_size"],)
-        sizes = [_guessed(p, size, share, scored) for size in vocabularies]
+        sizes = [_guessed(p, size, *choice) for size in _vocabularies(pairs, p, path)]
     teachers = [_teacher(p, path, size) for size in sizes]
     for size, teacher in zip(sizes, teachers, strict=True):
         if teacher.vocab_size != size.vocab_size:
-            raise ParameterError(
-                f"the teacher's vocabulary is {teacher.vocab_size:,}, the tokens' "
-                f"{size.vocab_size:,}: give the tokens that it was made with (TOKENS=, VOCAB=)"
-            )
+            both = f"{teacher.vocab_size:,}, the tokens' {size.vocab_size:,}"
+            remedy = "give the tokens that it was made with (TOKENS=, VOCAB=)"
+            raise ParameterError(f"the teacher's vocabulary is {both}: {remedy}")
     return Asked(profile, runs, out, folder if known else None, sizes, teachers)
 
 
-def number(pairs: dict[str, str], name: str, least: float, example: float) -> float:
-    try:
-        value = float(pairs[name].replace(",", ""))
-    except ValueError:
-        value = math.nan
-    if not least <= value < math.inf:
-        raise ParameterError(f"{name}={pairs[name]} must be a number, at least {least:g}: for "
-                             f"example {name}={example:g}")  # fmt: skip
-    return value
+def _vocabularies(pairs: dict[str, str], p: dict, teacher: Path) -> tuple[int, ...]:
+    """Their sizes before there are tokens; both of the plan's where nothing says which."""
+    if pairs.get("VOCAB"):
+        return (int(units.number(pairs, "VOCAB", 300, 51800)),)
+    if p["teacher"]:
+        return (_teacher(p, teacher, Size(0, 0, 0, 0, 0, "")).vocab_size,)
+    return (p["vocab_size"],) if p["text_characters"] else VOCABULARIES
 
 
 def device_of(wanted: str, profile: str) -> tuple[Device, str]:
@@ -174,17 +161,14 @@ def device_of(wanted: str, profile: str) -> tuple[Device, str]:
     if wanted in DEVICES:
         return DEVICES[wanted], "published"
     if wanted not in ("", "here", "cpu"):
-        known = [*DEVICES, "cpu", "here"]
-        near = difflib.get_close_matches(wanted.lower(), known, 1, 0.3)
-        remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        remedy = nearest(wanted.lower(), [*DEVICES, "cpu", "here"], cutoff=0.3)
         raise ParameterError(f"DEVICE={wanted} is not known: {remedy}")
     import torch
 
     if profile in hashes.ONE_THREAD:  # as the book runs them
         torch.set_num_threads(1)
-    return workload.here(
-        "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
-    ), "measured now"
+    kind = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    return workload.here(kind), "measured now"
 
 
 # --- in words
@@ -193,24 +177,22 @@ def device_of(wanted: str, profile: str) -> tuple[Device, str]:
 def plan(pairs: dict[str, str]) -> str:
     """All of it in plain text of 80 columns: what is at hand, what matters, then three tables."""
     of = asked(pairs)
-    price = pairs.get("PRICE_PER_HOUR") and number(pairs, "PRICE_PER_HOUR", 0, 4.5)
+    price = units.number(pairs, "PRICE_PER_HOUR", 0, 4.5) if pairs.get("PRICE_PER_HOUR") else None
     device, source = device_of(pairs.get("DEVICE", ""), of.profile)
-    works, train = of.works(), of.sizes[0].train
-    online = {one.run: workload.seconds(one, device) for one in works}
-    cached = {
-        one.run: workload.seconds(one, device, workload.cached_shares(works, train))
-        for one in works
-    }
-    parts = [_head(of, device, source), _verdict(of, works, device, online, cached, price)]
+    works = of.works()
+    shares = workload.cached_shares(works, of.sizes[0].train)
+    online, cached = (
+        {one.run: workload.seconds(one, device, given) for one in works} for given in (None, shares)
+    )
+    parts = [_lines(_head(of, device, source))]
+    parts += [_lines(_verdict(of, works, device, online, cached, price))]
     for i, size in enumerate(of.sizes):
         parts.append(f"SIZES, vocabulary {size.vocab_size:,}\n{_sizes(of.works(i))}")
-    parts += [f"WORK\n{_work_table(works, device)}", f"TIME{' AND COST' if price else ''}\n"
-              f"{_time_table(online, cached, price)}"]  # fmt: skip
+    parts.append(f"WORK\n{_work_table(works, device)}")
+    parts.append(f"TIME{' AND COST' if price else ''}\n{_time_table(online, cached, price)}")
     for i, size in list(enumerate(of.sizes))[1:]:
-        more = total({one.run: workload.seconds(one, device) for one in of.works(i)})
-        parts.append(
-            f"With a vocabulary of {size.vocab_size:,} all take {units.duration(*more)} online."
-        )
+        span = units.duration(*total({w.run: workload.seconds(w, device) for w in of.works(i)}))
+        parts.append(f"With a vocabulary of {size.vocab_size:,} all take {span} online.")
     return "\n\n".join(parts)
 
 
@@ -218,36 +200,33 @@ def total(spans: dict[str, tuple[float, float]]) -> tuple[float, float]:
     return sum(low for low, _ in spans.values()), sum(high for _, high in spans.values())
 
 
-def _head(of: Asked, device: Device, source: str) -> str:
-    reached = f"{device.low:.0%} to {device.high:.0%} of it reached in training"
-    several = " and ".join(f"{size.vocab_size:,}" for size in of.sizes)
-    several += ", both, as there are no tokens yet (VOCAB=)" if len(of.sizes) > 1 else ""
+def _head(of: Asked, device: Device, source: str) -> dict[str, str]:
+    precision = "TF32" if device.kind == "cuda" else "float32"
+    both = ", both, as there are no tokens yet (VOCAB=)" if len(of.sizes) > 1 else ""
     rows = {
         "profile": f"{of.profile}, {len(of.runs)} runs",
-        "device": f"{device.name}, {device.flop:.3g} FLOP/s, {source}; {reached}; scoring and "
-        f"evaluation {device.forward_flop:.2g} ({'TF32' if device.kind == 'cuda' else 'float32'})",
-        "tokens": of.sizes[0].said,
-        "vocabulary": several,
+        "device": f"{device.name}, {device.flop:.3g} FLOP/s, {source}; {device.low:.0%} to "
+        f"{device.high:.0%} of it reached in training; scoring and evaluation "
+        f"{device.forward_flop:.2g} ({precision})",
+        "tokens": of.sizes[0].source,
+        "vocabulary": " and ".join(f"{size.vocab_size:,}" for size in of.sizes) + both,
     }
     if of.profile in hashes.ONE_THREAD and device.kind == "cpu":
         rows["threads"] = "one a run; the book runs as many runs at once as there are cores"
-    return _lines(rows)
+    return rows
 
 
-def _verdict(of: Asked, works: list[Work], device: Device, online, cached, price) -> str:
+def _verdict(of: Asked, works: list[Work], device: Device, online, cached, price) -> dict[str, str]:
     """What is read in ten seconds."""
-    rows = {"time": f"{units.duration(*total(online))}; with the teacher's targets cached "
-            f"{units.duration(*total(cached))}"}  # fmt: skip
+    sums, duration = [total(online), total(cached)], units.duration
+    times = [duration(*span) for span in sums]
+    rows = {"time": f"{times[0]}; with the teacher's targets cached {times[1]}"}
     if price:
-        rows["cost"] = (
-            f"{units.money(total(online), price)}; cached {units.money(total(cached), price)}"
-        )
+        rows["cost"] = "; cached ".join(units.money(span, price) for span in sums)
     longest = max(online, key=lambda run: online[run][1])
     over = [run for run, (_, high) in online.items() if high > NIGHT_H * 3600]
     fits = f"{len(over)} of {len(works)} may take longer" if over else "each run fits"
-    rows[f"{NIGHT_H} h night"] = (
-        f"{fits}; the longest is {longest}, {units.duration(*online[longest])}"
-    )
+    rows[f"{NIGHT_H} h night"] = f"{fits}; the longest is {longest}, {duration(*online[longest])}"
     files = sorted((cost.file_bytes(shape), name) for shape, name in _models(works).items())
     passing = [f"{name} {units.si(size, 'B')}" for size, name in files if size <= Q4_LIMIT]
     smallest = f"NONE; the smallest is {files[0][1]}, {units.si(files[0][0], 'B')}"
@@ -257,14 +236,12 @@ def _verdict(of: Asked, works: list[Work], device: Device, online, cached, price
     rows["memory"] = f"{units.si(need, 'B')} of {units.si(device.bytes, 'B')} ({most}): {enough}"
     stays, goes = disk(works)
     rows["disk"] = f"{units.si(stays, 'B')} stay, {units.si(goes, 'B')} more while training"
-    if asked_at := sorted({t.temperature for one in works for t in one.trainings if t.teacher}):
+    if temperatures := sorted({t.temperature for one in works for t in one.trainings if t.teacher}):
         size = of.sizes[0]
-        each = cost.cache_bytes(size.train, size.context, size.vocab_size)
-        rows["cache"] = (
-            f"{units.si(each, 'B')} a temperature, 12 draws a token, where it is on; here "
-        )
-        rows["cache"] += f"T = {', '.join(f'{t:g}' for t in asked_at)}"
-    return _lines(rows)
+        each = units.si(cost.cache_bytes(size.train, size.context, size.vocab_size), "B")
+        here = ", ".join(f"{t:g}" for t in temperatures)
+        rows["cache"] = f"{each} a temperature, 12 draws a token, where it is on; here T = {here}"
+    return rows
 
 
 def disk(works: list[Work]) -> tuple[int, int]:
@@ -274,60 +251,49 @@ def disk(works: list[Work]) -> tuple[int, int]:
 
 def _models(works: list[Work]) -> dict[LlamaConfig, str]:
     """Every shape → the shortest name of those that have it."""
-    found = {}
+    names = {}
     for name, shape in ((n, c) for one in works for n, c in one.made.items()):
-        found[shape] = min(found.get(shape, name), name, key=len)
-    return found
+        names[shape] = min(names.get(shape, name), name, key=len)
+    return names
 
 
 def _sizes(works: list[Work]) -> str:
     def layers(shape: LlamaConfig) -> int:
         return shape.parameters - shape.embedding_parameters
 
-    teacher, rows = works[0].teacher, []
+    rows, teacher = [], works[0].teacher
     for shape, name in _models(works).items():
         size = cost.file_bytes(shape)
-        rows.append({
-            "model": name, "weights": f"{shape.parameters / 1e6:.1f} M",
-            "embedding": f"{shape.embedding_parameters / 1e6:.1f} M",
-            "smaller": f"{teacher.parameters / shape.parameters:.1f} ×",
-            "without it": f"{layers(teacher) / layers(shape):.1f} ×",
-            "Q4_0 file": f"{size / 1e6:.1f} MB", "33 MB": "within" if size <= Q4_LIMIT else "ABOVE",
-        })  # fmt: skip
-    return _table(rows)
+        weights, embedding = shape.parameters / 1e6, shape.embedding_parameters / 1e6
+        row = [name, f"{weights:.1f} M", f"{embedding:.1f} M"]
+        row.append(f"{teacher.parameters / shape.parameters:.1f} ×")
+        row.append(f"{layers(teacher) / layers(shape):.1f} ×")
+        rows.append([*row, f"{size / 1e6:.1f} MB", "within" if size <= Q4_LIMIT else "ABOVE"])
+    names = ["model", "weights", "embedding", "smaller", "without it", "Q4_0 file", "33 MB"]
+    return _table(names, rows)
 
 
 def _work_table(works: list[Work], device: Device) -> str:
-    rows = [{
-        "run": one.run, "tokens": units.si(one.tokens), "steps": f"{one.steps:,}",
-        "FLOP": f"{one.flop:.2g}", "memory": units.si(workload.memory(one, device.kind), "B"),
-        "disk": units.si(one.disk, "B"), "in work": units.si(one.disk_meanwhile, "B"),
-    } for one in works]  # fmt: skip
-    stays, goes = disk(works)
-    rows.append({
-        "run": "all", "tokens": units.si(sum(one.tokens for one in works)),
-        "steps": f"{sum(one.steps for one in works):,}",
-        "FLOP": f"{sum(one.flop for one in works):.2g}", "memory": "",
-        "disk": units.si(stays, "B"), "in work": units.si(goes, "B"),
-    })  # fmt: skip
-    return _table(rows)
+    rows = []
+    for one in works:
+        sizes = (workload.memory(one, device.kind), one.disk, one.disk_meanwhile)
+        row = [one.run, units.si(one.tokens), f"{one.steps:,}", f"{one.flop:.2g}"]
+        rows.append([*row, *(units.si(size, "B") for size in sizes)])
+    return _table(["run", "tokens", "steps", "FLOP", "memory", "disk", "in work"], rows)
 
 
 def _time_table(online: dict, cached: dict, price: float | None) -> str:
-    rows = []
+    names, rows = ["run", "teacher online", "cached"], []
     for run in [*online, "all"]:
-        a, b = (spans.get(run) or total(spans) for spans in (online, cached))
-        row = {"run": run, "teacher online": units.duration(*a), "cached": units.duration(*b)}
-        costs = (
-            {"cost": units.money(a, price), "cost, cached": units.money(b, price)} if price else {}
-        )
-        rows.append(row | costs)
-    return _table(rows)
+        spans = [spans.get(run) or total(spans) for spans in (online, cached)]
+        rows.append([run, *(units.duration(*span) for span in spans)])
+        rows[-1] += [units.money(span, price) for span in spans] if price else []
+    return _table(names + (["cost", "cost, cached"] if price else []), rows)
 
 
-def _table(rows: list[dict]) -> str:
-    align = ["left"] + ["right"] * (len(rows[0]) - 1)
-    return tabulate(rows, headers="keys", colalign=align, disable_numparse=True)
+def _table(names: list[str], rows: list[list[str]]) -> str:
+    align = ["left"] + ["right"] * (len(names) - 1)
+    return tabulate(rows, names, colalign=align, disable_numparse=True)
 
 
 def _lines(rows: dict[str, str]) -> str:
@@ -335,25 +301,3 @@ def _lines(rows: dict[str, str]) -> str:
         textwrap.fill(what, 80, initial_indent=f"{name:14}", subsequent_indent=" " * 14)
         for name, what in rows.items()
     )
-
-
-def main(arguments: list[str]) -> int:
-    what, *rest = arguments or ["help"]
-    pairs = dict(pair.split("=", 1) for pair in rest if "=" in pair)
-    try:
-        if what == "plan":
-            print(plan(pairs))
-            return 0
-        if what == "doctor":
-            from tdlib import doctor
-
-            return doctor.examine(pairs)
-    except (ValueError, FileNotFoundError) as error:
-        print(error)
-        return 1
-    print(__doc__)
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

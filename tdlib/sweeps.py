@@ -19,7 +19,6 @@ Its name says all that varies, so that a new value adds points and moves none. I
 """
 
 import contextlib
-import difflib
 import itertools
 import json
 import os
@@ -30,7 +29,7 @@ from pathlib import Path
 import yaml
 
 from tdlib import files, parameters
-from tdlib.parameters import ParameterError, notebook_of
+from tdlib.parameters import ParameterError, nearest, notebook_of
 
 NOTEBOOKS = ("01_distill", "03_lora", "05_progressive")
 KEYS = ("question", "like", "notebook", "runs", "fixed", "grid", "points", "seeds")
@@ -98,13 +97,8 @@ def read(profile: str, name: str) -> Sweep:
     """A sweep's YAML. ParameterError says which, what is wrong with it and what to do."""
     path = _folder(profile) / f"{name}.yaml"
     if not path.is_file():
-        known = names(profile)
-        near = difflib.get_close_matches(name, known, 1)
-        there = f"there are {', '.join(known)}" if known else f"write {path}"
-        raise ParameterError(
-            f"NAME={name} is no sweep of params/{profile}: "
-            + (f"did you mean {near[0]}?" if near else there)
-        )
+        remedy = nearest(name, names(profile), "" if names(profile) else f"write {path}")
+        raise ParameterError(f"NAME={name} is no sweep of params/{profile}: {remedy}")
     try:
         return _read(profile, name, parameters.read(path))
     except ParameterError as error:
@@ -178,9 +172,7 @@ def _declared(notebook: str, several: list[str]) -> list[str]:
 def _known(what: str, given, known) -> None:
     for one in given:
         if one not in known:
-            near = difflib.get_close_matches(str(one), known, 1)
-            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise ParameterError(f"{what} {one} is not known: {remedy}")
+            raise ParameterError(f"{what} {one} is not known: {nearest(one, known)}")
 
 
 def _mapping(key: str, given: object) -> dict:

@@ -1,5 +1,22 @@
 """Hours, money and bytes in words: spans of seconds, a price an hour, powers of 1,000."""
 
+import math
+import re
+
+from tdlib.parameters import ParameterError
+
+
+def number(pairs: dict[str, str], name: str, least: float, example: float) -> float:
+    """A number of a command line; commas may part its thousands."""
+    try:
+        value = float(re.sub(r",(?=\d{3}(\D|$))", "", pairs[name]))
+    except ValueError:
+        value = math.nan
+    if not least <= value < math.inf:
+        fault = f"{name}={pairs[name]} must be a number, at least {least:g}"
+        raise ParameterError(f"{fault}: for example {name}={example:g}")
+    return value
+
 
 def duration(low: float, high: float) -> str:
     """ "3.1–6.9 h", "12–15 min", "20 s"."""

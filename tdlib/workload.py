@@ -4,14 +4,13 @@ A run is trainings and forward passes. Hours are FLOP over the share of a device
 reached; what exactly a step takes, `make doctor` tries.
 """
 
-import difflib
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tdlib import cost, graph
-from tdlib.parameters import ParameterError, notebook_of
+from tdlib.parameters import ParameterError, nearest, notebook_of
 from tdlib.shapes import SHAPES, LlamaConfig
 
 BEGIN_S = (5.0, 20.0)  # a kernel, its imports, figures and the page, low and high
@@ -54,7 +53,7 @@ class Size:
     train: int  # windows
     val: int
     hard: int  # windows of the hard set
-    said: str  # where that is known from
+    source: str  # where that is known from
 
 
 @dataclass(frozen=True)
@@ -79,19 +78,19 @@ class Training:
         return max(1, min(self.parameters["micro_windows"], batch, self.windows))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Work:
     """What one run does, what it leaves, and what it needs meanwhile."""
 
     run: str
     context: int
-    trainings: tuple[Training, ...]
-    forwards: tuple[tuple[LlamaConfig, int], ...]  # a model, and windows through it
     teacher: LlamaConfig
-    made: dict[str, LlamaConfig]
-    loaded: int  # weights in memory that its trainings do not have
-    disk: int  # bytes that stay
-    disk_meanwhile: int  # and that go again: a checkpoint, and the next one beside it
+    trainings: list[Training] = field(default_factory=list)
+    forwards: list[tuple[LlamaConfig, int]] = field(default_factory=list)  # a model, and windows
+    made: dict[str, LlamaConfig] = field(default_factory=dict)
+    loaded: int = 0  # weights in memory that its trainings do not have
+    disk: int = 0  # bytes that stay
+    disk_meanwhile: int = 0  # and that go again: a checkpoint, and the next one beside it
 
     @property
     def tokens(self) -> int:
@@ -123,81 +122,105 @@ def distinct(p: dict, context: int) -> int:
     return max(1, p["distinct_tokens"] // context) if p.get("distinct_tokens") else 0
 
 
+def _read(p: dict, size: Size) -> int:
+    """Windows that a training reads once an epoch."""
+    match notebook_of(p["run"]):
+        case "01_distill":
+            fold = int(p["left_out"].split("/")[1]) if p.get("left_out") else 0
+            rest = size.train - (size.train // fold if fold else 0)
+            return min(rest, distinct(p, size.context) or rest)
+        case "03_lora":
+            return round(p["share"] * size.train) if p.get("share") else size.hard
+    return size.train
+
+
 def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) -> Work:
     """What a run with these parameters does. `made`: what is there before it, by name → shape and
     temperature; an adapter has its base's shape and no temperature."""
-    loaded, disk, forwards, read = 0, 0, [], size.train
+    work = Work(p["run"], size.context, teacher)
+    _train(work, p, size, made)
+    _score(work, p, size, made)
+    fixed = min(size.val, p.get("fixed_windows", 640))
+    trained = [t.student for t in work.trainings if t.name not in work.made]
+    for shape in [*work.made.values(), *trained]:
+        work.forwards += [(shape, size.val + fixed), (teacher, fixed)]
+        work.disk += 4 * (size.val + size.context * fixed)
+    work.disk += sum(4 * shape.parameters for shape in work.made.values())
+    rows = size.hard if notebook_of(p["run"]) == "03_lora" else _read(p, size)
+    for t in work.trainings:
+        work.forwards.append((t.student, 9 * min(64, size.val)))  # while it trains
+        state = cost.state_bytes(t.student, t.rank)
+        work.disk += state // 3 * epochs_kept(t, rows)
+        work.disk_meanwhile = max(work.disk_meanwhile, 2 * state)
+    return work
+
+
+def _train(work: Work, p: dict, size: Size, made: dict[str, tuple]) -> None:
+    """The trainings of 00, 01, 03 and 05, and what they make."""
+    teacher = work.teacher
 
     def of(shape: str) -> LlamaConfig:
         return LlamaConfig(size.vocab_size, **SHAPES[shape], context=size.context)
 
-    def trained(name: str, student: LlamaConfig, by: LlamaConfig, rows: int = size.train):
-        softened = p.get("temperature") or made.get(p.get("base"), (None, 1.0))[1]
+    def train(name: str, student: LlamaConfig, by: LlamaConfig) -> None:
         by = None if p.get("ce_weight", 1.0) == 1 else by
-        return Training(name, student, by, softened, *counts(rows, p, size.context), p)
+        ahead = counts(_read(p, size), p, size.context)
+        work.trainings.append(Training(name, student, by, _temperature(p, made), *ahead, p))
+        if not work.trainings[-1].rank:
+            work.made[name] = student
 
     match notebook_of(p["run"]):
         case "00_teacher":
-            new = {"teacher": teacher}
-            trainings = [] if p["teacher"] else [trained("teacher", teacher, teacher)]
-            disk = 0 if p["tokens"] else 4 * size.context * (size.train + size.val)
+            if not p["teacher"]:
+                train("teacher", teacher, teacher)
+            work.made["teacher"] = teacher
+            work.disk = 0 if p["tokens"] else 4 * size.context * (size.train + size.val)
         case "01_distill":
-            new = {p["student"]: of(p["shape"])}
-            fold = int(p["left_out"].split("/")[1]) if p.get("left_out") else 0
-            read -= size.train // fold if fold else 0
-            read = min(read, distinct(p, size.context) or read)
-            trainings = [trained(p["student"], of(p["shape"]), teacher, read)]
-            loaded = teacher.parameters if trainings[0].teacher is None else 0
-        case "02_hard_set":
-            new, trainings = {}, []
-            scored = min(size.train, p.get("token_limit", 0) // size.context or size.train)
-            forwards = [(_base(p, made), scored), (teacher, scored)]
-            others = p.get("compare", "").split() + p.get("unseen_teacher", "").split()
-            # a folder may not hold them yet: then as large as the base
-            forwards += [(made.get(name, (_base(p, made),))[0], scored) for name in others]
-            disk = 8 * (size.train + size.hard)
+            train(p["student"], of(p["shape"]), teacher)
+            work.loaded = teacher.parameters if work.trainings[0].teacher is None else 0
         case "03_lora":
-            base, whole = _base(p, made), p.get("trains") == "weights"
-            new = {p["adapter"]: base} if whole else {}
-            replayed = round(p["share"] * size.train) if p.get("share") else size.hard
-            trainings = [trained(p["adapter"], base, teacher, replayed)]
-            disk = 0 if whole else 4 * cost.adapter_parameters(base, p["rank"])
+            base = _base(p, made)
+            train(p["adapter"], base, teacher)
+            work.disk = 4 * cost.adapter_parameters(base, work.trainings[0].rank)
         case "05_progressive":
             middle, small = of(p["middle_shape"]), of(p["small_shape"])
-            new = {"150m": middle, "75m": small, "75m-direct": small}
-            trainings = [trained("150m", middle, teacher), trained("75m", small, middle),
-                         trained("75m-direct", small, teacher)]  # fmt: skip
-            loaded = teacher.parameters + small.parameters
+            train("150m", middle, teacher)
+            train("75m", small, middle)
+            train("75m-direct", small, teacher)
+            work.loaded = teacher.parameters + small.parameters
+
+
+def _score(work: Work, p: dict, size: Size, made: dict[str, tuple]) -> None:
+    """The forward passes of 02, 06 and 07; 04 merges the adapters."""
+    match notebook_of(p["run"]):
+        case "02_hard_set":
+            base, scored = _base(p, made), p.get("token_limit", 0) // size.context or size.train
+            others = p.get("compare", "").split() + p.get("unseen_teacher", "").split()
+            # a folder may not hold them yet: then as large as the base
+            shapes = [base, work.teacher, *(made.get(name, (base,))[0] for name in others)]
+            work.forwards = [(shape, min(size.train, scored)) for shape in shapes]
+            work.disk = 8 * (size.train + size.hard)
+        case "04_merge_eval":
+            adapters = {name: shape for name, (shape, softened) in made.items() if softened is None}
+            work.made = {f"{name}-merged": shape for name, shape in adapters.items()}
         case "06_inference":  # each format on some windows; raw text computes much more than once
-            new, trainings = {}, []
-            shapes = [made.get(name, (teacher,))[0] for name in p["models"].split()]
+            shapes = [made.get(name, (work.teacher,))[0] for name in p["models"].split()]
             whole = p["new_tokens"] * (p["prompt_tokens"] + p["new_tokens"]) // 2
             rows = 8 * p["quality_windows"] + 4 * p["repeats"] * whole // size.context
-            forwards = [(shape, rows) for shape in shapes]
-            disk = sum(round(4.4 * shape.parameters) for shape in shapes)  # four files
+            work.forwards = [(shape, rows) for shape in shapes]
+            work.disk = sum(round(4.4 * shape.parameters) for shape in shapes)  # four files
         case "07_evidence":  # every model reads the text that judges
-            new, trainings = {}, []
-            forwards = [(shape, size.val) for shape, _ in made.values()]
-        case _:  # 04, which merges the adapters
-            adapters = {name: shape for name, (shape, softened) in made.items() if softened is None}
-            new, trainings = {f"{name}-merged": shape for name, shape in adapters.items()}, []
-    fixed = min(size.val, p.get("fixed_windows", 640))
-    for shape in [*new.values(), *(t.student for t in trainings if t.name not in new)]:
-        forwards += [(shape, size.val + fixed), (teacher, fixed)]
-        disk += 4 * (size.val + size.context * fixed)
-    forwards += [(t.student, 9 * min(64, size.val)) for t in trainings]  # while it trains
-    states = [cost.state_bytes(t.student, t.rank) for t in trainings]
-    disk += sum(4 * shape.parameters for shape in new.values())
-    rows = size.hard if notebook_of(p["run"]) == "03_lora" else read
-    disk += sum(s // 3 * epochs_kept(t, rows) for s, t in zip(states, trainings, strict=True))
-    return Work(p["run"], size.context, tuple(trainings), tuple(forwards), teacher, new, loaded,
-                disk, 2 * max(states, default=0))  # fmt: skip
+            work.forwards = [(shape, size.val) for shape, _ in made.values()]
+
+
+def _temperature(p: dict, made: dict) -> float:
+    """A training's own, or that of its base."""
+    return p.get("temperature") or made.get(p.get("base"), (None, 1.0))[1]
 
 
 def _base(p: dict, made: dict) -> LlamaConfig:
     if p["base"] not in made:
-        near = difflib.get_close_matches(p["base"], made, 1)
-        remedy = f"did you mean {near[0]}?" if near else "add one that does"
+        remedy = nearest(p["base"], made, "add one that does")
         raise ParameterError(f"{p['run']}: no run makes its base {p['base']}: {remedy}")
     return made[p["base"]][0]
 
@@ -210,17 +233,18 @@ def epochs_kept(t: Training, rows: int) -> int:
 
 
 def of_profile(runs: list[graph.BookRun], size: Size, teacher: LlamaConfig) -> list[Work]:
-    """The work of every run, in the order of the book."""
-    made, found = {"teacher": (teacher, 1.0)}, []
+    """The work of every run, in the order of the book, sweeps after it: a point finds what the book
+    made and what its own earlier runs did; the page of a sweep merges nothing."""
+    made, points, works = {"teacher": (teacher, 1.0)}, {}, []
     for one in runs:
         p = one.parameters
-        found.append(of_run(p, size, teacher, made))
-        softened = p.get("temperature") or made.get(p.get("base"), (None, 1.0))[1]
-        made |= {name: (c, softened) for name, c in found[-1].made.items()}
-        if one.notebook == "03_lora" and p.get("trains", "adapter") == "adapter":
-            made[p["adapter"]] = (made[p["base"]][0], None)
-            made[f"{p['adapter']}-merged"] = made[p["base"]]
-    return found
+        before = points.setdefault(one.out, dict(made)) if one.sweep else made
+        works.append(of_run(p, size, teacher, {} if one.compares else before))
+        temperature = _temperature(p, before)
+        before |= {name: (shape, temperature) for name, shape in works[-1].made.items()}
+        for t in (t for t in works[-1].trainings if t.rank):
+            before |= {t.name: (t.student, None), f"{t.name}-merged": before[p["base"]]}
+    return works
 
 
 # --- what that costs
@@ -233,22 +257,23 @@ def training_flop(t: Training, taught: float = 1.0) -> float:
     flop += 6 * cost.adapter_parameters(t.student, t.rank)
     if t.parameters["activation_checkpointing"]:
         flop += cost.forward_flop(t.student, context)
-    flop += taught * cost.forward_flop(t.teacher, context) if t.teacher else 0
+    if t.teacher:
+        flop += taught * cost.forward_flop(t.teacher, context)
     return flop * t.windows * context
 
 
-def cached_shares(found: list[Work], train: int) -> dict[str, float]:
+def cached_shares(works: list[Work], train: int) -> dict[str, float]:
     """Training → share of its tokens that the teacher sees where its targets are cached: at each
     temperature the first training fills the cache in its first epoch, others only read; those that
     a token_limit ends before an epoch share it where they meet the same windows. 05's middle model
     is asked online. "scores": 0 where a whole epoch has left the teacher's losses for 02."""
     filled, shares = set(), {"scores": 1.0}
-    for t in (t for one in found for t in one.trainings if t.teacher == found[0].teacher):
+    for t in (t for one in works for t in one.trainings if t.teacher == works[0].teacher):
         few, p = distinct(t.parameters, t.student.context), t.parameters
         whole = t.windows >= train and not few
         met = (t.temperature,) if whole else (t.temperature, p["seed"], p.get("windows"))
-        known = {met, (t.temperature,)} & filled
-        shares[t.name] = 0.0 if known else min(1.0, min(train, few or train) / t.windows)
+        read = {met, (t.temperature,)} & filled
+        shares[t.name] = 0.0 if read else min(1.0, min(train, few or train) / t.windows)
         shares["scores"] *= not whole
         filled.add(met)
     return shares
@@ -260,16 +285,12 @@ def seconds(one: Work, device: Device, shares: dict | None = None) -> tuple[floa
     for t in one.trainings:
         quick, slow = training_seconds(t, device, (shares or {}).get(t.name, 1.0))
         low, high = low + quick, high + slow
-    known = shares and not shares["scores"] and one.run.startswith("02")
-    skipped = one.teacher if known else None
-    flop = [cost.forward_flop(c, one.context) * one.context * n
-            for c, n in one.forwards if c != skipped]  # fmt: skip
     if one.run.startswith("06"):  # each way is timed for a while, each file is run
         low, high = low + 8 * len(one.forwards), high + 40 * len(one.forwards)
-    if not one.forwards:  # the page of a sweep merges nothing
-        return low, high
-    rates = (share * device.forward_flop for share in reversed(FORWARD))
-    quick, slow = (sum(flop) / rate for rate in rates)
+    scored = shares and not shares["scores"] and one.run.startswith("02")
+    forwards = [(c, n) for c, n in one.forwards if not (scored and c == one.teacher)]
+    flop = sum(cost.forward_flop(c, one.context) * one.context * n for c, n in forwards)
+    quick, slow = (flop / (share * device.forward_flop) for share in reversed(FORWARD))
     return low + quick, high + slow
 
 
@@ -288,9 +309,9 @@ def memory(one: Work, kind: str) -> int:
     most += 4 * one.context * max(held, default=0)
     most += 24 * one.context * one.teacher.vocab_size
     for t in one.trainings:
-        need = cost.training_bytes(t.student, t.teacher, t.at_once, one.context, kind, t.rank,
-                                   t.parameters["activation_checkpointing"])  # fmt: skip
-        most = max(most, need + 4 * one.loaded)
+        again = t.parameters["activation_checkpointing"]
+        sizes = (t.student, t.teacher, t.at_once, one.context, kind, t.rank, again)
+        most = max(most, cost.training_bytes(*sizes) + 4 * one.loaded)
     return most + (PROCESS + FIGURES if kind == "cpu" else 0)
 
 

@@ -1112,40 +1112,29 @@ def test_a_disk_full_for_a_while_ends_no_training_and_no_run_is_called_done(out,
 
 # --- how it is told elsewhere
 
+OF_00 = r"params/tiny/00_teacher.yaml: "
 WORDS = [  # of `make book`, which are those of python -m tdlib.graph book
-    (["PROFILE=tny"], r"PROFILE=tny has no runs in .*: did you mean tiny\?"),
-    (["ONLY=03_lorra"], r"03_lorra is no run of params/tiny: did you mean 03_lora"),
-    (["REDO=50m"], r"50m is no run of params/tiny: did you mean .*50m"),
-    (
-        ["TEXT=nowhere.txt"],
-        r"params/tiny/00_teacher.yaml: text = 'nowhere.txt' must be .*not there",
-    ),
-    (
-        ["TOKENS=Makefile"],
-        r"params/tiny/00_teacher.yaml: tokens = 'Makefile' .*is not one; correct",
-    ),
-    (
-        ["TEACHER=tests"],
-        r"params/tiny/00_teacher.yaml: teacher = 'tests' reads only .*: give token",
-    ),
-    (
-        ["OUT=Makefile/x"],
-        r"out = 'Makefile/x' must be a folder: .*Makefile is no folder; give anoth",
-    ),
-    (["OUT=/proc/x"], r"No such file or directory: '/proc/x'"),
+    ("PROFILE=tny", r"PROFILE=tny has no runs in .*: did you mean tiny\?"),
+    ("ONLY=03_lorra", r"03_lorra is no run of params/tiny: did you mean 03_lora"),
+    ("REDO=50m", r"50m is no run of params/tiny: did you mean .*50m"),
+    ("TEXT=nowhere.txt", OF_00 + r"text = 'nowhere.txt' must be .*not there"),
+    ("TOKENS=Makefile", OF_00 + r"tokens = 'Makefile' .*is not one; correct"),
+    ("TEACHER=tests", OF_00 + r"teacher = 'tests' reads only .*: give token"),
+    ("OUT=Makefile/x", r"out = 'Makefile/x' must be a folder: .*Makefile is no folder; give anoth"),
+    ("OUT=/proc/x", r"No such file or directory: '/proc/x'"),
 ]
 
 
-@pytest.mark.parametrize("words, says", WORDS, ids=str)
-def test_make_book(words, says, capsys, monkeypatch):
+@pytest.mark.parametrize("word, says", WORDS, ids=str)
+def test_make_book(word, says, capsys, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     before = sorted(os.listdir("outputs"))
-    assert graph.main(["book", *words]) == 1
+    assert graph.main(["book", word]) == 1
     said = capsys.readouterr()
     line, end, rest = said.out.partition("\n")
     assert re.search(says, line) and (end, rest, said.err) == ("\n", "", ""), said
     if near := re.search(r"did you mean ([\w.-]+)", line):
-        graph.wanted("book", {words[0].partition("=")[0]: near[1]})
+        graph.wanted("book", {word.partition("=")[0]: near[1]})
     assert sorted(os.listdir("outputs")) == before
 
 

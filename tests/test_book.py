@@ -45,6 +45,15 @@ def reference_loss(model, ids_NT, targets_NT) -> torch.Tensor:
     ).view_as(targets_NT)
 
 
+def difficulty_of(out: Path) -> np.ndarray:
+    student_N, teacher_N = np.load(out / "scores/02_hard_set.npy")[:2]
+    return student_N - teacher_N
+
+
+def soup_of(path: Path) -> BeautifulSoup:
+    return BeautifulSoup(path.read_text("utf-8"), "html.parser")
+
+
 def test_every_run_leaves_a_record_a_report_and_a_state(out, results):
     for run in RUNS:
         record = results[run]
@@ -69,8 +78,7 @@ def test_the_recorded_loss_is_that_of_transformers_on_the_saved_model(out, resul
 
 
 def test_difficulty_is_the_difference_of_two_bare_forwards(out):
-    scores = np.load(out / "scores/02_hard_set.npy")
-    difficulty_N = scores[0] - scores[1]
+    difficulty_N = difficulty_of(out)
     ids = np.fromfile(out / "tokens/train.bin", dtype="<u4").astype(np.int64)
     t = json.loads((out / "tokens/meta.json").read_text())["block_size"]
     assert len(difficulty_N) == (len(ids) - 1) // t
@@ -82,8 +90,7 @@ def test_difficulty_is_the_difference_of_two_bare_forwards(out):
 
 
 def test_the_hard_set_holds_the_hardest_fifth_and_the_control_as_many(out, results):
-    scores = np.load(out / "scores/02_hard_set.npy")
-    difficulty_N = scores[0] - scores[1]
+    difficulty_N = difficulty_of(out)
     chosen = json.loads((out / "hard_set.json").read_text())
     k = len(chosen["windows_K"])
     assert k == round(0.2 * len(difficulty_N))
@@ -163,7 +170,7 @@ def test_the_quality_table_says_what_each_model_is_and_what_it_cost(out, results
 def test_the_verdict_is_in_the_page_and_in_its_table(out):
     table = pd.read_csv(out / "tables/04_merge_eval-verdict.csv").set_index("question")
     assert table.loc["adapter on hard against adapter on random", "model"] == "50m-hard-merged"
-    page = BeautifulSoup((out / "04_merge_eval.html").read_text("utf8"), "html.parser").get_text()
+    page = soup_of(out / "04_merge_eval.html").get_text()
     assert "the adapter on the hard set (50m-hard-merged)" in page
     assert "The null row is missing: 50m-seed2 picks the hard windows" in page
     merged = pd.read_csv(out / "tables/04_merge_eval-merged.csv")
@@ -174,7 +181,7 @@ def test_the_verdict_is_in_the_page_and_in_its_table(out):
 
 def test_no_report_asks_for_anything_outside_itself(out):
     for path in out.glob("*.html"):
-        soup = BeautifulSoup(path.read_text(encoding="utf8"), "html.parser")
+        soup = soup_of(path)
         for tag in soup.find_all(src=True):
             assert tag["src"].startswith("data:"), (path, tag["src"][:80])
         assert not soup.find_all(["link", "iframe", "object"])
@@ -193,9 +200,8 @@ def test_the_book_done_starts_no_kernel_and_takes_seconds(out, make_book):
 def papermill(tmp_path: Path, *more: str) -> subprocess.CompletedProcess:
     notebook, yaml = "notebooks/01_distill.ipynb", "params/smoke/01_distill-50m.yaml"
     command = [sys.executable, "-m", "papermill", notebook, str(tmp_path / "o.ipynb"), "-f", yaml]
-    return subprocess.run(
-        [*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )  # fmt: skip
+    command += more
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def test_a_mistyped_parameter_under_plain_papermill_stops_and_the_right_name_is_offered(tmp_path):
@@ -216,8 +222,8 @@ def test_plain_papermill_reloads_a_finished_run_and_its_numbers_stay(out, result
 
 
 def test_a_dry_run_of_a_finished_book_says_that_all_is_done(out):
-    said = dry.text(graph.wanted("book", {"PROFILE": "smoke", "OUT": str(out)}))
-    assert said.endswith("All of them are done.") and said.count("is done") == len(RUNS)
+    words = dry.text(graph.wanted("book", {"PROFILE": "smoke", "OUT": str(out)}))
+    assert words.endswith("All of them are done.") and words.count("is done") == len(RUNS)
 
 
 def test_a_missing_teacher_is_one_line_with_the_command_that_makes_it(tmp_path):
@@ -240,10 +246,8 @@ def test_every_page_prints_with_no_table_cut_and_what_is_folded_open(out, faults
     paper = browser.new_page(viewport={"width": a4, "height": 800})
     paper.emulate_media(media="print")
     paper.goto((out / "04_merge_eval.html").as_uri())
-    folds = (
-        "[...document.querySelectorAll('details > :not(summary)')].map(el => el.checkVisibility())"
-    )
-    shown = paper.evaluate(folds)
+    folded = "[...document.querySelectorAll('details > :not(summary)')]"
+    shown = paper.evaluate(f"{folded}.map(el => el.checkVisibility())")
     assert len(shown) > 5 and all(shown)
     paper.close()
 
@@ -276,7 +280,7 @@ def test_every_slider_fold_link_and_scrolling_box_is_reached_by_tab_and_shows_it
 
 def test_pages_link_the_runs_they_were_made_from_and_those_that_use_them(out, results):
     for run, record in results.items():
-        soup = BeautifulSoup((out / f"{run}.html").read_text("utf-8"), "html.parser")
+        soup = soup_of(out / f"{run}.html")
         rows = {row.th.get_text(): row for row in soup.select(".provenance tr")}
         linked = {
             title: {a.get_text() for a in rows[title].select("a")} if title in rows else set()
@@ -285,11 +289,6 @@ def test_pages_link_the_runs_they_were_made_from_and_those_that_use_them(out, re
         users = {name for name, other in results.items() if run in other["reads"]}
         assert linked == {"made from": set(record["reads"]), "used by": users}
         assert all((out / a["href"]).exists() for a in soup.select("header a, footer a"))
-
-
-def difficulty_of(out: Path) -> np.ndarray:
-    scores = np.load(out / "scores/02_hard_set.npy")
-    return scores[0] - scores[1]
 
 
 def test_each_stop_of_the_mailed_reports_sliders_counts_as_numpy_does(out, browser):
@@ -417,5 +416,5 @@ def test_a_sweeps_pages_show_all_of_themselves_in_a_browser(out, faults, width):
     pages.append(folder / "share0.5/03_lora-share0.5.html")
     assert {page.name: found for page in pages if (found := faults(page, width))} == {}
     for page in pages:
-        soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
-        assert all((page.parent / a["href"].partition("#")[0]).exists() for a in soup.select("a"))
+        links = [a["href"].partition("#")[0] for a in soup_of(page).select("a")]
+        assert all((page.parent / link).exists() for link in links)
