@@ -73,9 +73,6 @@ def opened(this: Run) -> data.Tokens:
     return tokens
 
 
-# --- 00: text and teacher
-
-
 def text_into_tokens(this: Run, teacher: Llama | None) -> tuple[str, str]:
     """`prepare`'s summary, and what the finding must say of text that is missing."""
     account = text.Account()
@@ -114,7 +111,7 @@ def prepare(
         data.write_tokens(folder, splits, fresh, p["context"], rare, size)
     tokens, sources = data.open_tokens(folder), sorted({d.source for d in documents})
     said = [
-        f"{account}" if p["text"] else "",
+        str(account) if p["text"] else "",
         f"{len(documents):,} documents (long works cut into sections) from {len(sources)} sources: "
         f"{', '.join(sources[:12])}. Groups of near-duplicates: {len(np.unique(groups_N)):,}.",
         f"{_sizes(tokens)} Vocabulary {tokens.vocab_size:,}; {tokens.bytes_per_token():.2f} bytes "
@@ -134,11 +131,8 @@ def _split(p: dict, documents: list[text.Document], groups_N: np.ndarray) -> dic
 
 
 def _sizes(tokens: data.Tokens) -> str:
-    train, val = tokens.train, tokens.val
-    return (
-        f"Training: {len(train.ids):,} tokens, {len(train):,} windows of {tokens.context}; "
-        f"validation: {len(val.ids):,} tokens, {len(val):,} windows."
-    )
+    train, val = (f"{len(w.ids):,} tokens, {len(w):,} windows" for w in (tokens.train, tokens.val))
+    return f"Training: {train} of {tokens.context}; validation: {val}."
 
 
 def rare_lines(
@@ -236,9 +230,6 @@ def imported(this: Run, model: Llama, tokens: data.Tokens) -> list[dict]:
     return this.once("log", lambda: [{"step": 0, "tokens": 0} | loss])
 
 
-# --- 01, 03, 05: training and measuring
-
-
 @contextlib.contextmanager
 def targets(
     this: Run, teacher: Llama, tokens: data.Tokens, temperature: float, fill: bool = True,
@@ -255,9 +246,7 @@ def targets(
         return
     windows = tokens.train
     mib = cache.size(len(windows), tokens.context, draws, len(teacher.head)) / 2**20
-    print(
-        f"Targets of the teacher at T {temperature:g}, {draws} a token: {mib:,.1f} MiB in {folder}"
-    )
+    print(f"Targets at T {temperature:g}, {draws} a token: {mib:,.1f} MiB in {folder}")
     with cache.Cache(folder, teacher, windows, temperature=temperature, draws=draws) as kept:
         kept.full = read_only
         print(f"{int(kept.valid.sum()):,} of {len(windows):,} windows are there already")
@@ -446,16 +435,14 @@ def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llam
 def _card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
     """README.md of a model or an adapter, beside its weights."""
     p, record = this.parameters, this.provenance()
-    adapter = p.get("adapter") == name and p.get("trains", "adapter") == "adapter"
-    folder = this.path("adapters" if adapter else "models", name)
-    if adapter:
-        base = this.path("models", p["base"])
+    if p.get("adapter") == name and p.get("trains", "adapter") == "adapter":
+        folder, base = this.path("adapters", name), this.path("models", p["base"])
         text = release.adapter_card(folder, base, tokens, row, record, row_of(this, p["base"]))
     else:
-        merged_from = [r for r in folder_of(this).of("03_lora")
-                       if f"{r['parameters']['adapter']}-merged" == name]  # fmt: skip
+        folder, records = this.path("models", name), folder_of(this).of("03_lora")
+        merged = (r for r in records if f"{r['parameters']['adapter']}-merged" == name)
         teacher = None if this.notebook == "00_teacher" else row_of(this, p["teacher"])
-        text = release.card(folder, tokens, row, (merged_from or [record])[0], teacher)
+        text = release.card(folder, tokens, row, next(merged, record), teacher)
     path = folder / "README.md"
     with contextlib.suppress(FileExistsError):  # the owner's own card stays
         files.own(path)
@@ -485,9 +472,6 @@ def samples(net: Llama, tokens: data.Tokens, count: int = 3, length: int = 0) ->
         begun, whole = (tokens.tokenizer.decode(x) for x in (ids, [*ids, *new]))
         texts.append(f"{begun} ▸ {whole[len(begun) :].strip()}")
     return texts
-
-
-# --- 02: the hard set
 
 
 def score(
@@ -622,22 +606,18 @@ def difficulty_in_words(scores: hard_set.Scores) -> str:
 def hard_set_finding(
     base: str, short: dict, chosen: hard_set.HardSet, difficulty_N: np.ndarray
 ) -> str:
-    """How much of what was lost the hard set holds, and whether that is as the plan has it."""
+    """How much of what was lost the hard set holds."""
     hard_N, lost_N = choice.hard(chosen, difficulty_N), choice.lost(difficulty_N)
     held = lost_N[hard_N].sum() / (lost_N.sum() or 1)
     share = hard_N.sum() / max(1, np.isfinite(difficulty_N).sum())
     said = (
         f"The hardest {share:.1%} of the windows ({chosen.threshold:.3f} nats and more) hold "
-        f"{held:.0%} of what {base} lost, "
-        + ("most of it, as the plan has it." if held > 0.5 else "not most of it, as the plan has.")
+        f"{held:.0%} of what {base} lost; the plan's claim is most of it."
     )
     said += f" {chosen.easy:,} easy windows are mixed in." if chosen.easy else ""
     if (better := short["student_better"]) > 0.5:
         return f"{base} is BETTER than its teacher on {better:.0%} of windows. {said}"
     return said
-
-
-# --- 03: the adapter
 
 
 def trainable(this: Run, net: Llama) -> int:
@@ -680,9 +660,6 @@ def saved(this: Run, net: Llama, tokens: data.Tokens) -> Llama:
     folder = this.path("adapters", p["adapter"])
     this.once("saved", lora.save, net, folder, f"models/{p['base']}")
     return lora.load(Llama.load(this.path("models", p["base"]), this.device), folder)
-
-
-# --- 04, 05: what a run folder holds
 
 
 @torch.no_grad()
@@ -760,10 +737,9 @@ def sweep_rows(
         row = {"point": name, "varied": point.varied, "parameters": point.record["parameters"],
                "loss": point.metrics["loss"], "kl": point.metrics["kl"],
                "minutes": point.record["seconds"] / 60}  # fmt: skip
-        for part, chosen_N in parts.items():
-            pair = (losses[n][chosen_N] for n in (name, base))
-            resamples = this.parameters["resamples"]
-            row[part] = evaluate.change(*pair, document_N[chosen_N], resamples)
+        for part, at_N in parts.items():
+            pair = (losses[name][at_N], losses[base][at_N], document_N[at_N])
+            row[part] = evaluate.change(*pair, this.parameters["resamples"])
         rows.append(row)
     return rows
 
@@ -779,8 +755,8 @@ def show_sweep(this: Run, sweep: str, rows: list[dict]) -> None:
         alt=f"Difference from the base at every point of the sweep {sweep}, by setting",
     )  # fmt: skip
     varied = names - {"seed"}
-    full = [row | {"varied": {name: row["parameters"][name] for name in varied}} for row in rows]
     if len(varied) > 1 and varied <= {"share", "rank", "lora_scale"}:
+        full = [row | {"varied": {n: row["parameters"][n] for n in varied}} for row in rows]
         this.figure(
             f"sensitivity-{sweep}", plots.sensitivity(full, hints),
             alt="Loss on hard and on easy text by share, rank and scale, against the base",
@@ -826,9 +802,8 @@ def difference(this: Run, one: str, other: str, tokens: data.Tokens, resamples: 
 def difference_in_words(one: str, other: str, d: dict) -> str:
     """That `one` is better or worse than `other`, or not clearly different, with the interval."""
     size = tables.with_interval(d["difference"], d["low"], d["high"])
-    how = "is better than" if d["high"] < 0 else "is WORSE than" if d["low"] > 0 else (
-        "is not clearly different from"
-    )  # fmt: skip
+    how = "is better than" if d["high"] < 0 else "is not clearly different from"
+    how = "is WORSE than" if d["low"] > 0 else how
     left_out = f"; {d['masked']:,} of {d['windows']:,} windows have no target and are left out"
     return f"{one} {how} {other}: {size} nats, one seed{left_out if d.get('masked') else ''}."
 
@@ -907,17 +882,16 @@ def costs(this: Run, tokens: data.Tokens) -> dict[str, dict[str, float]]:
     """FLOP of every model: of its own training (with its base's), of its teachers' forwards, and of
     scoring the windows where it replays scores."""
     folder, arms, rows = folder_of(this), arms_of(this), {}
-    shorts = [r["remembered"]["short"] for r in folder.of("02_hard_set")
-              if "short" in r["remembered"]]  # fmt: skip
-    windows = shorts[0]["windows"] * shorts[0].get("scored", 1) if shorts else 0
+    shorts = (record["remembered"].get("short") for record in folder.of("02_hard_set"))
+    short = next(filter(None, shorts), {"windows": 0})
+    scored = short["windows"] * short.get("scored", 1) * tokens.context
     for name, arm in arms.items():
         training, teacher = _flop(folder, arm, arms, tokens)
-        scores = 0.0
+        rows[name] = {"training": training, "teacher": teacher, "scoring": 0.0}
         if arm.base and arm.windows in ("hard", "easiest"):
-            forward = sum(cost.forward_flop(folder.shape(n), tokens.context)
-                          for n in (arm.base, arm.p["teacher"]))  # fmt: skip
-            scores = windows * tokens.context * forward
-        rows[name] = {"training": training, "teacher": teacher, "scoring": scores}
+            shapes = [folder.shape(model) for model in (arm.base, arm.p["teacher"])]
+            forward = sum(cost.forward_flop(shape, tokens.context) for shape in shapes)
+            rows[name]["scoring"] = scored * forward
     return rows
 
 
@@ -936,9 +910,6 @@ def _flop(folder: Folder, arm: verdict.Arm, arms: dict, tokens: data.Tokens) -> 
     before = arms.get(by or arm.base)
     rest = _flop(folder, before, arms, tokens) if before else (0.0, 0.0)
     return arm.tokens * flop + rest[0], asked + rest[1]
-
-
-# --- 06: files and speed
 
 
 def to_run(this: Run, name: str, rows: list[dict]) -> str:

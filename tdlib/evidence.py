@@ -38,9 +38,6 @@ Effects = tuple[Sequence[Effect], Sequence[str]]  # of a claim, and what else wa
 Development = Mapping[str, float]  # model → loss on the validation split, where choices are made
 
 
-# --- losses on the text that judges
-
-
 def split_of(tokens: data.Tokens) -> tuple[str, data.Windows]:
     """The split that verdicts are read on; validation where nothing else has a target."""
     confirm = tokens.confirm and tokens.confirm.known_N.any()
@@ -112,9 +109,6 @@ class Losses(Mapping):
             found.save(path.parent, name, whole)
             this.progress(len(self.read) + 1, len(self), f"models on {self.split}: {label}")
         return path
-
-
-# --- roles, and effects of one against the other
 
 
 def effect(
@@ -211,9 +205,6 @@ def trial(this: Run, tokens: data.Tokens) -> Trial:
     points = book.folder_of(this).points.items()
     mixed = {n for n, point in points if set(point.varied) - set(point.record["parameters"])}
     return replace(t, mixed=frozenset(mixed))
-
-
-# --- the claims
 
 
 def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[Claim]:
@@ -489,9 +480,6 @@ def speeds(shape: str, timed: dict) -> list[tuple[str, bool]]:
     return [*checks, (f"{shape}, Q4_0: {size:.1f} MB (the plan: ~{low:g})", size <= limit)]
 
 
-# --- the better recipe
-
-
 def recipe(this: Run, t: Trial, dev: Development) -> tuple[list[Effect], str | None]:
     """The recipe of the sweep `recipe` against the plan's own route, with the folder's own adapter
     and with that of the best rate, and the name of the first seed's; nothing where it was not run.
@@ -526,9 +514,6 @@ def recipe_in_words(
     names = [n for n in (one, tuned(t, dev, True, "hard")) if n in cost]
     spent = (f"{n}: {', '.join(f'{k} {cost[n][k]}' for k in COST[1:])}" for n in names)
     return said + "; ".join(spent) + "."
-
-
-# --- tables
 
 
 def models_table(this: Run, tokens: data.Tokens, t: Trial, dev: Development) -> pd.DataFrame:

@@ -19,9 +19,6 @@ RESAMPLES = 1000  # of an interval
 AT_ONCE = 100  # resamples; a large corpus has 100,000 documents
 
 
-# --- numbers
-
-
 def agreement(one_N: np.ndarray, other_N: np.ndarray, share: float) -> dict:
     """Of windows that both know: how far their hardest shares are the same, what chance would give,
     and the rank correlation (Spearman)."""
@@ -77,9 +74,6 @@ def _draws(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int) -> np.nd
     seeds = range(-(-resamples // AT_ONCE))
     parts = [evaluate.resampled_means(loss_KN, document_N, AT_ONCE, seed) for seed in seeds]
     return np.concatenate(parts)
-
-
-# --- of a run of 02
 
 
 def fold_of(this: Run, name: str) -> str:
@@ -177,9 +171,6 @@ def _unseen(this: Run, tokens, scores: hard_set.Scores, unseen: hard_set.Scores)
     low, high = evaluate.interval(drawn["train"] - drawn["val"])
     fold, val = map(hard_set.known_mean, ahead.values())
     return {"fold": fold, "val": val, "extra": fold - val, "low": low, "high": high}
-
-
-# --- for a reader
 
 
 def table(result: dict) -> pd.DataFrame:

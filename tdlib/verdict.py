@@ -214,9 +214,6 @@ def stretched(t: Trial) -> list[Arm]:
     return [a for a in longer if a.notebook == base.notebook and like(a) == like(base)]
 
 
-# --- in words
-
-
 def sentences(t: Trial, found: list[Comparison]) -> list[str]:
     """The verdict, most important first: whether the trial means anything, then every comparison,
     what was not run, and what another seed of the base seems to gain."""
