@@ -2,8 +2,8 @@
 windows call the same ones hard; and how much of the teacher's lead on them is memory?
 
 Jaccard = |A ∩ B| / |A ∪ B| of two hard sets. Two sets of A and B windows that have nothing to do
-with one another share A·B/N of all N, which is the value by chance. R² is that of a linear
-regression, judged on documents it has not seen. Legend: N windows, F features, R resamples.
+with one another share A·B/N of all N, which is the value by chance. Legend: N windows, K models, R
+resamples.
 """
 
 import numpy as np
@@ -14,16 +14,9 @@ from tdlib import book, choice, data, evaluate, features, hard_set, tables
 from tdlib.model import Llama
 from tdlib.runs import Run
 
-MOST = 200_000  # windows of a regression; more tell no more, and take memory
-FOLDS = 10
-RIDGE = 10.0  # windows' worth of "nothing matters": keeps few windows from being learnt by heart
 FEW = 5  # documents; sources with fewer in either split count together, or they had no interval
 RESAMPLES = 1000  # of an interval
-LISTED = 30  # sources, the largest, that a regression knows by name
 AT_ONCE = 100  # resamples; a large corpus has 100,000 documents
-
-
-# --- numbers
 
 
 def agreement(one_N: np.ndarray, other_N: np.ndarray, share: float) -> dict:
@@ -39,43 +32,6 @@ def agreement(one_N: np.ndarray, other_N: np.ndarray, share: float) -> dict:
     }  # fmt: skip
 
 
-def explained(y_N: np.ndarray, x_NF: np.ndarray, document_N: np.ndarray, seed: int = 0) -> float:
-    """R² of a linear regression, each window predicted by one that saw none of its document; 0 or
-    less where the features say nothing."""
-    known_N = np.isfinite(y_N)
-    y, x, document = y_N[known_N].astype(np.float64), x_NF[known_N], document_N[known_N]
-    x = x[:, x.std(0) > 0]
-    x = ((x - x.mean(0)) / x.std(0)).astype(np.float64)
-    _, document = np.unique(document, return_inverse=True)
-    fold = (np.random.default_rng(seed).permutation(document.max() + 1) % FOLDS)[document]
-    error = total = 0.0
-    for k in np.unique(fold):
-        seen, kept = fold != k, fold == k
-        if not seen.any():
-            continue
-        # about the mean of what is seen: a source that is only in what is kept gets no weight
-        x_mean, y_mean = x[seen].mean(0), y[seen].mean()
-        about = x[seen] - x_mean
-        gram = about.T @ about + RIDGE * np.eye(x.shape[1])
-        weights = np.linalg.solve(gram, about.T @ (y[seen] - y_mean))
-        error += ((y[kept] - y_mean - (x[kept] - x_mean) @ weights) ** 2).sum()
-        total += ((y[kept] - y_mean) ** 2).sum()
-    return float(1 - error / total) if total else float("nan")
-
-
-def design(tokens: data.Tokens, found: features.Features, rows: np.ndarray) -> np.ndarray:
-    """The features of some windows as numbers, float32 (n, F)."""
-    columns = [found.rare_N, found.unigram_N]
-    columns += [found.foreign_N, found.characters_N] if tokens.tokenizer else []
-    columns = [x[rows].astype(np.float32) for x in columns]
-    columns += [(found.junk_N[rows] & flag) > 0 for flag in features.JUNK]
-    for name, (_, group_N) in features.cuts(tokens, found).items():
-        if name in ("source", "place in the corpus"):
-            groups = np.argsort(-np.bincount(group_N), kind="stable")[:LISTED]
-            columns += [group_N[rows] == group for group in groups]
-    return np.column_stack(columns).astype(np.float32)
-
-
 def memory(
     train: dict[str, np.ndarray], val: dict[str, np.ndarray], documents: dict[str, tuple],
     resamples: int,
@@ -86,32 +42,26 @@ def memory(
     losses = {"train": np.stack(list(train.values())), "val": np.stack(list(val.values()))}
     known = {s: np.isfinite(x).all(0) for s, x in losses.items()}
     sources = {s: np.array(names, dtype=object)[of_N] for s, (of_N, names) in documents.items()}
-    both = np.intersect1d(*(sources[s][known[s]].astype(str) for s in losses))
-    few = [
-        source
-        for source in both
-        if min(len(np.unique(documents[s][0][known[s] & (sources[s] == source)])) for s in losses)
-        < FEW
-    ]
+
+    def count(source: str) -> int:
+        at = {s: known[s] & (sources[s] == source) for s in losses}
+        return min(len(np.unique(documents[s][0][at_N])) for s, at_N in at.items())
+
+    both = {*np.intersect1d(*(sources[s][known[s]].astype(str) for s in losses))}
+    few = [source for source in both if count(source) < FEW]
     for s in losses:
         sources[s][np.isin(sources[s].astype(str), few)] = "others"
-    both = {*both} - {*few} | ({"others"} if few else set())
     gap_K, gap_RK, windows = 0, 0, 0
-    for source in sorted(both):
-        means, drawn = {}, {}
+    for source in sorted(both - {*few} | {"others"} if few else both):
+        mean, draws = {}, {}
         for s, loss_KN in losses.items():
-            chosen_N = known[s] & (sources[s] == source)
-            if not chosen_N.any():  # read in one split alone
-                break
-            means[s] = loss_KN[:, chosen_N].mean(1, dtype=np.float64)
-            part = (loss_KN[:, chosen_N], documents[s][0][chosen_N])
-            drawn[s] = np.concatenate([evaluate.resampled_means(*part, AT_ONCE, seed)
-                                       for seed in range(-(-resamples // AT_ONCE))])  # fmt: skip
-        if len(means) == 2:
-            count = chosen_N.sum()
-            gap_K = gap_K + count * (means["val"] - means["train"])
-            gap_RK = gap_RK + count * (drawn["val"] - drawn["train"])
-            windows += count
+            at_N = known[s] & (sources[s] == source)
+            mean[s] = loss_KN[:, at_N].mean(1, dtype=np.float64)
+            draws[s] = _draws(loss_KN[:, at_N], documents[s][0][at_N], resamples)
+        weight = at_N.sum()  # of the validation split, the last
+        gap_K = gap_K + weight * (mean["val"] - mean["train"])
+        gap_RK = gap_RK + weight * (draws["val"] - draws["train"])
+        windows += weight
     if not windows:
         return []
     spans = [evaluate.interval(gap_R / windows) for gap_R in np.transpose(gap_RK)]
@@ -119,14 +69,18 @@ def memory(
             for name, gap, (low, high) in zip(train, gap_K, spans, strict=True)]  # fmt: skip
 
 
-# --- of a run of 02
+def _draws(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int) -> np.ndarray:
+    """evaluate.resampled_means in parts, (R, K)."""
+    seeds = range(-(-resamples // AT_ONCE))
+    parts = [evaluate.resampled_means(loss_KN, document_N, AT_ONCE, seed) for seed in seeds]
+    return np.concatenate(parts)
 
 
 def fold_of(this: Run, name: str) -> str:
     """The fold of documents that a model was trained without."""
-    for result in book.results_of(this).values():
-        if name in result["models"] and result["parameters"].get("left_out"):
-            return result["parameters"]["left_out"]
+    for record in book.folder_of(this).records.values():
+        if name in record["models"] and record["parameters"].get("left_out"):
+            return record["parameters"]["left_out"]
     raise ValueError(
         f"unseen_teacher = {name!r}: no results file of {this.out} trained it without a fold: make "
         'it by 01 with left_out: "1/10", or give ""'
@@ -136,21 +90,15 @@ def fold_of(this: Run, name: str) -> str:
 def other_scores(
     this: Run, tokens: data.Tokens, scores: hard_set.Scores
 ) -> dict[str, hard_set.Scores]:
-    """Further students, and a teacher that never saw a fold, on the windows that 02 scored (of
-    which the last one, only its fold): name → its loss beside that of 02's teacher."""
-    p = this.parameters
-    asked = dict.fromkeys(p["compare"].split())
-    asked |= (
-        {p["unseen_teacher"]: fold_of(this, p["unseen_teacher"])} if p["unseen_teacher"] else {}
-    )
-    found = {}
-    for name, left_out in asked.items():
+    """Name → its loss on the windows that 02 scored, beside that of 02's teacher: of further
+    students, and of a teacher that never saw a fold, on that fold alone."""
+    unseen, found = this.parameters["unseen_teacher"], {}
+    names = [*this.parameters["compare"].split(), unseen]
+    for name in dict.fromkeys(filter(None, names)):
         known_N = np.isfinite(scores.difficulty_N)
-        known_N &= tokens.fold(left_out) if left_out else True
-        path = this.path("scores", f"{this.run}-{name}.npy")
-        this.once(
-            f"scored {name}", _score, this, name, tokens, scores, np.flatnonzero(known_N), path
-        )
+        known_N &= tokens.fold(fold_of(this, name)) if name == unseen else True
+        path, rows = this.path("scores", f"{this.run}-{name}.npy"), np.flatnonzero(known_N)
+        this.once(f"scored {name}", _score, this, name, tokens, scores, rows, path)
         found[name] = choice.load_scores(path)
     return found
 
@@ -171,39 +119,27 @@ def look(
 ) -> dict:  # fmt: skip
     """All that the section shows. As many windows are called hard by each as `hard_N` are; junk
     that was left out counts nowhere."""
-    others = other_scores(this, tokens, scores)
-    p, base = this.parameters, this.parameters["base"]
+    p, others = this.parameters, other_scores(this, tokens, scores)
     in_N = found.junk_N == 0 if p["leave_out_junk"] else np.ones(len(found.junk_N), bool)
     own_N = np.where(in_N, scores.difficulty_N, np.nan)
-    share = max(1, hard_N.sum()) / np.isfinite(own_N).sum()
-    rows = []
+    share, rows = max(1, hard_N.sum()) / np.isfinite(own_N).sum(), []
+
+    def row(name: str, other_N: np.ndarray, **more: float) -> None:
+        rows.append({"with": name} | more | agreement(own_N, other_N, share))
+
+    unseen = others.pop(p["unseen_teacher"], None)
     for name, other in others.items():
-        if name != p["unseen_teacher"]:
-            better = float((other.difficulty_N[np.isfinite(other.difficulty_N)] < 0).mean())
-            rows.append({"with": name, "student_better": better})
-            rows[-1] |= agreement(own_N, other.difficulty_N, share)
-    rows.append({"with": "teacher loss alone"} | agreement(own_N, scores.teacher_loss_N, share))
+        d_N = other.difficulty_N
+        row(name, d_N, student_better=float((d_N[np.isfinite(d_N)] < 0).mean()))
+    row("teacher loss alone", scores.teacher_loss_N)
     if tokens.tokenizer:
-        short_N = -found.characters_N.astype(np.float32)
-        rows.append({"with": "shortness of the text"} | agreement(own_N, short_N, share))
-    if unseen := others.get(p["unseen_teacher"]):
+        row("shortness of the text", -found.characters_N.astype(np.float32))
+    if unseen:
         by_unseen_N = scores.student_loss_N - unseen.student_loss_N
-        rows.append({"with": f"a teacher that never read them, {p['unseen_teacher']}"}
-                    | agreement(own_N, by_unseen_N, share))  # fmt: skip
-    document_N, _ = tokens.documents("train")
-    some = np.flatnonzero(np.isfinite(own_N))
-    some = some[np.unique(np.linspace(0, len(some) - 1, MOST).astype(int))]
-    x_NF, of_N = design(tokens, found, some), document_N[some]
-    told = {"difficulty": scores.difficulty_N, f"{base}'s loss": scores.student_loss_N}
-    result = {
-        "rows": rows,
-        "r2": {name: explained(y_N[some], x_NF, of_N) for name, y_N in told.items()},
-        "memory": _memory(this, tokens, scores),
-        "mean": float(np.nanmean(scores.difficulty_N, dtype=np.float64)),
-    }
-    if unseen := others.get(p["unseen_teacher"]):
-        result["unseen"] = _unseen(this, tokens, scores, unseen)
-    return result
+        row(f"a teacher that never read them, {p['unseen_teacher']}", by_unseen_N)
+    mean = float(np.nanmean(scores.difficulty_N, dtype=np.float64))
+    result = {"rows": rows, "memory": _memory(this, tokens, scores), "mean": mean}
+    return result | ({"unseen": _unseen(this, tokens, scores, unseen)} if unseen else {})
 
 
 def _memory(this: Run, tokens: data.Tokens, scores: hard_set.Scores) -> list[dict]:
@@ -231,17 +167,10 @@ def _unseen(this: Run, tokens, scores: hard_set.Scores, unseen: hard_set.Scores)
     losses = book.window_losses(this, [p["unseen_teacher"], p["teacher"]])
     ahead = {"train": ahead_N[fold_N], "val": losses[p["unseen_teacher"]] - losses[p["teacher"]]}
     documents = {"train": tokens.documents("train")[0][fold_N], "val": tokens.documents("val")[0]}
-    drawn = {
-        s: np.concatenate([evaluate.resampled_means(x[None], documents[s], AT_ONCE, seed)
-                           for seed in range(RESAMPLES // AT_ONCE)])[:, 0]
-        for s, x in ahead.items()
-    }  # fmt: skip
+    drawn = {s: _draws(x[None], documents[s], RESAMPLES)[:, 0] for s, x in ahead.items()}
     low, high = evaluate.interval(drawn["train"] - drawn["val"])
     fold, val = map(hard_set.known_mean, ahead.values())
     return {"fold": fold, "val": val, "extra": fold - val, "low": low, "high": high}
-
-
-# --- for a reader
 
 
 def table(result: dict) -> pd.DataFrame:
@@ -259,26 +188,18 @@ def table(result: dict) -> pd.DataFrame:
 
 
 def in_words(result: dict, base: str, teacher: str) -> str:
-    """What the table says, what simple features predict, and what is memory, in one paragraph."""
-    said = []
-    for row in result["rows"]:
-        expected = 2 * row["chance"] / (1 + row["chance"])
-        both = 2 * row["jaccard"] / (1 + row["jaccard"])  # of as many hard windows each
-        said.append(f"{both:.0%} by {row['with']} ({expected:.0%} would be by chance)")
-    text = f"Of the windows that are hard for {base}, so many are hard too: {'; '.join(said)}. "
-    own, loss = (tables.number(r2, ".0%", 0.0) for r2 in result["r2"].values())
-    text += (
-        f"Features that need no model (junk, script, rare pieces, length, source, place) explain "
-        f"{own} of difficulty, and {loss} of {base}'s own loss. "
-    )
-    if found := {row["name"]: row for row in result["memory"]}:
-        t, b, d = (_nats(found[name]) for name in (teacher, base, "difficulty"))
-        text += (
+    """How much of the teacher's lead is memory."""
+    text = ""
+    if gaps := {row["name"]: row for row in result["memory"]}:
+        here, change = result["mean"], gaps["difficulty"]
+        t, b, d = (_nats(gaps[name]) for name in (teacher, base, "difficulty"))
+        text = (
             f"Validation windows of the same sources cost the teacher {t} nats more than the "
-            f"training windows it has read, and {base} {b}; so on windows "
-            f"that neither has read difficulty is other by {d} nats than its mean here, "
-            f"{result['mean']:+.3f}. "
+            f"training windows it has read, and {base} {b}. So on unread text difficulty goes from "
+            f"{here:+.3f} to {here + change['gap']:+.3f} nats, a change of {d}. "
         )
+        if 0 < -change["gap"] < here:
+            text += f"{-change['gap'] / here:.0%} of it is memory of the training text. "
     if unseen := result.get("unseen"):
         text += (
             f"On a fold that it has read, the teacher is {unseen['fold']:+.3f} nats ahead of one "

@@ -61,16 +61,15 @@ class Arm:
 
     def in_words(self) -> str:
         """What it is; the name stands in brackets, since there may be several."""
-        if self.base:
-            what = "the adapter on" if self.adapter else "the whole base trained on"
-            return f"{what} {SETS[self.windows]} ({self.name})"
-        return self.name
+        if not self.base:
+            return self.name
+        what = "the adapter on" if self.adapter else "the whole base trained on"
+        return f"{what} {SETS[self.windows]} ({self.name})"
 
     def kind(self) -> str:
         """What it is, in the cell of a table."""
         if self.base:
-            what = "adapter on" if self.adapter else "weights trained on"
-            return f"{what} {SETS[self.windows]}"
+            return f"{'adapter' if self.adapter else 'weights trained'} on {SETS[self.windows]}"
         if self.notebook == "00_teacher":
             return "the teacher"
         if self.notebook == "05_progressive":
@@ -115,10 +114,11 @@ class Comparison:
     beyond: Change  # on the hard part minus on the easy one
     seeds: list[dict[str, float]]  # the difference of every pair of seeds, by part
 
-    def over_seeds(self, part: str) -> tuple[float, float] | None:
-        """Mean and half-width of the t interval over seeds; None for one."""
-        values = [pair[part] for pair in self.seeds]
-        return evaluate.over_seeds(values) if len(values) > 1 else None
+    def over_seeds(self, part: str) -> str:
+        """The t interval over seeds, or that there is one."""
+        if len(self.seeds) < 2:
+            return "one seed"
+        return "{:+.3f} ± {:.3f}".format(*evaluate.over_seeds([pair[part] for pair in self.seeds]))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Trial:
     """What all comparisons read."""
 
     arms: dict[str, Arm]
-    losses: dict[str, np.ndarray]
+    losses: Mapping[str, np.ndarray]
     hard_N: np.ndarray
     document_N: np.ndarray
     base: str
@@ -134,12 +134,21 @@ class Trial:
     teacher: str
     picked_by: str
     resamples: int
+    mixed: frozenset[str] = frozenset()  # arms made from another hard set than 02's own
+
+    def part(self, name: str) -> np.ndarray:
+        every_N = np.ones_like(self.hard_N)
+        return {"hard": self.hard_N, "easy": ~self.hard_N, "all": every_N}[name]
 
     def change(self, one: str, other: str, part: str) -> Change:
-        every_N = np.ones_like(self.hard_N)
-        chosen_N = {"hard": self.hard_N, "easy": ~self.hard_N, "all": every_N}[part]
+        chosen_N = self.part(part)
         pair = (self.losses[name][chosen_N] for name in (one, other))
         return evaluate.change(*pair, self.document_N[chosen_N], self.resamples)
+
+    def own(self) -> list[Arm]:
+        """The folder's own models that may be compared."""
+        return [a for a in self.arms.values()
+                if a.own and a.name in self.losses and a.name != self.picked_by]  # fmt: skip
 
     def twins(self, arm: Arm) -> list[Arm]:
         """It, and the same with other seeds; but the one that picks, and what was made from it."""
@@ -155,18 +164,12 @@ class Trial:
         for twin in self.twins(one):
             partner = [a for a in others if a.seeds == twin.seeds[: len(a.seeds)]]
             if partner and partner[0].settings != twin.settings:
-                pair = (twin.name, partner[0].name)
-                means = {part: self._apart(*pair, part) for part in changes}
-                seeds.append(means)
+                apart_N = self.losses[twin.name] - self.losses[partner[0].name]
+                seeds.append({p: hard_set.known_mean(apart_N[self.part(p)]) for p in changes})
         return Comparison(what, one, other, changes, beyond, seeds)
 
-    def _apart(self, one: str, other: str, part: str) -> float:
-        every_N = np.ones_like(self.hard_N)
-        chosen_N = {"hard": self.hard_N, "easy": ~self.hard_N, "all": every_N}[part]
-        return hard_set.known_mean((self.losses[one] - self.losses[other])[chosen_N])
 
-
-def _first_of_each(found: list[Arm], seeds: tuple = ()) -> list[Arm]:
+def _first_of_each(found: Iterable[Arm], seeds: tuple = ()) -> list[Arm]:
     """One arm of each setting: with the seeds given, or else the lowest."""
     order = sorted(found, key=lambda a: (a.seeds != seeds, a.seeds, a.name))
     return list({a.settings: a for a in reversed(order)}.values())[::-1]
@@ -174,27 +177,26 @@ def _first_of_each(found: list[Arm], seeds: tuple = ()) -> list[Arm]:
 
 def comparisons(t: Trial) -> list[Comparison]:
     """Every comparison that the plan's claim needs, of the models that are there."""
-    base = t.arms[t.base]
-    own = [a for a in t.arms.values() if a.own and a.name in t.losses and a.name != t.picked_by]
-    found = []
+    base, own, found = t.arms[t.base], t.own(), []
     if t.scratch in t.arms and t.scratch in t.losses:
         found.append(t.compare("distilled against scratch", base, t.arms[t.scratch]))
     of_base = [a for a in own if a.base == t.base]
-    for one in _first_of_each([a for a in of_base if a.adapter and a.windows == "hard"]):
+    for one in _first_of_each(a for a in of_base if a.adapter and a.windows == "hard"):
         found.append(t.compare("adapter on hard against its base", one, base))
-        for adapter in (True, False):
-            for windows in ("random", "easiest", "all") if adapter else SETS:
-                arms_ = [a for a in of_base if (a.adapter, a.windows) == (adapter, windows)]
-                what = "adapter" if adapter else "weights"
-                found += [t.compare(f"adapter on hard against {what} on {windows}", one, a)
-                          for a in _first_of_each(arms_, one.seeds)]  # fmt: skip
-        found += [t.compare("adapter on hard against a stretched schedule", one, a)
-                  for a in _first_of_each(stretched(t), one.seeds[:1])]  # fmt: skip
+        rivals = {
+            f"{'adapter' if adapter else 'weights'} on {windows}":
+            (one.seeds, [a for a in of_base if (a.adapter, a.windows) == (adapter, windows)])
+            for adapter in (True, False) for windows in SETS if not adapter or windows != "hard"
+        }  # fmt: skip
+        rivals["a stretched schedule"] = one.seeds[:1], stretched(t)
         for shape in RIVALS:
-            rivals = [a for a in own if a.notebook == "01_distill" and a.p["ce_weight"] < 1
-                      and a.shape.startswith(shape) and a.name != t.base]  # fmt: skip
-            found += [t.compare(f"adapter on hard against {shape}", one, a)
-                      for a in _first_of_each(rivals, one.seeds[:1])]  # fmt: skip
+            rivals[shape] = one.seeds[:1], [
+                a for a in own if a.notebook == "01_distill" and a.p["ce_weight"] < 1
+                and a.shape.startswith(shape) and a.name != t.base
+            ]  # fmt: skip
+        found += [t.compare(f"adapter on hard against {what}", one, rival)
+                  for what, (seeds, some) in rivals.items()
+                  for rival in _first_of_each(some, seeds)]  # fmt: skip
     seeds = t.twins(base)[1:]  # those of a sweep where the folder itself has none
     found += [t.compare("nothing: another seed of the base", a, base)
               for a in [a for a in seeds if a.own] or seeds]  # fmt: skip
@@ -208,12 +210,8 @@ def stretched(t: Trial) -> list[Arm]:
     def like(a: Arm) -> dict:
         return {k: v for k, v in a.p.items() if k not in free}
 
-    own = [a for a in t.arms.values() if a.own and a.name in t.losses and a.name != t.picked_by]
-    longer = [a for a in own if a.tokens > 1.01 * base.tokens]
+    longer = [a for a in t.own() if a.tokens > 1.01 * base.tokens]
     return [a for a in longer if a.notebook == base.notebook and like(a) == like(base)]
-
-
-# --- in words
 
 
 def sentences(t: Trial, found: list[Comparison]) -> list[str]:
@@ -223,19 +221,16 @@ def sentences(t: Trial, found: list[Comparison]) -> list[str]:
     if left_out := int(np.isnan(t.losses[t.base]).sum()):
         said.append(f"{left_out:,} of {len(t.hard_N):,} windows have no target (a mask): they are "
                     "neither hard nor easy, and in no mean and no interval.")  # fmt: skip
-    for c in found:
-        if c.what.endswith("student-120m"):
-            said.append(gap_in_words(t, c))
-    if not any(c.what.startswith("adapter") for c in found):
+    said += [gap_in_words(t, c) for c in found if c.what.endswith("student-120m")]
+    there = {c.what.removeprefix("adapter on hard against ") for c in found}
+    if "its base" not in there:
         said.append(f"No adapter on the hard set of {t.base} is here, so the claim is not tried.")
-    else:
-        there = {c.what.removeprefix("adapter on hard against ") for c in found}
-        missing = [needed for needed in NEEDED if needed not in there]
-        said += [f"Not run, so not compared: {', '.join(missing)}."] if missing else []
+    elif missing := [needed for needed in NEEDED if needed not in there]:
+        said.append(f"Not run, so not compared: {', '.join(missing)}.")
     if not any(c.what.startswith("nothing") for c in found):
         said.append(
-            f"The null row is missing: {t.picked_by} picks the hard windows, so it takes a third "
-            f"seed of {t.base} to show what the same text 'gains' from nothing."
+            f"We cannot say how much of this is chance: that needs a third seed of {t.base}, since "
+            f"{t.picked_by} picks the hard windows."
         )
     return said
 
@@ -243,9 +238,8 @@ def sentences(t: Trial, found: list[Comparison]) -> list[str]:
 def headline(t: Trial, found: list[Comparison]) -> str:
     """What the plan stands or falls with: hard windows against random ones, or what there is."""
     wanted = [c for c in found if c.what == "adapter on hard against adapter on random"]
-    warned = [w for w in warnings(t) if w.startswith("**⚠")]
-    best = [in_words(c) for c in wanted or found[:1]]
-    return " ".join([*(w.replace("**", "") for w in warned), *best]) or "Nothing to compare."
+    warned = [w.replace("**", "") for w in warnings(t) if w.startswith("**⚠")]
+    return " ".join([*warned, *map(in_words, wanted or found[:1])]) or "Nothing to compare."
 
 
 def warnings(t: Trial) -> list[str]:
@@ -255,18 +249,16 @@ def warnings(t: Trial) -> list[str]:
         value, low, high = change = t.change(t.base, t.teacher, "all")
         ahead = f"{value:+.3f} ± {(high - low) / 2:.3f} nats [{low:+.3f}, {high:+.3f}]"
         ahead = _verb(change)[1] if math.isnan(low) else ahead
-        if not value >= ENOUGH:
-            said.append(
-                f"**⚠ This trial means little**: {t.base} is only {ahead} behind its teacher, and "
-                f"it takes {ENOUGH} for a lag to win back. Train a better teacher first."
-            )
-        else:
-            said.append(f"{t.base} is {ahead} behind its teacher: there is a lag to win back.")
+        said.append(
+            f"{t.base} is {ahead} behind its teacher: there is a lag to win back."
+            if value >= ENOUGH else
+            f"**⚠ This trial means little**: {t.base} is only {ahead} behind its teacher, and it "
+            f"takes {ENOUGH} for a lag to win back. Train a better teacher first."
+        )  # fmt: skip
+    compared = t.picked_by in (t.base, t.scratch, t.teacher)
     made_of = [a.name for a in t.arms.values() if a.base == t.picked_by]
-    if t.picked_by in (t.base, t.scratch, t.teacher) or made_of:
-        why = "it is in the comparison"
-        if t.picked_by not in (t.base, t.scratch, t.teacher):
-            why = f"{made_of[0]} was made from it"
+    if compared or made_of:
+        why = "it is in the comparison" if compared else f"{made_of[0]} was made from it"
         said.append(
             f"**⚠ {t.picked_by} picks the hard windows, and {why}**: windows picked because one "
             "model did badly there flatter every other. Name another seed as picked_by."
@@ -280,22 +272,23 @@ def in_words(c: Comparison) -> str:
     one, other = c.one.in_words(), c.other.in_words()
     if c.one.adapter and c.other.adapter:
         other = other.replace("the adapter", "the one", 1)
-    verb = {"gains": "beats", "loses": "loses to"}.get(parts["hard"][0])
-    said = f"On the hard part {one} {verb} {other} by {parts['hard'][1]}"
-    if verb is None:
-        said = f"On the hard part {one} is not clearly apart from {other} ({parts['hard'][1]})"
+    how, size = parts["hard"]
+    said = f"On the hard part {one} is not clearly apart from {other} ({size})"
+    if how:
+        verb = {"gains": "beats", "loses": "loses to"}[how]
+        said = f"On the hard part {one} {verb} {other} by {size}"
     for part, where in (("easy", "on the easy part"), ("all", "on all text")):
         how, size = parts[part]
         said += f"; {where} it {how} {size}" if how else f"; {where} they are not apart ({size})"
-    said += f"; {seeds_in_words(c)}"
-    odd = _also(c.one, c.other)
-    said += f". They also differ in {odd}." if odd else "."
+    said += f"; {seeds_in_words(c)}."
+    if odd := _also(c.one, c.other):
+        said += f" They also differ in {odd}."
     if c.what.startswith("nothing"):
-        _, size = _verb(c.beyond)
         clear = c.beyond[1] > 0 or c.beyond[2] < 0  # an end that is not known makes nothing clear
         how = "is clear" if clear else "is not clearly apart from nothing"
         said = f"What nothing at all 'gains', read in the same way: {said[0].lower()}{said[1:]}"
-        said += f" Its change on the hard part beyond that on the easy one {how}: {size}."
+        said += f" Its change on the hard part beyond that on the easy one {how}: "
+        said += f"{_verb(c.beyond)[1]}."
     return _minus(said)
 
 
@@ -308,35 +301,31 @@ def _verb(change: Change) -> tuple[str | None, str]:
         return None, f"{value:+.3f} nats, of one document"
     half, d = (high - low) / 2, 3 if max(map(abs, change)) >= 0.001 else 5  # of hardly anything
     if low > 0 or high < 0:
-        sign = 1 if low > 0 else -1
-        low, high = sorted((sign * low, sign * high))
-        size = f"{abs(value):.{d}f} ± {half:.{d}f} nats [{low:.{d}f}, {high:.{d}f}]"
-        return "loses" if sign > 0 else "gains", size
+        least, most = sorted((abs(low), abs(high)))
+        size = f"{abs(value):.{d}f} ± {half:.{d}f} nats [{least:.{d}f}, {most:.{d}f}]"
+        return "loses" if low > 0 else "gains", size
     return None, f"{value:+.{d}f} ± {half:.{d}f} nats [{low:+.{d}f}, {high:+.{d}f}]"
 
 
 def seeds_in_words(c: Comparison) -> str:
-    """The t interval over seeds, or that there is one."""
     if len(c.seeds) < 2:
         return "one seed"
-    each = {part: c.over_seeds(part) for part in ("hard", "easy")}
-    said = ", ".join(f"{part} {mean:+.3f} ± {half:.3f}" for part, (mean, half) in each.items())
-    return f"over {len(c.seeds)} seeds (t interval of the change): {said}"
+    each = ", ".join(f"{part} {c.over_seeds(part)}" for part in ("hard", "easy"))
+    return f"over {len(c.seeds)} seeds (t interval of the change): {each}"
 
 
 def _also(one: Arm, other: Arm) -> str:
     """What two arms of 03 differ in besides the windows and what trains."""
     if not (one.base and other.base):
         return ""
-    told = TOLD if one.adapter == other.adapter else TOLD[3:]  # weights have no rank
-    pairs = ((k, one.p.get(k), other.p.get(k)) for k in told)
+    names = TOLD if one.adapter == other.adapter else TOLD[3:]  # weights have no rank
+    pairs = ((k, one.p.get(k), other.p.get(k)) for k in names)
     return ", ".join(f"{k} ({a} against {b})" for k, a, b in pairs if a != b)
 
 
 def gap_in_words(t: Trial, c: Comparison) -> str:
     """How much of the way from the base to the larger rival the adapter goes, on all text."""
-    names = (t.base, c.one.name, c.other.name)
-    losses_3N = np.stack([t.losses[name] for name in names])
+    losses_3N = np.stack([t.losses[name] for name in (t.base, c.one.name, c.other.name)])
     means_R3 = evaluate.resampled_means(losses_3N, t.document_N, t.resamples)
     closed_R = evaluate.gap_closed(*means_R3.T)
     base, one, rival = hard_set.known_mean(losses_3N, axis=1)
@@ -354,18 +343,12 @@ def _minus(text: str) -> str:
 
 def table(found: list[Comparison]) -> pd.DataFrame:
     """The comparisons as a table: changes of loss with their intervals, and over seeds."""
-
-    def several(c: Comparison) -> str:
-        if len(c.seeds) < 2:
-            return "one seed"
-        mean, half = c.over_seeds("hard")
-        return f"{len(c.seeds)}: {mean:+.3f} ± {half:.3f}".replace("-", "−")
-
-    return pd.DataFrame([
-        {"question": c.what, "model": c.one.name, "against": c.other.name}
-        | {f"{part} part": tables.with_interval(*c.changes[part]) for part in ("hard", "easy")}
-        | {"hard beyond easy": tables.with_interval(*c.beyond)}
-        | {"all text": tables.with_interval(*c.changes["all"]), "seeds, hard part": several(c)}
-        for c in found
-    ], columns=["question", "model", "against", "hard part", "easy part", "hard beyond easy",
-                "all text", "seeds, hard part"])  # fmt: skip
+    columns = ["question", "model", "against", "hard part", "easy part", "hard beyond easy",
+               "all text", "seeds, hard part"]  # fmt: skip
+    rows = []
+    for c in found:
+        changes = (c.changes["hard"], c.changes["easy"], c.beyond, c.changes["all"])
+        seeds = f"{len(c.seeds)}: " * (len(c.seeds) > 1) + c.over_seeds("hard").replace("-", "−")
+        rows.append([c.what, c.one.name, c.other.name,
+                     *(tables.with_interval(*change) for change in changes), seeds])  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)

@@ -299,7 +299,7 @@ def two(tmp_path):
     (tmp_path / "scores/val").mkdir(parents=True)
     for name, loss_N in losses.items():
         np.save(tmp_path / f"scores/val/{name}.npy", np.where(known_N, loss_N, np.float32("nan")))
-    this = SimpleNamespace(out=tmp_path, parameters={"seed": 1}, path=tmp_path.joinpath)
+    this = SimpleNamespace(out=tmp_path, run="x", parameters={"seed": 1}, path=tmp_path.joinpath)
     tokens = SimpleNamespace(documents=lambda split: (document_N, []))
     return this, tokens, {n: x[known_N] for n, x in losses.items()}, document_N[known_N], known_N
 
