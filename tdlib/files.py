@@ -99,10 +99,10 @@ def set_aside(path: Path, kind: type = dict) -> None:
         print(f"{path} is broken: kept as {beside.name}, a new one is begun", flush=True)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """A file appears whole or not at all, and for good."""
-    with replacing(path) as beside:
-        beside.write_bytes(content)
+def write_whole(path: Path, content: str | bytes, lasting: bool = True) -> None:
+    """A file, whole or not at all; where it is `lasting`, a power cut too leaves it so."""
+    with replacing(path, lasting=lasting) as beside:
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:

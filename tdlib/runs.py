@@ -12,7 +12,6 @@ import datetime
 import io
 import itertools
 import json
-import math
 import os
 import platform
 import random
@@ -30,32 +29,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tdlib import files, hashes, hooks, ownership, parameters
-from tdlib.files import MARK, replacing
-from tdlib.files import record as _read
+from tdlib.files import MARK
+from tdlib.files import write_whole as write
 from tdlib.hashes import is_current, older_code
+from tdlib.ownership import run_of
 from tdlib.parameters import notebook_of
 
-__all__ = ["Run", "is_current", "older_code", "start", "state", "states", "write", "write_state"]
+__all__ = ["Run", "is_current", "older_code", "run_of", "start", "state", "states", "write"]
 
 HEARTBEAT_S = 5
 STOP_S = 30  # that a stopped run gets to end its step, keep its state and write its page
 LOST_S = 120  # without a heartbeat, where the process cannot be looked at
 # in checkpoints/<run>, while it trains; and for good
 KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.safetensors"
-# in a run folder, where something may be left that a killed process had begun
+# in a run folder, where a killed process may have left what it had begun
 PLACES = """. state results hashes figures tables logs .slurm models adapters scores scores/val
  exports""".split()
 DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not outlive
-
-
-# --- state: who runs it, and is it alive
 
 
 def state(out: Path, run: str) -> dict:
     """state/<run>.json, with "lost" for a run whose process is gone without a word; "done" where it
     had come to its records, which are there while a run is done alone."""
     try:
-        found = _read(Path(out) / "state" / f"{run}.json") or {"run": run, "state": "queued"}
+        found = files.record(Path(out) / "state" / f"{run}.json") or {"run": run, "state": "queued"}
     except ValueError:  # empty: the power was cut between its name and its content
         found = {"run": run, "state": "lost", "heartbeat": 0.0}
     if found["state"] == "running" and gone(found):
@@ -97,10 +94,8 @@ def wait_until_free(out: Path, run: str) -> None:
 
 def who() -> dict:
     """This process, so that another can tell whether it lives."""
-    pid = os.getpid()
-    return {
-        "pid": pid, "pid_started": _started(pid), "boot": _boot(), "host": socket.gethostname()
-    }  # fmt: skip
+    pid, host = os.getpid(), socket.gethostname()
+    return {"pid": pid, "pid_started": _started(pid), "boot": _boot(), "host": host}
 
 
 def gone(found: dict) -> bool:
@@ -129,30 +124,10 @@ def _started(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def write(path: Path, content: str | bytes, lasting: bool = True) -> None:
-    """A file, whole or not at all; a power cut too leaves it so, if it is to be `lasting`."""
-    with replacing(path, lasting=lasting) as beside:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
 def clear(out: Path, ended: str = "") -> None:
     """Remove what is left in a run folder of a run that has just ended, and of those that were
     killed: the state of a training that is done (the weights of every epoch stay), begun files."""
-    for folder in (
-        "",
-        "state",
-        "results",
-        "hashes",
-        "figures",
-        "tables",
-        "logs",
-        ".slurm",
-        "models",
-        "adapters",
-        "scores",
-        "scores/val",
-        "exports",
-    ):
+    for folder in PLACES:
         files.clear(out / folder)
     for place in (out / "checkpoints").glob("*/"):
         run = place.name
@@ -185,8 +160,6 @@ def _under_papermill() -> bool:
     return parent.exists() and bool(re.search(rb"(^|[/\0])papermill\0", parent.read_bytes()))
 
 
-# --- the run, as a notebook sees it
-
 _latest: "Run | None" = None  # a notebook's second start ends the first
 
 
@@ -210,6 +183,8 @@ class Run:
     """`run`, `notebook`, `out`, `parameters`, `device` and `models` are there to be read."""
 
     def __init__(self, values: dict):
+        import numpy as np
+
         self.run, self.notebook = values["run"], notebook_of(values["run"])
         self.parameters, self.out = values, parameters.ROOT / values["out"]
         self.models: dict[str, dict] = {}
@@ -217,7 +192,7 @@ class Run:
         self._changed = {name: v for name, v in values.items() if v != defaults[name]}
         self._why = hashes.why(self.out, self.run, values)
         self.current = not self._why
-        self._record = _read(self._file("results", "json")) if self.current else {}
+        self._record = files.record(self._file("results", "json")) if self.current else {}
         self._remembered = self._record.get("remembered", {})
         self._old, self._finding = "", ""
         self._began, self._clock = time.time(), time.monotonic()
@@ -235,7 +210,8 @@ class Run:
         self._attach()
         old = {"old": self._old} if self._old else {}
         self._say("running", changed=hooks.hidden(self._changed), **old)
-        _seed(values["seed"])
+        random.seed(values["seed"])  # torch's is set where weights are drawn
+        np.random.seed(values["seed"] % 2**32)
 
     def path(self, *parts: str) -> Path:
         """A path in the run folder, the folder it lies in made."""
@@ -380,17 +356,17 @@ class Run:
 
     def _begin_anew(self) -> None:
         """Look at the inputs. From now on the run is not done."""
-        found = hashes.inputs(self.out, self.run, self.parameters)
-        if missing := [str(path) for path in found.values() if not path.exists()]:
+        inputs = hashes.inputs(self.out, self.run, self.parameters)
+        if missing := [str(path) for path in inputs.values() if not path.exists()]:
             where = f"PROFILE={self.parameters['profile']} OUT={self.parameters['out']}"
             beside = self.parameters.get("beside")  # a run of the book may not make it
-            or_else = ', or give beside: ""' * any(Path(m).name == beside for m in missing)
+            leave = ', or give beside: ""' * any(Path(path).name == beside for path in missing)
             raise FileNotFoundError(
                 f"{self.run} needs {', '.join(missing)}, which is not there: "
-                f"`make book {where} ONLY={self.run}` makes it{or_else}"
+                f"`make book {where} ONLY={self.run}` makes it{leave}"
             )
         ownership.claim(self.out, self.run, self.parameters)
-        self._inputs = hashes.input_hashes(self.out, self.run, found)
+        self._inputs = hashes.input_hashes(self.out, self.run, inputs)
         self._code = hashes.of_code(self.notebook)
         if self._file("hashes", "json").exists():
             self._keep_the_old()
@@ -400,38 +376,37 @@ class Run:
     def _keep_the_old(self) -> None:
         """All that a finished run made goes to old/, before it is made anew. A hard set chosen by
         hand stays where it is, if its tokens do and nobody asked for a redo."""
-        kept = hashes.load(self.out, self.run) or {"inputs": {}}
+        kept = hashes.load(self.out, self.run) or hashes.EMPTY
         record = files.whole(self._file("results", "json"), "started", "models")
-        old = _new_folder(self.out / "old", self.run, (record or {"started": ""})["started"])
-        tokens = (found.get("tokens", {}).get("sha256") for found in (kept["inputs"], self._inputs))
+        record = record or {"started": "", "models": {}}
+        old = _new_folder(self.out / "old", self.run, record["started"])
+        tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], self._inputs)}
         hand = self.notebook == "02_hard_set" and hashes.by_hand(self.out / hashes.HARD_SET)
-        stays = hand and not self.parameters["redo"] and len({*tokens}) == 1
-        for path, place in self._made(kept, (record or {"models": {}})["models"]).items():
+        stays = hand and not self.parameters["redo"] and len(tokens) == 1
+        for path, place in self._made(kept["outputs"], record["models"]).items():
             if os.path.lexists(path) and not (stays and path.name == hashes.HARD_SET):
                 (old / place).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, old / place)
         self._old = f"{self._why}: what it made before is in {parameters.shown(old)}"
         self._old += ", the hard set chosen by hand with it" * (hand and not stays)
-        self._old += f"; the hard set chosen by hand stays, REDO={self.run} replaces it" * stays
+        self._old += f"; the hard set chosen by hand stays: REDO={self.run} replaces it" * stays
         print(self._old)
 
-    def _made(self, kept: dict, models: dict) -> dict[Path, Path]:
+    def _made(self, outputs: dict, models: dict) -> dict[Path, Path]:
         """All that this run wrote when it was made → its place in a run folder. What it is given
         now is not among it, wherever that lies."""
-        made = kept.get("outputs") or hashes.outputs(self.out, self.run, self.parameters)
-        names = [*made, *(f"{kind}/{self.run}.json" for kind in ("results", "hashes"))]
-        names += [f"{self.run}.html", f"{self.run}.ipynb", f"checkpoints/{self.run}"]
-        names += [f"scores/val/{name}.{kind}" for name in {*models, *(Path(n).name for n in made)}
-                  for kind in ("npy", "npz")]  # fmt: skip
-        names += [path.relative_to(self.out) for kind in ("figures", "tables", "logs")
-                  for path in (self.out / kind).glob(f"{self.run}-*")
-                  if run_of(path, self.out) == self.run]  # fmt: skip
-        found = {self.out / name: Path(name) for name in names}
-        if (before := self.out / f".{self.run}.ipynb").exists():  # graph.execute put it aside
-            found[before] = found.pop(self.out / f"{self.run}.ipynb")
-        given = [(parameters.ROOT / path).resolve()
-                 for path in parameters.external(self.notebook, self.parameters)]  # fmt: skip
-        return {path: place for path, place in found.items()
+        outputs = outputs or hashes.outputs(self.out, self.run, self.parameters)
+        own = [path for path in ownership.named(self.out, self.run)
+               if path.parent.name not in ("state", ".done")]  # fmt: skip
+        losses = ownership.losses([*outputs, *(f"models/{name}" for name in models)])
+        own += [self.out / name for name in (*outputs, *losses)]
+        made = {path: path.relative_to(self.out) for path in own}
+        notebook, before = self._file("", "ipynb"), self.out / f".{self.run}.ipynb"
+        # graph.execute puts the finished notebook aside before papermill writes a new one
+        made[before if before.exists() else notebook] = Path(notebook.name)
+        given = parameters.external(self.notebook, self.parameters)
+        given = [(parameters.ROOT / path).resolve() for path in given]
+        return {path: place for path, place in made.items()
                 if not any(one.is_relative_to(path.resolve()) for one in given)}  # fmt: skip
 
     def _keep_or_refuse_checkpoint(self) -> None:
@@ -440,7 +415,7 @@ class Run:
         `redo` starts over once: what that began goes on after a stop, like any other."""
         folder = self.out / "checkpoints" / self.run
         wanted = {
-            "parameters": {n: v for n, v in self.parameters.items() if n not in hashes.VOLATILE},
+            "parameters": hashes.decisive(self.parameters),
             "inputs": {name: found["sha256"] for name, found in self._inputs.items()},
             "code": self._code if self.parameters["profile"] in hashes.QUICK else "",
             "redo": self.parameters["redo"],
@@ -448,19 +423,19 @@ class Run:
         if (path := folder / "made_from.json").exists() and files.whole(path) is None:
             os.replace(folder, old := _new_folder(self.out / "old", self.run, "") / "checkpoint")
             print(f"{path} is broken: {self.run} starts over; its checkpoint is in {old}")
-        kept = {"redo": False} | (_read(path) or {})
-        started_over = wanted["redo"] and not kept["redo"]
-        wanted["redo"] = wanted["redo"] or kept["redo"]
-        fits = not started_over and kept.get("inputs") == wanted["inputs"]
-        if fits and kept["code"] == wanted["code"] and any(folder.rglob("state.pt")):
+        before = {"redo": False} | (files.record(path) or {})
+        starts_over = wanted["redo"] and not before["redo"]
+        wanted["redo"] = wanted["redo"] or before["redo"]
+        fits = not starts_over and before.get("inputs") == wanted["inputs"]
+        if fits and before["code"] == wanted["code"] and any(folder.rglob("state.pt")):
             for name, value in wanted["parameters"].items():
-                if (before := kept["parameters"].get(name)) != value:
+                if (was := before["parameters"].get(name)) != value:
                     raise ValueError(
-                        f"{self.run} has a checkpoint made with {name} = {before!r}, now it is "
+                        f"{self.run} has a checkpoint made with {name} = {was!r}, now it is "
                         f"{value!r}: put it back to go on, or start over with redo = True "
                         f"(make book REDO={self.run})"
                     )
-        if kept != wanted:
+        if before != wanted:
             clear_checkpoint(folder, epochs=True)
         write(folder / "made_from.json", json.dumps(wanted))
 
@@ -555,20 +530,6 @@ def _show_error(shell, kind, error, trace, tb_offset=None) -> None:
     shell.showtraceback((kind, error, trace), exception_only=_says_all(error))
 
 
-def _seed(seed: int) -> None:
-    """Python's and numpy's; torch's is set where weights are drawn."""
-    import numpy as np
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-
-
-def run_of(path: Path, out: Path) -> str:
-    """01_distill-50m-scratch-curve.png is of 01_distill-50m-scratch, not of 01_distill-50m."""
-    known = (found.stem for kind in ("results", "state") for found in (out / kind).glob("*.json"))
-    return max((run for run in known if path.name.startswith(f"{run}-")), key=len, default="")
-
-
 def _new_folder(place: Path, run: str, started: str) -> Path:
     """place/<run>-<when it was started>; two of one second are told apart."""
     when = re.sub(r"\D", "", started)[:14] or f"{time.time():.0f}"
@@ -579,17 +540,9 @@ def _new_folder(place: Path, run: str, started: str) -> Path:
 
 
 def _json(value: object) -> str:
-    known = _known(json.loads(json.dumps(value, default=_plain)))
-    return json.dumps(known, indent=1, ensure_ascii=False)
-
-
-def _known(value: object) -> object:
     """null for a number that is not known: NaN is no JSON."""
-    if isinstance(value, dict):
-        return {name: _known(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_known(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda nan: None)
+    return json.dumps(plain, indent=1, ensure_ascii=False)
 
 
 def _plain(value: object):
