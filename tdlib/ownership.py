@@ -93,9 +93,7 @@ def is_book(out: Path) -> bool:
 
 def _is_ours(out: Path, run: str, path: str) -> bool:
     place, made = out / path, hashes.makers(out)
-    if not os.path.lexists(place):
-        return True
-    if place.is_dir() and not place.is_symlink() and not any(place.iterdir()):
+    if files.free(place):
         return True
     claimed = (p for kept in (out / CLAIMS).glob("*.json") for p in _claimed(kept))
     return path in (*made, *losses(made), *claimed) or _since(out, run, place)

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import ctypes
 import datetime
+import functools
 import io
 import itertools
 import json
@@ -194,7 +195,7 @@ class Run:
         self.current = not self._why
         self._record = files.record(self._file("results", "json")) if self.current else {}
         self._remembered = self._record.get("remembered", {})
-        self._old, self._finding = "", ""
+        self._finding = ""
         self._began, self._clock = time.time(), time.monotonic()
         self._status, self._seen, self._lock = "running", {}, threading.RLock()
         self._progress: dict = {"step": 0, "steps": 0}
@@ -203,12 +204,10 @@ class Run:
         clear(self.out)
         if lines := hashes.input_damage(self.out, self.run, values):
             raise ValueError(f"{self.run} reads what is damaged: {'; '.join(lines)}")
-        if not self.current:
-            self._begin_anew()
+        old = {} if self.current else self._begin_anew()
         for line in hashes.damage(self.out, self.run) if self.current else ():
             print(line)  # what is shown was remembered
         self._attach()
-        old = {"old": self._old} if self._old else {}
         self._say("running", changed=hooks.hidden(self._changed), **old)
         random.seed(values["seed"])  # torch's is set where weights are drawn
         np.random.seed(values["seed"] % 2**32)
@@ -251,8 +250,7 @@ class Run:
         passed, done = now - p["began"], step - p["first"]
         left = passed / done * (steps - step) if done else None
         self._say(step=step, steps=steps, message=message, left_s=left)
-        ending = f"{_clock(left)} left" if left is not None else ""
-        ending = f"took {_clock(passed)}" if step >= steps else ending
+        ending = f"took {_clock(passed)}" if step >= steps else left and f"{_clock(left)} left"
         parts = (f"step {step:,} of {steps:,}", message, ending)
         p["line"] = _show(" · ".join(filter(None, parts)), p["line"])
         p["said"] = now
@@ -306,7 +304,7 @@ class Run:
     def finish(self, tokens_per_second: float | None = None) -> None:
         """Write the records; only now is the run done. A run that only gave back what it remembered
         keeps the record of when it was made."""
-        said = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
+        came = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
         record = self._record or self.provenance(tokens_per_second)
         hooks.settle()
         p = self._progress
@@ -317,7 +315,7 @@ class Run:
             made = hashes.outputs(self.out, self.run, self.parameters)
             if missing := [path for path, where in made.items() if not where.exists()]:
                 raise FileNotFoundError(f"{self.run} ends without {missing}: it must write them")
-        write(self._file("results", "json"), _json(record | said))
+        write(self._file("results", "json"), _json(record | came))
         if not self.current:
             kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
             write(self._file("hashes", "json"), _json(kept))
@@ -329,11 +327,10 @@ class Run:
 
     def told(self, checkpoint: Path | None = None) -> dict:
         """What a hook hears of this run, as it is now."""
-        p, status = self._progress, self._status
-        far = f"step {p['step']:,} of {p['steps']:,}"
-        last = (self._seen.get("error") or [far])[-1]
-        said = self._finding if status == "done" else far if checkpoint else last
-        return hooks.told(self.out, self.run, status, said, checkpoint)
+        how_far = f"step {self._progress['step']:,} of {self._progress['steps']:,}"
+        last = how_far if checkpoint else (self._seen.get("error") or [how_far])[-1]
+        finding = self._finding if self._status == "done" else last
+        return hooks.told(self.out, self.run, self._status, finding, checkpoint)
 
     def _after_run(self, leave: float = 0) -> None:
         """Call it, where no book does that once the page is written."""
@@ -354,8 +351,8 @@ class Run:
     def _file(self, folder: str, kind: str) -> Path:
         return self.out / folder / f"{self.run}.{kind}"
 
-    def _begin_anew(self) -> None:
-        """Look at the inputs. From now on the run is not done."""
+    def _begin_anew(self) -> dict[str, str]:
+        """Look at the inputs; from now on the run is not done. Says under "old" where that went."""
         inputs = hashes.inputs(self.out, self.run, self.parameters)
         if missing := [str(path) for path in inputs.values() if not path.exists()]:
             where = f"PROFILE={self.parameters['profile']} OUT={self.parameters['out']}"
@@ -368,12 +365,12 @@ class Run:
         ownership.claim(self.out, self.run, self.parameters)
         self._inputs = hashes.input_hashes(self.out, self.run, inputs)
         self._code = hashes.of_code(self.notebook)
-        if self._file("hashes", "json").exists():
-            self._keep_the_old()
+        old = {"old": self._keep_the_old()} if self._file("hashes", "json").exists() else {}
         self._keep_or_refuse_checkpoint()
         self._file("hashes", "json").unlink(missing_ok=True)
+        return old
 
-    def _keep_the_old(self) -> None:
+    def _keep_the_old(self) -> str:
         """All that a finished run made goes to old/, before it is made anew. A hard set chosen by
         hand stays where it is, if its tokens do and nobody asked for a redo."""
         kept = hashes.load(self.out, self.run) or hashes.EMPTY
@@ -387,10 +384,11 @@ class Run:
             if os.path.lexists(path) and not (stays and path.name == hashes.HARD_SET):
                 (old / place).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, old / place)
-        self._old = f"{self._why}: what it made before is in {parameters.shown(old)}"
-        self._old += ", the hard set chosen by hand with it" * (hand and not stays)
-        self._old += f"; the hard set chosen by hand stays: REDO={self.run} replaces it" * stays
-        print(self._old)
+        note = f"{self._why}: what it made before is in {parameters.shown(old)}"
+        note += ", the hard set chosen by hand with it" * (hand and not stays)
+        note += f"; the hard set chosen by hand stays, REDO={self.run} replaces it" * stays
+        print(note)
+        return note
 
     def _made(self, outputs: dict, models: dict) -> dict[Path, Path]:
         """All that this run wrote when it was made → its place in a run folder. What it is given
@@ -494,25 +492,21 @@ class Run:
 
     def provenance(self, tokens_per_second: float | None = None) -> dict:
         """Where what this run makes comes from: its parameters, code, machine and inputs."""
-        values = self.parameters
-        commit, dirty = _commit()
+        values, (commit, dirty) = self.parameters, _commit()
         began = datetime.datetime.fromtimestamp(self._began, datetime.UTC)
-        names = sorted(path.stem for path in (self.out / "hashes").glob("*.json"))
-        makers = {name: kept for name in names if (kept := hashes.load(self.out, name))}
-        return {
-            "run": self.run, "notebook": self.notebook, "profile": values["profile"],
-            "parameters": hooks.hidden(values), "changed": [*self._changed],
-            "seed": values["seed"], "commit": commit, "dirty": dirty, "code": self._code,
-            "versions": _versions(), "device": _device(values["device"]),
-            "inputs": {name: found["sha256"] for name, found in self._inputs.items()},
-            "reads": {
-                run: kept["parameters"] for run, kept in makers.items()
-                if self._inputs.keys() & kept["outputs"].keys()
-            },
+        makers = {run for name, (run, _) in hashes.makers(self.out).items() if name in self._inputs}
+        about = {"run": self.run, "notebook": self.notebook, "profile": values["profile"]}
+        about |= {"parameters": hooks.hidden(values), "changed": [*self._changed]}
+        about |= {"seed": values["seed"], "commit": commit, "dirty": dirty, "code": self._code}
+        about |= {"versions": _versions(), "device": _device(values["device"])}
+        return about | {
+            "inputs": {name: read["sha256"] for name, read in self._inputs.items()},
+            "reads": {run: hashes.load(self.out, run)["parameters"] for run in sorted(makers)},
             "started": began.isoformat(timespec="seconds"),
-            "seconds": time.monotonic() - self._clock, "tokens_per_second": tokens_per_second,
+            "seconds": time.monotonic() - self._clock,
+            "tokens_per_second": tokens_per_second,
             "peak_memory_mib": peak_memory_mib(),
-        }  # fmt: skip
+        }
 
 
 def _says_all(error: BaseException) -> bool:
@@ -555,9 +549,8 @@ def _plain(value: object):
 
 def _clock(seconds: float) -> str:
     """0:31, 12:05, 1:02:03"""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    text = str(datetime.timedelta(seconds=round(seconds)))
+    return re.sub("^0:0?", "", text)
 
 
 def _figures(value: float) -> str:
@@ -580,12 +573,11 @@ def _show(line: str, shown):
 def _commit() -> tuple[str | None, bool | None]:
     """The commit, and whether anything differs from it; None where there is no git."""
     # without its lock, which would stay if this process were killed, and stop the user's own git
-    ask = ["git", "--no-optional-locks", "-C", str(parameters.ROOT)]
+    git = ["git", "--no-optional-locks", "-C", str(parameters.ROOT)]
+    ask = functools.partial(subprocess.check_output, stderr=subprocess.DEVNULL, text=True)
     try:
-        commit, changes = (
-            subprocess.check_output([*ask, *what], stderr=subprocess.DEVNULL, text=True).strip()
-            for what in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"])
-        )
+        commit = ask([*git, "rev-parse", "--short", "HEAD"]).strip()
+        changes = ask([*git, "status", "--porcelain"]).strip()
     except (OSError, subprocess.CalledProcessError):
         return None, None
     return commit, bool(changes)
@@ -603,9 +595,9 @@ def _device(wanted: str) -> str:
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads() if torch else os.cpu_count()
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"cpu, {threads} thread{'s' * (threads > 1)}, {(names or [platform.machine()])[0]}"
+    name = re.search(r"model name\s*:(.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    name = name[1].strip() if name else platform.machine()
+    return f"cpu, {threads} thread{'s' * (threads > 1)}, {name}"
 
 
 def peak_memory_mib() -> float:
