@@ -52,8 +52,8 @@ def replacing(path: Path, beside: Path | None = None, lasting: bool = True) -> I
             os.replace(beside, path)
     except Exception as error:
         _remove(beside)  # what it took counts as free
-        if said := _no_room(path, error):
-            raise OSError(said) from None
+        if line := _no_room(path, error):
+            raise OSError(line) from None
         raise
     finally:
         _remove(beside)
@@ -74,9 +74,9 @@ def record(path: Path, *keys: str, kind: type = dict):
     """A record's JSON; None where there is none. ValueError names one that a failure of power or
     disk emptied or cut, or that lacks one of `keys`."""
     try:
-        found = json.loads(path.read_bytes())
-        if isinstance(found, kind) and (kind is not dict or found.keys() >= {*keys}):
-            return found
+        content = json.loads(path.read_bytes())
+        if isinstance(content, kind) and (kind is not dict or content.keys() >= {*keys}):
+            return content
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError):
@@ -99,10 +99,10 @@ def set_aside(path: Path, kind: type = dict) -> None:
         print(f"{path} is broken: kept as {beside.name}, a new one is begun", flush=True)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """A file appears whole or not at all, and for good."""
-    with replacing(path) as beside:
-        beside.write_bytes(content)
+def write_whole(path: Path, content: str | bytes, lasting: bool = True) -> None:
+    """A file, whole or not at all; where it is `lasting`, a power cut too leaves it so."""
+    with replacing(path, lasting=lasting) as beside:
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
@@ -125,9 +125,6 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.begun")
 
 
-# --- what the book made itself
-
-
 def mark_of(folder: Path) -> dict[str, str] | None:
     """What the book wrote into a folder: name → stamp; {} where a mark does not say (as after a
     power cut); None where there is no mark, and so the folder is another's."""
@@ -143,29 +140,33 @@ def mark_of(folder: Path) -> dict[str, str] | None:
 
 def mark(folder: Path, names: Iterable[str] | None = None) -> None:
     """Say in a folder which files the book wrote: `names`, or all that are there."""
-    found = {
-        name: stamp(folder / name) for name in sorted(_names(folder) if names is None else names)
-    }
-    (folder / MARK).write_text(json.dumps({"files": found}, indent=0), encoding="utf8")
+    names = sorted(_names(folder) if names is None else names)
+    stamps = {name: stamp(folder / name) for name in names}
+    (folder / MARK).write_text(json.dumps({"files": stamps}, indent=0), encoding="utf8")
 
 
 def theirs(folder: Path, new: Collection[str] = ()) -> set[str]:
     """The files in a folder that the book did not write, or that were changed since.
     FileExistsError: the folder is not the book's, or one of them has the name of a `new` file."""
-    if not os.path.lexists(folder) or (not folder.is_symlink() and folder.is_dir()
-                                       and not any(folder.iterdir())):  # fmt: skip
+    if free(folder):
         return set()
-    known = mark_of(folder) if folder.is_dir() else None
-    if known is None:
+    stamps = mark_of(folder) if folder.is_dir() else None
+    if stamps is None:
         raise FileExistsError(f"{folder} is there and was not made by the book: {AWAY}")
     if folder.is_symlink():
         return set()  # the link goes, what it points at stays
-    own = {name for name in known if not known[name] or _same(folder / name, known[name])}
-    found = _names(folder) - (own if known else set(new))
-    if both := sorted(found & set(new)):
-        raise FileExistsError(f"{', '.join(both)} in {folder} was not made by the book, or changed "
-                              f"since: {AWAY}")  # fmt: skip
-    return found
+    own = {name for name in stamps if not stamps[name] or _same(folder / name, stamps[name])}
+    others = _names(folder) - (own if stamps else {*new})
+    if both := ", ".join(sorted(others & {*new})):
+        what = f"{both} in {folder} was not made by the book, or changed since"
+        raise FileExistsError(f"{what}: {AWAY}")
+    return others
+
+
+def free(path: Path) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    folder = path.is_dir() and not path.is_symlink()
+    return not os.path.lexists(path) or (folder and not any(path.iterdir()))
 
 
 def stamp(path: Path) -> str:
@@ -187,18 +188,18 @@ def own(path: Path, other: bytes | None = None) -> None:
     """FileExistsError where a file stands at `path` that the book did not write there, or one that
     was changed since; `other`: what it may hold besides."""
     if os.path.lexists(path):
-        known = (mark_of(path.parent) or {}).get(path.name, "")
-        same = path.is_file() and path.read_bytes() == other if other is not None else False
-        if not same and not (known and _same(path, known)):
+        mine = (mark_of(path.parent) or {}).get(path.name, "")
+        same = other is not None and path.is_file() and path.read_bytes() == other
+        if not same and not (mine and _same(path, mine)):
             raise FileExistsError(f"{path} is there and was not made by the book: {AWAY}")
 
 
 def sign(*paths: Path) -> None:
     """Say in a folder that the book wrote these files of it."""
     folder = paths[0].parent
-    known = {n: s for n, s in (mark_of(folder) or {}).items() if n != MANIFEST}
-    known |= {path.name: stamp(path) for path in paths}
-    write_whole(folder / MARK, json.dumps({"files": known}, indent=0).encode())
+    stamps = {n: s for n, s in (mark_of(folder) or {}).items() if n != MANIFEST}
+    stamps |= {path.name: stamp(path) for path in paths}
+    write_whole(folder / MARK, json.dumps({"files": stamps}, indent=0))
 
 
 def _same(path: Path, known: str) -> bool:
@@ -212,11 +213,8 @@ def _same(path: Path, known: str) -> bool:
 
 def _names(folder: Path) -> set[str]:
     """All files and links below, but for the book's own mark."""
-    found = set()
-    for place, folders, names in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        found |= {os.path.relpath(os.path.join(place, name), folder) for name in (*links, *names)}
-    return found - {MARK}
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {str(path.relative_to(folder)) for path in paths} - {MARK}
 
 
 def _put(beside: Path, folder: Path) -> None:
@@ -275,19 +273,19 @@ def find_homes() -> None:
             spare = Path(tempfile.gettempdir()) / f"tdlib-home-{os.getuid()}"
             spare.mkdir(mode=0o700, exist_ok=True)
             if spare.is_symlink() or spare.stat().st_uid != os.getuid():
-                said = f"{place} cannot be written, and {spare} is another user's"
-                raise OSError(f"{said}: give {name}= a folder of yours, or HOME=") from None
+                line = f"{place} cannot be written, and {spare} is another user's"
+                raise OSError(f"{line}: give {name}= a folder of yours, or HOME=") from None
             os.environ[name] = str(spare / usual)
 
 
 def clear(folder: Path) -> None:
     """Remove what processes of this machine had begun there when they were killed."""
     for path in folder.glob(".*"):
-        if not (found := BEGUN.fullmatch(path.name)):
+        if not (name := BEGUN.fullmatch(path.name)):
             continue
         with contextlib.suppress(OSError):
             try:
-                os.kill(int(found[1] or found[2]), 0)
+                os.kill(int(name[1] or name[2]), 0)
             except (ProcessLookupError, OverflowError):  # on a cluster it may be another machine's
                 if "SLURM_JOB_ID" not in os.environ or time.time() - path.stat().st_mtime > 600:
                     _remove(path)
@@ -310,10 +308,9 @@ def _no_room(path: Path, error: Exception) -> str:
         limit = f"{most:,} bytes (ulimit -f)" if most >= 0 else "its disk allows"
         return f"no room for {path}: no file may be larger than {limit}; raise it, or {OTHER}"
     if number in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
-        return (
-            f"no room for {path}: {free:,.1f} MiB are free, more is needed; make room, or {OTHER}"
-        )
+        room = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
+        need = f"{room:,.1f} MiB are free, more is needed"
+        return f"no room for {path}: {need}; make room, or {OTHER}"
     return ""
 
 

@@ -8,38 +8,39 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tdlib import files, parameters, sweeps
 from tdlib.parameters import notebook_of
 
-# paths in the run folder; 04 and 07 besides read what the others made; 04 merges their adapters
-READS = {
-    "00_teacher": [],
-    "01_distill": ["tokens", "models/{teacher}", "models/{beside}"],
-    "02_hard_set": ["tokens", "models/{teacher}", "models/{base}"],
-    "03_lora": ["tokens", "models/{teacher}", "models/{base}", "{hard_set}", "scores/{scores}"],
-    "04_merge_eval": ["tokens"],
-    "05_progressive": ["tokens", "models/{teacher}"],
-    "06_inference": ["tokens"],
-    "07_evidence": ["tokens"],
-}
-WRITES = {
-    "00_teacher": ["tokens", "models/teacher"],
-    "01_distill": ["models/{student}"],
-    "02_hard_set": ["scores/{run}.npy", "hard_set.json"],
-    "03_lora": ["adapters/{adapter}"],
-    "04_merge_eval": [],
-    "05_progressive": ["models/150m", "models/75m", "models/75m-direct"],
+# What each reads and writes in the run folder; a parameter may name several models, or none. 04 and
+# 07 also read what the other runs made, and 04 merges their adapters.
+NOTEBOOKS = {
+    "00_teacher": ("", "tokens models/teacher"),
+    "01_distill": ("tokens models/{teacher} models/{beside}", "models/{student}"),
+    "02_hard_set": (
+        "tokens models/{teacher} models/{base} models/{compare} models/{unseen_teacher}",
+        "scores/{run}.npy hard_set.json",
+    ),
+    "03_lora": (
+        "tokens models/{teacher} models/{base} {hard_set} scores/{scores}",
+        "adapters/{adapter}",
+    ),
+    "04_merge_eval": ("tokens", ""),
+    "05_progressive": ("tokens models/{teacher}", "models/150m models/75m models/75m-direct"),
+    "06_inference": ("tokens models/{models}", "exports/{models}"),
+    "07_evidence": ("tokens", ""),
 }
 # change no result
-VOLATILE = {"redo", "device", "out", "checkpoint_minutes", "micro_windows", "max_skipped"}
-VOLATILE |= {"activation_checkpointing", "deterministic", "processes"}
-VOLATILE |= {"after_checkpoint", "after_run", "wandb"}
+VOLATILE = {
+    *"""redo device out checkpoint_minutes micro_windows max_skipped deterministic processes
+ activation_checkpointing after_checkpoint after_run wandb""".split()
+}
 QUICK = {"smoke", "tiny"}  # profiles in which changed code repeats a run; elsewhere it is noted
 ONE_THREAD = QUICK | {"small"}  # models so small that two runs of a thread each beat one of two
 KEPT = ("parameters", "code", "inputs", "outputs")  # of hashes/<run>.json
+EMPTY = {"inputs": {}, "outputs": {}}  # where there is none
 HARD_SET = "hard_set.json"  # of what runs write, this alone may be changed by hand
 BY_A_RUN = r"by [\w.+-]+'s parameters"  # how its words begin where a run chose it
 SEEN = ".looked.json"  # in a run folder: outputs whose times moved and whose content did not
@@ -51,28 +52,34 @@ SAME_NUMBERS = """2c2811566976 60e546bf5b31 e9c23c7f8d89 4cc86c119eed 6b7737ec06
 SAMPLED = 2**30  # bytes; of a larger file 64 MiB are hashed
 
 
+def _paths(patterns: str, values: dict) -> list[str]:
+    """Parameters filled in: one path for each name of several, none for an empty one."""
+    found = []
+    for pattern in patterns.split():
+        key = pattern.partition("{")[2].partition("}")[0]
+        names = values.get(key, "").split() if key else [""]
+        found += [pattern.replace(f"{{{key}}}", name) for name in names]
+    return found
+
+
 def reads(run: str, values: dict, made: list[str]) -> list[str]:
     """Paths in the run folder; `made` is what the other runs of the folder write."""
-    compared = [path for path in made if path.startswith(("models/", "adapters/"))]
-    values = {"beside": "", "hard_set": "", "scores": ""} | values
+    models = [path for path in made if path.startswith(("models/", "adapters/"))]
     if run.startswith("03"):  # it replays 02's choice, or makes its own from 02's scores
-        values |= {"hard_set": ""} if values.get("share") is not None else {}
-        asked = values.get("share") is not None or values.get("windows") == "easiest"
-        values |= {} if asked else {"scores": ""}
-    own = [pattern.format(**values) for pattern in READS.get(notebook_of(run), [])]
-    own = [path for path in own if path and not path.endswith("/")]
-    named = (values.get(key, "") for key in ("models", "compare", "unseen_teacher"))  # 06, 02
-    own += [f"models/{name}" for names in named for name in names.split()]
-    return own + (compared if run.startswith(("04", "07")) else [])
+        own = values.get("share") is not None
+        values = values | ({"hard_set": ""} if own else {})
+        values |= {} if own or values.get("windows") == "easiest" else {"scores": ""}
+    own = _paths(NOTEBOOKS[notebook_of(run)][0], values)
+    return own + (models if run.startswith(("04", "07")) else [])
 
 
 def writes(run: str, values: dict, made: list[str]) -> list[str]:
-    adapters = [Path(path).name for path in made if path.startswith("adapters/")]
+    """The same of what it writes."""
     if values.get("trains") == "weights":
         return [f"models/{values['adapter']}"]
-    own = [pattern.format(**values) for pattern in WRITES.get(notebook_of(run), [])]
-    own += [f"exports/{name}" for name in values.get("models", "").split()]  # 06
-    return own + ([f"models/{name}-merged" for name in adapters] if run.startswith("04") else [])
+    adapters = [Path(path).name for path in made if path.startswith("adapters/")]
+    merged = [f"models/{name}-merged" for name in adapters] if run.startswith("04") else []
+    return _paths(NOTEBOOKS[notebook_of(run)][1], values) + merged
 
 
 def load(out: Path, run: str) -> dict | None:
@@ -83,21 +90,20 @@ def load(out: Path, run: str) -> dict | None:
 def makers(out: Path) -> dict[str, tuple[str, dict]]:
     """What finished runs wrote → the run, and the fingerprint it had then; where two wrote the
     same, the later one, as after a run got another name."""
-    found: dict[str, tuple[str, dict]] = {}
-    when = dict.fromkeys(sorted((out / "hashes").glob("*.json")), 0)
-    for path in when:
+    times = {}
+    for path in sorted((out / "hashes").glob("*.json")):
         with contextlib.suppress(FileNotFoundError):  # a run that begins anew meanwhile
-            when[path] = path.stat().st_mtime_ns
-    for run in (path.stem for path in sorted(when, key=when.get)):
-        made = (load(out, run) or {"outputs": {}})["outputs"]
-        found |= {path: (run, was) for path, was in made.items()}
-    return dict(sorted(found.items(), key=lambda item: item[1][0]))
+            times[path.stem] = path.stat().st_mtime_ns
+    made: dict[str, tuple[str, dict]] = {}
+    for run in sorted(times, key=times.get):
+        made |= {path: (run, was) for path, was in (load(out, run) or EMPTY)["outputs"].items()}
+    return dict(sorted(made.items(), key=lambda item: item[1][0]))
 
 
 def made_by_others(out: Path, run: str) -> dict[str, dict]:
     """What the folder's other finished runs wrote → fingerprint; 06 makes nothing to compare."""
-    return {path: was for path, (maker, was) in makers(out).items()
-            if maker != run and not maker.startswith("06")}  # fmt: skip
+    found = makers(out).items()
+    return {n: was for n, (maker, was) in found if maker != run and not maker.startswith("06")}
 
 
 def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
@@ -111,8 +117,10 @@ def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
 def input_hashes(out: Path, run: str, found: dict[str, Path]) -> dict[str, dict]:
     """Fingerprints of what a run reads: of what another run wrote, the one it had then."""
     made = made_by_others(out, run)
-    return {name: made[name] if _own(path, made.get(name)) else fingerprint(path, made.get(name))
-            for name, path in found.items()}  # fmt: skip
+    return {
+        name: made[name] if _own(path, made.get(name)) else fingerprint(path, made.get(name))
+        for name, path in found.items()
+    }
 
 
 def outputs(out: Path, run: str, values: dict) -> dict[str, Path]:
@@ -125,37 +133,36 @@ def record(out: Path, run: str, values: dict, code: str, inputs: dict[str, dict]
     return {"parameters": of_parameters(values), "code": code, "inputs": inputs, "outputs": made}
 
 
-# --- what is current
-
-
 def judge(
-    found: dict, asked: Iterable[str], before: Iterable[str] = (), full: bool = False
+    jobs: dict, asked: Iterable[str], before: Iterable[str] = (), full: bool = False
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
     """The one answer that all who ask get, for the runs asked for and those above them, in the
-    order of `found` (name → graph.BookRun): why each is to be made, "" where it is current; and the
+    order of `jobs` (name → graph.BookRun): why each is to be made, "" where it is current; and the
     damage, a line each, of those that are not to be made for certain. `before` are taken as they
-    are. "after X, if that comes out new": to be looked at again once X is made."""
-    said: dict[str, str] = {}
+    are. "after X, if that comes out new": to be judged again once X is made."""
+    reasons: dict[str, str] = {}
 
-    def look(name: str) -> str:
-        if name not in said:
-            one, said[name] = found[name], ""
-            page = one.sweep and one.notebook == "04_merge_eval"  # it compares the sweep's points
-            points = [n for n, o in found.items() if page and o.sweep == one.sweep and o is not one]
-            if name not in before:
-                again = [n for n in (*one.needs, *points) if n in found and look(n)]
-                made = {path for n in again for path in found[n].writes}
-                said[name] = _why(one.out, one.run, one.parameters, made)
-                if again and not said[name]:
-                    more = " …" * (len(again) > 2)
-                    said[name] = f"{AFTER}{', '.join(again[:2])}{more}, if that comes out new"
-        return said[name]
+    def judge_one(name: str) -> str:
+        if name in reasons:
+            return reasons[name]
+        one, reasons[name] = jobs[name], ""
+        if name in before:
+            return ""
+        page = one.sweep and one.notebook == "04_merge_eval"  # it compares the sweep's points
+        points = [n for n, o in jobs.items() if page and o.sweep == one.sweep and o is not one]
+        again = [n for n in (*one.needs, *points) if n in jobs and judge_one(n)]
+        pending = {path for n in again for path in jobs[n].writes}
+        reasons[name] = why(one.out, one.run, one.parameters, pending)
+        if again and not reasons[name]:
+            more = " …" * (len(again) > 2)
+            reasons[name] = f"{AFTER}{', '.join(again[:2])}{more}, if that comes out new"
+        return reasons[name]
 
     for name in asked:
-        look(name)
-    reasons = {name: said[name] for name in found if name in said}
+        judge_one(name)
+    reasons = {name: reasons[name] for name in jobs if name in reasons}
     keep = [name for name, reason in reasons.items() if not reason or reason.startswith(AFTER)]
-    hurt = {name: damage(found[name].out, found[name].run, full) for name in keep}
+    hurt = {name: damage(jobs[name].out, jobs[name].run, full) for name in keep}
     return reasons, {name: lines for name, lines in hurt.items() if lines}
 
 
@@ -164,15 +171,10 @@ def is_current(out: Path, run: str, values: dict) -> bool:
     return not why(out, run, values)
 
 
-def why(out: Path, run: str, values: dict) -> str:
+def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str:
     """Why a run has to be made, in words; "" for one that is done: same parameters, inputs of the
     same content, outputs there (a hard set may be changed by hand) and, in quick profiles, the same
-    code."""
-    return _why(out, run, values, set())
-
-
-def _why(out: Path, run: str, values: dict, pending: set[str]) -> str:
-    """`pending`: inputs that are about to be made again, and so no reason yet."""
+    code. `pending`: inputs that are about to be made again, and so no reason yet."""
     kept, made = load(out, run), out / "results" / f"{run}.json"
     for path, keys in ((out / "hashes" / made.name, KEPT), (made, ("parameters",))):
         if path.exists() and files.whole(path, *keys) is None:
@@ -182,34 +184,26 @@ def _why(out: Path, run: str, values: dict, pending: set[str]) -> str:
     if values["redo"]:
         return "to be repeated"
     if kept["parameters"] != of_parameters(values):
-        before = files.record(made)["parameters"]
-        return (
-            "; ".join(
-                f"{name} was {before.get(name)!r}, is {value!r}"
-                for name, value in values.items()
-                if name not in VOLATILE and before.get(name, ...) != value
-            )
-            or "other parameters"
-        )
+        before, now = files.record(made)["parameters"], decisive(values)
+        changed = [name for name in now if before.get(name, ...) != now[name]]
+        words = [f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed]
+        return "; ".join(words) or "other parameters"
     if values["profile"] in QUICK and kept["code"] != of_code(notebook_of(run)):
         return OLDER
-    gone = [name for name, path in outputs(out, run, values).items() if not path.exists()]
-    if gone:
+    if gone := [name for name, path in outputs(out, run, values).items() if not path.exists()]:
         return f"{', '.join(gone)} is gone"
-    return _changed(out, run, inputs(out, run, values), kept["inputs"], pending)
+    return _changed(out, run, values, kept["inputs"], pending)
 
 
-def _changed(
-    out: Path, run: str, found: dict[str, Path], kept: dict[str, dict], pending: set[str]
-) -> str:
+def _changed(out: Path, run: str, values: dict, kept: dict, pending: Collection[str]) -> str:
     """Which input is not the one a run was made from; "" for none."""
-    if other := sorted((found.keys() ^ kept.keys()) - pending):
-        return f"reads {', '.join(other[:3])} {'now' if other[0] in found else 'no longer'}"
-    made = made_by_others(out, run)
-    for name, path in found.items():
-        if name not in pending and not path.exists():
+    now, made = inputs(out, run, values), made_by_others(out, run)
+    if other := sorted((now.keys() ^ kept.keys()) - {*pending}):
+        return f"reads {', '.join(other[:3])} {'now' if other[0] in now else 'no longer'}"
+    for name, path in ((name, path) for name, path in now.items() if name not in pending):
+        if not path.exists():
             return f"{name} is gone"
-        if name not in pending and not _same(path, kept[name], made.get(name)):
+        if not _same(path, kept[name], made.get(name)):
             return f"{name} has changed"
     return ""
 
@@ -243,27 +237,23 @@ def older_code(out: Path, run: str) -> bool:
     return made["code"] != of_code(made["notebook"])
 
 
-# --- damage
-
-
 def damage(out: Path, run: str, full: bool = False) -> list[str]:
     """What a finished run wrote and is otherwise now, a line each: the file, how, and what makes it
     again. Size and time are looked at; content where a time moved, or always in a `full` look. What
     was laid beside is none of it, and what was removed whole is gone, not damaged."""
-    lines, made = [], makers(out) if (out / "hashes" / f"{run}.json").exists() else {}
-    seen = files.whole(out / SEEN) or {}
-    for name, was in ((name, was) for name, (maker, was) in made.items() if maker == run):
-        if (out / name).exists() and (said := _hurt(out, name, was, seen.get(name), full)):
-            lines.append(f"{said}: {run} wrote it otherwise: REDO={run} makes it again")
-    return lines
+    seen, remedy = files.whole(out / SEEN) or {}, f"REDO={run} makes it again"
+    made = makers(out) if (out / "hashes" / f"{run}.json").exists() else {}
+    own = {n: was for n, (maker, was) in made.items() if maker == run and (out / n).exists()}
+    hurt = (_hurt(out, name, was, seen.get(name), full) for name, was in own.items())
+    return [f"{what}: {run} wrote it otherwise: {remedy}" for what in hurt if what]
 
 
 def input_damage(out: Path, run: str, values: dict) -> list[str]:
     """The damage of what a run reads of other runs."""
     made, read = makers(out), inputs(out, run, values)
-    others = dict.fromkeys(made[name][0] for name in read if name in made)
-    return [line for other in others if other != run for line in damage(out, other)
-            if any(line.startswith((f"{name} ", f"{name}/")) for name in read)]  # fmt: skip
+    others = {made[name][0]: None for name in read if name in made and made[name][0] != run}
+    starts = tuple(f"{name}{end}" for name in read for end in " /")
+    return [line for other in others for line in damage(out, other) if line.startswith(starts)]
 
 
 def _hurt(out: Path, name: str, was: dict, seen: dict | None, full: bool) -> str:
@@ -290,9 +280,9 @@ def _hurt(out: Path, name: str, was: dict, seen: dict | None, full: bool) -> str
             _remember(out, name, {"sha256": was["sha256"], "files": stats})
         return ""
     other = [file for file in each if now["each"][file] != each[file]]
-    other = other or [file for file in stats if stats[file] != was["files"][file]]
-    shown = [name if file in ("", ".") else f"{name}/{file}" for file in other[:1] or [""]]
-    return f"{shown[0]} has other content"
+    other += [file for file in stats if stats[file] != was["files"][file]]
+    inside = f"/{other[0]}" if other and other[0] != "." else ""
+    return f"{name}{inside} has other content"
 
 
 def _remember(out: Path, name: str, found: dict) -> None:
@@ -303,18 +293,18 @@ def _remember(out: Path, name: str, found: dict) -> None:
 
 def chosen(path: Path) -> dict | None:
     """A hard set as its file has it; None where that is no choice of windows."""
-    found = files.whole(path, "windows_K", "threshold", "share")
-    rows = found and found["windows_K"]
-    numbers = found and all(type(found[key]) in (int, float) for key in ("threshold", "share"))
-    if not numbers or not isinstance(rows, list) or any(type(i) is not int for i in rows):
+    choice = files.whole(path, "windows_K", "threshold", "share")
+    rows = choice and choice["windows_K"]
+    if not isinstance(rows, list) or any(type(i) is not int for i in rows):
         return None
-    return found if rows == sorted({*rows}) and min(rows, default=0) >= 0 else None
+    numbers = all(type(choice[key]) in (int, float) for key in ("threshold", "share"))
+    return choice if numbers and rows == sorted({*rows}) and min(rows, default=0) >= 0 else None
 
 
 def by_hand(path: Path) -> bool:
     """Whether a hard set was chosen by a person, in the explorer or elsewhere."""
-    found = chosen(path)
-    return found is not None and not re.match(BY_A_RUN, found.get("words", ""))
+    choice = chosen(path)
+    return choice is not None and not re.match(BY_A_RUN, choice.get("words", ""))
 
 
 def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | None = None) -> dict:
@@ -365,7 +355,12 @@ def of_code(notebook: str) -> str:
 
 
 def of_parameters(values: dict) -> str:
-    return of({name: value for name, value in values.items() if name not in VOLATILE})
+    return of(decisive(values))
+
+
+def decisive(values: dict) -> dict:
+    """Without the parameters that change no result."""
+    return {name: value for name, value in values.items() if name not in VOLATILE}
 
 
 def of(value: object) -> str:

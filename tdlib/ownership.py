@@ -40,10 +40,13 @@ def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
         )
     if foreign := not_ours(out, run, list(writes), notebook):
         raise FileExistsError(refusal(out, foreign))
-    for path, names in _unmarked(out, run, list(writes)).items():
-        files.mark(out / path, names)
+    made = hashes.makers(out)
+    for name, path in writes.items():  # older than marks: all under new names is replaced
+        if path.is_dir() and not path.is_symlink() and files.mark_of(path) is None:
+            if name in made or _since(out, run, path):
+                files.mark(path, [])
     kept = out / CLAIMS / f"{run}.json"
-    claimed = sorted({*_claimed(kept), *writes, *_losses(list(writes))})
+    claimed = sorted({*_claimed(kept), *writes, *losses(writes)})
     if claimed != _claimed(kept) or not kept.exists():
         files.write_whole(kept, json.dumps(claimed).encode())
 
@@ -58,44 +61,43 @@ def refusal(out: Path, foreign: list[str]) -> str:
 
 def not_ours(out: Path, run: str, writes: list[str], notebook: bool = False) -> list[str]:
     """What stands in the way of a run and was made by another: paths in the run folder."""
-    named = [pattern.format(run) for pattern in NAMED] + [f"{run}.ipynb"] * notebook
+    foreign = []
     began = (out / CLAIMS / f"{run}.json").exists() or _state(out, run) or hashes.load(out, run)
-    longer = [f"{name}-" for name in _known(out) if name.startswith(f"{run}-")]
-    there = [] if began else [path for pattern in named for path in sorted(out.glob(pattern))]
-    there = [path for path in there if not path.name.startswith((".", *longer))]
-    foreign = [str(path.relative_to(out)) for path in there
-               if not (path / "made_from.json").is_file()]  # fmt: skip
+    if not began:
+        paths = named(out, run) + sorted(out.glob(f"{run}.ipynb")) * notebook
+        paths = [path for path in paths if not (path / "made_from.json").is_file()]
+        foreign = [str(path.relative_to(out)) for path in paths]
     foreign += [page for page in PAGES if not is_book(out) and os.path.lexists(out / page)]
-    both = [*writes, *_losses(writes)]
-    return foreign + [path for path in both if not _is_ours(out, run, path)]
+    places = [*writes, *losses(writes)]
+    return foreign + [path for path in places if not _is_ours(out, run, path)]
+
+
+def named(out: Path, run: str) -> list[Path]:
+    """All in a run folder that bears a run's name, and not the longer one of another."""
+    kinds = ("results", "state")
+    longer = tuple(f"{p.stem}-" for kind in kinds for p in (out / kind).glob(f"{run}-*.json"))
+    paths = [path for pattern in NAMED for path in sorted(out.glob(pattern.format(run)))]
+    return [path for path in paths if not path.name.startswith(longer)]
+
+
+def run_of(path: Path, out: Path) -> str:
+    """01_distill-50m-scratch-curve.png is of 01_distill-50m-scratch, not of 01_distill-50m."""
+    runs = (record.stem for kind in ("results", "state") for record in (out / kind).glob("*.json"))
+    return max((run for run in runs if path.name.startswith(f"{run}-")), key=len, default="")
 
 
 def is_book(out: Path) -> bool:
     """Whether a run has begun in this folder, or one of a sweep's points in it."""
-    return (out / CLAIMS).is_dir() or bool(_known(out)) or (out / "points.json").is_file()
+    began = any(_state(out, path.stem) for path in (out / "state").glob("*.json"))
+    return began or (out / CLAIMS).is_dir() or (out / "points.json").is_file()
 
 
 def _is_ours(out: Path, run: str, path: str) -> bool:
-    place, recorded = out / path, _recorded(out)
-    if not os.path.lexists(place):
-        return True
-    if place.is_dir() and not place.is_symlink() and not any(place.iterdir()):
+    place, made = out / path, hashes.makers(out)
+    if files.free(place):
         return True
     claimed = (p for kept in (out / CLAIMS).glob("*.json") for p in _claimed(kept))
-    return path in (*recorded, *_losses([*recorded]), *claimed) or _since(out, run, place)
-
-
-def _unmarked(out: Path, run: str, writes: list[str]) -> dict[str, list[str]]:
-    """Folders older than marks that the run may replace → the names in them that the book wrote;
-    none where no record says."""
-    found, recorded = {}, _recorded(out)
-    for path in writes:
-        place = out / path
-        if place.is_dir() and not place.is_symlink() and files.mark_of(place) is None:
-            names = [*recorded[path], "README.md"] if path in recorded else []  # no record of cards
-            if names or _since(out, run, place):
-                found[path] = [name for name in names if os.path.lexists(place / name)]
-    return found
+    return path in (*made, *losses(made), *claimed) or _since(out, run, place)
 
 
 def _since(out: Path, run: str, place: Path) -> bool:
@@ -107,7 +109,8 @@ def _since(out: Path, run: str, place: Path) -> bool:
     return began.is_file() and all(p.lstat().st_mtime >= began.stat().st_mtime - 1 for p in every)
 
 
-def _losses(writes: list[str]) -> list[str]:
+def losses(writes: Iterable[str]) -> list[str]:
+    """Where evaluations keep the losses of the models among these."""
     names = [Path(path).name for path in writes if path.startswith(("models/", "adapters/"))]
     return [f"scores/val/{name}.{kind}" for name in names for kind in ("npy", "npz")]
 
@@ -116,29 +119,11 @@ def _claimed(path: Path) -> list[str]:
     return json.loads(path.read_text("utf8")) if path.exists() else []
 
 
-def _recorded(out: Path) -> dict[str, list[str]]:
-    """What finished runs wrote here → the files of it."""
-    found = {}
-    for path in (out / "hashes").glob("*.json"):
-        try:
-            outputs = json.loads(path.read_text("utf8"))["outputs"]
-            found |= {name: list(kept["files"]) for name, kept in outputs.items()}
-        except (ValueError, KeyError, TypeError):
-            continue  # damaged: its run is made again
-    return found
-
-
-def _known(out: Path) -> list[str]:
-    return [path.stem for path in (out / "state").glob("*.json") if _state(out, path.stem)]
-
-
 def _state(out: Path, run: str) -> bool:
     """Whether state/<run>.json is the book's: that it is empty can come of a power cut."""
-    try:
-        text = (out / "state" / f"{run}.json").read_text("utf8")
-        return not text.strip("\0 \n") or json.loads(text)["run"] == run
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    path = out / "state" / f"{run}.json"
+    empty = path.is_file() and not path.read_bytes().strip(b"\0 \n")
+    return empty or (files.whole(path, "run") or {"run": ""})["run"] == run
 
 
 def _read_of(path: Path, reads: Iterable[Path]) -> bool:

@@ -6,15 +6,17 @@ the run, with one line a problem that says the value, the rule and the remedy. I
 """
 
 import ast
+import contextlib
 import difflib
 import importlib.util
+import itertools
 import json
 import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -45,9 +47,8 @@ def _number(kind, low, high=math.inf, *, open_low=False, open_high=False, none=F
         says += f" and {'below' if open_high else 'at most'} {high:,}"
 
     def holds(value) -> bool:
-        return (low < value if open_low else low <= value) and (
-            value < high if open_high else value <= high
-        )
+        above = low < value or (low == value and not open_low)
+        return above and (value < high or (value == high and not open_high))
 
     return Rule(kind, says, holds, none)
 
@@ -56,124 +57,96 @@ def _choice(*choices: str) -> Rule:
     return Rule(str, f"one of {', '.join(choices)}", choices.__contains__, choices=choices)
 
 
-def _text(pattern: str, says: str) -> Rule:
-    return Rule(str, says, lambda value: re.fullmatch(pattern, value) is not None)
+def _some(says: str, choices: Iterable[str], holds: Callable[[list[str]], bool]) -> Rule:
+    says = f"{says} with spaces between, of {', '.join(choices)}"
+    return Rule(str, says, lambda value: holds(value.split()), choices=tuple(choices))
+
+
+def _text(pattern: str, says: str, *choices: str) -> Rule:
+    matches = re.compile(pattern).fullmatch
+    return Rule(str, says, lambda value: matches(value) is not None, choices=choices)
 
 
 def _is_fold(value: str) -> bool:
-    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", value)
-    return found is not None and int(found[1]) <= int(found[2]) and int(found[2]) > 1
+    fold = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", value)
+    return value == "" or (fold is not None and 1 < int(fold[2]) >= int(fold[1]))
 
 
-_NAME = _text(r"[^\W_][\w.+-]*", "a name of letters (no vowel signs), digits, - _ . +")
-_POSITIVE, _COUNT = _number(float, 0, open_low=True), _number(int, 1)
-_SHAPE = _choice(*SHAPES)
+def _all(names: str, rule: Rule) -> dict[str, Rule]:
+    return dict.fromkeys(names.split(), rule)
 
+
+_WORD = r"[^\W_][\w.+-]*"
+_NAME = _text(_WORD, "a name of letters (no vowel signs), digits, - _ . +")
+_NAME_OR_NONE = _text(f"|{_WORD}", 'a name of letters, digits, - _ . +, or ""')
+_FLAG, _COUNT, _FROM_0 = Rule(bool), _number(int, 1), _number(int, 0)
+_PART = _number(float, 0, 1, open_low=True)
 # lora.TARGETS, which would need torch
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # What every parameter may be; "notebook.name" goes before "name".
 RULES = {
-    "run": _NAME,
-    "profile": _NAME,
-    "out": Rule(str, "the path of a run folder", lambda value: value.strip() != ""),
+    **_all("run profile teacher student base scratch picked_by adapter", _NAME),
+    **_all("beside unseen_teacher recipe", _NAME_OR_NONE),
+    **_all("compare models sweeps", _text(f"|{_WORD}( +{_WORD})*", "names with spaces between")),
+    **_all("text tokens 00_teacher.teacher after_checkpoint after_run", Rule(str)),
+    **_all("redo check_every_id cache_middle compile activation_checkpointing", _FLAG),
+    **_all("deterministic leave_out_junk allow_large_scale timed_compile", _FLAG),
+    **_all("processes batch_tokens micro_windows fixed_windows sample_tokens", _COUNT),
+    **_all("prompt_tokens new_tokens repeats quality_windows", _COUNT),
+    **_all("text_seed split_seed token_limit distinct_tokens max_skipped", _FROM_0),
+    **_all("checkpoint_minutes epochs clip spike lora_scale", _number(float, 0, open_low=True)),
+    **_all("shape middle_shape small_shape", _choice(*SHAPES)),
+    "out": _text(r"(?s).*\S.*", "the path of a run folder"),
     "seed": _number(int, 0, 2**63 - 1),  # what torch takes
-    "device": Rule(
-        str, "auto, cpu, cuda or cuda:0", lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v),
-        choices=("auto", "cpu", "cuda"),
-    ),
-    "redo": Rule(bool),
-    "processes": _COUNT,
-    "checkpoint_minutes": _POSITIVE,
-    **dict.fromkeys(("after_checkpoint", "after_run"), Rule(str)),
+    "device": _text(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:0", "auto", "cpu", "cuda"),
     "wandb": _text(r"|[^\W_][\w.-]*", 'the name of a project: letters, digits, - _ ., or ""'),
     # 00: the text and the teacher
-    "text": Rule(str),
-    "tokens": Rule(str),
-    "00_teacher.teacher": Rule(str),
     "tokenizer": _text(r"|.*\.(model|json)", 'a SentencePiece .model, a tokenizer.json, or ""'),
     "segmenter": _text(r"|.*\.bin", 'a Morfessor model that ends in .bin, or ""'),
-    "check_every_id": Rule(bool),
     "rope_pairs": _choice("halves", "neighbours"),
     "text_characters": Rule(
         int, "at least 10,000, or 0 where text or tokens are given", lambda v: v == 0 or v >= 10_000
     ),
-    "text_seed": _number(int, 0),
-    "split_seed": _number(int, 0),
     "section_characters": _number(int, 1000),
-    "vocab_size": _number(int, 300, 1_000_000),
+    **_all("vocab_size shapes_vocab", _number(int, 300, 1_000_000)),
     "context": _number(int, 8),
     "val_share": _number(float, 0, 0.5, open_low=True, open_high=True),
     "confirm_share": _number(float, 0, 0.5, open_high=True),
     # training
-    "epochs": _POSITIVE,
-    **dict.fromkeys(("token_limit", "distinct_tokens"), _number(int, 0)),
-    "learning_rate": _number(float, 0, 1, open_low=True),
-    "warmup_share": _number(float, 0, 1, open_high=True),
+    "learning_rate": _PART,
+    **_all("warmup_share 02_hard_set.clip", _number(float, 0, 1, open_high=True)),
     "cached_draws": _number(int, 0, 1000),
-    "cache_middle": Rule(bool),
     "init": _choice("random", "teacher"),
-    "batch_tokens": _COUNT,
-    "micro_windows": _COUNT,
     "weight_decay": _number(float, 0),
-    "clip": _POSITIVE,
-    "spike": _POSITIVE,
-    "max_skipped": _number(int, 0),
-    **dict.fromkeys(("compile", "activation_checkpointing", "deterministic"), Rule(bool)),
     "ce_weight": _number(float, 0, 1),
     "temperature": _number(float, 0, 100, open_low=True),
     "03_lora.temperature": _number(float, 0, 100, open_low=True, none=True),
-    # models, by their names in models/ and adapters/
-    **dict.fromkeys(("teacher", "student", "base", "scratch", "picked_by", "adapter"), _NAME),
-    "compare": _text(r"|[^\W_][\w.+-]*( +[^\W_][\w.+-]*)*", "names of models with spaces between"),
-    "unseen_teacher": _text(r"|[^\W_][\w.+-]*", 'a name of letters, digits, - _ . +, or ""'),
-    "left_out": Rule(str, 'a fold of several, "1/10", or ""', lambda v: v == "" or _is_fold(v)),
-    "beside": _text(r"|[^\W_][\w.+-]*", 'a name of letters, digits, - _ . +, or ""'),
-    **dict.fromkeys(("shape", "middle_shape", "small_shape"), _SHAPE),
+    "left_out": Rule(str, 'a fold of several, "1/10", or ""', _is_fold),
     # the hard set and the adapter
-    "share": _number(float, 0, 1, open_low=True, open_high=True),
-    "03_lora.share": _number(float, 0, 1, open_low=True, none=True),
+    **_all("share hard_share", _number(float, 0, 1, open_low=True, open_high=True)),
+    "token_share": _PART,
+    **_all("03_lora.share 03_lora.token_share", replace(_PART, none=True)),
     "scores": _text(r"[\w+-][\w.+-]*\.npy", "the name of a .npy file in the folder's scores/"),
     "threshold": Rule(float, none=True),
     "hard_set": _text(r"[\w+-][\w.+-]*\.json", "the name of a .json file in the run folder"),
-    "02_hard_set.clip": _number(float, 0, 1, open_high=True),
-    "leave_out_junk": Rule(bool),
     "easy_share": _number(float, 0, 100),
     "windows": _choice("hard", "random", "easiest", "all"),
     "trains": _choice("adapter", "weights"),
-    "targets": Rule(
-        str, f"all, or names with spaces between, of {', '.join(LINEARS)}",
-        lambda v: v == "all" or (v.split() and set(v.split()) <= set(LINEARS)), choices=LINEARS,
+    "targets": _some(
+        "all, or names", LINEARS, lambda words: words == ["all"] or set() < {*words} <= {*LINEARS}
     ),
-    "token_share": _number(float, 0, 1, open_low=True),
-    "03_lora.token_share": _number(float, 0, 1, open_low=True, none=True),
     "rank": _number(int, 1, 1024),
-    "lora_scale": _POSITIVE,
-    "allow_large_scale": Rule(bool),
-    # comparisons
-    "fixed_windows": _COUNT,
-    "hard_share": _number(float, 0, 1, open_low=True, open_high=True),
+    # comparisons, speed and size
     "resamples": _number(int, 100),
-    "sample_tokens": _COUNT,
-    # 06: speed and size
-    "models": _text(r"|[^\W_][\w.+-]*( +[^\W_][\w.+-]*)*", "names of models with spaces between"),
-    "shapes": Rule(
-        str, f"shapes with spaces between, of {', '.join(SHAPES)}",
-        lambda value: set(value.split()) <= set(SHAPES), choices=tuple(SHAPES),
-    ),
-    "shapes_vocab": _number(int, 300, 1_000_000),
-    **dict.fromkeys(("prompt_tokens", "new_tokens", "repeats", "quality_windows"), _COUNT),
-    "timed_compile": Rule(bool),
-    "recipe": _text(r"|[^\W_][\w.+-]*", 'the name of a sweep, or ""'),
-    "sweeps": _text(r"|[^\W_][\w.+-]*( +[^\W_][\w.+-]*)*", "names of sweeps with spaces between"),
-}  # fmt: skip
-
-# What must be on the disk where it is not "": name → several allowed, test, what it must be.
+    "shapes": _some("shapes", SHAPES, lambda words: {*words} <= {*SHAPES}),
+}
+# What must be on the disk where 00 is given it, and what it must be
 PATHS = {
-    "00_teacher.text": (True, Path.exists, "a file or folder, or several without spaces in them"),
-    "00_teacher.tokens": (False, Path.is_dir, "an existing folder of tokens"),
-    "00_teacher.teacher": (False, Path.exists, "an existing Llama folder or .pt file"),
-    "00_teacher.tokenizer": (False, Path.is_file, "an existing tokenizer file"),
-    "00_teacher.segmenter": (False, Path.is_file, "an existing Morfessor .bin"),
+    "text": (Path.exists, "a file or folder, or several without spaces in them"),
+    "tokens": (Path.is_dir, "an existing folder of tokens"),
+    "teacher": (Path.exists, "an existing Llama folder or .pt file"),
+    "tokenizer": (Path.is_file, "an existing tokenizer file"),
+    "segmenter": (Path.is_file, "an existing Morfessor .bin"),
 }
 
 
@@ -183,12 +156,9 @@ def rule(notebook: str, name: str) -> Rule | None:
 
 def external(notebook: str, parameters: dict) -> list[str]:
     """The paths outside the run folder that a run reads, as its parameters name them."""
-    found = []
-    for key, (several, _, _) in PATHS.items():
-        where, name = key.split(".")
-        if where == notebook and parameters.get(name):
-            found += texts(parameters[name]) if several else [parameters[name]]
-    return found
+    given = {name: parameters.get(name) for name in PATHS if notebook == "00_teacher"}
+    paths = [texts(path) if name == "text" else [path] for name, path in given.items() if path]
+    return [*itertools.chain(*paths)]
 
 
 def nearest(given: object, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
@@ -295,26 +265,20 @@ def convert(rule: Rule, value: object) -> object:
     if rule.kind in (int, float):
         return _as_number(rule.kind, value)
     if rule.kind in (list, bool) and isinstance(value, str):
-        try:  # a list, or true, that a command line left as text
+        with contextlib.suppress(yaml.YAMLError):  # a list, or true, that a shell left as text
             value = yaml.safe_load(value)
-        except yaml.YAMLError:
-            pass  # told below
     if isinstance(value, rule.kind):
         return value
-    meant = {str: "is not text: put it in quotes, or in papermill give it by -r, not -p",
-             bool: "is not true or false", list: "is no list"}  # fmt: skip
-    raise TypeError(meant[rule.kind])
+    if rule.kind is str:
+        raise TypeError("is not text: put it in quotes, or in papermill give it by -r, not -p")
+    raise TypeError("is not true or false" if rule.kind is bool else "is no list")
 
 
 def _as_number(kind: type, value: object) -> int | float:
-    if isinstance(value, str):
-        try:
-            value = int(value)  # exact beyond 2^53
-        except ValueError:
-            try:
-                value = float(value)
-            except ValueError:
-                pass
+    text = value
+    for parse in (float, int) if isinstance(text, str) else ():  # int: exact beyond 2^53
+        with contextlib.suppress(ValueError):
+            value = parse(text)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise TypeError("is not a number")
     if kind is int and value != int(value):
@@ -364,17 +328,11 @@ def _wrong_values(notebook: str, defaults: dict, values: dict) -> list[str]:
 
 def _wrong_paths(notebook: str, values: dict) -> list[str]:
     problems = []
-    for key, (several, holds, says) in PATHS.items():
-        where, name = key.split(".")
-        if where != notebook or name not in values:
-            continue
-        for path in texts(values[name]) if several else filter(None, [values[name]]):
-            if fault := _fault(ROOT / path, holds):
-                problems.append(
-                    f"{name} = {values[name]!r} must be {says}: {ROOT / path} {fault}; "
-                    f'correct the path, or give "" for none'
-                )
-                break
+    for name, (exists, says) in PATHS.items():
+        paths = [ROOT / path for path in external(notebook, {name: values.get(name)})]
+        if faults := [f"{path} {why}" for path in paths if (why := _fault(path, exists))]:
+            remedy = 'correct the path, or give "" for none'
+            problems.append(f"{name} = {values[name]!r} must be {says}: {faults[0]}; {remedy}")
     if values.get("wandb") and importlib.util.find_spec("wandb") is None:
         problems.append(
             f"wandb = {values['wandb']!r} needs the package wandb, which is not installed: "

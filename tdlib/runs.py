@@ -9,10 +9,10 @@ import atexit
 import contextlib
 import ctypes
 import datetime
+import functools
 import io
 import itertools
 import json
-import math
 import os
 import platform
 import random
@@ -30,32 +30,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tdlib import files, hashes, hooks, ownership, parameters
-from tdlib.files import MARK, replacing
-from tdlib.files import record as _read
+from tdlib.files import MARK
+from tdlib.files import write_whole as write
 from tdlib.hashes import is_current, older_code
+from tdlib.ownership import run_of
 from tdlib.parameters import notebook_of
 
-__all__ = ["Run", "is_current", "older_code", "start", "state", "states", "write", "write_state"]
+__all__ = ["Run", "is_current", "older_code", "run_of", "start", "state", "states", "write"]
 
 HEARTBEAT_S = 5
 STOP_S = 30  # that a stopped run gets to end its step, keep its state and write its page
 LOST_S = 120  # without a heartbeat, where the process cannot be looked at
 # in checkpoints/<run>, while it trains; and for good
 KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.safetensors"
-# in a run folder, where something may be left that a killed process had begun
+# in a run folder, where a killed process may have left what it had begun
 PLACES = """. state results hashes figures tables logs .slurm models adapters scores scores/val
  exports""".split()
 DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not outlive
-
-
-# --- state: who runs it, and is it alive
 
 
 def state(out: Path, run: str) -> dict:
     """state/<run>.json, with "lost" for a run whose process is gone without a word; "done" where it
     had come to its records, which are there while a run is done alone."""
     try:
-        found = _read(Path(out) / "state" / f"{run}.json") or {"run": run, "state": "queued"}
+        found = files.record(Path(out) / "state" / f"{run}.json") or {"run": run, "state": "queued"}
     except ValueError:  # empty: the power was cut between its name and its content
         found = {"run": run, "state": "lost", "heartbeat": 0.0}
     if found["state"] == "running" and gone(found):
@@ -97,10 +95,8 @@ def wait_until_free(out: Path, run: str) -> None:
 
 def who() -> dict:
     """This process, so that another can tell whether it lives."""
-    pid = os.getpid()
-    return {
-        "pid": pid, "pid_started": _started(pid), "boot": _boot(), "host": socket.gethostname()
-    }  # fmt: skip
+    pid, host = os.getpid(), socket.gethostname()
+    return {"pid": pid, "pid_started": _started(pid), "boot": _boot(), "host": host}
 
 
 def gone(found: dict) -> bool:
@@ -129,30 +125,10 @@ def _started(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def write(path: Path, content: str | bytes, lasting: bool = True) -> None:
-    """A file, whole or not at all; a power cut too leaves it so, if it is to be `lasting`."""
-    with replacing(path, lasting=lasting) as beside:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
 def clear(out: Path, ended: str = "") -> None:
     """Remove what is left in a run folder of a run that has just ended, and of those that were
     killed: the state of a training that is done (the weights of every epoch stay), begun files."""
-    for folder in (
-        "",
-        "state",
-        "results",
-        "hashes",
-        "figures",
-        "tables",
-        "logs",
-        ".slurm",
-        "models",
-        "adapters",
-        "scores",
-        "scores/val",
-        "exports",
-    ):
+    for folder in PLACES:
         files.clear(out / folder)
     for place in (out / "checkpoints").glob("*/"):
         run = place.name
@@ -185,8 +161,6 @@ def _under_papermill() -> bool:
     return parent.exists() and bool(re.search(rb"(^|[/\0])papermill\0", parent.read_bytes()))
 
 
-# --- the run, as a notebook sees it
-
 _latest: "Run | None" = None  # a notebook's second start ends the first
 
 
@@ -210,6 +184,8 @@ class Run:
     """`run`, `notebook`, `out`, `parameters`, `device` and `models` are there to be read."""
 
     def __init__(self, values: dict):
+        import numpy as np
+
         self.run, self.notebook = values["run"], notebook_of(values["run"])
         self.parameters, self.out = values, parameters.ROOT / values["out"]
         self.models: dict[str, dict] = {}
@@ -217,9 +193,9 @@ class Run:
         self._changed = {name: v for name, v in values.items() if v != defaults[name]}
         self._why = hashes.why(self.out, self.run, values)
         self.current = not self._why
-        self._record = _read(self._file("results", "json")) if self.current else {}
+        self._record = files.record(self._file("results", "json")) if self.current else {}
         self._remembered = self._record.get("remembered", {})
-        self._old, self._finding = "", ""
+        self._finding = ""
         self._began, self._clock = time.time(), time.monotonic()
         self._status, self._seen, self._lock = "running", {}, threading.RLock()
         self._progress: dict = {"step": 0, "steps": 0}
@@ -228,14 +204,13 @@ class Run:
         clear(self.out)
         if lines := hashes.input_damage(self.out, self.run, values):
             raise ValueError(f"{self.run} reads what is damaged: {'; '.join(lines)}")
-        if not self.current:
-            self._begin_anew()
+        old = {} if self.current else self._begin_anew()
         for line in hashes.damage(self.out, self.run) if self.current else ():
             print(line)  # what is shown was remembered
         self._attach()
-        old = {"old": self._old} if self._old else {}
         self._say("running", changed=hooks.hidden(self._changed), **old)
-        _seed(values["seed"])
+        random.seed(values["seed"])  # torch's is set where weights are drawn
+        np.random.seed(values["seed"] % 2**32)
 
     def path(self, *parts: str) -> Path:
         """A path in the run folder, the folder it lies in made."""
@@ -275,8 +250,7 @@ class Run:
         passed, done = now - p["began"], step - p["first"]
         left = passed / done * (steps - step) if done else None
         self._say(step=step, steps=steps, message=message, left_s=left)
-        ending = f"{_clock(left)} left" if left is not None else ""
-        ending = f"took {_clock(passed)}" if step >= steps else ending
+        ending = f"took {_clock(passed)}" if step >= steps else left and f"{_clock(left)} left"
         parts = (f"step {step:,} of {steps:,}", message, ending)
         p["line"] = _show(" · ".join(filter(None, parts)), p["line"])
         p["said"] = now
@@ -330,7 +304,7 @@ class Run:
     def finish(self, tokens_per_second: float | None = None) -> None:
         """Write the records; only now is the run done. A run that only gave back what it remembered
         keeps the record of when it was made."""
-        said = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
+        came = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
         record = self._record or self.provenance(tokens_per_second)
         hooks.settle()
         p = self._progress
@@ -341,7 +315,7 @@ class Run:
             made = hashes.outputs(self.out, self.run, self.parameters)
             if missing := [path for path, where in made.items() if not where.exists()]:
                 raise FileNotFoundError(f"{self.run} ends without {missing}: it must write them")
-        write(self._file("results", "json"), _json(record | said))
+        write(self._file("results", "json"), _json(record | came))
         if not self.current:
             kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
             write(self._file("hashes", "json"), _json(kept))
@@ -353,11 +327,10 @@ class Run:
 
     def told(self, checkpoint: Path | None = None) -> dict:
         """What a hook hears of this run, as it is now."""
-        p, status = self._progress, self._status
-        far = f"step {p['step']:,} of {p['steps']:,}"
-        last = (self._seen.get("error") or [far])[-1]
-        said = self._finding if status == "done" else far if checkpoint else last
-        return hooks.told(self.out, self.run, status, said, checkpoint)
+        how_far = f"step {self._progress['step']:,} of {self._progress['steps']:,}"
+        last = how_far if checkpoint else (self._seen.get("error") or [how_far])[-1]
+        finding = self._finding if self._status == "done" else last
+        return hooks.told(self.out, self.run, self._status, finding, checkpoint)
 
     def _after_run(self, leave: float = 0) -> None:
         """Call it, where no book does that once the page is written."""
@@ -378,60 +351,60 @@ class Run:
     def _file(self, folder: str, kind: str) -> Path:
         return self.out / folder / f"{self.run}.{kind}"
 
-    def _begin_anew(self) -> None:
-        """Look at the inputs. From now on the run is not done."""
-        found = hashes.inputs(self.out, self.run, self.parameters)
-        if missing := [str(path) for path in found.values() if not path.exists()]:
+    def _begin_anew(self) -> dict[str, str]:
+        """Look at the inputs; from now on the run is not done. Says under "old" where that went."""
+        inputs = hashes.inputs(self.out, self.run, self.parameters)
+        if missing := [str(path) for path in inputs.values() if not path.exists()]:
             where = f"PROFILE={self.parameters['profile']} OUT={self.parameters['out']}"
             beside = self.parameters.get("beside")  # a run of the book may not make it
-            or_else = ', or give beside: ""' * any(Path(m).name == beside for m in missing)
+            leave = ', or give beside: ""' * any(Path(path).name == beside for path in missing)
             raise FileNotFoundError(
                 f"{self.run} needs {', '.join(missing)}, which is not there: "
-                f"`make book {where} ONLY={self.run}` makes it{or_else}"
+                f"`make book {where} ONLY={self.run}` makes it{leave}"
             )
         ownership.claim(self.out, self.run, self.parameters)
-        self._inputs = hashes.input_hashes(self.out, self.run, found)
+        self._inputs = hashes.input_hashes(self.out, self.run, inputs)
         self._code = hashes.of_code(self.notebook)
-        if self._file("hashes", "json").exists():
-            self._keep_the_old()
+        old = {"old": self._keep_the_old()} if self._file("hashes", "json").exists() else {}
         self._keep_or_refuse_checkpoint()
         self._file("hashes", "json").unlink(missing_ok=True)
+        return old
 
-    def _keep_the_old(self) -> None:
+    def _keep_the_old(self) -> str:
         """All that a finished run made goes to old/, before it is made anew. A hard set chosen by
         hand stays where it is, if its tokens do and nobody asked for a redo."""
-        kept = hashes.load(self.out, self.run) or {"inputs": {}}
+        kept = hashes.load(self.out, self.run) or hashes.EMPTY
         record = files.whole(self._file("results", "json"), "started", "models")
-        old = _new_folder(self.out / "old", self.run, (record or {"started": ""})["started"])
-        tokens = (found.get("tokens", {}).get("sha256") for found in (kept["inputs"], self._inputs))
+        record = record or {"started": "", "models": {}}
+        old = _new_folder(self.out / "old", self.run, record["started"])
+        tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], self._inputs)}
         hand = self.notebook == "02_hard_set" and hashes.by_hand(self.out / hashes.HARD_SET)
-        stays = hand and not self.parameters["redo"] and len({*tokens}) == 1
-        for path, place in self._made(kept, (record or {"models": {}})["models"]).items():
+        stays = hand and not self.parameters["redo"] and len(tokens) == 1
+        for path, place in self._made(kept["outputs"], record["models"]).items():
             if os.path.lexists(path) and not (stays and path.name == hashes.HARD_SET):
                 (old / place).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, old / place)
-        self._old = f"{self._why}: what it made before is in {parameters.shown(old)}"
-        self._old += ", the hard set chosen by hand with it" * (hand and not stays)
-        self._old += f"; the hard set chosen by hand stays, REDO={self.run} replaces it" * stays
-        print(self._old)
+        note = f"{self._why}: what it made before is in {parameters.shown(old)}"
+        note += ", the hard set chosen by hand with it" * (hand and not stays)
+        note += f"; the hard set chosen by hand stays, REDO={self.run} replaces it" * stays
+        print(note)
+        return note
 
-    def _made(self, kept: dict, models: dict) -> dict[Path, Path]:
+    def _made(self, outputs: dict, models: dict) -> dict[Path, Path]:
         """All that this run wrote when it was made → its place in a run folder. What it is given
         now is not among it, wherever that lies."""
-        made = kept.get("outputs") or hashes.outputs(self.out, self.run, self.parameters)
-        names = [*made, *(f"{kind}/{self.run}.json" for kind in ("results", "hashes"))]
-        names += [f"{self.run}.html", f"{self.run}.ipynb", f"checkpoints/{self.run}"]
-        names += [f"scores/val/{name}.{kind}" for name in {*models, *(Path(n).name for n in made)}
-                  for kind in ("npy", "npz")]  # fmt: skip
-        names += [path.relative_to(self.out) for kind in ("figures", "tables", "logs")
-                  for path in (self.out / kind).glob(f"{self.run}-*")
-                  if run_of(path, self.out) == self.run]  # fmt: skip
-        found = {self.out / name: Path(name) for name in names}
-        if (before := self.out / f".{self.run}.ipynb").exists():  # graph.execute put it aside
-            found[before] = found.pop(self.out / f"{self.run}.ipynb")
-        given = [(parameters.ROOT / path).resolve()
-                 for path in parameters.external(self.notebook, self.parameters)]  # fmt: skip
-        return {path: place for path, place in found.items()
+        outputs = outputs or hashes.outputs(self.out, self.run, self.parameters)
+        own = [path for path in ownership.named(self.out, self.run)
+               if path.parent.name not in ("state", ".done")]  # fmt: skip
+        losses = ownership.losses([*outputs, *(f"models/{name}" for name in models)])
+        own += [self.out / name for name in (*outputs, *losses)]
+        made = {path: path.relative_to(self.out) for path in own}
+        notebook, before = self._file("", "ipynb"), self.out / f".{self.run}.ipynb"
+        # graph.execute puts the finished notebook aside before papermill writes a new one
+        made[before if before.exists() else notebook] = Path(notebook.name)
+        given = parameters.external(self.notebook, self.parameters)
+        given = [(parameters.ROOT / path).resolve() for path in given]
+        return {path: place for path, place in made.items()
                 if not any(one.is_relative_to(path.resolve()) for one in given)}  # fmt: skip
 
     def _keep_or_refuse_checkpoint(self) -> None:
@@ -440,7 +413,7 @@ class Run:
         `redo` starts over once: what that began goes on after a stop, like any other."""
         folder = self.out / "checkpoints" / self.run
         wanted = {
-            "parameters": {n: v for n, v in self.parameters.items() if n not in hashes.VOLATILE},
+            "parameters": hashes.decisive(self.parameters),
             "inputs": {name: found["sha256"] for name, found in self._inputs.items()},
             "code": self._code if self.parameters["profile"] in hashes.QUICK else "",
             "redo": self.parameters["redo"],
@@ -448,19 +421,19 @@ class Run:
         if (path := folder / "made_from.json").exists() and files.whole(path) is None:
             os.replace(folder, old := _new_folder(self.out / "old", self.run, "") / "checkpoint")
             print(f"{path} is broken: {self.run} starts over; its checkpoint is in {old}")
-        kept = {"redo": False} | (_read(path) or {})
-        started_over = wanted["redo"] and not kept["redo"]
-        wanted["redo"] = wanted["redo"] or kept["redo"]
-        fits = not started_over and kept.get("inputs") == wanted["inputs"]
-        if fits and kept["code"] == wanted["code"] and any(folder.rglob("state.pt")):
+        before = {"redo": False} | (files.record(path) or {})
+        starts_over = wanted["redo"] and not before["redo"]
+        wanted["redo"] = wanted["redo"] or before["redo"]
+        fits = not starts_over and before.get("inputs") == wanted["inputs"]
+        if fits and before["code"] == wanted["code"] and any(folder.rglob("state.pt")):
             for name, value in wanted["parameters"].items():
-                if (before := kept["parameters"].get(name)) != value:
+                if (was := before["parameters"].get(name)) != value:
                     raise ValueError(
-                        f"{self.run} has a checkpoint made with {name} = {before!r}, now it is "
+                        f"{self.run} has a checkpoint made with {name} = {was!r}, now it is "
                         f"{value!r}: put it back to go on, or start over with redo = True "
                         f"(make book REDO={self.run})"
                     )
-        if kept != wanted:
+        if before != wanted:
             clear_checkpoint(folder, epochs=True)
         write(folder / "made_from.json", json.dumps(wanted))
 
@@ -519,25 +492,21 @@ class Run:
 
     def provenance(self, tokens_per_second: float | None = None) -> dict:
         """Where what this run makes comes from: its parameters, code, machine and inputs."""
-        values = self.parameters
-        commit, dirty = _commit()
+        values, (commit, dirty) = self.parameters, _commit()
         began = datetime.datetime.fromtimestamp(self._began, datetime.UTC)
-        names = sorted(path.stem for path in (self.out / "hashes").glob("*.json"))
-        makers = {name: kept for name in names if (kept := hashes.load(self.out, name))}
-        return {
-            "run": self.run, "notebook": self.notebook, "profile": values["profile"],
-            "parameters": hooks.hidden(values), "changed": [*self._changed],
-            "seed": values["seed"], "commit": commit, "dirty": dirty, "code": self._code,
-            "versions": _versions(), "device": _device(values["device"]),
-            "inputs": {name: found["sha256"] for name, found in self._inputs.items()},
-            "reads": {
-                run: kept["parameters"] for run, kept in makers.items()
-                if self._inputs.keys() & kept["outputs"].keys()
-            },
+        makers = {run for name, (run, _) in hashes.makers(self.out).items() if name in self._inputs}
+        about = {"run": self.run, "notebook": self.notebook, "profile": values["profile"]}
+        about |= {"parameters": hooks.hidden(values), "changed": [*self._changed]}
+        about |= {"seed": values["seed"], "commit": commit, "dirty": dirty, "code": self._code}
+        about |= {"versions": _versions(), "device": _device(values["device"])}
+        return about | {
+            "inputs": {name: read["sha256"] for name, read in self._inputs.items()},
+            "reads": {run: hashes.load(self.out, run)["parameters"] for run in sorted(makers)},
             "started": began.isoformat(timespec="seconds"),
-            "seconds": time.monotonic() - self._clock, "tokens_per_second": tokens_per_second,
+            "seconds": time.monotonic() - self._clock,
+            "tokens_per_second": tokens_per_second,
             "peak_memory_mib": peak_memory_mib(),
-        }  # fmt: skip
+        }
 
 
 def _says_all(error: BaseException) -> bool:
@@ -555,20 +524,6 @@ def _show_error(shell, kind, error, trace, tb_offset=None) -> None:
     shell.showtraceback((kind, error, trace), exception_only=_says_all(error))
 
 
-def _seed(seed: int) -> None:
-    """Python's and numpy's; torch's is set where weights are drawn."""
-    import numpy as np
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-
-
-def run_of(path: Path, out: Path) -> str:
-    """01_distill-50m-scratch-curve.png is of 01_distill-50m-scratch, not of 01_distill-50m."""
-    known = (found.stem for kind in ("results", "state") for found in (out / kind).glob("*.json"))
-    return max((run for run in known if path.name.startswith(f"{run}-")), key=len, default="")
-
-
 def _new_folder(place: Path, run: str, started: str) -> Path:
     """place/<run>-<when it was started>; two of one second are told apart."""
     when = re.sub(r"\D", "", started)[:14] or f"{time.time():.0f}"
@@ -579,17 +534,9 @@ def _new_folder(place: Path, run: str, started: str) -> Path:
 
 
 def _json(value: object) -> str:
-    known = _known(json.loads(json.dumps(value, default=_plain)))
-    return json.dumps(known, indent=1, ensure_ascii=False)
-
-
-def _known(value: object) -> object:
     """null for a number that is not known: NaN is no JSON."""
-    if isinstance(value, dict):
-        return {name: _known(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_known(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda nan: None)
+    return json.dumps(plain, indent=1, ensure_ascii=False)
 
 
 def _plain(value: object):
@@ -602,9 +549,8 @@ def _plain(value: object):
 
 def _clock(seconds: float) -> str:
     """0:31, 12:05, 1:02:03"""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    text = str(datetime.timedelta(seconds=round(seconds)))
+    return re.sub("^0:0?", "", text)
 
 
 def _figures(value: float) -> str:
@@ -627,12 +573,11 @@ def _show(line: str, shown):
 def _commit() -> tuple[str | None, bool | None]:
     """The commit, and whether anything differs from it; None where there is no git."""
     # without its lock, which would stay if this process were killed, and stop the user's own git
-    ask = ["git", "--no-optional-locks", "-C", str(parameters.ROOT)]
+    git = ["git", "--no-optional-locks", "-C", str(parameters.ROOT)]
+    ask = functools.partial(subprocess.check_output, stderr=subprocess.DEVNULL, text=True)
     try:
-        commit, changes = (
-            subprocess.check_output([*ask, *what], stderr=subprocess.DEVNULL, text=True).strip()
-            for what in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"])
-        )
+        commit = ask([*git, "rev-parse", "--short", "HEAD"]).strip()
+        changes = ask([*git, "status", "--porcelain"]).strip()
     except (OSError, subprocess.CalledProcessError):
         return None, None
     return commit, bool(changes)
@@ -650,9 +595,9 @@ def _device(wanted: str) -> str:
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads() if torch else os.cpu_count()
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"cpu, {threads} thread{'s' * (threads > 1)}, {(names or [platform.machine()])[0]}"
+    name = re.search(r"model name\s*:(.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    name = name[1].strip() if name else platform.machine()
+    return f"cpu, {threads} thread{'s' * (threads > 1)}, {name}"
 
 
 def peak_memory_mib() -> float:

@@ -2,14 +2,14 @@
 index and the morning report alike.
 
 A run is queued, running, done, failed, interrupted (it said so itself), lost (its process is gone
-without a word) or not run. A done one is stale where today's code is not what made it, outdated
-where the next `make book` makes it again, damaged where its files are not as it wrote them, as
-`hashes.judge` has it. Nothing of this is read from papermill's metadata, which is wrong after a
-kill. Imports no torch.
+without a word) or not run. A done one is stale where other code than today's made it, outdated
+where the next `make book` makes it again, damaged where its files are not as it wrote them.
+Papermill's metadata is not used: it is wrong after a kill. Imports no torch.
 """
 
 import contextlib
 import datetime
+import itertools
 import json
 import math
 import os
@@ -24,19 +24,14 @@ from tdlib import files, hashes, parameters, runs, sweeps
 SESSIONS = ".sessions.json"  # each `make book` and `make sweep`: when, what, and by which process
 
 
-# --- sessions: what was asked of this folder
-
-
 @contextlib.contextmanager
 def session(
     out: Path, targets: list[str], command: str, price: float | None
 ) -> Iterator[Callable[[int], None]]:
     """Keeps that this process makes these runs now, and when and how it ended: it gives a function
     that takes the exit code."""
-    own = {
-        "began": time.time(), "ended": None, "code": None, "targets": targets,
-        "command": command, "price": price, **runs.who(),
-    }  # fmt: skip
+    own = {"began": time.time(), "ended": None, "code": None, "targets": targets}
+    own |= {"command": command, "price": price, **runs.who()}
     files.set_aside(out / SESSIONS, list)
     earlier = sessions(out)[-99:]
     runs.write(out / SESSIONS, json.dumps([*earlier, own]))
@@ -70,40 +65,35 @@ def live(out: Path) -> dict | None:
 
 def hours(out: Path) -> float:
     """What this folder's sessions took in all. A killed one ended with the last heartbeat."""
-    beats = [s.get("heartbeat", 0) for place in [out, *_points(out)] for s in runs.states(place)]
-    kept, total = sessions(out), 0.0
-    for i, one in enumerate(kept):
-        until = kept[i + 1]["began"] if i + 1 < len(kept) else time.time()
+    places = [out, *(path.parent for path in out.glob(f"sweeps/*/*/{sweeps.PARENT}"))]
+    beats = [s.get("heartbeat", 0) for place in places for s in runs.states(place)]
+    made, total = sessions(out), 0.0
+    for one, following in itertools.pairwise([*made, {"began": time.time()}]):
+        until = following["began"]
         seen = [beat for beat in beats if one["began"] <= beat <= until]
         end = one["ended"] or (until if one == live(out) else max(seen, default=one["began"]))
         total += end - one["began"]
     return total / 3600
 
 
-def _points(out: Path) -> list[Path]:
-    return [path.parent for path in out.glob(f"sweeps/*/*/{sweeps.PARENT}")]
-
-
-# --- runs
-
-
 def rows(out: Path, look: bool = True, full: bool = False) -> list[dict]:
     """Every run of a folder, or of a sweep's: those asked for last, and all that left a trace.
     Without a `look` the done ones are not judged; a `full` one reads all that they wrote."""
-    place, above = out, sweeps.parent(out) or out
-    now = live(above)
+    above = sweeps.parent(out) or out
     asked = (sessions(above) or [{"targets": []}])[-1]["targets"]
-    known = [(place, run) for run in _traces(place)]
-    if (place / sweeps.POINTS).is_file():
-        listed = sweeps.listed(above, place.name)
-        known = [(place / point, run) for point in listed["points"]
-                 for run in sweeps.runs_of(listed, point)]  # fmt: skip
-        known += [(place, sweeps.page(place.name))] if listed["notebook"] else []
+    known = [(out, run) for run in _traces(out)]
+    sweep = out.name if (out / sweeps.POINTS).is_file() else ""
+    if sweep:
+        listed = sweeps.listed(above, sweep)
+        for point in listed["points"]:
+            known += [(out / point, run) for run in sweeps.runs_of(listed, point)]
+        known += [(out, sweeps.page(sweep))] if listed["notebook"] else []
     else:
-        known += [(place, name) for name in asked if "/" not in name]
-    wanted = set(asked) if now else set()
-    found = [row(folder, run, wanted) for folder, run in dict.fromkeys(sorted(known, key=_order))]
-    sweep = place.name if (place / sweeps.POINTS).is_file() else ""
+        known += [(out, name) for name in asked if "/" not in name]
+    # a sweep's page comes after its points
+    known.sort(key=lambda one: (bool(sweep) and one == (out, sweeps.page(sweep)), one))
+    wanted = set(asked) if live(above) else set()
+    found = [row(folder, run, wanted) for folder, run in dict.fromkeys(known)]
     return _judged(above, sweep, found, full) if look else found
 
 
@@ -115,50 +105,48 @@ def _judged(out: Path, sweep: str, found: list[dict], full: bool) -> list[dict]:
 
     config = files.whole(out / graph.CONFIG, "profile", "given")
     own = {"redo": [], "before": [], "sweeps": [sweep] if sweep else []}
-    known: dict = {}
+    jobs: dict = {}
     if config:
         with contextlib.suppress(ValueError):  # of params/: `make check` tells
-            known = graph.jobs(config | own | {"out_dir": parameters.shown(out)}, paths=False)
-    names = {(one.out.resolve(), one.run): name for name, one in known.items()}
-    done: dict[int, str] = {}  # place in `found` → name
-    for i, one in enumerate(found):
-        key = one["folder"].resolve(), one["run"]
-        if key not in names and (key[0] / "hashes" / f"{one['run']}.json").exists():
-            names[key] = str(key[0] / one["run"])
-            known[names[key]] = _by_record(*key)
-        if one["state"]["state"] == "done" and key in names:
-            done[i] = names[key]
-    reasons, damaged = hashes.judge(known, done.values(), (), full)
-    for i, name in done.items():
-        state, why = {}, reasons[name]
+            jobs = graph.jobs(config | own | {"out_dir": parameters.shown(out)}, paths=False)
+    names = {(one.out.resolve(), one.run): name for name, one in jobs.items()}
+    for one in found:
+        key = folder, run = one["folder"].resolve(), one["run"]
+        if key not in names and (folder / "hashes" / f"{run}.json").exists():
+            names[key] = str(folder / run)
+            jobs[names[key]] = _by_record(folder, run)
+        one["job"] = names.get(key) if one["state"]["state"] == "done" else None
+    reasons, damaged = hashes.judge(jobs, [one["job"] for one in found if one["job"]], (), full)
+    for one in found:
+        name = one.pop("job")
+        why = reasons.get(name, "")
         if name in damaged:
-            state = {"state": "damaged", "error": damaged[name]}
+            one |= {"older": False, "state": {"state": "damaged", "error": damaged[name]}}
         elif why and why != hashes.OLDER:
-            said = f"{why}: the next `make book` makes it again"
-            state = {"state": "outdated", "error": [said]}
-        found[i] |= {"older": False, "state": state} if state else {}
+            error = [f"{why}: the next `make book` makes it again"]
+            one |= {"older": False, "state": {"state": "outdated", "error": error}}
     return found
 
 
 def _by_record(out: Path, run: str) -> SimpleNamespace:
     """A run as `hashes.judge` takes it, with the parameters that it was made with."""
-    notebook, kept = parameters.notebook_of(run), hashes.load(out, run) or {}
+    notebook, kept = parameters.notebook_of(run), hashes.load(out, run) or hashes.EMPTY
     record = files.whole(out / "results" / f"{run}.json", "parameters") or {"parameters": {}}
     values: dict = {}
     with contextlib.suppress(ValueError):  # a folder that is looked at without its notebooks
         values = parameters.declared(notebook)
     values |= record["parameters"] | {"redo": False}
     made = hashes.makers(out)
-    needs = {str(out / made[name][0]) for name in kept.get("inputs", ()) if name in made}
+    needs = {str(out / made[name][0]) for name in kept["inputs"] if name in made}
     return SimpleNamespace(
-        out=out, run=run, parameters=values, sweep="", notebook=notebook,
-        writes=[*kept.get("outputs", ())], needs=sorted(needs - {str(out / run)}),
-    )  # fmt: skip
-
-
-def _order(known: tuple[Path, str]) -> tuple:
-    folder, run = known
-    return (run.startswith("04") and (folder / sweeps.POINTS).is_file(), folder, run)
+        out=out,
+        run=run,
+        parameters=values,
+        sweep="",
+        notebook=notebook,
+        writes=[*kept["outputs"]],
+        needs=sorted(needs - {str(out / run)}),
+    )
 
 
 def _traces(out: Path) -> list[str]:
@@ -172,28 +160,27 @@ def row(out: Path, run: str, wanted: set[str] = frozenset()) -> dict:
     without one), `state` with its word, `changed` parameters, `older`: done, by other code than
     today's. `wanted`: what is being made now."""
     record = files.whole(out / "results" / f"{run}.json", "parameters") or {}
+    name = f"{out.name}/{run}" if _several(out) else run
     state = runs.state(out, run)
     if record and not (out / "state" / f"{run}.json").exists():
         state = {"run": run, "state": "done"}
-    if state["state"] != "running" and _waits(out, run, wanted):
-        state = state | {"state": "queued", "error": []}
+    if state["state"] != "running" and _waits(out, run, name, wanted):
+        state |= {"state": "queued", "error": []}
     elif state["state"] == "queued":
-        state = state | {"state": "not run"}
-    changed = {name: record["parameters"][name] for name in record.get("changed", [])}
-    changed = changed if state["state"] == "done" else state.get("changed", {})
-    return {
-        "run": run, "name": f"{out.name}/{run}" if _several(out) else run,
-        "folder": out, "record": record, "state": state, "changed": changed,
-        "older": state["state"] == "done" and runs.older_code(out, run),
-    }  # fmt: skip
+        state |= {"state": "not run"}
+    done, changed = state["state"] == "done", state.get("changed", {})
+    if done:
+        changed = {key: record["parameters"][key] for key in record.get("changed", [])}
+    about = {"run": run, "name": name, "folder": out, "record": record, "state": state}
+    return about | {"changed": changed, "older": done and runs.older_code(out, run)}
 
 
-def _waits(out: Path, run: str, wanted: set[str]) -> bool:
+def _waits(out: Path, run: str, name: str, wanted: set[str]) -> bool:
     """Whether a run is still to be made by what goes on now, and has not been tried by it yet."""
     above = sweeps.parent(out)
-    sweep = (out.name if (out / sweeps.POINTS).is_file() else out.parent.name) if above else ""
-    name = f"{out.name}/{run}" if _several(out) else run
-    if (f"{sweep}/{name}" if sweep else name) not in wanted or (out / ".done" / run).exists():
+    if above:
+        name = f"{(out if (out / sweeps.POINTS).is_file() else out.parent).name}/{name}"
+    if name not in wanted or (out / ".done" / run).exists():
         return False
     began = (live(above or out) or {"began": 0})["began"]
     return runs.state(out, run).get("heartbeat", 0) < began
@@ -211,15 +198,14 @@ def sweeps_of(out: Path) -> dict[str, dict]:
     for path in sorted(out.glob(f"sweeps/*/{sweeps.POINTS}")):
         listed = files.whole(path, "notebook", "question", "points")
         if listed is None:
-            said = f"{path} is broken: `make sweep NAME={path.parent.name}` writes it again"
-            found[path.parent.name] = {"counts": {}, "finding": said, "question": ""}
-            continue
-        found_ = rows(path.parent)
-        page = found_.pop() if listed["notebook"] else {"record": {}}
-        found[path.parent.name] = {
-            "counts": counts(found_), "finding": page["record"].get("finding", ""),
-            "question": listed["question"],
-        }  # fmt: skip
+            points, question = [], ""
+            finding = f"{path} is broken: `make sweep NAME={path.parent.name}` writes it again"
+        else:
+            points, question = rows(path.parent), listed["question"]
+            page = points.pop() if listed["notebook"] else {"record": {}}
+            finding = page["record"].get("finding", "")
+        own = {"counts": counts(points), "finding": finding, "question": question}
+        found[path.parent.name] = own
     return found
 
 
@@ -242,10 +228,7 @@ def progress(state: dict) -> str:
         parts.append(f"about {duration(state['left_s'])} left")
     elif state["state"] != "running" and state.get("heartbeat"):
         parts.append(f"last heard of {date(state['heartbeat'])}")
-    return " · ".join(part for part in parts if part)
-
-
-# --- in words
+    return " · ".join(filter(None, parts))
 
 
 def text(out: Path, full: bool = False) -> str:
@@ -263,13 +246,12 @@ def text(out: Path, full: bool = False) -> str:
     for path in (out / SESSIONS, out / graph.CONFIG):
         if path.exists() and files.whole(path, kind=object) is None:
             lines.append(f"{path} is broken: the next command begins a new one")
-    now = live(out)
-    last = (sessions(out) or [None])[-1]
-    if now:
+    last = (sessions(out) or [{"ended": True}])[-1]
+    if now := live(out):
         lines.append(f"`{now['command']}` runs since {date(now['began'])}, process {now['pid']}")
-    elif last and not last["ended"]:
-        lines.append(f"`{last['command']}` began {date(last['began'])}; its process is gone: the "
-                     "same command goes on")  # fmt: skip
+    elif not last["ended"]:
+        gone = "its process is gone: the same command goes on"
+        lines.append(f"`{last['command']}` began {date(last['began'])}; {gone}")
     return "\n".join(lines)
 
 
@@ -283,37 +265,38 @@ def _said(one: dict) -> str:
         return f"made by older code, {date(one['record']['started'])}: REDO={one['run']} repeats it"
     if state["state"] == "done":
         return one["record"].get("finding", "")
-    parts = [
-        progress(state) if state["state"] != "queued" else "",
-        *(state.get("error") or [])[-3 if state["state"] == "damaged" else -1 :],
-    ]
-    return " · ".join(part for part in parts if part)
+    how_far = [progress(state)] if state["state"] != "queued" else []
+    errors = (state.get("error") or [])[-3 if state["state"] == "damaged" else -1 :]
+    return " · ".join(filter(None, how_far + errors))
 
 
 def morning(out: Path) -> dict:
     """What a morning report says, for its Markdown and the index's head."""
-    found, now, kept = rows(out), live(out), sessions(out)
-    last = kept[-1] if kept else {"command": f"make book OUT={out}", "began": 0, "price": None}
-    bad = ("failed", "lost", "interrupted", "damaged")
-    trouble = [one for one in found if word(one) in bad]
+    found, made = rows(out), sessions(out)
+    last = made[-1] if made else {"command": f"make book OUT={out}", "began": 0}
     points = [one for path in out.glob(f"sweeps/*/{sweeps.POINTS}") if files.whole(path)
               for one in rows(path.parent)]  # fmt: skip
-    trouble += [one for one in points if word(one) in bad]
+    bad = ("failed", "lost", "interrupted", "damaged")
+    trouble = [one for one in [*found, *points] if word(one) in bad]
     undone = [one for one in found if word(one) not in ("done", "stale")]
-    took = hours(out)
-    price = next((one["price"] for one in reversed(kept) if one["price"] is not None), None)
+    price = next((one["price"] for one in reversed(made) if one["price"] is not None), None)
+    took, now = hours(out), live(out)
     return {
-        "counts": counts(found), "ended": [one for one in found if one["state"]["state"] == "done"],
+        "counts": counts(found),
+        "ended": [one for one in found if one["state"]["state"] == "done"],
         "running": [one for one in [*found, *points] if one["state"]["state"] == "running"],
-        "trouble": trouble, "sweeps": sweeps_of(out), "live": now, "began": last["began"],
-        "hours": took, "money": None if price is None else price * took, "price": price,
-        "disk": disk(out), "free": shutil.disk_usage(_there(out)).free,
-        "next": _next(out, last, now, trouble, undone), "rows": found,
-    }  # fmt: skip
-
-
-def _there(path: Path) -> Path:
-    return next(p for p in (path, *path.parents) if p.exists())
+        "trouble": trouble,
+        "sweeps": sweeps_of(out),
+        "live": now,
+        "began": last["began"],
+        "hours": took,
+        "money": None if price is None else price * took,
+        "price": price,
+        "disk": disk(out),
+        "free": shutil.disk_usage(out).free,
+        "next": _next(out, last, now, trouble, undone),
+        "rows": found,
+    }
 
 
 def _next(out: Path, last: dict, now: dict | None, trouble: list, undone: list) -> str:

@@ -61,18 +61,16 @@ class Sweep:
         given = parameters.read(_params(self.profile) / f"{like}.yaml") if like else {}
         place = parameters.shown(folder(out, self.name) / point)
         own = {"run": run, "profile": self.profile, "out": place}
-        told = self.fixed | self.points[point]
-        return given | _of(notebook_of(run), told, bool(self.notebook)) | own
+        values = self.fixed | self.points[point]
+        return given | (values if self.notebook else _of(notebook_of(run), values)) | own
 
 
-def _of(notebook: str, told: dict, alone: bool) -> dict:
-    """What is told to a run of this notebook; where it is not `alone`, what it has no parameter for
-    is for others, and `01.epochs` for 01."""
-    if alone:
-        return told
-    names, declared = {key: key.rpartition(".") for key in told}, parameters.declared(notebook)
-    return {name: told[key] for key, (number, _, name) in names.items()
-            if name in declared and number in ("", notebook[:2])}  # fmt: skip
+def _of(notebook: str, values: dict) -> dict:
+    """Of values for several runs, those that one of this notebook takes: `epochs` where it has such
+    a parameter, `01.epochs` for 01 alone."""
+    declared = parameters.declared(notebook)
+    names = {name: name.removeprefix(f"{notebook[:2]}.") for name in values}
+    return {names[name]: value for name, value in values.items() if names[name] in declared}
 
 
 def folder(out: Path, name: str) -> Path:
@@ -118,10 +116,10 @@ def _read(profile: str, name: str, given: dict) -> Sweep:
     runs = sorted(path.stem for path in _params(profile).glob("*.yaml"))
     if like:
         _known("like: run", [like], runs)
+    notebook = notebook or (like and notebook_of(like)) or ""
     if several:
-        _several(several, like or notebook, runs)
-    notebook = notebook or (like and notebook_of(like))
-    if not several and (notebook not in NOTEBOOKS or (like and notebook_of(like) != notebook)):
+        _several(several, notebook, runs)
+    elif notebook not in NOTEBOOKS or (like and notebook_of(like) != notebook):
         raise ParameterError(
             f"notebook: {notebook} must be one of {', '.join(NOTEBOOKS)}, that of `like` if given"
         )
@@ -130,7 +128,13 @@ def _read(profile: str, name: str, given: dict) -> Sweep:
     points = _seeded(points, given.get("seeds", []))
     if not any(points):
         raise ParameterError("it has no points: give a grid, points or seeds, as rank: [8, 16]")
-    declared = _declared(notebook, several)
+    points = _named(points, fixed, _declared(notebook, several))
+    likes = tuple(several) if several else (like,) if like else ()
+    return Sweep(name, profile, notebook, str(given.get("question", "")), likes, fixed, points)
+
+
+def _named(points: list[dict], fixed: dict, declared: list[str]) -> dict[str, dict]:
+    """Points by their names. ParameterError for a parameter that no point can have."""
     for each in (fixed, *points):
         _known("parameter", each, declared)
         if own := [key for key in each if key.rpartition(".")[2] in OWN]:
@@ -138,13 +142,10 @@ def _read(profile: str, name: str, given: dict) -> Sweep:
     varied = sorted(dict.fromkeys(key for point in points for key in point), key="seed".__eq__)
     if both := [key for key in varied if key in fixed]:
         raise ParameterError(f"{both[0]} is fixed and varied: give it once")
-    named = [point_name(point, varied) for point in points]
-    if twice := [one for one in named if named.count(one) > 1]:
+    names = [point_name(point, varied) for point in points]
+    if twice := [one for one in names if names.count(one) > 1]:
         raise ParameterError(f"point {twice[0]} is there twice: keep one")
-    points = dict(zip(named, points, strict=True))
-    likes = tuple(several) if several else (like,) if like else ()
-    question = str(given.get("question", ""))
-    return Sweep(name, profile, notebook or "", question, likes, fixed, points)
+    return dict(zip(names, points, strict=True))
 
 
 def _several(several: object, also: str, runs: list[str]) -> None:
@@ -162,11 +163,9 @@ def _declared(notebook: str, several: list[str]) -> list[str]:
     """The parameters that a sweep may give."""
     if not several:
         return list(parameters.declared(notebook))
-    found: dict[str, None] = {}
-    for one in dict.fromkeys(map(notebook_of, several)):
-        own = parameters.declared(one)
-        found |= dict.fromkeys([*own, *(f"{one[:2]}.{name}" for name in own)])
-    return list(found)
+    own = {notebook[:2]: parameters.declared(notebook) for notebook in map(notebook_of, several)}
+    names = (f"{start}{name}" for n in own for start in ("", f"{n}.") for name in own[n])
+    return [*dict.fromkeys(names)]
 
 
 def _known(what: str, given, known) -> None:
@@ -214,33 +213,27 @@ def _short(value: object) -> str:
     return str(value)
 
 
-# --- on the disk
-
-
 def write(sweep: Sweep, out: Path, compare: dict | None) -> None:
     """The YAMLs of every point in its folder, and in the sweep's a list of all and the YAML of the
     page that compares them, which is as `compare` says; None where there is no such page."""
     place = folder(out, sweep.name)
     # who a folder's parent is comes first: then all else in it under these names is the book's
-    content = {where / PARENT: os.path.relpath(out, where)
-               for where in (place, *(place / point for point in sweep.points))}  # fmt: skip
+    folders = (place, *(place / point for point in sweep.points))
+    content = {one / PARENT: os.path.relpath(out, one) for one in folders}
     for point in sweep.points:
         for run in sweep.runs(point):
             content[place / point / f"{run}.yaml"] = _yaml(sweep.values(point, run, out))
     if compare:
         content[place / f"{page(sweep.name)}.yaml"] = _yaml(compare)
-    listed = {"question": sweep.question, "notebook": sweep.notebook,
-              "points": sweep.points, "runs": {p: sweep.runs(p) for p in sweep.points}}  # fmt: skip
+    listed = {"question": sweep.question, "notebook": sweep.notebook, "points": sweep.points}
+    listed["runs"] = {point: sweep.runs(point) for point in sweep.points}
     content[place / POINTS] = json.dumps(listed, ensure_ascii=False, indent=1)
-    new = {path: text for path, text in content.items()
-           if not path.exists() or path.read_text(encoding="utf8") != text}  # fmt: skip
-    if foreign := [
-        str(path) for path in new if os.path.lexists(path) and parent(path.parent) is None
-    ]:
-        raise FileExistsError(f"{', '.join(foreign)} is there and was not made by the book: "
-                              f"{files.AWAY}")  # fmt: skip
-    for path, text in new.items():
-        files.write_whole(path, text.encode())
+    new = [path for path in content if not path.exists() or path.read_text("utf8") != content[path]]
+    old = (path for path in new if os.path.lexists(path))
+    if foreign := ", ".join(str(path) for path in old if parent(path.parent) is None):
+        raise FileExistsError(f"{foreign} is there and was not made by the book: {files.AWAY}")
+    for path in new:
+        files.write_whole(path, content[path])
 
 
 def _yaml(values: dict) -> str:
@@ -270,8 +263,8 @@ def link(out: Path, reads: list[str]) -> None:
     made = {path.stem: files.whole(path, "outputs") for path in (above / "hashes").glob("*.json")}
     makers = [run for run, kept in made.items() if kept and kept["outputs"].keys() & {*reads}]
     records = [f"{kind}/{run}.json" for run in makers for kind in ("hashes", "results")]
-    losses = [f"scores/val/{Path(path).name}.{kind}" for path in reads if path.startswith("models/")
-              for kind in ("npy", "npz")]  # fmt: skip
+    models = [Path(path).name for path in reads if path.startswith("models/")]
+    losses = [f"scores/val/{model}.{kind}" for model in models for kind in ("npy", "npz")]
     looked_at = "scores/features.npz"  # a point that finds it of other tokens writes its own
     for path in [*reads, *records, *losses, "cache", looked_at]:
         here = out / path
@@ -283,22 +276,18 @@ def link(out: Path, reads: list[str]) -> None:
 def results(out: Path, wanted: str) -> dict[str, Path]:
     """The records of all finished points of some sweeps, names with spaces between → where; where a
     point has several runs, of each."""
-    found = {}
+    records = {}
     for name in wanted.split():
-        if not (folder(parent(out) or out, name) / POINTS).is_file() and _known_sweep(name):
+        place, yamls = folder(parent(out) or out, name), parameters.ROOT / "params"
+        if not (place / POINTS).is_file() and any(yamls.glob(f"*/sweeps/{name}.yaml")):
             continue  # not run yet: it has no point that is done
         known = listed(out, name)
         for point, run in ((p, run) for p in known["points"] for run in runs_of(known, p)):
-            place = folder(parent(out) or out, name) / point
-            path = place / "results" / f"{run}.json"
-            if path.exists() and (place / "hashes" / path.name).exists():
+            path = place / point / "results" / f"{run}.json"
+            if path.exists() and (place / point / "hashes" / path.name).exists():
                 key = f"sweeps/{name}/{point}"
-                found[key if known["notebook"] else f"{key}/{run}"] = path
-    return found
-
-
-def _known_sweep(name: str) -> bool:
-    return any((parameters.ROOT / "params").glob(f"*/sweeps/{name}.yaml"))
+                records[key if known["notebook"] else f"{key}/{run}"] = path
+    return records
 
 
 def runs_of(known: dict, point: str) -> list[str]:

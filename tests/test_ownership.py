@@ -476,7 +476,7 @@ PLACES = {
     "test_what_a_kill_leaves_is_the_old_or_the_new_folder_and_nothing_of_others_is_lost": """
         files._finish""",
     "test_temporary_names_are_no_one_elses": """files.replacing files.write_whole files._remove
-        runs.write data.weighted""",
+        data.weighted""",
     "test_what_another_left_at_a_place_of_a_run_is_refused_by_name": """
         book._log.record book.weighed runs.Run.figure runs.Run.table runs.Run.finish
         runs.Run._begin_anew runs.write_state
