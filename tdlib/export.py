@@ -44,7 +44,7 @@ ONE = frozenset(
     """temperature top_p typical_p repetition_penalty encoder_repetition_penalty length_penalty
     num_beams num_beam_groups guidance_scale""".split()
 )
-SILENT = shapes.HARMLESS | shapes.DRAWN - ONE - {"top_k", "min_p", "early_stopping"}
+SILENT = shapes.KNOWN - ONE - {"top_k", "min_p", "early_stopping"}
 WINDOWS = 32  # on which what a file costs is measured before it is shipped
 
 

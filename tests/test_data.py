@@ -434,7 +434,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     data.write_whole(path, b"old")
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
     with pytest.raises(TypeError):
-        data.write_whole(path, "no bytes")
+        data.write_whole(path, 5)
     assert [p.read_bytes() for p in path.parent.iterdir()] == [b"old"]
 
 
