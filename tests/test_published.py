@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tdlib import published
@@ -167,3 +168,22 @@ def test_readme_says_what_is_published():
     """Of this repository itself: `make publish OUT=outputs/small NAME=evidence`, then
     `python -m tdlib.published readme`."""
     assert published.readme(check=True)
+
+
+def test_what_readme_says_was_found_is_what_was_published():
+    """Its three sentences: the seeds' mean and half-width of three rows of 07's effects."""
+    root = Path(__file__).parents[1]
+    effects = pd.read_csv(root / "outputs/published/evidence/tables/07_evidence-effects.csv")
+    effects = effects.drop_duplicates("effect").set_index("effect")
+    readme = (root / "README.md").read_text("utf8")
+    found = readme.split("**What was found**")[1].split("make book")[0]
+    for effect in (
+        "50m − 50m-scratch",
+        "adapter on hard − 50m",
+        "adapter on hard − adapter on random",
+        "recipe − adapter on hard",
+    ):
+        row = effects.loc[effect]
+        assert row["seeds"] >= 3
+        mean, half = abs(row["mean of seeds"]), row["half-width over seeds"]
+        assert f"{mean:.3f} ± {half:.3f}" in " ".join(found.split()), effect
