@@ -103,7 +103,7 @@ def _is_ours(out: Path, run: str, path: str) -> bool:
 def _since(out: Path, run: str, place: Path) -> bool:
     """Whether all of it is younger than the beginning of this run, which has no record yet."""
     began = out / "checkpoints" / run / "made_from.json"
-    if (out / CLAIMS / f"{run}.json").exists():
+    if _claimed(out / CLAIMS / f"{run}.json"):
         return False  # that says it
     every = [p for p in (place.rglob("*") if place.is_dir() else [place]) if not p.is_dir()]
     return began.is_file() and all(p.lstat().st_mtime >= began.stat().st_mtime - 1 for p in every)
@@ -116,7 +116,7 @@ def losses(writes: Iterable[str]) -> list[str]:
 
 
 def _claimed(path: Path) -> list[str]:
-    return json.loads(path.read_text("utf8")) if path.exists() else []
+    return files.whole(path, kind=list) or []  # broken: the records and the state tell
 
 
 def _state(out: Path, run: str) -> bool:

@@ -231,6 +231,17 @@ def test_a_stopped_run_older_than_marks_owns_only_what_is_younger_than_its_begin
         begin(student="a", redo=True)
 
 
+@pytest.mark.parametrize("left", ["", '["models/a"'])
+def test_claims_that_a_power_cut_broke_stop_no_run(folder, left):
+    inputs(folder)
+    this = begin()
+    mine(this.path("models", "a", "w"), "half")
+    this.detach()
+    (folder / ".claims" / f"{this.run}.json").write_text(left)
+    begin().detach()
+    assert files.record(folder / ".claims" / f"{this.run}.json", kind=list)
+
+
 @pytest.mark.parametrize("how", ["the same", "linked", "a file in it", "its files are links"])
 def test_what_a_run_reads_is_never_what_it_replaces(how, folder, tmp_path):
     source = mine(folder / "tokens/train.bin").parent
