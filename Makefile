@@ -33,22 +33,22 @@ help:    ## this list
 setup: .venv/made ## the environment, once: .venv with all that the book needs
 
 book: .venv/made ## run the book, or what changed of it: outputs/tiny/index.html
-	@exec .venv/bin/python -m tdlib.graph book $(TOLD)
+	@exec .venv/bin/python -m tdbook book $(TOLD)
 
 sweep: .venv/made ## run one notebook at every point of params/PROFILE/sweeps/NAME.yaml, and compare
-	@exec .venv/bin/python -m tdlib.graph sweep $(call given,NAME) $(TOLD)
+	@exec .venv/bin/python -m tdbook sweep $(call given,NAME) $(TOLD)
 
 # every model, then every sweep, then the verdicts; a failed run costs only what needs it
 SWEEPS = $(shell sed -n 's/^sweeps: //p' params/small/07_evidence.yaml)
-GRAPH = .venv/bin/python -m tdlib.graph
+GRAPH = .venv/bin/python -m tdbook
 SMALL = PROFILE=small $(call given,OUT TEXT)
 evidence: .venv/made ## all that the plan's verdicts rest on: three to four hours, resumed; then held against what is published
 	@$(GRAPH) book $(SMALL) ONLY=04_merge_eval,06_inference; $(GRAPH) sweep $(SMALL) NAME='$(SWEEPS)'; \
 	    $(GRAPH) book $(SMALL) ONLY=07_evidence && \
-	    .venv/bin/python -m tdlib.published compare "$${TYPED_OUT:-outputs/small}"
+	    .venv/bin/python -m tdbook.report.published compare "$${TYPED_OUT:-outputs/small}"
 
 status: .venv/made ## what goes on in a run folder, and what is damaged; FULL=1 reads every file
-	@exec .venv/bin/python -m tdlib.graph status $(call given,PROFILE OUT FULL)
+	@exec .venv/bin/python -m tdbook status $(call given,PROFILE OUT FULL)
 
 test: .venv/tested browser ## all tests; the first time installs what they need
 	@exec .venv/bin/python -m pytest -n 2 --dist loadfile
@@ -65,32 +65,32 @@ lab: .venv/made ## JupyterLab on notebooks/
 	    $(if $(ROOT_USER),--allow-root)
 
 check: .venv/made ## the parameters of every run of PROFILE, a line each; runs nothing
-	@exec .venv/bin/python -m tdlib.graph check "$$TYPED_PROFILE"
+	@exec .venv/bin/python -m tdbook check "$$TYPED_PROFILE"
 
 plan: .venv/made ## what every run of PROFILE costs: weights, bytes, hours, money; runs nothing
-	@exec .venv/bin/python -m tdlib.graph plan \
+	@exec .venv/bin/python -m tdbook plan \
 	    $(call given,PROFILE OUT TOKENS TEACHER DEVICE PRICE_PER_HOUR VOCAB)
 
 doctor: .venv/made ## can this machine run PROFILE: a line each, two real steps of every shape
-	@exec .venv/bin/python -m tdlib.graph doctor $(call given,PROFILE OUT TOKENS TEACHER)
+	@exec .venv/bin/python -m tdbook doctor $(call given,PROFILE OUT TOKENS TEACHER)
 
 report: .venv/made ## write every page of a run folder (OUT=, or that of PROFILE) again
-	@exec .venv/bin/python -m tdlib.graph report $(FOLDER)
+	@exec .venv/bin/python -m tdbook report $(FOLDER)
 
 publish: .venv/made ## copy what may be shown of a run folder to outputs/published/, for git
-	@exec .venv/bin/python -m tdlib.share publish $(FOLDER) $(if $(value NAME),"$$TYPED_NAME")
+	@exec .venv/bin/python -m tdbook.workflow.share publish $(FOLDER) $(if $(value NAME),"$$TYPED_NAME")
 
 zip: .venv/made ## pack the reports of a run folder into one archive, for mail
-	@exec .venv/bin/python -m tdlib.share zip $(FOLDER)
+	@exec .venv/bin/python -m tdbook.workflow.share zip $(FOLDER)
 
 export: .venv/made ## MODEL=folder as GGUF files, run in llama.cpp, to ship: exports/<model>/
-	@exec .venv/bin/python -m tdlib.export $(call given,MODEL OUT TOKENS)
+	@exec .venv/bin/python -m tdbook.export.gguf_file $(call given,MODEL OUT TOKENS)
 
 chat: .venv/made ## go on with what you type: MODEL=folder or a .gguf file
-	@exec .venv/bin/python -m tdlib.chat $(call given,MODEL SEGMENTER)
+	@exec .venv/bin/python -m tdbook.export.chat $(call given,MODEL SEGMENTER)
 
 clean-cache: .venv/made ## remove the kept targets of the teacher of a run folder (OUT=, or that of PROFILE)
-	@exec .venv/bin/python -m tdlib.ownership clean-cache $(FOLDER)
+	@exec .venv/bin/python -m tdbook.runs.ownership clean-cache $(FOLDER)
 
 clean: ## remove the environment and all caches; outputs/ stays
 	@test ! -e .venv/made || rm -rf .venv  # not one that somebody made otherwise

@@ -1,4 +1,4 @@
-# The book as a graph; `make book` and `make sweep` run it. Its config is that of graph._command_of.
+# The book as a graph; `make book` and `make sweep` run it. Its config is that of scheduler._command_of.
 # What has to be run is decided there, by the hashes alone, as in the notebooks, so that the two
 # cannot disagree: a run that is current has its mark, any other has none. The mark is a rule's only
 # output, for Snakemake deletes the outputs of a job that begins or fails; a job whose inputs came
@@ -7,7 +7,8 @@ import re
 import shlex
 import sys
 
-from tdlib import cluster, devices, hashes, parameters
+from tdbook.runs import hashes, parameters
+from tdbook.workflow import cluster, devices
 
 JOBS = {job["name"]: job for job in config["jobs"]}
 GPUS = len(devices.there())
@@ -49,7 +50,7 @@ def command_of(job):
     queued = QUEUED.get(rule_of(job))
     given = dict(config["given"]) if is_first(job) else {}
     given |= {"redo": "true"} if job["redo"] else {}
-    words = [sys.executable, "-m", "tdlib.graph", *(["adopt", queued] if queued else ["execute"])]
+    words = [sys.executable, "-m", "tdbook", *(["adopt", queued] if queued else ["execute"])]
     words += [*job["arguments"], *(f"{name}={value}" for name, value in given.items())]
     return lambda wildcards: shlex.join(words)  # of a text it would fill in {…}
 

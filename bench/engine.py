@@ -20,8 +20,11 @@ import torch
 import torch.nn.functional as F
 
 from bench import explorer, inference, plan
-from tdlib import cache, cost, data, hard_set, losses, train
+from tdbook.training import cache
+from tdbook.workflow import cost
+from tdlib import data, hard_set, losses, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
+from tdlib.shapes import to_hf
 
 ROOT = Path(__file__).parents[1]
 V, T = 51_800, 2048
@@ -140,8 +143,6 @@ def measure_step(who: str, repeats: str = "2") -> dict:
             seconds.extend(np.diff(began).tolist())
     else:
         import transformers
-
-        from tdlib.shapes import to_hf
 
         student, teacher = (
             transformers.LlamaForCausalLM(transformers.LlamaConfig(**to_hf(shape)))

@@ -20,6 +20,11 @@ import nbformat
 import numpy as np
 from playwright.sync_api import sync_playwright
 
+from tdbook.analysis import features
+from tdbook.corpus import writer
+from tdbook.report import widgets
+from tdlib import hard_set
+
 ROOT = Path(__file__).parents[1]
 WINDOWS, MOVES = 1_800_000, 200
 TIMED = """() => {
@@ -35,10 +40,9 @@ TIMED = """() => {
 def shown():
     """The explorer of made-up scores in a notebook; prints what opening it took."""
     from bench import engine
-    from tdlib import choice, features, telugu, widgets
 
     path, r = Path("scores.npy"), np.random.default_rng(0)
-    with choice.new_scores(path, WINDOWS) as loss_2N:
+    with hard_set.new_scores(path, WINDOWS) as loss_2N:
         loss_2N[1] = r.gamma(30, 0.13, WINDOWS)
         loss_2N[0] = loss_2N[1] + r.normal(0.22, 0.12, WINDOWS)
     n = np.arange(WINDOWS)
@@ -49,7 +53,7 @@ def shown():
         "rare tokens": ([f"step {i}" for i in range(5)], r.integers(0, 5, WINDOWS).astype("u1")),
     }
     junk_N = (r.integers(1, 16, WINDOWS) * (r.random(WINDOWS) < 0.02)).astype(np.uint8)
-    documents, _ = telugu.write(60_000, 1)
+    documents, _ = writer.write(60_000, 1)
     words = " ".join(line for d in documents for line in d.lines).split()
 
     def text_of(i: int) -> str:
@@ -57,7 +61,7 @@ def shown():
         return widgets.text_html([f"▁{words[j]}" for j in at], r.normal(0.2, 1, 2048))
 
     text_of(0), widgets.report.font_face()  # not to be timed
-    scores, rule = choice.load_scores(path), {"threshold": 0.31} | choice.RULE
+    scores, rule = hard_set.load_scores(path), {"threshold": 0.31} | hard_set.RULE
     found, began = [], time.process_time()
     mib = engine.peak_of(lambda: found.append(widgets.explorer(
         scores, cuts, junk_N, features.JUNK, text_of, rule, Path("hard_set.json"))))  # fmt: skip

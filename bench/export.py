@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from tdlib import export, gguf_check
+from tdbook.export import gguf_check, gguf_file
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
 VOCABULARY = 51_800
-CASES = {"teacher-300m": ("Q4_0", "F16"), "student-50m": tuple(export.QUANTIZATIONS)}
+CASES = {"teacher-300m": ("Q4_0", "F16"), "student-50m": tuple(gguf_file.QUANTIZATIONS)}
 MAKE = """
 import pathlib, re, sys, warnings
 warnings.simplefilter("ignore")

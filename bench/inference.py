@@ -15,8 +15,9 @@ import torch
 from tabulate import tabulate
 
 from bench.export import VOCABULARY, folder_of
-from tdlib import export, generate, llama_cpp, speed
-from tdlib.decoder import Decoder
+from tdbook.export import gguf_file, llama_cpp, speed
+from tdbook.export.decoder import Decoder
+from tdlib import generate
 from tdlib.model import Llama
 
 PROMPT, NEW = 32, 64
@@ -28,7 +29,7 @@ def seconds(repeats: int = 7) -> dict[str, speed.Seconds]:
     ids = np.random.default_rng(0).integers(4, VOCABULARY, PROMPT).tolist()
     with tempfile.TemporaryDirectory() as root:
         folder, path = folder_of("student-50m", Path(root)), Path(root) / "q4_0.gguf"
-        export.to_gguf(folder, path, "Q4_0")
+        gguf_file.to_gguf(folder, path, "Q4_0")
         model, llama = Llama.load(folder), llama_cpp.Model(path, context=PROMPT + NEW + 1)
     decoder, int8, compiled = Decoder(model), Decoder(model, int8=True), Decoder(model, int8=True)
     compiled.hidden = torch.compile(compiled.hidden, dynamic=True)

@@ -9,7 +9,8 @@ import sys
 
 import numpy as np
 
-from tdlib import evaluate, hard_set
+from tdbook.analysis import intervals
+from tdlib import hard_set
 
 WINDOWS = 20  # of a document, on average, as in ours
 
@@ -52,10 +53,10 @@ def coverage(times: int, documents: int, spread: float, effect=normal, resamples
         hard_N = difficulty_N >= hard_set.select(difficulty_N, share=0.2).threshold
         parts = {"all": np.ones_like(hard_N), "hard": hard_N, "easy": ~hard_N}
         for part, chosen_N in parts.items():
-            means_R2 = evaluate.resampled_means(
+            means_R2 = intervals.resampled_means(
                 loss_4N[1:3, chosen_N], document_N[chosen_N], resamples, seed=i
             )
-            low, high = evaluate.interval(means_R2[:, 0] - means_R2[:, 1])
+            low, high = intervals.interval(means_R2[:, 0] - means_R2[:, 1])
             held[part] += low <= 0.01 <= high
     return {part: count / times for part, count in held.items()}
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tdlib import cost, data, train, workload
+from tdbook.workflow import cost, workload
+from tdlib import data, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from scipy import stats
 
-from tdlib import data, evaluate, start, train
+from tdbook.corpus import token_files
+from tdbook.training import from_teacher
+from tdlib import evaluate, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
 
 def run(folder: Path, name: str) -> dict:
-    tokens = data.open_tokens(folder / "tokens")
+    tokens = token_files.open_tokens(folder / "tokens")
     teacher = Llama.load(folder / "models" / "teacher").eval().requires_grad_(False)
     shape, arm, rate, limit, seed = name.split("/")
     recipe = train.Recipe(
@@ -36,7 +38,7 @@ def run(folder: Path, name: str) -> dict:
     if arm == "random":
         student = Llama(config)
     else:
-        student = start.from_teacher(teacher, config, tokens.train)
+        student = from_teacher.from_teacher(teacher, config, tokens.train)
     validate = evaluate.on_subset(tokens.val, 128)
     log = train.fit(student, tokens.train, recipe, teacher=teacher, evaluate=validate,
                     evaluations=50)  # fmt: skip

@@ -22,7 +22,10 @@ import numpy as np
 import torch
 
 from bench import intervals, stress_book, stress_slurm
-from tdlib import cache, data, train, worker
+from tdbook.corpus import token_files
+from tdbook.training import cache, worker
+from tdlib import data, train
+from tdlib.files import whole_folder
 from tdlib.model import Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]
@@ -53,11 +56,11 @@ def child(folder: Path, part: int, parts: int, processes: int) -> None:
 
 
 def some_tokens(folder: Path, ids: np.ndarray) -> data.Tokens:
-    with data.whole_folder(folder) as beside:
+    with whole_folder(folder) as beside:
         for split in ("train", "val"):
             ids.tofile(beside / f"{split}.bin")
         (beside / "meta.json").write_text(json.dumps({"block_size": 32, "vocab_size": 500}))
-    return data.open_tokens(folder)
+    return token_files.open_tokens(folder)
 
 
 def run(folder: Path, parts: int, processes: int, moment: float | None = None) -> list[str]:

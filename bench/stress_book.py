@@ -30,11 +30,21 @@ import numpy as np
 import yaml
 from safetensors.numpy import load_file
 
-from tdlib import runs, status
+from tdbook.runs import heartbeat
+from tdbook.workflow import sessions, status
 from tests.small_book import alive, wait_for
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("tdlib", "notebooks", "params", "profiles", "Snakefile", "Makefile", "pyproject.toml")
+COPIED = (
+    "tdlib",
+    "tdbook",
+    "notebooks",
+    "params",
+    "profiles",
+    "Snakefile",
+    "Makefile",
+    "pyproject.toml",
+)
 MARK = "TDLIB_STRESS"  # in the environment of all that a check starts: its folder
 OURS = {
     ".done",
@@ -93,13 +103,13 @@ def start(place: Path, *command: str | Path) -> subprocess.Popen:
 def book(place: Path, what: str = "book", *more: str) -> list[str]:
     """`make book` or another of graph's commands, on the check's own run folder."""
     named = ["PROFILE=smoke", f"OUT={place / 'out'}"]
-    return [sys.executable, "-m", "tdlib.graph", what, *named, *more]
+    return [sys.executable, "-m", "tdbook", what, *named, *more]
 
 
 def end_of(process: subprocess.Popen, place: Path) -> tuple[int, str]:
     """Its exit code and what it said, once all that it started has ended."""
     code, seen = process.wait(TOO_LONG_S), set()
-    wait_for(lambda: _ended(place, seen), 2 * runs.STOP_S)
+    wait_for(lambda: _ended(place, seen), 2 * heartbeat.STOP_S)
     return code, (place / "said.txt").read_text()
 
 
@@ -145,7 +155,7 @@ def training(place: Path, run: str) -> Callable[[], bool]:
     """Whether a run's notebook is amid its work."""
 
     def there() -> bool:
-        found = runs.state(place / "out", run)
+        found = heartbeat.state(place / "out", run)
         return found["state"] == "running" and 0 < found.get("step", 0) < found["steps"]
 
     return there
@@ -224,7 +234,7 @@ def _hidden(path: Path, out: Path) -> bool:
 def untrue(out: Path, wanted: dict[str, str], says: str = "") -> list[str]:
     """Where `make status`, index.html or morning.md tell of a run's state otherwise; `says`: what
     the index must say besides. Nothing may be said to run: nothing lives."""
-    found, bad = {row["run"]: status.word(row) for row in status.rows(out)}, []
+    found, bad = {row["run"]: heartbeat.word(row) for row in status.rows(out)}, []
     text = status.text(out)
     if "running" in found.values() or " runs since " in text:
         bad.append(f"nothing runs here, and status says {text}")
@@ -287,7 +297,7 @@ def _goes_on(checks: Checks, here: Path, wanted: dict, said: str) -> None:
     """After a kill: how many runs it found, what is wrong then, and after the same command."""
     out = here / "out"
     kept = sorted(path.stem for path in out.glob("hashes/*.json"))
-    begun = [s["run"] for s in runs.states(out) if s["state"] != "done"]
+    begun = [s["run"] for s in heartbeat.states(out) if s["state"] != "done"]
     wrong = half_written(out) + (untrue(out, {}) if (out / "state").is_dir() else [])
     began = time.monotonic()
     wrong += finish(here) + differs(out, wanted) + half_written(out) + litter(out)
@@ -345,7 +355,7 @@ def kernel(place: Path) -> tuple[Path, list[str], str]:
     here = without(place, "kernel", run)
     process = start(here, *book(here))
     wait_for(training(here, run), 300)
-    os.kill(runs.state(here / "out", run)["pid"], signal.SIGKILL)
+    os.kill(heartbeat.state(here / "out", run)["pid"], signal.SIGKILL)
     return _failed(here, process, run, "lost", "the kernel died")
 
 
@@ -394,7 +404,7 @@ def timeout(place: Path) -> tuple[Path, list[str], str]:
     command = [sys.executable, "-m", "papermill", f"notebooks/{run}.ipynb"]
     command += [out / f"{run}.ipynb", "-f", f"params/smoke/{run}.yaml", "-p", "out", out]
     code, said = end_of(start(here, *command, "--execution-timeout", "3"), here)
-    report = [sys.executable, "-m", "tdlib.graph", "report", out]
+    report = [sys.executable, "-m", "tdbook", "report", out]
     subprocess.run(report, cwd=copy, check=True, capture_output=True)
     wrong = untrue(out, {run: "interrupted"})
     wrong += [] if code and "Timeout" in said else [f"exit code {code}: {said[-500:]}"]
@@ -406,7 +416,9 @@ def timeout_of_make(place: Path) -> tuple[Path, list[str], str]:
     here = without(place, "timeout-of-make", *TWO)
     told = ["PROFILE=smoke", f"OUT={here / 'out'}"]
     code, said = end_of(start(here, "timeout", "20", "make", "book", *told), here)
-    stopped = {s["run"]: "interrupted" for s in runs.states(here / "out") if s["state"] != "done"}
+    stopped = {
+        s["run"]: "interrupted" for s in heartbeat.states(here / "out") if s["state"] != "done"
+    }
     wrong = untrue(here / "out", stopped) + ([] if stopped else ["nothing was running"])
     wrong += [] if code == 124 else [f"exit code {code}: {said}"]
     return here, wrong, f"interrupted {', '.join(stopped)}"
@@ -420,14 +432,14 @@ def power_off(place: Path) -> tuple[Path, list[str], str]:
     wait_for(lambda: both_at_work(here), 300)
     kill_all(here)
     wrong = half_written(out)
-    other = {"boot": OTHER_BOOT, "pid": os.getpid(), "pid_started": runs._started(os.getpid())}
+    other = {"boot": OTHER_BOOT, "pid": os.getpid(), "pid_started": heartbeat._started(os.getpid())}
     for run in TWO:
         path = out / f"state/{run}.json"
         path.write_text(json.dumps(json.loads(path.read_text("utf8")) | other))
-    kept = status.sessions(out)
-    (out / status.SESSIONS).write_text(json.dumps([*kept[:-1], kept[-1] | other]))
+    kept = sessions.sessions(out)
+    (out / sessions.SESSIONS).write_text(json.dumps([*kept[:-1], kept[-1] | other]))
     (out / f"state/{TWO[0]}.json").write_text("")  # renamed, its content not on the disk yet
-    report = [sys.executable, "-m", "tdlib.graph", "report", out]
+    report = [sys.executable, "-m", "tdbook", "report", out]
     done = subprocess.run(report, cwd=copy, capture_output=True, text=True)
     wrong += [] if done.returncode == 0 else [done.stdout + done.stderr]
     return here, wrong + untrue(out, dict.fromkeys(TWO, "lost")), "both runs are lost"
@@ -499,7 +511,7 @@ def comment(checks: Checks, place: Path, times: int, wanted: dict, whole_s: floa
     shutil.copytree(copy / "params/smoke", copy / "params/night")
     for path in (copy / "params/night").glob("*.yaml"):
         path.write_text(path.read_text("utf8").replace("profile: smoke", "profile: night"))
-    night = [sys.executable, "-m", "tdlib.graph", "sweep", "PROFILE=night", "NAME=rank"]
+    night = [sys.executable, "-m", "tdbook", "sweep", "PROFILE=night", "NAME=rank"]
     night.append(f"OUT={here / 'out'}")
     wrong = finish(here, *night)
     with (copy / "tdlib/shapes.py").open("a") as code:
@@ -511,7 +523,7 @@ def comment(checks: Checks, place: Path, times: int, wanted: dict, whole_s: floa
     wrong += [line for line in said.splitlines() if "started" in line]
     wrong += [f"{path} is new" for path, when in before.items() if path.stat().st_mtime_ns != when]
     for place_, run in ((here / "out", "01_distill-50m"), (folder, "03_lora-rank2-lora_scale0.5")):
-        told = [sys.executable, "-m", "tdlib.graph", "status", f"OUT={place_}"]
+        told = [sys.executable, "-m", "tdbook", "status", f"OUT={place_}"]
         text = subprocess.run(told, cwd=copy, capture_output=True, text=True).stdout
         wrong += [] if re.search(rf"(?m)^{run} +stale", text) else [f"not stale: {text}"]
         page = (place_ / "index.html").read_text("utf8").partition(f'<li id="{run}">')[2]

@@ -24,7 +24,7 @@ import torch
 import yaml
 
 from bench import slurm
-from tdlib import runs
+from tdbook.runs import heartbeat
 
 ROOT = Path(__file__).parents[1]
 POINTS = "rank: [1, 2, 3, 4]"
@@ -59,9 +59,7 @@ class Place:
         here = {"TDLIB_ROOT": str(self.root), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.environment = self.slurm.environment | here
 
-    def start(
-        self, what: str, out: str, *words: str, how=("-m", "tdlib.graph")
-    ) -> subprocess.Popen:
+    def start(self, what: str, out: str, *words: str, how=("-m", "tdbook")) -> subprocess.Popen:
         command = [sys.executable, *how, what, "PROFILE=smoke", f"OUT={out}", *words]
         self.started.append(subprocess.Popen(
             command, cwd=self.root, env=self.environment, text=True, stdout=subprocess.PIPE,
@@ -82,7 +80,7 @@ class Place:
     def states(self, out: str) -> dict[str, dict]:
         """Of all runs of 03, the sweep's points too."""
         found = (self.root / out).glob("**/state/03_*.json")
-        return {p.stem: runs.state(p.parents[1], p.stem) for p in sorted(found)}
+        return {p.stem: heartbeat.state(p.parents[1], p.stem) for p in sorted(found)}
 
     def training(self, out: str) -> dict[str, dict]:
         """Those in the middle of their training, as they are now."""

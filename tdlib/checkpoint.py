@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tdlib import data
+from tdlib.files import write_whole
 from tdlib.team import Team
 
 USUAL = 32  # steps that the usual loss looks back
@@ -180,11 +181,11 @@ def save(path: Path, content: dict) -> None:
     try:
         if path.suffix == ".safetensors":
             tensors = {name: x.cpu().contiguous() for name, x in content.items()}
-            data.write_whole(path, safetensors.torch.save(tensors))
+            write_whole(path, safetensors.torch.save(tensors))
         else:
             file = io.BytesIO()
             torch.save(content, file)
-            data.write_whole(path, file.getbuffer())
+            write_whole(path, file.getbuffer())
     except OSError as error:
         warnings.warn(f"{path} is not written, the one before stays: {error}", stacklevel=2)
 

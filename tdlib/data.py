@@ -14,10 +14,7 @@ import contextlib
 import csv
 import itertools
 import json
-import os
 import re
-import shutil
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,75 +23,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-import tdlib.tokenizer
-from tdlib.files import whole_folder, write_whole
-from tdlib.shapes import weight_files
-from tdlib.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+PAD, UNK, BOS, EOS = 0, 1, 2, 3  # upstream's, and of those trained here: then 256 byte pieces
 
-# and what is defined here
-__all__ = ["BOS", "EOS", "PAD", "UNK", "Tokenizer", "weight_files", "whole_folder", "write_whole"]
 
 IGNORE = -100
 BLOCK = 2**18  # bytes read at once where ids are looked at
-WHOLE = 2**30  # bytes of a file whose ids are all looked at when it is linked; of a larger one some
-UNKNOWN = 0.1  # share of <unk> from which on a tokenizer does not know the text
 VOCABULARY = 2**24  # pieces, at most; the largest in public have a million
-TRIED = 500  # lines of a text that are encoded and decoded, to see what a tokenizer loses
 MORE = "give more text, or a shorter context"
 AGAIN = "copy the one made with these tokens again, or take it away"
 TABLES = {"documents.tsv": ("start", "tokens", "source"), "rare.tsv": ("first", "end", "kind")}
 COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm)_(tokens|bytes)")
-
-
-def read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors (one file, or the shards of its index), in float32,
-    checked against their shapes before any is read. A head where none is expected, it being tied,
-    and the tables of RoPE that old exports hold are left out."""
-    left_out, where, shapes = {"lm_head.weight"} - expected.keys(), {}, {}
-    for path in weight_files(folder):
-        with open_weights(path) as f:
-            for name in f.keys():
-                if name not in left_out and not name.endswith("rotary_emb.inv_freq"):
-                    where[name], shapes[name] = path, f.get_slice(name).get_shape()
-    check_shapes(folder, shapes, expected)
-    weights = {}
-    for path in dict.fromkeys(where.values()):
-        with open_weights(path) as f:
-            for name in (name for name in where if where[name] == path):
-                if not (weight := f.get_tensor(name)).is_floating_point():
-                    dtype = str(weight.dtype).removeprefix("torch.")
-                    fault = f"{path}: {name} is {dtype}, a weight must be a float"
-                    raise ValueError(f"{fault}: give the model before it was quantized")
-                weights[name] = weight.float()
-    return weights
-
-
-@contextlib.contextmanager
-def open_weights(path: Path) -> Iterator[safe_open]:
-    """A safetensors file. ValueError, named: cut short, or a header that its bytes do not bear."""
-    try:
-        with safe_open(path, "pt") as f:
-            yield f
-    except (SafetensorError, OSError, MemoryError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
-
-
-def check_shapes(folder: Path, tensors: dict, expected: dict[str, tuple]) -> None:
-    """ValueError: other names, or other shapes, than expected; `tensors` may be shapes alone."""
-    for name in sorted(expected.keys() | tensors.keys()):
-        tensor = tensors.get(name)
-        shape = "missing" if tensor is None else tuple(getattr(tensor, "shape", tensor))
-        wanted = tuple(expected[name]) if name in expected else "unknown to this model"
-        if shape != wanted:
-            remedy = "weights and config are of two models, copy both again"
-            if (name, shape) == ("lm_head.weight", "missing"):
-                remedy = "set tie_word_embeddings: true in config.json if it is the embedding, or "
-                remedy += "copy the file that holds it"
-            fault = f"{folder}: {name} is {shape}, by its config it must be {wanted}"
-            raise ValueError(f"{fault}: {remedy}")
 
 
 @dataclass(frozen=True)
@@ -179,7 +119,7 @@ class Tokens:
     train: Windows
     val: Windows
     confirm: Windows | None
-    tokenizer: Tokenizer | None
+    tokenizer: object | None  # of tdbook.corpus.tokenizer, where one is there
 
     @property
     def vocab_size(self) -> int:
@@ -416,202 +356,3 @@ def _look(
         eos = np.count_nonzero(ids == meta.get("eos_id", EOS))
         seen.update(eos=int(eos), unknown=int(np.count_nonzero(ids == unknown)), tokens=len(ids))
     return seen
-
-
-# With a tokenizer: what reads or writes text.
-
-
-def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = None) -> Tokens:
-    """`open_ids` with its tokenizer: the one that lies beside, or the one given."""
-    paths = [Path(folder, name) for name in ("tokenizer.model", "tokenizer.json")]
-    path = next((path for path in paths if path.is_file()), None)
-    tokenizer = given or (tdlib.tokenizer.open(path) if path else None)
-    if tokenizer is None:
-        return open_ids(Path(folder), context)
-    tokens = open_ids(Path(folder), context, tokenizer.eos)
-    vocab_size = tokens.vocab_size
-    size = tokens.meta.get("pieces", vocab_size)
-    if tokenizer.eos != tokens.eos:
-        fault = f"<eos> of {tokenizer.path} is id {tokenizer.eos}, it must be {tokens.eos}"
-        remedy = "give the one the tokens were made with, or correct eos_id there"
-        raise ValueError(f"{fault}, as meta.json says: {remedy}")
-    if tokenizer.size != size or size < vocab_size:
-        fault = f"{tokenizer.path} has {tokenizer.size:,} pieces, the tokens' vocab_size is"
-        raise ValueError(f"{fault} {vocab_size:,}: give theirs")
-    return replace(tokens, tokenizer=tokenizer)
-
-
-def write_tokens(
-    folder: Path,
-    splits: dict[str, list],
-    tokenizer: Tokenizer,
-    context: int,
-    rare: dict[str, dict[str, str]] | None = None,
-    vocab_size: int = 0,
-) -> None:
-    """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all. `rare`:
-    line → the sentences in it that hold a rare construction → the kind of each. `vocab_size` is the
-    teacher's where that has fewer pieces than the tokenizer. Where the tokenizer loses text, a
-    warning and `lost` in meta.json say how much, and its bytes are those that are kept."""
-    lost = _lost([line for ds in splits.values() for d in ds for line in d.lines], tokenizer)
-    size, vocab_size = tokenizer.size, vocab_size or tokenizer.size
-    meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
-    meta |= {"eos_id": tokenizer.eos} | ({"pieces": size} if size != vocab_size else {})
-    rows, rare_rows, unknown = [], [], 0
-    with whole_folder(folder) as beside:
-        for split, documents in splits.items():
-            start = text_bytes = 0
-            with open(beside / f"{split}.bin", "wb") as f:
-                for document in documents:
-                    ids, spans, kept = _encode(document.lines, tokenizer, rare or {}, bool(lost))
-                    _check_largest(ids, tokenizer, vocab_size)
-                    f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
-                    rows.append((split, start, len(ids), document.source))
-                    rare_rows += [(split, start + a, start + b, kind) for a, b, kind in spans]
-                    unknown += ids.count(tokenizer.unk)
-                    start, text_bytes = start + len(ids), text_bytes + kept
-            _check_count(f"the text for {split} makes", start, context)
-            meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
-            meta["total_tokens"] += start
-        meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
-        _check_unknown(tokenizer, meta["unk_rate"])
-        meta |= {"lost": lost} if lost else {}
-        _write_table(beside / "documents.tsv", rows)
-        if rare:
-            _write_table(beside / "rare.tsv", rare_rows)
-        for name, path in tdlib.tokenizer.files(tokenizer).items():
-            shutil.copy(path, beside / name)
-        (beside / "meta.json").write_text(json.dumps(meta, indent=2))
-    if lost:
-        warnings.warn(f"{tokenizer.path}:{loss(meta)}", stacklevel=2)
-
-
-def _check_largest(ids: list[int], tokenizer: Tokenizer, vocab_size: int) -> None:
-    if (largest := max(ids)) >= vocab_size:
-        fault = f"{tokenizer.path} makes id {largest:,} of this text, the teacher's vocabulary has"
-        raise ValueError(f"{fault} {vocab_size:,}: give the teacher's own tokenizer")
-
-
-def _write_table(path: Path, rows: list[tuple]) -> None:
-    with open(path, "w", encoding="utf8", newline="") as f:
-        csv.writer(f, delimiter="\t").writerows([("split", *TABLES[path.name]), *rows])
-
-
-def _encode(
-    lines: Sequence[str], tokenizer: Tokenizer, rare: dict[str, dict[str, str]], lossy: bool
-) -> tuple[list[int], list[tuple[int, int, str]], int]:
-    """A document's ids; first token, one past the last, and kind of its rare sentences; and the
-    bytes of its text that are kept."""
-    ids, spans, size = [], [], 0
-    for line, line_ids in zip(lines, tokenizer.encode(lines), strict=True):
-        for sentence, kind in rare.get(line, {}).items():
-            # No piece crosses a space, so the beginning of a line alone has the tokens it has here.
-            at = f" {line}".index(f" {sentence}")
-            parts = tokenizer.encode([line[:at].rstrip(), line[: at + len(sentence)]])
-            spans.append((*(len(ids) + len(part) for part in parts), kind))
-        ids += [*line_ids, tokenizer.eos]
-        size += len((_kept(line_ids, tokenizer) if lossy else line).encode()) + 1
-    return ids, spans, size
-
-
-def _lost(lines: list[str], tokenizer: Tokenizer) -> dict:
-    """What the tokenizer does not keep of lines evenly spread over a text: the share of lines that
-    come back changed, that of characters that do not come back, and an example; {} for nothing."""
-    tried = lines[:: -(-len(lines) // TRIED)] if lines else []
-    tried = [tokenizer.plain(line[:10_000].rstrip()) for line in tried]
-    gone, changed = 0, []
-    for line, ids in zip(tried, tokenizer.encode(tried), strict=True):
-        back = _kept(ids, tokenizer)
-        if line != back:
-            gone += (Counter(line) - Counter(back)).total()
-            same = (a == b for a, b in zip(line, back, strict=False))
-            begin = max(0, sum(itertools.takewhile(bool, same)) - 10)
-            changed.append([text[begin : begin + 24] for text in (line, back)])
-    if not changed:
-        return {}
-    shares = {"lines": len(changed) / len(tried), "characters": gone / max(1, sum(map(len, tried)))}
-    return {"of_lines": len(tried), **shares, "example": changed[0]}
-
-
-def _kept(ids: list[int], tokenizer: Tokenizer) -> str:
-    return tokenizer.decode([i for i in ids if i != tokenizer.unk])
-
-
-def loss(meta: dict) -> str:
-    """A sentence, after a space, that tells what of a text its tokens do not keep, by their
-    meta.json; "" where all of it is kept, or nothing is known."""
-    if not (lost := meta.get("lost")):
-        return ""
-    before, after = lost["example"]
-    return (
-        f" The tokenizer does not keep all text: {lost['lines']:.1%} of {lost['of_lines']:,} lines "
-        f"tried come back changed and {lost['characters']:.2%} of their characters are lost "
-        f"(“{before}” comes back as “{after}”); bits per byte are of what is kept."
-    )
-
-
-def link_tokens(
-    source: Path,
-    folder: Path,
-    *,
-    tokenizer: Tokenizer | None = None,
-    vocab_size: int = 0,
-    context: int = 0,
-    every_id: bool = False,
-) -> None:
-    """Use a folder of tokens made elsewhere as it is: links, no copy, nothing of it touched. Only
-    meta.json is written anew where something in it is another: windows of another `context`; the
-    `vocab_size` of a teacher that has fewer pieces than the tokenizer; a tokenizer from elsewhere.
-    Ids are looked at here and there in a file beyond a GiB, unless `every_id` is asked for."""
-    if source.resolve() == folder.resolve():
-        raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
-    theirs = read_meta(source / "meta.json", context)
-    tokens = open_tokens(source, context, tokenizer)
-    usual, fewer = {"eos_id": EOS, "dtype": "uint32"}, vocab_size and vocab_size < tokens.vocab_size
-    meta = theirs | {k: v for k, v in tokens.meta.items() if theirs.get(k, usual.get(k)) != v}
-    meta |= {"block_size": context} if context else {}
-    meta |= {"vocab_size": vocab_size, "pieces": tokens.vocab_size} if fewer else {}
-    for split in ("train", "val"):
-        _check_split(source / f"{split}.bin", tokens, meta, every_id or bool(fewer))
-        if tokens.tokenizer and f"{split}_bytes" not in meta:
-            meta[f"{split}_bytes"] = _bytes_of_text(getattr(tokens, split), tokens.tokenizer)
-    # Hidden files, the book's mark among them, are of that folder alone.
-    files = {path.name: path for path in source.iterdir() if not path.name.startswith(".")}
-    if tokenizer:
-        files = {n: p for n, p in files.items() if not n.startswith(("tokenizer", "special_tok"))}
-        files |= tdlib.tokenizer.files(tokenizer)
-    with whole_folder(folder) as beside:
-        for name, path in files.items():
-            if name != "meta.json" or meta == theirs:
-                os.symlink(path.resolve(), beside / name)
-        if meta != theirs:
-            (beside / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf8")
-
-
-def _check_split(path: Path, tokens: Tokens, meta: dict, every_id: bool) -> None:
-    """ValueError: no <eos> among the ids, many <unk>, or one beyond the vocabulary of `meta`."""
-    tokenizer, dtype = tokens.tokenizer, tokens.train.ids.dtype
-    every_id |= path.stat().st_size <= WHOLE
-    seen = _look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
-    if not seen["eos"]:
-        remedy = "it is damaged or made otherwise; copy it, or make it again"
-        if "eos_id" not in meta and not tokenizer:
-            remedy = "name the id that does as eos_id in meta.json, or put the tokenizer beside"
-        fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text"
-        raise ValueError(f"{fault}: {remedy}")
-    _check_unknown(tokenizer, seen["unknown"] / seen["tokens"])
-
-
-def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:
-    if share > UNKNOWN:
-        fault = f"{tokenizer.path} makes" if tokenizer else "the tokens hold"
-        remedy = "give the tokenizer of the teacher, or text of its language"
-        raise ValueError(f"{fault} {share:.0%} of this text <unk>: {remedy}")
-
-
-def _bytes_of_text(windows: Windows, tokenizer: Tokenizer, count: int = 256) -> int:
-    """How long the text of a split is, from windows spread evenly over it."""
-    rows = np.unique(np.linspace(0, len(windows) - 1, count).astype(int))
-    t = windows.context
-    texts = (tokenizer.decode(windows.ids[i * t : (i + 1) * t].tolist()) for i in rows)
-    return round(sum(len(x.encode()) for x in texts) / (len(rows) * t) * len(windows.ids))

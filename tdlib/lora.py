@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdlib import data, files, shapes
+from tdlib import files, shapes, weights
+from tdlib.files import whole_folder
 from tdlib.model import Llama
 
 # All linear layers of a Llama layer. Never the head: tied, it is the embedding too.
@@ -120,7 +121,7 @@ def save(model: Llama, folder: str | Path, base: str = "") -> None:
         for part, linear in parts.items()
         for name, weight in zip(_names(part), (linear.lora_A, linear.lora_B), strict=True)
     }
-    with data.whole_folder(folder) as beside:
+    with whole_folder(folder) as beside:
         (beside / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
         metadata = {"format": "pt", "base_sha256": base_hash(model)}
         content = files.in_order(safetensors.torch.save(tensors, metadata))
@@ -141,7 +142,7 @@ def load(model: Llama, folder: str | Path) -> Llama:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there: give an adapter's folder")
     config = _read_config(paths[0])
-    with data.open_weights(paths[1]) as f:
+    with weights.open_weights(paths[1]) as f:
         base = (f.metadata() or {}).get("base_sha256")
         stored = {name: f.get_slice(name).get_shape() for name in f.keys()}
     if base and base != (own := base_hash(model)):
@@ -155,8 +156,8 @@ def load(model: Llama, folder: str | Path) -> Llama:
         if name.split(".")[-1] in targets:
             outs, ins = part.weight.shape
             expected |= dict(zip(_names(name), ((rank, ins), (outs, rank)), strict=True))
-    data.check_shapes(folder, stored, expected)
-    with data.open_weights(paths[1]) as f:
+    weights.check_shapes(folder, stored, expected)
+    with weights.open_weights(paths[1]) as f:
         tensors = {name: f.get_tensor(name) for name in expected}
     attach(model, rank, config["lora_alpha"] / rank, targets)
     for name, part in adapters(model).items():

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tdlib import data
+from tdlib.files import whole_folder
 from tdlib.shapes import SHAPES, LlamaConfig, generation, read_config, to_hf
+from tdlib.weights import read_weights
 
 __all__ = ["SHAPES", "Cache", "Llama", "LlamaConfig"]
 
@@ -196,7 +197,7 @@ class Llama(nn.Module):
         odd = [name for name in tensors if "lora" in name]
         if odd:
             raise ValueError(f"{odd[0]} is an adapter's weight: call lora.merge(model) before save")
-        with data.whole_folder(folder) as beside:
+        with whole_folder(folder) as beside:
             (beside / "config.json").write_text(json.dumps(to_hf(self.config, dtype), indent=2))
             begin = json.dumps(generation(self.config), indent=2)
             (beside / "generation_config.json").write_text(begin)
@@ -212,7 +213,7 @@ class Llama(nn.Module):
         with torch.device("meta"):
             model = Llama(config)
         expected = {_hf_name(name): weight.shape for name, weight in model.named_parameters()}
-        weights = data.read_weights(folder, expected)
+        weights = read_weights(folder, expected)
         model.load_state_dict(
             {k.removeprefix("model."): v for k, v in weights.items()}, assign=True
         )

@@ -15,6 +15,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network
 import pytest
 from filelock import FileLock
 
+import tdbook.corpus.tokenizer_files
+from tdbook import __main__
+from tdbook.corpus import writer
+from tdbook.runs import parameters, running
+from tdlib.model import Llama, LlamaConfig
+
 FIRST = ("test_book.py", "test_upstream_book.py", "test_sweeps.py", "test_worker.py")
 
 
@@ -60,7 +66,7 @@ def make_book() -> Callable:
     """Makes the smoke book in a run folder."""
 
     def make(out: Path, *more: str, what: str = "book") -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "tdlib.graph", what, "PROFILE=smoke", f"OUT={out}"]
+        command = [sys.executable, "-m", "tdbook", what, "PROFILE=smoke", f"OUT={out}"]
         root = Path(__file__).parents[1]
         return subprocess.run(
             [*command, *more], cwd=root, capture_output=True, text=True, timeout=400
@@ -158,21 +164,17 @@ def faults(browser) -> Callable:
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     """A small tokenizer, trained here on text of the writer."""
-    import tdlib.tokenizer
-    from tdlib import telugu
 
-    documents, _ = telugu.write(60_000, 3)
+    documents, _ = writer.write(60_000, 3)
     lines = [line for d in documents for line in d.lines]
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    return tdlib.tokenizer.train(lines, 700, path)
+    return tdbook.corpus.tokenizer_files.train(lines, 700, path)
 
 
 @pytest.fixture(scope="session")
 def tiny_llama():
     """Makes models whose weights are large enough for texts and losses to vary."""
     import torch
-
-    from tdlib.model import Llama, LlamaConfig
 
     def make(seed=0, vocab=97, context=16, scale=12.0, **shape):
         shape = dict(layers=2, heads=2, dim=32, mlp_dim=48) | shape
@@ -189,13 +191,12 @@ def tiny_llama():
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
     """A repository with three small notebooks, and this process and its children in it."""
-    from tdlib import graph, parameters, runs
     from tests import small_book
 
     small_book.repository(tmp_path)
     monkeypatch.setattr(parameters, "ROOT", tmp_path)
-    monkeypatch.setattr(graph, "ROOT", tmp_path)
-    monkeypatch.setattr(runs, "_latest", None)
+    monkeypatch.setattr(__main__, "ROOT", tmp_path)
+    monkeypatch.setattr(running, "_latest", None)
     monkeypatch.setenv("TDLIB_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 from nbformat import v4
 
-from tdlib import runs
+from tdbook.runs import heartbeat
 
 REPOSITORY = Path(__file__).parents[1]
 COMMON = """run = "{notebook}"  # name
@@ -39,9 +39,9 @@ if student == "bad":
 if student == "slow":
     time.sleep(600)
 this.path("models", student, "w").write_text(this.path("models", teacher, "w").read_text())""",
-    "04_merge_eval": """import tdlib.sweeps
+    "04_merge_eval": """import tdbook.runs.sweeps
 assert this.path("models", "a", "w").exists()
-this.once("points", lambda: sorted(tdlib.sweeps.results(this.out, sweeps)))""",
+this.once("points", lambda: sorted(tdbook.runs.sweeps.results(this.out, sweeps)))""",
 }
 END = """this.once("called", lambda: open(this.path("calls"), "a").write(run + chr(10)))
 this.finding(f"{run} is done.")
@@ -68,7 +68,7 @@ def repository(root: Path) -> None:
     for notebook, own in OWN.items():
         tagged = v4.new_code_cell(COMMON.format(notebook=notebook) + own)
         tagged.metadata["tags"] = ["parameters"]
-        begin = f'from tdlib import runs\nthis = runs.start("{notebook}")'
+        begin = f'from tdbook.runs import running\nthis = running.start("{notebook}")'
         cells = [tagged, *map(v4.new_code_cell, (begin, BODY[notebook], END))]
         (root / "notebooks").mkdir(exist_ok=True)
         written = v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
@@ -86,7 +86,7 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 
 def alive(pid: int) -> bool:
-    return runs._started(pid) is not None
+    return heartbeat._started(pid) is not None
 
 
 def processes_of(root: Path) -> list[str]:

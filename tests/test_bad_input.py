@@ -37,20 +37,15 @@ from IPython.core.interactiveshell import InteractiveShell
 from safetensors.torch import load_file, save_file
 from traitlets.config import Config
 
-from tdlib import (
-    book,
-    data,
-    files,
-    graph,
-    ownership,
-    parameters,
-    runs,
-    teacher,
-    telugu,
-    text,
-    tokenizer,
-    train,
-)
+from tdbook import __main__
+from tdbook.book import opening, students
+from tdbook.corpus import text, token_files, tokenizer_files, writer
+from tdbook.runs import heartbeat, ownership, parameters, running
+from tdbook.runs.running import _latest, start
+from tdbook.workflow import graph, request, run_pages
+from tdlib import files, teacher, train
+from tdlib.files import whole_folder, write_whole
+from tdlib.files import write_whole as write
 from tdlib.model import Llama, LlamaConfig
 
 REPOSITORY = Path(__file__).parents[1]
@@ -60,7 +55,7 @@ SMALL = {
 }  # fmt: skip
 A, B, C = "అమ్మ ఇంట్లో ఉంది.", "నాన్న ఊరికి వెళ్ళాడు.", "వాన కురుస్తోంది."
 BODY = "".join(f"{A}\n{B}\n\n{C} {i}\n\n" for i in range(400)).encode()
-WRITTEN = telugu.write(30_000, 5)[0]
+WRITTEN = writer.write(30_000, 5)[0]
 PROSE = "\n\n".join("\n".join(d.lines) for d in WRITTEN)
 
 
@@ -72,8 +67,8 @@ def good(tmp_path_factory) -> Path:
     """text.txt, tokens/ made of it, and a teacher/ that fits them."""
     place, splits = tmp_path_factory.mktemp("good"), {"train": WRITTEN[2:], "val": WRITTEN[:2]}
     (place / "text.txt").write_text(PROSE, encoding="utf8")
-    made = tokenizer.train(PROSE.splitlines(), 500, place / "t.model")
-    data.write_tokens(place / "tokens", splits, made, 32)
+    made = tokenizer_files.train(PROSE.splitlines(), 500, place / "t.model")
+    token_files.write_tokens(place / "tokens", splits, made, 32)
     torch.manual_seed(0)
     shape = dict(vocab_size=500, context=32, layers=1, heads=2, dim=32, mlp_dim=48)
     Llama(LlamaConfig(**shape)).save(place / "teacher")
@@ -136,7 +131,7 @@ def cells(notebook: str) -> list[str]:
 def refusal(out, monkeypatch, capsys):
     """Runs a notebook with what is given until a cell fails; the line that its reader sees."""
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(runs, "_latest", None)
+    monkeypatch.setattr(running, "_latest", None)
 
     def run(notebook: str, given: dict) -> str:
         known = {k: v for k, v in SMALL.items() if k in parameters.declared(notebook)}
@@ -155,8 +150,8 @@ def refusal(out, monkeypatch, capsys):
         line = f"{type(error).__name__}: {error}"
         assert shown[1].rstrip("\n") == line and "\n" not in line
         tried(line, notebook, given)
-        if runs._latest:  # it was begun: its page and the index say the same
-            state = runs.state(out, runs._latest.run)
+        if _latest:  # it was begun: its page and the index say the same
+            state = heartbeat.state(out, _latest.run)
             assert (state["state"], state["error"]) == ("failed", [line])
         return line
 
@@ -166,8 +161,8 @@ def refusal(out, monkeypatch, capsys):
     atexit.unregister(shell.atexit_operations)  # a third of a second for each
     with unprivileged():
         yield run
-    if runs._latest:
-        runs._latest.detach()
+    if _latest:
+        _latest.detach()
     InteractiveShell.clear_instance()
 
 
@@ -196,7 +191,7 @@ def one_of(found: re.Match, notebook: str, given: dict) -> None:
 def makes(found: re.Match, notebook: str, given: dict) -> None:
     """The command is understood, and a run of that book makes what is missing."""
     missing, words = Path(found[1].split(", ")[0]), dict(w.split("=") for w in found[2].split())
-    assert graph.wanted("book", words).only
+    assert request.wanted("book", words).only
     out, runs_ = Path(words["OUT"]), graph.book(words["PROFILE"], Path(words["OUT"]))
     if missing not in {out / path for run in runs_ for path in run.writes}:
         passes(notebook, given, **yaml.safe_load(found[3]))
@@ -239,7 +234,7 @@ def converted(found: re.Match, notebook: str, given: dict) -> None:
 
 def typed(found: re.Match, notebook: str, given: dict) -> None:
     meta(dtype=found[1])(Path(given["tokens"]))
-    assert data.open_tokens(given["tokens"]).train.ids.dtype == found[1]
+    assert token_files.open_tokens(given["tokens"]).train.ids.dtype == found[1]
 
 
 def at_fault(found: re.Match, notebook: str, given: dict) -> None:
@@ -511,7 +506,7 @@ def closed(name):
 
 
 def other_tokenizer(folder):
-    tokenizer.train([f"{A} {B} {C} {i}" for i in range(99)], 330, folder / "tokenizer.model")
+    tokenizer_files.train([f"{A} {B} {C} {i}" for i in range(99)], 330, folder / "tokenizer.model")
 
 
 def usual_tokenizer(folder):
@@ -712,12 +707,12 @@ def test_rows_that_pad_an_embedding_are_cut_and_told(by, good, tmp_path):
     p = parameters.declared("00_teacher") | {"teacher": str(tmp_path / "teacher"), "context": 32}
     model = teacher.load(tmp_path / "teacher")
     rows = model.head[:500].clone()
-    said = book.prepare(p | given, tmp_path / "out", model)
+    said = opening.prepare(p | given, tmp_path / "out", model)
     assert "512 rows for 500 pieces: the last 12 are padding, which no text ever predicts" in said
     assert torch.equal(model.head, rows)
-    tokens = data.open_tokens(tmp_path / "out")
+    tokens = token_files.open_tokens(tmp_path / "out")
     assert tokens.vocab_size == model.config.vocab_size == 500
-    book.save(model, tmp_path / "saved", tokens)
+    opening.save(model, tmp_path / "saved", tokens)
     assert torch.equal(teacher.load(tmp_path / "saved").head, rows)
 
 
@@ -1005,7 +1000,7 @@ def test_a_full_disk(size, says, good, refusal, out):
     assert re.search(rf"no room for \S*{says}: no file may be larger than {size:,} bytes", line)
     after = content(out)
     if "models" in says:  # all before it was done, and is whole
-        assert data.open_tokens(out / "tokens").vocab_size == 500
+        assert token_files.open_tokens(out / "tokens").vocab_size == 500
         after = {n: c for n, c in after.items() if not n.startswith(("tokens", "tables", "logs"))}
         before = {n: c for n, c in before.items() if not n.startswith("tokens")}
     assert after == before
@@ -1016,7 +1011,7 @@ def test_a_full_disk_says_how_much_is_free_and_keeps_the_old_file(tmp_path):
     path.write_bytes(b"old")
     files.temporary(path).symlink_to("/dev/full")
     with pytest.raises(OSError) as error:
-        data.write_whole(path, b"new")
+        write_whole(path, b"new")
     free = shutil.disk_usage(tmp_path).free / 2**20
     said = re.fullmatch(
         rf"no room for {path}: ([\d,.]+) MiB are free, more is needed; make room, or "
@@ -1046,7 +1041,7 @@ def test_a_disk_that_is_too_small_keeps_what_it_has(name, small_disk):
         if name == "teacher":
             llama(dim=96)(small_disk / name)
         else:
-            data.write_whole(small_disk / name, bytes(300_000))
+            write_whole(small_disk / name, bytes(300_000))
     said = f"no room for {small_disk / name}: {free:.1f} MiB are free, more is needed"
     assert said in str(error.value)
     assert content(small_disk) == before
@@ -1054,7 +1049,7 @@ def test_a_disk_that_is_too_small_keeps_what_it_has(name, small_disk):
 
 def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path):
     (tmp_path / "tokens").mkdir()
-    with pytest.raises(FileNotFoundError), data.whole_folder(tmp_path / "tokens") as beside:
+    with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "tokens") as beside:
         beside.rmdir()
     assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
 
@@ -1072,13 +1067,13 @@ def test_what_gets_its_name_is_on_the_disk_before(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "replace", note_replace)
-    with data.whole_folder(tmp_path / "model") as beside:
+    with whole_folder(tmp_path / "model") as beside:
         (beside / "deep").mkdir()
         (beside / "deep/a").write_text("a")
         (beside / "b").write_text("b")
         (beside / "link").symlink_to("/dev/null")
     assert sorted(done[:2]) == ["a", "b"] and done[2:] == ["model is there"]
-    runs.write(tmp_path / "record.json", "{}")
+    write(tmp_path / "record.json", "{}")
     assert done[3:] == [f".record.json.{os.getpid()}.begun", "record.json is there"]
 
 
@@ -1090,11 +1085,11 @@ def test_other_errors_of_writing_stay_what_they_are(tmp_path):
 
 
 def test_a_disk_full_for_a_while_ends_no_training_and_no_run_is_called_done(out, monkeypatch):
-    monkeypatch.setattr(runs, "_latest", None)
+    monkeypatch.setattr(running, "_latest", None)
     monkeypatch.chdir(REPOSITORY)
-    this = runs.start("00_teacher", SMALL | {"out": str(out)})
+    this = start("00_teacher", SMALL | {"out": str(out)})
     net = Llama(LlamaConfig(vocab_size=50, layers=1, heads=2, dim=8, mlp_dim=8))
-    record = book._log(this, "a", net, None, 32, train.Recipe(ce_weight=1.0), lambda row: None)
+    record = students._log(this, "a", net, None, 32, train.Recipe(ce_weight=1.0), lambda row: None)
     record({"step": 1})
     before = content(out)
     this.progress(1, 5)
@@ -1103,9 +1098,9 @@ def test_a_disk_full_for_a_while_ends_no_training_and_no_run_is_called_done(out,
         record({"step": 5})
         with pytest.raises(OSError, match=r"no room for .*results/00_teacher.json: no file may be"):
             this.finish()
-    assert runs.state(out, "00_teacher")["step"] == 1
+    assert heartbeat.state(out, "00_teacher")["step"] == 1
     this.progress(5, 5)
-    assert runs.state(out, "00_teacher")["step"] == 5
+    assert heartbeat.state(out, "00_teacher")["step"] == 5
     this.detach()
     assert content(out) == before
 
@@ -1113,7 +1108,7 @@ def test_a_disk_full_for_a_while_ends_no_training_and_no_run_is_called_done(out,
 # --- how it is told elsewhere
 
 OF_00 = r"params/tiny/00_teacher.yaml: "
-WORDS = [  # of `make book`, which are those of python -m tdlib.graph book
+WORDS = [  # of `make book`, which are those of python -m tdbook book
     ("PROFILE=tny", r"PROFILE=tny has no runs in .*: did you mean tiny\?"),
     ("ONLY=03_lorra", r"03_lorra is no run of params/tiny: did you mean 03_lora"),
     ("REDO=50m", r"50m is no run of params/tiny: did you mean .*50m"),
@@ -1129,12 +1124,12 @@ WORDS = [  # of `make book`, which are those of python -m tdlib.graph book
 def test_make_book(word, says, capsys, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     before = sorted(os.listdir("outputs"))
-    assert graph.main(["book", word]) == 1
+    assert __main__.main(["book", word]) == 1
     said = capsys.readouterr()
     line, end, rest = said.out.partition("\n")
     assert re.search(says, line) and (end, rest, said.err) == ("\n", "", ""), said
     if near := re.search(r"did you mean ([\w.-]+)", line):
-        graph.wanted("book", {word.partition("=")[0]: near[1]})
+        request.wanted("book", {word.partition("=")[0]: near[1]})
     assert sorted(os.listdir("outputs")) == before
 
 
@@ -1149,9 +1144,8 @@ def test_plain_papermill_and_the_failed_page_end_in_the_line(tmp_path):
     line = f"ValueError: {text} is not UTF-8 (byte 0): convert it, iconv -f UTF-16 -t UTF-8"
     assert done.returncode == 1
     assert re.sub(r"\x1b\[[\d;]*m", "", done.stderr).strip().splitlines()[-1] == line
-    from tdlib import report  # slow to import
 
-    report.page(out, "00_teacher")
+    run_pages.page(out, "00_teacher")
     html = (out / "00_teacher.html").read_text(encoding="utf8")
     plain = " ".join(re.sub(r"<[^>]*>", "", html).split())
     assert plain.count(line) == 2 and "Traceback" not in plain  # in its head and at its cell
@@ -1168,8 +1162,8 @@ def test_a_path_with_spaces_is_one_path_and_several_are_several(tmp_path, monkey
     assert parameters.texts("my book.txt") == ["my book.txt"]
     assert parameters.texts("a.txt b.txt") == ["a.txt", "b.txt"]
     assert parameters.texts("") == []
-    assert graph._default_out("tiny", "my book.txt") == "outputs/tiny-my_book"
-    assert graph._default_out("tiny", "a.txt b.txt") == "outputs/tiny-a+b"
+    assert request._default_out("tiny", "my book.txt") == "outputs/tiny-my_book"
+    assert request._default_out("tiny", "a.txt b.txt") == "outputs/tiny-a+b"
 
 
 def test_there_are_as_many_rows_as_were_asked_for():

@@ -15,7 +15,9 @@ from bs4 import BeautifulSoup
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tdlib import book, dry, graph, hard_set
+from tdbook.book import selection
+from tdbook.workflow import dry, request
+from tdlib import hard_set
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
@@ -222,7 +224,7 @@ def test_plain_papermill_reloads_a_finished_run_and_its_numbers_stay(out, result
 
 
 def test_a_dry_run_of_a_finished_book_says_that_all_is_done(out):
-    words = dry.text(graph.wanted("book", {"PROFILE": "smoke", "OUT": str(out)}))
+    words = dry.text(request.wanted("book", {"PROFILE": "smoke", "OUT": str(out)}))
     assert words.endswith("All of them are done.") and words.count("is done") == len(RUNS)
 
 
@@ -347,15 +349,15 @@ def test_without_javascript_the_mailed_report_shows_where_its_sliders_start(out,
 
 def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anything_else():
     short = {"windows": 1000, "mean": -0.03, "student_better": 0.72}
-    said = book.does_difficulty_mean_anything("50m", short)
+    said = selection.does_difficulty_mean_anything("50m", short)
     assert "better than its teacher on 72.0% of 1,000 windows: most of them" in said
     difficulty_N = np.linspace(1, -1, 1000)  # the hardest 200 hold 0.36 of what is lost
     chosen = hard_set.HardSet(np.arange(200), -0.01, 0.2)
-    finding = book.hard_set_finding("50m", short, chosen, difficulty_N)
+    finding = selection.hard_set_finding("50m", short, chosen, difficulty_N)
     assert finding.startswith("50m is BETTER than its teacher on 72% of windows")
     short["student_better"] = 0.4
-    assert "most of them" not in book.does_difficulty_mean_anything("50m", short)
-    said = book.hard_set_finding("50m", short, chosen, difficulty_N)
+    assert "most of them" not in selection.does_difficulty_mean_anything("50m", short)
+    said = selection.hard_set_finding("50m", short, chosen, difficulty_N)
     assert said.startswith("The hardest 20.0% of the windows (-0.010 nats and more) hold 64% of")
 
 

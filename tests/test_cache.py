@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdlib import cache, data, hard_set, losses, train
+from tdbook.training import cache
+from tdlib import data, hard_set, losses, train
 from tdlib.model import Llama, LlamaConfig
 from tdlib.train import Recipe
 

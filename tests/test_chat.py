@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from tdlib import chat, export, generate, llama_cpp
+from tdbook.export import chat, gguf_file, llama_cpp
+from tdlib import generate
 from tdlib.model import Llama
 from tests import upstream
 
@@ -34,14 +35,14 @@ def places(tokenizer, tiny_llama, tmp_path_factory) -> dict[str, Path]:
     tiny_llama(vocab=tokenizer.size, context=96).save(
         root / "m", {"tokenizer.model": tokenizer.path}
     )
-    export.to_gguf(root / "m", root / "m.gguf", "Q8_0")
+    gguf_file.to_gguf(root / "m", root / "m.gguf", "Q8_0")
     lines = ["ఒక ఊరిలో ఒక రాజు ఉండేవాడు.", "వారు దేశాలలో 2024లో ఉన్నారు."]
     vocabulary = upstream.write(root / "up", lines * 30, 90)
     shutil.copy(root / "up" / "tokenizer.json", root / "morfessor.json")
     model = tiny_llama(vocab=len(vocabulary), context=96)
     model.save(root / "u", {"morfessor.json": root / "morfessor.json"})
     with pytest.warns(UserWarning, match="takes ids"):
-        export.to_gguf(root / "u", root / "ids" / "u.gguf", "F16")
+        gguf_file.to_gguf(root / "u", root / "ids" / "u.gguf", "F16")
     return {"folder": root / "m", "file": root / "m.gguf", "ids": root / "ids" / "u.gguf",
             "joined": root / "u"}  # fmt: skip
 
@@ -112,7 +113,7 @@ def test_a_text_begins_and_ends_where_the_models_own_files_say(places, tokenizer
     (tmp_path / "m" / "generation_config.json").write_text(f'{{"eos_token_id": [3, {new[4]}]}}')
     short = "".join(chat.folder(tmp_path / "m", "")[0]("ఒక", 0))
     assert wanted.startswith(short) and len(short) < len(wanted) / 2
-    export.to_gguf(tmp_path / "m", tmp_path / "m.gguf", "F16")
+    gguf_file.to_gguf(tmp_path / "m", tmp_path / "m.gguf", "F16")
     file = llama_cpp.Model(tmp_path / "m.gguf")
     new = file.generate(ids, 90, temperature=chat.TEMPERATURE, seed=0)
     end = next(i for i, token in enumerate(new) if file.ends(token))
@@ -150,7 +151,7 @@ def test_control_c_ends_a_text_and_not_the_loop(monkeypatch, capsys):
 def test_in_a_terminal_control_c_loses_nothing_and_control_d_ends(places):
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tdlib.chat", f"MODEL={places['folder']}"], cwd=ROOT,
+        [sys.executable, "-m", "tdbook.export.chat", f"MODEL={places['folder']}"], cwd=ROOT,
         stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=_own_terminal,
     )  # fmt: skip
     os.close(slave)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tdlib.claims import (
+from tdbook.analysis.claims import (
     FAILS,
     HOLDS,
     PART,

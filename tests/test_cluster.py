@@ -9,8 +9,8 @@ import pytest
 import yaml
 from snakemake.cli import get_argument_parser
 
-from tdlib import cluster
-from tdlib.parameters import ParameterError
+from tdbook.runs.parameters import ParameterError
+from tdbook.workflow import cluster
 from tests import small_book
 
 ASKED = yaml.safe_load((small_book.REPOSITORY / "profiles/slurm/config.yaml").read_text())
@@ -27,7 +27,7 @@ def programs(folder: Path, monkeypatch, **scripts: str) -> None:
 
 
 def make(*more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tdlib.graph", "book", "PROFILE=tiny", "CLUSTER=slurm"]
+    command = [sys.executable, "-m", "tdbook", "book", "PROFILE=tiny", "CLUSTER=slurm"]
     return subprocess.run([*command, *more], capture_output=True, text=True, timeout=120)
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tdlib import cache, cost, data, lora, losses, train
+from tdbook.training import cache
+from tdbook.workflow import cost
+from tdlib import data, lora, losses, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
 

@@ -15,8 +15,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tdlib import choice, dry, files, graph, hard_set, hashes, parameters, report, runs, status
-from tdlib.parameters import ParameterError
+from tdbook.report import pages
+from tdbook.runs import choice, hashes, heartbeat, parameters, running
+from tdbook.runs.parameters import ParameterError
+from tdbook.runs.running import start
+from tdbook.workflow import dry, graph, request, run_pages, scheduler, sessions, status
+from tdlib import files, hard_set
 from tests.small_book import COMMON, write
 
 CHAIN = ("00_teacher", "01_distill-a", "02_hard_set", "03_lora-h")
@@ -34,10 +38,12 @@ def profile(request) -> str:
 @pytest.fixture
 def out(root, monkeypatch, profile) -> Path:
     """The run folder of a chain of four runs in a quick profile and in one that is not."""
-    monkeypatch.setattr(runs, "_commit", lambda: ("abc", False))
+    monkeypatch.setattr(running, "_commit", lambda: ("abc", False))
     monkeypatch.setattr(dry, "_works", lambda *_: dict.fromkeys(CHAIN))
-    monkeypatch.setattr("tdlib.workload.seconds", lambda *_: (1.0, 1.0))
-    monkeypatch.setattr("tdlib.plan.device_of", lambda *_: (SimpleNamespace(name="cpu"), "here"))
+    monkeypatch.setattr("tdbook.workflow.workload.seconds", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(
+        "tdbook.workflow.plan.device_of", lambda *_: (SimpleNamespace(name="cpu"), "here")
+    )
     for notebook, own in MORE.items():
         source = COMMON.format(notebook=notebook) + own
         content = json.loads((root / "notebooks/00_teacher.ipynb").read_text())
@@ -58,8 +64,8 @@ def given(root: Path, profile: str, run: str, **values) -> None:
 def told(profile: str, **pairs) -> graph.Wanted:
     """A command, which the run folder keeps, as `make` has it."""
     words = {"PROFILE": profile, "OUT": "outputs/here", "TEXT": "words.txt"} | pairs
-    wanted = graph.wanted("book", words)
-    runs.write(parameters.ROOT / "outputs/here" / graph.CONFIG, json.dumps(wanted.config))
+    wanted = request.wanted("book", words)
+    write(parameters.ROOT / "outputs/here" / graph.CONFIG, json.dumps(wanted.config))
     return wanted
 
 
@@ -88,14 +94,14 @@ def read_by(out: Path, one) -> dict[str, str]:
 def make_one(one) -> None:
     """As a notebook would."""
     read = read_by(one.out, one)
-    this = runs.start(one.notebook, one.parameters)
+    this = start(one.notebook, one.parameters)
     assert not this.current
     for path, text in content_of(one.run, one.parameters, read).items():
         this.path(path).write_text(text)
     this.path(f"figures/{one.run}-x.svg").write_text(one.run)
     this.finding(f"{one.run} is done.")
     this.finish()
-    runs._latest = None
+    _latest = None
 
 
 def make(wanted: graph.Wanted) -> list[str]:
@@ -199,7 +205,7 @@ def answers(profile: str, out: Path) -> dict[str, dict[str, str]]:
     said = dry.text(wanted).splitlines()[2:]
     table = {line.split()[0]: "is done" in line for line in said if line.split()[:1] and
              line.split()[0] in CHAIN}  # fmt: skip
-    rows = {row["run"]: status.word(row) == "done" for row in status.rows(out)}
+    rows = {row["run"]: heartbeat.word(row) == "done" for row in status.rows(out)}
     return {"dry": table, "status": rows}
 
 
@@ -239,9 +245,9 @@ def test_what_runs_is_what_everyone_said_after_any_change(root, out, profile):
         for name, said in everything["status"].items():
             assert said == (done[name] and name not in stale), (pairs, name, plain)
         if round_ % 8 == 0:
-            page = report.index(out).read_text("utf8")
+            page = run_pages.index(out).read_text("utf8")
             assert page.count(">outdated<") == sum(
-                status.word(row) == "outdated" for row in status.rows(out)
+                heartbeat.word(row) == "outdated" for row in status.rows(out)
             )
         # and then just that
         expected = oracle.plan(wanted, out, code)
@@ -259,11 +265,11 @@ def test_what_runs_is_what_everyone_said_after_any_change(root, out, profile):
 # --- a real Snakemake, a stand-in for papermill
 
 STAND_IN = """import sys, types
-sys.modules["tdlib.report"] = types.SimpleNamespace(page=print, index=print, refresh=print)
+sys.modules["tdbook.workflow.run_pages"] = types.SimpleNamespace(page=print, index=print, refresh=print)
 class PapermillExecutionError(Exception): pass
 def execute_notebook(source, out, given, **_):
-    from tdlib import hashes, parameters, runs
-    this = runs.start(parameters.notebook_of(given["run"]), given)
+    from tdbook.runs import hashes, parameters, running
+    this = running.start(parameters.notebook_of(given["run"]), given)
     for path in hashes.writes(this.run, this.parameters, []):
         this.path(*(path, "w")[:1 + ("." not in path)]).write_text(f"{given}")
     this.path("calls").open("a").write(f"{this.run} ")
@@ -283,10 +289,10 @@ def test_snakemake_repeats_a_stale_run_in_the_middle_of_what_is_asked_for(root, 
     }.items():
         files.write_whole(root / f"stand_in/papermill/{name}.py", text.encode())
     monkeypatch.setenv("PYTHONPATH", f"{root / 'stand_in'}:{Path(__file__).parents[1]}")
-    monkeypatch.setattr(runs, "die_with_parent", lambda *_: None)
-    monkeypatch.setattr(report, "refresh", lambda out: out)
+    monkeypatch.setattr(running, "die_with_parent", lambda *_: None)
+    monkeypatch.setattr(pages, "refresh", lambda out: out)
     handler = signal.getsignal(signal.SIGTERM)
-    assert graph.make(told("night", ONLY="02_hard_set")) == 0
+    assert scheduler.make(told("night", ONLY="02_hard_set")) == 0
     signal.signal(signal.SIGTERM, handler)
     assert (out / "calls").read_text().split() == ["01_distill-a", "02_hard_set"]
 
@@ -319,7 +325,7 @@ def test_what_is_no_choice_of_windows_is_no_hard_set(root, out, rows):
     (out / "hard_set.json").write_text(json.dumps(kept))
     (line,) = hashes.damage(out, "02_hard_set")
     assert line.startswith("hard_set.json is no whole choice of windows: 02_hard_set wrote it")
-    assert graph.make(told("night")) == 1
+    assert scheduler.make(told("night")) == 1
 
 
 @ONE_PROFILE
@@ -382,17 +388,17 @@ def test_damage_is_told_by_file_with_what_makes_it_again_and_nothing_is_made_of_
             continue
         assert f"{name} " in (said := dry.text(told("night"))) and remedy in said
         if maker.startswith("01"):
-            assert remedy in report.index(out).read_text("utf8")
+            assert remedy in run_pages.index(out).read_text("utf8")
         assert "REDO=" in status.morning(out)["next"]
         capsys.readouterr()
-        assert graph.make(told("night")) == 1
+        assert scheduler.make(told("night")) == 1
         assert remedy in capsys.readouterr().out
         for one in graph.jobs(told("night").config).values():  # as plain papermill begins
             if name.split("/")[0] in {path.split("/")[0] for path in one.reads} - {"models"} or (
                 name.startswith("models") and "models/a" in one.reads
             ):
                 with pytest.raises(ValueError, match="reads what is damaged: ") as error:
-                    runs.start(one.notebook, one.parameters)
+                    start(one.notebook, one.parameters)
                 assert remedy in str(error.value) and "\n" not in str(error.value)
         assert make(told("night", REDO=maker)) == [maker]  # the way out: the same comes out
         assert (out / name).read_bytes() == (root / "whole" / name).read_bytes()
@@ -405,14 +411,14 @@ def test_files_laid_beside_copied_folders_and_choices_by_hand_are_no_damage(root
     make(told("night"))
     shutil.copytree(out, copy := root / "outputs/copy", copy_function=shutil.copyfile)
     (copy / "models/a/LICENSE").write_text("mine")
-    assert [status.word(row) for row in status.rows(copy)] == ["done"] * 4
+    assert [heartbeat.word(row) for row in status.rows(copy)] == ["done"] * 4
     seen = json.loads((copy / hashes.SEEN).read_text())
     assert {"tokens", "models/a", "adapters/h"} < seen.keys()
     read = []
     content = hashes._content
     hashes._content = lambda path: read.append(path) or content(path)
     try:
-        assert [status.word(row) for row in status.rows(copy)] == ["done"] * 4
+        assert [heartbeat.word(row) for row in status.rows(copy)] == ["done"] * 4
         # the times of the copy are known by now, but for what may be changed by hand
         assert {*read} <= {copy / hashes.HARD_SET}
     finally:
@@ -420,7 +426,7 @@ def test_files_laid_beside_copied_folders_and_choices_by_hand_are_no_damage(root
     (out / "notes.txt").write_text("mine")
     kept = {"windows_K": [1, 3], "threshold": 0.5, "share": 0.1, "words": "by hand, by threshold"}
     (out / "hard_set.json").write_text(json.dumps(kept))
-    words = {row["run"]: status.word(row) for row in status.rows(out)}
+    words = {row["run"]: heartbeat.word(row) for row in status.rows(out)}
     assert words == dict.fromkeys(CHAIN, "done") | {"03_lora-h": "outdated"}
     assert make(told("night")) == ["03_lora-h"]
 
@@ -436,7 +442,7 @@ RECORDS = [
 @ONE_PROFILE
 def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out, capsys):
     make(told("night"))
-    with status.session(out, [*CHAIN], "make book", None) as ended:
+    with sessions.session(out, [*CHAIN], "make book", None) as ended:
         ended(0)
     (out / "models/a/w").touch()
     status.rows(out)
@@ -446,7 +452,7 @@ def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out
         shutil.rmtree(out)
         shutil.copytree(root / "whole", out)
         how(out / name)
-        for said in (status.text(out), report.index(out).read_text("utf8")):
+        for said in (status.text(out), run_pages.index(out).read_text("utf8")):
             if again:
                 assert f"{name} is broken: the next `make book` makes it again" in said.replace(
                     "&#39;", "'"
@@ -455,7 +461,7 @@ def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out
             assert f"{out / name} is broken" in status.text(out)
         if again:
             assert f"{name} is broken" in dry.text(told("night"))
-        with status.session(out, [], "make book", None) as ended:
+        with sessions.session(out, [], "make book", None) as ended:
             ended(0)
         assert (out / ".sessions.json.broken").exists() == (name == ".sessions.json")
         assert make(told("night")) == again, name
@@ -467,7 +473,7 @@ def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out
 def test_a_broken_note_of_a_checkpoint_costs_the_checkpoint_its_place_not_its_files(root, out):
     make(told("night", ONLY="00_teacher"))
     one = graph.jobs(told("night").config)["01_distill-a"]
-    runs.start(one.notebook, one.parameters).detach()
+    start(one.notebook, one.parameters).detach()
     place = out / "checkpoints/01_distill-a"
     (place / "state.pt").write_text("half")
     emptied(place / "made_from.json")
@@ -502,7 +508,7 @@ def test_a_finished_run_is_kept_whole_in_old_whatever_the_reason_it_is_made_anew
     assert {name: (out / name).read_text() for name in others} == others
     gone = set(whole) - {"models/a/w", "figures/01_distill-a-x.svg"}
     assert not [name for name in gone if (out / name).exists()]
-    note = runs.state(out, "01_distill-a")["old"]
+    note = heartbeat.state(out, "01_distill-a")["old"]
     assert note == ("learning_rate was 0.001, is 0.0005: what it made before is in "
                     f"outputs/here/old/{old.name}")  # fmt: skip
     for rate in (1e-4, 2e-4, 3e-4):  # all within a second
@@ -529,7 +535,7 @@ def test_a_hard_set_chosen_by_hand_stays_until_a_redo_or_other_tokens(root, out,
         if text:
             make(told("night", ONLY="01_distill-a"))
         one = found["02_hard_set"]
-        this = runs.start(one.notebook, one.parameters)
+        this = start(one.notebook, one.parameters)
         assert not this.current
         this.path("scores/02_hard_set.npy").write_text("x")
         choice.keep(chosen, path, "by 02_hard_set's parameters: the hardest")
@@ -584,10 +590,10 @@ def test_a_night_recorded_at_e5f1020_is_current(root, out, profile, license_):
         (out / "models/a/LICENSE").write_text("mine")
     reasons, damaged = hashes.judge(graph.jobs(told(profile).config), CHAIN, full=True)
     assert not any(reasons.values()) and not damaged
-    assert [status.word(row) for row in status.rows(out)] == ["done"] * 4
+    assert [heartbeat.word(row) for row in status.rows(out)] == ["done"] * 4
     assert make(told(profile)) == []
     (out / graph.CONFIG).unlink()  # made by plain papermill: by its own records
-    assert [status.word(row) for row in status.rows(out)] == ["done"] * 4
+    assert [heartbeat.word(row) for row in status.rows(out)] == ["done"] * 4
     for path in (out / "results").glob("*.json"):
         path.write_text(path.read_text().replace(code, "older"))
-    assert [status.word(row) for row in status.rows(out)] == ["stale"] * 4
+    assert [heartbeat.word(row) for row in status.rows(out)] == ["stale"] * 4

@@ -15,16 +15,18 @@ import pytest
 import sentencepiece
 import torch
 
-from tdlib import data, telugu
+from tdbook.corpus import token_files, tokenizer_files, writer
+from tdbook.corpus.text import Document
+from tdlib import data
 from tdlib.data import Windows
-from tdlib.text import Document
+from tdlib.files import write_whole
 
 T = 16
 
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, list[Document]]:
-    documents, _ = telugu.write(40_000, 5)
+    documents, _ = writer.write(40_000, 5)
     odd = Document(("ఇది  రెండు ఖాళీలు 😀", " ముందు ఖాళీ", "క\u200cష ABC ౧౨"), 'odd/one, "two"')
     return {"train": [*documents[4:], odd], "val": documents[1:4], "confirm": documents[:1]}
 
@@ -32,7 +34,7 @@ def splits() -> dict[str, list[Document]]:
 @pytest.fixture(scope="module")
 def folder(splits, tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "tokens"
-    data.write_tokens(folder, splits, tokenizer, T)
+    token_files.write_tokens(folder, splits, tokenizer, T)
     return folder
 
 
@@ -69,7 +71,7 @@ def test_counts_in_meta_are_bytes_over_four_and_text_bytes_those_of_the_lines(fo
         assert meta[f"{split}_tokens"] == size / 4
         text = "".join(line + "\n" for d in documents for line in d.lines)
         assert meta[f"{split}_bytes"] == len(text.encode())
-        per_token = data.open_tokens(folder).bytes_per_token(split)
+        per_token = token_files.open_tokens(folder).bytes_per_token(split)
         assert per_token == pytest.approx(len(text.encode()) / (size / 4))
     assert (meta["block_size"], meta["vocab_size"], meta["dtype"]) == (T, 700, "uint32")
 
@@ -93,7 +95,7 @@ def test_documents_start_where_documents_tsv_says(folder, splits, tokenizer):
 
 
 def test_a_window_belongs_to_the_document_in_its_middle(folder, splits, tokenizer):
-    tokens = data.open_tokens(folder)
+    tokens = token_files.open_tokens(folder)
     of_token = [
         number
         for number, document in enumerate(splits["val"])
@@ -107,7 +109,7 @@ def test_a_window_belongs_to_the_document_in_its_middle(folder, splits, tokenize
 
 
 def test_without_documents_sixteen_neighbours_stand_for_one(upstream):
-    document_N, sources = data.open_tokens(upstream).documents("train")
+    document_N, sources = token_files.open_tokens(upstream).documents("train")
     assert document_N.tolist() == [i // 16 for i in range(62)]  # (1000 − 1) // 16 windows
     assert sources == ["unknown"] * 4
 
@@ -116,7 +118,7 @@ def test_without_documents_sixteen_neighbours_stand_for_one(upstream):
 
 
 def test_window_i_is_tokens_from_i_t_on_and_its_targets_are_the_next_ones(folder):
-    windows, ids = data.open_tokens(folder).train, np.fromfile(folder / "train.bin", "<u4")
+    windows, ids = token_files.open_tokens(folder).train, np.fromfile(folder / "train.bin", "<u4")
     for i in (0, 1, 7, len(windows) - 1):
         ids_BT, targets_BT = windows.batch([i])
         assert ids_BT.tolist() == [ids[i * T : i * T + T].tolist()]
@@ -125,7 +127,7 @@ def test_window_i_is_tokens_from_i_t_on_and_its_targets_are_the_next_ones(folder
 
 
 def test_windows_are_the_same_alone_in_a_batch_and_in_another_opening(folder):
-    windows, again = (data.open_tokens(folder).train for _ in range(2))
+    windows, again = (token_files.open_tokens(folder).train for _ in range(2))
     rows = [5, 0, 9, 5, 2]
     ids_BT, targets_BT = windows.batch(rows)
     for b, row in enumerate(rows):
@@ -168,7 +170,7 @@ def test_what_goes_wrong_in_reading_ahead_is_raised():
 
 
 def test_a_training_step_cannot_write_into_the_tokens(folder):
-    windows = data.open_tokens(folder).val
+    windows = token_files.open_tokens(folder).val
     before = windows.batch([0])
     for tensor in windows.batch([0]):
         tensor.fill_(1)
@@ -177,9 +179,9 @@ def test_a_training_step_cannot_write_into_the_tokens(folder):
 
 def test_a_mask_beside_the_ids_hides_targets_and_no_input(upstream):
     mask = np.random.default_rng(0).integers(0, 2, 1000).astype("u1")
-    plain = data.open_tokens(upstream).train.batch(range(62))
+    plain = token_files.open_tokens(upstream).train.batch(range(62))
     mask.tofile(upstream / "train.mask.bin")
-    ids_BT, targets_BT = data.open_tokens(upstream).train.batch(range(62))
+    ids_BT, targets_BT = token_files.open_tokens(upstream).train.batch(range(62))
     assert torch.equal(ids_BT, plain[0])
     shown_BT = torch.from_numpy(mask[1 : 62 * T + 1].reshape(62, T)) > 0
     assert torch.equal(targets_BT, torch.where(shown_BT, plain[1], -100))
@@ -206,19 +208,19 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
             **dict(byte_fallback=True, normalization_rule_name="identity", character_coverage=1.0,
                    remove_extra_whitespaces=False) | options,
         )  # fmt: skip
-    one = data.tdlib.tokenizer.open(tmp_path / "t.model")
+    one = tokenizer_files.open(tmp_path / "t.model")
     sound = {"train": [Document(tuple(lines), "a")], "val": [Document(tuple(lines[:9]), "a")]}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data.write_tokens(tmp_path / "sound", sound, one, T)
+        token_files.write_tokens(tmp_path / "sound", sound, one, T)
     meta = data.read_meta(tmp_path / "sound/meta.json")
-    assert data.loss(meta) == "" and "lost" not in meta
+    assert token_files.loss(meta) == "" and "lost" not in meta
     assert meta["val_bytes"] == len("".join(f"{line}\n" for line in lines[:9]).encode())
     spoilt = {"train": [Document((*lines, odd), "a")], "val": [Document((odd,) * 20, "a")]}
     with pytest.warns(UserWarning, match=r"t.model: The tokenizer does not keep all text: \d") as w:
-        data.write_tokens(tmp_path / "spoilt", spoilt, one, T)
-    tokens = data.open_tokens(tmp_path / "spoilt")
-    assert len(w) == 1 and data.loss(tokens.meta) in str(w[0].message)
+        token_files.write_tokens(tmp_path / "spoilt", spoilt, one, T)
+    tokens = token_files.open_tokens(tmp_path / "spoilt")
+    assert len(w) == 1 and token_files.loss(tokens.meta) in str(w[0].message)
     kept = one.decode(i for i in tokens.val.ids if i != one.unk)
     assert tokens.meta["val_bytes"] == len(kept.encode())
     assert kept != f"{odd}\n" * 20
@@ -237,33 +239,33 @@ def test_accents_that_a_hugging_face_normalizer_strips_are_told(tmp_path):
         vocab_size=300, special_tokens=["<eos>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
     made.save(str(tmp_path / "tokenizer.json"))
-    one = data.tdlib.tokenizer.open(tmp_path / "tokenizer.json")
+    one = tokenizer_files.open(tmp_path / "tokenizer.json")
     splits = {split: [Document(("చెట్టు నది",) * 20, "a")] for split in ("train", "val")}
     with pytest.warns(UserWarning, match=r"100.0% of 40 lines .*“చెట్టు నది” comes back as “చటట నద"):
-        data.write_tokens(tmp_path / "t", splits, one, T)
+        token_files.write_tokens(tmp_path / "t", splits, one, T)
     meta = data.read_meta(tmp_path / "t/meta.json")
     assert meta["val_bytes"] == 20 * len("చటట నద\n".encode())
     assert meta["lost"]["characters"] == pytest.approx(4 / 10)
 
 
 def test_text_that_comes_segmented_loses_nothing_by_its_marks(shared, tmp_path):
-    one = data.tdlib.tokenizer.open(shared / "data/upstream_tokenizer/tokenizer.json")
+    one = tokenizer_files.open(shared / "data/upstream_tokenizer/tokenizer.json")
     lines = ("చేయ@@ లేదు the inter@@ national", "కూడాకూ@@ లో")
-    assert data._lost(lines * 9, one) == {}
-    assert data._lost([f"{lines[0]}  x", "ꙮ"], one)["lines"] == 1
+    assert token_files._lost(lines * 9, one) == {}
+    assert token_files._lost([f"{lines[0]}  x", "ꙮ"], one)["lines"] == 1
 
 
 def test_uint16_files_hold_the_same_windows(tmp_path):
     train, val = np.arange(5000) * 13 % 40_000, np.arange(100)
-    wide = data.open_tokens(raw(tmp_path / "w", train, val, vocab_size=65_536))
-    narrow = data.open_tokens(raw(tmp_path / "n", train, val, "uint16", vocab_size=65_536))
+    wide = token_files.open_tokens(raw(tmp_path / "w", train, val, vocab_size=65_536))
+    narrow = token_files.open_tokens(raw(tmp_path / "n", train, val, "uint16", vocab_size=65_536))
     assert narrow.train.ids.dtype.itemsize == 2
     for a, b in zip(wide.train.batch(range(300)), narrow.train.batch(range(300)), strict=True):
         assert torch.equal(a, b)
 
 
 def test_ids_open_without_their_tokenizer(folder):
-    ids, whole = data.open_ids(folder), data.open_tokens(folder)
+    ids, whole = data.open_ids(folder), token_files.open_tokens(folder)
     assert (
         ids.tokenizer is None and whole.tokenizer.size == ids.vocab_size and ids.meta == whole.meta
     )
@@ -271,8 +273,8 @@ def test_ids_open_without_their_tokenizer(folder):
 
 
 def test_another_context_may_be_asked_for(upstream):
-    assert data.open_tokens(upstream).context == T
-    assert len(data.open_tokens(upstream, 33).train) == 999 // 33
+    assert token_files.open_tokens(upstream).context == T
+    assert len(token_files.open_tokens(upstream, 33).train) == 999 // 33
 
 
 def memory(which: str) -> int:
@@ -287,7 +289,7 @@ def test_four_gigabytes_are_opened_and_read_without_being_in_memory(tmp_path):
         f.truncate(2**32)  # a sparse file: it takes no room on the disk
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
     before = memory("VmRSS")
-    tokens = data.open_tokens(folder)
+    tokens = token_files.open_tokens(folder)
     tokens.train.batch([0, 2**20, len(tokens.train) - 1])
     assert len(tokens.train) == (2**30 - 1) // T
     # 64 blocks of 256 KiB are looked at, in turn; a whole read would be 4096 MiB
@@ -301,15 +303,15 @@ def test_four_gigabytes_are_opened_and_read_without_being_in_memory(tmp_path):
 def test_what_meta_json_does_not_say_comes_from_the_files(tokenizer, tmp_path, dtype):
     """As others write it: vocab_size alone, or with words of their own."""
     ids = np.arange(1000) % 50
-    full = data.open_tokens(raw(tmp_path / "full", ids, ids, dtype)).train.batch(range(9))
+    full = token_files.open_tokens(raw(tmp_path / "full", ids, ids, dtype)).train.batch(range(9))
     folder = raw(tmp_path / "few", ids, ids, dtype)
     few = {"vocab_size": 50, "total_tokens": 2000, "tokenizer_type": "bpe", "block_size": None}
     few |= {"dtype": dtype} if dtype == "uint16" else {}
     (folder / "meta.json").write_text(json.dumps(few))
     with pytest.raises(ValueError, match="block_size is null, it must be a whole number"):
-        data.open_tokens(folder)
-    data.link_tokens(folder, tmp_path / "run", context=T)
-    tokens = data.open_tokens(tmp_path / "run")
+        token_files.open_tokens(folder)
+    token_files.link_tokens(folder, tmp_path / "run", context=T)
+    tokens = token_files.open_tokens(tmp_path / "run")
     assert (tokens.meta["train_tokens"], tokens.context, tokens.eos) == (1000, T, 3)
     assert all(map(torch.equal, tokens.train.batch(range(9)), full))
     stored = json.loads((tmp_path / "run/meta.json").read_text())
@@ -322,12 +324,12 @@ def test_a_missing_dtype_is_told_by_the_size_or_asked_for(tmp_path):
     folder = raw(tmp_path / "n", ids, ids, "uint16")
     meta = json.loads((folder / "meta.json").read_text()) | {"dtype": None}
     (folder / "meta.json").write_text(json.dumps(meta))
-    assert data.open_tokens(folder).train.ids.dtype == np.uint16
+    assert token_files.open_tokens(folder).train.ids.dtype == np.uint16
     (folder / "meta.json").write_text(json.dumps(meta | {"train_tokens": None}))
     with pytest.raises(
         ValueError, match=r'meta.json has no dtype, and .*: add "dtype": "uint16" w'
     ):
-        data.open_tokens(folder)
+        token_files.open_tokens(folder)
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -338,22 +340,22 @@ def test_eos_is_the_tokenizer_s_where_meta_json_names_none(splits, tmp_path, giv
             model_writer=model, model_type="bpe", vocab_size=400, byte_fallback=True,
             normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
         )  # fmt: skip
-    one = data.tdlib.tokenizer.open(tmp_path / "t.model")
-    data.write_tokens(tmp_path / "tokens", {k: splits[k] for k in ("train", "val")}, one, T)
+    one = tokenizer_files.open(tmp_path / "t.model")
+    token_files.write_tokens(tmp_path / "tokens", {k: splits[k] for k in ("train", "val")}, one, T)
     meta = json.loads((tmp_path / "tokens/meta.json").read_text())
     meta.pop("eos_id")
     (tmp_path / "tokens/meta.json").write_text(json.dumps(meta))
     if given:
         (tmp_path / "tokens/tokenizer.model").unlink()
-    data.link_tokens(tmp_path / "tokens", tmp_path / "x", tokenizer=one if given else None)
-    assert data.open_tokens(tmp_path / "x").eos == 2 == one.eos
+    token_files.link_tokens(tmp_path / "tokens", tmp_path / "x", tokenizer=one if given else None)
+    assert token_files.open_tokens(tmp_path / "x").eos == 2 == one.eos
 
 
 def test_without_a_tokenizer_a_missing_eos_id_is_asked_for(tmp_path):
     ids = np.arange(1000) % 50
     folder = raw(tmp_path / "e", ids[ids != 3], ids[ids != 3])
     with pytest.raises(ValueError, match=r"<eos> \(id 3\), .*: name the id that does as eos_id in"):
-        data.link_tokens(folder, tmp_path / "x")
+        token_files.link_tokens(folder, tmp_path / "x")
 
 
 # the tokenizer
@@ -405,7 +407,7 @@ def test_one_wrong_id_among_millions_is_found_when_tokens_are_linked(tmp_path):
     train[7_654_321] = 1_000
     folder = raw(tmp_path / "elsewhere", train, np.zeros(100))
     with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
-        data.link_tokens(folder, tmp_path / "tokens")
+        token_files.link_tokens(folder, tmp_path / "tokens")
 
 
 def test_a_document_that_fails_in_the_middle_leaves_no_folder(tokenizer, tmp_path):
@@ -418,42 +420,42 @@ def test_a_document_that_fails_in_the_middle_leaves_no_folder(tokenizer, tmp_pat
             return documents()
 
     with pytest.raises(OSError, match="cable"):
-        data.write_tokens(tmp_path / "tokens", {"train": Failing()}, tokenizer, T)
+        token_files.write_tokens(tmp_path / "tokens", {"train": Failing()}, tokenizer, T)
     assert not list(tmp_path.iterdir())
 
 
 def test_writing_again_leaves_nothing_of_the_first_time(splits, tokenizer, tmp_path):
     for kept in (splits, {k: splits[k] for k in ("train", "val")}):
-        data.write_tokens(tmp_path / "tokens", kept, tokenizer, T)
+        token_files.write_tokens(tmp_path / "tokens", kept, tokenizer, T)
     assert not (tmp_path / "tokens" / "confirm.bin").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "file.json"
-    data.write_whole(path, b"old")
+    write_whole(path, b"old")
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
     with pytest.raises(TypeError):
-        data.write_whole(path, 5)
+        write_whole(path, 5)
     assert [p.read_bytes() for p in path.parent.iterdir()] == [b"old"]
 
 
 def test_linked_tokens_are_the_same_files_and_survive_the_link(upstream, tmp_path):
     folder = tmp_path / "run" / "tokens"
-    data.link_tokens(upstream, folder)
-    data.link_tokens(upstream, folder)
+    token_files.link_tokens(upstream, folder)
+    token_files.link_tokens(upstream, folder)
     for path in upstream.iterdir():
         assert (folder / path.name).is_symlink()
         assert os.path.samefile(path, folder / path.name)
-    assert len(data.open_tokens(folder).train) == 62
+    assert len(token_files.open_tokens(folder).train) == 62
     shutil.rmtree(folder)
     assert len(list(upstream.iterdir())) == 3
 
 
 def test_linked_tokens_take_another_context_and_the_owners_meta_json_stays(upstream, tmp_path):
     before = (upstream / "meta.json").read_bytes()
-    data.link_tokens(upstream, tmp_path / "tokens", context=33)
-    tokens = data.open_tokens(tmp_path / "tokens")
+    token_files.link_tokens(upstream, tmp_path / "tokens", context=33)
+    tokens = token_files.open_tokens(tmp_path / "tokens")
     assert (tokens.context, len(tokens.train)) == (33, 999 // 33)
     assert (upstream / "meta.json").read_bytes() == before
     assert os.path.samefile(upstream / "train.bin", tmp_path / "tokens/train.bin")
@@ -461,12 +463,12 @@ def test_linked_tokens_take_another_context_and_the_owners_meta_json_stays(upstr
 
 def test_a_teacher_with_fewer_pieces_decides_where_no_token_is_beyond_them(tmp_path):
     folder = raw(tmp_path / "elsewhere", np.arange(1000) % 40, np.arange(100) % 40)
-    data.link_tokens(folder, tmp_path / "tokens", vocab_size=40)
-    assert data.open_tokens(tmp_path / "tokens").vocab_size == 40
+    token_files.link_tokens(folder, tmp_path / "tokens", vocab_size=40)
+    assert token_files.open_tokens(tmp_path / "tokens").vocab_size == 40
     with pytest.raises(
         ValueError, match=r"train.bin holds id 39, the vocabulary has 39: .*teacher"
     ):
-        data.link_tokens(folder, tmp_path / "others", vocab_size=39)
+        token_files.link_tokens(folder, tmp_path / "others", vocab_size=39)
     assert not (tmp_path / "others").exists()
 
 
@@ -475,9 +477,9 @@ def test_every_id_of_a_large_file_is_looked_at_where_asked(tmp_path, monkeypatch
     train = np.full(9_000_000, 3, "<u4")
     train[data.BLOCK // 4 + 5] = 1_000  # in the second block: every other one is looked at
     folder = raw(tmp_path / "elsewhere", train, np.full(100, 3))
-    data.link_tokens(folder, tmp_path / "tokens")
+    token_files.link_tokens(folder, tmp_path / "tokens")
     with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
-        data.link_tokens(folder, tmp_path / "others", every_id=True)
+        token_files.link_tokens(folder, tmp_path / "others", every_id=True)
 
 
 def test_tokens_that_are_mostly_unknown_are_refused(tmp_path):
@@ -485,14 +487,14 @@ def test_tokens_that_are_mostly_unknown_are_refused(tmp_path):
     folder = raw(tmp_path / "elsewhere", train, np.arange(100) % 50)
     share = (train == 1).mean()
     with pytest.raises(ValueError, match=f"the tokens hold {share:.0%} of this text <unk>"):
-        data.link_tokens(folder, tmp_path / "tokens")
+        token_files.link_tokens(folder, tmp_path / "tokens")
 
 
 def test_total_tokens_is_never_compared(tmp_path):
     for i, total in enumerate((0, 10**9, None)):
         folder = raw(tmp_path / f"{i}", np.arange(1000) % 50, np.arange(100), total_tokens=total,
                      vocab_size=100)  # fmt: skip
-        data.link_tokens(folder, tmp_path / f"tokens{i}")
+        token_files.link_tokens(folder, tmp_path / f"tokens{i}")
 
 
 DOCUMENTS = {
@@ -513,23 +515,23 @@ def test_documents_tsv_of_other_tokens_is_told(upstream, why):
     rows, said = DOCUMENTS[why]
     (upstream / "documents.tsv").write_text(f"split\tstart\ttokens\tsource\n{rows}")
     with pytest.raises(ValueError, match=rf"documents.tsv: .*{said}"):
-        data.open_tokens(upstream).documents("train")
+        token_files.open_tokens(upstream).documents("train")
 
 
 def test_a_table_that_was_emptied_or_cut_is_told(upstream):
     (upstream / "documents.tsv").write_text("")
     with pytest.raises(ValueError, match=r"documents.tsv has no heading with split: copy it again"):
-        data.open_tokens(upstream).documents("val")
+        token_files.open_tokens(upstream).documents("val")
     (upstream / "rare.tsv").write_text("split\tfirst\tend\tkind\ntrain\t5\t9\ta\ntrain\t1")
     wanted = r"rare.tsv: row 1 of train is \['train', '1', None, None\], it must be split, first, e"
     with pytest.raises(ValueError, match=wanted):
-        data.open_tokens(upstream).rare("train")
+        token_files.open_tokens(upstream).rare("train")
 
 
 def test_weights_of_another_length_are_told(upstream, tmp_path):
     (tmp_path / "w").write_bytes(b"1" * 999)
     with pytest.raises(ValueError, match="has 999 bytes, it must have one for each of the 1,000 t"):
-        data.weighted(data.open_tokens(upstream), tmp_path / "w")
+        data.weighted(token_files.open_tokens(upstream), tmp_path / "w")
 
 
 def test_our_files_are_read_by_upstreams_rules(folder, splits):

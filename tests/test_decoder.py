@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from tdbook.export.decoder import Decoder, _int8, _overflows
 from tdlib import lora
-from tdlib.decoder import Decoder, _int8, _overflows
 from tdlib.model import Cache
 from tests.test_model import CONFIGS, near, some_ids, tiny, twin
 

@@ -16,7 +16,20 @@ import torch.nn.functional as F
 from scipy import stats
 
 from bench import intervals
-from tdlib import book, data, evaluate, tables
+from tdbook.analysis import kept_and_lost
+from tdbook.analysis.intervals import (
+    beyond,
+    change,
+    gap_closed,
+    interval,
+    over_seeds,
+    resampled_means,
+    stretch,
+)
+from tdbook.book import comparison, replay
+from tdbook.corpus import token_files
+from tdbook.report import tables
+from tdlib import data, evaluate
 from tdlib.data import IGNORE, Windows
 
 T, V = 12, 97
@@ -92,7 +105,7 @@ def test_calibration_error_is_that_of_fifteen_equal_bins():
 def test_what_storing_weights_as_bfloat16_changes_is_that_of_dense_float64(models):
     merged, windows = models[1], some_windows()
     tokens = SimpleNamespace(val=windows)
-    said = book.drift(merged, merged, tokens, "cpu")
+    said = replay.drift(merged, merged, tokens, "cpu")
     assert said["bf16 base + adapter: loss"] == "+0.0e+00"  # given the merged model itself
     rounded = copy.deepcopy(merged)
     for weight in rounded.parameters():  # to 8 bits of mantissa, the nearest, ties to even
@@ -143,12 +156,12 @@ def test_resampled_means_have_the_mean_and_spread_of_independent_documents():
     """Documents of like size: the spread of the bootstrap is s/√D, s over documents with 1/D."""
     d, r = 200, 4000
     loss_D = np.random.default_rng(0).normal(3, 0.5, d)
-    means_R = evaluate.resampled_means(loss_D[None], np.arange(d), r)[:, 0]
+    means_R = resampled_means(loss_D[None], np.arange(d), r)[:, 0]
     spread = loss_D.std() / math.sqrt(d)
     # a mean of r draws within 4 of its deviations, a deviation within 4 of spread/√2r
     assert abs(means_R.mean() - loss_D.mean()) < 4 * spread / math.sqrt(r)
     assert abs(means_R.std() - spread) < 4 * spread / math.sqrt(2 * r)
-    low, high = evaluate.interval(means_R)
+    low, high = interval(means_R)
     assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
 
 
@@ -157,8 +170,8 @@ def test_copies_of_a_window_in_its_document_add_no_certainty():
     that of windows taken for independent (the design effect 1 + (m − 1)ρ at ρ = 1)."""
     loss_D = np.random.default_rng(1).normal(3, 0.5, 100)
     loss_N, document_N = np.repeat(loss_D, 8), np.repeat(np.arange(100), 8)
-    by_document = evaluate.resampled_means(loss_N[None], document_N, 4000).std()
-    by_window = evaluate.resampled_means(loss_N[None], np.arange(800), 4000).std()
+    by_document = resampled_means(loss_N[None], document_N, 4000).std()
+    by_window = resampled_means(loss_N[None], np.arange(800), 4000).std()
     # two deviations of 4000 draws each: 4 · √(2 / 8000) = 6 %
     assert by_document / by_window == pytest.approx(math.sqrt(8), rel=0.06)
 
@@ -166,46 +179,46 @@ def test_copies_of_a_window_in_its_document_add_no_certainty():
 def test_models_are_resampled_together():
     rng = np.random.default_rng(2)
     loss_N, document_N = rng.normal(3, 0.5, 300), np.arange(300) // 3
-    means_R3 = evaluate.resampled_means(np.stack([loss_N, loss_N, loss_N + 0.1]), document_N, 500)
+    means_R3 = resampled_means(np.stack([loss_N, loss_N, loss_N + 0.1]), document_N, 500)
     assert (means_R3[:, 0] == means_R3[:, 1]).all()
     np.testing.assert_allclose(means_R3[:, 2] - means_R3[:, 0], 0.1, atol=1e-12)
 
 
 def test_a_mean_weighs_documents_by_their_windows():
     loss_N, document_N = np.array([1.0, 1.0, 1.0, 5.0]), np.array([4, 4, 4, 9])
-    means_R = evaluate.resampled_means(loss_N[None], document_N, 300)[:, 0]
+    means_R = resampled_means(loss_N[None], document_N, 300)[:, 0]
     # twice the first, each once, twice the second: 1, 2, 5, stretched about the mean, 2
-    steps = sorted(set(((means_R - 2) / evaluate.stretch(np.array([3, 1]))).round(9)))
+    steps = sorted(set(((means_R - 2) / stretch(np.array([3, 1]))).round(9)))
     assert steps == [-1, 0, 3]
 
 
 def test_a_window_without_a_loss_is_left_out_of_every_mean():
     loss_N, document_N = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0, 0, 1, 2])
     other_N = np.array([1.0, np.nan, 3.0, 4.0])
-    found = evaluate.resampled_means(np.stack([loss_N, other_N]), document_N, 50)
-    wanted = evaluate.resampled_means(loss_N[None, [0, 2, 3]], document_N[[0, 2, 3]], 50)
+    found = resampled_means(np.stack([loss_N, other_N]), document_N, 50)
+    wanted = resampled_means(loss_N[None, [0, 2, 3]], document_N[[0, 2, 3]], 50)
     np.testing.assert_array_equal(found, np.repeat(wanted, 2, axis=1))
 
 
 def test_the_same_seed_draws_the_same_documents():
     loss_1N, document_N = np.random.default_rng(3).normal(size=(1, 50)), np.arange(50)
-    a, b, c = (evaluate.resampled_means(loss_1N, document_N, 20, seed) for seed in (1, 1, 2))
+    a, b, c = (resampled_means(loss_1N, document_N, 20, seed) for seed in (1, 1, 2))
     assert (a == b).all() and (a != c).any()
 
 
 def test_gap_closed_is_nothing_at_scratch_and_all_at_the_teacher():
     noise_R = np.random.default_rng(4).normal(0, 0.01, 1000)
     scratch_R, teacher_R = 5.0 + noise_R, 4.0 + 2 * noise_R
-    assert (evaluate.gap_closed(scratch_R, scratch_R, teacher_R) == 0).all()
-    assert (evaluate.gap_closed(scratch_R, teacher_R, teacher_R) == 1).all()
+    assert (gap_closed(scratch_R, scratch_R, teacher_R) == 0).all()
+    assert (gap_closed(scratch_R, teacher_R, teacher_R) == 1).all()
     half_R = (scratch_R + teacher_R) / 2
-    np.testing.assert_allclose(evaluate.gap_closed(scratch_R, half_R, teacher_R), 0.5)
+    np.testing.assert_allclose(gap_closed(scratch_R, half_R, teacher_R), 0.5)
 
 
 @pytest.mark.parametrize("gap", [-1.0, 0.0, 0.015])
 def test_gap_closed_is_undefined_where_scratch_is_not_clearly_worse(gap):
     scratch_R = 4 + gap + np.random.default_rng(5).normal(0, 0.01, 1000)  # 1.5 deviations at best
-    assert np.isnan(evaluate.gap_closed(scratch_R, scratch_R, np.full(1000, 4.0))).all()
+    assert np.isnan(gap_closed(scratch_R, scratch_R, np.full(1000, 4.0))).all()
 
 
 @pytest.mark.parametrize(("sizes", "documents"), [([7] * 20, 20), ([9] + [1] * 27, 12)])
@@ -213,17 +226,17 @@ def test_draws_are_stretched_to_students_t_of_the_documents_that_count(sizes, do
     """Tables: t is 2.093 with 19 degrees of freedom, 2.201 with 11. 9 and 27 times 1: 36² / 108."""
     t = {20: 2.0930, 12: 2.2010}[documents]
     wanted = t / 1.95996 * math.sqrt(documents / (documents - 1))
-    assert evaluate.stretch(np.array(sizes)) == pytest.approx(wanted, rel=1e-4)
+    assert stretch(np.array(sizes)) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_one_document_says_nothing():
-    found = evaluate.change(np.array([1.0, 2]), np.array([2.0, 2]), np.array([3, 3]), 100)
+    found = change(np.array([1.0, 2]), np.array([2.0, 2]), np.array([3, 3]), 100)
     assert found[0] == -0.5 and np.isnan(found[1:]).all()
 
 
 def test_a_change_is_over_the_windows_that_both_have_a_loss_of():
     one_N, other_N = np.array([1.0, np.nan, 2, 3]), np.array([2.0, 1, np.nan, 5])
-    value, low, high = evaluate.change(one_N, other_N, np.array([0, 0, 1, 2]), 200)
+    value, low, high = change(one_N, other_N, np.array([0, 0, 1, 2]), 200)
     assert value == -1.5 and low < -1.5 < high
 
 
@@ -279,14 +292,14 @@ def test_a_loss_that_is_not_finite_is_no_mask_and_refused(models, value):
 def test_an_infinite_loss_is_in_no_interval():
     one_N, other_N = np.array([1.0, 2, np.inf, 3]), np.array([1.0, 2, np.inf, 3])
     with pytest.raises(ValueError, match="a loss is infinite"):
-        evaluate.change(one_N, other_N, np.arange(4), 100)
+        change(one_N, other_N, np.arange(4), 100)
 
 
 def test_hard_beyond_easy_is_undefined_where_a_side_has_no_target():
     change_N = np.array([0.1, 0.2, np.nan, np.nan])
     for hard_N in (np.array([1, 1, 0, 0]) > 0, np.array([0, 0, 1, 1]) > 0, np.ones(4, bool)):
-        assert np.isnan(evaluate.beyond(change_N, hard_N, np.arange(4), 100)).all()
-    assert np.isnan(evaluate.beyond(np.full(4, np.nan), hard_N, np.arange(4), 100)).all()
+        assert np.isnan(beyond(change_N, hard_N, np.arange(4), 100)).all()
+    assert np.isnan(beyond(np.full(4, np.nan), hard_N, np.arange(4), 100)).all()
 
 
 @pytest.fixture
@@ -306,21 +319,21 @@ def two(tmp_path):
 
 def test_the_difference_of_two_routes_leaves_masked_windows_out_and_says_so(two):
     this, tokens, left, document_N, known_N = two
-    found = book.difference(this, "a", "b", tokens, 500)
-    wanted = evaluate.change(left["a"], left["b"], document_N, 500, seed=1)
+    found = comparison.difference(this, "a", "b", tokens, 500)
+    wanted = change(left["a"], left["b"], document_N, 500, seed=1)
     assert found["difference"] == pytest.approx(wanted[0], abs=1e-6)
     assert (found["low"], found["high"]) == pytest.approx(wanted[1:])
     assert found["losses"]["a"] == float(left["a"].mean())
-    assert book.difference_in_words("A", "B", found).endswith(
+    assert comparison.difference_in_words("A", "B", found).endswith(
         f"one seed; {120 - known_N.sum()} of 120 windows have no target and are left out."
     )
 
 
 def test_hard_windows_are_a_share_of_those_with_a_target(two):
     this, _, left, _, known_N = two
-    hard_N = book.hard_windows(book.window_losses(this, ["a", "b"]), "a", "b", 0.25)
+    hard_N = comparison.hard_windows(comparison.window_losses(this, ["a", "b"]), "a", "b", 0.25)
     assert hard_N.sum() == round(0.25 * known_N.sum()) and not hard_N[~known_N].any()
-    np.testing.assert_array_equal(hard_N[known_N], book.hard_windows(left, "a", "b", 0.25))
+    np.testing.assert_array_equal(hard_N[known_N], comparison.hard_windows(left, "a", "b", 0.25))
 
 
 def test_scores_of_a_model_that_lack_what_another_has_are_refused(two):
@@ -330,7 +343,7 @@ def test_scores_of_a_model_that_lack_what_another_has_are_refused(two):
         loss_N[1] = value
         np.save(path, loss_N)
         with pytest.raises(ValueError, match=r"b.npy holds losses that are not finite"):
-            book.window_losses(this, ["a", "b"])
+            comparison.window_losses(this, ["a", "b"])
 
 
 def test_95_percent_intervals_cover_the_truth_in_95_of_100_cases():
@@ -343,7 +356,7 @@ def test_95_percent_intervals_cover_the_truth_in_95_of_100_cases():
 
 
 def test_a_t_interval_over_seeds_is_that_of_a_table():
-    mean, half = evaluate.over_seeds([-0.03, -0.01, -0.02])  # deviation 0.01, t 4.3027 with 2
+    mean, half = over_seeds([-0.03, -0.01, -0.02])  # deviation 0.01, t 4.3027 with 2
     assert (mean, half) == (pytest.approx(-0.02), pytest.approx(4.3027 * 0.01 / math.sqrt(3), 1e-4))
 
 
@@ -354,13 +367,13 @@ def test_a_t_interval_over_seeds_is_that_of_a_table():
 @pytest.mark.parametrize("dtype", ["<u4", "<u2"])
 def test_frequencies_are_those_of_counting_one_by_one(monkeypatch, size, dtype):
     ids = np.random.default_rng(6).zipf(1.4, 500).clip(max=29).astype(dtype)
-    monkeypatch.setattr(evaluate, "_parts_of", partial(evaluate._parts_of, size=size))
+    monkeypatch.setattr(evaluate, "_parts_of", partial(kept_and_lost._parts_of, size=size))
     train, listed = Windows(ids, T), ids.tolist()
-    assert evaluate.frequency(train, 31).tolist() == [listed.count(i) for i in range(31)]
+    assert kept_and_lost.frequency(train, 31).tolist() == [listed.count(i) for i in range(31)]
     previous, this = np.meshgrid(np.arange(31), np.arange(31))  # never-seen ids among them
     pairs = list(pairwise(listed))
     wanted = [[pairs.count((a, b)) for a in range(31)] for b in range(31)]
-    assert evaluate.pair_frequency(train, previous, this).tolist() == wanted
+    assert kept_and_lost.pair_frequency(train, previous, this).tolist() == wanted
 
 
 # what is kept and what is lost
@@ -402,7 +415,7 @@ def written(tmp_path) -> data.Tokens:
         ids.tofile(tmp_path / f"{split}.bin")
     meta = {"vocab_size": Pieces.size, "block_size": WINDOW}
     (tmp_path / "meta.json").write_text(json.dumps(meta))
-    return replace(data.open_tokens(tmp_path), tokenizer=Pieces())
+    return replace(token_files.open_tokens(tmp_path), tokenizer=Pieces())
 
 
 def named(label: tuple) -> list[str]:
@@ -412,12 +425,12 @@ def named(label: tuple) -> list[str]:
 
 @pytest.mark.parametrize("cut", LABELS)
 def test_each_token_is_where_a_reader_puts_it(written, cut):
-    found = named(evaluate.cuts(written, np.arange(2))[cut])
+    found = named(kept_and_lost.cuts(written, np.arange(2))[cut])
     assert found == [word.replace("_", " ") for word in LABELS[cut].split()]
 
 
 def test_tokens_and_pairs_are_put_by_how_often_they_were_seen(written):
-    labels = evaluate.cuts(written, np.arange(2))
+    labels = kept_and_lost.cuts(written, np.arange(2))
     token, pair = (named(labels[f"{x} seen in training"]) for x in ("token", "pair"))
     where = {p: i - 1 for i, p in enumerate(WRITTEN)}  # of its last occurrence, as a target
     seen = {"లో": "1–9", ".": "10–99", "కు": "1–9", "ను": "10–99", "▁a": "100–999", "(": None,
@@ -435,7 +448,7 @@ def test_a_masked_target_is_in_no_bucket(written):
     mask = np.ones(len(written.val.ids), "u1")
     mask[[1, 4, 20]] = 0
     hidden = replace(written, val=replace(written.val, mask=mask))
-    plain, found = (evaluate.cuts(t, np.arange(2)) for t in (written, hidden))
+    plain, found = (kept_and_lost.cuts(t, np.arange(2)) for t in (written, hidden))
     for cut, (_, label_MT) in found.items():
         assert (label_MT.flatten()[[0, 3, 19]] == -1).all()
         others = np.setdiff1d(np.arange(20), [0, 3, 19])
@@ -443,7 +456,7 @@ def test_a_masked_target_is_in_no_bucket(written):
 
 
 def test_token_files_without_a_tokenizer_have_the_cuts_that_need_none(written):
-    labels = evaluate.cuts(replace(written, tokenizer=None), np.arange(2))
+    labels = kept_and_lost.cuts(replace(written, tokenizer=None), np.arange(2))
     assert set(labels) == {"token seen in training", "pair seen in training", "place in the window"}
 
 
@@ -453,7 +466,7 @@ def test_kept_and_lost_is_the_table_made_by_hand():
         "y": (["c"], np.array([[-1, -1, 0], [-1, -1, -1]])),
     }
     losses = {"one": np.array([[1.0, 2, 30], [3, 4, 5]]), "two": np.array([[0.0, 0, 7], [0, 3, 1]])}
-    assert evaluate.kept_and_lost(losses, labels) == [
+    assert kept_and_lost.kept_and_lost(losses, labels) == [
         {"cut": "x", "bucket": "a", "tokens": 2, "one": 3.0, "two": 0.5},
         {"cut": "x", "bucket": "b", "tokens": 3, "one": 3.0, "two": 1.0},
         {"cut": "y", "bucket": "c", "tokens": 1, "one": 30.0, "two": 7.0},
@@ -470,7 +483,7 @@ def test_kept_and_lost_is_the_table_made_by_hand():
     ],
 )
 def test_a_piece_is_of_the_script_of_its_first_character(script, pieces):
-    assert {piece: evaluate.script(piece) for piece in pieces} == dict.fromkeys(pieces, script)
+    assert {piece: kept_and_lost.script(piece) for piece in pieces} == dict.fromkeys(pieces, script)
 
 
 # --- ten windows in which every bucket of every cut is known by hand
@@ -509,15 +522,15 @@ def ten(tmp_path, monkeypatch) -> data.Tokens:
         np.array([names.index(w) for w in words], "<u4").tofile(tmp_path / f"{split}.bin")
     meta = {"vocab_size": len(names), "block_size": 4}
     (tmp_path / "meta.json").write_text(json.dumps(meta))
-    return replace(data.open_tokens(tmp_path), tokenizer=Pieces())
+    return replace(token_files.open_tokens(tmp_path), tokenizer=Pieces())
 
 
 def test_every_bucket_of_every_cut_holds_the_tokens_that_it_holds_by_hand(ten):
     """Each token has a loss of its own, so a mean tells which tokens are in it."""
     loss_MT = np.arange(40.0).reshape(10, 4) ** 2
-    labels = evaluate.cuts(ten, np.arange(10))
+    labels = kept_and_lost.cuts(ten, np.arange(10))
     assert labels.keys() == HELD.keys()
-    found = evaluate.kept_and_lost({"50m": loss_MT, "teacher": -loss_MT}, labels)
+    found = kept_and_lost.kept_and_lost({"50m": loss_MT, "teacher": -loss_MT}, labels)
     wanted = []
     for cut, (names, _) in labels.items():
         each = [word.replace("_", " ") for word in HELD[cut].split()]
@@ -538,12 +551,12 @@ def test_every_bucket_of_every_cut_holds_the_tokens_that_it_holds_by_hand(ten):
 
 def test_what_was_won_back_is_a_change_against_the_base_over_documents(ten):
     """కు gets 0.2 better, all else 0.2 worse; without spread an interval is a point."""
-    labels = evaluate.cuts(ten, np.arange(10))
+    labels = kept_and_lost.cuts(ten, np.arange(10))
     names, ending_MT = labels["frequent endings"]
     base_MT = np.random.default_rng(0).random((10, 4))
     new_MT = base_MT + np.where(ending_MT == names.index("కు"), -0.2, 0.2)
     document_M = np.arange(10) // 2
-    found = evaluate.won_back({"50m": base_MT, "new": new_MT}, labels, "50m", document_M, 200)
+    found = kept_and_lost.won_back({"50m": base_MT, "new": new_MT}, labels, "50m", document_M, 200)
     rows = {(row["cut"], row["bucket"]): row for row in found}
     assert rows["frequent endings", "కు"]["new"] == pytest.approx((-0.2,) * 3)
     assert rows["frequent endings", "లో"]["new"] == pytest.approx((0.2,) * 3)

@@ -16,7 +16,12 @@ from peft import PeftModel
 from scipy import stats
 from transformers import AutoModelForCausalLM
 
-from tdlib import book, claims, data, evaluate, evidence, runs, shapes, verdict
+from tdbook.analysis import claims, kept_and_lost, verdict
+from tdbook.book import comparison, evidence
+from tdbook.corpus import token_files
+from tdbook.runs import running
+from tdbook.runs.running import Run
+from tdlib import data, evaluate, shapes
 from tdlib.model import Llama
 from tests.test_verdict import TEACHER, distilled, replayed
 
@@ -381,7 +386,7 @@ def test_a_confirmation_text_without_a_target_judges_nothing():
 @pytest.fixture
 def started(out, tmp_path, monkeypatch):
     """Begins 07 on a copy of the smoke book, in which nothing has read the confirmation text."""
-    monkeypatch.setattr(runs, "_latest", None)
+    monkeypatch.setattr(running, "_latest", None)
     monkeypatch.chdir(ROOT)
     copied = tmp_path / "smoke"
     for name in ("models", "adapters", "tokens", "results", "hashes", "tables", "sweeps"):
@@ -389,11 +394,11 @@ def started(out, tmp_path, monkeypatch):
     shutil.copytree(out / "scores/val", copied / "scores/val")
     begun = []
 
-    def start(**more) -> tuple[runs.Run, data.Tokens]:
+    def start(**more) -> tuple[Run, data.Tokens]:
         given = yaml.safe_load((ROOT / "params/smoke/07_evidence.yaml").read_text("utf-8"))
         given |= {"out": str(copied), "sweeps": "share", "redo": True, "device": "cpu"} | more
-        begun.append(runs.start("07_evidence", given))
-        return begun[-1], data.open_tokens(copied / "tokens")
+        begun.append(start("07_evidence", given))
+        return begun[-1], token_files.open_tokens(copied / "tokens")
 
     yield start
     for this in begun:
@@ -442,7 +447,7 @@ def test_losses_are_those_of_transformers_and_peft_on_every_confirmation_window(
     adapted = by_hand(PeftModel.from_pretrained(net.float(), place), text).mean(1).numpy()
     np.testing.assert_allclose(found["share0.5"], adapted, atol=1e-5)
     assert np.abs(adapted - loss_NT.mean(1).numpy()).max() > 1e-4  # it is not the base's
-    assert list(found) == list(book.arms_of(this)) and {"share0.2", "75m"} < found.keys()
+    assert list(found) == list(comparison.arms_of(this)) and {"share0.2", "75m"} < found.keys()
     assert "nothing" not in found and None not in found
     assert evidence.judged_on(tokens).startswith("Judged on the confirmation text, which no choice")
     assert f"{len(loss_NT)} windows" in evidence.judged_on(tokens)
@@ -494,7 +499,7 @@ def test_a_model_is_read_again_where_its_hash_the_text_or_what_is_asked_changed(
 def test_without_a_confirmation_split_the_validation_text_judges_and_that_is_said(started):
     this, _ = started(sweeps="")
     (this.out / "tokens/confirm.bin").unlink()
-    tokens = data.open_tokens(this.out / "tokens")
+    tokens = token_files.open_tokens(this.out / "tokens")
     assert evidence.split_of(tokens) == ("val", tokens.val)
     assert evidence.judged_on(tokens).startswith(
         "Judged on ⚠ the validation text, on which choices"
@@ -534,7 +539,7 @@ def test_what_is_kept_and_lost_is_the_lag_in_a_bucket_beyond_that_elsewhere(star
 
 def test_every_kind_of_token_that_the_claim_names_is_one_that_is_cut(started):
     _, tokens = started(sweeps="")
-    labels = evaluate.cuts(tokens, np.arange(3))
+    labels = kept_and_lost.cuts(tokens, np.arange(3))
     for cut, bucket in [*evidence.KEPT, *evidence.LOST]:
         assert bucket in labels[cut][0], (cut, bucket)
 
@@ -569,7 +574,7 @@ def test_the_recipe_is_read_against_the_adapter_that_development_prefers(started
     assert effects[0].what == "recipe − adapter on hard"
     assert effects[1].value == pytest.approx(apart_N[t.hard_N].mean(), abs=1e-7)
     assert effects[3].what == "recipe − 50m"
-    said = evidence.recipe_in_words(effects, book.made(this, tokens), one, t, dev)
+    said = evidence.recipe_in_words(effects, comparison.made(this, tokens), one, t, dev)
     assert effects[0].words() in said and "share0.2: training, FLOP" in said
     this, tokens = started(recipe="")
     assert evidence.recipe(this, t, dev) == ([], None)

@@ -24,18 +24,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
-import tdlib.tokenizer
-from tdlib import (
-    chat,
-    data,
-    export,
-    gguf_check,
-    gguf_tokenizer,
-    hard_set,
-    llama_cpp,
-    release,
-    teacher,
-)
+import tdbook.corpus.tokenizer
+import tdbook.corpus.tokenizer_files
+from tdbook.export import cards, chat, gguf_check, gguf_file, gguf_tokenizer, llama_cpp
+from tdlib import data, hard_set, teacher
 from tdlib.files import MARK
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tdlib.shapes import describe
@@ -69,9 +61,9 @@ def made(tokenizer, tmp_path_factory) -> tuple[Path, Llama]:
 def files(made, tmp_path_factory) -> dict[str, Path]:
     """Every format of that model."""
     out = tmp_path_factory.mktemp("gguf")
-    paths = {q: out / f"50m-{q}.gguf" for q in export.QUANTIZATIONS}
+    paths = {q: out / f"50m-{q}.gguf" for q in gguf_file.QUANTIZATIONS}
     for quantization, path in paths.items():
-        export.to_gguf(made[0], path, quantization)
+        gguf_file.to_gguf(made[0], path, quantization)
     return paths
 
 
@@ -90,7 +82,7 @@ def files(made, tmp_path_factory) -> dict[str, Path]:
 def test_f16_in_llama_cpp_is_the_model_in_pytorch_on_200_prompts(change, tokenizer, tmp_path):
     model = saved(tmp_path / "m", tokenizer.path, tokenizer.size, **change)
     path = tmp_path / "m-F16.gguf"
-    export.to_gguf(tmp_path / "m", path, "F16")
+    gguf_file.to_gguf(tmp_path / "m", path, "F16")
     prompts = gguf_check.prompts(model.config, None)
     assert len({*map(len, prompts)}) > 25 and max(map(len, prompts)) == 48
     found = gguf_check.check(tmp_path / "m", path, prompts)
@@ -100,11 +92,11 @@ def test_f16_in_llama_cpp_is_the_model_in_pytorch_on_200_prompts(change, tokeniz
 def test_rope_in_the_other_order_is_seen_and_not_shipped(made, tmp_path, monkeypatch):
     monkeypatch.setattr(teacher, "neighbours", lambda weight_OD, heads: weight_OD)
     path = tmp_path / "wrong.gguf"
-    export.to_gguf(made[0], path, "F16")
+    gguf_file.to_gguf(made[0], path, "F16")
     found = gguf_check.check(made[0], path, gguf_check.prompts(made[1].config, None, 20))
     assert found.agreement < 0.9 and found.largest > 1
     with pytest.raises(ValueError, match=r"agrees with .* nothing is shipped"):
-        export.ship(made[0], tmp_path / "out" / "50m")
+        gguf_file.ship(made[0], tmp_path / "out" / "50m")
     assert not any((tmp_path / "out").iterdir())
 
 
@@ -136,7 +128,7 @@ def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(tokenizer, tmp_p
     def of(quantization: str, **change) -> dict[str, str]:
         folder = tmp_path / str(len([*tmp_path.iterdir()]))
         saved(folder, tokenizer.path, tokenizer.size, layers=1, **change)
-        export.to_gguf(folder, folder / "x.gguf", quantization)
+        gguf_file.to_gguf(folder, folder / "x.gguf", quantization)
         tensors = gguf.GGUFReader(folder / "x.gguf").tensors
         return {t.name.removesuffix(".weight"): t.tensor_type.name for t in tensors}
 
@@ -168,7 +160,7 @@ def test_a_sharded_bfloat16_folder_of_transformers_gives_the_same_file(made, tmp
     assert len([*(tmp_path / "shards").glob("*.safetensors")]) > 2
     for name in ("shards", "whole"):
         shutil.copy(made[0] / "tokenizer.model", tmp_path / name)
-        export.to_gguf(tmp_path / name, tmp_path / f"{name}.gguf", "F16")
+        gguf_file.to_gguf(tmp_path / name, tmp_path / f"{name}.gguf", "F16")
     one, two = (gguf.GGUFReader(tmp_path / f"{name}.gguf") for name in ("shards", "whole"))
     assert [t.name for t in one.tensors] == [t.name for t in two.tensors]
     assert all((a.data == b.data).all() for a, b in zip(one.tensors, two.tensors, strict=True))
@@ -189,7 +181,7 @@ def test_the_50m_shape_is_within_31_mb_in_4_bits(tmp_path):
         weight.fill_(0.01)
     model.save(tmp_path / "50m", {"morfessor.json": tmp_path / "morfessor.json"})
     with pytest.warns(UserWarning, match="takes ids"):
-        export.to_gguf(tmp_path / "50m", tmp_path / "x.gguf", "Q4_0")
+        gguf_file.to_gguf(tmp_path / "50m", tmp_path / "x.gguf", "Q4_0")
     size, weights = (tmp_path / "x.gguf").stat().st_size, describe(config)["q4_0_bytes"]
     # of each piece its bytes with ▁, their number (8) and its type (4)
     words = sum(len(f"{piece}▁".encode()) + 12 for piece in pieces)
@@ -204,7 +196,7 @@ def test_weights_that_f16_or_blocks_cannot_hold_are_refused_by_name(tokenizer, t
     model.save(tmp_path / "nan", {"tokenizer.model": tokenizer.path})
     for name, quantization in (("large", "F16"), ("nan", "F16"), ("nan", "Q4_0")):
         with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj\.weight"):
-            export.to_gguf(tmp_path / name, tmp_path / "x.gguf", quantization)
+            gguf_file.to_gguf(tmp_path / name, tmp_path / "x.gguf", quantization)
     assert not [*tmp_path.glob("*gguf*")] and not [*tmp_path.glob(".*")]
 
 
@@ -216,9 +208,9 @@ def test_metadata_says_the_shape_and_what_the_card_says(made, tmp_path):
     shutil.copytree(made[0], folder)
     front = "license: apache-2.0\nlanguage: te\nbase_model: someone/telugu-300m\ntags: [telugu]"
     (folder / "README.md").write_text(f"---\n{front}\n---\n# telugu-50m-merged\n\nText.\n")
-    name = export.file_name(folder, "Q8_0")
+    name = gguf_file.file_name(folder, "Q8_0")
     assert name == "telugu-115K-50m-merged-Q8_0.gguf"
-    export.to_gguf(folder, tmp_path / name, "Q8_0")
+    gguf_file.to_gguf(folder, tmp_path / name, "Q8_0")
     fields = {k: f.contents() for k, f in gguf.GGUFReader(tmp_path / name).fields.items()}
     wanted = {
         "general.architecture": "llama", "general.type": "model",
@@ -241,13 +233,13 @@ def test_metadata_says_the_shape_and_what_the_card_says(made, tmp_path):
 
 
 def test_a_file_makes_sentencepieces_ids_of_real_lines_all_telugu_and_emoji(lines, tmp_path):
-    ours = tdlib.tokenizer.train(lines, 3000, tmp_path / "tokenizer.model")
+    ours = tdbook.corpus.tokenizer_files.train(lines, 3000, tmp_path / "tokenizer.model")
     saved(tmp_path / "m", ours.path, ours.size, layers=1)
-    export.to_gguf(tmp_path / "m", path := tmp_path / "m.gguf", "Q8_0")
+    gguf_file.to_gguf(tmp_path / "m", path := tmp_path / "m.gguf", "Q8_0")
     judge = sentencepiece.SentencePieceProcessor(model_file=str(ours.path))
     telugu = [chr(i) for i in range(0x0C00, 0x0C80)]
     texts = [*lines, *telugu, *(f"రా{c}జు {c}" for c in telugu), "👍🏽 😀", "👨‍👩‍👧 ఒక"]
-    texts += release.EDGES
+    texts += cards.EDGES
     file, wanted = llama_cpp.Model(path), judge.encode(texts)
     assert [file.tokenize(text) for text in texts] == wanted
     assert [file.text([3, *ids]).removeprefix(" ") for ids in wanted[:1000]] == lines
@@ -257,11 +249,11 @@ def test_a_hugging_face_bpe_takes_raw_text_too(lines, tmp_path):
     one = hugging_face(lines, tmp_path / "bytes", None)
     bpe = trained(lines, tmp_path / "tokenizer.model", **BPE)
     (tmp_path / "marked").mkdir()
-    release.tokenizer_files(bpe, tmp_path / "marked", 48)
+    cards.tokenizer_files(bpe, tmp_path / "marked", 48)
     for path in (one.path, tmp_path / "marked" / "tokenizer.json"):
-        ours = tdlib.tokenizer.open(path)
+        ours = tdbook.corpus.tokenizer_files.open(path)
         saved(folder := path.parent / "m", path, ours.size, ours.eos, layers=1, eos_id=ours.eos)
-        export.to_gguf(folder, file := path.parent / "x.gguf", "Q8_0")
+        gguf_file.to_gguf(folder, file := path.parent / "x.gguf", "Q8_0")
         model, wanted = llama_cpp.Model(file), ours.encode(lines[::4])
         assert [model.tokenize(line) for line in lines[::4]] == wanted
         assert model.text(wanted[0]).removeprefix(" ") == lines[0]
@@ -290,10 +282,10 @@ def test_of_other_tokenizers_it_says_first_that_the_file_takes_ids(kind, why, li
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match=f"takes ids, no raw text .*{why}"):
-            export.to_gguf(tmp_path / "m", out / "x.gguf", "F16")
+            gguf_file.to_gguf(tmp_path / "m", out / "x.gguf", "F16")
     assert not [*out.iterdir()]  # it was said first
     with pytest.warns(UserWarning):
-        export.to_gguf(tmp_path / "m", out / "x.gguf", "F16")
+        gguf_file.to_gguf(tmp_path / "m", out / "x.gguf", "F16")
     file = llama_cpp.Model(out / "x.gguf")
     with pytest.raises(ValueError, match=r"takes ids, no raw text: .*run_gguf"):
         file.tokenize("క")
@@ -325,12 +317,15 @@ def joined(lines, tmp_path_factory) -> tuple[Path, Path]:
     (root / "up" / "tokenizer.json").rename(root / "morfessor.json")
     saved(root / "50m", root / "morfessor.json", 900)
     with pytest.warns(UserWarning, match=r"takes ids, no raw text \(its pieces are joined by @@"):
-        export.to_gguf(root / "50m", root / "gguf" / "x.gguf", "Q8_0")
+        gguf_file.to_gguf(root / "50m", root / "gguf" / "x.gguf", "Q8_0")
     return root / "50m", root / "gguf" / "x.gguf"
 
 
 def test_an_upstream_file_decodes_as_upstream_does(joined, lines):
-    ours, file = tdlib.tokenizer.open(joined[0] / "morfessor.json"), llama_cpp.Model(joined[1])
+    ours, file = (
+        tdbook.corpus.tokenizer_files.open(joined[0] / "morfessor.json"),
+        llama_cpp.Model(joined[1]),
+    )
     for line in lines[::50]:
         ids = ours.encode([" ".join(upstream.segmented(line))])[0]
         if ours.unk not in ids:
@@ -341,7 +336,9 @@ def test_an_upstream_file_decodes_as_upstream_does(joined, lines):
 
 
 def test_the_script_beside_it_makes_the_books_own_ids_and_runs(joined, lines, tmp_path):
-    words = [w for line in lines[:150] for w in line.split() if tdlib.tokenizer.TELUGU.match(w)]
+    words = [
+        w for line in lines[:150] for w in line.split() if tdbook.corpus.tokenizer.TELUGU.match(w)
+    ]
     model = morfessor.BaselineModel()
     model.load_data([(1, word) for word in words])
     model.train_batch(max_epochs=1)
@@ -350,8 +347,8 @@ def test_the_script_beside_it_makes_the_books_own_ids_and_runs(joined, lines, tm
     folder = joined[1].parent
     source = importlib.util.spec_from_file_location("run_gguf", folder / "run_gguf.py")
     source.loader.exec_module(script := importlib.util.module_from_spec(source))
-    raw = tdlib.tokenizer.open(joined[0] / "morfessor.json", segmenter)
-    cut = tdlib.tokenizer.open(joined[0] / "morfessor.json")
+    raw = tdbook.corpus.tokenizer_files.open(joined[0] / "morfessor.json", segmenter)
+    cut = tdbook.corpus.tokenizer_files.open(joined[0] / "morfessor.json")
     for line in lines[::10]:
         assert script.encode(script.segmented(line, [str(segmenter)])) == raw.encode([line])[0]
         segmented = " ".join(upstream.segmented(line))
@@ -374,7 +371,7 @@ def extended(tmp_path_factory) -> Path:
     english = [f"the king went to the river {i}" for i in range(200)]
     options = {f"{name}_piece": f"<{name}>" for name in ("pad", "bos", "eos")}
     base = trained(english, place / "tokenizer.model", **BPE, vocab_size=300, **options)
-    release.tokenizer_files(base, place, 48)
+    cards.tokenizer_files(base, place, 48)
     shutil.copy(place / "tokenizer.json", place / "base.json")
     (place / "tokenizer_config.json").unlink()
     for path in (place / "tokenizer.json", hugging_face(english, place / "bytes", None).path):
@@ -385,11 +382,11 @@ def extended(tmp_path_factory) -> Path:
 
 
 def test_added_words_are_the_models_own_in_the_file_and_in_chat(extended, tmp_path):
-    json_, line = tdlib.tokenizer.open(extended / "tokenizer.json"), " ".join(WORDS)
+    json_, line = tdbook.corpus.tokenizer_files.open(extended / "tokenizer.json"), " ".join(WORDS)
     saved(tmp_path / "m", extended / "tokenizer.json", json_.size, layers=1)
     shutil.copy(extended / "tokenizer.model", tmp_path / "m")
     with pytest.warns(UserWarning) as said:
-        export.to_gguf(tmp_path / "m", tmp_path / "x.gguf", "F16")
+        gguf_file.to_gguf(tmp_path / "m", tmp_path / "x.gguf", "F16")
     assert re.search("tokenizer.json and tokenizer.model, with other ids", str(said[0].message))
     assert re.search("takes ids, .*; 4 of its pieces are words added", str(said[1].message))
     wanted = transformers.AutoTokenizer.from_pretrained(tmp_path / "m").encode(line)
@@ -401,9 +398,9 @@ def test_added_words_are_the_models_own_in_the_file_and_in_chat(extended, tmp_pa
 
 
 def test_of_a_bpe_over_bytes_llama_cpp_makes_the_ids_of_added_words_too(extended, tmp_path):
-    json_ = tdlib.tokenizer.open(extended / "bytes" / "tokenizer.json")
+    json_ = tdbook.corpus.tokenizer_files.open(extended / "bytes" / "tokenizer.json")
     saved(tmp_path / "m", json_.path, json_.size, layers=1, eos_id=json_.eos)
-    export.to_gguf(tmp_path / "m", tmp_path / "x.gguf", "F16")
+    gguf_file.to_gguf(tmp_path / "m", tmp_path / "x.gguf", "F16")
     lines = [" ".join(WORDS), "the అమ్మఊరు king", "కఅమ్మక"]
     file = llama_cpp.Model(tmp_path / "x.gguf")
     judge = tokenizers.Tokenizer.from_file(str(json_.path))
@@ -494,7 +491,7 @@ def test_a_file_says_whether_bos_comes_first_and_all_that_end_a_text(extended, t
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps(asked))
     wanted = r"asks for suppress_tokens \[5\], temperature 0.6, eos_token_id 262, which no GGUF"
     with pytest.warns(UserWarning, match=wanted):
-        export.to_gguf(tmp_path / "m", tmp_path / "x.gguf", "F16")
+        gguf_file.to_gguf(tmp_path / "m", tmp_path / "x.gguf", "F16")
     file = llama_cpp.Model(tmp_path / "x.gguf")
     assert file.begin == [] and [i for i in ends if file.ends(i)] == ends[:3]
     assert not file.ends(5) and model.config.eos_id == 3
@@ -554,7 +551,7 @@ def test_counts_that_no_file_holds_are_refused_where_a_file_is_chosen(tmp_path, 
     path = tmp_path / "x.gguf"
     for counts in ((2**40, 0), (0, 2**40)):
         path.write_bytes(b"GGUF" + VALUE(3) + struct.pack("<QQ", *counts) + bytes(4000))
-        for reader in (llama_cpp.Model, lambda p: export.find(str(p))):
+        for reader in (llama_cpp.Model, lambda p: gguf_file.find(str(p))):
             with pytest.raises(ValueError, match=r"1,099,511,627,776 .* at most 65,536"):
                 reader(path)
 
@@ -585,12 +582,12 @@ def test_what_is_in_4_bits_is_told_by_the_weights_themselves(
     shape, said, same, tokenizer, tmp_path
 ):
     model = saved(tmp_path, tokenizer.path, tokenizer.size, layers=1, **shape)
-    found = export._in_words(export._weights(tmp_path, model.config), model.config)
+    found = gguf_file._in_words(gguf_file._weights(tmp_path, model.config), model.config)
     assert re.search(said, found)
     assert ("The weights of F16, Q8_0, Q4_0, Q4_0_DEFAULT are the same" in found) == bool(same)
     if "Nothing" in said:
         with pytest.warns(UserWarning, match=said):
-            export.to_gguf(tmp_path, tmp_path / "x.gguf", "Q4_0")
+            gguf_file.to_gguf(tmp_path, tmp_path / "x.gguf", "Q4_0")
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused_and_a_smaller_one_filled_up(
@@ -599,9 +596,9 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused_and_a_smaller_one_fill
     saved(tmp_path / "less", tokenizer.path, tokenizer.size - 1)
     saved(tmp_path / "more", tokenizer.path, tokenizer.size + 5)
     with pytest.raises(ValueError, match=r"has 700 pieces, the embedding 699 rows"):
-        export.to_gguf(tmp_path / "less", tmp_path / "x.gguf", "Q8_0")
+        gguf_file.to_gguf(tmp_path / "less", tmp_path / "x.gguf", "Q8_0")
     assert not (tmp_path / "x.gguf").exists()
-    export.to_gguf(tmp_path / "more", tmp_path / "x.gguf", "Q8_0")
+    gguf_file.to_gguf(tmp_path / "more", tmp_path / "x.gguf", "Q8_0")
     assert llama_cpp.Model(tmp_path / "x.gguf").vocab_size == 705
 
 
@@ -644,10 +641,10 @@ def test_what_llama_cpp_cannot_take_is_an_error_and_not_its_end(files):
 
 def test_an_unknown_quantization_and_a_missing_tokenizer_are_said(made, tmp_path):
     with pytest.raises(ValueError, match="'q4' is unknown: give one of F16, Q8_0, Q4_0"):
-        export.to_gguf(made[0], tmp_path / "x.gguf", "q4")
+        gguf_file.to_gguf(made[0], tmp_path / "x.gguf", "q4")
     made[1].save(tmp_path / "bare")
     with pytest.raises(FileNotFoundError, match="bare holds no tokenizer"):
-        export.to_gguf(tmp_path / "bare", tmp_path / "x.gguf", "F16")
+        gguf_file.to_gguf(tmp_path / "bare", tmp_path / "x.gguf", "F16")
 
 
 # --- what llama.cpp says
@@ -692,13 +689,16 @@ def test_costs_are_those_of_the_dequantized_weights(made, files, tmp_path):
 
 def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
     def make(*pairs: str) -> tuple[int, str]:
-        return export.main([f"OUT={tmp_path / 'exports'}", *pairs]), capsys.readouterr().out
+        return gguf_file.main([f"OUT={tmp_path / 'exports'}", *pairs]), capsys.readouterr().out
 
     code, said = make(f"MODEL={made[0]}")
     assert code == 0 and "files take raw text" in said
-    assert [line.split()[0] for line in said.splitlines()[3:7]] == [*export.QUANTIZATIONS]
+    assert [line.split()[0] for line in said.splitlines()[3:7]] == [*gguf_file.QUANTIZATIONS]
     out = tmp_path / "exports" / "50m"
-    names = {f"50m-115K-{q}.gguf" for q in export.QUANTIZATIONS} | {"README.md", "tokenizer.model"}
+    names = {f"50m-115K-{q}.gguf" for q in gguf_file.QUANTIZATIONS} | {
+        "README.md",
+        "tokenizer.model",
+    }
     assert {path.name for path in out.iterdir() if path.name != MARK} == names
     card = (out / "README.md").read_text("utf8")
     assert all(name in card for name in names - {"README.md", "tokenizer.model"})
@@ -711,7 +711,7 @@ def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
 
 def test_an_upstream_model_is_shipped_with_its_script(joined, tmp_path):
     with pytest.warns(UserWarning, match="run_gguf.py beside it"):
-        rows = export.ship(joined[0], tmp_path / "50m")
+        rows = gguf_file.ship(joined[0], tmp_path / "50m")
     assert rows[0]["likeliest"] >= 0.99 and rows[0]["largest"] <= 0.02
     assert {"run_gguf.py", "morfessor.json"} <= {path.name for path in (tmp_path / "50m").iterdir()}
     card = (tmp_path / "50m" / "README.md").read_text("utf8")

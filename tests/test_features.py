@@ -13,9 +13,11 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-import tdlib.tokenizer
-from tdlib import data, evaluate, features, hard_set, telugu
-from tdlib.text import Document
+import tdbook.corpus.tokenizer_files
+from tdbook.analysis import features, kept_and_lost
+from tdbook.corpus import token_files, writer
+from tdbook.corpus.text import Document
+from tdlib import data, hard_set
 
 T = 64
 
@@ -35,7 +37,7 @@ def folder_of(folder: Path, ids, tokenizer=None, context: int = T, vocab_size: i
 @pytest.fixture(scope="module")
 def clean(tokenizer) -> np.ndarray:
     """A thousand windows of written text, whole windows."""
-    documents, _ = telugu.write(260_000, 11)
+    documents, _ = writer.write(260_000, 11)
     lines = [line for document in documents for line in document.lines]
     ids = np.concatenate([[*line, tokenizer.eos] for line in tokenizer.encode(lines)])
     return ids[1 : 1000 * T + 1].reshape(-1, T)
@@ -47,7 +49,7 @@ def junk(tokenizer, kind: int, count: int, rng: np.random.Generator) -> np.ndarr
         vocabulary = tokenizer.vocabulary()
         letters = [i for i, p in enumerate(vocabulary) if len(p) == 1 and "అ" <= p <= "హ"]
         return rng.choice(letters, (count, T))
-    documents, _ = telugu.write(40_000, 12)
+    documents, _ = writer.write(40_000, 12)
     lines = [line for document in documents for line in document.lines]
     if kind == 2:
         ids = np.concatenate(tokenizer.encode(lines))[: count * T].reshape(count, T)
@@ -74,7 +76,7 @@ def spoilt(clean, tokenizer, tmp_path_factory):
     order = rng.permutation(sum(map(len, kinds)))
     ids = np.concatenate([[tokenizer.eos], np.concatenate(parts)[order].ravel()])
     folder = folder_of(tmp_path_factory.mktemp("spoilt") / "tokens", ids, tokenizer)
-    return data.open_tokens(folder), np.concatenate(kinds)[order]
+    return token_files.open_tokens(folder), np.concatenate(kinds)[order]
 
 
 def test_each_kind_of_junk_is_found_and_clean_text_is_not(spoilt):
@@ -106,7 +108,7 @@ def test_a_refrain_is_no_template_and_a_loop_is(clean, tokenizer, tmp_path):
     for i in (100, 101):
         ids[i, :16] = ids[i, 24:40] = ids[100, :16]
     ids[200] = np.tile(ids[200, :9], 8)[:T]  # one phrase, seven times
-    tokens = data.open_tokens(folder_of(tmp_path / "t", [3, *ids.ravel()], tokenizer))
+    tokens = token_files.open_tokens(folder_of(tmp_path / "t", [3, *ids.ravel()], tokenizer))
     flagged_N = features.of(tokens).junk_N == 8
     assert np.flatnonzero(flagged_N).tolist() == [200]
 
@@ -170,16 +172,16 @@ def few_letters(lines: list[str]) -> tokenizers.Tokenizer:
 def in_tokens(make, folder: Path, lines: list[str]) -> data.Tokens:
     folder.mkdir()
     make(lines).save(str(folder / "tokenizer.json"))
-    one = tdlib.tokenizer.open(folder / "tokenizer.json")
+    one = tdbook.corpus.tokenizer_files.open(folder / "tokenizer.json")
     parts = {"train": lines[20:], "val": lines[:20]}
     documents = {k: [Document(tuple(part), "a")] for k, part in parts.items()}
-    data.write_tokens(folder / "t", documents, one, T)
-    return data.open_tokens(folder / "t")
+    token_files.write_tokens(folder / "t", documents, one, T)
+    return token_files.open_tokens(folder / "t")
 
 
 @pytest.mark.parametrize("make", [over_bytes, few_letters])
 def test_shares_and_length_are_those_of_the_text_where_pieces_cut_characters(make, tmp_path):
-    documents, _ = telugu.write(60_000, 3)
+    documents, _ = writer.write(60_000, 3)
     lines = [re.sub("[0-9a-zA-Z]+", "", line) for d in documents for line in d.lines]
     lines[100:160] = ["the king went to the river and the sea"] * 60
     tokens = in_tokens(make, tmp_path / "x", lines)
@@ -200,7 +202,7 @@ def test_shares_and_length_are_those_of_the_text_where_pieces_cut_characters(mak
         junk += not english_N[i] and bool(found.junk_N[i] & 8)
     assert found.foreign_N[english_N].max() > 0.7 and junk < 0.01 * len(english_N)
     assert (found.junk_N[english_N] & 8).any()  # the same line sixty times
-    names, script_MT = evaluate.cuts(tokens, np.arange(len(tokens.val)))["script"]
+    names, script_MT = kept_and_lost.cuts(tokens, np.arange(len(tokens.val)))["script"]
     shown = tokens.tokenizer.decode(tokens.val.ids)
     assert names[0] == "Telugu" and not (script_MT == 1).any()
     others = sum(c in "\n .,;:!?-—()“”‘’\"'" for c in shown) / len(tokens.val.ids)
@@ -211,7 +213,7 @@ def test_a_few_bytes_leave_the_numbers_to_the_pieces(clean, tokenizer, tmp_path)
     """Of finished runs: in a vocabulary of its own text rare characters alone are bytes."""
     ids = clean[:100].copy()
     ids[7, 5:9] = tokenizer.encode(["😀"])[0][-4:]
-    tokens = data.open_tokens(folder_of(tmp_path / "t", [3, *ids.ravel()], tokenizer))
+    tokens = token_files.open_tokens(folder_of(tmp_path / "t", [3, *ids.ravel()], tokenizer))
     assert features._in_parts(tokens) == (False, features.GRAM)
     before = features.of(tokens)
     assert "by characters" not in features._key(tokens)
@@ -225,7 +227,7 @@ def test_rare_pieces_put_into_a_window_are_found(clean, tokenizer, tmp_path):
     rarest = np.flatnonzero(seen == 0)[:6]
     ids = clean[:400].copy()
     ids[123, 10:40] = np.resize(rarest, 30)
-    tokens = data.open_tokens(folder_of(tmp_path / "t", [3, *ids.ravel()], tokenizer))
+    tokens = token_files.open_tokens(folder_of(tmp_path / "t", [3, *ids.ravel()], tokenizer))
     found = features.of(tokens)
     assert found.rare_N.argmax() == 123 and found.rare_N[123] >= 30 / T
     names, group_N = features.cuts(tokens, found)["rare tokens"]
@@ -235,7 +237,7 @@ def test_rare_pieces_put_into_a_window_are_found(clean, tokenizer, tmp_path):
 def test_token_files_without_a_tokenizer_get_what_ids_can_say(spoilt, tmp_path):
     tokens, _ = spoilt
     folder = folder_of(tmp_path / "t", np.asarray(tokens.train.ids))
-    bare = data.open_tokens(folder)
+    bare = token_files.open_tokens(folder)
     assert bare.tokenizer is None
     found, known = features.of(bare), features.of(tokens)
     for kind in (2, 8):
@@ -291,7 +293,7 @@ def named(tmp_path, clean, lines: str, documents: bool = False) -> data.Tokens:
         (folder / "documents.tsv").write_text(
             f"split\tstart\ttokens\tsource\n{rows}val\t0\t9\tfile\n"
         )
-    return data.open_tokens(folder)
+    return token_files.open_tokens(folder)
 
 
 @pytest.mark.parametrize("heading", ["", "first token\tname\n"])
@@ -317,8 +319,8 @@ def test_documents_keep_their_places_and_get_the_sources_of_sources_tsv(tmp_path
 
 def test_sources_tsv_comes_along_where_token_files_are_used_as_they_are(tmp_path, clean):
     tokens = named(tmp_path, clean, "0\ta\n1700\tb\n")
-    data.link_tokens(tokens.folder, tmp_path / "run" / "tokens")
-    _, sources = data.open_tokens(tmp_path / "run" / "tokens").documents("train")
+    token_files.link_tokens(tokens.folder, tmp_path / "run" / "tokens")
+    _, sources = token_files.open_tokens(tmp_path / "run" / "tokens").documents("train")
     assert set(sources) == {"a", "b"}
 
 
@@ -348,7 +350,7 @@ def test_memory_does_not_grow_with_the_windows(tmp_path, monkeypatch):
     peaks = []
     for name, count in (("some", 2**20), ("many", 2**24)):
         ids = np.random.default_rng(0).integers(4, 700, count, dtype=np.uint32)
-        tokens = data.open_tokens(folder_of(tmp_path / name, ids, context=2048))
+        tokens = token_files.open_tokens(folder_of(tmp_path / name, ids, context=2048))
         tracemalloc.start()  # what numpy allocates; the tokens themselves are mapped
         features.of(tokens)
         peaks.append(tracemalloc.get_traced_memory()[1])

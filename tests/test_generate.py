@@ -8,9 +8,10 @@ import scipy.stats
 import torch
 import transformers
 
-from tdlib import generate, speed
+from tdbook.export import speed
+from tdbook.export.decoder import Decoder
+from tdlib import generate
 from tdlib.data import EOS
-from tdlib.decoder import Decoder
 from tdlib.generate import Sampling
 from tests.test_model import tiny, twin
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdlib import book, choice, hard_set
+from tdbook.book import selection
+from tdbook.runs import choice
+from tdlib import hard_set
 from tdlib.data import Windows
 from tdlib.hard_set import HardSet, Scores
 
@@ -67,8 +69,8 @@ def test_some_windows_have_the_losses_they_have_among_all_and_the_others_none(mo
         np.testing.assert_allclose(part_N[rows], full_N[rows], rtol=2e-6)
         assert np.isnan(np.delete(part_N, rows)).all()
     path, told = tmp_path / "scores.npy", []
-    short = book.score(path, *models, windows, "cpu", lambda *said: told.append(said), 7 * T)
-    difficulty_N = choice.load_scores(path).difficulty_N
+    short = selection.score(path, *models, windows, "cpu", lambda *said: told.append(said), 7 * T)
+    difficulty_N = hard_set.load_scores(path).difficulty_N
     assert np.isfinite(difficulty_N).sum() == 7 and short["scored"] == 0.1
     assert np.isfinite(difficulty_N)[[0, 69]].all() and told[-1][:2] == (7, 7)
     chosen = hard_set.select(difficulty_N, share=0.3 * short["scored"])  # as 02 does
@@ -90,7 +92,7 @@ def test_scoring_into_a_memory_map_holds_nothing_of_the_size_of_n(models, tmp_pa
         ids = np.random.default_rng(0).integers(0, V, count * T + 1).astype("<u4")
         ids.tofile(tmp_path / "ids")
         windows = Windows(np.memmap(tmp_path / "ids", "<u4"), T)
-        with choice.new_scores(tmp_path / "scores.npy", count) as loss_2N:
+        with hard_set.new_scores(tmp_path / "scores.npy", count) as loss_2N:
             tracemalloc.start()
             hard_set.score(*models, windows, into=loss_2N)
             found = tracemalloc.get_traced_memory()[1]
@@ -224,21 +226,21 @@ def test_a_choice_from_nothing_is_refused_in_one_line():
 
 def test_a_random_replay_is_as_many_of_all_windows_drawn_once():
     chosen = HardSet(np.arange(900, 1000), 0.1, 0.1)
-    drawn = choice.replayed(chosen, "random", 1000, seed=3)
+    drawn = hard_set.replayed(chosen, "random", 1000, seed=3)
     assert len(drawn) == len(set(drawn.tolist())) == 100
     assert (np.diff(drawn) > 0).all()
     assert 0 <= drawn.min() and drawn.max() < 1000
-    assert drawn.tolist() == choice.replayed(chosen, "random", 1000, seed=3).tolist()
-    assert drawn.tolist() != choice.replayed(chosen, "random", 1000, seed=4).tolist()
+    assert drawn.tolist() == hard_set.replayed(chosen, "random", 1000, seed=3).tolist()
+    assert drawn.tolist() != hard_set.replayed(chosen, "random", 1000, seed=4).tolist()
     # of all windows, not of the hard ones: 10 % of these are drawn by chance, 10 ± 3
     assert len(np.intersect1d(drawn, chosen.windows_K)) < 25
 
 
 def test_a_hard_replay_is_the_hard_set():
     chosen = HardSet(np.array([3, 8]), 0.1, 0.2)
-    assert choice.replayed(chosen, "hard", 10, seed=1).tolist() == [3, 8]
+    assert hard_set.replayed(chosen, "hard", 10, seed=1).tolist() == [3, 8]
     with pytest.raises(ValueError, match="windows 'easy' must be 'hard', 'random', "):
-        choice.replayed(chosen, "easy", 10, seed=1)
+        hard_set.replayed(chosen, "easy", 10, seed=1)
 
 
 # files
@@ -249,7 +251,7 @@ def test_a_kept_choice_is_loaded_as_it_was(tmp_path):
     chosen, path = hard_set.select(difficulty_N, share=0.17), tmp_path / "hard_set.json"
     chosen = replace(chosen, easy=4, token_share=0.4)
     choice.keep(chosen, path, "the hardest 17 %, శాతం")
-    back = choice.load(path)
+    back = hard_set.load(path)
     assert back.windows_K.tolist() == chosen.windows_K.tolist()
     assert back.windows_K.dtype == np.int64
     assert (back.threshold, back.share) == (chosen.threshold, chosen.share)  # to the last bit
@@ -264,65 +266,65 @@ def test_a_kept_choice_is_loaded_as_it_was(tmp_path):
 def test_a_broken_choice_gets_one_line(tmp_path, content):
     (tmp_path / "hard_set.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"hard_set.json is no hard set .*: run 02_hard_set") as e:
-        choice.load(tmp_path / "hard_set.json")
+        hard_set.load(tmp_path / "hard_set.json")
     assert "\n" not in str(e.value)
 
 
 def test_scores_come_back_and_are_told_in_short(tmp_path):
     scores = Scores(np.float32([1, 2, 4, NAN]), np.float32([2, 1, 1, 1]))
     path = tmp_path / "scores" / "run.npy"
-    with choice.new_scores(path, 4) as loss_2N:
+    with hard_set.new_scores(path, 4) as loss_2N:
         assert np.isnan(loss_2N).all() and not path.exists()
         loss_2N[:] = scores.student_loss_N, scores.teacher_loss_N
-    back = choice.load_scores(path)
+    back = hard_set.load_scores(path)
     for field in ("student_loss_N", "teacher_loss_N"):
         np.testing.assert_array_equal(getattr(back, field), getattr(scores, field))
     # differences −1, 1, 3, and one window without a target
-    told = choice.in_short(back)
+    told = hard_set.in_short(back)
     assert told == {"windows": 4, "mean": 1.0, "student_better": pytest.approx(1 / 3)}
 
 
 @pytest.mark.parametrize("student, teacher", [(NAN, NAN), (NAN, 1.0)])
 def test_scores_say_nothing_of_a_window_only_where_they_may(student, teacher, tmp_path):
     path = tmp_path / "run.npy"
-    with choice.new_scores(path, 2) as loss_2N:
+    with hard_set.new_scores(path, 2) as loss_2N:
         loss_2N[:] = np.array([[2.0, student], [1.0, teacher]])
-    assert np.isnan(choice.load_scores(path).difficulty_N).tolist() == [False, True]
+    assert np.isnan(hard_set.load_scores(path).difficulty_N).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("student, teacher", [(2.0, NAN), (np.inf, 1.0), (2.0, -np.inf)])
 def test_scores_that_are_not_finite_are_damage_and_no_mask(student, teacher, tmp_path):
     path = tmp_path / "run.npy"
-    with choice.new_scores(path, 2) as loss_2N:
+    with hard_set.new_scores(path, 2) as loss_2N:
         loss_2N[:] = np.array([[2.0, student], [1.0, teacher]])
     with pytest.raises(ValueError, match=r"run.npy holds no scores \(a loss is not finite\): run"):
-        choice.load_scores(path)
+        hard_set.load_scores(path)
 
 
 def test_02_says_how_many_windows_it_could_not_score(models, tmp_path):
     windows = some_windows(20)
     mask = np.ones(len(windows.ids), "u1")
     mask[T + 1 : 4 * T + 1] = 0  # windows 1, 2 and 3
-    short = book.score(
+    short = selection.score(
         tmp_path / "a.npy", *models, Windows(windows.ids, T, mask), "cpu", lambda *told: None
     )
     assert (short["masked"], short["windows"]) == (3, 20)
-    said = book.does_difficulty_mean_anything("50m", short)
+    said = selection.does_difficulty_mean_anything("50m", short)
     assert "of 20 windows but for 3, which have no target" in said
     mask[:] = 0
     with pytest.raises(ValueError, match="no training window was scored that has a target"):
-        book.score(tmp_path / "b.npy", *models, Windows(windows.ids, T, mask), "cpu", print)
+        selection.score(tmp_path / "b.npy", *models, Windows(windows.ids, T, mask), "cpu", print)
 
 
 def test_scores_that_could_not_be_finished_leave_the_old_ones(tmp_path):
     path = tmp_path / "run.npy"
-    with choice.new_scores(path, 2) as loss_2N:
+    with hard_set.new_scores(path, 2) as loss_2N:
         loss_2N[:] = 1
-    with pytest.raises(RuntimeError), choice.new_scores(path, 2) as loss_2N:
+    with pytest.raises(RuntimeError), hard_set.new_scores(path, 2) as loss_2N:
         loss_2N[:] = 2
         raise RuntimeError
-    assert (choice.load_scores(path).student_loss_N == 1).all()
+    assert (hard_set.load_scores(path).student_loss_N == 1).all()
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     path.write_bytes(b"no numbers")
     with pytest.raises(ValueError, match=r"run.npy holds no scores .*: run 02_hard_set again"):
-        choice.load_scores(path)
+        hard_set.load_scores(path)

@@ -16,11 +16,17 @@ import pytest
 import torch
 from nbformat import v4
 
-from tdlib import book, data, hashes, hooks, parameters, runs, telugu, train
-from tdlib.data import open_tokens
+from tdbook.book import students
+from tdbook.corpus import token_files, writer
+from tdbook.corpus.text import Document
+from tdbook.corpus.token_files import open_tokens
+from tdbook.runs import hashes, heartbeat, hooks, parameters
+from tdbook.runs.parameters import ParameterError
+from tdbook.runs.running import Run, start
+from tdbook.training import dashboard
+from tdlib import train
+from tdlib.files import write_whole as write
 from tdlib.model import Llama
-from tdlib.parameters import ParameterError
-from tdlib.text import Document
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +37,7 @@ def processes(mark: str) -> list[str]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             line = (path / "cmdline").read_text().replace("\0", " ")
-            found += [line] * (mark in line and runs._started(int(path.name)) is not None)
+            found += [line] * (mark in line and heartbeat._started(int(path.name)) is not None)
         except OSError:  # gone meanwhile
             pass
     return found
@@ -107,7 +113,7 @@ def test_a_hook_that_cannot_even_be_called_or_logged_is_a_line(tmp_path):
 def test_a_hook_ends_with_the_process_that_called_it(tmp_path):
     mark = f"sleep 8{os.getpid()}"
     script = (
-        "import sys; from pathlib import Path; from tdlib import hooks; out = Path(sys.argv[1]);"
+        "import sys; from pathlib import Path; from tdbook.runs import hooks; out = Path(sys.argv[1]);"
         "hooks.call('after_checkpoint', sys.argv[2], hooks.told(out, 'r', 'running', ''), out)"
     )
     command = f"setsid {mark} & {mark}; {mark}"
@@ -129,7 +135,7 @@ def test_checkpoints_are_told_one_at_a_time_and_the_last_one_always(tmp_path, mo
     command = "echo begins >> said; cat state.pt >> said; sleep 0.3; echo ends >> said"
     with hooks.beside(command, tmp_path, tmp_path, lambda: about(tmp_path, "running")):
         for step in range(12):
-            runs.write(kept, f"{step}\n")
+            write(kept, f"{step}\n")
             time.sleep(0.05)
     hooks.settle()
     said = (tmp_path / "said").read_text().split()
@@ -148,9 +154,9 @@ def test_without_a_hook_no_thread_is_started_and_nothing_is_waited_for(tmp_path)
 def folder(tmp_path_factory, tokenizer) -> Path:
     """A run folder with tokens and a teacher, as 00 would leave it."""
     out = tmp_path_factory.mktemp("made") / "book"
-    documents, _ = telugu.write(30_000, 5)
+    documents, _ = writer.write(30_000, 5)
     splits = {"train": documents[2:], "val": [Document(d.lines, d.source) for d in documents[:2]]}
-    data.write_tokens(out / "tokens", splits, tokenizer, 32)
+    token_files.write_tokens(out / "tokens", splits, tokenizer, 32)
     (out / "models/teacher").mkdir(parents=True)
     return out
 
@@ -163,13 +169,13 @@ def trained(
     own |= {"ce_weight": 1.0, "batch_tokens": 64, "token_limit": 64 * steps, "seed": 7}
     if anew:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    this = runs.start("01_distill", own | given)
+    this = start("01_distill", own | given)
     try:
         tokens = open_tokens(folder / "tokens")
         net: Llama = tiny_llama(1, vocab=tokens.vocab_size, context=32)
         net.requires_grad_(True)
         recipe = train.recipe(this.parameters)
-        log = book.fit(this, "a", net, tokens, recipe, None)
+        log = students.fit(this, "a", net, tokens, recipe, None)
         hooks.settle()
         timed = ("train/tokens_per_sec", "train/peak_share", "train/peak_memory_mib")
         rows = [{k: v for k, v in row.items() if k not in timed} for row in log]
@@ -205,7 +211,7 @@ def test_hooks_and_wandb_rerun_nothing_and_their_commands_are_in_no_record(folde
     values = parameters.check("01_distill", {})
     more = {"after_run": "mail me@home", "after_checkpoint": "up", "wandb": "a-project"}
     assert hashes.of_parameters(values) == hashes.of_parameters(values | more)
-    this = runs.start("01_distill", {"run": "01_distill-b", "out": str(folder), **more})
+    this = start("01_distill", {"run": "01_distill-b", "out": str(folder), **more})
     record = this.provenance()
     state = json.loads((folder / "state/01_distill-b.json").read_text())
     this.parameters["after_run"] = ""  # or it would be called
@@ -221,7 +227,7 @@ CELLS = [
     'run = "00_teacher"  # name\nprofile = "tiny"  # folder\nout = "outputs/tiny"  # folder\n'
     'seed = 1  # what happens\ndevice = "cpu"  # where\ntext = ""  # none\ntokens = ""  # none\n'
     'teacher = ""  # none\ntokenizer = ""  # none\nafter_run = ""  # told\nredo = False  # again',
-    'from tdlib import runs\nthis = runs.start("00_teacher")',
+    'from tdbook.runs import running\nthis = running.start("00_teacher")',
     """import pathlib, time
 this.path("tokens", "a").write_text("ids")
 this.path("models", "teacher", "w").write_text("w")
@@ -249,14 +255,14 @@ def root(tmp_path) -> Path:
 HEAR = 'env | grep ^TDLIB_ > heard; wc -c < "$TDLIB_PAGE" >> heard; exit 1'
 
 
-def start(root: Path, seed: int, papermill: bool = False) -> subprocess.Popen:
+def execute(root: Path, seed: int, papermill: bool = False) -> subprocess.Popen:
     given = f"run: 00_teacher\nseed: {seed}\nafter_run: {json.dumps(HEAR)}\n"
     yaml = root / "params/tiny/00_teacher.yaml"
     yaml.parent.mkdir(parents=True)
     yaml.write_text(given)
     out = root / "outputs/tiny"
     out.mkdir(parents=True)
-    command = ["tdlib.graph", "execute", yaml, out]
+    command = ["tdbook", "execute", yaml, out]
     if papermill:
         notebook = root / "notebooks/00_teacher.ipynb"
         command = ["papermill", notebook, out / "00_teacher.ipynb", "-f", yaml, "-k", "python3"]
@@ -276,9 +282,9 @@ def heard(root: Path) -> dict[str, str]:
     (1, "done", "The loss is 3."), (3, "interrupted", "stopped"),
 ])  # fmt: skip
 def test_after_run_comes_after_the_page_whatever_became_of_the_run(root, seed, state, finding):
-    process, out = start(root, seed), root / "outputs/tiny"
+    process, out = execute(root, seed), root / "outputs/tiny"
     if seed == 3:
-        wait_for(lambda: runs.state(out, "00_teacher").get("step") == 1)
+        wait_for(lambda: heartbeat.state(out, "00_teacher").get("step") == 1)
         process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[0].splitlines()
     assert process.returncode == (seed > 1), said  # the hook's failure changes nothing
@@ -286,11 +292,11 @@ def test_after_run_comes_after_the_page_whatever_became_of_the_run(root, seed, s
     assert (found["STATE"], found["FINDING"]) == (state, finding)
     assert found["page"] == (out / "00_teacher.html").stat().st_size
     assert said[-1].startswith("00_teacher · after_run failed: exit 1")
-    assert runs.state(out, "00_teacher")["state"] == state
+    assert heartbeat.state(out, "00_teacher")["state"] == state
 
 
 def test_plain_papermill_calls_after_run_from_the_kernel_after_a_failure(root):
-    process, log = start(root, 2, papermill=True), root / "outputs/tiny/logs/hooks.log"
+    process, log = execute(root, 2, papermill=True), root / "outputs/tiny/logs/hooks.log"
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 1, said
     wait_for(lambda: log.exists())  # the kernel does not wait long for a hook
@@ -306,7 +312,7 @@ def test_a_run_in_a_script_calls_after_run_once_when_it_is_made_and_not_when_it_
     monkeypatch.chdir(root)
     for _ in range(2):
         given = {"run": "00_teacher", "after_run": "env >> heard"}
-        this = runs.start("00_teacher", given)
+        this = start("00_teacher", given)
         this.path("tokens", "a").write_text("ids")
         this.path("models", "teacher", "w").write_text("w")
         this.finding("The loss is 3.")
@@ -365,7 +371,7 @@ def test_wandb_gets_the_rows_of_the_log_and_a_training_that_goes_on_is_the_same_
     folder, tiny_llama, alone, offline, monkeypatch
 ):
     given = {"wandb": "telugu", "checkpoint_minutes": 1e-9, "after_run": ""}
-    progress = runs.Run.progress
+    progress = Run.progress
 
     def stopped(this, step: int, steps: int, message: str = "") -> None:
         progress(this, step, steps, message)
@@ -373,7 +379,7 @@ def test_wandb_gets_the_rows_of_the_log_and_a_training_that_goes_on_is_the_same_
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs.Run, "progress", stopped)
+        patched.setattr(Run, "progress", stopped)
         with pytest.raises(KeyboardInterrupt):
             trained(folder, tiny_llama, **given)
     kept = (folder / "checkpoints/01_distill-a/a/wandb.id").read_text()
@@ -404,8 +410,6 @@ def test_a_wandb_that_fails_or_hangs_costs_a_training_a_line(
 ):
     import wandb
 
-    from tdlib import dashboard
-
     def fails(**_) -> None:
         raise wandb.errors.UsageError("No API key configured.")
 
@@ -429,5 +433,5 @@ def test_wandb_that_is_not_installed_is_one_line_before_anything_else(monkeypatc
         parameters.check("01_distill", {"wandb": "x"})
     assert "\n" not in str(error.value)
     parameters.check("01_distill", {"wandb": ""})
-    code = "import sys, tdlib.dashboard; assert 'wandb' not in sys.modules"
+    code = "import sys, tdbook.training.dashboard; assert 'wandb' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

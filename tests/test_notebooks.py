@@ -8,7 +8,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tdlib import graph, parameters
+from tdbook import __main__
+from tdbook.runs import parameters
+from tdbook.workflow import graph
 from tdlib.shapes import SHAPES
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +109,7 @@ def test_the_shapes_of_the_plan_are_the_ones_the_b200_profile_uses():
 
 
 def test_the_sizes_of_b200_are_told_for_both_vocabularies(capsys):
-    assert graph.main(["check", "b200"]) == 0
+    assert __main__.main(["check", "b200"]) == 0
     said = capsys.readouterr().out
     # FACTS.md section 2
     assert re.search(r"student-50m, vocabulary 51,800: 52\.2 M .* 26\.5 M embedding.*within", said)

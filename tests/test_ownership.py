@@ -12,24 +12,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tdlib import (
-    book,
-    cache,
-    data,
-    evaluate,
-    export,
-    features,
-    files,
-    graph,
-    ownership,
-    report,
-    runs,
-    share,
-    sweeps,
-    tokenizer,
-    worker,
-)
-from tdlib.parameters import ParameterError
+from tdbook.analysis import features
+from tdbook.book import opening
+from tdbook.corpus import tokenizer_files
+from tdbook.export import gguf_file
+from tdbook.runs import ownership, sweeps
+from tdbook.runs.parameters import ParameterError
+from tdbook.runs.running import Run, clear_checkpoint, start
+from tdbook.training import cache, worker
+from tdbook.workflow import execute, request, run_pages, scheduler, share
+from tdlib import data, evaluate, files
+from tdlib.files import write_whole as write
 from tests import small_book
 
 REPOSITORY = Path(__file__).parents[1]
@@ -138,7 +131,7 @@ def test_what_a_kill_leaves_is_the_old_or_the_new_folder_and_nothing_of_others_i
 def test_a_folder_never_gives_way_to_a_file(tmp_path):
     mine(tmp_path / "hard_set.json/x")
     with pytest.raises(FileExistsError, match="is a folder, a file is to stand there"):
-        runs.write(tmp_path / "hard_set.json", "{}")
+        write(tmp_path / "hard_set.json", "{}")
     assert content(tmp_path) == {"hard_set.json/x": b"a week of work"}
 
 
@@ -165,9 +158,9 @@ def test_what_another_left_at_a_place_of_a_run_is_refused_by_name(name, folder, 
     before = content(folder)
     if not name.endswith("ipynb"):  # plain papermill writes that before the run begins
         with pytest.raises(FileExistsError, match=re.escape(name.rpartition("/")[0] or name)):
-            runs.start("00_teacher", {"run": "00_teacher", "out": "outputs/tiny"})
+            start("00_teacher", {"run": "00_teacher", "out": "outputs/tiny"})
         assert content(folder) == before and not (folder / ".claims").exists()
-    assert graph.execute(Path("params/tiny/00_teacher.yaml").resolve(), folder, {}) == 1
+    assert execute.execute(Path("params/tiny/00_teacher.yaml").resolve(), folder, {}) == 1
     shown = capsys.readouterr().out
     assert "not the book's and would be replaced" in shown and shown.count("\n") == 1
     assert content(folder) == before
@@ -178,13 +171,13 @@ def test_the_book_says_all_that_is_in_its_way_before_anything_is_made(folder):
         mine(folder / name)
     before = content(folder)
     with pytest.raises(ParameterError) as error:
-        graph.make(graph.wanted("book", {"PROFILE": "tiny"}))
+        scheduler.make(request.wanted("book", {"PROFILE": "tiny"}))
     assert "index.html, tokens, models/a in" in str(error.value)
     assert before.items() <= content(folder).items() and not (folder / ".snakemake.log").exists()
 
 
-def begin(**given) -> runs.Run:
-    return runs.start("01_distill", {"run": "01_distill-a", "out": "outputs/tiny"} | given)
+def begin(**given) -> Run:
+    return start("01_distill", {"run": "01_distill-a", "out": "outputs/tiny"} | given)
 
 
 def inputs(folder: Path) -> None:
@@ -260,7 +253,7 @@ def test_what_a_run_reads_is_never_what_it_replaces(how, folder, tmp_path):
     with pytest.raises(
         FileExistsError, match=r"is the run's own folder: leave (tokens|tokenizer) empty"
     ):
-        runs.start("00_teacher", {"run": "00_teacher", "out": str(folder)} | given)
+        start("00_teacher", {"run": "00_teacher", "out": str(folder)} | given)
     assert (source / "train.bin").read_text() == "a week of work"
 
 
@@ -278,14 +271,14 @@ def test_of_a_runs_checkpoints_only_its_own_go(folder):
     assert content(old / place.relative_to(folder)).keys() == {"epoch-1.safetensors", "notes.txt"}
     for name in ("state.pt", "epoch-1.safetensors", "notes.txt"):
         mine(place / name)
-    runs.clear_checkpoint(place.parent, epochs=True)
+    clear_checkpoint(place.parent, epochs=True)
     assert content(place).keys() == {"notes.txt"}
 
 
 def test_a_website_is_no_run_folder(folder):
     mine(folder / "index.html")
     with pytest.raises(FileExistsError, match="no run is there"):
-        report.index(folder)
+        run_pages.index(folder)
     assert content(folder) == {"index.html": b"a week of work"}
 
 
@@ -361,7 +354,7 @@ def test_a_sweep_takes_no_file_of_another_and_no_folder_in_a_links_place(tmp_pat
 def test_a_vocabulary_takes_no_file_of_another(tmp_path):
     mine(tmp_path / "t.model")
     with pytest.raises(FileExistsError, match=r"t.model is there and was not made by the book"):
-        tokenizer.train(["a"], 300, tmp_path / "t.model")
+        tokenizer_files.train(["a"], 300, tmp_path / "t.model")
     assert content(tmp_path) == {"t.model": b"a week of work"}
 
 
@@ -387,30 +380,30 @@ def test_an_export_never_takes_its_models_place(model, tmp_path, monkeypatch, ca
         ):
             mine(model / "notes/x") if out.endswith("notes") else None
             with pytest.raises(ValueError, match="is, or holds, the model itself"):
-                export.ship(name, out)
+                gguf_file.ship(name, out)
             shutil.rmtree(model / "notes", ignore_errors=True)
-    assert export.main(["MODEL=link/50m", "OUT=models/"]) == 1
+    assert gguf_file.main(["MODEL=link/50m", "OUT=models/"]) == 1
     assert "is, or holds, the model itself" in capsys.readouterr().out
     assert content(model) == before
 
 
 def test_an_export_replaces_its_own_and_no_other(model, tmp_path, monkeypatch):
     same = SimpleNamespace(agreement=1.0, mean=0.0, largest=0.0)
-    monkeypatch.setattr(export.gguf_check, "check", lambda *_: same)
-    monkeypatch.setattr(export.gguf_check, "other_weights", lambda *_: "")
-    monkeypatch.setattr(export, "to_gguf", lambda folder, path, kind: path.write_text(kind))
-    monkeypatch.setattr(export, "_card", lambda *_: "TODO: licence")
+    monkeypatch.setattr(gguf_file.gguf_check, "check", lambda *_: same)
+    monkeypatch.setattr(gguf_file.gguf_check, "other_weights", lambda *_: "")
+    monkeypatch.setattr(gguf_file, "to_gguf", lambda folder, path, kind: path.write_text(kind))
+    monkeypatch.setattr(gguf_file, "_card", lambda *_: "TODO: licence")
     out = mine(tmp_path / "ship/50m/README.md").parent
     with pytest.raises(FileExistsError, match="50m is there and was not made by the book"):
-        export.ship(model, out)
+        gguf_file.ship(model, out)
     assert content(out) == {"README.md": b"a week of work"}
     shutil.rmtree(out)
-    export.ship(model, out)
+    gguf_file.ship(model, out)
     mine(out / "LICENSE")
-    export.ship(model, out)
+    gguf_file.ship(model, out)
     mine(out / "README.md", "MIT")  # the owner has filled in the card
     with pytest.raises(FileExistsError, match=r"README.md in \S+50m was not made by the book, or"):
-        export.ship(model, out)
+        gguf_file.ship(model, out)
     assert (out / "README.md").read_text() == "MIT"
     assert (out / "LICENSE").read_text() == "a week of work"
 
@@ -420,7 +413,7 @@ def test_a_gguf_takes_no_file_of_another(name, model):
     path = mine(model / name, "GGUF of another") if name == "x.gguf" else model / name
     before = content(model)
     with pytest.raises(FileExistsError, match=f"{name} is there and was not made by the book"):
-        export.to_gguf(model, path, "F16")
+        gguf_file.to_gguf(model, path, "F16")
     assert content(model) == before
     if name == "x.gguf":
         files.sign(mine(model / "new.gguf", "GGUF"))
@@ -432,11 +425,11 @@ def test_a_cards_place_is_its_owners(tmp_path, monkeypatch):
                            path=tmp_path.joinpath, out=tmp_path)  # fmt: skip
     mine(tmp_path / "models/a/w")
     for text in ("card", "a later card"):
-        monkeypatch.setattr(book.release, "card", lambda *_, text=text: text)
-        book._card(this, "a", None, {})
+        monkeypatch.setattr(opening.release, "card", lambda *_, text=text: text)
+        opening._card(this, "a", None, {})
         assert (tmp_path / "models/a/README.md").read_text() == text
     mine(tmp_path / "models/a/README.md", "the owner's own")
-    book._card(this, "a", None, {})
+    opening._card(this, "a", None, {})
     assert (tmp_path / "models/a/README.md").read_text() == "the owner's own"
 
 

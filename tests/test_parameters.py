@@ -11,8 +11,8 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from nbformat import v4
 
-from tdlib import parameters
-from tdlib.parameters import ParameterError, check
+from tdbook.runs import parameters, rules
+from tdbook.runs.parameters import ParameterError, check
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -118,7 +118,7 @@ def test_5e_4_in_a_yaml_is_a_number(tmp_path):
 
 
 def test_a_list_left_as_text_is_a_list():
-    rule = parameters.Rule(list)
+    rule = rules.Rule(list)
     assert parameters.convert(rule, "[1, 2]") == parameters.convert(rule, [1, 2]) == [1, 2]
     with pytest.raises(TypeError):
         parameters.convert(rule, "1")
@@ -163,7 +163,7 @@ def test_every_yaml_of_the_repository_passes_and_bears_its_name(path):
 
 
 def test_the_check_needs_no_torch():
-    code = "import sys\nfrom tdlib import runs, graph\nprint([m for m in sys.modules if m in "
+    code = "import sys\nfrom tdbook.runs import running\nfrom tdbook.workflow import graph\nprint([m for m in sys.modules if m in "
     code += "('torch', 'pandas', 'matplotlib', 'numpy', 'IPython', 'papermill')])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 

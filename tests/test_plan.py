@@ -14,7 +14,11 @@ import pytest
 import torch
 import yaml
 
-from tdlib import data, doctor, graph, lora, parameters, plan, shapes, train, units, workload
+from tdbook import __main__
+from tdbook.corpus import token_files
+from tdbook.runs import parameters, units
+from tdbook.workflow import doctor, graph, plan, workload
+from tdlib import data, lora, shapes, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]
@@ -128,7 +132,7 @@ def test_what_a_run_leaves_on_the_disk(tmp_path):
 def test_tokens_at_hand_are_counted_and_a_kept_hard_set_too(folder):
     found = plan.size_of(folder / "tokens", folder, 0.5)
     assert (found.vocab_size, found.context) == (300, 32)
-    opened = data.open_tokens(folder / "tokens")
+    opened = token_files.open_tokens(folder / "tokens")
     assert (found.train, found.val) == (len(opened.train), len(opened.val))
     assert found.hard == round(found.train / 2)
     choice = {"share": 0.1, "threshold": 0.0, "windows_K": [2, 3, 5]}
@@ -149,7 +153,7 @@ def test_an_estimate_tells_what_the_run_then_does(folder):
     assert (torch.rand(1), np.random.rand()) == wanted
     assert told == json.loads(json.dumps(told))
     assert 0 < told["seconds_low"] < told["seconds_high"] < 3600
-    tokens = data.open_tokens(folder / "tokens")
+    tokens = token_files.open_tokens(folder / "tokens")
     order = train.order(np.arange(len(tokens.train)), train.recipe(p), tokens.context)
     assert told["steps"] == len(order)
     assert told["tokens"] == sum(map(len, order)) * tokens.context
@@ -246,7 +250,7 @@ def test_a_time_has_one_unit_and_two_digits(span, words):
     ],
 )
 def test_what_means_nothing_is_said_in_one_line(pairs, words, capsys):
-    assert graph.main(["plan", *(f"{k}={v}" for k, v in (B200 | pairs).items())]) == 1
+    assert __main__.main(["plan", *(f"{k}={v}" for k, v in (B200 | pairs).items())]) == 1
     line = capsys.readouterr().out
     assert line.count("\n") == 1 and re.search(words, line), line
 
@@ -256,12 +260,12 @@ def test_tokens_of_another_vocabulary_than_the_teachers_are_refused(folder, caps
     Llama(LlamaConfig(400, **SHAPES["teacher-smoke"], context=32)).save(other)
     given = ["PROFILE=smoke", f"OUT={folder}", f"TOKENS={folder}/tokens", f"TEACHER={other}"]
     for what in ("plan", "doctor"):
-        assert graph.main([what, *given]) == 1
+        assert __main__.main([what, *given]) == 1
         assert "vocabulary is 400, the tokens' 300: give the tokens" in capsys.readouterr().out
 
 
 def test_arithmetic_needs_no_torch():
-    code = "import sys\nfrom tdlib import plan\nplan.plan(dict(PROFILE='b200', DEVICE='b200', "
+    code = "import sys\nfrom tdbook.workflow import plan\nplan.plan(dict(PROFILE='b200', DEVICE='b200', "
     code += "OUT='/tmp/no-such-run-folder'))\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
@@ -279,7 +283,7 @@ def examined(folder: Path, profile: str, *runs: str) -> subprocess.CompletedProc
         text = (ROOT / f"params/smoke/{run}.yaml").read_text().replace("outputs/smoke", str(folder))
         (root / f"params/{profile}/{run}.yaml").write_text(text)
     environment = os.environ | {"TDLIB_ROOT": str(root), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tdlib.graph", "doctor", f"PROFILE={profile}"]
+    command = [sys.executable, "-m", "tdbook", "doctor", f"PROFILE={profile}"]
     command += [f"TEACHER={folder}/models/teacher"]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 

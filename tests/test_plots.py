@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from tdlib import plots, tables
+from tdbook.report import figures, plots, tables
 
 NAMES = [
     "teacher", "50m", "50m-seed2", "50m-scratch", "80m", "120m", "55m", "50m-hard-merged",
@@ -49,7 +49,7 @@ def test_difficulty_says_how_many_windows_lie_at_or_above_the_line(scores):
 def test_the_red_bars_of_difficulty_are_exactly_the_hard_windows(scores):
     figure = plots.difficulty(scores.student, scores.teacher, 0.31)
     red = [p.get_height() for p in figure.axes[0].patches
-           if mpl.colors.to_hex(p.get_facecolor()) == plots.HARD]  # fmt: skip
+           if mpl.colors.to_hex(p.get_facecolor()) == figures.HARD]  # fmt: skip
     every = [p.get_height() for p in figure.axes[0].patches]
     assert (sum(red), sum(every)) == ((scores.difficulty >= 0.31).sum(), 2060)
 
@@ -84,7 +84,7 @@ def test_share_by_source_weighs_sources_by_windows_and_draws_names_no_font_has()
     said = title(plots.share_by_source(["written/నది", "漢字 $5 $"], [0.1, 0.4], [300, 100]))
     assert said == "40.0% of ?? $5 $ is hard, 17.5% of all windows"
     many = plots.share_by_source([f"s{i}" for i in range(40)], [0.2] * 40, range(1, 41))
-    assert len(many.axes[0].get_yticks()) == plots.LISTED
+    assert len(many.axes[0].get_yticks()) == figures.LISTED
 
 
 def test_quality_sizes_and_progressive_say_the_best_and_the_difference():
@@ -134,7 +134,7 @@ def test_calibration_gives_the_expected_calibration_error():
 
 
 def lightness(name: str) -> float:
-    rgb = np.array(mpl.colors.to_rgb(plots.colour(name)))
+    rgb = np.array(mpl.colors.to_rgb(figures.colour(name)))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     y = linear @ [0.2126, 0.7152, 0.0722]
     return 116 * np.cbrt(y) - 16 if y > 0.008856 else 903.3 * y
@@ -144,7 +144,9 @@ def test_the_main_models_differ_in_grey_and_every_model_by_its_marker():
     main = ["teacher", "50m", "50m-scratch", "50m-hard", "50m-hard-merged"]
     assert np.diff(sorted(map(lightness, main))).min() >= 10
     assert (
-        len(set(plots.COLOURS.values())) == len(set(plots.MARKERS.values())) == len(plots.COLOURS)
+        len(set(figures.COLOURS.values()))
+        == len(set(figures.MARKERS.values()))
+        == len(figures.COLOURS)
     )
 
 
@@ -154,9 +156,13 @@ def test_an_unknown_model_has_a_colour_of_its_family_and_keeps_it():
         ("50m-lr-merged", "50m-hard-merged"),
         ("x-lora", "50m-hard"),
     ):
-        hues = [mpl.colors.rgb_to_hsv(mpl.colors.to_rgb(plots.colour(n)))[0] for n in (name, kind)]
-        assert abs(hues[0] - hues[1]) < 0.02 and plots.colour(name) not in plots.COLOURS.values()
-    assert plots.colour("nobody") == plots.colour("nobody") and plots.marker("nobody")
+        hues = [
+            mpl.colors.rgb_to_hsv(mpl.colors.to_rgb(figures.colour(n)))[0] for n in (name, kind)
+        ]
+        assert (
+            abs(hues[0] - hues[1]) < 0.02 and figures.colour(name) not in figures.COLOURS.values()
+        )
+    assert figures.colour("nobody") == figures.colour("nobody") and figures.marker("nobody")
 
 
 def test_every_sign_of_telugu_is_drawn_and_a_missing_one_is_an_error():
@@ -165,7 +171,7 @@ def test_every_sign_of_telugu_is_drawn_and_a_missing_one_is_an_error():
     figure.text(0.1, 0.5, " ".join(telugu) + " స్త్రీ క్ష్మి − ≥ → ← “” 2,060 %")
     title(figure)
     # in a process of its own, since pytest has its own filters of warnings
-    code = "import io; from tdlib.plots import Figure; figure = Figure()\n"
+    code = "import io; from tdbook.report.plots import Figure; figure = Figure()\n"
     code += "figure.text(0, 0, chr(0x905)); figure.savefig(io.BytesIO())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode and "DEVANAGARI LETTER A" in done.stderr.splitlines()[-1]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tdlib import published
+from tdbook.report import published
 
 CLAIMS = """key,claim,verdict,because,against
 distilled,"It beats scratch, by 0.3–0.5",holds in part,base − scratch is smaller (and 1 more),–
@@ -166,7 +166,7 @@ def test_the_exit_code_tells_a_script_whether_a_run_agrees(repository, capsys):
 
 def test_readme_says_what_is_published():
     """Of this repository itself: `make publish OUT=outputs/small NAME=evidence`, then
-    `python -m tdlib.published readme`."""
+    `python -m tdbook.report.published readme`."""
     assert published.readme(check=True)
 
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 from scipy import stats
 
-from tdlib import book, data, hard_set, telugu, text, train
+from tdbook.book import opening
+from tdbook.corpus import text, token_files, writer
+from tdlib import data, hard_set, train
 from tdlib.model import Llama, LlamaConfig
 
 OFTEN = (2, 6)  # every fourth sentence is rare; in ordinary text it is one in 66
@@ -19,10 +21,12 @@ OFTEN = (2, 6)  # every fourth sentence is rare; in ordinary text it is one in 6
 
 
 def written(folder, characters, seed, tokenizer, **often) -> data.Tokens:
-    documents, rares = telugu.write(characters, seed, **often)
-    rare = book.rare_lines(documents, rares)
-    data.write_tokens(folder, {"train": documents, "val": documents[-2:]}, tokenizer, 24, rare)
-    return data.open_tokens(folder)
+    documents, rares = writer.write(characters, seed, **often)
+    rare = opening.rare_lines(documents, rares)
+    token_files.write_tokens(
+        folder, {"train": documents, "val": documents[-2:]}, tokenizer, 24, rare
+    )
+    return token_files.open_tokens(folder)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +37,8 @@ def prepared(tmp_path_factory) -> data.Tokens:
         section_characters=1_500, vocab_size=700, context=32, val_share=0.2, confirm_share=0.1,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("run") / "tokens"
-    assert "Rare constructions, at known places" in book.prepare(p, folder)
-    return data.open_tokens(folder)
+    assert "Rare constructions, at known places" in opening.prepare(p, folder)
+    return token_files.open_tokens(folder)
 
 
 def rows(tokens: data.Tokens) -> list[dict]:
@@ -59,12 +63,12 @@ def sentences(tokens: data.Tokens, split: str) -> Counter:
 
 
 def test_the_tokens_at_a_reported_position_are_the_sentence_and_none_is_missing(prepared, dense):
-    documents, rares = telugu.write(150_000, 4)
+    documents, rares = writer.write(150_000, 4)
     assert len(text.section(documents, 1_500)) > 1.5 * len(documents)  # the cutting did happen
     parts = [sentences(prepared, split) for split in ("train", "val", "confirm")]
     assert all(parts)
     assert sum(parts, Counter()) == Counter((rare.kind, rare.text) for rare in rares)
-    _, rares = telugu.write(60_000, 5, rare_every=OFTEN)
+    _, rares = writer.write(60_000, 5, rare_every=OFTEN)
     assert len({(rare.document, rare.line) for rare in rares}) < len(rares)  # two in a line
     assert sentences(dense, "train") == Counter((rare.kind, rare.text) for rare in rares)
 
@@ -91,8 +95,8 @@ def test_a_construction_after_the_last_whole_window_is_in_none(tokenizer, tmp_pa
     assert len(ids[0]) + 1 + len(ids[1]) // 2 > context
     rare = {"ఇది రెండు.": {"ఇది రెండు.": "numeral"}}
     splits = {"train": [document], "val": [document]}
-    data.write_tokens(tmp_path / "tokens", splits, tokenizer, context, rare)
-    tokens = data.open_tokens(tmp_path / "tokens")
+    token_files.write_tokens(tmp_path / "tokens", splits, tokenizer, context, rare)
+    tokens = token_files.open_tokens(tmp_path / "tokens")
     assert len(tokens.train) == 1
     assert {kind: holds_N.tolist() for kind, holds_N in tokens.rare("train").items()} == {
         "numeral": [False]
@@ -100,12 +104,12 @@ def test_a_construction_after_the_last_whole_window_is_in_none(tokenizer, tmp_pa
 
 
 def test_a_text_that_reports_none_has_none(tokenizer, tmp_path):
-    documents, _ = telugu.write(20_000, 1)
-    data.write_tokens(
+    documents, _ = writer.write(20_000, 1)
+    token_files.write_tokens(
         tmp_path / "tokens", {"train": documents, "val": documents[:1]}, tokenizer, 32
     )
     assert not (tmp_path / "tokens" / "rare.tsv").exists()
-    assert data.open_tokens(tmp_path / "tokens").rare("train") == {}
+    assert token_files.open_tokens(tmp_path / "tokens").rare("train") == {}
 
 
 # the hard set finds them

@@ -21,8 +21,11 @@ import torch
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-import tdlib.tokenizer
-from tdlib import data, lora, release, teacher
+import tdbook.corpus.tokenizer
+import tdbook.corpus.tokenizer_files
+from tdbook.corpus import token_files
+from tdbook.export import cards
+from tdlib import data, lora, teacher
 from tdlib.model import Llama, LlamaConfig
 
 CONTEXT = 24
@@ -38,8 +41,8 @@ def tokens(tokenizer, tmp_path_factory) -> data.Tokens:
     folder = tmp_path_factory.mktemp("tokens") / "tokens"
     line = "ఆ ఊరిలో ఒక రాజు ఉండేవాడు, అతనికి ముగ్గురు కొడుకులు."
     documents = [SimpleNamespace(lines=[line] * 40, source="test")]
-    data.write_tokens(folder, {"train": documents, "val": documents}, tokenizer, CONTEXT)
-    return data.open_tokens(folder)
+    token_files.write_tokens(folder, {"train": documents, "val": documents}, tokenizer, CONTEXT)
+    return token_files.open_tokens(folder)
 
 
 def small(vocab_size: int, eos_id: int = 3, **change) -> Llama:
@@ -52,12 +55,12 @@ def released(tokenizer, folder: Path) -> Path:
     """A small model's folder with a tokenizer's files."""
     made = folder / "made"
     made.mkdir(parents=True)
-    files = release.tokenizer_files(tokenizer, made, CONTEXT)
+    files = cards.tokenizer_files(tokenizer, made, CONTEXT)
     small(tokenizer.size, tokenizer.eos).save(folder / "50m", files)
     return folder / "50m"
 
 
-def trained(lines: list[str], path: Path, **options) -> tdlib.tokenizer.Tokenizer:
+def trained(lines: list[str], path: Path, **options) -> tdbook.corpus.tokenizer.Tokenizer:
     """A SentencePiece model that somebody else trained."""
     options = dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3, vocab_size=900, minloglevel=2) | options
     model = io.BytesIO()
@@ -65,14 +68,14 @@ def trained(lines: list[str], path: Path, **options) -> tdlib.tokenizer.Tokenize
         sentence_iterator=iter(lines), model_writer=model, **options
     )
     path.write_bytes(model.getvalue())
-    return tdlib.tokenizer.open(path)
+    return tdbook.corpus.tokenizer_files.open(path)
 
 
 # --- the tokenizer
 
 
 def test_auto_tokenizer_gives_our_ids_and_our_text_on_real_telugu(lines, tmp_path):
-    ours = tdlib.tokenizer.train(lines, 3000, tmp_path / "tokenizer.model")
+    ours = tdbook.corpus.tokenizer_files.train(lines, 3000, tmp_path / "tokenizer.model")
     theirs = transformers.AutoTokenizer.from_pretrained(released(ours, tmp_path))
     judge = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     texts = lines + EDGES
@@ -101,8 +104,8 @@ def test_a_converted_bpe_cuts_overlapping_merges_as_sentencepiece_does(
 ):
     draw = random.Random(0)
     texts = ["".join(draw.choices(letters, k=draw.randint(1, 40))) for _ in range(3000)]
-    ours = tdlib.tokenizer.train(texts, vocab_size, tmp_path / "tokenizer.model")
-    files = release.tokenizer_files(ours, tmp_path, CONTEXT)
+    ours = tdbook.corpus.tokenizer_files.train(texts, vocab_size, tmp_path / "tokenizer.model")
+    files = cards.tokenizer_files(ours, tmp_path, CONTEXT)
     theirs = tokenizers.Tokenizer.from_file(str(files["tokenizer.json"]))
     texts = ["".join(draw.choices(letters + " ", k=draw.randint(1, 60))) for _ in range(1000)]
     assert [found.ids for found in theirs.encode_batch(texts)] == ours.encode(texts)
@@ -137,13 +140,13 @@ def test_a_sentencepiece_model_that_cannot_be_converted_is_left_to_its_own_packa
     options, lines, tmp_path
 ):
     ours = trained(lines, tmp_path / "theirs.model", **options)
-    files = release.tokenizer_files(ours, tmp_path, CONTEXT)
+    files = cards.tokenizer_files(ours, tmp_path, CONTEXT)
     assert files == {"sentencepiece.model": ours.path}
 
 
 def hugging_face(
     lines: list[str], folder: Path, config: dict | None, over_bytes: bool = True, regex: bool = True
-) -> tdlib.tokenizer.Tokenizer:
+) -> tdbook.corpus.tokenizer.Tokenizer:
     """Over bytes, as GPT-2's and Llama 3's; or with "▁" in place of each space and nowhere else."""
     folder.mkdir(exist_ok=True)
     made = tokenizers.Tokenizer(models.BPE(unk_token="<|endoftext|>"))
@@ -163,7 +166,7 @@ def hugging_face(
     made.save(str(folder / "tokenizer.json"))
     if config is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return tdlib.tokenizer.open(folder / "tokenizer.json")
+    return tdbook.corpus.tokenizer_files.open(folder / "tokenizer.json")
 
 
 @pytest.mark.parametrize("over_bytes", [True, False])
@@ -194,7 +197,7 @@ def test_what_came_with_a_hugging_face_tokenizer_is_kept(lines, tmp_path):
 
 def test_upstreams_tokenizer_is_copied_where_auto_tokenizer_does_not_look(shared, tmp_path):
     path = shared / "data" / "upstream_tokenizer" / "tokenizer.json"
-    files = release.tokenizer_files(tdlib.tokenizer.open(path), tmp_path, CONTEXT)
+    files = cards.tokenizer_files(tdbook.corpus.tokenizer_files.open(path), tmp_path, CONTEXT)
     assert files == {"morfessor.json": path} and not list(tmp_path.iterdir())
 
 
@@ -240,7 +243,7 @@ def run(found: str, caplog) -> dict:
 
 def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, tokens, tmp_path, caplog):
     folder = released(tokenizer, tmp_path)
-    left = run(program(release.card(folder, tokens, ROW, RECORD), name=folder), caplog)
+    left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
     assert left["beginning"].tolist() == [[3, *tokenizer.encode(["ఒక ఊరిలో"])[0]]]
 
 
@@ -249,16 +252,18 @@ def test_so_does_that_for_a_sentencepiece_model(lines, tokens, tmp_path, caplog)
     folder = released(ours, tmp_path)
     with pytest.raises(ValueError):  # and no other ids
         transformers.AutoTokenizer.from_pretrained(folder)
-    left = run(program(release.card(folder, tokens, ROW, RECORD), name=folder), caplog)
+    left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
     assert left["beginning"].tolist() == [[2, *ours.encode(["ఒక ఊరిలో"])[0]]]
 
 
 def test_so_does_that_for_upstreams_vocabulary_and_it_encodes_as_we_do(
     shared, lines, tokens, tmp_path, caplog
 ):
-    ours = tdlib.tokenizer.open(shared / "data" / "upstream_tokenizer" / "tokenizer.json")
+    ours = tdbook.corpus.tokenizer_files.open(
+        shared / "data" / "upstream_tokenizer" / "tokenizer.json"
+    )
     folder = released(ours, tmp_path)
-    left = run(program(release.card(folder, tokens, ROW, RECORD), name=folder), caplog)
+    left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
     texts = [
         *lines,
         "విద్యార్థు@@ ల@@ కు 2024లో Wikipedia@@ లో ఉంది. a1b2,c3 అఖ్ఖ్ఖ్@@ ల",
@@ -271,7 +276,7 @@ def test_so_does_that_for_upstreams_vocabulary_and_it_encodes_as_we_do(
 
 
 def test_the_hub_reads_the_card(tokenizer, tokens, tmp_path):
-    text = release.card(released(tokenizer, tmp_path), tokens, ROW, RECORD, ROW)
+    text = cards.card(released(tokenizer, tmp_path), tokens, ROW, RECORD, ROW)
     card = huggingface_hub.ModelCard(text)
     assert card.data.to_dict() == {
         "language": "te", "library_name": "transformers", "pipeline_tag": "text-generation",
@@ -282,7 +287,7 @@ def test_the_hub_reads_the_card(tokenizer, tokens, tmp_path):
 
 def test_the_card_tells_the_numbers_the_run_and_no_path(tokenizer, tokens, tmp_path):
     better = dict.fromkeys(ROW, 0.5) | dict(parameters=99_000, kl=float("nan"))
-    text = release.card(released(tokenizer, tmp_path), tokens, ROW, RECORD, better)
+    text = cards.card(released(tokenizer, tmp_path), tokens, ROW, RECORD, better)
     for said in (
         "| weights | 11,234 | 99,000 |", "| loss, nats per token | 5.5246 | 0.5000 |",
         "| KL(teacher ‖ model), nats per token | 0.4015 | – |", "| 46.1% | 50.0% |",
@@ -313,13 +318,13 @@ def test_the_card_says_how_the_model_came_to_be(
 ):
     folder = released(tokenizer, tmp_path).rename(tmp_path / name)
     record = RECORD | dict(notebook=notebook, parameters=PARAMETERS | change)
-    assert said in release.card(folder, tokens, ROW, record)
+    assert said in cards.card(folder, tokens, ROW, record)
 
 
 def test_a_folder_without_a_tokenizer_gets_no_card(tokens, tmp_path):
     small(700).save(tmp_path / "50m")
     with pytest.raises(FileNotFoundError, match=r"50m holds none of tokenizer\.json"):
-        release.card(tmp_path / "50m", tokens, ROW, RECORD)
+        cards.card(tmp_path / "50m", tokens, ROW, RECORD)
 
 
 def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokenizer, tokens, tmp_path, caplog):
@@ -328,7 +333,7 @@ def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokenizer, tokens, 
     for part in lora.adapters(net).values():
         torch.nn.init.normal_(part.lora_B)
     lora.save(net, folder, "models/50m")
-    text = release.adapter_card(folder, base, tokens, ROW, LORA, ROW)
+    text = cards.adapter_card(folder, base, tokens, ROW, LORA, ROW)
     left = run(program(text, name=base, adapter=folder), caplog)
     ids = left["beginning"]
     with torch.no_grad():
@@ -350,7 +355,7 @@ def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokenizer, tokens, 
 def test_the_upload_command_is_one_that_hf_understands_for_any_folder(tmp_path):
     folder = tmp_path / "a run's folder" / "50m+x"
     folder.mkdir(parents=True)
-    words = shlex.split(release.upload_command(folder))
+    words = shlex.split(cards.upload_command(folder))
     assert words[2:5] == ["YOUR-NAME/telugu-50m-x", str(folder), "."]
     huggingface_hub.utils.validate_repo_id(words[2])
     words[0] = str(Path(sys.executable).with_name(words[0]))

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdlib import book, checkpoint, choice, data, hard_set, lora, losses, train
+from tdbook.book import replay
+from tdlib import checkpoint, data, hard_set, lora, losses, train
 from tdlib.hard_set import HardSet
 from tdlib.model import Llama, LlamaConfig
 
@@ -135,11 +136,13 @@ def test_weights_beside_the_ids_are_a_file_of_zeros_that_can_be_filled(tmp_path)
 def test_what_is_replayed_is_as_much_as_the_hard_set_or_all():
     difficulty_N = np.array([0.1, np.nan, -1.0, 0.5, 0.0, 2.0, -0.5, np.nan])
     chosen = hard_set.select(difficulty_N, threshold=0.4)
-    given = {w: choice.replayed(chosen, w, 8, 1, difficulty_N) for w in ("hard", "easiest", "all")}
+    given = {
+        w: hard_set.replayed(chosen, w, 8, 1, difficulty_N) for w in ("hard", "easiest", "all")
+    }
     assert given["hard"].tolist() == [3, 5] and given["easiest"].tolist() == [2, 6]
     assert given["all"].tolist() == list(range(8))
     with pytest.raises(ValueError, match="'easiest' needs 7 windows that were scored"):
-        choice.replayed(HardSet(np.arange(7), 0.0, 0.9), "easiest", 8, 1, difficulty_N)
+        hard_set.replayed(HardSet(np.arange(7), 0.0, 0.9), "easiest", 8, 1, difficulty_N)
 
 
 def test_a_replay_of_random_windows_has_as_many_targets_as_one_of_hard_ones():
@@ -149,7 +152,7 @@ def test_a_replay_of_random_windows_has_as_many_targets_as_one_of_hard_ones():
     tokens = SimpleNamespace(train=replace(given, mask=mask))
     for how, wanted in (("random", 2), ("all", 3)):
         this = SimpleNamespace(parameters={"windows": how, "seed": 3})
-        rows = book.replayed(this, HardSet(np.array([9, 11]), 0.1, 0.1), tokens)
+        rows = replay.replayed(this, HardSet(np.array([9, 11]), 0.1, 0.1), tokens)
         assert len(set(rows.tolist())) == wanted and rows.min() >= 9
 
 

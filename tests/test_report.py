@@ -16,7 +16,8 @@ from bs4 import BeautifulSoup
 from fontTools.ttLib import TTFont
 from nbformat import v4
 
-from tdlib import hashes, report
+from tdbook.runs import hashes
+from tdbook.workflow import run_pages
 
 TELUGU = "స్వాతంత్ర్యం వచ్చిన తరువాత శ్రీకృష్ణుని ఊళ్ళో పాఠశాల కట్టారు"
 ATTACK = "<script>document.title = 'hacked'</script><img src=x onerror=\"document.title='hacked'\">"
@@ -94,7 +95,7 @@ def written(out: Path, record: dict | None = RECORD, state: dict | None = None) 
     run = (record or state)["run"]
     put(out, record, state)
     nbformat.write(notebook(), out / f"{run}.ipynb")
-    report.page(out, run)
+    run_pages.page(out, run)
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
     return (out / f"{run}.html").read_text("utf-8")
 
@@ -213,7 +214,7 @@ def test_a_page_says_itself_that_it_was_made_by_older_code(page, tmp_path):
     today = RECORD | {"code": hashes.of_code("01_distill")}
     assert "made by older code" not in written(tmp_path, today)
     put(tmp_path, RECORD)  # the code changes, the page is there already
-    report.refresh(tmp_path)
+    run_pages.refresh(tmp_path)
     assert "made by older code" in (tmp_path / "01_distill-50m.html").read_text("utf-8")
 
 
@@ -226,7 +227,7 @@ def test_a_page_links_the_runs_before_and_after_it_as_soon_as_they_are_there(tmp
     written(tmp_path, RECORD | {"run": "00_teacher", "reads": {}})
     written(tmp_path, RECORD | {"run": "04_merge_eval", "reads": {"01_distill-50m": "ef" * 32}})
     (tmp_path / "mine.html").write_text("a page of somebody else")
-    report.refresh(tmp_path)
+    run_pages.refresh(tmp_path)
     again = (tmp_path / "01_distill-50m.html").read_text("utf-8")
     assert links(again) == {"index.html", "00_teacher.html", "04_merge_eval.html"}
     assert again.partition("<main>")[2].startswith(first.partition("<main>")[2].split("</main>")[0])
@@ -271,7 +272,7 @@ def test_the_index_tells_each_run_with_its_true_state(tmp_path):
     put(tmp_path, None, state("03_lora", "running", gone.pid))
     put(tmp_path, None, state("04_merge_eval", "failed", gone.pid, error=[ATTACK, LAST_LINE]))
     (tmp_path / "01_distill-50m.html").write_text("")
-    path = report.index(tmp_path)
+    path = run_pages.index(tmp_path)
     assert path == tmp_path / "index.html" and sorted(tmp_path.glob(".*")) == []
     soup = BeautifulSoup(path.read_text("utf-8"), "html.parser")
     rows = {row["id"]: row for row in soup.select(".runs > li")}
@@ -296,7 +297,7 @@ def test_the_index_opens_with_the_quality_table_and_the_difficulty_plot(tmp_path
     table = frame.to_markdown(index=False)
     (tmp_path / "tables/04_merge_eval-quality.md").write_text(table, "utf-8")
     (tmp_path / "figures/02_hard_set-difficulty.svg").write_text("<svg/>")
-    html = report.index(tmp_path).read_text("utf-8")
+    html = run_pages.index(tmp_path).read_text("utf-8")
     soup = BeautifulSoup(html, "html.parser")
     cells = [td.get_text() for td in soup.select("table td")]
     assert "4.42" in cells and "a, b" in cells and TELUGU in cells
@@ -306,7 +307,7 @@ def test_the_index_opens_with_the_quality_table_and_the_difficulty_plot(tmp_path
 
 
 def test_an_index_of_nothing_says_so(tmp_path):
-    assert "No run has left a record" in report.index(tmp_path).read_text("utf-8")
+    assert "No run has left a record" in run_pages.index(tmp_path).read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +326,7 @@ def every_state(tmp_path_factory) -> Path:
     (out / "tables").mkdir()
     frame = pd.DataFrame([[f"{i:.9f}" for i in range(20)]], columns=[f"c{i}" for i in range(20)])
     (out / "tables/04_merge_eval-quality.md").write_text(frame.to_markdown(index=False))
-    report.refresh(out)
+    run_pages.refresh(out)
     return out
 
 

@@ -18,15 +18,21 @@ from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 from nbclient.exceptions import DeadKernelError
 
-from tdlib import files, graph, hashes, parameters, report, runs, status
-from tdlib.parameters import ParameterError
+from tdbook import __main__
+from tdbook.report import pages
+from tdbook.runs import hashes, heartbeat, parameters, provenance, running
+from tdbook.runs.hashes import older_code
+from tdbook.runs.parameters import ParameterError
+from tdbook.runs.running import _latest, clear, start
+from tdbook.workflow import execute, graph, request, status
+from tdlib import files
 from tests.small_book import COMMON, OWN, REPOSITORY, alive, called, processes_of, wait_for, yaml
 
 
 def distill(**given) -> bool:
     """Execute 01 in this process, as its notebook would; whether `once` called its function."""
     calls = []
-    this = runs.start("01_distill", {"run": "01_distill-a"} | given)
+    this = start("01_distill", {"run": "01_distill-a"} | given)
     row = this.once("row", lambda: calls.append(1) or {"loss": np.float64(4.5), "spans": (1, 2)})
     assert row == {"loss": 4.5, "spans": [1, 2]}
     this.path("models", this.parameters["student"], "w").write_text("weights")
@@ -37,7 +43,7 @@ def distill(**given) -> bool:
 
 def teach(weights: str, **given) -> None:
     """Execute 00 in this process."""
-    this = runs.start("00_teacher", {"run": "00_teacher"} | given)
+    this = start("00_teacher", {"run": "00_teacher"} | given)
     this.path("tokens", "train.bin").write_text("ids")
     this.path("models", "teacher", "w").write_text(weights)
     this.path("tokens", "meta.json").write_text("{}")
@@ -60,7 +66,7 @@ def test_the_second_execution_gives_back_what_the_first_remembered(made):
     assert not distill()
     after = json.loads((made / "results/01_distill-a.json").read_text())
     assert after == before and after["remembered"]["row"] == {"loss": 4.5, "spans": [1, 2]}
-    assert runs.state(made, "01_distill-a")["state"] == "done"
+    assert heartbeat.state(made, "01_distill-a")["state"] == "done"
 
 
 def test_a_changed_parameter_repeats_a_run_and_one_that_changes_no_result_does_not(made):
@@ -99,7 +105,7 @@ def test_changed_code_repeats_a_run_in_tiny_and_is_told_elsewhere(made):
     out = {"out": "outputs/b200", "profile": "b200"}
     shutil.copytree(made, made.parent / "b200")
     assert distill(**out)
-    assert not runs.older_code(made.parent / "b200", "01_distill-a")
+    assert not older_code(made.parent / "b200", "01_distill-a")
     path = parameters.ROOT / "notebooks/01_distill.ipynb"
     notebook = nbformat.read(path, 4)
     notebook.cells[2].outputs = []
@@ -110,8 +116,8 @@ def test_changed_code_repeats_a_run_in_tiny_and_is_told_elsewhere(made):
     nbformat.write(notebook, path)
     assert distill()
     assert not distill(**out)
-    assert runs.older_code(made.parent / "b200", "01_distill-a")
-    assert not runs.older_code(made, "01_distill-a")
+    assert older_code(made.parent / "b200", "01_distill-a")
+    assert not older_code(made, "01_distill-a")
 
 
 def test_large_files_are_told_apart_by_samples(tmp_path, monkeypatch):
@@ -128,10 +134,10 @@ def test_large_files_are_told_apart_by_samples(tmp_path, monkeypatch):
 
 
 def test_a_run_that_was_stopped_half_way_remembers_nothing(made):
-    this = runs.start("01_distill", {"run": "01_distill-a", "seed": 2})
+    this = start("01_distill", {"run": "01_distill-a", "seed": 2})
     this.once("row", lambda: 1)
     this.detach()
-    assert runs.state(made, "01_distill-a")["state"] == "interrupted"
+    assert heartbeat.state(made, "01_distill-a")["state"] == "interrupted"
     assert distill()  # its parameters are those of before, its outputs may not be
 
 
@@ -139,7 +145,7 @@ def test_a_checkpoint_outlives_only_a_stop(made):
     kept = made / "checkpoints/01_distill-a/a/state.pt"
 
     def stopped_at_a_checkpoint(**given):
-        this = runs.start("01_distill", {"run": "01_distill-a", "seed": 2} | given)
+        this = start("01_distill", {"run": "01_distill-a", "seed": 2} | given)
         found = kept.exists()
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text("half")
@@ -162,7 +168,7 @@ def test_a_checkpoint_outlives_only_a_stop(made):
 
 
 def test_a_run_that_does_not_write_what_it_must_is_not_done(made):
-    this = runs.start("01_distill", {"run": "01_distill-b", "student": "b"})
+    this = start("01_distill", {"run": "01_distill-b", "student": "b"})
     with pytest.raises(FileNotFoundError, match="models/b"):
         this.finish()
     assert not (made / "hashes/01_distill-b.json").exists()
@@ -196,12 +202,12 @@ def test_asking_git_leaves_its_index_alone(tmp_path, monkeypatch):
     os.utime(tmp_path / "a", (1, 1))  # `git status` alone would now write the index
     before = (tmp_path / ".git/index").read_bytes()
     monkeypatch.setattr(parameters, "ROOT", tmp_path)
-    assert runs._commit()[1] is False
+    assert provenance._commit()[1] is False
     assert (tmp_path / ".git/index").read_bytes() == before
 
 
 def test_what_cannot_be_remembered_is_refused(made):
-    this = runs.start("01_distill", {"run": "01_distill-a", "seed": 3})
+    this = start("01_distill", {"run": "01_distill-a", "seed": 3})
     with pytest.raises(TypeError, match="Figure cannot be remembered"):
         this.once("figure", Figure)
     this.detach()
@@ -238,12 +244,12 @@ def test_however_a_process_ends_its_state_is_true(root, mode, signal_, says):
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, mode], stdout=-1, stderr=-3)
     process.stdout.readline()
     if signal_:
-        assert runs.state(root / "outputs/tiny", "00_teacher")["state"] == "running"
+        assert heartbeat.state(root / "outputs/tiny", "00_teacher")["state"] == "running"
         process.send_signal(signal_)
     process.wait(10)
-    state = runs.state(root / "outputs/tiny", "00_teacher")
+    state = heartbeat.state(root / "outputs/tiny", "00_teacher")
     assert (state["state"], state["step"], state["message"]) == (says, 1, "loss 4")
-    assert [s["state"] for s in runs.states(root / "outputs/tiny")] == [says]
+    assert [s["state"] for s in heartbeat.states(root / "outputs/tiny")] == [says]
 
 
 @pytest.mark.parametrize(
@@ -257,16 +263,16 @@ def test_however_a_process_ends_its_state_is_true(root, mode, signal_, says):
     ],
 )
 def test_a_process_that_is_not_the_same_is_lost(tmp_path, changed, says):
-    runs.write_state(tmp_path, "00_teacher", "running", **changed)
-    assert runs.state(tmp_path, "00_teacher")["state"] == says
+    heartbeat.write_state(tmp_path, "00_teacher", "running", **changed)
+    assert heartbeat.state(tmp_path, "00_teacher")["state"] == says
 
 
 def test_a_state_that_a_power_cut_left_empty_is_lost(tmp_path):
-    runs.write_state(tmp_path, "00_teacher", "running")
+    heartbeat.write_state(tmp_path, "00_teacher", "running")
     (tmp_path / "state/00_teacher.json").write_text("")
-    assert runs.state(tmp_path, "00_teacher")["state"] == "lost"
+    assert heartbeat.state(tmp_path, "00_teacher")["state"] == "lost"
     assert "00_teacher  lost" in status.text(tmp_path)
-    runs.wait_until_free(tmp_path, "00_teacher")
+    heartbeat.wait_until_free(tmp_path, "00_teacher")
 
 
 @pytest.fixture
@@ -282,7 +288,7 @@ def test_a_run_whose_records_stand_is_done_whatever_its_state_says(made, says, d
     """Killed, or without power, before its last word; what it left goes at the next look."""
     here, run = made / "checkpoints/01_distill-a/a", "01_distill-a"
     here.mkdir(parents=True, exist_ok=True)
-    runs.write_state(made, run, says, pid=dead, step=3)
+    heartbeat.write_state(made, run, says, pid=dead, step=3)
     if not says:
         (made / f"state/{run}.json").write_text("")
     begun = made / f"results/.{run}.json.{dead}.begun"
@@ -293,7 +299,7 @@ def test_a_run_whose_records_stand_is_done_whatever_its_state_says(made, says, d
     for path in (*left, *stays):
         path.parent.mkdir(exist_ok=True)
         path.write_text("something")
-    assert runs.state(made, run)["state"] == "done"
+    assert heartbeat.state(made, run)["state"] == "done"
     assert f"{run}  done" in status.text(made)
     assert not distill()
     assert not any(path.exists() for path in left) and all(path.exists() for path in stays)
@@ -303,35 +309,35 @@ def test_the_next_command_removes_what_is_left_of_a_run_that_was_killed_when_don
     left = made / "checkpoints/01_distill-a/a/state.pt"
     left.parent.mkdir(parents=True)
     left.write_text("state")
-    runs.clear(made)
+    clear(made)
     assert not left.exists()
     left.parent.mkdir(parents=True, exist_ok=True)
     left.write_text("state")
     (made / "hashes/01_distill-a.json").unlink()  # begun anew, whatever its state says
-    runs.clear(made)
-    runs.write_state(made, "01_distill-a", "running", pid=dead)
-    runs.clear(made)
-    assert left.exists() and runs.state(made, "01_distill-a")["state"] == "lost"
+    clear(made)
+    heartbeat.write_state(made, "01_distill-a", "running", pid=dead)
+    clear(made)
+    assert left.exists() and heartbeat.state(made, "01_distill-a")["state"] == "lost"
 
 
 def test_on_a_cluster_what_another_machine_writes_now_is_left_alone(made, dead, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     begun = made / f"results/.01_distill-a.json.{dead}.begun"
     begun.write_text("{")
-    runs.clear(made)
+    clear(made)
     assert begun.exists()
     os.utime(begun, (0, 0))
-    runs.clear(made)
+    clear(made)
     assert not begun.exists()
 
 
 def test_a_model_with_a_dot_in_its_name_ends_too(made):
     folder = made / "checkpoints/01_distill-a/a.v2"
-    runs.start("01_distill", {"run": "01_distill-a", "student": "a.v2"}).detach()
+    start("01_distill", {"run": "01_distill-a", "student": "a.v2"}).detach()
     folder.mkdir(parents=True)
     (folder / "state.pt").write_text("state")
     assert distill(student="a.v2")
-    assert runs.state(made, "01_distill-a")["state"] == "done" and not folder.exists()
+    assert heartbeat.state(made, "01_distill-a")["state"] == "done" and not folder.exists()
 
 
 @pytest.fixture
@@ -352,14 +358,14 @@ def test_a_kernel_that_dies_is_a_failure_unless_a_stop_was_asked_for(
     run = "01_distill-a"  # which is done already, with other parameters
 
     def dies(*_, **__):
-        runs.write_state(made, run, "running", **({"pid": dead} if asked else {}))
+        heartbeat.write_state(made, run, "running", **({"pid": dead} if asked else {}))
         if asked:
             signal.raise_signal(signal.SIGTERM)
-            runs.write_state(made, run, "running")
+            heartbeat.write_state(made, run, "running")
         raise error
 
     monkeypatch.setattr("papermill.execute_notebook", dies)
-    state = graph._settled(made, run, graph._papermill(run, made, {}))
+    state = execute._settled(made, run, execute._papermill(run, made, {}))
     assert state["state"] == ("interrupted" if asked else "failed")
     assert state["error"] == ["stopped"] or not asked
 
@@ -367,27 +373,27 @@ def test_a_kernel_that_dies_is_a_failure_unless_a_stop_was_asked_for(
 @pytest.mark.parametrize("error", ["the kernel died", "KeyboardInterrupt: ", "stopped"])
 def test_what_a_kernel_said_of_its_own_end_stays_so(made, error, dead):
     (made / "hashes/01_distill-a.json").unlink()
-    runs.write_state(made, "01_distill-a", "interrupted", pid=dead)  # of a SIGTERM
-    assert graph._settled(made, "01_distill-a", error)["state"] == "interrupted"
-    assert runs.state(made, "01_distill-a")["state"] == "interrupted"
+    heartbeat.write_state(made, "01_distill-a", "interrupted", pid=dead)  # of a SIGTERM
+    assert execute._settled(made, "01_distill-a", error)["state"] == "interrupted"
+    assert heartbeat.state(made, "01_distill-a")["state"] == "interrupted"
 
 
 def test_the_heart_beats_while_nothing_is_said(root, monkeypatch):
-    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.05)
-    this = runs.start("00_teacher", {"run": "00_teacher"})
-    first = runs.state(this.out, this.run)["heartbeat"]
+    monkeypatch.setattr(running, "HEARTBEAT_S", 0.05)
+    this = start("00_teacher", {"run": "00_teacher"})
+    first = heartbeat.state(this.out, this.run)["heartbeat"]
     time.sleep(0.3)
-    assert runs.state(this.out, this.run)["heartbeat"] > first
+    assert heartbeat.state(this.out, this.run)["heartbeat"] > first
     this.detach()
 
 
 def test_a_run_is_refused_while_another_process_runs_it(root, monkeypatch):
-    monkeypatch.setattr(runs, "STOP_S", 0.1)
+    monkeypatch.setattr(running, "STOP_S", 0.1)
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, "wait"], stdout=-1, stderr=-3)
     process.stdout.readline()
     try:
         with pytest.raises(RuntimeError, match=f"process {process.pid}"):
-            runs.start("00_teacher", {"run": "00_teacher"})
+            start("00_teacher", {"run": "00_teacher"})
     finally:
         process.kill()
         process.wait()
@@ -396,15 +402,15 @@ def test_a_run_is_refused_while_another_process_runs_it(root, monkeypatch):
 def test_a_run_whose_machine_lost_its_power_is_taken_over_when_it_has_been_silent(
     root, monkeypatch
 ):
-    monkeypatch.setattr(runs, "LOST_S", 0.5)
+    monkeypatch.setattr(running, "LOST_S", 0.5)
     out, there = root / "outputs/tiny", {"host": "another", "pid": 1}
-    runs.write_state(out, "00_teacher", "running", **there)
-    runs.wait_until_free(out, "00_teacher")
-    assert runs.state(out, "00_teacher")["state"] == "lost"
-    monkeypatch.setattr(runs, "STOP_S", 0.1)
-    runs.write_state(out, "00_teacher", "running", **there | {"heartbeat": time.time() + 60})
+    heartbeat.write_state(out, "00_teacher", "running", **there)
+    heartbeat.wait_until_free(out, "00_teacher")
+    assert heartbeat.state(out, "00_teacher")["state"] == "lost"
+    monkeypatch.setattr(running, "STOP_S", 0.1)
+    heartbeat.write_state(out, "00_teacher", "running", **there | {"heartbeat": time.time() + 60})
     with pytest.raises(RuntimeError, match="by process 1 on another: "):
-        runs.wait_until_free(out, "00_teacher")
+        heartbeat.wait_until_free(out, "00_teacher")
 
 
 @pytest.fixture
@@ -418,29 +424,29 @@ def shell():
 
 def test_a_cell_that_fails_is_told_and_the_next_one_runs_on(root, shell, capsys):
     shell(COMMON.format(notebook="00_teacher") + OWN["00_teacher"])
-    shell('from tdlib import runs\nthis = runs.start("00_teacher")')
+    shell('from tdbook.runs import running\nthis = running.start("00_teacher")')
     out = root / "outputs/tiny"
-    assert runs.state(out, "00_teacher")["state"] == "running"
+    assert heartbeat.state(out, "00_teacher")["state"] == "running"
     shell('raise ValueError("the loss is nan")')
-    state = runs.state(out, "00_teacher")
+    state = heartbeat.state(out, "00_teacher")
     assert (state["state"], state["error"][-1]) == ("failed", "ValueError: the loss is nan")
     shell("seen = runs.state(this.out, this.run)")
-    assert runs._latest.parameters["run"] == "00_teacher"
-    state = runs.state(out, "00_teacher")
+    assert _latest.parameters["run"] == "00_teacher"
+    state = heartbeat.state(out, "00_teacher")
     assert (state["state"], state["error"]) == ("running", [])
     shell("raise KeyboardInterrupt")
-    assert runs.state(out, "00_teacher")["state"] == "interrupted"
+    assert heartbeat.state(out, "00_teacher")["state"] == "interrupted"
     shell('this = runs.start("00_teacher")')  # once more, in the same kernel
     shell('this.path("tokens").mkdir(); this.path("models", "teacher").mkdir(); this.finish()')
     shell('raise ValueError("after the end")')
-    assert runs.state(out, "00_teacher")["state"] == "done"
+    assert heartbeat.state(out, "00_teacher")["state"] == "done"
 
 
 # --- what a reader sees
 
 
 def test_figures_and_tables_are_files_too(root):
-    this = runs.start("00_teacher", {"run": "00_teacher"})
+    this = start("00_teacher", {"run": "00_teacher"})
     figure = Figure()
     figure.subplots().plot([1, 2])
     this.figure("curve", figure, alt="a line")
@@ -462,7 +468,7 @@ def test_figures_and_tables_are_files_too(root):
 
 
 def run_yaml(path: Path, out: str = "outputs/tiny", *more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tdlib.graph", "execute", path, out, *more]
+    command = [sys.executable, "-m", "tdbook", "execute", path, out, *more]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -474,7 +480,7 @@ def test_a_notebook_that_fails_leaves_state_page_and_exit_code(made, root):
         "01_distill-bad · started",
         f"01_distill-bad · failed: {last}",
     ]
-    state = runs.state(made, "01_distill-bad")
+    state = heartbeat.state(made, "01_distill-bad")
     assert (state["state"], state["error"][-1]) == ("failed", last)
     assert last in (made / "01_distill-bad.html").read_text()
     assert "01_distill-bad" in (made / "index.html").read_text()
@@ -490,13 +496,13 @@ def test_a_notebook_that_fails_leaves_state_page_and_exit_code(made, root):
 
 def test_a_killed_kernel_is_lost_and_the_index_says_why(made, root):
     path = yaml(root, "01_distill-slow", student="slow")
-    command = [sys.executable, "-m", "tdlib.graph", "execute", path, "outputs/tiny"]
+    command = [sys.executable, "-m", "tdbook", "execute", path, "outputs/tiny"]
     process = subprocess.Popen(command, stdout=-1, text=True)
-    wait_for(lambda: runs.state(made, "01_distill-slow").get("step") == 3)
-    os.kill(runs.state(made, "01_distill-slow")["pid"], signal.SIGKILL)
+    wait_for(lambda: heartbeat.state(made, "01_distill-slow").get("step") == 3)
+    os.kill(heartbeat.state(made, "01_distill-slow")["pid"], signal.SIGKILL)
     assert "01_distill-slow · lost: the kernel died" in process.communicate(timeout=60)[0]
     assert process.returncode == 1
-    state = runs.state(made, "01_distill-slow")
+    state = heartbeat.state(made, "01_distill-slow")
     assert (state["state"], state["step"]) == ("lost", 3)
     assert "the kernel died" in (made / "index.html").read_text()
 
@@ -562,7 +568,7 @@ def test_a_book_that_cannot_be_meant_is_refused(root, run, given, says):
 
 
 def make_book(*more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tdlib.graph", "book", "PROFILE=tiny", *more]
+    command = [sys.executable, "-m", "tdbook", "book", "PROFILE=tiny", *more]
     return subprocess.run(command, capture_output=True, text=True, timeout=180)
 
 
@@ -624,12 +630,12 @@ def test_the_book_runs_what_is_needed_and_only_that(root, elsewhere):
 
 def test_names_with_equals_signs_are_paths_where_paths_are_meant(root, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(graph, "execute", lambda *given: asked.append(given) or 0)
+    monkeypatch.setattr(__main__, "execute", lambda *given: asked.append(given) or 0)
     out = root / "user=me" / "o=1"
-    assert graph.main(["execute", f"{root}/a=b/00_teacher.yaml", str(out), "text=x=y.txt"]) == 0
+    assert __main__.main(["execute", f"{root}/a=b/00_teacher.yaml", str(out), "text=x=y.txt"]) == 0
     assert asked == [(root / "a=b/00_teacher.yaml", out, {"text": "x=y.txt"})]
     (root / "o=1/state").mkdir(parents=True)
-    assert graph.main(["report", "o=1"]) == 0
+    assert __main__.main(["report", "o=1"]) == 0
     assert capsys.readouterr().out.strip().endswith("o=1/index.html")
 
 
@@ -677,12 +683,12 @@ def test_a_spare_home_of_another_user_is_told(tmp_path, monkeypatch):
     ],
 )
 def test_a_run_folder_has_the_whole_name_of_its_text(root, text, name):
-    assert graph._default_out("tiny", text) == f"outputs/{name}"
+    assert request._default_out("tiny", text) == f"outputs/{name}"
 
 
 def test_long_lists_of_texts_make_folders_that_the_system_takes(root):
     texts = " ".join(f"కథలు/తెలుగు_కథలు_భాగం_{i}.txt" for i in range(40))
-    found = [graph._default_out("tiny", given) for given in (texts, texts.replace("_39", "_40"))]
+    found = [request._default_out("tiny", given) for given in (texts, texts.replace("_39", "_40"))]
     assert len(set(found)) == 2  # which differ in their last letter alone
     for out in found:
         (root / out).mkdir(parents=True)
@@ -690,24 +696,24 @@ def test_long_lists_of_texts_make_folders_that_the_system_takes(root):
 
 def test_another_text_of_the_same_name_does_not_take_the_folder_of_the_first(root):
     def given(text, out=None):
-        out = out or graph._default_out("tiny", text)
+        out = out or request._default_out("tiny", text)
         (root / out).mkdir(parents=True, exist_ok=True)
         (root / out / graph.CONFIG).write_text(json.dumps({"given": {"text": text}}))
         return out
 
     assert given("a/te.txt") == "outputs/tiny-te"
-    assert graph._default_out("tiny", f"{root}/b/../a/te.txt") == "outputs/tiny-te"
+    assert request._default_out("tiny", f"{root}/b/../a/te.txt") == "outputs/tiny-te"
     for other in ("b/te.txt", "a/te.jsonl", "te.txt", "a/te.txt.gz"):
         with pytest.raises(ParameterError, match="outputs/tiny-te was made of text"):
-            graph.wanted("book", {"TEXT": other, "ONLY": "00_teacher"})
+            request.wanted("book", {"TEXT": other, "ONLY": "00_teacher"})
     asked = {"TEXT": "b/te.txt", "OUT": "outputs/tiny-te"}
-    assert graph.wanted("book", asked).out == "outputs/tiny-te"  # the remedy helps
+    assert request.wanted("book", asked).out == "outputs/tiny-te"  # the remedy helps
     given("te.wiki.txt", "outputs/tiny-old")
     (root / "outputs/tiny-te" / graph.CONFIG).write_text('{"given": {"text": "te.wiki.txt"}}')
-    assert graph._default_out("tiny", "te.wiki.txt") == "outputs/tiny-te"  # as it was named once
-    assert graph._default_out("tiny", "te.news.txt") == "outputs/tiny-te.news"
+    assert request._default_out("tiny", "te.wiki.txt") == "outputs/tiny-te"  # as it was named once
+    assert request._default_out("tiny", "te.news.txt") == "outputs/tiny-te.news"
     (root / "outputs/tiny-te" / graph.CONFIG).write_text("")  # of a power cut
-    assert graph._default_out("tiny", "te.txt") == "outputs/tiny-te"
+    assert request._default_out("tiny", "te.txt") == "outputs/tiny-te"
 
 
 def test_make_passes_on_what_was_typed_as_it_was_typed(tmp_path):
@@ -736,18 +742,18 @@ def test_make_passes_on_what_was_typed_as_it_was_typed(tmp_path):
 
 def test_a_killed_book_leaves_no_process_and_goes_on(root):
     yaml(root, "01_distill-slow", student="slow")
-    command = [sys.executable, "-m", "tdlib.graph", "book", "PROFILE=tiny"]
+    command = [sys.executable, "-m", "tdbook", "book", "PROFILE=tiny"]
     out = root / "outputs/tiny"
     for how in (signal.SIGINT, signal.SIGKILL):
         process = subprocess.Popen(command, stdout=-3)
-        wait_for(lambda: runs.state(out, "01_distill-slow").get("step") == 3)
+        wait_for(lambda: heartbeat.state(out, "01_distill-slow").get("step") == 3)
         second = make_book()
         assert second.returncode == 1 and f"process {process.pid}" in second.stdout
-        kernel = runs.state(out, "01_distill-slow")["pid"]
+        kernel = heartbeat.state(out, "01_distill-slow")["pid"]
         process.send_signal(how)
         process.wait(60)
         wait_for(lambda kernel=kernel: not alive(kernel))
-        assert runs.state(out, "01_distill-slow")["state"] in ("interrupted", "lost")
+        assert heartbeat.state(out, "01_distill-slow")["state"] in ("interrupted", "lost")
         wait_for(lambda: not [p for p in processes_of(root)])
         assert called(root) == ["00_teacher"]
         (out / "state/01_distill-slow.json").unlink()
@@ -755,9 +761,9 @@ def test_a_killed_book_leaves_no_process_and_goes_on(root):
 
 def test_pages_of_a_repository_that_may_only_be_read_have_their_font(root, monkeypatch):
     (root / "outputs").write_text("no folder")
-    monkeypatch.setattr(report, "_cut_font", lambda: "@font-face")
-    report.font_face.cache_clear()
+    monkeypatch.setattr(pages, "_cut_font", lambda: "@font-face")
+    pages.font_face.cache_clear()
     try:
-        assert report.font_face() == "@font-face"
+        assert pages.font_face() == "@font-face"
     finally:
-        report.font_face.cache_clear()
+        pages.font_face.cache_clear()

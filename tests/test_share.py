@@ -15,9 +15,10 @@ from urllib.parse import unquote
 import pytest
 from bs4 import BeautifulSoup
 
-from tdlib import parameters, report, runs, share
-from tdlib.evaluate import FREQUENT_ENDINGS
-from tdlib.parameters import ParameterError
+from tdbook.analysis.kept_and_lost import FREQUENT_ENDINGS
+from tdbook.runs import heartbeat, parameters
+from tdbook.runs.parameters import ParameterError
+from tdbook.workflow import run_pages, share
 
 MARK = "Nobody else may read this"  # in English, so that it is told apart from what tables name
 TELUGU = re.compile("[\u0c00-\u0c7f]+")
@@ -180,7 +181,7 @@ def test_the_manifest_tells_of_every_file_and_where_it_comes_from(folder):
 def test_a_run_that_is_not_done_is_left_out_and_a_second_time_replaces_the_first(folder):
     first = share.publish(folder)
     assert (first / "results/05_progressive.json").exists()
-    runs.write_state(folder, "05_progressive", "failed", error=["stopped"])
+    heartbeat.write_state(folder, "05_progressive", "failed", error=["stopped"])
     second = share.publish(folder)
     assert first == second and [*second.parent.iterdir()].count(second) == 1
     assert not [path for path in share._files(second) if "05_progressive" in path.name]
@@ -193,7 +194,7 @@ def test_a_page_that_is_not_of_the_run_that_is_recorded_is_left_out(folder):
     path = folder / "results/01_distill-50m.json"
     record = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps(record | {"finding": "Another run reached 4.321."}), "utf-8")
-    report.refresh(folder)  # its head now says so too
+    run_pages.refresh(folder)  # its head now says so too
     place = share.publish(folder)
     assert not (place / "01_distill-50m.html").exists()
     assert (place / "01_distill-50m-scratch.html").exists()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tdlib import data, start
+from tdbook.training import from_teacher
+from tdlib import data
 from tdlib.model import SHAPES, Llama, LlamaConfig, RMSNorm
 
 WINDOWS = data.Windows(np.random.default_rng(0).integers(0, 97, 24 * 16 + 1), 16)
@@ -48,7 +49,7 @@ def rows_of(new: torch.Tensor, old: torch.Tensor) -> list[int]:
 )
 def test_equal_size_gives_the_teacher_back_bit_for_bit(teacher, shape):
     old = teacher(**shape)
-    new = start.from_teacher(old, old.config, WINDOWS)
+    new = from_teacher.from_teacher(old, old.config, WINDOWS)
     assert torch.equal(logits(new), logits(old))
     for name, weight in old.named_parameters():
         assert torch.equal(new.get_parameter(name), weight), name
@@ -56,7 +57,7 @@ def test_equal_size_gives_the_teacher_back_bit_for_bit(teacher, shape):
 
 def test_fewer_layers_alone_leave_the_kept_ones_as_they_are_but_for_what_they_write(teacher):
     old = teacher(layers=4)
-    new = start.from_teacher(old, replace(old.config, layers=2), WINDOWS)
+    new = from_teacher.from_teacher(old, replace(old.config, layers=2), WINDOWS)
     for layer, kept in zip(new.layers, (old.layers[0], old.layers[3]), strict=True):
         for part, name in (("self_attn", "q_proj"), ("self_attn", "v_proj"), ("mlp", "up_proj")):
             of = [getattr(getattr(x, part), name).weight for x in (layer, kept)]
@@ -124,12 +125,12 @@ def test_what_is_inert_is_left_out_and_the_logits_stay(teacher, head_dim, keys, 
     more = dict(layers=3, heads=many if few == 2 else 3 * many, kv_heads=many, dim=40, mlp_dim=56)
     big = grown(small, **more, head_dim=head_dim)
     close(logits(big), logits(small))
-    close(logits(start.from_teacher(big, small.config, WINDOWS)), logits(small))
+    close(logits(from_teacher.from_teacher(big, small.config, WINDOWS)), logits(small))
 
 
 def test_a_student_without_shared_keys_repeats_the_teachers(teacher):
     old = teacher(kv_heads=2)
-    new = start.from_teacher(old, replace(old.config, kv_heads=4), WINDOWS)
+    new = from_teacher.from_teacher(old, replace(old.config, kv_heads=4), WINDOWS)
     assert new.layers[0].self_attn.k_proj.weight.shape == (32, 32)
     close(logits(new), logits(old))
 
@@ -153,7 +154,7 @@ def test_an_equivalent_teacher_gives_an_equivalent_student(teacher):
         other.get_parameter(name).copy_(weight[kept])
     close(logits(other), logits(old))
     config = replace(old.config, layers=2, heads=3, kv_heads=3, dim=24, mlp_dim=30)
-    new, again = (start.from_teacher(x, config, WINDOWS) for x in (old, other))
+    new, again = (from_teacher.from_teacher(x, config, WINDOWS) for x in (old, other))
     close(logits(again), logits(new))
     assert not torch.allclose(logits(new), logits(old), atol=0.1)  # no copy of the teacher
 
@@ -162,11 +163,11 @@ def test_the_same_inputs_give_the_same_bits_and_the_random_numbers_stay(teacher)
     old = teacher()
     config = replace(old.config, layers=2, heads=2, kv_heads=2, dim=24, mlp_dim=30)
     torch.manual_seed(1)
-    first = start.from_teacher(old, config, WINDOWS)
+    first = from_teacher.from_teacher(old, config, WINDOWS)
     drawn = torch.rand(3)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(3), drawn)
-    second = start.from_teacher(old, config, WINDOWS)
+    second = from_teacher.from_teacher(old, config, WINDOWS)
     for name, weight in first.named_parameters():
         assert torch.equal(second.get_parameter(name), weight), name
         assert weight.requires_grad, name
@@ -186,7 +187,7 @@ def test_the_same_inputs_give_the_same_bits_and_the_random_numbers_stay(teacher)
     ],
 )
 def test_layers_are_kept_evenly_with_the_first_and_the_last(layers, keep, kept):
-    assert start.kept_layers(layers, keep) == kept
+    assert from_teacher.kept_layers(layers, keep) == kept
 
 
 def test_units_and_heads_that_write_most_are_kept_and_those_that_write_nothing_never(teacher):
@@ -203,7 +204,9 @@ def test_units_and_heads_that_write_most_are_kept_and_those_that_write_nothing_n
         weak = np.setdiff1d(np.arange(4), few)
         layer.self_attn.o_proj.weight.view(32, 4, 8)[:, weak[0]] = 0
         layer.self_attn.v_proj.weight.view(4, 8, 32)[weak[1]] *= 1e-3
-    new = start.from_teacher(old, replace(old.config, heads=2, kv_heads=2, mlp_dim=20), WINDOWS)
+    new = from_teacher.from_teacher(
+        old, replace(old.config, heads=2, kv_heads=2, mlp_dim=20), WINDOWS
+    )
     for i, layer in enumerate(new.layers):
         units = rows_of(layer.mlp.gate_proj.weight, old.layers[i].mlp.gate_proj.weight)
         assert units == strong[i]
@@ -215,18 +218,20 @@ def test_importance_is_measured_on_the_windows_given(teacher):
     """A unit that answers one token alone is kept where that token occurs."""
     old = teacher(layers=1)
     mlp = old.layers[0].mlp
-    strengths = [start.look(old, torch.full((1, 8), token))[1][mlp.down_proj] for token in (5, 60)]
+    strengths = [
+        from_teacher.look(old, torch.full((1, 8), token))[1][mlp.down_proj] for token in (5, 60)
+    ]
     want = [strength.topk(6).indices.sort().values.tolist() for strength in strengths]
     assert want[0] != want[1]
     for token, units in zip((5, 60), want, strict=True):
         windows = data.Windows(np.full(17, token), 8)
-        new = start.from_teacher(old, replace(old.config, mlp_dim=6), windows)
+        new = from_teacher.from_teacher(old, replace(old.config, mlp_dim=6), windows)
         assert rows_of(new.layers[0].mlp.gate_proj.weight, mlp.gate_proj.weight) == units
 
 
 def test_a_narrower_head_keeps_the_pairs_that_turn_at_its_own_frequencies(teacher):
     old = teacher(heads=2, head_dim=16, rope_theta=500.0, layers=1)
-    new = start.from_teacher(old, replace(old.config, head_dim=4), WINDOWS)
+    new = from_teacher.from_teacher(old, replace(old.config, head_dim=4), WINDOWS)
     q, was = (m.layers[0].self_attn.q_proj.weight for m in (new, old))
     rows = rows_of(q * 2, was)  # q · k / √K: K is a quarter, so q is half
     assert rows == [0, 4, 8, 12, 16, 20, 24, 28]
@@ -234,15 +239,15 @@ def test_a_narrower_head_keeps_the_pairs_that_turn_at_its_own_frequencies(teache
 
 
 def test_directions_are_orthonormal_hold_the_most_and_stay_near_the_teachers_own(teacher):
-    moment_DD, _ = start.look(teacher(), IDS)
-    p_DE = start.directions(moment_DD, 20).double()
+    moment_DD, _ = from_teacher.look(teacher(), IDS)
+    p_DE = from_teacher.directions(moment_DD, 20).double()
     torch.testing.assert_close(p_DE.T @ p_DE, torch.eye(20).double(), rtol=0, atol=1e-6)
     most = np.linalg.eigvalsh(moment_DD.numpy())[-20:].sum()
     assert torch.trace(p_DE.T @ moment_DD @ p_DE).item() == pytest.approx(most, rel=1e-6)
     best = p_DE[p_DE.square().sum(1).topk(20).indices.sort().values]  # nearest: symmetric, positive
     torch.testing.assert_close(best, best.T, rtol=0, atol=1e-6)
     assert np.linalg.eigvalsh(best.numpy()).min() > 0
-    assert torch.equal(start.directions(moment_DD, 32), torch.eye(32))
+    assert torch.equal(from_teacher.directions(moment_DD, 32), torch.eye(32))
 
 
 def test_every_norm_and_the_head_have_the_same_say_in_the_directions(teacher):
@@ -255,13 +260,13 @@ def test_every_norm_and_the_head_have_the_same_say_in_the_directions(teacher):
     singular = [np.linalg.svd(x.double().numpy(), full_matrices=False)[1:] for x in given]
     moment_DD = sum(right.T * (s**2 / (s**2).sum()) @ right for s, right in singular)
     assert len(given) == 8
-    np.testing.assert_allclose(start.look(old, IDS)[0].numpy(), moment_DD, atol=1e-9)
+    np.testing.assert_allclose(from_teacher.look(old, IDS)[0].numpy(), moment_DD, atol=1e-9)
 
 
 def test_the_student_inherits_rope_eps_and_eos(teacher):
     old = teacher(rope_theta=500.0, norm_eps=1e-5, eos_id=7)
-    new = start.from_teacher(old, LlamaConfig(97, 2, 4, 32, 48, context=16), WINDOWS)
-    assert new.config == start.config_for(old.config, new.config)
+    new = from_teacher.from_teacher(old, LlamaConfig(97, 2, 4, 32, 48, context=16), WINDOWS)
+    assert new.config == from_teacher.config_for(old.config, new.config)
     assert (new.config.rope_theta, new.config.norm_eps, new.config.eos_id) == (500.0, 1e-5, 7)
     assert new.layers[0].input_layernorm.eps == 1e-5
 
@@ -270,7 +275,7 @@ def test_the_student_inherits_rope_eps_and_eos(teacher):
 @pytest.mark.parametrize("ours", [True, False])
 def test_tied_or_untied_is_the_students_own_choice(teacher, theirs, ours):
     old = teacher(tied=theirs)
-    new = start.from_teacher(old, replace(old.config, tied=ours), WINDOWS)
+    new = from_teacher.from_teacher(old, replace(old.config, tied=ours), WINDOWS)
     assert ("lm_head.weight" in dict(new.named_parameters())) != ours
     assert torch.equal(new.head, old.head)
     if theirs or not ours:
@@ -298,7 +303,7 @@ def test_every_shape_starts_nearer_to_its_teacher_than_a_random_start(name):
     wanted = logits(teacher).log_softmax(-1)
     for student in students:
         config = small(student)
-        new = start.from_teacher(teacher, config, WINDOWS)
+        new = from_teacher.from_teacher(teacher, config, WINDOWS)
         assert new.config == config
         far, near = (logits(m).log_softmax(-1) for m in (Llama(config), new))
         kl = [
@@ -315,9 +320,9 @@ def test_norms_and_writing_weights_are_least_squares_of_the_teachers_stream(teac
     """By the conditions of the minimum, for each input. One layer of three is kept, whose MLP is
     asked for what the two others add."""
     old = teacher()
-    new = start.from_teacher(old, replace(old.config, layers=1, dim=24, mlp_dim=30), WINDOWS)
-    moment_DD, strength = start.look(old, IDS)
-    p_DE = start.directions(moment_DD, 24)
+    new = from_teacher.from_teacher(old, replace(old.config, layers=1, dim=24, mlp_dim=30), WINDOWS)
+    moment_DD, strength = from_teacher.look(old, IDS)
+    p_DE = from_teacher.directions(moment_DD, 24)
     units = strength[old.layers[0].mlp.down_proj].topk(30).indices.sort().values
     seen = {}
     for m, which in ((old, "old"), (new, "new")):
@@ -330,7 +335,7 @@ def test_norms_and_writing_weights_are_least_squares_of_the_teachers_stream(teac
     y_NI = seen["new", "layers.0.mlp.down_proj"][0].flatten(0, 1).double()
     stream = seen["new", "norm"][0].flatten(0, 1).double()  # of the student, after its last part
     lacks_NE = (seen["old", "norm"][0] @ p_DE).flatten(0, 1).double() - stream
-    pull = start.RIDGE * y_NI.square().sum(0).mean()
+    pull = from_teacher.RIDGE * y_NI.square().sum(0).mean()
     moved = (
         new.layers[0].mlp.down_proj.weight - p_DE.T @ old.layers[0].mlp.down_proj.weight[:, units]
     )
@@ -363,5 +368,5 @@ def test_norms_and_writing_weights_are_least_squares_of_the_teachers_stream(teac
 def test_what_the_teacher_has_not_is_refused_in_one_line_with_the_remedy(teacher, shape, said):
     old = teacher()
     with pytest.raises(ValueError, match=said) as error:
-        start.from_teacher(old, replace(old.config, **shape), WINDOWS)
+        from_teacher.from_teacher(old, replace(old.config, **shape), WINDOWS)
     assert "set init: random" in str(error.value) and "\n" not in str(error.value)

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from tdlib import devices, report, runs, status
+from tdbook.runs import heartbeat
+from tdbook.workflow import devices, run_pages, sessions, status
+from tdlib.files import write_whole as write
 
 TAKE = """import sys, time
 from tdlib import devices
@@ -25,35 +27,35 @@ def record(out, run: str, **more) -> None:
         "dirty": False, "device": "cpu", "versions": {}, "peak_memory_mib": 1.0, "reads": {},
         "tokens_per_second": None,
     }  # fmt: skip
-    runs.write(out / "results" / f"{run}.json", json.dumps(content | more))
+    write(out / "results" / f"{run}.json", json.dumps(content | more))
 
 
 def session(out, **more) -> None:
     own = {
         "began": 1000.0, "ended": None, "code": None, "targets": [], "command": "make book",
-        "price": None, **runs.who(),
+        "price": None, **heartbeat.who(),
     }  # fmt: skip
-    runs.write(out / status.SESSIONS, json.dumps([*status.sessions(out), own | more]))
+    write(out / sessions.SESSIONS, json.dumps([*sessions.sessions(out), own | more]))
 
 
 # --- words
 
 
 def words(out) -> dict[str, str]:
-    return {one["run"]: status.word(one) for one in status.rows(out)}
+    return {one["run"]: heartbeat.word(one) for one in status.rows(out)}
 
 
 def test_every_run_has_the_word_that_is_true_of_it(tmp_path):
     wanted = ["01_distill-a", "01_distill-b", "01_distill-c", "01_distill-d", "01_distill-e"]
     now = time.time()
     session(tmp_path, targets=wanted, began=now)
-    runs.write_state(tmp_path, "01_distill-b", "running", step=3, steps=9, left_s=60.0)
-    runs.write_state(tmp_path, "01_distill-c", "failed", error=["ValueError: no"])
-    runs.write_state(tmp_path, "01_distill-d", "failed", error=["old"], heartbeat=now - 60)
+    heartbeat.write_state(tmp_path, "01_distill-b", "running", step=3, steps=9, left_s=60.0)
+    heartbeat.write_state(tmp_path, "01_distill-c", "failed", error=["ValueError: no"])
+    heartbeat.write_state(tmp_path, "01_distill-d", "failed", error=["old"], heartbeat=now - 60)
     record(tmp_path, "01_distill-e")
-    runs.write_state(tmp_path, "01_distill-e", "done")
-    runs.write(tmp_path / ".done/01_distill-e", "")
-    runs.write_state(tmp_path, "01_distill-f", "running", boot="another")
+    heartbeat.write_state(tmp_path, "01_distill-e", "done")
+    write(tmp_path / ".done/01_distill-e", "")
+    heartbeat.write_state(tmp_path, "01_distill-f", "running", boot="another")
     assert words(tmp_path) == {
         "01_distill-a": "queued", "01_distill-b": "running", "01_distill-c": "failed",
         "01_distill-d": "queued", "01_distill-e": "stale", "01_distill-f": "lost",
@@ -69,9 +71,11 @@ def test_every_run_has_the_word_that_is_true_of_it(tmp_path):
 
 
 def test_a_run_that_another_host_makes_is_lost_once_its_heart_stops(tmp_path):
-    runs.write_state(tmp_path, "01_distill-a", "running", host="node7")
+    heartbeat.write_state(tmp_path, "01_distill-a", "running", host="node7")
     assert words(tmp_path) == {"01_distill-a": "running"}
-    runs.write_state(tmp_path, "01_distill-a", "running", host="node7", heartbeat=time.time() - 999)
+    heartbeat.write_state(
+        tmp_path, "01_distill-a", "running", host="node7", heartbeat=time.time() - 999
+    )
     assert words(tmp_path) == {"01_distill-a": "lost"}
 
 
@@ -81,10 +85,10 @@ def test_a_run_that_another_host_makes_is_lost_once_its_heart_stops(tmp_path):
 def test_the_morning_report_says_what_failed_what_came_out_and_what_it_cost(tmp_path):
     session(tmp_path, began=1000.0, ended=4600.0, code=1, price=4.5, command="make book PROFILE=b")
     record(tmp_path, "01_distill-a", models={"50m": {"loss": 3.21, "parameters": 1}})
-    runs.write_state(tmp_path, "01_distill-a", "done")
+    heartbeat.write_state(tmp_path, "01_distill-a", "done")
     lines = ["Traceback", "torch.OutOfMemoryError: CUDA out of memory"]
-    runs.write_state(tmp_path, "01_distill-b", "failed", error=lines, step=120, steps=400)
-    report.index(tmp_path)
+    heartbeat.write_state(tmp_path, "01_distill-b", "failed", error=lines, step=120, steps=400)
+    run_pages.index(tmp_path)
     said = (tmp_path / "morning.md").read_text("utf8")
     for words_ in (
         "1 stale, 1 failed", "**01_distill-b** failed: step 120 of 400", lines[1],
@@ -100,17 +104,17 @@ def test_the_morning_report_says_what_failed_what_came_out_and_what_it_cost(tmp_
 def test_hours_are_those_of_all_sessions_and_a_killed_one_ended_with_the_last_heartbeat(tmp_path):
     session(tmp_path, began=1000.0, ended=4600.0)
     session(tmp_path, began=10_000.0, pid_started=1)
-    runs.write_state(tmp_path, "01_distill-a", "running", pid_started=1, heartbeat=11_800.0)
+    heartbeat.write_state(tmp_path, "01_distill-a", "running", pid_started=1, heartbeat=11_800.0)
     assert status.hours(tmp_path) == pytest.approx(1.5)
     session(tmp_path, began=time.time() - 3600)  # lives
     assert status.hours(tmp_path) == pytest.approx(2.5, abs=0.01)
 
 
 def test_a_session_that_ends_says_how(tmp_path):
-    with status.session(tmp_path, ["01_distill-a"], "make book", 3.0) as ended:
+    with sessions.session(tmp_path, ["01_distill-a"], "make book", 3.0) as ended:
         assert status.live(tmp_path)["targets"] == ["01_distill-a"]
         ended(1)
-    (kept,) = status.sessions(tmp_path)
+    (kept,) = sessions.sessions(tmp_path)
     assert kept["code"] == 1 and kept["ended"] >= kept["began"] and status.live(tmp_path) is None
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tdlib import dry, graph, hashes, parameters, report, runs, status, sweeps
+from tdbook import __main__
+from tdbook.runs import hashes, heartbeat, parameters, sweeps
+from tdbook.runs.running import start
+from tdbook.workflow import dry, graph, request, run_pages, scheduler, sessions, status
 from tests.small_book import called, processes_of, wait_for, write, yaml
 
 RATES = {"like": "01_distill-a", "grid": {"learning_rate": [1e-3, 2e-3]}, "seeds": [1, 2]}
@@ -22,7 +25,7 @@ def sweep(root: Path, profile: str = "tiny", **given) -> Path:
 
 
 def make(*more: str, profile: str = "tiny") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tdlib.graph", "sweep", "NAME=rates", f"PROFILE={profile}"]
+    command = [sys.executable, "-m", "tdbook", "sweep", "NAME=rates", f"PROFILE={profile}"]
     return subprocess.run([*command, *more], capture_output=True, text=True, timeout=180)
 
 
@@ -115,7 +118,7 @@ def test_a_point_has_the_parameters_of_its_run_then_the_fixed_then_its_own(book)
 )  # fmt: skip
 def test_a_sweep_that_cannot_be_meant_is_refused_in_one_line(book, given, says, capsys):
     path = sweep(book, **given)
-    assert graph.main(["sweep", "NAME=rates", "PROFILE=tiny"]) == 1
+    assert __main__.main(["sweep", "NAME=rates", "PROFILE=tiny"]) == 1
     said = capsys.readouterr().out.strip()
     assert "\n" not in said and ("rates.yaml" in said or "sweep rates" in said)
     assert re.search(says, said), said
@@ -137,7 +140,7 @@ def test_a_sweep_that_cannot_be_meant_is_refused_in_one_line(book, given, says, 
 )  # fmt: skip
 def test_a_command_that_cannot_be_meant_is_refused_in_one_line(book, words, says, capsys):
     sweep(book)
-    assert graph.main([*words, "PROFILE=tiny"]) == 1
+    assert __main__.main([*words, "PROFILE=tiny"]) == 1
     said = capsys.readouterr().out.strip()
     assert says in said and "\n" not in said
 
@@ -157,11 +160,11 @@ def test_every_sweep_that_we_ship_can_be_meant():
 
 def by_hand(wanted: graph.Wanted, *names: str) -> None:
     """Some of the runs, in this process, as their notebooks would, where they are not done."""
-    found = graph.prepare(wanted.config)
+    found = scheduler.prepare(wanted.config)
     for one in (found[name] for name in names):
         if sweeps.parent(one.out):
             sweeps.link(one.out, list(one.reads))
-        this = runs.start(one.notebook, one.parameters)
+        this = start(one.notebook, one.parameters)
         if not this.current:
             for path in one.writes:
                 this.path(path, "w").write_text(one.run)
@@ -169,7 +172,7 @@ def by_hand(wanted: graph.Wanted, *names: str) -> None:
                 file.write(f"{one.run}\n")
         this.finding(f"{one.run} is done.")
         this.finish()
-        runs._latest = None
+        _latest = None
 
 
 def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(book):
@@ -195,11 +198,11 @@ def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(b
 
 def test_a_point_that_fails_keeps_no_other_from_being_compared_and_a_kill_loses_none(book):
     sweep(book, grid={"student": ["b", "bad"]}, points=[{"student": "slow"}], seeds=[])
-    wanted = graph.wanted("sweep", {"PROFILE": "tiny", "NAME": "rates"})
+    wanted = request.wanted("sweep", {"PROFILE": "tiny", "NAME": "rates"})
     by_hand(wanted, "00_teacher", "01_distill-a", "rates/01_distill-studentb")
     out, run = book / "outputs/tiny", "01_distill-studentslow"
     slow = out / "sweeps/rates/studentslow"
-    command = [sys.executable, "-m", "tdlib.graph", "sweep", "NAME=rates", "PROFILE=tiny"]
+    command = [sys.executable, "-m", "tdbook", "sweep", "NAME=rates", "PROFILE=tiny"]
     process = subprocess.Popen(command, stdout=-3)
     wait_for(lambda: status.row(slow, run)["state"].get("step") == 3)
     said = status.text(out / "sweeps/rates")
@@ -227,13 +230,13 @@ def test_changed_code_repeats_no_point_outside_quick_profiles_and_shows_as_stale
     for stem in ("00_teacher", "01_distill-a", "04_merge_eval"):
         write(book / f"params/night/{stem}.yaml", {"run": stem} | night)
     sweep(book, "night", seeds=[])
-    wanted = graph.wanted("sweep", {"PROFILE": "night", "NAME": "rates"})
+    wanted = request.wanted("sweep", {"PROFILE": "night", "NAME": "rates"})
     by_hand(wanted, *graph.jobs(wanted.config))
     change(book, "01_distill")
     again = make(profile="night")
     assert again.returncode == 0 and "started" not in again.stdout
     out = book / "outputs/night"
-    assert status.counts(status.rows(out / "sweeps/rates")[:-1]) == {"stale": 2}
+    assert heartbeat.counts(status.rows(out / "sweeps/rates")[:-1]) == {"stale": 2}
     assert "stale" in status.text(out / "sweeps/rates")
     assert "made by older code" in (out / "sweeps/rates/index.html").read_text("utf8")
 
@@ -249,12 +252,12 @@ def change(root: Path, notebook: str) -> None:
 
 
 def make_book(*more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tdlib.graph", "book", "PROFILE=tiny", *more]
+    command = [sys.executable, "-m", "tdbook", "book", "PROFILE=tiny", *more]
     return subprocess.run(command, capture_output=True, text=True, timeout=180)
 
 
 def test_from_takes_what_comes_before_as_it_is(book):
-    by_hand(graph.wanted("book", {}), "00_teacher", "01_distill-a")
+    by_hand(request.wanted("book", {}), "00_teacher", "01_distill-a")
     change(book, "00_teacher")
     done = make_book("FROM=04")
     assert done.returncode == 0 and "1 of 1 runs done" in done.stdout, done.stdout
@@ -264,7 +267,7 @@ def test_from_takes_what_comes_before_as_it_is(book):
 def test_redo_keeps_the_old_and_the_same_command_does_not_repeat_it_twice(book):
     (book / "params/tiny/04_merge_eval.yaml").unlink()
     yaml(book, "01_distill-bad", student="bad")
-    by_hand(graph.wanted("book", {}), "00_teacher", "01_distill-a")
+    by_hand(request.wanted("book", {}), "00_teacher", "01_distill-a")
     assert (book / "outputs/tiny/models/a/w").read_text() == "01_distill-a"
     for _ in range(2):  # the second goes on with the first, which could not end
         assert make_book("REDO=01_distill-a").returncode == 1
@@ -273,17 +276,17 @@ def test_redo_keeps_the_old_and_the_same_command_does_not_repeat_it_twice(book):
         assert (old / "results/01_distill-a.json").exists()
         assert called(book).count("01_distill-a") == 2
     out, command = book / "outputs/tiny", "make book PROFILE=tiny REDO=01_distill-a"
-    assert status.began_of(out, command) < time.time() - 1
-    with status.session(out, [], command, None) as ended:
+    assert sessions.began_of(out, command) < time.time() - 1
+    with sessions.session(out, [], command, None) as ended:
         ended(0)
-    assert status.began_of(out, command) == math.inf  # that one had ended: a new wish
+    assert sessions.began_of(out, command) == math.inf  # that one had ended: a new wish
 
 
 def test_why_a_run_would_be_made_is_told(book):
-    by_hand(graph.wanted("book", {}), "00_teacher", "01_distill-a", "04_merge_eval")
+    by_hand(request.wanted("book", {}), "00_teacher", "01_distill-a", "04_merge_eval")
 
     def reasons() -> dict[str, str]:
-        found = graph.jobs(graph.wanted("book", {"PROFILE": "tiny"}).config)
+        found = graph.jobs(request.wanted("book", {"PROFILE": "tiny"}).config)
         return {name: hashes.why(one.out, one.run, one.parameters) for name, one in found.items()}
 
     assert set(reasons().values()) == {""}
@@ -302,7 +305,7 @@ def test_why_a_run_would_be_made_is_told(book):
 
 def test_a_page_is_looked_at_again_after_its_points(book):
     sweep(book, seeds=[])
-    wanted = graph.wanted("sweep", {"NAME": "rates"})
+    wanted = request.wanted("sweep", {"NAME": "rates"})
     by_hand(wanted, *graph.jobs(wanted.config))
     found = graph.jobs(wanted.config)
     assert not any(hashes.judge(found, found)[0].values())
@@ -314,16 +317,16 @@ def test_a_page_is_looked_at_again_after_its_points(book):
 
 def test_a_broken_list_of_points_is_told_with_what_writes_it_again(book):
     sweep(book, seeds=[])
-    wanted = graph.wanted("sweep", {"NAME": "rates"})
+    wanted = request.wanted("sweep", {"NAME": "rates"})
     by_hand(wanted, "00_teacher", "rates/01_distill-learning_rate0.001")
     out = book / "outputs/tiny"
     (out / "sweeps/rates/points.json").write_text("")
     said = "points.json is broken: `make sweep NAME=rates` writes it again"
     assert said in status.text(out)
-    assert "points.json is broken" in report.index(out).read_text("utf8")
+    assert "points.json is broken" in run_pages.index(out).read_text("utf8")
     with pytest.raises(ValueError, match=r"points\.json is broken: `make sweep NAME=rates`"):
         sweeps.results(out, "rates")
-    graph.prepare(wanted.config)
+    scheduler.prepare(wanted.config)
     assert "broken" not in status.text(out)
 
 
@@ -332,16 +335,16 @@ def test_a_sweep_need_not_be_told_again_what_the_book_was_told(book):
     (book / "words.txt").write_text("words")
     told = {"OUT": "outputs/here", "TEXT": "words.txt"}
     write(book / "outputs/here/.snakemake.json", {})
-    config = json.dumps(graph.wanted("book", told).config)
+    config = json.dumps(request.wanted("book", told).config)
     (book / "outputs/here/.snakemake.json").write_text(config)
-    found = graph.jobs(graph.wanted("sweep", {"NAME": "rates", "OUT": "outputs/here"}).config)
+    found = graph.jobs(request.wanted("sweep", {"NAME": "rates", "OUT": "outputs/here"}).config)
     assert found["00_teacher"].parameters["text"] == "words.txt"
 
 
 def test_a_dry_run_tells_times_and_money_and_writes_nothing(tmp_path):
     out = tmp_path / "night"
     words = {"PROFILE": "smoke", "OUT": str(out), "NAME": "rank", "PRICE_PER_HOUR": "3"}
-    said = dry.text(graph.wanted("sweep", words))
+    said = dry.text(request.wanted("sweep", words))
     rows = [line.split() for line in said.splitlines()[2:-2]]
     assert [row[0] for row in rows] == [
         "00_teacher", "01_distill-50m-scratch", "01_distill-50m-seed2", "01_distill-50m",
@@ -355,8 +358,8 @@ def test_a_dry_run_tells_times_and_money_and_writes_nothing(tmp_path):
 
 def test_the_words_of_a_parameter_file_are_those_that_were_checked(book):
     sweep(book)
-    wanted = graph.wanted("sweep", {"NAME": "rates", "PROFILE": "tiny"})
-    for one in graph.prepare(wanted.config).values():
+    wanted = request.wanted("sweep", {"NAME": "rates", "PROFILE": "tiny"})
+    for one in scheduler.prepare(wanted.config).values():
         if one.sweep:
             assert parameters.read(one.yaml)["run"] == one.run
             assert graph.check_yaml(one.yaml, {}, paths=False) == one.parameters

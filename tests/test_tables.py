@@ -6,7 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tdlib import book, hard_set, runs, tables
+from tdbook.analysis import intervals
+from tdbook.book import selection, students
+from tdbook.report import tables
+from tdbook.runs import heartbeat
+from tdlib import hard_set
 from tdlib.shapes import SHAPES
 
 NAN = float("nan")
@@ -103,8 +107,8 @@ def test_a_span_is_two_numbers_or_one_or_none(args, text):
     ],
 )
 def test_an_interval_has_signs_and_true_minuses(args, text):
-    assert tables.with_interval(*args) == text
-    assert "-" not in tables.with_interval(*args)
+    assert intervals.with_interval(*args) == text
+    assert "-" not in intervals.with_interval(*args)
 
 
 # sizes
@@ -238,9 +242,9 @@ def test_the_likeliest_pieces_are_those_of_the_model(tiny_llama, tokenizer):
 
 def test_a_curve_is_told_by_its_ends_and_whether_it_still_falls():
     logs = {"a": [{"val/loss": x} for x in (5.0, 4.0, 3.9)], "b": [{"val/loss": 5.0}]}
-    said = book.curve_in_words(logs)
+    said = students.curve_in_words(logs)
     assert said == "In the last of 2 parts the loss of a still fell by 0.100: train longer."
-    flat = book.curve_in_words({"a": [{"val/loss": x} for x in (5.0, 4.0, 3.99)]})
+    flat = students.curve_in_words({"a": [{"val/loss": x} for x in (5.0, 4.0, 3.99)]})
     assert flat.endswith("the loss of a changed by -0.010.")
 
 
@@ -248,10 +252,10 @@ def test_difficulty_is_told_by_what_the_hard_windows_hold():
     student_N, teacher_N = np.array([1.0, 2, 3, 4, np.nan]), np.array([0.9, 1.9, 2.8, 3.0, 1])
     scores = hard_set.Scores(student_N, teacher_N)
     chosen = hard_set.select(scores.difficulty_N, threshold=0.15)
-    said = book.difficulty_in_words(scores)
+    said = selection.difficulty_in_words(scores)
     # difficulty 0.1, 0.1, 0.2, 1.0, none: the last two hold 1.2 of 1.4
     assert "Half of the windows lie above +0.150 nats" in said
-    found = book.hard_set_finding("a", {"student_better": 0}, chosen, scores.difficulty_N)
+    found = selection.hard_set_finding("a", {"student_better": 0}, chosen, scores.difficulty_N)
     assert found.startswith("The hardest 50.0% of the windows (0.150 nats and more) hold 86% of")
     both = np.corrcoef(student_N[:4], teacher_N[:4])[0, 1]
     alone = np.corrcoef((student_N - teacher_N)[:4], teacher_N[:4])[0, 1]
@@ -259,10 +263,14 @@ def test_difficulty_is_told_by_what_the_hard_windows_hold():
 
 
 def test_a_number_that_is_not_known_is_a_dash_also_as_null_of_a_record():
-    assert [tables.number(x, ".0%", 0.0) for x in (0.25, -0.1, NAN, None)] == ["25%", "0%", *"––"]
-    assert tables.with_interval(None, None, None) == "undefined"
-    assert tables.with_interval(0.5, None, None) == "+0.500 [unknown]"
-    assert runs._json({"a": [1.5, NAN, {"b": np.array([np.inf])}]}).split() == (
+    assert [intervals.number(x, ".0%", 0.0) for x in (0.25, -0.1, NAN, None)] == [
+        "25%",
+        "0%",
+        *"––",
+    ]
+    assert intervals.with_interval(None, None, None) == "undefined"
+    assert intervals.with_interval(0.5, None, None) == "+0.500 [unknown]"
+    assert heartbeat._json({"a": [1.5, NAN, {"b": np.array([np.inf])}]}).split() == (
         '{ "a": [ 1.5, null, { "b": [ null ] } ] }'.split()
     )
 
@@ -272,12 +280,12 @@ def test_where_one_curve_meets_the_end_of_another_is_said():
         return [{"tokens": 100 * i, "val/loss": x} for i, x in enumerate(losses)]
 
     first = log(6.0, 5.0, 4.0)
-    said = book.reached_in_words({"50m": first, "50m-sliced": log(5.5, 4.0, 3.0)})
+    said = students.reached_in_words({"50m": first, "50m-sliced": log(5.5, 4.0, 3.0)})
     assert said == " 50m-sliced was at the 4.000 where 50m ends after 50% of its training."
-    said = book.reached_in_words({"50m": first, "50m-sliced": log(3.9, 3.8, 3.7)})
+    said = students.reached_in_words({"50m": first, "50m-sliced": log(3.9, 3.8, 3.7)})
     assert said == " 50m-sliced was at the 4.000 where 50m ends before its first step."
-    assert "never" in book.reached_in_words({"50m": first, "worse": log(6.0, 5.0, 4.1)})
-    assert book.reached_in_words({"50m": first}) == ""
+    assert "never" in students.reached_in_words({"50m": first, "worse": log(6.0, 5.0, 4.1)})
+    assert students.reached_in_words({"50m": first}) == ""
 
 
 def test_cuts_count_only_what_was_scored_and_their_ends_have_some_windows():

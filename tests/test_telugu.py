@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from tdlib import telugu
+from tdbook.corpus import grammar, writer
 
 NOUNS = {  # entry: subject, object, to, in, of; the same in the plural
     "పుస్తకం": "పుస్తకం పుస్తకాన్ని పుస్తకానికి పుస్తకంలో పుస్తకం పుస్తకాలు పుస్తకాలను పుస్తకాలకు పుస్తకాలలో పుస్తకాల",
@@ -67,11 +67,11 @@ AGREES = {
     "వారు": "రు|రట",
     "వాళ్లు": "రు|రట",
 }
-KIN = {w.split()[0] for words in telugu.WORDS["relations"].values() for w in words} | {"భార్య"}
+KIN = {w.split()[0] for words in grammar.WORDS["relations"].values() for w in words} | {"భార్య"}
 MORE_CLAUSES = "గానే |ాడని |సరికి |ాక |తర్వాత |ప్పుడు |ుండగా |ేందుకు |కానీ |కాబట్టి |ముందే |ే\\.|[;,“:]"
 ROLES = {
     word.replace("_", " ")
-    for topic in telugu.WORDS["topics"].values()
+    for topic in grammar.WORDS["topics"].values()
     for group in (
         *(topic.get(key, []) for key in "mfpn"),
         *(re.split("[@!~|; ]", script.split(";")[0]) for script in topic["scripts"]),
@@ -80,7 +80,7 @@ ROLES = {
     if word
 }
 ROLE = f"({'|'.join(sorted(ROLES, key=len, reverse=True))})"
-ELDERS = "|".join(word for words in telugu.WORDS["elder"].values() for word in words)
+ELDERS = "|".join(word for words in grammar.WORDS["elder"].values() for word in words)
 MARKS = {  # what a sentence of the kind has, and what hardly any other has
     "honorific": f"({ELDERS})గార[ుూ][ ,]",
     "future_negative": "ఇకపై|ఎన్నటికీ|ఎప్పటికీ",
@@ -107,7 +107,7 @@ def split(line: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def written():
-    return telugu.write(375_000, 1)  # about 1 MB of UTF-8
+    return writer.write(375_000, 1)  # about 1 MB of UTF-8
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +116,13 @@ def sentences(written):
 
 
 def test_same_seed_same_text_and_another_seed_another():
-    assert telugu.write(20_000, 7) == telugu.write(20_000, 7)
-    assert telugu.write(20_000, 7)[0] != telugu.write(20_000, 8)[0]
+    assert writer.write(20_000, 7) == writer.write(20_000, 7)
+    assert writer.write(20_000, 7)[0] != writer.write(20_000, 8)[0]
 
 
 @pytest.mark.parametrize("characters", [5_000, 20_000, 100_000])
 def test_the_length_is_what_was_asked_for(characters):
-    documents, _ = telugu.write(characters, 3)
+    documents, _ = writer.write(characters, 3)
     assert sum(len(line) for d in documents for line in d.lines) == pytest.approx(
         characters, rel=0.02
     )
@@ -130,7 +130,7 @@ def test_the_length_is_what_was_asked_for(characters):
 
 def test_too_few_characters_are_refused_with_the_number():
     with pytest.raises(ValueError, match="500 characters"):
-        telugu.write(500, 1)
+        writer.write(500, 1)
 
 
 def test_documents_have_a_topic_and_whole_paragraphs(written):
@@ -186,10 +186,10 @@ def test_every_verb_agrees_with_its_pronoun(sentences):
 
 def test_a_verb_agrees_with_whoever_else_does_it():
     names = {"m": ["రవి", "కృష్ణ"], "f": ["సీత", "రాధ"]}
-    event, came = telugu.read_event("friend.n ఇంటికి వచ్చు"), {"3m": "వచ్చాడు", "3f": "వచ్చింది"}
+    event, came = writer.read_event("friend.n ఇంటికి వచ్చు"), {"3m": "వచ్చాడు", "3f": "వచ్చింది"}
     for seed in range(40):
-        scene = telugu.new_scene(Random(seed), "village", "@; ఇంటికి వచ్చు", names, {})
-        text = telugu.clause(scene, event, "past", scene.who["hero"])
+        scene = writer.new_scene(Random(seed), "village", "@; ఇంటికి వచ్చు", names, {})
+        text = writer.clause(scene, event, "past", scene.who["hero"])
         assert came[scene.who["friend"].person] in text, text
 
 
@@ -200,12 +200,12 @@ def test_a_woman_says_i_in_her_own_form(sentences):
 def test_every_story_can_be_told_by_everybody():
     for seed in range(3):
         rng = Random(seed)
-        for subject, topic in telugu.WORDS["topics"].items():
+        for subject, topic in grammar.WORDS["topics"].items():
             names = {gender: ["రవి", "సీత", "కృష్ణ", "రాధ"] for gender in "mf"}
             for script in topic["scripts"]:
-                scene = telugu.new_scene(rng, subject, script, names, {})
-                due = telugu.countdown(rng, (2, 3))
-                told = [text for text, _ in telugu.paragraph(scene, due)]
+                scene = writer.new_scene(rng, subject, script, names, {})
+                due = writer.countdown(rng, (2, 3))
+                told = [text for text, _ in writer.paragraph(scene, due)]
                 assert len(told) >= 2 and all(told), (subject, script)
 
 
@@ -220,7 +220,7 @@ def test_the_rare_constructions_stand_where_they_are_said_to(written, sentences)
 
 @pytest.fixture(scope="module")
 def dense():
-    return telugu.write(150_000, 2, rare_every=(3, 8))
+    return writer.write(150_000, 2, rare_every=(3, 8))
 
 
 def test_rare_constructions_come_as_often_as_asked(dense):
@@ -268,7 +268,7 @@ def test_sentences_are_short_and_long_and_of_many_shapes(sentences):
 
 def test_a_paragraph_keeps_to_one_hero(written):
     """Of two paragraphs of one document, names within one are fewer than in both together."""
-    names = {n for g in "mf" for n in telugu.WORDS["names"][g]}
+    names = {n for g in "mf" for n in grammar.WORDS["names"][g]}
     per_line = [
         len({w for w in re.findall(r"[\u0c00-\u0c7f]+", line) if w in names})
         for d in written[0]
@@ -285,8 +285,8 @@ def test_words_have_zipf_like_frequencies(sentences):
 
 @pytest.mark.parametrize("entry", NOUNS)
 def test_nouns_decline_as_in_the_grammar_book(entry):
-    noun = telugu.read_noun(entry)
-    forms = [telugu.decline(noun, case, many) for many in ("", "+") for case in "nadlx"]
+    noun = grammar.read_noun(entry)
+    forms = [grammar.decline(noun, case, many) for many in ("", "+") for case in "nadlx"]
     assert forms == NOUNS[entry].split()
 
 
@@ -295,23 +295,25 @@ def test_verbs_conjugate_as_in_the_grammar_book(verb):
     persons = [("past", p) for p in ("1s", "1p", "3m", "3f", "3p", "3q")]
     persons += [("nonpast", p) for p in ("1s", "3f", "3p")]
     persons += [("progressive", p) for p in ("3m", "3f")]
-    assert [telugu.conjugate(verb, form, person) for form, person in persons] == VERBS[verb].split()
+    assert [grammar.conjugate(verb, form, person) for form, person in persons] == VERBS[
+        verb
+    ].split()
 
 
 @pytest.mark.parametrize("verb", OTHER)
 def test_verbs_have_the_other_forms_of_the_grammar_book(verb):
-    assert [telugu.conjugate(verb, form) for form in OTHER_FORMS] == OTHER[verb].split()
+    assert [grammar.conjugate(verb, form) for form in OTHER_FORMS] == OTHER[verb].split()
 
 
 @pytest.mark.parametrize(("verb", "form"), PARADIGMS)
 def test_every_person_has_its_ending(verb, form):
-    forms = [telugu.conjugate(verb, form, person) for person in PERSONS]
+    forms = [grammar.conjugate(verb, form, person) for person in PERSONS]
     assert forms == PARADIGMS[verb, form].split()
 
 
 def test_several_are_asked_politely():
-    assert telugu.conjugate("చేయు", "do", "2s") == "చెయ్యి"
-    assert telugu.conjugate("చేయు", "do", "2p") == "చేయండి"
+    assert grammar.conjugate("చేయు", "do", "2s") == "చెయ్యి"
+    assert grammar.conjugate("చేయు", "do", "2p") == "చేయండి"
 
 
 @pytest.mark.parametrize(
@@ -328,11 +330,11 @@ def test_several_are_asked_politely():
     ],
 )
 def test_vowels_meet_as_in_the_grammar_book(apart, joined):
-    assert re.sub(r"(\S+)\+(\S+)", telugu.sandhi, apart) == joined
+    assert re.sub(r"(\S+)\+(\S+)", grammar.sandhi, apart) == joined
 
 
 def test_the_first_words_of_a_class_are_the_most_frequent(sentences):
     counts = Counter(" ".join(sentences).split())
-    for names in telugu.WORDS["names"]["m"], telugu.WORDS["names"]["f"]:
+    for names in grammar.WORDS["names"]["m"], grammar.WORDS["names"]["f"]:
         first, last = (sum(counts[name] for name in part) for part in (names[:5], names[-5:]))
         assert first > 3 * last > 0

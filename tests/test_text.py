@@ -15,8 +15,11 @@ import pytest
 import zstandard
 from scipy.sparse.csgraph import connected_components
 
-from tdlib import book, hashes, runs, telugu, text
-from tdlib.text import Document
+from tdbook.book import opening
+from tdbook.corpus import text, writer
+from tdbook.corpus.text import Document
+from tdbook.runs import hashes, running
+from tdbook.runs.running import start
 
 SHARED = Path(os.environ.get("SHARED") or Path(__file__).parents[2] / "shared") / "data/telugu"
 PACK = {
@@ -185,22 +188,22 @@ def test_what_is_missing_is_for_the_finding_above_a_thousandth():
 
 
 def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "_latest", None)
-    body = "\n\n".join("\n".join(d.lines) for d in telugu.write(30_000, 5)[0])
+    monkeypatch.setattr(running, "_latest", None)
+    body = "\n\n".join("\n".join(d.lines) for d in writer.write(30_000, 5)[0])
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.txt").write_text(body, encoding="utf-8")
     (tmp_path / "texts/b.rst").write_text(body[:999], encoding="utf-8")
     small = {"profile": "smoke", "shape": "teacher-smoke", "vocab_size": 500, "context": 32}
     given = small | {"text": str(tmp_path / "texts"), "out": str(tmp_path / "out")}
-    this = runs.start("00_teacher", given)
+    this = start("00_teacher", given)
     with pytest.warns(UserWarning, match=r"1 files not read \(b.rst\)"):
-        summary, missing = book.text_into_tokens(this, None)
+        summary, missing = opening.text_into_tokens(this, None)
     kept = this._remembered["account"]
     assert kept["characters"] == len(body.replace("\n", "")) < kept["there"]
     assert f"{kept['characters']:,} of {kept['there']:,} characters; 1 files not" in summary
     assert missing == kept["missing"] != "" and missing.count("b.rst") == 0
     this.detach()
-    notebook = Path(book.__file__).parents[1] / "notebooks/00_teacher.ipynb"
+    notebook = Path(opening.__file__).parents[1] / "notebooks/00_teacher.ipynb"
     assert "bits per byte.{missing}" in notebook.read_text("utf-8")
 
 
@@ -313,7 +316,7 @@ def test_the_village_stubs_are_one_group_and_nothing_else_is_in_it(shared):
 
 
 def test_sections_of_prose_and_written_texts_stay_apart(shared):
-    for documents in (shared("narrative_prose"), telugu.write(100_000, 1)[0]):
+    for documents in (shared("narrative_prose"), writer.write(100_000, 1)[0]):
         assert len(set(text.near_duplicates(documents))) == len(documents) > 30
 
 

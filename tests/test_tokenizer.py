@@ -19,7 +19,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from tdlib import tokenizer
+from tdbook.corpus import tokenizer, tokenizer_files
 
 SPECIALS = ["<pad>", "<unk>", "<s>", "</s>"]
 
@@ -32,7 +32,7 @@ def lines(shared) -> list[str]:
 
 @pytest.fixture(scope="module")
 def upstream(shared) -> tokenizer.Tokenizer:
-    return tokenizer.open(shared / "data/upstream_tokenizer/tokenizer.json")
+    return tokenizer_files.open(shared / "data/upstream_tokenizer/tokenizer.json")
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +94,11 @@ def unigram(lines: list[str]) -> tokenizers.Tokenizer:
 @pytest.fixture(scope="module")
 def kinds(lines, upstream, tmp_path_factory) -> dict[str, tokenizer.Tokenizer]:
     folder = tmp_path_factory.mktemp("kinds")
-    opened = {"SentencePiece": tokenizer.train(lines, 1200, folder / "t.model")}
+    opened = {"SentencePiece": tokenizer_files.train(lines, 1200, folder / "t.model")}
     for make in (marked, over_bytes, spaced, unigram):
         (folder / make.__name__).mkdir()
         make(lines).save(str(folder / make.__name__ / "tokenizer.json"))
-        opened[make.__name__] = tokenizer.open(folder / make.__name__ / "tokenizer.json")
+        opened[make.__name__] = tokenizer_files.open(folder / make.__name__ / "tokenizer.json")
     return opened | {"Morfessor": upstream}
 
 
@@ -304,11 +304,11 @@ def test_a_sentencepiece_model_with_other_ids_keeps_them(lines, tmp_path):
             )  # fmt: skip
         return tmp_path / "t"
 
-    llama = tokenizer.open(trained(unk_id=0, bos_id=1, eos_id=2))
+    llama = tokenizer_files.open(trained(unk_id=0, bos_id=1, eos_id=2))
     assert (llama.eos, llama.unk, llama.silent) == (2, 0, {1})
     assert llama.decode([1, *llama.encode(["భాష"])[0], 2]) == "భాష\n"
     with pytest.raises(ValueError, match="has no <eos>, which ends each line of text: train one"):
-        tokenizer.open(trained(eos_id=-1))
+        tokenizer_files.open(trained(eos_id=-1))
 
 
 def test_lines_too_long_for_the_trainer_are_cut_for_it(tmp_path, monkeypatch):
@@ -316,23 +316,27 @@ def test_lines_too_long_for_the_trainer_are_cut_for_it(tmp_path, monkeypatch):
     rng = random.Random(0)
     short = [" ".join(rng.choices(words[2:], k=6)) for _ in range(200)]
     long = " ".join(rng.choices(words[:2], k=900))
-    whole = tokenizer.train([*short, long], 300, tmp_path / "b").path.read_bytes()
+    whole = tokenizer_files.train([*short, long], 300, tmp_path / "b").path.read_bytes()
     monkeypatch.setattr(tokenizer, "LONGEST", 3_000)
-    assert [*tokenizer._cut(short, cut := [])] == short and not cut  # the model stays as it was
+    assert [
+        *tokenizer_files._cut(short, cut := [])
+    ] == short and not cut  # the model stays as it was
     for lines in ([*short, long], [*short, *[long] * 3], [f"{long} "]):
-        one = tokenizer.train(lines, 285 if len(lines) == 1 else 300, tmp_path / "d")
+        one = tokenizer_files.train(lines, 285 if len(lines) == 1 else 300, tmp_path / "d")
         assert len(one.encode(["ప్రభుత్వం ఆరోగ్యం"])[0]) < 12, "nothing of the long line was seen"
-    parts = [len(part.encode()) for part in tokenizer._cut([*short, long, "క" * 4_000, ""], [])]
+    parts = [
+        len(part.encode()) for part in tokenizer_files._cut([*short, long, "క" * 4_000, ""], [])
+    ]
     assert max(parts) <= 3_000
-    assert "".join(tokenizer._cut(["క" * 4_000], [])) == "క" * 4_000
-    assert " ".join(tokenizer._cut([long], [])) == long
-    one = tokenizer.train([*short, long], 300, tmp_path / "e")
+    assert "".join(tokenizer_files._cut(["క" * 4_000], [])) == "క" * 4_000
+    assert " ".join(tokenizer_files._cut([long], [])) == long
+    one = tokenizer_files.train([*short, long], 300, tmp_path / "e")
     pieces = sentencepiece.SentencePieceProcessor(model_proto=whole)
     assert one.vocabulary()[259:] == [
         p.lstrip("▁") for p in map(pieces.id_to_piece, range(259, 300))
     ]
     with pytest.raises(ValueError, match=r"1 lines are too long, over 3,000 bytes, and were cut"):
-        tokenizer.train([long], 5_000, tmp_path / "f")
+        tokenizer_files.train([long], 5_000, tmp_path / "f")
 
 
 # Hugging Face
@@ -370,14 +374,14 @@ def saved(folder: Path, lines: list[str], change=lambda content: None, **beside:
 
 
 def test_eos_is_what_the_files_beside_say(lines, tmp_path):
-    assert tokenizer.open(saved(tmp_path, lines)).eos == 3  # </s> by its name
+    assert tokenizer_files.open(saved(tmp_path, lines)).eos == 3  # </s> by its name
     config = {"eos_token": {"content": "<s>"}, "unk_token": "<s>"}
     path = saved(
         tmp_path, lines, special_tokens_map={"eos_token": "<unk>"}, tokenizer_config=config
     )
-    one = tokenizer.open(path)
+    one = tokenizer_files.open(path)
     assert (one.eos, one.unk, one.silent) == (2, None, {0, 1, 3})
-    assert [*tokenizer.files(one)] == [
+    assert [*tokenizer_files.files(one)] == [
         "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     ]  # fmt: skip
 
@@ -395,7 +399,7 @@ def test_special_tokens_after_the_vocabulary_and_plain_added_ones_keep_their_ids
         }  # fmt: skip
 
     path = saved(tmp_path, lines, change, tokenizer_config={"eos_token": "<|end_of_text|>"})
-    one = tokenizer.open(path)
+    one = tokenizer_files.open(path)
     judge = tokenizers.Tokenizer.from_file(str(path))
     assert one.size == judge.get_vocab_size()
     assert one.eos == judge.token_to_id("<|end_of_text|>")
@@ -480,7 +484,7 @@ def test_merges_are_those_of_the_slow_way_on_words_at_random(tmp_path):
             merges.append([rng.choice(have), rng.choice(have)])
             have.append("".join(merges[-1]))
         rng.shuffle(merges)  # a merge may come before those that it is made of, or twice
-        one = tokenizer.open(small(tmp_path, bpe_merges=merges))
+        one = tokenizer_files.open(small(tmp_path, bpe_merges=merges))
         for size in (1, 2, 7, 40):
             word = "".join(rng.choices("ab@x", [5, 5, 1, 0.3], k=size))
             assert one.model._merged(word) == merged_slowly(one.model.ranks, word), (merges, word)
@@ -498,9 +502,9 @@ def test_a_word_of_sixteen_thousand_characters_takes_no_time(upstream, letters):
 def test_a_word_s_ids_never_depend_on_the_words_before(upstream, lines):
     words = sorted({w for line in lines[:50] for w in line.split()})
     words += ["international", "international@@", "కూడాకూ", "కూడాకూ@@", "zzzq@@", "zzzq"] * 2
-    alone = {word: tokenizer.open(upstream.path).encode([word])[0] for word in words[-6:]}
+    alone = {word: tokenizer_files.open(upstream.path).encode([word])[0] for word in words[-6:]}
     alone |= {word: upstream.encode([word])[0] for word in words[:-12]}
-    fresh = tokenizer.open(upstream.path)
+    fresh = tokenizer_files.open(upstream.path)
     random.Random(0).shuffle(words)
     assert fresh.encode([" ".join(words)])[0] == [i for word in words for i in alone[word]]
     assert {word: fresh.encode([word])[0] for word in reversed(words)} == alone
@@ -538,7 +542,7 @@ def small(folder: Path, **change) -> Path:
 
 
 def test_where_a_variant_is_missing_an_inner_part_is_unknown_and_the_last_one_bare(tmp_path):
-    one = tokenizer.open(small(tmp_path))
+    one = tokenizer_files.open(small(tmp_path))
     assert one.encode(["కల", "కక", "కక@@", "aa", "aa@@", "ab@@"]) == [
         [1, 1], [1, 4], [1, 4], [1, 6], [1, 6], [1, 8],
     ]  # fmt: skip
@@ -561,7 +565,7 @@ def segmenter(lines, tmp_path_factory) -> Path:
 
 
 def test_raw_text_is_segmented_by_the_model_between_script_and_marks(upstream, segmenter, lines):
-    raw = tokenizer.open(upstream.path, segmenter)
+    raw = tokenizer_files.open(upstream.path, segmenter)
     judge = morfessor.MorfessorIO().read_binary_model_file(str(segmenter))
 
     def marked_(*words: str) -> str:
@@ -614,7 +618,7 @@ def test_a_hostile_or_damaged_segmenter_does_nothing_and_gets_one_line(segmenter
     for why, content in pickles(tmp_path, segmenter.read_bytes()).items():
         (tmp_path / "m.bin").write_bytes(content)
         with pytest.raises(ValueError, match="is no Morfessor baseline model") as error:
-            tokenizer.open(small(tmp_path), tmp_path / "m.bin")
+            tokenizer_files.open(small(tmp_path), tmp_path / "m.bin")
         assert "\n" not in str(error.value) and "give the .bin" in str(error.value), why
     assert {path.name for path in tmp_path.iterdir()} == {"m.bin", "small.json"}
 
@@ -622,8 +626,8 @@ def test_a_hostile_or_damaged_segmenter_does_nothing_and_gets_one_line(segmenter
 def test_without_the_package_raw_text_is_refused_with_the_command(segmenter, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "morfessor", None)  # as where it is not installed
     with pytest.raises(ValueError, match=r"not installed: pip install morfessor$"):
-        tokenizer.open(small(tmp_path), segmenter)
-    tokenizer.open(small(tmp_path))
+        tokenizer_files.open(small(tmp_path), segmenter)
+    tokenizer_files.open(small(tmp_path))
 
 
 # refusals
@@ -717,7 +721,7 @@ def test_keys_that_change_no_ids_are_read_over_and_those_that_agree_are_fine(lin
             "99999": {"content": "<image>", "special": True},
         },
     }  # fmt: skip
-    one = tokenizer.open(saved(tmp_path, lines, lower_cased, tokenizer_config=config))
+    one = tokenizer_files.open(saved(tmp_path, lines, lower_cased, tokenizer_config=config))
     judge = tokenizers.Tokenizer.from_file(str(one.path))
     for line in (*lines[:20], "ABC <image> x"):
         assert one.encode([line])[0] == judge.encode(line, add_special_tokens=False).ids
@@ -728,7 +732,7 @@ def test_a_broken_hugging_face_tokenizer_gets_one_line(lines, tmp_path, why):
     change, beside, said = HUGGING_FACE[why]
     path = saved(tmp_path, lines, change or (lambda content: None), **beside)
     with pytest.raises(ValueError, match=said) as error:
-        tokenizer.open(path)
+        tokenizer_files.open(path)
     assert "\n" not in str(error.value)
 
 
@@ -752,7 +756,7 @@ MORFESSOR = {
 def test_a_broken_table_of_upstream_s_gets_one_line(tmp_path, why):
     change, said = MORFESSOR[why]
     with pytest.raises(ValueError, match=said) as error:
-        tokenizer.open(small(tmp_path, **change))
+        tokenizer_files.open(small(tmp_path, **change))
     assert "\n" not in str(error.value)
 
 
@@ -766,7 +770,7 @@ def test_a_broken_table_of_upstream_s_gets_one_line(tmp_path, why):
 def test_what_is_no_tokenizer_gets_one_line(tmp_path, content, said):
     (tmp_path / "t.json").write_bytes(content)
     with pytest.raises(ValueError, match=said):
-        tokenizer.open(tmp_path / "t.json")
+        tokenizer_files.open(tmp_path / "t.json")
 
 
 def test_a_file_that_no_tokenizer_can_be_is_refused_before_it_is_read(kinds, tmp_path):
@@ -776,31 +780,31 @@ def test_a_file_that_no_tokenizer_can_be_is_refused_before_it_is_read(kinds, tmp
     said = "has 274,877,906,944 bytes, a tokenizer's file has at most 268,435,456: give the tok"
     for name in ("t.model", "t.json"):
         with pytest.raises(ValueError, match=said):
-            tokenizer.open(tmp_path / name)
+            tokenizer_files.open(tmp_path / name)
     with pytest.raises(ValueError, match=said):
-        tokenizer.open(kinds["Morfessor"].path, tmp_path / "m.bin")
+        tokenizer_files.open(kinds["Morfessor"].path, tmp_path / "m.bin")
 
 
 def test_a_damaged_sentencepiece_model_gets_one_line(kinds, tmp_path):
     content = kinds["SentencePiece"].path.read_bytes()
     (tmp_path / "t.model").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"is not a SentencePiece \.model"):
-        tokenizer.open(tmp_path / "t.model")
+        tokenizer_files.open(tmp_path / "t.model")
 
 
 def test_a_missing_file_is_told_and_a_segmenter_is_for_upstream_s_alone(kinds, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.model is not there: put a SentencePiece"):
-        tokenizer.open(tmp_path / "no.model")
+        tokenizer_files.open(tmp_path / "no.model")
     with pytest.raises(FileNotFoundError, match=r"no\.bin is not there: give a Morfessor \.bin"):
-        tokenizer.open(kinds["Morfessor"].path, tmp_path / "no.bin")
+        tokenizer_files.open(kinds["Morfessor"].path, tmp_path / "no.bin")
     for kind in ("SentencePiece", "marked"):
         with pytest.raises(ValueError, match=r"segmenter = 'm\.bin' is for upstream's .* empty"):
-            tokenizer.open(kinds[kind].path, "m.bin")
+            tokenizer_files.open(kinds[kind].path, "m.bin")
 
 
 def test_the_kind_is_told_by_content_and_not_by_name(kinds, tmp_path):
     for kind, name in (("SentencePiece", "a.json"), ("marked", "b.model"), ("Morfessor", "c.txt")):
         (tmp_path / name).write_bytes(kinds[kind].path.read_bytes())
-        found = tokenizer.open(tmp_path / name)
+        found = tokenizer_files.open(tmp_path / name)
         assert found.kind == kinds[kind].kind
-        assert tokenizer.files(found) == {kinds[kind].name: tmp_path / name}
+        assert tokenizer_files.files(found) == {kinds[kind].name: tmp_path / name}

@@ -17,7 +17,8 @@ import torch
 import upstream
 from bs4 import BeautifulSoup
 
-from tdlib import data, teacher, telugu, tokenizer, train
+from tdbook.corpus import token_files, tokenizer_files, writer
+from tdlib import teacher, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,7 @@ def content(folder: Path) -> dict[str, str]:
 def owner(tmp_path_factory) -> Path:
     """data/, tokenizer.json and best.pt: a teacher trained for some seconds on those tokens."""
     place = tmp_path_factory.mktemp("owner")
-    lines = [line for document in telugu.write(60_000, 3)[0] for line in document.lines]
+    lines = [line for document in writer.write(60_000, 3)[0] for line in document.lines]
     ids = upstream.write(place, lines, SIZE)
     assert len(ids) == SIZE
     torch.manual_seed(0)
@@ -42,7 +43,7 @@ def owner(tmp_path_factory) -> Path:
     recipe = train.Recipe(
         learning_rate=1e-2, epochs=9, token_limit=150_000, batch_tokens=128, ce_weight=1.0
     )
-    train.fit(model, data.open_tokens(place / "data", CONTEXT).train, recipe)
+    train.fit(model, token_files.open_tokens(place / "data", CONTEXT).train, recipe)
     upstream.as_checkpoint(model, place / "best.pt")
     return place
 
@@ -77,12 +78,12 @@ def test_the_tokens_are_the_owners_own_files(made, owner):
     for split in ("train", "val"):
         assert os.path.samefile(made / f"tokens/{split}.bin", owner / f"data/{split}.bin")
     assert json.loads((owner / "data/meta.json").read_text())["block_size"] == 2048
-    assert data.open_tokens(made / "tokens").context == CONTEXT
+    assert token_files.open_tokens(made / "tokens").context == CONTEXT
 
 
 def test_decoded_validation_text_is_the_source(made):
-    tokens = data.open_tokens(made / "tokens")
-    lines = [line for document in telugu.write(60_000, 3)[0] for line in document.lines]
+    tokens = token_files.open_tokens(made / "tokens")
+    lines = [line for document in writer.write(60_000, 3)[0] for line in document.lines]
     text = "\n".join(" ".join(line.split()) for line in lines) + "\n"
     assert text.endswith(tokens.tokenizer.decode(tokens.val.ids.tolist()))
     held = len(tokens.tokenizer.decode(tokens.val.ids.tolist()).encode()) / len(tokens.val.ids)
@@ -106,7 +107,7 @@ def test_places_in_the_word_are_told_by_the_joints(made, owner):
     ids = json.loads((owner / "tokenizer.json").read_text("utf8"))["token_to_id"]
     joint_V = np.array([name.endswith("@@") for name in ids])
     ids_MS = np.fromfile(owner / "data/val.bin", "<u4")[: 20 * 33].reshape(20, 33)
-    begins_MS = tokenizer.open(owner / "tokenizer.json").begins(ids_MS)
+    begins_MS = tokenizer_files.open(owner / "tokenizer.json").begins(ids_MS)
     assert (begins_MS[:, 1:] == ~joint_V[ids_MS[:, :-1]]).all()
 
 
@@ -128,7 +129,7 @@ def test_upstreams_own_export_is_caught_and_repaired_with_the_parameter(owner, t
     def run(**change) -> str:
         words = [f"{name}={value}" for name, value in (given | change).items()]
         yaml = "params/smoke/00_teacher.yaml"
-        command = [sys.executable, "-m", "tdlib.graph", "execute", yaml, tmp_path / "out", *words]
+        command = [sys.executable, "-m", "tdbook", "execute", yaml, tmp_path / "out", *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         return done.stdout
 

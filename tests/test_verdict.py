@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tdlib import book, evaluate, verdict
+from tdbook.analysis import intervals, verdict
+from tdbook.book import comparison
 
 D, N = 60, 1200  # documents, validation windows
 SEED = 0.04  # nats that another seed moves a window, on both sides
@@ -47,7 +48,7 @@ def losses(**added: tuple[float, float]) -> tuple[dict, np.ndarray]:
     for name, (hard, easy) in added.items():
         own_N = SEED * rng.normal(size=N)
         found[name] = teacher_N + lag_N + np.where(truly_N, hard, easy) + own_N
-    return found, book.hard_windows(found, "pick", "teacher", 0.2)
+    return found, comparison.hard_windows(found, "pick", "teacher", 0.2)
 
 
 def trial(results: list[dict], found: tuple, points: dict | None = None, **changed) -> tuple:
@@ -128,7 +129,7 @@ def test_windows_without_a_target_change_no_word_of_the_verdict_but_the_one_that
     at = np.concatenate([at, np.full(9, N)])  # document of them
     document_N = np.insert(t.document_N, at, [*t.document_N[at[:-9]], *[D] * 9])
     found = {n: np.insert(x, at, np.nan) for n, x in t.losses.items()}
-    hard_N = book.hard_windows(found, "pick", "teacher", 0.2)
+    hard_N = comparison.hard_windows(found, "pick", "teacher", 0.2)
     masked = replace(t, losses=found, hard_N=hard_N, document_N=document_N)
     said = verdict.sentences(masked, verdict.comparisons(masked))
     own = f"{len(at):,} of {N + len(at):,} windows have no target (a mask): they are neither hard "
@@ -184,13 +185,13 @@ def test_two_seeds_show_no_gain_on_the_hard_part_when_a_third_picks(whole):
     assert low < 0 < high and abs(value) < 0.01
     # a seed that is better everywhere has no gain of its own on the hard part
     everywhere_N = t.losses["third"] - t.losses["50m"] - 0.04
-    value, low, high = evaluate.beyond(everywhere_N, t.hard_N, DOCUMENT_N, 400)
+    value, low, high = intervals.beyond(everywhere_N, t.hard_N, DOCUMENT_N, 400)
     assert low < 0 < high and value == pytest.approx(
         everywhere_N[t.hard_N].mean() - everywhere_N[~t.hard_N].mean()
     )
     assert any("is not clearly apart from nothing" in s for s in verdict.sentences(t, found))
-    hard_N = book.hard_windows(t.losses, "50m", "teacher", 0.2)
-    flattered = evaluate.change(t.losses["third"][hard_N], t.losses["50m"][hard_N],
+    hard_N = comparison.hard_windows(t.losses, "50m", "teacher", 0.2)
+    flattered = intervals.change(t.losses["third"][hard_N], t.losses["50m"][hard_N],
                                 DOCUMENT_N[hard_N], 400)  # fmt: skip
     assert flattered[2] < 0
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 
-from tdlib import choice, counts, hard_set, plots, report, widgets
+from tdbook.report import counts, figures, pages, widgets
+from tdbook.runs import choice
+from tdlib import hard_set
 from tdlib.hard_set import Scores
 
 TEXT = "<u>{}</u>".format
@@ -58,7 +60,7 @@ def test_the_bytes_of_a_character_share_the_sum_of_their_differences():
 
 
 def test_the_style_sheet_has_the_colours_of_the_figures():
-    assert plots.HARD in report.WIDGETS_CSS and plots.EASY in report.WIDGETS_CSS
+    assert figures.HARD in pages.WIDGETS_CSS and figures.EASY in pages.WIDGETS_CSS
 
 
 # --- explorers
@@ -68,7 +70,7 @@ KINDS = {1: "single-character pieces", 2: "<unk>", 4: r"literal \n", 8: "templat
 
 
 def rule(threshold: float, **more) -> dict:
-    return {"threshold": threshold} | choice.RULE | more
+    return {"threshold": threshold} | hard_set.RULE | more
 
 
 RULES = [  # of 02's parameters
@@ -273,7 +275,7 @@ def test_of_many_sources_the_small_ones_are_one_and_none_is_lost():
     cuts = {"source": ([f"s{i}" for i in range(40)], r.geometric(0.1, 3000).clip(max=40) - 1)}
     numbers = embedded(offline(scores, cuts, none(scores), rule=rule(0.5)))
     (_, _, names), mode, all_ = numbers["cuts"][0], numbers["modes"][0], numbers["start"]["all"]
-    assert len(names) == plots.LISTED + 1 and names[-1].endswith(" others")
+    assert len(names) == figures.LISTED + 1 and names[-1].endswith(" others")
     assert all_[:-1] == sorted(all_[:-1], reverse=True)
     assert np.sum(mode["groups"]) == 3000
     assert np.cumsum(np.sum(mode["groups"], 1)).tolist() == mode["counts"]
@@ -293,10 +295,10 @@ def test_a_report_builds_the_explorer_anew_and_lets_no_text_run(scores, cuts, ju
     attack = "<script>document.title = 'hacked'</script><img src=x onerror=alert(1)><u>{}</u>"
     cuts = cuts | {"<img src=x onerror=alert(1)>": (["hacked<script>", "b"], cuts["script"][1])}
     page = offline(scores, cuts, junk_N, attack.format)
-    clean = report._output_html(page)
+    clean = pages._output_html(page)
     soup = BeautifulSoup(clean, "html.parser")
     ours, numbers = soup.find_all("script")[::-1]
-    assert ours.get_text() == report.SCRIPT and numbers["type"] == "application/json"
+    assert ours.get_text() == pages.SCRIPT and numbers["type"] == "application/json"
     assert len(soup.find_all("script")) == 2
     assert all("onerror" not in tag.attrs for tag in soup.find_all("img"))
     assert not soup.details.find("img")

@@ -19,7 +19,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tdlib import cache, data, evaluate, lora, train, worker
+from tdbook.corpus import token_files
+from tdbook.training import cache, worker
+from tdlib import data, evaluate, lora, train
 from tdlib.model import Llama, LlamaConfig
 from tdlib.team import ALONE, Team
 from tdlib.train import Recipe
@@ -247,7 +249,7 @@ def some_tokens(folder: Path, windows=WINDOWS) -> data.Tokens:
         ids.tofile(folder / f"{split}.bin")
         meta[f"{split}_tokens"] = len(ids)
     (folder / "meta.json").write_text(json.dumps(meta))
-    return data.open_tokens(folder)
+    return token_files.open_tokens(folder)
 
 
 LONG, MANY = quick(epochs=1.0, checkpoint_minutes=60.0), 800  # windows: 200 steps
@@ -255,7 +257,7 @@ LONG, MANY = quick(epochs=1.0, checkpoint_minutes=60.0), 800  # windows: 200 ste
 
 def notebook(place: Path) -> None:
     worker.fit(
-        tiny(), data.open_tokens(place / "tokens"), LONG, processes=PROCESSES, teacher=wider(),
+        tiny(), token_files.open_tokens(place / "tokens"), LONG, processes=PROCESSES, teacher=wider(),
         folder=place / "kept", progress=lambda step, *_: print(step, flush=True),
     )  # fmt: skip
 
@@ -364,7 +366,7 @@ def test_a_process_that_crashes_when_all_is_done_has_lost_nothing(importable, tm
 
 @pytest.mark.parametrize("everyone", [False, True])
 def test_sigterm_keeps_the_state_leaves_no_process_and_one_process_goes_on(everyone, tmp_path):
-    process, windows = start(tmp_path), data.open_tokens(tmp_path / "tokens").train
+    process, windows = start(tmp_path), token_files.open_tokens(tmp_path / "tokens").train
     others = sorted(processes(tmp_path / "kept")) if everyone else []
     for pid in [*others, process.pid]:  # a cluster tells launcher and workers too
         os.kill(pid, signal.SIGTERM)

@@ -1,0 +1,117 @@
+"""95 % intervals: bootstrap over documents, t over seeds."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from tdlib import hard_set
+from tdlib.hard_set import known_mean
+
+
+def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0):
+    """Means of K models' window losses under a bootstrap over documents, (resamples, K). All models
+    share the documents drawn, so differences are paired. `document_N`: each window's document. A
+    window without a loss (NaN: every target masked) counts for no model.
+
+    Few documents of unequal length vary less in a bootstrap than in truth, so the draws lie
+    `stretch` times as far from the mean: the middle 95 % of them cover the truth in 95 of 100 cases
+    (bench/intervals.py). One document alone says nothing: NaN."""
+    if np.isinf(loss_KN).any():
+        raise ValueError(f"a loss is infinite: {hard_set.BROKEN}")
+    known_N = ~np.isnan(loss_KN).any(axis=0)
+    loss_KN, document_N = np.asarray(loss_KN)[:, known_N], np.asarray(document_N)[known_N]
+    documents = np.unique(document_N, return_inverse=True)[1]
+    sums_KD = np.stack([np.bincount(documents, row) for row in loss_KN])
+    size_D = np.bincount(documents)
+    if (d := len(size_D)) < 2:
+        return np.full((resamples, len(loss_KN)), np.nan)
+    draws_RD = np.random.default_rng(seed).multinomial(d, np.full(d, 1 / d), size=resamples)
+    draws_RD = draws_RD.astype(float)  # products of whole numbers are slow
+    means_RK = (draws_RD @ sums_KD.T) / (draws_RD @ size_D)[:, None]
+    mean_K = sums_KD.sum(axis=1) / size_D.sum()
+    return mean_K + stretch(size_D) * (means_RK - mean_K)
+
+
+def stretch(size_D: np.ndarray) -> float:
+    """t / z · √(n / (n − 1)): quantiles of Student's t instead of the normal's and a spread with
+    1 / (n − 1), where n = (Σ size)² / Σ size² is how many documents of equal size tell as much
+    (Kish 1965). Hesterberg 2015 widens the percentile interval so, for equal sizes."""
+    if np.count_nonzero(size_D) < 2:
+        return math.nan
+    n = size_D.sum() ** 2 / (size_D.astype(float) ** 2).sum()
+    return stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975) * math.sqrt(n / (n - 1))
+
+
+def interval(values_R: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of resampled values; NaN where there are none."""
+    if not np.isfinite(values_R).any():
+        return math.nan, math.nan
+    return tuple(map(float, np.nanquantile(values_R, [0.025, 0.975])))
+
+
+def change(
+    one_N: np.ndarray, other_N: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean loss of one model minus another's, and its interval, over the windows both know."""
+    pair_2N = np.stack([one_N, other_N]).astype(np.float64)
+    means_R2 = resampled_means(pair_2N, document_N, resamples, seed)
+    return known_mean(pair_2N[0] - pair_2N[1]), *interval(means_R2[:, 0] - means_R2[:, 1])
+
+
+def beyond(
+    change_N: np.ndarray, hard_N: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean change on the hard windows minus that on the others, and its interval: what a model
+    gains there beyond being better everywhere. Both parts of a document are drawn together."""
+    known_N = ~np.isnan(change_N)
+    change_N, hard_N, document_N = (x[known_N] for x in (change_N, hard_N, document_N))
+    if not 0 < hard_N.sum() < len(hard_N):  # one side has no window with a target
+        return math.nan, math.nan, math.nan
+    documents = np.unique(document_N, return_inverse=True)[1]
+    d, apart, value = documents.max() + 1, 0.0, 0.0
+    draws_RD = np.random.default_rng(seed).multinomial(d, np.full(d, 1 / d), size=resamples)
+    for sign, chosen_N in ((1, hard_N), (-1, ~hard_N)):
+        size_D = np.bincount(documents[chosen_N], minlength=d).astype(float)
+        sums_D = np.bincount(documents[chosen_N], change_N[chosen_N], minlength=d)
+        with np.errstate(invalid="ignore"):  # a draw without any hard window says nothing
+            apart = apart + sign * (draws_RD @ sums_D) / (draws_RD @ size_D)
+        value += sign * sums_D.sum() / size_D.sum()
+    wide = stretch(np.bincount(documents[hard_N]).astype(float))
+    return float(value), *interval(value + wide * (apart - value))
+
+
+def over_seeds(change_S: Sequence[float]) -> tuple[float, float]:
+    """Mean and half-width of the 95 % t interval over the differences of several seeds."""
+    s = len(change_S)
+    half = stats.t.ppf(0.975, s - 1) * np.std(change_S, ddof=1) / math.sqrt(s)
+    return float(np.mean(change_S)), float(half)
+
+
+def gap_closed(scratch_R, student_R, teacher_R) -> np.ndarray:
+    """(scratch − student) / (scratch − teacher): 0 is no better than scratch, 1 is the teacher.
+    All NaN ("undefined") where scratch is not clearly worse than the teacher."""
+    gap_R = np.subtract(scratch_R, teacher_R)
+    if not interval(gap_R)[0] > 0:
+        return np.full_like(gap_R, np.nan)
+    return np.subtract(scratch_R, student_R) / gap_R
+
+
+def number(value: float | None, form: str, least: float = -math.inf) -> str:
+    """A number, or `least` if that is more; "–" where it is not known (NaN, null in a record)."""
+    known = value is not None and math.isfinite(value)
+    return format(max(least, value), form) if known else "–"
+
+
+def with_interval(
+    value: float | None, low: float | None, high: float | None, digits: int = 3
+) -> str:
+    """ "−0.220 [−0.224, −0.215]", with true minus signs; "undefined" where there is no value, and
+    "unknown" for the interval of one document."""
+    form = f"+.{digits}f"
+    if (text := number(value, form)) == "–":
+        return "undefined"
+    known = number(low, form) != "–"
+    span = f"{low:{form}}, {high:{form}}" if known else "unknown"
+    return f"{text} [{span}]".replace("-", "−")

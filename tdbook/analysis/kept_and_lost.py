@@ -1,0 +1,150 @@
+"""What a student keeps and loses, by kind of token."""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tdbook.analysis import intervals
+from tdbook.corpus.tokenizer import Tokenizer
+from tdlib import data
+from tdlib.hard_set import known_mean
+
+SCRIPTS = ("Telugu", "Latin", "digits", "other")
+
+
+def frequency(train: data.Windows, vocab_size: int) -> np.ndarray:
+    """How often each id occurs in the training tokens, (V,)."""
+    return sum(np.bincount(part, minlength=vocab_size) for part in _parts_of(train.ids))
+
+
+def pair_frequency(train: data.Windows, previous: np.ndarray, this: np.ndarray) -> np.ndarray:
+    """How often each (previous, this) pair occurs in the training tokens, in the shape given."""
+    keys, where = np.unique(previous.astype(np.int64) << 32 | this, return_inverse=True)
+    counts = np.zeros(len(keys), np.int64)
+    for part in _parts_of(train.ids, overlap=1):
+        pairs = part[:-1].astype(np.int64) << 32 | part[1:]
+        at = np.searchsorted(keys, pairs).clip(max=len(keys) - 1)
+        counts += np.bincount(at[keys[at] == pairs], minlength=len(keys))
+    return counts[where].reshape(this.shape)
+
+
+def _parts_of(ids: np.ndarray, size: int = 2**22, overlap: int = 0) -> Iterator[np.ndarray]:
+    return (np.asarray(ids[i : i + size + overlap]) for i in range(0, len(ids), size))
+
+
+FREQUENT_ENDINGS = ("లో", "కు", "ను", "లు")
+
+
+def cuts(tokens: data.Tokens, rows_M: np.ndarray) -> dict[str, tuple[list[str], np.ndarray]]:
+    """For each cut its buckets' names and each token's bucket, (M, T), −1 where none."""
+    masked_MT = tokens.val.batch(rows_M)[1].numpy() == data.IGNORE
+    ids_MT, targets_MT = (x.numpy() for x in replace(tokens.val, mask=None).batch(rows_M))
+    count_MT = frequency(tokens.train, tokens.vocab_size)[targets_MT]
+    pairs_MT = pair_frequency(tokens.train, ids_MT, targets_MT)
+    t = targets_MT.shape[1]
+    quarter_MT = np.broadcast_to(np.arange(t) * 4 // t, targets_MT.shape)
+    labels = {
+        "token seen in training": _by_count(count_MT),
+        "pair seen in training": _by_count(pairs_MT),
+        "place in the window": (["1st quarter", "2nd", "3rd", "4th"], quarter_MT),
+    }
+    if tokens.tokenizer is not None:
+        ids_MS = np.concatenate([ids_MT[:, :1], targets_MT], axis=1)
+        labels |= _by_piece(tokens.tokenizer, ids_MS)
+        labels["script"] = list(SCRIPTS), scripts(tokens.tokenizer, tokens.val, rows_M)
+    return {k: (names, np.where(masked_MT, -1, at_MT)) for k, (names, at_MT) in labels.items()}
+
+
+def _by_count(count_MT: np.ndarray) -> tuple[list[str], np.ndarray]:
+    at_MT = np.digitize(count_MT, [1, 10, 100, 1000])
+    return ["never", "1–9", "10–99", "100–999", "≥ 1,000"], at_MT
+
+
+def _by_piece(tokenizer: Tokenizer, ids_MS: np.ndarray) -> dict:
+    """S is the T targets and the token before them."""
+    pieces_V, targets_MT = np.array(tokenizer.vocabulary(), dtype=object), ids_MS[:, 1:]
+    # "." and the like are pieces of their own: a word ends before one, and none is part of a word
+    mark_V = np.array([unicodedata.category(piece[:1] or "x")[0] == "P" for piece in pieces_V])
+    mark_V[tokenizer.eos] = True
+    mark_MS, word_MT = mark_V[ids_MS], tokenizer.begins(ids_MS)[:, 1:]
+    begins_MT, stops_MT = word_MT | mark_MS[:, :-1], word_MT | mark_MS[:, 1:]
+    ends_MT = np.roll(stops_MT, -1, axis=1)
+    place_MT = np.where(begins_MT, np.where(ends_MT, 0, 1), np.where(ends_MT, 3, 2))
+    place_MT[:, -1] = -1  # whether the word goes on after the window is not known
+    place_MT[mark_MS[:, 1:]] = -1
+    endings = list(FREQUENT_ENDINGS)
+    ending_V = np.array([endings.index(x) if x in endings else -1 for x in pieces_V])
+    ending_MT = np.where(place_MT == 3, ending_V[targets_MT], -1)
+    return {
+        "place in the word": (["whole", "first", "inner", "final"], place_MT),
+        "frequent endings": (endings, ending_MT),
+    }
+
+
+def scripts(tokenizer: Tokenizer, windows: data.Windows, rows_M: Sequence[int]) -> np.ndarray:
+    """Which of SCRIPTS each target of some windows is of, (M, T), by its first character; of a
+    token that holds but a part of one, by that."""
+    t = windows.context
+    at_MX = np.asarray(rows_M)[:, None] * t + np.arange(-3, t + 5)  # a character has 4 bytes
+    ids_MX = windows.ids[at_MX.clip(0, len(windows.ids) - 1)]
+    # a vocabulary alone knows of no parts
+    if not hasattr(tokenizer, "in_parts") or not tokenizer.in_parts(np.bincount(ids_MX.ravel())):
+        of_V = np.array([SCRIPTS.index(script(piece)) for piece in tokenizer.vocabulary()])
+        return of_V[ids_MX[:, 4:-4]]
+    ids_S = np.pad(ids_MX, ((0, 0), (0, 1)), constant_values=tokenizer.eos).ravel()
+    code_B, _, token_B = tokenizer.characters(ids_S)
+    shown_B = ~np.isin(code_B, [10, 32])
+    token, first = np.unique(token_B[shown_B], return_index=True)
+    codes, at = np.unique(code_B[shown_B][first], return_inverse=True)
+    script_S = np.full(len(ids_S), SCRIPTS.index("other"))
+    script_S[token] = np.array([SCRIPTS.index(script(chr(code))) for code in codes], int)[at]
+    return script_S.reshape(len(ids_MX), -1)[:, 4:-5]
+
+
+def script(piece: str) -> str:
+    """Telugu, Latin, digits or other, by the piece's first character but ▁ and space."""
+    first = piece.lstrip("▁ ")[:1]
+    if "\u0c00" <= first <= "\u0c7f":
+        return "Telugu"
+    if first.isdigit():
+        return "digits"
+    return "Latin" if first.isalpha() and first.isascii() and piece[0] != "<" else "other"
+
+
+def kept_and_lost(
+    token_loss: dict[str, np.ndarray], labels: dict[str, tuple[Sequence[str], np.ndarray]]
+) -> list[dict]:
+    """Mean loss of each model in each bucket: rows of cut, bucket, tokens and one key a model."""
+    rows = []
+    for row, in_MT in _buckets(labels):
+        means = {model: known_mean(loss[in_MT]) for model, loss in token_loss.items()}
+        rows.append(row | means)
+    return rows
+
+
+def won_back(
+    token_loss: dict[str, np.ndarray],
+    labels: dict[str, tuple[Sequence[str], np.ndarray]],
+    base: str,
+    document_M: np.ndarray,
+    resamples: int,
+) -> list[dict]:
+    """The same of each model's change against the base, with its interval over documents."""
+    rows, base_MT = [], token_loss[base]
+    document_MT = np.broadcast_to(np.asarray(document_M)[:, None], base_MT.shape)
+    for row, in_MT in _buckets(labels):
+        for model in (name for name in token_loss if name != base):
+            pair = token_loss[model][in_MT], base_MT[in_MT]
+            row[model] = intervals.change(*pair, document_MT[in_MT], resamples)
+        rows.append(row)
+    return rows
+
+
+def _buckets(labels: dict) -> Iterator[tuple[dict, np.ndarray]]:
+    """A row for each bucket that holds tokens, and which they are, (M, T)."""
+    for cut, (names, label_MT) in labels.items():
+        for i, name in enumerate(names):
+            if (in_MT := label_MT == i).any():
+                yield {"cut": cut, "bucket": name, "tokens": int(in_MT.sum())}, in_MT

@@ -1,0 +1,255 @@
+"""The calls of 04 to 07: all models of a folder side by side."""
+
+import numpy as np
+
+from tdbook.analysis import intervals, verdict
+from tdbook.analysis import kept_and_lost as buckets
+from tdbook.book import opening
+from tdbook.export import inference
+from tdbook.report import plots, tables
+from tdbook.runs import parameters, sweeps
+from tdbook.runs.folder import Folder
+from tdbook.runs.running import Run
+from tdbook.workflow import cost
+from tdlib import data, evaluate, generate, hard_set
+from tdlib.model import Llama
+
+
+def models_of(this: Run) -> list[str]:
+    """Every model the folder's results name, largest first; merged models for their adapters."""
+    folder = opening.folder_of(this)
+    names = [name for record in folder.records.values() for name in record["models"]]
+    names = dict.fromkeys([*names, *this.models, *folder.points])
+    names = [name for name in names if name not in folder.adapters]
+    return sorted(names, key=lambda name: (-opening.row_of(this, name)["parameters"], name))
+
+
+def window_losses(this: Run, names: list[str]) -> dict[str, np.ndarray]:
+    """Each model's loss of every validation window, as its own run left it."""
+    places = {name: opening.folder_of(this).place(name) for name in names}
+    paths = {name: out / f"scores/val/{model}.npy" for name, (out, model) in places.items()}
+    losses = {name: np.load(path) for name, path in paths.items()}
+    masked_N = np.isnan(list(losses.values())).all(0)  # without a target, for every model
+    for name, loss_N in losses.items():
+        if not np.isfinite(loss_N[~masked_N]).all():
+            raise ValueError(f"{paths[name]} holds losses that are not finite: {hard_set.BROKEN}")
+    return losses
+
+
+def sweep_rows(
+    this: Run, sweep: str, losses: dict, hard_N: np.ndarray, document_N: np.ndarray, base: str
+) -> list[dict]:
+    """A row a model of a sweep: what varies, its loss, its differences from the base on all, hard
+    and easy text with their intervals, KL and minutes."""
+    rows, parts = [], {"all": np.ones_like(hard_N), "hard": hard_N, "easy": ~hard_N}
+    for name, point in opening.folder_of(this).points.items():
+        if point.sweep != sweep:
+            continue
+        row = {"point": name, "varied": point.varied, "parameters": point.record["parameters"],
+               "loss": point.metrics["loss"], "kl": point.metrics["kl"],
+               "minutes": point.record["seconds"] / 60}  # fmt: skip
+        for part, at_N in parts.items():
+            pair = (losses[name][at_N], losses[base][at_N], document_N[at_N])
+            row[part] = intervals.change(*pair, this.parameters["resamples"])
+        rows.append(row)
+    return rows
+
+
+def show_sweep(this: Run, sweep: str, rows: list[dict]) -> None:
+    """A sweep's table and figure, and, where settings have several seeds, those together."""
+    notebook = sweeps.listed(this.out, sweep)["notebook"]
+    this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
+    names = {name for row in rows for name in row["varied"]}
+    hints = {name: hint for name in names if (hint := tables.hint(notebook, name))}
+    this.figure(
+        f"sweep-{sweep}", plots.sweep(rows, hints),
+        alt=f"Difference from the base at every point of the sweep {sweep}, by setting",
+    )  # fmt: skip
+    varied = names - {"seed"}
+    if len(varied) > 1 and varied <= {"share", "rank", "lora_scale"}:
+        full = [row | {"varied": {n: row["parameters"][n] for n in varied}} for row in rows]
+        this.figure(
+            f"sensitivity-{sweep}", plots.sensitivity(full, hints),
+            alt="Loss on hard and on easy text by share, rank and scale, against the base",
+        )  # fmt: skip
+    if len(together := tables.seeds(rows)):
+        this.table(f"sweep-{sweep}-seeds", together)
+
+
+def sweep_in_words(sweep: str, rows: list[dict], base: str) -> str:
+    """The best point of a sweep, with its interval."""
+    if not rows:
+        return f"No point of the sweep {sweep} is done."
+    best = min(rows, key=lambda row: row["loss"])
+    return (
+        f"Of {len(rows)} models of the sweep {sweep}, {best['point']} has the lowest loss: "
+        f"{intervals.with_interval(*best['all'])} against {base}, and that flatters the best of many."
+    )
+
+
+def resample(
+    losses: dict[str, np.ndarray], document_N: np.ndarray, resamples: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Bootstrapped mean losses of all models over the same documents, {name: (resamples,)}."""
+    losses_KN = np.stack(list(losses.values())).astype(np.float64)
+    means_RK = intervals.resampled_means(losses_KN, document_N, resamples, seed)
+    return dict(zip(losses, means_RK.T, strict=True))
+
+
+def difference(this: Run, one: str, other: str, tokens: data.Tokens, resamples: int) -> dict:
+    """Loss of `one` minus loss of `other`, with its interval over documents."""
+    losses = window_losses(this, [one, other])
+    resampled = resample(losses, tokens.documents("val")[0], resamples, this.parameters["seed"])
+    low, high = intervals.interval(resampled[one] - resampled[other])
+    known_N = ~np.isnan(list(losses.values())).any(0)
+    means = {name: float(loss_N[known_N].mean()) for name, loss_N in losses.items()}
+    return {
+        "losses": means, "intervals": {n: intervals.interval(r) for n, r in resampled.items()},
+        "difference": means[one] - means[other], "low": low, "high": high,
+        "masked": int((~known_N).sum()), "windows": len(known_N),
+    }  # fmt: skip
+
+
+def difference_in_words(one: str, other: str, d: dict) -> str:
+    """That `one` is better or worse than `other`, or not clearly different, with the interval."""
+    size = intervals.with_interval(d["difference"], d["low"], d["high"])
+    how = "is better than" if d["high"] < 0 else "is not clearly different from"
+    how = "is WORSE than" if d["low"] > 0 else how
+    left_out = f"; {d['masked']:,} of {d['windows']:,} windows have no target and are left out"
+    return f"{one} {how} {other}: {size} nats, one seed{left_out if d.get('masked') else ''}."
+
+
+def hard_windows(losses: dict, picked_by: str, teacher: str, share: float) -> np.ndarray:
+    """Which validation windows are hard, (N,) bool: where `picked_by` fell furthest behind, the
+    share of those that have a target."""
+    difficulty_N = losses[picked_by] - losses[teacher]  # NaN, masked whole, is never hard
+    return difficulty_N >= hard_set.made(difficulty_N, {"share": share}).threshold
+
+
+def side_by_side(
+    this: Run, names: list[str], tokens: data.Tokens, new: int, seed: int, beginnings: int = 20
+) -> dict[str, dict]:
+    """Per model one generated text and how much twenty of them repeat themselves."""
+    t, rows = tokens.context, evaluate.fixed_rows(tokens.val, beginnings)
+    prompts = [tokens.val.ids[i * t :][:8].tolist() for i in rows]
+    columns = {}
+    for name in names:
+        net = Llama.load(this.path("models", name), this.device)
+        texts = [generate.generate(net, ids, min(new, t - 8), temperature=0.8, seed=seed + i)
+                 for i, ids in enumerate(prompts)]  # fmt: skip
+        first = tokens.tokenizer.decode(prompts[0] + texts[0])
+        columns[name] = {"text": first} | generate.repetition(texts)
+    return columns
+
+
+def kept_and_lost(
+    this: Run, names: list[str], tokens: data.Tokens, judged: list[str]
+) -> tuple[list[dict], list[dict]]:
+    """By kind of token, on the fixed windows, rows for tables and plots: every model's loss; and
+    the change of the `judged` against the base, with intervals."""
+    arrays = {name: np.load(this.path("scores", "val", f"{name}.npz")) for name in names}
+    rows_M, base = arrays[names[0]]["rows_M"], this.parameters["base"]
+    losses = {name: array["token_loss_MT"] for name, array in arrays.items()}
+    labels, document_M = buckets.cuts(tokens, rows_M), tokens.documents("val")[0][rows_M]
+    some = {name: losses[name] for name in [base, *judged]}
+    won = buckets.won_back(some, labels, base, document_M, this.parameters["resamples"])
+    return buckets.kept_and_lost(losses, labels), won
+
+
+def calibrations(this: Run, names: list[str]) -> dict[str, dict]:
+    """Per model its bins of confidence, accuracy and share."""
+    arrays = {name: np.load(this.path("scores", "val", f"{name}.npz")) for name in names}
+    keys = ("confidence", "accuracy", "share")
+    return {name: {k: array[k].tolist() for k in keys} for name, array in arrays.items()}
+
+
+def arms_of(this: Run) -> dict[str, verdict.Arm]:
+    """Every trained model of the folder and of the sweeps that are named, and how it was made."""
+    folder = opening.folder_of(this)
+    points = {label: (point.model, point.record) for label, point in folder.points.items()}
+    return verdict.arms(folder.records.values(), points)
+
+
+def trial(
+    this: Run, losses: dict[str, np.ndarray], hard_N: np.ndarray, document_N: np.ndarray
+) -> verdict.Trial:
+    """What the verdict reads."""
+    names = ("base", "scratch", "teacher", "picked_by", "resamples")
+    given = {name: this.parameters[name] for name in names}
+    return verdict.Trial(arms_of(this), losses, hard_N, document_N, **given)
+
+
+def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
+    """What each model is and what it cost, for the quality table."""
+    arms = arms_of(this)
+    return {
+        name: {"made": arms[name].kind()}
+        | {f"{what}, FLOP": f"{n:.2g}" if n else "–" for what, n in spent.items()}
+        for name, spent in costs(this, tokens).items()
+    }
+
+
+def costs(this: Run, tokens: data.Tokens) -> dict[str, dict[str, float]]:
+    """FLOP of every model: of its own training (with its base's), of its teachers' forwards, and of
+    scoring the windows where it replays scores."""
+    folder, arms, rows = opening.folder_of(this), arms_of(this), {}
+    shorts = (record["remembered"].get("short") for record in folder.of("02_hard_set"))
+    short = next(filter(None, shorts), {"windows": 0})
+    scored = short["windows"] * short.get("scored", 1) * tokens.context
+    for name, arm in arms.items():
+        training, teacher = _flop(folder, arm, arms, tokens)
+        rows[name] = {"training": training, "teacher": teacher, "scoring": 0.0}
+        if arm.base and arm.windows in ("hard", "easiest"):
+            shapes = [folder.shape(model) for model in (arm.base, arm.p["teacher"])]
+            forward = sum(cost.forward_flop(shape, tokens.context) for shape in shapes)
+            rows[name]["scoring"] = scored * forward
+    return rows
+
+
+def _flop(folder: Folder, arm: verdict.Arm, arms: dict, tokens: data.Tokens) -> tuple:
+    """FLOP of training an arm and of its teachers' forwards, those of what it began from too."""
+    p, context = arm.p, tokens.context
+    config = folder.shape(arm.base if arm.adapter else arm.name)
+    flop = cost.step_flop(config, None, context, frozen=arm.adapter)
+    flop += 6 * cost.adapter_parameters(config, p["rank"]) if arm.adapter else 0
+    middle = arm.notebook == "05_progressive" and arm.name.endswith("75m")
+    by, asked = arm.name.removesuffix("75m") + "150m" if middle else "", 0.0
+    if p.get("ce_weight", 1) < 1:  # 00 has no such parameter
+        read = p.get("distinct_tokens") or len(tokens.train.ids)
+        seen = min(arm.tokens, read) if p.get("cached_draws") else arm.tokens
+        asked = seen * cost.forward_flop(folder.shape(by or p["teacher"]), context)
+    before = arms.get(by or arm.base)
+    rest = _flop(folder, before, arms, tokens) if before else (0.0, 0.0)
+    return arm.tokens * flop + rest[0], asked + rest[1]
+
+
+def to_run(this: Run, name: str, rows: list[dict]) -> str:
+    """Commands that run a model's 4-bit file."""
+    file = next(row["file"] for row in rows if row["format"] == "Q4_0")
+    path = parameters.shown(this.path("exports", name, file))
+    return f"make chat MODEL={path}\nllama-cli -m {path} -p 'తెలుగు'   # llama.cpp's own program"
+
+
+def written(write: dict, tokens: data.Tokens, prompt: list[int], new: int) -> dict[str, str]:
+    """One text a way, after the same beginning."""
+    return {
+        way: tokens.tokenizer.decode([*prompt, *each(prompt, new)]) for way, each in write.items()
+    }
+
+
+def speeds(
+    write: dict, prompt: list[int], new: int, repeats: int, threads: list[int]
+) -> list[dict]:
+    """Every way with each number of threads."""
+    return [row for n in threads for row in inference.speeds(write, prompt, new, repeats, n)]
+
+
+def speed_finding(name: str, shipped: list[dict], rows: list[dict], costs: list[dict]) -> str:
+    """The 4-bit file in one sentence: bytes, tokens a second, and what it costs."""
+    file, cost = (next(row for row in some if row["format"] == "Q4_0") for some in (shipped, costs))
+    by = {row["way"]: row["decode"] for row in rows if row["threads"] == 1}
+    return (
+        f"{name} as Q4_0 is {file['bytes'] / 1e6:.3g} MB and writes {by['Q4_0']:,.0f} tokens a "
+        f"second on one thread, {by['Q4_0'] / by[inference.RAW]:.1f} × plain PyTorch; 4 bits cost "
+        f"{cost['loss'] - costs[0]['loss']:+.4f} nats."
+    )

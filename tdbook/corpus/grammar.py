@@ -1,0 +1,159 @@
+"""Words and sentences of written Telugu: declension, conjugation, sandhi."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import yaml
+
+
+def read(node: object) -> object:
+    """The word list: a string under a key is a list of words, a list there stays as it is."""
+    if isinstance(node, dict):
+        return {key: read(value) for key, value in node.items()}
+    if isinstance(node, str):
+        return [w if w.isascii() else w.replace("_", " ") for w in node.split()]
+    return node
+
+
+WORDS = read(yaml.safe_load(Path(__file__).with_name("telugu_words.yaml").read_text("utf-8")))
+# letter of a vowel → its sign on a consonant; a consonant without a sign carries "a"
+VOWELS = dict(zip("అఆఇఈఉఊఋఎఏఐఒఓఔ", ["", *"ాిీుూృెేైొోౌ"], strict=True))
+SIGNS = set(VOWELS.values()) - {""}
+
+
+def join(stem: str, ending: str) -> str:
+    """A vowel sign at the start of an ending takes the place of the stem's last one: చేసి, ే → చేసే."""
+    return (stem[:-1] if ending[:1] in SIGNS and stem[-1] in SIGNS else stem) + ending
+
+
+def sandhi(match: re.Match) -> str:
+    """first+second: a vowel, or nothing, gives way to a vowel: వారు+అందరు, మాయ్+అమ్మ → మాయమ్మ."""
+    first, second = match.groups()
+    stem = re.sub("ం$", "మ", first).rstrip("".join(SIGNS) + "్")
+    return stem + VOWELS[second[0]] + second[1:] if second[0] in VOWELS else join(first, second)
+
+
+def soften(match: re.Match) -> str:
+    """first~second, classical గసడదవాదేశ: after a subject k c ṭ t p become g s ḍ d v, as one word."""
+    first, second = match.groups()
+    return first + second[0].translate(str.maketrans("కచటతప", "గసడదవ")) + second[1:]
+
+
+class Noun(NamedTuple):
+    word: str
+    oblique: str  # what endings and postpositions attach to
+    plural: str  # "" for a mass noun
+    only: bool  # always plural
+
+
+PLURAL = {"ె?ం$": "ా", "ట్టు$": "ట్", "డ్డు$": "డ్", "ుడు$": "ు", "ాడు$": "ాళ్", "(?<!య)ి$": "ు"}
+
+
+@lru_cache(maxsize=10_000)
+def read_noun(entry: str) -> Noun:
+    """An entry of the word list, its missing forms filled in by its ending: పుస్తకం, పుస్తకాలు."""
+    only, mass = entry.endswith("+"), entry.endswith("*")
+    word, oblique, plural = (*entry.rstrip("*+").split("/"), "", "")[:3]
+    if not oblique:
+        oblique = word[:-1] + "ి" if re.search("[ుా]డు$", word) else word  # స్నేహితుడు, of him -డి
+    if only:
+        plural = word
+    elif not plural and not mass:
+        end = next((end for end in PLURAL if re.search(end, word)), "$")
+        plural = re.sub(end, PLURAL.get(end, ""), word) + "లు"
+    return Noun(word, oblique, plural.strip("-"), only)
+
+
+NOUNS = {kind: [read_noun(entry) for entry in words] for kind, words in WORDS["nouns"].items()}
+
+
+@lru_cache(maxsize=100_000)
+def decline(noun: Noun, case: str, many: str = "") -> str:
+    """One case: n subject, a object, d to, l in, t with, f from, g about, k for, v near, x of.
+    Endings follow the vowel before them: ని, కి after i, ను, కు elsewhere; -ం nouns have -ాన్ని, -ానికి."""
+    after = WORDS["after"].get(case, [""])[0]
+    if noun.word in WORDS["pronouns"]:
+        whom, to, stem, _ = WORDS["pronouns"][noun.word]
+        return {"n": noun.word, "a": whom, "d": to}.get(case) or stem + after
+    plural = noun.only or (many == "+" and bool(noun.plural))
+    if case == "n":
+        return noun.plural if plural else noun.word
+    stem = noun.plural[:-1] if plural else noun.oblique  # plural -లు has the oblique -ల
+    if case in "ad":
+        ends = "ాన్ని ానికి" if stem[-1] == "ం" else "ని కి" if stem[-1] in "ిీ" else "ను కు"
+        return join(stem.removesuffix("ం"), ends.split()["ad".index(case)])
+    return re.sub("^(ఇం|ఏ)టిలో$", r"\1ట్లో", stem + after)
+
+
+def read_verb(verb: str, kind: str) -> dict[str, object]:
+    """The principal parts of a verb, by the rule of its class, what follows from them; traits."""
+    names = ["infinitive", "converb", "past", "nonpast", "imperative", "participle", "it"]
+    rule = WORDS["verb_classes"][kind]
+    parts = [join(verb.removesuffix(rule["cite"][0]), part) for part in rule["parts"]]
+    infinitive, converb, past, nonpast, imperative, *_ = parts
+    open_ = re.sub("(?<![ంు])డుత$", "డత", nonpast)  # పెడుతుంది but పెడతాడు
+    condition = converb + "తే"  # దున్నితే, but చేస్తే, చెబితే, పెడితే
+    if re.search("(స్త|ంట|ోత|ళ్త)$", nonpast):
+        condition = nonpast + "ే"
+    elif converb.endswith("ట్టి") or nonpast.endswith("బుత"):
+        condition = re.sub("ుత$", "ితే", nonpast)
+    short = str.maketrans("ేీోూ", "ెిొు")  # చే-, but చెయ్యి
+    given = dict(zip(names, parts, strict=False))
+    derived = {
+        "cite": verb,
+        "glide": infinitive + "వ" if infinitive[-1] in "ోాే" else infinitive,  # రా + ాలి → రావాలి
+        "open": open_,
+        "condition": condition,
+        "lets": re.sub("స్త$", "ద్త", open_).replace("ంట", "ంత")[:-1] + "దాం",  # చేద్దాం, తిందాం
+        "habit": join(past if past.endswith("య్య") else converb, "ే"),  # చేసే, మొదలయ్యే
+        "old": re.sub("ుని$", "ొని", converb),
+        "polite": re.sub("రా$", "ర", infinitive),
+        "do": re.sub("([ేీోూ])యి$", lambda m: m[1].translate(short) + "య్యి", imperative),
+        "traits": {t if verb in verbs else "-" + t for t, verbs in WORDS["traits"].items()},
+    }
+    return {"participle": converb + "న", "it": converb + "ంది"} | given | derived
+
+
+VERBS = {verb: read_verb(verb, kind) for kind, verbs in WORDS["verbs"].items() for verb in verbs}
+
+
+@lru_cache(maxsize=100_000)
+def conjugate(verb: str, form: str, person: str = "3n") -> str:
+    """One form of the word list's table; "she" and "it" mostly share theirs (వచ్చింది)."""
+    forms, code = WORDS["forms"], {"3f": "3n", "1f": "1s"}.get(person, person)
+    part, ending = forms.get(f"{form}_{code}") or forms[form]
+    ending = (ending.get(person) or ending[code]) if isinstance(ending, dict) else ending
+    return join(VERBS[verb][part], "".join(ending))
+
+
+CHOICE = re.compile(r"\(([^(){}]*)\)|\{([^(){}]*)\}")
+NOUN = re.compile(r"([^\s.]+?)([+*]?)\.([a-z])")  # class, several or a list of them, case
+
+
+def zipf(rng: Random, words: Sequence) -> object:
+    """The word at rank r with weight near 1 / (r + 1.5), r from 0."""
+    return words[int(1.5 * (len(words) / 1.5 + 1) ** rng.random() - 1.5)]
+
+
+def expand(rng: Random, text: str) -> str:
+    """(a|b) is one of them or nothing, {a|b} one of them, from the inside out."""
+    while found := CHOICE.search(text):
+        options = (found[1] or found[2] or "").split("|")
+        word = "" if found[2] is None and rng.random() < 0.5 else rng.choice(options)
+        text = text[: found.start()] + word + text[found.end() :]
+    return text
+
+
+def number(rng: Random, how: str, low: int, high: int) -> str:
+    """d as drawn; n round, and below a hundred often in words; heads of people: ముగ్గురు."""
+    n = rng.randint(low, high)
+    if how == "d" or (how == "heads" and n < 8):
+        return str(n) if how == "d" else WORDS["heads"][n - 2]
+    step = 5 * 10 ** max(0, len(str(high)) - 2)
+    n = n if n < 20 else max(low, n // step * step)
+    words = WORDS["numbers"][n - 1] if n < 100 and rng.random() < 0.6 else f"{n:,}"
+    return words + " మంది" * (how == "heads")

@@ -1,0 +1,156 @@
+"""Hugging Face's tokenizer.json, its options understood or refused by name."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import tokenizers
+
+from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer, _by_id, _read_json, _refuse_unknown
+
+EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
+CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # beside a Hugging Face tokenizer
+
+
+# GPT-2's alphabet: a byte that prints stands for itself, the others for characters from 256 on.
+_PRINTED = {*range(33, 127), *range(161, 173), *range(174, 256)}
+BYTE_OF = {chr(b): b for b in sorted(_PRINTED)}
+
+
+BYTE_OF |= {chr(256 + i): b for i, b in enumerate(sorted({*range(256)} - _PRINTED))}
+
+
+def _hugging_face(path: Path, content: dict) -> Tokenizer:
+    configs = {file: _read_json(file) for file in _configs(path)}
+    try:
+        _check_keys(path, content, configs)
+        named = _named(configs)
+        special, hidden = _hide_special(content, set(named.values()))
+        model = tokenizers.Tokenizer.from_str(json.dumps(hidden))
+        ids = {piece.removeprefix(HIDDEN): i for piece, i in model.get_vocab().items()}
+        for file, config in configs.items():
+            for fault in _unlike(config, content, ids):
+                fault = f"{file}: {fault} {path.name}, which alone makes ids here"
+                raise ValueError(f"{fault}: make both say what the model was trained with")
+    except (ValueError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the package raises nothing narrower, and its panics are none
+        fault = f"{path} cannot be read by the package tokenizers ({error})"
+        raise ValueError(f"{fault}: copy it again, or update the package") from None
+    model.no_truncation()
+    model.no_padding()
+    model.encode_special_tokens = True  # as the text that it is
+    shown_V = _by_id(path, ids)
+    name = named.get("eos_token") or next((n for n in EOS_NAMES if n in ids), None)
+    if name not in ids:
+        fault = f"{path} has no end-of-text token {name or EOS_NAMES}"
+        raise ValueError(f"{fault}: name one as eos_token in tokenizer_config.json beside it")
+    eos, inner = ids[name], content["model"]
+    unk = inner.get("unk_id", ids.get(named.get("unk_token") or inner.get("unk_token")))
+    unk = None if unk == eos else unk  # GPT-2 names <|endoftext|> for all it has no piece for
+    silent = frozenset(ids[s] for s in special & ids.keys()) - {eos, unk}
+    over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
+    if over_bytes:
+        added = model.get_added_tokens_decoder()
+        shown_V = [p if i in added else _bytes_text(p) for i, p in enumerate(shown_V)]
+    elif not any(piece.startswith("▁") for piece in shown_V):
+        fault = f"{path} has no piece with ▁ and is not over bytes: where words begin is not known"
+        raise ValueError(f"{fault}: give a BPE or Unigram that tells")
+    shown_V[eos] = "<eos>"
+    encode, text = _functions(model)
+    kind, marked = "Hugging Face", not over_bytes
+    return Tokenizer(kind, path, eos, unk, silent, shown_V, marked, model, encode, text)
+
+
+def _functions(model: tokenizers.Tokenizer) -> tuple[Callable, Callable]:
+    """Lines → ids, and ids of a line → its text."""
+
+    def encode(lines: list[str]) -> list[list[int]]:
+        return [line.ids for line in model.encode_batch(lines, add_special_tokens=False)]
+
+    extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
+
+    def text(ids: list[int]) -> str:
+        whole = model.decode(ids, skip_special_tokens=False)
+        return whole.replace(HIDDEN, "").removeprefix(extra)
+
+    return encode, text
+
+
+def _configs(path: Path) -> list[Path]:
+    return [file for name in CONFIGS if (file := path.with_name(name)).is_file()]
+
+
+def _named(configs: dict[Path, dict]) -> dict[str, str]:
+    """The special tokens that the files beside a tokenizer.json name: "eos_token" → "</s>"."""
+    named = {}
+    for config in reversed(configs.values()):  # the first has the last word
+        for key in ("eos_token", "bos_token", "pad_token", "unk_token"):
+            token = config.get(key)
+            if token := token.get("content") if isinstance(token, dict) else token:
+                named[key] = token
+    return named
+
+
+def _check_keys(path: Path, content: dict, configs: dict[Path, dict]) -> None:
+    """ValueError: a key that is not known here, or one that makes ids vary."""
+    inner = content["model"]
+    _refuse_unknown(path, content, "tokenizer.json")
+    _refuse_unknown(path, inner, "its model")
+    for file, config in configs.items():
+        _refuse_unknown(file, config, "a config")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if inner.get(key) and inner.get("type") != "WordPiece":
+            fault = f"{path}: {key} is {inner[key]!r} in its model, it must be null"
+            raise ValueError(f"{fault}: with it text does not come back, or its ids vary")
+
+
+def _unlike(config: dict, content: dict, ids: dict[str, int]) -> Iterator[str]:
+    """What in a file beside would change ids or text, were it obeyed: tokenizer.json alone is."""
+    added = {token["content"]: token for token in content.get("added_tokens") or []}
+    flags = ("lstrip", "rstrip", "normalized", "single_word")
+    for i, token in (config.get("added_tokens_decoder") or {}).items():
+        piece, plain = token.get("content"), not token.get("special")
+        ours = added.get(piece, {})
+        same = ours and all(token.get(flag, ours.get(flag)) == ours.get(flag) for flag in flags)
+        if str(ids.get(piece, "" if plain else i)) != i or (plain and not same):
+            yield f"added_tokens_decoder has {piece!r} (id {i}) otherwise than"
+    ways = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
+    if config.get("do_lower_case") and not re.search("Lowercase|BertNormalizer", ways):
+        yield "do_lower_case is true, it is not in"
+    space = bool(re.search('_space": true|"prepend_scheme": "[fa]|"Prepend"', ways))
+    if config.get("add_prefix_space") not in (None, space):
+        yield f"add_prefix_space is {json.dumps(not space)}, it is {json.dumps(space)} in"
+    if (config.get("sp_model_kwargs") or {}).get("enable_sampling"):
+        yield "sp_model_kwargs draw ids at random, unlike"
+
+
+def _hide_special(content: dict, named: set[str]) -> tuple[set[str], dict]:
+    """The special tokens, and a content in which text that spells one does not become it: those in
+    the vocabulary that text is cut into have a name that no text has, the others are marked."""
+    model, added = content["model"], content.get("added_tokens") or []
+    special = named | {token["content"] for token in added if token["special"]}
+    special = {piece for piece in special if not BYTE.fullmatch(piece)}
+    scored = isinstance(model["vocab"], list)  # Unigram's
+    names = {entry[0] if scored else entry for entry in model["vocab"]}
+    names = {piece: HIDDEN + piece for piece in special & names}
+    if scored:
+        vocab = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+    else:
+        vocab = {names.get(piece, piece): i for piece, i in model["vocab"].items()}
+    model = model | {"vocab": vocab}
+    if unk := model.get("unk_token"):
+        model["unk_token"] = names.get(unk, unk)
+    added = [t for t in added if t["content"] not in names and not BYTE.fullmatch(t["content"])]
+    added = [token | {"special": token["content"] in special} for token in added]
+    return special, content | {"model": model, "added_tokens": added}
+
+
+def _bytes_text(piece: str) -> str:
+    """A piece in GPT-2's alphabet as text: whole characters, "▁" for a space, <0xE0> for bytes of
+    a character that is cut."""
+    if not BYTE_OF.keys() >= {*piece}:
+        return piece
+    text = bytes(BYTE_OF[c] for c in piece).decode(errors="surrogateescape").replace(" ", "▁")
+    return re.sub("[\udc80-\udcff]", lambda c: f"<0x{ord(c[0]) - 0xDC00:02X}>", text)

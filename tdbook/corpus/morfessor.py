@@ -1,0 +1,175 @@
+"""A Morfessor model read without running code, and words cut by it."""
+
+import heapq
+import io
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from tdbook.corpus.tokenizer import RUNS, TELUGU, Tokenizer, _bounded, _by_id, _refuse_unknown
+
+
+def _morfessor(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
+    ids = _field(path, content, "token_to_id", dict, "a JSON object")
+    special = _field(path, content, "special_tokens", dict, "a JSON object")
+    separator = _field(path, content, "separator", str, "text such as '@@'")
+    pieces = _by_id(path, ids)
+    _refuse_unknown(path, content, "upstream's")
+    for name in ("<pad>", "<unk>", "<bos>", "<eos>", *special):
+        if special.get(name) is None or special[name] != ids.get(name):
+            both = f"{special.get(name)} in special_tokens and {ids.get(name)} in token_to_id"
+            raise ValueError(f"{path}: {name} is {both}, both must give one id: copy it again")
+    merges = content.get("bpe_merges")
+    pairs = merges if isinstance(merges, list) else [merges]
+    if odd := [p for p in pairs if not (isinstance(p, list) and [*map(type, p)] == [str, str])]:
+        raise ValueError(f"{path}: {odd[0]!r} in bpe_merges, each must be two texts: copy it again")
+    model = _Morphs(
+        ids={piece: i for piece, i in ids.items() if piece not in special},
+        unk=ids["<unk>"],
+        separator=separator,
+        joins_V=np.array([piece.endswith(separator) for piece in pieces]),
+        ranks={(a, b): rank for rank, (a, b) in enumerate(pairs)},
+        segment=_segment(Path(segmenter)) if segmenter else None,
+    )
+
+    def encode(lines: list[str]) -> list[list[int]]:
+        return [model.encode(line) for line in lines]
+
+    def text(ids: list[int]) -> str:
+        joined = " ".join(pieces[i] for i in ids).replace(f"{separator} ", "")
+        return joined[: -len(separator)] if ids and model.joins_V[ids[-1]] else joined
+
+    eos, unk, kind = ids["<eos>"], ids["<unk>"], "Morfessor"
+    silent = frozenset(special.values()) - {eos, unk}
+    shown_V = [piece.removesuffix(separator) for piece in pieces]
+    return Tokenizer(kind, path, eos, unk, silent, shown_V, False, model, encode, text)
+
+
+def _field(path: Path, content: dict, name: str, kind: type, what: str) -> object:
+    value = content.get(name)
+    if not isinstance(value, kind) or value == "":
+        raise ValueError(f"{path}: {name} is {value!r:.40}, it must be {what}: copy it again")
+    return value
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Morphs:
+    """Encodes as upstream does, but for its cache: a word's ids never depend on the words before.
+
+    1. A word (between spaces) is cut where Telugu and other script or marks meet, and with a
+       segmenter each Telugu run into morphs; all parts but the last join to the next. Without one,
+       a word that ends in the separator joins to the next itself: విద్యార్థు@@ ల@@ కు. So no text
+       becomes one of the pieces that hold both ("ఉంది."), which documents left uncut put there.
+    2. A part is looked up, with "@@" where it joins.
+    3. One that is not there goes, if it has Telugu, into characters; if not, through the BPE
+       merges, lowest rank first (GPT-2), and of their results those not in the table again into
+       characters. All but the last carry "@@", the last where the part joins and there is such a
+       piece. A character that has no piece is <unk>. Merges may name what is not in the table.
+    """
+
+    ids: dict[str, int]  # but for the special ones
+    unk: int
+    separator: str
+    joins_V: np.ndarray
+    ranks: dict[tuple[str, str], int]
+    segment: Callable[[str], list[str]] | None
+
+    @cached_property
+    def word(self) -> Callable[[str], list[int]]:
+        return lru_cache(2**18)(self._word)
+
+    def encode(self, line: str) -> list[int]:
+        return [i for word in line.split() for i in self.word(word)]
+
+    def _word(self, word: str) -> list[int]:
+        joins = not self.segment and word.endswith(self.separator) and word != self.separator
+        parts = RUNS.findall(word.removesuffix(self.separator) if joins else word)
+        if self.segment:
+            parts = [m for p in parts for m in (self.segment(p) if TELUGU.match(p) else [p])]
+        inner = [i for part in parts[:-1] for i in self._part(part, True)]
+        return inner + self._part(parts[-1], joins)
+
+    def _part(self, part: str, joins: bool) -> list[int]:
+        if (whole := self._find(part, joins)) is not None:
+            return [whole]
+        pieces = list(part)
+        if not TELUGU.search(part):
+            *inner, last = self._merged(part)
+            pieces = [c for p in inner for c in (p if self._find(p, True) is None else [p])]
+            pieces += last if self._find(last, False) is None else [last]
+        ids = [self._find(piece, True) for piece in pieces]
+        if not joins or ids[-1] is None:
+            ids[-1] = self._find(pieces[-1], False)
+        return [self.unk if i is None else i for i in ids]
+
+    def _find(self, text: str, joins: bool) -> int | None:
+        if text.endswith(self.separator):  # of the text itself: no sign that it joins
+            return None
+        return self.ids.get(text + self.separator if joins else text)
+
+    def _merged(self, text: str) -> list[str]:
+        """The pair of lowest rank is joined everywhere, from left to right, before the next is
+        looked for. A heap of the pairs' ranks and a list of neighbours: n log n steps."""
+        parts, n = list(text), len(text)
+        after, before = [*range(1, n + 1)], [*range(-1, n - 1)]  # a part joined to another is ""
+
+        def rank(i: int) -> int | None:
+            known = 0 <= i and parts[i] and after[i] < n
+            return self.ranks.get((parts[i], parts[after[i]])) if known else None
+
+        heap = [(r, i) for i in range(n) if (r := rank(i)) is not None]
+        heapq.heapify(heap)
+        while heap:
+            lowest, new = heap[0][0], []
+            while heap and heap[0][0] == lowest:
+                i = heapq.heappop(heap)[1]
+                if rank(i) != lowest:  # one of the two is part of another by now
+                    continue
+                gone = after[i]
+                parts[i], parts[gone], after[i] = parts[i] + parts[gone], "", after[gone]
+                if after[i] < n:
+                    before[after[i]] = i
+                new += [before[i], i]
+            for i in new:
+                if (r := rank(i)) is not None:
+                    heapq.heappush(heap, (r, i))
+        return [part for part in parts if part]
+
+
+# What a Morfessor model is made of; a pickle can name anything else, and run it.
+_NAMES = {"BaselineModel", "ConstrNode", "LexiconEncoding", "CorpusEncoding", "FixedCorpusWeight"}
+_NAMES |= {"AnnotatedCorpusEncoding", "AnnotationCorpusWeight", "MorphLengthCorpusWeight"}
+_NAMES |= {"NumMorphCorpusWeight"}
+_SAFE = {("morfessor.baseline", name) for name in _NAMES} | {("collections", "Counter")}
+
+
+class _Unpickler(pickle.Unpickler):  # the package's way to say what may be loaded
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in _SAFE:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _segment(path: Path) -> Callable[[str], list[str]]:
+    """What cuts a Telugu word into morphs: a Morfessor model, a pickle of which only Morfessor's
+    own classes are loaded."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: give a Morfessor .bin as segmenter")
+    try:
+        import morfessor  # only here: nothing else needs it
+    except ModuleNotFoundError:
+        fault = f"segmenter = {str(path)!r} needs the package morfessor, which is not installed"
+        raise ValueError(f"{fault}: pip install morfessor") from None
+    try:
+        model = _Unpickler(io.BytesIO(_bounded(path))).load()
+        if type(model) is not morfessor.BaselineModel:
+            raise ValueError(f"it is a {type(model).__name__}")
+        model.viterbi_segment("తెలుగు")
+    except Exception as error:  # a damaged pickle raises almost anything
+        fault = f"{path} is no Morfessor baseline model ({error})"
+        raise ValueError(f"{fault}: give the .bin that Morfessor wrote") from None
+    return lambda word: model.viterbi_segment(word)[0]

@@ -1,0 +1,261 @@
+"""Text ↔ ids by three kinds of tokenizer, told apart by what the file holds, used in one way.
+
+SentencePiece .model: "▁" begins a word; the kind that `train` makes.
+Hugging Face tokenizer.json: BPE or Unigram, with "▁" or over bytes (GPT-2's alphabet).
+Morfessor, upstream's tokenizer.json of type "morfessor_bpe_telugu": a piece that ends in "@@" joins
+to the next one, and text is segmented before it is encoded (see `_Morphs`).
+Each line of text becomes ids without <eos>; no special token is added, and text that spells one
+("<eos>") stays text.
+Legend: V vocabulary; M windows, S tokens of each.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+BYTE = re.compile("<0x[0-9A-F]{2}>")
+PARTS = 0.01  # of the tokens; below it bytes are rare characters, and pieces tell of the text
+HIDDEN = "\uffff"  # no character: no text has it
+TELUGU = re.compile("[\u0c00-\u0c7f]")
+RUNS = re.compile("[\u0c00-\u0c7f]+|[^\u0c00-\u0c7f]+")
+
+# What may stand in the files of a Hugging Face tokenizer. `_unlike` and `_named` look at what
+# changes ids or text; the rest concerns padding, cutting, chats and special tokens, which nothing
+# here adds, nor those that a config names (see SPECIAL). Any other key is refused by name.
+KEYS = {
+    "tokenizer.json": """version truncation padding added_tokens normalizer pre_tokenizer
+        post_processor decoder model""",
+    "upstream's": "version type vocab_size separator special_tokens token_to_id bpe_merges",
+    "its model": """type vocab merges unk_token unk_id byte_fallback fuse_unk ignore_merges dropout
+        continuing_subword_prefix end_of_word_suffix max_input_chars_per_word""",
+    "a config": """
+        additional_special_tokens extra_special_tokens model_specific_special_tokens
+        added_tokens_decoder add_prefix_space do_lower_case sp_model_kwargs add_bos_token
+        add_eos_token add_special_tokens legacy split_special_tokens
+        clean_up_tokenization_spaces spaces_between_special_tokens errors trim_offsets
+        chat_template default_chat_template use_default_system_prompt response_schema
+        tokenizer_class processor_class auto_map name_or_path special_tokens_map_file
+        tokenizer_file vocab_file merges_file from_slow use_fast is_local local_files_only
+        backend model_max_length max_length max_len model_input_names padding_side
+        pad_to_multiple_of pad_token_type_id truncation_side truncation_strategy stride
+        return_token_type_ids transformers_version _commit_hash trust_remote_code extra_ids""",
+}
+SPECIAL = re.compile(".*_token(_id)?")
+LARGEST = 2**28  # bytes of a tokenizer's file; public ones have up to 40 million
+
+
+@dataclass(frozen=True, eq=False, repr=False)  # of a whole vocabulary
+class Tokenizer:
+    """An opened tokenizer of any kind. Prompts begin after <eos>; no <bos> in the tokens."""
+
+    kind: str  # "SentencePiece", "Hugging Face" or "Morfessor"
+    path: Path
+    eos: int  # ends each line of text
+    unk: int | None  # stands for text that it has no piece for; None where there is no such token
+    silent: frozenset[int]  # <pad>, <bos> and the like: nothing in a text
+    shown_V: list[str]  # each piece for display, by itself
+    marked: bool  # "▁" on a piece says that it begins a word; else the piece before says it too
+    model: object  # of the package that reads this kind, or _Morphs
+    lines_ids: Callable[[list[str]], list[list[int]]]
+    line_text: Callable[[list[int]], str]
+
+    @property
+    def name(self) -> str:
+        """The file's name beside tokens and models."""
+        return "tokenizer.model" if self.kind == "SentencePiece" else "tokenizer.json"
+
+    @property
+    def size(self) -> int:
+        return len(self.shown_V)
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        """The ids of each line, without <eos>."""
+        return self.lines_ids(list(lines))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text; <eos> becomes a line break, half a character at the end is dropped."""
+        lines = [[]]
+        for i in self._checked(ids):
+            if i == self.eos:
+                lines.append([])
+            elif i not in self.silent:
+                lines[-1].append(i)
+        return "\n".join(map(self.line_text, lines)).rstrip("�")
+
+    def running(self, ids: Iterable[int], prompt: Iterable[int] = ()) -> Iterator[str]:
+        """The text of ids as they come, after that of a prompt: no half characters, and a letter
+        only when no vowel sign, virama or half of a conjunct can follow it. Together the pieces are
+        decode's text, less bytes that make no character."""
+        # What a token adds is told by those shown just before: whether it brings a space, joins, or
+        # ends a character. So the text of `line` from `begun` on is made anew, never that of the
+        # whole line. `shown`: tokens that end in a whole character; `out`: characters given out.
+        line, held = [], ""
+        for i in self._checked(prompt):
+            line = [] if i == self.eos else [*line, i]
+        text = self.line_text(line)
+        begun, out = 0, len(text.rstrip("�"))
+        shown = 0 if text.endswith("�") else len(line)
+        for i in ids:
+            if self._checked([i]) == [self.eos]:
+                line, begun, shown, out, held = [], 0, 0, 0, held + "\n"
+            elif i not in self.silent:
+                line.append(int(i))
+                text = self.line_text(line[begun:])
+                whole = text.rstrip("�")
+                held += whole[out:].replace("�", "")
+                if whole == text:
+                    begun, shown = shown, len(line)
+                    out = len(self.line_text(line[begun:]))
+                else:  # half a character: wait for the rest
+                    out = max(out, len(whole))
+            if settled := _settled(held):
+                yield held[:settled]
+                held = held[settled:]
+        if held:
+            yield held
+
+    def plain(self, line: str) -> str:
+        """The text that a line is, where lines come as segmented without the marks of that."""
+        if self.kind != "Morfessor" or self.model.segment:
+            return line
+        return line.replace(f"{self.model.separator} ", "").removesuffix(self.model.separator)
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Tokens of a running text for display: "▁" begins a word, <0xE0> is a byte."""
+        ids = self._checked(ids)
+        pieces = [self.shown_V[i] for i in ids]
+        if self.marked or not ids:
+            return pieces
+        begins_S = self.begins(np.array([ids]))[0] & ~np.isin(ids, self._special)
+        marks = ("▁" if begins else "" for begins in begins_S)
+        return [mark + p.removeprefix(mark) for mark, p in zip(marks, pieces, strict=True)]
+
+    def vocabulary(self) -> list[str]:
+        """The bare text of each piece, without the marks of a word's beginning or going on."""
+        return [piece.lstrip("▁").replace("▁", " ") for piece in self.shown_V]
+
+    def begins(self, ids_MS: np.ndarray) -> np.ndarray:
+        """Whether each token begins a word, given the one before it, (M, S). In the first column,
+        where a piece itself does not say so, True."""
+        begins_MS = self._begins_V[ids_MS]
+        begins_MS[:, 1:] |= self.opens_V[ids_MS[:, :-1]]
+        begins_MS[:, :1] |= not self.marked
+        return begins_MS
+
+    @cached_property
+    def opens_V(self) -> np.ndarray:
+        """Whether a word begins after each piece, whatever comes."""
+        if self.kind == "Morfessor":
+            return ~self.model.joins_V
+        return np.isin(np.arange(self.size), self._special)
+
+    @cached_property
+    def parts_V(self) -> np.ndarray:
+        """1 for a piece that is one byte of a character (byte fallback), 2 for one that holds more
+        and cuts a character (BPE over bytes), else 0."""
+        return np.array([2 * bool(BYTE.search(p)) - bool(BYTE.fullmatch(p)) for p in self.shown_V])
+
+    def in_parts(self, count_V: np.ndarray) -> bool:
+        """Whether pieces, by their counts, often cut characters: numbers of characters then need
+        the text. True for any BPE over bytes, and for many bytes."""
+        bytes_ = count_V[np.flatnonzero(self.parts_V[: len(count_V)] == 1)].sum()
+        return bool((self.parts_V == 2).any() or bytes_ > PARTS * count_V.sum())
+
+    def characters(self, ids_S: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each byte of a running text the code point that it is of, whether it is the first of
+        its character, and the place of its token, (bytes,) each. A byte of no character is a
+        surrogate; special tokens have no bytes, <eos> is a line break."""
+        texts_S = [self._bytes_V[i] for i in np.asarray(ids_S).tolist()]
+        token_B = np.repeat(np.arange(len(texts_S)), [len(text) for text in texts_S])
+        text = b"".join(texts_S).decode(errors="surrogateescape")
+        code_C = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+        width_C = 1 + (code_C > 0x7F).astype(int) + (code_C > 0x7FF) + (code_C > 0xFFFF)
+        width_C[(code_C >= 0xD800) & (code_C < 0xE000)] = 1
+        begins_B = np.zeros(len(token_B), bool)
+        begins_B[np.cumsum(width_C) - width_C] = True
+        return np.repeat(code_C, width_C), begins_B, token_B
+
+    @cached_property
+    def _bytes_V(self) -> list[bytes]:
+        texts_V = [b"\n" if i == self.eos else _spelt(p) for i, p in enumerate(self.shown_V)]
+        for i in {*self.silent, self.unk} - {None}:
+            texts_V[i] = b""
+        return texts_V
+
+    @cached_property
+    def _begins_V(self) -> np.ndarray:
+        return np.array([p.startswith("▁") or i == self.eos for i, p in enumerate(self.shown_V)])
+
+    @property
+    def _special(self) -> list[int]:
+        return [*self.silent, self.eos]
+
+    def _checked(self, ids: Iterable[int]) -> list[int]:
+        ids = [int(i) for i in ids]
+        if odd := [i for i in ids if not 0 <= i < self.size]:
+            fault = f"id {odd[0]:,} is none of the {self.size:,} pieces of {self.path}"
+            raise ValueError(f"{fault}: give the tokenizer that the tokens were made with")
+        return ids
+
+
+def _spelt(piece: str) -> bytes:
+    """The bytes that a piece stands for as it is shown: "▁" a space, <0xE0> a byte."""
+    parts = re.split("<0x([0-9A-F]{2})>", piece.replace("▁", " "))
+    return b"".join(bytes.fromhex(p) if i % 2 else p.encode() for i, p in enumerate(parts))
+
+
+def _settled(text: str) -> int:
+    """How much of a text no character to come can change: all before its last letter with its
+    signs. A virama (combining class 9) and ZERO WIDTH JOINER bind the letter after them too."""
+    for end in range(len(text) - 1, 0, -1):
+        sign = unicodedata.category(text[end])[0] == "M" or text[end] in "\u200c\u200d"
+        bound = unicodedata.combining(text[end - 1]) == 9 or text[end - 1] == "\u200d"
+        if not sign and not bound:
+            return end
+    return 0
+
+
+def _bounded(path: Path) -> bytes:
+    if (size := path.stat().st_size) > LARGEST:
+        fault = f"{path} has {size:,} bytes, a tokenizer's file has at most {LARGEST:,}"
+        raise ValueError(f"{fault}: give the tokenizer, no weights or text")
+    return path.read_bytes()
+
+
+def _read_json(path: Path) -> dict:
+    content = _bounded(path)
+    try:
+        content = json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply for a tokenizer: copy it again") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): copy it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {content!r:.40}: copy it again")
+    return content
+
+
+def _by_id(path: Path, ids: dict[str, int]) -> list[str]:
+    """The pieces in the order of their ids, which run from 0 without gaps or doubles."""
+    if odd := [f"{piece!r}: {i!r}" for piece, i in ids.items() if type(i) is not int]:
+        raise ValueError(f"{path}: {odd[0]} in its vocabulary, no whole number: copy it again")
+    pieces = sorted(ids, key=lambda piece: (ids[piece], piece))
+    for i, piece in enumerate(pieces):
+        if ids[piece] != i:
+            fault = f"{path}: the id of {piece!r} is {ids[piece]:,} where {i:,} is next"
+            raise ValueError(f"{fault}, ids run from 0 without gaps or doubles: copy it again")
+    return pieces
+
+
+def _refuse_unknown(path: Path, content: dict, where: str) -> None:
+    for key, value in content.items():
+        special = where == "a config" and SPECIAL.fullmatch(key) and not isinstance(value, bool)
+        if key not in KEYS[where].split() and not special:
+            fault = f"{path}: what {key!r} does is not known here, it might change ids or text"
+            raise ValueError(f"{fault}: copy it without that key if it does not")

@@ -1,0 +1,103 @@
+"""A tokenizer opened, by what its file holds, or trained."""
+
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+
+from tdbook.corpus import hugging_face
+from tdbook.corpus.morfessor import _morfessor
+from tdbook.corpus.tokenizer import Tokenizer, _bounded, _read_json
+from tdlib import data
+from tdlib.files import own, sign, write_whole
+
+LONGEST = 10**6  # bytes of a line that SentencePiece's trainer reads; it leaves longer ones out
+
+
+def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
+    """The tokenizer in a file, of whichever kind. `segmenter` is the Morfessor .bin that segments
+    raw text for upstream's; without one, text for that kind is taken as segmented already."""
+    path = Path(path)
+    if not path.is_file():
+        remedy = "put a SentencePiece .model there, or give one, or a tokenizer.json, as tokenizer"
+        raise FileNotFoundError(f"{path} is not there: {remedy}")
+    content = _read_json(path) if _bounded(path).lstrip()[:1] == b"{" else None
+    upstream = content is not None and content.get("type") == "morfessor_bpe_telugu"
+    if segmenter and not upstream:
+        fault = f"segmenter = {str(segmenter)!r} is for upstream's tokenizer.json alone"
+        raise ValueError(f"{fault}, which {path} is not: leave it empty")
+    if content is None:
+        return _sentencepiece(path)
+    if upstream:
+        return _morfessor(path, content, segmenter)
+    if isinstance(content.get("model"), dict):
+        return hugging_face._hugging_face(path, content)
+    fault = f"{path} is neither a Hugging Face tokenizer.json (with `model`) nor upstream's"
+    raise ValueError(f"{fault} (`type` morfessor_bpe_telugu): give one of them")
+
+
+def files(tokenizer: Tokenizer) -> dict[str, Path]:
+    """Where its files are, by the names that they have beside tokens and models."""
+    beside = hugging_face._configs(tokenizer.path) if tokenizer.kind == "Hugging Face" else []
+    return {tokenizer.name: tokenizer.path} | {path.name: path for path in beside}
+
+
+def _sentencepiece(path: Path) -> Tokenizer:
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except RuntimeError:
+        fault = f"{path} is not a SentencePiece .model, nor a tokenizer.json"
+        raise ValueError(f"{fault}: train one, or copy it again") from None
+    eos = model.eos_id()
+    if eos < 0:
+        fault = f"{path} has no <eos>, which ends each line of text"
+        raise ValueError(f"{fault}: train one with pad_id 0, unk_id 1, bos_id 2, eos_id 3")
+    shown_V = [model.id_to_piece(i) for i in range(model.vocab_size())]
+    shown_V[eos] = "<eos>"
+    silent = frozenset(i for i in range(len(shown_V)) if model.is_control(i) and i != eos)
+    kind, encode, decode = "SentencePiece", model.encode, model.decode
+    return Tokenizer(kind, path, eos, model.unk_id(), silent, shown_V, True, model, encode, decode)
+
+
+def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
+    """SentencePiece BPE with byte fallback, no normalisation: the kind llama.cpp repeats."""
+    own(path)
+    model, cut = io.BytesIO(), []
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_cut(lines, cut), model_writer=model, model_type="bpe",
+            vocab_size=vocab_size, byte_fallback=True, normalization_rule_name="identity",
+            remove_extra_whitespaces=False, character_coverage=0.9999, max_sentence_length=LONGEST,
+            pad_id=data.PAD, unk_id=data.UNK, bos_id=data.BOS, eos_id=data.EOS, pad_piece="<pad>", unk_piece="<unk>",
+            bos_piece="<bos>", eos_piece="<eos>", minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].rpartition("] ")[2].strip() or "it is empty"
+        remedy = "raise it" if "smaller" in reason else "lower it, or give more text"
+        if cut:
+            reason += f"; {len(cut):,} lines are too long, over {LONGEST:,} bytes, and were cut"
+            remedy += ", with line ends between paragraphs"
+        fault = f"vocab_size {vocab_size} does not fit this text ({reason})"
+        raise ValueError(f"{fault}: {remedy}") from None
+    write_whole(path, model.getvalue())
+    sign(path)
+    return _sentencepiece(path)
+
+
+def _cut(lines: Iterable[str], cut: list[int]) -> Iterator[str]:
+    """Lines that are too long for the trainer in parts, at spaces, between which it sees no pair
+    anyway; what has none in a quarter of a million characters, anywhere. `cut` gets their sizes."""
+    most = LONGEST // 4  # a character has at most 4 bytes
+    for line in lines:
+        if len(line) <= most or len(line.encode()) <= LONGEST:
+            yield line
+            continue
+        cut.append(len(line))
+        start = 0
+        while len(line) - start > most:
+            space = line.rfind(" ", start + 1, start + most)
+            end = space if space > 0 else start + most
+            yield line[start:end]
+            start = end + (space > 0)
+        yield line[start:]

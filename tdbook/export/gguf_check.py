@@ -1,0 +1,123 @@
+"""What a GGUF file says in llama.cpp, against the model it was made of in PyTorch.
+
+check: the same next tokens, and log-probabilities how far apart? costs: what a format loses on
+text. Both take llama.cpp's whole distributions, so its rounding of activations counts too.
+Legend: T tokens of a prompt or window, K of them with a target, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from tdbook.export import llama_cpp
+from tdlib import data, evaluate
+from tdlib.model import Llama
+from tdlib.shapes import LlamaConfig, weight_files
+
+
+@dataclass(frozen=True)
+class Check:
+    """A file against the model in PyTorch, after every token of some prompts."""
+
+    prompts: int
+    tokens: int
+    agreement: float  # how often both expect the same next token
+    mean: float  # of |log p − log q|, over the vocabulary too; natural logarithms
+    largest: float
+
+
+def prompts(config: LlamaConfig, tokens: data.Tokens | None, count: int = 200) -> list[list[int]]:
+    """Prompts of many lengths, from one token to the whole context, the shorter the more often:
+    parts of the validation text, or, without tokens, ids at random. Each begins after <eos>."""
+    draw, prompts = np.random.default_rng(0), []
+    for length in np.geomspace(1, config.context, count).round().astype(int):
+        if tokens:
+            at = draw.integers(0, max(1, len(tokens.val.ids) - length))
+            ids = tokens.val.ids[at : at + length]
+        else:
+            ids = draw.integers(0, config.vocab_size, length)
+        prompts.append([config.eos_id, *ids.tolist()][:length])
+    return prompts
+
+
+@torch.no_grad()
+def check(folder: str | Path, path: str | Path, prompts: Sequence[Sequence[int]]) -> Check:
+    """Run a file in llama.cpp, and the folder it was made of in PyTorch, on the same ids. PyTorch's
+    matrices are rounded to 16 bits as an F16 file's are, and llama.cpp keeps float32 keys and
+    values: what is left is the program's own arithmetic and, of other formats, their rounding."""
+    model = Llama.load(folder).eval()
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            weight.copy_(weight.half())
+    file = llama_cpp.Model(path, threads=torch.get_num_threads(), exact=True)
+    same, total, largest, count = 0, 0.0, 0.0, 0
+    for ids in prompts:
+        log_p_TV, log_q_TV = _log_p(model, ids), file.logprobs(ids)
+        same += int((log_p_TV.argmax(1) == log_q_TV.argmax(1)).sum())
+        difference_TV = np.abs(np.subtract(log_q_TV, log_p_TV, out=log_q_TV), out=log_q_TV)
+        total += float(difference_TV.sum(dtype=np.float64))
+        largest, count = max(largest, float(difference_TV.max())), count + len(ids)
+    mean = total / count / model.config.vocab_size
+    return Check(len(prompts), count, same / count, mean, largest)
+
+
+def other_weights(folder: str | Path, path: str | Path) -> str:
+    """The first tensor of a folder's safetensors that an F16 file made of it does not hold; "" for
+    none. By name from one file to the other, past all that reads models here."""
+    tensors = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(tensors) // 9)
+    for file in weight_files(Path(folder)):
+        with safe_open(file, "pt") as stored:
+            for name in (n for n in stored.keys() if not n.endswith("rotary_emb.inv_freq")):
+                tied = name == "lm_head.weight" and "output.weight" not in tensors
+                theirs = "token_embd.weight" if tied else names.get_name(name, (".weight",))
+                if (written := tensors.get(theirs)) is None:
+                    return name
+                weight = stored.get_tensor(name).half().numpy()
+                if name.endswith(("q_proj.weight", "k_proj.weight")):  # their rows are turned
+                    weight, written = np.sort(weight, axis=0), np.sort(written, axis=0)
+                if not np.array_equal(weight, written.astype(np.float16)):
+                    return name
+    return ""
+
+
+def _log_p(model: Llama, ids: Sequence[int]) -> np.ndarray:
+    return model(torch.tensor([list(ids)]))[0].log_softmax(-1).numpy()
+
+
+@torch.no_grad()
+def costs(
+    folder: str | Path, files: Sequence[str | Path], windows: data.Windows, count: int = 64
+) -> list[dict]:
+    """What each file loses against the model it was made of, on `count` windows spread evenly: rows
+    of format, bytes, loss (nats per token), kl (‖ of the file, nats per token) and agreement, the
+    model itself first. llama.cpp's own whole distributions, its rounding of activations included;
+    those of one window are held at a time, (T, V) each."""
+    model, folder = Llama.load(folder).eval(), Path(folder)
+    weights = sum(path.stat().st_size for path in weight_files(folder))
+    opened = [llama_cpp.Model(path, threads=torch.get_num_threads()) for path in files]
+    rows = [{"format": "PyTorch float32", "file": folder.name, "bytes": weights}]
+    for path in map(Path, files):  # their names end in the format, by convention
+        name = path.stem.rpartition("-")[2]
+        rows.append({"format": name, "file": path.name, "bytes": path.stat().st_size})
+    sums = np.zeros((len(rows), 3))
+    tokens = 0
+    for row in evaluate.fixed_rows(windows, count):
+        (ids_T,), (targets_T,) = (x.numpy() for x in windows.batch([row]))
+        at_K = np.flatnonzero(targets_T != data.IGNORE)
+        tokens += len(at_K)
+        log_p_KV = _log_p(model, ids_T)[at_K]
+        for i, file in enumerate([None, *opened]):
+            log_q_KV = log_p_KV if file is None else file.logprobs(ids_T.tolist())[at_K]
+            loss = -log_q_KV[np.arange(len(at_K)), targets_T[at_K]].sum(dtype=np.float64)
+            same = (log_q_KV.argmax(1) == log_p_KV.argmax(1)).sum()
+            kl = 0.0 if file is None else np.einsum("kv,kv", np.exp(log_p_KV), log_p_KV - log_q_KV)
+            sums[i] += loss, kl, same
+    for row, (loss, kl, same) in zip(rows, (sums / tokens).tolist(), strict=True):
+        row |= {"loss": loss, "kl": kl, "agreement": same}
+    return rows

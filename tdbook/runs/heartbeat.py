@@ -1,0 +1,166 @@
+"""The state of a run, written while it lives; who runs it, and whether it is gone."""
+
+import ctypes
+import datetime
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from tdbook.runs.parameters import notebook_of
+from tdlib import files
+from tdlib.files import write_whole as write
+
+HEARTBEAT_S = 5
+STOP_S = 30  # that a stopped run gets to end its step, keep its state and write its page
+LOST_S = 120  # without a heartbeat, where the process cannot be looked at
+DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not outlive
+
+
+def state(out: Path, run: str) -> dict:
+    """state/<run>.json, with "lost" for a run whose process is gone without a word; "done" where it
+    had come to its records, which are there while a run is done alone."""
+    try:
+        found = files.record(Path(out) / "state" / f"{run}.json") or {"run": run, "state": "queued"}
+    except ValueError:  # empty: the power was cut between its name and its content
+        found = {"run": run, "state": "lost", "heartbeat": 0.0}
+    if found["state"] == "running" and gone(found):
+        found |= {"state": "lost"}
+    if found["state"] in ("lost", "interrupted") and _recorded(out, run):
+        found |= {"state": "done"}
+    return found
+
+
+def _recorded(out: Path, run: str) -> bool:
+    return all((Path(out) / kind / f"{run}.json").exists() for kind in ("hashes", "results"))
+
+
+def states(out: Path) -> list[dict]:
+    return [state(out, path.stem) for path in sorted((Path(out) / "state").glob("*.json"))]
+
+
+def write_state(out: Path, run: str, what: str, **more: object) -> None:
+    """`what` is running, done, failed or interrupted; this process is the one that says so."""
+    known = {"run": run, "notebook": notebook_of(run), "state": what} | who()
+    content = json.dumps(known | {"heartbeat": time.time()} | more)
+    write(out / "state" / f"{run}.json", content, lasting=what != "running")
+
+
+def wait_until_free(out: Path, run: str) -> None:
+    """Two processes that write the same files would spoil both. One that was just stopped still
+    writes its page, so it gets some seconds; then RuntimeError. One on another machine, which may
+    have lost its power, gets as long as it takes to tell."""
+    began, here = time.monotonic(), socket.gethostname()
+    ours = (os.getpid(), os.getppid())  # papermill's process speaks for a kernel until it starts
+    while (other := state(out, run))["state"] == "running" and other["pid"] not in ours:
+        if time.monotonic() - began > STOP_S + (LOST_S if other["host"] != here else 0):
+            raise RuntimeError(
+                f"{run} is already being run by process {other['pid']} on {other['host']}: "
+                "wait for it, or end it"
+            )
+        time.sleep(0.2)
+
+
+def who() -> dict:
+    """This process, so that another can tell whether it lives."""
+    pid, host = os.getpid(), socket.gethostname()
+    return {"pid": pid, "pid_started": _started(pid), "boot": _boot(), "host": host}
+
+
+def gone(found: dict) -> bool:
+    """Whether the process that called itself `who` lives no more."""
+    if found["host"] != socket.gethostname():  # a shared disk: only its heartbeat is known
+        return time.time() - found.get("heartbeat", time.time()) > LOST_S
+    return found["boot"] != _boot() or found["pid_started"] != _started(found["pid"])
+
+
+def _boot() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _started(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot (its number may be used again); None where it
+    is gone or a zombie. Without /proc, 0 for one that is there."""
+    try:
+        if not Path("/proc/self/stat").exists():
+            os.kill(pid, 0)
+            return 0
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()  # a program's name may hold spaces
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def die_with_parent(how: int = signal.SIGTERM) -> None:
+    """Ask Linux for a signal when the parent is gone, even by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, how)  # 1: PR_SET_PDEATHSIG
+
+
+def _under_papermill() -> bool:
+    """Whether papermill's own command started this kernel; a SIGTERM ends it without a word."""
+    parent = Path(f"/proc/{os.getppid()}/cmdline")
+    return parent.exists() and bool(re.search(rb"(^|[/\0])papermill\0", parent.read_bytes()))
+
+
+def _json(value: object) -> str:
+    """null for a number that is not known: NaN is no JSON."""
+    plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda nan: None)
+    return json.dumps(plain, indent=1, ensure_ascii=False)
+
+
+def _plain(value: object):
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays, tensors
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be remembered: return numbers, text or lists")
+
+
+def counts(found: list[dict]) -> dict[str, int]:
+    """State → how many, "stale" among them."""
+    words = [word(one) for one in found]
+    return {name: words.count(name) for name in dict.fromkeys(words)}
+
+
+def word(one: dict) -> str:
+    return "stale" if one["older"] else one["state"]["state"]
+
+
+def progress(state: dict) -> str:
+    """How far a run that is not done has come: step 120 of 400 · loss 4.32 · about 31 s left."""
+    parts = [state.get("message"), "its process is gone" if state["state"] == "lost" else ""]
+    if state.get("steps"):
+        parts.insert(0, f"step {state.get('step') or 0:,} of {state['steps']:,}")
+    if state["state"] == "running" and state.get("left_s") is not None:
+        parts.append(f"about {duration(state['left_s'])} left")
+    elif state["state"] != "running" and state.get("heartbeat"):
+        parts.append(f"last heard of {date(state['heartbeat'])}")
+    return " · ".join(filter(None, parts))
+
+
+def in_words(counted: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counted.items())
+
+
+def date(moment: str | float) -> str:
+    """2026-11-24T11:36:38+00:00, or unix seconds, → 24 Nov 2026, 11:36 UTC."""
+    if isinstance(moment, str):
+        moment = datetime.datetime.fromisoformat(moment).timestamp()
+    when = datetime.datetime.fromtimestamp(moment, datetime.UTC)
+    return f"{when.day} {when:%b %Y, %H:%M} UTC"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    hours, rest = divmod(round(seconds), 3600)
+    if hours:
+        return f"{hours} h {rest // 60} min"
+    return f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"

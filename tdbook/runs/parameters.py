@@ -1,0 +1,305 @@
+"""Parameters of a run: checked before torch is imported or a file is opened.
+
+A notebook declares them in its cell tagged `parameters`, one literal a line; a YAML or papermill
+changes some. The order is names, types, values, paths: the first of the four with a problem stops
+the run, with one line a problem that says the value, the rule and the remedy. Imports no torch.
+"""
+
+import ast
+import contextlib
+import difflib
+import importlib.util
+import itertools
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import yaml
+
+from tdbook.runs import rules
+
+# paths in parameters are relative to it; the tests bring notebooks and params of their own
+ROOT = Path(os.environ.get("TDLIB_ROOT", Path(__file__).parents[2])).resolve()
+
+
+class ParameterError(ValueError):
+    """One line a problem."""
+
+
+def external(notebook: str, parameters: dict) -> list[str]:
+    """The paths outside the run folder that a run reads, as its parameters name them."""
+    given = {name: parameters.get(name) for name in rules.PATHS if notebook == "00_teacher"}
+    paths = [texts(path) if name == "text" else [path] for name, path in given.items() if path]
+    return [*itertools.chain(*paths)]
+
+
+def nearest(given: object, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
+    """The remedy for a name that is not known: the one that was meant, or else all there are."""
+    known = [*known]
+    near = difflib.get_close_matches(str(given), known, 1, cutoff)
+    return f"did you mean {near[0]}?" if near else otherwise or f"there are {', '.join(known)}"
+
+
+def texts(given: str) -> list[str]:
+    """The paths that `text` of 00 means: one that is there, spaces and all, or several."""
+    return [given] if given and os.path.exists(ROOT / given) else given.split()
+
+
+def stem(name: str) -> str:
+    """te.wiki.txt.gz → te.wiki: a text's name without what says its kind."""
+    return re.sub(r"(?i)(\.(txt|jsonl|parquet))?(\.(gz|xz|bz2|zst))?$", "", name) or name
+
+
+def declared(notebook: str) -> dict[str, object]:
+    """Parameter → default, in the order of the committed notebook's parameter cell."""
+    return dict(_assignments(_cell(notebook), literal=True))
+
+
+def comments(notebook: str) -> dict[str, str]:
+    """Parameter → what the comment after it says."""
+    lines = (re.match(r"(\w+) = .*?  # (.*)", line) for line in _cell(notebook).splitlines())
+    return {line[1]: line[2] for line in lines if line}
+
+
+def read(path: Path) -> dict[str, object]:
+    """A run's YAML. A key that is there twice is an error; YAML itself would keep the last."""
+    text = path.read_text(encoding="utf8")
+    try:
+        node, found = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ParameterError(f"{path} must hold lines of `name: value`")
+    keys = [key.value for key, _ in node.value]
+    if twice := [key for key in found if keys.count(key) > 1]:
+        raise ParameterError(f"{path} has {', '.join(map(str, twice))} twice: keep one")
+    for key, value in node.value:  # YAML 1.1 counts 010 in eights, and 1:30 in sixties
+        if value.tag.endswith((":int", ":float")) and re.match(r"[-+]?0[\d_]|.*:", value.value):
+            meant = yaml.safe_load(value.value)
+            raise ParameterError(f"{path}: {key.value} = {value.value} is read as {meant}: write "
+                                 f"{meant}, or put it in quotes where it is text")  # fmt: skip
+    return found
+
+
+def check(notebook: str, given: dict, names: set[str] | None = None, paths: bool = True) -> dict:
+    """All parameters of a run, converted, from those that were given. ParameterError otherwise.
+
+    `names` are the names to be judged where they are not just those of `given`; without `paths`
+    what is on the disk is not looked at.
+    """
+    defaults = declared(notebook)
+    _stop(_wrong_names(notebook, defaults, given, given.keys() if names is None else names))
+    values, problems = {}, []
+    for name, default in defaults.items():
+        try:
+            values[name] = convert(rules.rule(notebook, name), given.get(name, default))
+        except TypeError as error:
+            problems.append(f"{name} = {given[name]!r} {error}: for example {_line(name, default)}")
+    _stop(problems)
+    _stop(_wrong_values(notebook, defaults, values))
+    _stop(_wrong_paths(notebook, values) if paths else [])
+    return values
+
+
+def from_cells(notebook: str) -> dict:
+    """The parameters under IPython, checked, and written back converted.
+
+    Names come from the cells that were run last: the parameter cell (plain assignments, `run` among
+    them) and, where it came after, papermill's. So a name mistyped there is found, one from a cell
+    that was corrected since is not, and whatever else is in the namespace does not matter.
+    """
+    own, papermills = set(), set()
+    namespace = shell().user_ns if shell() else {}
+    for source in namespace.get("In", []):
+        found = dict(_assignments(source, literal=False) or [])
+        if source.startswith("# Parameters\n"):
+            papermills = set(found)
+        elif isinstance(found.get("run"), str):
+            own, papermills = set(found), set()  # what papermill set before is overwritten
+    if not own:
+        raise ParameterError(f"no parameters of {notebook} yet: run its cell of parameters first")
+    names = own | papermills
+    values = check(notebook, {name: namespace[name] for name in names if name in namespace}, names)
+    namespace.update(values)
+    return values
+
+
+def shell():
+    """IPython's shell where there is one; it is not imported to find out."""
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+
+
+def convert(rule: rules.Rule, value: object) -> object:
+    """The value as its rule's kind. "5e-4" is a number: YAML 1.1, and so papermill, reads it as
+    text. TypeError says what is meant instead."""
+    if rule.none and value in (None, "null", "None"):
+        return None
+    if rule.kind in (int, float):
+        return _as_number(rule.kind, value)
+    if rule.kind in (list, bool) and isinstance(value, str):
+        with contextlib.suppress(yaml.YAMLError):  # a list, or true, that a shell left as text
+            value = yaml.safe_load(value)
+    if isinstance(value, rule.kind):
+        return value
+    if rule.kind is str:
+        raise TypeError("is not text: put it in quotes, or in papermill give it by -r, not -p")
+    raise TypeError("is not true or false" if rule.kind is bool else "is no list")
+
+
+def _as_number(kind: type, value: object) -> int | float:
+    text = value
+    for parse in (float, int) if isinstance(text, str) else ():  # int: exact beyond 2^53
+        with contextlib.suppress(ValueError):
+            value = parse(text)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError("is not a number")
+    if kind is int and value != int(value):
+        raise TypeError("is not a whole number")
+    return kind(value)
+
+
+def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> list[str]:
+    run = given.get("run", notebook)
+    if isinstance(run, str) and notebook_of(run) != notebook:
+        return [f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}: give its YAML"]
+    problems = []
+    for name in [*defaults, *(name for name in names if name not in defaults)]:
+        if name in defaults and rules.rule(notebook, name):
+            continue
+        others = [other for other in defaults if other != name]
+        here = "add its rule to tdbook/runs/rules.py"
+        remedy = nearest(name, others, here if name in defaults else f"it has {', '.join(others)}")
+        problems.append(f"{notebook} has no parameter {name}: {remedy}")
+    return problems
+
+
+def _wrong_values(notebook: str, defaults: dict, values: dict) -> list[str]:
+    problems = []
+    for name, value in values.items():
+        said = rules.rule(notebook, name)
+        if value is not None and not said.holds(value):
+            remedy = nearest(value, said.choices, f"for example {_line(name, defaults[name])}")
+            bare = value.strip("'\"") if isinstance(value, str) else value
+            if bare != value and said.holds(bare):  # papermill keeps what the shell leaves
+                remedy = f"leave its quotes out, in papermill -r {name} {bare}"
+            problems.append(f"{name} = {value!r} must be {said.says}: {remedy}")
+    scale, rank = values.get("lora_scale", 0), values.get("rank", 1)
+    if not problems and scale > rules.LARGE_SCALE and not values.get("allow_large_scale"):
+        problems.append(
+            f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}; above "
+            f"{rules.LARGE_SCALE} it is most likely that lora_alpha itself: write lora_scale: "
+            f"{scale / rank:g}, or allow_large_scale: true"
+        )
+    if "student" in values and values["student"] == values["teacher"]:
+        problems.append(
+            f"student = {values['student']!r} is the teacher's name too and would replace it: "
+            "give the student another name"
+        )
+    return problems
+
+
+def _wrong_paths(notebook: str, values: dict) -> list[str]:
+    problems = []
+    for name, (exists, says) in rules.PATHS.items():
+        paths = [ROOT / path for path in external(notebook, {name: values.get(name)})]
+        if faults := [f"{path} {why}" for path in paths if (why := _fault(path, exists))]:
+            remedy = 'correct the path, or give "" for none'
+            problems.append(f"{name} = {values[name]!r} must be {says}: {faults[0]}; {remedy}")
+    if values.get("wandb") and importlib.util.find_spec("wandb") is None:
+        problems.append(
+            f"wandb = {values['wandb']!r} needs the package wandb, which is not installed: "
+            f'{sys.executable} -m pip install wandb, or give "" for none'
+        )
+    if notebook == "00_teacher" and not problems:
+        problems += _wrong_together(values)
+    out = ROOT / values["out"]
+    there = next(p for p in (out, *out.parents) if os.path.lexists(p))  # it makes what is below
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+        what = "may not be written here" if there.is_dir() else "is no folder"
+        problems.append(f"out = {values['out']!r} must be a folder: {there} {what}; give another")
+    return problems
+
+
+def _fault(path: Path, holds: Callable[[Path], bool]) -> str:
+    """What is wrong with a path that must be on the disk; "" where nothing is."""
+    try:
+        if holds(path):
+            readable = os.access(path, os.R_OK, effective_ids=True)
+            return "" if readable else "may not be read (chmod -R a+rX allows it)"
+        if os.path.lexists(path):
+            return "is not one" if path.exists() else "is a link to nothing"
+        return "is not there"
+    except OSError as error:  # a folder above it may not be entered
+        return f"cannot be seen ({error.strerror})"
+
+
+def _wrong_together(values: dict) -> list[str]:
+    """What 00's sources must be as a whole."""
+    text, tokens = values["text"], values["tokens"]
+    problems = []
+    if text and tokens:
+        problems.append(f"text = {text!r} and tokens = {tokens!r}: give one of the two")
+    if values.get("text_characters") == 0 and not text and not tokens:
+        problems.append("text_characters = 0 and no text or tokens: give one of the three")
+    if values["teacher"] and not tokens and not values["tokenizer"]:
+        problems.append(
+            f"teacher = {values['teacher']!r} reads only its own tokenizer's tokens: give tokens, "
+            "or text and tokenizer"
+        )
+    return problems
+
+
+def shown(path: Path) -> str:
+    """A path as a reader would write it: from the repository's root where it lies in there."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def notebook_of(run: str) -> str:
+    """01_distill-50m → 01_distill"""
+    return run.split("-")[0]
+
+
+def _cell(notebook: str) -> str:
+    path = ROOT / "notebooks" / f"{notebook}.ipynb"
+    if not path.is_file():
+        raise ParameterError(f"there is no notebook {path}")
+    for cell in json.loads(path.read_text(encoding="utf8"))["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            return "".join(cell["source"])
+    raise ParameterError(f"{path} has no cell tagged `parameters`: tag it")
+
+
+def _assignments(source: str, *, literal: bool) -> list[tuple[str, object]] | None:
+    """name, value of a cell of plain assignments, None for any other cell. What is no literal has
+    the value ..., or is an error where only literals are allowed."""
+    found = []
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:
+        statements = []  # a cell with % or !
+    for statement in statements:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                try:
+                    found.append((name, ast.literal_eval(value)))
+                except ValueError:
+                    found.append((name, ...))
+            case _:
+                found.append(("", ...))
+    if literal and (wrong := [name for name, value in found if value is ...]):
+        raise ParameterError(f"a parameter cell holds literals only, one a line: see {wrong}")
+    return None if any(not name for name, _ in found) else found
+
+
+def _line(name: str, value: object) -> str:
+    """As it would stand in a YAML."""
+    return f"{name}: {json.dumps(value, ensure_ascii=False)}"
+
+
+def _stop(problems: list[str]) -> None:
+    if problems:
+        raise ParameterError("\n".join(problems))

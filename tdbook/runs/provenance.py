@@ -1,0 +1,50 @@
+"""Where a result comes from: commit, versions, device, memory."""
+
+import functools
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from tdbook.runs import parameters
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit, and whether anything differs from it; None where there is no git."""
+    # without its lock, which would stay if this process were killed, and stop the user's own git
+    git = ["git", "--no-optional-locks", "-C", str(parameters.ROOT)]
+    ask = functools.partial(subprocess.check_output, stderr=subprocess.DEVNULL, text=True)
+    try:
+        commit = ask([*git, "rev-parse", "--short", "HEAD"]).strip()
+        changes = ask([*git, "status", "--porcelain"]).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return commit, bool(changes)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "numpy", "sentencepiece", "pandas", "matplotlib")
+    loaded = {p: sys.modules[p].__version__ for p in packages if p in sys.modules}
+    return {"python": platform.python_version()} | loaded
+
+
+def _device(wanted: str) -> str:
+    torch = sys.modules.get("torch")
+    if torch and wanted != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads() if torch else os.cpu_count()
+    cpuinfo = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*:(.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    name = name[1].strip() if name else platform.machine()
+    return f"cpu, {threads} thread{'s' * (threads > 1)}, {name}"
+
+
+def peak_memory_mib() -> float:
+    """Of the GPU where one was used, else of the process."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

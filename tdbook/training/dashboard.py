@@ -1,0 +1,62 @@
+"""Weights & Biases, where a run names a project: the rows of a training as they stand in logs/.
+
+Upstream's names: train/loss, train/lr, train/tokens_per_sec, val/loss, val/samples, …, by step.
+Where it goes, and whether anything is sent, is wandb's own affair (`wandb login`, WANDB_MODE,
+WANDB_ENTITY); its files are in the run folder's wandb/. A thread does all of it: a network or a
+package that fails or hangs costs a training nothing, and CLOSE_S at its end. Imports wandb only
+when asked.
+"""
+
+import contextlib
+import html
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tdlib.files import write_whole as write
+
+CLOSE_S = 60  # for what is not sent yet when a training ends
+
+
+@contextlib.contextmanager
+def logging(
+    project: str, out: Path, name: str, folder: Path, parameters: dict
+) -> Iterator[Callable[[dict], None]]:
+    """Gives a function that takes rows. The run's id lies beside the checkpoint, so a training that
+    goes on from there goes on in W&B, and one that starts over is another run."""
+    if not project:
+        yield lambda row: None
+        return
+    kept = folder / "wandb.id"
+    if not kept.exists():
+        write(kept, secrets.token_hex(8))
+    about = dict(project=project, dir=out, name=name, group=out.name, id=kept.read_text())
+    rows = queue.SimpleQueue()
+    thread = threading.Thread(target=_send, args=(rows, about, parameters), daemon=True)
+    thread.start()
+    try:
+        yield rows.put
+    finally:
+        rows.put(None)
+        thread.join(CLOSE_S)
+        if thread.is_alive():
+            print(f"W&B: not all of {name} is sent: `wandb sync` sends {out / 'wandb'}", flush=True)
+
+
+def _send(rows: queue.SimpleQueue, about: dict, parameters: dict) -> None:
+    try:
+        import wandb
+
+        quiet = wandb.Settings(console="off", silent=True, save_code=False, disable_git=True)
+        run = wandb.init(**about, config=parameters, resume="allow", settings=quiet)
+        while (row := rows.get()) is not None:
+            if texts := row.get("val/samples"):
+                row = row | {"val/samples": wandb.Html(f"<pre>{html.escape(chr(10).join(texts))}")}
+            run.log({n: value for n, value in row.items() if n != "step"}, step=row["step"])
+        run.finish()
+    except Exception as error:  # any: wandb's share no base, and none may end a training
+        why = " ".join(str(error).split())[:200]
+        print(f"W&B: {about['name']} is not logged there: {type(error).__name__}: {why}; logs/ has "
+              "every row, the training goes on", flush=True)  # fmt: skip

@@ -1,0 +1,204 @@
+"""One run executed by papermill, and its page."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from tdbook.runs import hashes, heartbeat, hooks, parameters, sweeps
+from tdbook.runs.ownership import claim
+from tdbook.runs.parameters import ROOT, notebook_of, shown
+from tdbook.workflow import cluster, devices, graph
+from tdlib import files
+from tdlib.files import write_whole as write
+
+# jsonschema, which papermill imports, would build a grammar of addresses: 0.9 s, for nothing here
+sys.modules.setdefault("rfc3987_syntax", None)
+
+
+def execute(yaml: Path, out: Path, overrides: dict) -> int:
+    """Run one YAML's notebook with papermill into the run folder and write its page, after a
+    failure too. Says on standard output what happens; returns the exit code."""
+    run, out = yaml.stem, ROOT / out
+    try:
+        values = graph.check_yaml(yaml, overrides | {"out": shown(out)})
+        if sweeps.parent(out):
+            sweeps.link(out, graph._borrowed(run, values))
+        heartbeat.wait_until_free(out, run)
+        if hashes.is_current(out, run, values):
+            print(f"{run} · is done already", flush=True)
+            return 0
+        claim(out, run, values, notebook=True)
+        gpus = devices.take(values["device"], values.get("processes", 1))
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"{run} · failed: {error}", flush=True)
+        return 1
+    print(f"{run} · started{gpus and f' on GPU {gpus}'}", flush=True)
+    began, before = time.monotonic(), out / f".{run}.ipynb"
+    if (out / f"{run}.ipynb").exists():  # papermill writes over it; a finished run's goes to old/
+        shutil.copy2(out / f"{run}.ipynb", before)
+    # what the notebook is told: the names of the YAML, with values that are already converted
+    given = {name: values[name] for name in parameters.read(yaml) | overrides}
+    error = _papermill(run, out, {"out": values["out"]} | given)
+    state = _settled(out, run, error)
+    before.unlink(missing_ok=True)
+    if state.get("old"):
+        print(f"{run} · {state['old']}", flush=True)
+    _page(out, run)
+    done, seconds = state["state"] == "done", time.monotonic() - began
+    said = _record(out, run)["finding"] if done else _last(state)
+    how = f"done in {heartbeat.duration(seconds)} ·" if done else f"{state['state']}:"
+    print(f"{run} · {how} {said}", flush=True)
+    if command := values.get("after_run"):
+        signal.alarm(0)  # of a stop; the hook has a limit of its own
+        limit = heartbeat.STOP_S if error == "stopped" else hooks.LIMIT_S
+        told = hooks.told(out, run, state["state"], said)
+        hooks.call("after_run", command, told, ROOT, limit)
+    return 0 if done else 1
+
+
+def adopt(job: str, yaml: Path, out: Path, overrides: dict) -> int:
+    """Wait for a job of the cluster that an earlier command submitted for this run; once more the
+    same command makes what it did not."""
+    run, out = yaml.stem, ROOT / out
+    print(f"{run} · job {job} of an earlier command is in the queue: waiting for it", flush=True)
+    cluster.wait(job)
+    values = graph.check_yaml(
+        yaml, overrides | {"out": shown(out), "redo": False}
+    )  # it did, if asked
+    return 0 if hashes.is_current(out, run, values) else 1
+
+
+def _papermill(run: str, out: Path, given: dict) -> str | None:
+    """Execute; what went wrong in one line, or None."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    _write_notebooks_whole()
+    paths = (ROOT / "notebooks" / f"{notebook_of(run)}.ipynb", out / f"{run}.ipynb")
+    heartbeat.write_state(out, run, "running", message="starting")
+    os.environ[heartbeat.DIE_WITH] = str(os.getpid())
+    ended, stopping = threading.Event(), _stop_on_signals(out, run)
+    threading.Thread(target=_report_progress, args=(out, run, ended), daemon=True).start()
+    try:
+        papermill.execute_notebook(
+            *(str(path).replace("{", "{{").replace("}", "}}") for path in paths),  # it formats them
+            given,
+            kernel_name="python3",
+            kernel_manager_class=_our_kernel(),
+            progress_bar=False,
+            coalesce_streams=True,
+            cwd=ROOT,
+        )
+        return None
+    except papermill.PapermillExecutionError as error:
+        return f"{error.ename}: {error.evalue}"
+    except Exception as error:  # any: a kernel that does not start must not look like running
+        if stopping.is_set():
+            return "stopped"
+        if isinstance(error, DeadKernelError):
+            return "the kernel died; where memory is short, fewer micro_windows need less"
+        return f"{type(error).__name__}: {error}"
+    except (SystemExit, KeyboardInterrupt):
+        return "stopped"
+    finally:
+        ended.set()
+
+
+def _stop_on_signals(out: Path, run: str) -> threading.Event:
+    """Pass a SIGTERM on to the kernel, which in a training ends its step and keeps its state; later
+    an alarm ends this process. The event is set by the first signal."""
+    stopping = threading.Event()
+
+    def stop(number: int, _) -> None:
+        if stopping.is_set() and number == signal.SIGTERM:
+            return  # a cluster sends it more than once, and to the kernel too
+        stopping.set()
+        kernel = heartbeat.state(out, run)["pid"]
+        if kernel == os.getpid() or number == signal.SIGALRM:
+            sys.exit(143)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(kernel, signal.SIGTERM)
+        signal.alarm(heartbeat.STOP_S - 5)  # before those who wait, or a cluster, lose patience
+
+    for caught in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(caught, stop)
+    return stopping
+
+
+def _our_kernel() -> type:
+    """Starts kernels of this interpreter, whatever Jupyter's paths hold under the name python3."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
+    return type("OurKernel", (AsyncKernelManager,), {"kernel_spec": spec})
+
+
+def _write_notebooks_whole() -> None:
+    """papermill saves a notebook after each cell by emptying the file first: a kill in between, and
+    nothing is left of it."""
+    from papermill.iorw import LocalHandler, papermill_io
+
+    whole = LocalHandler()
+    whole.write = lambda content, path: write(Path(path), content, lasting=False)
+    papermill_io.register("/", whole)  # all absolute paths
+
+
+def _settled(out: Path, run: str, error: str | None) -> dict:
+    """The state after the kernel is gone; this process speaks for a kernel that could not."""
+    state = heartbeat.state(out, run)
+    if state["state"] in ("done", "failed"):
+        return state
+    if error == "stopped" or (error and state["state"] == "interrupted"):  # it said so itself
+        heartbeat.write_state(out, run, "interrupted", error=["stopped"])
+        return heartbeat.state(out, run) | {"state": "interrupted"}  # though an earlier one is done
+    if state["state"] == "lost":
+        kept = state | {"error": [error or "its process is gone"]}
+        write(out / "state" / f"{run}.json", json.dumps(kept))
+    else:
+        error = error or "the notebook ended without this.finish(): add it as its last call"
+        heartbeat.write_state(out, run, "failed", error=[error])
+    return heartbeat.state(out, run)
+
+
+def _report_progress(out: Path, run: str, ended: threading.Event) -> None:
+    before = ""
+    while not ended.wait(graph.PROGRESS_S):
+        state = heartbeat.state(out, run)
+        line = heartbeat.progress(state)
+        if state["state"] == "running" and line != before:
+            print(f"{run} · {line}", flush=True)
+            before = line
+
+
+def _record(out: Path, run: str) -> dict | None:
+    return files.whole(out / "results" / f"{run}.json")
+
+
+def _last(state: dict) -> str:
+    return (state.get("error") or ["no word of why"])[-1]
+
+
+def _page(out: Path, run: str) -> None:
+    """The run's page and the index. What goes wrong here must not cost hours of training."""
+    from tdbook.workflow import run_pages  # slow to import
+
+    try:
+        if (out / f"{run}.ipynb").exists():
+            run_pages.page(out, run)
+        run_pages.index(out)
+    except Exception as error:  # any: the run itself is done and recorded
+        print(f"{run} · its page failed: {type(error).__name__}: {error}", flush=True)
+
+
+def _index(out: Path) -> Path:
+    from tdbook.workflow import run_pages  # slow to import
+
+    return run_pages.refresh(out)

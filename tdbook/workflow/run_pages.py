@@ -1,0 +1,155 @@
+"""The pages of a run folder: a run's own, and the index."""
+
+import itertools
+import re
+import time
+from pathlib import Path
+
+import nbformat
+from bs4 import BeautifulSoup, Tag
+from markupsafe import Markup
+
+from tdbook.report.pages import (
+    FONT_SLOT,
+    NUMBER,
+    SHOWN_BESIDE_WIDGET,
+    WIDGET,
+    _base64,
+    _environment,
+    _exporter,
+    _markdown,
+    font_face,
+)
+from tdbook.runs import ownership, sweeps
+from tdbook.runs.heartbeat import date
+from tdbook.workflow import status
+from tdlib import files, shapes
+from tdlib.files import write_whole as write
+
+
+def page(out: Path, run: str) -> None:
+    """Write out/<run>.html, one file headed by where it comes from, of the notebook as executed;
+    one that did not finish opens with its state and its last lines."""
+    executed = nbformat.read(out / f"{run}.ipynb", as_version=4)
+    _prepare(executed, done=status.row(out, run)["state"]["state"] == "done")
+    _frame(out, run, _with_readable_tables(_exporter().from_notebook_node(executed)[0]))
+
+
+def refresh(out: Path) -> Path:
+    """Write the head of every page again, with links to the runs that came later and to code that
+    is older by now; then the index, whose path it returns."""
+    for run in _pages(out):
+        html = (out / f"{run}.html").read_text("utf-8")
+        _frame(out, run, Markup(html.partition("<main>\n")[2].rpartition("\n</main>")[0]))
+    return index(out)
+
+
+def index(out: Path) -> Path:
+    """Write out/index.html and out/morning.md: what goes on and what it cost; quality table and
+    difficulty plot, then one row a run, states true. A sweep's folder has its points as rows; of a
+    point's own folder, the sweep's index is written."""
+    if (out / sweeps.PARENT).is_file() and not (out / sweeps.POINTS).is_file():
+        return index(out.parent)
+    if above := sweeps.parent(out):
+        _write_index(above)
+    return _write_index(out)
+
+
+def _write_index(out: Path) -> Path:
+    if not ownership.is_book(out) and (out / "index.html").exists():
+        raise FileExistsError(f"{out / 'index.html'} is no book's, and no run is there: give OUT=")
+    morning = status.morning(out)
+    for row in morning["rows"]:
+        page = row["folder"] / f"{row['run']}.html"
+        row["page"] = page.relative_to(out).as_posix() if page.exists() else ""
+    content = {
+        "name": out.resolve().name, "now": date(time.time()), "morning": morning,
+        "rows": morning["rows"], "best": best(morning["rows"]),
+        "swept": sweeps.listed(out, out.name) if (out / sweeps.POINTS).is_file() else None,
+    }  # fmt: skip
+    quality = out / "tables/04_merge_eval-quality.md"
+    difficulty = out / "figures/02_hard_set-difficulty.svg"
+    _write(
+        out / "index.html", "runs.html.j2", **content,
+        quality=quality.exists() and _with_readable_tables(_markdown(quality.read_text("utf-8"))),
+        difficulty=difficulty.exists() and _base64(difficulty.read_bytes()),
+    )  # fmt: skip
+    if not content["swept"]:
+        template = _environment().get_template("morning.md.j2")
+        write(out / "morning.md", template.render(content))
+    return out / "index.html"
+
+
+def best(rows: list[dict]) -> list[dict]:
+    """The models that are done, best first, each beside the plan's estimate."""
+    models = {name: m for row in rows for name, m in row["record"].get("models", {}).items()}
+    losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)
+    return [
+        {"model": name, "loss": loss, "plan": shapes.span(*shapes.of_plan(name, "loss"))}
+        for loss, name in losses[:12]
+    ]
+
+
+def _frame(out: Path, run: str, body: Markup) -> None:
+    pages = sorted({*_pages(out), run})
+    at = pages.index(run)
+    results = (out / "results").glob("*.json")
+    reads = {path.stem: (files.whole(path) or {}).get("reads", {}) for path in results}
+    point = sweeps.parent(out) and not (out / sweeps.POINTS).is_file()
+    before, _, after = [None, *pages, None][at : at + 3]
+    _write(
+        out / f"{run}.html", "page.html.j2", body=body, **status.row(out, run),
+        index="../index.html" if point else "index.html", before=before, after=after,
+        made_from=[name for name in pages if name in reads.get(run, {})],
+        used_by=[name for name in pages if run in reads.get(name, {})],
+    )  # fmt: skip
+
+
+def _pages(out: Path) -> list[str]:
+    """The runs of a folder that have a page, in reading order."""
+    return sorted(row["run"] for row in status.rows(out, look=False)
+                  if row["folder"] == out and (out / f"{row['run']}.html").exists())  # fmt: skip
+
+
+def _prepare(notebook: nbformat.NotebookNode, done: bool) -> None:
+    """Take out papermill's red banners, which the page's head replaces, and of a run that is done
+    the parameters, which that head shows. A widget, dead without its kernel, leaves a note where
+    nothing lies beside it."""
+    hidden = {"papermill-error-cell-tag", *["parameters", "injected-parameters"] * done}
+    notebook.cells = [c for c in notebook.cells if not hidden & {*c.metadata.get("tags", [])}]
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        data = output.get("data", {})
+        if data.pop(WIDGET, None) and not SHOWN_BESIDE_WIDGET & data.keys():
+            output["data"] = {"text/html": '<p class="note">interactive in JupyterLab</p>'}
+
+
+def _with_readable_tables(html: str) -> Markup:
+    """Every table in a box of its own that scrolls, its columns of numbers marked `num`."""
+    soup = BeautifulSoup(html, "html.parser")
+    for table in soup.find_all("table"):
+        _mark_columns(table)
+        table.attrs.pop("border", None)
+        box = {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": "table"}
+        table.wrap(soup.new_tag("div", attrs=box))
+    return Markup(soup)
+
+
+def _mark_columns(table: Tag) -> None:
+    """`num` where half or more of a column's filled cells are numbers, `short` where none wraps."""
+    rows = [row.find_all(["td", "th"]) for row in table.find_all("tr")]
+    for column in itertools.zip_longest(*rows):
+        cells = [cell for cell in column if cell is not None]
+        texts = [cell.get_text(strip=True) for cell in cells if cell.name == "td"]
+        filled = [text for text in texts if text]
+        numbers = sum(re.match(NUMBER, text) is not None for text in filled)
+        marks = ["num"] * (numbers >= max(1, len(filled) / 2))
+        marks += ["short"] * all(len(text) <= 24 for text in filled)
+        for cell in cells:
+            cell["class"] = [*cell.get("class", []), *marks]
+
+
+def _write(path: Path, template: str, **content: object) -> None:
+    """Fill a template, give it the Telugu font it needs; it appears whole or not at all."""
+    text = _environment().get_template(template).render(content)
+    telugu = re.search("[\u0c00-\u0c7f]", text)
+    write(path, text.replace(FONT_SLOT, font_face() if telugu else "", 1))
