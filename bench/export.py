@@ -24,8 +24,8 @@ CASES = {"teacher-300m": ("Q4_0", "F16"), "student-50m": tuple(gguf_file.QUANTIZ
 MAKE = """
 import pathlib, re, sys, warnings
 warnings.simplefilter("ignore")
-from tdlib import export
-export.to_gguf(*sys.argv[1:])
+from tdbook.export import gguf_file
+gguf_file.to_gguf(*sys.argv[1:])
 # not ru_maxrss, which a child has from its parent
 status = pathlib.Path("/proc/self/status").read_text()
 print(int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024)

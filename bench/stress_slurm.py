@@ -31,9 +31,10 @@ POINTS = "rank: [1, 2, 3, 4]"
 TWO = "ONLY=03_lora"  # of the book
 # the real patience is ten minutes
 HASTY = """import sys
-from tdlib import cluster, graph
+from tdbook import __main__
+from tdbook.workflow import cluster
 cluster.FORGOTTEN_S = 100
-sys.exit(graph.main(sys.argv[1:]))"""
+sys.exit(__main__.main(sys.argv[1:]))"""
 
 
 class Place:

@@ -18,8 +18,8 @@ import re
 import sys
 from pathlib import Path
 
-from tdbook.runs import heartbeat
-from tdbook.runs.parameters import ROOT, ParameterError
+from tdbook.runs import heartbeat, parameters
+from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import execute, graph, request, scheduler, status
 from tdlib import files, shapes
 
@@ -75,12 +75,12 @@ def _command(what: str, words: list[str], pairs: dict[str, str]) -> int:
 
             print(dry.text(asked))
         case "report", [out]:
-            for state in heartbeat.states(ROOT / out):
-                execute._page(ROOT / out, state["run"])
-            print(execute._index(ROOT / out))
+            for state in heartbeat.states(parameters.ROOT / out):
+                execute._page(parameters.ROOT / out, state["run"])
+            print(execute._index(parameters.ROOT / out))
         case "status", []:
             out = pairs.get("OUT") or request._default_out(pairs.get("PROFILE") or "tiny", "")
-            print(status.text(ROOT / out, full=bool(pairs.get("FULL"))))
+            print(status.text(parameters.ROOT / out, full=bool(pairs.get("FULL"))))
         case "plan", []:
             from tdbook.workflow import plan
 

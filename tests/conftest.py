@@ -16,7 +16,6 @@ import pytest
 from filelock import FileLock
 
 import tdbook.corpus.tokenizer_files
-from tdbook import __main__
 from tdbook.corpus import writer
 from tdbook.runs import parameters, running
 from tdlib.model import Llama, LlamaConfig
@@ -195,7 +194,6 @@ def root(tmp_path, monkeypatch) -> Path:
 
     small_book.repository(tmp_path)
     monkeypatch.setattr(parameters, "ROOT", tmp_path)
-    monkeypatch.setattr(__main__, "ROOT", tmp_path)
     monkeypatch.setattr(running, "_latest", None)
     monkeypatch.setenv("TDLIB_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)

@@ -65,7 +65,7 @@ def told(profile: str, **pairs) -> graph.Wanted:
     """A command, which the run folder keeps, as `make` has it."""
     words = {"PROFILE": profile, "OUT": "outputs/here", "TEXT": "words.txt"} | pairs
     wanted = request.wanted("book", words)
-    write(parameters.ROOT / "outputs/here" / graph.CONFIG, json.dumps(wanted.config))
+    files.write_whole(parameters.ROOT / "outputs/here" / graph.CONFIG, json.dumps(wanted.config))
     return wanted
 
 
@@ -289,7 +289,7 @@ def test_snakemake_repeats_a_stale_run_in_the_middle_of_what_is_asked_for(root, 
     }.items():
         files.write_whole(root / f"stand_in/papermill/{name}.py", text.encode())
     monkeypatch.setenv("PYTHONPATH", f"{root / 'stand_in'}:{Path(__file__).parents[1]}")
-    monkeypatch.setattr(running, "die_with_parent", lambda *_: None)
+    monkeypatch.setattr(heartbeat, "die_with_parent", lambda *_: None)
     monkeypatch.setattr(pages, "refresh", lambda out: out)
     handler = signal.getsignal(signal.SIGTERM)
     assert scheduler.make(told("night", ONLY="02_hard_set")) == 0

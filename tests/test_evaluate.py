@@ -367,7 +367,7 @@ def test_a_t_interval_over_seeds_is_that_of_a_table():
 @pytest.mark.parametrize("dtype", ["<u4", "<u2"])
 def test_frequencies_are_those_of_counting_one_by_one(monkeypatch, size, dtype):
     ids = np.random.default_rng(6).zipf(1.4, 500).clip(max=29).astype(dtype)
-    monkeypatch.setattr(evaluate, "_parts_of", partial(kept_and_lost._parts_of, size=size))
+    monkeypatch.setattr(kept_and_lost, "_parts_of", partial(kept_and_lost._parts_of, size=size))
     train, listed = Windows(ids, T), ids.tolist()
     assert kept_and_lost.frequency(train, 31).tolist() == [listed.count(i) for i in range(31)]
     previous, this = np.meshgrid(np.arange(31), np.arange(31))  # never-seen ids among them

@@ -15,8 +15,8 @@ import pytest
 from tdbook.analysis import features
 from tdbook.book import opening
 from tdbook.corpus import tokenizer_files
-from tdbook.export import gguf_file
-from tdbook.runs import ownership, sweeps
+from tdbook.export import cards, gguf_file
+from tdbook.runs import ownership, parameters, sweeps
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import Run, clear_checkpoint, start
 from tdbook.training import cache, worker
@@ -425,7 +425,7 @@ def test_a_cards_place_is_its_owners(tmp_path, monkeypatch):
                            path=tmp_path.joinpath, out=tmp_path)  # fmt: skip
     mine(tmp_path / "models/a/w")
     for text in ("card", "a later card"):
-        monkeypatch.setattr(opening.release, "card", lambda *_, text=text: text)
+        monkeypatch.setattr(cards, "card", lambda *_, text=text: text)
         opening._card(this, "a", None, {})
         assert (tmp_path / "models/a/README.md").read_text() == text
     mine(tmp_path / "models/a/README.md", "the owner's own")
@@ -440,7 +440,7 @@ def test_what_is_published_and_packed_takes_only_its_own_place(root, monkeypatch
     this = begin()
     mine(this.path("models", "a", "w"), "w")
     this.finish()
-    monkeypatch.setattr(share, "ROOT", root)
+    monkeypatch.setattr(parameters, "ROOT", root)
     target = mine(root / "outputs/published/a/index.html").parent
     with pytest.raises(FileExistsError, match="a is there and was not made by the book"):
         share.publish(out, "a")
@@ -475,21 +475,21 @@ def test_make_clean_takes_the_books_own_environment_alone(made, tmp_path):
 # how a file of another survives there, as a test of this file or in words → functions
 PLACES = {
     "test_an_empty_folder_and_one_of_the_books_are_replaced_and_what_others_put_there_stays": """
-        files.whole_folder files._put files.mark model.Llama.save lora.save data.write_tokens
-        data._write_table data.link_tokens""",
+        files.whole_folder files._put files.mark model.Llama.save lora.save token_files.write_tokens
+        token_files._write_table token_files.link_tokens""",
     "test_what_a_kill_leaves_is_the_old_or_the_new_folder_and_nothing_of_others_is_lost": """
         files._finish""",
     "test_temporary_names_are_no_one_elses": """files.replacing files.write_whole files._remove
         data.weighted""",
     "test_what_another_left_at_a_place_of_a_run_is_refused_by_name": """
-        book._log.record book.weighed runs.Run.figure runs.Run.table runs.Run.finish
-        runs.Run._begin_anew runs.write_state
-        graph._settled graph._write_notebooks_whole report._write choice.keep choice.new_scores
+        students._log.record replay.weighed running.Run.figure running.Run.table running.Run.finish
+        running.Run._begin_anew heartbeat.write_state
+        execute._settled execute._write_notebooks_whole run_pages._write choice.keep hard_set.new_scores
         evaluate.Evaluation.save""",
-    "test_a_website_is_no_run_folder": "report._write_index",
-    "test_of_a_runs_checkpoints_only_its_own_go": """runs.clear_checkpoint checkpoint.save
-        runs.Run._keep_or_refuse_checkpoint""",
-    "test_a_cards_place_is_its_owners": "book._card",
+    "test_a_website_is_no_run_folder": "run_pages._write_index",
+    "test_of_a_runs_checkpoints_only_its_own_go": """running.clear_checkpoint checkpoint.save
+        running.Run._keep_or_refuse_checkpoint""",
+    "test_a_cards_place_is_its_owners": "opening._card",
     "test_a_cache_takes_no_file_that_it_did_not_make": "cache._make",
     "test_cleaning_removes_kept_targets_alone": "ownership.clean_cache",
     "test_a_job_of_workers_takes_no_folder_of_another": """worker.fit worker._write worker._run
@@ -497,19 +497,19 @@ PLACES = {
     "test_features_and_losses_of_another_stay": "features.of",
     "test_a_sweep_takes_no_file_of_another_and_no_folder_in_a_links_place": """sweeps.write
         sweeps.link""",
-    "test_a_vocabulary_takes_no_file_of_another": "tokenizer.train",
-    "test_an_export_replaces_its_own_and_no_other": "export.ship",
-    "test_a_gguf_takes_no_file_of_another": "export.to_gguf files.sign",
+    "test_a_vocabulary_takes_no_file_of_another": "tokenizer_files.train",
+    "test_an_export_replaces_its_own_and_no_other": "gguf_file.ship",
+    "test_a_gguf_takes_no_file_of_another": "gguf_file.to_gguf files.sign",
     "test_what_is_published_and_packed_takes_only_its_own_place": "share.publish share.pack",
     "a temporary folder that was made for it": """share._lead share._copy share._write
-        release._configs""",
+        cards._configs""",
     "only what is between its own two marks, and an error without them": "published.readme",
-    "only where nothing is there": "dashboard.logging report.font_face",
+    "only where nothing is there": "dashboard.logging pages.font_face",
     "it adds to the end": "hooks._main devices._locked",
-    "a hidden name of the book's own": """graph.make graph._snakemake graph._command_of
-        graph.execute status.session cluster.options ownership.claim hashes._remember""",
+    "a hidden name of the book's own": """scheduler.make scheduler._snakemake scheduler._command_of
+        execute.execute sessions.session cluster.options ownership.claim hashes._remember""",
     "a broken record is renamed to .broken, never removed": "files.set_aside",
-    "a name that holds the second when the run began": "runs.Run._keep_the_old",
+    "a name that holds the second when the run began": "running.Run._keep_the_old",
     "this process's own entry in /proc": "doctor.step",
     "no file: what it calls `write` makes text": "speed.measure",
 }
@@ -542,7 +542,12 @@ def writing(path: Path) -> set[str]:
 
 def test_every_place_that_deletes_replaces_or_renames_has_a_test_here():
     known = {place: how for how, places in PLACES.items() for place in places.split()}
-    found = {name for path in (REPOSITORY / "tdlib").glob("*.py") for name in writing(path)}
+    found = {
+        name
+        for place in ("tdlib", "tdbook")
+        for path in (REPOSITORY / place).rglob("*.py")
+        for name in writing(path)
+    }
     assert found == known.keys()
     assert all(how in globals() for how in PLACES if how.startswith("test_"))
     calls = re.compile(r".*(?:\brm |unlink|rename|rmtree).*")

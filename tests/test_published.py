@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from tdbook.report import published
+from tdbook.runs import parameters
 
 CLAIMS = """key,claim,verdict,because,against
 distilled,"It beats scratch, by 0.3–0.5",holds in part,base − scratch is smaller (and 1 more),–
@@ -46,7 +47,7 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 def repository(folder, tmp_path, monkeypatch) -> Path:
     """Pages with words before and after an old table."""
-    monkeypatch.setattr(published, "ROOT", tmp_path)
+    monkeypatch.setattr(parameters, "ROOT", tmp_path)
     monkeypatch.setattr(published, "EVIDENCE", folder)
     for page in PAGES:
         (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from nbclient.exceptions import DeadKernelError
 
 from tdbook import __main__
 from tdbook.report import pages
-from tdbook.runs import hashes, heartbeat, parameters, provenance, running
+from tdbook.runs import hashes, heartbeat, parameters, provenance
 from tdbook.runs.hashes import older_code
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import _latest, clear, start
@@ -216,8 +216,8 @@ def test_what_cannot_be_remembered_is_refused(made):
 # --- state
 
 SCRIPT = """import sys, time
-from tdlib import runs
-this = runs.start("00_teacher", {"run": "00_teacher"})
+from tdbook.runs import running
+this = running.start("00_teacher", {"run": "00_teacher"})
 this.progress(1, 2, "loss 4")
 print("ready", flush=True)
 mode = sys.argv[1]
@@ -379,7 +379,7 @@ def test_what_a_kernel_said_of_its_own_end_stays_so(made, error, dead):
 
 
 def test_the_heart_beats_while_nothing_is_said(root, monkeypatch):
-    monkeypatch.setattr(running, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.05)
     this = start("00_teacher", {"run": "00_teacher"})
     first = heartbeat.state(this.out, this.run)["heartbeat"]
     time.sleep(0.3)
@@ -388,7 +388,7 @@ def test_the_heart_beats_while_nothing_is_said(root, monkeypatch):
 
 
 def test_a_run_is_refused_while_another_process_runs_it(root, monkeypatch):
-    monkeypatch.setattr(running, "STOP_S", 0.1)
+    monkeypatch.setattr(heartbeat, "STOP_S", 0.1)
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, "wait"], stdout=-1, stderr=-3)
     process.stdout.readline()
     try:
@@ -402,12 +402,12 @@ def test_a_run_is_refused_while_another_process_runs_it(root, monkeypatch):
 def test_a_run_whose_machine_lost_its_power_is_taken_over_when_it_has_been_silent(
     root, monkeypatch
 ):
-    monkeypatch.setattr(running, "LOST_S", 0.5)
+    monkeypatch.setattr(heartbeat, "LOST_S", 0.5)
     out, there = root / "outputs/tiny", {"host": "another", "pid": 1}
     heartbeat.write_state(out, "00_teacher", "running", **there)
     heartbeat.wait_until_free(out, "00_teacher")
     assert heartbeat.state(out, "00_teacher")["state"] == "lost"
-    monkeypatch.setattr(running, "STOP_S", 0.1)
+    monkeypatch.setattr(heartbeat, "STOP_S", 0.1)
     heartbeat.write_state(out, "00_teacher", "running", **there | {"heartbeat": time.time() + 60})
     with pytest.raises(RuntimeError, match="by process 1 on another: "):
         heartbeat.wait_until_free(out, "00_teacher")
@@ -630,7 +630,7 @@ def test_the_book_runs_what_is_needed_and_only_that(root, elsewhere):
 
 def test_names_with_equals_signs_are_paths_where_paths_are_meant(root, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(__main__, "execute", lambda *given: asked.append(given) or 0)
+    monkeypatch.setattr(__main__.execute, "execute", lambda *given: asked.append(given) or 0)
     out = root / "user=me" / "o=1"
     assert __main__.main(["execute", f"{root}/a=b/00_teacher.yaml", str(out), "text=x=y.txt"]) == 0
     assert asked == [(root / "a=b/00_teacher.yaml", out, {"text": "x=y.txt"})]

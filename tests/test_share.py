@@ -29,7 +29,7 @@ SHOWN = ("results", "tables", "figures", "hashes", "state", "tokens")
 def folder(out, tmp_path, monkeypatch) -> Path:
     """A copy of the smoke book, as one of somebody's own: every sample holds MARK, and published/
     is elsewhere."""
-    monkeypatch.setattr(share, "ROOT", tmp_path)
+    monkeypatch.setattr(parameters, "ROOT", tmp_path)
     copied = tmp_path / "home/owner/outputs/diary"
     copied.mkdir(parents=True)
     for name in SHOWN:

@@ -14,7 +14,7 @@ from tdbook.workflow import devices, run_pages, sessions, status
 from tdlib.files import write_whole as write
 
 TAKE = """import sys, time
-from tdlib import devices
+from tdbook.workflow import devices
 print(devices.take("auto", int(sys.argv[1])), flush=True)
 time.sleep(60)"""
 

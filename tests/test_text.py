@@ -203,7 +203,7 @@ def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, mon
     assert f"{kept['characters']:,} of {kept['there']:,} characters; 1 files not" in summary
     assert missing == kept["missing"] != "" and missing.count("b.rst") == 0
     this.detach()
-    notebook = Path(opening.__file__).parents[1] / "notebooks/00_teacher.ipynb"
+    notebook = Path(opening.__file__).parents[2] / "notebooks/00_teacher.ipynb"
     assert "bits per byte.{missing}" in notebook.read_text("utf-8")
 
 

@@ -317,7 +317,7 @@ def test_lines_too_long_for_the_trainer_are_cut_for_it(tmp_path, monkeypatch):
     short = [" ".join(rng.choices(words[2:], k=6)) for _ in range(200)]
     long = " ".join(rng.choices(words[:2], k=900))
     whole = tokenizer_files.train([*short, long], 300, tmp_path / "b").path.read_bytes()
-    monkeypatch.setattr(tokenizer, "LONGEST", 3_000)
+    monkeypatch.setattr(tokenizer_files, "LONGEST", 3_000)
     assert [
         *tokenizer_files._cut(short, cut := [])
     ] == short and not cut  # the model stays as it was

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tdbook.book import opening
-from tdbook.runs import hashes, hooks, sweeps
-from tdbook.runs.parameters import ROOT
+from tdbook.runs import hashes, hooks, parameters, sweeps
 from tdbook.runs.provenance import peak_memory_mib
 from tdbook.runs.running import Run
 from tdbook.training import cache, dashboard, from_teacher, worker
@@ -78,7 +77,7 @@ def fit(
             source = targets(this, teacher, tokens, recipe.temperature, name=cache_name)
         config = {n: value for n, value in p.items() if n not in hashes.VOLATILE}
         board = (p.get("wandb"), this.out, f"{this.run} {name}", folder, config)
-        hook = (p.get("after_checkpoint"), folder, ROOT, lambda: this.told(folder))
+        hook = (p.get("after_checkpoint"), folder, parameters.ROOT, lambda: this.told(folder))
         with source as asked, hooks.beside(*hook), dashboard.logging(*board) as send:
             keep, latest = _log(this, name, net, teacher, tokens.context, recipe, send), [""]
 

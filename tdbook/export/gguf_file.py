@@ -28,7 +28,7 @@ from tdbook.corpus import token_files
 from tdbook.corpus.hugging_face import CONFIGS
 from tdbook.export import cards, gguf_check, gguf_tokenizer, llama_cpp
 from tdbook.export.gguf_tokenizer import SCRIPT, Vocabulary
-from tdbook.runs.parameters import ROOT
+from tdbook.runs import parameters
 from tdlib import data, shapes, teacher, weights
 from tdlib.files import AWAY, own, replacing, sign, whole_folder, write_whole
 from tdlib.model import Llama
@@ -300,19 +300,26 @@ def find(given: str) -> Path:
     """What MODEL= means: a model folder, or a .gguf file. FileNotFoundError with the nearest that
     is there."""
     path = Path(given).expanduser()
-    path = path if path.is_absolute() or path.exists() else ROOT / path
+    path = path if path.is_absolute() or path.exists() else parameters.ROOT / path
     what, mark = "folder with a config.json", path / "config.json"
-    places = [path.parent, path.parent.parent, *ROOT.glob("outputs/*/models")]
+    places = [path.parent, path.parent.parent, *parameters.ROOT.glob("outputs/*/models")]
     if path.suffix == ".gguf":
         what, mark = "file that is there", path
-        places = [path.parent, *ROOT.glob("exports/*"), *ROOT.glob("outputs/*/exports/*")]
+        places = [
+            path.parent,
+            *parameters.ROOT.glob("exports/*"),
+            *parameters.ROOT.glob("outputs/*/exports/*"),
+        ]
     if mark.is_file():
         if mark is path:
             llama_cpp.look(path)
         return path
     pattern = "*.gguf" if mark is path else "*/config.json"
     known = {p if mark is path else p.parent for place in places for p in place.glob(pattern)}
-    names = sorted(str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p) for p in known)
+    names = sorted(
+        str(p.relative_to(parameters.ROOT) if p.is_relative_to(parameters.ROOT) else p)
+        for p in known
+    )
     close = difflib.get_close_matches(given, names, 1, 0.5)
     close += [name for name in names if Path(name).name == path.name]
     remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(names) or 'none yet'}"
@@ -346,7 +353,7 @@ def main(arguments: list[str]) -> int:
         words = gguf_tokenizer.vocabulary(folder)
         takes = f"token ids alone ({words.why}); {SCRIPT} encodes" if words.why else "raw text"
         print(f"{folder}: {config.parameters:,} weights; its files take {takes}", flush=True)
-        out = Path(pairs.get("OUT") or ROOT / "exports") / folder.resolve().name
+        out = Path(pairs.get("OUT") or parameters.ROOT / "exports") / folder.resolve().name
         rows = ship(folder, out, tokens)
     except (ValueError, OSError) as error:
         print(error)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from tdbook.analysis import intervals
-from tdbook.runs.parameters import ROOT
+from tdbook.runs import parameters
 from tdlib.files import write_whole as write
 
-EVIDENCE = ROOT / "outputs/published/evidence"
+EVIDENCE = parameters.ROOT / "outputs/published/evidence"
 KNOBS = ("init", "ce_weight", "temperature", "learning_rate", "warmup_share")
 BEGIN, END = (
     "<!-- evidence: made by python -m tdbook.report.published readme -->",
@@ -93,7 +93,10 @@ def _seeds(e: pd.Series) -> str:
 def readme(check: bool = False) -> bool:
     """Put the tables into README.md and into that of the recommended recipe, or say whether they
     are there already."""
-    pages = {ROOT / "README.md": headline, ROOT / "params/b200/recommended/README.md": recommended}
+    pages = {
+        parameters.ROOT / "README.md": headline,
+        parameters.ROOT / "params/b200/recommended/README.md": recommended,
+    }
     same = []
     for path, table in pages.items():
         text = path.read_text("utf-8")
@@ -147,8 +150,10 @@ def main(arguments: list[str]) -> int:
                       if "--check" in flags else "README: tables written")  # fmt: skip
                 return 0 if same or "--check" not in flags else 1
             case "compare", out:
-                said = compare(ROOT / out, EVIDENCE)
-                print("\n".join(said) or f"{out} agrees with {EVIDENCE.relative_to(ROOT)}")
+                said = compare(parameters.ROOT / out, EVIDENCE)
+                print(
+                    "\n".join(said) or f"{out} agrees with {EVIDENCE.relative_to(parameters.ROOT)}"
+                )
                 return 1 if said else 0
     except (OSError, ValueError) as error:
         print(error)

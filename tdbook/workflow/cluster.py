@@ -15,7 +15,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from tdbook.runs.parameters import ROOT, ParameterError, nearest, shown
+from tdbook.runs import parameters
+from tdbook.runs.parameters import ParameterError, nearest, shown
 from tdlib.files import write_whole as write
 
 ASK_S = 5  # between two looks at the queue
@@ -25,8 +26,10 @@ STOP_S = 60  # that cancelled jobs get to leave it: SLURM kills after its KillWa
 
 def check(name: str) -> str:
     """The name, or "" for none. ParameterError: no such profile, or no SLURM here."""
-    names = sorted({path.name for path in (ROOT / "profiles").iterdir()} - {"default"})
-    if name and not (name in names and (ROOT / f"profiles/{name}/config.yaml").is_file()):
+    names = sorted({path.name for path in (parameters.ROOT / "profiles").iterdir()} - {"default"})
+    if name and not (
+        name in names and (parameters.ROOT / f"profiles/{name}/config.yaml").is_file()
+    ):
         remedy = nearest(name, names)
         raise ParameterError(f"CLUSTER={name}: no profiles/{name}/config.yaml for one: {remedy}")
     if name and not shutil.which("sbatch"):
@@ -40,7 +43,7 @@ def check(name: str) -> str:
 def begin(out: Path, name: str) -> None:
     """Say where the jobs go. RuntimeError: SLURM does not answer."""
     queue(out)
-    profile = shown(ROOT / f"profiles/{name}/config.yaml")
+    profile = shown(parameters.ROOT / f"profiles/{name}/config.yaml")
     words = f"jobs go to SLURM as {profile} says: see `squeue --me` and {shown(out / '.slurm')}"
     print(words, flush=True)
 
@@ -51,7 +54,12 @@ def options(out: Path, name: str, config: dict) -> list[str]:
     # a file of its own for every command: a job may read it when another has been given
     path = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
     write(path, content)
-    words = ["--workflow-profile", str(ROOT / "profiles" / name), "--configfile", str(path)]
+    words = [
+        "--workflow-profile",
+        str(parameters.ROOT / "profiles" / name),
+        "--configfile",
+        str(path),
+    ]
     return [*words, "--slurm-jobname-prefix", _prefix(out), "--slurm-logdir", str(folder)]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tdbook.runs import hashes, heartbeat, hooks, parameters, sweeps
 from tdbook.runs.ownership import claim
-from tdbook.runs.parameters import ROOT, notebook_of, shown
+from tdbook.runs.parameters import notebook_of, shown
 from tdbook.workflow import cluster, devices, graph
 from tdlib import files
 from tdlib.files import write_whole as write
@@ -24,7 +24,7 @@ sys.modules.setdefault("rfc3987_syntax", None)
 def execute(yaml: Path, out: Path, overrides: dict) -> int:
     """Run one YAML's notebook with papermill into the run folder and write its page, after a
     failure too. Says on standard output what happens; returns the exit code."""
-    run, out = yaml.stem, ROOT / out
+    run, out = yaml.stem, parameters.ROOT / out
     try:
         values = graph.check_yaml(yaml, overrides | {"out": shown(out)})
         if sweeps.parent(out):
@@ -58,14 +58,14 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
         signal.alarm(0)  # of a stop; the hook has a limit of its own
         limit = heartbeat.STOP_S if error == "stopped" else hooks.LIMIT_S
         told = hooks.told(out, run, state["state"], said)
-        hooks.call("after_run", command, told, ROOT, limit)
+        hooks.call("after_run", command, told, parameters.ROOT, limit)
     return 0 if done else 1
 
 
 def adopt(job: str, yaml: Path, out: Path, overrides: dict) -> int:
     """Wait for a job of the cluster that an earlier command submitted for this run; once more the
     same command makes what it did not."""
-    run, out = yaml.stem, ROOT / out
+    run, out = yaml.stem, parameters.ROOT / out
     print(f"{run} · job {job} of an earlier command is in the queue: waiting for it", flush=True)
     cluster.wait(job)
     values = graph.check_yaml(
@@ -80,7 +80,7 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
     from nbclient.exceptions import DeadKernelError
 
     _write_notebooks_whole()
-    paths = (ROOT / "notebooks" / f"{notebook_of(run)}.ipynb", out / f"{run}.ipynb")
+    paths = (parameters.ROOT / "notebooks" / f"{notebook_of(run)}.ipynb", out / f"{run}.ipynb")
     heartbeat.write_state(out, run, "running", message="starting")
     os.environ[heartbeat.DIE_WITH] = str(os.getpid())
     ended, stopping = threading.Event(), _stop_on_signals(out, run)
@@ -93,7 +93,7 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
             kernel_manager_class=_our_kernel(),
             progress_bar=False,
             coalesce_streams=True,
-            cwd=ROOT,
+            cwd=parameters.ROOT,
         )
         return None
     except papermill.PapermillExecutionError as error:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tdbook.runs import hashes, parameters, sweeps
-from tdbook.runs.parameters import ROOT, ParameterError, nearest, notebook_of, shown
+from tdbook.runs.parameters import ParameterError, nearest, notebook_of, shown
 
 PROGRESS_S = 15
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
@@ -92,17 +92,17 @@ def check_yaml(path: Path, more: dict, paths: bool = True) -> dict:
 
 
 def _yamls(profile: str) -> list[Path]:
-    folder = ROOT / "params" / profile
+    folder = parameters.ROOT / "params" / profile
     if paths := sorted(folder.glob("*.yaml")):
         return paths
-    profiles = sorted(p.name for p in (ROOT / "params").iterdir() if p.is_dir())
+    profiles = sorted(p.name for p in (parameters.ROOT / "params").iterdir() if p.is_dir())
     raise ParameterError(f"PROFILE={profile} has no runs in {folder}: {nearest(profile, profiles)}")
 
 
 def _book_run(yaml: Path, values: dict, makers: dict[str, str]) -> BookRun:
     run = yaml.stem
     reads = hashes.reads(run, values, [path for path, maker in makers.items() if maker != run])
-    _must_be_made(yaml.name, reads, makers, ROOT / values["out"])
+    _must_be_made(yaml.name, reads, makers, parameters.ROOT / values["out"])
     writes = [path for path, maker in makers.items() if maker == run]
     one = _run(run, values, reads, writes, makers)
     if run.startswith(("04", "07")):  # their tables tell of every run
@@ -114,7 +114,7 @@ def _book_run(yaml: Path, values: dict, makers: dict[str, str]) -> BookRun:
 def _run(
     name: str, values: dict, reads: list[str], writes: list[str], makers: dict, sweep: str = ""
 ) -> BookRun:
-    run, out = values["run"], ROOT / values["out"]
+    run, out = values["run"], parameters.ROOT / values["out"]
     needs = sorted({makers[path] for path in reads if path in makers})
     paths = tuple(reads), tuple(writes)
     return BookRun(name, run, out / f"{run}.yaml", out, values, *paths, tuple(needs), sweep)

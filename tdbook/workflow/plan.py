@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from tdbook.runs import hashes, units
-from tdbook.runs.parameters import ROOT, ParameterError, nearest, notebook_of
+from tdbook.runs import hashes, parameters, units
+from tdbook.runs.parameters import ParameterError, nearest, notebook_of
 from tdbook.workflow import cost, graph, workload
 from tdbook.workflow.workload import DEVICES, Device, Size, Work
 from tdlib import files, shapes
@@ -27,7 +27,9 @@ def estimate(p: dict, out: Path, device: str) -> dict:
     peak_memory_mib counts it, FLOP, tokens, steps."""
     size = size_of(out / "tokens", out)
     name = p.get("teacher", "teacher")  # in models/; for 00 a path, or nothing
-    path = ROOT / name if notebook_of(p["run"]) == "00_teacher" else out / "models" / name
+    path = (
+        parameters.ROOT / name if notebook_of(p["run"]) == "00_teacher" else out / "models" / name
+    )
     one = workload.of_run(p, size, _teacher(p, path, size), _in_folder(out, size.context))
     need = workload.memory(one, device[:4])
     if device == "cpu":  # this process is not as large as a notebook's usually is, or larger
@@ -118,18 +120,18 @@ def asked(pairs: dict[str, str]) -> Asked:
     that means nothing, or a teacher of another vocabulary."""
     given = {name: pairs[name.upper()] for name in ("tokens", "teacher") if pairs.get(name.upper())}
     for name, path in given.items():
-        if not (ROOT / path).exists():
+        if not (parameters.ROOT / path).exists():
             raise ParameterError(f"{name.upper()}={path} is not there: correct the path")
     profile = pairs.get("PROFILE") or "tiny"
     runs = graph.book(profile, pairs.get("OUT") or None, given, paths=False)
     by_run = {one.run: one.parameters for one in runs}
     if "00_teacher" not in by_run:
         raise ParameterError(f"params/{profile} has no 00_teacher.yaml: add one")
-    p, out = by_run["00_teacher"], ROOT / by_run["00_teacher"]["out"]
+    p, out = by_run["00_teacher"], parameters.ROOT / by_run["00_teacher"]["out"]
     of_02 = next((q for run, q in by_run.items() if run.startswith("02")), {})
     choice = of_02.get("share", 0.2), of_02.get("token_limit", 0)
-    folder = ROOT / p["tokens"] if p["tokens"] else out / "tokens"
-    path = ROOT / p["teacher"] if p["teacher"] else out / "models/teacher"
+    folder = parameters.ROOT / p["tokens"] if p["tokens"] else out / "tokens"
+    path = parameters.ROOT / p["teacher"] if p["teacher"] else out / "models/teacher"
     known = bool(p["tokens"]) or (folder / "meta.json").is_file()
     if known:
         sizes = [size_of(folder, out, *choice)]

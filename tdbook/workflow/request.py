@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tdbook.runs import parameters, sweeps
-from tdbook.runs.parameters import ROOT, ParameterError, nearest, notebook_of, stem
+from tdbook.runs.parameters import ParameterError, nearest, notebook_of, stem
 from tdbook.runs.units import number
 from tdbook.workflow import cluster, graph
 from tdlib import files
@@ -39,7 +39,7 @@ def wanted(what: str, pairs: dict[str, str]) -> graph.Wanted:
     typed = " ".join(f"{k}={shlex.quote(v)}" for k, v in pairs.items() if v and k != "DRY")
     out = pairs.get("OUT") or _default_out(profile, given.get("text", ""))
     if what == "sweep" and not given:
-        given = (files.record(ROOT / out / graph.CONFIG) or {}).get(
+        given = (files.record(parameters.ROOT / out / graph.CONFIG) or {}).get(
             "given", {}
         )  # of the book it reads
     place, command = cluster.check(pairs.get("CLUSTER", "")), f"make {what} {typed}".strip()
@@ -75,7 +75,7 @@ def _default_out(profile: str, text: str) -> str:
     ParameterError: that folder is of another text of this name."""
 
     def absolute(texts: str) -> list[Path]:
-        return [(ROOT / path).resolve() for path in parameters.texts(texts)]
+        return [(parameters.ROOT / path).resolve() for path in parameters.texts(texts)]
 
     def folder(of: Callable[[str], str]) -> str:
         return "outputs/" + "-".join(filter(None, [profile, "+".join(map(of, names))]))
@@ -87,7 +87,7 @@ def _default_out(profile: str, text: str) -> str:
         short = own.encode()[: LONGEST - 9].decode(errors="ignore")
         own = f"{short}-{hashlib.sha256(own.encode()).hexdigest()[:8]}"
     for out in (older, own):
-        path = ROOT / out / graph.CONFIG
+        path = parameters.ROOT / out / graph.CONFIG
         before = files.whole(path) if os.path.isfile(path) else None  # too long a name is none
         if made_of := (before or {}).get("given", {}).get("text", ""):
             if absolute(text) == absolute(made_of):

@@ -12,9 +12,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tdbook.runs import hashes, heartbeat, sweeps
+from tdbook.runs import hashes, heartbeat, parameters, sweeps
 from tdbook.runs.ownership import not_ours, refusal
-from tdbook.runs.parameters import ROOT, ParameterError, shown
+from tdbook.runs.parameters import ParameterError, shown
 from tdbook.runs.running import clear
 from tdbook.workflow import cluster, devices, execute, graph, sessions
 from tdlib import files
@@ -39,7 +39,7 @@ def prepare(
 def make(wanted: graph.Wanted) -> int:
     """Bring a run folder up to date with Snakemake; returns the exit code. The lock goes with this
     process, and so do Snakemake and what it started."""
-    out = ROOT / wanted.out
+    out = parameters.ROOT / wanted.out
     # what is wrong with the runs is said before anything is made
     every = graph.jobs(wanted.config | {"redo": []})
     out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def _refuse_foreign(found: dict[str, graph.BookRun], reasons: dict[str, str]) ->
 
 def _not_yet_redone(wanted: graph.Wanted, found: dict[str, graph.BookRun]) -> tuple[str, ...]:
     """What REDO names, without what this same command repeated already before it was stopped."""
-    began = sessions.began_of(ROOT / wanted.out, wanted.command)
+    began = sessions.began_of(parameters.ROOT / wanted.out, wanted.command)
 
     def started(name: str) -> float:
         record = execute._record(found[name].out, found[name].run)
@@ -98,7 +98,7 @@ def _not_yet_redone(wanted: graph.Wanted, found: dict[str, graph.BookRun]) -> tu
 
 def _snakemake(wanted: graph.Wanted, every: dict[str, graph.BookRun], targets: list[str]) -> int:
     """Run Snakemake until these targets are made; 130 where it was stopped."""
-    out, found = ROOT / wanted.out, graph._repeated(every, wanted.redo)
+    out, found = parameters.ROOT / wanted.out, graph._repeated(every, wanted.redo)
     for place in {out, *(one.out for one in found.values())}:
         clear(place)
     command = _command_of(wanted, found, targets)
@@ -114,7 +114,7 @@ def _snakemake(wanted: graph.Wanted, every: dict[str, graph.BookRun], targets: l
         # a session of its own: Ctrl-C is for this process alone, which ends the others in order
         child = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=parameters.ROOT,
             stderr=log,
             start_new_session=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(below)},
@@ -142,7 +142,7 @@ def _snakemake(wanted: graph.Wanted, every: dict[str, graph.BookRun], targets: l
 def _command_of(wanted: graph.Wanted, found: dict[str, graph.BookRun], targets: list[str]) -> list:
     """Snakemake's command line. Before it a run that is current gets its mark, all of one time, and
     any other loses it: the hashes alone decide what is run, as in the notebooks."""
-    out = ROOT / wanted.out
+    out = parameters.ROOT / wanted.out
     now, reasons = time.time(), hashes.judge(found, found, wanted.before)[0]
     for name, one in found.items():
         one.mark.parent.mkdir(parents=True, exist_ok=True)
@@ -159,13 +159,13 @@ def _command_of(wanted: graph.Wanted, found: dict[str, graph.BookRun], targets: 
     files.set_aside(out / graph.CONFIG)
     write(out / graph.CONFIG, json.dumps(config))
     command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", place]
-    command += ["--snakefile", ROOT / "Snakefile"]
+    command += ["--snakefile", parameters.ROOT / "Snakefile"]
     if wanted.cluster:
         command += cluster.options(out, wanted.cluster, config)
     else:
         command += [
             "--workflow-profile",
-            ROOT / "profiles/default",
+            parameters.ROOT / "profiles/default",
             "--configfile",
             out / graph.CONFIG,
         ]

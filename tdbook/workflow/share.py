@@ -28,7 +28,7 @@ from bs4 import BeautifulSoup
 from tdbook.runs import hashes, heartbeat, hooks, parameters
 from tdbook.runs.hashes import older_code
 from tdbook.runs.ownership import run_of
-from tdbook.runs.parameters import ROOT, ParameterError
+from tdbook.runs.parameters import ParameterError
 from tdbook.runs.rules import rule
 from tdbook.workflow import run_pages
 from tdlib import files
@@ -61,7 +61,7 @@ def publish(out: Path, name: str = "") -> Path:
     left = [f"{run}: not done" for run in _runs(out) if run not in made]
     if not made:
         raise ParameterError(f"{out} holds no run that is done: make book, then again")
-    target = ROOT / "outputs/published" / name
+    target = parameters.ROOT / "outputs/published" / name
     lead, quality = target.with_name(f"{name}-quality.png"), target / QUALITY
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / name
@@ -200,7 +200,7 @@ def _numbers(value: object) -> object:
 
 def _write(path: Path, text: str, out: Path) -> None:
     """Paths of this machine are shortened: to the run folder, the repository, the home."""
-    places = {str(out.resolve()): "run-folder", str(ROOT): ".", str(Path.home()): "~"}
+    places = {str(out.resolve()): "run-folder", str(parameters.ROOT): ".", str(Path.home()): "~"}
     for place, short in places.items():
         text = re.sub(rf"(?<![\w+/=.-]){re.escape(place)}(?![\w+=.-])", short, text)
     write(path, text)
@@ -217,7 +217,11 @@ def _check_size(place: Path) -> None:
 
 
 def _manifest(out: Path, name: str, made: list[str], left: list[str], place: Path) -> dict:
-    shown = out.resolve().relative_to(ROOT) if out.resolve().is_relative_to(ROOT) else out.name
+    shown = (
+        out.resolve().relative_to(parameters.ROOT)
+        if out.resolve().is_relative_to(parameters.ROOT)
+        else out.name
+    )
     records = {run: _record(out, run) for run in made}
     return {
         "command": f"make publish OUT={shown} NAME={name}",
@@ -283,12 +287,12 @@ def main(arguments: list[str]) -> int:
     try:
         match arguments:
             case "publish", out, *name:
-                target = publish(ROOT / out, *name)
+                target = publish(parameters.ROOT / out, *name)
                 files = _files(target)
                 size = sum(path.stat().st_size for path in files) / 1e6
                 print(f"{target}: {len(files)} files, {size:.1f} MB")
             case "zip", out:
-                target = pack(ROOT / out)
+                target = pack(parameters.ROOT / out)
                 size = target.stat().st_size / 1e6
                 more = f"; above {MOST_MB} MB many mail servers refuse it" * (size > MOST_MB)
                 print(f"{target}: {size:.1f} MB{more}")
