@@ -18,21 +18,15 @@ from tdbook.analysis import intervals
 from tdbook.analysis.claims import Effect
 from tdbook.analysis.intervals import Interval
 from tdbook.runs import hashes
-from tdlib import hard_set
+from tdlib.hard_set import known_mean
 
 CLAIMS = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text("utf-8"))
-SETS = {
-    "hard": "the hard set",
-    "random": "a random set",
-    "easiest": "the easiest windows",
-    "all": "all windows",
-}
-# parameters that make no difference between two models
-FREE = hashes.VOLATILE | set(
-    "run profile seed student adapter base beside hard_set scores fixed_windows".split()
-)
+SETS = dict(hard="the hard set", random="a random set", easiest="the easiest windows")
+SETS["all"] = "all windows"
+NAMES = "run profile seed student adapter base beside hard_set scores fixed_windows".split()
+FREE = hashes.VOLATILE | {*NAMES}  # parameters that make no difference between two models
 TUNED = {"learning_rate", "temperature", "ce_weight", "weight_decay"}  # of what 03 trains
-MORE = 1.01  # times the tokens of another model: trained for longer
+LONGER = 1.01  # times the tokens of another model
 
 
 @dataclass(frozen=True)
@@ -50,15 +44,7 @@ class Model:
 
     @property
     def adapter(self) -> bool:
-        return self.base is not None and self.trains == "adapter"
-
-    @property
-    def trains(self) -> str:
-        return self.p.get("trains", "adapter")
-
-    @property
-    def windows(self) -> str:
-        return self.p.get("windows", "hard")
+        return self.p.get("trains") == "adapter"
 
     @property
     def kind(self) -> str:
@@ -73,12 +59,16 @@ class Model:
         return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
 
     @property
+    def windows(self) -> str:
+        return self.p.get("windows", "")
+
+    @property
     def label(self) -> str:
         """In an effect: the role of what 03 made, with the rate of a sweep's point; of another
         point what varies ("ce_weight 0.1 temperature 1")."""
         if self.base:
             rate = "" if self.own else f" (rate {self.p['learning_rate']:g})"
-            return f"{self.trains} on {self.windows}{rate}"
+            return f"{self.p['trains']} on {self.windows}{rate}"
         point = self.name.rpartition("/")[2]
         return point if self.own else re.sub(r"([a-z_]{4,})([\d.]+)-?", r"\1 \2 ", point).strip()
 
@@ -92,37 +82,26 @@ class Model:
 def models(records: Iterable[dict], points: Mapping[str, tuple[str, dict]]) -> dict[str, Model]:
     """Every trained model that a results file names, by its name in the comparison; `points`:
     label → model and record of a sweep's point."""
-    named = [(name, name, record, True) for record in records for name in record["models"]]
-    named += [(label, name, record, False) for label, (name, record) in points.items()]
-    trained = [row for row in named if row[2]["notebook"][:2] in ("00", "01", "03", "05")]
-    bases_first = sorted(trained, key=lambda row: row[2]["notebook"] == "03_lora")
+    rows = [(name, name, record, True) for record in records for name in record["models"]]
+    rows += [(label, name, record, False) for label, (name, record) in points.items()]
+    trained = [row for row in rows if row[2]["notebook"][:2] in ("00", "01", "03", "05")]
+    trained.sort(key=lambda row: row[2]["notebook"] == "03_lora")  # bases first
     made: dict[str, Model] = {}
-    for label, name, record, own in bases_first:
-        p, base = record["parameters"], None
-        if record["notebook"] == "03_lora":
+    for label, name, record, own in trained:
+        p, notebook, base = record["parameters"], record["notebook"], None
+        if notebook == "03_lora":  # older records lack these parameters
+            p = {"windows": "hard", "trains": "adapter"} | p
             beside = label.removesuffix(name) + p["base"]  # of the same point
             base = beside if beside in made else p["base"]
-            merged = own and p.get("trains", "adapter") == "adapter"
-            label = f"{name}-merged" if merged else label
-        made[label] = _model(label, name, record, own, base, made.get(base))
+            label += "-merged" if own and p["trains"] == "adapter" else ""
+        decides = repr(sorted((key, value) for key, value in p.items() if key not in FREE))
+        settings = (notebook, name if notebook == "05_progressive" else "", decides)
+        seeds, log = (p["seed"],), record.get("remembered", {}).get(f"log of {name}") or [{}]
+        if base in made:
+            settings, seeds = settings + made[base].settings, made[base].seeds + seeds
+        tokens = log[-1].get("tokens", 0)
+        made[label] = Model(label, notebook, p, tokens, seeds, settings, own, base)
     return made
-
-
-def _model(
-    label: str, name: str, record: dict, own: bool, base: str | None, before: Model | None
-) -> Model:
-    p, notebook = record["parameters"], record["notebook"]
-    log = record.get("remembered", {}).get(f"log of {name}") or [{}]
-    decides = {k: v for k, v in p.items() if k not in FREE}
-    settings = (
-        notebook,
-        name if notebook == "05_progressive" else "",
-        repr(sorted(decides.items())),
-    )
-    seeds = (p["seed"],)
-    if before:
-        settings, seeds = settings + before.settings, before.seeds + seeds
-    return Model(label, notebook, p, log[-1].get("tokens", 0), seeds, settings, own, base)
 
 
 @dataclass(frozen=True)
@@ -142,6 +121,71 @@ class Trial:
     mixed: frozenset[str] = frozenset()  # models made from another hard set than 02's own
     recipe: str = ""  # the model of the better recipe
 
+    # which models
+
+    def of(self, role: str, seeds: tuple = ()) -> list[Model]:
+        """The folder's own models of a role, one of each setting: that with these seeds (the
+        base's, where none are given), or else with the lowest."""
+        if named := CLAIMS["models"][role].get("is"):
+            return [m for m in self.models.values() if m.name == getattr(self, named)]
+        seeds = seeds or self.models[self.base].seeds
+        own = [m for m in self.models.values() if m.own and self._means(role, m)]
+        own.sort(key=lambda m: (m.seeds != seeds[: len(m.seeds)], m.seeds, m.name))
+        first: dict[tuple, Model] = {}
+        for model in own:
+            first.setdefault(model.settings, model)
+        return list(first.values())
+
+    def _means(self, role: str, model: Model) -> bool:
+        """Whether a model is what claims.yaml means; the one that picks the windows never is."""
+        base, fits = self.models[self.base], [model.name != self.picked_by]
+        made_from = "base" if model.base == self.base else None
+        p = model.p | dict(notebook=model.notebook, name=model.name, made_from=made_from)
+        for key, wanted in CLAIMS["models"][role].items():
+            if key == "longer_than":
+                other = self.models.get(getattr(self, wanted))
+                fits.append(other is not None and model.tokens > LONGER * other.tokens)
+            elif key == "but":
+                fits.append(base.same_but(model, {*wanted}))
+            elif isinstance(wanted, bool):
+                fits.append(bool(p.get(key)) == wanted)
+            elif str(wanted).endswith("*"):
+                fits.append(str(p.get(key)).startswith(wanted[:-1]))
+            else:
+                fits.append(p.get(key) == (base.p.get(key) if wanted == "the base's" else wanted))
+        return all(fits)
+
+    def first(self, words: str) -> Model | None:
+        """The model that an effect of claims.yaml names: a role, or "best" and a role."""
+        role = words.removeprefix("best ")
+        return self._best(role) if role != words else next(iter(self.of(role)), None)
+
+    def _best(self, role: str) -> Model | None:
+        """A model of a role, at that of the learning rates tried which development prefers. What 03
+        trains is compared with the adapter on hard windows, and may be tuned in more than that."""
+        rule, tuned = CLAIMS["models"][role], {"learning_rate"}
+        if "windows" in rule:
+            tuned = (TUNED | {"trains", "windows"}) - {"ce_weight"}
+            tuned |= {"ce_weight"} if rule["trains"] == "weights" else set()
+        like = self.first("adapter on hard" if "windows" in rule else role)
+        tried = self.alike(like, tuned) if like else []
+        tried = [m for m in tried if "windows" not in rule or self._means(role, m)]
+        return min(tried, key=lambda m: self.development[m.name], default=None)
+
+    def alike(self, model: Model, but: set[str]) -> list[Model]:
+        """A model, and those of its seeds that differ from it in these parameters alone."""
+        same = [m for m in self.models.values() if m.seeds == model.seeds]
+        left_out = {self.picked_by, *self.mixed}
+        return [m for m in same if m.name not in left_out and model.same_but(m, but)]
+
+    def seeds_of(self, model: Model) -> list[Model]:
+        """It, and the same with other seeds; but the one that picks, and what was made from it."""
+        same = [m for m in self.models.values() if m.settings == model.settings]
+        same = [m for m in same if self.picked_by not in (m.name, m.base)]
+        return [model, *{m.seeds: m for m in same if m.seeds != model.seeds}.values()]
+
+    # how they differ
+
     def part(self, name: str) -> np.ndarray:
         """Which windows are of a part, (N,)."""
         every_N = np.ones_like(self.hard_N)
@@ -152,74 +196,15 @@ class Trial:
         pair = (self.losses[name][at_N] for name in (one, other))
         return intervals.change(*pair, self.document_N[at_N], self.resamples)
 
-    def of(self, role: str, seeds: tuple = ()) -> list[Model]:
-        """The folder's own models of a role, one of each setting: that with these seeds (the
-        base's, where none are given), or else with the lowest."""
-        if named := CLAIMS["models"][role].get("is"):
-            return [m for m in self.models.values() if m.name == getattr(self, named)]
-        seeds = seeds or self.models[self.base].seeds
-        own = [m for m in self.models.values() if m.own and m.name in self.losses]
-        first: dict[tuple, Model] = {}
-        for m in sorted(own, key=lambda m: (m.seeds != seeds[: len(m.seeds)], m.seeds, m.name)):
-            if self._means(role, m):
-                first.setdefault(m.settings, m)
-        return list(first.values())
-
-    def _means(self, role: str, model: Model) -> bool:
-        """Whether a model is what claims.yaml means; the one that picks the windows never is."""
-        base = self.models[self.base]
-        own = {"notebook": model.notebook, "name": model.name, "windows": model.windows}
-        own |= {"trains": model.trains, "made_from": "base" if model.base == self.base else None}
-        fits = [model.name != self.picked_by]
-        for key, wanted in CLAIMS["models"][role].items():
-            if key == "longer_than":
-                other = self.models.get(getattr(self, wanted))
-                fits.append(other is not None and model.tokens > MORE * other.tokens)
-            elif key == "but":
-                fits.append(base.same_but(model, {*wanted}))
-            else:
-                wanted = base.p.get(key) if wanted == "the base's" else wanted
-                fits.append(_fits((model.p | own).get(key), wanted))
-        return all(fits)
-
-    def best(self, role: str) -> Model | None:
-        """A model of a role, at that of the learning rates tried which development prefers. What 03
-        trains is compared with the adapter on hard windows, and may be tuned in more than that."""
-        rule, tuned = CLAIMS["models"][role], {"learning_rate"}
-        like = self.first("adapter on hard" if "windows" in rule else role)
-        if "windows" in rule:
-            tuned = TUNED | {"trains", "windows"}
-            tuned -= {"ce_weight"} if rule["trains"] == "adapter" else set()
-        tried = self.alike(like, tuned) if like else []
-        tried = [m for m in tried if "windows" not in rule or self._means(role, m)]
-        return min(tried, key=lambda m: self.development[m.name], default=None)
-
-    def alike(self, model: Model, but: set[str]) -> list[Model]:
-        """A model, and those of its seeds that differ from it in these parameters alone."""
-        left_out = {self.picked_by, *self.mixed}
-        same = [m for m in self.models.values() if m.seeds == model.seeds and m.name in self.losses]
-        return [m for m in same if m.name not in left_out and model.same_but(m, but)]
-
-    def first(self, words: str) -> Model | None:
-        """The model that an effect in claims.yaml names: a role, or "best" and a role."""
-        role = words.removeprefix("best ")
-        return self.best(role) if role != words else next(iter(self.of(role)), None)
-
-    def seeds_of(self, model: Model) -> list[Model]:
-        """It, and the same with other seeds; but the one that picks, and what was made from it."""
-        same = [m for m in self.models.values() if m.settings == model.settings]
-        same = [m for m in same if self.picked_by not in (m.name, m.base) and m.name in self.losses]
-        return [model, *{m.seeds: m for m in same if m.seeds != model.seeds}.values()]
-
     def effect(
         self, one: Model, other: Model, role: str = "claim", part: str = "all", plan=None
     ) -> Effect:
         """Loss of one minus that of the other, and the same of every pair of their seeds."""
         turned = len(one.seeds) < len(other.seeds)  # seeds are paired from the side that has more
         a, b = (other, one) if turned else (one, other)
-        change = self.change(a.name, b.name, part)
-        seeds = [self.losses[x.name] - self.losses[y.name] for x, y in self._pairs(a, b)]
-        seeds = [hard_set.known_mean(apart_N[self.part(part)]) for apart_N in seeds]
+        change, at_N = self.change(a.name, b.name, part), self.part(part)
+        apart = [self.losses[x.name] - self.losses[y.name] for x, y in self._pairs(a, b)]
+        seeds = [known_mean(apart_N[at_N]) for apart_N in apart]
         if turned:
             change, seeds = -change, [-mean for mean in seeds]
         labels = ("recipe" if m.name == self.recipe else m.label for m in (one, other))
@@ -228,11 +213,11 @@ class Trial:
 
     def _pairs(self, one: Model, other: Model) -> list[tuple[Model, Model]]:
         """Their seed replicates, paired by seed; of a model of 03 its base's seed decides."""
+        pairs = ((x, y) for x in self.seeds_of(one) for y in self.seeds_of(other))
         return [
             (x, y)
-            for x in self.seeds_of(one)
-            for y in self.seeds_of(other)
-            if y.seeds == x.seeds[: len(y.seeds)] and y.settings != x.settings
+            for x, y in pairs
+            if x.seeds[: len(y.seeds)] == y.seeds and x.settings != y.settings
         ]
 
     def effects(self, listed: Iterable[dict]) -> list[Effect]:
@@ -248,12 +233,3 @@ class Trial:
             if (*key, role) not in effects and not (role == "part" and (*key, "claim") in effects):
                 effects[*key, role] = self.effect(one, other, role, part, row.get("plan"))
         return list(effects.values())
-
-
-def _fits(value: object, wanted: object) -> bool:
-    """claims.yaml: true and false are any value and none, "*" ends what a text begins with."""
-    if isinstance(wanted, bool):
-        return bool(value) == wanted
-    if isinstance(wanted, str) and wanted.endswith("*"):
-        return str(value).startswith(wanted[:-1])
-    return value == wanted

@@ -1,8 +1,8 @@
 """Notebook 04's verdict: does an adapter on the hard windows win back what the student lost, and
 more than the same spent on anything else? A table, the same in words, and one sentence.
 
-What is compared is what claims.yaml lists for the claims `distilled` and `adapter`, as effects on
-hard, on easy and on all text; where it lists models at their best rate, the folder's own are taken.
+What is compared is what claims.yaml lists for the claims `distilled` and `adapter`, on hard, easy
+and all text; where it lists models at their best rate, the folder's own are taken.
 """
 
 from collections.abc import Iterable
@@ -14,15 +14,12 @@ import pandas as pd
 from tdbook.analysis import intervals
 from tdbook.analysis.claims import Effect
 from tdbook.analysis.intervals import Interval
-from tdbook.analysis.trial import CLAIMS, Model, Trial
-from tdlib import hard_set
+from tdbook.analysis.trial import CLAIMS, FREE, Model, Trial
+from tdlib.hard_set import known_mean
 
 ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial to mean something
-ADAPTER, NOTHING = "adapter on hard", "nothing: another seed of the base"
-RIVAL = "student-120m"
-# what two models of 03 may differ in besides what they are compared for
-OF_ADAPTERS = ["rank", "lora_scale", "targets"]
-OF_BOTH = "share token_share ce_weight temperature epochs token_limit learning_rate".split()
+ADAPTER, RIVAL = "adapter on hard", "student-120m"
+NOTHING = "nothing: another seed of the base"
 
 
 @dataclass(frozen=True)
@@ -34,24 +31,24 @@ class Comparison:
     beyond: Interval  # change on the hard part minus that on the easy one
 
 
-def listed() -> dict[str, bool]:
+def rivals() -> dict[str, bool]:
     """Role that the adapter is compared with → whether the claim needs it."""
     rows = next(claim["effects"] for claim in CLAIMS["claims"] if claim["key"] == "adapter")
-    judged = [row for row in rows if not row.keys() & {"part", "on"}]
-    roles = {next(iter(row.values())).split(" − ")[1]: row.get("needed", True) for row in judged}
-    return {role.removeprefix("best "): needed for role, needed in roles.items()}
+    rows = [row for row in rows if not row.keys() & {"part", "text"}]
+    roles = [next(iter(row.values())).split(" − ")[1].removeprefix("best ") for row in rows]
+    return {role: row.get("needed", True) for role, row in zip(roles, rows, strict=True)}
 
 
 def comparisons(t: Trial) -> list[Comparison]:
     """Every comparison that the claims need, of the models that are there."""
-    pairs = [("distilled against scratch", t.models[t.base], m) for m in t.of("scratch")]
+    base, *seeds = t.seeds_of(t.models[t.base])
+    pairs = [("distilled against scratch", base, scratch) for scratch in t.of("scratch")]
     for one in t.of(ADAPTER):
-        for role in listed():
+        for role in rivals():
             question = f"{ADAPTER} against {role}"
             pairs += [(question, one, other) for other in t.of(role, one.seeds)]
-    base, *seeds = t.seeds_of(t.models[t.base])
-    own = [m for m in seeds if m.own]  # those of a sweep where the folder itself has none
-    pairs += [(NOTHING, m, base) for m in own or seeds]
+    own = [model for model in seeds if model.own]
+    pairs += [(NOTHING, model, base) for model in own or seeds]
     return [compare(t, *pair) for pair in pairs]
 
 
@@ -64,15 +61,14 @@ def compare(t: Trial, question: str, one: Model, other: Model) -> Comparison:
 
 def table(compared: Iterable[Comparison]) -> pd.DataFrame:
     """The comparisons as a table: changes of loss with their intervals, and over seeds."""
+    columns = "question, model, against, hard part, easy part, hard beyond easy, all text"
     rows = []
     for c in compared:
-        changes = {f"{part} part": f"{c.effects[part].change}" for part in ("hard", "easy")}
-        changes |= {"hard beyond easy": f"{c.beyond}", "all text": f"{c.effects['all'].change}"}
-        names = {"question": c.question, "model": c.one.name, "against": c.other.name}
-        hard = c.effects["hard"]
+        hard, easy, whole = c.effects.values()
+        changes = (hard.change, easy.change, c.beyond, whole.change)
         seeds = f"{len(hard.seeds)}: {hard.spread}" if hard.over_seeds else "one seed"
-        rows.append(names | changes | {"seeds, hard part": seeds})
-    return pd.DataFrame(rows)
+        rows.append([c.question, c.one.name, c.other.name, *map(format, changes), seeds])
+    return pd.DataFrame(rows, columns=[*columns.split(", "), "seeds, hard part"])
 
 
 def sentences(t: Trial, compared: list[Comparison]) -> list[str]:
@@ -86,7 +82,7 @@ def sentences(t: Trial, compared: list[Comparison]) -> list[str]:
         )
     lines += [gap_in_words(t, c.one, c.other) for c in compared if c.question.endswith(RIVAL)]
     there = {c.question.removeprefix(f"{ADAPTER} against ") for c in compared}
-    missing = [role for role, needed in listed().items() if needed and role not in there]
+    missing = [role for role, needed in rivals().items() if needed and role not in there]
     if "its base" in missing:
         lines.append(f"No adapter on the hard set of {t.base} is here, so the claim is not tried.")
     elif missing:
@@ -109,17 +105,17 @@ def headline(t: Trial, compared: list[Comparison]) -> str:
 def warnings(t: Trial) -> list[str]:
     """What makes the trial mean little, said before it."""
     lines = []
-    if t.teacher in t.losses:
+    if t.teacher in t.models:
         behind = t.change(t.base, t.teacher)
-        ahead = _size(behind, signed=True)
-        lines.append(
-            f"{t.base} is {ahead} behind its teacher: there is a lag to win back."
-            if behind.value >= ENOUGH
-            else f"**⚠ This trial means little**: {t.base} is only {ahead} behind its teacher, and "
-            f"it takes {ENOUGH} for a lag to win back. Train a better teacher first."
-        )
+        if behind.value >= ENOUGH:
+            lines.append(f"{t.base} is {behind} nats behind its teacher: a lag to win back.")
+        else:
+            lines.append(
+                f"**⚠ This trial means little**: {t.base} is {behind} nats behind its teacher, and "
+                f"it takes {ENOUGH} for a lag to win back. Train a better teacher first."
+            )
     compared = t.picked_by in (t.base, t.scratch, t.teacher)
-    made = [m.name for m in t.models.values() if m.base == t.picked_by]
+    made = [model.name for model in t.models.values() if model.base == t.picked_by]
     if compared or made:
         why = "it is in the comparison" if compared else f"{made[0]} was made from it"
         lines.append(
@@ -130,62 +126,38 @@ def warnings(t: Trial) -> list[str]:
 
 
 def in_words(c: Comparison) -> str:
-    """One comparison: hard part, easy part, all, and over seeds."""
-    hard, easy, whole = (e.change for e in c.effects.values())
+    """One comparison: hard, easy and all text, over seeds, and what else differs."""
     one, other = (f"the {m.kind} ({m.name})" if m.base else m.name for m in (c.one, c.other))
-    how = {
-        -1: f"beats {other} by {_size(hard)}",
-        0: f"is not clearly apart from {other} ({_size(hard)})",
-        1: f"loses to {other} by {_size(hard)}",
-    }
-    line = f"On the hard part {one} {how[hard.clear]}"
-    for change, where in ((easy, "on the easy part"), (whole, "on all text")):
-        size = _size(change)
-        how = {-1: f"it gains {size}", 0: f"they are not apart ({size})", 1: f"it loses {size}"}
-        line += f"; {where} {how[change.clear]}"
-    line += f"; {_seeds_in_words(c)}."
+    parts = [f"on {part} text {_apart(effect.change)}" for part, effect in c.effects.items()]
+    hard, easy, _ = c.effects.values()
+    seeds = "one seed"
+    if hard.over_seeds:
+        seeds = f"over {len(hard.seeds)} seeds hard {hard.spread}, easy {easy.spread}"
+    line = f"{one} against {other}: {'; '.join(parts)}; {seeds}."
     if odd := _also(c.one, c.other):
         line += f" They also differ in {odd}."
     if c.question == NOTHING:
-        how = "is clear" if c.beyond.clear else "is not clearly apart from nothing"
-        line = f"What nothing at all 'gains', read in the same way: {line[0].lower()}{line[1:]}"
-        line += (
-            f" Its change on the hard part beyond that on the easy one {how}: {_size(c.beyond)}."
-        )
-    return line
+        how = "clear" if c.beyond.clear else "not clearly apart from nothing"
+        line = f"What nothing at all 'gains', read in the same way: {line}"
+        line += f" Its change on hard text beyond that on easy text is {how}: {c.beyond} nats."
+    return line[0].upper() + line[1:] if c.one.base else line
 
 
-def _size(change: Interval, signed: bool = False) -> str:
-    """A change as "0.050 ± 0.006 nats [0.045, 0.056]", signed where it is not clear."""
-    value, low, high = change
-    if np.isnan(value):
-        return "undefined: no window there has a target"
-    if np.isnan(low):
-        return f"{value:+.3f} nats, of one document".replace("-", "−")
-    form = ".3f" if signed or max(map(abs, change)) >= 0.001 else ".5f"  # of hardly anything
-    if change.clear and not signed:
-        value, low, high = abs(value), *sorted((abs(low), abs(high)))
-    else:
-        form = f"+{form}"
-    size = f"{value:{form}} ± {change.half:{form.strip('+')}} nats [{low:{form}}, {high:{form}}]"
-    return size.replace("-", "−")
-
-
-def _seeds_in_words(c: Comparison) -> str:
-    hard, easy = (c.effects[part] for part in ("hard", "easy"))
-    if not hard.over_seeds:
-        return "one seed"
-    each = f"hard {hard.spread}, easy {easy.spread}"
-    return f"over {len(hard.seeds)} seeds (t interval of the change): {each}"
+def _apart(change: Interval) -> str:
+    if np.isnan(change.value):
+        return "undefined, since no window there has a target"
+    how = {-1: "better", 0: "not clearly apart", 1: "worse"}[change.clear]
+    return f"{how}, {change} nats"
 
 
 def _also(one: Model, other: Model) -> str:
     """What two models of 03 differ in besides the windows and what trains."""
     if not (one.base and other.base):
         return ""
-    names = OF_ADAPTERS * (one.trains == other.trains) + OF_BOTH
-    pairs = ((name, one.p.get(name), other.p.get(name)) for name in names)
-    return ", ".join(f"{name} ({a} against {b})" for name, a, b in pairs if a != b)
+    free = FREE | {"trains", "windows"}
+    free |= {"rank", "lora_scale", "targets"} if one.adapter != other.adapter else set()
+    names = [name for name in one.p if name not in free and one.p[name] != other.p.get(name)]
+    return ", ".join(f"{name} ({one.p[name]} against {other.p.get(name)})" for name in names)
 
 
 def gap_in_words(t: Trial, one: Model, rival: Model) -> str:
@@ -193,11 +165,11 @@ def gap_in_words(t: Trial, one: Model, rival: Model) -> str:
     losses_3N = np.stack([t.losses[name] for name in (t.base, one.name, rival.name)])
     means_R3 = intervals.resampled_means(losses_3N, t.document_N, t.resamples)
     closed_R = intervals.gap_closed(*means_R3.T)
-    base, adapted, large = hard_set.known_mean(losses_3N, axis=1)
+    base, adapted, large = known_mean(losses_3N, axis=1)
     closed = Interval((base - adapted) / (base - large), *intervals.interval(closed_R))
     size = f"{closed:.2f}"
     if np.isnan(means_R3).any():
         size = "undefined, since one document has no interval"
-    elif not np.isfinite(closed_R).any():
+    elif np.isnan(closed_R).all():
         size = "undefined, since the base is not clearly worse"
     return f"Share of the gap from {t.base} to {rival.name} that {one.name} closes: {size}."

@@ -84,7 +84,7 @@ def sweep_in_words(sweep: str, rows: list[dict], base: str) -> str:
     best = min(rows, key=lambda row: row["loss"])
     return (
         f"Of {len(rows)} models of the sweep {sweep}, {best['point']} has the lowest loss: "
-        f"{intervals.with_interval(*best['all'])} against {base}, and that flatters the best of many."
+        f"{best['all']} against {base}, and that flatters the best of many."
     )
 
 
@@ -113,7 +113,7 @@ def difference(this: Run, one: str, other: str, tokens: data.Tokens, resamples: 
 
 def difference_in_words(one: str, other: str, d: dict) -> str:
     """That `one` is better or worse than `other`, or not clearly different, with the interval."""
-    size = intervals.with_interval(d["difference"], d["low"], d["high"])
+    size = intervals.Interval(d["difference"], d["low"], d["high"])
     how = "is better than" if d["high"] < 0 else "is not clearly different from"
     how = "is WORSE than" if d["low"] > 0 else how
     left_out = f"; {d['masked']:,} of {d['windows']:,} windows have no target and are left out"
@@ -172,12 +172,17 @@ def trained(this: Run) -> dict[str, trials.Model]:
 
 
 def trial(
-    this: Run, losses: dict[str, np.ndarray], hard_N: np.ndarray, document_N: np.ndarray
+    this: Run,
+    losses: dict[str, np.ndarray],
+    hard_N: np.ndarray,
+    document_N: np.ndarray,
+    models: dict[str, trials.Model] | None = None,
 ) -> trials.Trial:
-    """What the verdict reads."""
+    """What a verdict reads: the models given, or those that losses are of."""
     names = ("base", "scratch", "teacher", "picked_by", "resamples")
     given = {name: this.parameters[name] for name in names}
-    return trials.Trial(trained(this), losses, hard_N, document_N, **given)
+    models = models or {name: m for name, m in trained(this).items() if name in losses}
+    return trials.Trial(models, losses, hard_N, document_N, **given)
 
 
 def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
