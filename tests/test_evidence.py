@@ -15,9 +15,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tdbook.analysis import claims, intervals, kept_and_lost
+from tdbook.analysis import claims, kept_and_lost
 from tdbook.analysis.trial import CLAIMS
-from tdbook.book import comparison, evidence, measured
+from tdbook.book import evidence, measured
 from tdbook.corpus import token_files, writer
 from tdlib import data, evaluate, lora, shapes
 from tdlib.model import Llama
@@ -255,10 +255,6 @@ def test_every_claim_has_a_verdict_and_every_model_its_numbers(opened):
     judged = {claim.key: claim for claim in evidence.judged(this, tokens, t)}
     assert [*judged] == [row["key"] for row in CLAIMS["claims"]] and len(judged) == 9
     assert judged["rank"].verdict == claims.UNDECIDED  # named before any run
-    val = comparison.window_losses(this, ["50m", "50m-hard-merged", "share0.5"])
-    at = val["50m"], tokens.documents("val")[0], t.resamples
-    each = [intervals.change(val[name], *at) for name in ("50m-hard-merged", "share0.5")]
-    assert "share 0.2: {}; 0.5: {} nats".format(*each) in judged["rank"].notes[0]
     table = evidence.models_table(this, tokens, t).set_index("model")
     assert table["development"].to_dict() == dict(t.development) and len(table) == 7
     (effect,) = [e for e in judged["distilled"].effects if e.role == "claim"]

@@ -120,7 +120,7 @@ def test_where_ngrams_are_sampled_templates_are_still_told_apart(spoilt, monkeyp
     assert template_N[kind_N == 8].mean() > 0.9 and template_N[kind_N == 0].mean() < 0.01
 
 
-def test_shares_length_and_surprise_are_those_counted_by_hand(spoilt):
+def test_shares_and_length_are_those_counted_by_hand(spoilt):
     tokens, _ = spoilt
     found = features.of(tokens)
     ids_NT = tokens.train.batch(range(len(tokens.train)))[1].numpy()
@@ -129,8 +129,6 @@ def test_shares_length_and_surprise_are_those_counted_by_hand(spoilt):
     limit = min(c for c in seen if sum(x for x in seen if x <= c) > 0.05 * ids_NT.size)
     for i in (0, 17, 500, 1000):
         ids = ids_NT[i].tolist()
-        surprise = np.mean([-np.log(count[j] / ids_NT.size) for j in ids])
-        assert found.unigram_N[i] == pytest.approx(surprise, rel=1e-3)  # float16
         rare = np.mean([count[j] < limit for j in ids])
         assert found.rare_N[i] == pytest.approx(rare, abs=1e-3)
         pieces = [tokens.tokenizer.vocabulary()[j] for j in ids]
@@ -258,7 +256,7 @@ def test_asking_again_is_free_until_the_tokens_change(spoilt, tmp_path, monkeypa
     monkeypatch.setattr(features, "_look", lambda *x: looked.append(1) or looking(*x))
     again = features.of(tokens, tmp_path / "scores")
     assert not looked
-    for name in ("junk_N", "foreign_N", "rare_N", "unigram_N", "characters_N"):
+    for name in ("junk_N", "foreign_N", "rare_N", "characters_N"):
         np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
     wider = replace(tokens, train=replace(tokens.train, context=2 * T))
     assert len(features.of(wider, tmp_path / "scores").junk_N) == len(wider.train) and looked
@@ -348,7 +346,7 @@ def test_a_wrong_sources_tsv_is_said_in_one_line(tmp_path, clean, lines, said):
 def test_memory_does_not_grow_with_the_windows(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "SLOTS", 2**20)
     peaks = []
-    for name, count in (("some", 2**20), ("many", 2**24)):
+    for name, count in (("some", 2**20), ("many", 2**22)):
         ids = np.random.default_rng(0).integers(4, 700, count, dtype=np.uint32)
         tokens = token_files.open_tokens(folder_of(tmp_path / name, ids, context=2048))
         tracemalloc.start()  # what numpy allocates; the tokens themselves are mapped

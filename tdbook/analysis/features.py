@@ -26,8 +26,8 @@ from tdlib.data import UNK
 from tdlib.files import write_whole
 
 DAMAGED = (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile)  # numpy's words for it
-# Kinds of junk, bit flags of `junk_N`, as FACTS.md section 1 names them; limits as tried on 8
-# million tokens of verse, prose and Wikipedia.
+# Kinds of junk, bit flags of `junk_N`; limits as tried on 8 million tokens of verse, prose and
+# Wikipedia.
 JUNK = {
     1: "single-character pieces",  # text that was never segmented, or in letters of another script
     2: "<unk>",
@@ -44,11 +44,11 @@ GRAM, WINDOWS, REPEATED = 8, 5, 0.5
 GRAM_CHARACTERS = 22  # of 8 pieces, as usual; where a piece is half a character, a gram has more
 LOOKED_AT = 8  # n-grams of a window that are enough to say so
 DISTINCT = 0.5  # of a window's own 8-grams; a refrain leaves two thirds, and a loop next to none
-RARE = 0.05  # of the tokens: the rarest pieces that make up so much are rare. ("Seen under 100
-# times" depends on the corpus: 0.04 % of 8 million tokens are, and next to none of 3.7 billion)
+# Of the tokens: the rarest pieces that make up so much are rare. ("Seen under 100 times" depends on
+# the corpus: 0.04 % of 8 million tokens are, and next to none of 3.7 billion.)
+RARE = 0.05
 SLOTS = 2**27  # bytes of the table of n-grams, at most, and twice the n-grams looked at
 PIECE = 2**19  # tokens at once
-
 STEPS = {"script": (0.01, 0.05, 0.2, 0.5), "rare tokens": (0.02, 0.05, 0.1, 0.2)}
 PLACES = 20
 
@@ -60,7 +60,6 @@ class Features:
     junk_N: np.ndarray  # uint8, flags of JUNK, 0: clean
     foreign_N: np.ndarray  # float16, share of tokens not in Telugu; NaN without a tokenizer
     rare_N: np.ndarray  # float16, share of rare tokens
-    unigram_N: np.ndarray  # float16, nats per token for who knows only how frequent each piece is
     characters_N: np.ndarray  # uint16, of its text; 0 without a tokenizer
 
 
@@ -97,14 +96,13 @@ def _key(tokens: data.Tokens) -> str:
 
 
 def _look(tokens: data.Tokens, progress: Callable) -> Features:
-    windows, n, t = tokens.train, len(tokens.train), tokens.context
+    n, t = len(tokens.train), tokens.context
     by_text, gram = _in_parts(tokens)
     grams = n * max(0, t - gram + 1)
     bits = min(int(np.log2(SLOTS)), max(10, int(np.ceil(np.log2(2 * grams + 1)))))
     share = min(1.0, 2**bits / 2 / max(1, grams))  # of the n-grams is looked at
-    table, count_V = np.zeros(2**bits, np.uint8), np.zeros(tokens.vocab_size, np.int64)
-    singles = 0.0
-    for first, ids_RT in _pieces_of(windows):
+    table, count_V, singles = np.zeros(2**bits, np.uint8), np.zeros(tokens.vocab_size, np.int64), 0
+    for first, ids_RT in _pieces_of(tokens.train):
         count_V += np.bincount(ids_RT.ravel(), minlength=len(count_V))
         singles += _of_text(tokens, first, ids_RT)["single"].sum() if by_text else 0
         slots, times = np.unique(_grams(ids_RT, bits, share, gram)[1], return_counts=True)
@@ -115,8 +113,8 @@ def _look(tokens: data.Tokens, progress: Callable) -> Features:
     limit = singles + SINGLE * (1 - singles)
     if by_text:  # where most pieces are, chance alone comes near to all
         limit = max(limit, singles + 4 * np.sqrt(singles * (1 - singles) / t))
-    features = Features(*(np.zeros(n, kind) for kind in ("u1", "f2", "f2", "f2", "u2")))
-    for first, ids_RT in _pieces_of(windows):
+    features = Features(*(np.zeros(n, kind) for kind in ("u1", "f2", "f2", "u2")))
+    for first, ids_RT in _pieces_of(tokens.train):
         rows = slice(first, first + len(ids_RT))
         of_RT = {name: of_V[name][ids_RT] for name in ("single", "foreign", "characters")}
         of_RT = _of_text(tokens, first, ids_RT) if by_text else of_RT
@@ -129,7 +127,6 @@ def _look(tokens: data.Tokens, progress: Callable) -> Features:
         features.junk_N[rows] = sum(f * flag for flag, f in zip(JUNK, flags, strict=True))
         features.foreign_N[rows] = of_RT["foreign"].mean(1)
         features.rare_N[rows] = of_V["rare"][ids_RT].mean(1)
-        features.unigram_N[rows] = of_V["unigram"][ids_RT].mean(1)
         features.characters_N[rows] = np.minimum(of_RT["characters"].sum(1).round(), 2**16 - 1)
         progress(n + rows.stop, 2 * n, "windows looked at")
     return features
@@ -220,12 +217,11 @@ def _grams(
 def _of_pieces(tokens: data.Tokens, count_V: np.ndarray) -> dict[str, np.ndarray]:
     """What can be said of every piece of the vocabulary, (V,) each."""
     v, tokenizer = len(count_V), tokens.tokenizer
-    share_V = np.maximum(count_V, 1) / count_V.sum()
     # The first piece, from the rarest on, with which they would make up more is no longer rare, nor
     # are others as frequent.
     ascending_V = np.sort(count_V)
     limit = ascending_V[np.searchsorted(np.cumsum(ascending_V), RARE * count_V.sum(), "right")]
-    of_V = {"rare": count_V < limit, "unigram": -np.log(share_V).astype(np.float32)}
+    of_V = {"rare": count_V < limit}
     if tokenizer is None:
         nothing_V = np.zeros(v, bool)
         unknown_V = np.full(v, np.nan, np.float32)

@@ -138,9 +138,3 @@ def gap_closed(scratch_R, student_R, teacher_R) -> np.ndarray:
     if not interval(gap_R)[0] > 0:
         return np.full_like(gap_R, np.nan)
     return np.subtract(scratch_R, student_R) / gap_R
-
-
-def with_interval(
-    value: float | None, low: float | None, high: float | None, digits: int = 3
-) -> str:
-    return f"{Interval(value, low, high):.{digits}f}"

@@ -31,20 +31,6 @@ def split_of(tokens: data.Tokens) -> tuple[str, data.Windows]:
     return ("confirm", tokens.confirm) if confirm else ("val", tokens.val)
 
 
-def cost(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
-    """What distilling costs beside training alone."""
-    spent = comparison.costs(this, tokens)
-    if t.scratch not in spent or t.teacher not in spent:
-        return [], []
-    alone, base = spent[t.scratch]["training"], spent[t.base]
-    reads, trained = base["training"] + base["teacher"], spent[t.teacher]["training"]
-    return [], [
-        f"Cost: the base and its teacher's reading {reads:.2g} FLOP, {reads / alone:.2f} times the "
-        f"scratch student's; with the teacher's own training ({trained:.2g}) "
-        f"{(reads + trained) / alone:.0f} times: a student from scratch for that much was not run."
-    ]
-
-
 def settings(t: Trial) -> list[Model]:
     """The students that differ from the base in ce_weight and temperature alone."""
     return t.alike(t.models[t.base], {"ce_weight", "temperature"})
@@ -65,17 +51,10 @@ def loss_settings(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     ]
 
 
-def rates(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
-    """How much of the gap to 120M the adapter closes, and the rate of everything 03 trained."""
-    roles = [role for role, rule in trial.CLAIMS["models"].items() if "windows" in rule]
-    best, *others = (t.first(f"best {role}") for role in roles)
-    if not best:
-        return [], []
-    rival = t.first(verdict.RIVAL)
-    notes = [verdict.gap_in_words(t, best, rival)] if rival else []
-    chosen = sorted(filter(None, (best, *others)), key=lambda m: not m.own)
-    words = (m.label + f", rate {m.p['learning_rate']:g}" * m.own for m in chosen)
-    return [], [*notes, f"What development chose of each arm: {'; '.join(words)}."]
+def gap(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
+    """How much of the gap from the base to 120M the adapter closes."""
+    best, rival = t.first(f"best {verdict.ADAPTER}"), t.first(verdict.RIVAL)
+    return [], [verdict.gap_in_words(t, best, rival)] if best and rival else []
 
 
 def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
@@ -115,13 +94,10 @@ def memory(this: Run) -> list[str]:
     """The teacher's memory of its text, as 02 measured it."""
     records = [record["remembered"] for record in opening.folder_of(this).of("02_hard_set")]
     rows = [row for record in records for row in record.get("reality", {}).get("memory", [])]
+    words = "The teacher's lead on text it has read is larger by {} nats than on other text of the "
     gaps = [row for row in rows if row["name"] == this.parameters["teacher"]]
-    return [
-        "The teacher's lead on text it has read is larger by "
-        f"{intervals.Interval(row['gap'], row['low'], row['high'])} nats than on other text of the "
-        "same sources: so much is memory."
-        for row in gaps
-    ]
+    gaps = [intervals.Interval(*(row[key] for key in ("gap", "low", "high"))) for row in gaps]
+    return [f"{words.format(gap)}same sources: so much is memory." for gap in gaps]
 
 
 def _beyond(t: Trial, what: str, seeds: Iterable[tuple], claimed: int, role="claim") -> Effect:
@@ -174,28 +150,8 @@ def diversity(this: Run) -> list[str]:
     return notes
 
 
-def sensitivity(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
-    """The sensitivity sweep in words: the change of loss on development at each value."""
-    val, document_N = comparison.window_losses(this, [*t.models]), tokens.documents("val")[0]
-    own, points, notes = t.first(verdict.ADAPTER), opening.folder_of(this).points, []
-    for key in ("share", "rank", "lora_scale"):
-        swept = {name: p.varied[key] for name, p in points.items() if p.varied.keys() == {key}}
-        if own:
-            given = own.p.get(key)
-            swept[own.name] = this.parameters["hard_share"] if given is None else given
-        names = {value: name for name, value in swept.items()}
-        if len(names) > 1:
-            words = [
-                f"{value:g}: {intervals.change(val[n], val[t.base], document_N, t.resamples)}"
-                for value, n in sorted(names.items())
-            ]
-            notes.append(f"{key} {'; '.join(words)} nats against the base, on development.")
-    return [], notes
-
-
 # key of a claim → what it needs besides the effects that claims.yaml lists
-MEASURES = dict(distilled=cost, loss=loss_settings, hard=hard_text, adapter=rates)
-MEASURES |= dict(rank=sensitivity, kept=kept)
+MEASURES = dict(loss=loss_settings, hard=hard_text, adapter=gap, kept=kept)
 
 
 def shipped(this: Run) -> tuple[str, str, list[str]]:
