@@ -44,7 +44,7 @@ def point(record: dict) -> tuple[str, dict]:
     return next(iter(record["models"])), record
 
 
-P00, P05 = dict(run="00_teacher", seed=1), dict(run="05_progressive", seed=1)
+P00, P05 = dict(run="00_teacher", seed=1), dict(run="05_progressive", seed=1, ce_weight=0.5)
 TEACHER = dict(notebook="00_teacher", parameters=P00, models={"teacher": {}}, remembered={})
 ROUTES = {name: {} for name in ("150m", "75m", "75m-direct")}
 PROGRESSIVE = dict(notebook="05_progressive", parameters=P05, models=ROUTES, remembered={})
@@ -192,7 +192,6 @@ def test_every_arm_is_tuned_before_the_claim_on_the_adapter_is_judged(rates):
     }
     found = {(e.role, e.what): e.change.value for e in claim("adapter", t) if "text" not in e.what}
     assert found == pytest.approx({key: apart * MEAN for key, apart in wanted.items()})
-    assert best in measured.rates(None, None, t)[1][-1]
 
 
 def test_the_adapter_on_random_windows_beside_the_claims_own_is_a_control_with_its_seeds():

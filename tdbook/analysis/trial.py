@@ -51,10 +51,10 @@ class Model:
         """What it is, in the cell of a table."""
         if self.base:
             return f"{'adapter' if self.adapter else 'weights trained'} on {SETS[self.windows]}"
-        if self.notebook == "00_teacher":
+        if "ce_weight" not in self.p:
             return "the teacher"
-        if self.notebook == "05_progressive":
-            return "distilled from 150m" if self.name == "75m" else "distilled"
+        if "student" not in self.p and self.name == "75m":
+            return "distilled from 150m"
         begun = ", begun from the teacher" if self.p.get("init") == "teacher" else ""
         return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
 
@@ -84,18 +84,19 @@ def models(records: Iterable[dict], points: Mapping[str, tuple[str, dict]]) -> d
     label → model and record of a sweep's point."""
     rows = [(name, name, record, True) for record in records for name in record["models"]]
     rows += [(label, name, record, False) for label, (name, record) in points.items()]
-    trained = [row for row in rows if row[2]["notebook"][:2] in ("00", "01", "03", "05")]
-    trained.sort(key=lambda row: row[2]["notebook"] == "03_lora")  # bases first
+    trained = [row for row in rows if "picked_by" not in row[2]["parameters"]]  # 04 and 07 judge
+    trained.sort(key=lambda row: "adapter" in row[2]["parameters"])  # bases first
     made: dict[str, Model] = {}
     for label, name, record, own in trained:
         p, notebook, base = record["parameters"], record["notebook"], None
-        if notebook == "03_lora":  # older records lack these parameters
+        if "adapter" in p:  # of 03; older records lack these parameters
             p = {"windows": "hard", "trains": "adapter"} | p
             beside = label.removesuffix(name) + p["base"]  # of the same point
             base = beside if beside in made else p["base"]
             label += "-merged" if own and p["trains"] == "adapter" else ""
         decides = repr(sorted((key, value) for key, value in p.items() if key not in FREE))
-        settings = (notebook, name if notebook == "05_progressive" else "", decides)
+        stage = name if name not in (p.get("student"), p.get("adapter")) else ""  # of 05
+        settings = (notebook, stage, decides)
         seeds, log = (p["seed"],), record.get("remembered", {}).get(f"log of {name}") or [{}]
         if base in made:
             settings, seeds = settings + made[base].settings, made[base].seeds + seeds
