@@ -49,8 +49,7 @@ DISTINCT = 0.5  # of a window's own 8-grams; a refrain leaves two thirds, and a 
 RARE = 0.05
 SLOTS = 2**27  # bytes of the table of n-grams, at most, and twice the n-grams looked at
 PIECE = 2**19  # tokens at once
-STEPS = {"script": (0.01, 0.05, 0.2, 0.5), "rare tokens": (0.02, 0.05, 0.1, 0.2)}
-PLACES = 20
+PLACES = 20  # of the corpus
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,10 @@ def _key(tokens: data.Tokens) -> str:
     """What features depend on: the tokens' file, the windows, the tokenizer, and the limits."""
     stat = (tokens.folder / "train.bin").resolve().stat()
     limits = (SINGLE, UNKNOWN, ESCAPED, GRAM, WINDOWS, REPEATED, DISTINCT, RARE, SLOTS)
-    known = (stat.st_size, stat.st_mtime_ns, tokens.context, tokens.tokenizer is not None)
-    bytewise = known[-1] and bool((tokens.tokenizer.parts_V == 2).any())
-    return json.dumps([*known, *limits, *(["by characters"] if bytewise else [])])
+    tokenizer = tokens.tokenizer
+    key = [stat.st_size, stat.st_mtime_ns, tokens.context, tokenizer is not None, *limits]
+    bytewise = tokenizer is not None and (tokenizer.parts_V == 2).any()
+    return json.dumps(key + ["by characters"] * bool(bytewise))
 
 
 def _look(tokens: data.Tokens, progress: Callable) -> Features:
@@ -113,6 +113,8 @@ def _look(tokens: data.Tokens, progress: Callable) -> Features:
     limit = singles + SINGLE * (1 - singles)
     if by_text:  # where most pieces are, chance alone comes near to all
         limit = max(limit, singles + 4 * np.sqrt(singles * (1 - singles) / t))
+    unknown = tokens.tokenizer.unk if tokens.tokenizer else UNK
+    unknown = -1 if unknown is None else unknown
     features = Features(*(np.zeros(n, kind) for kind in ("u1", "f2", "f2", "u2")))
     for first, ids_RT in _pieces_of(tokens.train):
         rows = slice(first, first + len(ids_RT))
@@ -120,7 +122,7 @@ def _look(tokens: data.Tokens, progress: Callable) -> Features:
         of_RT = _of_text(tokens, first, ids_RT) if by_text else of_RT
         flags = (
             of_RT["single"].mean(1) >= limit,
-            _unknown(tokens, ids_RT) >= UNKNOWN,
+            (ids_RT == unknown).mean(1) >= UNKNOWN,
             _escaped(tokens, of_V, ids_RT) >= ESCAPED * t,
             _template(table, *_grams(ids_RT, bits, share, gram), t - gram + 1),
         )
@@ -132,19 +134,13 @@ def _look(tokens: data.Tokens, progress: Callable) -> Features:
     return features
 
 
-def _unknown(tokens: data.Tokens, ids_RT: np.ndarray) -> np.ndarray:
-    """The share of <unk>, (R,); 0 where the tokenizer has none."""
-    unk = tokens.tokenizer.unk if tokens.tokenizer else UNK
-    return (ids_RT == (-1 if unk is None else unk)).mean(1)
-
-
 def _template(
     table: np.ndarray, row: np.ndarray, slots: np.ndarray, gram_R: np.ndarray, most: int
 ) -> np.ndarray:
     """Which windows are of n-grams that are in many windows, or that come again and again, (R,)."""
-    own_R = np.bincount(row, minlength=len(gram_R))  # of them no two are the same
+    distinct_R = np.bincount(row, minlength=len(gram_R))
     often_R = np.bincount(row[table[slots] >= WINDOWS], minlength=len(gram_R))
-    repeated_R = (often_R >= REPEATED * own_R) | (own_R < DISTINCT * gram_R)
+    repeated_R = (often_R >= REPEATED * distinct_R) | (distinct_R < DISTINCT * gram_R)
     return repeated_R & (gram_R >= max(1, min(LOOKED_AT, most)))
 
 
@@ -260,7 +256,7 @@ def _escaped(tokens: data.Tokens, of_V: dict[str, np.ndarray], ids_RT: np.ndarra
     return count_R
 
 
-def cuts(tokens: data.Tokens, found: Features) -> dict[str, tuple[list[str], np.ndarray]]:
+def cuts(tokens: data.Tokens, features: Features) -> dict[str, tuple[list[str], np.ndarray]]:
     """Cut → the names of its groups, and each window's group, a small whole number, (N,)."""
     document_N, sources = tokens.documents("train")
     names, of_D = np.unique(sources, return_inverse=True)
@@ -269,33 +265,28 @@ def cuts(tokens: data.Tokens, found: Features) -> dict[str, tuple[list[str], np.
     cuts = {
         "source": (names.tolist(), of_D.astype(np.min_scalar_type(len(names)))[document_N]),
         "place in the corpus": (parts, (np.arange(n) * PLACES // n).astype(np.uint8)),
-        "rare tokens": _steps(found.rare_N, STEPS["rare tokens"]),
+        "rare tokens": _steps(features.rare_N, (0.02, 0.05, 0.1, 0.2)),
     }
     if tokens.tokenizer:
-        cuts["script"] = _steps(found.foreign_N, STEPS["script"])
+        cuts["script"] = _steps(features.foreign_N, (0.01, 0.05, 0.2, 0.5))
     return cuts
 
 
 def junk_table(
-    tokens: data.Tokens, found: Features, difficulty_N: np.ndarray, hard_N: np.ndarray
+    tokens: data.Tokens, features: Features, difficulty_N: np.ndarray, hard_N: np.ndarray
 ) -> pd.DataFrame:
     """Each kind of junk: its windows, how many of them the choice would call hard were it not left
     out (`hard_N`), and the text of the hardest."""
-    rows = []
+    rows, t = [], tokens.context
     for flag, kind in JUNK.items():
-        at = np.flatnonzero(found.junk_N & flag)
-        example = at[np.argmax(np.nan_to_num(difficulty_N[at], nan=-np.inf))] if len(at) else None
-        shown = "–" if example is None else text(tokens, int(example))
+        at, text = np.flatnonzero(features.junk_N & flag), "–"
+        if len(at):
+            hardest = at[np.argmax(np.nan_to_num(difficulty_N[at], nan=-np.inf))]
+            ids = tokens.train.ids[hardest * t + 1 :][:t].tolist()
+            text = tokens.tokenizer.decode(ids) if tokens.tokenizer else " ".join(map(str, ids))
         share, hard = f"{len(at) / len(hard_N):.2%}", f"{hard_N[at].sum():,}"
-        rows.append((kind, f"{len(at):,}", share, hard, shown))
+        rows.append((kind, f"{len(at):,}", share, hard, text.replace("\n", " ¶ ")[:120]))
     return pd.DataFrame(rows, columns=["junk", "windows", "of all", "of them hard", "an example"])
-
-
-def text(tokens: data.Tokens, window: int, characters: int = 120) -> str:
-    """The beginning of a window's text, in one line; its ids without a tokenizer."""
-    ids = tokens.train.ids[window * tokens.context + 1 :][: tokens.context].tolist()
-    shown = tokens.tokenizer.decode(ids) if tokens.tokenizer else " ".join(map(str, ids))
-    return shown.replace("\n", " ¶ ")[:characters]
 
 
 def _steps(share_N: np.ndarray, steps: tuple[float, ...]) -> tuple[list[str], np.ndarray]:

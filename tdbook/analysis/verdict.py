@@ -147,7 +147,8 @@ def _apart(change: Interval) -> str:
     if np.isnan(change.value):
         return "undefined, since no window there has a target"
     how = {-1: "better", 0: "not clearly apart", 1: "worse"}[change.clear]
-    return f"{how}, {change} nats"
+    digits = ".3f" if abs(change.value) >= 0.0005 else ".5f"
+    return f"{how}, {change:{digits}} nats"
 
 
 def _also(one: Model, other: Model) -> str:
