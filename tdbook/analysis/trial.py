@@ -50,7 +50,9 @@ class Model:
     def kind(self) -> str:
         """What it is, in the cell of a table."""
         if self.base:
-            return f"{'adapter' if self.adapter else 'weights trained'} on {SETS[self.windows]}"
+            return (
+                f"{'adapter' if self.adapter else 'weights trained'} on {SETS[self.p['windows']]}"
+            )
         if "ce_weight" not in self.p:
             return "the teacher"
         if "student" not in self.p and self.name == "75m":
@@ -59,16 +61,12 @@ class Model:
         return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
 
     @property
-    def windows(self) -> str:
-        return self.p.get("windows", "")
-
-    @property
     def label(self) -> str:
         """In an effect: the role of what 03 made, with the rate of a sweep's point; of another
         point what varies ("ce_weight 0.1 temperature 1")."""
         if self.base:
             rate = "" if self.own else f" (rate {self.p['learning_rate']:g})"
-            return f"{self.p['trains']} on {self.windows}{rate}"
+            return f"{self.p['trains']} on {self.p['windows']}{rate}"
         point = self.name.rpartition("/")[2]
         return point if self.own else re.sub(r"([a-z_]{4,})([\d.]+)-?", r"\1 \2 ", point).strip()
 

@@ -205,7 +205,7 @@ def costs(this: Run, tokens: data.Tokens) -> dict[str, dict[str, float]]:
     for name, arm in arms.items():
         training, teacher = _flop(folder, arm, arms, tokens)
         rows[name] = {"training": training, "teacher": teacher, "scoring": 0.0}
-        if arm.base and arm.windows in ("hard", "easiest"):
+        if arm.base and arm.p["windows"] in ("hard", "easiest"):
             shapes = [folder.shape(model) for model in (arm.base, arm.p["teacher"])]
             forward = sum(cost.forward_flop(shape, tokens.context) for shape in shapes)
             rows[name]["scoring"] = scored * forward
