@@ -12,14 +12,22 @@ from tdlib.model import Llama
 
 
 def replayed(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> np.ndarray:
-    """The windows that 03 trains on, by its parameter `windows`."""
-    p, difficulty_N = this.parameters, None
-    if p["windows"] == "easiest":
-        difficulty_N = hard_set.load_scores(this.path("scores", p["scores"])).difficulty_N
-    known = np.flatnonzero(tokens.train.known_N)  # of the others nothing is learnt
-    if p["windows"] in ("random", "all") and len(known) < len(tokens.train):
-        return known[hard_set.replayed(chosen, p["windows"], len(known), p["seed"])]
-    return hard_set.replayed(chosen, p["windows"], len(tokens.train), p["seed"], difficulty_N)
+    """The windows that 03 trains on: "hard", the chosen ones; as many "random" or "easiest" ones;
+    or "all". Of those without a target nothing is learnt."""
+    p, k = this.parameters, len(chosen.windows_K)
+    known = np.flatnonzero(tokens.train.known_N)
+    match p["windows"]:
+        case "hard":
+            return chosen.windows_K
+        case "random":
+            drawn = np.random.default_rng(p["seed"]).choice(len(known), k, replace=False)
+            return known[np.sort(drawn)]
+        case "all":
+            return known
+    difficulty_N = hard_set.load_scores(this.path("scores", p["scores"])).difficulty_N
+    if np.isfinite(difficulty_N).sum() < k:
+        raise ValueError(f"windows 'easiest' needs {k:,} windows that were scored")
+    return np.sort(np.argsort(difficulty_N, kind="stable")[:k])  # NaN comes last
 
 
 def weighed(

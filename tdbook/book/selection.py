@@ -17,7 +17,8 @@ def score(
     path: Path, net: Llama, teacher: Llama, windows: data.Windows, device, progress, limit: int = 0
 ) -> dict:
     """Score the training windows with both models into `path`: all, or, spread evenly, those of
-    some `limit` tokens. Returns `choice.in_short` and the share of the windows that was scored."""
+    some `limit` tokens. Returns the number of windows, the share that was scored, their mean
+    difficulty, and on which share of them the student is better than its teacher."""
     count = min(limit // windows.context or len(windows), len(windows))
     rows = evaluate.fixed_rows(windows, count) if count < len(windows) else None
     with hard_set.new_scores(path, len(windows)) as loss_2N:
@@ -26,8 +27,25 @@ def score(
         )
         asked_N = windows.known_N if rows is None else windows.known_N[rows]
         masked = int((~asked_N).sum())
-        short = hard_set.in_short(scores) | {"scored": count / len(windows)}
+        known = scores.difficulty_N[~np.isnan(scores.difficulty_N)]
+        if not len(known):
+            raise ValueError("no training window was scored that has a target: raise token_limit")
+        mean, better = known.mean(dtype=np.float64), (known < 0).mean()
+        short = {"windows": len(windows), "mean": float(mean), "student_better": float(better)}
+        short["scored"] = count / len(windows)
         return short | ({"masked": masked} if masked else {})
+
+
+def in_words(chosen: hard_set.HardSet, base: str) -> str:
+    """What was chosen, for hard_set.json: of the hardest, what was left out and what joined."""
+    k, rule = len(chosen.windows_K), chosen.rule
+    share = chosen.share * (k - chosen.easy) / max(1, k)
+    words = f"the hardest {share:.1%} of {base}'s windows, {chosen.threshold:.4f} nats and more"
+    words += f", less the very hardest {rule.clip:.1%}" if rule.clip else ""
+    words += ", without junk" if rule.leave_out_junk else ""
+    words += f", and {chosen.easy:,} easy ones" if chosen.easy else ""
+    tokens = f"; of each the hardest {rule.token_share:.0%} of its tokens"
+    return words + (tokens if rule.token_share < 1 else "")
 
 
 def does_difficulty_mean_anything(base: str, short: dict) -> str:
@@ -76,7 +94,7 @@ def hard_set_of(this: Run) -> hard_set.HardSet:
     if p["share"] is None:
         return hard_set.load(this.path(p["hard_set"]))
     scores = hard_set.load_scores(this.path("scores", p["scores"]))
-    return hard_set.made(scores.difficulty_N, {"share": p["share"]})
+    return hard_set.choose(scores.difficulty_N, hard_set.Rule(share=p["share"]))
 
 
 def choice_in_words(this: Run, chosen: hard_set.HardSet) -> str:
@@ -117,7 +135,7 @@ def hard_set_finding(
     base: str, short: dict, chosen: hard_set.HardSet, difficulty_N: np.ndarray
 ) -> str:
     """How much of what was lost the hard set holds."""
-    hard_N, lost_N = hard_set.hard(chosen, difficulty_N), hard_set.lost(difficulty_N)
+    hard_N, lost_N = hard_set.hard(chosen, difficulty_N), np.fmax(difficulty_N, 0, dtype=np.float64)
     held = lost_N[hard_N].sum() / (lost_N.sum() or 1)
     share = hard_N.sum() / max(1, np.isfinite(difficulty_N).sum())
     said = (

@@ -18,6 +18,7 @@ from tdbook.workflow import cost
 from tdlib import data, evaluate, hard_set, lora, train
 from tdlib.files import write_whole as write
 from tdlib.model import Llama, LlamaConfig
+from tdlib.targets import as_targets
 
 
 def given_in_words(path: str, teacher: Llama) -> str:
@@ -28,6 +29,19 @@ def given_in_words(path: str, teacher: Llama) -> str:
     )
     shape = f"{c.layers} layers, {c.heads} heads ({c.kv_heads} of keys), width {c.dim}"
     return f"Loaded from `{path}`: {shape}, MLP {c.mlp_dim}, context {c.context:,}.{rows}"
+
+
+def trial_in_words(trial: dict) -> str:
+    """What `teacher.check` measured."""
+    loss, entropy = trial["loss"], trial["entropy"]
+    words = f"On {trial['windows']} validation windows its loss is {loss:.3f}; with RoPE's other "
+    words += f"order it would be {trial['loss_other_rope']:.3f}, so the order is right."
+    if loss < entropy:
+        return words
+    return (
+        f"{words} **⚠ The frequencies of the tokens alone give {entropy:.3f}: either the tokens "
+        "are not from this teacher's tokenizer, or it has hardly been trained.**"
+    )
 
 
 def imported(this: Run, model: Llama, tokens: data.Tokens) -> list[dict]:
@@ -50,7 +64,7 @@ def targets(
     folder = this.out / "cache" / cache.name(name, temperature, draws, 1)
     read_only = sweeps.parent(this.out) is not None
     if not draws or not ((fill and not read_only) or folder.exists()):
-        yield teacher
+        yield as_targets(teacher)
         return
     windows = tokens.train
     mib = cache.size(len(windows), tokens.context, draws, len(teacher.head)) / 2**20
@@ -72,7 +86,7 @@ def fit(
 
     def trained() -> list[dict]:
         folder = this.path("checkpoints", this.run, name)
-        source = contextlib.nullcontext(teacher)
+        source = contextlib.nullcontext(as_targets(teacher))
         if recipe.ce_weight < 1 and cache_name:
             source = targets(this, teacher, tokens, recipe.temperature, name=cache_name)
         config = {n: value for n, value in p.items() if n not in hashes.VOLATILE}
