@@ -353,11 +353,11 @@ def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anythi
     assert "better than its teacher on 72.0% of 1,000 windows: most of them" in said
     difficulty_N = np.linspace(1, -1, 1000)  # the hardest 200 hold 0.36 of what is lost
     chosen = hard_set.HardSet(np.arange(200), -0.01, 0.2)
-    finding = selection.hard_set_finding("50m", short, chosen, difficulty_N)
+    finding = selection.finding("50m", short, chosen, difficulty_N)
     assert finding.startswith("50m is BETTER than its teacher on 72% of windows")
     short["student_better"] = 0.4
     assert "most of them" not in selection.does_difficulty_mean_anything("50m", short)
-    said = selection.hard_set_finding("50m", short, chosen, difficulty_N)
+    said = selection.finding("50m", short, chosen, difficulty_N)
     assert said.startswith("The hardest 20.0% of the windows (-0.010 nats and more) hold 64% of")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdbook.book import replay
+from tdbook.book import adapters
 from tdlib import checkpoint, data, hard_set, lora, losses, train
 from tdlib.hard_set import HardSet
 from tdlib.model import Llama, LlamaConfig
@@ -152,7 +152,7 @@ def test_a_replay_of_random_windows_has_as_many_targets_as_one_of_hard_ones():
     tokens = SimpleNamespace(train=replace(given, mask=mask))
     for how, wanted in (("random", 2), ("all", 3)):
         this = SimpleNamespace(parameters={"windows": how, "seed": 3})
-        rows = replay.replayed(this, HardSet(np.array([9, 11]), 0.1, 0.1), tokens)
+        rows = adapters.windows_replayed(this, HardSet(np.array([9, 11]), 0.1, 0.1), tokens)
         assert len(set(rows.tolist())) == wanted and rows.min() >= 9
 
 
