@@ -19,7 +19,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tdbook.book import selection
+from tdbook.report import words
 from tdbook.runs import running
 from tdbook.training import from_teacher
 from tdbook.workflow import dry, request
@@ -379,15 +379,15 @@ def test_without_javascript_the_mailed_report_shows_where_its_sliders_start(out,
 
 def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anything_else():
     short = {"windows": 1000, "mean": -0.03, "student_better": 0.72}
-    said = selection.does_difficulty_mean_anything("50m", short)
+    said = words.difficulty("50m", short)
     assert "better than its teacher on 72.0% of 1,000 windows: most of them" in said
     difficulty_N = np.linspace(1, -1, 1000)  # the hardest 200 hold 0.36 of what is lost
     chosen = hard_set.HardSet(np.arange(200), -0.01, 0.2)
-    finding = selection.finding("50m", short, chosen, difficulty_N)
+    finding = words.hard_windows("50m", short, chosen, difficulty_N)
     assert finding.startswith("50m is BETTER than its teacher on 72% of windows")
     short["student_better"] = 0.4
-    assert "most of them" not in selection.does_difficulty_mean_anything("50m", short)
-    said = selection.finding("50m", short, chosen, difficulty_N)
+    assert "most of them" not in words.difficulty("50m", short)
+    said = words.hard_windows("50m", short, chosen, difficulty_N)
     assert said.startswith("The hardest 20.0% of the windows (-0.010 nats and more) hold 64% of")
 
 

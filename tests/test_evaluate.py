@@ -28,7 +28,7 @@ from tdbook.analysis.intervals import (
 )
 from tdbook.book import adapters, comparison
 from tdbook.corpus import token_files
-from tdbook.report import tables
+from tdbook.report import tables, words
 from tdlib import data, evaluate
 from tdlib.data import IGNORE, Windows
 
@@ -325,7 +325,7 @@ def test_the_difference_of_two_routes_leaves_masked_windows_out_and_says_so(two)
     assert found["difference"] == pytest.approx(wanted[0], abs=1e-6)
     assert (found["low"], found["high"]) == pytest.approx(wanted[1:])
     assert found["losses"]["a"] == float(left["a"].mean())
-    assert comparison.difference_in_words("A", "B", found).endswith(
+    assert words.difference("A", "B", found).endswith(
         f"one seed; {120 - known_N.sum()} of 120 windows have no target and are left out."
     )
 
@@ -519,8 +519,8 @@ def ten(tmp_path, monkeypatch) -> data.Tokens:
     names = ("<pad>", "<unk>", "<bos>", "<eos>", *sorted({*pieces} - {"<eos>"}))
     monkeypatch.setattr(Pieces, "names", names)
     train = ["▁TV"] * 1001 + ["▁ఊరు", "లో"] * 100 + ["▁ఇంట్", "లో"] * 10 + ["కు", "."] * 9
-    for split, words in (("train", train), ("val", ["<eos>", *pieces])):
-        np.array([names.index(w) for w in words], "<u4").tofile(tmp_path / f"{split}.bin")
+    for split, these in (("train", train), ("val", ["<eos>", *pieces])):
+        np.array([names.index(w) for w in these], "<u4").tofile(tmp_path / f"{split}.bin")
     meta = {"vocab_size": len(names), "block_size": 4}
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     return replace(token_files.open_tokens(tmp_path), tokenizer=Pieces())

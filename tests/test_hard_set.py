@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tdbook.book import selection
+from tdbook.report import words
 from tdbook.runs import choice
 from tdlib import hard_set
 from tdlib.data import Windows
@@ -309,7 +310,7 @@ def test_02_says_how_many_windows_it_could_not_score(models, tmp_path):
         tmp_path / "a.npy", *models, Windows(windows.ids, T, mask), "cpu", lambda *told: None
     )
     assert (short["masked"], short["windows"]) == (3, 20)
-    said = selection.does_difficulty_mean_anything("50m", short)
+    said = words.difficulty("50m", short)
     assert "of 20 windows but for 3, which have no target" in said
     mask[:] = 0
     with pytest.raises(ValueError, match="no training window was scored that has a target"):

@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from tdbook.analysis import intervals
-from tdbook.book import selection, students
-from tdbook.report import tables
+from tdbook.report import tables, words
 from tdbook.runs import heartbeat
 from tdlib import hard_set
 from tdlib.shapes import SHAPES
@@ -241,17 +240,17 @@ def test_the_likeliest_pieces_are_those_of_the_model(tiny_llama, tokenizer):
 
 
 def test_a_curve_is_told_by_its_ends_and_whether_it_still_falls():
-    said = students.curves_in_words({"a": [{"val/loss": x} for x in (5.0, 4.0, 3.9)]})
+    said = words.curves({"a": [{"val/loss": x} for x in (5.0, 4.0, 3.9)]})
     assert said == "In the last of 2 parts the loss of a still fell by 0.100: train longer."
-    assert students.curves_in_words({"given": [{"val/loss": 5.0}]}) == ""
-    flat = students.curves_in_words({"a": [{"val/loss": x} for x in (5.0, 4.0, 3.99)]})
+    assert words.curves({"given": [{"val/loss": 5.0}]}) == ""
+    flat = words.curves({"a": [{"val/loss": x} for x in (5.0, 4.0, 3.99)]})
     assert flat.endswith("the loss of a changed by -0.010.")
 
 
 def test_the_finding_of_02_says_what_the_hard_windows_hold():
     difficulty_N = np.array([0.1, 0.1, 0.2, 1.0, np.nan])  # the last two hold 1.2 of 1.4
     chosen = hard_set.select(difficulty_N, threshold=0.15)
-    found = selection.finding("a", {"student_better": 0}, chosen, difficulty_N)
+    found = words.hard_windows("a", {"student_better": 0}, chosen, difficulty_N)
     assert found.startswith("The hardest 50.0% of the windows (0.150 nats and more) hold 86% of")
 
 
@@ -275,7 +274,7 @@ def test_where_one_curve_meets_the_end_of_another_is_said():
     first = log(6.0, 5.0, 4.0)
     others = {"after 50%": (5.5, 4.0, 3.0), "after 0%": (3.9, 3.8), "never": (6.0, 5.0, 4.1)}
     for when, losses in others.items():
-        said = students.curves_in_words({"50m": first, "other": log(*losses)})
+        said = words.curves({"50m": first, "other": log(*losses)})
         assert f"other reached the 4.000 where 50m ends {when}" in said
 
 

@@ -103,15 +103,6 @@ def difference(this: Run, one: str, other: str, tokens: data.Tokens, resamples: 
     return change | {"losses": means, "intervals": each}
 
 
-def difference_in_words(one: str, other: str, d: dict) -> str:
-    """That `one` is better or worse than `other`, or not clearly different, with the interval."""
-    size = intervals.with_interval(d["difference"], d["low"], d["high"])
-    how = "is better than" if d["high"] < 0 else "is not clearly different from"
-    how = "is WORSE than" if d["low"] > 0 else how
-    left_out = f"; {d['masked']:,} of {d['windows']:,} windows have no target and are left out"
-    return f"{one} {how} {other}: {size} nats, one seed{left_out * (d['masked'] > 0)}."
-
-
 def hard_windows(losses: dict, picked_by: str, teacher: str, share: float) -> np.ndarray:
     """Which validation windows are hard, (N,) bool: where `picked_by` fell furthest behind, the
     share of those that have a target."""
@@ -235,14 +226,3 @@ def speeds(
 ) -> list[dict]:
     """Every way with each number of threads."""
     return [row for n in threads for row in inference.speeds(write, prompt, new, repeats, n)]
-
-
-def speed_finding(name: str, shipped: list[dict], rows: list[dict], costs: list[dict]) -> str:
-    """The 4-bit file in one sentence: bytes, tokens a second, and what it costs."""
-    file, cost = (next(row for row in some if row["format"] == "Q4_0") for some in (shipped, costs))
-    by = {row["way"]: row["decode"] for row in rows if row["threads"] == 1}
-    return (
-        f"{name} as Q4_0 is {file['bytes'] / 1e6:.3g} MB and writes {by['Q4_0']:,.0f} tokens a "
-        f"second on one thread, {by['Q4_0'] / by[inference.RAW]:.1f} × plain PyTorch; 4 bits cost "
-        f"{cost['loss'] - costs[0]['loss']:+.4f} nats."
-    )

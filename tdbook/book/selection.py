@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tdbook.book import common
-from tdbook.report import widgets
+from tdbook.report import widgets, words
 from tdbook.runs.running import Run
 from tdlib import data, evaluate, hard_set
 from tdlib.model import Llama
@@ -28,28 +28,12 @@ def score(
         return short | ({"masked": masked} if masked else {})
 
 
-def does_difficulty_mean_anything(base: str, short: dict) -> str:
-    """The sentence that 02 puts before anything else."""
-    better = short["student_better"]
-    counts = f"{base} is better than its teacher on {better:.1%} of {short['windows']:,} windows"
-    if short.get("scored", 1) < 1:
-        counts += f" (of which {short['scored']:.1%}, spread evenly, were scored)"
-    if short.get("masked"):
-        counts += f" but for {short['masked']:,}, which have no target"
-    if better > 0.5:
-        return (
-            f"**⚠ {counts}: most of them. Difficulty is then mostly noise, and a hard set and an "
-            "adapter built on it mean nothing here. Train a better teacher, or longer, first.**"
-        )
-    return f"{counts}. Its mean gap of {short['mean']:+.3f} nats measures what it lacks."
-
-
 def what_02_counted(this: Run) -> str:
     """That sentence again, from the record of 02, for what is built on difficulty."""
     base = this.parameters["base"]
     for record in common.folder_of(this).of("02_hard_set"):
         if record["parameters"]["base"] == base:
-            return does_difficulty_mean_anything(base, record["remembered"]["short"])
+            return words.difficulty(base, record["remembered"]["short"])
     return f"No record of 02 says on how many windows {base} is better than its teacher."
 
 
@@ -95,18 +79,4 @@ def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:
     return (
         f"**In force, for 03: {words_of(path)}.** The figures above show the parameters' choice: "
         f"{len(chosen.windows_K):,} windows, {chosen.threshold:.4f} nats and more."
-    )
-
-
-def finding(base: str, short: dict, chosen: hard_set.HardSet, difficulty_N: np.ndarray) -> str:
-    """How much of what was lost the hard set holds."""
-    hard_N, lost_N = hard_set.hard(chosen, difficulty_N), hard_set.lost(difficulty_N)
-    held = lost_N[hard_N].sum() / (lost_N.sum() or 1)
-    share, better = hard_N.sum() / max(1, np.isfinite(difficulty_N).sum()), short["student_better"]
-    warning = f"{base} is BETTER than its teacher on {better:.0%} of windows. "
-    easy = f" {chosen.easy:,} easy windows are mixed in."
-    return (
-        f"{warning * (better > 0.5)}The hardest {share:.1%} of the windows "
-        f"({chosen.threshold:.3f} nats and more) hold {held:.0%} of what {base} lost; the plan's "
-        f"claim is most of it.{easy * (chosen.easy > 0)}"
     )

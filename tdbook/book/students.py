@@ -34,14 +34,6 @@ def text_into_tokens(this: Run, teacher: Llama | None) -> tuple[str, str]:
     return summary, this.once("account", lambda: vars(account) | more)["missing"]
 
 
-def given_in_words(path: str, teacher: Llama) -> str:
-    """What was loaded, and what was repaired on the way."""
-    c, cut = teacher.config, teacher.cut_rows
-    shape = f"{c.layers} layers, {c.heads} heads ({c.kv_heads} of keys), width {c.dim}"
-    words = f"Loaded from `{path}`: {shape}, MLP {c.mlp_dim}, context {c.context:,}."
-    return words + f" The last {cut:,} rows of its embedding were zeros and are cut." * (cut > 0)
-
-
 def imported(this: Run, teacher: Llama, tokens: data.Tokens) -> list[dict]:
     """Saves a teacher made elsewhere as models/teacher; its log is one point."""
     teacher.config = replace(teacher.config, eos_id=tokens.eos)
@@ -212,27 +204,3 @@ def log_of(this: Run, name: str) -> list[dict]:
         if log := record["remembered"].get(f"log of {name}"):
             return log
     raise ValueError(f"no results file of {this.out} trained {name}: correct beside")
-
-
-def curves_in_words(logs: dict[str, list[dict]]) -> str:
-    """Whether the last part of each curve still fell; of two, when the second one came to where the
-    first one ends."""
-    sentences = []
-    for name, log in logs.items():
-        if len(log) > 2:
-            fall = log[-2]["val/loss"] - log[-1]["val/loss"]
-            how = (
-                f"still fell by {fall:.3f}: train longer"
-                if fall > 0.03
-                else f"changed by {-fall:+.3f}"
-            )
-            sentences.append(f"In the last of {len(log) - 1} parts the loss of {name} {how}.")
-    if len(logs) == 2:
-        (other, first), (name, second) = logs.items()
-        end = first[-1]["val/loss"]
-        at = next(
-            (row["tokens"] / second[-1]["tokens"] for row in second if row["val/loss"] <= end), None
-        )
-        when = "never" if at is None else f"after {at:.0%} of its training"
-        sentences.append(f"{name} reached the {end:.3f} where {other} ends {when}.")
-    return " ".join(sentences)

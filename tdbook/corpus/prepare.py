@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tdbook.corpus import text, token_files, tokenizer, tokenizer_files, writer
+from tdbook.corpus import text, token_files, tokenizer_files, writer
 from tdbook.runs.parameters import texts
 from tdlib import data
 from tdlib.model import Llama
@@ -29,13 +29,7 @@ def prepare(
     return _write(p, folder, given, teacher, account or text.Account())
 
 
-def _write(
-    p: dict,
-    folder: Path,
-    given: tokenizer.Tokenizer | None,
-    teacher: Llama | None,
-    account: text.Account,
-) -> str:
+def _write(p: dict, folder: Path, given, teacher: Llama | None, account: text.Account) -> str:
     """Tokens of a text, which is read, or written where none is given."""
     cut = cut_spare_rows(teacher, given.size) if given and teacher else ""
     if given:
@@ -87,7 +81,7 @@ def rare_lines(
     return lines
 
 
-def _link(p: dict, folder: Path, given: tokenizer.Tokenizer | None, teacher: Llama | None) -> str:
+def _link(p: dict, folder: Path, given, teacher: Llama | None) -> str:
     """Token files made elsewhere, as they are."""
     source, context = Path(p["tokens"]), p["context"]
     theirs = token_files.open_tokens(source, context)
@@ -105,20 +99,11 @@ def _link(p: dict, folder: Path, given: tokenizer.Tokenizer | None, teacher: Lla
     how["vocab_size"] = teacher.config.vocab_size if teacher else 0
     token_files.link_tokens(source, folder, **how)
     tokens = token_files.open_tokens(folder)
-    block, pieces = meta.get("block_size", context), tokens.tokenizer
-    spare = pieces.size - tokens.vocab_size
-    words = [
-        f"Token files used as they are: `{p['tokens']}`, nothing copied. {_sizes(tokens)} "
-        f"Tokenizer: {pieces.kind}, {pieces.size:,} pieces.",
-        f"Their block_size of {block:,} is not used, `context` is." if block != context else "",
-        masks,
-        f"The teacher's vocabulary is {tokens.vocab_size:,}: the tokenizer's last {spare:,} pieces "
-        "occur nowhere in the tokens."
-        if spare > 0
-        else "",
-        cut,
-    ]
-    return " ".join(filter(None, words))
+    source = f"Token files used as they are: `{p['tokens']}`, nothing copied."
+    pieces = f"Tokenizer: {tokens.tokenizer.kind}, {tokens.tokenizer.size:,} pieces."
+    if (spare := tokens.tokenizer.size - tokens.vocab_size) > 0:
+        pieces += f" The last {spare:,} of them occur nowhere in the tokens."
+    return " ".join(filter(None, [source, _sizes(tokens), pieces, masks, cut]))
 
 
 def _sizes(tokens: data.Tokens) -> str:
@@ -142,11 +127,11 @@ def masks_in_words(tokens: data.Tokens) -> str:
         windows = getattr(tokens, split)
         if windows is None or windows.mask is None:
             continue
-        known, n = int(windows.known_N.sum()), len(windows)
+        known = int(windows.known_N.sum())
         if not known and split != "confirm":
             raise ValueError(
                 f"{tokens.folder / f'{split}.mask.bin'} masks every target (0 where a token is "
                 "none): correct it, or take it away"
             )
-        counts.append(f"{n - known:,} of {n:,} windows of {split}")
+        counts.append(f"{len(windows) - known:,} of {len(windows):,} windows of {split}")
     return f"Masked whole, without a target, and in no mean: {', '.join(counts)}." if counts else ""
