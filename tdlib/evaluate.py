@@ -75,7 +75,7 @@ def evaluate(
     *,
     fixed: int = 640,
     device: str = "cpu",
-    progress: Callable[[int, int, str], None] = lambda done, all, message: None,
+    progress: hard_set.Progress = lambda done, all, message: None,
 ) -> Evaluation:
     """Loss on every window; on `fixed` ones calibration and, with a teacher, KL and agreement."""
     rows_M = fixed_rows(windows, fixed)
@@ -105,7 +105,7 @@ def record(
     *,
     fixed: int = 640,
     device: str = "cpu",
-    progress: Callable[[int, int, str], None] = lambda done, all, message: None,
+    progress: hard_set.Progress = lambda done, all, message: None,
 ) -> dict[str, float]:
     """Evaluate on the validation split, leave the arrays in `folder`, return the row of metrics."""
     found = evaluate(model, tokens.val, teacher, fixed=fixed, device=device, progress=progress)

@@ -484,7 +484,7 @@ PLACES = {
     "test_what_another_left_at_a_place_of_a_run_is_refused_by_name": """
         students.Log.record adapters.weighed running.Run.figure running.Run.table running.Run.finish
         running.Run._begin_anew heartbeat.write_state
-        execute._settled execute._write_notebooks_whole run_pages._write choice.keep hard_set.new_scores
+        execute._settled execute._write_notebooks_whole run_pages._write hard_set.keep hard_set.new_scores
         evaluate.Evaluation.save""",
     "test_a_website_is_no_run_folder": "run_pages._write_index",
     "test_of_a_runs_checkpoints_only_its_own_go": """running.clear_checkpoint checkpoint.save
@@ -508,7 +508,7 @@ PLACES = {
     "it adds to the end": "hooks._main devices._locked",
     "a hidden name of the book's own": """scheduler.make scheduler._snakemake scheduler._command_of
         execute.execute sessions.session cluster.options ownership.claim hashes._remember""",
-    "a broken record is renamed to .broken, never removed": "files.set_aside",
+    "a broken record is renamed to .broken, never removed": "disk.set_aside",
     "a name that holds the second when the run began": "running.Run._keep_the_old",
     "this process's own entry in /proc": "doctor.step",
     "no file: what it calls `write` makes text": "speed.measure",

@@ -11,6 +11,7 @@ import torch
 from tdbook.analysis import features
 from tdbook.book import reality, selection, students
 from tdbook.corpus import token_files
+from tdbook.report import words
 from tdbook.runs import hashes, parameters
 from tdbook.runs.running import start
 from tdbook.workflow import workload
@@ -259,16 +260,16 @@ def test_a_share_is_of_what_was_scored_and_is_not_junk():
     junk_N[np.isnan(difficulty_N)] *= rng.integers(0, 2, np.isnan(difficulty_N).sum(), np.uint8)
     p = {"share": 0.2, "threshold": None, "leave_out_junk": True, "clip": 0.05, "easy_share": 0.5,
          "token_share": 0.3, "seed": 3, "base": "50m"}  # fmt: skip
-    chosen = hard_set.made(difficulty_N, p, junk_N)
+    chosen = hard_set.choose(difficulty_N, hard_set.Rule.of(p), junk_N)
     left = np.isfinite(difficulty_N) & (junk_N == 0)
     hard_N = hard_set.hard(chosen, difficulty_N)
     assert hard_N.sum() == pytest.approx(0.2 * left.sum(), abs=1)
     ordered = np.flatnonzero(left)[np.argsort(-difficulty_N[left])][round(0.05 * left.sum()) :]
     assert set(np.flatnonzero(hard_N)) == set(ordered[: hard_N.sum()])
     assert chosen.easy == round(0.5 * hard_N.sum()) and chosen.token_share == 0.3
-    said = hard_set.in_words(chosen, p)
+    said = words.choice(chosen, p["base"])
     assert f"{chosen.easy:,} easy ones" in said and "without junk" in said and "30%" in said
-    plain = hard_set.made(difficulty_N, {"share": 0.2})
+    plain = hard_set.choose(difficulty_N, hard_set.Rule(share=0.2))
     assert len(plain.windows_K) == pytest.approx(0.2 * np.isfinite(difficulty_N).sum(), abs=1)
 
 

@@ -12,13 +12,21 @@ from tdlib.model import Llama
 
 
 def windows_replayed(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> np.ndarray:
-    """Numbers of the windows that 03 trains on, by its parameter `windows`. Those without a target
-    are never drawn: nothing is learnt from them."""
-    p, known, difficulty_N = this.parameters, np.flatnonzero(tokens.train.known_N), None
-    if p["windows"] == "easiest":
-        difficulty_N = hard_set.load_scores(this.path("scores", p["scores"])).difficulty_N
-    rows = hard_set.replayed(chosen, p["windows"], len(known), p["seed"], difficulty_N)
-    return known[rows] if p["windows"] in ("random", "all") else rows
+    """Numbers of the windows that 03 trains on: "hard", the chosen ones; as many "random" or
+    "easiest" ones; or "all". Of those without a target nothing is learnt."""
+    p, k, known = this.parameters, len(chosen.windows_K), np.flatnonzero(tokens.train.known_N)
+    match p["windows"]:
+        case "hard":
+            return chosen.windows_K
+        case "random":
+            drawn = np.random.default_rng(p["seed"]).choice(len(known), k, replace=False)
+            return known[np.sort(drawn)]
+        case "all":
+            return known
+    difficulty_N = hard_set.load_scores(this.path("scores", p["scores"])).difficulty_N
+    if np.isfinite(difficulty_N).sum() < k:
+        raise ValueError(f"windows 'easiest' needs {k:,} windows that were scored")
+    return np.sort(np.argsort(difficulty_N, kind="stable")[:k])  # NaN comes last
 
 
 def weighed(

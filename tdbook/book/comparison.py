@@ -107,7 +107,7 @@ def hard_windows(losses: dict, picked_by: str, teacher: str, share: float) -> np
     """Which validation windows are hard, (N,) bool: where `picked_by` fell furthest behind, the
     share of those that have a target."""
     difficulty_N = losses[picked_by] - losses[teacher]  # NaN, masked whole, is never hard
-    return difficulty_N >= hard_set.made(difficulty_N, {"share": share}).threshold
+    return difficulty_N >= hard_set.choose(difficulty_N, hard_set.Rule(share=share)).threshold
 
 
 def side_by_side(

@@ -24,10 +24,10 @@ from tdbook.book import common, comparison
 from tdbook.export import inference
 from tdbook.report import plots, tables
 from tdbook.runs import hashes
+from tdbook.runs.estimates import Q4_LIMIT, of_plan
 from tdbook.runs.running import Run
 from tdlib import data, evaluate, hard_set, lora
 from tdlib.model import Llama
-from tdlib.shapes import Q4_LIMIT, of_plan
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
 # kinds of token that the plan says are kept (the lag is smaller there than elsewhere) or lost

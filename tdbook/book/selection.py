@@ -17,14 +17,20 @@ def score(
     path: Path, net: Llama, teacher, windows: data.Windows, device: str, progress, limit: int = 0
 ) -> dict:
     """Scores the training windows with both models into `path`: all, or, spread evenly, those of
-    some `limit` tokens. Returns `hard_set.in_short`, and the share of the windows scored."""
+    some `limit` tokens. Returns the number of windows, the share that was scored, their mean
+    difficulty, and on which share of them the student is better than its teacher."""
     count = min(limit // windows.context or len(windows), len(windows))
     rows = evaluate.fixed_rows(windows, count) if count < len(windows) else np.arange(len(windows))
     how = dict(rows=rows, device=device, progress=progress)
     with hard_set.new_scores(path, len(windows)) as loss_2N:
         scores = hard_set.score(net, teacher, windows, into=loss_2N, **how)
         masked = int((~windows.known_N[rows]).sum())
-        short = hard_set.in_short(scores) | {"scored": count / len(windows)}
+        known = scores.difficulty_N[~np.isnan(scores.difficulty_N)]
+        if not len(known):
+            raise ValueError("no training window was scored that has a target: raise token_limit")
+        mean, better = known.mean(dtype=np.float64), (known < 0).mean()
+        short = {"windows": len(windows), "mean": float(mean), "student_better": float(better)}
+        short["scored"] = count / len(windows)
         return short | ({"masked": masked} if masked else {})
 
 
@@ -60,7 +66,7 @@ def chosen_for_03(this: Run) -> tuple[hard_set.HardSet, str]:
         path = this.path(p["hard_set"])
         return hard_set.load(path), words_of(path)
     scores = hard_set.load_scores(this.path("scores", p["scores"]))
-    chosen = hard_set.made(scores.difficulty_N, {"share": p["share"]})
+    chosen = hard_set.choose(scores.difficulty_N, hard_set.Rule(share=p["share"]))
     return chosen, (
         f"the hardest {chosen.share:.1%} by `share`, {chosen.threshold:.4f} nats and more; what 02 "
         "chose is not used"

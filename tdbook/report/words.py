@@ -16,6 +16,19 @@ def loaded(path: str, teacher: Llama) -> str:
     return words + f" The last {cut:,} rows of its embedding were zeros and are cut." * (cut > 0)
 
 
+def trial(trial: dict) -> str:
+    """What `teacher.check` measured."""
+    loss, entropy = trial["loss"], trial["entropy"]
+    words = f"On {trial['windows']} validation windows its loss is {loss:.3f}; with RoPE's other "
+    words += f"order it would be {trial['loss_other_rope']:.3f}, so the order is right."
+    if loss < entropy:
+        return words
+    return (
+        f"{words} **⚠ The frequencies of the tokens alone give {entropy:.3f}: either the tokens "
+        "are not from this teacher's tokenizer, or it has hardly been trained.**"
+    )
+
+
 def curves(logs: dict[str, list[dict]]) -> str:
     """Whether the last part of each curve still fell; of two, when the second one came to where the
     first one ends."""
@@ -56,9 +69,21 @@ def difficulty(base: str, short: dict) -> str:
     return f"{counts}. Its mean gap of {short['mean']:+.3f} nats measures what it lacks."
 
 
+def choice(chosen: hard_set.HardSet, base: str) -> str:
+    """What was chosen, for hard_set.json: of the hardest, what was left out and what joined."""
+    k, rule = len(chosen.windows_K), chosen.rule
+    share = chosen.share * (k - chosen.easy) / max(1, k)
+    words = f"the hardest {share:.1%} of {base}'s windows, {chosen.threshold:.4f} nats and more"
+    words += f", less the very hardest {rule.clip:.1%}" if rule.clip else ""
+    words += ", without junk" if rule.leave_out_junk else ""
+    words += f", and {chosen.easy:,} easy ones" if chosen.easy else ""
+    tokens = f"; of each the hardest {rule.token_share:.0%} of its tokens"
+    return words + (tokens if rule.token_share < 1 else "")
+
+
 def hard_windows(base: str, short: dict, chosen: hard_set.HardSet, difficulty_N: np.ndarray) -> str:
     """How much of what was lost the hard set holds."""
-    hard_N, lost_N = hard_set.hard(chosen, difficulty_N), hard_set.lost(difficulty_N)
+    hard_N, lost_N = hard_set.hard(chosen, difficulty_N), np.fmax(difficulty_N, 0, dtype=np.float64)
     held = lost_N[hard_N].sum() / (lost_N.sum() or 1)
     share, better = hard_N.sum() / max(1, np.isfinite(difficulty_N).sum()), short["student_better"]
     warning = f"{base} is BETTER than its teacher on {better:.0%} of windows. "

@@ -38,6 +38,7 @@ from tdlib import checkpoint, data, lora, train
 from tdlib.files import AWAY, MARK, write_whole
 from tdlib.files import write_whole as write
 from tdlib.model import Llama, LlamaConfig
+from tdlib.targets import Targets, as_targets
 from tdlib.team import Team
 
 ROOT = Path(__file__).parents[2]
@@ -54,14 +55,13 @@ def fit(
     *,
     processes: int,
     folder: Path,
-    teacher: Llama | cache.Cache | None = None,
+    teacher: Llama | Targets | None = None,
     rows: np.ndarray | None = None,
     device: str = "cpu",
     evaluate: Callable[[data.Tokens, str], Callable[[Llama], dict]] | None = None,
     evaluations: int = 8,
     record: Callable[[dict], None] = lambda row: None,
     progress: Callable[[int, int, str], None] = lambda step, steps, message: None,
-    resume: bool = True,
 ) -> list[dict]:
     """`train.fit` on tokens.train in so many processes; the weights are the same but for rounding.
     `evaluate` makes there what train.fit takes under that name: a function at the top of a module.
@@ -79,7 +79,7 @@ def fit(
     shutil.rmtree(job, ignore_errors=True)  # of a process that was killed
     job.mkdir(parents=True)
     (job / MARK).touch()
-    rest = {"evaluations": evaluations, "resume": resume, "folder": str(job.parent)}
+    rest = {"evaluations": evaluations, "folder": str(job.parent)}
     rest["evaluate"] = [evaluate.__module__, evaluate.__name__] if evaluate else None
     rest["device"] = "cuda" if "cuda" in device else "cpu"
     try:
@@ -99,10 +99,11 @@ def _write(job: Path, student: Llama, tokens: data.Tokens, recipe, teacher, rows
     content |= {"tokens": str(tokens.folder.resolve()), "context": tokens.context}
     content["student"] = _pack(student, job / "student.weights")
     if recipe.ce_weight < 1:
-        if hasattr(teacher, "draws"):
-            known = {name: teacher.key[name] for name in ("temperature", "draws", "seed")}
-            content["cache"] = known | {"folder": str(teacher.folder.resolve())}
-            teacher = teacher.hidden.__self__  # whose targets it keeps
+        source = as_targets(teacher)
+        if isinstance(source, cache.Cache):
+            known = {name: source.key[name] for name in ("temperature", "draws", "seed")}
+            content["cache"] = known | {"folder": str(source.folder.resolve())}
+        teacher = source.teacher
         if not isinstance(teacher, Llama):
             raise ValueError(f"ce_weight {recipe.ce_weight} below 1 needs a teacher, and several "
                              f"processes a Llama or its cache, not {teacher!r}")  # fmt: skip
@@ -165,7 +166,7 @@ def _run(job: Path, processes: int, record: Callable, progress: Callable) -> lis
             child.wait()
         if signals.caught:
             shutil.rmtree(job, ignore_errors=True)  # the process may end here
-            signals.obey(f"the {processes} processes have ended")
+            signals.reraise(f"the {processes} processes have ended")
     if log is None:  # told last of all, so that gloo may abort while it closes
         raise RuntimeError(_why(job, processes, child.returncode))
     return log
@@ -292,13 +293,13 @@ def _train(job: Path, given: dict, team: Team) -> None:
         rows = np.load(job / "rows.npy") if (job / "rows.npy").is_file() else None
         log = train.fit(
             student, tokens.train, recipe, teacher=teacher, rows=rows, device=device, team=team,
-            folder=Path(given["folder"]), resume=given["resume"],
+            folder=Path(given["folder"]),
             evaluations=given["evaluations"], **more,
         )  # fmt: skip
     if tell:
         trained = {n: w.detach().cpu() for n, w in student.named_parameters() if w.requires_grad}
         write_whole(job / "trained.weights", safetensors.torch.save(trained))
-    team.any(True)  # no process leaves before worker 0, which had more to do
+    team.any_rank(True)  # no process leaves before worker 0, which had more to do
     if tell:
         tell("log", log)  # nothing is left to do in any of them
     dist.destroy_process_group()
