@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tdbook.book import selection
+from tdbook.report import words
 from tdlib import hard_set
 from tdlib.data import Windows
 
@@ -270,7 +271,7 @@ def test_02_says_how_many_windows_it_could_not_score(models, tmp_path):
     difficulty_N = hard_set.load_scores(tmp_path / "a.npy").difficulty_N
     assert short["mean"] == pytest.approx(np.nanmean(difficulty_N), rel=1e-6)
     assert short["student_better"] == pytest.approx((difficulty_N < 0).sum() / 17)
-    said = selection.does_difficulty_mean_anything("50m", short)
+    said = words.difficulty("50m", short)
     assert "of 20 windows but for 3, which have no target" in said
     mask[:] = 0
     with pytest.raises(ValueError, match="no training window was scored that has a target"):

@@ -10,8 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from tdbook.book import opening
-from tdbook.corpus import text, token_files, writer
+from tdbook.corpus import prepare, text, token_files, writer
 from tdlib import data, hard_set, train
 from tdlib.model import Llama, LlamaConfig
 
@@ -22,7 +21,7 @@ OFTEN = (2, 6)  # every fourth sentence is rare; in ordinary text it is one in 6
 
 def written(folder, characters, seed, tokenizer, **often) -> data.Tokens:
     documents, rares = writer.write(characters, seed, **often)
-    rare = opening.rare_lines(documents, rares)
+    rare = prepare.rare_lines(documents, rares)
     token_files.write_tokens(
         folder, {"train": documents, "val": documents[-2:]}, tokenizer, 24, rare
     )
@@ -37,7 +36,7 @@ def prepared(tmp_path_factory) -> data.Tokens:
         section_characters=1_500, vocab_size=700, context=32, val_share=0.2, confirm_share=0.1,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("run") / "tokens"
-    assert "Rare constructions, at known places" in opening.prepare(p, folder)
+    assert "Rare constructions, at known places" in prepare.prepare(p, folder)
     return token_files.open_tokens(folder)
 
 

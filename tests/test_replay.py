@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdbook.book import replay
+from tdbook.book import adapters
 from tdlib import checkpoint, data, hard_set, losses, train
 from tdlib.hard_set import HardSet
 from tdlib.model import Llama, LlamaConfig
@@ -138,7 +138,9 @@ def test_what_is_replayed_is_as_much_as_the_hard_set_or_all_that_has_a_target(tm
     def rows(how: str, k: int = 3, seed: int = 1) -> list[int]:
         p = {"windows": how, "seed": seed, "scores": "a.npy"}
         this = SimpleNamespace(parameters=p, path=lambda *names: tmp_path / names[-1])
-        return replay.replayed(this, HardSet(np.arange(12 - k, 12), 0.1, 0.1), tokens).tolist()
+        return adapters.windows_replayed(
+            this, HardSet(np.arange(12 - k, 12), 0.1, 0.1), tokens
+        ).tolist()
 
     assert rows("hard") == [9, 10, 11] and rows("easiest") == [4, 6, 8]
     assert rows("all") == list(range(2, 12))
