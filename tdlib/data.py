@@ -96,8 +96,8 @@ class Windows:
         used; for CUDA it is pinned, and copied without waiting."""
 
         def read(rows_B: Sequence[int]) -> list[Tensor]:
-            found = (*self.batch(rows_B), *more(rows_B))
-            return [x.pin_memory() if "cuda" in device else x for x in found]
+            tensors = (*self.batch(rows_B), *more(rows_B))
+            return [x.pin_memory() if "cuda" in device else x for x in tensors]
 
         with ThreadPoolExecutor(1) as pool:
             ahead = None
@@ -243,10 +243,10 @@ def _read_documents(path: Path, split: str, size: int) -> list[dict]:
 def _check_starts(path: Path, starts: list[tuple[int, str]], size: int, remedy: str) -> None:
     """ValueError: the starts of these do not ascend from 0, or leave the tokens."""
     last = -1
-    for start, what in starts:
+    for start, name in starts:
         if not last < start < (size if last >= 0 else 1):
             where = f"after {last:,} and before {size:,}" if last >= 0 else "0"
-            raise ValueError(f"{path}: {what} begins at {start:,}, it must be {where}: {remedy}")
+            raise ValueError(f"{path}: {name} begins at {start:,}, it must be {where}: {remedy}")
         last = start
 
 

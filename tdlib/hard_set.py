@@ -88,8 +88,8 @@ def with_targets(windows: data.Windows, rows: np.ndarray) -> np.ndarray:
     """The rows; where every target of theirs is masked, as many that have one, spread evenly."""
     if windows.mask is None or windows.targets(rows) or not windows.known_N.any():
         return rows
-    known = np.flatnonzero(windows.known_N)
-    return known[np.unique(np.linspace(0, len(known) - 1, len(rows)).round().astype(int))]
+    usable = np.flatnonzero(windows.known_N)
+    return usable[np.unique(np.linspace(0, len(usable) - 1, len(rows)).round().astype(int))]
 
 
 @torch.no_grad()
@@ -158,18 +158,18 @@ def select(
         raise ValueError(f"{clip=} must be within 0 … 1 and {easy_share=} not below 0")
     in_N = np.ones(len(difficulty_N), bool) if left_out_N is None else ~left_out_N
     count, in_N = np.count_nonzero(in_N), in_N & ~np.isnan(difficulty_N)  # NaN: not scored
-    known = difficulty_N[in_N]
-    if not len(known):
+    scored = difficulty_N[in_N]
+    if not len(scored):
         raise ValueError("no window is left to choose from: none is scored, or all are left out")
-    if cut := min(round(clip * len(known)), len(known) - 1):
-        in_N &= difficulty_N <= np.partition(known, -cut - 1)[-cut - 1]
-        known = difficulty_N[in_N]
+    if cut := min(round(clip * len(scored)), len(scored) - 1):
+        in_N &= difficulty_N <= np.partition(scored, -cut - 1)[-cut - 1]
+        scored = difficulty_N[in_N]
     if threshold is None:
         if not 0 < share <= 1:
             raise ValueError(f"share {share} is not within 0 … 1")
         # the K-th hardest, and no interpolation: the threshold is a difficulty that occurs
-        k = min(max(1, round(share * count)), len(known))
-        threshold = float(np.partition(known, -k)[-k])
+        k = min(max(1, round(share * count)), len(scored))
+        threshold = float(np.partition(scored, -k)[-k])
     hard = np.flatnonzero(in_N & (difficulty_N >= threshold))
     below = np.flatnonzero(in_N & (difficulty_N < threshold))
     easy = min(round(easy_share * len(hard)), len(below))
@@ -260,10 +260,9 @@ def load(path: Path) -> HardSet:
         content = json.loads(path.read_text(encoding="utf8"))
         windows_K = np.asarray(content["windows_K"], dtype=np.int64)
         threshold, share = float(content["threshold"]), float(content["share"])
-        known = {"threshold": threshold} | content.get("rule", {})
-        known["token_share"] = float(content.get("token_share", 1.0))
-        return HardSet(windows_K, threshold, share, int(content.get("easy", 0)), Rule.of(known))
+        rule = {"threshold": threshold} | content.get("rule", {})
+        rule["token_share"] = float(content.get("token_share", 1.0))
+        return HardSet(windows_K, threshold, share, int(content.get("easy", 0)), Rule.of(rule))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no hard set ({error!r}): run 02_hard_set again after deleting it"
-        ) from None
+        fault = f"{path} is no hard set ({error!r})"
+        raise ValueError(f"{fault}: run 02_hard_set again after deleting it") from None

@@ -111,10 +111,10 @@ def save(model: Llama, folder: str | Path, base: str = "") -> None:
     folder, parts = Path(folder), adapters(model)
     if not parts:
         raise ValueError("nothing to save: the model has no adapters")
-    one = next(iter(parts.values()))
-    rank = one.lora_A.shape[0]
+    first = next(iter(parts.values()))
+    rank = first.lora_A.shape[0]
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
-    config |= {"r": rank, "lora_alpha": one.scale * rank, "lora_dropout": 0.0, "bias": "none"}
+    config |= {"r": rank, "lora_alpha": first.scale * rank, "lora_dropout": 0.0, "bias": "none"}
     config |= {"inference_mode": True, "target_modules": sorted({n.split(".")[-1] for n in parts})}
     tensors = {}
     for part, linear in parts.items():

@@ -198,9 +198,9 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale, _):
-        one = not scale.is_cuda and float(scale) == 1  # then no copy; looking would make CUDA wait
+        whole = not scale.is_cuda and float(scale) == 1  # no copy; looking makes CUDA wait
         gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        scaled = (None if d is None else (d if one else d * scale).to(t) for d, t in gradients)
+        scaled = (None if d is None else (d if whole else d * scale).to(t) for d, t in gradients)
         return *scaled, *[None] * 7
 
 
@@ -260,7 +260,7 @@ def _softmax(s_NV: Tensor) -> tuple[Tensor, Tensor]:
     return p_NV, s_NV.amax(-1, keepdim=True) - p_NV.amax(-1, keepdim=True).log()
 
 
-def _add(gradient_NV: Tensor, ids_NK: Tensor, what_NK: Tensor) -> None:
+def _add(gradient_NV: Tensor, ids_NK: Tensor, values_NK: Tensor) -> None:
     """gradient[n, ids[n, k]] += what[n, k], as one long row: only that is deterministic on CUDA."""
     first_N1 = torch.arange(len(ids_NK), device=ids_NK.device)[:, None] * gradient_NV.shape[1]
-    gradient_NV.view(-1).scatter_add_(0, (first_N1 + ids_NK).flatten(), what_NK.flatten())
+    gradient_NV.view(-1).scatter_add_(0, (first_N1 + ids_NK).flatten(), values_NK.flatten())

@@ -261,9 +261,9 @@ def odd_generation(folder: Path, config: LlamaConfig) -> str:
 
 def weight_files(folder: Path) -> list[Path]:
     """As transformers chooses them: model.safetensors, or else what the index names."""
-    one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if one.is_file():
-        return [one]
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
     if not index.is_file():
         fault = f"{folder} holds no .safetensors by the name of model"
         raise FileNotFoundError(f"{fault}: save the model in that format")
