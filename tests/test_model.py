@@ -90,10 +90,9 @@ def test_gradients_are_those_of_transformers():
         near(weight.grad, wanted[name].grad)
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2])
 @torch.no_grad()
-def test_a_later_token_never_changes_an_earlier_logit(kv_heads):
-    model, ids = tiny(kv_heads=kv_heads), some_ids(batch=1)
+def test_a_later_token_never_changes_an_earlier_logit():
+    model, ids = tiny(kv_heads=2), some_ids(batch=1)
     before = model(ids)
     for position in (1, 40, CONTEXT - 1):
         other = ids.clone()
@@ -215,23 +214,15 @@ def test_we_load_the_shards_of_transformers(tmp_path):
 
 
 @torch.no_grad()
-def test_half_precision_files_are_loaded_in_float32(tmp_path):
-    theirs, ids = twin(tiny()).bfloat16(), some_ids()
-    theirs.save_pretrained(tmp_path)
-    model = Llama.load(tmp_path)
-    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-    # loaded anew: .bfloat16() also rounded the frequencies of its RoPE
-    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    near(model(ids), theirs(ids).logits)
-
-
-@torch.no_grad()
-def test_a_model_in_bfloat16_is_saved_as_such(tmp_path):
-    model = tiny().bfloat16()
-    model.save(tmp_path / "model")
+def test_half_precision_is_saved_as_such_and_loaded_in_float32(tmp_path):
+    tiny().bfloat16().save(tmp_path / "model")
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "model")
     assert theirs.dtype == torch.bfloat16
-    assert torch.equal(theirs.model.embed_tokens.weight, model.embed_tokens.weight)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, ids = Llama.load(tmp_path / "theirs"), some_ids()
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    near(model(ids), theirs(ids).logits)
 
 
 def test_a_tied_head_is_stored_once_and_given_files_are_copied(tmp_path):

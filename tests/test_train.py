@@ -140,8 +140,10 @@ def hugging_face(model, folder) -> transformers.LlamaForCausalLM:
     return theirs
 
 
-@pytest.mark.parametrize("ce_weight, temperature", [(0.5, 2.0), (1.0, 2.0), (0.0, 1.0)])
-@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize(
+    "ce_weight, temperature, mask",
+    [(0.5, 2.0, False), (0.5, 2.0, True), (1.0, 2.0, True), (0.0, 1.0, False)],
+)
 def test_steps_are_those_of_plain_torch_on_transformers(ce_weight, temperature, mask, tmp_path):
     student, teacher, windows = tiny(), wider(), some_windows(16, mask)
     start, rows = weights(student), np.array([0, 3, 4, 5, 7, 9, 10, 11, 12, 13, 14, 15])
@@ -189,17 +191,6 @@ def test_short_runs_have_a_rate_above_0_at_every_step(steps, share):
     assert all(0.1 <= rate <= 1 for rate in rates) and max(rates) == 1
 
 
-def test_the_rates_in_the_log_are_those_that_were_used():
-    """With no gradient a matrix shrinks by rate · decay, which reads the rate off the weights."""
-    student, recipe = tiny(), quick(ce_weight=1.0, weight_decay=0.3)
-    sizes = []
-    evaluate = lambda s: sizes.append(s.head.norm().item()) or {}  # noqa: E731
-    log = train.fit(student, masked(), recipe, evaluate=evaluate, evaluations=12)
-    for row, old, new in zip(log[1:], sizes[:-1], sizes[1:], strict=True):
-        assert 1 - new / old == pytest.approx(0.3 * row["train/lr"], rel=1e-3)
-        assert row["train/lr"] == train.learning_rate(row["step"] - 1, 12, recipe)
-
-
 def test_every_window_is_trained_on_once_an_epoch():
     teacher = Seen(wider())
     fit(tiny(), quick(epochs=3.0), teacher)
@@ -213,13 +204,10 @@ def test_every_window_is_trained_on_once_an_epoch():
 
 
 def test_a_part_of_an_epoch_is_the_beginning_of_the_whole_one():
-    rows = np.arange(10)
-    whole, part, half = (
-        np.concatenate(train.order(rows, quick(epochs=e), T)) for e in (2.0, 1.5, 0.5)
-    )
-    assert len(part) == 15 and len(half) == 5
-    assert list(part) == list(whole[:15]) and list(half) == list(whole[:5])
-    assert sorted(part[:10]) == list(rows) and len(set(part[10:])) == 5
+    each = (train.order(np.arange(10), quick(epochs=e), T) for e in (2.0, 1.5, 0.5))
+    whole, part, half = (np.concatenate(steps).tolist() for steps in each)
+    assert part == whole[:15] and half == whole[:5]
+    assert sorted(part[:10]) == list(range(10)) and len(set(part[10:])) == 5
 
 
 def test_the_last_batch_holds_what_is_left():
@@ -244,14 +232,11 @@ def test_a_token_limit_cuts_the_windows_and_the_schedule_ends_at_a_tenth_all_the
 
 
 def test_the_seed_alone_decides_the_order():
-    def drawn(seed):
-        return np.concatenate(train.order(np.arange(50), quick(epochs=2.0, seed=seed), T)).tolist()
-
-    first = drawn(1)
     np.random.seed(0), torch.manual_seed(0)
-    assert drawn(1) == first != drawn(2)
+    each = (train.order(np.arange(50), quick(epochs=2.0, seed=seed), T) for seed in (1, 1, 2))
+    first, again, other = (np.concatenate(steps).tolist() for steps in each)
     # seeds next to each other must not share epochs, as seed + epoch would make them
-    assert drawn(2)[:50] != first[50:]
+    assert first == again != other and other[:50] != first[50:]
 
 
 @pytest.mark.parametrize("mask", [False, True])
@@ -553,15 +538,6 @@ def test_with_adapters_the_base_stays_bit_for_bit():
         assert weight.grad is None and weight.requires_grad == ("lora_" in name), name
 
 
-def test_a_frozen_weight_among_trained_ones_stays():
-    student = tiny()
-    student.layers[0].requires_grad_(False)
-    before = weights(student)
-    fit(student, quick(ce_weight=1.0))
-    for name, weight in weights(student).items():
-        assert torch.equal(weight, before[name]) == name.startswith("layers.0."), name
-
-
 def test_anything_with_hidden_and_head_can_teach_and_never_changes():
     one, other, third, model = tiny(), tiny(), tiny(), wider()
     assert all(w.requires_grad for w in model.parameters())
@@ -582,7 +558,7 @@ def test_at_ce_weight_1_the_teacher_is_never_asked():
 
 
 @pytest.mark.parametrize(
-    "evaluations, steps", [(1, [0, 12]), (2, [0, 6, 12]), (4, [0, 3, 6, 9, 12]), (50, range(13))]
+    "evaluations, steps", [(1, [0, 12]), (4, [0, 3, 6, 9, 12]), (50, range(13))]
 )
 def test_the_student_is_evaluated_before_evenly_between_and_after(evaluations, steps):
     student, seen = tiny(), []
