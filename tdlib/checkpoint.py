@@ -94,24 +94,22 @@ class State:
     def weights(self) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in self.trained.items()}
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"usual": self.loss_ema, "skipped": self.skipped, "sums": self.meter.sums}
+
     def content(self) -> dict:
         """What a checkpoint holds."""
-        content = {name: getattr(self, name) for name in ("key", "step", "log", "skipped")}
-        content |= {
-            "usual": self.loss_ema,
-            "sums": self.meter.sums,
-            "random": torch.get_rng_state(),
-        }
-        return content | {"optimizer": self.optimizer.state_dict(), "weights": self.weights()}
+        content = {"key": self.key, "step": self.step, "log": self.log} | self.tensors()
+        content |= {"random": torch.get_rng_state(), "optimizer": self.optimizer.state_dict()}
+        return content | {"weights": self.weights()}
 
     def restore(self, content: dict) -> None:
         for name, weight in self.weights().items():
             weight.copy_(content["weights"][name])
+        for name, tensor in self.tensors().items():
+            tensor.copy_(content[name])
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.log = content["step"], content["log"]
-        tensors = {"usual": self.loss_ema, "skipped": self.skipped, "sums": self.meter.sums}
-        for name, tensor in tensors.items():
-            tensor.copy_(content[name])
         torch.set_rng_state(content["random"])
 
 
