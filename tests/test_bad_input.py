@@ -55,7 +55,7 @@ SMALL = {
 }  # fmt: skip
 A, B, C = "అమ్మ ఇంట్లో ఉంది.", "నాన్న ఊరికి వెళ్ళాడు.", "వాన కురుస్తోంది."
 BODY = "".join(f"{A}\n{B}\n\n{C} {i}\n\n" for i in range(400)).encode()
-WRITTEN = writer.write(30_000, 5)[0]
+WRITTEN = writer.write(30_000, 5)
 PROSE = "\n\n".join("\n".join(d.lines) for d in WRITTEN)
 
 

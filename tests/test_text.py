@@ -189,7 +189,7 @@ def test_what_is_missing_is_for_the_finding_above_a_thousandth():
 
 def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "_latest", None)
-    body = "\n\n".join("\n".join(d.lines) for d in writer.write(30_000, 5)[0])
+    body = "\n\n".join("\n".join(d.lines) for d in writer.write(30_000, 5))
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.txt").write_text(body, encoding="utf-8")
     (tmp_path / "texts/b.rst").write_text(body[:999], encoding="utf-8")
@@ -316,7 +316,7 @@ def test_the_village_stubs_are_one_group_and_nothing_else_is_in_it(shared):
 
 
 def test_sections_of_prose_and_written_texts_stay_apart(shared):
-    for documents in (shared("narrative_prose"), writer.write(100_000, 1)[0]):
+    for documents in (shared("narrative_prose"), writer.write(100_000, 1)):
         assert len(set(text.near_duplicates(documents))) == len(documents) > 30
 
 

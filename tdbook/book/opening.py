@@ -66,19 +66,18 @@ def prepare(
         return _linked(p, folder, given, teacher)
     cut = cut_spare_rows(teacher, given.size) if given and teacher else ""
     size = _vocabulary(p, teacher, *((given.size, f"{given.path}'s") if given else ()))
-    rares, account = [], text.Account() if account is None else account
+    account = account or text.Account()
     if p["text"]:
         documents = text.read(texts(p["text"]), account)
     else:
-        documents, rares = writer.write(p["text_characters"], p["text_seed"])
-    rare = rare_lines(documents, rares)
+        documents = writer.write(p["text_characters"], p["text_seed"])
     documents = text.section(documents, p["section_characters"])
     groups_N = text.near_duplicates(documents)
     splits = _split(p, documents, groups_N)
     lines = (line for d in splits["train"] for line in d.lines)
     with tempfile.TemporaryDirectory() as place:
         fresh = given or tokenizer_files.train(lines, p["vocab_size"], Path(place, "model"))
-        token_files.write_tokens(folder, splits, fresh, p["context"], rare, size)
+        token_files.write_tokens(folder, splits, fresh, p["context"], size)
     tokens, sources = token_files.open_tokens(folder), sorted({d.source for d in documents})
     said = [
         str(account) if p["text"] else "",
@@ -86,7 +85,6 @@ def prepare(
         f"{', '.join(sources[:12])}. Groups of near-duplicates: {len(np.unique(groups_N)):,}.",
         f"{_sizes(tokens)} Vocabulary {tokens.vocab_size:,}; {tokens.bytes_per_token():.2f} bytes "
         "a token.",
-        f"Rare constructions, at known places: {len(rares):,} sentences." if rares else "",
         cut,
     ]
     return " ".join(filter(None, said)) + token_files.loss(tokens.meta)
@@ -103,18 +101,6 @@ def _split(p: dict, documents: list[text.Document], groups_N: np.ndarray) -> dic
 def _sizes(tokens: data.Tokens) -> str:
     train, val = (f"{len(w.ids):,} tokens, {len(w):,} windows" for w in (tokens.train, tokens.val))
     return f"Training: {train} of {tokens.context}; validation: {val}."
-
-
-def rare_lines(
-    documents: list[text.Document], rares: list[writer.Rare]
-) -> dict[str, dict[str, str]]:
-    """Line with a rare construction → its sentence → its kind, as data.write_tokens takes them. By
-    line, since sections and splits move lines about and never cut one."""
-    lines = {}
-    for rare in rares:
-        line = documents[rare.document].lines[rare.line]
-        lines.setdefault(line, {})[rare.text] = rare.kind
-    return lines
 
 
 def _vocabulary(p: dict, teacher: Llama | None, most: float = math.inf, whose: str = "") -> int:
