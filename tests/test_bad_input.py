@@ -377,7 +377,7 @@ TEXT = {
     "plain.jsonl": (f'{{"text": "{A}"}}\n\n{B}'.encode(), f"line 3 is '{B}', it must be like"),
     "field.jsonl": (b'{"content": "x"}', r'line 1 is \'{"content": "x"}\', it must be like'),
     "number.jsonl": (b'{"text": 5}', r'line 1 is \'{"text": 5}\', it must be like {"text": "…"}'),
-    "null.jsonl": (b'{"text": null}', "line 1 is"),
+    "null.jsonl": (b'{"text": null}', "is empty"),
     "list.jsonl": (b'["x"]', r"line 1 is '\[\"x\"\]'"),
     "surrogate.jsonl": (b'{"text": "\\ud83d"}', "line 1 is"),
     "junk.parquet": (BODY, r"cannot be read \(Parquet magic bytes not found"),

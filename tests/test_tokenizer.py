@@ -106,9 +106,6 @@ KINDS = ("SentencePiece", "marked", "over_bytes", "spaced", "unigram", "Morfesso
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-# what all kinds have in common
-
-
 @every_kind
 def test_real_lines_come_back_as_they_were(kinds, lines, kind):
     one = kinds[kind]
@@ -119,15 +116,24 @@ def test_real_lines_come_back_as_they_were(kinds, lines, kind):
 
 
 @every_kind
-def test_eos_is_a_line_break_and_padding_is_nothing(kinds, lines, kind):
+def test_eos_is_a_line_break_padding_is_nothing_and_each_piece_has_its_id(kinds, kind):
     one = kinds[kind]
     first, second = one.encode(["తెలుగు భాష", "ఒక దేశం"])
     silent = sorted(one.silent)
     assert silent and one.eos not in silent
     ids = [*silent, *first, one.eos, *second, one.eos, *silent]
     assert one.decode(ids) == "తెలుగు భాష\nఒక దేశం\n"
-    assert one.pieces([one.eos]) == ["<eos>"]
+    assert one.pieces([one.eos]) == ["<eos>"] and one.pieces([one.eos, *second])[1][0] == "▁"
     assert one.decode([]) == "" and one.pieces([]) == []
+    assert one.begins(np.array([[first[-1], one.eos, second[0]]]))[0, 1:].all()
+    bare = one.vocabulary()
+    assert len(bare) == one.size and bare[one.eos] == "<eos>"
+    assert not [p for p in bare if p.startswith("▁") or (p.endswith("@@") and p != "@@@")]
+    assert "".join(bare[i] for i in first) == "తెలుగుభాష"
+    for ids in ([one.size], [-1]):
+        for show in (one.decode, one.pieces, lambda ids: list(one.running(iter([5, *ids])))):
+            with pytest.raises(ValueError, match=r"id -?[\d,]+ is none of the [\d,]+ pieces"):
+                show(ids)
 
 
 @every_kind
@@ -148,16 +154,18 @@ def joined(pieces: list[str]) -> str:
 
 
 @every_kind
-def test_the_pieces_of_a_line_read_as_its_text_does(kinds, lines, kind):
+def test_pieces_beginnings_of_words_and_characters_are_those_of_the_decoded_text(
+    kinds, lines, kind
+):
     one = kinds[kind]
-    for ids in one.encode([*lines[:100], "ఊరు 😀 Zürich ½"]):
+    for ids in one.encode([*lines[:12], "ఊరు 😀 Zürich ½ 2024లో"]):
         assert joined(one.pieces(ids)).replace("▁", " ") == " " + one.decode(ids)
-
-
-@every_kind
-def test_a_word_begins_where_the_decoded_text_has_a_space(kinds, lines, kind):
-    one = kinds[kind]
-    for ids in one.encode([*lines[:12], "ఊరు 😀 2024లో"]):
+        code, begins, token = one.characters(np.array([*ids, one.eos]))
+        expected = one.decode([i for i in [*ids, one.eos] if i != one.unk])
+        if kind == "Morfessor":  # between words it has no space
+            expected = "".join(expected.split(" "))
+        assert "".join(map(chr, code[begins])).removeprefix(" ") == expected.removeprefix(" ")
+        assert (np.diff(token) >= 0).all() and token[-1] == len(ids)
         text, ids = one.decode(ids), ids[:150]
         start = [len(one.decode(ids[:j])) for j in range(len(ids))]
         expected = [j == 0 or text[at : at + 1] == " " for j, at in enumerate(start)]
@@ -165,54 +173,9 @@ def test_a_word_begins_where_the_decoded_text_has_a_space(kinds, lines, kind):
 
 
 @every_kind
-def test_a_line_s_first_token_begins_a_word_and_so_does_eos(kinds, kind):
-    one = kinds[kind]
-    first, second = one.encode(["తెలుగులో", "భాషలు"])
-    ids = np.array([[first[-1], one.eos, second[0]]])
-    assert one.begins(ids)[0, 1:].tolist() == [True, True]
-    assert one.pieces(ids[0])[2].startswith("▁")
-
-
-@every_kind
-def test_the_vocabulary_has_no_marks_and_each_piece_its_id(kinds, kind):
-    one = kinds[kind]
-    bare = one.vocabulary()
-    assert len(bare) == one.size and bare[one.eos] == "<eos>"
-    assert not any(
-        piece.startswith("▁") or piece.endswith("@@") for piece in bare if piece != "@@@"
-    )
-    ids = one.encode(["తెలుగు భాష"])[0]
-    assert "".join(bare[i] for i in ids) == "తెలుగుభాష"
-
-
-@every_kind
-def test_an_id_beyond_the_vocabulary_is_told(kinds, kind):
-    for ids in ([kinds[kind].size], [-1]):
-        for show in (kinds[kind].decode, kinds[kind].pieces):
-            with pytest.raises(ValueError, match=r"id -?[\d,]+ is none of the [\d,]+ pieces"):
-                show(ids)
-
-
-@every_kind
-def test_the_characters_of_a_running_text_are_those_that_it_decodes_to(kinds, lines, kind):
-    one = kinds[kind]
-    for ids in one.encode([*lines[:20], "ఊరు 😀 Zürich ½"]):
-        code, begins, token = one.characters(np.array([*ids, one.eos]))
-        text = "".join(map(chr, code[begins]))
-        expected = one.decode([i for i in [*ids, one.eos] if i != one.unk])
-        if kind == "Morfessor":  # between words it has no space
-            expected = "".join(expected.split(" "))
-        assert text.removeprefix(" ") == expected.removeprefix(" ")
-        assert (np.diff(token) >= 0).all() and token[-1] == len(ids)
-
-
-# text as it comes
-
-
-@every_kind
 def test_running_text_is_the_decoded_text_piece_by_piece(kinds, lines, kind):
     one, rng = kinds[kind], np.random.default_rng(0)
-    for first, second in pairwise(lines[:60]):
+    for first, second in pairwise(lines[:25]):
         ids = [i for line in one.encode([first, second]) for i in (*line, one.eos)]
         prompt, new = np.split(ids, rng.integers(0, len(ids), 1))
         whole = one.decode(ids)[len(one.decode(prompt)) :]
@@ -225,11 +188,13 @@ def test_running_text_is_the_decoded_text_piece_by_piece(kinds, lines, kind):
 def test_running_text_of_ids_at_random_is_the_decoded_text_less_bytes_of_no_character(kinds, kind):
     one, rng = kinds[kind], np.random.default_rng(0)
     # of bytes that make no character Hugging Face's ByteFallback takes the good ones beside them
-    ids = [i for i, p in enumerate(one.shown_V) if kind != "marked" or not p.startswith("<0x")]
-    for _ in range(150):
+    odd = {"marked": "<0x", "Morfessor": "@"}.get(kind, "\uffff")  # "@" is a part of the mark
+    ids = [i for i, p in enumerate(one.shown_V) if odd not in p]
+    for _ in range(50):
         prompt, new = rng.choice(ids, (2, 30))
         whole = one.decode([*prompt, *new])[len(one.decode(prompt)) :]
         assert "".join(one.running(new, prompt)) == whole.replace("\ufffd", "")
+        assert "@@" not in whole or kind != "Morfessor"
 
 
 @every_kind
@@ -263,26 +228,6 @@ def test_emoji_come_whole_even_where_they_are_bytes(kinds, kind, text):
         shown = "".join(one.running(ids[:cut]))
         # Hugging Face's ByteFallback drops the whole characters beside half of one as well
         assert one.decode(ids).startswith(shown) if kind == "marked" else shown == begun
-
-
-def test_running_text_of_upstream_s_pieces_never_shows_their_mark(upstream):
-    ids, rng = np.arange(4, upstream.size), np.random.default_rng(0)
-    ids = [i for i in ids if not upstream.shown_V[i].endswith("@")]  # of which "@" itself is a part
-    for _ in range(200):
-        so_far = ""
-        for piece in upstream.running(rng.choice(ids, 40)):
-            so_far += piece
-            assert "@@" not in so_far
-
-
-def test_an_id_that_there_is_no_piece_for_is_refused_when_it_comes(kinds):
-    one = kinds["SentencePiece"]
-    running = one.running(iter([5, 300, 301, 10**6]))
-    with pytest.raises(ValueError, match="id 1,000,000 is none of the 1,200 pieces"):
-        list(running)
-
-
-# SentencePiece
 
 
 def test_sentencepiece_does_as_the_package(kinds, lines):
@@ -337,9 +282,6 @@ def test_lines_too_long_for_the_trainer_are_cut_for_it(tmp_path, monkeypatch):
     ]
     with pytest.raises(ValueError, match=r"1 lines are too long, over 3,000 bytes, and were cut"):
         tokenizer_files.train([long], 5_000, tmp_path / "f")
-
-
-# Hugging Face
 
 
 @pytest.mark.parametrize("kind", ["marked", "over_bytes", "spaced", "unigram"])
@@ -485,9 +427,8 @@ def test_merges_are_those_of_the_slow_way(upstream, table, tmp_path):
             assert one.model.merge(word) == merged_slowly(ranks, word), (merges, word)
 
 
-@pytest.mark.parametrize("letters", ["A", "AB", "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/"])
-def test_a_word_of_sixteen_thousand_characters_takes_no_time(upstream, letters):
-    word = "".join(random.Random(0).choices(letters, k=16_000))
+def test_a_word_of_sixteen_thousand_characters_takes_no_time(upstream):
+    word = "".join(random.Random(0).choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/", k=16_000))
     began = time.process_time()
     ids = upstream.encode([word])[0]
     assert time.process_time() - began < 2, "it took 30 s and more"
@@ -495,7 +436,7 @@ def test_a_word_of_sixteen_thousand_characters_takes_no_time(upstream, letters):
 
 
 def test_a_word_s_ids_never_depend_on_the_words_before(upstream, lines):
-    words = sorted({w for line in lines[:50] for w in line.split()})
+    words = sorted({w for line in lines[:15] for w in line.split()})
     words += ["international", "international@@", "కూడాకూ", "కూడాకూ@@", "zzzq@@", "zzzq"] * 2
     alone = {word: tokenizer_files.open(upstream.path).encode([word])[0] for word in words[-6:]}
     alone |= {word: upstream.encode([word])[0] for word in words[:-12]}
@@ -543,12 +484,9 @@ def test_where_a_variant_is_missing_an_inner_part_is_unknown_and_the_last_one_ba
     ]  # fmt: skip
 
 
-# Morfessor: raw text
-
-
 @pytest.fixture(scope="module")
 def segmenter(lines, tmp_path_factory) -> Path:
-    words = [run for line in lines[:120] for run in tokenizer.RUNS.findall(line)]
+    words = [run for line in lines[:40] for run in tokenizer.RUNS.findall(line)]
     words = [word for word in words if tokenizer.TELUGU.match(word)]
     model = morfessor.BaselineModel()
     model.load_data([(1, word) for word in words])
@@ -623,9 +561,6 @@ def test_without_the_package_raw_text_is_refused_with_the_command(segmenter, tmp
     with pytest.raises(ValueError, match=r"not installed: pip install morfessor$"):
         tokenizer_files.open(small(tmp_path), segmenter)
     tokenizer_files.open(small(tmp_path))
-
-
-# refusals
 
 
 def renamed(content):
@@ -736,7 +671,6 @@ MORFESSOR = {
     "an id twice": ({"token_to_id": IDS | {"a": 3}}, "the id of 'a' is 3 where 4 is next"),
     "an id that is no number": ({"token_to_id": IDS | {"a": "4"}}, "'a': '4' in its vocabulary"),
     "no <eos>": ({"special_tokens": {"<pad>": 0, "<unk>": 1, "<bos>": 2}}, "<eos> is None in spec"),
-    "two <eos>": ({"special_tokens": IDS | {"<eos>": 4}}, "<eos> is 4 in special_tokens and 3 in"),
     "no separator": ({"separator": ""}, "separator is '', it must be text such as '@@'"),
     "merges of three": (
         {"bpe_merges": [["a", "b", "c"]]},
@@ -755,17 +689,14 @@ def test_a_broken_table_of_upstream_s_gets_one_line(tmp_path, why):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "content, said",
-    [
-        (b"{\xff}", r"t.json is no JSON \(.*\): copy it again"),
-        (b"", "is not a SentencePiece .model, nor a tokenizer.json: train one, or copy"),
-    ],
-)
-def test_what_is_no_tokenizer_gets_one_line(tmp_path, content, said):
-    (tmp_path / "t.json").write_bytes(content)
-    with pytest.raises(ValueError, match=said):
-        tokenizer_files.open(tmp_path / "t.json")
+def test_what_is_no_tokenizer_gets_one_line(kinds, tmp_path):
+    half = kinds["SentencePiece"].path.read_bytes()[:9_000]
+    said = "is not a SentencePiece .model, nor a tokenizer.json: train one, or copy"
+    for content in (b"{\xff}", b"", half):
+        (tmp_path / "t.json").write_bytes(content)
+        wanted = r"t.json is no JSON \(.*\): c" if content[:1] == b"{" else said
+        with pytest.raises(ValueError, match=wanted):
+            tokenizer_files.open(tmp_path / "t.json")
 
 
 def test_a_file_that_no_tokenizer_can_be_is_refused_before_it_is_read(kinds, tmp_path):
@@ -778,13 +709,6 @@ def test_a_file_that_no_tokenizer_can_be_is_refused_before_it_is_read(kinds, tmp
             tokenizer_files.open(tmp_path / name)
     with pytest.raises(ValueError, match=said):
         tokenizer_files.open(kinds["Morfessor"].path, tmp_path / "m.bin")
-
-
-def test_a_damaged_sentencepiece_model_gets_one_line(kinds, tmp_path):
-    content = kinds["SentencePiece"].path.read_bytes()
-    (tmp_path / "t.model").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"is not a SentencePiece \.model"):
-        tokenizer_files.open(tmp_path / "t.model")
 
 
 def test_a_missing_file_is_told_and_a_segmenter_is_for_upstream_s_alone(kinds, tmp_path):

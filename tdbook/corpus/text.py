@@ -44,10 +44,10 @@ NOTES = {
     "other": f"{{}} files not read ({{}}): no {KNOWN}",
     "hidden": "{} hidden files not read ({})",
     "joined": "{} texts in which a blank line ends a paragraph ({}): larger gaps end a document",
-    "single": "{} texts of which each document is one line ({}): if a blank line ends a paragraph "
-    "there, put two between documents",
-    "gaps": "{} texts with gaps of several sizes ({}), each of which ends a document: if the "
-    "smaller ones end paragraphs, take them out",
+    "single": "{} texts of which each document is one line ({}): put two blank lines between "
+    "documents if one ends a paragraph",
+    "gaps": "{} texts with gaps of several sizes ({}), each of which ends a document: take the "
+    "smaller ones out if they end paragraphs",
 }
 ALIKE, AT_LEAST = 0.05, 10  # share and number of common four-word sequences: see near_duplicates
 HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are compared with
@@ -112,9 +112,8 @@ def read(paths: list[str | Path], account: Account | None = None) -> list[Docume
     names = Counter(_name(path)[0] for path in files.values())
     documents = []
     for path in files.values():
-        source = _name(path)[0]
-        if names[source] > 1:
-            source = f"{path.absolute().parent.name}/{source}"
+        source, parent = _name(path)[0], path.absolute().parent.name
+        source = f"{parent}/{source}" if names[source] > 1 else source
         rows = list(_documents(path, account))
         account.empty_rows += rows.count(())
         if not any(rows):
@@ -189,9 +188,9 @@ def _open(path: Path) -> BinaryIO:
 
 def _documents(path: Path, account: Account) -> Iterator[tuple[str, ...]]:
     """The lines of each document; none for a row without text."""
-    parse = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[_name(path)[1]]
     try:
         with _open(path) as file:
+            parse = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[_name(path)[1]]
             yield from parse(path, file, account)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         why = str(getattr(error, "strerror", None) or error)
@@ -208,10 +207,8 @@ def _most(path: Path) -> int:
 
 def _check_size(path: Path, size: float, most: int) -> None:
     if size > most:
-        bound = f"{most:,} characters, {LINE} a line added ({TIMES} times its size, or what fits"
-        raise ValueError(
-            f"{path} unpacks to more than {bound} the memory): unpack it yourself, in parts"
-        )
+        bound = f"{most:,} characters, {LINE} a line added ({TIMES} times its size, or the memory)"
+        raise ValueError(f"{path} unpacks to more than {bound}: unpack it yourself, in parts")
 
 
 def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
@@ -225,9 +222,8 @@ def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
                 _check_size(path, total, most)
                 fault = f"{path}: line {number}"
                 if len(line) > longest:
-                    raise ValueError(
-                        f"{fault} has more than {longest:,} characters: break it into several"
-                    )
+                    fault += f" has more than {longest:,} characters"
+                    raise ValueError(f"{fault}: break it into several")
                 if "\0" in line:
                     fault += " holds zero bytes, as UTF-16 and damaged files do"
                     raise ValueError(f"{fault}: convert it with iconv, or copy it again")
@@ -238,10 +234,9 @@ def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
 
 def _not_utf8(path: Path, most: int) -> str:
     """The fault and its remedy, by reading again: the error counts from the block it was in."""
-    with _open(path) as file:
-        content = file.read(most)
     try:
-        content.decode()
+        with _open(path) as file:
+            (content := file.read(most)).decode()
     except UnicodeDecodeError as error:
         byte = f"byte {error.start:,}"
         if error.reason == "unexpected end of data":
@@ -273,23 +268,17 @@ def _txt(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ..
 
 
 def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
-    null, filled = None, False
     for number, line in _numbered(path, file):
         if not line.strip():
             continue
-        start = line.lstrip()[:40].rstrip()
-        fault = f'{path}: line {number} is {start!r}, it must be like {{"text": "…"}}'
         try:
-            if (text := json.loads(line)["text"]) is None:
-                null, text = null or fault, ""
+            text = json.loads(line)["text"]
+            text = "" if text is None else text
             text.encode()  # it is text, without half a surrogate pair
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise ValueError(fault) from None
-        lines = _lines(text)
-        filled |= bool(lines)
-        yield lines
-    if null and not filled:
-        raise ValueError(null)
+            fault = f"{path}: line {number} is {line.lstrip()[:40].rstrip()!r}"
+            raise ValueError(f'{fault}, it must be like {{"text": "…"}}') from None
+        yield _lines(text)
 
 
 def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
