@@ -66,20 +66,13 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
     ids = {"pad": data.PAD, "unk": data.UNK, "bos": data.BOS, "eos": data.EOS}
     options = {f"{name}_id": i for name, i in ids.items()}
     options |= {f"{name}_piece": f"<{name}>" for name in ids}
+    options |= dict(model_type="bpe", vocab_size=vocab_size, byte_fallback=True, minloglevel=2)
+    options |= dict(normalization_rule_name="identity", remove_extra_whitespaces=False)
+    options |= dict(character_coverage=0.9999, max_sentence_length=LONGEST)
+    pieces = _cut(lines, cut)
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_cut(lines, cut),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            character_coverage=0.9999,
-            max_sentence_length=LONGEST,
-            minloglevel=2,
-            **options,
-        )
+        trainer = sentencepiece.SentencePieceTrainer
+        trainer.train(sentence_iterator=pieces, model_writer=model, **options)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].rpartition("] ")[2].strip() or "it is empty"
         remedy = "raise it" if "smaller" in reason else "lower it, or give more text"

@@ -159,9 +159,8 @@ def clause(scene: Scene, event: Event, form: str, who: Who) -> str:
 def subject(scene: Scene, kind: str, many: str) -> tuple[str, Who]:
     """What something happens to, "" where this sentence has had it as subject; and its verbs."""
     now, known = (scene.sentence, ""), kind in NOUNS
-    word = ""
-    if scene.seen.get(kind + ".n") != now:
-        word = phrase(scene, kind, many, "n", "", "") if known else kind
+    again = scene.seen.get(kind + ".n") == now
+    word = "" if again else phrase(scene, kind, many, "n", "", "") if known else kind
     scene.seen[kind + ".n"], gender = now, WORDS["people"].get(kind, ["n"])[0]
     plural = bare(scene, kind, many, "n") == the(scene, kind).plural if known else many == "+"
     return word, person("అది", {"n": "3q"}.get(gender, "3p") if plural else "3" + gender, "అది")
@@ -204,9 +203,8 @@ def when(scene: Scene, share: float) -> str:
     """A time that fits the tense at the start of a paragraph, later often a "then" not yet used."""
     table = WORDS["times" if not scene.sentence and share < 1 else "then"][scene.tense]
     words = [word for word in table if word not in scene.used]
-    word = ""
-    if words and scene.rng.random() < share + (not scene.sentence):
-        word = zipf(scene.rng, words)
+    due = words and scene.rng.random() < share + (not scene.sentence)
+    word = zipf(scene.rng, words) if due else ""
     scene.used.add(word)
     return word
 
@@ -279,8 +277,7 @@ def new_scene(rng: Random, subject: str, script: str, names: dict, nouns: dict) 
     once, roles = re.match("@([!~]?)(.*)", roles).groups()
     groups = [[w.replace("_", " ") for w in group.split()] for group in roles.split("|")]
     own = {key: group for key, group in zip("mfpn", groups, strict=False) if group}
-    reasons = [part for part in parts if part[0] == "?"]
-    topic = WORDS["topics"][subject] | own | {"why": reasons}
+    topic = WORDS["topics"][subject] | own | {"why": [part for part in parts if part[0] == "?"]}
     tenses = WORDS["tenses"].get(once or subject, WORDS["tenses"]["all"])
     tense = rng.choices(*zip(*tenses, strict=True))[0]
     hero = somebody(rng, topic, names, WORDS["ages"].get(subject, 0))
@@ -365,16 +362,15 @@ def paragraph(scene: Scene, due: Iterator[str]) -> Iterator[str]:
 def paragraphs(rng: Random, subject: str, due: Iterator[str]) -> Iterator[Iterator[str]]:
     """Those of one document: stories, and here and there a description or a report."""
     topic, royal = WORDS["topics"][subject], "king_" * (subject == "history")
-    names = {
-        g: list(dict.fromkeys(zipf(rng, WORDS["names"][royal + g]) for _ in range(9))) for g in "mf"
-    }
+    pools = {gender: WORDS["names"][royal + gender] for gender in "mf"}
+    names = {g: [*dict.fromkeys(zipf(rng, pool) for _ in range(9))] for g, pool in pools.items()}
     nouns = {kind: zipf(rng, NOUNS[kind]) for kind in ("village", "town")}
     scripts, talks = [], rng.sample(WORDS["talks"][subject], len(WORDS["talks"][subject]))
     for n in range(rng.randint(3, min(10, len(topic["scripts"])))):
         scripts = scripts or rng.sample(topic["scripts"], len(topic["scripts"]))
         scene = new_scene(rng, subject, scripts.pop(), names, nouns)
         if rng.random() < (0.02 if n else 0.1) * len(talks):
-            yield map(lambda slot, scene=scene: fill(scene, slot), talks.pop().splitlines())
+            yield (fill(scene, slot) for slot in talks.pop().splitlines())
         else:
             yield paragraph(scene, due)
 
@@ -386,8 +382,7 @@ def write(characters: int, seed: int) -> list[Document]:
     rng, documents, left = Random(seed), [], characters
     due = rare_kinds(rng)
     while left > 0:
-        subject = rng.choices(list(WORDS["weights"]), WORDS["weights"].values())[0]
-        lines = []
+        subject, lines = rng.choices([*WORDS["weights"]], WORDS["weights"].values())[0], []
         for texts in paragraphs(rng, subject, due):
             sentences = []
             for text in texts:
