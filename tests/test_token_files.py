@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 import warnings
@@ -11,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+import tokenizers
 import torch
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from tdbook.corpus import token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
@@ -135,15 +136,14 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
 
 
 def test_accents_that_a_hugging_face_normalizer_strips_are_told(tmp_path):
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
-    made = Tokenizer(models.BPE())
+    made = tokenizers.Tokenizer(models.BPE())
     made.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    made.train_from_iterator(["అమ్మ ఊరు"] * 9, trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<eos>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        ["అమ్మ ఊరు"] * 9, trainers.BpeTrainer(special_tokens=["<eos>"], initial_alphabet=alphabet)
+    )
     made.save(str(tmp_path / "tokenizer.json"))
     one = tokenizer_files.open(tmp_path / "tokenizer.json")
     splits = {split: [Document(("చెట్టు నది",) * 20, "a")] for split in ("train", "val")}
@@ -227,22 +227,23 @@ def test_without_a_tokenizer_a_missing_eos_id_is_asked_for(tmp_path):
         token_files.link_tokens(folder, tmp_path / "x")
 
 
-def test_one_wrong_id_among_millions_is_found_when_tokens_are_linked(tmp_path):
+def test_ids_beyond_the_vocabulary_and_many_unknown_are_refused(tmp_path):
     train = np.zeros(9_000_000, "<u4")
     train[7_654_321] = 1_000
     folder = raw(tmp_path / "elsewhere", train, np.zeros(100))
     with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
         token_files.link_tokens(folder, tmp_path / "tokens")
+    train = np.where(np.arange(1000) % 10 < 2, 1, np.arange(1000) % 50)
+    folder = raw(tmp_path / "unknown", train, np.arange(100) % 50)
+    with pytest.raises(ValueError, match=f"the tokens hold {(train == 1).mean():.0%} of this text"):
+        token_files.link_tokens(folder, tmp_path / "tokens")
 
 
 def test_a_document_that_fails_in_the_middle_leaves_no_folder(tokenizer, tmp_path):
-    def documents():
-        yield Document(("అమ్మ",), "a")
-        raise OSError("the cable was pulled")
-
     class Failing(list):
         def __iter__(self):
-            return documents()
+            yield Document(("అమ్మ",), "a")
+            raise OSError("the cable was pulled")
 
     with pytest.raises(OSError, match="cable"):
         token_files.write_tokens(tmp_path / "tokens", {"train": Failing()}, tokenizer, T)
@@ -257,24 +258,18 @@ def test_writing_again_leaves_nothing_of_the_first_time(splits, tokenizer, tmp_p
 
 
 def test_linked_tokens_are_the_same_files_and_survive_the_link(upstream, tmp_path):
-    folder = tmp_path / "run" / "tokens"
-    token_files.link_tokens(upstream, folder)
-    token_files.link_tokens(upstream, folder)
+    folder, before = tmp_path / "run" / "tokens", (upstream / "meta.json").read_bytes()
+    for _ in range(2):
+        token_files.link_tokens(upstream, folder)
     for path in upstream.iterdir():
-        assert (folder / path.name).is_symlink()
-        assert os.path.samefile(path, folder / path.name)
+        assert (folder / path.name).is_symlink() and path.samefile(folder / path.name)
     assert len(token_files.open_tokens(folder).train) == 62
-    shutil.rmtree(folder)
-    assert len(list(upstream.iterdir())) == 3
-
-
-def test_linked_tokens_take_another_context_and_the_owners_meta_json_stays(upstream, tmp_path):
-    before = (upstream / "meta.json").read_bytes()
-    token_files.link_tokens(upstream, tmp_path / "tokens", context=33)
-    tokens = token_files.open_tokens(tmp_path / "tokens")
+    token_files.link_tokens(upstream, folder, context=33)
+    tokens = token_files.open_tokens(folder)
     assert (tokens.context, len(tokens.train)) == (33, 999 // 33)
-    assert (upstream / "meta.json").read_bytes() == before
-    assert os.path.samefile(upstream / "train.bin", tmp_path / "tokens/train.bin")
+    assert (upstream / "train.bin").samefile(folder / "train.bin")
+    shutil.rmtree(folder)
+    assert len(list(upstream.iterdir())) == 3 and (upstream / "meta.json").read_bytes() == before
 
 
 def test_a_teacher_with_fewer_pieces_decides_where_no_token_is_beyond_them(tmp_path):
@@ -296,14 +291,6 @@ def test_every_id_of_a_large_file_is_looked_at_where_asked(tmp_path, monkeypatch
     token_files.link_tokens(folder, tmp_path / "tokens")
     with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
         token_files.link_tokens(folder, tmp_path / "others", every_id=True)
-
-
-def test_tokens_that_are_mostly_unknown_are_refused(tmp_path):
-    train = np.where(np.arange(1000) % 10 < 2, 1, np.arange(1000) % 50)
-    folder = raw(tmp_path / "elsewhere", train, np.arange(100) % 50)
-    share = (train == 1).mean()
-    with pytest.raises(ValueError, match=f"the tokens hold {share:.0%} of this text <unk>"):
-        token_files.link_tokens(folder, tmp_path / "tokens")
 
 
 def test_total_tokens_is_never_compared(tmp_path):

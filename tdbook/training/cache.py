@@ -161,7 +161,7 @@ class Cache:
         self.files = [os.open(file, os.O_WRONLY) for file in files]
         self.written = np.zeros(len(windows), bool)  # by this process; valid or about to be
         self.pending: list[int] = []  # written, but perhaps not on the disk yet
-        self.full, self.synced = False, time.monotonic()
+        self.read_only, self.synced = False, time.monotonic()
 
     def __str__(self) -> str:
         return f"{self.key['draws']} draws, seed {self.key['seed']}"
@@ -235,7 +235,7 @@ class Cache:
     def _write(self, rows_B: np.ndarray, content: np.ndarray) -> None:
         try:
             for row, values in zip(rows_B.tolist(), content, strict=True):
-                if self.full:
+                if self.read_only:
                     return
                 _pwrite(self.files[0], values.tobytes(), row * self.row.itemsize)
                 self.written[row] = True
@@ -247,7 +247,7 @@ class Cache:
 
     def _stop(self, error: OSError) -> None:
         """A full disk must not end hours of training."""
-        self.full = True
+        self.read_only = True
         line = f"{self.folder} takes no more rows, its teacher goes on: {error}"
         warnings.warn(line, stacklevel=2)
 
