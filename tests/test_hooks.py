@@ -175,9 +175,9 @@ def trained(
         net: Llama = tiny_llama(1, vocab=tokens.vocab_size, context=32)
         net.requires_grad_(True)
         recipe = train.recipe(this.parameters)
-        log = students.fit(this, "a", net, tokens, recipe, None)
+        log = students.Training(this, "a", tokens).fit(net, recipe)
         hooks.settle()
-        timed = ("train/tokens_per_sec", "train/peak_share", "train/peak_memory_mib")
+        timed = ("train/tokens_per_sec", "train/peak_memory_mib")
         rows = [{k: v for k, v in row.items() if k not in timed} for row in log]
         return {n: w.detach().clone() for n, w in net.named_parameters()} | {"log": rows}
     finally:

@@ -15,7 +15,7 @@ import pytest
 import zstandard
 from scipy.sparse.csgraph import connected_components
 
-from tdbook.book import opening
+from tdbook.book import students
 from tdbook.corpus import text, writer
 from tdbook.corpus.text import Document
 from tdbook.runs import hashes, running
@@ -189,14 +189,14 @@ def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, mon
     given = small | {"text": str(tmp_path / "texts"), "out": str(tmp_path / "out")}
     this = start("00_teacher", given)
     with pytest.warns(UserWarning, match=r"1 files not read \(b.rst\)"):
-        summary, missing = opening.text_into_tokens(this, None)
+        summary, missing = students.text_into_tokens(this, None)
     kept = this._remembered["account"]
     assert kept["characters"] == len(body.replace("\n", "")) < kept["there"]
     assert f"{kept['characters']:,} of {kept['there']:,} characters; 1 files not" in summary
     assert missing == kept["missing"] != "" and missing.count("b.rst") == 0
     this.detach()
-    notebook = Path(opening.__file__).parents[2] / "notebooks/00_teacher.ipynb"
-    assert "{missing}" in notebook.read_text("utf-8")
+    notebook = Path(students.__file__).parents[2] / "notebooks/00_teacher.ipynb"
+    assert "bits per byte.{missing}" in notebook.read_text("utf-8")
 
 
 W = [f"మాట{i} {A}" for i in range(60)]

@@ -210,7 +210,7 @@ def test_each_process_keeps_the_targets_of_its_windows(place):
 ])  # fmt: skip
 def test_each_window_of_a_step_is_one_processs(windows, size, shares):
     rows = np.arange(windows) * 10
-    each = [list(Team(rank, size).micros(rows, 2)) for rank in range(size)]
+    each = [list(Team(rank, size).micro_batches(rows, 2)) for rank in range(size)]
     assert [sum(map(len, micros)) for micros in each] == shares
     assert np.concatenate([np.concatenate(micros) for micros in each]).tolist() == rows.tolist()
     assert all(len(micros) >= 1 and max(map(len, micros)) <= 2 for micros in each)

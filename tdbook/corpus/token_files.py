@@ -72,7 +72,7 @@ def write_tokens(
                     rows.append((split, start, len(ids), document.source))
                     unknown += ids.count(tokenizer.unk)
                     start, text_bytes = start + len(ids), text_bytes + kept
-            data._check_count(f"the text for {split} makes", start, context)
+            data.check_count(f"the text for {split} makes", start, context)
             meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
             meta["total_tokens"] += start
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
@@ -174,7 +174,7 @@ def _check_split(path: Path, tokens: data.Tokens, meta: dict, every_id: bool) ->
     """ValueError: no <eos> among the ids, many <unk>, or one beyond the vocabulary of `meta`."""
     tokenizer, dtype = tokens.tokenizer, tokens.train.ids.dtype
     every_id |= path.stat().st_size <= WHOLE
-    seen = data._look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
+    seen = data.look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
     if not seen["eos"]:
         remedy = "it is damaged or made otherwise; copy it, or make it again"
         if "eos_id" not in meta and not tokenizer:

@@ -35,6 +35,7 @@ from torch import Tensor
 from tdlib import data, losses
 from tdlib.files import AWAY, clear, replacing
 from tdlib.model import Llama
+from tdlib.targets import Targets
 
 FORMAT = 1  # of the files
 SYNC_S = 5.0  # seconds of work that a kill may undo
@@ -118,9 +119,11 @@ def _block_targets(g_NV: Tensor, y_N: Tensor, u_NK: Tensor, temperature: float) 
     return ids_NK, p_NV.gather(1, ids_NK).log(), loss_N
 
 
-class Cache:
-    """The teacher's targets of a training split's windows. As `teacher` of train.fit and
+class Cache(Targets):
+    """The teacher's targets of a training split's windows. As `targets` of train.fit and
     hard_set.score it takes the teacher's place, and asks it where a row is not there yet."""
+
+    loss = staticmethod(losses.sampled_distillation_loss)
 
     def __init__(
         self,
@@ -140,7 +143,7 @@ class Cache:
             fault = f"a cache is for training, these windows are those of {split}"
             raise ValueError(f"{fault}: give tokens.train")
         self.folder, self.windows = Path(folder), windows
-        self.hidden, self.head, self.config = teacher.hidden, teacher.head, teacher.config
+        self.teacher, self.hidden, self.head = teacher, teacher.hidden, teacher.head
         self.key = {
             "format": FORMAT,
             "teacher": _hash_of_teacher(teacher),
@@ -163,7 +166,8 @@ class Cache:
         self.pending: list[int] = []  # written, but perhaps not on the disk yet
         self.read_only, self.synced = False, time.monotonic()
 
-    def __str__(self) -> str:
+    @property
+    def sampling(self) -> str:
         return f"{self.key['draws']} draws, seed {self.key['seed']}"
 
     def __enter__(self) -> "Cache":
@@ -220,6 +224,10 @@ class Cache:
         content[there_B] = self.rows[rows_B[there_B]]
         self._write(rows_B[~there_B], content[~there_B])
         return tuple(x.to(device) for x in self._tensors(content))
+
+    def arguments(self, rows_B, ids_BT, targets_BT, stored) -> dict[str, Tensor]:
+        ids_NK, probs_NK = stored or self.draws(rows_B, ids_BT, targets_BT)
+        return dict(teacher_ids_NK=ids_NK, teacher_probs_NK=probs_NK)
 
     def sync(self) -> None:
         """The disk has the rows; only then is it told that they count."""

@@ -37,6 +37,7 @@ from tdbook.training import cache
 from tdlib import checkpoint, data, lora, train
 from tdlib.files import AWAY, MARK, write_whole
 from tdlib.model import Llama, LlamaConfig
+from tdlib.targets import Targets, as_targets
 from tdlib.team import Team
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +54,7 @@ def fit(
     *,
     processes: int,
     folder: Path,
-    teacher: Llama | cache.Cache | None = None,
+    teacher: Llama | Targets | None = None,
     rows: np.ndarray | None = None,
     device: str = "cpu",
     evaluate: Callable[[data.Tokens, str], Callable[[Llama], dict]] | None = None,
@@ -95,10 +96,11 @@ def _write(job: Path, student: Llama, tokens: data.Tokens, recipe, teacher, rows
     content |= {"tokens": str(tokens.folder.resolve()), "context": tokens.context}
     content["student"] = _pack(student, job / "student.weights")
     if recipe.ce_weight < 1:
-        if hasattr(teacher, "draws"):
-            key = {name: teacher.key[name] for name in ("temperature", "draws", "seed")}
-            content["cache"] = key | {"folder": str(teacher.folder.resolve())}
-            teacher = teacher.hidden.__self__  # whose targets it keeps
+        targets = as_targets(teacher)
+        if isinstance(targets, cache.Cache):
+            key = {name: targets.key[name] for name in ("temperature", "draws", "seed")}
+            content["cache"] = key | {"folder": str(targets.folder.resolve())}
+        teacher = targets.teacher
         if not isinstance(teacher, Llama):
             fault = f"ce_weight {recipe.ce_weight} below 1 needs a teacher, and several processes"
             raise ValueError(f"{fault} a Llama or its cache, not {teacher!r}")
@@ -145,7 +147,7 @@ def _run(job: Path, processes: int, record: Callable, progress: Callable) -> lis
             child.wait()
         if signals.caught:
             shutil.rmtree(job, ignore_errors=True)  # the process may end here
-            signals.obey(f"the {processes} processes have ended")
+            signals.reraise(f"the {processes} processes have ended")
     if log is None:  # told last of all, so that gloo may abort while it closes
         raise RuntimeError(_why(job, processes, child.returncode))
     return log
@@ -286,7 +288,7 @@ def _train(job: Path, given: dict, team: Team) -> None:
     if tell:
         trained = {n: w.detach().cpu() for n, w in student.named_parameters() if w.requires_grad}
         write_whole(job / "trained.weights", safetensors.torch.save(trained))
-    team.any(True)  # no process leaves before worker 0, which had more to do
+    team.any_rank(True)  # no process leaves before worker 0, which had more to do
     if tell:
         tell("log", log)  # nothing is left to do in any of them
     dist.destroy_process_group()
