@@ -16,6 +16,7 @@ from tdbook.training import cache
 from tdlib import data, hard_set, losses, train
 from tdlib.model import Llama, LlamaConfig
 from tdlib.train import Recipe
+from tests.helpers import one_line, same, weights_of
 
 VOCAB, T, WINDOWS = 301, 12, 12
 
@@ -72,19 +73,6 @@ def fill(targets: cache.Cache, batches) -> None:
         with torch.no_grad():
             targets.draws(rows_B, *targets.windows.batch(rows_B))
     targets.sync()
-
-
-def weights(model) -> list[torch.Tensor]:
-    return [w.detach().clone() for w in model.parameters()]
-
-
-def same(a, b) -> bool:
-    return all(map(torch.equal, a, b))
-
-
-def one_line(error, *words):
-    text = str(error.value)
-    assert "\n" not in text and all(str(word) in text for word in words), text
 
 
 def some_probabilities(n, v, spread=3.0, zeros=0.0) -> torch.Tensor:
@@ -316,11 +304,11 @@ def test_windows_of_validation_and_a_training_of_something_else_are_refused(tmp_
         train.fit(tiny(), some_windows(), quick(), teacher=opened(tmp_path / "s", Seen(context=9)))
 
 
-def trained(folder, teacher=None, windows=None, **change) -> tuple[list[torch.Tensor], cache.Cache]:
+def trained(folder, teacher=None, windows=None, **change) -> tuple[dict, cache.Cache]:
     student = tiny()
     with opened(folder, teacher, windows) as targets:
         train.fit(student, targets.windows, quick(**change), teacher=targets)
-    return weights(student), targets
+    return weights_of(student), targets
 
 
 def poison(targets: cache.Cache, rows) -> None:
@@ -439,7 +427,7 @@ def test_a_full_disk_ends_the_writing_and_not_the_training(tmp_path):
             train.fit(student, targets.windows, quick(), teacher=targets)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert same(weights(student), wanted) and len(warned) == 1
+    assert same(weights_of(student), wanted) and len(warned) == 1
     assert np.flatnonzero(targets.valid).tolist() == [8]  # 11 came next, beyond the limit
     assert trained(tmp_path / "full")[1].valid.all()  # there is room again
 
@@ -480,7 +468,7 @@ def test_the_teacher_is_asked_once_for_each_window_and_then_never(tmp_path):
     assert sorted(teacher.windows) == list(range(WINDOWS))
     second, _ = trained(tmp_path, again, windows)
     assert again.windows == [] and same(first, second)
-    assert all(w.isfinite().all() for w in first)
+    assert all(w.isfinite().all() for w in first.values())
     with opened(tmp_path, again, windows) as targets:
         targets.draws = None  # every row comes with its batch, read ahead
         recipe = quick(seed=3, micro_windows=3)  # in another order, for another student
@@ -514,7 +502,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(stop, lost, tmp_path):
     if lost:
         poison(opened(tmp_path / "cache" / "stopped"), [0, 1, 5, 6])
     fit(resumed, "stopped")
-    assert same(weights(resumed), weights(straight))
+    assert same(weights_of(resumed), weights_of(straight))
 
 
 def test_no_checkpoint_is_ahead_of_the_rows_that_led_to_it(tmp_path, monkeypatch):
@@ -546,7 +534,7 @@ def test_at_ce_weight_1_a_cache_is_neither_read_nor_filled(tmp_path):
     targets.read = None  # to call it would be an error
     train.fit(one, some_windows(), quick(ce_weight=1.0), teacher=targets)
     train.fit(other, some_windows(), quick(ce_weight=1.0))
-    assert same(weights(one), weights(other))
+    assert same(weights_of(one), weights_of(other))
     assert teacher.windows == [] and not targets.written.any()
 
 

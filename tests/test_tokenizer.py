@@ -44,19 +44,12 @@ def marked(lines: list[str]) -> tokenizers.Tokenizer:
     """As Llama 2's: BPE with ▁, bytes for the rest; in training <s> begins a text."""
     made = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    made.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    made.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
     made.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 2)])
-    pieces = SPECIALS + [f"<0x{byte:02X}>" for byte in range(256)]
-    made.train_from_iterator(
-        lines, trainers.BpeTrainer(vocab_size=1200, special_tokens=pieces, show_progress=False)
-    )
+    options = dict(special_tokens=SPECIALS + [f"<0x{byte:02X}>" for byte in range(256)])
+    trainer = trainers.BpeTrainer(vocab_size=1200, show_progress=False, **options)
+    made.train_from_iterator(lines, trainer)
     return made
 
 
@@ -573,70 +566,53 @@ def no_eos(content):
     content["added_tokens"][3]["content"] = "<end>"
 
 
-def twice(content):
-    content["model"]["vocab"]["<0x01>"] = 4
-
-
 def word_piece(content):
-    content["model"] = {"type": "WordPiece", "vocab": {"<unk>": 0, "</s>": 1, "x": 2, "##y": 3}} | {
-        "unk_token": "<unk>", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9,
-    }  # fmt: skip
-    content["added_tokens"] = []
-
-
-HUGGING_FACE = {
-    "another kind of model": (word_piece, {}, "no piece with ▁ and is not over bytes"),
-    "a model that it does not know": (lambda c: c["model"].pop("vocab"), {}, "cannot be read by"),
-    "a gap": (renamed, {"tokenizer_config": {"eos_token": "<s>"}}, "'<0x00>' is 4 where 3 is next"),
-    "an id twice": (twice, {}, "the id of '<0x01>' is 4 where 5 is next"),
-    "no end": (no_eos, {}, r"has no end-of-text token \('<eos>', .* as eos_token in tokenizer_co"),
-    "another end": (
-        None,
-        {"tokenizer_config": {"eos_token": "<end>"}},
-        "has no .* token <end>: na",
-    ),
-    "a list beside": (None, {"special_tokens_map": [1]}, r"map.json must hold a JSON object, not"),
-}
+    model = {"type": "WordPiece", "vocab": {"<unk>": 0, "</s>": 1, "x": 2, "##y": 3}}
+    model |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 9}
+    content |= {"model": model | {"unk_token": "<unk>"}, "added_tokens": []}
 
 
 def lower_cased(content):
     content["normalizer"] = {"type": "Lowercase"}
 
 
-def drawn(content):
-    content["model"]["dropout"] = 0.1
-
-
 def panics(content):  # its own package has no error for it
     content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
 
 
+CHANGED = {  # what the refusal says → what was done to tokenizer.json
+    "no piece with ▁ and is not over bytes": word_piece,
+    "cannot be read by the package": lambda c: c["model"].pop("vocab"),
+    "'<0x00>' is 4 where 3 is next": renamed,
+    "the id of '<0x01>' is 4 where 5 is next": lambda c: c["model"]["vocab"].update({"<0x01>": 4}),
+    r"has no end-of-text token \('<eos>', .* as eos_token in tokenizer_co": no_eos,
+    "dropout is 0.1 in its model, it must be null": lambda c: c["model"].update(dropout=0.1),
+    "end_of_word_suffix": lambda c: c["model"].update(end_of_word_suffix="</w>"),
+    "what 'case' does is not known here": lambda c: c.update(case="low"),
+    "what 'cache' does is not known here": lambda c: c["model"].update(cache=1),
+    "cannot be read by the package tokenizers .*charsmap": panics,
+    "cannot be read by the package tokenizers": lambda c: c.update(added_tokens=5),
+}
+
+
 def unlike(**options) -> dict:
     token = {"content": "<0x01>", "special": False, "normalized": False} | options
-    return {"tokenizer_config": {"added_tokens_decoder": {"5": token}}}
+    return {"added_tokens_decoder": {"5": token}}
 
 
-HUGGING_FACE |= {
-    "a draw at each encoding": (drawn, {}, "dropout is 0.1 in its model, it must be null"),
-    "a suffix": (lambda c: c["model"].update(end_of_word_suffix="</w>"), {}, "end_of_word_suffix"),
-    "an unknown key": (lambda c: c.update(case="low"), {}, "what 'case' does is not known here"),
-    "one of its model": (lambda c: c["model"].update(cache=1), {}, "what 'cache' does is not kn"),
-    "one beside": (None, {"tokenizer_config": {"strip_accents": True}}, "what 'strip_accents' doe"),
-    "a mistral fix": (None, {"tokenizer_config": {"fix_mistral_regex": True}}, "'fix_mistral_re"),
-    "lower case": (None, {"tokenizer_config": {"do_lower_case": True}}, "do_lower_case is true"),
-    "no space": (
-        None, {"tokenizer_config": {"add_prefix_space": False}}, "add_prefix_space is false, it is"
-    ),
-    "sampling": (
-        None, {"tokenizer_config": {"sp_model_kwargs": {"enable_sampling": True}}}, "sp_model_kwar"
-    ),
-    "another added": (None, unlike(content="నమస్తే"), r"added_tokens_decoder has 'నమస్తే' \(id 5"),
-    "another id": (None, unlike(content="<s>", special=True), r"decoder has '<s>' \(id 5\) othe"),
-    "added to its right": (None, unlike(content="<s>", rstrip=True), "added_tokens_decoder has"),
-    "a panic": (panics, {}, "cannot be read by the package tokenizers .*charsmap"),
-    "a table for an object": (lambda c: c.update(added_tokens=5), {}, "cannot be read by"),
-    "a number beside": (None, {"tokenizer_config": {"added_tokens_decoder": 5}}, "cannot be read"),
-}  # fmt: skip
+CONFIGS = {  # what the refusal says → what stands in tokenizer_config.json
+    "has no .* token <end>: name": {"eos_token": "<end>"},
+    "what 'strip_accents' does": {"strip_accents": True},
+    "what 'fix_mistral_regex' does": {"fix_mistral_regex": True},
+    "do_lower_case is true": {"do_lower_case": True},
+    "add_prefix_space is false, it is": {"add_prefix_space": False},
+    "sp_model_kwargs draw": {"sp_model_kwargs": {"enable_sampling": True}},
+    r"added_tokens_decoder has 'నమస్తే' \(id 5": unlike(content="నమస్తే"),
+    r"decoder has '<s>' \(id 5\) otherwise": unlike(content="<s>", special=True),
+    "added_tokens_decoder has": unlike(content="<s>", rstrip=True),
+    "cannot be read": {"added_tokens_decoder": 5},
+    "config.json must hold a JSON object, not": [1],
+}
 
 
 def test_keys_that_change_no_ids_are_read_over_and_those_that_agree_are_fine(lines, tmp_path):
@@ -657,10 +633,12 @@ def test_keys_that_change_no_ids_are_read_over_and_those_that_agree_are_fine(lin
         assert one.encode([line])[0] == judge.encode(line, add_special_tokens=False).ids
 
 
-@pytest.mark.parametrize("why", HUGGING_FACE)
-def test_a_broken_hugging_face_tokenizer_gets_one_line(lines, tmp_path, why):
-    change, beside, said = HUGGING_FACE[why]
-    path = saved(tmp_path, lines, change or (lambda content: None), **beside)
+@pytest.mark.parametrize("said", [*CHANGED, *CONFIGS])
+def test_a_broken_hugging_face_tokenizer_gets_one_line(lines, tmp_path, said):
+    beside = {"tokenizer_config": CONFIGS[said]} if said in CONFIGS else {}
+    if said.startswith("'<0x00>'"):
+        beside = {"tokenizer_config": {"eos_token": "<s>"}}
+    path = saved(tmp_path, lines, CHANGED.get(said, lambda content: None), **beside)
     with pytest.raises(ValueError, match=said) as error:
         tokenizer_files.open(path)
     assert "\n" not in str(error.value)

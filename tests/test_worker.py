@@ -26,6 +26,7 @@ from tdlib import data, evaluate, lora, train
 from tdlib.model import Llama, LlamaConfig
 from tdlib.team import ALONE, Team
 from tdlib.train import Recipe
+from tests.helpers import distance
 
 VOCAB, T, WINDOWS = 61, 12, 24
 STARTS_S = 120  # torch is imported by four processes, on a machine that does other things too
@@ -152,12 +153,6 @@ def place(tmp_path_factory) -> Path:
 
 def read(place: Path, name: str, rank: int = 0) -> tuple[dict, list[dict]]:
     return torch.load(place / f"{name} {rank}.pt", weights_only=True)
-
-
-def distance(found: dict, wanted: dict) -> float:
-    """Of all weights together, relative."""
-    a, b = (torch.cat([w[key].flatten() for key in wanted]).double() for w in (found, wanted))
-    return ((a - b).norm() / b.norm()).item()
 
 
 def assert_the_same(found, wanted, name) -> None:
