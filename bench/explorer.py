@@ -53,7 +53,7 @@ def shown():
         "rare tokens": ([f"step {i}" for i in range(5)], r.integers(0, 5, WINDOWS).astype("u1")),
     }
     junk_N = (r.integers(1, 16, WINDOWS) * (r.random(WINDOWS) < 0.02)).astype(np.uint8)
-    documents, _ = writer.write(60_000, 1)
+    documents = writer.write(60_000, 1)
     words = " ".join(line for d in documents for line in d.lines).split()
 
     def text_of(i: int) -> str:

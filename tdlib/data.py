@@ -2,9 +2,8 @@
 
 A folder of tokens holds train.bin, val.bin (and confirm.bin where asked), raw little-endian ids,
 and meta.json, all as upstream writes and reads them; beside them documents.tsv (where each document
-starts) and the tokenizer; rare.tsv, where the text came with known rare constructions, says where
-their sentences lie. A reader may put sources.tsv there, which names the sources of train.bin: a
-line each, the number of its first token, a tab, its name. Each line of text ends in <eos>.
+starts) and the tokenizer. A reader may put sources.tsv there, which names the sources of train.bin:
+a line each, the number of its first token, a tab, its name. Each line of text ends in <eos>.
 Window i is tokens [i·T, i·T + T + 1): T inputs and their T targets, shifted by one. Windows are
 numbered once and for all, so a difficulty means the same thing in every notebook.
 Legend: B windows of a batch, T tokens of a window (the context), N windows of a split.
@@ -31,7 +30,7 @@ BLOCK = 2**18  # bytes read at once where ids are looked at
 VOCABULARY = 2**24  # pieces, at most; the largest in public have a million
 MORE = "give more text, or a shorter context"
 AGAIN = "copy the one made with these tokens again, or take it away"
-TABLES = {"documents.tsv": ("start", "tokens", "source"), "rare.tsv": ("first", "end", "kind")}
+TABLES = {"documents.tsv": ("start", "tokens", "source")}
 COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm)_(tokens|bytes)")
 
 
@@ -161,16 +160,6 @@ class Tokens:
         """Which training windows are of fold "k/n", (N,) bool: those of every n-th document."""
         k, n = map(int, part.split("/"))
         return self.documents("train")[0] % n == k - 1
-
-    def rare(self, split: str) -> dict[str, np.ndarray]:
-        """Kind of rare construction → which windows of a split hold one, (N,) bool: the middle
-        token of its sentence is among their targets. Empty where none is known."""
-        windows, holds = getattr(self, split), {}
-        for row in _read_table(self.folder / "rare.tsv", split):
-            holds_N = holds.setdefault(row["kind"], np.zeros(len(windows), bool))
-            middle = (row["first"] + row["end"]) // 2
-            holds_N[(middle - 1) // windows.context :][:1] = True  # none after the last window
-        return holds
 
 
 def open_ids(folder: Path, context: int = 0, eos: int = EOS) -> Tokens:

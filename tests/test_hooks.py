@@ -154,7 +154,7 @@ def test_without_a_hook_no_thread_is_started_and_nothing_is_waited_for(tmp_path)
 def folder(tmp_path_factory, tokenizer) -> Path:
     """A run folder with tokens and a teacher, as 00 would leave it."""
     out = tmp_path_factory.mktemp("made") / "book"
-    documents, _ = writer.write(30_000, 5)
+    documents = writer.write(30_000, 5)
     splits = {"train": documents[2:], "val": [Document(d.lines, d.source) for d in documents[:2]]}
     token_files.write_tokens(out / "tokens", splits, tokenizer, 32)
     (out / "models/teacher").mkdir(parents=True)

@@ -476,7 +476,7 @@ def test_make_clean_takes_the_books_own_environment_alone(made, tmp_path):
 PLACES = {
     "test_an_empty_folder_and_one_of_the_books_are_replaced_and_what_others_put_there_stays": """
         files.whole_folder files._put files.mark model.Llama.save lora.save token_files.write_tokens
-        token_files._write_table token_files.link_tokens""",
+        token_files.link_tokens""",
     "test_what_a_kill_leaves_is_the_old_or_the_new_folder_and_nothing_of_others_is_lost": """
         files._finish""",
     "test_temporary_names_are_no_one_elses": """files.replacing files.write_whole files._remove
@@ -492,7 +492,7 @@ PLACES = {
     "test_a_cards_place_is_its_owners": "common.write_card",
     "test_a_cache_takes_no_file_that_it_did_not_make": "cache._make",
     "test_cleaning_removes_kept_targets_alone": "ownership.clean_cache",
-    "test_a_job_of_workers_takes_no_folder_of_another": """worker.fit worker._write worker._run
+    "test_a_job_of_workers_takes_no_folder_of_another": """worker.fit worker._write worker._run worker._start
         worker._launch worker._work worker._train worker._pack worker._teller""",
     "test_features_and_losses_of_another_stay": "features.of",
     "test_a_sweep_takes_no_file_of_another_and_no_folder_in_a_links_place": """sweeps.write

@@ -144,7 +144,7 @@ def kept_targets(
     mib = cache.size(len(windows), tokens.context, draws, len(teacher.head)) / 2**20
     print(f"Targets at T {temperature:g}, {draws} a token: {mib:,.1f} MiB in {folder}")
     with cache.Cache(folder, teacher, windows, temperature=temperature, draws=draws) as kept:
-        kept.full = read_only
+        kept.read_only = read_only
         print(f"{int(kept.valid.sum()):,} of {len(windows):,} windows are there already")
         yield kept
 

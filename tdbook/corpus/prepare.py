@@ -35,10 +35,9 @@ def _write(p: dict, folder: Path, given, teacher: Llama | None, account: text.Ac
     if given:
         _check_vocabulary(p, teacher, given.size, f"{given.path}'s")
     if p["text"]:
-        documents, rares = text.read(texts(p["text"]), account), []
+        documents = text.read(texts(p["text"]), account)
     else:
-        documents, rares = writer.write(p["text_characters"], p["text_seed"])
-    rare = rare_lines(documents, rares)
+        documents = writer.write(p["text_characters"], p["text_seed"])
     documents = text.section(documents, p["section_characters"])
     groups_N = text.near_duplicates(documents)
     splits = _split(p, documents, groups_N)
@@ -46,7 +45,7 @@ def _write(p: dict, folder: Path, given, teacher: Llama | None, account: text.Ac
     with tempfile.TemporaryDirectory() as place:
         pieces = given or tokenizer_files.train(lines, p["vocab_size"], Path(place, "model"))
         size = teacher.config.vocab_size if teacher else 0
-        token_files.write_tokens(folder, splits, pieces, p["context"], rare, size)
+        token_files.write_tokens(folder, splits, pieces, p["context"], size)
     tokens, sources = token_files.open_tokens(folder), sorted({d.source for d in documents})
     words = [
         str(account) if p["text"] else "",
@@ -54,7 +53,6 @@ def _write(p: dict, folder: Path, given, teacher: Llama | None, account: text.Ac
         f"{', '.join(sources[:12])}. Groups of near-duplicates: {len(np.unique(groups_N)):,}.",
         f"{_sizes(tokens)} Vocabulary {tokens.vocab_size:,}; {tokens.bytes_per_token():.2f} bytes "
         "a token.",
-        f"Rare constructions, at known places: {len(rares):,} sentences." if rares else "",
         cut,
     ]
     return " ".join(filter(None, words)) + token_files.loss(tokens.meta)
@@ -67,18 +65,6 @@ def _split(p: dict, documents: list[text.Document], groups_N: np.ndarray) -> dic
     for document, side in zip(documents, sides, strict=True):
         splits[side].append(document)
     return splits
-
-
-def rare_lines(
-    documents: list[text.Document], rares: list[writer.Rare]
-) -> dict[str, dict[str, str]]:
-    """Line with a rare construction → its sentence → its kind, as token_files.write_tokens takes
-    them. By line, since sections and splits move lines about and never cut one."""
-    lines = {}
-    for rare in rares:
-        line = documents[rare.document].lines[rare.line]
-        lines.setdefault(line, {})[rare.text] = rare.kind
-    return lines
 
 
 def _link(p: dict, folder: Path, given, teacher: Llama | None) -> str:

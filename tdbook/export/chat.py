@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
 
-from tdbook.corpus.tokenizer import Tokenizer, _settled
+from tdbook.corpus.tokenizer import Tokenizer, settled
 from tdbook.export import gguf_file, gguf_tokenizer, llama_cpp
 from tdbook.export.gguf_tokenizer import beside as _tokenizer
 from tdlib import generate
@@ -59,7 +59,7 @@ def file(path: Path, segmenter: str) -> tuple[Continue, str]:
                 break
             ids.append(token)
             new = model.text(ids)[before:].replace("�", "")  # of half a character
-            end = max(shown, _settled(new))
+            end = max(shown, settled(new))
             yield new[shown:end]
             shown = end
         yield new[shown:]

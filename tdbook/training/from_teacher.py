@@ -74,18 +74,17 @@ def from_teacher(
 
 
 def _check(old: LlamaConfig, new: LlamaConfig) -> None:
-    for axis in SMALLER:
-        if (size := getattr(new, axis)) > (limit := getattr(old, axis)):
-            raise ValueError(f"the student's {axis} is {size:,}, the teacher's {limit:,}: a start "
-                             "from the teacher can only be smaller, set init: random")  # fmt: skip
-    if new.vocab_size != old.vocab_size:
-        raise ValueError(f"the student's vocabulary is {new.vocab_size:,}, the teacher's "
-                         f"{old.vocab_size:,}: use its tokens, or set init: random")  # fmt: skip
     share, per = old.heads // old.kv_heads, new.heads // new.kv_heads
+    fault, rule = "", "a start from the teacher has its vocabulary and is no larger"
     if old.kv_heads * (share // per) < new.kv_heads:
-        raise ValueError(f"the student has {new.kv_heads} × {per} heads that share a key, the "
-                         f"teacher {old.kv_heads} × {share}, which holds fewer such groups: set "
-                         "init: random")  # fmt: skip
+        fault = f"the student has {new.kv_heads} × {per} heads that share a key, the teacher "
+        fault += f"{old.kv_heads} × {share}, which holds fewer such groups"
+    for axis in ("vocab_size", *reversed(SMALLER)):
+        size, limit = getattr(new, axis), getattr(old, axis)
+        if size > limit or (size < limit and axis == "vocab_size"):
+            fault = f"the student's {axis} is {size:,}, the teacher's {limit:,}"
+    if fault:
+        raise ValueError(f"{fault}: {rule}, set init: random")
 
 
 def kept_layers(layers: int, keep: int) -> list[int]:
