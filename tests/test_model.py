@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-from functools import partial
 
 import pytest
 import torch
@@ -64,7 +63,8 @@ def twin(model: Llama) -> transformers.LlamaForCausalLM:
 
 # Three layers of float32 sums in another order leave about 2e-6 of the largest logit; a norm's eps
 # or a rotation gone wrong over 1e-2.
-near = partial(helpers.near, relative=1e-4)
+def near(found, wanted, relative=1e-4):
+    helpers.near(found, wanted, relative)
 
 
 @every_config

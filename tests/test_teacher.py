@@ -8,7 +8,6 @@ import math
 import re
 import zipfile
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +115,8 @@ def some_ids() -> torch.Tensor:
 
 
 # Float32 against float64: 1e-6 of the largest logit; the other order of RoPE leaves 1.
-near = partial(helpers.near, relative=1e-4)
+def near(found, wanted, relative=1e-4):
+    helpers.near(found, wanted, relative)
 
 
 def refused(path, *words, error=ValueError):
@@ -250,7 +250,7 @@ WTE, NORM = "transformer.wte.weight", "transformer.ln_f.weight"
     "change, says",
     [(lambda f: f["config"].pop("n_layer"), "its config has no n_layer"),
      (lambda f: f["config"].pop("block_size"), "its config has no block_size"),
-     (lambda f: f["config"].update(n_layer=1), r"transformer.h.1.\S+ is \(32, 32\), .* unknown"),
+     (lambda f: f["config"].update(n_layer=1), r"transformer.h.1.\S+ is \(.*, .* unknown"),
      (lambda f: f["config"].update(n_layer=3), r"transformer.h.2.\S+ is missing"),
      (lambda f: f["config"].update(n_layer=10**9), "n_layer is 1000000000"),
      (lambda f: f["config"].update(n_layer=0), "n_layer is 0"),
