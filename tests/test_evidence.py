@@ -19,7 +19,8 @@ from tdbook.analysis import claims, kept_and_lost
 from tdbook.analysis.trial import CLAIMS
 from tdbook.book import evidence, measured
 from tdbook.corpus import token_files, writer
-from tdlib import data, evaluate, lora, shapes
+from tdbook.runs import estimates
+from tdlib import data, evaluate, lora
 from tdlib.model import Llama
 from tests.test_verdict import TEACHER, distilled, replayed
 
@@ -50,7 +51,7 @@ def finish(out: Path, record: dict, *paths: str) -> None:
 def made(tmp_path_factory, tokenizer, tiny_llama) -> Path:
     """A run folder: a teacher, students with and without it, an adapter, and a sweep of two."""
     out = tmp_path_factory.mktemp("made") / "o"
-    documents, _ = writer.write(30_000, 1)
+    documents = writer.write(30_000, 1)
     splits = {"train": documents[:-8], "val": documents[-8:-4], "confirm": documents[-4:]}
     token_files.write_tokens(out / "tokens", splits, tokenizer, T)
     tokens = token_files.open_tokens(out / "tokens")
@@ -299,7 +300,7 @@ MERGED |= {"largest logit difference": "8.0e-05", "of logits up to": "0.845"}
 
 def timed(shape: str, **changed: float) -> dict:
     """At the plan's lower numbers, of every phase the quickest way, and another that is slower."""
-    plan = shapes.PLAN[shape]
+    plan = estimates.PLAN[shape]
     speed = {"raw": plan["raw"][0], "KV": 1e9, "KV + INT8": plan["phase1"][0] - 5}
     speed |= {"KV + INT8 + compile": plan["phase1"][0], "Q4_0_DEFAULT": 1.0}
     speed |= {"Q4_0": plan["phase2"][0], "Q8_0": 1e9} | changed
@@ -311,10 +312,10 @@ def timed(shape: str, **changed: float) -> dict:
 @pytest.mark.parametrize("shape", ["student-50m", "student-120m", "teacher-plan"])
 def test_the_plans_lower_number_is_reached_or_missed_in_every_phase(shape):
     found = dict(measured.speeds(shape, timed(shape)))
-    low, high = shapes.PLAN[shape]["phase2"]
+    low, high = estimates.PLAN[shape]["phase2"]
     assert len(found) == 4 and all(found.values())
     assert f"{shape}, Q4_0: {low:,.0f} tokens/s on one thread (the plan: {low:g}–{high:g})" in found
-    large = 1.2 * shapes.PLAN[shape]["megabytes"][0]
+    large = 1.2 * estimates.PLAN[shape]["megabytes"][0]
     slow = [{"raw": 0.5}, {"KV + INT8 + compile": 0.5}, {"Q4_0": 0.5}, {"megabytes": large}]
     for i, changed in enumerate(slow):
         held = [held for _, held in measured.speeds(shape, timed(shape, **changed))]

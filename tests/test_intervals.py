@@ -11,6 +11,7 @@ from bench import intervals as bench
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval, beyond, change, gap_closed, resampled_means, stretch
 from tdbook.book import comparison
+from tdbook.report import words
 
 NAN = float("nan")
 
@@ -167,7 +168,7 @@ def test_the_difference_of_two_routes_leaves_masked_windows_out_and_says_so(two)
     assert found["difference"] == pytest.approx(wanted.value, abs=1e-6)
     assert (found["low"], found["high"]) == pytest.approx(wanted[1:])
     assert found["losses"]["a"] == float(left["a"].mean())
-    assert comparison.difference_in_words("A", "B", found).endswith(
+    assert words.difference("A", "B", found).endswith(
         f"one seed; {120 - known_N.sum()} of 120 windows have no target and are left out."
     )
 

@@ -11,12 +11,13 @@ import torch
 from tdbook.analysis import features
 from tdbook.book import reality, selection, students
 from tdbook.corpus import token_files
+from tdbook.report import words
 from tdbook.runs import hashes, parameters
 from tdbook.runs.running import start
 from tdbook.workflow import workload
 from tdlib import data, hard_set, train
 from tdlib.data import Windows
-from tdlib.model import LlamaConfig
+from tdlib.model import Llama, LlamaConfig
 from tests.test_features import T, folder_of
 
 NAN = float("nan")
@@ -116,9 +117,9 @@ def test_03_repeats_what_02_counted_before_anything_else(tmp_path):
     path = tmp_path / "results/02_hard_set.json"
     path.write_text(json.dumps(record | {"remembered": {"short": short}}))
     this = SimpleNamespace(out=tmp_path, run="03_lora-hard", parameters={"base": "50m"})
-    assert "**⚠ 50m is better than its teacher on 72.0%" in selection.said_by_02(this)
+    assert "**⚠ 50m is better than its teacher on 72.0%" in selection.what_02_counted(this)
     this.parameters = {"base": "80m"}
-    assert "No record of 02" in selection.said_by_02(this)
+    assert "No record of 02" in selection.what_02_counted(this)
 
 
 @pytest.fixture
@@ -152,7 +153,10 @@ def train_on(tokens, tokenizer, tmp_path):
         given |= {"ce_weight": 1.0, "token_limit": 0, "epochs": 1.0, "device": "cpu"} | more
         this, opened = start("01_distill", given), token_files.open_tokens(tokens.folder)
         watch(opened)
-        net, _ = students.student(this, name, config, opened, train.recipe(this.parameters), None)
+        torch.manual_seed(this.parameters["seed"])
+        net, p, recipe = Llama(config), this.parameters, train.recipe(this.parameters)
+        rows = students.windows_read(opened, recipe, p["left_out"], p["distinct_tokens"])
+        students.Training(this, name, opened).fit(net, recipe, rows=rows)
         this.detach()
         size = workload.Size(700, T, len(opened.train), len(opened.val), 1, "")
         (planned,) = workload.of_run(this.parameters, size, config, {}).trainings
@@ -228,16 +232,16 @@ def test_a_share_is_of_what_was_scored_and_is_not_junk():
     junk_N = (rng.random(2000) < 0.2).astype(np.uint8) * 8
     p = dict(share=0.2, threshold=None, leave_out_junk=True, clip=0.05, easy_share=0.5)
     p |= dict(token_share=0.3, seed=3, base="50m")
-    chosen = hard_set.made(difficulty_N, p, junk_N)
+    chosen = hard_set.choose(difficulty_N, hard_set.Rule.of(p), junk_N)
     left = np.isfinite(difficulty_N) & (junk_N == 0)
     hard_N = hard_set.hard(chosen, difficulty_N)
     assert hard_N.sum() == pytest.approx(0.2 * left.sum(), abs=1)
     ordered = np.flatnonzero(left)[np.argsort(-difficulty_N[left])][round(0.05 * left.sum()) :]
     assert set(np.flatnonzero(hard_N)) == set(ordered[: hard_N.sum()])
     assert chosen.easy == round(0.5 * hard_N.sum()) and chosen.token_share == 0.3
-    said = hard_set.in_words(chosen, p)
+    said = words.choice(chosen, p["base"])
     assert f"{chosen.easy:,} easy ones" in said and "without junk" in said and "30%" in said
-    plain = hard_set.made(difficulty_N, {"share": 0.2})
+    plain = hard_set.choose(difficulty_N, hard_set.Rule(share=0.2))
     assert len(plain.windows_K) == pytest.approx(0.2 * np.isfinite(difficulty_N).sum(), abs=1)
 
 

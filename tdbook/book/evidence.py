@@ -18,7 +18,7 @@ import pandas as pd
 from tdbook.analysis import intervals, verdict
 from tdbook.analysis.claims import FAILS, HOLDS, PART, UNDECIDED, Claim, Effect, judge
 from tdbook.analysis.trial import CLAIMS, Model, Trial
-from tdbook.book import comparison, measured, opening
+from tdbook.book import common, comparison, measured
 from tdbook.report import plots
 from tdbook.runs import hashes
 from tdbook.runs.running import Run
@@ -52,7 +52,7 @@ class Losses(dict):
     def __init__(self, this: Run, tokens: data.Tokens):
         super().__init__()
         self.this, (self.split, self.windows) = this, measured.split_of(tokens)
-        self.models, self.folder = comparison.trained(this), opening.folder_of(this)
+        self.models, self.folder = comparison.trained(this), common.folder_of(this)
         p, models = this.parameters, self.models
         settings = [models[p[role]].settings for role in ("base", "scratch") if p[role] in models]
         self.whole = [p["teacher"], *(n for n, m in models.items() if m.settings in settings)]
@@ -92,7 +92,7 @@ class Losses(dict):
 
 def trial(this: Run, tokens: data.Tokens) -> Trial:
     """What all claims read: every model, its losses, and which windows are hard."""
-    p, losses, points = this.parameters, Losses(this, tokens), opening.folder_of(this).points
+    p, losses, points = this.parameters, Losses(this, tokens), common.folder_of(this).points
     hard_N = comparison.hard_windows(losses, p["picked_by"], p["teacher"], p["hard_share"])
     t = comparison.trial(this, losses, hard_N, tokens.documents(losses.split)[0], losses.models)
     odd = {name: point.varied.keys() - point.record["parameters"] for name, point in points.items()}
@@ -101,7 +101,7 @@ def trial(this: Run, tokens: data.Tokens) -> Trial:
     last = [model for model in sorted(swept, key=lambda m: m.seeds) if model.name not in bases]
     return replace(
         t,
-        development={name: opening.row_of(this, name)["loss"] for name in t.models},
+        development={name: common.row_of(this, name)["loss"] for name in t.models},
         mixed=frozenset(name for name, others in odd.items() if others),
         recipe=last[0].name if last else "",
     )
