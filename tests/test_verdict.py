@@ -354,7 +354,7 @@ def test_the_sentences_hold_the_true_gains_and_their_own_intervals(whole):
     line = next(s for s in summary(whole) if "the adapter on a random set" in s)
     number = r"([−+]\d\.\d{3}) \[([−+]\d\.\d{3}), ([−+]\d\.\d{3})\] nats"
     parts = re.match(
-        r"The adapter on the hard set \(hard-merged\) against the adapter on a random set "
+        r"Loss of the adapter on the hard set \(hard-merged\) against the adapter on a random set "
         rf"\(random-merged\): on hard text better, {number}; on easy text worse, {number}; on all "
         rf"text worse, {number}; one seed\.",
         line,
@@ -370,7 +370,7 @@ def test_the_sentences_hold_the_true_gains_and_their_own_intervals(whole):
     assert numbers[:, 0] == pytest.approx(each, abs=6e-4)
     assert verdict.headline(whole, verdict.comparisons(whole)) == line
     same = verdict.in_words(verdict.compare(whole, "x", *map(whole.models.get, ("55m", "50m"))))
-    assert same.startswith("55m against 50m: on hard text not clearly apart, ")
+    assert same.startswith("Loss of 55m against 50m: on hard text not clearly apart, ")
 
 
 def test_windows_without_a_target_change_no_word_but_the_one_that_says_so(whole):

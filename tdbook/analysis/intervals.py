@@ -23,10 +23,6 @@ class Interval(NamedTuple):
         """−1 or 1 where the whole interval lies on that side of 0, else 0."""
         return (self.low > 0) - (self.high < 0)
 
-    @property
-    def half(self) -> float:
-        return (self.high - self.low) / 2
-
     def __neg__(self) -> "Interval":
         return Interval(-self.value, -self.high, -self.low)
 

@@ -133,14 +133,14 @@ def in_words(c: Comparison) -> str:
     seeds = "one seed"
     if hard.over_seeds:
         seeds = f"over {len(hard.seeds)} seeds hard {hard.spread}, easy {easy.spread}"
-    line = f"{one} against {other}: {'; '.join(parts)}; {seeds}."
+    line = f"Loss of {one} against {other}: {'; '.join(parts)}; {seeds}."
     if odd := _also(c.one, c.other):
         line += f" They also differ in {odd}."
     if c.question == NOTHING:
         how = "clear" if c.beyond.clear else "not clearly apart from nothing"
-        line = f"What nothing at all 'gains', read in the same way: {line}"
+        line = f"What nothing at all 'gains', read in the same way. {line}"
         line += f" Its change on hard text beyond that on easy text is {how}: {c.beyond} nats."
-    return line[0].upper() + line[1:] if c.one.base else line
+    return line
 
 
 def _apart(change: Interval) -> str:
