@@ -68,7 +68,8 @@ EVERY = {
 
 def of(records: list[dict], losses: dict, hard_N: np.ndarray, points=None, **more) -> Trial:
     names = dict(base="50m", scratch="scratch", teacher="teacher", picked_by="pick", resamples=400)
-    models = trial.models(records, points or {})
+    points = {name: point(record) for name, record in (points or {}).items()}
+    models = trial.models(records, points)
     models = {name: model for name, model in models.items() if name in losses}
     return Trial(models, losses, hard_N, DOCUMENT_N, **names | more)
 
@@ -117,19 +118,10 @@ def test_students_are_found_by_parameters_not_by_names():
         distilled("75m-long", tokens=3000, shape="student-75m-small"),
     ]
     names = [name for record in records for name in record["models"]]
-    wanted = {
-        "distilled": "50m",
-        "scratch": "scratch",
-        "scratch for more epochs": "longer-a",
-        "scratch on fresh tokens": "longer-b",
-        "a stretched schedule": "x0",
-        "student-55m": "x1",
-        "student-80m": "x2",
-        "student-120m": "x3",
-        "student-75m": "75m-long",
-        "progressive": "75m",
-        "direct": "75m-direct",
-    }
+    wanted = """distilled 50m, scratch scratch, scratch for more epochs longer-a, direct 75m-direct,
+     scratch on fresh tokens longer-b, a stretched schedule x0, student-55m x1, student-80m x2,
+     student-120m x3, student-75m 75m-long, progressive 75m"""
+    wanted = dict(row.strip().rsplit(" ", 1) for row in wanted.split(","))
     t = plain(records, dict.fromkeys(names, 1.0))
     assert {role: t.first(role).name for role in wanted} == wanted
     t = plain(CORE, dict.fromkeys(names[:4], 1.0))
@@ -139,7 +131,7 @@ def test_students_are_found_by_parameters_not_by_names():
 
 def test_of_a_role_with_several_seeds_the_bases_own_is_taken_and_no_point():
     own = [distilled("a", 3, shape="student-80m"), distilled("b", shape="student-80m")]
-    points = {"0": point(distilled("0", shape="student-55m"))}
+    points = {"0": distilled("0", shape="student-55m")}
     t = plain(CORE + own, dict.fromkeys(["50m", "scratch", "a", "b", "0"], 1.0), points)
     assert t.first("student-80m").name == "b" and t.first("student-55m") is None
 
@@ -164,7 +156,6 @@ def rates() -> tuple[Trial, dict]:
     dev |= {"of-pick-merged": 4.4, "on": 4.6, "on2": 4.5}
     # on the text that judges the order is another
     means = dev | {"hard-merged": 3.0, "lr0.005": 2.0, "lr0.002": 5.9, "on": 1.0}
-    points = {name: point(record) for name, record in points.items()}
     return plain(records, means, points, mixed={"clip"}, development=dev), dev
 
 
@@ -201,9 +192,8 @@ def test_the_adapter_on_random_windows_beside_the_claims_own_is_a_control_with_i
     points |= {"s3 random": replayed("random", 3, windows="random")}
     faster = {"fast": replayed("random", windows="random", learning_rate=9e-4)}
     for more in ({}, faster):
-        rows = {name: point(record) for name, record in (points | more).items()}
         dev = dict.fromkeys([*means, "pick"], 6.0) | {"fast": 5.0}
-        t = plain([*CORE, HARD, RANDOM], means, rows, development=dev)
+        t = plain([*CORE, HARD, RANDOM], means, points | more, development=dev)
         controls = {e.what: e for e in claim("adapter", t) if e.role == "control"}
         own = controls.pop("adapter on hard − adapter on random")
         assert own.seeds == pytest.approx([(0.54 - 0.57) * MEAN, (0.51 - 0.6) * MEAN])
@@ -221,7 +211,6 @@ def grid() -> Trial:
     dev = dict.fromkeys(("teacher", "pick", "slow", "seed3", "cut", "long"), 0.0)
     dev |= {"50m": 6.0, "scratch": 7.0, "t4": 5.9, "t1": 6.2, "low": 5.8}
     means = dict.fromkeys(dev, 1.0) | {"t4": 1.2, "50m": 0.5, "low": 1.5, "t1": 0.1}
-    points = {name: point(record) for name, record in points.items()}
     return plain(records, means, points, development=dev)
 
 
@@ -251,7 +240,6 @@ def test_the_students_at_their_best_rates_stand_beside_the_claim(best, pair):
     points |= {"alone": distilled("50m", learning_rate=1e-3, ce_weight=1.0)}
     points |= {"seed3": distilled("50m", 3, learning_rate=4e-3)}
     points |= {"cut": distilled("50m", learning_rate=4e-3, init="teacher")}
-    points = {name: point(record) for name, record in points.items()}
     means = {"teacher": 0, "50m": 0.6, "scratch": 0.9, "fast": 0.5, "alone": 0.7, "seed3": 0}
     dev = dict.fromkeys([*means, "cut", "pick"], 9.0) | dict.fromkeys(best, 5.0)
     dev |= {"seed3": 0.0, "cut": 0.0, "pick": 0.0}
@@ -275,7 +263,6 @@ def seeded() -> Trial:
     for s, more in ((3, 0.03), (4, 0.06)):
         points |= {f"s{s} 50m": distilled("50m", s), f"s{s} hard": replayed("hard", s)}
         means |= {f"s{s} 50m": 0.6 + more, f"s{s} hard": 0.54 - more}
-    points = {name: point(record) for name, record in points.items()}
     dev = dict.fromkeys(means, 0.0) | {"of-pick-merged": -9.0}
     return plain(records, means, points, development=dev)
 
