@@ -81,8 +81,8 @@ def words_of(path: Path) -> str:
 def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:
     """Which hard set 03 will read, where it is not the one chosen here too."""
     if np.array_equal(hard_set.load(path).windows_K, chosen.windows_K):
-        return f"In force, for 03, chosen {words_of(path)}."
+        return f"In force, for 03: {words_of(path)}."
     return (
-        f"**In force, for 03, chosen {words_of(path)}.** The figures above show the parameters' choice: "
+        f"**In force, for 03: {words_of(path)}.** The figures above show the parameters' choice: "
         f"{len(chosen.windows_K):,} windows, {chosen.threshold:.4f} nats and more."
     )
