@@ -7,7 +7,7 @@ from tdbook.analysis import kept_and_lost as buckets
 from tdbook.book import common
 from tdbook.export import inference
 from tdbook.report import plots, tables
-from tdbook.runs import parameters, sweeps
+from tdbook.runs import sweeps
 from tdbook.runs.folder import Folder
 from tdbook.runs.running import Run
 from tdbook.workflow import cost
@@ -18,9 +18,8 @@ from tdlib.model import Llama
 def models_of(this: Run) -> list[str]:
     """Every model the folder's results name, largest first; merged models for their adapters."""
     folder = common.folder_of(this)
-    names = [name for record in folder.records.values() for name in record["models"]]
-    names = dict.fromkeys([*names, *this.models, *folder.points])
-    names = [name for name in names if name not in folder.adapters]
+    names = {name for record in folder.records.values() for name in record["models"]}
+    names = (names | this.models.keys() | folder.points.keys()) - folder.adapters.keys()
     return sorted(names, key=lambda name: (-common.row_of(this, name)["parameters"], name))
 
 
@@ -119,8 +118,11 @@ def side_by_side(
     columns = {}
     for name in names:
         net = Llama.load(this.path("models", name), this.device)
-        texts = [generate.generate(net, ids, min(new, t - 8), temperature=0.8, seed=seed + i)
-                 for i, ids in enumerate(prompts)]  # fmt: skip
+        new = min(new, t - 8)
+        texts = [
+            generate.generate(net, ids, new, temperature=0.8, seed=seed + i)
+            for i, ids in enumerate(prompts)
+        ]
         first = tokens.tokenizer.decode(prompts[0] + texts[0])
         columns[name] = {"text": first} | generate.repetition(texts)
     return columns
@@ -205,13 +207,6 @@ def _flop(folder: Folder, arm: verdict.Arm, arms: dict, tokens: data.Tokens) -> 
     before = arms.get(by or arm.base)
     rest = _flop(folder, before, arms, tokens) if before else (0.0, 0.0)
     return arm.tokens * flop + rest[0], asked + rest[1]
-
-
-def to_run(this: Run, name: str, rows: list[dict]) -> str:
-    """Commands that run a model's 4-bit file."""
-    file = next(row["file"] for row in rows if row["format"] == "Q4_0")
-    path = parameters.shown(this.path("exports", name, file))
-    return f"make chat MODEL={path}\nllama-cli -m {path} -p 'తెలుగు'   # llama.cpp's own program"
 
 
 def written(write: dict, tokens: data.Tokens, prompt: list[int], new: int) -> dict[str, str]:

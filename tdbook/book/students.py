@@ -5,8 +5,8 @@ The method is in the notebooks: the model, its first weights, its recipe and its
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,20 +56,13 @@ class Training:
         """The run is finished: whatever weights a model begins with, they are not used."""
         return self.this.current
 
-    def targets(
-        self,
-        teacher: Llama,
-        ce_weight: float,
-        temperature: float,
-        draws: int,
-        name: str = "teacher",
-    ) -> AbstractContextManager:
+    def targets(self, teacher, ce_weight: float, temperature: float, draws: int, by="teacher"):
         """Where the teacher's half of the loss comes from: nowhere at ce_weight 1; without `draws`
-        the teacher reads every batch; else so many ids a token are drawn from it once, and kept
-        under its `name`."""
+        the teacher reads every batch; else so many ids a token are drawn from it once and kept
+        under its name, `by`. To be opened by `fit`."""
         if ce_weight == 1 or not draws:
             return nullcontext(None if ce_weight == 1 else teacher)
-        return kept_targets(self.this, teacher, self.tokens, temperature, draws, name)
+        return kept_targets(self.this, self.tokens, teacher, temperature, draws, by)
 
     def fit(
         self, net: Llama, recipe: train.Recipe, targets=None, rows: np.ndarray | None = None
@@ -128,14 +121,11 @@ class Training:
 
 
 @contextlib.contextmanager
-def kept_targets(
-    this: Run, teacher: Llama, tokens: data.Tokens, temperature: float, draws: int,
-    name: str = "teacher", fill: bool = True,
-) -> Iterator:  # fmt: skip
-    """A cache that all runs of the folder share, one for each teacher's name and temperature; the
-    teacher itself where there is none and it may not be made: without `fill`, and in a sweep's
-    point, which only reads what is there."""
-    folder = this.out / "cache" / cache.name(name, temperature, draws, 1)
+def kept_targets(this: Run, tokens, teacher, temperature, draws, by="teacher", fill=True):
+    """A cache that all runs of the folder share, one for each teacher, `by`, and temperature; the
+    teacher itself where there is none and none may be made: without `fill`, or in a sweep's point.
+    """
+    folder = this.out / "cache" / cache.name(by, temperature, draws, 1)
     read_only = sweeps.parent(this.out) is not None
     if not folder.exists() and (read_only or not fill):
         yield teacher
