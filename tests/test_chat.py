@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tdbook.__main__ import main
 from tdbook.export import chat, gguf_file, llama_cpp
 from tdlib import generate
 from tdlib.model import Llama
@@ -53,7 +54,7 @@ def said(monkeypatch, capsys) -> Callable:
 
     def chat_with(model: Path, typed: str = "", code: int = 0) -> str:
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-        assert chat.main([f"MODEL={model}"]) == code
+        assert main(["chat", f"MODEL={model}"]) == code
         return capsys.readouterr().out
 
     return chat_with
@@ -85,7 +86,7 @@ def test_a_typo_is_answered_with_what_is_there(places, said):
     for place, given in (("folder", "m1"), ("file", "m1.gguf")):
         assert f"did you mean {places[place]}?" in said(places[place].with_name(given), code=1)
     (places["file"].parent / "cut.gguf").write_bytes(places["file"].read_bytes()[:-5000])
-    assert "no whole GGUF file" in said(places["file"].with_name("cut.gguf"), code=1)
+    assert "llama.cpp cannot run" in said(places["file"].with_name("cut.gguf"), code=1)
 
 
 def test_text_comes_in_whole_letters_and_together_is_the_files_own(places):
@@ -93,7 +94,7 @@ def test_text_comes_in_whole_letters_and_together_is_the_files_own(places):
     model = llama_cpp.Model(places["file"])
     ids = [3, *model.tokenize("ఒక")]
     for seed in range(5):
-        new = model.generate(ids, 96 - len(ids), temperature=0.8, seed=seed)
+        new = [*model.stream(ids, 96 - len(ids), temperature=0.8, seed=seed)]
         pieces = [*texts("ఒక", seed)]
         whole = model.text([*ids, *takewhile(lambda i: i != 3, new)]).replace("�", "")
         assert model.text(ids) + "".join(pieces) == whole and len(pieces) > 5
@@ -115,7 +116,7 @@ def test_a_text_begins_and_ends_where_the_models_own_files_say(places, tokenizer
     assert wanted.startswith(short) and len(short) < len(wanted) / 2
     gguf_file.to_gguf(tmp_path / "m", tmp_path / "m.gguf", "F16")
     file = llama_cpp.Model(tmp_path / "m.gguf")
-    new = file.generate(ids, 90, temperature=chat.TEMPERATURE, seed=0)
+    new = [*file.stream(ids, 90, temperature=chat.TEMPERATURE, seed=0)]
     end = next(i for i, token in enumerate(new) if file.ends(token))
     before, whole = (file.text([*ids, *x]).replace("�", "") for x in ([], new[:end]))
     assert "".join(chat.file(tmp_path / "m.gguf", "")[0]("ఒక", 0)) == whole[len(before) :]
@@ -151,7 +152,7 @@ def test_control_c_ends_a_text_and_not_the_loop(monkeypatch, capsys):
 def test_in_a_terminal_control_c_loses_nothing_and_control_d_ends(places):
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tdbook.export.chat", f"MODEL={places['folder']}"], cwd=ROOT,
+        [sys.executable, "-m", "tdbook", "chat", f"MODEL={places['folder']}"], cwd=ROOT,
         stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=_own_terminal,
     )  # fmt: skip
     os.close(slave)

@@ -24,7 +24,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 import tdbook.corpus.tokenizer
 import tdbook.corpus.tokenizer_files
 from tdbook.corpus import token_files
-from tdbook.export import cards
+from tdbook.export import cards, model_tokenizer
 from tdlib import data, lora, teacher
 from tdlib.model import Llama, LlamaConfig
 
@@ -55,7 +55,7 @@ def released(tokenizer, folder: Path) -> Path:
     """A small model's folder with a tokenizer's files."""
     made = folder / "made"
     made.mkdir(parents=True)
-    files = cards.tokenizer_files(tokenizer, made, CONTEXT)
+    files = model_tokenizer.tokenizer_files(tokenizer, made, CONTEXT)
     small(tokenizer.size, tokenizer.eos).save(folder / "50m", files)
     return folder / "50m"
 
@@ -105,7 +105,7 @@ def test_a_converted_bpe_cuts_overlapping_merges_as_sentencepiece_does(
     draw = random.Random(0)
     texts = ["".join(draw.choices(letters, k=draw.randint(1, 40))) for _ in range(3000)]
     ours = tdbook.corpus.tokenizer_files.train(texts, vocab_size, tmp_path / "tokenizer.model")
-    files = cards.tokenizer_files(ours, tmp_path, CONTEXT)
+    files = model_tokenizer.tokenizer_files(ours, tmp_path, CONTEXT)
     theirs = tokenizers.Tokenizer.from_file(str(files["tokenizer.json"]))
     texts = ["".join(draw.choices(letters + " ", k=draw.randint(1, 60))) for _ in range(1000)]
     assert [found.ids for found in theirs.encode_batch(texts)] == ours.encode(texts)
@@ -140,7 +140,7 @@ def test_a_sentencepiece_model_that_cannot_be_converted_is_left_to_its_own_packa
     options, lines, tmp_path
 ):
     ours = trained(lines, tmp_path / "theirs.model", **options)
-    files = cards.tokenizer_files(ours, tmp_path, CONTEXT)
+    files = model_tokenizer.tokenizer_files(ours, tmp_path, CONTEXT)
     assert files == {"sentencepiece.model": ours.path}
 
 
@@ -197,7 +197,8 @@ def test_what_came_with_a_hugging_face_tokenizer_is_kept(lines, tmp_path):
 
 def test_upstreams_tokenizer_is_copied_where_auto_tokenizer_does_not_look(shared, tmp_path):
     path = shared / "data" / "upstream_tokenizer" / "tokenizer.json"
-    files = cards.tokenizer_files(tdbook.corpus.tokenizer_files.open(path), tmp_path, CONTEXT)
+    ours = tdbook.corpus.tokenizer_files.open(path)
+    files = model_tokenizer.tokenizer_files(ours, tmp_path, CONTEXT)
     assert files == {"morfessor.json": path} and not list(tmp_path.iterdir())
 
 

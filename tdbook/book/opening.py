@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tdbook.corpus import text, token_files, tokenizer, tokenizer_files, writer
-from tdbook.export import cards
+from tdbook.export import cards, model_tokenizer
 from tdbook.runs import units
 from tdbook.runs.folder import Folder
 from tdbook.runs.parameters import texts
@@ -178,7 +178,7 @@ def masks_in_words(tokens: data.Tokens) -> str:
 def save(net: Llama, folder: Path, tokens: data.Tokens) -> None:
     """A folder to release: the model, and a tokenizer that transformers loads where it can."""
     with tempfile.TemporaryDirectory() as place:
-        files = cards.tokenizer_files(tokens.tokenizer, Path(place), net.config.context)
+        files = model_tokenizer.tokenizer_files(tokens.tokenizer, Path(place), net.config.context)
         net.save(folder, files)
 
 
