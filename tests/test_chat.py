@@ -1,17 +1,13 @@
-"""make chat as somebody at a terminal meets it: through a pipe, and in a terminal of its own."""
+"""make chat as somebody at a terminal meets it."""
 
-import fcntl
+import builtins
 import io
 import json
 import os
-import pty
 import re
-import select
 import shutil
 import signal
-import subprocess
 import sys
-import termios
 import time
 import unicodedata
 from collections.abc import Callable
@@ -26,8 +22,6 @@ from tdbook.export.gguf_file import to_gguf
 from tdlib import generate
 from tdlib.model import Llama
 from tests import upstream
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +121,7 @@ def test_a_folder_without_a_tokenizer_and_a_list_of_odd_ends_are_shown(places, s
     assert "holds no tokenizer (" in shown(tmp_path / "u.gguf", code=1)
 
 
-def test_control_c_ends_a_text_and_not_the_loop(monkeypatch, capsys):
+def test_control_c_ends_a_text_or_clears_a_line_and_control_d_ends_the_loop(monkeypatch, capsys):
     def endless(text: str, seed: int):
         yield f" {seed}"
         if text == "long":
@@ -135,46 +129,18 @@ def test_control_c_ends_a_text_and_not_the_loop(monkeypatch, capsys):
             while True:
                 yield "!"
 
-    monkeypatch.setattr(sys, "stdin", io.StringIO("long\nshort\n"))
+    def typed(prompt: str) -> str:
+        print(prompt, end="")
+        if (line := next(lines)) == "^C":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        if line == "^D":
+            raise EOFError
+        return line
+
+    lines = iter(["^C", "long", "short", "^D"])
+    monkeypatch.setattr(builtins, "input", typed)
     chat.loop(endless)
-    found = capsys.readouterr().out
-    assert re.search(r"^> long 0!* …\n\([\d.]+ s\)$", found, re.MULTILINE)
-    assert re.search(r"^> short 1\n\([\d.]+ s\)$", found, re.MULTILINE)
-
-
-def test_in_a_terminal_control_c_loses_nothing_and_control_d_ends(places):
-    master, slave = pty.openpty()
-    command = [sys.executable, "-m", "tdbook", "chat", f"MODEL={places['folder']}"]
-    streams = dict(stdin=slave, stdout=slave, stderr=slave)
-    new = dict(start_new_session=True, preexec_fn=_own_terminal)
-    process = subprocess.Popen(command, cwd=ROOT, **streams, **new)
-    os.close(slave)
-    try:
-        _until(master, "> ")
-        # at the prompt; one pressed between the prompt and readline's wait for a key is seen with
-        # the next key only, so it is pressed again
-        _until(master, "> ", b"\x03")
-        os.write(master, "ఒక ఊరిలో\n".encode())
-        assert "ఒక ఊరిలో" in _until(master, r"s\)\s+> ")
-        os.write(master, b"\x04")
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-        os.close(master)
-
-
-def _own_terminal() -> None:
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-def _until(master: int, wanted: str, pressed: bytes = b"", seconds: float = 60) -> str:
-    """What the terminal shows until there is a match in it; `pressed` once a second until then."""
-    found, end, press = b"", time.monotonic() + seconds, 0.0
-    while not re.search(wanted, found.decode(errors="ignore")):
-        assert time.monotonic() < end, found.decode(errors="replace")
-        if pressed and time.monotonic() > press:
-            os.write(master, pressed)
-            press = time.monotonic() + 1
-        if select.select([master], [], [], 0.2)[0]:
-            found += os.read(master, 4096)
-    return found.decode(errors="replace")
+    text = capsys.readouterr().out
+    assert re.search(r"^> \n> long 0!* …\n\([\d.]+ s\)$", text, re.MULTILINE)
+    assert re.search(r"^> short 1\n\([\d.]+ s\)\n\n> $", text, re.MULTILINE)

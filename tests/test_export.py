@@ -21,7 +21,6 @@ import sentencepiece
 import tokenizers
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
 from tdbook.__main__ import main
@@ -199,17 +198,6 @@ def test_a_sharded_bfloat16_folder_of_transformers_gives_the_same_file(made, tmp
         to_gguf(tmp_path / name, tmp_path / f"{name}.gguf", "F16")
     one, two = (tensors(tmp_path / f"{name}.gguf") for name in ("shards", "whole"))
     assert [*one] == [*two] and all((one[name].data == two[name].data).all() for name in one)
-
-
-def test_a_head_that_is_stored_beside_a_tied_embedding_is_in_the_file(made, tmp_path):
-    shutil.copytree(made[0], tmp_path / "m")
-    stored = load_file(made[0] / "model.safetensors")
-    stored["lm_head.weight"] = stored["model.embed_tokens.weight"] + 0.5
-    save_file(stored, tmp_path / "m" / "model.safetensors")
-    with pytest.warns(UserWarning, match="both are read"):
-        to_gguf(tmp_path / "m", tmp_path / "x.gguf", "F16")
-    head = tensors(tmp_path / "x.gguf")["output"].data
-    assert (head == stored["lm_head.weight"].half().numpy()).all()
 
 
 def test_the_50m_shape_is_within_31_mb_in_4_bits(tmp_path):

@@ -24,7 +24,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from tdbook.corpus import token_files, tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.export import cards, model_tokenizer
-from tdlib import data, lora, teacher
+from tdlib import data, lora
 from tdlib.model import Llama, LlamaConfig
 
 CONTEXT = 24
@@ -321,38 +321,3 @@ def test_the_upload_command_is_one_that_hf_understands_for_any_folder(tmp_path):
     done = subprocess.run(words, env=offline, capture_output=True, text=True)
     # past its arguments and its look at the folder, at the first thing that it would ask the Hub
     assert done.returncode == 1 and "/api/repos/create: offline mode" in done.stderr, done.stderr
-
-
-# There and back
-
-SHAPES = {
-    "grouped-query": dict(num_key_value_heads=2),
-    "untied": dict(tie_word_embeddings=False),
-    "head_dim": dict(head_dim=10, tie_word_embeddings=False),
-    "odd widths": dict(hidden_size=40, intermediate_size=37, vocab_size=101),
-    "eps": dict(rms_norm_eps=1e-3),
-    "theta": dict(rope_parameters=dict(rope_type="default", rope_theta=1e6)),
-    "one key head, one layer": dict(num_key_value_heads=1, num_hidden_layers=1, head_dim=6),
-}
-
-
-@pytest.mark.parametrize("shards", [False, True])
-@pytest.mark.parametrize("change", SHAPES.values(), ids=SHAPES)
-@torch.no_grad()
-def test_a_llama_of_transformers_comes_back_to_transformers_with_its_logits(
-    change, shards, tmp_path
-):
-    torch.manual_seed(1)
-    shape = dict(vocab_size=97, hidden_size=32, intermediate_size=56, num_hidden_layers=2)
-    shape |= dict(num_attention_heads=4, max_position_embeddings=64, eos_token_id=5)
-    shape |= dict(tie_word_embeddings=True)
-    before = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape | change)).eval()
-    for weight in before.parameters():  # large enough for a wrong rotation or norm to show
-        weight.mul_(10) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
-    before.save_pretrained(tmp_path / "theirs", max_shard_size="20KB" if shards else "5GB")
-    teacher.load(tmp_path / "theirs").save(tmp_path / "ours")
-    after = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    ids = torch.randint(97, (2, 64))
-    wanted = before(ids).logits
-    assert (after(ids).logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-    assert after.generation_config.eos_token_id == 5
