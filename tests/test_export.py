@@ -35,10 +35,10 @@ from tdbook.export import (
     shipping,
 )
 from tdbook.export.gguf_file import to_gguf
+from tdbook.runs.estimates import describe
 from tdlib import data, hard_set, teacher
 from tdlib.files import MARK
 from tdlib.model import SHAPES, Llama, LlamaConfig
-from tdlib.shapes import describe
 from tests import upstream
 from tests.test_release import PLAIN, hugging_face, trained
 

@@ -182,7 +182,7 @@ def _different_lines(one: Tokenizer, other: Tokenizer) -> int:
 def read_config(folder: Path, name: str) -> dict:
     """A file of JSON beside a model, {} where it is not there."""
     path = folder / name
-    return tdbook.corpus.tokenizer._read_json(path) if path.is_file() else {}
+    return tdbook.corpus.tokenizer.read_json(path) if path.is_file() else {}
 
 
 def _missing_words(tokenizer: Tokenizer) -> list[str]:
