@@ -176,11 +176,11 @@ def _write_stub(path: Path, words: Vocabulary) -> None:
     rows, writer = len(words.pieces), gguf.GGUFWriter(path, "llama")
     add_shape(writer, LlamaConfig(rows, layers=1, heads=1, dim=32, mlp_dim=32, context=64))
     add(writer, words, rows)
-    writer.add_tensor("token_embd.weight", np.zeros((rows, 32), np.float16))
-    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
-        writer.add_tensor(f"blk.0.{name}.weight", np.zeros((32, 32), np.float16))
-    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
-        writer.add_tensor(f"{name}.weight", np.zeros(32, np.float32))
+    matrices = "attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down".split()
+    shapes = {f"blk.0.{name}": (32, 32) for name in matrices} | {"token_embd": (rows, 32)}
+    shapes |= dict.fromkeys(("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"), (32,))
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -72,9 +72,9 @@ def speeds(
     rows = []
     for name, (prompt_R, decode_R) in seconds.items():
         row = {"way": name, "threads": threads, "prompt": len(prompt) / float(np.median(prompt_R))}
-        speed_R = tokens / decode_R
-        middle, low, high = (float(f(speed_R)) for f in (np.median, np.min, np.max))
-        rows.append(row | {"decode": middle, "low": low, "high": high})
+        for key, of in (("decode", np.median), ("low", np.min), ("high", np.max)):
+            row[key] = float(of(tokens / decode_R))
+        rows.append(row)
     return rows
 
 

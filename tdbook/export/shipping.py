@@ -1,7 +1,6 @@
 """exports/<model>/: a model in every format, each run in llama.cpp and held against PyTorch, and a
 card with what was measured."""
 
-import difflib
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +13,7 @@ from tdbook.corpus.hugging_face import CONFIGS
 from tdbook.export import cards, gguf_check, gguf_file, model_tokenizer
 from tdbook.export.gguf_file import QUANTIZATIONS, Source
 from tdbook.export.gguf_tokenizer import SCRIPT, released_name
-from tdbook.runs.parameters import ROOT
+from tdbook.runs.parameters import ROOT, nearest
 from tdlib import data
 from tdlib.files import whole_folder
 from tdlib.shapes import read_config
@@ -53,10 +52,9 @@ def find(given: str) -> Path:
         places = [path.parent, path.parent.parent, *ROOT.glob("outputs/*/models")]
         others = {file.parent for place in places for file in place.glob("*/config.json")}
     names = sorted(str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p) for p in others)
-    close = difflib.get_close_matches(given, names, 1, 0.5)
-    close += [name for name in names if Path(name).name == path.name]
-    remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(names) or 'none yet'}"
-    raise FileNotFoundError(f"MODEL={given} is no {what}: {remedy}")
+    alike = next((f"did you mean {name}?" for name in names if Path(name).name == path.name), "")
+    alike = alike or f"there are {', '.join(names) or 'none yet'}"
+    raise FileNotFoundError(f"MODEL={given} is no {what}: {nearest(given, names, alike, 0.5)}")
 
 
 def _tokens(folder: Path, given: str) -> data.Tokens | None:
