@@ -13,7 +13,7 @@ import numpy as np
 
 from tdbook.corpus import text, token_files, tokenizer, tokenizer_files, writer
 from tdbook.export import cards
-from tdbook.runs import units
+from tdbook.runs import notebooks, units
 from tdbook.runs.folder import Folder
 from tdbook.runs.parameters import texts
 from tdbook.runs.running import Run
@@ -200,9 +200,9 @@ def _card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
         folder, base = this.path("adapters", name), this.path("models", p["base"])
         text = cards.adapter_card(folder, base, tokens, row, record, row_of(this, p["base"]))
     else:
-        folder, records = this.path("models", name), folder_of(this).of("03_lora")
+        folder, records = this.path("models", name), folder_of(this).of(notebooks.LORA)
         merged = (r for r in records if f"{r['parameters']['adapter']}-merged" == name)
-        teacher = None if this.notebook == "00_teacher" else row_of(this, p["teacher"])
+        teacher = None if this.notebook == notebooks.TEACHER else row_of(this, p["teacher"])
         text = cards.card(folder, tokens, row, next(merged, record), teacher)
     path = folder / "README.md"
     with contextlib.suppress(FileExistsError):  # the owner's own card stays

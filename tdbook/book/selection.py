@@ -8,6 +8,7 @@ import numpy as np
 
 from tdbook.book import opening
 from tdbook.report import widgets
+from tdbook.runs import notebooks
 from tdbook.runs.running import Run
 from tdlib import data, evaluate, hard_set
 from tdlib.model import Llama
@@ -49,7 +50,7 @@ def does_difficulty_mean_anything(base: str, short: dict) -> str:
 def said_by_02(this: Run) -> str:
     """That sentence again, for what is built on difficulty, from the record of 02."""
     base = this.parameters["base"]
-    for record in opening.folder_of(this).of("02_hard_set"):
+    for record in opening.folder_of(this).of(notebooks.HARD_SET):
         if record["parameters"]["base"] == base:
             return does_difficulty_mean_anything(base, record["remembered"]["short"])
     return f"No record of 02 says on how many windows {base} is better than its teacher."

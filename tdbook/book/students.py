@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tdbook.book import opening
-from tdbook.runs import hashes, hooks, parameters, sweeps
+from tdbook.runs import hooks, notebooks, parameters, rules, sweeps
 from tdbook.runs.provenance import peak_memory_mib
 from tdbook.runs.running import Run
 from tdbook.training import cache, dashboard, from_teacher, worker
@@ -75,7 +75,7 @@ def fit(
         source = contextlib.nullcontext(teacher)
         if recipe.ce_weight < 1 and cache_name:
             source = targets(this, teacher, tokens, recipe.temperature, name=cache_name)
-        config = {n: value for n, value in p.items() if n not in hashes.VOLATILE}
+        config = {n: value for n, value in p.items() if n not in rules.VOLATILE}
         board = (p.get("wandb"), this.out, f"{this.run} {name}", folder, config)
         hook = (p.get("after_checkpoint"), folder, parameters.ROOT, lambda: this.told(folder))
         with source as asked, hooks.beside(*hook), dashboard.logging(*board) as send:
@@ -155,7 +155,7 @@ def student(
         once = replace(recipe, epochs=1.0, token_limit=distinct)
         rows = np.concatenate(train.order(rows, once, tokens.context))
     log = fit(this, name, net, tokens, recipe, teacher, rows, cache_name)
-    if this.notebook == "00_teacher":
+    if this.notebook == notebooks.TEACHER:
         log[-1] |= this.once("stopped", stop_on_validation, this, name, net, tokens)
     return _saved(this, f"saved {name}", name, net, tokens), log
 

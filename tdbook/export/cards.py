@@ -20,7 +20,7 @@ from tokenizers import decoders, models, normalizers
 
 from tdbook.corpus.hugging_face import CONFIGS
 from tdbook.corpus.tokenizer import Tokenizer
-from tdbook.runs import hashes
+from tdbook.runs import notebooks, rules
 from tdlib import data
 from tdlib.shapes import read_config
 
@@ -180,7 +180,7 @@ def _parameters(record: dict) -> str:
     telling = {
         name: value
         for name, value in record["parameters"].items()
-        if name not in hashes.VOLATILE and value not in ("", None) and "/" not in str(value)
+        if name not in rules.VOLATILE and value not in ("", None) and "/" not in str(value)
     }
     return yaml.safe_dump(telling, sort_keys=False, allow_unicode=True).rstrip()
 
@@ -188,7 +188,7 @@ def _parameters(record: dict) -> str:
 def _origin(name: str, record: dict) -> str:
     """How it came to be, from its run's parameters."""
     p = record["parameters"]
-    if record["notebook"] == "00_teacher":
+    if record["notebook"] == notebooks.TEACHER:
         here = "trained here from random weights, on text alone"
         return f"It was {'made elsewhere' if p['teacher'] else here}."
     loss, ce = "cross-entropy with the true next token", p["ce_weight"]
@@ -196,7 +196,7 @@ def _origin(name: str, record: dict) -> str:
         t = f"{p['temperature']:g}" if p["temperature"] else "that of the base's run"
         loss = f"{ce:g} · {loss} + {1 - ce:g} · " if ce else ""
         loss += f"T² · KL(teacher ‖ model), T {t}"
-    if record["notebook"] == "03_lora":
+    if record["notebook"] == notebooks.LORA:
         made = f"trained on the {p['windows']} windows, its base frozen"
         if p.get("trains") == "weights":
             made = f"`{p['base']}`, all its weights trained on for a while, {p['windows']} windows"

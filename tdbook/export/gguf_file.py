@@ -6,7 +6,6 @@ of raw text (every @@ vocabulary), a warning says so first, and run_gguf.py besi
 ship: a folder with all formats, each run in llama.cpp and held against PyTorch, and a card.
 """
 
-import difflib
 import json
 import math
 import re
@@ -29,6 +28,7 @@ from tdbook.corpus.hugging_face import CONFIGS
 from tdbook.export import cards, gguf_check, gguf_tokenizer, llama_cpp
 from tdbook.export.gguf_tokenizer import SCRIPT, Vocabulary
 from tdbook.runs import parameters
+from tdbook.runs.parameters import nearest
 from tdlib import data, shapes, teacher, weights
 from tdlib.files import AWAY, own, replacing, sign, whole_folder, write_whole
 from tdlib.model import Llama
@@ -320,9 +320,8 @@ def find(given: str) -> Path:
         str(p.relative_to(parameters.ROOT) if p.is_relative_to(parameters.ROOT) else p)
         for p in known
     )
-    close = difflib.get_close_matches(given, names, 1, 0.5)
-    close += [name for name in names if Path(name).name == path.name]
-    remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(names) or 'none yet'}"
+    same = [name for name in names if Path(name).name == path.name]
+    remedy = nearest(given, names, f"did you mean {same[0]}?" if same else "", 0.5)
     raise FileNotFoundError(f"MODEL={given} is no {what}: {remedy}")
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tdbook.runs import hashes
+from tdbook.runs.notebooks import HARD_SET
 from tdlib import files, hard_set
 from tdlib.hard_set import HardSet
 
@@ -14,7 +15,7 @@ def keep(chosen: HardSet, path: Path, words: str, p: dict | None = None) -> None
     """hard_set.json, whole or not at all, with the choice in words and the parameters that make it
     again. A run leaves one that was chosen by hand."""
     if re.match(hashes.BY_A_RUN, words) and hashes.by_hand(path):
-        print(f"{path.name} was chosen by hand and stays: REDO=02_hard_set replaces it")
+        print(f"{path.name} was chosen by hand and stays: REDO={HARD_SET} replaces it")
         return
     content = asdict(chosen) | {"windows_K": chosen.windows_K.tolist(), "words": words}
     own = {name: value for name, value in (p or {}).items() if name in hard_set.RULE}

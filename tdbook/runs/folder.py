@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tdbook.runs import sweeps
+from tdbook.runs.notebooks import LORA
 from tdlib import files, shapes
 
 
@@ -57,7 +58,7 @@ class Folder:
     @cached_property
     def adapters(self) -> dict[str, str]:
         """Adapter → its base."""
-        parameters = [record["parameters"] for record in self.of("03_lora")]
+        parameters = [record["parameters"] for record in self.of(LORA)]
         return {p["adapter"]: p["base"] for p in parameters if p.get("trains") != "weights"}
 
     def of(self, notebook: str) -> list[dict]:
