@@ -387,13 +387,13 @@ def test_a_cell_that_fails_is_told_and_the_next_one_runs_on(root, shell, capsys)
     shell('raise ValueError("the loss is nan")')
     state = heartbeat.state(out, "00_teacher")
     assert (state["state"], state["error"][-1]) == ("failed", "ValueError: the loss is nan")
-    shell("seen = runs.state(this.out, this.run)")
+    shell("from tdbook.runs import heartbeat\nseen = heartbeat.state(this.out, this.run)")
     assert running._latest.parameters["run"] == "00_teacher"
     state = heartbeat.state(out, "00_teacher")
     assert (state["state"], state["error"]) == ("running", [])
     shell("raise KeyboardInterrupt")
     assert heartbeat.state(out, "00_teacher")["state"] == "interrupted"
-    shell('this = runs.start("00_teacher")')  # once more, in the same kernel
+    shell('this = running.start("00_teacher")')  # once more, in the same kernel
     shell('this.path("tokens").mkdir(); this.path("models", "teacher").mkdir(); this.finish()')
     shell('raise ValueError("after the end")')
     assert heartbeat.state(out, "00_teacher")["state"] == "done"

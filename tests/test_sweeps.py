@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from tdbook import __main__
-from tdbook.runs import hashes, heartbeat, parameters, sweeps
+from tdbook.runs import hashes, heartbeat, parameters, running, sweeps
 from tdbook.runs.running import start
 from tdbook.workflow import dry, graph, request, run_pages, scheduler, sessions, status
 from tests.small_book import wait_for, write, yaml

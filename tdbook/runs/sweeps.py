@@ -34,22 +34,11 @@ from tdbook.runs.parameters import ParameterError, nearest
 from tdlib import files
 
 PARENT, POINTS = ".parent", "points.json"  # in a point's folder, and in a sweep's
-
-
-def _is_list(kind: type):
-    return lambda value: isinstance(value, list) and all(type(item) is kind for item in value)
-
-
-_LINES = (lambda value: isinstance(value, dict), "lines of `name: value`")
-KEYS = {  # of a sweep's YAML → what is right there, and how to say it
-    "question": (lambda value: True, ""),
-    "like": (lambda value: isinstance(value, str), "a run of the profile"),
-    "notebook": (lambda value: isinstance(value, str), "a notebook"),
-    "runs": (_is_list(str), "a list of runs"),
-    "fixed": _LINES,
-    "grid": _LINES,
-    "points": (_is_list(dict), "a list of {name: value}"),
-    "seeds": (_is_list(int), "a list of whole numbers, as [1, 2, 3]"),
+KEYS = "question like notebook runs fixed grid points seeds".split()
+LISTS = {  # key → kind of its items, in words
+    "runs": (str, "a list of runs"),
+    "points": (dict, "a list of {name: value}"),
+    "seeds": (int, "a list of whole numbers, as [1, 2, 3]"),
 }
 
 
@@ -123,9 +112,12 @@ def _checked(profile: str, name: str, given: dict) -> Sweep:
     if not rules.NAME.holds(name):
         raise ParameterError(f"its name must be {rules.NAME.says}: {name!r}")
     _all_known("key", given, KEYS)
-    for key, value in given.items():
-        if not KEYS[key][0](value):
-            raise ParameterError(f"{key}: {value!r} must be {KEYS[key][1]}")
+    for key in [key for key in ("fixed", "grid") if not isinstance(given.get(key, {}), dict)]:
+        raise ParameterError(f"{key}: {given[key]!r} must be lines of `name: value`")
+    for key, (kind, says) in LISTS.items():
+        items = given.get(key, [])
+        if not isinstance(items, list) or any(type(item) is not kind for item in items):
+            raise ParameterError(f"{key}: {items!r} must be {says}")
     like, runs, fixed = given.get("like", ""), given.get("runs", []), given.get("fixed", {})
     notebook = given.get("notebook") or (notebook_of(like) if like else "")
     profiles_runs = [path.stem for path in _params(profile).glob("*.yaml")]
