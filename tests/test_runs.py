@@ -70,7 +70,7 @@ def test_a_run_is_repeated_for_what_changes_its_result_and_for_a_redo_alone(made
     (made / "models/a/w").write_text("by hand")
     assert not distill()
     assert distill(learning_rate=2e-3) and not distill(learning_rate="2e-3")
-    assert distill(redo=True) and not distill(learning_rate=2e-3)
+    assert distill(redo=True, learning_rate=2e-3) and not distill(learning_rate=2e-3)
     shutil.rmtree(made / "models/a")
     assert distill(learning_rate=2e-3)
 

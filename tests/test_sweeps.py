@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from tdbook import __main__
-from tdbook.runs import hashes, heartbeat, parameters, running, sweeps
+from tdbook.runs import hashes, heartbeat, parameters, sweeps
 from tdbook.runs.running import start
 from tdbook.workflow import dry, graph, request, run_pages, scheduler, sessions, status
 from tests.small_book import wait_for, write, yaml
@@ -163,7 +163,7 @@ def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(b
     new = ["rates/01_distill-learning_rate0.005", "rates/04_merge_eval-rates"]
     jobs = graph.jobs(wanted.config)
     assert [n for n, why in hashes.judge(jobs, jobs)[0].items() if why] == new
-    assert by_hand(wanted) == new and content(out) == before
+    assert by_hand(wanted, *new) == new and content(out) == before
     record = json.loads((out / "sweeps/rates/results/04_merge_eval-rates.json").read_text())
     places = [f"sweeps/rates/{point}" for point in sweeps.read("tiny", "rates").points]
     assert record["remembered"]["points"] == sorted(places)
