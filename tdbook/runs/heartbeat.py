@@ -84,8 +84,8 @@ def _boot() -> str:
 
 
 def started(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot (its number may be used again); None where it
-    is gone or a zombie. Without /proc, 0 for one that is there."""
+    """When a process began, in clock ticks since boot, for its number may be used again; None for
+    one that is gone or a zombie; without /proc, 0 for one that is there."""
     try:
         if not Path("/proc/self/stat").exists():
             os.kill(pid, 0)

@@ -106,10 +106,9 @@ class Run:
         """Heartbeat, and one line in the notebook that is updated in place, twice a second."""
         now, p = time.monotonic(), self._progress
         if steps != p["steps"] or step < p["step"]:  # another loop begins, with a line of its own
-            p = {"first": step, "began": now, "said": 0, "line": None}
-        p |= {"step": step, "steps": steps}
-        self._progress = p
-        if now - p["said"] < 0.5 and step < steps:
+            p = {"first": step, "began": now, "shown": 0, "line": None}
+        self._progress = p = p | {"step": step, "steps": steps}
+        if now - p["shown"] < 0.5 and step < steps:
             return
         passed, done = now - p["began"], step - p["first"]
         left = passed / done * (steps - step) if done else None
@@ -117,7 +116,7 @@ class Run:
         ending = f"took {clock(passed)}" if step >= steps else left and f"{clock(left)} left"
         parts = (f"step {step:,} of {steps:,}", message, ending)
         p["line"] = _show(" · ".join(filter(None, parts)), p["line"])
-        p["said"] = now
+        p["shown"] = now
 
     def figure(self, name: str, figure, alt: str) -> None:
         """Save as figures/<run>-<name>.png and .svg, and show it with its alternative text."""
@@ -173,7 +172,7 @@ class Run:
         hooks.settle()
         p = self._progress
         if p.get("line") and p["step"] < p["steps"]:  # a loop that ended early has nothing left
-            took = clock(p["said"] - p["began"])
+            took = clock(p["shown"] - p["began"])
             _show(f"step {p['step']:,} of at most {p['steps']:,} · took {took}", p["line"])
         if not self.current:
             made = hashes.outputs(self.out, self.run, self.parameters)
@@ -207,10 +206,9 @@ class Run:
         self._stop.set()
         self._interrupted()
         atexit.unregister(self._left)
-        if self._shell:
-            self._shell.events.unregister("pre_run_cell", self._before_cell)
-            self._shell.events.unregister("post_run_cell", self._after_cell)
-            self._shell = None  # finished, then started again in the same kernel: twice here
+        for name, listener in self._events.items() if self._shell else ():
+            self._shell.events.unregister(name, listener)
+        self._shell = None  # finished, then started again in the same kernel: twice here
 
     def _file(self, folder: str, kind: str) -> Path:
         return self.out / folder / f"{self.run}.{kind}"
@@ -239,9 +237,9 @@ class Run:
     def _attach(self) -> None:
         """Listen to cells that fail, to signals and to the end; and keep the heart beating."""
         self._shell, self._stop = parameters.shell(), threading.Event()
-        if self._shell:
-            self._shell.events.register("pre_run_cell", self._before_cell)
-            self._shell.events.register("post_run_cell", self._after_cell)
+        self._events = {"pre_run_cell": self._before_cell, "post_run_cell": self._after_cell}
+        for name, listener in self._events.items() if self._shell else ():
+            self._shell.events.register(name, listener)
         atexit.register(self._left)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminated)
@@ -251,10 +249,10 @@ class Run:
         while not self._stop.wait(heartbeat.HEARTBEAT_S):
             self._say()
 
-    def _say(self, what: str | None = None, **more: object) -> None:
-        """Write the state; without `what` it is the one before."""
+    def _say(self, word: str | None = None, **more: object) -> None:
+        """Write the state; without a word it is the one before."""
         with self._lock:
-            self._status = what or self._status
+            self._status = word or self._status
             self._seen |= more
             with contextlib.suppress(OSError):  # a disk that is full for a minute ends no training
                 heartbeat.write_state(self.out, self.run, self._status, **self._seen)
