@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from tdbook.runs import notebooks, parameters, rules, sweeps
+from tdbook.runs import disk, notebooks, parameters, rules, sweeps
 from tdbook.runs.notebooks import INFERENCE, notebook_of
 from tdlib import files
 
@@ -246,7 +246,7 @@ def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | No
     """Of a file or folder, or of `names` alone in it. Where every size and time is that of `known`,
     its hash is believed and nothing is read."""
     if names is None:  # but for a model's card
-        below = sorted(files.below(path)) if path.is_dir() else [path]
+        below = sorted(disk.below(path)) if path.is_dir() else [path]
         below = [file for file in below if file.is_file() and not file.name.startswith(".")]
         below = [file for file in below if file == path or file.name != "README.md"]
     else:
