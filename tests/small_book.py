@@ -79,7 +79,7 @@ def repository(root: Path) -> None:
         os.symlink(REPOSITORY / name, root / name)
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

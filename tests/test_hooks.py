@@ -252,7 +252,7 @@ def test_after_run_comes_after_the_page_of_a_run_that_was_stopped(root, distill)
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=-1)
     small_book.wait_for(lambda: heartbeat.state(out, "01_distill-a").get("step") == 3)
     process.send_signal(signal.SIGTERM)
-    last = process.communicate(timeout=60)[0].splitlines()[-1]
+    last = process.communicate(timeout=120)[0].splitlines()[-1]
     assert process.returncode == 1 and last.startswith("01_distill-a · after_run failed: exit 1")
     found = heard(root)
     assert (found["STATE"], found["FINDING"]) == ("interrupted", "stopped")
