@@ -17,15 +17,14 @@ import yaml
 from tdbook.analysis import intervals
 from tdbook.analysis.claims import Effect
 from tdbook.analysis.intervals import Interval
-from tdbook.runs import hashes
+from tdbook.runs import rules
+from tdbook.runs.notebooks import LORA, PROGRESSIVE, TEACHER, TRAINING
 from tdlib.hard_set import known_mean
 
 CLAIMS = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text("utf-8"))
 SETS = dict(hard="the hard set", random="a random set", easiest="the easiest windows")
 SETS["all"] = "all windows"
-NAMES = "run profile seed student adapter base beside hard_set scores fixed_windows".split()
-FREE = hashes.VOLATILE | {*NAMES}  # parameters that make no difference between two models
-TUNED = {"learning_rate", "temperature", "ce_weight", "weight_decay"}  # of what 03 trains
+FREE = rules.LABELS | rules.VOLATILE  # parameters that make no difference between two models
 LONGER = 1.01  # times the tokens of another model
 
 
@@ -53,9 +52,9 @@ class Model:
             return (
                 f"{'adapter' if self.adapter else 'weights trained'} on {SETS[self.p['windows']]}"
             )
-        if "ce_weight" not in self.p:
+        if self.notebook == TEACHER:
             return "the teacher"
-        if "student" not in self.p and self.name == "75m":
+        if self.notebook == PROGRESSIVE and self.name == "75m":
             return "distilled from 150m"
         begun = ", begun from the teacher" if self.p.get("init") == "teacher" else ""
         return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
@@ -82,19 +81,18 @@ def models(records: Iterable[dict], points: Mapping[str, tuple[str, dict]]) -> d
     label → model and record of a sweep's point."""
     rows = [(name, name, record, True) for record in records for name in record["models"]]
     rows += [(label, name, record, False) for label, (name, record) in points.items()]
-    trained = [row for row in rows if "picked_by" not in row[2]["parameters"]]  # 04 and 07 judge
-    trained.sort(key=lambda row: "adapter" in row[2]["parameters"])  # bases first
+    trained = [row for row in rows if row[2]["notebook"] in TRAINING]
+    trained.sort(key=lambda row: row[2]["notebook"] == LORA)  # bases first
     made: dict[str, Model] = {}
     for label, name, record, own in trained:
         p, notebook, base = record["parameters"], record["notebook"], None
-        if "adapter" in p:  # of 03; older records lack these parameters
+        if notebook == LORA:  # older records lack these parameters
             p = {"windows": "hard", "trains": "adapter"} | p
             beside = label.removesuffix(name) + p["base"]  # of the same point
             base = beside if beside in made else p["base"]
             label += "-merged" if own and p["trains"] == "adapter" else ""
         decides = repr(sorted((key, value) for key, value in p.items() if key not in FREE))
-        stage = name if name not in (p.get("student"), p.get("adapter")) else ""  # of 05
-        settings = (notebook, stage, decides)
+        settings = (notebook, name if notebook == PROGRESSIVE else "", decides)
         seeds, log = (p["seed"],), record.get("remembered", {}).get(f"log of {name}") or [{}]
         if base in made:
             settings, seeds = settings + made[base].settings, made[base].seeds + seeds
@@ -164,7 +162,7 @@ class Trial:
         trains is compared with the adapter on hard windows, and may be tuned in more than that."""
         rule, tuned = CLAIMS["models"][role], {"learning_rate"}
         if "windows" in rule:
-            tuned = (TUNED | {"trains", "windows"}) - {"ce_weight"}
+            tuned = (rules.TUNED | {"trains", "windows"}) - {"ce_weight"}
             tuned |= {"ce_weight"} if rule["trains"] == "weights" else set()
         like = self.first("adapter on hard" if "windows" in rule else role)
         tried = self.alike(like, tuned) if like else []

@@ -14,7 +14,8 @@ import pandas as pd
 from tdbook.analysis import intervals
 from tdbook.analysis.claims import Effect
 from tdbook.analysis.intervals import Interval
-from tdbook.analysis.trial import CLAIMS, FREE, Model, Trial
+from tdbook.analysis.trial import CLAIMS, Model, Trial
+from tdbook.runs import rules
 from tdlib.hard_set import known_mean
 
 ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial to mean something
@@ -155,10 +156,10 @@ def _also(one: Model, other: Model) -> str:
     """What two models of 03 differ in besides the windows and what trains."""
     if not (one.base and other.base):
         return ""
-    free = FREE | {"trains", "windows"}
-    free |= {"rank", "lora_scale", "targets"} if one.adapter != other.adapter else set()
-    names = [name for name in one.p if name not in free and one.p[name] != other.p.get(name)]
-    return ", ".join(f"{name} ({one.p[name]} against {other.p.get(name)})" for name in names)
+    both = one.adapter == other.adapter
+    names = (*rules.ADAPTERS, *rules.REPLAYS) if both else rules.REPLAYS  # weights have no rank
+    pairs = ((name, one.p.get(name), other.p.get(name)) for name in names)
+    return ", ".join(f"{name} ({a} against {b})" for name, a, b in pairs if a != b)
 
 
 def gap_in_words(t: Trial, one: Model, rival: Model) -> str:

@@ -21,12 +21,12 @@ from tdbook.analysis.trial import CLAIMS, Model, Trial
 from tdbook.book import common, comparison, measured
 from tdbook.report import plots
 from tdbook.runs import hashes
+from tdbook.runs.rules import TRIED
 from tdbook.runs.running import Run
 from tdlib import data, evaluate, lora
 from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 
-TRIED = ("init", "ce_weight", "temperature", "learning_rate", "warmup_share")  # by the recipe
 COST = ["made", "training, FLOP", "teacher, FLOP", "scoring, FLOP"]  # a table of their own
 
 

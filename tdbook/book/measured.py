@@ -18,6 +18,7 @@ from tdbook.analysis.trial import Model, Trial
 from tdbook.book import common, comparison
 from tdbook.export import inference
 from tdbook.report import tables
+from tdbook.runs import notebooks
 from tdbook.runs.estimates import Q4_LIMIT, of_plan
 from tdbook.runs.running import Run
 from tdlib import data, evaluate
@@ -92,7 +93,7 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
 
 def memory(this: Run) -> list[str]:
     """The teacher's memory of its text, as 02 measured it."""
-    records = [record["remembered"] for record in common.folder_of(this).of("02_hard_set")]
+    records = [record["remembered"] for record in common.folder_of(this).of(notebooks.HARD_SET)]
     rows = [row for record in records for row in record.get("reality", {}).get("memory", [])]
     words = "The teacher's lead on text it has read is larger by {} nats than on other text of the "
     gaps = [row for row in rows if row["name"] == this.parameters["teacher"]]
@@ -138,7 +139,7 @@ def kinds() -> list[tuple[str, str, int]]:
 def diversity(this: Run) -> list[str]:
     """How much generated texts repeat themselves, as 04 counted it."""
     roles, notes = [this.parameters[name] for name in ("base", "teacher")], []
-    for record in common.folder_of(this).of("04_merge_eval"):
+    for record in common.folder_of(this).of(notebooks.COMPARISON):
         texts = record["remembered"].get("texts", {})
         if all(name in texts for name in roles):  # null where a text is too short to have any
             two = [intervals.number(texts[name]["distinct_2grams"], ".0%") for name in roles]
@@ -156,7 +157,7 @@ MEASURES = dict(loss=loss_settings, hard=hard_text, adapter=gap, kept=kept)
 
 def shipped(this: Run) -> tuple[str, str, list[str]]:
     """Merging, speeds and file sizes against the plan's numbers, from the records of 04 and 06."""
-    records = [record["remembered"] for record in common.folder_of(this).of("06_inference")]
+    records = [record["remembered"] for record in common.folder_of(this).of(notebooks.INFERENCE)]
     timed = [(key, x) for record in records for key, x in record.items() if key[:6] == "shape "]
     checks = merges(this) + [check for key, x in timed for check in speeds(key[6:], x)]
     missed = [what for what, held in checks if not held]
@@ -170,7 +171,7 @@ def shipped(this: Run) -> tuple[str, str, list[str]]:
 
 def merges(this: Run) -> list[tuple[str, bool]]:
     """Per adapter whether merging changed nothing but its last digits, and added no weights."""
-    path, checks = this.out / "tables/04_merge_eval-merged.csv", []
+    path, checks = this.out / f"tables/{notebooks.COMPARISON}-merged.csv", []
     for row in pd.read_csv(path).to_dict("records") if path.exists() else []:
         apart, most = (float(row[k]) for k in ("largest logit difference", "of logits up to"))
         weights, base = row["weights"], row["weights of the base"]
