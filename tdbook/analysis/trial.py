@@ -49,9 +49,8 @@ class Model:
     def kind(self) -> str:
         """What it is, in the cell of a table."""
         if self.base:
-            return (
-                f"{'adapter' if self.adapter else 'weights trained'} on {SETS[self.p['windows']]}"
-            )
+            trained = "adapter" if self.adapter else "weights trained"
+            return f"{trained} on {SETS[self.p['windows']]}"
         if self.notebook == TEACHER:
             return "the teacher"
         if self.notebook == PROGRESSIVE and self.name == "75m":

@@ -129,11 +129,9 @@ def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[Claim]:
 def recipe(this: Run, tokens: data.Tokens, t: Trial) -> tuple[list[Effect], str]:
     """The recipe against the plan's own route: the effects, and in words with both routes' cost."""
     effects = t.effects(CLAIMS["recipe"])
+    none = "No recipe was run here: the sweep that `recipe` names has no point that is done."
     if not effects:
-        return (
-            [],
-            "No recipe was run here: the sweep that `recipe` names has no point that is done.",
-        )
+        return [], none
     result, why = judge(effects[:1])
     how = {HOLDS: "**beats**", PART: "beats, with a reserve,", FAILS: "**loses to**"}
     verb = how.get(result, "is not clearly better than")
