@@ -642,7 +642,7 @@ def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
 
     code, shown = make(f"MODEL={made[0]}")
     assert code == 0 and "files take raw text" in shown
-    assert [line.split()[0] for line in shown.splitlines()[2:6]] == [*gguf_file.QUANTIZATIONS]
+    assert [line.split()[0] for line in shown.splitlines()[3:7]] == [*gguf_file.QUANTIZATIONS]
     out = tmp_path / "exports" / "50m"
     names = {f"50m-115K-{q}.gguf" for q in gguf_file.QUANTIZATIONS}
     beside = {"README.md", "tokenizer.model", MARK}

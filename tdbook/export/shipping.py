@@ -30,6 +30,7 @@ def export(pairs: dict[str, str]) -> None:
     folder = find(pairs["MODEL"])
     tokens = _tokens(folder, pairs.get("TOKENS", ""))
     out = Path(pairs.get("OUT") or ROOT / "exports") / folder.resolve().name
+    print(f"{folder}: each format is written and run in llama.cpp", flush=True)
     rows = ship(folder, out, tokens)
     takes = f"token ids alone; {SCRIPT} encodes" if (out / SCRIPT).is_file() else "raw text"
     print(tabulate(_in_words(rows), headers="keys", disable_numparse=True))
