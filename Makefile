@@ -90,7 +90,7 @@ chat: .venv/made ## go on with what you type: MODEL=folder or a .gguf file
 	@exec .venv/bin/python -m tdbook chat $(call given,MODEL SEGMENTER)
 
 clean-cache: .venv/made ## remove the kept targets of the teacher of a run folder (OUT=, or that of PROFILE)
-	@exec .venv/bin/python -m tdbook.runs.ownership clean-cache $(FOLDER)
+	@exec .venv/bin/python -m tdbook clean-cache $(FOLDER)
 
 clean: ## remove the environment and all caches; outputs/ stays
 	@test ! -e .venv/made || rm -rf .venv  # not one that somebody made otherwise
