@@ -21,6 +21,7 @@ import sentencepiece
 import tokenizers
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
 from tdbook.__main__ import main
@@ -655,3 +656,14 @@ def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
         code, shown = make(f"MODEL={made[0].parent / given}")
         assert code == 1 and shown.endswith(f"did you mean {made[0]}?\n")
         assert shown.count("\n") == 1
+
+
+def test_a_head_that_is_stored_and_not_in_the_file_is_seen(made, files, tmp_path):
+    assert gguf_check.other_weight(made[0], files["F16"]) == ""
+    stored, path = load_file(made[0] / "model.safetensors"), tmp_path / "model.safetensors"
+    embedding = stored["model.embed_tokens.weight"]
+    for name, like in (("lm_head.weight", embedding), ("model.norm.weight", None)):
+        save_file(stored | {name: (stored[name] if like is None else like) + 0.5}, path)
+        assert gguf_check.other_weight(tmp_path, files["F16"]) == name
+    save_file(stored | {"lm_head.weight": embedding.clone()}, path)
+    assert gguf_check.other_weight(tmp_path, files["F16"]) == ""

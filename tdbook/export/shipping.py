@@ -87,6 +87,9 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
         for quantization in QUANTIZATIONS:
             path = beside / model.file_name(quantization)
             gguf_file.write(model, path, quantization)
+            if quantization == "F16" and (other := gguf_check.other_weight(folder, path)):
+                fault = f"{path.name} has not the {other} that {folder} holds"
+                raise ValueError(f"{fault}: nothing is shipped, report it")
             some = prompts if quantization == "F16" else prompts[::4]
             row = {"format": quantization, "file": path.name, "bytes": path.stat().st_size}
             rows.append(row | gguf_check.check(folder, path, some))
