@@ -7,9 +7,12 @@
     python -m tdbook sweep NAME=adapter [PROFILE=… and the others of book]
     python -m tdbook status PROFILE=tiny [FULL=1: reads all that was written]
     python -m tdbook report outputs/tiny
+    python -m tdbook clean-cache outputs/tiny
     python -m tdbook plan PROFILE=b200 [DEVICE=b200 PRICE_PER_HOUR=4.5 VOCAB=51800]
     python -m tdbook doctor PROFILE=b200
-    the last two also: OUT= (the run folder), TOKENS= and TEACHER= (paths)
+    python -m tdbook export MODEL=folder [OUT= TOKENS=]
+    python -m tdbook chat MODEL=folder|file.gguf [SEGMENTER=morfessor.bin]
+    plan and doctor also: OUT= (the run folder), TOKENS= and TEACHER= (paths)
 
 Snakemake decides the order (see Snakefile), papermill runs a notebook. Imports no torch.
 """
@@ -18,7 +21,7 @@ import re
 import sys
 from pathlib import Path
 
-from tdbook.runs import disk, estimates, heartbeat, parameters
+from tdbook.runs import disk, estimates, heartbeat, ownership, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import execute, graph, request, scheduler, status
 from tdlib import shapes
@@ -47,7 +50,8 @@ def _check(profile: str) -> int:
 
 def main(arguments: list[str]) -> int:
     what, *rest = arguments or ["help"]
-    named = [] if what in ("check", "report") else [p for p in rest if re.match(r"[A-Za-z_]+=", p)]
+    paths = what in ("check", "report", "clean-cache")
+    named = [] if paths else [p for p in rest if re.match(r"[A-Za-z_]+=", p)]
     pairs = dict(pair.split("=", 1) for pair in named)
     try:
         disk.find_homes()
@@ -78,6 +82,9 @@ def _command(what: str, words: list[str], pairs: dict[str, str]) -> int:
             for state in heartbeat.states(parameters.ROOT / out):
                 execute._page(parameters.ROOT / out, state["run"])
             print(execute._index(parameters.ROOT / out))
+        case "clean-cache", [out]:
+            left = ", ".join(ownership.clean_cache(parameters.ROOT / out))
+            print(f"left, for the book did not make it: {left}" if left else "removed")
         case "status", []:
             out = pairs.get("OUT") or request._default_out(pairs.get("PROFILE") or "tiny", "")
             print(status.text(parameters.ROOT / out, full=bool(pairs.get("FULL"))))
@@ -89,6 +96,14 @@ def _command(what: str, words: list[str], pairs: dict[str, str]) -> int:
             from tdbook.workflow import doctor  # imports torch
 
             return doctor.examine(pairs)
+        case "export", []:
+            from tdbook.export import shipping  # imports torch
+
+            shipping.export(pairs)
+        case "chat", []:
+            from tdbook.export import chat  # imports torch
+
+            chat.chat(pairs)
         case _:
             print(__doc__)
             return 2

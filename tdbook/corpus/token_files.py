@@ -57,7 +57,7 @@ def write_tokens(
     pieces, vocab_size = tokenizer.size, vocab_size or tokenizer.size
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
     meta |= {"eos_id": tokenizer.eos} | ({"pieces": pieces} if pieces != vocab_size else {})
-    rows, unknown = [("split", *data.TABLES["documents.tsv"])], 0
+    rows, unknown = [("split", *data.DOCUMENT)], 0
     with whole_folder(folder) as beside:
         for split, documents in splits.items():
             start = text_bytes = 0

@@ -3,13 +3,13 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tdbook.runs import hashes, parameters, sweeps
-from tdbook.runs.parameters import ParameterError, nearest, notebook_of, shown
+from tdbook.runs import notebooks, parameters, sweeps
+from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
+from tdbook.runs.parameters import ParameterError, nearest, shown
 
 PROGRESS_S = 15
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
 GIVEN = ("text", "tokens", "tokenizer", "teacher")  # parameters of 00 that `make book` takes
-LAST = ("04", "06", "07")  # they read what all the others made
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class BookRun:
     @property
     def compares(self) -> bool:
         """Whether it is the page that compares a sweep's points."""
-        return bool(self.sweep) and self.notebook == "04_merge_eval"
+        return bool(self.sweep) and self.notebook == COMPARISON
 
     @property
     def mark(self) -> Path:
@@ -68,11 +68,11 @@ def book(
     values = {}
     for path in _yamls(profile):
         more = {"out": str(out)} if out else {}
-        more |= overrides or {} if path.stem.startswith("00") else {}
+        more |= overrides or {} if notebook_of(path.stem) == TEACHER else {}
         values[path] = check_yaml(path, more, paths)
     makers: dict[str, str] = {}  # path → the run that makes it
-    for path in sorted(values, key=lambda path: path.stem.startswith(LAST)):
-        for made in hashes.writes(path.stem, values[path], list(makers)):
+    for path in sorted(values, key=lambda path: notebook_of(path.stem) == COMPARISON):
+        for made in notebooks.writes(path.stem, values[path], list(makers)):
             if made in makers:
                 both = f"{path.name} and {makers[made]}.yaml both write {made}"
                 raise ParameterError(f"{both}: give one another name")
@@ -101,13 +101,15 @@ def _yamls(profile: str) -> list[Path]:
 
 def _book_run(yaml: Path, values: dict, makers: dict[str, str]) -> BookRun:
     run = yaml.stem
-    reads = hashes.reads(run, values, [path for path, maker in makers.items() if maker != run])
+    reads = notebooks.reads(run, values, [path for path, maker in makers.items() if maker != run])
     _must_be_made(yaml.name, reads, makers, parameters.ROOT / values["out"])
     writes = [path for path, maker in makers.items() if maker == run]
     one = _run(run, values, reads, writes, makers)
-    if run.startswith(("04", "07")):  # their tables tell of every run
-        every = {m for m in makers.values() if run.startswith("07") or not m.startswith("06")}
+    if one.notebook == COMPARISON:  # which what is shipped comes after
+        every = {maker for maker in makers.values() if notebook_of(maker) != INFERENCE}
         one = replace(one, needs=tuple(sorted(every - {run})))
+    elif notebooks.of(run).compares:  # its tables tell of every run
+        one = replace(one, needs=tuple(sorted({*makers.values()} - {run})))
     return replace(one, yaml=yaml)
 
 
@@ -142,9 +144,9 @@ def swept(name: str, profile: str, runs_: list[BookRun]) -> list[BookRun]:
             inside |= dict.fromkeys(points[-1].writes, points[-1].name)
     if not sweep.notebook:
         return points
-    page = next((one for one in runs_ if one.notebook == "04_merge_eval"), None)
+    page = next((one for one in runs_ if one.notebook == COMPARISON), None)
     if page is None:
-        raise ParameterError(f"params/{profile} has no 04_merge_eval to compare the points with")
+        raise ParameterError(f"params/{profile} has no {COMPARISON} to compare the points with")
     return [*points, _page_of(sweep, page, makers)]
 
 
@@ -155,7 +157,7 @@ def _swept_run(
         values = parameters.check(notebook_of(run), sweep.values(point, run, out), paths=False)
     except ParameterError as error:
         raise ParameterError(f"sweep {sweep.name}, point {point}: {error}") from None
-    reads, writes = hashes.reads(run, values, []), hashes.writes(run, values, [])
+    reads, writes = notebooks.reads(run, values, []), notebooks.writes(run, values, [])
     _must_be_made(f"sweep {sweep.name}: each point", reads, makers | inside, out)
     if both := {*reads} & {*writes}:
         fault = f"{min(both)} is read and written: give another name"
@@ -168,14 +170,14 @@ def _page_of(sweep: sweeps.Sweep, page: BookRun, makers: dict) -> BookRun:
     """The profile's own 04 on the sweep's folder: its models are those 04 cannot do without."""
     run, place = sweeps.page(sweep.name), sweeps.folder(page.out, sweep.name)
     own = {"run": run, "out": shown(place), "sweeps": sweep.name}
-    values = parameters.check("04_merge_eval", parameters.read(page.yaml) | own, paths=False)
+    values = parameters.check(COMPARISON, parameters.read(page.yaml) | own, paths=False)
     return _run(f"{sweep.name}/{run}", values, _borrowed(run, values), [], makers, sweep.name)
 
 
 def _borrowed(run: str, values: dict) -> list[str]:
     """What a point, or a sweep's page, reads of the run folder above."""
-    if notebook_of(run) != "04_merge_eval":
-        return hashes.reads(run, values, [])
+    if notebook_of(run) != COMPARISON:
+        return notebooks.reads(run, values, [])
     names = ("teacher", "base", "scratch", "picked_by")
     return ["tokens", *dict.fromkeys(f"models/{values[name]}" for name in names)]
 

@@ -12,7 +12,8 @@ from tabulate import tabulate
 
 from tdbook.runs import hashes, parameters, units
 from tdbook.runs.estimates import Q4_LIMIT, VOCABULARIES
-from tdbook.runs.parameters import ParameterError, nearest, notebook_of
+from tdbook.runs.notebooks import HARD_SET, TEACHER, notebook_of
+from tdbook.runs.parameters import ParameterError, nearest
 from tdbook.workflow import cost, graph, workload
 from tdbook.workflow.workload import DEVICES, Device, Size, Work
 from tdlib import files, shapes
@@ -28,9 +29,7 @@ def estimate(p: dict, out: Path, device: str) -> dict:
     peak_memory_mib counts it, FLOP, tokens, steps."""
     size = size_of(out / "tokens", out)
     name = p.get("teacher", "teacher")  # in models/; for 00 a path, or nothing
-    path = (
-        parameters.ROOT / name if notebook_of(p["run"]) == "00_teacher" else out / "models" / name
-    )
+    path = parameters.ROOT / name if notebook_of(p["run"]) == TEACHER else out / "models" / name
     one = workload.of_run(p, size, _teacher(p, path, size), _in_folder(out, size.context))
     need = workload.memory(one, device[:4])
     if device == "cpu":  # this process is not as large as a notebook's usually is, or larger
@@ -96,7 +95,7 @@ def _teacher(p: dict, path: Path, size: Size) -> LlamaConfig:
         return teacher.load(path).config
     if (path / "config.json").is_file():
         return shapes.read_config(path)
-    if notebook_of(p["run"]) != "00_teacher" or p["teacher"]:
+    if notebook_of(p["run"]) != TEACHER or p["teacher"]:
         raise FileNotFoundError(f"{path} is no teacher: give a Llama folder or a .pt file")
     return LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
 
@@ -126,10 +125,10 @@ def asked(pairs: dict[str, str]) -> Asked:
     profile = pairs.get("PROFILE") or "tiny"
     runs = graph.book(profile, pairs.get("OUT") or None, given, paths=False)
     by_run = {one.run: one.parameters for one in runs}
-    if "00_teacher" not in by_run:
-        raise ParameterError(f"params/{profile} has no 00_teacher.yaml: add one")
-    p, out = by_run["00_teacher"], parameters.ROOT / by_run["00_teacher"]["out"]
-    of_02 = next((q for run, q in by_run.items() if run.startswith("02")), {})
+    if TEACHER not in by_run:
+        raise ParameterError(f"params/{profile} has no {TEACHER}.yaml: add one")
+    p, out = by_run[TEACHER], parameters.ROOT / by_run[TEACHER]["out"]
+    of_02 = next((q for run, q in by_run.items() if notebook_of(run) == HARD_SET), {})
     choice = of_02.get("share", 0.2), of_02.get("token_limit", 0)
     folder = parameters.ROOT / p["tokens"] if p["tokens"] else out / "tokens"
     path = parameters.ROOT / p["teacher"] if p["teacher"] else out / "models/teacher"

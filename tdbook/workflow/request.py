@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tdbook.runs import parameters, sweeps
-from tdbook.runs.parameters import ParameterError, nearest, notebook_of, stem
+from tdbook.runs.notebooks import notebook_of
+from tdbook.runs.parameters import ParameterError, nearest, stem
 from tdbook.runs.units import number
 from tdbook.workflow import cluster, graph
 from tdlib import files

@@ -9,7 +9,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tdbook.runs.parameters import ParameterError, nearest, notebook_of
+from tdbook.runs import notebooks
+from tdbook.runs.notebooks import notebook_of
+from tdbook.runs.parameters import ParameterError, nearest
 from tdbook.workflow import cost, graph
 from tdlib.shapes import SHAPES, LlamaConfig
 
@@ -122,11 +124,11 @@ def distinct(p: dict, context: int) -> int:
 def _read(p: dict, size: Size) -> int:
     """Windows that a training reads once an epoch."""
     match notebook_of(p["run"]):
-        case "01_distill":
+        case notebooks.DISTILL:
             fold = int(p["left_out"].split("/")[1]) if p.get("left_out") else 0
             rest = size.train - (size.train // fold if fold else 0)
             return min(rest, distinct(p, size.context) or rest)
-        case "03_lora":
+        case notebooks.LORA:
             return round(p["share"] * size.train) if p.get("share") else size.hard
     return size.train
 
@@ -143,7 +145,7 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, tuple]) ->
         work.forwards += [(shape, size.val + fixed), (teacher, fixed)]
         work.disk += 4 * (size.val + size.context * fixed)
     work.disk += sum(4 * shape.parameters for shape in work.made.values())
-    rows = size.hard if notebook_of(p["run"]) == "03_lora" else _read(p, size)
+    rows = size.hard if notebook_of(p["run"]) == notebooks.LORA else _read(p, size)
     for t in work.trainings:
         work.forwards.append((t.student, 9 * min(64, size.val)))  # while it trains
         state = cost.state_bytes(t.student, t.rank)
@@ -167,19 +169,19 @@ def _train(work: Work, p: dict, size: Size, made: dict[str, tuple]) -> None:
             work.made[name] = student
 
     match notebook_of(p["run"]):
-        case "00_teacher":
+        case notebooks.TEACHER:
             if not p["teacher"]:
                 train("teacher", teacher, teacher)
             work.made["teacher"] = teacher
             work.disk = 0 if p["tokens"] else 4 * size.context * (size.train + size.val)
-        case "01_distill":
+        case notebooks.DISTILL:
             train(p["student"], of(p["shape"]), teacher)
             work.loaded = teacher.parameters if work.trainings[0].teacher is None else 0
-        case "03_lora":
+        case notebooks.LORA:
             base = _base(p, made)
             train(p["adapter"], base, teacher)
             work.disk = 4 * cost.adapter_parameters(base, work.trainings[0].rank)
-        case "05_progressive":
+        case notebooks.PROGRESSIVE:
             middle, small = of(p["middle_shape"]), of(p["small_shape"])
             train("150m", middle, teacher)
             train("75m", small, middle)
@@ -190,23 +192,23 @@ def _train(work: Work, p: dict, size: Size, made: dict[str, tuple]) -> None:
 def _score(work: Work, p: dict, size: Size, made: dict[str, tuple]) -> None:
     """The forward passes of 02, 06 and 07; 04 merges the adapters."""
     match notebook_of(p["run"]):
-        case "02_hard_set":
+        case notebooks.HARD_SET:
             base, scored = _base(p, made), p.get("token_limit", 0) // size.context or size.train
             others = p.get("compare", "").split() + p.get("unseen_teacher", "").split()
             # a folder may not hold them yet: then as large as the base
             shapes = [base, work.teacher, *(made.get(name, (base,))[0] for name in others)]
             work.forwards = [(shape, min(size.train, scored)) for shape in shapes]
             work.disk = 8 * (size.train + size.hard)
-        case "04_merge_eval":
+        case notebooks.COMPARISON:
             adapters = {name: shape for name, (shape, softened) in made.items() if softened is None}
             work.made = {f"{name}-merged": shape for name, shape in adapters.items()}
-        case "06_inference":  # each format on some windows; raw text computes much more than once
+        case notebooks.INFERENCE:  # each format on some windows; raw text computes more than once
             shapes = [made.get(name, (work.teacher,))[0] for name in p["models"].split()]
             whole = p["new_tokens"] * (p["prompt_tokens"] + p["new_tokens"]) // 2
             rows = 8 * p["quality_windows"] + 4 * p["repeats"] * whole // size.context
             work.forwards = [(shape, rows) for shape in shapes]
             work.disk = sum(round(4.4 * shape.parameters) for shape in shapes)  # four files
-        case "07_evidence":  # every model reads the text that judges
+        case notebooks.EVIDENCE:  # every model reads the text that judges
             work.forwards = [(shape, size.val) for shape, _ in made.values()]
 
 
@@ -279,9 +281,9 @@ def seconds(one: Work, device: Device, shares: dict | None = None) -> tuple[floa
     for t in one.trainings:
         quick, slow = training_seconds(t, device, (shares or {}).get(t.name, 1.0))
         low, high = low + quick, high + slow
-    if one.run.startswith("06"):  # each way is timed for a while, each file is run
+    if notebook_of(one.run) == notebooks.INFERENCE:  # each way is timed, each file is run
         low, high = low + 8 * len(one.forwards), high + 40 * len(one.forwards)
-    scored = shares and not shares["scores"] and one.run.startswith("02")
+    scored = shares and not shares["scores"] and notebook_of(one.run) == notebooks.HARD_SET
     forwards = [(c, n) for c, n in one.forwards if not (scored and c == one.teacher)]
     flop = sum(cost.forward_flop(c, one.context) * one.context * n for c, n in forwards)
     quick, slow = (flop / (share * device.forward_flop) for share in reversed(FORWARD))
