@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from tdbook.analysis import intervals, verdict
+from tdbook.analysis import intervals
 from tdbook.analysis import kept_and_lost as buckets
+from tdbook.analysis import trial as trials
 from tdbook.book import common
 from tdbook.export import inference
 from tdbook.report import plots, tables
@@ -75,7 +76,7 @@ def show_sweep(this: Run, sweep: str, rows: list[dict], base: str) -> str:
     best = min(rows, key=lambda row: row["loss"])
     return (
         f"Of {len(rows)} models of the sweep {sweep}, {best['point']} has the lowest loss: "
-        f"{intervals.with_interval(*best['all'])} against {base}; the best of many looks better "
+        f"{best['all']} against {base}; the best of many looks better "
         "than it is."
     )
 
@@ -149,27 +150,32 @@ def calibrations(this: Run, names: list[str]) -> dict[str, dict]:
     return {name: {k: array[k].tolist() for k in keys} for name, array in arrays.items()}
 
 
-def arms_of(this: Run) -> dict[str, verdict.Arm]:
+def trained(this: Run) -> dict[str, trials.Model]:
     """Every trained model of the folder and of the sweeps that are named, and how it was made."""
     folder = common.folder_of(this)
     points = {label: (point.model, point.record) for label, point in folder.points.items()}
-    return verdict.arms(folder.records.values(), points)
+    return trials.models(folder.records.values(), points)
 
 
 def trial(
-    this: Run, losses: dict[str, np.ndarray], hard_N: np.ndarray, document_N: np.ndarray
-) -> verdict.Trial:
-    """What the verdict reads."""
+    this: Run,
+    losses: dict[str, np.ndarray],
+    hard_N: np.ndarray,
+    document_N: np.ndarray,
+    models: dict[str, trials.Model] | None = None,
+) -> trials.Trial:
+    """What a verdict reads: the models given, or those that losses are of."""
     names = ("base", "scratch", "teacher", "picked_by", "resamples")
     given = {name: this.parameters[name] for name in names}
-    return verdict.Trial(arms_of(this), losses, hard_N, document_N, **given)
+    models = models or {name: m for name, m in trained(this).items() if name in losses}
+    return trials.Trial(models, losses, hard_N, document_N, **given)
 
 
 def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
     """What each model is and what it cost, for the quality table."""
-    arms = arms_of(this)
+    arms = trained(this)
     return {
-        name: {"made": arms[name].kind()}
+        name: {"made": arms[name].kind}
         | {f"{what}, FLOP": f"{n:.2g}" if n else "–" for what, n in spent.items()}
         for name, spent in costs(this, tokens).items()
     }
@@ -178,21 +184,21 @@ def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
 def costs(this: Run, tokens: data.Tokens) -> dict[str, dict[str, float]]:
     """FLOP of every model: of its own training (with its base's), of its teachers' forwards, and of
     scoring the windows where it replays scores."""
-    folder, arms, rows = common.folder_of(this), arms_of(this), {}
+    folder, arms, rows = common.folder_of(this), trained(this), {}
     shorts = (record["remembered"].get("short") for record in folder.of(notebooks.HARD_SET))
     short = next(filter(None, shorts), {"windows": 0})
     scored = short["windows"] * short.get("scored", 1) * tokens.context
     for name, arm in arms.items():
         training, teacher = _flop(folder, arm, arms, tokens)
         rows[name] = {"training": training, "teacher": teacher, "scoring": 0.0}
-        if arm.base and arm.windows in ("hard", "easiest"):
+        if arm.base and arm.p["windows"] in ("hard", "easiest"):
             shapes = [folder.shape(model) for model in (arm.base, arm.p["teacher"])]
             forward = sum(cost.forward_flop(shape, tokens.context) for shape in shapes)
             rows[name]["scoring"] = scored * forward
     return rows
 
 
-def _flop(folder: Folder, arm: verdict.Arm, arms: dict, tokens: data.Tokens) -> tuple:
+def _flop(folder: Folder, arm: trials.Model, arms: dict, tokens: data.Tokens) -> tuple:
     """FLOP of training an arm and of its teachers' forwards, those of what it began from too."""
     p, context = arm.p, tokens.context
     config = folder.shape(arm.base if arm.adapter else arm.name)

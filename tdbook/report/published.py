@@ -81,7 +81,7 @@ def recommended(folder: Path = EVIDENCE) -> str:
 
 
 def _documents(e: pd.Series) -> str:
-    return intervals.with_interval(*e[["value", "low", "high"]])
+    return f"{intervals.Interval(*e[['value', 'low', 'high']])}"
 
 
 def _seeds(e: pd.Series) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from tdbook.analysis import intervals
+from tdbook.analysis.intervals import Interval
 from tdbook.runs import notebooks, rules
 from tdbook.runs.estimates import Q4_LIMIT, describe, of_plan, span
 from tdlib import generate, hard_set
@@ -32,7 +33,7 @@ def quality(
     rows = []
     for name, m in metrics.items():
         span_of_change = intervals.interval(resampled[name] - resampled[base])
-        change = intervals.with_interval(m["loss"] - metrics[base]["loss"], *span_of_change)
+        change = f"{Interval(m['loss'] - metrics[base]['loss'], *span_of_change)}"
         low, high = of_plan(name, "loss")
         rows.append({
             "model": name, "parameters": f"{m['parameters']:,}", "loss": f"{m['loss']:.3f}",
@@ -66,7 +67,7 @@ def _gap(metrics: dict, resampled: dict, name: str, scratch: str | None, teacher
     if not np.isfinite(values_R).any():
         return "undefined"
     low, middle, high = (metrics[n]["loss"] for n in (teacher, name, scratch))
-    return intervals.with_interval((high - middle) / (high - low), *intervals.interval(values_R), 2)
+    return f"{Interval((high - middle) / (high - low), *intervals.interval(values_R)):.2f}"
 
 
 def hard_and_easy(
@@ -198,7 +199,7 @@ def hard_and_easy_words(parts: pd.DataFrame) -> pd.DataFrame:
     for part in ("hard", "easy"):
         spans = parts[[f"{part} {key}" for key in ("change", "low", "high")]].to_numpy()
         columns[f"loss, {part}"] = parts[part].map("{:.3f}".format)
-        columns[f"change, {part}"] = [intervals.with_interval(*row) for row in spans]
+        columns[f"change, {part}"] = [f"{Interval(*row)}" for row in spans]
     return pd.DataFrame(columns, index=parts.index)
 
 
@@ -222,9 +223,7 @@ def kept_and_lost(rows: list[dict], teacher: str, names: list[str]) -> pd.DataFr
 
 def won_back(rows: list[dict]) -> pd.DataFrame:
     """Per kind of token how many, and each model's change against the base with its interval."""
-    table = [
-        {k: v if k in KIND else intervals.with_interval(*v) for k, v in row.items()} for row in rows
-    ]
+    table = [{k: v if k in KIND else f"{Interval(*v)}" for k, v in row.items()} for row in rows]
     return pd.DataFrame(table).set_index(KIND[:2])
 
 
@@ -268,7 +267,7 @@ def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
         {"point": row["point"]}
         | {name: shown(name, row["varied"].get(name, "–")) for name in columns}
         | {"loss": f"{row['loss']:.3f}"}
-        | {f"{part} text": intervals.with_interval(*row[part]) for part in ("all", "hard", "easy")}
+        | {f"{part} text": f"{Interval(*row[part])}" for part in ("all", "hard", "easy")}
         | {"KL to teacher": f"{row['kl']:.3f}", "minutes": f"{row['minutes']:.1f}"}
         for row in sorted(rows, key=lambda row: row["loss"])
     ])  # fmt: skip
