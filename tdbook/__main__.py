@@ -10,7 +10,9 @@
     python -m tdbook clean-cache outputs/tiny
     python -m tdbook plan PROFILE=b200 [DEVICE=b200 PRICE_PER_HOUR=4.5 VOCAB=51800]
     python -m tdbook doctor PROFILE=b200
-    the last two also: OUT= (the run folder), TOKENS= and TEACHER= (paths)
+    python -m tdbook export MODEL=folder [OUT= TOKENS=]
+    python -m tdbook chat MODEL=folder|file.gguf [SEGMENTER=morfessor.bin]
+    plan and doctor also: OUT= (the run folder), TOKENS= and TEACHER= (paths)
 
 Snakemake decides the order (see Snakefile), papermill runs a notebook. Imports no torch.
 """
@@ -94,6 +96,14 @@ def _command(what: str, words: list[str], pairs: dict[str, str]) -> int:
             from tdbook.workflow import doctor  # imports torch
 
             return doctor.examine(pairs)
+        case "export", []:
+            from tdbook.export import shipping  # imports torch
+
+            shipping.export(pairs)
+        case "chat", []:
+            from tdbook.export import chat  # imports torch
+
+            chat.chat(pairs)
         case _:
             print(__doc__)
             return 2

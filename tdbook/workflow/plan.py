@@ -29,9 +29,7 @@ def estimate(p: dict, out: Path, device: str) -> dict:
     peak_memory_mib counts it, FLOP, tokens, steps."""
     size = size_of(out / "tokens", out)
     name = p.get("teacher", "teacher")  # in models/; for 00 a path, or nothing
-    path = (
-        parameters.ROOT / name if notebook_of(p["run"]) == TEACHER else out / "models" / name
-    )
+    path = parameters.ROOT / name if notebook_of(p["run"]) == TEACHER else out / "models" / name
     one = workload.of_run(p, size, _teacher(p, path, size), _in_folder(out, size.context))
     need = workload.memory(one, device[:4])
     if device == "cpu":  # this process is not as large as a notebook's usually is, or larger
