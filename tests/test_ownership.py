@@ -506,7 +506,7 @@ PLACES = {
     "only what is between its own two marks, and an error without them": "published.readme",
     "only where nothing is there": "dashboard.logging pages.font_face",
     "it adds to the end": "hooks._main devices._locked",
-    "a hidden name of the book's own": """scheduler.make scheduler._snakemake scheduler._command_of
+    "a hidden name of the book's own": """scheduler._locked scheduler._snakemake scheduler._command_of
         execute.execute sessions.session cluster.options ownership.claim hashes._remember""",
     "a broken record is renamed to .broken, never removed": "files.set_aside",
     "a name that holds the second when the run began": "running.Run._keep_the_old",

@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tdbook.runs import hashes, heartbeat, hooks, ownership, parameters
+from tdbook.runs import hashes, heartbeat, hooks, ownership, parameters, settings
 from tdbook.runs.parameters import notebook_of
 from tdbook.runs.provenance import _commit, _device, _versions, peak_memory_mib
 from tdlib import files
@@ -97,6 +97,7 @@ class Run:
         self.current = not self._why
         self._record = files.record(self._file("results", "json")) if self.current else {}
         self._remembered = self._record.get("remembered", {})
+        self._scouting = self._record.get("scouting", "")
         self._finding = ""
         self._began, self._clock = time.time(), time.monotonic()
         self._status, self._seen, self._lock = "running", {}, threading.RLock()
@@ -182,8 +183,8 @@ class Run:
 
         if type(table.index).__name__ != "RangeIndex":  # plain row numbers say nothing
             table = table.reset_index()
-        if self.parameters["profile"].endswith("-quick"):  # no numbers to quote: on every row
-            table = table.assign(scouting=self.parameters["profile"])
+        if self._scouting:  # no numbers to quote: on every row
+            table = table.assign(scouting=self._scouting)
         path = self.out / "tables" / f"{self.run}-{name}"
         write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
         shown = table.map(lambda value: _figures(value) if isinstance(value, float) else value)
@@ -267,6 +268,7 @@ class Run:
         ownership.claim(self.out, self.run, self.parameters)
         self._inputs = hashes.input_hashes(self.out, self.run, inputs)
         self._code = hashes.of_code(self.notebook)
+        self._scouting = settings.scouting(self.out, self.run, self.parameters, inputs)
         old = {"old": self._keep_the_old()} if self._file("hashes", "json").exists() else {}
         self._keep_or_refuse_checkpoint()
         self._file("hashes", "json").unlink(missing_ok=True)
@@ -401,6 +403,7 @@ class Run:
         about |= {"parameters": hooks.hidden(values), "changed": [*self._changed]}
         about |= {"seed": values["seed"], "commit": commit, "dirty": dirty, "code": self._code}
         about |= {"versions": _versions(), "device": _device(values["device"])}
+        about |= {"scouting": self._scouting} if self._scouting else {}
         return about | {
             "inputs": {name: read["sha256"] for name, read in self._inputs.items()},
             "reads": {run: hashes.load(self.out, run)["parameters"] for run in sorted(makers)},
