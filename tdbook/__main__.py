@@ -3,7 +3,7 @@
     python -m tdbook book PROFILE=tiny [OUT=… TEXT=… TOKENS=… TOKENIZER=… TEACHER=… SET=… ONLY=…
         FROM=… REDO=… DRY=1 PRICE_PER_HOUR=… CLUSTER=slurm]
     python -m tdbook sweep NAME=adapter [and those of book]
-    python -m tdbook status PROFILE=tiny [OUT=… FULL=1]
+    python -m tdbook status PROFILE=tiny [OUT=… SET=… FULL=1]
     python -m tdbook plan PROFILE=b200 [OUT=… TOKENS=… TEACHER=… SET=… DEVICE=b200
         PRICE_PER_HOUR=4.5 VOCAB=51800]
     python -m tdbook doctor PROFILE=b200 [OUT=… TOKENS=… TEACHER=… SET=…]
@@ -18,17 +18,17 @@ import re
 import sys
 from pathlib import Path
 
-from tdbook.runs import heartbeat, parameters
+from tdbook.runs import disk, estimates, heartbeat, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import execute, graph, request, scheduler, status
-from tdlib import files, shapes
+from tdlib import shapes
 
 
 def main(arguments: list[str]) -> int:
     command, *words = arguments or ["help"]
     pairs = [] if command in ("check", "report") else [w for w in words if re.match(r"\w+=", w)]
     try:
-        files.find_homes()
+        disk.find_homes()
         given = dict(pair.split("=", 1) for pair in pairs)
         return _run(command, [word for word in words if word not in pairs], given) or 0
     except (ValueError, OSError, RuntimeError) as error:
@@ -89,9 +89,9 @@ def _check(profile: str) -> int:
         return failed
     runs = graph.book(profile, paths=False)  # what no single YAML shows: two that write the same
     used = {value for one in runs for key, value in one.parameters.items() if key.endswith("shape")}
-    for vocab_size in shapes.VOCABULARIES if profile.startswith("b200") else ():
+    for vocab_size in estimates.VOCABULARIES if profile.startswith("b200") else ():
         for name in (name for name in shapes.SHAPES if name in used):
-            print(shapes.in_words(name, vocab_size))
+            print(estimates.in_words(name, vocab_size))
     return 0
 
 

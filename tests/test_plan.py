@@ -124,16 +124,17 @@ def test_the_weights_of_every_epoch_that_a_run_leaves_are_counted(tmp_path, epoc
 
 
 def test_tokens_at_hand_are_counted_and_a_kept_hard_set_too(folder):
-    found = plan.size_of(folder / "tokens", folder, 0.5)
+    found = plan.size_of(folder / "tokens", folder)
     assert (found.vocab_size, found.context) == (300, 32)
     opened = token_files.open_tokens(folder / "tokens")
     assert (found.train, found.val) == (len(opened.train), len(opened.val))
-    assert found.hard == round(found.train / 2)
+    given = {"PROFILE": "smoke", "OUT": str(folder), "TEACHER": f"{folder}/models/teacher"}
+    more = "02_hard_set.share=0.5 02_hard_set.token_limit="
+    for limit, windows in ((0, round(found.train / 2)), (10 * 32 + 5, 5)):
+        assert asked(**given, SET=f"{more}{limit}").size.hard == windows
     choice = {"share": 0.1, "threshold": 0.0, "windows_K": [2, 3, 5]}
     (folder / "hard_set.json").write_text(json.dumps(choice))
-    assert plan.size_of(folder / "tokens", folder, 0.5).hard == 3
-    (folder / "hard_set.json").unlink()  # 02 will score ten windows, and take half of those
-    assert plan.size_of(folder / "tokens", folder, 0.5, 10 * 32 + 5).hard == 5
+    assert asked(**given, SET=f"{more}0").size.hard == 3
 
 
 def test_every_notebook_of_a_run_folder_has_an_estimate(folder):

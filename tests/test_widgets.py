@@ -8,7 +8,6 @@ import pytest
 from bs4 import BeautifulSoup
 
 from tdbook.report import counts, figures, pages, widgets
-from tdbook.runs import choice
 from tdlib import hard_set
 from tdlib.hard_set import Scores
 
@@ -69,8 +68,8 @@ def test_the_style_sheet_has_the_colours_of_the_figures():
 KINDS = {1: "single-character pieces", 2: "<unk>", 4: r"literal \n", 8: "template repeats"}
 
 
-def rule(threshold: float, **more) -> dict:
-    return {"threshold": threshold} | hard_set.RULE | more
+def rule(threshold: float, **more) -> hard_set.Rule:
+    return hard_set.Rule(threshold, **more)
 
 
 RULES = [  # of 02's parameters
@@ -226,7 +225,7 @@ def test_what_is_kept_is_what_the_same_parameters_choose_in_words_too(
     shown.observe(lambda change: said.append(change["new"]), "done")
     click_keep(shown, at)
     assert said == ["", shown.done]  # told again, or a second click would seem to do nothing
-    again, _ = explored(scores, cuts, junk_N, choice.rule_of(path), path)
+    again, _ = explored(scores, cuts, junk_N, hard_set.load(path).rule, path)
     click_keep(again, again.at)  # it opens on the choice in force, and would keep that
     assert json.loads(path.read_text("utf8"))["windows_K"] == kept["windows_K"]
 

@@ -30,9 +30,9 @@ Cuts = dict[str, tuple[list[str], np.ndarray]]  # name → names of its groups, 
 
 def every(
     scores: hard_set.Scores, cuts: Cuts, junk_N: np.ndarray, kinds: dict[int, str],
-    rule: dict, live: bool,
+    rule: hard_set.Rule, live: bool,
 ) -> tuple[dict, list[np.ndarray]]:  # fmt: skip
-    """All numbers of the explorer, which starts with `rule` (as choice.rule_of has it); and the
+    """All numbers of the explorer, which starts with `rule`; and the
     windows from easy to hard, of all and without junk. What changes nothing but what is kept can be
     set only where it is `live`."""
     difficulty_N, n = scores.difficulty_N, len(scores.difficulty_N)
@@ -41,12 +41,14 @@ def every(
     known_M, junk_M = difficulty_N[order_M], junk_N[order_M]
     if 0 < np.count_nonzero(junk_M) < len(junk_M):
         orders.append(orders[0][junk_M == 0])
-    line = int(np.searchsorted(known_M, known_M.dtype.type(rule["threshold"])))
-    start = _shortest(known_M, line) if line < len(known_M) else float(rule["threshold"])
+    line = int(np.searchsorted(known_M, known_M.dtype.type(rule.threshold)))
+    start = _shortest(known_M, line) if line < len(known_M) else float(rule.threshold)
     grid = _ticks(known_M, 200)
     thresholds = sorted({*grid, start})
     options = {
-        name: sorted({*(values if live else values[:1]), rule[name]}, reverse=name == "token_share")
+        name: sorted(
+            {*(values if live else values[:1]), getattr(rule, name)}, reverse=name == "token_share"
+        )
         for name, values in OPTIONS.items()
     }
     largest = {
@@ -57,8 +59,8 @@ def every(
         _mode(scores, each_M, list(largest.values()), thresholds, options["clip"], whole, grid)
         for each_M, whole in zip(orders, (n, n - np.count_nonzero(junk_N)), strict=False)
     ]
-    at = ["threshold", thresholds.index(start), int(rule["leave_out_junk"] and len(modes) > 1)]
-    at += [options[name].index(rule[name]) for name in options]
+    at = ["threshold", thresholds.index(start), int(rule.leave_out_junk and len(modes) > 1)]
+    at += [options[name].index(getattr(rule, name)) for name in options]
     numbers = {
         "windows": n,
         "of": "windows" if len(known_M) == n else "scored windows",
@@ -122,7 +124,7 @@ def _mode(
 ) -> dict:  # fmt: skip
     """Stops, lines and pictures of windows from easy to hard: those of `whole` that were scored."""
     known_M, m = scores.difficulty_N[order_M], len(order_M)
-    hardest = m / whole * SHARES * whole  # the same to the last bit as choice.made has it
+    hardest = m / whole * SHARES * whole  # the same to the last bit as hard_set.choose has it
     above = lambda x, side="left": m - np.searchsorted(known_M, known_M.dtype.type(x), side)  # noqa: E731
     at_T = [int(above(t)) for t in thresholds]
     # as hard_set.select has it
@@ -145,7 +147,9 @@ def _mode(
         flat_M = since_M * len(names) + group_N[order_M][::-1]
         count = np.bincount(flat_M, minlength=len(counts_U) * len(names))
         tables.append(count.reshape(-1, len(names)))
-    lost_U = np.bincount(since_M, hard_set.lost(known_M[::-1]), len(counts_U)).cumsum()
+    lost_U = np.bincount(
+        since_M, np.fmax(known_M[::-1], 0, dtype=np.float64), len(counts_U)
+    ).cumsum()
     lost_U = (lost_U / (lost_U[-1] or 1)).round(5)
     return {
         "windows": m,

@@ -7,6 +7,7 @@ What a slider can show was counted before, in counts.py. Legend: T tokens of a t
 import html
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def explorer(
     junk_N: np.ndarray,
     kinds: dict[int, str],
     text_of: Callable[[int], str],
-    rule: dict,
+    rule: hard_set.Rule,
     path: Path,
 ) -> Explorer:
     """A threshold and a share that move together, starting with `rule`, and its other parameters:
@@ -132,10 +133,10 @@ def explorer(
     def keep(_: Explorer, at: list, buffers: list) -> None:
         shown.done = ""  # or the same words again would be no news to the page
         now = counts.shown(numbers, at)
-        own = rule | now["rule"]
+        moved_rule = replace(rule, share=None, **now["rule"])
         words = f"by hand, by {at[0]}: {now['said']}"
         try:
-            choice.keep(hard_set.made(scores.difficulty_N, own, junk_N), path, words, own)
+            choice.keep(hard_set.choose(scores.difficulty_N, moved_rule, junk_N), path, words)
             shown.done = f"kept in {path.name}: {words}"
         except OSError as error:  # or the reader would believe it kept
             shown.done = f"not kept: {error}"
@@ -152,7 +153,7 @@ def offline_explorer(
     junk_N: np.ndarray,
     kinds: dict[int, str],
     text_of: Callable[[int], str],
-    rule: dict,
+    rule: hard_set.Rule,
 ) -> str:
     """The same as HTML that needs no kernel, with the texts of some windows, more of them near the
     line of `rule`. Its counts agree with numpy to the window."""

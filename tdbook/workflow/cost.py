@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tdbook.runs import hashes
+from tdbook.runs.estimates import describe
 from tdbook.runs.parameters import ParameterError, nearest
-from tdlib.shapes import LlamaConfig, describe
+from tdlib.shapes import LlamaConfig
 
 CHUNK = {"cpu": 512, "cuda": 4096}  # losses.default_chunk
 LIBRARIES = 95 * 2**20  # bytes of torch's own that a first step on a CPU brings in

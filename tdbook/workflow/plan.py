@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tdbook.runs import hashes, parameters, settings, units
+from tdbook.runs.estimates import Q4_LIMIT, VOCABULARIES
 from tdbook.runs.parameters import ParameterError, notebook_of
 from tdbook.workflow import cost, graph, request, workload
 from tdbook.workflow.cost import Device
 from tdbook.workflow.workload import Size, Work, total
 from tdlib import files, shapes
-from tdlib.shapes import Q4_LIMIT, SHAPES, VOCABULARIES, LlamaConfig
+from tdlib.shapes import SHAPES, LlamaConfig
 
 NOMINAL = 3_700_000_000  # training tokens, by the count of the teacher's owner
 NIGHT_H = 10
@@ -50,17 +51,19 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
     if "00_teacher" not in jobs:
         raise ParameterError(f"params/{wanted.profile} has no 00_teacher.yaml: add one")
     p, out = jobs["00_teacher"].parameters, parameters.ROOT / wanted.out
-    scoring = next((one.parameters for one in jobs.values() if one.run.startswith("02")), {})
-    choice = scoring.get("share", 0.2), scoring.get("token_limit", 0)
     folder = parameters.ROOT / p["tokens"] if p["tokens"] else out / "tokens"
     path = parameters.ROOT / p["teacher"] if p["teacher"] else out / "models/teacher"
     known = bool(p["tokens"]) or (folder / "meta.json").is_file()
     if known:
-        size = size_of(folder, out, *choice)
+        size = size_of(folder, out)
         vocabularies = (size.vocab_size,)
     else:
         vocabularies = (vocabulary,) if vocabulary else _vocabularies(p, path)
-        size = _guessed(p, vocabularies[0], *choice)
+        size = _guessed(p, vocabularies[0])
+    scoring = next((one.parameters for one in jobs.values() if one.run.startswith("02")), None)
+    if scoring and hashes.chosen(out / hashes.HARD_SET) is None:
+        scored = scoring["token_limit"] // size.context or size.train
+        size = replace(size, hard=round(scoring["share"] * min(size.train, scored)))
     teacher = _teacher(p, path, size)
     if teacher.vocab_size != size.vocab_size:
         both = f"{teacher.vocab_size:,}, the tokens' {size.vocab_size:,}"
@@ -77,41 +80,35 @@ def _vocabularies(p: dict, teacher: Path) -> tuple[int, ...]:
     return (p["vocab_size"],) if p["text_characters"] else VOCABULARIES
 
 
-def size_of(folder: Path, out: Path, share: float = 0.2, scored: int = 0) -> Size:
-    """How much a folder of tokens holds; the hard set is the run folder's, or that share of the
-    windows of `scored` tokens (0: of all)."""
+def size_of(folder: Path, out: Path) -> Size:
+    """How much a folder of tokens holds; the hard set is the run folder's, or a fifth."""
     path = folder / "meta.json"
     try:
         meta = json.loads(path.read_text(encoding="utf8"))
         names = ("vocab_size", "block_size", "train_tokens", "val_tokens")
-        counts = [int(meta[name]) for name in names]
-        size = _size(*counts, share, scored, f"in {folder}")
+        size = _size(*(int(meta[name]) for name in names), f"in {folder}")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is not there: give a folder of tokens (TOKENS=)") from None
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{path} does not tell of tokens ({error!r}): copy it again") from None
-    chosen = hashes.chosen(out / "hard_set.json")
+    chosen = hashes.chosen(out / hashes.HARD_SET)
     return size if chosen is None else replace(size, hard=len(chosen["windows_K"]))
 
 
-def _guessed(p: dict, vocab_size: int, share: float, scored: int) -> Size:
+def _guessed(p: dict, vocab_size: int) -> Size:
     """Before there are tokens: those of the text that 00 writes, by its length, or the nominal."""
     # written text at vocabularies of 600, 2,048 and 8,192 has 2.05, 3.56 and 5.83 characters each
     written = p["text_characters"] / (0.162 * vocab_size**0.4)
-    train = written * (1 - p["val_share"]) or NOMINAL
+    train = round(written * (1 - p["val_share"]) or NOMINAL)
     val = round(train * p["val_share"] / (1 - p["val_share"]))
     how = "about, by the length of the text" if written else "nominal"
-    where = f"{how}: no tokens yet (TOKENS=)"
-    return _size(vocab_size, p["context"], round(train), val, share, scored, where)
+    return _size(vocab_size, p["context"], train, val, f"{how}: no tokens yet (TOKENS=)")
 
 
-def _size(
-    vocab_size: int, context: int, train: int, val: int, share: float, scored: int, where: str
-) -> Size:
-    windows = (train - 1) // context
-    hard = round(share * min(windows, scored // context or windows))
+def _size(vocab_size: int, context: int, train: int, val: int, where: str) -> Size:
+    windows, checked = (train - 1) // context, (val - 1) // context
     source = f"{units.si(train)} for training, {units.si(val)} for validation, {where}"
-    return Size(vocab_size, context, windows, (val - 1) // context, hard, source)
+    return Size(vocab_size, context, windows, checked, round(0.2 * windows), source)
 
 
 def _teacher(p: dict, path: Path, size: Size) -> LlamaConfig:
@@ -150,9 +147,8 @@ def _in_folder(out: Path, context: int) -> dict[str, LlamaConfig]:
     """What a run folder holds, as workload.of_run takes it."""
     made = {}
     for path in sorted((out / "models").glob("[!.]*/config.json")):
-        made[f"models/{path.parent.name}"] = replace(
-            shapes.read_config(path.parent), context=context
-        )
+        shape = shapes.read_config(path.parent)
+        made[f"models/{path.parent.name}"] = replace(shape, context=context)
     for path in sorted((out / "adapters").glob("[!.]*/adapter_config.json")):
         base = Path((files.whole(path) or {}).get("base_model_name_or_path", "")).name
         if f"models/{base}" in made:

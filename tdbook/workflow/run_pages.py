@@ -20,10 +20,10 @@ from tdbook.report.pages import (
     _markdown,
     font_face,
 )
-from tdbook.runs import ownership, sweeps
+from tdbook.runs import estimates, ownership, sweeps
 from tdbook.runs.heartbeat import date
 from tdbook.workflow import status
-from tdlib import files, shapes
+from tdlib import files
 from tdlib.files import write_whole as write
 
 
@@ -85,7 +85,7 @@ def best(rows: list[dict]) -> list[dict]:
     models = {name: m for row in rows for name, m in row["record"].get("models", {}).items()}
     losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)
     return [
-        {"model": name, "loss": loss, "plan": shapes.span(*shapes.of_plan(name, "loss"))}
+        {"model": name, "loss": loss, "plan": estimates.span(*estimates.of_plan(name, "loss"))}
         for loss, name in losses[:12]
     ]
 

@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from tdbook.runs import hashes, heartbeat, parameters, sweeps
+from tdbook.runs import disk, hashes, heartbeat, parameters, sweeps
 from tdbook.runs.ownership import not_ours, refusal
 from tdbook.runs.parameters import ParameterError, shown
 from tdbook.runs.running import clear
 from tdbook.workflow import cluster, devices, execute, graph, sessions
 from tdbook.workflow.graph import BookRun, Wanted
-from tdlib import files
 from tdlib.files import write_whole as write
 
 
@@ -160,7 +159,7 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
     place = out / ".done"
     marks = {name: os.path.relpath(one.mark, place) for name, one in runs.items()}
     config = wanted.config | {"jobs": [_job(one, marks[one.name]) for one in runs.values()]}
-    files.set_aside(out / graph.CONFIG)
+    disk.set_aside(out / graph.CONFIG)
     write(out / graph.CONFIG, json.dumps(config))
     command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", place]
     command += ["--snakefile", parameters.ROOT / "Snakefile"]

@@ -46,7 +46,7 @@ QUALITY = "figures/04_merge_eval-quality.png"
 TEXTLESS = ("07_evidence",)  # notebooks that show no word of the text, nor does their page
 # of a record: shown as it is, beside its parameters, inputs and what it remembers; in the manifest
 OPEN = """run notebook profile changed seed commit dirty code versions device reads started seconds
- tokens_per_second peak_memory_mib finding""".split()
+ tokens_per_second peak_memory_mib finding scouting""".split()
 ABOUT = "commit dirty seed profile versions device started seconds".split()
 
 
