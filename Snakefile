@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 
-from tdbook.runs import hashes, parameters
+from tdbook.runs import hashes, notebooks, parameters
 from tdbook.workflow import cluster, devices
 
 JOBS = {job["name"]: job for job in config["jobs"]}
@@ -24,7 +24,7 @@ def rule_of(job):
 
 
 def is_first(job):
-    return job["notebook"] == "00_teacher"
+    return job["notebook"] == notebooks.TEACHER
 
 
 def threads_of(job):
@@ -55,7 +55,7 @@ def command_of(job):
 
 def to_the_end(name):
     """How long it takes from here to the end, in students trained: the longest chain starts first."""
-    own = 3 if JOBS[name]["notebook"] in ("00_teacher", "05_progressive") else 1
+    own = notebooks.BOOK[JOBS[name]["notebook"]].weight
     after = (to_the_end(job["name"]) for job in JOBS.values() if name in job["needs"])
     return own + max(after, default=0)
 

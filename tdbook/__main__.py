@@ -9,6 +9,9 @@
     python -m tdbook doctor PROFILE=b200 [OUT=… TOKENS=… TEACHER=… SET=…]
     python -m tdbook check tiny
     python -m tdbook report outputs/tiny
+    python -m tdbook clean-cache outputs/tiny
+    python -m tdbook export MODEL=folder [OUT=… TOKENS=…]
+    python -m tdbook chat MODEL=folder|file.gguf [SEGMENTER=morfessor.bin]
     python -m tdbook execute params/tiny/01_distill-50m.yaml outputs/tiny [name=value …]
 
 Snakemake decides the order (see Snakefile), papermill runs a notebook. Imports no torch.
@@ -18,7 +21,7 @@ import re
 import sys
 from pathlib import Path
 
-from tdbook.runs import disk, estimates, heartbeat, parameters
+from tdbook.runs import disk, estimates, heartbeat, ownership, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import execute, graph, request, scheduler, status
 from tdlib import shapes
@@ -26,7 +29,8 @@ from tdlib import shapes
 
 def main(arguments: list[str]) -> int:
     command, *words = arguments or ["help"]
-    pairs = [] if command in ("check", "report") else [w for w in words if re.match(r"\w+=", w)]
+    paths = command in ("check", "report", "clean-cache")
+    pairs = [] if paths else [word for word in words if re.match(r"\w+=", word)]
     try:
         disk.find_homes()
         given = dict(pair.split("=", 1) for pair in pairs)
@@ -64,12 +68,23 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
             for state in heartbeat.states(parameters.ROOT / out):
                 execute.page(parameters.ROOT / out, state["run"])
             print(run_pages.refresh(parameters.ROOT / out))
+        case "clean-cache", [out]:
+            left = ", ".join(ownership.clean_cache(parameters.ROOT / out))
+            print(f"left, for the book did not make it: {left}" if left else "removed")
         case "execute", [yaml, out]:
             heartbeat.die_with_parent()
             return execute.execute(Path(yaml).resolve(), Path(out), pairs)
         case "adopt", [job, yaml, out]:
             heartbeat.die_with_parent()
             return execute.adopt(job, Path(yaml).resolve(), Path(out), pairs)
+        case "export", []:
+            from tdbook.export import shipping  # imports torch
+
+            shipping.export(pairs)
+        case "chat", []:
+            from tdbook.export import chat  # imports torch
+
+            chat.chat(pairs)
         case _:
             print(__doc__)
             return 2

@@ -12,7 +12,7 @@ from tdbook.analysis import features
 from tdbook.book import reality, selection, students
 from tdbook.corpus import token_files
 from tdbook.report import words
-from tdbook.runs import hashes, parameters
+from tdbook.runs import notebooks, parameters
 from tdbook.runs.running import start
 from tdbook.workflow import workload
 from tdlib import data, hard_set, train
@@ -245,7 +245,7 @@ def test_what_names_no_fold_is_refused():
 
 def test_02_reads_the_models_it_compares_with():
     values = {"teacher": "teacher", "base": "50m", "compare": "a b", "unseen_teacher": "c"}
-    found = hashes.reads("02_hard_set", values, [])
+    found = notebooks.reads("02_hard_set", values, [])
     assert {"models/a", "models/b", "models/c", "models/50m"} < set(found)
 
 

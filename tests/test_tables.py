@@ -262,7 +262,7 @@ def test_a_number_that_is_not_known_is_a_dash_also_as_null_of_a_record():
     ]
     assert intervals.with_interval(None, None, None) == "undefined"
     assert intervals.with_interval(0.5, None, None) == "+0.500 [unknown]"
-    assert heartbeat._json({"a": [1.5, NAN, {"b": np.array([np.inf])}]}).split() == (
+    assert heartbeat.as_json({"a": [1.5, NAN, {"b": np.array([np.inf])}]}).split() == (
         '{ "a": [ 1.5, null, { "b": [ null ] } ] }'.split()
     )
 

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from tdbook.analysis import intervals
-from tdbook.runs import hashes
+from tdbook.runs import rules
+from tdbook.runs.notebooks import DISTILL, LORA, PROGRESSIVE, TEACHER, TRAINING
 from tdlib import hard_set
 
 ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial to mean something
@@ -27,11 +28,6 @@ NEEDED = ("adapter on random", "adapter on easiest", "adapter on all", "weights 
           "weights on random", "weights on all", "a stretched schedule", "student-55m",
           "student-120m")  # fmt: skip
 RIVALS = ("student-55m", "student-120m")  # shapes, of whichever profile
-NAMES = {"run", "profile", "out", "seed", "student", "adapter", "base", "beside", "hard_set",
-         "scores", "fixed_windows"}  # fmt: skip
-# what two arms of 03 may differ in besides what they are compared for
-TOLD = ("rank", "lora_scale", "targets", "share", "token_share", "ce_weight", "temperature",
-        "epochs", "token_limit", "learning_rate")  # fmt: skip
 
 Change = tuple[float, float, float]
 
@@ -72,9 +68,9 @@ class Arm:
         """What it is, in the cell of a table."""
         if self.base:
             return f"{'adapter' if self.adapter else 'weights trained'} on {SETS[self.windows]}"
-        if self.notebook == "00_teacher":
+        if self.notebook == TEACHER:
             return "the teacher"
-        if self.notebook == "05_progressive":
+        if self.notebook == PROGRESSIVE:
             return "distilled from 150m" if self.name == "75m" else "distilled"
         begun = ", begun from the teacher" if self.p.get("init") == "teacher" else ""
         return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
@@ -86,17 +82,17 @@ def arms(results: Iterable[dict], points: Mapping[str, tuple[str, dict]]) -> dic
     found: dict[str, Arm] = {}
     given = [(name, name, r, True) for r in results for name in r["models"]]
     given += [(label, name, r, False) for label, (name, r) in points.items()]
-    given = [one for one in given if one[2]["notebook"][:2] in ("00", "01", "03", "05")]
-    for label, name, r, own in sorted(given, key=lambda one: one[2]["notebook"] == "03_lora"):
-        p, replay = r["parameters"], r["notebook"] == "03_lora"
+    given = [one for one in given if one[2]["notebook"] in TRAINING]
+    for label, name, r, own in sorted(given, key=lambda one: one[2]["notebook"] == LORA):
+        p, replay = r["parameters"], r["notebook"] == LORA
         if own and replay and p.get("trains", "adapter") == "adapter":
             label = f"{name}-merged"
         base = p["base"] if replay else None
         if replay and (beside := label.removesuffix(name) + base) in found:
             base = beside  # of the same point
         before = found.get(base)
-        shown = {k: v for k, v in p.items() if k not in NAMES | hashes.VOLATILE}
-        role = name if r["notebook"] == "05_progressive" else ""
+        shown = {k: v for k, v in p.items() if k not in rules.LABELS | rules.VOLATILE}
+        role = name if r["notebook"] == PROGRESSIVE else ""
         settings = (r["notebook"], role, repr(sorted(shown.items())))
         log = r.get("remembered", {}).get(f"log of {name}") or [{}]
         found[label] = Arm(
@@ -193,7 +189,7 @@ def comparisons(t: Trial) -> list[Comparison]:
         rivals["a stretched schedule"] = one.seeds[:1], stretched(t)
         for shape in RIVALS:
             rivals[shape] = one.seeds[:1], [
-                a for a in own if a.notebook == "01_distill" and a.p["ce_weight"] < 1
+                a for a in own if a.notebook == DISTILL and a.p["ce_weight"] < 1
                 and a.shape.startswith(shape) and a.name != t.base
             ]  # fmt: skip
         found += [t.compare(f"adapter on hard against {what}", one, rival)
@@ -207,7 +203,7 @@ def comparisons(t: Trial) -> list[Comparison]:
 
 def stretched(t: Trial) -> list[Arm]:
     """Students like the base that were trained on more tokens from the start."""
-    base, free = t.arms[t.base], NAMES | hashes.VOLATILE | {"epochs", "token_limit"}
+    base, free = t.arms[t.base], rules.LABELS | rules.VOLATILE | {"epochs", "token_limit"}
 
     def like(a: Arm) -> dict:
         return {k: v for k, v in a.p.items() if k not in free}
@@ -320,7 +316,8 @@ def _also(one: Arm, other: Arm) -> str:
     """What two arms of 03 differ in besides the windows and what trains."""
     if not (one.base and other.base):
         return ""
-    names = TOLD if one.adapter == other.adapter else TOLD[3:]  # weights have no rank
+    both = one.adapter == other.adapter
+    names = (*rules.ADAPTERS, *rules.REPLAYS) if both else rules.REPLAYS  # weights have no rank
     pairs = ((k, one.p.get(k), other.p.get(k)) for k in names)
     return ", ".join(f"{k} ({a} against {b})" for k, a, b in pairs if a != b)
 

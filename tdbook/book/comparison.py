@@ -7,7 +7,7 @@ from tdbook.analysis import kept_and_lost as buckets
 from tdbook.book import common
 from tdbook.export import inference
 from tdbook.report import plots, tables
-from tdbook.runs import sweeps
+from tdbook.runs import notebooks, rules, sweeps
 from tdbook.runs.folder import Folder
 from tdbook.runs.running import Run
 from tdbook.workflow import cost
@@ -62,7 +62,7 @@ def show_sweep(this: Run, sweep: str, rows: list[dict], base: str) -> str:
     notebook = sweeps.listed(this.out, sweep)["notebook"]
     this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
     names = {name for row in rows for name in row["varied"]}
-    hints = {name: hint for name in names if (hint := tables.hint(notebook, name))}
+    hints = {name: hint for name in names if (hint := rules.plan(notebook, name))}
     alt = f"Difference from the base at every point of the sweep {sweep}, by setting"
     this.figure(f"sweep-{sweep}", plots.sweep(rows, hints), alt)
     varied = names - {"seed"}
@@ -179,7 +179,7 @@ def costs(this: Run, tokens: data.Tokens) -> dict[str, dict[str, float]]:
     """FLOP of every model: of its own training (with its base's), of its teachers' forwards, and of
     scoring the windows where it replays scores."""
     folder, arms, rows = common.folder_of(this), arms_of(this), {}
-    shorts = (record["remembered"].get("short") for record in folder.of("02_hard_set"))
+    shorts = (record["remembered"].get("short") for record in folder.of(notebooks.HARD_SET))
     short = next(filter(None, shorts), {"windows": 0})
     scored = short["windows"] * short.get("scored", 1) * tokens.context
     for name, arm in arms.items():
@@ -198,7 +198,7 @@ def _flop(folder: Folder, arm: verdict.Arm, arms: dict, tokens: data.Tokens) -> 
     config = folder.shape(arm.base if arm.adapter else arm.name)
     flop = cost.step_flop(config, None, context, frozen=arm.adapter)
     flop += 6 * cost.adapter_parameters(config, p["rank"]) if arm.adapter else 0
-    middle = arm.notebook == "05_progressive" and arm.name.endswith("75m")
+    middle = arm.notebook == notebooks.PROGRESSIVE and arm.name.endswith("75m")
     by, asked = arm.name.removesuffix("75m") + "150m" if middle else "", 0.0
     if p.get("ce_weight", 1) < 1:  # 00 has no such parameter
         read = p.get("distinct_tokens") or len(tokens.train.ids)

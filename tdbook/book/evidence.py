@@ -23,8 +23,9 @@ from tdbook.analysis.verdict import Arm, Trial
 from tdbook.book import common, comparison
 from tdbook.export import inference
 from tdbook.report import plots, tables
-from tdbook.runs import hashes
+from tdbook.runs import hashes, notebooks
 from tdbook.runs.estimates import Q4_LIMIT, of_plan
+from tdbook.runs.rules import LABELS, TRIED, TUNED, VOLATILE
 from tdbook.runs.running import Run
 from tdlib import data, evaluate, hard_set, lora
 from tdlib.model import Llama
@@ -35,8 +36,6 @@ KEPT = [("place in the word", "inner"), ("place in the word", "final"),
         ("token seen in training", "≥ 1,000")]  # fmt: skip
 LOST = [("pair seen in training", "never"), ("pair seen in training", "1–9"), ("script", "Latin"),
         ("script", "digits"), ("place in the window", "4th")]  # fmt: skip
-TUNED = {"learning_rate", "temperature", "ce_weight", "weight_decay"}  # of each arm alike
-TRIED = ("init", "ce_weight", "temperature", "learning_rate", "warmup_share")  # by the recipe
 COST = ["made", "training, FLOP", "teacher, FLOP", "scoring, FLOP"]  # a table of their own
 
 Effects = tuple[Sequence[Effect], Sequence[str]]  # of a claim, and what else was measured
@@ -161,15 +160,15 @@ def students(t: Trial) -> dict[str, str | None]:
 
     def as_base(a: Arm, size: str) -> bool:
         same = all(a.p.get(k) == base.p.get(k) for k in ("ce_weight", "temperature", "init"))
-        shaped = a.notebook == "01_distill" and a.shape.startswith(f"student-{size}")
+        shaped = a.notebook == notebooks.DISTILL and a.shape.startswith(f"student-{size}")
         return same and shaped and a.name != t.picked_by
 
     def longer(a: Arm, again: bool) -> bool:
-        same = a.notebook == "01_distill" and a.shape == base.shape and a.p["ce_weight"] == 1
+        same = a.notebook == notebooks.DISTILL and a.shape == base.shape and a.p["ce_weight"] == 1
         return same and a.tokens > more and bool(a.p.get("distinct_tokens")) == again
 
     def progressive(a: Arm, name: str) -> bool:
-        return a.notebook == "05_progressive" and a.name == name
+        return a.notebook == notebooks.PROGRESSIVE and a.name == name
 
     return {
         "fresh": first(t, lambda a: longer(a, False)),
@@ -187,7 +186,7 @@ def tuned(t: Trial, dev: Development, adapter: bool, windows: str) -> str | None
     own = own_adapter_of_base(t)
     if own is None:
         return None
-    free = verdict.NAMES | hashes.VOLATILE | TUNED | {"windows", "trains"}
+    free = LABELS | VOLATILE | TUNED | {"windows", "trains"}
     tried = [
         a.name for a in t.arms.values()
         if a.base == t.base and (a.adapter, a.windows) == (adapter, windows) and a.name in t.losses
@@ -295,7 +294,7 @@ def at_best_rate(t: Trial, dev: Development, name: str) -> str | None:
 
 def alike(t: Trial, name: str, but: set[str]) -> dict[str, Arm]:
     """A student, and those of its seed that differ from it in these parameters alone."""
-    like, free = t.arms[name], verdict.NAMES | hashes.VOLATILE | {"cached_draws"} | but
+    like, free = t.arms[name], LABELS | VOLATILE | {"cached_draws"} | but
     return {
         n: a for n, a in t.arms.items()
         if a.notebook == like.notebook and a.seeds == like.seeds and n != t.picked_by
@@ -373,7 +372,7 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Effects:
         same = [(h & hard[0]).sum() / (h | hard[0]).sum() for h in hard[1:]]
         notes.append(f"Hard sets of {len(hard)} seeds share {min(same):.2f} to {max(same):.2f} "
                      f"(Jaccard; {share / (2 - share):.2f} by chance).")  # fmt: skip
-    for record in common.folder_of(this).of("02_hard_set"):
+    for record in common.folder_of(this).of(notebooks.HARD_SET):
         notes += [f"The teacher's lead on text it has read is larger by "
                   f"{intervals.with_interval(row['gap'], row['low'], row['high'])} nats than on "
                   "other text of the same sources: so much is memory."
@@ -404,7 +403,7 @@ def kept(this: Run, tokens: data.Tokens, t: Trial) -> Effects:
             effects += [Effect(f"{bucket} ({cut}), {model}", *each[0], tuple(e[0] for e in each),
                                role, claimed=claimed)] if each else []  # fmt: skip
     notes = []
-    for record in common.folder_of(this).of("04_merge_eval"):
+    for record in common.folder_of(this).of(notebooks.COMPARISON):
         texts = record["remembered"].get("texts", {})
         if t.base in texts and t.teacher in texts:
             (two, twos), (four, fours) = (  # null where a text is too short to have any
@@ -439,7 +438,7 @@ def shipped(this: Run) -> tuple[str, str, tuple[str, ...]]:
     """Merging, speeds and file sizes against the plan's numbers, from the records of 04 and 06."""
     timed = [
         (key.removeprefix("shape "), found)
-        for record in common.folder_of(this).of("06_inference")
+        for record in common.folder_of(this).of(notebooks.INFERENCE)
         for key, found in record["remembered"].items() if key.startswith("shape ")
     ]  # fmt: skip
     checks = merges(this) + [check for shape, found in timed for check in speeds(shape, found)]
@@ -454,7 +453,7 @@ def shipped(this: Run) -> tuple[str, str, tuple[str, ...]]:
 
 def merges(this: Run) -> list[tuple[str, bool]]:
     """Per adapter whether merging changed nothing but its last digits, and added no weights."""
-    path, checks = this.out / "tables/04_merge_eval-merged.csv", []
+    path, checks = this.out / f"tables/{notebooks.COMPARISON}-merged.csv", []
     for row in pd.read_csv(path).to_dict("records") if path.exists() else []:
         apart, most = (float(row[k]) for k in ("largest logit difference", "of logits up to"))
         same = str(row["weights"]) == str(row["weights of the base"])

@@ -8,6 +8,7 @@ import numpy as np
 
 from tdbook.book import common
 from tdbook.report import widgets, words
+from tdbook.runs import notebooks
 from tdbook.runs.running import Run
 from tdlib import data, evaluate, hard_set
 from tdlib.model import Llama
@@ -37,7 +38,7 @@ def score(
 def what_02_counted(this: Run) -> str:
     """That sentence again, from the record of 02, for what is built on difficulty."""
     base = this.parameters["base"]
-    for record in common.folder_of(this).of("02_hard_set"):
+    for record in common.folder_of(this).of(notebooks.HARD_SET):
         if record["parameters"]["base"] == base:
             return words.difficulty(base, record["remembered"]["short"])
     return f"No record of 02 says on how many windows {base} is better than its teacher."
@@ -68,14 +69,14 @@ def chosen_for_03(this: Run) -> tuple[hard_set.HardSet, str]:
     scores = hard_set.load_scores(this.path("scores", p["scores"]))
     chosen = hard_set.choose(scores.difficulty_N, hard_set.Rule(share=p["share"]))
     return chosen, (
-        f"the hardest {chosen.share:.1%} by `share`, {chosen.threshold:.4f} nats and more; what 02 "
-        "chose is not used"
+        f"by `share` here: the hardest {chosen.share:.1%}, {chosen.threshold:.4f} nats and more; "
+        "what 02 chose is not used"
     )
 
 
 def words_of(path: Path) -> str:
-    """How the hard set in a file was chosen."""
-    return json.loads(path.read_text(encoding="utf8")).get("words", "a choice made elsewhere")
+    """How the hard set in a file was chosen: by a run's parameters, by hand …"""
+    return json.loads(path.read_text(encoding="utf8")).get("words", "outside the book")
 
 
 def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:

@@ -14,10 +14,11 @@ import pandas as pd
 
 from tdbook.analysis import intervals
 from tdbook.runs import parameters
+from tdbook.runs.notebooks import EVIDENCE as EVIDENCE_RUN
+from tdbook.runs.rules import TRIED
 from tdlib.files import write_whole as write
 
 EVIDENCE = parameters.ROOT / "outputs/published/evidence"
-KNOBS = ("init", "ce_weight", "temperature", "learning_rate", "warmup_share")
 BEGIN, END = (
     "<!-- evidence: made by python -m tdbook.report.published readme -->",
     "<!-- /evidence -->",
@@ -40,7 +41,7 @@ def headline(folder: Path = EVIDENCE) -> str:
         lines.append(f"| {row.claim} | {row.verdict} | {row.because} | {said} | {plan} |")
     for _, e in effects[effects["claim"] == "recipe"].head(1).iterrows():
         best, page = _best(_read(folder, "choices")), "params/b200/recommended/README.md"
-        knobs = ", ".join(f"{knob} {best[knob]}" for knob in KNOBS if knob in best)
+        knobs = ", ".join(f"{knob} {best[knob]}" for knob in TRIED if knob in best)
         lines += ["", f"The better recipe ([{knobs}]({page})) against the plan's own 50M + LoRA: "
                   f"{e['effect']}: {_documents(e)}; {_seeds(e)}."]  # fmt: skip
     return "\n".join(lines)
@@ -51,7 +52,7 @@ def _best(tried: pd.DataFrame) -> pd.Series:
 
 
 def _read(folder: Path, name: str) -> pd.DataFrame:
-    path = folder / f"tables/07_evidence-{name}.csv"
+    path = folder / f"tables/{EVIDENCE_RUN}-{name}.csv"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: `make evidence`, then `make publish`")
     return pd.read_csv(path)
@@ -61,7 +62,7 @@ def recommended(folder: Path = EVIDENCE) -> str:
     """What each value of the recommended recipe rests on: the same student with that one value
     changed, on development; then the recipe on the text that judges."""
     tried, effects = _read(folder, "choices"), _read(folder, "effects")
-    knobs = [c for c in tried.columns if c in KNOBS]
+    knobs = [c for c in tried.columns if c in TRIED]
     best = _best(tried)
     lines = ["| parameter | value | the same with another value, against it |", "|---|---|---|"]
     for knob in knobs:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from tdbook.analysis import intervals
+from tdbook.runs import notebooks, rules
 from tdbook.runs.estimates import Q4_LIMIT, describe, of_plan, span
 from tdlib import generate, hard_set
 from tdlib.shapes import LlamaConfig
@@ -89,7 +90,8 @@ def cost(results: dict[str, dict]) -> pd.DataFrame:
     rows = []
     for run, result in results.items():
         names = list(result.get("models", {})) or [result["parameters"].get("adapter", "")]
-        key = {"02_hard_set": "scores", "05_progressive": "75m"}.get(result["notebook"], names[0])
+        keys = {notebooks.HARD_SET: "scores", notebooks.PROGRESSIVE: "75m"}
+        key = keys.get(result["notebook"], names[0])
         rows.append({
             "run": run, "device": result["device"], "minutes": f"{result['seconds'] / 60:.2f}",
             "tokens/s": f"{speed:,.0f}" if (speed := result["tokens_per_second"]) else "–",
@@ -252,26 +254,13 @@ def route_cost(routes: dict[str, list[list[dict]]]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("route")
 
 
-# What the plan says of a setting: one value, or from, to.
-HINTS = {
-    "rank": (16, 32), "lora_scale": (1, 1), "share": (0.15, 0.25), "temperature": (2, 4),
-    "ce_weight": (0.5, 0.5), "epochs": (3, 5), "01 learning_rate": (5e-4, 5e-4),
-    "03 learning_rate": (1e-4, 1e-4),
-}  # fmt: skip
-
-
-def hint(notebook: str, name: str) -> tuple[float, float] | None:
-    """What the plan says of a parameter, which may differ between notebooks; None for nothing."""
-    return HINTS.get(f"{notebook[:2]} {name}", HINTS.get(name))
-
-
 def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
     """One row a model, best first (see book.sweep_rows). * marks a value that the plan names."""
 
     def shown(name: str, value: object) -> str:
         if not isinstance(value, int | float) or isinstance(value, bool):
             return str(value)
-        low, high = hint(notebook, name) or (math.inf, -math.inf)
+        low, high = rules.plan(notebook, name) or (math.inf, -math.inf)
         return f"{value:g}" + " *" * (low <= value <= high)
 
     columns = list(dict.fromkeys(name for row in rows for name in row["varied"]))

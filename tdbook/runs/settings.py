@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tdbook.runs import hashes, parameters
-from tdbook.runs.parameters import ParameterError, nearest, notebook_of
+from tdbook.runs.notebooks import notebook_of
+from tdbook.runs.parameters import ParameterError, nearest
 from tdlib import files
 
 # parameters with a word of their own on the command line; those of GIVEN are 00's

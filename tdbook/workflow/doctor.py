@@ -19,6 +19,7 @@ import torch
 
 from tdbook.corpus import token_files
 from tdbook.runs import provenance, units
+from tdbook.runs.notebooks import TEACHER
 from tdbook.workflow import cost, plan, request
 from tdbook.workflow.workload import PROCESS, Training, Work
 from tdlib import data, lora, train
@@ -80,7 +81,7 @@ def tokens_of(of: plan.Asked) -> str:
     if of.tokens is None and not (p["text_characters"] or p["text"]):
         raise ValueError("none yet, and this profile writes no text of its own: give TOKENS=folder")
     if of.tokens is None:
-        return "00_teacher makes them from text"
+        return f"{TEACHER} makes them from text"
     tokens = token_files.open_tokens(of.tokens)
     if of.teacher.context < tokens.context:
         both = f"the teacher's context is {of.teacher.context:,}, theirs is {tokens.context:,}"

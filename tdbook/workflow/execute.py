@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 from tdbook.runs import hashes, heartbeat, hooks, parameters, sweeps
+from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.ownership import claim
-from tdbook.runs.parameters import notebook_of, shown
+from tdbook.runs.parameters import shown
 from tdbook.workflow import cluster, devices, graph
 from tdlib import files
 from tdlib.files import write_whole as write
@@ -29,7 +30,7 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
         if sweeps.parent(out):
             sweeps.link(out, graph.borrowed(run, values))
         heartbeat.wait_until_free(out, run)
-        if hashes.is_current(out, run, values):
+        if not hashes.why(out, run, values):
             print(f"{run} · is done already", flush=True)
             return 0
         claim(out, run, values, notebook=True)
@@ -68,7 +69,7 @@ def adopt(job: str, yaml: Path, out: Path, overrides: dict) -> int:
     cluster.wait(job)
     # the job has repeated it, if that was asked
     values = graph.check_yaml(yaml, overrides | {"out": shown(out), "redo": False})
-    return 0 if hashes.is_current(out, run, values) else 1
+    return 1 if hashes.why(out, run, values) else 0
 
 
 def _papermill(run: str, out: Path, given: dict) -> str | None:

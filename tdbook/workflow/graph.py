@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from tdbook.runs import hashes, parameters, settings, sweeps
-from tdbook.runs.parameters import ParameterError, nearest, notebook_of, shown
+from tdbook.runs import hashes, notebooks, parameters, settings, sweeps
+from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
+from tdbook.runs.parameters import ParameterError, nearest, shown
 from tdlib import files
 
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
-LAST = ("04", "06", "07")  # they read what all the others made
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class BookRun:
     @property
     def compares(self) -> bool:
         """Whether it is the page that compares a sweep's points."""
-        return bool(self.sweep) and self.notebook == "04_merge_eval"
+        return bool(self.sweep) and self.notebook == COMPARISON
 
     @property
     def mark(self) -> Path:
@@ -110,12 +110,12 @@ def book(
     """The runs of params/<profile>, checked. `given` is for 00, `values` are SET's."""
     own = {path: settings.of_run(values or {}, path.stem) for path in yamls(profile)}
     for path in own:
-        own[path] |= given or {} if path.stem.startswith("00") else {}
+        own[path] |= given or {} if notebook_of(path.stem) == TEACHER else {}
     place = {"out": str(out)} if out else {}
     checked = {path: check_yaml(path, place | more, paths) for path, more in own.items()}
     makers: dict[str, str] = {}  # path → the run that makes it
-    for path in sorted(checked, key=lambda path: path.stem.startswith(LAST)):
-        for made in hashes.writes(path.stem, checked[path], list(makers)):
+    for path in sorted(checked, key=lambda path: notebook_of(path.stem) == COMPARISON):
+        for made in notebooks.writes(path.stem, checked[path], list(makers)):
             if made in makers:
                 both = f"{path.name} and {makers[made]}.yaml both write {made}"
                 raise ParameterError(f"{both}: give one another name")
@@ -144,13 +144,14 @@ def yamls(profile: str) -> list[Path]:
 
 def _book_run(yaml: Path, values: dict, given: dict, makers: dict[str, str]) -> BookRun:
     run = yaml.stem
-    reads = hashes.reads(run, values, [path for path, maker in makers.items() if maker != run])
+    reads = notebooks.reads(run, values, [path for path, maker in makers.items() if maker != run])
     _must_be_made(yaml.name, reads, makers, parameters.ROOT / values["out"])
     writes = [path for path, maker in makers.items() if maker == run]
     one = _run(run, values, given, reads, writes, makers)
-    if run.startswith(("04", "07")):  # their tables tell of every run
-        every = {m for m in makers.values() if run.startswith("07") or not m.startswith("06")}
-        one = replace(one, needs=tuple(sorted(every - {run})))
+    if notebooks.of(run).compares:  # its tables tell of every run; what is shipped comes after 04
+        later = INFERENCE if one.notebook == COMPARISON else ""
+        others = {maker for maker in makers.values() if notebook_of(maker) != later}
+        one = replace(one, needs=tuple(sorted(others - {run})))
     return replace(one, yaml=yaml)
 
 
@@ -189,9 +190,9 @@ def swept(
             inside |= dict.fromkeys(points[-1].writes, points[-1].name)
     if not sweep.notebook:
         return points
-    page = next((one for one in runs if one.notebook == "04_merge_eval"), None)
+    page = next((one for one in runs if one.notebook == COMPARISON), None)
     if page is None:
-        raise ParameterError(f"params/{profile} has no 04_merge_eval to compare the points with")
+        raise ParameterError(f"params/{profile} has no {COMPARISON} to compare the points with")
     return [*points, _page_of(sweep, page, makers)]
 
 
@@ -205,7 +206,7 @@ def _swept_run(
         values = parameters.check(notebook_of(run), values, paths=False)
     except ParameterError as error:
         raise ParameterError(f"sweep {sweep.name}, point {point}: {error}") from None
-    reads, writes = hashes.reads(run, values, []), hashes.writes(run, values, [])
+    reads, writes = notebooks.reads(run, values, []), notebooks.writes(run, values, [])
     _must_be_made(f"sweep {sweep.name}: each point", reads, makers | inside, out)
     if both := {*reads} & {*writes}:
         fault = f"{min(both)} is read and written: give another name"
@@ -220,7 +221,7 @@ def _page_of(sweep: sweeps.Sweep, page: BookRun, makers: dict) -> BookRun:
     run, place = sweeps.page(sweep.name), sweeps.folder(page.out, sweep.name)
     own = {"run": run, "out": shown(place), "sweeps": sweep.name}
     values = parameters.read(page.yaml) | own | page.given
-    values = parameters.check("04_merge_eval", values, paths=False)
+    values = parameters.check(COMPARISON, values, paths=False)
     reads = borrowed(run, values)
     one = _run(f"{sweep.name}/{run}", values, page.given, reads, [], makers)
     return replace(one, sweep=sweep.name)
@@ -228,7 +229,7 @@ def _page_of(sweep: sweeps.Sweep, page: BookRun, makers: dict) -> BookRun:
 
 def borrowed(run: str, values: dict) -> list[str]:
     """What a point, or a sweep's page, reads of the run folder above."""
-    if notebook_of(run) != "04_merge_eval":
-        return hashes.reads(run, values, [])
+    if notebook_of(run) != COMPARISON:
+        return notebooks.reads(run, values, [])
     names = ("teacher", "base", "scratch", "picked_by")
     return ["tokens", *dict.fromkeys(f"models/{values[name]}" for name in names)]

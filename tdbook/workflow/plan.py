@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tdbook.runs import hashes, parameters, settings, units
 from tdbook.runs.estimates import Q4_LIMIT, VOCABULARIES
-from tdbook.runs.parameters import ParameterError, notebook_of
+from tdbook.runs.notebooks import HARD_SET, TEACHER, notebook_of
+from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import cost, graph, request, workload
 from tdbook.workflow.cost import Device
 from tdbook.workflow.workload import Size, Work, total
@@ -48,9 +49,9 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
         if path and not (parameters.ROOT / path).exists():
             raise ParameterError(f"{name.upper()}={path} is not there: correct the path")
     jobs = graph.jobs(wanted.config, paths=False)
-    if "00_teacher" not in jobs:
-        raise ParameterError(f"params/{wanted.profile} has no 00_teacher.yaml: add one")
-    p, out = jobs["00_teacher"].parameters, parameters.ROOT / wanted.out
+    if TEACHER not in jobs:
+        raise ParameterError(f"params/{wanted.profile} has no {TEACHER}.yaml: add one")
+    p, out = jobs[TEACHER].parameters, parameters.ROOT / wanted.out
     folder = parameters.ROOT / p["tokens"] if p["tokens"] else out / "tokens"
     path = parameters.ROOT / p["teacher"] if p["teacher"] else out / "models/teacher"
     known = bool(p["tokens"]) or (folder / "meta.json").is_file()
@@ -60,7 +61,7 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
     else:
         vocabularies = (vocabulary,) if vocabulary else _vocabularies(p, path)
         size = _guessed(p, vocabularies[0])
-    scoring = next((one.parameters for one in jobs.values() if one.run.startswith("02")), None)
+    scoring = next((one.parameters for one in jobs.values() if one.notebook == HARD_SET), None)
     if scoring and hashes.chosen(out / hashes.HARD_SET) is None:
         scored = scoring["token_limit"] // size.context or size.train
         size = replace(size, hard=round(scoring["share"] * min(size.train, scored)))
@@ -119,7 +120,7 @@ def _teacher(p: dict, path: Path, size: Size) -> LlamaConfig:
         return teacher.load(path).config
     if (path / "config.json").is_file():
         return shapes.read_config(path)
-    if notebook_of(p["run"]) != "00_teacher" or p["teacher"]:
+    if notebook_of(p["run"]) != TEACHER or p["teacher"]:
         raise FileNotFoundError(f"{path} is no teacher: give a Llama folder or a .pt file")
     return LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
 
@@ -129,7 +130,7 @@ def estimate(p: dict, out: Path, device: str) -> dict:
     later set beside the truth. Seconds low and high, memory as peak_memory_mib counts it."""
     size = size_of(out / "tokens", out)
     name = p.get("teacher", "teacher")  # in models/; for 00 a path, or nothing
-    begins = notebook_of(p["run"]) == "00_teacher"
+    begins = notebook_of(p["run"]) == TEACHER
     path = parameters.ROOT / name if begins else out / "models" / name
     work = workload.of_run(p, size, _teacher(p, path, size), _in_folder(out, size.context))
     low, high = work.seconds(cost.here(device))

@@ -5,7 +5,8 @@ import shlex
 from pathlib import Path
 
 from tdbook.runs import parameters, settings, sweeps
-from tdbook.runs.parameters import ParameterError, nearest, notebook_of, stem
+from tdbook.runs.notebooks import notebook_of
+from tdbook.runs.parameters import ParameterError, nearest, stem
 from tdbook.runs.units import number
 from tdbook.workflow import cluster, graph
 from tdlib import files

@@ -22,6 +22,7 @@ from tdbook.report.pages import (
 )
 from tdbook.runs import estimates, ownership, sweeps
 from tdbook.runs.heartbeat import date
+from tdbook.runs.notebooks import COMPARISON, HARD_SET
 from tdbook.workflow import status
 from tdlib import files
 from tdlib.files import write_whole as write
@@ -67,8 +68,8 @@ def _write_index(out: Path) -> Path:
         "rows": morning["rows"], "best": best(morning["rows"]),
         "swept": sweeps.listed(out, out.name) if (out / sweeps.POINTS).is_file() else None,
     }  # fmt: skip
-    quality = out / "tables/04_merge_eval-quality.md"
-    difficulty = out / "figures/02_hard_set-difficulty.svg"
+    quality = out / f"tables/{COMPARISON}-quality.md"
+    difficulty = out / f"figures/{HARD_SET}-difficulty.svg"
     _write(
         out / "index.html", "runs.html.j2", **content,
         quality=quality.exists() and _with_readable_tables(_markdown(quality.read_text("utf-8"))),

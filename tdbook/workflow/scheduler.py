@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from tdbook.runs import disk, hashes, heartbeat, parameters, sweeps
+from tdbook.runs.leftovers import clear
+from tdbook.runs.notebooks import COMPARISON
 from tdbook.runs.ownership import not_ours, refusal
 from tdbook.runs.parameters import ParameterError, shown
-from tdbook.runs.running import clear
 from tdbook.workflow import cluster, devices, execute, graph, sessions
 from tdbook.workflow.graph import BookRun, Wanted
 from tdlib.files import write_whole as write
@@ -222,7 +223,7 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
     if code and not bad and not refused:
         print(log[-2000:])
     for one in [] if undone else targets:  # the headline, where it was not just said
-        if one.notebook == "04_merge_eval" and states[one.name][1]["heartbeat"] < began:
+        if one.notebook == COMPARISON and states[one.name][1]["heartbeat"] < began:
             print(execute.record(one.out, one.run)["finding"])
     print(f"{len(targets) - len(undone)} of {len(targets)} runs done · {shown(index)}")
     return 1 if code or undone else 0

@@ -25,25 +25,22 @@ from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
 from bs4 import BeautifulSoup
 
-from tdbook.runs import hashes, heartbeat, hooks, parameters
+from tdbook.runs import hashes, heartbeat, notebooks, parameters, rules
 from tdbook.runs.hashes import older_code
 from tdbook.runs.ownership import run_of
 from tdbook.runs.parameters import ParameterError
-from tdbook.runs.rules import rule
 from tdbook.workflow import run_pages
 from tdlib import files
 from tdlib.files import AWAY, replacing, whole_folder
 from tdlib.files import write_whole as write
 
 MOST_MB = 20  # that one name may take in git; of a mail, above which many servers refuse it
-GIVEN = ("text", "tokens", "teacher", "tokenizer", "segmenter")  # of 00, that others may have made
 # tables and figures without a word of the text, by the name that their notebook gives them
 PLAIN = """sizes metrics merged quality made reality cumulative hard-easy kept-lost won-back verdict
  cost curve curves calibration difficulty losses progressive files speeds shapes shapes-files
  quantization""".split()
 KINDS, SHOWN = ("tables", "figures"), (".csv", ".md", ".svg", ".png")
-QUALITY = "figures/04_merge_eval-quality.png"
-TEXTLESS = ("07_evidence",)  # notebooks that show no word of the text, nor does their page
+QUALITY = f"figures/{notebooks.COMPARISON}-quality.png"
 # of a record: shown as it is, beside its parameters, inputs and what it remembers; in the manifest
 OPEN = """run notebook profile changed seed commit dirty code versions device reads started seconds
  tokens_per_second peak_memory_mib finding scouting""".split()
@@ -55,8 +52,8 @@ def publish(out: Path, name: str = "") -> Path:
     a manifest of where they come from and the hash of every file; what was there before goes.
     The quality figure also lies beside it, as <name>-quality.png, for a README."""
     name = name or out.resolve().name
-    if not rule("", "run").holds(name):
-        raise ParameterError(f"NAME={name} must be {rule('', 'run').says}: NAME=tiny")
+    if not rules.NAME.holds(name):
+        raise ParameterError(f"NAME={name} must be {rules.NAME.says}: NAME=tiny")
     made = [run for run in _runs(out) if _done(out, run)]
     left = [f"{run}: not done" for run in _runs(out) if run not in made]
     if not made:
@@ -115,17 +112,17 @@ def _ours(out: Path, run: str) -> bool:
     """Whether a run read, or made, tokens that the book wrote by itself, to the last part."""
     own = hashes.load(out, run)
     tokens = own["outputs"].get("tokens") or own["inputs"].get("tokens") or {}
-    for path in (out / "hashes").glob("00_teacher*.json"):
+    for path in (out / "hashes").glob(f"{notebooks.TEACHER}*.json"):
         made = hashes.load(out, path.stem)["outputs"].get("tokens", {})
         if made and made["sha256"] == tokens.get("sha256"):
             given = _record(out, path.stem)["parameters"]
-            return not any(given.get(name, "unknown") for name in GIVEN)
+            return not any(given.get(name, "unknown") for name in rules.GIVEN)
     return False
 
 
 def _copy(out: Path, run: str, place: Path) -> list[str]:
     """What may be shown of a run; returns what was left out, and why."""
-    ours, left = _ours(out, run) or parameters.notebook_of(run) in TEXTLESS, []
+    ours, left = _ours(out, run) or notebooks.of(run).textless, []
     record = _public(_record(out, run))
     _write(place / "results" / f"{run}.json", json.dumps(record, indent=1, ensure_ascii=False), out)
     for path in sorted(path for kind in KINDS for path in (out / kind).glob(f"{run}-*.*")):
@@ -182,7 +179,7 @@ def _public(record: dict) -> dict:
 
 def _shown(name: str, value: object) -> object:
     """A parameter's value, unless it is a path, a command, a sentence or what was given."""
-    hidden = {"out", "wandb", *hooks.NAMES, *GIVEN} - {"teacher"}
+    hidden = {"out", "wandb", *rules.COMMANDS, *rules.GIVEN} - {"teacher"}
     if not isinstance(value, str) or value == "":
         return value
     return value if name not in hidden and re.fullmatch(r"[\w.+-]+", value) else "given"

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 from tdbook.runs import hashes, heartbeat, parameters, sweeps
 from tdbook.runs.hashes import older_code
+from tdbook.runs.notebooks import notebook_of
 from tdbook.workflow import graph, sessions
 from tdlib import files
 
@@ -92,7 +93,7 @@ def _judged(out: Path, sweep: str, found: list[dict], full: bool) -> list[dict]:
 
 def _by_record(out: Path, run: str) -> SimpleNamespace:
     """A run as `hashes.judge` takes it, with the parameters that it was made with."""
-    notebook, kept = parameters.notebook_of(run), hashes.load(out, run) or hashes.EMPTY
+    notebook, kept = notebook_of(run), hashes.load(out, run) or hashes.EMPTY
     record = files.whole(out / "results" / f"{run}.json", "parameters") or {"parameters": {}}
     values: dict = {}
     with contextlib.suppress(ValueError):  # a folder that is looked at without its notebooks
@@ -105,7 +106,7 @@ def _by_record(out: Path, run: str) -> SimpleNamespace:
         run=run,
         parameters=values,
         sweep="",
-        notebook=notebook,
+        compares=False,
         writes=[*kept["outputs"]],
         needs=sorted(needs - {str(out / run)}),
     )

@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tdbook.runs.parameters import ParameterError, nearest, notebook_of
+from tdbook.runs import notebooks
+from tdbook.runs.notebooks import notebook_of
+from tdbook.runs.parameters import ParameterError, nearest
 from tdbook.workflow import cost, graph
 from tdbook.workflow.cost import Device
 from tdlib.shapes import SHAPES, LlamaConfig
@@ -14,6 +16,7 @@ TIMED_S = (8.0, 40.0)  # 06 on a model: each way is timed for a while, each file
 COMPILE_S = 180.0  # torch.compile of both models, at most
 PROCESS = 495 * 2**20  # bytes of a notebook's process on a CPU, with figures, tables and scores
 SCORING = (0.85, 0.3)  # share of a device's peak that scoring reaches, for low and high
+MODELS = ("models/", "adapters/")
 SCORED = 16  # windows at once in scoring and evaluation
 
 
@@ -164,15 +167,22 @@ def of_profile(runs: list[graph.BookRun], size: Size, teacher: LlamaConfig) -> l
 def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfig]) -> Work:
     """What a run with these parameters does. `made`: path → shape of what is there before it; an
     adapter has its base's."""
-    trainings = _trainings(p, size, teacher, made)
-    work = Work(p["run"], size.context, teacher, trainings, {t.path: t.student for t in trainings})
-    _others(work, p, size, made)
+    shapes = _shapes(p, size, teacher, made)
+    paths = [path for path in notebooks.writes(p["run"], p, [*made]) if path.startswith(MODELS)]
+    named = dict(zip(paths, (shape for shape, _ in shapes), strict=True))
+    work = Work(p["run"], size.context, teacher, [], named)
+    imports = notebook_of(p["run"]) == notebooks.TEACHER and p["teacher"]
+    if notebooks.of(p["run"]).trains and not imports:
+        alone, epoch = p.get("ce_weight") == 1, _epoch(p, size)
+        for path, (shape, by) in zip(paths, shapes, strict=True):
+            work.trainings.append(Training(path, shape, None if alone else by, epoch, p))
+    _score(work, p, size, made)
     fixed = min(size.val, p.get("fixed_windows", 640))
-    for path, shape in work.made.items():
+    for path, shape in named.items():
         rank = p["rank"] if path.startswith("adapters/") else 0
         work.disk += cost.state_bytes(shape, rank) // 3 + 4 * (size.val + size.context * fixed)
         work.forwards += [(shape, size.val + fixed), (teacher, fixed)]
-    for t in trainings:
+    for t in work.trainings:
         work.forwards.append((t.student, 9 * min(64, size.val)))  # while it trains
         state = cost.state_bytes(t.student, t.rank)
         work.disk += state // 3 * t.kept_epochs
@@ -180,37 +190,37 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfi
     return work
 
 
-def _trainings(p: dict, size: Size, teacher: LlamaConfig, made: dict) -> list[Training]:
-    def of(shape: str) -> LlamaConfig:
-        return LlamaConfig(size.vocab_size, **SHAPES[shape], context=size.context)
+def _shapes(p: dict, size: Size, teacher: LlamaConfig, made: dict) -> list[tuple]:
+    """The shape of each model or adapter that a run makes, and of who teaches it."""
 
-    rows: list[tuple] = []
+    def of(name: str) -> LlamaConfig:
+        return LlamaConfig(size.vocab_size, **SHAPES[p[name]], context=size.context)
+
     match notebook_of(p["run"]):
-        case "00_teacher" if not p["teacher"]:
-            rows = [("models/teacher", teacher, None)]
-        case "01_distill":
-            rows = [(f"models/{p['student']}", of(p["shape"]), teacher)]
-        case "03_lora":
-            folder = "models" if p["trains"] == "weights" else "adapters"
-            rows = [(f"{folder}/{p['adapter']}", _base(p, made), teacher)]
-        case "05_progressive":
-            middle, small = of(p["middle_shape"]), of(p["small_shape"])
-            rows = [("models/150m", middle, teacher), ("models/75m", small, middle)]
-            rows += [("models/75m-direct", small, teacher)]
-    alone, epoch = p.get("ce_weight") == 1, _epoch(p, size)
-    return [Training(path, c, None if alone else by, epoch, p) for path, c, by in rows]
+        case notebooks.TEACHER:
+            return [(teacher, None)]
+        case notebooks.DISTILL:
+            return [(of("shape"), teacher)]
+        case notebooks.LORA:
+            return [(_base(p, made), teacher)]
+        case notebooks.COMPARISON:  # every adapter merged
+            return [(shape, None) for path, shape in made.items() if path.startswith("adapters/")]
+        case notebooks.PROGRESSIVE:
+            middle, small = of("middle_shape"), of("small_shape")
+            return [(middle, teacher), (small, middle), (small, teacher)]
+    return []
 
 
 def _epoch(p: dict, size: Size) -> int:
     """Windows that a training reads once an epoch."""
     windows = size.train
     match notebook_of(p["run"]):
-        case "01_distill":
+        case notebooks.DISTILL:
             if p["left_out"]:
                 windows -= windows // int(p["left_out"].split("/")[1])
             distinct = max(1, p["distinct_tokens"] // size.context)
             return min(windows, distinct) if p["distinct_tokens"] else windows
-        case "03_lora":
+        case notebooks.LORA:
             return round(p["share"] * windows) if p["share"] else size.hard
     return windows
 
@@ -223,27 +233,21 @@ def _base(p: dict, made: dict[str, LlamaConfig]) -> LlamaConfig:
     return made[path]
 
 
-def _others(work: Work, p: dict, size: Size, made: dict[str, LlamaConfig]) -> None:
-    """What a run makes, scores and writes besides its trainings."""
-    teacher, windows = work.teacher, size.val
-    shapes: list[LlamaConfig] = []
+def _score(work: Work, p: dict, size: Size, made: dict[str, LlamaConfig]) -> None:
+    """What a run scores, times and writes besides models."""
+    windows, shapes = size.val, []
     match notebook_of(p["run"]):
-        case "00_teacher":
-            work.made["models/teacher"] = teacher
+        case notebooks.TEACHER:
             work.disk = 0 if p["tokens"] else 4 * size.context * (size.train + size.val)
-        case "02_hard_set":  # a folder may not hold others yet: then as large as the base
+        case notebooks.HARD_SET:  # a folder may not hold others yet: then as large as the base
             base, others = _base(p, made), f"{p['compare']} {p['unseen_teacher']}".split()
-            shapes = [base, teacher, *(made.get(f"models/{name}", base) for name in others)]
+            shapes = [base, work.teacher, *(made.get(f"models/{name}", base) for name in others)]
             windows = min(size.train, p["token_limit"] // size.context or size.train)
             work.disk = 8 * (size.train + size.hard)
-        case "04_merge_eval":
-            adapters = {path: shape for path, shape in made.items() if path.startswith("adapters/")}
-            for path, shape in adapters.items():
-                work.made[f"models/{path.removeprefix('adapters/')}-merged"] = shape
-        case "06_inference":
-            shapes = [made.get(f"models/{name}", teacher) for name in p["models"].split()]
+        case notebooks.INFERENCE:
+            shapes = [made.get(f"models/{name}", work.teacher) for name in p["models"].split()]
             windows, work.timed = 8 * p["quality_windows"], len(shapes)
             work.disk = sum(round(4.4 * shape.parameters) for shape in shapes)  # four files
-        case "07_evidence":  # every model reads the text that judges
+        case notebooks.EVIDENCE:  # every model reads the text that judges
             shapes = [*made.values()]
     work.forwards = [(shape, windows) for shape in shapes]
