@@ -86,8 +86,7 @@ def names(profile: str) -> list[str]:
 
 
 def _folder(profile: str) -> Path:
-    """b200-quick has the sweeps of b200, over its own runs."""
-    return _params(profile.removesuffix("-quick")) / "sweeps"
+    return _params(profile) / "sweeps"
 
 
 def _params(profile: str) -> Path:
