@@ -48,10 +48,8 @@ def resources_of(job):
 
 def command_of(job):
     queued = QUEUED.get(rule_of(job))
-    given = dict(config["given"]) if is_first(job) else {}
-    given |= {"redo": "true"} if job["redo"] else {}
-    words = [sys.executable, "-m", "tdbook", *(["adopt", queued] if queued else ["execute"])]
-    words += [*job["arguments"], *(f"{name}={value}" for name, value in given.items())]
+    command = ["adopt", queued] if queued else ["execute"]
+    words = [sys.executable, "-m", "tdbook", *command, *job["arguments"]]
     return lambda wildcards: shlex.join(words)  # of a text it would fill in {…}
 
 

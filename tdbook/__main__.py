@@ -1,18 +1,18 @@
-"""The book as a graph: the runs of a profile, what each needs, and how one or all are executed.
+"""The book's commands, as the Makefile gives them; `make help` says what each takes.
 
+    python -m tdbook book PROFILE=tiny [OUT=… TEXT=… TOKENS=… TOKENIZER=… TEACHER=… SET=… ONLY=…
+        FROM=… REDO=… DRY=1 PRICE_PER_HOUR=… CLUSTER=slurm]
+    python -m tdbook sweep NAME=adapter [and those of book]
+    python -m tdbook status PROFILE=tiny [OUT=… SET=… FULL=1]
+    python -m tdbook plan PROFILE=b200 [OUT=… TOKENS=… TEACHER=… SET=… DEVICE=b200
+        PRICE_PER_HOUR=4.5 VOCAB=51800]
+    python -m tdbook doctor PROFILE=b200 [OUT=… TOKENS=… TEACHER=… SET=…]
     python -m tdbook check tiny
-    python -m tdbook execute params/tiny/01_distill-50m.yaml outputs/tiny
-    python -m tdbook book PROFILE=tiny [OUT=… TEXT=… TOKENS=… TOKENIZER=… TEACHER=… ONLY=…
-        FROM=… REDO=… DRY=1 PRICE_PER_HOUR=…]
-    python -m tdbook sweep NAME=adapter [PROFILE=… and the others of book]
-    python -m tdbook status PROFILE=tiny [FULL=1: reads all that was written]
     python -m tdbook report outputs/tiny
     python -m tdbook clean-cache outputs/tiny
-    python -m tdbook plan PROFILE=b200 [DEVICE=b200 PRICE_PER_HOUR=4.5 VOCAB=51800]
-    python -m tdbook doctor PROFILE=b200
-    python -m tdbook export MODEL=folder [OUT= TOKENS=]
+    python -m tdbook export MODEL=folder [OUT=… TOKENS=…]
     python -m tdbook chat MODEL=folder|file.gguf [SEGMENTER=morfessor.bin]
-    plan and doctor also: OUT= (the run folder), TOKENS= and TEACHER= (paths)
+    python -m tdbook execute params/tiny/01_distill-50m.yaml outputs/tiny [name=value …]
 
 Snakemake decides the order (see Snakefile), papermill runs a notebook. Imports no torch.
 """
@@ -27,67 +27,31 @@ from tdbook.workflow import execute, graph, request, scheduler, status
 from tdlib import shapes
 
 
-def _check(profile: str) -> int:
-    bad = False
-    for path in graph._yamls(profile):
-        try:
-            graph.check_yaml(path, {}, paths=False)
-            print(f"{path.stem} · OK")
-        except ParameterError as error:
-            print(f"{path.stem} · {error}")
-            bad = True
-    if bad:
-        return 1
-    found = graph.book(profile, paths=False)  # what no single YAML shows: two that write the same
-    used = {
-        value for one in found for key, value in one.parameters.items() if key.endswith("shape")
-    }
-    for vocab_size in estimates.VOCABULARIES if profile.startswith("b200") else ():
-        for name in (name for name in shapes.SHAPES if name in used):
-            print(estimates.in_words(name, vocab_size))
-    return 0
-
-
 def main(arguments: list[str]) -> int:
-    what, *rest = arguments or ["help"]
-    paths = what in ("check", "report", "clean-cache")
-    named = [] if paths else [p for p in rest if re.match(r"[A-Za-z_]+=", p)]
-    pairs = dict(pair.split("=", 1) for pair in named)
+    command, *words = arguments or ["help"]
+    paths = command in ("check", "report", "clean-cache")
+    pairs = [] if paths else [word for word in words if re.match(r"\w+=", word)]
     try:
         disk.find_homes()
-        return _command(what, [word for word in rest if word not in named], pairs)
+        given = dict(pair.split("=", 1) for pair in pairs)
+        return _run(command, [word for word in words if word not in pairs], given) or 0
     except (ValueError, OSError, RuntimeError) as error:
         print(error)
         return 1
 
 
-def _command(what: str, words: list[str], pairs: dict[str, str]) -> int:
-    match what, words:
-        case "check", [profile]:
-            return _check(profile)
-        case "execute", [yaml, out]:
-            heartbeat.die_with_parent()
-            return execute.execute(Path(yaml).resolve(), Path(out), pairs)
-        case "adopt", [job, yaml, out]:
-            heartbeat.die_with_parent()
-            return execute.adopt(job, Path(yaml).resolve(), Path(out), pairs)
+def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
+    match command, words:
         case (("book" | "sweep"), []):
-            asked = request.wanted(what, pairs)
+            wanted = request.wanted(command, pairs)
             if not pairs.get("DRY"):
-                return scheduler.make(asked)
+                return scheduler.make(wanted)
             from tdbook.workflow import dry
 
-            print(dry.text(asked))
-        case "report", [out]:
-            for state in heartbeat.states(parameters.ROOT / out):
-                execute._page(parameters.ROOT / out, state["run"])
-            print(execute._index(parameters.ROOT / out))
-        case "clean-cache", [out]:
-            left = ", ".join(ownership.clean_cache(parameters.ROOT / out))
-            print(f"left, for the book did not make it: {left}" if left else "removed")
+            print(dry.text(wanted))
         case "status", []:
-            out = pairs.get("OUT") or request._default_out(pairs.get("PROFILE") or "tiny", "")
-            print(status.text(parameters.ROOT / out, full=bool(pairs.get("FULL"))))
+            out = parameters.ROOT / request.wanted("status", pairs).out
+            print(status.text(out, full=bool(pairs.get("FULL"))))
         case "plan", []:
             from tdbook.workflow import plan
 
@@ -96,6 +60,23 @@ def _command(what: str, words: list[str], pairs: dict[str, str]) -> int:
             from tdbook.workflow import doctor  # imports torch
 
             return doctor.examine(pairs)
+        case "check", [profile]:
+            return _check(profile)
+        case "report", [out]:
+            from tdbook.workflow import run_pages  # slow to import
+
+            for state in heartbeat.states(parameters.ROOT / out):
+                execute.page(parameters.ROOT / out, state["run"])
+            print(run_pages.refresh(parameters.ROOT / out))
+        case "clean-cache", [out]:
+            left = ", ".join(ownership.clean_cache(parameters.ROOT / out))
+            print(f"left, for the book did not make it: {left}" if left else "removed")
+        case "execute", [yaml, out]:
+            heartbeat.die_with_parent()
+            return execute.execute(Path(yaml).resolve(), Path(out), pairs)
+        case "adopt", [job, yaml, out]:
+            heartbeat.die_with_parent()
+            return execute.adopt(job, Path(yaml).resolve(), Path(out), pairs)
         case "export", []:
             from tdbook.export import shipping  # imports torch
 
@@ -107,6 +88,25 @@ def _command(what: str, words: list[str], pairs: dict[str, str]) -> int:
         case _:
             print(__doc__)
             return 2
+
+
+def _check(profile: str) -> int:
+    """A line a run, then the sizes that no run has yet."""
+    failed = 0
+    for path in graph.yamls(profile):
+        try:
+            graph.check_yaml(path, {}, paths=False)
+            print(f"{path.stem} · OK")
+        except ParameterError as error:
+            print(f"{path.stem} · {error}")
+            failed = 1
+    if failed:
+        return failed
+    runs = graph.book(profile, paths=False)  # what no single YAML shows: two that write the same
+    used = {value for one in runs for key, value in one.parameters.items() if key.endswith("shape")}
+    for vocab_size in estimates.VOCABULARIES if profile.startswith("b200") else ():
+        for name in (name for name in shapes.SHAPES if name in used):
+            print(estimates.in_words(name, vocab_size))
     return 0
 
 

@@ -39,11 +39,7 @@ def profile(request) -> str:
 def out(root, monkeypatch, profile) -> Path:
     """The run folder of a chain of four runs in a quick profile and in one that is not."""
     monkeypatch.setattr(provenance, "commit", lambda: ("abc", False))
-    monkeypatch.setattr(dry, "_works", lambda *_: dict.fromkeys(CHAIN))
-    monkeypatch.setattr("tdbook.workflow.workload.seconds", lambda *_: (1.0, 1.0))
-    monkeypatch.setattr(
-        "tdbook.workflow.plan.device_of", lambda *_: (SimpleNamespace(name="cpu"), "here")
-    )
+    monkeypatch.setattr(dry, "spans", lambda *_: (dict.fromkeys(CHAIN, (1.0, 1.0)), "cpu, here"))
     for notebook, own in MORE.items():
         source = COMMON.format(notebook=notebook) + own
         content = json.loads((root / "notebooks/00_teacher.ipynb").read_text())

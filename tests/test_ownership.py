@@ -478,8 +478,9 @@ PLACES = {
     "only what is between its own two marks, and an error without them": "published.readme",
     "only where nothing is there": "dashboard.logging pages.font_face",
     "it adds to the end": "hooks._main devices._locked",
-    "a hidden name of the book's own": """scheduler.make scheduler._snakemake scheduler._command_of
-        execute.execute sessions.session cluster.options ownership.claim hashes._hurt""",
+    "a hidden name of the book's own": """scheduler._locked scheduler._snakemake
+        scheduler._command_of execute.execute sessions.session cluster.options ownership.claim
+        hashes._hurt""",
     "a broken record is renamed to .broken, never removed": "disk.set_aside",
     "a name that holds the second when the run began": "leftovers.put_away",
     "this process's own entry in /proc": "doctor.step",

@@ -39,8 +39,7 @@ def load(out: Path, run: str) -> dict | None:
 
 
 def makers(out: Path) -> dict[str, tuple[str, dict]]:
-    """Output of a finished run → the run, and the fingerprint then; where two wrote the same, the
-    later one, as after a run got another name."""
+    """Output of a finished run → the run, and the fingerprint then; if two wrote it, the later."""
     times = {}
     for path in sorted((out / "hashes").glob("*.json")):
         with contextlib.suppress(FileNotFoundError):  # a run that begins anew meanwhile
@@ -162,8 +161,8 @@ def _same(path: Path, kept: dict, made: dict | None) -> bool:
 
 
 def _by_a_run(path: Path, made: dict | None) -> bool:
-    """Whether a run of the book answers for what lies here, and nobody else: a hard set may be
-    chosen by hand, and files that are links are their owner's."""
+    """Whether a run answers for what lies here: not for a hard set, which may be chosen by hand,
+    nor for files that are links, which are their owner's."""
     if made is None or path.name == HARD_SET:
         return False
     return not any((path / name).is_symlink() for name in made["files"] if name != ".")

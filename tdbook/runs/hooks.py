@@ -8,9 +8,8 @@ A hook is a line for the shell: an upload, a mail. Its environment says what hap
     TDLIB_PAGE            the report; "" where there is none yet
     TDLIB_CHECKPOINT      the folder that holds state.pt; "" where there is none
 
-It has nothing to read, LIMIT_S, and room for MOST bytes of output. A process of its own supervises
-it, and ends all that it started: when it ends, or when the run does. How it went is one line, also
-in logs/hooks.log. Imports no torch.
+It has nothing to read, LIMIT_S, and room for MOST bytes of output. A supervisor process ends all
+that it started when it ends, or the run does. How it went is one line, also in logs/hooks.log.
 """
 
 import contextlib

@@ -24,8 +24,8 @@ PLACES = """. state results hashes figures tables logs .slurm models adapters sc
 
 
 def clear(out: Path, ended: str = "") -> None:
-    """Remove begun files, and the state of trainings that are done: of the run that has just ended,
-    and of those that were killed before they could do so. The weights of every epoch stay."""
+    """Remove begun files, and the checkpoints of trainings that are done, of the run `ended` among
+    them. The weights of every epoch stay."""
     for folder in PLACES:
         files.clear(out / folder)
     for folder in (out / "checkpoints").glob("*/"):

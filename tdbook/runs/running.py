@@ -21,7 +21,16 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tdbook.runs import hashes, heartbeat, hooks, leftovers, ownership, parameters, provenance
+from tdbook.runs import (
+    hashes,
+    heartbeat,
+    hooks,
+    leftovers,
+    ownership,
+    parameters,
+    provenance,
+    settings,
+)
 from tdbook.runs.heartbeat import clock
 from tdbook.runs.notebooks import notebook_of
 from tdlib import files
@@ -60,6 +69,7 @@ class Run:
         self.current = not self._why
         self._record = files.record(self._file("results", "json")) if self.current else {}
         self._remembered = self._record.get("remembered", {})
+        self._scouting = self._record.get("scouting", "")
         self._finding = ""
         self._began, self._clock = time.time(), time.monotonic()
         self._status, self._seen, self._lock = "running", {}, threading.RLock()
@@ -143,8 +153,8 @@ class Run:
 
         if type(table.index).__name__ != "RangeIndex":  # plain row numbers say nothing
             table = table.reset_index()
-        if self.parameters["profile"].endswith("-quick"):  # no numbers to quote: on every row
-            table = table.assign(scouting=self.parameters["profile"])
+        if self._scouting:  # no numbers to quote: on every row
+            table = table.assign(scouting=self._scouting)
         path = self.out / "tables" / f"{self.run}-{name}"
         write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
         shown = table.map(lambda value: _figures(value) if isinstance(value, float) else value)
@@ -227,6 +237,7 @@ class Run:
         ownership.claim(self.out, self.run, self.parameters)
         self._inputs = hashes.input_hashes(self.out, self.run, inputs)
         self._code = hashes.of_code(self.notebook)
+        self._scouting = settings.scouting(self.out, self.run, self.parameters, inputs)
         about, old = (self.out, self.run, self.parameters, self._inputs), {}
         if (done := self._file("hashes", "json")).exists():
             old = {"old": leftovers.put_away(*about, self._why)}
@@ -293,6 +304,7 @@ class Run:
         began = datetime.datetime.fromtimestamp(self._began, datetime.UTC)
         makers = {run for name, (run, _) in hashes.makers(self.out).items() if name in self._inputs}
         return {
+            **({"scouting": self._scouting} if self._scouting else {}),
             "run": self.run,
             "notebook": self.notebook,
             "profile": values["profile"],

@@ -9,9 +9,8 @@
     points: [{rank: 64}]       # and, or instead, single points
     seeds: [1, 2]              # each point with each of them
 
-Or `runs: [01_distill-50m, 02_hard_set, 03_lora-hard]` instead of `like`: several runs of the
-profile, each point has them all, under their own names, and each reads what those before it made.
-`fixed`, grid and points then go to every run that has such a parameter, `01.epochs` to 01 alone.
+Or `runs: [01_distill-50m, 02_hard_set]` instead of `like`: each point has these runs, and each
+reads what those before it made. A parameter goes to every run that has it, `01.epochs` to 01 alone.
 
 Point `rank8-lora_scale0.5-seed1` of sweep `adapter` lives in outputs/<profile>/sweeps/adapter/.
 What it reads of its parent, the run folder above, are links. Its name says all that varies, so a
@@ -87,8 +86,7 @@ def names(profile: str) -> list[str]:
 
 
 def _folder(profile: str) -> Path:
-    """b200-quick has the sweeps of b200, over its own runs."""
-    return _params(profile.removesuffix("-quick")) / "sweeps"
+    return _params(profile) / "sweeps"
 
 
 def _params(profile: str) -> Path:
@@ -173,8 +171,7 @@ def _points(grid: dict, points: list[dict], seeds: list[int]) -> list[dict]:
 
 
 def _named(points: list[dict], fixed: dict) -> dict[str, dict]:
-    """Points by name: rank8-lora_scale0.5-seed1. What is left to `like` or the notebook is left
-    out."""
+    """Points by name: rank8-lora_scale0.5-seed1, of the parameters that the point gives."""
     varied = sorted(dict.fromkeys(key for point in points for key in point), key="seed".__eq__)
     if both := [key for key in varied if key in fixed]:
         raise ParameterError(f"{both[0]} is fixed and varied: give it once")
@@ -198,8 +195,8 @@ def _short(value: object) -> str:
 
 
 def write(sweep: Sweep, out: Path, compare: dict | None) -> None:
-    """The YAMLs of every point in its folder; in the sweep's own a list of all, and the YAML of the
-    page that compares them, with the parameters `compare` (None: there is no page)."""
+    """The YAMLs of every point; in the sweep's own folder a list of all, and the YAML of the page
+    that compares them, with the parameters `compare` (None: there is no page)."""
     place = folder(out, sweep.name)
     # who a folder's parent is comes first: then all else in it under these names is the book's
     folders = (place, *(place / point for point in sweep.points))

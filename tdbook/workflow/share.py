@@ -43,7 +43,7 @@ KINDS, SHOWN = ("tables", "figures"), (".csv", ".md", ".svg", ".png")
 QUALITY = f"figures/{notebooks.COMPARISON}-quality.png"
 # of a record: shown as it is, beside its parameters, inputs and what it remembers; in the manifest
 OPEN = """run notebook profile changed seed commit dirty code versions device reads started seconds
- tokens_per_second peak_memory_mib finding""".split()
+ tokens_per_second peak_memory_mib finding scouting""".split()
 ABOUT = "commit dirty seed profile versions device started seconds".split()
 
 
