@@ -6,7 +6,7 @@ from tdbook.analysis import intervals, verdict
 from tdbook.analysis import kept_and_lost as buckets
 from tdbook.book import opening
 from tdbook.export import inference
-from tdbook.report import plots, tables
+from tdbook.report import sweep_plots, tables
 from tdbook.runs import parameters, sweeps
 from tdbook.runs.folder import Folder
 from tdbook.runs.running import Run
@@ -62,14 +62,14 @@ def show_sweep(this: Run, sweep: str, rows: list[dict]) -> None:
     names = {name for row in rows for name in row["varied"]}
     hints = {name: hint for name in names if (hint := tables.hint(notebook, name))}
     this.figure(
-        f"sweep-{sweep}", plots.sweep(rows, hints),
+        f"sweep-{sweep}", sweep_plots.sweep(rows, hints),
         alt=f"Difference from the base at every point of the sweep {sweep}, by setting",
     )  # fmt: skip
     varied = names - {"seed"}
     if len(varied) > 1 and varied <= {"share", "rank", "lora_scale"}:
         full = [row | {"varied": {n: row["parameters"][n] for n in varied}} for row in rows]
         this.figure(
-            f"sensitivity-{sweep}", plots.sensitivity(full, hints),
+            f"sensitivity-{sweep}", sweep_plots.sensitivity(full, hints),
             alt="Loss on hard and on easy text by share, rank and scale, against the base",
         )  # fmt: skip
     if len(together := tables.seeds(rows)):
