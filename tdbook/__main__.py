@@ -9,7 +9,11 @@
     python -m tdbook report outputs/tiny
     python -m tdbook plan PROFILE=b200 [DEVICE=b200 PRICE_PER_HOUR=4.5 VOCAB=51800]
     python -m tdbook doctor PROFILE=b200
-    the last two also: OUT= (the run folder), TOKENS= and TEACHER= (paths)
+    python -m tdbook publish outputs/tiny [name]         → outputs/published/<name>/
+    python -m tdbook zip outputs/tiny                    → outputs/tiny/tiny-reports.zip
+    python -m tdbook published readme [--check]          README's table, and the recipe's
+    python -m tdbook published compare outputs/small     does it agree with what is published?
+    plan and doctor also: OUT= (the run folder), TOKENS= and TEACHER= (paths)
 
 Snakemake decides the order (see Snakefile), papermill runs a notebook. Imports no torch.
 """
@@ -22,6 +26,8 @@ from tdbook.runs import heartbeat, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import execute, graph, request, scheduler, status
 from tdlib import files, shapes
+
+PLACES = ("check", "report", "publish", "zip", "published")  # their words are never NAME=value
 
 
 def _check(profile: str) -> int:
@@ -47,7 +53,7 @@ def _check(profile: str) -> int:
 
 def main(arguments: list[str]) -> int:
     what, *rest = arguments or ["help"]
-    named = [] if what in ("check", "report") else [p for p in rest if re.match(r"[A-Za-z_]+=", p)]
+    named = [] if what in PLACES else [p for p in rest if re.match(r"[A-Za-z_]+=", p)]
     pairs = dict(pair.split("=", 1) for pair in named)
     try:
         files.find_homes()
@@ -78,6 +84,18 @@ def _command(what: str, words: list[str], pairs: dict[str, str]) -> int:
             for state in heartbeat.states(parameters.ROOT / out):
                 execute._page(parameters.ROOT / out, state["run"])
             print(execute._index(parameters.ROOT / out))
+        case "publish", [out, *name]:
+            from tdbook.workflow import share  # pages are slow to import
+
+            print(share.published(parameters.ROOT / out, *name))
+        case "zip", [out]:
+            from tdbook.workflow import share
+
+            print(share.zipped(parameters.ROOT / out))
+        case "published", asked:
+            from tdbook.report import published
+
+            return published.run(asked)
         case "status", []:
             out = pairs.get("OUT") or request._default_out(pairs.get("PROFILE") or "tiny", "")
             print(status.text(parameters.ROOT / out, full=bool(pairs.get("FULL"))))
