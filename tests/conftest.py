@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from tdbook.corpus import writer
 from tdbook.runs import parameters, running
 from tdlib.model import Llama, LlamaConfig
 
-FIRST = ("test_book.py", "test_upstream_book.py", "test_sweeps.py", "test_worker.py")
+ROOT = Path(__file__).parents[1]
+FIRST = ("test_upstream_book.py", "test_worker.py", "test_sweeps.py", "test_runs.py")
 
 
 def pytest_configure() -> None:
@@ -29,15 +31,16 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list) -> None:
-    """The longest files first, or two processes would wait for one of them at the end."""
-    items.sort(key=lambda item: item.path.name not in FIRST)
+    """The longest files first, or two processes would wait for one of them at the end; what reads
+    the smoke book last, for it is made beside the others."""
+    readers = {item.path for item in items if reads_the_book(item)}
+    items.sort(key=lambda item: (item.path in readers, item.path.name not in FIRST))
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared data: missing is a failure under CI, a skip elsewhere."""
-    root = Path(__file__).parents[1]
-    folder = Path(os.environ.get("SHARED") or root.parent / "shared")
+    folder = Path(os.environ.get("SHARED") or ROOT.parent / "shared")
     if not (folder / "data" / "telugu").is_dir():
         stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         stop(f"no data/telugu in {folder}: set SHARED to the folder that holds it")
@@ -60,33 +63,53 @@ def lines(shared) -> list[str]:
     return found
 
 
+def reads_the_book(item: pytest.Item) -> bool:
+    """Whether a test takes this file's `out`, the smoke book, not one of its own."""
+    fixtures = item._fixtureinfo.name2fixturedefs.get("out", ())
+    return bool(fixtures) and fixtures[-1].func is out.__wrapped__
+
+
 @pytest.fixture(scope="session")
 def make_book() -> Callable:
     """Makes the smoke book in a run folder."""
 
-    def make(out: Path, *more: str, what: str = "book") -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "tdbook", what, "PROFILE=smoke", f"OUT={out}"]
-        root = Path(__file__).parents[1]
-        return subprocess.run(
-            [*command, *more], cwd=root, capture_output=True, text=True, timeout=400
-        )
+    def make(folder: Path, *more: str, what: str = "book") -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "tdbook", what, "PROFILE=smoke", f"OUT={folder}", *more]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def out(make_book, tmp_path_factory) -> Path:
-    """Run folder of the smoke book, made once for all of pytest's processes; only to be read."""
+def making(make_book, tmp_path_factory) -> Callable:
+    """Makes the smoke book, once for all of pytest's processes; waits where another does."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    with FileLock(folder / "smoke.lock"):
-        if not (folder / "smoke.made").exists():
-            done = make_book(folder / "smoke")
-            assert done.returncode == 0, done.stdout + done.stderr
-            done = make_book(folder / "smoke", "NAME=share", what="sweep")
-            assert done.returncode == 0, done.stdout + done.stderr
-            (folder / "smoke.made").touch()
-    return folder / "smoke"
+
+    def make() -> Path:
+        with FileLock(folder / "smoke.lock"):
+            if not (folder / "smoke.made").exists():
+                for more in ({}, {"what": "sweep"}):
+                    done = make_book(folder / "smoke", *(["NAME=share"] if more else []), **more)
+                    assert done.returncode == 0, done.stdout + done.stderr
+                (folder / "smoke.made").touch()
+        return folder / "smoke"
+
+    return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def begun(request, making) -> None:
+    """The book is begun beside the first tests, so that those that read it need not wait."""
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":
+        if sum(map(reads_the_book, request.session.items)) > 9:
+            threading.Thread(target=making, daemon=True).start()
+
+
+@pytest.fixture(scope="session")
+def out(making) -> Path:
+    """Run folder of the smoke book; only to be read."""
+    return making()
 
 
 @pytest.fixture(scope="session")

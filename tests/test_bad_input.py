@@ -41,7 +41,7 @@ from tdbook import __main__
 from tdbook.book import opening, students
 from tdbook.corpus import text, token_files, tokenizer_files, writer
 from tdbook.runs import heartbeat, ownership, parameters, running
-from tdbook.runs.running import _latest, start
+from tdbook.runs.running import start
 from tdbook.workflow import graph, request, run_pages
 from tdlib import files, teacher, train
 from tdlib.files import whole_folder, write_whole
@@ -150,8 +150,8 @@ def refusal(out, monkeypatch, capsys):
         line = f"{type(error).__name__}: {error}"
         assert shown[1].rstrip("\n") == line and "\n" not in line
         tried(line, notebook, given)
-        if _latest:  # it was begun: its page and the index say the same
-            state = heartbeat.state(out, _latest.run)
+        if running._latest:  # it was begun: its page and the index say the same
+            state = heartbeat.state(out, running._latest.run)
             assert (state["state"], state["error"]) == ("failed", [line])
         return line
 
@@ -161,8 +161,8 @@ def refusal(out, monkeypatch, capsys):
     atexit.unregister(shell.atexit_operations)  # a third of a second for each
     with unprivileged():
         yield run
-    if _latest:
-        _latest.detach()
+    if running._latest:
+        running._latest.detach()
     InteractiveShell.clear_instance()
 
 

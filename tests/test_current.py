@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tdbook.report import pages
 from tdbook.runs import choice, hashes, heartbeat, parameters, running
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
@@ -101,7 +100,7 @@ def make_one(one) -> None:
     this.path(f"figures/{one.run}-x.svg").write_text(one.run)
     this.finding(f"{one.run} is done.")
     this.finish()
-    _latest = None
+    running._latest = None
 
 
 def make(wanted: graph.Wanted) -> list[str]:
@@ -290,7 +289,7 @@ def test_snakemake_repeats_a_stale_run_in_the_middle_of_what_is_asked_for(root, 
         files.write_whole(root / f"stand_in/papermill/{name}.py", text.encode())
     monkeypatch.setenv("PYTHONPATH", f"{root / 'stand_in'}:{Path(__file__).parents[1]}")
     monkeypatch.setattr(heartbeat, "die_with_parent", lambda *_: None)
-    monkeypatch.setattr(pages, "refresh", lambda out: out)
+    monkeypatch.setattr(run_pages, "refresh", lambda out: out)
     handler = signal.getsignal(signal.SIGTERM)
     assert scheduler.make(told("night", ONLY="02_hard_set")) == 0
     signal.signal(signal.SIGTERM, handler)

@@ -394,13 +394,13 @@ def started(out, tmp_path, monkeypatch):
     shutil.copytree(out / "scores/val", copied / "scores/val")
     begun = []
 
-    def start(**more) -> tuple[Run, data.Tokens]:
+    def begin(**more) -> tuple[Run, data.Tokens]:
         given = yaml.safe_load((ROOT / "params/smoke/07_evidence.yaml").read_text("utf-8"))
         given |= {"out": str(copied), "sweeps": "share", "redo": True, "device": "cpu"} | more
         begun.append(start("07_evidence", given))
         return begun[-1], token_files.open_tokens(copied / "tokens")
 
-    yield start
+    yield begin
     for this in begun:
         this.detach()
 

@@ -20,10 +20,10 @@ from nbclient.exceptions import DeadKernelError
 
 from tdbook import __main__
 from tdbook.report import pages
-from tdbook.runs import hashes, heartbeat, parameters, provenance
+from tdbook.runs import hashes, heartbeat, parameters, provenance, running
 from tdbook.runs.hashes import older_code
 from tdbook.runs.parameters import ParameterError
-from tdbook.runs.running import _latest, clear, start
+from tdbook.runs.running import clear, start
 from tdbook.workflow import execute, graph, request, status
 from tdlib import files
 from tests.small_book import COMMON, OWN, REPOSITORY, alive, called, processes_of, wait_for, yaml
@@ -430,13 +430,13 @@ def test_a_cell_that_fails_is_told_and_the_next_one_runs_on(root, shell, capsys)
     shell('raise ValueError("the loss is nan")')
     state = heartbeat.state(out, "00_teacher")
     assert (state["state"], state["error"][-1]) == ("failed", "ValueError: the loss is nan")
-    shell("seen = runs.state(this.out, this.run)")
-    assert _latest.parameters["run"] == "00_teacher"
+    shell("from tdbook.runs import heartbeat\nseen = heartbeat.state(this.out, this.run)")
+    assert running._latest.parameters["run"] == "00_teacher"
     state = heartbeat.state(out, "00_teacher")
     assert (state["state"], state["error"]) == ("running", [])
     shell("raise KeyboardInterrupt")
     assert heartbeat.state(out, "00_teacher")["state"] == "interrupted"
-    shell('this = runs.start("00_teacher")')  # once more, in the same kernel
+    shell('this = running.start("00_teacher")')  # once more, in the same kernel
     shell('this.path("tokens").mkdir(); this.path("models", "teacher").mkdir(); this.finish()')
     shell('raise ValueError("after the end")')
     assert heartbeat.state(out, "00_teacher")["state"] == "done"

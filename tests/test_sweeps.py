@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from tdbook import __main__
-from tdbook.runs import hashes, heartbeat, parameters, sweeps
+from tdbook.runs import hashes, heartbeat, parameters, running, sweeps
 from tdbook.runs.running import start
 from tdbook.workflow import dry, graph, request, run_pages, scheduler, sessions, status
 from tests.small_book import called, processes_of, wait_for, write, yaml
@@ -172,7 +172,7 @@ def by_hand(wanted: graph.Wanted, *names: str) -> None:
                 file.write(f"{one.run}\n")
         this.finding(f"{one.run} is done.")
         this.finish()
-        _latest = None
+        running._latest = None
 
 
 def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(book):

@@ -17,9 +17,6 @@ from tdbook.workflow import cluster, devices, graph
 from tdlib import files
 from tdlib.files import write_whole as write
 
-# jsonschema, which papermill imports, would build a grammar of addresses: 0.9 s, for nothing here
-sys.modules.setdefault("rfc3987_syntax", None)
-
 
 def execute(yaml: Path, out: Path, overrides: dict) -> int:
     """Run one YAML's notebook with papermill into the run folder and write its page, after a

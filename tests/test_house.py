@@ -1,0 +1,114 @@
+"""The house: budgets of lines, the order of imports, no circle, and a tdlib that needs little.
+
+A budget counts what ruff leaves, docstrings and blank lines included. It only goes down.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import grimp
+import pytest
+from importlinter import cli
+
+ROOT = Path(__file__).parents[1]
+TDLIB, BOTH, TESTS = 2_600, 13_000, 12_000  # lines, at most
+FILE, FUNCTION, SKIPS = 400, 45, 60
+LONG_FILES: set[str] = set()  # still to be cut
+LONG_FUNCTIONS: set[str] = set()
+REGISTRY = "tdbook/runs/notebooks.py"  # where a notebook's number may be spelled
+
+
+def sources(*places: str) -> dict[str, str]:
+    """The Python files of some folders: {path: text}."""
+    paths = [path for place in places for path in sorted((ROOT / place).rglob("*.py"))]
+    return {str(path.relative_to(ROOT)): path.read_text("utf8") for path in paths}
+
+
+def lines(*places: str) -> int:
+    return sum(len(text.splitlines()) for text in sources(*places).values())
+
+
+def long_functions() -> Iterator[str]:
+    for path, text in sources("tdlib", "tdbook").items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                if node.end_lineno - node.lineno >= FUNCTION:
+                    yield f"{path}:{node.name}"
+
+
+def test_the_house_is_within_its_budgets():
+    assert lines("tdlib") <= TDLIB
+    assert lines("tdlib", "tdbook") <= BOTH
+    assert lines("tests") <= TESTS
+    skips = sum(text.count("# fmt: skip") for text in sources("tdlib", "tdbook").values())
+    assert skips <= SKIPS
+    assert {str(Path(path).parent) for path in sources("tdlib")} == {"tdlib"}
+
+
+def test_no_file_and_no_function_is_long():
+    long_files = {p for p, t in sources("tdlib", "tdbook").items() if len(t.splitlines()) > FILE}
+    assert long_files == LONG_FILES
+    assert set(long_functions()) == LONG_FUNCTIONS
+
+
+def test_a_notebooks_number_is_spelled_in_the_registry_alone():
+    for path, text in sources("tdlib", "tdbook").items():
+        if path != REGISTRY:
+            assert not re.findall(r"startswith\([\"']0\d|[=!]= [\"']0\d_\w+[\"']", text), path
+
+
+def test_imports_run_one_way(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert cli.lint_imports() == 0
+
+
+def test_there_is_no_import_circle():
+    graph = grimp.build_graph("tdlib", "tdbook", cache_dir=None)
+    left = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    while leaves := {name for name, imports in left.items() if not imports & left.keys()}:
+        left = {name: imports for name, imports in left.items() if name not in leaves}
+    assert not left
+
+
+def test_tdlib_needs_torch_numpy_safetensors_and_no_more():
+    """In a Python where an import by tdlib of anything else fails."""
+    code = """
+import importlib, sys
+from pathlib import Path
+
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        frame = sys._getframe(1)
+        while frame and "importlib" in frame.f_code.co_filename:
+            frame = frame.f_back
+        by_tdlib = frame and Path(frame.f_code.co_filename).parent.name == "tdlib"
+        allowed = {"torch", "numpy", "safetensors", "tdlib", *sys.stdlib_module_names}
+        if by_tdlib and name.split(".")[0] not in allowed:
+            raise ImportError(f"tdlib imports {name}")
+
+sys.meta_path.insert(0, Only())
+for path in Path("tdlib").glob("*.py"):
+    importlib.import_module(f"tdlib.{path.stem}".removesuffix(".__init__"))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_make_book_installs_no_package_of_the_tests():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
+    packages = {re.split(r"[^\w-]", name)[0] for name in project["dependencies"]}
+    assert not packages & {re.split(r"[^\w-]", name)[0] for name in packages_of_tests(project)}
+
+
+def packages_of_tests(project: dict) -> list[str]:
+    return [name for name in project["optional-dependencies"]["test"] if "tdlib" not in name]
+
+
+@pytest.mark.parametrize("what", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff_finds_nothing(what):
+    places = ["tdlib", "tdbook", "tests", "bench", "notebooks"]
+    subprocess.run([sys.executable, "-m", "ruff", *what, "-q", *places], cwd=ROOT, check=True)
