@@ -84,18 +84,8 @@ def _command(what: str, words: list[str], pairs: dict[str, str]) -> int:
             for state in heartbeat.states(parameters.ROOT / out):
                 execute._page(parameters.ROOT / out, state["run"])
             print(execute._index(parameters.ROOT / out))
-        case "publish", [out, *name]:
-            from tdbook.workflow import share  # pages are slow to import
-
-            print(share.published(parameters.ROOT / out, *name))
-        case "zip", [out]:
-            from tdbook.workflow import share
-
-            print(share.zipped(parameters.ROOT / out))
-        case "published", asked:
-            from tdbook.report import published
-
-            return published.run(asked)
+        case (("publish" | "zip" | "published"), _):
+            return _share(what, words)
         case "status", []:
             out = pairs.get("OUT") or request._default_out(pairs.get("PROFILE") or "tiny", "")
             print(status.text(parameters.ROOT / out, full=bool(pairs.get("FULL"))))
@@ -107,6 +97,23 @@ def _command(what: str, words: list[str], pairs: dict[str, str]) -> int:
             from tdbook.workflow import doctor  # imports torch
 
             return doctor.examine(pairs)
+        case _:
+            print(__doc__)
+            return 2
+    return 0
+
+
+def _share(what: str, words: list[str]) -> int:
+    from tdbook.report import published  # slow to import, as pages are
+    from tdbook.workflow import share
+
+    match what, words:
+        case "publish", [out, *name]:
+            share.publish(parameters.ROOT / out, *name)
+        case "zip", [out]:
+            share.pack(parameters.ROOT / out)
+        case "published", _:
+            return published.run(words)
         case _:
             print(__doc__)
             return 2

@@ -301,7 +301,7 @@ def test_the_sliders_and_switches_show_numpys_counts_cuts_and_texts_in_a_browser
         lost_N = d_N.astype(np.float64).clip(0)
         held = 100 * lost_N[hard_N].sum() / lost_N[left_N].sum()
         assert float(tab.locator(".lost").inner_text()[:-1]) == pytest.approx(held, abs=0.06)
-        red = tab.locator(f".pictures >> nth={int(junk)} >> rect.hard")
+        red = tab.locator(f".picture >> nth={int(junk)} >> rect.hard")
         assert all(float(r.get_attribute("data-difficulty")) >= threshold for r in red.all()[::9])
         return count
 

@@ -21,7 +21,7 @@ OPTIONS = {  # of the switches, the first of which changes nothing
     "easy_share": (0.0, 0.05, 0.1, 0.2),
     "token_share": (1.0, 0.6, 0.4, 0.2),
 }
-BINS, SIDE = 60, 30  # bars of the histogram; cells on a side of student against teacher
+BINS = 60  # bars of the histogram
 GROUPS = 20  # of a cut, at most; of more, the largest and the others as one
 Cuts = dict[str, tuple[list[str], np.ndarray]]  # name → names of its groups, the group of each (N,)
 
@@ -59,8 +59,7 @@ def numbers(
             view = _view(in_M, whole, clip, thresholds)
             view |= _tally(view, in_M, groups)
             views[-1].append(view | _words(view, kind, junk, clip, options["easy_share"]))
-        square = _square(scores.teacher_loss_N[order_M], scores.student_loss_N[order_M])
-        pictures.append([_histogram(in_M, grid[0], grid[-1]), square])
+        pictures.append(_histogram(in_M, grid[0], grid[-1]))
     at = ["threshold", thresholds.index(start), int(rule["leave_out_junk"] and len(views) > 1)]
     return {
         "junk": [[kind, int((junk_M & flag != 0).sum())] for flag, kind in kinds.items()],
@@ -202,44 +201,16 @@ def _largest(names: list[str], group_N: np.ndarray, order_M: np.ndarray) -> tupl
     return [*(names[i] for i in largest), others], new_G.astype(np.uint8)[group_N]
 
 
-# Pictures: `rects` are x, y, height, ink and the difficulty in the middle; `line` is moved by
-# `zero` + threshold · `nat`.
-
-
 def _histogram(known_M: np.ndarray, low: float, high: float) -> dict:
-    """Bars of equal width; what lies outside is in the last ones."""
+    """Bars of equal width: their heights and the difficulty in the middle of each. What lies
+    outside is in the last ones. The line of a threshold stands `zero` + threshold · `nat` bars from
+    the left."""
     counts, edges = np.histogram(known_M.clip(low, high), BINS, (low, high))
-    width, heights = (high - low) / BINS, (counts / counts.max()).round(3)
     middles = (edges[:-1] + edges[1:]) / 2
-    bars = zip(range(BINS), (1 - heights).round(3), heights, middles, strict=True)
     return {
-        "size": [BINS, 1],
-        "rects": [[x, y, height, 1, float(f"{d:.5g}")] for x, y, height, d in bars],
-        "line": "M0 0V1",
-        "zero": [-low / width, 0],
-        "nat": [1 / width, 0],
-        "name": "histogram of difficulty, with the threshold as a line",
-        "below": [low, "difficulty, nats per token", high],
-    }
-
-
-def _square(teacher_M: np.ndarray, student_M: np.ndarray) -> dict:
-    """Windows by the loss of each model, darker where there are many; above the line, hard ones."""
-    (t, *_, t_end), (s, *_, s_end) = _ticks(teacher_M, 10), _ticks(student_M, 10)
-    inside = teacher_M.clip(t, t_end), student_M.clip(s, s_end)
-    count, x_edges, y_edges = np.histogram2d(*inside, SIDE, ((t, t_end), (s, s_end)))
-    ink = (0.3 + 0.7 * np.log1p(count) / np.log1p(count.max())).round(2)
-    middle = np.subtract.outer(-x_edges[:-1], -y_edges[:-1]) + (y_edges[1] - x_edges[1] - s + t) / 2
-    up = (s_end - s) / SIDE
-    return {
-        "size": [SIDE, SIDE],
-        "rects": [
-            [x, SIDE - 1 - y, 1, ink[x, y], float(f"{middle[x, y]:.5g}")]
-            for x, y in np.argwhere(count).tolist()
-        ],
-        "line": f"M0 {SIDE - (t - s) / up}L{SIDE} {SIDE - (t_end - s) / up}",
-        "zero": [0, 0],
-        "nat": [0, -1 / up],
-        "name": "student's loss against teacher's, hard windows above the line",
-        "below": [f"loss: teacher’s {t}–{t_end} →", f"student’s {s}–{s_end} ↑"],
+        "heights": (counts / counts.max()).round(3).tolist(),
+        "middles": [float(f"{x:.5g}") for x in middles],
+        "ends": [low, high],
+        "zero": -low * BINS / (high - low),
+        "nat": BINS / (high - low),
     }

@@ -16,12 +16,11 @@ function hardSetSliders(section, at, moved) {
   const all = selector => [...section.querySelectorAll(selector)];
   const one = selector => section.querySelector(selector);
   const percent = (a, b) => b ? `${(100 * a / b).toFixed(1)}%` : "–";
-  const numbers = text => text.split(" ").map(Number);
-  const words = one("output"), lost = one(".lost"), pictures = all(".pictures");
+  const words = one("output"), lost = one(".lost"), pictures = all(".picture");
   const inputs = all("input[type=range]"), switches = all(".finer input, .finer select");
   const names = ["junk", "clip", "easy_share", "token_share"];
   const rects = all("rect").map(rect => [rect, +rect.dataset.difficulty]);
-  const lines = all(".line").map(path => [path, numbers(path.dataset.zero), numbers(path.dataset.nat)]);
+  const lines = all(".line").map(path => [path, +path.dataset.zero, +path.dataset.nat]);
   const rows = all("tbody tr").map(row => ({
     text: row.cells[1].firstChild, share: row.cells[2].firstChild.firstChild,
     bar: row.querySelector("i").style, group: +row.dataset.group,
@@ -44,11 +43,11 @@ function hardSetSliders(section, at, moved) {
       input.nextElementSibling.textContent = input.name === "share"
         ? percent(view.left - view.line[stop], view.windows) : threshold.toFixed(4);
     }
-    pictures.forEach((each, i) => each.hidden = i !== +junk);
+    pictures.forEach((picture, i) => picture.hidden = i !== +junk);
     for (const [rect, difficulty] of rects)
       rect.setAttribute("class", difficulty > view.cap ? "out" : difficulty >= threshold ? "hard" : "");
     for (const [path, zero, nat] of lines)
-      path.setAttribute("transform", `translate(${zero.map((z, i) => z + threshold * nat[i])})`);
+      path.setAttribute("transform", `translate(${zero + threshold * nat})`);
     for (const {text, share, bar, group} of rows) {
       text.data = `${hardSetNumber(hard[group])} of ${hardSetNumber(view.all[group])}`;
       share.data = percent(hard[group], view.all[group]);

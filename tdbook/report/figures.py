@@ -50,12 +50,19 @@ HARD, EASY, GREY, DOTS = "#c8371b", "#c3c8ce", "#5f6770", "#8f969e"  # windows, 
 PLAN = "#f3dfa2"  # the ground of what the plan says
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.7}
 EVEN = {"color": "#777777", "linewidth": 1, "linestyle": "--"}  # a line to compare with
+ROLES = {  # of an effect: colour, and words in the legend
+    "claim": ("#1b75bc", "the claim"),
+    "control": (HARD, "a control"),
+    "part": ("#777777", "shown besides"),
+}
+DRAWN = 20_000  # points of a cloud; of more windows, every k-th is drawn
 LISTED = 16  # rows of a list in one figure
 # cuts of windows (features.cuts) whose groups' names do not say of what they are
 CUTS = {"script": "share of tokens not in Telugu", "rare tokens": "share of rare tokens"}
 PHONE = 4.5  # inches: where panels hold much text, narrow enough for a phone to show it large
 LOSS = "validation loss (nats per token)"
 Rows = Sequence[Mapping]
+ByCut = Mapping[str, Mapping[str, Mapping]]  # cut → bucket → model → its value
 Hints = Mapping[str, tuple[float, float]]  # setting → what the plan says of it, from and to
 
 

@@ -94,7 +94,8 @@ class _Renderer(IPythonRenderer):
 
 def markdown(source: str) -> str:
     """Markdown as HTML; HTML in it is shown as written."""
-    return MarkdownWithMath(_Renderer(escape=True, exclude_anchor_links=True)).render(source)
+    safe = {"escape": True, "allow_harmful_protocols": False}
+    return MarkdownWithMath(_Renderer(**safe, exclude_anchor_links=True)).render(source)
 
 
 @functools.cache

@@ -1,8 +1,7 @@
 """Figures: each function draws one claim from arrays and returns the Figure.
 
 It never saves, shows or loads. The title states the finding with a number computed from what was
-given; a model has one colour and one marker everywhere. Losses are nats per token.
-Legend: N windows.
+given; a model has one colour and marker everywhere. Losses: nats per token. Legend: N windows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tdbook.report import figures
-from tdbook.report.figures import EASY, GREY, HARD, LOSS, Mark, Rows
-
-DRAWN = 20_000  # points of a cloud; of more windows, every k-th is drawn
-ByCut = Mapping[str, Mapping[str, Mapping]]  # cut → bucket → model → its value
-ROLES = {  # of an effect: colour, and words in the legend
-    "claim": ("#1b75bc", "the claim"),
-    "control": (HARD, "a control"),
-    "part": ("#777777", "shown besides"),
-}
+from tdbook.report.figures import DRAWN, EASY, GREY, HARD, LOSS, ROLES, ByCut, Mark, Rows
 
 
 def learning_curves(
@@ -91,9 +82,8 @@ def teacher_against_student(
         ax.scatter(*xy, color=ink, marker=form, label=label, **look)
     ends = [points["teacher"].min(), points["teacher"].max()]
     ax.plot(ends, ends, label="both the same", **figures.EVEN)
-    drawn = f"; every {step}th window" if step > 1 else ""
-    x, y = f"teacher loss (nats per token{drawn})", "student loss (nats per token)"
-    return figures.labelled(ax, x, y, markerscale=1.8)
+    x = f"teacher loss (nats per token{f'; every {step}th window' * (step > 1)})"
+    return figures.labelled(ax, x, "student loss (nats per token)", markerscale=1.8)
 
 
 def cumulative_difficulty(difficulty_N: np.ndarray, hard_N: np.ndarray) -> Figure:

@@ -83,7 +83,7 @@ def _within(value: float, plan: tuple[float, float] | None) -> bool:
 def sensitivity(rows: Rows, hints: Hints) -> Figure:
     """Two of share, rank and scale against each other, of all three a map a scale, on hard and on
     easy text: difference from the base (rows of book.sweep_rows, every setting in "varied"), one
-    scale of colours. Of several seeds the mean, and their spread. A frame: what the plan says."""
+    scale of colours. Of several seeds the mean, and their spread. *: as the plan has it."""
     varied = [name for name in ("share", "rank", "lora_scale") if name in rows[0]["varied"]]
     (down, across), third = varied[:2], "".join(varied[2:])
     frame = pd.DataFrame([row["varied"] | {p: row[p][0] for p in ("hard", "easy")} for row in rows])
@@ -109,16 +109,15 @@ def sensitivity(rows: Rows, hints: Hints) -> Figure:
         ax.set_xlabel(across.replace("lora_", ""))
     figure.supylabel("share of windows that are hard" if down == "share" else down, fontsize=9.5)
     bar = figure.colorbar(colours, ax=axes, location="bottom", fraction=0.04, aspect=40)
-    star = ", *: and its scale" if third in hints else ""
-    bar.set_label(f"loss − base's (nats; blue is better)\nframe: the plan's values{star}")
+    bar.set_label("loss − base's (nats; blue is better)\n* a value that the plan names")
     return figure
 
 
 def _map(
     ax: Axes, mean: pd.DataFrame, spread: pd.DataFrame, limit: float, hints: Hints
 ) -> mpl.collections.QuadMesh:
-    """Colour and number of each pair of settings, the spread over seeds below it; a frame around
-    those that lie within what the plan says of both."""
+    """Colour and number of each pair of settings, the spread over seeds below it. * marks a value
+    that the plan names."""
     edges = (np.arange(n + 1) - 0.5 for n in mean.shape[::-1])
     # blue below 0, which is better; safe for colour-blind eyes
     colours = ax.pcolormesh(*edges, mean, cmap="RdBu_r", vmin=-limit, vmax=limit)
@@ -127,16 +126,11 @@ def _map(
             ink, sd = "white" if abs(value) > 0.7 * limit else "black", spread.iloc[y, x]
             text = figures.signed(value) + (f"\n±{sd:.3f}" if np.isfinite(sd) else "")
             ax.text(x, y, text, ha="center", va="center", fontsize=7.5, color=ink)
-    inside = []
     for axis, values in ((ax.xaxis, mean.columns), (ax.yaxis, mean.index)):
         form = "{:.0%}" if values.name == "share" else "{:g}"
-        axis.set_ticks(range(len(values)), map(form.format, values))
-        inside.append([i for i, v in enumerate(values) if _within(v, hints.get(values.name))])
-    x, y = inside
-    if x and y:
-        frame = {"fill": False, "edgecolor": "black", "linewidth": 1.8, "zorder": 3}
-        corner = x[0] - 0.5, y[0] - 0.5
-        ax.add_patch(mpl.patches.Rectangle(corner, len(x), len(y), **frame))
+        plan = hints.get(values.name)
+        texts = [form.format(value) + " *" * _within(value, plan) for value in values]
+        axis.set_ticks(range(len(values)), texts)
     ax.set(xlim=(-0.55, mean.shape[1] - 0.45), ylim=(len(mean) - 0.45, -0.55))
     ax.grid(visible=False)
     return colours

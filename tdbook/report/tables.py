@@ -5,6 +5,7 @@ The plan gives percentages without a formula, so the formula is applied to the p
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -19,10 +20,13 @@ KIND = ["cut", "bucket", "tokens"]  # of a row by kind of token
 LEFT_OUT = "windows left out"  # since none of their tokens is a target
 
 
-def _written(rows: Iterable[Mapping], columns: Mapping[str, str]) -> pd.DataFrame:
-    """Rows of numbers as a table to read: column → how it is written, as str.format takes it."""
-    written = [{name: form.format(**row) for name, form in columns.items()} for row in rows]
-    return pd.DataFrame(written, columns=list(columns))
+def _written(rows: Iterable[Mapping], columns: str) -> pd.DataFrame:
+    """Rows of numbers as a table to read. `columns`: the name of each, then how it is written, as
+    str.format takes it, parted by |."""
+    forms = [
+        re.split(r" (?=\{)", " ".join(column.split()), maxsplit=1) for column in columns.split("|")
+    ]
+    return pd.DataFrame([{name: form.format(**row) for name, form in forms} for row in rows])
 
 
 def _of_models(by_model: Mapping[str, list[dict]]) -> list[dict]:
@@ -40,23 +44,6 @@ def quality(
 ) -> pd.DataFrame:
     """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` its
     bootstrapped losses, drawn together. Differences are against `base`, with 95 % intervals."""
-    columns = {
-        "model": "{model}",
-        "parameters": "{parameters:,}",
-        "loss": "{loss:.3f}",
-        f"against {base}": "{against}",
-        "640 windows": "{loss_fixed:.3f}",
-        "perplexity": "{perplexity:.3g}",
-        "bits/byte": "{bits_per_byte:.3f}",
-        "KL to teacher": "{kl:.3f}",
-        "agreement": "{agreement:.1%}",
-        "calibration error": "{calibration_error:.1%}",
-        "gap closed": "{gap}",
-        "quality": "{quality:.1%}",
-        "plan: loss": "{plan_loss}",
-        "plan's loss, our formula": "{plan_formula}",
-        "plan: quality %": "{plan_quality}",
-    }
     rows = []
     for name, m in metrics.items():
         change = m["loss"] - metrics[base]["loss"]
@@ -67,7 +54,14 @@ def quality(
         row["gap"] = _gap(metrics, resampled, name, scratch, teacher)
         row["plan_loss"], row["plan_formula"] = span(low, high), span(258 / high, 258 / low, 1)
         rows.append(row | {"plan_quality": span(*of_plan(name, "quality"), 0)})
-    table = _written(rows, columns).set_index("model")
+    columns = """model {model} | parameters {parameters:,} | loss {loss:.3f} | against {against} |
+        640 windows {loss_fixed:.3f} | perplexity {perplexity:.3g} | bits/byte {bits_per_byte:.3f} |
+        KL to teacher {kl:.3f} | agreement {agreement:.1%} |
+        calibration error {calibration_error:.1%} | gap closed {gap} | quality {quality:.1%} |
+        plan: loss {plan_loss} | plan's loss, our formula {plan_formula} |
+        plan: quality % {plan_quality}"""
+    table = _written(rows, columns).rename(columns={"against": f"against {base}"})
+    table = table.set_index("model")
     if any(left_out := [m.get("windows_left_out", 0) for m in metrics.values()]):
         table[LEFT_OUT] = left_out
     return table
@@ -134,11 +128,10 @@ def cost(results: dict[str, dict]) -> pd.DataFrame:
         names = list(result.get("models", {})) or [result["parameters"].get("adapter", "")]
         key = {"02_hard_set": "scores", "05_progressive": "75m"}.get(result["notebook"], names[0])
         speed = intervals.number(result["tokens_per_second"] or None, ",.0f")
-        hours = span(*of_plan(key, "hours"), 0)
-        row = {"run": run, "minutes": result["seconds"] / 60, "speed": speed, "hours": hours}
-        rows.append(row | {"device": result["device"]})
-    columns = {"run": "{run}", "device": "{device}", "minutes": "{minutes:.2f}"}
-    columns |= {"tokens/s": "{speed}", "plan: hours on a B200": "{hours}"}
+        row = {"run": run, "device": result["device"], "minutes": result["seconds"] / 60}
+        rows.append(row | {"speed": speed, "hours": span(*of_plan(key, "hours"), 0)})
+    columns = """run {run} | device {device} | minutes {minutes:.2f} | tokens/s {speed} |
+        plan: hours on a B200 {hours}"""
     return _written(rows, columns).set_index("run")
 
 
@@ -147,31 +140,26 @@ def sizes(
 ) -> pd.DataFrame:
     """Real sizes before a run: parameters, of which embedding, compression against the teacher with
     and without the embedding, and the 4-bit file and whether it passes for the plan's 30 MB."""
-    columns = {
-        "vocabulary": "{vocab_size:,}",
-        "shape": "{shape}",
-        "parameters": "{all:.1f} M",
-        "of which embedding": "{embedding:.1f} M",
-        "compression": "{compression:.2f}×",
-        "without embedding": "{body_compression:.2f}×",
-        "Q4_0 file": "{q4:.1f} MB",
-        "passes 33 MB": "{passes}",
-    }
     rows = []
     for v in vocab_sizes:
         configs = {
             name: s if isinstance(s, LlamaConfig) else LlamaConfig(vocab_size=v, **s)
             for name, s in shapes.items()
         }
-        largest = describe(configs[teacher])
-        for name, config in configs.items():
-            d = describe(config)
-            body, largest_body = (x["parameters"] - x["embedding_parameters"] for x in (d, largest))
-            row = {"vocab_size": v, "shape": name, "all": d["parameters"] / 1e6}
-            row |= {"embedding": d["embedding_parameters"] / 1e6, "q4": d["q4_0_bytes"] / 1e6}
-            row["compression"] = largest["parameters"] / d["parameters"]
-            row["body_compression"] = largest_body / body
-            rows.append(row | {"passes": "yes" if d["q4_0_bytes"] <= Q4_LIMIT else "no"})
+        largest = configs[teacher]
+        for name, c in configs.items():
+            row = {"vocab_size": v, "shape": name, "all": c.parameters / 1e6}
+            row |= {
+                "embedding": c.embedding_parameters / 1e6,
+                "q4": describe(c)["q4_0_bytes"] / 1e6,
+            }
+            row["compression"] = largest.parameters / c.parameters
+            bodies = [x.parameters - x.embedding_parameters for x in (largest, c)]
+            row["body"] = bodies[0] / bodies[1]
+            rows.append(row | {"passes": "yes" if row["q4"] * 1e6 <= Q4_LIMIT else "no"})
+    columns = """vocabulary {vocab_size:,} | shape {shape} | parameters {all:.1f} M |
+        of which embedding {embedding:.1f} M | compression {compression:.2f}× |
+        without embedding {body:.2f}× | Q4_0 file {q4:.1f} MB | passes 33 MB {passes}"""
     return _written(rows, columns).set_index(["vocabulary", "shape"])
 
 
@@ -270,8 +258,8 @@ def route_cost(routes: dict[str, list[list[dict]]]) -> pd.DataFrame:
         plan = span(*of_plan({"progressive": "75m"}.get(name, "75m-direct"), "hours"), 0)
         row = {"route": name, "students": len(logs), "tokens": sum(r["tokens"] for r in ends)}
         rows.append(row | {"minutes": seconds / 60, "hours": plan})
-    columns = {"route": "{route}", "students": "{students}", "tokens": "{tokens:,}"}
-    columns |= {"minutes": "{minutes:.2f}", "plan: hours on a B200": "{hours}"}
+    columns = """route {route} | students {students} | tokens {tokens:,} | minutes {minutes:.2f} |
+        plan: hours on a B200 {hours}"""
     return _written(rows, columns).set_index("route")
 
 
@@ -334,15 +322,6 @@ def seeds(rows: list[dict]) -> pd.DataFrame:
 def speeds(found: dict[str, list[dict]]) -> pd.DataFrame:
     """Model → rows of inference.speeds with the plan's estimate: a row a model, way and threads;
     times of the first way (raw) is the last column of ours."""
-    columns = {
-        "model": "{model}",
-        "way": "{way}",
-        "threads": "{threads}",
-        "prompt, tokens/s": "{prompt:,.0f}",
-        "decoding, tokens/s": "{decode:,.0f} [{low:,.0f}, {high:,.0f}]",
-        "to raw": "{times:.1f} ×",
-        "plan: tokens/s": "{plan}",
-    }
     rows = []
     for model, ways in found.items():
         first = {row["threads"]: row["decode"] for row in reversed(ways)}
@@ -350,36 +329,31 @@ def speeds(found: dict[str, list[dict]]) -> pd.DataFrame:
         for row in ways:
             more = {"times": row["decode"] / first[row["threads"]], "plan": span(*row["plan"], 0)}
             rows.append(row | more | {"model": model})
+    columns = """model {model} | way {way} | threads {threads} | prompt, tokens/s {prompt:,.0f} |
+        decoding, tokens/s {decode:,.0f} [{low:,.0f}, {high:,.0f}] | to raw {times:.1f} × |
+        plan: tokens/s {plan}"""
     return _written(rows, columns)
 
 
 def quantization(found: dict[str, list[dict]]) -> pd.DataFrame:
     """Model → rows of inference.costs, each against the model itself."""
-    columns = {
-        "model": "{model}",
-        "format": "{format}",
-        "MB": "{megabytes:.3g}",
-        "plan: MB": "{plan}",
-        "loss": "{loss:.4f}",
-        "against itself": "{change:+.4f}",
-        "KL": "{kl:.2g}",
-        "agreement": "{agreement:.2%}",
-        "repeated 4-grams": "{repeated}",
-    }
     rows = _of_models(found)
     for row in rows:
         plan = span(*of_plan(row["model"], "megabytes"), 0)
         row["plan"] = plan if row["format"] == "Q4_0" else "–"
         row["change"] = row["loss"] - found[row["model"]][0]["loss"]
         row["repeated"] = intervals.number(row["repeated_4grams"], ".1%")
+    columns = """model {model} | format {format} | MB {megabytes:.3g} | plan: MB {plan} |
+        loss {loss:.4f} | against itself {change:+.4f} | KL {kl:.2g} | agreement {agreement:.2%} |
+        repeated 4-grams {repeated}"""
     return _written(rows, columns)
 
 
 def files(shipped: dict[str, list[dict]]) -> pd.DataFrame:
     """Model → rows of export.ship."""
-    columns = {name: f"{{{name}}}" for name in ("model", "format", "file")}
-    columns |= {"MB": "{megabytes:.3g}", "same likeliest": "{likeliest:.2%}"}
-    columns["log-probabilities apart"] = "{mean:.2g}, at most {largest:.2g}"
+    columns = """model {model} | format {format} | file {file} | MB {megabytes:.3g} |
+        same likeliest {likeliest:.2%} |
+        log-probabilities apart {mean:.2g}, at most {largest:.2g}"""
     return _written(_of_models(shipped), columns)
 
 

@@ -73,6 +73,8 @@ def publish(out: Path, name: str = "") -> Path:
         write(lead, quality.read_bytes())
     for why, count in Counter(line.partition(": ")[2] for line in left_out).items():
         print(f"{count} left out: {why}")
+    sizes = [path.stat().st_size / 1e6 for path in files_of(target)]
+    print(f"{target}: {len(sizes)} files, {sum(sizes):.1f} MB")
     return target
 
 
@@ -249,6 +251,9 @@ def pack(out: Path) -> Path:
     with replacing(target) as beside, ZipFile(beside, "w", ZIP_DEFLATED) as archive:
         for path in sorted(packed):
             archive.write(path, f"{folder}/{path.relative_to(out).as_posix()}")
+    size = target.stat().st_size / 1e6
+    more = f"; above {MOST_MB} MB many mail servers refuse it" * (size > MOST_MB)
+    print(f"{target}: {size:.1f} MB{more}")
     return target
 
 
@@ -268,18 +273,3 @@ def _linked(page: Path, out: Path) -> set[Path]:
     paths = ((page.parent / link).resolve() for link in links if link and "//" not in link)
     inside = (path for path in paths if path.is_relative_to(base) and path.is_file())
     return {out / p.relative_to(base) for p in inside if p.suffix in (".html", *SHOWN)}
-
-
-def published(out: Path, name: str = "") -> str:
-    """`publish`, and what it took, in words."""
-    target = publish(out, name)
-    sizes = [path.stat().st_size / 1e6 for path in files_of(target)]
-    return f"{target}: {len(sizes)} files, {sum(sizes):.1f} MB"
-
-
-def zipped(out: Path) -> str:
-    """`pack`, and how large it is, in words."""
-    target = pack(out)
-    size = target.stat().st_size / 1e6
-    more = f"; above {MOST_MB} MB many mail servers refuse it" * (size > MOST_MB)
-    return f"{target}: {size:.1f} MB{more}"
