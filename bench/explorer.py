@@ -53,7 +53,7 @@ def shown():
         "rare tokens": ([f"step {i}" for i in range(5)], r.integers(0, 5, WINDOWS).astype("u1")),
     }
     junk_N = (r.integers(1, 16, WINDOWS) * (r.random(WINDOWS) < 0.02)).astype(np.uint8)
-    documents, _ = writer.write(60_000, 1)
+    documents = writer.write(60_000, 1)
     words = " ".join(line for d in documents for line in d.lines).split()
 
     def text_of(i: int) -> str:
@@ -61,7 +61,7 @@ def shown():
         return widgets.text_html([f"▁{words[j]}" for j in at], r.normal(0.2, 1, 2048))
 
     text_of(0), widgets.pages.font_face()  # not to be timed
-    scores, rule = hard_set.load_scores(path), {"threshold": 0.31} | hard_set.RULE
+    scores, rule = hard_set.load_scores(path), hard_set.Rule(0.31)
     found, began = [], time.process_time()
     mib = engine.peak_of(lambda: found.append(widgets.explorer(
         scores, cuts, junk_N, features.JUNK, text_of, rule, Path("hard_set.json"))))  # fmt: skip

@@ -22,10 +22,10 @@ import re
 import sys
 from pathlib import Path
 
-from tdbook.runs import heartbeat, parameters
+from tdbook.runs import disk, estimates, heartbeat, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import execute, graph, request, scheduler, status
-from tdlib import files, shapes
+from tdlib import shapes
 
 PLACES = ("check", "report", "publish", "zip", "published")  # their words are never NAME=value
 
@@ -45,9 +45,9 @@ def _check(profile: str) -> int:
     used = {
         value for one in found for key, value in one.parameters.items() if key.endswith("shape")
     }
-    for vocab_size in shapes.VOCABULARIES if profile.startswith("b200") else ():
+    for vocab_size in estimates.VOCABULARIES if profile.startswith("b200") else ():
         for name in (name for name in shapes.SHAPES if name in used):
-            print(shapes.in_words(name, vocab_size))
+            print(estimates.in_words(name, vocab_size))
     return 0
 
 
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     named = [] if what in PLACES else [p for p in rest if re.match(r"[A-Za-z_]+=", p)]
     pairs = dict(pair.split("=", 1) for pair in named)
     try:
-        files.find_homes()
+        disk.find_homes()
         return _command(what, [word for word in rest if word not in named], pairs)
     except (ValueError, OSError, RuntimeError) as error:
         print(error)

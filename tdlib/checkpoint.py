@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from tdlib import data
 from tdlib.files import write_whole
+from tdlib.targets import Targets
 from tdlib.team import Team
 
-USUAL = 32  # steps that the usual loss looks back
-TENSORS = ("usual", "skipped")  # of a State
+EMA = 32  # steps that the mean of the loss looks back
 # these change no result, so they may change when a training goes on from its checkpoint
 FREE = ("micro_windows", "max_skipped", "activation_checkpointing", "checkpoint_minutes")
 
@@ -56,7 +56,7 @@ class State:
         self.trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
         self.recipe, self.key, self.step, self.log = recipe, key, 0, []
         self.meter = Meter(device)
-        self.usual = torch.full((), math.inf, device=device)  # loss, an exponential mean
+        self.loss_ema = torch.full((), math.inf, device=device)  # an exponential moving average
         self.skipped = torch.zeros((), device=device)
         parts = ([p for p in self.trained.values() if (p.ndim < 2) == v] for v in (False, True))
         decays = (recipe.weight_decay, 0.0)  # of matrices, of vectors
@@ -68,26 +68,25 @@ class State:
         """A step of the optimiser, or none where loss or gradient are out of the ordinary; decided
         on the device, so that nothing waits."""
         self.meter.norm = nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.clip)
-        bad = ~(self.meter.norm.isfinite() & (loss < self.usual + self.recipe.spike))
+        bad = ~(self.meter.norm.isfinite() & (loss < self.loss_ema + self.recipe.spike))
         self.optimizer.found_inf = bad.float()  # the fused kernel then leaves all as it is
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        usual = torch.where(self.usual.isinf(), loss, self.usual.lerp(loss, 1 / USUAL))
-        # exactly 0 is a step without any target: it says nothing of what is usual
-        self.usual = torch.where(bad | (loss == 0), self.usual, usual)
+        ema = torch.where(self.loss_ema.isinf(), loss, self.loss_ema.lerp(loss, 1 / EMA))
+        # exactly 0 is a step without any target: it says nothing
+        self.loss_ema = torch.where(bad | (loss == 0), self.loss_ema, ema)
         self.skipped += bad
         self.step = step
 
     def row(self, tokens: int) -> dict:
         """What is logged after so many tokens. RuntimeError: too many steps were skipped."""
         if self.skipped > self.recipe.max_skipped:
-            raise RuntimeError(
-                f"{int(self.skipped)} steps were skipped, {self.recipe.max_skipped} may be: their "
-                f"loss or gradient was not finite, or the loss {self.recipe.spike} nats above the "
-                f"usual {float(self.usual):.3f}; lower learning_rate, or look at the text"
-            )
+            fault = f"{int(self.skipped)} steps were skipped, {self.recipe.max_skipped} may be: "
+            fault += "their loss or gradient was not finite, or the loss "
+            fault += f"{self.recipe.spike} nats above the usual {float(self.loss_ema):.3f}"
+            raise RuntimeError(f"{fault}; lower learning_rate, or look at the text")
         row = {"step": self.step, "tokens": tokens}
         row |= {"train/lr": self.optimizer.param_groups[0]["lr"]} | self.meter.row()
         return row | ({"train/skipped": int(self.skipped)} if self.skipped else {})
@@ -95,19 +94,22 @@ class State:
     def weights(self) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in self.trained.items()}
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"usual": self.loss_ema, "skipped": self.skipped, "sums": self.meter.sums}
+
     def content(self) -> dict:
-        content = {name: getattr(self, name) for name in ("key", "step", "log", *TENSORS)}
-        content |= {"sums": self.meter.sums, "random": torch.get_rng_state()}
-        return content | {"optimizer": self.optimizer.state_dict(), "weights": self.weights()}
+        """What a checkpoint holds."""
+        content = {"key": self.key, "step": self.step, "log": self.log} | self.tensors()
+        content |= {"random": torch.get_rng_state(), "optimizer": self.optimizer.state_dict()}
+        return content | {"weights": self.weights()}
 
     def restore(self, content: dict) -> None:
         for name, weight in self.weights().items():
             weight.copy_(content["weights"][name])
+        for name, tensor in self.tensors().items():
+            tensor.copy_(content[name])
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.log = content["step"], content["log"]
-        for name in TENSORS:
-            getattr(self, name).copy_(content[name])
-        self.meter.sums.copy_(content["sums"])
         torch.set_rng_state(content["random"])
 
 
@@ -119,7 +121,7 @@ class Keeper:
         """`windows` of an epoch; `steps`: the windows of each."""
         self.folder, self.state, self.steps, self.team = folder, state, len(steps), team
         epochs = range(1, int(state.recipe.epochs) + 1)
-        self.epochs = {math.ceil(e * windows / len(steps[0])): e for e in epochs}  # by their end
+        self.epochs = {math.ceil(e * windows / len(steps[0])): e for e in epochs}  # by last step
         self.saved = time.monotonic()
 
     def restore(self) -> bool:
@@ -127,40 +129,35 @@ class Keeper:
         if not self.folder or not (content := load(self.folder / "state.pt", self.state.key)):
             return False
         self.state.restore(content)
-        path = self._weights(self.state.step)
-        if path and not path.exists():  # a full disk, or older code
-            save(path, self.state.weights())
+        self._save_epoch(self.state.step, missing=True)  # after a full disk, or older code
         return True
 
-    def after(self, step: int, signals: "Signals", teacher) -> None:
+    def after(self, step: int, signals: "Signals", targets: Targets) -> None:
         """Keeps what is due after a step; after a signal, ends the process as it would have."""
         if not self.folder:
             return
         due = time.monotonic() - self.saved > 60 * self.state.recipe.checkpoint_minutes
         last = step == self.steps
-        stop = self.team.any(signals.caught > 0)  # a cluster's signal reaches all, at any moment
-        if self.team.any(due or last or step in self.epochs) or stop:
-            if hasattr(teacher, "sync"):
-                teacher.sync()  # no checkpoint is ahead of the rows that led to it
-            if path := self._weights(
-                step
-            ):  # first: from the state on, nothing would write it again
-                save(path, self.state.weights())
-            if self.team.any(True) and self.team.rank == 0:  # all have come so far
+        # a cluster's signal reaches all ranks, at any moment
+        stop = self.team.any_rank(signals.caught > 0)
+        if self.team.any_rank(due or last or step in self.epochs) or stop:
+            targets.sync()  # no checkpoint is ahead of the rows that led to it
+            self._save_epoch(step)  # first: from the state on, nothing would write it again
+            if self.team.any_rank(True) and self.team.rank == 0:  # all have come so far
                 save(self.folder / "state.pt", self.state.content())
             self.saved = time.monotonic()
         if stop or (last and signals.caught):  # else not kept: after the next
-            says = f"stopped after step {step:,} of {self.steps:,}, kept in {self.folder}: "
-            signals.obey("" if self.team.rank else says + "the same command goes on from there")
+            line = f"stopped after step {step:,} of {self.steps:,}, kept in {self.folder}: "
+            signals.reraise("" if self.team.rank else line + "the same command goes on from there")
 
-    def _weights(self, step: int) -> Path | None:
-        """The file for a step's weights, if it is to have one, from this process."""
-        if self.team.rank or step not in self.epochs or step >= self.steps:
-            return None
-        return self.folder / f"epoch-{self.epochs[step]}.safetensors"
+    def _save_epoch(self, step: int, missing: bool = False) -> None:
+        if self.team.rank == 0 and step in self.epochs and step < self.steps:
+            path = self.folder / f"epoch-{self.epochs[step]}.safetensors"
+            if not (missing and path.exists()):
+                save(path, self.state.weights())
 
 
-def key(student: nn.Module, recipe, rows: np.ndarray, windows: data.Windows, teacher) -> dict:
+def key(student: nn.Module, recipe, rows: np.ndarray, windows: data.Windows, targets) -> dict:
     """What a training must have in common with the one whose checkpoint it goes on from."""
     key = {name: value for name, value in asdict(recipe).items() if name not in FREE}
     shapes = [(n, *weight.shape) for n, weight in student.named_parameters()]
@@ -172,7 +169,7 @@ def key(student: nn.Module, recipe, rows: np.ndarray, windows: data.Windows, tea
         for rows_B in windows.batches(rows, 4096):
             weights.update(windows.weights_of(rows_B).tobytes())
         key["weights"] = weights.hexdigest()
-    return key | {"targets": str(teacher) if hasattr(teacher, "draws") else None}
+    return key | {"targets": targets.sampling}
 
 
 def save(path: Path, content: dict) -> None:
@@ -231,9 +228,9 @@ class Signals:
         self.caught = number
         signal.signal(signal.SIGINT, self.before[signal.SIGINT])
 
-    def obey(self, said: str) -> None:
-        """Say it, then let the signal, another process's where this one got none, do what it would
-        have done."""
+    def reraise(self, line: str) -> None:
+        """Print a line, then let the signal do what it would have done; SIGTERM where another
+        process got one."""
         self.__exit__()
-        print(said, end="\n" * bool(said), flush=True)
+        print(line, end="\n" * bool(line), flush=True)
         signal.raise_signal(self.caught or signal.SIGTERM)

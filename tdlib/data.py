@@ -2,9 +2,8 @@
 
 A folder of tokens holds train.bin, val.bin (and confirm.bin where asked), raw little-endian ids,
 and meta.json, all as upstream writes and reads them; beside them documents.tsv (where each document
-starts) and the tokenizer; rare.tsv, where the text came with known rare constructions, says where
-their sentences lie. A reader may put sources.tsv there, which names the sources of train.bin: a
-line each, the number of its first token, a tab, its name. Each line of text ends in <eos>.
+starts) and the tokenizer. A reader may put sources.tsv there, which names the sources of train.bin:
+a line each, the number of its first token, a tab, its name. Each line of text ends in <eos>.
 Window i is tokens [i·T, i·T + T + 1): T inputs and their T targets, shifted by one. Windows are
 numbered once and for all, so a difficulty means the same thing in every notebook.
 Legend: B windows of a batch, T tokens of a window (the context), N windows of a split.
@@ -26,14 +25,12 @@ import torch
 from torch import Tensor
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3  # upstream's, and of those trained here: then 256 byte pieces
-
-
 IGNORE = -100
 BLOCK = 2**18  # bytes read at once where ids are looked at
 VOCABULARY = 2**24  # pieces, at most; the largest in public have a million
 MORE = "give more text, or a shorter context"
 AGAIN = "copy the one made with these tokens again, or take it away"
-TABLES = {"documents.tsv": ("start", "tokens", "source"), "rare.tsv": ("first", "end", "kind")}
+TABLES = {"documents.tsv": ("start", "tokens", "source")}
 COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm)_(tokens|bytes)")
 
 
@@ -98,8 +95,8 @@ class Windows:
         used; for CUDA it is pinned, and copied without waiting."""
 
         def read(rows_B: Sequence[int]) -> list[Tensor]:
-            found = (*self.batch(rows_B), *more(rows_B))
-            return [x.pin_memory() if "cuda" in device else x for x in found]
+            tensors = (*self.batch(rows_B), *more(rows_B))
+            return [x.pin_memory() if "cuda" in device else x for x in tensors]
 
         with ThreadPoolExecutor(1) as pool:
             ahead = None
@@ -149,30 +146,20 @@ class Tokens:
         if rows:
             starts = np.array([row["start"] for row in rows])
             document_N = np.searchsorted(starts, middle_N, side="right") - 1
-            if not named:
-                return document_N, [row["source"] for row in rows]
-            return document_N, [names[i] for i in np.searchsorted(first_S, starts, "right") - 1]
+            source_D = np.searchsorted(first_S, starts, "right") - 1
+            sources = [names[i] for i in source_D] if named else [row["source"] for row in rows]
+            return document_N, sources
         source_N = np.searchsorted(first_S, middle_N, side="right") - 1  # −1 where none is named
         block_N = np.arange(len(windows)) // 16
         begins_N = np.diff(block_N, prepend=0) | np.diff(source_N, prepend=source_N[0])
         document_N = np.cumsum(begins_N != 0)
-        of_D = source_N[np.unique(document_N, return_index=True)[1]]
-        return document_N, [names[i] if named else "unknown" for i in of_D]
+        source_D = source_N[np.unique(document_N, return_index=True)[1]]
+        return document_N, [names[i] if named else "unknown" for i in source_D]
 
     def fold(self, part: str) -> np.ndarray:
         """Which training windows are of fold "k/n", (N,) bool: those of every n-th document."""
         k, n = map(int, part.split("/"))
         return self.documents("train")[0] % n == k - 1
-
-    def rare(self, split: str) -> dict[str, np.ndarray]:
-        """Kind of rare construction → which windows of a split hold one, (N,) bool: the middle
-        token of its sentence is among their targets. Empty where none is known."""
-        windows, holds = getattr(self, split), {}
-        for row in _read_table(self.folder / "rare.tsv", split):
-            holds_N = holds.setdefault(row["kind"], np.zeros(len(windows), bool))
-            middle = (row["first"] + row["end"]) // 2
-            holds_N[(middle - 1) // windows.context :][:1] = True  # none after the last window
-        return holds
 
 
 def open_ids(folder: Path, context: int = 0, eos: int = EOS) -> Tokens:
@@ -245,10 +232,10 @@ def _read_documents(path: Path, split: str, size: int) -> list[dict]:
 def _check_starts(path: Path, starts: list[tuple[int, str]], size: int, remedy: str) -> None:
     """ValueError: the starts of these do not ascend from 0, or leave the tokens."""
     last = -1
-    for start, what in starts:
+    for start, name in starts:
         if not last < start < (size if last >= 0 else 1):
             where = f"after {last:,} and before {size:,}" if last >= 0 else "0"
-            raise ValueError(f"{path}: {what} begins at {start:,}, it must be {where}: {remedy}")
+            raise ValueError(f"{path}: {name} begins at {start:,}, it must be {where}: {remedy}")
         last = start
 
 
@@ -287,11 +274,10 @@ def read_meta(path: Path, context: int = 0) -> dict:
         if type(count) is not int or count < 1:
             fault = f"{path}: {name} is {json.dumps(count)}, it must be a whole number above 0"
             raise ValueError(f"{fault}: copy or correct it")
-    most = max(meta["vocab_size"], meta.get("pieces", 1))
+    most, eos = max(meta["vocab_size"], meta.get("pieces", 1)), meta.get("eos_id", 0)
     if most > VOCABULARY:
         fault = f"{path}: vocab_size is {most:,}, it may be at most {VOCABULARY:,}"
         raise ValueError(f"{fault}: correct it")
-    eos = meta.get("eos_id", 0)
     if type(eos) is not int or not 0 <= eos < most:
         fault = f"{path}: eos_id is {json.dumps(eos)}, it must be an id below {most:,}"
         raise ValueError(f"{fault}: correct it, or leave it out where the tokenizer lies beside")
@@ -306,7 +292,7 @@ def _dtype(path: Path, meta: dict) -> str:
         return "uint16"
     with contextlib.suppress(ValueError):
         if size % 4 == 0:
-            _look(path, "<u4", meta) if size else None
+            look(path, "<u4", meta)
             return "uint32"
     fault = f"{path.with_name('meta.json')} has no dtype, and as uint32 {path.name} is wrong"
     raise ValueError(f'{fault}: add "dtype": "uint16" where it was so written')
@@ -328,25 +314,26 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
         fits = f" ({other} fits its size)" if size == stored * (6 - width) else ""
         raise ValueError(f"{fault} {why}; copy it again, or correct meta.json{fits}")
     # No context is shorter than 8.
-    _check_count(f"{path} has", stored, context, MORE if stored > 8 else "copy it again")
-    _look(path, dtype, meta)
+    check_count(f"{path} has", stored, context, MORE if stored > 8 else "copy it again")
+    look(path, dtype, meta)
     mask = path.with_suffix(".mask.bin")
     mask_S = _byte_each(mask, stored) if mask.is_file() else None
     return Windows(np.memmap(path, dtype, "r"), context, mask_S)
 
 
-def _check_count(whose: str, count: int, context: int, remedy: str = MORE) -> None:
+def check_count(whose: str, count: int, context: int, remedy: str = MORE) -> None:
     if count < context + 1:
         fault = f"{whose} {count:,} tokens, too few for one window of {context:,} + 1"
         raise ValueError(f"{fault}: {remedy}")
 
 
-def _look(
+def look(
     path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False, unknown: int | None = UNK
 ) -> Counter:
     """Some 64 blocks, or all: no id is beyond the vocabulary; counts <eos>, <unk> and all tokens.
     Read, not mapped: around a touched page the system maps 15 more, soon all of the file."""
-    count, size, seen = BLOCK // np.dtype(dtype).itemsize, path.stat().st_size, Counter()
+    count, seen = BLOCK // np.dtype(dtype).itemsize, Counter()
+    size = path.stat().st_size if path.is_file() else 0
     for start in range(0, size, BLOCK if every_id else BLOCK * max(1, size // (64 * BLOCK))):
         ids = np.fromfile(path, dtype, count, offset=start)
         if (largest := int(ids.max())) >= meta["vocab_size"]:

@@ -75,7 +75,7 @@ def evaluate(
     *,
     fixed: int = 640,
     device: str = "cpu",
-    progress: Callable[[int, int, str], None] = lambda done, all, message: None,
+    progress: hard_set.Progress = lambda done, all, message: None,
 ) -> Evaluation:
     """Loss on every window; on `fixed` ones calibration and, with a teacher, KL and agreement."""
     rows_M = fixed_rows(windows, fixed)
@@ -105,13 +105,14 @@ def record(
     *,
     fixed: int = 640,
     device: str = "cpu",
-    progress: Callable[[int, int, str], None] = lambda done, all, message: None,
+    progress: hard_set.Progress = lambda done, all, message: None,
 ) -> dict[str, float]:
     """Evaluate on the validation split, leave the arrays in `folder`, return the row of metrics."""
-    found = evaluate(model, tokens.val, teacher, fixed=fixed, device=device, progress=progress)
-    found.save(folder, name)
+    how = dict(fixed=fixed, device=device, progress=progress)
+    evaluation = evaluate(model, tokens.val, teacher, **how)
+    evaluation.save(folder, name)
     parameters = sum(p.numel() for p in model.parameters())
-    return {"parameters": parameters} | found.row(tokens.bytes_per_token())
+    return {"parameters": parameters} | evaluation.row(tokens.bytes_per_token())
 
 
 def _compare(model: Llama, teacher: Llama | None, ids_BT: Tensor, targets_BT: Tensor) -> list[dict]:

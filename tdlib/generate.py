@@ -1,13 +1,11 @@
 """Text from a model, one token at a time, over a cache of keys and values.
 
 A model here is a Llama, or a Decoder of one, which is several times as fast on a CPU: both have
-`config`, `embedding_VD`, `next_logits`, and `pads`: whether rows may be padded on their left.
-Legend: B texts written together, V vocabulary.
+`config`, `embedding_VD` and `next_logits`. Legend: V vocabulary.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import takewhile
 
 import numpy as np
 import torch
@@ -30,14 +28,14 @@ class Sampling:
     min_p: float = 0.0  # keeps those with this share of the likeliest one's probability; 0: all
 
     def __post_init__(self):
-        for name, rule, fine in (
-            ("repetition_penalty", "above 0", self.repetition_penalty > 0),
-            ("temperature", "0 or more", self.temperature >= 0),
-            ("top_k", "0 or more", self.top_k >= 0),
-            ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
-            ("min_p", "from 0 to 1", 0 <= self.min_p <= 1),
+        for name, sound, rule in (
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("temperature", self.temperature >= 0, "0 or more"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
         ):
-            if not fine:
+            if not sound:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be {rule}")
 
 
@@ -60,74 +58,34 @@ def generate(
     Not `cached`: every step computes the whole text again. ValueError: prompt and new tokens are
     more than the context."""
     sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
-    return _texts(model, [ids], tokens, sampling, seed, stop, cached)[0]
-
-
-def batch(
-    model: Llama,
-    prompts: Sequence[list[int]],
-    tokens: int,
-    sampling: Sampling = Sampling(),
-    *,
-    seed: int = 0,
-    stop: int | None = None,
-) -> list[list[int]]:
-    """What `generate` gives for each prompt, the i-th with seed + i. A Decoder writes all at once
-    (in INT8 texts touch each other a little: one scale for all), a Llama one after another."""
-    if model.pads:
-        return _texts(model, prompts, tokens, sampling, seed, stop)
-    each = enumerate(prompts, seed)
-    return [_texts(model, [ids], tokens, sampling, i, stop)[0] for i, ids in each]
-
-
-def _texts(model, prompts, tokens, sampling, seed, stop, cached=True) -> list[list[int]]:
-    rows = []
-    for new_B in _steps(model, prompts, tokens, sampling, seed, cached):
-        rows.append(new_B)
-        if stop is not None and all(stop in text for text in zip(*rows, strict=True)):
+    new = []
+    for i in steps(model, ids, tokens, sampling, seed, cached):
+        new.append(i)
+        if i == stop:
             break
-    texts = [list(text) for text in zip(*rows, strict=True)] or [[] for _ in prompts]
-    return [text[: text.index(stop) + 1] if stop in text else text for text in texts]
+    return new
 
 
 @torch.inference_mode()
-def _steps(
-    model: Llama,
-    prompts: Sequence[list[int]],
-    tokens: int,
-    sampling: Sampling,
-    seed: int,
-    cached: bool = True,
-) -> Iterator[list[int]]:
-    """The next id of every text, `tokens` times. Shorter prompts are padded on their left."""
-    texts = [list(ids) or [model.config.eos_id] for ids in prompts]
-    longest = max(map(len, texts))
-    if longest + tokens > model.config.context:
-        raise ValueError(
-            f"{longest} + {tokens} tokens are more than the context of {model.config.context}: "
-            "shorten the prompt, or ask for fewer"
-        )
-    vocab_size = model.config.vocab_size
-    if odd := [i for text in texts for i in text if not 0 <= i < vocab_size]:
-        raise ValueError(
-            f"the prompt's id {odd[0]:,} is not in the model's vocabulary of {vocab_size:,}: give "
-            "its own tokenizer"
-        )
-    like = model.embedding_VD
-    generators = [torch.Generator(like.device).manual_seed(seed + i) for i in range(len(texts))]
-    ids_BT = torch.tensor([[0] * (longest - len(x)) + x for x in texts], device=like.device)
-    padding_B = torch.tensor([longest - len(x) for x in texts], device=like.device)
-    padding_B = padding_B if padding_B.any() else None
-    cache = Cache(model.config, len(texts), longest + tokens, like) if cached else None
+def steps(
+    model: Llama, ids: list[int], tokens: int, sampling: Sampling, seed: int, cached: bool = True
+) -> Iterator[int]:
+    """The next id, `tokens` times."""
+    text, config, like = list(ids) or [model.config.eos_id], model.config, model.embedding_VD
+    if (length := len(text) + tokens) > config.context:
+        fault = f"{len(text)} + {tokens} tokens are more than the context of {config.context}"
+        raise ValueError(f"{fault}: shorten the prompt, or ask for fewer")
+    if odd := [i for i in text if not 0 <= i < config.vocab_size]:
+        fault = f"the prompt's id {odd[0]:,} is not in the model's vocabulary"
+        raise ValueError(f"{fault} of {config.vocab_size:,}: give its own tokenizer")
+    generator = torch.Generator(like.device).manual_seed(seed)
+    cache, seen = Cache(config, 1, length, like) if cached else None, 0
     for _ in range(tokens):
-        logits_BV = model.next_logits(ids_BT, cache, padding_B)
-        rows = zip(logits_BV, texts, generators, strict=True)
-        new_B = [_pick(logits_V, text, sampling, g) for logits_V, text, g in rows]
-        yield new_B
-        for text, i in zip(texts, new_B, strict=True):
-            text.append(i)
-        new_B1 = torch.tensor(new_B, device=like.device)[:, None]
-        ids_BT = new_B1 if cached else torch.cat([ids_BT, new_B1], dim=1)
+        ids_1T = torch.tensor([text[seen:]], device=like.device)
+        new = _pick(model.next_logits(ids_1T, cache)[0], text, sampling, generator)
+        yield new
+        seen = len(text) if cached else 0
+        text.append(new)
 
 
 def _pick(logits_V: Tensor, text: list[int], sampling: Sampling, generator) -> int:
@@ -164,33 +122,6 @@ def _penalised(logits_V: Tensor, text: list[int], penalty: float) -> Tensor:
     seen_N = torch.tensor(sorted(set(text)), device=logits_V.device)
     seen = logits_V[seen_N]
     return logits_V.index_copy(0, seen_N, torch.where(seen < 0, seen * penalty, seen / penalty))
-
-
-def stream(
-    model: Llama,
-    tokenizer,
-    prompt: str | list[int],
-    tokens: int | None = None,
-    sampling: Sampling = Sampling(),
-    *,
-    seed: int = 0,
-    stop: Collection[int] = (),
-) -> Iterator[str]:
-    """The text after a prompt (text begins after <eos>), in pieces as `Tokenizer.running` shows
-    them, until <eos> or an id of `stop`, `tokens` new ones or (None) the end of the context.
-    ValueError: the prompt fills the context."""
-    if isinstance(prompt, str):
-        lines = tokenizer.encode(prompt.split("\n"))
-        prompt = [i for line in lines for i in (tokenizer.eos, *line)]
-    prompt, context = prompt or [tokenizer.eos], model.config.context
-    if len(prompt) >= context:
-        raise ValueError(
-            f"the prompt's {len(prompt)} tokens leave no room in the model's context of {context}: "
-            "shorten it"
-        )
-    tokens = context - len(prompt) if tokens is None else tokens
-    new = (i for (i,) in _steps(model, [prompt], tokens, sampling, seed))
-    return tokenizer.running(takewhile(lambda i: i != tokenizer.eos and i not in stop, new), prompt)
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ student is better. Legend: N windows of the training tokens, K of them kept.
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,15 @@ from torch import Tensor
 
 from tdlib import data, files, losses
 from tdlib.model import Llama
+from tdlib.targets import Targets, as_targets
+
+BROKEN = "the model's weights or its scores are damaged: make them again (REDO= of that run)"
+Progress = Callable[[int, int, str], None]  # done, of how many, of what
 
 
 @dataclass(frozen=True)
 class Scores:
-    student_loss_N: np.ndarray  # float32, nats per token
+    student_loss_N: np.ndarray  # float32, nats per token; NaN where a window was not scored
     teacher_loss_N: np.ndarray
 
     @property
@@ -30,12 +34,35 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """What makes a choice, under the names of 02's parameters; hard_set.json holds it."""
+
+    threshold: float | None = None  # smallest difficulty let in, nats; given, it replaces `share`
+    clip: float = 0.0  # share of the very hardest that is left out as noise
+    leave_out_junk: bool = False
+    easy_share: float = 0.0  # easy windows mixed in, for each hard one
+    token_share: float = 1.0  # of a window's tokens, the hardest, that count in training
+    seed: int = 1  # draws the easy windows
+    share: float | None = None  # of the scored windows that are not left out, the hardest
+
+    @staticmethod
+    def of(parameters: dict) -> "Rule":
+        """The rule among a notebook's parameters, or in a file; a missing one has its default."""
+        names = {f.name for f in fields(Rule)}
+        return Rule(**{name: value for name, value in parameters.items() if name in names})
+
+
+@dataclass(frozen=True)
 class HardSet:
     windows_K: np.ndarray  # window numbers, ascending
     threshold: float  # smallest difficulty let in, nats per token
     share: float  # K / N
-    token_share: float = 1.0  # of a window's tokens, the hardest, count in training; 1: all
     easy: int = 0  # how many of the K lie below the threshold, mixed in
+    rule: Rule = Rule()
+
+    @property
+    def token_share(self) -> float:
+        return self.rule.token_share
 
 
 def known_mean(loss: np.ndarray, axis: int | None = None) -> np.ndarray | float:
@@ -46,9 +73,6 @@ def known_mean(loss: np.ndarray, axis: int | None = None) -> np.ndarray | float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of nothing the mean is NaN, as said
         return np.nanmean(loss, axis) if axis is not None else float(np.nanmean(loss))
-
-
-BROKEN = "the model's weights or its scores are damaged: make them again (REDO= of that run)"
 
 
 def _checked(loss_B: np.ndarray, windows: data.Windows, rows_B: np.ndarray) -> np.ndarray:
@@ -64,8 +88,8 @@ def with_targets(windows: data.Windows, rows: np.ndarray) -> np.ndarray:
     """The rows; where every target of theirs is masked, as many that have one, spread evenly."""
     if windows.mask is None or windows.targets(rows) or not windows.known_N.any():
         return rows
-    known = np.flatnonzero(windows.known_N)
-    return known[np.unique(np.linspace(0, len(known) - 1, len(rows)).round().astype(int))]
+    usable = np.flatnonzero(windows.known_N)
+    return usable[np.unique(np.linspace(0, len(usable) - 1, len(rows)).round().astype(int))]
 
 
 @torch.no_grad()
@@ -80,8 +104,6 @@ def window_loss(
 ) -> np.ndarray:
     """Mean loss of each of some windows, in nats per token; NaN where every target is masked.
     ValueError: a loss is not finite, though its window has a target."""
-    if hasattr(model, "losses") and (loss_B := model.losses(rows)) is not None:
-        return _checked(loss_B, windows, rows)  # a cache that has seen them
     means = []
     for rows_B in windows.batches(rows, size):
         ids_BT, targets_BT = windows.batch(rows_B, device)
@@ -92,24 +114,26 @@ def window_loss(
 
 def score(
     student: Llama,
-    teacher: Llama,
+    teacher: Llama | Targets,
     windows: data.Windows,
     *,
     rows: np.ndarray | None = None,
     device: str = "cpu",
-    progress=lambda done, all, message: None,
+    progress: Progress = lambda done, all, message: None,
     into: np.ndarray | None = None,
 ) -> Scores:
-    """The loss of both models on every window, or on some `rows`, NaN elsewhere; `progress(done,
-    all, message)` is told how far. A cache of the teacher's targets may stand for it: then it reads
-    only windows not in there. `into` is a (2, N) array to fill: with a memory map, and all windows,
-    nothing of the size of N is held."""
-    if hasattr(teacher, "check"):
-        teacher.check(windows)
+    """The loss of both models on every window, or on some `rows`, NaN elsewhere. Where Targets
+    store the teacher's losses, they are read. `progress(done, all, message)` is told how far it is.
+    `into` is a (2, N) array to fill: with a memory map, nothing of the size of N is held."""
+    source = as_targets(teacher)
+    source.check(windows)
     rows = range(len(windows)) if rows is None else rows
     loss_2N, done = np.full((2, len(windows)), np.nan, np.float32) if into is None else into, 0
     for rows_B in windows.batches(rows, min(max(64, len(rows) // 1000), 2048)):
-        loss_2N[:, rows_B] = [window_loss(m, windows, rows_B, device) for m in (student, teacher)]
+        loss_2N[0, rows_B] = window_loss(student, windows, rows_B, device)
+        if (loss_B := source.losses(rows_B)) is None:
+            loss_B = window_loss(source.teacher, windows, rows_B, device)
+        loss_2N[1, rows_B] = _checked(loss_B, windows, rows_B)
         progress(done := done + len(rows_B), len(rows), "windows scored")
     return Scores(*loss_2N)
 
@@ -134,24 +158,38 @@ def select(
         raise ValueError(f"{clip=} must be within 0 … 1 and {easy_share=} not below 0")
     in_N = np.ones(len(difficulty_N), bool) if left_out_N is None else ~left_out_N
     count, in_N = np.count_nonzero(in_N), in_N & ~np.isnan(difficulty_N)  # NaN: not scored
-    known = difficulty_N[in_N]
-    if not len(known):
+    scored = difficulty_N[in_N]
+    if not len(scored):
         raise ValueError("no window is left to choose from: none is scored, or all are left out")
-    if cut := min(round(clip * len(known)), len(known) - 1):
-        in_N &= difficulty_N <= np.partition(known, -cut - 1)[-cut - 1]
-        known = difficulty_N[in_N]
+    if cut := min(round(clip * len(scored)), len(scored) - 1):
+        in_N &= difficulty_N <= np.partition(scored, -cut - 1)[-cut - 1]
+        scored = difficulty_N[in_N]
     if threshold is None:
         if not 0 < share <= 1:
             raise ValueError(f"share {share} is not within 0 … 1")
         # the K-th hardest, and no interpolation: the threshold is a difficulty that occurs
-        k = min(max(1, round(share * count)), len(known))
-        threshold = float(np.partition(known, -k)[-k])
+        k = min(max(1, round(share * count)), len(scored))
+        threshold = float(np.partition(scored, -k)[-k])
     hard = np.flatnonzero(in_N & (difficulty_N >= threshold))
     below = np.flatnonzero(in_N & (difficulty_N < threshold))
     easy = min(round(easy_share * len(hard)), len(below))
     drawn = np.random.default_rng(seed).choice(below, easy, replace=False)
     windows_K = np.sort(np.concatenate([hard, drawn]))
-    return HardSet(windows_K, float(threshold), len(windows_K) / len(difficulty_N), easy=easy)
+    rule = Rule(float(threshold), clip, left_out_N is not None, easy_share, seed=seed)
+    return HardSet(windows_K, rule.threshold, len(windows_K) / len(difficulty_N), easy, rule)
+
+
+def choose(difficulty_N: np.ndarray, rule: Rule, junk_N: np.ndarray | None = None) -> HardSet:
+    """The choice by a rule, whose `share` is of the windows that were scored and are not left out;
+    `junk_N` is not 0 where a window is junk. The rule of the result has the threshold instead."""
+    scored_N = np.isfinite(difficulty_N)
+    left_out_N = junk_N > 0 if rule.leave_out_junk else np.zeros(len(difficulty_N), bool)
+    options = {name: getattr(rule, name) for name in ("threshold", "clip", "easy_share", "seed")}
+    if rule.threshold is None:
+        options["share"] = rule.share * (0 if left_out_N.all() else scored_N[~left_out_N].mean())
+    chosen = select(difficulty_N, left_out_N=left_out_N, **options)
+    share = len(chosen.windows_K) / int(scored_N.sum())
+    return replace(chosen, share=share, rule=replace(rule, share=None, threshold=chosen.threshold))
 
 
 def weigh(
@@ -162,7 +200,7 @@ def weigh(
     share: float,
     weights: np.ndarray,
     device: str = "cpu",
-    progress=lambda done, all, message: None,
+    progress: Progress = lambda done, all, message: None,
 ) -> None:
     """Token mode (Rho-1, arXiv 2404.07965, within a window): of the targets of some windows, the
     `share` on which the student fell furthest behind its teacher count once, the others not at all.
@@ -174,10 +212,6 @@ def weigh(
         at_BK = behind_BT.topk(max(1, round(share * windows.context)), dim=1).indices.cpu().numpy()
         weights[np.asarray(rows_B)[:, None] * windows.context + 1 + at_BK] = 1
         progress(min(len(rows_K), 16 * (done + 1)), len(rows_K), "windows weighed")
-
-
-# what makes a choice beside its threshold, under the names of 02's parameters
-RULE = {"clip": 0.0, "leave_out_junk": False, "easy_share": 0.0, "token_share": 1.0, "seed": 1}
 
 
 @contextlib.contextmanager
@@ -204,90 +238,31 @@ def load_scores(path: Path) -> Scores:
         raise ValueError(f"{path} holds no scores ({error}): run 02_hard_set again") from None
 
 
-def in_short(scores: Scores) -> dict:
-    """How many windows were scored, their mean difficulty, and on which share of them the student
-    is better than its teacher."""
-    difficulty_N = scores.difficulty_N
-    known_N = difficulty_N[~np.isnan(difficulty_N)]
-    if not len(known_N):
-        raise ValueError("no training window was scored that has a target: raise token_limit")
-    return {
-        "windows": len(difficulty_N),
-        "mean": float(known_N.mean(dtype=np.float64)),
-        "student_better": float((known_N < 0).mean()),
-    }
-
-
-def replayed(
-    chosen: HardSet, windows: str, count: int, seed: int, difficulty_N: np.ndarray | None = None
-) -> np.ndarray:
-    """What a replay trains on: "hard", the chosen windows; as many of all `count`, "random" or, by
-    their difficulty, "easiest"; or "all". ValueError: another word, or too few with a difficulty.
-    """
-    k = len(chosen.windows_K)
-    match windows:
-        case "hard":
-            return chosen.windows_K
-        case "random":
-            return np.sort(np.random.default_rng(seed).choice(count, k, replace=False))
-        case "all":
-            return np.arange(count)
-        case "easiest" if difficulty_N is not None and np.isfinite(difficulty_N).sum() >= k:
-            return np.sort(np.argsort(difficulty_N, kind="stable")[:k])  # NaN comes last
-        case "easiest":
-            raise ValueError(f"windows 'easiest' needs {k:,} windows that were scored")
-    raise ValueError(f"windows {windows!r} must be 'hard', 'random', 'easiest' or 'all'")
-
-
-def made(difficulty_N: np.ndarray, p: dict, junk_N: np.ndarray | None = None) -> HardSet:
-    """The choice by a run's parameters, of which `share` is of the windows that were scored and are
-    not left out; `leave_out_junk` leaves out those of `junk_N` (features) that are not 0."""
-    rule, scored_N = RULE | p, np.isfinite(difficulty_N)
-    left_out_N = junk_N > 0 if rule["leave_out_junk"] else np.zeros(len(difficulty_N), bool)
-    by = {"left_out_N": left_out_N, "threshold": rule.get("threshold")}
-    if by["threshold"] is None:
-        by["share"] = rule["share"] * (0 if left_out_N.all() else scored_N[~left_out_N].mean())
-    by |= {name: rule[name] for name in ("clip", "easy_share", "seed")}
-    chosen = select(difficulty_N, **by)
-    share = len(chosen.windows_K) / int(scored_N.sum())
-    return replace(chosen, share=share, token_share=rule["token_share"])
-
-
 def hard(chosen: HardSet, difficulty_N: np.ndarray) -> np.ndarray:
     """Which windows are in because they are hard, (N,) bool; easy ones mixed in are not."""
-    hard_N = np.zeros(len(difficulty_N), bool)
-    hard_N[chosen.windows_K] = True
-    return hard_N & (difficulty_N >= chosen.threshold)
+    chosen_N = np.isin(np.arange(len(difficulty_N)), chosen.windows_K)
+    return chosen_N & (difficulty_N >= chosen.threshold)
 
 
-def in_words(chosen: HardSet, p: dict) -> str:
-    """What was chosen, for hard_set.json: of the hardest, what was left out and what joined."""
-    k = len(chosen.windows_K)
-    share = chosen.share * (k - chosen.easy) / max(1, k)
-    words = [f"the hardest {share:.1%} of {p['base']}'s windows"]
-    words += [f"{chosen.threshold:.4f} nats and more"]
-    words += [f"less the very hardest {p['clip']:.1%}"] if p["clip"] else []
-    words += ["without junk"] if p["leave_out_junk"] else []
-    words += [f"and {chosen.easy:,} easy ones"] if chosen.easy else []
-    tokens = f"; of each the hardest {chosen.token_share:.0%} of its tokens"
-    return ", ".join(words) + (tokens if chosen.token_share < 1 else "")
-
-
-def lost(difficulty_N: np.ndarray) -> np.ndarray:
-    """What the student lost on each window, (N,) float64: its difficulty; 0 where it is not behind,
-    or where that is not known."""
-    return np.fmax(difficulty_N, 0, dtype=np.float64)
+def keep(chosen: HardSet, path: Path, words: str) -> None:
+    """hard_set.json, whole or not at all: the choice, in words too, and the rule that made it."""
+    content = {"windows_K": chosen.windows_K.tolist()}
+    content |= {name: getattr(chosen, name) for name in ("threshold", "share", "token_share")}
+    rule = asdict(replace(chosen.rule, threshold=chosen.threshold))
+    del rule["share"]  # the threshold says it
+    content |= {"easy": chosen.easy, "words": words, "rule": rule}
+    files.write_whole(path, json.dumps(content, ensure_ascii=False))
 
 
 def load(path: Path) -> HardSet:
-    """The kept choice. ValueError where the file is not one."""
+    """The kept choice; of one made elsewhere the rule is its threshold. ValueError: no choice."""
     try:
         content = json.loads(path.read_text(encoding="utf8"))
         windows_K = np.asarray(content["windows_K"], dtype=np.int64)
-        threshold, share = (float(content[name]) for name in ("threshold", "share"))
-        token_share, easy = float(content.get("token_share", 1.0)), int(content.get("easy", 0))
-        return HardSet(windows_K, threshold, share, token_share, easy)
+        threshold, share = float(content["threshold"]), float(content["share"])
+        rule = {"threshold": threshold} | content.get("rule", {})
+        rule["token_share"] = float(content.get("token_share", 1.0))
+        return HardSet(windows_K, threshold, share, int(content.get("easy", 0)), Rule.of(rule))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no hard set ({error!r}): run 02_hard_set again after deleting it"
-        ) from None
+        fault = f"{path} is no hard set ({error!r})"
+        raise ValueError(f"{fault}: run 02_hard_set again after deleting it") from None

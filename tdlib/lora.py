@@ -111,16 +111,15 @@ def save(model: Llama, folder: str | Path, base: str = "") -> None:
     folder, parts = Path(folder), adapters(model)
     if not parts:
         raise ValueError("nothing to save: the model has no adapters")
-    one = next(iter(parts.values()))
-    rank = one.lora_A.shape[0]
+    first = next(iter(parts.values()))
+    rank = first.lora_A.shape[0]
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
-    config |= {"r": rank, "lora_alpha": one.scale * rank, "lora_dropout": 0.0, "bias": "none"}
+    config |= {"r": rank, "lora_alpha": first.scale * rank, "lora_dropout": 0.0, "bias": "none"}
     config |= {"inference_mode": True, "target_modules": sorted({n.split(".")[-1] for n in parts})}
-    tensors = {
-        name: weight.detach().contiguous().cpu()
-        for part, linear in parts.items()
-        for name, weight in zip(_names(part), (linear.lora_A, linear.lora_B), strict=True)
-    }
+    tensors = {}
+    for part, linear in parts.items():
+        for name, weight in zip(_names(part), (linear.lora_A, linear.lora_B), strict=True):
+            tensors[name] = weight.detach().contiguous().cpu()
     with whole_folder(folder) as beside:
         (beside / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
         metadata = {"format": "pt", "base_sha256": base_hash(model)}
@@ -146,11 +145,9 @@ def load(model: Llama, folder: str | Path) -> Llama:
         base = (f.metadata() or {}).get("base_sha256")
         stored = {name: f.get_slice(name).get_shape() for name in f.keys()}
     if base and base != (own := base_hash(model)):
-        raise ValueError(
-            f"{folder} was trained on another base (sha256 {base[:12]}…, this model has "
-            f"{own[:12]}…; merged already, it is another): load "
-            f"{config.get('base_model_name_or_path')!r}"
-        )
+        hashes = f"sha256 {base[:12]}…, this model has {own[:12]}…; merged already, it is another"
+        name = config.get("base_model_name_or_path")
+        raise ValueError(f"{folder} was trained on another base ({hashes}): load {name!r}")
     rank, targets, expected = config["r"], _targets(config, model, folder), {}
     for name, part in model.named_modules():
         if name.split(".")[-1] in targets:
@@ -201,8 +198,6 @@ def _targets(config: dict, model: Llama, folder: Path) -> tuple[str, ...]:
     beside = [name for name in names if chosen(name, by) and not chosen(name, but or [])]
     targets = tuple(x for x in TARGETS if any(name.endswith(f".{x}") for name in beside))
     if not beside or len(beside) != sum(name.endswith(targets) for name in names):
-        raise ValueError(
-            f"{folder}: target_modules {by!r:.60} choose {len(beside)} of the model's layers, only "
-            "the same ones in every block are read here"
-        )
+        fault = f"{folder}: target_modules {by!r:.60} choose {len(beside)} of the model's layers"
+        raise ValueError(f"{fault}, only the same ones in every block are read here")
     return targets

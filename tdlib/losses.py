@@ -17,6 +17,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+COMPILE_FROM = 2**23  # logits a chunk; below, compiling (tens of seconds) is never won back
+BLOCK = 2**18  # logits a thread at a time, so that a core's passes stay within a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -46,26 +50,24 @@ def distillation_loss(
     every target ignored the loss is 0 and so are its gradients. A head that needs no gradient costs
     none. ValueError: two vocabularies, a missing teacher, a weight or temperature out of range.
     """
-    student, w_N = (
-        (student_hidden_ND, student_head_VD),
-        _weights(targets_N, ignore_index, weights_N),
-    )
-    if ce_weight == 1:
-        return _run(*student, targets_N, w_N, None, ce_weight, temperature, chunk)
-    if teacher_hidden_NE is None or teacher_head_VE is None:
-        raise ValueError(f"ce_weight {ce_weight} below 1 needs teacher_hidden_NE, teacher_head_VE")
-    if len(teacher_head_VE) != len(student_head_VD):
-        raise ValueError(
-            f"the teacher's vocabulary is {len(teacher_head_VE):,}, the student's "
-            f"{len(student_head_VD):,}: both must come from the same tokenizer"
-        )
-    hidden_NE, head_VE = teacher_hidden_NE.detach(), teacher_head_VE.detach()
+    w_N, teacher = _weights(targets_N, ignore_index, weights_N), None
+    if ce_weight != 1:
+        if teacher_hidden_NE is None or teacher_head_VE is None:
+            fault = f"ce_weight {ce_weight} below 1 needs teacher_hidden_NE, teacher_head_VE"
+            raise ValueError(fault)
+        if len(teacher_head_VE) != len(student_head_VD):
+            raise ValueError(
+                f"the teacher's vocabulary is {len(teacher_head_VE):,}, the student's "
+                f"{len(student_head_VD):,}: both must come from the same tokenizer"
+            )
+        hidden_NE, head_VE = teacher_hidden_NE.detach(), teacher_head_VE.detach()
 
-    def logits(part: slice, dtype: torch.dtype) -> tuple[Tensor]:
-        h_NE = torch.where(w_N[part, None] > 0, hidden_NE[part], 0)
-        return ((h_NE.to(dtype) @ head_VE.to(dtype).T).float(),)
+        def teacher(part: slice, dtype: torch.dtype) -> tuple[Tensor]:
+            h_NE = torch.where(w_N[part, None] > 0, hidden_NE[part], 0)
+            return ((h_NE.to(dtype) @ head_VE.to(dtype).T).float(),)
 
-    return _run(*student, targets_N, w_N, logits, ce_weight, temperature, chunk)
+    student = (student_hidden_ND, student_head_VD, targets_N, w_N)
+    return _loss(*student, teacher, ce_weight, temperature, chunk)
 
 
 def sampled_distillation_loss(
@@ -84,24 +86,23 @@ def sampled_distillation_loss(
     """The same from K independent draws of the teacher at T (repeats kept) and the teacher's
     probability of each: KL ≈ mean over draws of log p − log q, unbiased in value and gradient
     ("Sparse Logit Sampling", arXiv 2503.16870; a top-k would be biased)."""
-    student, w_N = (
-        (student_hidden_ND, student_head_VD),
-        _weights(targets_N, ignore_index, weights_N),
-    )
-    if ce_weight == 1:
-        return _run(*student, targets_N, w_N, None, ce_weight, temperature, chunk)
-    if teacher_ids_NK is None or teacher_probs_NK is None:
-        raise ValueError(f"ce_weight {ce_weight} below 1 needs teacher_ids_NK, teacher_probs_NK")
-    if teacher_ids_NK.shape != teacher_probs_NK.shape or len(teacher_ids_NK) != len(targets_N):
-        raise ValueError(
-            f"teacher_ids_NK {tuple(teacher_ids_NK.shape)} and teacher_probs_NK "
-            f"{tuple(teacher_probs_NK.shape)} must both be ({len(targets_N)}, K)"
-        )
+    w_N, teacher = _weights(targets_N, ignore_index, weights_N), None
+    if ce_weight != 1:
+        ids_NK, probs_NK = teacher_ids_NK, teacher_probs_NK
+        if ids_NK is None or probs_NK is None:
+            fault = f"ce_weight {ce_weight} below 1 needs teacher_ids_NK, teacher_probs_NK"
+            raise ValueError(fault)
+        if ids_NK.shape != probs_NK.shape or len(ids_NK) != len(targets_N):
+            raise ValueError(
+                f"teacher_ids_NK {tuple(ids_NK.shape)} and teacher_probs_NK "
+                f"{tuple(probs_NK.shape)} must both be ({len(targets_N)}, K)"
+            )
 
-    def draws(part: slice, _) -> tuple[Tensor, Tensor]:
-        return teacher_ids_NK[part].long(), teacher_probs_NK[part].float().log()
+        def teacher(part: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+            return ids_NK[part].long(), probs_NK[part].float().log()
 
-    return _run(*student, targets_N, w_N, draws, ce_weight, temperature, chunk)
+    student = (student_hidden_ND, student_head_VD, targets_N, w_N)
+    return _loss(*student, teacher, ce_weight, temperature, chunk)
 
 
 def token_loss(
@@ -109,10 +110,8 @@ def token_loss(
 ) -> Tensor:
     """Cross-entropy of each token, (N,) float32, never all logits at once; for scoring."""
     chunk = chunk or default_chunk(hidden_ND.device.type)
-    parts = [
-        torch.nn.functional.cross_entropy((h @ head_VD.T).float(), y, reduction="none")
-        for h, y in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)
-    ]
+    pairs = zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)
+    parts = [cross_entropy((h @ head_VD.T).float(), y, reduction="none") for h, y in pairs]
     return torch.cat(parts)
 
 
@@ -127,68 +126,40 @@ def _weights(targets_N: Tensor, ignore_index: int, weights_N: Tensor | None) -> 
     return counts_N.float() if weights_N is None else torch.where(counts_N, weights_N.float(), 0.0)
 
 
-def _softmax(s_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities, and log Σ exp (N, 1): from the largest of each, which never underflows."""
-    p_NV = s_NV.softmax(-1)
-    return p_NV, s_NV.amax(-1, keepdim=True) - p_NV.amax(-1, keepdim=True).log()
-
-
-def _core(s_NV: Tensor, y_N: Tensor, w_N: Tensor, a, t, *teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and KL of each token of one chunk, in place: its logits become their gradient
-    but for the one-hot parts (target, draws), which _Head subtracts. `teacher`: nothing, its logits
-    (used up), or its draws and their log-probabilities. a, t: ce_weight, temperature."""
-    p1_NV, logz_N1 = _softmax(s_NV)  # at temperature 1, for the cross-entropy
-    ce_N = (logz_N1 - s_NV.gather(-1, y_N[:, None])).squeeze(-1)
-    if not teacher:
-        torch.mul(p1_NV, (a * w_N)[:, None], out=s_NV)
-        return ce_N, torch.zeros_like(ce_N)
-    logits, q_NV = len(teacher) == 1, p1_NV
-    if not (isinstance(t, float) and t == 1):  # a tensor where compiled, once for all temperatures
-        q_NV, logz_N1 = _softmax(s_NV.div_(t))
-    share_N1 = ((1 - a) * t * w_N)[:, None]
-    if logits:
-        (g_NV,) = teacher
-        p_NV, teacher_logz_N1 = _softmax(g_NV if q_NV is p1_NV else g_NV.div_(t))
-        g_NV.sub_(s_NV).sub_(teacher_logz_N1 - logz_N1)  # log p − log q
-        kl_N = (p_NV * g_NV).sum(-1)
-        torch.sub(q_NV, p_NV, out=g_NV)
-        # Σ(q − p) is 0 but for rounding, and takes the normalisers' rounding out of the KL
-        kl_N += g_NV.sum(-1)
-        torch.mul(g_NV, share_N1, out=s_NV)
-    else:
-        ids_NK, logp_NK = teacher
-        kl_N = (logp_NK - s_NV.gather(-1, ids_NK) + logz_N1).mean(-1)
-        torch.mul(q_NV, share_N1, out=s_NV)
-    s_NV.addcmul_(p1_NV, (a * w_N)[:, None])
-    return ce_N, kl_N
-
-
-COMPILE_FROM = 2**23  # logits a chunk; below, compiling (tens of seconds) is never won back
-BLOCK = 2**18  # logits a thread at a time, so that a core's passes stay within a CPU's cache
-
-
-@functools.cache
-def _compiled() -> Callable:
-    # dynamic=True: once for all shapes; a and T come as tensors, so once for all of them too
-    return torch.compile(_core, dynamic=True)
-
-
-def _apply(s_NV: Tensor, y_N: Tensor, w_N: Tensor, a: float, t: float, teacher: tuple):
-    """_core on a whole chunk. Compiled on a GPU alone: on a CPU, blocks that fit its cache take a
-    third of the time of the compiled core, which passes through memory a dozen times."""
-    if s_NV.is_cuda and s_NV.numel() >= COMPILE_FROM:
-        return _compiled()(s_NV, y_N, w_N, s_NV.new_tensor(a), s_NV.new_tensor(t), *teacher)
-    rows = len(s_NV) if s_NV.is_cuda else BLOCK * torch.get_num_threads() // s_NV.shape[1]
-    blocks = zip(*(x.split(max(1, rows)) for x in (s_NV, y_N, w_N, *teacher)), strict=True)
-    ce_and_kl = zip(*(_core(s, y, w, a, t, *more) for s, y, w, *more in blocks), strict=True)
-    return tuple(map(torch.cat, ce_and_kl))
+def _loss(hidden_ND, head_VD, targets_N, w_N, teacher, ce_weight, temperature, chunk) -> Loss:
+    """`teacher(part, dtype)` gives what _core takes of a chunk; None at ce_weight 1."""
+    if hidden_ND.ndim != 2 or len(hidden_ND) != len(targets_N):
+        raise ValueError(
+            f"hidden states {tuple(hidden_ND.shape)} and targets {tuple(targets_N.shape)} "
+            "must be (N, D) and (N,): flatten batch and time first"
+        )
+    if hidden_ND.shape[1] != head_VD.shape[1]:
+        raise ValueError(f"hidden width {hidden_ND.shape[1]} is not the head's {head_VD.shape[1]}")
+    if not 0 <= ce_weight <= 1:
+        raise ValueError(f"ce_weight {ce_weight} is not within 0 … 1")
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature} is not above 0")
+    total = w_N.sum()
+    mean_N = w_N / torch.where(total > 0, total, 1.0)
+    if not torch.is_grad_enabled():  # or the gradients would be computed and thrown away
+        hidden_ND, head_VD = hidden_ND.detach(), head_VD.detach()
+    targets_N = torch.where(w_N > 0, targets_N, 0)  # an ignored one is no id
+    device = hidden_ND.device.type
+    # matrix products are made in autocast's type where it is on, all else in float32
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else head_VD.dtype
+    how = (float(ce_weight), float(temperature), teacher, chunk or default_chunk(device), dtype)
+    with torch.autocast(device, enabled=False):
+        loss, sums = _Head.apply(hidden_ND, head_VD, targets_N, mean_N, *how)
+    ce, kl = sums[1].float(), sums[2].float()
+    return Loss(loss, ce, kl if teacher else torch.full_like(kl, torch.nan), total)
 
 
 class _Head(torch.autograd.Function):
     """Forward computes loss and gradients chunk by chunk; backward scales and returns them."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, head_VD, targets_N, w_N, a, t, teacher, chunk, dtype):
+    def forward(ctx, hidden_ND, head_VD, targets_N, w_N, ce_weight, t, teacher, chunk, dtype):
         need_hidden, need_head = ctx.needs_input_grad[:2]
         ctx.dtypes = hidden_ND.dtype, head_VD.dtype
         hidden_ND, head_VD = hidden_ND.to(dtype), head_VD.to(dtype)
@@ -202,12 +173,12 @@ class _Head(torch.autograd.Function):
             h_ND = torch.where(w[:, None] > 0, hidden_ND[part], 0)
             soft = teacher(part, dtype) if teacher else ()
             gradient_NV = (h_ND @ head_VD.T).float()  # the logits, until the core has run
-            ce_N, kl_N = _apply(gradient_NV, y_N, w, a, t, soft)
-            each = torch.stack([a * ce_N + (1 - a) * t * t * kl_N, ce_N, kl_N])
+            ce_N, kl_N = _apply(gradient_NV, y_N, w, ce_weight, t, soft)
+            each = torch.stack([ce_weight * ce_N + (1 - ce_weight) * t * t * kl_N, ce_N, kl_N])
             sums += torch.where(w > 0, each * w, 0.0).double().sum(1)
-            _add(gradient_NV, y_N[:, None], (-a * w)[:, None])
+            _add(gradient_NV, y_N[:, None], (-ce_weight * w)[:, None])
             if len(soft) == 2:
-                share_N1 = (-w * (1 - a) * t / soft[0].shape[1])[:, None]
+                share_N1 = (-w * (1 - ce_weight) * t / soft[0].shape[1])[:, None]
                 _add(gradient_NV, soft[0], share_N1.expand(soft[0].shape))
             gradient_NV = gradient_NV.to(dtype)
             if need_hidden:
@@ -227,43 +198,69 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale, _):
-        one = not scale.is_cuda and float(scale) == 1  # then no copy; looking would make CUDA wait
+        whole = not scale.is_cuda and float(scale) == 1  # no copy; looking makes CUDA wait
         gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        scaled = (None if d is None else (d if one else d * scale).to(t) for d, t in gradients)
+        scaled = (None if d is None else (d if whole else d * scale).to(t) for d, t in gradients)
         return *scaled, *[None] * 7
 
 
-def _add(gradient_NV: Tensor, ids_NK: Tensor, what_NK: Tensor) -> None:
+def _apply(s_NV: Tensor, y_N: Tensor, w_N: Tensor, ce_weight: float, t: float, teacher: tuple):
+    """_core on a whole chunk. Compiled on a GPU alone: on a CPU, blocks that fit its cache take a
+    third of the time of the compiled core, which passes through memory a dozen times."""
+    if s_NV.is_cuda and s_NV.numel() >= COMPILE_FROM:
+        numbers = s_NV.new_tensor(ce_weight), s_NV.new_tensor(t)
+        return _compiled()(s_NV, y_N, w_N, *numbers, *teacher)
+    rows = len(s_NV) if s_NV.is_cuda else BLOCK * torch.get_num_threads() // s_NV.shape[1]
+    blocks = zip(*(x.split(max(1, rows)) for x in (s_NV, y_N, w_N, *teacher)), strict=True)
+    each = (_core(s, y, w, ce_weight, t, *more) for s, y, w, *more in blocks)
+    return tuple(map(torch.cat, zip(*each, strict=True)))
+
+
+@functools.cache
+def _compiled() -> Callable:
+    # dynamic=True: once for all shapes; weight and T come as tensors, so once for all of them too
+    return torch.compile(_core, dynamic=True)
+
+
+def _core(
+    s_NV: Tensor, y_N: Tensor, w_N: Tensor, ce_weight, t, *teacher: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and KL of each token of one chunk, in place: its logits become their gradient
+    but for the one-hot parts (target, draws), which _Head subtracts. `teacher`: nothing, its logits
+    (used up), or its draws and their log-probabilities; `t` is the temperature."""
+    p1_NV, logz_N1 = _softmax(s_NV)  # at temperature 1, for the cross-entropy
+    ce_N = (logz_N1 - s_NV.gather(-1, y_N[:, None])).squeeze(-1)
+    if not teacher:
+        torch.mul(p1_NV, (ce_weight * w_N)[:, None], out=s_NV)
+        return ce_N, torch.zeros_like(ce_N)
+    q_NV = p1_NV
+    if not (isinstance(t, float) and t == 1):  # a tensor where compiled, once for all temperatures
+        q_NV, logz_N1 = _softmax(s_NV.div_(t))
+    share_N1 = ((1 - ce_weight) * t * w_N)[:, None]
+    if len(teacher) == 1:
+        (g_NV,) = teacher
+        p_NV, teacher_logz_N1 = _softmax(g_NV if q_NV is p1_NV else g_NV.div_(t))
+        g_NV.sub_(s_NV).sub_(teacher_logz_N1 - logz_N1)  # log p − log q
+        kl_N = (p_NV * g_NV).sum(-1)
+        torch.sub(q_NV, p_NV, out=g_NV)
+        # Σ(q − p) is 0 but for rounding, and takes the normalisers' rounding out of the KL
+        kl_N += g_NV.sum(-1)
+        torch.mul(g_NV, share_N1, out=s_NV)
+    else:
+        ids_NK, logp_NK = teacher
+        kl_N = (logp_NK - s_NV.gather(-1, ids_NK) + logz_N1).mean(-1)
+        torch.mul(q_NV, share_N1, out=s_NV)
+    s_NV.addcmul_(p1_NV, (ce_weight * w_N)[:, None])
+    return ce_N, kl_N
+
+
+def _softmax(s_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities, and log Σ exp (N, 1): from the largest of each, which never underflows."""
+    p_NV = s_NV.softmax(-1)
+    return p_NV, s_NV.amax(-1, keepdim=True) - p_NV.amax(-1, keepdim=True).log()
+
+
+def _add(gradient_NV: Tensor, ids_NK: Tensor, values_NK: Tensor) -> None:
     """gradient[n, ids[n, k]] += what[n, k], as one long row: only that is deterministic on CUDA."""
     first_N1 = torch.arange(len(ids_NK), device=ids_NK.device)[:, None] * gradient_NV.shape[1]
-    gradient_NV.view(-1).scatter_add_(0, (first_N1 + ids_NK).flatten(), what_NK.flatten())
-
-
-def _run(hidden_ND, head_VD, targets_N, w_N, teacher, ce_weight, temperature, chunk) -> Loss:
-    """`teacher` gives what _core takes of a chunk; None at ce_weight 1."""
-    if hidden_ND.ndim != 2 or len(hidden_ND) != len(targets_N):
-        raise ValueError(
-            f"hidden states {tuple(hidden_ND.shape)} and targets {tuple(targets_N.shape)} "
-            "must be (N, D) and (N,): flatten batch and time first"
-        )
-    if hidden_ND.shape[1] != head_VD.shape[1]:
-        raise ValueError(f"hidden width {hidden_ND.shape[1]} is not the head's {head_VD.shape[1]}")
-    if not 0 <= ce_weight <= 1:
-        raise ValueError(f"ce_weight {ce_weight} is not within 0 … 1")
-    if not temperature > 0:
-        raise ValueError(f"temperature {temperature} is not above 0")
-    total = w_N.sum()
-    mean_N = w_N / torch.where(total > 0, total, 1.0)
-    if not torch.is_grad_enabled():  # or the gradients would be computed and thrown away
-        hidden_ND, head_VD = hidden_ND.detach(), head_VD.detach()
-    targets_N = torch.where(w_N > 0, targets_N, 0)  # an ignored one is no id
-    device = hidden_ND.device.type
-    chunk = chunk or default_chunk(device)
-    # matrix products are made in autocast's type where it is on, all else in float32
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else head_VD.dtype
-    a, t = float(ce_weight), float(temperature)
-    with torch.autocast(device, enabled=False):
-        loss, sums = _Head.apply(hidden_ND, head_VD, targets_N, mean_N, a, t, teacher, chunk, dtype)
-    ce, kl = sums[1].float(), sums[2].float()
-    return Loss(loss, ce, kl if teacher else torch.full_like(kl, torch.nan), total)
+    gradient_NV.view(-1).scatter_add_(0, (first_N1 + ids_NK).flatten(), values_NK.flatten())

@@ -131,8 +131,6 @@ class Layer(nn.Module):
 class Llama(nn.Module):
     """ids_BT → logits_BTV. Start: 0.02 everywhere, residual outputs 0.02/√(2·layers)."""
 
-    pads = False  # texts of unequal length are written one after another
-
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
@@ -160,8 +158,8 @@ class Llama(nn.Module):
     def embedding_VD(self) -> Tensor:
         return self.embed_tokens.weight
 
-    def next_logits(self, ids_BT: Tensor, cache: Cache | None = None, padding_B=None) -> Tensor:
-        """(B, V) after the last id of every row; without padding, see `pads`."""
+    def next_logits(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """(B, V) after the last id of every row."""
         return F.linear(self.hidden(ids_BT, cache)[:, -1], self.head)
 
     def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
@@ -169,10 +167,8 @@ class Llama(nn.Module):
         start = cache.length if cache is not None else 0
         end = start + ids_BT.shape[1]
         if end > self.config.context:
-            raise ValueError(
-                f"{end} tokens are more than the model's context of {self.config.context}: "
-                "shorten the window or the prompt"
-            )
+            fault = f"{end} tokens are more than the model's context of {self.config.context}"
+            raise ValueError(f"{fault}: shorten the window or the prompt")
         rope = self.cos_SK[start:end], self.sin_SK[start:end]
         x_BTD = self.embed_tokens(ids_BT)
         again = self.activation_checkpointing and torch.is_grad_enabled()

@@ -8,7 +8,7 @@ import math
 import mmap
 import warnings
 from collections.abc import Container, Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
 # layers, heads, dim, mlp_dim: the vocabulary (and the context, where it is not 2048) is passed in.
@@ -47,19 +47,16 @@ SHAPES = {
 
 
 # What is above these is no model but a broken file: refused before room is made for it.
-MOST = {"layers": 1024, "vocab_size": 2**24} | dict.fromkeys(
-    ("heads", "dim", "mlp_dim", "context", "kv_heads", "head_dim"), 2**20
-)
+MOST = {"layers": 1024, "vocab_size": 2**24}
+MOST |= dict.fromkeys(("heads", "dim", "mlp_dim", "context", "kv_heads", "head_dim"), 2**20)
 TABLE, JSON_BYTES, SHARDS = 2**27, 2**24, 1000  # context · head_dim; bytes of JSON; files
 # Options of config.json that change numbers → the value that does not. One that is neither here
 # nor in KNOWN is refused, unless it is null, false, 0 or empty.
 NEUTRAL = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 NEUTRAL |= {"is_causal": True, "use_rope": True}
-NEUTRAL |= dict.fromkeys(
-    """partial_rotary_factor rotary_pct factor attention_factor logits_scaling logit_scale
-    residual_multiplier embedding_multiplier""".split(),
-    1,
-)
+NEUTRAL |= dict.fromkeys("partial_rotary_factor rotary_pct factor attention_factor".split(), 1)
+NEUTRAL |= dict.fromkeys("logits_scaling logit_scale residual_multiplier".split(), 1)
+NEUTRAL |= {"embedding_multiplier": 1}
 # The same for generation_config.json. In config.json they are read over: no loss depends on them.
 ALTERED = dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1)
 # What read_config reads; how a model was trained or is stored, and what transformers writes into
@@ -84,6 +81,12 @@ KNOWN = frozenset(
     num_beam_groups num_beams num_return_sequences output_scores return_dict_in_generate temperature
     top_k top_p typical_p _from_model_config""".split()
 ).union(ALTERED)
+# LlamaConfig's names → config.json's, in the order in which they are written
+HF = {"vocab_size": "vocab_size", "dim": "hidden_size", "mlp_dim": "intermediate_size"}
+HF |= {"layers": "num_hidden_layers", "heads": "num_attention_heads"}
+HF |= {"kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
+HF |= {"context": "max_position_embeddings", "norm_eps": "rms_norm_eps"}
+HF |= {"tied": "tie_word_embeddings"}
 TIED = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -111,19 +114,15 @@ class LlamaConfig:
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name):,}, at most {most:,} are read")
         if not (0 < self.rope_theta < math.inf and 0 <= self.norm_eps < math.inf):
-            raise ValueError(
-                f"rope_theta {self.rope_theta} and norm_eps {self.norm_eps} must be finite, and "
-                "the first above 0"
-            )
+            fault = f"rope_theta {self.rope_theta} and norm_eps {self.norm_eps} must be finite"
+            raise ValueError(f"{fault}, and the first above 0")
         if not self.head_dim and self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}: give head_dim")
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
         object.__setattr__(self, "head_dim", self.head_dim or self.dim // self.heads)
         if self.heads % self.kv_heads or self.head_dim % 2:
-            raise ValueError(
-                f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}, "
-                f"and head_dim {self.head_dim} even"
-            )
+            fault = f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}"
+            raise ValueError(f"{fault}, and head_dim {self.head_dim} even")
         if (table := self.context * self.head_dim) > TABLE:
             raise ValueError(f"context times head_dim is {table:,}, at most {TABLE:,} are read")
 
@@ -137,21 +136,6 @@ class LlamaConfig:
     @property
     def embedding_parameters(self) -> int:
         return self.vocab_size * self.dim
-
-
-# The field of LlamaConfig → its name in config.json, in the order in which it is written
-HF = {
-    "vocab_size": "vocab_size",
-    "dim": "hidden_size",
-    "mlp_dim": "intermediate_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "context": "max_position_embeddings",
-    "norm_eps": "rms_norm_eps",
-    "tied": "tie_word_embeddings",
-}
 
 
 def to_hf(config: LlamaConfig, dtype: str = "float32") -> dict:
@@ -176,24 +160,23 @@ def read_json(path: Path) -> dict:
     if (size := path.stat().st_size) > JSON_BYTES:
         raise ValueError(f"it has {size:,} bytes, at most {JSON_BYTES:,} are read")
     try:
-        found = json.loads(path.read_text(encoding="utf8"))
+        content = json.loads(path.read_text(encoding="utf8"))
     except RecursionError:
         raise ValueError("its lists lie too deep in each other") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError("it holds no table of names")
-    return found
+    return content
 
 
 def odd_options(given: dict, neutral: dict, known: Container[str] = KNOWN) -> Iterator[str]:
-    """Each option that is not understood, in words: its value is not the neutral one, or it is
-    unknown and not null, false, 0 or empty."""
+    """Each option that changes numbers in a way that is not supported, or may, being unknown."""
     for name, value in given.items():
         if name in neutral:
             if value is not None and value != neutral[name]:
                 yield f"{name} is {value!r:.60}, only {neutral[name]!r} is supported here"
         elif name not in known and value not in (None, False, "", [], {}):
-            says = "unknown here, and may change numbers; take it out if it changes none"
-            yield f"{name} is {value!r:.60}, {says}"
+            fault = f"{name} is {value!r:.60}, unknown here, and may change numbers"
+            yield f"{fault}; take it out if it changes none"
 
 
 def read_config(folder: Path) -> LlamaConfig:
@@ -216,8 +199,8 @@ def read_config(folder: Path) -> LlamaConfig:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if config.tied and _other_head(folder):
-        says = f"tie_word_embeddings is true, but the {TIED[1]} beside it is not the embedding"
-        warnings.warn(f"{path}: {says}: both are read", stacklevel=2)
+        fault = f"tie_word_embeddings is true, but the {TIED[1]} beside it is not the embedding"
+        warnings.warn(f"{path}: {fault}: both are read", stacklevel=2)
         config = replace(config, tied=False)
     return config
 
@@ -227,9 +210,9 @@ def _shape(c: dict, ropes: list[dict]) -> dict:
     theta = next((x["rope_theta"] for x in (*ropes, c) if x.get("rope_theta") is not None), None)
     eos = c.get("eos_token_id")
     eos = eos[0] if isinstance(eos, list) and eos else eos
-    given = {ours: (theirs, c.get(theirs)) for ours, theirs in HF.items()}
+    given = {ours: (theirs, c.get(theirs)) for ours, theirs in HF.items() if ours != "tied"}
     given |= {"rope_theta": ("rope_theta", theta), "eos_id": ("eos_token_id", eos)}
-    shape = {"tied": given.pop("tied")[1] is True}
+    shape = {"tied": c.get("tie_word_embeddings") is True}
     for f in (f for f in fields(LlamaConfig) if f.name in given):
         (name, value), needed = given[f.name], f.default is MISSING
         if value is None and not needed:
@@ -237,9 +220,8 @@ def _shape(c: dict, ropes: list[dict]) -> dict:
         sound = isinstance(value, int | float) and not isinstance(value, bool)
         sound = sound and 0 <= value < 2**63 and (f.type is float or value == int(value))
         if not sound or (needed and not value):
-            fault = (
-                "missing, it is needed" if value is None else f"{value!r:.60}, no size of a model"
-            )
+            fault = f"{value!r:.60}, no size of a model"
+            fault = "missing, it is needed" if value is None else fault
             raise ValueError(f"{name} is {fault}: copy the file again")
         shape[f.name] = f.type(value)
     return shape
@@ -248,15 +230,14 @@ def _shape(c: dict, ropes: list[dict]) -> dict:
 def _odd_in_config(c: dict, ropes: list[dict]) -> Iterator[str]:
     tied = c.get("tie_word_embeddings") or False
     kinds = [x.get("rope_type") or x.get("type") or "default" for x in ropes]
-    for what, values, only in (
+    for name, values, only in (
         ("model_type", [c.get("model_type")], "llama"),
         ("RoPE scaling", kinds, "default"),
         ("one of layer_types", c.get("layer_types") or [], "full_attention"),
         ("tie_word_embeddings", [tied], tied is True),
     ):
-        for value in values:
-            if value != only:
-                yield f"{what} is {value!r}, only {only!r} is supported here"
+        odd = (value for value in values if value != only)
+        yield from (f"{name} is {value!r}, only {only!r} is supported here" for value in odd)
     window, context = c.get("sliding_window"), c.get("max_position_embeddings") or 2048
     if window and c.get("use_sliding_window", True) and not window >= context:
         yield f"sliding_window is {window!r}, less than the context: only a whole one is read here"
@@ -280,13 +261,12 @@ def odd_generation(folder: Path, config: LlamaConfig) -> str:
 
 def weight_files(folder: Path) -> list[Path]:
     """As transformers chooses them: model.safetensors, or else what the index names."""
-    one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if one.is_file():
-        return [one]
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
     if not index.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no .safetensors by the name of model: save the model in that format"
-        )
+        fault = f"{folder} holds no .safetensors by the name of model"
+        raise FileNotFoundError(f"{fault}: save the model in that format")
     try:
         names = set(read_json(index)["weight_map"].values())
         if len(names) > SHARDS:
@@ -317,68 +297,3 @@ def _other_head(folder: Path) -> bool:
     # whoever reads the weights says what is wrong with their files
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False
-
-
-VOCABULARIES = (51_800, 86_071)  # the plan's, and that of the published tokenizer
-Q4_LIMIT = 33e6  # bytes: what still passes for the plan's "~30 MB"
-
-
-def in_words(name: str, vocab_size: int) -> str:
-    """One line on a shape: weights, of which embedding, and whether its 4-bit file passes."""
-    d = describe(LlamaConfig(vocab_size=vocab_size, **SHAPES[name]))
-    size = d["q4_0_bytes"]
-    return (
-        f"{name}, vocabulary {vocab_size:,}: {d['parameters'] / 1e6:.1f} M weights, of which "
-        f"{d['embedding_parameters'] / 1e6:.1f} M embedding; Q4_0 {size / 1e6:.1f} MB, "
-        f"{'within' if size <= Q4_LIMIT else 'ABOVE'} 33 MB"
-    )
-
-
-def describe(config: LlamaConfig) -> dict:
-    """What a shape costs: weights, how many are embedding, and bytes as Q4_0 throughout (18 a block
-    of 32 weights; norms stay float32)."""
-    norms = config.dim * (2 * config.layers + 1)
-    return asdict(config) | {
-        "parameters": config.parameters,
-        "embedding_parameters": config.embedding_parameters,
-        "q4_0_bytes": (config.parameters - norms) * 18 // 32 + 4 * norms,
-    }
-
-
-# Tokens a second on a CPU, as the plan has them: raw, with cache, INT8 and compile, as Q4 in
-# llama.cpp; and the megabytes of that file.
-_LARGE = dict(raw=(5, 10), phase1=(60, 120), phase2=(150, 300), megabytes=(150, 150))
-_MIDDLE = dict(raw=(15, 25), phase1=(150, 250), phase2=(300, 500), megabytes=(60, 60))
-_SMALL = dict(raw=(30, 60), phase1=(300, 500), phase2=(500, 1000), megabytes=(30, 30))
-# The plan's estimates: validation loss (low, high), its quality in percent, hours on a B200, and
-# the above.
-PLAN = {
-    "teacher": dict(loss=(2.58, 2.58), quality=(100, 100), **_LARGE),
-    "120m": dict(loss=(2.7, 2.8), quality=(90, 93), hours=(5, 6), **_MIDDLE),
-    "80m": dict(loss=(2.8, 3.0), quality=(85, 88), hours=(4, 5)),
-    "50m": dict(loss=(3.0, 3.3), quality=(75, 80), hours=(3, 4), **_SMALL),
-    "50m-scratch": dict(loss=(3.5, 3.8), quality=(60, 65)),
-    "50m-hard-merged": dict(loss=(2.8, 2.9), quality=(87, 90), hours=(7, 10), **_SMALL),
-    "150m": dict(hours=(5, 6)),
-    "75m": dict(loss=(2.8, 2.9), quality=(87, 90), hours=(10, 12)),
-    "75m-direct": dict(loss=(2.9, 3.1), quality=(82, 85)),
-    "scores": dict(hours=(2, 3)),
-    "50m-hard": dict(hours=(1, 2)),
-    # shapes with random weights, timed without being trained
-    "teacher-plan": _LARGE,
-    "teacher-300m": _LARGE,
-    "student-120m": _MIDDLE,
-    "student-50m": _SMALL,
-    "student-55m": _SMALL,
-}
-
-
-def span(low: float, high: float, digits: int = 2) -> str:
-    """ "3.00–3.30", or one number where both are the same, or "–" where the plan gives none."""
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return "–"
-    return f"{low:.{digits}f}" if low == high else f"{low:.{digits}f}–{high:.{digits}f}"
-
-
-def of_plan(name: str, key: str) -> tuple[float, float]:
-    return PLAN.get(name, {}).get(key, (math.nan, math.nan))

@@ -17,19 +17,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdlib import data, hard_set, shapes
+from tdlib import data, hard_set, shapes, weights
 from tdlib.model import Llama, LlamaConfig
-from tdlib.shapes import read_config
 
 REMEDY = "give upstream's best.pt, or a Hugging Face Llama folder"
-# of a checkpoint's config, as shapes.NEUTRAL; what else it may hold, besides what is read
+# options of a checkpoint's config, as shapes.NEUTRAL and shapes.KNOWN
 NEUTRAL = {"bias": False, "norm_eps": 1e-6, "rms_norm_eps": 1e-6}
 READ = frozenset(
     """n_layer n_head n_embd block_size vocab_size rope_theta dropout batch_size learning_rate
     weight_decay grad_clip max_iters max_steps warmup_steps gradient_accumulation_steps seed device
     dtype compile out_dir data_dir""".split()
 )
-# Numbers of numpy, such as a loss beside the weights: their classes run no code
+# parts of our names → upstream's; Q, K and V are thirds of one matrix there
+FUSED = ("q_proj", "k_proj", "v_proj")
+UPSTREAM = dict.fromkeys(FUSED, "c_attn")
+UPSTREAM |= {"embed_tokens": "transformer.wte", "norm": "transformer.ln_f"}
+UPSTREAM |= {"layers": "transformer.h", "input_layernorm": "ln_1", "self_attn": "attn"}
+UPSTREAM |= {"post_attention_layernorm": "ln_2", "o_proj": "c_proj", "gate_proj": "w_gate"}
+UPSTREAM |= {"up_proj": "w_up", "down_proj": "w_down"}
+COUNTS = {"n_layer": "layers", "n_head": "heads", "n_embd": "dim", "block_size": "context"}
+# numpy's numbers, such as a loss beside the weights: classes that run no code
 _MADE_BY = {"scalar": np._core.multiarray.scalar, "_reconstruct": np._core.multiarray._reconstruct}
 NUMPY = [np.ndarray, np.dtype]
 NUMPY += [(f, f"numpy.{c}.multiarray.{n}") for n, f in _MADE_BY.items() for c in ("core", "_core")]
@@ -38,10 +45,10 @@ NUMPY += [getattr(np.dtypes, name) for name in np.dtypes.__all__ if name not in 
 
 
 def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> Llama:
-    """The teacher at a path, in float32 and frozen. Never unpickles code. Errors name the file, a
-    weight that is not finite too. `rope_pairs` "neighbours" repairs a Llama folder whose Q and K
-    were exported unpermuted. Rows of zeros at the end of the embedding are cut, with a warning:
-    a logit of 0 is real probability. `.cut_rows` of the model is their number."""
+    """The teacher at a path, in float32 and frozen; never unpickles code. `rope_pairs` "neighbours"
+    repairs a Llama folder whose Q and K were exported unpermuted. Rows of zeros that pad the
+    embedding are cut, with a warning: a logit of 0 is real probability. `.cut_rows` of the model is
+    their number. ValueError names the file, and a weight that is not finite."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"teacher {path} is not there: give a Llama folder or a .pt file")
@@ -51,52 +58,23 @@ def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> L
             raise ValueError(f"{path}: {name} holds NaN or infinity: give an earlier checkpoint")
     if rope_pairs == "neighbours" and path.is_dir():  # a .pt is permuted as it is read
         _turn(model)
-    _cut(model, path)
-    return model.to(device).eval().requires_grad_(False)
-
-
-def _folder(path: Path) -> Llama:
-    file = path / "config.json"
-    try:
-        if said := shapes.odd_generation(path, read_config(path)):
-            warnings.warn(said, stacklevel=3)
-    except ValueError as error:
-        why = str(error).removeprefix(f"{file}: ")
-        raise ValueError(f"{file} describes no Llama for this book ({why}): {REMEDY}") from None
-    return Llama.load(path)
-
-
-def _cut(model: Llama, path: Path) -> None:
-    """Without the rows of zeros that pad a vocabulary; an untied head must have them too."""
     zero_V = (model.embed_tokens.weight == 0).all(1) & (model.head == 0).all(1)
     model.cut_rows = int(zero_V.flip(0).cumprod(0).sum())
-    if not model.cut_rows:
-        return
     size = len(zero_V) - model.cut_rows
     if not size:
         raise ValueError(f"{path}: every row of the embedding is zero: {REMEDY}")
-    warnings.warn(
-        f"{path}: the last {model.cut_rows:,} rows of its embedding are zeros, padding: cut to a "
-        f"vocabulary of {size:,}",
-        stacklevel=3,
-    )
-    _keep_rows(model, size)
-
-
-def _keep_rows(model: Llama, size: int) -> None:
-    model.config = replace(model.config, vocab_size=size)
-    for module in (model.embed_tokens, *([] if model.config.tied else [model.lm_head])):
-        module.weight = nn.Parameter(module.weight[:size].detach().clone(), requires_grad=False)
-    model.embed_tokens.num_embeddings = size
+    if model.cut_rows:
+        rows = f"the last {model.cut_rows:,} rows of its embedding are zeros, padding"
+        warnings.warn(f"{path}: {rows}: cut to a vocabulary of {size:,}", stacklevel=2)
+        _keep_rows(model, size)
+    return model.to(device).eval().requires_grad_(False)
 
 
 def cut_spare_rows(model: Llama, pieces: int) -> str:
-    """Cut, in place, the rows that pad an embedding beyond its tokenizer's pieces, whatever is in
-    them; what was done, in words. "" where none are beyond, or where they are too many for padding.
-
-    A vocabulary is padded to a multiple of 8, 64 or 128, for the speed of its matrices; of up to
-    1,024 where they are split over GPUs, which then is little beside it. More rows, or another
-    multiple, are another tokenizer's."""
+    """Cut, in place, the rows that pad an embedding beyond its tokenizer's pieces; what was done,
+    in words, "" for nothing. A vocabulary is padded to a multiple of 8, 64 or 128, or of up to
+    1,024 where that is little beside it; more rows, or another multiple, are another tokenizer's.
+    """
     size = model.config.vocab_size
     if size % 8 or not 0 < size - pieces < max(128, min(1024, pieces // 16)):
         return ""
@@ -106,6 +84,13 @@ def cut_spare_rows(model: Llama, pieces: int) -> str:
         f"{size - pieces:,} are padding, which no text ever predicts, and are cut. Their share of "
         "its probabilities goes to the others, so its loss is a little lower than with them."
     )
+
+
+def _keep_rows(model: Llama, size: int) -> None:
+    model.config = replace(model.config, vocab_size=size)
+    for module in (model.embed_tokens, *([] if model.config.tied else [model.lm_head])):
+        module.weight = nn.Parameter(module.weight[:size].detach().clone(), requires_grad=False)
+    model.embed_tokens.num_embeddings = size
 
 
 def _turn(model: Llama) -> None:
@@ -128,6 +113,17 @@ def neighbours(weight_OD: Tensor, heads: int) -> Tensor:
     return weight_OD.view(heads, 2, out // heads // 2, d).transpose(1, 2).reshape(out, d)
 
 
+def _folder(path: Path) -> Llama:
+    file = path / "config.json"
+    try:
+        if fault := shapes.odd_generation(path, shapes.read_config(path)):
+            warnings.warn(fault, stacklevel=3)
+    except ValueError as error:
+        why = str(error).removeprefix(f"{file}: ")
+        raise ValueError(f"{file} describes no Llama for this book ({why}): {REMEDY}") from None
+    return Llama.load(path)
+
+
 def _upstream(path: Path) -> Llama:
     try:
         _refuse_packed(path)
@@ -135,19 +131,17 @@ def _upstream(path: Path) -> Llama:
             file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state, shape = dict(file["model"]), dict(file["config"])
     except Exception as error:  # torch's depend on where a file was cut, or what it is instead
-        raise ValueError(
-            f"{path} is no checkpoint of tensors and plain values with 'model' and 'config'"
-            f"{_in_words(path, error)}"
-        ) from None
+        fault = f"{path} is no checkpoint of tensors and plain values with 'model' and 'config'"
+        raise ValueError(f"{fault}{_reason(path, error)}") from None
     try:
         if odd := next(shapes.odd_options(shape, NEUTRAL, READ), ""):
             raise ValueError(f"of its config {odd}")
         if (kind := file.get("architecture") or "llama") != "llama":
             raise ValueError(f"its architecture is {kind!r:.60}, only 'llama' is read here")
-        return _converted(state, shape, path.stat().st_size)
+        return _converted(path, state, shape)
     # what is raised depends on how weights and config do not fit each other
     except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        why = str(error).splitlines()[-1].strip()  # load_state_dict's first line says nothing
+        why = str(error).removeprefix(f"{path}: ").splitlines()[-1].strip()
         raise ValueError(f"{path}: {why}: give upstream's own best.pt") from None
 
 
@@ -156,98 +150,73 @@ def _refuse_packed(path: Path) -> None:
     size = path.stat().st_size
     for part in zipfile.ZipFile(path).infolist() if zipfile.is_zipfile(path) else ():
         if part.compress_type != zipfile.ZIP_STORED or part.file_size > size:
-            raise ValueError(
-                f"its {part.filename!r:.60} is packed, {part.file_size:,} bytes in a file of "
-                f"{size:,}: save it with torch.save"
-            )
+            fault = f"its {part.filename!r:.60} is packed, {part.file_size:,} bytes"
+            raise ValueError(f"{fault} in a file of {size:,}: save it with torch.save")
 
 
-def _in_words(path: Path, error: Exception) -> str:
+def _reason(path: Path, error: Exception) -> str:
     """Why a checkpoint was not opened, and what to do; a class in it is named, never unpickled."""
-    odd = []
+    classes = []
     with contextlib.suppress(Exception), torch.serialization.safe_globals(NUMPY):
         if type(error) is pickle.UnpicklingError:
-            odd = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-            odd = odd or re.findall(r"but got <class '(\S+)'>", str(error))
-    if odd:
-        plain = (
-            f"import torch; c = torch.load('{path.name}', weights_only=False); "
-            "torch.save({k: c[k] for k in ('model', 'config')}, 'plain.pt')"
-        )
-        why = f" (it holds {', '.join(odd[:3])}, never opened here)"
+            classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+            classes = classes or re.findall(r"but got <class '(\S+)'>", str(error))
+    if classes:
+        plain = f"import torch; c = torch.load('{path.name}', weights_only=False); "
+        plain += "torch.save({k: c[k] for k in ('model', 'config')}, 'plain.pt')"
+        why = f" (it holds {', '.join(classes[:3])}, never opened here)"
         return f'{why}: {REMEDY}; whoever made it saves it without, python -c "{plain}"'
     why = f" ({str(error).splitlines()[0]})" if type(error) is ValueError else ""
     return f"{why}: {REMEDY}"
 
 
-def _whole(shape: dict, name: str, most: int) -> int:
-    if name not in shape:
-        raise ValueError(f"its config has no {name}")
-    value = shape[name]
-    if int(value) != value or not 0 < value <= most:
-        raise ValueError(f"{name} is {value!r}, it must be a whole number from 1 to {most:,}")
-    return int(value)
-
-
-# A part of one of our names → upstream's. Q, K and V are thirds of one matrix there.
-FUSED = ("q_proj", "k_proj", "v_proj")
-UPSTREAM = dict.fromkeys(FUSED, "c_attn") | {
-    "embed_tokens": "transformer.wte",
-    "norm": "transformer.ln_f",
-    "layers": "transformer.h",
-    "input_layernorm": "ln_1",
-    "post_attention_layernorm": "ln_2",
-    "self_attn": "attn",
-    "o_proj": "c_proj",
-    "gate_proj": "w_gate",
-    "up_proj": "w_up",
-    "down_proj": "w_down",
-}
-
-
-def _converted(state: dict[str, Tensor], shape: dict, size: int) -> Llama:
-    """`size`: bytes of the file, which weights that are there cannot exceed."""
+def _converted(path: Path, state: dict[str, Tensor], shape: dict) -> Llama:
     state = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
     config = _config(state, shape)
     with torch.device("meta"):
         expected = {name: weight.shape for name, weight in Llama(config).named_parameters()}
-    names = {x: ".".join(UPSTREAM.get(part, part) for part in x.split(".")) for x in expected}
-    derived = {"lm_head.weight", "freqs_cis"}  # the tied head, and a table we make ourselves
-    if odd := sorted((state.keys() ^ set(names.values())) - derived):
-        raise ValueError(f"{odd[0]} is unknown, or missing, in upstream's Llama")
-    bytes_ = sum(x.numel() * x.element_size() for n, x in state.items() if n not in derived)
-    if bytes_ > size:
-        raise ValueError(f"its weights claim {bytes_:,} bytes, the file has {size:,}")
-    weights = {}
-    for ours, theirs in names.items():
-        weight, part = state[theirs], ours.split(".")[-2]
+    theirs = {x: ".".join(UPSTREAM.get(part, part) for part in x.split(".")) for x in expected}
+    derived = {"freqs_cis"} | ({"lm_head.weight"} - expected.keys())  # made here; tied
+    state = {name: tensor for name, tensor in state.items() if name not in derived}
+    claim, size = sum(x.numel() * x.element_size() for x in state.values()), path.stat().st_size
+    if claim > size:  # no room is made for it
+        raise ValueError(f"its weights claim {claim:,} bytes, the file has {size:,}")
+    wanted = {}
+    for ours, (rows, *width) in expected.items():
+        wanted[theirs[ours]] = (3 * rows if ours.split(".")[-2] in FUSED else rows, *width)
+    weights.check_shapes(path, state, wanted)
+    converted = {}
+    for ours in expected:
+        part, weight = ours.split(".")[-2], state[theirs[ours]]
         if not weight.is_floating_point():
             dtype = str(weight.dtype).removeprefix("torch.")
-            raise ValueError(f"{theirs} is {dtype}, a weight must be a float")
-        if part in FUSED:
-            weight = weight.chunk(3)[FUSED.index(part)]
-        if weight.shape != expected[ours]:  # before there is room made for it
-            raise ValueError(
-                f"{ours} is {tuple(weight.shape)}, by its config it must be {tuple(expected[ours])}"
-            )
+            raise ValueError(f"{theirs[ours]} is {dtype}, a weight must be a float")
+        weight = weight.chunk(3)[FUSED.index(part)] if part in FUSED else weight
         weight = halves(weight, config.heads) if part in FUSED[:2] else weight
-        weights[ours] = weight.float()
+        converted[ours] = weight.float()
     model = Llama(config)
-    model.load_state_dict(weights)
+    model.load_state_dict(converted)
     return model
 
 
 def _config(state: dict[str, Tensor], shape: dict) -> LlamaConfig:
-    most = {"n_layer": "layers", "n_head": "heads", "n_embd": "dim", "block_size": "context"}
-    numbers = {x: _whole(shape, n, shapes.MOST[x]) for n, x in most.items()}
+    numbers = {}
+    for theirs, ours in COUNTS.items():
+        if theirs not in shape:
+            raise ValueError(f"its config has no {theirs}")
+        value, most = shape[theirs], shapes.MOST[ours]
+        if int(value) != value or not 0 < value <= most:
+            fault = f"{theirs} is {value!r}, it must be a whole number from 1 to {most:,}"
+            raise ValueError(fault)
+        numbers[ours] = int(value)
     embedding, mlp = "transformer.wte.weight", "transformer.h.0.mlp.w_gate.weight"
     for name in (embedding, mlp):
         if name not in state:
-            raise ValueError(f"{name} is unknown, or missing, in upstream's Llama")
-    rows = {"vocab_size": len(state[embedding]), "mlp_dim": len(state[mlp])}
-    config = LlamaConfig(**numbers, **rows, rope_theta=float(shape.get("rope_theta", 10000.0)))
+            raise ValueError(f"{name} is missing in upstream's Llama")
+    numbers |= {"vocab_size": len(state[embedding]), "mlp_dim": len(state[mlp])}
     head = state.get("lm_head.weight")
-    return replace(config, tied=head is None or torch.equal(head, state[embedding]))
+    tied = head is None or torch.equal(head, state[embedding])
+    return LlamaConfig(**numbers, tied=tied, rope_theta=float(shape.get("rope_theta", 10000.0)))
 
 
 def check(model: Llama, windows: data.Windows, *, count: int = 32, device: str = "cpu") -> dict:
@@ -259,34 +228,15 @@ def check(model: Llama, windows: data.Windows, *, count: int = 32, device: str =
     rows = hard_set.with_targets(windows, rows)
     other = copy.deepcopy(model)
     _turn(other)
-    loss, turned = (
-        hard_set.known_mean(hard_set.window_loss(m, windows, rows, device)) for m in (model, other)
-    )
+    each = (hard_set.window_loss(m, windows, rows, device) for m in (model, other))
+    loss, turned = map(hard_set.known_mean, each)
     if turned < loss - 0.1:
-        raise ValueError(
-            f"the teacher's loss is {loss:.2f}, with RoPE's other order {turned:.2f}: its Q and K "
-            "were exported unpermuted; set rope_pairs: neighbours"
-        )
+        fault = f"the teacher's loss is {loss:.2f}, with RoPE's other order {turned:.2f}: its Q and"
+        raise ValueError(f"{fault} K were exported unpermuted; set rope_pairs: neighbours")
     if not loss < (guessing := np.log(model.config.vocab_size)):
-        raise ValueError(
-            f"the teacher's loss is {loss:.2f}, guessing gives {guessing:.2f}: are the tokens from "
-            "its own tokenizer?"
-        )
+        fault = f"the teacher's loss is {loss:.2f}, guessing gives {guessing:.2f}"
+        raise ValueError(f"{fault}: are the tokens from its own tokenizer?")
     targets = windows.batch(rows)[1]
     count_V = torch.bincount(targets[targets != data.IGNORE]).double()
     entropy = float(torch.special.entr(count_V / count_V.sum()).sum())
     return {"loss": loss, "loss_other_rope": turned, "entropy": entropy, "windows": len(rows)}
-
-
-def trial_in_words(found: dict) -> str:
-    """What `check` found, in a sentence or two."""
-    said = (
-        f"On {found['windows']} validation windows its loss is {found['loss']:.3f}; with RoPE's "
-        f"other order it would be {found['loss_other_rope']:.3f}, so the order is right."
-    )
-    if found["loss"] < found["entropy"]:
-        return said
-    return (
-        f"{said} **⚠ The frequencies of the tokens alone give {found['entropy']:.3f}: either the "
-        "tokens are not from this teacher's tokenizer, or it has hardly been trained.**"
-    )

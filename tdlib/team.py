@@ -23,30 +23,30 @@ class Team:
     rank: int = 0  # of this process; 0 alone writes
     size: int = 1
 
-    def micros(self, rows_B: np.ndarray, size: int) -> Iterator[np.ndarray]:
-        """This process's windows of a step, `size` at once; without any, once none: it must come
-        to where gradients are summed all the same."""
+    def micro_batches(self, rows_B: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        """This rank's windows of a step, `size` at once; without any, one empty batch: every rank
+        must come to where gradients are summed."""
         mine = np.array_split(rows_B, self.size)[self.rank]
         return (mine[i : i + size] for i in range(0, max(1, len(mine)), size))
 
-    def together(self, loss: Callable, student: nn.Module, teacher, fast: bool) -> nn.Module:
-        """`loss(student, teacher, …)` as one module; `fast`: both compiled. Its backward leaves the
-        mean of all processes' gradients, or, with `require_backward_grad_sync` False, its own."""
-        step = _Step(loss, *(_compiled(m) if fast and m else m for m in (student, teacher)))
+    def wrap(self, loss: Callable, student: nn.Module, targets, fast: bool) -> nn.Module:
+        """`loss(student, targets, …)` as one module; `fast`: both compiled. Its backward leaves the
+        mean of all ranks' gradients, or, with `require_backward_grad_sync` False, its own."""
+        step = _Step(loss, *(_compiled(x) if fast and x.hidden else x for x in (student, targets)))
         if self.size == 1:
             return step
         return DistributedDataParallel(step, gradient_as_bucket_view=True)
 
-    def add(self, before: Tensor, mine: Tensor) -> Tensor:
-        """`mine` is `before`, the same in all processes, and something more: now of all of them."""
+    def all_reduce(self, before: Tensor, mine: Tensor) -> Tensor:
+        """`before`, the same on all ranks, and what each rank's `mine` has more than it."""
         if self.size == 1:
             return mine
         more = mine - before
         torch.distributed.all_reduce(more)
         return before + more
 
-    def any(self, here: bool) -> bool:
-        """Whether it is so in one of them at least; none goes on before all have come here."""
+    def any_rank(self, here: bool) -> bool:
+        """True if any rank says so. Also a barrier."""
         if self.size == 1:
             return here
         somewhere = torch.tensor(int(here))
@@ -60,14 +60,13 @@ ALONE = Team()
 class _Step(nn.Module):
     """Student and loss: DistributedDataParallel looks for gradients in what its forward did."""
 
-    def __init__(self, loss: Callable, student: nn.Module, teacher):
+    def __init__(self, loss: Callable, student: nn.Module, targets):
         super().__init__()
-        self.loss, self.student = loss, student
-        self.teacher = [teacher]  # in a list it is no part of what is trained
+        self.loss, self.student, self.targets = loss, student, targets
 
     def forward(self, ids_BT: Tensor, *more) -> losses.Loss:
         if len(ids_BT):
-            return self.loss(self.student, *self.teacher, ids_BT, *more)
+            return self.loss(self.student, self.targets, ids_BT, *more)
         # No window: zero, with gradients of zero. Not every kernel takes an empty batch.
         zero = sum(p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad)
         return losses.Loss(zero, *[zero.detach()] * 3)

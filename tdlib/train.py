@@ -1,7 +1,7 @@
 """Training: AdamW over the numbered windows in a seeded order, warm-up, then cosine to a tenth.
 
 One function, `fit`, trains the teacher, the students and the adapters; what differs is the recipe,
-the teacher it is given (or none) and the windows. What it should do besides (evaluate, log, show
+the targets it is given and the windows. What it should do besides (evaluate, log, show
 how far it is) are functions it is given. Nothing is read back from the device but where a row is
 logged. A step that is not finite, or whose loss jumps, is skipped.
 
@@ -11,8 +11,9 @@ epoch-1.safetensors … stay. All processes of a team call `fit` alike, and any 
 with the same weights. Legend: B windows of a batch, T tokens, N = B·T.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from tdlib import checkpoint, data, losses
 from tdlib.model import Llama
+from tdlib.targets import Targets, as_targets
 from tdlib.team import ALONE, Team
 
 LOGGED = 200  # rows of a training
@@ -78,30 +80,27 @@ def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
 
 def batch_loss(
     student: Llama,
-    teacher,
+    targets: Targets,
     ids_BT: Tensor,
     targets_BT: Tensor,
     recipe: Recipe,
-    rows_B=(),
-    kept=(),
+    rows_B: Sequence[int] = (),
+    stored: Sequence[Tensor] = (),
     weights_BT: Tensor | None = None,
 ) -> losses.Loss:
-    """The distillation loss of one micro-batch; `teacher` is anything with .hidden and .head, or a
-    cache of its draws: then the windows' numbers come along, and what the cache has of them."""
-    targets, loss = {}, losses.distillation_loss
-    if recipe.ce_weight < 1:  # the teacher first: its layers' memory is free again for the student
-        with torch.no_grad():
-            if hasattr(teacher, "draws"):
-                ids_NK, probs_NK = kept or teacher.draws(rows_B, ids_BT, targets_BT)
-                targets = dict(teacher_ids_NK=ids_NK, teacher_probs_NK=probs_NK)
-                loss = losses.sampled_distillation_loss
-            else:
-                hidden_NE = teacher.hidden(ids_BT).flatten(0, 1)
-                targets = dict(teacher_hidden_NE=hidden_NE, teacher_head_VE=teacher.head)
-    targets["weights_N"] = None if weights_BT is None else weights_BT.flatten()
-    options = dict(ce_weight=recipe.ce_weight, temperature=recipe.temperature)
+    """The distillation loss of one micro-batch, of whose windows `targets` had `stored`."""
+    with torch.no_grad():  # the teacher first: its layers' memory is free again for the student
+        teacher = targets.arguments(rows_B, ids_BT, targets_BT, stored)
     hidden_ND = student.hidden(ids_BT).flatten(0, 1)
-    return loss(hidden_ND, student.head, targets_BT.flatten(), **targets, **options)
+    return targets.loss(
+        hidden_ND,
+        student.head,
+        targets_BT.flatten(),
+        **teacher,
+        weights_N=None if weights_BT is None else weights_BT.flatten(),
+        ce_weight=recipe.ce_weight,
+        temperature=recipe.temperature,
+    )
 
 
 def fit(
@@ -109,7 +108,7 @@ def fit(
     windows: data.Windows,
     recipe: Recipe,
     *,
-    teacher=None,
+    teacher: Llama | Targets | None = None,
     rows: np.ndarray | None = None,
     device: str = "cpu",
     evaluate: Callable[[Llama], dict] = lambda student: {},
@@ -117,28 +116,27 @@ def fit(
     record: Callable[[dict], None] = lambda row: None,
     progress: Callable[[int, int, str], None] = lambda step, steps, message: None,
     folder: Path | None = None,
-    resume: bool = True,
     team: Team = ALONE,
 ) -> list[dict]:
     """Train in place those weights that require a gradient, on some windows, `rows` (all); returns
     a row for each evaluation.
 
+    `teacher` is anything with .hidden and .head, or other Targets; at ce_weight 1 it is not asked.
     `evaluate(student)` adds its dict to a row: before the first step, after the last and evenly
     between. `record` gets these rows and some 200 more, with the mean loss since the one before.
-    ValueError: no teacher though ce_weight < 1, a context shorter than the tokens', a checkpoint of
-    another recipe. RuntimeError: more than max_skipped steps skipped."""
-    _check(student, teacher, windows, recipe)
+    ValueError: no teacher, a short context, another checkpoint. RuntimeError: steps skipped."""
+    targets = as_targets(teacher if recipe.ce_weight < 1 else None)
+    _check(student, targets, windows, recipe)
     rows = np.arange(len(windows)) if rows is None else rows
     steps = order(rows, recipe, windows.context)
-    teacher = teacher if recipe.ce_weight < 1 else None  # else it is never asked
-    key = checkpoint.key(student, recipe, rows, windows, teacher)
+    key = checkpoint.key(student, recipe, rows, windows, targets)
     state = checkpoint.State(student, recipe, device, key)
     keeper = checkpoint.Keeper(folder, state, len(rows), steps, team)
-    if not (resume and keeper.restore()):
+    if not keeper.restore():
         state.log.append({"step": 0, "tokens": 0} | evaluate(student))
         record(state.log[0])
     evaluated = {round(i * len(steps) / evaluations) for i in range(evaluations + 1)}
-    updates = _updates(student, teacher, windows, state, steps, device, team)
+    updates = _updates(student, targets, windows, state, steps, device, team)
     with checkpoint.Signals(folder is not None) as signals:
         for step in updates:
             progress(step, len(steps), f"{state.meter.speed:,.0f} tokens/s")
@@ -148,61 +146,53 @@ def fit(
                     state.log.append(row := row | evaluate(student))
                 record(row)
                 state.meter = checkpoint.Meter(device)
-            keeper.after(step, signals, teacher)
+            keeper.after(step, signals, targets)
     return state.log
 
 
-def _updates(student, teacher, windows, state, steps, device, team) -> Iterator[int]:
+def _updates(student, targets, windows, state, steps, device, team) -> Iterator[int]:
     """Makes the steps that are left, and gives the number of each."""
     recipe, left = state.recipe, steps[state.step :]
-    micros = (micro for rows_B in left for micro in team.micros(rows_B, recipe.micro_windows))
-    read = teacher.read if hasattr(teacher, "draws") else lambda rows_B: ()
-
-    def beside(rows_B: np.ndarray) -> tuple[Tensor, ...]:
-        weighs = windows.weights is not None
-        weights = [torch.from_numpy(windows.weights_of(rows_B))] if weighs else []
-        return (*weights, *read(rows_B))
-
-    stream = windows.stream(micros, device, beside)
+    parts = (team.micro_batches(rows_B, recipe.micro_windows) for rows_B in left)
+    stream = windows.stream(itertools.chain.from_iterable(parts), device, targets.read)
     student.activation_checkpointing = recipe.activation_checkpointing
     if recipe.deterministic:
         torch.use_deterministic_algorithms(True)
-    ask = team.together(batch_loss, student, teacher, recipe.compile)
+    step_module = team.wrap(batch_loss, student, targets, recipe.compile)
     for step, rows_B in enumerate(left, state.step + 1):
-        loss = _accumulate(ask, windows, rows_B, recipe, state.meter, stream, team)
+        loss = _accumulate(step_module, windows, rows_B, recipe, state.meter, stream, team)
         state.update(step, learning_rate(step - 1, len(steps), recipe), loss)
         yield step
 
 
-def _check(student: Llama, teacher, windows: data.Windows, recipe: Recipe) -> None:
-    if teacher is None and recipe.ce_weight < 1:
+def _check(student: Llama, targets: Targets, windows: data.Windows, recipe: Recipe) -> None:
+    if targets.teacher is None and recipe.ce_weight < 1:
         raise ValueError(f"ce_weight {recipe.ce_weight} below 1 needs a teacher")
-    if hasattr(teacher, "draws"):
-        teacher.check(windows, recipe.temperature)
-    for name, model in (("student", student), ("teacher", teacher)):
+    targets.check(windows, recipe.temperature)
+    for name, model in (("student", student), ("teacher", targets.teacher)):
         if hasattr(model, "config") and model.config.context < windows.context:
-            raise ValueError(
-                f"the {name}'s context is {model.config.context}, the tokens' is "
-                f"{windows.context}: prepare tokens with a shorter context"
-            )
+            fault = f"the {name}'s context is {model.config.context}, the tokens' is"
+            raise ValueError(f"{fault} {windows.context}: prepare tokens with a shorter context")
 
 
-def _accumulate(ask, windows, rows_B, recipe, meter, stream, team) -> Tensor:
+def _accumulate(step_module, windows, rows_B, recipe, meter, stream, team) -> Tensor:
     """Gradients and mean loss of one step's windows, the same however they are split."""
-    mine = list(team.micros(rows_B, recipe.micro_windows))
-    total = torch.tensor(max(1, windows.targets(rows_B)), device=meter.sums.device)
+    mine, device = list(team.micro_batches(rows_B, recipe.micro_windows)), meter.sums.device
+    total = torch.tensor(max(1, windows.targets(rows_B)), device=device)
     # bf16 on CUDA; on a CPU it gains nothing
     cast = torch.autocast("cuda", torch.bfloat16, enabled=meter.sums.is_cuda)
-    before = meter.sums.clone()
+    before, weights_BT = meter.sums.clone(), None
     for i, rows in enumerate(mine, 1):
-        ids_BT, targets_BT, *kept = next(stream)
-        weights_BT = kept.pop(0) if windows.weights is not None else None
-        ask.require_backward_grad_sync = i == len(mine)  # gradients of several processes: once
+        ids_BT, targets_BT, *stored = next(stream)
+        if windows.weights is not None:
+            weights_BT = torch.from_numpy(windows.weights_of(rows)).to(device)
+        step_module.require_backward_grad_sync = i == len(mine)  # of all ranks: once
         with cast:
-            parts = ask(ids_BT, targets_BT, recipe, rows, kept, weights_BT)
-        (parts.loss * (parts.count * team.size / total)).backward()  # of them the mean is taken
+            parts = step_module(ids_BT, targets_BT, recipe, rows, stored, weights_BT)
+        # the mean over ranks is taken
+        (parts.loss * (parts.count * team.size / total)).backward()
         each = torch.stack([parts.loss.detach(), parts.ce, parts.kl, torch.ones_like(parts.ce)])
         meter.sums += each * parts.count
-    meter.sums = team.add(before, meter.sums)
+    meter.sums = team.all_reduce(before, meter.sums)
     meter.tokens += len(rows_B) * windows.context
     return (meter.sums - before)[0] / total

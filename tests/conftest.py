@@ -187,7 +187,7 @@ def faults(browser) -> Callable:
 def tokenizer(tmp_path_factory):
     """A small tokenizer, trained here on text of the writer."""
 
-    documents, _ = writer.write(60_000, 3)
+    documents = writer.write(60_000, 3)
     lines = [line for d in documents for line in d.lines]
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     return tdbook.corpus.tokenizer_files.train(lines, 700, path)

@@ -38,12 +38,13 @@ from safetensors.torch import load_file, save_file
 from traitlets.config import Config
 
 from tdbook import __main__
-from tdbook.book import opening, students
+from tdbook.book import common, students
 from tdbook.corpus import text, token_files, tokenizer_files, writer
+from tdbook.corpus.prepare import prepare
 from tdbook.runs import heartbeat, ownership, parameters, running
 from tdbook.runs.running import start
 from tdbook.workflow import graph, request, run_pages
-from tdlib import files, teacher, train
+from tdlib import files, teacher
 from tdlib.files import whole_folder, write_whole
 from tdlib.files import write_whole as write
 from tdlib.model import Llama, LlamaConfig
@@ -55,7 +56,7 @@ SMALL = {
 }  # fmt: skip
 A, B, C = "అమ్మ ఇంట్లో ఉంది.", "నాన్న ఊరికి వెళ్ళాడు.", "వాన కురుస్తోంది."
 BODY = "".join(f"{A}\n{B}\n\n{C} {i}\n\n" for i in range(400)).encode()
-WRITTEN = writer.write(30_000, 5)[0]
+WRITTEN = writer.write(30_000, 5)
 PROSE = "\n\n".join("\n".join(d.lines) for d in WRITTEN)
 
 
@@ -377,7 +378,7 @@ TEXT = {
     "plain.jsonl": (f'{{"text": "{A}"}}\n\n{B}'.encode(), f"line 3 is '{B}', it must be like"),
     "field.jsonl": (b'{"content": "x"}', r'line 1 is \'{"content": "x"}\', it must be like'),
     "number.jsonl": (b'{"text": 5}', r'line 1 is \'{"text": 5}\', it must be like {"text": "…"}'),
-    "null.jsonl": (b'{"text": null}', "line 1 is"),
+    "null.jsonl": (b'{"text": null}', "is empty"),
     "list.jsonl": (b'["x"]', r"line 1 is '\[\"x\"\]'"),
     "surrogate.jsonl": (b'{"text": "\\ud83d"}', "line 1 is"),
     "junk.parquet": (BODY, r"cannot be read \(Parquet magic bytes not found"),
@@ -707,12 +708,12 @@ def test_rows_that_pad_an_embedding_are_cut_and_told(by, good, tmp_path):
     p = parameters.declared("00_teacher") | {"teacher": str(tmp_path / "teacher"), "context": 32}
     model = teacher.load(tmp_path / "teacher")
     rows = model.head[:500].clone()
-    said = opening.prepare(p | given, tmp_path / "out", model)
+    said = prepare(p | given, tmp_path / "out", model)
     assert "512 rows for 500 pieces: the last 12 are padding, which no text ever predicts" in said
     assert torch.equal(model.head, rows)
     tokens = token_files.open_tokens(tmp_path / "out")
     assert tokens.vocab_size == model.config.vocab_size == 500
-    opening.save(model, tmp_path / "saved", tokens)
+    common.save(model, tmp_path / "saved", tokens)
     assert torch.equal(teacher.load(tmp_path / "saved").head, rows)
 
 
@@ -1088,8 +1089,7 @@ def test_a_disk_full_for_a_while_ends_no_training_and_no_run_is_called_done(out,
     monkeypatch.setattr(running, "_latest", None)
     monkeypatch.chdir(REPOSITORY)
     this = start("00_teacher", SMALL | {"out": str(out)})
-    net = Llama(LlamaConfig(vocab_size=50, layers=1, heads=2, dim=8, mlp_dim=8))
-    record = students._log(this, "a", net, None, 32, train.Recipe(ce_weight=1.0), lambda row: None)
+    record = students.Log(this, "a", lambda row: None).record
     record({"step": 1})
     before = content(out)
     this.progress(1, 5)

@@ -2,20 +2,26 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from bs4 import BeautifulSoup
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tdbook.book import selection
+from tdbook.report import words
+from tdbook.runs import running
+from tdbook.training import from_teacher
 from tdbook.workflow import dry, request
 from tdlib import hard_set
 
@@ -223,6 +229,28 @@ def test_plain_papermill_reloads_a_finished_run_and_its_numbers_stay(out, result
     assert record == results["01_distill-50m"]
 
 
+def test_a_finished_run_begun_from_its_teacher_slices_nothing_when_opened(
+    out, results, tmp_path, monkeypatch
+):
+    """The cells of 01 up to its training, with slicing forbidden."""
+    place, run = tmp_path / "out", "01_distill-50m-sliced"
+    shutil.copytree(out, place, symlinks=True, ignore=shutil.ignore_patterns("sweeps", ".*"))
+    monkeypatch.setattr(running, "_latest", None)
+    monkeypatch.setattr(from_teacher, "from_teacher", None)
+    given = yaml.safe_load((ROOT / f"params/smoke/{run}.yaml").read_text()) | {"out": str(place)}
+    this = running.start("01_distill", given)
+    space = this.parameters | {"this": this}
+    _, _, *cells = [c.source for c in nbformat.read(ROOT / "notebooks/01_distill.ipynb", 4).cells
+                    if c.cell_type == "code"]  # fmt: skip
+    for cell in cells[: next(i for i, c in enumerate(cells) if "training.fit(" in c) + 1]:
+        exec(cell, space)
+    this.detach()
+    assert space["init"] == "teacher"
+    assert space["log"] == results[run]["remembered"]["log of 50m-sliced"]
+    saved = load_file(out / "models/50m-sliced/model.safetensors")
+    assert torch.equal(space["net"].norm.weight.cpu(), saved["model.norm.weight"])
+
+
 def test_a_dry_run_of_a_finished_book_says_that_all_is_done(out):
     words = dry.text(request.wanted("book", {"PROFILE": "smoke", "OUT": str(out)}))
     assert words.endswith("All of them are done.") and words.count("is done") == len(RUNS)
@@ -238,7 +266,9 @@ def test_a_missing_teacher_is_one_line_with_the_command_that_makes_it(tmp_path):
 def test_every_page_shows_all_of_itself_in_a_browser_without_a_network(out, faults, width):
     pages = sorted(out.glob("*.html"))
     assert len(pages) == len(RUNS) + 1
-    assert {page.name: found for page in pages if (found := faults(page, width, axe=width == 390))} == {}
+    assert {
+        page.name: found for page in pages if (found := faults(page, width, axe=width == 390))
+    } == {}
 
 
 def test_every_page_prints_with_no_table_cut_and_what_is_folded_open(out, faults, browser):
@@ -349,15 +379,15 @@ def test_without_javascript_the_mailed_report_shows_where_its_sliders_start(out,
 
 def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anything_else():
     short = {"windows": 1000, "mean": -0.03, "student_better": 0.72}
-    said = selection.does_difficulty_mean_anything("50m", short)
+    said = words.difficulty("50m", short)
     assert "better than its teacher on 72.0% of 1,000 windows: most of them" in said
     difficulty_N = np.linspace(1, -1, 1000)  # the hardest 200 hold 0.36 of what is lost
     chosen = hard_set.HardSet(np.arange(200), -0.01, 0.2)
-    finding = selection.hard_set_finding("50m", short, chosen, difficulty_N)
+    finding = words.hard_windows("50m", short, chosen, difficulty_N)
     assert finding.startswith("50m is BETTER than its teacher on 72% of windows")
     short["student_better"] = 0.4
-    assert "most of them" not in selection.does_difficulty_mean_anything("50m", short)
-    said = selection.hard_set_finding("50m", short, chosen, difficulty_N)
+    assert "most of them" not in words.difficulty("50m", short)
+    said = words.hard_windows("50m", short, chosen, difficulty_N)
     assert said.startswith("The hardest 20.0% of the windows (-0.010 nats and more) hold 64% of")
 
 
@@ -418,7 +448,9 @@ def test_a_sweeps_pages_show_all_of_themselves_in_a_browser(out, faults, width):
     folder = out / "sweeps/share"
     pages = [folder / "index.html", folder / "04_merge_eval-share.html"]
     pages.append(folder / "share0.5/03_lora-share0.5.html")
-    assert {page.name: found for page in pages if (found := faults(page, width, axe=width == 390))} == {}
+    assert {
+        page.name: found for page in pages if (found := faults(page, width, axe=width == 390))
+    } == {}
     for page in pages:
         links = [a["href"].partition("#")[0] for a in soup_of(page).select("a")]
         assert all((page.parent / link).exists() for link in links)

@@ -106,8 +106,9 @@ def test_a_text_begins_and_ends_where_the_models_own_files_say(places, tokenizer
     config = {"bos_token": "<bos>", "eos_token": "<eos>", "add_bos_token": False}
     (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(config))
     model, ids = Llama.load(tmp_path / "m"), tokenizer.encode(["ఒక"])[0]
-    way = generate.Sampling(temperature=chat.TEMPERATURE)
-    wanted = "".join(generate.stream(model, tokenizer, ids, 96 - len(ids), way, seed=0))
+    how = dict(temperature=chat.TEMPERATURE, seed=0, stop=tokenizer.eos)
+    new = generate.generate(model, ids, 96 - len(ids), **how)
+    wanted = "".join(tokenizer.running([i for i in new if i != tokenizer.eos], ids))
     assert "".join(chat.folder(tmp_path / "m", "")[0]("ఒక", 0)) == wanted
     new = generate.generate(model, ids, 20, temperature=chat.TEMPERATURE, seed=0)
     (tmp_path / "m" / "generation_config.json").write_text(f'{{"eos_token_id": [3, {new[4]}]}}')

@@ -26,9 +26,9 @@ from tdbook.analysis.intervals import (
     resampled_means,
     stretch,
 )
-from tdbook.book import comparison, replay
+from tdbook.book import adapters, comparison
 from tdbook.corpus import token_files
-from tdbook.report import tables
+from tdbook.report import tables, words
 from tdlib import data, evaluate
 from tdlib.data import IGNORE, Windows
 
@@ -105,8 +105,9 @@ def test_calibration_error_is_that_of_fifteen_equal_bins():
 def test_what_storing_weights_as_bfloat16_changes_is_that_of_dense_float64(models):
     merged, windows = models[1], some_windows()
     tokens = SimpleNamespace(val=windows)
-    said = replay.drift(merged, merged, tokens, "cpu")
-    assert said["bf16 base + adapter: loss"] == "+0.0e+00"  # given the merged model itself
+    said = adapters.drift(merged, merged, tokens, "cpu")
+    for key in ("loss", "KL"):  # given the merged model twice
+        assert said[f"bf16 base + adapter: {key}"] == said[f"bf16 merged: {key}"]
     rounded = copy.deepcopy(merged)
     for weight in rounded.parameters():  # to 8 bits of mantissa, the nearest, ties to even
         mantissa, exponent = np.frexp(weight.detach().numpy().astype(np.float64))
@@ -324,7 +325,7 @@ def test_the_difference_of_two_routes_leaves_masked_windows_out_and_says_so(two)
     assert found["difference"] == pytest.approx(wanted[0], abs=1e-6)
     assert (found["low"], found["high"]) == pytest.approx(wanted[1:])
     assert found["losses"]["a"] == float(left["a"].mean())
-    assert comparison.difference_in_words("A", "B", found).endswith(
+    assert words.difference("A", "B", found).endswith(
         f"one seed; {120 - known_N.sum()} of 120 windows have no target and are left out."
     )
 
@@ -518,8 +519,8 @@ def ten(tmp_path, monkeypatch) -> data.Tokens:
     names = ("<pad>", "<unk>", "<bos>", "<eos>", *sorted({*pieces} - {"<eos>"}))
     monkeypatch.setattr(Pieces, "names", names)
     train = ["▁TV"] * 1001 + ["▁ఊరు", "లో"] * 100 + ["▁ఇంట్", "లో"] * 10 + ["కు", "."] * 9
-    for split, words in (("train", train), ("val", ["<eos>", *pieces])):
-        np.array([names.index(w) for w in words], "<u4").tofile(tmp_path / f"{split}.bin")
+    for split, these in (("train", train), ("val", ["<eos>", *pieces])):
+        np.array([names.index(w) for w in these], "<u4").tofile(tmp_path / f"{split}.bin")
     meta = {"vocab_size": len(names), "block_size": 4}
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     return replace(token_files.open_tokens(tmp_path), tokenizer=Pieces())

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 from tdbook.analysis import claims, kept_and_lost, verdict
 from tdbook.book import comparison, evidence
 from tdbook.corpus import token_files
-from tdbook.runs import running
+from tdbook.runs import estimates, running
 from tdbook.runs.running import Run
-from tdlib import data, evaluate, shapes
+from tdlib import data, evaluate
 from tdlib.model import Llama
 from tests.test_verdict import TEACHER, distilled, replayed
 
@@ -297,7 +297,7 @@ def test_the_students_at_their_best_rates_stand_beside_the_claim():
 
 def timed(shape: str, **changed: float) -> dict:
     """At the plan's lower numbers, of every phase the quickest way, and another that is slower."""
-    plan = shapes.PLAN[shape]
+    plan = estimates.PLAN[shape]
     speed = {"raw": plan["raw"][0], "KV": 1e9, "KV + INT8": plan["phase1"][0] - 5,
              "KV + INT8 + compile": plan["phase1"][0], "Q4_0_DEFAULT": 1.0,
              "Q4_0": plan["phase2"][0], "Q8_0": 1e9} | changed  # fmt: skip
@@ -310,13 +310,15 @@ def timed(shape: str, **changed: float) -> dict:
 def test_the_plans_lower_number_is_reached_or_missed_in_every_phase(shape):
     found = evidence.speeds(shape, timed(shape))
     assert len(found) == 4 and all(held for _, held in found)
-    low, high = shapes.PLAN[shape]["phase2"]
+    low, high = estimates.PLAN[shape]["phase2"]
     assert any(f"{shape}, Q4_0: {low:,.0f} tokens/s" in s and f"{low:g}–{high:g}" in s
                for s, _ in found)  # fmt: skip
     for missed in ("raw", "KV + INT8 + compile", "Q4_0"):
         found = evidence.speeds(shape, timed(shape, **{missed: 0.5}))
         assert [held for _, held in found].count(False) == 1, missed
-    found = evidence.speeds(shape, timed(shape, megabytes=1.2 * shapes.PLAN[shape]["megabytes"][0]))
+    found = evidence.speeds(
+        shape, timed(shape, megabytes=1.2 * estimates.PLAN[shape]["megabytes"][0])
+    )
     assert next(s for s, held in found if not held).startswith(f"{shape}, Q4_0: ")
 
 
@@ -397,7 +399,7 @@ def started(out, tmp_path, monkeypatch):
     def begin(**more) -> tuple[Run, data.Tokens]:
         given = yaml.safe_load((ROOT / "params/smoke/07_evidence.yaml").read_text("utf-8"))
         given |= {"out": str(copied), "sweeps": "share", "redo": True, "device": "cpu"} | more
-        begun.append(start("07_evidence", given))
+        begun.append(running.start("07_evidence", given))
         return begun[-1], token_files.open_tokens(copied / "tokens")
 
     yield begin

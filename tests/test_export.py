@@ -27,10 +27,10 @@ from tokenizers import processors
 import tdbook.corpus.tokenizer
 import tdbook.corpus.tokenizer_files
 from tdbook.export import cards, chat, gguf_check, gguf_file, gguf_tokenizer, llama_cpp
+from tdbook.runs.estimates import describe
 from tdlib import data, hard_set, teacher
 from tdlib.files import MARK
 from tdlib.model import SHAPES, Llama, LlamaConfig
-from tdlib.shapes import describe
 from tests import upstream
 from tests.test_release import PLAIN, hugging_face, trained
 

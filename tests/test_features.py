@@ -37,7 +37,7 @@ def folder_of(folder: Path, ids, tokenizer=None, context: int = T, vocab_size: i
 @pytest.fixture(scope="module")
 def clean(tokenizer) -> np.ndarray:
     """A thousand windows of written text, whole windows."""
-    documents, _ = writer.write(260_000, 11)
+    documents = writer.write(260_000, 11)
     lines = [line for document in documents for line in document.lines]
     ids = np.concatenate([[*line, tokenizer.eos] for line in tokenizer.encode(lines)])
     return ids[1 : 1000 * T + 1].reshape(-1, T)
@@ -49,7 +49,7 @@ def junk(tokenizer, kind: int, count: int, rng: np.random.Generator) -> np.ndarr
         vocabulary = tokenizer.vocabulary()
         letters = [i for i, p in enumerate(vocabulary) if len(p) == 1 and "అ" <= p <= "హ"]
         return rng.choice(letters, (count, T))
-    documents, _ = writer.write(40_000, 12)
+    documents = writer.write(40_000, 12)
     lines = [line for document in documents for line in document.lines]
     if kind == 2:
         ids = np.concatenate(tokenizer.encode(lines))[: count * T].reshape(count, T)
@@ -181,7 +181,7 @@ def in_tokens(make, folder: Path, lines: list[str]) -> data.Tokens:
 
 @pytest.mark.parametrize("make", [over_bytes, few_letters])
 def test_shares_and_length_are_those_of_the_text_where_pieces_cut_characters(make, tmp_path):
-    documents, _ = writer.write(60_000, 3)
+    documents = writer.write(60_000, 3)
     lines = [re.sub("[0-9a-zA-Z]+", "", line) for d in documents for line in d.lines]
     lines[100:160] = ["the king went to the river and the sea"] * 60
     tokens = in_tokens(make, tmp_path / "x", lines)

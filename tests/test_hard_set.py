@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from tdbook.book import selection
-from tdbook.runs import choice
+from tdbook.report import words
 from tdlib import hard_set
 from tdlib.data import Windows
-from tdlib.hard_set import HardSet, Scores
 
 T, V = 12, 97
 NAN = float("nan")
@@ -89,29 +88,23 @@ def test_token_losses_are_zero_where_masked_and_nats_elsewhere(models):
 
 def test_scoring_into_a_memory_map_holds_nothing_of_the_size_of_n(models, tmp_path):
     def peak(count: int) -> int:
+        told.clear()
         ids = np.random.default_rng(0).integers(0, V, count * T + 1).astype("<u4")
         ids.tofile(tmp_path / "ids")
         windows = Windows(np.memmap(tmp_path / "ids", "<u4"), T)
         with hard_set.new_scores(tmp_path / "scores.npy", count) as loss_2N:
             tracemalloc.start()
-            hard_set.score(*models, windows, into=loss_2N)
+            hard_set.score(*models, windows, into=loss_2N, progress=lambda *x: told.append(x[:2]))
             found = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             assert np.isfinite(loss_2N).all()
         return found
 
-    peak(64)
-    # an array of N would add 5,760 × 4 bytes at least; what is there is one batch's, and Python's
-    assert peak(6400) - peak(640) < 5760 * 2
-
-
-def test_progress_ends_with_every_window(models):
     told = []
-    hard_set.score(*models, some_windows(), progress=lambda *x: told.append(x))
-    assert [x[:2] for x in told] == [(64, 70), (70, 70)]
-
-
-# the choice
+    peak(70)
+    assert told == [(64, 70), (70, 70)]
+    # an array of N would add 2,880 × 4 bytes at least; what is there is one batch's, and Python's
+    assert peak(3200) - peak(320) < 2880 * 2
 
 
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.25, 0.5, 0.999, 1.0])
@@ -123,6 +116,8 @@ def test_a_share_is_the_hardest_of_the_sorted(share):
     assert chosen.windows_K.tolist() == sorted(order[:k])
     assert chosen.threshold == difficulty_N[order[k - 1]]  # the smallest let in
     assert chosen.share == k / 137
+    again = hard_set.select(difficulty_N, threshold=chosen.threshold)
+    assert again.windows_K.tolist() == chosen.windows_K.tolist()
 
 
 def test_a_threshold_lets_in_what_is_at_or_above_it():
@@ -139,41 +134,38 @@ def test_windows_equal_to_the_last_one_let_in_come_along():
     assert chosen.share == 0.8  # what was taken, not what was asked
 
 
-def test_share_and_its_threshold_choose_the_same():
-    difficulty_N = np.random.default_rng(2).normal(size=500).astype(np.float32)
-    first = hard_set.select(difficulty_N, share=0.2)
-    again = hard_set.select(difficulty_N, threshold=first.threshold)
-    assert first.windows_K.tolist() == again.windows_K.tolist()
+def test_a_window_without_a_difficulty_is_never_hard():
+    difficulty_N = np.array([NAN, NAN, 2.0, -1.0, 3.0])
+    for share, wanted in ((0.4, [2, 4]), (0.9, [2, 3, 4]), (1.0, [2, 3, 4])):
+        assert hard_set.select(difficulty_N, share=share).windows_K.tolist() == wanted
+    for threshold, wanted in ((-np.inf, [2, 3, 4]), (2.5, [4])):
+        assert hard_set.select(difficulty_N, threshold=threshold).windows_K.tolist() == wanted
+
+
+NONE = np.ones(5, bool)
 
 
 @pytest.mark.parametrize(
-    ("asked", "wanted"),
+    ("options", "says"),
     [
-        (dict(share=0.4), [2, 4]),
-        (dict(share=0.9), [2, 3, 4]),
-        (dict(share=1.0), [2, 3, 4]),
-        (dict(threshold=-np.inf), [2, 3, 4]),
-        (dict(threshold=2.5), [4]),
+        (dict(), "give share or threshold, one of the two"),
+        (dict(share=0.2, threshold=0.1), "give share or threshold, one of the two"),
+        (dict(share=0, threshold=0), "give share or threshold, one of the two"),
+        (dict(share=0.0), "share 0.0 is not within 0 … 1"),
+        (dict(share=1.5), "share 1.5 is not within 0 … 1"),
+        (dict(share=NAN), "share nan is not within 0 … 1"),
+        (dict(share=0.2, clip=1.0), "clip=1.0 must be within 0 … 1"),
+        (dict(share=0.2, clip=-0.1), "clip=-0.1 must be within 0 … 1"),
+        (dict(share=0.2, easy_share=-1.0), "easy_share=-1.0 not below 0"),
+        (dict(share=0.2, left_out_N=NONE), "no window is left to choose from"),
     ],
 )
-def test_a_window_without_a_difficulty_is_never_hard(asked, wanted):
-    chosen = hard_set.select(np.array([NAN, NAN, 2.0, -1.0, 3.0]), **asked)
-    assert chosen.windows_K.tolist() == wanted
+def test_what_chooses_nothing_is_refused(options, says):
+    with pytest.raises(ValueError, match=says):
+        hard_set.select(np.arange(5.0), **options)
 
 
-@pytest.mark.parametrize("asked", [{}, dict(share=0.2, threshold=0.1), dict(share=0, threshold=0)])
-def test_exactly_one_of_share_and_threshold_is_given(asked):
-    with pytest.raises(ValueError, match="give share or threshold, one of the two"):
-        hard_set.select(np.arange(5.0), **asked)
-
-
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, NAN])
-def test_an_impossible_share_is_refused(share):
-    with pytest.raises(ValueError, match=r"share .* is not within 0 … 1"):
-        hard_set.select(np.arange(5.0), share=share)
-
-
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10))
 def test_clip_junk_and_easy_ones_are_a_sorted_list_cut_at_both_ends(seed):
     rng = np.random.default_rng(seed)
     difficulty_N = rng.normal(size=211).astype(np.float32)
@@ -211,52 +203,21 @@ def test_easy_ones_are_drawn_by_the_seed_from_everywhere_below_the_line():
     assert len(easy) == 200 and rank.max() < 1 and abs(rank.mean() - 0.5) < 0.08  # four of its se
 
 
-@pytest.mark.parametrize("asked", [dict(clip=1.0), dict(clip=-0.1), dict(easy_share=-1.0)])
-def test_an_impossible_clip_or_easy_share_is_refused(asked):
-    with pytest.raises(ValueError, match=r"clip=.* must be within 0 … 1 and easy_share=.* not bel"):
-        hard_set.select(np.arange(5.0), share=0.2, **asked)
-
-
-def test_a_choice_from_nothing_is_refused_in_one_line():
-    for asked in (dict(left_out_N=np.ones(5, bool)), dict()):
-        difficulty_N = np.arange(5.0) if asked else np.full(5, NAN)
-        with pytest.raises(ValueError, match="no window is left to choose from"):
-            hard_set.select(difficulty_N, share=0.2, **asked)
-
-
-def test_a_random_replay_is_as_many_of_all_windows_drawn_once():
-    chosen = HardSet(np.arange(900, 1000), 0.1, 0.1)
-    drawn = hard_set.replayed(chosen, "random", 1000, seed=3)
-    assert len(drawn) == len(set(drawn.tolist())) == 100
-    assert (np.diff(drawn) > 0).all()
-    assert 0 <= drawn.min() and drawn.max() < 1000
-    assert drawn.tolist() == hard_set.replayed(chosen, "random", 1000, seed=3).tolist()
-    assert drawn.tolist() != hard_set.replayed(chosen, "random", 1000, seed=4).tolist()
-    # of all windows, not of the hard ones: 10 % of these are drawn by chance, 10 ± 3
-    assert len(np.intersect1d(drawn, chosen.windows_K)) < 25
-
-
-def test_a_hard_replay_is_the_hard_set():
-    chosen = HardSet(np.array([3, 8]), 0.1, 0.2)
-    assert hard_set.replayed(chosen, "hard", 10, seed=1).tolist() == [3, 8]
-    with pytest.raises(ValueError, match="windows 'easy' must be 'hard', 'random', "):
-        hard_set.replayed(chosen, "easy", 10, seed=1)
-
-
-# files
-
-
 def test_a_kept_choice_is_loaded_as_it_was(tmp_path):
     difficulty_N = np.random.default_rng(5).normal(size=300).astype(np.float32)
     chosen, path = hard_set.select(difficulty_N, share=0.17), tmp_path / "hard_set.json"
-    chosen = replace(chosen, easy=4, token_share=0.4)
-    choice.keep(chosen, path, "the hardest 17 %, శాతం")
+    chosen = replace(chosen, easy=4, rule=replace(chosen.rule, token_share=0.4, clip=0.1))
+    hard_set.keep(chosen, path, "the hardest 17 %, శాతం")
     back = hard_set.load(path)
     assert back.windows_K.tolist() == chosen.windows_K.tolist()
     assert back.windows_K.dtype == np.int64
-    assert (back.threshold, back.share) == (chosen.threshold, chosen.share)  # to the last bit
-    assert (back.easy, back.token_share) == (4, 0.4)
-    assert json.loads(path.read_text(encoding="utf8"))["words"] == "the hardest 17 %, శాతం"
+    assert replace(back, windows_K=0) == replace(chosen, windows_K=0)  # to the last bit
+    content = json.loads(path.read_text(encoding="utf8"))
+    assert content["words"] == "the hardest 17 %, శాతం" and content["token_share"] == 0.4
+    rule = {"threshold": chosen.threshold, "clip": 0.1, "leave_out_junk": False}
+    assert content["rule"] == rule | {"easy_share": 0.0, "token_share": 0.4, "seed": 1}
+    path.write_text('{"windows_K": [1, 5], "threshold": 0.5, "share": 0.1}')  # made elsewhere
+    assert hard_set.load(path).rule == hard_set.Rule(0.5)
     assert [p.name for p in tmp_path.iterdir()] == ["hard_set.json"]
 
 
@@ -270,33 +231,31 @@ def test_a_broken_choice_gets_one_line(tmp_path, content):
     assert "\n" not in str(e.value)
 
 
-def test_scores_come_back_and_are_told_in_short(tmp_path):
-    scores = Scores(np.float32([1, 2, 4, NAN]), np.float32([2, 1, 1, 1]))
+def test_scores_come_back_and_a_failure_leaves_the_old_ones(tmp_path):
+    student_N, teacher_N = np.float32([1, 2, 4, NAN]), np.float32([2, 1, 1, 1])
     path = tmp_path / "scores" / "run.npy"
     with hard_set.new_scores(path, 4) as loss_2N:
         assert np.isnan(loss_2N).all() and not path.exists()
-        loss_2N[:] = scores.student_loss_N, scores.teacher_loss_N
+        loss_2N[:] = student_N, teacher_N
+    with pytest.raises(RuntimeError), hard_set.new_scores(path, 4) as loss_2N:
+        loss_2N[:] = 2
+        raise RuntimeError
     back = hard_set.load_scores(path)
-    for field in ("student_loss_N", "teacher_loss_N"):
-        np.testing.assert_array_equal(getattr(back, field), getattr(scores, field))
-    # differences −1, 1, 3, and one window without a target
-    told = hard_set.in_short(back)
-    assert told == {"windows": 4, "mean": 1.0, "student_better": pytest.approx(1 / 3)}
+    np.testing.assert_array_equal(back.student_loss_N, student_N)
+    np.testing.assert_array_equal(back.difficulty_N, student_N - teacher_N)
 
 
-@pytest.mark.parametrize("student, teacher", [(NAN, NAN), (NAN, 1.0)])
-def test_scores_say_nothing_of_a_window_only_where_they_may(student, teacher, tmp_path):
+@pytest.mark.parametrize(
+    "student, teacher, sound",
+    [(NAN, NAN, 1), (NAN, 1.0, 1), (2.0, NAN, 0), (np.inf, 1.0, 0), (2.0, -np.inf, 0)],
+)
+def test_scores_that_are_not_finite_are_damage_unless_masked(student, teacher, sound, tmp_path):
     path = tmp_path / "run.npy"
     with hard_set.new_scores(path, 2) as loss_2N:
         loss_2N[:] = np.array([[2.0, student], [1.0, teacher]])
-    assert np.isnan(hard_set.load_scores(path).difficulty_N).tolist() == [False, True]
-
-
-@pytest.mark.parametrize("student, teacher", [(2.0, NAN), (np.inf, 1.0), (2.0, -np.inf)])
-def test_scores_that_are_not_finite_are_damage_and_no_mask(student, teacher, tmp_path):
-    path = tmp_path / "run.npy"
-    with hard_set.new_scores(path, 2) as loss_2N:
-        loss_2N[:] = np.array([[2.0, student], [1.0, teacher]])
+    if sound:
+        assert np.isnan(hard_set.load_scores(path).difficulty_N).tolist() == [False, True]
+        return
     with pytest.raises(ValueError, match=r"run.npy holds no scores \(a loss is not finite\): run"):
         hard_set.load_scores(path)
 
@@ -309,22 +268,11 @@ def test_02_says_how_many_windows_it_could_not_score(models, tmp_path):
         tmp_path / "a.npy", *models, Windows(windows.ids, T, mask), "cpu", lambda *told: None
     )
     assert (short["masked"], short["windows"]) == (3, 20)
-    said = selection.does_difficulty_mean_anything("50m", short)
+    difficulty_N = hard_set.load_scores(tmp_path / "a.npy").difficulty_N
+    assert short["mean"] == pytest.approx(np.nanmean(difficulty_N), rel=1e-6)
+    assert short["student_better"] == pytest.approx((difficulty_N < 0).sum() / 17)
+    said = words.difficulty("50m", short)
     assert "of 20 windows but for 3, which have no target" in said
     mask[:] = 0
     with pytest.raises(ValueError, match="no training window was scored that has a target"):
         selection.score(tmp_path / "b.npy", *models, Windows(windows.ids, T, mask), "cpu", print)
-
-
-def test_scores_that_could_not_be_finished_leave_the_old_ones(tmp_path):
-    path = tmp_path / "run.npy"
-    with hard_set.new_scores(path, 2) as loss_2N:
-        loss_2N[:] = 1
-    with pytest.raises(RuntimeError), hard_set.new_scores(path, 2) as loss_2N:
-        loss_2N[:] = 2
-        raise RuntimeError
-    assert (hard_set.load_scores(path).student_loss_N == 1).all()
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
-    path.write_bytes(b"no numbers")
-    with pytest.raises(ValueError, match=r"run.npy holds no scores .*: run 02_hard_set again"):
-        hard_set.load_scores(path)

@@ -154,7 +154,7 @@ def test_without_a_hook_no_thread_is_started_and_nothing_is_waited_for(tmp_path)
 def folder(tmp_path_factory, tokenizer) -> Path:
     """A run folder with tokens and a teacher, as 00 would leave it."""
     out = tmp_path_factory.mktemp("made") / "book"
-    documents, _ = writer.write(30_000, 5)
+    documents = writer.write(30_000, 5)
     splits = {"train": documents[2:], "val": [Document(d.lines, d.source) for d in documents[:2]]}
     token_files.write_tokens(out / "tokens", splits, tokenizer, 32)
     (out / "models/teacher").mkdir(parents=True)
@@ -175,9 +175,9 @@ def trained(
         net: Llama = tiny_llama(1, vocab=tokens.vocab_size, context=32)
         net.requires_grad_(True)
         recipe = train.recipe(this.parameters)
-        log = students.fit(this, "a", net, tokens, recipe, None)
+        log = students.Training(this, "a", tokens).fit(net, recipe)
         hooks.settle()
-        timed = ("train/tokens_per_sec", "train/peak_share", "train/peak_memory_mib")
+        timed = ("train/tokens_per_sec", "train/peak_memory_mib")
         rows = [{k: v for k, v in row.items() if k not in timed} for row in log]
         return {n: w.detach().clone() for n, w in net.named_parameters()} | {"log": rows}
     finally:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tdlib import lora
 from tdlib.model import SHAPES, Llama, LlamaConfig
+from tests.helpers import near, one_line
 
 SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -41,19 +42,6 @@ def some_ids() -> torch.Tensor:
     return torch.randint(97, (2, 32), generator=torch.Generator().manual_seed(1))
 
 
-def near(found, wanted, relative=1e-5):
-    error = (found - wanted).abs().max().item()
-    assert error <= relative * wanted.abs().max().item(), f"{error:.3g} of {wanted.abs().max():.3g}"
-
-
-def one_line(error, *words):
-    text = str(error.value)
-    assert "\n" not in text and all(str(word) in text for word in words), text
-
-
-# --- PEFT
-
-
 @pytest.fixture
 def base(tmp_path):
     tiny().save(tmp_path / "base")
@@ -76,7 +64,7 @@ def test_peft_reads_our_adapters_to_the_same_outputs_sizes_and_gradients(
     assert theirs.peft_config["default"].base_model_name_or_path == str(base)
     for logits in (ours := model(ids), wanted := theirs(ids).logits):
         logits.log_softmax(-1).square().mean().backward()
-    near(ours, wanted)
+    near(ours, wanted, 1e-5)
     assert not torch.allclose(ours, tiny()(ids), atol=1e-2)  # the adapters do something
 
     mine = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -85,7 +73,8 @@ def test_peft_reads_our_adapters_to_the_same_outputs_sizes_and_gradients(
     assert len(mine) == len(yours) == 2 * 7 * 2
     for name, weight in mine.items():
         name, letter = name.rsplit(".lora_", 1)
-        near(weight.grad, yours[f"base_model.model.model.{name}.lora_{letter}.default.weight"].grad)
+        theirs = yours[f"base_model.model.model.{name}.lora_{letter}.default.weight"]
+        near(weight.grad, theirs.grad, 1e-5)
 
 
 @pytest.mark.parametrize("targets", [sorted(SEVEN), ["q_proj", "v_proj"], "all-linear"])
@@ -97,26 +86,8 @@ def test_we_read_pefts_adapters_to_the_same_outputs(targets, base, tmp_path):
     theirs, ids = peft.get_peft_model(hugging_face(base), config), some_ids()
     theirs.save_pretrained(tmp_path / "adapter")
     model = lora.load(Llama.load(base), tmp_path / "adapter")
-    near(model(ids), theirs(ids).logits)
-    near(lora.merge(model)(ids), theirs.merge_and_unload()(ids).logits)
-
-
-@pytest.mark.parametrize(
-    "option", [dict(use_rslora=True), dict(use_dora=True), dict(alpha_pattern={"q_proj": 12}),
-               dict(rank_pattern={"q_proj": 2}), dict(layers_to_transform=[0]),
-               dict(modules_to_save=["lm_head"]), dict(lora_bias=True)],
-    ids=lambda option: next(iter(option)),
-)  # fmt: skip
-def test_a_peft_adapter_that_means_something_else_is_refused_not_misread(option, base, tmp_path):
-    options = dict(target_modules=sorted(SEVEN), init_lora_weights=False) | option
-    config = peft.LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **options)
-    theirs = peft.get_peft_model(hugging_face(base), config)
-    theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    model = Llama.load(base)
-    with pytest.raises(ValueError) as error:
-        lora.load(model, tmp_path / "adapter")
-    one_line(error, tmp_path / "adapter")
-    assert not lora.adapters(model)
+    near(model(ids), theirs(ids).logits, 1e-5)
+    near(lora.merge(model)(ids), theirs.merge_and_unload()(ids).logits, 1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -179,11 +150,11 @@ def test_an_option_of_peft_is_understood_or_refused_by_its_name(change, pefts, t
 def test_an_option_of_peft_that_changes_nothing_is_read_as_peft_does(change, pefts, tmp_path):
     folder, ids = spoilt(pefts, tmp_path / "adapter", **change), some_ids()
     theirs = peft.PeftModel.from_pretrained(hugging_face(pefts / "base"), folder).eval()
-    near(lora.load(tiny(), folder)(ids), theirs(ids).logits)
+    near(lora.load(tiny(), folder)(ids), theirs(ids).logits, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-@pytest.mark.parametrize("share", [0, 0.5, 0.999])
+@pytest.mark.parametrize("share", [0, 0.999])
 def test_a_cut_adapter_is_named(name, share, tmp_path):
     lora.save(adapted(), tmp_path / "adapter")
     path, model = tmp_path / "adapter" / name, tiny()
@@ -205,9 +176,6 @@ def test_adapters_of_the_50m_have_the_sizes_of_the_plan(rank, millions):
     assert round(count / 1e6, 2) == millions
 
 
-# --- attach
-
-
 @torch.no_grad()
 def test_attaching_changes_nothing_to_the_bit():
     model, ids = tiny(), some_ids()
@@ -217,43 +185,26 @@ def test_attaching_changes_nothing_to_the_bit():
     assert {name.rsplit(".", 1)[1] for name in names} == SEVEN and len(names) == 14
 
 
-def test_only_a_and_b_get_gradients_and_a_step_moves_nothing_else():
-    model = adapted()
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    model(some_ids()).square().mean().backward()
-    for name, weight in model.named_parameters():
-        assert (weight.grad is not None) == weight.requires_grad == ("lora_" in name), name
-    weights = [p for p in model.parameters() if p.requires_grad]
-    torch.optim.SGD(weights, lr=1.0).step()
-    for name, weight in model.state_dict().items():
-        assert torch.equal(weight, before[name]) == ("lora_" not in name), name
-
-
-def test_a_new_adapter_learns_at_once():
+def test_only_a_and_b_get_gradients_and_a_new_adapter_learns_at_once():
     """With B zero A gets no gradient at first, but B does: with A zero too it never would."""
-    model = lora.attach(tiny(), 4)
-    model(some_ids()).square().mean().backward()
-    for part in lora.adapters(model).values():
-        assert part.lora_A.any() and part.lora_B.grad.any() and not part.lora_A.grad.any()
+    for model, new in ((adapted(), False), (lora.attach(tiny(), 4), True)):
+        model(some_ids()).square().mean().backward()
+        for name, weight in model.named_parameters():
+            assert (weight.grad is not None) == weight.requires_grad == ("lora_" in name), name
+        for part in lora.adapters(model).values():
+            assert part.lora_A.any() and part.lora_B.grad.any() and part.lora_A.grad.any() != new
 
 
-def test_the_same_seed_gives_the_same_adapters_and_another_seed_others():
-    one, same, other = (
-        {k: v for k, v in lora.attach(tiny(), 4, seed=seed).state_dict().items() if "lora_A" in k}
-        for seed in (5, 5, 6)
-    )
+def test_a_is_drawn_by_the_seed_within_one_over_the_root_of_its_inputs_as_pefts_is():
+    one, same, other = (lora.adapters(lora.attach(tiny(), 16, seed=seed)) for seed in (5, 5, 6))
     torch.manual_seed(123)  # the global generator has no say
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not any(torch.equal(one[name], other[name]) for name in one)
-    a, b = (one[f"layers.{i}.self_attn.q_proj.lora_A"] for i in (0, 1))
-    assert not torch.equal(a, b)
-
-
-def test_a_starts_within_one_over_the_root_of_its_inputs_as_pefts_does():
-    for name, part in lora.adapters(lora.attach(tiny(), 16)).items():
+    for name, part in one.items():
         limit = part.weight.shape[1] ** -0.5
-        assert 0.95 * limit < part.lora_A.abs().max() <= limit, name
-        assert not part.lora_B.any()
+        assert 0.95 * limit < part.lora_A.abs().max() <= limit and not part.lora_B.any(), name
+        assert torch.equal(part.lora_A, same[name].lora_A)
+        assert not torch.equal(part.lora_A, other[name].lora_A)
+    a, b = (one[f"layers.{i}.self_attn.q_proj"].lora_A for i in (0, 1))
+    assert not torch.equal(a, b)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -286,16 +237,12 @@ def test_impossible_ranks_and_targets_are_refused(options, word):
     assert not lora.adapters(model) and model.head.requires_grad
 
 
-def test_a_second_attach_and_a_second_merge_are_refused():
-    model = lora.attach(tiny(), 4)
-    with pytest.raises(ValueError) as error:
-        lora.attach(model, 4)
-    one_line(error, "already", "merge")
-    lora.merge(model)
+def test_a_second_merge_is_refused_and_a_merged_model_is_a_base_like_any_other():
+    model = lora.merge(lora.attach(tiny(), 4))
     with pytest.raises(ValueError) as error:
         lora.merge(model)
     one_line(error, "nothing to merge")
-    lora.attach(model, 4)  # the merged model is a base like any other
+    lora.attach(model, 4)
 
 
 def test_an_adapter_is_refused_by_its_merged_model_and_by_one_that_has_it(tmp_path):
@@ -315,25 +262,13 @@ def test_an_adapter_is_refused_by_its_merged_model_and_by_one_that_has_it(tmp_pa
     assert torch.equal(merged(ids), wanted) and not lora.adapters(merged)
 
 
-# --- merge
-
-
-@pytest.mark.parametrize("rank, scale", [(4, 2.5), (16, 1.0), (1, 0.1)])
-@torch.no_grad()
-def test_the_merged_model_gives_the_adapters_logits(rank, scale):
-    model, ids = adapted(rank, scale), some_ids()
-    wanted = model(ids)
-    assert not torch.allclose(wanted, tiny()(ids), atol=1e-2)
-    near(lora.merge(model)(ids), wanted)
-
-
 @torch.no_grad()
 def test_merging_is_exact_to_1e_5_in_logits_of_several_windows():
-    model = adapted(16, 1.0)
-    ids = torch.randint(97, (8, 32), generator=torch.Generator().manual_seed(2))
-    wanted = model(ids)
-    assert wanted.abs().max() > 2  # a trained model's
-    assert (lora.merge(model)(ids) - wanted).abs().max() <= 1e-5
+    for model in (adapted(16, 1.0), adapted(4, 2.5), adapted(1, 0.1)):
+        ids = torch.randint(97, (8, 32), generator=torch.Generator().manual_seed(2))
+        wanted = model(ids)
+        assert wanted.abs().max() > 2  # a trained model's
+        near(lora.merge(model)(ids), wanted, 1e-5)
 
 
 @torch.no_grad()
@@ -360,34 +295,20 @@ def test_the_merged_model_loads_in_transformers_with_the_same_logits(tmp_path):
     model, ids = adapted(), some_ids()
     wanted = model(ids)
     lora.merge(model).save(tmp_path / "merged")
-    theirs, report = transformers.LlamaForCausalLM.from_pretrained(
-        tmp_path / "merged", output_loading_info=True
-    )
-    assert not any(report.values()), report
-    near(theirs(ids).logits, wanted)
-    assert torch.equal(Llama.load(tmp_path / "merged")(ids), model(ids))
-
-
-# --- files
+    near(hugging_face(tmp_path / "merged")(ids).logits, wanted, 1e-5)
 
 
 @torch.no_grad()
-def test_saved_adapters_load_on_their_base_to_the_same_bits(base, tmp_path):
-    model, ids = adapted(), some_ids()
-    lora.save(model, tmp_path / "adapter")
+def test_saved_adapters_are_the_same_bytes_and_load_on_their_base_to_the_same_bits(base, tmp_path):
+    model, ids, content = adapted(), some_ids(), set()
+    for _ in range(12):
+        lora.save(model, tmp_path / "adapter")
+        content.add((tmp_path / "adapter/adapter_model.safetensors").read_bytes())
+    assert len(content) == 1
     again = lora.load(Llama.load(base), tmp_path / "adapter")
     assert torch.equal(again(ids), model(ids))
-    assert {n for n, p in again.named_parameters() if p.requires_grad} == {
-        n for n, p in model.named_parameters() if p.requires_grad
-    }
-
-
-def test_the_same_adapters_are_the_same_bytes(tmp_path):
-    model, found = adapted(), set()
-    for _ in range(12):
-        lora.save(model, tmp_path / "a")
-        found.add((tmp_path / "a/adapter_model.safetensors").read_bytes())
-    assert len(found) == 1
+    trained = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (again, model)]
+    assert trained[0] == trained[1]
 
 
 def test_the_file_holds_a_rank_by_in_b_out_by_rank_and_pefts_alpha(tmp_path):
@@ -436,9 +357,6 @@ def test_a_model_with_adapters_is_not_saved_as_a_model_and_one_without_not_as_ad
         lora.save(tiny(), tmp_path / "adapter")
     one_line(error, "no adapters")
     assert not list(tmp_path.iterdir())
-
-
-def test_an_absent_adapter_is_refused_by_its_path(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         lora.load(tiny(), tmp_path / "nowhere")
     one_line(error, tmp_path / "nowhere")

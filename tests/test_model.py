@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from tdlib.model import SHAPES, Cache, Llama, LlamaConfig
+from tests import helpers
+from tests.helpers import one_line
 
 CONTEXT = 96
 CONFIGS = {
@@ -58,14 +61,10 @@ def twin(model: Llama) -> transformers.LlamaForCausalLM:
     return theirs
 
 
+# Three layers of float32 sums in another order leave about 2e-6 of the largest logit; a norm's eps
+# or a rotation gone wrong over 1e-2.
 def near(found, wanted, relative=1e-4):
-    """Within 1e-4 of the largest logit: three layers of float32 sums in another order leave about
-    2e-6; a norm's eps or a rotation gone wrong leaves over 1e-2."""
-    error = (found - wanted).abs().max().item()
-    assert error <= relative * wanted.abs().max().item(), f"{error:.3g} of {wanted.abs().max():.3g}"
-
-
-# --- the numbers
+    helpers.near(found, wanted, relative)
 
 
 @every_config
@@ -75,13 +74,6 @@ def test_logits_are_those_of_transformers_at_every_position(change):
     wanted = twin(model)(ids).logits
     assert wanted.std() > 1  # the scaled weights make sharp distributions, errors show
     near(model(ids), wanted)
-
-
-@every_config
-@torch.no_grad()
-def test_hidden_states_times_the_head_are_the_logits(change):
-    model, ids = tiny(**change), some_ids()
-    assert model.head.shape == (211, 64)
     assert torch.equal(model.hidden(ids) @ model.head.T, model(ids))
 
 
@@ -98,10 +90,9 @@ def test_gradients_are_those_of_transformers():
         near(weight.grad, wanted[name].grad)
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2])
 @torch.no_grad()
-def test_a_later_token_never_changes_an_earlier_logit(kv_heads):
-    model, ids = tiny(kv_heads=kv_heads), some_ids(batch=1)
+def test_a_later_token_never_changes_an_earlier_logit():
+    model, ids = tiny(kv_heads=2), some_ids(batch=1)
     before = model(ids)
     for position in (1, 40, CONTEXT - 1):
         other = ids.clone()
@@ -111,9 +102,6 @@ def test_a_later_token_never_changes_an_earlier_logit(kv_heads):
         assert not torch.allclose(after[:, position], before[:, position])
 
 
-# --- the cache
-
-
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize(
     "blocks", [[1] * CONTEXT, [64] + [1] * 32, [5, 1, 30, 2, 58], [1, 95], [CONTEXT]], ids=len
@@ -121,24 +109,10 @@ def test_a_later_token_never_changes_an_earlier_logit(kv_heads):
 @torch.no_grad()
 def test_cached_steps_give_the_logits_of_one_full_forward(kv_heads, blocks):
     model, ids = tiny(kv_heads=kv_heads), some_ids(batch=3)
-    cache = Cache(model.config, batch=3, size=CONTEXT, like=model.head)
+    cache = Cache(model.config, batch=3, size=CONTEXT, like=model.head)  # exactly what is needed
     parts = [model(block, cache) for block in ids.split(blocks, dim=1)]
     assert cache.length == CONTEXT
     near(torch.cat(parts, dim=1), model(ids), 1e-5)
-
-
-@torch.no_grad()
-def test_a_cache_of_exactly_the_tokens_needed_is_enough():
-    model, ids = tiny(), some_ids(length=20)
-    cache = Cache(model.config, batch=2, size=20, like=model.head)
-    for block in ids.split([12, 1, 7], dim=1):
-        logits = model(block, cache)
-    near(logits, model(ids)[:, -7:], 1e-5)
-
-
-def one_line(error, *words):
-    text = str(error.value)
-    assert "\n" not in text and all(str(word) in text for word in words), text
 
 
 @torch.no_grad()
@@ -156,22 +130,17 @@ def test_more_tokens_than_the_context_are_refused_and_leave_the_cache_alone():
     model(some_ids(length=1), cache)
 
 
-# --- sizes and start
-
-
-@pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_parameters_property_is_the_true_count(name, tied):
-    config = LlamaConfig(vocab_size=51_800, tied=tied, **SHAPES[name])
-    with torch.device("meta"):
-        model = Llama(config)
-    assert sum(p.numel() for p in model.parameters()) == config.parameters
-    assert model.embed_tokens.weight.numel() == config.embedding_parameters
-
-
-def test_the_parameters_property_counts_grouped_and_wide_heads():
-    for change in CONFIGS.values():
-        model = tiny(**change)
+def test_the_parameters_property_is_the_true_count(tied):
+    for shape in SHAPES.values():
+        config = LlamaConfig(vocab_size=51_800, tied=tied, **shape)
+        with torch.device("meta"):
+            model = Llama(config)
+        assert sum(p.numel() for p in model.parameters()) == config.parameters
+        assert model.embed_tokens.weight.numel() == config.embedding_parameters
+        assert shape["dim"] % 32 == 0 and shape["mlp_dim"] % 32 == 0  # 4-bit blocks divide them
+    grouped_or_wide = [tiny(**change) for change in CONFIGS.values()]
+    for model in grouped_or_wide:
         assert sum(p.numel() for p in model.parameters()) == model.config.parameters
 
 
@@ -188,11 +157,6 @@ def test_shapes_have_the_sizes_of_the_plan(name, low, high):
     config = LlamaConfig(vocab_size=51_800, **SHAPES[name])
     assert low <= config.parameters / 1e6 <= high
     assert config.context == 2048 and config.rope_theta == 10000.0 and config.norm_eps == 1e-6
-
-
-def test_every_shape_has_widths_that_4_bit_blocks_divide():
-    for shape in SHAPES.values():
-        assert shape["dim"] % 32 == 0 and shape["mlp_dim"] % 32 == 0
 
 
 def test_weights_start_at_0_02_and_residual_outputs_smaller_by_the_root_of_twice_the_layers():
@@ -214,9 +178,6 @@ def test_heads_that_do_not_fit_are_refused():
         with pytest.raises(ValueError) as error:
             tiny(**change)
         one_line(error, next(iter(change.values())))
-
-
-# --- files
 
 
 @every_config
@@ -253,23 +214,15 @@ def test_we_load_the_shards_of_transformers(tmp_path):
 
 
 @torch.no_grad()
-def test_half_precision_files_are_loaded_in_float32(tmp_path):
-    theirs, ids = twin(tiny()).bfloat16(), some_ids()
-    theirs.save_pretrained(tmp_path)
-    model = Llama.load(tmp_path)
-    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-    # loaded anew: .bfloat16() also rounded the frequencies of its RoPE
-    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    near(model(ids), theirs(ids).logits)
-
-
-@torch.no_grad()
-def test_a_model_in_bfloat16_is_saved_as_such(tmp_path):
-    model = tiny().bfloat16()
-    model.save(tmp_path / "model")
+def test_half_precision_is_saved_as_such_and_loaded_in_float32(tmp_path):
+    tiny().bfloat16().save(tmp_path / "model")
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "model")
     assert theirs.dtype == torch.bfloat16
-    assert torch.equal(theirs.model.embed_tokens.weight, model.embed_tokens.weight)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, ids = Llama.load(tmp_path / "theirs"), some_ids()
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    near(model(ids), theirs(ids).logits)
 
 
 def test_a_tied_head_is_stored_once_and_given_files_are_copied(tmp_path):
@@ -282,17 +235,12 @@ def test_a_tied_head_is_stored_once_and_given_files_are_copied(tmp_path):
     assert "lm_head.weight" in load_file(tmp_path / "untied" / "model.safetensors")
 
 
-def test_config_json_has_the_spellings_of_transformers_4_and_5(tmp_path):
-    tiny(rope_theta=500.0).save(tmp_path / "model")
+def test_config_json_is_that_of_transformers_4_and_5(tmp_path):
+    model = tiny(rope_theta=500.0)
+    model.save(tmp_path / "model")
     c = json.loads((tmp_path / "model" / "config.json").read_text())
     assert c["rope_theta"] == c["rope_parameters"]["rope_theta"] == 500.0
     assert c["torch_dtype"] == c["dtype"] == "float32"
-
-
-@torch.no_grad()
-def test_a_config_of_transformers_4_is_read(tmp_path):
-    model = tiny(rope_theta=500.0)
-    model.save(tmp_path / "model")
     edit(tmp_path / "model", rope_parameters=None, dtype=None, rope_scaling={}, head_dim=None)
     assert Llama.load(tmp_path / "model").config == model.config
 
@@ -311,7 +259,11 @@ def test_a_failed_save_leaves_the_old_model_whole_and_a_new_one_absent(tmp_path)
     assert not (tmp_path / ".model.new").exists() and not (tmp_path / ".model.old").exists()
 
 
-# --- what is refused
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    tiny().save(folder)
+    return folder
 
 
 def edit(folder, **changes):
@@ -324,24 +276,18 @@ def edit(folder, **changes):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (dict(model_type="qwen2"), ["model_type", "qwen2", "llama"]),
         (dict(model_type=None), ["model_type", "llama"]),
-        (dict(hidden_act="gelu"), ["hidden_act", "gelu", "silu"]),
         (dict(attention_bias=True), ["attention_bias"]),
         (dict(mlp_bias=True), ["mlp_bias"]),
         (dict(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5}), ["RoPE", "llama3"]),
-        (dict(rope_parameters=None, rope_scaling={"type": "linear", "factor": 2.0}),
-         ["RoPE", "linear"]),
         (dict(rope_parameters=None, rope_scaling={"rope_type": "yarn"}), ["RoPE", "yarn"]),
         (dict(intermediate_size=96), ["mlp.down_proj", "80", "96"]),
         (dict(vocab_size=212), ["embed_tokens", "211", "212"]),
         (dict(num_hidden_layers=4), ["layers.3", "missing"]),
         (dict(num_hidden_layers=2), ["layers.2", "unknown"]),
         (dict(num_key_value_heads=2), ["k_proj"]),
-        (dict(tie_word_embeddings=False), ["lm_head", "missing"]),
         (dict(vocab_size=None), ["vocab_size", "missing"]),
         # options that change numbers, known and not
-        (dict(rope_scaling={"rope_type": "linear", "factor": 2.0}), ["RoPE", "linear"]),
         (dict(rope_parameters={"rope_type": "default", "factor": 4.0}), ["factor", "4.0", "1"]),
         (dict(rope_parameters={"full_attention": {"rope_theta": 5e5}}), ["full_attention"]),
         (dict(partial_rotary_factor=0.5), ["partial_rotary_factor", "0.5"]),
@@ -361,15 +307,14 @@ def edit(folder, **changes):
         (dict(rope_parameters={"rope_theta": 0}), ["rope_theta", "0.0"]),
         (dict(hidden_size=math.inf), ["hidden_size", "inf"]),
         (dict(hidden_size=10**400), ["hidden_size", "1000"]),
-        (dict(num_hidden_layers=10**9), ["layers", "1,000,000,000", "1,024"]),
         (dict(vocab_size=10**12), ["vocab_size", "1,000,000,000,000", "16,777,216"]),
         (dict(max_position_embeddings=10**12), ["context", "1,048,576"]),
         (dict(head_dim=2**20, max_position_embeddings=2**20), ["head_dim", "134,217,728"]),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )  # fmt: skip
-def test_a_config_this_model_cannot_be_is_refused_by_name(change, words, tmp_path):
-    tiny().save(tmp_path / "model")
+def test_a_config_this_model_cannot_be_is_refused_by_name(change, words, saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "model")
     edit(tmp_path / "model", **change)
     with pytest.raises(ValueError) as error:
         Llama.load(tmp_path / "model")
@@ -483,24 +428,3 @@ def test_missing_and_unknown_tensors_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError) as error:
         Llama.load(tmp_path / "model")
     one_line(error, tmp_path, "model.layers.0.engram.weight", "unknown")
-
-
-@pytest.mark.parametrize("keep", [0, 5, 2000, -1])
-def test_a_truncated_file_is_refused_by_its_path(keep, tmp_path):
-    tiny().save(tmp_path / "model")
-    path = tmp_path / "model" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError) as error:
-        Llama.load(tmp_path / "model")
-    one_line(error, path)
-
-
-def test_an_absent_folder_or_file_is_refused_by_its_path(tmp_path):
-    with pytest.raises(FileNotFoundError) as error:
-        Llama.load(tmp_path / "nowhere")
-    one_line(error, tmp_path / "nowhere")
-    tiny().save(tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError) as error:
-        Llama.load(tmp_path / "model")
-    one_line(error, tmp_path / "model", "safetensors")

@@ -51,6 +51,29 @@ def test_a_notebook_is_thin_and_has_prose_before_every_code_cell(path):
             assert len(cell.source.splitlines()) <= 15, cell.source
 
 
+METHOD = {  # what a reader of a notebook sees called there, in this order
+    "00_teacher": "Llama train.recipe training.fit training.save",
+    "01_distill": "Llama from_teacher train.recipe training.targets training.fit training.save",
+    "02_hard_set": "selection.score hard_set.Rule.of hard_set.choose choice.keep",
+    "03_lora": "lora.attach training.targets training.fit adapters.save lora.merge",
+    "04_merge_eval": "adapters.load lora.merge",
+    "05_progressive": "Llama from_teacher training.targets training.fit training.save",
+}
+
+
+@pytest.mark.parametrize("stem", METHOD)
+def test_a_notebook_shows_the_method(stem):
+    calls = []
+    for cell in cells(ROOT / f"notebooks/{stem}.ipynb", "code"):
+        nodes = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
+        nodes.sort(key=lambda node: (node.lineno, node.col_offset))
+        for node in nodes:
+            name = ast.unparse(node.func)
+            calls.append(ast.unparse(node.args[1]) if name == "this.once" else name)
+    places = [calls.index(name) for name in METHOD[stem].split()]
+    assert places == sorted(places)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_every_parameter_has_a_comment_and_a_rule_and_its_default_passes(path):
     declared = parameters.declared(path.stem)

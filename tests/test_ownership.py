@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tdbook.analysis import features
-from tdbook.book import opening
+from tdbook.book import common
 from tdbook.corpus import tokenizer_files
 from tdbook.export import cards, gguf_file
 from tdbook.runs import ownership, parameters, sweeps
@@ -426,10 +426,10 @@ def test_a_cards_place_is_its_owners(tmp_path, monkeypatch):
     mine(tmp_path / "models/a/w")
     for text in ("card", "a later card"):
         monkeypatch.setattr(cards, "card", lambda *_, text=text: text)
-        opening._card(this, "a", None, {})
+        common.write_card(this, "a", None, {})
         assert (tmp_path / "models/a/README.md").read_text() == text
     mine(tmp_path / "models/a/README.md", "the owner's own")
-    opening._card(this, "a", None, {})
+    common.write_card(this, "a", None, {})
     assert (tmp_path / "models/a/README.md").read_text() == "the owner's own"
 
 
@@ -476,23 +476,23 @@ def test_make_clean_takes_the_books_own_environment_alone(made, tmp_path):
 PLACES = {
     "test_an_empty_folder_and_one_of_the_books_are_replaced_and_what_others_put_there_stays": """
         files.whole_folder files._put files.mark model.Llama.save lora.save token_files.write_tokens
-        token_files._write_table token_files.link_tokens""",
+        token_files.link_tokens""",
     "test_what_a_kill_leaves_is_the_old_or_the_new_folder_and_nothing_of_others_is_lost": """
         files._finish""",
     "test_temporary_names_are_no_one_elses": """files.replacing files.write_whole files._remove
         data.weighted""",
     "test_what_another_left_at_a_place_of_a_run_is_refused_by_name": """
-        students._log.record replay.weighed running.Run.figure running.Run.table running.Run.finish
+        students.Log.record adapters.weighed running.Run.figure running.Run.table running.Run.finish
         running.Run._begin_anew heartbeat.write_state
-        execute._settled execute._write_notebooks_whole run_pages._write choice.keep hard_set.new_scores
+        execute._settled execute._write_notebooks_whole run_pages._write hard_set.keep hard_set.new_scores
         evaluate.Evaluation.save""",
     "test_a_website_is_no_run_folder": "run_pages._write_index",
     "test_of_a_runs_checkpoints_only_its_own_go": """running.clear_checkpoint checkpoint.save
         running.Run._keep_or_refuse_checkpoint""",
-    "test_a_cards_place_is_its_owners": "opening._card",
+    "test_a_cards_place_is_its_owners": "common.write_card",
     "test_a_cache_takes_no_file_that_it_did_not_make": "cache._make",
     "test_cleaning_removes_kept_targets_alone": "ownership.clean_cache",
-    "test_a_job_of_workers_takes_no_folder_of_another": """worker.fit worker._write worker._run
+    "test_a_job_of_workers_takes_no_folder_of_another": """worker.fit worker._write worker._run worker._start
         worker._launch worker._work worker._train worker._pack worker._teller""",
     "test_features_and_losses_of_another_stay": "features.of",
     "test_a_sweep_takes_no_file_of_another_and_no_folder_in_a_links_place": """sweeps.write
@@ -508,7 +508,7 @@ PLACES = {
     "it adds to the end": "hooks._main devices._locked",
     "a hidden name of the book's own": """scheduler.make scheduler._snakemake scheduler._command_of
         execute.execute sessions.session cluster.options ownership.claim hashes._remember""",
-    "a broken record is renamed to .broken, never removed": "files.set_aside",
+    "a broken record is renamed to .broken, never removed": "disk.set_aside",
     "a name that holds the second when the run began": "running.Run._keep_the_old",
     "this process's own entry in /proc": "doctor.step",
     "no file: what it calls `write` makes text": "speed.measure",

@@ -11,12 +11,13 @@ import torch
 from tdbook.analysis import features
 from tdbook.book import reality, selection, students
 from tdbook.corpus import token_files
+from tdbook.report import words
 from tdbook.runs import hashes, parameters
 from tdbook.runs.running import start
 from tdbook.workflow import workload
 from tdlib import data, hard_set, train
 from tdlib.data import Windows
-from tdlib.model import LlamaConfig
+from tdlib.model import Llama, LlamaConfig
 from tests.test_features import T, folder_of
 
 NAN = float("nan")
@@ -132,9 +133,9 @@ def test_03_repeats_what_02_counted_before_anything_else(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "02_hard_set.json").write_text(json.dumps(record))
     this = SimpleNamespace(out=tmp_path, run="03_lora-hard", parameters={"base": "50m"})
-    assert "**⚠ 50m is better than its teacher on 72.0%" in selection.said_by_02(this)
+    assert "**⚠ 50m is better than its teacher on 72.0%" in selection.what_02_counted(this)
     this.parameters = {"base": "80m"}
-    assert "No record of 02" in selection.said_by_02(this)
+    assert "No record of 02" in selection.what_02_counted(this)
 
 
 # folds
@@ -147,6 +148,16 @@ def tokens(tmp_path) -> data.Tokens:
     rows = "".join(f"train\t{i * 200}\t{200 + (i == 127)}\ta\n" for i in range(128))
     (folder / "documents.tsv").write_text(f"split\tstart\ttokens\tsource\n{rows}val\t0\t99\ta\n")
     return token_files.open_tokens(folder)
+
+
+def trained_student(this, config: LlamaConfig, tokens: data.Tokens) -> Llama:
+    """As 01 trains it, on the text alone."""
+    torch.manual_seed(this.parameters["seed"])
+    p, net = this.parameters, Llama(config)
+    recipe = train.recipe(p)
+    rows = students.windows_read(tokens, recipe, p["left_out"], p["distinct_tokens"])
+    students.Training(this, p["student"], tokens).fit(net, recipe, rows=rows)
+    return net
 
 
 def test_folds_are_whole_documents_each_window_in_one(tokens):
@@ -176,7 +187,7 @@ def test_a_training_never_reads_the_fold_it_leaves_out(tokens, tokenizer, tmp_pa
         (tmp_path / text / "tokens").symlink_to(folder)
         this, opened = start("01_distill", given), token_files.open_tokens(folder)
         config = LlamaConfig(700, context=T, layers=1, heads=2, dim=32, mlp_dim=48)
-        net, _ = students.student(this, "a", config, opened, train.recipe(this.parameters), None)
+        net = trained_student(this, config, opened)
         weights.append(torch.cat([w.flatten() for w in net.parameters()]))
         this.detach()
     assert torch.equal(*weights) == same
@@ -206,7 +217,7 @@ def test_distinct_tokens_are_the_first_of_a_shorter_training_again_in_every_epoc
             return batch(of, rows_B, *device)
 
         monkeypatch.setattr(Windows, "batch", seen)
-        students.student(this, name, config, opened, train.recipe(this.parameters), None)
+        trained_student(this, config, opened)
         this.detach()
         size = workload.Size(700, T, len(opened.train), len(opened.val), 1, "")
         return rows, workload.of_run(this.parameters, size, config, {}).trainings[0]
@@ -249,16 +260,16 @@ def test_a_share_is_of_what_was_scored_and_is_not_junk():
     junk_N[np.isnan(difficulty_N)] *= rng.integers(0, 2, np.isnan(difficulty_N).sum(), np.uint8)
     p = {"share": 0.2, "threshold": None, "leave_out_junk": True, "clip": 0.05, "easy_share": 0.5,
          "token_share": 0.3, "seed": 3, "base": "50m"}  # fmt: skip
-    chosen = hard_set.made(difficulty_N, p, junk_N)
+    chosen = hard_set.choose(difficulty_N, hard_set.Rule.of(p), junk_N)
     left = np.isfinite(difficulty_N) & (junk_N == 0)
     hard_N = hard_set.hard(chosen, difficulty_N)
     assert hard_N.sum() == pytest.approx(0.2 * left.sum(), abs=1)
     ordered = np.flatnonzero(left)[np.argsort(-difficulty_N[left])][round(0.05 * left.sum()) :]
     assert set(np.flatnonzero(hard_N)) == set(ordered[: hard_N.sum()])
     assert chosen.easy == round(0.5 * hard_N.sum()) and chosen.token_share == 0.3
-    said = hard_set.in_words(chosen, p)
+    said = words.choice(chosen, p["base"])
     assert f"{chosen.easy:,} easy ones" in said and "without junk" in said and "30%" in said
-    plain = hard_set.made(difficulty_N, {"share": 0.2})
+    plain = hard_set.choose(difficulty_N, hard_set.Rule(share=0.2))
     assert len(plain.windows_K) == pytest.approx(0.2 * np.isfinite(difficulty_N).sum(), abs=1)
 
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdbook.book import replay
-from tdlib import checkpoint, data, hard_set, lora, losses, train
+from tdbook.book import adapters
+from tdlib import checkpoint, data, hard_set, losses, train
 from tdlib.hard_set import HardSet
 from tdlib.model import Llama, LlamaConfig
+from tdlib.targets import Online
 
 V, T = 40, 8
+NAN = float("nan")
 RECIPE = train.Recipe(
     learning_rate=1e-2, epochs=1.0, batch_tokens=4 * T, micro_windows=4, ce_weight=0.3,
     temperature=2.0, warmup_share=0.1,
@@ -50,7 +52,7 @@ def test_a_token_of_weight_two_is_the_token_counted_twice():
     ids_BT, targets_BT = weighted.batch(rows)
     times_BT = torch.from_numpy(weighted.weights_of(rows))
     found = train.batch_loss(
-        student, teacher, ids_BT, targets_BT, RECIPE, weights_BT=times_BT
+        student, Online(teacher), ids_BT, targets_BT, RECIPE, weights_BT=times_BT
     )  # fmt: skip
     found.loss.backward()
     own = [w.grad.clone() for w in student.parameters()]
@@ -80,23 +82,15 @@ def test_weights_of_nought_and_one_train_as_a_mask_does():
     assert not torch.equal(trained(replace(windows(), weights=weights)), trained(windows()))
 
 
-def test_equal_weights_change_nothing_and_a_masked_token_has_none():
+def test_equal_weights_change_nothing_nor_does_how_a_step_is_split():
     same = trained(replace(windows(), weights=np.full(12 * T + 1, 2, "u1")))
     torch.testing.assert_close(same, trained(windows()), rtol=1e-5, atol=1e-7)
-    mask = some_weights(2, most=1)
-    both = replace(windows(), mask=mask, weights=some_weights(3))
-    np.testing.assert_array_equal(
-        both.weights_of(np.arange(12)).ravel(), (some_weights(3) * (mask > 0))[1:]
-    )
-
-
-@pytest.mark.parametrize("micro_windows", [1, 3])
-def test_how_a_step_is_split_does_not_matter_to_weighted_tokens(micro_windows):
     given = replace(windows(), weights=some_weights())
-    torch.testing.assert_close(
-        trained(given, replace(RECIPE, micro_windows=micro_windows)), trained(given),
-        rtol=1e-3, atol=1e-5,
-    )  # fmt: skip
+    split = trained(given, replace(RECIPE, micro_windows=3))
+    torch.testing.assert_close(split, trained(given), rtol=1e-3, atol=1e-5)
+    mask = some_weights(2, most=1)  # a masked token has no weight
+    weights_BT = replace(given, mask=mask).weights_of(np.arange(12))
+    np.testing.assert_array_equal(weights_BT.ravel(), (some_weights() * (mask > 0))[1:])
 
 
 def test_token_mode_takes_those_tokens_of_a_window_on_which_the_student_is_furthest_behind():
@@ -133,27 +127,28 @@ def test_weights_beside_the_ids_are_a_file_of_zeros_that_can_be_filled(tmp_path)
     assert back.train.weights.sum() == back.train.weights[5] == 2 and back.val.weights is None
 
 
-def test_what_is_replayed_is_as_much_as_the_hard_set_or_all():
-    difficulty_N = np.array([0.1, np.nan, -1.0, 0.5, 0.0, 2.0, -0.5, np.nan])
-    chosen = hard_set.select(difficulty_N, threshold=0.4)
-    given = {
-        w: hard_set.replayed(chosen, w, 8, 1, difficulty_N) for w in ("hard", "easiest", "all")
-    }
-    assert given["hard"].tolist() == [3, 5] and given["easiest"].tolist() == [2, 6]
-    assert given["all"].tolist() == list(range(8))
-    with pytest.raises(ValueError, match="'easiest' needs 7 windows that were scored"):
-        hard_set.replayed(HardSet(np.arange(7), 0.0, 0.9), "easiest", 8, 1, difficulty_N)
+def test_what_is_replayed_is_as_much_as_the_hard_set_or_all_that_has_a_target(tmp_path):
+    mask = np.ones(len(windows(12).ids), "u1")
+    mask[: 2 * T + 1] = 0  # the first two windows
+    tokens = SimpleNamespace(train=replace(windows(12), mask=mask))
+    loss_N = np.array([NAN, NAN, 0.1, 0.3, -1.0, 0.5, 0.0, 2.0, -0.5, 1.0, NAN, 0.2])
+    with hard_set.new_scores(tmp_path / "a.npy", 12) as loss_2N:
+        loss_2N[:] = loss_N, np.zeros(12)
 
+    def rows(how: str, k: int = 3, seed: int = 1) -> list[int]:
+        p = {"windows": how, "seed": seed, "scores": "a.npy"}
+        this = SimpleNamespace(parameters=p, path=lambda *names: tmp_path / names[-1])
+        return adapters.windows_replayed(
+            this, HardSet(np.arange(12 - k, 12), 0.1, 0.1), tokens
+        ).tolist()
 
-def test_a_replay_of_random_windows_has_as_many_targets_as_one_of_hard_ones():
-    given, mask = windows(12), np.ones(len(windows(12).ids), "u1")
-    t = given.context
-    mask[: 9 * t + 1] = 0  # the first nine windows
-    tokens = SimpleNamespace(train=replace(given, mask=mask))
-    for how, wanted in (("random", 2), ("all", 3)):
-        this = SimpleNamespace(parameters={"windows": how, "seed": 3})
-        rows = replay.replayed(this, HardSet(np.array([9, 11]), 0.1, 0.1), tokens)
-        assert len(set(rows.tolist())) == wanted and rows.min() >= 9
+    assert rows("hard") == [9, 10, 11] and rows("easiest") == [4, 6, 8]
+    assert rows("all") == list(range(2, 12))
+    drawn = [rows("random", seed=s) for s in range(40)]
+    assert all(r == sorted({*r}) and len(r) == 3 and r[0] >= 2 for r in drawn)
+    assert drawn[3] == rows("random", seed=3) and {*np.ravel(drawn)} == {*range(2, 12)}
+    with pytest.raises(ValueError, match="'easiest' needs 10 windows that were scored"):
+        rows("easiest", 10)
 
 
 def test_steps_without_a_target_do_not_make_the_next_ones_look_like_a_jump():
@@ -162,12 +157,7 @@ def test_steps_without_a_target_do_not_make_the_next_ones_look_like_a_jump():
     state = checkpoint.State(model(1), RECIPE, "cpu", {})
     for step, loss in enumerate([0.0, *[5.0] * 3, *[0.0] * 200, 5.0], 1):
         state.update(step, 1e-3, torch.tensor(loss))
-    assert not state.skipped and state.usual == 5
-
-
-def test_an_adapter_can_sit_beside_some_linears_alone():
-    net = lora.attach(model(1), 2, targets=("q_proj", "down_proj"))
-    assert {name.rpartition(".")[2] for name in lora.adapters(net)} == {"q_proj", "down_proj"}
+    assert not state.skipped and state.loss_ema == 5
 
 
 def test_cached_draws_are_weighed_alike():

@@ -20,12 +20,11 @@ from nbclient.exceptions import DeadKernelError
 
 from tdbook import __main__
 from tdbook.report import pages
-from tdbook.runs import hashes, heartbeat, parameters, provenance, running
+from tdbook.runs import disk, hashes, heartbeat, parameters, provenance, running
 from tdbook.runs.hashes import older_code
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import clear, start
 from tdbook.workflow import execute, graph, request, status
-from tdlib import files
 from tests.small_book import COMMON, OWN, REPOSITORY, alive, called, processes_of, wait_for, yaml
 
 
@@ -580,7 +579,7 @@ def elsewhere(root, monkeypatch):
     argv = ["/bin/false", "{connection_file}"]
     kernel.write_text(json.dumps({"argv": argv, "display_name": "3", "language": "python"}))
     monkeypatch.setenv("JUPYTER_PATH", str(root / "jupyter"))
-    for name in files.HOMES:
+    for name in disk.HOMES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/dev/null")
 
@@ -646,13 +645,13 @@ def test_where_home_cannot_be_written_what_runs_below_writes_elsewhere(tmp_path,
     (tmp_path / "not mine/.cache").write_text("somebody's")  # only that cannot be written
     (tmp_path / "spare").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spare"))
-    for name in files.HOMES:
+    for name in disk.HOMES:
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("HOME", str(tmp_path / home) if "mine" in home else home)
     monkeypatch.setattr("os.path.expanduser", lambda path: os.environ.get("HOME", "~"))
-    files.find_homes()
-    places = {name: os.environ[name] for name in files.HOMES if os.environ[name]}
-    spare = {"mine": [], "not mine": ["XDG_CACHE_HOME"]}.get(home, [*files.HOMES])
+    disk.find_homes()
+    places = {name: os.environ[name] for name in disk.HOMES if os.environ[name]}
+    spare = {"mine": [], "not mine": ["XDG_CACHE_HOME"]}.get(home, [*disk.HOMES])
     assert [*places] == spare
     assert all(str(path).startswith(str(tmp_path / "spare")) for path in places.values())
 
@@ -660,10 +659,10 @@ def test_where_home_cannot_be_written_what_runs_below_writes_elsewhere(tmp_path,
 def test_a_spare_home_of_another_user_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / f"tdlib-home-{os.getuid()}").symlink_to(tmp_path)
-    for name in files.HOMES:
+    for name in disk.HOMES:
         monkeypatch.setenv(name, "/proc/nowhere")
     with pytest.raises(OSError, match="another user's: give JUPYTER_RUNTIME_DIR= a folder of"):
-        files.find_homes()
+        disk.find_homes()
 
 
 # --- names

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from tdbook.analysis import intervals
-from tdbook.book import selection, students
-from tdbook.report import tables
+from tdbook.report import tables, words
 from tdbook.runs import heartbeat
 from tdlib import hard_set
 from tdlib.shapes import SHAPES
@@ -157,8 +156,8 @@ def test_hard_and_easy_are_means_of_their_windows_and_changes_against_the_base()
     far = 0.5 * 12.706 / 1.95996 * math.sqrt(2)
     ends = parts.loc["adapter", ["easy low", "easy high"]].tolist()
     assert ends == pytest.approx([0.5 - far, 0.5 + far], rel=1e-4)
-    words = "4.000|−1.000 [−1.000, −1.000]|2.500|+0.500 [−4.084, +5.084]"
-    assert tables.hard_and_easy_words(parts).loc["adapter"].tolist() == words.split("|")
+    written = "4.000|−1.000 [−1.000, −1.000]|2.500|+0.500 [−4.084, +5.084]"
+    assert tables.hard_and_easy_words(parts).loc["adapter"].tolist() == written.split("|")
 
 
 def test_shares_by_source_are_counted_by_window():
@@ -266,32 +265,20 @@ def log(*losses: float) -> list[dict]:
     return [{"tokens": 100 * i, "val/loss": x} for i, x in enumerate(losses)]
 
 
-def test_a_curve_is_told_by_its_ends_and_whether_it_still_falls():
-    words = students.curve_in_words({"a": log(5.0, 4.0, 3.9), "b": log(5.0)})
-    assert words == "In the last of 2 parts the loss of a still fell by 0.100: train longer."
-    flat = students.curve_in_words({"a": log(5.0, 4.0, 3.99)})
-    assert flat.endswith("the loss of a changed by -0.010.")
-
-
-def test_where_one_curve_meets_the_end_of_another_is_said():
+def test_curves_are_told_by_their_ends_and_where_one_meets_the_end_of_another():
+    still = words.curves({"a": log(5.0, 4.0, 3.9)})
+    assert still == "In the last of 2 parts the loss of a still fell by 0.100: train longer."
+    assert words.curves({"given": log(5.0)}) == ""
+    assert words.curves({"a": log(5.0, 4.0, 3.99)}).endswith("the loss of a changed by -0.010.")
     first = log(6.0, 5.0, 4.0)
-    words = students.reached_in_words({"50m": first, "50m-sliced": log(5.5, 4.0, 3.0)})
-    assert words == " 50m-sliced was at the 4.000 where 50m ends after 50% of its training."
-    words = students.reached_in_words({"50m": first, "50m-sliced": log(3.9, 3.8, 3.7)})
-    assert words == " 50m-sliced was at the 4.000 where 50m ends before its first step."
-    assert "never" in students.reached_in_words({"50m": first, "worse": log(6.0, 5.0, 4.1)})
-    assert students.reached_in_words({"50m": first}) == ""
+    others = {"after 50%": (5.5, 4.0, 3.0), "after 0%": (3.9, 3.8), "never": (6.0, 5.0, 4.1)}
+    for when, losses in others.items():
+        both = words.curves({"50m": first, "other": log(*losses)})
+        assert f"other reached the 4.000 where 50m ends {when}" in both
 
 
-def test_difficulty_is_told_by_what_the_hard_windows_hold():
-    student_N, teacher_N = np.array([1.0, 2, 3, 4, np.nan]), np.array([0.9, 1.9, 2.8, 3.0, 1])
-    scores = hard_set.Scores(student_N, teacher_N)
-    chosen = hard_set.select(scores.difficulty_N, threshold=0.15)
-    # difficulty 0.1, 0.1, 0.2, 1.0, none: the last two hold 1.2 of 1.4
-    words = selection.difficulty_in_words(scores)
-    assert "Half of the windows lie above +0.150 nats" in words
-    both = np.corrcoef(student_N[:4], teacher_N[:4])[0, 1]
-    alone = np.corrcoef((student_N - teacher_N)[:4], teacher_N[:4])[0, 1]
-    assert f"correlation of {both:.2f} with its teacher's; difficulty, of {alone:+.2f}." in words
-    found = selection.hard_set_finding("a", {"student_better": 0}, chosen, scores.difficulty_N)
+def test_the_finding_of_02_says_what_the_hard_windows_hold():
+    difficulty_N = np.array([0.1, 0.1, 0.2, 1.0, np.nan])  # the last two hold 1.2 of 1.4
+    chosen = hard_set.select(difficulty_N, threshold=0.15)
+    found = words.hard_windows("a", {"student_better": 0}, chosen, difficulty_N)
     assert found.startswith("The hardest 50.0% of the windows (0.150 nats and more) hold 86% of")

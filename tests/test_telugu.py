@@ -1,8 +1,10 @@
 """The Telugu writer: spelling, paradigms and agreement against tables typed here by hand."""
 
+import hashlib
 import re
 import unicodedata
 from collections import Counter
+from itertools import cycle
 from random import Random
 
 import numpy as np
@@ -69,26 +71,13 @@ AGREES = {
 }
 KIN = {w.split()[0] for words in grammar.WORDS["relations"].values() for w in words} | {"భార్య"}
 MORE_CLAUSES = "గానే |ాడని |సరికి |ాక |తర్వాత |ప్పుడు |ుండగా |ేందుకు |కానీ |కాబట్టి |ముందే |ే\\.|[;,“:]"
-ROLES = {
-    word.replace("_", " ")
-    for topic in grammar.WORDS["topics"].values()
-    for group in (
-        *(topic.get(key, []) for key in "mfpn"),
-        *(re.split("[@!~|; ]", script.split(";")[0]) for script in topic["scripts"]),
-    )
-    for word in group
-    if word
-}
-ROLE = f"({'|'.join(sorted(ROLES, key=len, reverse=True))})"
 ELDERS = "|".join(word for words in grammar.WORDS["elder"].values() for word in words)
-MARKS = {  # what a sentence of the kind has, and what hardly any other has
+MARKS = {  # what a sentence of a rare kind has, and hardly any other
     "honorific": f"({ELDERS})గార[ుూ][ ,]",
     "future_negative": "ఇకపై|ఎన్నటికీ|ఎప్పటికీ",
     "negative_conditional": "కపోతే ",
     "concessive": "(ినా|ైనా) ",
     "passive": " చేత .*బ(డింది|డ్డారు|డ్డాయి)",
-    "relative": f"న {ROLE} .*(డు|ది|రు)\\.$",
-    "negative_relative": f"ని {ROLE} (లేడు|లేదు|లేరు)\\.$",
     "archaic_case": "ంబు(న|నందు|కొఱకు|వలన|చేత) .*(ెను|ిరి)",
     "gasadadava_sandhi": "(అతడు|వారు|రాజు)[గసడదవ].*(ెను|ిరి)",
     "classical_numeral": "ది (రెండు|మూడు|నాలుగు|ఐదు|ఆరు|ఏడు|ఎనిమిది|తొమ్మిది) .*(కలవు|ఉండెను)",
@@ -112,20 +101,24 @@ def written():
 
 @pytest.fixture(scope="module")
 def sentences(written):
-    return [s for d in written[0] for line in d.lines for s in split(line)]
+    return [s for d in written for line in d.lines for s in split(line)]
 
 
 def test_same_seed_same_text_and_another_seed_another():
-    assert writer.write(20_000, 7) == writer.write(20_000, 7)
-    assert writer.write(20_000, 7)[0] != writer.write(20_000, 8)[0]
+    assert writer.write(20_000, 7) == writer.write(20_000, 7) != writer.write(20_000, 8)
+
+
+def test_a_seed_writes_what_it_always_wrote():
+    """Runs are compared on the same text, whenever they were made."""
+    text = repr([(d.source, d.lines) for d in writer.write(44_000, 0)])  # of the smoke profile
+    wanted = "6738b7e3e2cddebb"
+    assert hashlib.sha256(text.encode()).hexdigest()[: len(wanted)] == wanted
 
 
 @pytest.mark.parametrize("characters", [5_000, 20_000, 100_000])
 def test_the_length_is_what_was_asked_for(characters):
-    documents, _ = writer.write(characters, 3)
-    assert sum(len(line) for d in documents for line in d.lines) == pytest.approx(
-        characters, rel=0.02
-    )
+    size = sum(len(line) for d in writer.write(characters, 3) for line in d.lines)
+    assert size == pytest.approx(characters, rel=0.02)
 
 
 def test_too_few_characters_are_refused_with_the_number():
@@ -134,10 +127,11 @@ def test_too_few_characters_are_refused_with_the_number():
 
 
 def test_documents_have_a_topic_and_whole_paragraphs(written):
-    documents = written[0]
-    assert len({d.source for d in documents}) >= 12
-    assert all(d.source.startswith("written/") and 1 <= len(d.lines) <= 12 for d in documents)
-    assert all(line[-1] in ".?!" and "\n" not in line for d in documents for line in d.lines)
+    assert len({d.source for d in written}) >= 12
+    assert all(d.source.startswith("written/") and 1 <= len(d.lines) <= 12 for d in written)
+    for line in (line for d in written for line in d.lines):
+        assert line[-1] in ".?!" and "\n" not in line
+        assert re.fullmatch("([^“”]*“[^“”]+”)*[^“”]*", line), line
 
 
 def test_the_spelling_is_possible(sentences):
@@ -157,11 +151,6 @@ def test_the_spelling_is_possible(sentences):
             r" [.,;?!”’]|[“‘] |  ",
         ):
             assert not re.search(impossible, s), (impossible, s)
-
-
-def test_quotation_marks_come_in_pairs(written):
-    for line in (line for d in written[0] for line in d.lines):
-        assert re.fullmatch("([^“”]*“[^“”]+”)*[^“”]*", line), line
 
 
 def test_nothing_of_the_grammar_leaks_into_the_text(sentences):
@@ -204,58 +193,24 @@ def test_every_story_can_be_told_by_everybody():
             names = {gender: ["రవి", "సీత", "కృష్ణ", "రాధ"] for gender in "mf"}
             for script in topic["scripts"]:
                 scene = writer.new_scene(rng, subject, script, names, {})
-                due = writer.countdown(rng, (2, 3))
-                told = [text for text, _ in writer.paragraph(scene, due)]
-                assert len(told) >= 2 and all(told), (subject, script)
+                texts = list(writer.paragraph(scene, cycle(["", *grammar.WORDS["rare"]])))
+                assert len(texts) >= 2 and all(texts), (subject, script)
 
 
-def test_the_rare_constructions_stand_where_they_are_said_to(written, sentences):
-    documents, rares = written
-    for rare in rares:
-        assert rare.text in documents[rare.document].lines[rare.line]
-    assert 0.01 < len(rares) / len(sentences) < 0.02
-    kinds = Counter(rare.kind for rare in rares)
-    assert len(kinds) >= 12 and min(kinds.values()) > 0.4 * max(kinds.values())
-
-
-@pytest.fixture(scope="module")
-def dense():
-    return writer.write(150_000, 2, rare_every=(3, 8))
-
-
-def test_rare_constructions_come_as_often_as_asked(dense):
-    documents, rares = dense
-    told = sum(len(split(line)) for d in documents for line in d.lines)
-    assert 0.12 < len(rares) / told < 0.25
-    kinds = Counter(rare.kind for rare in rares)
-    assert set(kinds) == set(MARKS) and min(kinds.values()) > 0.6 * max(kinds.values())
-
-
-def test_every_rare_kind_has_its_own_form(dense):
-    for rare in dense[1]:
-        assert re.search(MARKS[rare.kind], rare.text), rare
-
-
-@pytest.mark.parametrize("kind", sorted(set(MARKS) - {"relative"}))
-def test_no_common_sentence_has_a_rare_form(written, sentences, kind):
-    rare = {s for r in written[1] for s in split(r.text)}
-    common = [s for s in sentences if s not in rare]
+@pytest.mark.parametrize("kind", MARKS)
+def test_rare_constructions_are_there_and_rare(sentences, kind):
     # అయినా (yet), ఏదైనా (some) are words, not forms of a verb
-    found = [s for s in common if re.search(MARKS[kind], re.sub(r"(\S*ైనా|అయినా) ", "", s))]
-    assert len(found) <= 0.002 * len(common), found[:5]
+    texts = [re.sub(r"(\S*ైనా|అయినా) ", "", s) if kind != "concessive" else s for s in sentences]
+    found = sum(bool(re.search(MARKS[kind], text)) for text in texts)
+    assert 3 <= found < 0.02 * len(sentences)
 
 
-def test_few_sentences_are_said_twice(sentences):
-    assert len(set(sentences)) / len(sentences) > 0.975
-
-
-def test_no_sentence_pattern_is_heard_often(sentences):
+def test_few_sentences_and_few_patterns_are_said_twice(sentences):
     """A pattern: the last two letters of every word, that is, the forms without the words."""
+    assert len(set(sentences)) / len(sentences) > 0.975
     patterns = Counter(" ".join(w.strip(".,;?!“”")[-2:] for w in s.split()) for s in sentences)
     assert len(patterns) / len(sentences) > 0.9
     assert patterns.most_common(1)[0][1] / len(sentences) < 0.005
-    ends = Counter(" ".join(s.split()[-2:]) for s in sentences)
-    assert ends.most_common(1)[0][1] / len(sentences) < 0.01
 
 
 def test_sentences_are_short_and_long_and_of_many_shapes(sentences):
@@ -271,16 +226,20 @@ def test_a_paragraph_keeps_to_one_hero(written):
     names = {n for g in "mf" for n in grammar.WORDS["names"][g]}
     per_line = [
         len({w for w in re.findall(r"[\u0c00-\u0c7f]+", line) if w in names})
-        for d in written[0]
+        for d in written
         for line in d.lines
     ]
     assert np.mean(per_line) < 3
 
 
 def test_words_have_zipf_like_frequencies(sentences):
-    counts = sorted(Counter(" ".join(sentences).split()).values(), reverse=True)[9:1000]
+    count = Counter(" ".join(sentences).split())
+    counts = sorted(count.values(), reverse=True)[9:1000]
     slope = np.polyfit(np.log(np.arange(10, 10 + len(counts))), np.log(counts), 1)[0]
     assert -1.2 < slope < -0.6
+    for names in grammar.WORDS["names"]["m"], grammar.WORDS["names"]["f"]:
+        first, last = (sum(count[name] for name in part) for part in (names[:5], names[-5:]))
+        assert first > 3 * last > 0  # the first words of a class are the most frequent
 
 
 @pytest.mark.parametrize("entry", NOUNS)
@@ -316,25 +275,18 @@ def test_several_are_asked_politely():
     assert grammar.conjugate("చేయు", "do", "2p") == "చేయండి"
 
 
-@pytest.mark.parametrize(
-    ("apart", "joined"),
-    [
-        ("వారు+అందరు", "వారందరు"),
-        ("చేశాడు+అట", "చేశాడట"),
-        ("చేయాలి+అని", "చేయాలని"),
-        ("కష్టం+అని", "కష్టమని"),
-        ("సీత+ఏ", "సీతే"),
-        ("చదివావు+ా", "చదివావా"),
-        ("మాయ్+అమ్మ", "మాయమ్మ"),
-        ("చేయున్+అతడు", "చేయునతడు"),
-    ],
-)
-def test_vowels_meet_as_in_the_grammar_book(apart, joined):
-    assert re.sub(r"(\S+)\+(\S+)", grammar.sandhi, apart) == joined
+JOINED = {
+    "వారు+అందరు": "వారందరు",
+    "చేశాడు+అట": "చేశాడట",
+    "చేయాలి+అని": "చేయాలని",
+    "కష్టం+అని": "కష్టమని",
+    "సీత+ఏ": "సీతే",
+    "చదివావు+ా": "చదివావా",
+    "మాయ్+అమ్మ": "మాయమ్మ",
+    "చేయున్+అతడు": "చేయునతడు",
+}
 
 
-def test_the_first_words_of_a_class_are_the_most_frequent(sentences):
-    counts = Counter(" ".join(sentences).split())
-    for names in grammar.WORDS["names"]["m"], grammar.WORDS["names"]["f"]:
-        first, last = (sum(counts[name] for name in part) for part in (names[:5], names[-5:]))
-        assert first > 3 * last > 0
+def test_vowels_meet_as_in_the_grammar_book():
+    for apart, joined in JOINED.items():
+        assert re.sub(r"(\S+)\+(\S+)", grammar.sandhi, apart) == joined

@@ -17,7 +17,10 @@ import transformers
 
 from tdlib import checkpoint, data, lora, train
 from tdlib.model import Llama, LlamaConfig
+from tdlib.targets import Online
 from tdlib.train import Recipe
+from tests.helpers import distance, one_line, same
+from tests.helpers import weights_of as weights
 
 VOCAB, T = 61, 12
 
@@ -61,22 +64,15 @@ def quick(**change) -> Recipe:
     return Recipe(**options | dict(warmup_share=0.2, checkpoint_minutes=1e-9) | change)
 
 
-def weights(model) -> dict[str, torch.Tensor]:
-    return {name: w.detach().clone() for name, w in model.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def distance(found, wanted) -> float:
-    """Of all weights together, relative."""
-    a, b = (torch.cat([w[k].flatten() for k in sorted(w)]).double() for w in (found, wanted))
-    return ((a - b).norm() / b.norm()).item()
-
-
 def timeless(log) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "train/tokens_per_sec"} for row in log]
+
+
+def fit(student, recipe=None, teacher=None, **how) -> list[dict]:
+    """Trained on some windows, from a teacher where the recipe needs one."""
+    recipe = recipe or quick()
+    teacher = teacher or (wider() if recipe.ce_weight < 1 else None)
+    return train.fit(student, some_windows(), recipe, teacher=teacher, **how)
 
 
 class Seen:
@@ -102,14 +98,6 @@ def stop_at(step):
             raise Stopped
 
     return progress
-
-
-def one_line(error, *words):
-    text = str(error.value)
-    assert "\n" not in text and all(str(word) in text for word in words), text
-
-
-# --- one step, and the next ones
 
 
 def by_hand(model, teacher, windows, recipe, steps, rates) -> tuple[list[dict], dict]:
@@ -152,8 +140,10 @@ def hugging_face(model, folder) -> transformers.LlamaForCausalLM:
     return theirs
 
 
-@pytest.mark.parametrize("ce_weight, temperature", [(0.5, 2.0), (1.0, 2.0), (0.0, 1.0)])
-@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize(
+    "ce_weight, temperature, mask",
+    [(0.5, 2.0, False), (0.5, 2.0, True), (1.0, 2.0, True), (0.0, 1.0, False)],
+)
 def test_steps_are_those_of_plain_torch_on_transformers(ce_weight, temperature, mask, tmp_path):
     student, teacher, windows = tiny(), wider(), some_windows(16, mask)
     start, rows = weights(student), np.array([0, 3, 4, 5, 7, 9, 10, 11, 12, 13, 14, 15])
@@ -201,52 +191,29 @@ def test_short_runs_have_a_rate_above_0_at_every_step(steps, share):
     assert all(0.1 <= rate <= 1 for rate in rates) and max(rates) == 1
 
 
-def test_the_rates_in_the_log_are_those_that_were_used():
-    """With no gradient a matrix shrinks by rate · decay, which reads the rate off the weights."""
-    student, recipe = tiny(), quick(ce_weight=1.0, weight_decay=0.3)
-    sizes = []
-    evaluate = lambda s: sizes.append(s.head.norm().item()) or {}  # noqa: E731
-    log = train.fit(student, masked(), recipe, evaluate=evaluate, evaluations=12)
-    for row, old, new in zip(log[1:], sizes[:-1], sizes[1:], strict=True):
-        assert 1 - new / old == pytest.approx(0.3 * row["train/lr"], rel=1e-3)
-        assert row["train/lr"] == train.learning_rate(row["step"] - 1, 12, recipe)
-
-
-# --- which windows, in which order
-
-
 def test_every_window_is_trained_on_once_an_epoch():
     teacher = Seen(wider())
-    train.fit(tiny(), some_windows(), quick(epochs=3.0), teacher=teacher)
+    fit(tiny(), quick(epochs=3.0), teacher)
     epochs = np.array(teacher.windows).reshape(3, 12)
     for epoch in epochs:
         assert sorted(epoch) == list(range(12)) and list(epoch) != list(range(12))
     assert len({tuple(epoch) for epoch in epochs}) == 3  # each in an order of its own
-
-
-def test_only_the_given_windows_are_trained_on():
-    teacher = Seen(wider())
-    train.fit(tiny(), some_windows(), quick(epochs=2.0), teacher=teacher, rows=np.array([2, 3, 7]))
+    teacher.windows.clear()
+    fit(tiny(), quick(epochs=2.0), teacher, rows=np.array([2, 3, 7]))
     assert sorted(teacher.windows) == [2, 2, 3, 3, 7, 7]
 
 
 def test_a_part_of_an_epoch_is_the_beginning_of_the_whole_one():
-    rows = np.arange(10)
-    whole, part, half = (
-        np.concatenate(train.order(rows, quick(epochs=e), T)) for e in (2.0, 1.5, 0.5)
-    )
-    assert len(part) == 15 and len(half) == 5
-    assert list(part) == list(whole[:15]) and list(half) == list(whole[:5])
-    assert sorted(part[:10]) == list(rows) and len(set(part[10:])) == 5
+    each = (train.order(np.arange(10), quick(epochs=e), T) for e in (2.0, 1.5, 0.5))
+    whole, part, half = (np.concatenate(steps).tolist() for steps in each)
+    assert part == whole[:15] and half == whole[:5]
+    assert sorted(part[:10]) == list(range(10)) and len(set(part[10:])) == 5
 
 
 def test_the_last_batch_holds_what_is_left():
-    steps = train.order(np.arange(10), quick(epochs=1.0), T)
-    assert [len(rows_B) for rows_B in steps] == [4, 4, 2]
-    steps = train.order(np.arange(10), quick(epochs=1.0, batch_tokens=10**6), T)
-    assert [len(rows_B) for rows_B in steps] == [10]
-    steps = train.order(np.arange(10), quick(epochs=1.0, batch_tokens=1), T)
-    assert [len(rows_B) for rows_B in steps] == [1] * 10
+    for tokens, sizes in ((4 * T, [4, 4, 2]), (10**6, [10]), (1, [1] * 10)):
+        steps = train.order(np.arange(10), quick(epochs=1.0, batch_tokens=tokens), T)
+        assert [len(rows_B) for rows_B in steps] == sizes
 
 
 @pytest.mark.parametrize("limit, windows", [(7 * T, 7), (7 * T + T - 1, 7), (1, 1), (10**6, 36)])
@@ -258,32 +225,26 @@ def test_a_token_limit_cuts_the_windows_and_the_schedule_ends_at_a_tenth_all_the
     assert sum(map(len, steps)) == windows
     unlimited = train.order(np.arange(12), replace(recipe, token_limit=0), T)
     assert np.concatenate(steps).tolist() == np.concatenate(unlimited)[:windows].tolist()
-    log = train.fit(tiny(), some_windows(), replace(recipe, ce_weight=1.0), evaluations=1)
+    log = fit(tiny(), replace(recipe, ce_weight=1.0), evaluations=1)
     assert (log[-1]["step"], log[-1]["tokens"]) == (windows, windows * T)
     if windows > 5:  # the last of n steps is short of the end by one n-th of the cosine
         assert log[-1]["train/lr"] < 0.2 * recipe.learning_rate
 
 
 def test_the_seed_alone_decides_the_order():
-    def drawn(seed):
-        return np.concatenate(train.order(np.arange(50), quick(epochs=2.0, seed=seed), T)).tolist()
-
-    first = drawn(1)
     np.random.seed(0), torch.manual_seed(0)
-    assert drawn(1) == first != drawn(2)
+    each = (train.order(np.arange(50), quick(epochs=2.0, seed=seed), T) for seed in (1, 1, 2))
+    first, again, other = (np.concatenate(steps).tolist() for steps in each)
     # seeds next to each other must not share epochs, as seed + epoch would make them
-    assert drawn(2)[:50] != first[50:]
-
-
-# --- micro-batches
+    assert first == again != other and other[:50] != first[50:]
 
 
 @pytest.mark.parametrize("mask", [False, True])
 def test_the_result_does_not_depend_on_the_size_of_micro_batches(mask):
-    """Ten steps of eight windows, in one piece and in pieces of 2, 3 and 1. Only the order of
+    """Ten steps of eight windows, in one piece and in pieces of 3 and 1. Only the order of
     float32 sums differs: 1e-7 of the weights (measured), and 1e-5 of what they moved."""
     results, start = [], weights(tiny())
-    for size in (8, 2, 3, 1):
+    for size in (8, 3, 1):
         student = tiny()
         recipe = quick(epochs=5.0, batch_tokens=8 * T, micro_windows=size)
         log = train.fit(student, some_windows(16, mask), recipe, teacher=wider(), evaluations=10)
@@ -296,80 +257,52 @@ def test_the_result_does_not_depend_on_the_size_of_micro_batches(mask):
             assert row == pytest.approx(wanted, rel=1e-4)
 
 
-# --- stop and go on
-
-
-@pytest.mark.parametrize("ce_weight", [0.5, 1.0])
-@pytest.mark.parametrize("stop", [2, 6, 9])
+@pytest.mark.parametrize("stop, ce_weight", [(2, 0.5), (6, 0.5), (9, 0.5), (6, 1.0)])
 def test_a_stopped_run_goes_on_to_the_same_bits_and_the_same_log(ce_weight, stop, tmp_path):
     def run(student, folder, progress=lambda *_: None):
-        teacher = Seen(wider())
-        log = None
+        teacher, log = Seen(wider()), None
+
+        def tell(step, steps, message):
+            told.append((step, steps))
+            progress(step, steps, message)
+
         try:
-            log = train.fit(
-                student, some_windows(), quick(ce_weight=ce_weight), teacher=teacher,
-                folder=folder, progress=progress, evaluations=3,
-                evaluate=lambda s: {"val/loss": s.head.norm().item()},
-            )  # fmt: skip
+            evaluate = lambda s: {"val/loss": s.head.norm().item()}  # noqa: E731
+            how = dict(progress=tell, folder=folder, evaluations=3, evaluate=evaluate)
+            log = fit(student, quick(ce_weight=ce_weight), teacher, **how)
         except Stopped:
             pass
         return log, teacher.windows
 
-    straight, resumed = tiny(), tiny(seed=5)  # whose own weights must not matter
+    straight, resumed, told = tiny(), tiny(seed=5), []  # whose own weights must not matter
     wanted, windows = run(straight, tmp_path / "straight")
+    told.clear()
     _, before = run(tiny(), tmp_path / "stopped", stop_at(stop))
     log, after = run(resumed, tmp_path / "stopped")
     assert same(weights(resumed), weights(straight))
     assert timeless(log) == timeless(wanted)
+    assert told == [(s, 12) for s in (*range(1, stop + 1), *range(stop, 13))]
     if ce_weight < 1:  # the step that was stopped after its update but before its checkpoint
         assert before[: 4 * (stop - 1)] + after == windows
 
 
-def test_the_steps_told_go_on_too(tmp_path):
-    told = []
-
-    def tell(step, steps, message):
-        told.append((step, steps))
-        stop_at(5)(step, steps, message) if len(told) < 6 else None
-
-    options = dict(folder=tmp_path, progress=tell)
-    with pytest.raises(Stopped):
-        train.fit(tiny(), some_windows(), quick(ce_weight=1.0), **options)
-    train.fit(tiny(), some_windows(), quick(ce_weight=1.0), **options)
-    assert told == [(s, 12) for s in (1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12)]
-
-
 def test_adapters_go_on_too_and_their_checkpoint_holds_no_base(tmp_path):
-    recipe, options = quick(ce_weight=0.0), dict(teacher=wider(), folder=tmp_path / "stopped")
-    straight = lora.attach(tiny(), 4)
-    train.fit(straight, some_windows(), recipe, teacher=wider())
+    recipe, straight = quick(ce_weight=0.0), lora.attach(tiny(), 4)
+    fit(straight, recipe)
     with pytest.raises(Stopped):
-        train.fit(lora.attach(tiny(), 4), some_windows(), recipe, progress=stop_at(7), **options)
-    state = torch.load(tmp_path / "stopped" / "state.pt", weights_only=True)
+        fit(lora.attach(tiny(), 4), recipe, folder=tmp_path, progress=stop_at(7))
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["weights"] and all("lora_" in name for name in state["weights"])
     resumed = lora.attach(tiny(), 4, seed=8)
-    train.fit(resumed, some_windows(), recipe, **options)
+    fit(resumed, recipe, folder=tmp_path)
     assert same(weights(resumed), weights(straight))
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
-    student = tiny()
-    log = train.fit(student, some_windows(), quick(ce_weight=1.0), folder=tmp_path)
-    again = tiny(seed=5)
-    assert train.fit(again, some_windows(), quick(ce_weight=1.0), folder=tmp_path) == log
+    student, again = tiny(), tiny(seed=5)
+    log = fit(student, quick(ce_weight=1.0), folder=tmp_path)
+    assert fit(again, quick(ce_weight=1.0), folder=tmp_path) == log
     assert same(weights(again), weights(student))
-
-
-def test_without_resume_a_run_starts_over(tmp_path):
-    first, second = tiny(), tiny()
-    for student in (first, second):
-        recipe, told = quick(ce_weight=1.0), []
-        train.fit(
-            student, some_windows(), recipe, folder=tmp_path, resume=False,
-            progress=lambda step, steps, message, told=told: told.append(step),
-        )  # fmt: skip
-        assert told == list(range(1, 13))
-    assert same(weights(first), weights(second))
 
 
 OTHER = dict(
@@ -378,48 +311,28 @@ OTHER = dict(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OTHER)
-def test_a_checkpoint_of_another_recipe_is_refused_by_the_parameters_name(name, tmp_path):
+def test_a_checkpoint_of_another_recipe_or_windows_is_refused_by_name(tmp_path):
     with pytest.raises(Stopped):
-        train.fit(tiny(), some_windows(), quick(), teacher=wider(), folder=tmp_path,
-                  progress=stop_at(3))  # fmt: skip
+        fit(tiny(), folder=tmp_path, progress=stop_at(3))
     student = tiny()
-    before = weights(student)
+    for name, value in OTHER.items():
+        with pytest.raises(ValueError) as error:
+            fit(student, quick(**{name: value}), folder=tmp_path)
+        one_line(error, name, value, asdict(quick())[name], tmp_path, "redo")
     with pytest.raises(ValueError) as error:
-        train.fit(student, some_windows(), quick(**{name: OTHER[name]}), teacher=wider(),
-                  folder=tmp_path)  # fmt: skip
-    one_line(error, name, OTHER[name], asdict(quick())[name], tmp_path, "redo")
-    assert same(weights(student), before)
-
-
-def test_a_checkpoint_of_other_windows_is_refused(tmp_path):
-    def run(rows, progress=lambda *_: None):
-        train.fit(tiny(), some_windows(), quick(ce_weight=1.0), folder=tmp_path, rows=rows,
-                  progress=progress)  # fmt: skip
-
-    with pytest.raises(Stopped):
-        run(np.arange(6), stop_at(3))
-    with pytest.raises(ValueError) as error:
-        run(np.arange(6) + 1)
+        fit(student, folder=tmp_path, rows=np.arange(11))
     one_line(error, "windows", tmp_path)
-    run(np.arange(6))
-
-
-def test_micro_batches_and_the_checkpoints_interval_may_change_on_the_way(tmp_path):
-    with pytest.raises(Stopped):
-        train.fit(tiny(), some_windows(), quick(ce_weight=1.0), folder=tmp_path,
-                  progress=stop_at(3))  # fmt: skip
-    told = []
-    recipe = quick(ce_weight=1.0, micro_windows=4, checkpoint_minutes=60.0)
-    train.fit(tiny(), some_windows(), recipe, folder=tmp_path,
-              progress=lambda step, *_: told.append(step))  # fmt: skip
+    assert same(weights(student), weights(tiny()))
+    # these change no result, and may change on the way
+    told, free = [], quick(micro_windows=4, checkpoint_minutes=60.0)
+    fit(tiny(), free, folder=tmp_path, progress=lambda step, *_: told.append(step))
     assert told == list(range(3, 13))
 
 
 def test_no_checkpoint_is_written_before_its_time(tmp_path):
     with pytest.raises(Stopped):
-        train.fit(tiny(), some_windows(), quick(ce_weight=1.0, checkpoint_minutes=60.0),
-                  folder=tmp_path, progress=stop_at(3))  # fmt: skip
+        recipe = quick(ce_weight=1.0, checkpoint_minutes=60.0)
+        fit(tiny(), recipe, folder=tmp_path, progress=stop_at(3))
     assert not list(tmp_path.iterdir())
 
 
@@ -430,7 +343,7 @@ def test_at_an_epochs_end_all_is_kept_and_its_weights_for_good(tmp_path):
         seen[step] = weights(student)
 
     recipe = quick(ce_weight=1.0, epochs=3.0, batch_tokens=5 * T, checkpoint_minutes=60.0)
-    train.fit(student, some_windows(), recipe, folder=tmp_path, progress=look)
+    fit(student, recipe, folder=tmp_path, progress=look)
     # 12 windows at 5 a step: the first epoch ends within step 3, the second within step 5
     kept = {path.name for path in tmp_path.iterdir()}
     assert kept == {"state.pt", "epoch-1.safetensors", "epoch-2.safetensors"}
@@ -441,8 +354,10 @@ def test_at_an_epochs_end_all_is_kept_and_its_weights_for_good(tmp_path):
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 8 == len(seen)
 
 
-@pytest.mark.parametrize("written", [False, True])
-@pytest.mark.parametrize("name", ["state.pt", "epoch-2.safetensors"])
+@pytest.mark.parametrize(
+    "name, written",
+    [("epoch-2.safetensors", False), ("epoch-2.safetensors", True), ("state.pt", True)],
+)
 def test_killed_at_an_epochs_end_the_same_call_leaves_the_same_files(
     name, written, tmp_path, monkeypatch
 ):
@@ -456,13 +371,13 @@ def test_killed_at_an_epochs_end_the_same_call_leaves_the_same_files(
         if here:
             raise Stopped
 
-    train.fit(tiny(), some_windows(), recipe, folder=tmp_path / "straight")
+    fit(tiny(), recipe, folder=tmp_path / "straight")
     monkeypatch.setattr(checkpoint, "save", killed)
     with pytest.raises(Stopped):
-        train.fit(tiny(), some_windows(), recipe, folder=tmp_path / "killed")
+        fit(tiny(), recipe, folder=tmp_path / "killed")
     monkeypatch.setattr(checkpoint, "save", save)
     student = tiny(seed=5)
-    train.fit(student, some_windows(), recipe, folder=tmp_path / "killed")
+    fit(student, recipe, folder=tmp_path / "killed")
     wanted = {path.name: path.read_bytes() for path in (tmp_path / "straight").glob("epoch-*")}
     found = {path.name: path.read_bytes() for path in (tmp_path / "killed").glob("epoch-*")}
     assert found == wanted and sorted(wanted) == [f"epoch-{e}.safetensors" for e in (1, 2, 3)]
@@ -474,18 +389,18 @@ def test_a_state_at_an_epochs_end_makes_the_epochs_file_where_it_is_not_there(tm
     """So older code left it when it was killed, and so does a disk that was full for a moment."""
     recipe, kept = quick(ce_weight=1.0), tmp_path / "epoch-1.safetensors"
     with pytest.raises(Stopped):
-        train.fit(tiny(), some_windows(), recipe, folder=tmp_path, progress=stop_at(4))
+        fit(tiny(), recipe, folder=tmp_path, progress=stop_at(4))
     wanted = kept.read_bytes()
     kept.unlink()
     with pytest.raises(Stopped):
-        train.fit(tiny(seed=5), some_windows(), recipe, folder=tmp_path, progress=stop_at(4))
+        fit(tiny(seed=5), recipe, folder=tmp_path, progress=stop_at(4))
     assert kept.read_bytes() == wanted
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_waits_for_the_end_of_a_step_and_the_same_call_goes_on(number, tmp_path, capsys):
     def run(student, **more):
-        train.fit(student, some_windows(), quick(checkpoint_minutes=60.0), teacher=wider(), **more)
+        fit(student, quick(checkpoint_minutes=60.0), **more)
         return weights(student)
 
     def raises(*_):
@@ -517,20 +432,16 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_the_training_goes_on(tmp_path
     student, undisturbed = tiny(), tiny()
     try:
         with pytest.warns(UserWarning, match="state.pt is not written, the one before stays"):
-            train.fit(student, some_windows(), quick(ce_weight=1.0), folder=tmp_path,
-                      progress=fills_up)  # fmt: skip
+            fit(student, quick(ce_weight=1.0), folder=tmp_path, progress=fills_up)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (tmp_path / "state.pt").read_bytes() == kept["state"]
     assert {p.name for p in tmp_path.iterdir()} == {"state.pt", "epoch-1.safetensors"}
-    train.fit(undisturbed, some_windows(), quick(ce_weight=1.0))
+    fit(undisturbed, quick(ce_weight=1.0))
     assert same(weights(student), weights(undisturbed))
     again = tiny(seed=5)
-    train.fit(again, some_windows(), quick(ce_weight=1.0), folder=tmp_path)
+    fit(again, quick(ce_weight=1.0), folder=tmp_path)
     assert same(weights(again), weights(undisturbed))
-
-
-# --- steps that are left out
 
 
 class Stumbling:
@@ -553,9 +464,9 @@ def test_a_step_whose_loss_is_not_finite_or_jumps_changes_nothing(factor):
         seen[step] = weights(student)
 
     # two micro-batches a step: the first of step 1, the second of step 6
-    log = train.fit(student, some_windows(), quick(ce_weight=0.0, spike=1.0),
-                    teacher=Stumbling({12} if factor == 1000 else {1, 12}, factor),
-                    progress=look, evaluations=1, record=rows.append)  # fmt: skip
+    teacher = Stumbling({12} if factor == 1000 else {1, 12}, factor)
+    how = dict(progress=look, evaluations=1, record=rows.append)
+    log = fit(student, quick(ce_weight=0.0, spike=1.0), teacher, **how)
     skipped = [step for step in range(1, 13) if same(seen[step], seen[step - 1])]
     assert skipped == ([6] if factor == 1000 else [1, 6])
     assert log[-1]["train/skipped"] == len(skipped) and rows[-1] == log[-1]
@@ -566,12 +477,12 @@ def test_a_skipped_step_leaves_no_trace_in_the_optimiser():
     """The weights are those of plain AdamW that never saw the step, at the other steps' rates."""
     recipe = quick(ce_weight=0.0, epochs=1.0, weight_decay=0.0, micro_windows=4)
     student, plain = tiny(), tiny()
-    train.fit(student, some_windows(), recipe, teacher=Stumbling({2}, math.nan))
+    fit(student, recipe, Stumbling({2}, math.nan))
     optimizer = torch.optim.AdamW(plain.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     steps = train.order(np.arange(12), recipe, T)
     for step in (0, 2):
         ids_BT, targets_BT = some_windows().batch(steps[step])
-        train.batch_loss(plain, wider(), ids_BT, targets_BT, recipe).loss.backward()
+        train.batch_loss(plain, Online(wider()), ids_BT, targets_BT, recipe).loss.backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), recipe.clip)
         optimizer.param_groups[0]["lr"] = train.learning_rate(step, 3, recipe)
         optimizer.step()
@@ -582,13 +493,9 @@ def test_a_skipped_step_leaves_no_trace_in_the_optimiser():
 def test_too_many_skipped_steps_stop_the_training_with_the_weights_intact(tmp_path):
     student = tiny()
     with pytest.raises(RuntimeError) as error:
-        train.fit(student, some_windows(), quick(max_skipped=2), folder=tmp_path,
-                  teacher=Stumbling(set(range(1, 99)), math.nan))  # fmt: skip
+        fit(student, quick(max_skipped=2), Stumbling({*range(1, 99)}, math.nan), folder=tmp_path)
     one_line(error, "3 steps were skipped", "2 may be", "learning_rate")
     assert same(weights(student), weights(tiny()))
-
-
-# --- what changes and what does not
 
 
 def test_decay_shrinks_matrices_by_rate_times_decay_and_leaves_vectors_alone():
@@ -603,10 +510,6 @@ def test_decay_shrinks_matrices_by_rate_times_decay_and_leaves_vectors_alone():
         else:
             wanted = before[name].double() * (1 - 3e-3 * 0.3)
             assert (weight - wanted).abs().max() < 1e-6, name
-
-
-def test_without_decay_and_without_targets_nothing_moves():
-    student = tiny()
     before = weights(student)
     train.fit(student, masked(), quick(weight_decay=0.0), teacher=wider())
     assert same(weights(student), before)
@@ -625,63 +528,37 @@ def test_masked_batches_leave_every_number_finite(ce_weight):
         assert any("train/loss" in row for row in log) == (rows is None)
 
 
-@pytest.mark.parametrize("ce_weight", [0.0, 0.5])
-def test_with_adapters_the_base_stays_bit_for_bit(ce_weight):
+def test_with_adapters_the_base_stays_bit_for_bit():
     student = lora.attach(tiny(), 4)
     before, base = weights(student), lora.base_hash(student)
-    train.fit(student, some_windows(), quick(ce_weight=ce_weight), teacher=wider())
+    fit(student)
     assert lora.base_hash(student) == base
     for name, weight in student.named_parameters():
         assert torch.equal(weight, before[name]) == ("lora_" not in name), name
         assert weight.grad is None and weight.requires_grad == ("lora_" in name), name
 
 
-def test_a_frozen_weight_among_trained_ones_stays():
-    student = tiny()
-    student.layers[0].requires_grad_(False)
-    before = weights(student)
-    train.fit(student, some_windows(), quick(ce_weight=1.0))
-    for name, weight in weights(student).items():
-        assert torch.equal(weight, before[name]) == name.startswith("layers.0."), name
-
-
-def test_the_teacher_never_changes_and_gets_no_gradient():
-    teacher = wider()
-    assert all(w.requires_grad for w in teacher.parameters())
-    before = weights(teacher)
-    train.fit(tiny(), some_windows(), quick(), teacher=teacher)
-    assert same(weights(teacher), before)
-    assert all(w.grad is None for w in teacher.parameters())
-
-
-def test_anything_with_hidden_and_head_can_be_the_teacher():
-    one, other, model = tiny(), tiny(), wider()
-    train.fit(one, some_windows(), quick(), teacher=model)
-    train.fit(other, some_windows(), quick(),
-              teacher=SimpleNamespace(hidden=model.hidden, head=model.head))  # fmt: skip
+def test_anything_with_hidden_and_head_can_teach_and_never_changes():
+    one, other, third, model = tiny(), tiny(), tiny(), wider()
+    assert all(w.requires_grad for w in model.parameters())
+    before = weights(model)
+    fit(one, teacher=model)
+    assert same(weights(model), before) and all(w.grad is None for w in model.parameters())
+    fit(other, teacher=SimpleNamespace(hidden=model.hidden, head=model.head))
     assert same(weights(one), weights(other))
+    fit(third, teacher=wider(seed=10))
+    assert distance(weights(one), weights(third)) > 0.01
 
 
 def test_at_ce_weight_1_the_teacher_is_never_asked():
     one, other = tiny(), tiny()
-    train.fit(one, some_windows(), quick(ce_weight=1.0), teacher=SimpleNamespace())
-    train.fit(other, some_windows(), quick(ce_weight=1.0))
+    fit(one, quick(ce_weight=1.0), SimpleNamespace())
+    fit(other, quick(ce_weight=1.0))
     assert same(weights(one), weights(other))
 
 
-def test_the_teacher_makes_a_difference():
-    one, other, third = tiny(), tiny(), tiny()
-    for student, teacher in ((one, wider()), (other, wider(seed=10))):
-        train.fit(student, some_windows(), quick(), teacher=teacher)
-    train.fit(third, some_windows(), quick(ce_weight=1.0))
-    assert distance(weights(one), weights(other)) > 0.01 < distance(weights(one), weights(third))
-
-
-# --- the log
-
-
 @pytest.mark.parametrize(
-    "evaluations, steps", [(1, [0, 12]), (2, [0, 6, 12]), (4, [0, 3, 6, 9, 12]), (50, range(13))]
+    "evaluations, steps", [(1, [0, 12]), (4, [0, 3, 6, 9, 12]), (50, range(13))]
 )
 def test_the_student_is_evaluated_before_evenly_between_and_after(evaluations, steps):
     student, seen = tiny(), []
@@ -691,8 +568,7 @@ def test_the_student_is_evaluated_before_evenly_between_and_after(evaluations, s
         seen.append(model.head.norm().item())
         return {"val/loss": seen[-1]}
 
-    log = train.fit(student, some_windows(), quick(), teacher=wider(), evaluate=evaluate,
-                    evaluations=evaluations)  # fmt: skip
+    log = fit(student, evaluate=evaluate, evaluations=evaluations)
     assert [row["step"] for row in log] == list(steps)
     assert [row["tokens"] for row in log] == [4 * T * step for step in steps]
     assert [row["val/loss"] for row in log] == seen and len(set(seen)) == len(seen)
@@ -718,7 +594,7 @@ def test_activation_checkpointing_changes_memory_and_not_one_bit():
     one, other = tiny(), tiny()
     for student, on in ((one, False), (other, True)):
         recipe = quick(activation_checkpointing=on)
-        train.fit(student, some_windows(), recipe, teacher=wider())
+        fit(student, recipe)
     assert same(weights(one), weights(other))
     kept = []
     for on in (False, True):
@@ -737,44 +613,26 @@ def test_an_evaluation_that_draws_numbers_does_not_shift_the_data():
         return {"val/drawn": torch.rand(7).sum().item() + np.random.rand()}
 
     one, other = tiny(), tiny()
-    train.fit(one, some_windows(), quick(), teacher=wider(), evaluate=draws)
-    train.fit(other, some_windows(), quick(), teacher=wider(), evaluations=1)
+    fit(one, evaluate=draws)
+    fit(other, evaluations=1)
     assert same(weights(one), weights(other))
 
 
-def test_the_loss_falls_on_a_small_corpus():
-    ids = np.tile(np.random.default_rng(0).integers(0, VOCAB, 40), 40).astype("<u4")
-    windows, student = data.Windows(ids, T), Llama(tiny().config)
-    recipe = quick(ce_weight=1.0, epochs=4.0, learning_rate=1e-2)
-    rows = []
-    log = train.fit(student, windows, recipe, evaluations=4, record=rows.append)
-    losses = [row["train/loss"] for row in rows[1:]]
-    assert losses[0] > 3 and losses[-1] < 0.5 and log[-1]["train/tokens_per_sec"] > 0
-    assert sorted(log, key=lambda row: row["step"]) == [row for row in rows if row in log]
-
-
-# --- refusals
-
-
-def test_a_missing_teacher_is_refused():
-    with pytest.raises(ValueError) as error:
-        train.fit(tiny(), some_windows(), quick(ce_weight=0.99))
-    one_line(error, "0.99", "teacher")
-
-
-@pytest.mark.parametrize("who", ["student", "teacher"])
-def test_a_context_shorter_than_the_tokens_is_refused(who):
-    models = dict(student=tiny(), teacher=wider())
-    models[who] = tiny(context=T - 1)
-    with pytest.raises(ValueError) as error:
-        train.fit(models["student"], some_windows(), quick(), teacher=models["teacher"])
-    one_line(error, who, T - 1, T)
+def test_a_missing_teacher_and_a_short_context_are_refused():
+    for student, teacher, words in (
+        (tiny(), None, ["0.99", "teacher"]),
+        (tiny(context=T - 1), wider(), ["student", T - 1, T]),
+        (tiny(), tiny(context=T - 1), ["teacher", T - 1, T]),
+    ):
+        with pytest.raises(ValueError) as error:
+            train.fit(student, some_windows(), quick(ce_weight=0.99), teacher=teacher)
+        one_line(error, *words)
 
 
 def test_a_context_longer_than_the_tokens_changes_nothing():
     one, other = tiny(), tiny(context=4 * T)
     for student in (one, other):
-        train.fit(student, some_windows(), quick(ce_weight=1.0))
+        fit(student, quick(ce_weight=1.0))
     assert same(weights(one), weights(other))
 
 

@@ -34,7 +34,7 @@ def content(folder: Path) -> dict[str, str]:
 def owner(tmp_path_factory) -> Path:
     """data/, tokenizer.json and best.pt: a teacher trained for some seconds on those tokens."""
     place = tmp_path_factory.mktemp("owner")
-    lines = [line for document in writer.write(60_000, 3)[0] for line in document.lines]
+    lines = [line for document in writer.write(60_000, 3) for line in document.lines]
     ids = upstream.write(place, lines, SIZE)
     assert len(ids) == SIZE
     torch.manual_seed(0)
@@ -78,7 +78,7 @@ def test_the_tokens_are_the_owners_own_files(made, owner):
 
 def test_decoded_validation_text_is_the_source(made):
     tokens = token_files.open_tokens(made / "tokens")
-    lines = [line for document in writer.write(60_000, 3)[0] for line in document.lines]
+    lines = [line for document in writer.write(60_000, 3) for line in document.lines]
     text = "\n".join(" ".join(line.split()) for line in lines) + "\n"
     assert text.endswith(tokens.tokenizer.decode(tokens.val.ids.tolist()))
     held = len(tokens.tokenizer.decode(tokens.val.ids.tolist()).encode()) / len(tokens.val.ids)

@@ -8,7 +8,6 @@ import pytest
 from bs4 import BeautifulSoup
 
 from tdbook.report import counts, figures, pages, widgets
-from tdbook.runs import choice
 from tdlib import hard_set
 from tdlib.hard_set import Scores
 
@@ -25,8 +24,7 @@ CUTS = {
 JUNK_N = (R.integers(1, 16, N) * (R.random(N) < 0.07)).astype(np.uint8)
 
 
-def rule(threshold: float, **more) -> dict:
-    return {"threshold": threshold} | hard_set.RULE | more
+rule = hard_set.Rule
 
 
 RULES = [
@@ -37,7 +35,7 @@ RULES = [
 ]
 
 
-def numbers_of(rule: dict, scores=SCORES, live: bool = True) -> dict:
+def numbers_of(rule: hard_set.Rule, scores=SCORES, live: bool = True) -> dict:
     return counts.numbers(scores, CUTS, JUNK_N, KINDS, rule, live)[0]
 
 
@@ -183,7 +181,7 @@ def test_what_is_kept_is_what_the_same_parameters_choose_in_words_too(at, tmp_pa
     widget.observe(lambda change: news.append(change["new"]), "done")
     click_keep(widget, at)
     assert news == ["", widget.done]  # told again, or a second click would seem to do nothing
-    again = explored(path, choice.rule_of(path))
+    again = explored(path, hard_set.load(path).rule)
     click_keep(again, again.at)  # it opens on the choice in force, and would keep that
     assert json.loads(path.read_text("utf8"))["windows_K"] == kept["windows_K"]
 

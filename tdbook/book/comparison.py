@@ -4,10 +4,10 @@ import numpy as np
 
 from tdbook.analysis import intervals, verdict
 from tdbook.analysis import kept_and_lost as buckets
-from tdbook.book import opening
+from tdbook.book import common
 from tdbook.export import inference
 from tdbook.report import sweep_plots, tables
-from tdbook.runs import parameters, sweeps
+from tdbook.runs import sweeps
 from tdbook.runs.folder import Folder
 from tdbook.runs.running import Run
 from tdbook.workflow import cost
@@ -17,16 +17,15 @@ from tdlib.model import Llama
 
 def models_of(this: Run) -> list[str]:
     """Every model the folder's results name, largest first; merged models for their adapters."""
-    folder = opening.folder_of(this)
-    names = [name for record in folder.records.values() for name in record["models"]]
-    names = dict.fromkeys([*names, *this.models, *folder.points])
-    names = [name for name in names if name not in folder.adapters]
-    return sorted(names, key=lambda name: (-opening.row_of(this, name)["parameters"], name))
+    folder = common.folder_of(this)
+    names = {name for record in folder.records.values() for name in record["models"]}
+    names = (names | this.models.keys() | folder.points.keys()) - folder.adapters.keys()
+    return sorted(names, key=lambda name: (-common.row_of(this, name)["parameters"], name))
 
 
 def window_losses(this: Run, names: list[str]) -> dict[str, np.ndarray]:
     """Each model's loss of every validation window, as its own run left it."""
-    places = {name: opening.folder_of(this).place(name) for name in names}
+    places = {name: common.folder_of(this).place(name) for name in names}
     paths = {name: out / f"scores/val/{model}.npy" for name, (out, model) in places.items()}
     losses = {name: np.load(path) for name, path in paths.items()}
     masked_N = np.isnan(list(losses.values())).all(0)  # without a target, for every model
@@ -42,12 +41,12 @@ def sweep_rows(
     """A row a model of a sweep: what varies, its loss, its differences from the base on all, hard
     and easy text with their intervals, KL and minutes."""
     rows, parts = [], {"all": np.ones_like(hard_N), "hard": hard_N, "easy": ~hard_N}
-    for name, point in opening.folder_of(this).points.items():
+    for name, point in common.folder_of(this).points.items():
         if point.sweep != sweep:
             continue
-        row = {"point": name, "varied": point.varied, "parameters": point.record["parameters"],
-               "loss": point.metrics["loss"], "kl": point.metrics["kl"],
-               "minutes": point.record["seconds"] / 60}  # fmt: skip
+        record, metrics = point.record, point.metrics
+        row = {"point": name, "varied": point.varied, "parameters": record["parameters"]}
+        row |= {"loss": metrics["loss"], "kl": metrics["kl"], "minutes": record["seconds"] / 60}
         for part, at_N in parts.items():
             pair = (losses[name][at_N], losses[base][at_N], document_N[at_N])
             row[part] = intervals.change(*pair, this.parameters["resamples"])
@@ -55,35 +54,29 @@ def sweep_rows(
     return rows
 
 
-def show_sweep(this: Run, sweep: str, rows: list[dict]) -> None:
-    """A sweep's table and figure, and, where settings have several seeds, those together."""
+def show_sweep(this: Run, sweep: str, rows: list[dict], base: str) -> str:
+    """A sweep's table and figures; where settings have several seeds, those together. Its best
+    point, with its interval, in a sentence."""
+    if not rows:
+        return f"No point of the sweep {sweep} is done."
     notebook = sweeps.listed(this.out, sweep)["notebook"]
     this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
     names = {name for row in rows for name in row["varied"]}
     hints = {name: hint for name in names if (hint := tables.hint(notebook, name))}
-    this.figure(
-        f"sweep-{sweep}", sweep_plots.sweep(rows, hints),
-        alt=f"Difference from the base at every point of the sweep {sweep}, by setting",
-    )  # fmt: skip
+    alt = f"Difference from the base at every point of the sweep {sweep}, by setting"
+    this.figure(f"sweep-{sweep}", sweep_plots.sweep(rows, hints), alt)
     varied = names - {"seed"}
     if len(varied) > 1 and varied <= {"share", "rank", "lora_scale"}:
         full = [row | {"varied": {n: row["parameters"][n] for n in varied}} for row in rows]
-        this.figure(
-            f"sensitivity-{sweep}", sweep_plots.sensitivity(full, hints),
-            alt="Loss on hard and on easy text by share, rank and scale, against the base",
-        )  # fmt: skip
+        alt = "Loss on hard and on easy text by share, rank and scale, against the base"
+        this.figure(f"sensitivity-{sweep}", sweep_plots.sensitivity(full, hints), alt)
     if len(together := tables.seeds(rows)):
         this.table(f"sweep-{sweep}-seeds", together)
-
-
-def sweep_in_words(sweep: str, rows: list[dict], base: str) -> str:
-    """The best point of a sweep, with its interval."""
-    if not rows:
-        return f"No point of the sweep {sweep} is done."
     best = min(rows, key=lambda row: row["loss"])
     return (
         f"Of {len(rows)} models of the sweep {sweep}, {best['point']} has the lowest loss: "
-        f"{intervals.with_interval(*best['all'])} against {base}, and that flatters the best of many."
+        f"{intervals.with_interval(*best['all'])} against {base}; the best of many looks better "
+        "than it is."
     )
 
 
@@ -103,27 +96,17 @@ def difference(this: Run, one: str, other: str, tokens: data.Tokens, resamples: 
     low, high = intervals.interval(resampled[one] - resampled[other])
     known_N = ~np.isnan(list(losses.values())).any(0)
     means = {name: float(loss_N[known_N].mean()) for name, loss_N in losses.items()}
-    return {
-        "losses": means, "intervals": {n: intervals.interval(r) for n, r in resampled.items()},
-        "difference": means[one] - means[other], "low": low, "high": high,
-        "masked": int((~known_N).sum()), "windows": len(known_N),
-    }  # fmt: skip
-
-
-def difference_in_words(one: str, other: str, d: dict) -> str:
-    """That `one` is better or worse than `other`, or not clearly different, with the interval."""
-    size = intervals.with_interval(d["difference"], d["low"], d["high"])
-    how = "is better than" if d["high"] < 0 else "is not clearly different from"
-    how = "is WORSE than" if d["low"] > 0 else how
-    left_out = f"; {d['masked']:,} of {d['windows']:,} windows have no target and are left out"
-    return f"{one} {how} {other}: {size} nats, one seed{left_out if d.get('masked') else ''}."
+    change = {"difference": means[one] - means[other], "low": low, "high": high}
+    change |= {"masked": int((~known_N).sum()), "windows": len(known_N)}
+    each = {name: intervals.interval(values_R) for name, values_R in resampled.items()}
+    return change | {"losses": means, "intervals": each}
 
 
 def hard_windows(losses: dict, picked_by: str, teacher: str, share: float) -> np.ndarray:
     """Which validation windows are hard, (N,) bool: where `picked_by` fell furthest behind, the
     share of those that have a target."""
     difficulty_N = losses[picked_by] - losses[teacher]  # NaN, masked whole, is never hard
-    return difficulty_N >= hard_set.made(difficulty_N, {"share": share}).threshold
+    return difficulty_N >= hard_set.choose(difficulty_N, hard_set.Rule(share=share)).threshold
 
 
 def side_by_side(
@@ -135,8 +118,11 @@ def side_by_side(
     columns = {}
     for name in names:
         net = Llama.load(this.path("models", name), this.device)
-        texts = [generate.generate(net, ids, min(new, t - 8), temperature=0.8, seed=seed + i)
-                 for i, ids in enumerate(prompts)]  # fmt: skip
+        new = min(new, t - 8)
+        texts = [
+            generate.generate(net, ids, new, temperature=0.8, seed=seed + i)
+            for i, ids in enumerate(prompts)
+        ]
         first = tokens.tokenizer.decode(prompts[0] + texts[0])
         columns[name] = {"text": first} | generate.repetition(texts)
     return columns
@@ -165,7 +151,7 @@ def calibrations(this: Run, names: list[str]) -> dict[str, dict]:
 
 def arms_of(this: Run) -> dict[str, verdict.Arm]:
     """Every trained model of the folder and of the sweeps that are named, and how it was made."""
-    folder = opening.folder_of(this)
+    folder = common.folder_of(this)
     points = {label: (point.model, point.record) for label, point in folder.points.items()}
     return verdict.arms(folder.records.values(), points)
 
@@ -192,7 +178,7 @@ def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
 def costs(this: Run, tokens: data.Tokens) -> dict[str, dict[str, float]]:
     """FLOP of every model: of its own training (with its base's), of its teachers' forwards, and of
     scoring the windows where it replays scores."""
-    folder, arms, rows = opening.folder_of(this), arms_of(this), {}
+    folder, arms, rows = common.folder_of(this), arms_of(this), {}
     shorts = (record["remembered"].get("short") for record in folder.of("02_hard_set"))
     short = next(filter(None, shorts), {"windows": 0})
     scored = short["windows"] * short.get("scored", 1) * tokens.context
@@ -223,13 +209,6 @@ def _flop(folder: Folder, arm: verdict.Arm, arms: dict, tokens: data.Tokens) -> 
     return arm.tokens * flop + rest[0], asked + rest[1]
 
 
-def to_run(this: Run, name: str, rows: list[dict]) -> str:
-    """Commands that run a model's 4-bit file."""
-    file = next(row["file"] for row in rows if row["format"] == "Q4_0")
-    path = parameters.shown(this.path("exports", name, file))
-    return f"make chat MODEL={path}\nllama-cli -m {path} -p 'తెలుగు'   # llama.cpp's own program"
-
-
 def written(write: dict, tokens: data.Tokens, prompt: list[int], new: int) -> dict[str, str]:
     """One text a way, after the same beginning."""
     return {
@@ -242,14 +221,3 @@ def speeds(
 ) -> list[dict]:
     """Every way with each number of threads."""
     return [row for n in threads for row in inference.speeds(write, prompt, new, repeats, n)]
-
-
-def speed_finding(name: str, shipped: list[dict], rows: list[dict], costs: list[dict]) -> str:
-    """The 4-bit file in one sentence: bytes, tokens a second, and what it costs."""
-    file, cost = (next(row for row in some if row["format"] == "Q4_0") for some in (shipped, costs))
-    by = {row["way"]: row["decode"] for row in rows if row["threads"] == 1}
-    return (
-        f"{name} as Q4_0 is {file['bytes'] / 1e6:.3g} MB and writes {by['Q4_0']:,.0f} tokens a "
-        f"second on one thread, {by['Q4_0'] / by[inference.RAW]:.1f} × plain PyTorch; 4 bits cost "
-        f"{cost['loss'] - costs[0]['loss']:+.4f} nats."
-    )

@@ -20,14 +20,14 @@ import yaml
 from tdbook.analysis import intervals, kept_and_lost, verdict
 from tdbook.analysis.claims import FAILS, HOLDS, PART, UNDECIDED, Claim, Effect, judge
 from tdbook.analysis.verdict import Arm, Trial
-from tdbook.book import comparison, opening
+from tdbook.book import common, comparison
 from tdbook.export import inference
 from tdbook.report import plots, tables
 from tdbook.runs import hashes
+from tdbook.runs.estimates import Q4_LIMIT, of_plan
 from tdbook.runs.running import Run
 from tdlib import data, evaluate, hard_set, lora
 from tdlib.model import Llama
-from tdlib.shapes import Q4_LIMIT, of_plan
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
 # kinds of token that the plan says are kept (the lag is smaller there than elsewhere) or lost
@@ -70,7 +70,7 @@ class Losses(Mapping):
 
     def __init__(self, this: Run, tokens: data.Tokens):
         self.this, (self.split, self.windows) = this, split_of(tokens)
-        self.arms, self.folder, self.read = comparison.arms_of(this), opening.folder_of(this), {}
+        self.arms, self.folder, self.read = comparison.arms_of(this), common.folder_of(this), {}
         p, arms = this.parameters, self.arms.values()
         some = [self.arms[p[role]].settings for role in ("base", "scratch") if p[role] in self.arms]
         self.whole = [p["teacher"], *(arm.name for arm in arms if arm.settings in some)]
@@ -207,7 +207,7 @@ def trial(this: Run, tokens: data.Tokens) -> Trial:
     p, losses = this.parameters, Losses(this, tokens)
     hard_N = comparison.hard_windows(losses, p["picked_by"], p["teacher"], p["hard_share"])
     t = comparison.trial(this, losses, hard_N, tokens.documents(losses.split)[0])
-    points = opening.folder_of(this).points.items()
+    points = common.folder_of(this).points.items()
     mixed = {n for n, point in points if set(point.varied) - set(point.record["parameters"])}
     return replace(t, mixed=frozenset(mixed))
 
@@ -242,7 +242,7 @@ def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[Claim]:
 
 def development(this: Run, t: Trial) -> dict[str, float]:
     """Every model's loss on the validation split, where choices are made."""
-    return {name: opening.row_of(this, name)["loss"] for name in t.arms}
+    return {name: common.row_of(this, name)["loss"] for name in t.arms}
 
 
 def distilled(
@@ -373,7 +373,7 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Effects:
         same = [(h & hard[0]).sum() / (h | hard[0]).sum() for h in hard[1:]]
         notes.append(f"Hard sets of {len(hard)} seeds share {min(same):.2f} to {max(same):.2f} "
                      f"(Jaccard; {share / (2 - share):.2f} by chance).")  # fmt: skip
-    for record in opening.folder_of(this).of("02_hard_set"):
+    for record in common.folder_of(this).of("02_hard_set"):
         notes += [f"The teacher's lead on text it has read is larger by "
                   f"{intervals.with_interval(row['gap'], row['low'], row['high'])} nats than on "
                   "other text of the same sources: so much is memory."
@@ -404,7 +404,7 @@ def kept(this: Run, tokens: data.Tokens, t: Trial) -> Effects:
             effects += [Effect(f"{bucket} ({cut}), {model}", *each[0], tuple(e[0] for e in each),
                                role, claimed=claimed)] if each else []  # fmt: skip
     notes = []
-    for record in opening.folder_of(this).of("04_merge_eval"):
+    for record in common.folder_of(this).of("04_merge_eval"):
         texts = record["remembered"].get("texts", {})
         if t.base in texts and t.teacher in texts:
             (two, twos), (four, fours) = (  # null where a text is too short to have any
@@ -422,7 +422,7 @@ def rank_notes(this: Run, tokens: data.Tokens, t: Trial) -> list[str]:
     document_N, said = tokens.documents("val")[0], []
     own = own_adapter_of_base(t)
     for key in ("share", "rank", "lora_scale"):
-        points = opening.folder_of(this).points.items()
+        points = common.folder_of(this).points.items()
         names = {point.varied[key]: n for n, point in points if set(point.varied) == {key}}
         if own:
             given = own.p.get(key)
@@ -439,7 +439,7 @@ def shipped(this: Run) -> tuple[str, str, tuple[str, ...]]:
     """Merging, speeds and file sizes against the plan's numbers, from the records of 04 and 06."""
     timed = [
         (key.removeprefix("shape "), found)
-        for record in opening.folder_of(this).of("06_inference")
+        for record in common.folder_of(this).of("06_inference")
         for key, found in record["remembered"].items() if key.startswith("shape ")
     ]  # fmt: skip
     checks = merges(this) + [check for shape, found in timed for check in speeds(shape, found)]
@@ -489,7 +489,7 @@ def recipe(this: Run, t: Trial, dev: Development) -> tuple[list[Effect], str | N
     """The recipe of the sweep `recipe` against the plan's own route, with the folder's own adapter
     and with that of the best rate, and the name of the first seed's; nothing where it was not run.
     """
-    points = opening.folder_of(this).points.items()
+    points = common.folder_of(this).points.items()
     of = [n for n, point in points if point.sweep == this.parameters["recipe"]]
     last = [n for n in of if not any(t.arms[m].base == n for m in of)]
     one = min(last, key=lambda n: t.arms[n].seeds, default=None)

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from tdbook.analysis import features, intervals
-from tdbook.book import comparison, opening
+from tdbook.book import common, comparison
 from tdbook.runs.running import Run
 from tdlib import data, hard_set
 from tdlib.model import Llama
@@ -80,7 +80,7 @@ def _draws(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int) -> np.nd
 
 def fold_of(this: Run, name: str) -> str:
     """The fold of documents that a model was trained without."""
-    for record in opening.folder_of(this).records.values():
+    for record in common.folder_of(this).records.values():
         if name in record["models"] and record["parameters"].get("left_out"):
             return record["parameters"]["left_out"]
     raise ValueError(

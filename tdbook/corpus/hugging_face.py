@@ -7,22 +7,32 @@ from pathlib import Path
 
 import tokenizers
 
-from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer, _by_id, _read_json, _refuse_unknown
+from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer, by_id, read_json, refuse_unknown
 
 EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # beside a Hugging Face tokenizer
 
+# Keys that are understood, by pattern. `_unlike` and `_named` look at those that change ids or
+# text; the rest concerns padding, cutting, chats and special tokens, which nothing here adds.
+KEYS = """version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder
+    model"""
+MODEL_KEYS = """type vocab merges unk_token unk_id byte_fallback fuse_unk ignore_merges dropout
+    continuing_subword_prefix end_of_word_suffix max_input_chars_per_word"""
+CONFIG_KEYS = """(.*_)?tokens?(_.*)? tokenizer_.* .*_(class|file|template|side|strategy|version)
+    .*_(length|len|hash) add_prefix_space do_lower_case sp_model_kwargs clean_up_tokenization_spaces
+    legacy errors trim_offsets use_default_system_prompt response_schema auto_map name_or_path
+    from_slow use_fast is_local local_files_only backend model_input_names pad_to_multiple_of stride
+    trust_remote_code extra_ids"""
 
 # GPT-2's alphabet: a byte that prints stands for itself, the others for characters from 256 on.
 _PRINTED = {*range(33, 127), *range(161, 173), *range(174, 256)}
 BYTE_OF = {chr(b): b for b in sorted(_PRINTED)}
-
-
 BYTE_OF |= {chr(256 + i): b for i, b in enumerate(sorted({*range(256)} - _PRINTED))}
 
 
-def _hugging_face(path: Path, content: dict) -> Tokenizer:
-    configs = {file: _read_json(file) for file in _configs(path)}
+def open_json(path: Path, content: dict) -> Tokenizer:
+    """The tokenizer of a tokenizer.json; ValueError: an option of it is not understood."""
+    configs = {file: read_json(file) for file in config_files(path)}
     try:
         _check_keys(path, content, configs)
         named = _named(configs)
@@ -41,7 +51,7 @@ def _hugging_face(path: Path, content: dict) -> Tokenizer:
     model.no_truncation()
     model.no_padding()
     model.encode_special_tokens = True  # as the text that it is
-    shown_V = _by_id(path, ids)
+    shown_V = by_id(path, ids)
     name = named.get("eos_token") or next((n for n in EOS_NAMES if n in ids), None)
     if name not in ids:
         fault = f"{path} has no end-of-text token {name or EOS_NAMES}"
@@ -63,6 +73,10 @@ def _hugging_face(path: Path, content: dict) -> Tokenizer:
     return Tokenizer(kind, path, eos, unk, silent, shown_V, marked, model, encode, text)
 
 
+def config_files(path: Path) -> list[Path]:
+    return [file for name in CONFIGS if (file := path.with_name(name)).is_file()]
+
+
 def _functions(model: tokenizers.Tokenizer) -> tuple[Callable, Callable]:
     """Lines → ids, and ids of a line → its text."""
 
@@ -76,10 +90,6 @@ def _functions(model: tokenizers.Tokenizer) -> tuple[Callable, Callable]:
         return whole.replace(HIDDEN, "").removeprefix(extra)
 
     return encode, text
-
-
-def _configs(path: Path) -> list[Path]:
-    return [file for name in CONFIGS if (file := path.with_name(name)).is_file()]
 
 
 def _named(configs: dict[Path, dict]) -> dict[str, str]:
@@ -96,10 +106,10 @@ def _named(configs: dict[Path, dict]) -> dict[str, str]:
 def _check_keys(path: Path, content: dict, configs: dict[Path, dict]) -> None:
     """ValueError: a key that is not known here, or one that makes ids vary."""
     inner = content["model"]
-    _refuse_unknown(path, content, "tokenizer.json")
-    _refuse_unknown(path, inner, "its model")
+    refuse_unknown(path, content, KEYS)
+    refuse_unknown(path, inner, MODEL_KEYS)
     for file, config in configs.items():
-        _refuse_unknown(file, config, "a config")
+        refuse_unknown(file, config, CONFIG_KEYS)
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if inner.get(key) and inner.get("type") != "WordPiece":
             fault = f"{path}: {key} is {inner[key]!r} in its model, it must be null"
@@ -132,19 +142,25 @@ def _hide_special(content: dict, named: set[str]) -> tuple[set[str], dict]:
     model, added = content["model"], content.get("added_tokens") or []
     special = named | {token["content"] for token in added if token["special"]}
     special = {piece for piece in special if not BYTE.fullmatch(piece)}
-    scored = isinstance(model["vocab"], list)  # Unigram's
-    names = {entry[0] if scored else entry for entry in model["vocab"]}
-    names = {piece: HIDDEN + piece for piece in special & names}
-    if scored:
-        vocab = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+
+    def hide(piece: str) -> str:
+        return HIDDEN + piece if piece in special else piece
+
+    if isinstance(model["vocab"], list):  # Unigram's, with scores
+        vocab = [[hide(piece), score] for piece, score in model["vocab"]]
+        names = {piece for piece, _ in model["vocab"]}
     else:
-        vocab = {names.get(piece, piece): i for piece, i in model["vocab"].items()}
+        vocab = {hide(piece): i for piece, i in model["vocab"].items()}
+        names = model["vocab"].keys()
     model = model | {"vocab": vocab}
-    if unk := model.get("unk_token"):
-        model["unk_token"] = names.get(unk, unk)
-    added = [t for t in added if t["content"] not in names and not BYTE.fullmatch(t["content"])]
-    added = [token | {"special": token["content"] in special} for token in added]
-    return special, content | {"model": model, "added_tokens": added}
+    if (unk := model.get("unk_token")) in names:
+        model["unk_token"] = hide(unk)
+    left = [
+        token | {"special": token["content"] in special}
+        for token in added
+        if token["content"] not in special & names and not BYTE.fullmatch(token["content"])
+    ]
+    return special, content | {"model": model, "added_tokens": left}
 
 
 def _bytes_text(piece: str) -> str:

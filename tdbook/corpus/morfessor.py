@@ -1,24 +1,28 @@
-"""A Morfessor model read without running code, and words cut by it."""
+"""Upstream's pieces joined by "@@", and the Morfessor model that segments raw text for them."""
 
-import heapq
 import io
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
+from tokenizers import models
 
-from tdbook.corpus.tokenizer import RUNS, TELUGU, Tokenizer, _bounded, _by_id, _refuse_unknown
+from tdbook.corpus.tokenizer import RUNS, TELUGU, Tokenizer, by_id, read_bounded, refuse_unknown
+
+KEYS = "version type vocab_size separator special_tokens token_to_id bpe_merges"
 
 
-def _morfessor(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
+def open_json(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
+    """The tokenizer of upstream's tokenizer.json; `segmenter` is a Morfessor .bin, or ""."""
     ids = _field(path, content, "token_to_id", dict, "a JSON object")
     special = _field(path, content, "special_tokens", dict, "a JSON object")
     separator = _field(path, content, "separator", str, "text such as '@@'")
-    pieces = _by_id(path, ids)
-    _refuse_unknown(path, content, "upstream's")
+    pieces = by_id(path, ids)
+    refuse_unknown(path, content, KEYS)
     for name in ("<pad>", "<unk>", "<bos>", "<eos>", *special):
         if special.get(name) is None or special[name] != ids.get(name):
             both = f"{special.get(name)} in special_tokens and {ids.get(name)} in token_to_id"
@@ -27,23 +31,20 @@ def _morfessor(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
     pairs = merges if isinstance(merges, list) else [merges]
     if odd := [p for p in pairs if not (isinstance(p, list) and [*map(type, p)] == [str, str])]:
         raise ValueError(f"{path}: {odd[0]!r} in bpe_merges, each must be two texts: copy it again")
-    model = _Morphs(
+    model = Morphs(
         ids={piece: i for piece, i in ids.items() if piece not in special},
         unk=ids["<unk>"],
         separator=separator,
         joins_V=np.array([piece.endswith(separator) for piece in pieces]),
-        ranks={(a, b): rank for rank, (a, b) in enumerate(pairs)},
-        segment=_segment(Path(segmenter)) if segmenter else None,
+        merge=_bpe(pairs),
+        segment=_segmenter(Path(segmenter)) if segmenter else None,
     )
-
-    def encode(lines: list[str]) -> list[list[int]]:
-        return [model.encode(line) for line in lines]
 
     def text(ids: list[int]) -> str:
         joined = " ".join(pieces[i] for i in ids).replace(f"{separator} ", "")
         return joined[: -len(separator)] if ids and model.joins_V[ids[-1]] else joined
 
-    eos, unk, kind = ids["<eos>"], ids["<unk>"], "Morfessor"
+    eos, unk, kind, encode = ids["<eos>"], ids["<unk>"], "Morfessor", model.encode
     silent = frozenset(special.values()) - {eos, unk}
     shown_V = [piece.removesuffix(separator) for piece in pieces]
     return Tokenizer(kind, path, eos, unk, silent, shown_V, False, model, encode, text)
@@ -57,7 +58,7 @@ def _field(path: Path, content: dict, name: str, kind: type, what: str) -> objec
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Morphs:
+class Morphs:
     """Encodes as upstream does, but for its cache: a word's ids never depend on the words before.
 
     1. A word (between spaces) is cut where Telugu and other script or marks meet, and with a
@@ -75,15 +76,15 @@ class _Morphs:
     unk: int
     separator: str
     joins_V: np.ndarray
-    ranks: dict[tuple[str, str], int]
+    merge: Callable[[str], list[str]]
     segment: Callable[[str], list[str]] | None
 
     @cached_property
     def word(self) -> Callable[[str], list[int]]:
         return lru_cache(2**18)(self._word)
 
-    def encode(self, line: str) -> list[int]:
-        return [i for word in line.split() for i in self.word(word)]
+    def encode(self, lines: list[str]) -> list[list[int]]:
+        return [[i for word in line.split() for i in self.word(word)] for line in lines]
 
     def _word(self, word: str) -> list[int]:
         joins = not self.segment and word.endswith(self.separator) and word != self.separator
@@ -98,7 +99,7 @@ class _Morphs:
             return [whole]
         pieces = list(part)
         if not TELUGU.search(part):
-            *inner, last = self._merged(part)
+            *inner, last = self.merge(part)
             pieces = [c for p in inner for c in (p if self._find(p, True) is None else [p])]
             pieces += last if self._find(last, False) is None else [last]
         ids = [self._find(piece, True) for piece in pieces]
@@ -111,50 +112,35 @@ class _Morphs:
             return None
         return self.ids.get(text + self.separator if joins else text)
 
-    def _merged(self, text: str) -> list[str]:
-        """The pair of lowest rank is joined everywhere, from left to right, before the next is
-        looked for. A heap of the pairs' ranks and a list of neighbours: n log n steps."""
-        parts, n = list(text), len(text)
-        after, before = [*range(1, n + 1)], [*range(-1, n - 1)]  # a part joined to another is ""
 
-        def rank(i: int) -> int | None:
-            known = 0 <= i and parts[i] and after[i] < n
-            return self.ranks.get((parts[i], parts[after[i]])) if known else None
+def _bpe(merges: list[list[str]]) -> Callable[[str], list[str]]:
+    """What joins the characters of a text by merges, those learnt first first."""
+    parts = {part for a, b in merges for part in (a, b, a + b, *a, *b)}
+    model = models.BPE({part: i for i, part in enumerate(sorted(parts))}, [*map(tuple, merges)])
+    known = re.escape("".join(part for part in parts if len(part) == 1))
+    runs = re.compile(f"[{known}]+|." if known else ".", re.DOTALL)
 
-        heap = [(r, i) for i in range(n) if (r := rank(i)) is not None]
-        heapq.heapify(heap)
-        while heap:
-            lowest, new = heap[0][0], []
-            while heap and heap[0][0] == lowest:
-                i = heapq.heappop(heap)[1]
-                if rank(i) != lowest:  # one of the two is part of another by now
-                    continue
-                gone = after[i]
-                parts[i], parts[gone], after[i] = parts[i] + parts[gone], "", after[gone]
-                if after[i] < n:
-                    before[after[i]] = i
-                new += [before[i], i]
-            for i in new:
-                if (r := rank(i)) is not None:
-                    heapq.heappush(heap, (r, i))
-        return [part for part in parts if part]
+    def merge(text: str) -> list[str]:  # a character that is in no merge stays one
+        tokens = ((run, model.tokenize(run)) for run in runs.findall(text))
+        return [part for run, found in tokens for part in [t.value for t in found] or [run]]
+
+    return merge
 
 
 # What a Morfessor model is made of; a pickle can name anything else, and run it.
-_NAMES = {"BaselineModel", "ConstrNode", "LexiconEncoding", "CorpusEncoding", "FixedCorpusWeight"}
-_NAMES |= {"AnnotatedCorpusEncoding", "AnnotationCorpusWeight", "MorphLengthCorpusWeight"}
-_NAMES |= {"NumMorphCorpusWeight"}
-_SAFE = {("morfessor.baseline", name) for name in _NAMES} | {("collections", "Counter")}
+SAFE = """BaselineModel ConstrNode LexiconEncoding CorpusEncoding FixedCorpusWeight
+    AnnotatedCorpusEncoding AnnotationCorpusWeight MorphLengthCorpusWeight NumMorphCorpusWeight"""
 
 
 class _Unpickler(pickle.Unpickler):  # the package's way to say what may be loaded
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in _SAFE:
+        ours = module == "morfessor.baseline" and name in SAFE.split()
+        if not ours and (module, name) != ("collections", "Counter"):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return super().find_class(module, name)
 
 
-def _segment(path: Path) -> Callable[[str], list[str]]:
+def _segmenter(path: Path) -> Callable[[str], list[str]]:
     """What cuts a Telugu word into morphs: a Morfessor model, a pickle of which only Morfessor's
     own classes are loaded."""
     if not path.is_file():
@@ -165,7 +151,7 @@ def _segment(path: Path) -> Callable[[str], list[str]]:
         fault = f"segmenter = {str(path)!r} needs the package morfessor, which is not installed"
         raise ValueError(f"{fault}: pip install morfessor") from None
     try:
-        model = _Unpickler(io.BytesIO(_bounded(path))).load()
+        model = _Unpickler(io.BytesIO(read_bounded(path))).load()
         if type(model) is not morfessor.BaselineModel:
             raise ValueError(f"it is a {type(model).__name__}")
         model.viterbi_segment("తెలుగు")

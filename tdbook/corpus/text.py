@@ -16,6 +16,7 @@ import re
 import sys
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, groupby, pairwise
@@ -25,11 +26,11 @@ from typing import BinaryIO
 import numpy as np
 import psutil
 
-from tdlib.files import below
+from tdbook.runs.disk import below
 
 TELUGU = re.compile("[\u0c00-\u0c7f]")
 KINDS = (".txt", ".jsonl", ".parquet")
-TEXT = re.compile("(large_)?string|dictionary<values=(large_)?string")  # kinds of a column
+STRINGS = re.compile("(large_)?string|dictionary<values=(large_)?string")  # types of a column
 NUMBERS = re.compile("u?int|float|double|halffloat|decimal|bool|date|time|duration|null")
 PACKED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": None}  # .zst: see _open
 KNOWN = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
@@ -43,10 +44,10 @@ NOTES = {
     "other": f"{{}} files not read ({{}}): no {KNOWN}",
     "hidden": "{} hidden files not read ({})",
     "joined": "{} texts in which a blank line ends a paragraph ({}): larger gaps end a document",
-    "single": "{} texts of which each document is one line ({}): if a blank line ends a paragraph "
-    "there, put two between documents",
-    "gaps": "{} texts with gaps of several sizes ({}), each of which ends a document: if the "
-    "smaller ones end paragraphs, take them out",
+    "single": "{} texts of which each document is one line ({}): put two blank lines between "
+    "documents if one ends a paragraph",
+    "gaps": "{} texts with gaps of several sizes ({}), each of which ends a document: take the "
+    "smaller ones out if they end paragraphs",
 }
 ALIKE, AT_LEAST = 0.05, 10  # share and number of common four-word sequences: see near_duplicates
 HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are compared with
@@ -70,61 +71,62 @@ class Account:
     damaged: int = 0  # characters that are U+FFFD: lost when the file was made
     told: dict[str, list[str]] = field(default_factory=dict)  # key of NOTES → names of files
 
-    def tell(self, what: str, paths: Iterable[Path]) -> None:
+    def tell(self, note: str, paths: Iterable[Path]) -> None:
         if names := [path.name for path in paths]:
-            self.told[what] = self.told.get(what, []) + names
+            self.told[note] = self.told.get(note, []) + names
 
     def notes(self) -> list[str]:
         return [
-            NOTES[what].format(len(names), ", ".join(names[:3]) + ", …" * bool(names[3:]))
-            for what, names in self.told.items()
+            NOTES[note].format(len(names), ", ".join(names[:3]) + ", …" * bool(names[3:]))
+            for note, names in self.told.items()
         ]
 
     def missing(self) -> str:
         """What a finding must say, without names; "" where no more than 0.1 % is missing."""
-        unread = sum(len(self.told.get(what, [])) for what in ("other", "hidden"))
+        unread = sum(len(self.told.get(note, [])) for note in ("other", "hidden"))
         rows, there = max(1, self.documents + self.empty_rows), max(1, self.there)
         parts = {
             f"{unread:,} files not read": (self.there - self.characters) / there,
             f"{self.empty_rows:,} of {rows:,} rows without text": self.empty_rows / rows,
             f"{self.damaged:,} characters damaged before (U+FFFD)": self.damaged / there,
         }
-        shares = ", ".join(f"{words} ({share:.2%})" for words, share in parts.items() if share)
+        shares = ", ".join(f"{part} ({share:.2%})" for part, share in parts.items() if share)
         return f" Missing of the text given: {shares}." if sum(parts.values()) > 0.001 else ""
 
     def __str__(self) -> str:
         counts = f"{self.files:,} files, {self.documents:,} documents"
         read = f"Read: {counts}, {self.characters:,} of {self.there:,} characters"
-        rows = [f"{self.empty_rows:,} rows without text"] if self.empty_rows else []
-        return "; ".join([read, *rows, *self.notes()]) + "."
+        rows = f"; {self.empty_rows:,} rows without text" if self.empty_rows else ""
+        return "; ".join([read + rows, *self.notes()]) + "."
 
 
 def read(paths: list[str | Path], account: Account | None = None) -> list[Document]:
     """Documents of files and folders: .txt (a paragraph a line, a blank line between documents, or
     larger gaps: see _txt), .jsonl (field "text"), .parquet (column "text", or the only one that
     holds no numbers), each also as .gz, .xz, .bz2, .zst; of a folder, those it holds or links to.
-    Only BOM, trailing blanks and empty lines go; `account` is told of all else that is not read."""
-    account = Account() if account is None else account
-    once = {}  # however many links lead to a file
-    for file in (file for path in paths for file in _files(Path(path), account)):
-        once.setdefault(_identity(file), file)
-    files = list(once.values())
-    names = [_name(file)[0] for file in files]
+    Only BOM, trailing blanks and empty lines go; `account` notes all else that is not read."""
+    account = account or Account()
+    files = {}  # each once, however many links lead to it
+    for path in (file for given in paths for file in _files(Path(given), account)):
+        files.setdefault(_identity(path), path)
+    names = Counter(_name(path)[0] for path in files.values())
     documents = []
-    for file, name in zip(files, names, strict=True):
-        source = name if names.count(name) == 1 else f"{file.absolute().parent.name}/{name}"
-        rows = list(_documents(file, account))
+    for path in files.values():
+        source, parent = _name(path)[0], path.absolute().parent.name
+        source = f"{parent}/{source}" if names[source] > 1 else source
+        rows = list(_documents(path, account))
         account.empty_rows += rows.count(())
         if not any(rows):
-            raise ValueError(f"{file} is empty: give a file with text, or leave it out")
+            raise ValueError(f"{path} is empty: give a file with text, or leave it out")
         documents += [Document(row, source) for row in rows if row]
     lines = [line for document in documents for line in document.lines]
     if not any(map(TELUGU.search, lines)):
         given = ", ".join(map(str, paths)) or "no file"
         raise ValueError(f"no Telugu (U+0C00–U+0C7F) in {given}: give Telugu text in UTF-8")
+    size = sum(map(len, lines))
     account.files += len(files)
     account.documents += len(documents)
-    account.characters += (size := sum(map(len, lines)))
+    account.characters += size
     account.there += size
     account.damaged += sum(line.count("\ufffd") for line in lines)
     if notes := account.notes():
@@ -147,11 +149,11 @@ def _files(path: Path, account: Account) -> list[Path]:
         return [path]
     if not path.is_dir():  # a pipe would be waited for
         raise ValueError(f"{path} is neither a file nor a folder: give one of the two")
-    every = sorted(below(path, _closed))
+    every = sorted(below(path, _unreadable))
     # A name that begins with a dot is a tool's, such as .ipynb_checkpoints/copy.txt.
     hidden = {p for p in every if any(part[0] == "." for part in p.relative_to(path).parts)}
     texts = {p for p in every if _name(p)[1] in KINDS and (p.is_file() or not p.exists())}
-    files = sorted(texts - hidden)  # one that leads nowhere is told of when it is opened
+    files = sorted(texts - hidden)  # a link that leads nowhere is refused when it is opened
     if not files:
         raise ValueError(f"the folder {path} holds no text: put {KNOWN} into it")
     same = {_identity(p) for p in files}  # as the blobs of a hub's cache are
@@ -162,7 +164,7 @@ def _files(path: Path, account: Account) -> list[Path]:
     return files
 
 
-def _closed(error: OSError) -> None:
+def _unreadable(error: OSError) -> None:
     raise ValueError(f"{error.filename} cannot be read ({error.strerror}): allow it, chmod -R a+rX")
 
 
@@ -173,29 +175,15 @@ def _name(path: Path) -> tuple[str, str]:
 
 
 def _open(path: Path) -> BinaryIO:
-    if path.suffix.lower() == ".xz":
+    packing = path.suffix.lower()
+    if packing == ".zst":
+        import pyarrow  # unlike zstandard's reader it reads every frame, and notices a cut file
+
+        return pyarrow.input_stream(str(path), compression="zstd")
+    if packing == ".xz":
         with open(path, "rb") as file:  # LZMAFile takes all that a file asks for
             lzma.LZMADecompressor(memlimit=UNPACKING).decompress(file.read(2**12), 1)
-    if path.suffix.lower() != ".zst":
-        return PACKED.get(path.suffix.lower(), open)(path, "rb")
-    import pyarrow  # unlike zstandard's reader it reads every frame and notices a file cut short
-
-    return pyarrow.input_stream(str(path), compression="zstd")
-
-
-def _most(path: Path) -> int:
-    """Characters that may come of a file."""
-    if path.suffix.lower() not in (*PACKED, ".parquet"):
-        return sys.maxsize
-    return min(max(TIMES * path.stat().st_size, SMALL), psutil.virtual_memory().available // 4)
-
-
-def _check_size(path: Path, size: int, most: int) -> None:
-    if size > most:
-        raise ValueError(
-            f"{path} unpacks to more than {most:,} characters, {LINE} a line added ({TIMES} times "
-            "its size, or what fits the memory): unpack it yourself, in parts"
-        )
+    return PACKED.get(packing, open)(path, "rb")
 
 
 def _documents(path: Path, account: Account) -> Iterator[tuple[str, ...]]:
@@ -210,18 +198,17 @@ def _documents(path: Path, account: Account) -> Iterator[tuple[str, ...]]:
         raise ValueError(f"{path} cannot be read ({why}): copy or pack it again") from None
 
 
-def _not_utf8(path: Path, most: int) -> str:
-    """The fault and its remedy, by reading again: the error counts from the block it was in."""
-    with _open(path) as file:
-        content = file.read(most)
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.start:,}"
-        if error.reason == "unexpected end of data":
-            return f"ends within a character ({byte}): it was cut short, copy it again"
-        encoding = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "ITS_ENCODING"
-        return f"is not UTF-8 ({byte}): convert it, iconv -f {encoding} -t UTF-8"
+def _most(path: Path) -> int:
+    """Characters that may come of a file."""
+    if path.suffix.lower() not in (*PACKED, ".parquet"):
+        return sys.maxsize
+    return min(max(TIMES * path.stat().st_size, SMALL), psutil.virtual_memory().available // 4)
+
+
+def _check_size(path: Path, size: float, most: int) -> None:
+    if size > most:
+        bound = f"{most:,} characters, {LINE} a line added ({TIMES} times its size, or the memory)"
+        raise ValueError(f"{path} unpacks to more than {bound}: unpack it yourself, in parts")
 
 
 def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
@@ -233,22 +220,36 @@ def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(iter(lambda: stream.readline(longest + 1), ""), 1):
                 total += len(line) + LINE
                 _check_size(path, total, most)
+                fault = f"{path}: line {number}"
                 if len(line) > longest:
-                    fault = f"line {number} has more than {longest:,} characters"
-                    raise ValueError(f"{path}: {fault}: break it into several")
+                    fault += f" has more than {longest:,} characters"
+                    raise ValueError(f"{fault}: break it into several")
                 if "\0" in line:
-                    fault = f"line {number} holds zero bytes, as UTF-16 and damaged files do"
-                    raise ValueError(f"{path}: {fault}: convert it with iconv, or copy it again")
+                    fault += " holds zero bytes, as UTF-16 and damaged files do"
+                    raise ValueError(f"{fault}: convert it with iconv, or copy it again")
                 yield number, line
         except UnicodeDecodeError:
             raise ValueError(f"{path} {_not_utf8(path, 4 * (total + longest))}") from None
+
+
+def _not_utf8(path: Path, most: int) -> str:
+    """The fault and its remedy, by reading again: the error counts from the block it was in."""
+    try:
+        with _open(path) as file:
+            (content := file.read(most)).decode()
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start:,}"
+        if error.reason == "unexpected end of data":
+            return f"ends within a character ({byte}): it was cut short, copy it again"
+        encoding = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "ITS_ENCODING"
+        return f"is not UTF-8 ({byte}): convert it, iconv -f {encoding} -t UTF-8"
 
 
 def _txt(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
     """Blank lines end a document. Where nearly every one would then be a single line, and larger
     gaps are there, blank lines end paragraphs and the larger gaps documents."""
     lines = (line.rstrip() for _, line in _numbered(path, file))
-    parts, gaps, gap = [], [], 0  # a gap before each part
+    parts, gaps, gap = [], [], 0  # gaps: blank lines before each part
     for filled, part in groupby(lines, bool):
         if filled:
             parts.append(tuple(part))
@@ -267,21 +268,17 @@ def _txt(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ..
 
 
 def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
-    null, filled = None, False
     for number, line in _numbered(path, file):
         if not line.strip():
             continue
-        fault = f"{path}: line {number} is {line.lstrip()[:40].rstrip()!r}, it must be like "
         try:
-            if (text := json.loads(line)["text"]) is None:
-                null, text = null or fault, ""
+            text = json.loads(line)["text"]
+            text = "" if text is None else text
             text.encode()  # it is text, without half a surrogate pair
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise ValueError(fault + '{"text": "…"}') from None
-        yield (lines := _lines(text))
-        filled |= bool(lines)
-    if null and not filled:
-        raise ValueError(null + '{"text": "…"}')
+            fault = f"{path}: line {number} is {line.lstrip()[:40].rstrip()!r}"
+            raise ValueError(f'{fault}, it must be like {{"text": "…"}}') from None
+        yield _lines(text)
 
 
 def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
@@ -311,10 +308,10 @@ def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str
 
 
 def _text_column(path: Path, schema) -> str:
-    kinds = {field.name: str(field.type) for field in schema}
-    others = [name for name, kind in kinds.items() if not NUMBERS.match(kind)]
-    column = others[0] if "text" not in kinds and len(others) == 1 else "text"
-    if not TEXT.match(kinds.get(column, "")) or schema.names.count(column) > 1:
+    types = {field.name: str(field.type) for field in schema}
+    others = [name for name, type_ in types.items() if not NUMBERS.match(type_)]
+    column = others[0] if "text" not in types and len(others) == 1 else "text"
+    if not STRINGS.match(types.get(column, "")) or schema.names.count(column) > 1:
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
         fault = f"{path} has no string column called text, it has the columns {columns}"
         raise ValueError(f'{fault}: call the one with the text "text", and make it one of strings')
@@ -389,10 +386,10 @@ def split(
                 side_G[g], have = side, have + size_G[g]
         if share and not have:
             least = size_G[side_G == "train"].min() / size_N.sum()
-            raise ValueError(
-                f"{side}_share {share:g} of the text cannot be put aside: it is {len(documents)} "
-                f"documents in {len(groups)} groups of near-duplicates, the smallest left is "
-                f"{least:.0%} of it; give more documents (in .txt a blank line ends one), a larger "
-                f"{side}_share or a smaller section_characters"
+            fault = (
+                f"{side}_share {share:g} of the text cannot be put aside: it is {len(documents)}"
             )
+            fault += f" documents in {len(groups)} groups of near-duplicates, the smallest left is "
+            remedy = f"give more documents (in .txt a blank line ends one), a larger {side}_share"
+            raise ValueError(f"{fault}{least:.0%} of it; {remedy} or a smaller section_characters")
     return side_G[member_N].tolist()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-import tdbook.corpus.tokenizer_files
+from tdbook.corpus import tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer
 from tdlib import data
 from tdlib.data import EOS, UNK
@@ -24,16 +24,13 @@ UNKNOWN = 0.1  # share of <unk> from which on a tokenizer does not know the text
 TRIED = 500  # lines of a text that are encoded and decoded, to see what a tokenizer loses
 
 
-# With a tokenizer: what reads or writes text.
-
-
 def open_tokens(
     folder: str | Path, context: int = 0, given: Tokenizer | None = None
 ) -> data.Tokens:
     """`open_ids` with its tokenizer: the one that lies beside, or the one given."""
     paths = [Path(folder, name) for name in ("tokenizer.model", "tokenizer.json")]
     path = next((path for path in paths if path.is_file()), None)
-    tokenizer = given or (tdbook.corpus.tokenizer_files.open(path) if path else None)
+    tokenizer = given or (tokenizer_files.open(path) if path else None)
     if tokenizer is None:
         return data.open_ids(Path(folder), context)
     tokens = data.open_ids(Path(folder), context, tokenizer.eos)
@@ -50,76 +47,57 @@ def open_tokens(
 
 
 def write_tokens(
-    folder: Path,
-    splits: dict[str, list],
-    tokenizer: Tokenizer,
-    context: int,
-    rare: dict[str, dict[str, str]] | None = None,
-    vocab_size: int = 0,
+    folder: Path, splits: dict[str, list], tokenizer: Tokenizer, context: int, vocab_size: int = 0
 ) -> None:
-    """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all. `rare`:
-    line → the sentences in it that hold a rare construction → the kind of each. `vocab_size` is the
-    teacher's where that has fewer pieces than the tokenizer. Where the tokenizer loses text, a
-    warning and `lost` in meta.json say how much, and its bytes are those that are kept."""
+    """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all.
+    `vocab_size` is the teacher's where that has fewer pieces than the tokenizer. Where the
+    tokenizer loses text, a warning and `lost` in meta.json say how much, and its bytes are those
+    that are kept."""
     lost = _lost([line for ds in splits.values() for d in ds for line in d.lines], tokenizer)
     size, vocab_size = tokenizer.size, vocab_size or tokenizer.size
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
     meta |= {"eos_id": tokenizer.eos} | ({"pieces": size} if size != vocab_size else {})
-    rows, rare_rows, unknown = [], [], 0
+    rows, unknown = [("split", *data.TABLES["documents.tsv"])], 0
     with whole_folder(folder) as beside:
         for split, documents in splits.items():
             start = text_bytes = 0
             with open(beside / f"{split}.bin", "wb") as f:
                 for document in documents:
-                    ids, spans, kept = _encode(document.lines, tokenizer, rare or {}, bool(lost))
-                    _check_largest(ids, tokenizer, vocab_size)
+                    ids, kept = _encode(document.lines, tokenizer, bool(lost))
+                    if (largest := max(ids)) >= vocab_size:
+                        fault = f"{tokenizer.path} makes id {largest:,} of this text, the teacher's"
+                        remedy = "give the teacher's own tokenizer"
+                        raise ValueError(f"{fault} vocabulary has {vocab_size:,}: {remedy}")
                     f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
                     rows.append((split, start, len(ids), document.source))
-                    rare_rows += [(split, start + a, start + b, kind) for a, b, kind in spans]
                     unknown += ids.count(tokenizer.unk)
                     start, text_bytes = start + len(ids), text_bytes + kept
-            data._check_count(f"the text for {split} makes", start, context)
+            data.check_count(f"the text for {split} makes", start, context)
             meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
             meta["total_tokens"] += start
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
         _check_unknown(tokenizer, meta["unk_rate"])
         meta |= {"lost": lost} if lost else {}
-        _write_table(beside / "documents.tsv", rows)
-        if rare:
-            _write_table(beside / "rare.tsv", rare_rows)
-        for name, path in tdbook.corpus.tokenizer_files.files(tokenizer).items():
+        with open(beside / "documents.tsv", "w", encoding="utf8", newline="") as f:
+            csv.writer(f, delimiter="\t").writerows(rows)
+        for name, path in tokenizer_files.files(tokenizer).items():
             shutil.copy(path, beside / name)
         (beside / "meta.json").write_text(json.dumps(meta, indent=2))
     if lost:
         warnings.warn(f"{tokenizer.path}:{loss(meta)}", stacklevel=2)
 
 
-def _check_largest(ids: list[int], tokenizer: Tokenizer, vocab_size: int) -> None:
-    if (largest := max(ids)) >= vocab_size:
-        fault = f"{tokenizer.path} makes id {largest:,} of this text, the teacher's vocabulary has"
-        raise ValueError(f"{fault} {vocab_size:,}: give the teacher's own tokenizer")
-
-
-def _write_table(path: Path, rows: list[tuple]) -> None:
-    with open(path, "w", encoding="utf8", newline="") as f:
-        csv.writer(f, delimiter="\t").writerows([("split", *data.TABLES[path.name]), *rows])
-
-
-def _encode(
-    lines: Sequence[str], tokenizer: Tokenizer, rare: dict[str, dict[str, str]], lossy: bool
-) -> tuple[list[int], list[tuple[int, int, str]], int]:
-    """A document's ids; first token, one past the last, and kind of its rare sentences; and the
-    bytes of its text that are kept."""
-    ids, spans, size = [], [], 0
+def _encode(lines: Sequence[str], tokenizer: Tokenizer, lossy: bool) -> tuple[list[int], int]:
+    """A document's ids, and the bytes of its text that are kept."""
+    ids, size = [], 0
     for line, line_ids in zip(lines, tokenizer.encode(lines), strict=True):
-        for sentence, kind in rare.get(line, {}).items():
-            # No piece crosses a space, so the beginning of a line alone has the tokens it has here.
-            at = f" {line}".index(f" {sentence}")
-            parts = tokenizer.encode([line[:at].rstrip(), line[: at + len(sentence)]])
-            spans.append((*(len(ids) + len(part) for part in parts), kind))
         ids += [*line_ids, tokenizer.eos]
         size += len((_kept(line_ids, tokenizer) if lossy else line).encode()) + 1
-    return ids, spans, size
+    return ids, size
+
+
+def _kept(ids: list[int], tokenizer: Tokenizer) -> str:
+    return tokenizer.decode([i for i in ids if i != tokenizer.unk])
 
 
 def _lost(lines: list[str], tokenizer: Tokenizer) -> dict:
@@ -139,10 +117,6 @@ def _lost(lines: list[str], tokenizer: Tokenizer) -> dict:
         return {}
     shares = {"lines": len(changed) / len(tried), "characters": gone / max(1, sum(map(len, tried)))}
     return {"of_lines": len(tried), **shares, "example": changed[0]}
-
-
-def _kept(ids: list[int], tokenizer: Tokenizer) -> str:
-    return tokenizer.decode([i for i in ids if i != tokenizer.unk])
 
 
 def loss(meta: dict) -> str:
@@ -187,7 +161,7 @@ def link_tokens(
     files = {path.name: path for path in source.iterdir() if not path.name.startswith(".")}
     if tokenizer:
         files = {n: p for n, p in files.items() if not n.startswith(("tokenizer", "special_tok"))}
-        files |= tdbook.corpus.tokenizer_files.files(tokenizer)
+        files |= tokenizer_files.files(tokenizer)
     with whole_folder(folder) as beside:
         for name, path in files.items():
             if name != "meta.json" or meta == theirs:
@@ -200,7 +174,7 @@ def _check_split(path: Path, tokens: data.Tokens, meta: dict, every_id: bool) ->
     """ValueError: no <eos> among the ids, many <unk>, or one beyond the vocabulary of `meta`."""
     tokenizer, dtype = tokens.tokenizer, tokens.train.ids.dtype
     every_id |= path.stat().st_size <= WHOLE
-    seen = data._look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
+    seen = data.look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
     if not seen["eos"]:
         remedy = "it is damaged or made otherwise; copy it, or make it again"
         if "eos_id" not in meta and not tokenizer:

@@ -24,29 +24,6 @@ PARTS = 0.01  # of the tokens; below it bytes are rare characters, and pieces te
 HIDDEN = "\uffff"  # no character: no text has it
 TELUGU = re.compile("[\u0c00-\u0c7f]")
 RUNS = re.compile("[\u0c00-\u0c7f]+|[^\u0c00-\u0c7f]+")
-
-# What may stand in the files of a Hugging Face tokenizer. `_unlike` and `_named` look at what
-# changes ids or text; the rest concerns padding, cutting, chats and special tokens, which nothing
-# here adds, nor those that a config names (see SPECIAL). Any other key is refused by name.
-KEYS = {
-    "tokenizer.json": """version truncation padding added_tokens normalizer pre_tokenizer
-        post_processor decoder model""",
-    "upstream's": "version type vocab_size separator special_tokens token_to_id bpe_merges",
-    "its model": """type vocab merges unk_token unk_id byte_fallback fuse_unk ignore_merges dropout
-        continuing_subword_prefix end_of_word_suffix max_input_chars_per_word""",
-    "a config": """
-        additional_special_tokens extra_special_tokens model_specific_special_tokens
-        added_tokens_decoder add_prefix_space do_lower_case sp_model_kwargs add_bos_token
-        add_eos_token add_special_tokens legacy split_special_tokens
-        clean_up_tokenization_spaces spaces_between_special_tokens errors trim_offsets
-        chat_template default_chat_template use_default_system_prompt response_schema
-        tokenizer_class processor_class auto_map name_or_path special_tokens_map_file
-        tokenizer_file vocab_file merges_file from_slow use_fast is_local local_files_only
-        backend model_max_length max_length max_len model_input_names padding_side
-        pad_to_multiple_of pad_token_type_id truncation_side truncation_strategy stride
-        return_token_type_ids transformers_version _commit_hash trust_remote_code extra_ids""",
-}
-SPECIAL = re.compile(".*_token(_id)?")
 LARGEST = 2**28  # bytes of a tokenizer's file; public ones have up to 40 million
 
 
@@ -92,33 +69,23 @@ class Tokenizer:
         """The text of ids as they come, after that of a prompt: no half characters, and a letter
         only when no vowel sign, virama or half of a conjunct can follow it. Together the pieces are
         decode's text, less bytes that make no character."""
-        # What a token adds is told by those shown just before: whether it brings a space, joins, or
-        # ends a character. So the text of `line` from `begun` on is made anew, never that of the
-        # whole line. `shown`: tokens that end in a whole character; `out`: characters given out.
-        line, held = [], ""
-        for i in self._checked(prompt):
-            line = [] if i == self.eos else [*line, i]
-        text = self.line_text(line)
-        begun, out = 0, len(text.rstrip("�"))
-        shown = 0 if text.endswith("�") else len(line)
+        prompt = self._checked(prompt)
+        begin = max((n for n, i in enumerate(prompt, 1) if i == self.eos), default=0)
+        line = [i for i in prompt[begin:] if i not in self.silent]
+        shown = len(text := self.line_text(line).rstrip("�"))  # characters
         for i in ids:
             if self._checked([i]) == [self.eos]:
-                line, begun, shown, out, held = [], 0, 0, 0, held + "\n"
+                yield text[shown:].replace("�", "") + "\n"
+                line, text, shown = [], "", 0
             elif i not in self.silent:
                 line.append(int(i))
-                text = self.line_text(line[begun:])
-                whole = text.rstrip("�")
-                held += whole[out:].replace("�", "")
-                if whole == text:
-                    begun, shown = shown, len(line)
-                    out = len(self.line_text(line[begun:]))
-                else:  # half a character: wait for the rest
-                    out = max(out, len(whole))
-            if settled := _settled(held):
-                yield held[:settled]
-                held = held[settled:]
-        if held:
-            yield held
+                text = self.line_text(line).rstrip("�")
+                end = max(shown, settled(text))
+                if piece := text[shown:end].replace("�", ""):
+                    yield piece
+                shown = end
+        if piece := text[shown:].replace("�", ""):
+            yield piece
 
     def plain(self, line: str) -> str:
         """The text that a line is, where lines come as segmented without the marks of that."""
@@ -183,9 +150,15 @@ class Tokenizer:
 
     @cached_property
     def _bytes_V(self) -> list[bytes]:
-        texts_V = [b"\n" if i == self.eos else _spelt(p) for i, p in enumerate(self.shown_V)]
+        """What each piece stands for: "▁" is a space, <0xE0> a byte, <eos> a line break."""
+        texts_V = []
+        for piece in self.shown_V:
+            parts = re.split("<0x([0-9A-F]{2})>", piece.replace("▁", " "))
+            parts = (bytes.fromhex(p) if i % 2 else p.encode() for i, p in enumerate(parts))
+            texts_V.append(b"".join(parts))
         for i in {*self.silent, self.unk} - {None}:
             texts_V[i] = b""
+        texts_V[self.eos] = b"\n"
         return texts_V
 
     @cached_property
@@ -204,13 +177,7 @@ class Tokenizer:
         return ids
 
 
-def _spelt(piece: str) -> bytes:
-    """The bytes that a piece stands for as it is shown: "▁" a space, <0xE0> a byte."""
-    parts = re.split("<0x([0-9A-F]{2})>", piece.replace("▁", " "))
-    return b"".join(bytes.fromhex(p) if i % 2 else p.encode() for i, p in enumerate(parts))
-
-
-def _settled(text: str) -> int:
+def settled(text: str) -> int:
     """How much of a text no character to come can change: all before its last letter with its
     signs. A virama (combining class 9) and ZERO WIDTH JOINER bind the letter after them too."""
     for end in range(len(text) - 1, 0, -1):
@@ -221,15 +188,15 @@ def _settled(text: str) -> int:
     return 0
 
 
-def _bounded(path: Path) -> bytes:
+def read_bounded(path: Path) -> bytes:
     if (size := path.stat().st_size) > LARGEST:
         fault = f"{path} has {size:,} bytes, a tokenizer's file has at most {LARGEST:,}"
         raise ValueError(f"{fault}: give the tokenizer, no weights or text")
     return path.read_bytes()
 
 
-def _read_json(path: Path) -> dict:
-    content = _bounded(path)
+def read_json(path: Path) -> dict:
+    content = read_bounded(path)
     try:
         content = json.loads(content)
     except RecursionError:
@@ -241,7 +208,7 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def _by_id(path: Path, ids: dict[str, int]) -> list[str]:
+def by_id(path: Path, ids: dict[str, int]) -> list[str]:
     """The pieces in the order of their ids, which run from 0 without gaps or doubles."""
     if odd := [f"{piece!r}: {i!r}" for piece, i in ids.items() if type(i) is not int]:
         raise ValueError(f"{path}: {odd[0]} in its vocabulary, no whole number: copy it again")
@@ -253,9 +220,9 @@ def _by_id(path: Path, ids: dict[str, int]) -> list[str]:
     return pieces
 
 
-def _refuse_unknown(path: Path, content: dict, where: str) -> None:
-    for key, value in content.items():
-        special = where == "a config" and SPECIAL.fullmatch(key) and not isinstance(value, bool)
-        if key not in KEYS[where].split() and not special:
+def refuse_unknown(path: Path, content: dict, keys: str) -> None:
+    """ValueError: a key that none of the patterns matches, and so perhaps an option of the ids."""
+    for key in content:
+        if not any(re.fullmatch(pattern, key) for pattern in keys.split()):
             fault = f"{path}: what {key!r} does is not known here, it might change ids or text"
             raise ValueError(f"{fault}: copy it without that key if it does not")

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from tdbook.corpus import hugging_face
-from tdbook.corpus.morfessor import _morfessor
-from tdbook.corpus.tokenizer import Tokenizer, _bounded, _read_json
+from tdbook.corpus import hugging_face, morfessor
+from tdbook.corpus.tokenizer import Tokenizer, read_bounded, read_json
 from tdlib import data
 from tdlib.files import own, sign, write_whole
 
@@ -22,7 +21,7 @@ def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
     if not path.is_file():
         remedy = "put a SentencePiece .model there, or give one, or a tokenizer.json, as tokenizer"
         raise FileNotFoundError(f"{path} is not there: {remedy}")
-    content = _read_json(path) if _bounded(path).lstrip()[:1] == b"{" else None
+    content = read_json(path) if read_bounded(path).lstrip()[:1] == b"{" else None
     upstream = content is not None and content.get("type") == "morfessor_bpe_telugu"
     if segmenter and not upstream:
         fault = f"segmenter = {str(segmenter)!r} is for upstream's tokenizer.json alone"
@@ -30,16 +29,16 @@ def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
     if content is None:
         return _sentencepiece(path)
     if upstream:
-        return _morfessor(path, content, segmenter)
+        return morfessor.open_json(path, content, segmenter)
     if isinstance(content.get("model"), dict):
-        return hugging_face._hugging_face(path, content)
+        return hugging_face.open_json(path, content)
     fault = f"{path} is neither a Hugging Face tokenizer.json (with `model`) nor upstream's"
     raise ValueError(f"{fault} (`type` morfessor_bpe_telugu): give one of them")
 
 
 def files(tokenizer: Tokenizer) -> dict[str, Path]:
     """Where its files are, by the names that they have beside tokens and models."""
-    beside = hugging_face._configs(tokenizer.path) if tokenizer.kind == "Hugging Face" else []
+    beside = hugging_face.config_files(tokenizer.path) if tokenizer.kind == "Hugging Face" else []
     return {tokenizer.name: tokenizer.path} | {path.name: path for path in beside}
 
 
@@ -64,14 +63,16 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
     """SentencePiece BPE with byte fallback, no normalisation: the kind llama.cpp repeats."""
     own(path)
     model, cut = io.BytesIO(), []
+    ids = {"pad": data.PAD, "unk": data.UNK, "bos": data.BOS, "eos": data.EOS}
+    options = {f"{name}_id": i for name, i in ids.items()}
+    options |= {f"{name}_piece": f"<{name}>" for name in ids}
+    options |= dict(model_type="bpe", vocab_size=vocab_size, byte_fallback=True, minloglevel=2)
+    options |= dict(normalization_rule_name="identity", remove_extra_whitespaces=False)
+    options |= dict(character_coverage=0.9999, max_sentence_length=LONGEST)
+    pieces = _cut(lines, cut)
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_cut(lines, cut), model_writer=model, model_type="bpe",
-            vocab_size=vocab_size, byte_fallback=True, normalization_rule_name="identity",
-            remove_extra_whitespaces=False, character_coverage=0.9999, max_sentence_length=LONGEST,
-            pad_id=data.PAD, unk_id=data.UNK, bos_id=data.BOS, eos_id=data.EOS, pad_piece="<pad>", unk_piece="<unk>",
-            bos_piece="<bos>", eos_piece="<eos>", minloglevel=2,
-        )  # fmt: skip
+        trainer = sentencepiece.SentencePieceTrainer
+        trainer.train(sentence_iterator=pieces, model_writer=model, **options)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].rpartition("] ")[2].strip() or "it is empty"
         remedy = "raise it" if "smaller" in reason else "lower it, or give more text"

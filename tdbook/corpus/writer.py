@@ -1,9 +1,9 @@
-"""Telugu prose from a seeded grammar: sounds, word forms, clauses, sentences, documents.
+"""Telugu prose from a seeded grammar: clauses, sentences, paragraphs, documents.
 
 Words, endings, sentence patterns and stories are data (telugu_words.yaml), the rules are here. A
-document has a topic, a place and a few people. Most paragraphs follow a script, events in the order
-in which they happen, with one hero and one tense, so that what comes next can be guessed; others
-report. About one sentence in 60 holds a rare construction, each kind with its own regular form.
+document has a topic, a place and a few people. Most paragraphs follow a script: events in the order
+in which they happen, with one hero and one tense, so that what comes next can be guessed. Others
+report. About one sentence in 60 has a rare construction. The same seed writes the same text.
 """
 
 import re
@@ -15,20 +15,12 @@ from random import Random
 from typing import NamedTuple
 
 from tdbook.corpus import grammar
+from tdbook.corpus.grammar import NOUN, NOUNS, VERBS, WORDS, Noun, conjugate, decline, zipf
 from tdbook.corpus.text import Document
-
-RARE_EVERY = (33, 77)  # sentences of stories from one rare construction to the next
-
-
-class Rare(NamedTuple):
-    kind: str
-    document: int  # number of the document, from 0
-    line: int  # number of the line in it, from 0
-    text: str  # the sentence
 
 
 class Who(NamedTuple):
-    noun: grammar.Noun
+    noun: Noun
     person: str  # of their verbs
     pronoun: str
     role: str = ""  # రైతు, said before the name
@@ -43,17 +35,17 @@ class Event(NamedTuple):
 
 @dataclass
 class Scene:
-    """What a paragraph holds fast: topic, tense, people, things, and what has been said of them."""
+    """The state of a paragraph: topic, tense, people, things, and what was said of them."""
 
     rng: Random
     topic: dict
     tense: str
     who: dict[str, Who]  # hero, friend, doer …
-    nouns: dict[str, grammar.Noun]  # class → its one noun here
+    nouns: dict[str, Noun]  # class → its one noun here
     script: list[Event] = field(default_factory=list)
     seen: dict[str, tuple[int, str]] = field(default_factory=dict)  # when, and what was done to it
-    told: set[str] = field(default_factory=set)  # templates and links so far
-    said: int = 0  # sentences so far
+    used: set[str] = field(default_factory=set)  # templates and links so far
+    sentence: int = 0  # number of the present one
     clear: bool = False  # the hero did the last thing, and may be left out
 
 
@@ -63,95 +55,92 @@ def read_event(text: str) -> Event:
     return Event(args, verb, re.search("[>!]?$", text)[0], mine)
 
 
-def the(scene: Scene, kind: str) -> grammar.Noun:
+def the(scene: Scene, kind: str) -> Noun:
     """The one noun of its class in this paragraph; fruit2 is another fruit."""
     if kind not in scene.nouns:
-        words, taken = grammar.NOUNS[kind.rstrip("123")], scene.nouns.values()
-        scene.nouns[kind] = grammar.zipf(scene.rng, [w for w in words if w not in taken] or words)
+        words, taken = NOUNS[kind.rstrip("123")], scene.nouns.values()
+        scene.nouns[kind] = zipf(scene.rng, [w for w in words if w not in taken] or words)
     return scene.nouns[kind]
 
 
 def bare(scene: Scene, kind: str, many: str, case: str) -> str:
     """A noun by itself, or a list of two or three: వంకాయలు, టమాటాలు; వంకాయలూ టమాటాలూ."""
     if many != "*":
-        return grammar.decline(the(scene, kind), case, many)
+        return decline(the(scene, kind), case, many)
     kinds = [kind, kind + "2", kind + "3"][: scene.rng.randint(2, 3)]
-    words = [grammar.decline(the(scene, kind), case, "+") for kind in kinds]
+    words = [decline(the(scene, kind), case, "+") for kind in kinds]
     if all(word.endswith("లు") for word in words) and scene.rng.random() < 0.5:
         return " ".join(word[:-1] + "ూ" for word in words)
     return ", ".join(words)
 
 
 def phrase(scene: Scene, kind: str, many: str, case: str, own: str, verb: str) -> str:
-    """A noun, at first with an adjective, a number, an owner, then ఆ or కొన్న (bought); a pronoun."""
+    """A noun: first with an adjective, number or owner, later with ఆ or కొన్న (bought); a pronoun."""
     if many == "*":
         return bare(scene, kind, many, "n" if case == "o" else case)
     rng, noun, chance, before = scene.rng, the(scene, kind), scene.rng.random(), ""
-    plural = grammar.decline(noun, "n", many) == noun.plural
-    people = kind in grammar.WORDS["people"]
-    thing = not people and kind not in grammar.WORDS["plain"]
-    last = next((k for k in reversed(scene.seen) if k in grammar.NOUNS), "")
-    said, deed = scene.seen.pop(kind, (-9, ""))
-    scene.seen[kind] = (scene.said, deed)
-    was = (
-        grammar.conjugate(deed, "who_did") if deed not in ("", verb) else ""
-    )  # not "sold the sold pot"
-    if case != "n" and (said == scene.said or (said == scene.said - 1 and chance < 0.3)):
-        if kind == last and (thing or (people and plural)):
-            pronoun = "వారు" if people else "అవి" if plural else "అది"
-            return grammar.decline(grammar.read_noun(pronoun), "a" if case == "o" else case)
-    if said < 0:
-        if kind in grammar.WORDS["adjectives"] and chance < 0.3:
-            before = grammar.zipf(rng, grammar.WORDS["adjectives"][kind])
-        elif kind in grammar.WORDS["counted"] and plural and not noun.only and case == "o":
+    plural = decline(noun, "n", many) == noun.plural
+    people = kind in WORDS["people"]
+    thing = not people and kind not in WORDS["plain"]
+    latest = next((k for k in reversed(scene.seen) if k in NOUNS), "")
+    last, deed = scene.seen.pop(kind, (-9, ""))
+    scene.seen[kind] = (scene.sentence, deed)
+    # not "sold the sold pot"
+    done = conjugate(deed, "who_did") if deed not in ("", verb) else ""
+    near = last == scene.sentence or (last == scene.sentence - 1 and chance < 0.3)
+    if case != "n" and near and kind == latest and (thing or (people and plural)):
+        pronoun = "వారు" if people else "అవి" if plural else "అది"
+        return decline(grammar.read_noun(pronoun), "a" if case == "o" else case)
+    if last < 0:
+        if kind in WORDS["adjectives"] and chance < 0.3:
+            before = zipf(rng, WORDS["adjectives"][kind])
+        elif kind in WORDS["counted"] and plural and not noun.only and case == "o":
             before = grammar.number(rng, "n", 2, 12) if chance < 0.6 else ""
-        elif own and kind in grammar.WORDS["owned"] and case in "oa" and chance < 0.7:
+        elif own and kind in WORDS["owned"] and case in "oa" and chance < 0.7:
             before = own
         elif thing and noun.plural and not plural and case in "on" and chance > 0.8:
             before = "ఒక"
     elif thing and chance < 0.85:
-        before = was if was and case in "oad" and chance < 0.6 else "ఆ"
+        before = done if done and case in "oad" and chance < 0.6 else "ఆ"
     if case == "o":  # people, animals and what is known take the ending, others often stand bare
-        known = before and before in (own, was, "ఆ") and rng.random() < 0.6
-        case = "a" if known or kind in grammar.WORDS["animate"] else "n"
-    return f"{before} {grammar.decline(noun, case, many)}".strip()
+        known = before and before in (own, done, "ఆ") and rng.random() < 0.6
+        case = "a" if known or kind in WORDS["animate"] else "n"
+    return f"{before} {decline(noun, case, many)}".strip()
 
 
 def name(scene: Scene, who: Who, case: str) -> str:
     """A person in a case: at first with the role, the hero later sometimes by a pronoun."""
-    hero, said = scene.who["hero"], scene.seen.get(who.noun.word, (-1, ""))[0]
-    if who is hero and said >= 0:
+    hero, last = scene.who["hero"], scene.seen.get(who.noun.word, (-1, ""))[0]
+    again = False
+    if who is hero and last >= 0:
         clear = scene.clear or who.person != "3n"  # among animals "it" may be any of them
-        if said == scene.said or (clear and scene.rng.random() < 0.6):
-            scene.seen[who.noun.word] = (scene.said, "")
-            return grammar.decline(grammar.read_noun(who.pronoun), case)
-    scene.seen[who.noun.word] = (scene.said, "")
-    role = who.role if said < 0 and scene.rng.random() < 0.8 else ""
+        again = last == scene.sentence or (clear and scene.rng.random() < 0.6)
+    scene.seen[who.noun.word] = (scene.sentence, "")
+    if again:
+        return decline(grammar.read_noun(who.pronoun), case)
+    role = who.role if last < 0 and scene.rng.random() < 0.8 else ""
     if role and who is scene.who["friend"]:  # "own" only where the friend is not the subject
-        role = f"{grammar.WORDS['pronouns'][hero.pronoun][2 if case == 'n' else 3]} {role}"
-    return f"{role} {grammar.decline(who.noun, case)}".strip()
+        role = f"{WORDS['pronouns'][hero.pronoun][2 if case == 'n' else 3]} {role}"
+    return f"{role} {decline(who.noun, case)}".strip()
 
 
 def clause(scene: Scene, event: Event, form: str, who: Who) -> str:
     """Arguments and verb. The hero is not named; another subject is, and the verb agrees."""
-    words, own = [], grammar.WORDS["pronouns"][who.pronoun][3] if event.mine else "తమ"
+    words, own = [], WORDS["pronouns"][who.pronoun][3] if event.mine else "తమ"
+    traits = VERBS[event.verb]["traits"]
     for arg in event.args:
-        found = grammar.NOUN.fullmatch(arg)
-        kind, many, case = found.groups() if found else ("", "", "")
+        match = NOUN.fullmatch(arg)
+        kind, many, case = match.groups() if match else ("", "", "")
         if kind in scene.who:
             words.append(name(scene, scene.who[kind], case))
             who = scene.who[kind] if case == "n" else who
         elif case == "n":
             word, who = subject(scene, kind, many)
             words.append(word)
-        elif found:
+        elif match:
             words.append(phrase(scene, kind, many, case, own, event.verb))
-            if (
-                case == "o"
-                and who is scene.who["hero"]
-                and "made" in grammar.VERBS[event.verb]["traits"]
-            ):
-                scene.seen[kind] = (scene.said, event.verb)
+            if case == "o" and who is scene.who["hero"] and "made" in traits:
+                scene.seen[kind] = (scene.sentence, event.verb)
         else:
             words.append(own if arg == "తన" else arg)
     if form in ("now", "past", "converb") and scene.rng.random() < 0.3:
@@ -159,20 +148,20 @@ def clause(scene: Scene, event: Event, form: str, who: Who) -> str:
             words += scene.rng.choices(MANNER.get(event.verb, [""]))
     if form == "now":
         forced = {"-u"} if event.mark == "!" or not event.mine else set()
-        ends = suited(
-            "finals", frozenset(grammar.VERBS[event.verb]["traits"] - forced | {scene.tense})
-        )
-        words.append(blanks(scene, scene.rng.choices(*ends)[0][1], (event,), who))
+        templates, weights = suited("finals", frozenset(traits - forced | {scene.tense}))
+        template = scene.rng.choices(templates, weights)[0][1]
+        words.append(blanks(scene, template, (event,), who))
     elif form != "arguments":
-        words.append(grammar.conjugate(event.verb, form, who.person))
+        words.append(conjugate(event.verb, form, who.person))
     return " ".join(words)
 
 
 def subject(scene: Scene, kind: str, many: str) -> tuple[str, Who]:
     """What something happens to, "" where this sentence has had it as subject; and its verbs."""
-    again, known = scene.seen.get(kind + ".n") == (scene.said, ""), kind in grammar.NOUNS
+    now, known = (scene.sentence, ""), kind in NOUNS
+    again = scene.seen.get(kind + ".n") == now
     word = "" if again else phrase(scene, kind, many, "n", "", "") if known else kind
-    scene.seen[kind + ".n"], gender = (scene.said, ""), grammar.WORDS["people"].get(kind, ["n"])[0]
+    scene.seen[kind + ".n"], gender = now, WORDS["people"].get(kind, ["n"])[0]
     plural = bare(scene, kind, many, "n") == the(scene, kind).plural if known else many == "+"
     return word, person("అది", {"n": "3q"}.get(gender, "3p") if plural else "3" + gender, "అది")
 
@@ -183,15 +172,13 @@ def read_rows(text: str) -> list[tuple[int, list[str], tuple[int, str]]]:
     for line in text.splitlines():
         head, _, template = line.partition(": ")
         weight, *needs = head.split() + ["say"] * ("[friend" in template)
-        used = max(len(need) * (set(need) <= set("ht")) for need in ["", *needs])
-        rows.append((int(weight), needs, (used, template)))
+        events = max(len(need) * (set(need) <= set("ht")) for need in ["", *needs])
+        rows.append((int(weight), needs, (events, template)))
     return rows
 
 
-ROWS = {key: read_rows(grammar.WORDS[key][0]) for key in ("finals", "story")}
-MANNER = {
-    verb: group[1].split(",") for group in grammar.WORDS["manner"] for verb in group[0].split()
-}
+ROWS = {key: read_rows(WORDS[key][0]) for key in ("finals", "story")}
+MANNER = {verb: ways.split(",") for verbs, ways, *_ in WORDS["manner"] for verb in verbs.split()}
 
 
 @lru_cache(maxsize=10_000)
@@ -206,22 +193,19 @@ def person(noun: str, code: str, pronoun: str, role: str = "") -> Who:
     return Who(grammar.read_noun(noun + always_plural), code, "".join(pronoun), role)
 
 
-FIXED = {key: person(noun, code, noun) for key, (noun, code) in grammar.WORDS["fixed"].items()}
+FIXED = {key: person(noun, code, noun) for key, (noun, code) in WORDS["fixed"].items()}
 BLANK = re.compile(r"\[(.*?)\]")
-LINKS = "|".join(link for links in grammar.WORDS["then"].values() for link in links)
-CLASH = re.compile(rf"(?<!\S)({LINKS}) (?=(\S+ ){{0,2}}({'|'.join(grammar.WORDS['clock'])}) )")
+LINKS = "|".join(link for links in WORDS["then"].values() for link in links)
+CLASH = re.compile(rf"(?<!\S)({LINKS}) (?=(\S+ ){{0,2}}({'|'.join(WORDS['clock'])}) )")
 
 
 def when(scene: Scene, share: float) -> str:
     """A time that fits the tense at the start of a paragraph, later often a "then" not yet used."""
-    table = grammar.WORDS["times" if not scene.said and share < 1 else "then"][scene.tense]
-    words = [word for word in table if word not in scene.told]
-    word = (
-        grammar.zipf(scene.rng, words)
-        if words and scene.rng.random() < share + (not scene.said)
-        else ""
-    )
-    scene.told.add(word)
+    table = WORDS["times" if not scene.sentence and share < 1 else "then"][scene.tense]
+    words = [word for word in table if word not in scene.used]
+    due = words and scene.rng.random() < share + (not scene.sentence)
+    word = zipf(scene.rng, words) if due else ""
+    scene.used.add(word)
     return word
 
 
@@ -233,28 +217,26 @@ def blank(scene: Scene, words: list[str], events: Sequence[Event], me: Who) -> s
         return grammar.number(rng, what, int(form), int(by))
     if what.isdigit():
         return clause(scene, events[int(what) - 1], form, who)
-    if what[0] == "V" or what in grammar.VERBS:
+    if what[0] == "V" or what in VERBS:
         verb = events[int(what[1:] or 1) - 1].verb if what[0] == "V" else what
-        return grammar.conjugate(
-            verb, grammar.WORDS["now"][scene.tense][0] if form == "now" else form, who.person
-        )
+        return conjugate(verb, WORDS["now"][scene.tense][0] if form == "now" else form, who.person)
     if what == "hero":  # left out where that is clear
-        again = (scene.said, "") == scene.seen.get(me.noun.word)
-        other = any(k[-2:] == ".n" and at[0] == scene.said for k, at in scene.seen.items())
+        again = (scene.sentence, "") == scene.seen.get(me.noun.word)
+        other = any(k[-2:] == ".n" and at[0] == scene.sentence for k, at in scene.seen.items())
         scene.clear &= not other
         drop = 0.5 if again and not other else 0.45 if scene.clear else 0
         return "" if rng.random() < drop else name(scene, me, "n")
-    if found := grammar.NOUN.fullmatch(what):
-        who = scene.who.get(found[1])
-        return name(scene, who, found[3]) if who else bare(scene, *found.groups())
+    if match := NOUN.fullmatch(what):
+        who = scene.who.get(match[1])
+        return name(scene, who, match[3]) if who else bare(scene, *match.groups())
     if what in ("when", "when!", "then"):
         word = when(scene, {"when": 0.35, "when!": 0.65, "then": 1}[what])
     else:  # words of the topic, or of the list: for what was named last, or for the tense
-        words = scene.topic.get(what) or grammar.WORDS[what]
+        words = scene.topic.get(what) or WORDS[what]
         if isinstance(words, dict):
             keys = [*reversed(scene.seen), scene.tense, "all"]
             words = words[next(key for key in keys if key in words)]
-        word = rng.choice(words) if " " in words[0] else grammar.zipf(rng, words)
+        word = rng.choice(words) if " " in words[0] else zipf(rng, words)
     text = blanks(scene, grammar.expand(rng, word), events, me)
     return clause(scene, read_event(text), form, who) if form else text
 
@@ -266,9 +248,8 @@ def blanks(scene: Scene, text: str, events: Sequence[Event], me: Who) -> str:
 def fill(scene: Scene, template: str, events: Sequence[Event] = ()) -> str:
     """The sentence of a template, or "" where there is nothing to say."""
     text = blanks(scene, grammar.expand(scene.rng, template), events, scene.who["hero"])
-    text = re.sub(
-        r"([^\s“‘]+)~(\S+)", grammar.soften, re.sub(r"([^\s“‘]+)\+(\S+)", grammar.sandhi, text)
-    )
+    text = re.sub(r"([^\s“‘]+)\+(\S+)", grammar.sandhi, text)
+    text = re.sub(r"([^\s“‘]+)~(\S+)", grammar.soften, text)
     text = CLASH.sub("", re.sub(r" +(?=[,.;?!”])", "", " ".join(text.split())))
     text = re.sub("[ుి] ఏ(?=ళ్)", "ే", text)  # ఆరు ఏళ్లు → ఆరేళ్లు
     return text + "." if text and text[-1] not in ".?!," else text
@@ -277,19 +258,17 @@ def fill(scene: Scene, template: str, events: Sequence[Event] = ()) -> str:
 def somebody(rng: Random, topic: dict, names: dict[str, list[str]], column: int) -> Who:
     """A hero: a man, a woman, one of them honoured, a group, two people, the writer, an animal."""
     if "n" in topic:
-        return person(grammar.zipf(rng, topic["n"]), "3n", "అది")
-    heroes = grammar.WORDS["heroes"]
+        return person(zipf(rng, topic["n"]), "3n", "అది")
+    heroes = WORDS["heroes"]
     kind = rng.choices(list(heroes), [row[column] for row in heroes.values()])[0]
     *_, gender, code, pronoun = heroes[kind]
     if kind in FIXED:
         return FIXED[kind]
     if gender == "mf":
-        return person(
-            f"{grammar.zipf(rng, names['m'])}, {grammar.zipf(rng, names['f'])}లు", code, pronoun
-        )
+        return person(f"{zipf(rng, names['m'])}, {zipf(rng, names['f'])}లు", code, pronoun)
     if gender == "p":
-        return person(grammar.zipf(rng, topic["p"]), code, rng.choice(["వారు", "వారు", "వాళ్లు"]))
-    return person(grammar.zipf(rng, names[gender]), code, pronoun, grammar.zipf(rng, topic[gender]))
+        return person(zipf(rng, topic["p"]), code, rng.choice(["వారు", "వారు", "వాళ్లు"]))
+    return person(zipf(rng, names[gender]), code, pronoun, zipf(rng, topic[gender]))
 
 
 def new_scene(rng: Random, subject: str, script: str, names: dict, nouns: dict) -> Scene:
@@ -298,16 +277,15 @@ def new_scene(rng: Random, subject: str, script: str, names: dict, nouns: dict) 
     once, roles = re.match("@([!~]?)(.*)", roles).groups()
     groups = [[w.replace("_", " ") for w in group.split()] for group in roles.split("|")]
     own = {key: group for key, group in zip("mfpn", groups, strict=False) if group}
-    why, told = ([part for part in parts if (part[0] == "?") is asked] for asked in (True, False))
-    topic = grammar.WORDS["topics"][subject] | own | {"why": why}
-    tenses = grammar.WORDS["tenses"].get(once or subject, grammar.WORDS["tenses"]["all"])
+    topic = WORDS["topics"][subject] | own | {"why": [part for part in parts if part[0] == "?"]}
+    tenses = WORDS["tenses"].get(once or subject, WORDS["tenses"]["all"])
     tense = rng.choices(*zip(*tenses, strict=True))[0]
-    hero = somebody(rng, topic, names, grammar.WORDS["ages"].get(subject, 0))
+    hero = somebody(rng, topic, names, WORDS["ages"].get(subject, 0))
     genders = {"3m": "fffm", "3f": "mmmf", "3n": "n"}  # mostly the other one, so that "he" is clear
     gender = rng.choice(genders.get(hero.person, "mf"))
-    others = grammar.WORDS["topics"][subject]["n"] if gender == "n" else names[gender]
-    other = grammar.zipf(rng, [word for word in others if word not in hero.noun.word])
-    relation = grammar.zipf(rng, grammar.WORDS["relations"].get(gender, [""]))
+    others = WORDS["topics"][subject]["n"] if gender == "n" else names[gender]
+    other = zipf(rng, [word for word in others if word not in hero.noun.word])
+    relation = zipf(rng, WORDS["relations"].get(gender, [""]))
     voice = FIXED["we" if hero.noun.only or hero.person == "1p" else "me"]
     role = rng.choice([key for key in "mfpn" if key in topic])
     who = FIXED | {
@@ -315,114 +293,106 @@ def new_scene(rng: Random, subject: str, script: str, names: dict, nouns: dict) 
         "voice": voice,  # how the hero says "I"
         "self": voice._replace(pronoun=hero.pronoun),  # that, in reported speech
         "you": FIXED["you" if voice.person == "1s" and hero.person != "3p" else "you_all"],
-        "friend": person(other, "3" + gender, grammar.WORDS["pronoun"][gender], relation),
-        "doer": person(grammar.zipf(rng, topic[role]), "3" + role, grammar.WORDS["pronoun"][role]),
-        "man": person(grammar.zipf(rng, names["m"]), "3m", "అతను"),
-        "woman": person(grammar.zipf(rng, names["f"]), "3f", "ఆమె"),
+        "friend": person(other, "3" + gender, WORDS["pronoun"][gender], relation),
+        "doer": person(zipf(rng, topic[role]), "3" + role, WORDS["pronoun"][role]),
+        "man": person(zipf(rng, names["m"]), "3m", "అతను"),
+        "woman": person(zipf(rng, names["f"]), "3f", "ఆమె"),
     }
     scene = Scene(rng, topic, tense, who, dict(nouns))
-    scene.script = [read_event(blanks(scene, grammar.expand(rng, part), (), hero)) for part in told]
+    events = (part for part in parts if part[0] != "?")
+    scene.script = [
+        read_event(blanks(scene, grammar.expand(rng, part), (), hero)) for part in events
+    ]
     return scene
 
 
-def countdown(rng: Random, every: tuple[int, int]) -> Iterator[str]:
-    """For each sentence "" or the rare kind that is due; all kinds come before any comes again."""
+def rare_kinds(rng: Random) -> Iterator[str]:
+    """For each sentence "" or the rare construction that is due: all kinds, then all again."""
     while True:
-        for kind in rng.sample(list(grammar.WORDS["rare"]), len(grammar.WORDS["rare"])):
-            yield from [""] * (rng.randint(*every) - 1)
+        for kind in rng.sample(list(WORDS["rare"]), len(WORDS["rare"])):
+            yield from [""] * (rng.randint(33, 77) - 1)
             yield kind
 
 
 def rare_sentence(scene: Scene, kind: str) -> str:
-    """The kind on some events of the script that suit it, "" if none do."""
+    """A rare construction on some events of the script that suit it, "" if none do."""
     meant = [e for e in scene.script if e.mine and e.mark != "!" and "friend" not in str(e.args)]
-    pairs = list(pairwise(e for e in meant if "-u" in grammar.VERBS[e.verb]["traits"]))
-    rng, old = scene.rng, read_event(scene.rng.choice(grammar.WORDS["classical"]))
-    templates = (rng.choice(grammar.WORDS["rare"][kind]) for _ in pairs)
-    texts = map(fill, [scene] * 99, templates, ((*e, old) for e in rng.sample(pairs, len(pairs))))
-    return next(filter(None, texts), "")
+    pairs = list(pairwise(e for e in meant if "-u" in VERBS[e.verb]["traits"]))
+    rng, old = scene.rng, read_event(scene.rng.choice(WORDS["classical"]))
+    for pair in rng.sample(pairs, len(pairs)):
+        if text := fill(scene, rng.choice(WORDS["rare"][kind]), (*pair, old)):
+            return text
+    return ""
 
 
 def pattern(scene: Scene, ahead: list[Event]) -> tuple[int, str]:
     """A template for what is ahead, after the number of events told; for its needs see "story"."""
     shape, e = "".join("h" if event.mine else "t" for event in ahead), ahead[0]
-    holds = {shape[: n + 1] for n in range(len(shape))} | grammar.VERBS[e.verb]["traits"]
+    holds = {shape[: n + 1] for n in range(len(shape))} | VERBS[e.verb]["traits"]
     holds -= {"-u"} if e.mark == "!" else set()
     holds |= {scene.tense, scene.who["hero"].person[0], e.mark, "why" * bool(scene.topic["why"])}
-    free = not any(re.search("asides|remarks", template) for template in scene.told)  # yet
-    holds |= {"later", "free" * free} if scene.said else {"start"}
-    holds.add("thing" * bool(set(scene.seen) & set(grammar.WORDS["remarks"])))
+    free = not any(re.search("asides|remarks", template) for template in scene.used)  # yet
+    holds |= {"later", "free" * free} if scene.sentence else {"start"}
+    holds.add("thing" * bool(set(scene.seen) & set(WORDS["remarks"])))
     holds.add("say" * (not any(arg.startswith("friend") for event in ahead for arg in event.args)))
     holds.add("apart" * (not any(arg.startswith("hero") for arg in e.args)))
     first, second = scene.rng.choices(*suited("story", frozenset(holds)), k=2)
-    used, template = second if first[1] in scene.told else first  # variety
-    scene.told.add(template)
-    return used, template
+    events, template = second if first[1] in scene.used else first  # variety
+    scene.used.add(template)
+    return events, template
 
 
-def paragraph(scene: Scene, due: Iterator[str]) -> Iterator[tuple[str, str]]:
-    """Sentences of one script in its order, each with its rare kind or ""."""
+def paragraph(scene: Scene, due: Iterator[str]) -> Iterator[str]:
+    """The sentences of one script in its order, with the rare ones that are `due`."""
     script, at, end = scene.script, 0, len(scene.script) - scene.rng.randint(0, 2)
     while at < end:
-        rare = next(due)
-        text = rare and rare_sentence(scene, rare)
+        kind = next(due)
+        text = kind and rare_sentence(scene, kind)
         if not text:
-            ahead, rare = script[at : min(at + 4, end)], ""
-            used, template = pattern(scene, ahead)
-            text, at = fill(scene, template, ahead), at + used
-            scene.clear = used > 0 and script[at - 1].mine
-        yield text, rare
-        scene.said += 1
+            ahead = script[at : min(at + 4, end)]
+            events, template = pattern(scene, ahead)
+            text, at = fill(scene, template, ahead), at + events
+            scene.clear = events > 0 and script[at - 1].mine
+        yield text
+        scene.sentence += 1
     if scene.rng.random() < 0.12:
-        yield fill(scene, "[closing]"), ""
+        yield fill(scene, "[closing]")
 
 
-def paragraphs(rng: Random, subject: str, due: Iterator[str]) -> Iterator[Iterator]:
+def paragraphs(rng: Random, subject: str, due: Iterator[str]) -> Iterator[Iterator[str]]:
     """Those of one document: stories, and here and there a description or a report."""
-    topic, royal = grammar.WORDS["topics"][subject], "king_" * (subject == "history")
-    names = {
-        g: list({grammar.zipf(rng, grammar.WORDS["names"][royal + g]): 0 for _ in range(9)})
-        for g in "mf"
-    }
-    nouns = {kind: grammar.zipf(rng, grammar.NOUNS[kind]) for kind in ("village", "town")}
-    scripts, talks = (
-        [],
-        rng.sample(grammar.WORDS["talks"][subject], len(grammar.WORDS["talks"][subject])),
-    )
+    topic, royal = WORDS["topics"][subject], "king_" * (subject == "history")
+    pools = {gender: WORDS["names"][royal + gender] for gender in "mf"}
+    names = {g: [*dict.fromkeys(zipf(rng, pool) for _ in range(9))] for g, pool in pools.items()}
+    nouns = {kind: zipf(rng, NOUNS[kind]) for kind in ("village", "town")}
+    scripts, talks = [], rng.sample(WORDS["talks"][subject], len(WORDS["talks"][subject]))
     for n in range(rng.randint(3, min(10, len(topic["scripts"])))):
         scripts = scripts or rng.sample(topic["scripts"], len(topic["scripts"]))
         scene = new_scene(rng, subject, scripts.pop(), names, nouns)
         if rng.random() < (0.02 if n else 0.1) * len(talks):
-            yield ((fill(scene, slot), "") for slot in talks.pop().splitlines())
+            yield (fill(scene, slot) for slot in talks.pop().splitlines())
         else:
             yield paragraph(scene, due)
 
 
-def write(
-    characters: int, seed: int, rare_every: tuple[int, int] = RARE_EVERY
-) -> tuple[list[Document], list[Rare]]:
-    """Documents of that many characters in all (to half a sentence), and the rare constructions."""
+def write(characters: int, seed: int) -> list[Document]:
+    """Documents of that many characters in all, to half a sentence."""
     if characters < 1000:
         raise ValueError(f"{characters} characters hold no paragraphs: ask for at least 1,000")
-    rng, documents, rares, left = Random(seed), [], [], characters
-    due = countdown(rng, rare_every)
+    rng, documents, left = Random(seed), [], characters
+    due = rare_kinds(rng)
     while left > 0:
-        subject, lines = (
-            rng.choices(list(grammar.WORDS["weights"]), grammar.WORDS["weights"].values())[0],
-            [],
-        )
-        for told in paragraphs(rng, subject, due):
+        subject, lines = rng.choices([*WORDS["weights"]], WORDS["weights"].values())[0], []
+        for texts in paragraphs(rng, subject, due):
             sentences = []
-            for text, kind in told:
+            for text in texts:
                 if len(text) > 2 * left:
                     left = 0
                     break
                 left -= len(text) + bool(sentences)
                 sentences += [text] if text else []
-                if kind:
-                    rares.append(Rare(kind, len(documents), len(lines), text))
             if sentences:
                 lines.append(" ".join(sentences))
         if lines:
             documents.append(Document(tuple(lines), f"written/{subject}"))
-    return documents, rares
+    return documents

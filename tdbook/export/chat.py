@@ -8,9 +8,10 @@ import readline  # noqa: F401
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
-from tdbook.corpus.tokenizer import Tokenizer, _settled
+from tdbook.corpus.tokenizer import Tokenizer, settled
 from tdbook.export import gguf_file, gguf_tokenizer, llama_cpp
 from tdbook.export.gguf_tokenizer import beside as _tokenizer
 from tdlib import generate
@@ -24,13 +25,19 @@ def folder(path: Path, segmenter: str) -> tuple[Continue, str]:
     """What goes on with text by a model folder, and a line about it."""
     model = Llama.load(path).eval()
     tokenizer = _tokenizer(path, segmenter, model.config.vocab_size)
-    begin, stops = gguf_tokenizer.around(path, tokenizer)[0], gguf_tokenizer.stops(path)
+    begin, stops = (
+        gguf_tokenizer.around(path, tokenizer)[0],
+        {*gguf_tokenizer.stops(path), tokenizer.eos},
+    )
     sampling = generate.Sampling(temperature=TEMPERATURE)
 
     def texts(text: str, seed: int) -> Iterator[str]:
-        ids = [*begin, *tokenizer.encode([text])[0]]
-        count = min(TOKENS, model.config.context - len(ids))
-        return generate.stream(model, tokenizer, ids, count, sampling, seed=seed, stop=stops)
+        ids = [*begin, *tokenizer.encode([text])[0]] or [tokenizer.eos]
+        if (room := model.config.context - len(ids)) < 1:
+            fault = f"{len(ids)} tokens leave no room in the model's context"
+            raise ValueError(f"{fault} of {model.config.context}: shorten it")
+        new = generate.steps(model, ids, min(TOKENS, room), sampling, seed)
+        return tokenizer.running(takewhile(lambda i: i not in stops, new), ids)
 
     return texts, f"{path}: {model.config.parameters:,} weights, in PyTorch. {_hint(tokenizer)}"
 
@@ -52,7 +59,7 @@ def file(path: Path, segmenter: str) -> tuple[Continue, str]:
                 break
             ids.append(token)
             new = model.text(ids)[before:].replace("�", "")  # of half a character
-            end = max(shown, _settled(new))
+            end = max(shown, settled(new))
             yield new[shown:end]
             shown = end
         yield new[shown:]

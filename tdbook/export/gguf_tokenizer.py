@@ -121,7 +121,7 @@ def _differ(one: Tokenizer, other: Tokenizer) -> int:
 def config(folder: Path, name: str) -> dict:
     """A file of JSON beside a model, {} where it is not there."""
     path = folder / name
-    return tdbook.corpus.tokenizer._read_json(path) if path.is_file() else {}
+    return tdbook.corpus.tokenizer.read_json(path) if path.is_file() else {}
 
 
 def _added(tokenizer: Tokenizer) -> list[str]:

@@ -17,9 +17,9 @@ import torch
 from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.export import cards, gguf_check, gguf_file, llama_cpp, speed
 from tdbook.export.decoder import Decoder
+from tdbook.runs.estimates import of_plan
 from tdlib import data, evaluate, generate
 from tdlib.model import SHAPES, Llama, LlamaConfig
-from tdlib.shapes import of_plan
 
 RAW, KV, INT8, COMPILED = "raw", "KV", "KV + INT8", "KV + INT8 + compile"
 PHASES = {RAW: "raw", INT8: "phase1", COMPILED: "phase1", "Q4_0": "phase2"}

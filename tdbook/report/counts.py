@@ -31,20 +31,19 @@ def numbers(
     cuts: Cuts,
     junk_N: np.ndarray,
     kinds: dict[int, str],
-    rule: dict,
+    rule: hard_set.Rule,
     live: bool,
 ) -> tuple[dict, list[np.ndarray]]:
-    """All numbers of the explorer, which starts with `rule` (as choice.rule_of has it); and the
-    windows from easy to hard, of all and without junk. What changes nothing but what is kept can be
-    set only where it is `live`."""
+    """All numbers of the explorer, which starts with `rule`; and the windows from easy to hard, of
+    all and without junk. What changes only what is kept can be set only where it is `live`."""
     difficulty_N, n = scores.difficulty_N, len(scores.difficulty_N)
     known = np.argsort(difficulty_N, kind="stable")[: np.isfinite(difficulty_N).sum()]
     orders, wholes = [known.astype(np.min_scalar_type(n))], (n, n - np.count_nonzero(junk_N))
     known_M, junk_M = difficulty_N[known], junk_N[known]
     if 0 < np.count_nonzero(junk_M) < len(junk_M):
         orders.append(orders[0][junk_M == 0])
-    line = int(np.searchsorted(known_M, known_M.dtype.type(rule["threshold"])))
-    start = _shortest(known_M, line) if line < len(known_M) else float(rule["threshold"])
+    line = int(np.searchsorted(known_M, known_M.dtype.type(rule.threshold)))
+    start = _shortest(known_M, line) if line < len(known_M) else float(rule.threshold)
     grid = _ticks(known_M, 200)
     thresholds = sorted({*grid, start})
     options = _options(rule, live)
@@ -60,7 +59,7 @@ def numbers(
             view |= _tally(view, in_M, groups)
             views[-1].append(view | _words(view, kind, junk, clip, options["easy_share"]))
         pictures.append(_histogram(in_M, grid[0], grid[-1]))
-    at = ["threshold", thresholds.index(start), int(rule["leave_out_junk"] and len(views) > 1)]
+    at = ["threshold", thresholds.index(start), int(rule.leave_out_junk and len(views) > 1)]
     return {
         "junk": [[kind, int((junk_M & flag != 0).sum())] for flag, kind in kinds.items()],
         "options": options,
@@ -69,15 +68,15 @@ def numbers(
         "cuts": [[name, names] for name, (names, _) in largest.items()],
         "views": views,
         "pictures": pictures,
-        "at": at + [options[name].index(rule[name]) for name in options],
+        "at": at + [options[name].index(getattr(rule, name)) for name in options],
     }, orders
 
 
-def _options(rule: dict, live: bool) -> dict[str, list[float]]:
+def _options(rule: hard_set.Rule, live: bool) -> dict[str, list[float]]:
     """What can be chosen of each switch; that of the rule is always among it."""
     options = {}
     for name, values in OPTIONS.items():
-        among = {*(values if live else values[:1]), rule[name]}
+        among = {*(values if live else values[:1]), getattr(rule, name)}
         options[name] = sorted(among, reverse=name == "token_share")
     return options
 
@@ -112,7 +111,7 @@ def _view(known_M: np.ndarray, whole: int, clip: float, thresholds: list[float])
     cap = known_M[m - 1 - min(round(clip * m), m - 1)]
     left = int(np.searchsorted(known_M, cap, "right"))
     kept_M = known_M[:left]
-    # the same to the last bit as hard_set.made has it
+    # the same to the last bit as hard_set.choose has it
     hardest = np.round(m / whole * SHARES * whole).astype(int).clip(1, left)
     by_share = np.searchsorted(kept_M, kept_M[left - hardest]).tolist()
     by_threshold = np.searchsorted(kept_M, np.array(thresholds, kept_M.dtype)).tolist()
@@ -121,7 +120,7 @@ def _view(known_M: np.ndarray, whole: int, clip: float, thresholds: list[float])
     shares = [threshold_at[line] for line in by_share]
     stops = sorted({*thresholds, *shares})
     line_S = np.searchsorted(kept_M, np.array(stops, kept_M.dtype))
-    lost_M = hard_set.lost(known_M)
+    lost_M = np.fmax(known_M, 0, dtype=np.float64)
     lost_S = lost_M[:left].sum() - np.concatenate([[0], lost_M[:left].cumsum()])[line_S]
     apart = np.abs(np.subtract.outer(stops, thresholds))
     half_percents = np.round(200 * (left - line_S) / m).astype(int)

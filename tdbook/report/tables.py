@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from tdbook.analysis import intervals
+from tdbook.runs.estimates import Q4_LIMIT, describe, of_plan, span
 from tdlib import generate, hard_set
-from tdlib.shapes import Q4_LIMIT, LlamaConfig, describe, of_plan, span
+from tdlib.shapes import LlamaConfig
 
 FEW = 100  # tokens of a bucket; smaller ones are listed in the table but not drawn
 KIND = ["cut", "bucket", "tokens"]  # of a row by kind of token

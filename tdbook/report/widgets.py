@@ -8,6 +8,7 @@ import html
 import itertools
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def explorer(
     junk_N: np.ndarray,
     kinds: dict[int, str],
     text_of: Callable[[int], str],
-    rule: dict,
+    rule: hard_set.Rule,
     path: Path,
 ) -> Explorer:
     """A threshold and a share that move together, starting with `rule`, and its other parameters:
@@ -131,11 +132,10 @@ def explorer(
     def keep(_: Explorer, at: list, buffers: list) -> None:
         widget.done = ""  # or the same words again would be no news to the page
         now = counts.shown(numbers, at)
-        chosen_by = rule | now["rule"]
+        chosen_by = replace(rule, share=None, **now["rule"])
         words = f"by hand, by {at[0]}: {now['words']}"
         try:
-            chosen = hard_set.made(scores.difficulty_N, chosen_by, junk_N)
-            choice.keep(chosen, path, words, chosen_by)
+            choice.keep(hard_set.choose(scores.difficulty_N, chosen_by, junk_N), path, words)
             widget.done = f"kept in {path.name}: {words}"
         except OSError as error:  # or the reader would believe it kept
             widget.done = f"not kept: {error}"
@@ -152,7 +152,7 @@ def offline_explorer(
     junk_N: np.ndarray,
     kinds: dict[int, str],
     text_of: Callable[[int], str],
-    rule: dict,
+    rule: hard_set.Rule,
 ) -> str:
     """The same as HTML that needs no kernel, with the texts of some windows, more of them near the
     line of `rule`. Its counts agree with numpy to the window."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from tdbook.runs import parameters, sweeps
+from tdbook.runs import disk, parameters, sweeps
 from tdbook.runs.parameters import notebook_of
 from tdlib import files
 
@@ -314,7 +314,7 @@ def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | No
     of every file}; of these `names` alone, where given. Where every size and time is the known one,
     the known hash is believed and nothing is read."""
     if names is None:
-        found = sorted(files.below(path)) if path.is_dir() else [path]
+        found = sorted(disk.below(path)) if path.is_dir() else [path]
         found = [file for file in found if file.is_file() and not file.name.startswith(".")]
         found = [file for file in found if file == path or file.name != "README.md"]  # its card
     else:

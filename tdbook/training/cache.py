@@ -1,4 +1,4 @@
-"""The teacher's targets, kept: it runs once, and what it said is read from then on.
+"""The teacher's targets, stored: it runs once, and its answers are read from then on.
 
 A row is a window, by its number: for each position K ids drawn from the teacher at a temperature
 and the log-probability of each, and the window's mean loss (nats per token, temperature 1, the true
@@ -7,9 +7,9 @@ next token). The k-th draw comes from the k-th of K equal parts of the teacher's
     id_k = F⁻¹((k + u) / K),   u uniform in [0, 1),   F the cumulated probabilities,
 
 so that a mean over the draws is unbiased, with a smaller variance than K draws from all of it. u
-depends on seed, window and position alone. Where a teacher rounds otherwise (in a batch of another
-size, on another device), a draw may become its neighbour: so what is written is what is used, from
-the first epoch on, and a training that was stopped goes on to the same bits.
+depends on seed, window and position alone. Where a teacher rounds otherwise (in another batch size,
+on another device), a draw may become its neighbour: so what is written is what is used, from the
+first epoch on, and a training that was stopped goes on to the same bits.
 
 A folder holds key.json (what the rows were made from), rows.bin and valid.bin, a byte a row. A row
 counts once its byte is 1, and that is written after the row has reached the disk: neither a kill
@@ -35,6 +35,7 @@ from torch import Tensor
 from tdlib import data, losses
 from tdlib.files import AWAY, clear, replacing
 from tdlib.model import Llama
+from tdlib.targets import Targets
 
 FORMAT = 1  # of the files
 SYNC_S = 5.0  # seconds of work that a kill may undo
@@ -52,8 +53,8 @@ def name(teacher: str, temperature: float, draws: int, seed: int) -> str:
 def row_type(context: int, draws: int, vocab_size: int) -> np.dtype:
     ids = "<u2" if vocab_size <= 2**16 else "<u4"
     # a float16's error is at most 0.004 nats where p > e⁻¹⁶, either way: see tests/test_cache.py
-    one = [("ids", ids, (context, draws)), ("logp", "<f2", (context, draws)), ("loss", "<f4")]
-    return np.dtype(one)
+    shape = (context, draws)
+    return np.dtype([("ids", ids, shape), ("logp", "<f2", shape), ("loss", "<f4")])
 
 
 def size(windows: int, context: int, draws: int, vocab_size: int) -> int:
@@ -97,30 +98,32 @@ def targets(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ids drawn from the teacher and their log-probabilities at a temperature, (N, K); its loss of
     each token at temperature 1, (N,), 0 where masked. Never all logits at once."""
-    device, found = hidden_NE.device.type, []
+    device, results = hidden_NE.device.type, []
     chunk = losses.default_chunk(device)
     # in blocks that fit a CPU's cache, as in losses
     rows = max(1, losses.BLOCK * torch.get_num_threads() // len(head_VE))
     rows = rows if device == "cpu" else chunk
-    for h_NE, *known in zip(*(x.split(chunk) for x in (hidden_NE, targets_N, u_NK)), strict=True):
+    for h_NE, *rest in zip(*(x.split(chunk) for x in (hidden_NE, targets_N, u_NK)), strict=True):
         logits_NV = (h_NE @ head_VE.T).float()
-        blocks = zip(*(x.split(rows) for x in (logits_NV, *known)), strict=True)
-        found += [_targets(*block, temperature) for block in blocks]
+        blocks = zip(*(x.split(rows) for x in (logits_NV, *rest)), strict=True)
+        results += [_block_targets(*block, temperature) for block in blocks]
         del blocks, logits_NV  # or the next chunk's would be made beside them
-    ids_NK, logp_NK, loss_N = map(torch.cat, zip(*found, strict=True))
+    ids_NK, logp_NK, loss_N = map(torch.cat, zip(*results, strict=True))
     return ids_NK, logp_NK, loss_N
 
 
-def _targets(g_NV: Tensor, y_N: Tensor, u_NK: Tensor, temperature: float) -> tuple[Tensor, ...]:
+def _block_targets(g_NV: Tensor, y_N: Tensor, u_NK: Tensor, temperature: float) -> tuple:
     loss_N = F.cross_entropy(g_NV, y_N, reduction="none", ignore_index=data.IGNORE)
     p_NV = g_NV.div_(temperature).softmax(1)
     ids_NK = draw(p_NV, u_NK)
     return ids_NK, p_NV.gather(1, ids_NK).log(), loss_N
 
 
-class Cache:
-    """What a teacher said of the windows of a training split. As `teacher` of train.fit and
+class Cache(Targets):
+    """The teacher's targets of a training split's windows. As `targets` of train.fit and
     hard_set.score it takes the teacher's place, and asks it where a row is not there yet."""
+
+    loss = staticmethod(losses.sampled_distillation_loss)
 
     def __init__(
         self,
@@ -137,30 +140,34 @@ class Cache:
         """
         split = Path(getattr(windows.ids, "filename", None) or "").stem
         if split in ("val", "confirm"):
-            raise ValueError(f"a cache is for training, these windows are those of {split}: "
-                             "give tokens.train")  # fmt: skip
+            fault = f"a cache is for training, these windows are those of {split}"
+            raise ValueError(f"{fault}: give tokens.train")
         self.folder, self.windows = Path(folder), windows
-        self.hidden, self.head, self.config = teacher.hidden, teacher.head, teacher.config
+        self.teacher, self.hidden, self.head = teacher, teacher.hidden, teacher.head
         self.key = {
             "format": FORMAT,
             "teacher": _hash_of_teacher(teacher),
-            "tokens": _hash_of_text(windows), "windows": len(windows), "context": windows.context,
-            "vocab_size": len(teacher.head), "temperature": float(temperature), "draws": draws,
+            "tokens": _hash_of_text(windows),
+            "windows": len(windows),
+            "context": windows.context,
+            "vocab_size": len(teacher.head),
+            "temperature": float(temperature),
+            "draws": draws,
             "seed": seed,
-        }  # fmt: skip
+        }
         self.row = row_type(windows.context, draws, len(teacher.head))
         rows, valid = (self.folder / name for name in ("rows.bin", "valid.bin"))
         files = {rows: len(windows) * self.row.itemsize, valid: len(windows)}
         _make(self.folder / "key.json", self.key, files)
-        _check(self.folder / "key.json", self.key, files)
         # read through maps, written by calls: where a disk is full a map would end the process
         self.rows, self.valid = np.memmap(rows, self.row, "r"), np.memmap(valid, "u1", "r")
         self.files = [os.open(file, os.O_WRONLY) for file in files]
         self.written = np.zeros(len(windows), bool)  # by this process; valid or about to be
         self.pending: list[int] = []  # written, but perhaps not on the disk yet
-        self.full, self.synced = False, time.monotonic()
+        self.read_only, self.synced = False, time.monotonic()
 
-    def __str__(self) -> str:
+    @property
+    def sampling(self) -> str:
         return f"{self.key['draws']} draws, seed {self.key['seed']}"
 
     def __enter__(self) -> "Cache":
@@ -176,12 +183,11 @@ class Cache:
         """ValueError where these are other windows, or another temperature is asked for."""
         mine = self.key["temperature"]
         if temperature not in (None, mine):
-            raise ValueError(f"{self.folder} keeps targets at temperature {mine:g}, asked for is "
-                             f"{temperature:g}: each needs a cache of its own")  # fmt: skip
-        found = {"tokens": self.key["tokens"], "context": windows.context}
-        if windows is not self.windows:
-            found["tokens"] = _hash_of_text(windows)
-        _compare(self.folder, self.key, found)
+            fault = f"{self.folder} keeps targets at temperature {mine:g}, asked for is"
+            raise ValueError(f"{fault} {temperature:g}: each needs a cache of its own")
+        same = windows is self.windows
+        tokens = self.key["tokens"] if same else _hash_of_text(windows)
+        _compare(self.folder, self.key, {"tokens": tokens, "context": windows.context})
 
     def there(self, rows_B: Sequence[int]) -> np.ndarray:
         """Which rows can be read, (B,) bool."""
@@ -202,15 +208,13 @@ class Cache:
     ) -> tuple[Tensor, Tensor]:
         """The same, of windows of which a row was not there: the teacher reads them, all of them,
         so that its batch, and with it its rounding, is what it was before a stop."""
-        rows_B = np.asarray(rows_B)
-        if kept := self.read(rows_B):  # come in the meantime: it was looked for one batch ahead
-            return tuple(x.to(ids_BT.device) for x in kept)
-        u_NK = uniform(self.key["seed"], rows_B, *self.row["ids"].shape).to(ids_BT.device)
-        found = targets(
-            self.hidden(ids_BT).flatten(0, 1), self.head, targets_BT.flatten(), u_NK,
-            self.key["temperature"],
-        )  # fmt: skip
-        ids_NK, logp_NK, loss_N = (x.cpu() for x in found)
+        rows_B, device = np.asarray(rows_B), ids_BT.device
+        if stored := self.read(rows_B):  # come in the meantime: it was looked for one batch ahead
+            return tuple(x.to(device) for x in stored)
+        u_NK = uniform(self.key["seed"], rows_B, *self.row["ids"].shape).to(device)
+        hidden_NE, temperature = self.hidden(ids_BT).flatten(0, 1), self.key["temperature"]
+        results = targets(hidden_NE, self.head, targets_BT.flatten(), u_NK, temperature)
+        ids_NK, logp_NK, loss_N = (x.cpu() for x in results)
         content = np.empty(len(rows_B), self.row)
         content["ids"] = ids_NK.view(content["ids"].shape)
         content["logp"] = logp_NK.view(content["ids"].shape)
@@ -219,7 +223,11 @@ class Cache:
         there_B = self.there(rows_B)
         content[there_B] = self.rows[rows_B[there_B]]
         self._write(rows_B[~there_B], content[~there_B])
-        return tuple(x.to(ids_BT.device) for x in self._tensors(content))
+        return tuple(x.to(device) for x in self._tensors(content))
+
+    def arguments(self, rows_B, ids_BT, targets_BT, stored) -> dict[str, Tensor]:
+        ids_NK, probs_NK = stored or self.draws(rows_B, ids_BT, targets_BT)
+        return dict(teacher_ids_NK=ids_NK, teacher_probs_NK=probs_NK)
 
     def sync(self) -> None:
         """The disk has the rows; only then is it told that they count."""
@@ -234,10 +242,10 @@ class Cache:
 
     def _write(self, rows_B: np.ndarray, content: np.ndarray) -> None:
         try:
-            for row, one in zip(rows_B.tolist(), content, strict=True):
-                if self.full:
+            for row, values in zip(rows_B.tolist(), content, strict=True):
+                if self.read_only:
                     return
-                _pwrite(self.files[0], one.tobytes(), row * self.row.itemsize)
+                _pwrite(self.files[0], values.tobytes(), row * self.row.itemsize)
                 self.written[row] = True
                 self.pending.append(row)
         except OSError as error:
@@ -247,9 +255,9 @@ class Cache:
 
     def _stop(self, error: OSError) -> None:
         """A full disk must not end hours of training."""
-        self.full = True
-        warnings.warn(f"{self.folder} takes no more rows, its teacher goes on: {error}",
-                      stacklevel=2)  # fmt: skip
+        self.read_only = True
+        line = f"{self.folder} takes no more rows, its teacher goes on: {error}"
+        warnings.warn(line, stacklevel=2)
 
     def _tensors(self, content: np.ndarray) -> tuple[Tensor, Tensor]:
         ids_NK = content["ids"].astype(np.int32).reshape(-1, self.key["draws"])
@@ -258,51 +266,49 @@ class Cache:
 
 
 def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
-    """Files of so many bytes, all zeros, then their key: several processes may do it at once."""
+    """Files of so many bytes, all zeros, then their key; where they are there, they are checked.
+    Several processes may do it at once."""
     taken = sum(file.stat().st_blocks * 512 for file in files if file.is_file())
     needed = (sum(files.values()) - taken) / 2**20
     free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
     if needed > free:
-        raise OSError(f"no room for {path.parent}: it takes {needed:,.1f} MiB more, {free:,.1f} "
-                      "are free; make room, or go without a cache")  # fmt: skip
+        fault = f"no room for {path.parent}: it takes {needed:,.1f} MiB more, {free:,.1f} are free"
+        raise OSError(f"{fault}; make room, or go without a cache")
     clear(path.parent)
-    if path.is_file():
-        return
-    valid = path.with_name("valid.bin")
-    if valid.is_file() and any(valid.read_bytes()) and not path.is_file():
-        raise ValueError(f"{path} is not there, and rows of who knows what are: {REMEDY}")
-    if foreign := [str(file) for file in files if os.path.lexists(file) and not _empty(file)]:
-        raise FileExistsError(f"{', '.join(foreign)} holds what the book did not write: {AWAY}")
-    beside = path.with_name(f".key-{os.getpid()}.new")
-    with replacing(path, beside):
-        for file, n in files.items():
-            with open(file, "ab") as f:
-                f.truncate(n)
-        beside.write_text(json.dumps(key, indent=1), encoding="utf8")
-
-
-def _empty(path: Path) -> bool:
-    """Whether a file holds nothing but zeros, as far as a look at its first MiB tells."""
-    with path.open("rb") as file:
-        return not any(file.read(2**20))
-
-
-def _check(path: Path, key: dict, files: dict[Path, int]) -> None:
+    if not path.is_file():
+        valid = path.with_name("valid.bin")
+        if valid.is_file() and any(valid.read_bytes()):
+            raise ValueError(f"{path} is not there, and rows of who knows what are: {REMEDY}")
+        if foreign := [str(f) for f in files if os.path.lexists(f) and not _is_empty(f)]:
+            line = f"{', '.join(foreign)} holds what the book did not write: {AWAY}"
+            raise FileExistsError(line)
+        beside = path.with_name(f".key-{os.getpid()}.new")
+        with replacing(path, beside):
+            for file, n in files.items():
+                with open(file, "ab") as f:
+                    f.truncate(n)
+            beside.write_text(json.dumps(key, indent=1), encoding="utf8")
     try:
-        found = dict(json.loads(path.read_text(encoding="utf8")))
+        old = dict(json.loads(path.read_text(encoding="utf8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): {REMEDY}") from None
-    _compare(path.parent, found, key)
+    _compare(path.parent, old, key)
     for file, n in files.items():
         if not file.is_file() or file.stat().st_size != n:
             raise ValueError(f"{file} must have {n:,} bytes and has not: {REMEDY}")
 
 
-def _compare(folder: Path, found: dict, wanted: dict) -> None:
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise ValueError(f"{folder} was made with {name} {found.get(name)!r}, now it is "
-                             f"{value!r}: {REMEDY}")  # fmt: skip
+def _is_empty(path: Path) -> bool:
+    """Whether a file holds nothing but zeros, as far as a look at its first MiB tells."""
+    with path.open("rb") as file:
+        return not any(file.read(2**20))
+
+
+def _compare(folder: Path, old: dict, new: dict) -> None:
+    for name, value in new.items():
+        if old.get(name) != value:
+            fault = f"{folder} was made with {name} {old.get(name)!r}, now it is {value!r}"
+            raise ValueError(f"{fault}: {REMEDY}")
 
 
 def _pwrite(file: int, content: bytes, offset: int) -> None:

@@ -2,9 +2,8 @@
 
 Upstream's names: train/loss, train/lr, train/tokens_per_sec, val/loss, val/samples, …, by step.
 Where it goes, and whether anything is sent, is wandb's own affair (`wandb login`, WANDB_MODE,
-WANDB_ENTITY); its files are in the run folder's wandb/. A thread does all of it: a network or a
-package that fails or hangs costs a training nothing, and CLOSE_S at its end. Imports wandb only
-when asked.
+WANDB_ENTITY). A thread does all of it: a network or a package that fails or hangs costs a training
+nothing, and CLOSE_S at its end. Imports wandb only when asked.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tdlib.files import write_whole as write
+from tdlib.files import write_whole
 
 CLOSE_S = 60  # for what is not sent yet when a training ends
 
@@ -29,10 +28,10 @@ def logging(
     if not project:
         yield lambda row: None
         return
-    kept = folder / "wandb.id"
-    if not kept.exists():
-        write(kept, secrets.token_hex(8))
-    about = dict(project=project, dir=out, name=name, group=out.name, id=kept.read_text())
+    run_id = folder / "wandb.id"
+    if not run_id.exists():
+        write_whole(run_id, secrets.token_hex(8))
+    about = dict(project=project, dir=out, name=name, group=out.name, id=run_id.read_text())
     rows = queue.SimpleQueue()
     thread = threading.Thread(target=_send, args=(rows, about, parameters), daemon=True)
     thread.start()
@@ -57,6 +56,6 @@ def _send(rows: queue.SimpleQueue, about: dict, parameters: dict) -> None:
             run.log({n: value for n, value in row.items() if n != "step"}, step=row["step"])
         run.finish()
     except Exception as error:  # any: wandb's share no base, and none may end a training
-        why = " ".join(str(error).split())[:200]
-        print(f"W&B: {about['name']} is not logged there: {type(error).__name__}: {why}; logs/ has "
-              "every row, the training goes on", flush=True)  # fmt: skip
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        line = f"W&B: {about['name']} is not logged there: {why}; logs/ has every row"
+        print(f"{line}, the training goes on", flush=True)

@@ -10,7 +10,8 @@ width, A and G the widths of all queries and of all keys.
 import time
 from dataclasses import replace
 
-from tdlib.shapes import LlamaConfig, describe
+from tdbook.runs.estimates import describe
+from tdlib.shapes import LlamaConfig
 
 CHUNK = {"cpu": 512, "cuda": 4096}  # losses.default_chunk
 LIBRARIES = 95 * 2**20  # bytes of torch's own that a first step on a CPU brings in

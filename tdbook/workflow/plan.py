@@ -11,11 +11,12 @@ from pathlib import Path
 from tabulate import tabulate
 
 from tdbook.runs import hashes, parameters, units
+from tdbook.runs.estimates import Q4_LIMIT, VOCABULARIES
 from tdbook.runs.parameters import ParameterError, nearest, notebook_of
 from tdbook.workflow import cost, graph, workload
 from tdbook.workflow.workload import DEVICES, Device, Size, Work
 from tdlib import files, shapes
-from tdlib.shapes import Q4_LIMIT, SHAPES, VOCABULARIES, LlamaConfig
+from tdlib.shapes import SHAPES, LlamaConfig
 
 NOMINAL = 3_700_000_000  # training tokens, by the count of the teacher's owner
 NIGHT_H = 10

@@ -10,9 +10,9 @@ from bs4 import BeautifulSoup, Tag
 from markupsafe import Markup
 
 from tdbook.report import pages
-from tdbook.runs import heartbeat, ownership, sweeps
+from tdbook.runs import estimates, heartbeat, ownership, sweeps
 from tdbook.workflow import status
-from tdlib import files, shapes
+from tdlib import files
 from tdlib.files import write_whole as write
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -80,7 +80,7 @@ def best(rows: list[dict]) -> list[dict]:
     models = {name: m for row in rows for name, m in row["record"].get("models", {}).items()}
     losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)
     return [
-        {"model": name, "loss": loss, "plan": shapes.span(*shapes.of_plan(name, "loss"))}
+        {"model": name, "loss": loss, "plan": estimates.span(*estimates.of_plan(name, "loss"))}
         for loss, name in losses[:12]
     ]
 

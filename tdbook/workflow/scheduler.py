@@ -12,12 +12,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tdbook.runs import hashes, heartbeat, parameters, sweeps
+from tdbook.runs import disk, hashes, heartbeat, parameters, sweeps
 from tdbook.runs.ownership import not_ours, refusal
 from tdbook.runs.parameters import ParameterError, shown
 from tdbook.runs.running import clear
 from tdbook.workflow import cluster, devices, execute, graph, sessions
-from tdlib import files
 from tdlib.files import write_whole as write
 
 
@@ -156,7 +155,7 @@ def _command_of(wanted: graph.Wanted, found: dict[str, graph.BookRun], targets: 
     place = out / ".done"
     marks = {name: os.path.relpath(one.mark, place) for name, one in found.items()}
     config = wanted.config | {"jobs": [_job(one, marks[one.name]) for one in found.values()]}
-    files.set_aside(out / graph.CONFIG)
+    disk.set_aside(out / graph.CONFIG)
     write(out / graph.CONFIG, json.dumps(config))
     command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", place]
     command += ["--snakefile", parameters.ROOT / "Snakefile"]

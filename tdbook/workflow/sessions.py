@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tdbook.runs import heartbeat
+from tdbook.runs import disk, heartbeat
 from tdlib import files
 from tdlib.files import write_whole as write
 
@@ -22,7 +22,7 @@ def session(
     that takes the exit code."""
     own = {"began": time.time(), "ended": None, "code": None, "targets": targets}
     own |= {"command": command, "price": price, **heartbeat.who()}
-    files.set_aside(out / SESSIONS, list)
+    disk.set_aside(out / SESSIONS, list)
     earlier = sessions(out)[-99:]
     write(out / SESSIONS, json.dumps([*earlier, own]))
     try:

@@ -1,0 +1,115 @@
+"""The calls of 03 and 04: what an adapter replays and how, and its merging."""
+
+import copy
+
+import numpy as np
+import torch
+
+from tdbook.book import common, students
+from tdbook.runs.running import Run
+from tdlib import data, evaluate, files, hard_set, lora, train
+from tdlib.model import Llama
+
+
+def windows_replayed(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> np.ndarray:
+    """Numbers of the windows that 03 trains on: "hard", the chosen ones; as many "random" or
+    "easiest" ones; or "all". Of those without a target nothing is learnt."""
+    p, k, known = this.parameters, len(chosen.windows_K), np.flatnonzero(tokens.train.known_N)
+    match p["windows"]:
+        case "hard":
+            return chosen.windows_K
+        case "random":
+            drawn = np.random.default_rng(p["seed"]).choice(len(known), k, replace=False)
+            return known[np.sort(drawn)]
+        case "all":
+            return known
+    difficulty_N = hard_set.load_scores(this.path("scores", p["scores"])).difficulty_N
+    if np.isfinite(difficulty_N).sum() < k:
+        raise ValueError(f"windows 'easiest' needs {k:,} windows that were scored")
+    return np.sort(np.argsort(difficulty_N, kind="stable")[:k])  # NaN comes last
+
+
+def weighed(
+    this: Run, share: float, rows_K: np.ndarray, tokens: data.Tokens, net: Llama, teacher: Llama
+) -> data.Tokens:
+    """The tokens; where only a `share` of a window's tokens counts, with their weights beside
+    them: 1 for the tokens on which `net` is furthest behind its teacher."""
+    if share == 1 or this.current:
+        return tokens
+    path = this.path("checkpoints", this.run, "weights.bin")
+    with files.replacing(path) as beside:
+        weights = data.weighted(tokens, beside, new=True).train.weights
+        how = (weights, this.device, this.progress)
+        hard_set.weigh(net, teacher, tokens.train, rows_K, share, *how)
+        weights.flush()
+    return data.weighted(tokens, path)
+
+
+def recipe(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> train.Recipe:
+    """03's recipe: at the temperature of the run that made the base unless another is given, and
+    for as many steps on all windows as on the hard ones."""
+    p = this.parameters
+    limit = round(p["epochs"] * len(chosen.windows_K)) * tokens.context
+    if p["windows"] != "all" or 0 < p["token_limit"] < limit:
+        limit = p["token_limit"]
+    temperature = temperature_of(this, p["base"]) if p["temperature"] is None else p["temperature"]
+    return train.recipe(p | {"temperature": temperature, "token_limit": limit})
+
+
+def temperature_of(this: Run, base: str) -> float:
+    """The temperature of the run that made a model; of one trained on by 03, that of its base."""
+    for record in common.folder_of(this).makers(base):
+        if "temperature" in (p := record["parameters"]):
+            given = p["temperature"]
+            return temperature_of(this, p["base"]) if given is None else float(given)
+    raise ValueError(f"no results file of {this.out} says how {base} was made: set temperature")
+
+
+def save(training: students.Training, net: Llama, base: str) -> Llama:
+    """Saves what 03 trained, the adapter alone or the whole model, and reads it back."""
+    this, name = training.this, training.name
+    if not lora.adapters(net):
+        return training.save(net, "saved")
+    this.once("saved", lora.save, net, this.path("adapters", name), f"models/{base}")
+    return load(this, name, base)
+
+
+def load(this: Run, adapter: str, base: str) -> Llama:
+    """The base with an adapter beside its weights."""
+    net = Llama.load(this.path("models", base), this.device)
+    return lora.load(net, this.path("adapters", adapter))
+
+
+@torch.no_grad()
+def measure_merged(
+    this: Run, adapter: str, apart: Llama, merged: Llama, tokens: data.Tokens, teacher: Llama
+) -> dict[str, str]:
+    """Saves models/<adapter>-merged and measures it like every other model. Returns how far its
+    logits are from those of base and adapter `apart`, and what bfloat16 would change."""
+    name, folder = f"{adapter}-merged", this.path("models", f"{adapter}-merged")
+    this.once(f"saved {name}", common.save, merged, folder, tokens)
+    merged = Llama.load(folder, this.device)
+    row = common.measure(this, name, merged, tokens, teacher)
+    ids_BT, _ = tokens.val.batch(evaluate.fixed_rows(tokens.val, 8), this.device)
+    apart_BTV = apart(ids_BT)
+    base = common.row_of(this, common.folder_of(this).adapters[adapter])
+    return {
+        "weights": f"{row['parameters']:,}",
+        "weights of the base": f"{base['parameters']:,}",
+        "largest logit difference": f"{float((merged(ids_BT) - apart_BTV).abs().max()):.1e}",
+        "of logits up to": f"{float(apart_BTV.abs().max()):.3g}",
+    } | this.once(f"drift of {name}", drift, merged, apart, tokens, this.device)
+
+
+def drift(merged: Llama, apart: Llama, tokens: data.Tokens, device: str) -> dict[str, str]:
+    """What storing weights as bfloat16 changes against the merged model in float32, on some fixed
+    windows: of the merged model, and of base and adapter `apart`. All is computed in float32."""
+    rows, changes = evaluate.fixed_rows(tokens.val, 64), {}
+    loss, _ = evaluate.apart(merged, merged, tokens.val, rows, device)
+    for name, net in (("bf16 merged", merged), ("bf16 base + adapter", apart)):
+        net = copy.deepcopy(net)
+        for weight in net.parameters():  # RoPE's tables, which no file holds, stay as they are
+            weight.data = weight.bfloat16().float()
+        rounded, kl = evaluate.apart(net, merged, tokens.val, rows, device)
+        changes |= {f"{name}: loss": f"{rounded - loss:+.1e}", f"{name}: KL": f"{kl:.1e}"}
+    return changes

@@ -1,0 +1,92 @@
+"""What every notebook does: open the tokens, measure a model, let it write, name what it made.
+
+`this` is the run (`runs.running.Run`) of the notebook that calls.
+"""
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+from tdbook.corpus import token_files
+from tdbook.export import cards
+from tdbook.runs import units
+from tdbook.runs.folder import Folder
+from tdbook.runs.running import Run
+from tdbook.workflow import plan
+from tdlib import data, evaluate, files, generate
+from tdlib.model import Llama
+
+
+def folder_of(this: Run) -> Folder:
+    """What the run folder holds, read once for each run that asks."""
+    if "folder" not in vars(this):
+        this.folder = Folder(this.out, this.run, this.parameters.get("sweeps", ""))
+    return this.folder
+
+
+def open_tokens(this: Run) -> data.Tokens:
+    """The folder's tokens. Prints an estimate of what this run will cost, and records it."""
+    tokens = token_files.open_tokens(this.path("tokens"))
+    estimate = this.once("estimate", plan.estimate, this.parameters, this.out, this.device)
+    span = units.duration(estimate["seconds_low"], estimate["seconds_high"])
+    memory, flop = estimate["peak_memory_mib"], estimate["flop"]
+    print(f"Estimated: {span}, {memory:,.0f} MiB at most, {flop:.2g} FLOP.")
+    return tokens
+
+
+def save(net: Llama, folder: Path, tokens: data.Tokens) -> None:
+    """A folder to release: the model, and a tokenizer that transformers loads where it can."""
+    with tempfile.TemporaryDirectory() as place:
+        beside = cards.tokenizer_files(tokens.tokenizer, Path(place), net.config.context)
+        net.save(folder, beside)
+
+
+def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llama) -> dict:
+    """Every metric of one model on the validation split, recorded; arrays go to scores/val."""
+    fixed, scores = this.parameters["fixed_windows"], this.path("scores", "val")
+    how = dict(fixed=fixed, device=this.device, progress=this.progress)
+    row = this.once(f"row of {name}", evaluate.record, net, tokens, teacher, scores, name, **how)
+    this.model(name, row)
+    this.once(f"card of {name}", write_card, this, name, tokens, row)
+    return row
+
+
+def write_card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
+    """README.md of a model or an adapter, beside its weights; the owner's own card stays."""
+    p, record = this.parameters, this.provenance()
+    if p.get("adapter") == name and p.get("trains", "adapter") == "adapter":
+        folder, base = this.path("adapters", name), this.path("models", p["base"])
+        card = cards.adapter_card(folder, base, tokens, row, record, row_of(this, p["base"]))
+    else:
+        folder, records = this.path("models", name), folder_of(this).of("03_lora")
+        merged = (r for r in records if f"{r['parameters']['adapter']}-merged" == name)
+        teacher = None if this.notebook == "00_teacher" else row_of(this, p["teacher"])
+        card = cards.card(folder, tokens, row, next(merged, record), teacher)
+    with contextlib.suppress(FileExistsError):
+        files.own(folder / "README.md")
+        files.write_whole(folder / "README.md", card)
+        files.sign(folder / "README.md")
+
+
+def row_of(this: Run, name: str) -> dict:
+    """The metrics of a model, from this run or the one that made it."""
+    return this.models[name] if name in this.models else folder_of(this).metrics(name)
+
+
+def to_take_away(this: Run) -> str:
+    """The folders that this run made, each with the command that would upload it."""
+    folders = [this.out / kind / name for name in this.models for kind in ("models", "adapters")]
+    lines = (cards.upload_command(folder) for folder in folders if folder.is_dir())
+    return "\n".join(["Nothing is sent. To upload, fill in the cards (README.md), then:", *lines])
+
+
+def samples(net: Llama, tokens: data.Tokens, count: int = 3, length: int = 0) -> list[str]:
+    """Texts after the beginnings of validation windows, the same for every model, half a window
+    long. Drawn by a generator of their own: training draws the same numbers with and without."""
+    t, texts = tokens.context, []
+    for i, window in enumerate(w for w in (1, 5, 9)[:count] if w < len(tokens.val)):
+        ids = tokens.val.ids[window * t :][:8].tolist()
+        new = generate.generate(net, ids, length or t // 2, temperature=0.8, seed=i)
+        prompt, whole = (tokens.tokenizer.decode(x) for x in (ids, [*ids, *new]))
+        texts.append(f"{prompt} ▸ {whole[len(prompt) :].strip()}")
+    return texts

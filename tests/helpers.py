@@ -1,0 +1,31 @@
+"""What several test files measure alike."""
+
+import torch
+
+
+def one_line(error, *words) -> None:
+    """An error (of pytest.raises) is one line, and holds these words."""
+    text = str(error.value)
+    assert "\n" not in text and all(str(word) in text for word in words), text
+
+
+def near(found, wanted, relative=5e-6) -> None:
+    """No number is further off than a share of the largest one."""
+    found, wanted = found.detach().double(), wanted.detach().double()
+    error, largest = (found - wanted).abs().max(), wanted.abs().max()
+    assert error <= relative * largest, f"{error:.3g} of {largest:.3g}"
+
+
+def weights_of(model) -> dict[str, torch.Tensor]:
+    return {name: w.detach().clone() for name, w in model.state_dict().items()}
+
+
+def same(a: dict, b: dict) -> bool:
+    """Equal tensors under the same names."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def distance(found: dict, wanted: dict) -> float:
+    """Of all weights together, relative."""
+    a, b = (torch.cat([w[k].flatten() for k in sorted(w)]).double() for w in (found, wanted))
+    return ((a - b).norm() / b.norm()).item()

@@ -1,0 +1,300 @@
+"""Folders of tokens against numpy and a bare SentencePieceProcessor: written, linked, refused."""
+
+import csv
+import json
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+import torch
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from tdbook.corpus import token_files, tokenizer_files, writer
+from tdbook.corpus.text import Document
+from tdlib import data
+
+T = 16
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, list[Document]]:
+    documents = writer.write(40_000, 5)
+    odd = Document(("ఇది  రెండు ఖాళీలు 😀", " ముందు ఖాళీ", "క\u200cష ABC ౧౨"), 'odd/one, "two"')
+    return {"train": [*documents[4:], odd], "val": documents[1:4], "confirm": documents[:1]}
+
+
+@pytest.fixture(scope="module")
+def folder(splits, tokenizer, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "tokens"
+    token_files.write_tokens(folder, splits, tokenizer, T)
+    return folder
+
+
+@pytest.fixture
+def upstream(tmp_path) -> Path:
+    """A folder as upstream makes it: two files and meta.json, nothing else."""
+    return raw(tmp_path / "elsewhere", np.arange(1000) % 50, np.arange(100) % 50)
+
+
+def raw(folder: Path, train, val, dtype="uint32", **change) -> Path:
+    folder.mkdir()
+    for name, ids in (("train", train), ("val", val)):
+        np.asarray(ids, dtype=dtype).tofile(folder / f"{name}.bin")
+    meta = dict(vocab_size=50, block_size=T, dtype=dtype, unk_rate=0.0, total_tokens=7)
+    meta |= dict(train_tokens=len(train), val_tokens=len(val))
+    (folder / "meta.json").write_text(json.dumps(meta | change))
+    return folder
+
+
+def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
+    """And counts in meta.json are as upstream's rules want them: bytes / 4, uint32, no <bos>."""
+    bare = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    meta = json.loads((folder / "meta.json").read_text())
+    assert (meta["block_size"], meta["vocab_size"], meta["dtype"]) == (T, 700, "uint32")
+    assert meta["unk_rate"] == 0
+    for split, documents in splits.items():
+        lines = [line for d in documents for line in d.lines]
+        ids = [i for line in lines for i in [*bare.encode(line), 3]]
+        assert (folder / f"{split}.bin").read_bytes() == np.array(ids, "<u4").tobytes()
+        assert not {data.PAD, data.UNK, data.BOS} & set(ids) and max(ids) < 700
+        size = len("".join(line + "\n" for line in lines).encode())
+        assert (meta[f"{split}_tokens"], meta[f"{split}_bytes"]) == (len(ids), size)
+        per_token = token_files.open_tokens(folder).bytes_per_token(split)
+        assert per_token == pytest.approx(size / len(ids))
+
+
+def test_documents_start_where_documents_tsv_says(folder, splits, tokenizer):
+    with open(folder / "documents.tsv", encoding="utf8", newline="") as f:
+        rows = list(csv.DictReader(f, delimiter="\t"))
+    documents = [(split, d) for split, ds in splits.items() for d in ds]
+    assert len(rows) == len(documents)
+    for row, (split, document) in zip(rows, documents, strict=True):
+        assert (row["split"], row["source"]) == (split, document.source)
+        start, count = int(row["start"]), int(row["tokens"])
+        ids = np.fromfile(folder / f"{split}.bin", "<u4")[start : start + count]
+        assert tokenizer.decode(ids) == "\n".join(document.lines) + "\n"
+
+
+def test_a_window_belongs_to_the_document_in_its_middle(folder, splits, tokenizer):
+    tokens = token_files.open_tokens(folder)
+    of_token = [
+        number
+        for number, document in enumerate(splits["val"])
+        for ids in tokenizer.encode(document.lines)
+        for _ in range(len(ids) + 1)
+    ]
+    document_N, sources = tokens.documents("val")
+    assert document_N.tolist() == [of_token[i * T + T // 2] for i in range(len(tokens.val))]
+    assert len(set(document_N.tolist())) == 3
+    assert sources == [d.source for d in splits["val"]]
+
+
+MAPPED = {  # what a tokenizer loses → how a line is spoilt that it does lose something of
+    "ZWNJ": (dict(normalization_rule_name="nmt_nfkc"), "క్\u200cష అమ్మ"),
+    "ligatures": (dict(normalization_rule_name="nfkc"), "ﬁ అమ్మ ½"),
+    "double spaces": (dict(remove_extra_whitespaces=True), "అమ్మ   ఊరు  నది"),
+    "capitals": (dict(normalization_rule_name="nmt_nfkc_cf"), "అమ్మ ABC"),
+    "a letter": (dict(byte_fallback=False), "అమ్మ ఔషధ"),
+}
+
+
+@pytest.mark.parametrize("kind", MAPPED)
+def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits, tmp_path, kind):
+    options, odd = MAPPED[kind]
+    lines = [line for d in splits["val"] for line in d.lines]
+    lines = [line for line in lines if not re.search("[A-Zఔ]", line)]
+    with open(tmp_path / "t.model", "wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([*lines, *["ABC abc fi 1 2"] * 9]), model_writer=model,
+            vocab_size=400, model_type="bpe", pad_id=0, unk_id=1, bos_id=2, eos_id=3, minloglevel=2,
+            **dict(byte_fallback=True, normalization_rule_name="identity", character_coverage=1.0,
+                   remove_extra_whitespaces=False) | options,
+        )  # fmt: skip
+    one = tokenizer_files.open(tmp_path / "t.model")
+    sound = {"train": [Document(tuple(lines), "a")], "val": [Document(tuple(lines[:9]), "a")]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        token_files.write_tokens(tmp_path / "sound", sound, one, T)
+    meta = data.read_meta(tmp_path / "sound/meta.json")
+    assert token_files.loss(meta) == "" and "lost" not in meta
+    assert meta["val_bytes"] == len("".join(f"{line}\n" for line in lines[:9]).encode())
+    spoilt = {"train": [Document((*lines, odd), "a")], "val": [Document((odd,) * 20, "a")]}
+    with pytest.warns(UserWarning, match=r"t.model: The tokenizer does not keep all text: \d") as w:
+        token_files.write_tokens(tmp_path / "spoilt", spoilt, one, T)
+    tokens = token_files.open_tokens(tmp_path / "spoilt")
+    assert len(w) == 1 and token_files.loss(tokens.meta) in str(w[0].message)
+    kept = one.decode(i for i in tokens.val.ids if i != one.unk)
+    assert tokens.meta["val_bytes"] == len(kept.encode())
+    assert kept != f"{odd}\n" * 20
+    assert tokens.meta["lost"]["lines"] == pytest.approx(21 / (len(lines) + 21))
+    assert 0 < tokens.meta["lost"]["characters"] < 0.5
+
+
+def test_accents_that_a_hugging_face_normalizer_strips_are_told(tmp_path):
+    made = tokenizers.Tokenizer(models.BPE())
+    made.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        ["అమ్మ ఊరు"] * 9, trainers.BpeTrainer(special_tokens=["<eos>"], initial_alphabet=alphabet)
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    one = tokenizer_files.open(tmp_path / "tokenizer.json")
+    splits = {split: [Document(("చెట్టు నది",) * 20, "a")] for split in ("train", "val")}
+    with pytest.warns(UserWarning, match=r"100.0% of 40 lines .*“చెట్టు నది” comes back as “చటట నద"):
+        token_files.write_tokens(tmp_path / "t", splits, one, T)
+    meta = data.read_meta(tmp_path / "t/meta.json")
+    assert meta["val_bytes"] == 20 * len("చటట నద\n".encode())
+    assert meta["lost"]["characters"] == pytest.approx(4 / 10)
+
+
+def test_text_that_comes_segmented_loses_nothing_by_its_marks(shared, tmp_path):
+    one = tokenizer_files.open(shared / "data/upstream_tokenizer/tokenizer.json")
+    lines = ("చేయ@@ లేదు the inter@@ national", "కూడాకూ@@ లో")
+    assert token_files._lost(lines * 9, one) == {}
+    assert token_files._lost([f"{lines[0]}  x", "ꙮ"], one)["lines"] == 1
+
+
+def test_ids_open_without_their_tokenizer(folder):
+    ids, whole = data.open_ids(folder), token_files.open_tokens(folder)
+    assert ids.tokenizer is None and ids.meta == whole.meta
+    assert whole.tokenizer.size == ids.vocab_size
+    assert all(map(torch.equal, ids.train.batch(range(9)), whole.train.batch(range(9))))
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "uint16"])
+def test_what_meta_json_does_not_say_comes_from_the_files(tokenizer, tmp_path, dtype):
+    """As others write it: vocab_size alone, or with words of their own."""
+    ids = np.arange(1000) % 50
+    full = token_files.open_tokens(raw(tmp_path / "full", ids, ids, dtype)).train.batch(range(9))
+    folder = raw(tmp_path / "few", ids, ids, dtype)
+    few = {"vocab_size": 50, "total_tokens": 2000, "tokenizer_type": "bpe", "block_size": None}
+    few |= {"dtype": dtype} if dtype == "uint16" else {}
+    (folder / "meta.json").write_text(json.dumps(few))
+    with pytest.raises(ValueError, match="block_size is null, it must be a whole number"):
+        token_files.open_tokens(folder)
+    token_files.link_tokens(folder, tmp_path / "run", context=T)
+    tokens = token_files.open_tokens(tmp_path / "run")
+    assert (tokens.meta["train_tokens"], tokens.context, tokens.eos) == (1000, T, 3)
+    assert all(map(torch.equal, tokens.train.batch(range(9)), full))
+    stored = json.loads((tmp_path / "run/meta.json").read_text())
+    assert stored["val_tokens"] == 1000 and stored["tokenizer_type"] == "bpe"
+    assert np.isnan(tokens.bytes_per_token())
+
+
+def test_a_missing_dtype_is_told_by_the_size_or_asked_for(tmp_path):
+    ids = np.arange(1000) % 50
+    folder = raw(tmp_path / "n", ids, ids, "uint16")
+    meta = json.loads((folder / "meta.json").read_text()) | {"dtype": None}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    assert token_files.open_tokens(folder).train.ids.dtype == np.uint16
+    (folder / "meta.json").write_text(json.dumps(meta | {"train_tokens": None}))
+    with pytest.raises(
+        ValueError, match=r'meta.json has no dtype, and .*: add "dtype": "uint16" w'
+    ):
+        token_files.open_tokens(folder)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_eos_is_the_tokenizer_s_where_meta_json_names_none(splits, tmp_path, given):
+    with open(tmp_path / "t.model", "wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([line for d in splits["val"] for line in d.lines]),
+            model_writer=model, model_type="bpe", vocab_size=400, byte_fallback=True,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+        )  # fmt: skip
+    one = tokenizer_files.open(tmp_path / "t.model")
+    token_files.write_tokens(tmp_path / "tokens", {k: splits[k] for k in ("train", "val")}, one, T)
+    meta = json.loads((tmp_path / "tokens/meta.json").read_text())
+    meta.pop("eos_id")
+    (tmp_path / "tokens/meta.json").write_text(json.dumps(meta))
+    if given:
+        (tmp_path / "tokens/tokenizer.model").unlink()
+    token_files.link_tokens(tmp_path / "tokens", tmp_path / "x", tokenizer=one if given else None)
+    assert token_files.open_tokens(tmp_path / "x").eos == 2 == one.eos
+
+
+def test_without_a_tokenizer_a_missing_eos_id_is_asked_for(tmp_path):
+    ids = np.arange(1000) % 50
+    folder = raw(tmp_path / "e", ids[ids != 3], ids[ids != 3])
+    with pytest.raises(ValueError, match=r"<eos> \(id 3\), .*: name the id that does as eos_id in"):
+        token_files.link_tokens(folder, tmp_path / "x")
+
+
+def test_ids_beyond_the_vocabulary_and_many_unknown_are_refused(tmp_path):
+    train = np.zeros(9_000_000, "<u4")
+    train[7_654_321] = 1_000
+    folder = raw(tmp_path / "elsewhere", train, np.zeros(100))
+    with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
+        token_files.link_tokens(folder, tmp_path / "tokens")
+    train = np.where(np.arange(1000) % 10 < 2, 1, np.arange(1000) % 50)
+    folder = raw(tmp_path / "unknown", train, np.arange(100) % 50)
+    with pytest.raises(ValueError, match=f"the tokens hold {(train == 1).mean():.0%} of this text"):
+        token_files.link_tokens(folder, tmp_path / "tokens")
+
+
+def test_a_document_that_fails_in_the_middle_leaves_no_folder(tokenizer, tmp_path):
+    class Failing(list):
+        def __iter__(self):
+            yield Document(("అమ్మ",), "a")
+            raise OSError("the cable was pulled")
+
+    with pytest.raises(OSError, match="cable"):
+        token_files.write_tokens(tmp_path / "tokens", {"train": Failing()}, tokenizer, T)
+    assert not list(tmp_path.iterdir())
+
+
+def test_writing_again_leaves_nothing_of_the_first_time(splits, tokenizer, tmp_path):
+    for kept in (splits, {k: splits[k] for k in ("train", "val")}):
+        token_files.write_tokens(tmp_path / "tokens", kept, tokenizer, T)
+    assert not (tmp_path / "tokens" / "confirm.bin").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
+
+
+def test_linked_tokens_are_the_same_files_and_survive_the_link(upstream, tmp_path):
+    folder, before = tmp_path / "run" / "tokens", (upstream / "meta.json").read_bytes()
+    for _ in range(2):
+        token_files.link_tokens(upstream, folder)
+    for path in upstream.iterdir():
+        assert (folder / path.name).is_symlink() and path.samefile(folder / path.name)
+    assert len(token_files.open_tokens(folder).train) == 62
+    token_files.link_tokens(upstream, folder, context=33)
+    tokens = token_files.open_tokens(folder)
+    assert (tokens.context, len(tokens.train)) == (33, 999 // 33)
+    assert (upstream / "train.bin").samefile(folder / "train.bin")
+    shutil.rmtree(folder)
+    assert len(list(upstream.iterdir())) == 3 and (upstream / "meta.json").read_bytes() == before
+
+
+def test_a_teacher_with_fewer_pieces_decides_where_no_token_is_beyond_them(tmp_path):
+    folder = raw(tmp_path / "elsewhere", np.arange(1000) % 40, np.arange(100) % 40)
+    token_files.link_tokens(folder, tmp_path / "tokens", vocab_size=40)
+    assert token_files.open_tokens(tmp_path / "tokens").vocab_size == 40
+    with pytest.raises(
+        ValueError, match=r"train.bin holds id 39, the vocabulary has 39: .*teacher"
+    ):
+        token_files.link_tokens(folder, tmp_path / "others", vocab_size=39)
+    assert not (tmp_path / "others").exists()
+
+
+def test_every_id_of_a_large_file_is_looked_at_where_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_files, "WHOLE", 2**20)
+    train = np.full(9_000_000, 3, "<u4")
+    train[data.BLOCK // 4 + 5] = 1_000  # in the second block: every other one is looked at
+    folder = raw(tmp_path / "elsewhere", train, np.full(100, 3))
+    token_files.link_tokens(folder, tmp_path / "tokens")
+    with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
+        token_files.link_tokens(folder, tmp_path / "others", every_id=True)
+
+
+def test_total_tokens_is_never_compared(tmp_path):
+    for i, total in enumerate((0, 10**9, None)):
+        folder = raw(tmp_path / f"{i}", np.arange(1000) % 50, np.arange(100), total_tokens=total,
+                     vocab_size=100)  # fmt: skip
+        token_files.link_tokens(folder, tmp_path / f"tokens{i}")
