@@ -7,6 +7,7 @@ one process. llama.cpp runs the same weights as Q4_0 throughout.
 """
 
 import tempfile
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from tabulate import tabulate
 
 from bench.export import VOCABULARY, folder_of
-from tdbook.export import gguf_file, llama_cpp, speed
+from tdbook.export import gguf_file, inference, llama_cpp
 from tdbook.export.decoder import Decoder
 from tdlib import generate
 from tdlib.model import Llama
@@ -24,7 +25,8 @@ PROMPT, NEW = 32, 64
 
 
 @lru_cache(1)
-def seconds(repeats: int = 7) -> dict[str, speed.Seconds]:
+def seconds(repeats: int = 7) -> dict[str, np.ndarray]:
+    """Way → seconds of the prompt and of what is written after it, (2, repeats)."""
     torch.set_num_threads(1)
     ids = np.random.default_rng(0).integers(4, VOCABULARY, PROMPT).tolist()
     with tempfile.TemporaryDirectory() as root:
@@ -41,33 +43,38 @@ def seconds(repeats: int = 7) -> dict[str, speed.Seconds]:
         "KV, the model itself": lambda n: generate.generate(model, ids, n),
         "llama.cpp Q4_0": lambda n: llama.generate(ids, n),
     }
-    return speed.measure(ways, NEW, repeats)
+    return inference.measure(ways, NEW, repeats, time.process_time)
 
 
 def _times(slow: np.ndarray, fast: np.ndarray) -> str:
-    middle, low, high = speed.ratio(slow, fast)
-    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+    """The median of slow over fast, repeat by repeat, and the smallest and largest."""
+    times_R = slow / fast
+    return f"{np.median(times_R):.2f} ({times_R.min():.2f}–{times_R.max():.2f})"
 
 
 def to_llama_cpp() -> str:
     found = seconds()
-    theirs = found["llama.cpp Q4_0"].decode_cpu_R
-    return "; ".join(_times(theirs, found[way].decode_cpu_R) for way in ("KV", "KV + INT8"))
+    _, theirs_R = found["llama.cpp Q4_0"]
+    return "; ".join(_times(theirs_R, found[way][1]) for way in ("KV", "KV + INT8"))
 
 
 def among_ours() -> str:
-    whole = {way: s.whole_cpu_R for way, s in seconds().items()}
+    whole = {way: prompt_R + decode_R for way, (prompt_R, decode_R) in seconds().items()}
     pairs = (("raw", "KV"), ("KV", "KV + INT8"))
     return "; ".join(f"{_times(whole[slow], whole[fast])} ×" for slow, fast in pairs)
 
 
 def main() -> None:
+    _, theirs_R = seconds()["llama.cpp Q4_0"]
     rows = [
-        {"way": way, "prompt, tokens/s": PROMPT / np.median(s.prompt_cpu_R),
-         "decoding, tokens/s": s.tokens_per_second,
-         "to llama.cpp": _times(seconds()["llama.cpp Q4_0"].decode_cpu_R, s.decode_cpu_R)}
-        for way, s in seconds().items()
-    ]  # fmt: skip
+        {
+            "way": way,
+            "prompt, tokens/s": PROMPT / np.median(prompt_R),
+            "decoding, tokens/s": NEW / np.median(decode_R),
+            "to llama.cpp": _times(theirs_R, decode_R),
+        }
+        for way, (prompt_R, decode_R) in seconds().items()
+    ]
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".3g"))
     print(f"\ndecoding to llama.cpp, KV; KV + INT8: {to_llama_cpp()}")
     print(f"{PROMPT} + {NEW} tokens, KV to raw; INT8 to KV: {among_ours()}")

@@ -13,6 +13,8 @@
     python -m tdbook zip outputs/tiny                    → outputs/tiny/tiny-reports.zip
     python -m tdbook published readme [--check]          README's table, and the recipe's
     python -m tdbook published compare outputs/small     does it agree with what is published?
+    python -m tdbook export MODEL=folder [OUT= TOKENS=]
+    python -m tdbook chat MODEL=folder|file.gguf [SEGMENTER=morfessor.bin]
     plan and doctor also: OUT= (the run folder), TOKENS= and TEACHER= (paths)
 
 Snakemake decides the order (see Snakefile), papermill runs a notebook. Imports no torch.
@@ -97,6 +99,14 @@ def _command(what: str, words: list[str], pairs: dict[str, str]) -> int:
             from tdbook.workflow import doctor  # imports torch
 
             return doctor.examine(pairs)
+        case "export", []:
+            from tdbook.export import shipping  # imports torch
+
+            shipping.export(pairs)
+        case "chat", []:
+            from tdbook.export import chat  # imports torch
+
+            chat.chat(pairs)
         case _:
             print(__doc__)
             return 2

@@ -30,7 +30,7 @@ BLOCK = 2**18  # bytes read at once where ids are looked at
 VOCABULARY = 2**24  # pieces, at most; the largest in public have a million
 MORE = "give more text, or a shorter context"
 AGAIN = "copy the one made with these tokens again, or take it away"
-TABLES = {"documents.tsv": ("start", "tokens", "source")}
+DOCUMENT = ("start", "tokens", "source")  # columns of documents.tsv, after the split
 COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm)_(tokens|bytes)")
 
 
@@ -144,10 +144,10 @@ class Tokens:
         first_S, names = np.array([first for first, _ in named]), [name for _, name in named]
         middle_N = np.arange(len(windows)) * windows.context + windows.context // 2
         if rows:
-            starts = np.array([row["start"] for row in rows])
+            starts = np.array([start for start, _, _ in rows])
             document_N = np.searchsorted(starts, middle_N, side="right") - 1
             source_D = np.searchsorted(first_S, starts, "right") - 1
-            sources = [names[i] for i in source_D] if named else [row["source"] for row in rows]
+            sources = [names[i] for i in source_D] if named else [source for _, _, source in rows]
             return document_N, sources
         source_N = np.searchsorted(first_S, middle_N, side="right") - 1  # −1 where none is named
         block_N = np.arange(len(windows)) // 16
@@ -218,29 +218,9 @@ def read_sources(path: Path, train: Windows) -> list[tuple[int, str]]:
     return sources
 
 
-def _read_documents(path: Path, split: str, size: int) -> list[dict]:
-    """documents.tsv of one split of so many tokens: the starts ascend from 0, to its end."""
-    rows = _read_table(path, split)
-    starts = [(row["start"], f"document {i} of {split}") for i, row in enumerate(rows)]
-    _check_starts(path, starts, size, AGAIN)
-    if rows and (end := rows[-1]["start"] + rows[-1]["tokens"]) < size:
-        fault = f"the documents of {split} end at {end:,} of {size:,} tokens"
-        raise ValueError(f"{path}: {fault}, it was cut short: {AGAIN}")
-    return rows
-
-
-def _check_starts(path: Path, starts: list[tuple[int, str]], size: int, remedy: str) -> None:
-    """ValueError: the starts of these do not ascend from 0, or leave the tokens."""
-    last = -1
-    for start, name in starts:
-        if not last < start < (size if last >= 0 else 1):
-            where = f"after {last:,} and before {size:,}" if last >= 0 else "0"
-            raise ValueError(f"{path}: {name} begins at {start:,}, it must be {where}: {remedy}")
-        last = start
-
-
-def _read_table(path: Path, split: str) -> list[dict]:
-    """The rows of one split of a table of TABLES, none where there is no such file."""
+def _read_documents(path: Path, split: str, size: int) -> list[tuple[int, int, str]]:
+    """Start, tokens and source of the documents of one split of so many tokens, in order; [] where
+    there is no documents.tsv."""
     if not path.is_file():
         return []
     with open(path, encoding="utf8", newline="") as f:
@@ -248,13 +228,29 @@ def _read_table(path: Path, split: str) -> list[dict]:
         if "split" not in (table.fieldnames or ()):
             raise ValueError(f"{path} has no heading with split: copy it again, or take it away")
         rows = [row for row in table if row["split"] == split]
+    documents = []
     for i, row in enumerate(rows):
-        first, second, name = (row.get(column) for column in TABLES[path.name])
-        if not (str(first).isdecimal() and str(second).isdecimal() and name is not None):
+        start, tokens, source = (row.get(column) for column in DOCUMENT)
+        if not (str(start).isdecimal() and str(tokens).isdecimal() and source is not None):
             fault = f"{path}: row {i} of {split} is {[*row.values()]}, it must be split"
-            raise ValueError(f"{fault}, {', '.join(TABLES[path.name])}: {AGAIN}")
-        row |= zip(TABLES[path.name], (int(first), int(second), name), strict=True)
-    return rows
+            raise ValueError(f"{fault}, {', '.join(DOCUMENT)}: {AGAIN}")
+        documents.append((int(start), int(tokens), source))
+    starts = [(row[0], f"document {i} of {split}") for i, row in enumerate(documents)]
+    _check_starts(path, starts, size, AGAIN)
+    if documents and (end := sum(documents[-1][:2])) < size:
+        fault = f"the documents of {split} end at {end:,} of {size:,} tokens"
+        raise ValueError(f"{path}: {fault}, it was cut short: {AGAIN}")
+    return documents
+
+
+def _check_starts(path: Path, starts: list[tuple[int, str]], size: int, remedy: str) -> None:
+    """ValueError: the starts do not ascend from 0, or leave the tokens."""
+    last = -1
+    for start, name in starts:
+        if not last < start < (size if last >= 0 else 1):
+            where = f"after {last:,} and before {size:,}" if last >= 0 else "0"
+            raise ValueError(f"{path}: {name} begins at {start:,}, it must be {where}: {remedy}")
+        last = start
 
 
 def read_meta(path: Path, context: int = 0) -> dict:

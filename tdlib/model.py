@@ -208,13 +208,17 @@ class Llama(nn.Module):
         config = read_config(folder)
         with torch.device("meta"):
             model = Llama(config)
-        expected = {_hf_name(name): weight.shape for name, weight in model.named_parameters()}
-        weights = read_weights(folder, expected)
+        weights = read_weights(folder, stored_shapes(model))
         model.load_state_dict(
             {k.removeprefix("model."): v for k, v in weights.items()}, assign=True
         )
         model.cos_SK, model.sin_SK = rope_table(config, config.context)
         return model.to(device)
+
+
+def stored_shapes(model: Llama) -> dict[str, tuple[int, ...]]:
+    """Hugging Face's name of each weight → its shape."""
+    return {_hf_name(name): tuple(weight.shape) for name, weight in model.named_parameters()}
 
 
 def _hf_name(name: str) -> str:

@@ -82,11 +82,18 @@ KNOWN = frozenset(
     top_k top_p typical_p _from_model_config""".split()
 ).union(ALTERED)
 # LlamaConfig's names → config.json's, in the order in which they are written
-HF = {"vocab_size": "vocab_size", "dim": "hidden_size", "mlp_dim": "intermediate_size"}
-HF |= {"layers": "num_hidden_layers", "heads": "num_attention_heads"}
-HF |= {"kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
-HF |= {"context": "max_position_embeddings", "norm_eps": "rms_norm_eps"}
-HF |= {"tied": "tie_word_embeddings"}
+HF = {
+    "vocab_size": "vocab_size",
+    "dim": "hidden_size",
+    "mlp_dim": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "context": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "tied": "tie_word_embeddings",
+}
 TIED = ("model.embed_tokens.weight", "lm_head.weight")
 
 

@@ -30,11 +30,18 @@ READ = frozenset(
 )
 # parts of our names → upstream's; Q, K and V are thirds of one matrix there
 FUSED = ("q_proj", "k_proj", "v_proj")
-UPSTREAM = dict.fromkeys(FUSED, "c_attn")
-UPSTREAM |= {"embed_tokens": "transformer.wte", "norm": "transformer.ln_f"}
-UPSTREAM |= {"layers": "transformer.h", "input_layernorm": "ln_1", "self_attn": "attn"}
-UPSTREAM |= {"post_attention_layernorm": "ln_2", "o_proj": "c_proj", "gate_proj": "w_gate"}
-UPSTREAM |= {"up_proj": "w_up", "down_proj": "w_down"}
+UPSTREAM = dict.fromkeys(FUSED, "c_attn") | {
+    "embed_tokens": "transformer.wte",
+    "norm": "transformer.ln_f",
+    "layers": "transformer.h",
+    "input_layernorm": "ln_1",
+    "post_attention_layernorm": "ln_2",
+    "self_attn": "attn",
+    "o_proj": "c_proj",
+    "gate_proj": "w_gate",
+    "up_proj": "w_up",
+    "down_proj": "w_down",
+}
 COUNTS = {"n_layer": "layers", "n_head": "heads", "n_embd": "dim", "block_size": "context"}
 # numpy's numbers, such as a loss beside the weights: classes that run no code
 _MADE_BY = {"scalar": np._core.multiarray.scalar, "_reconstruct": np._core.multiarray._reconstruct}

@@ -11,26 +11,39 @@ from tdlib.shapes import weight_files
 
 
 def read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors (one file, or the shards of its index), in float32,
-    checked against their shapes before any is read. A head where none is expected, it being tied,
+    """All tensors of a folder's safetensors, in float32, checked before any is read."""
+    places, tensors = locate(folder, expected), {}
+    for path in {path: None for path, _ in places.values()}:
+        with open_weights(path) as f:
+            for name in (name for name, place in places.items() if place[0] == path):
+                tensors[name] = read_weight(f, path, name).float()
+    return tensors
+
+
+def locate(
+    folder: Path, expected: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Name → file and shape of all tensors of a folder's safetensors (one file, or the shards of
+    its index), checked against the shapes expected. A head where none is expected, it being tied,
     and the tables of RoPE that old exports hold are left out."""
-    left_out, where, shapes = {"lm_head.weight"} - expected.keys(), {}, {}
+    left_out, files, shapes = {"lm_head.weight"} - expected.keys(), {}, {}
     for path in weight_files(folder):
         with open_weights(path) as f:
             for name in f.keys():
                 if name not in left_out and not name.endswith("rotary_emb.inv_freq"):
-                    where[name], shapes[name] = path, f.get_slice(name).get_shape()
+                    files[name], shapes[name] = path, tuple(f.get_slice(name).get_shape())
     check_shapes(folder, shapes, expected)
-    weights = {}
-    for path in dict.fromkeys(where.values()):
-        with open_weights(path) as f:
-            for name in (name for name in where if where[name] == path):
-                if not (weight := f.get_tensor(name)).is_floating_point():
-                    dtype = str(weight.dtype).removeprefix("torch.")
-                    fault = f"{path}: {name} is {dtype}, a weight must be a float"
-                    raise ValueError(f"{fault}: give the model before it was quantized")
-                weights[name] = weight.float()
-    return weights
+    return {name: (files[name], shapes[name]) for name in expected}
+
+
+def read_weight(file: safe_open, path: Path, name: str) -> Tensor:
+    """One tensor of an opened file. ValueError: it is quantized already."""
+    weight = file.get_tensor(name)
+    if not weight.is_floating_point():
+        dtype = str(weight.dtype).removeprefix("torch.")
+        fault = f"{path}: {name} is {dtype}, a weight must be a float"
+        raise ValueError(f"{fault}: give the model before it was quantized")
+    return weight
 
 
 @contextlib.contextmanager

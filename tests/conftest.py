@@ -19,7 +19,6 @@ from filelock import FileLock
 import tdbook.corpus.tokenizer_files
 from tdbook.corpus import writer
 from tdbook.runs import parameters, running
-from tdlib.model import Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]
 FIRST = ("test_upstream_book.py", "test_worker.py", "test_sweeps.py", "test_runs.py")
@@ -196,18 +195,9 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_llama():
     """Makes models whose weights are large enough for texts and losses to vary."""
-    import torch
+    from tests.helpers import tiny_model
 
-    def make(seed=0, vocab=97, context=16, scale=12.0, **shape):
-        shape = dict(layers=2, heads=2, dim=32, mlp_dim=48) | shape
-        torch.manual_seed(seed)
-        model = Llama(LlamaConfig(vocab_size=vocab, context=context, **shape))
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.mul_(scale) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
-        return model.eval()
-
-    return make
+    return tiny_model
 
 
 @pytest.fixture

@@ -2,6 +2,19 @@
 
 import torch
 
+from tdlib.model import Llama, LlamaConfig
+
+
+def tiny_model(seed=0, vocab=97, context=16, scale=12.0, **shape) -> Llama:
+    """Its weights are large enough for texts and losses to vary."""
+    shape = dict(layers=2, heads=2, dim=32, mlp_dim=48) | shape
+    torch.manual_seed(seed)
+    model = Llama(LlamaConfig(vocab_size=vocab, context=context, **shape))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(scale) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
+    return model.eval()
+
 
 def one_line(error, *words) -> None:
     """An error (of pytest.raises) is one line, and holds these words."""

@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,21 +15,13 @@ import torch.nn.functional as F
 
 from tdbook.training import cache
 from tdlib import data, hard_set, losses, train
-from tdlib.model import Llama, LlamaConfig
 from tdlib.train import Recipe
-from tests.helpers import one_line, same, weights_of
+from tests.helpers import one_line, same, tiny_model, weights_of
 
 VOCAB, T, WINDOWS = 301, 12, 12
 
 
-def tiny(seed=0, **change) -> Llama:
-    torch.manual_seed(seed)
-    shape = dict(vocab_size=VOCAB, layers=1, heads=2, dim=32, mlp_dim=48, context=T)
-    model = Llama(LlamaConfig(**shape | change))
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(8) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
-    return model.requires_grad_(True)
+tiny = partial(tiny_model, vocab=VOCAB, context=T, scale=8.0, layers=1)
 
 
 class Seen:
@@ -210,7 +203,7 @@ def test_a_row_holds_the_teachers_probabilities_and_loss(temperature, tmp_path):
 
 @pytest.mark.parametrize("vocab, width", [(2**16, 2), (2**16 + 1, 4)])
 def test_ids_take_two_bytes_up_to_65536_and_four_beyond(vocab, width, tmp_path):
-    teacher = Seen(vocab_size=vocab)
+    teacher = Seen(vocab=vocab)
     with torch.no_grad():
         teacher.head[-1] = 40 * teacher.model.norm.weight  # the last id is nearly certain
     targets = opened(tmp_path, teacher)

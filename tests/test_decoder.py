@@ -31,8 +31,8 @@ def test_pieces_of_a_text_over_a_cache_give_the_logits_of_the_whole(change):
     decoder, cache = Decoder(model), Cache(model.config, 2, 40, model.head)
     parts = ids_BT.split([7, 1, 1, 12, 1, 18], dim=1)
     with torch.no_grad():
-        found = torch.cat([decoder(part, cache) for part in parts], dim=1)
-        near(found, twin(model)(ids_BT).logits)
+        logits = torch.cat([decoder(part, cache) for part in parts], dim=1)
+        near(logits, twin(model)(ids_BT).logits)
 
 
 def test_padding_changes_nothing_of_a_text_right_of_it():
@@ -47,45 +47,44 @@ def test_padding_changes_nothing_of_a_text_right_of_it():
             near(decoder.head(hidden_TD[-n:]), twin(model)(ids_T[None, -n:]).logits[0])
 
 
-def test_beyond_the_context_is_refused():
+def test_the_model_is_left_as_it_was_and_later_changes_do_not_reach_the_decoder():
+    model, ids_BT = tiny(tied=False), some_ids()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for int8 in (False, True):
+        decoder = Decoder(model, int8)
+        assert decoder.embedding_VD.data_ptr() == model.embed_tokens.weight.data_ptr()
+        logits = decoder(ids_BT)
+        assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+        model.layers[0].mlp.up_proj.weight.zero_()
+        model.lm_head.weight.zero_()
+        assert torch.equal(decoder(ids_BT), logits)
+        model.load_state_dict(before)
+
+
+def test_what_it_cannot_decode_is_refused():
     model = tiny()
     decoder, cache = Decoder(model), Cache(model.config, 2, 200, model.head)
     decoder(some_ids(length=96), cache)
     with pytest.raises(ValueError, match="97 tokens are more than the model's context of 96"):
         decoder(some_ids(length=1), cache)
-
-
-def test_the_model_is_left_as_it_was_and_later_changes_do_not_reach_the_decoder():
-    model, ids_BT = tiny(tied=False), some_ids()
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    decoder = Decoder(model)
-    logits = decoder(ids_BT)
-    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
-    model.layers[0].mlp.up_proj.weight.zero_()
-    model.lm_head.weight.zero_()
-    assert torch.equal(decoder(ids_BT), logits)
-
-
-def test_adapters_must_be_merged_first():
-    model = tiny()
     lora.attach(model, 2, 1.0)
     with pytest.raises(ValueError, match=r"lora.* is an adapter's weight: call lora.merge"):
         Decoder(model)
     lora.merge(model)
     Decoder(model)
+    with pytest.raises(ValueError, match=r"int8 is for float32 on a CPU, .*bfloat16 on cpu"):
+        Decoder(model.bfloat16(), int8=True)
 
 
 def test_half_precision_stays_half_precision():
-    model, ids_BT = tiny(), some_ids()
-    found = Decoder(model.bfloat16())(ids_BT)
-    assert found.dtype == torch.bfloat16
+    model, ids_BT = tiny().bfloat16(), some_ids()
+    logits = Decoder(model)(ids_BT)
+    assert logits.dtype == torch.bfloat16
     with torch.no_grad():  # against ours in bfloat16: both round at nearly the same places
-        near(found.float(), model(ids_BT).float(), relative=5e-2)
-    with pytest.raises(ValueError, match=r"int8 is for float32 on a CPU, .*bfloat16 on cpu"):
-        Decoder(model, int8=True)
+        near(logits.float(), model(ids_BT).float(), relative=5e-2)
 
 
-# --- INT8
+# INT8
 
 
 def rounded(x, low, step, levels):
@@ -99,7 +98,7 @@ def test_an_int8_product_is_the_sum_over_rounded_numbers(rows):
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(48, 64)) * 10 ** rng.uniform(-3, 0, (48, 1))
     x = rng.normal(size=(rows, 64)) * 10 ** rng.uniform(-3, 0, (rows, 1))
-    found = _int8(torch.tensor(weight).float())(torch.tensor(x).float()).double().numpy()
+    y = _int8(torch.tensor(weight).float())(torch.tensor(x).float()).double().numpy()
     weight_step = np.abs(weight).max(1, keepdims=True) / 127
     levels = 127 if _overflows() else 255
     exact = x @ weight.T
@@ -110,8 +109,8 @@ def test_an_int8_product_is_the_sum_over_rounded_numbers(rows):
     wanted = wanted * step * size * weight_step.T
     norms = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(weight, axis=1)
     # a number on the edge of a step may round the other way in float32: one step of 64 terms
-    assert (np.abs(found - wanted) / norms).max() < 2e-3
-    assert (np.abs(found - exact) / norms).max() < (2e-2 if _overflows() else 1e-2)
+    assert (np.abs(y - wanted) / norms).max() < 2e-3
+    assert (np.abs(y - exact) / norms).max() < (2e-2 if _overflows() else 1e-2)
 
 
 @pytest.mark.parametrize("change", [{}, dict(kv_heads=1, tied=False)], ids=["tied", "grouped"])
@@ -124,12 +123,3 @@ def test_int8_loses_little(change):
     entropy = -(p.exp() * p).sum(-1).mean()
     assert entropy < np.log(211) - 0.2  # the model has opinions to lose
     assert 0 < kl < (3e-3 if _overflows() else 1e-3)
-
-
-def test_the_embedding_is_shared_and_left_as_it_was():
-    model = tiny()
-    decoder = Decoder(model, int8=True)
-    assert decoder.embedding_VD.data_ptr() == model.embed_tokens.weight.data_ptr()
-    before = model.embed_tokens.weight.clone()
-    decoder(some_ids())
-    assert torch.equal(model.embed_tokens.weight, before)

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 import transformers
 
-from tdbook.export import speed
+from tdbook.export import inference
 from tdbook.export.decoder import Decoder
 from tdlib import generate
 from tdlib.data import EOS
@@ -247,19 +247,11 @@ def test_ways_of_writing_are_timed_in_turns_the_first_run_of_each_left_out(monke
 
         return write
 
-    monkeypatch.setattr(time, "process_time", lambda: clock[0])
     monkeypatch.setattr(time, "perf_counter", lambda: 3 * clock[0])
-    found = speed.measure({"a": way("a", 10, 2), "b": way("b", 4, 1)}, tokens=7, repeats=3)
+    ways = {"a": way("a", 10, 2), "b": way("b", 4, 1)}
+    cpu = inference.measure(ways, 7, 3, lambda: clock[0])
     first = [("a", 2), ("a", 8), ("b", 2), ("b", 8)]
     assert asked == first + 3 * [("a", 1), ("a", 8), ("b", 1), ("b", 8)]
-    a, b = found["a"], found["b"]
-    assert a.prompt_cpu_R.tolist() == [12] * 3 and a.decode_cpu_R.tolist() == [14] * 3
-    assert b.prompt_wall_R.tolist() == [15] * 3 and b.decode_wall_R.tolist() == [21] * 3
-    assert (a.tokens, a.tokens_per_second, b.tokens_per_second) == (7, 0.5, 1)
-
-
-def test_seconds_by_hand():
-    seconds = speed.Seconds(64, *np.array([[1, 2, 3], [4, 8, 2], [1, 1, 1], [1, 1, 1]]))
-    assert seconds.whole_cpu_R.tolist() == [5, 10, 5]
-    assert seconds.tokens_per_second == 16
-    assert speed.ratio(seconds.decode_cpu_R, np.array([1, 1, 2])) == (4, 1, 8)
+    assert cpu["a"].tolist() == [[12] * 3, [14] * 3]
+    wall = inference.measure({"b": way("b", 4, 1)}, 7, 3, time.perf_counter)
+    assert wall["b"].tolist() == [[15] * 3, [21] * 3]

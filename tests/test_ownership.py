@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tdbook.__main__ import main
 from tdbook.analysis import features
 from tdbook.book import common
 from tdbook.corpus import tokenizer_files
-from tdbook.export import cards, gguf_file
+from tdbook.export import cards, gguf_file, shipping
 from tdbook.runs import ownership, parameters, sweeps
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import Run, clear_checkpoint, start
@@ -380,30 +381,29 @@ def test_an_export_never_takes_its_models_place(model, tmp_path, monkeypatch, ca
         ):
             mine(model / "notes/x") if out.endswith("notes") else None
             with pytest.raises(ValueError, match="is, or holds, the model itself"):
-                gguf_file.ship(name, out)
+                shipping.ship(name, out)
             shutil.rmtree(model / "notes", ignore_errors=True)
-    assert gguf_file.main(["MODEL=link/50m", "OUT=models/"]) == 1
+    assert main(["export", "MODEL=link/50m", "OUT=models/"]) == 1
     assert "is, or holds, the model itself" in capsys.readouterr().out
     assert content(model) == before
 
 
 def test_an_export_replaces_its_own_and_no_other(model, tmp_path, monkeypatch):
-    same = SimpleNamespace(agreement=1.0, mean=0.0, largest=0.0)
-    monkeypatch.setattr(gguf_file.gguf_check, "check", lambda *_: same)
-    monkeypatch.setattr(gguf_file.gguf_check, "other_weights", lambda *_: "")
-    monkeypatch.setattr(gguf_file, "to_gguf", lambda folder, path, kind: path.write_text(kind))
-    monkeypatch.setattr(gguf_file, "_card", lambda *_: "TODO: licence")
+    same = {"likeliest": 1.0, "mean": 0.0, "largest": 0.0}
+    monkeypatch.setattr(shipping.gguf_check, "check", lambda *_: same)
+    monkeypatch.setattr(gguf_file, "write", lambda model, path, kind: path.write_text(kind))
+    monkeypatch.setattr(shipping, "_card", lambda *_: "TODO: licence")
     out = mine(tmp_path / "ship/50m/README.md").parent
     with pytest.raises(FileExistsError, match="50m is there and was not made by the book"):
-        gguf_file.ship(model, out)
+        shipping.ship(model, out)
     assert content(out) == {"README.md": b"a week of work"}
     shutil.rmtree(out)
-    gguf_file.ship(model, out)
+    shipping.ship(model, out)
     mine(out / "LICENSE")
-    gguf_file.ship(model, out)
+    shipping.ship(model, out)
     mine(out / "README.md", "MIT")  # the owner has filled in the card
     with pytest.raises(FileExistsError, match=r"README.md in \S+50m was not made by the book, or"):
-        gguf_file.ship(model, out)
+        shipping.ship(model, out)
     assert (out / "README.md").read_text() == "MIT"
     assert (out / "LICENSE").read_text() == "a week of work"
 
@@ -492,17 +492,18 @@ PLACES = {
     "test_a_cards_place_is_its_owners": "common.write_card",
     "test_a_cache_takes_no_file_that_it_did_not_make": "cache._make",
     "test_cleaning_removes_kept_targets_alone": "ownership.clean_cache",
-    "test_a_job_of_workers_takes_no_folder_of_another": """worker.fit worker._write worker._run worker._start
-        worker._launch worker._work worker._train worker._pack worker._teller""",
+    "test_a_job_of_workers_takes_no_folder_of_another": """worker.fit worker._write worker._run
+        worker._start worker._launch worker._work worker._train worker._pack worker._teller""",
     "test_features_and_losses_of_another_stay": "features.of",
     "test_a_sweep_takes_no_file_of_another_and_no_folder_in_a_links_place": """sweeps.write
         sweeps.link""",
     "test_a_vocabulary_takes_no_file_of_another": "tokenizer_files.train",
-    "test_an_export_replaces_its_own_and_no_other": "gguf_file.ship",
-    "test_a_gguf_takes_no_file_of_another": "gguf_file.to_gguf files.sign",
+    "test_an_export_replaces_its_own_and_no_other": "shipping.ship",
+    "test_a_gguf_takes_no_file_of_another": """gguf_file.to_gguf gguf_file.write
+        files.sign""",
     "test_what_is_published_and_packed_takes_only_its_own_place": "share.publish share.pack",
     "a temporary folder that was made for it": """share._lead share._copy share._write
-        cards._configs""",
+        model_tokenizer.tokenizer_files""",
     "only what is between its own two marks, and an error without them": "published.readme",
     "only where nothing is there": "dashboard.logging pages.font_face",
     "it adds to the end": "hooks._main devices._locked",
@@ -511,7 +512,6 @@ PLACES = {
     "a broken record is renamed to .broken, never removed": "disk.set_aside",
     "a name that holds the second when the run began": "running.Run._keep_the_old",
     "this process's own entry in /proc": "doctor.step",
-    "no file: what it calls `write` makes text": "speed.measure",
 }
 CALLS = """rmtree unlink rmdir replacing whole_folder write_whole write_text write_bytes symlink
  symlink_to copytree truncate mark sign os.rename os.replace runs.write write shutil.move""".split()

@@ -21,19 +21,16 @@ import torch
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-import tdbook.corpus.tokenizer
-import tdbook.corpus.tokenizer_files
-from tdbook.corpus import token_files
-from tdbook.export import cards
-from tdlib import data, lora, teacher
+from tdbook.corpus import token_files, tokenizer_files
+from tdbook.corpus.tokenizer import Tokenizer
+from tdbook.export import cards, model_tokenizer
+from tdlib import data, lora
 from tdlib.model import Llama, LlamaConfig
 
 CONTEXT = 24
-EDGES = [
-    "", " ", "   ", "  రెండు  ఖాళీలు  ", "\tట్యాబ్\t", "👍🏽 😀", "Telugu (te) ABC", "2024లో 3.5%",
-    "క్\u200dష", "రాష్\u200cట్రం", "<eos>", "ఒక <eos> లో", "<pad><unk><bos>", "<0xE0>",
-    "é e\u0301 ﬁ ½ Ａ", "\x00\u00a0\ufeff",
-]  # fmt: skip
+EDGES = ["", " ", "   ", "  రెండు  ఖాళీలు  ", "\tట్యాబ్\t", "👍🏽 😀", "Telugu (te) ABC", "2024లో 3.5%"]
+EDGES += ["క్\u200dష", "రాష్\u200cట్రం", "<eos>", "ఒక <eos> లో", "<pad><unk><bos>", "<0xE0>"]
+EDGES += ["é e\u0301 ﬁ ½ Ａ", "\x00\u00a0\ufeff"]
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +50,19 @@ def small(vocab_size: int, eos_id: int = 3, **change) -> Llama:
 
 def released(tokenizer, folder: Path) -> Path:
     """A small model's folder with a tokenizer's files."""
-    made = folder / "made"
-    made.mkdir(parents=True)
-    files = cards.tokenizer_files(tokenizer, made, CONTEXT)
+    (folder / "made").mkdir(parents=True)
+    files = model_tokenizer.tokenizer_files(tokenizer, folder / "made", CONTEXT)
     small(tokenizer.size, tokenizer.eos).save(folder / "50m", files)
     return folder / "50m"
 
 
-def trained(lines: list[str], path: Path, **options) -> tdbook.corpus.tokenizer.Tokenizer:
+@pytest.fixture(scope="module")
+def base(tokenizer, tmp_path_factory) -> Path:
+    """That of the book's own kind; only to be read."""
+    return released(tokenizer, tmp_path_factory.mktemp("released"))
+
+
+def trained(lines: list[str], path: Path, **options) -> Tokenizer:
     """A SentencePiece model that somebody else trained."""
     options = dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3, vocab_size=900, minloglevel=2) | options
     model = io.BytesIO()
@@ -68,14 +70,14 @@ def trained(lines: list[str], path: Path, **options) -> tdbook.corpus.tokenizer.
         sentence_iterator=iter(lines), model_writer=model, **options
     )
     path.write_bytes(model.getvalue())
-    return tdbook.corpus.tokenizer_files.open(path)
+    return tokenizer_files.open(path)
 
 
-# --- the tokenizer
+# The tokenizer
 
 
 def test_auto_tokenizer_gives_our_ids_and_our_text_on_real_telugu(lines, tmp_path):
-    ours = tdbook.corpus.tokenizer_files.train(lines, 3000, tmp_path / "tokenizer.model")
+    ours = tokenizer_files.train(lines, 3000, tmp_path / "tokenizer.model")
     theirs = transformers.AutoTokenizer.from_pretrained(released(ours, tmp_path))
     judge = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     texts = lines + EDGES
@@ -87,15 +89,13 @@ def test_auto_tokenizer_gives_our_ids_and_our_text_on_real_telugu(lines, tmp_pat
     assert theirs.batch_decode(ended, skip_special_tokens=True) == texts
 
 
-def test_auto_tokenizer_knows_the_special_tokens_and_the_context(tokenizer, tmp_path):
-    folder = released(tokenizer, tmp_path)
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+def test_auto_tokenizer_knows_the_special_tokens_and_the_context(tokenizer, base):
+    theirs = transformers.AutoTokenizer.from_pretrained(base)
     assert (theirs.eos_token, theirs.bos_token, theirs.eos_token_id) == ("<eos>", "<eos>", 3)
     assert (theirs.pad_token_id, theirs.unk_token_id, len(theirs)) == (0, 1, tokenizer.size)
-    assert theirs.model_max_length == CONTEXT
-    assert theirs.convert_ids_to_tokens([2]) == ["<bos>"]
+    assert theirs.model_max_length == CONTEXT and theirs.convert_ids_to_tokens([2]) == ["<bos>"]
     assert theirs(["ఒక", "ఒక ఊరిలో"], padding=True).attention_mask[0][0] == 0  # before the text
-    assert (folder / "tokenizer.model").read_bytes() == tokenizer.path.read_bytes()
+    assert (base / "tokenizer.model").read_bytes() == tokenizer.path.read_bytes()
 
 
 @pytest.mark.parametrize("letters, vocab_size", [("ab", 330), ("అఆ", 330), ("a", 275)])
@@ -104,49 +104,40 @@ def test_a_converted_bpe_cuts_overlapping_merges_as_sentencepiece_does(
 ):
     draw = random.Random(0)
     texts = ["".join(draw.choices(letters, k=draw.randint(1, 40))) for _ in range(3000)]
-    ours = tdbook.corpus.tokenizer_files.train(texts, vocab_size, tmp_path / "tokenizer.model")
-    files = cards.tokenizer_files(ours, tmp_path, CONTEXT)
+    ours = tokenizer_files.train(texts, vocab_size, tmp_path / "tokenizer.model")
+    files = model_tokenizer.tokenizer_files(ours, tmp_path, CONTEXT)
     theirs = tokenizers.Tokenizer.from_file(str(files["tokenizer.json"]))
     texts = ["".join(draw.choices(letters + " ", k=draw.randint(1, 60))) for _ in range(1000)]
     assert [found.ids for found in theirs.encode_batch(texts)] == ours.encode(texts)
 
 
 PLAIN = dict(normalization_rule_name="identity", remove_extra_whitespaces=False)
+SENTENCEPIECE = {
+    "bpe": (PLAIN | dict(model_type="bpe"), True),
+    "other ids": (PLAIN | dict(model_type="bpe", pad_id=-1, unk_id=0, bos_id=1, eos_id=2), True),
+    "normalises": (dict(model_type="bpe"), False),
+    "unigram": (PLAIN | dict(model_type="unigram", byte_fallback=True), False),
+    "no space before": (PLAIN | dict(model_type="bpe", add_dummy_prefix=False), False),
+}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        dict(model_type="bpe"), dict(model_type="bpe", pad_id=-1, unk_id=0, bos_id=1, eos_id=2),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_another_sentencepiece_model_is_converted_to_the_same_ids(options, lines, tmp_path):
-    ours = trained(lines, tmp_path / "theirs.model", **PLAIN | options)
+@pytest.mark.parametrize("options, converted", SENTENCEPIECE.values(), ids=SENTENCEPIECE)
+def test_another_sentencepiece_model_is_converted_to_the_same_ids_or_left_to_its_package(
+    options, converted, lines, tmp_path
+):
+    ours = trained(lines, tmp_path / "theirs.model", **options)
+    if not converted:
+        files = model_tokenizer.tokenizer_files(ours, tmp_path, CONTEXT)
+        assert files == {"sentencepiece.model": ours.path}
+        return
     theirs = transformers.AutoTokenizer.from_pretrained(released(ours, tmp_path))
     assert theirs(lines[::5] + EDGES).input_ids == ours.encode(lines[::5] + EDGES)
     assert theirs.eos_token_id == ours.eos
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        dict(model_type="bpe"), PLAIN | dict(model_type="unigram", byte_fallback=True),
-        PLAIN | dict(model_type="bpe", add_dummy_prefix=False),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_sentencepiece_model_that_cannot_be_converted_is_left_to_its_own_package(
-    options, lines, tmp_path
-):
-    ours = trained(lines, tmp_path / "theirs.model", **options)
-    files = cards.tokenizer_files(ours, tmp_path, CONTEXT)
-    assert files == {"sentencepiece.model": ours.path}
-
-
 def hugging_face(
     lines: list[str], folder: Path, config: dict | None, over_bytes: bool = True, regex: bool = True
-) -> tdbook.corpus.tokenizer.Tokenizer:
+) -> Tokenizer:
     """Over bytes, as GPT-2's and Llama 3's; or with "▁" in place of each space and nowhere else."""
     folder.mkdir(exist_ok=True)
     made = tokenizers.Tokenizer(models.BPE(unk_token="<|endoftext|>"))
@@ -156,27 +147,25 @@ def hugging_face(
     else:
         made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
         made.decoder, alphabet = decoders.Metaspace(prepend_scheme="never"), []
-    made.train_from_iterator(
-        lines,
-        trainers.BpeTrainer(
-            vocab_size=800, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet,
-            show_progress=False,
-        ),
-    )  # fmt: skip
+    options = dict(special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(vocab_size=800, show_progress=False, **options)
+    made.train_from_iterator(lines, trainer)
     made.save(str(folder / "tokenizer.json"))
     if config is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return tdbook.corpus.tokenizer_files.open(folder / "tokenizer.json")
+    return tokenizer_files.open(folder / "tokenizer.json")
 
 
-@pytest.mark.parametrize("over_bytes", [True, False])
 @pytest.mark.parametrize(
-    "config",
+    "config, over_bytes",
     [
-        None,
+        (None, True),
+        (None, False),
         # a class that would build its own pipeline; code that is not in the folder
-        dict(tokenizer_class="LlamaTokenizer", eos_token="<|endoftext|>", model_max_length=10**30),
-        dict(tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]}),
+        (dict(tokenizer_class="LlamaTokenizer", eos_token="<|endoftext|>"), True),
+        (dict(tokenizer_class="LlamaTokenizer", model_max_length=10**30), False),
+        (dict(tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]}), True),
+        (dict(chat_template="{{ messages }}"), True),
     ],
     ids=str,
 )
@@ -187,63 +176,45 @@ def test_a_hugging_face_tokenizer_is_released_as_it_is(config, over_bytes, lines
     assert theirs(lines[::5] + EDGES).input_ids == ours.encode(lines[::5] + EDGES)
     assert theirs.eos_token_id == ours.eos == 0 and theirs.model_max_length == CONTEXT
     assert (folder / "tokenizer.json").read_bytes() == ours.path.read_bytes()
+    assert theirs.chat_template == (config or {}).get("chat_template")
 
 
-def test_what_came_with_a_hugging_face_tokenizer_is_kept(lines, tmp_path):
-    ours = hugging_face(lines, tmp_path / "given", dict(chat_template="{{ messages }}"))
-    theirs = transformers.AutoTokenizer.from_pretrained(released(ours, tmp_path))
-    assert theirs.chat_template == "{{ messages }}"
+# The cards
 
-
-def test_upstreams_tokenizer_is_copied_where_auto_tokenizer_does_not_look(shared, tmp_path):
-    path = shared / "data" / "upstream_tokenizer" / "tokenizer.json"
-    files = cards.tokenizer_files(tdbook.corpus.tokenizer_files.open(path), tmp_path, CONTEXT)
-    assert files == {"morfessor.json": path} and not list(tmp_path.iterdir())
-
-
-# --- the cards
-
-ROW = dict(
-    parameters=11_234, loss=5.52459, loss_fixed=5.43211, perplexity=250.784, bits_per_byte=1.07995,
-    kl=0.401501, agreement=0.46094, calibration_error=0.012632,
-)  # fmt: skip
-PARAMETERS = dict(
-    run="01_distill-50m", profile="tiny", text="/me/secret.txt", student="50m", teacher="teacher",
-    init="random", ce_weight=0.25, temperature=2.0, learning_rate=2e-3, seed=7, device="auto",
-)  # fmt: skip
-RECORD = dict(
-    run="01_distill-50m", profile="tiny", notebook="01_distill", parameters=PARAMETERS, seed=7,
-    commit="169b59c", dirty=False, device="cpu, 1 thread", started="2026-11-24T14:00:47+00:00",
-)  # fmt: skip
-LORA = RECORD | dict(
-    run="03_lora-hard", notebook="03_lora",
-    parameters=dict(base="50m", adapter="50m-hard", windows="hard", ce_weight=0, temperature=None),
-)  # fmt: skip
+ROW = dict(parameters=11_234, loss=5.52459, loss_fixed=5.43211, perplexity=250.784)
+ROW |= dict(bits_per_byte=1.07995, kl=0.401501, agreement=0.46094, calibration_error=0.012632)
+PARAMETERS = dict(run="01_distill-50m", profile="tiny", text="/me/secret.txt", student="50m")
+PARAMETERS |= dict(teacher="teacher", init="random", ce_weight=0.25, temperature=2.0)
+PARAMETERS |= dict(learning_rate=2e-3, seed=7, device="auto")
+RECORD = dict(run="01_distill-50m", profile="tiny", notebook="01_distill", parameters=PARAMETERS)
+RECORD |= dict(seed=7, commit="169b59c", dirty=False, device="cpu, 1 thread")
+RECORD |= dict(started="2026-11-24T14:00:47+00:00")
+ADAPTER = dict(base="50m", adapter="50m-hard", windows="hard", ce_weight=0, temperature=None)
+LORA = RECORD | dict(run="03_lora-hard", notebook="03_lora", parameters=ADAPTER)
 
 
 def program(card: str, **names: Path) -> str:
     """The card's only program, with `name = "YOUR-NAME/…"` turned into a folder."""
-    (found,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     for name, folder in names.items():
-        found, count = re.subn(f'^{name} = ".*?"', f"{name} = {str(folder)!r}", found, flags=re.M)
+        code, count = re.subn(f'^{name} = ".*?"', f"{name} = {str(folder)!r}", code, flags=re.M)
         assert count == 1
-    return found
+    return code
 
 
-def run(found: str, caplog) -> dict:
+def run(code: str, caplog) -> dict:
     """What a program leaves behind; it must print a text, and transformers must have no remark."""
     transformers.logging.enable_propagation()
     left, printed = {}, io.StringIO()
     with caplog.at_level(logging.WARNING), contextlib.redirect_stdout(printed):
-        exec(found, left)
+        exec(code, left)
     transformers.logging.disable_propagation()
     assert printed.getvalue().strip() and not caplog.records, caplog.records
     return left
 
 
-def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, tokens, tmp_path, caplog):
-    folder = released(tokenizer, tmp_path)
-    left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
+def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, tokens, base, caplog):
+    left = run(program(cards.card(base, tokens, ROW, RECORD), name=base), caplog)
     assert left["beginning"].tolist() == [[3, *tokenizer.encode(["ఒక ఊరిలో"])[0]]]
 
 
@@ -259,50 +230,42 @@ def test_so_does_that_for_a_sentencepiece_model(lines, tokens, tmp_path, caplog)
 def test_so_does_that_for_upstreams_vocabulary_and_it_encodes_as_we_do(
     shared, lines, tokens, tmp_path, caplog
 ):
-    ours = tdbook.corpus.tokenizer_files.open(
-        shared / "data" / "upstream_tokenizer" / "tokenizer.json"
-    )
+    ours = tokenizer_files.open(shared / "data" / "upstream_tokenizer" / "tokenizer.json")
     folder = released(ours, tmp_path)
+    assert (folder / "morfessor.json").read_bytes() == ours.path.read_bytes()
+    assert not [*folder.glob("tokenizer*")] and not [*(tmp_path / "made").iterdir()]
     left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
-    texts = [
-        *lines,
-        "విద్యార్థు@@ ల@@ కు 2024లో Wikipedia@@ లో ఉంది. a1b2,c3 అఖ్ఖ్ఖ్@@ ల",
-        "☃ x☃@@ y",
-        "festival chandrababu traind@@ lo",
-    ]
+    texts = [*lines, "విద్యార్థు@@ ల@@ కు 2024లో Wikipedia@@ లో ఉంది. a1b2,c3 అఖ్ఖ్ఖ్@@ ల"]
+    texts += ["☃ x☃@@ y", "festival chandrababu traind@@ lo"]
     wanted = ours.encode(texts)
     assert [left["encode"](text) for text in texts] == wanted
     assert [left["decode"](ids) for ids in wanted] == [ours.decode(ids) for ids in wanted]
 
 
-def test_the_hub_reads_the_card(tokenizer, tokens, tmp_path):
-    text = cards.card(released(tokenizer, tmp_path), tokens, ROW, RECORD, ROW)
-    card = huggingface_hub.ModelCard(text)
-    assert card.data.to_dict() == {
-        "language": "te", "library_name": "transformers", "pipeline_tag": "text-generation",
-        "tags": ["telugu", "llama"],
-    }  # fmt: skip
-    assert card.text.count("TODO") == 3  # licence, data, teacher: nothing is made up
-
-
-def test_the_card_tells_the_numbers_the_run_and_no_path(tokenizer, tokens, tmp_path):
+def test_the_card_tells_the_numbers_the_run_and_no_path(tokenizer, tokens, base):
     better = dict.fromkeys(ROW, 0.5) | dict(parameters=99_000, kl=float("nan"))
-    text = cards.card(released(tokenizer, tmp_path), tokens, ROW, RECORD, better)
-    for said in (
+    text = cards.card(base, tokens, ROW, RECORD, better)
+    for part in (
         "| weights | 11,234 | 99,000 |", "| loss, nats per token | 5.5246 | 0.5000 |",
         "| KL(teacher ‖ model), nats per token | 0.4015 | – |", "| 46.1% | 50.0% |",
         f"{len(tokens.val):,} windows of {CONTEXT} tokens", "`01_distill-50m`", "169b59c,",
         "seed 7", "2026-11-24", "a student of `teacher`", "0.25 · cross-entropy", "T 2",
-        "learning_rate: 0.002",
+        "learning_rate: 0.002", f"{small(tokenizer.size).config.parameters:,} weights",
     ):  # fmt: skip
-        assert said in text, said
+        assert part in text, part
     assert "secret" not in text and "device: auto" not in text
-    parameters = small(tokenizer.size).config.parameters
-    assert f"{parameters:,} weights" in text
+    card = huggingface_hub.ModelCard(text)
+    assert card.text.count("TODO") == 3  # licence, data, teacher: nothing is made up
+    assert card.data.to_dict() == {
+        "language": "te",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["telugu", "llama"],
+    }
 
 
 @pytest.mark.parametrize(
-    "name, notebook, change, said",
+    "name, notebook, change, origin",
     [
         ("teacher", "00_teacher", dict(teacher=""), "trained here"),
         ("teacher", "00_teacher", dict(teacher="/a/best.pt"), "made elsewhere"),
@@ -310,15 +273,16 @@ def test_the_card_tells_the_numbers_the_run_and_no_path(tokenizer, tokens, tmp_p
         ("50m", "01_distill", dict(init="teacher"), "slices of its teacher's weights"),
         ("75m", "05_progressive", {}, "a student of `150m`"),
         ("75m-direct", "05_progressive", {}, "a student of `teacher`"),
-        ("50m-hard-merged", "03_lora", LORA["parameters"], "the adapter `50m-hard` merged"),
+        ("50m-hard-merged", "03_lora", ADAPTER, "the adapter `50m-hard` merged"),
+        ("50m-on", "03_lora", ADAPTER | dict(trains="weights"), "all its weights trained on for"),
     ],
 )
 def test_the_card_says_how_the_model_came_to_be(
-    name, notebook, change, said, tokenizer, tokens, tmp_path
+    name, notebook, change, origin, tokens, base, tmp_path
 ):
-    folder = released(tokenizer, tmp_path).rename(tmp_path / name)
+    (folder := tmp_path / name).symlink_to(base)
     record = RECORD | dict(notebook=notebook, parameters=PARAMETERS | change)
-    assert said in cards.card(folder, tokens, ROW, record)
+    assert origin in cards.card(folder, tokens, ROW, record)
 
 
 def test_a_folder_without_a_tokenizer_gets_no_card(tokens, tmp_path):
@@ -327,8 +291,8 @@ def test_a_folder_without_a_tokenizer_gets_no_card(tokens, tmp_path):
         cards.card(tmp_path / "50m", tokens, ROW, RECORD)
 
 
-def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokenizer, tokens, tmp_path, caplog):
-    base, folder = released(tokenizer, tmp_path), tmp_path / "50m-hard"
+def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokens, base, tmp_path, caplog):
+    folder = tmp_path / "50m-hard"
     net = lora.attach(Llama.load(base), 4, 2.0)
     for part in lora.adapters(net).values():
         torch.nn.init.normal_(part.lora_B)
@@ -340,14 +304,8 @@ def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokenizer, tokens, 
         wanted = net(ids)
         error = (left["model"](ids).logits - wanted).abs().max()
     assert error < 1e-5 * wanted.abs().max()
-    assert lora.base_hash(Llama.load(base)) in text
-    for said in (
-        "Rank 4, lora_alpha 8",
-        "W + 2 · B A",
-        "| 50m-hard | 50m alone |",
-        "hard windows",
-    ):
-        assert said in text, said
+    told = "Rank 4, lora_alpha 8", "W + 2 · B A", "| 50m-hard | 50m alone |", "hard windows"
+    assert all(part in text for part in (*told, lora.base_hash(Llama.load(base))))
     card = huggingface_hub.ModelCard(text)
     assert card.data.library_name == "peft" and card.text.count("TODO") == 3
 
@@ -363,41 +321,3 @@ def test_the_upload_command_is_one_that_hf_understands_for_any_folder(tmp_path):
     done = subprocess.run(words, env=offline, capture_output=True, text=True)
     # past its arguments and its look at the folder, at the first thing that it would ask the Hub
     assert done.returncode == 1 and "/api/repos/create: offline mode" in done.stderr, done.stderr
-
-
-# --- there and back
-
-
-SHAPES = {
-    "grouped-query": dict(num_key_value_heads=2),
-    "untied": dict(tie_word_embeddings=False),
-    "head_dim": dict(head_dim=10, tie_word_embeddings=False),
-    "odd widths": dict(hidden_size=40, intermediate_size=37, vocab_size=101),
-    "eps and theta": dict(
-        rms_norm_eps=1e-3, rope_parameters=dict(rope_type="default", rope_theta=1e6)
-    ),
-    "one key head, one layer": dict(num_key_value_heads=1, num_hidden_layers=1, head_dim=6),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("shards", [False, True])
-@pytest.mark.parametrize("change", SHAPES.values(), ids=SHAPES)
-@torch.no_grad()
-def test_a_llama_of_transformers_comes_back_to_transformers_with_its_logits(
-    change, shards, tmp_path
-):
-    torch.manual_seed(1)
-    shape = dict(
-        vocab_size=97, hidden_size=32, intermediate_size=56, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=64, tie_word_embeddings=True, eos_token_id=5,
-    )  # fmt: skip
-    before = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape | change)).eval()
-    for weight in before.parameters():  # large enough for a wrong rotation or norm to show
-        weight.mul_(10) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
-    before.save_pretrained(tmp_path / "theirs", max_shard_size="20KB" if shards else "5GB")
-    teacher.load(tmp_path / "theirs").save(tmp_path / "ours")
-    after = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    ids = torch.randint(97, (2, 64))
-    wanted = before(ids).logits
-    assert (after(ids).logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-    assert after.generation_config.eos_token_id == 5

@@ -243,7 +243,7 @@ def test_any_other_class_is_named_and_the_remedy_helps(value, name, tmp_path, mo
     assert torch.equal(teacher.load(tmp_path / "plain.pt")(some_ids()), wanted)
 
 
-WTE, NORM = "transformer.wte.weight", "transformer.ln_f.weight"
+WTE = "transformer.wte.weight"
 
 
 @pytest.mark.parametrize(
@@ -252,8 +252,6 @@ WTE, NORM = "transformer.wte.weight", "transformer.ln_f.weight"
      (lambda f: f["config"].pop("block_size"), "its config has no block_size"),
      (lambda f: f["config"].update(n_layer=1), r"transformer.h.1.\S+ is \(.*, .* unknown"),
      (lambda f: f["config"].update(n_layer=3), r"transformer.h.2.\S+ is missing"),
-     (lambda f: f["config"].update(n_layer=10**9), "n_layer is 1000000000"),
-     (lambda f: f["config"].update(n_layer=0), "n_layer is 0"),
      (lambda f: f["config"].update(n_head=4.5), "n_head is 4.5"),
      (lambda f: f["config"].update(block_size=10**12), "at most|from 1 to 1,048,576"),
      (lambda f: f["config"].update(n_embd=2**20), r"is \(96, 32\), .* be \(3145728, 1048576\)"),
@@ -262,9 +260,8 @@ WTE, NORM = "transformer.wte.weight", "transformer.ln_f.weight"
      (lambda f: f["config"].update(use_qk_norm=True), "use_qk_norm is True, unknown here"),
      (lambda f: f["config"].update(rope_theta=math.nan), "rope_theta nan"),
      (lambda f: f.update(architecture="gpt"), "architecture is 'gpt', only 'llama'"),
-     (lambda f: f["model"].update({NORM: torch.zeros(1).expand(10**12)}), "claim 4,000,0.* file"),
      (lambda f: f["model"].update({WTE: torch.zeros(1).expand(10**9, 32)}), "at most 16,777,216")],
-    ids=range(16),
+    ids=range(13),
 )  # fmt: skip
 def test_a_checkpoint_that_claims_what_it_has_not_is_refused(change, says, tmp_path):
     path = written(tmp_path)

@@ -187,13 +187,14 @@ def test_a_woman_says_i_in_her_own_form(sentences):
 
 
 def test_every_story_can_be_told_by_everybody():
-    for seed in range(3):
+    due = cycle(kind for rare in grammar.WORDS["rare"] for kind in ("", rare, ""))
+    for seed in range(2):
         rng = Random(seed)
         for subject, topic in grammar.WORDS["topics"].items():
             names = {gender: ["రవి", "సీత", "కృష్ణ", "రాధ"] for gender in "mf"}
             for script in topic["scripts"]:
                 scene = writer.new_scene(rng, subject, script, names, {})
-                texts = list(writer.paragraph(scene, cycle(["", *grammar.WORDS["rare"]])))
+                texts = list(writer.paragraph(scene, due))
                 assert len(texts) >= 2 and all(texts), (subject, script)
 
 

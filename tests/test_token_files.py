@@ -284,7 +284,7 @@ def test_a_teacher_with_fewer_pieces_decides_where_no_token_is_beyond_them(tmp_p
 
 
 def test_every_id_of_a_large_file_is_looked_at_where_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_files, "WHOLE", 2**20)
+    monkeypatch.setattr(token_files, "FULL_LOOK", 2**20)
     train = np.full(9_000_000, 3, "<u4")
     train[data.BLOCK // 4 + 5] = 1_000  # in the second block: every other one is looked at
     folder = raw(tmp_path / "elsewhere", train, np.full(100, 3))

@@ -23,10 +23,10 @@ import torch.distributed as dist
 from tdbook.corpus import token_files
 from tdbook.training import cache, worker
 from tdlib import data, evaluate, lora, train
-from tdlib.model import Llama, LlamaConfig
+from tdlib.model import Llama
 from tdlib.team import ALONE, Team
 from tdlib.train import Recipe
-from tests.helpers import distance
+from tests.helpers import distance, tiny_model
 
 VOCAB, T, WINDOWS = 61, 12, 24
 STARTS_S = 120  # torch is imported by four processes, on a machine that does other things too
@@ -34,12 +34,7 @@ PROCESSES = 2
 
 
 def tiny(seed=0, adapters=False, **change) -> Llama:
-    torch.manual_seed(seed)
-    shape = dict(vocab_size=VOCAB, layers=2, heads=2, dim=32, mlp_dim=48, context=T)
-    model = Llama(LlamaConfig(**shape | change))
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(4) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
+    model = tiny_model(seed, VOCAB, T, 4.0, **change)
     return lora.attach(model, 4, 2.0) if adapters else model
 
 

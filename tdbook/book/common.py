@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from tdbook.corpus import token_files
-from tdbook.export import cards
+from tdbook.export import cards, model_tokenizer
 from tdbook.runs import units
 from tdbook.runs.folder import Folder
 from tdbook.runs.running import Run
@@ -37,7 +37,7 @@ def open_tokens(this: Run) -> data.Tokens:
 def save(net: Llama, folder: Path, tokens: data.Tokens) -> None:
     """A folder to release: the model, and a tokenizer that transformers loads where it can."""
     with tempfile.TemporaryDirectory() as place:
-        beside = cards.tokenizer_files(tokens.tokenizer, Path(place), net.config.context)
+        beside = model_tokenizer.tokenizer_files(tokens.tokenizer, Path(place), net.config.context)
         net.save(folder, beside)
 
 

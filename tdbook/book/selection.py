@@ -68,14 +68,14 @@ def chosen_for_03(this: Run) -> tuple[hard_set.HardSet, str]:
     scores = hard_set.load_scores(this.path("scores", p["scores"]))
     chosen = hard_set.choose(scores.difficulty_N, hard_set.Rule(share=p["share"]))
     return chosen, (
-        f"the hardest {chosen.share:.1%} by `share`, {chosen.threshold:.4f} nats and more; what 02 "
-        "chose is not used"
+        f"by `share` here: the hardest {chosen.share:.1%}, {chosen.threshold:.4f} nats and more; "
+        "what 02 chose is not used"
     )
 
 
 def words_of(path: Path) -> str:
-    """How the hard set in a file was chosen."""
-    return json.loads(path.read_text(encoding="utf8")).get("words", "a choice made elsewhere")
+    """How the hard set in a file was chosen: by a run's parameters, by hand …"""
+    return json.loads(path.read_text(encoding="utf8")).get("words", "outside the book")
 
 
 def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:

@@ -141,10 +141,10 @@ def zipf(rng: Random, words: Sequence) -> object:
 
 def expand(rng: Random, text: str) -> str:
     """(a|b) is one of them or nothing, {a|b} one of them, from the inside out."""
-    while found := CHOICE.search(text):
-        options = (found[1] or found[2] or "").split("|")
-        word = "" if found[2] is None and rng.random() < 0.5 else rng.choice(options)
-        text = text[: found.start()] + word + text[found.end() :]
+    while match := CHOICE.search(text):
+        options = (match[1] or match[2] or "").split("|")
+        word = "" if match[2] is None and rng.random() < 0.5 else rng.choice(options)
+        text = text[: match.start()] + word + text[match.end() :]
     return text
 
 

@@ -117,12 +117,12 @@ def _bpe(merges: list[list[str]]) -> Callable[[str], list[str]]:
     """What joins the characters of a text by merges, those learnt first first."""
     parts = {part for a, b in merges for part in (a, b, a + b, *a, *b)}
     model = models.BPE({part: i for i, part in enumerate(sorted(parts))}, [*map(tuple, merges)])
-    known = re.escape("".join(part for part in parts if len(part) == 1))
-    runs = re.compile(f"[{known}]+|." if known else ".", re.DOTALL)
+    letters = re.escape("".join(part for part in parts if len(part) == 1))
+    runs = re.compile(f"[{letters}]+|." if letters else ".", re.DOTALL)
 
     def merge(text: str) -> list[str]:  # a character that is in no merge stays one
         tokens = ((run, model.tokenize(run)) for run in runs.findall(text))
-        return [part for run, found in tokens for part in [t.value for t in found] or [run]]
+        return [part for run, merged in tokens for part in [t.value for t in merged] or [run]]
 
     return merge
 

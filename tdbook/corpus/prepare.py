@@ -70,14 +70,14 @@ def _split(p: dict, documents: list[text.Document], groups_N: np.ndarray) -> dic
 def _link(p: dict, folder: Path, given, teacher: Llama | None) -> str:
     """Token files made elsewhere, as they are."""
     source, context = Path(p["tokens"]), p["context"]
-    theirs = token_files.open_tokens(source, context)
-    pieces = given or theirs.tokenizer
+    tokens = token_files.open_tokens(source, context)
+    pieces = given or tokens.tokenizer
     if pieces is None:
         raise FileNotFoundError(
             f"{source / 'tokenizer.model'} is not there: put the tokens' tokenizer there (.model, "
             "or tokenizer.json), or give it as tokenizer"
         )
-    meta, masks = data.read_meta(source / "meta.json", context), masks_in_words(theirs)
+    meta, masks = data.read_meta(source / "meta.json", context), masks_in_words(tokens)
     size = meta["vocab_size"]
     cut = cut_spare_rows(teacher, size) if teacher and pieces.size <= size else ""
     _check_vocabulary(p, teacher, size, "the tokens'")
@@ -113,11 +113,11 @@ def masks_in_words(tokens: data.Tokens) -> str:
         windows = getattr(tokens, split)
         if windows is None or windows.mask is None:
             continue
-        known = int(windows.known_N.sum())
-        if not known and split != "confirm":
+        with_target = int(windows.known_N.sum())
+        if not with_target and split != "confirm":
             raise ValueError(
                 f"{tokens.folder / f'{split}.mask.bin'} masks every target (0 where a token is "
                 "none): correct it, or take it away"
             )
-        counts.append(f"{len(windows) - known:,} of {len(windows):,} windows of {split}")
+        counts.append(f"{len(windows) - with_target:,} of {len(windows):,} windows of {split}")
     return f"Masked whole, without a target, and in no mean: {', '.join(counts)}." if counts else ""

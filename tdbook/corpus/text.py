@@ -33,7 +33,7 @@ KINDS = (".txt", ".jsonl", ".parquet")
 STRINGS = re.compile("(large_)?string|dictionary<values=(large_)?string")  # types of a column
 NUMBERS = re.compile("u?int|float|double|halffloat|decimal|bool|date|time|duration|null")
 PACKED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": None}  # .zst: see _open
-KNOWN = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
+READABLE = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
 # Most characters of an archive: TIMES its size or SMALL, if they fit a quarter of the free memory;
 # of a line; bytes that an .xz may ask for.
 TIMES, SMALL, LONGEST, UNPACKING = 100, 2**26, 2**26, 2**29
@@ -41,7 +41,7 @@ LINE = 50  # characters that a line counts for besides its own: an empty one tak
 # Of at least FEWEST documents, the share that is of one line, and that of larger gaps: see _txt.
 FEWEST, SINGLE, LARGER = 6, 0.8, 0.002
 NOTES = {
-    "other": f"{{}} files not read ({{}}): no {KNOWN}",
+    "other": f"{{}} files not read ({{}}): no {READABLE}",
     "hidden": "{} hidden files not read ({})",
     "joined": "{} texts in which a blank line ends a paragraph ({}): larger gaps end a document",
     "single": "{} texts of which each document is one line ({}): put two blank lines between "
@@ -145,7 +145,7 @@ def _files(path: Path, account: Account) -> list[Path]:
         raise FileNotFoundError(f"{path} is not there: correct the path of the text")
     if path.is_file():
         if _name(path)[1] not in KINDS:
-            raise ValueError(f"{path} is no {KNOWN}: convert it, or correct its name")
+            raise ValueError(f"{path} is no {READABLE}: convert it, or correct its name")
         return [path]
     if not path.is_dir():  # a pipe would be waited for
         raise ValueError(f"{path} is neither a file nor a folder: give one of the two")
@@ -155,7 +155,7 @@ def _files(path: Path, account: Account) -> list[Path]:
     texts = {p for p in every if _name(p)[1] in KINDS and (p.is_file() or not p.exists())}
     files = sorted(texts - hidden)  # a link that leads nowhere is refused when it is opened
     if not files:
-        raise ValueError(f"the folder {path} holds no text: put {KNOWN} into it")
+        raise ValueError(f"the folder {path} holds no text: put {READABLE} into it")
     same = {_identity(p) for p in files}  # as the blobs of a hub's cache are
     left = [p for p in every if _identity(p) not in same and (p not in hidden or p in texts)]
     account.tell("other", [p for p in left if p not in hidden])

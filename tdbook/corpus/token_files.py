@@ -19,9 +19,9 @@ from tdlib import data
 from tdlib.data import EOS, UNK
 from tdlib.files import whole_folder
 
-WHOLE = 2**30  # bytes of a file whose ids are all looked at when it is linked; of a larger one some
-UNKNOWN = 0.1  # share of <unk> from which on a tokenizer does not know the text
-TRIED = 500  # lines of a text that are encoded and decoded, to see what a tokenizer loses
+FULL_LOOK = 2**30  # bytes of a file of which every id is looked at when it is linked
+MOST_UNKNOWN = 0.1  # share of <unk> from which on a tokenizer does not know the text
+TRIAL_LINES = 500  # lines of a text that are encoded and decoded, to see what a tokenizer loses
 
 
 def open_tokens(
@@ -54,16 +54,16 @@ def write_tokens(
     tokenizer loses text, a warning and `lost` in meta.json say how much, and its bytes are those
     that are kept."""
     lost = _lost([line for ds in splits.values() for d in ds for line in d.lines], tokenizer)
-    size, vocab_size = tokenizer.size, vocab_size or tokenizer.size
+    pieces, vocab_size = tokenizer.size, vocab_size or tokenizer.size
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
-    meta |= {"eos_id": tokenizer.eos} | ({"pieces": size} if size != vocab_size else {})
-    rows, unknown = [("split", *data.TABLES["documents.tsv"])], 0
+    meta |= {"eos_id": tokenizer.eos} | ({"pieces": pieces} if pieces != vocab_size else {})
+    rows, unknown = [("split", *data.DOCUMENT)], 0
     with whole_folder(folder) as beside:
         for split, documents in splits.items():
             start = text_bytes = 0
             with open(beside / f"{split}.bin", "wb") as f:
                 for document in documents:
-                    ids, kept = _encode(document.lines, tokenizer, bool(lost))
+                    ids, size = _encode(document.lines, tokenizer, bool(lost))
                     if (largest := max(ids)) >= vocab_size:
                         fault = f"{tokenizer.path} makes id {largest:,} of this text, the teacher's"
                         remedy = "give the teacher's own tokenizer"
@@ -71,7 +71,7 @@ def write_tokens(
                     f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
                     rows.append((split, start, len(ids), document.source))
                     unknown += ids.count(tokenizer.unk)
-                    start, text_bytes = start + len(ids), text_bytes + kept
+                    start, text_bytes = start + len(ids), text_bytes + size
             data.check_count(f"the text for {split} makes", start, context)
             meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
             meta["total_tokens"] += start
@@ -103,7 +103,7 @@ def _kept(ids: list[int], tokenizer: Tokenizer) -> str:
 def _lost(lines: list[str], tokenizer: Tokenizer) -> dict:
     """What the tokenizer does not keep of lines evenly spread over a text: the share of lines that
     come back changed, that of characters that do not come back, and an example; {} for nothing."""
-    tried = lines[:: -(-len(lines) // TRIED)] if lines else []
+    tried = lines[:: -(-len(lines) // TRIAL_LINES)] if lines else []
     tried = [tokenizer.plain(line[:10_000].rstrip()) for line in tried]
     gone, changed = 0, []
     for line, ids in zip(tried, tokenizer.encode(tried), strict=True):
@@ -147,14 +147,16 @@ def link_tokens(
     Ids are looked at here and there in a file beyond a GiB, unless `every_id` is asked for."""
     if source.resolve() == folder.resolve():
         raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
-    theirs = data.read_meta(source / "meta.json", context)
+    old = data.read_meta(source / "meta.json", context)
     tokens = open_tokens(source, context, tokenizer)
-    usual, fewer = {"eos_id": EOS, "dtype": "uint32"}, vocab_size and vocab_size < tokens.vocab_size
-    meta = theirs | {k: v for k, v in tokens.meta.items() if theirs.get(k, usual.get(k)) != v}
+    defaults = {"eos_id": EOS, "dtype": "uint32"}
+    fewer = bool(vocab_size and vocab_size < tokens.vocab_size)
+    new = {k: v for k, v in tokens.meta.items() if old.get(k, defaults.get(k)) != v}
+    meta = old | new
     meta |= {"block_size": context} if context else {}
     meta |= {"vocab_size": vocab_size, "pieces": tokens.vocab_size} if fewer else {}
     for split in ("train", "val"):
-        _check_split(source / f"{split}.bin", tokens, meta, every_id or bool(fewer))
+        _check_split(source / f"{split}.bin", tokens, meta, every_id or fewer)
         if tokens.tokenizer and f"{split}_bytes" not in meta:
             meta[f"{split}_bytes"] = _bytes_of_text(getattr(tokens, split), tokens.tokenizer)
     # Hidden files, the book's mark among them, are of that folder alone.
@@ -164,16 +166,16 @@ def link_tokens(
         files |= tokenizer_files.files(tokenizer)
     with whole_folder(folder) as beside:
         for name, path in files.items():
-            if name != "meta.json" or meta == theirs:
+            if name != "meta.json" or meta == old:
                 os.symlink(path.resolve(), beside / name)
-        if meta != theirs:
+        if meta != old:
             (beside / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf8")
 
 
 def _check_split(path: Path, tokens: data.Tokens, meta: dict, every_id: bool) -> None:
     """ValueError: no <eos> among the ids, many <unk>, or one beyond the vocabulary of `meta`."""
     tokenizer, dtype = tokens.tokenizer, tokens.train.ids.dtype
-    every_id |= path.stat().st_size <= WHOLE
+    every_id |= path.stat().st_size <= FULL_LOOK
     seen = data.look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
     if not seen["eos"]:
         remedy = "it is damaged or made otherwise; copy it, or make it again"
@@ -185,7 +187,7 @@ def _check_split(path: Path, tokens: data.Tokens, meta: dict, every_id: bool) ->
 
 
 def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:
-    if share > UNKNOWN:
+    if share > MOST_UNKNOWN:
         fault = f"{tokenizer.path} makes" if tokenizer else "the tokens hold"
         remedy = "give the tokenizer of the teacher, or text of its language"
         raise ValueError(f"{fault} {share:.0%} of this text <unk>: {remedy}")

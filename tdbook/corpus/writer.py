@@ -74,7 +74,7 @@ def bare(scene: Scene, kind: str, many: str, case: str) -> str:
     return ", ".join(words)
 
 
-def phrase(scene: Scene, kind: str, many: str, case: str, own: str, verb: str) -> str:
+def phrase(scene: Scene, kind: str, many: str, case: str, possessive: str, verb: str) -> str:
     """A noun: first with an adjective, number or owner, later with ఆ or కొన్న (bought); a pronoun."""
     if many == "*":
         return bare(scene, kind, many, "n" if case == "o" else case)
@@ -96,15 +96,15 @@ def phrase(scene: Scene, kind: str, many: str, case: str, own: str, verb: str) -
             before = zipf(rng, WORDS["adjectives"][kind])
         elif kind in WORDS["counted"] and plural and not noun.only and case == "o":
             before = grammar.number(rng, "n", 2, 12) if chance < 0.6 else ""
-        elif own and kind in WORDS["owned"] and case in "oa" and chance < 0.7:
-            before = own
+        elif possessive and kind in WORDS["owned"] and case in "oa" and chance < 0.7:
+            before = possessive
         elif thing and noun.plural and not plural and case in "on" and chance > 0.8:
             before = "ఒక"
     elif thing and chance < 0.85:
         before = done if done and case in "oad" and chance < 0.6 else "ఆ"
     if case == "o":  # people, animals and what is known take the ending, others often stand bare
-        known = before and before in (own, done, "ఆ") and rng.random() < 0.6
-        case = "a" if known or kind in WORDS["animate"] else "n"
+        definite = before and before in (possessive, done, "ఆ") and rng.random() < 0.6
+        case = "a" if definite or kind in WORDS["animate"] else "n"
     return f"{before} {decline(noun, case, many)}".strip()
 
 
@@ -126,7 +126,7 @@ def name(scene: Scene, who: Who, case: str) -> str:
 
 def clause(scene: Scene, event: Event, form: str, who: Who) -> str:
     """Arguments and verb. The hero is not named; another subject is, and the verb agrees."""
-    words, own = [], WORDS["pronouns"][who.pronoun][3] if event.mine else "తమ"
+    words, possessive = [], WORDS["pronouns"][who.pronoun][3] if event.mine else "తమ"
     traits = VERBS[event.verb]["traits"]
     for arg in event.args:
         match = NOUN.fullmatch(arg)
@@ -138,11 +138,11 @@ def clause(scene: Scene, event: Event, form: str, who: Who) -> str:
             word, who = subject(scene, kind, many)
             words.append(word)
         elif match:
-            words.append(phrase(scene, kind, many, case, own, event.verb))
+            words.append(phrase(scene, kind, many, case, possessive, event.verb))
             if case == "o" and who is scene.who["hero"] and "made" in traits:
                 scene.seen[kind] = (scene.sentence, event.verb)
         else:
-            words.append(own if arg == "తన" else arg)
+            words.append(possessive if arg == "తన" else arg)
     if form in ("now", "past", "converb") and scene.rng.random() < 0.3:
         if not re.search("(గా|ూ|నే|సారి|తో|ముందు)( |$)", " ".join(words)):
             words += scene.rng.choices(MANNER.get(event.verb, [""]))
@@ -158,11 +158,11 @@ def clause(scene: Scene, event: Event, form: str, who: Who) -> str:
 
 def subject(scene: Scene, kind: str, many: str) -> tuple[str, Who]:
     """What something happens to, "" where this sentence has had it as subject; and its verbs."""
-    now, known = (scene.sentence, ""), kind in NOUNS
+    now, is_class = (scene.sentence, ""), kind in NOUNS
     again = scene.seen.get(kind + ".n") == now
-    word = "" if again else phrase(scene, kind, many, "n", "", "") if known else kind
+    word = "" if again else phrase(scene, kind, many, "n", "", "") if is_class else kind
     scene.seen[kind + ".n"], gender = now, WORDS["people"].get(kind, ["n"])[0]
-    plural = bare(scene, kind, many, "n") == the(scene, kind).plural if known else many == "+"
+    plural = bare(scene, kind, many, "n") == the(scene, kind).plural if is_class else many == "+"
     return word, person("అది", {"n": "3q"}.get(gender, "3p") if plural else "3" + gender, "అది")
 
 

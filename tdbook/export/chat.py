@@ -1,19 +1,17 @@
 """A terminal loop with a model folder (PyTorch) or a .gguf file (llama.cpp): make chat MODEL=…
 
-Each line typed is a text that the model goes on with, as it is made: these models continue text and
+Each line typed is a text that the model continues, as it is made: these models continue text and
 answer nothing. Ctrl-C ends a text, Ctrl-D the loop.
 """
 
 import readline  # noqa: F401
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
 
 from tdbook.corpus.tokenizer import Tokenizer, settled
-from tdbook.export import gguf_file, gguf_tokenizer, llama_cpp
-from tdbook.export.gguf_tokenizer import beside as _tokenizer
+from tdbook.export import llama_cpp, model_tokenizer, shipping
 from tdlib import generate
 from tdlib.model import Llama
 
@@ -21,14 +19,24 @@ TEMPERATURE, TOKENS = 0.8, 200
 Continue = Callable[[str, int], Iterator[str]]  # a text and a seed → what follows, piece by piece
 
 
+def chat(pairs: dict[str, str]) -> None:
+    """MODEL= [SEGMENTER=] of the command line."""
+    if not (given := pairs.get("MODEL")):
+        raise ValueError("give a model folder or a .gguf file: make chat MODEL=exports/50m/…")
+    path, segmenter = shipping.find(given), pairs.get("SEGMENTER", "")
+    texts, about = (file if path.suffix == ".gguf" else folder)(path, segmenter)
+    print(about.strip())
+    print("It goes on with the text you type; it was not taught to answer.", end=" ")
+    print("Ctrl-C ends a text, Ctrl-D the loop.")
+    loop(texts)
+
+
 def folder(path: Path, segmenter: str) -> tuple[Continue, str]:
-    """What goes on with text by a model folder, and a line about it."""
+    """What continues text by a model folder, and a line about it."""
     model = Llama.load(path).eval()
-    tokenizer = _tokenizer(path, segmenter, model.config.vocab_size)
-    begin, stops = (
-        gguf_tokenizer.around(path, tokenizer)[0],
-        {*gguf_tokenizer.stops(path), tokenizer.eos},
-    )
+    tokenizer = model_tokenizer.open_beside(path, segmenter, model.config.vocab_size)
+    begin, _ = model_tokenizer.around(path, tokenizer)
+    stops = {*model_tokenizer.stops(path), tokenizer.eos}
     sampling = generate.Sampling(temperature=TEMPERATURE)
 
     def texts(text: str, seed: int) -> Iterator[str]:
@@ -44,16 +52,16 @@ def folder(path: Path, segmenter: str) -> tuple[Continue, str]:
 
 def file(path: Path, segmenter: str) -> tuple[Continue, str]:
     """The same by a .gguf file. One that takes ids alone needs its tokenizer beside it."""
-    model = llama_cpp.Model(path)
-    tokenizer = None if model.raw_text else _tokenizer(path.parent, segmenter, model.vocab_size)
+    model, tokenizer = llama_cpp.Model(path), None
+    if not model.raw_text:
+        tokenizer = model_tokenizer.open_beside(path.parent, segmenter, model.vocab_size)
 
     def texts(text: str, seed: int) -> Iterator[str]:
         ids = tokenizer.encode([text])[0] if tokenizer else model.tokenize(text)
-        ids, shown = [*model.begin, *ids] or [model.eos], 0
+        ids, shown, new = [*model.begin, *ids] or [model.eos], 0, ""
         if len(ids) >= model.context:
             raise ValueError(f"{len(ids)} tokens fill the context of {model.context}: shorten it")
         count, before = min(TOKENS, model.context - len(ids)), len(model.text(ids))
-        new = ""
         for token in model.stream(ids, count, temperature=TEMPERATURE, seed=seed):
             if model.ends(token):
                 break
@@ -95,25 +103,3 @@ def loop(texts: Continue) -> None:
             print(f"\n{error}", end="")
         print(f"\n({time.perf_counter() - began:.1f} s)")
         seed += 1
-
-
-def main(arguments: list[str]) -> int:
-    pairs = dict(pair.split("=", 1) for pair in arguments if "=" in pair)
-    given = pairs.get("MODEL", "")
-    try:
-        if not given:
-            raise ValueError("give a model folder or a .gguf file: make chat MODEL=exports/50m/…")
-        open_ = file if given.endswith(".gguf") else folder
-        texts, about = open_(gguf_file.find(given), pairs.get("SEGMENTER", ""))
-    except (ValueError, OSError) as error:
-        print(error)
-        return 1
-    print(about.strip())
-    print("It goes on with the text you type; it was not taught to answer.", end=" ")
-    print("Ctrl-C ends a text, Ctrl-D the loop.")
-    loop(texts)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

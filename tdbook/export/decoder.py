@@ -70,27 +70,24 @@ class _Layer(NamedTuple):
 class Decoder:
     """Called as a Llama is, ids_BT → logits_BTV, without gradients. It holds a copy of the weights
     but for the embedding, so later changes of the model do not reach it. `int8`: all products in
-    INT8, a tied head's own copy too; CPU only. Else it keeps the model's device and dtype: bfloat16
-    on CUDA, with decoder.hidden = torch.compile(decoder.hidden, dynamic=True), was not tried."""
+    INT8, a tied head's own copy too; float32 on a CPU only."""
 
     pads = True  # rows of unequal length may be padded on their left
 
     @torch.no_grad()
     def __init__(self, model: Llama, int8: bool = False):
-        like = model.head
+        like, self.config = model.head, model.config
         if int8 and (like.dtype, like.device.type) != (torch.float32, "cpu"):
-            raise ValueError(f"int8 is for float32 on a CPU, the model is {like.dtype} on "
-                             f"{like.device}: give model.float().cpu()")  # fmt: skip
+            fault = f"int8 is for float32 on a CPU, the model is {like.dtype} on {like.device}"
+            raise ValueError(f"{fault}: give model.float().cpu()")
         if odd := [name for name, _ in model.named_parameters() if "lora" in name]:
             raise ValueError(f"{odd[0]} is an adapter's weight: call lora.merge(model) before")
-        product = _int8 if int8 else _float
-        self.config = model.config
-        self.embedding_VD = model.embed_tokens.weight.detach()
-        size = self.config.dim**0.5
+        product, size = _int8 if int8 else _float, self.config.dim**0.5
 
         def after(norm: RMSNorm, *weights: Tensor) -> Product:
             return product(torch.cat(weights) * (norm.weight * size))
 
+        self.embedding_VD = model.embed_tokens.weight.detach()
         self.layers = []
         for layer in model.layers:
             a, m = layer.self_attn, layer.mlp
@@ -100,15 +97,9 @@ class Decoder:
             self.layers.append(_Layer(qkv, out, gate_up, down))
         self.head = after(model.norm, model.head)  # hidden_BTD → logits_BTV
         self.cos_S1K = model.cos_SK[:, None].to(like)
-        sin_S1K = model.sin_SK[:, None].to(like)
-        half = self.config.head_dim // 2
-        self.sin_S1K = torch.cat([-sin_S1K[..., :half], sin_S1K[..., half:]], dim=-1)
+        first, second = model.sin_SK[:, None].to(like).chunk(2, dim=-1)
+        self.sin_S1K = torch.cat([-first, second], dim=-1)
         self.least = (torch.tensor(self.config.norm_eps) ** 0.5 * size).to(like.device)
-
-    def _norm(self, x_BTD: Tensor) -> Tensor:
-        """x / √(|x|² + D · eps): RMSNorm but for √D and its weights, which the next product has."""
-        length = torch.linalg.vector_norm(x_BTD, dim=-1, keepdim=True, dtype=torch.float32)
-        return (x_BTD / torch.hypot(length, self.least)).to(x_BTD.dtype)
 
     def __call__(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
         with torch.inference_mode():
@@ -127,40 +118,53 @@ class Decoder:
         """(B, T, D), what `head` takes (not what Llama's does). With a cache, ids are the next.
         `padding_B`: how many ids at the left of each row are none of its text; RoPE sees
         differences of positions alone."""
-        c, (b, t) = self.config, ids_BT.shape
         start = cache.length if cache is not None else 0
-        end = start + t
-        if end > c.context:
-            raise ValueError(f"{end} tokens are more than the model's context of {c.context}: "
-                             "shorten the prompt")  # fmt: skip
-        cos_T1K, sin_T1K = self.cos_S1K[start:end], self.sin_S1K[start:end]
+        end = start + ids_BT.shape[1]
+        if end > self.config.context:
+            fault = f"{end} tokens are more than the model's context of {self.config.context}"
+            raise ValueError(f"{fault}: shorten the prompt")
         mask = None
-        if padding_B is not None or (start and t > 1):
+        if padding_B is not None or (start and end > start + 1):
             places = torch.arange(end, device=ids_BT.device)
             mask = places <= places[start:, None]
             if padding_B is not None:  # which itself sees nothing: zeros
                 mask = mask & (places >= padding_B[:, None, None, None])
-        if cache is not None:  # the places of the new ones, and all so far, of every layer
-            new, all_ = ([x[..., a:end, :].unbind() for x in (cache.keys, cache.values)]
-                         for a in (start, 0))  # fmt: skip
+        caches = [None] * len(self.layers)
+        if cache is not None:  # of each layer the places of the new keys and values, and all so far
+            parts = [(x, begin) for begin in (start, 0) for x in (cache.keys, cache.values)]
+            caches = zip(*(x[..., begin:end, :].unbind() for x, begin in parts), strict=True)
+        rope = self.cos_S1K[start:end], self.sin_S1K[start:end]
         x_BTD = self.embedding_VD[ids_BT]
-        for i, layer in enumerate(self.layers):
-            qkv_BTHK = layer.qkv(self._norm(x_BTD)).view(b, t, -1, c.head_dim)
-            qk_BTHK = qkv_BTHK[:, :, : c.heads + c.kv_heads]  # turned in place: model.rotate
-            swapped = qk_BTHK.roll(c.head_dim // 2, -1)
-            qk_BTHK.mul_(cos_T1K).addcmul_(swapped, sin_T1K)
-            q, k, v = qkv_BTHK.transpose(1, 2).split((c.heads, c.kv_heads, c.kv_heads), dim=1)
-            if cache is not None:
-                for kept, fresh in zip(new, (k, v), strict=True):
-                    kept[i].copy_(fresh)
-                k, v = all_[0][i], all_[1][i]
-            y_BHTK = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None and not start,
-                enable_gqa=c.kv_heads < c.heads,
-            )  # fmt: skip
-            x_BTD = x_BTD + layer.out(y_BHTK.transpose(1, 2).reshape(b, t, -1))
+        for layer, cached in zip(self.layers, caches, strict=True):
+            qkv_BTX = layer.qkv(self._norm(x_BTD))
+            x_BTD = x_BTD + layer.out(self._attend(qkv_BTX, rope, mask, cached))
             gate, up = layer.gate_up(self._norm(x_BTD)).chunk(2, dim=-1)
             x_BTD = x_BTD + layer.down(F.silu(gate).mul_(up))
         if cache is not None:
             cache.length = end
         return self._norm(x_BTD)
+
+    def _norm(self, x_BTD: Tensor) -> Tensor:
+        """x / √(|x|² + D · eps): RMSNorm but for √D and its weights, which the next product has."""
+        length = torch.linalg.vector_norm(x_BTD, dim=-1, keepdim=True, dtype=torch.float32)
+        return (x_BTD / torch.hypot(length, self.least)).to(x_BTD.dtype)
+
+    def _attend(self, qkv_BTX, rope, mask, cached) -> Tensor:
+        """Attention of a layer, (B, T, H · K). New keys and values go into the cached ones."""
+        c, (b, t, _) = self.config, qkv_BTX.shape
+        cos_T1K, sin_T1K = rope
+        qkv_BTHK = qkv_BTX.view(b, t, -1, c.head_dim)
+        qk_BTHK = qkv_BTHK[:, :, : c.heads + c.kv_heads]  # turned in place: model.rotate
+        swapped = qk_BTHK.roll(c.head_dim // 2, -1)
+        qk_BTHK.mul_(cos_T1K).addcmul_(swapped, sin_T1K)
+        q, k, v = qkv_BTHK.transpose(1, 2).split((c.heads, c.kv_heads, c.kv_heads), dim=1)
+        if cached is not None:
+            new_k, new_v, all_k, all_v = cached
+            new_k.copy_(k)
+            new_v.copy_(v)
+            k, v = all_k, all_v
+        causal, grouped = mask is None and k.shape[2] == t, c.kv_heads < c.heads
+        y_BHTK = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+        )
+        return y_BHTK.transpose(1, 2).reshape(b, t, -1)

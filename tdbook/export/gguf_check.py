@@ -6,29 +6,15 @@ Legend: T tokens of a prompt or window, K of them with a target, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from tdbook.export import llama_cpp
 from tdlib import data, evaluate
 from tdlib.model import Llama
 from tdlib.shapes import LlamaConfig, weight_files
-
-
-@dataclass(frozen=True)
-class Check:
-    """A file against the model in PyTorch, after every token of some prompts."""
-
-    prompts: int
-    tokens: int
-    agreement: float  # how often both expect the same next token
-    mean: float  # of |log p − log q|, over the vocabulary too; natural logarithms
-    largest: float
 
 
 def prompts(config: LlamaConfig, tokens: data.Tokens | None, count: int = 200) -> list[list[int]]:
@@ -46,10 +32,10 @@ def prompts(config: LlamaConfig, tokens: data.Tokens | None, count: int = 200) -
 
 
 @torch.no_grad()
-def check(folder: str | Path, path: str | Path, prompts: Sequence[Sequence[int]]) -> Check:
-    """Run a file in llama.cpp, and the folder it was made of in PyTorch, on the same ids. PyTorch's
-    matrices are rounded to 16 bits as an F16 file's are, and llama.cpp keeps float32 keys and
-    values: what is left is the program's own arithmetic and, of other formats, their rounding."""
+def check(folder: Path, path: Path, prompts: Sequence[list[int]]) -> dict[str, float]:
+    """After every token of the prompts: `likeliest`, how often both expect the same next token;
+    `mean` and `largest` |log p − log q| over the vocabulary. The model's matrices are rounded to 16
+    bits first: what an F16 file then differs by is the program's own arithmetic."""
     model = Llama.load(folder).eval()
     for weight in model.parameters():
         if weight.ndim == 2:
@@ -63,27 +49,7 @@ def check(folder: str | Path, path: str | Path, prompts: Sequence[Sequence[int]]
         total += float(difference_TV.sum(dtype=np.float64))
         largest, count = max(largest, float(difference_TV.max())), count + len(ids)
     mean = total / count / model.config.vocab_size
-    return Check(len(prompts), count, same / count, mean, largest)
-
-
-def other_weights(folder: str | Path, path: str | Path) -> str:
-    """The first tensor of a folder's safetensors that an F16 file made of it does not hold; "" for
-    none. By name from one file to the other, past all that reads models here."""
-    tensors = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(tensors) // 9)
-    for file in weight_files(Path(folder)):
-        with safe_open(file, "pt") as stored:
-            for name in (n for n in stored.keys() if not n.endswith("rotary_emb.inv_freq")):
-                tied = name == "lm_head.weight" and "output.weight" not in tensors
-                theirs = "token_embd.weight" if tied else names.get_name(name, (".weight",))
-                if (written := tensors.get(theirs)) is None:
-                    return name
-                weight = stored.get_tensor(name).half().numpy()
-                if name.endswith(("q_proj.weight", "k_proj.weight")):  # their rows are turned
-                    weight, written = np.sort(weight, axis=0), np.sort(written, axis=0)
-                if not np.array_equal(weight, written.astype(np.float16)):
-                    return name
-    return ""
+    return {"likeliest": same / count, "mean": mean, "largest": largest}
 
 
 def _log_p(model: Llama, ids: Sequence[int]) -> np.ndarray:
@@ -91,24 +57,19 @@ def _log_p(model: Llama, ids: Sequence[int]) -> np.ndarray:
 
 
 @torch.no_grad()
-def costs(
-    folder: str | Path, files: Sequence[str | Path], windows: data.Windows, count: int = 64
-) -> list[dict]:
-    """What each file loses against the model it was made of, on `count` windows spread evenly: rows
-    of format, bytes, loss (nats per token), kl (‖ of the file, nats per token) and agreement, the
-    model itself first. llama.cpp's own whole distributions, its rounding of activations included;
-    those of one window are held at a time, (T, V) each."""
-    model, folder = Llama.load(folder).eval(), Path(folder)
-    weights = sum(path.stat().st_size for path in weight_files(folder))
-    opened = [llama_cpp.Model(path, threads=torch.get_num_threads()) for path in files]
-    rows = [{"format": "PyTorch float32", "file": folder.name, "bytes": weights}]
-    for path in map(Path, files):  # their names end in the format, by convention
-        name = path.stem.rpartition("-")[2]
+def costs(folder: Path, files: dict[str, Path], windows: data.Windows, count: int) -> list[dict]:
+    """What each file (format → path) loses against the model it was made of, on `count` windows
+    spread evenly: rows of format, bytes, loss (nats per token), kl (‖ of the file, nats per token)
+    and agreement, the model itself first. The distributions of one window are held at a time."""
+    model = Llama.load(folder).eval()
+    opened = [llama_cpp.Model(path, threads=torch.get_num_threads()) for path in files.values()]
+    size = sum(path.stat().st_size for path in weight_files(folder))
+    rows = [{"format": "PyTorch float32", "file": folder.name, "bytes": size}]
+    for name, path in files.items():
         rows.append({"format": name, "file": path.name, "bytes": path.stat().st_size})
-    sums = np.zeros((len(rows), 3))
-    tokens = 0
-    for row in evaluate.fixed_rows(windows, count):
-        (ids_T,), (targets_T,) = (x.numpy() for x in windows.batch([row]))
+    sums, tokens = np.zeros((len(rows), 3)), 0
+    for window in evaluate.fixed_rows(windows, count):
+        (ids_T,), (targets_T,) = (x.numpy() for x in windows.batch([window]))
         at_K = np.flatnonzero(targets_T != data.IGNORE)
         tokens += len(at_K)
         log_p_KV = _log_p(model, ids_T)[at_K]

@@ -2,11 +2,13 @@
 
 Ways: raw (every token computes the whole text again), KV (a cache of keys and values), KV + INT8,
 KV + INT8 + compile, and the GGUF formats in llama.cpp. With one thread the clock is CPU time, which
-a busy machine moves little; with several it is the wall's.
+a busy machine moves little; with several it is the wall's. Legend: R repeats.
 """
 
+import math
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,15 +17,16 @@ import numpy as np
 import torch
 
 from tdbook.corpus.tokenizer import Tokenizer
-from tdbook.export import cards, gguf_check, gguf_file, llama_cpp, speed
+from tdbook.export import gguf_check, gguf_file, llama_cpp, model_tokenizer
 from tdbook.export.decoder import Decoder
 from tdbook.runs.estimates import of_plan
 from tdlib import data, evaluate, generate
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
 RAW, KV, INT8, COMPILED = "raw", "KV", "KV + INT8", "KV + INT8 + compile"
-PHASES = {RAW: "raw", INT8: "phase1", COMPILED: "phase1", "Q4_0": "phase2"}
-PHASES |= {"Q4_0_DEFAULT": "phase2"}
+PHASES = {RAW: "raw", INT8: "phase1", COMPILED: "phase1"}  # of the plan
+PHASES |= {"Q4_0": "phase2", "Q4_0_DEFAULT": "phase2"}
+LEAST_S = 0.1  # that is timed at once: a clock's own step and a neighbour's burst are small in it
 Write = Callable[[Sequence[int], int], list[int]]  # prompt, how many new ids → those
 
 
@@ -45,6 +48,11 @@ def ways(model: Llama, files: dict[str, Path], compiled: bool = False) -> dict[s
     return write
 
 
+def every_thread() -> list[int]:
+    """One thread, and all of this machine's."""
+    return sorted({1, len(os.sched_getaffinity(0))})
+
+
 def speeds(
     write: dict[str, Write], prompt: Sequence[int], tokens: int, repeats: int, threads: int
 ) -> list[dict]:
@@ -52,24 +60,50 @@ def speeds(
     of that. `threads` are set here, for PyTorch and llama.cpp alike."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    for each in write.values():
-        if isinstance(file := getattr(each, "__self__", None), llama_cpp.Model):
+    for way in write.values():
+        if isinstance(file := getattr(way, "__self__", None), llama_cpp.Model):
             file.threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     try:
-        timed = {name: (lambda n, w=each: w(prompt, n)) for name, each in write.items()}
-        seconds = speed.measure(timed, tokens, repeats)
+        timed = {name: (lambda n, way=way: way(prompt, n)) for name, way in write.items()}
+        seconds = measure(timed, tokens, repeats, clock)
     finally:
         torch.set_num_threads(before)
-    return [_row(name, s, len(prompt), threads) for name, s in seconds.items()]
+    rows = []
+    for name, (prompt_R, decode_R) in seconds.items():
+        row = {"way": name, "threads": threads, "prompt": len(prompt) / float(np.median(prompt_R))}
+        for key, of in (("decode", np.median), ("low", np.min), ("high", np.max)):
+            row[key] = float(of(tokens / decode_R))
+        rows.append(row)
+    return rows
 
 
-def _row(name: str, s: speed.Seconds, prompt: int, threads: int) -> dict:
-    clock = "cpu" if threads == 1 else "wall"
-    prompt_R, decode_R = getattr(s, f"prompt_{clock}_R"), getattr(s, f"decode_{clock}_R")
-    each_R = s.tokens / decode_R
-    middle, low, high = float(np.median(each_R)), float(each_R.min()), float(each_R.max())
-    row = {"way": name, "threads": threads, "prompt": float(prompt / np.median(prompt_R))}
-    return row | {"decode": middle, "low": low, "high": high}
+def measure(
+    write: dict[str, Callable[[int], object]],
+    tokens: int,
+    repeats: int,
+    clock: Callable[[], float],
+) -> dict[str, np.ndarray]:
+    """Seconds of a prompt and of `tokens` after it, (2, R), for ways that are given a number of
+    tokens. One token costs the prompt: decode = T(1 + tokens) − T(1), a pair timed together. All
+    take turns, after a run of each that is not counted; a repeat of a quick one is the mean of so
+    many as take LEAST_S. Threads are the caller's."""
+    seconds, loops = {name: [] for name in write}, {}
+    for name, way in write.items():
+        way(2)
+        began = time.perf_counter()
+        way(1 + tokens)
+        loops[name] = math.ceil(LEAST_S / max(time.perf_counter() - began, 1e-6))
+    for _ in range(repeats):
+        for name, way in write.items():
+            times = [clock()]
+            for count in (1, 1 + tokens):
+                for _ in range(loops[name]):
+                    way(count)
+                times.append(clock())
+            prompt, both = np.diff(times) / loops[name]
+            seconds[name].append((prompt, both - prompt))
+    return {name: np.array(pairs).T for name, pairs in seconds.items()}
 
 
 def with_plan(model: str, rows: list[dict]) -> list[dict]:
@@ -77,26 +111,25 @@ def with_plan(model: str, rows: list[dict]) -> list[dict]:
     return [row | {"plan": of_plan(model, PHASES.get(row["way"], ""))} for row in rows]
 
 
-def every_thread() -> list[int]:
-    """One thread, and all of this machine's."""
-    return sorted({1, len(os.sched_getaffinity(0))})
-
-
 def of_shape(
-    name: str, vocab_size: int, prompt: int, tokens: int, repeats: int, compiled: bool,
+    name: str,
+    vocab_size: int,
+    prompt: int,
+    tokens: int,
+    repeats: int,
+    compiled: bool,
     tokenizer: Tokenizer,
-) -> dict:  # fmt: skip
-    """Speeds and file sizes of one of SHAPES with random weights: what is timed is real, what is
-    written means nothing. One thread. The pieces are the tokenizer's, and short names for what the
-    vocabulary has beyond them: the words of as many real ones take up to a megabyte more."""
+) -> dict:
+    """Speeds, on one thread, and file sizes of one of SHAPES with random weights: what is timed is
+    real, what is written means nothing. Beyond the tokenizer's pieces the vocabulary has short
+    names: the words of as many real ones take up to a megabyte more."""
     torch.manual_seed(0)
     model = Llama(LlamaConfig(vocab_size, context=2048, **SHAPES[name])).eval()
     ids = np.random.default_rng(0).integers(4, vocab_size, prompt).tolist()
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it takes ids alone
-        Path(place, "words").mkdir()
-        words = cards.tokenizer_files(tokenizer, Path(place, "words"), model.config.context)
-        model.save(Path(place, name), words)
+        (words := Path(place, "words")).mkdir()
+        model.save(Path(place, name), model_tokenizer.tokenizer_files(tokenizer, words, 2048))
         files = {q: Path(place, f"{q}.gguf") for q in gguf_file.QUANTIZATIONS}
         for quantization, path in files.items():
             gguf_file.to_gguf(Path(place, name), path, quantization)
@@ -113,17 +146,15 @@ def costs(
     write: dict[str, Write],
     tokens: int,
 ) -> list[dict]:
-    """A row a format, the model itself first, PyTorch's INT8 too: bytes, loss, KL ‖ to the model
-    itself, agreement on the likeliest (gguf_check.costs), and how much written texts repeat."""
-    first, *others = gguf_check.costs(folder, list(files.values()), windows, count)
-    named = [row | {"format": name} for name, row in zip(files, others, strict=True)]
-    rows = [first, int8_cost(folder, windows, count), *named]
-    at = evaluate.fixed_rows(windows, 10)
-    prompts = [windows.ids[i * windows.context :][:8].tolist() for i in at]
-    by = {"PyTorch float32": KV, "PyTorch INT8": INT8}
+    """The rows of gguf_check.costs, the model itself first, then PyTorch's INT8, then the files;
+    and how much the texts repeat themselves that each writes."""
+    rows = gguf_check.costs(folder, files, windows, count)
+    rows.insert(1, int8_cost(folder, windows, count))
+    starts = evaluate.fixed_rows(windows, 10) * windows.context
+    way_of = {"PyTorch float32": KV, "PyTorch INT8": INT8} | {name: name for name in files}
     for row in rows:
-        texts = [write[by.get(row["format"], row["format"])](ids, tokens) for ids in prompts]
-        row |= generate.repetition(texts)
+        way = write[way_of[row["format"]]]
+        row |= generate.repetition([way(windows.ids[i:][:8].tolist(), tokens) for i in starts])
     return rows
 
 

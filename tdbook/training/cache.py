@@ -181,9 +181,9 @@ class Cache(Targets):
 
     def check(self, windows: data.Windows, temperature: float | None = None) -> None:
         """ValueError where these are other windows, or another temperature is asked for."""
-        mine = self.key["temperature"]
-        if temperature not in (None, mine):
-            fault = f"{self.folder} keeps targets at temperature {mine:g}, asked for is"
+        stored = self.key["temperature"]
+        if temperature not in (None, stored):
+            fault = f"{self.folder} keeps targets at temperature {stored:g}, asked for is"
             raise ValueError(f"{fault} {temperature:g}: each needs a cache of its own")
         same = windows is self.windows
         tokens = self.key["tokens"] if same else _hash_of_text(windows)
