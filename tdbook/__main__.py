@@ -86,8 +86,6 @@ def _command(what: str, words: list[str], pairs: dict[str, str]) -> int:
             for state in heartbeat.states(parameters.ROOT / out):
                 execute._page(parameters.ROOT / out, state["run"])
             print(execute._index(parameters.ROOT / out))
-        case (("publish" | "zip" | "published"), _):
-            return _share(what, words)
         case "status", []:
             out = pairs.get("OUT") or request._default_out(pairs.get("PROFILE") or "tiny", "")
             print(status.text(parameters.ROOT / out, full=bool(pairs.get("FULL"))))
@@ -108,12 +106,12 @@ def _command(what: str, words: list[str], pairs: dict[str, str]) -> int:
 
             chat.chat(pairs)
         case _:
-            print(__doc__)
-            return 2
+            return _share(what, words)
     return 0
 
 
 def _share(what: str, words: list[str]) -> int:
+    """What is shown to others."""
     from tdbook.report import published  # slow to import, as pages are
     from tdbook.workflow import share
 
