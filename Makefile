@@ -8,12 +8,12 @@ export PYTHONWARNINGS ?= ignore
 
 # What was typed reaches a program by the environment, as it was typed: pasted into a line, make would
 # read the $ in it, and sh the quotes.
-NAMES = PROFILE OUT TEXT TOKENS TOKENIZER TEACHER ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER \
+NAMES = PROFILE OUT TEXT TOKENS TOKENIZER TEACHER SET ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER \
     NAME MODEL SEGMENTER DEVICE VOCAB
 unexport $(NAMES)
 $(foreach name,$(NAMES),$(eval export TYPED_$(name) := $$(value $(name))))
 given = $(foreach name,$(1),$(name)="$$TYPED_$(name)")
-TOLD = $(call given,PROFILE OUT TEXT TOKENS TOKENIZER TEACHER ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER)
+TOLD = $(call given,PROFILE OUT TEXT TOKENS TOKENIZER TEACHER SET ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER)
 FOLDER = "$${TYPED_OUT:-outputs/$$TYPED_PROFILE}"
 
 .DEFAULT_GOAL := help
@@ -22,12 +22,13 @@ FOLDER = "$${TYPED_OUT:-outputs/$$TYPED_PROFILE}"
 
 help:    ## this list
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1	/p' Makefile | expand -t 20
-	@echo "  book takes PROFILE=tiny|smoke|small|b200-quick|b200, TEXT=, TOKENS=, TOKENIZER= and TEACHER="
-	@echo "  (paths), OUT= (the run folder), ONLY= and REDO= (runs or notebooks, as 03_lora), FROM="
-	@echo "  (a notebook: what comes before it is taken as it is), DRY=1 (what would run, and why);"
-	@echo "  sweep takes NAME= and all of these; GPU_RUNS=2 lets two runs share a GPU; CLUSTER=slurm"
-	@echo "  makes every run a job of a SLURM cluster, as profiles/slurm/config.yaml says"
-	@echo "  plan and doctor take PROFILE=, TOKENS=, TEACHER= and OUT= too; plan also"
+	@echo "  book takes PROFILE=tiny|smoke|small|b200, TEXT=, TOKENS=, TOKENIZER= and TEACHER= (paths),"
+	@echo "  OUT= (the run folder), ONLY= and REDO= (runs or notebooks, as 03_lora), FROM= (a notebook:"
+	@echo "  what comes before it is taken as it is), DRY=1 (what would run, and why), and"
+	@echo "  SET=\"token_limit=200_000_000 02_hard_set.share=0.15\" (parameters of every run, or of one,"
+	@echo "  for a run folder of their own); sweep takes NAME= and all of these; GPU_RUNS=2 lets two runs"
+	@echo "  share a GPU; CLUSTER=slurm makes every run a job, as profiles/slurm/config.yaml says;"
+	@echo "  plan and doctor take PROFILE=, TOKENS=, TEACHER=, OUT= and SET= too; plan also"
 	@echo "  DEVICE=here|cpu|b200|h100|a100|l4, PRICE_PER_HOUR= and VOCAB="
 
 setup: .venv/made ## the environment, once: .venv with all that the book needs
@@ -48,7 +49,7 @@ evidence: .venv/made ## all that the plan's verdicts rest on: three to four hour
 	    .venv/bin/python -m tdbook published compare "$${TYPED_OUT:-outputs/small}"
 
 status: .venv/made ## what goes on in a run folder, and what is damaged; FULL=1 reads every file
-	@exec .venv/bin/python -m tdbook status $(call given,PROFILE OUT FULL)
+	@exec .venv/bin/python -m tdbook status $(call given,PROFILE OUT TEXT SET FULL)
 
 test: .venv/tested browser ## all tests; the first time installs what they need
 	@exec .venv/bin/python -m pytest -n 2 --dist loadfile
@@ -69,10 +70,10 @@ check: .venv/made ## the parameters of every run of PROFILE, a line each; runs n
 
 plan: .venv/made ## what every run of PROFILE costs: weights, bytes, hours, money; runs nothing
 	@exec .venv/bin/python -m tdbook plan \
-	    $(call given,PROFILE OUT TOKENS TEACHER DEVICE PRICE_PER_HOUR VOCAB)
+	    $(call given,PROFILE OUT TOKENS TEACHER SET DEVICE PRICE_PER_HOUR VOCAB)
 
 doctor: .venv/made ## can this machine run PROFILE: a line each, two real steps of every shape
-	@exec .venv/bin/python -m tdbook doctor $(call given,PROFILE OUT TOKENS TEACHER)
+	@exec .venv/bin/python -m tdbook doctor $(call given,PROFILE OUT TOKENS TEACHER SET)
 
 report: .venv/made ## write every page of a run folder (OUT=, or that of PROFILE) again
 	@exec .venv/bin/python -m tdbook report $(FOLDER)
@@ -90,7 +91,7 @@ chat: .venv/made ## go on with what you type: MODEL=folder or a .gguf file
 	@exec .venv/bin/python -m tdbook chat $(call given,MODEL SEGMENTER)
 
 clean-cache: .venv/made ## remove the kept targets of the teacher of a run folder (OUT=, or that of PROFILE)
-	@exec .venv/bin/python -m tdbook.runs.ownership clean-cache $(FOLDER)
+	@exec .venv/bin/python -m tdbook clean-cache $(FOLDER)
 
 clean: ## remove the environment and all caches; outputs/ stays
 	@test ! -e .venv/made || rm -rf .venv  # not one that somebody made otherwise

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 
-from tdbook.runs import hashes, parameters
+from tdbook.runs import hashes, notebooks, parameters
 from tdbook.workflow import cluster, devices
 
 JOBS = {job["name"]: job for job in config["jobs"]}
@@ -24,7 +24,7 @@ def rule_of(job):
 
 
 def is_first(job):
-    return job["notebook"] == "00_teacher"
+    return job["notebook"] == notebooks.TEACHER
 
 
 def threads_of(job):
@@ -48,16 +48,14 @@ def resources_of(job):
 
 def command_of(job):
     queued = QUEUED.get(rule_of(job))
-    given = dict(config["given"]) if is_first(job) else {}
-    given |= {"redo": "true"} if job["redo"] else {}
-    words = [sys.executable, "-m", "tdbook", *(["adopt", queued] if queued else ["execute"])]
-    words += [*job["arguments"], *(f"{name}={value}" for name, value in given.items())]
+    command = ["adopt", queued] if queued else ["execute"]
+    words = [sys.executable, "-m", "tdbook", *command, *job["arguments"]]
     return lambda wildcards: shlex.join(words)  # of a text it would fill in {…}
 
 
 def to_the_end(name):
     """How long it takes from here to the end, in students trained: the longest chain starts first."""
-    own = 3 if JOBS[name]["notebook"] in ("00_teacher", "05_progressive") else 1
+    own = notebooks.BOOK[JOBS[name]["notebook"]].weight
     after = (to_the_end(job["name"]) for job in JOBS.values() if name in job["needs"])
     return own + max(after, default=0)
 

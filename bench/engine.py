@@ -379,6 +379,11 @@ def main(names: list[str]) -> None:
     if names[:1] == ["measure"]:
         print(json.dumps(globals()[f"measure_{names[1]}"](*names[2:])))
         return
+    if not {*names} <= BENCHES.keys():  # --help too
+        print(
+            __doc__, "\n".join(f"{name}: {what}" for name, (what, *_) in BENCHES.items()), sep="\n"
+        )
+        return
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
     model = next(x.partition(": ")[2] for x in cpuinfo if x.startswith("model name"))
     top = [

@@ -49,8 +49,8 @@ def measure_plan(name: str) -> dict:
     steps = 100
     p = recipe(student, teacher, windows)
     p |= dict(compile=False, activation_checkpointing=False, token_limit=0)
-    one = workload.Training("", student, teacher, 1.0, steps * windows, steps, p)
-    low, high = workload.training_seconds(one, workload.here("cpu"), 1.0)
+    one = workload.Training("models/a", student, teacher, steps * windows, p)
+    low, high = one.seconds(cost.here("cpu"))
     memory = cost.training_bytes(student, teacher, windows, student.context)
     return {"mib": memory / 2**20, "low": low / steps, "high": high / steps}
 
@@ -62,14 +62,20 @@ def measure_truth(name: str) -> dict:
     tokens = steps * windows * student.context
     ids = np.random.default_rng(0).integers(0, student.vocab_size, tokens + 1).astype("<u4")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before, times = workload.status("VmRSS", 0), []
+    before, times = linux_bytes("VmRSS"), []
     net, asked = (Llama(c) if c else None for c in (student, teacher))
     train.fit(
         net, data.Windows(ids, student.context), train.Recipe(**recipe(student, teacher, windows)),
         teacher=asked, progress=lambda *_: times.append(time.process_time()),
     )  # fmt: skip
-    memory = workload.status("VmHWM", 0) - before
+    memory = linux_bytes("VmHWM") - before
     return {"mib": memory / 2**20, "seconds": float(np.median(np.diff(times)))}
+
+
+def linux_bytes(name: str) -> int:
+    """Bytes of this process, as Linux tells them: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def alone(what: str, name: str) -> dict:

@@ -432,7 +432,7 @@ def power_off(place: Path) -> tuple[Path, list[str], str]:
     wait_for(lambda: both_at_work(here), 300)
     kill_all(here)
     wrong = half_written(out)
-    other = {"boot": OTHER_BOOT, "pid": os.getpid(), "pid_started": heartbeat._started(os.getpid())}
+    other = {"boot": OTHER_BOOT, "pid": os.getpid(), "pid_started": heartbeat.started(os.getpid())}
     for run in TWO:
         path = out / f"state/{run}.json"
         path.write_text(json.dumps(json.loads(path.read_text("utf8")) | other))

@@ -17,6 +17,7 @@ out = "outputs/tiny"  # folder
 seed = 1  # of all
 device = "cpu"  # where
 checkpoint_minutes = 10.0  # between
+after_run = ""  # called
 redo = False  # again
 """
 OWN = {
@@ -78,7 +79,7 @@ def repository(root: Path) -> None:
         os.symlink(REPOSITORY / name, root / name)
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -86,7 +87,7 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 
 def alive(pid: int) -> bool:
-    return heartbeat._started(pid) is not None
+    return heartbeat.started(pid) is not None
 
 
 def processes_of(root: Path) -> list[str]:

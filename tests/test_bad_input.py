@@ -1074,5 +1074,5 @@ def test_a_path_with_spaces_is_one_path_and_several_are_several(tmp_path, monkey
     assert parameters.texts("my book.txt") == ["my book.txt"]
     assert parameters.texts("a.txt b.txt") == ["a.txt", "b.txt"]
     assert parameters.texts("") == []
-    assert request._default_out("tiny", "my book.txt") == "outputs/tiny-my_book"
-    assert request._default_out("tiny", "a.txt b.txt") == "outputs/tiny-a+b"
+    assert request.default_out("tiny", "my book.txt") == "outputs/tiny-my_book"
+    assert request.default_out("tiny", "a.txt b.txt") == "outputs/tiny-a+b"

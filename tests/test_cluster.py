@@ -63,10 +63,10 @@ def test_a_slurm_that_does_not_answer_starts_nothing(root, monkeypatch):
 
 
 def test_only_the_jobs_of_the_same_run_folder_are_taken_for_its_own(tmp_path, monkeypatch):
-    ours, theirs = (cluster._prefix(tmp_path / name / "tiny") for name in ("a", "b"))
+    ours, theirs = (cluster.prefix(tmp_path / name / "tiny") for name in ("a", "b"))
     assert ours != theirs and len(ours) <= 50
-    rows = [f"7|{ours}_f2ce|rule_01_distill_a", f"8|{theirs}_f2ce|rule_01_distill_b",
-            "9|other|work", f"10_1|{ours}_0000|rule_four_03_lora_x"]  # fmt: skip
+    rows = [f"7|{ours}_f2ce|rule_01_distill_a", f"8|{theirs}_f2ce|rule_01_distill_b"]
+    rows += ["9|other|work", f"10_1|{ours}_0000|rule_four_03_lora_x"]
     programs(tmp_path, monkeypatch, squeue="\n".join(f"echo '{row}'" for row in rows))
     wanted = {"01_distill_a": "7", "four_03_lora_x": "10_1"}
     assert cluster.queue(tmp_path / "a" / "tiny") == wanted
@@ -78,11 +78,11 @@ def test_what_is_asked_for_follows_from_profile_and_run_and_a_refusal_is_one_lin
     small_book.yaml(root, "01_distill-a")
     small_book.yaml(root, "00_teacher", device="auto")
     refuse = f"echo \"$@\" > {root}/asked; echo 'invalid partition: gup' >&2; exit 1"
-    programs(root, monkeypatch, squeue="", sinfo="echo 'main*'", sbatch=refuse, sacct="exit 1",
-             scontrol="exit 1")  # fmt: skip
+    slurm = {"squeue": "", "sinfo": "echo 'main*'", "sbatch": refuse, "sacct": "exit 1"}
+    programs(root, monkeypatch, **slurm, scontrol="exit 1")
     done = make()
     asked = (root / "asked").read_text()
-    assert f"--job-name {cluster._prefix(root / 'outputs/tiny')}_" in asked
+    assert f"--job-name {cluster.prefix(root / 'outputs/tiny')}_" in asked
     for words in ("-t 720", "--mem 64000", "--gres=gpu:1", "--cpus-per-task=8", "TERM@120"):
         assert words in asked
     assert done.returncode == 1

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tdbook.runs import choice, hashes, heartbeat, parameters, running
+from tdbook.runs import choice, hashes, heartbeat, parameters, provenance
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
 from tdbook.workflow import dry, graph, request, run_pages, scheduler, sessions, status
@@ -37,12 +38,8 @@ def profile(request) -> str:
 @pytest.fixture
 def out(root, monkeypatch, profile) -> Path:
     """The run folder of a chain of four runs in a quick profile and in one that is not."""
-    monkeypatch.setattr(running, "_commit", lambda: ("abc", False))
-    monkeypatch.setattr(dry, "_works", lambda *_: dict.fromkeys(CHAIN))
-    monkeypatch.setattr("tdbook.workflow.workload.seconds", lambda *_: (1.0, 1.0))
-    monkeypatch.setattr(
-        "tdbook.workflow.plan.device_of", lambda *_: (SimpleNamespace(name="cpu"), "here")
-    )
+    monkeypatch.setattr(provenance, "commit", lambda: ("abc", False))
+    monkeypatch.setattr(dry, "spans", lambda *_: (dict.fromkeys(CHAIN, (1.0, 1.0)), "cpu, here"))
     for notebook, own in MORE.items():
         source = COMMON.format(notebook=notebook) + own
         content = json.loads((root / "notebooks/00_teacher.ipynb").read_text())
@@ -86,8 +83,10 @@ def content_of(run: str, p: dict, read: dict[str, str]) -> dict[str, str]:
 
 def read_by(out: Path, one) -> dict[str, str]:
     first = {"text": (parameters.ROOT / "words.txt").read_text()} if one.run[:2] == "00" else {}
-    return first | {name: "".join(p.read_text() for p in sorted((out / name).glob("*[!E]"))
-                    or [out / name]) for name in one.reads}  # fmt: skip
+    for name in one.reads:
+        paths = sorted((out / name).glob("*[!E]")) or [out / name]
+        first[name] = "".join(path.read_text() for path in paths)
+    return first
 
 
 def make_one(one) -> None:
@@ -100,7 +99,6 @@ def make_one(one) -> None:
     this.path(f"figures/{one.run}-x.svg").write_text(one.run)
     this.finding(f"{one.run} is done.")
     this.finish()
-    running._latest = None
 
 
 def make(wanted: graph.Wanted) -> list[str]:
@@ -117,7 +115,7 @@ def make(wanted: graph.Wanted) -> list[str]:
             above = [visit(needed) for needed in found[name].needs]
             touched[name] = bool(reasons[name]) or any(above)
             one = found[name]
-            if touched[name] and not hashes.is_current(one.out, one.run, one.parameters):
+            if touched[name] and hashes.why(one.out, one.run, one.parameters):
                 make_one(one)
                 made.append(name)
         return touched[name]
@@ -149,19 +147,18 @@ class Oracle:
             if name not in scope or name in wanted.before:
                 continue
             read = {path: now.get(path, "gone") for path in one.reads}
-            read |= (
-                {"text": (parameters.ROOT / "words.txt").read_text()} if name[:2] == "00" else {}
-            )
-            p = {
-                key: one.parameters[key] for key in ("seed", *(["learning_rate"] * ("01" in name)))
-            }
-            key = (p, self.quick and code[one.notebook], read)
+            if name[:2] == "00":
+                read["text"] = (parameters.ROOT / "words.txt").read_text()
+            decisive = [
+                one.parameters[key] for key in ("seed", *["learning_rate"] * ("01" in name))
+            ]
+            key = (decisive, self.quick and code[one.notebook], read)
             if self.last.get(name) != key or not there or name in wanted.redo:
                 self.last[name] = key
                 made.append(name)
                 texts = sorted(content_of(name, one.parameters, read).items())
-                now |= {path: "".join(text for n, text in texts if n.startswith(path))
-                        for path in one.writes}  # fmt: skip
+                for path in one.writes:
+                    now[path] = "".join(text for n, text in texts if n.startswith(path))
         return made
 
 
@@ -185,9 +182,9 @@ def change(rng: random.Random, root: Path, profile: str, state: dict, code: dict
             path.write_text(json.dumps(content))
         case "gone":
             path = out / rng.choice(["models/a", "scores/02_hard_set.npy", "adapters/h"])
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
-                missing_ok=True
-            )
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
         case "beside":
             for place in ("models/a", "models/teacher"):
                 if (out / place).is_dir():
@@ -201,20 +198,15 @@ def change(rng: random.Random, root: Path, profile: str, state: dict, code: dict
 def answers(profile: str, out: Path) -> dict[str, dict[str, str]]:
     """What DRY, status and the index say of all four: name → whether it is done."""
     wanted = told(profile)
-    said = dry.text(wanted).splitlines()[2:]
-    table = {line.split()[0]: "is done" in line for line in said if line.split()[:1] and
-             line.split()[0] in CHAIN}  # fmt: skip
+    lines = [line for line in dry.text(wanted).splitlines()[2:] if line.startswith(CHAIN)]
+    table = {line.split()[0]: "is done" in line for line in lines}
     rows = {row["run"]: heartbeat.word(row) == "done" for row in status.rows(out)}
     return {"dry": table, "status": rows}
 
 
 def test_what_runs_is_what_everyone_said_after_any_change(root, out, profile):
     rng, oracle = random.Random(19), Oracle(profile in hashes.QUICK)
-    state, code = (
-        {run: {} for run in CHAIN},
-        dict.fromkeys(parameters.notebook_of(r) for r in CHAIN),
-    )
-    code = dict.fromkeys(code, 0)
+    state, code = {run: {} for run in CHAIN}, {parameters.notebook_of(run): 0 for run in CHAIN}
     expected = oracle.plan(told(profile), out, code)
     assert make(told(profile)) == expected == [*CHAIN]
     kinds = set()
@@ -261,15 +253,14 @@ def test_what_runs_is_what_everyone_said_after_any_change(root, out, profile):
     assert {"ONLY", "REDO", "FROM", "0 ran", "1 ran"} < kinds
 
 
-# --- a real Snakemake, a stand-in for papermill
-
 STAND_IN = """import sys, types
-sys.modules["tdbook.workflow.run_pages"] = types.SimpleNamespace(page=print, index=print, refresh=print)
+no_pages = types.SimpleNamespace(page=print, index=print, refresh=print)
+sys.modules["tdbook.workflow.run_pages"] = no_pages
 class PapermillExecutionError(Exception): pass
 def execute_notebook(source, out, given, **_):
-    from tdbook.runs import hashes, parameters, running
+    from tdbook.runs import notebooks, parameters, running
     this = running.start(parameters.notebook_of(given["run"]), given)
-    for path in hashes.writes(this.run, this.parameters, []):
+    for path in notebooks.writes(this.run, this.parameters, []):
         this.path(*(path, "w")[:1 + ("." not in path)]).write_text(f"{given}")
     this.path("calls").open("a").write(f"{this.run} ")
     this.finding("done")
@@ -282,11 +273,9 @@ ONE_PROFILE = pytest.mark.parametrize("profile", ["night"], indirect=True)
 def test_snakemake_repeats_a_stale_run_in_the_middle_of_what_is_asked_for(root, out, monkeypatch):
     make(told("night"))
     given(root, "night", "01_distill-a", seed=20)
-    for name, text in {
-        "__init__": STAND_IN,
-        "iorw": "class LocalHandler: read = listdir = 0\nclass papermill_io: register = print",
-    }.items():
-        files.write_whole(root / f"stand_in/papermill/{name}.py", text.encode())
+    iorw = "class LocalHandler: read = listdir = 0\nclass papermill_io: register = print"
+    for name, text in {"__init__": STAND_IN, "iorw": iorw}.items():
+        files.write_whole(root / f"stand_in/papermill/{name}.py", text)
     monkeypatch.setenv("PYTHONPATH", f"{root / 'stand_in'}:{Path(__file__).parents[1]}")
     monkeypatch.setattr(heartbeat, "die_with_parent", lambda *_: None)
     monkeypatch.setattr(run_pages, "refresh", lambda out: out)
@@ -302,28 +291,22 @@ def test_what_is_made_again_the_same_is_no_certain_reason_for_what_reads_it(root
     shutil.rmtree(out / "models/a")
     found = graph.jobs(told("night").config)
     after = "after 01_distill-a, if that comes out new"
-    wanted = [
-        "",
-        "models/a is gone",
-        after,
-        "after 01_distill-a, 02_hard_set, if that comes out new",
-    ]
-    assert hashes.judge(found, CHAIN)[0] == dict(zip(CHAIN, wanted, strict=True))
+    both = "after 01_distill-a, 02_hard_set, if that comes out new"
+    wanted = dict(zip(CHAIN, ("", "models/a is gone", after, both), strict=True))
     # whatever the order: params/ has 01_distill-50m-sliced before the 01_distill-50m that it reads
-    assert hashes.judge(dict(reversed(found.items())), CHAIN)[0] == dict(
-        zip(CHAIN, wanted, strict=True)
-    )
+    for jobs in (found, dict(reversed(found.items()))):
+        assert hashes.judge(jobs, CHAIN)[0] == wanted
     assert make(told("night", ONLY="03_lora-h")) == ["01_distill-a"]
 
 
 @ONE_PROFILE
-@pytest.mark.parametrize("rows", [[3, 1], [-1, 2], [1, 1], ["1"], [1.5], None])
-def test_what_is_no_choice_of_windows_is_no_hard_set(root, out, rows):
+def test_what_is_no_choice_of_windows_is_no_hard_set(root, out):
     make(told("night"))
-    kept = {"windows_K": rows, "threshold": 0.5, "share": 0.1, "words": "by hand"}
-    (out / "hard_set.json").write_text(json.dumps(kept))
-    (line,) = hashes.damage(out, "02_hard_set")
-    assert line.startswith("hard_set.json is no whole choice of windows: 02_hard_set wrote it")
+    for rows in ([3, 1], [-1, 2], [1, 1], ["1"], [1.5], None):
+        kept = {"windows_K": rows, "threshold": 0.5, "share": 0.1, "words": "by hand"}
+        (out / "hard_set.json").write_text(json.dumps(kept))
+        (line,) = hashes.damage(out, "02_hard_set")
+        assert line.startswith("hard_set.json is no whole choice of windows: 02_hard_set wrote it")
     assert scheduler.make(told("night")) == 1
 
 
@@ -334,9 +317,6 @@ def test_what_redo_names_is_asked_for_beside_only(root, out):
     assert make(told("night", ONLY="01_distill-a", REDO="03_lora-h")) == ["03_lora-h"]
     with pytest.raises(ParameterError, match="FROM=02 takes 01_distill-a as it is"):
         told("night", FROM="02", REDO="01_distill-a")
-
-
-# --- damage
 
 
 def cut(path: Path) -> None:
@@ -358,15 +338,17 @@ def zeroed(path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-HURT = [
-    (cut, "models/a/w", "01_distill-a"), (turned, "models/a/w", "01_distill-a"),
-    (Path.unlink, "models/a/more", "01_distill-a"), (cut, "tokens/train.bin", "00_teacher"),
-    (cut, "tokens/documents.tsv", "00_teacher"),
-    (emptied, "scores/02_hard_set.npy", "02_hard_set"), (cut, "adapters/h/w", "03_lora-h"),
-    (cut, "hard_set.json", "02_hard_set"), (emptied, "hard_set.json", "02_hard_set"),
-    (zeroed, "models/a/w", "01_distill-a"), (zeroed, "tokens/train.bin", "00_teacher"),
-    (zeroed, "scores/02_hard_set.npy", "02_hard_set"), (zeroed, "hard_set.json", "02_hard_set"),
-]  # fmt: skip
+HURT = """cut models/a/w · turned models/a/w · Path.unlink models/a/more · cut tokens/train.bin
+ cut tokens/documents.tsv · emptied scores/02_hard_set.npy · cut adapters/h/w · cut hard_set.json
+ emptied hard_set.json · zeroed models/a/w · zeroed tokens/train.bin · zeroed scores/02_hard_set.npy
+ zeroed hard_set.json"""
+MAKERS = {"models": CHAIN[1], "tokens": CHAIN[0], "adapters": CHAIN[3]}  # others: 02
+
+
+def rows(table: str) -> list[list]:
+    """How to hurt a file → and which."""
+    pairs = re.findall(r"([\w.]+) (\S+)", table.replace("·", ""))
+    return [(Path.unlink if how == "Path.unlink" else globals()[how], name) for how, name in pairs]
 
 
 @ONE_PROFILE
@@ -375,7 +357,8 @@ def test_damage_is_told_by_file_with_what_makes_it_again_and_nothing_is_made_of_
 ):
     make(told("night"))
     shutil.copytree(out, root / "whole")
-    for how, name, maker in HURT:
+    for how, name in rows(HURT):
+        maker = MAKERS.get(name.split("/")[0], CHAIN[2])
         shutil.rmtree(out)
         shutil.copytree(root / "whole", out)
         how(out / name)
@@ -430,12 +413,9 @@ def test_files_laid_beside_copied_folders_and_choices_by_hand_are_no_damage(root
     assert make(told("night")) == ["03_lora-h"]
 
 
-RECORDS = [
-    (cut, "results/01_distill-a.json", True), (emptied, "results/01_distill-a.json", True),
-    (zeroed, "hashes/01_distill-a.json", True), (cut, "hashes/00_teacher.json", True),
-    (cut, ".sessions.json", False), (emptied, ".snakemake.json", False),
-    (emptied, "state/01_distill-a.json", False), (cut, ".looked.json", False),
-]  # fmt: skip
+RECORDS = """cut results/01_distill-a.json · emptied results/01_distill-a.json
+ zeroed hashes/01_distill-a.json · cut hashes/00_teacher.json · cut .sessions.json
+ emptied .snakemake.json · emptied state/01_distill-a.json · cut .looked.json"""
 
 
 @ONE_PROFILE
@@ -446,16 +426,14 @@ def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out
     (out / "models/a/w").touch()
     status.rows(out)
     shutil.copytree(out, root / "whole")
-    for how, name, broken in RECORDS:
-        again = [Path(name).stem] if broken else []
+    for how, name in rows(RECORDS):
+        again = [Path(name).stem] if name.startswith(("results", "hashes")) else []
         shutil.rmtree(out)
         shutil.copytree(root / "whole", out)
         how(out / name)
         for said in (status.text(out), run_pages.index(out).read_text("utf8")):
             if again:
-                assert f"{name} is broken: the next `make book` makes it again" in said.replace(
-                    "&#39;", "'"
-                ), (name, said[-500:])
+                assert f"{name} is broken: the next `make book` makes it again" in said
         if not again and "." == name[0] and name != ".looked.json":
             assert f"{out / name} is broken" in status.text(out)
         if again:
@@ -481,20 +459,17 @@ def test_a_broken_note_of_a_checkpoint_costs_the_checkpoint_its_place_not_its_fi
     assert kept.read_text() == "half"
 
 
-# --- what was made before
-
-
 @ONE_PROFILE
 def test_a_finished_run_is_kept_whole_in_old_whatever_the_reason_it_is_made_anew(
     root, out, monkeypatch
 ):
     make(told("night"))
-    whole = {"models/a/w": "x", "01_distill-a.ipynb": "n", "01_distill-a.html": "p",
-             "figures/01_distill-a-x.svg": "f", "tables/01_distill-a-t.csv": "t",
-             "logs/01_distill-a-log.jsonl": "l", "scores/val/a.npy": "s", "scores/val/a.npz": "z",
-             "checkpoints/01_distill-a/a/epoch-1.safetensors": "e"}  # fmt: skip
-    others = {"figures/01_distill-a-more-x.svg": "o", "logs/01_distill-a-more-log.jsonl": "o",
-              "results/01_distill-a-more.json": "{}", "scores/val/teacher.npy": "o"}  # fmt: skip
+    whole = """models/a/w 01_distill-a.ipynb 01_distill-a.html figures/01_distill-a-x.svg
+     tables/01_distill-a-t.csv logs/01_distill-a-log.jsonl scores/val/a.npy scores/val/a.npz
+     checkpoints/01_distill-a/a/epoch-1.safetensors""".split()
+    others = """figures/01_distill-a-more-x.svg logs/01_distill-a-more-log.jsonl
+     results/01_distill-a-more.json scores/val/teacher.npy""".split()
+    whole, others = ({name: f'"{name}"' for name in names} for names in (whole, others))
     for name, text in (whole | others).items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text(text) if name != "models/a/w" else None
@@ -507,9 +482,8 @@ def test_a_finished_run_is_kept_whole_in_old_whatever_the_reason_it_is_made_anew
     assert {name: (out / name).read_text() for name in others} == others
     gone = set(whole) - {"models/a/w", "figures/01_distill-a-x.svg"}
     assert not [name for name in gone if (out / name).exists()]
-    note = heartbeat.state(out, "01_distill-a")["old"]
-    assert note == ("learning_rate was 0.001, is 0.0005: what it made before is in "
-                    f"outputs/here/old/{old.name}")  # fmt: skip
+    note = "learning_rate was 0.001, is 0.0005: what it made before is in outputs/here/old/"
+    assert heartbeat.state(out, "01_distill-a")["old"] == note + old.name
     for rate in (1e-4, 2e-4, 3e-4):  # all within a second
         given(root, "night", "01_distill-a", learning_rate=rate)
         make(told("night", ONLY="01_distill-a"))
@@ -550,9 +524,6 @@ def test_a_hard_set_chosen_by_hand_stays_until_a_redo_or_other_tokens(root, out,
     assert kept.count([1, 3]) == 2
 
 
-# --- nights that are done
-
-
 def fingerprint_of_e5f1020(path: Path) -> dict:
     """As the book had it at that commit, word for word."""
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -566,7 +537,7 @@ def fingerprint_of_e5f1020(path: Path) -> dict:
     return {"sha256": digest.hexdigest(), "files": files_}
 
 
-@pytest.mark.parametrize("profile", ["small", "b200"], indirect=True)
+@pytest.mark.parametrize("profile", ["b200"], indirect=True)
 @pytest.mark.parametrize("license_", ["none", "before it was read", "after"])
 def test_a_night_recorded_at_e5f1020_is_current(root, out, profile, license_):
     make(told(profile))

@@ -21,6 +21,7 @@ import sentencepiece
 import tokenizers
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
 from tdbook.__main__ import main
@@ -307,9 +308,9 @@ OTHERS = {
 @pytest.mark.parametrize("options, why", OTHERS.values(), ids=OTHERS)
 def test_of_other_tokenizers_it_says_first_that_the_file_takes_ids(options, why, lines, tmp_path):
     if options:
-        ours = trained(lines, tmp_path / "sentencepiece.model", **BPE | options)
+        ours = trained(lines[::4], tmp_path / "sentencepiece.model", **BPE | options)
     else:
-        ours = hugging_face(lines, tmp_path, None, regex=False)
+        ours = hugging_face(lines[::4], tmp_path, None, regex=False)
     saved(tmp_path / "m", ours.path, ours.size, layers=1, eos_id=ours.eos)
     (out := tmp_path / "out").mkdir()
     with warnings.catch_warnings():
@@ -642,7 +643,7 @@ def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
 
     code, shown = make(f"MODEL={made[0]}")
     assert code == 0 and "files take raw text" in shown
-    assert [line.split()[0] for line in shown.splitlines()[2:6]] == [*gguf_file.QUANTIZATIONS]
+    assert [line.split()[0] for line in shown.splitlines()[3:7]] == [*gguf_file.QUANTIZATIONS]
     out = tmp_path / "exports" / "50m"
     names = {f"50m-115K-{q}.gguf" for q in gguf_file.QUANTIZATIONS}
     beside = {"README.md", "tokenizer.model", MARK}
@@ -655,3 +656,14 @@ def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
         code, shown = make(f"MODEL={made[0].parent / given}")
         assert code == 1 and shown.endswith(f"did you mean {made[0]}?\n")
         assert shown.count("\n") == 1
+
+
+def test_a_head_that_is_stored_and_not_in_the_file_is_seen(made, files, tmp_path):
+    assert gguf_check.other_weight(made[0], files["F16"]) == ""
+    stored, path = load_file(made[0] / "model.safetensors"), tmp_path / "model.safetensors"
+    embedding = stored["model.embed_tokens.weight"]
+    for name, like in (("lm_head.weight", embedding), ("model.norm.weight", None)):
+        save_file(stored | {name: (stored[name] if like is None else like) + 0.5}, path)
+        assert gguf_check.other_weight(tmp_path, files["F16"]) == name
+    save_file(stored | {"lm_head.weight": embedding.clone()}, path)
+    assert gguf_check.other_weight(tmp_path, files["F16"]) == ""

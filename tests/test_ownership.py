@@ -18,8 +18,9 @@ from tdbook.book import common
 from tdbook.corpus import tokenizer_files
 from tdbook.export import cards, gguf_file, shipping
 from tdbook.runs import ownership, parameters, sweeps
+from tdbook.runs.leftovers import clear_checkpoint
 from tdbook.runs.parameters import ParameterError
-from tdbook.runs.running import Run, clear_checkpoint, start
+from tdbook.runs.running import Run, start
 from tdbook.training import cache, worker
 from tdbook.workflow import execute, request, run_pages, scheduler, share
 from tdlib import data, evaluate, files
@@ -37,8 +38,8 @@ def made(folder: Path, **content: str) -> Path:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*"))
-            if p.is_file() and p.name != files.MARK}  # fmt: skip
+    paths = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != files.MARK)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def mine(path: Path, text: str = "a week of work") -> Path:
@@ -47,14 +48,9 @@ def mine(path: Path, text: str = "a week of work") -> Path:
     return path
 
 
-# --- folders with a mark
-
-
 def test_a_folder_of_another_is_refused_and_stays(tmp_path):
     before = content(mine(tmp_path / "teacher/optimizer.pt").parent)
-    with pytest.raises(
-        FileExistsError, match=r"teacher is there and was not made by the book: move"
-    ):
+    with pytest.raises(FileExistsError, match="teacher is there and was not made by the book: m"):
         made(tmp_path / "teacher", weights="new")
     assert content(tmp_path / "teacher") == before
     assert [p.name for p in tmp_path.iterdir()] == ["teacher"]
@@ -70,11 +66,8 @@ def test_an_empty_folder_and_one_of_the_books_are_replaced_and_what_others_put_t
     mine(folder / "LICENSE", "mine")
     (folder / "link").symlink_to("/dev/null")
     made(folder, weights="new")
-    assert content(folder) == {
-        "weights": b"new",
-        "LICENSE": b"mine",
-        "notes/a.txt": b"a week of work",
-    }
+    theirs = {"LICENSE": b"mine", "notes/a.txt": b"a week of work"}
+    assert content(folder) == {"weights": b"new"} | theirs
     assert (folder / "link").is_symlink() and [p.name for p in tmp_path.iterdir()] == ["teacher"]
     made(folder, weights="third")  # they are still not the book's
     assert content(folder)["LICENSE"] == b"mine"
@@ -134,9 +127,6 @@ def test_a_folder_never_gives_way_to_a_file(tmp_path):
     with pytest.raises(FileExistsError, match="is a folder, a file is to stand there"):
         write(tmp_path / "hard_set.json", "{}")
     assert content(tmp_path) == {"hard_set.json/x": b"a week of work"}
-
-
-# --- the run folder
 
 
 @pytest.fixture
@@ -212,28 +202,21 @@ def test_a_folder_older_than_marks_goes_on_and_what_its_owner_added_stays(folder
     assert content(folder / "models/a") == {"w": b"new"}
 
 
-def test_a_stopped_run_older_than_marks_owns_only_what_is_younger_than_its_beginning(folder):
+@pytest.mark.parametrize("left", [None, "", '["models/a"'])  # none: older than claims; a power cut
+def test_a_stopped_run_without_claims_owns_only_what_is_younger_than_its_beginning(folder, left):
     inputs(folder)
     before = mine(folder / "models/a/w")
-    this = begin(student="b")
+    this, claims = begin(student="b"), folder / ".claims/01_distill-a.json"
     mine(this.path("models", "b", "w"), "half")
     this.detach()
     shutil.rmtree(folder / ".claims")
+    if left is not None:
+        mine(claims, left)
     os.utime(before, (1e9, 1e9))
     begin(student="b").detach()
+    assert "models/b" in files.record(claims, kind=list)
     with pytest.raises(FileExistsError, match="models/a in"):
         begin(student="a", redo=True)
-
-
-@pytest.mark.parametrize("left", ["", '["models/a"'])
-def test_claims_that_a_power_cut_broke_stop_no_run(folder, left):
-    inputs(folder)
-    this = begin()
-    mine(this.path("models", "a", "w"), "half")
-    this.detach()
-    (folder / ".claims" / f"{this.run}.json").write_text(left)
-    begin().detach()
-    assert files.record(folder / ".claims" / f"{this.run}.json", kind=list)
 
 
 @pytest.mark.parametrize("how", ["the same", "linked", "a file in it", "its files are links"])
@@ -281,9 +264,6 @@ def test_a_website_is_no_run_folder(folder):
     with pytest.raises(FileExistsError, match="no run is there"):
         run_pages.index(folder)
     assert content(folder) == {"index.html": b"a week of work"}
-
-
-# --- every other place
 
 
 @pytest.fixture
@@ -372,13 +352,7 @@ def test_an_export_never_takes_its_models_place(model, tmp_path, monkeypatch, ca
     before = content(model)
     monkeypatch.chdir(tmp_path)
     for name in ("models/50m", str(model), "link/50m/"):
-        for out in (
-            "models/50m",
-            "models/../models/50m/",
-            "link/50m",
-            "models",
-            "models/50m/notes",
-        ):
+        for out in "models/50m models/../models/50m/ link/50m models models/50m/notes".split():
             mine(model / "notes/x") if out.endswith("notes") else None
             with pytest.raises(ValueError, match="is, or holds, the model itself"):
                 shipping.ship(name, out)
@@ -421,8 +395,8 @@ def test_a_gguf_takes_no_file_of_another(name, model):
 
 
 def test_a_cards_place_is_its_owners(tmp_path, monkeypatch):
-    this = SimpleNamespace(parameters={}, provenance=dict, notebook="00_teacher", run="x",
-                           path=tmp_path.joinpath, out=tmp_path)  # fmt: skip
+    this = SimpleNamespace(parameters={}, provenance=dict, notebook="00_teacher", run="x")
+    this.path, this.out = tmp_path.joinpath, tmp_path
     mine(tmp_path / "models/a/w")
     for text in ("card", "a later card"):
         monkeypatch.setattr(cards, "card", lambda *_, text=text: text)
@@ -460,9 +434,6 @@ def test_what_is_published_and_packed_takes_only_its_own_place(root, monkeypatch
     share.pack(out)  # its own it may
 
 
-# --- the list of all places
-
-
 @pytest.mark.parametrize("made", [True, False])
 def test_make_clean_takes_the_books_own_environment_alone(made, tmp_path):
     shutil.copy(REPOSITORY / "Makefile", tmp_path)
@@ -484,11 +455,11 @@ PLACES = {
     "test_what_another_left_at_a_place_of_a_run_is_refused_by_name": """
         students.Log.record adapters.weighed running.Run.figure running.Run.table running.Run.finish
         running.Run._begin_anew heartbeat.write_state
-        execute._settled execute._write_notebooks_whole run_pages._write hard_set.keep hard_set.new_scores
-        evaluate.Evaluation.save""",
+        execute._settled execute._write_notebooks_whole run_pages._write hard_set.keep
+        hard_set.new_scores evaluate.Evaluation.save""",
     "test_a_website_is_no_run_folder": "run_pages._write_index",
-    "test_of_a_runs_checkpoints_only_its_own_go": """running.clear_checkpoint checkpoint.save
-        running.Run._keep_or_refuse_checkpoint""",
+    "test_of_a_runs_checkpoints_only_its_own_go": """leftovers.clear_checkpoint checkpoint.save
+        leftovers.keep_or_refuse_checkpoint""",
     "test_a_cards_place_is_its_owners": "common.write_card",
     "test_a_cache_takes_no_file_that_it_did_not_make": "cache._make",
     "test_cleaning_removes_kept_targets_alone": "ownership.clean_cache",
@@ -507,10 +478,11 @@ PLACES = {
     "only what is between its own two marks, and an error without them": "published.readme",
     "only where nothing is there": "dashboard.logging pages.font_face",
     "it adds to the end": "hooks._main devices._locked",
-    "a hidden name of the book's own": """scheduler.make scheduler._snakemake scheduler._command_of
-        execute.execute sessions.session cluster.options ownership.claim hashes._remember""",
+    "a hidden name of the book's own": """scheduler._locked scheduler._snakemake
+        scheduler._command_of execute.execute sessions.session cluster.options ownership.claim
+        hashes._hurt""",
     "a broken record is renamed to .broken, never removed": "disk.set_aside",
-    "a name that holds the second when the run began": "running.Run._keep_the_old",
+    "a name that holds the second when the run began": "leftovers.put_away",
     "this process's own entry in /proc": "doctor.step",
 }
 CALLS = """rmtree unlink rmdir replacing whole_folder write_whole write_text write_bytes symlink
@@ -530,8 +502,8 @@ def writing(path: Path) -> set[str]:
                 last = getattr(one.func, "attr", getattr(one.func, "id", ""))
                 called = ast.unparse(one.func) if last in LAST else ""
                 modes = [m.value for m in one.args if isinstance(m, ast.Constant)]
-                opens = called.endswith("open") and any(re.fullmatch("[wax+b]*[wax+][b+]*", str(m))
-                                                        for m in modes)  # fmt: skip
+                opens = [m for m in modes if re.fullmatch("[wax+b]*[wax+][b+]*", str(m))]
+                opens = called.endswith("open") and opens
                 if opens or called in CALLS or (last in CALLS and last != "write"):
                     found.add(name)
             look(one, f"{name}.{one.name}" if inner else name)
@@ -542,17 +514,12 @@ def writing(path: Path) -> set[str]:
 
 def test_every_place_that_deletes_replaces_or_renames_has_a_test_here():
     known = {place: how for how, places in PLACES.items() for place in places.split()}
-    found = {
-        name
-        for place in ("tdlib", "tdbook")
-        for path in (REPOSITORY / place).rglob("*.py")
-        for name in writing(path)
-    }
+    modules = [p for place in ("tdlib", "tdbook") for p in (REPOSITORY / place).rglob("*.py")]
+    found = {name for path in modules for name in writing(path)}
     assert found == known.keys()
     assert all(how in globals() for how in PLACES if how.startswith("test_"))
     calls = re.compile(r".*(?:\brm |unlink|rename|rmtree).*")
-    lines = {path.name: len(calls.findall(path.read_text("utf8")))
-             for path in (REPOSITORY / "Makefile", REPOSITORY / "Snakefile")}  # fmt: skip
-    assert lines == {"Makefile": 4, "Snakefile": 0}  # test_make_clean…
+    lines = [len(calls.findall((REPOSITORY / n).read_text())) for n in ("Makefile", "Snakefile")]
+    assert lines == [4, 0]  # test_make_clean…
     for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
         assert not re.search(r"unlink|rmtree|os\.re|write_|open\(", path.read_text("utf8")), path

@@ -12,6 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from nbformat import v4
 
 from tdbook.runs import parameters, rules
+from tdbook.runs.notebooks import BOOK
 from tdbook.runs.parameters import ParameterError, check
 
 REPOSITORY = Path(__file__).parents[1]
@@ -26,26 +27,29 @@ def test_names_come_before_types_before_values_before_paths():
         said.append(str(error.value))
         del wrong[name]
     assert [line.split(" = ")[0].split()[-1].strip("?") for line in said] == [
-        "text", "seed", "context", "text",
-    ]  # fmt: skip
+        "text",
+        "seed",
+        "context",
+        "text",
+    ]
     with pytest.raises(ParameterError, match=r"context = .*\nseed = .*"):
         check("00_teacher", {"context": "a", "seed": "b"})  # two of one class: a line each
 
 
-@pytest.mark.parametrize(
-    "name, given, meant",
-    [
-        ("learning_rate", "5e-4", 5e-4),  # what YAML 1.1 makes of 5e-4
-        ("learning_rate", "1e-3", 1e-3),
-        ("epochs", 3, 3.0),
-        ("batch_tokens", 50.0, 50),
-        ("batch_tokens", "5e1", 50),
-        ("batch_tokens", "262_144", 262_144),
-        ("seed", "9007199254740993", 9007199254740993),  # 2^53 + 1, no float
-        ("redo", "true", True),
-        ("student", "50m", "50m"),
-    ],
-)
+AS_ITS_KIND = [
+    ("learning_rate", "5e-4", 5e-4),  # what YAML 1.1 makes of 5e-4
+    ("learning_rate", "1e-3", 1e-3),
+    ("epochs", 3, 3.0),
+    ("batch_tokens", 50.0, 50),
+    ("batch_tokens", "5e1", 50),
+    ("batch_tokens", "262_144", 262_144),
+    ("seed", "9007199254740993", 9007199254740993),  # 2^53 + 1, no float
+    ("redo", "true", True),
+    ("student", "50m", "50m"),
+]
+
+
+@pytest.mark.parametrize("name, given, meant", AS_ITS_KIND)
 def test_a_value_arrives_as_its_kind(name, given, meant):
     found = check("01_distill", {name: given})[name]
     assert found == meant and type(found) is type(meant)
@@ -91,11 +95,6 @@ def test_what_papermill_makes_of_a_value_works_or_has_a_remedy_it_can_take(name,
         check("01_distill", {name: example})
 
 
-@pytest.mark.parametrize("typed", ["None", "null"])
-def test_none_can_be_typed_in_papermill_and_as_a_yaml_has_it(typed):
-    assert check("03_lora", {"temperature": typed})["temperature"] is None
-
-
 @pytest.mark.parametrize(
     "line, meant",
     [("student: 050", 40), ("seed: 010", 8), ("batch_tokens: 1:30", 90), ("epochs: 1:30.5", 90.5)],
@@ -110,20 +109,6 @@ def test_a_number_that_yaml_counts_in_eights_or_sixties_is_refused(tmp_path, lin
         assert str(parameters.read(tmp_path / "a.yaml")[name]) == remedy.strip('"')
 
 
-def test_5e_4_in_a_yaml_is_a_number(tmp_path):
-    path = tmp_path / "01_distill-a.yaml"
-    path.write_text("run: 01_distill-a\nlearning_rate: 5e-4\nbatch_tokens: 262_144\n")
-    found = check("01_distill", parameters.read(path))
-    assert (found["learning_rate"], found["batch_tokens"]) == (5e-4, 262_144)
-
-
-def test_a_list_left_as_text_is_a_list():
-    rule = rules.Rule(list)
-    assert parameters.convert(rule, "[1, 2]") == parameters.convert(rule, [1, 2]) == [1, 2]
-    with pytest.raises(TypeError):
-        parameters.convert(rule, "1")
-
-
 @pytest.mark.parametrize(
     "text, says",
     [("seed: 1\nseed: 2\n", "seed twice"), ("a b\n", "name: value"), ("a: [1\n", "no YAML")],
@@ -135,7 +120,8 @@ def test_a_yaml_that_cannot_be_meant_is_refused(tmp_path, text, says):
 
 
 def test_none_is_allowed_only_where_it_means_something():
-    assert check("03_lora", {"temperature": None})["temperature"] is None
+    for none in (None, "None", "null"):  # as papermill and a YAML have it
+        assert check("03_lora", {"temperature": none})["temperature"] is None
     assert check("02_hard_set", {"threshold": -0.5})["threshold"] == -0.5
     with pytest.raises(ParameterError, match="not a number"):
         check("01_distill", {"temperature": None})
@@ -146,29 +132,30 @@ def test_a_large_lora_scale_is_let_through_when_it_is_meant():
     assert check("03_lora", {"lora_scale": 8})["lora_scale"] == 8
 
 
-def test_every_parameter_of_every_notebook_has_a_rule_a_good_default_and_a_comment():
-    notebooks = sorted(path.stem for path in (REPOSITORY / "notebooks").glob("*.ipynb"))
-    assert notebooks
-    for notebook in notebooks:
-        check(notebook, {})
-        assert parameters.comments(notebook).keys() == parameters.declared(notebook).keys()
+def test_every_yaml_of_the_repository_passes_and_bears_its_name():
+    for path in sorted(REPOSITORY.glob("params/*/*.yaml")):
+        found = check(parameters.notebook_of(path.stem), parameters.read(path), paths=False)
+        assert (found["run"], found["profile"]) == (path.stem, path.parent.name)
 
 
-@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("params/*/*.yaml")), ids=str)
-def test_every_yaml_of_the_repository_passes_and_bears_its_name(path):
-    given = parameters.read(path)
-    found = check(parameters.notebook_of(path.stem), given, paths=False)
-    assert found["run"] == path.stem
-    assert found["profile"] == path.parent.name
+def test_every_name_in_the_tables_is_a_parameter_of_a_notebook():
+    declared = {n: parameters.declared(n) for n in BOOK}
+    names = {name for notebook in declared for name in declared[notebook]}
+    assert {*rules.VOLATILE, *rules.COMMANDS, *rules.OWN, *rules.LABELS, *rules.GIVEN} <= names
+    assert {*rules.TRIED, *rules.TUNED, *rules.ADAPTERS, *rules.REPLAYS} <= names
+    for key in (*rules.PARAMETERS, *rules.PLAN):
+        notebook, _, name = key.rpartition(".")
+        assert name in (declared[notebook] if notebook else names), key
+    told = re.findall(r"{(\w+)}", " ".join(f"{n.reads} {n.writes}" for n in BOOK.values()))
+    assert {*told} <= names
 
 
 def test_the_check_needs_no_torch():
-    code = "import sys\nfrom tdbook.runs import running\nfrom tdbook.workflow import graph\nprint([m for m in sys.modules if m in "
-    code += "('torch', 'pandas', 'matplotlib', 'numpy', 'IPython', 'papermill')])"
+    heavy = "('torch', 'pandas', 'matplotlib', 'numpy', 'IPython', 'papermill')"
+    code = "import sys; from tdbook.runs import running; from tdbook.workflow import graph; "
+    code += f"print([m for m in sys.modules if m in {heavy}])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
-
-# --- names come from the cells that were run
 
 CELL = 'run = "01_distill-a"  # name\nprofile = "tiny"\nout = "outputs/none"\n'
 
@@ -186,21 +173,12 @@ def found():
     return parameters.from_cells("01_distill")
 
 
-def test_a_mistyped_name_in_the_parameter_cell_is_found(shell):
+def test_names_are_judged_as_they_were_typed_last_and_nothing_false_is_said(shell):
     shell(CELL + "temprature = 4.0")
     with pytest.raises(ParameterError, match="did you mean temperature"):
         found()
-
-
-def test_a_name_that_was_corrected_is_not_reported_again(shell):
-    shell(CELL + "temprature = 4.0")
-    shell(CELL + "temperature = 4.0")
-    assert found()["temperature"] == 4.0
-
-
-def test_a_cell_run_twice_reports_nothing_false(shell):
     shell(CELL + "temperature = 4")
-    assert found() == found()
+    assert found() == found() and found()["temperature"] == 4.0
     shell("model, run_id, steps = 1, 2, 3")  # what else is in the namespace does not matter
     shell(CELL + "temperature = 4")
     assert found()["temperature"] == 4.0

@@ -1,4 +1,4 @@
-"""Agreement, prediction and memory against numbers made by hand; folds of documents; the choice by
+"""Agreement and memory against numbers made by hand; folds of documents; the choice by
 parameters."""
 
 import json
@@ -12,7 +12,7 @@ from tdbook.analysis import features
 from tdbook.book import reality, selection, students
 from tdbook.corpus import token_files
 from tdbook.report import words
-from tdbook.runs import hashes, parameters
+from tdbook.runs import notebooks, parameters
 from tdbook.runs.running import start
 from tdbook.workflow import workload
 from tdlib import data, hard_set, train
@@ -23,18 +23,14 @@ from tests.test_features import T, folder_of
 NAN = float("nan")
 
 
-# agreement
-
-
 def test_agreement_is_jaccard_chance_and_ranks_counted_by_hand():
     one_N = np.array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0, NAN, 5.5])
     other_N = np.array([9, 0, 7, 8, 5, 4, 3, 2, 1, 6, 7, NAN])
     found = reality.agreement(one_N, other_N, 0.3)  # of ten that both know: {0, 1, 2}, {0, 3, 2}
-    assert found["windows"] == 10
-    assert found["jaccard"] == 2 / 4
-    assert found["chance"] == pytest.approx(0.9 / 5.1)  # 3·3/10 of 3 + 3 − 3·3/10
     apart = [0, 8, 0, 2, 0, 0, 0, 0, 0, 6]  # how far each one's two ranks are apart
-    assert found["rank"] == pytest.approx(1 - 6 * sum(d * d for d in apart) / (10 * 99))
+    wanted = {"windows": 10, "jaccard": 2 / 4, "chance": 0.9 / 5.1}  # 3·3/10 of 3 + 3 − 3·3/10
+    rank = 1 - 6 * sum(d * d for d in apart) / (10 * 99)
+    assert found == pytest.approx(wanted | {"rank": rank})
 
 
 def test_shuffled_difficulty_agrees_as_chance_has_it_and_itself_wholly():
@@ -48,38 +44,31 @@ def test_shuffled_difficulty_agrees_as_chance_has_it_and_itself_wholly():
     assert same["jaccard"] == 1 and same["rank"] == pytest.approx(1)
 
 
-# memory
-
-
-def some(rng, documents: int, source: int, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ten windows a document, their losses around a level of its own."""
-    document_N = np.repeat(np.arange(documents), 10)
-    return rng.normal(0, 0.1, documents)[document_N] + level, np.full(documents, source)
+def memory(train, val, documents: dict, resamples: int = 300) -> list[dict]:
+    losses = {"train": {"m": np.asarray(train)}, "val": {"m": np.asarray(val)}}
+    return reality.memory(losses, documents, resamples)
 
 
 def test_the_gap_between_splits_is_paired_by_source_and_weighed_by_validation(monkeypatch):
-    train = {"teacher": np.array([1.0, 1, 1, 3, 3, 3, 7])}
-    val = {"teacher": np.array([1.5, 1.5, 4, 4, 4, 4])}
-    # a: 1 → 1.5 twice; b: 3 → 4 four times; c is in training text alone
-    documents = {
-        "train": (np.arange(7), ["a"] * 3 + ["b"] * 3 + ["c"]),
-        "val": (np.arange(6), ["a"] * 2 + ["b"] * 4),
-    }
     monkeypatch.setattr(reality, "FEW", 1)
-    (row,) = reality.memory(train, val, documents, 200)
-    assert row["gap"] == pytest.approx((2 * 0.5 + 4 * 1) / 6)
-    assert (row["low"], row["high"]) == pytest.approx((row["gap"], row["gap"]))  # nothing varies
+    # a: 1 → 1.5 twice; b: 3 → 4 four times; c is in training text alone
+    train, val = [1.0, 1, 1, 3, 3, 3, 7], [1.5, 1.5, 4, 4, 4, 4]
+    documents = {"train": (np.arange(7), [*"aaabbbc"]), "val": (np.arange(6), [*"aabbbb"])}
+    (row,) = memory(train, val, documents)
+    gap = pytest.approx((2 * 0.5 + 4 * 1) / 6)
+    assert row == {"name": "m", "gap": gap, "low": gap, "high": gap}  # nothing varies
 
 
 def test_the_gap_has_the_interval_of_its_documents_and_one_of_0_holds_0():
+    """Ten windows a document, their losses around a level of its own; two sources."""
     rng, held, widths = np.random.default_rng(4), 0, []
+    count = {"train": 40, "val": 12}
+    names = {split: ["3"] * n + ["5"] * n for split, n in count.items()}
+    documents = {split: (np.arange(20 * n) // 10, names[split]) for split, n in count.items()}
     for _ in range(60):
-        parts = {s: [some(rng, n, k, level) for k, level in enumerate((3.0, 5.0))]
-                 for s, n in (("train", 40), ("val", 12))}  # fmt: skip
-        losses = {s: {"m": np.concatenate([x for x, _ in p])} for s, p in parts.items()}
-        names = {s: [str(k) for _, ks in p for k in ks] for s, p in parts.items()}
-        documents = {s: (np.arange(10 * len(n)) // 10, n) for s, n in names.items()}
-        (row,) = reality.memory(losses["train"], losses["val"], documents, 300)
+        level = {split: np.repeat([3.0, 5.0], n) for split, n in count.items()}
+        losses = {s: np.repeat(rng.normal(0, 0.1, len(x)) + x, 10) for s, x in level.items()}
+        (row,) = memory(losses["train"], losses["val"], documents)
         held += row["low"] < 0 < row["high"]
         widths.append(row["high"] - row["low"])
     # two sources of 12 and 40 documents: 3.92 standard errors, some narrower for being bootstrapped
@@ -89,37 +78,32 @@ def test_the_gap_has_the_interval_of_its_documents_and_one_of_0_holds_0():
 
 def test_sources_of_few_documents_count_together_and_of_none_in_common_nowhere():
     rng = np.random.default_rng(3)
-    train, val = {"m": rng.normal(size=40)}, {"m": rng.normal(size=40) + 1}
+    train, val = rng.normal(size=40), rng.normal(size=40) + 1
     names = [f"s{i}" for i in range(20)]  # each source is one document
     documents = {s: (np.arange(40) // 2, names) for s in ("train", "val")}
-    (row,) = reality.memory(train, val, documents, 300)
-    assert row["gap"] == pytest.approx(val["m"].mean() - train["m"].mean())
+    (row,) = memory(train, val, documents)
+    assert row["gap"] == pytest.approx(val.mean() - train.mean())
     assert row["low"] < row["gap"] - 0.1 < row["gap"] + 0.1 < row["high"]
     apart = documents | {"val": (documents["val"][0], [f"v{name}" for name in names])}
-    assert reality.memory(train, val, apart, 300) == []
-
-
-# words
+    assert memory(train, val, apart) == []
 
 
 def test_the_words_and_the_table_are_those_of_the_numbers():
+    gaps = {"teacher": 0.2, "50m": 0.05, "difficulty": -0.15}
+    other = {"with": "50m-seed2", "student_better": 0.31, "windows": 1000, "jaccard": 0.5}
+    alone = {"with": "teacher loss alone", "windows": 1000, "jaccard": 0.05, "rank": NAN}
     result = {
-        "rows": [
-            {"with": "50m-seed2", "student_better": 0.31, "windows": 1000, "jaccard": 0.5,
-             "chance": 1 / 9, "rank": 0.8},
-            {"with": "teacher loss alone", "windows": 1000, "jaccard": 0.05, "chance": 1 / 9,
-             "rank": -0.2},
+        "rows": [other | {"chance": 1 / 9, "rank": 0.8}, alone | {"chance": 1 / 9}],
+        "memory": [
+            {"name": n, "gap": g, "low": g - 0.01, "high": g + 0.01} for n, g in gaps.items()
         ],
-        "memory": [{"name": n, "gap": g, "low": g - 0.01, "high": g + 0.01}
-                   for n, g in (("teacher", 0.2), ("50m", 0.05), ("difficulty", -0.15))],
         "mean": 0.4,
         "unseen": {"fold": 0.3, "val": 0.1, "extra": 0.2, "low": 0.1, "high": 0.3},
-    }  # fmt: skip
-    said = reality.in_words(result, "50m", "teacher")
-    assert "cost the teacher +0.200 [+0.190, +0.210] nats more" in said
-    assert "from +0.400 to +0.250 nats, a change of −0.150 [−0.160, −0.140]. 37% of it" in said
-    assert "+0.200 [+0.100, +0.300] of its lead" in said
-    result["rows"][1]["rank"] = NAN
+    }
+    words = reality.in_words(result, "50m", "teacher")
+    assert "cost the teacher +0.200 [+0.190, +0.210] nats more" in words
+    assert "from +0.400 to +0.250 nats, a change of −0.150 [−0.160, −0.140]. 37% of it" in words
+    assert "+0.200 [+0.100, +0.300] of its lead" in words
     table = reality.table(result)
     assert table["rank correlation"].tolist() == ["+0.800", "–"]
     assert table["hard by both (Jaccard)"].tolist() == ["0.500", "0.050"]
@@ -128,17 +112,14 @@ def test_the_words_and_the_table_are_those_of_the_numbers():
 
 def test_03_repeats_what_02_counted_before_anything_else(tmp_path):
     short = {"windows": 100, "mean": -0.03, "student_better": 0.72}
-    record = {"notebook": "02_hard_set", "parameters": {"base": "50m"},
-              "remembered": {"short": short}, "models": {}}  # fmt: skip
+    record = {"notebook": "02_hard_set", "parameters": {"base": "50m"}, "models": {}}
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "02_hard_set.json").write_text(json.dumps(record))
+    path = tmp_path / "results/02_hard_set.json"
+    path.write_text(json.dumps(record | {"remembered": {"short": short}}))
     this = SimpleNamespace(out=tmp_path, run="03_lora-hard", parameters={"base": "50m"})
     assert "**⚠ 50m is better than its teacher on 72.0%" in selection.what_02_counted(this)
     this.parameters = {"base": "80m"}
     assert "No record of 02" in selection.what_02_counted(this)
-
-
-# folds
 
 
 @pytest.fixture
@@ -150,16 +131,6 @@ def tokens(tmp_path) -> data.Tokens:
     return token_files.open_tokens(folder)
 
 
-def trained_student(this, config: LlamaConfig, tokens: data.Tokens) -> Llama:
-    """As 01 trains it, on the text alone."""
-    torch.manual_seed(this.parameters["seed"])
-    p, net = this.parameters, Llama(config)
-    recipe = train.recipe(p)
-    rows = students.windows_read(tokens, recipe, p["left_out"], p["distinct_tokens"])
-    students.Training(this, p["student"], tokens).fit(net, recipe, rows=rows)
-    return net
-
-
 def test_folds_are_whole_documents_each_window_in_one(tokens):
     document_N = tokens.documents("train")[0]
     folds = np.stack([tokens.fold(f"{k}/5") for k in range(1, 6)])
@@ -168,62 +139,67 @@ def test_folds_are_whole_documents_each_window_in_one(tokens):
     assert 60 < folds[0].sum() < 100
 
 
+@pytest.fixture
+def train_on(tokens, tokenizer, tmp_path):
+    """Trains a small student from scratch in a folder of its own."""
+    (tokens.folder / tokenizer.name).write_bytes(tokenizer.path.read_bytes())
+    config = LlamaConfig(700, context=T, layers=1, heads=2, dim=32, mlp_dim=48)
+
+    def run(name: str, watch=lambda opened: None, **more) -> tuple:
+        out = tmp_path / name
+        (out / "models/teacher").mkdir(parents=True)
+        (out / "tokens").symlink_to(tokens.folder)
+        given = {"run": f"01_distill-{name}", "profile": "smoke", "out": str(out), "student": name}
+        given |= {"ce_weight": 1.0, "token_limit": 0, "epochs": 1.0, "device": "cpu"} | more
+        this, opened = start("01_distill", given), token_files.open_tokens(tokens.folder)
+        watch(opened)
+        torch.manual_seed(this.parameters["seed"])
+        net, p, recipe = Llama(config), this.parameters, train.recipe(this.parameters)
+        rows = students.windows_read(opened, recipe, p["left_out"], p["distinct_tokens"])
+        students.Training(this, name, opened).fit(net, recipe, rows=rows)
+        this.detach()
+        size = workload.Size(700, T, len(opened.train), len(opened.val), 1, "")
+        (planned,) = workload.of_run(this.parameters, size, config, {}).trainings
+        return torch.cat([weight.flatten() for weight in net.parameters()]), planned
+
+    return run
+
+
 @pytest.mark.parametrize(("left_out", "same"), [("1/4", True), ("", False)])
-def test_a_training_never_reads_the_fold_it_leaves_out(tokens, tokenizer, tmp_path, left_out, same):
+def test_a_training_never_reads_the_fold_it_leaves_out(tokens, train_on, left_out, same):
     """Other text in the fold's windows: the same weights to the last bit. (A token on the edge of
     two windows is the other one's too.)"""
-    folder, fold_N, weights = tokens.folder, tokens.fold("1/4"), []
-    (folder / tokenizer.name).write_bytes(tokenizer.path.read_bytes())
-    for text in ("one", "another"):
-        if text == "another":
-            ids = np.fromfile(folder / "train.bin", "<u4")
-            for i in np.flatnonzero(fold_N):
-                ids[i * T + 1 : i * T + T] = ids[i * T + 1 : i * T + T][::-1]
-            ids.tofile(folder / "train.bin")
-        given = {"run": f"01_distill-{text}", "profile": "smoke", "out": str(tmp_path / text),
-                 "student": "a", "ce_weight": 1.0, "token_limit": 0, "epochs": 1.0,
-                 "batch_tokens": 4096, "left_out": left_out, "device": "cpu"}  # fmt: skip
-        (tmp_path / text / "models/teacher").mkdir(parents=True)
-        (tmp_path / text / "tokens").symlink_to(folder)
-        this, opened = start("01_distill", given), token_files.open_tokens(folder)
-        config = LlamaConfig(700, context=T, layers=1, heads=2, dim=32, mlp_dim=48)
-        net = trained_student(this, config, opened)
-        weights.append(torch.cat([w.flatten() for w in net.parameters()]))
-        this.detach()
-    assert torch.equal(*weights) == same
+    fold_N, path = tokens.fold("1/4"), tokens.folder / "train.bin"
+    before, _ = train_on("one", left_out=left_out, batch_tokens=4096)
+    ids = np.fromfile(path, "<u4")
+    for i in np.flatnonzero(fold_N):
+        ids[i * T + 1 : i * T + T] = ids[i * T + 1 : i * T + T][::-1]
+    ids.tofile(path)
+    after, _ = train_on("another", left_out=left_out, batch_tokens=4096)
+    assert torch.equal(before, after) == same
 
 
 @pytest.mark.parametrize(("distinct", "left_out"), [(20 * T + 5, ""), (20 * T, "1/4"), (3, "")])
 def test_distinct_tokens_are_the_first_of_a_shorter_training_again_in_every_epoch(
-    tokens, tokenizer, tmp_path, monkeypatch, distinct, left_out
+    tokens, train_on, monkeypatch, distinct, left_out
 ):
-    (tokens.folder / tokenizer.name).write_bytes(tokenizer.path.read_bytes())
-    (tmp_path / "models/teacher").mkdir(parents=True)
-    (tmp_path / "tokens").symlink_to(tokens.folder)
-    config, batch = (
-        LlamaConfig(700, context=T, layers=1, heads=2, dim=32, mlp_dim=48),
-        Windows.batch,
-    )
+    batch = Windows.batch
 
     def read(name: str, **more) -> tuple[list[int], workload.Training]:
-        given = {"run": f"01_distill-{name}", "profile": "smoke", "out": str(tmp_path),
-                 "student": name, "ce_weight": 1.0, "batch_tokens": 7 * T, "left_out": left_out,
-                 "device": "cpu", "seed": 5} | more  # fmt: skip
-        this, opened = start("01_distill", given), token_files.open_tokens(tokens.folder)
         rows = []
 
-        def seen(of: Windows, rows_B, *device):
-            rows.extend(map(int, rows_B if of is opened.train else ()))
-            return batch(of, rows_B, *device)
+        def watch(opened: data.Tokens) -> None:
+            def seen(of: Windows, rows_B, *device):
+                rows.extend(map(int, rows_B if of is opened.train else ()))
+                return batch(of, rows_B, *device)
 
-        monkeypatch.setattr(Windows, "batch", seen)
-        trained_student(this, config, opened)
-        this.detach()
-        size = workload.Size(700, T, len(opened.train), len(opened.val), 1, "")
-        return rows, workload.of_run(this.parameters, size, config, {}).trainings[0]
+            monkeypatch.setattr(Windows, "batch", seen)
 
-    once, _ = read("once", token_limit=distinct, epochs=1.0)
-    rows, planned = read("again", distinct_tokens=distinct, token_limit=0, epochs=3.0)
+        given = dict(left_out=left_out, batch_tokens=7 * T, seed=5) | more
+        return rows, train_on(name, watch, **given)[1]
+
+    once, _ = read("once", token_limit=distinct)
+    rows, planned = read("again", distinct_tokens=distinct, epochs=3.0)
     n = max(1, distinct // T)
     assert len(once) == len(set(once)) == n < len(tokens.train)
     assert planned.windows == len(rows) == 3 * n and planned.steps == -(-3 * n // 7)
@@ -245,21 +221,17 @@ def test_what_names_no_fold_is_refused():
 
 def test_02_reads_the_models_it_compares_with():
     values = {"teacher": "teacher", "base": "50m", "compare": "a b", "unseen_teacher": "c"}
-    found = hashes.reads("02_hard_set", values, [])
+    found = notebooks.reads("02_hard_set", values, [])
     assert {"models/a", "models/b", "models/c", "models/50m"} < set(found)
-
-
-# the choice by parameters
 
 
 def test_a_share_is_of_what_was_scored_and_is_not_junk():
     rng = np.random.default_rng(0)
     difficulty_N = rng.normal(size=2000)
     difficulty_N[rng.random(2000) < 0.7] = NAN
-    junk_N = ((rng.random(2000) < 0.4) & (rng.random(2000) < 0.5)).astype(np.uint8) * 8
-    junk_N[np.isnan(difficulty_N)] *= rng.integers(0, 2, np.isnan(difficulty_N).sum(), np.uint8)
-    p = {"share": 0.2, "threshold": None, "leave_out_junk": True, "clip": 0.05, "easy_share": 0.5,
-         "token_share": 0.3, "seed": 3, "base": "50m"}  # fmt: skip
+    junk_N = (rng.random(2000) < 0.2).astype(np.uint8) * 8
+    p = dict(share=0.2, threshold=None, leave_out_junk=True, clip=0.05, easy_share=0.5)
+    p |= dict(token_share=0.3, seed=3, base="50m")
     chosen = hard_set.choose(difficulty_N, hard_set.Rule.of(p), junk_N)
     left = np.isfinite(difficulty_N) & (junk_N == 0)
     hard_N = hard_set.hard(chosen, difficulty_N)
@@ -278,7 +250,7 @@ def test_the_table_of_junk_counts_each_kind_and_shows_the_hardest(tokens):
     nothing_N = np.zeros(n, np.float16)
     junk_N = np.zeros(n, np.uint8)
     junk_N[[3, 5, 7]], junk_N[9] = 8, 9
-    found = features.Features(junk_N, nothing_N, nothing_N, nothing_N, nothing_N)
+    found = features.Features(junk_N, nothing_N, nothing_N, nothing_N)
     difficulty_N = np.arange(n, dtype=float)
     table = features.junk_table(tokens, found, difficulty_N, difficulty_N >= 6).set_index("junk")
     assert table["windows"].tolist() == ["1", "0", "0", "4"]

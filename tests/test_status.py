@@ -1,5 +1,6 @@
 """What goes on is told from files and living processes; a GPU belongs to one run at a time."""
 
+import functools
 import json
 import os
 import signal
@@ -20,25 +21,16 @@ time.sleep(60)"""
 
 
 def record(out, run: str, **more) -> None:
-    content = {
-        "run": run, "notebook": "01_distill", "profile": "night", "code": "other", "changed": [],
-        "parameters": {}, "finding": f"{run} keeps 4.5.", "seconds": 60.0, "models": {},
-        "started": "2026-11-24T03:00:00+00:00", "remembered": {}, "inputs": {}, "commit": "abc",
-        "dirty": False, "device": "cpu", "versions": {}, "peak_memory_mib": 1.0, "reads": {},
-        "tokens_per_second": None,
-    }  # fmt: skip
+    content = {"run": run, "notebook": "01_distill", "profile": "night", "code": "other"}
+    content |= {"changed": [], "parameters": {}, "finding": f"{run} keeps 4.5.", "seconds": 60.0}
+    content |= {"models": {}, "started": "2026-11-24T03:00:00+00:00"}
     write(out / "results" / f"{run}.json", json.dumps(content | more))
 
 
 def session(out, **more) -> None:
-    own = {
-        "began": 1000.0, "ended": None, "code": None, "targets": [], "command": "make book",
-        "price": None, **heartbeat.who(),
-    }  # fmt: skip
+    own = {"began": 1000.0, "ended": None, "code": None, "targets": [], "command": "make book"}
+    own |= {"price": None, **heartbeat.who()}
     write(out / sessions.SESSIONS, json.dumps([*sessions.sessions(out), own | more]))
-
-
-# --- words
 
 
 def words(out) -> dict[str, str]:
@@ -46,40 +38,30 @@ def words(out) -> dict[str, str]:
 
 
 def test_every_run_has_the_word_that_is_true_of_it(tmp_path):
-    wanted = ["01_distill-a", "01_distill-b", "01_distill-c", "01_distill-d", "01_distill-e"]
-    now = time.time()
-    session(tmp_path, targets=wanted, began=now)
-    heartbeat.write_state(tmp_path, "01_distill-b", "running", step=3, steps=9, left_s=60.0)
-    heartbeat.write_state(tmp_path, "01_distill-c", "failed", error=["ValueError: no"])
-    heartbeat.write_state(tmp_path, "01_distill-d", "failed", error=["old"], heartbeat=now - 60)
-    record(tmp_path, "01_distill-e")
-    heartbeat.write_state(tmp_path, "01_distill-e", "done")
-    write(tmp_path / ".done/01_distill-e", "")
-    heartbeat.write_state(tmp_path, "01_distill-f", "running", boot="another")
-    assert words(tmp_path) == {
-        "01_distill-a": "queued", "01_distill-b": "running", "01_distill-c": "failed",
-        "01_distill-d": "queued", "01_distill-e": "stale", "01_distill-f": "lost",
-    }  # fmt: skip
-    session(tmp_path, targets=wanted, began=now, pid_started=1)  # whoever made it is gone
-    assert words(tmp_path) | {"01_distill-a": "not run", "01_distill-d": "failed"} == words(
-        tmp_path
-    )
+    a, b, c, d, e, f = (f"01_distill-{letter}" for letter in "abcdef")
+    now, say = time.time(), functools.partial(heartbeat.write_state, tmp_path)
+    session(tmp_path, targets=[a, b, c, d, e], began=now)
+    say(b, "running", step=3, steps=9, left_s=60.0)
+    say(c, "failed", error=["ValueError: no"])
+    say(d, "failed", error=["old"], heartbeat=now - 60)
+    record(tmp_path, e)
+    say(e, "done")
+    write(tmp_path / ".done" / e, "")
+    say(f, "running", boot="another")
+    found = {a: "queued", b: "running", c: "failed", d: "queued", e: "stale", f: "lost"}
+    assert words(tmp_path) == found
+    session(tmp_path, targets=[*found][:5], began=now, pid_started=1)  # whoever made it is gone
+    assert words(tmp_path) == found | {a: "not run", d: "failed"}
     said = status.text(tmp_path)
     assert "step 3 of 9 · about 1 min 0 s left" in said and "failed       " in said
     assert "its process is gone: the same command goes on" in said
-    assert "REDO=01_distill-e repeats it" in said
+    assert f"REDO={e} repeats it" in said
 
 
 def test_a_run_that_another_host_makes_is_lost_once_its_heart_stops(tmp_path):
-    heartbeat.write_state(tmp_path, "01_distill-a", "running", host="node7")
-    assert words(tmp_path) == {"01_distill-a": "running"}
-    heartbeat.write_state(
-        tmp_path, "01_distill-a", "running", host="node7", heartbeat=time.time() - 999
-    )
-    assert words(tmp_path) == {"01_distill-a": "lost"}
-
-
-# --- the morning
+    for beat, word in ((time.time(), "running"), (time.time() - 999, "lost")):
+        heartbeat.write_state(tmp_path, "01_distill-a", "running", host="node7", heartbeat=beat)
+        assert words(tmp_path) == {"01_distill-a": word}
 
 
 def test_the_morning_report_says_what_failed_what_came_out_and_what_it_cost(tmp_path):
@@ -90,13 +72,16 @@ def test_the_morning_report_says_what_failed_what_came_out_and_what_it_cost(tmp_
     heartbeat.write_state(tmp_path, "01_distill-b", "failed", error=lines, step=120, steps=400)
     run_pages.index(tmp_path)
     said = (tmp_path / "morning.md").read_text("utf8")
-    for words_ in (
-        "1 stale, 1 failed", "**01_distill-b** failed: step 120 of 400", lines[1],
+    for text in (
+        "1 stale, 1 failed",
+        "**01_distill-b** failed: step 120 of 400",
+        lines[1],
         "| 01_distill-a (stale: made by older code) | 1 min 0 s | 01_distill-a keeps 4.5. |",
-        "| 50m | 3.210 | 3.00–3.30 |", "1 h 0 min of this machine, 4.50 at 4.5 an hour",
+        "| 50m | 3.210 | 3.00–3.30 |",
+        "1 h 0 min of this machine, 4.50 at 4.5 an hour",
         "`make book PROFILE=b` goes on where it stopped",
-    ):  # fmt: skip
-        assert words_ in said, words_
+    ):
+        assert text in said, text
     page = (tmp_path / "index.html").read_text("utf8")
     assert "What needs a look" in page and lines[1] in page and "4.50 at 4.5 an hour" in page
 
@@ -116,9 +101,6 @@ def test_a_session_that_ends_says_how(tmp_path):
         ended(1)
     (kept,) = sessions.sessions(tmp_path)
     assert kept["code"] == 1 and kept["ended"] >= kept["began"] and status.live(tmp_path) is None
-
-
-# --- GPUs
 
 
 @pytest.fixture

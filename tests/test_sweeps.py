@@ -2,20 +2,21 @@
 
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from tdbook import __main__
-from tdbook.runs import hashes, heartbeat, parameters, running, sweeps
+from tdbook.runs import hashes, heartbeat, parameters, sweeps
 from tdbook.runs.running import start
 from tdbook.workflow import dry, graph, request, run_pages, scheduler, sessions, status
-from tests.small_book import called, processes_of, wait_for, write, yaml
+from tests.small_book import wait_for, write, yaml
 
 RATES = {"like": "01_distill-a", "grid": {"learning_rate": [1e-3, 2e-3]}, "seeds": [1, 2]}
 
@@ -24,27 +25,10 @@ def sweep(root: Path, profile: str = "tiny", **given) -> Path:
     return write(root / f"params/{profile}/sweeps/rates.yaml", RATES | given)
 
 
-def make(*more: str, profile: str = "tiny") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tdbook", "sweep", "NAME=rates", f"PROFILE={profile}"]
-    return subprocess.run([*command, *more], capture_output=True, text=True, timeout=180)
-
-
-def calls(root: Path, out: str = "outputs/tiny") -> dict[str, int]:
-    """Point → how often its notebook was really executed."""
-    points = (root / out / "sweeps/rates").glob("*/calls")
-    return {path.parent.name: len(path.read_text().split()) for path in points}
-
-
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file below, but for what a folder says of itself."""
-    own = (".book.lock", ".sessions.json", ".snakemake.json", ".snakemake.log", "index.html",
-           "morning.md")  # fmt: skip
-    files = (path for path in folder.rglob("*") if path.is_file() and "sweeps" not in path.parts)
-    return {str(path): path.read_bytes() for path in files
-            if path.name not in own and ".done" not in path.parts}  # fmt: skip
-
-
-# --- what a sweep is
+    """Every file of a run folder itself."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and "sweeps" not in path.parts)
+    return {str(path): path.read_bytes() for path in paths if path.name != ".looked.json"}
 
 
 @pytest.fixture
@@ -57,10 +41,8 @@ def book(root):
 def test_the_points_are_all_combinations_and_single_ones_with_each_seed(book):
     sweep(book, points=[{"student": "b"}])
     points = sweeps.read("tiny", "rates").points
-    assert list(points) == [
-        "learning_rate0.001-seed1", "learning_rate0.001-seed2", "learning_rate0.002-seed1",
-        "learning_rate0.002-seed2", "studentb-seed1", "studentb-seed2",
-    ]  # fmt: skip
+    starts = ("learning_rate0.001", "learning_rate0.002", "studentb")
+    assert list(points) == [f"{start}-seed{seed}" for start in starts for seed in (1, 2)]
     assert points["learning_rate0.002-seed1"] == {"learning_rate": 2e-3, "seed": 1}
 
 
@@ -69,14 +51,6 @@ def test_a_sweep_that_was_not_run_yet_has_no_points_and_one_that_nobody_wrote_is
     assert sweeps.results(book / "outputs/tiny", "rates") == {}
     with pytest.raises(FileNotFoundError, match="make sweep NAME=raets"):
         sweeps.results(book / "outputs/tiny", "rates raets")
-
-
-def test_one_more_value_adds_points_and_renames_none(book):
-    sweep(book)
-    before = sweeps.read("tiny", "rates").points
-    sweep(book, grid={"learning_rate": [1e-3, 5e-3, 2e-3]})
-    after = sweeps.read("tiny", "rates").points
-    assert before.items() <= after.items() and len(after) == 6
 
 
 def test_a_point_has_the_parameters_of_its_run_then_the_fixed_then_its_own(book):
@@ -91,31 +65,31 @@ def test_a_point_has_the_parameters_of_its_run_then_the_fixed_then_its_own(book)
     assert points[0].needs == ("00_teacher",) and page.needs == ("00_teacher", "01_distill-a")
 
 
-@pytest.mark.parametrize(
-    "given, says",
-    [
-        ({"grid": {"learnin_rate": [1]}}, "parameter learnin_rate is not known: did you mean lear"),
-        ({"grid": {"learning_rate": 1e-3}}, r"learning_rate = 0.001 must be a list, .*\[0.001"),
-        ({"grid": {"learning_rate": []}}, "learning_rate = .* must be a list"),
-        ({"grid": {"learning_rate": [1e-3, "x"]}}, "point learning_ratex-seed1: .*learning_rate"),
-        ({"grid": {"learning_rate": [1e-3, 7.0]}}, "learning_rate = 7.0 must be"),
-        ({"grid": {"learning_rate": [1e-3, "1e-3"]}}, "learning_rate0.001-seed1 is there twice"),
-        ({"grid": [1]}, r"grid: \[1\] must be lines of"),
-        ({"grid": {}, "seeds": []}, "it has no points: give a grid"),
-        ({"grid": {"out": ["a"]}}, "out is every point's own: leave it out"),
-        ({"fixed": {"learning_rate": 1e-3}}, "learning_rate is fixed and varied: give it once"),
-        ({"fixed": {"sed": 1}}, "parameter sed is not known: did you mean seed"),
-        ({"points": {"seed": 1}}, "points: .* must be a list of"),
-        ({"seeds": 3}, r"seeds: 3 must be a list of whole numbers, as \[1, 2, 3\]"),
-        ({"seeds": [1.5]}, "must be a list of whole numbers"),
-        ({"grid": {"seed": [1]}}, "seed is varied and seeds are given"),
-        ({"gird": {}}, "key gird is not known: did you mean grid"),
-        ({"like": "01_distill-b"}, "run 01_distill-b is not known: did you mean 01_distill-a"),
-        ({"like": "04_merge_eval"}, "notebook: 04_merge_eval must be one of 01_distill, 03_lora"),
-        ({"notebook": "03_lora"}, "notebook: 03_lora must be one of .*, that of `like`"),
-        ({"grid": {"teacher": ["techer"]}}, "reads models/techer, which no .*: did you mean"),
-    ],
-)  # fmt: skip
+NO_SWEEPS = [
+    ({"grid": {"learnin_rate": [1]}}, "parameter learnin_rate is not known: did you mean lear"),
+    ({"grid": {"learning_rate": 1e-3}}, r"learning_rate = 0.001 must be a list, .*\[0.001"),
+    ({"grid": {"learning_rate": []}}, "learning_rate = .* must be a list"),
+    ({"grid": {"learning_rate": [1e-3, "x"]}}, "point learning_ratex-seed1: .*learning_rate"),
+    ({"grid": {"learning_rate": [1e-3, 7.0]}}, "learning_rate = 7.0 must be"),
+    ({"grid": {"learning_rate": [1e-3, "1e-3"]}}, "learning_rate0.001-seed1 is there twice"),
+    ({"grid": [1]}, r"grid: \[1\] must be lines of"),
+    ({"grid": {}, "seeds": []}, "it has no points: give a grid"),
+    ({"grid": {"out": ["a"]}}, "out is every point's own: leave it out"),
+    ({"fixed": {"learning_rate": 1e-3}}, "learning_rate is fixed and varied: give it once"),
+    ({"fixed": {"sed": 1}}, "parameter sed is not known: did you mean seed"),
+    ({"points": {"seed": 1}}, "points: .* must be a list of"),
+    ({"seeds": 3}, r"seeds: 3 must be a list of whole numbers, as \[1, 2, 3\]"),
+    ({"seeds": [1.5]}, "must be a list of whole numbers"),
+    ({"grid": {"seed": [1]}}, "seed is varied and seeds are given"),
+    ({"gird": {}}, "key gird is not known: did you mean grid"),
+    ({"like": "01_distill-b"}, "run 01_distill-b is not known: did you mean 01_distill-a"),
+    ({"like": "04_merge_eval"}, "notebook: 04_merge_eval must be one of 01_distill, 03_lora"),
+    ({"notebook": "03_lora"}, "notebook: 03_lora must be one of .*, that of `like`"),
+    ({"grid": {"teacher": ["techer"]}}, "reads models/techer, which no .*: did you mean"),
+]
+
+
+@pytest.mark.parametrize("given, says", NO_SWEEPS)
 def test_a_sweep_that_cannot_be_meant_is_refused_in_one_line(book, given, says, capsys):
     path = sweep(book, **given)
     assert __main__.main(["sweep", "NAME=rates", "PROFILE=tiny"]) == 1
@@ -126,18 +100,18 @@ def test_a_sweep_that_cannot_be_meant_is_refused_in_one_line(book, given, says, 
     path.unlink()
 
 
-@pytest.mark.parametrize(
-    "words, says",
-    [
-        (["sweep"], "give the sweep: NAME=; params/tiny/sweeps has rates"),
-        (["sweep", "NAME=rate"], "NAME=rate is no sweep of params/tiny: did you mean rates?"),
-        (["sweep", "NAME=rates", "ONYL=a"], "ONYL= is not known: did you mean ONLY?"),
-        (["sweep", "NAME=rates", "REDO=learning_rate1-seed3"], "did you mean learning_rate0.001-"),
-        (["book", "FROM=03_lora"], "FROM=03_lora is no notebook: "),
-        (["book", "FROM=01"], "FROM takes 00_teacher as made, and it is not: leave FROM"),
-        (["book", "PRICE_PER_HOUR=4,5"], "PRICE_PER_HOUR=4,5 must be a number"),
-    ],
-)  # fmt: skip
+NO_COMMANDS = [
+    (["sweep"], "give the sweep: NAME=; params/tiny/sweeps has rates"),
+    (["sweep", "NAME=rate"], "NAME=rate is no sweep of params/tiny: did you mean rates?"),
+    (["sweep", "NAME=rates", "ONYL=a"], "ONYL= is not known: did you mean ONLY?"),
+    (["sweep", "NAME=rates", "REDO=learning_rate1-seed3"], "did you mean learning_rate0.001-"),
+    (["book", "FROM=03_lora"], "FROM=03_lora is no notebook: "),
+    (["book", "FROM=01"], "FROM takes 00_teacher as made, and it is not: leave FROM"),
+    (["book", "PRICE_PER_HOUR=4,5"], "PRICE_PER_HOUR=4,5 must be a number"),
+]
+
+
+@pytest.mark.parametrize("words, says", NO_COMMANDS)
 def test_a_command_that_cannot_be_meant_is_refused_in_one_line(book, words, says, capsys):
     sweep(book)
     assert __main__.main([*words, "PROFILE=tiny"]) == 1
@@ -146,54 +120,53 @@ def test_a_command_that_cannot_be_meant_is_refused_in_one_line(book, words, says
 
 
 def test_every_sweep_that_we_ship_can_be_meant():
-    for profile in ("smoke", "tiny", "small", "b200", "b200-quick"):
+    for profile in ("smoke", "tiny", "small", "b200"):
         found = graph.book(profile, paths=False)
         for name in sweeps.names(profile):
             *points, page = graph.swept(name, profile, found)
             assert 2 <= len(points) <= 40 and page.needs, (profile, name)
     assert len(sweeps.read("smoke", "forty").points) == 40
-    assert sweeps.names("b200") == sweeps.names("tiny") == sweeps.names("b200-quick")
+    assert sweeps.names("b200") == sweeps.names("tiny")
 
 
-# --- made
-
-
-def by_hand(wanted: graph.Wanted, *names: str) -> None:
-    """Some of the runs, in this process, as their notebooks would, where they are not done."""
-    found = scheduler.prepare(wanted.config)
-    for one in (found[name] for name in names):
-        if sweeps.parent(one.out):
-            sweeps.link(one.out, list(one.reads))
-        this = start(one.notebook, one.parameters)
+def by_hand(wanted: graph.Wanted, *names: str) -> list[str]:
+    """Make some of the runs in this process, as their notebooks would; those that were not done."""
+    jobs, made = scheduler.prepare(wanted.config), []
+    for job in (jobs[name] for name in names or jobs):
+        if sweeps.parent(job.out):
+            sweeps.link(job.out, list(job.reads))
+        this = start(job.notebook, job.parameters)
         if not this.current:
-            for path in one.writes:
-                this.path(path, "w").write_text(one.run)
-            with this.path("calls").open("a") as file:
-                file.write(f"{one.run}\n")
-        this.finding(f"{one.run} is done.")
+            made.append(job.name)
+            for path in job.writes:
+                this.path(path, "w").write_text(job.run)
+        points = sorted(sweeps.results(this.out, this.parameters.get("sweeps", "")))
+        this.once("points", points.copy)
+        this.finding(f"{job.run} is done.")
         this.finish()
-        running._latest = None
+    return made
 
 
 def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(book):
     sweep(book, seeds=[])
-    made = make()
-    assert made.returncode == 0, made.stdout
-    out = book / "outputs/tiny"
-    before, first = content(out), calls(book)
-    assert set(first) == set(sweeps.read("tiny", "rates").points) and set(first.values()) == {1}
-    for point in first:  # linked, and what it wrote is its own
+    wanted = request.wanted("sweep", {"PROFILE": "tiny", "NAME": "rates"})
+    assert len(by_hand(wanted)) == 6
+    out, points = book / "outputs/tiny", sweeps.read("tiny", "rates").points
+    before = content(out)
+    for point in points:  # linked, and what it wrote is its own
         place = out / "sweeps/rates" / point
         assert (place / "models/teacher").is_symlink() and (place / "tokens").is_symlink()
-        assert not (place / "models/a").is_symlink() and (place / "models/a/w").read_text() == "0"
-    sweep(book, grid={"learning_rate": [1e-3, 2e-3, "4e-3"]}, seeds=[])
-    more = make()
-    assert more.returncode == 0 and more.stdout.count(" · started") == 2  # the point, the page
-    now = calls(book)
-    assert len(now) == 3 and set(now.values()) == {1} and first.items() <= now.items()
-    assert content(out) == before
+        assert not (place / "models/a").is_symlink()
+        assert (place / "models/a/w").read_text() == f"01_distill-{point}"
+    sweep(book, grid={"learning_rate": [5e-3, 1e-3, 2e-3]}, seeds=[])
+    assert points.items() < sweeps.read("tiny", "rates").points.items()
+    new = ["rates/01_distill-learning_rate0.005", "rates/04_merge_eval-rates"]
+    jobs = graph.jobs(wanted.config)
+    assert [n for n, why in hashes.judge(jobs, jobs)[0].items() if why] == new
+    assert by_hand(wanted, *new) == new and content(out) == before
     record = json.loads((out / "sweeps/rates/results/04_merge_eval-rates.json").read_text())
-    assert [key.split("/")[-1] for key in record["remembered"]["points"]] == sorted(now)
+    places = [f"sweeps/rates/{point}" for point in sweeps.read("tiny", "rates").points]
+    assert record["remembered"]["points"] == sorted(places)
 
 
 def test_a_point_that_fails_keeps_no_other_from_being_compared_and_a_kill_loses_none(book):
@@ -203,26 +176,20 @@ def test_a_point_that_fails_keeps_no_other_from_being_compared_and_a_kill_loses_
     out, run = book / "outputs/tiny", "01_distill-studentslow"
     slow = out / "sweeps/rates/studentslow"
     command = [sys.executable, "-m", "tdbook", "sweep", "NAME=rates", "PROFILE=tiny"]
-    process = subprocess.Popen(command, stdout=-3)
+    process = subprocess.Popen(command, stdout=-1, text=True)
     wait_for(lambda: status.row(slow, run)["state"].get("step") == 3)
-    said = status.text(out / "sweeps/rates")
-    assert f"{run}  running      step 3 of 3 · loss 4.32" in said
-    process.kill()
-    process.wait(60)
-    wait_for(lambda: not processes_of(book))
-    assert status.row(slow, run)["state"]["state"] in ("lost", "interrupted")
-    assert "its process is gone: the same command goes on" in status.text(out)
-    sweep(book, grid={"student": ["b", "bad"]}, seeds=[])
-    made = make()
-    assert made.returncode == 1
-    assert "rates/01_distill-studentbad · failed: ValueError: the loss is nan" in made.stdout
+    assert f"{run}  running      step 3 of 3 · loss 4.32" in status.text(out / "sweeps/rates")
+    os.kill(status.row(slow, run)["state"]["pid"], signal.SIGKILL)
+    told = process.communicate(timeout=300)[0]
+    assert process.returncode == 1 and f"rates/{run} · lost: the kernel died" in told
+    assert "rates/01_distill-studentbad · failed: ValueError: the loss is nan" in told
     record = json.loads((out / "sweeps/rates/results/04_merge_eval-rates.json").read_text())
     assert record["remembered"]["points"] == ["sweeps/rates/studentb"]
-    assert status.sweeps_of(out)["rates"]["counts"] == {"done": 1, "failed": 1}
-    said = (out / "morning.md").read_text("utf8")
-    assert "01_distill-studentbad** failed" in said and "use a smaller learning_rate" in said
-    assert "`make sweep NAME=rates PROFILE=tiny` goes on" in said.split("## Next")[1]
-    assert set(calls(book).values()) == {1}
+    counts = {"done": 1, "failed": 1, "lost": 1}
+    assert status.sweeps_of(out)["rates"]["counts"] == counts
+    morning = (out / "morning.md").read_text("utf8")
+    assert "01_distill-studentbad** failed" in morning and "use a smaller learning_rate" in morning
+    assert "`make sweep NAME=rates PROFILE=tiny` goes on" in morning.split("## Next")[1]
 
 
 def test_changed_code_repeats_no_point_outside_quick_profiles_and_shows_as_stale(book):
@@ -231,14 +198,13 @@ def test_changed_code_repeats_no_point_outside_quick_profiles_and_shows_as_stale
         write(book / f"params/night/{stem}.yaml", {"run": stem} | night)
     sweep(book, "night", seeds=[])
     wanted = request.wanted("sweep", {"PROFILE": "night", "NAME": "rates"})
-    by_hand(wanted, *graph.jobs(wanted.config))
+    by_hand(wanted)
     change(book, "01_distill")
-    again = make(profile="night")
-    assert again.returncode == 0 and "started" not in again.stdout
-    out = book / "outputs/night"
-    assert heartbeat.counts(status.rows(out / "sweeps/rates")[:-1]) == {"stale": 2}
-    assert "stale" in status.text(out / "sweeps/rates")
-    assert "made by older code" in (out / "sweeps/rates/index.html").read_text("utf8")
+    jobs, place = graph.jobs(wanted.config), book / "outputs/night/sweeps/rates"
+    assert not any(hashes.judge(jobs, jobs)[0].values())
+    assert heartbeat.counts(status.rows(place)[:-1]) == {"stale": 2}
+    assert "stale" in status.text(place)
+    assert "made by older code" in run_pages.index(place).read_text("utf8")
 
 
 def change(root: Path, notebook: str) -> None:
@@ -248,65 +214,41 @@ def change(root: Path, notebook: str) -> None:
     nbformat.write(content, path)
 
 
-# --- FROM, REDO, DRY
-
-
-def make_book(*more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tdbook", "book", "PROFILE=tiny", *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180)
-
-
 def test_from_takes_what_comes_before_as_it_is(book):
     by_hand(request.wanted("book", {}), "00_teacher", "01_distill-a")
     change(book, "00_teacher")
-    done = make_book("FROM=04")
-    assert done.returncode == 0 and "1 of 1 runs done" in done.stdout, done.stdout
-    assert called(book) == ["00_teacher", "01_distill-a", "04_merge_eval"]
+    wanted = request.wanted("book", {"PROFILE": "tiny", "FROM": "04"})
+    jobs = graph.jobs(wanted.config)
+    assert graph.targets_of(wanted, jobs) == (["04_merge_eval"], [])
+    assert hashes.judge(jobs, jobs)[0]["00_teacher"] == hashes.OLDER
+    reasons = hashes.judge(jobs, jobs, wanted.before)[0]
+    assert reasons == {"00_teacher": "", "01_distill-a": "", "04_merge_eval": "new"}
 
 
 def test_redo_keeps_the_old_and_the_same_command_does_not_repeat_it_twice(book):
-    (book / "params/tiny/04_merge_eval.yaml").unlink()
-    yaml(book, "01_distill-bad", student="bad")
     by_hand(request.wanted("book", {}), "00_teacher", "01_distill-a")
-    assert (book / "outputs/tiny/models/a/w").read_text() == "01_distill-a"
-    for _ in range(2):  # the second goes on with the first, which could not end
-        assert make_book("REDO=01_distill-a").returncode == 1
-        (old,) = (book / "outputs/tiny/old").iterdir()
-        assert (old / "models/a/w").read_text() == "01_distill-a"
-        assert (old / "results/01_distill-a.json").exists()
-        assert called(book).count("01_distill-a") == 2
-    out, command = book / "outputs/tiny", "make book PROFILE=tiny REDO=01_distill-a"
-    assert sessions.began_of(out, command) < time.time() - 1
-    with sessions.session(out, [], command, None) as ended:
+    wanted = request.wanted("book", {"PROFILE": "tiny", "REDO": "01_distill-a"})
+    out, run, jobs = book / "outputs/tiny", "01_distill-a", graph.jobs(wanted.config)
+    path = out / f"results/{run}.json"
+    path.write_text(path.read_text().replace('"started": "20', '"started": "19'))
+    with pytest.raises(KeyboardInterrupt):  # stopped before all is made
+        with sessions.session(out, [], wanted.command, None):
+            assert scheduler._not_yet_redone(wanted, jobs) == (run,)
+            assert by_hand(wanted, run) == [run]
+            raise KeyboardInterrupt
+    (old,) = (out / "old").iterdir()
+    assert (old / "models/a/w").exists() and (old / f"results/{run}.json").exists()
+    assert scheduler._not_yet_redone(wanted, jobs) == ()  # the same command goes on
+    with sessions.session(out, [], wanted.command, None) as ended:
         ended(0)
-    assert sessions.began_of(out, command) == math.inf  # that one had ended: a new wish
-
-
-def test_why_a_run_would_be_made_is_told(book):
-    by_hand(request.wanted("book", {}), "00_teacher", "01_distill-a", "04_merge_eval")
-
-    def reasons() -> dict[str, str]:
-        found = graph.jobs(request.wanted("book", {"PROFILE": "tiny"}).config)
-        return {name: hashes.why(one.out, one.run, one.parameters) for name, one in found.items()}
-
-    assert set(reasons().values()) == {""}
-    yaml(book, "01_distill-a", learning_rate=5e-4)
-    assert reasons()["01_distill-a"] == "learning_rate was 0.001, is 0.0005"
-    (book / "outputs/tiny/models/teacher/w").write_text("other")
-    assert reasons()["01_distill-a"].startswith("learning_rate")
-    yaml(book, "01_distill-a")
-    assert reasons()["01_distill-a"] == reasons()["00_teacher"] == ""  # damage is no reason
-    (line,) = hashes.damage(book / "outputs/tiny", "00_teacher")
-    assert line.startswith("models/teacher/w has 5 bytes, had 10: 00_teacher wrote it otherwise")
-    (book / "outputs/tiny/models/teacher/w").unlink()
-    (book / "outputs/tiny/models/teacher").rmdir()
-    assert reasons()["00_teacher"] == "models/teacher is gone"
+    assert sessions.began_of(out, wanted.command) == math.inf  # that one had ended: a new wish
+    assert scheduler._not_yet_redone(wanted, jobs) == (run,)
 
 
 def test_a_page_is_looked_at_again_after_its_points(book):
     sweep(book, seeds=[])
     wanted = request.wanted("sweep", {"NAME": "rates"})
-    by_hand(wanted, *graph.jobs(wanted.config))
+    by_hand(wanted)
     found = graph.jobs(wanted.config)
     assert not any(hashes.judge(found, found)[0].values())
     sweep(book, seeds=[], fixed={"seed": 7})
@@ -346,12 +288,13 @@ def test_a_dry_run_tells_times_and_money_and_writes_nothing(tmp_path):
     words = {"PROFILE": "smoke", "OUT": str(out), "NAME": "rank", "PRICE_PER_HOUR": "3"}
     said = dry.text(request.wanted("sweep", words))
     rows = [line.split() for line in said.splitlines()[2:-2]]
-    assert [row[0] for row in rows] == [
-        "00_teacher", "01_distill-50m-scratch", "01_distill-50m-seed2", "01_distill-50m",
-        "02_hard_set", "rank/03_lora-rank2-lora_scale0.5", "rank/03_lora-rank2-lora_scale1",
-        "rank/03_lora-rank4-lora_scale0.5", "rank/03_lora-rank4-lora_scale1",
-        "rank/04_merge_eval-rank",
-    ]  # fmt: skip
+    assert (
+        [row[0] for row in rows]
+        == """00_teacher 01_distill-50m-scratch 01_distill-50m-seed2
+     01_distill-50m 02_hard_set rank/03_lora-rank2-lora_scale0.5 rank/03_lora-rank2-lora_scale1
+     rank/03_lora-rank4-lora_scale0.5 rank/03_lora-rank4-lora_scale1
+     rank/04_merge_eval-rank""".split()
+    )
     assert all(row[1] == "new" for row in rows) and "10 of 10 would run" in said
     assert not out.exists()
 

@@ -85,26 +85,10 @@ def test_a_span_is_two_numbers_or_one_or_none(args, text):
     assert tables.span(*args) == text
 
 
-@pytest.mark.parametrize(
-    ("args", "text"),
-    [
-        ((-0.22, -0.2241, -0.2149), "−0.220 [−0.224, −0.215]"),
-        ((0.5, -1, 2, 1), "+0.5 [−1.0, +2.0]"),
-        ((NAN, 0, 0), "undefined"),
-        ((math.inf, 0, 0), "undefined"),
-        ((None, None, None), "undefined"),
-        ((-0.5, NAN, NAN), "−0.500 [unknown]"),
-        ((0.5, None, None), "+0.500 [unknown]"),
-    ],
-)
-def test_an_interval_has_signs_and_true_minuses(args, text):
-    assert intervals.with_interval(*args) == text
-
-
 def test_a_number_that_is_not_known_is_a_dash_also_as_null_of_a_record():
     numbers = [intervals.number(x, ".0%", 0.0) for x in (0.25, -0.1, NAN, None)]
     assert numbers == ["25%", "0%", "–", "–"]
-    text = heartbeat._json({"a": [1.5, NAN, {"b": np.array([np.inf])}]})
+    text = heartbeat.as_json({"a": [1.5, NAN, {"b": np.array([np.inf])}]})
     assert text.split() == '{ "a": [ 1.5, null, { "b": [ null ] } ] }'.split()
 
 

@@ -1,64 +1,60 @@
-"""The verdict says what simulated losses hold, whose truth is known; roles come from results."""
+"""Roles come from parameters, never from names; effects and the verdict in words say what simulated
+losses hold, whose truth is known."""
 
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from tdbook.analysis import intervals, verdict
-from tdbook.book import comparison
+from tdbook.analysis import intervals, trial, verdict
+from tdbook.analysis.trial import CLAIMS, Trial
+from tdbook.book import comparison, evidence, measured
 
-D, N = 60, 1200  # documents, validation windows
+D, N = 60, 1200  # documents, windows of the text that judges
 SEED = 0.04  # nats that another seed moves a window, on both sides
-P01 = dict(profile="small", out="o", shape="student-50m-small", ce_weight=0.5, init="random",
-           temperature=2.0, epochs=2.0, token_limit=0)  # fmt: skip
-P03 = dict(profile="small", out="o", base="50m", rank=16, learning_rate=1e-3, ce_weight=0.0,
-           windows="hard", trains="adapter")  # fmt: skip
+DOCUMENT_N = np.arange(N) // (N // D)
+NOISE_N = np.random.default_rng(0).normal(0, 0.5, N)  # of the text: no difference holds it
+EQUAL = (0.0, 0.0)
+MEAN = 4 / 3  # of 1 and, on a third of the windows, 2
+P01 = dict(
+    profile="small", out="o", shape="student-50m-small", ce_weight=0.5, init="random", epochs=2.0
+)
+P01 |= dict(temperature=2.0, token_limit=0, learning_rate=2e-3, distinct_tokens=0)
+P03 = dict(profile="small", out="o", base="50m", rank=16, learning_rate=1e-3, ce_weight=0.0)
+P03 |= dict(windows="hard", trains="adapter")
 
 
 def distilled(name: str, seed: int = 1, tokens: int = 1000, **changed) -> dict:
     p = P01 | dict(run=f"01_distill-{name}", student=name, seed=seed) | changed
-    log = [{"tokens": 0}, {"tokens": tokens}]
-    return dict(notebook="01_distill", parameters=p, models={name: {}},
-                remembered={f"log of {name}": log})  # fmt: skip
+    log = {f"log of {name}": [{"tokens": 0}, {"tokens": tokens}]}
+    return dict(notebook="01_distill", parameters=p, models={name: {}}, remembered=log)
 
 
 def replayed(name: str, seed: int = 1, **changed) -> dict:
     p = P03 | dict(run=f"03_lora-{name}", adapter=name, seed=seed) | changed
-    return dict(notebook="03_lora", parameters=p, models={name: {}},
-                remembered={f"log of {name}": [{"tokens": 200}]})  # fmt: skip
+    log = {f"log of {name}": [{"tokens": 200}]}
+    return dict(notebook="03_lora", parameters=p, models={name: {}}, remembered=log)
 
 
-TEACHER = dict(notebook="00_teacher", parameters=dict(run="00_teacher", seed=1),
-               models={"teacher": {}}, remembered={})  # fmt: skip
-CORE = [TEACHER, distilled("50m"), distilled("pick", 2), distilled("third", 3),
-        distilled("scratch", ce_weight=1.0)]  # fmt: skip
-DOCUMENT_N = np.arange(N) // (N // D)
+def point(record: dict) -> tuple[str, dict]:
+    """As a sweep's point has it: the model's name, and the record, in a folder of its own."""
+    record["parameters"]["out"] = "o/sweeps/s/x"
+    return next(iter(record["models"])), record
 
 
-def losses(**added: tuple[float, float]) -> tuple[dict, np.ndarray]:
-    """Window losses by name and which are hard, as `pick` has it. Each model is the student's truth
-    plus what is given for the hard fifth (of that truth) and for the rest, plus a seed's noise."""
-    rng = np.random.default_rng(0)
-    teacher_N = 4 + 0.4 * rng.normal(size=D)[DOCUMENT_N] + 0.3 * rng.normal(size=N)
-    lag_N = np.clip(0.3 + 0.1 * rng.normal(size=D)[DOCUMENT_N] + 0.1 * rng.normal(size=N), 0, 1)
-    truly_N = lag_N >= np.quantile(lag_N, 0.8)
-    found = {"teacher": teacher_N}
-    for name, (hard, easy) in added.items():
-        own_N = SEED * rng.normal(size=N)
-        found[name] = teacher_N + lag_N + np.where(truly_N, hard, easy) + own_N
-    return found, comparison.hard_windows(found, "pick", "teacher", 0.2)
-
-
-def trial(results: list[dict], found: tuple, points: dict | None = None, **changed) -> tuple:
-    names = dict(base="50m", scratch="scratch", teacher="teacher", picked_by="pick", resamples=400)
-    t = verdict.Trial(verdict.arms(results, points or {}), *found, DOCUMENT_N, **names | changed)
-    return t, verdict.comparisons(t)
-
-
+P00, P05 = dict(run="00_teacher", seed=1), dict(run="05_progressive", seed=1, ce_weight=0.5)
+TEACHER = dict(notebook="00_teacher", parameters=P00, models={"teacher": {}}, remembered={})
+ROUTES = {name: {} for name in ("150m", "75m", "75m-direct")}
+PROGRESSIVE = dict(notebook="05_progressive", parameters=P05, models=ROUTES, remembered={})
+SCRATCH = distilled("scratch", ce_weight=1.0)
+CORE = [TEACHER, distilled("50m"), distilled("pick", 2), SCRATCH]
+THIRD = distilled("third", 3)
+HARD, RANDOM = replayed("hard"), replayed("random", windows="random")
 EVERY = {
-    "hard-merged": replayed("hard"), "random-merged": replayed("random", windows="random"),
+    "hard-merged": HARD,
+    "random-merged": RANDOM,
     "easiest-merged": replayed("easiest", windows="easiest"),
     "all-merged": replayed("all", windows="all"),
     "on-hard": replayed("on-hard", trains="weights"),
@@ -67,211 +63,405 @@ EVERY = {
     "long": distilled("long", tokens=1400, epochs=2.8),
     "55m": distilled("55m", shape="student-55m-small"),
     "big": distilled("big", shape="student-120m-small"),
-}  # fmt: skip
-EQUAL = (0.0, 0.0)
+}
+
+
+def of(records: list[dict], losses: dict, hard_N: np.ndarray, points=None, **more) -> Trial:
+    names = dict(base="50m", scratch="scratch", teacher="teacher", picked_by="pick", resamples=400)
+    points = {name: point(record) for name, record in (points or {}).items()}
+    models = trial.models(records, points)
+    models = {name: model for name, model in models.items() if name in losses}
+    return Trial(models, losses, hard_N, DOCUMENT_N, **names | more)
+
+
+def simulated(records: list[dict], **truth: tuple[float, float]) -> Trial:
+    """Windows are hard as `pick` has it. Each model is the student's truth, plus what is given for
+    the hard fifth (of that truth) and for the rest, plus a seed's noise."""
+    rng = np.random.default_rng(0)
+    teacher_N = 4 + 0.4 * rng.normal(size=D)[DOCUMENT_N] + 0.3 * rng.normal(size=N)
+    lag_N = np.clip(0.3 + 0.1 * rng.normal(size=D)[DOCUMENT_N] + 0.1 * rng.normal(size=N), 0, 1)
+    truly_N = lag_N >= np.quantile(lag_N, 0.8)
+    losses = {"teacher": teacher_N}
+    for name, (hard, easy) in truth.items():
+        own_N = SEED * rng.normal(size=N)
+        losses[name] = teacher_N + lag_N + np.where(truly_N, hard, easy) + own_N
+    return of(records, losses, comparison.hard_windows(losses, "pick", "teacher", 0.2))
+
+
+def plain(records: list[dict], means: dict, points: dict | None = None, **more) -> Trial:
+    """Losses that differ as the means do, and twice as much on hard text, which is a third."""
+    hard_N = np.arange(N) % 3 == 0
+    losses = {name: NOISE_N + mean * (1 + hard_N) for name, mean in means.items()}
+    return of(records, losses, hard_N, points, **more)
+
+
+def claim(key: str, t: Trial) -> list:
+    return t.effects(next(row["effects"] for row in CLAIMS["claims"] if row["key"] == key))
+
+
+def summary(t: Trial) -> list[str]:
+    return verdict.sentences(t, verdict.comparisons(t))
+
+
+# which models
+
+
+def test_students_are_found_by_parameters_not_by_names():
+    large = dict(shape="student-120m-small")
+    records = [
+        *(*CORE, PROGRESSIVE, distilled("x3", **large), distilled("120m", **large, ce_weight=1.0)),
+        *(distilled("cold", **large, temperature=1.0), distilled("cut", **large, init="teacher")),
+        distilled("longer-a", tokens=2000, ce_weight=1.0, distinct_tokens=1000),
+        distilled("longer-b", tokens=2000, ce_weight=1.0),
+        distilled("x0", tokens=2500, token_limit=2500),
+        *(distilled("x1", shape="student-55m"), distilled("x2", shape="student-80m-tiny")),
+        distilled("75m-long", tokens=3000, shape="student-75m-small"),
+    ]
+    names = [name for record in records for name in record["models"]]
+    wanted = """distilled 50m, scratch scratch, scratch for more epochs longer-a, direct 75m-direct,
+     scratch on fresh tokens longer-b, a stretched schedule x0, student-55m x1, student-80m x2,
+     student-120m x3, student-75m 75m-long, progressive 75m"""
+    wanted = dict(row.strip().rsplit(" ", 1) for row in wanted.split(","))
+    t = plain(records, dict.fromkeys(names, 1.0))
+    assert {role: t.first(role).name for role in wanted} == wanted
+    t = plain(CORE, dict.fromkeys(names[:4], 1.0))
+    found = [role for role in CLAIMS["models"] if t.first(role)]
+    assert found == ["distilled", "its base", "scratch"]
+
+
+def test_of_a_role_with_several_seeds_the_bases_own_is_taken_and_no_point():
+    own = [distilled("a", 3, shape="student-80m"), distilled("b", shape="student-80m")]
+    points = {"0": distilled("0", shape="student-55m")}
+    t = plain(CORE + own, dict.fromkeys(["50m", "scratch", "a", "b", "0"], 1.0), points)
+    assert t.first("student-80m").name == "b" and t.first("student-55m") is None
 
 
 @pytest.fixture(scope="module")
-def whole() -> tuple:
+def rates() -> tuple[Trial, dict]:
+    """Adapters on hard windows at four rates, and others that are no candidates; all of these are
+    better on development than the one that is."""
+    weights = dict(trains="weights", windows="all")
+    records = [
+        *CORE,
+        HARD,
+        replayed("of-pick", base="pick"),
+        replayed("on", ce_weight=0.5, **weights),
+    ]
+    points = {f"lr{rate:g}": replayed("hard", learning_rate=rate) for rate in (5e-4, 2e-3, 5e-3)}
+    points |= {"rank": replayed("hard", rank=8), "clip": replayed("hard")}
+    points |= {"random": RANDOM | {"models": {"hard": {}}}, "text": replayed("hard", ce_weight=0.5)}
+    points |= {"on2": replayed("on", ce_weight=0.1, **weights)}
+    dev = {"teacher": 1, "50m": 6, "pick": 6, "scratch": 7, "hard-merged": 5.3, "lr0.0005": 5.4}
+    dev |= {"lr0.002": 5.1, "lr0.005": 5.2, "rank": 4.0, "clip": 4.1, "random": 4.2, "text": 4.3}
+    dev |= {"of-pick-merged": 4.4, "on": 4.6, "on2": 4.5}
+    # on the text that judges the order is another
+    means = dev | {"hard-merged": 3.0, "lr0.005": 2.0, "lr0.002": 5.9, "on": 1.0}
+    return plain(records, means, points, mixed={"clip"}, development=dev), dev
+
+
+def test_the_rate_is_the_one_that_development_prefers_of_the_same_arm(rates):
+    t, dev = rates
+    assert t.models["of-pick-merged"].base == "pick"
+    best = [t.first(f"best {role} on {w}") for role in ("adapter", "weights") for w in trial.SETS]
+    found = [model and model.name for model in best]  # of weights ce_weight is tuned too
+    assert found == ["lr0.002", "random", None, None, None, None, None, "on2"]
+    slow = replace(t, development=dev | {"lr0.0005": 0.0})
+    assert slow.first("best adapter on hard").name == "lr0.0005"
+    fewer = replace(t, models={name: m for name, m in t.models.items() if name != "lr0.002"})
+    assert fewer.first("best adapter on hard").name == "lr0.005"
+    assert plain(CORE, dev, development=dev).first("best adapter on hard") is None
+
+
+def test_every_arm_is_tuned_before_the_claim_on_the_adapter_is_judged(rates):
+    t, _ = rates
+    best = "adapter on hard (rate 0.002)"  # a point of a sweep; against the others, the controls
+    wanted = {
+        ("claim", "adapter on hard − 50m"): 3 - 6,
+        ("part", f"{best} − 50m"): 5.9 - 6,
+        ("control", f"{best} − adapter on random (rate 0.001)"): 1.7,
+        ("control", f"{best} − weights on all (rate 0.001)"): 1.4,
+    }
+    found = {(e.role, e.what): e.change.value for e in claim("adapter", t) if "text" not in e.what}
+    assert found == pytest.approx({key: apart * MEAN for key, apart in wanted.items()})
+
+
+def test_the_adapter_on_random_windows_beside_the_claims_own_is_a_control_with_its_seeds():
+    means = {"teacher": 0, "50m": 0.6, "scratch": 0.9, "hard-merged": 0.54, "random-merged": 0.57}
+    means |= {"fast": 0.5, "s3 50m": 0.63, "s3 hard": 0.51, "s3 random": 0.6}
+    points = {"s3 50m": distilled("50m", 3), "s3 hard": replayed("hard", 3)}
+    points |= {"s3 random": replayed("random", 3, windows="random")}
+    faster = {"fast": replayed("random", windows="random", learning_rate=9e-4)}
+    for more in ({}, faster):
+        dev = dict.fromkeys([*means, "pick"], 6.0) | {"fast": 5.0}
+        t = plain([*CORE, HARD, RANDOM], means, points | more, development=dev)
+        controls = {e.what: e for e in claim("adapter", t) if e.role == "control"}
+        own = controls.pop("adapter on hard − adapter on random")
+        assert own.seeds == pytest.approx([(0.54 - 0.57) * MEAN, (0.51 - 0.6) * MEAN])
+        assert [*controls] == ["adapter on hard − adapter on random (rate 0.0009)"] * bool(more)
+
+
+@pytest.fixture(scope="module")
+def grid() -> Trial:
+    records = [TEACHER, distilled("50m"), distilled("pick", 2), SCRATCH]
+    records += [distilled("slow", learning_rate=1e-3)]
+    points = {"t4": distilled("50m", temperature=4.0), "t1": distilled("50m", temperature=1.0)}
+    points |= {"low": distilled("50m", ce_weight=0.1, cached_draws=12)}
+    points |= {"seed3": distilled("50m", 3, ce_weight=0.1), "cut": distilled("50m", init="teacher")}
+    points |= {"long": distilled("50m", epochs=4.0)}
+    dev = dict.fromkeys(("teacher", "pick", "slow", "seed3", "cut", "long"), 0.0)
+    dev |= {"50m": 6.0, "scratch": 7.0, "t4": 5.9, "t1": 6.2, "low": 5.8}
+    means = dict.fromkeys(dev, 1.0) | {"t4": 1.2, "50m": 0.5, "low": 1.5, "t1": 0.1}
+    return plain(records, means, points, development=dev)
+
+
+def test_settings_differ_from_the_base_alone_and_are_chosen_on_development(grid):
+    cells = [(0.1, 2, 5.8), (0.5, 1, 6.2), (0.5, 2, 6.0), (0.5, 4, 5.9), (1.0, 2, 7)]
+    assert sorted(evidence.grid(grid)) == cells
+    (effect,), notes = measured.loss_settings(None, None, grid)
+    assert effect.what == "t4 − low"  # on the text that judges 50m and t1 are better
+    assert effect.change.value == pytest.approx((1.2 - 1.5) * MEAN)
+    assert "Of 5 settings the best on development is low" in notes[0]
+    other = replace(grid, development=dict(grid.development) | {"50m": 0.0})
+    assert measured.loss_settings(None, None, other)[0][0].what == "50m − low"
+    alone = plain(CORE[:2], {"teacher": 0, "50m": 1}, development={"teacher": 0, "50m": 1})
+    assert measured.loss_settings(None, None, alone) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("best", "pair"),
+    [
+        (["50m", "scratch"], None),
+        (["fast", "alone"], "fast − alone"),
+        (["fast", "scratch"], "fast − scratch"),
+    ],
+)
+def test_the_students_at_their_best_rates_stand_beside_the_claim(best, pair):
+    points = {"fast": distilled("50m", learning_rate=4e-3)}
+    points |= {"alone": distilled("50m", learning_rate=1e-3, ce_weight=1.0)}
+    points |= {"seed3": distilled("50m", 3, learning_rate=4e-3)}
+    points |= {"cut": distilled("50m", learning_rate=4e-3, init="teacher")}
+    means = {"teacher": 0, "50m": 0.6, "scratch": 0.9, "fast": 0.5, "alone": 0.7, "seed3": 0}
+    dev = dict.fromkeys([*means, "cut", "pick"], 9.0) | dict.fromkeys(best, 5.0)
+    dev |= {"seed3": 0.0, "cut": 0.0, "pick": 0.0}
+    t = plain(CORE, means | {"cut": 0, "pick": 0}, points, development=dev)
+    found = [(e.what, e.role, e.change.value) for e in claim("distilled", t)]
+    wanted = [("50m − scratch", "claim", pytest.approx(-0.3 * MEAN))]
+    wanted += [(pair, "part", pytest.approx((means[best[0]] - means[best[1]]) * MEAN))] * bool(pair)
+    assert found == wanted
+
+
+# effects
+
+
+@pytest.fixture(scope="module")
+def seeded() -> Trial:
+    """Base, scratch, 55m, and adapters, with seeds 1, 3 and 4; the picker, and what it made."""
+    records = [*CORE, HARD, RANDOM, replayed("of-pick", 2, base="pick"), EVERY["55m"]]
+    means = {"teacher": 0, "50m": 0.6, "pick": 9, "scratch": 0.9, "hard-merged": 0.54}
+    means |= {"random-merged": 0.57, "of-pick-merged": 5, "55m": 0.51, "s3 random": 0.6}
+    points = {"s3 random": replayed("random", 3, windows="random")}
+    for s, more in ((3, 0.03), (4, 0.06)):
+        points |= {f"s{s} 50m": distilled("50m", s), f"s{s} hard": replayed("hard", s)}
+        means |= {f"s{s} 50m": 0.6 + more, f"s{s} hard": 0.54 - more}
+    dev = dict.fromkeys(means, 0.0) | {"of-pick-merged": -9.0}
+    return plain(records, means, points, development=dev)
+
+
+def effect(t: Trial, one: str, other: str, **more):
+    return t.effect(t.models[one], t.models[other], **more)
+
+
+def test_an_effect_is_one_minus_the_other_whichever_has_more_seeds(seeded):
+    wanted = [(0.54 - 0.6) * MEAN, (0.51 - 0.63) * MEAN, (0.48 - 0.66) * MEAN]
+    one, other = (effect(seeded, *p) for p in (("hard-merged", "50m"), ("50m", "hard-merged")))
+    assert one.change.value == pytest.approx(wanted[0]) and one.seeds == pytest.approx(wanted)
+    assert other.change == pytest.approx(-one.change)
+    assert other.seeds == pytest.approx([-s for s in one.seeds])
+    assert one.change.low <= one.change.value <= one.change.high < 0
+    assert (one.what, other.what) == ("adapter on hard − 50m", "50m − adapter on hard")
+    hard = effect(seeded, "hard-merged", "50m", role="part", part="hard", plan=[-0.5, -0.1])
+    assert hard.change.value == pytest.approx(2 * (0.54 - 0.6))
+    assert hard.what.endswith("on hard text") and (hard.role, hard.plan) == ("part", (-0.5, -0.1))
+
+
+def test_the_interval_over_documents_is_that_of_their_means():
+    """Documents of equal length: about Student's t interval of the document means."""
+    t = plain(CORE, dict.fromkeys(("teacher", "50m", "scratch", "pick"), 0))
+    rng = np.random.default_rng(1)
+    t.losses["scratch"] = t.losses["50m"] + 0.1 + rng.normal(0, 0.2, D)[DOCUMENT_N]
+    change = effect(t, "50m", "scratch").change
+    each_D = (t.losses["50m"] - t.losses["scratch"]).reshape(D, -1).mean(1)
+    low, high = stats.t.interval(0.95, D - 1, each_D.mean(), stats.sem(each_D))
+    assert change.value == pytest.approx(each_D.mean())
+    assert change[1:] == pytest.approx((low, high), abs=0.1 * (high - low))
+
+
+def test_seeds_are_paired_by_the_bases_seed_without_the_picker_and_what_it_made(seeded):
+    pairs = {
+        ("hard-merged", "random-merged"): [(0.54 - 0.57) * MEAN, (0.51 - 0.6) * MEAN],
+        ("55m", "hard-merged"): [(0.51 - 0.54) * MEAN],  # the 55m has one seed
+        ("50m", "scratch"): [(0.6 - 0.9) * MEAN],
+    }
+    for pair, each in pairs.items():
+        assert effect(seeded, *pair).seeds == pytest.approx(each)
+    assert seeded.first("best adapter on hard").name == "hard-merged"
+    assert not [role for role in CLAIMS["models"] if "pick" in str(seeded.first(role))[:30]]
+
+
+def test_no_effect_of_what_was_not_run(seeded):
+    rows = [{"claim": f"{pair}"} for pair in ("direct − distilled", "its base − student-80m")]
+    assert (
+        seeded.effects(rows) == [] and len(seeded.effects([{"claim": "distilled − scratch"}])) == 1
+    )
+
+
+# notebook 04
+
+
+@pytest.fixture(scope="module")
+def whole() -> Trial:
     """Of everything one: the adapter gains 0.05 on hard text and loses 0.02 on easy text."""
     truth = dict.fromkeys(["50m", "pick", "third", *EVERY], EQUAL) | {"scratch": (0.2, 0.2)}
-    found = losses(**truth | {"hard-merged": (-0.05, 0.02), "big": (-0.1, -0.1)})
-    return trial([*CORE, *EVERY.values()], found)
+    truth |= {"hard-merged": (-0.05, 0.02), "big": (-0.1, -0.1)}
+    return simulated([*CORE, THIRD, *EVERY.values()], **truth)
 
 
-def test_every_comparison_of_the_claim_is_found_by_parameters_not_names(whole):
-    found = {c.what: (c.one.name, c.other.name) for c in whole[1]}
-    against = "adapter on hard against "
-    assert found == {
-        "distilled against scratch": ("50m", "scratch"),
-        f"{against}its base": ("hard-merged", "50m"),
-        f"{against}adapter on random": ("hard-merged", "random-merged"),
-        f"{against}adapter on easiest": ("hard-merged", "easiest-merged"),
-        f"{against}adapter on all": ("hard-merged", "all-merged"),
-        f"{against}weights on hard": ("hard-merged", "on-hard"),
-        f"{against}weights on random": ("hard-merged", "on-random"),
-        f"{against}weights on all": ("hard-merged", "on"),
-        f"{against}a stretched schedule": ("hard-merged", "long"),
-        f"{against}student-55m": ("hard-merged", "55m"),
-        f"{against}student-120m": ("hard-merged", "big"),
-        "nothing: another seed of the base": ("third", "50m"),
-    }
+def test_every_comparison_of_the_claim_is_made(whole):
+    found = {c.question: (c.one.name, c.other.name) for c in verdict.comparisons(whole)}
+    rivals = {"its base": "50m", "adapter on random": "random-merged", "weights on all": "on"}
+    rivals |= {"adapter on easiest": "easiest-merged", "adapter on all": "all-merged"}
+    rivals |= {"weights on hard": "on-hard", "weights on random": "on-random"}
+    rivals |= {"a stretched schedule": "long", "student-55m": "55m", "student-120m": "big"}
+    wanted = {"distilled against scratch": ("50m", "scratch")}
+    wanted |= {f"adapter on hard against {k}": ("hard-merged", v) for k, v in rivals.items()}
+    assert found == wanted | {"nothing: another seed of the base": ("third", "50m")}
 
 
 def test_the_sentences_hold_the_true_gains_and_their_own_intervals(whole):
-    t, found = whole
-    said = verdict.sentences(t, found)
-    line = next(s for s in said if "the one on a random set" in s)
-    number = r"(\d\.\d{3}) ± (\d\.\d{3}) nats \[(\d\.\d{3}), (\d\.\d{3})\]"
+    line = next(s for s in summary(whole) if "the adapter on a random set" in s)
+    number = r"([−+]\d\.\d{3}) \[([−+]\d\.\d{3}), ([−+]\d\.\d{3})\] nats"
     parts = re.match(
-        r"On the hard part the adapter on the hard set \(hard-merged\) beats the one on a random "
-        rf"set \(random-merged\) by {number}; on the easy part it loses {number}; on all text it "
-        rf"loses {number}; one seed\.",
+        r"Loss of the adapter on the hard set \(hard-merged\) against the adapter on a random set "
+        rf"\(random-merged\): on hard text better, {number}; on easy text worse, {number}; on all "
+        rf"text worse, {number}; one seed\.",
         line,
     )
     assert parts, line
-    numbers = np.array([float(x) for x in parts.groups()]).reshape(3, 4)
+    numbers = np.array([float(x.replace("−", "-")) for x in parts.groups()]).reshape(3, 3)
     # a part of the picked fifth is easy in truth: between 0.02 lost and 0.05 gained
-    assert 0.02 < numbers[0, 0] < 0.05 and numbers[1, 0] == pytest.approx(0.02, abs=0.01)
-    for value, half, low, high in numbers:
-        assert low < value < high and half == pytest.approx((high - low) / 2, abs=0.0011)
+    assert -0.05 < numbers[0, 0] < -0.02 and numbers[1, 0] == pytest.approx(0.02, abs=0.01)
+    assert (numbers[:, 1] < numbers[:, 0]).all() and (numbers[:, 0] < numbers[:, 2]).all()
     # the same from the arrays, without the module
-    gain_N = t.losses["random-merged"] - t.losses["hard-merged"]
-    assert numbers[:, 0] == pytest.approx(
-        [gain_N[t.hard_N].mean(), -gain_N[~t.hard_N].mean(), -gain_N.mean()], abs=6e-4
-    )
-    assert verdict.headline(t, found) == line
+    apart_N, hard_N = whole.losses["hard-merged"] - whole.losses["random-merged"], whole.hard_N
+    each = [apart_N[hard_N].mean(), apart_N[~hard_N].mean(), apart_N.mean()]
+    assert numbers[:, 0] == pytest.approx(each, abs=6e-4)
+    assert verdict.headline(whole, verdict.comparisons(whole)) == line
+    same = verdict.in_words(verdict.compare(whole, "x", *map(whole.models.get, ("55m", "50m"))))
+    assert same.startswith("Loss of 55m against 50m: on hard text not clearly apart, ")
 
 
-def test_windows_without_a_target_change_no_word_of_the_verdict_but_the_one_that_says_so(whole):
-    t, compared = whole
+def test_windows_without_a_target_change_no_word_but_the_one_that_says_so(whole):
     at = np.flatnonzero(np.arange(N) % 7 == 0)  # a new one before each seventh window, and a whole
     at = np.concatenate([at, np.full(9, N)])  # document of them
-    document_N = np.insert(t.document_N, at, [*t.document_N[at[:-9]], *[D] * 9])
-    found = {n: np.insert(x, at, np.nan) for n, x in t.losses.items()}
-    hard_N = comparison.hard_windows(found, "pick", "teacher", 0.2)
-    masked = replace(t, losses=found, hard_N=hard_N, document_N=document_N)
-    said = verdict.sentences(masked, verdict.comparisons(masked))
+    document_N = np.insert(whole.document_N, at, [*whole.document_N[at[:-9]], *[D] * 9])
+    losses = {n: np.insert(x, at, np.nan) for n, x in whole.losses.items()}
+    hard_N = comparison.hard_windows(losses, "pick", "teacher", 0.2)
+    lines = summary(replace(whole, losses=losses, hard_N=hard_N, document_N=document_N))
     own = f"{len(at):,} of {N + len(at):,} windows have no target (a mask): they are neither hard "
-    assert [s for s in said if s.startswith(own)] and not any("nan" in s for s in said)
-    assert [s for s in said if not s.startswith(own)] == verdict.sentences(t, compared)
+    assert [s for s in lines if s.startswith(own)] and not any("nan" in s for s in lines)
+    assert [s for s in lines if not s.startswith(own)] == summary(whole)
 
 
-def test_what_one_document_shows_is_never_clear_and_its_lag_has_no_interval(whole):
-    t, _ = whole
-    alone = replace(t, document_N=np.zeros(N, int))
-    said = verdict.sentences(alone, verdict.comparisons(alone))
-    assert not any("is clear:" in s or "nan" in s for s in said)
-    assert "nats, of one document behind its teacher" in said[0]
-    gap = verdict.gap_in_words(alone, alone.compare("", *map(t.arms.get, ("hard-merged", "big"))))
+def test_what_one_document_shows_is_never_clear_and_a_part_without_a_target_undefined(whole):
+    alone = replace(whole, document_N=np.zeros(N, int))
+    lines = summary(alone)
+    assert not any("better" in s or "is clear:" in s or "nan" in s for s in lines)
+    assert "[unknown] nats behind its teacher" in lines[0]
+    gap = verdict.gap_in_words(alone, *map(whole.models.get, ("hard-merged", "big")))
     assert gap.endswith("closes: undefined, since one document has no interval.")
+    losses = {n: np.where(whole.hard_N, np.nan, x) for n, x in whole.losses.items()}
+    said = " ".join(summary(replace(whole, losses=losses)))
+    assert "undefined, since no window there has a target" in said and "nan" not in said
 
 
-def test_a_part_without_a_target_is_undefined_and_says_why(whole):
-    t, _ = whole
-    found = {n: np.where(t.hard_N, np.nan, x) for n, x in t.losses.items()}
-    blind = replace(t, losses=found)
-    said = verdict.in_words(blind.compare("x", *map(t.arms.get, ("hard-merged", "50m"))))
-    assert "undefined: no window there has a target" in said and "nan" not in said
-
-
-def test_a_difference_that_may_be_nothing_is_no_finding(whole):
-    t, found = whole
-    line = next(s for s in verdict.sentences(t, found) if "(on)" in s or "(55m)" in s)
-    assert "beats" in line
-    same = t.compare("x", t.arms["55m"], t.arms["50m"])
-    said = verdict.in_words(same)
-    assert "55m is not clearly apart from 50m (" in said and "they are not apart (" in said
-
-
-def test_what_is_not_run_is_said(whole):
-    t, found = whole
-    assert not any("Not run" in s for s in verdict.sentences(t, found))
-    some = losses(**{n: EQUAL for n in ("50m", "pick", "scratch", "hard-merged")})
-    said = verdict.sentences(*trial([*CORE[:3], CORE[4], EVERY["hard-merged"]], some))
-    assert said[-2] == f"Not run, so not compared: {', '.join(verdict.NEEDED)}."
-    assert said[-1].endswith("third seed of 50m, since pick picks the hard windows.")
-    said = verdict.sentences(*trial(CORE, losses(**{n: EQUAL for n in ("50m", "pick", "third")})))
-    assert any("No adapter on the hard set of 50m is here" in s for s in said)
-
-
-# --- null row, seeds, warnings
+def test_what_is_not_run_is_said_last(whole):
+    assert not any("Not run" in s for s in summary(whole))
+    some = dict.fromkeys(("50m", "pick", "scratch", "hard-merged"), EQUAL)
+    lines = summary(simulated([*CORE, HARD], **some))
+    needed = [role for role, needed in verdict.rivals().items() if needed and role != "its base"]
+    assert len(needed) == 9 and lines[-2] == f"Not run, so not compared: {', '.join(needed)}."
+    assert lines[-1].endswith("third seed of 50m, since pick picks the hard windows.")
+    lines = summary(simulated([*CORE[:3], THIRD], **dict.fromkeys(("50m", "pick", "third"), EQUAL)))
+    assert "No adapter on the hard set of 50m is here" in lines[-1]
 
 
 def test_two_seeds_show_no_gain_on_the_hard_part_when_a_third_picks(whole):
     """They would if the base picked: windows on which it did badly flatter every other."""
-    t, found = whole
-    value, low, high = next(c for c in found if c.what.startswith("nothing")).changes["hard"]
-    assert low < 0 < high and abs(value) < 0.01
+    change = effect(whole, "third", "50m", part="hard").change
+    assert not change.clear and abs(change.value) < 0.01
     # a seed that is better everywhere has no gain of its own on the hard part
-    everywhere_N = t.losses["third"] - t.losses["50m"] - 0.04
-    value, low, high = intervals.beyond(everywhere_N, t.hard_N, DOCUMENT_N, 400)
-    assert low < 0 < high and value == pytest.approx(
-        everywhere_N[t.hard_N].mean() - everywhere_N[~t.hard_N].mean()
-    )
-    assert any("is not clearly apart from nothing" in s for s in verdict.sentences(t, found))
-    hard_N = comparison.hard_windows(t.losses, "50m", "teacher", 0.2)
-    flattered = intervals.change(t.losses["third"][hard_N], t.losses["50m"][hard_N],
-                                DOCUMENT_N[hard_N], 400)  # fmt: skip
-    assert flattered[2] < 0
+    better_N = whole.losses["third"] - whole.losses["50m"] - 0.04
+    beyond = intervals.beyond(better_N, whole.hard_N, DOCUMENT_N, 400)
+    value = better_N[whole.hard_N].mean() - better_N[~whole.hard_N].mean()
+    assert not beyond.clear and beyond.value == pytest.approx(value)
+    assert any("is not clearly apart from nothing: " in s for s in summary(whole))
+    hard_N = comparison.hard_windows(whole.losses, "50m", "teacher", 0.2)
+    assert effect(replace(whole, hard_N=hard_N), "third", "50m", part="hard").change.clear == -1
 
 
-def test_several_seeds_have_a_t_interval_of_their_paired_differences():
-    results = [*CORE, replayed("hard"), replayed("random", windows="random")]
-    truth = {"50m": EQUAL, "pick": EQUAL, "scratch": EQUAL, "third": EQUAL,
-             "hard-merged": (-0.06, 0), "random-merged": EQUAL, "s4 x": (-0.05, 0), "s4 r": EQUAL,
-             "s5 x": (-0.04, 0), "s5 r": EQUAL}  # fmt: skip
-    points = {f"s{s} {w[0].replace('h', 'x')}": (w, replayed(w, s, windows=w, out="point"))
-              for s in (4, 5) for w in ("hard", "random")}  # fmt: skip
-    t, found = trial(results, losses(**truth), points)
-    c = next(c for c in found if c.what.endswith("adapter on random"))
-    pairs = [("hard-merged", "random-merged"), ("s4 x", "s4 r"), ("s5 x", "s5 r")]
-    each = [(t.losses[a] - t.losses[b])[t.hard_N].mean() for a, b in pairs]
-    assert [pair["hard"] for pair in c.seeds] == pytest.approx(each)
+def test_several_seeds_have_a_t_interval_of_their_paired_differences(seeded):
+    compared = verdict.comparisons(seeded)
+    (c,) = [c for c in compared if c.question.endswith("its base")]  # a point is no favourite
+    each = [2 * (0.54 - 0.6), 2 * (0.51 - 0.63), 2 * (0.48 - 0.66)]
     half = 4.3027 * np.std(each, ddof=1) / np.sqrt(3)
-    wanted = f"over 3 seeds (t interval of the change): hard {np.mean(each):+.3f} ± {half:.3f}"
-    assert wanted.replace("-", "−") in verdict.in_words(c)
-    assert (
-        verdict.table(found).set_index("question").loc[c.what, "seeds, hard part"].startswith("3: ")
-    )
-    # one base, three adapters: no other seed of a rival, and a point is no favourite of its own
-    assert sum(c.what.endswith("its base") for c in found) == 1
+    span = f"{np.mean(each):+.3f} ± {half:.3f}".replace("-", "−")
+    assert f"over 3 seeds hard {span}" in verdict.in_words(c)
+    table = verdict.table(compared).set_index("question")
+    assert table.loc[c.question, "seeds, hard part"] == f"3: {span}"
+    assert table.loc[c.question, "hard part"] == f"{c.effects['hard'].change}"
 
 
-def test_seeds_of_what_the_picker_made_do_not_count():
-    results = [*CORE, replayed("hard"), replayed("hard2", 2, base="pick")]
-    truth = dict.fromkeys(["50m", "pick", "third", "scratch", "hard-merged", "hard2-merged"], EQUAL)
-    t, found = trial(results, losses(**truth))
-    assert next(c for c in found if c.what.endswith("its base")).seeds[1:] == []
-    assert any("pick picks the hard windows, and hard2-merged was made from it" in s
-               for s in verdict.warnings(t))  # fmt: skip
-
-
-@pytest.mark.parametrize("picks", ["50m", "scratch"])
-def test_a_picker_in_the_comparison_is_said_first(whole, picks):
-    t, _ = trial([*CORE, *EVERY.values()], (whole[0].losses, whole[0].hard_N), picked_by=picks)
-    assert any("picks the hard windows, and it is in the comparison" in s for s in
-               verdict.warnings(t)[:2])  # fmt: skip
+@pytest.mark.parametrize("picks", ["50m", "scratch", "third"])
+def test_a_picker_that_is_in_the_comparison_or_made_a_part_of_it_is_said_first(whole, picks):
+    models = trial.models([*CORE, THIRD, replayed("x", 3, base="third"), *EVERY.values()], {})
+    lines = verdict.warnings(replace(whole, models=models, picked_by=picks))
+    why = "x-merged was made from it" if picks == "third" else "it is in the comparison"
+    assert f"{picks} picks the hard windows, and {why}" in lines[1]
 
 
 @pytest.mark.parametrize(("lag", "little"), [(-0.2, True), (0.0, False)])
 def test_a_teacher_that_is_hardly_better_is_said_before_anything_else(lag, little):
     """The mean lag is 0.3, or 0.1 with 0.2 less."""
     names = ("50m", "pick", "scratch", "hard-merged", "random-merged")
-    found = losses(**{n: (lag, lag) for n in names})
-    t, c = trial([*CORE, EVERY["hard-merged"], EVERY["random-merged"]], found)
-    said = verdict.sentences(t, c)
-    assert ("This trial means little" in said[0]) == little
-    assert re.search(r"\+0\.[13]\d\d ± 0\.0\d\d nats \[", said[0])
-    assert verdict.headline(t, c).startswith("⚠ This trial") == little
+    t = simulated([*CORE, HARD, RANDOM], **dict.fromkeys(names, (lag, lag)))
+    first = summary(t)[0]
+    assert ("This trial means little" in first) == little
+    assert re.search(r" is \+0\.[13]\d\d \[\+0\.\d{3}, \+0\.\d{3}\] nats behind", first)
+    assert verdict.headline(t, verdict.comparisons(t)).startswith("⚠ This trial") == little
 
 
 def test_the_gap_to_the_larger_rival_is_a_share_with_an_interval_or_undefined(whole):
-    t, found = whole
-    c = next(c for c in found if c.what.endswith("120m"))
-    base, one, rival = (t.losses[n].mean() for n in ("50m", "hard-merged", "big"))
-    said = verdict.gap_in_words(t, c)
-    assert said.startswith("Share of the gap from 50m to big that hard-merged closes: ")
-    assert f"{(base - one) / (base - rival):+.2f} [".replace("-", "−") in said
-    t.losses["big"] = t.losses["third"]
-    assert verdict.gap_in_words(t, c).endswith("undefined, since the base is not clearly worse.")
-    del t.losses["big"]
+    pair = [whole.models[name] for name in ("hard-merged", "big")]
+    base, one, rival = (whole.losses[n].mean() for n in ("50m", "hard-merged", "big"))
+    share = f"{(base - one) / (base - rival):+.2f} [".replace("-", "−")
+    words = f"Share of the gap from 50m to big that hard-merged closes: {share}"
+    assert any(s.startswith(words) for s in summary(whole))
+    equal = replace(whole, losses=whole.losses | {"big": whole.losses["third"]})
+    said = verdict.gap_in_words(equal, *pair)
+    assert said.endswith("undefined, since the base is not clearly worse.")
 
 
 def test_results_without_the_newer_keys_are_adapters_on_hard_windows():
     old = replayed("old")
     for key in ("windows", "trains"):
         del old["parameters"][key]
-    arm = verdict.arms([*CORE, old], {})["old-merged"]
-    assert (arm.adapter, arm.windows, arm.kind()) == (True, "hard", "adapter on the hard set")
-    assert (arm.seeds, arm.tokens) == ((1, 1), 200)
+    model = trial.models([*CORE, old], {})["old-merged"]
+    assert model.adapter and model.kind == "adapter on the hard set"
+    assert (model.seeds, model.tokens) == ((1, 1), 200)
 
 
-def test_other_differences_of_two_arms_are_told():
-    one, other = (verdict.arms([*CORE, replayed("a", **p)], {})["a-merged"]
-                  for p in ({}, {"windows": "random", "rank": 4}))  # fmt: skip
-    found = losses(**{"50m": EQUAL, "pick": EQUAL, "a-merged": EQUAL})
-    t = trial(CORE, found)[0]
-    assert "They also differ in rank (16 against 4)." in verdict.in_words(
-        t.compare("x", one, other)
-    )
+def test_other_differences_of_two_models_are_told(whole):
+    other = trial.models([*CORE, replayed("a", windows="random", rank=4)], {})["a-merged"]
+    t = replace(whole, losses=whole.losses | {"a-merged": whole.losses["random-merged"]})
+    said = verdict.in_words(verdict.compare(t, "x", whole.models["hard-merged"], other))
+    assert "They also differ in rank (16 against 4)." in said

@@ -1,7 +1,7 @@
 """Several processes against one: the same weights, one writer, and nothing left when one is killed.
 
 python -m tests.test_worker team RANK FOLDER   one of two processes that train all CASES
-python -m tests.test_worker notebook FOLDER    a notebook's process, for tests to end
+python -m tests.test_worker notebook FOLDER N  a notebook's process, for tests to end
 """
 
 import json
@@ -233,18 +233,18 @@ def some_tokens(folder: Path, windows=WINDOWS) -> data.Tokens:
 LONG, MANY = quick(epochs=1.0, checkpoint_minutes=60.0), 800  # windows: 200 steps
 
 
-def notebook(place: Path) -> None:
+def notebook(place: Path, count: int) -> None:
     tokens = token_files.open_tokens(place / "tokens")
     how = dict(teacher=wider(), progress=lambda step, *_: print(step, flush=True))
-    worker.fit(tiny(), tokens, LONG, processes=PROCESSES, folder=place / "kept", **how)
+    worker.fit(tiny(), tokens, LONG, processes=count, folder=place / "kept", **how)
 
 
-def start(place: Path) -> subprocess.Popen:
+def start(place: Path, count: int) -> subprocess.Popen:
     """A notebook's process, when its workers have made their first steps."""
     some_tokens(place / "tokens", MANY)
-    process = again("notebook", place, stdout=subprocess.PIPE)
+    process = again("notebook", place, str(count), stdout=subprocess.PIPE)
     assert process.stdout.readline().strip().isdigit()
-    assert len(processes(place)) == 2 + PROCESSES
+    assert len(processes(place)) == 2 + count
     return process
 
 
@@ -328,7 +328,10 @@ def test_a_workers_error_is_the_notebooks_with_its_traceback_on_the_page(place, 
 
 
 def test_sigterm_keeps_the_state_leaves_no_process_and_one_process_goes_on(tmp_path):
-    process, windows = start(tmp_path), token_files.open_tokens(tmp_path / "tokens").train
+    process, windows = (
+        start(tmp_path, PROCESSES),
+        token_files.open_tokens(tmp_path / "tokens").train,
+    )
     launcher = [pid for pid, rank in processes(tmp_path / "kept").items() if not rank]
     for pid in [*launcher, process.pid]:  # a cluster tells the launcher too
         os.kill(pid, signal.SIGTERM)
@@ -389,7 +392,7 @@ def test_sigterm_before_a_worker_has_told_its_number_is_passed_on_once_it_has(
 
 
 def test_a_notebook_that_is_killed_takes_launcher_and_workers_along(tmp_path):
-    process = start(tmp_path)
+    process = start(tmp_path, 1)
     process.kill()
     process.communicate()
     assert_none_is_left(tmp_path)
@@ -405,5 +408,5 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["team", rank, place]:
             team(int(rank), Path(place))
-        case ["notebook", place]:
-            notebook(Path(place))
+        case ["notebook", place, count]:
+            notebook(Path(place), int(count))

@@ -26,8 +26,8 @@ from tdlib.data import UNK
 from tdlib.files import write_whole
 
 DAMAGED = (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile)  # numpy's words for it
-# Kinds of junk, bit flags of `junk_N`, as FACTS.md section 1 names them; limits as tried on 8
-# million tokens of verse, prose and Wikipedia.
+# Kinds of junk, bit flags of `junk_N`; limits as tried on 8 million tokens of verse, prose and
+# Wikipedia.
 JUNK = {
     1: "single-character pieces",  # text that was never segmented, or in letters of another script
     2: "<unk>",
@@ -44,13 +44,12 @@ GRAM, WINDOWS, REPEATED = 8, 5, 0.5
 GRAM_CHARACTERS = 22  # of 8 pieces, as usual; where a piece is half a character, a gram has more
 LOOKED_AT = 8  # n-grams of a window that are enough to say so
 DISTINCT = 0.5  # of a window's own 8-grams; a refrain leaves two thirds, and a loop next to none
-RARE = 0.05  # of the tokens: the rarest pieces that make up so much are rare. ("Seen under 100
-# times" depends on the corpus: 0.04 % of 8 million tokens are, and next to none of 3.7 billion)
+# Of the tokens: the rarest pieces that make up so much are rare. ("Seen under 100 times" depends on
+# the corpus: 0.04 % of 8 million tokens are, and next to none of 3.7 billion.)
+RARE = 0.05
 SLOTS = 2**27  # bytes of the table of n-grams, at most, and twice the n-grams looked at
 PIECE = 2**19  # tokens at once
-
-STEPS = {"script": (0.01, 0.05, 0.2, 0.5), "rare tokens": (0.02, 0.05, 0.1, 0.2)}
-PLACES = 20
+PLACES = 20  # of the corpus
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,6 @@ class Features:
     junk_N: np.ndarray  # uint8, flags of JUNK, 0: clean
     foreign_N: np.ndarray  # float16, share of tokens not in Telugu; NaN without a tokenizer
     rare_N: np.ndarray  # float16, share of rare tokens
-    unigram_N: np.ndarray  # float16, nats per token for who knows only how frequent each piece is
     characters_N: np.ndarray  # uint16, of its text; 0 without a tokenizer
 
 
@@ -91,20 +89,20 @@ def _key(tokens: data.Tokens) -> str:
     """What features depend on: the tokens' file, the windows, the tokenizer, and the limits."""
     stat = (tokens.folder / "train.bin").resolve().stat()
     limits = (SINGLE, UNKNOWN, ESCAPED, GRAM, WINDOWS, REPEATED, DISTINCT, RARE, SLOTS)
-    known = (stat.st_size, stat.st_mtime_ns, tokens.context, tokens.tokenizer is not None)
-    bytewise = known[-1] and bool((tokens.tokenizer.parts_V == 2).any())
-    return json.dumps([*known, *limits, *(["by characters"] if bytewise else [])])
+    tokenizer = tokens.tokenizer
+    key = [stat.st_size, stat.st_mtime_ns, tokens.context, tokenizer is not None, *limits]
+    bytewise = tokenizer is not None and (tokenizer.parts_V == 2).any()
+    return json.dumps(key + ["by characters"] * bool(bytewise))
 
 
 def _look(tokens: data.Tokens, progress: Callable) -> Features:
-    windows, n, t = tokens.train, len(tokens.train), tokens.context
+    n, t = len(tokens.train), tokens.context
     by_text, gram = _in_parts(tokens)
     grams = n * max(0, t - gram + 1)
     bits = min(int(np.log2(SLOTS)), max(10, int(np.ceil(np.log2(2 * grams + 1)))))
     share = min(1.0, 2**bits / 2 / max(1, grams))  # of the n-grams is looked at
-    table, count_V = np.zeros(2**bits, np.uint8), np.zeros(tokens.vocab_size, np.int64)
-    singles = 0.0
-    for first, ids_RT in _pieces_of(windows):
+    table, count_V, singles = np.zeros(2**bits, np.uint8), np.zeros(tokens.vocab_size, np.int64), 0
+    for first, ids_RT in _pieces_of(tokens.train):
         count_V += np.bincount(ids_RT.ravel(), minlength=len(count_V))
         singles += _of_text(tokens, first, ids_RT)["single"].sum() if by_text else 0
         slots, times = np.unique(_grams(ids_RT, bits, share, gram)[1], return_counts=True)
@@ -115,39 +113,34 @@ def _look(tokens: data.Tokens, progress: Callable) -> Features:
     limit = singles + SINGLE * (1 - singles)
     if by_text:  # where most pieces are, chance alone comes near to all
         limit = max(limit, singles + 4 * np.sqrt(singles * (1 - singles) / t))
-    features = Features(*(np.zeros(n, kind) for kind in ("u1", "f2", "f2", "f2", "u2")))
-    for first, ids_RT in _pieces_of(windows):
+    unknown = tokens.tokenizer.unk if tokens.tokenizer else UNK
+    unknown = -1 if unknown is None else unknown
+    features = Features(*(np.zeros(n, kind) for kind in ("u1", "f2", "f2", "u2")))
+    for first, ids_RT in _pieces_of(tokens.train):
         rows = slice(first, first + len(ids_RT))
         of_RT = {name: of_V[name][ids_RT] for name in ("single", "foreign", "characters")}
         of_RT = _of_text(tokens, first, ids_RT) if by_text else of_RT
         flags = (
             of_RT["single"].mean(1) >= limit,
-            _unknown(tokens, ids_RT) >= UNKNOWN,
+            (ids_RT == unknown).mean(1) >= UNKNOWN,
             _escaped(tokens, of_V, ids_RT) >= ESCAPED * t,
             _template(table, *_grams(ids_RT, bits, share, gram), t - gram + 1),
         )
         features.junk_N[rows] = sum(f * flag for flag, f in zip(JUNK, flags, strict=True))
         features.foreign_N[rows] = of_RT["foreign"].mean(1)
         features.rare_N[rows] = of_V["rare"][ids_RT].mean(1)
-        features.unigram_N[rows] = of_V["unigram"][ids_RT].mean(1)
         features.characters_N[rows] = np.minimum(of_RT["characters"].sum(1).round(), 2**16 - 1)
         progress(n + rows.stop, 2 * n, "windows looked at")
     return features
-
-
-def _unknown(tokens: data.Tokens, ids_RT: np.ndarray) -> np.ndarray:
-    """The share of <unk>, (R,); 0 where the tokenizer has none."""
-    unk = tokens.tokenizer.unk if tokens.tokenizer else UNK
-    return (ids_RT == (-1 if unk is None else unk)).mean(1)
 
 
 def _template(
     table: np.ndarray, row: np.ndarray, slots: np.ndarray, gram_R: np.ndarray, most: int
 ) -> np.ndarray:
     """Which windows are of n-grams that are in many windows, or that come again and again, (R,)."""
-    own_R = np.bincount(row, minlength=len(gram_R))  # of them no two are the same
+    distinct_R = np.bincount(row, minlength=len(gram_R))
     often_R = np.bincount(row[table[slots] >= WINDOWS], minlength=len(gram_R))
-    repeated_R = (often_R >= REPEATED * own_R) | (own_R < DISTINCT * gram_R)
+    repeated_R = (often_R >= REPEATED * distinct_R) | (distinct_R < DISTINCT * gram_R)
     return repeated_R & (gram_R >= max(1, min(LOOKED_AT, most)))
 
 
@@ -220,12 +213,11 @@ def _grams(
 def _of_pieces(tokens: data.Tokens, count_V: np.ndarray) -> dict[str, np.ndarray]:
     """What can be said of every piece of the vocabulary, (V,) each."""
     v, tokenizer = len(count_V), tokens.tokenizer
-    share_V = np.maximum(count_V, 1) / count_V.sum()
     # The first piece, from the rarest on, with which they would make up more is no longer rare, nor
     # are others as frequent.
     ascending_V = np.sort(count_V)
     limit = ascending_V[np.searchsorted(np.cumsum(ascending_V), RARE * count_V.sum(), "right")]
-    of_V = {"rare": count_V < limit, "unigram": -np.log(share_V).astype(np.float32)}
+    of_V = {"rare": count_V < limit}
     if tokenizer is None:
         nothing_V = np.zeros(v, bool)
         unknown_V = np.full(v, np.nan, np.float32)
@@ -264,7 +256,7 @@ def _escaped(tokens: data.Tokens, of_V: dict[str, np.ndarray], ids_RT: np.ndarra
     return count_R
 
 
-def cuts(tokens: data.Tokens, found: Features) -> dict[str, tuple[list[str], np.ndarray]]:
+def cuts(tokens: data.Tokens, features: Features) -> dict[str, tuple[list[str], np.ndarray]]:
     """Cut → the names of its groups, and each window's group, a small whole number, (N,)."""
     document_N, sources = tokens.documents("train")
     names, of_D = np.unique(sources, return_inverse=True)
@@ -273,33 +265,28 @@ def cuts(tokens: data.Tokens, found: Features) -> dict[str, tuple[list[str], np.
     cuts = {
         "source": (names.tolist(), of_D.astype(np.min_scalar_type(len(names)))[document_N]),
         "place in the corpus": (parts, (np.arange(n) * PLACES // n).astype(np.uint8)),
-        "rare tokens": _steps(found.rare_N, STEPS["rare tokens"]),
+        "rare tokens": _steps(features.rare_N, (0.02, 0.05, 0.1, 0.2)),
     }
     if tokens.tokenizer:
-        cuts["script"] = _steps(found.foreign_N, STEPS["script"])
+        cuts["script"] = _steps(features.foreign_N, (0.01, 0.05, 0.2, 0.5))
     return cuts
 
 
 def junk_table(
-    tokens: data.Tokens, found: Features, difficulty_N: np.ndarray, hard_N: np.ndarray
+    tokens: data.Tokens, features: Features, difficulty_N: np.ndarray, hard_N: np.ndarray
 ) -> pd.DataFrame:
     """Each kind of junk: its windows, how many of them the choice would call hard were it not left
     out (`hard_N`), and the text of the hardest."""
-    rows = []
+    rows, t = [], tokens.context
     for flag, kind in JUNK.items():
-        at = np.flatnonzero(found.junk_N & flag)
-        example = at[np.argmax(np.nan_to_num(difficulty_N[at], nan=-np.inf))] if len(at) else None
-        shown = "–" if example is None else text(tokens, int(example))
+        at, text = np.flatnonzero(features.junk_N & flag), "–"
+        if len(at):
+            hardest = at[np.argmax(np.nan_to_num(difficulty_N[at], nan=-np.inf))]
+            ids = tokens.train.ids[hardest * t + 1 :][:t].tolist()
+            text = tokens.tokenizer.decode(ids) if tokens.tokenizer else " ".join(map(str, ids))
         share, hard = f"{len(at) / len(hard_N):.2%}", f"{hard_N[at].sum():,}"
-        rows.append((kind, f"{len(at):,}", share, hard, shown))
+        rows.append((kind, f"{len(at):,}", share, hard, text.replace("\n", " ¶ ")[:120]))
     return pd.DataFrame(rows, columns=["junk", "windows", "of all", "of them hard", "an example"])
-
-
-def text(tokens: data.Tokens, window: int, characters: int = 120) -> str:
-    """The beginning of a window's text, in one line; its ids without a tokenizer."""
-    ids = tokens.train.ids[window * tokens.context + 1 :][: tokens.context].tolist()
-    shown = tokens.tokenizer.decode(ids) if tokens.tokenizer else " ".join(map(str, ids))
-    return shown.replace("\n", " ¶ ")[:characters]
 
 
 def _steps(share_N: np.ndarray, steps: tuple[float, ...]) -> tuple[list[str], np.ndarray]:

@@ -2,12 +2,44 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from tdlib import hard_set
 from tdlib.hard_set import known_mean
+
+
+class Interval(NamedTuple):
+    """A value and its 95 % interval, NaN where not known. Below 0 a change of loss is better."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def clear(self) -> int:
+        """−1 or 1 where the whole interval lies on that side of 0, else 0."""
+        return (self.low > 0) - (self.high < 0)
+
+    def __neg__(self) -> "Interval":
+        return Interval(-self.value, -self.high, -self.low)
+
+    def __format__(self, spec: str) -> str:
+        """ "−0.220 [−0.224, −0.215]", "−0.220 [unknown]" of one document, or "undefined"."""
+        form = f"+{spec or '.3f'}"
+        if (value := number(self.value, form)) == "–":
+            return "undefined"
+        low, high = number(self.low, form), number(self.high, form)
+        span = "unknown" if low == "–" else f"{low}, {high}"
+        return f"{value} [{span}]".replace("-", "−")
+
+
+def number(value: float | None, form: str, least: float = -math.inf) -> str:
+    """A number, or `least` if that is more; "–" where it is not known (NaN, null in a record)."""
+    known = value is not None and math.isfinite(value)
+    return format(max(least, value), form) if known else "–"
 
 
 def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0):
@@ -27,11 +59,16 @@ def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int,
     size_D = np.bincount(documents)
     if (d := len(size_D)) < 2:
         return np.full((resamples, len(loss_KN)), np.nan)
-    draws_RD = np.random.default_rng(seed).multinomial(d, np.full(d, 1 / d), size=resamples)
-    draws_RD = draws_RD.astype(float)  # products of whole numbers are slow
+    draws_RD = _draws(d, resamples, seed).astype(float)  # products of whole numbers are slow
     means_RK = (draws_RD @ sums_KD.T) / (draws_RD @ size_D)[:, None]
     mean_K = sums_KD.sum(axis=1) / size_D.sum()
     return mean_K + stretch(size_D) * (means_RK - mean_K)
+
+
+def _draws(documents: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each document is drawn, (resamples, documents)."""
+    shares_D = np.full(documents, 1 / documents)
+    return np.random.default_rng(seed).multinomial(documents, shares_D, size=resamples)
 
 
 def stretch(size_D: np.ndarray) -> float:
@@ -53,33 +90,34 @@ def interval(values_R: np.ndarray) -> tuple[float, float]:
 
 def change(
     one_N: np.ndarray, other_N: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean loss of one model minus another's, and its interval, over the windows both know."""
+) -> Interval:
+    """Mean loss of one model minus another's, over the windows both know."""
     pair_2N = np.stack([one_N, other_N]).astype(np.float64)
     means_R2 = resampled_means(pair_2N, document_N, resamples, seed)
-    return known_mean(pair_2N[0] - pair_2N[1]), *interval(means_R2[:, 0] - means_R2[:, 1])
+    value = known_mean(pair_2N[0] - pair_2N[1])
+    return Interval(value, *interval(means_R2[:, 0] - means_R2[:, 1]))
 
 
 def beyond(
     change_N: np.ndarray, hard_N: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean change on the hard windows minus that on the others, and its interval: what a model
-    gains there beyond being better everywhere. Both parts of a document are drawn together."""
+) -> Interval:
+    """Mean change on the hard windows minus that on the others: what a model gains there beyond
+    being better everywhere. Both parts of a document are drawn together."""
     known_N = ~np.isnan(change_N)
     change_N, hard_N, document_N = (x[known_N] for x in (change_N, hard_N, document_N))
     if not 0 < hard_N.sum() < len(hard_N):  # one side has no window with a target
-        return math.nan, math.nan, math.nan
+        return Interval(math.nan)
     documents = np.unique(document_N, return_inverse=True)[1]
-    d, apart, value = documents.max() + 1, 0.0, 0.0
-    draws_RD = np.random.default_rng(seed).multinomial(d, np.full(d, 1 / d), size=resamples)
+    d, apart_R, value = documents.max() + 1, 0.0, 0.0
+    draws_RD = _draws(d, resamples, seed)
     for sign, chosen_N in ((1, hard_N), (-1, ~hard_N)):
         size_D = np.bincount(documents[chosen_N], minlength=d).astype(float)
         sums_D = np.bincount(documents[chosen_N], change_N[chosen_N], minlength=d)
         with np.errstate(invalid="ignore"):  # a draw without any hard window says nothing
-            apart = apart + sign * (draws_RD @ sums_D) / (draws_RD @ size_D)
+            apart_R = apart_R + sign * (draws_RD @ sums_D) / (draws_RD @ size_D)
         value += sign * sums_D.sum() / size_D.sum()
     wide = stretch(np.bincount(documents[hard_N]).astype(float))
-    return float(value), *interval(value + wide * (apart - value))
+    return Interval(float(value), *interval(value + wide * (apart_R - value)))
 
 
 def over_seeds(change_S: Sequence[float]) -> tuple[float, float]:
@@ -96,22 +134,3 @@ def gap_closed(scratch_R, student_R, teacher_R) -> np.ndarray:
     if not interval(gap_R)[0] > 0:
         return np.full_like(gap_R, np.nan)
     return np.subtract(scratch_R, student_R) / gap_R
-
-
-def number(value: float | None, form: str, least: float = -math.inf) -> str:
-    """A number, or `least` if that is more; "–" where it is not known (NaN, null in a record)."""
-    known = value is not None and math.isfinite(value)
-    return format(max(least, value), form) if known else "–"
-
-
-def with_interval(
-    value: float | None, low: float | None, high: float | None, digits: int = 3
-) -> str:
-    """ "−0.220 [−0.224, −0.215]", with true minus signs; "undefined" where there is no value, and
-    "unknown" for the interval of one document."""
-    form = f"+.{digits}f"
-    if (text := number(value, form)) == "–":
-        return "undefined"
-    known = number(low, form) != "–"
-    span = f"{low:{form}}, {high:{form}}" if known else "unknown"
-    return f"{text} [{span}]".replace("-", "−")

@@ -1,4 +1,7 @@
-"""What a student keeps and loses, by kind of token."""
+"""What a student keeps and loses, by kind of token.
+
+Legend: M windows, T tokens of each (its targets), S those and the token before, V vocabulary.
+"""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -12,6 +15,10 @@ from tdlib import data
 from tdlib.hard_set import known_mean
 
 SCRIPTS = ("Telugu", "Latin", "digits", "other")
+FREQUENT_ENDINGS = ("లో", "కు", "ను", "లు")
+COUNTS = ["never", "1–9", "10–99", "100–999", "≥ 1,000"]  # how often something was seen
+
+Labels = dict[str, tuple[Sequence[str], np.ndarray]]  # cut → its buckets, each token's, (M, T)
 
 
 def frequency(train: data.Windows, vocab_size: int) -> np.ndarray:
@@ -34,10 +41,7 @@ def _parts_of(ids: np.ndarray, size: int = 2**22, overlap: int = 0) -> Iterator[
     return (np.asarray(ids[i : i + size + overlap]) for i in range(0, len(ids), size))
 
 
-FREQUENT_ENDINGS = ("లో", "కు", "ను", "లు")
-
-
-def cuts(tokens: data.Tokens, rows_M: np.ndarray) -> dict[str, tuple[list[str], np.ndarray]]:
+def cuts(tokens: data.Tokens, rows_M: np.ndarray) -> Labels:
     """For each cut its buckets' names and each token's bucket, (M, T), −1 where none."""
     masked_MT = tokens.val.batch(rows_M)[1].numpy() == data.IGNORE
     ids_MT, targets_MT = (x.numpy() for x in replace(tokens.val, mask=None).batch(rows_M))
@@ -46,8 +50,8 @@ def cuts(tokens: data.Tokens, rows_M: np.ndarray) -> dict[str, tuple[list[str], 
     t = targets_MT.shape[1]
     quarter_MT = np.broadcast_to(np.arange(t) * 4 // t, targets_MT.shape)
     labels = {
-        "token seen in training": _by_count(count_MT),
-        "pair seen in training": _by_count(pairs_MT),
+        "token seen in training": (COUNTS, np.digitize(count_MT, [1, 10, 100, 1000])),
+        "pair seen in training": (COUNTS, np.digitize(pairs_MT, [1, 10, 100, 1000])),
         "place in the window": (["1st quarter", "2nd", "3rd", "4th"], quarter_MT),
     }
     if tokens.tokenizer is not None:
@@ -57,13 +61,7 @@ def cuts(tokens: data.Tokens, rows_M: np.ndarray) -> dict[str, tuple[list[str], 
     return {k: (names, np.where(masked_MT, -1, at_MT)) for k, (names, at_MT) in labels.items()}
 
 
-def _by_count(count_MT: np.ndarray) -> tuple[list[str], np.ndarray]:
-    at_MT = np.digitize(count_MT, [1, 10, 100, 1000])
-    return ["never", "1–9", "10–99", "100–999", "≥ 1,000"], at_MT
-
-
 def _by_piece(tokenizer: Tokenizer, ids_MS: np.ndarray) -> dict:
-    """S is the T targets and the token before them."""
     pieces_V, targets_MT = np.array(tokenizer.vocabulary(), dtype=object), ids_MS[:, 1:]
     # "." and the like are pieces of their own: a word ends before one, and none is part of a word
     mark_V = np.array([unicodedata.category(piece[:1] or "x")[0] == "P" for piece in pieces_V])
@@ -113,20 +111,17 @@ def script(piece: str) -> str:
     return "Latin" if first.isalpha() and first.isascii() and piece[0] != "<" else "other"
 
 
-def kept_and_lost(
-    token_loss: dict[str, np.ndarray], labels: dict[str, tuple[Sequence[str], np.ndarray]]
-) -> list[dict]:
+def kept_and_lost(token_loss: dict[str, np.ndarray], labels: Labels) -> list[dict]:
     """Mean loss of each model in each bucket: rows of cut, bucket, tokens and one key a model."""
-    rows = []
-    for row, in_MT in _buckets(labels):
-        means = {model: known_mean(loss[in_MT]) for model, loss in token_loss.items()}
-        rows.append(row | means)
-    return rows
+    return [
+        row | {model: known_mean(loss_MT[in_MT]) for model, loss_MT in token_loss.items()}
+        for row, in_MT in _buckets(labels)
+    ]
 
 
 def won_back(
     token_loss: dict[str, np.ndarray],
-    labels: dict[str, tuple[Sequence[str], np.ndarray]],
+    labels: Labels,
     base: str,
     document_M: np.ndarray,
     resamples: int,
@@ -134,15 +129,14 @@ def won_back(
     """The same of each model's change against the base, with its interval over documents."""
     rows, base_MT = [], token_loss[base]
     document_MT = np.broadcast_to(np.asarray(document_M)[:, None], base_MT.shape)
+    others = {model: loss_MT for model, loss_MT in token_loss.items() if model != base}
     for row, in_MT in _buckets(labels):
-        for model in (name for name in token_loss if name != base):
-            pair = token_loss[model][in_MT], base_MT[in_MT]
-            row[model] = intervals.change(*pair, document_MT[in_MT], resamples)
-        rows.append(row)
+        at = base_MT[in_MT], document_MT[in_MT], resamples
+        rows.append(row | {m: intervals.change(x_MT[in_MT], *at) for m, x_MT in others.items()})
     return rows
 
 
-def _buckets(labels: dict) -> Iterator[tuple[dict, np.ndarray]]:
+def _buckets(labels: Labels) -> Iterator[tuple[dict, np.ndarray]]:
     """A row for each bucket that holds tokens, and which they are, (M, T)."""
     for cut, (names, label_MT) in labels.items():
         for i, name in enumerate(names):

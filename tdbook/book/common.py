@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tdbook.corpus import token_files
 from tdbook.export import cards, model_tokenizer
-from tdbook.runs import units
+from tdbook.runs import notebooks, units
 from tdbook.runs.folder import Folder
 from tdbook.runs.running import Run
 from tdbook.workflow import plan
@@ -58,9 +58,9 @@ def write_card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
         folder, base = this.path("adapters", name), this.path("models", p["base"])
         card = cards.adapter_card(folder, base, tokens, row, record, row_of(this, p["base"]))
     else:
-        folder, records = this.path("models", name), folder_of(this).of("03_lora")
+        folder, records = this.path("models", name), folder_of(this).of(notebooks.LORA)
         merged = (r for r in records if f"{r['parameters']['adapter']}-merged" == name)
-        teacher = None if this.notebook == "00_teacher" else row_of(this, p["teacher"])
+        teacher = None if this.notebook == notebooks.TEACHER else row_of(this, p["teacher"])
         card = cards.card(folder, tokens, row, next(merged, record), teacher)
     with contextlib.suppress(FileExistsError):
         files.own(folder / "README.md")

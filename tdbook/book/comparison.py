@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from tdbook.analysis import intervals, verdict
+from tdbook.analysis import intervals
 from tdbook.analysis import kept_and_lost as buckets
+from tdbook.analysis import trial as trials
 from tdbook.book import common
 from tdbook.export import inference
 from tdbook.report import sweep_plots, tables
-from tdbook.runs import sweeps
+from tdbook.runs import notebooks, rules, sweeps
 from tdbook.runs.folder import Folder
 from tdbook.runs.running import Run
 from tdbook.workflow import cost
@@ -62,7 +63,7 @@ def show_sweep(this: Run, sweep: str, rows: list[dict], base: str) -> str:
     notebook = sweeps.listed(this.out, sweep)["notebook"]
     this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
     names = {name for row in rows for name in row["varied"]}
-    hints = {name: hint for name in names if (hint := tables.hint(notebook, name))}
+    hints = {name: hint for name in names if (hint := rules.plan(notebook, name))}
     alt = f"Difference from the base at every point of the sweep {sweep}, by setting"
     this.figure(f"sweep-{sweep}", sweep_plots.sweep(rows, hints), alt)
     varied = names - {"seed"}
@@ -75,7 +76,7 @@ def show_sweep(this: Run, sweep: str, rows: list[dict], base: str) -> str:
     best = min(rows, key=lambda row: row["loss"])
     return (
         f"Of {len(rows)} models of the sweep {sweep}, {best['point']} has the lowest loss: "
-        f"{intervals.with_interval(*best['all'])} against {base}; the best of many looks better "
+        f"{best['all']} against {base}; the best of many looks better "
         "than it is."
     )
 
@@ -149,27 +150,32 @@ def calibrations(this: Run, names: list[str]) -> dict[str, dict]:
     return {name: {k: array[k].tolist() for k in keys} for name, array in arrays.items()}
 
 
-def arms_of(this: Run) -> dict[str, verdict.Arm]:
+def trained(this: Run) -> dict[str, trials.Model]:
     """Every trained model of the folder and of the sweeps that are named, and how it was made."""
     folder = common.folder_of(this)
     points = {label: (point.model, point.record) for label, point in folder.points.items()}
-    return verdict.arms(folder.records.values(), points)
+    return trials.models(folder.records.values(), points)
 
 
 def trial(
-    this: Run, losses: dict[str, np.ndarray], hard_N: np.ndarray, document_N: np.ndarray
-) -> verdict.Trial:
-    """What the verdict reads."""
+    this: Run,
+    losses: dict[str, np.ndarray],
+    hard_N: np.ndarray,
+    document_N: np.ndarray,
+    models: dict[str, trials.Model] | None = None,
+) -> trials.Trial:
+    """What a verdict reads: the models given, or those that losses are of."""
     names = ("base", "scratch", "teacher", "picked_by", "resamples")
     given = {name: this.parameters[name] for name in names}
-    return verdict.Trial(arms_of(this), losses, hard_N, document_N, **given)
+    models = models or {name: m for name, m in trained(this).items() if name in losses}
+    return trials.Trial(models, losses, hard_N, document_N, **given)
 
 
 def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
     """What each model is and what it cost, for the quality table."""
-    arms = arms_of(this)
+    arms = trained(this)
     return {
-        name: {"made": arms[name].kind()}
+        name: {"made": arms[name].kind}
         | {f"{what}, FLOP": f"{n:.2g}" if n else "–" for what, n in spent.items()}
         for name, spent in costs(this, tokens).items()
     }
@@ -178,27 +184,27 @@ def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
 def costs(this: Run, tokens: data.Tokens) -> dict[str, dict[str, float]]:
     """FLOP of every model: of its own training (with its base's), of its teachers' forwards, and of
     scoring the windows where it replays scores."""
-    folder, arms, rows = common.folder_of(this), arms_of(this), {}
-    shorts = (record["remembered"].get("short") for record in folder.of("02_hard_set"))
+    folder, arms, rows = common.folder_of(this), trained(this), {}
+    shorts = (record["remembered"].get("short") for record in folder.of(notebooks.HARD_SET))
     short = next(filter(None, shorts), {"windows": 0})
     scored = short["windows"] * short.get("scored", 1) * tokens.context
     for name, arm in arms.items():
         training, teacher = _flop(folder, arm, arms, tokens)
         rows[name] = {"training": training, "teacher": teacher, "scoring": 0.0}
-        if arm.base and arm.windows in ("hard", "easiest"):
+        if arm.base and arm.p["windows"] in ("hard", "easiest"):
             shapes = [folder.shape(model) for model in (arm.base, arm.p["teacher"])]
             forward = sum(cost.forward_flop(shape, tokens.context) for shape in shapes)
             rows[name]["scoring"] = scored * forward
     return rows
 
 
-def _flop(folder: Folder, arm: verdict.Arm, arms: dict, tokens: data.Tokens) -> tuple:
+def _flop(folder: Folder, arm: trials.Model, arms: dict, tokens: data.Tokens) -> tuple:
     """FLOP of training an arm and of its teachers' forwards, those of what it began from too."""
     p, context = arm.p, tokens.context
     config = folder.shape(arm.base if arm.adapter else arm.name)
     flop = cost.step_flop(config, None, context, frozen=arm.adapter)
     flop += 6 * cost.adapter_parameters(config, p["rank"]) if arm.adapter else 0
-    middle = arm.notebook == "05_progressive" and arm.name.endswith("75m")
+    middle = arm.notebook == notebooks.PROGRESSIVE and arm.name.endswith("75m")
     by, asked = arm.name.removesuffix("75m") + "150m" if middle else "", 0.0
     if p.get("ce_weight", 1) < 1:  # 00 has no such parameter
         read = p.get("distinct_tokens") or len(tokens.train.ids)

@@ -8,6 +8,7 @@ import numpy as np
 
 from tdbook.book import common
 from tdbook.report import widgets, words
+from tdbook.runs import notebooks
 from tdbook.runs.running import Run
 from tdlib import data, evaluate, hard_set
 from tdlib.model import Llama
@@ -37,7 +38,7 @@ def score(
 def what_02_counted(this: Run) -> str:
     """That sentence again, from the record of 02, for what is built on difficulty."""
     base = this.parameters["base"]
-    for record in common.folder_of(this).of("02_hard_set"):
+    for record in common.folder_of(this).of(notebooks.HARD_SET):
         if record["parameters"]["base"] == base:
             return words.difficulty(base, record["remembered"]["short"])
     return f"No record of 02 says on how many windows {base} is better than its teacher."

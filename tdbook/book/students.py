@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tdbook.book import common
 from tdbook.corpus import text
 from tdbook.corpus.prepare import prepare
-from tdbook.runs import hashes, hooks, parameters, sweeps
+from tdbook.runs import hooks, parameters, rules, sweeps
 from tdbook.runs.provenance import peak_memory_mib
 from tdbook.runs.running import Run
 from tdbook.training import cache, dashboard, worker
@@ -72,7 +72,7 @@ class Training:
 
     def _fit(self, net: Llama, recipe: train.Recipe, targets, rows) -> list[dict]:
         this, p, folder = self.this, self.this.parameters, self._checkpoints()
-        about = {name: value for name, value in p.items() if name not in hashes.VOLATILE}
+        about = {name: value for name, value in p.items() if name not in rules.VOLATILE}
         board = dashboard.logging(p["wandb"], this.out, f"{this.run} {self.name}", folder, about)
         root, told = parameters.ROOT, lambda: this.told(folder)
         hook = hooks.beside(p["after_checkpoint"], folder, root, told)

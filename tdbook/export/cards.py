@@ -13,7 +13,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from safetensors import safe_open
 
-from tdbook.runs import hashes
+from tdbook.runs import rules
 from tdlib import data
 from tdlib.shapes import read_config
 
@@ -95,6 +95,6 @@ def _telling(parameters: dict) -> str:
     telling = {
         name: value
         for name, value in parameters.items()
-        if name not in hashes.VOLATILE and value not in ("", None) and "/" not in str(value)
+        if name not in rules.VOLATILE and value not in ("", None) and "/" not in str(value)
     }
     return yaml.safe_dump(telling, sort_keys=False, allow_unicode=True).rstrip()

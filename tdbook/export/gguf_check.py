@@ -1,15 +1,18 @@
 """What a GGUF file says in llama.cpp, against the model it was made of in PyTorch.
 
-check: the same next tokens, and log-probabilities how far apart? costs: what a format loses on
-text. Both take llama.cpp's whole distributions, so its rounding of activations counts too.
+check: the same next tokens, and log-probabilities how far apart? other_weight: are its weights the
+folder's? costs: what a format loses on text. check and costs take llama.cpp's whole distributions,
+so its rounding of activations counts too.
 Legend: T tokens of a prompt or window, K of them with a target, V vocabulary.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import gguf
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from tdbook.export import llama_cpp
 from tdlib import data, evaluate
@@ -50,6 +53,26 @@ def check(folder: Path, path: Path, prompts: Sequence[list[int]]) -> dict[str, f
         largest, count = max(largest, float(difference_TV.max())), count + len(ids)
     mean = total / count / model.config.vocab_size
     return {"likeliest": same / count, "mean": mean, "largest": largest}
+
+
+def other_weight(folder: Path, path: Path) -> str:
+    """The first tensor of a folder's safetensors that an F16 file made of it does not hold; "" for
+    none. By name from one file to the other, past all that reads models here."""
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(tensors) // 9)
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as stored:
+            for name in (n for n in stored.keys() if not n.endswith("rotary_emb.inv_freq")):
+                tied = name == "lm_head.weight" and "output.weight" not in tensors
+                in_gguf = "token_embd.weight" if tied else names.get_name(name, (".weight",))
+                if (written := tensors.get(in_gguf)) is None:
+                    return name
+                weight = stored.get_tensor(name).half().numpy()
+                if name.endswith(("q_proj.weight", "k_proj.weight")):  # their rows are turned
+                    weight, written = np.sort(weight, axis=0), np.sort(written, axis=0)
+                if not np.array_equal(weight, written.astype(np.float16)):
+                    return name
+    return ""
 
 
 def _log_p(model: Llama, ids: Sequence[int]) -> np.ndarray:

@@ -44,6 +44,8 @@ NEUTRAL = shapes.KNOWN - NEUTRAL_ONE - {"top_k", "min_p", "early_stopping"}
 
 @dataclass(frozen=True)
 class Source:
+    """A model folder, read once but for the values of its weights."""
+
     folder: Path
     config: LlamaConfig
     vocabulary: Vocabulary

@@ -30,6 +30,7 @@ def export(pairs: dict[str, str]) -> None:
     folder = find(pairs["MODEL"])
     tokens = _tokens(folder, pairs.get("TOKENS", ""))
     out = Path(pairs.get("OUT") or ROOT / "exports") / folder.resolve().name
+    print(f"{folder}: each format is written and run in llama.cpp", flush=True)
     rows = ship(folder, out, tokens)
     takes = f"token ids alone; {SCRIPT} encodes" if (out / SCRIPT).is_file() else "raw text"
     print(tabulate(_in_words(rows), headers="keys", disable_numparse=True))
@@ -86,6 +87,9 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
         for quantization in QUANTIZATIONS:
             path = beside / model.file_name(quantization)
             gguf_file.write(model, path, quantization)
+            if quantization == "F16" and (other := gguf_check.other_weight(folder, path)):
+                fault = f"{path.name} has not the {other} that {folder} holds"
+                raise ValueError(f"{fault}: nothing is shipped, report it")
             some = prompts if quantization == "F16" else prompts[::4]
             row = {"format": quantization, "file": path.name, "bytes": path.stat().st_size}
             rows.append(row | gguf_check.check(folder, path, some))

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from tdbook.analysis import intervals
+from tdbook.analysis.intervals import Interval
 from tdbook.runs import parameters
+from tdbook.runs.notebooks import EVIDENCE as EVIDENCE_RUN
+from tdbook.runs.rules import TRIED
 from tdlib.files import write_whole as write
 
 EVIDENCE = parameters.ROOT / "outputs/published/evidence"
 RECIPE = "params/b200/recommended/README.md"
-KNOBS = ("init", "ce_weight", "temperature", "learning_rate", "warmup_share")
 BEGIN = "<!-- evidence: made by python -m tdbook published readme -->"
 END = "<!-- /evidence -->"
 
@@ -36,7 +37,7 @@ def headline(folder: Path) -> str:
         lines.append(f"| {row.claim} | {row.verdict} | {row.because} | {measured} | {plan} |")
     for _, effect in effects[effects["claim"] == "recipe"].head(1).iterrows():
         best = _recipe(_read(folder, "choices"))
-        knobs = ", ".join(f"{knob} {best[knob]}" for knob in KNOBS if knob in best)
+        knobs = ", ".join(f"{knob} {best[knob]}" for knob in TRIED if knob in best)
         lines += [
             "",
             f"The better recipe ([{knobs}]({RECIPE})) against the plan's own 50M + LoRA: "
@@ -50,7 +51,7 @@ def recommended(folder: Path) -> str:
     changed, on development; then the recipe on the text that judges."""
     tried, effects = _read(folder, "choices"), _read(folder, "effects")
     best = _recipe(tried)
-    knobs = [column for column in tried.columns if column in KNOBS]
+    knobs = [column for column in tried.columns if column in TRIED]
     lines = ["| parameter | value | the same with another value, against it |", "|---|---|---|"]
     for knob in knobs:
         rest = [k for k in knobs if k != knob]
@@ -67,7 +68,7 @@ def recommended(folder: Path) -> str:
 
 
 def _read(folder: Path, name: str) -> pd.DataFrame:
-    path = folder / f"tables/07_evidence-{name}.csv"
+    path = folder / f"tables/{EVIDENCE_RUN}-{name}.csv"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: `make evidence`, then `make publish`")
     return pd.read_csv(path)
@@ -78,7 +79,7 @@ def _recipe(tried: pd.DataFrame) -> pd.Series:
 
 
 def _documents(effect: pd.Series) -> str:
-    return intervals.with_interval(*effect[["value", "low", "high"]])
+    return f"{Interval(*effect[['value', 'low', 'high']])}"
 
 
 def _seeds(effect: pd.Series) -> str:

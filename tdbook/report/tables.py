@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from tdbook.analysis import intervals
+from tdbook.analysis.intervals import Interval
+from tdbook.runs import notebooks, rules
 from tdbook.runs.estimates import Q4_LIMIT, describe, of_plan, span
 from tdlib import generate, hard_set
 from tdlib.shapes import LlamaConfig
@@ -51,7 +53,7 @@ def quality(
         ends = intervals.interval(resampled[name] - resampled[base])
         low, high = of_plan(name, "loss")
         row = m | {"model": name, "quality": metrics[teacher]["loss"] / m["loss"]}
-        row["against"] = "baseline" if name == base else intervals.with_interval(change, *ends)
+        row["against"] = "baseline" if name == base else f"{Interval(change, *ends)}"
         row["gap"] = _gap(metrics, resampled, name, scratch, teacher)
         row["plan_loss"], row["plan_formula"] = span(low, high), span(258 / high, 258 / low, 1)
         rows.append(row | {"plan_quality": span(*of_plan(name, "quality"), 0)})
@@ -75,7 +77,7 @@ def _gap(metrics: dict, resampled: dict, name: str, scratch: str | None, teacher
     if not np.isfinite(values_R).any():
         return "undefined"
     low, middle, high = (metrics[n]["loss"] for n in (teacher, name, scratch))
-    return intervals.with_interval((high - middle) / (high - low), *intervals.interval(values_R), 2)
+    return f"{Interval((high - middle) / (high - low), *intervals.interval(values_R)):.2f}"
 
 
 def made(metrics: dict[str, dict], how: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
@@ -118,16 +120,16 @@ def hard_and_easy_words(parts: pd.DataFrame) -> pd.DataFrame:
     for part in ("hard", "easy"):
         changes = parts[[f"{part} {key}" for key in ("change", "low", "high")]].to_numpy()
         columns[f"loss, {part}"] = parts[part].map("{:.3f}".format)
-        columns[f"change, {part}"] = [intervals.with_interval(*row) for row in changes]
+        columns[f"change, {part}"] = [f"{Interval(*row)}" for row in changes]
     return pd.DataFrame(columns, index=parts.index)
 
 
 def cost(results: dict[str, dict]) -> pd.DataFrame:
     """Hours of every run, measured here, beside the plan's estimate for a B200."""
-    rows = []
+    rows, keys = [], {notebooks.HARD_SET: "scores", notebooks.PROGRESSIVE: "75m"}
     for run, result in results.items():
         names = list(result.get("models", {})) or [result["parameters"].get("adapter", "")]
-        key = {"02_hard_set": "scores", "05_progressive": "75m"}.get(result["notebook"], names[0])
+        key = keys.get(result["notebook"], names[0])
         speed = intervals.number(result["tokens_per_second"] or None, ",.0f")
         row = {"run": run, "device": result["device"], "minutes": result["seconds"] / 60}
         rows.append(row | {"speed": speed, "hours": span(*of_plan(key, "hours"), 0)})
@@ -235,7 +237,7 @@ def kept_and_lost(rows: list[dict], teacher: str, names: list[str]) -> pd.DataFr
 def won_back(rows: list[dict]) -> pd.DataFrame:
     """Per kind of token how many, and each model's change against the base with its interval."""
     table = pd.DataFrame(rows).set_index(KIND)
-    written = table.map(lambda change: intervals.with_interval(*change))
+    written = table.map(lambda change: f"{Interval(*change)}")
     return written.reset_index("tokens")
 
 
@@ -264,24 +266,6 @@ def route_cost(routes: dict[str, list[list[dict]]]) -> pd.DataFrame:
     return _written(rows, columns).set_index("route")
 
 
-# What the plan says of a setting: one value, or from, to.
-HINTS = {
-    "rank": (16, 32),
-    "lora_scale": (1, 1),
-    "share": (0.15, 0.25),
-    "temperature": (2, 4),
-    "ce_weight": (0.5, 0.5),
-    "epochs": (3, 5),
-    "01 learning_rate": (5e-4, 5e-4),
-    "03 learning_rate": (1e-4, 1e-4),
-}
-
-
-def hint(notebook: str, name: str) -> tuple[float, float] | None:
-    """What the plan says of a parameter, which may differ between notebooks; None for nothing."""
-    return HINTS.get(f"{notebook[:2]} {name}", HINTS.get(name))
-
-
 def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
     """One row a model, best first (see book.sweep_rows). * marks a value that the plan names."""
 
@@ -289,7 +273,7 @@ def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
         x = row["varied"].get(name, "–")
         if not isinstance(x, int | float) or isinstance(x, bool):
             return str(x)
-        low, high = hint(notebook, name) or (math.inf, -math.inf)
+        low, high = rules.plan(notebook, name) or (math.inf, -math.inf)
         return f"{x:g}" + " *" * (low <= x <= high)
 
     rows = sorted(rows, key=lambda row: row["loss"])
@@ -298,7 +282,7 @@ def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
         table[name] = [value(row, name) for row in rows]
     table["loss"] = [f"{row['loss']:.3f}" for row in rows]
     for part in ("all", "hard", "easy"):
-        table[f"{part} text"] = [intervals.with_interval(*row[part]) for row in rows]
+        table[f"{part} text"] = [f"{Interval(*row[part])}" for row in rows]
     table["KL to teacher"] = [f"{row['kl']:.3f}" for row in rows]
     table["minutes"] = [f"{row['minutes']:.1f}" for row in rows]
     return pd.DataFrame(table)

@@ -97,7 +97,7 @@ def hard_windows(base: str, short: dict, chosen: hard_set.HardSet, difficulty_N:
 
 def difference(one: str, other: str, d: dict) -> str:
     """That `one` is better or worse than `other`, or not clearly different, with the interval."""
-    size = intervals.with_interval(d["difference"], d["low"], d["high"])
+    size = intervals.Interval(d["difference"], d["low"], d["high"])
     how = "is better than" if d["high"] < 0 else "is not clearly different from"
     how = "is WORSE than" if d["low"] > 0 else how
     left_out = f"; {d['masked']:,} of {d['windows']:,} windows have no target and are left out"

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tdbook.runs import sweeps
+from tdbook.runs.notebooks import LORA
 from tdlib import files, shapes
 
 
@@ -34,13 +35,12 @@ class Folder:
     def records(self) -> dict[str, dict]:
         """Run → record, in the order of the book."""
         paths = sorted((self.out / "results").glob("*.json"))
-        return {path.stem: files.record(path, "parameters", "models")
-                for path in paths if path.stem != self.run}  # fmt: skip
+        paths = [path for path in paths if path.stem != self.run]
+        return {path.stem: files.record(path, "parameters", "models") for path in paths}
 
     @cached_property
     def points(self) -> dict[str, Point]:
-        """The models of the sweeps' finished points, by point; where two sweeps have points of one
-        name, by sweep and point."""
+        """The models of the sweeps' finished points, by point; by sweep too if names coincide."""
         labelled: list[tuple[str, Point]] = []
         for key, path in sweeps.results(self.out, self.sweeps).items():
             _, sweep, name, *several = key.split("/")
@@ -51,13 +51,15 @@ class Folder:
                 point = Point(sweep, path.parents[1], model, varied, record)
                 labelled.append((name if alone else f"{name} {model}", point))
         times = Counter(label for label, _ in labelled)
-        return {label if times[label] == 1 else f"{point.sweep}/{label}": point
-                for label, point in labelled}  # fmt: skip
+        return {
+            label if times[label] == 1 else f"{point.sweep}/{label}": point
+            for label, point in labelled
+        }
 
     @cached_property
     def adapters(self) -> dict[str, str]:
         """Adapter → its base."""
-        parameters = [record["parameters"] for record in self.of("03_lora")]
+        parameters = [record["parameters"] for record in self.of(LORA)]
         return {p["adapter"]: p["base"] for p in parameters if p.get("trains") != "weights"}
 
     def of(self, notebook: str) -> list[dict]:
@@ -66,8 +68,8 @@ class Folder:
 
     def makers(self, name: str) -> list[dict]:
         """The records that hold a model's metrics. ValueError: none does."""
-        if found := [record for record in self.records.values() if name in record["models"]]:
-            return found
+        if makers := [record for record in self.records.values() if name in record["models"]]:
+            return makers
         raise ValueError(f"no results file of {self.out} names the model {name}: run what makes it")
 
     def metrics(self, name: str) -> dict:

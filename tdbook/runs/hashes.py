@@ -1,7 +1,9 @@
-"""What a run reads and writes, what it was made from, and so whether it has to be run again.
+"""What a run was made from, and so whether it has to be run again.
 
 hashes/<run>.json, there only while the run is done, holds hashes of its parameters, its code and
 the contents of its inputs and outputs. A rerun follows from those alone, never from a file's time.
+A fingerprint of a file or folder: {"sha256" of its content, "files": name → [size, mtime_ns],
+"each": name → hash}.
 """
 
 import contextlib
@@ -11,33 +13,10 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from tdbook.runs import disk, parameters, sweeps
-from tdbook.runs.parameters import notebook_of
+from tdbook.runs import disk, notebooks, parameters, rules, sweeps
+from tdbook.runs.notebooks import INFERENCE, notebook_of
 from tdlib import files
 
-# What each reads and writes in the run folder; a parameter may name several models, or none. 04 and
-# 07 also read what the other runs made, and 04 merges their adapters.
-NOTEBOOKS = {
-    "00_teacher": ("", "tokens models/teacher"),
-    "01_distill": ("tokens models/{teacher} models/{beside}", "models/{student}"),
-    "02_hard_set": (
-        "tokens models/{teacher} models/{base} models/{compare} models/{unseen_teacher}",
-        "scores/{run}.npy hard_set.json",
-    ),
-    "03_lora": (
-        "tokens models/{teacher} models/{base} {hard_set} scores/{scores}",
-        "adapters/{adapter}",
-    ),
-    "04_merge_eval": ("tokens", ""),
-    "05_progressive": ("tokens models/{teacher}", "models/150m models/75m models/75m-direct"),
-    "06_inference": ("tokens models/{models}", "exports/{models}"),
-    "07_evidence": ("tokens", ""),
-}
-# change no result
-VOLATILE = {
-    *"""redo device out checkpoint_minutes micro_windows max_skipped deterministic processes
- activation_checkpointing after_checkpoint after_run wandb""".split()
-}
 QUICK = {"smoke", "tiny"}  # profiles in which changed code repeats a run; elsewhere it is noted
 ONE_THREAD = QUICK | {"small"}  # models so small that two runs of a thread each beat one of two
 KEPT = ("parameters", "code", "inputs", "outputs")  # of hashes/<run>.json
@@ -54,44 +33,13 @@ CODE = Path(__file__).parents[2]
 SAMPLED = 2**30  # bytes; of a larger file 64 MiB are hashed
 
 
-def _paths(patterns: str, values: dict) -> list[str]:
-    """Parameters filled in: one path for each name of several, none for an empty one."""
-    found = []
-    for pattern in patterns.split():
-        key = pattern.partition("{")[2].partition("}")[0]
-        names = values.get(key, "").split() if key else [""]
-        found += [pattern.replace(f"{{{key}}}", name) for name in names]
-    return found
-
-
-def reads(run: str, values: dict, made: list[str]) -> list[str]:
-    """Paths in the run folder; `made` is what the other runs of the folder write."""
-    models = [path for path in made if path.startswith(("models/", "adapters/"))]
-    if run.startswith("03"):  # it replays 02's choice, or makes its own from 02's scores
-        own = values.get("share") is not None
-        values = values | ({"hard_set": ""} if own else {})
-        values |= {} if own or values.get("windows") == "easiest" else {"scores": ""}
-    own = _paths(NOTEBOOKS[notebook_of(run)][0], values)
-    return own + (models if run.startswith(("04", "07")) else [])
-
-
-def writes(run: str, values: dict, made: list[str]) -> list[str]:
-    """The same of what it writes."""
-    if values.get("trains") == "weights":
-        return [f"models/{values['adapter']}"]
-    adapters = [Path(path).name for path in made if path.startswith("adapters/")]
-    merged = [f"models/{name}-merged" for name in adapters] if run.startswith("04") else []
-    return _paths(NOTEBOOKS[notebook_of(run)][1], values) + merged
-
-
 def load(out: Path, run: str) -> dict | None:
-    """What a finished run left; None where there is none, or a broken one."""
+    """hashes/<run>.json; None where there is none, or a broken one."""
     return files.whole(out / "hashes" / f"{run}.json", *KEPT)
 
 
 def makers(out: Path) -> dict[str, tuple[str, dict]]:
-    """What finished runs wrote → the run, and the fingerprint it had then; where two wrote the
-    same, the later one, as after a run got another name."""
+    """Output of a finished run → the run, and the fingerprint then; if two wrote it, the later."""
     times = {}
     for path in sorted((out / "hashes").glob("*.json")):
         with contextlib.suppress(FileNotFoundError):  # a run that begins anew meanwhile
@@ -103,30 +51,31 @@ def makers(out: Path) -> dict[str, tuple[str, dict]]:
 
 
 def made_by_others(out: Path, run: str) -> dict[str, dict]:
-    """What the folder's other finished runs wrote → fingerprint; 06 makes nothing to compare."""
-    found = makers(out).items()
-    return {n: was for n, (maker, was) in found if maker != run and not maker.startswith("06")}
+    """What the folder's other finished runs wrote for others to read → fingerprint."""
+    others = {path: made for path, made in makers(out).items() if made[0] != run}
+    return {p: was for p, (maker, was) in others.items() if notebook_of(maker) != INFERENCE}
 
 
 def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
     """What a run reads, as its parameters name it → where that is."""
-    inside = {path: out / path for path in reads(run, values, list(made_by_others(out, run)))}
-    given = parameters.external(notebook_of(run), values)
-    swept = sweeps.results(out, values.get("sweeps", ""))
-    return inside | {path: parameters.ROOT / path for path in given} | swept
+    inside = notebooks.reads(run, values, [*made_by_others(out, run)])
+    outside = parameters.external(notebook_of(run), values)
+    places = {path: out / path for path in inside}
+    places |= {path: parameters.ROOT / path for path in outside}
+    return places | sweeps.results(out, values.get("sweeps", ""))
 
 
-def input_hashes(out: Path, run: str, found: dict[str, Path]) -> dict[str, dict]:
+def input_hashes(out: Path, run: str, places: dict[str, Path]) -> dict[str, dict]:
     """Fingerprints of what a run reads: of what another run wrote, the one it had then."""
     made = made_by_others(out, run)
     return {
-        name: made[name] if _own(path, made.get(name)) else fingerprint(path, made.get(name))
-        for name, path in found.items()
+        name: made[name] if _by_a_run(path, made.get(name)) else fingerprint(path, made.get(name))
+        for name, path in places.items()
     }
 
 
 def outputs(out: Path, run: str, values: dict) -> dict[str, Path]:
-    return {path: out / path for path in writes(run, values, list(made_by_others(out, run)))}
+    return {path: out / path for path in notebooks.writes(run, values, [*made_by_others(out, run)])}
 
 
 def record(out: Path, run: str, values: dict, code: str, inputs: dict[str, dict]) -> dict:
@@ -147,14 +96,14 @@ def judge(
     def judge_one(name: str) -> str:
         if name in reasons:
             return reasons[name]
-        one, reasons[name] = jobs[name], ""
+        job, reasons[name] = jobs[name], ""
         if name in before:
             return ""
-        page = one.sweep and one.notebook == "04_merge_eval"  # it compares the sweep's points
-        points = [n for n, o in jobs.items() if page and o.sweep == one.sweep and o is not one]
-        again = [n for n in (*one.needs, *points) if n in jobs and judge_one(n)]
+        points = [n for n, other in jobs.items() if other.sweep == job.sweep and other is not job]
+        above = [*job.needs, *points] if job.compares else job.needs
+        again = [n for n in above if n in jobs and judge_one(n)]
         pending = {path for n in again for path in jobs[n].writes}
-        reasons[name] = why(one.out, one.run, one.parameters, pending)
+        reasons[name] = why(job.out, job.run, job.parameters, pending)
         if again and not reasons[name]:
             more = " …" * (len(again) > 2)
             reasons[name] = f"{AFTER}{', '.join(again[:2])}{more}, if that comes out new"
@@ -168,15 +117,10 @@ def judge(
     return reasons, {name: lines for name, lines in hurt.items() if lines}
 
 
-def is_current(out: Path, run: str, values: dict) -> bool:
-    """Whether a run is done and need not be repeated."""
-    return not why(out, run, values)
-
-
 def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str:
-    """Why a run has to be made, in words; "" for one that is done: same parameters, inputs of the
-    same content, outputs there (a hard set may be changed by hand) and, in quick profiles, the same
-    code. `pending`: inputs that are about to be made again, and so no reason yet."""
+    """Why a run has to be made; "" for one that is done: same parameters, inputs of the same
+    content, outputs there and, in quick profiles, the same code. `pending`: inputs that are about
+    to be made again, and so no reason yet."""
     kept, made = load(out, run), out / "results" / f"{run}.json"
     for path, keys in ((out / "hashes" / made.name, KEPT), (made, ("parameters",))):
         if path.exists() and files.whole(path, *keys) is None:
@@ -194,18 +138,13 @@ def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str
         return OLDER
     if gone := [name for name, path in outputs(out, run, values).items() if not path.exists()]:
         return f"{', '.join(gone)} is gone"
-    return _changed(out, run, values, kept["inputs"], pending)
-
-
-def _changed(out: Path, run: str, values: dict, kept: dict, pending: Collection[str]) -> str:
-    """Which input is not the one a run was made from; "" for none."""
-    now, made = inputs(out, run, values), made_by_others(out, run)
-    if other := sorted((now.keys() ^ kept.keys()) - {*pending}):
+    now, others = inputs(out, run, values), made_by_others(out, run)
+    if other := sorted((now.keys() ^ kept["inputs"].keys()) - {*pending}):
         return f"reads {', '.join(other[:3])} {'now' if other[0] in now else 'no longer'}"
-    for name, path in ((name, path) for name, path in now.items() if name not in pending):
-        if not path.exists():
+    for name in (name for name in now if name not in pending):
+        if not now[name].exists():
             return f"{name} is gone"
-        if not _same(path, kept[name], made.get(name)):
+        if not _same(now[name], kept["inputs"][name], others.get(name)):
             return f"{name} has changed"
     return ""
 
@@ -213,7 +152,7 @@ def _changed(out: Path, run: str, values: dict, kept: dict, pending: Collection[
 def _same(path: Path, kept: dict, made: dict | None) -> bool:
     """Whether an input is what a run was made from. What another run wrote is known by its record:
     files laid beside it later, or before that run read it, change nothing."""
-    if not _own(path, made):
+    if not _by_a_run(path, made):
         return fingerprint(path, kept)["sha256"] == kept["sha256"]
     if made["sha256"] == kept["sha256"]:
         return True
@@ -221,19 +160,17 @@ def _same(path: Path, kept: dict, made: dict | None) -> bool:
     return more and fingerprint(path, kept, kept["files"])["sha256"] == kept["sha256"]
 
 
-def _own(path: Path, made: dict | None) -> bool:
-    """Whether a run of the book answers for what lies here, and nobody else: a hard set may be
-    chosen by hand, and files that are links are their owner's."""
-    return (
-        made is not None
-        and path.name != HARD_SET
-        and not any((path / name).is_symlink() for name in made["files"] if name != ".")
-    )
+def _by_a_run(path: Path, made: dict | None) -> bool:
+    """Whether a run answers for what lies here: not for a hard set, which may be chosen by hand,
+    nor for files that are links, which are their owner's."""
+    if made is None or path.name == HARD_SET:
+        return False
+    return not any((path / name).is_symlink() for name in made["files"] if name != ".")
 
 
 def older_code(out: Path, run: str) -> bool:
     """Whether a finished run was made by other code than today's, which may have other numbers."""
-    made = files.whole(Path(out) / "results" / f"{run}.json", "code", "notebook")
+    made = files.whole(out / "results" / f"{run}.json", "code", "notebook")
     if made is None or str(made["code"])[:12] in SAME_NUMBERS:
         return False
     return made["code"] != of_code(made["notebook"])
@@ -241,8 +178,8 @@ def older_code(out: Path, run: str) -> bool:
 
 def damage(out: Path, run: str, full: bool = False) -> list[str]:
     """What a finished run wrote and is otherwise now, a line each: the file, how, and what makes it
-    again. Size and time are looked at; content where a time moved, or always in a `full` look. What
-    was laid beside is none of it, and what was removed whole is gone, not damaged."""
+    again. Sizes and times are looked at; content where a time moved, or always in a `full` look.
+    Not damage: what was laid beside, what was removed whole, a hard set chosen by hand."""
     seen, remedy = files.whole(out / SEEN) or {}, f"REDO={run} makes it again"
     made = makers(out) if (out / "hashes" / f"{run}.json").exists() else {}
     own = {n: was for n, (maker, was) in made.items() if maker == run and (out / n).exists()}
@@ -262,42 +199,37 @@ def _hurt(out: Path, name: str, was: dict, seen: dict | None, full: bool) -> str
     """The first file of an output that is not as it was written, and how; "" for none."""
     place, stats = out / name, {}
     for file, (size, _) in was["files"].items():
-        shown = name if file == "." else f"{name}/{file}"
-        if name != HARD_SET and (place / file).is_symlink() and file != ".":
+        path, shown = place / file, name if file == "." else f"{name}/{file}"
+        if name != HARD_SET and path.is_symlink() and file != ".":
             return ""  # its owner's
-        if not (place / file).is_file():
+        if not path.is_file():
             return f"{shown} is gone"
-        stat = (place / file).stat()
-        stats[file] = [stat.st_size, stat.st_mtime_ns]
-        if stat.st_size != size and name != HARD_SET:
-            return f"{shown} has {stat.st_size:,} bytes, had {size:,}"
-    still = stats == was["files"]
-    if not full and (still or seen == {"sha256": was["sha256"], "files": stats}):
+        stats[file] = _stat(path)
+        if stats[file][0] != size and name != HARD_SET:
+            return f"{shown} has {stats[file][0]:,} bytes, had {size:,}"
+    still, now = stats == was["files"], {"sha256": was["sha256"], "files": stats}
+    if not full and (still or seen == now):
         return ""
     if name == HARD_SET and not still:
         return "" if chosen(place) is not None else f"{name} is no whole choice of windows"
-    now, each = fingerprint(place, names=was["files"]), was.get("each", {})
-    if now["sha256"] == was["sha256"]:
+    found, each = fingerprint(place, names=was["files"]), was.get("each", {})
+    if found["sha256"] == was["sha256"]:
         if not still:  # a copied folder: the next look reads nothing
-            _remember(out, name, {"sha256": was["sha256"], "files": stats})
+            with contextlib.suppress(OSError):  # a folder that may only be read
+                looked = (files.whole(out / SEEN) or {}) | {name: now}
+                files.write_whole(out / SEEN, json.dumps(looked).encode())
         return ""
-    other = [file for file in each if now["each"][file] != each[file]]
+    other = [file for file in each if found["each"][file] != each[file]]
     other += [file for file in stats if stats[file] != was["files"][file]]
     inside = f"/{other[0]}" if other and other[0] != "." else ""
     return f"{name}{inside} has other content"
-
-
-def _remember(out: Path, name: str, found: dict) -> None:
-    with contextlib.suppress(OSError):  # a folder that may only be read
-        seen = (files.whole(out / SEEN) or {}) | {name: found}
-        files.write_whole(out / SEEN, json.dumps(seen).encode())
 
 
 def chosen(path: Path) -> dict | None:
     """A hard set as its file has it; None where that is no choice of windows."""
     choice = files.whole(path, "windows_K", "threshold", "share")
     rows = choice and choice["windows_K"]
-    if not isinstance(rows, list) or any(type(i) is not int for i in rows):
+    if not isinstance(rows, list) or any(type(row) is not int for row in rows):
         return None
     numbers = all(type(choice[key]) in (int, float) for key in ("threshold", "share"))
     return choice if numbers and rows == sorted({*rows}) and min(rows, default=0) >= 0 else None
@@ -310,25 +242,28 @@ def by_hand(path: Path) -> bool:
 
 
 def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | None = None) -> dict:
-    """{"sha256" of the content of a file or folder, "files": {name: [size, mtime_ns]}, "each": that
-    of every file}; of these `names` alone, where given. Where every size and time is the known one,
-    the known hash is believed and nothing is read."""
-    if names is None:
-        found = sorted(disk.below(path)) if path.is_dir() else [path]
-        found = [file for file in found if file.is_file() and not file.name.startswith(".")]
-        found = [file for file in found if file == path or file.name != "README.md"]  # its card
+    """Of a file or folder, or of `names` alone in it. Where every size and time is that of `known`,
+    its hash is believed and nothing is read."""
+    if names is None:  # but for a model's card
+        below = sorted(disk.below(path)) if path.is_dir() else [path]
+        below = [file for file in below if file.is_file() and not file.name.startswith(".")]
+        below = [file for file in below if file == path or file.name != "README.md"]
     else:
-        found = [path / name for name in names if (path / name).is_file()]
-    stats = {str(file.relative_to(path)): file.stat() for file in found}
-    stats = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+        below = [path / name for name in names if (path / name).is_file()]
+    stats = {str(file.relative_to(path)): _stat(file) for file in below}
     if known and known["files"] == stats:
         return known
     digest, each = hashlib.sha256(), {}
-    for name, file in zip(stats, found, strict=True):
-        own = _content(file)
+    for name in stats:
+        own = _content(path / name)
         each[name] = own.hex()[:16]
         digest.update(f"{name}\0".encode() + own)
     return {"sha256": digest.hexdigest(), "files": stats, "each": each}
+
+
+def _stat(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _content(path: Path) -> bytes:
@@ -345,7 +280,7 @@ def _content(path: Path) -> bytes:
 
 
 def of_code(notebook: str) -> str:
-    """Of both packages, their word lists included, and of the notebook's cells without their outputs."""
+    """Of both packages with their word lists, and of the cells of the notebook."""
     digest = hashlib.sha256()
     for path in sorted(p for place in ("tdlib", "tdbook") for p in (CODE / place).rglob("*")):
         if path.suffix in {".py", ".yaml"}:
@@ -356,13 +291,13 @@ def of_code(notebook: str) -> str:
     return digest.hexdigest()
 
 
-def of_parameters(values: dict) -> str:
-    return of(decisive(values))
-
-
 def decisive(values: dict) -> dict:
     """Without the parameters that change no result."""
-    return {name: value for name, value in values.items() if name not in VOLATILE}
+    return {name: value for name, value in values.items() if name not in rules.VOLATILE}
+
+
+def of_parameters(values: dict) -> str:
+    return of(decisive(values))
 
 
 def of(value: object) -> str:

@@ -9,9 +9,10 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
-from tdbook.runs.parameters import notebook_of
+from tdbook.runs.notebooks import notebook_of
 from tdlib import files
 from tdlib.files import write_whole as write
 
@@ -22,38 +23,37 @@ DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not o
 
 
 def state(out: Path, run: str) -> dict:
-    """state/<run>.json, with "lost" for a run whose process is gone without a word; "done" where it
-    had come to its records, which are there while a run is done alone."""
+    """state/<run>.json; "lost" if its process is gone without a word, "done" if it had come to its
+    records, which are there only while a run is done."""
     try:
-        found = files.record(Path(out) / "state" / f"{run}.json") or {"run": run, "state": "queued"}
+        current = files.record(out / "state" / f"{run}.json") or {"run": run, "state": "queued"}
     except ValueError:  # empty: the power was cut between its name and its content
-        found = {"run": run, "state": "lost", "heartbeat": 0.0}
-    if found["state"] == "running" and gone(found):
-        found |= {"state": "lost"}
-    if found["state"] in ("lost", "interrupted") and _recorded(out, run):
-        found |= {"state": "done"}
-    return found
+        current = {"run": run, "state": "lost", "heartbeat": 0.0}
+    if current["state"] == "running" and gone(current):
+        current |= {"state": "lost"}
+    if current["state"] in ("lost", "interrupted") and recorded(out, run):
+        current |= {"state": "done"}
+    return current
 
 
-def _recorded(out: Path, run: str) -> bool:
-    return all((Path(out) / kind / f"{run}.json").exists() for kind in ("hashes", "results"))
+def recorded(out: Path, run: str) -> bool:
+    return all((out / kind / f"{run}.json").exists() for kind in ("hashes", "results"))
 
 
 def states(out: Path) -> list[dict]:
-    return [state(out, path.stem) for path in sorted((Path(out) / "state").glob("*.json"))]
+    return [state(out, path.stem) for path in sorted((out / "state").glob("*.json"))]
 
 
-def write_state(out: Path, run: str, what: str, **more: object) -> None:
-    """`what` is running, done, failed or interrupted; this process is the one that says so."""
-    known = {"run": run, "notebook": notebook_of(run), "state": what} | who()
-    content = json.dumps(known | {"heartbeat": time.time()} | more)
-    write(out / "state" / f"{run}.json", content, lasting=what != "running")
+def write_state(out: Path, run: str, word: str, **more: object) -> None:
+    """`word` is running, done, failed or interrupted; this process is the one that says so."""
+    about = {"run": run, "notebook": notebook_of(run), "state": word} | who()
+    content = json.dumps(about | {"heartbeat": time.time()} | more)
+    write(out / "state" / f"{run}.json", content, lasting=word != "running")
 
 
 def wait_until_free(out: Path, run: str) -> None:
-    """Two processes that write the same files would spoil both. One that was just stopped still
-    writes its page, so it gets some seconds; then RuntimeError. One on another machine, which may
-    have lost its power, gets as long as it takes to tell."""
+    """RuntimeError while another process runs it: two would spoil the same files. One just stopped
+    gets some seconds to write its page; one on another machine as long as it takes to be lost."""
     began, here = time.monotonic(), socket.gethostname()
     ours = (os.getpid(), os.getppid())  # papermill's process speaks for a kernel until it starts
     while (other := state(out, run))["state"] == "running" and other["pid"] not in ours:
@@ -68,14 +68,14 @@ def wait_until_free(out: Path, run: str) -> None:
 def who() -> dict:
     """This process, so that another can tell whether it lives."""
     pid, host = os.getpid(), socket.gethostname()
-    return {"pid": pid, "pid_started": _started(pid), "boot": _boot(), "host": host}
+    return {"pid": pid, "pid_started": started(pid), "boot": _boot(), "host": host}
 
 
-def gone(found: dict) -> bool:
+def gone(process: dict) -> bool:
     """Whether the process that called itself `who` lives no more."""
-    if found["host"] != socket.gethostname():  # a shared disk: only its heartbeat is known
-        return time.time() - found.get("heartbeat", time.time()) > LOST_S
-    return found["boot"] != _boot() or found["pid_started"] != _started(found["pid"])
+    if process["host"] != socket.gethostname():  # a shared disk: only its heartbeat is known
+        return time.time() - process.get("heartbeat", time.time()) > LOST_S
+    return process["boot"] != _boot() or process["pid_started"] != started(process["pid"])
 
 
 def _boot() -> str:
@@ -83,9 +83,9 @@ def _boot() -> str:
     return path.read_text().strip() if path.exists() else ""
 
 
-def _started(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot (its number may be used again); None where it
-    is gone or a zombie. Without /proc, 0 for one that is there."""
+def started(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot, for its number may be used again; None for
+    one that is gone or a zombie; without /proc, 0 for one that is there."""
     try:
         if not Path("/proc/self/stat").exists():
             os.kill(pid, 0)
@@ -103,19 +103,19 @@ def die_with_parent(how: int = signal.SIGTERM) -> None:
         ctypes.CDLL(None).prctl(1, how)  # 1: PR_SET_PDEATHSIG
 
 
-def _under_papermill() -> bool:
+def under_papermill() -> bool:
     """Whether papermill's own command started this kernel; a SIGTERM ends it without a word."""
     parent = Path(f"/proc/{os.getppid()}/cmdline")
     return parent.exists() and bool(re.search(rb"(^|[/\0])papermill\0", parent.read_bytes()))
 
 
-def _json(value: object) -> str:
+def as_json(value: object) -> str:
     """null for a number that is not known: NaN is no JSON."""
-    plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda nan: None)
-    return json.dumps(plain, indent=1, ensure_ascii=False)
+    known = json.loads(json.dumps(value, default=plain), parse_constant=lambda nan: None)
+    return json.dumps(known, indent=1, ensure_ascii=False)
 
 
-def _plain(value: object):
+def plain(value: object):
     if hasattr(value, "tolist"):  # numpy's numbers and arrays, tensors
         return value.tolist()
     if isinstance(value, Path):
@@ -123,14 +123,13 @@ def _plain(value: object):
     raise TypeError(f"{type(value).__name__} cannot be remembered: return numbers, text or lists")
 
 
-def counts(found: list[dict]) -> dict[str, int]:
-    """State → how many, "stale" among them."""
-    words = [word(one) for one in found]
-    return {name: words.count(name) for name in dict.fromkeys(words)}
+def counts(rows: list[dict]) -> dict[str, int]:
+    """State → how many of status.rows, "stale" among them."""
+    return dict(Counter(map(word, rows)))
 
 
-def word(one: dict) -> str:
-    return "stale" if one["older"] else one["state"]["state"]
+def word(row: dict) -> str:
+    return "stale" if row["older"] else row["state"]["state"]
 
 
 def progress(state: dict) -> str:
@@ -164,3 +163,9 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {rest // 60} min"
     return f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"
+
+
+def clock(seconds: float) -> str:
+    """0:31, 12:05, 1:02:03"""
+    text = str(datetime.timedelta(seconds=round(seconds)))
+    return re.sub("^0:0?", "", text)

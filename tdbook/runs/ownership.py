@@ -1,35 +1,30 @@
 """Whose a path in a run folder is: the book removes and replaces there only what it made itself.
 
 A folder says inside what the book wrote into it (files.MARK). What else a run writes was free, or
-the book's, when it began there first: .claims/<run>.json keeps which. Run folders older than that
-are known by their records: hashes/ and state/. Imports no torch.
-
-    python -m tdbook.runs.ownership clean-cache outputs/tiny
+the book's, when it began there first: .claims/<run>.json keeps which. Runs older than that are
+known by their records: hashes/ and state/. Imports no torch.
 """
 
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from tdbook.runs import hashes, parameters
+from tdbook.runs import hashes
 from tdlib import files
 
 CLAIMS = ".claims"
 PAGES = ("index.html", "morning.md")
 NAMED = """results/{}.json hashes/{}.json state/{}.json checkpoints/{} {}.html .done/{}
  figures/{}-* tables/{}-* logs/{}-*""".split()  # what every run writes under its own name
-CACHED = (
-    r"rows\.bin|valid\.bin|key\.json|\.key(-\d+\.new|\.json\.\d+(\.begun)?)"  # of a kept teacher
-)
+# of a kept teacher
+CACHED = r"rows\.bin|valid\.bin|key\.json|\.key(-\d+\.new|\.json\.\d+(\.begun)?)"
 
 
 def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
-    """The run's from now on: all that it will write. FileExistsError names what is there and not
-    the book's, or is read by this same run; then nothing was touched. `notebook`: <run>.ipynb too,
-    which under plain papermill is the user's affair."""
+    """The run's from now on: all that it will write. FileExistsError names what is another's, or is
+    read by this same run. `notebook`: <run>.ipynb too, which under papermill is the user's."""
     writes = hashes.outputs(out, run, values)
     reads = {n: p for n, p in hashes.inputs(out, run, values).items() if p.exists()}
     if both := [name for name, path in writes.items() if _read_of(path, reads.values())]:
@@ -47,8 +42,9 @@ def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
             if name in made or _since(out, run, path):
                 files.mark(path, [])
     kept = out / CLAIMS / f"{run}.json"
-    claimed = sorted({*_claimed(kept), *writes, *losses(writes)})
-    if claimed != _claimed(kept) or not kept.exists():
+    before = _claimed(kept)
+    claimed = sorted({*before, *writes, *losses(writes)})
+    if claimed != before or not kept.exists():
         files.write_whole(kept, json.dumps(claimed).encode())
 
 
@@ -63,14 +59,17 @@ def refusal(out: Path, foreign: list[str]) -> str:
 def not_ours(out: Path, run: str, writes: list[str], notebook: bool = False) -> list[str]:
     """What stands in the way of a run and was made by another: paths in the run folder."""
     foreign = []
-    began = (out / CLAIMS / f"{run}.json").exists() or _state(out, run) or hashes.load(out, run)
-    if not began:
+    if not ((out / CLAIMS / f"{run}.json").exists() or _began(out, run) or hashes.load(out, run)):
         paths = named(out, run) + sorted(out.glob(f"{run}.ipynb")) * notebook
         paths = [path for path in paths if not (path / "made_from.json").is_file()]
         foreign = [str(path.relative_to(out)) for path in paths]
     foreign += [page for page in PAGES if not is_book(out) and os.path.lexists(out / page)]
-    places = [*writes, *losses(writes)]
-    return foreign + [path for path in places if not _is_ours(out, run, path)]
+    made = hashes.makers(out)
+    claimed = (path for kept in (out / CLAIMS).glob("*.json") for path in _claimed(kept))
+    ours = {*made, *losses(made), *claimed}
+    others = {path: out / path for path in (*writes, *losses(writes)) if path not in ours}
+    free = [p for p, place in others.items() if files.free(place) or _since(out, run, place)]
+    return foreign + [path for path in others if path not in free]
 
 
 def named(out: Path, run: str) -> list[Path]:
@@ -89,25 +88,17 @@ def run_of(path: Path, out: Path) -> str:
 
 def is_book(out: Path) -> bool:
     """Whether a run has begun in this folder, or one of a sweep's points in it."""
-    began = any(_state(out, path.stem) for path in (out / "state").glob("*.json"))
+    began = any(_began(out, path.stem) for path in (out / "state").glob("*.json"))
     return began or (out / CLAIMS).is_dir() or (out / "points.json").is_file()
 
 
-def _is_ours(out: Path, run: str, path: str) -> bool:
-    place, made = out / path, hashes.makers(out)
-    if files.free(place):
-        return True
-    claimed = (p for kept in (out / CLAIMS).glob("*.json") for p in _claimed(kept))
-    return path in (*made, *losses(made), *claimed) or _since(out, run, place)
-
-
 def _since(out: Path, run: str, place: Path) -> bool:
-    """Whether all of it is younger than the beginning of this run, which has no record yet."""
+    """Whether all of it is younger than the beginning of a run without a whole list of claims."""
     began = out / "checkpoints" / run / "made_from.json"
-    if _claimed(out / CLAIMS / f"{run}.json"):
-        return False  # that says it
-    every = [p for p in (place.rglob("*") if place.is_dir() else [place]) if not p.is_dir()]
-    return began.is_file() and all(p.lstat().st_mtime >= began.stat().st_mtime - 1 for p in every)
+    if _claimed(out / CLAIMS / f"{run}.json") or not began.is_file():
+        return False
+    paths = [p for p in (place.rglob("*") if place.is_dir() else [place]) if not p.is_dir()]
+    return all(path.lstat().st_mtime >= began.stat().st_mtime - 1 for path in paths)
 
 
 def losses(writes: Iterable[str]) -> list[str]:
@@ -120,7 +111,7 @@ def _claimed(path: Path) -> list[str]:
     return files.whole(path, kind=list) or []  # broken: the records and the state tell
 
 
-def _state(out: Path, run: str) -> bool:
+def _began(out: Path, run: str) -> bool:
     """Whether state/<run>.json is the book's: that it is empty can come of a power cut."""
     path = out / "state" / f"{run}.json"
     empty = path.is_file() and not path.read_bytes().strip(b"\0 \n")
@@ -128,8 +119,7 @@ def _state(out: Path, run: str) -> bool:
 
 
 def _read_of(path: Path, reads: Iterable[Path]) -> bool:
-    """Whether one of `reads`, or a file in it, lies at or below what stands at `path`; through
-    links too."""
+    """Whether one of `reads`, or a file in it, lies at or below `path`; through links too."""
     if not os.path.lexists(path):
         return False
     there = path.resolve()
@@ -150,8 +140,3 @@ def clean_cache(out: Path) -> list[str]:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     return sorted(str(path.relative_to(out)) for path in cache.rglob("*") if not path.is_dir())
-
-
-if __name__ == "__main__":
-    left = clean_cache(parameters.ROOT / sys.argv[2])
-    print(f"left, for the book did not make it: {', '.join(left)}" if left else "removed")

@@ -1,8 +1,8 @@
 """Parameters of a run: checked before torch is imported or a file is opened.
 
 A notebook declares them in its cell tagged `parameters`, one literal a line; a YAML or papermill
-changes some. The order is names, types, values, paths: the first of the four with a problem stops
-the run, with one line a problem that says the value, the rule and the remedy. Imports no torch.
+changes some. Names are checked first, then types, values and paths: the first of the four with a
+problem stops the run, one line a problem: the value, the rule, the remedy. Imports no torch.
 """
 
 import ast
@@ -21,6 +21,7 @@ from pathlib import Path
 import yaml
 
 from tdbook.runs import rules
+from tdbook.runs.notebooks import TEACHER, notebook_of
 
 # paths in parameters are relative to it; the tests bring notebooks and params of their own
 ROOT = Path(os.environ.get("TDLIB_ROOT", Path(__file__).parents[2])).resolve()
@@ -32,20 +33,21 @@ class ParameterError(ValueError):
 
 def external(notebook: str, parameters: dict) -> list[str]:
     """The paths outside the run folder that a run reads, as its parameters name them."""
-    given = {name: parameters.get(name) for name in rules.PATHS if notebook == "00_teacher"}
-    paths = [texts(path) if name == "text" else [path] for name, path in given.items() if path]
+    given = {name: parameters.get(name) for name in rules.GIVEN if notebook == TEACHER}
+    paths = (texts(path) if name == "text" else [path] for name, path in given.items() if path)
     return [*itertools.chain(*paths)]
 
 
-def nearest(given: object, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
-    """The remedy for a name that is not known: the one that was meant, or else all there are."""
-    known = [*known]
-    near = difflib.get_close_matches(str(given), known, 1, cutoff)
-    return f"did you mean {near[0]}?" if near else otherwise or f"there are {', '.join(known)}"
+def nearest(given: object, names: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
+    """The remedy for an unknown name: "did you mean …?" or else, if not `otherwise`, all names."""
+    names = [*names]
+    near = difflib.get_close_matches(str(given), names, 1, cutoff)
+    every = otherwise or f"there are {', '.join(names) or 'none yet'}"
+    return f"did you mean {near[0]}?" if near else every
 
 
 def texts(given: str) -> list[str]:
-    """The paths that `text` of 00 means: one that is there, spaces and all, or several."""
+    """The paths in 00's `text`: one that is there, spaces and all, or several."""
     return [given] if given and os.path.exists(ROOT / given) else given.split()
 
 
@@ -56,47 +58,45 @@ def stem(name: str) -> str:
 
 def declared(notebook: str) -> dict[str, object]:
     """Parameter → default, in the order of the committed notebook's parameter cell."""
-    return dict(_assignments(_cell(notebook), literal=True))
-
-
-def comments(notebook: str) -> dict[str, str]:
-    """Parameter → what the comment after it says."""
-    lines = (re.match(r"(\w+) = .*?  # (.*)", line) for line in _cell(notebook).splitlines())
-    return {line[1]: line[2] for line in lines if line}
+    path = ROOT / "notebooks" / f"{notebook}.ipynb"
+    if not path.is_file():
+        raise ParameterError(f"there is no notebook {path}")
+    for cell in json.loads(path.read_text(encoding="utf8"))["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            return dict(_assignments("".join(cell["source"]), literal=True))
+    raise ParameterError(f"{path} has no cell tagged `parameters`: tag it")
 
 
 def read(path: Path) -> dict[str, object]:
     """A run's YAML. A key that is there twice is an error; YAML itself would keep the last."""
     text = path.read_text(encoding="utf8")
     try:
-        node, found = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        node, content = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ParameterError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ParameterError(f"{path} must hold lines of `name: value`")
     keys = [key.value for key, _ in node.value]
-    if twice := [key for key in found if keys.count(key) > 1]:
+    if twice := [key for key in content if keys.count(key) > 1]:
         raise ParameterError(f"{path} has {', '.join(map(str, twice))} twice: keep one")
     for key, value in node.value:  # YAML 1.1 counts 010 in eights, and 1:30 in sixties
         if value.tag.endswith((":int", ":float")) and re.match(r"[-+]?0[\d_]|.*:", value.value):
             meant = yaml.safe_load(value.value)
-            raise ParameterError(f"{path}: {key.value} = {value.value} is read as {meant}: write "
-                                 f"{meant}, or put it in quotes where it is text")  # fmt: skip
-    return found
+            remedy = f"write {meant}, or put it in quotes where it is text"
+            fault = f"{key.value} = {value.value} is read as {meant}"
+            raise ParameterError(f"{path}: {fault}: {remedy}")
+    return content
 
 
 def check(notebook: str, given: dict, names: set[str] | None = None, paths: bool = True) -> dict:
-    """All parameters of a run, converted, from those that were given. ParameterError otherwise.
-
-    `names` are the names to be judged where they are not just those of `given`; without `paths`
-    what is on the disk is not looked at.
-    """
+    """All parameters of a run, converted, from those that were given. `names`: judged instead of
+    those of `given`; without `paths` the disk is not looked at. ParameterError: what is wrong."""
     defaults = declared(notebook)
     _stop(_wrong_names(notebook, defaults, given, given.keys() if names is None else names))
     values, problems = {}, []
     for name, default in defaults.items():
         try:
-            values[name] = convert(rules.rule(notebook, name), given.get(name, default))
+            values[name] = _convert(rules.of(notebook, name), given.get(name, default))
         except TypeError as error:
             problems.append(f"{name} = {given[name]!r} {error}: for example {_line(name, default)}")
     _stop(problems)
@@ -106,20 +106,17 @@ def check(notebook: str, given: dict, names: set[str] | None = None, paths: bool
 
 
 def from_cells(notebook: str) -> dict:
-    """The parameters under IPython, checked, and written back converted.
-
-    Names come from the cells that were run last: the parameter cell (plain assignments, `run` among
-    them) and, where it came after, papermill's. So a name mistyped there is found, one from a cell
-    that was corrected since is not, and whatever else is in the namespace does not matter.
-    """
+    """The parameters under IPython, checked, and written back converted. Names are those of the
+    cells run last: the parameter cell (plain assignments, `run` among them), then papermill's. What
+    was corrected since, or is in the namespace besides, does not matter."""
     own, papermills = set(), set()
     namespace = shell().user_ns if shell() else {}
     for source in namespace.get("In", []):
-        found = dict(_assignments(source, literal=False) or [])
+        assigned = dict(_assignments(source, literal=False) or [])
         if source.startswith("# Parameters\n"):
-            papermills = set(found)
-        elif isinstance(found.get("run"), str):
-            own, papermills = set(found), set()  # what papermill set before is overwritten
+            papermills = set(assigned)
+        elif isinstance(assigned.get("run"), str):
+            own, papermills = set(assigned), set()  # what papermill set before is overwritten
     if not own:
         raise ParameterError(f"no parameters of {notebook} yet: run its cell of parameters first")
     names = own | papermills
@@ -133,21 +130,22 @@ def shell():
     return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
 
 
-def convert(rule: rules.Rule, value: object) -> object:
-    """The value as its rule's kind. "5e-4" is a number: YAML 1.1, and so papermill, reads it as
-    text. TypeError says what is meant instead."""
-    if rule.none and value in (None, "null", "None"):
+def _convert(parameter: rules.Parameter, value: object) -> object:
+    """The value as its kind. "5e-4" is a number: YAML 1.1, and so papermill, reads it as text.
+    TypeError says what is meant instead."""
+    kind = parameter.kind
+    if parameter.none and value in (None, "null", "None"):
         return None
-    if rule.kind in (int, float):
-        return _as_number(rule.kind, value)
-    if rule.kind in (list, bool) and isinstance(value, str):
-        with contextlib.suppress(yaml.YAMLError):  # a list, or true, that a shell left as text
+    if kind in (int, float):
+        return _as_number(kind, value)
+    if kind is bool and isinstance(value, str):  # true, which a shell left as text
+        with contextlib.suppress(yaml.YAMLError):
             value = yaml.safe_load(value)
-    if isinstance(value, rule.kind):
+    if isinstance(value, kind):
         return value
-    if rule.kind is str:
+    if kind is str:
         raise TypeError("is not text: put it in quotes, or in papermill give it by -r, not -p")
-    raise TypeError("is not true or false" if rule.kind is bool else "is no list")
+    raise TypeError("is not true or false")
 
 
 def _as_number(kind: type, value: object) -> int | float:
@@ -167,12 +165,14 @@ def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> list[str]
     if isinstance(run, str) and notebook_of(run) != notebook:
         return [f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}: give its YAML"]
     problems = []
-    for name in [*defaults, *(name for name in names if name not in defaults)]:
-        if name in defaults and rules.rule(notebook, name):
+    for name in dict.fromkeys([*defaults, *names]):
+        if name not in defaults:
+            remedy = nearest(name, defaults, f"it has {', '.join(defaults)}")
+        elif rules.of(notebook, name):
             continue
-        others = [other for other in defaults if other != name]
-        here = "add its rule to tdbook/runs/rules.py"
-        remedy = nearest(name, others, here if name in defaults else f"it has {', '.join(others)}")
+        else:
+            others = [other for other in defaults if other != name]
+            remedy = nearest(name, others, "add its rule to tdbook/runs/rules.py")
         problems.append(f"{notebook} has no parameter {name}: {remedy}")
     return problems
 
@@ -180,41 +180,37 @@ def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> list[str]
 def _wrong_values(notebook: str, defaults: dict, values: dict) -> list[str]:
     problems = []
     for name, value in values.items():
-        said = rules.rule(notebook, name)
-        if value is not None and not said.holds(value):
-            remedy = nearest(value, said.choices, f"for example {_line(name, defaults[name])}")
+        parameter = rules.of(notebook, name)
+        if value is not None and not parameter.holds(value):
+            remedy = nearest(value, parameter.choices, f"for example {_line(name, defaults[name])}")
             bare = value.strip("'\"") if isinstance(value, str) else value
-            if bare != value and said.holds(bare):  # papermill keeps what the shell leaves
+            if bare != value and parameter.holds(bare):  # papermill keeps what the shell leaves
                 remedy = f"leave its quotes out, in papermill -r {name} {bare}"
-            problems.append(f"{name} = {value!r} must be {said.says}: {remedy}")
-    scale, rank = values.get("lora_scale", 0), values.get("rank", 1)
-    if not problems and scale > rules.LARGE_SCALE and not values.get("allow_large_scale"):
+            problems.append(f"{name} = {value!r} must be {parameter.says}: {remedy}")
+    scale, rank, large = values.get("lora_scale", 0), values.get("rank", 1), rules.LARGE_SCALE
+    if not problems and scale > large and not values.get("allow_large_scale"):
         problems.append(
             f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}; above "
-            f"{rules.LARGE_SCALE} it is most likely that lora_alpha itself: write lora_scale: "
+            f"{large} it is most likely that lora_alpha itself: write lora_scale: "
             f"{scale / rank:g}, or allow_large_scale: true"
         )
     if "student" in values and values["student"] == values["teacher"]:
-        problems.append(
-            f"student = {values['student']!r} is the teacher's name too and would replace it: "
-            "give the student another name"
-        )
+        fault = f"student = {values['student']!r} is the teacher's name too and would replace it"
+        problems.append(f"{fault}: give the student another name")
     return problems
 
 
 def _wrong_paths(notebook: str, values: dict) -> list[str]:
     problems = []
-    for name, (exists, says) in rules.PATHS.items():
+    for name, (exists, says) in rules.GIVEN.items():
         paths = [ROOT / path for path in external(notebook, {name: values.get(name)})]
         if faults := [f"{path} {why}" for path in paths if (why := _fault(path, exists))]:
             remedy = 'correct the path, or give "" for none'
             problems.append(f"{name} = {values[name]!r} must be {says}: {faults[0]}; {remedy}")
     if values.get("wandb") and importlib.util.find_spec("wandb") is None:
-        problems.append(
-            f"wandb = {values['wandb']!r} needs the package wandb, which is not installed: "
-            f'{sys.executable} -m pip install wandb, or give "" for none'
-        )
-    if notebook == "00_teacher" and not problems:
+        fault = f"wandb = {values['wandb']!r} needs the package wandb, which is not installed"
+        problems.append(f'{fault}: {sys.executable} -m pip install wandb, or give "" for none')
+    if notebook == TEACHER and not problems:
         problems += _wrong_together(values)
     out = ROOT / values["out"]
     there = next(p for p in (out, *out.parents) if os.path.lexists(p))  # it makes what is below
@@ -239,17 +235,15 @@ def _fault(path: Path, holds: Callable[[Path], bool]) -> str:
 
 def _wrong_together(values: dict) -> list[str]:
     """What 00's sources must be as a whole."""
-    text, tokens = values["text"], values["tokens"]
+    text, tokens, teacher = values["text"], values["tokens"], values["teacher"]
     problems = []
     if text and tokens:
         problems.append(f"text = {text!r} and tokens = {tokens!r}: give one of the two")
     if values.get("text_characters") == 0 and not text and not tokens:
         problems.append("text_characters = 0 and no text or tokens: give one of the three")
-    if values["teacher"] and not tokens and not values["tokenizer"]:
-        problems.append(
-            f"teacher = {values['teacher']!r} reads only its own tokenizer's tokens: give tokens, "
-            "or text and tokenizer"
-        )
+    if teacher and not tokens and not values["tokenizer"]:
+        fault = f"teacher = {teacher!r} reads only its own tokenizer's tokens"
+        problems.append(f"{fault}: give tokens, or text and tokenizer")
     return problems
 
 
@@ -258,25 +252,10 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
-def notebook_of(run: str) -> str:
-    """01_distill-50m → 01_distill"""
-    return run.split("-")[0]
-
-
-def _cell(notebook: str) -> str:
-    path = ROOT / "notebooks" / f"{notebook}.ipynb"
-    if not path.is_file():
-        raise ParameterError(f"there is no notebook {path}")
-    for cell in json.loads(path.read_text(encoding="utf8"))["cells"]:
-        if "parameters" in cell["metadata"].get("tags", []):
-            return "".join(cell["source"])
-    raise ParameterError(f"{path} has no cell tagged `parameters`: tag it")
-
-
 def _assignments(source: str, *, literal: bool) -> list[tuple[str, object]] | None:
     """name, value of a cell of plain assignments, None for any other cell. What is no literal has
     the value ..., or is an error where only literals are allowed."""
-    found = []
+    pairs = []
     try:
         statements = ast.parse(source).body
     except SyntaxError:
@@ -285,14 +264,14 @@ def _assignments(source: str, *, literal: bool) -> list[tuple[str, object]] | No
         match statement:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 try:
-                    found.append((name, ast.literal_eval(value)))
+                    pairs.append((name, ast.literal_eval(value)))
                 except ValueError:
-                    found.append((name, ...))
+                    pairs.append((name, ...))
             case _:
-                found.append(("", ...))
-    if literal and (wrong := [name for name, value in found if value is ...]):
+                pairs.append(("", ...))
+    if literal and (wrong := [name for name, value in pairs if value is ...]):
         raise ParameterError(f"a parameter cell holds literals only, one a line: see {wrong}")
-    return None if any(not name for name, _ in found) else found
+    return None if any(not name for name, _ in pairs) else pairs
 
 
 def _line(name: str, value: object) -> str:

@@ -12,26 +12,25 @@ from pathlib import Path
 from tdbook.runs import parameters
 
 
-def _commit() -> tuple[str | None, bool | None]:
+def commit() -> tuple[str | None, bool | None]:
     """The commit, and whether anything differs from it; None where there is no git."""
     # without its lock, which would stay if this process were killed, and stop the user's own git
     git = ["git", "--no-optional-locks", "-C", str(parameters.ROOT)]
     ask = functools.partial(subprocess.check_output, stderr=subprocess.DEVNULL, text=True)
     try:
-        commit = ask([*git, "rev-parse", "--short", "HEAD"]).strip()
-        changes = ask([*git, "status", "--porcelain"]).strip()
+        head = ask([*git, "rev-parse", "--short", "HEAD"]).strip()
+        return head, bool(ask([*git, "status", "--porcelain"]).strip())
     except (OSError, subprocess.CalledProcessError):
         return None, None
-    return commit, bool(changes)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     packages = ("torch", "numpy", "sentencepiece", "pandas", "matplotlib")
     loaded = {p: sys.modules[p].__version__ for p in packages if p in sys.modules}
     return {"python": platform.python_version()} | loaded
 
 
-def _device(wanted: str) -> str:
+def device_name(wanted: str) -> str:
     torch = sys.modules.get("torch")
     if torch and wanted != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()

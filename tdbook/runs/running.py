@@ -9,12 +9,10 @@ import atexit
 import contextlib
 import datetime
 import io
-import itertools
 import json
 import os
 import random
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -23,57 +21,31 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tdbook.runs import hashes, heartbeat, hooks, ownership, parameters
-from tdbook.runs.parameters import notebook_of
-from tdbook.runs.provenance import _commit, _device, _versions, peak_memory_mib
+from tdbook.runs import (
+    hashes,
+    heartbeat,
+    hooks,
+    leftovers,
+    ownership,
+    parameters,
+    provenance,
+    settings,
+)
+from tdbook.runs.heartbeat import clock
+from tdbook.runs.notebooks import notebook_of
 from tdlib import files
-from tdlib.files import MARK
 from tdlib.files import write_whole as write
-
-# in checkpoints/<run>, while it trains; and for good
-KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.safetensors"
-# in a run folder, where a killed process may have left what it had begun
-PLACES = """. state results hashes figures tables logs .slurm models adapters scores scores/val
- exports""".split()
-
-
-def clear(out: Path, ended: str = "") -> None:
-    """Remove what is left in a run folder of a run that has just ended, and of those that were
-    killed: the state of a training that is done (the weights of every epoch stay), begun files."""
-    for folder in PLACES:
-        files.clear(out / folder)
-    for place in (out / "checkpoints").glob("*/"):
-        run = place.name
-        if run == ended or (
-            heartbeat._recorded(out, run) and heartbeat.state(out, run)["state"] == "done"
-        ):
-            clear_checkpoint(place)
-
-
-def clear_checkpoint(folder: Path, epochs: bool = False) -> None:
-    """Remove what a run keeps while it trains; `epochs`: the weights of each epoch too."""
-    own = rf"{KEPT}|\.({KEPT}|{EPOCH})\.[\w.]+" + f"|{EPOCH}" * epochs  # .state.pt.123.begun
-    for path in folder.rglob(f"workers/{MARK}"):
-        shutil.rmtree(path.parent, ignore_errors=True)
-    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
-        if path.is_dir() and not path.is_symlink():
-            with contextlib.suppress(OSError):  # not empty: another's, or an epoch's
-                path.rmdir()
-        elif re.fullmatch(own, path.name):
-            path.unlink(missing_ok=True)
-
 
 _latest: "Run | None" = None  # a notebook's second start ends the first
 
 
 def start(notebook: str, given: dict | None = None) -> "Run":
-    """Check the parameters, then begin: state, clock, seed. Where the run is done already, `once`
-    gives back what it remembers. `given` replaces the notebook's cells in a script or a test."""
+    """Check the parameters, then begin: state, clock, seed. `given` replaces a notebook's cells."""
     global _latest
     if shell := parameters.shell():
         shell.set_custom_exc((Exception,), _show_error)
     values = parameters.from_cells(notebook) if given is None else parameters.check(notebook, given)
-    if os.environ.get(heartbeat.DIE_WITH) == str(os.getppid()) or heartbeat._under_papermill():
+    if os.environ.get(heartbeat.DIE_WITH) == str(os.getppid()) or heartbeat.under_papermill():
         heartbeat.die_with_parent()
     if _latest:
         _latest.detach()
@@ -98,13 +70,14 @@ class Run:
         self.current = not self._why
         self._record = files.record(self._file("results", "json")) if self.current else {}
         self._remembered = self._record.get("remembered", {})
+        self._scouting = self._record.get("scouting", "")
         self._finding = ""
         self._began, self._clock = time.time(), time.monotonic()
         self._status, self._seen, self._lock = "running", {}, threading.RLock()
         self._progress: dict = {"step": 0, "steps": 0}
         self._hooked = not self.current  # after_run is called once, though two signals may come
         heartbeat.wait_until_free(self.out, self.run)
-        clear(self.out)
+        leftovers.clear(self.out)
         if lines := hashes.input_damage(self.out, self.run, values):
             raise ValueError(f"{self.run} reads what is damaged: {'; '.join(lines)}")
         old = {} if self.current else self._begin_anew()
@@ -134,29 +107,27 @@ class Run:
         return wanted if wanted != "auto" else "cuda" if there else "cpu"
 
     def once(self, name: str, function: Callable, *args, **kwargs):
-        """What the function returns, as JSON gives it back: called now, or remembered from when
-        this same run was made."""
+        """What the function returns, as JSON: called now, or remembered from when it was made."""
         if not (self.current and name in self._remembered):
             value = function(*args, **kwargs)
-            self._remembered[name] = json.loads(json.dumps(value, default=heartbeat._plain))
+            self._remembered[name] = json.loads(json.dumps(value, default=heartbeat.plain))
         return self._remembered[name]
 
     def progress(self, step: int, steps: int, message: str = "") -> None:
         """Heartbeat, and one line in the notebook that is updated in place, twice a second."""
         now, p = time.monotonic(), self._progress
         if steps != p["steps"] or step < p["step"]:  # another loop begins, with a line of its own
-            p = {"first": step, "began": now, "said": 0, "line": None}
-        p |= {"step": step, "steps": steps}
-        self._progress = p
-        if now - p["said"] < 0.5 and step < steps:
+            p = {"first": step, "began": now, "shown": 0, "line": None}
+        self._progress = p = p | {"step": step, "steps": steps}
+        if now - p["shown"] < 0.5 and step < steps:
             return
         passed, done = now - p["began"], step - p["first"]
         left = passed / done * (steps - step) if done else None
         self._say(step=step, steps=steps, message=message, left_s=left)
-        ending = f"took {_clock(passed)}" if step >= steps else left and f"{_clock(left)} left"
+        ending = f"took {clock(passed)}" if step >= steps else left and f"{clock(left)} left"
         parts = (f"step {step:,} of {steps:,}", message, ending)
         p["line"] = _show(" · ".join(filter(None, parts)), p["line"])
-        p["said"] = now
+        p["shown"] = now
 
     def figure(self, name: str, figure, alt: str, text: bool = False) -> None:
         """Save as figures/<run>-<name>.png and .svg, and show it with its alternative text; `text`:
@@ -186,8 +157,8 @@ class Run:
         self._texts |= {name} if text else set()
         if type(table.index).__name__ != "RangeIndex":  # plain row numbers say nothing
             table = table.reset_index()
-        if self.parameters["profile"].endswith("-quick"):  # no numbers to quote: on every row
-            table = table.assign(scouting=self.parameters["profile"])
+        if self._scouting:  # no numbers to quote: on every row
+            table = table.assign(scouting=self._scouting)
         path = self.out / "tables" / f"{self.run}-{name}"
         write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
         shown = table.map(lambda value: _figures(value) if isinstance(value, float) else value)
@@ -208,26 +179,26 @@ class Run:
         display(Markdown(f"**{self._finding}**"))
 
     def finish(self, tokens_per_second: float | None = None) -> None:
-        """Write the records; only now is the run done. A run that only gave back what it remembered
-        keeps the record of when it was made."""
-        came = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
-        came["texts"] = sorted(self._texts)
+        """Write the records; only now is the run done. One that gave back what it remembered keeps
+        the record of when it was made."""
+        results = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
+        results["texts"] = sorted(self._texts)
         record = self._record or self.provenance(tokens_per_second)
         hooks.settle()
         p = self._progress
         if p.get("line") and p["step"] < p["steps"]:  # a loop that ended early has nothing left
-            took = _clock(p["said"] - p["began"])
+            took = clock(p["shown"] - p["began"])
             _show(f"step {p['step']:,} of at most {p['steps']:,} · took {took}", p["line"])
         if not self.current:
             made = hashes.outputs(self.out, self.run, self.parameters)
             if missing := [path for path, where in made.items() if not where.exists()]:
                 raise FileNotFoundError(f"{self.run} ends without {missing}: it must write them")
-        write(self._file("results", "json"), heartbeat._json(record | came))
+        write(self._file("results", "json"), heartbeat.as_json(record | results))
         if not self.current:
             kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
-            write(self._file("hashes", "json"), heartbeat._json(kept))
+            write(self._file("hashes", "json"), heartbeat.as_json(kept))
         self._status = "done"  # whatever comes now
-        clear(self.out, ended=self.run)
+        leftovers.clear(self.out, ended=self.run)
         self._say("done")
         self.detach()
         self._after_run()
@@ -250,16 +221,15 @@ class Run:
         self._stop.set()
         self._interrupted()
         atexit.unregister(self._left)
-        if self._shell:
-            self._shell.events.unregister("pre_run_cell", self._before_cell)
-            self._shell.events.unregister("post_run_cell", self._after_cell)
-            self._shell = None  # finished, then started again in the same kernel: twice here
+        for name, listener in self._events.items() if self._shell else ():
+            self._shell.events.unregister(name, listener)
+        self._shell = None  # finished, then started again in the same kernel: twice here
 
     def _file(self, folder: str, kind: str) -> Path:
         return self.out / folder / f"{self.run}.{kind}"
 
     def _begin_anew(self) -> dict[str, str]:
-        """Look at the inputs; from now on the run is not done. Says under "old" where that went."""
+        """From now on the run is not done. Returns where its results went, under "old"."""
         inputs = hashes.inputs(self.out, self.run, self.parameters)
         if missing := [str(path) for path in inputs.values() if not path.exists()]:
             where = f"PROFILE={self.parameters['profile']} OUT={self.parameters['out']}"
@@ -272,84 +242,20 @@ class Run:
         ownership.claim(self.out, self.run, self.parameters)
         self._inputs = hashes.input_hashes(self.out, self.run, inputs)
         self._code = hashes.of_code(self.notebook)
-        old = {"old": self._keep_the_old()} if self._file("hashes", "json").exists() else {}
-        self._keep_or_refuse_checkpoint()
-        self._file("hashes", "json").unlink(missing_ok=True)
+        self._scouting = settings.scouting(self.out, self.run, self.parameters, inputs)
+        about, old = (self.out, self.run, self.parameters, self._inputs), {}
+        if (done := self._file("hashes", "json")).exists():
+            old = {"old": leftovers.put_away(*about, self._why)}
+        leftovers.keep_or_refuse_checkpoint(*about, self._code)
+        done.unlink(missing_ok=True)
         return old
-
-    def _keep_the_old(self) -> str:
-        """All that a finished run made goes to old/, before it is made anew. A hard set chosen by
-        hand stays where it is, if its tokens do and nobody asked for a redo."""
-        kept = hashes.load(self.out, self.run) or hashes.EMPTY
-        record = files.whole(self._file("results", "json"), "started", "models")
-        record = record or {"started": "", "models": {}}
-        old = _new_folder(self.out / "old", self.run, record["started"])
-        tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], self._inputs)}
-        hand = self.notebook == "02_hard_set" and hashes.by_hand(self.out / hashes.HARD_SET)
-        stays = hand and not self.parameters["redo"] and len(tokens) == 1
-        for path, place in self._made(kept["outputs"], record["models"]).items():
-            if os.path.lexists(path) and not (stays and path.name == hashes.HARD_SET):
-                (old / place).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, old / place)
-        note = f"{self._why}: what it made before is in {parameters.shown(old)}"
-        note += ", the hard set chosen by hand with it" * (hand and not stays)
-        note += f"; the hard set chosen by hand stays, REDO={self.run} replaces it" * stays
-        print(note)
-        return note
-
-    def _made(self, outputs: dict, models: dict) -> dict[Path, Path]:
-        """All that this run wrote when it was made → its place in a run folder. What it is given
-        now is not among it, wherever that lies."""
-        outputs = outputs or hashes.outputs(self.out, self.run, self.parameters)
-        own = [path for path in ownership.named(self.out, self.run)
-               if path.parent.name not in ("state", ".done")]  # fmt: skip
-        losses = ownership.losses([*outputs, *(f"models/{name}" for name in models)])
-        own += [self.out / name for name in (*outputs, *losses)]
-        made = {path: path.relative_to(self.out) for path in own}
-        notebook, before = self._file("", "ipynb"), self.out / f".{self.run}.ipynb"
-        # graph.execute puts the finished notebook aside before papermill writes a new one
-        made[before if before.exists() else notebook] = Path(notebook.name)
-        given = parameters.external(self.notebook, self.parameters)
-        given = [(parameters.ROOT / path).resolve() for path in given]
-        return {path: place for path, place in made.items()
-                if not any(one.is_relative_to(path.resolve()) for one in given)}  # fmt: skip
-
-    def _keep_or_refuse_checkpoint(self) -> None:
-        """A checkpoint goes on only with what it was made from. Other inputs or, in quick profiles,
-        other code make it useless; other parameters may be a slip, which must not cost a night.
-        `redo` starts over once: what that began goes on after a stop, like any other."""
-        folder = self.out / "checkpoints" / self.run
-        wanted = {
-            "parameters": hashes.decisive(self.parameters),
-            "inputs": {name: found["sha256"] for name, found in self._inputs.items()},
-            "code": self._code if self.parameters["profile"] in hashes.QUICK else "",
-            "redo": self.parameters["redo"],
-        }
-        if (path := folder / "made_from.json").exists() and files.whole(path) is None:
-            os.replace(folder, old := _new_folder(self.out / "old", self.run, "") / "checkpoint")
-            print(f"{path} is broken: {self.run} starts over; its checkpoint is in {old}")
-        before = {"redo": False} | (files.record(path) or {})
-        starts_over = wanted["redo"] and not before["redo"]
-        wanted["redo"] = wanted["redo"] or before["redo"]
-        fits = not starts_over and before.get("inputs") == wanted["inputs"]
-        if fits and before["code"] == wanted["code"] and any(folder.rglob("state.pt")):
-            for name, value in wanted["parameters"].items():
-                if (was := before["parameters"].get(name)) != value:
-                    raise ValueError(
-                        f"{self.run} has a checkpoint made with {name} = {was!r}, now it is "
-                        f"{value!r}: put it back to go on, or start over with redo = True "
-                        f"(make book REDO={self.run})"
-                    )
-        if before != wanted:
-            clear_checkpoint(folder, epochs=True)
-        write(folder / "made_from.json", json.dumps(wanted))
 
     def _attach(self) -> None:
         """Listen to cells that fail, to signals and to the end; and keep the heart beating."""
         self._shell, self._stop = parameters.shell(), threading.Event()
-        if self._shell:
-            self._shell.events.register("pre_run_cell", self._before_cell)
-            self._shell.events.register("post_run_cell", self._after_cell)
+        self._events = {"pre_run_cell": self._before_cell, "post_run_cell": self._after_cell}
+        for name, listener in self._events.items() if self._shell else ():
+            self._shell.events.register(name, listener)
         atexit.register(self._left)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminated)
@@ -359,10 +265,10 @@ class Run:
         while not self._stop.wait(heartbeat.HEARTBEAT_S):
             self._say()
 
-    def _say(self, what: str | None = None, **more: object) -> None:
-        """Write the state; without `what` it is the one before."""
+    def _say(self, word: str | None = None, **more: object) -> None:
+        """Write the state; without a word it is the one before."""
         with self._lock:
-            self._status = what or self._status
+            self._status = word or self._status
             self._seen |= more
             with contextlib.suppress(OSError):  # a disk that is full for a minute ends no training
                 heartbeat.write_state(self.out, self.run, self._status, **self._seen)
@@ -399,26 +305,33 @@ class Run:
 
     def provenance(self, tokens_per_second: float | None = None) -> dict:
         """Where what this run makes comes from: its parameters, code, machine and inputs."""
-        values, (commit, dirty) = self.parameters, _commit()
+        values, (commit, dirty) = self.parameters, provenance.commit()
         began = datetime.datetime.fromtimestamp(self._began, datetime.UTC)
         makers = {run for name, (run, _) in hashes.makers(self.out).items() if name in self._inputs}
-        about = {"run": self.run, "notebook": self.notebook, "profile": values["profile"]}
-        about |= {"parameters": hooks.hidden(values), "changed": [*self._changed]}
-        about |= {"seed": values["seed"], "commit": commit, "dirty": dirty, "code": self._code}
-        about |= {"versions": _versions(), "device": _device(values["device"])}
-        return about | {
+        return {
+            **({"scouting": self._scouting} if self._scouting else {}),
+            "run": self.run,
+            "notebook": self.notebook,
+            "profile": values["profile"],
+            "parameters": hooks.hidden(values),
+            "changed": [*self._changed],
+            "seed": values["seed"],
+            "commit": commit,
+            "dirty": dirty,
+            "code": self._code,
+            "versions": provenance.versions(),
+            "device": provenance.device_name(values["device"]),
             "inputs": {name: read["sha256"] for name, read in self._inputs.items()},
             "reads": {run: hashes.load(self.out, run)["parameters"] for run in sorted(makers)},
             "started": began.isoformat(timespec="seconds"),
             "seconds": time.monotonic() - self._clock,
             "tokens_per_second": tokens_per_second,
-            "peak_memory_mib": peak_memory_mib(),
+            "peak_memory_mib": provenance.peak_memory_mib(),
         }
 
 
 def _says_all(error: BaseException) -> bool:
-    """Whether a line of this library raised it, or the system with a file's name. Anything else is
-    a fault whose place is worth knowing."""
+    """Whether we raised it, or the system with a file's name: else its place is worth knowing."""
     if isinstance(error, OSError) and error.filename:
         return True
     places = traceback.extract_tb(error.__traceback__)
@@ -429,21 +342,6 @@ def _says_all(error: BaseException) -> bool:
 def _show_error(shell, kind, error, trace, tb_offset=None) -> None:
     """How IPython shows an error: one whose words say all without sixty lines of traceback."""
     shell.showtraceback((kind, error, trace), exception_only=_says_all(error))
-
-
-def _new_folder(place: Path, run: str, started: str) -> Path:
-    """place/<run>-<when it was started>; two of one second are told apart."""
-    when = re.sub(r"\D", "", started)[:14] or f"{time.time():.0f}"
-    for more in itertools.count(1):
-        with contextlib.suppress(FileExistsError):
-            (folder := place / f"{run}-{when}{f'-{more}' * (more > 1)}").mkdir(parents=True)
-            return folder
-
-
-def _clock(seconds: float) -> str:
-    """0:31, 12:05, 1:02:03"""
-    text = str(datetime.timedelta(seconds=round(seconds)))
-    return re.sub("^0:0?", "", text)
 
 
 def _figures(value: float) -> str:

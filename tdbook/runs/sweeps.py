@@ -9,13 +9,12 @@
     points: [{rank: 64}]       # and, or instead, single points
     seeds: [1, 2]              # each point with each of them
 
-Or `runs: [01_distill-50m, 02_hard_set, 03_lora-hard]` instead of `like`: several runs of the
-profile, each point has them all, under their own names, and each reads what those before it made.
-`fixed`, grid and points then go to every run that has such a parameter, `01.epochs` to 01 alone.
+Or `runs: [01_distill-50m, 02_hard_set]` instead of `like`: each point has these runs, and each
+reads what those before it made. A parameter goes to every run that has it, `01.epochs` to 01 alone.
 
 Point `rank8-lora_scale0.5-seed1` of sweep `adapter` lives in outputs/<profile>/sweeps/adapter/.
-What it reads of its parent, the run folder above, are links; it writes into its own folder alone.
-Its name says all that varies, so that a new value adds points and moves none. Imports no torch.
+What it reads of its parent, the run folder above, are links. Its name says all that varies, so a
+new value adds points and moves none. Imports no torch.
 """
 
 import contextlib
@@ -28,14 +27,18 @@ from pathlib import Path
 
 import yaml
 
-from tdbook.runs import parameters
-from tdbook.runs.parameters import ParameterError, nearest, notebook_of
+from tdbook.runs import parameters, rules
+from tdbook.runs.notebooks import COMPARISON, HARD_SET, SWEPT, notebook_of
+from tdbook.runs.parameters import ParameterError, nearest
 from tdlib import files
 
-NOTEBOOKS = ("01_distill", "03_lora", "05_progressive")
-KEYS = ("question", "like", "notebook", "runs", "fixed", "grid", "points", "seeds")
-OWN = ("run", "profile", "out", "redo")  # a point's own, never given
 PARENT, POINTS = ".parent", "points.json"  # in a point's folder, and in a sweep's
+KEYS = "question like notebook runs fixed grid points seeds".split()
+LISTS = {  # key → kind of its items, in words
+    "runs": (str, "a list of runs"),
+    "points": (dict, "a list of {name: value}"),
+    "seeds": (int, "a list of whole numbers, as [1, 2, 3]"),
+}
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,14 @@ class Sweep:
     def values(self, point: str, run: str, out: Path) -> dict:
         """The parameters of a point's run, not yet checked; `out` is the parent's folder."""
         like = run if not self.notebook else next(iter(self.likes), "")
+        values = self.fixed | self.points[point]
+        if not self.notebook:  # `epochs` goes to all that have it, `01.epochs` to 01 alone
+            declared, prefix = parameters.declared(notebook_of(run)), f"{run[:2]}."
+            values = {name.removeprefix(prefix): value for name, value in values.items()}
+            values = {name: value for name, value in values.items() if name in declared}
         given = parameters.read(_params(self.profile) / f"{like}.yaml") if like else {}
         place = parameters.shown(folder(out, self.name) / point)
-        own = {"run": run, "profile": self.profile, "out": place}
-        values = self.fixed | self.points[point]
-        return given | (values if self.notebook else _of(notebook_of(run), values)) | own
-
-
-def _of(notebook: str, values: dict) -> dict:
-    """Of values for several runs, those that one of this notebook takes: `epochs` where it has such
-    a parameter, `01.epochs` for 01 alone."""
-    declared = parameters.declared(notebook)
-    names = {name: name.removeprefix(f"{notebook[:2]}.") for name in values}
-    return {names[name]: value for name, value in values.items() if names[name] in declared}
+        return given | values | {"run": run, "profile": self.profile, "out": place}
 
 
 def folder(out: Path, name: str) -> Path:
@@ -79,8 +77,8 @@ def folder(out: Path, name: str) -> Path:
 
 
 def page(name: str) -> str:
-    """The run of 04 that compares a sweep's points, in the sweep's own folder."""
-    return f"04_merge_eval-{name}"
+    """The run that compares a sweep's points, in the sweep's own folder."""
+    return f"{COMPARISON}-{name}"
 
 
 def names(profile: str) -> list[str]:
@@ -88,8 +86,11 @@ def names(profile: str) -> list[str]:
 
 
 def _folder(profile: str) -> Path:
-    """b200-quick has the sweeps of b200, over its own runs."""
-    return _params(profile.removesuffix("-quick")) / "sweeps"
+    return _params(profile) / "sweeps"
+
+
+def _params(profile: str) -> Path:
+    return parameters.ROOT / "params" / profile
 
 
 def read(profile: str, name: str) -> Sweep:
@@ -99,110 +100,89 @@ def read(profile: str, name: str) -> Sweep:
         remedy = nearest(name, names(profile), "" if names(profile) else f"write {path}")
         raise ParameterError(f"NAME={name} is no sweep of params/{profile}: {remedy}")
     try:
-        return _read(profile, name, parameters.read(path))
+        return _checked(profile, name, parameters.read(path))
     except ParameterError as error:
         where = path.relative_to(parameters.ROOT)
         raise ParameterError(f"{where}: {str(error).removeprefix(f'{path} ')}") from None
 
 
-def _params(profile: str) -> Path:
-    return parameters.ROOT / "params" / profile
-
-
-def _read(profile: str, name: str, given: dict) -> Sweep:
-    if not re.fullmatch(r"[^\W_][\w.+-]*", name):
-        raise ParameterError(f"its name must be of letters, digits, - _ . +: {name!r}")
-    _known("key", given, KEYS)
-    like, notebook, several = (given.get(key, "") for key in ("like", "notebook", "runs"))
-    runs = sorted(path.stem for path in _params(profile).glob("*.yaml"))
-    if like:
-        _known("like: run", [like], runs)
-    notebook = notebook or (like and notebook_of(like)) or ""
-    if several:
-        _several(several, notebook, runs)
-    elif notebook not in NOTEBOOKS or (like and notebook_of(like) != notebook):
-        raise ParameterError(
-            f"notebook: {notebook} must be one of {', '.join(NOTEBOOKS)}, that of `like` if given"
-        )
-    fixed = _mapping("fixed", given.get("fixed", {}))
-    points = _points(_mapping("grid", given.get("grid", {})), given.get("points", []))
-    points = _seeded(points, given.get("seeds", []))
-    if not any(points):
-        raise ParameterError("it has no points: give a grid, points or seeds, as rank: [8, 16]")
-    points = _named(points, fixed, _declared(notebook, several))
-    likes = tuple(several) if several else (like,) if like else ()
+def _checked(profile: str, name: str, given: dict) -> Sweep:
+    if not rules.NAME.holds(name):
+        raise ParameterError(f"its name must be {rules.NAME.says}: {name!r}")
+    _all_known("key", given, KEYS)
+    for key in [key for key in ("fixed", "grid") if not isinstance(given.get(key, {}), dict)]:
+        raise ParameterError(f"{key}: {given[key]!r} must be lines of `name: value`")
+    for key, (kind, says) in LISTS.items():
+        items = given.get(key, [])
+        if not isinstance(items, list) or any(type(item) is not kind for item in items):
+            raise ParameterError(f"{key}: {items!r} must be {says}")
+    like, runs, fixed = given.get("like", ""), given.get("runs", []), given.get("fixed", {})
+    notebook = given.get("notebook") or (notebook_of(like) if like else "")
+    profiles_runs = [path.stem for path in _params(profile).glob("*.yaml")]
+    _all_known("like: run", [like] if like else [], profiles_runs)
+    if runs:
+        if notebook:
+            raise ParameterError("runs: it must be a list of runs, without like and notebook")
+        _all_known("runs: run", runs, profiles_runs)
+        if others := [run for run in runs if notebook_of(run) not in (*SWEPT, HARD_SET)]:
+            raise ParameterError(f"runs: {others[0]} is the book's own: leave it out")
+        if runs != sorted(set(runs), key=lambda run: (notebook_of(run), runs.index(run))):
+            raise ParameterError("runs: each once, in the order of their notebooks")
+    elif notebook not in SWEPT or (like and notebook_of(like) != notebook):
+        must = f"one of {', '.join(SWEPT)}, that of `like` if given"
+        raise ParameterError(f"notebook: {notebook} must be {must}")
+    points = _points(given.get("grid", {}), given.get("points", []), given.get("seeds", []))
+    declared = parameters.declared(notebook) if notebook else _declared(runs)
+    for each in (fixed, *points):
+        _all_known("parameter", each, declared)
+        if own := [key for key in each if key.rpartition(".")[2] in rules.OWN]:
+            raise ParameterError(f"{own[0]} is every point's own: leave it out")
+    points = _named(points, fixed)
+    likes = tuple(runs) or ((like,) if like else ())
     return Sweep(name, profile, notebook, str(given.get("question", "")), likes, fixed, points)
 
 
-def _named(points: list[dict], fixed: dict, declared: list[str]) -> dict[str, dict]:
-    """Points by their names. ParameterError for a parameter that no point can have."""
-    for each in (fixed, *points):
-        _known("parameter", each, declared)
-        if own := [key for key in each if key.rpartition(".")[2] in OWN]:
-            raise ParameterError(f"{own[0]} is every point's own: leave it out")
-    varied = sorted(dict.fromkeys(key for point in points for key in point), key="seed".__eq__)
-    if both := [key for key in varied if key in fixed]:
-        raise ParameterError(f"{both[0]} is fixed and varied: give it once")
-    names = [point_name(point, varied) for point in points]
-    if twice := [one for one in names if names.count(one) > 1]:
-        raise ParameterError(f"point {twice[0]} is there twice: keep one")
-    return dict(zip(names, points, strict=True))
+def _all_known(what: str, given, known) -> None:
+    for name in given:
+        if name not in known:
+            raise ParameterError(f"{what} {name} is not known: {nearest(name, sorted(known))}")
 
 
-def _several(several: object, also: str, runs: list[str]) -> None:
-    """ParameterError where `runs` is no list of runs that a point can have."""
-    if not isinstance(several, list) or also:
-        raise ParameterError("runs: it must be a list of runs, without like and notebook")
-    _known("runs: run", several, runs)
-    if bad := [run for run in several if run[:2] in ("00", "04", "06", "07")]:
-        raise ParameterError(f"runs: {bad[0]} is the book's own: leave it out")
-    if several != sorted(set(several), key=lambda run: (notebook_of(run), several.index(run))):
-        raise ParameterError("runs: each once, in the order of their notebooks")
+def _declared(runs: list[str]) -> set[str]:
+    """The parameters of several runs, also as `01.epochs`."""
+    names = {(run[:2], name) for run in runs for name in parameters.declared(notebook_of(run))}
+    return {name for _, name in names} | {f"{number}.{name}" for number, name in names}
 
 
-def _declared(notebook: str, several: list[str]) -> list[str]:
-    """The parameters that a sweep may give."""
-    if not several:
-        return list(parameters.declared(notebook))
-    own = {notebook[:2]: parameters.declared(notebook) for notebook in map(notebook_of, several)}
-    names = (f"{start}{name}" for n in own for start in ("", f"{n}.") for name in own[n])
-    return [*dict.fromkeys(names)]
-
-
-def _known(what: str, given, known) -> None:
-    for one in given:
-        if one not in known:
-            raise ParameterError(f"{what} {one} is not known: {nearest(one, known)}")
-
-
-def _mapping(key: str, given: object) -> dict:
-    if not isinstance(given, dict):
-        raise ParameterError(f"{key}: {given!r} must be lines of `name: value`")
-    return given
-
-
-def _points(grid: dict, points: object) -> list[dict]:
+def _points(grid: dict, points: list[dict], seeds: list[int]) -> list[dict]:
+    """Every combination of a grid, single points, and each with each seed."""
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ParameterError(f"grid: {key} = {values!r} must be a list, for example [{values}]")
-    if not isinstance(points, list) or not all(isinstance(one, dict) for one in points):
-        raise ParameterError(f"points: {points!r} must be a list of {{name: value}}")
-    every = itertools.product(*grid.values()) if grid else ()
-    return [dict(zip(grid, values, strict=True)) for values in every] + points
-
-
-def _seeded(points: list[dict], seeds: object) -> list[dict]:
-    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
-        raise ParameterError(f"seeds: {seeds!r} must be a list of whole numbers, as [1, 2, 3]")
+    combinations = itertools.product(*grid.values()) if grid else ()
+    points = [dict(zip(grid, values, strict=True)) for values in combinations] + points
     if seeds and any("seed" in point for point in points):
         raise ParameterError("seed is varied and seeds are given: one of the two")
-    return [p | {"seed": seed} for p in points or [{}] for seed in seeds] if seeds else points
+    if seeds:
+        points = [point | {"seed": seed} for point in points or [{}] for seed in seeds]
+    if not any(points):
+        raise ParameterError("it has no points: give a grid, points or seeds, as rank: [8, 16]")
+    return points
 
 
-def point_name(point: dict, varied: list[str]) -> str:
-    """rank8-lora_scale0.5-seed1; a value that is left to `like` or the notebook is left out."""
-    parts = (f"{key}{_short(point[key])}" for key in varied if key in point)
-    return re.sub(r"[^\w.+-]+", "_", "-".join(parts)) or "as-it-is"
+def _named(points: list[dict], fixed: dict) -> dict[str, dict]:
+    """Points by name: rank8-lora_scale0.5-seed1, of the parameters that the point gives."""
+    varied = sorted(dict.fromkeys(key for point in points for key in point), key="seed".__eq__)
+    if both := [key for key in varied if key in fixed]:
+        raise ParameterError(f"{both[0]} is fixed and varied: give it once")
+    named = {}
+    for point in points:
+        name = "-".join(f"{key}{_short(point[key])}" for key in varied if key in point)
+        name = re.sub(r"[^\w.+-]+", "_", name) or "as-it-is"
+        if name in named:
+            raise ParameterError(f"point {name} is there twice: keep one")
+        named[name] = point
+    return named
 
 
 def _short(value: object) -> str:
@@ -215,17 +195,18 @@ def _short(value: object) -> str:
 
 
 def write(sweep: Sweep, out: Path, compare: dict | None) -> None:
-    """The YAMLs of every point in its folder, and in the sweep's a list of all and the YAML of the
-    page that compares them, which is as `compare` says; None where there is no such page."""
+    """The YAMLs of every point; in the sweep's own folder a list of all, and the YAML of the page
+    that compares them, with the parameters `compare` (None: there is no page)."""
     place = folder(out, sweep.name)
     # who a folder's parent is comes first: then all else in it under these names is the book's
     folders = (place, *(place / point for point in sweep.points))
-    content = {one / PARENT: os.path.relpath(out, one) for one in folders}
+    content = {each / PARENT: os.path.relpath(out, each) for each in folders}
+    yamls = {place / f"{page(sweep.name)}.yaml": compare} if compare else {}
     for point in sweep.points:
         for run in sweep.runs(point):
-            content[place / point / f"{run}.yaml"] = _yaml(sweep.values(point, run, out))
-    if compare:
-        content[place / f"{page(sweep.name)}.yaml"] = _yaml(compare)
+            yamls[place / point / f"{run}.yaml"] = sweep.values(point, run, out)
+    for path, values in yamls.items():
+        content[path] = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     listed = {"question": sweep.question, "notebook": sweep.notebook, "points": sweep.points}
     listed["runs"] = {point: sweep.runs(point) for point in sweep.points}
     content[place / POINTS] = json.dumps(listed, ensure_ascii=False, indent=1)
@@ -237,19 +218,14 @@ def write(sweep: Sweep, out: Path, compare: dict | None) -> None:
         files.write_whole(path, content[path])
 
 
-def _yaml(values: dict) -> str:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
 def listed(out: Path, name: str) -> dict:
     """What a sweep's folder says of it. FileNotFoundError where there is none."""
     path = folder(parent(out) or out, name) / POINTS
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: `make sweep NAME={name}` makes it")
-    try:
-        return files.record(path, "points", "notebook")
-    except ValueError:
-        raise ValueError(f"{path} is broken: `make sweep NAME={name}` writes it again") from None
+    if content := files.whole(path, "points", "notebook"):
+        return content
+    raise ValueError(f"{path} is broken: `make sweep NAME={name}` writes it again")
 
 
 def parent(out: Path) -> Path | None:
@@ -266,31 +242,31 @@ def link(out: Path, reads: list[str]) -> None:
     records = [f"{kind}/{run}.json" for run in makers for kind in ("hashes", "results")]
     models = [Path(path).name for path in reads if path.startswith("models/")]
     losses = [f"scores/val/{model}.{kind}" for model in models for kind in ("npy", "npz")]
-    looked_at = "scores/features.npz"  # a point that finds it of other tokens writes its own
-    for path in [*reads, *records, *losses, "cache", looked_at]:
+    features = "scores/features.npz"  # a point that finds it of other tokens writes its own
+    for path in [*reads, *records, *losses, "cache", features]:
         here = out / path
         if (above / path).exists() and not os.path.lexists(here):
             here.parent.mkdir(parents=True, exist_ok=True)
             here.symlink_to(os.path.relpath(above / path, here.parent))
 
 
-def results(out: Path, wanted: str) -> dict[str, Path]:
-    """The records of all finished points of some sweeps, names with spaces between → where; where a
-    point has several runs, of each."""
+def results(out: Path, sweeps: str) -> dict[str, Path]:
+    """The records of the finished points of some sweeps, names with spaces between: point → where;
+    of a point with several runs, each."""
     records = {}
-    for name in wanted.split():
+    for name in sweeps.split():
         place, yamls = folder(parent(out) or out, name), parameters.ROOT / "params"
         if not (place / POINTS).is_file() and any(yamls.glob(f"*/sweeps/{name}.yaml")):
             continue  # not run yet: it has no point that is done
-        known = listed(out, name)
-        for point, run in ((p, run) for p in known["points"] for run in runs_of(known, p)):
+        sweep = listed(out, name)
+        for point, run in ((p, run) for p in sweep["points"] for run in runs_of(sweep, p)):
             path = place / point / "results" / f"{run}.json"
             if path.exists() and (place / point / "hashes" / path.name).exists():
                 key = f"sweeps/{name}/{point}"
-                records[key if known["notebook"] else f"{key}/{run}"] = path
+                records[key if sweep["notebook"] else f"{key}/{run}"] = path
     return records
 
 
-def runs_of(known: dict, point: str) -> list[str]:
+def runs_of(sweep: dict, point: str) -> list[str]:
     """The runs of a point, as `listed` has them; older lists say no more than the notebook."""
-    return known.get("runs", {}).get(point) or [f"{known['notebook']}-{point}"]
+    return sweep.get("runs", {}).get(point) or [f"{sweep['notebook']}-{point}"]

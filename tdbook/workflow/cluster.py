@@ -26,13 +26,13 @@ STOP_S = 60  # that cancelled jobs get to leave it: SLURM kills after its KillWa
 
 def check(name: str) -> str:
     """The name, or "" for none. ParameterError: no such profile, or no SLURM here."""
+    if not name:
+        return ""
     names = sorted({path.name for path in (parameters.ROOT / "profiles").iterdir()} - {"default"})
-    if name and not (
-        name in names and (parameters.ROOT / f"profiles/{name}/config.yaml").is_file()
-    ):
+    if name not in names:
         remedy = nearest(name, names)
         raise ParameterError(f"CLUSTER={name}: no profiles/{name}/config.yaml for one: {remedy}")
-    if name and not shutil.which("sbatch"):
+    if not shutil.which("sbatch"):
         raise ParameterError(
             f"CLUSTER={name} needs SLURM, and this machine has no sbatch: give the command on a "
             "login node of the cluster, or leave CLUSTER out"
@@ -54,20 +54,16 @@ def options(out: Path, name: str, config: dict) -> list[str]:
     # a file of its own for every command: a job may read it when another has been given
     path = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
     write(path, content)
-    words = [
-        "--workflow-profile",
-        str(parameters.ROOT / "profiles" / name),
-        "--configfile",
-        str(path),
-    ]
-    return [*words, "--slurm-jobname-prefix", _prefix(out), "--slurm-logdir", str(folder)]
+    words = ["--workflow-profile", str(parameters.ROOT / "profiles" / name)]
+    words += ["--configfile", str(path), "--slurm-jobname-prefix", prefix(out)]
+    return [*words, "--slurm-logdir", str(folder)]
 
 
 def queue(out: Path) -> dict[str, str]:
     """The jobs of a run folder that wait or run, whoever submitted them: number by Snakemake's
     rule. RuntimeError: SLURM does not answer."""
     rows = [line.split("|") for line in _squeue("--format=%i|%j|%k")]
-    own = ((comment, job) for job, name, comment in rows if name.startswith(f"{_prefix(out)}_"))
+    own = ((comment, job) for job, name, comment in rows if name.startswith(f"{prefix(out)}_"))
     return {comment.removeprefix("rule_"): job for comment, job in own}
 
 
@@ -124,7 +120,7 @@ def _squeue(form: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def _prefix(out: Path) -> str:
+def prefix(out: Path) -> str:
     """A run folder as part of a job's name: what it is called, and where it lies."""
     out = out.resolve()
     where = hashlib.sha256(str(out).encode()).hexdigest()[:8]

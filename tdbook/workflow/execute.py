@@ -11,23 +11,26 @@ import time
 from pathlib import Path
 
 from tdbook.runs import hashes, heartbeat, hooks, parameters, sweeps
+from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.ownership import claim
-from tdbook.runs.parameters import notebook_of, shown
+from tdbook.runs.parameters import shown
 from tdbook.workflow import cluster, devices, graph
 from tdlib import files
 from tdlib.files import write_whole as write
 
+PROGRESS_S = 15
+
 
 def execute(yaml: Path, out: Path, overrides: dict) -> int:
     """Run one YAML's notebook with papermill into the run folder and write its page, after a
-    failure too. Says on standard output what happens; returns the exit code."""
+    failure too. Prints what happens; returns the exit code."""
     run, out = yaml.stem, parameters.ROOT / out
     try:
         values = graph.check_yaml(yaml, overrides | {"out": shown(out)})
         if sweeps.parent(out):
-            sweeps.link(out, graph._borrowed(run, values))
+            sweeps.link(out, graph.borrowed(run, values))
         heartbeat.wait_until_free(out, run)
-        if hashes.is_current(out, run, values):
+        if not hashes.why(out, run, values):
             print(f"{run} · is done already", flush=True)
             return 0
         claim(out, run, values, notebook=True)
@@ -46,15 +49,14 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     before.unlink(missing_ok=True)
     if state.get("old"):
         print(f"{run} · {state['old']}", flush=True)
-    _page(out, run)
-    done, seconds = state["state"] == "done", time.monotonic() - began
-    said = _record(out, run)["finding"] if done else _last(state)
-    how = f"done in {heartbeat.duration(seconds)} ·" if done else f"{state['state']}:"
-    print(f"{run} · {how} {said}", flush=True)
+    page(out, run)
+    done, took = state["state"] == "done", heartbeat.duration(time.monotonic() - began)
+    result = record(out, run)["finding"] if done else last_words(state)
+    print(f"{run} · {f'done in {took} ·' if done else state['state'] + ':'} {result}", flush=True)
     if command := values.get("after_run"):
         signal.alarm(0)  # of a stop; the hook has a limit of its own
         limit = heartbeat.STOP_S if error == "stopped" else hooks.LIMIT_S
-        told = hooks.told(out, run, state["state"], said)
+        told = hooks.told(out, run, state["state"], result)
         hooks.call("after_run", command, told, parameters.ROOT, limit)
     return 0 if done else 1
 
@@ -65,10 +67,9 @@ def adopt(job: str, yaml: Path, out: Path, overrides: dict) -> int:
     run, out = yaml.stem, parameters.ROOT / out
     print(f"{run} · job {job} of an earlier command is in the queue: waiting for it", flush=True)
     cluster.wait(job)
-    values = graph.check_yaml(
-        yaml, overrides | {"out": shown(out), "redo": False}
-    )  # it did, if asked
-    return 0 if hashes.is_current(out, run, values) else 1
+    # the job has repeated it, if that was asked
+    values = graph.check_yaml(yaml, overrides | {"out": shown(out), "redo": False})
+    return 1 if hashes.why(out, run, values) else 0
 
 
 def _papermill(run: str, out: Path, given: dict) -> str | None:
@@ -157,8 +158,8 @@ def _settled(out: Path, run: str, error: str | None) -> dict:
         heartbeat.write_state(out, run, "interrupted", error=["stopped"])
         return heartbeat.state(out, run) | {"state": "interrupted"}  # though an earlier one is done
     if state["state"] == "lost":
-        kept = state | {"error": [error or "its process is gone"]}
-        write(out / "state" / f"{run}.json", json.dumps(kept))
+        lost = state | {"error": [error or "its process is gone"]}
+        write(out / "state" / f"{run}.json", json.dumps(lost))
     else:
         error = error or "the notebook ended without this.finish(): add it as its last call"
         heartbeat.write_state(out, run, "failed", error=[error])
@@ -167,7 +168,7 @@ def _settled(out: Path, run: str, error: str | None) -> dict:
 
 def _report_progress(out: Path, run: str, ended: threading.Event) -> None:
     before = ""
-    while not ended.wait(graph.PROGRESS_S):
+    while not ended.wait(PROGRESS_S):
         state = heartbeat.state(out, run)
         line = heartbeat.progress(state)
         if state["state"] == "running" and line != before:
@@ -175,15 +176,15 @@ def _report_progress(out: Path, run: str, ended: threading.Event) -> None:
             before = line
 
 
-def _record(out: Path, run: str) -> dict | None:
-    return files.whole(out / "results" / f"{run}.json")
+def record(out: Path, run: str) -> dict | None:
+    return files.whole(out / "results" / f"{run}.json", "parameters")
 
 
-def _last(state: dict) -> str:
+def last_words(state: dict) -> str:
     return (state.get("error") or ["no word of why"])[-1]
 
 
-def _page(out: Path, run: str) -> None:
+def page(out: Path, run: str) -> None:
     """The run's page and the index. What goes wrong here must not cost hours of training."""
     from tdbook.workflow import run_pages  # slow to import
 
@@ -193,9 +194,3 @@ def _page(out: Path, run: str) -> None:
         run_pages.index(out)
     except Exception as error:  # any: the run itself is done and recorded
         print(f"{run} · its page failed: {type(error).__name__}: {error}", flush=True)
-
-
-def _index(out: Path) -> Path:
-    from tdbook.workflow import run_pages  # slow to import
-
-    return run_pages.refresh(out)

@@ -1,15 +1,14 @@
-"""graph."""
+"""The book as a graph: the runs of a profile and of its sweeps, and what each needs."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from tdbook.runs import hashes, parameters, sweeps
-from tdbook.runs.parameters import ParameterError, nearest, notebook_of, shown
+from tdbook.runs import hashes, notebooks, parameters, settings, sweeps
+from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
+from tdbook.runs.parameters import ParameterError, nearest, shown
+from tdlib import files
 
-PROGRESS_S = 15
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
-GIVEN = ("text", "tokens", "tokenizer", "teacher")  # parameters of 00 that `make book` takes
-LAST = ("04", "06", "07")  # they read what all the others made
 
 
 @dataclass(frozen=True)
@@ -19,6 +18,7 @@ class BookRun:
     yaml: Path
     out: Path  # its run folder
     parameters: dict  # all of them, checked
+    given: dict  # those that the command line gives, not the YAML
     reads: tuple[str, ...]  # paths in the run folder
     writes: tuple[str, ...]
     needs: tuple[str, ...]  # names of the runs that make what it reads
@@ -31,7 +31,7 @@ class BookRun:
     @property
     def compares(self) -> bool:
         """Whether it is the page that compares a sweep's points."""
-        return bool(self.sweep) and self.notebook == "04_merge_eval"
+        return bool(self.sweep) and self.notebook == COMPARISON
 
     @property
     def mark(self) -> Path:
@@ -45,7 +45,7 @@ class Wanted:
 
     profile: str
     out: str
-    given: dict[str, str]  # of GIVEN, for 00
+    given: dict[str, str]  # of settings.GIVEN, for 00
     sweeps: tuple[str, ...]
     only: tuple[str, ...]  # names of runs
     redo: tuple[str, ...]
@@ -53,6 +53,7 @@ class Wanted:
     price: float | None  # an hour
     cluster: str  # a folder of profiles/; "" for this machine
     command: str
+    settings: dict[str, str] = field(default_factory=dict)  # of SET
 
     @property
     def config(self) -> dict:
@@ -60,24 +61,66 @@ class Wanted:
         return asdict(self) | {"out_dir": self.out}
 
 
+def jobs(config: dict, paths: bool = True) -> dict[str, BookRun]:
+    """Every run that a command may make, by name: the book's, and those of the sweeps asked for.
+    ParameterError names the YAML."""
+    values = config.get("settings", {})
+    runs = book(config["profile"], config["out_dir"], config["given"], paths, values)
+    runs += [p for name in config["sweeps"] for p in swept(name, config["profile"], runs, values)]
+    return repeated({one.name: one for one in runs}, config["redo"])
+
+
+def repeated(runs: dict[str, BookRun], redo: tuple[str, ...]) -> dict[str, BookRun]:
+    """The same runs, those named to be made again."""
+    again = {name: runs[name].parameters | {"redo": True} for name in redo}
+    return runs | {name: replace(runs[name], parameters=p) for name, p in again.items()}
+
+
+def targets_of(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[list[str], list[str]]:
+    """What is to be made, REDO's among it, and the pages of sweeps, which come when all else has
+    ended: the points that are done are compared, whatever became of the others."""
+    pages = [one.name for one in runs.values() if one.compares]
+    every = [one.name for one in runs.values() if bool(one.sweep) == bool(wanted.sweeps)]
+    names = wanted.only or [name for name in every if name not in (*pages, *wanted.before)]
+    return [name for name in runs if name in {*names, *wanted.redo} - {*pages}], pages
+
+
+def refuse_other_settings(wanted: Wanted, runs: dict[str, BookRun]) -> None:
+    """ParameterError where SET, or that it is left out, would replace what is done otherwise."""
+    before = (files.whole(parameters.ROOT / wanted.out / CONFIG) or {}).get("settings", {})
+    for one in runs.values():
+        names = {key for x in (before, wanted.settings) for key in settings.of_run(x, one.run)}
+        record = files.whole(one.out / "results" / f"{one.run}.json", "parameters")
+        now = hashes.decisive(one.parameters)
+        for name in names & now.keys() if record else ():
+            if (made := record["parameters"].get(name)) != now[name]:
+                same = f"give SET={settings.in_words(before)!r}" if before else "leave SET"
+                fault = f"{one.name} in {wanted.out} is done with {name} = {made!r}"
+                remedy = f"give a run folder of its own (OUT=), or {same}"
+                raise ParameterError(f"{fault}, now it is {now[name]!r}: {remedy}")
+
+
 def book(
-    profile: str, out: Path | None = None, overrides: dict | None = None, paths: bool = True
+    profile: str,
+    out: Path | None = None,
+    given: dict | None = None,
+    paths: bool = True,
+    values: dict | None = None,
 ) -> list[BookRun]:
-    """The runs of params/<profile>, checked. `overrides` (of GIVEN) are for 00. ParameterError
-    names the YAML."""
-    values = {}
-    for path in _yamls(profile):
-        more = {"out": str(out)} if out else {}
-        more |= overrides or {} if path.stem.startswith("00") else {}
-        values[path] = check_yaml(path, more, paths)
+    """The runs of params/<profile>, checked. `given` is for 00, `values` are SET's."""
+    own = {path: settings.of_run(values or {}, path.stem) for path in yamls(profile)}
+    for path in own:
+        own[path] |= given or {} if notebook_of(path.stem) == TEACHER else {}
+    place = {"out": str(out)} if out else {}
+    checked = {path: check_yaml(path, place | more, paths) for path, more in own.items()}
     makers: dict[str, str] = {}  # path → the run that makes it
-    for path in sorted(values, key=lambda path: path.stem.startswith(LAST)):
-        for made in hashes.writes(path.stem, values[path], list(makers)):
+    for path in sorted(checked, key=lambda path: notebook_of(path.stem) == COMPARISON):
+        for made in notebooks.writes(path.stem, checked[path], list(makers)):
             if made in makers:
                 both = f"{path.name} and {makers[made]}.yaml both write {made}"
                 raise ParameterError(f"{both}: give one another name")
             makers[made] = path.stem
-    return [_book_run(path, given, makers) for path, given in values.items()]
+    return [_book_run(path, checked[path], own[path], makers) for path in checked]
 
 
 def check_yaml(path: Path, more: dict, paths: bool = True) -> dict:
@@ -91,7 +134,7 @@ def check_yaml(path: Path, more: dict, paths: bool = True) -> dict:
         raise ParameterError(f"{shown(path)}: {error}") from None
 
 
-def _yamls(profile: str) -> list[Path]:
+def yamls(profile: str) -> list[Path]:
     folder = parameters.ROOT / "params" / profile
     if paths := sorted(folder.glob("*.yaml")):
         return paths
@@ -99,25 +142,27 @@ def _yamls(profile: str) -> list[Path]:
     raise ParameterError(f"PROFILE={profile} has no runs in {folder}: {nearest(profile, profiles)}")
 
 
-def _book_run(yaml: Path, values: dict, makers: dict[str, str]) -> BookRun:
+def _book_run(yaml: Path, values: dict, given: dict, makers: dict[str, str]) -> BookRun:
     run = yaml.stem
-    reads = hashes.reads(run, values, [path for path, maker in makers.items() if maker != run])
+    reads = notebooks.reads(run, values, [path for path, maker in makers.items() if maker != run])
     _must_be_made(yaml.name, reads, makers, parameters.ROOT / values["out"])
     writes = [path for path, maker in makers.items() if maker == run]
-    one = _run(run, values, reads, writes, makers)
-    if run.startswith(("04", "07")):  # their tables tell of every run
-        every = {m for m in makers.values() if run.startswith("07") or not m.startswith("06")}
-        one = replace(one, needs=tuple(sorted(every - {run})))
+    one = _run(run, values, given, reads, writes, makers)
+    if notebooks.of(run).compares:  # its tables tell of every run; what is shipped comes after 04
+        later = INFERENCE if one.notebook == COMPARISON else ""
+        others = {maker for maker in makers.values() if notebook_of(maker) != later}
+        one = replace(one, needs=tuple(sorted(others - {run})))
     return replace(one, yaml=yaml)
 
 
 def _run(
-    name: str, values: dict, reads: list[str], writes: list[str], makers: dict, sweep: str = ""
+    name: str, values: dict, given: dict, reads: list[str], writes: list[str], makers: dict
 ) -> BookRun:
+    """A run whose YAML lies in its own folder."""
     run, out = values["run"], parameters.ROOT / values["out"]
-    needs = sorted({makers[path] for path in reads if path in makers})
-    paths = tuple(reads), tuple(writes)
-    return BookRun(name, run, out / f"{run}.yaml", out, values, *paths, tuple(needs), sweep)
+    needs = tuple(sorted({makers[path] for path in reads if path in makers}))
+    yaml = out / f"{run}.yaml"
+    return BookRun(name, run, yaml, out, values, given, tuple(reads), tuple(writes), needs)
 
 
 def _must_be_made(who: str, reads: list[str], makers: dict[str, str], out: Path) -> None:
@@ -128,75 +173,63 @@ def _must_be_made(who: str, reads: list[str], makers: dict[str, str], out: Path)
             raise ParameterError(f"{who} reads {path}, which no run of the profile makes: {what}")
 
 
-def swept(name: str, profile: str, runs_: list[BookRun]) -> list[BookRun]:
+def swept(
+    name: str, profile: str, runs: list[BookRun], values: dict | None = None
+) -> list[BookRun]:
     """The runs of a sweep's points, and last the page that compares them, where each point is one
-    run; `runs_` are those of the book. The page needs no point, so that those that are done can be
+    run; `runs` are those of the book. The page needs no point, so that those that are done can be
     compared."""
-    sweep, out = sweeps.read(profile, name), runs_[0].out
-    makers = {path: one.run for one in runs_ for path in one.writes}
+    sweep, out = sweeps.read(profile, name), runs[0].out
+    makers = {path: one.name for one in runs for path in one.writes}
     points = []
     for point in sweep.points:
         inside: dict[str, str] = {}  # what the point's earlier runs make → their names
         for run in sweep.runs(point):
-            points.append(_swept_run(sweep, point, run, out, makers, inside))
+            given = settings.of_run(values or {}, run)
+            points.append(_swept_run(sweep, point, run, given, out, makers, inside))
             inside |= dict.fromkeys(points[-1].writes, points[-1].name)
     if not sweep.notebook:
         return points
-    page = next((one for one in runs_ if one.notebook == "04_merge_eval"), None)
+    page = next((one for one in runs if one.notebook == COMPARISON), None)
     if page is None:
-        raise ParameterError(f"params/{profile} has no 04_merge_eval to compare the points with")
+        raise ParameterError(f"params/{profile} has no {COMPARISON} to compare the points with")
     return [*points, _page_of(sweep, page, makers)]
 
 
 def _swept_run(
-    sweep: sweeps.Sweep, point: str, run: str, out: Path, makers: dict, inside: dict
+    sweep: sweeps.Sweep, point: str, run: str, given: dict, out: Path, makers: dict, inside: dict
 ) -> BookRun:
+    if both := given.keys() & {key.rpartition(".")[2] for key in sweep.points[point]}:
+        raise ParameterError(f"SET: sweep {sweep.name} varies {min(both)}: leave it out of SET")
     try:
-        values = parameters.check(notebook_of(run), sweep.values(point, run, out), paths=False)
+        values = sweep.values(point, run, out) | given
+        values = parameters.check(notebook_of(run), values, paths=False)
     except ParameterError as error:
         raise ParameterError(f"sweep {sweep.name}, point {point}: {error}") from None
-    reads, writes = hashes.reads(run, values, []), hashes.writes(run, values, [])
+    reads, writes = notebooks.reads(run, values, []), notebooks.writes(run, values, [])
     _must_be_made(f"sweep {sweep.name}: each point", reads, makers | inside, out)
     if both := {*reads} & {*writes}:
         fault = f"{min(both)} is read and written: give another name"
         raise ParameterError(f"sweep {sweep.name}: {fault}")
-    one = _run(sweep.name_of(point, run), values, reads, writes, makers | inside, sweep.name)
-    return replace(one, reads=tuple(path for path in reads if path not in inside))
+    one = _run(sweep.name_of(point, run), values, given, reads, writes, makers | inside)
+    outside = tuple(path for path in reads if path not in inside)
+    return replace(one, reads=outside, sweep=sweep.name)
 
 
 def _page_of(sweep: sweeps.Sweep, page: BookRun, makers: dict) -> BookRun:
     """The profile's own 04 on the sweep's folder: its models are those 04 cannot do without."""
     run, place = sweeps.page(sweep.name), sweeps.folder(page.out, sweep.name)
     own = {"run": run, "out": shown(place), "sweeps": sweep.name}
-    values = parameters.check("04_merge_eval", parameters.read(page.yaml) | own, paths=False)
-    return _run(f"{sweep.name}/{run}", values, _borrowed(run, values), [], makers, sweep.name)
+    values = parameters.read(page.yaml) | own | page.given
+    values = parameters.check(COMPARISON, values, paths=False)
+    reads = borrowed(run, values)
+    one = _run(f"{sweep.name}/{run}", values, page.given, reads, [], makers)
+    return replace(one, sweep=sweep.name)
 
 
-def _borrowed(run: str, values: dict) -> list[str]:
+def borrowed(run: str, values: dict) -> list[str]:
     """What a point, or a sweep's page, reads of the run folder above."""
-    if notebook_of(run) != "04_merge_eval":
-        return hashes.reads(run, values, [])
+    if notebook_of(run) != COMPARISON:
+        return notebooks.reads(run, values, [])
     names = ("teacher", "base", "scratch", "picked_by")
     return ["tokens", *dict.fromkeys(f"models/{values[name]}" for name in names)]
-
-
-def jobs(config: dict, paths: bool = True) -> dict[str, BookRun]:
-    """Every run that a command may make, by name: the book's, and those of the sweeps asked for."""
-    found = book(config["profile"], config["out_dir"], config["given"], paths)
-    found += [one for name in config["sweeps"] for one in swept(name, config["profile"], found)]
-    return _repeated({one.name: one for one in found}, config["redo"])
-
-
-def _repeated(found: dict[str, BookRun], redo: tuple[str, ...]) -> dict[str, BookRun]:
-    """The same runs, those named to be made again."""
-    again = {name: found[name].parameters | {"redo": True} for name in redo}
-    return found | {name: replace(found[name], parameters=p) for name, p in again.items()}
-
-
-def targets_of(wanted: Wanted, found: dict[str, BookRun]) -> tuple[list[str], list[str]]:
-    """What is to be made, REDO's among it, and the pages of sweeps, which come when all else has
-    ended: the points that are done are compared, whatever became of the others."""
-    pages = [one.name for one in found.values() if one.compares]
-    every = [one.name for one in found.values() if bool(one.sweep) == bool(wanted.sweeps)]
-    names = wanted.only or [name for name in every if name not in (*pages, *wanted.before)]
-    return [name for name in found if name in {*names, *wanted.redo} - {*pages}], pages

@@ -1,49 +1,61 @@
 """What a command line asks for, checked."""
 
 import hashlib
-import os
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
-from tdbook.runs import parameters, sweeps
-from tdbook.runs.parameters import ParameterError, nearest, notebook_of, stem
+from tdbook.runs import parameters, settings, sweeps
+from tdbook.runs.notebooks import notebook_of
+from tdbook.runs.parameters import ParameterError, nearest, stem
 from tdbook.runs.units import number
 from tdbook.workflow import cluster, graph
 from tdlib import files
 
 LONGEST = 158  # bytes of a run folder's path; the system allows 255 a name, also beside it
+GIVEN = " ".join(name.upper() for name in settings.GIVEN)
+BOOK = f"PROFILE OUT ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER SET {GIVEN}"
+TAKES = {
+    "book": BOOK,
+    "sweep": f"NAME {BOOK}",
+    "plan": f"PROFILE OUT SET DEVICE PRICE_PER_HOUR VOCAB {GIVEN}",
+    "doctor": f"PROFILE OUT SET {GIVEN}",
+    "status": f"PROFILE OUT SET FULL {GIVEN}",
+}
 
 
-def wanted(what: str, pairs: dict[str, str]) -> graph.Wanted:
-    """What `make book` or `make sweep` was told; ParameterError for what means nothing."""
-    names = "PROFILE OUT ONLY FROM REDO NAME DRY PRICE_PER_HOUR CLUSTER".split()
-    names += [name.upper() for name in graph.GIVEN]
-    for name in (name for name in pairs if name not in names):
-        raise ParameterError(f"{name}= is not known: {nearest(name, names)}")
-    given = {name: pairs[name.upper()] for name in graph.GIVEN if pairs.get(name.upper())}
+def wanted(command: str, pairs: dict[str, str]) -> graph.Wanted:
+    """What `make book` or another of TAKES was given; ParameterError for what means nothing."""
+    names = TAKES[command].split()
+    if unknown := [name for name in pairs if name not in names]:
+        raise ParameterError(f"{unknown[0]}= is not known: {nearest(unknown[0], names)}")
+    given = {name: pairs[name.upper()] for name in settings.GIVEN if pairs.get(name.upper())}
     profile = pairs.get("PROFILE") or "tiny"
-    own = [path.stem for path in graph._yamls(profile)]
+    book = [path.stem for path in graph.yamls(profile)]
     words = {name: tuple(pairs.get(name, "").replace(",", " ").split()) for name in names}
-    asked = words["NAME"] if what == "sweep" else ()
-    if what == "sweep" and not asked:
+    swept = words.get("NAME", ())
+    if command == "sweep" and not swept:
         there = ", ".join(sweeps.names(profile)) or "none yet"
         raise ParameterError(f"give the sweep: NAME=; params/{profile}/sweeps has {there}")
-    found = [sweeps.read(profile, name) for name in asked]
+    found = [sweeps.read(profile, name) for name in swept]
     points = [one.name_of(p, run) for one in found for p in one.points for run in one.runs(p)]
-    before = _before(own, pairs.get("FROM", ""))
-    only, redo = (_select(profile, [*own, *points], words[name]) for name in ("ONLY", "REDO"))
+    values = settings.parse(pairs.get("SET", ""), [*book, *(p.split("/")[-1] for p in points)])
+    before = _before(book, pairs.get("FROM", ""))
+    only, redo = (
+        _select(profile, [*book, *points], words.get(name, ())) for name in ("ONLY", "REDO")
+    )
     if both := [name for name in before if name in (*only, *redo)]:
         raise ParameterError(f"FROM={pairs['FROM']} takes {both[0]} as it is: leave FROM, or that")
     price = number(pairs, "PRICE_PER_HOUR", 0, 4.5) if pairs.get("PRICE_PER_HOUR") else None
-    typed = " ".join(f"{k}={shlex.quote(v)}" for k, v in pairs.items() if v and k != "DRY")
-    out = pairs.get("OUT") or _default_out(profile, given.get("text", ""))
-    if what == "sweep" and not given:
-        given = (files.record(parameters.ROOT / out / graph.CONFIG) or {}).get(
-            "given", {}
-        )  # of the book it reads
-    place, command = cluster.check(pairs.get("CLUSTER", "")), f"make {what} {typed}".strip()
-    return graph.Wanted(profile, out, given, asked, only, redo, before, price, place, command)
+    out = pairs.get("OUT") or default_out(profile, given.get("text", ""), values)
+    if command == "sweep" and not given:  # those of the book it reads
+        before_ = files.record(parameters.ROOT / out / graph.CONFIG) or {}
+        given = before_.get("given", {})
+    place, typed = cluster.check(pairs.get("CLUSTER", "")), {k: v for k, v in pairs.items() if v}
+    typed = " ".join(f"{k}={shlex.quote(v)}" for k, v in typed.items() if k != "DRY")
+    command = f"make {command} {typed}".strip()
+    return graph.Wanted(
+        profile, out, given, swept, only, redo, before, price, place, command, values
+    )
 
 
 def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str, ...]:
@@ -70,30 +82,22 @@ def _before(every: list[str], first: str) -> tuple[str, ...]:
     return tuple(run for run in every if first and notebook_of(run) < begins[0])
 
 
-def _default_out(profile: str, text: str) -> str:
-    """outputs/tiny, or outputs/tiny-<name of the text>, so that nothing is overwritten.
-    ParameterError: that folder is of another text of this name."""
+def default_out(profile: str, text: str, values: dict[str, str] | None = None) -> str:
+    """outputs/tiny, and after it the name of the text and what SET changes, so that nothing is
+    overwritten. ParameterError: that folder is of another text of this name."""
+    names = "+".join(stem(Path(path).name.replace(" ", "_")) for path in parameters.texts(text))
+    out = "-".join(filter(None, [f"outputs/{profile}", names, settings.for_folder(values or {})]))
+    if len(out.encode()) > LONGEST:  # the whole name still tells, as a hash
+        short = out.encode()[: LONGEST - 9].decode(errors="ignore")
+        out = f"{short}-{hashlib.sha256(out.encode()).hexdigest()[:8]}"
+    config = files.whole(parameters.ROOT / out / graph.CONFIG) or {}
+    made_of = config.get("given", {}).get("text", "")
+    if text and made_of and _absolute(text) != _absolute(made_of):
+        fault = f"{out} was made of text = {made_of!r}, not of {text!r}"
+        remedy = f"give a folder of its own (OUT=), or OUT={out} to make that one anew"
+        raise ParameterError(f"{fault}: {remedy}")
+    return out
 
-    def absolute(texts: str) -> list[Path]:
-        return [(parameters.ROOT / path).resolve() for path in parameters.texts(texts)]
 
-    def folder(of: Callable[[str], str]) -> str:
-        return "outputs/" + "-".join(filter(None, [profile, "+".join(map(of, names))]))
-
-    names = [Path(path).name.replace(" ", "_") for path in parameters.texts(text)]
-    # names were cut at their first dot once
-    older, own = folder(lambda name: name.split(".")[0]), folder(stem)
-    if len(own.encode()) > LONGEST:  # the whole name still tells, as a hash
-        short = own.encode()[: LONGEST - 9].decode(errors="ignore")
-        own = f"{short}-{hashlib.sha256(own.encode()).hexdigest()[:8]}"
-    for out in (older, own):
-        path = parameters.ROOT / out / graph.CONFIG
-        before = files.whole(path) if os.path.isfile(path) else None  # too long a name is none
-        if made_of := (before or {}).get("given", {}).get("text", ""):
-            if absolute(text) == absolute(made_of):
-                return out
-            if text and out == own:
-                fault = f"{out} was made of text = {made_of!r}, not of {text!r}"
-                remedy = f"give a folder of its own (OUT=), or OUT={out} to make that one anew"
-                raise ParameterError(f"{fault}: {remedy}")
-    return own
+def _absolute(text: str) -> list[Path]:
+    return [(parameters.ROOT / path).resolve() for path in parameters.texts(text)]

@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup, Tag
 from markupsafe import Markup
 
 from tdbook.report import pages
-from tdbook.runs import estimates, heartbeat, ownership, sweeps
+from tdbook.runs import estimates, heartbeat, notebooks, ownership, sweeps
 from tdbook.workflow import status
 from tdlib import files
 from tdlib.files import write_whole as write
@@ -61,11 +61,11 @@ def _write_index(out: Path) -> Path:
         row["page"] = page.relative_to(out).as_posix() if page.exists() else ""
     content["best"] = best(rows)
     content["swept"] = sweeps.listed(out, out.name) if swept else None
-    quality = out / "tables/04_merge_eval-quality.md"
+    quality = out / f"tables/{notebooks.COMPARISON}-quality.md"
     if quality.exists():
         html = pages.markdown(quality.read_text("utf-8"))
         content["quality"] = _with_readable_tables(html)
-    difficulty = out / "figures/02_hard_set-difficulty.svg"
+    difficulty = out / f"figures/{notebooks.HARD_SET}-difficulty.svg"
     if difficulty.exists():
         content["difficulty"] = pages.base64_of(difficulty.read_bytes())
     _write(path, "runs.html.j2", **content)

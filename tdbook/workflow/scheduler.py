@@ -1,5 +1,6 @@
 """Many runs: Snakemake decides the order, the summary says what came out."""
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -9,55 +10,35 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from tdbook.runs import disk, hashes, heartbeat, parameters, sweeps
+from tdbook.runs.leftovers import clear
+from tdbook.runs.notebooks import COMPARISON
 from tdbook.runs.ownership import not_ours, refusal
 from tdbook.runs.parameters import ParameterError, shown
-from tdbook.runs.running import clear
 from tdbook.workflow import cluster, devices, execute, graph, sessions
+from tdbook.workflow.graph import BookRun, Wanted
 from tdlib.files import write_whole as write
 
 
-def prepare(
-    config: dict, found: dict[str, graph.BookRun] | None = None
-) -> dict[str, graph.BookRun]:
-    """`jobs`, with the points' files written and linked to what is there of what they read."""
-    found = found or graph.jobs(config)
-    book_out = next(iter(found.values())).out
-    for name in config["sweeps"]:
-        own = [one for one in found.values() if one.sweep == name]
-        page = own[-1].parameters if own[-1].compares else None
-        sweeps.write(sweeps.read(config["profile"], name), book_out, page)
-        for one in own:
-            sweeps.link(one.out, list(one.reads))
-    return found
-
-
-def make(wanted: graph.Wanted) -> int:
-    """Bring a run folder up to date with Snakemake; returns the exit code. The lock goes with this
-    process, and so do Snakemake and what it started."""
+def make(wanted: Wanted) -> int:
+    """Bring a run folder up to date with Snakemake; returns the exit code."""
     out = parameters.ROOT / wanted.out
     # what is wrong with the runs is said before anything is made
     every = graph.jobs(wanted.config | {"redo": []})
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".book.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            print(f"{out} is being made by process {lock.read().strip()}: wait for it, or end it")
-            return 1
-        lock.truncate(0)
-        print(f"{os.getpid()} ({wanted.command})", file=lock, flush=True)
+    with _locked(out, wanted.command):
+        graph.refuse_other_settings(wanted, every)
         wanted = replace(wanted, redo=_not_yet_redone(wanted, every))
-        found = graph._repeated(prepare(wanted.config, every), wanted.redo)
+        runs = graph.repeated(prepare(wanted.config, every), wanted.redo)
         if gone := [name for name in wanted.before if not hashes.load(out, name)]:
             raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
-        began, (targets, pages) = time.time(), graph.targets_of(wanted, found)
-        reasons, damaged = hashes.judge(found, [*targets, *pages], wanted.before)
-        _refuse_foreign(found, reasons)
+        began, (targets, pages) = time.time(), graph.targets_of(wanted, runs)
+        reasons, damaged = hashes.judge(runs, [*targets, *pages], wanted.before)
+        _refuse_foreign(runs, reasons)
         if damaged:
             lines = dict.fromkeys(line for lines in damaged.values() for line in lines)
             print(*lines, "nothing was run: nothing is made from what is damaged", sep="\n")
@@ -69,46 +50,70 @@ def make(wanted: graph.Wanted) -> int:
             if pages and code != 130:  # what was to be made again is by now
                 code = max(code, _snakemake(replace(wanted, redo=()), every, pages))
             ended(code)
-        return _summary(out, [found[name] for name in [*targets, *pages]], code, began)
+        return _summary(out, [runs[name] for name in [*targets, *pages]], code, began)
 
 
-def _refuse_foreign(found: dict[str, graph.BookRun], reasons: dict[str, str]) -> None:
+@contextlib.contextmanager
+def _locked(out: Path, command: str) -> Iterator[None]:
+    """The run folder is this process's alone; the lock goes with it, and so do Snakemake and what
+    that started. RuntimeError: another makes it."""
+    with (out / ".book.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            fault = f"{out} is being made by process {lock.read().strip()}"
+            raise RuntimeError(f"{fault}: wait for it, or end it") from None
+        lock.truncate(0)
+        print(f"{os.getpid()} ({command})", file=lock, flush=True)
+        yield
+
+
+def prepare(config: dict, runs: dict[str, BookRun] | None = None) -> dict[str, BookRun]:
+    """`jobs`, with the points' files written and linked to what is there of what they read."""
+    runs = runs or graph.jobs(config)
+    book_out = next(iter(runs.values())).out
+    for name in config["sweeps"]:
+        own = [one for one in runs.values() if one.sweep == name]
+        page = own[-1].parameters if own[-1].compares else None
+        sweeps.write(sweeps.read(config["profile"], name), book_out, page)
+        for one in own:
+            sweeps.link(one.out, list(one.reads))
+    return runs
+
+
+def _refuse_foreign(runs: dict[str, BookRun], reasons: dict[str, str]) -> None:
     """ParameterError where what is to be made would take the place of what another made."""
     foreign: dict[Path, dict[str, None]] = {}
-    for one in (
-        found[name] for name, why in reasons.items() if why and not why.startswith(hashes.AFTER)
-    ):
+    made = [name for name, why in reasons.items() if why and not why.startswith(hashes.AFTER)]
+    for one in (runs[name] for name in made):
         paths = not_ours(one.out, one.run, list(one.writes), notebook=True)
         foreign.setdefault(one.out, {}).update(dict.fromkeys(paths))
     if lines := [refusal(out, list(paths)) for out, paths in foreign.items() if paths]:
         raise ParameterError("\n".join(lines))
 
 
-def _not_yet_redone(wanted: graph.Wanted, found: dict[str, graph.BookRun]) -> tuple[str, ...]:
+def _not_yet_redone(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[str, ...]:
     """What REDO names, without what this same command repeated already before it was stopped."""
     began = sessions.began_of(parameters.ROOT / wanted.out, wanted.command)
 
     def started(name: str) -> float:
-        record = execute._record(found[name].out, found[name].run)
+        record = execute.record(runs[name].out, runs[name].run)
         return datetime.datetime.fromisoformat(record["started"]).timestamp() if record else 0.0
 
     return tuple(name for name in wanted.redo if started(name) < began - 1)  # whole seconds
 
 
-def _snakemake(wanted: graph.Wanted, every: dict[str, graph.BookRun], targets: list[str]) -> int:
+def _snakemake(wanted: Wanted, every: dict[str, BookRun], targets: list[str]) -> int:
     """Run Snakemake until these targets are made; 130 where it was stopped."""
-    out, found = parameters.ROOT / wanted.out, graph._repeated(every, wanted.redo)
-    for place in {out, *(one.out for one in found.values())}:
+    out, runs = parameters.ROOT / wanted.out, graph.repeated(every, wanted.redo)
+    for place in {out, *(one.out for one in runs.values())}:
         clear(place)
-    command = _command_of(wanted, found, targets)
-
-    def stop(*_) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+    command = _command_of(wanted, runs, targets)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not wanted.cluster:  # a lost connection to the login node must not cancel jobs
         heartbeat.die_with_parent()
-    below = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     with (out / ".snakemake.log").open("w") as log:
         # a session of its own: Ctrl-C is for this process alone, which ends the others in order
         child = subprocess.Popen(
@@ -116,11 +121,11 @@ def _snakemake(wanted: graph.Wanted, every: dict[str, graph.BookRun], targets: l
             cwd=parameters.ROOT,
             stderr=log,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(below)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
             preexec_fn=lambda: heartbeat.die_with_parent(signal.SIGKILL),
         )
     if wanted.cluster:
-        for watch, about in ((_follow, found), (cluster.end_if_forgotten, out)):
+        for watch, about in ((_follow, runs), (cluster.end_if_forgotten, out)):
             threading.Thread(target=watch, args=(about, child), daemon=True).start()
     try:
         code = child.wait()
@@ -134,16 +139,16 @@ def _snakemake(wanted: graph.Wanted, every: dict[str, graph.BookRun], targets: l
             time.sleep(0.2)
         return 130
     if wanted.cluster and code == -signal.SIGKILL:  # by cluster.end_if_forgotten
-        return _snakemake(replace(wanted, redo=_not_yet_redone(wanted, found)), every, targets)
+        return _snakemake(replace(wanted, redo=_not_yet_redone(wanted, runs)), every, targets)
     return code
 
 
-def _command_of(wanted: graph.Wanted, found: dict[str, graph.BookRun], targets: list[str]) -> list:
+def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) -> list:
     """Snakemake's command line. Before it a run that is current gets its mark, all of one time, and
     any other loses it: the hashes alone decide what is run, as in the notebooks."""
     out = parameters.ROOT / wanted.out
-    now, reasons = time.time(), hashes.judge(found, found, wanted.before)[0]
-    for name, one in found.items():
+    now, reasons = time.time(), hashes.judge(runs, runs, wanted.before)[0]
+    for name, one in runs.items():
         one.mark.parent.mkdir(parents=True, exist_ok=True)
         if reasons[name]:
             one.mark.unlink(missing_ok=True)
@@ -153,8 +158,8 @@ def _command_of(wanted: graph.Wanted, found: dict[str, graph.BookRun], targets: 
     # in there paths are short, for Snakemake takes { and } for wildcards; and a repository of
     # somebody else may not be written
     place = out / ".done"
-    marks = {name: os.path.relpath(one.mark, place) for name, one in found.items()}
-    config = wanted.config | {"jobs": [_job(one, marks[one.name]) for one in found.values()]}
+    marks = {name: os.path.relpath(one.mark, place) for name, one in runs.items()}
+    config = wanted.config | {"jobs": [_job(one, marks[one.name]) for one in runs.values()]}
     disk.set_aside(out / graph.CONFIG)
     write(out / graph.CONFIG, json.dumps(config))
     command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", place]
@@ -162,44 +167,40 @@ def _command_of(wanted: graph.Wanted, found: dict[str, graph.BookRun], targets: 
     if wanted.cluster:
         command += cluster.options(out, wanted.cluster, config)
     else:
-        command += [
-            "--workflow-profile",
-            parameters.ROOT / "profiles/default",
-            "--configfile",
-            out / graph.CONFIG,
-        ]
-        command += ["--resources", f"gpu={devices.slots()}"]
+        command += ["--workflow-profile", parameters.ROOT / "profiles/default"]
+        command += ["--configfile", out / graph.CONFIG, "--resources", f"gpu={devices.slots()}"]
     return [*command, "--", *(marks[name] for name in targets)]
 
 
-def _job(one: graph.BookRun, mark: str) -> dict:
+def _job(one: BookRun, mark: str) -> dict:
     """What the Snakefile needs to know of a run."""
-    p, needs, arguments = one.parameters, list(one.needs), [str(one.yaml), str(one.out)]
+    p, given = one.parameters, one.given | ({"redo": "true"} if one.parameters["redo"] else {})
+    arguments = [str(one.yaml), str(one.out), *(f"{key}={value}" for key, value in given.items())]
     gpus = 0 if p["device"] == "cpu" else p.get("processes", 1)
-    more = {"mark": mark, "arguments": arguments, "redo": p["redo"], "gpus": gpus}
-    return {"name": one.name, "notebook": one.notebook, "needs": needs} | more
+    about = {"name": one.name, "notebook": one.notebook, "needs": list(one.needs)}
+    return about | {"mark": mark, "arguments": arguments, "gpus": gpus}
 
 
-def _follow(found: dict[str, graph.BookRun], snakemake: subprocess.Popen) -> None:
-    """On a cluster a run speaks into a file of its job: what becomes of it is said here too."""
-    before = {name: _word(one) for name, one in found.items()}
+def _follow(runs: dict[str, BookRun], snakemake: subprocess.Popen) -> None:
+    """On a cluster a run prints into a file of its job: what becomes of it is printed here too."""
+    before = {name: _news(one) for name, one in runs.items()}
     while snakemake.poll() is None:
         time.sleep(cluster.ASK_S)
-        for name, one in found.items():
-            if (word := _word(one)) != before[name] and word:
-                print(f"{name} · {word}", flush=True)
-            before[name] = word
+        for name, one in runs.items():
+            if (news := _news(one)) != before[name] and news:
+                print(f"{name} · {news}", flush=True)
+            before[name] = news
 
 
-def _word(one: graph.BookRun) -> str:
-    """How it stands with a run: on which node it runs, or what came out."""
+def _news(one: BookRun) -> str:
+    """On which node a run runs, or what came out."""
     state = heartbeat.state(one.out, one.run)
-    finding = (execute._record(one.out, one.run) or {}).get("finding", "")
+    finding = (execute.record(one.out, one.run) or {}).get("finding", "")
     words = {"queued": "", "running": f"runs on {state.get('host')}", "done": f"done · {finding}"}
-    return words.get(state["state"], f"{state['state']}: {execute._last(state)}")
+    return words.get(state["state"], f"{state['state']}: {execute.last_words(state)}")
 
 
-def _summary(out: Path, targets: list[graph.BookRun], code: int, began: float) -> int:
+def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
     """The last lines: what failed and where to read why, or the finding; then the index."""
     index = _write_pages(out, targets)
     if code == 130:
@@ -211,9 +212,8 @@ def _summary(out: Path, targets: list[graph.BookRun], code: int, began: float) -
     for name, (folder, state) in states.items():
         if state["state"] not in ("done", "queued") and state["heartbeat"] >= began:
             bad.append(name)
-            print(
-                f"{name} · {state['state']}: {execute._last(state)} · {folder / state['run']}.html"
-            )
+            why = f"{state['state']}: {execute.last_words(state)}"
+            print(f"{name} · {why} · {folder / state['run']}.html")
     undone = [one.name for one in targets if not one.mark.exists()]
     log = (out / ".snakemake.log").read_text(encoding="utf8")
     refused = cluster.refusals(log)
@@ -223,20 +223,22 @@ def _summary(out: Path, targets: list[graph.BookRun], code: int, began: float) -
     if code and not bad and not refused:
         print(log[-2000:])
     for one in [] if undone else targets:  # the headline, where it was not just said
-        if one.notebook == "04_merge_eval" and states[one.name][1]["heartbeat"] < began:
-            print(execute._record(one.out, one.run)["finding"])
+        if one.notebook == COMPARISON and states[one.name][1]["heartbeat"] < began:
+            print(execute.record(one.out, one.run)["finding"])
     print(f"{len(targets) - len(undone)} of {len(targets)} runs done · {shown(index)}")
     return 1 if code or undone else 0
 
 
-def _write_pages(out: Path, targets: list[graph.BookRun]) -> Path:
+def _write_pages(out: Path, targets: list[BookRun]) -> Path:
     """The pages that a kill, or plain papermill, left unwritten, and every index; the last one."""
+    from tdbook.workflow import run_pages  # slow to import
+
     for folder in dict.fromkeys([out, *(one.out for one in targets)]):
         for run in (state["run"] for state in heartbeat.states(folder)):
             notebook, html = (folder / f"{run}.{kind}" for kind in ("ipynb", "html"))
             written = html.stat().st_mtime if html.exists() else 0
             if notebook.exists() and notebook.stat().st_mtime > written:
-                execute._page(folder, run)
+                execute.page(folder, run)
     names = dict.fromkeys(one.sweep for one in targets if one.sweep)
     places = [out, *(sweeps.folder(out, name) for name in names)]
-    return [execute._index(place) for place in places][-1]
+    return [run_pages.refresh(place) for place in places][-1]

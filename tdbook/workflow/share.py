@@ -22,23 +22,20 @@ from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
 from bs4 import BeautifulSoup
 
-from tdbook.runs import hashes, heartbeat, hooks, parameters
+from tdbook.runs import hashes, heartbeat, notebooks, parameters, rules
 from tdbook.runs.ownership import run_of
 from tdbook.runs.parameters import ParameterError
-from tdbook.runs.rules import rule
 from tdbook.workflow import run_pages
 from tdlib import files
 from tdlib.files import AWAY, replacing, whole_folder
 from tdlib.files import write_whole as write
 
 MOST_MB = 20  # that one name may take in git; of a mail, above which many servers refuse it
-GIVEN = ("text", "tokens", "teacher", "tokenizer", "segmenter")  # of 00, that others may have made
 KINDS, SHOWN = ("tables", "figures"), (".csv", ".md", ".svg", ".png")
-QUALITY = "figures/04_merge_eval-quality.png"
-TEXTLESS = ("07_evidence",)  # notebooks whose page shows no word of the text
+QUALITY = f"figures/{notebooks.COMPARISON}-quality.png"
 # of a record, shown as it is; and the part of that in the manifest
 OPEN = """run notebook profile changed seed commit dirty code versions device reads started seconds
- tokens_per_second peak_memory_mib finding""".split()
+ tokens_per_second peak_memory_mib finding scouting""".split()
 ABOUT = "commit dirty seed profile versions device started seconds".split()
 
 
@@ -47,8 +44,8 @@ def publish(out: Path, name: str = "") -> Path:
     a manifest of where they come from and the hash of every file; what was there before goes.
     The quality figure also lies beside it, as <name>-quality.png, for a README."""
     name = name or out.resolve().name
-    if not rule("", "run").holds(name):
-        raise ParameterError(f"NAME={name} must be {rule('', 'run').says}: NAME=tiny")
+    if not rules.NAME.holds(name):
+        raise ParameterError(f"NAME={name} must be {rules.NAME.says}: NAME=tiny")
     runs = _runs(out)
     done = [run for run in runs if _done(out, run)]
     if not done:
@@ -97,11 +94,11 @@ def _ours(out: Path, run: str) -> bool:
     """Whether a run read, or made, tokens that the book wrote by itself, to the last part."""
     known = hashes.load(out, run)
     tokens = known["outputs"].get("tokens") or known["inputs"].get("tokens") or {}
-    for path in (out / "hashes").glob("00_teacher*.json"):
+    for path in (out / "hashes").glob(f"{notebooks.TEACHER}*.json"):
         made = hashes.load(out, path.stem)["outputs"].get("tokens", {})
         if made and made["sha256"] == tokens.get("sha256"):
             given = _record(out, path.stem)["parameters"]
-            return not any(given.get(name, "unknown") for name in GIVEN)
+            return not any(given.get(name, "unknown") for name in rules.GIVEN)
     return False
 
 
@@ -109,7 +106,7 @@ def _copy(out: Path, run: str, place: Path) -> list[str]:
     """What may be shown of a run; returns what was left out, and why."""
     ours, record, left_out = _ours(out, run), _record(out, run), []
     _write(place / "results" / f"{run}.json", _public(record, indent=1), out)
-    page, textless = out / f"{run}.html", ours or parameters.notebook_of(run) in TEXTLESS
+    page, textless = out / f"{run}.html", ours or notebooks.of(run).textless
     for path in sorted(path for kind in KINDS for path in (out / kind).glob(f"{run}-*.*")):
         shown, name = path.relative_to(out), path.stem.removeprefix(f"{run}-")
         if run_of(path, out) != run or path.suffix not in SHOWN:
@@ -174,7 +171,7 @@ def _public(record: dict, indent: int | None = None) -> str:
 
 def _shown(name: str, value: object) -> object:
     """A parameter's value, unless it is a path, a command, a sentence or what was given."""
-    hidden = {"out", "wandb", *hooks.NAMES, *GIVEN} - {"teacher"}
+    hidden = {"out", "wandb", *rules.COMMANDS, *rules.GIVEN} - {"teacher"}
     if not isinstance(value, str) or value == "":
         return value
     return value if name not in hidden and re.fullmatch(r"[\w.+-]+", value) else "given"

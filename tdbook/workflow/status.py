@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 from tdbook.runs import hashes, heartbeat, parameters, sweeps
 from tdbook.runs.hashes import older_code
+from tdbook.runs.notebooks import notebook_of
 from tdbook.workflow import graph, sessions
 from tdlib import files
 
@@ -45,19 +46,19 @@ def rows(out: Path, look: bool = True, full: bool = False) -> list[dict]:
     Without a `look` the done ones are not judged; a `full` one reads all that they wrote."""
     above = sweeps.parent(out) or out
     asked = (sessions.sessions(above) or [{"targets": []}])[-1]["targets"]
-    known = [(out, run) for run in _traces(out)]
+    runs, last = [(out, run) for run in _traces(out)], []
     sweep = out.name if (out / sweeps.POINTS).is_file() else ""
     if sweep:
         listed = sweeps.listed(above, sweep)
         for point in listed["points"]:
-            known += [(out / point, run) for run in sweeps.runs_of(listed, point)]
-        known += [(out, sweeps.page(sweep))] if listed["notebook"] else []
+            runs += [(out / point, run) for run in sweeps.runs_of(listed, point)]
+        page = (out, sweeps.page(sweep))  # comes after its points
+        last = [page] if listed["notebook"] or page in runs else []
     else:
-        known += [(out, name) for name in asked if "/" not in name]
-    # a sweep's page comes after its points
-    known.sort(key=lambda one: (bool(sweep) and one == (out, sweeps.page(sweep)), one))
+        runs += [(out, name) for name in asked if "/" not in name]
     wanted = set(asked) if live(above) else set()
-    found = [row(folder, run, wanted) for folder, run in dict.fromkeys(known)]
+    ordered = [*sorted({*runs} - {*last}), *last]
+    found = [row(folder, run, wanted) for folder, run in ordered]
     return _judged(above, sweep, found, full) if look else found
 
 
@@ -65,7 +66,6 @@ def _judged(out: Path, sweep: str, found: list[dict], full: bool) -> list[dict]:
     """Rows, of which those done get the word "damaged" or "outdated" where that is true of them: by
     what the last command was told and its profile as that is today; a run that these do not know,
     by its own record."""
-
     config = files.whole(out / graph.CONFIG, "profile", "given")
     own = {"redo": [], "before": [], "sweeps": [sweep] if sweep else []}
     jobs: dict = {}
@@ -73,15 +73,15 @@ def _judged(out: Path, sweep: str, found: list[dict], full: bool) -> list[dict]:
         with contextlib.suppress(ValueError):  # of params/: `make check` tells
             jobs = graph.jobs(config | own | {"out_dir": parameters.shown(out)}, paths=False)
     names = {(one.out.resolve(), one.run): name for name, one in jobs.items()}
-    for one in found:
-        key = folder, run = one["folder"].resolve(), one["run"]
-        if key not in names and (folder / "hashes" / f"{run}.json").exists():
-            names[key] = str(folder / run)
-            jobs[names[key]] = _by_record(folder, run)
-        one["job"] = names.get(key) if one["state"]["state"] == "done" else None
-    reasons, damaged = hashes.judge(jobs, [one["job"] for one in found if one["job"]], (), full)
-    for one in found:
-        name = one.pop("job")
+    done = {}  # name of a job → its row
+    for one in (one for one in found if one["state"]["state"] == "done"):
+        folder, run = one["folder"].resolve(), one["run"]
+        name = names.get((folder, run), str(folder / run))
+        if name not in jobs and (folder / "hashes" / f"{run}.json").exists():
+            jobs[name] = _by_record(folder, run)
+        done |= {name: one} if name in jobs else {}
+    reasons, damaged = hashes.judge(jobs, done, (), full)
+    for name, one in done.items():
         why = reasons.get(name, "")
         if name in damaged:
             one |= {"older": False, "state": {"state": "damaged", "error": damaged[name]}}
@@ -93,7 +93,7 @@ def _judged(out: Path, sweep: str, found: list[dict], full: bool) -> list[dict]:
 
 def _by_record(out: Path, run: str) -> SimpleNamespace:
     """A run as `hashes.judge` takes it, with the parameters that it was made with."""
-    notebook, kept = parameters.notebook_of(run), hashes.load(out, run) or hashes.EMPTY
+    notebook, kept = notebook_of(run), hashes.load(out, run) or hashes.EMPTY
     record = files.whole(out / "results" / f"{run}.json", "parameters") or {"parameters": {}}
     values: dict = {}
     with contextlib.suppress(ValueError):  # a folder that is looked at without its notebooks
@@ -106,7 +106,7 @@ def _by_record(out: Path, run: str) -> SimpleNamespace:
         run=run,
         parameters=values,
         sweep="",
-        notebook=notebook,
+        compares=False,
         writes=[*kept["outputs"]],
         needs=sorted(needs - {str(out / run)}),
     )
@@ -180,29 +180,26 @@ def text(out: Path, full: bool = False) -> str:
     if not found:
         return f"{out}: no run has left a trace here: `make book` makes one"
     width = max(len(one["run"]) for one in found)
-    lines = [
-        f"{one['run']:<{width}}  {heartbeat.word(one):11}  {_said(one)}".rstrip() for one in found
-    ]
+    lines = [f"{one['run']:<{width}}  {heartbeat.word(one):11}  {_news(one)}" for one in found]
     for name, sweep in sweeps_of(out).items():
         lines.append(f"sweep {name}: {heartbeat.in_words(sweep['counts']) or sweep['finding']}")
     for path in (out / sessions.SESSIONS, out / graph.CONFIG):
         if path.exists() and files.whole(path, kind=object) is None:
             lines.append(f"{path} is broken: the next command begins a new one")
     last = (sessions.sessions(out) or [{"ended": True}])[-1]
-    if now := live(out):
-        lines.append(
-            f"`{now['command']}` runs since {heartbeat.date(now['began'])}, process {now['pid']}"
-        )
-    elif not last["ended"]:
-        gone = "its process is gone: the same command goes on"
-        lines.append(f"`{last['command']}` began {heartbeat.date(last['began'])}; {gone}")
-    return "\n".join(lines)
+    if not last["ended"]:
+        began = f"`{last['command']}` began {heartbeat.date(last['began'])}"
+        works = f"process {last['pid']} is at work" if live(out) else ""
+        lines.append(f"{began}; {works or 'its process is gone: the same command goes on'}")
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def _said(one: dict) -> str:
+def _news(one: dict) -> str:
+    """How far a run has come, or what came out."""
     state = one["state"]
     if heartbeat.word(one) == "stale":
-        return f"made by older code, {heartbeat.date(one['record']['started'])}: REDO={one['run']} repeats it"
+        when = heartbeat.date(one["record"]["started"])
+        return f"made by older code, {when}: REDO={one['run']} repeats it"
     if state["state"] == "done":
         return one["record"].get("finding", "")
     how_far = [heartbeat.progress(state)] if state["state"] != "queued" else []
@@ -214,17 +211,17 @@ def morning(out: Path) -> dict:
     """What a morning report says, for its Markdown and the index's head."""
     found, made = rows(out), sessions.sessions(out)
     last = made[-1] if made else {"command": f"make book OUT={out}", "began": 0}
-    points = [one for path in out.glob(f"sweeps/*/{sweeps.POINTS}") if files.whole(path)
-              for one in rows(path.parent)]  # fmt: skip
+    places = [path.parent for path in out.glob(f"sweeps/*/{sweeps.POINTS}") if files.whole(path)]
+    every = [*found, *(one for place in places for one in rows(place))]
     bad = ("failed", "lost", "interrupted", "damaged")
-    trouble = [one for one in [*found, *points] if heartbeat.word(one) in bad]
+    trouble = [one for one in every if heartbeat.word(one) in bad]
     undone = [one for one in found if heartbeat.word(one) not in ("done", "stale")]
     price = next((one["price"] for one in reversed(made) if one["price"] is not None), None)
     took, now = hours(out), live(out)
     return {
         "counts": heartbeat.counts(found),
         "ended": [one for one in found if one["state"]["state"] == "done"],
-        "running": [one for one in [*found, *points] if one["state"]["state"] == "running"],
+        "running": [one for one in every if one["state"]["state"] == "running"],
         "trouble": trouble,
         "sweeps": sweeps_of(out),
         "live": now,

@@ -1,0 +1,129 @@
+"""What earlier runs left in a run folder: begun files, checkpoints, the results of a finished run.
+
+What a killed process had begun is removed, what a finished run made goes to old/ before it is made
+anew, and a checkpoint goes on only with what it was made from. Imports no torch.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+from tdbook.runs import hashes, heartbeat, notebooks, ownership, parameters
+from tdlib import files
+
+# in checkpoints/<run>, while it trains; and for good
+KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.safetensors"
+# in a run folder, where a killed process may have left what it had begun
+PLACES = """. state results hashes figures tables logs .slurm models adapters scores scores/val
+ exports""".split()
+
+
+def clear(out: Path, ended: str = "") -> None:
+    """Remove begun files, and the checkpoints of trainings that are done, of the run `ended` among
+    them. The weights of every epoch stay."""
+    for folder in PLACES:
+        files.clear(out / folder)
+    for folder in (out / "checkpoints").glob("*/"):
+        run = folder.name
+        done = heartbeat.recorded(out, run) and heartbeat.state(out, run)["state"] == "done"
+        if run == ended or done:
+            clear_checkpoint(folder)
+
+
+def clear_checkpoint(folder: Path, epochs: bool = False) -> None:
+    """Remove what a run keeps while it trains; `epochs`: the weights of each epoch too."""
+    own = rf"{KEPT}|\.({KEPT}|{EPOCH})\.[\w.]+" + f"|{EPOCH}" * epochs  # .state.pt.123.begun
+    for path in folder.rglob(f"workers/{files.MARK}"):
+        shutil.rmtree(path.parent, ignore_errors=True)
+    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # not empty: another's, or an epoch's
+                path.rmdir()
+        elif re.fullmatch(own, path.name):
+            path.unlink(missing_ok=True)
+
+
+def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: str) -> str:
+    """All that a finished run made goes to old/, before it is made anew; returns a note. A hard set
+    chosen by hand stays where it is, if its tokens do and nobody asked for a redo."""
+    kept = hashes.load(out, run) or hashes.EMPTY
+    record = files.whole(out / "results" / f"{run}.json", "started", "models")
+    record = record or {"started": "", "models": {}}
+    old = _new_folder(out / "old", run, record["started"])
+    tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], inputs)}
+    hand = notebooks.notebook_of(run) == notebooks.HARD_SET
+    hand = hand and hashes.by_hand(out / hashes.HARD_SET)
+    stays = hand and not values["redo"] and len(tokens) == 1
+    outputs = kept["outputs"] or hashes.outputs(out, run, values)
+    for path, place in _made(out, run, values, outputs, record["models"]).items():
+        if os.path.lexists(path) and not (stays and path.name == hashes.HARD_SET):
+            (old / place).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, old / place)
+    note = f"{why}: what it made before is in {parameters.shown(old)}"
+    note += ", the hard set chosen by hand with it" * (hand and not stays)
+    note += f"; the hard set chosen by hand stays, REDO={run} replaces it" * stays
+    print(note)
+    return note
+
+
+def _made(out: Path, run: str, values: dict, outputs: dict, models: dict) -> dict[Path, Path]:
+    """All that a run wrote when it was made → its place in a run folder; not what it is given."""
+    losses = ownership.losses([*outputs, *(f"models/{name}" for name in models)])
+    paths = [
+        path for path in ownership.named(out, run) if path.parent.name not in ("state", ".done")
+    ]
+    paths += [out / name for name in (*outputs, *losses)]
+    made = {path: path.relative_to(out) for path in paths}
+    # execute puts the finished notebook aside before papermill writes a new one
+    before, name = out / f".{run}.ipynb", Path(f"{run}.ipynb")
+    made[before if before.exists() else out / name] = name
+    given = parameters.external(notebooks.notebook_of(run), values)
+    given = [(parameters.ROOT / path).resolve() for path in given]
+    own = {path for path in made if not any(p.is_relative_to(path.resolve()) for p in given)}
+    return {path: place for path, place in made.items() if path in own}
+
+
+def keep_or_refuse_checkpoint(
+    out: Path, run: str, values: dict, inputs: dict[str, dict], code: str
+) -> None:
+    """A checkpoint goes on only with what it was made from. Other inputs or, in quick profiles,
+    other code make it useless; other parameters may be a slip, which must not cost a night.
+    `redo` starts over once: what that began goes on after a stop, like any other."""
+    folder = out / "checkpoints" / run
+    now = {
+        "parameters": hashes.decisive(values),
+        "inputs": {name: fingerprint["sha256"] for name, fingerprint in inputs.items()},
+        "code": code if values["profile"] in hashes.QUICK else "",
+        "redo": values["redo"],
+    }
+    if (path := folder / "made_from.json").exists() and files.whole(path) is None:
+        os.replace(folder, old := _new_folder(out / "old", run, "") / "checkpoint")
+        print(f"{path} is broken: {run} starts over; its checkpoint is in {old}")
+    before = {"redo": False} | (files.record(path) or {})
+    starts_over = now["redo"] and not before["redo"]
+    now["redo"] = now["redo"] or before["redo"]
+    fits = not starts_over and before.get("inputs") == now["inputs"]
+    if fits and before["code"] == now["code"] and any(folder.rglob("state.pt")):
+        for name, value in now["parameters"].items():
+            if (was := before["parameters"].get(name)) != value:
+                raise ValueError(
+                    f"{run} has a checkpoint made with {name} = {was!r}, now it is {value!r}: put "
+                    f"it back to go on, or start over with redo = True (make book REDO={run})"
+                )
+    if before != now:
+        clear_checkpoint(folder, epochs=True)
+    files.write_whole(path, json.dumps(now))
+
+
+def _new_folder(place: Path, run: str, started: str) -> Path:
+    """place/<run>-<when it was started>; two of one second are told apart."""
+    when = re.sub(r"\D", "", started)[:14] or f"{time.time():.0f}"
+    for more in itertools.count(1):
+        with contextlib.suppress(FileExistsError):
+            (folder := place / f"{run}-{when}{f'-{more}' * (more > 1)}").mkdir(parents=True)
+            return folder

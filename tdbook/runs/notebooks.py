@@ -1,0 +1,94 @@
+"""The notebooks of the book: what each reads and writes in a run folder, and its part in it.
+
+The one place that spells their names and numbers. Paths hold parameters: `models/{base}`, one path
+for every name of several, none for an empty one.
+"""
+
+from dataclasses import dataclass
+
+TEACHER, DISTILL, HARD_SET, LORA = "00_teacher", "01_distill", "02_hard_set", "03_lora"
+COMPARISON, PROGRESSIVE = "04_merge_eval", "05_progressive"
+INFERENCE, EVIDENCE = "06_inference", "07_evidence"
+
+
+@dataclass(frozen=True)
+class Notebook:
+    reads: str
+    writes: str
+    trains: bool = False  # models or adapters, which are compared
+    sweeps: bool = False  # may be a sweep's own
+    compares: bool = False  # reads every model and adapter of the folder, and comes after them
+    textless: bool = False  # its page holds no word of the text
+    weight: int = 1  # how long it takes, in students trained
+
+
+BOOK = {
+    TEACHER: Notebook("", "tokens models/teacher", trains=True, weight=3),
+    DISTILL: Notebook(
+        "tokens models/{teacher} models/{beside}", "models/{student}", trains=True, sweeps=True
+    ),
+    HARD_SET: Notebook(
+        "tokens models/{teacher} models/{base} models/{compare} models/{unseen_teacher}",
+        "scores/{run}.npy hard_set.json",
+    ),
+    LORA: Notebook(
+        "tokens models/{teacher} models/{base} {hard_set} scores/{scores}",
+        "adapters/{adapter}",
+        trains=True,
+        sweeps=True,
+    ),
+    COMPARISON: Notebook("tokens", "", compares=True),  # and merges every adapter
+    PROGRESSIVE: Notebook(
+        "tokens models/{teacher}",
+        "models/150m models/75m models/75m-direct",
+        trains=True,
+        sweeps=True,
+        weight=3,
+    ),
+    INFERENCE: Notebook("tokens models/{models}", "exports/{models}"),
+    EVIDENCE: Notebook("tokens", "", compares=True, textless=True),
+}
+
+
+TRAINING = [name for name, notebook in BOOK.items() if notebook.trains]
+SWEPT = [name for name, notebook in BOOK.items() if notebook.sweeps]
+
+
+def notebook_of(run: str) -> str:
+    """01_distill-50m → 01_distill"""
+    return run.split("-")[0]
+
+
+def of(run: str) -> Notebook:
+    if notebook_of(run) not in BOOK:
+        raise ValueError(f"{run} is of no notebook of the book: add it to tdbook/runs/notebooks.py")
+    return BOOK[notebook_of(run)]
+
+
+def reads(run: str, values: dict, others: list[str]) -> list[str]:
+    """The paths in the run folder that a run reads; `others`: what the other runs there write."""
+    if notebook_of(run) == LORA:  # it replays 02's choice, or makes its own from 02's scores
+        if values.get("share") is not None:
+            values = values | {"hard_set": ""}
+        elif values.get("windows") != "easiest":
+            values = values | {"scores": ""}
+    models = [path for path in others if path.startswith(("models/", "adapters/"))]
+    return _paths(of(run).reads, values) + (models if of(run).compares else [])
+
+
+def writes(run: str, values: dict, others: list[str]) -> list[str]:
+    """The same for what it writes."""
+    if values.get("trains") == "weights":
+        return [f"models/{values['adapter']}"]
+    adapters = [path.removeprefix("adapters/") for path in others if path.startswith("adapters/")]
+    merged = [f"models/{name}-merged" for name in adapters]
+    return _paths(of(run).writes, values) + (merged if notebook_of(run) == COMPARISON else [])
+
+
+def _paths(patterns: str, values: dict) -> list[str]:
+    paths = []
+    for pattern in patterns.split():
+        parameter = pattern.partition("{")[2].partition("}")[0]
+        names = values.get(parameter, "").split() if parameter else [""]
+        paths += [pattern.replace(f"{{{parameter}}}", name) for name in names]
+    return paths

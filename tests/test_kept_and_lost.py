@@ -1,0 +1,146 @@
+"""Kinds of token, by hand: every bucket of every cut, and what is kept and won back in it."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdbook.analysis import kept_and_lost
+from tdbook.corpus import token_files
+from tdlib import data
+
+WINDOWS = 10  # of four targets
+TEN = """▁ఇంట్ లో ▁TV లు    కు . ▁ఊరు ను    ▁2024 లో . ▁TV    ▁ఇంట్ లు కు <eos>    ▁ఊరు లో ▁a b
+ c ▁7 లు ,    ను ▁( లో )    ▁TV ▁TV కు ▁ఊరు    లు ను <eos> ▁b    ▁ఇంట్ . లో <eos>"""
+HELD = {  # of every target; "–": of no bucket, as the last of a window, whose word may go on
+    "place in the word": """first final first –    final – first –    first final – –
+        first inner final –    first final first –    final first final –    whole – whole –
+        whole first final –    inner final – –    whole – whole –""",
+    "frequent endings": """– లో – –    కు – – –    – లో – –    – – కు –    – లో – –
+        – – లు –    – – – –    – – కు –    – ను – –    – – – –""",
+    "script": """Telugu Telugu Latin Telugu    Telugu other Telugu Telugu
+        digits Telugu other Latin    Telugu Telugu Telugu other    Telugu Telugu Latin Latin
+        Latin digits Telugu other    Telugu other Telugu other    Latin Latin Telugu Telugu
+        Telugu Telugu other Latin    Telugu other Telugu other""",
+    "place in the window": "1st_quarter 2nd 3rd 4th " * 10,
+    # seen: TV 1,001 times, లో 110, ఊరు 100, ఇంట్ 10, కు and . 9, the others never
+    "token seen in training": """10–99 100–999 ≥_1,000 never    1–9 1–9 100–999 never
+        never 100–999 1–9 ≥_1,000    10–99 never 1–9 never    100–999 100–999 never never
+        never never never never    never never 100–999 never    ≥_1,000 ≥_1,000 1–9 100–999
+        never never never never    10–99 1–9 100–999 never""",
+    # TV TV 1,000 times, ఊరు లో 100, ఇంట్ లో 10, కు . 9; no other pair of the ten windows
+    "pair seen in training": "never 10–99 never never    never 1–9 never never "
+    + "never " * 9
+    + "100–999 "
+    + "never " * 11
+    + "≥_1,000 "
+    + "never " * 10,
+}
+
+
+class Pieces:
+    """A vocabulary written out by hand, so that every token's place is known."""
+
+    names = ("<pad>", "<unk>", "<bos>", "<eos>", *sorted({*TEN.split()} - {"<eos>"}))
+    size, eos = len(names), 3
+
+    def vocabulary(self):
+        return [name.removeprefix("▁") for name in self.names]
+
+    def begins(self, ids_MS):
+        return np.array([name[0] == "▁" for name in self.names])[ids_MS]
+
+
+@pytest.fixture
+def ten(tmp_path: Path) -> data.Tokens:
+    train = ["▁TV"] * 1001 + ["▁ఊరు", "లో"] * 100 + ["▁ఇంట్", "లో"] * 10 + ["కు", "."] * 9
+    for split, words in (("train", train), ("val", ["<eos>", *TEN.split()])):
+        np.array([Pieces.names.index(w) for w in words], "<u4").tofile(tmp_path / f"{split}.bin")
+    meta = {"vocab_size": Pieces.size, "block_size": 4}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    return replace(token_files.open_tokens(tmp_path), tokenizer=Pieces())
+
+
+def test_every_bucket_has_the_mean_of_the_tokens_that_it_holds_by_hand(ten):
+    """Each token has a loss of its own, so a mean tells which tokens are in it."""
+    loss_MT = np.arange(40.0).reshape(10, 4) ** 2
+    labels = kept_and_lost.cuts(ten, np.arange(WINDOWS))
+    assert labels.keys() == HELD.keys()
+    found = kept_and_lost.kept_and_lost({"50m": loss_MT, "teacher": -loss_MT}, labels)
+    wanted = []
+    for cut, (names, _) in labels.items():
+        each = [word.replace("_", " ") for word in HELD[cut].split()]
+        assert len(each) == 40 and {*each} <= {*names, "–"}
+        for name in names:
+            if at := [i for i, bucket in enumerate(each) if bucket == name]:
+                mean = sum(i * i for i in at) / len(at)
+                wanted.append([cut, name, len(at), pytest.approx(mean), pytest.approx(-mean)])
+    assert [list(row.values()) for row in found] == wanted
+    # and some of it without any program: కు ends a word at places 4, 14 and 30, ను at 33 alone
+    rows = {(row["cut"], row["bucket"]): (row["tokens"], row["50m"]) for row in found}
+    assert rows["frequent endings", "కు"] == (3, (16 + 196 + 900) / 3)
+    assert rows["frequent endings", "ను"] == (1, 33**2)
+    assert rows["pair seen in training", "≥ 1,000"] == (1, 29**2)
+    assert rows["script", "digits"] == (2, (64 + 441) / 2)
+
+
+def test_what_was_won_back_is_a_change_against_the_base_over_documents(ten):
+    """కు gets 0.2 better, all else 0.2 worse; without spread an interval is a point."""
+    labels = kept_and_lost.cuts(ten, np.arange(WINDOWS))
+    names, ending_MT = labels["frequent endings"]
+    base_MT = np.random.default_rng(0).random((10, 4))
+    new_MT = base_MT + np.where(ending_MT == names.index("కు"), -0.2, 0.2)
+    document_M = np.arange(WINDOWS) // 2
+    found = kept_and_lost.won_back({"50m": base_MT, "new": new_MT}, labels, "50m", document_M, 200)
+    rows = {(row["cut"], row["bucket"]): row for row in found}
+    assert rows["frequent endings", "కు"]["new"] == pytest.approx((-0.2,) * 3)
+    assert rows["frequent endings", "లో"]["new"] == pytest.approx((0.2,) * 3)
+    mixed, low, high = rows["place in the word", "final"]["new"]
+    assert mixed == pytest.approx((3 * -0.2 + 6 * 0.2) / 9) and low < mixed < high
+    assert "50m" not in rows["script", "digits"] and rows["script", "digits"]["tokens"] == 2
+
+
+def test_a_masked_target_is_in_no_bucket_and_changes_no_other(ten):
+    mask = np.ones(len(ten.val.ids), "u1")
+    mask[[1, 4, 20]] = 0
+    hidden = replace(ten, val=replace(ten.val, mask=mask))
+    plain, found = (kept_and_lost.cuts(tokens, np.arange(WINDOWS)) for tokens in (ten, hidden))
+    for cut, (_, label_MT) in found.items():
+        wanted = plain[cut][1].flatten()
+        wanted[[0, 3, 19]] = -1
+        np.testing.assert_array_equal(label_MT.flatten(), wanted)
+
+
+def test_token_files_without_a_tokenizer_have_the_cuts_that_need_none(ten):
+    labels = kept_and_lost.cuts(replace(ten, tokenizer=None), np.arange(WINDOWS))
+    assert set(labels) == {"token seen in training", "pair seen in training", "place in the window"}
+
+
+@pytest.mark.parametrize(
+    ("script", "pieces"),
+    [
+        ("Telugu", ["▁ఊరు", "లో", "ా", "్", "౨౦"]),
+        ("Latin", ["▁TV", "a"]),
+        ("digits", ["▁2024", "7", "▁७"]),
+        ("other", [".", "▁(", "▁", "", "<0xE0>", "<eos>", "é", "नमः", "😀", "\u200c"]),
+    ],
+)
+def test_a_piece_is_of_the_script_of_its_first_character(script, pieces):
+    assert {piece: kept_and_lost.script(piece) for piece in pieces} == dict.fromkeys(pieces, script)
+
+
+@pytest.mark.parametrize("size", [2**22, 1, 7, 499, 500, 501])
+@pytest.mark.parametrize("dtype", ["<u4", "<u2"])
+def test_frequencies_are_those_of_counting_one_by_one(monkeypatch, size, dtype):
+    ids = np.random.default_rng(6).zipf(1.4, 500).clip(max=29).astype(dtype)
+    monkeypatch.setattr(kept_and_lost, "_parts_of", partial(kept_and_lost._parts_of, size=size))
+    train, listed = data.Windows(ids, 12), ids.tolist()
+    assert kept_and_lost.frequency(train, 31).tolist() == [listed.count(i) for i in range(31)]
+    previous, this = np.meshgrid(np.arange(31), np.arange(31))  # never-seen ids among them
+    pairs = list(pairwise(listed))
+    wanted = [[pairs.count((a, b)) for a in range(31)] for b in range(31)]
+    assert kept_and_lost.pair_frequency(train, previous, this).tolist() == wanted

@@ -1,0 +1,122 @@
+"""SET=: parameters for one command, in a run folder of their own."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tdbook import __main__
+from tdbook.runs import hashes, parameters
+from tdbook.runs.parameters import ParameterError
+from tdbook.runs.running import start
+from tdbook.workflow import dry, graph, request, run_pages, scheduler
+from tdlib import files
+from tests import small_book
+
+NAMES = ("01_distill-50m", "01_distill-50m-scratch", "05_progressive")
+
+
+def jobs(text: str, what: str = "book", **pairs: str) -> dict[str, graph.BookRun]:
+    pairs = {"PROFILE": "smoke", "OUT": "/tmp/none", "SET": text} | pairs
+    return graph.jobs(request.wanted(what, pairs).config, paths=False)
+
+
+def test_a_bare_name_is_every_run_s_that_has_it_and_part_of_its_hash():
+    asked = request.wanted("book", {"PROFILE": "b200", "SET": "token_limit=200_000_000"})
+    assert asked.out == "outputs/b200-token_limit-200_000_000"
+    for name, one in graph.jobs(asked.config, paths=False).items():
+        usual = parameters.read(one.yaml) | {"out": asked.out}
+        given = {"token_limit": 200_000_000} if "token_limit" in one.parameters else {}
+        assert one.parameters == parameters.check(one.notebook, usual | given, paths=False)
+        usual = parameters.check(one.notebook, usual, paths=False)
+        same = hashes.of_parameters(one.parameters) == hashes.of_parameters(usual)
+        assert same != bool(given), name
+
+
+def test_the_closest_name_decides_also_in_a_sweep():
+    text = "seed=5 01.seed=6 01_distill.epochs=7 01_distill-50m.seed=7 02_hard_set.share=0.15"
+    runs = {name: one.parameters for name, one in jobs(text).items()}
+    assert [runs[name]["seed"] for name in NAMES] == [7, 6, 5]
+    assert runs["01_distill-50m-scratch"]["epochs"] == 7 and runs["05_progressive"]["epochs"] != 7
+    assert runs["02_hard_set"]["share"] == 0.15
+    points = [one for name, one in jobs(text, "sweep", NAME="rank").items() if "rank/03" in name]
+    assert points and {one.parameters["seed"] for one in points} == {5}
+    with pytest.raises(ParameterError, match="SET: sweep rank varies rank"):
+        jobs("rank=4", "sweep", NAME="rank")
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("token_limi=5", "SET: token_limi is no parameter.*did you mean token_limit"),
+        ("02_hard_sets.share=0.1", "did you mean 02_hard_set.share"),
+        ("06.token_limit=5", "SET: 06.token_limit is no parameter"),
+        ("token_limit", "token_limit must be name=value"),
+        ("token_limit=many", "token_limit = 'many' is not a number"),
+        ("share=2", "share = 2.0 must be above 0"),
+        ("out=x", "give OUT="),
+        ("redo=true", "give REDO="),
+        ("tokens=x", "give TOKENS="),
+        ("seed=1 seed=2", "seed is there twice"),
+        ("after_run='x", "close the quotes"),
+    ],
+)
+@pytest.mark.parametrize("what", ["book", "plan"])
+def test_what_means_nothing_is_refused_in_one_line(what, text, says, capsys):
+    assert __main__.main([what, "PROFILE=smoke", "OUT=/tmp/none", f"SET={text}"]) == 1
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1 and re.search(says, line), line
+
+
+@pytest.fixture
+def limited(root) -> Path:
+    """The small book, whose 01 has a limit of tokens."""
+    path = root / "notebooks/01_distill.ipynb"
+    content = json.loads(path.read_text())
+    content["cells"][0]["source"] += "token_limit = 0  # tokens\n"
+    path.write_text(json.dumps(content))
+    small_book.yaml(root, "01_distill-a", token_limit=900)
+    small_book.yaml(root, "04_merge_eval")
+    return root
+
+
+def make(asked: graph.Wanted) -> Path:
+    """What the runs of a command would leave, and what the scheduler keeps of it."""
+    for one in graph.jobs(asked.config).values():
+        this = start(one.notebook, one.parameters)
+        for path in one.writes:
+            this.path(path, "w").write_text(one.run)
+        this.table("x", pd.DataFrame({"loss": [3.0]}))
+        this.finish()
+    files.write_whole(this.out / graph.CONFIG, json.dumps(asked.config))
+    run_pages.index(this.out)
+    return this.out
+
+
+def test_scouting_and_the_night_keep_apart_in_whichever_order_they_come(limited):
+    pairs = {"scouting": {"SET": "token_limit=500"}, "night": {}}
+    here = {name: make(request.wanted("book", more)) for name, more in pairs.items()}
+    assert here["scouting"].name == "tiny-token_limit-500" and here["night"].name == "tiny"
+    for name, other in (("scouting", "night"), ("night", "scouting")):
+        asked = request.wanted("book", pairs[other] | {"OUT": f"outputs/{here[name].name}"})
+        before = {p: p.read_bytes() for p in here[name].rglob("*") if p.is_file()}
+        with pytest.raises(ParameterError, match=r"01_distill-a in .* token_limit = .*OUT="):
+            scheduler.make(asked)
+        with pytest.raises(ParameterError, match="OUT="):
+            dry.text(asked)
+        assert before.items() <= {p: p.read_bytes() for p in before}.items()
+        same = request.wanted("book", pairs[name])
+        assert not any(hashes.judge(graph.jobs(same.config), graph.jobs(same.config))[0].values())
+        graph.refuse_other_settings(same, graph.jobs(same.config))
+
+
+def test_what_was_trained_on_fewer_tokens_and_what_reads_it_is_stamped_scouting(limited):
+    for text, stamp in (("token_limit=500", "token_limit 500"), ("token_limit=900 seed=2", "")):
+        out = make(request.wanted("book", {"SET": text}))
+        for run in ("01_distill-a", "04_merge_eval"):
+            assert files.record(out / f"results/{run}.json").get("scouting", "") == stamp
+            assert ("scouting" in (out / f"tables/{run}-x.csv").read_text()) == bool(stamp)
+        assert "scouting" not in (out / "tables/00_teacher-x.csv").read_text()
+        assert (f"scouting: {stamp}" in (out / "index.html").read_text()) == bool(stamp)
