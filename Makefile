@@ -46,7 +46,7 @@ SMALL = PROFILE=small $(call given,OUT TEXT)
 evidence: .venv/made ## all that the plan's verdicts rest on: three to four hours, resumed; then held against what is published
 	@$(GRAPH) book $(SMALL) ONLY=04_merge_eval,06_inference; $(GRAPH) sweep $(SMALL) NAME='$(SWEEPS)'; \
 	    $(GRAPH) book $(SMALL) ONLY=07_evidence && \
-	    .venv/bin/python -m tdbook.report.published compare "$${TYPED_OUT:-outputs/small}"
+	    .venv/bin/python -m tdbook published compare "$${TYPED_OUT:-outputs/small}"
 
 status: .venv/made ## what goes on in a run folder, and what is damaged; FULL=1 reads every file
 	@exec .venv/bin/python -m tdbook status $(call given,PROFILE OUT TEXT SET FULL)
@@ -79,10 +79,10 @@ report: .venv/made ## write every page of a run folder (OUT=, or that of PROFILE
 	@exec .venv/bin/python -m tdbook report $(FOLDER)
 
 publish: .venv/made ## copy what may be shown of a run folder to outputs/published/, for git
-	@exec .venv/bin/python -m tdbook.workflow.share publish $(FOLDER) $(if $(value NAME),"$$TYPED_NAME")
+	@exec .venv/bin/python -m tdbook publish $(FOLDER) $(if $(value NAME),"$$TYPED_NAME")
 
 zip: .venv/made ## pack the reports of a run folder into one archive, for mail
-	@exec .venv/bin/python -m tdbook.workflow.share zip $(FOLDER)
+	@exec .venv/bin/python -m tdbook zip $(FOLDER)
 
 export: .venv/made ## MODEL=folder as GGUF files, run in llama.cpp, to ship: exports/<model>/
 	@exec .venv/bin/python -m tdbook export $(call given,MODEL OUT TOKENS)

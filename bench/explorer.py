@@ -60,7 +60,7 @@ def shown():
         at = (np.arange(2048) + i) % len(words)
         return widgets.text_html([f"▁{words[j]}" for j in at], r.normal(0.2, 1, 2048))
 
-    text_of(0), widgets.report.font_face()  # not to be timed
+    text_of(0), widgets.pages.font_face()  # not to be timed
     scores, rule = hard_set.load_scores(path), hard_set.Rule(0.31)
     found, began = [], time.process_time()
     mib = engine.peak_of(lambda: found.append(widgets.explorer(

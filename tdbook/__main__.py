@@ -9,6 +9,10 @@
     python -m tdbook doctor PROFILE=b200 [OUT=… TOKENS=… TEACHER=… SET=…]
     python -m tdbook check tiny
     python -m tdbook report outputs/tiny
+    python -m tdbook publish outputs/tiny [name]         → outputs/published/<name>/
+    python -m tdbook zip outputs/tiny                    → outputs/tiny/tiny-reports.zip
+    python -m tdbook published readme [--check]          README's table, and the recipe's
+    python -m tdbook published compare outputs/small     does it agree with what is published?
     python -m tdbook clean-cache outputs/tiny
     python -m tdbook export MODEL=folder [OUT=… TOKENS=…]
     python -m tdbook chat MODEL=folder|file.gguf [SEGMENTER=morfessor.bin]
@@ -26,11 +30,13 @@ from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import execute, graph, request, scheduler, status
 from tdlib import shapes
 
+# their words are never NAME=value
+PLACES = ("check", "report", "clean-cache", "publish", "zip", "published")
+
 
 def main(arguments: list[str]) -> int:
     command, *words = arguments or ["help"]
-    paths = command in ("check", "report", "clean-cache")
-    pairs = [] if paths else [word for word in words if re.match(r"\w+=", word)]
+    pairs = [] if command in PLACES else [word for word in words if re.match(r"\w+=", word)]
     try:
         disk.find_homes()
         given = dict(pair.split("=", 1) for pair in pairs)
@@ -62,12 +68,6 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
             return doctor.examine(pairs)
         case "check", [profile]:
             return _check(profile)
-        case "report", [out]:
-            from tdbook.workflow import run_pages  # slow to import
-
-            for state in heartbeat.states(parameters.ROOT / out):
-                execute.page(parameters.ROOT / out, state["run"])
-            print(run_pages.refresh(parameters.ROOT / out))
         case "clean-cache", [out]:
             left = ", ".join(ownership.clean_cache(parameters.ROOT / out))
             print(f"left, for the book did not make it: {left}" if left else "removed")
@@ -85,6 +85,26 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
             from tdbook.export import chat  # imports torch
 
             chat.chat(pairs)
+        case _:
+            return _show(command, words)
+
+
+def _show(command: str, words: list[str]) -> int | None:
+    """The commands that make pages, or take them to others."""
+    from tdbook.report import published  # slow to import
+    from tdbook.workflow import run_pages, share
+
+    match command, words:
+        case "report", [out]:
+            for state in heartbeat.states(parameters.ROOT / out):
+                execute.page(parameters.ROOT / out, state["run"])
+            print(run_pages.refresh(parameters.ROOT / out))
+        case "publish", [out, *name]:
+            share.publish(parameters.ROOT / out, *name)
+        case "zip", [out]:
+            share.pack(parameters.ROOT / out)
+        case "published", _:
+            return published.run(words)
         case _:
             print(__doc__)
             return 2

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import unicodedata
 import warnings
-from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -13,67 +12,63 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from tdbook.report import figures, plots, tables
+from tdbook.report import figures, plots, sweep_plots, tables
 
-NAMES = [
-    "teacher", "50m", "50m-seed2", "50m-scratch", "80m", "120m", "55m", "50m-hard-merged",
-    "50m-random-merged",
-]  # fmt: skip
+NAMES = """teacher 50m 50m-seed2 50m-scratch 80m 120m 55m 50m-hard-merged
+ 50m-random-merged""".split()
 LOSS = dict(zip(NAMES, [3.9, 4.15, 4.16, 4.31, 4.08, 4.02, 4.14, 4.13, 4.149], strict=True))
-
-
-@pytest.fixture(scope="module")
-def scores():
-    r = np.random.default_rng(0)
-    teacher_N = r.gamma(30, 0.13, 2060).astype(np.float32)
-    student_N = teacher_N + r.normal(0.22, 0.12, 2060).astype(np.float32)
-    return SimpleNamespace(student=student_N, teacher=teacher_N, difficulty=student_N - teacher_N)
+R = np.random.default_rng(0)
+TEACHER_N = R.gamma(30, 0.13, 2060).astype(np.float32)
+STUDENT_N = TEACHER_N + R.normal(0.22, 0.12, 2060).astype(np.float32)
+DIFFICULTY_N = STUDENT_N - TEACHER_N
 
 
 def title(figure: Figure) -> str:
-    assert isinstance(figure, Figure)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a missing glyph, a layout that does not fit
-        figure.savefig(io.BytesIO(), format="png")
     return figure.get_suptitle().replace("\n", " ")
 
 
-def test_difficulty_says_how_many_windows_lie_at_or_above_the_line(scores):
-    sorted_N = np.sort(scores.student.astype(np.float32) - scores.teacher)
-    said = title(plots.difficulty(scores.student, scores.teacher, float(sorted_N[-412])))
-    assert said.startswith(
-        f"20.0% of windows (412 of 2,060) are at least {sorted_N[-412]:.3f} nats"
+def drawn(figure: Figure) -> str:
+    """Its title, once it has been drawn without a warning: a missing glyph, too little room."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.savefig(io.BytesIO(), format="png", dpi=40)
+    return title(figure)
+
+
+def labels(ax) -> list[str]:
+    return [text.get_text() for text in ax.get_yticklabels()]
+
+
+def test_difficulty_counts_the_windows_at_or_above_the_line_and_paints_just_them_red():
+    threshold = float(np.sort(DIFFICULTY_N)[-412])
+    figure = plots.difficulty(STUDENT_N, TEACHER_N, threshold)
+    assert drawn(figure).startswith(
+        f"20.0% of windows (412 of 2,060) are at least {threshold:.3f} nats"
     )
-
-
-def test_the_red_bars_of_difficulty_are_exactly_the_hard_windows(scores):
-    figure = plots.difficulty(scores.student, scores.teacher, 0.31)
-    red = [p.get_height() for p in figure.axes[0].patches
-           if mpl.colors.to_hex(p.get_facecolor()) == figures.HARD]  # fmt: skip
-    every = [p.get_height() for p in figure.axes[0].patches]
-    assert (sum(red), sum(every)) == ((scores.difficulty >= 0.31).sum(), 2060)
+    bars = [(mpl.colors.to_hex(p.get_facecolor()), p.get_height()) for p in figure.axes[0].patches]
+    assert sum(height for _, height in bars) == 2060
+    assert sum(height for ink, height in bars if ink == figures.HARD) == 412
 
 
 @pytest.mark.parametrize("student", [[1.0] * 5, [1.0], [1.0, np.nan, 3.0]])
-@pytest.mark.parametrize("threshold", [0.0, -1e6, 1e6])
-def test_difficulty_of_few_equal_or_unknown_windows_is_drawn(student, threshold):
-    assert "nats harder" in title(
-        plots.difficulty(np.array(student), np.ones(len(student)), threshold)
-    )
+def test_difficulty_of_few_equal_or_unknown_windows_is_drawn(student):
+    for threshold in (0.0, -1e6, 1e6):
+        figure = plots.difficulty(np.array(student), np.ones(len(student)), threshold)
+        assert "nats harder" in drawn(figure)
 
 
-def test_teacher_against_student_says_the_mean_difficulty_of_both_parts(scores):
-    hard_N = scores.difficulty >= 0.3
-    said = title(plots.teacher_against_student(scores.student, scores.teacher, hard_N))
+def test_teacher_against_student_says_the_mean_difficulty_of_both_parts():
+    hard_N = DIFFICULTY_N >= 0.3
+    words = drawn(plots.teacher_against_student(STUDENT_N, TEACHER_N, hard_N))
     for part in (hard_N, ~hard_N):
-        assert f"{scores.difficulty[part].sum() / part.sum():.3f} nats above" in said
-    none = title(plots.teacher_against_student(scores.student, scores.teacher, hard_N & False))
-    assert none.startswith("On 0 hard windows")
+        assert f"{DIFFICULTY_N[part].sum() / part.sum():.3f} nats above" in words
+    none = plots.teacher_against_student(STUDENT_N, TEACHER_N, hard_N & False)
+    assert title(none).startswith("On 0 hard windows")
 
 
 def test_learning_curves_name_the_lowest_end_and_its_distance_to_the_baseline():
     curve = {"tokens": [0, 5e5, 1e6], "loss": [7.0, 4.6, 4.31]}
-    assert title(plots.learning_curves({"50m": curve}, {"teacher": 4.06})) == (
+    assert drawn(plots.learning_curves({"50m": curve}, {"teacher": 4.06})) == (
         "50m ends at 4.310 nats per token, 0.250 nats above teacher"
     )
     both = plots.learning_curves({"150m": curve, "75m": {"tokens": [0], "loss": [4.2]}})
@@ -81,56 +76,89 @@ def test_learning_curves_name_the_lowest_end_and_its_distance_to_the_baseline():
 
 
 def test_share_by_source_weighs_sources_by_windows_and_draws_names_no_font_has():
-    said = title(plots.share_by_source(["written/నది", "漢字 $5 $"], [0.1, 0.4], [300, 100]))
-    assert said == "40.0% of ?? $5 $ is hard, 17.5% of all windows"
+    figure = plots.share_by_source(["written/నది", "漢字 $5 $"], [0.1, 0.4], [300, 100])
+    assert drawn(figure) == "40.0% of ?? $5 $ is hard, 17.5% of all windows"
+    assert [t.get_text() for t in figure.axes[0].texts] == ["40.0% of 100", "10.0% of 300"]
     many = plots.share_by_source([f"s{i}" for i in range(40)], [0.2] * 40, range(1, 41))
-    assert len(many.axes[0].get_yticks()) == figures.LISTED
+    assert len(labels(many.axes[0])) == figures.LISTED
 
 
 def test_quality_sizes_and_progressive_say_the_best_and_the_difference():
     rows = [{"name": n, "loss": y, "low": y - 0.05, "high": y + 0.05} for n, y in LOSS.items()]
-    said = title(plots.quality(rows))
-    assert said.startswith("120m has the lowest loss of the students: 4.020 nats per token")
-    assert said.endswith("0.120 nats above the teacher")
+    figure = plots.quality(rows)
+    words = drawn(figure)
+    assert words.startswith("120m has the lowest loss of the students: 4.020 nats per token")
+    assert words.endswith("0.120 nats above the teacher")
+    assert labels(figure.axes[0]) == sorted(NAMES, key=LOSS.get)
+    bars, points = figure.axes[0].lines[::2], figure.axes[0].lines[1::2]
+    assert [*bars[0].get_xdata()] == pytest.approx([3.85, 3.95])
+    assert [p.get_xdata()[0] for p in points] == sorted(LOSS.values())
     parameters = [4_200_000, *np.linspace(6e5, 2e6, len(NAMES) - 1)]
     sizes = plots.sizes(NAMES, parameters, list(LOSS.values()))
-    assert title(sizes) == "120m has 1.4M weights and 4.020 nats, the teacher 4.2M and 3.900"
+    assert drawn(sizes) == "120m has 1.4M weights and 4.020 nats, the teacher 4.2M and 3.900"
     assert {t.get_text() for t in sizes.axes[0].texts} == set(NAMES)
     versus = {
         "losses": {"75m": 4.07, "75m-direct": 4.09}, "difference": -0.02, "low": -0.03,
         "high": 0.01, "intervals": {"75m": (4.0, 4.1), "75m-direct": (4.05, 4.15)},
     }  # fmt: skip
-    assert title(plots.progressive(versus)).startswith(
-        "No clear difference between 75m and 75m-direct"
-    )
-    assert title(plots.progressive(versus | {"high": -0.01})).startswith(
-        "75m ends better than 75m-dir"
-    )
+    assert title(plots.progressive(versus)).startswith("No clear difference between 75m and 75m-di")
+    better = plots.progressive(versus | {"high": -0.01})
+    assert drawn(better).startswith("75m ends better than 75m-dir")
 
 
 def test_hard_and_easy_tells_of_the_merged_model_that_gains_most_on_the_hard_part():
+    ends = {"change": 0, "low": -0.02, "high": 0.02}
     columns = {f"{part} {key}": [y - 4.15 + d for y in LOSS.values()]
-               for part in ("hard", "easy")
-               for key, d in (("change", 0), ("low", -0.02), ("high", 0.02))}  # fmt: skip
-    said = title(plots.hard_and_easy(pd.DataFrame(columns, index=NAMES).drop(index="50m")))
-    assert said.startswith("50m-hard-merged changes the loss on hard windows by -0.020 nats")
+               for part in ("hard", "easy") for key, d in ends.items()}  # fmt: skip
+    words = drawn(plots.hard_and_easy(pd.DataFrame(columns, index=NAMES).drop(index="50m")))
+    assert words.startswith("50m-hard-merged changes the loss on hard windows by -0.020 nats")
 
 
 def test_kept_and_lost_names_the_kind_of_token_that_the_base_lost_most_on():
     buckets = {"లో": 0.1, "కు": 0.2, "ను": 0.9, "లు": 0.3}
-    cuts = {"frequent endings": {b: {n: y + (n == "50m") * x for n, y in LOSS.items()}
-                                 for b, x in buckets.items()},
-            "script": {"Telugu": LOSS}, "place in the word": {"first": LOSS}}  # fmt: skip
+    endings = {b: {n: y + (n == "50m") * x for n, y in LOSS.items()} for b, x in buckets.items()}
+    cuts = {"frequent endings": endings, "script": {"Telugu": LOSS}, "place": {"first": LOSS}}
     figure = plots.kept_and_lost(cuts, "50m")
-    assert title(figure) == (
+    assert drawn(figure) == (
         "50m is furthest behind its teacher at “ను” (frequent endings): +1.150 nats per token"
     )
-    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == list(buckets)
+    assert labels(figure.axes[0]) == list(buckets)
+
+
+def test_won_back_names_the_kind_of_token_that_was_won_back_most_surely():
+    cuts = {"script": {"Telugu": {"50m-hard-merged": (-0.1, -0.3, 0.1)},
+                       "digits": {"50m-hard-merged": (-0.05, -0.06, -0.04)}}}  # fmt: skip
+    words = drawn(plots.won_back(cuts, "50m"))
+    assert words.startswith("50m-hard-merged wins back most surely at “digits” (script): -0.050")
+    cuts["script"].pop("digits")
+    assert title(plots.won_back(cuts, "50m")) == "No kind of token is clearly better than with 50m"
 
 
 def test_calibration_gives_the_expected_calibration_error():
     bins = {"confidence": [0.1, 0.5, 0.9], "accuracy": [0.1, 0.4, 0.7], "share": [0.5, 0.3, 0.2]}
-    assert title(plots.calibration({"50m": bins})).endswith(f"50m {0.3 * 0.1 + 0.2 * 0.2:.3f}")
+    assert drawn(plots.calibration({"50m": bins})).endswith(f"50m {0.3 * 0.1 + 0.2 * 0.2:.3f}")
+
+
+def test_agreement_names_whom_chance_explains_least():
+    rows = [{"with": "50m-seed2", "jaccard": 0.5, "chance": 0.3, "student_better": 0.1},
+            {"with": "a teacher", "jaccard": 0.4, "chance": 0.1}]  # fmt: skip
+    figure = plots.agreement(rows, "50m")
+    assert drawn(figure) == (
+        "50m's hard set is most like that by a teacher: Jaccard 0.40, where chance gives 0.10"
+    )
+    points = [line.get_xdata()[0] for line in figure.axes[0].lines[1::2]]
+    assert points == [0.3, 0.5, 0.1, 0.4]
+
+
+def test_speeds_and_quantization_name_the_fastest_way_and_the_dearest_format():
+    row = {"threads": 1, "low": 1, "plan": (np.nan, np.nan), "high": 999}
+    ways = [row | {"way": "raw", "decode": 40, "plan": (30, 60)}, row | {"way": "Q4", "decode": 90}]
+    assert drawn(plots.speeds({"50m": [*ways, row | {"threads": 2, "way": "raw", "decode": 99}]}))
+    words = title(plots.speeds({"50m": ways, "80m": ways[:1]}))
+    assert words == "Q4 is the fastest: 90 tokens a second of 50m, one thread"
+    formats = [{"format": "F16", "bytes": 2e8, "loss": 4.0}, {"format": "Q4", "bytes": 5e7}]
+    costs = {n: [formats[0], formats[1] | {"loss": y}] for n, y in (("50m", 4.1), ("80m", 4.02))}
+    assert drawn(plots.quantization(costs)) == "Q4 costs 50m the most: +0.100 nats"
 
 
 def lightness(name: str) -> float:
@@ -143,25 +171,17 @@ def lightness(name: str) -> float:
 def test_the_main_models_differ_in_grey_and_every_model_by_its_marker():
     main = ["teacher", "50m", "50m-scratch", "50m-hard", "50m-hard-merged"]
     assert np.diff(sorted(map(lightness, main))).min() >= 10
-    assert (
-        len(set(figures.COLOURS.values()))
-        == len(set(figures.MARKERS.values()))
-        == len(figures.COLOURS)
-    )
+    assert all(len(set(looks)) == len(looks) for looks in zip(*figures.LOOKS.values(), strict=True))
 
 
-def test_an_unknown_model_has_a_colour_of_its_family_and_keeps_it():
-    for name, kind in (
-        ("50m-t4", "50m"),
-        ("50m-lr-merged", "50m-hard-merged"),
-        ("x-lora", "50m-hard"),
-    ):
-        hues = [
-            mpl.colors.rgb_to_hsv(mpl.colors.to_rgb(figures.colour(n)))[0] for n in (name, kind)
-        ]
-        assert (
-            abs(hues[0] - hues[1]) < 0.02 and figures.colour(name) not in figures.COLOURS.values()
-        )
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("50m-t4", "50m"), ("50m-a-merged", "50m-hard-merged"), ("x-lora", "50m-hard")],
+)
+def test_an_unknown_model_has_a_colour_of_its_family_and_keeps_it(name, kind):
+    hues = [mpl.colors.rgb_to_hsv(mpl.colors.to_rgb(figures.colour(n)))[0] for n in (name, kind)]
+    assert abs(hues[0] - hues[1]) < 0.02
+    assert figures.colour(name) not in {ink for ink, _ in figures.LOOKS.values()}
     assert figures.colour("nobody") == figures.colour("nobody") and figures.marker("nobody")
 
 
@@ -169,9 +189,9 @@ def test_every_sign_of_telugu_is_drawn_and_a_missing_one_is_an_error():
     telugu = [chr(c) for c in range(0x0C00, 0x0C80) if unicodedata.name(chr(c), "")]
     figure = Figure(figsize=(6, 3))
     figure.text(0.1, 0.5, " ".join(telugu) + " స్త్రీ క్ష్మి − ≥ → ← “” 2,060 %")
-    title(figure)
+    drawn(figure)
     # in a process of its own, since pytest has its own filters of warnings
-    code = "import io; from tdbook.report.plots import Figure; figure = Figure()\n"
+    code = "import io; from tdbook.report.figures import Figure; figure = Figure()\n"
     code += "figure.text(0, 0, chr(0x905)); figure.savefig(io.BytesIO())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode and "DEVANAGARI LETTER A" in done.stderr.splitlines()[-1]
@@ -180,7 +200,7 @@ def test_every_sign_of_telugu_is_drawn_and_a_missing_one_is_an_error():
 def test_the_curve_of_what_was_lost_counts_only_where_the_student_is_behind():
     difficulty_N = np.float32([3, -2, 1, np.nan, 0, -1])
     figure = plots.cumulative_difficulty(difficulty_N, difficulty_N >= 3)
-    assert title(figure) == "The hard set, 20.0% of the windows, holds 75.0% of all that was lost"
+    assert drawn(figure) == "The hard set, 20.0% of the windows, holds 75.0% of all that was lost"
     curve = figure.axes[0].lines[0]
     wanted = np.interp(curve.get_xdata(), np.arange(6) / 5, [0, 0.75, 1, 1, 1, 1])
     at = np.isin(curve.get_xdata(), np.arange(6) / 5)
@@ -195,25 +215,18 @@ def test_shares_by_cut_name_the_group_that_departs_most_and_has_some_windows():
     place_N, few_N = np.arange(2000) * 20 // 2000, np.arange(2000) // 1995
     cuts = {"place in the corpus": ([f"p{i}" for i in range(20)], place_N),
             "script": (["under 1 %", "漢 more", "none"], few_N)}  # fmt: skip
-    by_cut = tables.by_cut(hard_N, np.ones(2000, bool), cuts)
-    figure = plots.share_by_cut(by_cut)
+    figure = plots.share_by_cut(tables.by_cut(hard_N, np.ones(2000, bool), cuts))
     # all five of the last group are hard, but five say too little
-    assert title(figure).startswith("100.0% of windows are hard where the place in the corpus is p")
-    assert title(figure).endswith(", 15.2% of all")
-    bars, lists = figure.axes
-    assert [round(b.get_height(), 2) for b in bars.patches] == [1] * 3 + [0] * 16 + [0.05]
-    assert [t.get_text() for t in lists.get_yticklabels()] == ["under 1 %", "? more"]
-    assert lists.patches[1].get_facecolor()[3] < lists.patches[0].get_facecolor()[3]  # paler
-    assert lists.get_title(loc="left") == "share of tokens not in Telugu"
-
-
-def test_won_back_names_the_kind_of_token_that_was_won_back_most_surely():
-    cuts = {"script": {"Telugu": {"50m-hard-merged": (-0.1, -0.3, 0.1)},
-                       "digits": {"50m-hard-merged": (-0.05, -0.06, -0.04)}}}  # fmt: skip
-    said = title(plots.won_back(cuts, "50m"))
-    assert said.startswith("50m-hard-merged wins back most surely at “digits” (script): -0.050")
-    cuts["script"].pop("digits")
-    assert title(plots.won_back(cuts, "50m")) == "No kind of token is clearly better than with 50m"
+    words = drawn(figure)
+    assert words.startswith("100.0% of windows are hard where the place in the corpus is p")
+    assert words.endswith(", 15.2% of all")
+    places, scripts = figure.axes
+    points = [line.get_xdata()[0] for line in places.lines[1:-1:2]]
+    assert points == [1] * 3 + [0] * 16 + [0.05]
+    assert labels(scripts) == ["under 1 %", "? more"]
+    fills = [line.get_markerfacecolor() for line in scripts.lines[1:-1:2]]
+    assert fills == [figures.DOTS, "white"]  # hollow
+    assert scripts.get_title(loc="left") == "share of tokens not in Telugu"
 
 
 def swept(seeds: tuple = (1,), scales: tuple = (0.5, 1.0)) -> list[dict]:
@@ -231,14 +244,13 @@ HINTS = {"share": (0.15, 0.25), "rank": (16, 32), "lora_scale": (1, 1)}
 
 
 def test_sensitivity_is_a_map_a_scale_and_part_with_one_scale_of_colours():
-    figure = plots.sensitivity(swept((2,)), HINTS)
-    assert title(figure) == (
+    figure = sweep_plots.sensitivity(swept((2,)), HINTS)
+    assert drawn(figure) == (
         "Hard text gains most at scale 1, share 0.15, rank 32: -0.032 nats, easy text +0.010"
     )
     maps = figure.axes[:4]
-    assert [ax.get_title(loc="left") for ax in maps] == [
-        "hard, scale 0.5", "easy, scale 0.5", "hard, scale 1 *", "easy, scale 1 *",
-    ]  # fmt: skip
+    titles = "hard, scale 0.5|easy, scale 0.5|hard, scale 1 *|easy, scale 1 *".split("|")
+    assert [ax.get_title(loc="left") for ax in maps] == titles
     numbers = [[t.get_text() for t in ax.texts] for ax in maps]
     assert numbers[2] == ["−0.008", "−0.032", "−0.004", "−0.016"]
     assert numbers[1] == numbers[3] == ["+0.010"] * 4
@@ -249,36 +261,52 @@ def test_sensitivity_is_a_map_a_scale_and_part_with_one_scale_of_colours():
     assert {m.get_clim() for m in meshes} == {(-0.032, 0.032)}
     blue, red = (np.array(dict(pairs)[text]) for text in ("−0.032", "+0.010"))
     assert blue[2] > blue[0] and red[0] > red[2]
-    frames = [p for ax in maps for p in ax.patches if not p.get_fill()]
-    assert [(p.get_xy(), p.get_width(), p.get_height()) for p in frames] == [
-        ((0.5, -0.5), 1, 1)  # rank 32 and share 0.15 alone are as in the plan
-    ] * 4
+    ticks = [
+        [t.get_text() for t in axis]
+        for axis in (maps[3].get_xticklabels(), maps[2].get_yticklabels())
+    ]
+    assert ticks == [["8", "32 *"], ["15% *", "50%"]]
 
 
-def test_sensitivity_of_several_seeds_shows_their_mean_and_spread():
-    figure = plots.sensitivity(swept((1, 2, 3), (1.0,)), HINTS)
+def test_sensitivity_of_seeds_shows_their_mean_and_spread_and_of_two_settings_one_pair_of_maps():
+    figure = sweep_plots.sensitivity(swept((1, 2, 3), (1.0,)), HINTS)
     assert "−0.032\n±0.010" in [t.get_text() for t in figure.axes[0].texts]
-    title(figure)
-
-
-def test_sensitivity_of_two_settings_is_one_pair_of_maps():
-    rows = [row | {"varied": {k: v for k, v in row["varied"].items() if k != "share"}}
+    rows = [{**row, "varied": {k: row["varied"][k] for k in ("rank", "lora_scale")}}
             for row in swept((2,))]  # fmt: skip
-    figure = plots.sensitivity(rows, HINTS)
-    assert title(figure).startswith("Hard text gains most at rank 32, scale 1: -0.024")
-    assert len(figure.axes) == 3  # two maps and the colours
+    pair = sweep_plots.sensitivity(rows, HINTS)
+    assert drawn(pair).startswith("Hard text gains most at rank 32, scale 1: -0.024")
+    assert len(pair.axes) == 3  # two maps and the colours
 
 
-def effect(**more) -> dict:
-    own = dict(what="a − b", value=0.2, low=0.1, high=0.3, role="claim", plan=None, seeds=(0.2,))
-    return own | {"over_seeds": None} | more
+def test_a_panel_of_a_sweep_has_the_mean_of_each_value_and_the_plans_ground():
+    rows = [row | {"point": f"p{i}", "loss": 5 - i, "all": (-0.1, -0.2, 0)}
+            for i, row in enumerate(swept((2,)))]  # fmt: skip
+    figure = sweep_plots.sweep(rows, HINTS)
+    assert drawn(figure).startswith("Lowest of 8: p7, -0.100 nats on all text [-0.200, +0.000]")
+    panel = figure.axes[1]
+    assert (panel.get_title(loc="left"), [*panel.lines[0].get_xdata()]) == ("rank", [-0.06, 0.94])
+    assert panel.lines[0].get_ydata() == pytest.approx([-0.0045, -0.018])
+    assert panel.patches[0].get_x() == pytest.approx(0.6)  # around 32
 
 
-@pytest.mark.parametrize(
-    ("seeds", "half", "inside"), [((0.2, 0.8, 0.8), 0.7, True), ((0.2, 1.0), 5.0, False)]
-)
-def test_the_seeds_of_an_effect_lie_on_the_axis_and_of_two_the_mean(seeds, half, inside):
-    row = effect(seeds=seeds, over_seeds=(0.6, half))
-    low, high = plots.effects([row], "title").axes[0].get_xlim()
-    assert low < 0 and high > 0.6
-    assert (high > 0.6 + half) == (low < 0.6 - half) == inside
+def test_settings_name_the_lowest_and_the_plans_best():
+    rows = [(0.1, 1, 5.0), (0.5, 2, 5.2), (0.5, 1, 5.1), (1.0, 1, 5.4)]
+    figure = sweep_plots.settings(rows)
+    assert drawn(figure) == (
+        "Lowest at ce_weight 0.1, T 1: 5.000 nats, the plan's best setting 0.200 above"
+    )
+    assert [[*line.get_ydata()] for line in figure.axes[0].lines] == [
+        [5, 5.1, 5.4],
+        [5.2, 5.4],
+        [5.2],
+    ]
+
+
+def test_the_seeds_of_an_effect_lie_on_the_axis_and_of_two_the_mean():
+    row = dict(what="a − b", value=0.2, low=0.1, high=0.3, role="claim", plan=(-0.5, -0.3))
+    for seeds, half, inside in (((0.2, 0.8, 0.8), 0.7, True), ((0.2, 1.0), 5.0, False)):
+        figure = plots.effects([row | {"seeds": seeds, "over_seeds": (0.6, half)}], "title")
+        low, high = figure.axes[0].get_xlim()
+        assert low < -0.5 and high > 0.6
+        assert (high > 0.6 + half) == inside
+    drawn(figure)

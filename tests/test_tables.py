@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tdbook.analysis import intervals
 from tdbook.report import tables, words
@@ -22,15 +23,19 @@ def row(loss, parameters=52_200_000) -> dict:
     )  # fmt: skip
 
 
+def quality(losses: dict, resampled: dict, scratch: str | None = "50m-scratch") -> pd.DataFrame:
+    rows = {name: row(loss) for name, loss in losses.items()}
+    return tables.quality(rows, resampled, "50m", scratch)
+
+
 @pytest.fixture
 def table() -> pd.DataFrame:
     """Losses 2.0, 2.5, 3.0; each resampled a hundred times, all moving together."""
     losses = {"teacher": 2.0, "50m": 2.5, "50m-scratch": 3.0, "mine": 2.4}
-    metrics = {name: row(loss) for name, loss in losses.items()}
     shift_R = np.linspace(-0.1, 0.1, 101)
     resampled = {name: loss + shift_R for name, loss in losses.items()}
     resampled["mine"] = 2.4 + 2 * shift_R  # alone, its difference to the base moves by ± 0.1
-    return tables.quality(metrics, resampled, "50m", "50m-scratch")
+    return quality(losses, resampled)
 
 
 def test_a_difference_is_against_the_base_with_its_paired_interval(table):
@@ -47,21 +52,12 @@ def test_gap_closed_is_nothing_for_scratch_half_for_the_middle_all_for_the_teach
     assert (gap["teacher"], gap["50m-scratch"]) == ("1", "0")
     assert gap["50m"] == "+0.50 [+0.50, +0.50]"
     assert gap["mine"].startswith("+0.60 [+0.5")
-
-
-def test_gap_closed_is_undefined_where_scratch_is_as_good_as_the_teacher():
+    # scratch is as good as the teacher; there is no scratch
     losses = {"teacher": 3.0, "50m": 2.9, "50m-scratch": 3.0}
-    noise = {n: loss + np.random.default_rng(i).normal(0, 0.1, 99)
-             for i, (n, loss) in enumerate(losses.items())}  # fmt: skip
-    found = tables.quality({n: row(x) for n, x in losses.items()}, noise, "50m", "50m-scratch")
-    assert found.loc["50m", "gap closed"] == "undefined"
-
-
-def test_without_a_scratch_student_there_is_no_gap():
-    losses = {"teacher": 2.0, "50m": 2.5}
-    resampled = {name: np.full(9, loss) for name, loss in losses.items()}
-    found = tables.quality({n: row(x) for n, x in losses.items()}, resampled, "50m", None)
-    assert found["gap closed"].tolist() == ["–", "–"]
+    noise = {n: losses[n] + np.random.default_rng(i).normal(0, 0.1, 99)
+             for i, n in enumerate(losses)}  # fmt: skip
+    assert quality(losses, noise).loc["50m", "gap closed"] == "undefined"
+    assert quality(losses, noise, scratch=None)["gap closed"].tolist() == ["–"] * 3
 
 
 def test_quality_is_teacher_over_student_and_the_plans_numbers_stand_apart(table):
@@ -83,19 +79,17 @@ def test_each_metric_is_in_its_own_column(table):
 
 @pytest.mark.parametrize(
     ("args", "text"),
-    [
-        ((3, 3.3), "3.00–3.30"),
-        ((2.58, 2.58), "2.58"),
-        ((75, 80, 0), "75–80"),
-        ((NAN, NAN), "–"),
-        ((1.0, NAN), "–"),
-    ],
+    [((3, 3.3), "3.00–3.30"), ((75, 80, 0), "75–80"), ((NAN, NAN), "–"), ((1.0, NAN), "–")],
 )
 def test_a_span_is_two_numbers_or_one_or_none(args, text):
     assert tables.span(*args) == text
 
 
-# sizes
+def test_a_number_that_is_not_known_is_a_dash_also_as_null_of_a_record():
+    numbers = [intervals.number(x, ".0%", 0.0) for x in (0.25, -0.1, NAN, None)]
+    assert numbers == ["25%", "0%", "–", "–"]
+    text = heartbeat.as_json({"a": [1.5, NAN, {"b": np.array([np.inf])}]})
+    assert text.split() == '{ "a": [ 1.5, null, { "b": [ null ] } ] }'.split()
 
 
 @pytest.fixture(scope="module")
@@ -109,36 +103,27 @@ def column(sizes, vocabulary: str, name: str) -> dict:
 
 def test_sizes_are_those_of_the_facts(sizes):
     """FACTS.md section 2, worked out apart from this code."""
-    found = column(sizes, "51,800", "parameters")
+    millions = {name: float(text.split()[0])
+                for name, text in column(sizes, "51,800", "parameters").items()}  # fmt: skip
     facts = {"teacher-300m": 310.0, "teacher-plan": 258.6, "student-120m": 124.7,
              "student-80m": 84.0, "student-55m": 55.3, "student-50m": 52.2}  # fmt: skip
-    for name, millions in facts.items():
-        # both are rounded or cut to a tenth
-        assert float(found[name].split()[0]) == pytest.approx(millions, abs=0.101), name
+    # both are rounded or cut to a tenth
+    assert {name: millions[name] for name in facts} == pytest.approx(facts, abs=0.101)
     of_which = column(sizes, "51,800", "of which embedding")
     assert (of_which["teacher-plan"], of_which["student-50m"]) == ("53.0 M", "26.5 M")
     larger = column(sizes, "86,071", "parameters")
     assert (larger["student-50m"], larger["student-120m"]) == ("69.8 M", "151.1 M")
-    assert 145 <= float(found["student-150m"].split()[0]) <= 158
-    assert 70 <= float(found["student-75m"].split()[0]) <= 79
+    assert 145 <= millions["student-150m"] <= 158 and 70 <= millions["student-75m"] <= 79
 
 
 def test_the_50m_passes_for_30_mb_with_the_plans_vocabulary_and_not_with_the_published(sizes):
-    assert column(sizes, "51,800", "passes 33 MB")["student-50m"] == "yes"
-    assert column(sizes, "86,071", "passes 33 MB")["student-50m"] == "no"
-    # 18 bytes for 32 weights; FACTS measured 30.5 with the tokenizer in the file, and 39
-    assert column(sizes, "51,800", "Q4_0 file")["student-50m"] == f"{52.2 * 18 / 32:.1f} MB"
-    assert float(column(sizes, "86,071", "Q4_0 file")["student-50m"].split()[0]) > 39
-
-
-def test_compression_is_told_with_and_without_the_embedding(sizes):
     fifty = sizes.loc[("51,800", "student-50m")]
+    # 18 bytes for 32 weights; FACTS measured 30.5 with the tokenizer in the file, and 39
+    assert (fifty["passes 33 MB"], fifty["Q4_0 file"]) == ("yes", f"{52.2 * 18 / 32:.1f} MB")
     assert fifty["compression"] == "4.95×"  # 258.6 / 52.2
     assert fifty["without embedding"] == "8.00×"  # 205,554,688 / 25,698,816
-    assert sizes.loc[("51,800", "teacher-plan"), "compression"] == "1.00×"
-
-
-# hard and easy, and the rest
+    larger = sizes.loc[("86,071", "student-50m")]
+    assert larger["passes 33 MB"] == "no" and float(larger["Q4_0 file"].split()[0]) > 39
 
 
 def test_hard_and_easy_are_means_of_their_windows_and_changes_against_the_base():
@@ -147,37 +132,50 @@ def test_hard_and_easy_are_means_of_their_windows_and_changes_against_the_base()
     parts = tables.hard_and_easy(losses, hard_N, np.array([0, 0, 1, 1]), "base", 200)
     assert parts.loc["adapter", ["hard", "hard change"]].tolist() == [4.0, -1.0]
     assert parts.loc["adapter", ["easy", "easy change"]].tolist() == [2.5, 0.5]
-    assert parts.loc["base", ["hard", "easy", "hard change", "easy change"]].tolist() == [
-        5,
-        2,
-        0,
-        0,
-    ]
+    base = ["hard", "easy", "hard change", "easy change"]
+    assert parts.loc["base", base].tolist() == [5, 2, 0, 0]
     # both documents gain 1 on their hard window; one loses 1 on its easy window, one nothing
     assert parts.loc["adapter", ["hard low", "hard high"]].tolist() == [-1, -1]
     # 0, 0.5 or 1, stretched about 0.5 by t / z · √2 of two documents: 12.706 / 1.960 · 1.414
     far = 0.5 * 12.706 / 1.95996 * math.sqrt(2)
-    found = parts.loc["adapter", ["easy low", "easy high"]].tolist()
-    assert found == pytest.approx([0.5 - far, 0.5 + far], rel=1e-4)
-    words = tables.hard_and_easy_words(parts)
-    assert words.loc["adapter"].tolist() == [
-        "4.000", "−1.000 [−1.000, −1.000]", "2.500", "+0.500 [−4.084, +5.084]",
-    ]  # fmt: skip
+    ends = parts.loc["adapter", ["easy low", "easy high"]].tolist()
+    assert ends == pytest.approx([0.5 - far, 0.5 + far], rel=1e-4)
+    written = "4.000|−1.000 [−1.000, −1.000]|2.500|+0.500 [−4.084, +5.084]"
+    assert tables.hard_and_easy_words(parts).loc["adapter"].tolist() == written.split("|")
 
 
 def test_shares_by_source_are_counted_by_window():
     hard_N, document_N = np.array([True, False, True, True, False]), np.array([0, 0, 1, 2, 2])
     found = tables.by_source(hard_N, document_N, ["wiki", "verse", "wiki"])
-    assert found.loc["verse"].tolist() == [1, 1, 1.0]
-    assert found.loc["wiki"].tolist() == [4, 2, 0.5]
-    assert found.index.tolist() == ["verse", "wiki"]  # the hardest first
+    assert found.to_dict("index") == {  # the hardest first
+        "verse": {"windows": 1, "hard windows": 1, "hard": 1.0},
+        "wiki": {"windows": 4, "hard windows": 2, "hard": 0.5},
+    }
 
 
-def test_kept_and_lost_says_how_far_each_model_is_behind_the_teacher():
-    kept = [{"cut": "script", "bucket": "Latin", "tokens": 1200, "teacher": 2.0, "50m": 2.25}]
-    found = tables.kept_and_lost(kept, "teacher", ["50m", "not run"])
+def test_cuts_count_only_what_was_scored():
+    r = np.random.default_rng(0)
+    scored_N = r.random(3000) < 0.7
+    hard_N = scored_N & (r.random(3000) < 0.2)
+    group_N = r.choice(4, 3000, p=[0.5, 0.496, 0, 0.004]).astype(np.uint8)
+    table = tables.by_cut(hard_N, scored_N, {"x": (list("abcd"), group_N)})["x"]
+    assert table.index.tolist() == ["a", "b", "d"]  # none is in c
+    for name, row in table.iterrows():
+        in_N = scored_N & (group_N == "abcd".index(name))
+        assert (row["windows"], row["hard windows"]) == (in_N.sum(), (hard_N & in_N).sum())
+        assert row["hard"] == hard_N[in_N].mean()
+
+
+def test_kinds_of_tokens_say_how_far_each_model_is_behind_and_what_was_won_back():
+    kind = {"cut": "script", "bucket": "Latin", "tokens": 1200}
+    kept = [kind | {"teacher": 2.0, "50m": 2.25}, kind | {"bucket": "digits", "tokens": 99}]
+    found = tables.kept_and_lost(kept[:1], "teacher", ["50m", "not run"])
     assert found.loc[("script", "Latin")].tolist() == [1200, "2.000", "+0.250"]
     assert tables.nested(kept) == {"script": {"Latin": {"teacher": 2.0, "50m": 2.25}}}
+    won = tables.won_back([kind | {"a": (-0.1, -0.2, 0.0), "b": (0.5, NAN, NAN)}])
+    assert won.to_dict("list") == {
+        "tokens": [1200], "a": ["−0.100 [−0.200, +0.000]"], "b": ["+0.500 [unknown]"],
+    }  # fmt: skip
 
 
 def test_the_difference_is_against_the_first_of_the_metrics():
@@ -195,24 +193,47 @@ def test_costs_stand_beside_the_plans_hours():
     assert found.loc["01_distill-50m"].tolist() == ["cpu", "1.50", "1,234", "3–4"]
     assert found.loc["02_hard_set"].tolist() == ["cpu", "1.50", "–", "2–3"]
     assert found.loc["03_lora-hard", "plan: hours on a B200"] == "1–2"
+    # a route costs what its students cost together
+    log = [{"tokens": 6000, "train/tokens_per_sec": 50.0}]
+    routes = tables.route_cost({"progressive": [log, log], "direct": [log]})
+    assert routes.loc["progressive"].tolist() == ["2", "12,000", "4.00", "10–12"]
+    assert routes.loc["direct", ["students", "minutes"]].tolist() == ["1", "2.00"]
 
 
-def test_a_routes_cost_is_the_sum_of_its_students():
-    log = [
-        {"tokens": 1, "train/tokens_per_sec": 9.0},
-        {"tokens": 6000, "train/tokens_per_sec": 50.0},
-    ]
-    found = tables.route_cost({"progressive": [log, log], "direct": [log]})
-    assert found.loc["progressive"].tolist() == [2, "12,000", "4.00", "10–12"]
-    assert found.loc["direct", ["students", "minutes"]].tolist() == [1, "2.00"]
+def test_files_and_speeds_and_formats_are_written_with_their_units():
+    way = {"threads": 1, "prompt": 2000.4, "low": 90.0, "high": 110.0, "plan": (30, 60)}
+    ways = [way | {"way": "raw", "decode": 50.0}, way | {"way": "Q4_0", "decode": 100.0}]
+    speeds = tables.speeds({"50m": ways}).to_dict("records")
+    assert speeds[1] == {
+        "model": "50m", "way": "Q4_0", "threads": "1", "prompt, tokens/s": "2,000",
+        "decoding, tokens/s": "100 [90, 110]", "to raw": "2.0 ×", "plan: tokens/s": "30–60",
+    }  # fmt: skip
+    file = {"bytes": 30_500_000, "kl": 0.0123, "agreement": 0.9876, "repeated_4grams": None}
+    formats = [file | {"format": "F16", "loss": 4.0}, file | {"format": "Q4_0", "loss": 4.05}]
+    q4 = tables.quantization({"50m": formats}).iloc[1].tolist()
+    assert q4 == "50m Q4_0 30.5 30 4.0500 +0.0500 0.012 98.76% –".split()
+    shipped = {"format": "Q4_0", "file": "a.gguf", "bytes": 3e7, "likeliest": 0.5, "mean": 0.01}
+    assert tables.files({"50m": [shipped | {"largest": 0.2}]}).iloc[0].tolist() == [
+        "50m", "Q4_0", "a.gguf", "30", "50.00%", "0.01, at most 0.2",
+    ]  # fmt: skip
+
+
+def test_a_sweep_is_listed_best_first_and_its_seeds_together():
+    point = {"all": (0.1, 0, 0.2), "hard": (0, 0, 0), "easy": (0, 0, 0), "kl": 0.5, "minutes": 2}
+    rows = [point | {"point": f"p{s}", "varied": {"rank": rank, "seed": s}, "loss": loss}
+            for rank, s, loss in ((16, 1, 4.2), (4, 1, 4.1), (4, 2, 4.0))]  # fmt: skip
+    table = tables.sweep(rows, "03_lora")
+    assert table["point"].tolist() == ["p2", "p1", "p1"]
+    assert table["rank"].tolist() == ["4", "4", "16 *"]  # as the plan has it
+    assert table["all text"][0] == "+0.100 [+0.000, +0.200]"
+    half = 12.706 * 0.1 / math.sqrt(2) / math.sqrt(2)  # t of one degree of freedom
+    assert tables.seeds(rows).values.tolist() == [["rank 4", 2, f"4.050 ± {half:.3f}"]]
 
 
 def test_the_likeliest_pieces_are_those_of_the_model(tiny_llama, tokenizer):
     model = tiny_llama(1, tokenizer.size, 8)
     found = tables.likeliest(model, tokenizer, [5, 6], (1, 2.0, 1))
     assert found.shape == (5, 4)  # a temperature asked twice is shown once
-    import torch
-
     with torch.no_grad():
         p_V = (model(torch.tensor([[5, 6]]))[0, -1] / 2).softmax(-1)
     top = p_V.topk(5)
@@ -221,15 +242,23 @@ def test_the_likeliest_pieces_are_those_of_the_model(tiny_llama, tokenizer):
     assert found["probability at T = 2"].tolist() == [f"{p:.1%}" for p in top.values.tolist()]
 
 
-# --- sentences computed from results
+# Sentences computed from results
 
 
-def test_a_curve_is_told_by_its_ends_and_whether_it_still_falls():
-    said = words.curves({"a": [{"val/loss": x} for x in (5.0, 4.0, 3.9)]})
-    assert said == "In the last of 2 parts the loss of a still fell by 0.100: train longer."
-    assert words.curves({"given": [{"val/loss": 5.0}]}) == ""
-    flat = words.curves({"a": [{"val/loss": x} for x in (5.0, 4.0, 3.99)]})
-    assert flat.endswith("the loss of a changed by -0.010.")
+def log(*losses: float) -> list[dict]:
+    return [{"tokens": 100 * i, "val/loss": x} for i, x in enumerate(losses)]
+
+
+def test_curves_are_told_by_their_ends_and_where_one_meets_the_end_of_another():
+    still = words.curves({"a": log(5.0, 4.0, 3.9)})
+    assert still == "In the last of 2 parts the loss of a still fell by 0.100: train longer."
+    assert words.curves({"given": log(5.0)}) == ""
+    assert words.curves({"a": log(5.0, 4.0, 3.99)}).endswith("the loss of a changed by -0.010.")
+    first = log(6.0, 5.0, 4.0)
+    others = {"after 50%": (5.5, 4.0, 3.0), "after 0%": (3.9, 3.8), "never": (6.0, 5.0, 4.1)}
+    for when, losses in others.items():
+        both = words.curves({"50m": first, "other": log(*losses)})
+        assert f"other reached the 4.000 where 50m ends {when}" in both
 
 
 def test_the_finding_of_02_says_what_the_hard_windows_hold():
@@ -237,39 +266,3 @@ def test_the_finding_of_02_says_what_the_hard_windows_hold():
     chosen = hard_set.select(difficulty_N, threshold=0.15)
     found = words.hard_windows("a", {"student_better": 0}, chosen, difficulty_N)
     assert found.startswith("The hardest 50.0% of the windows (0.150 nats and more) hold 86% of")
-
-
-def test_a_number_that_is_not_known_is_a_dash_also_as_null_of_a_record():
-    assert [intervals.number(x, ".0%", 0.0) for x in (0.25, -0.1, NAN, None)] == [
-        "25%",
-        "0%",
-        *"––",
-    ]
-    assert heartbeat.as_json({"a": [1.5, NAN, {"b": np.array([np.inf])}]}).split() == (
-        '{ "a": [ 1.5, null, { "b": [ null ] } ] }'.split()
-    )
-
-
-def test_where_one_curve_meets_the_end_of_another_is_said():
-    def log(*losses):
-        return [{"tokens": 100 * i, "val/loss": x} for i, x in enumerate(losses)]
-
-    first = log(6.0, 5.0, 4.0)
-    others = {"after 50%": (5.5, 4.0, 3.0), "after 0%": (3.9, 3.8), "never": (6.0, 5.0, 4.1)}
-    for when, losses in others.items():
-        said = words.curves({"50m": first, "other": log(*losses)})
-        assert f"other reached the 4.000 where 50m ends {when}" in said
-
-
-def test_cuts_count_only_what_was_scored_and_their_ends_have_some_windows():
-    r = np.random.default_rng(0)
-    hard_N, scored_N = r.random(3000) < 0.2, r.random(3000) < 0.7
-    hard_N &= scored_N
-    group_N = r.choice(4, 3000, p=[0.5, 0.496, 0, 0.004]).astype(np.uint8)
-    table = tables.by_cut(hard_N, scored_N, {"x": (list("abcd"), group_N)})["x"]
-    assert table.index.tolist() == ["a", "b", "d"]  # none is in c
-    for name, row in table.iterrows():
-        own_N = scored_N & (group_N == "abcd".index(name))
-        assert (row["windows"], row["hard windows"]) == (own_N.sum(), (hard_N & own_N).sum())
-        assert row["hard"] == hard_N[own_N].mean()
-    assert {*tables.ends(table)} == {"a", "b"}

@@ -1,14 +1,11 @@
-"""What the explorer can show, counted once when it opens, so that a move costs the same on any
-number of windows.
+"""What the explorer shows at every stop of its sliders, counted once when it opens, so that a move
+costs the same on any number of windows and is no more than a look into these arrays.
 
-Counts are kept at U lines: `counts` windows lie at or above each, hardest first, and how many of
-each group came in since the line before. A stop of a slider is [threshold, number of its line]. The
-hardest windows dropped as noise (`clip`) are those above a line too, so what is left between the
-two is a difference. All this twice where there is junk: of all windows, and without it.
-Legend: N windows, M of them scored (and, the second time, no junk), U lines, G groups of a cut.
+A view is one setting of the switches that change what is counted: junk left out or not, and how
+many of the hardest are dropped as noise. A stop is a threshold; `line` windows of a view lie below
+it, and those from there to `left` are hard.
+Legend: N windows, M of them in a view from easy to hard, S stops, G groups of all cuts.
 """
-
-import html
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -17,156 +14,164 @@ from matplotlib.transforms import nonsingular
 from tdbook.report.figures import CUTS, LISTED
 from tdlib import hard_set
 
-SHARES = np.arange(1, 201) / 200  # stops of the slider of shares
+SHARES = np.arange(1, 201) / 200  # positions of the slider of shares
 PRESETS = {"median": 0.5, "15 %": 0.15, "20 %": 0.2, "25 %": 0.25}
 OPTIONS = {  # of the switches, the first of which changes nothing
-    "clip": (0.0, 0.005, 0.01, 0.02), "easy_share": (0.0, 0.05, 0.1, 0.2),
+    "clip": (0.0, 0.005, 0.01, 0.02),
+    "easy_share": (0.0, 0.05, 0.1, 0.2),
     "token_share": (1.0, 0.6, 0.4, 0.2),
-}  # fmt: skip
-BINS, SIDE = 60, 30  # bars of the histogram; cells on a side of student against teacher
+}
+BINS = 60  # bars of the histogram
 GROUPS = 20  # of a cut, at most; of more, the largest and the others as one
 Cuts = dict[str, tuple[list[str], np.ndarray]]  # name → names of its groups, the group of each (N,)
 
 
-def every(
-    scores: hard_set.Scores, cuts: Cuts, junk_N: np.ndarray, kinds: dict[int, str],
-    rule: hard_set.Rule, live: bool,
-) -> tuple[dict, list[np.ndarray]]:  # fmt: skip
-    """All numbers of the explorer, which starts with `rule`; and the
-    windows from easy to hard, of all and without junk. What changes nothing but what is kept can be
-    set only where it is `live`."""
+def numbers(
+    scores: hard_set.Scores,
+    cuts: Cuts,
+    junk_N: np.ndarray,
+    kinds: dict[int, str],
+    rule: hard_set.Rule,
+    live: bool,
+) -> tuple[dict, list[np.ndarray]]:
+    """All numbers of the explorer, which starts with `rule`; and the windows from easy to hard, of
+    all and without junk. What changes only what is kept can be set only where it is `live`."""
     difficulty_N, n = scores.difficulty_N, len(scores.difficulty_N)
-    order_M = np.argsort(difficulty_N, kind="stable")[: np.isfinite(difficulty_N).sum()]
-    orders = [order_M.astype(np.min_scalar_type(n))]
-    known_M, junk_M = difficulty_N[order_M], junk_N[order_M]
+    known = np.argsort(difficulty_N, kind="stable")[: np.isfinite(difficulty_N).sum()]
+    orders, wholes = [known.astype(np.min_scalar_type(n))], (n, n - np.count_nonzero(junk_N))
+    known_M, junk_M = difficulty_N[known], junk_N[known]
     if 0 < np.count_nonzero(junk_M) < len(junk_M):
         orders.append(orders[0][junk_M == 0])
     line = int(np.searchsorted(known_M, known_M.dtype.type(rule.threshold)))
     start = _shortest(known_M, line) if line < len(known_M) else float(rule.threshold)
     grid = _ticks(known_M, 200)
     thresholds = sorted({*grid, start})
-    options = {
-        name: sorted(
-            {*(values if live else values[:1]), getattr(rule, name)}, reverse=name == "token_share"
-        )
-        for name, values in OPTIONS.items()
-    }
-    largest = {
-        html.escape(CUTS.get(name, name)): _largest(*cut, orders[0]) for name, cut in cuts.items()
-    }
-    firsts = np.cumsum([0, *(len(names) for names, _ in largest.values())]).tolist()  # in `groups`
-    modes = [
-        _mode(scores, each_M, list(largest.values()), thresholds, options["clip"], whole, grid)
-        for each_M, whole in zip(orders, (n, n - np.count_nonzero(junk_N)), strict=False)
-    ]
-    at = ["threshold", thresholds.index(start), int(rule.leave_out_junk and len(modes) > 1)]
-    at += [options[name].index(getattr(rule, name)) for name in options]
-    numbers = {
-        "windows": n,
-        "of": "windows" if len(known_M) == n else "scored windows",
-        "junk": [[html.escape(kind), int((junk_M & flag != 0).sum())]
-                 for flag, kind in kinds.items()],
+    options = _options(rule, live)
+    largest = {CUTS.get(name, name): _largest(*cut, known) for name, cut in cuts.items()}
+    kind = "windows" if len(known) == n else "scored windows"
+    views, pictures = [], []
+    for order_M, whole in zip(orders, wholes, strict=False):
+        in_M, junk = difficulty_N[order_M], len(known) - len(order_M)
+        groups = [(len(names), group_N[order_M]) for names, group_N in largest.values()]
+        views.append([])
+        for clip in options["clip"]:
+            view = _view(in_M, whole, clip, thresholds)
+            view |= _tally(view, in_M, groups)
+            views[-1].append(view | _words(view, kind, junk, clip, options["easy_share"]))
+        pictures.append(_histogram(in_M, grid[0], grid[-1]))
+    at = ["threshold", thresholds.index(start), int(rule.leave_out_junk and len(views) > 1)]
+    return {
+        "junk": [[kind, int((junk_M & flag != 0).sum())] for flag, kind in kinds.items()],
         "options": options,
+        "tokens": [_tokens(share) for share in options["token_share"]],
         "presets": {name: round(200 * share) - 1 for name, share in PRESETS.items()},
-        "cuts": [[name, first, [html.escape(group) for group in names]]
-                 for (name, (names, _)), first in zip(largest.items(), firsts, strict=False)],
-        "modes": modes,
-        "at": at,
-    }  # fmt: skip
-    return numbers | {"start": shown(numbers, at)}, orders
+        "cuts": [[name, names] for name, (names, _) in largest.items()],
+        "views": views,
+        "pictures": pictures,
+        "at": at + [options[name].index(getattr(rule, name)) for name in options],
+    }, orders
+
+
+def _options(rule: hard_set.Rule, live: bool) -> dict[str, list[float]]:
+    """What can be chosen of each switch; that of the rule is always among it."""
+    options = {}
+    for name, values in OPTIONS.items():
+        among = {*(values if live else values[:1]), getattr(rule, name)}
+        options[name] = sorted(among, reverse=name == "token_share")
+    return options
 
 
 def shown(numbers: dict, at: list) -> dict:
-    """What the page shows where the line and the switches are `at`: slider, stop, junk left out,
-    and the numbers of clip, easy windows and tokens among their options."""
-    slider, stop, junk, clip, *_ = at
-    mode, options = numbers["modes"][junk], numbers["options"]
-    threshold, line = (mode["share"][clip] if slider == "share" else mode["threshold"])[stop]
-    out = mode["out"][clip]
-    above_G, dropped_G = (np.sum(mode["groups"][: u + 1], 0, dtype=int) for u in (line, out))
-    above, dropped = mode["counts"][line], mode["counts"][out]
-    count = max(0, above - dropped)
-    rule = {"threshold": threshold, "leave_out_junk": bool(junk)}
+    """What the page shows where the line and the switches are `at`: slider, its position, junk left
+    out, and the numbers of clip, easy windows and tokens among their options."""
+    slider, position, junk, clip, easy, tokens = at
+    view, options = numbers["views"][junk][clip], numbers["options"]
+    stop = view[slider][position]
+    rule = {"threshold": view["stops"][stop], "leave_out_junk": bool(junk)}
     rule |= {name: options[name][i] for name, i in zip(options, at[3:], strict=True)}
-    added = min(round(rule["easy_share"] * count), mode["windows"] - dropped - count)
+    words = view["words"][stop] + view["tail"] + view["easy"][easy][stop]
     return {
         "rule": rule,
-        "count": count,
-        "above": above,
-        "out": dropped,
-        "cap": mode["cap"][clip],
-        "lost": max(0.0, mode["lost"][line] - mode["lost"][out]),
-        "groups": np.maximum(0, above_G - dropped_G).tolist(),
-        "all": np.sum(mode["groups"], 0, dtype=int).tolist(),
-        "said": in_words(numbers, rule, count, mode, dropped, added),
+        "words": words + numbers["tokens"][tokens],
+        "count": view["left"] - view["line"][stop],
+        "line": view["line"][stop],
+        "left": view["left"],
+        "cap": view["cap"],
+        "lost": view["lost"][stop],
+        "groups": np.sum(view["groups"][stop:], 0, dtype=int).tolist(),
+        "all": view["all"],
     }
 
 
-def in_words(numbers: dict, rule: dict, count: int, mode: dict, dropped: int, added: int) -> str:
-    """A rule and what it chooses, in a sentence; explorer.js says the same."""
-    n, kind = mode["windows"], numbers["of"]
-    words = f"{count:,} of {n:,} {kind} ({100 * count / n:.1f}%) are at least "
-    words += f"{rule['threshold']:.9g} nats harder for the student"
-    if rule["leave_out_junk"]:
-        words += f"; {numbers['modes'][0]['windows'] - n:,} junk windows are left out"
-    if rule["clip"]:
-        words += f"; the hardest {100 * rule['clip']:g}%, {dropped:,} windows, are dropped as noise"
-    if rule["easy_share"]:
-        words += f"; {added:,} easier windows are mixed in"
-    if rule["token_share"] < 1:
-        words += f"; the hardest {100 * rule['token_share']:g}% of their tokens count"
-    return words
-
-
-def _mode(
-    scores: hard_set.Scores, order_M: np.ndarray, cuts: list[tuple], thresholds: list[float],
-    clips: list[float], whole: int, grid: list[float],
-) -> dict:  # fmt: skip
-    """Stops, lines and pictures of windows from easy to hard: those of `whole` that were scored."""
-    known_M, m = scores.difficulty_N[order_M], len(order_M)
-    hardest = m / whole * SHARES * whole  # the same to the last bit as hard_set.choose has it
-    above = lambda x, side="left": m - np.searchsorted(known_M, known_M.dtype.type(x), side)  # noqa: E731
-    at_T = [int(above(t)) for t in thresholds]
-    # as hard_set.select has it
-    cap = [float(known_M[m - 1 - min(round(clip * m), m - 1)]) for clip in clips]
-    out = [int(above(c, "right")) for c in cap]
-    shares, steps = [], []
-    for dropped in out:
-        k = np.clip(np.round(hardest).astype(int), 1, m - dropped)
-        # windows equally difficult are on one side of the line
-        own = above(known_M[m - dropped - k])
-        stops = {int(a): _shortest(known_M, m - a) for a in np.unique(own)}
-        stops |= {a: t for t, a in zip(thresholds, at_T, strict=True) if a in stops}
-        shares.append(sorted([t, a] for a, t in stops.items())[::-1])
-        steps.append([[a for _, a in shares[-1]].index(a) for a in own.tolist()])
-    counts_U = np.unique([0, m, *at_T, *out, *(a for each in shares for _, a in each)])
-    line_of = {int(a): u for u, a in enumerate(counts_U)}
-    since_M = np.repeat(np.arange(len(counts_U)), np.diff(counts_U, prepend=0))
-    tables = [np.zeros((len(counts_U), 0), int)]
-    for names, group_N in cuts:
-        flat_M = since_M * len(names) + group_N[order_M][::-1]
-        count = np.bincount(flat_M, minlength=len(counts_U) * len(names))
-        tables.append(count.reshape(-1, len(names)))
-    lost_U = np.bincount(
-        since_M, np.fmax(known_M[::-1], 0, dtype=np.float64), len(counts_U)
-    ).cumsum()
-    lost_U = (lost_U / (lost_U[-1] or 1)).round(5)
+def _view(known_M: np.ndarray, whole: int, clip: float, thresholds: list[float]) -> dict:
+    """Stops and positions of both sliders, where the windows of `known_M`, from easy to hard, are
+    those of `whole` that were scored."""
+    m = len(known_M)
+    # as hard_set.select has it: of the hardest, all that are as hard as one that stays, stay
+    cap = known_M[m - 1 - min(round(clip * m), m - 1)]
+    left = int(np.searchsorted(known_M, cap, "right"))
+    kept_M = known_M[:left]
+    # the same to the last bit as hard_set.choose has it
+    hardest = np.round(m / whole * SHARES * whole).astype(int).clip(1, left)
+    by_share = np.searchsorted(kept_M, kept_M[left - hardest]).tolist()
+    by_threshold = np.searchsorted(kept_M, np.array(thresholds, kept_M.dtype)).tolist()
+    threshold_at = {line: _shortest(kept_M, line) for line in {*by_share}}
+    threshold_at |= dict(zip(by_threshold, thresholds, strict=True))
+    shares = [threshold_at[line] for line in by_share]
+    stops = sorted({*thresholds, *shares})
+    line_S = np.searchsorted(kept_M, np.array(stops, kept_M.dtype))
+    lost_M = np.fmax(known_M, 0, dtype=np.float64)
+    lost_S = lost_M[:left].sum() - np.concatenate([[0], lost_M[:left].cumsum()])[line_S]
+    apart = np.abs(np.subtract.outer(stops, thresholds))
+    half_percents = np.round(200 * (left - line_S) / m).astype(int)
     return {
         "windows": m,
-        "counts": counts_U.tolist(),
-        "groups": np.concatenate(tables, 1).tolist(),
-        "lost": lost_U.tolist(),
-        "threshold": [[t, line_of[a]] for t, a in zip(thresholds, at_T, strict=True)],
-        "share": [[[t, line_of[a]] for t, a in each] for each in shares],
-        "steps": steps,  # of each half percent, its stop
-        "out": [line_of[a] for a in out],
-        "cap": cap,
-        "pictures": [
-            _histogram(known_M, grid[0], grid[-1]),
-            _square(scores.teacher_loss_N[order_M], scores.student_loss_N[order_M]),
-            _curve(counts_U / m, lost_U),
-        ],
+        "left": left,
+        "cap": float(cap),
+        "stops": stops,
+        "line": line_S.tolist(),
+        "lost": (lost_S / (lost_M.sum() or 1)).clip(0).round(5).tolist(),
+        "threshold": [stops.index(threshold) for threshold in thresholds],
+        "share": [stops.index(threshold) for threshold in shares],
+        # where each slider stands when the other is moved
+        "near": {
+            "threshold": apart.argmin(1).tolist(),
+            "share": (half_percents.clip(1, 200) - 1).tolist(),
+        },
     }
+
+
+def _tally(view: dict, known_M: np.ndarray, groups: list[tuple[int, np.ndarray]]) -> dict:
+    """How many windows of each group come in at a stop, beside those of the next; and all of it."""
+    stops, tables, totals = view["stops"], [], []
+    bin_M = np.searchsorted(np.array(stops, known_M.dtype), known_M, "right")
+    for size, group_M in groups:
+        flat_M = (bin_M * size + group_M)[: view["left"]]
+        count = np.bincount(flat_M, minlength=(len(stops) + 1) * size)
+        tables.append(count.reshape(-1, size)[1:])
+        totals += np.bincount(group_M, minlength=size).tolist()
+    empty = np.zeros((len(stops), 0), int)
+    return {"groups": np.concatenate([empty, *tables], 1).tolist(), "all": totals}
+
+
+def _words(view: dict, kind: str, junk: int, clip: float, easy_shares: list[float]) -> dict:
+    """What each stop and each switch chooses, in words that follow one another."""
+    m, left, words, easy = view["windows"], view["left"], [], [[] for _ in easy_shares]
+    for threshold, line in zip(view["stops"], view["line"], strict=True):
+        count = left - line
+        share = f"{count:,} of {m:,} {kind} ({100 * count / m:.1f}%)"
+        words.append(f"{share} are at least {threshold:.9g} nats harder for the student")
+        for each, share in zip(easy, easy_shares, strict=True):
+            added = min(round(share * count), line)
+            each.append(f"; {added:,} easier windows are mixed in" if share else "")
+    tail = f"; {junk:,} junk windows are left out" if junk else ""
+    if clip:
+        tail += f"; the hardest {100 * clip:g}%, {m - left:,} windows, are dropped as noise"
+    return {"words": words, "tail": tail, "easy": easy}
+
+
+def _tokens(share: float) -> str:
+    return f"; the hardest {100 * share:g}% of their tokens count" if share < 1 else ""
 
 
 def _ticks(values_M: np.ndarray, count: int) -> list[float]:
@@ -196,59 +201,15 @@ def _largest(names: list[str], group_N: np.ndarray, order_M: np.ndarray) -> tupl
 
 
 def _histogram(known_M: np.ndarray, low: float, high: float) -> dict:
-    """Bars as [x, y, height, ink, difficulty in the middle]; the line at a threshold is `line`,
-    moved by `zero` + threshold · `nat`. What lies outside is in the last bars."""
-    counts, _ = np.histogram(known_M.clip(low, high), BINS, (low, high))
-    width, heights = (high - low) / BINS, (counts / counts.max()).round(3).tolist()
+    """Bars of equal width: their heights and the difficulty in the middle of each. What lies
+    outside is in the last ones. The line of a threshold stands `zero` + threshold · `nat` bars from
+    the left."""
+    counts, edges = np.histogram(known_M.clip(low, high), BINS, (low, high))
+    middles = (edges[:-1] + edges[1:]) / 2
     return {
-        "size": [BINS, 1],
-        "rects": [[i, round(1 - h, 3), h, 1, _short(low + width * (i + 0.5))]
-                  for i, h in enumerate(heights)],
-        "line": "M0 0V1",
-        "zero": [-low / width, 0],
-        "nat": [1 / width, 0],
-        "name": "histogram of difficulty, with the threshold as a line",
-        "below": [low, "difficulty, nats per token", high],
-    }  # fmt: skip
-
-
-def _square(teacher_M: np.ndarray, student_M: np.ndarray) -> dict:
-    """Windows by the loss of each model, darker where there are many; above the line, hard ones."""
-    (t, *_, t_end), (s, *_, s_end) = _ticks(teacher_M, 10), _ticks(student_M, 10)
-    across, up = (t_end - t) / SIDE, (s_end - s) / SIDE
-    column_M, row_M = (
-        ((values - low) / step).clip(0, SIDE - 1).astype(int)
-        for values, low, step in ((teacher_M, t, across), (student_M, s, up))
-    )
-    count = np.bincount(column_M * SIDE + row_M, minlength=SIDE * SIDE).reshape(SIDE, SIDE)
-    ink = (0.3 + 0.7 * np.log1p(count) / np.log1p(count.max())).round(2).tolist()
-    return {
-        "size": [SIDE, SIDE],
-        "rects": [
-            [x, SIDE - 1 - y, 1, ink[x][y], _short(s + up * (y + 0.5) - t - across * (x + 0.5))]
-            for x, y in np.argwhere(count).tolist()
-        ],
-        "line": f"M0 {SIDE - (t - s) / up}L{SIDE} {SIDE - (t_end - s) / up}",
-        "zero": [0, 0],
-        "nat": [0, -1 / up],
-        "name": "student's loss against teacher's, hard windows above the line",
-        "below": [f"loss: teacher’s {t}–{t_end} →", f"student’s {s}–{s_end} ↑"],
+        "heights": (counts / counts.max()).round(3).tolist(),
+        "middles": [float(f"{x:.5g}") for x in middles],
+        "ends": [low, high],
+        "zero": -low * BINS / (high - low),
+        "nat": BINS / (high - low),
     }
-
-
-def _curve(share_U: np.ndarray, lost_U: np.ndarray) -> dict:
-    """What the hardest windows hold of all that was lost; dashed, were it spread evenly."""
-    some = np.unique(np.searchsorted(share_U, np.arange(101) / 100).clip(max=len(share_U) - 1))
-    points = "L".join(f"{share_U[u]:.4g} {1 - lost_U[u]:.4g}" for u in some)
-    return {
-        "size": [1, 1],
-        "rects": [],
-        "curve": f"M{points}",
-        "line": "M0 0V1",
-        "name": "cumulative share of difficulty: what the hardest windows hold of all lost",
-        "below": ["hardest windows, 0–100% →", "lost, 0–100% ↑"],
-    }  # fmt: skip
-
-
-def _short(x: float) -> float:
-    return float(f"{x:.5g}")

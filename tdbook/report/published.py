@@ -1,54 +1,70 @@
 """What is published of the evidence: README's table, and a second run held against the first.
 
-    python -m tdbook.report.published readme [--check]         README's table, and the recipe's
-    python -m tdbook.report.published compare outputs/small    does a folder agree with what is published?
-
 All numbers come from the tables of notebook 07, as `make publish` copied them.
 """
 
 import math
-import sys
 from pathlib import Path
 
 import pandas as pd
 
-from tdbook.analysis import intervals
+from tdbook.analysis.intervals import Interval
 from tdbook.runs import parameters
 from tdbook.runs.notebooks import EVIDENCE as EVIDENCE_RUN
 from tdbook.runs.rules import TRIED
 from tdlib.files import write_whole as write
 
 EVIDENCE = parameters.ROOT / "outputs/published/evidence"
-BEGIN, END = (
-    "<!-- evidence: made by python -m tdbook.report.published readme -->",
-    "<!-- /evidence -->",
-)
+RECIPE = "params/b200/recommended/README.md"
+BEGIN = "<!-- evidence: made by python -m tdbook published readme -->"
+END = "<!-- /evidence -->"
 
 
-def headline(folder: Path = EVIDENCE) -> str:
+def headline(folder: Path) -> str:
     """README's table, from the published numbers alone."""
-    claims_, effects = (_read(folder, name) for name in ("claims", "effects"))
-    lines = ["| claim of the plan | verdict | because | measured | the plan |",
-             "|---|---|---|---|---|"]  # fmt: skip
-    for row in claims_.itertuples():
-        of = effects[(effects["claim"] == row.key) & (effects["role"] == "claim")]
-        first = of.iloc[0] if len(of) else None
-        said, plan = "–", "–"
-        if first is not None:
-            said = f"{first['effect']}: {_documents(first)}; {_seeds(first)}"
-            if not math.isnan(first["plan from"]):
-                plan = f"{first['plan from']:+.1f} to {first['plan to']:+.1f}".replace("-", "−")
-        lines.append(f"| {row.claim} | {row.verdict} | {row.because} | {said} | {plan} |")
-    for _, e in effects[effects["claim"] == "recipe"].head(1).iterrows():
-        best, page = _best(_read(folder, "choices")), "params/b200/recommended/README.md"
+    claims, effects = (_read(folder, name) for name in ("claims", "effects"))
+    lines = [
+        "| claim of the plan | verdict | because | measured | the plan |",
+        "|---|---|---|---|---|",
+    ]
+    for row in claims.itertuples():
+        rests_on = effects[(effects["claim"] == row.key) & (effects["role"] == "claim")]
+        measured = plan = "–"
+        for _, effect in rests_on.head(1).iterrows():
+            measured = f"{effect['effect']}: {_documents(effect)}; {_seeds(effect)}"
+            if not math.isnan(effect["plan from"]):
+                plan = f"{effect['plan from']:+.1f} to {effect['plan to']:+.1f}".replace("-", "−")
+        lines.append(f"| {row.claim} | {row.verdict} | {row.because} | {measured} | {plan} |")
+    for _, effect in effects[effects["claim"] == "recipe"].head(1).iterrows():
+        best = _recipe(_read(folder, "choices"))
         knobs = ", ".join(f"{knob} {best[knob]}" for knob in TRIED if knob in best)
-        lines += ["", f"The better recipe ([{knobs}]({page})) against the plan's own 50M + LoRA: "
-                  f"{e['effect']}: {_documents(e)}; {_seeds(e)}."]  # fmt: skip
+        lines += [
+            "",
+            f"The better recipe ([{knobs}]({RECIPE})) against the plan's own 50M + LoRA: "
+            f"{effect['effect']}: {_documents(effect)}; {_seeds(effect)}.",
+        ]
     return "\n".join(lines)
 
 
-def _best(tried: pd.DataFrame) -> pd.Series:
-    return tried[tried["against the recipe"] == "the recipe"].iloc[0]
+def recommended(folder: Path) -> str:
+    """What each value of the recommended recipe rests on: the same student with that one value
+    changed, on development; then the recipe on the text that judges."""
+    tried, effects = _read(folder, "choices"), _read(folder, "effects")
+    best = _recipe(tried)
+    knobs = [column for column in tried.columns if column in TRIED]
+    lines = ["| parameter | value | the same with another value, against it |", "|---|---|---|"]
+    for knob in knobs:
+        rest = [k for k in knobs if k != knob]
+        alike = tried[rest].astype(str) == best[rest].astype(str)
+        if knob == "ce_weight":
+            alike["temperature"] |= tried["ce_weight"] == 1  # which has none
+        others = tried[alike.all(axis=1) & (tried[knob] != best[knob])]
+        words = [f"{row[knob]}: {row['against the recipe']}" for _, row in others.iterrows()]
+        lines.append(f"| {knob} | {best[knob]} | {'; '.join(words) or 'not tried alone'} |")
+    lines += ["", "| on the confirmation text | documents | seeds |", "|---|---|---|"]
+    for _, effect in effects[effects["claim"] == "recipe"].iterrows():
+        lines.append(f"| {effect['effect']} | {_documents(effect)} | {_seeds(effect)} |")
+    return "\n".join(lines)
 
 
 def _read(folder: Path, name: str) -> pd.DataFrame:
@@ -58,110 +74,81 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def recommended(folder: Path = EVIDENCE) -> str:
-    """What each value of the recommended recipe rests on: the same student with that one value
-    changed, on development; then the recipe on the text that judges."""
-    tried, effects = _read(folder, "choices"), _read(folder, "effects")
-    knobs = [c for c in tried.columns if c in TRIED]
-    best = _best(tried)
-    lines = ["| parameter | value | the same with another value, against it |", "|---|---|---|"]
-    for knob in knobs:
-        rest = [k for k in knobs if k != knob]
-        alike = tried[rest].astype(str) == best[rest].astype(str)
-        if knob == "ce_weight":
-            alike["temperature"] |= tried["ce_weight"] == 1  # which has none
-        same = tried[alike.all(axis=1)]
-        said = [f"{row[knob]}: {row['against the recipe']}" for _, row in same.iterrows()
-                if row[knob] != best[knob]]  # fmt: skip
-        lines.append(f"| {knob} | {best[knob]} | {'; '.join(said) or 'not tried alone'} |")
-    found = effects[effects["claim"] == "recipe"]
-    lines += ["", "| on the confirmation text | documents | seeds |", "|---|---|---|"]
-    lines += [f"| {e['effect']} | {_documents(e)} | {_seeds(e)} |" for _, e in found.iterrows()]
-    return "\n".join(lines)
+def _recipe(tried: pd.DataFrame) -> pd.Series:
+    return tried[tried["against the recipe"] == "the recipe"].iloc[0]
 
 
-def _documents(e: pd.Series) -> str:
-    return f"{intervals.Interval(*e[['value', 'low', 'high']])}"
+def _documents(effect: pd.Series) -> str:
+    return f"{Interval(*effect[['value', 'low', 'high']])}"
 
 
-def _seeds(e: pd.Series) -> str:
-    if e["seeds"] < 2:
+def _seeds(effect: pd.Series) -> str:
+    if effect["seeds"] < 2:
         return "one seed"
-    mean, half = e["mean of seeds"], e["half-width over seeds"]
-    return f"{e['seeds']} seeds {mean:+.3f} ± {half:.3f}".replace("-", "−")
+    mean, half = effect["mean of seeds"], effect["half-width over seeds"]
+    return f"{effect['seeds']} seeds {mean:+.3f} ± {half:.3f}".replace("-", "−")
 
 
 def readme(check: bool = False) -> bool:
-    """Put the tables into README.md and into that of the recommended recipe, or say whether they
-    are there already."""
-    pages = {
-        parameters.ROOT / "README.md": headline,
-        parameters.ROOT / "params/b200/recommended/README.md": recommended,
-    }
-    same = []
-    for path, table in pages.items():
+    """Put the tables into README.md and into that of the recommended recipe; returns whether they
+    were there already. `check`: only that."""
+    current = True
+    for page, table in {"README.md": headline, RECIPE: recommended}.items():
+        path = parameters.ROOT / page
         text = path.read_text("utf-8")
         if [text.count(mark) for mark in (BEGIN, END)] != [1, 1]:
-            raise ValueError(f"{path} must hold {BEGIN} and {END} once each: put them there, the "
-                             "table goes between")  # fmt: skip
+            places = "put them there, the table goes between"
+            raise ValueError(f"{path} must hold {BEGIN} and {END} once each: {places}")
         before, rest = text.split(BEGIN)
         wanted = f"{before}{BEGIN}\n\n{table(EVIDENCE)}\n\n{END}{rest.split(END)[1]}"
-        same.append(wanted == text)
+        current &= wanted == text
         if not check and wanted != text:
             write(path, wanted)
-    return all(same)
+    return current
 
 
-def compare(out: Path, published: Path = EVIDENCE) -> list[str]:
+def compare(out: Path, published: Path) -> list[str]:
     """What does not agree between a run folder and what is published: an effect of which neither
     value lies in the other's interval, and a verdict that changed. [] where all agrees."""
-    said, (new, old) = [], (_read(folder, "effects") for folder in (out, published))
-    new, old = (frame.set_index(["claim", "effect"]) for frame in (new, old))
-    for key in old.index:
+    lines, tables = [], (_read(folder, "effects") for folder in (out, published))
+    new, old = (table.set_index(["claim", "effect"]) for table in tables)
+    for key, b in old.iterrows():
+        name = f"{key[1]} ({key[0]})"
         if key not in new.index:
-            said.append(f"{key[1]} ({key[0]}) is published and not here")
+            lines.append(f"{name} is published and not here")
             continue
-        a, b = new.loc[key], old.loc[key]
-        spans = [_widest(x) for x in (a, b)]
-        if not (
-            spans[0][0] <= b["value"] <= spans[0][1] or spans[1][0] <= a["value"] <= spans[1][1]
-        ):
-            said.append(f"{key[1]} ({key[0]}) is {a['value']:+.4f} here, published "
-                        f"{b['value']:+.4f} [{b['low']:+.4f}, {b['high']:+.4f}]")  # fmt: skip
-    verdicts = [_read(folder, "claims").set_index("key")["verdict"] for folder in (out, published)]
-    said += [f"{key}: {verdicts[0].get(key)!r} here, {v!r} published"
-             for key, v in verdicts[1].items() if verdicts[0].get(key) != v]  # fmt: skip
-    return said
+        a = new.loc[key]
+        if not (_holds(a, b["value"]) or _holds(b, a["value"])):
+            interval = f"{b['value']:+.4f} [{b['low']:+.4f}, {b['high']:+.4f}]"
+            lines.append(f"{name} is {a['value']:+.4f} here, published {interval}")
+    here, there = (_read(place, "claims").set_index("key")["verdict"] for place in (out, published))
+    lines += [f"{key}: {here.get(key)!r} here, {verdict!r} published"
+              for key, verdict in there.items() if here.get(key) != verdict]  # fmt: skip
+    return lines
 
 
-def _widest(row: pd.Series) -> tuple[float, float]:
-    """Both intervals and the value; of one document, or one seed, one of them is not known."""
-    mean, half = row["mean of seeds"], row["half-width over seeds"]
-    ends = [row["value"], row["low"], row["high"], mean - half, mean + half]
+def _holds(effect: pd.Series, value: float) -> bool:
+    """Whether a value lies within both intervals of an effect and what is between; of one document,
+    or one seed, one of them is not known."""
+    mean, half = effect["mean of seeds"], effect["half-width over seeds"]
+    ends = [*effect[["value", "low", "high"]], mean - half, mean + half]
     known = [end for end in ends if not math.isnan(end)]
-    return min(known), max(known)
+    return min(known) <= value <= max(known)
 
 
-def main(arguments: list[str]) -> int:
-    try:
-        match arguments:
-            case "readme", *flags:
-                same = readme(check="--check" in flags)
-                print("README has what is published" if same else "README is not what is published"
-                      if "--check" in flags else "README: tables written")  # fmt: skip
-                return 0 if same or "--check" not in flags else 1
-            case "compare", out:
-                said = compare(parameters.ROOT / out, EVIDENCE)
-                print(
-                    "\n".join(said) or f"{out} agrees with {EVIDENCE.relative_to(parameters.ROOT)}"
-                )
-                return 1 if said else 0
-    except (OSError, ValueError) as error:
-        print(error)
-        return 1
-    print(__doc__)
+def run(words: list[str]) -> int:
+    """`readme [--check]` or `compare FOLDER`; returns the exit status, 1 where they differ."""
+    match words:
+        case ["readme", *flags]:
+            check = "--check" in flags
+            current = readme(check)
+            other = "README is not what is published" if check else "README: tables written"
+            print("README has what is published" if current else other)
+            return int(check and not current)
+        case ["compare", out]:
+            lines = compare(parameters.ROOT / out, EVIDENCE)
+            agrees = f"{out} agrees with {EVIDENCE.relative_to(parameters.ROOT)}"
+            print("\n".join(lines) or agrees)
+            return int(bool(lines))
+    print("python -m tdbook published readme [--check], or compare outputs/small")
     return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

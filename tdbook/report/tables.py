@@ -5,7 +5,8 @@ The plan gives percentages without a formula, so the formula is applied to the p
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -18,46 +19,55 @@ from tdlib import generate, hard_set
 from tdlib.shapes import LlamaConfig
 
 FEW = 100  # tokens of a bucket; smaller ones are listed in the table but not drawn
-
-
 KIND = ["cut", "bucket", "tokens"]  # of a row by kind of token
 LEFT_OUT = "windows left out"  # since none of their tokens is a target
 
 
+def _written(rows: Iterable[Mapping], columns: str) -> pd.DataFrame:
+    """Rows of numbers as a table to read. `columns`: the name of each, then how it is written, as
+    str.format takes it, parted by |."""
+    forms = [
+        re.split(r" (?=\{)", " ".join(column.split()), maxsplit=1) for column in columns.split("|")
+    ]
+    return pd.DataFrame([{name: form.format(**row) for name, form in forms} for row in rows])
+
+
+def _of_models(by_model: Mapping[str, list[dict]]) -> list[dict]:
+    """Model → rows, as rows that name their model, with megabytes."""
+    rows = [{"model": model} | row for model, rows in by_model.items() for row in rows]
+    return [row | {"megabytes": row.get("bytes", 0) / 1e6} for row in rows]
+
+
 def quality(
-    metrics: dict[str, dict], resampled: dict[str, np.ndarray], base: str, scratch: str | None,
+    metrics: dict[str, dict],
+    resampled: dict[str, np.ndarray],
+    base: str,
+    scratch: str | None,
     teacher: str = "teacher",
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` its
     bootstrapped losses, drawn together. Differences are against `base`, with 95 % intervals."""
     rows = []
     for name, m in metrics.items():
-        span_of_change = intervals.interval(resampled[name] - resampled[base])
-        change = f"{Interval(m['loss'] - metrics[base]['loss'], *span_of_change)}"
+        change = m["loss"] - metrics[base]["loss"]
+        ends = intervals.interval(resampled[name] - resampled[base])
         low, high = of_plan(name, "loss")
-        rows.append({
-            "model": name, "parameters": f"{m['parameters']:,}", "loss": f"{m['loss']:.3f}",
-            f"against {base}": "baseline" if name == base else change,
-            "640 windows": f"{m['loss_fixed']:.3f}", "perplexity": f"{m['perplexity']:.3g}",
-            "bits/byte": f"{m['bits_per_byte']:.3f}", "KL to teacher": f"{m['kl']:.3f}",
-            "agreement": f"{m['agreement']:.1%}",
-            "calibration error": f"{m['calibration_error']:.1%}",
-            "gap closed": _gap(metrics, resampled, name, scratch, teacher),
-            "quality": f"{metrics[teacher]['loss'] / m['loss']:.1%}",
-            "plan: loss": span(low, high),
-            "plan's loss, our formula": span(258 / high, 258 / low, 1),
-            "plan: quality %": span(*of_plan(name, "quality"), 0),
-        })  # fmt: skip
-    table = pd.DataFrame(rows).set_index("model")
+        row = m | {"model": name, "quality": metrics[teacher]["loss"] / m["loss"]}
+        row["against"] = "baseline" if name == base else f"{Interval(change, *ends)}"
+        row["gap"] = _gap(metrics, resampled, name, scratch, teacher)
+        row["plan_loss"], row["plan_formula"] = span(low, high), span(258 / high, 258 / low, 1)
+        rows.append(row | {"plan_quality": span(*of_plan(name, "quality"), 0)})
+    columns = """model {model} | parameters {parameters:,} | loss {loss:.3f} | against {against} |
+        640 windows {loss_fixed:.3f} | perplexity {perplexity:.3g} | bits/byte {bits_per_byte:.3f} |
+        KL to teacher {kl:.3f} | agreement {agreement:.1%} |
+        calibration error {calibration_error:.1%} | gap closed {gap} | quality {quality:.1%} |
+        plan: loss {plan_loss} | plan's loss, our formula {plan_formula} |
+        plan: quality % {plan_quality}"""
+    table = _written(rows, columns).rename(columns={"against": f"against {base}"})
+    table = table.set_index("model")
     if any(left_out := [m.get("windows_left_out", 0) for m in metrics.values()]):
         table[LEFT_OUT] = left_out
     return table
-
-
-def made(metrics: dict[str, dict], how: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
-    """One row a model, as in `quality`: its loss, what it is, and its cost (book.made)."""
-    rows = {name: {"loss": f"{m['loss']:.3f}"} | how.get(name, {}) for name, m in metrics.items()}
-    return pd.DataFrame(rows).T.fillna("–").rename_axis("model")
 
 
 def _gap(metrics: dict, resampled: dict, name: str, scratch: str | None, teacher: str) -> str:
@@ -70,10 +80,28 @@ def _gap(metrics: dict, resampled: dict, name: str, scratch: str | None, teacher
     return f"{Interval((high - middle) / (high - low), *intervals.interval(values_R)):.2f}"
 
 
+def made(metrics: dict[str, dict], how: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
+    """One row a model, as in `quality`: its loss, what it is, and its cost (book.made)."""
+    rows = {name: {"loss": f"{m['loss']:.3f}"} | how.get(name, {}) for name, m in metrics.items()}
+    return pd.DataFrame(rows).T.fillna("–").rename_axis("model")
+
+
+def quality_points(metrics: dict[str, dict], resampled: dict[str, np.ndarray]) -> list[dict]:
+    """Loss and interval of each model, as plots.quality takes them."""
+    rows = []
+    for name, m in metrics.items():
+        low, high = intervals.interval(resampled[name])
+        rows.append({"name": name, "loss": m["loss"], "low": low, "high": high})
+    return rows
+
+
 def hard_and_easy(
-    window_loss: dict[str, np.ndarray], hard_N: np.ndarray, document_N: np.ndarray, base: str,
+    window_loss: dict[str, np.ndarray],
+    hard_N: np.ndarray,
+    document_N: np.ndarray,
+    base: str,
     resamples: int,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Each model's loss on the hard and on the other validation windows, and its change against
     `base` with a 95 % interval over documents; numbers, for a figure and a table alike."""
     rows = {name: {} for name in window_loss}
@@ -86,19 +114,28 @@ def hard_and_easy(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 
+def hard_and_easy_words(parts: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of hard_and_easy as a table to read."""
+    columns = {}
+    for part in ("hard", "easy"):
+        changes = parts[[f"{part} {key}" for key in ("change", "low", "high")]].to_numpy()
+        columns[f"loss, {part}"] = parts[part].map("{:.3f}".format)
+        columns[f"change, {part}"] = [f"{Interval(*row)}" for row in changes]
+    return pd.DataFrame(columns, index=parts.index)
+
+
 def cost(results: dict[str, dict]) -> pd.DataFrame:
     """Hours of every run, measured here, beside the plan's estimate for a B200."""
-    rows = []
+    rows, keys = [], {notebooks.HARD_SET: "scores", notebooks.PROGRESSIVE: "75m"}
     for run, result in results.items():
         names = list(result.get("models", {})) or [result["parameters"].get("adapter", "")]
-        keys = {notebooks.HARD_SET: "scores", notebooks.PROGRESSIVE: "75m"}
         key = keys.get(result["notebook"], names[0])
-        rows.append({
-            "run": run, "device": result["device"], "minutes": f"{result['seconds'] / 60:.2f}",
-            "tokens/s": f"{speed:,.0f}" if (speed := result["tokens_per_second"]) else "–",
-            "plan: hours on a B200": span(*of_plan(key, "hours"), 0),
-        })  # fmt: skip
-    return pd.DataFrame(rows).set_index("run")
+        speed = intervals.number(result["tokens_per_second"] or None, ",.0f")
+        row = {"run": run, "device": result["device"], "minutes": result["seconds"] / 60}
+        rows.append(row | {"speed": speed, "hours": span(*of_plan(key, "hours"), 0)})
+    columns = """run {run} | device {device} | minutes {minutes:.2f} | tokens/s {speed} |
+        plan: hours on a B200 {hours}"""
+    return _written(rows, columns).set_index("run")
 
 
 def sizes(
@@ -106,25 +143,27 @@ def sizes(
 ) -> pd.DataFrame:
     """Real sizes before a run: parameters, of which embedding, compression against the teacher with
     and without the embedding, and the 4-bit file and whether it passes for the plan's 30 MB."""
-    rows = {}
+    rows = []
     for v in vocab_sizes:
         configs = {
             name: s if isinstance(s, LlamaConfig) else LlamaConfig(vocab_size=v, **s)
             for name, s in shapes.items()
         }
-        for name, config in configs.items():
-            (all_, part, q4), (of_all, of_part, _) = (
-                (d["parameters"], d["embedding_parameters"], d["q4_0_bytes"])
-                for d in map(describe, (config, configs[teacher]))
-            )
-            rows[f"{v:,}", name] = {
-                "parameters": f"{all_ / 1e6:.1f} M", "of which embedding": f"{part / 1e6:.1f} M",
-                "compression": f"{of_all / all_:.2f}×",
-                "without embedding": f"{(of_all - of_part) / (all_ - part):.2f}×",
-                "Q4_0 file": f"{q4 / 1e6:.1f} MB",
-                "passes 33 MB": "yes" if q4 <= Q4_LIMIT else "no",
-            }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["vocabulary", "shape"])
+        largest = configs[teacher]
+        for name, c in configs.items():
+            row = {"vocab_size": v, "shape": name, "all": c.parameters / 1e6}
+            row |= {
+                "embedding": c.embedding_parameters / 1e6,
+                "q4": describe(c)["q4_0_bytes"] / 1e6,
+            }
+            row["compression"] = largest.parameters / c.parameters
+            bodies = [x.parameters - x.embedding_parameters for x in (largest, c)]
+            row["body"] = bodies[0] / bodies[1]
+            rows.append(row | {"passes": "yes" if row["q4"] * 1e6 <= Q4_LIMIT else "no"})
+    columns = """vocabulary {vocab_size:,} | shape {shape} | parameters {all:.1f} M |
+        of which embedding {embedding:.1f} M | compression {compression:.2f}× |
+        without embedding {body:.2f}× | Q4_0 file {q4:.1f} MB | passes 33 MB {passes}"""
+    return _written(rows, columns).set_index(["vocabulary", "shape"])
 
 
 def metrics(rows: dict[str, dict]) -> pd.DataFrame:
@@ -176,13 +215,6 @@ def by_cut(
     return tables
 
 
-def ends(table: pd.DataFrame) -> tuple[str, str]:
-    """The groups of a cut with the smallest and the largest hard share; those with less than 1 % of
-    the windows say too little, unless there are no others."""
-    some = table[table["windows"] >= 0.01 * table["windows"].sum()]
-    return some["hard"].idxmin(), some["hard"].idxmax()
-
-
 def texts(found: dict[str, dict]) -> pd.DataFrame:
     """Generated texts side by side, and how much each model repeats itself."""
     frame = pd.DataFrame(found).T.rename_axis("model")
@@ -193,38 +225,20 @@ def texts(found: dict[str, dict]) -> pd.DataFrame:
     return frame.rename(columns=shares)
 
 
-def hard_and_easy_words(parts: pd.DataFrame) -> pd.DataFrame:
-    """The numbers of hard_and_easy as a table to read."""
-    columns = {}
-    for part in ("hard", "easy"):
-        spans = parts[[f"{part} {key}" for key in ("change", "low", "high")]].to_numpy()
-        columns[f"loss, {part}"] = parts[part].map("{:.3f}".format)
-        columns[f"change, {part}"] = [f"{Interval(*row)}" for row in spans]
-    return pd.DataFrame(columns, index=parts.index)
-
-
-def quality_points(metrics: dict[str, dict], resampled: dict[str, np.ndarray]) -> list[dict]:
-    """Loss and interval of each model, as plots.quality takes them."""
-    return [
-        {"name": name, "loss": m["loss"]}
-        | dict(zip(("low", "high"), intervals.interval(resampled[name]), strict=True))
-        for name, m in metrics.items()
-    ]
-
-
 def kept_and_lost(rows: list[dict], teacher: str, names: list[str]) -> pd.DataFrame:
     """Per kind of token: how many, the teacher's loss, and how far each model is behind it."""
-    return pd.DataFrame([
-        {key: row[key] for key in KIND} | {teacher: f"{row[teacher]:.3f}"}
-        | {f"{n} − {teacher}": f"{row[n] - row[teacher]:+.3f}" for n in names if n in row}
-        for row in rows
-    ]).set_index(KIND[:2])  # fmt: skip
+    table = pd.DataFrame(rows).set_index(KIND[:2])
+    columns = {"tokens": table["tokens"], teacher: table[teacher].map("{:.3f}".format)}
+    for name in (name for name in names if name in table):
+        columns[f"{name} − {teacher}"] = (table[name] - table[teacher]).map("{:+.3f}".format)
+    return pd.DataFrame(columns)
 
 
 def won_back(rows: list[dict]) -> pd.DataFrame:
     """Per kind of token how many, and each model's change against the base with its interval."""
-    table = [{k: v if k in KIND else f"{Interval(*v)}" for k, v in row.items()} for row in rows]
-    return pd.DataFrame(table).set_index(KIND[:2])
+    table = pd.DataFrame(rows).set_index(KIND)
+    written = table.map(lambda change: f"{Interval(*change)}")
+    return written.reset_index("tokens")
 
 
 def nested(rows: list[dict]) -> dict[str, dict[str, dict]]:
@@ -244,33 +258,34 @@ def route_cost(routes: dict[str, list[list[dict]]]) -> pd.DataFrame:
     for name, logs in routes.items():
         ends = [log[-1] for log in logs]
         seconds = sum(r["tokens"] / r.get("train/tokens_per_sec", math.nan) for r in ends)
-        plan = {"progressive": "75m"}.get(name, "75m-direct")
-        rows.append({
-            "route": name, "students": len(logs), "tokens": f"{sum(r['tokens'] for r in ends):,}",
-            "minutes": f"{seconds / 60:.2f}",
-            "plan: hours on a B200": span(*of_plan(plan, "hours"), 0),
-        })  # fmt: skip
-    return pd.DataFrame(rows).set_index("route")
+        plan = span(*of_plan({"progressive": "75m"}.get(name, "75m-direct"), "hours"), 0)
+        row = {"route": name, "students": len(logs), "tokens": sum(r["tokens"] for r in ends)}
+        rows.append(row | {"minutes": seconds / 60, "hours": plan})
+    columns = """route {route} | students {students} | tokens {tokens:,} | minutes {minutes:.2f} |
+        plan: hours on a B200 {hours}"""
+    return _written(rows, columns).set_index("route")
 
 
 def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
     """One row a model, best first (see book.sweep_rows). * marks a value that the plan names."""
 
-    def shown(name: str, value: object) -> str:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            return str(value)
+    def value(row: dict, name: str) -> str:
+        x = row["varied"].get(name, "–")
+        if not isinstance(x, int | float) or isinstance(x, bool):
+            return str(x)
         low, high = rules.plan(notebook, name) or (math.inf, -math.inf)
-        return f"{value:g}" + " *" * (low <= value <= high)
+        return f"{x:g}" + " *" * (low <= x <= high)
 
-    columns = list(dict.fromkeys(name for row in rows for name in row["varied"]))
-    return pd.DataFrame([
-        {"point": row["point"]}
-        | {name: shown(name, row["varied"].get(name, "–")) for name in columns}
-        | {"loss": f"{row['loss']:.3f}"}
-        | {f"{part} text": f"{Interval(*row[part])}" for part in ("all", "hard", "easy")}
-        | {"KL to teacher": f"{row['kl']:.3f}", "minutes": f"{row['minutes']:.1f}"}
-        for row in sorted(rows, key=lambda row: row["loss"])
-    ])  # fmt: skip
+    rows = sorted(rows, key=lambda row: row["loss"])
+    table = {"point": [row["point"] for row in rows]}
+    for name in dict.fromkeys(name for row in rows for name in row["varied"]):
+        table[name] = [value(row, name) for row in rows]
+    table["loss"] = [f"{row['loss']:.3f}" for row in rows]
+    for part in ("all", "hard", "easy"):
+        table[f"{part} text"] = [f"{Interval(*row[part])}" for row in rows]
+    table["KL to teacher"] = [f"{row['kl']:.3f}" for row in rows]
+    table["minutes"] = [f"{row['minutes']:.1f}" for row in rows]
+    return pd.DataFrame(table)
 
 
 def seeds(rows: list[dict]) -> pd.DataFrame:
@@ -281,10 +296,11 @@ def seeds(rows: list[dict]) -> pd.DataFrame:
         same = [f"{name} {value}" for name, value in row["varied"].items() if name != "seed"]
         setting = ", ".join([*same, row["point"].partition(" ")[2]]).rstrip(", ") or "as it is"
         losses.setdefault(setting, []).append(row["loss"])
-    table = [
-        (setting, len(values), "{:.3f} ± {:.3f}".format(*intervals.over_seeds(np.array(values))))
-        for setting, values in losses.items() if len(values) > 1
-    ]  # fmt: skip
+    table = []
+    for setting, values in losses.items():
+        if len(values) > 1:
+            mean, half = intervals.over_seeds(np.array(values))
+            table.append((setting, len(values), f"{mean:.3f} ± {half:.3f}"))
     return pd.DataFrame(table, columns=["setting", "seeds", "loss"])
 
 
@@ -295,51 +311,45 @@ def speeds(found: dict[str, list[dict]]) -> pd.DataFrame:
     for model, ways in found.items():
         first = {row["threads"]: row["decode"] for row in reversed(ways)}
         first |= {row["threads"]: row["decode"] for row in ways if row["way"] == "raw"}
-        rows += [
-            {"model": model, "way": row["way"], "threads": row["threads"],
-             "prompt, tokens/s": f"{row['prompt']:,.0f}",
-             "decoding, tokens/s": f"{row['decode']:,.0f} [{row['low']:,.0f}, {row['high']:,.0f}]",
-             "to raw": f"{row['decode'] / first[row['threads']]:.1f} ×",
-             "plan: tokens/s": span(*row["plan"], 0)}
-            for row in ways
-        ]  # fmt: skip
-    return pd.DataFrame(rows)
+        for row in ways:
+            more = {"times": row["decode"] / first[row["threads"]], "plan": span(*row["plan"], 0)}
+            rows.append(row | more | {"model": model})
+    columns = """model {model} | way {way} | threads {threads} | prompt, tokens/s {prompt:,.0f} |
+        decoding, tokens/s {decode:,.0f} [{low:,.0f}, {high:,.0f}] | to raw {times:.1f} × |
+        plan: tokens/s {plan}"""
+    return _written(rows, columns)
 
 
 def quantization(found: dict[str, list[dict]]) -> pd.DataFrame:
     """Model → rows of inference.costs, each against the model itself."""
-    rows = []
-    for model, formats in found.items():
-        loss = formats[0]["loss"]
-        rows += [
-            {"model": model, "format": row["format"], "MB": f"{row['bytes'] / 1e6:.3g}",
-             "plan: MB": span(*of_plan(model, "megabytes"), 0) if row["format"] == "Q4_0" else "–",
-             "loss": f"{row['loss']:.4f}", "against itself": f"{row['loss'] - loss:+.4f}",
-             "KL": f"{row['kl']:.2g}", "agreement": f"{row['agreement']:.2%}",
-             "repeated 4-grams": intervals.number(row["repeated_4grams"], ".1%")}
-            for row in formats
-        ]  # fmt: skip
-    return pd.DataFrame(rows)
+    rows = _of_models(found)
+    for row in rows:
+        plan = span(*of_plan(row["model"], "megabytes"), 0)
+        row["plan"] = plan if row["format"] == "Q4_0" else "–"
+        row["change"] = row["loss"] - found[row["model"]][0]["loss"]
+        row["repeated"] = intervals.number(row["repeated_4grams"], ".1%")
+    columns = """model {model} | format {format} | MB {megabytes:.3g} | plan: MB {plan} |
+        loss {loss:.4f} | against itself {change:+.4f} | KL {kl:.2g} | agreement {agreement:.2%} |
+        repeated 4-grams {repeated}"""
+    return _written(rows, columns)
 
 
 def files(shipped: dict[str, list[dict]]) -> pd.DataFrame:
     """Model → rows of export.ship."""
-    return pd.DataFrame([
-        {"model": model, "format": row["format"], "file": row["file"],
-         "MB": f"{row['bytes'] / 1e6:.3g}", "same likeliest": f"{row['likeliest']:.2%}",
-         "log-probabilities apart": f"{row['mean']:.2g}, at most {row['largest']:.2g}"}
-        for model, rows in shipped.items() for row in rows
-    ])  # fmt: skip
+    columns = """model {model} | format {format} | file {file} | MB {megabytes:.3g} |
+        same likeliest {likeliest:.2%} |
+        log-probabilities apart {mean:.2g}, at most {largest:.2g}"""
+    return _written(_of_models(shipped), columns)
 
 
 def shape_files(timed: dict[str, dict]) -> pd.DataFrame:
     """Shape → what inference.of_shape gives: megabytes of every format, the plan's beside Q4_0."""
-    return pd.DataFrame([
-        {"shape": f"{name} (random weights)", "weights": f"{found['parameters'] / 1e6:.1f} M"}
-        | {f"{form}, MB": f"{size / 1e6:.1f}" for form, size in found["bytes"].items()}
-        | {"plan: MB": span(*of_plan(name, "megabytes"), 0)}
-        for name, found in timed.items()
-    ])  # fmt: skip
+    rows = []
+    for name, shape in timed.items():
+        row = {"shape": f"{name} (random weights)", "weights": f"{shape['parameters'] / 1e6:.1f} M"}
+        row |= {f"{form}, MB": f"{size / 1e6:.1f}" for form, size in shape["bytes"].items()}
+        rows.append(row | {"plan: MB": span(*of_plan(name, "megabytes"), 0)})
+    return pd.DataFrame(rows)
 
 
 def written(texts: dict[str, str]) -> pd.DataFrame:

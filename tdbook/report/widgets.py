@@ -5,6 +5,7 @@ What a slider can show was counted before, in counts.py. Legend: T tokens of a t
 """
 
 import html
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -78,10 +79,10 @@ LEGEND = (
 )
 
 
-def _near(order_M: np.ndarray, now: dict, shown: int) -> tuple[np.ndarray, np.ndarray]:
-    """The windows next to the line (counts.shown), above and below it, nearest first."""
-    line, end = len(order_M) - now["above"], len(order_M) - now["out"]
-    return order_M[line : min(line + shown, end)], order_M[max(0, line - shown) : line][::-1]
+def _beside(order_M: np.ndarray, line: int, left: int, shown: int) -> tuple[list, list]:
+    """The windows next to the line, above and below it, nearest first."""
+    above, below = order_M[line : min(line + shown, left)], order_M[max(0, line - shown) : line]
+    return above.tolist(), below[::-1].tolist()
 
 
 def _card(i: int, scores: hard_set.Scores, text_of: Callable[[int], str]) -> str:
@@ -114,37 +115,35 @@ def explorer(
     number of windows, their distribution, share in every group of `cuts`, texts on both sides of
     the line; "keep" writes the choice to `path`. `text_of` gives a window as HTML, `kinds` are
     the flags of `junk_N`."""
-    numbers, orders = counts.every(scores, cuts, junk_N, kinds, rule, live=True)
+    numbers, orders = counts.numbers(scores, cuts, junk_N, kinds, rule, live=True)
     html_of = lru_cache(maxsize=64)(lambda i: _card(i, scores, text_of))
     # JupyterLab has the fonts of the reader's machine alone, and there may be none for Telugu
     css = f"{pages.font_face()} [lang=te] {{font: 1.1em/1.8 'Report Telugu', sans-serif}}"
     # thousands of coloured pieces: laid out only where they are seen, or a move would wait for them
     css += ".explorer .card {content-visibility: auto; contain-intrinsic-height: auto 10em}"
-    page = pages.explorer(numbers | {"legend": LEGEND, "texts": []})
-    shown = Explorer(_css=css, html=page, at=numbers["at"])
+    widget = Explorer(_css=css, html=_page(numbers, [], {}), at=numbers["at"])
 
     def moved(_: dict | None = None) -> None:
-        now = counts.shown(numbers, shown.at)
-        above, below = (
-            [*map(html_of, side.tolist())] for side in _near(orders[shown.at[2]], now, SHOWN)
-        )
-        shown.near = {"at": shown.at, "above": above, "below": below}
+        now, order_M = counts.shown(numbers, widget.at), orders[widget.at[2]]
+        above, below = _beside(order_M, now["line"], now["left"], SHOWN)
+        cards = {"above": [*map(html_of, above)], "below": [*map(html_of, below)]}
+        widget.near = cards | {"at": widget.at}
 
     def keep(_: Explorer, at: list, buffers: list) -> None:
-        shown.done = ""  # or the same words again would be no news to the page
+        widget.done = ""  # or the same words again would be no news to the page
         now = counts.shown(numbers, at)
-        moved_rule = replace(rule, share=None, **now["rule"])
-        words = f"by hand, by {at[0]}: {now['said']}"
+        chosen_by = replace(rule, share=None, **now["rule"])
+        words = f"by hand, by {at[0]}: {now['words']}"
         try:
-            choice.keep(hard_set.choose(scores.difficulty_N, moved_rule, junk_N), path, words)
-            shown.done = f"kept in {path.name}: {words}"
+            choice.keep(hard_set.choose(scores.difficulty_N, chosen_by, junk_N), path, words)
+            widget.done = f"kept in {path.name}: {words}"
         except OSError as error:  # or the reader would believe it kept
-            shown.done = f"not kept: {error}"
+            widget.done = f"not kept: {error}"
 
-    shown.observe(moved, "at")
-    shown.on_msg(keep)
+    widget.observe(moved, "at")
+    widget.on_msg(keep)
     moved()
-    return shown
+    return widget
 
 
 def offline_explorer(
@@ -157,23 +156,31 @@ def offline_explorer(
 ) -> str:
     """The same as HTML that needs no kernel, with the texts of some windows, more of them near the
     line of `rule`. Its counts agree with numpy to the window."""
-    numbers, orders = counts.every(scores, cuts, junk_N, kinds, rule, live=False)
-    order_M = orders[numbers["at"][2]]
-    m, now = len(order_M), numbers["start"]
-    nearest, near = (
-        np.concatenate(_near(np.arange(m), now, shown)).tolist() for shown in (SHOWN, 3 * SHOWN)
-    )
+    numbers, orders = counts.numbers(scores, cuts, junk_N, kinds, rule, live=False)
+    now, order_M = counts.shown(numbers, numbers["at"]), orders[numbers["at"][2]]
+    above, below = _beside(order_M, now["line"], now["left"], SHOWN)
+    near = itertools.chain(*_beside(order_M, now["line"], now["left"], 3 * SHOWN))
+    m = len(order_M)
+    spread = order_M[np.linspace(m // 2, m - 1, 24).astype(int)]
     # in no order, so that those left out for want of room are from everywhere
-    spread = np.random.default_rng(0).permutation(np.linspace(m // 2, m - 1, 24).astype(int))
+    spread = np.random.default_rng(0).permutation(spread).tolist()
     cards = {}
-    for rank in [*nearest, *spread.tolist(), *near]:
-        i = int(order_M[rank])
+    for i in [*above, *below, *spread, *near]:
         if sum(map(len, cards.values())) < EMBEDDED:
             cards[i] = _card(i, scores, text_of)
     # the place of each among all, and among those without junk: −1 where it is junk
     places = []
-    for each in orders:
-        ranks = np.flatnonzero(np.isin(each, [*cards]))
-        places.append(dict(zip(each[ranks].tolist(), ranks.tolist(), strict=True)))
+    for order_M in orders:
+        at = np.flatnonzero(np.isin(order_M, [*cards]))
+        places.append(dict(zip(order_M[at].tolist(), at.tolist(), strict=True)))
     texts = sorted([[each.get(i, -1) for each in places], card] for i, card in cards.items())
-    return pages.explorer(numbers | {"legend": LEGEND, "texts": texts})
+    sides = {"above": above, "below": below}
+    beside = {side: [cards[i] for i in some if i in cards] for side, some in sides.items()}
+    return _page(numbers, texts, beside)
+
+
+def _page(numbers: dict, texts: list, beside: dict[str, list[str]]) -> str:
+    """The explorer as HTML; `texts`: places and card of each, `beside`: cards of the start."""
+    embedded = {name: numbers[name] for name in ("views", "tokens", "presets", "at")}
+    start = {"shown": counts.shown(numbers, numbers["at"]), "legend": LEGEND, "beside": beside}
+    return pages.explorer(numbers | start, embedded | {"texts": texts})

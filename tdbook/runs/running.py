@@ -63,6 +63,7 @@ class Run:
         self.run, self.notebook = values["run"], notebook_of(values["run"])
         self.parameters, self.out = values, parameters.ROOT / values["out"]
         self.models: dict[str, dict] = {}
+        self._texts: set[str] = set()  # tables and figures with words of the text: not for others
         defaults = parameters.declared(self.notebook)
         self._changed = {name: v for name, v in values.items() if v != defaults[name]}
         self._why = hashes.why(self.out, self.run, values)
@@ -128,12 +129,14 @@ class Run:
         p["line"] = _show(" · ".join(filter(None, parts)), p["line"])
         p["shown"] = now
 
-    def figure(self, name: str, figure, alt: str) -> None:
-        """Save as figures/<run>-<name>.png and .svg, and show it with its alternative text."""
+    def figure(self, name: str, figure, alt: str, text: bool = False) -> None:
+        """Save as figures/<run>-<name>.png and .svg, and show it with its alternative text; `text`:
+        it holds words of the text, so it is not published where that was given."""
         import PIL.Image
         from IPython.display import Image, display
         from matplotlib import rc_context
 
+        self._texts |= {name} if text else set()
         options = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
         for kind in ("svg", "png"):
             file = io.BytesIO()
@@ -147,10 +150,11 @@ class Run:
             sys.modules["matplotlib.pyplot"].close(figure)
         display(Image(file.getvalue(), alt=alt), metadata={"alt": alt})
 
-    def table(self, name: str, table) -> None:
-        """Save as tables/<run>-<name>.csv and .md, and show it."""
+    def table(self, name: str, table, text: bool = False) -> None:
+        """Save as tables/<run>-<name>.csv and .md, and show it; `text` as for a figure."""
         from IPython.display import HTML, display
 
+        self._texts |= {name} if text else set()
         if type(table.index).__name__ != "RangeIndex":  # plain row numbers say nothing
             table = table.reset_index()
         if self._scouting:  # no numbers to quote: on every row
@@ -178,6 +182,7 @@ class Run:
         """Write the records; only now is the run done. One that gave back what it remembered keeps
         the record of when it was made."""
         results = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
+        results["texts"] = sorted(self._texts)
         record = self._record or self.provenance(tokens_per_second)
         hooks.settle()
         p = self._progress

@@ -9,23 +9,16 @@ import nbformat
 from bs4 import BeautifulSoup, Tag
 from markupsafe import Markup
 
-from tdbook.report.pages import (
-    FONT_SLOT,
-    NUMBER,
-    SHOWN_BESIDE_WIDGET,
-    WIDGET,
-    _base64,
-    _environment,
-    _exporter,
-    _markdown,
-    font_face,
-)
-from tdbook.runs import estimates, ownership, sweeps
-from tdbook.runs.heartbeat import date
-from tdbook.runs.notebooks import COMPARISON, HARD_SET
+from tdbook.report import pages
+from tdbook.runs import estimates, heartbeat, notebooks, ownership, sweeps
 from tdbook.workflow import status
 from tdlib import files
 from tdlib.files import write_whole as write
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+SHOWN_BESIDE_WIDGET = {"text/html", "image/svg+xml", "image/png"}
+# as a table shows it: "[" of an interval, sign, digits, then a unit, an interval or a ± part
+NUMBER = r"\[?[-−+<≤≈~]?\d[\d,.]*(e[-+]?\d+)?( ?[%×]| [A-Za-z/]+)?(\s?[±\[(,–].*)?$"
 
 
 def page(out: Path, run: str) -> None:
@@ -33,13 +26,13 @@ def page(out: Path, run: str) -> None:
     one that did not finish opens with its state and its last lines."""
     executed = nbformat.read(out / f"{run}.ipynb", as_version=4)
     _prepare(executed, done=status.row(out, run)["state"]["state"] == "done")
-    _frame(out, run, _with_readable_tables(_exporter().from_notebook_node(executed)[0]))
+    _frame(out, run, _with_readable_tables(pages.exporter().from_notebook_node(executed)[0]))
 
 
 def refresh(out: Path) -> Path:
     """Write the head of every page again, with links to the runs that came later and to code that
     is older by now; then the index, whose path it returns."""
-    for run in _pages(out):
+    for run in _runs_with_page(out):
         html = (out / f"{run}.html").read_text("utf-8")
         _frame(out, run, Markup(html.partition("<main>\n")[2].rpartition("\n</main>")[0]))
     return index(out)
@@ -57,28 +50,29 @@ def index(out: Path) -> Path:
 
 
 def _write_index(out: Path) -> Path:
-    if not ownership.is_book(out) and (out / "index.html").exists():
-        raise FileExistsError(f"{out / 'index.html'} is no book's, and no run is there: give OUT=")
-    morning = status.morning(out)
-    for row in morning["rows"]:
+    path, swept = out / "index.html", (out / sweeps.POINTS).is_file()
+    if not ownership.is_book(out) and path.exists():
+        raise FileExistsError(f"{path} is no book's, and no run is there: give OUT=")
+    content = {"name": out.resolve().name, "now": heartbeat.date(time.time())}
+    content["morning"] = morning = status.morning(out)
+    content["rows"] = rows = morning["rows"]
+    for row in rows:
         page = row["folder"] / f"{row['run']}.html"
         row["page"] = page.relative_to(out).as_posix() if page.exists() else ""
-    content = {
-        "name": out.resolve().name, "now": date(time.time()), "morning": morning,
-        "rows": morning["rows"], "best": best(morning["rows"]),
-        "swept": sweeps.listed(out, out.name) if (out / sweeps.POINTS).is_file() else None,
-    }  # fmt: skip
-    quality = out / f"tables/{COMPARISON}-quality.md"
-    difficulty = out / f"figures/{HARD_SET}-difficulty.svg"
-    _write(
-        out / "index.html", "runs.html.j2", **content,
-        quality=quality.exists() and _with_readable_tables(_markdown(quality.read_text("utf-8"))),
-        difficulty=difficulty.exists() and _base64(difficulty.read_bytes()),
-    )  # fmt: skip
-    if not content["swept"]:
-        template = _environment().get_template("morning.md.j2")
+    content["best"] = best(rows)
+    content["swept"] = sweeps.listed(out, out.name) if swept else None
+    quality = out / f"tables/{notebooks.COMPARISON}-quality.md"
+    if quality.exists():
+        html = pages.markdown(quality.read_text("utf-8"))
+        content["quality"] = _with_readable_tables(html)
+    difficulty = out / f"figures/{notebooks.HARD_SET}-difficulty.svg"
+    if difficulty.exists():
+        content["difficulty"] = pages.base64_of(difficulty.read_bytes())
+    _write(path, "runs.html.j2", **content)
+    if not swept:
+        template = pages.environment().get_template("morning.md.j2")
         write(out / "morning.md", template.render(content))
-    return out / "index.html"
+    return path
 
 
 def best(rows: list[dict]) -> list[dict]:
@@ -92,24 +86,27 @@ def best(rows: list[dict]) -> list[dict]:
 
 
 def _frame(out: Path, run: str, body: Markup) -> None:
-    pages = sorted({*_pages(out), run})
-    at = pages.index(run)
+    """Put a head and links around the body of a page."""
+    names = sorted({*_runs_with_page(out), run})
+    at = names.index(run)
+    before, _, after = [None, *names, None][at : at + 3]
     results = (out / "results").glob("*.json")
     reads = {path.stem: (files.whole(path) or {}).get("reads", {}) for path in results}
     point = sweeps.parent(out) and not (out / sweeps.POINTS).is_file()
-    before, _, after = [None, *pages, None][at : at + 3]
-    _write(
-        out / f"{run}.html", "page.html.j2", body=body, **status.row(out, run),
-        index="../index.html" if point else "index.html", before=before, after=after,
-        made_from=[name for name in pages if name in reads.get(run, {})],
-        used_by=[name for name in pages if run in reads.get(name, {})],
-    )  # fmt: skip
+    links = {
+        "index": "../index.html" if point else "index.html",
+        "before": before,
+        "after": after,
+        "made_from": [name for name in names if name in reads.get(run, {})],
+        "used_by": [name for name in names if run in reads.get(name, {})],
+    }
+    _write(out / f"{run}.html", "page.html.j2", body=body, **links, **status.row(out, run))
 
 
-def _pages(out: Path) -> list[str]:
+def _runs_with_page(out: Path) -> list[str]:
     """The runs of a folder that have a page, in reading order."""
-    return sorted(row["run"] for row in status.rows(out, look=False)
-                  if row["folder"] == out and (out / f"{row['run']}.html").exists())  # fmt: skip
+    runs = (row["run"] for row in status.rows(out, look=False) if row["folder"] == out)
+    return sorted(run for run in runs if (out / f"{run}.html").exists())
 
 
 def _prepare(notebook: nbformat.NotebookNode, done: bool) -> None:
@@ -151,6 +148,6 @@ def _mark_columns(table: Tag) -> None:
 
 def _write(path: Path, template: str, **content: object) -> None:
     """Fill a template, give it the Telugu font it needs; it appears whole or not at all."""
-    text = _environment().get_template(template).render(content)
-    telugu = re.search("[\u0c00-\u0c7f]", text)
-    write(path, text.replace(FONT_SLOT, font_face() if telugu else "", 1))
+    text = pages.environment().get_template(template).render(content)
+    font = pages.font_face() if re.search("[\u0c00-\u0c7f]", text) else ""
+    write(path, text.replace(pages.FONT_SLOT, font, 1))
