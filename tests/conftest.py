@@ -11,6 +11,7 @@ from pathlib import Path
 
 # Before torch and its thread pools are there, and for every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool that imports torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network
 
 import pytest

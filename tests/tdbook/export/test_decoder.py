@@ -7,7 +7,7 @@ import torch
 from tdbook.export.decoder import Decoder, _int8, _overflows
 from tdlib import lora
 from tdlib.model import Cache
-from tests.test_model import CONFIGS, near, some_ids, tiny, twin
+from tests.tdlib.test_model import CONFIGS, near, some_ids, tiny, twin
 
 # the plan's widths that are no multiple of 256, the block of llama.cpp's K-quants
 WIDTHS = {

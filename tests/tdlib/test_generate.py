@@ -13,7 +13,7 @@ from tdbook.export.decoder import Decoder
 from tdlib import generate
 from tdlib.data import EOS
 from tdlib.generate import Sampling
-from tests.test_model import tiny, twin
+from tests.tdlib.test_model import tiny, twin
 
 V, CONTEXT = 97, 48
 

@@ -15,7 +15,7 @@ from tdbook.runs import parameters, rules
 from tdbook.runs.notebooks import BOOK
 from tdbook.runs.parameters import ParameterError, check
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def test_names_come_before_types_before_values_before_paths():

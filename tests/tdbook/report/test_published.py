@@ -163,7 +163,7 @@ def test_readme_says_what_is_published():
 
 def test_what_readme_says_was_found_is_what_was_published():
     """Its three sentences: the seeds' mean and half-width of three rows of 07's effects."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     effects = pd.read_csv(root / "outputs/published/evidence/tables/07_evidence-effects.csv")
     effects = effects.drop_duplicates("effect").set_index("effect")
     readme = (root / "README.md").read_text("utf8")

@@ -21,7 +21,7 @@ from tdbook.workflow import cost, doctor, graph, plan, request, workload
 from tdlib import data, lora, shapes, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 PROFILES = sorted(path.name for path in (ROOT / "params").iterdir() if path.is_dir())
 NOWHERE = "/tmp/no-such-run-folder"
 B200 = {"PROFILE": "b200", "VOCAB": "51800", "OUT": NOWHERE}

@@ -13,7 +13,7 @@ from tdbook.corpus import token_files
 from tdlib import data
 from tdlib.data import Windows
 from tdlib.files import write_whole
-from tests.test_token_files import T, raw
+from tests.tdbook.corpus.test_token_files import T, raw
 
 
 @pytest.fixture

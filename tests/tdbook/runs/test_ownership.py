@@ -27,7 +27,7 @@ from tdlib import data, evaluate, files
 from tdlib.files import write_whole as write
 from tests import small_book
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def made(folder: Path, **content: str) -> Path:
@@ -365,6 +365,7 @@ def test_an_export_never_takes_its_models_place(model, tmp_path, monkeypatch, ca
 def test_an_export_replaces_its_own_and_no_other(model, tmp_path, monkeypatch):
     same = {"likeliest": 1.0, "mean": 0.0, "largest": 0.0}
     monkeypatch.setattr(shipping.gguf_check, "check", lambda *_: same)
+    monkeypatch.setattr(shipping.gguf_check, "other_weight", lambda *_: "")
     monkeypatch.setattr(gguf_file, "write", lambda model, path, kind: path.write_text(kind))
     monkeypatch.setattr(shipping, "_card", lambda *_: "TODO: licence")
     out = mine(tmp_path / "ship/50m/README.md").parent

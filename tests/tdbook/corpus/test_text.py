@@ -21,7 +21,7 @@ from tdbook.corpus.text import Document
 from tdbook.runs import hashes, running
 from tdbook.runs.running import start
 
-SHARED = Path(os.environ.get("SHARED") or Path(__file__).parents[2] / "shared") / "data/telugu"
+SHARED = Path(os.environ.get("SHARED") or Path(__file__).parents[4] / "shared") / "data/telugu"
 PACK = {
     "": bytes,
     ".gz": gzip.compress,

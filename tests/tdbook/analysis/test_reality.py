@@ -18,7 +18,7 @@ from tdbook.workflow import workload
 from tdlib import data, hard_set, train
 from tdlib.data import Windows
 from tdlib.model import Llama, LlamaConfig
-from tests.test_features import T, folder_of
+from tests.tdbook.analysis.test_features import T, folder_of
 
 NAN = float("nan")
 

@@ -406,11 +406,9 @@ def test_the_size_of_the_cores_blocks_changes_nothing(monkeypatch, block, temper
     reason="torch.compile needs g++; under CI its absence is a failure",
 )
 @pytest.mark.parametrize("core", ["dense", "sampled"])
-def test_a_core_is_compiled_once_for_all_shapes_and_gives_the_eager_numbers(core, monkeypatch):
+def test_a_core_is_compiled_once_for_all_shapes_and_gives_the_eager_numbers(core):
     from torch._dynamo.utils import counters
-    from torch._inductor import config
 
-    monkeypatch.setattr(config, "compile_threads", 1)  # no pool of processes that import torch
     torch._dynamo.reset()
     losses._compiled.cache_clear()
     counters.clear()

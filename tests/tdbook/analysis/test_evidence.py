@@ -22,7 +22,7 @@ from tdbook.corpus import token_files, writer
 from tdbook.runs import estimates
 from tdlib import data, evaluate, lora
 from tdlib.model import Llama
-from tests.test_verdict import TEACHER, distilled, replayed
+from tests.tdbook.analysis.test_verdict import TEACHER, distilled, replayed
 
 T, FIXED = 32, 16  # tokens of a window; windows that are looked at token by token
 P07 = dict(run="07_evidence", base="50m", teacher="teacher", scratch="50m-scratch", seed=1)

@@ -41,7 +41,7 @@ from tdlib import data, hard_set, teacher
 from tdlib.files import MARK
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tests import upstream
-from tests.test_release import PLAIN, hugging_face, trained
+from tests.tdbook.export.test_release import PLAIN, hugging_face, trained
 
 BPE = PLAIN | dict(model_type="bpe", byte_fallback=True)
 SHAPE = dict(layers=2, heads=4, dim=64, mlp_dim=96, context=48)

@@ -29,7 +29,7 @@ from tdlib import train
 from tdlib.files import write_whole as write
 from tests import small_book
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 def processes(mark: str) -> list[str]:

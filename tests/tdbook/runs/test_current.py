@@ -276,7 +276,7 @@ def test_snakemake_repeats_a_stale_run_in_the_middle_of_what_is_asked_for(root, 
     iorw = "class LocalHandler: read = listdir = 0\nclass papermill_io: register = print"
     for name, text in {"__init__": STAND_IN, "iorw": iorw}.items():
         files.write_whole(root / f"stand_in/papermill/{name}.py", text)
-    monkeypatch.setenv("PYTHONPATH", f"{root / 'stand_in'}:{Path(__file__).parents[1]}")
+    monkeypatch.setenv("PYTHONPATH", f"{root / 'stand_in'}:{Path(__file__).parents[3]}")
     monkeypatch.setattr(heartbeat, "die_with_parent", lambda *_: None)
     monkeypatch.setattr(run_pages, "refresh", lambda out: out)
     handler = signal.getsignal(signal.SIGTERM)
