@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special  # scipy.stats takes a second to import
 
 from tdlib import hard_set
 from tdlib.hard_set import known_mean
@@ -78,7 +78,7 @@ def stretch(size_D: np.ndarray) -> float:
     if np.count_nonzero(size_D) < 2:
         return math.nan
     n = size_D.sum() ** 2 / (size_D.astype(float) ** 2).sum()
-    return stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975) * math.sqrt(n / (n - 1))
+    return special.stdtrit(n - 1, 0.975) / special.ndtri(0.975) * math.sqrt(n / (n - 1))
 
 
 def interval(values_R: np.ndarray) -> tuple[float, float]:
@@ -123,7 +123,7 @@ def beyond(
 def over_seeds(change_S: Sequence[float]) -> tuple[float, float]:
     """Mean and half-width of the 95 % t interval over the differences of several seeds."""
     s = len(change_S)
-    half = stats.t.ppf(0.975, s - 1) * np.std(change_S, ddof=1) / math.sqrt(s)
+    half = special.stdtrit(s - 1, 0.975) * np.std(change_S, ddof=1) / math.sqrt(s)
     return float(np.mean(change_S)), float(half)
 
 

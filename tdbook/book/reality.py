@@ -8,7 +8,6 @@ resamples.
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from tdbook.analysis import intervals
 from tdbook.analysis.features import Features
@@ -26,6 +25,8 @@ AT_ONCE = 100  # resamples; a large corpus has 100,000 documents
 def agreement(one_N: np.ndarray, other_N: np.ndarray, share: float) -> dict:
     """Of windows that both know: how far their hardest shares are the same, what chance would give,
     and the rank correlation (Spearman)."""
+    from scipy.stats import spearmanr  # takes a second to import
+
     known_N = np.isfinite(one_N) & np.isfinite(other_N)
     one, other = np.asarray(one_N[known_N]), np.asarray(other_N[known_N])
     a, b = (hard_set.select(x, share=share).windows_K for x in (one, other))

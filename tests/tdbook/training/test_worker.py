@@ -1,7 +1,7 @@
 """Several processes against one: the same weights, one writer, and nothing left when one is killed.
 
-python -m tests.test_worker team RANK FOLDER   one of two processes that train all CASES
-python -m tests.test_worker notebook FOLDER N  a notebook's process, for tests to end
+python -m tests.tdbook.training.test_worker team RANK FOLDER   one of two processes that train all CASES
+python -m tests.tdbook.training.test_worker notebook FOLDER N  a notebook's process, for tests to end
 """
 
 import json
@@ -130,7 +130,7 @@ def team(rank: int, place: Path) -> None:
 
 def again(*arguments: str | Path, stdout=None) -> subprocess.Popen:
     """This file, as a program."""
-    command = [sys.executable, "-m", "tests.test_worker", *arguments]
+    command = [sys.executable, "-m", "tests.tdbook.training.test_worker", *arguments]
     return subprocess.Popen(command, cwd=worker.ROOT, stdout=stdout, text=True)
 
 
