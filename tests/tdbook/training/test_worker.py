@@ -1,7 +1,7 @@
 """Several processes against one: the same weights, one writer, and nothing left when one is killed.
 
-python -m tests.tdbook.training.test_worker team RANK FOLDER   one of two processes that train all CASES
-python -m tests.tdbook.training.test_worker notebook FOLDER N  a notebook's process, for tests to end
+python -m …test_worker team RANK FOLDER   one of two processes that train all CASES
+python -m …test_worker notebook FOLDER N  a notebook's process, for tests to end
 """
 
 import json
