@@ -12,17 +12,24 @@ from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer, by_id, read_json, r
 EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # beside a Hugging Face tokenizer
 
-# Keys that are understood, by pattern. `_unlike` and `_named` look at those that change ids or
-# text; the rest concerns padding, cutting, chats and special tokens, which nothing here adds.
+# Keys that are understood; any other is refused by name. `_unlike` and `_named` look at those that
+# change ids or text; the rest concerns padding, cutting, chats and special tokens, which nothing
+# here adds.
 KEYS = """version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder
     model"""
 MODEL_KEYS = """type vocab merges unk_token unk_id byte_fallback fuse_unk ignore_merges dropout
     continuing_subword_prefix end_of_word_suffix max_input_chars_per_word"""
-CONFIG_KEYS = """(.*_)?tokens?(_.*)? tokenizer_.* .*_(class|file|template|side|strategy|version)
-    .*_(length|len|hash) add_prefix_space do_lower_case sp_model_kwargs clean_up_tokenization_spaces
-    legacy errors trim_offsets use_default_system_prompt response_schema auto_map name_or_path
-    from_slow use_fast is_local local_files_only backend model_input_names pad_to_multiple_of stride
-    trust_remote_code extra_ids"""
+CONFIG_KEYS = """
+    additional_special_tokens extra_special_tokens model_specific_special_tokens
+    added_tokens_decoder add_prefix_space do_lower_case sp_model_kwargs add_bos_token
+    add_eos_token add_special_tokens legacy split_special_tokens clean_up_tokenization_spaces
+    spaces_between_special_tokens errors trim_offsets chat_template default_chat_template
+    use_default_system_prompt response_schema tokenizer_class processor_class auto_map
+    name_or_path special_tokens_map_file tokenizer_file vocab_file merges_file from_slow use_fast
+    is_local local_files_only backend model_max_length max_length max_len model_input_names
+    padding_side pad_to_multiple_of pad_token_type_id truncation_side truncation_strategy stride
+    return_token_type_ids transformers_version _commit_hash trust_remote_code extra_ids"""
+SPECIAL_TOKENS = ".*_token(_id)?"
 
 # GPT-2's alphabet: a byte that prints stands for itself, the others for characters from 256 on.
 _PRINTED = {*range(33, 127), *range(161, 173), *range(174, 256)}
@@ -109,7 +116,7 @@ def _check_keys(path: Path, content: dict, configs: dict[Path, dict]) -> None:
     refuse_unknown(path, content, KEYS)
     refuse_unknown(path, inner, MODEL_KEYS)
     for file, config in configs.items():
-        refuse_unknown(file, config, CONFIG_KEYS)
+        refuse_unknown(file, config, CONFIG_KEYS, SPECIAL_TOKENS)
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if inner.get(key) and inner.get("type") != "WordPiece":
             fault = f"{path}: {key} is {inner[key]!r} in its model, it must be null"

@@ -220,9 +220,11 @@ def by_id(path: Path, ids: dict[str, int]) -> list[str]:
     return pieces
 
 
-def refuse_unknown(path: Path, content: dict, keys: str) -> None:
-    """ValueError: a key that none of the patterns matches, and so perhaps an option of the ids."""
-    for key in content:
-        if not any(re.fullmatch(pattern, key) for pattern in keys.split()):
+def refuse_unknown(path: Path, content: dict, keys: str, tokens: str = "(?!)") -> None:
+    """ValueError: a key that is none of `keys`, and so perhaps an option of the ids. A key that
+    matches `tokens` names a special token, unless its value is a flag."""
+    for key, value in content.items():
+        names_token = re.fullmatch(tokens, key) and not isinstance(value, bool)
+        if key not in keys.split() and not names_token:
             fault = f"{path}: what {key!r} does is not known here, it might change ids or text"
             raise ValueError(f"{fault}: copy it without that key if it does not")

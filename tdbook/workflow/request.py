@@ -85,18 +85,30 @@ def _before(every: list[str], first: str) -> tuple[str, ...]:
 def default_out(profile: str, text: str, values: dict[str, str] | None = None) -> str:
     """outputs/tiny, and after it the name of the text and what SET changes, so that nothing is
     overwritten. ParameterError: that folder is of another text of this name."""
-    names = "+".join(stem(Path(path).name.replace(" ", "_")) for path in parameters.texts(text))
-    out = "-".join(filter(None, [f"outputs/{profile}", names, settings.for_folder(values or {})]))
+    names = [Path(path).name.replace(" ", "_") for path in parameters.texts(text)]
+    ends = settings.for_folder(values or {})
+    older, out = (
+        "-".join(filter(None, [f"outputs/{profile}", "+".join(map(cut, names)), ends]))
+        for cut in (lambda name: name.split(".")[0], stem)
+    )
+    if text and len(older.encode()) <= LONGEST and _text_of(older) == _absolute(text):
+        return older  # names were cut at their first dot once: such a night goes on
     if len(out.encode()) > LONGEST:  # the whole name still tells, as a hash
         short = out.encode()[: LONGEST - 9].decode(errors="ignore")
         out = f"{short}-{hashlib.sha256(out.encode()).hexdigest()[:8]}"
-    config = files.whole(parameters.ROOT / out / graph.CONFIG) or {}
-    made_of = config.get("given", {}).get("text", "")
-    if text and made_of and _absolute(text) != _absolute(made_of):
-        fault = f"{out} was made of text = {made_of!r}, not of {text!r}"
+    made_of = _text_of(out)
+    if text and made_of and _absolute(text) != made_of:
+        texts = " ".join(map(parameters.shown, made_of))
+        fault = f"{out} was made of text = {texts!r}, not of {text!r}"
         remedy = f"give a folder of its own (OUT=), or OUT={out} to make that one anew"
         raise ParameterError(f"{fault}: {remedy}")
     return out
+
+
+def _text_of(out: str) -> list[Path]:
+    """The files that a run folder was made of, as its last command gave them."""
+    config = files.whole(parameters.ROOT / out / graph.CONFIG) or {}
+    return _absolute(config.get("given", {}).get("text", ""))
 
 
 def _absolute(text: str) -> list[Path]:

@@ -625,6 +625,8 @@ def test_another_text_of_the_same_name_does_not_take_the_folder_of_the_first(roo
     for other in ("b/te.txt", "a/te.jsonl", "te.txt", "a/te.txt.gz"):
         with pytest.raises(ParameterError, match="outputs/tiny-te was made of text"):
             request.wanted("book", {"TEXT": other, "ONLY": "00_teacher"})
+    assert given("te.wiki.txt", "outputs/tiny-te") == request.default_out("tiny", "te.wiki.txt")
+    assert request.default_out("tiny", "te.news.txt") == "outputs/tiny-te.news"
     asked = {"TEXT": "b/te.txt", "OUT": "outputs/tiny-te"}
     assert request.wanted("book", asked).out == "outputs/tiny-te"  # the remedy helps
     (root / "outputs/tiny-te" / graph.CONFIG).write_text("")  # of a power cut
