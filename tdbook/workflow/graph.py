@@ -89,7 +89,7 @@ def refuse_other_settings(wanted: Wanted, runs: dict[str, BookRun]) -> None:
     """ParameterError where SET, or that it is left out, would replace what is done otherwise."""
     before = (files.whole(parameters.ROOT / wanted.out / CONFIG) or {}).get("settings", {})
     for one in runs.values():
-        names = {key for x in (before, wanted.settings) for key in settings.of_run(x, one.run)}
+        names = {key for x in (before, wanted.settings) for key in parameters.of_run(x, one.run)}
         record = files.whole(one.out / "results" / f"{one.run}.json", "parameters")
         now = hashes.decisive(one.parameters)
         for name in names & now.keys() if record else ():
@@ -108,7 +108,7 @@ def book(
     values: dict | None = None,
 ) -> list[BookRun]:
     """The runs of params/<profile>, checked. `given` is for 00, `values` are SET's."""
-    own = {path: settings.of_run(values or {}, path.stem) for path in yamls(profile)}
+    own = {path: parameters.of_run(values or {}, path.stem) for path in yamls(profile)}
     for path in own:
         own[path] |= given or {} if notebook_of(path.stem) == TEACHER else {}
     place = {"out": str(out)} if out else {}
@@ -185,10 +185,10 @@ def swept(
     for point in sweep.points:
         inside: dict[str, str] = {}  # what the point's earlier runs make → their names
         for run in sweep.runs(point):
-            given = settings.of_run(values or {}, run)
+            given = parameters.of_run(values or {}, run)
             points.append(_swept_run(sweep, point, run, given, out, makers, inside))
             inside |= dict.fromkeys(points[-1].writes, points[-1].name)
-    if not sweep.notebook:
+    if sweep.several:
         return points
     page = next((one for one in runs if one.notebook == COMPARISON), None)
     if page is None:

@@ -50,8 +50,8 @@ def rows(out: Path, look: bool = True, full: bool = False) -> list[dict]:
     sweep = out.name if (out / sweeps.POINTS).is_file() else ""
     if sweep:
         listed = sweeps.listed(above, sweep)
-        for point in listed["points"]:
-            runs += [(out / point, run) for run in sweeps.runs_of(listed, point)]
+        for point, names in listed["runs"].items():
+            runs += [(out / point, run) for run in names]
         page = (out, sweeps.page(sweep))  # comes after its points
         last = [page] if listed["notebook"] or page in runs else []
     else:
