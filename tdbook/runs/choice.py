@@ -13,11 +13,11 @@ BY_A_RUN = r"by [\w.+-]+'s parameters"  # how its words begin where a run chose 
 def chosen(path: Path) -> dict | None:
     """A hard set as its file has it; None where that is no choice of windows."""
     choice = files.whole(path, "windows_K", "threshold", "share")
-    rows = choice and choice["windows_K"]
-    if not isinstance(rows, list) or any(type(row) is not int for row in rows):
+    if choice is None or not isinstance(rows := choice["windows_K"], list):
         return None
     numbers = all(type(choice[key]) in (int, float) for key in ("threshold", "share"))
-    return choice if numbers and rows == sorted({*rows}) and min(rows, default=0) >= 0 else None
+    whole = all(type(row) is int and row >= 0 for row in rows) and rows == sorted({*rows})
+    return choice if numbers and whole else None
 
 
 def by_hand(path: Path) -> bool:

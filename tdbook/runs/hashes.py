@@ -50,16 +50,15 @@ def makers(out: Path) -> dict[str, tuple[str, dict]]:
 
 def made_by_others(out: Path, run: str) -> dict[str, dict]:
     """What the folder's other finished runs wrote for others to read → fingerprint."""
-    others = {path: made for path, made in makers(out).items() if made[0] != run}
-    return {p: was for p, (maker, was) in others.items() if notebook_of(maker) != INFERENCE}
+    made = makers(out).items()
+    return {n: was for n, (by, was) in made if by != run and notebook_of(by) != INFERENCE}
 
 
 def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
     """What a run reads, as its parameters name it → where that is."""
     inside = notebooks.reads(run, values, [*made_by_others(out, run)])
     outside = parameters.external(notebook_of(run), values)
-    places = {path: out / path for path in inside}
-    places |= {path: parameters.ROOT / path for path in outside}
+    places = {path: out / path for path in inside} | {p: parameters.ROOT / p for p in outside}
     return places | sweeps.results(out, values.get("sweeps", ""))
 
 
@@ -67,13 +66,16 @@ def input_hashes(out: Path, run: str, places: dict[str, Path], known: dict | Non
     """Fingerprints of what a run reads: of what another run wrote, the one it had then, whatever
     was laid beside since. A hard set, which may be chosen by hand, and files that are links, which
     are their owner's, are looked at; `known` are fingerprints believed where no time moved."""
-    made, found = made_by_others(out, run), {}
+    made = made_by_others(out, run)
+    known, found = (known or {}) | made, {}
     for name, path in places.items():
-        was = made.get(name)
-        links = was and any((path / file).is_symlink() for file in was["files"] if file != ".")
-        look = was is None or name == HARD_SET or links
-        found[name] = fingerprint(path, was or (known or {}).get(name)) if look else was
+        look = name not in made or name == HARD_SET or _links(path, made[name])
+        found[name] = fingerprint(path, known.get(name)) if look else made[name]
     return found
+
+
+def _links(path: Path, made: dict) -> bool:
+    return any((path / file).is_symlink() for file in made["files"] if file != ".")
 
 
 def outputs(out: Path, run: str, values: dict) -> dict[str, Path]:
@@ -173,58 +175,46 @@ def input_damage(out: Path, run: str, values: dict) -> list[str]:
 
 
 def _damage(out: Path, made: dict[str, tuple[str, dict]], full: bool = False) -> list[str]:
-    there = {name: made[name] for name in made if (out / name).exists()}
-    hurt = {n: (run, _hurt(out / n, n, was, full)) for n, (run, was) in there.items()}
-    return [
-        f"{what}: {run} wrote it otherwise: REDO={run} makes it again"
-        for run, what in hurt.values()
-        if what
-    ]
+    lines = []
+    for name, (run, was) in made.items():
+        if (out / name).exists() and (what := _hurt(out / name, name, was, full)):
+            lines.append(f"{what}: {run} wrote it otherwise: REDO={run} makes it again")
+    return lines
 
 
 def _hurt(place: Path, name: str, was: dict, full: bool) -> str:
     """The first file of an output that is not as it was written, and how; "" for none."""
-    if any((place / file).is_symlink() for file in was["files"] if file != "."):
+    if _links(place, was):
         return ""  # its owner's
     now = fingerprint(place, None if full else was, was["files"])
     if name == HARD_SET and now["files"] != was["files"]:
         return "" if chosen(place) is not None else f"{name} is no whole choice of windows"
     if now["sha256"] == was["sha256"]:
         return ""
-    for file, (size, _) in was["files"].items():
-        shown, has = name if file == "." else f"{name}/{file}", now["files"].get(file)
-        if has is None:
-            return f"{shown} is gone"
-        if has[0] != size:
-            return f"{shown} has {has[0]:,} bytes, had {size:,}"
-        if now["each"][file] != was.get("each", now["each"])[file]:
-            return f"{shown} has other content"
+    for file, own in was.get("each", {}).items():
+        if now["each"].get(file) != own:
+            shown = name if file == "." else f"{name}/{file}"
+            return f"{shown} {'has other content' if file in now['each'] else 'is gone'}"
     return f"{name} has other content"
 
 
 def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | None = None) -> dict:
     """Of a file or folder, or of `names` alone in it. Where every size and time is that of `known`,
     its hash is believed and nothing is read."""
-    if names is None:  # but for a model's card
+    if names is not None:
+        below = [path / name for name in names]
+    else:  # but for a model's card
         below = sorted(disk.below(path)) if path.is_dir() else [path]
-        below = [file for file in below if file.is_file() and not file.name.startswith(".")]
-        below = [file for file in below if file == path or file.name != "README.md"]
-    else:
-        below = [path / name for name in names if (path / name).is_file()]
-    stats = {str(file.relative_to(path)): _stat(file) for file in below}
+        below = [f for f in below if not f.name.startswith(".")]
+        below = [f for f in below if f == path or f.name != "README.md"]
+    stats = {str(f.relative_to(path)): f.stat() for f in below if f.is_file()}
+    stats = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     if known and known["files"] == stats:
         return known
-    digest, each = hashlib.sha256(), {}
-    for name in stats:
-        own = _content(path / name)
-        each[name] = own.hex()[:16]
-        digest.update(f"{name}\0".encode() + own)
+    hashes = {name: _content(path / name) for name in stats}
+    digest = hashlib.sha256(b"".join(f"{n}\0".encode() + own for n, own in hashes.items()))
+    each = {name: own.hex()[:16] for name, own in hashes.items()}
     return {"sha256": digest.hexdigest(), "files": stats, "each": each}
-
-
-def _stat(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _content(path: Path) -> bytes:
@@ -241,13 +231,13 @@ def _content(path: Path) -> bytes:
 
 
 def of_code(notebook: str) -> str:
-    """Of both packages with their word lists, and of the cells of the notebook."""
+    """Of both packages with their tables, and of the cells of the notebook."""
     digest = hashlib.sha256()
     for path in sorted(p for place in ("tdlib", "tdbook") for p in (CODE / place).rglob("*")):
         if path.suffix in {".py", ".yaml"}:
             digest.update(path.read_bytes())
     path = parameters.ROOT / "notebooks" / f"{notebook}.ipynb"
-    cells = json.loads(path.read_text(encoding="utf8"))["cells"] if path.exists() else []
+    cells = json.loads(path.read_text("utf8"))["cells"] if path.exists() else []
     digest.update("\0".join("".join(cell["source"]) for cell in cells).encode())
     return digest.hexdigest()
 

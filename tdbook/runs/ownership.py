@@ -6,6 +6,7 @@ the book's, when it began there first: .claims/<run>.json keeps which.
 
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -91,16 +92,13 @@ def _lies_in(read: Path, written: Path) -> bool:
 
 
 def clean_cache(out: Path) -> list[str]:
-    """Remove the targets that the book kept of a teacher; what else is there stays: its names."""
+    """Remove the targets that the book kept of a teacher; where others put files beside, all stays:
+    the names of what does."""
     cache = out / "cache"
     if cache.is_symlink():  # a sweep's point has its parent's
         cache.unlink()
     for key in sorted(cache.glob("*/key.json")):
-        if '"draws"' in key.read_text("utf8", "replace"):
-            rows = [key.with_name(name) for name in ("rows.bin", "valid.bin", "key.json")]
-            for path in (*rows, *key.parent.glob(".key*")):
-                path.unlink(missing_ok=True)
-    for folder in [*cache.glob("*/"), cache]:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        others = {path.name for path in key.parent.glob("[!.]*")} - {"rows.bin", "valid.bin"}
+        if others == {"key.json"} and '"draws"' in key.read_text("utf8", "replace"):
+            shutil.rmtree(key.parent)
     return sorted(str(path.relative_to(out)) for path in cache.rglob("*") if not path.is_dir())

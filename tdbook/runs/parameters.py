@@ -178,11 +178,11 @@ def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> list[str]
     run = given.get("run", notebook)
     if isinstance(run, str) and notebook_of(run) != notebook:
         return [f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}: give its YAML"]
-    remedies = {
-        name: nearest(name, defaults, f"it has {', '.join(defaults)}")
-        for name in names
-        if name not in defaults
-    }
+    every, unknown = (
+        f"it has {', '.join(defaults)}",
+        [name for name in names if name not in defaults],
+    )
+    remedies = {name: nearest(name, defaults, every) for name in unknown}
     untold = (name for name in defaults if not rules.of(notebook, name))
     remedies |= dict.fromkeys(untold, "add its rule to tdbook/runs/parameters.yaml")
     return [f"{notebook} has no parameter {name}: {how}" for name, how in remedies.items()]
@@ -203,19 +203,19 @@ def _wrong_values(notebook: str, defaults: dict, values: dict) -> list[str]:
 
 def _wrong_together(values: dict) -> list[str]:
     """Values that each may be, and not so."""
-    problems, large = [], rules.LARGE_SCALE
-    scale, rank = values.get("lora_scale", 0), values.get("rank", 1)
+    problems, own = [], values.get("student", "")
+    scale, rank, large = values.get("lora_scale", 0), values.get("rank", 1), rules.LARGE_SCALE
     if scale > large and not values.get("allow_large_scale"):
-        problems.append(
-            f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}; above "
-            f"{large} it is most likely that lora_alpha itself: write lora_scale: "
-            f"{scale / rank:g}, or allow_large_scale: true"
+        fault = (
+            f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}; above"
         )
-    if "student" in values and values["student"] == values["teacher"]:
-        fault = f"student = {values['student']!r} is the teacher's name too and would replace it"
+        fault += f" {large} it is most likely that lora_alpha itself: write lora_scale: "
+        problems.append(f"{fault}{scale / rank:g}, or allow_large_scale: true")
+    if own and own == values["teacher"]:
+        fault = f"student = {own!r} is the teacher's name too and would replace it"
         problems.append(f"{fault}: give the student another name")
     part, _, folds = values.get("left_out", "").partition("/")
-    if part and int(part) > int(folds):
+    if part and not 1 < int(folds) >= int(part):
         problems.append(f'left_out = {part}/{folds} is no fold: for example left_out: "1/10"')
     return problems
 

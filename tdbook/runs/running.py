@@ -202,7 +202,8 @@ class Run:
     def detach(self) -> None:
         """No longer listen to the notebook; a run that is not done is interrupted."""
         self._stop.set()
-        self._interrupted()
+        if self._status == "running":
+            self._say("interrupted")
         atexit.unregister(self._left)
         for name, listener in self._events.items() if self._shell else ():
             self._shell.events.unregister(name, listener)
@@ -269,13 +270,9 @@ class Run:
             lines = "".join((short if _says_all(error) else whole)(error)).rstrip().splitlines()
             self._say("failed", error=lines[-8:])
 
-    def _interrupted(self) -> None:
-        if self._status == "running":
-            self._say("interrupted")
-
     def _left(self) -> None:
-        """The process ends, and the run is not done."""
-        self._interrupted()
+        """The process ends."""
+        self.detach()
         self._after_run(leave=hooks.SOON_S)
 
     def _terminated(self, number: int, frame) -> None:

@@ -83,7 +83,10 @@ NO_SWEEPS = [
     ({"grid": {"seed": [1]}}, "seed is varied and seeds are given"),
     ({"gird": {}}, "key gird is not known: did you mean grid"),
     ({"like": "01_distill-b"}, "run 01_distill-b is not known: did you mean 01_distill-a"),
-    ({"like": "04_merge_eval"}, "04_merge_eval is the book's own: give runs of 01_distill, 03_lora"),
+    (
+        {"like": "04_merge_eval"},
+        "04_merge_eval is the book's own: give runs of 01_distill, 03_lora",
+    ),
     ({"like": ""}, "run  is not known"),
     ({"runs": ["01_distill-a"]}, "give like: .* or runs: .*, one of the two"),
     ({"grid": {"teacher": ["techer"]}}, "reads models/techer, which no .*: did you mean"),
