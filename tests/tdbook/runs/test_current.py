@@ -287,37 +287,13 @@ def test_snakemake_repeats_a_stale_run_in_the_middle_of_what_is_asked_for(root, 
 
 
 @ONE_PROFILE
-def test_what_is_made_again_the_same_is_no_certain_reason_for_what_reads_it(root, out):
-    make(told("night"))
-    shutil.rmtree(out / "models/a")
-    found = graph.jobs(told("night").config)
-    after = "after 01_distill-a, if that comes out new"
-    both = "after 01_distill-a, 02_hard_set, if that comes out new"
-    wanted = dict(zip(CHAIN, ("", "models/a is gone", after, both), strict=True))
-    # whatever the order: params/ has 01_distill-50m-sliced before the 01_distill-50m that it reads
-    for jobs in (found, dict(reversed(found.items()))):
-        assert hashes.judge(jobs, CHAIN)[0] == wanted
-    assert make(told("night", ONLY="03_lora-h")) == ["01_distill-a"]
-
-
-@ONE_PROFILE
 def test_what_is_no_choice_of_windows_is_no_hard_set(root, out):
     make(told("night"))
     for rows in ([3, 1], [-1, 2], [1, 1], ["1"], [1.5], None):
-        kept = {"windows_K": rows, "threshold": 0.5, "share": 0.1, "words": "by hand"}
-        (out / "hard_set.json").write_text(json.dumps(kept))
+        (out / "hard_set.json").write_text(json.dumps(BY_HAND | {"windows_K": rows}))
         (line,) = hashes.damage(out, "02_hard_set")
         assert line.startswith("hard_set.json is no whole choice of windows: 02_hard_set wrote it")
     assert scheduler.make(told("night")) == 1
-
-
-@ONE_PROFILE
-def test_what_redo_names_is_asked_for_beside_only(root, out):
-    make(told("night"))
-    assert make(told("night", ONLY="02_hard_set", REDO="01_distill-a")) == ["01_distill-a"]
-    assert make(told("night", ONLY="01_distill-a", REDO="03_lora-h")) == ["03_lora-h"]
-    with pytest.raises(ParameterError, match="FROM=02 takes 01_distill-a as it is"):
-        told("night", FROM="02", REDO="01_distill-a")
 
 
 def cut(path: Path) -> None:
