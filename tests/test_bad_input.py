@@ -949,7 +949,7 @@ def test_a_full_disk(size, says, good, refusal, out):
 def test_a_full_disk_says_how_much_is_free_and_keeps_the_old_file(tmp_path):
     path = tmp_path / "scores.npz"
     path.write_bytes(b"old")
-    files.temporary(path).symlink_to("/dev/full")
+    path.with_name(f".{path.name}.{os.getpid()}.begun").symlink_to("/dev/full")
     with pytest.raises(OSError) as error:
         write_whole(path, b"new")
     free = shutil.disk_usage(tmp_path).free / 2**20
@@ -991,8 +991,8 @@ def test_what_gets_its_name_is_on_the_disk_before(tmp_path, monkeypatch):
 
 
 def test_other_errors_of_writing_stay_what_they_are(tmp_path):
-    with pytest.raises(KeyError), files.replacing(tmp_path / "a", tmp_path / ".a.new"):
-        (tmp_path / ".a.new").write_text("half")
+    with pytest.raises(KeyError), files.replacing(tmp_path / "a") as beside:
+        beside.write_text("half")
         raise KeyError("a mistake")
     assert not list(tmp_path.iterdir())
 

@@ -65,7 +65,7 @@ def write_card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
     with contextlib.suppress(FileExistsError):
         files.own(folder / "README.md")
         files.write_whole(folder / "README.md", card)
-        files.sign(folder / "README.md")
+        files.mark(folder, "README.md")
 
 
 def row_of(this: Run, name: str) -> dict:

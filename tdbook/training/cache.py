@@ -282,8 +282,7 @@ def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
         if foreign := [str(f) for f in files if os.path.lexists(f) and not _is_empty(f)]:
             line = f"{', '.join(foreign)} holds what the book did not write: {AWAY}"
             raise FileExistsError(line)
-        beside = path.with_name(f".key-{os.getpid()}.new")
-        with replacing(path, beside):
+        with replacing(path) as beside:
             for file, n in files.items():
                 with open(file, "ab") as f:
                     f.truncate(n)
