@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tdlib.files import whole_folder
-from tdlib.shapes import SHAPES, LlamaConfig, generation, read_config, to_hf
-from tdlib.weights import read_weights
+from tdlib.shapes import SHAPES, LlamaConfig, generation, to_hf
+from tdlib.weights import read_weights, stored_config
 
 __all__ = ["SHAPES", "Cache", "Llama", "LlamaConfig"]
 
@@ -205,7 +205,7 @@ class Llama(nn.Module):
     def load(folder: str | Path, device: str | torch.device = "cpu") -> "Llama":
         """A Hugging Face Llama folder, in float32. ValueError names what does not fit."""
         folder = Path(folder)
-        config = read_config(folder)
+        config = stored_config(folder)
         with torch.device("meta"):
             model = Llama(config)
         weights = read_weights(folder, stored_shapes(model))

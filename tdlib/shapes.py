@@ -5,10 +5,8 @@ Needs no torch, so that a run's parameters can be checked, and its cost told, be
 
 import json
 import math
-import mmap
-import warnings
 from collections.abc import Container, Iterator
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 # layers, heads, dim, mlp_dim: the vocabulary (and the context, where it is not 2048) is passed in.
@@ -45,20 +43,19 @@ SHAPES = {
     "student-small-smoke": dict(layers=1, heads=2, dim=32, mlp_dim=96),
 }
 
-
 # What is above these is no model but a broken file: refused before room is made for it.
 MOST = {"layers": 1024, "vocab_size": 2**24}
 MOST |= dict.fromkeys(("heads", "dim", "mlp_dim", "context", "kv_heads", "head_dim"), 2**20)
 TABLE, JSON_BYTES, SHARDS = 2**27, 2**24, 1000  # context · head_dim; bytes of JSON; files
 # Options of config.json that change numbers → the value that does not. One that is neither here
 # nor in KNOWN is refused, unless it is null, false, 0 or empty.
-NEUTRAL = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-NEUTRAL |= {"is_causal": True, "use_rope": True}
-NEUTRAL |= dict.fromkeys("partial_rotary_factor rotary_pct factor attention_factor".split(), 1)
-NEUTRAL |= dict.fromkeys("logits_scaling logit_scale residual_multiplier".split(), 1)
-NEUTRAL |= {"embedding_multiplier": 1}
-# The same for generation_config.json. In config.json they are read over: no loss depends on them.
-ALTERED = dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1)
+NEUTRAL = {"hidden_act": "silu", "is_causal": True, "use_rope": True}
+NEUTRAL |= dict.fromkeys(("attention_bias", "mlp_bias"), False)
+NEUTRAL |= dict.fromkeys(
+    """partial_rotary_factor rotary_pct factor attention_factor logits_scaling logit_scale
+    residual_multiplier embedding_multiplier""".split(),
+    1,
+)
 # What read_config reads; how a model was trained or is stored, and what transformers writes into
 # every config; how text is drawn, which the book sets itself.
 KNOWN = frozenset(
@@ -79,8 +76,9 @@ KNOWN = frozenset(
 
     cache_implementation do_sample early_stopping length_penalty max_length max_new_tokens min_p
     num_beam_groups num_beams num_return_sequences output_scores return_dict_in_generate temperature
-    top_k top_p typical_p _from_model_config""".split()
-).union(ALTERED)
+    repetition_penalty encoder_repetition_penalty top_k top_p typical_p
+    _from_model_config""".split()
+)
 # LlamaConfig's names → config.json's, in the order in which they are written
 HF = {
     "vocab_size": "vocab_size",
@@ -94,7 +92,6 @@ HF = {
     "norm_eps": "rms_norm_eps",
     "tied": "tie_word_embeddings",
 }
-TIED = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True)
@@ -187,8 +184,7 @@ def odd_options(given: dict, neutral: dict, known: Container[str] = KNOWN) -> It
 
 
 def read_config(folder: Path) -> LlamaConfig:
-    """The shape in a Hugging Face config.json; what this model cannot do is refused by name. As in
-    transformers, a head that is stored and is not the embedding is not tied, with a warning."""
+    """The shape in a Hugging Face config.json; what this model cannot do is refused by name."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: give a folder with a Hugging Face Llama")
@@ -202,33 +198,27 @@ def read_config(folder: Path) -> LlamaConfig:
     try:
         if odd:
             raise ValueError(odd)
-        config = LlamaConfig(**_shape(c, ropes))
+        return LlamaConfig(**_shape(c, ropes))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if config.tied and _other_head(folder):
-        fault = f"tie_word_embeddings is true, but the {TIED[1]} beside it is not the embedding"
-        warnings.warn(f"{path}: {fault}: both are read", stacklevel=2)
-        config = replace(config, tied=False)
-    return config
 
 
 def _shape(c: dict, ropes: list[dict]) -> dict:
     """LlamaConfig's values out of a config.json; those that it lacks keep their default."""
-    theta = next((x["rope_theta"] for x in (*ropes, c) if x.get("rope_theta") is not None), None)
+    thetas = (x["rope_theta"] for x in (*ropes, c) if x.get("rope_theta") is not None)
     eos = c.get("eos_token_id")
     eos = eos[0] if isinstance(eos, list) and eos else eos
-    given = {ours: (theirs, c.get(theirs)) for ours, theirs in HF.items() if ours != "tied"}
-    given |= {"rope_theta": ("rope_theta", theta), "eos_id": ("eos_token_id", eos)}
+    c = c | {"rope_theta": next(thetas, None), "eos_token_id": eos}
     shape = {"tied": c.get("tie_word_embeddings") is True}
-    for f in (f for f in fields(LlamaConfig) if f.name in given):
-        (name, value), needed = given[f.name], f.default is MISSING
+    for f in (f for f in fields(LlamaConfig) if f.name != "tied"):
+        name = HF.get(f.name, {"eos_id": "eos_token_id"}.get(f.name, f.name))
+        value, needed = c.get(name), f.default is MISSING
         if value is None and not needed:
             continue
-        sound = isinstance(value, int | float) and not isinstance(value, bool)
-        sound = sound and 0 <= value < 2**63 and (f.type is float or value == int(value))
+        sound = type(value) in (int, float) and 0 <= value < 2**63
+        sound = sound and (f.type is float or value == int(value))
         if not sound or (needed and not value):
-            fault = f"{value!r:.60}, no size of a model"
-            fault = "missing, it is needed" if value is None else fault
+            fault = "missing, it is needed" if value is None else f"{value!r:.60}, no size of one"
             raise ValueError(f"{name} is {fault}: copy the file again")
         shape[f.name] = f.type(value)
     return shape
@@ -252,20 +242,6 @@ def _odd_in_config(c: dict, ropes: list[dict]) -> Iterator[str]:
         yield from odd_options(options, NEUTRAL)
 
 
-def odd_generation(folder: Path, config: LlamaConfig) -> str:
-    """What a generation_config.json asks for that the book does not do when it writes texts, in
-    words; "" for nothing. No loss depends on it."""
-    path = folder / "generation_config.json"
-    try:
-        c = read_json(path) if path.is_file() else {}
-        odd = [x.partition(",")[0] for x in odd_options(c, ALTERED)]
-    except (ValueError, OSError) as error:
-        return f"{path} cannot be read ({error}): texts are written without it"
-    if (ends := c.get("eos_token_id")) not in (None, config.eos_id, [config.eos_id]):
-        odd.insert(0, f"eos_token_id is {ends!r:.60}, in config.json {config.eos_id}")
-    return f"{path}: {', '.join(odd)}: texts are written here without that" if odd else ""
-
-
 def weight_files(folder: Path) -> list[Path]:
     """As transformers chooses them: model.safetensors, or else what the index names."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -285,22 +261,3 @@ def weight_files(folder: Path) -> list[Path]:
     if gone:
         raise FileNotFoundError(f"{gone[0]} is not there, {index.name} names it: copy it too")
     return files
-
-
-def _other_head(folder: Path) -> bool:
-    """Whether a head is stored beside the embedding that is not the same, byte for byte."""
-    stored = {}
-    try:
-        for path in weight_files(folder):
-            with open(path, "rb") as f:
-                content = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
-            start = 8 + int.from_bytes(content[:8], "little")
-            header = json.loads(bytes(content[8:start])) if start <= JSON_BYTES else {}
-            for name in TIED:
-                if name in header:
-                    first, end = header[name].pop("data_offsets")
-                    stored[name] = header[name], content[start + first : start + end]
-        return len(stored) == 2 and stored[TIED[0]] != stored[TIED[1]]
-    # whoever reads the weights says what is wrong with their files
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return False

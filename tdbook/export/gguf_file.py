@@ -92,7 +92,7 @@ class Source:
 
 def read(folder: Path) -> Source:
     """ValueError: weights that are not those of the config, or a tokenizer that does not fit."""
-    config = shapes.read_config(folder)
+    config = weights.stored_config(folder)
     vocabulary = gguf_tokenizer.vocabulary(folder, config)
     with torch.device("meta"):
         expected = stored_shapes(Llama(config))
