@@ -192,15 +192,12 @@ def read_config(folder: Path) -> LlamaConfig:
         c = read_json(path)
         # the older name goes first, as in transformers
         ropes = [dict(c.get(name) or {}) for name in ("rope_scaling", "rope_parameters")]
-        odd = next(_odd_in_config(c, ropes), "")
-    except (ValueError, TypeError) as error:  # no JSON, or not a table of names
-        raise ValueError(f"{path} is no config ({error}): copy the file again") from None
-    try:
-        if odd:
+        if odd := next(_odd_in_config(c, ropes), ""):
             raise ValueError(odd)
         return LlamaConfig(**_shape(c, ropes))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except (ValueError, TypeError) as error:
+        fault = f"{path} describes no Llama for this book ({error})"
+        raise ValueError(f"{fault}: copy it again, or give another model") from None
 
 
 def _shape(c: dict, ropes: list[dict]) -> dict:

@@ -57,11 +57,14 @@ def locate(folder: Path, expected: Shapes) -> dict[str, tuple[Path, tuple[int, .
 def read_weight(file: safe_open, path: Path, name: str) -> Tensor:
     """One tensor of an opened file. ValueError: it is quantized already."""
     weight = file.get_tensor(name)
-    if not weight.is_floating_point():
-        dtype = str(weight.dtype).removeprefix("torch.")
-        fault = f"{path}: {name} is {dtype}, a weight must be a float"
-        raise ValueError(f"{fault}: give the model before it was quantized")
+    check_float(f"{path}: {name}", weight)
     return weight
+
+
+def check_float(name: str, weight: Tensor) -> None:
+    if not weight.is_floating_point():
+        fault = f"{name} is {str(weight.dtype).removeprefix('torch.')}, a weight must be a float"
+        raise ValueError(f"{fault}: give the model before it was quantized")
 
 
 @contextlib.contextmanager
