@@ -96,25 +96,6 @@ def evaluate(
     return Evaluation(loss_N, rows_M, loss_MT, calibration, kl, agreement)
 
 
-def record(
-    model: Llama,
-    tokens: data.Tokens,
-    teacher: Llama | None,
-    folder: Path,
-    name: str,
-    *,
-    fixed: int = 640,
-    device: str = "cpu",
-    progress: hard_set.Progress = lambda done, all, message: None,
-) -> dict[str, float]:
-    """Evaluate on the validation split, leave the arrays in `folder`, return the row of metrics."""
-    how = dict(fixed=fixed, device=device, progress=progress)
-    evaluation = evaluate(model, tokens.val, teacher, **how)
-    evaluation.save(folder, name)
-    parameters = sum(p.numel() for p in model.parameters())
-    return {"parameters": parameters} | evaluation.row(tokens.bytes_per_token())
-
-
 def _compare(model: Llama, teacher: Llama | None, ids_BT: Tensor, targets_BT: Tensor) -> list[dict]:
     """Per token of each of some windows, one window's logits at a time: loss_1T, NaN where masked;
     of the tokens that are not masked, the rest."""

@@ -221,7 +221,9 @@ def _no_room(path: Path, error: BaseException) -> str:
         fault = f"{free:,.1f} MiB are free, more is needed"
     else:
         return ""
-    return f"no room for {path}: {fault}; make room, or give a run folder on another disk (OUT=)"
+    return (
+        f"no room for {path}: {fault}; make room, or give a run folder on another disk (out, OUT=)"
+    )
 
 
 def _remove(path: Path) -> None:

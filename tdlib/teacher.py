@@ -28,6 +28,7 @@ READ = frozenset(
     weight_decay grad_clip max_iters max_steps warmup_steps gradient_accumulation_steps seed device
     dtype compile out_dir data_dir""".split()
 )
+PENALTIES = {"repetition_penalty": 1, "encoder_repetition_penalty": 1}  # of written texts
 COUNTS = {"n_layer": "layers", "n_head": "heads", "n_embd": "dim", "block_size": "context"}
 # parts of our names → upstream's; Q, K and V are thirds of one matrix there
 FUSED = ("q_proj", "k_proj", "v_proj")
@@ -60,6 +61,7 @@ def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> L
     if not path.exists():
         raise FileNotFoundError(f"teacher {path} is not there: give a Llama folder or a .pt file")
     model = Llama.load(path) if path.is_dir() else _upstream(path)
+    _tell_generation(path / "generation_config.json", model.config.eos_id)
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"{path}: {name} holds NaN or infinity: give an earlier checkpoint")
@@ -75,6 +77,19 @@ def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> L
         warnings.warn(f"{path}: {rows}: cut to a vocabulary of {size:,}", stacklevel=2)
         keep_rows(model, size)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _tell_generation(path: Path, eos: int) -> None:
+    """Warn of what a folder asks for when texts are written, and the book does not do."""
+    try:
+        asked = shapes.read_json(path) if path.is_file() else {}
+        asked |= {"eos_token_id": eos} if asked.get("eos_token_id") == [eos] else {}
+        odd = list(shapes.odd_options(asked, PENALTIES | {"eos_token_id": eos}))
+    except (ValueError, OSError) as error:
+        odd = [f"it cannot be read ({error})"]
+    if odd:
+        fault = f"{path}: {'; '.join(odd)}: texts are written here without that"
+        warnings.warn(fault, stacklevel=3)
 
 
 def keep_rows(model: Llama, size: int) -> None:

@@ -126,7 +126,7 @@ def side_by_side(
             for i, ids in enumerate(prompts)
         ]
         first = tokens.tokenizer.decode(prompts[0] + texts[0])
-        columns[name] = {"text": first} | generate.repetition(texts)
+        columns[name] = {"text": first} | inference.repetition(texts)
     return columns
 
 
