@@ -1,8 +1,8 @@
 """What changes while a model trains, and how it is kept, so that nothing is lost.
 
-`State` is weights, optimiser and position, as one object. A file of it appears whole or not at all,
-knows what it was made with, and a full disk leaves the one before. Files hold tensors and plain
-values, and nothing in them is ever executed.
+state.pt is kept every checkpoint_minutes, at an epoch's end, and before SIGTERM or Ctrl-C end the
+training; epoch-1.safetensors … stay. A file appears whole or not at all, knows what it was made
+with, and a full disk leaves the one before. Nothing in them is ever executed.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class Meter:
 
 
 class State:
-    """Weights and optimiser, and what a checkpoint holds beside them."""
+    """Weights, optimiser and position, as one object."""
 
     def __init__(self, student: nn.Module, recipe, device: str, key: dict):
         self.trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
@@ -126,7 +126,7 @@ class Keeper:
         if not self.folder or not (content := load(self.folder / "state.pt", self.state.key)):
             return False
         self.state.restore(content)
-        self._save_epoch(self.state.step, missing=True)  # after a full disk, or older code
+        self._save_epoch(self.state.step)  # not there after a full disk, or older code
         return True
 
     def after(self, step: int, signals: "Signals", targets: Targets) -> None:
@@ -147,11 +147,9 @@ class Keeper:
             line = f"stopped after step {step:,} of {self.steps:,}, kept in {self.folder}: "
             signals.reraise("" if self.team.rank else line + "the same command goes on from there")
 
-    def _save_epoch(self, step: int, missing: bool = False) -> None:
+    def _save_epoch(self, step: int) -> None:
         if self.team.rank == 0 and step in self.epochs and step < self.steps:
-            path = self.folder / f"epoch-{self.epochs[step]}.safetensors"
-            if not (missing and path.exists()):
-                save(path, self.state.weights())
+            save(self.folder / f"epoch-{self.epochs[step]}.safetensors", self.state.weights())
 
 
 def key(student: nn.Module, recipe, rows: np.ndarray, windows: data.Windows, targets) -> dict:

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdlib.shapes import read_json
+
 PAD, UNK, BOS, EOS = 0, 1, 2, 3  # upstream's, and of those trained here: then 256 byte pieces
 IGNORE = -100
 BLOCK = 2**18  # bytes read at once where ids are looked at
@@ -125,8 +127,7 @@ class Tokens:
         return self.meta.get("eos_id", EOS)
 
     def bytes_per_token(self, split: str = "val") -> float:
-        """UTF-8 bytes of the text that is kept, a token; NaN where unknown (files from
-        elsewhere)."""
+        """UTF-8 bytes of the text that is kept, a token; NaN where that is unknown."""
         return self.meta.get(f"{split}_bytes", np.nan) / self.meta[f"{split}_tokens"]
 
 
@@ -168,11 +169,9 @@ def read_meta(path: Path, context: int = 0) -> dict:
     """meta.json, its counts checked; what is null counts as not there, and block_size need not be
     where a `context` is given."""
     try:
-        meta = json.loads(path.read_text(encoding="utf8"))
-        meta = {name: value for name, value in dict(meta).items() if value is not None}
-    except (ValueError, TypeError, RecursionError) as error:
-        remedy = "copy it again; it holds vocab_size, block_size and dtype"
-        raise ValueError(f"{path} is no table in JSON ({error}): {remedy}") from None
+        meta = {name: value for name, value in read_json(path).items() if value is not None}
+    except ValueError as error:
+        raise ValueError(f"{path} is no table in JSON ({error}): copy it again") from None
     needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
     for name in sorted(needed | {name for name in meta if COUNTS.fullmatch(name)}):
         count, most = meta.get(name), VOCABULARY if name in ("vocab_size", "pieces") else 2**63
@@ -190,7 +189,7 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
     dtype = {"uint32": "<u4", "uint16": "<u2"}.get(str(meta["dtype"]))
     if dtype is None:
         fault = f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32"
-        raise ValueError(f"{fault}: make the tokens again as one of them")
+        raise ValueError(f"{fault}: make the tokens again")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: a folder of tokens holds it")
     size, width = path.stat().st_size, int(dtype[-1])

@@ -12,13 +12,11 @@ import os
 import re
 import resource
 import shutil
-import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 MARK = ".made.json"  # in a folder: name → stamp of what the book wrote there
 MANIFEST = "manifest.json"  # says the same of what is published
-BEGUN = re.compile(r"\..+\.(\d+)\.begun")  # not whole yet; with the number of its process
 AWAY = "move it away, or give another place (OUT=)"
 
 
@@ -40,7 +38,7 @@ def replacing(path: Path, lasting: bool = True) -> Iterator[Path]:
         else:
             os.replace(beside, path)
     except BaseException as error:
-        _remove(beside)  # what it took counts as free
+        remove(beside)  # what it took counts as free
         if line := _no_room(path, error):
             raise OSError(line) from None
         raise
@@ -133,18 +131,6 @@ def free(path: Path) -> bool:
     return not os.path.lexists(path) or (folder and not any(path.iterdir()))
 
 
-def clear(folder: Path) -> None:
-    """Remove what killed processes of this machine left unfinished there."""
-    for path in folder.glob(".*"):
-        if name := BEGUN.fullmatch(path.name):
-            with contextlib.suppress(OSError):
-                try:
-                    os.kill(int(name[1]), 0)
-                except (ProcessLookupError, OverflowError):  # on a cluster it may be another's
-                    if "SLURM_JOB_ID" not in os.environ or time.time() - path.stat().st_mtime > 600:
-                        _remove(path)
-
-
 def _stamps(path: Path) -> Iterator[str]:
     """How a file is known again: the hash of all of it; of a large one, first, its size and the
     hash of three parts; of a link its target alone."""
@@ -226,7 +212,7 @@ def _no_room(path: Path, error: BaseException) -> str:
     )
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

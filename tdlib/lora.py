@@ -23,15 +23,6 @@ from tdlib.model import Llama
 
 # All linear layers of a Llama layer. Never the head: tied, it is the embedding too.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# Options of PEFT that change what A and B mean, or which weights are used → the value that doesn't.
-# Those of HARMLESS change nothing here; any other is refused unless null, false, 0 or empty.
-NEUTRAL = {"peft_type": "LORA", "bias": "none", "alpha_pattern": {}, "rank_pattern": {}}
-NEUTRAL |= dict.fromkeys(("use_rslora", "use_dora", "lora_bias"), False)
-HARMLESS = frozenset(
-    """auto_mapping base_model_name_or_path ensure_weight_tying fan_in_fan_out inference_mode
-    layers_pattern lora_dropout megatron_core peft_version qalora_group_size revision runtime_config
-    task_type r lora_alpha target_modules exclude_modules init_lora_weights""".split()
-)  # fan_in_fan_out: PEFT itself drops it at a Linear
 STARTS = (None, True, False, "gaussian", "orthogonal")  # other init_lora_weights change the base
 
 
@@ -110,10 +101,10 @@ def save(model: Llama, folder: str | Path, base: str = "") -> None:
     if not parts:
         raise ValueError("nothing to save: the model has no adapters")
     first = next(iter(parts.values()))
-    rank = first.lora_A.shape[0]
+    rank, targets = first.lora_A.shape[0], sorted({name.split(".")[-1] for name in parts})
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
     config |= {"r": rank, "lora_alpha": first.scale * rank, "lora_dropout": 0.0, "bias": "none"}
-    config |= {"inference_mode": True, "target_modules": sorted({n.split(".")[-1] for n in parts})}
+    config |= {"inference_mode": True, "target_modules": targets}
     tensors = {}
     for part, linear in parts.items():
         pair = linear.lora_A.detach(), linear.lora_B.detach()
@@ -140,11 +131,9 @@ def _names(linear: str) -> tuple[str, str]:
 def load(model: Llama, folder: str | Path) -> Llama:
     """Attach the adapters of a PEFT folder to their base, in place, to merge or train on.
     ValueError: adapters of another base (by hash, where one was stored) or of other shapes."""
-    folder = Path(folder)
-    paths = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors")]
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there: give an adapter's folder")
+    paths = [Path(folder, f"adapter_{x}") for x in ("config.json", "model.safetensors")]
+    if gone := [path for path in paths if not path.is_file()]:
+        raise FileNotFoundError(f"{gone[0]} is not there: give an adapter's folder")
     config, targets = _read_config(paths[0], model)
     rank, expected = config["r"], {}
     for name, part in model.named_modules():
@@ -154,12 +143,13 @@ def load(model: Llama, folder: str | Path) -> Llama:
     with weights.open_weights(paths[1]) as f:
         base = (f.metadata() or {}).get("base_sha256")
         if base and base != (own := base_hash(model)):
-            hashes = f"sha256 {base[:12]}…, this model has {own[:12]}…; merged already, it is"
-            name = config.get("base_model_name_or_path")
-            fault = f"{folder} was trained on another base ({hashes} another): load {name!r}"
-            raise ValueError(fault)
+            hashes = (
+                f"sha256 {base[:12]}…, this model has {own[:12]}…; merged already, it is another"
+            )
+            fault = f"{folder} was trained on another base ({hashes})"
+            raise ValueError(f"{fault}: load {config.get('base_model_name_or_path')!r}")
         stored = {name: f.get_slice(name).get_shape() for name in f.keys()}
-        weights.check_shapes(folder, stored, expected)
+        weights.check_shapes(Path(folder), stored, expected)
         tensors = {name: f.get_tensor(name) for name in expected}
     attach(model, rank, config["lora_alpha"] / rank, targets)
     for name, part in adapters(model).items():
@@ -183,7 +173,7 @@ def _read_config(path: Path, model: Llama) -> tuple[dict, tuple[str, ...]]:
         by = config.get("target_modules") or ["q_proj", "v_proj"]
         but = config.get("exclude_modules") or []
         beside = {name for name in names if chosen(name, by) and not chosen(name, but)}
-        odd = list(shapes.odd_options(config, NEUTRAL, HARMLESS))
+        odd = list(shapes.odd_options(config, "adapter"))
     except (ValueError, TypeError, re.error) as error:
         raise ValueError(f"{path} is no adapter's config ({error}): copy it again") from None
     if (start := config.get("init_lora_weights")) not in STARTS:

@@ -5,93 +5,20 @@ Needs no torch, so that a run's parameters can be checked, and its cost told, be
 
 import json
 import math
-from collections.abc import Container, Iterator
+import tomllib
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
-# layers, heads, dim, mlp_dim: the vocabulary (and the context, where it is not 2048) is passed in.
-# 150m and 75m, which the plan leaves open, keep its head width of 64 and its MLP ratio of 2.75.
-SHAPES = {
-    "teacher-plan": dict(layers=16, heads=16, dim=1024, mlp_dim=2816),
-    "teacher-300m": dict(layers=20, heads=16, dim=1024, mlp_dim=2816),
-    "student-150m": dict(layers=13, heads=13, dim=832, mlp_dim=2304),
-    "student-120m": dict(layers=12, heads=12, dim=768, mlp_dim=2048),
-    "student-80m": dict(layers=10, heads=10, dim=640, mlp_dim=1792),
-    "student-75m": dict(layers=8, heads=10, dim=640, mlp_dim=1792),
-    "student-55m": dict(layers=8, heads=8, dim=512, mlp_dim=1664),
-    "student-50m": dict(layers=8, heads=8, dim=512, mlp_dim=1408),
-    # the same order for two cores (tiny), as near to the proportions as multiples of 32 allow
-    "teacher-tiny": dict(layers=4, heads=4, dim=128, mlp_dim=352),
-    "student-150m-tiny": dict(layers=4, heads=3, dim=96, mlp_dim=256),
-    "student-120m-tiny": dict(layers=3, heads=3, dim=96, mlp_dim=256),
-    "student-80m-tiny": dict(layers=2, heads=3, dim=96, mlp_dim=256),
-    "student-75m-tiny": dict(layers=2, heads=3, dim=96, mlp_dim=224),
-    "student-55m-tiny": dict(layers=2, heads=2, dim=64, mlp_dim=224),
-    "student-50m-tiny": dict(layers=2, heads=2, dim=64, mlp_dim=192),
-    # the plan's, depth and width a quarter (small): with a vocabulary of 51,800 / 16 every part,
-    # the embedding too, has a 64th of the weights
-    "teacher-small": dict(layers=4, heads=8, dim=256, mlp_dim=704),
-    "student-150m-small": dict(layers=3, heads=7, dim=224, mlp_dim=576),
-    "student-120m-small": dict(layers=3, heads=6, dim=192, mlp_dim=512),
-    "student-80m-small": dict(layers=3, heads=5, dim=160, mlp_dim=416),
-    "student-75m-small": dict(layers=2, heads=5, dim=160, mlp_dim=448),
-    "student-55m-small": dict(layers=2, heads=4, dim=128, mlp_dim=416),
-    "student-50m-small": dict(layers=2, heads=4, dim=128, mlp_dim=352),
-    # as small as a model can be, for the tests
-    "teacher-smoke": dict(layers=2, heads=2, dim=64, mlp_dim=160),
-    "student-large-smoke": dict(layers=2, heads=2, dim=32, mlp_dim=96),
-    "student-small-smoke": dict(layers=1, heads=2, dim=32, mlp_dim=96),
-}
-
+_TABLES = tomllib.loads(Path(__file__).with_name("shapes.toml").read_text(encoding="utf8"))
+SHAPES: dict[str, dict[str, int]] = _TABLES["shapes"]  # layers, heads, dim, mlp_dim by name
+OPTIONS = _TABLES["options"]  # of files from elsewhere: which are read, and which change nothing
+KNOWN = frozenset(OPTIONS["config"]["known"].split())
+HF: dict[str, str] = _TABLES["hugging_face"]  # LlamaConfig's names → config.json's
 # What is above these is no model but a broken file: refused before room is made for it.
 MOST = {"layers": 1024, "vocab_size": 2**24}
 MOST |= dict.fromkeys(("heads", "dim", "mlp_dim", "context", "kv_heads", "head_dim"), 2**20)
 TABLE, JSON_BYTES, SHARDS = 2**27, 2**24, 1000  # context · head_dim; bytes of JSON; files
-# Options of config.json that change numbers → the value that does not. One that is neither here
-# nor in KNOWN is refused, unless it is null, false, 0 or empty.
-NEUTRAL = {"hidden_act": "silu", "is_causal": True, "use_rope": True}
-NEUTRAL |= dict.fromkeys(("attention_bias", "mlp_bias"), False)
-NEUTRAL |= dict.fromkeys(
-    """partial_rotary_factor rotary_pct factor attention_factor logits_scaling logit_scale
-    residual_multiplier embedding_multiplier""".split(),
-    1,
-)
-# What read_config reads; how a model was trained or is stored, and what transformers writes into
-# every config; how text is drawn, which the book sets itself.
-KNOWN = frozenset(
-    """model_type rope_type type rope_parameters rope_scaling rope_theta layer_types vocab_size
-    tie_word_embeddings sliding_window use_sliding_window num_hidden_layers num_attention_heads
-    hidden_size intermediate_size max_position_embeddings num_key_value_heads head_dim rms_norm_eps
-
-    architectures attention_dropout attn_implementation attn_pdrop bos_token_id
-    chunk_size_feed_forward decoder_start_token_id dropout dtype embd_pdrop eos_token_id
-    finetuning_task hidden_dropout id2label initializer_range is_decoder is_llama_config
-    keys_to_ignore_at_inference label2id max_sequence_length max_window_layers model_max_length
-    original_max_position_embeddings output_attentions output_hidden_states pad_token_id prefix
-    pretraining_tp problem_type resid_pdrop return_dict sep_token_id task_specific_params
-    tokenizer_class torch_dtype torchscript transformers.js_config transformers_version
-    unsloth_fixed unsloth_version use_bfloat16 use_cache _attn_implementation
-    _attn_implementation_autoset _attn_implementation_internal attention_probs_dropout_prob
-    _commit_hash _flash_attn_2_enabled _name_or_path gradient_checkpointing hidden_dropout_prob
-
-    cache_implementation do_sample early_stopping length_penalty max_length max_new_tokens min_p
-    num_beam_groups num_beams num_return_sequences output_scores return_dict_in_generate temperature
-    repetition_penalty encoder_repetition_penalty top_k top_p typical_p
-    _from_model_config""".split()
-)
-# LlamaConfig's names → config.json's, in the order in which they are written
-HF = {
-    "vocab_size": "vocab_size",
-    "dim": "hidden_size",
-    "mlp_dim": "intermediate_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "context": "max_position_embeddings",
-    "norm_eps": "rms_norm_eps",
-    "tied": "tie_word_embeddings",
-}
 
 
 @dataclass(frozen=True)
@@ -117,16 +44,15 @@ class LlamaConfig:
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name):,}, at most {most:,} are read")
-        if not (0 < self.rope_theta < math.inf and 0 <= self.norm_eps < math.inf):
-            fault = f"rope_theta {self.rope_theta} and norm_eps {self.norm_eps} must be finite"
-            raise ValueError(f"{fault}, and the first above 0")
+        if not (0 < (theta := self.rope_theta) < math.inf and 0 <= self.norm_eps < math.inf):
+            raise ValueError(f"rope_theta {theta}, norm_eps {self.norm_eps}: finite, above 0")
         if not self.head_dim and self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}: give head_dim")
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
         object.__setattr__(self, "head_dim", self.head_dim or self.dim // self.heads)
         if self.heads % self.kv_heads or self.head_dim % 2:
-            fault = f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}"
-            raise ValueError(f"{fault}, and head_dim {self.head_dim} even")
+            fault = f"heads {self.heads}, kv_heads {self.kv_heads}, head_dim {self.head_dim}"
+            raise ValueError(f"{fault}: heads must be a multiple of kv_heads, head_dim even")
         if (table := self.context * self.head_dim) > TABLE:
             raise ValueError(f"context times head_dim is {table:,}, at most {TABLE:,} are read")
 
@@ -144,13 +70,12 @@ class LlamaConfig:
 
 def to_hf(config: LlamaConfig, dtype: str = "float32") -> dict:
     """config.json, with rope and dtype in the spellings of transformers 4 and 5."""
-    llama = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-    shape = {theirs: getattr(config, ours) for ours, theirs in HF.items()}
-    neutral = {name: NEUTRAL[name] for name in ("hidden_act", "attention_bias", "mlp_bias")}
+    c = generation(config) | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    c |= {theirs: getattr(config, ours) for ours, theirs in HF.items()}
+    c |= {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
     theta = {"rope_theta": config.rope_theta}
-    ropes = theta | {"rope_parameters": {"rope_type": "default"} | theta}
-    dtypes = {"torch_dtype": dtype, "dtype": dtype}
-    return generation(config) | llama | shape | neutral | ropes | dtypes
+    c |= theta | {"rope_parameters": {"rope_type": "default"} | theta}
+    return c | {"torch_dtype": dtype, "dtype": dtype}
 
 
 def generation(config: LlamaConfig) -> dict:
@@ -164,16 +89,16 @@ def read_json(path: Path) -> dict:
     if (size := path.stat().st_size) > JSON_BYTES:
         raise ValueError(f"it has {size:,} bytes, at most {JSON_BYTES:,} are read")
     try:
-        content = json.loads(path.read_text(encoding="utf8"))
-    except RecursionError:
-        raise ValueError("its lists lie too deep in each other") from None
-    if not isinstance(content, dict):
-        raise ValueError("it holds no table of names")
-    return content
+        return dict(json.loads(path.read_text(encoding="utf8")))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"it holds no table of names: {error}") from None
 
 
-def odd_options(given: dict, neutral: dict, known: Container[str] = KNOWN) -> Iterator[str]:
-    """Each option that changes numbers in a way that is not supported, or may, being unknown."""
+def odd_options(given: dict, kind: str, **neutral) -> Iterator[str]:
+    """Each option that changes numbers in a way that is not supported, or may, being unknown.
+    `kind` is a table of shapes.toml, `neutral` more of its kind."""
+    neutral |= OPTIONS[kind]["neutral"]
+    known = KNOWN if kind == "generation" else OPTIONS[kind]["known"].split()
     for name, value in given.items():
         if name in neutral:
             if value is not None and value != neutral[name]:
@@ -208,7 +133,7 @@ def _shape(c: dict, ropes: list[dict]) -> dict:
     c = c | {"rope_theta": next(thetas, None), "eos_token_id": eos}
     shape = {"tied": c.get("tie_word_embeddings") is True}
     for f in (f for f in fields(LlamaConfig) if f.name != "tied"):
-        name = HF.get(f.name, {"eos_id": "eos_token_id"}.get(f.name, f.name))
+        name = "eos_token_id" if f.name == "eos_id" else HF.get(f.name, f.name)
         value, needed = c.get(name), f.default is MISSING
         if value is None and not needed:
             continue
@@ -236,7 +161,7 @@ def _odd_in_config(c: dict, ropes: list[dict]) -> Iterator[str]:
     if window and c.get("use_sliding_window", True) and not window >= context:
         yield f"sliding_window is {window!r}, less than the context: only a whole one is read here"
     for options in (c, *ropes):
-        yield from odd_options(options, NEUTRAL)
+        yield from odd_options(options, "config")
 
 
 def weight_files(folder: Path) -> list[Path]:

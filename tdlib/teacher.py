@@ -21,14 +21,6 @@ from tdlib import data, hard_set, shapes, weights
 from tdlib.model import Llama, LlamaConfig
 
 REMEDY = "give upstream's best.pt, or a Hugging Face Llama folder"
-# options of a checkpoint's config, as shapes.NEUTRAL and shapes.KNOWN
-NEUTRAL = {"bias": False, "norm_eps": 1e-6, "rms_norm_eps": 1e-6}
-READ = frozenset(
-    """n_layer n_head n_embd block_size vocab_size rope_theta dropout batch_size learning_rate
-    weight_decay grad_clip max_iters max_steps warmup_steps gradient_accumulation_steps seed device
-    dtype compile out_dir data_dir""".split()
-)
-PENALTIES = {"repetition_penalty": 1, "encoder_repetition_penalty": 1}  # of written texts
 COUNTS = {"n_layer": "layers", "n_head": "heads", "n_embd": "dim", "block_size": "context"}
 # parts of our names → upstream's; Q, K and V are thirds of one matrix there
 FUSED = ("q_proj", "k_proj", "v_proj")
@@ -84,7 +76,7 @@ def _tell_generation(path: Path, eos: int) -> None:
     try:
         asked = shapes.read_json(path) if path.is_file() else {}
         asked |= {"eos_token_id": eos} if asked.get("eos_token_id") == [eos] else {}
-        odd = list(shapes.odd_options(asked, PENALTIES | {"eos_token_id": eos}))
+        odd = list(shapes.odd_options(asked, "generation", eos_token_id=eos))
     except (ValueError, OSError) as error:
         odd = [f"it cannot be read ({error})"]
     if odd:
@@ -136,7 +128,7 @@ def _upstream(path: Path) -> Llama:
         fault = f"{path} is no checkpoint of tensors and plain values with 'model' and 'config'"
         raise ValueError(f"{fault}{_reason(path, error)}: {REMEDY}") from None
     try:
-        if odd := next(shapes.odd_options(shape, NEUTRAL, READ), ""):
+        if odd := next(shapes.odd_options(shape, "checkpoint"), ""):
             raise ValueError(f"of its config {odd}")
         if (kind := file.get("architecture") or "llama") != "llama":
             raise ValueError(f"its architecture is {kind!r:.60}, only 'llama' is read here")

@@ -238,7 +238,7 @@ def test_a_share_is_of_what_was_scored_and_is_not_junk():
     assert hard_N.sum() == pytest.approx(0.2 * left.sum(), abs=1)
     ordered = np.flatnonzero(left)[np.argsort(-difficulty_N[left])][round(0.05 * left.sum()) :]
     assert set(np.flatnonzero(hard_N)) == set(ordered[: hard_N.sum()])
-    assert chosen.easy == round(0.5 * hard_N.sum()) and chosen.token_share == 0.3
+    assert chosen.easy == round(0.5 * hard_N.sum()) and chosen.rule.token_share == 0.3
     said = words.choice(chosen, p["base"])
     assert f"{chosen.easy:,} easy ones" in said and "without junk" in said and "30%" in said
     plain = hard_set.choose(difficulty_N, hard_set.Rule(share=0.2))

@@ -452,7 +452,7 @@ PLACES = {
         token_files.link_tokens""",
     "test_what_a_kill_leaves_is_the_old_or_the_new_folder_and_nothing_of_others_is_lost": """
         files._finish""",
-    "test_temporary_names_are_no_one_elses": """files.replacing files.write_whole files._remove
+    "test_temporary_names_are_no_one_elses": """files.replacing files.write_whole files.remove
         data.weighted""",
     "test_what_another_left_at_a_place_of_a_run_is_refused_by_name": """
         students.Log.record adapters.weighed running.Run.figure running.Run.table running.Run.finish
