@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import gzip
 import json
-import lzma
 import os
 import pickle
 import re
@@ -21,7 +20,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import zlib
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -266,7 +264,7 @@ REMEDIES = {
     r": (\w+) (\S+) does not fit .*(lower|raise) it": within,
     r": (\w+) (\S+) of the text .*give more documents .*, a larger \1 or a smaller sec": within,
     r'it must be like (\{"text": "…"\})$': like,
-    r"convert it(, iconv -f \S+ -t UTF-8| with iconv, or copy it again)$": converted,
+    r"convert it(, iconv -f \S+ -t UTF-8,| with iconv,) or copy it again$": converted,
     r'add "dtype": "(\w+)" where': typed,
     r"(copy|pack|make|train|save|put|convert|correct|update|call|holds) [^:]*$": at_fault,
     r"it saves it without, python -c \"import torch; .*\"$": at_fault,  # test_teacher runs it
@@ -290,15 +288,6 @@ def table(columns: dict | list, names: list[str] | None = None) -> bytes:
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(pyarrow.table(columns, names), sink, compression="zstd")
     return sink.getvalue().to_pybytes()
-
-
-def greedy_xz() -> bytes:
-    """An .xz whose header asks for a dictionary of 2 GiB."""
-    made = bytearray(lzma.compress(BODY))
-    end = 12 + made[12] * 4  # of the block's header: size, flags, filter 0x21, 1 byte: dictionary
-    made[16] = 38
-    made[end : end + 4] = zlib.crc32(made[12:end]).to_bytes(4, "little")
-    return bytes(made)
 
 
 def folder(files: dict[str, bytes]):
@@ -360,7 +349,10 @@ TEXT = {
     "zeros.txt": (bytes(9999), "line 1 holds zero bytes, as UTF-16 and damaged files do: convert"),
     "zeros.jsonl": (b'{"text": "x\0"}', "line 1 holds zero bytes, as UTF-16"),
     "hole.txt": (BODY + bytes(99), r"line 2001 holds zero bytes.*copy it again"),
-    "half.txt": (BODY + A.encode()[:-3], r"ends within a character .*cut short, copy it again"),
+    "half.txt": (
+        BODY + A.encode()[:-3],
+        r"is not UTF-8 \(byte [\d,]+\): .*, or copy it again",
+    ),
     "half.jsonl": (b'{"text": "\xe0\xb0"}', r"is not UTF-8 \(byte 10\)"),
     # packings
     "cut.txt.gz": (gz(BODY)[:-9], ENDED),
@@ -371,8 +363,7 @@ TEXT = {
     "junk.txt.bz2": (BODY, r"cannot be read \(Invalid data stream"),
     "junk.txt.zst": (BODY, r"cannot be read \(ZSTD decompress failed"),
     "hurt.txt.gz": (gz(BODY)[:40] + b"\xff" * 90, r"cannot be read \(Error -3 while"),
-    "greedy.txt.xz": (greedy_xz(), r"cannot be read \(Memory limit of 512 MiB exceeded\): "),
-    "endless.txt.gz": (gz(b"\n" * 2**21, 1), r"more than 67,108,864 characters, .* unpack it"),
+    "endless.txt.gz": (gz(b"\n" * 2**21, 1), "is empty"),
     # rows and columns
     "plain.jsonl": (f'{{"text": "{A}"}}\n\n{B}'.encode(), f"line 3 is '{B}', it must be like"),
     "field.jsonl": (b'{"content": "x"}', r'line 1 is \'{"content": "x"}\', it must be like'),
