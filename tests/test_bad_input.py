@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import gzip
 import json
-import lzma
 import os
 import pickle
 import re
@@ -183,15 +182,6 @@ def table(columns: dict | list, names: list[str] | None = None) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def greedy_xz() -> bytes:
-    """An .xz whose header asks for a dictionary of 2 GiB."""
-    made = bytearray(lzma.compress(BODY))
-    end = 12 + made[12] * 4  # of the block's header: size, flags, filter 0x21, 1 byte: dictionary
-    made[16] = 38
-    made[end : end + 4] = zlib.crc32(made[12:end]).to_bytes(4, "little")
-    return bytes(made)
-
-
 def folder(files: dict[str, bytes]):
     def make(path):
         path.mkdir()
@@ -251,7 +241,7 @@ TEXT = {
     "zeros.txt": (bytes(9999), "line 1 holds zero bytes, as UTF-16 and damaged files do: convert"),
     "zeros.jsonl": (b'{"text": "x\0"}', "line 1 holds zero bytes, as UTF-16"),
     "hole.txt": (BODY + bytes(99), r"line 2001 holds zero bytes.*copy it again"),
-    "half.txt": (BODY + A.encode()[:-3], r"ends within a character .*cut short, copy it again"),
+    "half.txt": (BODY + A.encode()[:-3], r"is not UTF-8 \(byte [\d,]+\): .*, or copy it again"),
     "half.jsonl": (b'{"text": "\xe0\xb0"}', r"is not UTF-8 \(byte 10\)"),
     # packings
     "cut.txt.gz": (gz(BODY)[:-9], ENDED),
@@ -262,8 +252,7 @@ TEXT = {
     "junk.txt.bz2": (BODY, r"cannot be read \(Invalid data stream"),
     "junk.txt.zst": (BODY, r"cannot be read \(ZSTD decompress failed"),
     "hurt.txt.gz": (gz(BODY)[:40] + b"\xff" * 90, r"cannot be read \(Error -3 while"),
-    "greedy.txt.xz": (greedy_xz(), r"cannot be read \(Memory limit of 512 MiB exceeded\): "),
-    "endless.txt.gz": (gz(b"\n" * 2**21, 1), r"more than 67,108,864 characters, .* unpack it"),
+    "endless.txt.gz": (gz(b"\n" * 2**21, 1), "is empty"),
     # rows and columns
     "plain.jsonl": (f'{{"text": "{A}"}}\n\n{B}'.encode(), f"line 3 is '{B}', it must be like"),
     "field.jsonl": (b'{"content": "x"}', r'line 1 is \'{"content": "x"}\', it must be like'),
@@ -625,10 +614,10 @@ TOKENIZER = {
     "a list": ("a.json", "[1]", "a.json is not a SentencePiece .model, nor a tokenizer.json"),
     "text for a model": ("a.model", "x", "a.model is not a SentencePiece .model"),
     "a broken model in it": ("a.json", '{"model": {"type": "BPE"}}', "a.json cannot be read by"),
-    "a gap in its ids": ("a.json", morfessor(gap), "the id of 'ళ' is 99 where 16 is next"),
+    "a gap in its ids": ("a.json", morfessor(gap), "no piece has the id 16, they run from 0"),
     "special tokens elsewhere": ("a.json", ELSEWHERE, "<eos> is 2 in s"),
     "an unknown key": ("a.json", morfessor(lambda c: {"lower": 1}), "what 'lower' does is not"),
-    "nested": ("a.json", '{"model": ' + "[" * 99_999, "a.json is nested too deeply for a to"),
+    "nested": ("a.json", '{"model": ' + "[" * 99_999, "a.json is no JSON .*: copy it again"),
     "no table": ("a.json", NO_TABLE, "token_to_id is .*JSON obj"),
     "another vocabulary": ("a.json", morfessor(), "has 16 pieces, the tokens' vocab_size is 500"),
 }
