@@ -2,13 +2,13 @@
 
 FLOP count matrix products (a multiply and an add are two) and causal attention over half the
 context; norms, softmax and the optimiser are a few per cent more. Hours are FLOP over the share of
-a device's peak that is reached. `make doctor` tries what a step takes.
-Legend: N tokens at once, V vocabulary. Imports torch only to measure this machine.
+a device's peak that is reached. Memory is a bound; `make doctor` tries what a step takes. Imports
+torch only to measure this machine.
 """
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tdbook.runs import hashes
@@ -17,31 +17,28 @@ from tdbook.runs.parameters import ParameterError, nearest
 from tdlib.shapes import LlamaConfig
 
 CHUNK = {"cpu": 512, "cuda": 4096}  # losses.default_chunk
-LIBRARIES = 95 * 2**20  # bytes of torch's own that a first step on a CPU brings in
-FRAGMENTATION = 1.25  # activations on a CPU: a quarter more lies in pieces between
+PROCESS = 590 * 2**20  # bytes of a notebook's process on a CPU: torch, figures, tables, scores
 
 
 @dataclass(frozen=True)
 class Device:
-    """FLOP a second, dense (no sparsity), published or measured."""
-
     name: str
-    flop: float  # of a training: bfloat16 on a GPU, float32 on a CPU
-    forward_flop: float  # scoring and evaluation: TF32 on a GPU, float32 on a CPU
+    flop: float  # a second, dense: bfloat16 on a GPU, float32 on a CPU; published or measured
     bytes: float  # of its memory
-    low: float  # share of `flop` that a training reaches
-    high: float
+    low: float = (
+        0.20  # share of `flop` that a training reaches: a model of width 512 that waits for
+    )
+    high: float = 0.45  # kernels and memory; a well-tuned training (PaLM 540B: 46 %)
     kind: str = "cuda"  # or cpu
 
 
-# NVIDIA's data sheets (HGX B200, H100 SXM, A100 80 GB, L4). Shares: 20 % is a model of width 512
-# that waits for kernels and memory, 45 % a well-tuned training (PaLM 540B: 46 %). The plan's own
-# hours for 50m and 120m are 33 to 46 % of a B200.
+# NVIDIA's data sheets (HGX B200, H100 SXM, A100 80 GB, L4). The plan's own hours for 50m and 120m
+# are 33 to 46 % of a B200.
 DEVICES = {
-    "b200": Device("B200", 2.25e15, 1.1e15, 180e9, 0.20, 0.45),
-    "h100": Device("H100", 989e12, 494e12, 80e9, 0.20, 0.45),
-    "a100": Device("A100", 312e12, 156e12, 80e9, 0.25, 0.50),
-    "l4": Device("L4", 121e12, 60e12, 24e9, 0.25, 0.50),
+    "b200": Device("B200", 2.25e15, 180e9),
+    "h100": Device("H100", 989e12, 80e9),
+    "a100": Device("A100", 312e12, 80e9),
+    "l4": Device("L4", 121e12, 24e9),
 }
 
 
@@ -66,33 +63,27 @@ def here(device: str) -> Device:
     import torch
 
     peak = peak_flop(device)
-    if "cuda" in device:
+    if "cuda" in device:  # a measured peak is some three quarters of a published one
         gpu = torch.cuda.get_device_properties(device)
-        # a measured peak is some three quarters of a published one
-        return Device(gpu.name, peak, peak / 2, gpu.total_memory, 0.27, 0.6)
+        return Device(gpu.name, peak, gpu.total_memory, 0.27, 0.6)
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    name = f"this CPU, threads: {torch.get_num_threads()}"
-    # 0.9 is a model of width 512 and more; one of width 64 spends most of its time between products
-    return Device(name, peak, peak, ram, 0.2, 0.9, "cpu")
+    # a model of width 64 spends most of its time between products
+    return Device(f"this CPU, threads: {torch.get_num_threads()}", peak, ram, 0.2, 0.9, "cpu")
 
 
-def peak_flop(device: str, seconds: float = 0.1) -> float:
-    """FLOP a second of a large matrix product on this machine now: float32 on a CPU with torch's
-    threads, bfloat16 on CUDA. Measured, best of a few."""
+def peak_flop(device: str) -> float:
+    """FLOP a second of a large matrix product here and now, in a tenth of a second: float32 on a
+    CPU with torch's threads, bfloat16 on CUDA. Best of a few."""
     import torch
 
-    cuda = "cuda" in device
-    n = 8192 if cuda else 1536
-    dtype = torch.bfloat16 if cuda else torch.float32
+    n, dtype = (8192, torch.bfloat16) if "cuda" in device else (1536, torch.float32)
     a, b = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
-    best, end = 0.0, time.monotonic() + seconds
-    while not best or time.monotonic() < end:
+    seconds, end = [], time.monotonic() + 0.1
+    while not seconds or time.monotonic() < end:
         began = time.perf_counter()
-        a @ b
-        if cuda:
-            torch.cuda.synchronize()
-        best = max(best, 2 * n**3 / (time.perf_counter() - began))
-    return best
+        (a @ b)[0, 0].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - began)
+    return 2 * n**3 / min(seconds)
 
 
 def forward_flop(config: LlamaConfig, context: int) -> float:
@@ -113,34 +104,16 @@ def step_flop(
 
 def adapter_parameters(config: LlamaConfig, rank: int) -> int:
     """Weights of LoRA on all seven linears."""
-    dim, queries, keys = _widths(config)
-    attention, mlp = 4 * dim + 2 * queries + 2 * keys, 3 * (dim + config.mlp_dim)
-    return config.layers * rank * (attention + mlp)
+    heads = 2 * config.head_dim * (config.heads + config.kv_heads)
+    return config.layers * rank * (7 * config.dim + heads + 3 * config.mlp_dim)
 
 
-def activation_bytes(config: LlamaConfig, windows: int, context: int, device: str = "cpu") -> int:
-    """What one forward keeps for its backward: in float32 on a CPU; on CUDA under autocast, where
-    each linear keeps a bfloat16 copy of its input and of its weight."""
-    dim, queries, keys = _widths(config)
-    norm = 4 * (2 * dim + 1)  # its input, and that normalised
-    if "cuda" in device:
-        copies = 2 * (5 * dim + 2 * queries + 2 * keys + 4 * config.mlp_dim)
-        layer = 2 * norm + copies + 4 * config.heads
-        weights = 2 * (config.parameters - config.embedding_parameters)
-    else:
-        vectors = 2 * (dim + queries + keys) + config.heads + 4 * config.mlp_dim
-        layer, weights = 2 * norm + 4 * vectors, 0
-    return windows * context * (config.layers * layer + norm + 8) + weights
-
-
-def _widths(config: LlamaConfig) -> tuple[int, int, int]:
-    """Of the model, of all queries, of all keys."""
-    return config.dim, config.heads * config.head_dim, config.kv_heads * config.head_dim
-
-
-def layer_bytes(config: LlamaConfig, tokens: int) -> int:
-    """What one layer holds at once where nothing is kept for a backward."""
-    return 4 * tokens * (4 * config.mlp_dim + 6 * config.dim)
+def layer_bytes(config: LlamaConfig, tokens: int, device: str = "cpu") -> int:
+    """What one layer keeps for its backward, at most: norms in float32, the inputs of its linears
+    in float32 on a CPU and bfloat16 on CUDA."""
+    heads = 2 * config.head_dim * (config.heads + config.kv_heads)
+    linears = 6 * config.dim + heads + 4 * config.mlp_dim
+    return tokens * (16 * config.dim + (2 if "cuda" in device else 4) * linears)
 
 
 def training_bytes(
@@ -152,30 +125,20 @@ def training_bytes(
     rank: int = 0,
     checkpointing: bool = False,
 ) -> int:
-    """Peak of a training with `windows` at once, above what the process had before: weights in
-    float32, gradients and AdamW's two means of what trains (with a `rank` the adapter), the
-    activations, and one chunk of logits of both models. With `checkpointing` each layer keeps its
-    input alone, and one is made again."""
+    """A bound of a training with `windows` at once, above what the process had before: weights,
+    gradients and AdamW's two means of what trains (with a `rank` the adapter), activations, and one
+    chunk of logits of both models. With `checkpointing` each layer keeps its input alone, and one
+    is made again."""
     cuda, tokens = "cuda" in device, windows * context
+    each = 6 if cuda else 4  # on CUDA weights and logits are there in bfloat16 too
     adapter = adapter_parameters(student, rank) if rank else 0
-    weights = 4 * (student.parameters + adapter)
-    optimizer = 3 * 4 * (adapter or student.parameters)
-    kept = activation_bytes(student, windows, context, device)
-    if checkpointing:
-        one = activation_bytes(replace(student, layers=1), windows, context, device)
-        kept = one + 4 * tokens * student.dim * student.layers
-    taught = 4 * teacher.parameters + layer_bytes(teacher, tokens) if teacher else 0
+    weights = each * (student.parameters + adapter) + 3 * 4 * (adapter or student.parameters)
+    kept = (1 if checkpointing else student.layers) * layer_bytes(student, tokens, device)
+    inputs = 4 * tokens * student.dim * (student.layers + 1)
+    taught = each * teacher.parameters + layer_bytes(teacher, tokens) if teacher else 0
     chunk = min(tokens, CHUNK["cuda" if cuda else "cpu"])
-    # on CUDA each logit is there in bfloat16 too
-    logits = (6 if cuda else 4) * chunk * student.vocab_size * (2 if teacher else 1)
-    if not cuda:
-        kept = int(FRAGMENTATION * kept) + LIBRARIES
-    return weights + optimizer + kept + taught + logits
-
-
-def state_bytes(config: LlamaConfig, rank: int = 0) -> int:
-    """A checkpoint: what trains and AdamW's two means, in float32."""
-    return 12 * (adapter_parameters(config, rank) if rank else config.parameters)
+    logits = each * chunk * student.vocab_size * (2 if teacher else 1)
+    return weights + kept + inputs + taught + logits
 
 
 def file_bytes(config: LlamaConfig) -> int:
