@@ -52,9 +52,9 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
             wanted = request.wanted(command, pairs)
             if not pairs.get("DRY"):
                 return scheduler.make(wanted)
-            from tdbook.workflow import dry
+            from tdbook.workflow import plan
 
-            print(dry.text(wanted))
+            print(plan.dry(wanted))
         case "status", []:
             out = parameters.ROOT / request.wanted("status", pairs).out
             print(status.text(out, full=bool(pairs.get("FULL"))))
@@ -71,12 +71,9 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
         case "clean-cache", [out]:
             left = ", ".join(ownership.clean_cache(parameters.ROOT / out))
             print(f"left, for the book did not make it: {left}" if left else "removed")
-        case "execute", [yaml, out]:
+        case "execute", [yaml, out, *job]:
             heartbeat.die_with_parent()
-            return execute.execute(Path(yaml).resolve(), Path(out), pairs)
-        case "adopt", [job, yaml, out]:
-            heartbeat.die_with_parent()
-            return execute.adopt(job, Path(yaml).resolve(), Path(out), pairs)
+            return execute.execute(Path(yaml).resolve(), Path(out), pairs, *job)
         case "export", []:
             from tdbook.export import shipping  # imports torch
 
@@ -92,13 +89,11 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
 def _show(command: str, words: list[str]) -> int | None:
     """The commands that make pages, or take them to others."""
     from tdbook.report import published  # slow to import
-    from tdbook.workflow import run_pages, share
+    from tdbook.workflow import share
 
     match command, words:
         case "report", [out]:
-            for state in heartbeat.states(parameters.ROOT / out):
-                execute.page(parameters.ROOT / out, state["run"])
-            print(run_pages.refresh(parameters.ROOT / out))
+            print(execute.pages(parameters.ROOT / out, again=True))
         case "publish", [out, *name]:
             share.publish(parameters.ROOT / out, *name)
         case "zip", [out]:

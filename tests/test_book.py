@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from tdbook.report import words
 from tdbook.runs import running
 from tdbook.training import from_teacher
-from tdbook.workflow import dry, request
+from tdbook.workflow import plan, request
 from tdlib import hard_set
 
 ROOT = Path(__file__).parents[1]
@@ -252,7 +252,7 @@ def test_a_finished_run_begun_from_its_teacher_slices_nothing_when_opened(
 
 
 def test_a_dry_run_of_a_finished_book_says_that_all_is_done(out):
-    words = dry.text(request.wanted("book", {"PROFILE": "smoke", "OUT": str(out)}))
+    words = plan.dry(request.wanted("book", {"PROFILE": "smoke", "OUT": str(out)}))
     assert words.endswith("All of them are done.") and words.count("is done") == len(RUNS)
 
 

@@ -21,34 +21,33 @@ import torch
 from tdbook.corpus import token_files
 from tdbook.runs import provenance, units
 from tdbook.runs.notebooks import TEACHER
-from tdbook.workflow import cost, plan, request
+from tdbook.workflow import plan, request
 from tdbook.workflow.workload import Training, Work
 from tdlib import data, lora, train
 from tdlib.model import Llama
 
-ROOM = 0.9  # share of the free memory that is asked for
+ROOM = 0.9  # share of the free memory that a run may take
 LESS = "fewer micro_windows need less, or activation_checkpointing: true"
 
 
 def examine(pairs: dict[str, str]) -> int:
-    """Print the lines; 1 where one fails. Each check returns what is well in words; its ValueError
-    or OSError says what is not, and what to do."""
+    """Print the lines; 1 where one fails. Each check returns what is well in words; its error says
+    what is not, and what to do."""
     of = plan.asked(request.wanted("doctor", pairs))
-    works, device = of.works(), "cuda" if torch.cuda.is_available() else "cpu"
+    works, device, failed = of.works(), "cuda" if torch.cuda.is_available() else "cpu", 0
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    room, failed = int(ROOM * free), 0
     checks = {
         "torch": (_torch,),
         "tokens": (tokens_of, of),
         "run folder": (run_folder, of.out, works),
-        "memory": (memory, works, device, room),
+        "memory": (memory, works, device, ROOM * free),
     }
     same: dict[tuple, list[Training]] = {}
     for t in (t for work in works for t in work.trainings):
         same.setdefault((t.student, t.teacher, t.rank, t.parameters["compile"]), []).append(t)
     for trainings in same.values():
         names = ", ".join(Path(t.path).name for t in trainings)
-        checks[f"two steps of {names}"] = (_tried, trainings[0], device, of.tokens, room)
+        checks[f"two steps of {names}"] = (_alone, trainings[0], device, of.tokens)
     for what, (check, *about) in checks.items():
         try:
             line = f"✓ {what}: {check(*about)}"
@@ -94,14 +93,14 @@ def run_folder(out: Path, works: list[Work]) -> str:
     except OSError as error:
         fault = f"{there} cannot be written ({error.strerror})"
         raise ValueError(f"{fault}: chmod, or another one (OUT=)") from None
-    free, need = shutil.disk_usage(there).free, sum(plan.disk(works))
+    free, need = shutil.disk_usage(there).free, sum(work.disk for work in works)
     sizes = f"{units.si(free, 'B')} free, {units.si(need, 'B')} needed"
     if need > free:
         raise ValueError(f"{sizes}: make room, or a run folder elsewhere (OUT=)")
     return f"{out}, {sizes}"
 
 
-def memory(works: list[Work], device: str, room: int) -> str:
+def memory(works: list[Work], device: str, room: float) -> str:
     need = {work.run: work.memory(device) for work in works}
     free = f"{units.si(room, 'B')} may be used"
     if large := [f"{run} {units.si(size, 'B')}" for run, size in need.items() if size > room]:
@@ -110,13 +109,8 @@ def memory(works: list[Work], device: str, room: int) -> str:
     return f"at most {units.si(need[most], 'B')} ({most}); {free}"
 
 
-def _tried(t: Training, device: str, tokens: Path | None, room: int) -> str:
+def _alone(t: Training, device: str, tokens: Path | None) -> str:
     """Two steps in a process of its own, which the system may end."""
-    one = replace(t, parameters=t.parameters | {"micro_windows": 1})
-    need = one.memory(device) + (cost.PROCESS if device == "cpu" else 0)
-    if need > room:
-        sizes = f"one window needs {units.si(need, 'B')}, {units.si(room, 'B')} are free"
-        raise ValueError(f"not tried: {sizes}: {LESS}")
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(two_steps, t, device, tokens).result()
@@ -134,11 +128,10 @@ def two_steps(t: Training, device: str, tokens: Path | None) -> str:
     if t.rank:
         lora.attach(student, t.rank)
     context, ended = t.student.context, []
+    ids = np.random.default_rng(0).integers(0, t.student.vocab_size, 2 * context + 1)
+    windows = data.Windows(ids.astype(np.uint32), context)
     if tokens:
         windows = token_files.open_tokens(tokens).train
-    else:
-        ids = np.random.default_rng(0).integers(0, t.student.vocab_size, 2 * context + 1)
-        windows = data.Windows(ids.astype(np.uint32), context)
     own = t.parameters | {"temperature": t.parameters.get("temperature") or 1.0}
     recipe = train.recipe(own | ({} if teacher else {"ce_weight": 1.0}))
     recipe = replace(recipe, batch_tokens=context, epochs=1.0, token_limit=0)

@@ -1,13 +1,22 @@
-"""What every run of a profile does: its trainings, forward passes and files, counted beforehand."""
+"""What every run of a profile does, counted from shapes alone: FLOP, bytes and hours.
+
+FLOP count matrix products (a multiply and an add are two) and causal attention over half the
+context; norms, softmax and the optimiser are a few per cent more. Hours are FLOP over the share of
+a device's peak that is reached. Memory and disk are bounds; `make doctor` tries what a step takes.
+Imports torch only to measure this machine.
+"""
 
 import math
+import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-from tdbook.runs import notebooks
-from tdbook.runs.notebooks import EVIDENCE, HARD_SET, INFERENCE, TEACHER, notebook_of
-from tdbook.workflow import cost, graph
-from tdbook.workflow.cost import Device
+from tdbook.runs import hashes, notebooks
+from tdbook.runs.notebooks import COMPARISON, EVIDENCE, HARD_SET, INFERENCE, TEACHER, notebook_of
+from tdbook.runs.parameters import ParameterError, nearest
+from tdbook.workflow import graph
 from tdlib.shapes import SHAPES, LlamaConfig
 
 # seconds, low and high: a kernel, its imports, figures and the page, on a GPU torch.compile too;
@@ -15,9 +24,11 @@ from tdlib.shapes import SHAPES, LlamaConfig
 BEGIN_S, TIMED_S = {"cpu": (5.0, 20.0), "cuda": (5.0, 200.0)}, (8.0, 40.0)
 # share of a device's peak that scoring and evaluation reach, low and high; on a GPU in TF32
 SCORING = {"cpu": (0.85, 0.3), "cuda": (0.42, 0.15)}
-MODELS = ("models/", "adapters/")
 SCORED = 16  # windows at once in scoring and evaluation
+CHUNK = {"cpu": 512, "cuda": 4096}  # losses.default_chunk
+PROCESS = 590 * 2**20  # bytes of a notebook's process on a CPU: torch, figures, tables, scores
 RECORDS = 5_000_000  # bytes of a run's notebook, page, figures and tables
+MODELS = ("models/", "adapters/")
 # notebook → what it trains, in the order in which it writes it: whose shape (the teacher's, its
 # base's, or that of a parameter), and after "<" who teaches it
 TRAINED = {
@@ -26,6 +37,99 @@ TRAINED = {
     notebooks.LORA: "base<teacher",
     notebooks.PROGRESSIVE: "middle_shape<teacher small_shape<middle_shape small_shape<teacher",
 }
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    flop: float  # a second, dense: bfloat16 on a GPU, float32 on a CPU; published or measured
+    bytes: float  # of its memory
+    low: float = (
+        0.20  # share of `flop` that a training reaches: a model of width 512 that waits for
+    )
+    high: float = 0.45  # kernels and memory; a well-tuned training (PaLM 540B: 46 %)
+    kind: str = "cuda"  # or cpu
+
+
+# NVIDIA's data sheets (HGX B200, H100 SXM, A100 80 GB, L4). The plan's own hours for 50m and 120m
+# are 33 to 46 % of a B200.
+DEVICES = {
+    "b200": Device("B200", 2.25e15, 180e9),
+    "h100": Device("H100", 989e12, 80e9),
+    "a100": Device("A100", 312e12, 80e9),
+    "l4": Device("L4", 121e12, 24e9),
+}
+
+
+def device_of(name: str, profile: str) -> tuple[Device, str]:
+    """The device that hours are given for, and where its numbers are from."""
+    if not name and profile.startswith("b200") and not Path("/dev/nvidia0").exists():
+        return DEVICES["b200"], "published (no GPU here; DEVICE=here for this machine)"
+    if name in DEVICES:
+        return DEVICES[name], "published"
+    if name not in ("", "here", "cpu"):
+        remedy = nearest(name.lower(), [*DEVICES, "cpu", "here"], cutoff=0.3)
+        raise ParameterError(f"DEVICE={name} is not known: {remedy}")
+    import torch
+
+    if profile in hashes.ONE_THREAD:  # as the book runs them
+        torch.set_num_threads(1)
+    return here("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"), "measured now"
+
+
+def here(device: str) -> Device:
+    """This machine's CPU or GPU, its peak measured now."""
+    import torch
+
+    peak = peak_flop(device)
+    if "cuda" in device:  # a measured peak is some three quarters of a published one
+        gpu = torch.cuda.get_device_properties(device)
+        return Device(gpu.name, peak, gpu.total_memory, 0.27, 0.6)
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # a model of width 64 spends most of its time between products
+    return Device(f"this CPU, threads: {torch.get_num_threads()}", peak, ram, 0.2, 0.9, "cpu")
+
+
+def peak_flop(device: str) -> float:
+    """FLOP a second of a large matrix product here and now, in a tenth of a second: float32 on a
+    CPU with torch's threads, bfloat16 on CUDA. Best of a few."""
+    import torch
+
+    n, dtype = (8192, torch.bfloat16) if "cuda" in device else (1536, torch.float32)
+    a, b = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
+    seconds, end = [], time.monotonic() + 0.1
+    while not seconds or time.monotonic() < end:
+        began = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - began)
+    return 2 * n**3 / min(seconds)
+
+
+def forward_flop(config: LlamaConfig, context: int) -> float:
+    """A token, forward, the head included: two a weight, and attention in every layer."""
+    look_up = 0 if config.tied else config.embedding_parameters
+    attention = 2 * context * config.heads * config.head_dim * config.layers
+    return 2 * (config.parameters - look_up) + attention
+
+
+def step_flop(config: LlamaConfig, context: int, frozen: bool = False) -> float:
+    """A token of training: forward, and twice that backward; once where the base is frozen and only
+    a small adapter trains."""
+    return (2 if frozen else 3) * forward_flop(config, context)
+
+
+def adapter_parameters(config: LlamaConfig, rank: int) -> int:
+    """Weights of LoRA on all seven linears."""
+    heads = 2 * config.head_dim * (config.heads + config.kv_heads)
+    return config.layers * rank * (7 * config.dim + heads + 3 * config.mlp_dim)
+
+
+def layer_bytes(config: LlamaConfig, kind: str = "cpu") -> int:
+    """What one layer keeps of a token for its backward, at most: norms in float32, the inputs of
+    its linears in float32 on a CPU and bfloat16 on CUDA."""
+    heads = 2 * config.head_dim * (config.heads + config.kv_heads)
+    linears = 6 * config.dim + heads + 4 * config.mlp_dim
+    return 16 * config.dim + (2 if kind == "cuda" else 4) * linears
 
 
 @dataclass(frozen=True)
@@ -56,9 +160,9 @@ class Training:
         return min(windows, max(1, limit)) if self.parameters["token_limit"] else windows
 
     @property
-    def steps(self) -> int:
-        batch = max(1, self.parameters["batch_tokens"] // self.student.context)
-        return math.ceil(self.windows / batch)
+    def batch(self) -> int:
+        """Windows of a step."""
+        return max(1, self.parameters["batch_tokens"] // self.student.context)
 
     @property
     def rank(self) -> int:
@@ -68,30 +172,39 @@ class Training:
     def weights(self) -> int:
         """Those that are trained."""
         student, rank = self.student, self.rank
-        return cost.adapter_parameters(student, rank) if rank else student.parameters
+        return adapter_parameters(student, rank) if rank else student.parameters
 
     @property
     def flop(self) -> float:
         p, context = self.parameters, self.student.context
-        flop = cost.step_flop(self.student, None, context, frozen=bool(self.rank))
+        flop = step_flop(self.student, context, frozen=bool(self.rank))
         flop += 6 * self.weights if self.rank else 0
-        flop += cost.forward_flop(self.student, context) if p["activation_checkpointing"] else 0
+        flop += forward_flop(self.student, context) if p["activation_checkpointing"] else 0
         if self.teacher:  # with a cache it sees the tokens of one epoch
             share = min(1.0, self.epoch / self.windows) if p.get("cached_draws") else 1.0
-            flop += share * cost.forward_flop(self.teacher, context)
+            flop += share * forward_flop(self.teacher, context)
         return flop * self.windows * context
 
     def memory(self, kind: str) -> int:
-        """Bytes at the most, above what the process had before."""
-        p, context = self.parameters, self.student.context
-        at_once = min(p["micro_windows"], max(1, p["batch_tokens"] // context), self.windows)
-        more = kind, self.rank, p["activation_checkpointing"]
-        return cost.training_bytes(self.student, self.teacher, at_once, context, *more)
+        """Bytes at the most, above what the process had before: weights, gradients and AdamW's two
+        means of what trains, activations, and one chunk of logits of both models. With
+        activation_checkpointing each layer keeps its input alone, and one is made again."""
+        p, student, teacher = self.parameters, self.student, self.teacher
+        tokens = min(p["micro_windows"], self.batch, self.windows) * student.context
+        each = 6 if kind == "cuda" else 4  # there weights and logits are in bfloat16 too
+        weights = each * (student.parameters + self.weights * bool(self.rank)) + 12 * self.weights
+        layers = 1 if p["activation_checkpointing"] else student.layers
+        kept = layers * layer_bytes(student, kind) + 4 * student.dim * (student.layers + 1)
+        logits = each * min(tokens, CHUNK[kind]) * student.vocab_size
+        if teacher:
+            weights, logits = weights + each * teacher.parameters, 2 * logits
+            kept += layer_bytes(teacher)
+        return weights + tokens * kept + logits
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one run does, what it leaves, and what it needs meanwhile."""
+    """What one run does, and what it leaves."""
 
     run: str
     context: int
@@ -102,19 +215,13 @@ class Work:
     disk: int  # bytes that stay
 
     @property
-    def disk_meanwhile(self) -> int:
-        """Bytes of a checkpoint, AdamW's two means in it, and of the next one beside it."""
-        return max((2 * 12 * t.weights for t in self.trainings), default=0)
-
-    @property
     def tokens(self) -> int:
         return self.context * sum(t.windows for t in self.trainings)
 
     @property
     def scoring_flop(self) -> float:
         """Of scoring and evaluation."""
-        rows = ((cost.forward_flop(shape, self.context), n) for shape, n in self.forwards)
-        return self.context * sum(flop * n for flop, n in rows)
+        return self.context * sum(forward_flop(c, self.context) * n for c, n in self.forwards)
 
     @property
     def flop(self) -> float:
@@ -122,23 +229,22 @@ class Work:
 
     def seconds(self, device: Device) -> tuple[float, float]:
         """Low and high."""
-        training = sum(t.flop for t in self.trainings)
+        training, scoring = self.flop - self.scoring_flop, self.scoring_flop
         shares = zip((device.high, device.low), SCORING[device.kind], strict=True)
-        spent = [training / share + self.scoring_flop / scoring for share, scoring in shares]
-        timed = [self.timed * seconds for seconds in TIMED_S]
-        return total([BEGIN_S[device.kind], timed, [flop / device.flop for flop in spent]])
+        busy = [(training / share + scoring / other) / device.flop for share, other in shares]
+        return total([BEGIN_S[device.kind], [self.timed * each for each in TIMED_S], busy])
 
     def memory(self, kind: str) -> int:
         """Bytes at the most: all models of the run, and beside them what scoring or a training
         takes; on a CPU the process's own too."""
-        shapes, tokens = {shape for shape, _ in self.forwards}, SCORED * self.context
-        # six arrays of one window's logits, and a layer
-        scoring = [cost.layer_bytes(c, tokens) + 24 * self.context * c.vocab_size for c in shapes]
-        needs = [sum(4 * c.parameters for c in shapes) + max(scoring, default=0)]
+        shapes = {shape for shape, _ in self.forwards}
+        # a layer, and six arrays of one window's logits
+        scoring = [SCORED * layer_bytes(c) + 24 * c.vocab_size for c in shapes]
+        needs = [sum(4 * c.parameters for c in shapes) + self.context * max(scoring, default=0)]
         for t in self.trainings:
             others = shapes - {t.student, t.teacher}
             needs.append(t.memory(kind) + sum(4 * c.parameters for c in others))
-        return max(needs) + (cost.PROCESS if kind == "cpu" else 0)
+        return max(needs) + (PROCESS if kind == "cpu" else 0)
 
 
 def total(spans: Iterable[tuple[float, float]]) -> tuple[float, float]:
@@ -163,12 +269,13 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfi
     adapter has its base's."""
     run, notebook = p["run"], notebook_of(p["run"])
     writes = [path for path in notebooks.writes(run, p, [*made]) if path.startswith(MODELS)]
-    models = dict(zip(writes, _shapes(p, size, teacher, made), strict=True))
-    trainings = [
-        Training(path, shape, None if p.get("ce_weight") == 1 else by, _epoch(p, size), p)
-        for path, (shape, by) in models.items()
-        if notebook in TRAINED and not (notebook == TEACHER and p["teacher"])
-    ]
+    shapes = _shapes(p, size, teacher, made)
+    models = {path: shape for path, (shape, _) in zip(writes, shapes, strict=True)}
+    trainings, disk = [], RECORDS + 8 * size.train
+    if notebook in TRAINED and not (notebook == TEACHER and p["teacher"]):
+        for path, (shape, by) in zip(writes, shapes, strict=True):
+            by = None if p.get("ce_weight") == 1 else by
+            trainings.append(Training(path, shape, by, _epoch(p, size), p))
     scored = {  # windows that the models that it reads go over
         HARD_SET: min(size.train, p.get("token_limit", 0) // size.context or size.train),
         INFERENCE: 8 * p.get("quality_windows", 0),
@@ -176,33 +283,33 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfi
     }
     reads = notebooks.reads(run, p, [*made]) if notebook in scored else []
     read = [made.get(path, teacher) for path in reads if path.startswith(MODELS)]
-    forwards, disk = [(shape, scored[notebook]) for shape in read], RECORDS + 8 * size.train
-    fixed = min(size.val, p.get("fixed_windows", 640))
-    for shape, _ in models.values():
-        forwards += [(shape, size.val + fixed), (teacher, fixed)]
-    # a training leaves the weights of every whole epoch, any other model its own
-    kept = [t.weights * math.ceil(t.windows / t.epoch) for t in trainings]
-    disk += 4 * sum(kept or (shape.parameters for shape, _ in models.values()))
-    if notebook == INFERENCE:  # four files
-        disk += round(4.4 * sum(shape.parameters for shape in read))
-    if notebook == TEACHER and not p["tokens"]:
-        disk += 4 * size.context * (size.train + size.val)
-    shapes = {path: shape for path, (shape, _) in models.items()}
+    forwards, fixed = (
+        [(c, scored[notebook]) for c in read],
+        min(size.val, p.get("fixed_windows", 0)),
+    )
+    forwards += [
+        pair for c in models.values() for pair in ((c, size.val + fixed), (teacher, fixed))
+    ]
+    # the weights of every epoch, and two checkpoints while the next one is written
+    kept = [t.weights * (math.ceil(t.windows / t.epoch) + 6) for t in trainings]
+    disk += 4 * sum(kept or (shape.parameters for shape in models.values()))
     timed = len(read) if notebook == INFERENCE else 0
-    return Work(run, size.context, trainings, shapes, forwards, timed, disk)
+    disk += round(4.4 * sum(shape.parameters for shape in read)) if timed else 0  # four files
+    own = notebook == TEACHER and not p["tokens"]
+    disk += 4 * size.context * (size.train + size.val) if own else 0
+    return Work(run, size.context, trainings, models, forwards, timed, disk)
 
 
 def _shapes(p: dict, size: Size, teacher: LlamaConfig, made: dict) -> list[tuple]:
     """The shape of each model or adapter that a run makes, and of who teaches it, or None."""
 
     def of(name: str) -> LlamaConfig | None:
-        if name in ("teacher", "base"):
-            return made.get(f"models/{p['base']}", teacher) if name == "base" else teacher
-        return (
-            LlamaConfig(size.vocab_size, **SHAPES[p[name]], context=size.context) if name else None
-        )
+        known = {"": None, "teacher": teacher, "base": made.get(f"models/{p.get('base')}", teacher)}
+        if name in known:
+            return known[name]
+        return LlamaConfig(size.vocab_size, **SHAPES[p[name]], context=size.context)
 
-    if notebook_of(p["run"]) == notebooks.COMPARISON:  # every adapter merged
+    if notebook_of(p["run"]) == COMPARISON:  # every adapter merged
         return [(shape, None) for path, shape in made.items() if path.startswith("adapters/")]
     pairs = TRAINED.get(notebook_of(p["run"]), "").split()
     return [tuple(of(name) for name in pair.partition("<")[::2]) for pair in pairs]
