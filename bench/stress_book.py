@@ -437,7 +437,7 @@ def power_off(place: Path) -> tuple[Path, list[str], str]:
         path = out / f"state/{run}.json"
         path.write_text(json.dumps(json.loads(path.read_text("utf8")) | other))
     kept = status.sessions(out)
-    (out / sessions.SESSIONS).write_text(json.dumps([*kept[:-1], kept[-1] | other]))
+    (out / status.SESSIONS).write_text(json.dumps([*kept[:-1], kept[-1] | other]))
     (out / f"state/{TWO[0]}.json").write_text("")  # renamed, its content not on the disk yet
     report = [sys.executable, "-m", "tdbook", "report", out]
     done = subprocess.run(report, cwd=copy, capture_output=True, text=True)

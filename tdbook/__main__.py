@@ -25,10 +25,9 @@ import re
 import sys
 from pathlib import Path
 
-from tdbook.runs import disk, estimates, heartbeat, ownership, parameters
+from tdbook.runs import disk, heartbeat, ownership, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import execute, graph, request, scheduler, status
-from tdlib import shapes
 
 # their words are never NAME=value
 PLACES = ("check", "report", "clean-cache", "publish", "zip", "published")
@@ -106,7 +105,7 @@ def _show(command: str, words: list[str]) -> int | None:
 
 
 def _check(profile: str) -> int:
-    """A line a run, then the sizes that no run has yet."""
+    """A line a run; then what no single YAML shows, as two that write the same."""
     failed = 0
     for path in graph.yamls(profile):
         try:
@@ -115,14 +114,9 @@ def _check(profile: str) -> int:
         except ParameterError as error:
             print(f"{path.stem} · {error}")
             failed = 1
-    if failed:
-        return failed
-    runs = graph.book(profile, paths=False)  # what no single YAML shows: two that write the same
-    used = {value for one in runs for key, value in one.parameters.items() if key.endswith("shape")}
-    for vocab_size in estimates.VOCABULARIES if profile.startswith("b200") else ():
-        for name in (name for name in shapes.SHAPES if name in used):
-            print(estimates.in_words(name, vocab_size))
-    return 0
+    if not failed:
+        graph.book(profile, paths=False)
+    return failed
 
 
 if __name__ == "__main__":

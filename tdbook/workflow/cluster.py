@@ -25,11 +25,13 @@ STOP_S = 60  # that cancelled jobs get to leave it: SLURM kills after its KillWa
 
 def check(name: str) -> str:
     """The name, or "" for none. ParameterError: no such profile, or no SLURM here."""
+    if not name:
+        return ""
     names = sorted({path.name for path in (parameters.ROOT / "profiles").iterdir()} - {"default"})
-    if name and name not in names:
+    if name not in names:
         remedy = nearest(name, names)
         raise ParameterError(f"CLUSTER={name}: no profiles/{name}/config.yaml for one: {remedy}")
-    if name and not shutil.which("sbatch"):
+    if not shutil.which("sbatch"):
         fault = f"CLUSTER={name} needs SLURM, and this machine has no sbatch"
         raise ParameterError(f"{fault}: give the command on a login node, or leave CLUSTER out")
     return name

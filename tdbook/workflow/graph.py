@@ -9,7 +9,6 @@ from tdbook.runs import hashes, notebooks, parameters, settings, sweeps
 from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.ownership import not_ours, refusal
 from tdbook.runs.parameters import ParameterError, nearest, shown
-from tdlib import files
 
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
 
@@ -93,7 +92,6 @@ def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
     what stands in the way, in lines: for `make book` and DRY=1 alike."""
     if gone := [name for name in wanted.before if not hashes.load(runs[name].out, name)]:
         raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
-    _refuse_other_settings(wanted, runs)
     targets, pages = targets_of(wanted, runs)
     reasons, damaged = hashes.judge(runs, [*targets, *pages], wanted.before)
     if lines := dict.fromkeys(line for lines in damaged.values() for line in lines):
@@ -106,21 +104,6 @@ def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
     if lines := [refusal(out, list(paths)) for out, paths in foreign.items() if paths]:
         raise ParameterError("\n".join(lines))
     return reasons
-
-
-def _refuse_other_settings(wanted: Wanted, runs: dict[str, BookRun]) -> None:
-    """ParameterError where SET, or that it is left out, would replace what is done otherwise."""
-    before = (files.whole(parameters.ROOT / wanted.out / CONFIG) or {}).get("settings", {})
-    for one in runs.values():
-        names = {key for x in (before, wanted.settings) for key in settings.of_run(x, one.run)}
-        record = files.whole(one.out / "results" / f"{one.run}.json", "parameters")
-        now = hashes.decisive(one.parameters)
-        for name in names & now.keys() if record else ():
-            if (made := record["parameters"].get(name)) != now[name]:
-                same = f"give SET={settings.in_words(before)!r}" if before else "leave SET"
-                fault = f"{one.name} in {wanted.out} is done with {name} = {made!r}"
-                remedy = f"give a run folder of its own (OUT=), or {same}"
-                raise ParameterError(f"{fault}, now it is {now[name]!r}: {remedy}")
 
 
 def book(
@@ -233,10 +216,9 @@ def _page_of(sweep: str, page: BookRun, makers: dict) -> BookRun:
     run, place = sweeps.page(sweep), sweeps.folder(page.out, sweep)
     values = parameters.read(page.yaml) | {"run": run, "out": shown(place), "sweeps": sweep}
     values = parameters.check(COMPARISON, values | page.given, paths=False)
-    reads = borrowed(run, values)
+    reads, yaml = tuple(borrowed(run, values)), place / f"{run}.yaml"
     needs = tuple(sorted({makers[path] for path in reads if path in makers}))
-    names, yaml = (f"{sweep}/{run}", run), place / f"{run}.yaml"
-    return BookRun(*names, yaml, place, values, page.given, tuple(reads), (), needs, sweep)
+    return BookRun(f"{sweep}/{run}", run, yaml, place, values, page.given, reads, (), needs, sweep)
 
 
 def borrowed(run: str, values: dict) -> list[str]:

@@ -50,9 +50,8 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
     if TEACHER not in jobs:
         raise ParameterError(f"params/{wanted.profile} has no {TEACHER}.yaml: add one")
     p, out = jobs[TEACHER].parameters, parameters.ROOT / wanted.out
-    teacher = _teacher(parameters.ROOT / (p["teacher"] or out / "models/teacher"))
-    if p["teacher"] and not teacher:
-        raise FileNotFoundError(f"{p['teacher']} is no teacher: give a Llama folder or a .pt file")
+    path = parameters.ROOT / (p["teacher"] or out / "models/teacher")
+    teacher = _teacher(path, needed=bool(p["teacher"]))
     tokens = parameters.ROOT / (p["tokens"] or out / "tokens")
     if known := bool(p["tokens"]) or (tokens / "meta.json").is_file():
         size = size_of(tokens, out)
@@ -104,12 +103,14 @@ def _size(vocab_size: int, context: int, train: int, val: int, where: str) -> Si
     return Size(vocab_size, context, windows, checked, round(0.2 * windows), source)
 
 
-def _teacher(path: Path) -> LlamaConfig | None:
+def _teacher(path: Path, needed: bool) -> LlamaConfig | None:
     """The shape of a Llama folder or of upstream's file; None where there is neither."""
     if path.is_file():
         from tdlib import teacher  # imports torch
 
         return teacher.load(path).config
+    if needed and not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path} is no teacher: give a Llama folder or a .pt file")
     return shapes.read_config(path) if (path / "config.json").is_file() else None
 
 
@@ -122,9 +123,9 @@ def estimate(p: dict, out: Path, device: str) -> dict:
         made[f"models/{path.parent.name}"] = replace(shape, context=size.context)
     for adapter, base in Folder(out, p["run"]).adapters.items():
         made[f"adapters/{adapter}"] = made[f"models/{base}"]
-    if notebook_of(p["run"]) != TEACHER:
-        teacher = made[f"models/{p['teacher']}"]
-    elif not (teacher := p["teacher"] and _teacher(parameters.ROOT / p["teacher"])):
+    begins, name = notebook_of(p["run"]) == TEACHER, p.get("teacher", "teacher")
+    path = parameters.ROOT / name if begins else out / "models" / name
+    if not (teacher := _teacher(path, needed=not begins or bool(name))):
         teacher = LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
     work, kind = workload.of_run(p, size, teacher, made), device[:4]
     low, high = work.seconds(workload.here(device))
@@ -151,7 +152,7 @@ def plan(pairs: dict[str, str]) -> str:
     smallest = f"NONE; the smallest is {sizes[0][1]}, {units.si(sizes[0][0], 'B')}"
     need, most = max((work.memory(device.kind), work.run) for work in works)
     enough = "fits" if need < device.bytes else "DOES NOT FIT, fewer micro_windows need less"
-    # as cache.size: of 12 draws a token ids and float16 probabilities, of a window a loss and a mark
+    # as cache.size: of 12 draws a token ids and float16 probabilities, of a window five bytes
     cache = of.size.context * 12 * ((2 if of.size.vocab_size <= 2**16 else 4) + 2) + 5
     rows = {
         "profile": f"{wanted.profile}, {len(of.runs)} runs{changed}",

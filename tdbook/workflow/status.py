@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -202,47 +203,36 @@ def _news(one: dict) -> str:
 
 def morning(out: Path) -> dict:
     """What a morning report says, for its Markdown and the index's head."""
-    found, made, swept = rows(out), sessions(out), sweeps_of(out)
-    last = made[-1] if made else {"command": f"make book OUT={out}", "began": 0}
+    found, made, swept, now = rows(out), sessions(out), sweeps_of(out), live(out)
+    command = made[-1]["command"] if made else f"make book OUT={out}"
     every = [*found, *(one for sweep in swept.values() for one in sweep["rows"])]
-    price = next((one["price"] for one in reversed(made) if one["price"] is not None), None)
-    took, now = hours(out), live(out)
     trouble = [one for one in every if heartbeat.word(one) in BAD]
-    undone = [one for one in found if heartbeat.word(one) not in ("done", "stale")]
     redo = [one["run"] for one in trouble if heartbeat.word(one) == "damaged"]
+    what = f"OUT={parameters.shown(out)}"
+    then = f"all is done: `make publish {what}` keeps the results, `make zip {what}` mails them"
     if now:
         then = f"`{now['command']}` is at work; `make status` follows it"
     elif redo:
-        then = f"`{last['command']} REDO={','.join(redo)}` makes again what is damaged"
-    elif trouble or undone:
-        then = f"`{last['command']}` goes on where it stopped"
-    else:
-        what = f"OUT={parameters.shown(out)}"
-        then = f"all is done: `make publish {what}` keeps the results, `make zip {what}` mails them"
+        then = f"`{command} REDO={','.join(redo)}` makes again what is damaged"
+    elif trouble or any(heartbeat.word(one) not in ("done", "stale") for one in found):
+        then = f"`{command}` goes on where it stopped"
     return {
+        "rows": found,
         "counts": heartbeat.counts(found),
-        "ended": [one for one in found if one["state"]["state"] == "done"],
         "running": [one for one in every if one["state"]["state"] == "running"],
         "trouble": trouble,
         "sweeps": swept,
         "live": now,
-        "began": last["began"],
-        "hours": took,
-        "money": None if price is None else price * took,
-        "price": price,
+        "hours": hours(out),
+        "price": next((x["price"] for x in reversed(made) if x["price"] is not None), None),
         "disk": sizes(out),
         "free": shutil.disk_usage(out).free,
         "next": then,
-        "rows": found,
     }
 
 
 def sizes(out: Path) -> dict[str, int]:
-    """Folder → bytes in it, largest first; links count where they lead to something."""
-    parts = {path.name: 0 for path in out.iterdir() if path.is_dir()}
-    for name in parts:
-        for path in (out / name).rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # gone in the meantime
-                stat = path.lstat()
-                parts[name] += min(stat.st_size, stat.st_blocks * 512)  # a cache may be sparse
-    return dict(sorted(parts.items(), key=lambda part: -part[1]))
+    """Folder → bytes in it, largest first."""
+    lines = subprocess.run(["du", "-kd1", out], capture_output=True, text=True).stdout.splitlines()
+    parts = {Path(path).name: int(size) * 1024 for size, path in (x.split("\t") for x in lines)}
+    return dict(sorted(parts.items(), key=lambda part: -part[1])[1:])  # the first is the whole
