@@ -17,7 +17,6 @@ import pickle
 import re
 import resource
 import shutil
-import zlib
 from hashlib import sha256
 from pathlib import Path
 

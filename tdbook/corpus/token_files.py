@@ -30,7 +30,7 @@ def open_tokens(
     paths = [Path(folder, name) for name in ("tokenizer.model", "tokenizer.json")]
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
-    tokens = data.open_ids(Path(folder), context, tokenizer.eos if tokenizer else EOS)
+    tokens = data.open_ids(Path(folder), context, tokenizer.eos if tokenizer else data.EOS)
     origins.sources(tokens)  # what is wrong is said early
     if tokenizer is None:
         return tokens
