@@ -341,7 +341,8 @@ def test_a_gguf_takes_no_file_of_another(name, model):
     path = mine(model / name, "GGUF of another") if name == "x.gguf" else model / name
     refused(model, f"{name} {NOT_OURS}", gguf_file.to_gguf, model, path, "F16")
     if name == "x.gguf":
-        files.sign(mine(model / "new.gguf", "GGUF"))
+        mine(model / "new.gguf", "GGUF")
+        files.mark(model, "new.gguf")
         files.own(model / "new.gguf")  # its own it may
 
 
