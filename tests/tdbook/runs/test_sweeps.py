@@ -14,7 +14,7 @@ import pytest
 from tdbook import __main__
 from tdbook.runs import hashes, sweeps
 from tdbook.runs.running import start
-from tdbook.workflow import graph, plan, request, run_pages, scheduler, status
+from tdbook.workflow import graph, request, run_pages, scheduler, status
 from tests.small_book import wait_for, write, yaml
 
 RATES = {"like": "01_distill-a", "grid": {"learning_rate": [1e-3, 2e-3]}, "seeds": [1, 2]}
@@ -253,19 +253,3 @@ def test_a_sweep_need_not_be_told_again_what_the_book_was_told(book):
     (book / "outputs/here/.snakemake.json").write_text(config)
     found = graph.jobs(request.wanted("sweep", {"NAME": "rates", "OUT": "outputs/here"}).config)
     assert found["00_teacher"].parameters["text"] == "words.txt"
-
-
-def test_a_dry_run_tells_times_and_money_and_writes_nothing(tmp_path):
-    out = tmp_path / "night"
-    words = {"PROFILE": "smoke", "OUT": str(out), "NAME": "rank", "PRICE_PER_HOUR": "3"}
-    said = plan.dry(request.wanted("sweep", words))
-    rows = [line.split() for line in said.splitlines()[2:-2]]
-    assert (
-        [row[0] for row in rows]
-        == """00_teacher 01_distill-50m-scratch 01_distill-50m-seed2
-     01_distill-50m 02_hard_set rank/03_lora-rank2-lora_scale0.5 rank/03_lora-rank2-lora_scale1
-     rank/03_lora-rank4-lora_scale0.5 rank/03_lora-rank4-lora_scale1
-     rank/04_merge_eval-rank""".split()
-    )
-    assert all(row[1] == "new" for row in rows) and "10 of 10 would run" in said
-    assert not out.exists()
