@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tdbook.corpus import text, token_files, tokenizer_files, writer
+from tdbook.corpus import text, token_files, token_folder, tokenizer_files, writer
 from tdbook.runs.parameters import texts
 from tdlib import data
 from tdlib.model import Llama
@@ -77,7 +77,7 @@ def _link(p: dict, folder: Path, given, teacher: Llama | None) -> str:
             f"{source / 'tokenizer.model'} is not there: put the tokens' tokenizer there (.model, "
             "or tokenizer.json), or give it as tokenizer"
         )
-    meta, masks = data.read_meta(source / "meta.json", context), masks_in_words(tokens)
+    meta, masks = token_folder.read_meta(source / "meta.json", context), masks_in_words(tokens)
     size = meta["vocab_size"]
     cut = cut_spare_rows(teacher, size) if teacher and pieces.size <= size else ""
     _check_vocabulary(p, teacher, size, "the tokens'")

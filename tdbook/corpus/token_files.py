@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tdbook.corpus import origins, tokenizer_files
+from tdbook.corpus import origins, token_folder, tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer
 from tdlib import data
 from tdlib.data import EOS, UNK
@@ -31,7 +31,7 @@ def open_tokens(
     paths = [Path(folder, name) for name in ("tokenizer.model", "tokenizer.json")]
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
-    tokens = data.open_ids(Path(folder), context, tokenizer.eos if tokenizer else EOS)
+    tokens = token_folder.open_ids(Path(folder), context, tokenizer.eos if tokenizer else EOS)
     origins.sources(tokens)  # what is wrong is said early
     if tokenizer is None:
         return tokens
@@ -73,7 +73,7 @@ def write_tokens(
                     rows.append((split, start, len(ids), document.source))
                     unknown += ids.count(tokenizer.unk)
                     start, text_bytes = start + len(ids), text_bytes + size
-            data.check_count(f"the text for {split} makes", start, context)
+            token_folder.check_count(f"the text for {split} makes", start, context)
             meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
             meta["total_tokens"] += start
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
@@ -148,7 +148,7 @@ def link_tokens(
     Ids are looked at here and there in a file beyond a GiB, unless `every_id` is asked for."""
     if source.resolve() == folder.resolve():
         raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
-    old = data.read_meta(source / "meta.json", context)
+    old = token_folder.read_meta(source / "meta.json", context)
     tokens = open_tokens(source, context, tokenizer)
     defaults = {"eos_id": EOS, "dtype": "uint32"}
     fewer = bool(vocab_size and vocab_size < tokens.vocab_size)
@@ -177,7 +177,7 @@ def _check_split(path: Path, tokens: data.Tokens, meta: dict, every_id: bool) ->
     """ValueError: no <eos> among the ids, many <unk>, or one beyond the vocabulary of `meta`."""
     tokenizer, dtype = tokens.tokenizer, tokens.train.ids.dtype
     every_id |= path.stat().st_size <= FULL_LOOK
-    seen = data.look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
+    seen = token_folder.look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
     if not seen["eos"]:
         remedy = "it is damaged or made otherwise; copy it, or make it again"
         if "eos_id" not in meta and not tokenizer:

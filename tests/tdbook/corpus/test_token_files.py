@@ -14,7 +14,7 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from tdbook.corpus import origins, token_files, tokenizer_files, writer
+from tdbook.corpus import origins, token_files, token_folder, tokenizer_files, writer
 from tdbook.corpus.text import Document
 from tdlib import data
 
@@ -120,7 +120,7 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         token_files.write_tokens(tmp_path / "sound", sound, one, T)
-    meta = data.read_meta(tmp_path / "sound/meta.json")
+    meta = token_folder.read_meta(tmp_path / "sound/meta.json")
     assert token_files.loss(meta) == "" and "lost" not in meta
     assert meta["val_bytes"] == len("".join(f"{line}\n" for line in lines[:9]).encode())
     spoilt = {"train": [Document((*lines, odd), "a")], "val": [Document((odd,) * 20, "a")]}
@@ -149,7 +149,7 @@ def test_accents_that_a_hugging_face_normalizer_strips_are_told(tmp_path):
     splits = {split: [Document(("చెట్టు నది",) * 20, "a")] for split in ("train", "val")}
     with pytest.warns(UserWarning, match=r"100.0% of 40 lines .*“చెట్టు నది” comes back as “చటట నద"):
         token_files.write_tokens(tmp_path / "t", splits, one, T)
-    meta = data.read_meta(tmp_path / "t/meta.json")
+    meta = token_folder.read_meta(tmp_path / "t/meta.json")
     assert meta["val_bytes"] == 20 * len("చటట నద\n".encode())
     assert meta["lost"]["characters"] == pytest.approx(4 / 10)
 
@@ -162,7 +162,7 @@ def test_text_that_comes_segmented_loses_nothing_by_its_marks(shared, tmp_path):
 
 
 def test_ids_open_without_their_tokenizer(folder):
-    ids, whole = data.open_ids(folder), token_files.open_tokens(folder)
+    ids, whole = token_folder.open_ids(folder), token_files.open_tokens(folder)
     assert ids.tokenizer is None and ids.meta == whole.meta
     assert whole.tokenizer.size == ids.vocab_size
     assert all(map(torch.equal, ids.train.batch(range(9)), whole.train.batch(range(9))))
@@ -284,7 +284,7 @@ def test_a_teacher_with_fewer_pieces_decides_where_no_token_is_beyond_them(tmp_p
 def test_every_id_of_a_large_file_is_looked_at_where_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(token_files, "FULL_LOOK", 2**20)
     train = np.full(9_000_000, 3, "<u4")
-    train[data.BLOCK // 4 + 5] = 1_000  # in the second block: every other one is looked at
+    train[token_folder.BLOCK // 4 + 5] = 1_000  # in the second block: every other one is looked at
     folder = raw(tmp_path / "elsewhere", train, np.full(100, 3))
     token_files.link_tokens(folder, tmp_path / "tokens")
     with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
