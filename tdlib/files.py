@@ -46,7 +46,7 @@ def replacing(path: Path, lasting: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """The same for a folder: what the book wrote into an old one goes, what others did moves over."""
+    """The same for a folder. What the book wrote into an old one goes, what others did stays."""
     _finish(folder)
     theirs(folder)
     with replacing(folder) as beside:
