@@ -12,7 +12,7 @@ from tdbook.report import sweep_plots, tables
 from tdbook.runs import notebooks, rules, sweeps
 from tdbook.runs.folder import Folder
 from tdbook.runs.running import Run
-from tdbook.workflow import cost
+from tdbook.workflow import workload
 from tdlib import data, evaluate, generate, hard_set
 from tdlib.model import Llama
 
@@ -194,7 +194,7 @@ def costs(this: Run, tokens: data.Tokens) -> dict[str, dict[str, float]]:
         rows[name] = {"training": training, "teacher": teacher, "scoring": 0.0}
         if arm.base and arm.p["windows"] in ("hard", "easiest"):
             shapes = [folder.shape(model) for model in (arm.base, arm.p["teacher"])]
-            forward = sum(cost.forward_flop(shape, tokens.context) for shape in shapes)
+            forward = sum(workload.forward_flop(shape, tokens.context) for shape in shapes)
             rows[name]["scoring"] = scored * forward
     return rows
 
@@ -203,14 +203,14 @@ def _flop(folder: Folder, arm: trials.Model, arms: dict, tokens: data.Tokens) ->
     """FLOP of training an arm and of its teachers' forwards, those of what it began from too."""
     p, context = arm.p, tokens.context
     config = folder.shape(arm.base if arm.adapter else arm.name)
-    flop = cost.step_flop(config, None, context, frozen=arm.adapter)
-    flop += 6 * cost.adapter_parameters(config, p["rank"]) if arm.adapter else 0
+    flop = workload.step_flop(config, context, frozen=arm.adapter)
+    flop += 6 * workload.adapter_parameters(config, p["rank"]) if arm.adapter else 0
     middle = arm.notebook == notebooks.PROGRESSIVE and arm.name.endswith("75m")
     by, asked = arm.name.removesuffix("75m") + "150m" if middle else "", 0.0
     if p.get("ce_weight", 1) < 1:  # 00 has no such parameter
         read = p.get("distinct_tokens") or len(tokens.train.ids)
         seen = min(arm.tokens, read) if p.get("cached_draws") else arm.tokens
-        asked = seen * cost.forward_flop(folder.shape(by or p["teacher"]), context)
+        asked = seen * workload.forward_flop(folder.shape(by or p["teacher"]), context)
     before = arms.get(by or arm.base)
     rest = _flop(folder, before, arms, tokens) if before else (0.0, 0.0)
     return arm.tokens * flop + rest[0], asked + rest[1]

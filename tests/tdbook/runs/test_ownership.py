@@ -480,7 +480,7 @@ PLACES = {
     "only where nothing is there": "dashboard.logging pages.font_face",
     "it adds to the end": "hooks._main devices._locked",
     "a hidden name of the book's own": """scheduler._locked scheduler._snakemake
-        scheduler._command_of execute.execute sessions.session cluster.options ownership.claim
+        scheduler._command_of execute.execute status.session cluster.options ownership.claim
         hashes._hurt""",
     "a broken record is renamed to .broken, never removed": "disk.set_aside",
     "a name that holds the second when the run began": "leftovers.put_away",
