@@ -11,7 +11,7 @@ from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.runs.parameters import texts
 from tdlib import data
 from tdlib.model import Llama
-from tdlib.teacher import cut_spare_rows
+from tdlib.teacher import keep_rows
 
 
 def prepare(
@@ -88,6 +88,22 @@ def _link(p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None)
 def _sizes(tokens: data.Tokens) -> str:
     train, val = (f"{len(w.ids):,} tokens, {len(w):,} windows" for w in (tokens.train, tokens.val))
     return f"Training: {train} of {tokens.context}; validation: {val}."
+
+
+def cut_spare_rows(model: Llama, pieces: int) -> str:
+    """Cut, in place, the rows that pad an embedding beyond its tokenizer's pieces; what was done,
+    in words, "" for nothing. A vocabulary is padded to a multiple of 8, 64 or 128, or of up to
+    1,024 where that is little beside it; more rows, or another multiple, are another tokenizer's.
+    """
+    size = model.config.vocab_size
+    if size % 8 or not 0 < size - pieces < max(128, min(1024, pieces // 16)):
+        return ""
+    keep_rows(model, pieces)
+    return (
+        f"The teacher's embedding has {size:,} rows for {pieces:,} pieces: the last "
+        f"{size - pieces:,} are padding, which no text ever predicts, and are cut. Their share of "
+        "its probabilities goes to the others, so its loss is a little lower than with them."
+    )
 
 
 def _fit(p: dict, teacher: Llama | None, pieces: int, most: int, whose: str) -> str:

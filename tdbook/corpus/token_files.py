@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tdbook.corpus import tokenizer_files
+from tdbook.corpus import origins, tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer
 from tdlib import data
 from tdlib.data import UNK
@@ -30,9 +30,10 @@ def open_tokens(
     paths = [Path(folder, name) for name in ("tokenizer.model", "tokenizer.json")]
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
+    tokens = data.open_ids(Path(folder), context, tokenizer.eos if tokenizer else data.EOS)
+    origins.sources(tokens)  # what is wrong is said early
     if tokenizer is None:
-        return data.open_ids(Path(folder), context)
-    tokens = data.open_ids(Path(folder), context, tokenizer.eos)
+        return tokens
     vocab_size = tokens.vocab_size
     size = tokens.meta.get("pieces", vocab_size)
     if tokenizer.eos != tokens.eos:
@@ -56,7 +57,7 @@ def write_tokens(
     pieces, vocab_size = tokenizer.size, vocab_size or tokenizer.size
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
     meta |= {"eos_id": tokenizer.eos} | ({"pieces": pieces} if pieces != vocab_size else {})
-    rows, unknown = [("split", *data.DOCUMENT)], 0
+    rows, unknown = [origins.COLUMNS], 0
     with whole_folder(folder) as beside:
         for split, documents in splits.items():
             start = text_bytes = 0

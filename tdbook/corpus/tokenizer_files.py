@@ -10,7 +10,7 @@ import sentencepiece
 from tdbook.corpus import hugging_face, morfessor
 from tdbook.corpus.tokenizer import Tokenizer, read_bounded, read_json
 from tdlib import data
-from tdlib.files import own, sign, write_whole
+from tdlib.files import mark, own, write_whole
 
 LONGEST = 10**6  # bytes of a line that SentencePiece's trainer reads; it leaves longer ones out
 
@@ -83,7 +83,7 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
         fault = f"vocab_size {vocab_size} does not fit this text ({reason})"
         raise ValueError(f"{fault}: {remedy}") from None
     write_whole(path, model.getvalue())
-    sign(path)
+    mark(path.parent, path.name)
     return _sentencepiece(path)
 
 

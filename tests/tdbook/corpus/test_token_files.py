@@ -14,7 +14,7 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from tdbook.corpus import token_files, tokenizer_files, writer
+from tdbook.corpus import origins, token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
 from tdbook.corpus.tokenizer import Tokenizer
 from tdlib import data
@@ -95,7 +95,7 @@ def test_a_window_belongs_to_the_document_in_its_middle(folder, splits, tokenize
         for ids in tokenizer.encode(document.lines)
         for _ in range(len(ids) + 1)
     ]
-    document_N, sources = tokens.documents("val")
+    document_N, sources = origins.of(tokens, "val")
     assert document_N.tolist() == [of_token[i * T + T // 2] for i in range(len(tokens.val))]
     assert len(set(document_N.tolist())) == 3
     assert sources == [d.source for d in splits["val"]]
@@ -187,7 +187,7 @@ def test_a_missing_dtype_is_told_by_the_size_or_asked_for(tmp_path):
     (folder / "meta.json").write_text(json.dumps(meta))
     assert token_files.open_tokens(folder).train.ids.dtype == np.uint16
     (folder / "meta.json").write_text(json.dumps(meta | {"train_tokens": None}))
-    with pytest.raises(ValueError, match=r'has no dtype, and .*: add "dtype": "uint16" w'):
+    with pytest.raises(ValueError, match=r"holds id .* correct vocab_size or dtype"):
         token_files.open_tokens(folder)
 
 
