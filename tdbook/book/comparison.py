@@ -6,6 +6,7 @@ from tdbook.analysis import intervals
 from tdbook.analysis import kept_and_lost as buckets
 from tdbook.analysis import trial as trials
 from tdbook.book import common
+from tdbook.corpus import origins
 from tdbook.export import inference
 from tdbook.report import sweep_plots, tables
 from tdbook.runs import notebooks, rules, sweeps
@@ -93,7 +94,7 @@ def resample(
 def difference(this: Run, one: str, other: str, tokens: data.Tokens, resamples: int) -> dict:
     """Loss of `one` minus loss of `other`, with its interval over documents."""
     losses = window_losses(this, [one, other])
-    resampled = resample(losses, tokens.documents("val")[0], resamples, this.parameters["seed"])
+    resampled = resample(losses, origins.of(tokens, "val")[0], resamples, this.parameters["seed"])
     low, high = intervals.interval(resampled[one] - resampled[other])
     known_N = ~np.isnan(list(losses.values())).any(0)
     means = {name: float(loss_N[known_N].mean()) for name, loss_N in losses.items()}
@@ -125,7 +126,7 @@ def side_by_side(
             for i, ids in enumerate(prompts)
         ]
         first = tokens.tokenizer.decode(prompts[0] + texts[0])
-        columns[name] = {"text": first} | generate.repetition(texts)
+        columns[name] = {"text": first} | inference.repetition(texts)
     return columns
 
 
@@ -137,7 +138,7 @@ def kept_and_lost(
     arrays = {name: np.load(this.path("scores", "val", f"{name}.npz")) for name in names}
     rows_M, base = arrays[names[0]]["rows_M"], this.parameters["base"]
     losses = {name: array["token_loss_MT"] for name, array in arrays.items()}
-    labels, document_M = buckets.cuts(tokens, rows_M), tokens.documents("val")[0][rows_M]
+    labels, document_M = buckets.cuts(tokens, rows_M), origins.of(tokens, "val")[0][rows_M]
     some = {name: losses[name] for name in [base, *judged]}
     won = buckets.won_back(some, labels, base, document_M, this.parameters["resamples"])
     return buckets.kept_and_lost(losses, labels), won
