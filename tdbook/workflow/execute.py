@@ -18,8 +18,6 @@ from tdbook.workflow import cluster, devices, graph
 from tdlib import files
 from tdlib.files import write_whole as write
 
-PROGRESS_S = 15
-
 
 def execute(yaml: Path, out: Path, overrides: dict, job: str = "") -> int:
     """Run one YAML's notebook with papermill into the run folder and write its page, after a
@@ -76,8 +74,7 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
     paths = (parameters.ROOT / "notebooks" / f"{notebook_of(run)}.ipynb", out / f"{run}.ipynb")
     heartbeat.write_state(out, run, "running", message="starting")
     os.environ[heartbeat.DIE_WITH] = str(os.getpid())
-    ended, stopping = threading.Event(), _stop_on_signals(out, run)
-    threading.Thread(target=_report_progress, args=(out, run, ended), daemon=True).start()
+    stopping = _stop_on_signals(out, run)
     try:
         papermill.execute_notebook(
             *(str(path).replace("{", "{{").replace("}", "}}") for path in paths),  # it formats them
@@ -99,8 +96,6 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
         return f"{type(error).__name__}: {error}"
     except (SystemExit, KeyboardInterrupt):
         return "stopped"
-    finally:
-        ended.set()
 
 
 def _stop_on_signals(out: Path, run: str) -> threading.Event:
@@ -159,16 +154,6 @@ def _settled(out: Path, run: str, error: str | None) -> dict:
         error = error or "the notebook ended without this.finish(): add it as its last call"
         heartbeat.write_state(out, run, "failed", error=[error])
     return heartbeat.state(out, run)
-
-
-def _report_progress(out: Path, run: str, ended: threading.Event) -> None:
-    before = ""
-    while not ended.wait(PROGRESS_S):
-        state = heartbeat.state(out, run)
-        line = heartbeat.progress(state)
-        if state["state"] == "running" and line != before:
-            print(f"{run} · {line}", flush=True)
-            before = line
 
 
 def record(out: Path, run: str) -> dict | None:

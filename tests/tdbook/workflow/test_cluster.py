@@ -9,8 +9,9 @@ import pytest
 import yaml
 from snakemake.cli import get_argument_parser
 
+from tdbook import __main__
 from tdbook.runs.parameters import ParameterError
-from tdbook.workflow import cluster
+from tdbook.workflow import cluster, execute
 from tests import small_book
 
 ASKED = yaml.safe_load((small_book.REPOSITORY / "profiles/slurm/config.yaml").read_text())
@@ -24,11 +25,6 @@ def programs(folder: Path, monkeypatch, **scripts: str) -> None:
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
-
-
-def make(*more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tdbook", "book", "PROFILE=tiny", "CLUSTER=slurm"]
-    return subprocess.run([*command, *more], capture_output=True, text=True, timeout=120)
 
 
 def test_snakemake_knows_every_line_of_the_profile():
@@ -55,11 +51,33 @@ def test_a_cluster_that_cannot_be_used_is_refused(tmp_path, monkeypatch, name, t
         cluster.check(name)
 
 
-def test_a_slurm_that_does_not_answer_starts_nothing(root, monkeypatch):
+def test_a_slurm_that_does_not_answer_starts_nothing(root, monkeypatch, capsys):
     programs(root, monkeypatch, sbatch="exit 1", squeue="echo 'no controller' >&2; exit 1")
-    done = make()
-    assert done.returncode == 1
-    assert done.stdout == "SLURM does not answer (no controller): try again when squeue does\n"
+    assert __main__.main(["book", "PROFILE=tiny", "CLUSTER=slurm"]) == 1
+    answer = "SLURM does not answer (no controller): try again when squeue does\n"
+    assert capsys.readouterr().out == answer
+
+
+def test_a_job_of_an_earlier_command_is_waited_for_and_nothing_is_run_here(
+    root, monkeypatch, capsys
+):
+    """It is in the queue twice, and then gone."""
+    count = f"echo x >> {root}/asked; test $(wc -l < {root}/asked) -gt 2 || echo '7|a|b'"
+    programs(root, monkeypatch, squeue=count)
+    monkeypatch.setattr(cluster, "ASK_S", 0.01)
+    yaml_ = small_book.yaml(root, "00_teacher")
+    assert execute.execute(yaml_, root / "outputs/tiny", {}, "7") == 1
+    assert (root / "asked").read_text() == "x\nx\nx\n"
+    assert capsys.readouterr().out.endswith("waiting for it\n00_teacher · new\n")
+
+
+def test_a_snakemake_that_waits_for_no_job_is_ended(tmp_path, monkeypatch):
+    programs(tmp_path, monkeypatch, squeue="")
+    monkeypatch.setattr(cluster, "ASK_S", 0.01)
+    waits, ends = (subprocess.Popen(["sleep", s]) for s in ("60", "0"))
+    assert cluster.follow(tmp_path, ends) and ends.returncode == 0
+    monkeypatch.setattr(cluster, "FORGOTTEN_S", 0.05)
+    assert not cluster.follow(tmp_path, waits) and waits.returncode < 0
 
 
 def test_only_the_jobs_of_the_same_run_folder_are_taken_for_its_own(tmp_path, monkeypatch):
@@ -80,7 +98,8 @@ def test_what_is_asked_for_follows_from_profile_and_run_and_a_refusal_is_one_lin
     refuse = f"echo \"$@\" > {root}/asked; echo 'invalid partition: gup' >&2; exit 1"
     slurm = {"squeue": "", "sinfo": "echo 'main*'", "sbatch": refuse, "sacct": "exit 1"}
     programs(root, monkeypatch, **slurm, scontrol="exit 1")
-    done = make()
+    command = [sys.executable, "-m", "tdbook", "book", "PROFILE=tiny", "CLUSTER=slurm"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     asked = (root / "asked").read_text()
     assert f"--job-name {cluster.prefix(root / 'outputs/tiny')}_" in asked
     for words in ("-t 720", "--mem 64000", "--gres=gpu:1", "--cpus-per-task=8", "TERM@120"):
