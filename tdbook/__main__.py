@@ -53,9 +53,9 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
         case "clean-cache", [out]:
             left = ", ".join(ownership.clean_cache(parameters.ROOT / out))
             print(f"left, for the book did not make it: {left}" if left else "removed")
-        case "execute", [yaml, out, *job]:
+        case "execute", [yaml, out]:
             heartbeat.die_with_parent()
-            return execute.execute(Path(yaml).resolve(), Path(out), pairs, *job)
+            return execute.execute(Path(yaml).resolve(), Path(out), pairs)
         case "export", []:
             from tdbook.export import shipping  # imports torch
 
