@@ -113,3 +113,10 @@ def speed(name: str, shipped: list[dict], rows: list[dict], costs: list[dict]) -
         f"second on one thread, {by['Q4_0'] / by[inference.RAW]:.1f} × plain PyTorch; 4 bits cost "
         f"{cost['loss'] - costs[0]['loss']:+.4f} nats."
     )
+
+
+def setting(value: object, plan: tuple[float, float] | None, form: str = "{:g}") -> str:
+    """A setting as text; * where the plan names it."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return str(value)
+    return form.format(value) + " *" * (plan is not None and plan[0] <= value <= plan[1])
