@@ -38,15 +38,6 @@ WIDGETS_CSS = (HERE / "widgets.css").read_text("utf-8")
 SCRIPT = (HERE / "explorer.js").read_text("utf-8")  # moves the sliders of `explorer`
 
 
-def explorer(numbers: dict, embedded: dict) -> str:
-    """The explorer of widgets.py as HTML that needs no kernel, and no script to show its start;
-    `embedded` is what its script reads."""
-    text = json.dumps(embedded, ensure_ascii=False, separators=(",", ":"))
-    text = Markup(text.replace("<", "\\u003c"))
-    template = environment().get_template("explorer.html.j2")
-    return template.render(n=numbers, embedded=text, script=Markup(SCRIPT))
-
-
 def size(count: float) -> str:
     """Bytes, as 31.2 MB."""
     return units.si(count, "B")
@@ -109,6 +100,9 @@ def environment() -> jinja2.Environment:
     script = base64_of(hashlib.sha256(SCRIPT.encode()).digest())
     css = Markup((HERE / "report.css").read_text("utf-8") + WIDGETS_CSS)
     templates.globals |= {"css": css, "font_slot": FONT_SLOT, "script_hash": f"sha256-{script}"}
+    templates.globals["script"] = Markup(SCRIPT)
+    # of what a page's script reads; tojson escapes what could end it
+    templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     return templates
 
 
