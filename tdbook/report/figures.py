@@ -34,6 +34,7 @@ HARD, EASY, GREY, DOTS = "#c8371b", "#c3c8ce", "#5f6770", "#8f969e"  # windows, 
 PLAN = "#f3dfa2"  # the ground of what the plan says
 EVEN = {"color": "#777777", "linewidth": 1, "linestyle": "--"}  # a line to compare with
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.7}
+NOTE = {"va": "center", "fontsize": 8.5, "bbox": BOX}
 LISTED = 20  # groups of a cut; of more, the largest
 PHONE = 4.5  # inches: where panels hold much text, narrow enough for a phone to show it large
 LOSS = "validation loss (nats per token)"
@@ -88,7 +89,6 @@ PARTS = {  # colour and form of hard and of easy text
     "hard": {"ink": HARD, "form": "^"},
     "easy": {"ink": GREY, "form": "o", "filled": False},
 }
-PART_KEYS = [key(f"{part} text", **look) for part, look in PARTS.items()]
 
 
 def forest(
@@ -139,17 +139,12 @@ def _rows(ax: Axes, marks: Sequence[Mark], spread: float) -> None:
                 low, high = mark.plan
                 ax.barh(i, high - low, 0.9, low, color=PLAN, zorder=0)
             if mark.note:
-                note(ax, np.fmax(mark.value, mark.high), y, mark.note)
+                at = (np.fmax(mark.value, mark.high), y)
+                ax.annotate(mark.note, at, (5, 0), textcoords="offset points", **NOTE)
     ax.set_yticks(range(len(rows)), [textwrap.fill(printable(row), 30) for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.margins(x=0.14)  # room for notes
     ax.grid(axis="y", visible=False)
-
-
-def note(ax: Axes, x: float, y: float, text: str, **look: object) -> None:
-    """A word beside a point."""
-    look = {"va": "center", "fontsize": 8.5, "bbox": BOX} | look
-    ax.annotate(text, (x, y), (5, 0), textcoords="offset points", **look)
 
 
 def panels(
@@ -193,11 +188,6 @@ def logarithmic(ax: Axes, ticks: Sequence[float]) -> None:
 
 def apart(difference: float) -> str:
     return f"{abs(difference):.3f} nats {'above' if difference >= 0 else 'below'}"
-
-
-def signed(value: float) -> str:
-    """ "−0.016", with a true minus sign."""
-    return f"{value:+.3f}".replace("-", "−")
 
 
 def printable(name: object) -> str:

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import importlib.metadata
 import io
-import json
 from pathlib import Path
 
 import fontpkg
@@ -36,23 +35,6 @@ FONT_SLOT = "/* font */"
 LETTERS = [*range(0x0C00, 0x0C80), 0x0964, 0x0965, 0x200C, 0x200D, 0x25CC, ord("|")]
 WIDGETS_CSS = (HERE / "widgets.css").read_text("utf-8")
 SCRIPT = (HERE / "explorer.js").read_text("utf-8")  # moves the sliders of `explorer`
-
-
-def size(count: float) -> str:
-    """Bytes, as 31.2 MB."""
-    return units.si(count, "B")
-
-
-def estimated(record: dict) -> str:
-    """What was expected of a run before it began, beside what it took."""
-    if not (span := record.get("remembered", {}).get("estimate")):
-        return ""
-    return f" (estimated {units.duration(span['seconds_low'], span['seconds_high'])})"
-
-
-def literal(value: object) -> str:
-    """A parameter's value as YAML has it: text plain, the rest as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def exporter() -> HTMLExporter:
@@ -95,8 +77,8 @@ def environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(HERE / "report_template")
     templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
     words = (heartbeat.date, heartbeat.duration, heartbeat.progress, heartbeat.in_words)
-    for function in (*words, heartbeat.word, estimated, literal, size):
-        templates.filters[function.__name__] = function
+    templates.filters |= {function.__name__: function for function in (*words, heartbeat.word)}
+    templates.filters |= {"si": units.si, "span": units.duration}
     script = base64_of(hashlib.sha256(SCRIPT.encode()).digest())
     css = Markup((HERE / "report.css").read_text("utf-8") + WIDGETS_CSS)
     templates.globals |= {"css": css, "font_slot": FONT_SLOT, "script_hash": f"sha256-{script}"}

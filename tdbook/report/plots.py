@@ -4,6 +4,7 @@ It never saves, shows or loads. The title states the finding with a number compu
 given; a model has one colour and marker everywhere. Losses: nats per token. Legend: N windows.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -14,12 +15,13 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from tdbook.analysis.intervals import Interval
 from tdbook.report import figures
-from tdbook.report.figures import DOTS, EASY, EVEN, GREY, HARD, LOSS, PHONE, ROLES, Mark
+from tdbook.report.figures import DOTS, EASY, EVEN, GREY, HARD, LOSS, PARTS, PHONE, ROLES, Mark
+from tdbook.report.tables import FEW, KIND
+from tdbook.report.words import setting
 from tdbook.runs import units
 
 DRAWN = 20_000  # points of a cloud; of more windows, every k-th is drawn
 Rows = Sequence[Mapping]
-ByCut = Mapping[str, Mapping[str, Mapping]]  # cut → bucket → model → its value
 Hints = Mapping[str, tuple[float, float]]  # setting → what the plan says of it, from and to
 
 
@@ -158,58 +160,50 @@ def hard_and_easy(parts: pd.DataFrame) -> Figure:
     there is one."""
     parts = parts.sort_values("change, hard")
     best = next((n for n in parts.index if n.endswith("-merged")), parts.index[0])
-    hard, easy = (parts.loc[best, f"change, {part}"].value for part in figures.PARTS)
+    hard, easy = (parts.loc[best, f"change, {part}"].value for part in PARTS)
     title = f"{best} changes the loss on hard windows by {hard:+.3f} nats, on easy by {easy:+.3f}"
     marks = [
         Mark(name, *row[f"change, {part}"], **look | {"ink": figures.colour(name)})
         for name, row in parts.iterrows()
-        for part, look in figures.PARTS.items()
+        for part, look in PARTS.items()
     ]
-    keys = [
-        figures.key(f"{p} windows", **look | {"ink": GREY}) for p, look in figures.PARTS.items()
-    ]
+    keys = [figures.key(f"{p} windows", **look | {"ink": GREY}) for p, look in PARTS.items()]
     x = "change of loss against the base (nats per token; left is better)"
     return figures.forest(title, {"": marks}, x, keys, line=0)
 
 
-def kept_and_lost(cuts: ByCut, base: str, teacher: str = "teacher") -> Figure:
-    """How far behind the teacher by kind of token, {cut: {bucket: {model: loss}}}, a panel a cut.
+def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
+    """How far behind the teacher by kind of token, a panel a cut: rows of book.kept_and_lost.
     Drawn are the base and the models whose names begin with it; the table has the others."""
-    behind = {(cut, b): m[base] - m[teacher] for cut, bs in cuts.items() for b, m in bs.items()}
-    cut, bucket = max(behind, key=behind.get)
-    title = f"{base} is furthest behind its teacher at “{bucket}” ({cut})"
-    title += f": {behind[cut, bucket]:+.3f} nats per token"
-    models = next(iter(next(iter(cuts.values())).values()))
-    names = [name for name in models if name.startswith(f"{base}-")] + [base]  # the base on top
-    lags = {
-        cut: {b: {n: (m[n] - m[teacher],) for n in names} for b, m in bs.items()}
-        for cut, bs in cuts.items()
-    }
-    return _by_kind(title, lags, "loss − teacher's (nats)", spread=0)
+    rows = [row for row in rows if row["tokens"] >= FEW]
+    worst = max(rows, key=lambda row: row[base] - row[teacher])
+    title = f"{base} is furthest behind its teacher at “{worst['bucket']}” ({worst['cut']})"
+    title += f": {worst[base] - worst[teacher]:+.3f} nats per token"
+    names = [name for name in rows[0] if name.startswith(f"{base}-")] + [base]  # the base on top
+    lags = [row | {name: (row[name] - row[teacher],) for name in names} for row in rows]
+    return _by_kind(title, lags, names, "loss − teacher's (nats)", spread=0)
 
 
-def won_back(cuts: ByCut, base: str) -> Figure:
-    """Change of the loss against the base by kind of token, {cut: {bucket: {model: (change, low,
-    high)}}}, a panel a cut; left of the line is better, bars are 95 % intervals."""
-    changes = {(cut, b, n): m[n] for cut, bs in cuts.items() for b, m in bs.items() for n in m}
-    cut, bucket, name = surest = min(changes, key=lambda place: changes[place][2])
-    value, low, high = changes[surest]
-    title = f"No kind of token is clearly better than with {base}"
-    if high < 0:
-        title = f"{name} wins back most surely at “{bucket}” ({cut}): {value:+.3f} nats "
-        title += f"[{low:+.3f}, {high:+.3f}] against {base}"
-    return _by_kind(title, cuts, f"loss − {base}'s (nats)")
+def won_back(rows: Rows, base: str) -> Figure:
+    """Change of the loss against the base by kind of token, a panel a cut; left of the line is
+    better, bars are 95 % intervals."""
+    rows = [row for row in rows if row["tokens"] >= FEW]
+    names = [name for name in rows[0] if name not in KIND]
+    row, name = min(itertools.product(rows, names), key=lambda pair: pair[0][pair[1]][2])
+    change, title = Interval(*row[name]), f"No kind of token is clearly better than with {base}"
+    if change.high < 0:
+        title = f"{name} wins back most surely at “{row['bucket']}” ({row['cut']}): {change:.3f} "
+        title += f"nats against {base}"
+    return _by_kind(title, rows, names, f"loss − {base}'s (nats)")
 
 
-def _by_kind(title: str, cuts: ByCut, unit: str, spread: float = 0.7) -> Figure:
+def _by_kind(title: str, rows: Rows, names: Sequence[str], unit: str, spread: float = 0.7):
     """A panel a cut of kinds of token, two beside each other and narrow, for a phone."""
-    marks, names = {}, []
-    for cut, buckets in cuts.items():
-        for bucket, models in buckets.items():
-            each = [figures.of_model(name, *models[name], row=bucket) for name in models]
-            marks[cut] = marks.get(cut, []) + each
-            names = list(dict.fromkeys([*names, *models]))
-    keys = [figures.key(n, figures.colour(n), figures.marker(n)) for n in names]
+    marks = {}
+    for row in rows:
+        each = [figures.of_model(name, *row[name], row=row["bucket"]) for name in names]
+        marks[row["cut"]] = marks.get(row["cut"], []) + each
+    keys = [figures.key(n, figures.colour(n), figures.marker(n)) for n in names[::-1]]
     layout = {"columns": min(2, len(marks)), "width": PHONE, "spread": spread}
     return figures.forest(title, marks, unit, keys, line=0, **layout)
 
@@ -221,7 +215,7 @@ def effects(rows: Rows, title: str) -> Figure:
     for row in rows:
         name, ink = row["what"], ROLES[row["role"]][0]
         value = (row["value"], row["low"], row["high"])
-        marks.append(Mark(name, *value, ink, plan=row["plan"], note=figures.signed(row["value"])))
+        marks.append(Mark(name, *value, ink, plan=row["plan"], note=f"{row['value']:+.3f}"))
         ends += [row["low"], row["high"], *(row["plan"] or ())]
         if row["over_seeds"]:
             mean, half = row["over_seeds"]
@@ -317,3 +311,25 @@ def _against_size(title: str, unit: str, lines: Mapping) -> Figure:
     ax.margins(x=0.1, y=0.15)
     ax.figure.legend(loc="outside center right")
     return ax.figure
+
+
+def sweep(rows: Rows, hints: Hints) -> Figure:
+    """What each setting changes, a panel a setting: the mean difference from the base on hard and
+    on easy text (rows of book.sweep_rows), the bar over all else that varied. *: as the plan."""
+    best = min(rows, key=lambda row: row["loss"])
+    title = (
+        f"Lowest of {len(rows)}: {best['point']}, {best['all']} nats on all text against the base"
+    )
+    marks = {}
+    for name in dict.fromkeys(name for row in rows for name in row["varied"]):
+        values = [row["varied"].get(name, "–") for row in rows]
+        numbers = sorted({value for value in values if isinstance(value, int | float)})
+        for value in dict.fromkeys([*numbers, *values]):
+            for part, look in PARTS.items():
+                same = [row[part][0] for row, v in zip(rows, values, strict=True) if v == value]
+                ends = (np.mean(same), min(same), max(same))
+                mark = Mark(setting(value, hints.get(name)), *ends, **look)
+                marks.setdefault(name.replace("_", " "), []).append(mark)
+    keys = [figures.key(f"{part} text", **look) for part, look in PARTS.items()]
+    x, columns = "loss − base's (nats; *: the plan)", min(2, len(marks))
+    return figures.forest(title, marks, x, keys, line=0, columns=columns)

@@ -180,19 +180,7 @@ def kept_and_lost(rows: list[dict], teacher: str, names: list[str]) -> pd.DataFr
 
 def won_back(rows: list[dict]) -> pd.DataFrame:
     """Per kind of token how many, and each model's change against the base with its interval."""
-    table = pd.DataFrame(rows).set_index(KIND).map(lambda change: f"{Interval(*change)}")
-    return table.reset_index("tokens")
-
-
-def nested(rows: list[dict]) -> dict[str, dict[str, dict]]:
-    """Rows of kept-and-lost or won-back as cut → bucket → model → its value there, for a figure:
-    without buckets so small that they would stretch its axis and say nothing."""
-    cuts = {}
-    for row in rows:
-        if row["tokens"] >= FEW:
-            values = {key: value for key, value in row.items() if key not in KIND}
-            cuts.setdefault(row["cut"], {})[row["bucket"]] = values
-    return cuts
+    return pd.DataFrame(rows).set_index(KIND).map("{:.3f}".format).reset_index("tokens")
 
 
 def route_cost(routes: dict[str, list[list[dict]]]) -> pd.DataFrame:
@@ -210,8 +198,7 @@ def route_cost(routes: dict[str, list[list[dict]]]) -> pd.DataFrame:
 def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
     """One row a model, best first (see book.sweep_rows). * marks a value that the plan names."""
     rows = sorted(rows, key=lambda row: row["loss"])
-    parts = ("all", "hard", "easy")
-    numbers = _written("sweep", [row | {p: f"{Interval(*row[p])}" for p in parts} for row in rows])
+    numbers = _written("sweep", rows)
     table = {"point": [row["point"] for row in rows]}
     for name in dict.fromkeys(name for row in rows for name in row["varied"]):
         plan = rules.plan(notebook, name)

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import itertools
 import unicodedata
 import warnings
 
@@ -12,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from tdbook.analysis.intervals import Interval
-from tdbook.report import figures, plots, sweep_plots, tables
+from tdbook.report import figures, plots, tables
 
 NAMES = """teacher 50m 50m-seed2 50m-scratch 80m 120m 55m 50m-hard-merged
  50m-random-merged""".split()
@@ -133,25 +134,31 @@ def test_hard_and_easy_tells_of_the_merged_model_that_gains_most_on_the_hard_par
     assert values(figure.axes[0])[::2] == values(figure.axes[0])[1::2] == wanted
 
 
+def kind(cut: str, bucket: str, values: dict, tokens: int = 100) -> dict:
+    return {"cut": cut, "bucket": bucket, "tokens": tokens} | values
+
+
 def test_kept_and_lost_names_the_kind_of_token_that_the_base_lost_most_on():
-    buckets = {"లో": 0.1, "కు": 0.2, "ను": 0.9, "లు": 0.3}
-    endings = {b: {n: y + (n == "50m") * x for n, y in LOSS.items()} for b, x in buckets.items()}
-    cuts = {"frequent endings": endings, "script": {"Telugu": LOSS}, "place": {"first": LOSS}}
-    figure = plots.kept_and_lost(cuts, "50m")
+    lost = {"లో": 0.1, "కు": 0.2, "ను": 0.9, "లు": 0.3}
+    rows = [kind("frequent endings", b, LOSS | {"50m": 4.15 + x}) for b, x in lost.items()]
+    rows += [kind("script", "Telugu", LOSS), kind("script", "digits", LOSS | {"50m": 9}, 99)]
+    figure = plots.kept_and_lost([*rows, kind("place", "first", LOSS)], "50m")
     assert title(figure) == (
         "50m is furthest behind its teacher at “ను” (frequent endings): +1.150 nats per token"
     )
-    assert labels(figure.axes[0]) == list(buckets)
-    assert values(figure.axes[0])[-1] == pytest.approx(4.15 + 0.3 - 3.9)
+    endings, script, _ = figure.axes
+    assert labels(endings) == list(lost) and labels(script) == ["Telugu"]  # the others are few
+    assert values(endings)[-1] == pytest.approx(4.15 + 0.3 - 3.9)
+    assert len(values(script)) == 5  # models from the base
 
 
 def test_won_back_names_the_kind_of_token_that_was_won_back_most_surely():
-    cuts = {"script": {"Telugu": {"50m-hard-merged": (-0.1, -0.3, 0.1)},
-                       "digits": {"50m-hard-merged": (-0.05, -0.06, -0.04)}}}  # fmt: skip
-    words = title(plots.won_back(cuts, "50m"))
-    assert words.startswith("50m-hard-merged wins back most surely at “digits” (script): -0.050")
-    cuts["script"].pop("digits")
-    assert title(plots.won_back(cuts, "50m")) == "No kind of token is clearly better than with 50m"
+    unsure = kind("script", "Telugu", {"50m-hard-merged": Interval(-0.1, -0.3, 0.1)})
+    sure = kind("script", "digits", {"50m-hard-merged": Interval(-0.05, -0.06, -0.04)})
+    words = title(plots.won_back([unsure, sure], "50m"))
+    assert words.startswith("50m-hard-merged wins back most surely at “digits” (script): −0.050")
+    none = "No kind of token is clearly better than with 50m"
+    assert title(plots.won_back([unsure], "50m")) == none
 
 
 def test_calibration_gives_the_expected_calibration_error():
@@ -204,59 +211,21 @@ def test_every_sign_of_telugu_is_drawn_and_a_missing_one_is_an_error():
             figure.savefig(io.BytesIO())
 
 
-def swept(seeds: tuple = (1,), scales: tuple = (0.5, 1.0)) -> list[dict]:
-    """Hard text gains 0.001 · rank · scale at share 0.15, half of it at 0.5; easy text loses 0.01;
-    a seed moves both by a hundredth."""
-    return [
-        {"varied": {"share": share, "rank": rank, "lora_scale": scale, "seed": seed},
-         "hard": (-0.001 * rank * scale * (1 if share < 0.2 else 0.5) + (seed - 2) * 0.01, 0, 0),
-         "easy": (0.01 + (seed - 2) * 0.01, 0, 0)}
-        for share in (0.15, 0.5) for rank in (8, 32) for scale in scales for seed in seeds
-    ]  # fmt: skip
-
-
-HINTS = {"share": (0.15, 0.25), "rank": (16, 32), "lora_scale": (1, 1)}
-
-
-def test_sensitivity_is_a_map_a_scale_and_part_with_one_scale_of_colours():
-    figure = sweep_plots.sensitivity(swept((2,)), HINTS)
-    assert title(figure) == (
-        "Hard text gains most at scale 1, share 0.15, rank 32: -0.032 nats, easy text +0.010"
-    )
-    maps = figure.axes[:4]
-    titles = "hard, scale 0.5|easy, scale 0.5|hard, scale 1 *|easy, scale 1 *".split("|")
-    assert [ax.get_title(loc="left") for ax in maps] == titles
-    numbers = [[t.get_text() for t in ax.texts] for ax in maps]
-    assert numbers[2] == ["−0.008", "−0.032", "−0.004", "−0.016"]
-    assert numbers[1] == numbers[3] == ["+0.010"] * 4
-    meshes = [ax.collections[0] for ax in maps]
-    pairs = [(t.get_text(), tuple(m.to_rgba(x))) for ax, m in zip(maps, meshes, strict=True)
-             for t, x in zip(ax.texts, m.get_array().ravel(), strict=True)]  # fmt: skip
-    assert len({*pairs}) == len({text for text, _ in pairs})  # a number has one colour in all maps
-    blue, red = (np.array(dict(pairs)[text]) for text in ("−0.032", "+0.010"))
-    assert blue[2] > blue[0] and red[0] > red[2]
-    axes = (maps[3].get_xticklabels(), maps[2].get_yticklabels())
-    assert [[t.get_text() for t in axis] for axis in axes] == [["8", "32 *"], ["15% *", "50%"]]
-    assert maps[2].get_ylim() == (1.5, -0.5)  # the first share on top
-
-
-def test_sensitivity_of_seeds_shows_their_mean_and_spread_and_of_two_settings_one_pair_of_maps():
-    figure = sweep_plots.sensitivity(swept((1, 2, 3), (1.0,)), HINTS)
-    assert "−0.032\n±0.010" in [t.get_text() for t in figure.axes[0].texts]
-    rows = [{**row, "varied": {k: row["varied"][k] for k in ("rank", "lora_scale")}}
-            for row in swept((2,))]  # fmt: skip
-    pair = sweep_plots.sensitivity(rows, HINTS)
-    assert title(pair).startswith("Hard text gains most at rank 32, scale 1: -0.024")
-    assert len(pair.axes) == 3  # two maps and the colours
-
-
 def test_a_panel_of_a_sweep_has_mean_and_span_of_each_value_of_hard_and_of_easy_text():
-    rows = [row | {"point": f"p{i}", "loss": 5 - i, "all": (-0.1, -0.2, 0)}
-            for i, row in enumerate(swept((2,)))]  # fmt: skip
-    figure = sweep_plots.sweep(rows, HINTS)
-    assert title(figure).startswith("Lowest of 8: p7, -0.100 nats on all text [-0.200, +0.000]")
+    """Hard text gains 0.001 · rank · scale at share 0.15, half of it at 0.5; easy text loses."""
+    rows = []
+    for share, rank, scale in itertools.product((0.15, 0.5), (8, 32), (0.5, 1.0)):
+        gain = Interval(-0.001 * rank * scale * (1 if share < 0.2 else 0.5))
+        row = {"varied": {"share": share, "rank": rank, "lora_scale": scale}, "hard": gain}
+        row |= {"easy": Interval(0.01), "all": Interval(-0.1, -0.2, 0)}
+        rows.append(row | {"point": f"p{len(rows)}", "loss": 5 - len(rows)})
+    figure = plots.sweep(rows, {"rank": (16, 32)})
+    assert (
+        title(figure)
+        == "Lowest of 8: p7, −0.100 [−0.200, +0.000] nats on all text against the base"
+    )
     panel = figure.axes[1]
-    assert (panel.get_title(loc="left"), labels(panel)) == ("rank", ["8", "32 *"])
+    assert (panel.get_title(loc="left"), labels(panel)) == ("rank", ["8", "32 *"])  # the plan's
     assert values(panel) == pytest.approx([-0.0045, 0.01, -0.018, 0.01])
     assert [*panel.lines[0].get_xdata()] == pytest.approx([-0.008, -0.002])
     assert {line.get_marker() for line in panel.lines[1:-1:2]} == {"^", "o"}
