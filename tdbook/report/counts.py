@@ -167,11 +167,6 @@ def _largest(names: list[str], group_N: np.ndarray, order_M: np.ndarray) -> tupl
 
 
 def _histogram(known_M: np.ndarray, low: float, high: float) -> dict:
-    """Bars of equal width: their heights and the difficulty in the middle of each; what lies
-    outside is in the last ones. The line of a threshold stands `zero` + threshold · `nat` bars from
-    the left."""
-    counts, edges = np.histogram(known_M.clip(low, high), BINS, (low, high))
-    middles = [float(f"{x:.5g}") for x in (edges[:-1] + edges[1:]) / 2]
-    heights, nat = (counts / counts.max()).round(3).tolist(), BINS / (high - low)
-    place = {"ends": [low, high], "zero": -low * nat, "nat": nat}
-    return {"heights": heights, "middles": middles} | place
+    """Heights of bars of equal width; what lies outside is in the last ones."""
+    counts, _ = np.histogram(known_M.clip(low, high), BINS, (low, high))
+    return {"heights": (counts / counts.max()).round(3).tolist(), "low": low, "high": high}

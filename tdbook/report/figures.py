@@ -93,7 +93,7 @@ PARTS = {  # colour and form of hard and of easy text
 
 def forest(
     title: str,
-    panels_of: Mapping[str, Sequence[Mark]],
+    panels: Mapping[str, Sequence[Mark]],
     xlabel: str,
     keys: Sequence = (),
     *,
@@ -104,15 +104,17 @@ def forest(
 ) -> Figure:
     """Panels by their titles, marks in rows of their names from the top; those of one row below
     each other, over `spread` of its height."""
-    count, heights = len(panels_of), []
-    for marks in panels_of.values():
+    heights = []
+    for marks in panels.values():
         rows = Counter(mark.row for mark in marks)
         each = 0.15 + 0.11 * max(rows.values()) if spread else 0.26
         heights.append(0.4 + sum(each + 0.15 * (len(row) // 30) for row in rows))
-    heights = [max(heights[i : i + columns]) for i in range(0, count, columns)]
-    room, layout = 0.5 + 0.25 * -(-len(keys) // 2), {"ncols": columns, "sharex": True}
-    figure = panels(title, heights, room, count, width, **layout)
-    for ax, (name, marks) in zip(figure.axes, panels_of.items(), strict=True):
+    heights = [max(heights[i : i + columns]) for i in range(0, len(panels), columns)]
+    figure = titled(title, sum(heights) + 0.5 + 0.25 * -(-len(keys) // 2), width)
+    layout = {"squeeze": False, "sharex": True, "height_ratios": heights}
+    for ax in figure.subplots(len(heights), columns, **layout).flat[len(panels) :]:
+        ax.remove()
+    for ax, (name, marks) in zip(figure.axes, panels.items(), strict=True):
         ax.set_title(printable(name), loc="left")
         _rows(ax, marks, spread)
         if line is not None:
@@ -147,27 +149,18 @@ def _rows(ax: Axes, marks: Sequence[Mark], spread: float) -> None:
     ax.grid(axis="y", visible=False)
 
 
-def panels(
-    title: str, heights: Sequence[float], room: float, count: int, width: float = 6, **layout
-) -> Figure:
-    """Rows of axes of these heights in inches, `count` axes in all, with `room` for what stands
-    below the title. `layout`: ncols, sharex, sharey."""
-    letters = 76 if width > PHONE else 54  # of a line of the title
-    lines = -(-len(title) // letters)
-    if lines > 1:  # as even as they come
-        letters = min(letters, len(title) // lines + 9)
-    text = textwrap.fill(title, letters, break_on_hyphens=False)
-    figure = Figure(figsize=(width, room + 0.2 * lines + sum(heights)), layout="constrained")
+def titled(title: str, height: float, width: float = 6) -> Figure:
+    """A figure with so many inches below its title."""
+    text = textwrap.fill(title, 76 if width > PHONE else 54, break_on_hyphens=False)
+    height += 0.2 * (text.count("\n") + 1)
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(text, x=0.01, ha="left", linespacing=1.15)
-    axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights, **layout)
-    for ax in axes.flat[count:]:
-        ax.remove()
     return figure
 
 
 def single(title: str, x: str, y: str, height: float = 2.8) -> Axes:
     """The axes of a figure of one panel, with their labels."""
-    ax = panels(title, [height], 0, 1).axes[0]
+    ax = titled(title, height).subplots()
     ax.set(xlabel=x, ylabel=y)
     return ax
 

@@ -49,9 +49,6 @@ def exporter() -> HTMLExporter:
 class _Renderer(IPythonRenderer):
     """Formulas as MathML, HTML as text. (A subclass is the way to extend a mistune renderer.)"""
 
-    def latex_environment(self, name: str, body: str) -> str:
-        return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
-
     def block_math(self, body: str) -> str:  # focusable, since a wide one scrolls
         return f'<span class="math" tabindex="0">{self.inline_math(body, "block")}</span>'
 

@@ -18,7 +18,6 @@ from tdbook.report import figures
 from tdbook.report.figures import DOTS, EASY, EVEN, GREY, HARD, LOSS, PARTS, PHONE, ROLES, Mark
 from tdbook.report.tables import FEW, KIND
 from tdbook.report.words import setting
-from tdbook.runs import units
 
 DRAWN = 20_000  # points of a cloud; of more windows, every k-th is drawn
 Rows = Sequence[Mapping]
@@ -95,26 +94,17 @@ def hard_shares(by_cut: Mapping[str, pd.DataFrame]) -> Figure:
     """The hard share of every group beside that of all windows, a panel a cut of tables.by_cut; of
     many groups the largest. The title names the group that departs most, of those with 1 % of the
     windows or more; smaller ones are hollow."""
-    every = pd.concat(by_cut, names=["cut", "group"])
-    count, hard = next(iter(by_cut.values()))[["windows", "hard windows"]].sum()
-    overall, least = hard / count, min(0.01 * count, every["windows"].max())
-    shares = every.loc[every["windows"] >= least, "hard"]
-    cut, group = most = (shares - overall).abs().idxmax()
-    where = f"where the {figures.CUTS.get(cut, cut)} is {figures.printable(group)}"
-    marks = {}
-    for name, table in by_cut.items():
-        largest = table["windows"].rank(method="first", ascending=False) <= figures.LISTED
-        title = figures.CUTS.get(name, name) + ", the largest" * (not largest.all())
-        marks[title] = [
-            Mark(
-                *(str(row.Index), row.hard, 0, row.hard),
-                ink=HARD if row.hard > overall else DOTS,
-                filled=row.windows >= least,
-                note=f"{row.hard:.1%} of {row.windows:,}",
-            )
-            for row in table[largest].itertuples()
-        ]
-    title = f"{shares[most]:.1%} of windows are hard {where}, {overall:.1%} of all"
+    every = pd.concat(by_cut, names=["cut", "group"]).rename(index=figures.CUTS, level="cut")
+    size, (count, hard) = every["windows"], next(iter(by_cut.values())).iloc[:, :2].sum()
+    overall, least = hard / count, min(0.01 * count, size.max())
+    cut, group = most = (every["hard"][size >= least] - overall).abs().idxmax()
+    title = f"{every['hard'][most]:.1%} of windows are hard where the {cut} is "
+    title += f"{figures.printable(group)}, {overall:.1%} of all"
+    rank, marks = size.groupby(level="cut").rank(method="first", ascending=False), {}
+    for (cut, group), row in every[rank <= figures.LISTED].iterrows():
+        look = {"ink": HARD if row["hard"] > overall else DOTS, "filled": row["windows"] >= least}
+        look |= {"note": f"{row['hard']:.1%} of {row['windows']:,.0f}"}
+        marks.setdefault(cut, []).append(Mark(str(group), row["hard"], 0, row["hard"], **look))
     x = "share of a group's windows that are hard (line: of all windows)"
     figure = figures.forest(title, marks, x, line=overall)
     figure.axes[0].set_xlim(0, 1.35 * max(every["hard"].max(), 0.01))
@@ -138,20 +128,6 @@ def quality(models: Mapping[str, Interval], teacher: str = "teacher") -> Figure:
     if teacher in loss:
         title += f", {figures.apart(loss[best] - loss[teacher])} the teacher"
     return losses(title, models)
-
-
-def settings(rows: Sequence[tuple[float, float, float]]) -> Figure:
-    """Loss of every setting, the best on top: rows of ce_weight, temperature, loss; at ce_weight 1
-    there is no temperature. Red: what the plan names."""
-    marks = []
-    for weight, t, loss in sorted(rows, key=lambda row: row[2]):
-        name = f"ce_weight {weight:g}, " + (f"T {t:g}" if weight < 1 else "the text alone")
-        ink = HARD if weight == 0.5 and 2 <= t <= 4 else GREY
-        marks.append(Mark(name, loss, ink=ink, note=f"{loss:.3f}"))
-    title = f"Lowest at {marks[0].row}: {marks[0].value:.3f} nats"
-    if plans := [mark.value - marks[0].value for mark in marks if mark.ink == HARD]:
-        title += f", the plan's best setting {min(plans):.3f} above"
-    return figures.forest(title, {"": marks}, "development loss (nats per token; red: the plan)")
 
 
 def hard_and_easy(parts: pd.DataFrame) -> Figure:
@@ -238,19 +214,16 @@ def effects(rows: Rows, title: str) -> Figure:
 def speeds(by_model: Mapping[str, Rows]) -> Figure:
     """Tokens a second of every way with one thread (rows of inference.with_plan), a panel a model,
     logarithmic; the plan's estimate as a band."""
-    marks, fastest = {}, (0, "", "")
-    for model, rows in by_model.items():
-        rows = [row for row in rows if row["threads"] == 1]
-        fastest = max(fastest, *((row["decode"], row["way"], model) for row in rows))
-        marks[model] = []
-        for row in rows:
-            speed, more = (row["decode"], row["low"], row["high"]), {"row": row["way"]}
-            more |= {"note": f"{row['decode']:,.0f}", "plan": row["plan"]}
-            marks[model].append(figures.of_model(model, *speed, **more))
-    most, way, model = fastest
-    title = f"{way} is the fastest: {most:,.0f} tokens a second of {model}, one thread"
+    marks: dict[str, list[Mark]] = {}
+    ways = [(m, row) for m, rows in by_model.items() for row in rows if row["threads"] == 1]
+    for model, row in ways:
+        speed, note = (row["decode"], row["low"], row["high"]), f"{row['decode']:,.0f}"
+        mark = figures.of_model(model, *speed, row=row["way"], note=note, plan=row["plan"])
+        marks.setdefault(model, []).append(mark)
+    model, row = max(ways, key=lambda way: way[1]["decode"])
+    title = f"{row['way']} is the fastest: {row['decode']:,.0f} tokens a second of {model}"
     x = "tokens a second while decoding (logarithmic; shaded: the plan)"
-    figure = figures.forest(title, marks, x)
+    figure = figures.forest(f"{title}, one thread", marks, x)
     for ax in figure.axes:
         figures.logarithmic(ax, [1])
     return figure
@@ -274,42 +247,20 @@ def calibration(bins: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     return ax.figure
 
 
-def sizes(points: Mapping[str, tuple[float, float]], teacher: str = "teacher") -> Figure:
-    """Validation loss against the number of weights of every model."""
-    best = min(points.keys() - {teacher} or points, key=lambda name: points[name][1])
-    words = {
-        n: f"{units.si(size)} weights and {loss:.3f} nats" for n, (size, loss) in points.items()
-    }
-    title = f"{best} has {words[best]}"
-    title += f", the teacher {words[teacher]}" if teacher in points else ""
-    return _against_size(title, "weights", {n: [[x] for x in point] for n, point in points.items()})
-
-
 def quantization(by_model: Mapping[str, Rows]) -> Figure:
     """Loss against bytes, a line a model through its formats (rows of inference.costs)."""
-    dearest = max(
-        (row["loss"] - rows[0]["loss"], row["format"], model)
-        for model, rows in by_model.items()
-        for row in rows
-    )
-    title = f"{dearest[1]} costs {dearest[2]} the most: {dearest[0]:+.3f} nats"
-    lines = {
-        model: zip(*sorted((row["bytes"], row["loss"]) for row in rows), strict=True)
-        for model, rows in by_model.items()
-    }
-    figure = _against_size(title, "bytes", lines)
+    costs = [(r["loss"] - rows[0]["loss"], r, m) for m, rows in by_model.items() for r in rows]
+    most, row, model = max(costs, key=lambda cost: cost[0])
+    title = f"{row['format']} costs {model} the most: {most:+.3f} nats"
+    ax = figures.single(title, "bytes (logarithmic)", LOSS, height=3.2)
+    frames = {name: pd.DataFrame(rows).sort_values("bytes") for name, rows in by_model.items()}
+    figures.lines(ax, {name: (frame["bytes"], frame["loss"]) for name, frame in frames.items()})
     for row in next(iter(by_model.values())):
         look = {"textcoords": "offset points", "fontsize": 8, "rotation": 30}
-        figure.axes[0].annotate(row["format"], (row["bytes"], row["loss"]), (2, 5), **look)
-    return figure
-
-
-def _against_size(title: str, unit: str, lines: Mapping) -> Figure:
-    ax = figures.single(title, f"{unit} (logarithmic)", LOSS, height=3.2)
-    figures.lines(ax, lines)
+        ax.annotate(row["format"], (row["bytes"], row["loss"]), (2, 5), **look)
     figures.logarithmic(ax, [1, 2, 5])
     ax.margins(x=0.1, y=0.15)
-    ax.figure.legend(loc="outside center right")
+    ax.legend()
     return ax.figure
 
 
@@ -317,9 +268,7 @@ def sweep(rows: Rows, hints: Hints) -> Figure:
     """What each setting changes, a panel a setting: the mean difference from the base on hard and
     on easy text (rows of book.sweep_rows), the bar over all else that varied. *: as the plan."""
     best = min(rows, key=lambda row: row["loss"])
-    title = (
-        f"Lowest of {len(rows)}: {best['point']}, {best['all']} nats on all text against the base"
-    )
+    title = f"Lowest of {len(rows)}: {best['point']}, {best['all']} nats against the base"
     marks = {}
     for name in dict.fromkeys(name for row in rows for name in row["varied"]):
         values = [row["varied"].get(name, "–") for row in rows]

@@ -130,18 +130,15 @@ def _holds(effect: pd.Series, value: float) -> bool:
 
 
 def run(words: list[str]) -> int:
-    """`readme [--check]` or `compare FOLDER`; returns the exit status, 1 where they differ."""
+    """`readme` or `compare FOLDER`; returns the exit status, 1 where they differ."""
     match words:
-        case ["readme", *flags]:
-            check = "--check" in flags
-            current = readme(check)
-            other = "README is not what is published" if check else "README: tables written"
-            print("README has what is published" if current else other)
-            return int(check and not current)
+        case ["readme"]:
+            print("README has what is published" if readme() else "README: tables written")
+            return 0
         case ["compare", out]:
             lines = compare(parameters.ROOT / out, EVIDENCE)
             agrees = f"{out} agrees with {EVIDENCE.relative_to(parameters.ROOT)}"
             print("\n".join(lines) or agrees)
             return int(bool(lines))
-    print("python -m tdbook published readme [--check], or compare outputs/small")
+    print("python -m tdbook published readme, or compare outputs/small")
     return 2

@@ -30,44 +30,37 @@ def _written(table: str, rows: Iterable[Mapping]) -> pd.DataFrame:
     out, since none of their tokens is a target, the last column says how many."""
     columns, rows = COLUMNS[table], list(rows)
     written = [{name.format(**r): form.format(**r) for name, form in columns.items()} for r in rows]
+    frame = pd.DataFrame(written).set_index(next(iter(columns)))
     if any(left_out := [row.get("windows_left_out", 0) for row in rows]):
-        for row, count in zip(written, left_out, strict=True):
-            row["windows left out"] = f"{count:,}"
-    return pd.DataFrame(written).set_index(next(iter(columns)))
+        frame["windows left out"] = [f"{count:,}" for count in left_out]
+    return frame
 
 
 def quality(
-    metrics: dict[str, dict],
-    resampled: dict[str, np.ndarray],
-    base: str,
-    scratch: str | None,
-    teacher: str = "teacher",
+    metrics: dict, resampled: dict, base: str, scratch: str | None, teacher: str = "teacher"
 ) -> pd.DataFrame:
     """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` its
     bootstrapped losses, drawn together. Differences are against `base`, with 95 % intervals."""
     rows = []
     for name, m in metrics.items():
         ends = intervals.interval(resampled[name] - resampled[base])
-        change, (low, high) = (
-            Interval(m["loss"] - metrics[base]["loss"], *ends),
-            of_plan(name, "loss"),
-        )
-        row = m | {"model": name, "base": base, "quality": metrics[teacher]["loss"] / m["loss"]}
-        row |= {"against": "baseline" if name == base else f"{change}"}
-        row |= {"gap": _gap(metrics, resampled, name, scratch, teacher)}
-        row |= {"plan_loss": span(low, high), "plan_formula": span(258 / high, 258 / low, 1)}
-        rows.append(row | {"plan_quality": span(*of_plan(name, "quality"), 0)})
+        change, (low, high) = m["loss"] - metrics[base]["loss"], of_plan(name, "loss")
+        row = {"model": name, "base": base, "quality": metrics[teacher]["loss"] / m["loss"]}
+        row["against"] = "baseline" if name == base else f"{Interval(change, *ends)}"
+        row["gap"] = _gap(metrics, resampled, name, scratch, teacher)
+        row["plan_loss"], row["plan_formula"] = span(low, high), span(258 / high, 258 / low, 1)
+        rows.append(m | row | {"plan_quality": span(*of_plan(name, "quality"), 0)})
     return _written("quality", rows)
 
 
 def _gap(metrics: dict, resampled: dict, name: str, scratch: str | None, teacher: str) -> str:
     if scratch is None or name in (scratch, teacher):
         return "–" if scratch is None else "0" if name == scratch else "1"
-    values_R = intervals.gap_closed(*(resampled[n] for n in (scratch, name, teacher)))
-    if not np.isfinite(values_R).any():
-        return "undefined"
-    low, middle, high = (metrics[n]["loss"] for n in (teacher, name, scratch))
-    return f"{Interval((high - middle) / (high - low), *intervals.interval(values_R)):.2f}"
+    order = (scratch, name, teacher)
+    high, middle, low = (metrics[n]["loss"] for n in order)
+    ends = intervals.interval(intervals.gap_closed(*(resampled[n] for n in order)))
+    gap = (high - middle) / (high - low) if np.isfinite(ends[0]) else math.nan
+    return f"{Interval(gap, *ends):.2f}"
 
 
 def made(metrics: dict[str, dict], how: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
@@ -83,18 +76,14 @@ def with_intervals(metrics: dict[str, dict], resampled: dict) -> dict[str, Inter
 
 
 def hard_and_easy(
-    window_loss: dict[str, np.ndarray],
-    hard_N: np.ndarray,
-    document_N: np.ndarray,
-    base: str,
-    resamples: int,
+    losses: dict, hard_N: np.ndarray, document_N: np.ndarray, base: str, resamples: int
 ) -> pd.DataFrame:
     """Each model's loss on the hard and on the other validation windows, and its change against
     `base` with a 95 % interval over documents; numbers, for a figure and a table alike."""
-    rows = {name: {} for name in window_loss}
-    for name, loss_N in window_loss.items():
+    rows = {name: {} for name in losses}
+    for name, loss_N in losses.items():
         for part, in_N in (("hard", hard_N), ("easy", ~hard_N)):
-            pair = loss_N[in_N], window_loss[base][in_N]
+            pair = loss_N[in_N], losses[base][in_N]
             rows[name][f"loss, {part}"] = hard_set.known_mean(pair[0])
             rows[name][f"change, {part}"] = intervals.change(*pair, document_N[in_N], resamples)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
@@ -159,23 +148,22 @@ def by_cut(
     return tables
 
 
-def texts(found: dict[str, dict]) -> pd.DataFrame:
+def texts(by_model: dict[str, dict]) -> pd.DataFrame:
     """Generated texts side by side, and how much each model repeats itself."""
-    frame = pd.DataFrame(found).T.rename_axis("model")
+    frame = pd.DataFrame(by_model).T.rename_axis("model")
     frame["text"] = frame["text"].str.replace("\n", " ¶ ")  # a row of Markdown is one line
     shares = {"repeated_4grams": "repeated 4-grams", "distinct_2grams": "distinct bigrams"}
-    for column in shares:
-        frame[column] = [intervals.number(share, ".1%") for share in frame[column]]
+    frame[[*shares]] = frame[[*shares]].map(lambda share: intervals.number(share, ".1%"))
     return frame.rename(columns=shares)
 
 
 def kept_and_lost(rows: list[dict], teacher: str, names: list[str]) -> pd.DataFrame:
     """Per kind of token: how many, the teacher's loss, and how far each model is behind it."""
-    table = pd.DataFrame(rows).set_index(KIND[:2])
-    columns = {"tokens": table["tokens"], teacher: table[teacher].map("{:.3f}".format)}
-    for name in (name for name in names if name in table):
-        columns[f"{name} − {teacher}"] = (table[name] - table[teacher]).map("{:+.3f}".format)
-    return pd.DataFrame(columns)
+    table = pd.DataFrame(rows).set_index(KIND)
+    lags = table[[name for name in names if name in table]].sub(table[teacher], axis=0)
+    lags = lags.map("{:+.3f}".format).add_suffix(f" − {teacher}")
+    lags.insert(0, teacher, table[teacher].map("{:.3f}".format))
+    return lags.reset_index("tokens")
 
 
 def won_back(rows: list[dict]) -> pd.DataFrame:
@@ -187,11 +175,10 @@ def route_cost(routes: dict[str, list[list[dict]]]) -> pd.DataFrame:
     """Tokens and minutes of training of each route, from the logs of its students."""
     rows = []
     for name, logs in routes.items():
-        ends = [log[-1] for log in logs]
+        ends, plan = [log[-1] for log in logs], {"progressive": "75m"}.get(name, "75m-direct")
         seconds = sum(r["tokens"] / r.get("train/tokens_per_sec", math.nan) for r in ends)
-        plan = of_plan({"progressive": "75m"}.get(name, "75m-direct"), "hours")
         row = {"route": name, "students": len(logs), "tokens": sum(r["tokens"] for r in ends)}
-        rows.append(row | {"minutes": seconds / 60, "hours": span(*plan, 0)})
+        rows.append(row | {"minutes": seconds / 60, "hours": span(*of_plan(plan, "hours"), 0)})
     return _written("route_cost", rows)
 
 
