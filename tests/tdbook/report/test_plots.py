@@ -212,10 +212,7 @@ def test_a_panel_of_a_sweep_has_mean_and_span_of_each_value_of_hard_and_of_easy_
         row |= {"easy": Interval(0.01), "all": Interval(-0.1, -0.2, 0)}
         rows.append(row | {"point": f"p{len(rows)}", "loss": 5 - len(rows)})
     figure = plots.sweep(rows, {"rank": (16, 32)})
-    assert (
-        title(figure)
-        == "Lowest of 8: p7, −0.100 [−0.200, +0.000] nats against the base"
-    )
+    assert title(figure) == "Lowest of 8: p7, −0.100 [−0.200, +0.000] nats against the base"
     panel = figure.axes[1]
     assert (panel.get_title(loc="left"), labels(panel)) == ("rank", ["8", "32 *"])  # the plan's
     assert values(panel) == pytest.approx([-0.0045, 0.01, -0.018, 0.01])
