@@ -11,7 +11,7 @@
     python -m tdbook report outputs/tiny
     python -m tdbook publish outputs/tiny [name]         → outputs/published/<name>/
     python -m tdbook zip outputs/tiny                    → outputs/tiny/tiny-reports.zip
-    python -m tdbook published readme                    README's table, and the recipe's
+    python -m tdbook published readme                    README's table
     python -m tdbook published compare outputs/small     does it agree with what is published?
     python -m tdbook clean-cache outputs/tiny
     python -m tdbook export MODEL=folder [OUT=… TOKENS=…]

@@ -172,9 +172,9 @@ def lines(ax: Axes, points: Mapping[str, tuple[Sequence[float], Sequence[float]]
         ax.plot(x, y, label=name, linewidth=1.8, markevery=max(1, len(x) // 8), **look)
 
 
-def logarithmic(ax: Axes, ticks: Sequence[float]) -> None:
+def logarithmic(ax: Axes) -> None:
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=ticks))
+    ax.xaxis.set_major_locator(LogLocator(subs=[1, 2, 5]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 

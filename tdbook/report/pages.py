@@ -79,7 +79,7 @@ def environment() -> jinja2.Environment:
     script = base64_of(hashlib.sha256(SCRIPT.encode()).digest())
     css = Markup((HERE / "report.css").read_text("utf-8") + WIDGETS_CSS)
     templates.globals |= {"css": css, "font_slot": FONT_SLOT, "script_hash": f"sha256-{script}"}
-    templates.globals["script"] = Markup(SCRIPT)
+    templates.globals |= {"script": Markup(SCRIPT), "widgets_css": Markup(WIDGETS_CSS)}
     # of what a page's script reads; tojson escapes what could end it
     templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     return templates

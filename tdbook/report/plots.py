@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
+from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval
 from tdbook.report import figures
 from tdbook.report.figures import DOTS, EASY, EVEN, GREY, HARD, LOSS, PARTS, PHONE, ROLES, Mark
@@ -120,14 +121,14 @@ def losses(title: str, models: Mapping[str, Interval]) -> Figure:
     return figures.forest(title, {"": marks}, f"{LOSS[:-1]}; bars: 95 % interval)", line=line)
 
 
-def quality(models: Mapping[str, Interval], teacher: str = "teacher") -> Figure:
-    """Validation loss and 95 % interval of every model."""
-    loss = {name: interval[0] for name, interval in models.items()}
+def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> Figure:
+    """Validation loss and 95 % interval of every model, as tables.quality takes them."""
+    loss = {name: row["loss"] for name, row in metrics.items()}
     best = min(loss.keys() - {teacher} or loss, key=loss.get)
     title = f"{best} has the lowest loss of the students: {loss[best]:.3f} nats per token"
     if teacher in loss:
         title += f", {figures.apart(loss[best] - loss[teacher])} the teacher"
-    return losses(title, models)
+    return losses(title, {n: (loss[n], *intervals.interval(resampled[n])) for n in loss})
 
 
 def hard_and_easy(parts: pd.DataFrame) -> Figure:
@@ -138,14 +139,18 @@ def hard_and_easy(parts: pd.DataFrame) -> Figure:
     best = next((n for n in parts.index if n.endswith("-merged")), parts.index[0])
     hard, easy = (parts.loc[best, f"change, {part}"].value for part in PARTS)
     title = f"{best} changes the loss on hard windows by {hard:+.3f} nats, on easy by {easy:+.3f}"
-    marks = [
-        Mark(name, *row[f"change, {part}"], **look | {"ink": figures.colour(name)})
-        for name, row in parts.iterrows()
-        for part, look in PARTS.items()
-    ]
-    keys = [figures.key(f"{p} windows", **look | {"ink": GREY}) for p, look in PARTS.items()]
-    x = "change of loss against the base (nats per token; left is better)"
-    return figures.forest(title, {"": marks}, x, keys, line=0)
+    rows = {n: {part: row[f"change, {part}"] for part in PARTS} for n, row in parts.iterrows()}
+    return _parts(title, {"": rows}, "change of loss against the base (nats; left is better)")
+
+
+def _parts(title: str, panels: Mapping[str, Mapping], xlabel: str) -> Figure:
+    """Changes on hard and on easy text, {panel: {row: {"hard": interval, "easy": interval}}}."""
+    marks = {
+        panel: [Mark(row, *change[p], **PARTS[p]) for row, change in rows.items() for p in PARTS]
+        for panel, rows in panels.items()
+    }
+    keys = [figures.key(f"{part} text", **look) for part, look in PARTS.items()]
+    return figures.forest(title, marks, xlabel, keys, line=0, columns=min(2, len(marks)))
 
 
 def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
@@ -201,8 +206,7 @@ def effects(rows: Rows, title: str) -> Figure:
     keys = [figures.key("documents", GREY), figures.key("seeds", GREY, "D", filled=False)]
     roles = dict.fromkeys(tuple(ROLES[row["role"]]) for row in rows)
     keys += [figures.key(words, ink, "") for ink, words in roles]
-    if any(row["plan"] and np.isfinite(row["plan"][0]) for row in rows):
-        keys.append(mpl.patches.Patch(color=figures.PLAN, label="the plan"))
+    keys.append(mpl.patches.Patch(color=figures.PLAN, label="the plan"))
     x = "nats per token (or share); bars: 95 %"
     figure = figures.forest(title, {"": marks}, x, keys, line=0, width=PHONE)
     ends = np.array(ends)[np.isfinite(ends)]
@@ -225,7 +229,7 @@ def speeds(by_model: Mapping[str, Rows]) -> Figure:
     x = "tokens a second while decoding (logarithmic; shaded: the plan)"
     figure = figures.forest(f"{title}, one thread", marks, x)
     for ax in figure.axes:
-        figures.logarithmic(ax, [1])
+        figures.logarithmic(ax)
     return figure
 
 
@@ -258,7 +262,7 @@ def quantization(by_model: Mapping[str, Rows]) -> Figure:
     for row in next(iter(by_model.values())):
         look = {"textcoords": "offset points", "fontsize": 8, "rotation": 30}
         ax.annotate(row["format"], (row["bytes"], row["loss"]), (2, 5), **look)
-    figures.logarithmic(ax, [1, 2, 5])
+    figures.logarithmic(ax)
     ax.margins(x=0.1, y=0.15)
     ax.legend()
     return ax.figure
@@ -269,16 +273,13 @@ def sweep(rows: Rows, hints: Hints) -> Figure:
     on easy text (rows of book.sweep_rows), the bar over all else that varied. *: as the plan."""
     best = min(rows, key=lambda row: row["loss"])
     title = f"Lowest of {len(rows)}: {best['point']}, {best['all']} nats against the base"
-    marks = {}
+    panels: dict[str, dict] = {}
     for name in dict.fromkeys(name for row in rows for name in row["varied"]):
         values = [row["varied"].get(name, "–") for row in rows]
         numbers = sorted({value for value in values if isinstance(value, int | float)})
         for value in dict.fromkeys([*numbers, *values]):
-            for part, look in PARTS.items():
-                same = [row[part][0] for row, v in zip(rows, values, strict=True) if v == value]
-                ends = (np.mean(same), min(same), max(same))
-                mark = Mark(setting(value, hints.get(name)), *ends, **look)
-                marks.setdefault(name.replace("_", " "), []).append(mark)
-    keys = [figures.key(f"{part} text", **look) for part, look in PARTS.items()]
-    x, columns = "loss − base's (nats; *: the plan)", min(2, len(marks))
-    return figures.forest(title, marks, x, keys, line=0, columns=columns)
+            same = [row for row, v in zip(rows, values, strict=True) if v == value]
+            change = {part: [row[part][0] for row in same] for part in PARTS}
+            ends = {part: (np.mean(x), min(x), max(x)) for part, x in change.items()}
+            panels.setdefault(name.replace("_", " "), {})[setting(value, hints.get(name))] = ends
+    return _parts(title, panels, "loss − base's (nats; *: the plan)")

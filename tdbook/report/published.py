@@ -24,7 +24,7 @@ def headline(folder: Path) -> str:
     """README's table, from the published numbers alone: each claim with the effect it rests on."""
     claims, effects = (_read(folder, name) for name in ("claims", "effects"))
     first = effects[effects["role"] == "claim"].drop_duplicates("claim").set_index("claim")
-    rows = [("claim of the plan", "verdict", "because", "measured", "the plan")]
+    lines = ["| claim of the plan | verdict | because | measured | the plan |", "|---" * 5 + "|"]
     for row in claims.itertuples():
         measured = plan = "–"
         if row.key in first.index:
@@ -32,31 +32,15 @@ def headline(folder: Path) -> str:
             measured = f"{effect['effect']}: {'; '.join(_measured(effect))}"
             if not math.isnan(effect["plan from"]):
                 plan = f"{effect['plan from']:+.1f} to {effect['plan to']:+.1f}".replace("-", "−")
-        rows.append((row.claim, row.verdict, row.because, measured, plan))
+        lines.append(f"| {row.claim} | {row.verdict} | {row.because} | {measured} | {plan} |")
     if "recipe" not in first.index:
-        return _table(rows)
-    effect, best = first.loc["recipe"], _recipe(_read(folder, "choices"))
+        return "\n".join(lines)
+    effect, tried = first.loc["recipe"], _read(folder, "choices")
+    best = tried[tried["against the recipe"] == "the recipe"].iloc[0]
     knobs = ", ".join(f"{knob} {best[knob]}" for knob in TRIED if knob in best)
     better = f"The better recipe ([{knobs}]({RECIPE})) against the plan's own 50M + LoRA"
-    return f"{_table(rows)}\n\n{better}: {effect['effect']}: {'; '.join(_measured(effect))}."
-
-
-def recommended(folder: Path) -> str:
-    """What each value of the recommended recipe rests on: the same student with that one value
-    changed, on development; then the recipe on the text that judges."""
-    tried, effects = _read(folder, "choices"), _read(folder, "effects")
-    best, rows = _recipe(tried), [("parameter", "value", "the same with another value, against it")]
-    knobs = [column for column in tried.columns if column in TRIED]
-    differs = tried[knobs].astype(str) != best[knobs].astype(str)
-    differs.loc[tried["ce_weight"] == 1, "temperature"] = False  # which has none
-    for knob in knobs:
-        others = tried[differs[knob] & (differs.sum(axis=1) == 1)]
-        words = [f"{row[knob]}: {row['against the recipe']}" for _, row in others.iterrows()]
-        rows.append((knob, str(best[knob]), "; ".join(words) or "not tried alone"))
-    judged = [("on the confirmation text", "documents", "seeds")]
-    for _, effect in effects[effects["claim"] == "recipe"].iterrows():
-        judged.append((effect["effect"], *_measured(effect)))
-    return f"{_table(rows)}\n\n{_table(judged)}"
+    better += f": {effect['effect']}: {'; '.join(_measured(effect))}."
+    return "\n".join([*lines, "", better])
 
 
 def _read(folder: Path, name: str) -> pd.DataFrame:
@@ -64,10 +48,6 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: `make evidence`, then `make publish`")
     return pd.read_csv(path)
-
-
-def _recipe(tried: pd.DataFrame) -> pd.Series:
-    return tried[tried["against the recipe"] == "the recipe"].iloc[0]
 
 
 def _measured(effect: pd.Series) -> tuple[str, str]:
@@ -79,27 +59,18 @@ def _measured(effect: pd.Series) -> tuple[str, str]:
     return documents, seeds
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
-
-
 def readme(check: bool = False) -> bool:
-    """Put the tables into README.md and into that of the recommended recipe; returns whether they
-    were there already. `check`: only that."""
-    current = True
-    for page, table in {"README.md": headline, RECIPE: recommended}.items():
-        path = parameters.ROOT / page
-        text = path.read_text("utf-8")
-        if [text.count(mark) for mark in (BEGIN, END)] != [1, 1]:
-            places = "put them there, the table goes between"
-            raise ValueError(f"{path} must hold {BEGIN} and {END} once each: {places}")
-        before, rest = text.split(BEGIN)
-        wanted = f"{before}{BEGIN}\n\n{table(EVIDENCE)}\n\n{END}{rest.split(END)[1]}"
-        current &= wanted == text
-        if not check and wanted != text:
-            write(path, wanted)
-    return current
+    """Put the table into README.md; returns whether it was there already. `check`: only that."""
+    path = parameters.ROOT / "README.md"
+    text = path.read_text("utf-8")
+    if [text.count(mark) for mark in (BEGIN, END)] != [1, 1]:
+        places = "put them there, the table goes between"
+        raise ValueError(f"{path} must hold {BEGIN} and {END} once each: {places}")
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    wanted = f"{before}{BEGIN}\n\n{headline(EVIDENCE)}\n\n{END}{after}"
+    if not check and wanted != text:
+        write(path, wanted)
+    return wanted == text
 
 
 def compare(out: Path, published: Path) -> list[str]:

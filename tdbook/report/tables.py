@@ -70,12 +70,6 @@ def made(metrics: dict[str, dict], how: Mapping[str, Mapping[str, str]]) -> pd.D
     return pd.DataFrame(rows).T.fillna("–").rename_axis("model")
 
 
-def with_intervals(metrics: dict[str, dict], resampled: dict) -> dict[str, Interval]:
-    """Each model's loss with its 95 % interval, for a figure."""
-    each = {name: intervals.interval(resampled[name]) for name in metrics}
-    return {name: Interval(m["loss"], *each[name]) for name, m in metrics.items()}
-
-
 def hard_and_easy(
     losses: dict, hard_N: np.ndarray, document_N: np.ndarray, base: str, resamples: int
 ) -> pd.DataFrame:
@@ -106,13 +100,16 @@ def sizes(shapes: dict[str, LlamaConfig], teacher: str) -> pd.DataFrame:
     """Real sizes before a run: parameters, of which embedding, compression against the teacher with
     and without the embedding, and the 4-bit file and whether it passes for the plan's 30 MB."""
     rows, largest = [], shapes[teacher]
+    whole, body = largest.parameters, largest.parameters - largest.embedding_parameters
     for name, c in shapes.items():
-        row = {"vocab_size": c.vocab_size, "shape": name, "parameters": c.parameters / 1e6}
-        row |= {"embedding": c.embedding_parameters / 1e6}
-        row |= {"compression": largest.parameters / c.parameters}
-        bodies = [x.parameters - x.embedding_parameters for x in (largest, c)]
-        row |= {"body": bodies[0] / bodies[1], "q4": describe(c)["q4_0_bytes"] / 1e6}
-        rows.append(row | {"passes": "yes" if row["q4"] * 1e6 <= Q4_LIMIT else "no"})
+        size, embedding, q4 = c.parameters, c.embedding_parameters, describe(c)["q4_0_bytes"]
+        row = {
+            "shape": name,
+            "vocab_size": c.vocab_size,
+            "passes": "yes" if q4 <= Q4_LIMIT else "no",
+        }
+        row |= {"parameters": size / 1e6, "embedding": embedding / 1e6, "q4": q4 / 1e6}
+        rows.append(row | {"compression": whole / size, "body": body / (size - embedding)})
     return _written("sizes", rows)
 
 
@@ -204,11 +201,8 @@ def seeds(rows: list[dict]) -> pd.DataFrame:
         same = [f"{name} {value}" for name, value in row["varied"].items() if name != "seed"]
         setting = ", ".join([*same, row["point"].partition(" ")[2]]).rstrip(", ") or "as it is"
         losses.setdefault(setting, []).append(row["loss"])
-    table = []
-    for setting, values in losses.items():
-        if len(values) > 1:
-            spread = "{:.3f} ± {:.3f}".format(*intervals.over_seeds(np.array(values)))
-            table.append((setting, len(values), spread))
+    several = [(setting, np.array(x)) for setting, x in losses.items() if len(x) > 1]
+    table = [(s, len(x), "{:.3f} ± {:.3f}".format(*intervals.over_seeds(x))) for s, x in several]
     return pd.DataFrame(table, columns=["setting", "seeds", "loss"])
 
 

@@ -9,7 +9,6 @@ import html
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 import anywidget
@@ -65,14 +64,7 @@ def _span(text: str, difference: float) -> str:
     return f'<i class="{kind}" title="{difference:+.2f}">{html.escape(text)}</i>'
 
 
-WORSE, BETTER = (
-    " ".join(_span(f"\u00a0{x:g}\u00a0", sign * x) for x in LEVELS) for sign in (1, -1)
-)
-LEGEND = (
-    f'<p class="legend"><small>student against teacher, nats per token: {WORSE} and more worse '
-    f"(solid line), {BETTER} and more better (dotted), plain: less than {LEVELS[0]:g} apart"
-    f"</small></p><style>{pages.WIDGETS_CSS}</style>"
-)
+LEGEND = pages.environment().get_template("legend.html.j2").render(levels=LEVELS)
 
 
 def _beside(order_M: np.ndarray, now: dict) -> tuple[list[int], list[int]]:
@@ -104,7 +96,6 @@ def explorer(explored: Explored, path: Path) -> Explorer:
     windows, their distribution, share in every group, texts on both sides of the line; "keep"
     writes the choice to `path`."""
     numbers, orders = counts.numbers(explored, live=True)
-    html_of = lru_cache(maxsize=64)(lambda i: _card(i, explored))
     # JupyterLab has the fonts of the reader's machine alone, and there may be none for Telugu
     css = f"{pages.font_face()} [lang=te] {{font: 1.1em/1.8 'Report Telugu', sans-serif}}"
     # thousands of coloured pieces: laid out only where they are seen, or a move would wait for them
@@ -113,7 +104,7 @@ def explorer(explored: Explored, path: Path) -> Explorer:
 
     def moved(_: dict | None = None) -> None:
         sides = _beside(orders[widget.at[2]], counts.shown(numbers, widget.at))
-        above, below = ([html_of(i) for i in side] for side in sides)
+        above, below = ([_card(i, explored) for i in side] for side in sides)
         widget.near = {"above": above, "below": below, "at": widget.at}
 
     def keep(_: Explorer, at: list, buffers: list) -> None:
