@@ -34,12 +34,6 @@ QUANTIZATIONS = {
     "Q4_0_DEFAULT": (Kind.Q4_0, Kind.Q6_K, LlamaFileType.MOSTLY_Q4_0),  # as llama-quantize makes it
 }
 LARGEST = 65504  # that 16 bits hold
-# of generation_config.json, what changes a text that is drawn; of these 1 changes nothing
-NEUTRAL_ONE = frozenset(
-    """temperature top_p typical_p repetition_penalty encoder_repetition_penalty length_penalty
-    num_beams num_beam_groups guidance_scale""".split()
-)
-NEUTRAL = shapes.KNOWN - NEUTRAL_ONE - {"top_k", "min_p", "early_stopping"}
 
 
 @dataclass(frozen=True)
@@ -58,12 +52,12 @@ class Source:
 
     @cached_property
     def metadata(self) -> gguf.Metadata:
-        readme = self.folder / "README.md"
+        readme, size = self.folder / "README.md", self.config.parameters
         text = readme.read_text(encoding="utf8") if readme.is_file() else ""
         title = re.search(r"^# (\S+)$", text, re.MULTILINE)
-        name, size = title[1] if title else self.folder.resolve().name, self.config.parameters
+        name = Path(title[1] if title else self.folder.resolve().name)
         guess = gguf.Metadata.apply_metadata_heuristic
-        metadata = guess(gguf.Metadata(), self.card, None, Path(name), size)
+        metadata = guess(gguf.Metadata(), self.card, None, name, size)
         if not metadata.basename:  # a name such as "50m" has no parts to be told apart
             metadata.finetune = None
         metadata.size_label = gguf.size_label(size, 0, 0, 0)
@@ -79,15 +73,11 @@ class Source:
     def not_held(self) -> str:
         """What generation_config.json asks for and no GGUF file holds; "" for nothing."""
         options = model_tokenizer.read_config(self.folder, "generation_config.json").items()
-        empty = (None, "", [], {})
-        asked = [
-            f"{name} {json.dumps(value):.40}"
-            for name, value in options
-            if name not in NEUTRAL and value not in (*empty, int(name in NEUTRAL_ONE))
-        ]
-        asked += [f"eos_token_id {i}" for i in self.vocabulary.stops[2:]]
-        asks = f"generation_config.json asks for {', '.join(asked)}, which no GGUF file holds"
-        return f"{asks}: set it in the program that runs it" if asked else ""
+        options = [(n, v) for n, v in options if n not in shapes.KNOWN and v]
+        options += [("eos_token_id", i) for i in self.vocabulary.stops[2:]]
+        asks = ", ".join(f"{name} {json.dumps(value):.40}" for name, value in options)
+        fault = f"generation_config.json asks for {asks}, which no GGUF file holds"
+        return f"{fault}: set it in the program that runs it" if asks else ""
 
 
 def read(folder: Path) -> Source:
@@ -100,10 +90,10 @@ def read(folder: Path) -> Source:
 
 
 def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
-    """One GGUF file of a Llama folder (ours or Hugging Face's: tied or not, grouped heads, shards),
-    whole or not at all, one tensor in memory at a time. `quantization`: a name in QUANTIZATIONS.
-    Norms stay float32; a row that is no multiple of a block stays Q8_0 or F16, as in llama.cpp.
-    Warns before it writes where the file will take ids alone, and puts run_gguf.py beside it."""
+    """One GGUF file of a Llama folder (ours or Hugging Face's), whole or not at all, one tensor in
+    memory at a time. `quantization`: a name in QUANTIZATIONS. Norms stay float32; a row that is no
+    multiple of a block stays Q8_0 or F16, as in llama.cpp. Warns before it writes where the file
+    will take ids alone, and puts run_gguf.py beside it."""
     path = Path(path)
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"{quantization!r} is unknown: give one of {', '.join(QUANTIZATIONS)}")
@@ -125,7 +115,7 @@ def warn(model: Source, name: str, quantization: str) -> None:
 
 def write(model: Source, path: Path, quantization: str) -> None:
     """The file, and what it needs beside it."""
-    config, words, helpers = model.config, model.vocabulary, {}
+    words, helpers = model.vocabulary, {}
     if words.why:
         tokenizer = path.with_name(gguf_tokenizer.released_name(words.tokenizer))
         helpers[tokenizer] = words.tokenizer.path.read_bytes()
@@ -133,23 +123,22 @@ def write(model: Source, path: Path, quantization: str) -> None:
     for file, content in helpers.items():
         own(file, content)
     with replacing(path) as beside:
-        writer = gguf.GGUFWriter(beside, "llama")
-        writer.add_type("model")
-        model.metadata.set_gguf_meta_model(writer)
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        writer.add_file_type(QUANTIZATIONS[quantization][2])
-        gguf_tokenizer.add_shape(writer, config)
-        gguf_tokenizer.add(writer, words, config.vocab_size)
-        _write_weights(writer, model, kinds(model, quantization))
-        writer.close()
+        _write_model(gguf.GGUFWriter(beside, "llama"), model, quantization)
     new = [file for file in helpers if not file.exists() or file.read_bytes() != helpers[file]]
     for file in new:
         write_whole(file, helpers[file])
     sign(path, *new)
 
 
-def _write_weights(writer: gguf.GGUFWriter, model: Source, kind_of: dict[str, Kind]) -> None:
+def _write_model(writer: gguf.GGUFWriter, model: Source, quantization: str) -> None:
+    writer.add_type("model")
+    model.metadata.set_gguf_meta_model(writer)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(QUANTIZATIONS[quantization][2])
+    gguf_tokenizer.add_shape(writer, model.config)
+    gguf_tokenizer.add(writer, model.vocabulary, model.config.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.layers)
+    kind_of = kinds(model, quantization)
     for name, (_, shape) in model.weights.items():
         block, width = gguf.GGML_QUANT_SIZES[kind_of[name]]
         size, theirs = math.prod(shape) // block * width, names.get_name(name, (".weight",))
@@ -159,6 +148,7 @@ def _write_weights(writer: gguf.GGUFWriter, model: Source, kind_of: dict[str, Ki
     writer.write_ti_data_to_file()
     for name in model.weights:
         writer.write_tensor_data(_content(model, name, kind_of[name]))
+    writer.close()
 
 
 def kinds(model: Source, quantization: str) -> dict[str, Kind]:

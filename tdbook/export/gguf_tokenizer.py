@@ -41,15 +41,12 @@ class Vocabulary:
 
     @property
     def types(self) -> list[int]:
-        byte = TokenType.BYTE if self.model == "llama" else TokenType.NORMAL
+        one, byte = self.tokenizer, TokenType.BYTE if self.model == "llama" else TokenType.NORMAL
         types = [byte if BYTE.fullmatch(p) else TokenType.NORMAL for p in self.pieces]
-        for i in model_tokenizer.added_words(self.tokenizer):
-            types[i] = TokenType.USER_DEFINED
-        for i in self.tokenizer.silent | {self.tokenizer.eos}:
-            types[i] = TokenType.CONTROL
-        if self.tokenizer.unk is not None:
-            types[self.tokenizer.unk] = TokenType.UNKNOWN
-        return types
+        kinds = dict.fromkeys(model_tokenizer.added_words(one), TokenType.USER_DEFINED)
+        kinds |= dict.fromkeys(one.silent | {one.eos}, TokenType.CONTROL)
+        kinds |= {} if one.unk is None else {one.unk: TokenType.UNKNOWN}
+        return [kinds.get(i, kind) for i, kind in enumerate(types)]
 
 
 def vocabulary(folder: Path, shape: LlamaConfig) -> Vocabulary:
@@ -80,11 +77,9 @@ def _tried(tokenizer: Tokenizer) -> Vocabulary:
             ids = llama_cpp.ids_of(stub, lines)
         if ids == wanted:
             return candidate
-        if ids is None:
-            why = why or "text that it has no piece for ends llama.cpp's process"
-        else:
-            wrong = sum(a != b for a, b in zip(ids, wanted, strict=True))
-            why = why or f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines"
+        wrong = sum(a != b for a, b in zip(ids or wanted, wanted, strict=True))
+        fault = f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines"
+        why = why or (fault if ids else "text that it has no piece for ends llama.cpp's process")
     if added := len(model_tokenizer.added_words(tokenizer)):
         why += f"; {added:,} of its pieces are words added to it"
     return replace(candidates[0], why=why)
@@ -103,11 +98,12 @@ def _joined(tokenizer: Tokenizer) -> Vocabulary:
 
 def _sentencepiece(tokenizer: Tokenizer) -> list[Vocabulary]:
     sp = tokenizer.model
-    pieces = [sp.id_to_piece(i) for i in range(tokenizer.size)]
-    scores = [sp.get_score(i) for i in range(tokenizer.size)]
+    pieces, scores = zip(
+        *((sp.id_to_piece(i), sp.get_score(i)) for i in range(tokenizer.size)), strict=True
+    )
     space = sp.encode("a", out_type=str)[0].startswith("▁")
     trims = sp.encode("a  a") == sp.encode("a a")
-    return [Vocabulary(tokenizer, "llama", pieces, scores, space=space, trims=trims)]
+    return [Vocabulary(tokenizer, "llama", [*pieces], [*scores], space=space, trims=trims)]
 
 
 def _json(tokenizer: Tokenizer) -> list[Vocabulary]:

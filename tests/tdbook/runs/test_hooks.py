@@ -23,7 +23,6 @@ from tdbook.corpus.token_files import open_tokens
 from tdbook.runs import hashes, heartbeat, hooks, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import Run, start
-from tdbook.training import dashboard
 from tdbook.workflow import execute
 from tdlib import train
 from tdlib.files import write_whole as write
@@ -335,7 +334,7 @@ def test_wandb_gets_the_rows_of_the_log_and_a_training_that_goes_on_is_the_same_
     assert (folder / "checkpoints/01_distill-a/a/wandb.id").read_text() != kept  # another run
 
 
-def test_a_wandb_that_fails_or_hangs_costs_a_training_a_line(
+def test_a_wandb_that_fails_costs_a_training_a_line(
     folder, tiny_llama, alone, offline, monkeypatch, capsys
 ):
     import wandb
@@ -346,12 +345,6 @@ def test_a_wandb_that_fails_or_hangs_costs_a_training_a_line(
     monkeypatch.setattr(wandb, "init", fails)
     assert same(trained(folder, tiny_llama, wandb="telugu"), alone)
     assert "W&B: 01_distill-a a is not logged there: UsageError" in capsys.readouterr().out
-    monkeypatch.setattr(wandb, "init", lambda **_: time.sleep(20))
-    monkeypatch.setattr(dashboard, "CLOSE_S", 0.2)
-    began = time.monotonic()
-    assert same(trained(folder, tiny_llama, wandb="telugu"), alone)
-    assert time.monotonic() - began < 15
-    assert "W&B: not all of 01_distill-a a is sent" in capsys.readouterr().out
 
 
 def test_wandb_that_is_not_installed_is_one_line_before_anything_else(monkeypatch):
