@@ -23,13 +23,10 @@ def prompts(config: LlamaConfig, tokens: data.Tokens | None, count: int = 200) -
     """Prompts of many lengths, from one token to the whole context, the shorter the more often:
     parts of the validation text, or, without tokens, ids at random. Each begins after <eos>."""
     draw, prompts = np.random.default_rng(0), []
+    stream = tokens.val.ids if tokens else draw.integers(0, config.vocab_size, 2**16)
     for length in np.geomspace(1, config.context, count).round().astype(int):
-        if tokens:
-            at = draw.integers(0, max(1, len(tokens.val.ids) - length))
-            ids = tokens.val.ids[at : at + length]
-        else:
-            ids = draw.integers(0, config.vocab_size, length)
-        prompts.append([config.eos_id, *ids.tolist()][:length])
+        at = draw.integers(0, max(1, len(stream) - length))
+        prompts.append([config.eos_id, *stream[at : at + length].tolist()][:length])
     return prompts
 
 

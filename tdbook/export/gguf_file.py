@@ -7,7 +7,6 @@ Hugging Face's layout has halves. Where llama.cpp does not make the tokenizer's 
 
 import json
 import math
-import re
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,22 +51,13 @@ class Source:
 
     @cached_property
     def metadata(self) -> gguf.Metadata:
-        readme, size = self.folder / "README.md", self.config.parameters
-        text = readme.read_text(encoding="utf8") if readme.is_file() else ""
-        title = re.search(r"^# (\S+)$", text, re.MULTILINE)
-        name = Path(title[1] if title else self.folder.resolve().name)
-        guess = gguf.Metadata.apply_metadata_heuristic
-        metadata = guess(gguf.Metadata(), self.card, None, name, size)
-        if not metadata.basename:  # a name such as "50m" has no parts to be told apart
-            metadata.finetune = None
+        size = self.config.parameters
+        metadata = gguf.Metadata.load(None, self.folder.resolve(), None, size)
         metadata.size_label = gguf.size_label(size, 0, 0, 0)
         return metadata
 
     def file_name(self, quantization: str) -> str:
-        """By gguf.naming_convention: "telugu-52M-merged-Q4_0.gguf"."""
-        m = self.metadata
-        parts = m.name, m.basename, m.finetune, m.version, m.size_label, quantization
-        return f"{gguf.naming_convention(*parts)}.gguf"
+        return f"{self.folder.resolve().name}-{quantization}.gguf"
 
     @cached_property
     def not_held(self) -> str:
@@ -172,13 +162,12 @@ def coarse(model: Source, quantization: str) -> str:
     block = gguf.GGML_QUANT_SIZES[kind][0]
     matrices = {name: shape for name, (_, shape) in model.weights.items() if len(shape) > 1}
     widths = sorted({shape[-1] for shape in matrices.values() if shape[-1] % block})
-    if not widths:
-        return ""
     inside = sum(math.prod(shape) for name, shape in matrices.items() if kind_of[name] == kind)
-    share = inside / sum(map(math.prod, matrices.values()))
-    amount = f"{share:.1%} of {quantization} is" if share else f"Nothing in {quantization} is"
+    share = f"{inside / sum(map(math.prod, matrices.values())):.1%} of {quantization} is"
+    amount = share if inside else f"Nothing in {quantization} is"
     rows = f"rows of {' and '.join(map(str, widths))} weights are no multiple of {block}"
-    return f"{amount} in {4 if kind == Kind.Q4_0 else 8} bits: {rows}, and stay in 16 bits"
+    words = f"{amount} in {4 if kind == Kind.Q4_0 else 8} bits: {rows}, and stay in 16 bits"
+    return words if widths else ""
 
 
 def _content(model: Source, name: str, kind: Kind) -> np.ndarray:
@@ -187,8 +176,8 @@ def _content(model: Source, name: str, kind: Kind) -> np.ndarray:
         weight = weights.read_weight(f, path, name)
     low, high = map(float, weight.aminmax())
     if not max(-low, high) <= (np.finfo(np.float32).max if kind == Kind.F32 else LARGEST):
-        fault = f"{path}: {name} holds {max(-low, high)}, which {kind.name} cannot"
-        raise ValueError(f"{fault}: give an earlier checkpoint")
+        value = f"{path}: {name} holds {max(-low, high)}"
+        raise ValueError(f"{value}, which {kind.name} cannot: give an earlier checkpoint")
     for letter, heads in (("q", config.heads), ("k", config.kv_heads)):
         if name.endswith(f"{letter}_proj.weight"):
             weight = teacher.neighbours(weight, heads)

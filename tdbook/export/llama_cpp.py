@@ -77,8 +77,7 @@ def library() -> ctypes.CDLL:
     lib.llama_backend_init()
     numbers = lib.llama_context_default_params().numbers
     if [numbers[i] for i in (0, 1, TYPE_K, TYPE_K + 1)] != [512, 2048, 1, 1]:
-        fault = "this xllamacpp has another llama.h than the one used here"
-        raise ValueError(f"{fault}: install the pinned one")
+        raise ValueError("xllamacpp has another llama.h than is used here: install the pinned one")
     return lib
 
 

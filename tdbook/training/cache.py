@@ -98,23 +98,16 @@ def targets(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ids drawn from the teacher and their log-probabilities at a temperature, (N, K); its loss of
     each token at temperature 1, (N,), 0 where masked. Never all logits at once."""
-    device, results = hidden_NE.device.type, []
-    rows = chunk = losses.default_chunk(device)
-    if device == "cpu":  # in blocks that fit its cache, as in losses
-        rows = max(1, losses.BLOCK * torch.get_num_threads() // len(head_VE))
-    for h_NE, *rest in zip(*(x.split(chunk) for x in (hidden_NE, targets_N, u_NK)), strict=True):
-        logits_NV = (h_NE @ head_VE.T).float()
-        blocks = zip(*(x.split(rows) for x in (logits_NV, *rest)), strict=True)
-        results += [_block_targets(*block, temperature) for block in blocks]
-        del blocks, logits_NV  # or the next chunk's would be made beside them
+    chunk, results = losses.default_chunk(hidden_NE.device.type), []
+    parts = (x.split(chunk) for x in (hidden_NE, targets_N, u_NK))
+    for h_NE, y_N, u_NK in zip(*parts, strict=True):
+        g_NV = (h_NE @ head_VE.T).float()
+        loss_N = F.cross_entropy(g_NV, y_N, reduction="none", ignore_index=data.IGNORE)
+        p_NV = g_NV.div_(temperature).softmax(1)
+        ids_NK = draw(p_NV, u_NK)
+        results.append((ids_NK, p_NV.gather(1, ids_NK).log(), loss_N))
+        del g_NV, p_NV  # or the next chunk's would be made beside them
     return tuple(map(torch.cat, zip(*results, strict=True)))
-
-
-def _block_targets(g_NV: Tensor, y_N: Tensor, u_NK: Tensor, temperature: float) -> tuple:
-    loss_N = F.cross_entropy(g_NV, y_N, reduction="none", ignore_index=data.IGNORE)
-    p_NV = g_NV.div_(temperature).softmax(1)
-    ids_NK = draw(p_NV, u_NK)
-    return ids_NK, p_NV.gather(1, ids_NK).log(), loss_N
 
 
 class Cache(Targets, AbstractContextManager):
@@ -139,8 +132,7 @@ class Cache(Targets, AbstractContextManager):
         """
         split = Path(getattr(windows.ids, "filename", None) or "").stem
         if split in ("val", "confirm"):
-            fault = f"a cache is for training, these windows are those of {split}"
-            raise ValueError(f"{fault}: give tokens.train")
+            raise ValueError(f"these windows are {split}'s, a cache is for training: tokens.train")
         self.folder, self.windows, self.read_only = Path(folder), windows, read_only
         self.teacher, self.hidden, self.head = teacher, teacher.hidden, teacher.head
         self.sampling = f"{draws} draws, seed {seed}"

@@ -274,9 +274,8 @@ def test_a_worker_that_is_killed_or_fails_ends_all_and_is_named_in_a_line(tmp_pa
 
     tokens, recipe = some_tokens(tmp_path / "tokens", MANY), replace(LONG, ce_weight=1.0)
     how = dict(processes=PROCESSES, folder=tmp_path / "kept")
-    with pytest.raises(
-        RuntimeError, match="^process 1 terminated with signal SIGKILL; where memory"
-    ):
+    line = "^process 1 terminated with signal SIGKILL; where memory is short"
+    with pytest.raises(RuntimeError, match=line):
         worker.fit(tiny(), tokens, recipe, progress=kill, **how)
     line = "^Process 0 terminated .*: TypeError: there is nothing to look at$"
     with pytest.raises(RuntimeError, match=line):
