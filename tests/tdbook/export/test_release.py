@@ -4,12 +4,9 @@ import contextlib
 import io
 import json
 import logging
-import os
 import random
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,8 +80,6 @@ def test_auto_tokenizer_gives_our_ids_and_our_text_on_real_telugu(lines, tmp_pat
     texts = lines + EDGES
     wanted = judge.encode(texts)
     assert theirs(texts).input_ids == wanted == ours.encode(texts)
-    assert [theirs.encode(text) for text in EDGES] == wanted[len(lines) :]
-    assert theirs.batch_decode(wanted) == texts
     ended = [[*ids, 3] for ids in wanted]
     assert theirs.batch_decode(ended, skip_special_tokens=True) == texts
 
@@ -213,23 +208,17 @@ def run(code: str, caplog) -> dict:
     return left
 
 
-def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, tokens, base, caplog):
-    left = run(program(cards.card(base, tokens, ROW, RECORD), name=base), caplog)
-    assert left["beginning"].tolist() == [[3, *tokenizer.encode(["ఒక ఊరిలో"])[0]]]
-
-
-def test_so_does_that_for_a_sentencepiece_model(lines, tokens, tmp_path, caplog):
-    ours = trained(lines, tmp_path / "theirs.model", eos_id=2, bos_id=3)
-    folder = released(ours, tmp_path)
-    with pytest.raises(ValueError):  # and no other ids
+def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, lines, tokens, tmp_path, caplog):
+    other = trained(lines, tmp_path / "theirs.model", eos_id=2, bos_id=3)  # of no AutoTokenizer
+    for ours, eos in ((tokenizer, 3), (other, 2)):
+        folder = released(ours, tmp_path / str(eos))
+        left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
+        assert left["beginning"].tolist() == [[eos, *ours.encode(["ఒక ఊరిలో"])[0]]]
+    with pytest.raises(ValueError):
         transformers.AutoTokenizer.from_pretrained(folder)
-    left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
-    assert left["beginning"].tolist() == [[2, *ours.encode(["ఒక ఊరిలో"])[0]]]
 
 
-def test_so_does_that_for_upstreams_vocabulary_and_it_encodes_as_we_do(
-    shared, lines, tokens, tmp_path, caplog
-):
+def test_that_for_upstreams_vocabulary_encodes_as_we_do(shared, lines, tokens, tmp_path, caplog):
     ours = tokenizer_files.open(shared / "data" / "upstream_tokenizer" / "tokenizer.json")
     folder = released(ours, tmp_path)
     assert (folder / "morfessor.json").read_bytes() == ours.path.read_bytes()
@@ -264,25 +253,25 @@ def test_the_card_tells_the_numbers_the_run_and_no_path(tokenizer, tokens, base)
     }
 
 
-@pytest.mark.parametrize(
-    "name, notebook, change, origin",
-    [
-        ("teacher", "00_teacher", dict(teacher=""), "trained here"),
-        ("teacher", "00_teacher", dict(teacher="/a/best.pt"), "made elsewhere"),
-        ("50m-scratch", "01_distill", dict(ce_weight=1), "without a teacher"),
-        ("50m", "01_distill", dict(init="teacher"), "slices of its teacher's weights"),
-        ("75m", "05_progressive", {}, "a student of `150m`"),
-        ("75m-direct", "05_progressive", {}, "a student of `teacher`"),
-        ("50m-hard-merged", "03_lora", ADAPTER, "the adapter `50m-hard` merged"),
-        ("50m-on", "03_lora", ADAPTER | dict(trains="weights"), "all its weights trained on for"),
-    ],
-)
-def test_the_card_says_how_the_model_came_to_be(
-    name, notebook, change, origin, tokens, base, tmp_path
-):
-    (folder := tmp_path / name).symlink_to(base)
-    record = RECORD | dict(notebook=notebook, parameters=PARAMETERS | change)
-    assert origin in cards.card(folder, tokens, ROW, record)
+ORIGINS = [
+    ("teacher", "00_teacher", dict(teacher=""), "trained here"),
+    ("teacher", "00_teacher", dict(teacher="/a/best.pt"), "made elsewhere"),
+    ("50m-scratch", "01_distill", dict(ce_weight=1), "without a teacher"),
+    ("50m", "01_distill", dict(init="teacher"), "slices of its teacher's weights"),
+    ("75m", "05_progressive", {}, "a student of `150m`"),
+    ("75m-direct", "05_progressive", {}, "a student of `teacher`"),
+    ("50m-hard-merged", "03_lora", ADAPTER, "the adapter `50m-hard` merged"),
+    ("50m-on", "03_lora", ADAPTER | dict(trains="weights"), "all its weights trained on for"),
+]
+
+
+def test_the_card_says_how_the_model_came_to_be(tokens, base, tmp_path):
+    for name, notebook, change, origin in ORIGINS:
+        folder = tmp_path / notebook / name
+        folder.parent.mkdir(exist_ok=True)
+        folder.exists() or folder.symlink_to(base)
+        record = RECORD | dict(notebook=notebook, parameters=PARAMETERS | change)
+        assert origin in cards.card(folder, tokens, ROW, record)
 
 
 def test_a_folder_without_a_tokenizer_gets_no_card(tokens, tmp_path):
@@ -310,14 +299,9 @@ def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokens, base, tmp_p
     assert card.data.library_name == "peft" and card.text.count("TODO") == 3
 
 
-def test_the_upload_command_is_one_that_hf_understands_for_any_folder(tmp_path):
+def test_the_upload_command_names_a_repository_that_the_hub_takes(tmp_path):
     folder = tmp_path / "a run's folder" / "50m+x"
-    folder.mkdir(parents=True)
     words = shlex.split(cards.upload_command(folder))
-    assert words[2:5] == ["YOUR-NAME/telugu-50m-x", str(folder), "."]
+    assert words[:5] == ["hf", "upload", "YOUR-NAME/telugu-50m-x", str(folder), "."]
+    assert words[5:] == ["--repo-type", "model", "--private"]
     huggingface_hub.utils.validate_repo_id(words[2])
-    words[0] = str(Path(sys.executable).with_name(words[0]))
-    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(words, env=offline, capture_output=True, text=True)
-    # past its arguments and its look at the folder, at the first thing that it would ask the Hub
-    assert done.returncode == 1 and "/api/repos/create: offline mode" in done.stderr, done.stderr

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from tdbook.training import cache
-from tdlib import data, hard_set, losses, train
+from tdlib import data, hard_set, train
 from tdlib.train import Recipe
 from tests.helpers import one_line, same, tiny_model, weights_of
 
@@ -104,51 +104,6 @@ def test_where_it_is_asked_depends_on_seed_window_and_position_alone():
     assert torch.equal((u * 5).floor(), torch.arange(5.0).double().expand_as(u))  # a part each
 
 
-def dense_loss(q_NV, p_NV, targets_N, a, t):
-    """By torch's own functions, of logits: the loss, and the KL."""
-    log_q_NV, log_p_NV = ((x / t).log_softmax(1) for x in (q_NV, p_NV))
-    kl = F.kl_div(log_q_NV, log_p_NV, reduction="batchmean", log_target=True)
-    return a * F.cross_entropy(q_NV, targets_N) + (1 - a) * t * t * kl, kl
-
-
-def kept_loss(hidden_ND, head_VD, targets_N, teacher, u_NK, a, t):
-    """The loss of draws as a cache keeps them: their log-probabilities in half precision."""
-    hidden_ND, head_VD = (x.detach().requires_grad_() for x in (hidden_ND, head_VD))
-    ids_NK, logp_NK, _ = cache.targets(*teacher, targets_N, u_NK, t)
-    teacher = dict(teacher_ids_NK=ids_NK, teacher_probs_NK=logp_NK.half().float().exp())
-    options = dict(ce_weight=a, temperature=t)
-    found = losses.sampled_distillation_loss(hidden_ND, head_VD, targets_N, **options, **teacher)
-    return found.loss.detach(), found.kl, *torch.autograd.grad(found.loss, (hidden_ND, head_VD))
-
-
-def test_loss_and_gradient_from_few_draws_are_unbiased():
-    """Against the dense loss in float64."""
-    a, t, g = 0.3, 2.0, torch.Generator().manual_seed(0)
-    sizes = (4, 4), (140, 4), (4, 6), (140, 6)
-    hidden_ND, head_VD, *teacher = (torch.randn(*size, generator=g) for size in sizes)
-    targets_N = torch.randint(140, (4,), generator=g)
-    h, w = (x.double().requires_grad_() for x in (hidden_ND, head_VD))
-    loss, kl = dense_loss(h @ w.T, (teacher[0] @ teacher[1].T).double(), targets_N, a, t)
-    wanted = loss.detach(), kl.detach(), *torch.autograd.grad(loss, (h, w))
-    # a single number of the gradient may hang on a draw that hardly ever comes; a mixture does not
-    mixed_GM = torch.randn(sum(x.numel() for x in wanted[2:]), 40, generator=g).double()
-
-    def numbers(loss, kl, *gradients):
-        mixed_M = torch.cat([x.flatten() for x in gradients]).double() @ mixed_GM
-        return torch.cat([loss[None], kl[None], mixed_M])
-
-    found, wanted = [], numbers(*wanted)
-    for seed in range(700):
-        u_NK = cache.uniform(seed, [0], 4, 3)
-        found.append(numbers(*kept_loss(hidden_ND, head_VD, targets_N, teacher, u_NK, a, t)))
-    found = torch.stack(found)
-    error = found.std(0) / len(found) ** 0.5
-    # the largest of 42 normal numbers passes 4.5 once in 3,000 seeds
-    assert ((found.mean(0) - wanted) / error).abs().max() < 4.5
-    # and the trial is sharp: its errors are small beside what it measures
-    assert error[0] < 0.03 * wanted[0] and error[2:].norm() < 0.05 * wanted[2:].norm()
-
-
 def test_half_precision_of_the_log_probabilities_does_not_shift_the_loss():
     p_NV = some_probabilities(2000, 1000, 4.0)
     logp = p_NV.gather(1, cache.draw(p_NV, cache.uniform(0, [0], 2000, 12))).log()
@@ -195,24 +150,18 @@ def test_a_row_holds_the_teachers_probabilities_and_loss(temperature, tmp_path):
 
 
 @pytest.mark.parametrize("vocab, width", [(2**16, 2), (2**16 + 1, 4)])
-def test_ids_take_two_bytes_up_to_65536_and_four_beyond(vocab, width, tmp_path):
+def test_its_size_is_known_before_and_taken_only_as_it_fills(vocab, width, tmp_path):
+    """Ids take two bytes up to 65,536, and four beyond."""
     teacher = Seen(vocab=vocab)
     with torch.no_grad():
         teacher.head[-1] = 40 * teacher.model.norm.weight  # the last id is nearly certain
-    targets = opened(tmp_path, teacher)
-    fill(targets, [[2]])
-    assert targets.rows["ids"].dtype.itemsize == width
-    assert targets.read([2])[0].max() == vocab - 1
-    assert cache.size(WINDOWS, T, 5, vocab) == WINDOWS * (T * 5 * (width + 2) + 4 + 1)
-
-
-def test_its_size_is_known_before_and_taken_only_as_it_fills(tmp_path):
-    targets = opened(tmp_path / "made", windows=some_windows(500), draws=40)
-    files, wanted = list((tmp_path / "made").glob("*.bin")), cache.size(500, T, 40, VOCAB)
+    targets = opened(tmp_path / "made", teacher, some_windows(500), draws=40)
+    files, wanted = list((tmp_path / "made").glob("*.bin")), cache.size(500, T, 40, vocab)
     on_disk = lambda: sum(f.stat().st_blocks * 512 for f in files)  # noqa: E731
+    assert wanted == 500 * (T * 40 * (width + 2) + 4 + 1)
     assert sum(f.stat().st_size for f in files) == wanted > 20 * on_disk()
-    fill(targets, np.arange(500).reshape(10, 50))
-    assert 0.99 * wanted < on_disk() < 1.1 * wanted  # whole blocks
+    fill(targets, [[2]])
+    assert targets.read([2])[0].max() == vocab - 1
     with pytest.raises(OSError) as error:  # 192 TB
         opened(tmp_path / "large" / "here", windows=some_windows(10**5), draws=4 * 10**7)
     wanted = f"{cache.size(10**5, T, 4 * 10**7, VOCAB) / 2**20:,.1f}"
@@ -302,17 +251,23 @@ def poison(targets: cache.Cache, rows) -> None:
                 file.write(byte * width)
 
 
-@pytest.mark.parametrize("rows, mask", [(range(WINDOWS), False), ([0, 3, 7, 8], True)])
-def test_a_row_that_does_not_count_is_never_read(rows, mask, tmp_path):
-    windows, teacher = some_windows(mask=mask), Seen()
-    wanted, targets = trained(tmp_path, windows=windows)
+def test_a_row_that_does_not_count_is_never_read_and_the_teacher_is_asked_once(tmp_path):
+    windows, teacher, again, rows = some_windows(mask=True), Seen(), Seen(), [0, 3, 7, 8]
+    wanted, targets = trained(tmp_path, teacher, windows)
+    assert sorted(teacher.windows) == list(range(WINDOWS)) and targets.valid.all()
     content = targets.rows.tobytes()
+    second, _ = trained(tmp_path, again, windows)
+    assert again.windows == [] and same(second, wanted)
     poison(targets, rows)
     assert targets.rows.tobytes() != content and (targets.valid == 0).sum() == len(rows)
-    found, targets = trained(tmp_path, teacher, windows)
-    assert same(found, wanted)
-    assert set(rows) <= set(teacher.windows) and len(set(teacher.windows)) == len(teacher.windows)
+    found, targets = trained(tmp_path, again, windows)
+    assert same(found, wanted) and all(w.isfinite().all() for w in found.values())
+    assert set(rows) <= set(again.windows) and len(set(again.windows)) == len(again.windows)
     assert targets.rows.tobytes() == content and targets.valid.all()
+    with opened(tmp_path, Seen(), windows) as targets:
+        targets.draws = None  # every row comes with its batch, read ahead
+        recipe = quick(seed=3, micro_windows=3)  # in another order, for another student
+        train.fit(tiny(2), windows, recipe, teacher=targets)
 
 
 def test_a_row_that_counts_is_used_as_it_is_beside_others_that_do_not(tmp_path):
@@ -366,30 +321,30 @@ def filler(folder, teacher, windows, rows) -> None:
                 fill(targets, [[row]])
 
 
-def counted(folder) -> np.ndarray:
-    path = folder / "valid.bin"
-    return np.fromfile(path, "u1") if path.exists() else np.zeros(0, "u1")
-
-
 def test_killed_at_any_moment_every_row_that_counts_is_whole(tmp_path):
     windows, teacher, rng = some_windows(60), Seen(), random.Random(0)
     filler(tmp_path / "whole", teacher, windows, range(60))
     wanted = opened(tmp_path / "whole", windows=windows).rows
     fork, found, stages = multiprocessing.get_context("fork"), tmp_path / "found", {0}
+
+    def count() -> np.ndarray:
+        path = found / "valid.bin"
+        return np.fromfile(path, "u1") if path.exists() else np.zeros(0, "u1")
+
     for _ in range(6):
         shares = [(found, teacher, windows, range(i, 60, 2)) for i in range(2)]
         children = [fork.Process(target=filler, args=share) for share in shares]
         for child in children:
             child.start()
         aim = max(stages) + rng.randrange(10)
-        while any(c.is_alive() for c in children) and counted(found).sum() < aim:
+        while any(c.is_alive() for c in children) and count().sum() < aim:
             time.sleep(0.0002)
         time.sleep(rng.uniform(0, 0.003))
         for child in children:
             child.kill()
             child.join()
         if (found / "key.json").exists():
-            targets, whole = opened(found, windows=windows), np.flatnonzero(counted(found))
+            targets, whole = opened(found, windows=windows), np.flatnonzero(count())
             stages.add(len(whole))
             assert targets.rows[whole].tobytes() == wanted[whole].tobytes()
     assert len(stages) > 2 and max(stages) > 9  # it was killed while at work, and went on
@@ -421,7 +376,9 @@ def test_with_very_many_draws_a_batch_from_it_is_the_dense_one(tmp_path):
     recipe, (ids, y) = quick(ce_weight=0.5, temperature=2.0), windows.batch([0, 1, 2])
     wanted, kept = tiny().double(), y.flatten() != data.IGNORE
     q_NV, p_NV = (m(ids).flatten(0, 1)[kept] for m in (wanted, tiny(9, dim=48).double()))
-    loss, kl = dense_loss(q_NV, p_NV.detach(), y.flatten()[kept], 0.5, 2.0)
+    log_q_NV, log_p_NV = ((x / 2.0).log_softmax(1) for x in (q_NV, p_NV.detach()))
+    kl = F.kl_div(log_q_NV, log_p_NV, reduction="batchmean", log_target=True)
+    loss = 0.5 * F.cross_entropy(q_NV, y.flatten()[kept]) + 0.5 * 4 * kl
     loss.backward()
     gradient = torch.cat([w.grad.flatten() for w in wanted.parameters()])
     for draws, near in ((20, 2.0), (2000, 0.05)):
@@ -435,22 +392,6 @@ def test_with_very_many_draws_a_batch_from_it_is_the_dense_one(tmp_path):
             assert float(found.loss) == pytest.approx(float(loss), rel=near / 10)
             assert float(found.kl) == pytest.approx(float(kl), rel=near)
     assert sorted(teacher.windows) == [0, 0, 1, 1, 2, 2]
-
-
-def test_the_teacher_is_asked_once_for_each_window_and_then_never(tmp_path):
-    windows, teacher, again = some_windows(mask=True), Seen(), Seen()
-    first, _ = trained(tmp_path, teacher, windows)
-    assert sorted(teacher.windows) == list(range(WINDOWS))
-    second, _ = trained(tmp_path, again, windows)
-    assert again.windows == [] and same(first, second)
-    assert all(w.isfinite().all() for w in first.values())
-    with opened(tmp_path, again, windows) as targets:
-        targets.draws = None  # every row comes with its batch, read ahead
-        recipe = quick(seed=3, micro_windows=3)  # in another order, for another student
-        train.fit(tiny(2), windows, recipe, teacher=targets)
-        (ids, y, *kept), _ = windows.stream([[3, 1], [2]], "cpu", targets.read)
-        assert len(ids) == len(y) == 2 and all(map(torch.equal, kept, targets.read([3, 1])))
-    assert again.windows == []
 
 
 @pytest.mark.parametrize("stop, lost", [(2, False), (4, True), (6, True)])

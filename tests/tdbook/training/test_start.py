@@ -5,17 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tdbook.training import from_teacher
 from tdlib import data
-from tdlib.model import Llama, LlamaConfig, RMSNorm
+from tdlib.model import Llama, LlamaConfig
 from tests.helpers import one_line, same, tiny_model
 
 WINDOWS = data.Windows(np.random.default_rng(0).integers(0, 97, 24 * 16 + 1), 16)
 IDS = WINDOWS.batch(range(24))[0]
-
-
 SMALL = dict(layers=3, heads=4, dim=32, mlp_dim=48)
 
 
@@ -45,15 +42,11 @@ def rows_of(new: torch.Tensor, old: torch.Tensor) -> list[int]:
     return torch.where(same.any(1), same.int().argmax(1), -1).tolist()
 
 
-@pytest.mark.parametrize(
-    "shape", [{}, {"kv_heads": 2}, {"tied": False}, {"head_dim": 6}, {"layers": 1}]
-)
+@pytest.mark.parametrize("shape", [{"kv_heads": 2}, {"tied": False}, {"head_dim": 6, "layers": 1}])
 def test_equal_size_gives_the_teacher_back_bit_for_bit(shape):
     old = teacher(**shape)
     new = made(old)
-    assert torch.equal(logits(new), logits(old))
-    for name, weight in old.named_parameters():
-        assert torch.equal(new.get_parameter(name), weight), name
+    assert torch.equal(logits(new), logits(old)) and same(new.state_dict(), old.state_dict())
 
 
 def grown(small: Llama, **shape) -> Llama:
@@ -72,19 +65,16 @@ def grown(small: Llama, **shape) -> Llama:
         return [h * b.head_dim + i for h in heads for i in inside]
 
     def drawn() -> dict[str, tuple]:
-        keys, share, units = places(b.kv_heads, c.kv_heads), b.heads // b.kv_heads, []
+        keys, share, half = places(b.kv_heads, c.kv_heads), b.heads // b.kv_heads, b.head_dim // 2
         heads = [k * share + i for k in keys for i in places(share, c.heads // c.kv_heads)]
         step, value = b.head_dim // c.head_dim, places(b.head_dim, c.head_dim)
-        turned = [
-            i for half in (0, b.head_dim // 2) for i in range(half, half + b.head_dim // 2, step)
-        ]
+        turned = [*range(0, half, step), *range(half, 2 * half, step)]
         units = places(b.mlp_dim, c.mlp_dim)
-        columns = {"o_proj": at(heads, value), "down_proj": units}
         rows = {"q_proj": at(heads, turned), "k_proj": at(keys, turned), "v_proj": at(keys, value)}
         rows |= {"gate_proj": units, "up_proj": units}
         rows |= dict.fromkeys(("embed_tokens", "lm_head"), range(c.vocab_size))
         reads = {name: (places, dims) for name, places in rows.items()}
-        return reads | {name: (dims, places) for name, places in columns.items()}
+        return reads | {"o_proj": (dims, at(heads, value)), "down_proj": (dims, units)}
 
     dims = places(b.dim, c.dim)
     axes = [drawn(), drawn()]
@@ -102,9 +92,10 @@ def grown(small: Llama, **shape) -> Llama:
     return big
 
 
-@pytest.mark.parametrize(
-    "head_dim, keys, tied", [(8, (2, 5), True), (16, (1, 3), False), (16, (2, 5), False)]
-)
+INERT = [(8, (2, 5), True), (16, (1, 3), False), (16, (2, 5), False)]
+
+
+@pytest.mark.parametrize("head_dim, keys, tied", INERT)
 def test_what_is_inert_is_left_out_and_the_logits_stay(head_dim, keys, tied):
     """Groups of one head or of two, among groups of one or of three. The norms' eps is as good as
     none, for it is added to a mean square that is another over more dimensions."""
@@ -122,30 +113,6 @@ def test_a_student_without_shared_keys_repeats_the_teachers():
     new = made(old, kv_heads=4)
     assert new.layers[0].self_attn.k_proj.weight.shape == (32, 32)
     close(logits(new), logits(old))
-
-
-def test_an_equivalent_teacher_gives_an_equivalent_student():
-    """Dimensions, heads and units in another order: the same are chosen, so the function is one."""
-    old, rng = teacher(), np.random.default_rng(2)
-    other = Llama(old.config).requires_grad_(False)
-    dims, everything = rng.permutation(32), np.arange(97)
-    axes = []
-    for _ in old.layers:
-        heads = (rng.permutation(4)[:, None] * 8 + np.arange(8)).ravel()
-        units = rng.permutation(48)
-        reads = {name: (heads, dims) for name in ("q_proj", "k_proj", "v_proj")}
-        reads |= {"gate_proj": (units, dims), "up_proj": (units, dims)}
-        axes.append(reads | {"o_proj": (dims, heads), "down_proj": (dims, units)})
-    for name, weight in old.named_parameters():
-        at, part = name.split(".")[1], name.split(".")[-2]
-        order = axes[int(at)].get(part) if at.isdigit() else (everything, dims)
-        kept = dims if weight.ndim == 1 else np.ix_(*order)
-        other.get_parameter(name).copy_(weight[kept])
-    close(logits(other), logits(old))
-    shape = dict(layers=2, heads=3, kv_heads=3, dim=24, mlp_dim=30)
-    new, again = (made(x, **shape) for x in (old, other))
-    close(logits(again), logits(new))
-    assert not torch.allclose(logits(new), logits(old), atol=0.1)  # no copy of the teacher
 
 
 def test_the_same_inputs_give_the_same_bits_and_the_random_numbers_stay():
@@ -209,19 +176,6 @@ def test_directions_are_orthonormal_hold_the_most_and_stay_near_the_teachers_own
     assert torch.equal(from_teacher.directions(moment_DD, 32), torch.eye(32))
 
 
-def test_every_norm_and_the_head_have_the_same_say_in_the_directions():
-    old = teacher(tied=False)
-    given = [old.head]
-    for module in old.modules():
-        if isinstance(module, RMSNorm):
-            module.register_forward_hook(lambda _, x, out: given.append(out.flatten(0, 1)))
-    logits(old)
-    singular = [np.linalg.svd(x.double().numpy(), full_matrices=False)[1:] for x in given]
-    moment_DD = sum(right.T * (s**2 / (s**2).sum()) @ right for s, right in singular)
-    assert len(given) == 8
-    np.testing.assert_allclose(from_teacher.look(old, IDS)[0].numpy(), moment_DD, atol=1e-9)
-
-
 def test_the_student_inherits_rope_eps_and_eos():
     old = teacher(rope_theta=500.0, norm_eps=1e-5, eos_id=7)
     new = from_teacher.from_teacher(old, LlamaConfig(97, 2, 4, 32, 48, context=16), WINDOWS)
@@ -238,19 +192,6 @@ def test_tied_or_untied_is_the_students_own_choice(theirs, ours):
     assert torch.equal(new.head, old.head)
     if theirs or not ours:
         close(logits(new), logits(old))
-
-
-def test_a_start_is_nearer_to_its_teacher_than_a_random_one():
-    old = teacher()
-    wanted = logits(old).log_softmax(-1)
-    for shape in (
-        dict(layers=2, heads=3, kv_heads=3, dim=24, mlp_dim=40),
-        dict(dim=16, mlp_dim=24),
-    ):
-        new = made(old, **shape, head_dim=8)
-        far, near = (logits(m).log_softmax(-1) for m in (Llama(new.config), new))
-        near, far = (F.kl_div(x, wanted, log_target=True, reduction="sum") for x in (near, far))
-        assert near < far
 
 
 def test_norms_and_writing_weights_are_least_squares_of_the_teachers_stream():
