@@ -5,7 +5,6 @@ Hugging Face's layout has halves. Where llama.cpp does not make the tokenizer's 
 (every @@ vocabulary), a warning says so first, and run_gguf.py beside the file encodes.
 """
 
-import json
 import math
 import warnings
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import LlamaFileType
 
-from tdbook.export import gguf_tokenizer, llama_cpp, model_tokenizer
+from tdbook.export import gguf_tokenizer, llama_cpp
 from tdbook.export.gguf_tokenizer import SCRIPT, Vocabulary
 from tdlib import shapes, teacher, weights
 from tdlib.files import AWAY, own, replacing, sign, write_whole
@@ -59,15 +58,13 @@ class Source:
     def file_name(self, quantization: str) -> str:
         return f"{self.folder.resolve().name}-{quantization}.gguf"
 
-    @cached_property
+    @property
     def not_held(self) -> str:
-        """What generation_config.json asks for and no GGUF file holds; "" for nothing."""
-        options = model_tokenizer.read_config(self.folder, "generation_config.json").items()
-        options = [(n, v) for n, v in options if n not in shapes.KNOWN and v]
-        options += [("eos_token_id", i) for i in self.vocabulary.stops[2:]]
-        asks = ", ".join(f"{name} {json.dumps(value):.40}" for name, value in options)
-        fault = f"generation_config.json asks for {asks}, which no GGUF file holds"
-        return f"{fault}: set it in the program that runs it" if asks else ""
+        """What ends a text and no GGUF file holds; "" for nothing."""
+        lost = ", ".join(map(str, self.vocabulary.stops[2:]))
+        return (
+            f"ids {lost} end a text too: stop at them in the program that runs it" if lost else ""
+        )
 
 
 def read(folder: Path) -> Source:

@@ -22,7 +22,7 @@ import numpy as np
 
 BATCH = 512  # tokens that go in at once
 RAW_TEXT = "tdlib.raw_text"  # metadata: whether the file makes the tokenizer's own ids of raw text
-BYTE = 32  # llama.cpp's attribute of a piece such as <0xE0>
+SENTENCEPIECE, BYTE = 1, 32  # llama.cpp's kind of vocabulary; its attribute of a piece like <0xE0>
 REMAKE = "copy it again, or make it again, by make export MODEL=folder"
 LONGEST = 2**20  # tokens of a context: room for its keys and values is made at once
 TYPE_K = 26  # where the settings of a context hold the type of keys; that of values follows
@@ -149,21 +149,15 @@ class Model:
         self.threads(threads)
 
     def _takes_raw_text(self) -> bool:
-        """As the file says; one made elsewhere does where its pieces have ids for any text.
-        ValueError: it has no vocabulary."""
-        kind, raw_text = self._metadata("tokenizer.ggml.model"), self._metadata(RAW_TEXT)
-        if kind in ("", "none", "no_vocab"):
+        """As the file says; one made elsewhere does where its pieces have ids for any text."""
+        if not (kind := self.lib.llama_vocab_type(self._vocabulary)):
             raise ValueError(f"{self.path} holds no vocabulary (tokenizer.ggml.model): {REMAKE}")
-        if raw_text or kind != "llama":
-            return raw_text != "false"
-        attribute = self.lib.llama_vocab_get_attr
-        return any(attribute(self._vocabulary, i) & BYTE for i in range(self.vocab_size))
-
-    def _metadata(self, name: str) -> str:
-        """A value of the metadata as text, "" where there is none."""
-        text = ctypes.create_string_buffer(100)
-        self.lib.llama_model_meta_val_str(self._model, name.encode(), text, c_size_t(len(text)))
-        return text.value.decode(errors="replace")
+        value, attribute = ctypes.create_string_buffer(9), self.lib.llama_vocab_get_attr
+        key = RAW_TEXT.encode(), value, c_size_t(len(value))
+        if self.lib.llama_model_meta_val_str(self._model, *key) > 0:
+            return value.value != b"false"
+        bytes_ = (attribute(self._vocabulary, i) & BYTE for i in range(self.vocab_size))
+        return kind != SENTENCEPIECE or any(bytes_)
 
     def _keep(self, free: Callable, handle: _Handle) -> _Handle:
         """A handle that is freed with this object, the latest first."""
