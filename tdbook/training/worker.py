@@ -69,20 +69,17 @@ def fit(
     job.mkdir(parents=True)
     (job / MARK).touch()
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    weights = tokens.train.weights
-    given = {"processes": processes, "port": store.port}
-    given |= {"threads": max(1, torch.get_num_threads() // processes)}
-    given |= {"device": "cuda" if "cuda" in device else "cpu", "evaluate": evaluate}
-    given |= {"tokens": tokens.folder.resolve(), "context": tokens.context}
-    given |= {"weights": weights is not None and Path(weights.filename).resolve()}
-    given |= {"student": _pack(student, job / "student.weights"), "recipe": recipe, "rows": rows}
+    threads, weights = max(1, torch.get_num_threads() // processes), tokens.train.weights
+    given = dict(processes=processes, port=store.port, threads=threads, evaluate=evaluate)
+    given |= dict(tokens=(tokens.folder.resolve(), tokens.context), recipe=recipe, rows=rows)
+    given |= dict(weights=weights is not None and Path(weights.filename).resolve())
+    given |= dict(device="cuda" if "cuda" in device else "cpu")
+    given |= dict(student=_pack(student, job / "student.weights"))
     try:
         given |= _teacher(job, as_targets(teacher), recipe)
         log = _run(job, processes, given, record, progress)
-        weights = dict(student.named_parameters())
-        with torch.no_grad():
-            for name, weight in safetensors.torch.load_file(job / "trained.weights").items():
-                weights[name].copy_(weight)
+        trained = safetensors.torch.load_file(job / "trained.weights")
+        student.load_state_dict(trained, strict=False)
         return log
     finally:
         shutil.rmtree(job, ignore_errors=True)
@@ -124,7 +121,8 @@ def _run(
                         record(value) if what == "record" else progress(*value)
                 if signals.caught and not asked:
                     asked = True
-                    context.processes[0].terminate()  # it ends its step and keeps its state first
+                    for process in context.processes:  # they end their step and keep the state
+                        process.terminate()
         finally:
             for process in context.processes:
                 process.kill()
@@ -187,10 +185,8 @@ def _train(team: Team, job: Path, given: dict) -> None:
     where = dict(store=store, rank=team.rank, world_size=team.size)
     dist.init_process_group(backend, timeout=WAIT, **where)
     if recipe.compile:  # whole, as in one process; in pieces it takes no activation_checkpointing
-        from torch import _dynamo
-
-        _dynamo.config.optimize_ddp = False
-    tokens = token_files.open_tokens(given["tokens"], given["context"])
+        torch._dynamo.config.optimize_ddp = False
+    tokens = token_files.open_tokens(*given["tokens"])
     tokens = data.weighted(tokens, given["weights"]) if given["weights"] else tokens
     student = _unpack(*given["student"]).to(device)
     teacher = given["teacher"] and _unpack(*given["teacher"]).to(device)

@@ -464,8 +464,7 @@ PLACES = {
     "test_a_cards_place_is_its_owners": "common.write_card",
     "test_a_cache_takes_no_file_that_it_did_not_make": "cache._make",
     "test_cleaning_removes_kept_targets_alone": "ownership.clean_cache",
-    "test_a_job_of_workers_takes_no_folder_of_another": """worker.fit worker._run worker._work
-        worker._teller""",
+    "test_a_job_of_workers_takes_no_folder_of_another": "worker.fit worker._run worker._train",
     "test_features_and_losses_of_another_stay": "features.of",
     "test_a_sweep_takes_no_file_of_another_and_no_folder_in_a_links_place": """sweeps.write
         sweeps.link""",

@@ -16,13 +16,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-import torch.distributed as dist
 
 from tdbook.corpus import token_files
 from tdbook.training import cache, worker
 from tdlib import data, evaluate, lora, train
 from tdlib.model import Llama
-from tdlib.team import ALONE, Team
 from tdlib.train import Recipe
 from tests.helpers import distance, tiny_model
 
@@ -40,145 +38,11 @@ def wider() -> Llama:
     return tiny(9, dim=48, heads=4, kv_heads=2, tied=False)
 
 
-def some_ids(windows=WINDOWS) -> np.ndarray:
-    return np.random.default_rng(3).integers(0, VOCAB, windows * T + 1).astype("<u4")
-
-
-def some_windows(mask=False) -> data.Windows:
-    """With a mask from hardly a target to nearly all, window by window; one has none at all."""
-    ids = some_ids()
-    if not mask:
-        return data.Windows(ids, T)
-    share = np.repeat(np.linspace(0.05, 0.95, WINDOWS + 1), T)[: len(ids)]
-    mask = (np.random.default_rng(4).random(len(ids)) < share).astype("u1")
-    mask[5 * T + 1 : 6 * T + 1] = 0
-    return data.Windows(ids, T, mask)
-
-
 def quick(windows=4, of=WINDOWS, **change) -> Recipe:
     """Ten steps, of four windows each."""
     options = dict(learning_rate=3e-3, epochs=10 * windows / of, batch_tokens=windows * T)
     options |= dict(micro_windows=2, warmup_share=0.2, checkpoint_minutes=1e-9)
     return Recipe(**options | change)
-
-
-ALONG = dict(micro_windows=1, activation_checkpointing=True)
-CASES = {
-    "cross-entropy alone": dict(recipe=quick(ce_weight=1.0)),
-    "an adapter": dict(recipe=quick(of=17, ce_weight=0.0), adapters=True, rows=np.arange(3, 20)),
-    "five windows, three and two": dict(recipe=quick(5), mask=True),
-    "one window, one and none": dict(recipe=quick(1), mask=True),
-    "one at a time": dict(recipe=quick(8, **ALONG), mask=True),
-    "clipped and skipped": dict(recipe=quick(clip=0.1, spike=-0.05, max_skipped=9), mask=True),
-    "cached": dict(recipe=quick(micro_windows=1, epochs=2.0), cached=True),
-    "stopped in one": dict(recipe=quick()),
-    "stopped in two": dict(recipe=quick()),
-}
-STOP = 6  # the step after whose update, and before whose checkpoint, a training is stopped
-
-
-class Stopped(Exception):
-    pass
-
-
-def fit_case(name: str, team: Team, folder: Path, stop=0) -> tuple[dict, list[dict]]:
-    """Weights and log of a case; its checkpoint, and what it cached, are in the folder."""
-    case, log = CASES[name], None
-    student, windows = tiny(adapters=case.get("adapters")), some_windows(case.get("mask"))
-
-    def progress(step, *_):
-        if step == stop:
-            raise Stopped
-
-    teacher = wider()
-    if case.get("cached"):
-        teacher = cache.Cache(folder / "cache", teacher, windows, temperature=2.0, draws=5)
-    how = dict(rows=case.get("rows"), team=team, progress=progress, evaluations=10)
-    how["folder"] = folder / ("kept" if team.rank == 0 else f"kept by {team.rank}")
-    try:
-        log = train.fit(student, windows, case["recipe"], teacher=teacher, **how)
-    except Stopped:
-        pass
-    if case.get("cached"):
-        teacher.sync()
-    return {name: w.detach() for name, w in student.state_dict().items()}, log
-
-
-def train_all(rank: int, place: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{place}/meet", rank=rank, world_size=PROCESSES)
-    for name in CASES:
-        folder = place / name
-        if name == "stopped in one" and rank:  # whose checkpoint lies where process 0 keeps its
-            (folder / "kept by 1").symlink_to(folder / "kept")
-        found = fit_case(name, Team(rank, PROCESSES), folder, STOP * (name == "stopped in two"))
-        torch.save(found, place / f"{name} {rank}.pt")
-        dist.barrier()
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """Where two processes have trained every case, and left what came of it."""
-    place = tmp_path_factory.mktemp("team")
-    for name in CASES:
-        (place / name).mkdir()
-    fit_case("stopped in one", ALONE, place / "stopped in one", stop=STOP)
-    torch.multiprocessing.spawn(train_all, (place,), PROCESSES)
-    return place
-
-
-def read(place: Path, name: str, rank: int = 0) -> tuple[dict, list[dict]]:
-    return torch.load(place / f"{name} {rank}.pt", weights_only=True)
-
-
-def assert_the_same(found, wanted, name) -> None:
-    start = tiny(adapters=CASES[name].get("adapters")).state_dict()
-    assert distance(found[0], wanted[0]) < 1e-5
-    # of what they moved by; Adam divides by a gradient's own size, however small, so rounding shows
-    # more: 2e-5 at most between micro-batches of 1 to 5 windows in one process (measured)
-    moved = [{key: w[key] - start[key] for key in start} for w in (found[0], wanted[0])]
-    assert distance(*moved) < 1e-4
-    for row, other in zip(found[1], wanted[1], strict=True):
-        row, other = ({k: v for k, v in x.items() if "per_sec" not in k} for x in (row, other))
-        assert row == pytest.approx(other, rel=1e-5, abs=1e-7)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_two_processes_train_to_the_weights_of_one_and_hold_the_same_bits(name, place, tmp_path):
-    (mine, log), (other, _) = (read(place, name, rank) for rank in range(PROCESSES))
-    assert all(torch.equal(mine[key], other[key]) for key in mine)
-    wanted = fit_case(name, ALONE, tmp_path)
-    if name == "stopped in two":  # one process ends what two began
-        state = torch.load(place / name / "kept" / "state.pt", weights_only=True)
-        assert state["step"] == STOP - 1
-        mine, log = fit_case(name, ALONE, place / name)
-    assert wanted[1][-1]["step"] >= 10
-    assert_the_same((mine, log), wanted, name)
-    if name == "clipped and skipped":
-        assert 2 <= wanted[1][-1]["train/skipped"] <= 8
-    if name == "cached":  # each process kept the targets of its windows
-        how = dict(temperature=2.0, draws=5)
-        targets = cache.Cache(place / name / "cache", wider(), some_windows(), **how)
-        assert targets.there(np.arange(WINDOWS)).all()
-    if name != "stopped in one":  # process 0 alone writes
-        assert (place / name / "kept" / "state.pt").exists()
-        assert not (place / name / "kept by 1").exists()
-
-
-SHARES = [(7, 2, [4, 3]), (8, 3, [3, 3, 2]), (1, 3, [1, 0, 0]), (5, 1, [5])]
-
-
-@pytest.mark.parametrize("windows, size, shares", SHARES)
-def test_each_window_of_a_step_is_one_processs(windows, size, shares):
-    rows = np.arange(windows) * 10
-    each = [list(Team(rank, size).micro_batches(rows, 2)) for rank in range(size)]
-    assert [sum(map(len, micros)) for micros in each] == shares
-    assert np.concatenate([np.concatenate(micros) for micros in each]).tolist() == rows.tolist()
-    assert all(len(micros) >= 1 and max(map(len, micros)) <= 2 for micros in each)
-
-
-# the whole way: notebook and workers
 
 
 def look(tokens: data.Tokens, device: str):
@@ -198,8 +62,8 @@ def look_in_vain(tokens: data.Tokens, device: str):
 def some_tokens(folder: Path, windows=WINDOWS) -> data.Tokens:
     folder.mkdir()
     meta = dict(block_size=T, vocab_size=VOCAB, dtype="uint32")
+    ids = np.random.default_rng(3).integers(0, VOCAB, windows * T + 1).astype("<u4")
     for split in ("train", "val"):
-        ids = some_ids(windows)
         ids.tofile(folder / f"{split}.bin")
         meta[f"{split}_tokens"] = len(ids)
     (folder / "meta.json").write_text(json.dumps(meta))
@@ -234,34 +98,70 @@ def workers() -> list[psutil.Process]:
     return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
-def test_a_training_by_workers_is_that_of_this_process(tmp_path):
+def assert_the_same(student: Llama, log: list[dict], other: Llama, wanted: list[dict]) -> None:
+    start = tiny(adapters=bool(lora.adapters(other))).state_dict()
+    weights = [net.state_dict() for net in (student, other)]
+    assert distance(*weights) < 1e-5
+    # of what they moved by; Adam divides by a gradient's own size, however small, so rounding shows
+    # more: 2e-5 at most between micro-batches of 1 to 5 windows in one process (measured)
+    assert distance(*({key: w[key] - start[key] for key in start} for w in weights)) < 1e-4
+    for rows in zip(log, wanted, strict=True):
+        row, same = ({k: v for k, v in x.items() if "per_sec" not in k} for x in rows)
+        assert row == pytest.approx(same, rel=1e-5, abs=1e-7)
+
+
+RECIPES = {
+    "one window a step, so none for the other": quick(1),
+    "three windows and two, clipped and skipped": quick(
+        5, clip=0.1, spike=-0.05, max_skipped=9, micro_windows=1, activation_checkpointing=True
+    ),
+    "cross-entropy alone, begun in one process": quick(ce_weight=1.0),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_processes_train_to_the_weights_of_one(name, tmp_path):
+    tokens, recipe = some_tokens(tmp_path / "tokens"), RECIPES[name]
+    alone, student, kept = tiny(), tiny(), tmp_path / "kept"
+    teachers = [wider() if recipe.ce_weight < 1 else None] * 2
+    if "clipped" in name:  # by targets that each process keeps of its windows
+        drawn, places = dict(temperature=2.0, draws=5), (tmp_path / "one", tmp_path / "two")
+        teachers = [cache.Cache(place, wider(), tokens.train, **drawn) for place in places]
+    wanted = train.fit(alone, tokens.train, recipe, teacher=teachers[0])
+    if "begun" in name:
+
+        def stop(step, *_):
+            assert step < 6
+
+        with pytest.raises(AssertionError):
+            train.fit(tiny(), tokens.train, recipe, folder=kept, progress=stop)
+        assert torch.load(kept / "state.pt", weights_only=True)["step"] == 5
+    how = dict(teacher=teachers[1], processes=PROCESSES, folder=kept)
+    assert_the_same(student, worker.fit(student, tokens, recipe, **how), alone, wanted)
+    if "clipped" in name:
+        assert 2 <= wanted[-1]["train/skipped"] <= 8 and teachers[1].valid.all()
+
+
+def test_a_training_by_workers_of_an_adapter_by_kept_targets_is_that_of_this_process(tmp_path):
     """Also where a process crashes once all is done, and where no row may be kept."""
     tokens, kept = some_tokens(tmp_path / "tokens"), tmp_path / "kept"
     rows, recipe = np.arange(2, 22), quick(ce_weight=0.0, epochs=2.0)
     alone, student, told, recorded = tiny(adapters=True), tiny(adapters=True), [], []
-    how = dict(temperature=2.0, draws=5)
-    with cache.Cache(tmp_path / "cache", wider(), tokens.train, **how) as targets:
-        look_at = look(tokens, "cpu")
-        wanted = train.fit(
-            alone, tokens.train, recipe, evaluate=look_at, teacher=targets, rows=rows
-        )
+    drawn, place = dict(temperature=2.0, draws=5), (tmp_path / "cache", wider(), tokens.train)
+    how = dict(rows=rows, evaluate=look(tokens, "cpu"))
+    with cache.Cache(*place, **drawn) as targets:
+        wanted = train.fit(alone, tokens.train, recipe, teacher=targets, **how)
     (tmp_path / "cache" / "valid.bin").write_bytes(bytes(WINDOWS))
-    targets = cache.Cache(tmp_path / "cache", wider(), tokens.train, read_only=True, **how)
-    how = dict(record=recorded.append, progress=lambda *x: told.append(x), folder=kept)
-    how |= dict(processes=PROCESSES, evaluate=look_and_end_badly, teacher=targets, rows=rows)
-    log = worker.fit(student, tokens, recipe, **how)
+    how = dict(record=recorded.append, progress=lambda *x: told.append(x), folder=kept, rows=rows)
+    how |= dict(processes=PROCESSES, evaluate=look_and_end_badly)
+    targets = cache.Cache(*place, **drawn, read_only=True)
+    log = worker.fit(student, tokens, recipe, teacher=targets, **how)
+    assert_the_same(student, log, alone, wanted)
     assert not targets.valid.any()
-    weights = [dict(net.named_parameters()) for net in (student, alone)]
-    assert distance(*weights) < 1e-5
-    assert distance(*({n: w[n] for n in w if "lora" in n} for w in weights)) < 1e-4
-    assert [row["step"] for row in log] == [row["step"] for row in wanted]
-    for row, other in zip(log, wanted, strict=True):
-        assert row["val/loss"] == pytest.approx(other["val/loss"], rel=1e-5)
     assert [row["step"] for row in recorded] == list(range(11))  # every step, and before the first
     assert all(row["train/peak_memory_mib"] > 50 for row in recorded)
-    assert told[-1][:2] == (10, 10)
+    assert told[-1][:2] == (10, 10) and not workers()
     assert {path.name for path in kept.iterdir()} == {"state.pt", "epoch-1.safetensors"}
-    assert not workers()
 
 
 def test_a_worker_that_is_killed_or_fails_ends_all_and_is_named_in_a_line(tmp_path, capsys):
