@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tdbook.corpus import origins
 from tdbook.corpus.tokenizer import BYTE, TELUGU
 from tdlib import data
 from tdlib.data import UNK
@@ -258,7 +259,7 @@ def _escaped(tokens: data.Tokens, of_V: dict[str, np.ndarray], ids_RT: np.ndarra
 
 def cuts(tokens: data.Tokens, features: Features) -> dict[str, tuple[list[str], np.ndarray]]:
     """Cut → the names of its groups, and each window's group, a small whole number, (N,)."""
-    document_N, sources = tokens.documents("train")
+    document_N, sources = origins.of(tokens, "train")
     names, of_D = np.unique(sources, return_inverse=True)
     n = len(document_N)
     parts = [f"{100 * i // PLACES}–{100 * (i + 1) // PLACES} %" for i in range(PLACES)]

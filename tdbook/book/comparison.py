@@ -6,12 +6,13 @@ from tdbook.analysis import intervals
 from tdbook.analysis import kept_and_lost as buckets
 from tdbook.analysis import trial as trials
 from tdbook.book import common
+from tdbook.corpus import origins
 from tdbook.export import inference
 from tdbook.report import sweep_plots, tables
 from tdbook.runs import notebooks, rules, sweeps
 from tdbook.runs.folder import Folder
 from tdbook.runs.running import Run
-from tdbook.workflow import cost
+from tdbook.workflow import workload
 from tdlib import data, evaluate, generate, hard_set
 from tdlib.model import Llama
 
@@ -93,7 +94,7 @@ def resample(
 def difference(this: Run, one: str, other: str, tokens: data.Tokens, resamples: int) -> dict:
     """Loss of `one` minus loss of `other`, with its interval over documents."""
     losses = window_losses(this, [one, other])
-    resampled = resample(losses, tokens.documents("val")[0], resamples, this.parameters["seed"])
+    resampled = resample(losses, origins.of(tokens, "val")[0], resamples, this.parameters["seed"])
     low, high = intervals.interval(resampled[one] - resampled[other])
     known_N = ~np.isnan(list(losses.values())).any(0)
     means = {name: float(loss_N[known_N].mean()) for name, loss_N in losses.items()}
@@ -125,7 +126,7 @@ def side_by_side(
             for i, ids in enumerate(prompts)
         ]
         first = tokens.tokenizer.decode(prompts[0] + texts[0])
-        columns[name] = {"text": first} | generate.repetition(texts)
+        columns[name] = {"text": first} | inference.repetition(texts)
     return columns
 
 
@@ -137,7 +138,7 @@ def kept_and_lost(
     arrays = {name: np.load(this.path("scores", "val", f"{name}.npz")) for name in names}
     rows_M, base = arrays[names[0]]["rows_M"], this.parameters["base"]
     losses = {name: array["token_loss_MT"] for name, array in arrays.items()}
-    labels, document_M = buckets.cuts(tokens, rows_M), tokens.documents("val")[0][rows_M]
+    labels, document_M = buckets.cuts(tokens, rows_M), origins.of(tokens, "val")[0][rows_M]
     some = {name: losses[name] for name in [base, *judged]}
     won = buckets.won_back(some, labels, base, document_M, this.parameters["resamples"])
     return buckets.kept_and_lost(losses, labels), won
@@ -193,7 +194,7 @@ def costs(this: Run, tokens: data.Tokens) -> dict[str, dict[str, float]]:
         rows[name] = {"training": training, "teacher": teacher, "scoring": 0.0}
         if arm.base and arm.p["windows"] in ("hard", "easiest"):
             shapes = [folder.shape(model) for model in (arm.base, arm.p["teacher"])]
-            forward = sum(cost.forward_flop(shape, tokens.context) for shape in shapes)
+            forward = sum(workload.forward_flop(shape, tokens.context) for shape in shapes)
             rows[name]["scoring"] = scored * forward
     return rows
 
@@ -202,14 +203,14 @@ def _flop(folder: Folder, arm: trials.Model, arms: dict, tokens: data.Tokens) ->
     """FLOP of training an arm and of its teachers' forwards, those of what it began from too."""
     p, context = arm.p, tokens.context
     config = folder.shape(arm.base if arm.adapter else arm.name)
-    flop = cost.step_flop(config, None, context, frozen=arm.adapter)
-    flop += 6 * cost.adapter_parameters(config, p["rank"]) if arm.adapter else 0
+    flop = workload.step_flop(config, context, frozen=arm.adapter)
+    flop += 6 * workload.adapter_parameters(config, p["rank"]) if arm.adapter else 0
     middle = arm.notebook == notebooks.PROGRESSIVE and arm.name.endswith("75m")
     by, asked = arm.name.removesuffix("75m") + "150m" if middle else "", 0.0
     if p.get("ce_weight", 1) < 1:  # 00 has no such parameter
         read = p.get("distinct_tokens") or len(tokens.train.ids)
         seen = min(arm.tokens, read) if p.get("cached_draws") else arm.tokens
-        asked = seen * cost.forward_flop(folder.shape(by or p["teacher"]), context)
+        asked = seen * workload.forward_flop(folder.shape(by or p["teacher"]), context)
     before = arms.get(by or arm.base)
     rest = _flop(folder, before, arms, tokens) if before else (0.0, 0.0)
     return arm.tokens * flop + rest[0], asked + rest[1]

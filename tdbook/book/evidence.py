@@ -19,6 +19,7 @@ from tdbook.analysis import intervals, verdict
 from tdbook.analysis.claims import FAILS, HOLDS, PART, UNDECIDED, Claim, Effect, judge
 from tdbook.analysis.trial import CLAIMS, Model, Trial
 from tdbook.book import common, comparison, measured
+from tdbook.corpus import origins
 from tdbook.report import plots
 from tdbook.runs import hashes
 from tdbook.runs.rules import TRIED
@@ -37,7 +38,7 @@ def judged_on(tokens: data.Tokens) -> str:
     if name == "val":
         text = "⚠ the validation text, on which choices were made: no other was put aside"
         text += " that has a target" * bool(tokens.confirm)
-    documents = len(np.unique(tokens.documents(name)[0][windows.known_N]))
+    documents = len(np.unique(origins.of(tokens, name)[0][windows.known_N]))
     n, left = len(windows), int(windows.known_N.sum())
     count = f"{n:,} windows" if left == n else f"{left:,} of {n:,} windows, which have a target,"
     return f"Judged on {text}: {count} of {documents:,} documents."
@@ -94,7 +95,7 @@ def trial(this: Run, tokens: data.Tokens) -> Trial:
     """What all claims read: every model, its losses, and which windows are hard."""
     p, losses, points = this.parameters, Losses(this, tokens), common.folder_of(this).points
     hard_N = comparison.hard_windows(losses, p["picked_by"], p["teacher"], p["hard_share"])
-    t = comparison.trial(this, losses, hard_N, tokens.documents(losses.split)[0], losses.models)
+    t = comparison.trial(this, losses, hard_N, origins.of(tokens, losses.split)[0], losses.models)
     odd = {name: point.varied.keys() - point.record["parameters"] for name, point in points.items()}
     swept = [t.models[name] for name, point in points.items() if point.sweep == p["recipe"]]
     bases = {model.base for model in swept}
@@ -171,7 +172,7 @@ def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     for model in t.alike(t.models[t.base], set(TRIED)):  # a setting once, though two sweeps have it
         tried.setdefault(model.settings, model)
     models = {model.name: model.p for model in tried.values()}
-    val, document_N = comparison.window_losses(this, [*models]), tokens.documents("val")[0]
+    val, document_N = comparison.window_losses(this, [*models]), origins.of(tokens, "val")[0]
     loss = {name: known_mean(loss_N) for name, loss_N in val.items()}
     order = sorted(loss, key=loss.get)
     # the recipe's own run may be longer than what it was chosen from

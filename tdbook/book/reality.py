@@ -13,6 +13,7 @@ from tdbook.analysis import intervals
 from tdbook.analysis.features import Features
 from tdbook.analysis.intervals import Interval
 from tdbook.book import common, comparison
+from tdbook.corpus import origins
 from tdbook.runs.running import Run
 from tdlib import data, hard_set
 from tdlib.model import Llama
@@ -101,7 +102,7 @@ def scores_of(
     teacher that never saw a fold, on that fold alone."""
     path, scored_N = this.path("scores", f"{this.run}-{name}.npy"), np.isfinite(scores.difficulty_N)
     if name == this.parameters["unseen_teacher"]:
-        scored_N &= tokens.fold(fold_of(this, name))
+        scored_N &= origins.fold(tokens, fold_of(this, name))
     rows = np.flatnonzero(scored_N)
 
     def score() -> None:
@@ -153,7 +154,7 @@ def _memory(this: Run, tokens: data.Tokens, scores: hard_set.Scores) -> list[dic
     losses = {"train": train, "val": comparison.window_losses(this, [teacher, base])}
     losses["train"]["difficulty"] = scores.difficulty_N
     losses["val"]["difficulty"] = losses["val"][base] - losses["val"][teacher]
-    documents = {split: tokens.documents(split) for split in losses}
+    documents = {split: origins.of(tokens, split) for split in losses}
     if not {*documents["train"][1]} & {*documents["val"][1]}:  # only one split names its sources
         documents = {
             split: (of_N, ["all"] * len(names)) for split, (of_N, names) in documents.items()
@@ -172,7 +173,7 @@ def _unseen(
         this, [this.parameters["unseen_teacher"], this.parameters["teacher"]]
     ).values()
     ahead = {"train": ahead_N[at_N], "val": other - own}
-    documents = {"train": tokens.documents("train")[0][at_N], "val": tokens.documents("val")[0]}
+    documents = {"train": origins.of(tokens, "train")[0][at_N], "val": origins.of(tokens, "val")[0]}
     drawn = {s: _draws(x[None], documents[s], RESAMPLES)[:, 0] for s, x in ahead.items()}
     low, high = intervals.interval(drawn["train"] - drawn["val"])
     fold, val = map(hard_set.known_mean, ahead.values())

@@ -32,8 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdbook.runs.leftovers import clear_begun
 from tdlib import data, losses
-from tdlib.files import AWAY, clear, replacing
+from tdlib.files import AWAY, replacing
 from tdlib.model import Llama
 from tdlib.targets import Targets
 
@@ -253,7 +254,7 @@ def _open(path: Path, key: dict, files: dict[Path, int]) -> None:
 
 
 def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
-    clear(path.parent)
+    clear_begun(path.parent)
     for file in files:  # of a process that was killed here: zeros, as far as the first MiB tells
         if os.path.lexists(file) and any(file.open("rb").read(2**20)) and not path.is_file():
             fault = f"{path} is not there, and {file.name} beside it holds what the book did not"
@@ -263,8 +264,7 @@ def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
     if needed > free:
         fault = f"no room for {path.parent}: it takes {needed:,.1f} MiB more, {free:,.1f} are free"
         raise OSError(f"{fault}; make room, or go without a cache")
-    beside = path.with_name(f".key-{os.getpid()}.new")
-    with replacing(path, beside):
+    with replacing(path) as beside:
         for file, size in files.items():
             with open(file, "ab") as f:
                 f.truncate(size)
