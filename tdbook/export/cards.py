@@ -22,9 +22,8 @@ OWNER = "YOUR-NAME"  # on the Hub
 def card(
     folder: Path, tokens: data.Tokens, row: dict, record: dict, teacher: dict | None = None
 ) -> str:
-    """The card of models/<name>, whose other files are there already. `row`: the model's metrics
-    (common.measure); `record`: results/<run>.json of the run that trained it, of a merged model
-    that of 03; `teacher`: the teacher's row, None where there is none."""
+    """The card of models/<name>. `row`: the model's metrics (common.measure); `record`:
+    results/<run>.json of the run that trained it, of a merged model that of 03."""
     rows = {folder.name: row} | ({"teacher": teacher} if teacher else {})
     return _fill_card(folder, folder, tokens, rows, record, {"adapter": None})
 

@@ -19,7 +19,7 @@ from gguf import LlamaFileType
 
 from tdbook.export import gguf_tokenizer, llama_cpp
 from tdbook.export.gguf_tokenizer import SCRIPT, Vocabulary
-from tdlib import shapes, teacher, weights
+from tdlib import teacher, weights
 from tdlib.files import AWAY, mark, own, replacing, write_whole
 from tdlib.model import Llama, stored_shapes
 from tdlib.shapes import LlamaConfig
@@ -44,27 +44,17 @@ class Source:
     weights: dict[str, tuple[Path, tuple[int, ...]]]  # Hugging Face's name → its file and shape
 
     @cached_property
-    def card(self) -> dict:
-        """The front of the folder's README.md: licence, base model and so on."""
-        return gguf.Metadata.load_model_card(self.folder)
-
-    @cached_property
     def metadata(self) -> gguf.Metadata:
         size = self.config.parameters
         metadata = gguf.Metadata.load(None, self.folder.resolve(), None, size)
         metadata.size_label = gguf.size_label(size, 0, 0, 0)
         return metadata
 
-    def file_name(self, quantization: str) -> str:
-        return f"{self.folder.resolve().name}-{quantization}.gguf"
-
     @property
     def not_held(self) -> str:
         """What ends a text and no GGUF file holds; "" for nothing."""
         lost = ", ".join(map(str, self.vocabulary.stops[2:]))
-        return (
-            f"ids {lost} end a text too: stop at them in the program that runs it" if lost else ""
-        )
+        return f"ids {lost} end a text too: stop at them where the file is run" if lost else ""
 
 
 def read(folder: Path) -> Source:
@@ -78,9 +68,8 @@ def read(folder: Path) -> Source:
 
 def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
     """One GGUF file of a Llama folder (ours or Hugging Face's), whole or not at all, one tensor in
-    memory at a time. `quantization`: a name in QUANTIZATIONS. Norms stay float32; a row that is no
-    multiple of a block stays Q8_0 or F16, as in llama.cpp. Warns before it writes where the file
-    will take ids alone, and puts run_gguf.py beside it."""
+    memory at a time. Norms stay float32; a row that is no multiple of a block stays Q8_0 or F16, as
+    in llama.cpp. Warns first where the file will take ids alone, and puts run_gguf.py beside it."""
     path = Path(path)
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"{quantization!r} is unknown: give one of {', '.join(QUANTIZATIONS)}")

@@ -1,8 +1,7 @@
 """How fast and how small: every way that a model can write, in turns, beside the plan's estimates.
 
 Ways: raw (every token computes the whole text again), KV (a cache of keys and values), KV + INT8,
-KV + INT8 + compile, and the GGUF formats in llama.cpp. With one thread the clock is CPU time, which
-a busy machine moves little; with several it is the wall's. Legend: R repeats.
+KV + INT8 + compile, and the GGUF formats in llama.cpp. Legend: R repeats.
 """
 
 import math
@@ -56,8 +55,8 @@ def every_thread() -> list[int]:
 def speeds(
     write: dict[str, Write], prompt: Sequence[int], tokens: int, repeats: int, threads: int
 ) -> list[dict]:
-    """A row a way: tokens a second of the prompt and of the decoding, and the smallest and largest
-    of that. `threads` are set here, for PyTorch and llama.cpp alike."""
+    """A row a way: tokens a second of the prompt and of the decoding, smallest, largest. With
+    one thread the clock is CPU time, which a busy machine moves little; else it is the wall's."""
     before, clock = torch.get_num_threads(), time.perf_counter if threads > 1 else time.process_time
     torch.set_num_threads(threads)
     for way in write.values():
@@ -82,8 +81,7 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """Seconds of a prompt and of `tokens` after it, (2, R), for ways that are given a number of
     tokens. One token costs the prompt: decode = T(1 + tokens) − T(1), a pair timed together. All
-    take turns, after a run of each that is not counted; a repeat of a quick one is the mean of so
-    many as take LEAST_S. Threads are the caller's."""
+    take turns, after a run of each that is not counted; a quick one repeats many times."""
     seconds, loops = {name: [] for name in write}, {}
     for name, way in write.items():
         way(2)
@@ -110,8 +108,7 @@ def of_shape(
     name: str, vocab_size: int, prompt: int, tokens: int, repeats: int, compiled: bool, tokenizer
 ) -> dict:
     """Speeds, on one thread, and file sizes of one of SHAPES with random weights: what is timed is
-    real, what is written means nothing. Beyond the tokenizer's pieces the vocabulary has short
-    names: the words of as many real ones take up to a megabyte more."""
+    real, what is written means nothing. Beyond the tokenizer's pieces names are short ones."""
     torch.manual_seed(0)
     model = Llama(LlamaConfig(vocab_size, context=2048, **SHAPES[name])).eval()
     ids = np.random.default_rng(0).integers(4, vocab_size, prompt).tolist()

@@ -20,7 +20,6 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-BATCH = 512  # tokens that go in at once
 RAW_TEXT = "tdlib.raw_text"  # metadata: whether the file makes the tokenizer's own ids of raw text
 SENTENCEPIECE, BYTE = 1, 32  # llama.cpp's kind of vocabulary; its attribute of a piece like <0xE0>
 REMAKE = "copy it again, or make it again, by make export MODEL=folder"
@@ -139,7 +138,7 @@ class Model:
         self.raw_text = self._takes_raw_text()
         self.context = context or min(LONGEST, lib.llama_model_n_ctx_train(model))
         settings = lib.llama_context_default_params()
-        settings.numbers[0], settings.numbers[1] = self.context, BATCH
+        settings.numbers[0] = settings.numbers[1] = self.context  # in all, and at once
         if exact:
             settings.numbers[TYPE_K] = settings.numbers[TYPE_K + 1] = 0
         self._run = self._keep(lib.llama_free, lib.llama_init_from_model(model, settings))
@@ -169,33 +168,28 @@ class Model:
     def threads(self, count: int) -> None:
         self.lib.llama_set_n_threads(self._run, count, count)
 
-    def _feed(self, ids: Sequence[int], every: bool, anew: bool) -> Iterator[np.ndarray]:
-        """Tokens after those in the cache, or `anew`, a batch at a time → logits (t, V) of `every`
-        one, or of the last. An array is overwritten by the next."""
+    def _logits(self, ids: Sequence[int], every: bool, anew: bool) -> np.ndarray:
+        """Of `every` token, (T, V), or of the last, (1, V), after those in the cache, or `anew`.
+        The next call overwrites it."""
         if anew:
             self.lib.llama_memory_clear(self.lib.llama_get_memory(self._run), True)
             self.length = 0
         if odd := [i for i in ids if not 0 <= i < self.vocab_size]:
             fault = f"id {odd[0]} is none of the {self.vocab_size:,} of {self.path}"
             raise ValueError(f"{fault}: give ids of its own tokenizer")
-        if (length := self.length + len(ids)) > self.context:
-            fault = f"{length} tokens are more than the context of {self.context}"
+        count, self.length = len(ids), self.length + len(ids)
+        if self.length > self.context:
+            fault = f"{self.length} tokens are more than the context of {self.context}"
             raise ValueError(f"{fault}: shorten the prompt")
-        for start in range(0, len(ids), BATCH):
-            part, last = ids[start : start + BATCH], start + BATCH >= len(ids)
-            wanted = (c_int8 * len(part))(*[every] * len(part))
-            wanted[-1] |= last
-            batch = _Batch(len(part), (c_int32 * len(part))(*part), wanted=wanted)
-            if self.lib.llama_decode(self._run, batch):
-                raise ValueError(f"llama.cpp cannot decode {self.path}: {' '.join(_errors[:1])}")
-            self.length += len(part)
-            if every or last:
-                shape = (len(part) if every else 1, self.vocab_size)
-                yield np.ctypeslib.as_array(self.lib.llama_get_logits(self._run), shape)
+        wanted = (c_int8 * count)(*[every] * (count - 1), True)
+        if self.lib.llama_decode(self._run, _Batch(count, (c_int32 * count)(*ids), wanted=wanted)):
+            raise ValueError(f"llama.cpp cannot decode {self.path}: {' '.join(_errors[:1])}")
+        shape = (count if every else 1, self.vocab_size)
+        return np.ctypeslib.as_array(self.lib.llama_get_logits(self._run), shape)
 
     def logprobs(self, ids: Sequence[int]) -> np.ndarray:
         """(T, V) float32, after each token of a text that begins with them; natural logarithms."""
-        logits_TV = np.concatenate([part_tV.copy() for part_tV in self._feed(ids, True, True)])
+        logits_TV = self._logits(ids, True, True).copy()
         logits_TV -= logits_TV.max(1, keepdims=True)
         logits_TV -= np.log(np.exp(logits_TV).sum(1, keepdims=True))
         return logits_TV
@@ -206,7 +200,7 @@ class Model:
         """Up to `tokens` new ids, one by one; temperature 0 takes the likeliest."""
         draw, new = np.random.default_rng(seed), list(ids)
         for i in range(tokens):
-            (logits_V,) = next(self._feed(new, False, anew=i == 0))
+            (logits_V,) = self._logits(new, False, anew=i == 0)
             token = int(logits_V.argmax())
             if temperature:
                 p_V = np.exp((logits_V - logits_V.max()).astype(np.float64) / temperature)

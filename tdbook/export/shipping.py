@@ -5,6 +5,7 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
+import gguf
 import yaml
 from tabulate import tabulate
 
@@ -96,7 +97,8 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
 
 def _write_checked(model: Source, place: Path, quantization: str, prompts: list) -> dict:
     """The row of a file. F16 alone must be the model itself; the others lose what they lose."""
-    exact, path = quantization == "F16", place / model.file_name(quantization)
+    exact, name = quantization == "F16", model.folder.resolve().name
+    path = place / f"{name}-{quantization}.gguf"
     gguf_file.write(model, path, quantization)
     other = exact and gguf_check.other_weight(model.folder, path)
     row = {"format": quantization, "file": path.name, "bytes": path.stat().st_size}
@@ -116,7 +118,8 @@ def _in_words(rows: list[dict]) -> list[dict[str, str]]:
 def _card(model: Source, rows: list[dict], prompts: list[list[int]], windows: int) -> str:
     parts, tokenizer = cards.templates("export.yaml"), model.vocabulary.tokenizer
     front = {"language": "te", "pipeline_tag": "text-generation", "tags": ["telugu", "gguf"]}
-    front |= {name: model.card[name] for name in FRONT if name in model.card}
+    given = gguf.Metadata.load_model_card(model.folder)
+    front |= {name: given[name] for name in FRONT if name in given}
     table = tabulate(_in_words(rows), headers="keys", tablefmt="github", disable_numparse=True)
     kinds = {q: gguf_file.kinds(model, q) for q in QUANTIZATIONS}
     front = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()

@@ -257,8 +257,8 @@ def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
     clear_begun(path.parent)
     for file in files:  # of a process that was killed here: zeros, as far as the first MiB tells
         if os.path.lexists(file) and any(file.open("rb").read(2**20)) and not path.is_file():
-            fault = f"{path} is not there, and {file.name} beside it holds what the book did not"
-            raise FileExistsError(f"{fault} write, or rows of who knows what: {AWAY}")
+            fault = f"{path} is not there, {file.name} beside it holds what the book did not write"
+            raise FileExistsError(f"{fault}: {AWAY}")
     needed = sum(files.values()) / 2**20
     free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
     if needed > free:

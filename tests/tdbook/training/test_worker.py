@@ -110,36 +110,33 @@ def assert_the_same(student: Llama, log: list[dict], other: Llama, wanted: list[
         assert row == pytest.approx(same, rel=1e-5, abs=1e-7)
 
 
+SKIPS = dict(clip=0.1, spike=-0.05, max_skipped=9, activation_checkpointing=True)
 RECIPES = {
-    "one window a step, so none for the other": quick(1),
-    "three windows and two, clipped and skipped": quick(
-        5, clip=0.1, spike=-0.05, max_skipped=9, micro_windows=1, activation_checkpointing=True
-    ),
-    "cross-entropy alone, begun in one process": quick(ce_weight=1.0),
+    "one window a step, so none for the other; clipped and skipped": quick(1, **SKIPS),
+    "three windows and two, by targets that each keeps; begun in one": quick(5, micro_windows=1),
 }
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_processes_train_to_the_weights_of_one(name, tmp_path):
-    tokens, recipe = some_tokens(tmp_path / "tokens"), RECIPES[name]
-    alone, student, kept = tiny(), tiny(), tmp_path / "kept"
-    teachers = [wider() if recipe.ce_weight < 1 else None] * 2
-    if "clipped" in name:  # by targets that each process keeps of its windows
+    tokens, recipe, begun = some_tokens(tmp_path / "tokens"), RECIPES[name], "begun" in name
+    alone, student, folder, teachers = tiny(), tiny(), tmp_path / "kept", [wider()] * 2
+    if begun:
         drawn, places = dict(temperature=2.0, draws=5), (tmp_path / "one", tmp_path / "two")
         teachers = [cache.Cache(place, wider(), tokens.train, **drawn) for place in places]
     wanted = train.fit(alone, tokens.train, recipe, teacher=teachers[0])
-    if "begun" in name:
+    how = dict(teacher=teachers[1], folder=folder)
+    if begun:
 
         def stop(step, *_):
-            assert step < 6
+            assert step < 4
 
         with pytest.raises(AssertionError):
-            train.fit(tiny(), tokens.train, recipe, folder=kept, progress=stop)
-        assert torch.load(kept / "state.pt", weights_only=True)["step"] == 5
-    how = dict(teacher=teachers[1], processes=PROCESSES, folder=kept)
-    assert_the_same(student, worker.fit(student, tokens, recipe, **how), alone, wanted)
-    if "clipped" in name:
-        assert 2 <= wanted[-1]["train/skipped"] <= 8 and teachers[1].valid.all()
+            train.fit(tiny(), tokens.train, recipe, progress=stop, **how)
+        assert torch.load(folder / "state.pt", weights_only=True)["step"] == 3
+    log = worker.fit(student, tokens, recipe, processes=PROCESSES, **how)
+    assert_the_same(student, log, alone, wanted)
+    assert teachers[1].valid.all() if begun else 2 <= wanted[-1]["train/skipped"] <= 8
 
 
 def test_a_training_by_workers_of_an_adapter_by_kept_targets_is_that_of_this_process(tmp_path):
