@@ -37,12 +37,11 @@ UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 READABLE = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
 # Of at least FEWEST documents, the share that is of one line, and that of larger gaps: see _txt.
 FEWEST, SINGLE, LARGER = 6, 0.8, 0.002
-NOTES = {
-    "other": f"{{}} files not read ({{}}): no {READABLE}",
-    "joined": "{} texts in which a blank line ends a paragraph ({}): larger gaps end a document",
-    "apart": "{} texts in which each blank line ends a document ({}): if one ends a paragraph, put "
-    "two between documents and one between all paragraphs",
-}
+UNREAD = f"not read, being no {READABLE}"  # what an account is told of files
+JOINED = "in which a blank line ends a paragraph, and larger gaps a document"
+APART = (
+    "in which each blank line ends a document: if one ends a paragraph, put two between documents"
+)
 ALIKE, AT_LEAST = 0.05, 10  # share and number of common four-word sequences: see near_duplicates
 HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are compared with
 
@@ -63,20 +62,20 @@ class Account:
     there: int = 0  # about
     empty_rows: int = 0  # of .jsonl and .parquet
     damaged: int = 0  # characters that are U+FFFD: lost when the file was made
-    told: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by NOTES' keys
+    told: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # names of files
 
     def notes(self) -> list[str]:
         return [
-            NOTES[note].format(len(names), ", ".join(names[:3]) + ", …" * bool(names[3:]))
+            f"{len(names):,} files {note} ({', '.join([*names[:3], '…'][: len(names)])})"
             for note, names in self.told.items()
         ]
 
     def missing(self) -> str:
         """What a finding must say, without names; "" where no more than 0.1 % is missing."""
         rows, there = max(1, self.documents + self.empty_rows), max(1, self.there)
-        unread = len(self.told.get("other", []))
         parts = {
-            f"{unread:,} files not read": (self.there - self.characters) / there,
+            f"{len(self.told.get(UNREAD, [])):,} files not read": (self.there - self.characters)
+            / there,
             f"{self.empty_rows:,} of {rows:,} rows without text": self.empty_rows / rows,
             f"{self.damaged:,} characters damaged before (U+FFFD)": self.damaged / there,
         }
@@ -84,10 +83,10 @@ class Account:
         return f" Missing of the text given: {shares}." if sum(parts.values()) > 0.001 else ""
 
     def __str__(self) -> str:
-        counts = f"{self.files:,} files, {self.documents:,} documents"
-        read = f"Read: {counts}, {self.characters:,} of {self.there:,} characters"
-        rows = f"; {self.empty_rows:,} rows without text" if self.empty_rows else ""
-        return "; ".join([read + rows, *self.notes()]) + "."
+        read = f"Read: {self.files:,} files, {self.documents:,} documents, "
+        read += f"{self.characters:,} of {self.there:,} characters"
+        rows = [f"{self.empty_rows:,} rows without text"] * bool(self.empty_rows)
+        return "; ".join([read, *rows, *self.notes()]) + "."
 
 
 def read(paths: list[str | Path], account: Account | None = None) -> list[Document]:
@@ -140,7 +139,7 @@ def _files(path: Path, account: Account) -> list[Path]:
         raise ValueError(f"the folder {path} holds no text: put {READABLE} into it")
     same = {*map(os.path.realpath, files)}  # as the blobs of a hub's cache are
     if left := [p for p in every if os.path.realpath(p) not in same]:
-        account.told["other"] += [p.name for p in left]
+        account.told[UNREAD] += [p.name for p in left]
         account.there += sum(p.stat().st_size for p in left if p.is_file()) // 3
     return files
 
@@ -222,7 +221,7 @@ def _txt(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ..
     single = sum(len(part) == 1 for part in parts) >= SINGLE * len(parts)
     many = bool(ends) and len(ends) >= LARGER * len(parts)
     if len(parts) >= FEWEST and (single or (many and len(ends) <= len(parts) / 2)):
-        account.told["joined" if single and many else "apart"].append(path.name)
+        account.told[JOINED if single and many else APART].append(path.name)
         if single and many:
             return [tuple(chain(*parts[a:b])) for a, b in pairwise([0, *ends, len(parts)])]
     return parts
