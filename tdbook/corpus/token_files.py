@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tdbook.corpus import origins, tokenizer_files
+from tdbook.corpus import origins, token_folder, tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer
 from tdlib import data
 from tdlib.data import UNK
@@ -29,7 +29,7 @@ def open_tokens(
     paths = [Path(folder, name) for name in ("tokenizer.model", "tokenizer.json")]
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
-    tokens = data.open_ids(Path(folder), context, tokenizer.eos if tokenizer else data.EOS)
+    tokens = token_folder.open_ids(Path(folder), context, tokenizer.eos if tokenizer else data.EOS)
     origins.sources(tokens)  # what is wrong is said early
     if tokenizer is None:
         return tokens
@@ -70,7 +70,7 @@ def write_tokens(
                     rows.append((split, start, len(ids), document.source))
                     unknown += ids.count(tokenizer.unk)
                     start, text_bytes = start + len(ids), text_bytes + size
-            data.check_count(f"the text for {split} makes", start, context)
+            token_folder.check_count(f"the text for {split} makes", start, context)
             meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
             meta["total_tokens"] += start
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
@@ -158,7 +158,7 @@ def _check_split(path: Path, tokens: data.Tokens, meta: dict, every_id: bool) ->
     """ValueError: no <eos> among the ids, many <unk>, or one beyond the vocabulary of `meta`."""
     tokenizer, dtype = tokens.tokenizer, tokens.train.ids.dtype
     every_id |= path.stat().st_size <= FULL_LOOK
-    seen = data.look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
+    seen = token_folder.look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
     if not seen["eos"]:
         fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text: name the"
         raise ValueError(f"{fault} id that does as eos_id in meta.json, or copy the tokens again")

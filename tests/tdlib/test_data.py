@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tdbook.corpus import origins
+from tdbook.corpus.token_folder import open_ids
 from tdlib import data
-from tdlib.data import Windows, open_ids
+from tdlib.data import Windows
 from tdlib.files import write_whole
 from tests.tdbook.corpus.test_token_files import T, raw
 
