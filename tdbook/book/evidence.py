@@ -143,12 +143,6 @@ def recipe(this: Run, tokens: data.Tokens, t: Trial) -> tuple[list[Effect], str]
     return effects, f"{words} Costs: {'; '.join(costs)}."
 
 
-def grid(t: Trial) -> list[tuple[float, float, float]]:
-    """ce_weight, temperature and loss on development of the students that differ in these alone."""
-    models = measured.settings(t)
-    return [(m.p["ce_weight"], m.p["temperature"], t.development[m.name]) for m in models]
-
-
 def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     """Every model: what it is, seeds, tokens, loss on development and on the text that judges, its
     difference from the base there, and what it cost."""

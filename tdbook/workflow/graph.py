@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from tdbook.runs import hashes, notebooks, parameters, settings, sweeps
+from tdbook.runs import hashes, notebooks, parameters, sweeps
 from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.ownership import not_ours, refusal
 from tdbook.runs.parameters import ParameterError, nearest, shown
@@ -114,7 +114,7 @@ def book(
     values: dict | None = None,
 ) -> list[BookRun]:
     """The runs of params/<profile>, checked. `given` is for 00, `values` are SET's."""
-    own = {path: settings.of_run(values or {}, path.stem) for path in yamls(profile)}
+    own = {path: parameters.of_run(values or {}, path.stem) for path in yamls(profile)}
     for path in own:
         own[path] |= given or {} if notebook_of(path.stem) == TEACHER else {}
     place = {"out": str(out)} if out else {}
@@ -193,7 +193,7 @@ def swept(
     for point in sweep.points:
         inside: dict[str, str] = {}  # what the point's earlier runs make → their names
         for run in sweep.runs(point):
-            given, who = settings.of_run(values or {}, run), f"sweep {name}, point {point}"
+            given, who = parameters.of_run(values or {}, run), f"sweep {name}, point {point}"
             if both := given.keys() & {key.rpartition(".")[2] for key in sweep.points[point]}:
                 raise ParameterError(f"SET: sweep {name} varies {min(both)}: leave it out of SET")
             with _naming(who):
@@ -203,7 +203,7 @@ def swept(
             outside = tuple(path for path in one.reads if path not in inside)
             points.append(replace(one, reads=outside, sweep=name))
             inside |= dict.fromkeys(one.writes, one.name)
-    if not sweep.notebook:
+    if sweep.several:
         return points
     page = next((one for one in runs if one.notebook == COMPARISON), None)
     if page is None:

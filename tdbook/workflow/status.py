@@ -87,8 +87,8 @@ def rows(out: Path, full: bool = False) -> list[dict]:
         several, page = not listed["notebook"], sweeps.page(sweep)
         places = {
             f"{sweep}/{point}/{run}" if several else f"{sweep}/{run}": (out / point, run)
-            for point in sorted(listed["points"])
-            for run in sweeps.runs_of(listed, point)
+            for point, runs in sorted(listed["runs"].items())
+            for run in runs
         }
         places |= {} if several else {f"{sweep}/{page}": (out, page)}
     else:

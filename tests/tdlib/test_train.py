@@ -16,24 +16,19 @@ import torch.nn.functional as F
 import transformers
 
 from tdlib import checkpoint, data, lora, train
-from tdlib.model import Llama, LlamaConfig
+from tdlib.model import Llama
 from tdlib.targets import Online
 from tdlib.train import Recipe
-from tests.helpers import distance, one_line, same
+from tests.helpers import distance, refused, same, tiny_model
 from tests.helpers import weights_of as weights
 
 VOCAB, T = 61, 12
 
 
 def tiny(seed=0, **change) -> Llama:
-    torch.manual_seed(seed)
-    shape = dict(vocab_size=VOCAB, layers=2, heads=2, dim=32, mlp_dim=48, context=T)
-    model = Llama(LlamaConfig(**shape | change))
-    with torch.no_grad():
-        for weight in model.parameters():
-            # gradients of all sizes, and norms away from 1
-            weight.mul_(4) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
-    return model
+    """Gradients of all sizes, and norms away from 1."""
+    shape = dict(vocab=VOCAB, context=T, scale=4.0) | change
+    return tiny_model(seed, **shape)
 
 
 def wider(seed=9) -> Llama:
@@ -51,11 +46,6 @@ def some_windows(count=12, mask=False) -> data.Windows:
     # from hardly a target to nearly all, window by window
     share = np.repeat(np.linspace(0.1, 0.9, count + 1), T)[: len(ids)]
     return data.Windows(ids, T, (rng.random(len(ids)) < share).astype("u1"))
-
-
-def masked(count=12) -> data.Windows:
-    whole = some_windows(count)
-    return replace(whole, mask=np.zeros(len(whole.ids), "u1"))
 
 
 def quick(**change) -> Recipe:
@@ -182,13 +172,10 @@ def test_the_rate_warms_up_from_a_part_of_the_peak_and_falls_to_a_tenth():
     assert rates[22] == pytest.approx(1.1)  # half way down
     assert rates[13] == pytest.approx(0.2 + 1.8 * (1 + math.cos(math.pi / 4)) / 2)
     assert all(a > b for a, b in itertools.pairwise(rates[4:]))
-
-
-@pytest.mark.parametrize("steps, share", [(1, 0.01), (1, 0.99), (2, 0.0), (7, 0.99)])
-def test_short_runs_have_a_rate_above_0_at_every_step(steps, share):
-    recipe = quick(learning_rate=1.0, warmup_share=share)
-    rates = [train.learning_rate(step, steps, recipe) for step in range(steps)]
-    assert all(0.1 <= rate <= 1 for rate in rates) and max(rates) == 1
+    for steps, share in ((1, 0.01), (1, 0.99), (2, 0.0), (7, 0.99)):  # short runs
+        recipe = quick(learning_rate=1.0, warmup_share=share)
+        rates = [train.learning_rate(step, steps, recipe) for step in range(steps)]
+        assert all(0.1 <= rate <= 1 for rate in rates) and max(rates) == 1
 
 
 def test_every_window_is_trained_on_once_an_epoch():
@@ -203,16 +190,22 @@ def test_every_window_is_trained_on_once_an_epoch():
     assert sorted(teacher.windows) == [2, 2, 3, 3, 7, 7]
 
 
-def test_a_part_of_an_epoch_is_the_beginning_of_the_whole_one():
-    each = (train.order(np.arange(10), quick(epochs=e), T) for e in (2.0, 1.5, 0.5))
-    whole, part, half = (np.concatenate(steps).tolist() for steps in each)
-    assert part == whole[:15] and half == whole[:5]
+def order(windows=10, **change) -> list[np.ndarray]:
+    return train.order(np.arange(windows), quick(**change), T)
+
+
+def test_a_part_of_an_epoch_is_the_beginning_of_the_whole_one_and_the_seed_alone_decides():
+    np.random.seed(0), torch.manual_seed(0)
+    whole, part, half, again = (np.concatenate(order(epochs=e)) for e in (2.0, 1.5, 0.5, 2.0))
+    np.testing.assert_array_equal(part, whole[:15])
+    np.testing.assert_array_equal(half, whole[:5])
+    np.testing.assert_array_equal(again, whole)
     assert sorted(part[:10]) == list(range(10)) and len(set(part[10:])) == 5
-
-
-def test_the_last_batch_holds_what_is_left():
+    other = np.concatenate(order(epochs=2.0, seed=2))
+    # seeds next to each other must not share epochs, as seed + epoch would make them
+    assert whole.tolist() != other.tolist() and other[:10].tolist() != whole[10:].tolist()
     for tokens, sizes in ((4 * T, [4, 4, 2]), (10**6, [10]), (1, [1] * 10)):
-        steps = train.order(np.arange(10), quick(epochs=1.0, batch_tokens=tokens), T)
+        steps = order(epochs=1.0, batch_tokens=tokens)
         assert [len(rows_B) for rows_B in steps] == sizes
 
 
@@ -220,23 +213,13 @@ def test_the_last_batch_holds_what_is_left():
 def test_a_token_limit_cuts_the_windows_and_the_schedule_ends_at_a_tenth_all_the_same(
     limit, windows
 ):
-    recipe = quick(epochs=3.0, token_limit=limit, batch_tokens=T)
-    steps = train.order(np.arange(12), recipe, T)
-    assert sum(map(len, steps)) == windows
-    unlimited = train.order(np.arange(12), replace(recipe, token_limit=0), T)
+    given = dict(epochs=3.0, batch_tokens=T)
+    steps, unlimited = order(12, token_limit=limit, **given), order(12, **given)
     assert np.concatenate(steps).tolist() == np.concatenate(unlimited)[:windows].tolist()
-    log = fit(tiny(), replace(recipe, ce_weight=1.0), evaluations=1)
+    log = fit(tiny(), quick(token_limit=limit, ce_weight=1.0, **given), evaluations=1)
     assert (log[-1]["step"], log[-1]["tokens"]) == (windows, windows * T)
     if windows > 5:  # the last of n steps is short of the end by one n-th of the cosine
-        assert log[-1]["train/lr"] < 0.2 * recipe.learning_rate
-
-
-def test_the_seed_alone_decides_the_order():
-    np.random.seed(0), torch.manual_seed(0)
-    each = (train.order(np.arange(50), quick(epochs=2.0, seed=seed), T) for seed in (1, 1, 2))
-    first, again, other = (np.concatenate(steps).tolist() for steps in each)
-    # seeds next to each other must not share epochs, as seed + epoch would make them
-    assert first == again != other and other[:50] != first[50:]
+        assert log[-1]["train/lr"] < 0.2 * quick().learning_rate
 
 
 @pytest.mark.parametrize("mask", [False, True])
@@ -281,6 +264,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_the_same_log(ce_weight, stop
     log, after = run(resumed, tmp_path / "stopped")
     assert same(weights(resumed), weights(straight))
     assert timeless(log) == timeless(wanted)
+    again, count = tiny(seed=6), len(told)  # a finished run is not trained again
+    assert run(again, tmp_path / "stopped") == (log, []) and same(weights(again), weights(resumed))
+    assert told[count:] == []
     assert told == [(s, 12) for s in (*range(1, stop + 1), *range(stop, 13))]
     if ce_weight < 1:  # the step that was stopped after its update but before its checkpoint
         assert before[: 4 * (stop - 1)] + after == windows
@@ -298,13 +284,6 @@ def test_adapters_go_on_too_and_their_checkpoint_holds_no_base(tmp_path):
     assert same(weights(resumed), weights(straight))
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path):
-    student, again = tiny(), tiny(seed=5)
-    log = fit(student, quick(ce_weight=1.0), folder=tmp_path)
-    assert fit(again, quick(ce_weight=1.0), folder=tmp_path) == log
-    assert same(weights(again), weights(student))
-
-
 OTHER = dict(
     learning_rate=1e-3, epochs=5.0, token_limit=100, batch_tokens=2 * T, warmup_share=0.5,
     weight_decay=0.2, clip=0.5, ce_weight=0.75, temperature=1.0, seed=2,
@@ -316,24 +295,15 @@ def test_a_checkpoint_of_another_recipe_or_windows_is_refused_by_name(tmp_path):
         fit(tiny(), folder=tmp_path, progress=stop_at(3))
     student = tiny()
     for name, value in OTHER.items():
-        with pytest.raises(ValueError) as error:
+        with refused(name, value, asdict(quick())[name], tmp_path, "redo"):
             fit(student, quick(**{name: value}), folder=tmp_path)
-        one_line(error, name, value, asdict(quick())[name], tmp_path, "redo")
-    with pytest.raises(ValueError) as error:
+    with refused("windows", tmp_path):
         fit(student, folder=tmp_path, rows=np.arange(11))
-    one_line(error, "windows", tmp_path)
     assert same(weights(student), weights(tiny()))
     # these change no result, and may change on the way
     told, free = [], quick(micro_windows=4, checkpoint_minutes=60.0)
     fit(tiny(), free, folder=tmp_path, progress=lambda step, *_: told.append(step))
     assert told == list(range(3, 13))
-
-
-def test_no_checkpoint_is_written_before_its_time(tmp_path):
-    with pytest.raises(Stopped):
-        recipe = quick(ce_weight=1.0, checkpoint_minutes=60.0)
-        fit(tiny(), recipe, folder=tmp_path, progress=stop_at(3))
-    assert not list(tmp_path.iterdir())
 
 
 def test_at_an_epochs_end_all_is_kept_and_its_weights_for_good(tmp_path):
@@ -343,14 +313,16 @@ def test_at_an_epochs_end_all_is_kept_and_its_weights_for_good(tmp_path):
         seen[step] = weights(student)
 
     recipe = quick(ce_weight=1.0, epochs=3.0, batch_tokens=5 * T, checkpoint_minutes=60.0)
+    with pytest.raises(Stopped):
+        fit(tiny(), recipe, folder=tmp_path, progress=stop_at(2))
+    assert not list(tmp_path.iterdir())  # nothing is written before its time
     fit(student, recipe, folder=tmp_path, progress=look)
     # 12 windows at 5 a step: the first epoch ends within step 3, the second within step 5
     kept = {path.name for path in tmp_path.iterdir()}
     assert kept == {"state.pt", "epoch-1.safetensors", "epoch-2.safetensors"}
     for epoch, step in ((1, 3), (2, 5)):
-        assert same(
-            safetensors.torch.load_file(tmp_path / f"epoch-{epoch}.safetensors"), seen[step]
-        )
+        kept = safetensors.torch.load_file(tmp_path / f"epoch-{epoch}.safetensors")
+        assert same(kept, seen[step])
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 8 == len(seen)
 
 
@@ -491,10 +463,9 @@ def test_a_skipped_step_leaves_no_trace_in_the_optimiser():
 
 
 def test_too_many_skipped_steps_stop_the_training_with_the_weights_intact(tmp_path):
-    student = tiny()
-    with pytest.raises(RuntimeError) as error:
-        fit(student, quick(max_skipped=2), Stumbling({*range(1, 99)}, math.nan), folder=tmp_path)
-    one_line(error, "3 steps were skipped", "2 may be", "learning_rate")
+    student, teacher = tiny(), Stumbling({*range(1, 99)}, math.nan)
+    with refused("3 steps were skipped", "2 may be", "learning_rate", error=RuntimeError):
+        fit(student, quick(max_skipped=2), teacher, folder=tmp_path)
     assert same(weights(student), weights(tiny()))
 
 
@@ -503,7 +474,8 @@ def test_decay_shrinks_matrices_by_rate_times_decay_and_leaves_vectors_alone():
     student = tiny(tied=False)
     before = weights(student)
     recipe = quick(ce_weight=1.0, weight_decay=0.3, epochs=1 / 3, warmup_share=0.0)
-    train.fit(student, masked(), recipe)
+    windows = replace(some_windows(), mask=np.zeros(12 * T + 5, "u1"))
+    train.fit(student, windows, recipe)
     for name, weight in weights(student).items():
         if weight.ndim == 1:
             assert torch.equal(weight, before[name]), name
@@ -511,7 +483,7 @@ def test_decay_shrinks_matrices_by_rate_times_decay_and_leaves_vectors_alone():
             wanted = before[name].double() * (1 - 3e-3 * 0.3)
             assert (weight - wanted).abs().max() < 1e-6, name
     before = weights(student)
-    train.fit(student, masked(), quick(weight_decay=0.0), teacher=wider())
+    train.fit(student, windows, quick(weight_decay=0.0), teacher=wider())
     assert same(weights(student), before)
 
 
@@ -548,10 +520,7 @@ def test_anything_with_hidden_and_head_can_teach_and_never_changes():
     assert same(weights(one), weights(other))
     fit(third, teacher=wider(seed=10))
     assert distance(weights(one), weights(third)) > 0.01
-
-
-def test_at_ce_weight_1_the_teacher_is_never_asked():
-    one, other = tiny(), tiny()
+    one, other = tiny(), tiny()  # at ce_weight 1 it is never asked
     fit(one, quick(ce_weight=1.0), SimpleNamespace())
     fit(other, quick(ce_weight=1.0))
     assert same(weights(one), weights(other))
@@ -624,16 +593,8 @@ def test_a_missing_teacher_and_a_short_context_are_refused():
         (tiny(context=T - 1), wider(), ["student", T - 1, T]),
         (tiny(), tiny(context=T - 1), ["teacher", T - 1, T]),
     ):
-        with pytest.raises(ValueError) as error:
+        with refused(*words):
             train.fit(student, some_windows(), quick(ce_weight=0.99), teacher=teacher)
-        one_line(error, *words)
-
-
-def test_a_context_longer_than_the_tokens_changes_nothing():
-    one, other = tiny(), tiny(context=4 * T)
-    for student in (one, other):
-        fit(student, quick(ce_weight=1.0))
-    assert same(weights(one), weights(other))
 
 
 def test_a_recipe_takes_its_own_among_a_notebooks_parameters():

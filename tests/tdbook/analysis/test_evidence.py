@@ -83,7 +83,8 @@ def made(tmp_path_factory, tokenizer, tiny_llama) -> Path:
     finish(out, merge, "models/50m-hard-merged")
     put(out / "hashes/05.json", {})  # broken, and no matter
     points = {f"share{x}": {"share": x} for x in (0.2, 0.5)}
-    put(out / "sweeps/share/points.json", {"notebook": "03_lora", "points": points})
+    runs = {point: [f"03_lora-{point}"] for point in points}
+    put(out / "sweeps/share/points.json", {"notebook": "03_lora", "points": points, "runs": runs})
     for place in (out, *(out / "sweeps/share").glob("share*")):
         for model in (
             (place / "models").iterdir() if place == out else [place / "adapters/50m-hard"]

@@ -10,7 +10,7 @@ from scipy import stats
 
 from tdbook.analysis import intervals, trial, verdict
 from tdbook.analysis.trial import CLAIMS, Trial
-from tdbook.book import comparison, evidence, measured
+from tdbook.book import comparison, measured
 
 D, N = 60, 1200  # documents, windows of the text that judges
 SEED = 0.04  # nats that another seed moves a window, on both sides
@@ -215,8 +215,8 @@ def grid() -> Trial:
 
 
 def test_settings_differ_from_the_base_alone_and_are_chosen_on_development(grid):
-    cells = [(0.1, 2, 5.8), (0.5, 1, 6.2), (0.5, 2, 6.0), (0.5, 4, 5.9), (1.0, 2, 7)]
-    assert sorted(evidence.grid(grid)) == cells
+    settings = sorted((m.p["ce_weight"], m.p["temperature"]) for m in measured.settings(grid))
+    assert settings == [(0.1, 2), (0.5, 1), (0.5, 2), (0.5, 4), (1.0, 2)]
     (effect,), notes = measured.loss_settings(None, None, grid)
     assert effect.what == "t4 − low"  # on the text that judges 50m and t1 are better
     assert effect.change.value == pytest.approx((1.2 - 1.5) * MEAN)

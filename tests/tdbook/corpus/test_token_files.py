@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from tdbook.corpus import origins, token_files, tokenizer_files, writer
+from tdbook.corpus import origins, token_files, token_folder, tokenizer_files, writer
 from tdbook.corpus.text import Document
 from tdbook.corpus.tokenizer import Tokenizer
 from tdlib import data
@@ -82,7 +83,7 @@ def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
             assert (meta[f"{split}_tokens"], meta[f"{split}_bytes"]) == (len(ids), size)
             assert tokens.bytes_per_token(split) == pytest.approx(size / len(ids))
         assert not [*rows]
-    ids = data.open_ids(folder)  # without their tokenizer
+    ids = token_folder.open_ids(folder)  # without their tokenizer
     assert ids.tokenizer is None and ids.meta == tokens.meta
     assert all(map(torch.equal, ids.train.batch(range(9)), tokens.train.batch(range(9))))
 
@@ -121,7 +122,7 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         token_files.write_tokens(tmp_path / "sound", sound, one, T)
-    meta = data.read_meta(tmp_path / "sound/meta.json")
+    meta = token_folder.read_meta(tmp_path / "sound/meta.json")
     assert token_files.loss(meta) == "" and "lost" not in meta
     assert meta["val_bytes"] == len("".join(f"{line}\n" for line in lines[:9]).encode())
     spoilt = {"train": [Document((*lines, odd), "a")], "val": [Document((odd,) * 20, "a")]}
@@ -148,7 +149,7 @@ def test_accents_that_a_hugging_face_normalizer_strips_are_told(tmp_path):
     splits = {split: [Document(("చెట్టు నది",) * 20, "a")] for split in ("train", "val")}
     with pytest.warns(UserWarning, match=r"100.0% of 40 lines .*“చెట్టు నది” comes back as “చటట నద"):
         token_files.write_tokens(tmp_path / "t", splits, one, T)
-    meta = data.read_meta(tmp_path / "t/meta.json")
+    meta = token_folder.read_meta(tmp_path / "t/meta.json")
     assert meta["val_bytes"] == 20 * len("చటట నద\n".encode())
     assert meta["lost"]["characters"] == pytest.approx(4 / 10)
 
@@ -156,8 +157,9 @@ def test_accents_that_a_hugging_face_normalizer_strips_are_told(tmp_path):
 def test_text_that_comes_segmented_loses_nothing_by_its_marks(shared):
     one = tokenizer_files.open(shared / "data/upstream_tokenizer/tokenizer.json")
     lines = ("చేయ@@ లేదు the inter@@ national", "కూడాకూ@@ లో")
-    assert token_files._lost(lines * 9, one) == {}
-    assert token_files._lost([f"{lines[0]}  x", "ꙮ"], one)["lines"] == 1
+    for given, changed in ((lines * 9, 0), ((f"{lines[0]}  x", "ꙮ"), 2)):
+        token_files._encode(given, one, lost := Counter())
+        assert (lost["lines"], lost["of_lines"]) == (changed, len(given))
 
 
 @pytest.mark.parametrize("dtype", ["uint32", "uint16"])
@@ -211,7 +213,7 @@ def test_eos_is_the_tokenizer_s_where_meta_json_names_none(splits, tmp_path):
 
 def test_ids_beyond_the_vocabulary_and_many_unknown_are_refused(tmp_path, monkeypatch):
     train = np.full(9_000_000, 3, "<u4")
-    train[data.BLOCK // 4 + 5] = 1_000  # in the second block
+    train[token_folder.BLOCK // 4 + 5] = 1_000  # in the second block
     folder = raw(tmp_path / "elsewhere", train, np.full(100, 3))
     with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
         token_files.link_tokens(folder, tmp_path / "tokens")
