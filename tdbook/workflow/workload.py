@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import yaml
 
 from tdbook.runs import hashes, notebooks
 from tdbook.runs.notebooks import COMPARISON, EVIDENCE, HARD_SET, INFERENCE, TEACHER, notebook_of
@@ -20,27 +21,12 @@ from tdbook.runs.parameters import ParameterError, nearest
 from tdbook.workflow import graph
 from tdlib.shapes import SHAPES, LlamaConfig
 
-# seconds, low and high: a kernel, its imports, figures and the page, on a GPU torch.compile too;
-# and in 06 each model, every way of which is timed for a while
-BEGIN_S, TIMED_S = {"cpu": (5.0, 20.0), "cuda": (5.0, 200.0)}, (8.0, 40.0)
-# share of a device's peak, for low and high. A training of width 512 on a GPU waits for kernels and
-# memory, a well-tuned one reaches 46 % (PaLM 540B; the plan's own hours: 33 to 46 % of a B200); on
-# a CPU one of width 64 spends most of its time between products
-TRAINING = {"cpu": (0.9, 0.2), "cuda": (0.45, 0.2)}
-SCORING = {"cpu": (0.85, 0.3), "cuda": (0.42, 0.15)}  # and evaluation, on a GPU in TF32
-SCORED = 16  # windows at once in scoring and evaluation
-CHUNK = {"cpu": 512, "cuda": 4096}  # losses.default_chunk
-PROCESS = 590 * 2**20  # bytes of a notebook's process on a CPU: torch, figures, tables, scores
-RECORDS = 5_000_000  # bytes of a run's notebook, page, figures and tables
 MODELS = ("models/", "adapters/")
-# notebook → what it trains, in the order in which it writes it: whose shape (the teacher's, its
-# base's, or that of a parameter), and after "<" who teaches it
-TRAINED = {
-    TEACHER: "teacher",
-    notebooks.DISTILL: "shape<teacher",
-    notebooks.LORA: "base<teacher",
-    notebooks.PROGRESSIVE: "middle_shape<teacher small_shape<middle_shape small_shape<teacher",
-}
+_TABLE = yaml.safe_load(Path(__file__).with_name("workload.yaml").read_text("utf8"))
+BEGIN_S, TIMED_S, TRAINING, SCORING, SCORED, CHUNK, PROCESS, RECORDS, TRAINED = (
+    _TABLE[name]
+    for name in "begin timed training scoring scored chunk process records trained".split()
+)
 
 
 @dataclass(frozen=True)
@@ -51,12 +37,7 @@ class Device:
     kind: str = "cuda"  # or cpu
 
 
-DEVICES = {  # by NVIDIA's data sheets (HGX B200, H100 SXM, A100 80 GB, L4)
-    "b200": Device("B200", 2.25e15, 180e9),
-    "h100": Device("H100", 989e12, 80e9),
-    "a100": Device("A100", 312e12, 80e9),
-    "l4": Device("L4", 121e12, 24e9),
-}
+DEVICES = {name: Device(*row) for name, row in _TABLE["devices"].items()}
 
 
 def device_of(name: str, profile: str) -> tuple[Device, str]:
