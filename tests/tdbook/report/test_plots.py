@@ -63,11 +63,12 @@ def test_difficulty_of_few_equal_or_unknown_windows_is_drawn(difficulty):
 
 
 def test_teacher_against_student_says_the_mean_difficulty_of_both_parts():
-    hard_N = DIFFICULTY_N >= 0.3
-    scores = Scores(TEACHER_N + DIFFICULTY_N, TEACHER_N)
-    words = title(plots.teacher_against_student(scores, hard_N))
-    for part in (hard_N, ~hard_N):
-        assert f"{DIFFICULTY_N[part].sum() / part.sum():.3f} nats above" in words
+    hard_N, scores = DIFFICULTY_N >= 0.3, Scores(TEACHER_N + DIFFICULTY_N, TEACHER_N)
+    hard, rest = (f"{DIFFICULTY_N[part].mean():.3f} nats above" for part in (hard_N, ~hard_N))
+    words = (
+        f"On {hard_N.sum()} hard windows the student is {hard} its teacher, on the others {rest}"
+    )
+    assert title(plots.teacher_against_student(scores, hard_N)) == words
     none = plots.teacher_against_student(scores, hard_N & False)
     assert title(none).startswith("On 0 hard windows")
 
