@@ -7,8 +7,9 @@ comparison fell furthest behind, "easy", the others, and "all". Legend: N window
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from tdbook.analysis import intervals
 from tdbook.analysis.claims import Effect
 from tdbook.analysis.intervals import Interval
 from tdbook.runs import rules
+from tdbook.runs.folder import Folder
 from tdbook.runs.notebooks import LORA, PROGRESSIVE, TEACHER, TRAINING
 from tdlib.hard_set import known_mean
 
 CLAIMS = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text("utf-8"))
 SETS = dict(hard="the hard set", random="a random set", easiest="the easiest windows")
 SETS["all"] = "all windows"
+WORDS = CLAIMS["words"]
 FREE = rules.LABELS | rules.VOLATILE  # parameters that make no difference between two models
 LONGER = 1.01  # times the tokens of another model
 
@@ -75,18 +78,15 @@ class Model:
         return same and other.notebook == self.notebook
 
 
-def models(records: Iterable[dict], points: Mapping[str, tuple[str, dict]]) -> dict[str, Model]:
-    """Every trained model that a results file names, by its name in the comparison; `points`:
-    label → model and record of a sweep's point."""
-    rows = [(name, name, record, True) for record in records for name in record["models"]]
-    rows += [(label, name, record, False) for label, (name, record) in points.items()]
-    trained = [row for row in rows if row[2]["notebook"] in TRAINING]
-    trained.sort(key=lambda row: row[2]["notebook"] == LORA)  # bases first
+def models(folder: Folder) -> dict[str, Model]:
+    """Every trained model of a folder and of its sweeps' points, by its name in the comparison."""
+    rows = [(name, name, r, True) for r in folder.records.values() for name in r["models"]]
+    rows += [(label, point.model, point.record, False) for label, point in folder.points.items()]
+    rows = [row for row in rows if row[2]["notebook"] in TRAINING]
     made: dict[str, Model] = {}
-    for label, name, record, own in trained:
-        p, notebook, base = record["parameters"], record["notebook"], None
-        if notebook == LORA:  # older records lack these parameters
-            p = {"windows": "hard", "trains": "adapter"} | p
+    for label, name, record, own in sorted(rows, key=lambda row: row[2]["notebook"] == LORA):
+        p, notebook, base = record["parameters"], record["notebook"], None  # bases come first
+        if notebook == LORA:
             beside = label.removesuffix(name) + p["base"]  # of the same point
             base = beside if beside in made else p["base"]
             label += "-merged" if own and p["trains"] == "adapter" else ""
@@ -119,24 +119,25 @@ class Trial:
 
     # which models
 
-    def of(self, role: str, seeds: tuple = ()) -> list[Model]:
-        """The folder's own models of a role, one of each setting: that with these seeds (the
-        base's, where none are given), or else with the lowest."""
+    def first(self, words: str) -> Model | None:
+        """The model that an effect of claims.yaml names: a role, of whose models the folder's own
+        with the base's seeds goes before others; or "best" and a role, where there is a development
+        loss to choose by."""
+        role = words.removeprefix("best ")
+        if role != words and self.development:
+            return self._best(role)
         if named := CLAIMS["models"][role].get("is"):
-            return [m for m in self.models.values() if m.name == getattr(self, named)]
-        seeds = seeds or self.models[self.base].seeds
+            return self.models.get(getattr(self, named))
+        seeds = self.models[self.base].seeds
         own = [m for m in self.models.values() if m.own and self._means(role, m)]
         own.sort(key=lambda m: (m.seeds != seeds[: len(m.seeds)], m.seeds, m.name))
-        first: dict[tuple, Model] = {}
-        for model in own:
-            first.setdefault(model.settings, model)
-        return list(first.values())
+        return next(iter(own), None)
 
     def _means(self, role: str, model: Model) -> bool:
         """Whether a model is what claims.yaml means; the one that picks the windows never is."""
         base, fits = self.models[self.base], [model.name != self.picked_by]
-        made_from = "base" if model.base == self.base else None
-        p = model.p | dict(notebook=model.notebook, name=model.name, made_from=made_from)
+        p = model.p | {"notebook": model.notebook, "name": model.name}
+        p["made_from"] = "base" if model.base == self.base else None
         for key, wanted in CLAIMS["models"][role].items():
             if key == "longer_than":
                 other = self.models.get(getattr(self, wanted))
@@ -145,25 +146,19 @@ class Trial:
                 fits.append(base.same_but(model, {*wanted}))
             elif isinstance(wanted, bool):
                 fits.append(bool(p.get(key)) == wanted)
-            elif str(wanted).endswith("*"):
-                fits.append(str(p.get(key)).startswith(wanted[:-1]))
             else:
-                fits.append(p.get(key) == (base.p.get(key) if wanted == "the base's" else wanted))
+                value, wanted = p.get(key), base.p.get(key) if wanted == "the base's" else wanted
+                fits.append(value == wanted or fnmatchcase(f"{value}", f"{wanted}"))
         return all(fits)
-
-    def first(self, words: str) -> Model | None:
-        """The model that an effect of claims.yaml names: a role, or "best" and a role."""
-        role = words.removeprefix("best ")
-        return self._best(role) if role != words else next(iter(self.of(role)), None)
 
     def _best(self, role: str) -> Model | None:
         """A model of a role, at that of the learning rates tried which development prefers. What 03
         trains is compared with the adapter on hard windows, and may be tuned in more than that."""
-        rule, tuned = CLAIMS["models"][role], {"learning_rate"}
+        rule, like, tuned = CLAIMS["models"][role], role, {"learning_rate"}
         if "windows" in rule:
-            tuned = (rules.TUNED | {"trains", "windows"}) - {"ce_weight"}
-            tuned |= {"ce_weight"} if rule["trains"] == "weights" else set()
-        like = self.first("adapter on hard" if "windows" in rule else role)
+            like, tuned = "adapter on hard", rules.TUNED | {"trains", "windows"}
+            tuned -= {"ce_weight"} if rule["trains"] == "adapter" else set()
+        like = self.first(like)
         tried = self.alike(like, tuned) if like else []
         tried = [m for m in tried if "windows" not in rule or self._means(role, m)]
         return min(tried, key=lambda m: self.development[m.name], default=None)
@@ -182,15 +177,14 @@ class Trial:
 
     # how they differ
 
-    def part(self, name: str) -> np.ndarray:
-        """Which windows are of a part, (N,)."""
-        every_N = np.ones_like(self.hard_N)
-        return {"hard": self.hard_N, "easy": ~self.hard_N, "all": every_N}[name]
-
     def change(self, one: str, other: str, part: str = "all") -> Interval:
-        at_N = self.part(part)
+        """Mean loss of one minus that of the other on a part of the text."""
+        at_N = self._part(part)
         pair = (self.losses[name][at_N] for name in (one, other))
         return intervals.change(*pair, self.document_N[at_N], self.resamples)
+
+    def _part(self, name: str) -> np.ndarray:
+        return {"hard": self.hard_N, "easy": ~self.hard_N, "all": self.hard_N | True}[name]
 
     def effect(
         self, one: Model, other: Model, role: str = "claim", part: str = "all", plan=None
@@ -198,8 +192,13 @@ class Trial:
         """Loss of one minus that of the other, and the same of every pair of their seeds."""
         turned = len(one.seeds) < len(other.seeds)  # seeds are paired from the side that has more
         a, b = (other, one) if turned else (one, other)
-        change, at_N = self.change(a.name, b.name, part), self.part(part)
-        apart = [self.losses[x.name] - self.losses[y.name] for x, y in self._pairs(a, b)]
+        change, at_N = self.change(a.name, b.name, part), self._part(part)
+        apart = [
+            self.losses[x.name] - self.losses[y.name]
+            for x in self.seeds_of(a)
+            for y in self.seeds_of(b)  # of a model of 03 its base's seed decides
+            if x.seeds[: len(y.seeds)] == y.seeds and x.settings != y.settings
+        ]
         seeds = [known_mean(apart_N[at_N]) for apart_N in apart]
         if turned:
             change, seeds = -change, [-mean for mean in seeds]
@@ -207,25 +206,22 @@ class Trial:
         what = " − ".join(labels) + (f" on {part} text" if part != "all" else "")
         return Effect(what, change, tuple(seeds), role, plan and tuple(plan))
 
-    def _pairs(self, one: Model, other: Model) -> list[tuple[Model, Model]]:
-        """Their seed replicates, paired by seed; of a model of 03 its base's seed decides."""
-        pairs = ((x, y) for x in self.seeds_of(one) for y in self.seeds_of(other))
-        return [
-            (x, y)
-            for x, y in pairs
-            if x.seeds[: len(y.seeds)] == y.seeds and x.settings != y.settings
-        ]
+    def pairs(self, listed: Iterable[dict]) -> Iterator[tuple[dict, str, Model, Model]]:
+        """The rows of claims.yaml, each with its role, of the models that were run."""
+        for row in listed:
+            role, words = next(iter(row.items()))
+            one, other = map(self.first, words.split(" − "))
+            if one and other:
+                yield row, role, one, other
 
     def effects(self, listed: Iterable[dict]) -> list[Effect]:
         """The effects that claims.yaml lists, of the models that were run; none twice, where the
         best rate is the one given."""
         effects: dict[tuple, Effect] = {}
-        for row in listed:
-            role, part = next(iter(row)), row.get("text", "all")
-            one, other = map(self.first, row[role].split(" − "))
-            if role == "gap" or not one or not other:
-                continue
+        for row, role, one, other in self.pairs(listed):
+            part = row.get("text", "all")
             key = one.name, other.name, part
-            if (*key, role) not in effects and not (role == "part" and (*key, "claim") in effects):
+            known = role == "gap" or (role == "part" and (*key, "claim") in effects)
+            if not known and (*key, role) not in effects:
                 effects[*key, role] = self.effect(one, other, role, part, row.get("plan"))
         return list(effects.values())

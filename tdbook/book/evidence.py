@@ -6,17 +6,16 @@ verdict, book.measured what a claim needs besides losses. Legend: N windows, M o
 what is told token by token), T tokens of a window.
 """
 
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from tdbook.analysis import intervals, verdict
-from tdbook.analysis.claims import FAILS, HOLDS, PART, UNDECIDED, Claim, Effect, judge
+from tdbook.analysis import trial as trials
+from tdbook.analysis.claims import FAILS, HOLDS, PART, UNDECIDED, Effect, judge
 from tdbook.analysis.trial import CLAIMS, Model, Trial
 from tdbook.book import common, comparison, measured
 from tdbook.report import plots
@@ -27,8 +26,6 @@ from tdlib import data, evaluate, lora
 from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 
-COST = ["made", "training, FLOP", "teacher, FLOP", "scoring, FLOP"]  # a table of their own
-
 
 def judged_on(tokens: data.Tokens) -> str:
     """Which text judges, and how much of it, in a sentence."""
@@ -36,11 +33,9 @@ def judged_on(tokens: data.Tokens) -> str:
     text = "the confirmation text, which no choice has looked at"
     if name == "val":
         text = "⚠ the validation text, on which choices were made: no other was put aside"
-        text += " that has a target" * bool(tokens.confirm)
     documents = len(np.unique(tokens.documents(name)[0][windows.known_N]))
-    n, left = len(windows), int(windows.known_N.sum())
-    count = f"{n:,} windows" if left == n else f"{left:,} of {n:,} windows, which have a target,"
-    return f"Judged on {text}: {count} of {documents:,} documents."
+    count = f"{int(windows.known_N.sum()):,} of {len(windows):,} windows have a target"
+    return f"Judged on {text}: {count}, of {documents:,} documents."
 
 
 class Losses(dict):
@@ -52,8 +47,8 @@ class Losses(dict):
     def __init__(self, this: Run, tokens: data.Tokens):
         super().__init__()
         self.this, (self.split, self.windows) = this, measured.split_of(tokens)
-        self.models, self.folder = comparison.trained(this), common.folder_of(this)
-        p, models = this.parameters, self.models
+        self.folder, p = common.folder_of(this), this.parameters
+        self.models = models = trials.models(self.folder)
         settings = [models[p[role]].settings for role in ("base", "scratch") if p[role] in models]
         self.whole = [p["teacher"], *(n for n, m in models.items() if m.settings in settings)]
 
@@ -75,16 +70,15 @@ class Losses(dict):
             hashes.made_by_others(folder, "")[path]["sha256"]
             for folder, path in ((out, place), (this.out, "tokens"))
         ]
-        fixed = this.parameters["fixed_windows"]
+        fixed, whole = this.parameters["fixed_windows"], name in self.whole
         stem = re.sub(r"[^\w.+-]+", "_", name) + f"-{hashes.of([*read, fixed])[:8]}"
         path = this.path("scores", self.split, f"{stem}.{kind}")
         if not path.exists():
             base = out / "models" / self.models[name].p["base"] if adapter else out / place
-            net, whole = Llama.load(base, this.device), name in self.whole
+            net = Llama.load(base, this.device)
             net = lora.load(net, out / place) if adapter else net
-            count = fixed if whole else 1
-            losses = evaluate.evaluate(net.eval(), self.windows, fixed=count, device=this.device)
-            losses.save(path.parent, stem, whole)
+            how = dict(fixed=fixed if whole else 1, device=this.device)
+            evaluate.evaluate(net.eval(), self.windows, **how).save(path.parent, stem, whole)
             text = f"models on {self.split}: {name}"
             this.progress(len(self) + 1, len(self.models), text)
         return path
@@ -92,75 +86,65 @@ class Losses(dict):
 
 def trial(this: Run, tokens: data.Tokens) -> Trial:
     """What all claims read: every model, its losses, and which windows are hard."""
-    p, losses, points = this.parameters, Losses(this, tokens), common.folder_of(this).points
-    hard_N = comparison.hard_windows(losses, p["picked_by"], p["teacher"], p["hard_share"])
-    t = comparison.trial(this, losses, hard_N, tokens.documents(losses.split)[0], losses.models)
+    losses = Losses(this, tokens)
+    models, points = losses.models, losses.folder.points
     odd = {name: point.varied.keys() - point.record["parameters"] for name, point in points.items()}
-    swept = [t.models[name] for name, point in points.items() if point.sweep == p["recipe"]]
-    bases = {model.base for model in swept}
-    last = [model for model in sorted(swept, key=lambda m: m.seeds) if model.name not in bases]
-    return replace(
-        t,
-        development={name: common.row_of(this, name)["loss"] for name in t.models},
+    swept = [models[name] for name, p in points.items() if p.sweep == this.parameters["recipe"]]
+    last = {m.name for m in swept} - {m.base for m in swept}  # the others are what it was made from
+    recipe = min((m for m in swept if m.name in last), key=lambda m: m.seeds, default=None)
+    return comparison.trial(
+        this,
+        losses,
+        tokens.documents(losses.split)[0],
+        models=models,
+        development={name: common.row_of(this, name)["loss"] for name in models},
         mixed=frozenset(name for name, others in odd.items() if others),
-        recipe=last[0].name if last else "",
+        recipe=recipe.name if recipe else "",
     )
 
 
-def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[Claim]:
-    """Every claim with its verdict, in the plan's order."""
+def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[dict]:
+    """The rows of claims.yaml, each with its verdict, why, effects, and notes in sentences."""
     claims = []
     for row in CLAIMS["claims"]:
-        key, effects, notes = row["key"], t.effects(row.get("effects", ())), []
-        if key in measured.MEASURES:
-            more, notes = measured.MEASURES[key](this, tokens, t)
-            effects += more
+        listed = row.get("effects", ())
+        effects, gaps = (
+            t.effects(listed),
+            (pair for _, role, *pair in t.pairs(listed) if role == "gap"),
+        )
+        notes = [verdict.gap_in_words(t, *pair) for pair in gaps]
+        if measure := measured.MEASURES.get(row["key"]):
+            more, said = measure(this, tokens, t)
+            effects, notes = effects + more, notes + said
         result, why = judge(effects, row.get("every", True))
-        if key == "ship":
+        if row["key"] == "ship":
             result, why, notes = measured.shipped(this)
         if "undecidable" in row:
             result, why = UNDECIDED, row["undecidable"]
-        claim, control, change = (" ".join(row[k].split()) for k in ("claim", "control", "change"))
-        rest = (tuple(effects), tuple(notes))
-        claims.append(Claim(key, claim, result, why, control, change, *rest))
+        claims.append(row | dict(verdict=result, why=why, effects=effects, notes=notes))
     return claims
 
 
 def recipe(this: Run, tokens: data.Tokens, t: Trial) -> tuple[list[Effect], str]:
     """The recipe against the plan's own route: the effects, and in words with both routes' cost."""
     effects = t.effects(CLAIMS["recipe"])
-    none = "No recipe was run here: the sweep that `recipe` names has no point that is done."
     if not effects:
-        return [], none
+        return [], "No recipe was run here: no point of the sweep that `recipe` names is done."
     result, why = judge(effects[:1])
     how = {HOLDS: "**beats**", PART: "beats, with a reserve,", FAILS: "**loses to**"}
     verb = how.get(result, "is not clearly better than")
-    spent = comparison.made(this, tokens)
-    names = [t.recipe, t.first(f"best {verdict.ADAPTER}").name]
-    costs = [f"{n}: {', '.join(f'{k} {spent[n][k]}' for k in COST[1:])}" for n in names]
-    words = f"The recipe {verb} the plan's 50M + LoRA: {effects[0].words()} ({why})."
-    return effects, f"{words} Costs: {'; '.join(costs)}."
+    words, made = f"The recipe {verb} the plan's 50M + LoRA", comparison.made(this, tokens)
+    costs = []
+    for name in (t.recipe, t.first("best adapter on hard").name):
+        spent = [f"{key} {n}" for key, n in made[name].items() if key != "made"]
+        costs.append(f"{name}: {', '.join(spent)}")
+    return effects, f"{words}: {effects[0].words()} ({why}). Costs: {'; '.join(costs)}."
 
 
 def grid(t: Trial) -> list[tuple[float, float, float]]:
     """ce_weight, temperature and loss on development of the students that differ in these alone."""
     models = measured.settings(t)
     return [(m.p["ce_weight"], m.p["temperature"], t.development[m.name]) for m in models]
-
-
-def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
-    """Every model: what it is, seeds, tokens, loss on development and on the text that judges, its
-    difference from the base there, and what it cost."""
-    rows = []
-    for name, made in comparison.made(this, tokens).items():
-        model, loss, change = t.models[name], math.nan, "–"
-        if name in t.losses:  # no verdict needs the others
-            loss, change = known_mean(t.losses[name]), f"{t.change(name, t.base)}"
-        row = {"model": name, "made": made["made"], "seeds": " ".join(map(str, model.seeds))}
-        row |= {"training tokens": model.tokens, "development": t.development[name]}
-        row |= {"confirmation": loss, f"against {t.base}": "baseline" if name == t.base else change}
-        rows.append(row | {key: made[key] for key in COST[1:]})
-    return pd.DataFrame(rows)
 
 
 def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
@@ -186,25 +170,25 @@ def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def show(this: Run, claim: Claim) -> None:
+def show(this: Run, claim: dict) -> None:
     """A claim as a section: verdict, figure, every effect and note in words, what would change our
     mind."""
     from IPython.display import Markdown, display
 
-    display(Markdown(f"## {claim.claim}\n\n**Verdict: {claim.verdict}** — {claim.why}."))
-    if claim.effects:
-        title = f"{claim.verdict}: {claim.effects[0].words()}"
-        figure = plots.effects([e.row for e in claim.effects], title)
-        this.figure(claim.key, figure, alt=f"{claim.claim}: every effect")
-    lines = [f"- {e.words()}{' (control)' * (e.role == 'control')}" for e in claim.effects]
-    lines += [f"- {note}" for note in claim.notes]
-    change = f"*What would change our mind at 300M:* {claim.change}"
-    display(Markdown("\n".join([*lines, f"\n*Compared with* {claim.control}. {change}"])))
+    effects, result = claim["effects"], claim["verdict"]
+    display(Markdown(f"## {claim['claim']}\n\n**Verdict: {result}** — {claim['why']}."))
+    if effects:
+        figure = plots.effects([e.row for e in effects], f"{result}: {effects[0].words()}")
+        this.figure(claim["key"], figure, alt=f"{claim['claim']}: every effect")
+    lines = [f"- {e.words()}{' (control)' * (e.role == 'control')}" for e in effects]
+    lines += [f"- {note}" for note in claim["notes"]]
+    change = f"*What would change our mind at 300M:* {claim['change']}"
+    display(Markdown("\n".join([*lines, f"\n*Compared with* {claim['control']}. {change}"])))
 
 
-def in_short(claims: Sequence[Claim], recipe: str) -> str:
+def in_short(claims: Sequence[dict], recipe: str) -> str:
     """The page in one sentence."""
-    verdicts = [claim.verdict for claim in claims]
+    verdicts = [claim["verdict"] for claim in claims]
     order = [v for v in (HOLDS, PART, FAILS, UNDECIDED) if v in verdicts]
     counts = ", ".join(f"{verdicts.count(v)} × {v}" for v in order)
     return f"{len(claims)} claims: {counts}. {recipe.partition(' Costs:')[0].replace('**', '')}"

@@ -12,10 +12,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from tdbook.analysis import intervals, kept_and_lost, trial, verdict
+from tdbook.analysis import intervals, kept_and_lost
 from tdbook.analysis.claims import FAILS, HOLDS, PART, UNDECIDED, Effect
-from tdbook.analysis.trial import Model, Trial
-from tdbook.book import common, comparison
+from tdbook.analysis.trial import CLAIMS, Model, Trial
+from tdbook.book import common, comparison, reality
 from tdbook.export import inference
 from tdbook.report import tables
 from tdbook.runs import notebooks
@@ -52,17 +52,11 @@ def loss_settings(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     ]
 
 
-def gap(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
-    """How much of the gap from the base to 120M the adapter closes."""
-    best, rival = t.first(f"best {verdict.ADAPTER}"), t.first(verdict.RIVAL)
-    return [], [verdict.gap_in_words(t, best, rival)] if best and rival else []
-
-
 def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     """What the hardest windows hold against the rest: rare tokens, pairs never seen, other scripts;
-    each seed of the base picks its own. And whether the seeds pick the same."""
+    each seed of the base picks its own."""
     _, windows = split_of(tokens)
-    share, rows = this.parameters["hard_share"], np.arange(len(windows))
+    p, share, rows = this.parameters, this.parameters["hard_share"], np.arange(len(windows))
     ids_NT, y_NT = (x.numpy() for x in replace(windows, mask=None).batch(rows))
     count_V = kept_and_lost.frequency(tokens.train, tokens.vocab_size)
     order = np.argsort(count_V, kind="stable")
@@ -70,8 +64,8 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     rare_V[order[np.cumsum(count_V[order]) <= 0.05 * count_V.sum()]] = True
     pairs_NT = kept_and_lost.pair_frequency(tokens.train, ids_NT, y_NT)
     kinds = {"rare tokens": rare_V[y_NT], "pairs never seen": pairs_NT == 0}
-    if tokens.tokenizer:
-        kinds["tokens not in Telugu"] = kept_and_lost.scripts(tokens.tokenizer, windows, rows) != 0
+    if tokenizer := kept_and_lost.readable(tokens):
+        kinds["tokens not in Telugu"] = kept_and_lost.scripts(tokenizer)[y_NT] != 0
     seeds = t.seeds_of(t.models[t.base])
     hard = [comparison.hard_windows(t.losses, m.name, t.teacher, share) for m in seeds]
     effects, masked_N = [], np.isnan(t.losses[t.teacher])  # these are in neither part
@@ -82,23 +76,9 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     lag_N = np.fmax(t.losses[t.base] - t.losses[t.teacher], 0)
     held = lag_N[hard[0]].sum() / (lag_N.sum() or 1)
     notes = [f"The hardest {share:.0%} hold {held:.0%} of all that {t.base} lost."]
-    if len(hard) > 1:
-        same = [(h & hard[0]).sum() / (h | hard[0]).sum() for h in hard[1:]]
-        notes.append(
-            f"Hard sets of {len(hard)} seeds share {min(same):.2f} to {max(same):.2f} (Jaccard; "
-            f"{share / (2 - share):.2f} by chance)."
-        )
-    return effects, notes + memory(this)
-
-
-def memory(this: Run) -> list[str]:
-    """The teacher's memory of its text, as 02 measured it."""
     records = [record["remembered"] for record in common.folder_of(this).of(notebooks.HARD_SET)]
-    rows = [row for record in records for row in record.get("reality", {}).get("memory", [])]
-    words = "The teacher's lead on text it has read is larger by {} nats than on other text of the "
-    gaps = [row for row in rows if row["name"] == this.parameters["teacher"]]
-    gaps = [intervals.Interval(*(row[key] for key in ("gap", "low", "high"))) for row in gaps]
-    return [f"{words.format(gap)}same sources: so much is memory." for gap in gaps]
+    found = [record["reality"] for record in records if "reality" in record]
+    return effects, notes + [reality.in_words(x, p["base"], p["teacher"]) for x in found]
 
 
 def _beyond(t: Trial, what: str, seeds: Iterable[tuple], claimed: int, role="claim") -> Effect:
@@ -126,33 +106,18 @@ def kept(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
                 lags = [loss_MT[seed] - loss_MT[t.teacher] for seed in seeds]
                 each = [(lag_MT.ravel(), in_MT.ravel(), document_MT.ravel()) for lag_MT in lags]
                 effects.append(_beyond(t, f"{bucket} ({cut}), {name}", each, claimed, role))
-    return effects, diversity(this)
+    return effects, []
 
 
 def kinds() -> list[tuple[str, str, int]]:
     """Cut and bucket of each kind of token that the claim names, and the sign that it claims."""
-    claim = next(row for row in trial.CLAIMS["claims"] if row["key"] == "kept")
+    claim = next(row for row in CLAIMS["claims"] if row["key"] == "kept")
     signs = ((-1, claim["kept"]), (1, claim["lost"]))
     return [(cut, b, sign) for sign, cuts in signs for cut, some in cuts.items() for b in some]
 
 
-def diversity(this: Run) -> list[str]:
-    """How much generated texts repeat themselves, as 04 counted it."""
-    roles, notes = [this.parameters[name] for name in ("base", "teacher")], []
-    for record in common.folder_of(this).of(notebooks.COMPARISON):
-        texts = record["remembered"].get("texts", {})
-        if all(name in texts for name in roles):  # null where a text is too short to have any
-            two = [intervals.number(texts[name]["distinct_2grams"], ".0%") for name in roles]
-            four = [intervals.number(texts[name]["repeated_4grams"], ".1%") for name in roles]
-            notes.append(
-                f"Diversity, of twenty generated texts: distinct bigrams {two[0]} (teacher "
-                f"{two[1]}), repeated 4-grams {four[0]} ({four[1]}); no interval."
-            )
-    return notes
-
-
 # key of a claim → what it needs besides the effects that claims.yaml lists
-MEASURES = dict(loss=loss_settings, hard=hard_text, adapter=gap, kept=kept)
+MEASURES = dict(loss=loss_settings, hard=hard_text, kept=kept)
 
 
 def shipped(this: Run) -> tuple[str, str, list[str]]:
@@ -172,31 +137,30 @@ def shipped(this: Run) -> tuple[str, str, list[str]]:
 def merges(this: Run) -> list[tuple[str, bool]]:
     """Per adapter whether merging changed nothing but its last digits, and added no weights."""
     path, checks = this.out / f"tables/{notebooks.COMPARISON}-merged.csv", []
-    for row in pd.read_csv(path).to_dict("records") if path.exists() else []:
+    for row in pd.read_csv(path, dtype=str).to_dict("records") if path.exists() else []:
         apart, most = (float(row[k]) for k in ("largest logit difference", "of logits up to"))
         weights, base = row["weights"], row["weights of the base"]
         what = f"{row['adapter']} merged: logits up to {most:g} apart by {apart:.1e}, "
         what += f"{weights} weights, its base {base}"
-        checks.append((what, str(weights) == str(base) and apart <= 1e-4 * most))
+        checks.append((what, weights == base and apart <= 1e-4 * most))
     return checks
 
 
 def speeds(shape: str, timed: dict) -> list[tuple[str, bool]]:
     """Of a shape's ways of writing, the quickest of each of the plan's phases, and the 4-bit file:
     is the plan's lower number reached?"""
-    best: dict[str, dict] = {}
+    checks, best = [], {}
     for row in inference.with_plan(shape, timed["rows"]):
         phase = inference.PHASES.get(row["way"])
         if phase and row["decode"] > best.get(phase, {"decode": 0})["decode"]:
             best[phase] = row
-    checks = []
     for row in best.values():
         low, high = row["plan"]
         what = f"{shape}, {row['way']}: {row['decode']:,.0f} tokens/s on one thread "
         if not math.isnan(low):
             checks.append((f"{what}(the plan: {low:g}–{high:g})", row["decode"] >= low))
     size, (low, _) = timed["bytes"]["Q4_0"] / 1e6, of_plan(shape, "megabytes")
-    if math.isnan(low):
-        return checks
-    limit = Q4_LIMIT / 1e6 * low / 30  # as 33 MB for the plan's "~30 MB"
-    return [*checks, (f"{shape}, Q4_0: {size:.1f} MB (the plan: ~{low:g})", size <= limit)]
+    if not math.isnan(low):
+        limit = Q4_LIMIT / 1e6 * low / 30  # as 33 MB for the plan's "~30 MB"
+        checks.append((f"{shape}, Q4_0: {size:.1f} MB (the plan: ~{low:g})", size <= limit))
+    return checks

@@ -156,17 +156,21 @@ def two(tmp_path):
     (tmp_path / "scores/val").mkdir(parents=True)
     for name, loss_N in losses.items():
         np.save(tmp_path / f"scores/val/{name}.npy", np.where(known_N, loss_N, np.float32("nan")))
-    this = SimpleNamespace(out=tmp_path, run="x", parameters={"seed": 1}, path=tmp_path.joinpath)
+    this = SimpleNamespace(
+        out=tmp_path, run="x", parameters={"seed": 1, "resamples": 500}, path=tmp_path.joinpath
+    )
     tokens = SimpleNamespace(documents=lambda split: (document_N, []))
     return this, tokens, {n: x[known_N] for n, x in losses.items()}, document_N[known_N], known_N
 
 
 def test_the_difference_of_two_routes_leaves_masked_windows_out_and_says_so(two):
     this, tokens, left, document_N, known_N = two
-    found = comparison.difference(this, "a", "b", tokens, 500)
-    wanted = change(left["a"], left["b"], document_N, 500, seed=1)
-    assert found["difference"] == pytest.approx(wanted.value, abs=1e-6)
-    assert (found["low"], found["high"]) == pytest.approx(wanted[1:])
+    found = comparison.difference(this, "a", "b", tokens)
+    pair_2N = np.stack([left["a"], left["b"]]).astype(float)
+    drawn_R2 = resampled_means(pair_2N, document_N, 500, seed=1)
+    ends = intervals.interval(drawn_R2[:, 0] - drawn_R2[:, 1])
+    assert found["difference"] == pytest.approx(float(np.subtract(*pair_2N).mean()), abs=1e-6)
+    assert (found["low"], found["high"]) == pytest.approx(ends)
     assert found["losses"]["a"] == float(left["a"].mean())
     assert words.difference("A", "B", found).endswith(
         f"one seed; {120 - known_N.sum()} of 120 windows have no target and are left out."

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from tdbook.analysis import features
 from tdbook.book import reality, selection, students
 from tdbook.corpus import token_files
 from tdbook.report import words
@@ -92,18 +91,13 @@ def test_the_words_and_the_table_are_those_of_the_numbers():
     gaps = {"teacher": 0.2, "50m": 0.05, "difficulty": -0.15}
     other = {"with": "50m-seed2", "student_better": 0.31, "windows": 1000, "jaccard": 0.5}
     alone = {"with": "teacher loss alone", "windows": 1000, "jaccard": 0.05, "rank": NAN}
-    result = {
-        "rows": [other | {"chance": 1 / 9, "rank": 0.8}, alone | {"chance": 1 / 9}],
-        "memory": [
-            {"name": n, "gap": g, "low": g - 0.01, "high": g + 0.01} for n, g in gaps.items()
-        ],
-        "mean": 0.4,
-        "unseen": {"fold": 0.3, "val": 0.1, "extra": 0.2, "low": 0.1, "high": 0.3},
-    }
+    rows = [other | {"chance": 1 / 9, "rank": 0.8}, alone | {"chance": 1 / 9}]
+    memory = [{"name": n, "gap": g, "low": g - 0.01, "high": g + 0.01} for n, g in gaps.items()]
+    result = {"rows": rows, "memory": memory, "mean": 0.4}
     words = reality.in_words(result, "50m", "teacher")
     assert "cost the teacher +0.200 [+0.190, +0.210] nats more" in words
     assert "from +0.400 to +0.250 nats, a change of −0.150 [−0.160, −0.140]. 37% of it" in words
-    assert "+0.200 [+0.100, +0.300] of its lead" in words
+    assert reality.in_words(result | {"memory": []}, "50m", "teacher") == ""
     table = reality.table(result)
     assert table["rank correlation"].tolist() == ["+0.800", "–"]
     assert table["hard by both (Jaccard)"].tolist() == ["0.500", "0.050"]
@@ -243,18 +237,3 @@ def test_a_share_is_of_what_was_scored_and_is_not_junk():
     assert f"{chosen.easy:,} easy ones" in said and "without junk" in said and "30%" in said
     plain = hard_set.choose(difficulty_N, hard_set.Rule(share=0.2))
     assert len(plain.windows_K) == pytest.approx(0.2 * np.isfinite(difficulty_N).sum(), abs=1)
-
-
-def test_the_table_of_junk_counts_each_kind_and_shows_the_hardest(tokens):
-    n = len(tokens.train)
-    nothing_N = np.zeros(n, np.float16)
-    junk_N = np.zeros(n, np.uint8)
-    junk_N[[3, 5, 7]], junk_N[9] = 8, 9
-    found = features.Features(junk_N, nothing_N, nothing_N, nothing_N)
-    difficulty_N = np.arange(n, dtype=float)
-    table = features.junk_table(tokens, found, difficulty_N, difficulty_N >= 6).set_index("junk")
-    assert table["windows"].tolist() == ["1", "0", "0", "4"]
-    assert table["of them hard"].tolist() == ["1", "0", "0", "2"]
-    ids = tokens.train.ids[9 * T + 1 :][:5]  # no tokenizer: the ids themselves
-    assert table["an example"]["template repeats"].startswith(" ".join(map(str, ids)))
-    assert table["an example"]["<unk>"] == "–"
