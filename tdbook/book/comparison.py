@@ -4,10 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tdbook.analysis import intervals
+from tdbook.analysis import intervals, verdict
 from tdbook.analysis import kept_and_lost as buckets
-from tdbook.analysis import trial as trials
-from tdbook.analysis.trial import Model, Trial
+from tdbook.analysis.verdict import Model, Trial
 from tdbook.book import common
 from tdbook.report import sweep_plots, tables
 from tdbook.runs import notebooks, rules, sweeps
@@ -74,7 +73,7 @@ def hard_windows(losses: Mapping, picked_by: str, teacher: str, share: float) ->
 
 def trial(this: Run, losses: Mapping, document_N: np.ndarray, **more) -> Trial:
     """What a verdict reads: the models, or those that losses are of, and which windows are hard."""
-    p, models = this.parameters, trials.models(common.folder_of(this))
+    p, models = this.parameters, verdict.models(common.folder_of(this))
     hard_N = hard_windows(losses, p["picked_by"], p["teacher"], p["hard_share"])
     given = {name: p[name] for name in ("base", "scratch", "teacher", "picked_by", "resamples")}
     given |= {"models": {n: m for n, m in models.items() if n in losses}} | more
@@ -154,7 +153,7 @@ def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
     """What each model is, and its FLOP: of its own training (with its base's), of its teachers'
     forwards, and of scoring the windows where it replays scores."""
     folder, rows = common.folder_of(this), {}
-    models, context = trials.models(folder), tokens.context
+    models, context = verdict.models(folder), tokens.context
     shorts = (record["remembered"].get("short") for record in folder.of(notebooks.HARD_SET))
     short = next(filter(None, shorts), {"windows": 0})
     scored = short["windows"] * short.get("scored", 1) * context

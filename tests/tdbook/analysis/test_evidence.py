@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tdbook.analysis import claims, kept_and_lost
-from tdbook.analysis.trial import CLAIMS
-from tdbook.book import evidence, measured
+from tdbook.analysis.verdict import CLAIMS
+from tdbook.book import evidence
 from tdbook.corpus import token_files, writer
 from tdbook.runs import estimates
 from tdlib import data, evaluate, lora
@@ -188,18 +188,18 @@ def test_a_confirmation_text_without_a_target_judges_nothing():
     some[5:13] = 0  # the second and the third of eight
     tokens = SimpleNamespace(val=windows(some), documents=lambda split: (np.arange(8), []))
     tokens.confirm = windows(np.zeros(33, "u1"))
-    assert measured.split_of(tokens) == ("val", tokens.val)
+    assert evidence.split_of(tokens) == ("val", tokens.val)
     words = evidence.judged_on(tokens)
     assert "no other was put aside: 6 of 8 windows have a target, of 6 documents" in words
     tokens.confirm = windows(some)
-    assert measured.split_of(tokens) == ("confirm", tokens.confirm)
+    assert evidence.split_of(tokens) == ("confirm", tokens.confirm)
     assert "no choice has looked at: 6 of 8 windows" in evidence.judged_on(tokens)
 
 
 def test_what_is_kept_and_lost_is_the_lag_in_a_bucket_beyond_that_elsewhere(opened):
     this, tokens = opened()
     t = evidence.trial(this, tokens)
-    effects, _ = measured.kept(this, tokens, t)
+    effects, _ = evidence.kept(this, tokens, t)
     found = {e.what: e for e in effects}
     text, models = this.out / "tokens/confirm.bin", this.out / "models"
     base, teacher = (by_hand(Llama.load(models / name), text) for name in ("50m", "teacher"))
@@ -217,13 +217,13 @@ def test_what_is_kept_and_lost_is_the_lag_in_a_bucket_beyond_that_elsewhere(open
         assert found[f"{what}, 50m-scratch"].role == "part"
     assert found["final (place in the word), 50m"].claimed == -1
     labels = kept_and_lost.cuts(tokens, np.arange(3))
-    assert all(bucket in labels[cut][0] for cut, bucket, _ in measured.kinds())
+    assert all(bucket in labels[cut][0] for cut, bucket, _ in evidence.kinds())
 
 
 def test_what_the_hardest_windows_hold_is_counted_beside_the_rest(opened):
     this, tokens = opened()
     t = evidence.trial(this, tokens)
-    effects, notes = measured.hard_text(this, tokens, t)
+    effects, notes = evidence.hard_text(this, tokens, t)
     lag_N = t.losses["50m"] - t.losses["teacher"]
     hard_N = lag_N >= np.sort(lag_N)[-round(0.2 * len(lag_N))]
     pairs = set(itertools.pairwise(tokens.train.ids.tolist()))
@@ -284,16 +284,16 @@ def timed(shape: str, **changed: float) -> dict:
 
 @pytest.mark.parametrize("shape", ["student-50m", "student-120m", "teacher-plan"])
 def test_the_plans_lower_number_is_reached_or_missed_in_every_phase(shape):
-    found = dict(measured.speeds(shape, timed(shape)))
+    found = dict(evidence.speeds(shape, timed(shape)))
     low, high = estimates.PLAN[shape]["phase2"]
     assert len(found) == 4 and all(found.values())
     assert f"{shape}, Q4_0: {low:,.0f} tokens/s on one thread (the plan: {low:g}–{high:g})" in found
     large = 1.2 * estimates.PLAN[shape]["megabytes"][0]
     slow = [{"raw": 0.5}, {"KV + INT8 + compile": 0.5}, {"Q4_0": 0.5}, {"megabytes": large}]
     for i, changed in enumerate(slow):
-        held = [held for _, held in measured.speeds(shape, timed(shape, **changed))]
+        held = [held for _, held in evidence.speeds(shape, timed(shape, **changed))]
         assert [k for k, ok in enumerate(held) if not ok] == [i], changed
-    assert measured.speeds("student-80m", timed("student-50m")) == []  # the plan has none
+    assert evidence.speeds("student-80m", timed("student-50m")) == []  # the plan has none
 
 
 def shipping(folder: Path, rows: list[dict], timed_: dict) -> SimpleNamespace:
@@ -310,7 +310,7 @@ def shipping(folder: Path, rows: list[dict], timed_: dict) -> SimpleNamespace:
     [({}, True), ({"largest logit difference": "8.5e-05"}, False), ({"weights": "35,168"}, False)],
 )
 def test_merging_is_free_where_no_logit_and_no_weight_changes(tmp_path, changed, held):
-    ((what, free),) = measured.merges(shipping(tmp_path / "o", [MERGED | changed], {}))
+    ((what, free),) = evidence.merges(shipping(tmp_path / "o", [MERGED | changed], {}))
     assert free == held and what.startswith("a merged: logits up to 0.845 apart by 8")
 
 
@@ -330,6 +330,6 @@ def test_shipping_holds_in_part_or_fails_by_how_much_is_missed(
     tmp_path, speed, merged, verdict, missed
 ):
     times = {} if speed is None else {"student-50m": timed("student-50m", **speed)}
-    result, why, notes = measured.shipped(shipping(tmp_path / "o", [MERGED | merged], times))
+    result, why, notes = evidence.shipped(shipping(tmp_path / "o", [MERGED | merged], times))
     assert result == verdict and [note[0] for note in notes].count("✗") == missed
     assert (why == "every number is reached") == (verdict == claims.HOLDS)
