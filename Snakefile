@@ -48,8 +48,8 @@ def resources_of(job):
 
 def command_of(job):
     queued = QUEUED.get(rule_of(job))
-    command = ["adopt", queued] if queued else ["execute"]
-    words = [sys.executable, "-m", "tdbook", *command, *job["arguments"]]
+    yaml, out, *values = job["arguments"]
+    words = [sys.executable, "-m", "tdbook", "execute", yaml, out, *filter(None, [queued]), *values]
     return lambda wildcards: shlex.join(words)  # of a text it would fill in {…}
 
 

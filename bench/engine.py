@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from bench import explorer, inference, plan
 from tdbook.training import cache
-from tdbook.workflow import cost
+from tdbook.workflow import workload
 from tdlib import data, hard_set, losses, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tdlib.shapes import to_hf
@@ -29,6 +29,8 @@ from tdlib.shapes import to_hf
 ROOT = Path(__file__).parents[1]
 V, T = 51_800, 2048
 MIB = 2**20
+ONE_WINDOW = dict(epochs=1.0, token_limit=0, batch_tokens=T, micro_windows=1)
+ONE_WINDOW |= dict(activation_checkpointing=False)
 THREADS = int(os.environ.get("THREADS", "1"))
 
 
@@ -170,7 +172,7 @@ def measure_three_steps() -> dict:
     """The plan's teacher and its smallest student, three steps of one window each."""
     torch.manual_seed(0)
     shapes = config("student-50m"), config("teacher-plan")
-    predicted = cost.training_bytes(*shapes, windows=1, context=T) / MIB
+    predicted = workload.Training("a", *shapes, 3, ONE_WINDOW).memory("cpu") / MIB
     recipe = train.Recipe(batch_tokens=T, micro_windows=1, epochs=1.0)
     rows = []
 
@@ -245,7 +247,7 @@ def peak():
     times = []
     train.fit(student, windows, recipe, progress=lambda *_: times.append(time.process_time()))
     for seconds in np.diff(times):
-        shares.append(cost.step_flop(shape, None, T) * T / seconds / cost.peak_flop("cpu"))
+        shares.append(workload.step_flop(shape, T) * T / seconds / workload.peak_flop("cpu"))
     return span((statistics.median(shares), min(shares), max(shares)))
 
 
@@ -318,7 +320,7 @@ def teacher_peak():
 
     with torch.no_grad():
         found = ratio(products, lambda: teacher(ids_BT), 3)
-    share = cost.forward_flop(teacher.config, T) * T / (2 * 1536**3 * times)
+    share = workload.forward_flop(teacher.config, T) * T / (2 * 1536**3 * times)
     return span(tuple(share * x for x in found))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tdbook.workflow import cost, workload
+from tdbook.workflow import workload
 from tdlib import data, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
@@ -50,9 +50,9 @@ def measure_plan(name: str) -> dict:
     p = recipe(student, teacher, windows)
     p |= dict(compile=False, activation_checkpointing=False, token_limit=0)
     one = workload.Training("models/a", student, teacher, steps * windows, p)
-    low, high = one.seconds(cost.here("cpu"))
-    memory = cost.training_bytes(student, teacher, windows, student.context)
-    return {"mib": memory / 2**20, "low": low / steps, "high": high / steps}
+    device = workload.here("cpu")
+    low, high = (one.flop / device.flop / share / steps for share in (device.high, device.low))
+    return {"mib": one.memory("cpu") / 2**20, "low": low, "high": high}
 
 
 def measure_truth(name: str) -> dict:

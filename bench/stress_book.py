@@ -31,7 +31,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from tdbook.runs import heartbeat
-from tdbook.workflow import sessions, status
+from tdbook.workflow import status
 from tests.small_book import alive, wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -436,8 +436,8 @@ def power_off(place: Path) -> tuple[Path, list[str], str]:
     for run in TWO:
         path = out / f"state/{run}.json"
         path.write_text(json.dumps(json.loads(path.read_text("utf8")) | other))
-    kept = sessions.sessions(out)
-    (out / sessions.SESSIONS).write_text(json.dumps([*kept[:-1], kept[-1] | other]))
+    kept = status.sessions(out)
+    (out / status.SESSIONS).write_text(json.dumps([*kept[:-1], kept[-1] | other]))
     (out / f"state/{TWO[0]}.json").write_text("")  # renamed, its content not on the disk yet
     report = [sys.executable, "-m", "tdbook", "report", out]
     done = subprocess.run(report, cwd=copy, capture_output=True, text=True)

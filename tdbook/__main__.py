@@ -25,10 +25,9 @@ import re
 import sys
 from pathlib import Path
 
-from tdbook.runs import disk, estimates, heartbeat, ownership, parameters
+from tdbook.runs import disk, heartbeat, ownership, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import execute, graph, request, scheduler, status
-from tdlib import shapes
 
 # their words are never NAME=value
 PLACES = ("check", "report", "clean-cache", "publish", "zip", "published")
@@ -52,9 +51,9 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
             wanted = request.wanted(command, pairs)
             if not pairs.get("DRY"):
                 return scheduler.make(wanted)
-            from tdbook.workflow import dry
+            from tdbook.workflow import plan
 
-            print(dry.text(wanted))
+            print(plan.dry(wanted))
         case "status", []:
             out = parameters.ROOT / request.wanted("status", pairs).out
             print(status.text(out, full=bool(pairs.get("FULL"))))
@@ -71,12 +70,9 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
         case "clean-cache", [out]:
             left = ", ".join(ownership.clean_cache(parameters.ROOT / out))
             print(f"left, for the book did not make it: {left}" if left else "removed")
-        case "execute", [yaml, out]:
+        case "execute", [yaml, out, *job]:
             heartbeat.die_with_parent()
-            return execute.execute(Path(yaml).resolve(), Path(out), pairs)
-        case "adopt", [job, yaml, out]:
-            heartbeat.die_with_parent()
-            return execute.adopt(job, Path(yaml).resolve(), Path(out), pairs)
+            return execute.execute(Path(yaml).resolve(), Path(out), pairs, *job)
         case "export", []:
             from tdbook.export import shipping  # imports torch
 
@@ -92,13 +88,11 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
 def _show(command: str, words: list[str]) -> int | None:
     """The commands that make pages, or take them to others."""
     from tdbook.report import published  # slow to import
-    from tdbook.workflow import run_pages, share
+    from tdbook.workflow import share
 
     match command, words:
         case "report", [out]:
-            for state in heartbeat.states(parameters.ROOT / out):
-                execute.page(parameters.ROOT / out, state["run"])
-            print(run_pages.refresh(parameters.ROOT / out))
+            print(execute.pages(parameters.ROOT / out, again=True))
         case "publish", [out, *name]:
             share.publish(parameters.ROOT / out, *name)
         case "zip", [out]:
@@ -111,7 +105,7 @@ def _show(command: str, words: list[str]) -> int | None:
 
 
 def _check(profile: str) -> int:
-    """A line a run, then the sizes that no run has yet."""
+    """A line a run; then what no single YAML shows, as two that write the same."""
     failed = 0
     for path in graph.yamls(profile):
         try:
@@ -120,14 +114,9 @@ def _check(profile: str) -> int:
         except ParameterError as error:
             print(f"{path.stem} · {error}")
             failed = 1
-    if failed:
-        return failed
-    runs = graph.book(profile, paths=False)  # what no single YAML shows: two that write the same
-    used = {value for one in runs for key, value in one.parameters.items() if key.endswith("shape")}
-    for vocab_size in estimates.VOCABULARIES if profile.startswith("b200") else ():
-        for name in (name for name in shapes.SHAPES if name in used):
-            print(estimates.in_words(name, vocab_size))
-    return 0
+    if not failed:
+        graph.book(profile, paths=False)
+    return failed
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What changes while a model trains, and how it is kept, so that nothing is lost.
 
-`State` is weights, optimiser and position, as one object. A file of it appears whole or not at all,
-knows what it was made with, and a full disk leaves the one before. Files hold tensors and plain
-values, and nothing in them is ever executed.
+state.pt is kept every checkpoint_minutes, at an epoch's end, and before SIGTERM or Ctrl-C end the
+training; epoch-1.safetensors … stay. A file appears whole or not at all, knows what it was made
+with, and a full disk leaves the one before. Nothing in them is ever executed.
 """
 
 import hashlib
@@ -44,13 +44,13 @@ class Meter:
     def row(self) -> dict:
         loss, ce, kl, count = self.sums.tolist()
         count = count or math.nan  # every target masked: no loss either
-        row = {"train/loss": loss / count, "train/ce": ce / count, "train/kl": kl / count}
-        row |= {"train/grad_norm": float(self.norm), "train/tokens_per_sec": self.speed}
-        return {k: v for k, v in row.items() if math.isfinite(v)}  # without a teacher no kl
+        row = {"loss": loss / count, "ce": ce / count, "kl": kl / count}
+        row |= {"grad_norm": float(self.norm), "tokens_per_sec": self.speed}
+        return {f"train/{k}": v for k, v in row.items() if math.isfinite(v)}  # kl: with a teacher
 
 
 class State:
-    """Weights and optimiser, and what a checkpoint holds beside them."""
+    """Weights, optimiser and position, as one object."""
 
     def __init__(self, student: nn.Module, recipe, device: str, key: dict):
         self.trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
@@ -83,9 +83,8 @@ class State:
     def row(self, tokens: int) -> dict:
         """What is logged after so many tokens. RuntimeError: too many steps were skipped."""
         if self.skipped > self.recipe.max_skipped:
-            fault = f"{int(self.skipped)} steps were skipped, {self.recipe.max_skipped} may be: "
-            fault += "their loss or gradient was not finite, or the loss "
-            fault += f"{self.recipe.spike} nats above the usual {float(self.loss_ema):.3f}"
+            fault = f"{int(self.skipped)} steps were skipped, {self.recipe.max_skipped} may be: not"
+            fault += f" finite, or {self.recipe.spike} nats above the usual {self.loss_ema:.3f}"
             raise RuntimeError(f"{fault}; lower learning_rate, or look at the text")
         row = {"step": self.step, "tokens": tokens}
         row |= {"train/lr": self.optimizer.param_groups[0]["lr"]} | self.meter.row()
@@ -94,20 +93,18 @@ class State:
     def weights(self) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in self.trained.items()}
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"usual": self.loss_ema, "skipped": self.skipped, "sums": self.meter.sums}
-
     def content(self) -> dict:
         """What a checkpoint holds."""
-        content = {"key": self.key, "step": self.step, "log": self.log} | self.tensors()
-        content |= {"random": torch.get_rng_state(), "optimizer": self.optimizer.state_dict()}
-        return content | {"weights": self.weights()}
+        content = {"key": self.key, "step": self.step, "log": self.log, "weights": self.weights()}
+        content |= {"usual": self.loss_ema, "skipped": self.skipped, "sums": self.meter.sums}
+        return content | {"random": torch.get_rng_state(), "optimizer": self.optimizer.state_dict()}
 
     def restore(self, content: dict) -> None:
-        for name, weight in self.weights().items():
+        own = self.content()
+        for name in ("usual", "skipped", "sums"):
+            own[name].copy_(content[name])
+        for name, weight in own["weights"].items():
             weight.copy_(content["weights"][name])
-        for name, tensor in self.tensors().items():
-            tensor.copy_(content[name])
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.log = content["step"], content["log"]
         torch.set_rng_state(content["random"])
@@ -129,7 +126,7 @@ class Keeper:
         if not self.folder or not (content := load(self.folder / "state.pt", self.state.key)):
             return False
         self.state.restore(content)
-        self._save_epoch(self.state.step, missing=True)  # after a full disk, or older code
+        self._save_epoch(self.state.step)  # not there after a full disk, or older code
         return True
 
     def after(self, step: int, signals: "Signals", targets: Targets) -> None:
@@ -150,11 +147,9 @@ class Keeper:
             line = f"stopped after step {step:,} of {self.steps:,}, kept in {self.folder}: "
             signals.reraise("" if self.team.rank else line + "the same command goes on from there")
 
-    def _save_epoch(self, step: int, missing: bool = False) -> None:
+    def _save_epoch(self, step: int) -> None:
         if self.team.rank == 0 and step in self.epochs and step < self.steps:
-            path = self.folder / f"epoch-{self.epochs[step]}.safetensors"
-            if not (missing and path.exists()):
-                save(path, self.state.weights())
+            save(self.folder / f"epoch-{self.epochs[step]}.safetensors", self.state.weights())
 
 
 def key(student: nn.Module, recipe, rows: np.ndarray, windows: data.Windows, targets) -> dict:
@@ -175,14 +170,14 @@ def key(student: nn.Module, recipe, rows: np.ndarray, windows: data.Windows, tar
 def save(path: Path, content: dict) -> None:
     """A dict of tensors (.safetensors) or of tensors and plain values. A full disk is a warning: it
     must not end hours of training."""
+    file = io.BytesIO()
+    if path.suffix == ".safetensors":
+        tensors = {name: x.cpu().contiguous() for name, x in content.items()}
+        file.write(safetensors.torch.save(tensors))
+    else:
+        torch.save(content, file)
     try:
-        if path.suffix == ".safetensors":
-            tensors = {name: x.cpu().contiguous() for name, x in content.items()}
-            write_whole(path, safetensors.torch.save(tensors))
-        else:
-            file = io.BytesIO()
-            torch.save(content, file)
-            write_whole(path, file.getbuffer())
+        write_whole(path, file.getbuffer())
     except OSError as error:
         warnings.warn(f"{path} is not written, the one before stays: {error}", stacklevel=2)
 
@@ -195,15 +190,12 @@ def load(path: Path, key: dict) -> dict | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         old = state["key"]
     except Exception as error:  # torch's errors share no base
-        raise ValueError(
-            f"{path} is no checkpoint ({type(error).__name__}): set redo to start over"
-        ) from None
+        fault = f"{path} is no checkpoint ({type(error).__name__})"
+        raise ValueError(f"{fault}: set redo to start over") from None
     for name in key:
         if key[name] != old.get(name):
-            raise ValueError(
-                f"{path} was made with {name} {old.get(name)!r}, now it is {key[name]!r}: "
-                "put it back to go on, or set redo to start over"
-            )
+            fault = f"{path} was made with {name} {old.get(name)!r}, now it is {key[name]!r}"
+            raise ValueError(f"{fault}: put it back to go on, or set redo to start over")
     return state
 
 

@@ -78,17 +78,17 @@ def evaluate(
     progress: hard_set.Progress = lambda done, all, message: None,
 ) -> Evaluation:
     """Loss on every window; on `fixed` ones calibration and, with a teacher, KL and agreement."""
-    rows_M = fixed_rows(windows, fixed)
-    rest = np.setdiff1d(np.arange(len(windows)), rows_M)
-    loss_N, done = np.full(len(windows), np.nan, np.float32), 0
+
+    def tell(more: int) -> None:
+        nonlocal done
+        progress(done := done + more, len(windows), "windows evaluated")
+
+    rows_M, done = fixed_rows(windows, fixed), 0
+    rest, loss_N = np.setdiff1d(np.arange(len(windows)), rows_M), np.empty(len(windows), np.float32)
     for rows in windows.batches(rest, 128):
         loss_N[rows] = hard_set.window_loss(model, windows, rows, device)
-        progress(done := done + len(rows), len(windows), "windows evaluated")
-    parts = []
-    for rows in windows.batches(rows_M, 8):
-        parts += _compare(model, teacher, *windows.batch(rows, device))
-        progress(done := done + len(rows), len(windows), "windows evaluated")
-    each = _joined(parts, teacher)
+        tell(len(rows))
+    each = _compare(model, teacher, windows, rows_M, device, tell)
     loss_MT = each["loss_MT"].cpu().numpy()
     loss_N[rows_M] = known_mean(loss_MT, axis=1)
     calibration = _calibration(each["confidence"], each["right"])
@@ -96,30 +96,22 @@ def evaluate(
     return Evaluation(loss_N, rows_M, loss_MT, calibration, kl, agreement)
 
 
-def record(
-    model: Llama,
-    tokens: data.Tokens,
-    teacher: Llama | None,
-    folder: Path,
-    name: str,
-    *,
-    fixed: int = 640,
-    device: str = "cpu",
-    progress: hard_set.Progress = lambda done, all, message: None,
-) -> dict[str, float]:
-    """Evaluate on the validation split, leave the arrays in `folder`, return the row of metrics."""
-    how = dict(fixed=fixed, device=device, progress=progress)
-    evaluation = evaluate(model, tokens.val, teacher, **how)
-    evaluation.save(folder, name)
-    parameters = sum(p.numel() for p in model.parameters())
-    return {"parameters": parameters} | evaluation.row(tokens.bytes_per_token())
+@torch.no_grad()
+def apart(
+    model: Llama, other: Llama, windows: data.Windows, rows: np.ndarray, device: str = "cpu"
+) -> tuple[float, float]:
+    """Loss of a model on some windows, and KL(other ‖ model) there."""
+    each = _compare(model, other, windows, rows, device)
+    return tuple(float(each[name].nanmean()) for name in ("loss_MT", "kl"))
 
 
-def _compare(model: Llama, teacher: Llama | None, ids_BT: Tensor, targets_BT: Tensor) -> list[dict]:
-    """Per token of each of some windows, one window's logits at a time: loss_1T, NaN where masked;
-    of the tokens that are not masked, the rest."""
+def _compare(model, teacher, windows, rows_M, device, tell=lambda more: None) -> dict[str, Tensor]:
+    """Per token of some windows, one window's logits at a time: loss_MT, NaN where masked; of the
+    tokens that are not masked, the rest. ValueError: a value is not finite, a fault that a mean
+    would hide."""
     parts = []
-    for ids_1T, y_T in zip(ids_BT.split(1), targets_BT, strict=True):
+    for row in rows_M:
+        ids_1T, (y_T,) = windows.batch([row], device)
         log_q_TV, counts_T = model(ids_1T)[0].float().log_softmax(-1), y_T != data.IGNORE
         loss_T = -log_q_TV.gather(-1, y_T.clamp(min=0)[:, None])[:, 0]
         top = log_q_TV.max(-1)
@@ -131,29 +123,15 @@ def _compare(model: Llama, teacher: Llama | None, ids_BT: Tensor, targets_BT: Te
         right_T = (top.indices == y_T).float()
         part = dict(confidence=top.values.exp(), right=right_T, kl=kl_T, same=same_T)
         part = {name: x_T[counts_T] for name, x_T in part.items()}
-        parts.append(part | {"loss_1T": torch.where(counts_T, loss_T, torch.nan)[None]})
-    return parts
-
-
-def _joined(parts: list[dict], teacher: Llama | None) -> dict[str, Tensor]:
-    """All windows together. ValueError: a value is not finite; a mean without it hides a fault."""
+        parts.append(part | {"loss_MT": torch.where(counts_T, loss_T, torch.nan)[None]})
+        tell(1)
     each = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    each["loss_MT"] = each.pop("loss_1T")
-    if int(each["loss_MT"].isfinite().sum()) != len(each["right"]):
-        raise ValueError(f"the loss of a token is not finite: {hard_set.BROKEN}")
-    if teacher is not None and not each["kl"].isfinite().all():
-        raise ValueError(f"the teacher's KL of a token is not finite: {hard_set.BROKEN}")
+    finite = int(each["loss_MT"].isfinite().sum()) == len(each["right"])
+    if not finite or (teacher is not None and not each["kl"].isfinite().all()):
+        raise ValueError(
+            f"the loss or the teacher's KL of a token is not finite: {hard_set.BROKEN}"
+        )
     return each
-
-
-@torch.no_grad()
-def apart(
-    model: Llama, other: Llama, windows: data.Windows, rows: np.ndarray, device: str = "cpu"
-) -> tuple[float, float]:
-    """Loss of a model on some windows, and KL(other ‖ model) there."""
-    batches = (windows.batch(rows_B, device) for rows_B in windows.batches(rows, 8))
-    each = _joined([part for batch in batches for part in _compare(model, other, *batch)], other)
-    return tuple(float(each[name].nanmean()) for name in ("loss_MT", "kl"))
 
 
 def _calibration(confidence_N: Tensor, right_N: Tensor) -> dict[str, list[float]]:

@@ -12,24 +12,20 @@ import os
 import re
 import resource
 import shutil
-import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 MARK = ".made.json"  # in a folder: name → stamp of what the book wrote there
 MANIFEST = "manifest.json"  # says the same of what is published
-# names of what is not whole yet, each with the number of its process
-BEGUN = re.compile(r"\..+\.(\d+)\.begun|\.key-(\d+)\.new")
 AWAY = "move it away, or give another place (OUT=)"
-OTHER = "give a run folder on another disk (out, OUT=)"
 
 
 @contextlib.contextmanager
-def replacing(path: Path, beside: Path | None = None, lasting: bool = True) -> Iterator[Path]:
-    """Makes a file or folder at `beside`, whose name is given, and then renames it to `path`.
-    After a failure `path` is as it was and nothing is left beside; OSError says where there was no
-    room. `lasting`: a power cut undoes nothing. FileExistsError: something of others is there."""
-    beside = beside or temporary(path)
+def replacing(path: Path, lasting: bool = True) -> Iterator[Path]:
+    """Gives a name beside `path`; what is made there is then renamed to `path`, or, after a
+    failure, removed. OSError says where there was no room, FileExistsError what is another's.
+    `lasting`: a power cut undoes nothing."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.begun")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
@@ -41,19 +37,17 @@ def replacing(path: Path, beside: Path | None = None, lasting: bool = True) -> I
             raise FileExistsError(f"{path} is a folder, a file is to stand there: {AWAY}")
         else:
             os.replace(beside, path)
-    except Exception as error:
-        _remove(beside)  # what it took counts as free
+    except BaseException as error:
+        remove(beside)  # what it took counts as free
         if line := _no_room(path, error):
             raise OSError(line) from None
         raise
-    finally:
-        _remove(beside)
 
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder, whole or not at all. It replaces what the book wrote in an old one; what others put
-    there moves over. FileExistsError as in `replacing`."""
+    """The same for a folder. It replaces what the book wrote in an old one; what others put there
+    moves over."""
     _finish(folder)
     theirs(folder)
     with replacing(folder) as beside:
@@ -62,13 +56,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes, lasting: bool = True) -> None:
-    with replacing(path, lasting=lasting) as beside:
+    with replacing(path, lasting) as beside:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def temporary(path: Path) -> Path:
-    """Where what is new is made: beside, under a name that no one else gives."""
-    return path.with_name(f".{path.name}.{os.getpid()}.begun")
 
 
 def record(path: Path, *keys: str, kind: type = dict):
@@ -87,10 +76,8 @@ def record(path: Path, *keys: str, kind: type = dict):
 
 def whole(path: Path, *keys: str, kind: type = dict):
     """`record`, and None for a broken one: the caller tells of it, or makes it again."""
-    try:
+    with contextlib.suppress(ValueError):
         return record(path, *keys, kind=kind)
-    except ValueError:
-        return None
 
 
 def mark_of(folder: Path) -> dict[str, str] | None:
@@ -100,53 +87,42 @@ def mark_of(folder: Path) -> dict[str, str] | None:
         if path.is_file():
             try:
                 stamps = dict(json.loads(path.read_text("utf8"))["files"])
-                return stamps | ({MANIFEST: ""} if path.name == MANIFEST else {})
+                return stamps if path.name == MARK else stamps | {MANIFEST: next(_stamps(path))}
             except (ValueError, KeyError, TypeError):
                 return {}
     return None
 
 
-def mark(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Say in a folder which files the book wrote: `names`, or all that are there."""
-    names = sorted(_names(folder) if names is None else names)
-    stamps = {name: stamp(folder / name) for name in names}
-    (folder / MARK).write_text(json.dumps({"files": stamps}, indent=0), encoding="utf8")
-
-
-def sign(*paths: Path) -> None:
-    """Add files of one folder to its mark."""
-    folder = paths[0].parent
-    stamps = {name: s for name, s in (mark_of(folder) or {}).items() if name != MANIFEST}
-    stamps |= {path.name: stamp(path) for path in paths}
-    write_whole(folder / MARK, json.dumps({"files": stamps}, indent=0))
+def mark(folder: Path, *names: str) -> None:
+    """Say in a folder that the book wrote these files too, or, of a new one, all that are there."""
+    stamps = (mark_of(folder) or {}) if names else {}
+    stamps |= {name: next(_stamps(folder / name)) for name in sorted(names or _names(folder))}
+    write = write_whole if names else Path.write_text
+    write(folder / MARK, json.dumps({"files": stamps}, indent=0))
 
 
 def theirs(folder: Path, new: Collection[str] = ()) -> set[str]:
     """The files in a folder that the book did not write, or that were changed since.
     FileExistsError: the folder is not the book's, or one of them has the name of a `new` file."""
-    if free(folder):
-        return set()
-    stamps = mark_of(folder) if folder.is_dir() else None
+    stamps = {} if free(folder) else mark_of(folder)
     if stamps is None:
         raise FileExistsError(f"{folder} is there and was not made by the book: {AWAY}")
     if folder.is_symlink():
         return set()  # the link goes, what it points at stays
-    ours = {name for name in stamps if not stamps[name] or _unchanged(folder / name, stamps[name])}
-    others = _names(folder) - (ours if stamps else {*new})
+    names = _names(folder)
+    ours = {n for n in names & stamps.keys() if stamps[n] in _stamps(folder / n)}
+    others = names - (ours if stamps else {*new})
     if both := ", ".join(sorted(others & {*new})):
         fault = f"{both} in {folder} was not made by the book, or changed since"
         raise FileExistsError(f"{fault}: {AWAY}")
     return others
 
 
-def own(path: Path, other: bytes | None = None) -> None:
-    """FileExistsError: the file at `path` is not the book's, or was changed since, and does not
-    hold `other` either."""
-    if os.path.lexists(path):
-        known = (mark_of(path.parent) or {}).get(path.name, "")
-        same = other is not None and path.is_file() and path.read_bytes() == other
-        if not same and not (known and _unchanged(path, known)):
-            raise FileExistsError(f"{path} is there and was not made by the book: {AWAY}")
+def own(path: Path) -> None:
+    """FileExistsError: the file at `path` is not the book's, or was changed since."""
+    known = (mark_of(path.parent) or {}).get(path.name)
+    if os.path.lexists(path) and (path.is_dir() or known not in _stamps(path)):
+        raise FileExistsError(f"{path} is there and was not made by the book: {AWAY}")
 
 
 def free(path: Path) -> bool:
@@ -155,49 +131,21 @@ def free(path: Path) -> bool:
     return not os.path.lexists(path) or (folder and not any(path.iterdir()))
 
 
-def stamp(path: Path) -> str:
-    """The hash of a file; of a large one its size and the hash of three parts of it."""
+def _stamps(path: Path) -> Iterator[str]:
+    """How a file is known again: the hash of all of it; of a large one, first, its size and the
+    hash of three parts; of a link its target alone."""
     if path.is_symlink():
-        return f"-> {os.readlink(path)}"
-    size, part = path.stat().st_size, 2**19
-    if size <= 2 * part:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    digest = hashlib.sha256()
+        yield f"-> {os.readlink(path)}"
+        return
+    size, part, digest = path.stat().st_size, 2**19, hashlib.sha256()
     with path.open("rb") as file:
-        for start in (0, (size - part) // 2, size - part):
-            file.seek(start)
-            digest.update(file.read(part))
-    return f"{size}:{digest.hexdigest()}"
-
-
-def in_order(content: bytes) -> bytes:
-    """A safetensors file with its header sorted: the package writes metadata in any order, and the
-    same weights must have the same hash."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"))
-    return content[:8] + header.encode().ljust(end - 8) + content[end:]
-
-
-def clear(folder: Path) -> None:
-    """Remove what killed processes of this machine left unfinished there."""
-    for path in folder.glob(".*"):
-        if not (name := BEGUN.fullmatch(path.name)):
-            continue
-        with contextlib.suppress(OSError):
-            try:
-                os.kill(int(name[1] or name[2]), 0)
-            except (ProcessLookupError, OverflowError):  # on a cluster it may be another machine's
-                if "SLURM_JOB_ID" not in os.environ or time.time() - path.stat().st_mtime > 600:
-                    _remove(path)
-
-
-def _unchanged(path: Path, known: str) -> bool:
-    if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
-        return False
-    if not path.is_symlink() and ":" not in known and not known.startswith("->"):
-        with path.open("rb") as file:  # of a manifest: the hash of all of it
-            return hashlib.file_digest(file, "sha256").hexdigest() == known
-    return stamp(path) == known
+        if size > 2 * part:
+            for start in (0, (size - part) // 2, size - part):
+                file.seek(start)
+                digest.update(file.read(part))
+            yield f"{size}:{digest.hexdigest()}"
+            file.seek(0)
+        yield hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _names(folder: Path) -> set[str]:
@@ -207,13 +155,12 @@ def _names(folder: Path) -> set[str]:
 
 
 def _put(beside: Path, folder: Path) -> None:
-    """A new folder takes its place, and what others put into the old one moves over."""
+    """A new folder takes its place."""
     if not (beside / MANIFEST).is_file():
         mark(beside)
     theirs(folder, _names(beside))
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if os.path.lexists(folder):
-        os.rename(folder, old)
+        os.rename(folder, folder.with_name(f".{folder.name}.{os.getpid()}.old"))
     try:
         os.replace(beside, folder)
     finally:
@@ -223,8 +170,9 @@ def _put(beside: Path, folder: Path) -> None:
 def _finish(folder: Path) -> None:
     """Ends what `_put` began: the old folder comes back where there is no new one; else what others
     put into it moves over, and it goes."""
-    rule = re.compile(rf"\.{re.escape(folder.name)}(\.\d+)?\.old")
-    for old in [path for path in folder.parent.glob(".*.old") if rule.fullmatch(path.name)]:
+    for old in folder.parent.glob(".*.old"):
+        if not re.fullmatch(rf"\.{re.escape(folder.name)}(\.\d+)?\.old", old.name):
+            continue
         if mark_of(old) is None:  # another's, or older than marks: perhaps the only copy
             continue
         if not os.path.lexists(folder):
@@ -240,28 +188,31 @@ def _finish(folder: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Onto the disk, or a power cut may leave a new name with nothing in it."""
-    for part in [path, *path.rglob("*")] if path.is_dir() else [path]:
+    for part in [path, *path.rglob("*")]:
         if part.is_file() and not part.is_symlink():
             with open(part, "rb") as file:
                 os.fsync(file.fileno())
 
 
-def _no_room(path: Path, error: Exception) -> str:
+def _no_room(path: Path, error: BaseException) -> str:
     """One line for a full disk, or a limit on files; "" for any other error."""
     number = re.search(r"os error (\d+)", str(error))  # safetensors tells it in words alone
     number = int(number[1]) if number else getattr(error, "errno", None)
     if number == errno.EFBIG:
         most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         limit = f"{most:,} bytes (ulimit -f)" if most >= 0 else "its disk allows"
-        return f"no room for {path}: no file may be larger than {limit}; raise it, or {OTHER}"
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        room = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
-        need = f"{room:,.1f} MiB are free, more is needed"
-        return f"no room for {path}: {need}; make room, or {OTHER}"
-    return ""
+        fault = f"no file may be larger than {limit}"
+    elif number in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
+        fault = f"{free:,.1f} MiB are free, more is needed"
+    else:
+        return ""
+    return (
+        f"no room for {path}: {fault}; make room, or give a run folder on another disk (out, OUT=)"
+    )
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

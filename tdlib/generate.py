@@ -7,7 +7,6 @@ A model here is a Llama, or a Decoder of one, which is several times as fast on 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,24 +121,3 @@ def _penalised(logits_V: Tensor, text: list[int], penalty: float) -> Tensor:
     seen_N = torch.tensor(sorted(set(text)), device=logits_V.device)
     seen = logits_V[seen_N]
     return logits_V.index_copy(0, seen_N, torch.where(seen < 0, seen * penalty, seen / penalty))
-
-
-@torch.no_grad()
-def likeliest(model: Llama, ids: list[int], k: int, temperature: float = 1.0) -> dict[int, float]:
-    """The k likeliest next ids and their probabilities at a temperature."""
-    logits_V = model(torch.tensor([ids], device=model.head.device))[0, -1].float()
-    top = (logits_V / temperature).softmax(-1).topk(k)
-    return dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-
-
-def repetition(texts: list[list[int]]) -> dict[str, float]:
-    """How much generated texts repeat themselves: the share of 4-grams already seen in the same
-    text (0: never), and distinct bigrams over all bigrams (1: none twice)."""
-    fours = [[tuple(ids[i : i + 4]) for i in range(len(ids) - 3)] for ids in texts]
-    twos = [tuple(ids[i : i + 2]) for ids in texts for i in range(len(ids) - 1)]
-    count = sum(map(len, fours))
-    seen_twice = count - sum(len(set(grams)) for grams in fours)
-    return {
-        "repeated_4grams": seen_twice / count if count else np.nan,
-        "distinct_2grams": len(set(twos)) / len(twos) if twos else np.nan,
-    }

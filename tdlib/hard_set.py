@@ -60,19 +60,16 @@ class HardSet:
     easy: int = 0  # how many of the K lie below the threshold, mixed in
     rule: Rule = Rule()
 
-    @property
-    def token_share(self) -> float:
-        return self.rule.token_share
-
 
 def known_mean(loss: np.ndarray, axis: int | None = None) -> np.ndarray | float:
-    """Mean over what has a target: NaN, every target masked, counts nowhere. NaN where nothing is
-    left. ValueError where a value is infinite: that is no mask, but a fault."""
+    """Mean over what has a target; NaN, every target masked, counts nowhere. NaN of nothing.
+    ValueError where a value is infinite: that is no mask, but a fault."""
     if np.isinf(loss).any():
         raise ValueError(f"a loss is infinite: {BROKEN}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of nothing the mean is NaN, as said
-        return np.nanmean(loss, axis) if axis is not None else float(np.nanmean(loss))
+        warnings.simplefilter("ignore", RuntimeWarning)
+        mean = np.nanmean(loss, axis)
+    return float(mean) if axis is None else mean
 
 
 def _checked(loss_B: np.ndarray, windows: data.Windows, rows_B: np.ndarray) -> np.ndarray:
@@ -123,8 +120,8 @@ def score(
     into: np.ndarray | None = None,
 ) -> Scores:
     """The loss of both models on every window, or on some `rows`, NaN elsewhere. Where Targets
-    store the teacher's losses, they are read. `progress(done, all, message)` is told how far it is.
-    `into` is a (2, N) array to fill: with a memory map, nothing of the size of N is held."""
+    store the teacher's losses, they are read. `into` is a (2, N) array to fill: with a memory map,
+    nothing of the size of N is held."""
     source = as_targets(teacher)
     source.check(windows)
     rows = range(len(windows)) if rows is None else rows
@@ -154,8 +151,8 @@ def select(
     join, drawn by `seed`: `easy_share` times as many as are hard."""
     if (share is None) == (threshold is None):
         raise ValueError(f"give share or threshold, one of the two: {share=}, {threshold=}")
-    if not (0 <= clip < 1 and easy_share >= 0):
-        raise ValueError(f"{clip=} must be within 0 … 1 and {easy_share=} not below 0")
+    if not (0 <= clip < 1 and easy_share >= 0 and (share is None or 0 < share <= 1)):
+        raise ValueError(f"{clip=} and {share=} must be within 0 … 1 and {easy_share=} not below 0")
     in_N = np.ones(len(difficulty_N), bool) if left_out_N is None else ~left_out_N
     count, in_N = np.count_nonzero(in_N), in_N & ~np.isnan(difficulty_N)  # NaN: not scored
     scored = difficulty_N[in_N]
@@ -165,16 +162,14 @@ def select(
         in_N &= difficulty_N <= np.partition(scored, -cut - 1)[-cut - 1]
         scored = difficulty_N[in_N]
     if threshold is None:
-        if not 0 < share <= 1:
-            raise ValueError(f"share {share} is not within 0 … 1")
         # the K-th hardest, and no interpolation: the threshold is a difficulty that occurs
         k = min(max(1, round(share * count)), len(scored))
         threshold = float(np.partition(scored, -k)[-k])
-    hard = np.flatnonzero(in_N & (difficulty_N >= threshold))
+    hard_K = np.flatnonzero(in_N & (difficulty_N >= threshold))
     below = np.flatnonzero(in_N & (difficulty_N < threshold))
-    easy = min(round(easy_share * len(hard)), len(below))
+    easy = min(round(easy_share * len(hard_K)), len(below))
     drawn = np.random.default_rng(seed).choice(below, easy, replace=False)
-    windows_K = np.sort(np.concatenate([hard, drawn]))
+    windows_K = np.sort(np.concatenate([hard_K, drawn]))
     rule = Rule(float(threshold), clip, left_out_N is not None, easy_share, seed=seed)
     return HardSet(windows_K, rule.threshold, len(windows_K) / len(difficulty_N), easy, rule)
 
@@ -184,34 +179,12 @@ def choose(difficulty_N: np.ndarray, rule: Rule, junk_N: np.ndarray | None = Non
     `junk_N` is not 0 where a window is junk. The rule of the result has the threshold instead."""
     scored_N = np.isfinite(difficulty_N)
     left_out_N = junk_N > 0 if rule.leave_out_junk else np.zeros(len(difficulty_N), bool)
-    options = {name: getattr(rule, name) for name in ("threshold", "clip", "easy_share", "seed")}
+    how = {name: getattr(rule, name) for name in ("threshold", "clip", "easy_share", "seed")}
     if rule.threshold is None:
-        options["share"] = rule.share * (0 if left_out_N.all() else scored_N[~left_out_N].mean())
-    chosen = select(difficulty_N, left_out_N=left_out_N, **options)
+        how["share"] = rule.share * (0 if left_out_N.all() else scored_N[~left_out_N].mean())
+    chosen = select(difficulty_N, left_out_N=left_out_N, **how)
     share = len(chosen.windows_K) / int(scored_N.sum())
     return replace(chosen, share=share, rule=replace(rule, share=None, threshold=chosen.threshold))
-
-
-def weigh(
-    student: Llama,
-    teacher: Llama,
-    windows: data.Windows,
-    rows_K: np.ndarray,
-    share: float,
-    weights: np.ndarray,
-    device: str = "cpu",
-    progress: Progress = lambda done, all, message: None,
-) -> None:
-    """Token mode (Rho-1, arXiv 2404.07965, within a window): of the targets of some windows, the
-    `share` on which the student fell furthest behind its teacher count once, the others not at all.
-    Into `weights`, beside the ids as data.Windows.weights, a memory map of any size."""
-    for done, rows_B in enumerate(windows.batches(rows_K, 16)):
-        ids_BT, targets_BT = windows.batch(rows_B, device)
-        s_BT, t_BT = (token_losses(model, ids_BT, targets_BT) for model in (student, teacher))
-        behind_BT = torch.where(targets_BT != data.IGNORE, s_BT - t_BT, -torch.inf)
-        at_BK = behind_BT.topk(max(1, round(share * windows.context)), dim=1).indices.cpu().numpy()
-        weights[np.asarray(rows_B)[:, None] * windows.context + 1 + at_BK] = 1
-        progress(min(len(rows_K), 16 * (done + 1)), len(rows_K), "windows weighed")
 
 
 @contextlib.contextmanager
@@ -246,9 +219,9 @@ def hard(chosen: HardSet, difficulty_N: np.ndarray) -> np.ndarray:
 
 def keep(chosen: HardSet, path: Path, words: str) -> None:
     """hard_set.json, whole or not at all: the choice, in words too, and the rule that made it."""
-    content = {"windows_K": chosen.windows_K.tolist()}
-    content |= {name: getattr(chosen, name) for name in ("threshold", "share", "token_share")}
-    rule = asdict(replace(chosen.rule, threshold=chosen.threshold))
+    content = {"windows_K": chosen.windows_K.tolist(), "threshold": chosen.threshold}
+    content |= {"share": chosen.share, "token_share": chosen.rule.token_share}
+    rule = asdict(chosen.rule) | {"threshold": chosen.threshold}
     del rule["share"]  # the threshold says it
     content |= {"easy": chosen.easy, "words": words, "rule": rule}
     files.write_whole(path, json.dumps(content, ensure_ascii=False))
@@ -264,5 +237,5 @@ def load(path: Path) -> HardSet:
         rule["token_share"] = float(content.get("token_share", 1.0))
         return HardSet(windows_K, threshold, share, int(content.get("easy", 0)), Rule.of(rule))
     except (ValueError, KeyError, TypeError) as error:
-        fault = f"{path} is no hard set ({error!r})"
-        raise ValueError(f"{fault}: run 02_hard_set again after deleting it") from None
+        remedy = "run 02_hard_set again after deleting it"
+        raise ValueError(f"{path} is no hard set ({error!r}): {remedy}") from None

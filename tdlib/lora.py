@@ -19,22 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdlib import files, shapes, weights
-from tdlib.files import whole_folder
 from tdlib.model import Llama
 
 # All linear layers of a Llama layer. Never the head: tied, it is the embedding too.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# Options of PEFT that change what A and B mean, or which weights are used → the value that doesn't.
-# Those of HARMLESS change nothing here; any other is refused unless null, false, 0 or empty.
-NEUTRAL = {"peft_type": "LORA", "bias": "none", "alpha_pattern": {}, "rank_pattern": {}}
-NEUTRAL |= dict.fromkeys(("use_rslora", "use_dora", "lora_bias"), False)
-HARMLESS = frozenset(
-    """auto_mapping base_model_name_or_path ensure_weight_tying fan_in_fan_out inference_mode
-    layers_pattern lora_dropout megatron_core peft_version qalora_group_size revision runtime_config
-    task_type r lora_alpha target_modules exclude_modules init_lora_weights""".split()
-)  # fan_in_fan_out: PEFT itself drops it at a Linear
 STARTS = (None, True, False, "gaussian", "orthogonal")  # other init_lora_weights change the base
-_PREFIX = "base_model.model.model."  # PEFT's names: its wrapper, Hugging Face's wrapper, ours
 
 
 class LoRALinear(nn.Module):
@@ -108,53 +97,59 @@ def base_hash(model: Llama) -> str:
 def save(model: Llama, folder: str | Path, base: str = "") -> None:
     """The adapters as PEFT reads them, whole or not at all; `base` is the base model's path. The
     base's hash goes into the file, so that `load` refuses another base."""
-    folder, parts = Path(folder), adapters(model)
+    parts = adapters(model)
     if not parts:
         raise ValueError("nothing to save: the model has no adapters")
     first = next(iter(parts.values()))
-    rank = first.lora_A.shape[0]
+    rank, targets = first.lora_A.shape[0], sorted({name.split(".")[-1] for name in parts})
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
     config |= {"r": rank, "lora_alpha": first.scale * rank, "lora_dropout": 0.0, "bias": "none"}
-    config |= {"inference_mode": True, "target_modules": sorted({n.split(".")[-1] for n in parts})}
+    config |= {"inference_mode": True, "target_modules": targets}
     tensors = {}
     for part, linear in parts.items():
-        for name, weight in zip(_names(part), (linear.lora_A, linear.lora_B), strict=True):
-            tensors[name] = weight.detach().contiguous().cpu()
-    with whole_folder(folder) as beside:
+        pair = linear.lora_A.detach(), linear.lora_B.detach()
+        tensors |= zip(_names(part), (x.contiguous().cpu() for x in pair), strict=True)
+    content = safetensors.torch.save(tensors, {"format": "pt", "base_sha256": base_hash(model)})
+    with files.whole_folder(Path(folder)) as beside:
         (beside / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
-        metadata = {"format": "pt", "base_sha256": base_hash(model)}
-        content = files.in_order(safetensors.torch.save(tensors, metadata))
-        (beside / "adapter_model.safetensors").write_bytes(content)
+        (beside / "adapter_model.safetensors").write_bytes(_in_order(content))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its header sorted: the package writes metadata in any order, and the
+    same weights must have the same hash."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"))
+    return content[:8] + header.encode().ljust(end - 8) + content[end:]
 
 
 def _names(linear: str) -> tuple[str, str]:
-    """Of A and B beside a Linear, in PEFT's file."""
-    return f"{_PREFIX}{linear}.lora_A.weight", f"{_PREFIX}{linear}.lora_B.weight"
+    """Of A and B beside a Linear, in PEFT's file: its wrapper, Hugging Face's wrapper, ours."""
+    return tuple(f"base_model.model.model.{linear}.lora_{letter}.weight" for letter in "AB")
 
 
 def load(model: Llama, folder: str | Path) -> Llama:
     """Attach the adapters of a PEFT folder to their base, in place, to merge or train on.
     ValueError: adapters of another base (by hash, where one was stored) or of other shapes."""
-    folder = Path(folder)
-    paths = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors")]
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there: give an adapter's folder")
-    config = _read_config(paths[0])
-    with weights.open_weights(paths[1]) as f:
-        base = (f.metadata() or {}).get("base_sha256")
-        stored = {name: f.get_slice(name).get_shape() for name in f.keys()}
-    if base and base != (own := base_hash(model)):
-        hashes = f"sha256 {base[:12]}…, this model has {own[:12]}…; merged already, it is another"
-        name = config.get("base_model_name_or_path")
-        raise ValueError(f"{folder} was trained on another base ({hashes}): load {name!r}")
-    rank, targets, expected = config["r"], _targets(config, model, folder), {}
+    paths = [Path(folder, f"adapter_{x}") for x in ("config.json", "model.safetensors")]
+    if gone := [path for path in paths if not path.is_file()]:
+        raise FileNotFoundError(f"{gone[0]} is not there: give an adapter's folder")
+    config, targets = _read_config(paths[0], model)
+    rank, expected = config["r"], {}
     for name, part in model.named_modules():
         if name.split(".")[-1] in targets:
             outs, ins = part.weight.shape
-            expected |= dict(zip(_names(name), ((rank, ins), (outs, rank)), strict=True))
-    weights.check_shapes(folder, stored, expected)
+            expected |= zip(_names(name), ((rank, ins), (outs, rank)), strict=True)
     with weights.open_weights(paths[1]) as f:
+        base = (f.metadata() or {}).get("base_sha256")
+        if base and base != (own := base_hash(model)):
+            hashes = (
+                f"sha256 {base[:12]}…, this model has {own[:12]}…; merged already, it is another"
+            )
+            fault = f"{folder} was trained on another base ({hashes})"
+            raise ValueError(f"{fault}: load {config.get('base_model_name_or_path')!r}")
+        stored = {name: f.get_slice(name).get_shape() for name in f.keys()}
+        weights.check_shapes(Path(folder), stored, expected)
         tensors = {name: f.get_tensor(name) for name in expected}
     attach(model, rank, config["lora_alpha"] / rank, targets)
     for name, part in adapters(model).items():
@@ -163,30 +158,9 @@ def load(model: Llama, folder: str | Path) -> Llama:
     return model
 
 
-def _read_config(path: Path) -> dict:
-    """adapter_config.json. ValueError: an option that is not understood, by its name."""
-    try:
-        config = shapes.read_json(path)
-        odd = next(shapes.odd_options(config, NEUTRAL, HARMLESS), "")
-        if (start := config.get("init_lora_weights")) not in STARTS:
-            odd = odd or f"init_lora_weights is {start!r}, which changes the base: not read here"
-        for name, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
-            value = config.get(name)
-            if type(value) not in kinds or not 0 < value < 2**31:
-                odd = odd or f"{name} is {value!r}, it must be a number above 0: copy it again"
-        for name in ("target_modules", "exclude_modules"):
-            by = config.get(name) or []
-            re.compile(by if isinstance(by, str) else "".join(by))
-    except (ValueError, TypeError, re.error) as error:
-        raise ValueError(f"{path} is no adapter's config ({error}): copy it again") from None
-    if odd:
-        raise ValueError(f"{path}: {odd}")
-    return config
-
-
-def _targets(config: dict, model: Llama, folder: Path) -> tuple[str, ...]:
-    """Which of TARGETS an adapter is beside, as PEFT chooses them by its config (by whole names, by
-    their ends, or by a pattern); in all layers, or ValueError."""
+def _read_config(path: Path, model: Llama) -> tuple[dict, tuple[str, ...]]:
+    """adapter_config.json, and which of TARGETS it is beside, as PEFT chooses them: by whole names,
+    by their ends, or by a pattern. ValueError: an option that is not understood, by its name."""
 
     def chosen(name: str, by: str | list) -> bool:
         if isinstance(by, str):
@@ -194,10 +168,24 @@ def _targets(config: dict, model: Llama, folder: Path) -> tuple[str, ...]:
         return any(name == x or name.endswith(f".{x}") for x in by)
 
     names = [f"model.{name}" for name, _ in model.named_modules() if name.split(".")[-1] in TARGETS]
-    by, but = config.get("target_modules") or ["q_proj", "v_proj"], config.get("exclude_modules")
-    beside = [name for name in names if chosen(name, by) and not chosen(name, but or [])]
+    try:
+        config = shapes.read_json(path)
+        by = config.get("target_modules") or ["q_proj", "v_proj"]
+        but = config.get("exclude_modules") or []
+        beside = {name for name in names if chosen(name, by) and not chosen(name, but)}
+        odd = list(shapes.odd_options(config, "adapter"))
+    except (ValueError, TypeError, re.error) as error:
+        raise ValueError(f"{path} is no adapter's config ({error}): copy it again") from None
+    if (start := config.get("init_lora_weights")) not in STARTS:
+        odd += [f"init_lora_weights is {start!r}, which changes the base: not read here"]
+    for name, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
+        value = config.get(name)
+        if type(value) not in kinds or not 0 < value < 2**31:
+            odd += [f"{name} is {value!r}, it must be a number above 0: copy it again"]
     targets = tuple(x for x in TARGETS if any(name.endswith(f".{x}") for name in beside))
-    if not beside or len(beside) != sum(name.endswith(targets) for name in names):
-        fault = f"{folder}: target_modules {by!r:.60} choose {len(beside)} of the model's layers"
-        raise ValueError(f"{fault}, only the same ones in every block are read here")
-    return targets
+    if beside != {name for name in names if name.endswith(targets)} or not targets:
+        fault = f"target_modules {by!r:.60} choose {len(beside)} of the model's layers"
+        odd += [f"{fault}, only the same ones in every block are read here"]
+    if odd:
+        raise ValueError(f"{path}: {odd[0]}")
+    return config, targets

@@ -50,24 +50,20 @@ def distillation_loss(
     every target ignored the loss is 0 and so are its gradients. A head that needs no gradient costs
     none. ValueError: two vocabularies, a missing teacher, a weight or temperature out of range.
     """
-    w_N, teacher = _weights(targets_N, ignore_index, weights_N), None
+
+    def teacher(part: slice, w_N: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
+        h_NE = torch.where(w_N[:, None] > 0, teacher_hidden_NE.detach()[part], 0)
+        return ((h_NE.to(dtype) @ teacher_head_VE.detach().to(dtype).T).float(),)
+
     if ce_weight != 1:
         if teacher_hidden_NE is None or teacher_head_VE is None:
             fault = f"ce_weight {ce_weight} below 1 needs teacher_hidden_NE, teacher_head_VE"
             raise ValueError(fault)
-        if len(teacher_head_VE) != len(student_head_VD):
-            raise ValueError(
-                f"the teacher's vocabulary is {len(teacher_head_VE):,}, the student's "
-                f"{len(student_head_VD):,}: both must come from the same tokenizer"
-            )
-        hidden_NE, head_VE = teacher_hidden_NE.detach(), teacher_head_VE.detach()
-
-        def teacher(part: slice, dtype: torch.dtype) -> tuple[Tensor]:
-            h_NE = torch.where(w_N[part, None] > 0, hidden_NE[part], 0)
-            return ((h_NE.to(dtype) @ head_VE.to(dtype).T).float(),)
-
-    student = (student_hidden_ND, student_head_VD, targets_N, w_N)
-    return _loss(*student, teacher, ce_weight, temperature, chunk)
+        if (v := len(teacher_head_VE)) != len(student_head_VD):
+            fault = f"the teacher's vocabulary is {v:,}, the student's {len(student_head_VD):,}"
+            raise ValueError(f"{fault}: both must come from the same tokenizer")
+    student = (student_hidden_ND, student_head_VD, targets_N)
+    return _loss(*student, teacher, ce_weight, temperature, ignore_index, weights_N, chunk)
 
 
 def sampled_distillation_loss(
@@ -86,23 +82,20 @@ def sampled_distillation_loss(
     """The same from K independent draws of the teacher at T (repeats kept) and the teacher's
     probability of each: KL ≈ mean over draws of log p − log q, unbiased in value and gradient
     ("Sparse Logit Sampling", arXiv 2503.16870; a top-k would be biased)."""
-    w_N, teacher = _weights(targets_N, ignore_index, weights_N), None
+
+    def teacher(part: slice, w_N: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return teacher_ids_NK[part].long(), teacher_probs_NK[part].float().log()
+
     if ce_weight != 1:
-        ids_NK, probs_NK = teacher_ids_NK, teacher_probs_NK
-        if ids_NK is None or probs_NK is None:
+        if teacher_ids_NK is None or teacher_probs_NK is None:
             fault = f"ce_weight {ce_weight} below 1 needs teacher_ids_NK, teacher_probs_NK"
             raise ValueError(fault)
-        if ids_NK.shape != probs_NK.shape or len(ids_NK) != len(targets_N):
-            raise ValueError(
-                f"teacher_ids_NK {tuple(ids_NK.shape)} and teacher_probs_NK "
-                f"{tuple(probs_NK.shape)} must both be ({len(targets_N)}, K)"
-            )
-
-        def teacher(part: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-            return ids_NK[part].long(), probs_NK[part].float().log()
-
-    student = (student_hidden_ND, student_head_VD, targets_N, w_N)
-    return _loss(*student, teacher, ce_weight, temperature, chunk)
+        shapes = [tuple(x.shape) for x in (teacher_ids_NK, teacher_probs_NK)]
+        if shapes[0] != shapes[1] or shapes[0][0] != len(targets_N):
+            fault = f"teacher_ids_NK {shapes[0]} and teacher_probs_NK {shapes[1]} must both be"
+            raise ValueError(f"{fault} ({len(targets_N)}, K)")
+    student = (student_hidden_ND, student_head_VD, targets_N)
+    return _loss(*student, teacher, ce_weight, temperature, ignore_index, weights_N, chunk)
 
 
 def token_loss(
@@ -120,25 +113,21 @@ def default_chunk(device: str) -> int:
     return 512 if device == "cpu" else 4096
 
 
-def _weights(targets_N: Tensor, ignore_index: int, weights_N: Tensor | None) -> Tensor:
-    """(N,) float32, 0 where a target is ignored."""
-    counts_N = targets_N != ignore_index
-    return counts_N.float() if weights_N is None else torch.where(counts_N, weights_N.float(), 0.0)
-
-
-def _loss(hidden_ND, head_VD, targets_N, w_N, teacher, ce_weight, temperature, chunk) -> Loss:
-    """`teacher(part, dtype)` gives what _core takes of a chunk; None at ce_weight 1."""
+def _loss(
+    hidden_ND, head_VD, targets_N, teacher, ce_weight, temperature, ignore_index, weights_N, chunk
+) -> Loss:
+    """`teacher(part, w_N, dtype)` gives what _core takes of a chunk; not called at ce_weight 1."""
     if hidden_ND.ndim != 2 or len(hidden_ND) != len(targets_N):
-        raise ValueError(
-            f"hidden states {tuple(hidden_ND.shape)} and targets {tuple(targets_N.shape)} "
-            "must be (N, D) and (N,): flatten batch and time first"
-        )
+        fault = f"hidden states {tuple(hidden_ND.shape)} and targets {tuple(targets_N.shape)}"
+        raise ValueError(f"{fault} must be (N, D) and (N,): flatten batch and time first")
     if hidden_ND.shape[1] != head_VD.shape[1]:
         raise ValueError(f"hidden width {hidden_ND.shape[1]} is not the head's {head_VD.shape[1]}")
     if not 0 <= ce_weight <= 1:
         raise ValueError(f"ce_weight {ce_weight} is not within 0 … 1")
     if not temperature > 0:
         raise ValueError(f"temperature {temperature} is not above 0")
+    w_N = torch.ones_like(targets_N, dtype=torch.float32) if weights_N is None else weights_N
+    w_N = torch.where(targets_N != ignore_index, w_N.float(), 0.0)
     total = w_N.sum()
     mean_N = w_N / torch.where(total > 0, total, 1.0)
     if not torch.is_grad_enabled():  # or the gradients would be computed and thrown away
@@ -148,7 +137,8 @@ def _loss(hidden_ND, head_VD, targets_N, w_N, teacher, ce_weight, temperature, c
     # matrix products are made in autocast's type where it is on, all else in float32
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else head_VD.dtype
-    how = (float(ce_weight), float(temperature), teacher, chunk or default_chunk(device), dtype)
+    teacher, chunk = None if ce_weight == 1 else teacher, chunk or default_chunk(device)
+    how = (float(ce_weight), float(temperature), teacher, chunk, dtype)
     with torch.autocast(device, enabled=False):
         loss, sums = _Head.apply(hidden_ND, head_VD, targets_N, mean_N, *how)
     ce, kl = sums[1].float(), sums[2].float()
@@ -164,14 +154,14 @@ class _Head(torch.autograd.Function):
         ctx.dtypes = hidden_ND.dtype, head_VD.dtype
         hidden_ND, head_VD = hidden_ND.to(dtype), head_VD.to(dtype)
         d_hidden = torch.zeros_like(hidden_ND) if need_hidden else None
-        d_head = None
+        d_head = torch.zeros_like(head_VD, dtype=torch.float32) if need_head else None
         sums = hidden_ND.new_zeros(3, dtype=torch.float64)  # loss, ce, kl
         for i in range(0, len(targets_N), chunk):
             part = slice(i, i + chunk)
             y_N, w = targets_N[part], w_N[part]
             # an ignored token may carry inf or NaN, and 0 · NaN would spoil sums and gradients
             h_ND = torch.where(w[:, None] > 0, hidden_ND[part], 0)
-            soft = teacher(part, dtype) if teacher else ()
+            soft = teacher(part, w, dtype) if teacher else ()
             gradient_NV = (h_ND @ head_VD.T).float()  # the logits, until the core has run
             ce_N, kl_N = _apply(gradient_NV, y_N, w, ce_weight, t, soft)
             each = torch.stack([ce_weight * ce_N + (1 - ce_weight) * t * t * kl_N, ce_N, kl_N])
@@ -183,15 +173,11 @@ class _Head(torch.autograd.Function):
             gradient_NV = gradient_NV.to(dtype)
             if need_hidden:
                 d_hidden[part] = gradient_NV @ head_VD
-            if need_head and d_head is None:
-                d_head = (gradient_NV.T @ h_ND).float()
-            elif need_head and dtype == torch.float32:
+            if need_head and dtype == torch.float32:
                 d_head.addmm_(gradient_NV.T, h_ND)  # no second array of the head's size
             elif need_head:
                 d_head += gradient_NV.T @ h_ND
             del soft, gradient_NV  # or the next chunk would be made beside this one
-        if need_head and d_head is None:  # no token at all
-            d_head = torch.zeros_like(head_VD)
         ctx.save_for_backward(d_hidden, d_head)
         ctx.mark_non_differentiable(sums)
         return sums[0].float(), sums
@@ -233,13 +219,11 @@ def _core(
     if not teacher:
         torch.mul(p1_NV, (ce_weight * w_N)[:, None], out=s_NV)
         return ce_N, torch.zeros_like(ce_N)
-    q_NV = p1_NV
-    if not (isinstance(t, float) and t == 1):  # a tensor where compiled, once for all temperatures
-        q_NV, logz_N1 = _softmax(s_NV.div_(t))
+    q_NV, logz_N1 = _softmax(s_NV.div_(t))
     share_N1 = ((1 - ce_weight) * t * w_N)[:, None]
     if len(teacher) == 1:
         (g_NV,) = teacher
-        p_NV, teacher_logz_N1 = _softmax(g_NV if q_NV is p1_NV else g_NV.div_(t))
+        p_NV, teacher_logz_N1 = _softmax(g_NV.div_(t))
         g_NV.sub_(s_NV).sub_(teacher_logz_N1 - logz_N1)  # log p − log q
         kl_N = (p_NV * g_NV).sum(-1)
         torch.sub(q_NV, p_NV, out=g_NV)

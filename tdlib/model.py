@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tdlib.files import whole_folder
-from tdlib.shapes import SHAPES, LlamaConfig, generation, read_config, to_hf
-from tdlib.weights import read_weights
+from tdlib.shapes import SHAPES, LlamaConfig, generation, to_hf
+from tdlib.weights import read_weights, stored_config
 
 __all__ = ["SHAPES", "Cache", "Llama", "LlamaConfig"]
 
@@ -91,11 +91,9 @@ class Attention(nn.Module):
         q_BHTK = rotate(heads(self.q_proj(x_BTD)), cos_TK, sin_TK)
         k_BGTK = rotate(heads(self.k_proj(x_BTD)), cos_TK, sin_TK)
         v_BGTK = heads(self.v_proj(x_BTD))
-        seen = 0
-        if cache is not None:
-            seen = cache.length
+        seen, mask = cache.length if cache else 0, None
+        if cache:
             k_BGTK, v_BGTK = cache.add(self.layer, k_BGTK, v_BGTK)
-        mask = None
         if seen and t > 1:  # several new tokens after old ones: the causal triangle is shifted
             mask = x_BTD.new_ones(t, seen + t, dtype=torch.bool).tril(seen)
         y_BHTK = F.scaled_dot_product_attention(
@@ -164,20 +162,20 @@ class Llama(nn.Module):
 
     def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """(B, T, D) after the last norm, ready for the head. With a cache, ids are the next."""
-        start = cache.length if cache is not None else 0
+        start = cache.length if cache else 0
         end = start + ids_BT.shape[1]
         if end > self.config.context:
             fault = f"{end} tokens are more than the model's context of {self.config.context}"
             raise ValueError(f"{fault}: shorten the window or the prompt")
         rope = self.cos_SK[start:end], self.sin_SK[start:end]
-        x_BTD = self.embed_tokens(ids_BT)
         again = self.activation_checkpointing and torch.is_grad_enabled()
+        x_BTD = self.embed_tokens(ids_BT)
         for layer in self.layers:
             if again:
                 x_BTD = checkpoint(layer, x_BTD, rope, None, use_reentrant=False)
             else:
                 x_BTD = layer(x_BTD, rope, cache)
-        if cache is not None:
+        if cache:
             cache.length = end
         return self.norm(x_BTD)
 
@@ -187,16 +185,14 @@ class Llama(nn.Module):
     def save(self, folder: str | Path, files: dict[str, str | Path] | None = None) -> None:
         """A Hugging Face Llama folder, whole or not at all; `files` (name → path) are copied in,
         a tokenizer for instance. Adapters must be merged first."""
-        folder = Path(folder)
-        dtype = str(self.head.dtype).removeprefix("torch.")
+        config = to_hf(self.config, str(self.head.dtype).removeprefix("torch."))
         tensors = {_hf_name(k): v.contiguous().cpu() for k, v in self.state_dict().items()}
-        odd = [name for name in tensors if "lora" in name]
-        if odd:
-            raise ValueError(f"{odd[0]} is an adapter's weight: call lora.merge(model) before save")
-        with whole_folder(folder) as beside:
-            (beside / "config.json").write_text(json.dumps(to_hf(self.config, dtype), indent=2))
-            begin = json.dumps(generation(self.config), indent=2)
-            (beside / "generation_config.json").write_text(begin)
+        if odd := next((name for name in tensors if "lora" in name), ""):
+            raise ValueError(f"{odd} is an adapter's weight: call lora.merge(model) before save")
+        records = {"config.json": config, "generation_config.json": generation(self.config)}
+        with whole_folder(Path(folder)) as beside:
+            for name, content in records.items():
+                (beside / name).write_text(json.dumps(content, indent=2))
             for name, path in (files or {}).items():
                 shutil.copy(path, beside / name)
             save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
@@ -205,13 +201,11 @@ class Llama(nn.Module):
     def load(folder: str | Path, device: str | torch.device = "cpu") -> "Llama":
         """A Hugging Face Llama folder, in float32. ValueError names what does not fit."""
         folder = Path(folder)
-        config = read_config(folder)
+        config = stored_config(folder)
         with torch.device("meta"):
             model = Llama(config)
-        weights = read_weights(folder, stored_shapes(model))
-        model.load_state_dict(
-            {k.removeprefix("model."): v for k, v in weights.items()}, assign=True
-        )
+        stored = read_weights(folder, stored_shapes(model)).items()
+        model.load_state_dict({k.removeprefix("model."): v for k, v in stored}, assign=True)
         model.cos_SK, model.sin_SK = rope_table(config, config.context)
         return model.to(device)
 

@@ -1,7 +1,7 @@
 """Where a training's targets come from: the text alone, or a teacher too.
 
 A teacher is asked online, on every batch, or once, and its answers are stored: see
-tdbook.training.cache. Legend: B windows of a batch, T tokens, N = B·T.
+tdbook.training.cache. Legend: B windows of a batch, T tokens.
 """
 
 from collections.abc import Sequence
@@ -30,9 +30,7 @@ class Targets:
         """What is stored of some windows; () unless it is there for all of them."""
         return ()
 
-    def arguments(
-        self, rows_B: Sequence[int], ids_BT: Tensor, targets_BT: Tensor, stored: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
+    def arguments(self, rows_B, ids_BT: Tensor, targets_BT: Tensor, stored) -> dict[str, Tensor]:
         """What `loss` takes of the teacher for a batch, of which `read` gave `stored`."""
         return {}
 

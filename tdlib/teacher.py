@@ -21,13 +21,7 @@ from tdlib import data, hard_set, shapes, weights
 from tdlib.model import Llama, LlamaConfig
 
 REMEDY = "give upstream's best.pt, or a Hugging Face Llama folder"
-# options of a checkpoint's config, as shapes.NEUTRAL and shapes.KNOWN
-NEUTRAL = {"bias": False, "norm_eps": 1e-6, "rms_norm_eps": 1e-6}
-READ = frozenset(
-    """n_layer n_head n_embd block_size vocab_size rope_theta dropout batch_size learning_rate
-    weight_decay grad_clip max_iters max_steps warmup_steps gradient_accumulation_steps seed device
-    dtype compile out_dir data_dir""".split()
-)
+COUNTS = {"n_layer": "layers", "n_head": "heads", "n_embd": "dim", "block_size": "context"}
 # parts of our names → upstream's; Q, K and V are thirds of one matrix there
 FUSED = ("q_proj", "k_proj", "v_proj")
 UPSTREAM = dict.fromkeys(FUSED, "c_attn") | {
@@ -42,13 +36,12 @@ UPSTREAM = dict.fromkeys(FUSED, "c_attn") | {
     "up_proj": "w_up",
     "down_proj": "w_down",
 }
-COUNTS = {"n_layer": "layers", "n_head": "heads", "n_embd": "dim", "block_size": "context"}
-# numpy's numbers, such as a loss beside the weights: classes that run no code
+# numpy's numbers, such as a loss beside the weights: classes that run no code, under the names of
+# both its versions; but for the three types that may hold anything
 _MADE_BY = {"scalar": np._core.multiarray.scalar, "_reconstruct": np._core.multiarray._reconstruct}
-NUMPY = [np.ndarray, np.dtype]
+_OPEN = {"ObjectDType", "VoidDType", "StringDType"}
+NUMPY = [np.ndarray, np.dtype, *(getattr(np.dtypes, n) for n in {*np.dtypes.__all__} - _OPEN)]
 NUMPY += [(f, f"numpy.{c}.multiarray.{n}") for n, f in _MADE_BY.items() for c in ("core", "_core")]
-_OPEN = {"ObjectDType", "VoidDType", "StringDType"}  # these may hold anything
-NUMPY += [getattr(np.dtypes, name) for name in np.dtypes.__all__ if name not in _OPEN]
 
 
 def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> Llama:
@@ -59,7 +52,8 @@ def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> L
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"teacher {path} is not there: give a Llama folder or a .pt file")
-    model = _folder(path) if path.is_dir() else _upstream(path)
+    model = Llama.load(path) if path.is_dir() else _upstream(path)
+    _tell_generation(path / "generation_config.json", model.config.eos_id)
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"{path}: {name} holds NaN or infinity: give an earlier checkpoint")
@@ -73,38 +67,29 @@ def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> L
     if model.cut_rows:
         rows = f"the last {model.cut_rows:,} rows of its embedding are zeros, padding"
         warnings.warn(f"{path}: {rows}: cut to a vocabulary of {size:,}", stacklevel=2)
-        _keep_rows(model, size)
+        keep_rows(model, size)
     return model.to(device).eval().requires_grad_(False)
 
 
-def cut_spare_rows(model: Llama, pieces: int) -> str:
-    """Cut, in place, the rows that pad an embedding beyond its tokenizer's pieces; what was done,
-    in words, "" for nothing. A vocabulary is padded to a multiple of 8, 64 or 128, or of up to
-    1,024 where that is little beside it; more rows, or another multiple, are another tokenizer's.
-    """
-    size = model.config.vocab_size
-    if size % 8 or not 0 < size - pieces < max(128, min(1024, pieces // 16)):
-        return ""
-    _keep_rows(model, pieces)
-    return (
-        f"The teacher's embedding has {size:,} rows for {pieces:,} pieces: the last "
-        f"{size - pieces:,} are padding, which no text ever predicts, and are cut. Their share of "
-        "its probabilities goes to the others, so its loss is a little lower than with them."
-    )
+def _tell_generation(path: Path, eos: int) -> None:
+    """Warn of what a folder asks for when texts are written, and the book does not do."""
+    try:
+        asked = shapes.read_json(path) if path.is_file() else {}
+        asked |= {"eos_token_id": eos} if asked.get("eos_token_id") == [eos] else {}
+        odd = list(shapes.odd_options(asked, "generation", eos_token_id=eos))
+    except (ValueError, OSError) as error:
+        odd = [f"it cannot be read ({error})"]
+    if odd:
+        fault = f"{path}: {'; '.join(odd)}: texts are written here without that"
+        warnings.warn(fault, stacklevel=3)
 
 
-def _keep_rows(model: Llama, size: int) -> None:
+def keep_rows(model: Llama, size: int) -> None:
+    """Cut a vocabulary, in place, to its first pieces."""
     model.config = replace(model.config, vocab_size=size)
     for module in (model.embed_tokens, *([] if model.config.tied else [model.lm_head])):
         module.weight = nn.Parameter(module.weight[:size].detach().clone(), requires_grad=False)
     model.embed_tokens.num_embeddings = size
-
-
-def _turn(model: Llama) -> None:
-    for layer in model.layers:
-        attention, c = layer.self_attn, model.config
-        for linear, heads in ((attention.q_proj, c.heads), (attention.k_proj, c.kv_heads)):
-            linear.weight.data = halves(linear.weight.data, heads)
 
 
 def halves(weight_OD: Tensor, heads: int) -> Tensor:
@@ -120,28 +105,30 @@ def neighbours(weight_OD: Tensor, heads: int) -> Tensor:
     return weight_OD.view(heads, 2, out // heads // 2, d).transpose(1, 2).reshape(out, d)
 
 
-def _folder(path: Path) -> Llama:
-    file = path / "config.json"
-    try:
-        if fault := shapes.odd_generation(path, shapes.read_config(path)):
-            warnings.warn(fault, stacklevel=3)
-    except ValueError as error:
-        why = str(error).removeprefix(f"{file}: ")
-        raise ValueError(f"{file} describes no Llama for this book ({why}): {REMEDY}") from None
-    return Llama.load(path)
+def _turn(model: Llama) -> None:
+    for layer in model.layers:
+        attention, c = layer.self_attn, model.config
+        for linear, heads in ((attention.q_proj, c.heads), (attention.k_proj, c.kv_heads)):
+            linear.weight.data = halves(linear.weight.data, heads)
 
 
 def _upstream(path: Path) -> Llama:
     try:
-        _refuse_packed(path)
+        size = path.stat().st_size
+        for part in zipfile.ZipFile(path).infolist() if zipfile.is_zipfile(path) else ():
+            if (
+                part.compress_type != zipfile.ZIP_STORED or part.file_size > size
+            ):  # torch packs none
+                fault = f"its {part.filename!r:.60} is packed, {part.file_size:,} bytes"
+                raise ValueError(f"{fault} in a file of {size:,}: save it with torch.save")
         with torch.serialization.safe_globals(NUMPY):
             file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state, shape = dict(file["model"]), dict(file["config"])
     except Exception as error:  # torch's depend on where a file was cut, or what it is instead
         fault = f"{path} is no checkpoint of tensors and plain values with 'model' and 'config'"
-        raise ValueError(f"{fault}{_reason(path, error)}") from None
+        raise ValueError(f"{fault}{_reason(path, error)}: {REMEDY}") from None
     try:
-        if odd := next(shapes.odd_options(shape, NEUTRAL, READ), ""):
+        if odd := next(shapes.odd_options(shape, "checkpoint"), ""):
             raise ValueError(f"of its config {odd}")
         if (kind := file.get("architecture") or "llama") != "llama":
             raise ValueError(f"its architecture is {kind!r:.60}, only 'llama' is read here")
@@ -152,17 +139,8 @@ def _upstream(path: Path) -> Llama:
         raise ValueError(f"{path}: {why}: give upstream's own best.pt") from None
 
 
-def _refuse_packed(path: Path) -> None:
-    """ValueError: a part of a checkpoint is packed, and may be without end; torch packs none."""
-    size = path.stat().st_size
-    for part in zipfile.ZipFile(path).infolist() if zipfile.is_zipfile(path) else ():
-        if part.compress_type != zipfile.ZIP_STORED or part.file_size > size:
-            fault = f"its {part.filename!r:.60} is packed, {part.file_size:,} bytes"
-            raise ValueError(f"{fault} in a file of {size:,}: save it with torch.save")
-
-
 def _reason(path: Path, error: Exception) -> str:
-    """Why a checkpoint was not opened, and what to do; a class in it is named, never unpickled."""
+    """Why a checkpoint was not opened; a class in it is named, never unpickled."""
     classes = []
     with contextlib.suppress(Exception), torch.serialization.safe_globals(NUMPY):
         if type(error) is pickle.UnpicklingError:
@@ -171,10 +149,9 @@ def _reason(path: Path, error: Exception) -> str:
     if classes:
         plain = f"import torch; c = torch.load('{path.name}', weights_only=False); "
         plain += "torch.save({k: c[k] for k in ('model', 'config')}, 'plain.pt')"
-        why = f" (it holds {', '.join(classes[:3])}, never opened here)"
-        return f'{why}: {REMEDY}; whoever made it saves it without, python -c "{plain}"'
-    why = f" ({str(error).splitlines()[0]})" if type(error) is ValueError else ""
-    return f"{why}: {REMEDY}"
+        why = f" (it holds {', '.join(classes[:3])}, never opened here; whoever made it saves it"
+        return f'{why} without: python -c "{plain}")'
+    return f" ({str(error).splitlines()[0]})" if type(error) is ValueError else ""
 
 
 def _converted(path: Path, state: dict[str, Tensor], shape: dict) -> Llama:
@@ -191,13 +168,11 @@ def _converted(path: Path, state: dict[str, Tensor], shape: dict) -> Llama:
     wanted = {}
     for ours, (rows, *width) in expected.items():
         wanted[theirs[ours]] = (3 * rows if ours.split(".")[-2] in FUSED else rows, *width)
-    weights.check_shapes(path, state, wanted)
+    weights.check_shapes(path, {name: x.shape for name, x in state.items()}, wanted)
     converted = {}
     for ours in expected:
         part, weight = ours.split(".")[-2], state[theirs[ours]]
-        if not weight.is_floating_point():
-            dtype = str(weight.dtype).removeprefix("torch.")
-            raise ValueError(f"{theirs[ours]} is {dtype}, a weight must be a float")
+        weights.check_float(theirs[ours], weight)
         weight = weight.chunk(3)[FUSED.index(part)] if part in FUSED else weight
         weight = halves(weight, config.heads) if part in FUSED[:2] else weight
         converted[ours] = weight.float()
@@ -213,8 +188,7 @@ def _config(state: dict[str, Tensor], shape: dict) -> LlamaConfig:
             raise ValueError(f"its config has no {theirs}")
         value, most = shape[theirs], shapes.MOST[ours]
         if int(value) != value or not 0 < value <= most:
-            fault = f"{theirs} is {value!r}, it must be a whole number from 1 to {most:,}"
-            raise ValueError(fault)
+            raise ValueError(f"{theirs} is {value!r}, it must be a whole number from 1 to {most:,}")
         numbers[ours] = int(value)
     embedding, mlp = "transformer.wte.weight", "transformer.h.0.mlp.w_gate.weight"
     for name in (embedding, mlp):

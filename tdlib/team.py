@@ -33,9 +33,9 @@ class Team:
         """`loss(student, targets, …)` as one module; `fast`: both compiled. Its backward leaves the
         mean of all ranks' gradients, or, with `require_backward_grad_sync` False, its own."""
         step = _Step(loss, *(_compiled(x) if fast and x.hidden else x for x in (student, targets)))
-        if self.size == 1:
-            return step
-        return DistributedDataParallel(step, gradient_as_bucket_view=True)
+        return (
+            step if self.size == 1 else DistributedDataParallel(step, gradient_as_bucket_view=True)
+        )
 
     def all_reduce(self, before: Tensor, mine: Tensor) -> Tensor:
         """`before`, the same on all ranks, and what each rank's `mine` has more than it."""
@@ -47,10 +47,9 @@ class Team:
 
     def any_rank(self, here: bool) -> bool:
         """True if any rank says so. Also a barrier."""
-        if self.size == 1:
-            return here
         somewhere = torch.tensor(int(here))
-        torch.distributed.all_reduce(somewhere, torch.distributed.ReduceOp.MAX)
+        if self.size > 1:
+            torch.distributed.all_reduce(somewhere, torch.distributed.ReduceOp.MAX)
         return bool(somewhere)
 
 

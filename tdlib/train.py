@@ -1,14 +1,10 @@
 """Training: AdamW over the numbered windows in a seeded order, warm-up, then cosine to a tenth.
 
 One function, `fit`, trains the teacher, the students and the adapters; what differs is the recipe,
-the targets it is given and the windows. What it should do besides (evaluate, log, show
-how far it is) are functions it is given. Nothing is read back from the device but where a row is
-logged. A step that is not finite, or whose loss jumps, is skipped.
-
-With a folder, state.pt is kept there (every checkpoint_minutes, at an epoch's end, and before
-SIGTERM or Ctrl-C end the training), and the same call goes on from it to the same weights;
-epoch-1.safetensors … stay. All processes of a team call `fit` alike, and any number of them ends
-with the same weights. Legend: B windows of a batch, T tokens, N = B·T.
+the targets and the windows. What it should do besides (evaluate, log, show how far it is) are
+functions it is given. Nothing is read back from the device but where a row is logged. A step that
+is not finite, or whose loss jumps, is skipped. With a folder, the same call goes on from where it
+was stopped, to the same weights (see checkpoint). Legend: B windows of a batch, T tokens, N = B·T.
 """
 
 import itertools
@@ -90,17 +86,11 @@ def batch_loss(
 ) -> losses.Loss:
     """The distillation loss of one micro-batch, of whose windows `targets` had `stored`."""
     with torch.no_grad():  # the teacher first: its layers' memory is free again for the student
-        teacher = targets.arguments(rows_B, ids_BT, targets_BT, stored)
+        how = targets.arguments(rows_B, ids_BT, targets_BT, stored)
+    how |= {"weights_N": None if weights_BT is None else weights_BT.flatten()}
+    how |= {"ce_weight": recipe.ce_weight, "temperature": recipe.temperature}
     hidden_ND = student.hidden(ids_BT).flatten(0, 1)
-    return targets.loss(
-        hidden_ND,
-        student.head,
-        targets_BT.flatten(),
-        **teacher,
-        weights_N=None if weights_BT is None else weights_BT.flatten(),
-        ce_weight=recipe.ce_weight,
-        temperature=recipe.temperature,
-    )
+    return targets.loss(hidden_ND, student.head, targets_BT.flatten(), **how)
 
 
 def fit(
@@ -124,6 +114,7 @@ def fit(
     `teacher` is anything with .hidden and .head, or other Targets; at ce_weight 1 it is not asked.
     `evaluate(student)` adds its dict to a row: before the first step, after the last and evenly
     between. `record` gets these rows and some 200 more, with the mean loss since the one before.
+    All processes of a team call `fit` alike, and any number of them ends with the same weights.
     ValueError: no teacher, a short context, another checkpoint. RuntimeError: steps skipped."""
     targets = as_targets(teacher if recipe.ce_weight < 1 else None)
     _check(student, targets, windows, recipe)
@@ -170,9 +161,9 @@ def _check(student: Llama, targets: Targets, windows: data.Windows, recipe: Reci
         raise ValueError(f"ce_weight {recipe.ce_weight} below 1 needs a teacher")
     targets.check(windows, recipe.temperature)
     for name, model in (("student", student), ("teacher", targets.teacher)):
-        if hasattr(model, "config") and model.config.context < windows.context:
-            fault = f"the {name}'s context is {model.config.context}, the tokens' is"
-            raise ValueError(f"{fault} {windows.context}: prepare tokens with a shorter context")
+        if hasattr(model, "config") and model.config.context < (context := windows.context):
+            fault = f"the {name}'s context is {model.config.context}, the tokens' is {context}"
+            raise ValueError(f"{fault}: prepare tokens with a shorter context")
 
 
 def _accumulate(step_module, windows, rows_B, recipe, meter, stream, team) -> Tensor:

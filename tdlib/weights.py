@@ -1,49 +1,70 @@
 """A folder's safetensors, read and checked against their shapes."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tdlib.shapes import weight_files
+from tdlib.shapes import LlamaConfig, read_config, weight_files
+
+Shapes = dict[str, tuple[int, ...]]  # by a tensor's name
+TIED = ("model.embed_tokens.weight", "lm_head.weight")
 
 
-def read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def stored_config(folder: Path) -> LlamaConfig:
+    """The shape of a model by its config and its weights: as in transformers, a head that is stored
+    and is not the embedding is not tied, with a warning."""
+    config, heads = read_config(folder), []
+    for path in weight_files(folder) if config.tied else ():
+        with open_weights(path) as f:
+            heads += [f.get_tensor(name).float() for name in TIED if name in f.keys()]
+    if len(heads) < 2 or torch.equal(*heads):
+        return config
+    fault = f"tie_word_embeddings is true, but the {TIED[1]} beside it is not the embedding"
+    warnings.warn(f"{folder / 'config.json'}: {fault}: both are read", stacklevel=2)
+    return replace(config, tied=False)
+
+
+def read_weights(folder: Path, expected: Shapes) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors, in float32, checked before any is read."""
     places, tensors = locate(folder, expected), {}
-    for path in {path: None for path, _ in places.values()}:
+    for path in {path for path, _ in places.values()}:
         with open_weights(path) as f:
-            for name in (name for name, place in places.items() if place[0] == path):
-                tensors[name] = read_weight(f, path, name).float()
+            names = [name for name in expected if places[name][0] == path]
+            tensors |= {name: read_weight(f, path, name).float() for name in names}
     return tensors
 
 
-def locate(
-    folder: Path, expected: dict[str, tuple[int, ...]]
-) -> dict[str, tuple[Path, tuple[int, ...]]]:
+def locate(folder: Path, expected: Shapes) -> dict[str, tuple[Path, tuple[int, ...]]]:
     """Name → file and shape of all tensors of a folder's safetensors (one file, or the shards of
     its index), checked against the shapes expected. A head where none is expected, it being tied,
     and the tables of RoPE that old exports hold are left out."""
-    left_out, files, shapes = {"lm_head.weight"} - expected.keys(), {}, {}
+    left_out, places = {"lm_head.weight"} - expected.keys(), {}
     for path in weight_files(folder):
         with open_weights(path) as f:
             for name in f.keys():
                 if name not in left_out and not name.endswith("rotary_emb.inv_freq"):
-                    files[name], shapes[name] = path, tuple(f.get_slice(name).get_shape())
-    check_shapes(folder, shapes, expected)
-    return {name: (files[name], shapes[name]) for name in expected}
+                    places[name] = path, tuple(f.get_slice(name).get_shape())
+    check_shapes(folder, {name: shape for name, (_, shape) in places.items()}, expected)
+    return {name: places[name] for name in expected}
 
 
 def read_weight(file: safe_open, path: Path, name: str) -> Tensor:
     """One tensor of an opened file. ValueError: it is quantized already."""
     weight = file.get_tensor(name)
-    if not weight.is_floating_point():
-        dtype = str(weight.dtype).removeprefix("torch.")
-        fault = f"{path}: {name} is {dtype}, a weight must be a float"
-        raise ValueError(f"{fault}: give the model before it was quantized")
+    check_float(f"{path}: {name}", weight)
     return weight
+
+
+def check_float(name: str, weight: Tensor) -> None:
+    if not weight.is_floating_point():
+        fault = f"{name} is {str(weight.dtype).removeprefix('torch.')}, a weight must be a float"
+        raise ValueError(f"{fault}: give the model before it was quantized")
 
 
 @contextlib.contextmanager
@@ -56,16 +77,14 @@ def open_weights(path: Path) -> Iterator[safe_open]:
         raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
 
 
-def check_shapes(folder: Path, tensors: dict, expected: dict[str, tuple]) -> None:
-    """ValueError: other names, or other shapes, than expected; `tensors` may be shapes alone."""
-    for name in sorted(expected.keys() | tensors.keys()):
-        tensor = tensors.get(name)
-        shape = "missing" if tensor is None else tuple(getattr(tensor, "shape", tensor))
+def check_shapes(folder: Path, shapes: Shapes, expected: Shapes) -> None:
+    """ValueError: other names, or other shapes, than expected."""
+    for name in sorted(expected.keys() | shapes.keys()):
+        shape = tuple(shapes[name]) if name in shapes else "missing"
         wanted = tuple(expected[name]) if name in expected else "unknown to this model"
         if shape != wanted:
             remedy = "weights and config are of two models, copy both again"
-            if (name, shape) == ("lm_head.weight", "missing"):
-                remedy = "set tie_word_embeddings: true in config.json if it is the embedding, or "
-                remedy += "copy the file that holds it"
+            if (name, shape) == (TIED[1], "missing"):
+                remedy = "set tie_word_embeddings: true in config.json if it is the embedding"
             fault = f"{folder}: {name} is {shape}, by its config it must be {wanted}"
             raise ValueError(f"{fault}: {remedy}")

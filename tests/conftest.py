@@ -1,5 +1,6 @@
 """What every test shares."""
 
+import lzma
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 # Before torch and its thread pools are there, and for every process that a test starts.
@@ -17,8 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network
 import pytest
 from filelock import FileLock
 
-import tdbook.corpus.tokenizer_files
-from tdbook.corpus import writer
+from tdbook.corpus import tokenizer_files, writer
 from tdbook.runs import parameters, running
 
 ROOT = Path(__file__).parents[1]
@@ -37,30 +38,31 @@ def pytest_collection_modifyitems(items: list) -> None:
     items.sort(key=lambda item: (item.path in readers, item.path.name not in FIRST))
 
 
+def missing(what: str) -> None:
+    """A failure under CI, a skip elsewhere."""
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of shared data: missing is a failure under CI, a skip elsewhere."""
+    """The folder of shared data."""
     folder = Path(os.environ.get("SHARED") or ROOT.parent / "shared")
     if not (folder / "data" / "telugu").is_dir():
-        stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        stop(f"no data/telugu in {folder}: set SHARED to the folder that holds it")
+        missing(f"no data/telugu in {folder}: set SHARED to the folder that holds it")
     return folder
 
 
 @pytest.fixture(scope="session")
 def lines(shared) -> list[str]:
     """A thousand lines of real Telugu: as many of each file, spread evenly."""
-    import lzma
-    from itertools import islice
-
-    found, paths = [], sorted((shared / "data" / "telugu").glob("*.xz"))
+    sample, paths = [], sorted((shared / "data" / "telugu").glob("*.xz"))
     for path in paths:
         with lzma.open(path, "rt", encoding="utf8") as f:
             # the largest file is read no further
             texts = list(islice((line.rstrip("\n") for line in f if line.strip()), 20_000))
-        found += texts[:: len(texts) // (1000 // len(paths))][: 1000 // len(paths)]
-    assert len(found) == 1000
-    return found
+        sample += texts[:: len(texts) // (1000 // len(paths))][: 1000 // len(paths)]
+    assert len(sample) == 1000
+    return sample
 
 
 def reads_the_book(item: pytest.Item) -> bool:
@@ -70,18 +72,7 @@ def reads_the_book(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(scope="session")
-def make_book() -> Callable:
-    """Makes the smoke book in a run folder."""
-
-    def make(folder: Path, *more: str, what: str = "book") -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "tdbook", what, "PROFILE=smoke", f"OUT={folder}", *more]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def making(make_book, tmp_path_factory) -> Callable:
+def making(tmp_path_factory) -> Callable:
     """Makes the smoke book, once for all of pytest's processes; waits where another does."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
@@ -89,9 +80,9 @@ def making(make_book, tmp_path_factory) -> Callable:
     def make() -> Path:
         with FileLock(folder / "smoke.lock"):
             if not (folder / "smoke.made").exists():
-                for more in ({}, {"what": "sweep"}):
-                    done = make_book(folder / "smoke", *(["NAME=share"] if more else []), **more)
-                    assert done.returncode == 0, done.stdout + done.stderr
+                command = [sys.executable, "-m", "tests.smoke_book", folder / "smoke"]
+                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+                assert done.returncode == 0, done.stdout + done.stderr
                 (folder / "smoke.made").touch()
         return folder / "smoke"
 
@@ -115,8 +106,7 @@ def out(making) -> Path:
 @pytest.fixture(scope="session")
 def browser() -> Iterator:
     if not (chromium := shutil.which("chromium")):
-        stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        stop("no chromium on this machine: apt-get install chromium")
+        missing("no chromium on this machine: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
     flags = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
@@ -127,58 +117,29 @@ def browser() -> Iterator:
         chrome.close()
 
 
-# With all folds open: words beyond the page where nothing scrolls, beyond their block, or cut off.
-OUTSIDE = """() => {
-  for (const fold of document.querySelectorAll("details")) fold.open = true;
-  const found = new Set(), walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  const within = (a, b) => a.left > b.left - 1.5 && a.right < b.right + 1.5;
-  if (document.documentElement.scrollWidth > innerWidth) found.add("the page scrolls sideways");
-  for (let text; text = walk.nextNode();) {
-    const boxes = [];
-    for (let el = text.parentElement; el; el = el.parentElement)
-      boxes.push([getComputedStyle(el), el.getBoundingClientRect()]);
-    const block = boxes.find(([style]) => !/^inline|math/.test(style.display));
-    const scrolling = boxes.find(([style]) => /auto|scroll/.test(style.overflowX));
-    for (const {0: word, index} of text.textContent.matchAll(/\\S+/g)) {
-      const range = new Range(), say = what => found.add(`${what}: ${word}`);
-      range.setStart(text, index);
-      range.setEnd(text, index + word.length);
-      const place = range.getBoundingClientRect();
-      if (!place.width) break;
-      if (block !== scrolling && !within(place, block[1])) say("beyond its box");
-      if (!scrolling && !within(place, {left: 0, right: innerWidth})) say("beyond the page");
-      for (const [{overflowX, overflowY}, box] of boxes)
-        if (/hidden|clip/.test(overflowX) && !within(place, box)
-          || /hidden|clip/.test(overflowY) && place.bottom > box.bottom + 1.5) say("cut off");
-    }
-  }
-  return [...found];
-}"""
-
-
 @pytest.fixture(scope="session")
 def faults(browser) -> Callable:
     """Opens a page without a network and lists what is wrong with it: requests, console messages,
     text outside its box, and what axe finds serious or critical."""
     from axe_playwright_python.sync_playwright import Axe
 
-    page = browser.new_context(offline=True).new_page()
-    said: list[str] = []
-    page.on("console", lambda message: said.append(f"console: {message.text}"))
-    page.on("pageerror", lambda error: said.append(f"error: {error}"))
-    page.on("request", lambda request: said.append(f"request: {request.url}"))
+    page, outside = browser.new_context(offline=True).new_page(), ROOT / "tests/outside.js"
+    events: list[str] = []
+    page.on("console", lambda message: events.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: events.append(f"error: {error}"))
+    page.on("request", lambda request: events.append(f"request: {request.url}"))
 
     def look(path: Path, width: int, media: str = "screen", axe: bool = True) -> list[str]:
-        said.clear()
+        events.clear()
         page.set_viewport_size({"width": width, "height": 800})
         page.emulate_media(media=media)
         page.goto(path.as_uri())
-        found = page.evaluate(OUTSIDE)
+        lines = page.evaluate(outside.read_text("utf8"))
         for one in Axe().run(page).response["violations"] if axe else ():
             if one["impact"] in ("serious", "critical"):
-                found.append(f"axe: {one['id']}: {one['nodes'][0]['html'][:200]}")
+                lines.append(f"axe: {one['id']}: {one['nodes'][0]['html'][:200]}")
         ours = ("request: file:", "request: data:")
-        return [line for line in said if not line.startswith(ours)] + found
+        return [line for line in events if not line.startswith(ours)] + lines
 
     return look
 
@@ -186,16 +147,13 @@ def faults(browser) -> Callable:
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     """A small tokenizer, trained here on text of the writer."""
-
-    documents = writer.write(60_000, 3)
-    lines = [line for d in documents for line in d.lines]
+    lines = [line for document in writer.write(60_000, 3) for line in document.lines]
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    return tdbook.corpus.tokenizer_files.train(lines, 700, path)
+    return tokenizer_files.train(lines, 700, path)
 
 
 @pytest.fixture(scope="session")
-def tiny_llama():
-    """Makes models whose weights are large enough for texts and losses to vary."""
+def tiny_llama() -> Callable:
     from tests.helpers import tiny_model
 
     return tiny_model

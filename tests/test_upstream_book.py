@@ -6,20 +6,19 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import upstream
 from bs4 import BeautifulSoup
 
 from tdbook.corpus import token_files, tokenizer_files, writer
+from tdbook.runs import parameters, running
 from tdlib import teacher, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
+from tests import smoke_book, upstream
 
 ROOT = Path(__file__).parents[1]
 SIZE, CONTEXT = 700, 32
@@ -48,9 +47,9 @@ def owner(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(owner, make_book, tmp_path_factory) -> Path:
+def made(owner, tmp_path_factory) -> Path:
     out, before = tmp_path_factory.mktemp("runs") / "owner", content(owner)
-    done = make_book(
+    done = smoke_book.command(
         out, f"TOKENS={owner / 'data'}", f"TEACHER={owner / 'best.pt'}",
         f"TOKENIZER={owner / 'tokenizer.json'}", "ONLY=02_hard_set", "SET=compare=",
     )  # fmt: skip
@@ -67,6 +66,15 @@ def test_every_run_has_its_report_and_each_shows_telugu_without_markers(made):
         words = BeautifulSoup(path.read_text("utf8"), "html.parser").get_text(" ")
         assert not re.search("[\u0c00-\u0c7f]@@", words)
         assert len(re.findall("[\u0c00-\u0c7f]{2,}", words)) > 5, path
+
+
+def test_what_a_run_was_told_to_take_is_kept_beside_what_it_took(made):
+    for path in (made / "results").glob("*.json"):
+        record = json.loads(path.read_text())
+        told = record["remembered"]["estimate"]
+        assert 0 < told["seconds_low"] < told["seconds_high"] and told["flop"] > 0, path
+        assert record["peak_memory_mib"] == pytest.approx(told["peak_memory_mib"], rel=0.3), path
+    assert (made / "index.html").read_text("utf8").count("(estimated ") == 3
 
 
 def test_the_tokens_are_the_owners_own_files(made, owner):
@@ -106,7 +114,9 @@ def test_places_in_the_word_are_told_by_the_joints(made, owner):
     assert (begins_MS[:, 1:] == ~joint_V[ids_MS[:, :-1]]).all()
 
 
-def test_upstreams_own_export_is_caught_and_repaired_with_the_parameter(owner, tmp_path):
+def test_upstreams_own_export_is_caught_and_repaired_with_the_parameter(
+    owner, tmp_path, monkeypatch
+):
     """Its converter leaves Q and K as they are, and pads the embedding with zeros."""
     right = teacher.load(owner / "best.pt")
     wrong = copy.deepcopy(right)
@@ -123,11 +133,12 @@ def test_upstreams_own_export_is_caught_and_repaired_with_the_parameter(owner, t
         teacher.check(teacher.load(tmp_path / "export"), windows)
     given = {"tokens": owner / "data", "tokenizer": owner / "tokenizer.json"}
     given |= {"teacher": tmp_path / "export", "rope_pairs": "neighbours"}
-    words = [f"{name}={value}" for name, value in given.items()]
-    yaml = "params/smoke/00_teacher.yaml"
-    command = [sys.executable, "-m", "tdbook", "execute", yaml, tmp_path / "out", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert "00_teacher · done" in done.stdout
+    monkeypatch.setattr(running, "_latest", None)
+    given = {name: str(value) for name, value in given.items()}
+    recipe = parameters.read(ROOT / "params/smoke/00_teacher.yaml")
+    smoke_book.execute(
+        tmp_path / "out", "00_teacher", recipe | given | {"out": str(tmp_path / "out")}
+    )
     page = BeautifulSoup((tmp_path / "out/00_teacher.html").read_text("utf8"), "html.parser")
     assert "The last 9 rows of its embedding were zeros" in page.get_text(" ")
     kept = Llama.load(tmp_path / "out/models/teacher").state_dict()

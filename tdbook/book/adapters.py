@@ -39,10 +39,23 @@ def weighed(
     path = this.path("checkpoints", this.run, "weights.bin")
     with files.replacing(path) as beside:
         weights = data.weighted(tokens, beside, new=True).train.weights
-        how = (weights, this.device, this.progress)
-        hard_set.weigh(net, teacher, tokens.train, rows_K, share, *how)
+        done = 0
+        for rows_B in tokens.train.batches(rows_K, 16):
+            weigh(net, teacher, tokens.train, rows_B, share, weights, this.device)
+            this.progress(done := done + len(rows_B), len(rows_K), "windows weighed")
         weights.flush()
     return data.weighted(tokens, path)
+
+
+def weigh(student, teacher, windows, rows_B, share: float, weights, device: str) -> None:
+    """Token mode (Rho-1, arXiv 2404.07965, within a window): of the targets of some windows, the
+    `share` on which the student fell furthest behind its teacher count once, the others not at all.
+    Into `weights`, beside the ids as data.Windows.weights, a memory map of any size."""
+    ids_BT, targets_BT = windows.batch(rows_B, device)
+    s_BT, t_BT = (hard_set.token_losses(model, ids_BT, targets_BT) for model in (student, teacher))
+    behind_BT = torch.where(targets_BT != data.IGNORE, s_BT - t_BT, -torch.inf)
+    at_BK = behind_BT.topk(max(1, round(share * windows.context)), dim=1).indices.cpu().numpy()
+    weights[np.asarray(rows_B)[:, None] * windows.context + 1 + at_BK] = 1
 
 
 def recipe(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> train.Recipe:

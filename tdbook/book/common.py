@@ -48,9 +48,16 @@ def save(net: Llama, folder: Path, tokens: data.Tokens) -> None:
 
 def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llama) -> dict:
     """Every metric of one model on the validation split, recorded; arrays go to scores/val."""
-    fixed, scores = this.parameters["fixed_windows"], this.path("scores", "val")
-    how = dict(fixed=fixed, device=this.device, progress=this.progress)
-    row = this.once(f"row of {name}", evaluate.record, net, tokens, teacher, scores, name, **how)
+
+    def evaluated() -> dict:
+        fixed = this.parameters["fixed_windows"]
+        how = dict(fixed=fixed, device=this.device, progress=this.progress)
+        found = evaluate.evaluate(net, tokens.val, teacher, **how)
+        found.save(this.path("scores", "val"), name)
+        parameters = sum(p.numel() for p in net.parameters())
+        return {"parameters": parameters} | found.row(tokens.bytes_per_token())
+
+    row = this.once(f"row of {name}", evaluated)
     this.model(name, row)
     this.once(f"card of {name}", write_card, this, name, tokens, row)
     return row
@@ -70,7 +77,7 @@ def write_card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
     with contextlib.suppress(FileExistsError):
         files.own(folder / "README.md")
         files.write_whole(folder / "README.md", card)
-        files.sign(folder / "README.md")
+        files.mark(folder, "README.md")
 
 
 def to_take_away(this: Run) -> str:

@@ -8,11 +8,13 @@ from tdbook.analysis import intervals, verdict
 from tdbook.analysis import kept_and_lost as buckets
 from tdbook.analysis.verdict import Model, Trial
 from tdbook.book import common
+from tdbook.corpus import origins
+from tdbook.export import inference
 from tdbook.report import sweep_plots, tables
 from tdbook.runs import notebooks, rules, sweeps
 from tdbook.runs.folder import Folder
 from tdbook.runs.running import Run
-from tdbook.workflow import cost
+from tdbook.workflow import workload
 from tdlib import data, evaluate, generate, hard_set
 from tdlib.model import Llama
 
@@ -49,7 +51,7 @@ def resample(
 def difference(this: Run, one: str, other: str, tokens: data.Tokens) -> dict:
     """Loss of `one` minus loss of `other`, with its interval over documents."""
     p, losses = this.parameters, window_losses(this, [one, other])
-    drawn = resample(losses, tokens.documents("val")[0], p["resamples"], p["seed"])
+    drawn = resample(losses, origins.of(tokens, "val")[0], p["resamples"], p["seed"])
     low, high = intervals.interval(drawn[one] - drawn[other])
     known_N = ~np.isnan(list(losses.values())).any(0)
     means = {name: float(loss_N[known_N].mean()) for name, loss_N in losses.items()}
@@ -94,7 +96,7 @@ def side_by_side(
             for i, ids in enumerate(prompts)
         ]
         first = tokens.tokenizer.decode(prompts[0] + texts[0])
-        columns[name] = {"text": first} | generate.repetition(texts)
+        columns[name] = {"text": first} | inference.repetition(texts)
     return columns
 
 
@@ -106,7 +108,7 @@ def kept_and_lost(
     arrays = {name: np.load(this.path("scores", "val", f"{name}.npz")) for name in names}
     rows_M, base = arrays[names[0]]["rows_M"], this.parameters["base"]
     losses = {name: array["token_loss_MT"] for name, array in arrays.items()}
-    labels, document_M = buckets.cuts(tokens, rows_M), tokens.documents("val")[0][rows_M]
+    labels, document_M = buckets.cuts(tokens, rows_M), origins.of(tokens, "val")[0][rows_M]
     some = {name: losses[name] for name in [base, *judged]}
     won = buckets.won_back(some, labels, base, document_M, this.parameters["resamples"])
     return buckets.kept_and_lost(losses, labels), won
@@ -161,7 +163,7 @@ def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
         training, teacher = _flop(folder, model, models, tokens)
         replays = model.base and model.p["windows"] in ("hard", "easiest")
         readers = (model.base, model.p["teacher"]) if replays else ()
-        scoring = scored * sum(cost.forward_flop(folder.shape(n), context) for n in readers)
+        scoring = scored * sum(workload.forward_flop(folder.shape(n), context) for n in readers)
         flop = {"training": training, "teacher": teacher, "scoring": scoring}
         written = {f"{what}, FLOP": f"{n:.2g}" if n else "–" for what, n in flop.items()}
         rows[name] = {"made": model.kind} | written
@@ -172,14 +174,14 @@ def _flop(folder: Folder, model: Model, models: dict, tokens: data.Tokens) -> tu
     """FLOP of a training and of its teachers' forwards, those of what it began from too."""
     p, context = model.p, tokens.context
     config = folder.shape(model.base if model.adapter else model.name)
-    flop = cost.step_flop(config, None, context, frozen=model.adapter)
-    flop += 6 * cost.adapter_parameters(config, p["rank"]) if model.adapter else 0
+    flop = workload.step_flop(config, context, frozen=model.adapter)
+    flop += 6 * workload.adapter_parameters(config, p["rank"]) if model.adapter else 0
     middle = model.notebook == notebooks.PROGRESSIVE and model.name.endswith("75m")
     by, asked = model.name.removesuffix("75m") + "150m" if middle else "", 0.0
     if p.get("ce_weight", 1) < 1:  # 00 has no such parameter
         read = p.get("distinct_tokens") or len(tokens.train.ids)
         seen = min(model.tokens, read) if p.get("cached_draws") else model.tokens
-        asked = seen * cost.forward_flop(folder.shape(by or p["teacher"]), context)
+        asked = seen * workload.forward_flop(folder.shape(by or p["teacher"]), context)
     before = models.get(by or model.base)
     rest = _flop(folder, before, models, tokens) if before else (0.0, 0.0)
     return model.tokens * flop + rest[0], asked + rest[1]

@@ -19,6 +19,7 @@ from tdbook.analysis import intervals, kept_and_lost, verdict
 from tdbook.analysis.claims import FAILS, HOLDS, PART, UNDECIDED, Effect, judge
 from tdbook.analysis.verdict import CLAIMS, Model, Trial
 from tdbook.book import common, comparison, reality
+from tdbook.corpus import origins
 from tdbook.export import inference
 from tdbook.report import plots, tables
 from tdbook.runs import hashes, notebooks
@@ -44,7 +45,7 @@ def judged_on(tokens: data.Tokens) -> str:
     text = "the confirmation text, which no choice has looked at"
     if name == "val":
         text = "⚠ the validation text, on which choices were made: no other was put aside"
-    documents = len(np.unique(tokens.documents(name)[0][windows.known_N]))
+    documents = len(np.unique(origins.of(tokens, name)[0][windows.known_N]))
     count = f"{int(windows.known_N.sum()):,} of {len(windows):,} windows have a target"
     return f"Judged on {text}: {count}, of {documents:,} documents."
 
@@ -106,7 +107,7 @@ def trial(this: Run, tokens: data.Tokens) -> Trial:
     return comparison.trial(
         this,
         losses,
-        tokens.documents(losses.split)[0],
+        origins.of(tokens, losses.split)[0],
         models=models,
         development={name: common.row_of(this, name)["loss"] for name in models},
         mixed=frozenset(name for name, others in odd.items() if others),
@@ -156,7 +157,7 @@ def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     for model in t.alike(t.models[t.base], set(TRIED)):  # a setting once, though two sweeps have it
         tried.setdefault(model.settings, model)
     models = {model.name: model.p for model in tried.values()}
-    val, document_N = comparison.window_losses(this, [*models]), tokens.documents("val")[0]
+    val, document_N = comparison.window_losses(this, [*models]), origins.of(tokens, "val")[0]
     loss = {name: known_mean(loss_N) for name, loss_N in val.items()}
     order = sorted(loss, key=loss.get)
     # the recipe's own run may be longer than what it was chosen from

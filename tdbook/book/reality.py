@@ -12,6 +12,7 @@ import pandas as pd
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval
 from tdbook.book import common, comparison
+from tdbook.corpus import origins
 from tdbook.runs.running import Run
 from tdlib import data, hard_set
 from tdlib.model import Llama
@@ -52,7 +53,7 @@ def loss_of(
 ) -> np.ndarray:
     """The loss of another model on the windows that 02 scored, or on those of a fold, (N,)."""
     path, at_N = this.path("scores", f"{this.run}-{name}.npy"), np.isfinite(scores.difficulty_N)
-    rows = np.flatnonzero(at_N & tokens.fold(fold) if fold else at_N)
+    rows = np.flatnonzero(at_N & origins.fold(tokens, fold) if fold else at_N)
 
     def score() -> None:
         net, done = Llama.load(this.path("models", name), this.device), 0
@@ -96,7 +97,7 @@ def _both_splits(this: Run, tokens: data.Tokens, scores: hard_set.Scores) -> tup
     losses = {"train": train, "val": comparison.window_losses(this, [teacher, base])}
     for loss_N in losses.values():
         loss_N["difficulty"] = loss_N[base] - loss_N[teacher]
-    documents = {split: tokens.documents(split) for split in losses}
+    documents = {split: origins.of(tokens, split) for split in losses}
     if not {*documents["train"][1]} & {*documents["val"][1]}:  # only one split names its sources
         documents = {split: (of_N, ["all"] * len(x)) for split, (of_N, x) in documents.items()}
     return losses, documents

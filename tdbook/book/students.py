@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from tdbook.book import common
-from tdbook.corpus import text
+from tdbook.corpus import origins, text
 from tdbook.corpus.prepare import prepare
 from tdbook.runs import hooks, parameters, rules, sweeps
 from tdbook.runs.provenance import peak_memory_mib
@@ -167,7 +167,8 @@ def windows_read(
 ) -> np.ndarray:
     """Numbers of the training windows: all but the fold `left_out`; of these only so many tokens,
     if given, as a training of one epoch with this seed begins with."""
-    rows = np.flatnonzero(~tokens.fold(left_out)) if left_out else np.arange(len(tokens.train))
+    rows = np.arange(len(tokens.train))
+    rows = rows[~origins.fold(tokens, left_out)] if left_out else rows
     if not distinct_tokens:
         return rows
     once = replace(recipe, epochs=1.0, token_limit=distinct_tokens)

@@ -43,6 +43,14 @@ def soften(match: re.Match) -> str:
     return first + second[0].translate(str.maketrans("కచటతప", "గసడదవ")) + second[1:]
 
 
+def polish(text: str) -> str:
+    """Words that meet, and blanks: సీత+ఏ → సీతే, ఆరు ఏళ్లు → ఆరేళ్లు."""
+    text = re.sub(r"([^\s“‘]+)\+(\S+)", sandhi, text)
+    text = re.sub(r"([^\s“‘]+)~(\S+)", soften, text)
+    text = re.sub(r" +(?=[,.;?!”])", "", " ".join(text.split()))
+    return re.sub("[ుి] ఏ(?=ళ్)", "ే", text)
+
+
 class Noun(NamedTuple):
     word: str
     oblique: str  # what endings and postpositions attach to
@@ -50,7 +58,11 @@ class Noun(NamedTuple):
     only: bool  # always plural
 
 
-PLURAL = {"ె?ం$": "ా", "ట్టు$": "ట్", "డ్డు$": "డ్", "ుడు$": "ు", "ాడు$": "ాళ్", "(?<!య)ి$": "ు"}
+def rewrite(forms: dict[str, str], rules: list[list[str]]) -> str:
+    """The first rule that fits: a form, a pattern in it, what takes its place."""
+    fitting = (rule for rule in rules if re.search(rule[1], forms[rule[0]]))
+    form, pattern, new = next(fitting)
+    return re.sub(pattern, new, forms[form], count=1)
 
 
 @lru_cache(maxsize=10_000)
@@ -58,14 +70,11 @@ def read_noun(entry: str) -> Noun:
     """An entry of the word list, its missing forms filled in by its ending: పుస్తకం, పుస్తకాలు."""
     only, mass = entry.endswith("+"), entry.endswith("*")
     word, oblique, plural = (*entry.rstrip("*+").split("/"), "", "")[:3]
-    if not oblique:
-        oblique = word[:-1] + "ి" if re.search("[ుా]డు$", word) else word  # స్నేహితుడు, of him -డి
     if only:
         plural = word
     elif not plural and not mass:
-        end = next((end for end in PLURAL if re.search(end, word)), "$")
-        plural = re.sub(end, PLURAL.get(end, ""), word) + "లు"
-    return Noun(word, oblique, plural.strip("-"), only)
+        plural = rewrite({"word": word}, WORDS["plural"])
+    return Noun(word, oblique or rewrite({"word": word}, WORDS["oblique"]), plural.strip("-"), only)
 
 
 NOUNS = {kind: [read_noun(entry) for entry in words] for kind, words in WORDS["nouns"].items()}
@@ -93,29 +102,11 @@ def read_verb(verb: str, kind: str) -> dict[str, object]:
     """The principal parts of a verb, by the rule of its class, what follows from them; traits."""
     names = ["infinitive", "converb", "past", "nonpast", "imperative", "participle", "it"]
     rule = WORDS["verb_classes"][kind]
-    parts = [join(verb.removesuffix(rule["cite"][0]), part) for part in rule["parts"]]
-    infinitive, converb, past, nonpast, imperative, *_ = parts
-    open_ = re.sub("(?<![ంు])డుత$", "డత", nonpast)  # పెడుతుంది but పెడతాడు
-    condition = converb + "తే"  # దున్నితే, but చేస్తే, చెబితే, పెడితే
-    if re.search("(స్త|ంట|ోత|ళ్త)$", nonpast):
-        condition = nonpast + "ే"
-    elif converb.endswith("ట్టి") or nonpast.endswith("బుత"):
-        condition = re.sub("ుత$", "ితే", nonpast)
-    short = str.maketrans("ేీోూ", "ెిొు")  # చే-, but చెయ్యి
-    given = dict(zip(names, parts, strict=False))
-    derived = {
-        "cite": verb,
-        "glide": infinitive + "వ" if infinitive[-1] in "ోాే" else infinitive,  # రా + ాలి → రావాలి
-        "open": open_,
-        "condition": condition,
-        "lets": re.sub("స్త$", "ద్త", open_).replace("ంట", "ంత")[:-1] + "దాం",  # చేద్దాం, తిందాం
-        "habit": join(past if past.endswith("య్య") else converb, "ే"),  # చేసే, మొదలయ్యే
-        "old": re.sub("ుని$", "ొని", converb),
-        "polite": re.sub("రా$", "ర", infinitive),
-        "do": re.sub("([ేీోూ])యి$", lambda m: m[1].translate(short) + "య్యి", imperative),
-        "traits": {t if verb in verbs else "-" + t for t, verbs in WORDS["traits"].items()},
-    }
-    return {"participle": converb + "న", "it": converb + "ంది"} | given | derived
+    forms = [join(verb.removesuffix(rule["cite"][0]), part) for part in rule["parts"]]
+    parts = {"cite": verb} | dict(zip(names, forms, strict=False))
+    for name, rules in WORDS["verb_parts"].items():
+        parts.setdefault(name, rewrite(parts, rules))
+    return parts | {"traits": {t if verb in vs else f"-{t}" for t, vs in WORDS["traits"].items()}}
 
 
 VERBS = {verb: read_verb(verb, kind) for kind, verbs in WORDS["verbs"].items() for verb in verbs}

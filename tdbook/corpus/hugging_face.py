@@ -2,39 +2,22 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import tokenizers
+from tokenizers import pre_tokenizers
 
 from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer, by_id, read_json, refuse_unknown
 
 EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # beside a Hugging Face tokenizer
-
-# Keys that are understood; any other is refused by name. `_unlike` and `_named` look at those that
-# change ids or text; the rest concerns padding, cutting, chats and special tokens, which nothing
-# here adds.
-KEYS = """version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder
-    model"""
-MODEL_KEYS = """type vocab merges unk_token unk_id byte_fallback fuse_unk ignore_merges dropout
-    continuing_subword_prefix end_of_word_suffix max_input_chars_per_word"""
-CONFIG_KEYS = """
-    additional_special_tokens extra_special_tokens model_specific_special_tokens
-    added_tokens_decoder add_prefix_space do_lower_case sp_model_kwargs add_bos_token
-    add_eos_token add_special_tokens legacy split_special_tokens clean_up_tokenization_spaces
-    spaces_between_special_tokens errors trim_offsets chat_template default_chat_template
-    use_default_system_prompt response_schema tokenizer_class processor_class auto_map
-    name_or_path special_tokens_map_file tokenizer_file vocab_file merges_file from_slow use_fast
-    is_local local_files_only backend model_max_length max_length max_len model_input_names
-    padding_side pad_to_multiple_of pad_token_type_id truncation_side truncation_strategy stride
-    return_token_type_ids transformers_version _commit_hash trust_remote_code extra_ids"""
-SPECIAL_TOKENS = ".*_token(_id)?"
+FLAGS = ("lstrip", "rstrip", "normalized", "single_word")  # of a token that was added
 
 # GPT-2's alphabet: a byte that prints stands for itself, the others for characters from 256 on.
-_PRINTED = {*range(33, 127), *range(161, 173), *range(174, 256)}
-BYTE_OF = {chr(b): b for b in sorted(_PRINTED)}
-BYTE_OF |= {chr(256 + i): b for i, b in enumerate(sorted({*range(256)} - _PRINTED))}
+_PRINTED = sorted(ord(c) for c in pre_tokenizers.ByteLevel.alphabet() if ord(c) < 256)
+BYTE_OF = {chr(byte): byte for byte in _PRINTED}
+BYTE_OF |= {chr(256 + i): b for i, b in enumerate(sorted({*range(256)} - {*_PRINTED}))}
 
 
 def open_json(path: Path, content: dict) -> Tokenizer:
@@ -58,7 +41,6 @@ def open_json(path: Path, content: dict) -> Tokenizer:
     model.no_truncation()
     model.no_padding()
     model.encode_special_tokens = True  # as the text that it is
-    shown_V = by_id(path, ids)
     name = named.get("eos_token") or next((n for n in EOS_NAMES if n in ids), None)
     if name not in ids:
         fault = f"{path} has no end-of-text token {name or EOS_NAMES}"
@@ -68,35 +50,23 @@ def open_json(path: Path, content: dict) -> Tokenizer:
     unk = None if unk == eos else unk  # GPT-2 names <|endoftext|> for all it has no piece for
     silent = frozenset(ids[s] for s in special & ids.keys()) - {eos, unk}
     over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
-    if over_bytes:
-        added = model.get_added_tokens_decoder()
-        shown_V = [p if i in added else _bytes_text(p) for i, p in enumerate(shown_V)]
-    elif not any(piece.startswith("▁") for piece in shown_V):
-        fault = f"{path} has no piece with ▁ and is not over bytes: where words begin is not known"
-        raise ValueError(f"{fault}: give a BPE or Unigram that tells")
+    shown_V = _shown(path, model, ids, over_bytes)
     shown_V[eos] = "<eos>"
-    encode, text = _functions(model)
+
+    def encode(lines: list[str]) -> list[list[int]]:
+        return [line.ids for line in model.encode_batch(lines, add_special_tokens=False)]
+
+    def text(ids: list[int]) -> str:
+        whole = model.decode(ids, skip_special_tokens=False)
+        return whole.replace(HIDDEN, "").removeprefix(extra)
+
+    extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
     kind, marked = "Hugging Face", not over_bytes
     return Tokenizer(kind, path, eos, unk, silent, shown_V, marked, model, encode, text)
 
 
 def config_files(path: Path) -> list[Path]:
     return [file for name in CONFIGS if (file := path.with_name(name)).is_file()]
-
-
-def _functions(model: tokenizers.Tokenizer) -> tuple[Callable, Callable]:
-    """Lines → ids, and ids of a line → its text."""
-
-    def encode(lines: list[str]) -> list[list[int]]:
-        return [line.ids for line in model.encode_batch(lines, add_special_tokens=False)]
-
-    extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
-
-    def text(ids: list[int]) -> str:
-        whole = model.decode(ids, skip_special_tokens=False)
-        return whole.replace(HIDDEN, "").removeprefix(extra)
-
-    return encode, text
 
 
 def _named(configs: dict[Path, dict]) -> dict[str, str]:
@@ -113,10 +83,10 @@ def _named(configs: dict[Path, dict]) -> dict[str, str]:
 def _check_keys(path: Path, content: dict, configs: dict[Path, dict]) -> None:
     """ValueError: a key that is not known here, or one that makes ids vary."""
     inner = content["model"]
-    refuse_unknown(path, content, KEYS)
-    refuse_unknown(path, inner, MODEL_KEYS)
+    refuse_unknown(path, content, "tokenizer.json")
+    refuse_unknown(path, inner, "model")
     for file, config in configs.items():
-        refuse_unknown(file, config, CONFIG_KEYS, SPECIAL_TOKENS)
+        refuse_unknown(file, config, "config", tokens=".*_token(_id)?")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if inner.get(key) and inner.get("type") != "WordPiece":
             fault = f"{path}: {key} is {inner[key]!r} in its model, it must be null"
@@ -126,12 +96,10 @@ def _check_keys(path: Path, content: dict, configs: dict[Path, dict]) -> None:
 def _unlike(config: dict, content: dict, ids: dict[str, int]) -> Iterator[str]:
     """What in a file beside would change ids or text, were it obeyed: tokenizer.json alone is."""
     added = {token["content"]: token for token in content.get("added_tokens") or []}
-    flags = ("lstrip", "rstrip", "normalized", "single_word")
     for i, token in (config.get("added_tokens_decoder") or {}).items():
-        piece, plain = token.get("content"), not token.get("special")
-        ours = added.get(piece, {})
-        same = ours and all(token.get(flag, ours.get(flag)) == ours.get(flag) for flag in flags)
-        if str(ids.get(piece, "" if plain else i)) != i or (plain and not same):
+        piece, ours = token["content"], added.get(token["content"])
+        same = ours and all(token.get(flag, ours[flag]) == ours[flag] for flag in FLAGS)
+        if str(ids.get(piece, i)) != i or not (same or token.get("special")):
             yield f"added_tokens_decoder has {piece!r} (id {i}) otherwise than"
     ways = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
     if config.get("do_lower_case") and not re.search("Lowercase|BertNormalizer", ways):
@@ -146,33 +114,38 @@ def _unlike(config: dict, content: dict, ids: dict[str, int]) -> Iterator[str]:
 def _hide_special(content: dict, named: set[str]) -> tuple[set[str], dict]:
     """The special tokens, and a content in which text that spells one does not become it: those in
     the vocabulary that text is cut into have a name that no text has, the others are marked."""
-    model, added = content["model"], content.get("added_tokens") or []
+    model, added = dict(content["model"]), content.get("added_tokens") or []
     special = named | {token["content"] for token in added if token["special"]}
     special = {piece for piece in special if not BYTE.fullmatch(piece)}
-
-    def hide(piece: str) -> str:
-        return HIDDEN + piece if piece in special else piece
-
-    if isinstance(model["vocab"], list):  # Unigram's, with scores
-        vocab = [[hide(piece), score] for piece, score in model["vocab"]]
-        names = {piece for piece, _ in model["vocab"]}
-    else:
-        vocab = {hide(piece): i for piece, i in model["vocab"].items()}
-        names = model["vocab"].keys()
-    model = model | {"vocab": vocab}
-    if (unk := model.get("unk_token")) in names:
-        model["unk_token"] = hide(unk)
+    scored = isinstance(model["vocab"], list)  # Unigram's, with scores
+    rows = model["vocab"] if scored else [*model["vocab"].items()]
+    hidden = {piece: HIDDEN + piece for piece, _ in rows if piece in special}
+    rows = [[hidden.get(piece, piece), value] for piece, value in rows]
+    model["vocab"] = rows if scored else dict(rows)
+    if "unk_token" in model:
+        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
     left = [
         token | {"special": token["content"] in special}
         for token in added
-        if token["content"] not in special & names and not BYTE.fullmatch(token["content"])
+        if token["content"] not in hidden and not BYTE.fullmatch(token["content"])
     ]
     return special, content | {"model": model, "added_tokens": left}
 
 
+def _shown(path: Path, model: tokenizers.Tokenizer, ids: dict, over_bytes: bool) -> list[str]:
+    """Each piece for display: of one over bytes whole characters, "▁" for a space, <0xE0> for a
+    byte of a character that is cut."""
+    pieces_V = by_id(path, ids)
+    if over_bytes:
+        added = model.get_added_tokens_decoder()
+        return [p if i in added else _bytes_text(p) for i, p in enumerate(pieces_V)]
+    if not any(piece.startswith("▁") for piece in pieces_V):
+        fault = f"{path} has no piece with ▁ and is not over bytes: where words begin is not known"
+        raise ValueError(f"{fault}: give a BPE or Unigram that tells")
+    return pieces_V
+
+
 def _bytes_text(piece: str) -> str:
-    """A piece in GPT-2's alphabet as text: whole characters, "▁" for a space, <0xE0> for bytes of
-    a character that is cut."""
     if not BYTE_OF.keys() >= {*piece}:
         return piece
     text = bytes(BYTE_OF[c] for c in piece).decode(errors="surrogateescape").replace(" ", "▁")

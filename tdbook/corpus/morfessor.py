@@ -13,30 +13,27 @@ from tokenizers import models
 
 from tdbook.corpus.tokenizer import RUNS, TELUGU, Tokenizer, by_id, read_bounded, refuse_unknown
 
-KEYS = "version type vocab_size separator special_tokens token_to_id bpe_merges"
+FIELDS = {"token_to_id": dict, "special_tokens": dict, "separator": str, "bpe_merges": list}
+# What a Morfessor model is made of; a pickle can name anything else, and run it.
+SAFE = """BaselineModel ConstrNode LexiconEncoding CorpusEncoding FixedCorpusWeight
+    AnnotatedCorpusEncoding AnnotationCorpusWeight MorphLengthCorpusWeight NumMorphCorpusWeight"""
 
 
 def open_json(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
     """The tokenizer of upstream's tokenizer.json; `segmenter` is a Morfessor .bin, or ""."""
-    ids = _field(path, content, "token_to_id", dict, "a JSON object")
-    special = _field(path, content, "special_tokens", dict, "a JSON object")
-    separator = _field(path, content, "separator", str, "text such as '@@'")
+    _check(path, content)
+    ids, special, separator = (content[f] for f in ("token_to_id", "special_tokens", "separator"))
     pieces = by_id(path, ids)
-    refuse_unknown(path, content, KEYS)
     for name in ("<pad>", "<unk>", "<bos>", "<eos>", *special):
         if special.get(name) is None or special[name] != ids.get(name):
             both = f"{special.get(name)} in special_tokens and {ids.get(name)} in token_to_id"
             raise ValueError(f"{path}: {name} is {both}, both must give one id: copy it again")
-    merges = content.get("bpe_merges")
-    pairs = merges if isinstance(merges, list) else [merges]
-    if odd := [p for p in pairs if not (isinstance(p, list) and [*map(type, p)] == [str, str])]:
-        raise ValueError(f"{path}: {odd[0]!r} in bpe_merges, each must be two texts: copy it again")
     model = Morphs(
         ids={piece: i for piece, i in ids.items() if piece not in special},
         unk=ids["<unk>"],
         separator=separator,
         joins_V=np.array([piece.endswith(separator) for piece in pieces]),
-        merge=_bpe(pairs),
+        merge=_bpe(content["bpe_merges"]),
         segment=_segmenter(Path(segmenter)) if segmenter else None,
     )
 
@@ -50,11 +47,16 @@ def open_json(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
     return Tokenizer(kind, path, eos, unk, silent, shown_V, False, model, encode, text)
 
 
-def _field(path: Path, content: dict, name: str, kind: type, what: str) -> object:
-    value = content.get(name)
-    if not isinstance(value, kind) or value == "":
-        raise ValueError(f"{path}: {name} is {value!r:.40}, it must be {what}: copy it again")
-    return value
+def _check(path: Path, content: dict) -> None:
+    refuse_unknown(path, content, content["type"])
+    for name, kind in FIELDS.items():
+        value = content.get(name)
+        if not isinstance(value, kind) or value == "":
+            what = {dict: "a JSON object", str: "text such as '@@'", list: "a list of pairs"}[kind]
+            raise ValueError(f"{path}: {name} is {value!r:.40}, it must be {what}: copy it again")
+    for pair in content["bpe_merges"]:
+        if not (isinstance(pair, list) and [*map(type, pair)] == [str, str]):
+            raise ValueError(f"{path}: {pair!r} in bpe_merges is no pair of texts: copy it again")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,11 +129,6 @@ def _bpe(merges: list[list[str]]) -> Callable[[str], list[str]]:
     return merge
 
 
-# What a Morfessor model is made of; a pickle can name anything else, and run it.
-SAFE = """BaselineModel ConstrNode LexiconEncoding CorpusEncoding FixedCorpusWeight
-    AnnotatedCorpusEncoding AnnotationCorpusWeight MorphLengthCorpusWeight NumMorphCorpusWeight"""
-
-
 class _Unpickler(pickle.Unpickler):  # the package's way to say what may be loaded
     def find_class(self, module: str, name: str) -> object:
         ours = module == "morfessor.baseline" and name in SAFE.split()
@@ -147,14 +144,14 @@ def _segmenter(path: Path) -> Callable[[str], list[str]]:
         raise FileNotFoundError(f"{path} is not there: give a Morfessor .bin as segmenter")
     try:
         import morfessor  # only here: nothing else needs it
+
+        model = _Unpickler(io.BytesIO(read_bounded(path))).load()
+        if type(model) is not morfessor.BaselineModel:
+            raise TypeError(f"it is a {type(model).__name__}")
+        model.viterbi_segment("తెలుగు")
     except ModuleNotFoundError:
         fault = f"segmenter = {str(path)!r} needs the package morfessor, which is not installed"
         raise ValueError(f"{fault}: pip install morfessor") from None
-    try:
-        model = _Unpickler(io.BytesIO(read_bounded(path))).load()
-        if type(model) is not morfessor.BaselineModel:
-            raise ValueError(f"it is a {type(model).__name__}")
-        model.viterbi_segment("తెలుగు")
     except Exception as error:  # a damaged pickle raises almost anything
         fault = f"{path} is no Morfessor baseline model ({error})"
         raise ValueError(f"{fault}: give the .bin that Morfessor wrote") from None

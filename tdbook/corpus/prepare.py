@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from tdbook.corpus import text, token_files, tokenizer_files, writer
+from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.runs.parameters import texts
 from tdlib import data
 from tdlib.model import Llama
-from tdlib.teacher import cut_spare_rows
+from tdlib.teacher import keep_rows
 
 
 def prepare(
@@ -19,28 +20,30 @@ def prepare(
     """Tokens in `folder` by 00's parameters `p`, for the vocabulary of a teacher, if one is given;
     `account` counts what was read. Returns a summary."""
     if teacher and teacher.config.context < p["context"]:
-        raise ValueError(
-            f"the context of {p['teacher']} is {teacher.config.context:,}, the windows' is "
-            f"{p['context']:,}: give a shorter context"
-        )
+        fault = f"the context of {p['teacher']} is {teacher.config.context:,}, the windows' is"
+        raise ValueError(f"{fault} {p['context']:,}: give a shorter context")
     given = tokenizer_files.open(p["tokenizer"], p["segmenter"]) if p["tokenizer"] else None
     if p["tokens"]:
         return _link(p, folder, given, teacher)
     return _write(p, folder, given, teacher, account or text.Account())
 
 
-def _write(p: dict, folder: Path, given, teacher: Llama | None, account: text.Account) -> str:
+def _write(
+    p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None, account: text.Account
+) -> str:
     """Tokens of a text, which is read, or written where none is given."""
-    cut = cut_spare_rows(teacher, given.size) if given and teacher else ""
-    if given:
-        _check_vocabulary(p, teacher, given.size, f"{given.path}'s")
+    cut = _fit(p, teacher, given.size, given.size, f"{given.path}'s") if given else ""
     if p["text"]:
         documents = text.read(texts(p["text"]), account)
     else:
         documents = writer.write(p["text_characters"], p["text_seed"])
     documents = text.section(documents, p["section_characters"])
     groups_N = text.near_duplicates(documents)
-    splits = _split(p, documents, groups_N)
+    shares = {name: p[name] for name in ("val_share", "confirm_share")}
+    sides = text.split(documents, groups_N, **shares, seed=p["split_seed"])
+    splits = {"train": [], "val": []} | ({"confirm": []} if p["confirm_share"] else {})
+    for document, side in zip(documents, sides, strict=True):
+        splits[side].append(document)
     lines = (line for document in splits["train"] for line in document.lines)
     with tempfile.TemporaryDirectory() as place:
         pieces = given or tokenizer_files.train(lines, p["vocab_size"], Path(place, "model"))
@@ -58,38 +61,28 @@ def _write(p: dict, folder: Path, given, teacher: Llama | None, account: text.Ac
     return " ".join(filter(None, words)) + token_files.loss(tokens.meta)
 
 
-def _split(p: dict, documents: list[text.Document], groups_N: np.ndarray) -> dict[str, list]:
-    shares = {name: p[name] for name in ("val_share", "confirm_share")}
-    sides = text.split(documents, groups_N, **shares, seed=p["split_seed"])
-    splits = {"train": [], "val": []} | ({"confirm": []} if p["confirm_share"] else {})
-    for document, side in zip(documents, sides, strict=True):
-        splits[side].append(document)
-    return splits
-
-
-def _link(p: dict, folder: Path, given, teacher: Llama | None) -> str:
+def _link(p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None) -> str:
     """Token files made elsewhere, as they are."""
     source, context = Path(p["tokens"]), p["context"]
     tokens = token_files.open_tokens(source, context)
     pieces = given or tokens.tokenizer
     if pieces is None:
-        raise FileNotFoundError(
-            f"{source / 'tokenizer.model'} is not there: put the tokens' tokenizer there (.model, "
-            "or tokenizer.json), or give it as tokenizer"
-        )
-    meta, masks = data.read_meta(source / "meta.json", context), masks_in_words(tokens)
-    size = meta["vocab_size"]
-    cut = cut_spare_rows(teacher, size) if teacher and pieces.size <= size else ""
-    _check_vocabulary(p, teacher, size, "the tokens'")
+        fault = f"{source / 'tokenizer.model'} is not there: put the tokens' tokenizer there"
+        raise FileNotFoundError(f"{fault} (.model, or tokenizer.json), or give it as tokenizer")
+    masks = _masks(tokens)
+    cut = _fit(p, teacher, pieces.size, tokens.vocab_size, "the tokens'")
     how = dict(tokenizer=given, context=context, every_id=p["check_every_id"])
     how["vocab_size"] = teacher.config.vocab_size if teacher else 0
     token_files.link_tokens(source, folder, **how)
     tokens = token_files.open_tokens(folder)
-    source = f"Token files used as they are: `{p['tokens']}`, nothing copied."
-    pieces = f"Tokenizer: {tokens.tokenizer.kind}, {tokens.tokenizer.size:,} pieces."
-    if (spare := tokens.tokenizer.size - tokens.vocab_size) > 0:
-        pieces += f" The last {spare:,} of them occur nowhere in the tokens."
-    return " ".join(filter(None, [source, _sizes(tokens), pieces, masks, cut]))
+    words = [
+        f"Token files used as they are: `{p['tokens']}`, nothing copied. {_sizes(tokens)}",
+        f"Tokenizer: {tokens.tokenizer.kind}, {tokens.tokenizer.size:,} pieces.",
+        f"Vocabulary: {tokens.vocab_size:,}.",
+        masks,
+        cut,
+    ]
+    return " ".join(filter(None, words))
 
 
 def _sizes(tokens: data.Tokens) -> str:
@@ -97,15 +90,34 @@ def _sizes(tokens: data.Tokens) -> str:
     return f"Training: {train} of {tokens.context}; validation: {val}."
 
 
-def _check_vocabulary(p: dict, teacher: Llama | None, most: int, whose: str) -> None:
+def cut_spare_rows(model: Llama, pieces: int) -> str:
+    """Cut, in place, the rows that pad an embedding beyond its tokenizer's pieces; what was done,
+    in words, "" for nothing. A vocabulary is padded to a multiple of 8, 64 or 128, or of up to
+    1,024 where that is little beside it; more rows, or another multiple, are another tokenizer's.
+    """
+    size = model.config.vocab_size
+    if size % 8 or not 0 < size - pieces < max(128, min(1024, pieces // 16)):
+        return ""
+    keep_rows(model, pieces)
+    return (
+        f"The teacher's embedding has {size:,} rows for {pieces:,} pieces: the last "
+        f"{size - pieces:,} are padding, which no text ever predicts, and are cut. Their share of "
+        "its probabilities goes to the others, so its loss is a little lower than with them."
+    )
+
+
+def _fit(p: dict, teacher: Llama | None, pieces: int, most: int, whose: str) -> str:
+    """Cuts the rows that pad a teacher's embedding; what was done, in words. ValueError: it has
+    more of them than the vocabulary, which has `most`."""
+    cut = cut_spare_rows(teacher, most) if teacher and pieces <= most else ""
     if teacher and (size := teacher.config.vocab_size) > most:
-        raise ValueError(
-            f"the vocabulary of {p['teacher']} is {size:,}, {whose} is {most:,}: give the tokens "
-            "or the tokenizer that the teacher was made with"
-        )
+        fault = f"the vocabulary of {p['teacher']} is {size:,}, {whose} is {most:,}"
+        remedy = "give the tokens or the tokenizer that the teacher was made with"
+        raise ValueError(f"{fault}: {remedy}")
+    return cut
 
 
-def masks_in_words(tokens: data.Tokens) -> str:
+def _masks(tokens: data.Tokens) -> str:
     """How many windows the masks beside the tokens leave without a target; "" without masks.
     ValueError where no window of training or validation has one."""
     counts = []
@@ -115,9 +127,7 @@ def masks_in_words(tokens: data.Tokens) -> str:
             continue
         with_target = int(windows.known_N.sum())
         if not with_target and split != "confirm":
-            raise ValueError(
-                f"{tokens.folder / f'{split}.mask.bin'} masks every target (0 where a token is "
-                "none): correct it, or take it away"
-            )
+            fault = f"{tokens.folder / f'{split}.mask.bin'} masks every target"
+            raise ValueError(f"{fault} (0 where a token is none): correct it, or take it away")
         counts.append(f"{len(windows) - with_target:,} of {len(windows):,} windows of {split}")
     return f"Masked whole, without a target, and in no mean: {', '.join(counts)}." if counts else ""

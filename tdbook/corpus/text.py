@@ -7,16 +7,16 @@ Legend: N documents, G groups of near-duplicates, L lines of a document.
 """
 
 import bz2
+import codecs
 import gzip
 import io
 import json
 import lzma
 import os
 import re
-import sys
 import warnings
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, groupby, pairwise
@@ -33,21 +33,15 @@ KINDS = (".txt", ".jsonl", ".parquet")
 STRINGS = re.compile("(large_)?string|dictionary<values=(large_)?string")  # types of a column
 NUMBERS = re.compile("u?int|float|double|halffloat|decimal|bool|date|time|duration|null")
 PACKED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": None}  # .zst: see _open
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 READABLE = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
-# Most characters of an archive: TIMES its size or SMALL, if they fit a quarter of the free memory;
-# of a line; bytes that an .xz may ask for.
-TIMES, SMALL, LONGEST, UNPACKING = 100, 2**26, 2**26, 2**29
-LINE = 50  # characters that a line counts for besides its own: an empty one takes memory too
 # Of at least FEWEST documents, the share that is of one line, and that of larger gaps: see _txt.
 FEWEST, SINGLE, LARGER = 6, 0.8, 0.002
 NOTES = {
     "other": f"{{}} files not read ({{}}): no {READABLE}",
-    "hidden": "{} hidden files not read ({})",
     "joined": "{} texts in which a blank line ends a paragraph ({}): larger gaps end a document",
-    "single": "{} texts of which each document is one line ({}): put two blank lines between "
-    "documents if one ends a paragraph",
-    "gaps": "{} texts with gaps of several sizes ({}), each of which ends a document: take the "
-    "smaller ones out if they end paragraphs",
+    "apart": "{} texts in which each blank line ends a document ({}): if one ends a paragraph, put "
+    "two between documents and one between all paragraphs",
 }
 ALIKE, AT_LEAST = 0.05, 10  # share and number of common four-word sequences: see near_duplicates
 HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are compared with
@@ -69,11 +63,7 @@ class Account:
     there: int = 0  # about
     empty_rows: int = 0  # of .jsonl and .parquet
     damaged: int = 0  # characters that are U+FFFD: lost when the file was made
-    told: dict[str, list[str]] = field(default_factory=dict)  # key of NOTES → names of files
-
-    def tell(self, note: str, paths: Iterable[Path]) -> None:
-        if names := [path.name for path in paths]:
-            self.told[note] = self.told.get(note, []) + names
+    told: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by NOTES' keys
 
     def notes(self) -> list[str]:
         return [
@@ -83,8 +73,8 @@ class Account:
 
     def missing(self) -> str:
         """What a finding must say, without names; "" where no more than 0.1 % is missing."""
-        unread = sum(len(self.told.get(note, [])) for note in ("other", "hidden"))
         rows, there = max(1, self.documents + self.empty_rows), max(1, self.there)
+        unread = len(self.told.get("other", []))
         parts = {
             f"{unread:,} files not read": (self.there - self.characters) / there,
             f"{self.empty_rows:,} of {rows:,} rows without text": self.empty_rows / rows,
@@ -108,9 +98,8 @@ def read(paths: list[str | Path], account: Account | None = None) -> list[Docume
     account = account or Account()
     files = {}  # each once, however many links lead to it
     for path in (file for given in paths for file in _files(Path(given), account)):
-        files.setdefault(_identity(path), path)
-    names = Counter(_name(path)[0] for path in files.values())
-    documents = []
+        files.setdefault(os.path.realpath(path), path)
+    names, documents = Counter(_name(path)[0] for path in files.values()), []
     for path in files.values():
         source, parent = _name(path)[0], path.absolute().parent.name
         source = f"{parent}/{source}" if names[source] > 1 else source
@@ -134,12 +123,6 @@ def read(paths: list[str | Path], account: Account | None = None) -> list[Docume
     return documents
 
 
-def _identity(path: Path) -> object:
-    """The same for every link to a file. Some network disks number none."""
-    stat = path.stat() if path.exists() else None
-    return (stat.st_dev, stat.st_ino) if stat and stat.st_ino else os.path.realpath(path)
-
-
 def _files(path: Path, account: Account) -> list[Path]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: correct the path of the text")
@@ -149,18 +132,16 @@ def _files(path: Path, account: Account) -> list[Path]:
         return [path]
     if not path.is_dir():  # a pipe would be waited for
         raise ValueError(f"{path} is neither a file nor a folder: give one of the two")
-    every = sorted(below(path, _unreadable))
     # A name that begins with a dot is a tool's, such as .ipynb_checkpoints/copy.txt.
-    hidden = {p for p in every if any(part[0] == "." for part in p.relative_to(path).parts)}
-    texts = {p for p in every if _name(p)[1] in KINDS and (p.is_file() or not p.exists())}
-    files = sorted(texts - hidden)  # a link that leads nowhere is refused when it is opened
+    every = [p for p in sorted(below(path, _unreadable)) if "/." not in f"/{p.relative_to(path)}"]
+    # A link that leads nowhere is refused when it is opened.
+    files = [p for p in every if _name(p)[1] in KINDS and (p.is_file() or not p.exists())]
     if not files:
         raise ValueError(f"the folder {path} holds no text: put {READABLE} into it")
-    same = {_identity(p) for p in files}  # as the blobs of a hub's cache are
-    left = [p for p in every if _identity(p) not in same and (p not in hidden or p in texts)]
-    account.tell("other", [p for p in left if p not in hidden])
-    account.tell("hidden", [p for p in left if p in hidden])
-    account.there += sum(p.stat().st_size for p in left if p.is_file()) // 3
+    same = {*map(os.path.realpath, files)}  # as the blobs of a hub's cache are
+    if left := [p for p in every if os.path.realpath(p) not in same]:
+        account.told["other"] += [p.name for p in left]
+        account.there += sum(p.stat().st_size for p in left if p.is_file()) // 3
     return files
 
 
@@ -175,74 +156,54 @@ def _name(path: Path) -> tuple[str, str]:
 
 
 def _open(path: Path) -> BinaryIO:
-    packing = path.suffix.lower()
-    if packing == ".zst":
+    if path.suffix.lower() == ".zst":
         import pyarrow  # unlike zstandard's reader it reads every frame, and notices a cut file
 
-        return pyarrow.input_stream(str(path), compression="zstd")
-    if packing == ".xz":
-        with open(path, "rb") as file:  # LZMAFile takes all that a file asks for
-            lzma.LZMADecompressor(memlimit=UNPACKING).decompress(file.read(2**12), 1)
-    return PACKED.get(packing, open)(path, "rb")
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return PACKED.get(path.suffix.lower(), open)(path, "rb")
 
 
 def _documents(path: Path, account: Account) -> Iterator[tuple[str, ...]]:
     """The lines of each document; none for a row without text."""
+    parse = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[_name(path)[1]]
     try:
         with _open(path) as file:
-            parse = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[_name(path)[1]]
             yield from parse(path, file, account)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        why = str(getattr(error, "strerror", None) or error)
-        why = why.replace("usage limit", f"limit of {UNPACKING >> 20} MiB")
+        why = getattr(error, "strerror", None) or error
         raise ValueError(f"{path} cannot be read ({why}): copy or pack it again") from None
 
 
-def _most(path: Path) -> int:
-    """Characters that may come of a file."""
-    if path.suffix.lower() not in (*PACKED, ".parquet"):
-        return sys.maxsize
-    return min(max(TIMES * path.stat().st_size, SMALL), psutil.virtual_memory().available // 4)
+def most_bytes() -> int:
+    """Of one text, however it is packed: Telugu takes 2 bytes in memory for 3 in a file."""
+    return psutil.virtual_memory().available // 3
 
 
-def _check_size(path: Path, size: float, most: int) -> None:
+def _check_size(path: Path, size: int, most: int) -> None:
     if size > most:
-        bound = f"{most:,} characters, {LINE} a line added ({TIMES} times its size, or the memory)"
-        raise ValueError(f"{path} unpacks to more than {bound}: unpack it yourself, in parts")
+        fault = f"{path} holds more than {most:,} bytes of text, a third of the free memory"
+        raise ValueError(f"{fault}: give a part of it")
 
 
 def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Lines, none of which takes the memory."""
-    most, total = _most(path), 0
-    longest = min(LONGEST, most)
-    with io.TextIOWrapper(file, encoding="utf-8-sig") as stream:
+    """The lines of UTF-8, "\\r" ends one too, with the number of the "\\n" that ends them."""
+    start, most = 0, most_bytes()
+    for number, raw in enumerate(iter(lambda: file.readline(most + 1), b""), 1):
         try:
-            for number, line in enumerate(iter(lambda: stream.readline(longest + 1), ""), 1):
-                total += len(line) + LINE
-                _check_size(path, total, most)
-                fault = f"{path}: line {number}"
-                if len(line) > longest:
-                    fault += f" has more than {longest:,} characters"
-                    raise ValueError(f"{fault}: break it into several")
-                if "\0" in line:
-                    fault += " holds zero bytes, as UTF-16 and damaged files do"
-                    raise ValueError(f"{fault}: convert it with iconv, or copy it again")
-                yield number, line
-        except UnicodeDecodeError:
-            raise ValueError(f"{path} {_not_utf8(path, 4 * (total + longest))}") from None
-
-
-def _not_utf8(path: Path, most: int) -> str:
-    """The fault and its remedy, by reading again: the error counts from the block it was in."""
-    try:
-        with _open(path) as file:
-            (content := file.read(most)).decode()
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.start:,}"
-        if error.reason == "unexpected end of data":
-            return f"ends within a character ({byte}): it was cut short, copy it again"
-        encoding = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "ITS_ENCODING"
-        return f"is not UTF-8 ({byte}): convert it, iconv -f {encoding} -t UTF-8"
+            line = raw.decode()
+        except UnicodeDecodeError as error:
+            encoding = "UTF-16" if start == 0 and raw[:2] in UTF16 else "ITS_ENCODING"
+            fault = f"{path} is not UTF-8 (byte {start + error.start:,})"
+            remedy = f"convert it, iconv -f {encoding} -t UTF-8, or copy it again"
+            raise ValueError(f"{fault}: {remedy}") from None
+        start += len(raw)
+        _check_size(path, start, most)
+        if "\0" in line:
+            fault = f"{path}: line {number} holds zero bytes, as UTF-16 and damaged files do"
+            raise ValueError(f"{fault}: convert it with iconv, or copy it again")
+        line = line.removeprefix("\ufeff") if number == 1 else line
+        for part in line.removesuffix("\n").removesuffix("\r").split("\r"):
+            yield number, part
 
 
 def _txt(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
@@ -261,7 +222,7 @@ def _txt(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ..
     single = sum(len(part) == 1 for part in parts) >= SINGLE * len(parts)
     many = bool(ends) and len(ends) >= LARGER * len(parts)
     if len(parts) >= FEWEST and (single or (many and len(ends) <= len(parts) / 2)):
-        account.tell("gaps" if not single else "joined" if many else "single", [path])
+        account.told["joined" if single and many else "apart"].append(path.name)
         if single and many:
             return [tuple(chain(*parts[a:b])) for a, b in pairwise([0, *ends, len(parts)])]
     return parts
@@ -284,25 +245,16 @@ def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, 
 def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
     import pyarrow.parquet
 
-    source, most, total = path, _most(path), 0
-    if path.suffix.lower() in PACKED:
-        source = pyarrow.BufferReader(content := file.read(4 * most + 1))
-        _check_size(path, len(content) / 4, most)
+    size, most = 0, most_bytes()
     try:
-        meta = pyarrow.parquet.read_metadata(source)
-        column = _text_column(path, meta.schema.to_arrow_schema())
-        groups = map(meta.row_group, range(meta.num_row_groups))
-        parts = [group.column(i) for group in groups for i in range(meta.num_columns)]
-        sizes = (p.total_uncompressed_size for p in parts if p.path_in_schema == column)
-        _check_size(path, sum(sizes) / 4, most)
-        # As a dictionary, a long text that many rows have is held once.
-        table = pyarrow.parquet.ParquetFile(source, metadata=meta, read_dictionary=[column])
-        for batch in table.iter_batches(1024, columns=[column]):
-            account.empty_rows += batch.column(0).null_count
-            for row in batch.column(0).drop_null():
-                total += len(text := row.as_py()) + LINE
-                _check_size(path, total, most)
-                yield _lines(text)
+        packed = path.suffix.lower() in PACKED
+        table = pyarrow.parquet.ParquetFile(io.BytesIO(file.read(most)) if packed else file)
+        column = _text_column(path, table.schema_arrow)
+        for batch in table.iter_batches(64, columns=[column]):
+            for row in batch.column(0).to_pylist():
+                size += len((row or "").encode())
+                _check_size(path, size, most)
+                yield _lines(row or "")
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise OSError(str(error).splitlines()[0]) from None
 
@@ -312,7 +264,7 @@ def _text_column(path: Path, schema) -> str:
     others = [name for name, type_ in types.items() if not NUMBERS.match(type_)]
     column = others[0] if "text" not in types and len(others) == 1 else "text"
     if not STRINGS.match(types.get(column, "")) or schema.names.count(column) > 1:
-        columns = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
+        columns = ", ".join(f"{name} ({type_})" for name, type_ in types.items())
         fault = f"{path} has no string column called text, it has the columns {columns}"
         raise ValueError(f'{fault}: call the one with the text "text", and make it one of strings')
     return column
@@ -386,10 +338,8 @@ def split(
                 side_G[g], have = side, have + size_G[g]
         if share and not have:
             least = size_G[side_G == "train"].min() / size_N.sum()
-            fault = (
-                f"{side}_share {share:g} of the text cannot be put aside: it is {len(documents)}"
-            )
-            fault += f" documents in {len(groups)} groups of near-duplicates, the smallest left is "
+            fault = f"{side}_share {share:g} of the text cannot be put aside: it is {len(size_N)} "
+            fault += f"documents in {len(groups)} groups of near-duplicates, the smallest left is "
             remedy = f"give more documents (in .txt a blank line ends one), a larger {side}_share"
             raise ValueError(f"{fault}{least:.0%} of it; {remedy} or a smaller section_characters")
     return side_G[member_N].tolist()

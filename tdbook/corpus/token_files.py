@@ -1,7 +1,6 @@
 """A folder of tokens: written from text, or linked from elsewhere; opened with its tokenizer."""
 
 import csv
-import itertools
 import json
 import os
 import shutil
@@ -13,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tdbook.corpus import tokenizer_files
+from tdbook.corpus import origins, tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer
 from tdlib import data
-from tdlib.data import EOS, UNK
+from tdlib.data import UNK
 from tdlib.files import whole_folder
 
 FULL_LOOK = 2**30  # bytes of a file of which every id is looked at when it is linked
@@ -31,9 +30,10 @@ def open_tokens(
     paths = [Path(folder, name) for name in ("tokenizer.model", "tokenizer.json")]
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
+    tokens = data.open_ids(Path(folder), context, tokenizer.eos if tokenizer else data.EOS)
+    origins.sources(tokens)  # what is wrong is said early
     if tokenizer is None:
-        return data.open_ids(Path(folder), context)
-    tokens = data.open_ids(Path(folder), context, tokenizer.eos)
+        return tokens
     vocab_size = tokens.vocab_size
     size = tokens.meta.get("pieces", vocab_size)
     if tokenizer.eos != tokens.eos:
@@ -57,7 +57,7 @@ def write_tokens(
     pieces, vocab_size = tokenizer.size, vocab_size or tokenizer.size
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
     meta |= {"eos_id": tokenizer.eos} | ({"pieces": pieces} if pieces != vocab_size else {})
-    rows, unknown = [("split", *data.DOCUMENT)], 0
+    rows, unknown = [origins.COLUMNS], 0
     with whole_folder(folder) as beside:
         for split, documents in splits.items():
             start = text_bytes = 0
@@ -105,18 +105,16 @@ def _lost(lines: list[str], tokenizer: Tokenizer) -> dict:
     come back changed, that of characters that do not come back, and an example; {} for nothing."""
     tried = lines[:: -(-len(lines) // TRIAL_LINES)] if lines else []
     tried = [tokenizer.plain(line[:10_000].rstrip()) for line in tried]
-    gone, changed = 0, []
-    for line, ids in zip(tried, tokenizer.encode(tried), strict=True):
-        back = _kept(ids, tokenizer)
-        if line != back:
-            gone += (Counter(line) - Counter(back)).total()
-            same = (a == b for a, b in zip(line, back, strict=False))
-            begin = max(0, sum(itertools.takewhile(bool, same)) - 10)
-            changed.append([text[begin : begin + 24] for text in (line, back)])
+    back = [_kept(ids, tokenizer) for ids in tokenizer.encode(tried)]
+    changed = [pair for pair in zip(tried, back, strict=True) if pair[0] != pair[1]]
     if not changed:
         return {}
+    gone = sum((Counter(line) - Counter(kept)).total() for line, kept in changed)
     shares = {"lines": len(changed) / len(tried), "characters": gone / max(1, sum(map(len, tried)))}
-    return {"of_lines": len(tried), **shares, "example": changed[0]}
+    same = [a == b for a, b in zip(*changed[0], strict=False)]
+    begin = max(0, [*same, False].index(False) - 10)
+    example = [text[begin : begin + 24] for text in changed[0]]
+    return {"of_lines": len(tried), **shares, "example": example}
 
 
 def loss(meta: dict) -> str:
@@ -142,18 +140,14 @@ def link_tokens(
     every_id: bool = False,
 ) -> None:
     """Use a folder of tokens made elsewhere as it is: links, no copy, nothing of it touched. Only
-    meta.json is written anew where something in it is another: windows of another `context`; the
-    `vocab_size` of a teacher that has fewer pieces than the tokenizer; a tokenizer from elsewhere.
+    meta.json is written anew, with what it lacks, windows of a `context`, the `vocab_size` of a
+    teacher that has fewer pieces; a `tokenizer` from elsewhere takes the place of that there.
     Ids are looked at here and there in a file beyond a GiB, unless `every_id` is asked for."""
     if source.resolve() == folder.resolve():
         raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
-    old = data.read_meta(source / "meta.json", context)
     tokens = open_tokens(source, context, tokenizer)
-    defaults = {"eos_id": EOS, "dtype": "uint32"}
+    meta = tokens.meta | {"block_size": tokens.context}
     fewer = bool(vocab_size and vocab_size < tokens.vocab_size)
-    new = {k: v for k, v in tokens.meta.items() if old.get(k, defaults.get(k)) != v}
-    meta = old | new
-    meta |= {"block_size": context} if context else {}
     meta |= {"vocab_size": vocab_size, "pieces": tokens.vocab_size} if fewer else {}
     for split in ("train", "val"):
         _check_split(source / f"{split}.bin", tokens, meta, every_id or fewer)
@@ -164,12 +158,11 @@ def link_tokens(
     if tokenizer:
         files = {n: p for n, p in files.items() if not n.startswith(("tokenizer", "special_tok"))}
         files |= tokenizer_files.files(tokenizer)
+    del files["meta.json"]
     with whole_folder(folder) as beside:
         for name, path in files.items():
-            if name != "meta.json" or meta == old:
-                os.symlink(path.resolve(), beside / name)
-        if meta != old:
-            (beside / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf8")
+            os.symlink(path.resolve(), beside / name)
+        (beside / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf8")
 
 
 def _check_split(path: Path, tokens: data.Tokens, meta: dict, every_id: bool) -> None:
@@ -178,10 +171,8 @@ def _check_split(path: Path, tokens: data.Tokens, meta: dict, every_id: bool) ->
     every_id |= path.stat().st_size <= FULL_LOOK
     seen = data.look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
     if not seen["eos"]:
-        remedy = "it is damaged or made otherwise; copy it, or make it again"
-        if "eos_id" not in meta and not tokenizer:
-            remedy = "name the id that does as eos_id in meta.json, or put the tokenizer beside"
         fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text"
+        remedy = "name the id that does as eos_id in meta.json, or copy the tokens again"
         raise ValueError(f"{fault}: {remedy}")
     _check_unknown(tokenizer, seen["unknown"] / seen["tokens"])
 

@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 PARTS = 0.01  # of the tokens; below it bytes are rare characters, and pieces tell of the text
@@ -25,6 +26,7 @@ HIDDEN = "\uffff"  # no character: no text has it
 TELUGU = re.compile("[\u0c00-\u0c7f]")
 RUNS = re.compile("[\u0c00-\u0c7f]+|[^\u0c00-\u0c7f]+")
 LARGEST = 2**28  # bytes of a tokenizer's file; public ones have up to 40 million
+KEYS = yaml.safe_load(Path(__file__).with_name("tokenizer_keys.yaml").read_text("utf8"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # of a whole vocabulary
@@ -69,21 +71,16 @@ class Tokenizer:
         """The text of ids as they come, after that of a prompt: no half characters, and a letter
         only when no vowel sign, virama or half of a conjunct can follow it. Together the pieces are
         decode's text, less bytes that make no character."""
-        prompt = self._checked(prompt)
-        begin = max((n for n, i in enumerate(prompt, 1) if i == self.eos), default=0)
-        line = [i for i in prompt[begin:] if i not in self.silent]
-        shown = len(text := self.line_text(line).rstrip("�"))  # characters
+        seen = [*prompt]
+        text = self.decode(seen)
+        shown = len(text)
         for i in ids:
-            if self._checked([i]) == [self.eos]:
-                yield text[shown:].replace("�", "") + "\n"
-                line, text, shown = [], "", 0
-            elif i not in self.silent:
-                line.append(int(i))
-                text = self.line_text(line).rstrip("�")
-                end = max(shown, settled(text))
-                if piece := text[shown:end].replace("�", ""):
-                    yield piece
-                shown = end
+            seen.append(i)
+            text = self.decode(seen)
+            end = max(shown, len(text) if i == self.eos else settled(text))
+            if piece := text[shown:end].replace("�", ""):
+                yield piece
+            shown = end
         if piece := text[shown:].replace("�", ""):
             yield piece
 
@@ -100,8 +97,8 @@ class Tokenizer:
         if self.marked or not ids:
             return pieces
         begins_S = self.begins(np.array([ids]))[0] & ~np.isin(ids, self._special)
-        marks = ("▁" if begins else "" for begins in begins_S)
-        return [mark + p.removeprefix(mark) for mark, p in zip(marks, pieces, strict=True)]
+        shown = zip(pieces, begins_S, strict=True)
+        return [f"▁{p.removeprefix('▁')}" if begins else p for p, begins in shown]
 
     def vocabulary(self) -> list[str]:
         """The bare text of each piece, without the marks of a word's beginning or going on."""
@@ -151,11 +148,12 @@ class Tokenizer:
     @cached_property
     def _bytes_V(self) -> list[bytes]:
         """What each piece stands for: "▁" is a space, <0xE0> a byte, <eos> a line break."""
-        texts_V = []
-        for piece in self.shown_V:
-            parts = re.split("<0x([0-9A-F]{2})>", piece.replace("▁", " "))
-            parts = (bytes.fromhex(p) if i % 2 else p.encode() for i, p in enumerate(parts))
-            texts_V.append(b"".join(parts))
+
+        def raw(match: re.Match) -> str:  # a byte of no character as the surrogate that escapes it
+            return bytes([int(match[0][3:5], 16)]).decode(errors="surrogateescape")
+
+        texts = (BYTE.sub(raw, piece.replace("▁", " ")) for piece in self.shown_V)
+        texts_V = [text.encode(errors="surrogateescape") for text in texts]
         for i in {*self.silent, self.unk} - {None}:
             texts_V[i] = b""
         texts_V[self.eos] = b"\n"
@@ -196,12 +194,9 @@ def read_bounded(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> dict:
-    content = read_bounded(path)
     try:
-        content = json.loads(content)
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply for a tokenizer: copy it again") from None
-    except ValueError as error:
+        content = json.loads(read_bounded(path))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({error}): copy it again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, not {content!r:.40}: copy it again")
@@ -209,22 +204,19 @@ def read_json(path: Path) -> dict:
 
 
 def by_id(path: Path, ids: dict[str, int]) -> list[str]:
-    """The pieces in the order of their ids, which run from 0 without gaps or doubles."""
-    if odd := [f"{piece!r}: {i!r}" for piece, i in ids.items() if type(i) is not int]:
-        raise ValueError(f"{path}: {odd[0]} in its vocabulary, no whole number: copy it again")
-    pieces = sorted(ids, key=lambda piece: (ids[piece], piece))
-    for i, piece in enumerate(pieces):
-        if ids[piece] != i:
-            fault = f"{path}: the id of {piece!r} is {ids[piece]:,} where {i:,} is next"
-            raise ValueError(f"{fault}, ids run from 0 without gaps or doubles: copy it again")
-    return pieces
+    """The pieces in the order of their ids."""
+    pieces = {i: piece for piece, i in ids.items() if type(i) is int}
+    if gap := [i for i in range(len(ids)) if i not in pieces]:
+        fault = f"{path}: no piece has the id {gap[0]:,}, they run from 0 without gaps or doubles"
+        raise ValueError(f"{fault}: copy it again")
+    return [pieces[i] for i in range(len(ids))]
 
 
-def refuse_unknown(path: Path, content: dict, keys: str, tokens: str = "(?!)") -> None:
-    """ValueError: a key that is none of `keys`, and so perhaps an option of the ids. A key that
+def refuse_unknown(path: Path, content: dict, kind: str, tokens: str = "(?!)") -> None:
+    """ValueError: a key that is none of KEYS, and so perhaps an option of the ids. A key that
     matches `tokens` names a special token, unless its value is a flag."""
     for key, value in content.items():
         names_token = re.fullmatch(tokens, key) and not isinstance(value, bool)
-        if key not in keys.split() and not names_token:
+        if key not in KEYS[kind].split() and not names_token:
             fault = f"{path}: what {key!r} does is not known here, it might change ids or text"
             raise ValueError(f"{fault}: copy it without that key if it does not")

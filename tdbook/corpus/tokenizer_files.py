@@ -1,6 +1,7 @@
 """A tokenizer opened, by what its file holds, or trained."""
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import sentencepiece
 from tdbook.corpus import hugging_face, morfessor
 from tdbook.corpus.tokenizer import Tokenizer, read_bounded, read_json
 from tdlib import data
-from tdlib.files import own, sign, write_whole
+from tdlib.files import mark, own, write_whole
 
 LONGEST = 10**6  # bytes of a line that SentencePiece's trainer reads; it leaves longer ones out
 
@@ -82,7 +83,7 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
         fault = f"vocab_size {vocab_size} does not fit this text ({reason})"
         raise ValueError(f"{fault}: {remedy}") from None
     write_whole(path, model.getvalue())
-    sign(path)
+    mark(path.parent, path.name)
     return _sentencepiece(path)
 
 
@@ -90,15 +91,10 @@ def _cut(lines: Iterable[str], cut: list[int]) -> Iterator[str]:
     """Lines that are too long for the trainer in parts, at spaces, between which it sees no pair
     anyway; what has none in a quarter of a million characters, anywhere. `cut` gets their sizes."""
     most = LONGEST // 4  # a character has at most 4 bytes
+    parts = re.compile(rf"(.{{1,{most}}})(?: |$)|(.{{{most}}})", re.DOTALL)
     for line in lines:
         if len(line) <= most or len(line.encode()) <= LONGEST:
             yield line
-            continue
-        cut.append(len(line))
-        start = 0
-        while len(line) - start > most:
-            space = line.rfind(" ", start + 1, start + most)
-            end = space if space > 0 else start + most
-            yield line[start:end]
-            start = end + (space > 0)
-        yield line[start:]
+        else:
+            cut.append(len(line))
+            yield from (match[1] or match[2] for match in parts.finditer(line))

@@ -15,8 +15,15 @@ from random import Random
 from typing import NamedTuple
 
 from tdbook.corpus import grammar
-from tdbook.corpus.grammar import NOUN, NOUNS, VERBS, WORDS, Noun, conjugate, decline, zipf
+from tdbook.corpus.grammar import NOUN, NOUNS, VERBS, WORDS, Noun, conjugate, decline, expand, zipf
 from tdbook.corpus.text import Document
+
+BLANK = re.compile(r"\[(.*?)\]")
+LINKS = "|".join(link for links in WORDS["then"].values() for link in links)
+CLASH = re.compile(rf"(?<!\S)({LINKS}) (?=(\S+ ){{0,2}}({'|'.join(WORDS['clock'])}) )")
+MANNER = {verb: ways.split(",") for verbs, ways, *_ in WORDS["manner"] for verb in verbs.split()}
+NO_MANNER = re.compile("(గా|ూ|నే|సారి|తో|ముందు)( |$)")  # how it is done is said already
+WHEN = {"when": 0.35, "when!": 0.65, "then": 1}  # how often a blank for a time is filled
 
 
 class Who(NamedTuple):
@@ -48,6 +55,13 @@ class Scene:
     sentence: int = 0  # number of the present one
     clear: bool = False  # the hero did the last thing, and may be left out
 
+    def the(self, kind: str) -> Noun:
+        """The one noun of its class in this paragraph; fruit2 is another fruit."""
+        if kind not in self.nouns:
+            words, taken = NOUNS[kind.rstrip("123")], self.nouns.values()
+            self.nouns[kind] = zipf(self.rng, [w for w in words if w not in taken] or words)
+        return self.nouns[kind]
+
 
 def read_event(text: str) -> Event:
     *args, verb = text.strip("?>! ").split()
@@ -55,20 +69,20 @@ def read_event(text: str) -> Event:
     return Event(args, verb, re.search("[>!]?$", text)[0], mine)
 
 
-def the(scene: Scene, kind: str) -> Noun:
-    """The one noun of its class in this paragraph; fruit2 is another fruit."""
-    if kind not in scene.nouns:
-        words, taken = NOUNS[kind.rstrip("123")], scene.nouns.values()
-        scene.nouns[kind] = zipf(scene.rng, [w for w in words if w not in taken] or words)
-    return scene.nouns[kind]
+def person(noun: str, code: str, pronoun: str, role: str = "") -> Who:
+    always_plural = "+" * (code == "3p" and noun.endswith("లు"))
+    return Who(grammar.read_noun(noun + always_plural), code, pronoun, role)
+
+
+FIXED = {key: person(noun, code, noun) for key, (noun, code) in WORDS["fixed"].items()}
 
 
 def bare(scene: Scene, kind: str, many: str, case: str) -> str:
     """A noun by itself, or a list of two or three: వంకాయలు, టమాటాలు; వంకాయలూ టమాటాలూ."""
     if many != "*":
-        return decline(the(scene, kind), case, many)
+        return decline(scene.the(kind), case, many)
     kinds = [kind, kind + "2", kind + "3"][: scene.rng.randint(2, 3)]
-    words = [decline(the(scene, kind), case, "+") for kind in kinds]
+    words = [decline(scene.the(kind), case, "+") for kind in kinds]
     if all(word.endswith("లు") for word in words) and scene.rng.random() < 0.5:
         return " ".join(word[:-1] + "ూ" for word in words)
     return ", ".join(words)
@@ -78,7 +92,7 @@ def phrase(scene: Scene, kind: str, many: str, case: str, possessive: str, verb:
     """A noun: first with an adjective, number or owner, later with ఆ or కొన్న (bought); a pronoun."""
     if many == "*":
         return bare(scene, kind, many, "n" if case == "o" else case)
-    rng, noun, chance, before = scene.rng, the(scene, kind), scene.rng.random(), ""
+    rng, noun, chance, before = scene.rng, scene.the(kind), scene.rng.random(), ""
     plural = decline(noun, "n", many) == noun.plural
     people = kind in WORDS["people"]
     thing = not people and kind not in WORDS["plain"]
@@ -111,10 +125,10 @@ def phrase(scene: Scene, kind: str, many: str, case: str, possessive: str, verb:
 def name(scene: Scene, who: Who, case: str) -> str:
     """A person in a case: at first with the role, the hero later sometimes by a pronoun."""
     hero, last = scene.who["hero"], scene.seen.get(who.noun.word, (-1, ""))[0]
-    again = False
-    if who is hero and last >= 0:
-        clear = scene.clear or who.person != "3n"  # among animals "it" may be any of them
-        again = last == scene.sentence or (clear and scene.rng.random() < 0.6)
+    clear = scene.clear or who.person != "3n"  # among animals "it" may be any of them
+    again = (who is hero and last >= 0) and (
+        last == scene.sentence or (clear and scene.rng.random() < 0.6)
+    )
     scene.seen[who.noun.word] = (scene.sentence, "")
     if again:
         return decline(grammar.read_noun(who.pronoun), case)
@@ -143,13 +157,12 @@ def clause(scene: Scene, event: Event, form: str, who: Who) -> str:
                 scene.seen[kind] = (scene.sentence, event.verb)
         else:
             words.append(possessive if arg == "తన" else arg)
-    if form in ("now", "past", "converb") and scene.rng.random() < 0.3:
-        if not re.search("(గా|ూ|నే|సారి|తో|ముందు)( |$)", " ".join(words)):
-            words += scene.rng.choices(MANNER.get(event.verb, [""]))
+    manner = form in ("now", "past", "converb") and scene.rng.random() < 0.3
+    if manner and not NO_MANNER.search(" ".join(words)):
+        words += scene.rng.choices(MANNER.get(event.verb, [""]))
     if form == "now":
         forced = {"-u"} if event.mark == "!" or not event.mine else set()
-        templates, weights = suited("finals", frozenset(traits - forced | {scene.tense}))
-        template = scene.rng.choices(templates, weights)[0][1]
+        (_, template), *_ = draw(scene, "finals", traits - forced | {scene.tense})
         words.append(blanks(scene, template, (event,), who))
     elif form != "arguments":
         words.append(conjugate(event.verb, form, who.person))
@@ -162,23 +175,21 @@ def subject(scene: Scene, kind: str, many: str) -> tuple[str, Who]:
     again = scene.seen.get(kind + ".n") == now
     word = "" if again else phrase(scene, kind, many, "n", "", "") if is_class else kind
     scene.seen[kind + ".n"], gender = now, WORDS["people"].get(kind, ["n"])[0]
-    plural = bare(scene, kind, many, "n") == the(scene, kind).plural if is_class else many == "+"
-    return word, person("అది", {"n": "3q"}.get(gender, "3p") if plural else "3" + gender, "అది")
+    plural = bare(scene, kind, many, "n") == scene.the(kind).plural if is_class else many == "+"
+    code = {"n": "3q"}.get(gender, "3p") if plural else "3" + gender
+    return word, person("అది", code, "అది")
 
 
-def read_rows(text: str) -> list[tuple[int, list[str], tuple[int, str]]]:
+def read_rows(text: str) -> Iterator[tuple[int, list[str], tuple[int, str]]]:
     """Lines "weight needs: template" → weight, needs, (number of events told, template)."""
-    rows = []
     for line in text.splitlines():
         head, _, template = line.partition(": ")
         weight, *needs = head.split() + ["say"] * ("[friend" in template)
-        events = max(len(need) * (set(need) <= set("ht")) for need in ["", *needs])
-        rows.append((int(weight), needs, (events, template)))
-    return rows
+        events = max(map(len, re.findall(r"(?<!\S)[ht]+(?!\S)", head)), default=0)
+        yield int(weight), needs, (events, template)
 
 
-ROWS = {key: read_rows(WORDS[key][0]) for key in ("finals", "story")}
-MANNER = {verb: ways.split(",") for verbs, ways, *_ in WORDS["manner"] for verb in verbs.split()}
+ROWS = {key: [*read_rows(WORDS[key][0])] for key in ("finals", "story")}
 
 
 @lru_cache(maxsize=10_000)
@@ -188,25 +199,8 @@ def suited(key: str, holds: frozenset[str]) -> tuple[list[tuple[int, str]], list
     return [row[2] for row in rows], [row[0] for row in rows]
 
 
-def person(noun: str, code: str, pronoun: str, role: str = "") -> Who:
-    always_plural = "+" * (code == "3p" and noun.endswith("లు"))
-    return Who(grammar.read_noun(noun + always_plural), code, "".join(pronoun), role)
-
-
-FIXED = {key: person(noun, code, noun) for key, (noun, code) in WORDS["fixed"].items()}
-BLANK = re.compile(r"\[(.*?)\]")
-LINKS = "|".join(link for links in WORDS["then"].values() for link in links)
-CLASH = re.compile(rf"(?<!\S)({LINKS}) (?=(\S+ ){{0,2}}({'|'.join(WORDS['clock'])}) )")
-
-
-def when(scene: Scene, share: float) -> str:
-    """A time that fits the tense at the start of a paragraph, later often a "then" not yet used."""
-    table = WORDS["times" if not scene.sentence and share < 1 else "then"][scene.tense]
-    words = [word for word in table if word not in scene.used]
-    due = words and scene.rng.random() < share + (not scene.sentence)
-    word = zipf(scene.rng, words) if due else ""
-    scene.used.add(word)
-    return word
+def draw(scene: Scene, key: str, holds: set[str], count: int = 1) -> list[tuple[int, str]]:
+    return scene.rng.choices(*suited(key, frozenset(holds)), k=count)
 
 
 def blank(scene: Scene, words: list[str], events: Sequence[Event], me: Who) -> str:
@@ -229,15 +223,18 @@ def blank(scene: Scene, words: list[str], events: Sequence[Event], me: Who) -> s
     if match := NOUN.fullmatch(what):
         who = scene.who.get(match[1])
         return name(scene, who, match[3]) if who else bare(scene, *match.groups())
-    if what in ("when", "when!", "then"):
-        word = when(scene, {"when": 0.35, "when!": 0.65, "then": 1}[what])
+    if what in WHEN:  # a time that fits the tense, later often a "then" not yet used
+        table = WORDS["then" if scene.sentence or what == "then" else "times"][scene.tense]
+        words = [word for word in table if word not in scene.used]
+        due = words and rng.random() < WHEN[what] + (not scene.sentence)
+        scene.used.add(word := zipf(rng, words) if due else "")
     else:  # words of the topic, or of the list: for what was named last, or for the tense
         words = scene.topic.get(what) or WORDS[what]
         if isinstance(words, dict):
             keys = [*reversed(scene.seen), scene.tense, "all"]
             words = words[next(key for key in keys if key in words)]
         word = rng.choice(words) if " " in words[0] else zipf(rng, words)
-    text = blanks(scene, grammar.expand(rng, word), events, me)
+    text = blanks(scene, expand(rng, word), events, me)
     return clause(scene, read_event(text), form, who) if form else text
 
 
@@ -247,11 +244,8 @@ def blanks(scene: Scene, text: str, events: Sequence[Event], me: Who) -> str:
 
 def fill(scene: Scene, template: str, events: Sequence[Event] = ()) -> str:
     """The sentence of a template, or "" where there is nothing to say."""
-    text = blanks(scene, grammar.expand(scene.rng, template), events, scene.who["hero"])
-    text = re.sub(r"([^\s“‘]+)\+(\S+)", grammar.sandhi, text)
-    text = re.sub(r"([^\s“‘]+)~(\S+)", grammar.soften, text)
-    text = CLASH.sub("", re.sub(r" +(?=[,.;?!”])", "", " ".join(text.split())))
-    text = re.sub("[ుి] ఏ(?=ళ్)", "ే", text)  # ఆరు ఏళ్లు → ఆరేళ్లు
+    text = blanks(scene, expand(scene.rng, template), events, scene.who["hero"])
+    text = CLASH.sub("", grammar.polish(text))
     return text + "." if text and text[-1] not in ".?!," else text
 
 
@@ -288,21 +282,20 @@ def new_scene(rng: Random, subject: str, script: str, names: dict, nouns: dict) 
     relation = zipf(rng, WORDS["relations"].get(gender, [""]))
     voice = FIXED["we" if hero.noun.only or hero.person == "1p" else "me"]
     role = rng.choice([key for key in "mfpn" if key in topic])
+    pronoun = {gender: words[0] for gender, words in WORDS["pronoun"].items()}
     who = FIXED | {
         "hero": hero,
         "voice": voice,  # how the hero says "I"
         "self": voice._replace(pronoun=hero.pronoun),  # that, in reported speech
         "you": FIXED["you" if voice.person == "1s" and hero.person != "3p" else "you_all"],
-        "friend": person(other, "3" + gender, WORDS["pronoun"][gender], relation),
-        "doer": person(zipf(rng, topic[role]), "3" + role, WORDS["pronoun"][role]),
+        "friend": person(other, "3" + gender, pronoun[gender], relation),
+        "doer": person(zipf(rng, topic[role]), "3" + role, pronoun[role]),
         "man": person(zipf(rng, names["m"]), "3m", "అతను"),
         "woman": person(zipf(rng, names["f"]), "3f", "ఆమె"),
     }
     scene = Scene(rng, topic, tense, who, dict(nouns))
-    events = (part for part in parts if part[0] != "?")
-    scene.script = [
-        read_event(blanks(scene, grammar.expand(rng, part), (), hero)) for part in events
-    ]
+    events = (expand(rng, part) for part in parts if part[0] != "?")
+    scene.script = [read_event(blanks(scene, event, (), hero)) for event in events]
     return scene
 
 
@@ -329,14 +322,19 @@ def pattern(scene: Scene, ahead: list[Event]) -> tuple[int, str]:
     """A template for what is ahead, after the number of events told; for its needs see "story"."""
     shape, e = "".join("h" if event.mine else "t" for event in ahead), ahead[0]
     holds = {shape[: n + 1] for n in range(len(shape))} | VERBS[e.verb]["traits"]
+    told, sentence = [arg for event in ahead for arg in event.args], scene.sentence
+    needs = {
+        "why": scene.topic["why"],
+        "start": not sentence,
+        "later": sentence,
+        "free": sentence and not re.search("asides|remarks", " ".join(scene.used)),  # yet
+        "thing": set(scene.seen) & set(WORDS["remarks"]),
+        "say": not any(arg.startswith("friend") for arg in told),
+        "apart": not any(arg.startswith("hero") for arg in e.args),
+    }
+    holds |= {scene.tense, scene.who["hero"].person[0], e.mark, *filter(needs.get, needs)}
     holds -= {"-u"} if e.mark == "!" else set()
-    holds |= {scene.tense, scene.who["hero"].person[0], e.mark, "why" * bool(scene.topic["why"])}
-    free = not any(re.search("asides|remarks", template) for template in scene.used)  # yet
-    holds |= {"later", "free" * free} if scene.sentence else {"start"}
-    holds.add("thing" * bool(set(scene.seen) & set(WORDS["remarks"])))
-    holds.add("say" * (not any(arg.startswith("friend") for event in ahead for arg in event.args)))
-    holds.add("apart" * (not any(arg.startswith("hero") for arg in e.args)))
-    first, second = scene.rng.choices(*suited("story", frozenset(holds)), k=2)
+    first, second = draw(scene, "story", holds, 2)
     events, template = second if first[1] in scene.used else first  # variety
     scene.used.add(template)
     return events, template
@@ -391,8 +389,6 @@ def write(characters: int, seed: int) -> list[Document]:
                     break
                 left -= len(text) + bool(sentences)
                 sentences += [text] if text else []
-            if sentences:
-                lines.append(" ".join(sentences))
-        if lines:
-            documents.append(Document(tuple(lines), f"written/{subject}"))
+            lines += [" ".join(sentences)] if sentences else []
+        documents += [Document(tuple(lines), f"written/{subject}")] if lines else []
     return documents

@@ -24,7 +24,7 @@ def card(
     folder: Path, tokens: data.Tokens, row: dict, record: dict, teacher: dict | None = None
 ) -> str:
     """The card of models/<name>, whose other files are there already. `row`: the model's metrics
-    (evaluate.record); `record`: results/<run>.json of the run that trained it, of a merged model
+    (common.measure); `record`: results/<run>.json of the run that trained it, of a merged model
     that of 03; `teacher`: the teacher's row, None where there is none."""
     rows = {folder.name: row} | ({"teacher": teacher} if teacher else {})
     return _fill_card(folder, folder, tokens, rows, record, {"adapter": None})

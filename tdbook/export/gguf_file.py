@@ -22,7 +22,7 @@ from gguf import LlamaFileType
 from tdbook.export import gguf_tokenizer, llama_cpp, model_tokenizer
 from tdbook.export.gguf_tokenizer import SCRIPT, Vocabulary
 from tdlib import shapes, teacher, weights
-from tdlib.files import AWAY, own, replacing, sign, write_whole
+from tdlib.files import AWAY, mark, own, replacing, write_whole
 from tdlib.model import Llama, stored_shapes
 from tdlib.shapes import LlamaConfig
 
@@ -92,7 +92,7 @@ class Source:
 
 def read(folder: Path) -> Source:
     """ValueError: weights that are not those of the config, or a tokenizer that does not fit."""
-    config = shapes.read_config(folder)
+    config = weights.stored_config(folder)
     vocabulary = gguf_tokenizer.vocabulary(folder, config)
     with torch.device("meta"):
         expected = stored_shapes(Llama(config))
@@ -130,8 +130,9 @@ def write(model: Source, path: Path, quantization: str) -> None:
         tokenizer = path.with_name(gguf_tokenizer.released_name(words.tokenizer))
         helpers[tokenizer] = words.tokenizer.path.read_bytes()
         helpers[path.with_name(SCRIPT)] = gguf_tokenizer.script(words).encode()
-    for file, content in helpers.items():
-        own(file, content)
+    new = [file for file in helpers if not file.exists() or file.read_bytes() != helpers[file]]
+    for file in new:
+        own(file)
     with replacing(path) as beside:
         writer = gguf.GGUFWriter(beside, "llama")
         writer.add_type("model")
@@ -142,10 +143,9 @@ def write(model: Source, path: Path, quantization: str) -> None:
         gguf_tokenizer.add(writer, words, config.vocab_size)
         _write_weights(writer, model, kinds(model, quantization))
         writer.close()
-    new = [file for file in helpers if not file.exists() or file.read_bytes() != helpers[file]]
     for file in new:
         write_whole(file, helpers[file])
-    sign(path, *new)
+    mark(path.parent, path.name, *(file.name for file in new))
 
 
 def _write_weights(writer: gguf.GGUFWriter, model: Source, kind_of: dict[str, Kind]) -> None:

@@ -154,8 +154,19 @@ def costs(
     way_of = {"PyTorch float32": KV, "PyTorch INT8": INT8} | {name: name for name in files}
     for row in rows:
         way = write[way_of[row["format"]]]
-        row |= generate.repetition([way(windows.ids[i:][:8].tolist(), tokens) for i in starts])
+        row |= repetition([way(windows.ids[i:][:8].tolist(), tokens) for i in starts])
     return rows
+
+
+def repetition(texts: list[list[int]]) -> dict[str, float]:
+    """How much generated texts repeat themselves: the share of 4-grams already seen in the same
+    text (0: never), and distinct bigrams over all bigrams (1: none twice)."""
+    fours = [[tuple(ids[i : i + 4]) for i in range(len(ids) - 3)] for ids in texts]
+    twos = [tuple(ids[i : i + 2]) for ids in texts for i in range(len(ids) - 1)]
+    count, different = sum(map(len, fours)), sum(len(set(grams)) for grams in fours)
+    repeated = (count - different) / count if count else np.nan
+    distinct = len(set(twos)) / len(twos) if twos else np.nan
+    return {"repeated_4grams": repeated, "distinct_2grams": distinct}
 
 
 @torch.no_grad()

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
+import torch
 
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval
 from tdbook.runs import notebooks, rules
 from tdbook.runs.estimates import Q4_LIMIT, describe, of_plan, span
-from tdlib import generate, hard_set
+from tdlib import hard_set
 from tdlib.shapes import LlamaConfig
 
 FEW = 100  # tokens of a bucket; smaller ones are listed in the table but not drawn
@@ -184,11 +185,13 @@ def metrics(rows: dict[str, dict]) -> pd.DataFrame:
 def likeliest(model, tokenizer, ids: list[int], temperatures: tuple[float, ...]) -> pd.DataFrame:
     """The five likeliest next pieces after some ids, at several temperatures."""
     columns = {}
+    with torch.no_grad():
+        logits_V = model(torch.tensor([ids], device=model.head.device))[0, -1].float()
     for t in dict.fromkeys(temperatures):
-        top = generate.likeliest(model, ids, 5, t)
-        pieces = [tokenizer.pieces([ids[-1], i])[-1] for i in top]  # each as the next one
+        top = (logits_V / t).softmax(-1).topk(5)
+        pieces = [tokenizer.pieces([ids[-1], i])[-1] for i in top.indices.tolist()]  # as the next
         columns |= {f"piece at T = {t:g}": [p.replace("▁", " ") for p in pieces]}
-        columns |= {f"probability at T = {t:g}": [f"{p:.1%}" for p in top.values()]}
+        columns |= {f"probability at T = {t:g}": [f"{p:.1%}" for p in top.values.tolist()]}
     return pd.DataFrame(columns, index=pd.RangeIndex(1, 6, name="rank"))
 
 

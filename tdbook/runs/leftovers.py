@@ -23,11 +23,23 @@ PLACES = """. state results hashes figures tables logs .slurm models adapters sc
  exports""".split()
 
 
+def clear_begun(folder: Path) -> None:
+    """Remove what killed processes of this machine left unfinished there."""
+    for path in folder.glob(".*"):
+        if name := re.fullmatch(r"\..+\.(\d+)\.begun", path.name):
+            with contextlib.suppress(OSError):
+                try:
+                    os.kill(int(name[1]), 0)
+                except (ProcessLookupError, OverflowError):  # on a cluster it may be another's
+                    if "SLURM_JOB_ID" not in os.environ or time.time() - path.stat().st_mtime > 600:
+                        files.remove(path)
+
+
 def clear(out: Path, ended: str = "") -> None:
     """Remove begun files, and the checkpoints of trainings that are done, of the run `ended` among
     them. The weights of every epoch stay."""
     for folder in PLACES:
-        files.clear(out / folder)
+        clear_begun(out / folder)
     for folder in (out / "checkpoints").glob("*/"):
         run = folder.name
         done = heartbeat.recorded(out, run) and heartbeat.state(out, run)["state"] == "done"

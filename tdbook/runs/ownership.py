@@ -40,7 +40,7 @@ def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
     for name, path in writes.items():  # older than marks: all under new names is replaced
         if path.is_dir() and not path.is_symlink() and files.mark_of(path) is None:
             if name in made or _since(out, run, path):
-                files.mark(path, [])
+                files.write_whole(path / files.MARK, '{"files": {}}')
     kept = out / CLAIMS / f"{run}.json"
     before = _claimed(kept)
     claimed = sorted({*before, *writes, *losses(writes)})

@@ -32,8 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdbook.runs.leftovers import clear_begun
 from tdlib import data, losses
-from tdlib.files import AWAY, clear, replacing
+from tdlib.files import AWAY, replacing
 from tdlib.model import Llama
 from tdlib.targets import Targets
 
@@ -274,7 +275,7 @@ def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
     if needed > free:
         fault = f"no room for {path.parent}: it takes {needed:,.1f} MiB more, {free:,.1f} are free"
         raise OSError(f"{fault}; make room, or go without a cache")
-    clear(path.parent)
+    clear_begun(path.parent)
     if not path.is_file():
         valid = path.with_name("valid.bin")
         if valid.is_file() and any(valid.read_bytes()):
@@ -282,8 +283,7 @@ def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
         if foreign := [str(f) for f in files if os.path.lexists(f) and not _is_empty(f)]:
             line = f"{', '.join(foreign)} holds what the book did not write: {AWAY}"
             raise FileExistsError(line)
-        beside = path.with_name(f".key-{os.getpid()}.new")
-        with replacing(path, beside):
+        with replacing(path) as beside:
             for file, n in files.items():
                 with open(file, "ab") as f:
                     f.truncate(n)

@@ -2,7 +2,6 @@
 
 Jobs outlive the command that submitted them. Their names begin with that of the run folder, so that
 the same command, given again, finds them in the queue and waits for them instead of running twice.
-Imports no torch.
 """
 
 import contextlib
@@ -33,10 +32,8 @@ def check(name: str) -> str:
         remedy = nearest(name, names)
         raise ParameterError(f"CLUSTER={name}: no profiles/{name}/config.yaml for one: {remedy}")
     if not shutil.which("sbatch"):
-        raise ParameterError(
-            f"CLUSTER={name} needs SLURM, and this machine has no sbatch: give the command on a "
-            "login node of the cluster, or leave CLUSTER out"
-        )
+        fault = f"CLUSTER={name} needs SLURM, and this machine has no sbatch"
+        raise ParameterError(f"{fault}: give the command on a login node, or leave CLUSTER out")
     return name
 
 
@@ -44,8 +41,8 @@ def begin(out: Path, name: str) -> None:
     """Say where the jobs go. RuntimeError: SLURM does not answer."""
     queue(out)
     profile = shown(parameters.ROOT / f"profiles/{name}/config.yaml")
-    words = f"jobs go to SLURM as {profile} says: see `squeue --me` and {shown(out / '.slurm')}"
-    print(words, flush=True)
+    where = f"`make status` and `squeue --me` follow them, they print into {shown(out / '.slurm')}"
+    print(f"jobs go to SLURM as {profile} says: {where}", flush=True)
 
 
 def options(out: Path, name: str, config: dict) -> list[str]:
@@ -59,29 +56,47 @@ def options(out: Path, name: str, config: dict) -> list[str]:
     return [*words, "--slurm-logdir", str(folder)]
 
 
+def prefix(out: Path) -> str:
+    """A run folder as part of a job's name: what it is called, and where it lies."""
+    where = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9-]', '-', out.resolve().name)[:32]}-{where}"
+
+
 def queue(out: Path) -> dict[str, str]:
-    """The jobs of a run folder that wait or run, whoever submitted them: number by Snakemake's
-    rule. RuntimeError: SLURM does not answer."""
-    rows = [line.split("|") for line in _squeue("--format=%i|%j|%k")]
-    own = ((comment, job) for job, name, comment in rows if name.startswith(f"{prefix(out)}_"))
-    return {comment.removeprefix("rule_"): job for comment, job in own}
+    """The jobs of a run folder that wait or run, whoever submitted them: Snakemake's rule → number.
+    RuntimeError: SLURM does not answer."""
+    own = (row for row in _jobs() if row[1].startswith(f"{prefix(out)}_"))
+    return {comment.removeprefix("rule_"): job for job, _, comment in own}
+
+
+def _jobs() -> list[list[str]]:
+    """Number, name and comment of each job of this user."""
+    ask = ["squeue", f"--user={os.getuid()}", "--noheader", "--format=%i|%j|%k"]
+    done = subprocess.run(ask, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise RuntimeError(f"SLURM does not answer ({said}): try again when squeue does")
+    return [line.split("|") for line in done.stdout.splitlines()]
 
 
 def wait(job: str) -> None:
     """Until it has left the queue."""
     while True:
         with contextlib.suppress(RuntimeError):  # a controller that starts again
-            if job not in _squeue("--format=%i"):
+            if job not in (number for number, *_ in _jobs()):
                 return
         time.sleep(ASK_S)
 
 
-def end_if_forgotten(out: Path, snakemake: subprocess.Popen) -> None:
-    """Kill a Snakemake that waits while nothing is in the queue. It would for ever: it loses its
-    jobs where the controller does not answer for a minute, or forgets them (MinJobAge) before it
-    was asked again."""
+def follow(out: Path, snakemake: subprocess.Popen) -> bool:
+    """Wait for Snakemake; False where it was killed, for it waited while nothing is in the queue.
+    It would for ever: it loses its jobs where the controller does not answer for a minute, or
+    forgets them (MinJobAge) before it was asked again."""
     seen = time.monotonic()
-    while snakemake.poll() is None:
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            snakemake.wait(ASK_S)
+            return True
         try:
             waits = not queue(out)
         except RuntimeError:
@@ -91,7 +106,8 @@ def end_if_forgotten(out: Path, snakemake: subprocess.Popen) -> None:
             line = "no job is in the queue, and Snakemake waits for one: it is started again"
             print(line, flush=True)
             snakemake.kill()
-        time.sleep(ASK_S)
+            snakemake.wait()
+            return False
 
 
 def cancel(out: Path) -> None:
@@ -109,19 +125,3 @@ def refusals(log: str) -> list[str]:
     """What sbatch said of jobs that it did not take, from Snakemake's log."""
     errors = re.findall(r"SLURM sbatch failed\. The error message was '(.*)'\.$", log, re.M)
     return [f"sbatch: {error}" for error in dict.fromkeys(errors)]
-
-
-def _squeue(form: str) -> list[str]:
-    ask = ["squeue", f"--user={os.getuid()}", "--noheader", form]
-    done = subprocess.run(ask, capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise RuntimeError(f"SLURM does not answer ({said}): try again when squeue does")
-    return done.stdout.splitlines()
-
-
-def prefix(out: Path) -> str:
-    """A run folder as part of a job's name: what it is called, and where it lies."""
-    out = out.resolve()
-    where = hashlib.sha256(str(out).encode()).hexdigest()[:8]
-    return f"{re.sub(r'[^A-Za-z0-9-]', '-', out.name)[:32]}-{where}"

@@ -1,60 +1,57 @@
 """Can this machine run the profile? A line for each thing a run could fail at: `make doctor`.
 
-✓ it can; ✗ it cannot, and what to do; – it was not tried. Of every distinct pair of shapes two real
-steps of one window are made, each in a process of its own.
+✓ it can; ✗ it cannot, and what to do. Of every distinct pair of shapes two real steps of one window
+are made, each in a process of its own.
 """
 
-import json
 import math
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from tdbook.corpus import token_files
 from tdbook.runs import provenance, units
 from tdbook.runs.notebooks import TEACHER
-from tdbook.workflow import cost, plan, request
-from tdbook.workflow.workload import PROCESS, Training, Work
+from tdbook.workflow import plan, request
+from tdbook.workflow.workload import Training, Work
 from tdlib import data, lora, train
-from tdlib.model import Llama, LlamaConfig
+from tdlib.model import Llama
 
-LIMIT_S = 240  # that the two steps may take
-ROOM = 0.9  # share of the free memory that is asked for
+ROOM = 0.9  # share of the free memory that a run may take
+LESS = "fewer micro_windows need less, or activation_checkpointing: true"
 
 
 def examine(pairs: dict[str, str]) -> int:
-    """Print the lines; 1 where one fails. Each check returns what is well in words; its ValueError
-    or OSError says what is not, and what to do."""
+    """Print the lines; 1 where one fails. Each check returns what is well in words; its error says
+    what is not, and what to do."""
     of = plan.asked(request.wanted("doctor", pairs))
-    works, device = of.works(), "cuda" if torch.cuda.is_available() else "cpu"
-    room, failed = free_bytes(device), 0
+    works, device, failed = of.works(), "cuda" if torch.cuda.is_available() else "cpu", 0
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     checks = {
         "torch": (_torch,),
         "tokens": (tokens_of, of),
-        "run folder": (writable, of.out),
-        "disk": (disk, of.out, works),
-        "memory": (memory, works, device, room),
+        "run folder": (run_folder, of.out, works),
+        "memory": (memory, works, device, ROOM * free),
     }
     same: dict[tuple, list[Training]] = {}
     for t in (t for work in works for t in work.trainings):
-        key = t.student, t.teacher, t.rank, t.parameters["compile"]
-        same.setdefault(key, []).append(t)
+        same.setdefault((t.student, t.teacher, t.rank, t.parameters["compile"]), []).append(t)
     for trainings in same.values():
         names = ", ".join(Path(t.path).name for t in trainings)
-        checks[f"two steps of {names}"] = (_tried, trainings[0], device, of.tokens, room)
+        checks[f"two steps of {names}"] = (_alone, trainings[0], device, of.tokens)
     for what, (check, *about) in checks.items():
         try:
             line = f"✓ {what}: {check(*about)}"
-        except subprocess.TimeoutExpired:
-            line = f"– {what}: not tried to the end, more than {LIMIT_S} s here"
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:
             line, failed = f"✗ {what}: {error}", 1
         print(line, flush=True)
     return failed
@@ -65,8 +62,7 @@ def _torch() -> str:
     if not Path("/dev/nvidia0").exists():
         return f"{version}, no GPU here, threads: {torch.get_num_threads()}"
     try:  # it may be built without CUDA, for a newer driver, or before this GPU
-        ones = torch.ones(8, 8, device="cuda")
-        (ones @ ones).sum().item()
+        torch.ones(8, 8, device="cuda").sum().item()
     except (RuntimeError, AssertionError) as error:
         fault = f"{version} (CUDA {torch.version.cuda}) cannot use the GPU here: {error}"
         remedy = "install torch for it and its driver (pytorch.org), then make clean setup"
@@ -89,83 +85,54 @@ def tokens_of(of: plan.Asked) -> str:
     return f"{of.size.source}; vocabulary {tokens.vocab_size:,}, as the teacher's"
 
 
-def writable(out: Path) -> str:
-    folder = _existing(out)
+def run_folder(out: Path, works: list[Work]) -> str:
+    """It can be written, and has room for all."""
+    there = next(path for path in (out, *out.parents) if path.is_dir())
     try:
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
-        fault = f"{folder} cannot be written ({error.strerror})"
+        fault = f"{there} cannot be written ({error.strerror})"
         raise ValueError(f"{fault}: chmod, or another one (OUT=)") from None
-    return f"{out} can be written"
-
-
-def _existing(out: Path) -> Path:
-    return next(path for path in (out, *out.parents) if path.is_dir())
-
-
-def disk(out: Path, works: list[Work]) -> str:
-    free, need = shutil.disk_usage(_existing(out)).free, sum(plan.disk(works))
+    free, need = shutil.disk_usage(there).free, sum(work.disk for work in works)
     sizes = f"{units.si(free, 'B')} free, {units.si(need, 'B')} needed"
     if need > free:
         raise ValueError(f"{sizes}: make room, or a run folder elsewhere (OUT=)")
-    return sizes
+    return f"{out}, {sizes}"
 
 
-def free_bytes(device: str) -> int:
-    """What a training may take here."""
-    if device == "cuda":
-        return int(ROOM * torch.cuda.mem_get_info()[0])
-    table = Path("/proc/meminfo")
-    lines = table.read_text().splitlines() if table.exists() else []
-    free = [int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable")]
-    return int(ROOM * (free[0] if free else cost.here("cpu").bytes))
-
-
-def memory(works: list[Work], device: str, room: int) -> str:
+def memory(works: list[Work], device: str, room: float) -> str:
     need = {work.run: work.memory(device) for work in works}
     free = f"{units.si(room, 'B')} may be used"
     if large := [f"{run} {units.si(size, 'B')}" for run, size in need.items() if size > room]:
-        remedy = "fewer micro_windows need less, or activation_checkpointing: true"
-        raise ValueError(f"too little for {', '.join(large)}; {free}: {remedy}")
+        raise ValueError(f"perhaps too little for {', '.join(large)}; {free}: {LESS}")
     most = max(need, key=need.get)
     return f"at most {units.si(need[most], 'B')} ({most}); {free}"
 
 
-def _tried(t: Training, device: str, tokens: Path | None, room: int) -> str:
-    """Two steps in a process of its own."""
-    need = replace(t, parameters=t.parameters | {"micro_windows": 1}).memory(device)
-    need += PROCESS if device == "cpu" else 0
-    if need > room:
-        sizes = f"one window needs {units.si(need, 'B')}, {units.si(room, 'B')} are free"
-        remedy = "activation_checkpointing: true, or another machine"
-        raise ValueError(f"not tried: {sizes}; {remedy}")
-    words = {"student": asdict(t.student), "teacher": t.teacher and asdict(t.teacher)}
-    words |= {"rank": t.rank, "recipe": t.parameters, "device": device, "tokens": str(tokens or "")}
-    command = [sys.executable, "-m", "tdbook.workflow.doctor", json.dumps(words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
-    if done.returncode == 0:
-        return done.stdout.splitlines()[-1]
-    last = (done.stderr.strip().splitlines() or ["no word; killed for its memory?"])[-1]
-    raise ValueError(f"{last} (exit {done.returncode}): run this shape alone, ONLY=, to see it all")
+def _alone(t: Training, device: str, tokens: Path | None) -> str:
+    """Two steps in a process of its own, which the system may end."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(two_steps, t, device, tokens).result()
+        except BrokenProcessPool:
+            raise ValueError(f"the process was killed, for its memory perhaps: {LESS}") from None
 
 
-def step(words: dict) -> str:
+def two_steps(t: Training, device: str, tokens: Path | None) -> str:
     """Two steps of one window each, as train.fit makes them in the book; what they took."""
     priority = Path("/proc/self/oom_score_adj")
     if priority.exists():
         priority.write_text("1000")  # where memory runs out, the system ends this process first
-    shapes = [c and LlamaConfig(**c) for c in (words["student"], words["teacher"])]
-    device, context, ended = words["device"], shapes[0].context, []
     torch.manual_seed(0)
-    student, teacher = (c and Llama(c).to(device) for c in shapes)
-    if words["rank"]:
-        lora.attach(student, words["rank"])
-    if words["tokens"]:
-        windows = token_files.open_tokens(words["tokens"]).train
-    else:
-        ids = np.random.default_rng(0).integers(0, shapes[0].vocab_size, 2 * context + 1)
-        windows = data.Windows(ids.astype(np.uint32), context)
-    own = words["recipe"] | {"temperature": words["recipe"].get("temperature") or 1.0}
+    student, teacher = (c and Llama(c).to(device) for c in (t.student, t.teacher))
+    if t.rank:
+        lora.attach(student, t.rank)
+    context, ended = t.student.context, []
+    ids = np.random.default_rng(0).integers(0, t.student.vocab_size, 2 * context + 1)
+    windows = data.Windows(ids.astype(np.uint32), context)
+    if tokens:
+        windows = token_files.open_tokens(tokens).train
+    own = t.parameters | {"temperature": t.parameters.get("temperature") or 1.0}
     recipe = train.recipe(own | ({} if teacher else {"ce_weight": 1.0}))
     recipe = replace(recipe, batch_tokens=context, epochs=1.0, token_limit=0)
 
@@ -180,7 +147,3 @@ def step(words: dict) -> str:
         raise ValueError(f"the loss is {loss}: look at the tokens")
     peak = provenance.peak_memory_mib() * 2**20
     return f"{ended[1] - ended[0]:.2g} s a window, {units.si(peak, 'B')} at most"
-
-
-if __name__ == "__main__":
-    print(step(json.loads(sys.argv[1])))

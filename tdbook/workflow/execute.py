@@ -21,18 +21,24 @@ from tdlib.files import write_whole as write
 PROGRESS_S = 15
 
 
-def execute(yaml: Path, out: Path, overrides: dict) -> int:
+def execute(yaml: Path, out: Path, overrides: dict, job: str = "") -> int:
     """Run one YAML's notebook with papermill into the run folder and write its page, after a
-    failure too. Prints what happens; returns the exit code."""
+    failure too. Prints what happens; returns the exit code. Where an earlier command submitted a
+    job of the cluster for it, that is waited for, and nothing is run here."""
     run, out = yaml.stem, parameters.ROOT / out
+    if job:  # which has repeated it, if that was asked
+        overrides = overrides | {"redo": False}
+        line = f"job {job} of an earlier command is in the queue: waiting for it"
+        print(f"{run} · {line}", flush=True)
+        cluster.wait(job)
     try:
         values = graph.check_yaml(yaml, overrides | {"out": shown(out)})
         if sweeps.parent(out):
             sweeps.link(out, graph.borrowed(run, values))
         heartbeat.wait_until_free(out, run)
-        if not hashes.why(out, run, values):
-            print(f"{run} · is done already", flush=True)
-            return 0
+        if not (why := hashes.why(out, run, values)) or job:
+            print(f"{run} · {why or 'is done already'}", flush=True)
+            return 1 if why else 0
         claim(out, run, values, notebook=True)
         gpus = devices.take(values["device"], values.get("processes", 1))
     except (ValueError, RuntimeError, OSError) as error:
@@ -59,17 +65,6 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
         told = hooks.told(out, run, state["state"], result)
         hooks.call("after_run", command, told, parameters.ROOT, limit)
     return 0 if done else 1
-
-
-def adopt(job: str, yaml: Path, out: Path, overrides: dict) -> int:
-    """Wait for a job of the cluster that an earlier command submitted for this run; once more the
-    same command makes what it did not."""
-    run, out = yaml.stem, parameters.ROOT / out
-    print(f"{run} · job {job} of an earlier command is in the queue: waiting for it", flush=True)
-    cluster.wait(job)
-    # the job has repeated it, if that was asked
-    values = graph.check_yaml(yaml, overrides | {"out": shown(out), "redo": False})
-    return 1 if hashes.why(out, run, values) else 0
 
 
 def _papermill(run: str, out: Path, given: dict) -> str | None:
@@ -194,3 +189,16 @@ def page(out: Path, run: str) -> None:
         run_pages.index(out)
     except Exception as error:  # any: the run itself is done and recorded
         print(f"{run} · its page failed: {type(error).__name__}: {error}", flush=True)
+
+
+def pages(out: Path, again: bool = False) -> Path:
+    """The pages that a kill, or plain papermill, left unwritten, or all of them `again`; then every
+    head and the index, whose path it returns."""
+    from tdbook.workflow import run_pages
+
+    for run in (state["run"] for state in heartbeat.states(out)):
+        notebook, html = (out / f"{run}.{kind}" for kind in ("ipynb", "html"))
+        written = html.stat().st_mtime if html.exists() else 0
+        if notebook.exists() and (again or notebook.stat().st_mtime > written):
+            page(out, run)
+    return run_pages.refresh(out)

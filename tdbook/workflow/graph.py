@@ -1,12 +1,14 @@
 """The book as a graph: the runs of a profile and of its sweeps, and what each needs."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tdbook.runs import hashes, notebooks, parameters, settings, sweeps
 from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
+from tdbook.runs.ownership import not_ours, refusal
 from tdbook.runs.parameters import ParameterError, nearest, shown
-from tdlib import files
 
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
 
@@ -85,19 +87,23 @@ def targets_of(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[list[str], lis
     return [name for name in runs if name in {*names, *wanted.redo} - {*pages}], pages
 
 
-def refuse_other_settings(wanted: Wanted, runs: dict[str, BookRun]) -> None:
-    """ParameterError where SET, or that it is left out, would replace what is done otherwise."""
-    before = (files.whole(parameters.ROOT / wanted.out / CONFIG) or {}).get("settings", {})
-    for one in runs.values():
-        names = {key for x in (before, wanted.settings) for key in settings.of_run(x, one.run)}
-        record = files.whole(one.out / "results" / f"{one.run}.json", "parameters")
-        now = hashes.decisive(one.parameters)
-        for name in names & now.keys() if record else ():
-            if (made := record["parameters"].get(name)) != now[name]:
-                same = f"give SET={settings.in_words(before)!r}" if before else "leave SET"
-                fault = f"{one.name} in {wanted.out} is done with {name} = {made!r}"
-                remedy = f"give a run folder of its own (OUT=), or {same}"
-                raise ParameterError(f"{fault}, now it is {now[name]!r}: {remedy}")
+def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
+    """Why each run that a command needs is to be made, "" where it is current. ParameterError says
+    what stands in the way, in lines: for `make book` and DRY=1 alike."""
+    if gone := [name for name in wanted.before if not hashes.load(runs[name].out, name)]:
+        raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
+    targets, pages = targets_of(wanted, runs)
+    reasons, damaged = hashes.judge(runs, [*targets, *pages], wanted.before)
+    if lines := dict.fromkeys(line for lines in damaged.values() for line in lines):
+        raise ParameterError("\n".join([*lines, "nothing is made from what is damaged"]))
+    foreign: dict[Path, dict[str, None]] = {}  # what another made, in the place of what is made
+    made = [name for name, why in reasons.items() if why and not why.startswith(hashes.AFTER)]
+    for one in (runs[name] for name in made):
+        paths = not_ours(one.out, one.run, list(one.writes), notebook=True)
+        foreign.setdefault(one.out, {}).update(dict.fromkeys(paths))
+    if lines := [refusal(out, list(paths)) for out, paths in foreign.items() if paths]:
+        raise ParameterError("\n".join(lines))
+    return reasons
 
 
 def book(
@@ -120,18 +126,32 @@ def book(
                 both = f"{path.name} and {makers[made]}.yaml both write {made}"
                 raise ParameterError(f"{both}: give one another name")
             makers[made] = path.stem
-    return [_book_run(path, checked[path], own[path], makers) for path in checked]
+    runs = []
+    for path, more in own.items():
+        one = _run(path.name, path.stem, checked[path], more, makers)
+        if notebooks.of(one.run).compares:  # its tables tell of every run; 06 ships what 04 made
+            later = INFERENCE if one.notebook == COMPARISON else ""
+            others = {maker for maker in makers.values() if notebook_of(maker) != later}
+            one = replace(one, needs=tuple(sorted(others - {one.run})))
+        runs.append(replace(one, yaml=path))
+    return runs
 
 
 def check_yaml(path: Path, more: dict, paths: bool = True) -> dict:
     """A YAML's parameters, checked; errors begin with its name."""
-    try:
+    with _naming(shown(path)):
         given = parameters.read(path) | more
         if given.get("run") != path.stem:
             raise ParameterError(f"run = {given.get('run')!r} must be its name: run: {path.stem}")
         return parameters.check(notebook_of(path.stem), given, paths=paths)
+
+
+@contextlib.contextmanager
+def _naming(who: str) -> Iterator[None]:
+    try:
+        yield
     except ParameterError as error:
-        raise ParameterError(f"{shown(path)}: {error}") from None
+        raise ParameterError(f"{who}: {error}") from None
 
 
 def yamls(profile: str) -> list[Path]:
@@ -142,35 +162,23 @@ def yamls(profile: str) -> list[Path]:
     raise ParameterError(f"PROFILE={profile} has no runs in {folder}: {nearest(profile, profiles)}")
 
 
-def _book_run(yaml: Path, values: dict, given: dict, makers: dict[str, str]) -> BookRun:
-    run = yaml.stem
-    reads = notebooks.reads(run, values, [path for path, maker in makers.items() if maker != run])
-    _must_be_made(yaml.name, reads, makers, parameters.ROOT / values["out"])
-    writes = [path for path, maker in makers.items() if maker == run]
-    one = _run(run, values, given, reads, writes, makers)
-    if notebooks.of(run).compares:  # its tables tell of every run; what is shipped comes after 04
-        later = INFERENCE if one.notebook == COMPARISON else ""
-        others = {maker for maker in makers.values() if notebook_of(maker) != later}
-        one = replace(one, needs=tuple(sorted(others - {run})))
-    return replace(one, yaml=yaml)
-
-
 def _run(
-    name: str, values: dict, given: dict, reads: list[str], writes: list[str], makers: dict
+    who: str, name: str, values: dict, given: dict, makers: dict[str, str], above: str = ""
 ) -> BookRun:
-    """A run whose YAML lies in its own folder."""
+    """A run whose YAML lies in its own folder. `makers`: path → the run that makes it; `above`: the
+    folder of the book for a sweep's point. ParameterError: what it reads is not there."""
     run, out = values["run"], parameters.ROOT / values["out"]
+    others = [path for path, maker in makers.items() if maker != name]
+    reads, writes = notebooks.reads(run, values, others), notebooks.writes(run, values, others)
+    if both := {*reads} & {*writes}:
+        raise ParameterError(f"{who}: {min(both)} is read and written: give another name")
+    for path in reads:
+        if path not in makers and not (parameters.ROOT / (above or out) / path).exists():
+            what = nearest(path, makers, "add the run that does")
+            raise ParameterError(f"{who} reads {path}, which no run of the profile makes: {what}")
     needs = tuple(sorted({makers[path] for path in reads if path in makers}))
     yaml = out / f"{run}.yaml"
     return BookRun(name, run, yaml, out, values, given, tuple(reads), tuple(writes), needs)
-
-
-def _must_be_made(who: str, reads: list[str], makers: dict[str, str], out: Path) -> None:
-    """ParameterError for what is read and neither made by a run of the profile nor there."""
-    for path in reads:
-        if path not in makers and not (out / path).exists():
-            what = nearest(path, makers, "add the run that does")
-            raise ParameterError(f"{who} reads {path}, which no run of the profile makes: {what}")
 
 
 def swept(
@@ -185,46 +193,32 @@ def swept(
     for point in sweep.points:
         inside: dict[str, str] = {}  # what the point's earlier runs make → their names
         for run in sweep.runs(point):
-            given = settings.of_run(values or {}, run)
-            points.append(_swept_run(sweep, point, run, given, out, makers, inside))
-            inside |= dict.fromkeys(points[-1].writes, points[-1].name)
+            given, who = settings.of_run(values or {}, run), f"sweep {name}, point {point}"
+            if both := given.keys() & {key.rpartition(".")[2] for key in sweep.points[point]}:
+                raise ParameterError(f"SET: sweep {name} varies {min(both)}: leave it out of SET")
+            with _naming(who):
+                own = sweep.values(point, run, out) | given
+                own = parameters.check(notebook_of(run), own, paths=False)
+            one = _run(who, sweep.name_of(point, run), own, given, makers | inside, out)
+            outside = tuple(path for path in one.reads if path not in inside)
+            points.append(replace(one, reads=outside, sweep=name))
+            inside |= dict.fromkeys(one.writes, one.name)
     if not sweep.notebook:
         return points
     page = next((one for one in runs if one.notebook == COMPARISON), None)
     if page is None:
         raise ParameterError(f"params/{profile} has no {COMPARISON} to compare the points with")
-    return [*points, _page_of(sweep, page, makers)]
+    return [*points, _page_of(name, page, makers)]
 
 
-def _swept_run(
-    sweep: sweeps.Sweep, point: str, run: str, given: dict, out: Path, makers: dict, inside: dict
-) -> BookRun:
-    if both := given.keys() & {key.rpartition(".")[2] for key in sweep.points[point]}:
-        raise ParameterError(f"SET: sweep {sweep.name} varies {min(both)}: leave it out of SET")
-    try:
-        values = sweep.values(point, run, out) | given
-        values = parameters.check(notebook_of(run), values, paths=False)
-    except ParameterError as error:
-        raise ParameterError(f"sweep {sweep.name}, point {point}: {error}") from None
-    reads, writes = notebooks.reads(run, values, []), notebooks.writes(run, values, [])
-    _must_be_made(f"sweep {sweep.name}: each point", reads, makers | inside, out)
-    if both := {*reads} & {*writes}:
-        fault = f"{min(both)} is read and written: give another name"
-        raise ParameterError(f"sweep {sweep.name}: {fault}")
-    one = _run(sweep.name_of(point, run), values, given, reads, writes, makers | inside)
-    outside = tuple(path for path in reads if path not in inside)
-    return replace(one, reads=outside, sweep=sweep.name)
-
-
-def _page_of(sweep: sweeps.Sweep, page: BookRun, makers: dict) -> BookRun:
+def _page_of(sweep: str, page: BookRun, makers: dict) -> BookRun:
     """The profile's own 04 on the sweep's folder: its models are those 04 cannot do without."""
-    run, place = sweeps.page(sweep.name), sweeps.folder(page.out, sweep.name)
-    own = {"run": run, "out": shown(place), "sweeps": sweep.name}
-    values = parameters.read(page.yaml) | own | page.given
-    values = parameters.check(COMPARISON, values, paths=False)
-    reads = borrowed(run, values)
-    one = _run(f"{sweep.name}/{run}", values, page.given, reads, [], makers)
-    return replace(one, sweep=sweep.name)
+    run, place = sweeps.page(sweep), sweeps.folder(page.out, sweep)
+    values = parameters.read(page.yaml) | {"run": run, "out": shown(place), "sweeps": sweep}
+    values = parameters.check(COMPARISON, values | page.given, paths=False)
+    reads, yaml = tuple(borrowed(run, values)), place / f"{run}.yaml"
+    needs = tuple(sorted({makers[path] for path in reads if path in makers}))
+    return BookRun(f"{sweep}/{run}", run, yaml, place, values, page.given, reads, (), needs, sweep)
 
 
 def borrowed(run: str, values: dict) -> list[str]:

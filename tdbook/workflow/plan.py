@@ -1,6 +1,7 @@
 """Before a night is paid for: what each run of a profile costs, in bytes, hours and money.
 
-`make plan` prints it. Imports torch only where this machine's own speed is asked for.
+`make plan` prints it; with DRY=1 a command says what it would run, and why. Imports torch only
+where this machine's own speed is asked for.
 """
 
 import json
@@ -8,18 +9,19 @@ import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tdbook.runs import hashes, parameters, settings, units
-from tdbook.runs.estimates import Q4_LIMIT, VOCABULARIES
+from tabulate import tabulate
+
+from tdbook.runs import estimates, hashes, parameters, settings, units
+from tdbook.runs.estimates import Q4_LIMIT
+from tdbook.runs.folder import Folder
 from tdbook.runs.notebooks import HARD_SET, TEACHER, notebook_of
 from tdbook.runs.parameters import ParameterError
-from tdbook.workflow import cost, graph, request, workload
-from tdbook.workflow.cost import Device
-from tdbook.workflow.workload import Size, Work, total
-from tdlib import files, shapes
+from tdbook.workflow import graph, request, workload
+from tdbook.workflow.workload import Device, Size, Work, total
+from tdlib import shapes
 from tdlib.shapes import SHAPES, LlamaConfig
 
 NOMINAL = 3_700_000_000  # training tokens, by the count of the teacher's owner
-NIGHT_H = 10
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,6 @@ class Asked:
     def works(self) -> list[Work]:
         return workload.of_profile(self.runs, self.size, self.teacher)
 
-    def with_vocabulary(self, size: int) -> "Asked":
-        sized = (replace(one, vocab_size=size) for one in (self.size, self.teacher))
-        return replace(self, **dict(zip(("size", "teacher"), sized, strict=True)))
-
 
 def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
     """A command's runs, with its text and teacher as far as they are there. ParameterError: a path
@@ -52,33 +50,26 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
     if TEACHER not in jobs:
         raise ParameterError(f"params/{wanted.profile} has no {TEACHER}.yaml: add one")
     p, out = jobs[TEACHER].parameters, parameters.ROOT / wanted.out
-    folder = parameters.ROOT / p["tokens"] if p["tokens"] else out / "tokens"
-    path = parameters.ROOT / p["teacher"] if p["teacher"] else out / "models/teacher"
-    known = bool(p["tokens"]) or (folder / "meta.json").is_file()
-    if known:
-        size = size_of(folder, out)
-        vocabularies = (size.vocab_size,)
+    path = parameters.ROOT / (p["teacher"] or out / "models/teacher")
+    teacher = _teacher(path, needed=bool(p["teacher"]))
+    tokens = parameters.ROOT / (p["tokens"] or out / "tokens")
+    if known := bool(p["tokens"]) or (tokens / "meta.json").is_file():
+        size = size_of(tokens, out)
+        sizes = (size.vocab_size,)
     else:
-        vocabularies = (vocabulary,) if vocabulary else _vocabularies(p, path)
-        size = _guessed(p, vocabularies[0])
+        sizes = (p["vocab_size"],) if p["text_characters"] else estimates.VOCABULARIES
+        given = vocabulary or (teacher and teacher.vocab_size)
+        sizes = (given,) if given else sizes
+        size = _guessed(p, sizes[0])
     scoring = next((one.parameters for one in jobs.values() if one.notebook == HARD_SET), None)
     if scoring and hashes.chosen(out / hashes.HARD_SET) is None:
-        scored = scoring["token_limit"] // size.context or size.train
-        size = replace(size, hard=round(scoring["share"] * min(size.train, scored)))
-    teacher = _teacher(p, path, size)
+        size = replace(size, hard=round(scoring["share"] * size.train))
+    teacher = teacher or LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
     if teacher.vocab_size != size.vocab_size:
         both = f"{teacher.vocab_size:,}, the tokens' {size.vocab_size:,}"
         remedy = "give the tokens that it was made with (TOKENS=, VOCAB=)"
         raise ParameterError(f"the teacher's vocabulary is {both}: {remedy}")
-    tokens = folder if known else None
-    return Asked([*jobs.values()], out, tokens, size, teacher, vocabularies)
-
-
-def _vocabularies(p: dict, teacher: Path) -> tuple[int, ...]:
-    """Their sizes before there are tokens; both of the plan's where nothing says which."""
-    if p["teacher"]:
-        return (_teacher(p, teacher, Size(0, 0, 0, 0, 0, "")).vocab_size,)
-    return (p["vocab_size"],) if p["text_characters"] else VOCABULARIES
+    return Asked([*jobs.values()], out, tokens if known else None, size, teacher, sizes)
 
 
 def size_of(folder: Path, out: Path) -> Size:
@@ -112,152 +103,139 @@ def _size(vocab_size: int, context: int, train: int, val: int, where: str) -> Si
     return Size(vocab_size, context, windows, checked, round(0.2 * windows), source)
 
 
-def _teacher(p: dict, path: Path, size: Size) -> LlamaConfig:
-    """The shape of the teacher at a path (a Llama folder, upstream's file), else 00's to train."""
+def _teacher(path: Path, needed: bool) -> LlamaConfig | None:
+    """The shape of a Llama folder or of upstream's file; None where there is neither."""
     if path.is_file():
         from tdlib import teacher  # imports torch
 
         return teacher.load(path).config
-    if (path / "config.json").is_file():
-        return shapes.read_config(path)
-    if notebook_of(p["run"]) != TEACHER or p["teacher"]:
+    if needed and not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path} is no teacher: give a Llama folder or a .pt file")
-    return LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
+    return shapes.read_config(path) if (path / "config.json").is_file() else None
 
 
 def estimate(p: dict, out: Path, device: str) -> dict:
     """What a run that begins now will cost, from what its run folder holds: to be recorded, and
     later set beside the truth. Seconds low and high, memory as peak_memory_mib counts it."""
-    size = size_of(out / "tokens", out)
-    name = p.get("teacher", "teacher")  # in models/; for 00 a path, or nothing
-    begins = notebook_of(p["run"]) == TEACHER
-    path = parameters.ROOT / name if begins else out / "models" / name
-    work = workload.of_run(p, size, _teacher(p, path, size), _in_folder(out, size.context))
-    low, high = work.seconds(cost.here(device))
-    return {
-        "seconds_low": low,
-        "seconds_high": high,
-        "peak_memory_mib": work.memory(device[:4]) / 2**20,
-        "flop": work.flop,
-        "tokens": work.tokens,
-        "steps": work.steps,
-    }
-
-
-def _in_folder(out: Path, context: int) -> dict[str, LlamaConfig]:
-    """What a run folder holds, as workload.of_run takes it."""
-    made = {}
+    size, made = size_of(out / "tokens", out), {}
     for path in sorted((out / "models").glob("[!.]*/config.json")):
         shape = shapes.read_config(path.parent)
-        made[f"models/{path.parent.name}"] = replace(shape, context=context)
-    for path in sorted((out / "adapters").glob("[!.]*/adapter_config.json")):
-        base = Path((files.whole(path) or {}).get("base_model_name_or_path", "")).name
-        if f"models/{base}" in made:
-            made[f"adapters/{path.parent.name}"] = made[f"models/{base}"]
-    return made
+        made[f"models/{path.parent.name}"] = replace(shape, context=size.context)
+    for adapter, base in Folder(out, p["run"]).adapters.items():
+        made[f"adapters/{adapter}"] = made[f"models/{base}"]
+    begins, name = notebook_of(p["run"]) == TEACHER, p.get("teacher", "teacher")
+    path = parameters.ROOT / name if begins else out / "models" / name
+    if not (teacher := _teacher(path, needed=not begins or bool(name))):
+        teacher = LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
+    work, kind = workload.of_run(p, size, teacher, made), device[:4]
+    low, high = work.seconds(workload.here(device))
+    steps = sum(-(-t.windows // t.batch) for t in work.trainings)
+    cost = {"seconds_low": low, "seconds_high": high, "peak_memory_mib": work.memory(kind) / 2**20}
+    return cost | {"flop": work.flop, "tokens": work.tokens, "steps": steps}
 
 
 def plan(pairs: dict[str, str]) -> str:
-    """All in plain text of 80 columns: what is at hand, what matters, the sizes, every run."""
+    """All in plain text of 80 columns: what is at hand and what matters, the sizes, every run."""
     wanted = request.wanted("plan", pairs)
-    device, source = cost.device_of(pairs.get("DEVICE", ""), wanted.profile)
+    device, source = workload.device_of(pairs.get("DEVICE", ""), wanted.profile)
     vocabulary = int(units.number(pairs, "VOCAB", 300, 51800)) if pairs.get("VOCAB") else 0
     of = asked(wanted, vocabulary)
-    works = of.works()
-    rows = _head(wanted, of, device, source) | _verdict(of, works, device, wanted.price)
-    lines = [
-        textwrap.fill(f"{name:14}{text}", 80, subsequent_indent=" " * 14)
-        for name, text in rows.items()
-    ]
-    sizes = [_sizes(of.with_vocabulary(size)) for size in of.vocabularies]
-    return "\n\n".join(["\n".join(lines), *sizes, _runs(works, device, wanted.price)])
-
-
-def _head(wanted: graph.Wanted, of: Asked, device: Device, source: str) -> dict[str, str]:
-    precision = "TF32" if device.kind == "cuda" else "float32"
+    works, models = of.works(), {}
+    for path, shape in ((path, shape) for work in works for path, shape in work.made.items()):
+        if path.startswith("models/"):  # every shape → the shortest name that has it
+            name = path.removeprefix("models/")
+            models[shape] = min(models.get(shape, name), name, key=len)
     changed = f", with SET={settings.in_words(wanted.settings)}" if wanted.settings else ""
     several = ", both, as there are no tokens yet (VOCAB=)" if len(of.vocabularies) > 1 else ""
-    return {
-        "profile": f"{wanted.profile}, {len(of.runs)} runs{changed}",
-        "device": f"{device.name}, {device.flop:.3g} FLOP/s, {source}; {device.low:.0%} to "
-        f"{device.high:.0%} of it reached in training; scoring and evaluation "
-        f"{device.forward_flop:.2g} ({precision})",
-        "tokens": of.size.source,
-        "vocabulary": " and ".join(f"{size:,}" for size in of.vocabularies) + several,
-    }
-
-
-def _verdict(of: Asked, works: list[Work], device: Device, price: float | None) -> dict[str, str]:
-    """What is read in ten seconds."""
-    spans = {work.run: work.seconds(device) for work in works}
-    low, high = total(spans.values())
-    rows = {"time": f"{units.duration(low, high)}, one run after the other"}
-    if price:
-        rows["cost"] = units.money((low, high), price)
-    longest = max(spans, key=lambda run: spans[run][1])
-    over = [run for run, (_, high) in spans.items() if high > NIGHT_H * 3600]
-    fits = f"{len(over)} of {len(works)} may take longer" if over else "each run fits"
-    longest = f"{longest}, {units.duration(*spans[longest])}"
-    rows[f"{NIGHT_H} h night"] = f"{fits}; the longest is {longest}"
-    sizes = sorted((cost.file_bytes(shape), name) for shape, name in _models(works).items())
-    named = [f"{name} {units.si(size, 'B')}" for size, name in sizes]
-    within = [text for text, (size, _) in zip(named, sizes, strict=True) if size <= Q4_LIMIT]
-    rows["within 33 MB"] = ", ".join(within) or f"NONE; the smallest is {named[0]}"
+    sizes = sorted((_file_bytes(shape), name) for shape, name in models.items())
+    within = [f"{name} {units.si(size, 'B')}" for size, name in sizes if size <= Q4_LIMIT]
+    smallest = f"NONE; the smallest is {sizes[0][1]}, {units.si(sizes[0][0], 'B')}"
     need, most = max((work.memory(device.kind), work.run) for work in works)
     enough = "fits" if need < device.bytes else "DOES NOT FIT, fewer micro_windows need less"
-    rows["memory"] = f"{units.si(need, 'B')} of {units.si(device.bytes, 'B')} ({most}): {enough}"
-    stays, goes = disk(works)
-    rows["disk"] = f"{units.si(stays, 'B')} stay, {units.si(goes, 'B')} more while training"
-    cache = cost.cache_bytes(of.size.train, of.size.context, of.size.vocab_size)
-    rows["cache"] = f"{units.si(cache, 'B')} a temperature, 12 draws a token, where it is on"
-    return rows
+    # as cache.size: of 12 draws a token ids and float16 probabilities, of a window five bytes
+    cache = of.size.context * 12 * ((2 if of.size.vocab_size <= 2**16 else 4) + 2) + 5
+    rows = {
+        "profile": f"{wanted.profile}, {len(of.runs)} runs{changed}",
+        "device": f"{device.name}, {device.flop:.3g} FLOP/s, {source}; a training reaches "
+        f"{device.low:.0%} to {device.high:.0%} of it",
+        "tokens": of.size.source,
+        "vocabulary": " and ".join(f"{size:,}" for size in of.vocabularies) + several,
+        "within 33 MB": ", ".join(within) or smallest,
+        "memory": f"{units.si(need, 'B')} of {units.si(device.bytes, 'B')} ({most}): {enough}",
+        "cache": f"{units.si(of.size.train * cache, 'B')} a temperature where it is on (12 draws)",
+    }
+    indent = " " * 14
+    lines = [textwrap.fill(f"{k:14}{v}", 80, subsequent_indent=indent) for k, v in rows.items()]
+    tables = [_sizes(models, of.teacher, size) for size in of.vocabularies]
+    return "\n\n".join(["\n".join(lines), *tables, _runs(works, device, wanted.price)])
 
 
-def disk(works: list[Work]) -> tuple[int, int]:
-    """Bytes that all runs leave, and the most that goes again."""
-    return sum(work.disk for work in works), max(work.disk_meanwhile for work in works)
+def _file_bytes(config: LlamaConfig) -> int:
+    """A GGUF file in Q4_0 throughout: its weights, and about 21 bytes a piece of the vocabulary."""
+    return estimates.describe(config)["q4_0_bytes"] + 21 * config.vocab_size
 
 
-def _models(works: list[Work]) -> dict[LlamaConfig, str]:
-    """Every shape → the shortest name of the models that have it."""
-    names: dict[LlamaConfig, str] = {}
-    for path, shape in ((path, shape) for work in works for path, shape in work.made.items()):
-        if path.startswith("models/"):
-            name = path.removeprefix("models/")
-            names[shape] = min(names.get(shape, name), name, key=len)
-    return names
-
-
-def _sizes(of: Asked) -> str:
-    rows, teacher = [], of.teacher
+def _sizes(models: dict[LlamaConfig, str], teacher: LlamaConfig, vocab_size: int) -> str:
+    rows, teacher = [], replace(teacher, vocab_size=vocab_size)
     layers = teacher.parameters - teacher.embedding_parameters
-    for shape, name in _models(of.works()).items():
-        size, own = cost.file_bytes(shape), shape.parameters - shape.embedding_parameters
+    for shape, name in models.items():
+        shape = replace(shape, vocab_size=vocab_size)
+        size, own = _file_bytes(shape), shape.parameters - shape.embedding_parameters
         row = [name, f"{shape.parameters / 1e6:.1f} M", f"{shape.embedding_parameters / 1e6:.1f} M"]
         row += [f"{teacher.parameters / shape.parameters:.1f} ×", f"{layers / own:.1f} ×"]
         rows.append([*row, f"{size / 1e6:.1f} MB", "within" if size <= Q4_LIMIT else "ABOVE"])
     names = ["model", "weights", "embedding", "smaller", "without it", "Q4_0 file", "33 MB"]
-    return _table(f"SIZES, vocabulary {of.size.vocab_size:,}", names, rows)
+    return f"SIZES, vocabulary {vocab_size:,}\n{_table(names, rows)}"
 
 
 def _runs(works: list[Work], device: Device, price: float | None) -> str:
     rows, spans = [], [work.seconds(device) for work in works]
     for work, span in zip(works, spans, strict=True):
-        row = [work.run, units.si(work.tokens), f"{work.flop:.2g}"]
-        row += [units.si(size, "B") for size in (work.memory(device.kind), work.disk)]
-        rows.append([*row, units.duration(*span), units.money(span, price or 0)])
-    span = total(spans)
-    rows.append(["all", "", "", "", "", units.duration(*span), units.money(span, price or 0)])
+        sizes = [units.si(size, "B") for size in (work.memory(device.kind), work.disk)]
+        rows.append(
+            [work.run, units.si(work.tokens), f"{work.flop:.2g}", *sizes, *_time(span, price)]
+        )
+    disk = units.si(sum(work.disk for work in works), "B")
+    rows.append(["all", "", "", "", disk, *_time(total(spans), price)])
     names = ["run", "tokens", "FLOP", "memory", "disk", "time", "cost"]
-    last = None if price else -1
-    return _table("RUNS", names[:last], [row[:last] for row in rows])
+    return f"RUNS, one after the other\n{_table(names[: len(rows[0])], rows)}"
 
 
-def _table(title: str, names: list[str], rows: list[list[str]]) -> str:
+def _time(span: tuple[float, float], price: float | None) -> list[str]:
+    return [units.duration(*span), *([units.money(span, price)] if price else [])]
+
+
+def _table(names: list[str], rows: list[list[str]]) -> str:
     """The first column to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     lines = []
-    for row in (names, ["-" * width for width in widths], *rows):
-        first, *cells = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join([row[0].ljust(len(first)), *cells]))
-    return "\n".join([title, *lines])
+    for first, *cells in (names, ["-" * width for width in widths], *rows):
+        pairs = zip(cells, widths[1:], strict=True)
+        lines.append("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in pairs)]))
+    return "\n".join(lines)
+
+
+def dry(wanted: graph.Wanted) -> str:
+    """What a command would run, why, how long it takes and what it costs: a line a run, in the
+    order of the book, then the sum. Nothing is run or written."""
+    reasons = graph.judged(wanted, graph.jobs(wanted.config))
+    times, source = seconds(wanted)
+    todo = [times[name] for name, reason in reasons.items() if reason]
+    rows = [
+        [name, reason or "is done", *(_time(times[name], wanted.price) if reason else ["–"])]
+        for name, reason in reasons.items()
+    ]
+    names = ["run", "why", "time", "cost"][: 4 if wanted.price else 3]
+    table = tabulate(rows, names, maxcolwidths=[None, 60])
+    if not todo:
+        return f"{table}\n\nAll of them are done."
+    took = ", for ".join(_time(total(todo), wanted.price))
+    return f"{table}\n\n{len(todo)} of {len(rows)} would run: {took}; on {source}. Nothing was run."
+
+
+def seconds(wanted: graph.Wanted) -> tuple[dict[str, tuple[float, float]], str]:
+    """Of every run, low and high; and on which device."""
+    of, (device, source) = asked(wanted), workload.device_of("", wanted.profile)
+    spans = [work.seconds(device) for work in of.works()]
+    names = [one.name for one in of.runs]
+    return dict(zip(names, spans, strict=True)), f"{device.name}, {source}"

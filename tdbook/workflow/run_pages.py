@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import nbformat
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
 from markupsafe import Markup
 
 from tdbook.report import pages
@@ -23,10 +23,18 @@ NUMBER = r"\[?[-−+<≤≈~]?\d[\d,.]*(e[-+]?\d+)?( ?[%×]| [A-Za-z/]+)?(\s?[±
 
 def page(out: Path, run: str) -> None:
     """Write out/<run>.html, one file headed by where it comes from, of the notebook as executed;
-    one that did not finish opens with its state and its last lines."""
-    executed = nbformat.read(out / f"{run}.ipynb", as_version=4)
-    _prepare(executed, done=status.row(out, run)["state"]["state"] == "done")
-    _frame(out, run, _with_readable_tables(pages.exporter().from_notebook_node(executed)[0]))
+    one that did not finish opens with its state and its last lines. Papermill's red banners go, for
+    the head says it; of a run that is done its parameters too. A widget, dead without its kernel,
+    leaves a note where nothing lies beside it."""
+    notebook = nbformat.read(out / f"{run}.ipynb", as_version=4)
+    done = status.row(out, run)["state"]["state"] == "done"
+    hidden = {"papermill-error-cell-tag", *["parameters", "injected-parameters"] * done}
+    notebook.cells = [c for c in notebook.cells if not hidden & {*c.metadata.get("tags", [])}]
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        data = output.get("data", {})
+        if data.pop(WIDGET, None) and not SHOWN_BESIDE_WIDGET & data.keys():
+            output["data"] = {"text/html": '<p class="note">interactive in JupyterLab</p>'}
+    _frame(out, run, _with_readable_tables(pages.exporter().from_notebook_node(notebook)[0]))
 
 
 def refresh(out: Path) -> Path:
@@ -53,18 +61,22 @@ def _write_index(out: Path) -> Path:
     path, swept = out / "index.html", (out / sweeps.POINTS).is_file()
     if not ownership.is_book(out) and path.exists():
         raise FileExistsError(f"{path} is no book's, and no run is there: give OUT=")
-    content = {"name": out.resolve().name, "now": heartbeat.date(time.time())}
-    content["morning"] = morning = status.morning(out)
+    morning = status.morning(out)
+    content = {"name": out.resolve().name, "now": heartbeat.date(time.time()), "morning": morning}
     content["rows"] = rows = morning["rows"]
     for row in rows:
-        page = row["folder"] / f"{row['run']}.html"
-        row["page"] = page.relative_to(out).as_posix() if page.exists() else ""
-    content["best"] = best(rows)
+        html = row["folder"] / f"{row['run']}.html"
+        row["page"] = html.relative_to(out).as_posix() if html.exists() else ""
+    models = {name: m for row in rows for name, m in row["record"].get("models", {}).items()}
+    losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)
+    content["best"] = [  # each beside the plan's estimate
+        {"model": name, "loss": loss, "plan": estimates.span(*estimates.of_plan(name, "loss"))}
+        for loss, name in losses[:12]
+    ]
     content["swept"] = sweeps.listed(out, out.name) if swept else None
     quality = out / f"tables/{notebooks.COMPARISON}-quality.md"
     if quality.exists():
-        html = pages.markdown(quality.read_text("utf-8"))
-        content["quality"] = _with_readable_tables(html)
+        content["quality"] = _with_readable_tables(pages.markdown(quality.read_text("utf-8")))
     difficulty = out / f"figures/{notebooks.HARD_SET}-difficulty.svg"
     if difficulty.exists():
         content["difficulty"] = pages.base64_of(difficulty.read_bytes())
@@ -73,16 +85,6 @@ def _write_index(out: Path) -> Path:
         template = pages.environment().get_template("morning.md.j2")
         write(out / "morning.md", template.render(content))
     return path
-
-
-def best(rows: list[dict]) -> list[dict]:
-    """The models that are done, best first, each beside the plan's estimate."""
-    models = {name: m for row in rows for name, m in row["record"].get("models", {}).items()}
-    losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)
-    return [
-        {"model": name, "loss": loss, "plan": estimates.span(*estimates.of_plan(name, "loss"))}
-        for loss, name in losses[:12]
-    ]
 
 
 def _frame(out: Path, run: str, body: Markup) -> None:
@@ -105,45 +107,27 @@ def _frame(out: Path, run: str, body: Markup) -> None:
 
 def _runs_with_page(out: Path) -> list[str]:
     """The runs of a folder that have a page, in reading order."""
-    runs = (row["run"] for row in status.rows(out, look=False) if row["folder"] == out)
-    return sorted(run for run in runs if (out / f"{run}.html").exists())
-
-
-def _prepare(notebook: nbformat.NotebookNode, done: bool) -> None:
-    """Take out papermill's red banners, which the page's head replaces, and of a run that is done
-    the parameters, which that head shows. A widget, dead without its kernel, leaves a note where
-    nothing lies beside it."""
-    hidden = {"papermill-error-cell-tag", *["parameters", "injected-parameters"] * done}
-    notebook.cells = [c for c in notebook.cells if not hidden & {*c.metadata.get("tags", [])}]
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        data = output.get("data", {})
-        if data.pop(WIDGET, None) and not SHOWN_BESIDE_WIDGET & data.keys():
-            output["data"] = {"text/html": '<p class="note">interactive in JupyterLab</p>'}
+    return [run for run in status.traces(out) if (out / f"{run}.html").exists()]
 
 
 def _with_readable_tables(html: str) -> Markup:
-    """Every table in a box of its own that scrolls, its columns of numbers marked `num`."""
+    """Every table in a box of its own that scrolls; of its columns `num` where half or more of the
+    filled cells are numbers, `short` where none wraps."""
     soup = BeautifulSoup(html, "html.parser")
     for table in soup.find_all("table"):
-        _mark_columns(table)
+        rows = [row.find_all(["td", "th"]) for row in table.find_all("tr")]
+        for column in itertools.zip_longest(*rows):
+            cells = [cell for cell in column if cell is not None]
+            texts = [cell.get_text(strip=True) for cell in cells if cell.name == "td"]
+            numbers = [bool(re.match(NUMBER, text)) for text in texts if text]
+            marks = ["num"] * (sum(numbers) >= max(1, len(numbers) / 2))
+            marks += ["short"] * (max(map(len, texts), default=0) <= 24)
+            for cell in cells:
+                cell["class"] = [*cell.get("class", []), *marks]
         table.attrs.pop("border", None)
         box = {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": "table"}
         table.wrap(soup.new_tag("div", attrs=box))
     return Markup(soup)
-
-
-def _mark_columns(table: Tag) -> None:
-    """`num` where half or more of a column's filled cells are numbers, `short` where none wraps."""
-    rows = [row.find_all(["td", "th"]) for row in table.find_all("tr")]
-    for column in itertools.zip_longest(*rows):
-        cells = [cell for cell in column if cell is not None]
-        texts = [cell.get_text(strip=True) for cell in cells if cell.name == "td"]
-        filled = [text for text in texts if text]
-        numbers = sum(re.match(NUMBER, text) is not None for text in filled)
-        marks = ["num"] * (numbers >= max(1, len(filled) / 2))
-        marks += ["short"] * all(len(text) <= 24 for text in filled)
-        for cell in cells:
-            cell["class"] = [*cell.get("class", []), *marks]
 
 
 def _write(path: Path, template: str, **content: object) -> None:

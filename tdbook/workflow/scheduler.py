@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,36 +15,24 @@ from pathlib import Path
 
 from tdbook.runs import disk, hashes, heartbeat, parameters, sweeps
 from tdbook.runs.leftovers import clear
-from tdbook.runs.notebooks import COMPARISON
-from tdbook.runs.ownership import not_ours, refusal
-from tdbook.runs.parameters import ParameterError, shown
-from tdbook.workflow import cluster, devices, execute, graph, sessions
+from tdbook.runs.parameters import shown
+from tdbook.workflow import cluster, devices, execute, graph, status
 from tdbook.workflow.graph import BookRun, Wanted
 from tdlib.files import write_whole as write
 
 
 def make(wanted: Wanted) -> int:
     """Bring a run folder up to date with Snakemake; returns the exit code."""
-    out = parameters.ROOT / wanted.out
-    # what is wrong with the runs is said before anything is made
-    every = graph.jobs(wanted.config | {"redo": []})
+    out, every = parameters.ROOT / wanted.out, graph.jobs(wanted.config | {"redo": []})
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out, wanted.command):
-        graph.refuse_other_settings(wanted, every)
         wanted = replace(wanted, redo=_not_yet_redone(wanted, every))
         runs = graph.repeated(prepare(wanted.config, every), wanted.redo)
-        if gone := [name for name in wanted.before if not hashes.load(out, name)]:
-            raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
+        graph.judged(wanted, runs)
         began, (targets, pages) = time.time(), graph.targets_of(wanted, runs)
-        reasons, damaged = hashes.judge(runs, [*targets, *pages], wanted.before)
-        _refuse_foreign(runs, reasons)
-        if damaged:
-            lines = dict.fromkeys(line for lines in damaged.values() for line in lines)
-            print(*lines, "nothing was run: nothing is made from what is damaged", sep="\n")
-            return 1
         if wanted.cluster:
             cluster.begin(out, wanted.cluster)
-        with sessions.session(out, [*targets, *pages], wanted.command, wanted.price) as ended:
+        with status.session(out, [*targets, *pages], wanted.command, wanted.price) as ended:
             code = _snakemake(wanted, every, targets)
             if pages and code != 130:  # what was to be made again is by now
                 code = max(code, _snakemake(replace(wanted, redo=()), every, pages))
@@ -82,20 +69,9 @@ def prepare(config: dict, runs: dict[str, BookRun] | None = None) -> dict[str, B
     return runs
 
 
-def _refuse_foreign(runs: dict[str, BookRun], reasons: dict[str, str]) -> None:
-    """ParameterError where what is to be made would take the place of what another made."""
-    foreign: dict[Path, dict[str, None]] = {}
-    made = [name for name, why in reasons.items() if why and not why.startswith(hashes.AFTER)]
-    for one in (runs[name] for name in made):
-        paths = not_ours(one.out, one.run, list(one.writes), notebook=True)
-        foreign.setdefault(one.out, {}).update(dict.fromkeys(paths))
-    if lines := [refusal(out, list(paths)) for out, paths in foreign.items() if paths]:
-        raise ParameterError("\n".join(lines))
-
-
 def _not_yet_redone(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[str, ...]:
     """What REDO names, without what this same command repeated already before it was stopped."""
-    began = sessions.began_of(parameters.ROOT / wanted.out, wanted.command)
+    began = status.began_of(parameters.ROOT / wanted.out, wanted.command)
 
     def started(name: str) -> float:
         record = execute.record(runs[name].out, runs[name].run)
@@ -124,11 +100,11 @@ def _snakemake(wanted: Wanted, every: dict[str, BookRun], targets: list[str]) ->
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
             preexec_fn=lambda: heartbeat.die_with_parent(signal.SIGKILL),
         )
-    if wanted.cluster:
-        for watch, about in ((_follow, runs), (cluster.end_if_forgotten, out)):
-            threading.Thread(target=watch, args=(about, child), daemon=True).start()
     try:
-        code = child.wait()
+        if not wanted.cluster:
+            return child.wait()
+        if cluster.follow(out, child):
+            return child.returncode
     except KeyboardInterrupt:
         child.kill()  # its runs then get a SIGTERM; Snakemake itself would wait for them
         child.wait()
@@ -138,15 +114,13 @@ def _snakemake(wanted: Wanted, every: dict[str, BookRun], targets: list[str]) ->
         while time.monotonic() < end and "running" in (s["state"] for s in heartbeat.states(out)):
             time.sleep(0.2)
         return 130
-    if wanted.cluster and code == -signal.SIGKILL:  # by cluster.end_if_forgotten
-        return _snakemake(replace(wanted, redo=_not_yet_redone(wanted, runs)), every, targets)
-    return code
+    return _snakemake(replace(wanted, redo=_not_yet_redone(wanted, runs)), every, targets)
 
 
 def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) -> list:
     """Snakemake's command line. Before it a run that is current gets its mark, all of one time, and
     any other loses it: the hashes alone decide what is run, as in the notebooks."""
-    out = parameters.ROOT / wanted.out
+    out, place = parameters.ROOT / wanted.out, parameters.ROOT / wanted.out / ".done"
     now, reasons = time.time(), hashes.judge(runs, runs, wanted.before)[0]
     for name, one in runs.items():
         one.mark.parent.mkdir(parents=True, exist_ok=True)
@@ -155,11 +129,10 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
         else:
             one.mark.touch()
             os.utime(one.mark, (now, now))
-    # in there paths are short, for Snakemake takes { and } for wildcards; and a repository of
+    # in .done paths are short, for Snakemake takes { and } for wildcards; and a repository of
     # somebody else may not be written
-    place = out / ".done"
-    marks = {name: os.path.relpath(one.mark, place) for name, one in runs.items()}
-    config = wanted.config | {"jobs": [_job(one, marks[one.name]) for one in runs.values()]}
+    jobs = {name: _job(one, os.path.relpath(one.mark, place)) for name, one in runs.items()}
+    config = wanted.config | {"jobs": [*jobs.values()]}
     disk.set_aside(out / graph.CONFIG)
     write(out / graph.CONFIG, json.dumps(config))
     command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", place]
@@ -169,7 +142,7 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
     else:
         command += ["--workflow-profile", parameters.ROOT / "profiles/default"]
         command += ["--configfile", out / graph.CONFIG, "--resources", f"gpu={devices.slots()}"]
-    return [*command, "--", *(marks[name] for name in targets)]
+    return [*command, "--", *(jobs[name]["mark"] for name in targets)]
 
 
 def _job(one: BookRun, mark: str) -> dict:
@@ -181,28 +154,11 @@ def _job(one: BookRun, mark: str) -> dict:
     return about | {"mark": mark, "arguments": arguments, "gpus": gpus}
 
 
-def _follow(runs: dict[str, BookRun], snakemake: subprocess.Popen) -> None:
-    """On a cluster a run prints into a file of its job: what becomes of it is printed here too."""
-    before = {name: _news(one) for name, one in runs.items()}
-    while snakemake.poll() is None:
-        time.sleep(cluster.ASK_S)
-        for name, one in runs.items():
-            if (news := _news(one)) != before[name] and news:
-                print(f"{name} · {news}", flush=True)
-            before[name] = news
-
-
-def _news(one: BookRun) -> str:
-    """On which node a run runs, or what came out."""
-    state = heartbeat.state(one.out, one.run)
-    finding = (execute.record(one.out, one.run) or {}).get("finding", "")
-    words = {"queued": "", "running": f"runs on {state.get('host')}", "done": f"done · {finding}"}
-    return words.get(state["state"], f"{state['state']}: {execute.last_words(state)}")
-
-
 def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
-    """The last lines: what failed and where to read why, or the finding; then the index."""
-    index = _write_pages(out, targets)
+    """The last lines: what failed and where to read why; then the index."""
+    folders = dict.fromkeys([*(one.out for one in targets), out])
+    sweep_folders = {sweeps.folder(out, one.sweep): None for one in targets if one.sweep}
+    index = [execute.pages(folder) for folder in [*folders, *sweep_folders]][-1]
     if code == 130:
         print(f"stopped; the same command goes on from here · {shown(index)}")
         return code
@@ -222,23 +178,5 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
         print(f"not run: {', '.join(waiting)}")
     if code and not bad and not refused:
         print(log[-2000:])
-    for one in [] if undone else targets:  # the headline, where it was not just said
-        if one.notebook == COMPARISON and states[one.name][1]["heartbeat"] < began:
-            print(execute.record(one.out, one.run)["finding"])
     print(f"{len(targets) - len(undone)} of {len(targets)} runs done · {shown(index)}")
     return 1 if code or undone else 0
-
-
-def _write_pages(out: Path, targets: list[BookRun]) -> Path:
-    """The pages that a kill, or plain papermill, left unwritten, and every index; the last one."""
-    from tdbook.workflow import run_pages  # slow to import
-
-    for folder in dict.fromkeys([out, *(one.out for one in targets)]):
-        for run in (state["run"] for state in heartbeat.states(folder)):
-            notebook, html = (folder / f"{run}.{kind}" for kind in ("ipynb", "html"))
-            written = html.stat().st_mtime if html.exists() else 0
-            if notebook.exists() and notebook.stat().st_mtime > written:
-                execute.page(folder, run)
-    names = dict.fromkeys(one.sweep for one in targets if one.sweep)
-    places = [out, *(sweeps.folder(out, name) for name in names)]
-    return [run_pages.refresh(place) for place in places][-1]

@@ -15,9 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections import Counter
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
 from bs4 import BeautifulSoup
@@ -25,7 +23,7 @@ from bs4 import BeautifulSoup
 from tdbook.runs import hashes, heartbeat, notebooks, parameters, rules
 from tdbook.runs.ownership import run_of
 from tdbook.runs.parameters import ParameterError
-from tdbook.workflow import run_pages
+from tdbook.workflow import run_pages, status
 from tdlib import files
 from tdlib.files import AWAY, replacing, whole_folder
 from tdlib.files import write_whole as write
@@ -46,7 +44,7 @@ def publish(out: Path, name: str = "") -> Path:
     name = name or out.resolve().name
     if not rules.NAME.holds(name):
         raise ParameterError(f"NAME={name} must be {rules.NAME.says}: NAME=tiny")
-    runs = _runs(out)
+    runs = status.traces(out)
     done = [run for run in runs if _done(out, run)]
     if not done:
         raise ParameterError(f"{out} holds no run that is done: make book, then again")
@@ -57,28 +55,32 @@ def publish(out: Path, name: str = "") -> Path:
         place = Path(folder) / name
         for run in done:
             left_out += _copy(out, run, place)
-        _copy_points(out, place)
-        _lead(out, place, all(_ours(out, run) for run in done))
-        _check_size(place)
+        for path in sorted(out.glob("sweeps/*/*/results/*.json")):
+            point = path.parents[1]  # its record: the tables' numbers are traced to it
+            if not path.is_symlink() and _done(point, path.stem):
+                shown = place / "results" / point.relative_to(out) / path.name
+                _write(shown, _public(_record(point, path.stem)), out)
+        _lead(place)
         manifest = _manifest(out, place, done) | {"left_out": left_out}
         write(place / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+        files_ = files_of(place)
+        size, largest = (
+            sum(p.stat().st_size for p in files_) / 1e6,
+            max(files_, key=os.path.getsize),
+        )
+        if size > MOST_MB:
+            fault = f"outputs/published/{name} would take {size:.1f} MB, git gets {MOST_MB} at most"
+            remedy = f"the largest is {largest.name}; `make zip` packs a mail"
+            raise ParameterError(f"{fault}: {remedy}")
         if lead.exists() and not (quality.exists() and quality.read_bytes() == lead.read_bytes()):
             raise ParameterError(f"{lead} is not the figure of {quality}, so another's: {AWAY}")
         with whole_folder(target) as beside:
             shutil.copytree(place, beside, dirs_exist_ok=True)
     if quality.exists():
         write(lead, quality.read_bytes())
-    for why, count in Counter(line.partition(": ")[2] for line in left_out).items():
-        print(f"{count} left out: {why}")
-    sizes = [path.stat().st_size / 1e6 for path in files_of(target)]
-    print(f"{target}: {len(sizes)} files, {sum(sizes):.1f} MB")
+    more = f"; left out, and why: {len(left_out)} lines in manifest.json" if left_out else ""
+    print(f"{target}: {len(files_)} files, {size:.1f} MB{more}")
     return target
-
-
-def _runs(out: Path) -> list[str]:
-    """All that left a trace here; what a sweep's point borrows of its parent is a link."""
-    traces = (path for part in ("results", "state") for path in (out / part).glob("*.json"))
-    return sorted({path.stem for path in traces if not path.is_symlink()})
 
 
 def _done(out: Path, run: str) -> bool:
@@ -104,9 +106,9 @@ def _ours(out: Path, run: str) -> bool:
 
 def _copy(out: Path, run: str, place: Path) -> list[str]:
     """What may be shown of a run; returns what was left out, and why."""
-    ours, record, left_out = _ours(out, run), _record(out, run), []
+    record, left_out = _record(out, run), []
     _write(place / "results" / f"{run}.json", _public(record, indent=1), out)
-    page, textless = out / f"{run}.html", ours or notebooks.of(run).textless
+    page, textless = out / f"{run}.html", _ours(out, run) or notebooks.of(run).textless
     for path in sorted(path for kind in KINDS for path in (out / kind).glob(f"{run}-*.*")):
         shown, name = path.relative_to(out), path.stem.removeprefix(f"{run}-")
         if run_of(path, out) != run or path.suffix not in SHOWN:
@@ -134,26 +136,15 @@ def _tells(page: Path, finding: str) -> bool:
     return " ".join(finding.split()) in " ".join(body.split())
 
 
-def _copy_points(out: Path, place: Path) -> None:
-    """The records of sweeps' points, which the tables' numbers are traced to."""
-    for path in sorted(out.glob("sweeps/*/*/results/*.json")):
-        point = path.parents[1]
-        if not path.is_symlink() and _done(point, path.stem):
-            shown = place / "results" / point.relative_to(out) / path.name
-            _write(shown, _public(_record(point, path.stem)), out)
-
-
-def _lead(out: Path, place: Path, ours: bool) -> None:
-    """The index of what is published, without disk and next command, which are of the run folder;
-    and its morning report, unless its lines of errors may quote a text that was given."""
+def _lead(place: Path) -> None:
+    """The index of what is published, without disk and next command, which are of the run folder,
+    as the morning report is."""
     run_pages.refresh(place)
     soup = BeautifulSoup((place / "index.html").read_text("utf-8"), "html.parser")
     for section in soup.select("main > section.provenance"):
         section.decompose()
     write(place / "index.html", str(soup))
-    (place / "morning.md").unlink(missing_ok=True)
-    if ours and (out / "morning.md").exists():
-        _write(place / "morning.md", (out / "morning.md").read_text("utf-8"), out)
+    (place / "morning.md").unlink()
 
 
 def _public(record: dict, indent: int | None = None) -> str:
@@ -195,27 +186,16 @@ def _write(path: Path, text: str, out: Path) -> None:
     write(path, text)
 
 
-def _check_size(place: Path) -> None:
-    sizes = [(path.stat().st_size / 1e6, path.name) for path in files_of(place)]
-    if (whole := sum(size for size, _ in sizes)) > MOST_MB:
-        size, largest = max(sizes)
-        raise ParameterError(
-            f"outputs/published/{place.name} would take {whole:.1f} MB, git gets {MOST_MB} at most "
-            f"(the largest is {largest}, {size:.1f} MB): `make zip` packs a mail"
-        )
-
-
 def _manifest(out: Path, place: Path, runs: list[str]) -> dict:
     """Where all of it comes from, and the hash of every file."""
-    inside = out.resolve().is_relative_to(parameters.ROOT)
-    shown = out.resolve().relative_to(parameters.ROOT) if inside else out.name
+    shown = parameters.shown(out)
     about = {run: {key: _record(out, run)[key] for key in ABOUT} for run in runs}
     for run, record in about.items():
         record["older_code"] = hashes.older_code(out, run)
     now = datetime.datetime.now(datetime.UTC)
     names = {str(path.relative_to(place)): path for path in files_of(place)}
     return {
-        "command": f"make publish OUT={shown} NAME={place.name}",
+        "command": f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={place.name}",
         "published": now.isoformat(timespec="seconds"),
         "text": "the book's own" if all(_ours(out, run) for run in runs) else "given, not shown",
         "runs": about,
@@ -228,19 +208,15 @@ def files_of(place: Path) -> list[Path]:
 
 
 def pack(out: Path) -> Path:
-    """<out>/<name>-reports.zip: the index, every page, its sweeps' pages and all that these link
-    to, figures and tables. It unpacks into one folder whose links work anywhere."""
-    if not _runs(out):
+    """<out>/<name>-reports.zip: the index, every page, figure and table, its sweeps' too, and the
+    pages of their points. It unpacks into one folder whose links work anywhere."""
+    if not status.traces(out):
         raise ParameterError(f"{out} holds no run: make book, then again")
     run_pages.refresh(out)
-    pages = [*out.glob("*.html"), *out.glob("sweeps/*/*.html")]
-    packed = {*pages, *out.glob("morning.md")}
+    packed = [out / "morning.md", *out.glob("sweeps/*/*/[!.]*.html")]
     for folder in (out, *out.glob("sweeps/*")):
-        packed |= {path for kind in KINDS for path in (folder / kind).glob("[!.]*.*")}
-    while pages:
-        linked = _linked(pages.pop(), out) - packed
-        pages += [path for path in linked if path.suffix == ".html"]
-        packed |= linked
+        packed += folder.glob("[!.]*.html")
+        packed += [path for kind in KINDS for path in (folder / kind).glob("[!.]*.*")]
     name = re.sub(r"[^A-Za-z0-9.+-]+", "_", out.resolve().name).strip("_.-") or "book"
     target, folder = out / f"{name}-reports.zip", f"{name}-reports"
     if os.path.lexists(target) and not _packed(target, folder):
@@ -261,12 +237,3 @@ def _packed(path: Path, folder: str) -> bool:
             return all(name.startswith(f"{folder}/") for name in archive.namelist())
     except (OSError, BadZipFile):
         return False
-
-
-def _linked(page: Path, out: Path) -> set[Path]:
-    """The files of the run folder that a page links to; weights and the like are no reports."""
-    soup, base = BeautifulSoup(page.read_text("utf-8"), "html.parser"), out.resolve()
-    links = (unquote(urlsplit(a["href"]).path) for a in soup.find_all("a", href=True))
-    paths = ((page.parent / link).resolve() for link in links if link and "//" not in link)
-    inside = (path for path in paths if path.is_relative_to(base) and path.is_file())
-    return {out / p.relative_to(base) for p in inside if p.suffix in (".html", *SHOWN)}

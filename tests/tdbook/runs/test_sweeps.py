@@ -15,7 +15,7 @@ import pytest
 from tdbook import __main__
 from tdbook.runs import hashes, heartbeat, parameters, sweeps
 from tdbook.runs.running import start
-from tdbook.workflow import dry, graph, request, run_pages, scheduler, sessions, status
+from tdbook.workflow import graph, plan, request, run_pages, scheduler, status
 from tests.small_book import wait_for, write, yaml
 
 RATES = {"like": "01_distill-a", "grid": {"learning_rate": [1e-3, 2e-3]}, "seeds": [1, 2]}
@@ -232,16 +232,16 @@ def test_redo_keeps_the_old_and_the_same_command_does_not_repeat_it_twice(book):
     path = out / f"results/{run}.json"
     path.write_text(path.read_text().replace('"started": "20', '"started": "19'))
     with pytest.raises(KeyboardInterrupt):  # stopped before all is made
-        with sessions.session(out, [], wanted.command, None):
+        with status.session(out, [], wanted.command, None):
             assert scheduler._not_yet_redone(wanted, jobs) == (run,)
             assert by_hand(wanted, run) == [run]
             raise KeyboardInterrupt
     (old,) = (out / "old").iterdir()
     assert (old / "models/a/w").exists() and (old / f"results/{run}.json").exists()
     assert scheduler._not_yet_redone(wanted, jobs) == ()  # the same command goes on
-    with sessions.session(out, [], wanted.command, None) as ended:
+    with status.session(out, [], wanted.command, None) as ended:
         ended(0)
-    assert sessions.began_of(out, wanted.command) == math.inf  # that one had ended: a new wish
+    assert status.began_of(out, wanted.command) == math.inf  # that one had ended: a new wish
     assert scheduler._not_yet_redone(wanted, jobs) == (run,)
 
 
@@ -286,7 +286,7 @@ def test_a_sweep_need_not_be_told_again_what_the_book_was_told(book):
 def test_a_dry_run_tells_times_and_money_and_writes_nothing(tmp_path):
     out = tmp_path / "night"
     words = {"PROFILE": "smoke", "OUT": str(out), "NAME": "rank", "PRICE_PER_HOUR": "3"}
-    said = dry.text(request.wanted("sweep", words))
+    said = plan.dry(request.wanted("sweep", words))
     rows = [line.split() for line in said.splitlines()[2:-2]]
     assert (
         [row[0] for row in rows]

@@ -11,7 +11,7 @@ from tdbook import __main__
 from tdbook.runs import hashes, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
-from tdbook.workflow import dry, graph, request, run_pages, scheduler
+from tdbook.workflow import graph, request, run_pages
 from tdlib import files
 from tests import small_book
 
@@ -93,23 +93,6 @@ def make(asked: graph.Wanted) -> Path:
     files.write_whole(this.out / graph.CONFIG, json.dumps(asked.config))
     run_pages.index(this.out)
     return this.out
-
-
-def test_scouting_and_the_night_keep_apart_in_whichever_order_they_come(limited):
-    pairs = {"scouting": {"SET": "token_limit=500"}, "night": {}}
-    here = {name: make(request.wanted("book", more)) for name, more in pairs.items()}
-    assert here["scouting"].name == "tiny-token_limit-500" and here["night"].name == "tiny"
-    for name, other in (("scouting", "night"), ("night", "scouting")):
-        asked = request.wanted("book", pairs[other] | {"OUT": f"outputs/{here[name].name}"})
-        before = {p: p.read_bytes() for p in here[name].rglob("*") if p.is_file()}
-        with pytest.raises(ParameterError, match=r"01_distill-a in .* token_limit = .*OUT="):
-            scheduler.make(asked)
-        with pytest.raises(ParameterError, match="OUT="):
-            dry.text(asked)
-        assert before.items() <= {p: p.read_bytes() for p in before}.items()
-        same = request.wanted("book", pairs[name])
-        assert not any(hashes.judge(graph.jobs(same.config), graph.jobs(same.config))[0].values())
-        graph.refuse_other_settings(same, graph.jobs(same.config))
 
 
 def test_what_was_trained_on_fewer_tokens_and_what_reads_it_is_stamped_scouting(limited):

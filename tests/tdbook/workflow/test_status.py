@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tdbook.runs import heartbeat
-from tdbook.workflow import devices, run_pages, sessions, status
+from tdbook.workflow import devices, run_pages, status
 from tdlib.files import write_whole as write
 
 TAKE = """import sys, time
@@ -30,7 +30,7 @@ def record(out, run: str, **more) -> None:
 def session(out, **more) -> None:
     own = {"began": 1000.0, "ended": None, "code": None, "targets": [], "command": "make book"}
     own |= {"price": None, **heartbeat.who()}
-    write(out / sessions.SESSIONS, json.dumps([*sessions.sessions(out), own | more]))
+    write(out / status.SESSIONS, json.dumps([*status.sessions(out), own | more]))
 
 
 def words(out) -> dict[str, str]:
@@ -96,10 +96,10 @@ def test_hours_are_those_of_all_sessions_and_a_killed_one_ended_with_the_last_he
 
 
 def test_a_session_that_ends_says_how(tmp_path):
-    with sessions.session(tmp_path, ["01_distill-a"], "make book", 3.0) as ended:
+    with status.session(tmp_path, ["01_distill-a"], "make book", 3.0) as ended:
         assert status.live(tmp_path)["targets"] == ["01_distill-a"]
         ended(1)
-    (kept,) = sessions.sessions(tmp_path)
+    (kept,) = status.sessions(tmp_path)
     assert kept["code"] == 1 and kept["ended"] >= kept["began"] and status.live(tmp_path) is None
 
 

@@ -1,0 +1,27 @@
+// With all folds open: words beyond the page where nothing scrolls, beyond their block, or cut off.
+() => {
+  for (const fold of document.querySelectorAll("details")) fold.open = true;
+  const found = new Set(), walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const within = (a, b) => a.left > b.left - 1.5 && a.right < b.right + 1.5;
+  if (document.documentElement.scrollWidth > innerWidth) found.add("the page scrolls sideways");
+  for (let text; text = walk.nextNode();) {
+    const boxes = [];
+    for (let el = text.parentElement; el; el = el.parentElement)
+      boxes.push([getComputedStyle(el), el.getBoundingClientRect()]);
+    const block = boxes.find(([style]) => !/^inline|math/.test(style.display));
+    const scrolling = boxes.find(([style]) => /auto|scroll/.test(style.overflowX));
+    for (const {0: word, index} of text.textContent.matchAll(/\S+/g)) {
+      const range = new Range(), say = what => found.add(`${what}: ${word}`);
+      range.setStart(text, index);
+      range.setEnd(text, index + word.length);
+      const place = range.getBoundingClientRect();
+      if (!place.width) break;
+      if (block !== scrolling && !within(place, block[1])) say("beyond its box");
+      if (!scrolling && !within(place, {left: 0, right: innerWidth})) say("beyond the page");
+      for (const [{overflowX, overflowY}, box] of boxes)
+        if (/hidden|clip/.test(overflowX) && !within(place, box)
+          || /hidden|clip/.test(overflowY) && place.bottom > box.bottom + 1.5) say("cut off");
+    }
+  }
+  return [...found];
+}
