@@ -39,9 +39,7 @@ def window_losses(this: Run, names: list[str]) -> dict[str, np.ndarray]:
     return losses
 
 
-def resample(
-    losses: dict[str, np.ndarray], document_N: np.ndarray, resamples: int, seed: int
-) -> dict[str, np.ndarray]:
+def resample(losses: dict, document_N: np.ndarray, resamples: int, seed: int) -> dict:
     """Bootstrapped mean losses of all models over the same documents, {name: (resamples,)}."""
     losses_KN = np.stack(list(losses.values())).astype(np.float64)
     means_RK = intervals.resampled_means(losses_KN, document_N, resamples, seed)
@@ -55,15 +53,10 @@ def difference(this: Run, one: str, other: str, tokens: data.Tokens) -> dict:
     low, high = intervals.interval(drawn[one] - drawn[other])
     known_N = ~np.isnan(list(losses.values())).any(0)
     means = {name: float(loss_N[known_N].mean()) for name, loss_N in losses.items()}
-    return {
-        "difference": means[one] - means[other],
-        "low": low,
-        "high": high,
-        "losses": means,
-        "intervals": {name: intervals.interval(drawn_R) for name, drawn_R in drawn.items()},
-        "masked": int((~known_N).sum()),
-        "windows": len(known_N),
-    }
+    each = {name: intervals.interval(drawn_R) for name, drawn_R in drawn.items()}
+    change = {"difference": means[one] - means[other], "low": low, "high": high}
+    change |= {"masked": int((~known_N).sum()), "windows": len(known_N)}
+    return change | {"losses": means, "intervals": each}
 
 
 def hard_windows(losses: Mapping, picked_by: str, teacher: str, share: float) -> np.ndarray:
@@ -82,17 +75,15 @@ def trial(this: Run, losses: Mapping, document_N: np.ndarray, **more) -> Trial:
     return Trial(losses=losses, hard_N=hard_N, document_N=document_N, **given)
 
 
-def side_by_side(
-    this: Run, names: list[str], tokens: data.Tokens, new: int, seed: int, beginnings: int = 20
-) -> dict[str, dict]:
+def side_by_side(this: Run, names: list[str], tokens: data.Tokens) -> dict[str, dict]:
     """Per model one generated text and how much twenty of them repeat themselves."""
-    t, columns = tokens.context, {}
-    rows = evaluate.fixed_rows(tokens.val, beginnings)
+    p, t, columns = this.parameters, tokens.context, {}
+    new, rows = min(p["sample_tokens"], t - 8), evaluate.fixed_rows(tokens.val, 20)
     prompts = [tokens.val.ids[i * t :][:8].tolist() for i in rows]
     for name in names:
         net = Llama.load(this.path("models", name), this.device)
         texts = [
-            generate.generate(net, ids, min(new, t - 8), temperature=0.8, seed=seed + i)
+            generate.generate(net, ids, new, temperature=0.8, seed=p["seed"] + i)
             for i, ids in enumerate(prompts)
         ]
         first = tokens.tokenizer.decode(prompts[0] + texts[0])
@@ -100,11 +91,9 @@ def side_by_side(
     return columns
 
 
-def kept_and_lost(
-    this: Run, names: list[str], tokens: data.Tokens, judged: list[str]
-) -> tuple[list[dict], list[dict]]:
-    """By kind of token, on the fixed windows, rows for tables and plots: every model's loss; and
-    the change of the `judged` against the base, with intervals."""
+def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list[str]) -> tuple:
+    """By kind of token, on the fixed windows, rows of every model's loss; and of the change of the
+    `judged` against the base, with intervals."""
     arrays = {name: np.load(this.path("scores", "val", f"{name}.npz")) for name in names}
     rows_M, base = arrays[names[0]]["rows_M"], this.parameters["base"]
     losses = {name: array["token_loss_MT"] for name, array in arrays.items()}
@@ -114,16 +103,8 @@ def kept_and_lost(
     return buckets.kept_and_lost(losses, labels), won
 
 
-def calibrations(this: Run, names: list[str]) -> dict[str, dict]:
-    """Per model its bins of confidence, accuracy and share."""
-    arrays = {name: np.load(this.path("scores", "val", f"{name}.npz")) for name in names}
-    keys = ("confidence", "accuracy", "share")
-    return {name: {k: array[k].tolist() for k in keys} for name, array in arrays.items()}
-
-
 def show_sweep(this: Run, sweep: str, t: Trial) -> str:
-    """A sweep's table and figures, its models against the base; where settings have several seeds,
-    those together. Its best point, with its interval, in a sentence."""
+    """A sweep's table and figures, and those of seeds together. Its best point in a sentence."""
     points = {n: p for n, p in common.folder_of(this).points.items() if p.sweep == sweep}
     if not points:
         return f"No point of the sweep {sweep} is done."

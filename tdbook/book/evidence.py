@@ -2,8 +2,7 @@
 
 Differences of loss, nats per token, are read on the confirmation split (the validation split where
 there is none). claims.yaml has the claims and what they compare, analysis.claims the rules of a
-verdict. Legend: N windows, M of them fixed (for what is told token by token), T tokens of a window,
-V vocabulary.
+verdict. Legend: N windows, M of them fixed (told token by token), T tokens of each, V vocabulary.
 """
 
 import math
@@ -31,6 +30,7 @@ from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 
 Measured = tuple[list[Effect], list[str]]
+KINDS = next(row["kinds"] for row in CLAIMS["claims"] if row["key"] == "kept")
 
 
 def split_of(tokens: data.Tokens) -> tuple[str, data.Windows]:
@@ -52,9 +52,8 @@ def judged_on(tokens: data.Tokens) -> str:
 
 class Losses(dict):
     """Model → its loss of every window that judges, (N,). A model is run when it is first asked
-    for, so that none that no verdict needs reads the confirmation text. Kept in scores/<split>/
-    under the hash of model and text; of teacher, base and scratch, with every seed, also token by
-    token (`whole`)."""
+    for: none that no verdict needs reads the confirmation text. Kept in scores/<split>/ under the
+    hash of model and text; of teacher, base and scratch, with every seed, token by token too."""
 
     def __init__(self, this: Run, tokens: data.Tokens):
         super().__init__()
@@ -91,8 +90,7 @@ class Losses(dict):
             net = lora.load(net, out / place) if adapter else net
             how = dict(fixed=fixed if whole else 1, device=this.device)
             evaluate.evaluate(net.eval(), self.windows, **how).save(path.parent, stem, whole)
-            text = f"models on {self.split}: {name}"
-            this.progress(len(self) + 1, len(self.models), text)
+            this.progress(len(self) + 1, len(self.models), f"models on {self.split}: {name}")
         return path
 
 
@@ -138,10 +136,9 @@ def recipe(this: Run, tokens: data.Tokens, t: Trial) -> tuple[list[Effect], str]
     effects = t.effects(CLAIMS["recipe"])
     if not effects:
         return [], "No recipe was run here: no point of the sweep that `recipe` names is done."
-    result, why = judge(effects[:1])
+    (result, why), made = judge(effects[:1]), comparison.made(this, tokens)
     how = {HOLDS: "**beats**", PART: "beats, with a reserve,", FAILS: "**loses to**"}
-    verb = how.get(result, "is not clearly better than")
-    words, made = f"The recipe {verb} the plan's 50M + LoRA", comparison.made(this, tokens)
+    words = f"The recipe {how.get(result, 'is not clearly better than')} the plan's 50M + LoRA"
     costs = []
     for name in (t.recipe, t.first("best adapter on hard").name):
         spent = [f"{key} {n}" for key, n in made[name].items() if key != "made"]
@@ -151,12 +148,10 @@ def recipe(this: Run, tokens: data.Tokens, t: Trial) -> tuple[list[Effect], str]
 
 def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     """What the recipe was chosen from: every student of the base's shape, seed and tokens, best on
-    development first, each against the recipe (the best, where none was run) with its interval over
-    development documents."""
-    tried: dict[tuple, Model] = {}
-    for model in t.alike(t.models[t.base], set(TRIED)):  # a setting once, though two sweeps have it
-        tried.setdefault(model.settings, model)
-    models = {model.name: model.p for model in tried.values()}
+    development first, each against the recipe, or the best where none was run."""
+    tried = t.alike(t.models[t.base], set(TRIED))
+    # a setting once, though two sweeps have it: the first
+    models = {m.name: m.p for m in {m.settings: m for m in reversed(tried)}.values()}
     val, document_N = comparison.window_losses(this, [*models]), origins.of(tokens, "val")[0]
     loss = {name: known_mean(loss_N) for name, loss_N in val.items()}
     order = sorted(loss, key=loss.get)
@@ -173,8 +168,7 @@ def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
 
 
 def show(this: Run, claim: dict) -> None:
-    """A claim as a section: verdict, figure, every effect and note in words, what would change our
-    mind."""
+    """A claim as a section: verdict, figure, every effect and note, what would change our mind."""
     from IPython.display import Markdown, display
 
     effects, result = claim["effects"], claim["verdict"]
@@ -200,8 +194,7 @@ def in_short(claims: Sequence[dict], recipe: str) -> str:
 
 
 def settings(t: Trial) -> list[Model]:
-    """The students that differ from the base in ce_weight and temperature alone, best first on
-    development."""
+    """The students that differ from the base in ce_weight and temperature alone, best first."""
     tried = t.alike(t.models[t.base], {"ce_weight", "temperature"})
     return sorted(tried, key=lambda m: t.development[m.name])
 
@@ -222,8 +215,8 @@ def loss_settings(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
 
 
 def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
-    """What the hardest windows hold against the rest: rare tokens, pairs never seen, other scripts;
-    each seed of the base picks its own."""
+    """What the hardest windows, as each seed of the base picks them, hold against the rest: rare
+    tokens, pairs never seen, other scripts."""
     _, windows = split_of(tokens)
     p, share, rows = this.parameters, this.parameters["hard_share"], np.arange(len(windows))
     ids_NT, y_NT = (x.numpy() for x in replace(windows, mask=None).batch(rows))
@@ -264,7 +257,7 @@ def kept(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     labels, effects = kept_and_lost.cuts(replace(tokens, val=windows), rows_M), []
     loss_MT = {name: t.losses.tokens(name) for name in t.losses.whole if name in t.models}
     document_MT = np.broadcast_to(t.document_N[rows_M][:, None], loss_MT[t.teacher].shape)
-    for cut, bucket, claimed in kinds():
+    for cut, bucket, claimed in KINDS:
         names, at_MT = labels.get(cut, ([], None))
         in_MT = at_MT == names.index(bucket) if bucket in names else np.zeros(1, bool)
         if in_MT.sum() < tables.FEW:
@@ -276,13 +269,6 @@ def kept(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
                 each = [(lag_MT.ravel(), in_MT.ravel(), document_MT.ravel()) for lag_MT in lags]
                 effects.append(_beyond(t, f"{bucket} ({cut}), {name}", each, claimed, role))
     return effects, []
-
-
-def kinds() -> list[tuple[str, str, int]]:
-    """Cut and bucket of each kind of token that the claim names, and the sign that it claims."""
-    claim = next(row for row in CLAIMS["claims"] if row["key"] == "kept")
-    signs = ((-1, claim["kept"]), (1, claim["lost"]))
-    return [(cut, b, sign) for sign, cuts in signs for cut, some in cuts.items() for b in some]
 
 
 # key of a claim → what it needs besides the effects that claims.yaml lists

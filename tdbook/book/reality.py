@@ -1,9 +1,8 @@
 """Is difficulty real? Would another student, a simple number, or a teacher that never read these
 windows call the same ones hard; and how much of the teacher's lead on them is memory?
 
-Jaccard = |A ∩ B| / |A ∪ B| of two hard sets. Two sets of A and B windows that have nothing to do
-with one another share A·B/N of all N, which is the value by chance. Legend: N windows, K models, R
-resamples.
+Jaccard = |A ∩ B| / |A ∪ B| of two hard sets; by chance, sets of A and B windows share A·B/N of N.
+Legend: N windows, K models, R resamples.
 """
 
 import numpy as np
@@ -20,13 +19,16 @@ from tdlib.model import Llama
 FEW = 5  # documents; sources with fewer in either split count together, or they had no interval
 RESAMPLES = 1000  # of an interval
 AT_ONCE = 100  # resamples; a large corpus has 100,000 documents
+FORMS = dict(windows=",d", jaccard=".3f", chance=".3f", rank="+.3f", student_better=".1%")
+COLUMNS = "judged by, windows, hard by both (Jaccard), by chance, rank correlation, "
+COLUMNS += "better than its teacher on"
 
 
 def look(
     this: Run, tokens: data.Tokens, scores: hard_set.Scores, found_N: np.ndarray, hard_N: np.ndarray
 ) -> dict:
-    """All that the section shows. As many windows are called hard by each as `hard_N` are; junk
-    (of `found_N`, features) that was left out counts nowhere."""
+    """All that the section shows. Each calls as many windows hard as `hard_N` are; junk (in
+    `found_N`, features) that was left out counts nowhere."""
     p, unseen, judges = this.parameters, this.parameters["unseen_teacher"], {}
     compare = [name for name in dict.fromkeys(p["compare"].split()) if name != unseen]
     own_N = np.where((found_N["junk"] > 0) & p["leave_out_junk"], np.nan, scores.difficulty_N)
@@ -48,9 +50,7 @@ def look(
     return {"rows": rows, "memory": memory(losses, documents, RESAMPLES), "mean": mean}
 
 
-def loss_of(
-    this: Run, name: str, tokens: data.Tokens, scores: hard_set.Scores, fold: str = ""
-) -> np.ndarray:
+def loss_of(this: Run, name: str, tokens: data.Tokens, scores: hard_set.Scores, fold: str = ""):
     """The loss of another model on the windows that 02 scored, or on those of a fold, (N,)."""
     path, at_N = this.path("scores", f"{this.run}-{name}.npy"), np.isfinite(scores.difficulty_N)
     rows = np.flatnonzero(at_N & origins.fold(tokens, fold) if fold else at_N)
@@ -103,13 +103,10 @@ def _both_splits(this: Run, tokens: data.Tokens, scores: hard_set.Scores) -> tup
     return losses, documents
 
 
-def memory(
-    losses: dict[str, dict[str, np.ndarray]], documents: dict[str, tuple], resamples: int
-) -> list[dict]:
+def memory(losses: dict[str, dict], documents: dict[str, tuple], resamples: int) -> list[dict]:
     """How much better each model is on training windows than on validation windows of the same
     sources, which count as often as they occur there: rows of name, gap, low, high, nats, with 95 %
-    intervals over documents. Losses: "train" and "val" → name → (N,); `documents` of both splits as
-    data.Tokens has them."""
+    intervals over documents. Of "train" and "val", losses are name → (N,), documents origins.of."""
     loss_KN, document_N, source_N = {}, {}, {}
     for split, models in losses.items():
         x_KN, (of_N, names) = np.stack(list(models.values())), documents[split]
@@ -150,13 +147,9 @@ def table(result: dict) -> pd.DataFrame:
     """One row a comparison."""
     rows = []
     for row in result["rows"]:
-        shown = {"the same windows, judged by": row["with"], "windows": f"{row['windows']:,}"}
-        shown["hard by both (Jaccard)"] = f"{row['jaccard']:.3f}"
-        shown["by chance"] = f"{row['chance']:.3f}"
-        shown["rank correlation"] = intervals.number(row["rank"], "+.3f")
-        better = intervals.number(row.get("student_better"), ".1%")
-        rows.append(shown | {"better than its teacher on": better})
-    return pd.DataFrame(rows)
+        numbers = [intervals.number(row.get(key), form) for key, form in FORMS.items()]
+        rows.append([row["with"], *numbers])
+    return pd.DataFrame(rows, columns=COLUMNS.split(", "))
 
 
 def in_words(result: dict, base: str, teacher: str) -> str:
@@ -168,8 +161,7 @@ def in_words(result: dict, base: str, teacher: str) -> str:
     text = (
         f"Validation windows of the same sources cost the teacher {gaps[teacher]} nats more "
         f"than the training windows it has read, and {base} {gaps[base]}. So on unread text "
-        f"difficulty goes from {lead:+.3f} to {lead + change.value:+.3f} nats, a change of "
-        f"{change}."
+        f"difficulty goes from {lead:+.3f} to {lead + change.value:+.3f} nats: {change}."
     )
     if 0 < -change.value < lead:
         text += f" {-change.value / lead:.0%} of it is memory of the training text."

@@ -25,18 +25,13 @@ NAN = float("nan")
         ((NAN, 0, 0), "undefined", 0),
         ((math.inf, 0.1, 1), "undefined", 1),
         ((-0.5,), "−0.500 [unknown]", 0),
+        ((None, NAN, NAN), "undefined", 0),  # null of a record
     ],
 )
 def test_an_interval_has_signs_and_true_minuses_and_is_clear_beside_0(values, text, clear):
     interval = Interval(*values)
-    assert f"{interval}" == text and interval.clear == clear == -(-interval).clear
-
-
-def test_null_of_a_record_is_not_known():
-    assert f"{Interval(None, None, None)}, {Interval(0.5, None, None)}" == (
-        "undefined, +0.500 [unknown]"
-    )
-    assert f"{Interval(0.5, 0.25, 1):.1f}" == "+0.5 [+0.2, +1.0]"
+    assert f"{interval}" == text and interval.clear == clear
+    assert values[0] is None or (-interval).clear == -clear
 
 
 def test_resampled_means_have_the_mean_and_spread_of_independent_documents():
@@ -99,12 +94,9 @@ def test_gap_closed_is_nothing_at_scratch_and_all_at_the_teacher():
     assert (gap_closed(scratch_R, teacher_R, teacher_R) == 1).all()
     half_R = (scratch_R + teacher_R) / 2
     np.testing.assert_allclose(gap_closed(scratch_R, half_R, teacher_R), 0.5)
-
-
-@pytest.mark.parametrize("gap", [-1.0, 0.0, 0.015])
-def test_gap_closed_is_undefined_where_scratch_is_not_clearly_worse(gap):
-    scratch_R = 4 + gap + np.random.default_rng(5).normal(0, 0.01, 1000)  # 1.5 deviations at best
-    assert np.isnan(gap_closed(scratch_R, scratch_R, np.full(1000, 4.0))).all()
+    for gap in (-1.0, 0.0, 0.015):  # not clearly worse: 1.5 deviations at best
+        scratch_R = 4 + gap + noise_R
+        assert np.isnan(gap_closed(scratch_R, scratch_R, np.full(1000, 4.0))).all()
 
 
 @pytest.mark.parametrize(("sizes", "documents"), [([7] * 20, 20), ([9] + [1] * 27, 12)])
@@ -137,11 +129,6 @@ def test_95_percent_intervals_cover_the_truth_in_95_of_100_cases():
         held = bench.coverage(200, documents, 0.45, resamples=200)
         low, high = stats.binom.ppf([0.0005, 0.9995], 200, 0.95) / 200
         assert all(low <= share <= high for share in held.values()), (documents, held)
-
-
-def test_a_t_interval_over_seeds_is_that_of_a_table():
-    mean, half = intervals.over_seeds([-0.03, -0.01, -0.02])  # deviation 0.01, t 4.3027 with 2
-    assert (mean, half) == (pytest.approx(-0.02), pytest.approx(4.3027 * 0.01 / math.sqrt(3), 1e-4))
 
 
 # losses as a run folder has them
