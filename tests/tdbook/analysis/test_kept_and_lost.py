@@ -54,6 +54,9 @@ class Pieces:
     def begins(self, ids_MS):
         return np.array([name[0] == "▁" for name in self.names])[ids_MS]
 
+    def in_parts(self, count_V):
+        return False
+
 
 @pytest.fixture
 def ten(tmp_path: Path) -> data.Tokens:
