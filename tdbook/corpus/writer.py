@@ -159,8 +159,8 @@ def clause(scene: Scene, event: Event, form: str, who: Who) -> str:
         words += scene.rng.choices(MANNER.get(event.verb, [""]))
     if form == "now":
         forced = {"-u"} if event.mark == "!" or not event.mine else set()
-        (_, template), *_ = draw(scene, "finals", traits - forced | {scene.tense})
-        words.append(blanks(scene, template, (event,), who))
+        rows = suited("finals", frozenset(traits - forced | {scene.tense}))
+        words.append(blanks(scene, scene.rng.choices(*rows)[0][1], (event,), who))
     elif form != "arguments":
         words.append(conjugate(event.verb, form, who.person))
     return " ".join(words)
@@ -194,10 +194,6 @@ def suited(key: str, holds: frozenset[str]) -> tuple[list[tuple[int, str]], list
     """The templates of which all needs (a|b: one of them) hold, and their weights."""
     rows = [row for row in ROWS[key] if all(holds & {*need.split("|")} for need in row[1])]
     return [row[2] for row in rows], [row[0] for row in rows]
-
-
-def draw(scene: Scene, key: str, holds: set[str], count: int = 1) -> list[tuple[int, str]]:
-    return scene.rng.choices(*suited(key, frozenset(holds)), k=count)
 
 
 def blank(scene: Scene, words: list[str], events: Sequence[Event], me: Who) -> str:
@@ -308,10 +304,9 @@ def rare_sentence(scene: Scene, kind: str) -> str:
     meant = [e for e in scene.script if e.mine and e.mark != "!" and "friend" not in str(e.args)]
     pairs = list(pairwise(e for e in meant if "-u" in VERBS[e.verb]["traits"]))
     rng, old = scene.rng, read_event(scene.rng.choice(WORDS["classical"]))
-    for pair in rng.sample(pairs, len(pairs)):
-        if text := fill(scene, rng.choice(WORDS["rare"][kind]), (*pair, old)):
-            return text
-    return ""
+    told = rng.sample(pairs, len(pairs))
+    texts = (fill(scene, rng.choice(WORDS["rare"][kind]), (*pair, old)) for pair in told)
+    return next(filter(None, texts), "")
 
 
 def pattern(scene: Scene, ahead: list[Event]) -> tuple[int, str]:
@@ -326,7 +321,7 @@ def pattern(scene: Scene, ahead: list[Event]) -> tuple[int, str]:
     holds |= {"thing" * bool({*scene.seen} & {*WORDS["remarks"]})}
     holds |= {"apart" * ("hero" not in " ".join(e.args))}
     holds -= {"-u"} if e.mark == "!" else set()
-    first, second = draw(scene, "story", holds, 2)
+    first, second = scene.rng.choices(*suited("story", frozenset(holds)), k=2)
     events, template = second if first[1] in scene.used else first  # variety
     scene.used.add(template)
     return events, template
