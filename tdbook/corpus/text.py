@@ -39,7 +39,7 @@ READABLE = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
 FEWEST, SINGLE, LARGER = 6, 0.8, 0.002
 UNREAD = f"not read, being no {READABLE}"  # what an account is told of files
 JOINED = "in which a blank line ends a paragraph, and larger gaps a document"
-APART = "in which each blank line ends a document: put two there if one ends a paragraph"
+APART = "in which each blank line ends a document: put two between them if one ends a paragraph"
 ALIKE, AT_LEAST = 0.05, 10  # share and number of common four-word sequences: see near_duplicates
 HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are compared with
 

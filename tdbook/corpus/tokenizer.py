@@ -90,7 +90,7 @@ class Tokenizer:
         pieces = [self.shown_V[i] for i in ids]
         if self.marked or not ids:
             return pieces
-        begins_S = self.begins(np.array([ids]))[0] & ~np.isin(ids, self._special)
+        begins_S = self.begins(np.array([ids]))[0] & ~np.isin(ids, [*self.silent, self.eos])
         shown = zip(pieces, begins_S, strict=True)
         return [f"▁{p.removeprefix('▁')}" if begins else p for p, begins in shown]
 
@@ -111,7 +111,7 @@ class Tokenizer:
         """Whether a word begins after each piece, whatever comes."""
         if self.kind == "Morfessor":
             return ~self.model.joins_V
-        return np.isin(np.arange(self.size), self._special)
+        return np.isin(np.arange(self.size), [*self.silent, self.eos])
 
     @cached_property
     def parts_V(self) -> np.ndarray:
@@ -156,10 +156,6 @@ class Tokenizer:
     @cached_property
     def _begins_V(self) -> np.ndarray:
         return np.array([p.startswith("▁") or i == self.eos for i, p in enumerate(self.shown_V)])
-
-    @property
-    def _special(self) -> list[int]:
-        return [*self.silent, self.eos]
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
         ids = [int(i) for i in ids]
@@ -213,7 +209,5 @@ def refuse_unknown(path: Path, content: dict, kind: str) -> None:
         special = key.endswith("_token") or key.endswith("_token_id")
         named = kind == "config" and special and not isinstance(value, bool)
         if not (key in known or named or (key in empty and not value)):
-            fault = f"{path}: what {key!r} ({value!r:.40}) does is not known here"
-            raise ValueError(
-                f"{fault}, it might change ids or text: copy it without, if it does not"
-            )
+            fault = f"{path}: what {key!r} ({value!r:.40}) does is not known here, it might change"
+            raise ValueError(f"{fault} ids or text: copy it without that key if it does not")

@@ -3,24 +3,12 @@
 import copy
 
 import numpy as np
-import pytest
 import torch
 from scipy import stats
 
 from tdlib import data, hard_set
 
 T, WINDOWS, RARE = 16, 400, range(90, 97)  # tokens that the student does not know
-
-
-@pytest.fixture(scope="module")
-def models(tiny_llama):
-    """A student and its teacher, which differ in the embeddings of the rare tokens."""
-    teacher = tiny_llama(seed=3, tied=False).requires_grad_(False)
-    student = copy.deepcopy(teacher)
-    torch.manual_seed(1)
-    rows = student.embed_tokens.weight[RARE.start : RARE.stop]
-    rows.copy_(torch.randn_like(rows) * rows.std())
-    return student, teacher
 
 
 def spoken(teacher) -> data.Windows:
@@ -39,9 +27,12 @@ def spoken(teacher) -> data.Windows:
     return data.Windows(np.append(ids_NT.numpy(), 0).astype("<u4"), T)
 
 
-def test_the_hard_set_is_the_windows_of_what_the_student_does_not_know(models):
-    student, teacher = models
-    windows = spoken(teacher)
+def test_the_hard_set_is_the_windows_of_what_the_student_does_not_know(tiny_llama):
+    teacher = tiny_llama(seed=3, tied=False).requires_grad_(False)
+    student, windows = copy.deepcopy(teacher), spoken(teacher)
+    torch.manual_seed(1)
+    rows = student.embed_tokens.weight[RARE.start : RARE.stop]
+    rows.copy_(torch.randn_like(rows) * rows.std())
     scores = hard_set.score(student, teacher, windows)
     holds_N = np.arange(WINDOWS) % 10 == 0
     chosen = hard_set.select(scores.difficulty_N, share=0.08)

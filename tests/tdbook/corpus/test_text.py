@@ -164,9 +164,9 @@ def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, mon
     monkeypatch.setattr(running, "_latest", None)
     body = in_kind(writer.write(30_000, 5), ".txt").decode()
     put(tmp_path / "texts", {"a.txt": body, "b.rst": body[:999]})
-    given = {"profile": "smoke", "shape": "teacher-smoke", "vocab_size": 500, "context": 32}
-    given |= {"text": str(tmp_path / "texts"), "out": str(tmp_path / "out")}
-    this = start("00_teacher", given)
+    given = {"text": str(tmp_path / "texts"), "out": str(tmp_path / "out")}
+    small = {"profile": "smoke", "shape": "teacher-smoke", "vocab_size": 500, "context": 32}
+    this = start("00_teacher", small | given)
     with pytest.warns(UserWarning, match=r"1 files not read, .* \(b.rst\)"):
         summary, missing = students.text_into_tokens(this, None)
     kept = this._remembered["account"]

@@ -35,12 +35,6 @@ def folder(splits, tokenizer, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def upstream(tmp_path) -> Path:
-    """A folder as upstream makes it: two files and meta.json, nothing else."""
-    return raw(tmp_path / "elsewhere", np.arange(1000) % 50, np.arange(100) % 50)
-
-
 def raw(folder: Path, train, val, dtype="uint32", **change) -> Path:
     folder.mkdir()
     for name, ids in (("train", train), ("val", val)):
@@ -78,17 +72,12 @@ def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
 
 
 def test_a_window_belongs_to_the_document_in_its_middle(folder, splits, tokenizer):
-    tokens = token_files.open_tokens(folder)
-    of_token = [
-        number
-        for number, document in enumerate(splits["val"])
-        for ids in tokenizer.encode(document.lines)
-        for _ in range(len(ids) + 1)
-    ]
+    tokens, documents = token_files.open_tokens(folder), splits["val"]
+    sizes = [sum(len(ids) + 1 for ids in tokenizer.encode(d.lines)) for d in documents]
+    middle_N = np.arange(len(tokens.val)) * T + T // 2
     document_N, sources = origins.of(tokens, "val")
-    assert document_N.tolist() == [of_token[i * T + T // 2] for i in range(len(tokens.val))]
-    assert len(set(document_N.tolist())) == 3
-    assert sources == [d.source for d in splits["val"]]
+    assert document_N.tolist() == np.repeat(range(3), sizes)[middle_N].tolist()
+    assert sources == [d.source for d in documents]
 
 
 MAPPED = {  # what a tokenizer loses → how a line is spoilt that it does lose something of
@@ -193,13 +182,12 @@ def test_ids_beyond_the_vocabulary_and_many_unknown_are_refused(tmp_path, monkey
 def test_a_folder_is_whole_or_not_there_and_keeps_nothing_of_an_earlier_one(
     splits, tokenizer, tmp_path
 ):
-    class Failing(list):
-        def __iter__(self):
-            yield Document(("అమ్మ",), "a")
-            raise OSError("the cable was pulled")
+    def failing():
+        yield Document(("అమ్మ",), "a")
+        raise OSError("the cable was pulled")
 
     with pytest.raises(OSError, match="cable"):
-        token_files.write_tokens(tmp_path / "tokens", {"train": Failing()}, tokenizer, T)
+        token_files.write_tokens(tmp_path / "tokens", {"train": failing()}, tokenizer, T)
     assert not list(tmp_path.iterdir())
     for kept in (splits, {k: splits[k] for k in ("train", "val")}):
         token_files.write_tokens(tmp_path / "tokens", kept, tokenizer, T)
@@ -207,7 +195,8 @@ def test_a_folder_is_whole_or_not_there_and_keeps_nothing_of_an_earlier_one(
     assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
 
 
-def test_linked_tokens_are_the_same_files_and_survive_the_link(upstream, tmp_path):
+def test_linked_tokens_are_the_same_files_and_survive_the_link(tmp_path):
+    upstream = raw(tmp_path / "elsewhere", np.arange(1000) % 50, np.arange(100) % 50)
     folder, before = tmp_path / "run" / "tokens", (upstream / "meta.json").read_bytes()
     for context in (T, T, 33):
         token_files.link_tokens(upstream, folder, context=context)

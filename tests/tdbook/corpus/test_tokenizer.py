@@ -8,6 +8,7 @@ import operator
 import os
 import pickle
 import random
+import string
 import sys
 import time
 from itertools import pairwise, product
@@ -241,16 +242,13 @@ def saved(folder: Path, lines: list[str], changes: dict | None = None, **beside)
     return folder / "tokenizer.json"
 
 
-def test_eos_is_what_the_files_beside_say(lines, tmp_path):
+def test_eos_is_what_the_files_beside_say_and_added_tokens_keep_their_ids(lines, tmp_path):
     assert tokenizer_files.open(saved(tmp_path, lines)).eos == 3  # </s> by its name
     beside = {"tokenizer_config": {"eos_token": {"content": "<s>"}, "unk_token": "<s>"}}
     beside |= {"special_tokens_map": {"eos_token": "<unk>"}}
     one = tokenizer_files.open(saved(tmp_path, lines, **beside))
     assert (one.eos, one.unk, one.silent) == (2, None, {0, 1, 3})
     assert [*tokenizer_files.files(one)] == [f"{name}.json" for name in ("tokenizer", *beside)]
-
-
-def test_special_tokens_after_the_vocabulary_and_plain_added_ones_keep_their_ids(lines, tmp_path):
     path = saved(tmp_path, lines, tokenizer_config={"eos_token": "<|end_of_text|>"})
     judge = tokenizers.Tokenizer.from_file(str(path))
     judge.add_special_tokens(["<|end_of_text|>"])
@@ -258,10 +256,10 @@ def test_special_tokens_after_the_vocabulary_and_plain_added_ones_keep_their_ids
     judge.enable_truncation(2)
     judge.save(str(path))
     one = tokenizer_files.open(path)
-    assert one.size == judge.get_vocab_size()
-    assert one.eos == judge.token_to_id("<|end_of_text|>")
+    added = [judge.token_to_id(name) for name in ("<|end_of_text|>", "నమస్తే")]
+    assert one.size == judge.get_vocab_size() and one.eos == added[0]
     ids = one.encode(["నమస్తే <|end_of_text|> తెలుగు"])[0]
-    assert judge.token_to_id("నమస్తే") in ids and one.eos not in ids
+    assert added[1] in ids and one.eos not in ids
     assert one.decode(ids) == "నమస్తే <|end_of_text|> తెలుగు"
 
 
@@ -309,15 +307,7 @@ def test_merges_are_those_of_the_slow_way(upstream, table, tmp_path):
             assert one.model.merge(word) == merged_slowly(ranks, word), (merges, word)
 
 
-def test_a_word_of_sixteen_thousand_characters_takes_no_time(upstream):
-    word = "".join(random.Random(0).choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/", k=16_000))
-    began = time.process_time()
-    ids = upstream.encode([word])[0]
-    assert time.process_time() - began < 2, "it took 30 s and more"
-    assert upstream.decode(ids) == word
-
-
-def test_a_word_s_ids_never_depend_on_the_words_before(upstream, lines):
+def test_a_word_s_ids_never_depend_on_the_words_before_and_long_ones_take_no_time(upstream, lines):
     words = sorted({w for line in lines[:15] for w in line.split()})
     words += ["international", "international@@", "కూడాకూ", "కూడాకూ@@", "zzzq@@", "zzzq"] * 2
     alone = {word: upstream.encode([word])[0] for word in words}
@@ -325,6 +315,10 @@ def test_a_word_s_ids_never_depend_on_the_words_before(upstream, lines):
     random.Random(0).shuffle(words)
     assert fresh.encode([" ".join(words)])[0] == [i for word in words for i in alone[word]]
     assert {word: fresh.encode([word])[0] for word in reversed(words)} == alone
+    long = "".join(random.Random(0).choices(string.ascii_uppercase + "0123456789+/", k=16_000))
+    began = time.process_time()
+    assert upstream.decode(upstream.encode([long])[0]) == long
+    assert time.process_time() - began < 2, "it took 30 s and more"
 
 
 def test_joined_pieces_are_decoded_by_the_rules(upstream, table):
@@ -431,21 +425,22 @@ def test_keys_that_change_no_ids_are_read_over_and_those_that_agree_are_fine(lin
 def test_what_is_no_tokenizer_is_refused_before_it_is_read_and_the_kind_told_by_content(
     kinds, tmp_path
 ):
-    (tmp_path / "half").write_bytes(kinds["SentencePiece"].path.read_bytes()[:9_000])
-    (tmp_path / "brace").write_bytes(b"{\xff}")
-    for name, said in (("half", "is not a SentencePiece .model, nor"), ("brace", "is no JSON")):
-        with pytest.raises(ValueError, match=said):
-            tokenizer_files.open(tmp_path / name)
-    for name, head in (("t.model", b"\n"), ("t.json", b"{"), ("m.bin", b"\x80")):
+    half = kinds["SentencePiece"].path.read_bytes()[:9_000]
+    for name, head in {"half": half, "brace": b"{\xff}", "t": b"\n", "j": b"{", "m": b""}.items():
         (tmp_path / name).write_bytes(head)
-        os.truncate(tmp_path / name, 2**38)  # a hole: it takes no room
+        os.truncate(tmp_path / name, len(head) if len(head) > 1 else 2**38)  # a hole takes no room
     upstream, large = kinds["Morfessor"].path, "has 274,877,906,944 bytes, a tokenizer's .* at most"
-    for given in ((tmp_path / "t.model",), (tmp_path / "t.json",), (upstream, tmp_path / "m.bin")):
-        with pytest.raises(ValueError, match=large):
-            tokenizer_files.open(*given)
-    for given in ((tmp_path / "no.model",), (upstream, tmp_path / "no.bin")):
-        with pytest.raises(FileNotFoundError, match=r"no\.\w+ is not there: "):
-            tokenizer_files.open(*given)
+    for names, said in {
+        ("half",): "is not a SentencePiece .model, nor",
+        ("brace",): "is no JSON",
+        ("t",): large,
+        ("j",): large,
+        (upstream, "m"): large,
+        ("no.model",): r"no.model is not there: ",
+        (upstream, "no.bin"): r"no.bin is not there: ",
+    }.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            tokenizer_files.open(*(tmp_path / name for name in names))
     for kind, name in (("SentencePiece", "a.json"), ("marked", "b.model"), ("Morfessor", "c.txt")):
         (tmp_path / name).write_bytes(kinds[kind].path.read_bytes())
         found = tokenizer_files.open(tmp_path / name)
