@@ -1,8 +1,10 @@
 """Coloured texts say their differences; the explorers agree with numpy to the window."""
 
+import itertools
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,11 +25,6 @@ CUTS = {
 }
 JUNK_N = (R.integers(1, 16, N) * (R.random(N) < 0.07)).astype(np.uint8)
 BEGUN = widgets.Explored(SCORES, CUTS, JUNK_N, "<u>{}</u>".format, Rule(0.31))
-RULES = [
-    Rule(0.31, clip=0.02),
-    Rule(0.2, clip=0.005, leave_out_junk=True, easy_share=0.2, token_share=0.4, seed=7),
-    Rule(0.4, clip=0.03, token_share=0.5),
-]
 
 
 def numbers_of(live: bool = True, **changed) -> dict:
@@ -36,22 +33,19 @@ def numbers_of(live: bool = True, **changed) -> dict:
 
 def small(difficulty, names=("only",), group_N=None) -> dict:
     """Of other scores, without junk and with one cut."""
-    n = len(difficulty)
-    group_N = np.zeros(n, int) if group_N is None else group_N
-    cuts = {"source": (list(names), group_N)}
-    return dict(scores=Scores(np.array(difficulty), np.zeros(n)), cuts=cuts,
-                junk_N=np.zeros(n, np.uint8))  # fmt: skip
+    n, nothing_N = len(difficulty), np.zeros(len(difficulty), np.uint8)
+    cuts = {"source": (list(names), nothing_N if group_N is None else group_N)}
+    return dict(scores=Scores(np.array(difficulty), np.zeros(n)), cuts=cuts, junk_N=nothing_N)
+
+
+def kept_by(widget, path: Path, at: list | None = None) -> dict:
+    """What a click on "keep" writes."""
+    widget._handle_custom_msg(at or widget.at, [])
+    return json.loads(path.read_text("utf8"))
 
 
 def embedded(page: str) -> dict:
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1])
-
-
-def click_keep(widget, at: list) -> None:
-    widget._handle_custom_msg(at, [])
-
-
-# Texts
 
 
 def plain(page: str) -> str:
@@ -81,45 +75,27 @@ def test_worse_and_better_tokens_differ_without_colour_and_equal_ones_are_plain(
     assert figures.HARD in pages.WIDGETS_CSS and figures.EASY in pages.WIDGETS_CSS
 
 
-# Explorers
-
-
-@pytest.mark.parametrize(
-    ("kind", "decimals", "rule"),
-    [(np.float32, 3, RULES[1]), (np.float32, 7, RULES[0]), (np.float64, 9, RULES[2])],
-)
-def test_every_stop_has_as_many_windows_as_numpy_counts_and_by_every_cut(kind, decimals, rule):
+@pytest.mark.parametrize(("kind", "decimals"), [(np.float32, 3), (np.float32, 7), (np.float64, 9)])
+def test_every_stop_is_the_choice_of_its_threshold_or_share_with_every_switch(kind, decimals):
     d_N = D_N.astype(kind).round(decimals)
-    numbers = numbers_of(scores=Scores(d_N, np.zeros(N, kind)), rule=rule)
-    for junk, left_N in enumerate((np.ones(N, bool), JUNK_N == 0)):
-        for clip, part in enumerate(numbers["options"]["clip"]):
-            view = numbers["views"][junk][clip]
-            dropped = round(part * left_N.sum())
-            cap = np.sort(d_N[left_N])[::-1][dropped]  # as hard as this one, and none is dropped
-            lost_N = d_N.astype(np.float64).clip(0)
-            for slider in ("share", "threshold"):
-                for i in range(0, len(view[slider]), 7):
-                    now = counts.shown(numbers, [slider, i, junk, clip, 0, 0])
-                    threshold = d_N.dtype.type(now["rule"]["threshold"])
-                    hard_N = (d_N >= threshold) & (d_N <= cap) & left_N
-                    assert now["left"] - now["line"] == hard_N.sum()
-                    by_group = [np.bincount(group_N[hard_N], minlength=len(names))
-                                for names, group_N in CUTS.values()]  # fmt: skip
-                    assert now["groups"] == np.concatenate(by_group).tolist()
-                    held = lost_N[hard_N].sum() / lost_N[left_N].sum()
-                    assert now["lost"] == pytest.approx(held, abs=2e-5)  # rounded
-
-
-def test_each_half_percent_is_the_choice_of_that_share_with_every_switch():
-    numbers = numbers_of()
-    for junk in (0, 1):
-        for clip, part in enumerate(numbers["options"]["clip"]):
-            for half in range(0, 200, 3):
-                now = counts.shown(numbers, ["share", half, junk, clip, 0, 0])
-                left_out_N = JUNK_N != 0 if junk else None
-                options = {"share": (half + 1) / 200, "clip": part, "left_out_N": left_out_N}
-                chosen = hard_set.select(D_N, **options)
-                assert now["left"] - now["line"] == len(chosen.windows_K)
+    numbers = numbers_of(scores=Scores(d_N, np.zeros(N, kind)), rule=Rule(0.4, clip=0.03))
+    lost_N, clips = d_N.astype(np.float64).clip(0), range(len(numbers["options"]["clip"]))
+    switches = itertools.product(("share", "threshold"), range(0, 200, 7), (0, 1), clips)
+    for slider, i, junk, clip in switches:
+        i = min(i, len(numbers["views"][junk][clip][slider]) - 1)
+        now = counts.shown(numbers, [slider, i, junk, clip, 0, 0])
+        rule = Rule(**now["rule"])
+        hard_K = hard_set.choose(d_N, rule, JUNK_N).windows_K
+        assert now["left"] - now["line"] == len(hard_K)
+        by_group = [np.bincount(group_N[hard_K], minlength=len(g)) for g, group_N in CUTS.values()]
+        assert now["groups"] == np.concatenate(by_group).tolist()
+        held = lost_N[hard_K].sum() / lost_N[(JUNK_N == 0) | (not junk)].sum()
+        assert now["lost"] == pytest.approx(held, abs=2e-5)  # rounded
+        if slider == "share":
+            by_share = hard_set.choose(
+                d_N, replace(rule, threshold=None, share=(i + 1) / 200), JUNK_N
+            )
+            assert by_share.windows_K.tolist() == hard_K.tolist()
     assert [counts.SHARES[counts.PRESETS[f"{p} %"]] for p in (15, 20, 25)] == [0.15, 0.2, 0.25]
 
 
@@ -152,8 +128,7 @@ def test_the_texts_are_of_the_three_windows_next_to_the_line_on_each_side(tmp_pa
 def test_what_is_kept_is_what_the_same_parameters_choose_in_words_too(at, tmp_path):
     path, begun = tmp_path / "hard_set.json", replace(BEGUN, rule=Rule(0.4, seed=5))
     widget, news = widgets.explorer(begun, path), []
-    click_keep(widget, at)
-    kept = json.loads(path.read_text("utf8"))
+    kept = kept_by(widget, path, at)
     _, _, junk, clip, easy, token = at
     rule = Rule(threshold=kept["threshold"], leave_out_junk=bool(junk), seed=5)
     for name, i in (("clip", clip), ("easy_share", easy), ("token_share", token)):
@@ -173,24 +148,23 @@ def test_what_is_kept_is_what_the_same_parameters_choose_in_words_too(at, tmp_pa
     assert ("% of their tokens count" in words) == bool(token)
     assert ("are dropped as noise" in words) == bool(clip)
     widget.observe(lambda change: news.append(change["new"]), "done")
-    click_keep(widget, at)  # told again, or a second click would seem to do nothing
+    kept_by(widget, path, at)  # told again, or a second click would seem to do nothing
     assert news == ["", f"kept in hard_set.json: {words}"]
     again = widgets.explorer(replace(begun, rule=hard_set.load(path).rule), path)
-    click_keep(again, again.at)  # it opens on the choice in force, and would keep that
-    assert json.loads(path.read_text("utf8"))["windows_K"] == kept["windows_K"]
+    # it opens on the choice in force, and would keep that
+    assert kept_by(again, path)["windows_K"] == kept["windows_K"]
 
 
 def test_it_starts_on_just_the_windows_of_the_choice_it_is_given(tmp_path):
     given = [hard_set.select(D_N, share=share).threshold for share in (1 / N, 0.0034, 0.2533, 1.0)]
     for threshold in (99.0, *given):
-        wanted = np.flatnonzero(threshold <= D_N).tolist()
         widget = widgets.explorer(replace(BEGUN, rule=Rule(threshold)), tmp_path / "k.json")
-        click_keep(widget, widget.at)
-        assert json.loads((tmp_path / "k.json").read_text("utf8"))["windows_K"] == wanted
-    (tmp_path / "file").touch()
-    widget = widgets.explorer(BEGUN, tmp_path / "file" / "hard_set.json")
-    click_keep(widget, widget.at)
-    assert widget.done.startswith("not kept: ")  # it cannot be written
+        kept = kept_by(widget, tmp_path / "k.json")["windows_K"]
+        assert kept == np.flatnonzero(threshold <= D_N).tolist()
+    widget = widgets.explorer(BEGUN, tmp_path / "k.json/hard_set.json")  # cannot be written
+    with pytest.raises(NotADirectoryError):
+        kept_by(widget, tmp_path / "k.json/hard_set.json")
+    assert widget.done.startswith("not kept: ")
 
 
 @pytest.mark.parametrize("difficulty", [[0.5] * 6, [0.3], [0.1, np.nan, 0.1, 0.9], [-3e-9, 2e-9]])
