@@ -391,7 +391,6 @@ def test_scores_from_the_cache_are_the_teachers_own_and_ask_it_only_what_is_miss
     fill(targets, np.random.default_rng(0).permutation(140).reshape(20, 7))
     for missing, asked in ([], []), ([3, 139], [*range(64), *range(128, 140)]):  # whole batches
         poison(targets, missing)
-        targets.written[:] = False
         teacher.windows.clear()
         found = hard_set.score(tiny(), targets, windows)
         assert sorted(teacher.windows) == asked
