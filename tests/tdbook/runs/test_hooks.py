@@ -21,7 +21,6 @@ from tdbook.corpus.text import Document
 from tdbook.runs import hashes, heartbeat, hooks, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import Run, start
-from tdbook.training import dashboard
 from tdbook.workflow import execute
 from tdlib import train
 from tdlib.files import write_whole as write
@@ -286,21 +285,15 @@ def test_wandb_gets_the_rows_of_the_log_and_a_training_that_goes_on_is_the_same_
     assert (folder / "checkpoints/01_distill-a/a/wandb.id").read_text() != kept  # another run
 
 
-def test_a_wandb_that_fails_or_hangs_costs_a_training_a_line(
-    folder, alone, offline, monkeypatch, capsys
-):
+def test_a_wandb_that_fails_costs_a_training_a_line(folder, alone, offline, monkeypatch, capsys):
     import wandb
 
     def fails(**_) -> None:
         raise wandb.errors.UsageError("No API key configured.")
 
-    monkeypatch.setattr(dashboard, "CLOSE_S", 0.2)
-    for init, says in ((fails, "is not logged there: UsageError"), (None, "not all of")):
-        monkeypatch.setattr(wandb, "init", init or (lambda **_: time.sleep(20)))
-        began = time.monotonic()
-        assert same(trained(folder, wandb="telugu"), alone)
-        assert time.monotonic() - began < 15
-        assert re.search(rf"W&B: .*{says}", capsys.readouterr().out)
+    monkeypatch.setattr(wandb, "init", fails)
+    assert same(trained(folder, wandb="telugu"), alone)
+    assert "W&B: 01_distill-a a is not logged there: UsageError" in capsys.readouterr().out
 
 
 def test_wandb_that_is_not_installed_is_one_line_before_anything_else(monkeypatch):
