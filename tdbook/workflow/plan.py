@@ -138,6 +138,7 @@ def plan(pairs: dict[str, str]) -> str:
         if path.startswith("models/"):  # every shape → the shortest name that has it
             name = path.removeprefix("models/")
             models[shape] = min(models.get(shape, name), name, key=len)
+    high, low = workload.TRAINING[device.kind]
     changed = f", with SET={settings.in_words(wanted.settings)}" if wanted.settings else ""
     several = ", both, as there are no tokens yet (VOCAB=)" if len(of.vocabularies) > 1 else ""
     sizes = sorted((_file_bytes(shape), name) for shape, name in models.items())
@@ -150,7 +151,7 @@ def plan(pairs: dict[str, str]) -> str:
     rows = {
         "profile": f"{wanted.profile}, {len(of.runs)} runs{changed}",
         "device": f"{device.name}, {device.flop:.3g} FLOP/s, {source}; a training reaches "
-        f"{device.low:.0%} to {device.high:.0%} of it",
+        f"{low:.0%} to {high:.0%} of it",
         "tokens": of.size.source,
         "vocabulary": " and ".join(f"{size:,}" for size in of.vocabularies) + several,
         "within 33 MB": ", ".join(within) or smallest,

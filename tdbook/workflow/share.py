@@ -30,10 +30,9 @@ from tdlib.files import AWAY, replacing, whole_folder
 MOST_MB = 20  # that one name may take in git; of a mail, above which many servers refuse it
 KINDS, SHOWN = ("tables", "figures"), (".csv", ".md", ".svg", ".png")
 QUALITY = f"figures/{notebooks.COMPARISON}-quality.png"
-# of a record, shown as it is; and the part of that in the manifest
+# of a record, shown as it is
 OPEN = """run notebook profile changed seed commit dirty code versions device reads started seconds
  tokens_per_second peak_memory_mib finding scouting""".split()
-ABOUT = "commit dirty seed profile versions device started seconds".split()
 
 
 def publish(out: Path, name: str = "") -> Path:
@@ -60,10 +59,9 @@ def publish(out: Path, name: str = "") -> Path:
                 shown = place / "results" / point.relative_to(out) / path.name
                 _write(shown, _public(_record(point, path.stem)), out)
         _lead(place)
-        manifest = _manifest(out, place, done) | {"left_out": left_out}
-        files.write_whole(
-            place / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False)
-        )
+        manifest = _manifest(out, place, all(_ours(out, run) for run in done))
+        manifest = json.dumps(manifest | {"left_out": left_out}, indent=1, ensure_ascii=False)
+        files.write_whole(place / "manifest.json", manifest)
         files_ = files_of(place)
         size, largest = (
             sum(p.stat().st_size for p in files_) / 1e6,
@@ -187,19 +185,14 @@ def _write(path: Path, text: str, out: Path) -> None:
     files.write_whole(path, text)
 
 
-def _manifest(out: Path, place: Path, runs: list[str]) -> dict:
+def _manifest(out: Path, place: Path, ours: bool) -> dict:
     """Where all of it comes from, and the hash of every file."""
-    shown = parameters.shown(out)
-    about = {run: {key: _record(out, run)[key] for key in ABOUT} for run in runs}
-    for run, record in about.items():
-        record["older_code"] = hashes.older_code(out, run)
-    now = datetime.datetime.now(datetime.UTC)
+    shown, now = parameters.shown(out), datetime.datetime.now(datetime.UTC)
     names = {str(path.relative_to(place)): path for path in files_of(place)}
     return {
         "command": f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={place.name}",
         "published": now.isoformat(timespec="seconds"),
-        "text": "the book's own" if all(_ours(out, run) for run in runs) else "given, not shown",
-        "runs": about,
+        "text": "the book's own" if ours else "given, not shown",
         "files": {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in names.items()},
     }
 
