@@ -17,9 +17,9 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import LlamaFileType
 
-from tdbook.export import gguf_tokenizer, llama_cpp
+from tdbook.export import gguf_tokenizer, llama_cpp, model_tokenizer
 from tdbook.export.gguf_tokenizer import SCRIPT, Vocabulary
-from tdlib import teacher, weights
+from tdlib import shapes, teacher, weights
 from tdlib.files import AWAY, mark, own, replacing, write_whole
 from tdlib.model import Llama, stored_shapes
 from tdlib.shapes import LlamaConfig
@@ -32,6 +32,7 @@ QUANTIZATIONS = {
     "Q4_0_DEFAULT": (Kind.Q4_0, Kind.Q6_K, LlamaFileType.MOSTLY_Q4_0),  # as llama-quantize makes it
 }
 LARGEST = 65504  # that 16 bits hold
+HELD = shapes.KNOWN - {"repetition_penalty", "encoder_repetition_penalty"}  # or no matter
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,28 @@ class Source:
 
     @cached_property
     def metadata(self) -> gguf.Metadata:
-        size = self.config.parameters
-        metadata = gguf.Metadata.load(None, self.folder.resolve(), None, size)
+        size, card = self.config.parameters, gguf.Metadata.load_model_card(self.folder)
+        guess = gguf.Metadata.apply_metadata_heuristic
+        metadata = guess(gguf.Metadata(), card, None, self.folder.resolve(), size)
+        if not metadata.basename:  # a name such as "50m" has no parts to be told apart
+            metadata.finetune = None
         metadata.size_label = gguf.size_label(size, 0, 0, 0)
         return metadata
 
+    def file_name(self, quantization: str) -> str:
+        """By gguf.naming_convention: "50m-Merged-52M-Q4_0.gguf"."""
+        m = self.metadata
+        parts = m.name, m.basename, m.finetune, m.version, m.size_label, quantization
+        return f"{gguf.naming_convention(*parts)}.gguf"
+
     @property
     def not_held(self) -> str:
-        """What ends a text and no GGUF file holds; "" for nothing."""
-        lost = ", ".join(map(str, self.vocabulary.stops[2:]))
-        return f"ids {lost} end a text too: stop at them where the file is run" if lost else ""
+        """What generation_config.json asks for and no GGUF file holds; "" for nothing."""
+        options = model_tokenizer.read_config(self.folder, "generation_config.json").items()
+        lost = [(n, v) for n, v in options if n not in HELD and v not in (None, "", [], {}, 0, 1)]
+        lost += [("eos_token_id", i) for i in self.vocabulary.stops[2:]]
+        asks = ", ".join(f"{name} {value!r:.40}" for name, value in lost)
+        return f"generation_config.json asks for {asks}: set it where the file runs" if lost else ""
 
 
 def read(folder: Path) -> Source:

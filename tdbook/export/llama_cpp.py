@@ -209,7 +209,6 @@ class Model:
             yield token
 
     def generate(self, ids: Sequence[int], tokens: int) -> list[int]:
-        """The likeliest `tokens` new ids."""
         return list(self.stream(ids, tokens))
 
     def tokenize(self, text: str) -> list[int]:

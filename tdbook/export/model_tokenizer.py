@@ -1,8 +1,6 @@
-"""The tokenizer beside a model, as transformers has it.
+"""The tokenizer beside a model, as transformers has it: written, found, and what it puts around.
 
-`tokenizer_files` writes it so that AutoTokenizer makes the same ids; where that cannot be, its file
-gets a name that AutoTokenizer leaves alone, and the model's card says how to use it. `open_beside`
-finds it, `around` and `stops` tell what begins and ends a text.
+Where AutoTokenizer cannot make the same ids, its file gets a name that AutoTokenizer leaves alone.
 """
 
 import json
@@ -133,12 +131,12 @@ def open_beside(folder: Path, segmenter: str = "", rows: int = 0) -> Tokenizer:
         fault = f"{first.path} lacks {len(words):,} words that files beside it add ({words[0]!r})"
         remedy = "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers"
         raise ValueError(f"{fault}: write one file with all, {remedy} does it")
-    reason = "as AutoTokenizer does"
-    reason = reason if first is found[0] else f"for the embedding has {rows:,} rows"
     for other in found:
         if lines := _different_lines(first, other):
             both = f"{folder} holds two tokenizers, {first.path.name} and {other.path.name}"
-            remark = f"{both}, with other ids for {lines:,} lines: the first is taken, {reason}"
+            remark = f"{both}, with other ids for {lines:,} lines: the first is taken"
+            fits = f"for the embedding has {rows:,} rows"
+            remark += f", {'as AutoTokenizer does' if first is found[0] else fits}"
             warnings.warn(remark, stacklevel=3)
     return next((t for t in equals(folder, first) if t.kind == "SentencePiece"), first)
 
@@ -166,8 +164,6 @@ def _open(path: Path, changed: int, segmenter: str) -> Tokenizer:
 @lru_cache(8)
 def _different_lines(one: Tokenizer, other: Tokenizer) -> int:
     """Trial lines of which two tokenizers make other ids; 0: they are one."""
-    if one is other:
-        return 0
     lines = trial_lines(one)
     different = [a != b for a, b in zip(one.encode(lines), other.encode(lines), strict=True)]
     return sum(different) or int(one.size != other.size)

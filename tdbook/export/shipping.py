@@ -97,8 +97,7 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
 
 def _write_checked(model: Source, place: Path, quantization: str, prompts: list) -> dict:
     """The row of a file. F16 alone must be the model itself; the others lose what they lose."""
-    exact, name = quantization == "F16", model.folder.resolve().name
-    path = place / f"{name}-{quantization}.gguf"
+    exact, path = quantization == "F16", place / model.file_name(quantization)
     gguf_file.write(model, path, quantization)
     other = exact and gguf_check.other_weight(model.folder, path)
     row = {"format": quantization, "file": path.name, "bytes": path.stat().st_size}

@@ -1,10 +1,9 @@
-"""What the explorer shows at every stop of its sliders, counted once when it opens, so that a move
-costs the same on any number of windows and is no more than a look into these arrays.
+"""What the explorer shows at every stop of its sliders, counted once when it opens: a move is no
+more than a look into these arrays, on any number of windows.
 
 A view is one setting of the switches that change what is counted: junk left out or not, and how
 many of the hardest are dropped as noise. A stop is a threshold; `line` windows of a view lie below
-it, and those from there to `left` are hard.
-Legend: N windows, M of them in a view from easy to hard, S stops, G groups of all cuts.
+it, those from there to `left` are hard. Legend: N windows, M in a view from easy to hard, S stops.
 """
 
 from collections.abc import Callable
@@ -44,7 +43,7 @@ def numbers(explored: Explored, live: bool) -> tuple[dict, list[np.ndarray]]:
     difficulty_N, rule = explored.scores.difficulty_N, explored.rule
     known = np.argsort(difficulty_N, kind="stable")[: np.isfinite(difficulty_N).sum()]
     n, known_M, clean_M = len(difficulty_N), difficulty_N[known], explored.junk_N[known] == 0
-    orders, wholes = [known], (n, np.count_nonzero(explored.junk_N == 0))
+    orders = [known]
     if 0 < clean_M.sum() < len(clean_M):
         orders.append(known[clean_M])
     ends = nonsingular(*np.quantile(known_M, [0.001, 0.999]), expander=0.1, tiny=1e-5)
@@ -56,10 +55,10 @@ def numbers(explored: Explored, live: bool) -> tuple[dict, list[np.ndarray]]:
         options[name] = sorted(among, reverse=name == "token_share")
     cuts = {CUTS.get(name, name): _largest(*cut, known) for name, cut in explored.cuts.items()}
     kind, views = "windows" if len(known) == n else "scored windows", []
-    for order_M, whole in zip(orders, wholes, strict=False):
+    for order_M in orders:
         in_M, junk = difficulty_N[order_M], len(known) - len(order_M)
         groups = [(len(names), group_N[order_M]) for names, group_N in cuts.values()]
-        each = [_view(in_M, whole, clip, thresholds) for clip in options["clip"]]
+        each = [_view(in_M, clip, thresholds) for clip in options["clip"]]
         views.append([v | _tally(v, in_M, groups) | _words(v, kind, junk, options) for v in each])
     at = ["threshold", thresholds.index(start), int(rule.leave_out_junk and len(views) > 1)]
     return {
@@ -78,28 +77,24 @@ def shown(numbers: dict, at: list) -> dict:
     """What the page shows where the line and the switches are `at`: slider, its position, junk left
     out, and the numbers of clip, easy windows and tokens among their options."""
     slider, position, junk, clip, easy, tokens = at
-    view, options = numbers["views"][junk][clip], numbers["options"]
+    view, options = numbers["views"][junk][clip], numbers["options"].items()
     stop = view[slider][position]
-    rule = {name: options[name][i] for name, i in zip(options, at[3:], strict=True)}
+    rule = {name: values[i] for (name, values), i in zip(options, at[3:], strict=True)}
+    rule |= {"threshold": view["stops"][stop], "leave_out_junk": bool(junk)}
     words = view["words"][stop] + view["tail"] + view["easy"][easy][stop]
-    return {
-        "rule": rule | {"threshold": view["stops"][stop], "leave_out_junk": bool(junk)},
-        "words": words + numbers["tokens"][tokens],
-        "groups": np.sum(view["groups"][stop:], 0, dtype=int).tolist(),
-        **{name: view[name] for name in ("left", "cap", "all")},
-        **{name: view[name][stop] for name in ("line", "lost")},
-    }
+    now = {"rule": rule, "words": words + numbers["tokens"][tokens]}
+    now |= {"groups": np.sum(view["groups"][stop:], 0, dtype=int).tolist()}
+    now |= {name: view[name][stop] for name in ("line", "lost")}
+    return now | {name: view[name] for name in ("left", "cap", "all")}
 
 
-def _view(known_M: np.ndarray, whole: int, clip: float, thresholds: list[float]) -> dict:
-    """Stops and positions of both sliders, where the windows of `known_M`, from easy to hard, are
-    those of `whole` that were scored."""
+def _view(known_M: np.ndarray, clip: float, thresholds: list[float]) -> dict:
+    """Stops, and positions of both sliders, of windows from easy to hard."""
     m = len(known_M)
     # as hard_set.select has it: of the hardest, all that are as hard as one that stays, stay
     cap = known_M[m - 1 - min(round(clip * m), m - 1)]
     left = int(np.searchsorted(known_M, cap, "right"))
-    # the same to the last bit as hard_set.choose has it
-    hardest = np.round(m / whole * SHARES * whole).astype(int).clip(1, left)
+    hardest = np.round(SHARES * m).astype(int).clip(1, left)
     shares = [_shortest(known_M[:left], threshold) for threshold in known_M[left - hardest]]
     stops = sorted({*thresholds, *shares})
     line_S = np.searchsorted(known_M[:left], np.array(stops, known_M.dtype))

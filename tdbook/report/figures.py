@@ -28,7 +28,8 @@ FONTS = [font_manager.get_font(path) for path in (TELUGU, font_manager.findfont(
 style.use(Path(__file__).with_name("figures.mplstyle"))
 # matplotlib leaves out a sign that no font has, with only a warning
 warnings.filterwarnings("error", message=r"Glyph \d+ .* missing from")
-LOOKS, ROLES, CUTS = yaml.safe_load(Path(__file__).with_name("figures.yaml").read_text()).values()
+DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+LOOKS, ROLES, CUTS, PARTS = DATA.values()
 LINES = ["-", "--", "-.", ":"]
 HARD, EASY, GREY, DOTS = "#c8371b", "#c3c8ce", "#5f6770", "#8f969e"  # windows, not models
 PLAN = "#f3dfa2"  # the ground of what the plan says
@@ -83,12 +84,6 @@ def key(label: str, ink: str, form: str = "o", filled: bool = True) -> Line2D:
     """A marker, or a line, for a legend."""
     look = {"marker": form, "linestyle": ""} if form else {"linewidth": 2}
     return Line2D([], [], color=ink, label=label, markerfacecolor=ink if filled else "w", **look)
-
-
-PARTS = {  # colour and form of hard and of easy text
-    "hard": {"ink": HARD, "form": "^"},
-    "easy": {"ink": GREY, "form": "o", "filled": False},
-}
 
 
 def forest(

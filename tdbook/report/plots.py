@@ -19,15 +19,13 @@ from tdbook.report import figures
 from tdbook.report.figures import DOTS, EASY, EVEN, GREY, HARD, LOSS, PARTS, PHONE, ROLES, Mark
 from tdbook.report.tables import FEW, KIND
 from tdbook.report.words import setting
+from tdlib.hard_set import Scores
 
 DRAWN = 20_000  # points of a cloud; of more windows, every k-th is drawn
 Rows = Sequence[Mapping]
-Hints = Mapping[str, tuple[float, float]]  # setting → what the plan says of it, from and to
 
 
-def learning_curves(
-    curves: Mapping[str, Mapping], baseline: Mapping[str, float] | None = None
-) -> Figure:
+def learning_curves(curves: Mapping[str, Mapping], baseline: Mapping | None = None) -> Figure:
     """Validation loss over training tokens, {name: {"tokens", "loss"}}; baselines are levels."""
     ends = {name: curve["loss"][-1] for name, curve in curves.items()}
     best, levels = min(ends, key=ends.get), baseline or {}
@@ -69,11 +67,9 @@ def difficulty(difficulty_N: np.ndarray, threshold: float) -> Figure:
     return ax.figure
 
 
-def teacher_against_student(
-    student_loss_N: np.ndarray, teacher_loss_N: np.ndarray, hard_N: np.ndarray
-) -> Figure:
+def teacher_against_student(scores: Scores, hard_N: np.ndarray) -> Figure:
     """Every window by both models' loss."""
-    points = pd.DataFrame({"teacher": teacher_loss_N, "student": student_loss_N})
+    points = pd.DataFrame({"teacher": scores.teacher_loss_N, "student": scores.student_loss_N})
     lags = (points["student"] - points["teacher"]).groupby(hard_N).mean()
     hard, rest = (figures.apart(lags[part]) if part in lags else "–" for part in (True, False))
     title = f"On {np.sum(hard_N):,} hard windows the student is {hard} its teacher"
@@ -194,10 +190,10 @@ def effects(rows: Rows, title: str) -> Figure:
     and bar over documents, a diamond and bar over seeds below it, the plan's range as a band."""
     marks, ends = [], [0]
     for row in rows:
-        name, ink = row["what"], ROLES[row["role"]][0]
-        value = (row["value"], row["low"], row["high"])
-        marks.append(Mark(name, *value, ink, plan=row["plan"], note=f"{row['value']:+.3f}"))
-        ends += [row["low"], row["high"], *(row["plan"] or ())]
+        name, ink, note = row["what"], ROLES[row["role"]][0], f"{row['value']:+.3f}"
+        low, high = row["low"], row["high"]
+        marks.append(Mark(name, row["value"], low, high, ink, plan=row["plan"], note=note))
+        ends += [low, high, *(row["plan"] or ())]
         if row["over_seeds"]:
             mean, half = row["over_seeds"]
             marks.append(Mark(name, mean, mean - half, mean + half, ink, "D", filled=False))
@@ -268,7 +264,7 @@ def quantization(by_model: Mapping[str, Rows]) -> Figure:
     return ax.figure
 
 
-def sweep(rows: Rows, hints: Hints) -> Figure:
+def sweep(rows: Rows, hints: Mapping[str, tuple[float, float]]) -> Figure:
     """What each setting changes, a panel a setting: the mean difference from the base on hard and
     on easy text (rows of book.sweep_rows), the bar over all else that varied. *: as the plan."""
     best = min(rows, key=lambda row: row["loss"])

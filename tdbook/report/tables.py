@@ -15,6 +15,7 @@ import yaml
 
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval
+from tdbook.export import inference
 from tdbook.report import words
 from tdbook.runs import notebooks, rules
 from tdbook.runs.estimates import Q4_LIMIT, describe, of_plan, span
@@ -116,9 +117,9 @@ def sizes(shapes: dict[str, LlamaConfig], teacher: str) -> pd.DataFrame:
 def metrics(rows: dict[str, dict]) -> pd.DataFrame:
     """Every metric of some models, the first one the baseline, with the difference in loss."""
     first, *_ = rows
-    lost = rows[first]["loss"]
-    named = [row | {"model": name, "first": first} for name, row in rows.items()]
-    return _written("metrics", [row | {"change": row["loss"] - lost} for row in named])
+    base = {"first": first, "lost": rows[first]["loss"]}
+    named = (row | base | {"model": name} for name, row in rows.items())
+    return _written("metrics", [row | {"change": row["loss"] - row["lost"]} for row in named])
 
 
 def likeliest(model, tokenizer, ids: list[int], temperatures: tuple[float, ...]) -> pd.DataFrame:
@@ -207,12 +208,10 @@ def seeds(rows: list[dict]) -> pd.DataFrame:
 
 
 def speeds(by_model: dict[str, list[dict]]) -> pd.DataFrame:
-    """Model → rows of inference.speeds with the plan's estimate: a row a model, way and threads;
-    times of the first way (raw) is the last column of ours."""
+    """Model → rows of inference.speeds with the plan's estimate: a row a model, way and threads."""
     rows = []
     for model, ways in by_model.items():
-        first = {row["threads"]: row["decode"] for row in reversed(ways)}
-        first |= {row["threads"]: row["decode"] for row in ways if row["way"] == "raw"}
+        first = {row["threads"]: row["decode"] for row in ways if row["way"] == inference.RAW}
         for row in ways:
             more = {"times": row["decode"] / first[row["threads"]], "plan": span(*row["plan"], 0)}
             rows.append(row | more | {"model": model})

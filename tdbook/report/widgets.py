@@ -27,11 +27,8 @@ EMBEDDED = 200_000  # characters of text in the mailed report, at most, a report
 
 def text_html(pieces: list[str], difference_T: np.ndarray | None = None) -> str:
     """SentencePiece pieces as text, each on a ground of its own difference, with a legend line.
-
-    Red over a solid line where the student is worse, blue over a dotted one where it is better.
-    No space, border or padding between two pieces: a Telugu syllable cut in two is still shaped as
-    one. Bytes are joined into their character, whose difference is their sum.
-    """
+    Nothing stands between two pieces: a Telugu syllable cut in two is still shaped as one. Bytes
+    are joined into their character, whose difference is their sum."""
     differences_T = np.zeros(len(pieces)) if difference_T is None else np.asarray(difference_T)
     body = "".join(_span(text, d) for text, d in _characters(pieces, differences_T.tolist()))
     body = f'<div lang="te" style="white-space:pre-wrap">{body}</div>'
@@ -67,13 +64,6 @@ def _span(text: str, difference: float) -> str:
 LEGEND = pages.environment().get_template("legend.html.j2").render(levels=LEVELS)
 
 
-def _beside(order_M: np.ndarray, now: dict) -> tuple[list[int], list[int]]:
-    """The windows next to the line, above and below it, nearest first."""
-    line, left = now["line"], now["left"]
-    above, below = order_M[line : min(line + SHOWN, left)], order_M[max(0, line - SHOWN) : line]
-    return above.tolist(), below[::-1].tolist()
-
-
 def _card(i: int, explored: Explored) -> str:
     difficulty = explored.scores.student_loss_N[i] - explored.scores.teacher_loss_N[i]
     head = f"<p><small>window {i:,}, difficulty {difficulty:+.4f}</small></p>"
@@ -100,12 +90,15 @@ def explorer(explored: Explored, path: Path) -> Explorer:
     css = f"{pages.font_face()} [lang=te] {{font: 1.1em/1.8 'Report Telugu', sans-serif}}"
     # thousands of coloured pieces: laid out only where they are seen, or a move would wait for them
     css += ".explorer .card {content-visibility: auto; contain-intrinsic-height: auto 10em}"
-    widget = Explorer(_css=css, html=_page(numbers, [], {}), at=numbers["at"])
+    widget = Explorer(_css=css, html=_page(numbers, []), at=numbers["at"])
 
     def moved(_: dict | None = None) -> None:
-        sides = _beside(orders[widget.at[2]], counts.shown(numbers, widget.at))
-        above, below = ([_card(i, explored) for i in side] for side in sides)
-        widget.near = {"above": above, "below": below, "at": widget.at}
+        now, order_M = counts.shown(numbers, widget.at), orders[widget.at[2]]
+        line, left = now["line"], now["left"]
+        above = order_M[line : min(line + SHOWN, left)]
+        sides = {"above": above, "below": order_M[max(0, line - SHOWN) : line][::-1]}
+        cards = {side: [_card(i, explored) for i in some.tolist()] for side, some in sides.items()}
+        widget.near = cards | {"at": widget.at}
 
     def keep(_: Explorer, at: list, buffers: list) -> None:
         widget.done = ""  # or the same words again would be no news to the page
@@ -142,15 +135,13 @@ def offline_explorer(explored: Explored) -> str:
     for i, card in cards.items():
         places = [[*np.flatnonzero(order_M == i).tolist(), -1][0] for order_M in orders]
         texts.append([places, card])
-    sides = zip(("above", "below"), _beside(order_M, now), strict=True)
-    beside = {side: [cards[i] for i in some if i in cards] for side, some in sides}
-    return _page(numbers, sorted(texts), beside)
+    return _page(numbers, sorted(texts))
 
 
-def _page(numbers: dict, texts: list, beside: dict[str, list[str]]) -> str:
-    """The explorer as HTML, whole on its start without a script; `texts`: places and card of each,
-    `beside`: cards of the start."""
+def _page(numbers: dict, texts: list) -> str:
+    """The explorer as HTML; but for the texts, whole on its start without a script. `texts`: places
+    and card of each."""
     embedded = {name: numbers[name] for name in ("views", "tokens", "presets", "at")}
-    start = {"shown": counts.shown(numbers, numbers["at"]), "beside": beside, "legend": LEGEND}
+    start = {"shown": counts.shown(numbers, numbers["at"]), "legend": LEGEND}
     template = pages.environment().get_template("explorer.html.j2")
     return template.render(n=numbers, embedded=embedded | {"texts": texts}, **start)

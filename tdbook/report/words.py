@@ -63,11 +63,12 @@ def choice(chosen: hard_set.HardSet, base: str) -> str:
     k, rule = len(chosen.windows_K), chosen.rule
     share = chosen.share * (k - chosen.easy) / max(1, k)
     words = f"the hardest {share:.1%} of {base}'s windows, {chosen.threshold:.4f} nats and more"
-    words += f", less the very hardest {rule.clip:.1%}" if rule.clip else ""
-    words += ", without junk" if rule.leave_out_junk else ""
-    words += f", and {chosen.easy:,} easy ones" if chosen.easy else ""
-    tokens = f"; of each the hardest {rule.token_share:.0%} of its tokens"
-    return words + (tokens if rule.token_share < 1 else "")
+    words += f", less the very hardest {rule.clip:.1%}" * (rule.clip > 0)
+    words += ", without junk" * rule.leave_out_junk
+    words += f", and {chosen.easy:,} easy ones" * (chosen.easy > 0)
+    return words + f"; of each the hardest {rule.token_share:.0%} of its tokens" * (
+        rule.token_share < 1
+    )
 
 
 def hard_windows(base: str, short: dict, chosen: hard_set.HardSet, difficulty_N: np.ndarray) -> str:

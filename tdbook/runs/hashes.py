@@ -2,8 +2,7 @@
 
 hashes/<run>.json, there only while the run is done, holds hashes of its parameters, its code and
 the contents of its inputs and outputs. A rerun follows from those alone, never from a file's time.
-A fingerprint of a file or folder: {"sha256" of its content, "files": name → [size, mtime_ns],
-"each": name → hash}.
+A fingerprint: {"sha256" of the content, "files": name → [size, mtime_ns], "each": name → hash}.
 """
 
 import contextlib
@@ -38,12 +37,12 @@ def load(out: Path, run: str) -> dict | None:
 
 def makers(out: Path) -> dict[str, tuple[str, dict]]:
     """Output of a finished run → the run, and the fingerprint then; if two wrote it, the later."""
-    times = {}
-    for path in sorted((out / "hashes").glob("*.json")):
+    times: dict[str, int] = {}
+    for path in (out / "hashes").glob("*.json"):
         with contextlib.suppress(FileNotFoundError):  # a run that begins anew meanwhile
             times[path.stem] = path.stat().st_mtime_ns
     made: dict[str, tuple[str, dict]] = {}
-    for run in sorted(times, key=times.get):
+    for run in sorted(times, key=lambda run: (times[run], run)):
         made |= {path: (run, was) for path, was in (load(out, run) or EMPTY)["outputs"].items()}
     return dict(sorted(made.items(), key=lambda item: item[1][0]))
 
@@ -115,10 +114,11 @@ def judge(
 
     for name in asked:
         judge_one(name)
-    reasons = {name: reasons[name] for name in jobs if name in reasons}
-    keep = [name for name, reason in reasons.items() if not reason or reason.startswith(AFTER)]
-    hurt = {name: damage(jobs[name].out, jobs[name].run, full) for name in keep}
-    return reasons, {name: lines for name, lines in hurt.items() if lines}
+    reasons, damaged = {name: reasons[name] for name in jobs if name in reasons}, {}
+    for name, reason in reasons.items():
+        if not reason or reason.startswith(AFTER):
+            damaged[name] = damage(jobs[name].out, jobs[name].run, full)
+    return reasons, {name: lines for name, lines in damaged.items() if lines}
 
 
 def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str:
@@ -148,9 +148,10 @@ def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str
     now = {name: path for name, path in now.items() if name not in pending}
     if gone := [name for name, path in now.items() if not path.exists()]:
         return f"{', '.join(gone)} is gone"
-    found = input_hashes(out, run, now, read)
-    changed = (name for name in now if found[name]["sha256"] != read[name]["sha256"])
-    return next((f"{name} has changed" for name in changed), "")
+    for name, found in input_hashes(out, run, now, read).items():
+        if found["sha256"] != read[name]["sha256"]:
+            return f"{name} has changed"
+    return ""
 
 
 def older_code(out: Path, run: str) -> bool:

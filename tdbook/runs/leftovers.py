@@ -13,33 +13,31 @@ import shutil
 import time
 from pathlib import Path
 
+import psutil
+
 from tdbook.runs import choice, hashes, heartbeat, notebooks, ownership, parameters
 from tdlib import files
 
 # in checkpoints/<run>, while it trains; and for good
 KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.safetensors"
-# in a run folder, where a killed process may have left what it had begun
-PLACES = """. state results hashes figures tables logs .slurm models adapters scores scores/val
- exports""".split()
 
 
 def clear_begun(folder: Path) -> None:
     """Remove what killed processes of this machine left unfinished there."""
-    for path in folder.glob(".*"):
-        if name := re.fullmatch(r"\..+\.(\d+)\.begun", path.name):
-            with contextlib.suppress(OSError):
-                try:
-                    os.kill(int(name[1]), 0)
-                except (ProcessLookupError, OverflowError):  # on a cluster it may be another's
-                    if "SLURM_JOB_ID" not in os.environ or time.time() - path.stat().st_mtime > 600:
-                        files.remove(path)
+    for path in folder.glob(".*.begun"):
+        number = path.name.split(".")[-2]
+        with contextlib.suppress(OSError):
+            # on a cluster it may be another machine's process
+            old = "SLURM_JOB_ID" not in os.environ or time.time() - path.lstat().st_mtime > 600
+            if old and number.isdigit() and not psutil.pid_exists(int(number[:9])):
+                files.remove(path)
 
 
 def clear(out: Path, ended: str = "") -> None:
     """Remove begun files, and the checkpoints of trainings that are done, of the run `ended` among
     them. The weights of every epoch stay."""
-    for folder in PLACES:
-        clear_begun(out / folder)
+    for folder in (out, *out.glob("*/"), out / "scores/val"):
+        clear_begun(folder)
     for folder in (out / "checkpoints").glob("*/"):
         if folder.name == ended or heartbeat.recorded(out, folder.name):
             clear_checkpoint(folder)
@@ -75,8 +73,9 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
             (old / place).parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, old / place)
     note = f"{why}: what it made before is in {parameters.shown(old)}"
-    note += ", the hard set chosen by hand with it" * (hand and not stays)
-    note += f"; the hard set chosen by hand stays, REDO={run} replaces it" * stays
+    if hand:
+        stay = f"; the hard set chosen by hand stays, REDO={run} replaces it"
+        note += stay if stays else ", the hard set chosen by hand with it"
     print(note)
     return note
 

@@ -1,7 +1,7 @@
 """Parameters of a run: checked before torch is imported or a file is opened.
 
 A notebook declares them in its cell tagged `parameters`, one literal a line; a YAML or papermill
-changes some. Names are checked first, then types, values and paths: the first of the four with a
+changes some. Names are checked first, then values, then paths: the first of the three with a
 problem stops the run, one line a problem: the value, the rule, the remedy. Imports no torch.
 """
 
@@ -114,11 +114,10 @@ def check(notebook: str, given: dict, names: set[str] | None = None, paths: bool
     values, problems = {}, []
     for name, default in defaults.items():
         try:
-            values[name] = _convert(rules.of(notebook, name), given.get(name, default))
-        except TypeError as error:
-            problems.append(f"{name} = {given[name]!r} {error}: for example {_line(name, default)}")
-    _stop(problems)
-    _stop(_wrong_values(notebook, defaults, values) or _wrong_together(values))
+            values[name] = _value(notebook, name, given.get(name, default), default)
+        except ParameterError as error:
+            problems.append(str(error))
+    _stop(problems or _wrong_together(values))
     _stop(_wrong_paths(notebook, values) if paths else [])
     return values
 
@@ -148,15 +147,35 @@ def shell():
     return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
 
 
+def _value(notebook: str, name: str, given: object, default: object) -> object:
+    parameter, example = rules.of(notebook, name), json.dumps(default, ensure_ascii=False)
+    example = f"for example {name}: {example}"
+    try:
+        value = _convert(parameter, given)
+    except TypeError as error:
+        raise ParameterError(f"{name} = {given!r} {error}: {example}") from None
+    if value is None or parameter.holds(value):
+        return value
+    remedy = nearest(value, parameter.near, example)
+    bare = value.strip("'\"") if isinstance(value, str) else value
+    if bare != value and parameter.holds(bare):  # papermill keeps what the shell leaves
+        remedy = f"leave its quotes out, in papermill -r {name} {bare}"
+    raise ParameterError(f"{name} = {value!r} must be {parameter.says}: {remedy}")
+
+
 def _convert(parameter: rules.Parameter, value: object) -> object:
     """The value as its kind. "5e-4" is a number: YAML 1.1, and so papermill, reads it as text.
     TypeError says what is meant instead."""
     kind, text = parameter.kind, value
     if parameter.none and value in (None, "null", "None"):
         return None
+    if kind is str and not isinstance(value, str):
+        raise TypeError("is not text: put it in quotes, or in papermill give it by -r, not -p")
     if kind is bool and isinstance(text, str):  # true, which a shell left as text
         with contextlib.suppress(yaml.YAMLError):
             value = yaml.safe_load(text)
+    if kind is bool and not isinstance(value, bool):
+        raise TypeError("is not true or false")
     if kind in (int, float):
         for parse in (float, int) if isinstance(text, str) else ():  # int: exact beyond 2^53
             with contextlib.suppress(ValueError):
@@ -166,12 +185,7 @@ def _convert(parameter: rules.Parameter, value: object) -> object:
             raise TypeError("is not a number")
         if kind is int and value != int(value):
             raise TypeError("is not a whole number")
-        return kind(value)
-    if isinstance(value, kind):
-        return value
-    if kind is str:
-        raise TypeError("is not text: put it in quotes, or in papermill give it by -r, not -p")
-    raise TypeError("is not true or false")
+    return kind(value)
 
 
 def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> list[str]:
@@ -188,22 +202,9 @@ def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> list[str]
     return [f"{notebook} has no parameter {name}: {how}" for name, how in remedies.items()]
 
 
-def _wrong_values(notebook: str, defaults: dict, values: dict) -> list[str]:
-    problems = []
-    for name, value in values.items():
-        parameter = rules.of(notebook, name)
-        if value is not None and not parameter.holds(value):
-            remedy = nearest(value, parameter.near, f"for example {_line(name, defaults[name])}")
-            bare = value.strip("'\"") if isinstance(value, str) else value
-            if bare != value and parameter.holds(bare):  # papermill keeps what the shell leaves
-                remedy = f"leave its quotes out, in papermill -r {name} {bare}"
-            problems.append(f"{name} = {value!r} must be {parameter.says}: {remedy}")
-    return problems
-
-
 def _wrong_together(values: dict) -> list[str]:
     """Values that each may be, and not so."""
-    problems, own = [], values.get("student", "")
+    problems, student = [], values.get("student", "")
     scale, rank, large = values.get("lora_scale", 0), values.get("rank", 1), rules.LARGE_SCALE
     if scale > large and not values.get("allow_large_scale"):
         fault = (
@@ -211,8 +212,8 @@ def _wrong_together(values: dict) -> list[str]:
         )
         fault += f" {large} it is most likely that lora_alpha itself: write lora_scale: "
         problems.append(f"{fault}{scale / rank:g}, or allow_large_scale: true")
-    if own and own == values["teacher"]:
-        fault = f"student = {own!r} is the teacher's name too and would replace it"
+    if student and student == values["teacher"]:
+        fault = f"student = {student!r} is the teacher's name too and would replace it"
         problems.append(f"{fault}: give the student another name")
     part, _, folds = values.get("left_out", "").partition("/")
     if part and not 1 < int(folds) >= int(part):
@@ -256,15 +257,15 @@ def _fault(path: Path, holds: Callable[[Path], bool]) -> str:
 def _wrong_sources(values: dict) -> list[str]:
     """What 00's sources must be as a whole."""
     text, tokens, teacher = values["text"], values["tokens"], values["teacher"]
-    problems = []
-    if text and tokens:
-        problems.append(f"text = {text!r} and tokens = {tokens!r}: give one of the two")
-    if values.get("text_characters") == 0 and not text and not tokens:
-        problems.append("text_characters = 0 and no text or tokens: give one of the three")
-    if teacher and not tokens and not values["tokenizer"]:
-        fault = f"teacher = {teacher!r} reads only its own tokenizer's tokens"
-        problems.append(f"{fault}: give tokens, or text and tokenizer")
-    return problems
+    none = not text and not tokens and values.get("text_characters") == 0
+    own = teacher and not tokens and not values["tokenizer"]
+    fault = f"teacher = {teacher!r} reads only its own tokenizer's tokens"
+    faults = {
+        f"text = {text!r} and tokens = {tokens!r}: give one of the two": text and tokens,
+        "text_characters = 0 and no text or tokens: give one of the three": none,
+        f"{fault}: give tokens, or text and tokenizer": own,
+    }
+    return [line for line, wrong in faults.items() if wrong]
 
 
 def shown(path: Path) -> str:
@@ -286,11 +287,6 @@ def _assignments(source: str) -> list[tuple[str, object]] | None:
     except (SyntaxError, AttributeError, ValueError):  # a cell with % or !, or of other statements
         return None
     return pairs
-
-
-def _line(name: str, value: object) -> str:
-    """As it would stand in a YAML."""
-    return f"{name}: {json.dumps(value, ensure_ascii=False)}"
 
 
 def _stop(problems: list[str]) -> None:

@@ -32,15 +32,9 @@ from tdbook.runs.parameters import ParameterError, nearest
 from tdlib import files
 
 PARENT, POINTS = ".parent", "points.json"  # in a point's folder, and in a sweep's
-KEYS = {  # key → its kind, of a list that of its items, and in words
-    "question": (str, "text"),
-    "like": (str, "a run of the profile"),
-    "runs": ([str], "a list of runs"),
-    "fixed": (dict, "lines of `name: value`"),
-    "grid": (dict, "lines of `name: [values]`"),
-    "points": ([dict], "a list of {name: value}"),
-    "seeds": ([int], "a list of whole numbers, as [1, 2, 3]"),
-}
+KEYS = {"question": str, "like": str, "runs": [str], "fixed": dict, "grid": dict}
+KEYS |= {"points": [dict], "seeds": [int]}  # in brackets: a list of these
+KINDS = {str: "text", dict: "lines of `name: value`", int: "whole numbers, as [1, 2, 3]"}
 
 
 @dataclass(frozen=True)
@@ -106,11 +100,10 @@ def _checked(profile: str, name: str, given: dict) -> Sweep:
         raise ParameterError(f"its name must be {rules.NAME.says}: {name!r}")
     _all_known("key", given, KEYS)
     for key, value in given.items():
-        kind, says = KEYS[key]
-        of = kind[0] if isinstance(kind, list) else None
-        if type(value) is not (list if of else kind) or any(
-            of and type(v) is not of for v in value
-        ):
+        several, kind = (True, KEYS[key][0]) if isinstance(KEYS[key], list) else (False, KEYS[key])
+        items = value if several and isinstance(value, list) else [value]
+        if several != isinstance(value, list) or any(type(item) is not kind for item in items):
+            says = f"{'a list of ' * several}{KINDS[kind]}"
             raise ParameterError(f"{key}: {value!r} must be {says}")
     several, fixed = "runs" in given, given.get("fixed", {})
     likes = given.get("runs", [given["like"]] if "like" in given else [])

@@ -128,9 +128,8 @@ class Cache(Targets, AbstractContextManager):
         seed: int = 1,
         read_only: bool = False,  # as in a sweep's point: the folder is another run's
     ):
-        """Opens a folder, or makes it: sparse, and only where there is room for all of it (else
-        OSError). ValueError: it was made from something else, or the windows are not for training.
-        """
+        """Opens a folder, or makes it, sparse. OSError: there is no room for all of it. ValueError:
+        it was made from something else, or the windows are not for training."""
         split = Path(getattr(windows.ids, "filename", None) or "").stem
         if split in ("val", "confirm"):
             raise ValueError(f"these windows are {split}'s, a cache is for training: tokens.train")
@@ -152,8 +151,7 @@ class Cache(Targets, AbstractContextManager):
         self.rows, self.valid = np.memmap(rows, self.row, "r"), np.memmap(valid, "u1", "r")
         mode = os.O_RDONLY if read_only else os.O_WRONLY
         self.files = [os.open(file, mode) for file in files]
-        self.written = np.zeros(len(windows), bool)  # by this process; valid or about to be
-        self.pending: list[int] = []  # written, but perhaps not on the disk yet
+        self.pending: list[int] = []  # rows written, but perhaps not on the disk yet
         self.synced = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
@@ -171,7 +169,7 @@ class Cache(Targets, AbstractContextManager):
 
     def there(self, rows_B: Sequence[int]) -> np.ndarray:
         """Which rows can be read, (B,) bool."""
-        return (self.valid[rows_B] == 1) | self.written[rows_B]
+        return (self.valid[rows_B] == 1) | np.isin(rows_B, self.pending)
 
     def losses(self, rows_B: Sequence[int]) -> np.ndarray | None:
         """(B,) float32, NaN where every target is masked; None where a row is not there."""
@@ -187,7 +185,7 @@ class Cache(Targets, AbstractContextManager):
         """The same, of windows of which a row was not there: the teacher reads them, all of them,
         so that its batch, and with it its rounding, is what it was before a stop."""
         rows_B, device = np.asarray(rows_B), ids_BT.device
-        if stored := self.read(rows_B):  # come in the meantime: it was looked for one batch ahead
+        if stored := self.read(rows_B):  # come meanwhile: it was looked for one batch ahead
             return tuple(x.to(device) for x in stored)
         u_NK = uniform(self.key["seed"], rows_B, *self.row["ids"].shape).to(device)
         hidden_NE, temperature = self.hidden(ids_BT).flatten(0, 1), self.key["temperature"]
@@ -220,7 +218,6 @@ class Cache(Targets, AbstractContextManager):
                 done = os.pwrite(self.files[0], values.tobytes(), row * self.row.itemsize)
                 if done < self.row.itemsize:
                     raise OSError(errno.ENOSPC, "the disk took a part of a row")
-                self.written[row] = True
                 self.pending.append(row)
             if self.pending and (sync or time.monotonic() - self.synced > SYNC_S):
                 os.fsync(self.files[0])

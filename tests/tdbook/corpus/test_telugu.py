@@ -32,14 +32,11 @@ def sentences(written):
     return [s for d in written for line in d.lines for s in re.split("(?<=[.?!]) (?=[^”])", line)]
 
 
-def test_a_seed_writes_what_it_always_wrote():
+def test_a_seed_writes_what_it_always_wrote_as_long_as_asked_for():
     """Runs are compared on the same text, whenever they were made."""
     text = repr([(d.source, d.lines) for d in writer.write(44_000, 0)])  # of the smoke profile
     assert hashlib.sha256(text.encode()).hexdigest().startswith("6738b7e3e2cddebb")
     assert writer.write(20_000, 7) == writer.write(20_000, 7) != writer.write(20_000, 8)
-
-
-def test_the_length_is_what_was_asked_for():
     for characters in (5_000, 20_000, 100_000):
         size = sum(len(line) for d in writer.write(characters, 3) for line in d.lines)
         assert size == pytest.approx(characters, rel=0.02)
@@ -134,14 +131,11 @@ def test_words_have_zipf_like_frequencies(sentences):
         assert first > 3 * last > 0  # the first words of a class are the most frequent
 
 
-def test_nouns_decline_as_in_the_grammar_book():
+def test_words_are_declined_conjugated_and_joined_as_in_the_grammar_book():
     for entry, forms in FORMS["nouns"].items():
         noun = grammar.read_noun(entry)
         found = [grammar.decline(noun, case, many) for many in ("", "+") for case in "nadlx"]
         assert found == forms.split()
-
-
-def test_verbs_conjugate_as_in_the_grammar_book():
     rows = [("past", p) for p in ("1s", "1p", "3m", "3f", "3p", "3q")]
     rows += [("nonpast", p) for p in ("1s", "3f", "3p")]
     rows += [("progressive", p) for p in ("3m", "3f")]
@@ -154,8 +148,5 @@ def test_verbs_conjugate_as_in_the_grammar_book():
         assert [grammar.conjugate(verb, form, person) for person in PERSONS] == forms.split()
     assert grammar.conjugate("చేయు", "do", "2s") == "చెయ్యి"
     assert grammar.conjugate("చేయు", "do", "2p") == "చేయండి"  # several, asked politely
-
-
-def test_vowels_meet_as_in_the_grammar_book():
     for apart, joined in FORMS["joined"].items():
         assert grammar.polish(apart) == joined

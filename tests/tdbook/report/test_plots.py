@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from tdbook.analysis.intervals import Interval
 from tdbook.report import figures, plots, tables
+from tdlib.hard_set import Scores
 
 NAMES = """teacher 50m 50m-seed2 50m-scratch 80m 120m 55m 50m-hard-merged
  50m-random-merged""".split()
@@ -62,11 +63,13 @@ def test_difficulty_of_few_equal_or_unknown_windows_is_drawn(difficulty):
 
 
 def test_teacher_against_student_says_the_mean_difficulty_of_both_parts():
-    hard_N, losses = DIFFICULTY_N >= 0.3, (TEACHER_N + DIFFICULTY_N, TEACHER_N)
-    words = title(plots.teacher_against_student(*losses, hard_N))
-    for part in (hard_N, ~hard_N):
-        assert f"{DIFFICULTY_N[part].sum() / part.sum():.3f} nats above" in words
-    none = plots.teacher_against_student(*losses, hard_N & False)
+    hard_N, scores = DIFFICULTY_N >= 0.3, Scores(TEACHER_N + DIFFICULTY_N, TEACHER_N)
+    hard, rest = (f"{DIFFICULTY_N[part].mean():.3f} nats above" for part in (hard_N, ~hard_N))
+    words = (
+        f"On {hard_N.sum()} hard windows the student is {hard} its teacher, on the others {rest}"
+    )
+    assert title(plots.teacher_against_student(scores, hard_N)) == words
+    none = plots.teacher_against_student(scores, hard_N & False)
     assert title(none).startswith("On 0 hard windows")
 
 
@@ -107,12 +110,13 @@ def test_hard_shares_name_the_group_that_departs_most_and_has_some_windows():
 
 
 def test_quality_says_the_best_and_the_difference():
-    figure = plots.quality({n: Interval(y, y - 0.05, y + 0.05) for n, y in LOSS.items()})
+    resampled = {n: np.linspace(y - 0.05, y + 0.05, 1001) for n, y in LOSS.items()}
+    figure = plots.quality({n: {"loss": y} for n, y in LOSS.items()}, resampled)
     words = title(figure)
     assert words.startswith("120m has the lowest loss of the students: 4.020 nats per token")
     assert words.endswith("0.120 nats above the teacher")
     assert labels(figure.axes[0]) == sorted(NAMES, key=LOSS.get)
-    assert [*figure.axes[0].lines[0].get_xdata()] == pytest.approx([3.85, 3.95])
+    assert [*figure.axes[0].lines[0].get_xdata()] == pytest.approx([3.8525, 3.9475])
     assert values(figure.axes[0]) == sorted(LOSS.values())
 
 

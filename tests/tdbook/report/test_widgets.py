@@ -1,8 +1,10 @@
 """Coloured texts say their differences; the explorers agree with numpy to the window."""
 
+import itertools
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,11 +25,6 @@ CUTS = {
 }
 JUNK_N = (R.integers(1, 16, N) * (R.random(N) < 0.07)).astype(np.uint8)
 BEGUN = widgets.Explored(SCORES, CUTS, JUNK_N, "<u>{}</u>".format, Rule(0.31))
-RULES = [
-    Rule(0.31, clip=0.02),
-    Rule(0.2, clip=0.005, leave_out_junk=True, easy_share=0.2, token_share=0.4, seed=7),
-    Rule(0.4, clip=0.03, token_share=0.5),
-]
 
 
 def numbers_of(live: bool = True, **changed) -> dict:
@@ -36,22 +33,19 @@ def numbers_of(live: bool = True, **changed) -> dict:
 
 def small(difficulty, names=("only",), group_N=None) -> dict:
     """Of other scores, without junk and with one cut."""
-    n = len(difficulty)
-    group_N = np.zeros(n, int) if group_N is None else group_N
-    cuts = {"source": (list(names), group_N)}
-    return dict(scores=Scores(np.array(difficulty), np.zeros(n)), cuts=cuts,
-                junk_N=np.zeros(n, np.uint8))  # fmt: skip
+    n, nothing_N = len(difficulty), np.zeros(len(difficulty), np.uint8)
+    cuts = {"source": (list(names), nothing_N if group_N is None else group_N)}
+    return dict(scores=Scores(np.array(difficulty), np.zeros(n)), cuts=cuts, junk_N=nothing_N)
+
+
+def kept_by(widget, path: Path, at: list | None = None) -> dict:
+    """What a click on "keep" writes."""
+    widget._handle_custom_msg(at or widget.at, [])
+    return json.loads(path.read_text("utf8"))
 
 
 def embedded(page: str) -> dict:
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1])
-
-
-def click_keep(widget, at: list) -> None:
-    widget._handle_custom_msg(at, [])
-
-
-# Texts
 
 
 def plain(page: str) -> str:
@@ -81,51 +75,32 @@ def test_worse_and_better_tokens_differ_without_colour_and_equal_ones_are_plain(
     assert figures.HARD in pages.WIDGETS_CSS and figures.EASY in pages.WIDGETS_CSS
 
 
-# Explorers
-
-
-@pytest.mark.parametrize(
-    ("kind", "decimals", "rule"),
-    [(np.float32, 3, RULES[1]), (np.float32, 7, RULES[0]), (np.float64, 9, RULES[2])],
-)
-def test_every_stop_has_as_many_windows_as_numpy_counts_and_by_every_cut(kind, decimals, rule):
+@pytest.mark.parametrize(("kind", "decimals"), [(np.float32, 3), (np.float32, 7), (np.float64, 9)])
+def test_every_stop_is_the_choice_of_its_threshold_or_share_with_every_switch(kind, decimals):
     d_N = D_N.astype(kind).round(decimals)
-    numbers = numbers_of(scores=Scores(d_N, np.zeros(N, kind)), rule=rule)
-    for junk, left_N in enumerate((np.ones(N, bool), JUNK_N == 0)):
-        for clip, part in enumerate(numbers["options"]["clip"]):
-            view = numbers["views"][junk][clip]
-            dropped = round(part * left_N.sum())
-            cap = np.sort(d_N[left_N])[::-1][dropped]  # as hard as this one, and none is dropped
-            lost_N = d_N.astype(np.float64).clip(0)
-            for slider in ("share", "threshold"):
-                for i in range(0, len(view[slider]), 7):
-                    now = counts.shown(numbers, [slider, i, junk, clip, 0, 0])
-                    threshold = d_N.dtype.type(now["rule"]["threshold"])
-                    hard_N = (d_N >= threshold) & (d_N <= cap) & left_N
-                    assert now["left"] - now["line"] == hard_N.sum()
-                    by_group = [np.bincount(group_N[hard_N], minlength=len(names))
-                                for names, group_N in CUTS.values()]  # fmt: skip
-                    assert now["groups"] == np.concatenate(by_group).tolist()
-                    held = lost_N[hard_N].sum() / lost_N[left_N].sum()
-                    assert now["lost"] == pytest.approx(held, abs=2e-5)  # rounded
-
-
-def test_each_half_percent_is_the_choice_of_that_share_with_every_switch():
-    numbers = numbers_of()
-    for junk in (0, 1):
-        for clip, part in enumerate(numbers["options"]["clip"]):
-            for half in range(0, 200, 3):
-                now = counts.shown(numbers, ["share", half, junk, clip, 0, 0])
-                left_out_N = JUNK_N != 0 if junk else None
-                options = {"share": (half + 1) / 200, "clip": part, "left_out_N": left_out_N}
-                chosen = hard_set.select(D_N, **options)
-                assert now["left"] - now["line"] == len(chosen.windows_K)
+    numbers = numbers_of(scores=Scores(d_N, np.zeros(N, kind)), rule=Rule(0.4, clip=0.03))
+    lost_N, clips = d_N.astype(np.float64).clip(0), range(len(numbers["options"]["clip"]))
+    switches = itertools.product(("share", "threshold"), range(0, 200, 7), (0, 1), clips)
+    for slider, i, junk, clip in switches:
+        i = min(i, len(numbers["views"][junk][clip][slider]) - 1)
+        now = counts.shown(numbers, [slider, i, junk, clip, 0, 0])
+        rule = Rule(**now["rule"])
+        hard_K = hard_set.choose(d_N, rule, JUNK_N).windows_K
+        assert now["left"] - now["line"] == len(hard_K)
+        by_group = [np.bincount(group_N[hard_K], minlength=len(g)) for g, group_N in CUTS.values()]
+        assert now["groups"] == np.concatenate(by_group).tolist()
+        held = lost_N[hard_K].sum() / lost_N[(JUNK_N == 0) | (not junk)].sum()
+        assert now["lost"] == pytest.approx(held, abs=2e-5)  # rounded
+        if slider == "share":
+            by_share = hard_set.choose(
+                d_N, replace(rule, threshold=None, share=(i + 1) / 200), JUNK_N
+            )
+            assert by_share.windows_K.tolist() == hard_K.tolist()
     assert [counts.SHARES[counts.PRESETS[f"{p} %"]] for p in (15, 20, 25)] == [0.15, 0.2, 0.25]
 
 
-@pytest.mark.parametrize("many", [999, 30_000])
-def test_the_page_grows_little_with_the_number_of_windows(many):
-    page = widgets.offline_explorer(replace(BEGUN, **small(R.normal(size=many))))
+def test_the_page_grows_little_with_the_number_of_windows():
+    page = widgets.offline_explorer(replace(BEGUN, **small(R.normal(size=30_000))))
     ((view,),) = embedded(page)["views"]
     assert len(view["threshold"]) <= 202 and len(view["stops"]) <= 402
     assert len(page) < 250_000
@@ -152,49 +127,44 @@ def test_the_texts_are_of_the_three_windows_next_to_the_line_on_each_side(tmp_pa
 ])  # fmt: skip
 def test_what_is_kept_is_what_the_same_parameters_choose_in_words_too(at, tmp_path):
     path, begun = tmp_path / "hard_set.json", replace(BEGUN, rule=Rule(0.4, seed=5))
-    widget, o = widgets.explorer(begun, path), numbers_of(rule=begun.rule)["options"]
-    click_keep(widget, at)
-    kept = json.loads(path.read_text("utf8"))
-    p = kept["rule"]
-    assert (p["clip"], p["easy_share"]) == (o["clip"][at[3]], o["easy_share"][at[4]])
-    assert (p["leave_out_junk"], p["seed"]) == (bool(at[2]), 5)
-    chosen = hard_set.select(
-        D_N, threshold=p["threshold"], clip=p["clip"], easy_share=p["easy_share"],
-        left_out_N=JUNK_N != 0 if at[2] else None, seed=5,
-    )  # fmt: skip
+    widget, news = widgets.explorer(begun, path), []
+    kept = kept_by(widget, path, at)
+    _, _, junk, clip, easy, token = at
+    rule = Rule(threshold=kept["threshold"], leave_out_junk=bool(junk), seed=5)
+    for name, i in (("clip", clip), ("easy_share", easy), ("token_share", token)):
+        rule = replace(rule, **{name: counts.OPTIONS[name][i]})
+    chosen = hard_set.choose(D_N, rule, JUNK_N)
     assert kept["windows_K"] == chosen.windows_K.tolist() and kept["easy"] == chosen.easy
-    assert kept["token_share"] == p["token_share"] == o["token_share"][at[5]]
-    count, of = len(chosen.windows_K) - chosen.easy, N - at[2] * (JUNK_N != 0).sum()
-    words = kept["words"]
+    assert hard_set.load(path).rule == chosen.rule == rule
+    count, of, words = (
+        len(chosen.windows_K) - chosen.easy,
+        N - junk * (JUNK_N != 0).sum(),
+        kept["words"],
+    )
     assert words.startswith(f"by hand, by {at[0]}: {count:,} of {of:,} windows ({count / of:.1%})")
-    assert f"are at least {p['threshold']} nats harder for the student" in words
-    assert (f"; {N - of} junk windows are left out" in words) == bool(at[2])
-    assert (f"; {chosen.easy} easier windows are mixed in" in words) == bool(at[4])
-    assert ("% of their tokens count" in words) == bool(at[5])
-    assert ("are dropped as noise" in words) == bool(at[3])
-    news = []
+    assert f"are at least {rule.threshold} nats harder for the student" in words
+    assert (f"; {N - of} junk windows are left out" in words) == bool(junk)
+    assert (f"; {chosen.easy} easier windows are mixed in" in words) == bool(easy)
+    assert ("% of their tokens count" in words) == bool(token)
+    assert ("are dropped as noise" in words) == bool(clip)
     widget.observe(lambda change: news.append(change["new"]), "done")
-    click_keep(widget, at)  # told again, or a second click would seem to do nothing
+    kept_by(widget, path, at)  # told again, or a second click would seem to do nothing
     assert news == ["", f"kept in hard_set.json: {words}"]
     again = widgets.explorer(replace(begun, rule=hard_set.load(path).rule), path)
-    click_keep(again, again.at)  # it opens on the choice in force, and would keep that
-    assert json.loads(path.read_text("utf8"))["windows_K"] == kept["windows_K"]
-
-
-def test_a_choice_that_cannot_be_written_is_said_not_to_be_kept(tmp_path):
-    (tmp_path / "file").touch()
-    widget = widgets.explorer(BEGUN, tmp_path / "file" / "hard_set.json")
-    click_keep(widget, ["share", 30, 0, 0, 0, 0])
-    assert widget.done.startswith("not kept: ")
+    # it opens on the choice in force, and would keep that
+    assert kept_by(again, path)["windows_K"] == kept["windows_K"]
 
 
 def test_it_starts_on_just_the_windows_of_the_choice_it_is_given(tmp_path):
     given = [hard_set.select(D_N, share=share).threshold for share in (1 / N, 0.0034, 0.2533, 1.0)]
     for threshold in (99.0, *given):
-        wanted = np.flatnonzero(threshold <= D_N).tolist()
         widget = widgets.explorer(replace(BEGUN, rule=Rule(threshold)), tmp_path / "k.json")
-        click_keep(widget, widget.at)
-        assert json.loads((tmp_path / "k.json").read_text("utf8"))["windows_K"] == wanted
+        kept = kept_by(widget, tmp_path / "k.json")["windows_K"]
+        assert kept == np.flatnonzero(threshold <= D_N).tolist()
+    widget = widgets.explorer(BEGUN, tmp_path / "k.json/hard_set.json")  # cannot be written
+    with pytest.raises(NotADirectoryError):
+        kept_by(widget, tmp_path / "k.json/hard_set.json")
+    assert widget.done.startswith("not kept: ")
 
 
 @pytest.mark.parametrize("difficulty", [[0.5] * 6, [0.3], [0.1, np.nan, 0.1, 0.9], [-3e-9, 2e-9]])
@@ -260,55 +230,44 @@ def test_no_text_and_no_name_becomes_html(tab):
         assert attack in tab.locator(part).inner_text()
 
 
-def test_the_sliders_and_switches_show_numpys_counts_cuts_and_texts_in_a_browser(tab):
-    begun, order = Rule(0.31, clip=0.01, easy_share=0.1, token_share=0.6), np.argsort(D_N)
+def test_a_page_shows_in_a_browser_what_was_counted(tab):
     text_of = "<u>{}</u> <!-- </script> -->".format
-    tab.set_content(widgets.offline_explorer(replace(BEGUN, text_of=text_of, rule=begun)))
+    begun = Rule(0.31, clip=0.01, easy_share=0.1, token_share=0.6)
+    explored = replace(BEGUN, text_of=text_of, rule=begun)
+    numbers, (order, clean) = counts.numbers(explored, live=False)
+    tab.set_content(widgets.offline_explorer(explored))
     for fold in tab.locator("summary").all():
         fold.click()
 
-    def agreed(junk: bool = False, clip: float = 0.01) -> int:
-        text = tab.locator("output").inner_text()
-        threshold = np.float32(re.search(r"at least (\S+) nats", text)[1])
-        left_N = JUNK_N == 0 if junk else np.ones(N, bool)
-        cap = np.sort(D_N[left_N])[::-1][round(clip * left_N.sum())]
-        hard_N, of = (threshold <= D_N) & (cap >= D_N) & left_N, left_N.sum()
-        count = int(hard_N.sum())
-        assert text.startswith(f"{count:,} of {of:,} windows ({count / of:.1%})")
-        easy = min(round(0.1 * count), int(((threshold > D_N) & left_N).sum()))
-        assert f"; {easy} easier windows are mixed in; the hardest 60% of their tokens" in text
-        assert ("junk windows are left out" in text) == junk
-        dropped = f"; the hardest 1%, {(left_N & (cap < D_N)).sum()} windows, are dropped as noise"
-        assert (dropped in text) == (clip > 0)
-        for i, (names, group_N) in enumerate(CUTS.values()):
-            told = tab.locator("table").nth(i).locator("tbody tr td").all_inner_texts()
-            wanted = []
-            for g, name in enumerate(names):
-                hard, every = (np.count_nonzero(x & (group_N == g)) for x in (hard_N, left_N))
-                wanted += [name, f"{hard:,} of {every:,}", f"{hard / every:.1%}"]
-            assert [cell.strip() for cell in told] == wanted
-        lost_N = D_N.astype(np.float64).clip(0)
-        held = 100 * lost_N[hard_N].sum() / lost_N[left_N].sum()
-        assert float(tab.locator(".lost").inner_text()[:-1]) == pytest.approx(held, abs=0.06)
-        red = tab.locator(f".picture >> nth={int(junk)} >> rect.hard")
-        assert all(float(r.get_attribute("data-difficulty")) >= threshold for r in red.all()[::9])
-        return count
+    def agreed(slider: str, junk: int = 0, clip: int = 1) -> dict:
+        at = int(tab.get_by_role("slider", name=slider).input_value())
+        now = counts.shown(numbers, [slider, at, junk, clip, *numbers["at"][4:]])
+        assert tab.locator("output").inner_text() == now["words"]
+        told = tab.locator("tbody td:nth-child(2)").all_inner_texts()
+        pairs = zip(now["groups"], now["all"], strict=True)
+        assert told == [f"{hard:,} of {every:,}" for hard, every in pairs]
+        assert tab.locator(".lost").inner_text() == f"{now['lost']:.1%}"
+        red = tab.locator(f".picture >> nth={junk} >> rect.hard").all()
+        threshold = now["rule"]["threshold"]
+        assert all(float(r.get_attribute("data-difficulty")) >= threshold for r in red[::9])
+        return now
 
-    agreed()
-    line = (D_N < np.float32(0.31)).sum()
+    line = agreed("threshold")["line"]
     windows = [int(x) for x in tab.locator(".texts u").all_inner_texts()]
     assert windows == [*order[line : line + 3], *order[line - 3 : line][::-1]]
     for name, keys in (("threshold", ["ArrowRight"]), ("share", ["End", "PageDown", "Home"])):
         for key in keys:
             tab.get_by_role("slider", name=name).press(key)
-            agreed()
-    assert agreed() == 10  # half a percent
-    for name, share in (("15 %", 0.15), ("25 %", 0.25), ("median", 0.5), ("20 %", 0.2)):
+            now = agreed(name)
+    assert now["left"] - now["line"] == 10  # half a percent
+    for name, share in (("15 %", 0.15), ("median", 0.5), ("20 %", 0.2)):
         tab.get_by_role("button", name=name).click()
-        assert agreed() == len(hard_set.select(D_N, share=share, clip=0.01).windows_K)
+        now = agreed("share")
+        assert now["left"] - now["line"] == len(
+            hard_set.select(D_N, share=share, clip=0.01).windows_K
+        )
     tab.get_by_role("checkbox", name="junk").check()
-    count, left_out_N = agreed(junk=True), JUNK_N != 0  # still a fifth, of fewer
-    chosen = hard_set.select(D_N, share=0.2, clip=0.01, left_out_N=left_out_N)
-    assert count == len(chosen.windows_K)
+    agreed("share", junk=1)
     tab.get_by_role("combobox", name="noise").select_option("0 %")
-    assert agreed(junk=True, clip=0) == round(0.2 * (~left_out_N).sum())
+    now = agreed("share", junk=1, clip=0)
+    assert now["left"] - now["line"] == round(0.2 * len(clean))  # still a fifth, of fewer

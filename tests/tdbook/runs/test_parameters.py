@@ -19,17 +19,17 @@ from tests.helpers import one_line
 REPOSITORY = Path(__file__).parents[3]
 
 
-def test_names_come_before_types_before_values_before_paths():
+def test_names_come_before_values_before_paths_a_line_each():
     wrong = {"txt": 1, "seed": "x", "context": 1, "text": "nowhere.txt"}
-    for name, says in zip(
-        [*wrong], ("mean text?", "seed = ", "context = ", "text = "), strict=True
-    ):
-        with pytest.raises(ParameterError) as error:
-            check("00_teacher", wrong)
-        one_line(error, says)
-        del wrong[name]
-    with pytest.raises(ParameterError, match=r"context = .*\nseed = .*"):
-        check("00_teacher", {"context": "a", "seed": "b"})  # two of one class: a line each
+    with pytest.raises(ParameterError) as error:
+        check("00_teacher", wrong)
+    one_line(error, "no parameter txt: did you mean text?")
+    del wrong["txt"]
+    with pytest.raises(ParameterError, match=r"context = 1 must .*\nseed = 'x' is not a number"):
+        check("00_teacher", wrong)
+    with pytest.raises(ParameterError) as error:
+        check("00_teacher", {"text": "nowhere.txt"})
+    one_line(error, "text = 'nowhere.txt' must be")
 
 
 AS_ITS_KIND = [
