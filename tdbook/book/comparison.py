@@ -10,7 +10,7 @@ from tdbook.analysis.verdict import Model, Trial
 from tdbook.book import common
 from tdbook.corpus import origins
 from tdbook.export import inference
-from tdbook.report import sweep_plots, tables
+from tdbook.report import plots, tables
 from tdbook.runs import notebooks, rules, sweeps
 from tdbook.runs.folder import Folder
 from tdbook.runs.running import Run
@@ -117,12 +117,7 @@ def show_sweep(this: Run, sweep: str, t: Trial) -> str:
     names = {name for row in rows for name in row["varied"]}
     hints = {name: hint for name in names if (hint := rules.plan(notebook, name))}
     alt = f"Difference from the base at every point of the sweep {sweep}, by setting"
-    this.figure(f"sweep-{sweep}", sweep_plots.sweep(rows, hints), alt)
-    varied = names - {"seed"}
-    if len(varied) > 1 and varied <= {"share", "rank", "lora_scale"}:
-        full = [row | {"varied": {n: row["parameters"][n] for n in varied}} for row in rows]
-        alt = "Loss on hard and on easy text by share, rank and scale, against the base"
-        this.figure(f"sensitivity-{sweep}", sweep_plots.sensitivity(full, hints), alt)
+    this.figure(f"sweep-{sweep}", plots.sweep(rows, hints), alt)
     if len(together := tables.seeds(rows)):
         this.table(f"sweep-{sweep}-seeds", together)
     best = min(rows, key=lambda row: row["loss"])

@@ -29,6 +29,7 @@ from tdlib import data, evaluate, lora
 from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 
+COST = ["made", "training, FLOP", "teacher, FLOP", "scoring, FLOP"]  # a table of their own
 Measured = tuple[list[Effect], list[str]]
 KINDS = next(row["kinds"] for row in CLAIMS["claims"] if row["key"] == "kept")
 
@@ -144,6 +145,21 @@ def recipe(this: Run, tokens: data.Tokens, t: Trial) -> tuple[list[Effect], str]
         spent = [f"{key} {n}" for key, n in made[name].items() if key != "made"]
         costs.append(f"{name}: {', '.join(spent)}")
     return effects, f"{words}: {effects[0].words()} ({why}). Costs: {'; '.join(costs)}."
+
+
+def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
+    """Every model: what it is, seeds, tokens, loss on development and on the text that judges, its
+    difference from the base there, and what it cost."""
+    rows = []
+    for name, made in comparison.made(this, tokens).items():
+        model, loss, change = t.models[name], math.nan, "–"
+        if name in t.losses:  # no verdict needs the others
+            loss, change = known_mean(t.losses[name]), f"{t.change(name, t.base)}"
+        row = {"model": name, "made": made["made"], "seeds": " ".join(map(str, model.seeds))}
+        row |= {"training tokens": model.tokens, "development": t.development[name]}
+        row |= {"confirmation": loss, f"against {t.base}": "baseline" if name == t.base else change}
+        rows.append(row | {key: made[key] for key in COST[1:]})
+    return pd.DataFrame(rows)
 
 
 def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:

@@ -131,8 +131,8 @@ def kept_targets(this: Run, tokens, teacher, temperature, draws, by="teacher", f
     windows = tokens.train
     mib = cache.size(len(windows), tokens.context, draws, len(teacher.head)) / 2**20
     print(f"Targets at T {temperature:g}, {draws} a token: {mib:,.1f} MiB in {folder}")
-    with cache.Cache(folder, teacher, windows, temperature=temperature, draws=draws) as kept:
-        kept.read_only = read_only
+    how = dict(temperature=temperature, draws=draws, read_only=read_only)
+    with cache.Cache(folder, teacher, windows, **how) as kept:
         print(f"{int(kept.valid.sum()):,} of {len(windows):,} windows are there already")
         yield kept
 

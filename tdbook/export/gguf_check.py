@@ -1,8 +1,7 @@
 """What a GGUF file says in llama.cpp, against the model it was made of in PyTorch.
 
 check: the same next tokens, and log-probabilities how far apart? other_weight: are its weights the
-folder's? costs: what a format loses on text. check and costs take llama.cpp's whole distributions,
-so its rounding of activations counts too.
+folder's? costs: what a format loses on text. check and costs take llama.cpp's whole distributions.
 Legend: T tokens of a prompt or window, K of them with a target, V vocabulary.
 """
 
@@ -24,13 +23,10 @@ def prompts(config: LlamaConfig, tokens: data.Tokens | None, count: int = 200) -
     """Prompts of many lengths, from one token to the whole context, the shorter the more often:
     parts of the validation text, or, without tokens, ids at random. Each begins after <eos>."""
     draw, prompts = np.random.default_rng(0), []
+    stream = tokens.val.ids if tokens else draw.integers(0, config.vocab_size, 2**16)
     for length in np.geomspace(1, config.context, count).round().astype(int):
-        if tokens:
-            at = draw.integers(0, max(1, len(tokens.val.ids) - length))
-            ids = tokens.val.ids[at : at + length]
-        else:
-            ids = draw.integers(0, config.vocab_size, length)
-        prompts.append([config.eos_id, *ids.tolist()][:length])
+        at = draw.integers(0, max(1, len(stream) - length))
+        prompts.append([config.eos_id, *stream[at : at + length].tolist()][:length])
     return prompts
 
 
@@ -44,13 +40,14 @@ def check(folder: Path, path: Path, prompts: Sequence[list[int]]) -> dict[str, f
         if weight.ndim == 2:
             weight.copy_(weight.half())
     file = llama_cpp.Model(path, threads=torch.get_num_threads(), exact=True)
-    same, total, largest, count = 0, 0.0, 0.0, 0
+    same, total, largest = 0, 0.0, 0.0
     for ids in prompts:
         log_p_TV, log_q_TV = _log_p(model, ids), file.logprobs(ids)
         same += int((log_p_TV.argmax(1) == log_q_TV.argmax(1)).sum())
-        difference_TV = np.abs(np.subtract(log_q_TV, log_p_TV, out=log_q_TV), out=log_q_TV)
+        difference_TV = np.abs(log_q_TV - log_p_TV)
         total += float(difference_TV.sum(dtype=np.float64))
-        largest, count = max(largest, float(difference_TV.max())), count + len(ids)
+        largest = max(largest, float(difference_TV.max()))
+    count = sum(map(len, prompts))
     mean = total / count / model.config.vocab_size
     return {"likeliest": same / count, "mean": mean, "largest": largest}
 
@@ -84,9 +81,8 @@ def costs(folder: Path, files: dict[str, Path], windows: data.Windows, count: in
     """What each file (format → path) loses against the model it was made of, on `count` windows
     spread evenly: rows of format, bytes, loss (nats per token), kl (‖ of the file, nats per token)
     and agreement, the model itself first. The distributions of one window are held at a time."""
-    model = Llama.load(folder).eval()
+    model, size = Llama.load(folder).eval(), sum(p.stat().st_size for p in weight_files(folder))
     opened = [llama_cpp.Model(path, threads=torch.get_num_threads()) for path in files.values()]
-    size = sum(path.stat().st_size for path in weight_files(folder))
     rows = [{"format": "PyTorch float32", "file": folder.name, "bytes": size}]
     for name, path in files.items():
         rows.append({"format": name, "file": path.name, "bytes": path.stat().st_size})
@@ -97,10 +93,10 @@ def costs(folder: Path, files: dict[str, Path], windows: data.Windows, count: in
         tokens += len(at_K)
         log_p_KV = _log_p(model, ids_T)[at_K]
         for i, file in enumerate([None, *opened]):
-            log_q_KV = log_p_KV if file is None else file.logprobs(ids_T.tolist())[at_K]
+            log_q_KV = file.logprobs(ids_T.tolist())[at_K] if file else log_p_KV
             loss = -log_q_KV[np.arange(len(at_K)), targets_T[at_K]].sum(dtype=np.float64)
             same = (log_q_KV.argmax(1) == log_p_KV.argmax(1)).sum()
-            kl = 0.0 if file is None else np.einsum("kv,kv", np.exp(log_p_KV), log_p_KV - log_q_KV)
+            kl = np.einsum("kv,kv", np.exp(log_p_KV), log_p_KV - log_q_KV) if file else 0.0
             sums[i] += loss, kl, same
     for row, (loss, kl, same) in zip(rows, (sums / tokens).tolist(), strict=True):
         row |= {"loss": loss, "kl": kl, "agreement": same}

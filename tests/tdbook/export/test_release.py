@@ -4,12 +4,9 @@ import contextlib
 import io
 import json
 import logging
-import os
 import random
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +22,8 @@ from tdbook.corpus import token_files, tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.export import cards, model_tokenizer
 from tdlib import data, lora
-from tdlib.model import Llama, LlamaConfig
+from tdlib.model import Llama
+from tests.helpers import tiny_model
 
 CONTEXT = 24
 EDGES = ["", " ", "   ", "  రెండు  ఖాళీలు  ", "\tట్యాబ్\t", "👍🏽 😀", "Telugu (te) ABC", "2024లో 3.5%"]
@@ -42,17 +40,12 @@ def tokens(tokenizer, tmp_path_factory) -> data.Tokens:
     return token_files.open_tokens(folder)
 
 
-def small(vocab_size: int, eos_id: int = 3, **change) -> Llama:
-    torch.manual_seed(0)
-    shape = dict(layers=2, heads=2, dim=16, mlp_dim=24, context=CONTEXT, eos_id=eos_id)
-    return Llama(LlamaConfig(vocab_size, **shape | change)).eval().requires_grad_(False)
-
-
 def released(tokenizer, folder: Path) -> Path:
     """A small model's folder with a tokenizer's files."""
     (folder / "made").mkdir(parents=True)
     files = model_tokenizer.tokenizer_files(tokenizer, folder / "made", CONTEXT)
-    small(tokenizer.size, tokenizer.eos).save(folder / "50m", files)
+    shape = dict(heads=2, dim=16, mlp_dim=24, context=CONTEXT, eos_id=tokenizer.eos)
+    tiny_model(0, tokenizer.size, **shape).save(folder / "50m", files)
     return folder / "50m"
 
 
@@ -83,8 +76,6 @@ def test_auto_tokenizer_gives_our_ids_and_our_text_on_real_telugu(lines, tmp_pat
     texts = lines + EDGES
     wanted = judge.encode(texts)
     assert theirs(texts).input_ids == wanted == ours.encode(texts)
-    assert [theirs.encode(text) for text in EDGES] == wanted[len(lines) :]
-    assert theirs.batch_decode(wanted) == texts
     ended = [[*ids, 3] for ids in wanted]
     assert theirs.batch_decode(ended, skip_special_tokens=True) == texts
 
@@ -95,10 +86,9 @@ def test_auto_tokenizer_knows_the_special_tokens_and_the_context(tokenizer, base
     assert (theirs.pad_token_id, theirs.unk_token_id, len(theirs)) == (0, 1, tokenizer.size)
     assert theirs.model_max_length == CONTEXT and theirs.convert_ids_to_tokens([2]) == ["<bos>"]
     assert theirs(["ఒక", "ఒక ఊరిలో"], padding=True).attention_mask[0][0] == 0  # before the text
-    assert (base / "tokenizer.model").read_bytes() == tokenizer.path.read_bytes()
 
 
-@pytest.mark.parametrize("letters, vocab_size", [("ab", 330), ("అఆ", 330), ("a", 275)])
+@pytest.mark.parametrize("letters, vocab_size", [("ab", 330), ("a", 275)])
 def test_a_converted_bpe_cuts_overlapping_merges_as_sentencepiece_does(
     letters, vocab_size, tmp_path
 ):
@@ -156,19 +146,17 @@ def hugging_face(
     return tokenizer_files.open(folder / "tokenizer.json")
 
 
-@pytest.mark.parametrize(
-    "config, over_bytes",
-    [
-        (None, True),
-        (None, False),
-        # a class that would build its own pipeline; code that is not in the folder
-        (dict(tokenizer_class="LlamaTokenizer", eos_token="<|endoftext|>"), True),
-        (dict(tokenizer_class="LlamaTokenizer", model_max_length=10**30), False),
-        (dict(tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]}), True),
-        (dict(chat_template="{{ messages }}"), True),
-    ],
-    ids=str,
-)
+CONFIGS = [
+    (None, True),
+    (None, False),
+    # a class that would build its own pipeline; code that is not in the folder
+    (dict(tokenizer_class="LlamaTokenizer", model_max_length=10**30), False),
+    (dict(tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]}), True),
+    (dict(chat_template="{{ messages }}"), True),
+]
+
+
+@pytest.mark.parametrize("config, over_bytes", CONFIGS, ids=str)
 def test_a_hugging_face_tokenizer_is_released_as_it_is(config, over_bytes, lines, tmp_path):
     ours = hugging_face(lines, tmp_path / "given", config, over_bytes)
     folder = released(ours, tmp_path)
@@ -213,23 +201,17 @@ def run(code: str, caplog) -> dict:
     return left
 
 
-def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, tokens, base, caplog):
-    left = run(program(cards.card(base, tokens, ROW, RECORD), name=base), caplog)
-    assert left["beginning"].tolist() == [[3, *tokenizer.encode(["ఒక ఊరిలో"])[0]]]
-
-
-def test_so_does_that_for_a_sentencepiece_model(lines, tokens, tmp_path, caplog):
-    ours = trained(lines, tmp_path / "theirs.model", eos_id=2, bos_id=3)
-    folder = released(ours, tmp_path)
-    with pytest.raises(ValueError):  # and no other ids
+def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, lines, tokens, tmp_path, caplog):
+    other = trained(lines, tmp_path / "theirs.model", eos_id=2, bos_id=3)  # of no AutoTokenizer
+    for ours, eos in ((tokenizer, 3), (other, 2)):
+        folder = released(ours, tmp_path / str(eos))
+        left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
+        assert left["beginning"].tolist() == [[eos, *ours.encode(["ఒక ఊరిలో"])[0]]]
+    with pytest.raises(ValueError):
         transformers.AutoTokenizer.from_pretrained(folder)
-    left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
-    assert left["beginning"].tolist() == [[2, *ours.encode(["ఒక ఊరిలో"])[0]]]
 
 
-def test_so_does_that_for_upstreams_vocabulary_and_it_encodes_as_we_do(
-    shared, lines, tokens, tmp_path, caplog
-):
+def test_that_for_upstreams_vocabulary_encodes_as_we_do(shared, lines, tokens, tmp_path, caplog):
     ours = tokenizer_files.open(shared / "data" / "upstream_tokenizer" / "tokenizer.json")
     folder = released(ours, tmp_path)
     assert (folder / "morfessor.json").read_bytes() == ours.path.read_bytes()
@@ -242,53 +224,42 @@ def test_so_does_that_for_upstreams_vocabulary_and_it_encodes_as_we_do(
     assert [left["decode"](ids) for ids in wanted] == [ours.decode(ids) for ids in wanted]
 
 
-def test_the_card_tells_the_numbers_the_run_and_no_path(tokenizer, tokens, base):
+TOLD = ["| weights | 11,234 | 99,000 |", "| loss, nats per token | 5.5246 | 0.5000 |"]
+TOLD += ["| KL(teacher ‖ model), nats per token | 0.4015 | – |", "| 46.1% | 50.0% |"]
+TOLD += [f"windows of {CONTEXT} tokens", "`01_distill-50m`", "169b59c,", "seed 7", "2026-11-24"]
+TOLD += ["a student of `teacher`", "0.25 · cross-entropy", "T 2", "learning_rate: 0.002"]
+
+
+def test_the_card_tells_the_numbers_the_run_and_no_path(tokens, base):
     better = dict.fromkeys(ROW, 0.5) | dict(parameters=99_000, kl=float("nan"))
     text = cards.card(base, tokens, ROW, RECORD, better)
-    for part in (
-        "| weights | 11,234 | 99,000 |", "| loss, nats per token | 5.5246 | 0.5000 |",
-        "| KL(teacher ‖ model), nats per token | 0.4015 | – |", "| 46.1% | 50.0% |",
-        f"{len(tokens.val):,} windows of {CONTEXT} tokens", "`01_distill-50m`", "169b59c,",
-        "seed 7", "2026-11-24", "a student of `teacher`", "0.25 · cross-entropy", "T 2",
-        "learning_rate: 0.002", f"{small(tokenizer.size).config.parameters:,} weights",
-    ):  # fmt: skip
-        assert part in text, part
+    assert not [part for part in TOLD if part not in text]
     assert "secret" not in text and "device: auto" not in text
     card = huggingface_hub.ModelCard(text)
     assert card.text.count("TODO") == 3  # licence, data, teacher: nothing is made up
-    assert card.data.to_dict() == {
-        "language": "te",
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["telugu", "llama"],
-    }
+    about = card.data.to_dict()
+    assert (about["language"], about["library_name"]) == ("te", "transformers")
+    assert about["tags"] == ["telugu", "llama"] and "license" not in about
 
 
-@pytest.mark.parametrize(
-    "name, notebook, change, origin",
-    [
-        ("teacher", "00_teacher", dict(teacher=""), "trained here"),
-        ("teacher", "00_teacher", dict(teacher="/a/best.pt"), "made elsewhere"),
-        ("50m-scratch", "01_distill", dict(ce_weight=1), "without a teacher"),
-        ("50m", "01_distill", dict(init="teacher"), "slices of its teacher's weights"),
-        ("75m", "05_progressive", {}, "a student of `150m`"),
-        ("75m-direct", "05_progressive", {}, "a student of `teacher`"),
-        ("50m-hard-merged", "03_lora", ADAPTER, "the adapter `50m-hard` merged"),
-        ("50m-on", "03_lora", ADAPTER | dict(trains="weights"), "all its weights trained on for"),
-    ],
-)
-def test_the_card_says_how_the_model_came_to_be(
-    name, notebook, change, origin, tokens, base, tmp_path
-):
-    (folder := tmp_path / name).symlink_to(base)
-    record = RECORD | dict(notebook=notebook, parameters=PARAMETERS | change)
-    assert origin in cards.card(folder, tokens, ROW, record)
+ORIGINS = [
+    ("teacher", "00_teacher", dict(teacher=""), "trained here"),
+    ("50m-scratch", "01_distill", dict(ce_weight=1), "without a teacher"),
+    ("50m", "01_distill", dict(init="teacher"), "slices of its teacher's weights"),
+    ("75m", "05_progressive", {}, "a student of `150m`"),
+    ("50m-hard-merged", "03_lora", ADAPTER, "the adapter `50m-hard` merged"),
+    ("50m-on", "03_lora", ADAPTER | dict(trains="weights"), "all its weights trained on for"),
+]
 
 
-def test_a_folder_without_a_tokenizer_gets_no_card(tokens, tmp_path):
-    small(700).save(tmp_path / "50m")
-    with pytest.raises(FileNotFoundError, match=r"50m holds none of tokenizer\.json"):
-        cards.card(tmp_path / "50m", tokens, ROW, RECORD)
+def test_the_card_says_how_the_model_came_to_be(tokens, base, tmp_path):
+    for name, notebook, change, origin in ORIGINS:
+        (folder := tmp_path / name).symlink_to(base)
+        record = RECORD | dict(notebook=notebook, parameters=PARAMETERS | change)
+        assert origin in cards.card(folder, tokens, ROW, record)
+    tiny_model().save(tmp_path / "bare")
+    with pytest.raises(FileNotFoundError, match=r"bare holds none of tokenizer\.json"):
+        cards.card(tmp_path / "bare", tokens, ROW, RECORD)
 
 
 def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokens, base, tmp_path, caplog):
@@ -310,14 +281,9 @@ def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokens, base, tmp_p
     assert card.data.library_name == "peft" and card.text.count("TODO") == 3
 
 
-def test_the_upload_command_is_one_that_hf_understands_for_any_folder(tmp_path):
+def test_the_upload_command_names_a_repository_that_the_hub_takes(tmp_path):
     folder = tmp_path / "a run's folder" / "50m+x"
-    folder.mkdir(parents=True)
     words = shlex.split(cards.upload_command(folder))
-    assert words[2:5] == ["YOUR-NAME/telugu-50m-x", str(folder), "."]
+    assert words[:5] == ["hf", "upload", "YOUR-NAME/telugu-50m-x", str(folder), "."]
+    assert words[5:] == ["--repo-type", "model", "--private"]
     huggingface_hub.utils.validate_repo_id(words[2])
-    words[0] = str(Path(sys.executable).with_name(words[0]))
-    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(words, env=offline, capture_output=True, text=True)
-    # past its arguments and its look at the folder, at the first thing that it would ask the Hub
-    assert done.returncode == 1 and "/api/repos/create: offline mode" in done.stderr, done.stderr
