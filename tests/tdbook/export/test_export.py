@@ -28,9 +28,9 @@ from tdbook.__main__ import main
 from tdbook.corpus import tokenizer_files
 from tdbook.corpus.tokenizer import TELUGU
 from tdbook.export import (
-    gguf_check,
     gguf_file,
     gguf_tokenizer,
+    inference,
     llama_cpp,
     model_tokenizer,
     shipping,
@@ -109,11 +109,11 @@ SHAPES_OF = [
 def test_f16_in_llama_cpp_is_the_model_in_pytorch(count, change, tokenizer, tmp_path):
     model = saved(tmp_path / "m", tokenizer.path, tokenizer.size, **change)
     to_gguf(tmp_path / "m", tmp_path / "m.gguf", "F16")
-    prompts = gguf_check.prompts(model.config, None, count)
+    prompts = shipping.draw_prompts(model.config, None, count)
     assert len(prompts) == count and max(map(len, prompts)) == 48 and len(prompts[0]) == 1
-    check = gguf_check.check(tmp_path / "m", tmp_path / "m.gguf", prompts)
+    check = shipping.check(tmp_path / "m", tmp_path / "m.gguf", prompts)
     assert check["likeliest"] >= 0.99 and check["largest"] <= 0.02
-    assert gguf_check.other_weight(tmp_path / "m", tmp_path / "m.gguf") == ""
+    assert shipping.other_weight(tmp_path / "m", tmp_path / "m.gguf") == ""
 
 
 def test_rope_in_the_other_order_and_a_weight_that_is_not_in_the_file_are_seen(
@@ -123,9 +123,9 @@ def test_rope_in_the_other_order_and_a_weight_that_is_not_in_the_file_are_seen(
     embedding = stored["model.embed_tokens.weight"]
     for name, like in (("lm_head.weight", embedding), ("model.norm.weight", None)):
         save_file(stored | {name: (stored[name] if like is None else like) + 0.5}, path)
-        assert gguf_check.other_weight(tmp_path, files["F16"]) == name
+        assert shipping.other_weight(tmp_path, files["F16"]) == name
     save_file(stored | {"lm_head.weight": embedding.clone()}, path)
-    assert gguf_check.other_weight(tmp_path, files["F16"]) == ""
+    assert shipping.other_weight(tmp_path, files["F16"]) == ""
     monkeypatch.setattr(teacher, "neighbours", lambda weight_OD, heads: weight_OD)
     with pytest.raises(ValueError, match=r"agrees with .* on [1-8]\d.*nothing is shipped"):
         shipping.ship(made[0], tmp_path / "out" / "50m")
@@ -172,7 +172,7 @@ def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(
     if "head_dim" in shape:  # it runs
         with pytest.warns(UserWarning, match=told):
             to_gguf(tmp_path, path, "Q4_0")
-        assert gguf_check.check(tmp_path, path, [[3, 300, 5, 60, 7]])["mean"] < 0.3
+        assert shipping.check(tmp_path, path, [[3, 300, 5, 60, 7]])["mean"] < 0.3
 
 
 def test_what_makes_no_file_is_refused_by_name_and_leaves_none(made, tokenizer, tmp_path):
@@ -535,9 +535,9 @@ def test_generating_is_one_forward_after_another(files):
 def test_costs_are_those_of_the_dequantized_weights(made, files):
     """llama.cpp rounds activations too, to 8 bits, so the two are near and not equal."""
     model, copy = made[1], Llama.load(made[0])
-    stream = np.array([i for ids in gguf_check.prompts(model.config, None) for i in ids])
+    stream = np.array([i for ids in shipping.draw_prompts(model.config, None) for i in ids])
     windows = data.Windows(stream[: 48 * 6 + 1], 48)
-    rows = gguf_check.costs(made[0], {q: files[q] for q in ("Q8_0", "Q4_0")}, windows, 6)
+    rows = inference.file_costs(made[0], {q: files[q] for q in ("Q8_0", "Q4_0")}, windows, 6)
     assert [row["format"] for row in rows] == ["PyTorch float32", "Q8_0", "Q4_0"]
     loss = float(hard_set.window_loss(model, windows, range(6), "cpu").mean())
     assert rows[0]["loss"] == pytest.approx(loss, abs=1e-4)
