@@ -4,11 +4,10 @@ import ctypes as _ctypes
 import os as _os
 import sys as _sys
 
-# Settings of the C libraries, before torch is loaded. Waiting threads sleep: by default they spin,
-# and where another process wants the core, training is ten times slower. Arrays that every step
-# makes and drops stay with the process: by default each goes back to the system, which makes
-# element-wise operations four times slower; glibc's own MALLOC_… variables go before. And what
-# `deterministic` asks of CUDA.
+# Settings of the C libraries, before torch is loaded. Waiting threads sleep: where they spin and
+# another process wants the core, training is ten times slower. Arrays that every step makes stay
+# with the process: given back to the system each time, they make element-wise operations four times
+# slower (glibc's own MALLOC_… variables go before). And what `deterministic` asks of CUDA.
 _os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 _own = any(name.startswith("MALLOC_") for name in _os.environ)

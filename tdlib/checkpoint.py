@@ -133,8 +133,8 @@ class Keeper:
         """Keeps what is due after a step; after a signal, ends the process as it would have."""
         if not self.folder:
             return
-        due = time.monotonic() - self.saved > 60 * self.state.recipe.checkpoint_minutes
-        last = step == self.steps
+        due, last = time.monotonic() - self.saved, step == self.steps
+        due = due > 60 * self.state.recipe.checkpoint_minutes
         # a cluster's signal reaches all ranks, at any moment
         stop = self.team.any_rank(signals.caught > 0)
         if self.team.any_rank(due or last or step in self.epochs) or stop:

@@ -46,8 +46,7 @@ def replacing(path: Path, lasting: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """The same for a folder. It replaces what the book wrote in an old one; what others put there
-    moves over."""
+    """The same for a folder. What the book wrote into an old one goes, what others did stays."""
     _finish(folder)
     theirs(folder)
     with replacing(folder) as beside:
@@ -61,8 +60,8 @@ def write_whole(path: Path, content: str | bytes, lasting: bool = True) -> None:
 
 
 def record(path: Path, *keys: str, kind: type = dict):
-    """A record's JSON; None without a file. ValueError: it was emptied or cut by a failure of power
-    or disk, or lacks one of `keys`."""
+    """A record's JSON; None without a file. ValueError: broken, as after a power cut, or one of
+    `keys` is not in it."""
     try:
         content = json.loads(path.read_bytes())
         if isinstance(content, kind) and (kind is not dict or content.keys() >= {*keys}):

@@ -53,9 +53,8 @@ def generate(
     cached: bool = True,
 ) -> list[int]:
     """Up to `tokens` new ids after the prompt (empty: begins after <eos>); ends after the id
-    `stop`. Sampling's fields say how they are chosen; the draws come from a generator of their own.
-    Not `cached`: every step computes the whole text again. ValueError: prompt and new tokens are
-    more than the context."""
+    `stop`. Sampling says how they are chosen; draws come from a generator of their own. Not
+    `cached`: every step computes the whole text again. ValueError: more than the context."""
     sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
     new = []
     for i in steps(model, ids, tokens, sampling, seed, cached):
@@ -74,9 +73,9 @@ def steps(
     if (length := len(text) + tokens) > config.context:
         fault = f"{len(text)} + {tokens} tokens are more than the context of {config.context}"
         raise ValueError(f"{fault}: shorten the prompt, or ask for fewer")
-    if odd := [i for i in text if not 0 <= i < config.vocab_size]:
-        fault = f"the prompt's id {odd[0]:,} is not in the model's vocabulary"
-        raise ValueError(f"{fault} of {config.vocab_size:,}: give its own tokenizer")
+    if odd := [i for i in text if not 0 <= i < (v := config.vocab_size)]:
+        fault = f"the prompt's id {odd[0]:,} is not in the model's vocabulary of {v:,}"
+        raise ValueError(f"{fault}: give its own tokenizer")
     generator = torch.Generator(like.device).manual_seed(seed)
     cache, seen = Cache(config, 1, length, like) if cached else None, 0
     for _ in range(tokens):
@@ -104,11 +103,9 @@ def probabilities(logits_V: Tensor, text: list[int], sampling: Sampling) -> Tens
         p_V = p_V * (p_V >= p_V.topk(sampling.top_k).values[-1])
         p_V = p_V / p_V.sum()
     if sampling.top_p < 1:
-        # only these are worth sorting: all the others together have less than 1 − top_p
-        likely_N = (p_V > (1 - sampling.top_p) / len(p_V)).nonzero()[:, 0]
-        p_N, order_N = p_V[likely_N].sort(descending=True)
-        likelier_N = p_N.cumsum(0, dtype=torch.float64) - p_N
-        kept_N = likely_N[order_N[likelier_N < sampling.top_p]]
+        sorted_V, order_V = p_V.sort(descending=True)
+        likelier_V = sorted_V.cumsum(0, dtype=torch.float64) - sorted_V
+        kept_N = order_V[likelier_V < sampling.top_p]
         p_V = torch.zeros_like(p_V).index_copy(0, kept_N, p_V[kept_N])
     p_V = p_V * (p_V >= sampling.min_p * p_V.max())
     return p_V / p_V.sum()

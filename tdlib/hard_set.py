@@ -189,8 +189,7 @@ def choose(difficulty_N: np.ndarray, rule: Rule, junk_N: np.ndarray | None = Non
 
 @contextlib.contextmanager
 def new_scores(path: Path, windows: int) -> Iterator[np.ndarray]:
-    """An array for the losses of so many windows, NaN at first, to be filled in place; the file is
-    there, whole, only once that has gone well."""
+    """An array for the losses of so many windows, NaN at first, to be filled; then it is a file."""
     with files.replacing(path) as beside:
         loss_2N = np.lib.format.open_memmap(beside, "w+", np.float32, (2, windows))
         loss_2N[:] = np.nan
@@ -199,8 +198,8 @@ def new_scores(path: Path, windows: int) -> Iterator[np.ndarray]:
 
 
 def load_scores(path: Path) -> Scores:
-    """What 02 scored, as a memory map. ValueError where the file is something else, or holds a loss
-    that is not finite: of the student beside none of the teacher, or infinite."""
+    """What 02 scored, as a memory map. ValueError: something else, or a loss is not finite (of the
+    student beside none of the teacher, or infinite)."""
     try:
         loss_2N = np.load(path, mmap_mode="r")
         student_N, teacher_N = loss_2N

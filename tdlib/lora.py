@@ -64,8 +64,8 @@ def attach(
 
 
 def merge(model: Llama) -> Llama:
-    """W + scale · B A for good, in place: the shapes, names and speed of the base. Computed in
-    float64 and rounded once. ValueError where there is nothing to merge (a second merge, say)."""
+    """W + scale · B A for good, in place: the shapes, names and speed of the base. In float64,
+    rounded once. ValueError: nothing to merge (a second merge, say)."""
     if not (parts := adapters(model)):
         raise ValueError("nothing to merge: the model has no adapters (merged already?)")
     for name, part in parts.items():

@@ -60,14 +60,13 @@ def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> L
     if rope_pairs == "neighbours" and path.is_dir():  # a .pt is permuted as it is read
         _turn(model)
     zero_V = (model.embed_tokens.weight == 0).all(1) & (model.head == 0).all(1)
-    model.cut_rows = int(zero_V.flip(0).cumprod(0).sum())
-    size = len(zero_V) - model.cut_rows
-    if not size:
+    model.cut_rows = cut = int(zero_V.flip(0).cumprod(0).sum())
+    if cut == len(zero_V):
         raise ValueError(f"{path}: every row of the embedding is zero: {REMEDY}")
-    if model.cut_rows:
-        rows = f"the last {model.cut_rows:,} rows of its embedding are zeros, padding"
+    if cut:
+        keep_rows(model, size := len(zero_V) - cut)
+        rows = f"the last {cut:,} rows of its embedding are zeros, padding"
         warnings.warn(f"{path}: {rows}: cut to a vocabulary of {size:,}", stacklevel=2)
-        keep_rows(model, size)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -79,9 +78,8 @@ def _tell_generation(path: Path, eos: int) -> None:
         odd = list(shapes.odd_options(asked, "generation", eos_token_id=eos))
     except (ValueError, OSError) as error:
         odd = [f"it cannot be read ({error})"]
-    if odd:
-        fault = f"{path}: {'; '.join(odd)}: texts are written here without that"
-        warnings.warn(fault, stacklevel=3)
+    if asks := "; ".join(odd):
+        warnings.warn(f"{path}: {asks}: texts are written here without that", stacklevel=3)
 
 
 def keep_rows(model: Llama, size: int) -> None:

@@ -127,9 +127,8 @@ def fit(
         state.log.append({"step": 0, "tokens": 0} | evaluate(student))
         record(state.log[0])
     evaluated = {round(i * len(steps) / evaluations) for i in range(evaluations + 1)}
-    updates = _updates(student, targets, windows, state, steps, device, team)
     with checkpoint.Signals(folder is not None) as signals:
-        for step in updates:
+        for step in _updates(student, targets, windows, state, steps, device, team):
             progress(step, len(steps), f"{state.meter.speed:,.0f} tokens/s")
             if step in evaluated or step % max(1, len(steps) // LOGGED) == 0:
                 row = state.row(sum(map(len, steps[:step])) * windows.context)

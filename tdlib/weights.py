@@ -83,8 +83,6 @@ def check_shapes(folder: Path, shapes: Shapes, expected: Shapes) -> None:
         shape = tuple(shapes[name]) if name in shapes else "missing"
         wanted = tuple(expected[name]) if name in expected else "unknown to this model"
         if shape != wanted:
-            remedy = "weights and config are of two models, copy both again"
-            if (name, shape) == (TIED[1], "missing"):
-                remedy = "set tie_word_embeddings: true in config.json if it is the embedding"
             fault = f"{folder}: {name} is {shape}, by its config it must be {wanted}"
-            raise ValueError(f"{fault}: {remedy}")
+            remedy = "copy both again, or correct tie_word_embeddings in config.json"
+            raise ValueError(f"{fault}: weights and config are of two models, {remedy}")

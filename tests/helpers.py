@@ -1,5 +1,10 @@
 """What several test files measure alike."""
 
+import contextlib
+from pathlib import Path
+
+import pytest
+import sentencepiece
 import torch
 
 from tdlib.model import Llama, LlamaConfig
@@ -22,6 +27,14 @@ def one_line(error, *words) -> None:
     assert "\n" not in text and all(str(word) in text for word in words), text
 
 
+@contextlib.contextmanager
+def refused(*words, error=ValueError):
+    """What is done here raises an error of one line that holds these words."""
+    with pytest.raises(error) as raised:
+        yield
+    one_line(raised, *words)
+
+
 def near(found, wanted, relative=5e-6) -> None:
     """No number is further off than a share of the largest one."""
     found, wanted = found.detach().double(), wanted.detach().double()
@@ -42,3 +55,15 @@ def distance(found: dict, wanted: dict) -> float:
     """Of all weights together, relative."""
     a, b = (torch.cat([w[k].flatten() for k in sorted(w)]).double() for w in (found, wanted))
     return ((a - b).norm() / b.norm()).item()
+
+
+def trained_sentencepiece(path: Path, lines: list[str], **options):
+    """An opened SentencePiece BPE, with the package's own ids (<unk> 0, <s> 1, </s> 2)."""
+    from tdbook.corpus import tokenizer_files
+
+    with open(path, "wb") as model:
+        known = dict(sentence_iterator=iter(lines), model_writer=model, vocab_size=500)
+        known |= dict(model_type="bpe", normalization_rule_name="identity", byte_fallback=True)
+        known |= dict(remove_extra_whitespaces=False, minloglevel=2)
+        sentencepiece.SentencePieceTrainer.train(**known | options)
+    return tokenizer_files.open(path)

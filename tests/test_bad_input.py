@@ -615,7 +615,7 @@ TOKENIZER = {
     "a broken model in it": ("a.json", '{"model": {"type": "BPE"}}', "a.json cannot be read by"),
     "a gap in its ids": ("a.json", morfessor(gap), "no piece has the id 16, they run from 0"),
     "special tokens elsewhere": ("a.json", ELSEWHERE, "<eos> is 2 in s"),
-    "an unknown key": ("a.json", morfessor(lambda c: {"lower": 1}), "what 'lower' does is not"),
+    "an unknown key": ("a.json", morfessor(lambda c: {"lower": 1}), "what 'lower' .1. does is not"),
     "nested": ("a.json", '{"model": ' + "[" * 99_999, "a.json is no JSON .*: copy it again"),
     "no table": ("a.json", NO_TABLE, "token_to_id is .*JSON obj"),
     "another vocabulary": ("a.json", morfessor(), "has 16 pieces, the tokens' vocab_size is 500"),

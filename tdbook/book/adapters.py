@@ -39,22 +39,15 @@ def weighed(
     path = this.path("checkpoints", this.run, "weights.bin")
     with files.replacing(path) as beside:
         weights = data.weighted(tokens, beside, new=True).train.weights
-        for done, rows_B in enumerate(tokens.train.batches(rows_K, 16)):
+        done = 0
+        for rows_B in tokens.train.batches(rows_K, 16):
             weigh(net, teacher, tokens.train, rows_B, share, weights, this.device)
-            this.progress(min(len(rows_K), 16 * (done + 1)), len(rows_K), "windows weighed")
+            this.progress(done := done + len(rows_B), len(rows_K), "windows weighed")
         weights.flush()
     return data.weighted(tokens, path)
 
 
-def weigh(
-    student: Llama,
-    teacher: Llama,
-    windows: data.Windows,
-    rows_B,
-    share: float,
-    weights,
-    device: str,
-) -> None:
+def weigh(student, teacher, windows, rows_B, share: float, weights, device: str) -> None:
     """Token mode (Rho-1, arXiv 2404.07965, within a window): of the targets of some windows, the
     `share` on which the student fell furthest behind its teacher count once, the others not at all.
     Into `weights`, beside the ids as data.Windows.weights, a memory map of any size."""

@@ -37,8 +37,8 @@ def score(
 
 def what_02_counted(this: Run) -> str:
     """That sentence again, from the record of 02, for what is built on difficulty."""
-    base = this.parameters["base"]
-    for record in common.folder_of(this).of(notebooks.HARD_SET):
+    base, records = this.parameters["base"], common.folder_of(this).of(notebooks.HARD_SET)
+    for record in records:
         if record["parameters"]["base"] == base:
             return words.difficulty(base, record["remembered"]["short"])
     return f"No record of 02 says on how many windows {base} is better than its teacher."
@@ -48,12 +48,11 @@ def coloured_texts(net: Llama, teacher: Llama, tokens: data.Tokens, device) -> C
     """Window number → its text as HTML, each piece coloured by its own difficulty."""
 
     def text_of(window: int) -> str:
-        ids_BT, targets_BT = tokens.train.batch([window], device)
-        student_T, teacher_T = (
-            hard_set.token_losses(m, ids_BT, targets_BT)[0].cpu() for m in (net, teacher)
-        )
-        known_T = (targets_BT[0] != data.IGNORE).cpu()
-        pieces = tokens.tokenizer.pieces(targets_BT[0].cpu()[known_T].tolist())
+        batch = tokens.train.batch([window], device)
+        student_T, teacher_T = (hard_set.token_losses(m, *batch)[0].cpu() for m in (net, teacher))
+        targets_T = batch[1][0].cpu()
+        known_T = targets_T != data.IGNORE
+        pieces = tokens.tokenizer.pieces(targets_T[known_T].tolist())
         return widgets.text_html(pieces, (student_T - teacher_T)[known_T].numpy())
 
     return text_of
@@ -68,10 +67,8 @@ def chosen_for_03(this: Run) -> tuple[hard_set.HardSet, str]:
         return hard_set.load(path), words_of(path)
     scores = hard_set.load_scores(this.path("scores", p["scores"]))
     chosen = hard_set.choose(scores.difficulty_N, hard_set.Rule(share=p["share"]))
-    return chosen, (
-        f"by `share` here: the hardest {chosen.share:.1%}, {chosen.threshold:.4f} nats and more; "
-        "what 02 chose is not used"
-    )
+    share, least = f"{chosen.share:.1%}", f"{chosen.threshold:.4f} nats and more"
+    return chosen, f"by `share` here, not by 02: the hardest {share}, {least}"
 
 
 def words_of(path: Path) -> str:
@@ -83,7 +80,5 @@ def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:
     """Which hard set 03 will read, where it is not the one chosen here too."""
     if np.array_equal(hard_set.load(path).windows_K, chosen.windows_K):
         return f"In force, for 03: {words_of(path)}."
-    return (
-        f"**In force, for 03: {words_of(path)}.** The figures above show the parameters' choice: "
-        f"{len(chosen.windows_K):,} windows, {chosen.threshold:.4f} nats and more."
-    )
+    parameters = f"{len(chosen.windows_K):,} windows, {chosen.threshold:.4f} nats and more"
+    return f"**In force, for 03: {words_of(path)}.** The figures show the parameters' {parameters}."

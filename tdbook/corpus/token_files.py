@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tdbook.corpus import origins, tokenizer_files
+from tdbook.corpus import origins, token_folder, tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer
 from tdlib import data
 from tdlib.data import UNK
@@ -20,7 +20,6 @@ from tdlib.files import whole_folder
 
 FULL_LOOK = 2**30  # bytes of a file of which every id is looked at when it is linked
 MOST_UNKNOWN = 0.1  # share of <unk> from which on a tokenizer does not know the text
-TRIAL_LINES = 500  # lines of a text that are encoded and decoded, to see what a tokenizer loses
 
 
 def open_tokens(
@@ -30,7 +29,7 @@ def open_tokens(
     paths = [Path(folder, name) for name in ("tokenizer.model", "tokenizer.json")]
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
-    tokens = data.open_ids(Path(folder), context, tokenizer.eos if tokenizer else data.EOS)
+    tokens = token_folder.open_ids(Path(folder), context, tokenizer.eos if tokenizer else data.EOS)
     origins.sources(tokens)  # what is wrong is said early
     if tokenizer is None:
         return tokens
@@ -53,17 +52,16 @@ def write_tokens(
     `vocab_size` is the teacher's where that has fewer pieces than the tokenizer. Where the
     tokenizer loses text, a warning and `lost` in meta.json say how much, and its bytes are those
     that are kept."""
-    lost = _lost([line for ds in splits.values() for d in ds for line in d.lines], tokenizer)
     pieces, vocab_size = tokenizer.size, vocab_size or tokenizer.size
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
     meta |= {"eos_id": tokenizer.eos} | ({"pieces": pieces} if pieces != vocab_size else {})
-    rows, unknown = [origins.COLUMNS], 0
+    rows, lost, unknown = [origins.COLUMNS], Counter(), 0
     with whole_folder(folder) as beside:
         for split, documents in splits.items():
             start = text_bytes = 0
             with open(beside / f"{split}.bin", "wb") as f:
                 for document in documents:
-                    ids, size = _encode(document.lines, tokenizer, bool(lost))
+                    ids, size = _encode(document.lines, tokenizer, lost)
                     if (largest := max(ids)) >= vocab_size:
                         fault = f"{tokenizer.path} makes id {largest:,} of this text, the teacher's"
                         remedy = "give the teacher's own tokenizer"
@@ -72,49 +70,40 @@ def write_tokens(
                     rows.append((split, start, len(ids), document.source))
                     unknown += ids.count(tokenizer.unk)
                     start, text_bytes = start + len(ids), text_bytes + size
-            data.check_count(f"the text for {split} makes", start, context)
+            token_folder.check_count(f"the text for {split} makes", start, context)
             meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
             meta["total_tokens"] += start
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
         _check_unknown(tokenizer, meta["unk_rate"])
-        meta |= {"lost": lost} if lost else {}
+        if lost["lines"]:
+            shares = {name: lost[name] / lost[f"of_{name}"] for name in ("lines", "characters")}
+            meta["lost"] = {"of_lines": lost["of_lines"], **shares, "example": lost["example"]}
         with open(beside / "documents.tsv", "w", encoding="utf8", newline="") as f:
             csv.writer(f, delimiter="\t").writerows(rows)
         for name, path in tokenizer_files.files(tokenizer).items():
             shutil.copy(path, beside / name)
         (beside / "meta.json").write_text(json.dumps(meta, indent=2))
-    if lost:
+    if lost["lines"]:
         warnings.warn(f"{tokenizer.path}:{loss(meta)}", stacklevel=2)
 
 
-def _encode(lines: Sequence[str], tokenizer: Tokenizer, lossy: bool) -> tuple[list[int], int]:
-    """A document's ids, and the bytes of its text that are kept."""
+def _encode(lines: Sequence[str], tokenizer: Tokenizer, lost: dict) -> tuple[list[int], int]:
+    """A document's ids, and the bytes of its text that are kept; `lost` counts what is not."""
     ids, size = [], 0
     for line, line_ids in zip(lines, tokenizer.encode(lines), strict=True):
         ids += [*line_ids, tokenizer.eos]
-        size += len((_kept(line_ids, tokenizer) if lossy else line).encode()) + 1
+        text = tokenizer.plain(line)
+        kept = tokenizer.decode(i for i in line_ids if i != tokenizer.unk)
+        size += len((line if kept == text else kept).encode()) + 1
+        lost["of_lines"] += 1
+        lost["of_characters"] += len(text)
+        if kept != text:
+            lost["lines"] += 1
+            lost["characters"] += (Counter(text) - Counter(kept)).total()
+            same = [a == b for a, b in zip(text, kept, strict=False)]
+            begin = max(0, [*same, False].index(False) - 10)
+            lost.setdefault("example", [text[begin : begin + 24], kept[begin : begin + 24]])
     return ids, size
-
-
-def _kept(ids: list[int], tokenizer: Tokenizer) -> str:
-    return tokenizer.decode([i for i in ids if i != tokenizer.unk])
-
-
-def _lost(lines: list[str], tokenizer: Tokenizer) -> dict:
-    """What the tokenizer does not keep of lines evenly spread over a text: the share of lines that
-    come back changed, that of characters that do not come back, and an example; {} for nothing."""
-    tried = lines[:: -(-len(lines) // TRIAL_LINES)] if lines else []
-    tried = [tokenizer.plain(line[:10_000].rstrip()) for line in tried]
-    back = [_kept(ids, tokenizer) for ids in tokenizer.encode(tried)]
-    changed = [pair for pair in zip(tried, back, strict=True) if pair[0] != pair[1]]
-    if not changed:
-        return {}
-    gone = sum((Counter(line) - Counter(kept)).total() for line, kept in changed)
-    shares = {"lines": len(changed) / len(tried), "characters": gone / max(1, sum(map(len, tried)))}
-    same = [a == b for a, b in zip(*changed[0], strict=False)]
-    begin = max(0, [*same, False].index(False) - 10)
-    example = [text[begin : begin + 24] for text in changed[0]]
-    return {"of_lines": len(tried), **shares, "example": example}
 
 
 def loss(meta: dict) -> str:
@@ -125,7 +114,7 @@ def loss(meta: dict) -> str:
     before, after = lost["example"]
     return (
         f" The tokenizer does not keep all text: {lost['lines']:.1%} of {lost['of_lines']:,} lines "
-        f"tried come back changed and {lost['characters']:.2%} of their characters are lost "
+        f"come back changed and {lost['characters']:.2%} of all characters are lost "
         f"(“{before}” comes back as “{after}”); bits per byte are of what is kept."
     )
 
@@ -169,11 +158,10 @@ def _check_split(path: Path, tokens: data.Tokens, meta: dict, every_id: bool) ->
     """ValueError: no <eos> among the ids, many <unk>, or one beyond the vocabulary of `meta`."""
     tokenizer, dtype = tokens.tokenizer, tokens.train.ids.dtype
     every_id |= path.stat().st_size <= FULL_LOOK
-    seen = data.look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
+    seen = token_folder.look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
     if not seen["eos"]:
-        fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text"
-        remedy = "name the id that does as eos_id in meta.json, or copy the tokens again"
-        raise ValueError(f"{fault}: {remedy}")
+        fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text: name the"
+        raise ValueError(f"{fault} id that does as eos_id in meta.json, or copy the tokens again")
     _check_unknown(tokenizer, seen["unknown"] / seen["tokens"])
 
 

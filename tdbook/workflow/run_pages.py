@@ -13,7 +13,6 @@ from tdbook.report import pages
 from tdbook.runs import estimates, heartbeat, notebooks, ownership, sweeps
 from tdbook.workflow import status
 from tdlib import files
-from tdlib.files import write_whole as write
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SHOWN_BESIDE_WIDGET = {"text/html", "image/svg+xml", "image/png"}
@@ -83,7 +82,7 @@ def _write_index(out: Path) -> Path:
     _write(path, "runs.html.j2", **content)
     if not swept:
         template = pages.environment().get_template("morning.md.j2")
-        write(out / "morning.md", template.render(content))
+        files.write_whole(out / "morning.md", template.render(content))
     return path
 
 
@@ -134,4 +133,4 @@ def _write(path: Path, template: str, **content: object) -> None:
     """Fill a template, give it the Telugu font it needs; it appears whole or not at all."""
     text = pages.environment().get_template(template).render(content)
     font = pages.font_face() if re.search("[\u0c00-\u0c7f]", text) else ""
-    write(path, text.replace(pages.FONT_SLOT, font, 1))
+    files.write_whole(path, text.replace(pages.FONT_SLOT, font, 1))

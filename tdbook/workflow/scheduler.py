@@ -5,6 +5,7 @@ import datetime
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tdbook.runs.leftovers import clear
 from tdbook.runs.parameters import shown
 from tdbook.workflow import cluster, devices, execute, graph, status
 from tdbook.workflow.graph import BookRun, Wanted
-from tdlib.files import write_whole as write
+from tdlib import files
 
 
 def make(wanted: Wanted) -> int:
@@ -26,12 +27,12 @@ def make(wanted: Wanted) -> int:
     out, every = parameters.ROOT / wanted.out, graph.jobs(wanted.config | {"redo": []})
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out, wanted.command):
+        if wanted.cluster:
+            cluster.begin(out, wanted.cluster)
         wanted = replace(wanted, redo=_not_yet_redone(wanted, every))
         runs = graph.repeated(prepare(wanted.config, every), wanted.redo)
         graph.judged(wanted, runs)
         began, (targets, pages) = time.time(), graph.targets_of(wanted, runs)
-        if wanted.cluster:
-            cluster.begin(out, wanted.cluster)
         with status.session(out, [*targets, *pages], wanted.command, wanted.price) as ended:
             code = _snakemake(wanted, every, targets)
             if pages and code != 130:  # what was to be made again is by now
@@ -134,7 +135,7 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
     jobs = {name: _job(one, os.path.relpath(one.mark, place)) for name, one in runs.items()}
     config = wanted.config | {"jobs": [*jobs.values()]}
     disk.set_aside(out / graph.CONFIG)
-    write(out / graph.CONFIG, json.dumps(config))
+    files.write_whole(out / graph.CONFIG, json.dumps(config))
     command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", place]
     command += ["--snakefile", parameters.ROOT / "Snakefile"]
     if wanted.cluster:
@@ -172,8 +173,10 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
             print(f"{name} · {why} · {folder / state['run']}.html")
     undone = [one.name for one in targets if not one.mark.exists()]
     log = (out / ".snakemake.log").read_text(encoding="utf8")
-    refused = cluster.refusals(log)
-    print("".join(f"{line}\n" for line in refused), end="")
+    # what sbatch said of jobs that it did not take
+    refused = re.findall(r"SLURM (sbatch) failed\. The error message was '(.*)'\.$", log, re.M)
+    for program, error in dict.fromkeys(refused):
+        print(f"{program}: {error}")
     if waiting := [name for name in undone if name not in bad]:
         print(f"not run: {', '.join(waiting)}")
     if code and not bad and not refused:

@@ -20,7 +20,6 @@ from pathlib import Path
 from tdbook.runs import disk, hashes, heartbeat, parameters, sweeps
 from tdbook.workflow import graph
 from tdlib import files
-from tdlib.files import write_whole as write
 
 SESSIONS = ".sessions.json"  # each `make book` and `make sweep`: when, what, and by which process
 BAD = ("failed", "lost", "interrupted", "damaged")
@@ -36,13 +35,13 @@ def session(
     own |= {"command": command, "price": price, **heartbeat.who()}
     disk.set_aside(out / SESSIONS, list)
     earlier = sessions(out)[-99:]
-    write(out / SESSIONS, json.dumps([*earlier, own]))
+    files.write_whole(out / SESSIONS, json.dumps([*earlier, own]))
     try:
         yield lambda code: own.update(code=code)
     finally:
         own["ended"] = time.time()
         with contextlib.suppress(OSError):  # a full disk
-            write(out / SESSIONS, json.dumps([*earlier, own]))
+            files.write_whole(out / SESSIONS, json.dumps([*earlier, own]))
 
 
 def sessions(out: Path) -> list[dict]:
@@ -88,8 +87,8 @@ def rows(out: Path, full: bool = False) -> list[dict]:
         several, page = not listed["notebook"], sweeps.page(sweep)
         places = {
             f"{sweep}/{point}/{run}" if several else f"{sweep}/{run}": (out / point, run)
-            for point in sorted(listed["points"])
-            for run in sweeps.runs_of(listed, point)
+            for point, runs in sorted(listed["runs"].items())
+            for run in runs
         }
         places |= {} if several else {f"{sweep}/{page}": (out, page)}
     else:
