@@ -1,7 +1,5 @@
 """exports/<model>/: a model in every format, each run in llama.cpp and held against PyTorch, and a
-card with what was measured.
-
-Legend: T tokens of a prompt, V vocabulary."""
+card with what was measured. Legend: T tokens of a prompt, V vocabulary."""
 
 import shutil
 from collections.abc import Sequence
@@ -116,9 +114,7 @@ def _write_checked(model: Source, place: Path, quantization: str, prompts: list)
     return row
 
 
-def draw_prompts(
-    config: LlamaConfig, tokens: data.Tokens | None, count: int = 200
-) -> list[list[int]]:
+def draw_prompts(config: LlamaConfig, tokens, count: int = 200) -> list[list[int]]:
     """Prompts of many lengths, from one token to the whole context, the shorter the more often:
     parts of the validation text, or, without tokens, ids at random. Each begins after <eos>."""
     draw, prompts = np.random.default_rng(0), []
