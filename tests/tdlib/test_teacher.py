@@ -25,25 +25,15 @@ from tests.helpers import refused, same, tiny_model, weights_of
 
 SHAPE = dict(layers=2, heads=4, dim=32, mlp_dim=80)
 VOCAB, CONTEXT = 211, 64
-WTE = "transformer.wte.weight"
+WTE, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 
-def upstream(layers, heads, dim, mlp_dim, seed=0) -> dict:
+def upstream(**change) -> dict:
     """Weights by upstream's names, scaled up, else a wrong rotation hardly shows in the logits."""
-    g = torch.Generator().manual_seed(seed)
-
-    def drawn(*size):
-        return torch.randn(size, generator=g) * 2 / math.sqrt(size[-1])
-
-    state = {WTE: drawn(VOCAB, dim) * 2}
-    for i in range(layers):
-        sizes = {"attn.c_attn": (3 * dim, dim), "attn.c_proj": (dim, dim)}
-        sizes |= {"mlp.w_gate": (mlp_dim, dim), "mlp.w_up": (mlp_dim, dim)}
-        sizes |= {"mlp.w_down": (dim, mlp_dim)}
-        state |= {f"transformer.h.{i}.{k}.weight": drawn(*size) for k, size in sizes.items()}
-    norms = [f"h.{i}.ln_{n}" for i in range(layers) for n in (1, 2)] + ["ln_f"]
-    state |= {f"transformer.{n}.weight": torch.rand(dim, generator=g) + 0.5 for n in norms}
-    return state | {"freqs_cis": angles(dim // heads), "lm_head.weight": state[WTE]}  # stored twice
+    shape = SHAPE | change
+    state = state_of(tiny_model(0, VOCAB, CONTEXT, 12.0, **shape).requires_grad_(False))
+    state |= {"freqs_cis": angles(shape["dim"] // shape["heads"]), HEAD: state[WTE]}
+    return {name: weight.clone() for name, weight in state.items()}  # the head is stored twice
 
 
 def angles(width, theta=10000.0) -> torch.Tensor:
@@ -82,14 +72,14 @@ def upstream_logits(state, ids_BT, heads=4, theta=10000.0) -> torch.Tensor:
         gate = y @ state[f"{at}.mlp.w_gate.weight"].T
         y = gate * torch.sigmoid(gate) * (y @ state[f"{at}.mlp.w_up.weight"].T)
         x = x + y @ state[f"{at}.mlp.w_down.weight"].T
-    return norm(x, "transformer.ln_f.weight") @ state["lm_head.weight"].T
+    return norm(x, "transformer.ln_f.weight") @ state[HEAD].T
 
 
 def written(folder, state=None, layers=2, heads=4, dim=32, **config) -> Path:
     """A file as upstream's training leaves it, but for the weights' size."""
     known = {"block_size": CONTEXT, "vocab_size": VOCAB, "n_layer": layers, "n_head": heads}
     known |= {"n_embd": dim, "dropout": 0.1, "bias": False, "rope_theta": 10000.0} | config
-    file = {"model": upstream(**SHAPE) if state is None else state, "optimizer": None}
+    file = {"model": upstream() if state is None else state, "optimizer": None}
     file |= {"config": known, "architecture": "llama", "step": 45000, "epoch": 3}
     file |= {"val_loss": None, "best_val_loss": 2.58, "tokens_processed": 11_796_480_000}
     torch.save(file, folder / "best.pt")
@@ -120,7 +110,7 @@ def model_of(folder, scale=1.0, **change) -> Llama:
 )  # fmt: skip
 def test_logits_are_upstreams_at_every_position(change, prefix, tmp_path):
     shape = SHAPE | change
-    state = upstream(**shape)
+    state = upstream(**change)
     wanted = upstream_logits(state, some_ids(), shape["heads"])
     named = {prefix + name: weight for name, weight in state.items()}
     model = teacher.load(written(tmp_path, named, shape["layers"], shape["heads"]))
@@ -131,17 +121,17 @@ def test_logits_are_upstreams_at_every_position(change, prefix, tmp_path):
 
 
 def test_theta_vocabulary_type_and_head_are_the_files_own(tmp_path):
-    state = upstream(**SHAPE)
+    state = upstream()
     model = teacher.load(written(tmp_path, state, rope_theta=500.0, vocab_size=86_071))
     near(model(some_ids()), upstream_logits(state, some_ids(), theta=500.0))
     assert (model.config.vocab_size, model.config.context) == (VOCAB, CONTEXT)
     half = {k: v.bfloat16() for k, v in state.items() if "freqs" not in k}
     wanted = upstream_logits(half, some_ids())
-    del half["lm_head.weight"]
+    del half[HEAD]
     model = teacher.load(written(tmp_path, half))
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
     near(model(some_ids()), wanted)
-    state["lm_head.weight"] = torch.randn(VOCAB, SHAPE["dim"])
+    state[HEAD] = torch.randn(VOCAB, SHAPE["dim"])
     model = teacher.load(written(tmp_path, state))
     assert not model.config.tied
     near(model(some_ids()), upstream_logits(state, some_ids()))
@@ -160,7 +150,7 @@ def test_halves_takes_even_rows_first_in_each_head_and_neighbours_is_its_inverse
 )  # fmt: skip
 def test_an_unknown_and_a_missing_weight_is_refused_by_name(name, tmp_path):
     whole = f"transformer.{name.removeprefix('no ')}" + ".weight" * (".bias" not in name)
-    state = upstream(**SHAPE) | {whole: torch.zeros(32)}
+    state = upstream() | {whole: torch.zeros(32)}
     if name.startswith("no "):
         del state[whole]
     path = written(tmp_path, {f"_orig_mod.{k}": v for k, v in state.items()})
@@ -208,9 +198,6 @@ def update(part, **change):
 
 CLAIMS = [
     (lambda f: f["config"].pop("n_layer"), "its config has no n_layer"),
-    (update("config", n_layer=1), r"transformer.h.1.\S+ is \(.*, .* unknown"),
-    (update("config", n_layer=3), r"transformer.h.2.\S+ is missing"),
-    (update("config", n_head=4.5), "n_head is 4.5"),
     (update("config", block_size=10**12), "from 1 to 1,048,576"),
     (update("config", n_embd=2**20), r"is \(96, 32\), .* be \(3145728, 1048576\)"),
     (update("config", norm_eps=1e-5), "norm_eps is 1e-05, only 1e-06"),
@@ -219,14 +206,8 @@ CLAIMS = [
     (update("config", rope_theta=math.nan), "rope_theta nan"),
     (update("", architecture="gpt"), "architecture is 'gpt', only 'llama'"),
     (update("model", **{WTE: torch.zeros(1).expand(10**9, 32)}), "at most 16,777,216"),
-    (
-        update("model", **dict.fromkeys((WTE, "lm_head.weight"), torch.zeros(9, 32))),
-        "row .* is zero",
-    ),
-    (
-        update("model", **{"transformer.ln_f.weight": torch.ones(32).to(torch.int8)}),
-        "f.weight is int8",
-    ),
+    (update("model", **dict.fromkeys((WTE, HEAD), torch.zeros(9, 32))), "row .* is zero"),
+    (update("model", **{"transformer.ln_f.weight": torch.ones(32).char()}), "f.weight is int8"),
 ]
 
 
@@ -234,9 +215,8 @@ CLAIMS = [
 def test_a_checkpoint_that_claims_what_it_has_not_is_refused(change, says, tmp_path):
     path = written(tmp_path)
     changed(path, change)
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(ValueError, match=rf"^{path}.*{says}"):
         teacher.load(path)
-    helpers.one_line(error, path)
 
 
 def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
@@ -362,10 +342,10 @@ def test_the_trial_knows_grouped_heads_and_rope_pairs_repairs_them(tmp_path):
 
 
 def test_rows_of_zeros_at_the_end_are_cut_and_said(tmp_path):
-    state = upstream(**SHAPE)
+    state = upstream()
     state[WTE][7] = 0  # a zero row with others behind it is no padding
     zeros = torch.zeros(13, SHAPE["dim"])
-    padded = {name: torch.cat([state[name], zeros]) for name in (WTE, "lm_head.weight")}
+    padded = {name: torch.cat([state[name], zeros]) for name in (WTE, HEAD)}
     path = written(tmp_path, state | padded)
     with pytest.warns(UserWarning, match=rf"{path}.*the last 13 rows .* a vocabulary of 211"):
         model = teacher.load(path)
