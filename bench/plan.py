@@ -51,7 +51,7 @@ def measure_plan(name: str) -> dict:
     p |= dict(compile=False, activation_checkpointing=False, token_limit=0)
     one = workload.Training("models/a", student, teacher, steps * windows, p)
     device = workload.here("cpu")
-    low, high = (one.flop / device.flop / share / steps for share in (device.high, device.low))
+    low, high = (one.flop / device.flop / x / steps for x in workload.TRAINING["cpu"])
     return {"mib": one.memory("cpu") / 2**20, "low": low, "high": high}
 
 

@@ -1,22 +1,4 @@
-"""The book's commands, as the Makefile gives them; `make help` says what each takes.
-
-    python -m tdbook book PROFILE=tiny [OUT=… TEXT=… TOKENS=… TOKENIZER=… TEACHER=… SET=… ONLY=…
-        FROM=… REDO=… DRY=1 PRICE_PER_HOUR=… CLUSTER=slurm]
-    python -m tdbook sweep NAME=adapter [and those of book]
-    python -m tdbook status PROFILE=tiny [OUT=… SET=… FULL=1]
-    python -m tdbook plan PROFILE=b200 [OUT=… TOKENS=… TEACHER=… SET=… DEVICE=b200
-        PRICE_PER_HOUR=4.5 VOCAB=51800]
-    python -m tdbook doctor PROFILE=b200 [OUT=… TOKENS=… TEACHER=… SET=…]
-    python -m tdbook check tiny
-    python -m tdbook report outputs/tiny
-    python -m tdbook publish outputs/tiny [name]         → outputs/published/<name>/
-    python -m tdbook zip outputs/tiny                    → outputs/tiny/tiny-reports.zip
-    python -m tdbook published readme [--check]          README's table, and the recipe's
-    python -m tdbook published compare outputs/small     does it agree with what is published?
-    python -m tdbook clean-cache outputs/tiny
-    python -m tdbook export MODEL=folder [OUT=… TOKENS=…]
-    python -m tdbook chat MODEL=folder|file.gguf [SEGMENTER=morfessor.bin]
-    python -m tdbook execute params/tiny/01_distill-50m.yaml outputs/tiny [name=value …]
+"""The book's commands: `make help` says what each takes, the Makefile how each is called.
 
 Snakemake decides the order (see Snakefile), papermill runs a notebook. Imports no torch.
 """
@@ -25,9 +7,10 @@ import re
 import sys
 from pathlib import Path
 
-from tdbook.runs import disk, heartbeat, ownership, parameters
+from tdbook.runs import disk, estimates, heartbeat, ownership, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import execute, graph, request, scheduler, status
+from tdlib import shapes
 
 # their words are never NAME=value
 PLACES = ("check", "report", "clean-cache", "publish", "zip", "published")
@@ -70,9 +53,9 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
         case "clean-cache", [out]:
             left = ", ".join(ownership.clean_cache(parameters.ROOT / out))
             print(f"left, for the book did not make it: {left}" if left else "removed")
-        case "execute", [yaml, out, *job]:
+        case "execute", [yaml, out]:
             heartbeat.die_with_parent()
-            return execute.execute(Path(yaml).resolve(), Path(out), pairs, *job)
+            return execute.execute(Path(yaml).resolve(), Path(out), pairs)
         case "export", []:
             from tdbook.export import shipping  # imports torch
 
@@ -88,24 +71,27 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
 def _show(command: str, words: list[str]) -> int | None:
     """The commands that make pages, or take them to others."""
     from tdbook.report import published  # slow to import
-    from tdbook.workflow import share
+    from tdbook.workflow import run_pages, share
 
     match command, words:
         case "report", [out]:
-            print(execute.pages(parameters.ROOT / out, again=True))
+            execute.pages(parameters.ROOT / out, again=True)
+            print(run_pages.refresh(parameters.ROOT / out))
         case "publish", [out, *name]:
             share.publish(parameters.ROOT / out, *name)
         case "zip", [out]:
             share.pack(parameters.ROOT / out)
-        case "published", _:
-            return published.run(words)
+        case "published", ["readme"]:
+            print("README has what is published" if published.readme() else "README: table written")
+        case "published", ["compare", out]:
+            return int(not published.agrees(out))
         case _:
-            print(__doc__)
+            print(f"{' '.join([command, *words])} is no command of the book: see `make help`")
             return 2
 
 
 def _check(profile: str) -> int:
-    """A line a run; then what no single YAML shows, as two that write the same."""
+    """A line a run, then what no single YAML shows, as two that write the same; sizes of b200."""
     failed = 0
     for path in graph.yamls(profile):
         try:
@@ -114,9 +100,14 @@ def _check(profile: str) -> int:
         except ParameterError as error:
             print(f"{path.stem} · {error}")
             failed = 1
-    if not failed:
-        graph.book(profile, paths=False)
-    return failed
+    if failed:
+        return failed
+    values = [one.parameters.items() for one in graph.book(profile, paths=False)]
+    used = {value for items in values for key, value in items if key.endswith("shape")}
+    for vocab_size in estimates.VOCABULARIES if profile.startswith("b200") else ():
+        for name in (name for name in shapes.SHAPES if name in used):
+            print(estimates.in_words(name, vocab_size))
+    return 0
 
 
 if __name__ == "__main__":

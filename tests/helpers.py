@@ -2,9 +2,11 @@
 
 import contextlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 
 from tdlib.data import Windows
@@ -72,3 +74,15 @@ def distance(found: dict, wanted: dict) -> float:
     """Of all weights together, relative."""
     a, b = (torch.cat([w[k].flatten() for k in sorted(w)]).double() for w in (found, wanted))
     return ((a - b).norm() / b.norm()).item()
+
+
+def trained_sentencepiece(path: Path, lines: list[str], **options):
+    """An opened SentencePiece BPE, with the package's own ids (<unk> 0, <s> 1, </s> 2)."""
+    from tdbook.corpus import tokenizer_files
+
+    with open(path, "wb") as model:
+        known = dict(sentence_iterator=iter(lines), model_writer=model, vocab_size=500)
+        known |= dict(model_type="bpe", normalization_rule_name="identity", byte_fallback=True)
+        known |= dict(remove_extra_whitespaces=False, minloglevel=2)
+        sentencepiece.SentencePieceTrainer.train(**known | options)
+    return tokenizer_files.open(path)

@@ -48,38 +48,26 @@ class Effect:
 
     @property
     def of_plans_size(self) -> bool:
-        """Whether the plan's range may meet the intervals: an end that is not known leaves out
-        none."""
+        """Whether the plan's range may meet the intervals; an unknown end leaves out none."""
         low, high = min(i.low for i in self.both), max(i.high for i in self.both)
         return not (self.plan and (low > self.plan[1] or self.plan[0] > high))
 
     @property
     def row(self) -> dict:
-        """As numbers, for figures and tables."""
-        own = {"what": self.what, "role": self.role, "plan": self.plan, "seeds": self.seeds}
-        return own | self.change._asdict() | {"over_seeds": self.over_seeds}
+        """As plots.effects takes it."""
+        return vars(self) | self.change._asdict() | {"over_seeds": self.over_seeds}
 
     @property
     def spread(self) -> str:
-        """The t interval over seeds as "−0.030 ± 0.005"."""
-        return "{:+.3f} ± {:.3f}".format(*self.over_seeds).replace("-", "−")
+        """ "over 3 seeds −0.030 ± 0.005"."""
+        if not self.over_seeds:
+            return "one seed"
+        mean, half = self.over_seeds
+        return f"over {len(self.seeds)} seeds {mean:+.3f} ± {half:.3f}".replace("-", "−")
 
     def words(self) -> str:
-        seeds = f"over {len(self.seeds)} seeds {self.spread}" if self.over_seeds else "one seed"
         plan = " (the plan: {:+.1f} to {:+.1f})".format(*self.plan) if self.plan else ""
-        return f"{self.what}: {self.change}, {seeds}{plan.replace('-', '−')}"
-
-
-@dataclass(frozen=True)
-class Claim:
-    key: str
-    claim: str
-    verdict: str
-    why: str
-    control: str
-    change: str  # what would change our mind
-    effects: tuple[Effect, ...] = ()
-    notes: tuple[str, ...] = ()  # what else was measured, in sentences
+        return f"{self.what}: {self.change}, {self.spread}{plan.replace('-', '−')}"
 
 
 def judge(effects: Sequence[Effect], every: bool = True) -> tuple[str, str]:
@@ -111,25 +99,24 @@ def _size(e: Effect) -> str:
     return "smaller" if min(ends) < min(map(abs, e.plan)) else "larger"
 
 
-def table(claims: Sequence[Claim]) -> pd.DataFrame:
+def table(claims: Sequence[Mapping]) -> pd.DataFrame:
     """One row a claim: the verdict and the first reason; a claim's own section has all of them."""
     rows = []
-    for c in claims:
-        first, *more = c.why.split("; ")
+    for claim in claims:
+        first, *more = claim["why"].split("; ")
         because = first + (f" (and {len(more)} more)" if more else "")
-        rows.append(dict(key=c.key, claim=c.claim, verdict=c.verdict, because=because))
+        rows.append({k: claim[k] for k in ("key", "claim", "verdict")} | {"because": because})
     return pd.DataFrame(rows)
 
 
 def effects_table(effects: Mapping[str, Sequence[Effect]]) -> pd.DataFrame:
     """Every effect as numbers, key of the claim → effects."""
-    columns = {"seeds": "seeds", "mean": "mean of seeds", "half": "half-width over seeds"}
-    rows = []
+    rows, unknown = [], (math.nan, math.nan)
     for key, listed in effects.items():
         for e in listed:
-            mean, half = e.over_seeds or (math.nan, math.nan)
-            low, high = e.plan or (math.nan, math.nan)
             row = {"claim": key, "effect": e.what, "role": e.role} | e.change._asdict()
-            row |= dict(seeds=max(1, len(e.seeds)), mean=mean, half=half)
-            rows.append(row | {"plan from": low, "plan to": high})
-    return pd.DataFrame(rows).rename(columns=columns)
+            row["seeds"] = max(1, len(e.seeds))
+            row["mean of seeds"], row["half-width over seeds"] = e.over_seeds or unknown
+            row["plan from"], row["plan to"] = e.plan or unknown
+            rows.append(row)
+    return pd.DataFrame(rows)

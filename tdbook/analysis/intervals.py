@@ -36,20 +36,19 @@ class Interval(NamedTuple):
         return f"{value} [{span}]".replace("-", "−")
 
 
-def number(value: float | None, form: str, least: float = -math.inf) -> str:
-    """A number, or `least` if that is more; "–" where it is not known (NaN, null in a record)."""
-    known = value is not None and math.isfinite(value)
-    return format(max(least, value), form) if known else "–"
+def number(value: float | None, form: str) -> str:
+    """A number; "–" where it is not known (NaN, null in a record)."""
+    return format(value, form) if value is not None and math.isfinite(value) else "–"
 
 
 def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0):
     """Means of K models' window losses under a bootstrap over documents, (resamples, K). All models
-    share the documents drawn, so differences are paired. `document_N`: each window's document. A
-    window without a loss (NaN: every target masked) counts for no model.
+    share the documents drawn, so differences are paired. A window without a loss (NaN: every target
+    masked) counts for no model. One document alone says nothing: NaN.
 
     Few documents of unequal length vary less in a bootstrap than in truth, so the draws lie
     `stretch` times as far from the mean: the middle 95 % of them cover the truth in 95 of 100 cases
-    (bench/intervals.py). One document alone says nothing: NaN."""
+    (bench/intervals.py)."""
     if np.isinf(loss_KN).any():
         raise ValueError(f"a loss is infinite: {hard_set.BROKEN}")
     known_N = ~np.isnan(loss_KN).any(axis=0)
@@ -65,7 +64,7 @@ def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int,
     return mean_K + stretch(size_D) * (means_RK - mean_K)
 
 
-def _draws(documents: int, resamples: int, seed: int) -> np.ndarray:
+def _draws(documents: int, resamples: int, seed: int = 0) -> np.ndarray:
     """How often each document is drawn, (resamples, documents)."""
     shares_D = np.full(documents, 1 / documents)
     return np.random.default_rng(seed).multinomial(documents, shares_D, size=resamples)
@@ -88,19 +87,15 @@ def interval(values_R: np.ndarray) -> tuple[float, float]:
     return tuple(map(float, np.nanquantile(values_R, [0.025, 0.975])))
 
 
-def change(
-    one_N: np.ndarray, other_N: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0
-) -> Interval:
+def change(one_N: np.ndarray, other_N: np.ndarray, document_N: np.ndarray, resamples: int):
     """Mean loss of one model minus another's, over the windows both know."""
     pair_2N = np.stack([one_N, other_N]).astype(np.float64)
-    means_R2 = resampled_means(pair_2N, document_N, resamples, seed)
+    means_R2 = resampled_means(pair_2N, document_N, resamples)
     value = known_mean(pair_2N[0] - pair_2N[1])
     return Interval(value, *interval(means_R2[:, 0] - means_R2[:, 1]))
 
 
-def beyond(
-    change_N: np.ndarray, hard_N: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0
-) -> Interval:
+def beyond(change_N: np.ndarray, hard_N: np.ndarray, document_N: np.ndarray, resamples: int):
     """Mean change on the hard windows minus that on the others: what a model gains there beyond
     being better everywhere. Both parts of a document are drawn together."""
     known_N = ~np.isnan(change_N)
@@ -109,7 +104,7 @@ def beyond(
         return Interval(math.nan)
     documents = np.unique(document_N, return_inverse=True)[1]
     d, apart_R, value = documents.max() + 1, 0.0, 0.0
-    draws_RD = _draws(d, resamples, seed)
+    draws_RD = _draws(d, resamples)
     for sign, chosen_N in ((1, hard_N), (-1, ~hard_N)):
         size_D = np.bincount(documents[chosen_N], minlength=d).astype(float)
         sums_D = np.bincount(documents[chosen_N], change_N[chosen_N], minlength=d)

@@ -54,14 +54,15 @@ def cuts(tokens: data.Tokens, rows_M: np.ndarray) -> Labels:
         "pair seen in training": (COUNTS, np.digitize(pairs_MT, [1, 10, 100, 1000])),
         "place in the window": (["1st quarter", "2nd", "3rd", "4th"], quarter_MT),
     }
-    if tokens.tokenizer is not None:
-        ids_MS = np.concatenate([ids_MT[:, :1], targets_MT], axis=1)
-        labels |= _by_piece(tokens.tokenizer, ids_MS)
-        labels["script"] = list(SCRIPTS), scripts(tokens.tokenizer, tokens.val, rows_M)
+    if tokens.tokenizer:
+        labels |= _places(tokens.tokenizer, np.concatenate([ids_MT[:, :1], targets_MT], axis=1))
+    if tokenizer := readable(tokens):
+        labels["script"] = SCRIPTS, scripts(tokenizer)[targets_MT]
     return {k: (names, np.where(masked_MT, -1, at_MT)) for k, (names, at_MT) in labels.items()}
 
 
-def _by_piece(tokenizer: Tokenizer, ids_MS: np.ndarray) -> dict:
+def _places(tokenizer: Tokenizer, ids_MS: np.ndarray) -> Labels:
+    """Of each target its place in the word, and which of FREQUENT_ENDINGS it is."""
     pieces_V, targets_MT = np.array(tokenizer.vocabulary(), dtype=object), ids_MS[:, 1:]
     # "." and the like are pieces of their own: a word ends before one, and none is part of a word
     mark_V = np.array([unicodedata.category(piece[:1] or "x")[0] == "P" for piece in pieces_V])
@@ -75,30 +76,23 @@ def _by_piece(tokenizer: Tokenizer, ids_MS: np.ndarray) -> dict:
     endings = list(FREQUENT_ENDINGS)
     ending_V = np.array([endings.index(x) if x in endings else -1 for x in pieces_V])
     ending_MT = np.where(place_MT == 3, ending_V[targets_MT], -1)
-    return {
-        "place in the word": (["whole", "first", "inner", "final"], place_MT),
-        "frequent endings": (endings, ending_MT),
-    }
+    names = ["whole", "first", "inner", "final"]
+    return {"place in the word": (names, place_MT), "frequent endings": (endings, ending_MT)}
 
 
-def scripts(tokenizer: Tokenizer, windows: data.Windows, rows_M: Sequence[int]) -> np.ndarray:
-    """Which of SCRIPTS each target of some windows is of, (M, T), by its first character; of a
-    token that holds but a part of one, by that."""
-    t = windows.context
-    at_MX = np.asarray(rows_M)[:, None] * t + np.arange(-3, t + 5)  # a character has 4 bytes
-    ids_MX = windows.ids[at_MX.clip(0, len(windows.ids) - 1)]
-    # a vocabulary alone knows of no parts
-    if not hasattr(tokenizer, "in_parts") or not tokenizer.in_parts(np.bincount(ids_MX.ravel())):
-        of_V = np.array([SCRIPTS.index(script(piece)) for piece in tokenizer.vocabulary()])
-        return of_V[ids_MX[:, 4:-4]]
-    ids_S = np.pad(ids_MX, ((0, 0), (0, 1)), constant_values=tokenizer.eos).ravel()
-    code_B, _, token_B = tokenizer.characters(ids_S)
-    shown_B = ~np.isin(code_B, [10, 32])
-    token, first = np.unique(token_B[shown_B], return_index=True)
-    codes, at = np.unique(code_B[shown_B][first], return_inverse=True)
-    script_S = np.full(len(ids_S), SCRIPTS.index("other"))
-    script_S[token] = np.array([SCRIPTS.index(script(chr(code))) for code in codes], int)[at]
-    return script_S.reshape(len(ids_MX), -1)[:, 4:-5]
+def readable(tokens: data.Tokens) -> Tokenizer | None:
+    """The tokenizer, if its pieces tell of the text: not where they often cut characters (BPE over
+    bytes, many single bytes)."""
+    if tokens.tokenizer is None:
+        return None
+    some = np.asarray(tokens.train.ids[:: max(1, len(tokens.train.ids) // 2**20)])
+    count_V = np.bincount(some, minlength=tokens.vocab_size)
+    return None if tokens.tokenizer.in_parts(count_V) else tokens.tokenizer
+
+
+def scripts(tokenizer: Tokenizer) -> np.ndarray:
+    """Which of SCRIPTS each piece is of, (V,)."""
+    return np.array([SCRIPTS.index(script(piece)) for piece in tokenizer.vocabulary()])
 
 
 def script(piece: str) -> str:
@@ -120,18 +114,14 @@ def kept_and_lost(token_loss: dict[str, np.ndarray], labels: Labels) -> list[dic
 
 
 def won_back(
-    token_loss: dict[str, np.ndarray],
-    labels: Labels,
-    base: str,
-    document_M: np.ndarray,
-    resamples: int,
+    token_loss: dict[str, np.ndarray], labels: Labels, base: str, document_M: np.ndarray, draws: int
 ) -> list[dict]:
     """The same of each model's change against the base, with its interval over documents."""
     rows, base_MT = [], token_loss[base]
     document_MT = np.broadcast_to(np.asarray(document_M)[:, None], base_MT.shape)
     others = {model: loss_MT for model, loss_MT in token_loss.items() if model != base}
     for row, in_MT in _buckets(labels):
-        at = base_MT[in_MT], document_MT[in_MT], resamples
+        at = base_MT[in_MT], document_MT[in_MT], draws
         rows.append(row | {m: intervals.change(x_MT[in_MT], *at) for m, x_MT in others.items()})
     return rows
 

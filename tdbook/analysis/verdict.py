@@ -1,106 +1,282 @@
-"""Notebook 04's verdict: does an adapter on the hard windows win back what the student lost, and
-more than the same spent on anything else? A table, the same in words, and one sentence.
+"""The models of a run folder: how each was made, which of them a claim means, how two differ; and
+notebook 04's verdict on the adapter.
 
-What is compared is what claims.yaml lists for the claims `distilled` and `adapter`, on hard, easy
-and all text; where it lists models at their best rate, the folder's own are taken.
+claims.yaml names models by role ("adapter on hard") and says what a role's parameters are; what a
+model is called means nothing. A change is loss − loss of another model, nats per token, with its
+95 % interval over documents. Parts of the text: "hard", the windows where a student outside the
+comparison fell furthest behind, "easy", the others, and "all". Legend: N windows.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from tdbook.analysis import intervals
 from tdbook.analysis.claims import Effect
 from tdbook.analysis.intervals import Interval
-from tdbook.analysis.trial import CLAIMS, Model, Trial
 from tdbook.runs import rules
+from tdbook.runs.folder import Folder
+from tdbook.runs.notebooks import LORA, PROGRESSIVE, TEACHER, TRAINING
 from tdlib.hard_set import known_mean
 
+CLAIMS = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text("utf-8"))
+ROLES, WORDS = CLAIMS["models"], CLAIMS["words"]
+SETS = dict(hard="the hard set", random="a random set", easiest="the easiest windows")
+SETS["all"] = "all windows"
+FREE = rules.LABELS | rules.VOLATILE  # parameters that make no difference between two models
+LONGER = 1.01  # times the tokens of another model
 ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial to mean something
-ADAPTER, RIVAL = "adapter on hard", "student-120m"
 NOTHING = "nothing: another seed of the base"
+PARTS = ("hard", "easy", "all")
 
 
 @dataclass(frozen=True)
-class Comparison:
-    question: str
-    one: Model
-    other: Model
-    effects: dict[str, Effect]  # by part of the text
-    beyond: Interval  # change on the hard part minus that on the easy one
+class Model:
+    """A trained model and how it was made."""
+
+    name: str  # in the comparison; of an adapter, that of the merged model
+    notebook: str
+    p: dict  # parameters of its run
+    tokens: int  # of its training, 0 where that is not known
+    seeds: tuple[int, ...]  # its base's, where it has one, then its own
+    settings: tuple  # all that decides it but seeds and names: equal in another seed
+    own: bool  # in this run folder, not in one of a sweep's points
+    base: str | None = None  # of a model of 03, the name of what it was made from
+
+    @property
+    def adapter(self) -> bool:
+        return self.p.get("trains") == "adapter"
+
+    @property
+    def kind(self) -> str:
+        """What it is, in the cell of a table."""
+        if self.base:
+            return (
+                f"{'adapter' if self.adapter else 'weights trained'} on {SETS[self.p['windows']]}"
+            )
+        if self.notebook == TEACHER:
+            return "the teacher"
+        begun = ", begun from the teacher" if self.p.get("init") == "teacher" else ""
+        return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
+
+    @property
+    def label(self) -> str:
+        """In an effect: the role of what 03 made, with the rate of a sweep's point; of another
+        point what varies ("ce_weight 0.1 temperature 1")."""
+        if self.base:
+            rate = "" if self.own else f" (rate {self.p['learning_rate']:g})"
+            return f"{self.p['trains']} on {self.p['windows']}{rate}"
+        point = self.name.rpartition("/")[2]
+        return point if self.own else re.sub(r"([a-z_]{4,})([\d.]+)-?", r"\1 \2 ", point).strip()
+
+    def same_but(self, other: "Model", names: set[str]) -> bool:
+        """Whether the other was made with the same parameters, but for these."""
+        fixed = self.p.keys() - FREE - names - {"cached_draws"}
+        same = all(other.p.get(name) == self.p[name] for name in fixed)
+        return same and other.notebook == self.notebook
 
 
-def rivals() -> dict[str, bool]:
-    """Role that the adapter is compared with → whether the claim needs it."""
-    rows = next(claim["effects"] for claim in CLAIMS["claims"] if claim["key"] == "adapter")
-    rows = [row for row in rows if not row.keys() & {"part", "text"}]
-    roles = [next(iter(row.values())).split(" − ")[1].removeprefix("best ") for row in rows]
-    return {role: row.get("needed", True) for role, row in zip(roles, rows, strict=True)}
+def models(folder: Folder) -> dict[str, Model]:
+    """Every trained model of a folder and of its sweeps' points, by its name in the comparison."""
+    rows = [(name, name, r, True) for r in folder.records.values() for name in r["models"]]
+    rows += [(label, point.model, point.record, False) for label, point in folder.points.items()]
+    rows = [row for row in rows if row[2]["notebook"] in TRAINING]
+    made: dict[str, Model] = {}
+    for label, name, record, own in sorted(rows, key=lambda row: row[2]["notebook"] == LORA):
+        p, notebook, base = record["parameters"], record["notebook"], None  # bases come first
+        if notebook == LORA:
+            beside = label.removesuffix(name) + p["base"]  # of the same point
+            base = beside if beside in made else p["base"]
+            label += "-merged" if own and p["trains"] == "adapter" else ""
+        decides = repr(sorted((key, value) for key, value in p.items() if key not in FREE))
+        settings = (notebook, name if notebook == PROGRESSIVE else "", decides)
+        seeds, log = (p["seed"],), record.get("remembered", {}).get(f"log of {name}") or [{}]
+        if base in made:
+            settings, seeds = settings + made[base].settings, made[base].seeds + seeds
+        tokens = log[-1].get("tokens", 0)
+        made[label] = Model(label, notebook, p, tokens, seeds, settings, own, base)
+    return made
 
 
-def comparisons(t: Trial) -> list[Comparison]:
-    """Every comparison that the claims need, of the models that are there."""
+@dataclass(frozen=True)
+class Trial:
+    """The models that are compared, their losses on the text that judges, and what roles mean."""
+
+    models: dict[str, Model]
+    losses: Mapping[str, np.ndarray]  # of every window, (N,)
+    hard_N: np.ndarray
+    document_N: np.ndarray
+    base: str
+    scratch: str
+    teacher: str
+    picked_by: str  # the student that picks the hard windows
+    resamples: int
+    development: Mapping[str, float] = field(default_factory=dict)  # loss where choices are made
+    mixed: frozenset[str] = frozenset()  # models made from another hard set than 02's own
+    recipe: str = ""  # the model of the better recipe
+
+    def first(self, words: str) -> Model | None:
+        """The model that an effect of claims.yaml names: a role, of whose models the folder's own
+        with the base's seeds goes before others; or "best" and a role, where there is a development
+        loss to choose by."""
+        role = words.removeprefix("best ")
+        if role != words and self.development:
+            return self._best(role)
+        if named := ROLES[role].get("is"):
+            return self.models.get(getattr(self, named))
+        seeds = self.models[self.base].seeds
+        own = [m for m in self.models.values() if m.own and self._means(role, m)]
+        own.sort(key=lambda m: (m.seeds != seeds[: len(m.seeds)], m.seeds, m.name))
+        return next(iter(own), None)
+
+    def _means(self, role: str, model: Model) -> bool:
+        """Whether a model is what claims.yaml means; the one that picks the windows never is."""
+        base, fits = self.models[self.base], [model.name != self.picked_by]
+        p = model.p | {"notebook": model.notebook, "name": model.name}
+        p["made_from"] = "base" if model.base == self.base else None
+        for key, wanted in ROLES[role].items():
+            if key == "longer_than":
+                other = self.models.get(getattr(self, wanted))
+                fits.append(other is not None and model.tokens > LONGER * other.tokens)
+            elif key == "but":
+                fits.append(base.same_but(model, {*wanted}))
+            elif isinstance(wanted, bool):
+                fits.append(bool(p.get(key)) == wanted)
+            else:
+                value, wanted = p.get(key), base.p.get(key) if wanted == "the base's" else wanted
+                fits.append(value == wanted or fnmatchcase(f"{value}", f"{wanted}"))
+        return all(fits)
+
+    def _best(self, role: str) -> Model | None:
+        """A model of a role, at that of the learning rates tried which development prefers. What 03
+        trains is compared with the adapter on hard windows, and may be tuned in more than that."""
+        like, tuned, replays = role, {"learning_rate"}, "windows" in ROLES[role]
+        if replays:
+            like, tuned = "adapter on hard", rules.TUNED | {"trains", "windows"}
+            tuned -= {"ce_weight"} if ROLES[role]["trains"] == "adapter" else set()
+        like = self.first(like)
+        tried = self.alike(like, tuned) if like else []
+        tried = [m for m in tried if not replays or self._means(role, m)]
+        return min(tried, key=lambda m: self.development[m.name], default=None)
+
+    def alike(self, model: Model, but: set[str]) -> list[Model]:
+        """A model, and those of its seeds that differ from it in these parameters alone."""
+        same = [m for m in self.models.values() if m.seeds == model.seeds]
+        left_out = {self.picked_by, *self.mixed}
+        return [m for m in same if m.name not in left_out and model.same_but(m, but)]
+
+    def seeds_of(self, model: Model) -> list[Model]:
+        """It, and the same with other seeds; but the one that picks, and what was made from it."""
+        same = [m for m in self.models.values() if m.settings == model.settings]
+        same = [m for m in same if self.picked_by not in (m.name, m.base)]
+        return [model, *{m.seeds: m for m in same if m.seeds != model.seeds}.values()]
+
+    def change(self, one: str, other: str, part: str = "all") -> Interval:
+        """Mean loss of one minus that of the other on a part of the text."""
+        at_N = self._part(part)
+        pair = (self.losses[name][at_N] for name in (one, other))
+        return intervals.change(*pair, self.document_N[at_N], self.resamples)
+
+    def _part(self, name: str) -> np.ndarray:
+        return {"hard": self.hard_N, "easy": ~self.hard_N, "all": self.hard_N | True}[name]
+
+    def effect(
+        self, one: Model, other: Model, role: str = "claim", part: str = "all", plan=None
+    ) -> Effect:
+        """Loss of one minus that of the other, and the same of every pair of their seeds."""
+        turned = len(one.seeds) < len(other.seeds)  # seeds are paired from the side that has more
+        a, b = (other, one) if turned else (one, other)
+        change, at_N = self.change(a.name, b.name, part), self._part(part)
+        seeds = [
+            known_mean((self.losses[x.name] - self.losses[y.name])[at_N])
+            for x in self.seeds_of(a)
+            for y in self.seeds_of(b)  # of a model of 03 its base's seed decides
+            if x.seeds[: len(y.seeds)] == y.seeds and x.settings != y.settings
+        ]
+        if turned:
+            change, seeds = -change, [-mean for mean in seeds]
+        labels = ("recipe" if m.name == self.recipe else m.label for m in (one, other))
+        what = " − ".join(labels) + (f" on {part} text" if part != "all" else "")
+        return Effect(what, change, tuple(seeds), role, plan and tuple(plan))
+
+    def pairs(self, listed: Iterable[dict]) -> Iterator[tuple[dict, str, Model, Model]]:
+        """The rows of claims.yaml, each with its role, of the models that were run."""
+        for row in listed:
+            role, words = next(iter(row.items()))
+            one, other = map(self.first, words.split(" − "))
+            if one and other:
+                yield row, role, one, other
+
+    def effects(self, listed: Iterable[dict]) -> list[Effect]:
+        """The effects that claims.yaml lists; none twice, where the best rate is the one given."""
+        effects: dict[tuple, Effect] = {}
+        for row, role, one, other in self.pairs(listed):
+            part = row.get("text", "all")
+            key = one.name, other.name, part
+            known = role == "gap" or (role == "part" and (*key, "claim") in effects)
+            if not known and (*key, role) not in effects:
+                effects[*key, role] = self.effect(one, other, role, part, row.get("plan"))
+        return list(effects.values())
+
+    def gaps(self, listed: Iterable[dict]) -> list[str]:
+        """In a sentence, how much of the way from the base to a larger rival a model goes."""
+        return [self._gap(*pair) for _, role, *pair in self.pairs(listed) if role == "gap"]
+
+    def _gap(self, one: Model, rival: Model) -> str:
+        losses_3N = np.stack([self.losses[name] for name in (self.base, one.name, rival.name)])
+        means_R3 = intervals.resampled_means(losses_3N, self.document_N, self.resamples)
+        closed_R = intervals.gap_closed(*means_R3.T)
+        base, adapted, large = known_mean(losses_3N, axis=1)
+        closed = Interval((base - adapted) / (base - large), *intervals.interval(closed_R))
+        undefined = "undefined, since the base is not clearly worse"
+        size = undefined if np.isnan(closed_R).all() else f"{closed:.2f}"
+        return f"Share of the gap from {self.base} to {rival.name} that {one.name} closes: {size}."
+
+
+# notebook 04: what claims.yaml lists for the claims `distilled` and `adapter`, on all parts of the
+# text; where it lists models at their best rate, the folder's own
+
+
+def listed(*keys: str) -> dict[str, dict]:
+    """Question ("adapter on hard against its base") → row of claims.yaml."""
+    rows = [row for claim in CLAIMS["claims"] if claim["key"] in keys for row in claim["effects"]]
+    rows = [(next(iter(row.values())), row) for row in rows if not row.keys() & {"part", "text"}]
+    return {words.replace("best ", "").replace("−", "against"): row for words, row in rows}
+
+
+def comparisons(t: Trial) -> dict[str, tuple[Model, Model]]:
+    """Question → the two models, of all that is there."""
+    rows = listed("distilled", "adapter")
+    pairs = {q: pair for q, row in rows.items() for _, _, *pair in t.pairs([row])}
     base, *seeds = t.seeds_of(t.models[t.base])
-    pairs = [("distilled against scratch", base, scratch) for scratch in t.of("scratch")]
-    for one in t.of(ADAPTER):
-        for role in rivals():
-            question = f"{ADAPTER} against {role}"
-            pairs += [(question, one, other) for other in t.of(role, one.seeds)]
-    own = [model for model in seeds if model.own]
-    pairs += [(NOTHING, model, base) for model in own or seeds]
-    return [compare(t, *pair) for pair in pairs]
+    seeds = [model for model in seeds if model.own] or seeds
+    return pairs | ({NOTHING: (seeds[0], base)} if seeds else {})
 
 
-def compare(t: Trial, question: str, one: Model, other: Model) -> Comparison:
-    effects = {part: t.effect(one, other, part=part) for part in ("hard", "easy", "all")}
-    apart_N = t.losses[one.name] - t.losses[other.name]
-    beyond = intervals.beyond(apart_N, t.hard_N, t.document_N, t.resamples)
-    return Comparison(question, one, other, effects, beyond)
-
-
-def table(compared: Iterable[Comparison]) -> pd.DataFrame:
-    """The comparisons as a table: changes of loss with their intervals, and over seeds."""
-    columns = "question, model, against, hard part, easy part, hard beyond easy, all text"
+def table(t: Trial) -> pd.DataFrame:
+    """The comparisons: changes of loss with their intervals, and over seeds."""
     rows = []
-    for c in compared:
-        hard, easy, whole = c.effects.values()
-        changes = (hard.change, easy.change, c.beyond, whole.change)
-        seeds = f"{len(hard.seeds)}: {hard.spread}" if hard.over_seeds else "one seed"
-        rows.append([c.question, c.one.name, c.other.name, *map(format, changes), seeds])
-    return pd.DataFrame(rows, columns=[*columns.split(", "), "seeds, hard part"])
+    for question, (one, other) in comparisons(t).items():
+        row = {"question": question, "model": one.name, "against": other.name + _also(one, other)}
+        effects = {part: t.effect(one, other, part=part) for part in PARTS}
+        row |= {f"{part} text": f"{effect.change}" for part, effect in effects.items()}
+        rows.append(row | {"seeds, hard text": effects["hard"].spread})
+    return pd.DataFrame(rows)
 
 
-def sentences(t: Trial, compared: list[Comparison]) -> list[str]:
-    """The verdict, most important first: whether the trial means anything, then every comparison,
-    what was not run, and what another seed of the base seems to gain."""
-    lines = [*warnings(t), *map(in_words, compared)]
-    if left_out := int(np.isnan(t.losses[t.base]).sum()):
-        lines.append(
-            f"{left_out:,} of {len(t.hard_N):,} windows have no target (a mask): they are neither "
-            "hard nor easy, and in no mean and no interval."
-        )
-    lines += [gap_in_words(t, c.one, c.other) for c in compared if c.question.endswith(RIVAL)]
-    there = {c.question.removeprefix(f"{ADAPTER} against ") for c in compared}
-    missing = [role for role, needed in rivals().items() if needed and role not in there]
-    if "its base" in missing:
-        lines.append(f"No adapter on the hard set of {t.base} is here, so the claim is not tried.")
-    elif missing:
-        lines.append(f"Not run, so not compared: {', '.join(missing)}.")
-    if NOTHING not in there:
-        lines.append(
-            f"We cannot say how much of this is chance: that needs a third seed of {t.base}, since "
-            f"{t.picked_by} picks the hard windows."
-        )
-    return lines
-
-
-def headline(t: Trial, compared: list[Comparison]) -> str:
-    """What the plan stands or falls with: hard windows against random ones, or what there is."""
-    warned = [line.replace("**", "") for line in warnings(t) if line.startswith("**⚠")]
-    wanted = [c for c in compared if c.question == f"{ADAPTER} against adapter on random"]
-    return " ".join([*warned, *map(in_words, wanted or compared[:1])]) or "Nothing to compare."
+def limits(t: Trial) -> list[str]:
+    """What limits the comparison, most important first, and how much of the gap is closed."""
+    there, needed = comparisons(t), listed("adapter")
+    lines = warnings(t) + t.gaps(needed.values())
+    missing = [q for q, row in needed.items() if row.get("needed", True) and q not in there]
+    lines += [f"Not run, so not compared: {', '.join(missing)}."] * bool(missing)
+    return lines + [WORDS["chance"].format(t=t)] * (NOTHING not in there)
 
 
 def warnings(t: Trial) -> list[str]:
@@ -108,70 +284,39 @@ def warnings(t: Trial) -> list[str]:
     lines = []
     if t.teacher in t.models:
         behind = t.change(t.base, t.teacher)
-        if behind.value >= ENOUGH:
-            lines.append(f"{t.base} is {behind} nats behind its teacher: a lag to win back.")
-        else:
-            lines.append(
-                f"**⚠ This trial means little**: {t.base} is {behind} nats behind its teacher, and "
-                f"it takes {ENOUGH} for a lag to win back. Train a better teacher first."
-            )
-    compared = t.picked_by in (t.base, t.scratch, t.teacher)
+        words = WORDS["lag" if behind.value >= ENOUGH else "little"]
+        lines.append(words.format(t=t, behind=behind, enough=ENOUGH))
     made = [model.name for model in t.models.values() if model.base == t.picked_by]
-    if compared or made:
-        why = "it is in the comparison" if compared else f"{made[0]} was made from it"
-        lines.append(
-            f"**⚠ {t.picked_by} picks the hard windows, and {why}**: windows picked because one "
-            "model did badly there flatter every other. Name another seed as picked_by."
-        )
+    if t.picked_by in (t.base, t.scratch, t.teacher) or made:
+        lines.append(WORDS["picker"].format(t=t, made=", ".join(made)))
     return lines
 
 
-def in_words(c: Comparison) -> str:
+def headline(t: Trial) -> str:
+    """What the plan stands or falls with: hard windows against random ones, or what there is."""
+    warned = [line.replace("**", "") for line in warnings(t) if line.startswith("**⚠")]
+    compared = comparisons(t)
+    main = compared.get("adapter on hard against adapter on random")
+    lines = [in_words(t, *pair) for pair in ([main] if main else [*compared.values()][:1])]
+    return " ".join([*warned, *lines]) or "Nothing to compare."
+
+
+def in_words(t: Trial, one: Model, other: Model) -> str:
     """One comparison: hard, easy and all text, over seeds, and what else differs."""
-    one, other = (f"the {m.kind} ({m.name})" if m.base else m.name for m in (c.one, c.other))
-    parts = [f"on {part} text {_apart(effect.change)}" for part, effect in c.effects.items()]
-    hard, easy, _ = c.effects.values()
-    seeds = "one seed"
-    if hard.over_seeds:
-        seeds = f"over {len(hard.seeds)} seeds hard {hard.spread}, easy {easy.spread}"
-    line = f"Loss of {one} against {other}: {'; '.join(parts)}; {seeds}."
-    if odd := _also(c.one, c.other):
-        line += f" They also differ in {odd}."
-    if c.question == NOTHING:
-        how = "clear" if c.beyond.clear else "not clearly apart from nothing"
-        line = f"What nothing at all 'gains', read in the same way. {line}"
-        line += f" Its change on hard text beyond that on easy text is {how}: {c.beyond} nats."
-    return line
-
-
-def _apart(change: Interval) -> str:
-    if np.isnan(change.value):
-        return "undefined, since no window there has a target"
-    how = {-1: "better", 0: "not clearly apart", 1: "worse"}[change.clear]
-    digits = ".3f" if abs(change.value) >= 0.0005 else ".5f"
-    return f"{how}, {change:{digits}} nats"
+    names = [f"the {m.kind} ({m.name})" if m.base else m.name for m in (one, other)]
+    effects, parts = {part: t.effect(one, other, part=part) for part in PARTS}, []
+    for part, effect in effects.items():
+        how = {-1: "better", 0: "not clearly apart", 1: "worse"}[effect.change.clear]
+        digits = ".3f" if abs(effect.change.value) >= 0.0005 else ".5f"
+        parts.append(f"on {part} text {how}, {effect.change:{digits}} nats")
+    hard = effects["hard"]
+    parts.append(hard.spread + " on hard text" * (len(hard.seeds) > 1))
+    return f"Loss of {names[0]} against {names[1]}{_also(one, other)}: {'; '.join(parts)}."
 
 
 def _also(one: Model, other: Model) -> str:
     """What two models of 03 differ in besides the windows and what trains."""
-    if not (one.base and other.base):
-        return ""
-    both = one.adapter == other.adapter
-    names = (*rules.ADAPTERS, *rules.REPLAYS) if both else rules.REPLAYS  # weights have no rank
-    pairs = ((name, one.p.get(name), other.p.get(name)) for name in names)
-    return ", ".join(f"{name} ({a} against {b})" for name, a, b in pairs if a != b)
-
-
-def gap_in_words(t: Trial, one: Model, rival: Model) -> str:
-    """How much of the way from the base to the larger rival the adapter goes, on all text."""
-    losses_3N = np.stack([t.losses[name] for name in (t.base, one.name, rival.name)])
-    means_R3 = intervals.resampled_means(losses_3N, t.document_N, t.resamples)
-    closed_R = intervals.gap_closed(*means_R3.T)
-    base, adapted, large = known_mean(losses_3N, axis=1)
-    closed = Interval((base - adapted) / (base - large), *intervals.interval(closed_R))
-    size = f"{closed:.2f}"
-    if np.isnan(means_R3).any():
-        size = "undefined, since one document has no interval"
-    elif np.isnan(closed_R).all():
-        size = "undefined, since the base is not clearly worse"
-    return f"Share of the gap from {t.base} to {rival.name} that {one.name} closes: {size}."
+    names = (*rules.ADAPTERS, *rules.REPLAYS) if one.adapter == other.adapter else rules.REPLAYS
+    pairs = [(name, one.p.get(name), other.p.get(name)) for name in names]
+    odd = ", ".join(f"{name} {a} against {b}" for name, a, b in pairs if a != b)
+    return f" ({odd})" if odd and one.base and other.base else ""

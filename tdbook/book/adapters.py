@@ -39,25 +39,17 @@ def weighed(
     path = this.path("checkpoints", this.run, "weights.bin")
     with files.replacing(path) as beside:
         weights = data.weighted(tokens, beside, new=True).train.weights
-        for done, rows_B in enumerate(tokens.train.batches(rows_K, 16)):
+        done = 0
+        for rows_B in tokens.train.batches(rows_K, 16):
             weigh(net, teacher, tokens.train, rows_B, share, weights, this.device)
-            this.progress(min(len(rows_K), 16 * (done + 1)), len(rows_K), "windows weighed")
+            this.progress(done := done + len(rows_B), len(rows_K), "windows weighed")
         weights.flush()
     return data.weighted(tokens, path)
 
 
-def weigh(
-    student: Llama,
-    teacher: Llama,
-    windows: data.Windows,
-    rows_B,
-    share: float,
-    weights,
-    device: str,
-) -> None:
-    """Token mode (Rho-1, arXiv 2404.07965, within a window): of the targets of some windows, the
-    `share` on which the student fell furthest behind its teacher count once, the others not at all.
-    Into `weights`, beside the ids as data.Windows.weights, a memory map of any size."""
+def weigh(student, teacher, windows, rows_B, share: float, weights, device: str) -> None:
+    """Token mode (Rho-1, arXiv 2404.07965, within a window): sets data.Windows.weights to 1 at the
+    `share` of a window's targets on which the student fell furthest behind its teacher."""
     ids_BT, targets_BT = windows.batch(rows_B, device)
     s_BT, t_BT = (hard_set.token_losses(model, ids_BT, targets_BT) for model in (student, teacher))
     behind_BT = torch.where(targets_BT != data.IGNORE, s_BT - t_BT, -torch.inf)
@@ -104,8 +96,8 @@ def load(this: Run, adapter: str, base: str) -> Llama:
 def measure_merged(
     this: Run, adapter: str, apart: Llama, merged: Llama, tokens: data.Tokens, teacher: Llama
 ) -> dict[str, str]:
-    """Saves models/<adapter>-merged and measures it like every other model. Returns how far its
-    logits are from those of base and adapter `apart`, and what bfloat16 would change."""
+    """Saves models/<adapter>-merged and measures it. Returns how far its logits are from those of
+    base and adapter `apart`, and what bfloat16 would change."""
     name, folder = f"{adapter}-merged", this.path("models", f"{adapter}-merged")
     this.once(f"saved {name}", common.save, merged, folder, tokens)
     merged = Llama.load(folder, this.device)

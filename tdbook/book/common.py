@@ -24,6 +24,11 @@ def folder_of(this: Run) -> Folder:
     return this.folder
 
 
+def row_of(this: Run, name: str) -> dict:
+    """The metrics of a model, from this run or the one that made it."""
+    return this.models[name] if name in this.models else folder_of(this).metrics(name)
+
+
 def open_tokens(this: Run) -> data.Tokens:
     """The folder's tokens. Prints an estimate of what this run will cost, and records it."""
     tokens = token_files.open_tokens(this.path("tokens"))
@@ -53,7 +58,7 @@ def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llam
         return {"parameters": parameters} | found.row(tokens.bytes_per_token())
 
     row = this.once(f"row of {name}", evaluated)
-    this.model(name, row)
+    this.models[name] = row
     this.once(f"card of {name}", write_card, this, name, tokens, row)
     return row
 
@@ -61,7 +66,7 @@ def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llam
 def write_card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
     """README.md of a model or an adapter, beside its weights; the owner's own card stays."""
     p, record = this.parameters, this.provenance()
-    if p.get("adapter") == name and p.get("trains", "adapter") == "adapter":
+    if p.get("adapter") == name and p.get("trains") == "adapter":
         folder, base = this.path("adapters", name), this.path("models", p["base"])
         card = cards.adapter_card(folder, base, tokens, row, record, row_of(this, p["base"]))
     else:
@@ -73,11 +78,6 @@ def write_card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
         files.own(folder / "README.md")
         files.write_whole(folder / "README.md", card)
         files.mark(folder, "README.md")
-
-
-def row_of(this: Run, name: str) -> dict:
-    """The metrics of a model, from this run or the one that made it."""
-    return this.models[name] if name in this.models else folder_of(this).metrics(name)
 
 
 def to_take_away(this: Run) -> str:

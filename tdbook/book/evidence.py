@@ -2,26 +2,27 @@
 
 Differences of loss, nats per token, are read on the confirmation split (the validation split where
 there is none). claims.yaml has the claims and what they compare, analysis.claims the rules of a
-verdict, book.measured what a claim needs besides losses. Legend: N windows, M of them fixed (for
-what is told token by token), T tokens of a window.
+verdict. Legend: N windows, M of them fixed (told token by token), T tokens of each, V vocabulary.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from tdbook.analysis import intervals, verdict
-from tdbook.analysis.claims import FAILS, HOLDS, PART, UNDECIDED, Claim, Effect, judge
-from tdbook.analysis.trial import CLAIMS, Model, Trial
-from tdbook.book import common, comparison, measured
+from tdbook.analysis import intervals, kept_and_lost, verdict
+from tdbook.analysis.claims import FAILS, HOLDS, PART, UNDECIDED, Effect, judge
+from tdbook.analysis.verdict import CLAIMS, Model, Trial
+from tdbook.book import common, comparison, reality
 from tdbook.corpus import origins
-from tdbook.report import plots
-from tdbook.runs import hashes
+from tdbook.export import inference
+from tdbook.report import plots, tables
+from tdbook.runs import hashes, notebooks
+from tdbook.runs.estimates import Q4_LIMIT, of_plan
 from tdbook.runs.rules import TRIED
 from tdbook.runs.running import Run
 from tdlib import data, evaluate, lora
@@ -29,32 +30,37 @@ from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 
 COST = ["made", "training, FLOP", "teacher, FLOP", "scoring, FLOP"]  # a table of their own
+Measured = tuple[list[Effect], list[str]]
+KINDS = next(row["kinds"] for row in CLAIMS["claims"] if row["key"] == "kept")
+
+
+def split_of(tokens: data.Tokens) -> tuple[str, data.Windows]:
+    """The split that verdicts are read on; validation where nothing else has a target."""
+    confirm = tokens.confirm and tokens.confirm.known_N.any()
+    return ("confirm", tokens.confirm) if confirm else ("val", tokens.val)
 
 
 def judged_on(tokens: data.Tokens) -> str:
     """Which text judges, and how much of it, in a sentence."""
-    name, windows = measured.split_of(tokens)
+    name, windows = split_of(tokens)
     text = "the confirmation text, which no choice has looked at"
     if name == "val":
         text = "⚠ the validation text, on which choices were made: no other was put aside"
-        text += " that has a target" * bool(tokens.confirm)
     documents = len(np.unique(origins.of(tokens, name)[0][windows.known_N]))
-    n, left = len(windows), int(windows.known_N.sum())
-    count = f"{n:,} windows" if left == n else f"{left:,} of {n:,} windows, which have a target,"
-    return f"Judged on {text}: {count} of {documents:,} documents."
+    count = f"{int(windows.known_N.sum()):,} of {len(windows):,} windows have a target"
+    return f"Judged on {text}: {count}, of {documents:,} documents."
 
 
 class Losses(dict):
     """Model → its loss of every window that judges, (N,). A model is run when it is first asked
-    for, so that none that no verdict needs reads the confirmation text. Kept in scores/<split>/
-    under the hash of model and text; of teacher, base and scratch, with every seed, also token by
-    token (`whole`)."""
+    for: none that no verdict needs reads the confirmation text. Kept in scores/<split>/ under the
+    hash of model and text; of teacher, base and scratch, with every seed, token by token too."""
 
     def __init__(self, this: Run, tokens: data.Tokens):
         super().__init__()
-        self.this, (self.split, self.windows) = this, measured.split_of(tokens)
-        self.models, self.folder = comparison.trained(this), common.folder_of(this)
-        p, models = this.parameters, self.models
+        self.this, (self.split, self.windows) = this, split_of(tokens)
+        self.folder, p = common.folder_of(this), this.parameters
+        self.models = models = verdict.models(self.folder)
         settings = [models[p[role]].settings for role in ("base", "scratch") if p[role] in models]
         self.whole = [p["teacher"], *(n for n, m in models.items() if m.settings in settings)]
 
@@ -76,77 +82,69 @@ class Losses(dict):
             hashes.made_by_others(folder, "")[path]["sha256"]
             for folder, path in ((out, place), (this.out, "tokens"))
         ]
-        fixed = this.parameters["fixed_windows"]
+        fixed, whole = this.parameters["fixed_windows"], name in self.whole
         stem = re.sub(r"[^\w.+-]+", "_", name) + f"-{hashes.of([*read, fixed])[:8]}"
         path = this.path("scores", self.split, f"{stem}.{kind}")
         if not path.exists():
             base = out / "models" / self.models[name].p["base"] if adapter else out / place
-            net, whole = Llama.load(base, this.device), name in self.whole
+            net = Llama.load(base, this.device)
             net = lora.load(net, out / place) if adapter else net
-            count = fixed if whole else 1
-            losses = evaluate.evaluate(net.eval(), self.windows, fixed=count, device=this.device)
-            losses.save(path.parent, stem, whole)
-            text = f"models on {self.split}: {name}"
-            this.progress(len(self) + 1, len(self.models), text)
+            how = dict(fixed=fixed if whole else 1, device=this.device)
+            evaluate.evaluate(net.eval(), self.windows, **how).save(path.parent, stem, whole)
+            this.progress(len(self) + 1, len(self.models), f"models on {self.split}: {name}")
         return path
 
 
 def trial(this: Run, tokens: data.Tokens) -> Trial:
     """What all claims read: every model, its losses, and which windows are hard."""
-    p, losses, points = this.parameters, Losses(this, tokens), common.folder_of(this).points
-    hard_N = comparison.hard_windows(losses, p["picked_by"], p["teacher"], p["hard_share"])
-    t = comparison.trial(this, losses, hard_N, origins.of(tokens, losses.split)[0], losses.models)
+    losses = Losses(this, tokens)
+    models, points = losses.models, losses.folder.points
     odd = {name: point.varied.keys() - point.record["parameters"] for name, point in points.items()}
-    swept = [t.models[name] for name, point in points.items() if point.sweep == p["recipe"]]
-    bases = {model.base for model in swept}
-    last = [model for model in sorted(swept, key=lambda m: m.seeds) if model.name not in bases]
-    return replace(
-        t,
-        development={name: common.row_of(this, name)["loss"] for name in t.models},
+    swept = [models[name] for name, p in points.items() if p.sweep == this.parameters["recipe"]]
+    last = {m.name for m in swept} - {m.base for m in swept}  # the others are what it was made from
+    recipe = min((m for m in swept if m.name in last), key=lambda m: m.seeds, default=None)
+    return comparison.trial(
+        this,
+        losses,
+        origins.of(tokens, losses.split)[0],
+        models=models,
+        development={name: common.row_of(this, name)["loss"] for name in models},
         mixed=frozenset(name for name, others in odd.items() if others),
-        recipe=last[0].name if last else "",
+        recipe=recipe.name if recipe else "",
     )
 
 
-def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[Claim]:
-    """Every claim with its verdict, in the plan's order."""
+def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[dict]:
+    """The rows of claims.yaml, each with its verdict, why, effects, and notes in sentences."""
     claims = []
     for row in CLAIMS["claims"]:
-        key, effects, notes = row["key"], t.effects(row.get("effects", ())), []
-        if key in measured.MEASURES:
-            more, notes = measured.MEASURES[key](this, tokens, t)
-            effects += more
+        listed = row.get("effects", ())
+        effects, notes = t.effects(listed), t.gaps(listed)
+        if measure := MEASURES.get(row["key"]):
+            more, said = measure(this, tokens, t)
+            effects, notes = effects + more, notes + said
         result, why = judge(effects, row.get("every", True))
-        if key == "ship":
-            result, why, notes = measured.shipped(this)
+        if row["key"] == "ship":
+            result, why, notes = shipped(this)
         if "undecidable" in row:
             result, why = UNDECIDED, row["undecidable"]
-        claim, control, change = (" ".join(row[k].split()) for k in ("claim", "control", "change"))
-        rest = (tuple(effects), tuple(notes))
-        claims.append(Claim(key, claim, result, why, control, change, *rest))
+        claims.append(row | dict(verdict=result, why=why, effects=effects, notes=notes))
     return claims
 
 
 def recipe(this: Run, tokens: data.Tokens, t: Trial) -> tuple[list[Effect], str]:
     """The recipe against the plan's own route: the effects, and in words with both routes' cost."""
     effects = t.effects(CLAIMS["recipe"])
-    none = "No recipe was run here: the sweep that `recipe` names has no point that is done."
     if not effects:
-        return [], none
-    result, why = judge(effects[:1])
+        return [], "No recipe was run here: no point of the sweep that `recipe` names is done."
+    (result, why), made = judge(effects[:1]), comparison.made(this, tokens)
     how = {HOLDS: "**beats**", PART: "beats, with a reserve,", FAILS: "**loses to**"}
-    verb = how.get(result, "is not clearly better than")
-    spent = comparison.made(this, tokens)
-    names = [t.recipe, t.first(f"best {verdict.ADAPTER}").name]
-    costs = [f"{n}: {', '.join(f'{k} {spent[n][k]}' for k in COST[1:])}" for n in names]
-    words = f"The recipe {verb} the plan's 50M + LoRA: {effects[0].words()} ({why})."
-    return effects, f"{words} Costs: {'; '.join(costs)}."
-
-
-def grid(t: Trial) -> list[tuple[float, float, float]]:
-    """ce_weight, temperature and loss on development of the students that differ in these alone."""
-    models = measured.settings(t)
-    return [(m.p["ce_weight"], m.p["temperature"], t.development[m.name]) for m in models]
+    words = f"The recipe {how.get(result, 'is not clearly better than')} the plan's 50M + LoRA"
+    costs = []
+    for name in (t.recipe, t.first("best adapter on hard").name):
+        spent = [f"{key} {n}" for key, n in made[name].items() if key != "made"]
+        costs.append(f"{name}: {', '.join(spent)}")
+    return effects, f"{words}: {effects[0].words()} ({why}). Costs: {'; '.join(costs)}."
 
 
 def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
@@ -166,12 +164,10 @@ def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
 
 def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     """What the recipe was chosen from: every student of the base's shape, seed and tokens, best on
-    development first, each against the recipe (the best, where none was run) with its interval over
-    development documents."""
-    tried: dict[tuple, Model] = {}
-    for model in t.alike(t.models[t.base], set(TRIED)):  # a setting once, though two sweeps have it
-        tried.setdefault(model.settings, model)
-    models = {model.name: model.p for model in tried.values()}
+    development first, each against the recipe, or the best where none was run."""
+    tried = t.alike(t.models[t.base], set(TRIED))
+    # a setting once, though two sweeps have it: the first
+    models = {m.name: m.p for m in {m.settings: m for m in reversed(tried)}.values()}
     val, document_N = comparison.window_losses(this, [*models]), origins.of(tokens, "val")[0]
     loss = {name: known_mean(loss_N) for name, loss_N in val.items()}
     order = sorted(loss, key=loss.get)
@@ -187,25 +183,153 @@ def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def show(this: Run, claim: Claim) -> None:
-    """A claim as a section: verdict, figure, every effect and note in words, what would change our
-    mind."""
+def show(this: Run, claim: dict) -> None:
+    """A claim as a section: verdict, figure, every effect and note, what would change our mind."""
     from IPython.display import Markdown, display
 
-    display(Markdown(f"## {claim.claim}\n\n**Verdict: {claim.verdict}** — {claim.why}."))
-    if claim.effects:
-        title = f"{claim.verdict}: {claim.effects[0].words()}"
-        figure = plots.effects([e.row for e in claim.effects], title)
-        this.figure(claim.key, figure, alt=f"{claim.claim}: every effect")
-    lines = [f"- {e.words()}{' (control)' * (e.role == 'control')}" for e in claim.effects]
-    lines += [f"- {note}" for note in claim.notes]
-    change = f"*What would change our mind at 300M:* {claim.change}"
-    display(Markdown("\n".join([*lines, f"\n*Compared with* {claim.control}. {change}"])))
+    effects, result = claim["effects"], claim["verdict"]
+    display(Markdown(f"## {claim['claim']}\n\n**Verdict: {result}** — {claim['why']}."))
+    if effects:
+        figure = plots.effects([e.row for e in effects], f"{result}: {effects[0].words()}")
+        this.figure(claim["key"], figure, alt=f"{claim['claim']}: every effect")
+    lines = [f"- {e.words()}{' (control)' * (e.role == 'control')}" for e in effects]
+    lines += [f"- {note}" for note in claim["notes"]]
+    change = f"*What would change our mind at 300M:* {claim['change']}"
+    display(Markdown("\n".join([*lines, f"\n*Compared with* {claim['control']}. {change}"])))
 
 
-def in_short(claims: Sequence[Claim], recipe: str) -> str:
+def in_short(claims: Sequence[dict], recipe: str) -> str:
     """The page in one sentence."""
-    verdicts = [claim.verdict for claim in claims]
+    verdicts = [claim["verdict"] for claim in claims]
     order = [v for v in (HOLDS, PART, FAILS, UNDECIDED) if v in verdicts]
     counts = ", ".join(f"{verdicts.count(v)} × {v}" for v in order)
     return f"{len(claims)} claims: {counts}. {recipe.partition(' Costs:')[0].replace('**', '')}"
+
+
+# what a claim needs besides what claims.yaml lists: more effects, and other measurements in words
+
+
+def settings(t: Trial) -> list[Model]:
+    """The students that differ from the base in ce_weight and temperature alone, best first."""
+    tried = t.alike(t.models[t.base], {"ce_weight", "temperature"})
+    return sorted(tried, key=lambda m: t.development[m.name])
+
+
+def loss_settings(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
+    """The plan's best setting against the best of all others, both chosen on development."""
+    order = settings(t)
+    ours = [m for m in order if m.p["ce_weight"] == 0.5 and 2 <= m.p["temperature"] <= 4]
+    others = [m for m in order if m not in ours]
+    if not ours or not others:
+        return [], []
+    one, other = ours[0], others[0]
+    return [t.effect(one, other)], [
+        f"Of {len(order)} settings the best on development is {order[0].label}; of the plan's, "
+        f"{one.name} ({t.development[one.name]:.3f}); of the others ce_weight "
+        f"{other.p['ce_weight']:g}, T {other.p['temperature']:g} ({t.development[other.name]:.3f})."
+    ]
+
+
+def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
+    """What the hardest windows, as each seed of the base picks them, hold against the rest: rare
+    tokens, pairs never seen, other scripts."""
+    _, windows = split_of(tokens)
+    p, share, rows = this.parameters, this.parameters["hard_share"], np.arange(len(windows))
+    ids_NT, y_NT = (x.numpy() for x in replace(windows, mask=None).batch(rows))
+    count_V = kept_and_lost.frequency(tokens.train, tokens.vocab_size)
+    order = np.argsort(count_V, kind="stable")
+    rare_V = np.zeros(len(count_V), bool)
+    rare_V[order[np.cumsum(count_V[order]) <= 0.05 * count_V.sum()]] = True
+    pairs_NT = kept_and_lost.pair_frequency(tokens.train, ids_NT, y_NT)
+    kinds = {"rare tokens": rare_V[y_NT], "pairs never seen": pairs_NT == 0}
+    if tokenizer := kept_and_lost.readable(tokens):
+        kinds["tokens not in Telugu"] = kept_and_lost.scripts(tokenizer)[y_NT] != 0
+    seeds = t.seeds_of(t.models[t.base])
+    hard = [comparison.hard_windows(t.losses, m.name, t.teacher, share) for m in seeds]
+    effects, masked_N = [], np.isnan(t.losses[t.teacher])  # these are in neither part
+    for kind, in_NT in kinds.items():
+        share_N = np.where(masked_N, np.nan, in_NT.mean(1))
+        each = [(share_N, hard_N, t.document_N) for hard_N in hard]
+        effects.append(_beyond(t, f"share of {kind}, hardest {share:.0%} − the rest", each, 1))
+    lag_N = np.fmax(t.losses[t.base] - t.losses[t.teacher], 0)
+    held = lag_N[hard[0]].sum() / (lag_N.sum() or 1)
+    notes = [f"The hardest {share:.0%} hold {held:.0%} of all that {t.base} lost."]
+    records = [record["remembered"] for record in common.folder_of(this).of(notebooks.HARD_SET)]
+    found = [record["reality"] for record in records if "reality" in record]
+    return effects, notes + [reality.in_words(x, p["base"], p["teacher"]) for x in found]
+
+
+def _beyond(t: Trial, what: str, seeds: Iterable[tuple], claimed: int, role="claim") -> Effect:
+    """The mean in one part beyond that in the other, of each seed's (values, part, documents)."""
+    each = [intervals.beyond(*seed, t.resamples) for seed in seeds]
+    return Effect(what, each[0], tuple(e.value for e in each), role, claimed=claimed)
+
+
+def kept(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
+    """How much further behind the teacher the base is in a bucket than on all other tokens: below 0
+    is kept, above is lost. The scratch student by the same cuts is shown, not judged."""
+    _, windows = split_of(tokens)
+    rows_M = evaluate.fixed_rows(windows, this.parameters["fixed_windows"])
+    labels, effects = kept_and_lost.cuts(replace(tokens, val=windows), rows_M), []
+    loss_MT = {name: t.losses.tokens(name) for name in t.losses.whole if name in t.models}
+    document_MT = np.broadcast_to(t.document_N[rows_M][:, None], loss_MT[t.teacher].shape)
+    for cut, bucket, claimed in KINDS:
+        names, at_MT = labels.get(cut, ([], None))
+        in_MT = at_MT == names.index(bucket) if bucket in names else np.zeros(1, bool)
+        if in_MT.sum() < tables.FEW:
+            continue
+        for name, role in ((t.base, "claim"), (t.scratch, "part")):
+            if name in loss_MT:
+                seeds = [m.name for m in t.seeds_of(t.models[name]) if m.name in loss_MT]
+                lags = [loss_MT[seed] - loss_MT[t.teacher] for seed in seeds]
+                each = [(lag_MT.ravel(), in_MT.ravel(), document_MT.ravel()) for lag_MT in lags]
+                effects.append(_beyond(t, f"{bucket} ({cut}), {name}", each, claimed, role))
+    return effects, []
+
+
+# key of a claim → what it needs besides the effects that claims.yaml lists
+MEASURES = dict(loss=loss_settings, hard=hard_text, kept=kept)
+
+
+def shipped(this: Run) -> tuple[str, str, list[str]]:
+    """Merging, speeds and file sizes against the plan's numbers, from the records of 04 and 06."""
+    records = [record["remembered"] for record in common.folder_of(this).of(notebooks.INFERENCE)]
+    timed = [(key, x) for record in records for key, x in record.items() if key[:6] == "shape "]
+    checks = merges(this) + [check for key, x in timed for check in speeds(key[6:], x)]
+    missed = [what for what, held in checks if not held]
+    notes = [f"{'✓' if held else '✗'} {what}." for what, held in checks]
+    if not timed:
+        return UNDECIDED, "no speeds of the plan's own shapes were measured (06, shapes)", notes
+    if not missed:
+        return HOLDS, "every number is reached", notes
+    return (PART if len(missed) < len(checks) else FAILS), f"missed: {'; '.join(missed)}", notes
+
+
+def merges(this: Run) -> list[tuple[str, bool]]:
+    """Per adapter whether merging changed nothing but its last digits, and added no weights."""
+    path, checks = this.out / f"tables/{notebooks.COMPARISON}-merged.csv", []
+    for row in pd.read_csv(path, dtype=str).to_dict("records") if path.exists() else []:
+        apart, most = (float(row[k]) for k in ("largest logit difference", "of logits up to"))
+        weights, base = row["weights"], row["weights of the base"]
+        what = f"{row['adapter']} merged: logits up to {most:g} apart by {apart:.1e}, "
+        what += f"{weights} weights, its base {base}"
+        checks.append((what, weights == base and apart <= 1e-4 * most))
+    return checks
+
+
+def speeds(shape: str, timed: dict) -> list[tuple[str, bool]]:
+    """Of a shape's ways of writing, the quickest of each of the plan's phases, and the 4-bit file:
+    is the plan's lower number reached?"""
+    checks = []
+    for phase in dict.fromkeys(inference.PHASES.values()):
+        rows = [row for row in timed["rows"] if inference.PHASES.get(row["way"]) == phase]
+        low, high = of_plan(shape, phase)
+        if rows and not math.isnan(low):
+            best = max(rows, key=lambda row: row["decode"])
+            what = f"{shape}, {best['way']}: {best['decode']:,.0f} tokens/s on one thread "
+            checks.append((f"{what}(the plan: {low:g}–{high:g})", best["decode"] >= low))
+    size, (low, _) = timed["bytes"]["Q4_0"] / 1e6, of_plan(shape, "megabytes")
+    if not math.isnan(low):
+        limit = Q4_LIMIT / 1e6 * low / 30  # as 33 MB for the plan's "~30 MB"
+        checks.append((f"{shape}, Q4_0: {size:.1f} MB (the plan: ~{low:g})", size <= limit))
+    return checks

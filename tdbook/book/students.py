@@ -20,7 +20,8 @@ from tdbook.runs import hooks, parameters, rules, sweeps
 from tdbook.runs.provenance import peak_memory_mib
 from tdbook.runs.running import Run
 from tdbook.training import cache, dashboard, worker
-from tdlib import data, evaluate, files, hard_set, train
+from tdlib import data, evaluate, hard_set, train
+from tdlib.files import write_whole
 from tdlib.model import Llama
 
 SUBSET = 64  # validation windows looked at during training
@@ -51,22 +52,25 @@ class Training:
     name: str  # of the model
     tokens: data.Tokens
 
-    @property
-    def done(self) -> bool:
-        """The run is finished: whatever weights a model begins with, they are not used."""
-        return self.this.current
-
     def targets(self, teacher, ce_weight: float, temperature: float, draws: int, by="teacher"):
-        """Where the teacher's half of the loss comes from: nowhere at ce_weight 1; without `draws`
-        the teacher reads every batch; else so many ids a token are drawn from it once and kept
-        under its name, `by`. To be opened by `fit`."""
+        """The teacher's half of the loss, opened by `fit`: none at ce_weight 1; without `draws` it
+        reads every batch; else so many ids a token are drawn from it and kept under its name."""
         if ce_weight == 1 or not draws:
             return nullcontext(None if ce_weight == 1 else teacher)
         return kept_targets(self.this, self.tokens, teacher, temperature, draws, by)
 
-    def fit(
-        self, net: Llama, recipe: train.Recipe, targets=None, rows: np.ndarray | None = None
-    ) -> list[dict]:
+    def windows(self, recipe: train.Recipe) -> np.ndarray:
+        """Numbers of the windows it reads: all but the fold `left_out`; where `distinct_tokens` are
+        given, those with which a training of one epoch with this seed begins."""
+        p, tokens = self.this.parameters, self.tokens
+        rows = np.arange(len(tokens.train))
+        rows = rows[~origins.fold(tokens, p["left_out"])] if p["left_out"] else rows
+        if not p["distinct_tokens"]:
+            return rows
+        once = replace(recipe, epochs=1.0, token_limit=p["distinct_tokens"])
+        return np.concatenate(train.order(rows, once, tokens.context))
+
+    def fit(self, net: Llama, recipe: train.Recipe, targets=None, rows=None) -> list[dict]:
         """`tdlib.train.fit` on the training windows, or on some `rows` of them; the log's rows."""
         return self.this.once(f"log of {self.name}", self._fit, net, recipe, targets, rows)
 
@@ -96,25 +100,20 @@ class Training:
         return f"Stopped on validation: the weights of {stopped['kept']} are kept ({losses})."
 
     def _best_epoch(self, net: Llama) -> dict:
-        windows, device, folder = self.tokens.val, self.this.device, self._checkpoints()
+        windows, device = self.tokens.val, self.this.device
         rows = evaluate.fixed_rows(windows, self.this.parameters["fixed_windows"])
-
-        def loss() -> float:
-            return hard_set.known_mean(hard_set.window_loss(net, windows, rows, device))
-
-        last = {key: weight.clone() for key, weight in net.state_dict().items()}
-        losses = {"the end": loss()}
-        for path in sorted(folder.glob("epoch-*.safetensors")):
-            net.load_state_dict(load_file(path, device=device))
-            losses[path.stem] = loss()
+        files = {p.stem: p for p in sorted(self._checkpoints().glob("epoch-*.safetensors"))}
+        last, losses = {k: w.clone() for k, w in net.state_dict().items()}, {}
+        for when in ("the end", *files):
+            net.load_state_dict(load_file(files[when], device=device) if when in files else last)
+            loss_M = hard_set.window_loss(net, windows, rows, device)
+            losses[when] = hard_set.known_mean(loss_M)
         best = min(losses, key=losses.get)
-        path = folder / f"{best}.safetensors"
-        net.load_state_dict(load_file(path, device=device) if path.exists() else last)
+        net.load_state_dict(load_file(files[best], device=device) if best in files else last)
         return {"kept": best, "at_epochs": losses}
 
     def save(self, net: Llama, key: str = "") -> Llama:
-        """Saves models/<name> and reads it back, so that what is measured is what was saved; `key`
-        is what the run remembers it by."""
+        """Saves models/<name> and reads it back, so that what is measured is what was saved."""
         folder = self.this.path("models", self.name)
         self.this.once(key or f"saved {self.name}", common.save, net, folder, self.tokens)
         return Llama.load(folder, self.this.device).eval().requires_grad_(False)
@@ -122,9 +121,8 @@ class Training:
 
 @contextlib.contextmanager
 def kept_targets(this: Run, tokens, teacher, temperature, draws, by="teacher", fill=True):
-    """A cache that all runs of the folder share, one for each teacher, `by`, and temperature; the
-    teacher itself where there is none and none may be made: without `fill`, or in a sweep's point.
-    """
+    """A cache that all runs of the folder share, one for each teacher, `by`, and temperature. The
+    teacher itself where none is there and none may be made: without `fill`, in a sweep's point."""
     folder = this.out / "cache" / cache.name(by, temperature, draws, 1)
     read_only = sweeps.parent(this.out) is not None
     if not folder.exists() and (read_only or not fill):
@@ -133,8 +131,8 @@ def kept_targets(this: Run, tokens, teacher, temperature, draws, by="teacher", f
     windows = tokens.train
     mib = cache.size(len(windows), tokens.context, draws, len(teacher.head)) / 2**20
     print(f"Targets at T {temperature:g}, {draws} a token: {mib:,.1f} MiB in {folder}")
-    with cache.Cache(folder, teacher, windows, temperature=temperature, draws=draws) as kept:
-        kept.read_only = read_only
+    how = dict(temperature=temperature, draws=draws, read_only=read_only)
+    with cache.Cache(folder, teacher, windows, **how) as kept:
         print(f"{int(kept.valid.sum()):,} of {len(windows):,} windows are there already")
         yield kept
 
@@ -165,26 +163,10 @@ class Log:
         before = [line for line in lines if json.loads(line)["step"] < row["step"]]
         lines = [*before, json.dumps(row, ensure_ascii=False), ""]
         with contextlib.suppress(OSError):  # a disk that is full for a minute ends no training
-            files.write_whole(path, "\n".join(lines))
+            write_whole(path, "\n".join(lines))
 
     def progress(self, step: int, steps: int, message: str) -> None:
         self.this.progress(step, steps, self.loss + message)
-
-
-def windows_read(
-    tokens: data.Tokens, recipe: train.Recipe, left_out: str, distinct_tokens: int
-) -> np.ndarray:
-    """Numbers of the training windows: all but the fold `left_out`; of these only so many tokens,
-    if given, as a training of one epoch with this seed begins with."""
-    rows = (
-        np.flatnonzero(~origins.fold(tokens, left_out))
-        if left_out
-        else np.arange(len(tokens.train))
-    )
-    if not distinct_tokens:
-        return rows
-    once = replace(recipe, epochs=1.0, token_limit=distinct_tokens)
-    return np.concatenate(train.order(rows, once, tokens.context))
 
 
 def curve(log: list[dict]) -> dict[str, list[float]]:

@@ -22,7 +22,7 @@ def read(node: object) -> object:
 WORDS = read(yaml.safe_load(Path(__file__).with_name("telugu_words.yaml").read_text("utf-8")))
 # letter of a vowel → its sign on a consonant; a consonant without a sign carries "a"
 VOWELS = dict(zip("అఆఇఈఉఊఋఎఏఐఒఓఔ", ["", *"ాిీుూృెేైొోౌ"], strict=True))
-SIGNS = set(VOWELS.values()) - {""}
+SIGNS, SOFT = set(VOWELS.values()) - {""}, str.maketrans("కచటతప", "గసడదవ")
 
 
 def join(stem: str, ending: str) -> str:
@@ -37,16 +37,11 @@ def sandhi(match: re.Match) -> str:
     return stem + VOWELS[second[0]] + second[1:] if second[0] in VOWELS else join(first, second)
 
 
-def soften(match: re.Match) -> str:
-    """first~second, classical గసడదవాదేశ: after a subject k c ṭ t p become g s ḍ d v, as one word."""
-    first, second = match.groups()
-    return first + second[0].translate(str.maketrans("కచటతప", "గసడదవ")) + second[1:]
-
-
 def polish(text: str) -> str:
-    """Words that meet, and blanks: సీత+ఏ → సీతే, ఆరు ఏళ్లు → ఆరేళ్లు."""
+    """Words that meet, and blanks. first+second: sandhi; first~second, classical గసడదవాదేశ: after a
+    subject k c ṭ t p become g s ḍ d v, as one word; ఆరు ఏళ్లు → ఆరేళ్లు."""
     text = re.sub(r"([^\s“‘]+)\+(\S+)", sandhi, text)
-    text = re.sub(r"([^\s“‘]+)~(\S+)", soften, text)
+    text = re.sub(r"(?<=[^\s“‘])~(\S)", lambda match: match[1].translate(SOFT), text)
     text = re.sub(r" +(?=[,.;?!”])", "", " ".join(text.split()))
     return re.sub("[ుి] ఏ(?=ళ్)", "ే", text)
 

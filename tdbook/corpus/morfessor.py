@@ -3,7 +3,7 @@
 import io
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -85,7 +85,7 @@ class Morphs:
     def word(self) -> Callable[[str], list[int]]:
         return lru_cache(2**18)(self._word)
 
-    def encode(self, lines: list[str]) -> list[list[int]]:
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
         return [[i for word in line.split() for i in self.word(word)] for line in lines]
 
     def _word(self, word: str) -> list[int]:

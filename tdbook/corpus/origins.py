@@ -13,29 +13,26 @@ import numpy as np
 from tdlib import data
 
 COLUMNS = ("split", "start", "tokens", "source")  # of documents.tsv
-AGAIN = "copy the one made with these tokens again, or take it away"
 NEIGHBOURS = 16  # windows that stand for a document where none is known
 
 
 def of(tokens: data.Tokens, split: str) -> tuple[np.ndarray, list[str]]:
     """The number of the document in each window's middle, (N,), and each document's source.
     Where documents are unknown, 16 neighbouring windows of one source stand for one."""
-    windows = getattr(tokens, split)
+    windows, named = getattr(tokens, split), sources(tokens) if split == "train" else []
     documents = _documents(tokens.folder / "documents.tsv", split, len(windows.ids))
-    named = sources(tokens) if split == "train" else []
-    first_S, names = np.array([first for first, _ in named]), [name for _, name in named]
     middle_N = np.arange(len(windows)) * windows.context + windows.context // 2
-    if documents:
-        start_D = np.array([start for start, _ in documents])
-        document_N = np.searchsorted(start_D, middle_N, side="right") - 1
-        source_D = np.searchsorted(first_S, start_D, "right") - 1
-        return document_N, [names[i] for i in source_D] if named else [x for _, x in documents]
-    source_N = np.searchsorted(first_S, middle_N, side="right") - 1  # −1 where none is named
-    block_N = np.arange(len(windows)) // NEIGHBOURS
-    begins_N = np.diff(block_N, prepend=0) | np.diff(source_N, prepend=source_N[0])
-    document_N = np.cumsum(begins_N != 0)
-    source_D = source_N[np.unique(document_N, return_index=True)[1]]
-    return document_N, [names[i] if named else "unknown" for i in source_D]
+    first_S = [start for start, _ in named]
+    if not documents:
+        source_N = np.searchsorted(first_S, middle_N, side="right")
+        begins_N = np.diff(source_N, prepend=source_N[0]) != 0
+        begins_N[::NEIGHBOURS] = True
+        documents = [(middle, "unknown") for middle in middle_N[begins_N]]
+    start_D = [start for start, _ in documents]
+    source_D = [source for _, source in documents]
+    if named:
+        source_D = [named[i - 1][1] for i in np.searchsorted(first_S, start_D, side="right")]
+    return np.searchsorted(start_D, middle_N, side="right") - 1, source_D
 
 
 def fold(tokens: data.Tokens, part: str) -> np.ndarray:
@@ -47,49 +44,43 @@ def fold(tokens: data.Tokens, part: str) -> np.ndarray:
 def sources(tokens: data.Tokens) -> list[tuple[int, str]]:
     """sources.tsv: first token and name of each source, in order; a heading is passed over.
     [] where there is no such file."""
-    if not (path := tokens.folder / "sources.tsv").is_file():
-        return []
-    lines = path.read_text(encoding="utf8").splitlines()
-    rows = [line.split("\t") for line in lines if line.strip()]
-    rows = rows[1:] if rows and not rows[0][0][:1].isdecimal() else rows
-    for row in rows:
-        if len(row) != 2 or not row[0].strip().isdecimal() or not row[1].strip():
-            remedy = "a line is the number of its first token, a tab, its name"
-            raise ValueError(f"{path}: {chr(9).join(row)!r} is no source: {remedy}")
-    named = [(int(first), name.strip()) for first, name in rows]
-    if not named or named[0][0]:
-        raise ValueError(f"{path} names no source for token 0: the first begins there")
-    _check(path, named, len(tokens.train.ids), "sort or correct it")
-    return named
+    path, size = tokens.folder / "sources.tsv", len(tokens.train.ids)
+    return _checked(path, _rows(path, ("start", "name"), csv.QUOTE_NONE), size)
 
 
 def _documents(path: Path, split: str, size: int) -> list[tuple[int, str]]:
     """Start and source of the documents of one split of so many tokens, in order; [] where there
     is no documents.tsv."""
+    rows = [row for row in _rows(path, COLUMNS) if row[0] == split]
+    if rows and (end := int(rows[-1][1]) + int(rows[-1][2])) < size:
+        fault = f"{path}: the documents of {split} end at {end:,} of {size:,} tokens"
+        raise ValueError(f"{fault}, it was cut short: copy it again, or take it away")
+    return _checked(path, [(row[1], row[3]) for row in rows], size)
+
+
+def _rows(path: Path, columns: tuple[str, ...], quoting: int = csv.QUOTE_MINIMAL) -> list[list]:
+    """The rows of a table, if it is there, but for its heading. ValueError: one is cut or odd."""
     if not path.is_file():
         return []
     with open(path, encoding="utf8", newline="") as f:
-        table = csv.DictReader(f, delimiter="\t")
-        if not {*COLUMNS} <= {*(table.fieldnames or ())}:
-            raise ValueError(f"{path} has no heading with {', '.join(COLUMNS)}: {AGAIN}")
-        rows = [[row[name] for name in COLUMNS] for row in table if row["split"] == split]
-    for i, (_, start, count, source) in enumerate(rows):
-        if not (str(start).isdecimal() and str(count).isdecimal() and source is not None):
-            fault = f"row {i} of {split} is {rows[i]}, it must be {', '.join(COLUMNS)}"
-            raise ValueError(f"{path}: {fault}: {AGAIN}")
-    if rows:
-        _check(path, [(int(row[1]), f"a document of {split}") for row in rows], size, AGAIN)
-        if (end := int(rows[-1][1]) + int(rows[-1][2])) < size:
-            fault = f"the documents of {split} end at {end:,} of {size:,} tokens"
-            raise ValueError(f"{path}: {fault}, it was cut short: {AGAIN}")
-    return [(int(start), source) for _, start, _, source in rows]
+        rows = [row for row in csv.reader(f, "excel-tab", quoting=quoting) if row]
+    heading = rows and not any(cell[:1].isdecimal() for cell in rows[0])
+    numbers = [i for i, name in enumerate(columns) if name in ("start", "tokens")]
+    for row in (rows := rows[bool(heading) :]) or [[]]:
+        whole = len(row) == len(columns) and all(row)
+        if not whole or not all(row[i].isdecimal() for i in numbers):
+            fault = f"{path}: {row} is no row of it, it must be {', '.join(columns)}"
+            raise ValueError(f"{fault}: copy it again, or take it away")
+    return rows
 
 
-def _check(path: Path, starts: list[tuple[int, str]], size: int, remedy: str) -> None:
-    """ValueError: the starts do not ascend from 0, or leave the tokens."""
-    last = -1
+def _checked(path: Path, rows: list, size: int) -> list[tuple[int, str]]:
+    """Starts as numbers. ValueError: they do not ascend from 0, or leave the tokens."""
+    starts, last = [(int(start), name) for start, name in rows], -1
     for start, name in starts:
         if not last < start < (size if last >= 0 else 1):
             where = f"after {last:,} and before {size:,}" if last >= 0 else "0"
-            raise ValueError(f"{path}: {name} begins at {start:,}, it must be {where}: {remedy}")
+            fault = f"{path}: {name} begins at {start:,}, it must be {where}"
+            raise ValueError(f"{fault}: copy it again, correct it, or take it away")
         last = start
+    return starts

@@ -24,8 +24,17 @@ def prepare(
         raise ValueError(f"{fault} {p['context']:,}: give a shorter context")
     given = tokenizer_files.open(p["tokenizer"], p["segmenter"]) if p["tokenizer"] else None
     if p["tokens"]:
-        return _link(p, folder, given, teacher)
-    return _write(p, folder, given, teacher, account or text.Account())
+        said = _link(p, folder, given, teacher)
+    else:
+        said = _write(p, folder, given, teacher, account or text.Account())
+    tokens = token_files.open_tokens(folder)
+    sizes = (f"{len(w.ids):,} tokens, {len(w):,} windows" for w in (tokens.train, tokens.val))
+    words = tokens.tokenizer
+    return (
+        f"{said} Training: {'; validation: '.join(sizes)}; windows of {tokens.context}. "
+        f"{words.kind}, {words.size:,} pieces, a vocabulary of {tokens.vocab_size:,}; "
+        f"{tokens.bytes_per_token():.2f} bytes a token.{token_files.loss(tokens.meta)}"
+    )
 
 
 def _write(
@@ -35,8 +44,9 @@ def _write(
     cut = _fit(p, teacher, given.size, given.size, f"{given.path}'s") if given else ""
     if p["text"]:
         documents = text.read(texts(p["text"]), account)
+        read = f"{account} "
     else:
-        documents = writer.write(p["text_characters"], p["text_seed"])
+        documents, read = writer.write(p["text_characters"], p["text_seed"]), ""
     documents = text.section(documents, p["section_characters"])
     groups_N = text.near_duplicates(documents)
     shares = {name: p[name] for name in ("val_share", "confirm_share")}
@@ -49,16 +59,12 @@ def _write(
         pieces = given or tokenizer_files.train(lines, p["vocab_size"], Path(place, "model"))
         size = teacher.config.vocab_size if teacher else 0
         token_files.write_tokens(folder, splits, pieces, p["context"], size)
-    tokens, sources = token_files.open_tokens(folder), sorted({d.source for d in documents})
-    words = [
-        str(account) if p["text"] else "",
-        f"{len(documents):,} documents (long works cut into sections) from {len(sources)} sources: "
-        f"{', '.join(sources[:12])}. Groups of near-duplicates: {len(np.unique(groups_N)):,}.",
-        f"{_sizes(tokens)} Vocabulary {tokens.vocab_size:,}; {tokens.bytes_per_token():.2f} bytes "
-        "a token.",
-        cut,
-    ]
-    return " ".join(filter(None, words)) + token_files.loss(tokens.meta)
+    sources = sorted({document.source for document in documents})
+    return (
+        f"{read}{len(documents):,} documents (long works cut into sections) from {len(sources)} "
+        f"sources: {', '.join(sources[:12])}. "
+        f"Groups of near-duplicates: {len(np.unique(groups_N)):,}.{cut}"
+    )
 
 
 def _link(p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None) -> str:
@@ -74,36 +80,7 @@ def _link(p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None)
     how = dict(tokenizer=given, context=context, every_id=p["check_every_id"])
     how["vocab_size"] = teacher.config.vocab_size if teacher else 0
     token_files.link_tokens(source, folder, **how)
-    tokens = token_files.open_tokens(folder)
-    words = [
-        f"Token files used as they are: `{p['tokens']}`, nothing copied. {_sizes(tokens)}",
-        f"Tokenizer: {tokens.tokenizer.kind}, {tokens.tokenizer.size:,} pieces.",
-        f"Vocabulary: {tokens.vocab_size:,}.",
-        masks,
-        cut,
-    ]
-    return " ".join(filter(None, words))
-
-
-def _sizes(tokens: data.Tokens) -> str:
-    train, val = (f"{len(w.ids):,} tokens, {len(w):,} windows" for w in (tokens.train, tokens.val))
-    return f"Training: {train} of {tokens.context}; validation: {val}."
-
-
-def cut_spare_rows(model: Llama, pieces: int) -> str:
-    """Cut, in place, the rows that pad an embedding beyond its tokenizer's pieces; what was done,
-    in words, "" for nothing. A vocabulary is padded to a multiple of 8, 64 or 128, or of up to
-    1,024 where that is little beside it; more rows, or another multiple, are another tokenizer's.
-    """
-    size = model.config.vocab_size
-    if size % 8 or not 0 < size - pieces < max(128, min(1024, pieces // 16)):
-        return ""
-    keep_rows(model, pieces)
-    return (
-        f"The teacher's embedding has {size:,} rows for {pieces:,} pieces: the last "
-        f"{size - pieces:,} are padding, which no text ever predicts, and are cut. Their share of "
-        "its probabilities goes to the others, so its loss is a little lower than with them."
-    )
+    return f"Token files used as they are: `{p['tokens']}`, nothing copied.{masks}{cut}"
 
 
 def _fit(p: dict, teacher: Llama | None, pieces: int, most: int, whose: str) -> str:
@@ -117,17 +94,31 @@ def _fit(p: dict, teacher: Llama | None, pieces: int, most: int, whose: str) -> 
     return cut
 
 
+def cut_spare_rows(model: Llama, pieces: int) -> str:
+    """Cut, in place, the rows that pad an embedding beyond its tokenizer's pieces; in words
+    what was done, or "". A vocabulary is padded to a multiple of 8, 64 or 128, or of up to 1,024
+    where that is little beside it; more rows, or another multiple, are another tokenizer's."""
+    size = model.config.vocab_size
+    if size % 8 or not 0 < size - pieces < max(128, min(1024, pieces // 16)):
+        return ""
+    keep_rows(model, pieces)
+    return (
+        f" The teacher's embedding has {size:,} rows for {pieces:,} pieces: the last "
+        f"{size - pieces:,} are padding, which no text ever predicts, and are cut. Their share of "
+        "its probabilities goes to the others, so its loss is a little lower than with them."
+    )
+
+
 def _masks(tokens: data.Tokens) -> str:
     """How many windows the masks beside the tokens leave without a target; "" without masks.
     ValueError where no window of training or validation has one."""
     counts = []
     for split in ("train", "val", "confirm"):
         windows = getattr(tokens, split)
-        if windows is None or windows.mask is None:
-            continue
-        with_target = int(windows.known_N.sum())
-        if not with_target and split != "confirm":
-            fault = f"{tokens.folder / f'{split}.mask.bin'} masks every target"
-            raise ValueError(f"{fault} (0 where a token is none): correct it, or take it away")
-        counts.append(f"{len(windows) - with_target:,} of {len(windows):,} windows of {split}")
-    return f"Masked whole, without a target, and in no mean: {', '.join(counts)}." if counts else ""
+        if windows and windows.mask is not None:
+            with_target = int(windows.known_N.sum())
+            if not with_target and split != "confirm":
+                fault = f"{tokens.folder / f'{split}.mask.bin'} masks every target"
+                raise ValueError(f"{fault} (0 where a token is none): correct it, or take it away")
+            counts.append(f"{len(windows) - with_target:,} of {len(windows):,} windows of {split}")
+    return f" Masked whole, without a target, and in no mean: {', '.join(counts)}." * bool(counts)

@@ -37,12 +37,9 @@ UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 READABLE = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
 # Of at least FEWEST documents, the share that is of one line, and that of larger gaps: see _txt.
 FEWEST, SINGLE, LARGER = 6, 0.8, 0.002
-NOTES = {
-    "other": f"{{}} files not read ({{}}): no {READABLE}",
-    "joined": "{} texts in which a blank line ends a paragraph ({}): larger gaps end a document",
-    "apart": "{} texts in which each blank line ends a document ({}): if one ends a paragraph, put "
-    "two between documents and one between all paragraphs",
-}
+UNREAD = f"not read, being no {READABLE}"  # what an account is told of files
+JOINED = "in which a blank line ends a paragraph, and larger gaps a document"
+APART = "in which each blank line ends a document: put two between them if one ends a paragraph"
 ALIKE, AT_LEAST = 0.05, 10  # share and number of common four-word sequences: see near_duplicates
 HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are compared with
 
@@ -63,20 +60,20 @@ class Account:
     there: int = 0  # about
     empty_rows: int = 0  # of .jsonl and .parquet
     damaged: int = 0  # characters that are U+FFFD: lost when the file was made
-    told: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by NOTES' keys
+    told: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # names of files
 
     def notes(self) -> list[str]:
         return [
-            NOTES[note].format(len(names), ", ".join(names[:3]) + ", …" * bool(names[3:]))
+            f"{len(names):,} files {note} ({', '.join([*names[:3], '…'][: len(names)])})"
             for note, names in self.told.items()
         ]
 
     def missing(self) -> str:
         """What a finding must say, without names; "" where no more than 0.1 % is missing."""
         rows, there = max(1, self.documents + self.empty_rows), max(1, self.there)
-        unread = len(self.told.get("other", []))
+        unread = f"{len(self.told.get(UNREAD, [])):,} files not read"
         parts = {
-            f"{unread:,} files not read": (self.there - self.characters) / there,
+            unread: (self.there - self.characters) / there,
             f"{self.empty_rows:,} of {rows:,} rows without text": self.empty_rows / rows,
             f"{self.damaged:,} characters damaged before (U+FFFD)": self.damaged / there,
         }
@@ -84,10 +81,10 @@ class Account:
         return f" Missing of the text given: {shares}." if sum(parts.values()) > 0.001 else ""
 
     def __str__(self) -> str:
-        counts = f"{self.files:,} files, {self.documents:,} documents"
-        read = f"Read: {counts}, {self.characters:,} of {self.there:,} characters"
-        rows = f"; {self.empty_rows:,} rows without text" if self.empty_rows else ""
-        return "; ".join([read + rows, *self.notes()]) + "."
+        read = f"Read: {self.files:,} files, {self.documents:,} documents, "
+        read += f"{self.characters:,} of {self.there:,} characters"
+        rows = [f"{self.empty_rows:,} rows without text"] * bool(self.empty_rows)
+        return "; ".join([read, *rows, *self.notes()]) + "."
 
 
 def read(paths: list[str | Path], account: Account | None = None) -> list[Document]:
@@ -140,7 +137,7 @@ def _files(path: Path, account: Account) -> list[Path]:
         raise ValueError(f"the folder {path} holds no text: put {READABLE} into it")
     same = {*map(os.path.realpath, files)}  # as the blobs of a hub's cache are
     if left := [p for p in every if os.path.realpath(p) not in same]:
-        account.told["other"] += [p.name for p in left]
+        account.told[UNREAD] += [p.name for p in left]
         account.there += sum(p.stat().st_size for p in left if p.is_file()) // 3
     return files
 
@@ -179,12 +176,6 @@ def most_bytes() -> int:
     return psutil.virtual_memory().available // 3
 
 
-def _check_size(path: Path, size: int, most: int) -> None:
-    if size > most:
-        fault = f"{path} holds more than {most:,} bytes of text, a third of the free memory"
-        raise ValueError(f"{fault}: give a part of it")
-
-
 def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
     """The lines of UTF-8, "\\r" ends one too, with the number of the "\\n" that ends them."""
     start, most = 0, most_bytes()
@@ -197,7 +188,9 @@ def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
             remedy = f"convert it, iconv -f {encoding} -t UTF-8, or copy it again"
             raise ValueError(f"{fault}: {remedy}") from None
         start += len(raw)
-        _check_size(path, start, most)
+        if start > most:
+            fault = f"{path} holds more than {most:,} bytes of text, a third of the free memory"
+            raise ValueError(f"{fault}: give a part of it")
         if "\0" in line:
             fault = f"{path}: line {number} holds zero bytes, as UTF-16 and damaged files do"
             raise ValueError(f"{fault}: convert it with iconv, or copy it again")
@@ -222,7 +215,7 @@ def _txt(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ..
     single = sum(len(part) == 1 for part in parts) >= SINGLE * len(parts)
     many = bool(ends) and len(ends) >= LARGER * len(parts)
     if len(parts) >= FEWEST and (single or (many and len(ends) <= len(parts) / 2)):
-        account.told["joined" if single and many else "apart"].append(path.name)
+        account.told[JOINED if single and many else APART].append(path.name)
         if single and many:
             return [tuple(chain(*parts[a:b])) for a, b in pairwise([0, *ends, len(parts)])]
     return parts
@@ -245,16 +238,12 @@ def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, 
 def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
     import pyarrow.parquet
 
-    size, most = 0, most_bytes()
     try:
         packed = path.suffix.lower() in PACKED
-        table = pyarrow.parquet.ParquetFile(io.BytesIO(file.read(most)) if packed else file)
+        table = pyarrow.parquet.ParquetFile(io.BytesIO(file.read()) if packed else file)
         column = _text_column(path, table.schema_arrow)
         for batch in table.iter_batches(64, columns=[column]):
-            for row in batch.column(0).to_pylist():
-                size += len((row or "").encode())
-                _check_size(path, size, most)
-                yield _lines(row or "")
+            yield from (_lines(row or "") for row in batch.column(0).to_pylist())
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise OSError(str(error).splitlines()[0]) from None
 
@@ -263,11 +252,11 @@ def _text_column(path: Path, schema) -> str:
     types = {field.name: str(field.type) for field in schema}
     others = [name for name, type_ in types.items() if not NUMBERS.match(type_)]
     column = others[0] if "text" not in types and len(others) == 1 else "text"
-    if not STRINGS.match(types.get(column, "")) or schema.names.count(column) > 1:
-        columns = ", ".join(f"{name} ({type_})" for name, type_ in types.items())
-        fault = f"{path} has no string column called text, it has the columns {columns}"
-        raise ValueError(f'{fault}: call the one with the text "text", and make it one of strings')
-    return column
+    if STRINGS.match(types.get(column, "")) and schema.names.count(column) == 1:
+        return column
+    columns = ", ".join(f"{name} ({type_})" for name, type_ in types.items())
+    fault = f"{path} has no string column called text, it has the columns {columns}"
+    raise ValueError(f'{fault}: call the one with the text "text", and make it one of strings')
 
 
 def _lines(text: str) -> tuple[str, ...]:

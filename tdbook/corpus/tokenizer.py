@@ -1,15 +1,12 @@
 """Text ↔ ids by three kinds of tokenizer, told apart by what the file holds, used in one way.
 
-SentencePiece .model: "▁" begins a word; the kind that `train` makes.
+SentencePiece .model: "▁" begins a word; the kind that is trained here.
 Hugging Face tokenizer.json: BPE or Unigram, with "▁" or over bytes (GPT-2's alphabet).
-Morfessor, upstream's tokenizer.json of type "morfessor_bpe_telugu": a piece that ends in "@@" joins
-to the next one, and text is segmented before it is encoded (see `_Morphs`).
+Morfessor, upstream's tokenizer.json: a piece that ends in "@@" joins to the next one.
 Each line of text becomes ids without <eos>; no special token is added, and text that spells one
-("<eos>") stays text.
-Legend: V vocabulary; M windows, S tokens of each.
+("<eos>") stays text. Legend: V vocabulary; M windows, S tokens of each.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+
+from tdlib import shapes
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 PARTS = 0.01  # of the tokens; below it bytes are rare characters, and pieces tell of the text
@@ -41,7 +40,7 @@ class Tokenizer:
     shown_V: list[str]  # each piece for display, by itself
     marked: bool  # "▁" on a piece says that it begins a word; else the piece before says it too
     model: object  # of the package that reads this kind, or _Morphs
-    lines_ids: Callable[[list[str]], list[list[int]]]
+    encode: Callable[[Sequence[str]], list[list[int]]]  # the ids of each line, without <eos>
     line_text: Callable[[list[int]], str]
 
     @property
@@ -52,10 +51,6 @@ class Tokenizer:
     @property
     def size(self) -> int:
         return len(self.shown_V)
-
-    def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        """The ids of each line, without <eos>."""
-        return self.lines_ids(list(lines))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text; <eos> becomes a line break, half a character at the end is dropped."""
@@ -96,7 +91,7 @@ class Tokenizer:
         pieces = [self.shown_V[i] for i in ids]
         if self.marked or not ids:
             return pieces
-        begins_S = self.begins(np.array([ids]))[0] & ~np.isin(ids, self._special)
+        begins_S = self.begins(np.array([ids]))[0] & ~np.isin(ids, [*self.silent, self.eos])
         shown = zip(pieces, begins_S, strict=True)
         return [f"▁{p.removeprefix('▁')}" if begins else p for p, begins in shown]
 
@@ -117,7 +112,7 @@ class Tokenizer:
         """Whether a word begins after each piece, whatever comes."""
         if self.kind == "Morfessor":
             return ~self.model.joins_V
-        return np.isin(np.arange(self.size), self._special)
+        return np.isin(np.arange(self.size), [*self.silent, self.eos])
 
     @cached_property
     def parts_V(self) -> np.ndarray:
@@ -163,10 +158,6 @@ class Tokenizer:
     def _begins_V(self) -> np.ndarray:
         return np.array([p.startswith("▁") or i == self.eos for i, p in enumerate(self.shown_V)])
 
-    @property
-    def _special(self) -> list[int]:
-        return [*self.silent, self.eos]
-
     def _checked(self, ids: Iterable[int]) -> list[int]:
         ids = [int(i) for i in ids]
         if odd := [i for i in ids if not 0 <= i < self.size]:
@@ -195,12 +186,9 @@ def read_bounded(path: Path) -> bytes:
 
 def read_json(path: Path) -> dict:
     try:
-        content = json.loads(read_bounded(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}): copy it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {content!r:.40}: copy it again")
-    return content
+        return shapes.read_json(path, LARGEST)
+    except ValueError as error:
+        raise ValueError(f"{path} is no table in JSON ({error}): copy it again") from None
 
 
 def by_id(path: Path, ids: dict[str, int]) -> list[str]:
@@ -212,11 +200,12 @@ def by_id(path: Path, ids: dict[str, int]) -> list[str]:
     return [pieces[i] for i in range(len(ids))]
 
 
-def refuse_unknown(path: Path, content: dict, kind: str, tokens: str = "(?!)") -> None:
-    """ValueError: a key that is none of KEYS, and so perhaps an option of the ids. A key that
-    matches `tokens` names a special token, unless its value is a flag."""
+def refuse_unknown(path: Path, content: dict, kind: str) -> None:
+    """ValueError: a key that is not understood, and so perhaps an option of the ids."""
+    known, empty = (KEYS[kind][name].split() for name in ("known", "empty"))
     for key, value in content.items():
-        names_token = re.fullmatch(tokens, key) and not isinstance(value, bool)
-        if key not in KEYS[kind].split() and not names_token:
-            fault = f"{path}: what {key!r} does is not known here, it might change ids or text"
-            raise ValueError(f"{fault}: copy it without that key if it does not")
+        special = key.endswith("_token") or key.endswith("_token_id")
+        named = kind == "config" and special and not isinstance(value, bool)
+        if not (key in known or named or (key in empty and not value)):
+            fault = f"{path}: what {key!r} ({value!r:.40}) does is not known here, it might change"
+            raise ValueError(f"{fault} ids or text: copy it without that key if it does not")

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -56,8 +56,12 @@ def _sentencepiece(path: Path) -> Tokenizer:
     shown_V = [model.id_to_piece(i) for i in range(model.vocab_size())]
     shown_V[eos] = "<eos>"
     silent = frozenset(i for i in range(len(shown_V)) if model.is_control(i) and i != eos)
-    kind, encode, decode = "SentencePiece", model.encode, model.decode
-    return Tokenizer(kind, path, eos, model.unk_id(), silent, shown_V, True, model, encode, decode)
+
+    def encode(lines: Sequence[str]) -> list[list[int]]:
+        return model.encode(list(lines))
+
+    named = ("SentencePiece", path, eos, model.unk_id(), silent)
+    return Tokenizer(*named, shown_V, True, model, encode, model.decode)
 
 
 def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:

@@ -36,8 +36,13 @@ class Who(NamedTuple):
 class Event(NamedTuple):
     args: list[str]
     verb: str
-    mark: str = ""  # > done in order to do the next one, ! not on purpose
-    mine: bool = False  # done by the hero: no argument is a subject
+    mark: str  # > done in order to do the next one, ! not on purpose
+    mine: bool  # done by the hero: no argument is a subject
+
+
+def read_event(text: str) -> Event:
+    *args, verb = text.strip("?>! ").split()
+    return Event(args, verb, re.search("[>!]?$", text)[0], ".n " not in f"{text} ")
 
 
 @dataclass
@@ -61,12 +66,6 @@ class Scene:
             words, taken = NOUNS[kind.rstrip("123")], self.nouns.values()
             self.nouns[kind] = zipf(self.rng, [w for w in words if w not in taken] or words)
         return self.nouns[kind]
-
-
-def read_event(text: str) -> Event:
-    *args, verb = text.strip("?>! ").split()
-    mine = not any(arg.endswith(".n") for arg in args)
-    return Event(args, verb, re.search("[>!]?$", text)[0], mine)
 
 
 def person(noun: str, code: str, pronoun: str, role: str = "") -> Who:
@@ -99,8 +98,7 @@ def phrase(scene: Scene, kind: str, many: str, case: str, possessive: str, verb:
     latest = next((k for k in reversed(scene.seen) if k in NOUNS), "")
     last, deed = scene.seen.pop(kind, (-9, ""))
     scene.seen[kind] = (scene.sentence, deed)
-    # not "sold the sold pot"
-    done = conjugate(deed, "who_did") if deed not in ("", verb) else ""
+    done = conjugate(deed, "who_did") if deed not in ("", verb) else ""  # no "sold the sold pot"
     near = last == scene.sentence or (last == scene.sentence - 1 and chance < 0.3)
     if case != "n" and near and kind == latest and (thing or (people and plural)):
         pronoun = "వారు" if people else "అవి" if plural else "అది"
@@ -126,9 +124,8 @@ def name(scene: Scene, who: Who, case: str) -> str:
     """A person in a case: at first with the role, the hero later sometimes by a pronoun."""
     hero, last = scene.who["hero"], scene.seen.get(who.noun.word, (-1, ""))[0]
     clear = scene.clear or who.person != "3n"  # among animals "it" may be any of them
-    again = (who is hero and last >= 0) and (
-        last == scene.sentence or (clear and scene.rng.random() < 0.6)
-    )
+    now = last == scene.sentence
+    again = who is hero and last >= 0 and (now or (clear and scene.rng.random() < 0.6))
     scene.seen[who.noun.word] = (scene.sentence, "")
     if again:
         return decline(grammar.read_noun(who.pronoun), case)
@@ -162,8 +159,8 @@ def clause(scene: Scene, event: Event, form: str, who: Who) -> str:
         words += scene.rng.choices(MANNER.get(event.verb, [""]))
     if form == "now":
         forced = {"-u"} if event.mark == "!" or not event.mine else set()
-        (_, template), *_ = draw(scene, "finals", traits - forced | {scene.tense})
-        words.append(blanks(scene, template, (event,), who))
+        rows = suited("finals", frozenset(traits - forced | {scene.tense}))
+        words.append(blanks(scene, scene.rng.choices(*rows)[0][1], (event,), who))
     elif form != "arguments":
         words.append(conjugate(event.verb, form, who.person))
     return " ".join(words)
@@ -197,10 +194,6 @@ def suited(key: str, holds: frozenset[str]) -> tuple[list[tuple[int, str]], list
     """The templates of which all needs (a|b: one of them) hold, and their weights."""
     rows = [row for row in ROWS[key] if all(holds & {*need.split("|")} for need in row[1])]
     return [row[2] for row in rows], [row[0] for row in rows]
-
-
-def draw(scene: Scene, key: str, holds: set[str], count: int = 1) -> list[tuple[int, str]]:
-    return scene.rng.choices(*suited(key, frozenset(holds)), k=count)
 
 
 def blank(scene: Scene, words: list[str], events: Sequence[Event], me: Who) -> str:
@@ -282,14 +275,13 @@ def new_scene(rng: Random, subject: str, script: str, names: dict, nouns: dict) 
     relation = zipf(rng, WORDS["relations"].get(gender, [""]))
     voice = FIXED["we" if hero.noun.only or hero.person == "1p" else "me"]
     role = rng.choice([key for key in "mfpn" if key in topic])
-    pronoun = {gender: words[0] for gender, words in WORDS["pronoun"].items()}
     who = FIXED | {
         "hero": hero,
         "voice": voice,  # how the hero says "I"
         "self": voice._replace(pronoun=hero.pronoun),  # that, in reported speech
         "you": FIXED["you" if voice.person == "1s" and hero.person != "3p" else "you_all"],
-        "friend": person(other, "3" + gender, pronoun[gender], relation),
-        "doer": person(zipf(rng, topic[role]), "3" + role, pronoun[role]),
+        "friend": person(other, "3" + gender, WORDS["pronoun"][gender][0], relation),
+        "doer": person(zipf(rng, topic[role]), "3" + role, WORDS["pronoun"][role][0]),
         "man": person(zipf(rng, names["m"]), "3m", "అతను"),
         "woman": person(zipf(rng, names["f"]), "3f", "ఆమె"),
     }
@@ -312,29 +304,24 @@ def rare_sentence(scene: Scene, kind: str) -> str:
     meant = [e for e in scene.script if e.mine and e.mark != "!" and "friend" not in str(e.args)]
     pairs = list(pairwise(e for e in meant if "-u" in VERBS[e.verb]["traits"]))
     rng, old = scene.rng, read_event(scene.rng.choice(WORDS["classical"]))
-    for pair in rng.sample(pairs, len(pairs)):
-        if text := fill(scene, rng.choice(WORDS["rare"][kind]), (*pair, old)):
-            return text
-    return ""
+    told = rng.sample(pairs, len(pairs))
+    texts = (fill(scene, rng.choice(WORDS["rare"][kind]), (*pair, old)) for pair in told)
+    return next(filter(None, texts), "")
 
 
 def pattern(scene: Scene, ahead: list[Event]) -> tuple[int, str]:
     """A template for what is ahead, after the number of events told; for its needs see "story"."""
     shape, e = "".join("h" if event.mine else "t" for event in ahead), ahead[0]
     holds = {shape[: n + 1] for n in range(len(shape))} | VERBS[e.verb]["traits"]
-    told, sentence = [arg for event in ahead for arg in event.args], scene.sentence
-    needs = {
-        "why": scene.topic["why"],
-        "start": not sentence,
-        "later": sentence,
-        "free": sentence and not re.search("asides|remarks", " ".join(scene.used)),  # yet
-        "thing": set(scene.seen) & set(WORDS["remarks"]),
-        "say": not any(arg.startswith("friend") for arg in told),
-        "apart": not any(arg.startswith("hero") for arg in e.args),
-    }
-    holds |= {scene.tense, scene.who["hero"].person[0], e.mark, *filter(needs.get, needs)}
+    told = " ".join(arg for event in ahead for arg in event.args)
+    free = not re.search("asides|remarks", " ".join(scene.used))  # yet
+    holds |= {scene.tense, scene.who["hero"].person[0], e.mark}
+    holds |= {"later", "free" * free} if scene.sentence else {"start"}
+    holds |= {"why" * bool(scene.topic["why"]), "say" * ("friend" not in told)}
+    holds |= {"thing" * bool({*scene.seen} & {*WORDS["remarks"]})}
+    holds |= {"apart" * ("hero" not in " ".join(e.args))}
     holds -= {"-u"} if e.mark == "!" else set()
-    first, second = draw(scene, "story", holds, 2)
+    first, second = scene.rng.choices(*suited("story", frozenset(holds)), k=2)
     events, template = second if first[1] in scene.used else first  # variety
     scene.used.add(template)
     return events, template

@@ -1,7 +1,6 @@
 """README.md of models/<name> and adapters/<name>, with measured numbers; its words: release.yaml.
 
-What only the owner knows is left open. `upload_command` is a line for the owner to type: nothing
-here asks the network.
+What only the owner knows is left open. Nothing here asks the network.
 """
 
 import json
@@ -23,9 +22,8 @@ OWNER = "YOUR-NAME"  # on the Hub
 def card(
     folder: Path, tokens: data.Tokens, row: dict, record: dict, teacher: dict | None = None
 ) -> str:
-    """The card of models/<name>, whose other files are there already. `row`: the model's metrics
-    (common.measure); `record`: results/<run>.json of the run that trained it, of a merged model
-    that of 03; `teacher`: the teacher's row, None where there is none."""
+    """The card of models/<name>. `row`: the model's metrics (common.measure); `record`:
+    results/<run>.json of the run that trained it, of a merged model that of 03."""
     rows = {folder.name: row} | ({"teacher": teacher} if teacher else {})
     return _fill_card(folder, folder, tokens, rows, record, {"adapter": None})
 
@@ -36,10 +34,10 @@ def adapter_card(
     """The card of adapters/<name>, made for the model in the folder `base`. `row`: the metrics with
     it; `before`: those of the base alone; `record`: results/<run>.json of its run."""
     rows = {folder.name: row, f"{base.name} alone": before}
-    with safe_open(folder / "adapter_model.safetensors", "pt") as f:
-        sha256 = f.metadata()["base_sha256"]
     adapter = {"adapter": json.loads((folder / "adapter_config.json").read_bytes())}
-    adapter |= {"base": base.name, "base_sha256": sha256, "base_repository": _repository(base)}
+    with safe_open(folder / "adapter_model.safetensors", "pt") as f:
+        adapter["base_sha256"] = f.metadata()["base_sha256"]
+    adapter |= {"base": base.name, "base_repository": _repository(base)}
     return _fill_card(folder, base, tokens, rows, record, adapter)
 
 
@@ -72,29 +70,15 @@ def _fill_card(
     if way is None:
         fault = f"{model} holds none of {', '.join(parts['ways'])}"
         raise FileNotFoundError(f"{fault}: save it with files=model_tokenizer.tokenizer_files(…)")
-    config = read_config(model)
-    values = adapter | {
-        "name": folder.name,
-        "repository": _repository(folder),
-        "config": config,
-        "way": way,
-        "rows": rows,
-        "metrics": parts["metrics"],
-        "record": record,
-        "parameters": _telling(record["parameters"]),
-        "tokens": tokens,
-        "new_tokens": min(60, config.context // 2),
+    telling = {  # what changes a result; no paths, which would tell where the owner keeps things
+        name: value
+        for name, value in record["parameters"].items()
+        if name not in rules.VOLATILE and value not in ("", None) and "/" not in str(value)
     }
+    values = adapter | dict(name=folder.name, repository=_repository(folder), way=way, rows=rows)
+    values |= dict(config=read_config(model), metrics=parts["metrics"], record=record)
+    values |= dict(tokens=tokens, new_tokens=min(60, values["config"].context // 2))
+    values["parameters"] = yaml.safe_dump(telling, sort_keys=False, allow_unicode=True).rstrip()
     for part in ("origin", "program"):
         values[part] = fill(parts[part], values)
     return fill(parts["card"], values)
-
-
-def _telling(parameters: dict) -> str:
-    """Those that change a result; no paths, which would tell where the owner keeps things."""
-    telling = {
-        name: value
-        for name, value in parameters.items()
-        if name not in rules.VOLATILE and value not in ("", None) and "/" not in str(value)
-    }
-    return yaml.safe_dump(telling, sort_keys=False, allow_unicode=True).rstrip()

@@ -16,6 +16,7 @@ from tdlib import generate
 from tdlib.model import Llama
 
 TEMPERATURE, TOKENS = 0.8, 200
+HOW = "It goes on with your text; it was not taught to answer. Ctrl-C ends a text, Ctrl-D all."
 Continue = Callable[[str, int], Iterator[str]]  # a text and a seed → what follows, piece by piece
 
 
@@ -25,9 +26,7 @@ def chat(pairs: dict[str, str]) -> None:
         raise ValueError("give a model folder or a .gguf file: make chat MODEL=exports/50m/…")
     path, segmenter = shipping.find(given), pairs.get("SEGMENTER", "")
     texts, about = (file if path.suffix == ".gguf" else folder)(path, segmenter)
-    print(about.strip())
-    print("It goes on with the text you type; it was not taught to answer.", end=" ")
-    print("Ctrl-C ends a text, Ctrl-D the loop.")
+    print(f"{about.strip()}\n{HOW}")
     loop(texts)
 
 
@@ -41,10 +40,7 @@ def folder(path: Path, segmenter: str) -> tuple[Continue, str]:
 
     def texts(text: str, seed: int) -> Iterator[str]:
         ids = [*begin, *tokenizer.encode([text])[0]] or [tokenizer.eos]
-        if (room := model.config.context - len(ids)) < 1:
-            fault = f"{len(ids)} tokens leave no room in the model's context"
-            raise ValueError(f"{fault} of {model.config.context}: shorten it")
-        new = generate.steps(model, ids, min(TOKENS, room), sampling, seed)
+        new = generate.steps(model, ids, _room(ids, model.config.context), sampling, seed)
         return tokenizer.running(takewhile(lambda i: i not in stops, new), ids)
 
     return texts, f"{path}: {model.config.parameters:,} weights, in PyTorch. {_hint(tokenizer)}"
@@ -59,12 +55,9 @@ def file(path: Path, segmenter: str) -> tuple[Continue, str]:
     def texts(text: str, seed: int) -> Iterator[str]:
         ids = tokenizer.encode([text])[0] if tokenizer else model.tokenize(text)
         ids, shown, new = [*model.begin, *ids] or [model.eos], 0, ""
-        if len(ids) >= model.context:
-            raise ValueError(f"{len(ids)} tokens fill the context of {model.context}: shorten it")
-        count, before = min(TOKENS, model.context - len(ids)), len(model.text(ids))
-        for token in model.stream(ids, count, temperature=TEMPERATURE, seed=seed):
-            if model.ends(token):
-                break
+        count, before = _room(ids, model.context), len(model.text(ids))
+        stream = model.stream(ids, count, temperature=TEMPERATURE, seed=seed)
+        for token in takewhile(lambda i: not model.ends(i), stream):
             ids.append(token)
             new = model.text(ids)[before:].replace("�", "")  # of half a character
             end = max(shown, settled(new))
@@ -73,6 +66,12 @@ def file(path: Path, segmenter: str) -> tuple[Continue, str]:
         yield new[shown:]
 
     return texts, f"{path}: in llama.cpp. {_hint(tokenizer)}"
+
+
+def _room(ids: list[int], context: int) -> int:
+    if len(ids) >= context:
+        raise ValueError(f"{len(ids)} tokens fill the model's context of {context}: shorten it")
+    return min(TOKENS, context - len(ids))
 
 
 def _hint(tokenizer: Tokenizer | None) -> str:

@@ -1,9 +1,8 @@
 """A Llama in the form that writes text fastest on a CPU: the same model, its weights laid out anew.
 
-Each new token is multiplied by every weight once, so its time is the reading of the weights and the
-number of calls. Hence q, k, v are one product and gate, up another; float weights lie transposed,
-(in, out), since torch's product of a matrix and a vector reads them twice as fast so; and in INT8
-they are a quarter of the bytes:
+A new token's time is the reading of all weights and the number of calls. Hence q, k, v are one
+product and gate, up another; float weights lie transposed, (in, out), since torch's product of a
+matrix and a vector reads them twice as fast so; and in INT8 they are a quarter of the bytes:
 
     y = s_out · s · W₈ (x₈ − z),  W₈ = round(W / s_out) in ±127, one s_out for each row of W
 
@@ -14,7 +13,6 @@ Legend as in model.
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,19 +58,10 @@ def _overflows() -> bool:
     return torch.ops.quantized.linear_dynamic(ones, _packed(ones), reduce_range=False).item() < 63
 
 
-class _Layer(NamedTuple):
-    qkv: Product
-    out: Product
-    gate_up: Product
-    down: Product
-
-
 class Decoder:
     """Called as a Llama is, ids_BT → logits_BTV, without gradients. It holds a copy of the weights
     but for the embedding, so later changes of the model do not reach it. `int8`: all products in
     INT8, a tied head's own copy too; float32 on a CPU only."""
-
-    pads = True  # rows of unequal length may be padded on their left
 
     @torch.no_grad()
     def __init__(self, model: Llama, int8: bool = False):
@@ -87,14 +76,13 @@ class Decoder:
         def after(norm: RMSNorm, *weights: Tensor) -> Product:
             return product(torch.cat(weights) * (norm.weight * size))
 
-        self.embedding_VD = model.embed_tokens.weight.detach()
-        self.layers = []
+        self.embedding_VD, self.layers = model.embed_tokens.weight.detach(), []
         for layer in model.layers:
             a, m = layer.self_attn, layer.mlp
             qkv = after(layer.input_layernorm, a.q_proj.weight, a.k_proj.weight, a.v_proj.weight)
             gate_up = after(layer.post_attention_layernorm, m.gate_proj.weight, m.up_proj.weight)
             out, down = product(a.o_proj.weight), product(m.down_proj.weight)
-            self.layers.append(_Layer(qkv, out, gate_up, down))
+            self.layers.append((qkv, out, gate_up, down))
         self.head = after(model.norm, model.head)  # hidden_BTD → logits_BTV
         self.cos_S1K = model.cos_SK[:, None].to(like)
         first, second = model.sin_SK[:, None].to(like).chunk(2, dim=-1)
@@ -105,41 +93,31 @@ class Decoder:
         with torch.inference_mode():
             return self.head(self.hidden(ids_BT, cache))
 
-    def next_logits(
-        self, ids_BT: Tensor, cache: Cache | None = None, padding_B: Tensor | None = None
-    ) -> Tensor:
+    def next_logits(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """(B, V) after the last id of every row."""
-        return self.head(self.hidden(ids_BT, cache, padding_B)[:, -1])
+        return self.head(self.hidden(ids_BT, cache)[:, -1])
 
     @torch.inference_mode()
-    def hidden(
-        self, ids_BT: Tensor, cache: Cache | None = None, padding_B: Tensor | None = None
-    ) -> Tensor:
-        """(B, T, D), what `head` takes (not what Llama's does). With a cache, ids are the next.
-        `padding_B`: how many ids at the left of each row are none of its text; RoPE sees
-        differences of positions alone."""
+    def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """(B, T, D), what `head` takes (not what Llama's does). With a cache, ids are the next."""
         start = cache.length if cache is not None else 0
         end = start + ids_BT.shape[1]
         if end > self.config.context:
             fault = f"{end} tokens are more than the model's context of {self.config.context}"
             raise ValueError(f"{fault}: shorten the prompt")
-        mask = None
-        if padding_B is not None or (start and end > start + 1):
+        mask, caches = None, [None] * len(self.layers)
+        if start and end > start + 1:
             places = torch.arange(end, device=ids_BT.device)
             mask = places <= places[start:, None]
-            if padding_B is not None:  # which itself sees nothing: zeros
-                mask = mask & (places >= padding_B[:, None, None, None])
-        caches = [None] * len(self.layers)
         if cache is not None:  # of each layer the places of the new keys and values, and all so far
             parts = [(x, begin) for begin in (start, 0) for x in (cache.keys, cache.values)]
             caches = zip(*(x[..., begin:end, :].unbind() for x, begin in parts), strict=True)
         rope = self.cos_S1K[start:end], self.sin_S1K[start:end]
         x_BTD = self.embedding_VD[ids_BT]
-        for layer, cached in zip(self.layers, caches, strict=True):
-            qkv_BTX = layer.qkv(self._norm(x_BTD))
-            x_BTD = x_BTD + layer.out(self._attend(qkv_BTX, rope, mask, cached))
-            gate, up = layer.gate_up(self._norm(x_BTD)).chunk(2, dim=-1)
-            x_BTD = x_BTD + layer.down(F.silu(gate).mul_(up))
+        for (qkv, out, gate_up, down), cached in zip(self.layers, caches, strict=True):
+            x_BTD = x_BTD + out(self._attend(qkv(self._norm(x_BTD)), rope, mask, cached))
+            gate, up = gate_up(self._norm(x_BTD)).chunk(2, dim=-1)
+            x_BTD = x_BTD + down(F.silu(gate).mul_(up))
         if cache is not None:
             cache.length = end
         return self._norm(x_BTD)
@@ -163,8 +141,6 @@ class Decoder:
             new_k.copy_(k)
             new_v.copy_(v)
             k, v = all_k, all_v
-        causal, grouped = mask is None and k.shape[2] == t, c.kv_heads < c.heads
-        y_BHTK = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped
-        )
+        how = dict(attn_mask=mask, is_causal=mask is None and k.shape[2] == t)
+        y_BHTK = F.scaled_dot_product_attention(q, k, v, enable_gqa=c.kv_heads < c.heads, **how)
         return y_BHTK.transpose(1, 2).reshape(b, t, -1)

@@ -5,9 +5,7 @@ Hugging Face's layout has halves. Where llama.cpp does not make the tokenizer's 
 (every @@ vocabulary), a warning says so first, and run_gguf.py beside the file encodes.
 """
 
-import json
 import math
-import re
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,12 +32,7 @@ QUANTIZATIONS = {
     "Q4_0_DEFAULT": (Kind.Q4_0, Kind.Q6_K, LlamaFileType.MOSTLY_Q4_0),  # as llama-quantize makes it
 }
 LARGEST = 65504  # that 16 bits hold
-# of generation_config.json, what changes a text that is drawn; of these 1 changes nothing
-NEUTRAL_ONE = frozenset(
-    """temperature top_p typical_p repetition_penalty encoder_repetition_penalty length_penalty
-    num_beams num_beam_groups guidance_scale""".split()
-)
-NEUTRAL = shapes.KNOWN - NEUTRAL_ONE - {"top_k", "min_p", "early_stopping"}
+HELD = shapes.KNOWN - {"repetition_penalty", "encoder_repetition_penalty"}  # or no matter
 
 
 @dataclass(frozen=True)
@@ -52,42 +45,29 @@ class Source:
     weights: dict[str, tuple[Path, tuple[int, ...]]]  # Hugging Face's name → its file and shape
 
     @cached_property
-    def card(self) -> dict:
-        """The front of the folder's README.md: licence, base model and so on."""
-        return gguf.Metadata.load_model_card(self.folder)
-
-    @cached_property
     def metadata(self) -> gguf.Metadata:
-        readme = self.folder / "README.md"
-        text = readme.read_text(encoding="utf8") if readme.is_file() else ""
-        title = re.search(r"^# (\S+)$", text, re.MULTILINE)
-        name, size = title[1] if title else self.folder.resolve().name, self.config.parameters
+        size, card = self.config.parameters, gguf.Metadata.load_model_card(self.folder)
         guess = gguf.Metadata.apply_metadata_heuristic
-        metadata = guess(gguf.Metadata(), self.card, None, Path(name), size)
+        metadata = guess(gguf.Metadata(), card, None, self.folder.resolve(), size)
         if not metadata.basename:  # a name such as "50m" has no parts to be told apart
             metadata.finetune = None
         metadata.size_label = gguf.size_label(size, 0, 0, 0)
         return metadata
 
     def file_name(self, quantization: str) -> str:
-        """By gguf.naming_convention: "telugu-52M-merged-Q4_0.gguf"."""
+        """By gguf.naming_convention: "50m-Merged-52M-Q4_0.gguf"."""
         m = self.metadata
         parts = m.name, m.basename, m.finetune, m.version, m.size_label, quantization
         return f"{gguf.naming_convention(*parts)}.gguf"
 
-    @cached_property
+    @property
     def not_held(self) -> str:
         """What generation_config.json asks for and no GGUF file holds; "" for nothing."""
         options = model_tokenizer.read_config(self.folder, "generation_config.json").items()
-        empty = (None, "", [], {})
-        asked = [
-            f"{name} {json.dumps(value):.40}"
-            for name, value in options
-            if name not in NEUTRAL and value not in (*empty, int(name in NEUTRAL_ONE))
-        ]
-        asked += [f"eos_token_id {i}" for i in self.vocabulary.stops[2:]]
-        asks = f"generation_config.json asks for {', '.join(asked)}, which no GGUF file holds"
-        return f"{asks}: set it in the program that runs it" if asked else ""
+        lost = [(n, v) for n, v in options if n not in HELD and v not in (None, "", [], {}, 0, 1)]
+        lost += [("eos_token_id", i) for i in self.vocabulary.stops[2:]]
+        asks = ", ".join(f"{name} {value!r:.40}" for name, value in lost)
+        return f"generation_config.json asks for {asks}: set it where the file runs" if lost else ""
 
 
 def read(folder: Path) -> Source:
@@ -100,10 +80,9 @@ def read(folder: Path) -> Source:
 
 
 def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
-    """One GGUF file of a Llama folder (ours or Hugging Face's: tied or not, grouped heads, shards),
-    whole or not at all, one tensor in memory at a time. `quantization`: a name in QUANTIZATIONS.
-    Norms stay float32; a row that is no multiple of a block stays Q8_0 or F16, as in llama.cpp.
-    Warns before it writes where the file will take ids alone, and puts run_gguf.py beside it."""
+    """One GGUF file of a Llama folder (ours or Hugging Face's), whole or not at all, one tensor in
+    memory at a time. Norms stay float32; a row that is no multiple of a block stays Q8_0 or F16, as
+    in llama.cpp. Warns first where the file will take ids alone, and puts run_gguf.py beside it."""
     path = Path(path)
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"{quantization!r} is unknown: give one of {', '.join(QUANTIZATIONS)}")
@@ -125,7 +104,7 @@ def warn(model: Source, name: str, quantization: str) -> None:
 
 def write(model: Source, path: Path, quantization: str) -> None:
     """The file, and what it needs beside it."""
-    config, words, helpers = model.config, model.vocabulary, {}
+    words, helpers = model.vocabulary, {}
     if words.why:
         tokenizer = path.with_name(gguf_tokenizer.released_name(words.tokenizer))
         helpers[tokenizer] = words.tokenizer.path.read_bytes()
@@ -134,22 +113,21 @@ def write(model: Source, path: Path, quantization: str) -> None:
     for file in new:
         own(file)
     with replacing(path) as beside:
-        writer = gguf.GGUFWriter(beside, "llama")
-        writer.add_type("model")
-        model.metadata.set_gguf_meta_model(writer)
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        writer.add_file_type(QUANTIZATIONS[quantization][2])
-        gguf_tokenizer.add_shape(writer, config)
-        gguf_tokenizer.add(writer, words, config.vocab_size)
-        _write_weights(writer, model, kinds(model, quantization))
-        writer.close()
+        _write_model(gguf.GGUFWriter(beside, "llama"), model, quantization)
     for file in new:
         write_whole(file, helpers[file])
     mark(path.parent, path.name, *(file.name for file in new))
 
 
-def _write_weights(writer: gguf.GGUFWriter, model: Source, kind_of: dict[str, Kind]) -> None:
+def _write_model(writer: gguf.GGUFWriter, model: Source, quantization: str) -> None:
+    writer.add_type("model")
+    model.metadata.set_gguf_meta_model(writer)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(QUANTIZATIONS[quantization][2])
+    gguf_tokenizer.add_shape(writer, model.config)
+    gguf_tokenizer.add(writer, model.vocabulary, model.config.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.layers)
+    kind_of = kinds(model, quantization)
     for name, (_, shape) in model.weights.items():
         block, width = gguf.GGML_QUANT_SIZES[kind_of[name]]
         size, theirs = math.prod(shape) // block * width, names.get_name(name, (".weight",))
@@ -159,6 +137,7 @@ def _write_weights(writer: gguf.GGUFWriter, model: Source, kind_of: dict[str, Ki
     writer.write_ti_data_to_file()
     for name in model.weights:
         writer.write_tensor_data(_content(model, name, kind_of[name]))
+    writer.close()
 
 
 def kinds(model: Source, quantization: str) -> dict[str, Kind]:
@@ -182,13 +161,12 @@ def coarse(model: Source, quantization: str) -> str:
     block = gguf.GGML_QUANT_SIZES[kind][0]
     matrices = {name: shape for name, (_, shape) in model.weights.items() if len(shape) > 1}
     widths = sorted({shape[-1] for shape in matrices.values() if shape[-1] % block})
-    if not widths:
-        return ""
     inside = sum(math.prod(shape) for name, shape in matrices.items() if kind_of[name] == kind)
-    share = inside / sum(map(math.prod, matrices.values()))
-    amount = f"{share:.1%} of {quantization} is" if share else f"Nothing in {quantization} is"
+    share = f"{inside / sum(map(math.prod, matrices.values())):.1%} of {quantization} is"
+    amount = share if inside else f"Nothing in {quantization} is"
     rows = f"rows of {' and '.join(map(str, widths))} weights are no multiple of {block}"
-    return f"{amount} in {4 if kind == Kind.Q4_0 else 8} bits: {rows}, and stay in 16 bits"
+    words = f"{amount} in {4 if kind == Kind.Q4_0 else 8} bits: {rows}, and stay in 16 bits"
+    return words if widths else ""
 
 
 def _content(model: Source, name: str, kind: Kind) -> np.ndarray:
@@ -197,8 +175,8 @@ def _content(model: Source, name: str, kind: Kind) -> np.ndarray:
         weight = weights.read_weight(f, path, name)
     low, high = map(float, weight.aminmax())
     if not max(-low, high) <= (np.finfo(np.float32).max if kind == Kind.F32 else LARGEST):
-        fault = f"{path}: {name} holds {max(-low, high)}, which {kind.name} cannot"
-        raise ValueError(f"{fault}: give an earlier checkpoint")
+        value = f"{path}: {name} holds {max(-low, high)}"
+        raise ValueError(f"{value}, which {kind.name} cannot: give an earlier checkpoint")
     for letter, heads in (("q", config.heads), ("k", config.kv_heads)):
         if name.endswith(f"{letter}_proj.weight"):
             weight = teacher.neighbours(weight, heads)

@@ -21,6 +21,11 @@ from tdlib.shapes import LlamaConfig
 
 PRE = ("gpt-2", "llama-bpe", "qwen2", "default")  # llama.cpp's ways to cut text before BPE
 SCRIPT = "run_gguf.py"
+# GGUF's keys of a shape, and ours
+SHAPE = """vocab_size=vocab_size context_length=context embedding_length=dim block_count=layers
+    feed_forward_length=mlp_dim head_count=heads head_count_kv=kv_heads key_length=head_dim
+    value_length=head_dim rope_dimension_count=head_dim rope_freq_base=rope_theta
+    layer_norm_rms_eps=norm_eps"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +46,12 @@ class Vocabulary:
 
     @property
     def types(self) -> list[int]:
-        byte = TokenType.BYTE if self.model == "llama" else TokenType.NORMAL
+        one, byte = self.tokenizer, TokenType.BYTE if self.model == "llama" else TokenType.NORMAL
         types = [byte if BYTE.fullmatch(p) else TokenType.NORMAL for p in self.pieces]
-        for i in model_tokenizer.added_words(self.tokenizer):
-            types[i] = TokenType.USER_DEFINED
-        for i in self.tokenizer.silent | {self.tokenizer.eos}:
-            types[i] = TokenType.CONTROL
-        if self.tokenizer.unk is not None:
-            types[self.tokenizer.unk] = TokenType.UNKNOWN
-        return types
+        kinds = dict.fromkeys(model_tokenizer.added_words(one), TokenType.USER_DEFINED)
+        kinds |= dict.fromkeys(one.silent | {one.eos}, TokenType.CONTROL)
+        kinds |= {} if one.unk is None else {one.unk: TokenType.UNKNOWN}
+        return [kinds.get(i, kind) for i, kind in enumerate(types)]
 
 
 def vocabulary(folder: Path, shape: LlamaConfig) -> Vocabulary:
@@ -80,11 +82,9 @@ def _tried(tokenizer: Tokenizer) -> Vocabulary:
             ids = llama_cpp.ids_of(stub, lines)
         if ids == wanted:
             return candidate
-        if ids is None:
-            why = why or "text that it has no piece for ends llama.cpp's process"
-        else:
-            wrong = sum(a != b for a, b in zip(ids, wanted, strict=True))
-            why = why or f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines"
+        wrong = sum(a != b for a, b in zip(ids or wanted, wanted, strict=True))
+        fault = f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines"
+        why = why or (fault if ids else "text that it has no piece for ends llama.cpp's process")
     if added := len(model_tokenizer.added_words(tokenizer)):
         why += f"; {added:,} of its pieces are words added to it"
     return replace(candidates[0], why=why)
@@ -102,9 +102,8 @@ def _joined(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def _sentencepiece(tokenizer: Tokenizer) -> list[Vocabulary]:
-    sp = tokenizer.model
-    pieces = [sp.id_to_piece(i) for i in range(tokenizer.size)]
-    scores = [sp.get_score(i) for i in range(tokenizer.size)]
+    sp, V = tokenizer.model, range(tokenizer.size)
+    pieces, scores = [*map(sp.id_to_piece, V)], [*map(sp.get_score, V)]
     space = sp.encode("a", out_type=str)[0].startswith("▁")
     trims = sp.encode("a  a") == sp.encode("a a")
     return [Vocabulary(tokenizer, "llama", pieces, scores, space=space, trims=trims)]
@@ -115,60 +114,41 @@ def _json(tokenizer: Tokenizer) -> list[Vocabulary]:
     ids = {p.removeprefix(HIDDEN): i for p, i in tokenizer.model.get_vocab().items()}
     pieces = sorted(ids, key=ids.get)
     merges = [m if isinstance(m, str) else " ".join(m) for m in inner.get("merges", [])]
-    unigram = isinstance(inner["vocab"], list)  # of which llama.cpp makes other ids
-    if not tokenizer.marked and not unigram:
+    if not tokenizer.marked:
         return [Vocabulary(tokenizer, "gpt2", pieces, merges=merges, pre=pre) for pre in PRE]
     before = tokenizer.encode(["a"])[0]
     for i in model_tokenizer.added_words(tokenizer):  # with the space that it brings
         pieces[i] = tokenizer.line_text([*before, i]).removeprefix(tokenizer.line_text(before))
-    if unigram:
-        scores = [score for _, score in inner["vocab"]]
-        scores += [0.0] * (len(pieces) - len(scores))
-    else:  # a piece's score, as SentencePiece has it: the earlier its merge the better
-        rank = {m.replace(" ", ""): -float(i) for i, m in reversed([*enumerate(merges, 1)])}
-        scores = [rank.get(p, -1e6) for p in pieces]
-    return [Vocabulary(tokenizer, "llama", pieces, scores, space=tokenizer.marked)]
+    # a piece's score, as SentencePiece has it: the earlier its merge the better
+    rank = {m.replace(" ", ""): -float(i) for i, m in reversed([*enumerate(merges, 1)])}
+    scores = [rank.get(p, -1e6) for p in pieces]
+    return [Vocabulary(tokenizer, "llama", pieces, scores, space=True)]
 
 
 def add(writer: gguf.GGUFWriter, words: Vocabulary, rows: int) -> None:
     """The tokenizer's part of a GGUF's metadata, for an embedding of so many rows."""
-    spare = rows - len(words.pieces)
-    writer.add_tokenizer_model(words.model)
-    writer.add_tokenizer_pre(words.pre)
-    writer.add_token_list([*words.pieces, *(f"[PAD{i}]" for i in range(spare))])
-    writer.add_token_types([*words.types, *[TokenType.UNUSED] * spare])
-    if words.scores:
-        writer.add_token_scores([*words.scores, *[-1e6] * spare])
-    if words.merges:
-        writer.add_token_merges(words.merges)
-    writer.add_bos_token_id(words.bos)
-    writer.add_eos_token_id(words.tokenizer.eos)
-    if words.tokenizer.unk is not None:
-        writer.add_unk_token_id(words.tokenizer.unk)
-    if words.tokenizer.kind != "Hugging Face" and 0 in words.tokenizer.silent:
-        writer.add_pad_token_id(0)
+    spare, one = rows - len(words.pieces), words.tokenizer
+    pad = 0 if one.kind != "Hugging Face" and 0 in one.silent else None
+    about = dict(tokenizer_model=words.model, tokenizer_pre=words.pre)
+    about |= dict(token_list=[*words.pieces, *(f"[PAD{i}]" for i in range(spare))])
+    about |= dict(token_types=[*words.types, *[TokenType.UNUSED] * spare])
+    about |= dict(token_scores=words.scores and [*words.scores, *[-1e6] * spare])
+    about |= dict(token_merges=words.merges, bos_token_id=words.bos, eos_token_id=one.eos)
+    about |= dict(unk_token_id=one.unk, pad_token_id=pad, add_bos_token=bool(words.begin))
+    about |= dict(add_eos_token=words.ends, add_space_prefix=words.space)
+    about |= dict(remove_extra_whitespaces=words.trims)
+    for name, value in about.items():
+        if value not in (None, []):
+            getattr(writer, f"add_{name}")(value)
     for key, i in zip(("eot", "eom"), words.stops, strict=False):
         writer.add_uint32(f"tokenizer.ggml.{key}_token_id", i)
-    writer.add_add_bos_token(bool(words.begin))
-    writer.add_add_eos_token(words.ends)
-    writer.add_add_space_prefix(words.space)
-    writer.add_remove_extra_whitespaces(words.trims)
     writer.add_bool(llama_cpp.RAW_TEXT, not words.why)
 
 
 def add_shape(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.context)
-    writer.add_embedding_length(config.dim)
-    writer.add_block_count(config.layers)
-    writer.add_feed_forward_length(config.mlp_dim)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
+    for pair in SHAPE.split():
+        key, name = pair.split("=")
+        getattr(writer, f"add_{key}")(getattr(config, name))
 
 
 def _write_stub(path: Path, words: Vocabulary) -> None:

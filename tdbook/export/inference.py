@@ -1,8 +1,8 @@
-"""How fast and how small: every way that a model can write, in turns, beside the plan's estimates.
+"""How fast, how small, how good: every way that a model can write, beside the plan's estimates.
 
 Ways: raw (every token computes the whole text again), KV (a cache of keys and values), KV + INT8,
-KV + INT8 + compile, and the GGUF formats in llama.cpp. With one thread the clock is CPU time, which
-a busy machine moves little; with several it is the wall's. Legend: R repeats.
+KV + INT8 + compile, and the GGUF formats in llama.cpp. Legend: R
+repeats, T tokens of a window, K of them with a target, V vocabulary.
 """
 
 import math
@@ -11,17 +11,18 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tdbook.corpus.tokenizer import Tokenizer
-from tdbook.export import gguf_check, gguf_file, llama_cpp, model_tokenizer
+from tdbook.export import gguf_file, llama_cpp, model_tokenizer
 from tdbook.export.decoder import Decoder
 from tdbook.runs.estimates import of_plan
 from tdlib import data, evaluate, generate
 from tdlib.model import SHAPES, Llama, LlamaConfig
+from tdlib.shapes import weight_files
 
 RAW, KV, INT8, COMPILED = "raw", "KV", "KV + INT8", "KV + INT8 + compile"
 PHASES = {RAW: "raw", INT8: "phase1", COMPILED: "phase1"}  # of the plan
@@ -56,16 +57,15 @@ def every_thread() -> list[int]:
 def speeds(
     write: dict[str, Write], prompt: Sequence[int], tokens: int, repeats: int, threads: int
 ) -> list[dict]:
-    """A row a way: tokens a second of the prompt and of the decoding, and the smallest and largest
-    of that. `threads` are set here, for PyTorch and llama.cpp alike."""
-    before = torch.get_num_threads()
+    """A row a way: tokens a second of the prompt and of the decoding, smallest, largest. With
+    one thread the clock is CPU time, which a busy machine moves little; else it is the wall's."""
+    before, clock = torch.get_num_threads(), time.perf_counter if threads > 1 else time.process_time
     torch.set_num_threads(threads)
     for way in write.values():
         if isinstance(file := getattr(way, "__self__", None), llama_cpp.Model):
             file.threads(threads)
-    clock = time.process_time if threads == 1 else time.perf_counter
     try:
-        timed = {name: (lambda n, way=way: way(prompt, n)) for name, way in write.items()}
+        timed = {name: partial(way, prompt) for name, way in write.items()}
         seconds = measure(timed, tokens, repeats, clock)
     finally:
         torch.set_num_threads(before)
@@ -79,30 +79,25 @@ def speeds(
 
 
 def measure(
-    write: dict[str, Callable[[int], object]],
-    tokens: int,
-    repeats: int,
-    clock: Callable[[], float],
+    write: dict[str, Callable[[int], object]], tokens: int, repeats: int, clock: Callable
 ) -> dict[str, np.ndarray]:
     """Seconds of a prompt and of `tokens` after it, (2, R), for ways that are given a number of
     tokens. One token costs the prompt: decode = T(1 + tokens) − T(1), a pair timed together. All
-    take turns, after a run of each that is not counted; a repeat of a quick one is the mean of so
-    many as take LEAST_S. Threads are the caller's."""
+    take turns, after a run of each that is not counted; a quick one repeats many times."""
     seconds, loops = {name: [] for name in write}, {}
     for name, way in write.items():
         way(2)
         began = time.perf_counter()
         way(1 + tokens)
         loops[name] = math.ceil(LEAST_S / max(time.perf_counter() - began, 1e-6))
-    for _ in range(repeats):
-        for name, way in write.items():
-            times = [clock()]
-            for count in (1, 1 + tokens):
-                for _ in range(loops[name]):
-                    way(count)
-                times.append(clock())
-            prompt, both = np.diff(times) / loops[name]
-            seconds[name].append((prompt, both - prompt))
+    for name, way in list(write.items()) * repeats:
+        times = [clock()]
+        for count in (1, 1 + tokens):
+            for _ in range(loops[name]):
+                way(count)
+            times.append(clock())
+        prompt, both = np.diff(times) / loops[name]
+        seconds[name].append((prompt, both - prompt))
     return {name: np.array(pairs).T for name, pairs in seconds.items()}
 
 
@@ -112,17 +107,10 @@ def with_plan(model: str, rows: list[dict]) -> list[dict]:
 
 
 def of_shape(
-    name: str,
-    vocab_size: int,
-    prompt: int,
-    tokens: int,
-    repeats: int,
-    compiled: bool,
-    tokenizer: Tokenizer,
+    name: str, vocab_size: int, prompt: int, tokens: int, repeats: int, compiled: bool, tokenizer
 ) -> dict:
     """Speeds, on one thread, and file sizes of one of SHAPES with random weights: what is timed is
-    real, what is written means nothing. Beyond the tokenizer's pieces the vocabulary has short
-    names: the words of as many real ones take up to a megabyte more."""
+    real, what is written means nothing. Beyond the tokenizer's pieces names are short ones."""
     torch.manual_seed(0)
     model = Llama(LlamaConfig(vocab_size, context=2048, **SHAPES[name])).eval()
     ids = np.random.default_rng(0).integers(4, vocab_size, prompt).tolist()
@@ -138,17 +126,45 @@ def of_shape(
     return {"parameters": model.config.parameters, "bytes": sizes, "rows": rows}
 
 
-def costs(
-    folder: Path,
-    files: dict[str, Path],
-    windows: data.Windows,
-    count: int,
-    write: dict[str, Write],
-    tokens: int,
+def log_p(model: Llama, ids: Sequence[int]) -> np.ndarray:
+    return model(torch.tensor([list(ids)]))[0].log_softmax(-1).numpy()
+
+
+@torch.no_grad()
+def file_costs(
+    folder: Path, files: dict[str, Path], windows: data.Windows, count: int
 ) -> list[dict]:
-    """The rows of gguf_check.costs, the model itself first, then PyTorch's INT8, then the files;
-    and how much the texts repeat themselves that each writes."""
-    rows = gguf_check.costs(folder, files, windows, count)
+    """What each file (format → path) loses against the model it was made of, on `count` windows
+    spread evenly: rows of format, bytes, loss (nats per token), kl (‖ of the file, nats per token)
+    and agreement, the model itself first. The distributions of one window are held at a time."""
+    model, size = Llama.load(folder).eval(), sum(p.stat().st_size for p in weight_files(folder))
+    opened = [llama_cpp.Model(path, threads=torch.get_num_threads()) for path in files.values()]
+    rows = [{"format": "PyTorch float32", "file": folder.name, "bytes": size}]
+    for name, path in files.items():
+        rows.append({"format": name, "file": path.name, "bytes": path.stat().st_size})
+    sums, tokens = np.zeros((len(rows), 3)), 0
+    for window in evaluate.fixed_rows(windows, count):
+        (ids_T,), (targets_T,) = (x.numpy() for x in windows.batch([window]))
+        at_K = np.flatnonzero(targets_T != data.IGNORE)
+        tokens += len(at_K)
+        log_p_KV = log_p(model, ids_T)[at_K]
+        for i, file in enumerate([None, *opened]):
+            log_q_KV = file.logprobs(ids_T.tolist())[at_K] if file else log_p_KV
+            loss = -log_q_KV[np.arange(len(at_K)), targets_T[at_K]].sum(dtype=np.float64)
+            same = (log_q_KV.argmax(1) == log_p_KV.argmax(1)).sum()
+            kl = np.einsum("kv,kv", np.exp(log_p_KV), log_p_KV - log_q_KV) if file else 0.0
+            sums[i] += loss, kl, same
+    for row, (loss, kl, same) in zip(rows, (sums / tokens).tolist(), strict=True):
+        row |= {"loss": loss, "kl": kl, "agreement": same}
+    return rows
+
+
+def costs(
+    folder: Path, files: dict, windows: data.Windows, count: int, write: dict, tokens: int
+) -> list[dict]:
+    """The rows of file_costs, the model itself first, then PyTorch's INT8, then the files; and how
+    much the texts repeat themselves that each writes."""
+    rows = file_costs(folder, files, windows, count)
     rows.insert(1, int8_cost(folder, windows, count))
     starts = evaluate.fixed_rows(windows, 10) * windows.context
     way_of = {"PyTorch float32": KV, "PyTorch INT8": INT8} | {name: name for name in files}

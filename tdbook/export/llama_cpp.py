@@ -1,9 +1,8 @@
 """A GGUF file in llama.cpp, inside this process: ids → the whole distribution of every next token.
 
 The package xllamacpp carries llama.cpp as one library, which exports all of llama.h (its server
-gives only the likeliest few tokens). It holds a file's claims against the file's size before it
-makes room, but ends the process where it meets what it does not expect: so every file is run once
-in a process of its own first.
+gives only the likeliest few tokens). It ends the process where it meets what it does not expect: so
+every file is run once in a process of its own first.
 Legend: T tokens, V vocabulary.
 """
 
@@ -11,7 +10,8 @@ import ctypes
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_void_p
 from functools import cache
 from importlib.util import find_spec
@@ -20,29 +20,25 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-BATCH = 512  # tokens that go in at once
 RAW_TEXT = "tdlib.raw_text"  # metadata: whether the file makes the tokenizer's own ids of raw text
-BYTE = 32  # llama.cpp's attribute of a piece such as <0xE0>
+SENTENCEPIECE, BYTE = 1, 32  # llama.cpp's kind of vocabulary; its attribute of a piece like <0xE0>
 REMAKE = "copy it again, or make it again, by make export MODEL=folder"
 LONGEST = 2**20  # tokens of a context: room for its keys and values is made at once
+TYPE_K = 26  # where the settings of a context hold the type of keys; that of values follows
 
 
 class _Settings(ctypes.Structure):
     """llama_model_params or llama_context_params. It is larger than both: passed by value it lies
-    in memory, and the library reads its own part. The first two numbers are n_ctx and n_batch."""
+    in memory, and the library reads its own part. It begins with n_ctx and n_batch."""
 
-    _fields_ = [("numbers", c_int32 * 8), ("rest", ctypes.c_uint64 * 124)]
+    _fields_ = [("numbers", c_int32 * 32), ("rest", ctypes.c_uint64 * 112)]
 
 
 class _Batch(ctypes.Structure):
     """llama_batch. With null positions and sequences llama.cpp continues its one text."""
 
-    _fields_ = [
-        ("count", c_int32),
-        ("ids", POINTER(c_int32)),
-        ("embedding_positions_sequences", c_void_p * 4),
-        ("wanted", POINTER(c_int8)),
-    ]
+    _fields_ = [("count", c_int32), ("ids", POINTER(c_int32))]
+    _fields_ += [("embedding_positions_sequences", c_void_p * 4), ("wanted", POINTER(c_int8))]
 
 
 class _Handle(c_void_p):
@@ -56,7 +52,6 @@ _RETURNS = {  # by llama.h; other functions return an int32, or nothing
     "llama_get_logits": POINTER(c_float),
     "llama_vocab_is_eog llama_vocab_get_add_bos": c_bool,
 }
-OTHER_LIBRARY = "this xllamacpp has another llama.h than the one used here: install the pinned one"
 _errors: list[str] = []  # llama.cpp's own words, since something was last asked of it
 
 
@@ -79,8 +74,9 @@ def library() -> ctypes.CDLL:
     lib.ggml_quantize_chunk.argtypes = [c_int32, *[c_void_p] * 2, *[c_int64] * 3, c_void_p]
     lib.llama_log_set(_listen, None)
     lib.llama_backend_init()
-    if list(lib.llama_context_default_params().numbers[:2]) != [512, 2048]:
-        raise ValueError(OTHER_LIBRARY)
+    numbers = lib.llama_context_default_params().numbers
+    if [numbers[i] for i in (0, 1, TYPE_K, TYPE_K + 1)] != [512, 2048, 1, 1]:
+        raise ValueError("xllamacpp has another llama.h than is used here: install the pinned one")
     return lib
 
 
@@ -98,7 +94,7 @@ def quantize(weight_OD: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarr
 @cache
 def _try(path: Path, size: int, changed: int) -> None:
     """Run a file once in a process of its own. ValueError: that ended. Again after a change."""
-    done = _in_own_process("try", path)
+    done = _in_own_process(path, [])
     if done.returncode:
         reason = done.stderr.strip().splitlines() or [f"signal {-done.returncode}"]
         raise ValueError(f"llama.cpp cannot run {path} ({reason[-1]:.200}): {REMAKE}")
@@ -106,13 +102,13 @@ def _try(path: Path, size: int, changed: int) -> None:
 
 def ids_of(path: Path, lines: Sequence[str]) -> list[list[int]] | None:
     """The ids that llama.cpp makes of lines of text, in a process of its own; None: that ended."""
-    done = _in_own_process("ids", path, json.dumps(list(lines)))
+    done = _in_own_process(path, lines)
     return json.loads(done.stdout) if done.returncode == 0 else None
 
 
-def _in_own_process(task: str, path: Path, given: str = "") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-P", __file__, task, str(path)]  # -P: none of tdbook
-    return subprocess.run(command, input=given, text=True, capture_output=True, check=False)
+def _in_own_process(path: Path, lines: Sequence[str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-P", __file__, str(path)]  # -P: none of tdbook
+    return subprocess.run(command, input=json.dumps(list(lines)), text=True, capture_output=True)
 
 
 class Model:
@@ -126,7 +122,7 @@ class Model:
         tried: bool = False,  # it ran before: not once more in a process of its own
         exact: bool = False,  # keys and values in float32; llama.cpp's own choice is 16 bits
     ):
-        self.path, self._handles = Path(path), []
+        self.path, self.length = Path(path), 0  # tokens in the cache
         if not self.path.is_file():
             raise FileNotFoundError(f"{path} is not there: make it by make export MODEL=folder")
         if not tried:
@@ -140,90 +136,60 @@ class Model:
         self._vocabulary = lib.llama_model_get_vocab(model)
         self.vocab_size = lib.llama_vocab_n_tokens(self._vocabulary)
         self.raw_text = self._takes_raw_text()
-        self.context = context or lib.llama_model_n_ctx_train(model)
-        settings = self._context_settings(exact)
+        self.context = context or min(LONGEST, lib.llama_model_n_ctx_train(model))
+        settings = lib.llama_context_default_params()
+        settings.numbers[0] = settings.numbers[1] = self.context  # in all, and at once
+        if exact:
+            settings.numbers[TYPE_K] = settings.numbers[TYPE_K + 1] = 0
         self._run = self._keep(lib.llama_free, lib.llama_init_from_model(model, settings))
         self.eos = lib.llama_vocab_eos(self._vocabulary)
         begins = lib.llama_vocab_get_add_bos(self._vocabulary)
         self.begin = [lib.llama_vocab_bos(self._vocabulary)] if begins else []
         self.threads(threads)
-        self.length = 0  # tokens in the cache
 
     def _takes_raw_text(self) -> bool:
-        """As the file says; one made elsewhere does where its pieces have ids for any text.
-        ValueError: it is no Llama's, or has no vocabulary."""
-        if (architecture := self._metadata("general.architecture")) != "llama":
-            fault = f"{self.path}: its architecture is {architecture!r:.40}, only llama is used"
-            raise ValueError(f"{fault}: give one")
-        kind, raw_text = self._metadata("tokenizer.ggml.model"), self._metadata(RAW_TEXT)
-        if kind in ("", "none", "no_vocab"):
+        """As the file says; one made elsewhere does where its pieces have ids for any text."""
+        if not (kind := self.lib.llama_vocab_type(self._vocabulary)):
             raise ValueError(f"{self.path} holds no vocabulary (tokenizer.ggml.model): {REMAKE}")
-        if raw_text or kind != "llama":
-            return raw_text != "false"
-        attribute = self.lib.llama_vocab_get_attr
-        return any(attribute(self._vocabulary, i) & BYTE for i in range(self.vocab_size))
+        value, attribute = ctypes.create_string_buffer(9), self.lib.llama_vocab_get_attr
+        key = RAW_TEXT.encode(), value, c_size_t(len(value))
+        if self.lib.llama_model_meta_val_str(self._model, *key) > 0:
+            return value.value != b"false"
+        bytes_ = (attribute(self._vocabulary, i) & BYTE for i in range(self.vocab_size))
+        return kind != SENTENCEPIECE or any(bytes_)
 
-    def _metadata(self, name: str) -> str:
-        """A value of the metadata as text, "" where there is none."""
-        text = ctypes.create_string_buffer(100)
-        self.lib.llama_model_meta_val_str(self._model, name.encode(), text, c_size_t(len(text)))
-        return text.value.decode(errors="replace")
-
-    def _context_settings(self, exact: bool) -> _Settings:
-        if self.context > LONGEST:
-            fault = f"{self.path} claims a context of {self.context:,}, at most {LONGEST:,} are"
-            raise ValueError(f"{fault} read: {REMAKE}")
-        settings = self.lib.llama_context_default_params()
-        settings.numbers[0], settings.numbers[1] = self.context, BATCH
-        if exact:
-            kinds = (c_int32 * 32).from_buffer(settings)
-            if (kinds[26], kinds[27]) != (1, 1):  # type_k and type_v are F16 by default
-                raise ValueError(OTHER_LIBRARY)
-            kinds[26] = kinds[27] = 0
-        return settings
-
-    def _keep(self, free, handle: _Handle) -> _Handle:
+    def _keep(self, free: Callable, handle: _Handle) -> _Handle:
+        """A handle that is freed with this object, the latest first."""
         if not handle:
             raise ValueError(" ".join(_errors[:1]) or f"llama.cpp cannot open {self.path}")
-        self._handles.append((free, handle))
+        weakref.finalize(self, free, handle)
         return handle
-
-    def __del__(self):
-        for free, handle in reversed(self._handles):
-            free(handle)
 
     def threads(self, count: int) -> None:
         self.lib.llama_set_n_threads(self._run, count, count)
 
-    def _clear(self) -> None:
-        self.lib.llama_memory_clear(self.lib.llama_get_memory(self._run), True)
-        self.length = 0
-
-    def _feed(self, ids: Sequence[int], every: bool) -> Iterator[np.ndarray]:
-        """Tokens after those in the cache, a batch at a time → logits (t, V) of `every` one, or of
-        the last. An array is overwritten by the next."""
+    def _logits(self, ids: Sequence[int], every: bool, anew: bool) -> np.ndarray:
+        """Of `every` token, (T, V), or of the last, (1, V), after those in the cache, or `anew`.
+        The next call overwrites it."""
+        if anew:
+            self.lib.llama_memory_clear(self.lib.llama_get_memory(self._run), True)
+            self.length = 0
         if odd := [i for i in ids if not 0 <= i < self.vocab_size]:
             fault = f"id {odd[0]} is none of the {self.vocab_size:,} of {self.path}"
             raise ValueError(f"{fault}: give ids of its own tokenizer")
-        if (length := self.length + len(ids)) > self.context:
-            fault = f"{length} tokens are more than the context of {self.context}"
+        count, self.length = len(ids), self.length + len(ids)
+        if self.length > self.context:
+            fault = f"{self.length} tokens are more than the context of {self.context}"
             raise ValueError(f"{fault}: shorten the prompt")
-        for start in range(0, len(ids), BATCH):
-            part, last = ids[start : start + BATCH], start + BATCH >= len(ids)
-            wanted = (c_int8 * len(part))(*[every] * len(part))
-            wanted[-1] |= last
-            batch = _Batch(len(part), (c_int32 * len(part))(*part), wanted=wanted)
-            if self.lib.llama_decode(self._run, batch):
-                raise ValueError(f"llama.cpp cannot decode {self.path}: {' '.join(_errors[:1])}")
-            self.length += len(part)
-            if every or last:
-                shape = (len(part) if every else 1, self.vocab_size)
-                yield np.ctypeslib.as_array(self.lib.llama_get_logits(self._run), shape)
+        wanted = (c_int8 * count)(*[every] * (count - 1), True)
+        if self.lib.llama_decode(self._run, _Batch(count, (c_int32 * count)(*ids), wanted=wanted)):
+            raise ValueError(f"llama.cpp cannot decode {self.path}: {' '.join(_errors[:1])}")
+        shape = (count if every else 1, self.vocab_size)
+        return np.ctypeslib.as_array(self.lib.llama_get_logits(self._run), shape)
 
     def logprobs(self, ids: Sequence[int]) -> np.ndarray:
         """(T, V) float32, after each token of a text that begins with them; natural logarithms."""
-        self._clear()
-        logits_TV = np.concatenate([logits_tV.copy() for logits_tV in self._feed(ids, True)])
+        logits_TV = self._logits(ids, True, True).copy()
         logits_TV -= logits_TV.max(1, keepdims=True)
         logits_TV -= np.log(np.exp(logits_TV).sum(1, keepdims=True))
         return logits_TV
@@ -233,9 +199,8 @@ class Model:
     ) -> Iterator[int]:
         """Up to `tokens` new ids, one by one; temperature 0 takes the likeliest."""
         draw, new = np.random.default_rng(seed), list(ids)
-        self._clear()
-        for _ in range(tokens):
-            (logits_V,) = next(self._feed(new, False))
+        for i in range(tokens):
+            (logits_V,) = self._logits(new, False, anew=i == 0)
             token = int(logits_V.argmax())
             if temperature:
                 p_V = np.exp((logits_V - logits_V.max()).astype(np.float64) / temperature)
@@ -244,7 +209,6 @@ class Model:
             yield token
 
     def generate(self, ids: Sequence[int], tokens: int) -> list[int]:
-        """The likeliest `tokens` new ids."""
         return list(self.stream(ids, tokens))
 
     def tokenize(self, text: str) -> list[int]:
@@ -253,9 +217,8 @@ class Model:
         if not self.raw_text:
             raise ValueError(f"{self.path} takes ids, no raw text: encode it as run_gguf.py does")
         data = text.encode()
-        size = len(data) + 8
-        ids = (c_int32 * size)()
-        arguments = data, len(data), ids, size, False, False
+        ids = (c_int32 * (len(data) + 8))()
+        arguments = data, len(data), ids, len(ids), False, False
         return ids[: self.lib.llama_tokenize(self._vocabulary, *arguments)]
 
     def ends(self, token: int) -> bool:
@@ -264,21 +227,14 @@ class Model:
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of ids by the file's own pieces; special tokens have none."""
-        size = 64 * len(ids) + 64
-        text = ctypes.create_string_buffer(size)
-        arguments = (c_int32 * len(ids))(*ids), len(ids), text, size, False, False
+        text = ctypes.create_string_buffer(64 * len(ids) + 64)
+        arguments = (c_int32 * len(ids))(*ids), len(ids), text, len(text), False, False
         length = self.lib.llama_detokenize(self._vocabulary, *arguments)
         return text.raw[: max(0, length)].decode(errors="replace")
 
 
-def _main(task: str, path: str) -> None:
-    model = Model(path, tried=True, context=64)
-    model.raw_text = True  # whether its ids are right is what the caller wants to know
-    if task == "try":
-        model.logprobs([0, 1])
-    else:
-        print(json.dumps([model.tokenize(line) for line in json.load(sys.stdin)]))
-
-
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    model = Model(sys.argv[1], tried=True, context=64)
+    model.logprobs([0, 1])
+    model.raw_text = True  # whether its ids are right is what the caller wants to know
+    print(json.dumps([model.tokenize(line) for line in json.load(sys.stdin)]))

@@ -1,8 +1,6 @@
-"""The tokenizer beside a model, as transformers has it.
+"""The tokenizer beside a model, as transformers has it: written, found, and what it puts around.
 
-`tokenizer_files` writes it so that AutoTokenizer makes the same ids; where that cannot be, its file
-gets a name that AutoTokenizer leaves alone, and the model's card says how to use it. `open_beside`
-finds it, `around` and `stops` tell what begins and ends a text.
+Where AutoTokenizer cannot make the same ids, its file gets a name that AutoTokenizer leaves alone.
 """
 
 import json
@@ -16,10 +14,10 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, normalizers
 
-import tdbook.corpus.tokenizer
 import tdbook.corpus.tokenizer_files
 from tdbook.corpus.hugging_face import CONFIGS
-from tdbook.corpus.tokenizer import Tokenizer
+from tdbook.corpus.tokenizer import Tokenizer, read_json
+from tdbook.export import cards
 
 # AutoTokenizer takes the first that is there, and leaves the last two alone
 FILES = ("tokenizer.json", "tokenizer.model", "sentencepiece.model", "morfessor.json")
@@ -50,10 +48,9 @@ def _converted(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
     """A SentencePiece BPE that neither normalises nor trims; None for any other, which would not
     get the same ids (a Unigram takes text that spells a special token, or a byte, for one)."""
     sp, V = tokenizer.model, range(tokenizer.size)
-    pieces = [sp.id_to_piece(i) for i in V]
-    special = [pieces[i] for i in V if sp.is_control(i) or sp.is_unknown(i)]
-    bytes_ = {pieces[i] for i in V if sp.is_byte(i)}
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    vocabulary = {sp.id_to_piece(i): i for i in V}
+    special = [piece for piece, i in vocabulary.items() if sp.is_control(i) or sp.is_unknown(i)]
+    bytes_ = {piece for piece, i in vocabulary.items() if sp.is_byte(i)}
     plain = vocabulary.keys() - bytes_ - {*special}
     # SentencePiece joins the pair whose whole has the best score, so any two halves of a piece are
     # a merge of that piece's rank
@@ -63,10 +60,8 @@ def _converted(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
         for at in range(1, len(piece))
         if piece[:at] in plain and piece[at:] in plain
     )
-    unk, pairs = pieces[sp.unk_id()], [(a, b) for *_, a, b in merges]
-    fallback = bool(bytes_)
-    bpe = models.BPE(vocabulary, pairs, unk_token=unk, fuse_unk=True, byte_fallback=fallback)
-    converted = tokenizers.Tokenizer(bpe)
+    options = dict(unk_token=sp.id_to_piece(sp.unk_id()), byte_fallback=bool(bytes_), fuse_unk=True)
+    converted = tokenizers.Tokenizer(models.BPE(vocabulary, [m[2:] for m in merges], **options))
     spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     converted.normalizer = normalizers.Sequence(spaces)
     back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -102,8 +97,7 @@ def _configs(tokenizer: Tokenizer, context: int) -> tuple[dict, dict]:
     """The CONFIGS beside tokenizer.json: what came with it, and what transformers must know."""
     config, special, pad = {}, {}, -1
     if tokenizer.kind == "Hugging Face":
-        given = (tokenizer.path.with_name(name) for name in CONFIGS)
-        config, special = (json.loads(p.read_bytes()) if p.is_file() else {} for p in given)
+        config, special = (read_config(tokenizer.path.parent, name) for name in CONFIGS)
         piece = tokenizers.Tokenizer.from_file(str(tokenizer.path)).id_to_token
     else:
         pad, piece = tokenizer.model.pad_id(), tokenizer.model.id_to_piece
@@ -111,17 +105,10 @@ def _configs(tokenizer: Tokenizer, context: int) -> tuple[dict, dict]:
     named = {"bos_token": eos, "eos_token": eos, "pad_token": eos if pad < 0 else piece(pad)}
     named |= {} if tokenizer.unk is None else {"unk_token": piece(tokenizer.unk)}
     special = named | special
-    defaults = {
-        "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # text that spells one stays text
-        "model_input_names": ["input_ids", "attention_mask"],  # Llama takes no token types
-        "padding_side": "left",  # or batches would be continued after their padding
-    }
-    # any other class would build a pipeline of its own, not the one in tokenizer.json
-    ours = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context}
-    config = special | defaults | config | ours
+    settings = cards.templates("release.yaml")["tokenizer_config"]
+    config = special | settings["defaults"] | config | settings["ours"]
     config.pop("auto_map", None)  # names code that is not in the folder
-    return config, special
+    return config | {"model_max_length": context}, special
 
 
 def open_beside(folder: Path, segmenter: str = "", rows: int = 0) -> Tokenizer:
@@ -135,16 +122,15 @@ def open_beside(folder: Path, segmenter: str = "", rows: int = 0) -> Tokenizer:
         fault = f"{found[0].path} has {found[0].size:,} pieces, the embedding {rows:,}"
         raise ValueError(f"{fault} rows: give the model's own tokenizer")
     if words := _missing_words(first):
-        fault = f"{folder}: {first.path.name} lacks {len(words):,} words that files beside it add"
-        remedy = "write one file with all, AutoTokenizer.from_pretrained(folder)"
-        remedy += ".save_pretrained(folder) of transformers does it"
-        raise ValueError(f"{fault} ({words[0]!r}): {remedy}")
-    reason = f"for the embedding has {rows:,} rows"
-    reason = "as AutoTokenizer does" if first is found[0] else reason
+        fault = f"{first.path} lacks {len(words):,} words that files beside it add ({words[0]!r})"
+        remedy = "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers"
+        raise ValueError(f"{fault}: write one file with all, {remedy} does it")
     for other in found:
         if lines := _different_lines(first, other):
             both = f"{folder} holds two tokenizers, {first.path.name} and {other.path.name}"
-            remark = f"{both}, with other ids for {lines:,} lines: the first is taken, {reason}"
+            remark = f"{both}, with other ids for {lines:,} lines: the first is taken"
+            fits = f"for the embedding has {rows:,} rows"
+            remark += f", {'as AutoTokenizer does' if first is found[0] else fits}"
             warnings.warn(remark, stacklevel=3)
     return next((t for t in equals(folder, first) if t.kind == "SentencePiece"), first)
 
@@ -158,10 +144,10 @@ def equals(folder: Path, tokenizer: Tokenizer) -> list[Tokenizer]:
 
 def _open_all(folder: Path, segmenter: str = "") -> list[Tokenizer]:
     paths = [folder / name for name in FILES if (folder / name).is_file()]
-    if not paths:
-        fault = f"{folder} holds no tokenizer ({', '.join(FILES)})"
-        raise FileNotFoundError(f"{fault}: copy the one the model was trained with into it")
-    return [_open(path, path.stat().st_mtime_ns, segmenter) for path in paths]
+    if paths:
+        return [_open(path, path.stat().st_mtime_ns, segmenter) for path in paths]
+    fault = f"{folder} holds no tokenizer ({', '.join(FILES)})"
+    raise FileNotFoundError(f"{fault}: copy the one the model was trained with into it")
 
 
 @lru_cache(8)
@@ -172,8 +158,6 @@ def _open(path: Path, changed: int, segmenter: str) -> Tokenizer:
 @lru_cache(8)
 def _different_lines(one: Tokenizer, other: Tokenizer) -> int:
     """Trial lines of which two tokenizers make other ids; 0: they are one."""
-    if one is other:
-        return 0
     lines = trial_lines(one)
     different = [a != b for a, b in zip(one.encode(lines), other.encode(lines), strict=True)]
     return sum(different) or int(one.size != other.size)
@@ -182,7 +166,7 @@ def _different_lines(one: Tokenizer, other: Tokenizer) -> int:
 def read_config(folder: Path, name: str) -> dict:
     """A file of JSON beside a model, {} where it is not there."""
     path = folder / name
-    return tdbook.corpus.tokenizer.read_json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _missing_words(tokenizer: Tokenizer) -> list[str]:
@@ -215,13 +199,14 @@ def around(folder: Path, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[i
         bare, whole = (first.model.encode("a", add_special_tokens=x).ids for x in (False, True))
         at = next(i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare)
         return tuple(whole[:at]), tuple(whole[at + len(bare) :])
-    ids = []
-    for key, default in (("bos", tokenizer.model.bos_id()), ("eos", tokenizer.eos)):
+
+    def asked(key: str, token: int) -> tuple[int, ...]:
         name = settings.get(f"{key}_token")
         name = name.get("content") if isinstance(name, dict) else name
-        token = tokenizer.model.piece_to_id(name) if name else default
-        ids.append((token,) if settings.get(f"add_{key}_token") and token >= 0 else ())
-    return ids[0], ids[1]
+        token = tokenizer.model.piece_to_id(name) if name else token
+        return (token,) if settings.get(f"add_{key}_token") and token >= 0 else ()
+
+    return asked("bos", tokenizer.model.bos_id()), asked("eos", tokenizer.eos)
 
 
 def stops(folder: Path) -> list[int]:

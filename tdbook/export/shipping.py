@@ -1,22 +1,28 @@
 """exports/<model>/: a model in every format, each run in llama.cpp and held against PyTorch, and a
-card with what was measured."""
+card with what was measured. Legend: T tokens of a prompt, V vocabulary."""
 
 import shutil
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+import gguf
+import numpy as np
+import torch
 import yaml
+from safetensors import safe_open
 from tabulate import tabulate
 
 from tdbook.corpus import token_files
 from tdbook.corpus.hugging_face import CONFIGS
-from tdbook.export import cards, gguf_check, gguf_file, model_tokenizer
+from tdbook.export import cards, gguf_file, inference, llama_cpp, model_tokenizer
 from tdbook.export.gguf_file import QUANTIZATIONS, Source
 from tdbook.export.gguf_tokenizer import SCRIPT, released_name
 from tdbook.runs.parameters import ROOT, nearest
 from tdlib import data
 from tdlib.files import whole_folder
-from tdlib.shapes import read_config
+from tdlib.model import Llama
+from tdlib.shapes import LlamaConfig, read_config, weight_files
 
 WINDOWS = 32  # on which what a file costs is measured
 FRONT = ("license", "license_name", "license_link", "base_model", "datasets")
@@ -44,18 +50,14 @@ def find(given: str) -> Path:
     path = path if path.is_absolute() or path.exists() else ROOT / path
     if (path if path.suffix == ".gguf" else path / "config.json").is_file():
         return path
-    if path.suffix == ".gguf":
-        what = "file that is there"
-        places = [path.parent, *ROOT.glob("exports/*"), *ROOT.glob("outputs/*/exports/*")]
-        others = {file for place in places for file in place.glob("*.gguf")}
-    else:
-        what = "folder with a config.json"
-        places = [path.parent, path.parent.parent, *ROOT.glob("outputs/*/models")]
-        others = {file.parent for place in places for file in place.glob("*/config.json")}
+    places = [path.parent, path.parent.parent, *ROOT.glob("exports/*")]
+    places += [*ROOT.glob("outputs/*/models"), *ROOT.glob("outputs/*/exports/*")]
+    others = {file.parent for place in places for file in place.glob("*/config.json")}
+    others |= {file for place in places for file in place.glob("*.gguf")}
     names = sorted(str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p) for p in others)
     alike = next((f"did you mean {name}?" for name in names if Path(name).name == path.name), "")
-    alike = alike or f"there are {', '.join(names) or 'none yet'}"
-    raise FileNotFoundError(f"MODEL={given} is no {what}: {nearest(given, names, alike, 0.5)}")
+    alike = nearest(given, names, alike or f"there are {', '.join(names) or 'none yet'}", 0.5)
+    raise FileNotFoundError(f"MODEL={given} is no model folder and no .gguf file: {alike}")
 
 
 def _tokens(folder: Path, given: str) -> data.Tokens | None:
@@ -64,13 +66,12 @@ def _tokens(folder: Path, given: str) -> data.Tokens | None:
     if not given and not (path / "meta.json").is_file():
         return None
     tokens = token_files.open_tokens(path)
-    if tokens.vocab_size == config.vocab_size and tokens.context <= config.context:
-        return tokens
-    if given:
+    fit = tokens.vocab_size == config.vocab_size and tokens.context <= config.context
+    if given and not fit:
         theirs = f"a vocabulary of {tokens.vocab_size:,} and windows of {tokens.context}"
         ours = f"{config.vocab_size:,} and {config.context}"
         raise ValueError(f"{path} has {theirs}, the model {ours}: give its own tokens")
-    return None
+    return tokens if fit else None
 
 
 def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None) -> list[dict]:
@@ -82,24 +83,12 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
         raise ValueError(f"{out} is, or holds, the model itself ({folder}): give another OUT=")
     model = gguf_file.read(folder)
     gguf_file.warn(model, str(folder), "Q4_0")
-    prompts, rows = gguf_check.prompts(model.config, tokens), []
+    prompts = draw_prompts(model.config, tokens)
     with whole_folder(out) as beside:
-        for quantization in QUANTIZATIONS:
-            path = beside / model.file_name(quantization)
-            gguf_file.write(model, path, quantization)
-            if quantization == "F16" and (other := gguf_check.other_weight(folder, path)):
-                fault = f"{path.name} has not the {other} that {folder} holds"
-                raise ValueError(f"{fault}: nothing is shipped, report it")
-            some = prompts if quantization == "F16" else prompts[::4]
-            row = {"format": quantization, "file": path.name, "bytes": path.stat().st_size}
-            rows.append(row | gguf_check.check(folder, path, some))
-            if rows[0]["likeliest"] < 0.99 and rows[0]["largest"] > 0.02:
-                share = f"{rows[0]['likeliest']:.1%} of next tokens alone"
-                fault = f"{path.name} agrees with {folder} on {share}"
-                raise ValueError(f"{fault}: nothing is shipped, report it")
+        rows = [_write_checked(model, beside, name, prompts) for name in QUANTIZATIONS]
         if tokens:
             files = {row["format"]: beside / row["file"] for row in rows}
-            _, *costs = gguf_check.costs(folder, files, tokens.val, WINDOWS)
+            _, *costs = inference.file_costs(folder, files, tokens.val, WINDOWS)
             for row, cost in zip(rows, costs, strict=True):
                 row |= {"loss": cost["loss"], "kl": cost["kl"]}
         tokenizers = model_tokenizer.equals(folder, model.vocabulary.tokenizer)
@@ -111,6 +100,73 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
     return rows
 
 
+def _write_checked(model: Source, place: Path, quantization: str, prompts: list) -> dict:
+    """The row of a file. F16 alone must be the model itself; the others lose what they lose."""
+    exact, path = quantization == "F16", place / model.file_name(quantization)
+    gguf_file.write(model, path, quantization)
+    other = exact and other_weight(model.folder, path)
+    row = {"format": quantization, "file": path.name, "bytes": path.stat().st_size}
+    row |= check(model.folder, path, prompts if exact else prompts[::4])
+    if other or (exact and row["likeliest"] < 0.99 and row["largest"] > 0.02):
+        share = f"agrees with {model.folder} on {row['likeliest']:.1%} of next tokens alone"
+        fault = f"has not the {other} that {model.folder} holds" if other else share
+        raise ValueError(f"{path.name} {fault}: nothing is shipped, report it")
+    return row
+
+
+def draw_prompts(config: LlamaConfig, tokens, count: int = 200) -> list[list[int]]:
+    """Prompts of many lengths, from one token to the whole context, the shorter the more often:
+    parts of the validation text, or, without tokens, ids at random. Each begins after <eos>."""
+    draw, prompts = np.random.default_rng(0), []
+    stream = tokens.val.ids if tokens else draw.integers(0, config.vocab_size, 2**16)
+    for length in np.geomspace(1, config.context, count).round().astype(int):
+        at = draw.integers(0, max(1, len(stream) - length))
+        prompts.append([config.eos_id, *stream[at : at + length].tolist()][:length])
+    return prompts
+
+
+@torch.no_grad()
+def check(folder: Path, path: Path, prompts: Sequence[list[int]]) -> dict[str, float]:
+    """After every token of the prompts: `likeliest`, how often both expect the same next token;
+    `mean` and `largest` |log p − log q| over the vocabulary. The model's matrices are rounded to 16
+    bits first: what an F16 file then differs by is the program's own arithmetic."""
+    model = Llama.load(folder).eval()
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            weight.copy_(weight.half())
+    file = llama_cpp.Model(path, threads=torch.get_num_threads(), exact=True)
+    same, total, largest = 0, 0.0, 0.0
+    for ids in prompts:
+        log_p_TV, log_q_TV = inference.log_p(model, ids), file.logprobs(ids)
+        same += int((log_p_TV.argmax(1) == log_q_TV.argmax(1)).sum())
+        difference_TV = np.abs(log_q_TV - log_p_TV)
+        total += float(difference_TV.sum(dtype=np.float64))
+        largest = max(largest, float(difference_TV.max()))
+    count = sum(map(len, prompts))
+    mean = total / count / model.config.vocab_size
+    return {"likeliest": same / count, "mean": mean, "largest": largest}
+
+
+def other_weight(folder: Path, path: Path) -> str:
+    """The first tensor of a folder's safetensors that an F16 file made of it does not hold; "" for
+    none. By name from one file to the other, past all that reads models here."""
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(tensors) // 9)
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as stored:
+            for name in (n for n in stored.keys() if not n.endswith("rotary_emb.inv_freq")):
+                tied = name == "lm_head.weight" and "output.weight" not in tensors
+                in_gguf = "token_embd.weight" if tied else names.get_name(name, (".weight",))
+                if (written := tensors.get(in_gguf)) is None:
+                    return name
+                weight = stored.get_tensor(name).half().numpy()
+                if name.endswith(("q_proj.weight", "k_proj.weight")):  # their rows are turned
+                    weight, written = np.sort(weight, axis=0), np.sort(written, axis=0)
+                if not np.array_equal(weight, written.astype(np.float16)):
+                    return name
+    return ""
+
+
 def _in_words(rows: list[dict]) -> list[dict[str, str]]:
     rows = [row | {"bytes": f"{row['bytes'] / 1e6:.1f} MB"} for row in rows]
     return [{name: format(x, FORMS.get(name, "")) for name, x in row.items()} for row in rows]
@@ -119,20 +175,14 @@ def _in_words(rows: list[dict]) -> list[dict[str, str]]:
 def _card(model: Source, rows: list[dict], prompts: list[list[int]], windows: int) -> str:
     parts, tokenizer = cards.templates("export.yaml"), model.vocabulary.tokenizer
     front = {"language": "te", "pipeline_tag": "text-generation", "tags": ["telugu", "gguf"]}
-    front |= {name: model.card[name] for name in FRONT if name in model.card}
+    given = gguf.Metadata.load_model_card(model.folder)
+    front |= {name: given[name] for name in FRONT if name in given}
     table = tabulate(_in_words(rows), headers="keys", tablefmt="github", disable_numparse=True)
     kinds = {q: gguf_file.kinds(model, q) for q in QUANTIZATIONS}
-    values = {
-        "front": yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
-        "model": model,
-        "files": table,
-        "prompts": prompts,
-        "windows": windows,
-        "coarse": gguf_file.coarse(model, "Q4_0"),
-        "finer": kinds["Q4_0_DEFAULT"] != kinds["Q4_0"],
-        "same": [q for q in QUANTIZATIONS if kinds[q] == kinds["Q4_0"]],
-        "best": rows[2]["file"],
-        "script": SCRIPT,
-        "lines": len(model_tokenizer.trial_lines(tokenizer)),
-    }
+    front = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()
+    values = dict(front=front, model=model, files=table, prompts=prompts, windows=windows)
+    values |= dict(coarse=gguf_file.coarse(model, "Q4_0"), best=rows[2]["file"], script=SCRIPT)
+    values |= dict(finer=kinds["Q4_0_DEFAULT"] != kinds["Q4_0"])
+    values |= dict(same=[q for q in QUANTIZATIONS if kinds[q] == kinds["Q4_0"]])
+    values |= dict(lines=len(model_tokenizer.trial_lines(tokenizer)))
     return cards.fill(parts["card"], values | parts["ways"][released_name(tokenizer)])

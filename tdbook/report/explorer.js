@@ -12,7 +12,7 @@ function hardSetNumbers(section) {
 // and the numbers of clip, easy and token_share among their options]; moved(at, view, stop) is told
 // of it, at first and after every move.
 function hardSetSliders(section, at, moved) {
-  const {views, tokens, presets} = hardSetNumbers(section);
+  const {views, tokens} = hardSetNumbers(section);
   const all = selector => [...section.querySelectorAll(selector)];
   const one = selector => section.querySelector(selector);
   const percent = (a, b) => b ? `${(100 * a / b).toFixed(1)}%` : "–";
@@ -20,7 +20,7 @@ function hardSetSliders(section, at, moved) {
   const inputs = all("input[type=range]"), switches = all(".finer input, .finer select");
   const names = ["junk", "clip", "easy_share", "token_share"];
   const rects = all("rect").map(rect => [rect, +rect.dataset.difficulty]);
-  const lines = all(".line").map(path => [path, +path.dataset.zero, +path.dataset.nat]);
+  const lines = all(".line").map(path => [path, +path.dataset.low, +path.dataset.nat]);
   const rows = all("tbody tr").map(row => ({
     text: row.cells[1].firstChild, share: row.cells[2].firstChild.firstChild,
     bar: row.querySelector("i").style, group: +row.dataset.group,
@@ -46,8 +46,8 @@ function hardSetSliders(section, at, moved) {
     pictures.forEach((picture, i) => picture.hidden = i !== +junk);
     for (const [rect, difficulty] of rects)
       rect.setAttribute("class", difficulty > view.cap ? "out" : difficulty >= threshold ? "hard" : "");
-    for (const [path, zero, nat] of lines)
-      path.setAttribute("transform", `translate(${zero + threshold * nat})`);
+    for (const [path, low, nat] of lines)
+      path.setAttribute("transform", `translate(${(threshold - low) * nat})`);
     for (const {text, share, bar, group} of rows) {
       text.data = `${hardSetNumber(hard[group])} of ${hardSetNumber(view.all[group])}`;
       share.data = percent(hard[group], view.all[group]);
@@ -74,7 +74,7 @@ function hardSetSliders(section, at, moved) {
   for (const el of switches) el.addEventListener("change", () =>
     turn(2 + names.indexOf(el.name), +(el.type === "checkbox" ? el.checked : el.value)));
   for (const button of all(".presets button"))
-    button.addEventListener("click", () => slide("share", presets[button.textContent]));
+    button.addEventListener("click", () => slide("share", 2 * button.dataset.share - 1));
   show();
 }
 

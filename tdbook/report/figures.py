@@ -1,4 +1,4 @@
-"""What all figures share: a model's look, forest plots, panels and axes.
+"""What all figures share: a model's look, and two forms, forest plots and lines.
 
 A figure is 6 inches wide, narrower where it holds much text. pyplot does not know it, so that a
 notebook shows it only once.
@@ -7,6 +7,7 @@ notebook shows it only once.
 import textwrap
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from pathlib import Path
 import fontpkg
 import matplotlib as mpl
 import numpy as np
+import yaml
 from matplotlib import font_manager, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 TELUGU = str(fontpkg.path("Noto Sans Telugu"))
 font_manager.fontManager.addfont(TELUGU)
@@ -26,44 +28,17 @@ FONTS = [font_manager.get_font(path) for path in (TELUGU, font_manager.findfont(
 style.use(Path(__file__).with_name("figures.mplstyle"))
 # matplotlib leaves out a sign that no font has, with only a warning
 warnings.filterwarnings("error", message=r"Glyph \d+ .* missing from")
-
-# Colour and marker of a model. The first five, most often compared, lie at least 10 of 100 steps of
-# lightness (CIELAB L*) apart, so that they differ in grey too.
-LOOKS = {
-    "teacher": ("#000000", "s"),
-    "50m": ("#1b75bc", "o"),
-    "50m-scratch": ("#8c8c8c", "X"),
-    "50m-hard": ("#f0a01e", "P"),
-    "50m-hard-merged": ("#5b2a86", "D"),
-    "50m-random": ("#f6c57a", "p"),
-    "50m-random-merged": ("#a98ac8", "d"),
-    "50m-seed2": ("#7fbbe6", "h"),
-    "55m": ("#8c510a", "v"),
-    "80m": ("#2f8f6b", "^"),
-    "120m": ("#0b5a36", ">"),
-    "150m": ("#004d47", "8"),
-    "75m": ("#14988a", "<"),
-    "75m-direct": ("#7ccbbf", "H"),
-}
+DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+LOOKS, ROLES, CUTS, PARTS = DATA.values()
 LINES = ["-", "--", "-.", ":"]
 HARD, EASY, GREY, DOTS = "#c8371b", "#c3c8ce", "#5f6770", "#8f969e"  # windows, not models
 PLAN = "#f3dfa2"  # the ground of what the plan says
-BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.7}
 EVEN = {"color": "#777777", "linewidth": 1, "linestyle": "--"}  # a line to compare with
-ROLES = {  # of an effect: colour, and words in the legend
-    "claim": ("#1b75bc", "the claim"),
-    "control": (HARD, "a control"),
-    "part": ("#777777", "shown besides"),
-}
-DRAWN = 20_000  # points of a cloud; of more windows, every k-th is drawn
-LISTED = 16  # rows of a list in one figure
-# cuts of windows (features.cuts) whose groups' names do not say of what they are
-CUTS = {"script": "share of tokens not in Telugu", "rare tokens": "share of rare tokens"}
+BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.7}
+NOTE = {"va": "center", "fontsize": 8.5, "bbox": BOX}
+LISTED = 20  # groups of a cut; of more, the largest
 PHONE = 4.5  # inches: where panels hold much text, narrow enough for a phone to show it large
 LOSS = "validation loss (nats per token)"
-Rows = Sequence[Mapping]
-ByCut = Mapping[str, Mapping[str, Mapping]]  # cut → bucket → model → its value
-Hints = Mapping[str, tuple[float, float]]  # setting → what the plan says of it, from and to
 
 
 def colour(name: str) -> str:
@@ -97,124 +72,108 @@ class Mark:
     form: str = "o"
     filled: bool = True  # or hollow, its bar dotted
     note: str = ""  # beside it
+    plan: tuple[float, float] | None = None  # from and to: the ground of its row
 
 
-def of_model(model: str, value: float, low=np.nan, high=np.nan, *, row="", note="") -> Mark:
+def of_model(model: str, value: float, low=np.nan, high=np.nan, *, row="", **more) -> Mark:
     """A value of a model, in its look."""
-    return Mark(row or model, value, low, high, colour(model), marker(model), note=note)
-
-
-def forest(
-    ax: Axes,
-    marks: Sequence[Mark],
-    *,
-    spread: float = 0.7,
-    bands: Mapping[str, Sequence[float]] | None = None,
-    line: float | None = None,
-) -> None:
-    """Marks in rows of their names, from the top; those of one row below each other, over `spread`
-    of its height. `bands`: what the plan says of a row, from and to."""
-    rows = list(dict.fromkeys(mark.row for mark in marks))
-    for row, (low, high) in (bands or {}).items():
-        ax.barh(rows.index(row), high - low, 0.9, low, color=PLAN, zorder=0)
-    for i, row in enumerate(rows):
-        in_row = [mark for mark in marks if mark.row == row]
-        for k, mark in enumerate(in_row):
-            y = i + spread * (k - (len(in_row) - 1) / 2) / len(in_row)
-            dash, fill, edge = "-", mark.ink, "white"
-            if not mark.filled:
-                dash, fill, edge = ":", "white", mark.ink
-            ax.plot([mark.low, mark.high], [y, y], dash, color=mark.ink, linewidth=2)
-            look = {"markersize": 7, "markerfacecolor": fill, "markeredgecolor": edge}
-            ax.plot(mark.value, y, mark.form, **look)
-            note(ax, np.fmax(mark.value, mark.high), y, mark.note)
-    if line is not None:
-        ax.axvline(line, color="black", linewidth=1.2)
-    ax.set_yticks(range(len(rows)), [textwrap.fill(printable(row), 30) for row in rows])
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.grid(axis="y", visible=False)
-
-
-def note(ax: Axes, x: float, y: float, text: str, side: str = "left", **look: object) -> None:
-    """A word beside a point."""
-    if text:
-        look = {"va": "center", "ha": side, "fontsize": 8.5, "bbox": BOX} | look
-        to = (5 if side == "left" else -5, 0)
-        ax.annotate(text, (x, y), to, textcoords="offset points", **look)
+    return Mark(row or model, value, low, high, colour(model), marker(model), **more)
 
 
 def key(label: str, ink: str, form: str = "o", filled: bool = True) -> Line2D:
     """A marker, or a line, for a legend."""
     look = {"marker": form, "linestyle": ""} if form else {"linewidth": 2}
-    fill = ink if filled else "white"
-    return Line2D([], [], color=ink, label=label, markerfacecolor=fill, **look)
+    return Line2D([], [], color=ink, label=label, markerfacecolor=ink if filled else "w", **look)
 
 
-def legend(figure: Figure, keys: Sequence, columns: int = 2) -> None:
-    figure.legend(handles=keys, loc="outside lower center", ncols=columns)
+Panels = Mapping[str, Sequence[Mark]]  # title → marks in rows of their names, from the top
 
 
-def panels(
-    title: str, heights: Sequence[float], room: float = 0, count: int = 0, **layout: object
-) -> tuple[Figure, np.ndarray]:
-    """Rows of axes of these heights in inches, `count` axes in all, and `room` for title and
-    legend. `layout`: ncols, sharex, sharey; width in inches."""
-    width = layout.pop("width", 6)
-    figure = Figure(figsize=(width, room + sum(heights)), layout="constrained")
-    most = 76 if width > PHONE else 54  # letters in a line of the title
-    lines = -(-len(title) // most)
-    letters = most if lines == 1 else min(most, len(title) // lines + 9)  # as even as they come
-    text = textwrap.fill(title, letters, break_on_hyphens=False)
-    figure.suptitle(text, x=0.01, ha="left", linespacing=1.15)
-    axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights, **layout)
-    for ax in axes.flat[count or axes.size :]:
+def forest(
+    title: str, panels: Panels, xlabel: str, keys: Sequence = (), line=None, columns=1, width=6.0
+) -> Figure:
+    """A figure of panels. Marks of one row that have intervals lie below each other."""
+    heights = []
+    for marks in panels.values():
+        rows, stacked = (
+            Counter(mark.row for mark in marks),
+            np.isfinite([m.low for m in marks]).any(),
+        )
+        each = 0.15 + 0.11 * (max(rows.values()) if stacked else 1)
+        heights.append(0.4 + sum(each + 0.15 * (len(row) // 30) for row in rows))
+    heights = [max(heights[i : i + columns]) for i in range(0, len(panels), columns)]
+    figure = titled(title, sum(heights) + 0.5 + 0.25 * -(-len(keys) // 2), width)
+    layout = {"squeeze": False, "sharex": True, "height_ratios": heights}
+    for ax in figure.subplots(len(heights), columns, **layout).flat[len(panels) :]:
         ax.remove()
-    return figure, axes
+    for ax, (name, marks) in zip(figure.axes, panels.items(), strict=True):
+        ax.set_title(printable(name), loc="left")
+        _rows(ax, marks)
+        if line is not None:
+            ax.axvline(line, color="black", linewidth=1.2)
+    for ax in figure.axes[-columns:]:  # the lowest of each column
+        ax.tick_params(labelbottom=True)
+        ax.set_xlabel(xlabel)
+    if keys:
+        figure.legend(handles=keys, loc="outside lower center", ncols=2)
+    return figure
 
 
-def single(title: str, height: float = 3.0, rows: float = 0) -> Axes:
-    """The axes of a figure of one panel, high enough for a list of `rows`."""
-    return panels(title, [max(height, 1.2 + 0.26 * rows)])[1][0, 0]
+def _rows(ax: Axes, marks: Sequence[Mark]) -> None:
+    rows = list(dict.fromkeys(mark.row for mark in marks))
+    spread = 0.7 * np.isfinite([mark.low for mark in marks]).any()
+    for i, row in enumerate(rows):
+        in_row = [mark for mark in marks if mark.row == row]
+        for k, mark in enumerate(in_row):
+            y = i + spread * (k - (len(in_row) - 1) / 2) / len(in_row)
+            dash, fill, edge = ("-", mark.ink, "w") if mark.filled else (":", "w", mark.ink)
+            ax.plot([mark.low, mark.high], [y, y], dash, color=mark.ink, linewidth=2)
+            look = {"markersize": 7, "markerfacecolor": fill, "markeredgecolor": edge}
+            ax.plot(mark.value, y, mark.form, **look)
+            if mark.plan and np.isfinite(mark.plan[0]):
+                low, high = mark.plan
+                ax.barh(i, high - low, 0.9, low, color=PLAN, zorder=0)
+            if mark.note:
+                at = (np.fmax(mark.value, mark.high), y)
+                ax.annotate(mark.note, at, (5, 0), textcoords="offset points", **NOTE)
+    ax.set_yticks(range(len(rows)), [textwrap.fill(printable(row), 30) for row in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.margins(x=0.14)  # room for notes
+    ax.grid(axis="y", visible=False)
 
 
-def model_line(name: str, i: int) -> dict:
-    """The look of a model's line, the i-th of a figure."""
-    look = {"color": colour(name), "marker": marker(name), "linestyle": LINES[i % 4]}
-    return look | {"label": name}
+def titled(title: str, height: float, width: float = 6) -> Figure:
+    """A figure with so many inches below its title."""
+    text = textwrap.fill(title, 76 if width > PHONE else 54, break_on_hyphens=False)
+    height += 0.2 * (text.count("\n") + 1)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(text, x=0.01, ha="left", linespacing=1.15)
+    return figure
 
 
-def labelled(ax: Axes, x: str, y: str, **form: float) -> Figure:
-    """The figure with its axes labelled and a legend."""
+def single(title: str, x: str, y: str, height: float = 2.8) -> Axes:
+    """The axes of a figure of one panel, with their labels."""
+    ax = titled(title, height).subplots()
     ax.set(xlabel=x, ylabel=y)
-    ax.legend(**form)
-    return ax.figure
+    return ax
 
 
-def logarithmic(ax: Axes, ticks: Sequence[float]) -> None:
+def lines(ax: Axes, points: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """A line a model in its look, {name: (x, y)}."""
+    for i, (name, (x, y)) in enumerate(points.items()):
+        look = {"color": colour(name), "marker": marker(name), "linestyle": LINES[i % 4]}
+        ax.plot(x, y, label=name, linewidth=1.8, markevery=max(1, len(x) // 8), **look)
+
+
+def logarithmic(ax: Axes) -> None:
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=ticks))
+    ax.xaxis.set_major_locator(LogLocator(subs=[1, 2, 5]))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(count)
-
-
-def percent(*axes) -> None:
-    for axis in axes:
-        axis.set_major_formatter(PercentFormatter(1))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def apart(difference: float) -> str:
     return f"{abs(difference):.3f} nats {'above' if difference >= 0 else 'below'}"
-
-
-def signed(value: float) -> str:
-    """ "−0.016", with a true minus sign."""
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def count(x: float, _: int = 0) -> str:
-    """1,200,000 as 1.2M; a tick formatter too."""
-    size, unit = next((s for s in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if abs(x) >= s[0]), (1, ""))
-    return f"{x / size:.3g}{unit}"
 
 
 def printable(name: object) -> str:

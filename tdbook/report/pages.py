@@ -1,9 +1,8 @@
 """Reports: an executed notebook becomes one HTML file that asks for nothing outside itself.
 
-Maths is MathML, figures are data URIs, Telugu comes with its own subset font. What came from data
-is escaped where it becomes HTML: by Markdown, the templates, pandas and widgets.py. Should some
-slip through, the page's security policy forbids requests and every script but the explorer's, which
-it knows by its hash.
+Maths is MathML, figures are data URIs, Telugu has its own subset font. What came from data is
+escaped where it becomes HTML: by Markdown, the templates, pandas, widgets.py. Of what slips through
+the page's security policy allows no request, and no script but the explorer's, known by its hash.
 """
 
 import base64
@@ -12,7 +11,6 @@ import functools
 import hashlib
 import importlib.metadata
 import io
-import json
 from pathlib import Path
 
 import fontpkg
@@ -38,32 +36,6 @@ WIDGETS_CSS = (HERE / "widgets.css").read_text("utf-8")
 SCRIPT = (HERE / "explorer.js").read_text("utf-8")  # moves the sliders of `explorer`
 
 
-def explorer(numbers: dict, embedded: dict) -> str:
-    """The explorer of widgets.py as HTML that needs no kernel, and no script to show its start;
-    `embedded` is what its script reads."""
-    text = json.dumps(embedded, ensure_ascii=False, separators=(",", ":"))
-    text = Markup(text.replace("<", "\\u003c"))
-    template = environment().get_template("explorer.html.j2")
-    return template.render(n=numbers, embedded=text, script=Markup(SCRIPT))
-
-
-def size(count: float) -> str:
-    """Bytes, as 31.2 MB."""
-    return units.si(count, "B")
-
-
-def estimated(record: dict) -> str:
-    """What was expected of a run before it began, beside what it took."""
-    if not (span := record.get("remembered", {}).get("estimate")):
-        return ""
-    return f" (estimated {units.duration(span['seconds_low'], span['seconds_high'])})"
-
-
-def literal(value: object) -> str:
-    """A parameter's value as YAML has it: text plain, the rest as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
 def exporter() -> HTMLExporter:
     """Makes the HTML of a notebook's cells."""
     places = {"template_name": "report_template", "extra_template_basedirs": [str(HERE)]}
@@ -75,9 +47,6 @@ def exporter() -> HTMLExporter:
 
 class _Renderer(IPythonRenderer):
     """Formulas as MathML, HTML as text. (A subclass is the way to extend a mistune renderer.)"""
-
-    def latex_environment(self, name: str, body: str) -> str:
-        return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
 
     def block_math(self, body: str) -> str:  # focusable, since a wide one scrolls
         return f'<span class="math" tabindex="0">{self.inline_math(body, "block")}</span>'
@@ -104,11 +73,14 @@ def environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(HERE / "report_template")
     templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
     words = (heartbeat.date, heartbeat.duration, heartbeat.progress, heartbeat.in_words)
-    for function in (*words, heartbeat.word, estimated, literal, size):
-        templates.filters[function.__name__] = function
+    templates.filters |= {function.__name__: function for function in (*words, heartbeat.word)}
+    templates.filters |= {"si": units.si, "span": units.duration}
     script = base64_of(hashlib.sha256(SCRIPT.encode()).digest())
     css = Markup((HERE / "report.css").read_text("utf-8") + WIDGETS_CSS)
     templates.globals |= {"css": css, "font_slot": FONT_SLOT, "script_hash": f"sha256-{script}"}
+    templates.globals |= {"script": Markup(SCRIPT), "widgets_css": Markup(WIDGETS_CSS)}
+    # of what a page's script reads; tojson escapes what could end it
+    templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     return templates
 
 

@@ -2,18 +2,17 @@
 
 hashes/<run>.json, there only while the run is done, holds hashes of its parameters, its code and
 the contents of its inputs and outputs. A rerun follows from those alone, never from a file's time.
-A fingerprint of a file or folder: {"sha256" of its content, "files": name → [size, mtime_ns],
-"each": name → hash}.
+A fingerprint: {"sha256" of the content, "files": name → [size, mtime_ns], "each": name → hash}.
 """
 
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tdbook.runs import disk, notebooks, parameters, rules, sweeps
+from tdbook.runs.choice import HARD_SET, chosen
 from tdbook.runs.notebooks import INFERENCE, notebook_of
 from tdlib import files
 
@@ -21,9 +20,6 @@ QUICK = {"smoke", "tiny"}  # profiles in which changed code repeats a run; elsew
 ONE_THREAD = QUICK | {"small"}  # models so small that two runs of a thread each beat one of two
 KEPT = ("parameters", "code", "inputs", "outputs")  # of hashes/<run>.json
 EMPTY = {"inputs": {}, "outputs": {}}  # where there is none
-HARD_SET = "hard_set.json"  # of what runs write, this alone may be changed by hand
-BY_A_RUN = r"by [\w.+-]+'s parameters"  # how its words begin where a run chose it
-SEEN = ".looked.json"  # in a run folder: outputs whose times moved and whose content did not
 AFTER, OLDER = "after ", "made by older code"
 # hashes of earlier code (e5f1020 and fc5e254, by notebook) that makes today's numbers of sound text
 # and tokens: its nights are not stale. Empty this when a number changes.
@@ -41,38 +37,44 @@ def load(out: Path, run: str) -> dict | None:
 
 def makers(out: Path) -> dict[str, tuple[str, dict]]:
     """Output of a finished run → the run, and the fingerprint then; if two wrote it, the later."""
-    times = {}
-    for path in sorted((out / "hashes").glob("*.json")):
+    times: dict[str, int] = {}
+    for path in (out / "hashes").glob("*.json"):
         with contextlib.suppress(FileNotFoundError):  # a run that begins anew meanwhile
             times[path.stem] = path.stat().st_mtime_ns
     made: dict[str, tuple[str, dict]] = {}
-    for run in sorted(times, key=times.get):
+    for run in sorted(times, key=lambda run: (times[run], run)):
         made |= {path: (run, was) for path, was in (load(out, run) or EMPTY)["outputs"].items()}
     return dict(sorted(made.items(), key=lambda item: item[1][0]))
 
 
 def made_by_others(out: Path, run: str) -> dict[str, dict]:
     """What the folder's other finished runs wrote for others to read → fingerprint."""
-    others = {path: made for path, made in makers(out).items() if made[0] != run}
-    return {p: was for p, (maker, was) in others.items() if notebook_of(maker) != INFERENCE}
+    made = makers(out).items()
+    return {n: was for n, (by, was) in made if by != run and notebook_of(by) != INFERENCE}
 
 
 def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
     """What a run reads, as its parameters name it → where that is."""
     inside = notebooks.reads(run, values, [*made_by_others(out, run)])
     outside = parameters.external(notebook_of(run), values)
-    places = {path: out / path for path in inside}
-    places |= {path: parameters.ROOT / path for path in outside}
+    places = {path: out / path for path in inside} | {p: parameters.ROOT / p for p in outside}
     return places | sweeps.results(out, values.get("sweeps", ""))
 
 
-def input_hashes(out: Path, run: str, places: dict[str, Path]) -> dict[str, dict]:
-    """Fingerprints of what a run reads: of what another run wrote, the one it had then."""
+def input_hashes(out: Path, run: str, places: dict[str, Path], known: dict | None = None) -> dict:
+    """Fingerprints of what a run reads: of what another run wrote, the one it had then, whatever
+    was laid beside since. A hard set, which may be chosen by hand, and files that are links, which
+    are their owner's, are looked at; `known` are fingerprints believed where no time moved."""
     made = made_by_others(out, run)
-    return {
-        name: made[name] if _by_a_run(path, made.get(name)) else fingerprint(path, made.get(name))
-        for name, path in places.items()
-    }
+    known, found = (known or {}) | made, {}
+    for name, path in places.items():
+        look = name not in made or name == HARD_SET or _links(path, made[name])
+        found[name] = fingerprint(path, known.get(name)) if look else made[name]
+    return found
+
+
+def _links(path: Path, made: dict) -> bool:
+    return any((path / file).is_symlink() for file in made["files"] if file != ".")
 
 
 def outputs(out: Path, run: str, values: dict) -> dict[str, Path]:
@@ -112,10 +114,11 @@ def judge(
 
     for name in asked:
         judge_one(name)
-    reasons = {name: reasons[name] for name in jobs if name in reasons}
-    keep = [name for name, reason in reasons.items() if not reason or reason.startswith(AFTER)]
-    hurt = {name: damage(jobs[name].out, jobs[name].run, full) for name in keep}
-    return reasons, {name: lines for name, lines in hurt.items() if lines}
+    reasons, damaged = {name: reasons[name] for name in jobs if name in reasons}, {}
+    for name, reason in reasons.items():
+        if not reason or reason.startswith(AFTER):
+            damaged[name] = damage(jobs[name].out, jobs[name].run, full)
+    return reasons, {name: lines for name, lines in damaged.items() if lines}
 
 
 def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str:
@@ -139,34 +142,16 @@ def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str
         return OLDER
     if gone := [name for name, path in outputs(out, run, values).items() if not path.exists()]:
         return f"{', '.join(gone)} is gone"
-    now, others = inputs(out, run, values), made_by_others(out, run)
-    if other := sorted((now.keys() ^ kept["inputs"].keys()) - {*pending}):
+    now, read = inputs(out, run, values), kept["inputs"]
+    if other := sorted((now.keys() ^ read.keys()) - {*pending}):
         return f"reads {', '.join(other[:3])} {'now' if other[0] in now else 'no longer'}"
-    for name in (name for name in now if name not in pending):
-        if not now[name].exists():
-            return f"{name} is gone"
-        if not _same(now[name], kept["inputs"][name], others.get(name)):
+    now = {name: path for name, path in now.items() if name not in pending}
+    if gone := [name for name, path in now.items() if not path.exists()]:
+        return f"{', '.join(gone)} is gone"
+    for name, found in input_hashes(out, run, now, read).items():
+        if found["sha256"] != read[name]["sha256"]:
             return f"{name} has changed"
     return ""
-
-
-def _same(path: Path, kept: dict, made: dict | None) -> bool:
-    """Whether an input is what a run was made from. What another run wrote is known by its record:
-    files laid beside it later, or before that run read it, change nothing."""
-    if not _by_a_run(path, made):
-        return fingerprint(path, kept)["sha256"] == kept["sha256"]
-    if made["sha256"] == kept["sha256"]:
-        return True
-    more = made["files"].keys() <= kept["files"].keys()
-    return more and fingerprint(path, kept, kept["files"])["sha256"] == kept["sha256"]
-
-
-def _by_a_run(path: Path, made: dict | None) -> bool:
-    """Whether a run answers for what lies here: not for a hard set, which may be chosen by hand,
-    nor for files that are links, which are their owner's."""
-    if made is None or path.name == HARD_SET:
-        return False
-    return not any((path / name).is_symlink() for name in made["files"] if name != ".")
 
 
 def older_code(out: Path, run: str) -> bool:
@@ -179,92 +164,58 @@ def older_code(out: Path, run: str) -> bool:
 
 def damage(out: Path, run: str, full: bool = False) -> list[str]:
     """What a finished run wrote and is otherwise now, a line each: the file, how, and what makes it
-    again. Sizes and times are looked at; content where a time moved, or always in a `full` look.
-    Not damage: what was laid beside, what was removed whole, a hard set chosen by hand."""
-    seen, remedy = files.whole(out / SEEN) or {}, f"REDO={run} makes it again"
-    made = makers(out) if (out / "hashes" / f"{run}.json").exists() else {}
-    own = {n: was for n, (maker, was) in made.items() if maker == run and (out / n).exists()}
-    hurt = (_hurt(out, name, was, seen.get(name), full) for name, was in own.items())
-    return [f"{what}: {run} wrote it otherwise: {remedy}" for what in hurt if what]
+    again. Content is looked at where a size or time moved, or always in a `full` look. Not damage:
+    what was laid beside, what was removed whole, a hard set chosen by hand."""
+    return _damage(out, {n: made for n, made in makers(out).items() if made[0] == run}, full)
 
 
 def input_damage(out: Path, run: str, values: dict) -> list[str]:
-    """The damage of what a run reads of other runs."""
+    """The same of what a run reads of other runs."""
     made, read = makers(out), inputs(out, run, values)
-    others = {made[name][0]: None for name in read if name in made and made[name][0] != run}
-    starts = tuple(f"{name}{end}" for name in read for end in " /")
-    return [line for other in others for line in damage(out, other) if line.startswith(starts)]
+    return _damage(out, {n: made[n] for n in read if n in made and made[n][0] != run})
 
 
-def _hurt(out: Path, name: str, was: dict, seen: dict | None, full: bool) -> str:
+def _damage(out: Path, made: dict[str, tuple[str, dict]], full: bool = False) -> list[str]:
+    lines = []
+    for name, (run, was) in made.items():
+        if (out / name).exists() and (what := _hurt(out / name, name, was, full)):
+            lines.append(f"{what}: {run} wrote it otherwise: REDO={run} makes it again")
+    return lines
+
+
+def _hurt(place: Path, name: str, was: dict, full: bool) -> str:
     """The first file of an output that is not as it was written, and how; "" for none."""
-    place, stats = out / name, {}
-    for file, (size, _) in was["files"].items():
-        path, shown = place / file, name if file == "." else f"{name}/{file}"
-        if name != HARD_SET and path.is_symlink() and file != ".":
-            return ""  # its owner's
-        if not path.is_file():
-            return f"{shown} is gone"
-        stats[file] = _stat(path)
-        if stats[file][0] != size and name != HARD_SET:
-            return f"{shown} has {stats[file][0]:,} bytes, had {size:,}"
-    still, now = stats == was["files"], {"sha256": was["sha256"], "files": stats}
-    if not full and (still or seen == now):
-        return ""
-    if name == HARD_SET and not still:
+    if _links(place, was):
+        return ""  # its owner's
+    now = fingerprint(place, None if full else was, was["files"])
+    if name == HARD_SET and now["files"] != was["files"]:
         return "" if chosen(place) is not None else f"{name} is no whole choice of windows"
-    found, each = fingerprint(place, names=was["files"]), was.get("each", {})
-    if found["sha256"] == was["sha256"]:
-        if not still:  # a copied folder: the next look reads nothing
-            with contextlib.suppress(OSError):  # a folder that may only be read
-                looked = (files.whole(out / SEEN) or {}) | {name: now}
-                files.write_whole(out / SEEN, json.dumps(looked).encode())
+    if now["sha256"] == was["sha256"]:
         return ""
-    other = [file for file in each if found["each"][file] != each[file]]
-    other += [file for file in stats if stats[file] != was["files"][file]]
-    inside = f"/{other[0]}" if other and other[0] != "." else ""
-    return f"{name}{inside} has other content"
-
-
-def chosen(path: Path) -> dict | None:
-    """A hard set as its file has it; None where that is no choice of windows."""
-    choice = files.whole(path, "windows_K", "threshold", "share")
-    rows = choice and choice["windows_K"]
-    if not isinstance(rows, list) or any(type(row) is not int for row in rows):
-        return None
-    numbers = all(type(choice[key]) in (int, float) for key in ("threshold", "share"))
-    return choice if numbers and rows == sorted({*rows}) and min(rows, default=0) >= 0 else None
-
-
-def by_hand(path: Path) -> bool:
-    """Whether a hard set was chosen by a person, in the explorer or elsewhere."""
-    choice = chosen(path)
-    return choice is not None and not re.match(BY_A_RUN, choice.get("words", ""))
+    for file, own in was.get("each", {}).items():
+        if now["each"].get(file) != own:
+            shown = name if file == "." else f"{name}/{file}"
+            return f"{shown} {'has other content' if file in now['each'] else 'is gone'}"
+    return f"{name} has other content"
 
 
 def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | None = None) -> dict:
     """Of a file or folder, or of `names` alone in it. Where every size and time is that of `known`,
     its hash is believed and nothing is read."""
-    if names is None:  # but for a model's card
+    if names is not None:
+        below = [path / name for name in names]
+    else:  # but for a model's card
         below = sorted(disk.below(path)) if path.is_dir() else [path]
-        below = [file for file in below if file.is_file() and not file.name.startswith(".")]
-        below = [file for file in below if file == path or file.name != "README.md"]
-    else:
-        below = [path / name for name in names if (path / name).is_file()]
-    stats = {str(file.relative_to(path)): _stat(file) for file in below}
+        below = [f for f in below if not f.name.startswith(".")]
+        below = [f for f in below if f == path or f.name != "README.md"]
+    stats = {str(f.relative_to(path)): f.stat() for f in below if f.is_file()}
+    stats = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     if known and known["files"] == stats:
         return known
-    digest, each = hashlib.sha256(), {}
-    for name in stats:
-        own = _content(path / name)
-        each[name] = own.hex()[:16]
-        digest.update(f"{name}\0".encode() + own)
+    hashes = {name: _content(path / name) for name in stats}
+    digest = hashlib.sha256(b"".join(f"{n}\0".encode() + own for n, own in hashes.items()))
+    each = {name: own.hex()[:16] for name, own in hashes.items()}
     return {"sha256": digest.hexdigest(), "files": stats, "each": each}
-
-
-def _stat(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _content(path: Path) -> bytes:
@@ -281,13 +232,13 @@ def _content(path: Path) -> bytes:
 
 
 def of_code(notebook: str) -> str:
-    """Of both packages with their word lists, and of the cells of the notebook."""
+    """Of both packages with their tables, and of the cells of the notebook."""
     digest = hashlib.sha256()
     for path in sorted(p for place in ("tdlib", "tdbook") for p in (CODE / place).rglob("*")):
         if path.suffix in {".py", ".yaml", ".toml"}:
             digest.update(path.read_bytes())
     path = parameters.ROOT / "notebooks" / f"{notebook}.ipynb"
-    cells = json.loads(path.read_text(encoding="utf8"))["cells"] if path.exists() else []
+    cells = json.loads(path.read_text("utf8"))["cells"] if path.exists() else []
     digest.update("\0".join("".join(cell["source"]) for cell in cells).encode())
     return digest.hexdigest()
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from tdbook.runs.notebooks import notebook_of
 from tdlib import files
-from tdlib.files import write_whole as write
 
 HEARTBEAT_S = 5
 STOP_S = 30  # that a stopped run gets to end its step, keep its state and write its page
@@ -25,10 +24,11 @@ DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not o
 def state(out: Path, run: str) -> dict:
     """state/<run>.json; "lost" if its process is gone without a word, "done" if it had come to its
     records, which are there only while a run is done."""
-    try:
-        current = files.record(out / "state" / f"{run}.json") or {"run": run, "state": "queued"}
-    except ValueError:  # empty: the power was cut between its name and its content
-        current = {"run": run, "state": "lost", "heartbeat": 0.0}
+    path = out / "state" / f"{run}.json"
+    current = files.whole(path, "run", "state")
+    if current is None:  # emptied: the power was cut between its name and its content
+        word = "lost" if path.exists() else "queued"
+        current = {"run": run, "state": word, "heartbeat": 0.0}
     if current["state"] == "running" and gone(current):
         current |= {"state": "lost"}
     if current["state"] in ("lost", "interrupted") and recorded(out, run):
@@ -48,7 +48,7 @@ def write_state(out: Path, run: str, word: str, **more: object) -> None:
     """`word` is running, done, failed or interrupted; this process is the one that says so."""
     about = {"run": run, "notebook": notebook_of(run), "state": word} | who()
     content = json.dumps(about | {"heartbeat": time.time()} | more)
-    write(out / "state" / f"{run}.json", content, lasting=word != "running")
+    files.write_whole(out / "state" / f"{run}.json", content, lasting=word != "running")
 
 
 def wait_until_free(out: Path, run: str) -> None:
@@ -58,10 +58,8 @@ def wait_until_free(out: Path, run: str) -> None:
     ours = (os.getpid(), os.getppid())  # papermill's process speaks for a kernel until it starts
     while (other := state(out, run))["state"] == "running" and other["pid"] not in ours:
         if time.monotonic() - began > STOP_S + (LOST_S if other["host"] != here else 0):
-            raise RuntimeError(
-                f"{run} is already being run by process {other['pid']} on {other['host']}: "
-                "wait for it, or end it"
-            )
+            who = f"process {other['pid']} on {other['host']}"
+            raise RuntimeError(f"{run} is already being run by {who}: wait for it, or end it")
         time.sleep(0.2)
 
 
@@ -72,8 +70,9 @@ def who() -> dict:
 
 
 def gone(process: dict) -> bool:
-    """Whether the process that called itself `who` lives no more."""
-    if process["host"] != socket.gethostname():  # a shared disk: only its heartbeat is known
+    """Whether the process that called itself `who` lives no more. On another machine, as without
+    /proc, its heartbeat alone is known."""
+    if process["host"] != socket.gethostname() or not _boot():
         return time.time() - process.get("heartbeat", time.time()) > LOST_S
     return process["boot"] != _boot() or process["pid_started"] != started(process["pid"])
 
@@ -85,11 +84,8 @@ def _boot() -> str:
 
 def started(pid: int) -> int | None:
     """When a process began, in clock ticks since boot, for its number may be used again; None for
-    one that is gone or a zombie; without /proc, 0 for one that is there."""
+    one that is gone or a zombie."""
     try:
-        if not Path("/proc/self/stat").exists():
-            os.kill(pid, 0)
-            return 0
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -159,13 +155,7 @@ def date(moment: str | float) -> str:
 def duration(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.1f} s"
-    hours, rest = divmod(round(seconds), 3600)
-    if hours:
-        return f"{hours} h {rest // 60} min"
-    return f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"
-
-
-def clock(seconds: float) -> str:
-    """0:31, 12:05, 1:02:03"""
-    text = str(datetime.timedelta(seconds=round(seconds)))
-    return re.sub("^0:0?", "", text)
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

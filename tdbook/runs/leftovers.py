@@ -1,7 +1,7 @@
 """What earlier runs left in a run folder: begun files, checkpoints, the results of a finished run.
 
 What a killed process had begun is removed, what a finished run made goes to old/ before it is made
-anew, and a checkpoint goes on only with what it was made from. Imports no torch.
+anew, and a checkpoint goes on only with what it was made from.
 """
 
 import contextlib
@@ -13,37 +13,33 @@ import shutil
 import time
 from pathlib import Path
 
-from tdbook.runs import hashes, heartbeat, notebooks, ownership, parameters
+import psutil
+
+from tdbook.runs import choice, hashes, heartbeat, notebooks, ownership, parameters
 from tdlib import files
 
 # in checkpoints/<run>, while it trains; and for good
 KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.safetensors"
-# in a run folder, where a killed process may have left what it had begun
-PLACES = """. state results hashes figures tables logs .slurm models adapters scores scores/val
- exports""".split()
 
 
 def clear_begun(folder: Path) -> None:
     """Remove what killed processes of this machine left unfinished there."""
-    for path in folder.glob(".*"):
-        if name := re.fullmatch(r"\..+\.(\d+)\.begun", path.name):
-            with contextlib.suppress(OSError):
-                try:
-                    os.kill(int(name[1]), 0)
-                except (ProcessLookupError, OverflowError):  # on a cluster it may be another's
-                    if "SLURM_JOB_ID" not in os.environ or time.time() - path.stat().st_mtime > 600:
-                        files.remove(path)
+    for path in folder.glob(".*.begun"):
+        number = path.name.split(".")[-2]
+        with contextlib.suppress(OSError):
+            # on a cluster it may be another machine's process
+            old = "SLURM_JOB_ID" not in os.environ or time.time() - path.lstat().st_mtime > 600
+            if old and number.isdigit() and not psutil.pid_exists(int(number[:9])):
+                files.remove(path)
 
 
 def clear(out: Path, ended: str = "") -> None:
     """Remove begun files, and the checkpoints of trainings that are done, of the run `ended` among
     them. The weights of every epoch stay."""
-    for folder in PLACES:
-        clear_begun(out / folder)
+    for folder in (out, *out.glob("*/"), out / "scores/val"):
+        clear_begun(folder)
     for folder in (out / "checkpoints").glob("*/"):
-        run = folder.name
-        done = heartbeat.recorded(out, run) and heartbeat.state(out, run)["state"] == "done"
-        if run == ended or done:
+        if folder.name == ended or heartbeat.recorded(out, folder.name):
             clear_checkpoint(folder)
 
 
@@ -69,35 +65,34 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
     old = _new_folder(out / "old", run, record["started"])
     tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], inputs)}
     hand = notebooks.notebook_of(run) == notebooks.HARD_SET
-    hand = hand and hashes.by_hand(out / hashes.HARD_SET)
+    hand = hand and choice.by_hand(out / choice.HARD_SET)
     stays = hand and not values["redo"] and len(tokens) == 1
     outputs = kept["outputs"] or hashes.outputs(out, run, values)
-    for path, place in _made(out, run, values, outputs, record["models"]).items():
-        if os.path.lexists(path) and not (stays and path.name == hashes.HARD_SET):
+    for path, place in _made(out, run, values, [*outputs], record["models"]).items():
+        if os.path.lexists(path) and not (stays and path.name == choice.HARD_SET):
             (old / place).parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, old / place)
     note = f"{why}: what it made before is in {parameters.shown(old)}"
-    note += ", the hard set chosen by hand with it" * (hand and not stays)
-    note += f"; the hard set chosen by hand stays, REDO={run} replaces it" * stays
+    if hand:
+        stay = f"; the hard set chosen by hand stays, REDO={run} replaces it"
+        note += stay if stays else ", the hard set chosen by hand with it"
     print(note)
     return note
 
 
-def _made(out: Path, run: str, values: dict, outputs: dict, models: dict) -> dict[Path, Path]:
+def _made(out: Path, run: str, values: dict, outputs: list[str], models: dict) -> dict[Path, Path]:
     """All that a run wrote when it was made → its place in a run folder; not what it is given."""
-    losses = ownership.losses([*outputs, *(f"models/{name}" for name in models)])
-    paths = [
-        path for path in ownership.named(out, run) if path.parent.name not in ("state", ".done")
-    ]
-    paths += [out / name for name in (*outputs, *losses)]
-    made = {path: path.relative_to(out) for path in paths}
+    names = [str(path.relative_to(out)) for path in ownership.named(out, run)]
+    names = [name for name in names if not name.startswith(("state/", ".done/"))]
+    names += outputs + ownership.losses([*outputs, *(f"models/{name}" for name in models)])
+    made = {out / name: Path(name) for name in names}
     # execute puts the finished notebook aside before papermill writes a new one
     before, name = out / f".{run}.ipynb", Path(f"{run}.ipynb")
     made[before if before.exists() else out / name] = name
     given = parameters.external(notebooks.notebook_of(run), values)
     given = [(parameters.ROOT / path).resolve() for path in given]
-    own = {path for path in made if not any(p.is_relative_to(path.resolve()) for p in given)}
-    return {path: place for path, place in made.items() if path in own}
+    theirs = {path for path in made if any(g.is_relative_to(path.resolve()) for g in given)}
+    return {path: place for path, place in made.items() if path not in theirs}
 
 
 def keep_or_refuse_checkpoint(

@@ -1,10 +1,11 @@
-"""The notebooks of the book: what each reads and writes in a run folder, and its part in it.
-
-The one place that spells their names and numbers. Paths hold parameters: `models/{base}`, one path
-for every name of several, none for an empty one.
+"""The notebooks of the book (notebooks.yaml): what each reads and writes in a run folder, and its
+part in it. The one place that spells their names and numbers.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 TEACHER, DISTILL, HARD_SET, LORA = "00_teacher", "01_distill", "02_hard_set", "03_lora"
 COMPARISON, PROGRESSIVE = "04_merge_eval", "05_progressive"
@@ -13,7 +14,7 @@ INFERENCE, EVIDENCE = "06_inference", "07_evidence"
 
 @dataclass(frozen=True)
 class Notebook:
-    reads: str
+    reads: str  # paths that hold parameters: one for each name of several, none for an empty one
     writes: str
     trains: bool = False  # models or adapters, which are compared
     sweeps: bool = False  # may be a sweep's own
@@ -22,34 +23,8 @@ class Notebook:
     weight: int = 1  # how long it takes, in students trained
 
 
-BOOK = {
-    TEACHER: Notebook("", "tokens models/teacher", trains=True, weight=3),
-    DISTILL: Notebook(
-        "tokens models/{teacher} models/{beside}", "models/{student}", trains=True, sweeps=True
-    ),
-    HARD_SET: Notebook(
-        "tokens models/{teacher} models/{base} models/{compare} models/{unseen_teacher}",
-        "scores/{run}.npy hard_set.json",
-    ),
-    LORA: Notebook(
-        "tokens models/{teacher} models/{base} {hard_set} scores/{scores}",
-        "adapters/{adapter}",
-        trains=True,
-        sweeps=True,
-    ),
-    COMPARISON: Notebook("tokens", "", compares=True),  # and merges every adapter
-    PROGRESSIVE: Notebook(
-        "tokens models/{teacher}",
-        "models/150m models/75m models/75m-direct",
-        trains=True,
-        sweeps=True,
-        weight=3,
-    ),
-    INFERENCE: Notebook("tokens models/{models}", "exports/{models}"),
-    EVIDENCE: Notebook("tokens", "", compares=True, textless=True),
-}
-
-
+_TABLE = yaml.safe_load(Path(__file__).with_name("notebooks.yaml").read_text("utf8"))
+BOOK = {name: Notebook(**row) for name, row in _TABLE.items()}
 TRAINING = [name for name, notebook in BOOK.items() if notebook.trains]
 SWEPT = [name for name, notebook in BOOK.items() if notebook.sweeps]
 

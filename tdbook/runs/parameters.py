@@ -1,7 +1,7 @@
 """Parameters of a run: checked before torch is imported or a file is opened.
 
 A notebook declares them in its cell tagged `parameters`, one literal a line; a YAML or papermill
-changes some. Names are checked first, then types, values and paths: the first of the four with a
+changes some. Names are checked first, then values, then paths: the first of the three with a
 problem stops the run, one line a problem: the value, the rule, the remedy. Imports no torch.
 """
 
@@ -34,7 +34,7 @@ class ParameterError(ValueError):
 def external(notebook: str, parameters: dict) -> list[str]:
     """The paths outside the run folder that a run reads, as its parameters name them."""
     given = {name: parameters.get(name) for name in rules.GIVEN if notebook == TEACHER}
-    paths = (texts(path) if name == "text" else [path] for name, path in given.items() if path)
+    paths = [texts(path) if name == "text" else [path] for name, path in given.items() if path]
     return [*itertools.chain(*paths)]
 
 
@@ -63,8 +63,26 @@ def declared(notebook: str) -> dict[str, object]:
         raise ParameterError(f"there is no notebook {path}")
     for cell in json.loads(path.read_text(encoding="utf8"))["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
-            return dict(_assignments("".join(cell["source"]), literal=True))
+            defaults = dict(_assignments("".join(cell["source"])) or [("", ...)])
+            if wrong := [name for name, value in defaults.items() if value is ...]:
+                raise ParameterError(
+                    f"{path}: its parameters must be literals, one a line: {wrong}"
+                )
+            return defaults
     raise ParameterError(f"{path} has no cell tagged `parameters`: tag it")
+
+
+def names_of(run: str) -> dict[str, list[str]]:
+    """Parameter of a run → what a command or a sweep may call it, the most general first: epochs,
+    01.epochs, 01_distill.epochs, 01_distill-50m.epochs."""
+    places = dict.fromkeys(["", f"{run[:2]}.", f"{notebook_of(run)}.", f"{run}."])
+    return {key: [place + key for place in places] for key in declared(notebook_of(run))}
+
+
+def of_run(given: dict, run: str) -> dict:
+    """Those of values by such names that are one run's; the longer name goes before."""
+    named = ((key, name) for key, names in names_of(run).items() for name in names)
+    return {key: given[name] for key, name in named if name in given}
 
 
 def read(path: Path) -> dict[str, object]:
@@ -96,11 +114,10 @@ def check(notebook: str, given: dict, names: set[str] | None = None, paths: bool
     values, problems = {}, []
     for name, default in defaults.items():
         try:
-            values[name] = _convert(rules.of(notebook, name), given.get(name, default))
-        except TypeError as error:
-            problems.append(f"{name} = {given[name]!r} {error}: for example {_line(name, default)}")
-    _stop(problems)
-    _stop(_wrong_values(notebook, defaults, values))
+            values[name] = _value(notebook, name, given.get(name, default), default)
+        except ParameterError as error:
+            problems.append(str(error))
+    _stop(problems or _wrong_together(values))
     _stop(_wrong_paths(notebook, values) if paths else [])
     return values
 
@@ -112,7 +129,7 @@ def from_cells(notebook: str) -> dict:
     own, papermills = set(), set()
     namespace = shell().user_ns if shell() else {}
     for source in namespace.get("In", []):
-        assigned = dict(_assignments(source, literal=False) or [])
+        assigned = dict(_assignments(source) or [])
         if source.startswith("# Parameters\n"):
             papermills = set(assigned)
         elif isinstance(assigned.get("run"), str):
@@ -130,33 +147,44 @@ def shell():
     return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
 
 
+def _value(notebook: str, name: str, given: object, default: object) -> object:
+    parameter, example = rules.of(notebook, name), json.dumps(default, ensure_ascii=False)
+    example = f"for example {name}: {example}"
+    try:
+        value = _convert(parameter, given)
+    except TypeError as error:
+        raise ParameterError(f"{name} = {given!r} {error}: {example}") from None
+    if value is None or parameter.holds(value):
+        return value
+    remedy = nearest(value, parameter.near, example)
+    bare = value.strip("'\"") if isinstance(value, str) else value
+    if bare != value and parameter.holds(bare):  # papermill keeps what the shell leaves
+        remedy = f"leave its quotes out, in papermill -r {name} {bare}"
+    raise ParameterError(f"{name} = {value!r} must be {parameter.says}: {remedy}")
+
+
 def _convert(parameter: rules.Parameter, value: object) -> object:
     """The value as its kind. "5e-4" is a number: YAML 1.1, and so papermill, reads it as text.
     TypeError says what is meant instead."""
-    kind = parameter.kind
+    kind, text = parameter.kind, value
     if parameter.none and value in (None, "null", "None"):
         return None
-    if kind in (int, float):
-        return _as_number(kind, value)
-    if kind is bool and isinstance(value, str):  # true, which a shell left as text
-        with contextlib.suppress(yaml.YAMLError):
-            value = yaml.safe_load(value)
-    if isinstance(value, kind):
-        return value
-    if kind is str:
+    if kind is str and not isinstance(value, str):
         raise TypeError("is not text: put it in quotes, or in papermill give it by -r, not -p")
-    raise TypeError("is not true or false")
-
-
-def _as_number(kind: type, value: object) -> int | float:
-    text = value
-    for parse in (float, int) if isinstance(text, str) else ():  # int: exact beyond 2^53
-        with contextlib.suppress(ValueError):
-            value = parse(text)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise TypeError("is not a number")
-    if kind is int and value != int(value):
-        raise TypeError("is not a whole number")
+    if kind is bool and isinstance(text, str):  # true, which a shell left as text
+        with contextlib.suppress(yaml.YAMLError):
+            value = yaml.safe_load(text)
+    if kind is bool and not isinstance(value, bool):
+        raise TypeError("is not true or false")
+    if kind in (int, float):
+        for parse in (float, int) if isinstance(text, str) else ():  # int: exact beyond 2^53
+            with contextlib.suppress(ValueError):
+                value = parse(text)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value):
+            raise TypeError("is not a number")
+        if kind is int and value != int(value):
+            raise TypeError("is not a whole number")
     return kind(value)
 
 
@@ -164,39 +192,32 @@ def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> list[str]
     run = given.get("run", notebook)
     if isinstance(run, str) and notebook_of(run) != notebook:
         return [f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}: give its YAML"]
-    problems = []
-    for name in dict.fromkeys([*defaults, *names]):
-        if name not in defaults:
-            remedy = nearest(name, defaults, f"it has {', '.join(defaults)}")
-        elif rules.of(notebook, name):
-            continue
-        else:
-            others = [other for other in defaults if other != name]
-            remedy = nearest(name, others, "add its rule to tdbook/runs/rules.py")
-        problems.append(f"{notebook} has no parameter {name}: {remedy}")
-    return problems
+    every, unknown = (
+        f"it has {', '.join(defaults)}",
+        [name for name in names if name not in defaults],
+    )
+    remedies = {name: nearest(name, defaults, every) for name in unknown}
+    untold = (name for name in defaults if not rules.of(notebook, name))
+    remedies |= dict.fromkeys(untold, "add its rule to tdbook/runs/parameters.yaml")
+    return [f"{notebook} has no parameter {name}: {how}" for name, how in remedies.items()]
 
 
-def _wrong_values(notebook: str, defaults: dict, values: dict) -> list[str]:
-    problems = []
-    for name, value in values.items():
-        parameter = rules.of(notebook, name)
-        if value is not None and not parameter.holds(value):
-            remedy = nearest(value, parameter.choices, f"for example {_line(name, defaults[name])}")
-            bare = value.strip("'\"") if isinstance(value, str) else value
-            if bare != value and parameter.holds(bare):  # papermill keeps what the shell leaves
-                remedy = f"leave its quotes out, in papermill -r {name} {bare}"
-            problems.append(f"{name} = {value!r} must be {parameter.says}: {remedy}")
+def _wrong_together(values: dict) -> list[str]:
+    """Values that each may be, and not so."""
+    problems, student = [], values.get("student", "")
     scale, rank, large = values.get("lora_scale", 0), values.get("rank", 1), rules.LARGE_SCALE
-    if not problems and scale > large and not values.get("allow_large_scale"):
-        problems.append(
-            f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}; above "
-            f"{large} it is most likely that lora_alpha itself: write lora_scale: "
-            f"{scale / rank:g}, or allow_large_scale: true"
+    if scale > large and not values.get("allow_large_scale"):
+        fault = (
+            f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}; above"
         )
-    if "student" in values and values["student"] == values["teacher"]:
-        fault = f"student = {values['student']!r} is the teacher's name too and would replace it"
+        fault += f" {large} it is most likely that lora_alpha itself: write lora_scale: "
+        problems.append(f"{fault}{scale / rank:g}, or allow_large_scale: true")
+    if student and student == values["teacher"]:
+        fault = f"student = {student!r} is the teacher's name too and would replace it"
         problems.append(f"{fault}: give the student another name")
+    part, _, folds = values.get("left_out", "").partition("/")
+    if part and not 1 < int(folds) >= int(part):
+        problems.append(f'left_out = {part}/{folds} is no fold: for example left_out: "1/10"')
     return problems
 
 
@@ -211,7 +232,7 @@ def _wrong_paths(notebook: str, values: dict) -> list[str]:
         fault = f"wandb = {values['wandb']!r} needs the package wandb, which is not installed"
         problems.append(f'{fault}: {sys.executable} -m pip install wandb, or give "" for none')
     if notebook == TEACHER and not problems:
-        problems += _wrong_together(values)
+        problems += _wrong_sources(values)
     out = ROOT / values["out"]
     there = next(p for p in (out, *out.parents) if os.path.lexists(p))  # it makes what is below
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
@@ -233,18 +254,18 @@ def _fault(path: Path, holds: Callable[[Path], bool]) -> str:
         return f"cannot be seen ({error.strerror})"
 
 
-def _wrong_together(values: dict) -> list[str]:
+def _wrong_sources(values: dict) -> list[str]:
     """What 00's sources must be as a whole."""
     text, tokens, teacher = values["text"], values["tokens"], values["teacher"]
-    problems = []
-    if text and tokens:
-        problems.append(f"text = {text!r} and tokens = {tokens!r}: give one of the two")
-    if values.get("text_characters") == 0 and not text and not tokens:
-        problems.append("text_characters = 0 and no text or tokens: give one of the three")
-    if teacher and not tokens and not values["tokenizer"]:
-        fault = f"teacher = {teacher!r} reads only its own tokenizer's tokens"
-        problems.append(f"{fault}: give tokens, or text and tokenizer")
-    return problems
+    none = not text and not tokens and values.get("text_characters") == 0
+    own = teacher and not tokens and not values["tokenizer"]
+    fault = f"teacher = {teacher!r} reads only its own tokenizer's tokens"
+    faults = {
+        f"text = {text!r} and tokens = {tokens!r}: give one of the two": text and tokens,
+        "text_characters = 0 and no text or tokens: give one of the three": none,
+        f"{fault}: give tokens, or text and tokenizer": own,
+    }
+    return [line for line, wrong in faults.items() if wrong]
 
 
 def shown(path: Path) -> str:
@@ -252,31 +273,20 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
-def _assignments(source: str, *, literal: bool) -> list[tuple[str, object]] | None:
-    """name, value of a cell of plain assignments, None for any other cell. What is no literal has
-    the value ..., or is an error where only literals are allowed."""
+def _assignments(source: str) -> list[tuple[str, object]] | None:
+    """name, value of a cell of plain assignments, None for any other cell; what is no literal has
+    the value ...."""
     pairs = []
     try:
-        statements = ast.parse(source).body
-    except SyntaxError:
-        statements = []  # a cell with % or !
-    for statement in statements:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                try:
-                    pairs.append((name, ast.literal_eval(value)))
-                except ValueError:
-                    pairs.append((name, ...))
-            case _:
-                pairs.append(("", ...))
-    if literal and (wrong := [name for name, value in pairs if value is ...]):
-        raise ParameterError(f"a parameter cell holds literals only, one a line: see {wrong}")
-    return None if any(not name for name, _ in pairs) else pairs
-
-
-def _line(name: str, value: object) -> str:
-    """As it would stand in a YAML."""
-    return f"{name}: {json.dumps(value, ensure_ascii=False)}"
+        for statement in ast.parse(source).body:
+            (target,) = statement.targets
+            try:
+                pairs.append((target.id, ast.literal_eval(statement.value)))
+            except ValueError:
+                pairs.append((target.id, ...))
+    except (SyntaxError, AttributeError, ValueError):  # a cell with % or !, or of other statements
+        return None
+    return pairs
 
 
 def _stop(problems: list[str]) -> None:

@@ -1,6 +1,5 @@
 """Where a result comes from: commit, versions, device, memory."""
 
-import functools
 import os
 import platform
 import re
@@ -16,12 +15,14 @@ def commit() -> tuple[str | None, bool | None]:
     """The commit, and whether anything differs from it; None where there is no git."""
     # without its lock, which would stay if this process were killed, and stop the user's own git
     git = ["git", "--no-optional-locks", "-C", str(parameters.ROOT)]
-    ask = functools.partial(subprocess.check_output, stderr=subprocess.DEVNULL, text=True)
     try:
-        head = ask([*git, "rev-parse", "--short", "HEAD"]).strip()
-        return head, bool(ask([*git, "status", "--porcelain"]).strip())
+        head, changed = (
+            subprocess.check_output([*git, *words], stderr=subprocess.DEVNULL, text=True).strip()
+            for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain"))
+        )
     except (OSError, subprocess.CalledProcessError):
         return None, None
+    return head, bool(changed)
 
 
 def versions() -> dict[str, str]:
@@ -36,9 +37,9 @@ def device_name(wanted: str) -> str:
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads() if torch else os.cpu_count()
     cpuinfo = Path("/proc/cpuinfo")
-    name = re.search(r"model name\s*:(.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    name = name[1].strip() if name else platform.machine()
-    return f"cpu, {threads} thread{'s' * (threads > 1)}, {name}"
+    name = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    cpu = name[1].strip() if name else platform.machine()
+    return f"cpu, {threads} thread{'s' * (threads > 1)}, {cpu}"
 
 
 def peak_memory_mib() -> float:

@@ -8,13 +8,11 @@ whole or not at all. Imports no torch.
 import atexit
 import contextlib
 import datetime
-import io
 import json
 import os
 import random
 import re
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -30,8 +28,9 @@ from tdbook.runs import (
     parameters,
     provenance,
     settings,
+    shown,
 )
-from tdbook.runs.heartbeat import clock
+from tdbook.runs.heartbeat import duration
 from tdbook.runs.notebooks import notebook_of
 from tdlib import files
 from tdlib.files import write_whole as write
@@ -68,10 +67,9 @@ class Run:
         self._changed = {name: v for name, v in values.items() if v != defaults[name]}
         self._why = hashes.why(self.out, self.run, values)
         self.current = not self._why
-        self._record = files.record(self._file("results", "json")) if self.current else {}
+        self._record = files.record(self._file("results")) if self.current else {}
         self._remembered = self._record.get("remembered", {})
-        self._scouting = self._record.get("scouting", "")
-        self._finding = ""
+        self._scouting, self._finding = self._record.get("scouting", ""), ""
         self._began, self._clock = time.time(), time.monotonic()
         self._status, self._seen, self._lock = "running", {}, threading.RLock()
         self._progress: dict = {"step": 0, "steps": 0}
@@ -124,52 +122,24 @@ class Run:
         passed, done = now - p["began"], step - p["first"]
         left = passed / done * (steps - step) if done else None
         self._say(step=step, steps=steps, message=message, left_s=left)
-        ending = f"took {clock(passed)}" if step >= steps else left and f"{clock(left)} left"
+        ending = f"took {duration(passed)}" if step >= steps else left and f"{duration(left)} left"
         parts = (f"step {step:,} of {steps:,}", message, ending)
-        p["line"] = _show(" · ".join(filter(None, parts)), p["line"])
-        p["shown"] = now
+        p["line"], p["shown"] = shown.line(" · ".join(filter(None, parts)), p["line"]), now
 
     def figure(self, name: str, figure, alt: str, text: bool = False) -> None:
         """Save as figures/<run>-<name>.png and .svg, and show it with its alternative text; `text`:
         it holds words of the text, so it is not published where that was given."""
-        import PIL.Image
-        from IPython.display import Image, display
-        from matplotlib import rc_context
-
         self._texts |= {name} if text else set()
-        options = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
-        for kind in ("svg", "png"):
-            file = io.BytesIO()
-            with rc_context({"svg.hashsalt": f"{self.run}-{name}"}):  # or ids differ every time
-                figure.savefig(file, format=kind, bbox_inches="tight", **options[kind])
-            if kind == "png":  # a page is mailed: 128 colours take a third of the bytes
-                few = PIL.Image.open(file).convert("RGB").quantize(128, dither=0)
-                few.save(file := io.BytesIO(), "png", optimize=True, dpi=(150, 150))
-            write(self.out / "figures" / f"{self.run}-{name}.{kind}", file.getvalue())
-        if "matplotlib.pyplot" in sys.modules:  # or the notebook would show it a second time
-            sys.modules["matplotlib.pyplot"].close(figure)
-        display(Image(file.getvalue(), alt=alt), metadata={"alt": alt})
+        shown.figure(self.out / "figures" / f"{self.run}-{name}", figure, alt)
 
     def table(self, name: str, table, text: bool = False) -> None:
         """Save as tables/<run>-<name>.csv and .md, and show it; `text` as for a figure."""
-        from IPython.display import HTML, display
-
         self._texts |= {name} if text else set()
         if type(table.index).__name__ != "RangeIndex":  # plain row numbers say nothing
             table = table.reset_index()
         if self._scouting:  # no numbers to quote: on every row
             table = table.assign(scouting=self._scouting)
-        path = self.out / "tables" / f"{self.run}-{name}"
-        write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
-        shown = table.map(lambda value: _figures(value) if isinstance(value, float) else value)
-        shown = shown.replace("nan", "–")  # what is not known; in the CSV it is empty
-        plain = shown.to_markdown(index=False, disable_numparse=True)
-        write(path.with_name(f"{path.name}.md"), plain)
-        display(HTML(shown.to_html(index=False, border=0)))
-
-    def model(self, name: str, metrics: dict) -> None:
-        """One row of results["models"]."""
-        self.models[name] = metrics
+        shown.table(self.out / "tables" / f"{self.run}-{name}", table)
 
     def finding(self, sentence: str) -> None:
         """What came out, in one sentence with its number."""
@@ -183,20 +153,18 @@ class Run:
         the record of when it was made."""
         results = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
         results["texts"] = sorted(self._texts)
-        record = self._record or self.provenance(tokens_per_second)
-        hooks.settle()
-        p = self._progress
+        record, p = self._record or self.provenance(tokens_per_second), self._progress
         if p.get("line") and p["step"] < p["steps"]:  # a loop that ended early has nothing left
-            took = clock(p["shown"] - p["began"])
-            _show(f"step {p['step']:,} of at most {p['steps']:,} · took {took}", p["line"])
+            took = duration(p["shown"] - p["began"])
+            shown.line(f"step {p['step']:,} of at most {p['steps']:,} · took {took}", p["line"])
         if not self.current:
             made = hashes.outputs(self.out, self.run, self.parameters)
             if missing := [path for path, where in made.items() if not where.exists()]:
                 raise FileNotFoundError(f"{self.run} ends without {missing}: it must write them")
-        write(self._file("results", "json"), heartbeat.as_json(record | results))
+        write(self._file("results"), heartbeat.as_json(record | results))
         if not self.current:
             kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
-            write(self._file("hashes", "json"), heartbeat.as_json(kept))
+            write(self._file("hashes"), heartbeat.as_json(kept))
         self._status = "done"  # whatever comes now
         leftovers.clear(self.out, ended=self.run)
         self._say("done")
@@ -210,27 +178,40 @@ class Run:
         finding = self._finding if self._status == "done" else last
         return hooks.told(self.out, self.run, self._status, finding, checkpoint)
 
-    def _after_run(self, leave: float = 0) -> None:
-        """Call it, where no book does that once the page is written."""
-        command, self._hooked = self._hooked and self.parameters.get("after_run"), False
-        if command and os.environ.get(heartbeat.DIE_WITH) != str(os.getppid()):
-            hooks.call("after_run", command, self.told(), parameters.ROOT, leave=leave)
+    def provenance(self, tokens_per_second: float | None = None) -> dict:
+        """Where what this run makes comes from: its parameters, code, machine and inputs."""
+        values, (commit, dirty) = self.parameters, provenance.commit()
+        began = datetime.datetime.fromtimestamp(self._began, datetime.UTC)
+        makers = {run for name, (run, _) in hashes.makers(self.out).items() if name in self._inputs}
+        about = {"scouting": self._scouting} if self._scouting else {}
+        about |= {"run": self.run, "notebook": self.notebook, "profile": values["profile"]}
+        about |= {"parameters": hooks.hidden(values), "changed": [*self._changed]}
+        about |= {"seed": values["seed"], "commit": commit, "dirty": dirty, "code": self._code}
+        about["versions"] = provenance.versions()
+        about["device"] = provenance.device_name(values["device"])
+        about["inputs"] = {name: read["sha256"] for name, read in self._inputs.items()}
+        about["reads"] = {n: hashes.load(self.out, n)["parameters"] for n in sorted(makers)}
+        about |= {"started": began.isoformat(timespec="seconds")}
+        about |= {"seconds": time.monotonic() - self._clock, "tokens_per_second": tokens_per_second}
+        return about | {"peak_memory_mib": provenance.peak_memory_mib()}
 
     def detach(self) -> None:
         """No longer listen to the notebook; a run that is not done is interrupted."""
         self._stop.set()
-        self._interrupted()
+        if self._status == "running":
+            self._say("interrupted")
         atexit.unregister(self._left)
         for name, listener in self._events.items() if self._shell else ():
             self._shell.events.unregister(name, listener)
         self._shell = None  # finished, then started again in the same kernel: twice here
 
-    def _file(self, folder: str, kind: str) -> Path:
-        return self.out / folder / f"{self.run}.{kind}"
+    def _file(self, folder: str) -> Path:
+        return self.out / folder / f"{self.run}.json"
 
     def _begin_anew(self) -> dict[str, str]:
         """From now on the run is not done. Returns where its results went, under "old"."""
-        inputs = hashes.inputs(self.out, self.run, self.parameters)
+        about = (self.out, self.run, self.parameters)
+        inputs = hashes.inputs(*about)
         if missing := [str(path) for path in inputs.values() if not path.exists()]:
             where = f"PROFILE={self.parameters['profile']} OUT={self.parameters['out']}"
             beside = self.parameters.get("beside")  # a run of the book may not make it
@@ -239,14 +220,13 @@ class Run:
                 f"{self.run} needs {', '.join(missing)}, which is not there: "
                 f"`make book {where} ONLY={self.run}` makes it{leave}"
             )
-        ownership.claim(self.out, self.run, self.parameters)
+        ownership.claim(*about)
         self._inputs = hashes.input_hashes(self.out, self.run, inputs)
         self._code = hashes.of_code(self.notebook)
-        self._scouting = settings.scouting(self.out, self.run, self.parameters, inputs)
-        about, old = (self.out, self.run, self.parameters, self._inputs), {}
-        if (done := self._file("hashes", "json")).exists():
-            old = {"old": leftovers.put_away(*about, self._why)}
-        leftovers.keep_or_refuse_checkpoint(*about, self._code)
+        self._scouting, old = settings.scouting(*about, inputs), {}
+        if (done := self._file("hashes")).exists():
+            old = {"old": leftovers.put_away(*about, self._inputs, self._why)}
+        leftovers.keep_or_refuse_checkpoint(*about, self._inputs, self._code)
         done.unlink(missing_ok=True)
         return old
 
@@ -286,13 +266,9 @@ class Run:
             lines = "".join((short if _says_all(error) else whole)(error)).rstrip().splitlines()
             self._say("failed", error=lines[-8:])
 
-    def _interrupted(self) -> None:
-        if self._status == "running":
-            self._say("interrupted")
-
     def _left(self) -> None:
-        """The process ends, and the run is not done."""
-        self._interrupted()
+        """The process ends."""
+        self.detach()
         self._after_run(leave=hooks.SOON_S)
 
     def _terminated(self, number: int, frame) -> None:
@@ -303,31 +279,11 @@ class Run:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def provenance(self, tokens_per_second: float | None = None) -> dict:
-        """Where what this run makes comes from: its parameters, code, machine and inputs."""
-        values, (commit, dirty) = self.parameters, provenance.commit()
-        began = datetime.datetime.fromtimestamp(self._began, datetime.UTC)
-        makers = {run for name, (run, _) in hashes.makers(self.out).items() if name in self._inputs}
-        return {
-            **({"scouting": self._scouting} if self._scouting else {}),
-            "run": self.run,
-            "notebook": self.notebook,
-            "profile": values["profile"],
-            "parameters": hooks.hidden(values),
-            "changed": [*self._changed],
-            "seed": values["seed"],
-            "commit": commit,
-            "dirty": dirty,
-            "code": self._code,
-            "versions": provenance.versions(),
-            "device": provenance.device_name(values["device"]),
-            "inputs": {name: read["sha256"] for name, read in self._inputs.items()},
-            "reads": {run: hashes.load(self.out, run)["parameters"] for run in sorted(makers)},
-            "started": began.isoformat(timespec="seconds"),
-            "seconds": time.monotonic() - self._clock,
-            "tokens_per_second": tokens_per_second,
-            "peak_memory_mib": provenance.peak_memory_mib(),
-        }
+    def _after_run(self, leave: float = 0) -> None:
+        """Call it, where no book does that once the page is written."""
+        command, self._hooked = self._hooked and self.parameters.get("after_run"), False
+        if command and os.environ.get(heartbeat.DIE_WITH) != str(os.getppid()):
+            hooks.call("after_run", command, self.told(), parameters.ROOT, leave=leave)
 
 
 def _says_all(error: BaseException) -> bool:
@@ -342,20 +298,3 @@ def _says_all(error: BaseException) -> bool:
 def _show_error(shell, kind, error, trace, tb_offset=None) -> None:
     """How IPython shows an error: one whose words say all without sixty lines of traceback."""
     shell.showtraceback((kind, error, trace), exception_only=_says_all(error))
-
-
-def _figures(value: float) -> str:
-    """Four figures of a number; three below a hundredth: more fit no paper."""
-    return f"{value:.3g}" if abs(value) < 0.01 else f"{value:.4g}"
-
-
-def _show(line: str, shown):
-    """One line of text in the notebook, in place of the one shown before."""
-    if parameters.shell() is None:
-        return None
-    from IPython.display import display
-
-    if shown is None:
-        return display({"text/plain": line}, raw=True, display_id=True)
-    shown.update({"text/plain": line}, raw=True)
-    return shown

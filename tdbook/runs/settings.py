@@ -28,44 +28,28 @@ COUNTS = ("token_limit", "distinct_tokens", "epochs")  # what bounds a run's tok
 def parse(text: str, runs: Iterable[str]) -> dict[str, str]:
     """Name → value, both as typed. ParameterError: a name that means no parameter of these runs,
     or one that the command line has another word for."""
-    settings: dict[str, str] = {}
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise ParameterError(f"SET={text}: {error}: close the quotes") from None
-    names = (names for run in runs for names in _names(run).values()) if words else ()
-    known = {name: None for each in names for name in each}
+    called = (parameters.names_of(run).values() for run in runs) if words else ()
+    known = {name: None for names in called for each in names for name in each}
+    settings: dict[str, str] = {}
     for word in words:
         name, sign, value = word.partition("=")
         place, _, key = name.rpartition(".")
+        fault = "is there twice: keep one" if name in settings else ""
         if not sign:
-            raise ParameterError(f"SET: {word} must be name=value, as token_limit=200_000_000")
-        if key in WORDS or (key in GIVEN and place[:2] in ("", "00")):
-            raise ParameterError(f"SET: {name} is not for SET: give {WORDS.get(key, key.upper())}=")
-        if name not in known:
+            fault = "must be name=value, as token_limit=200_000_000"
+        elif key in WORDS or (key in GIVEN and place[:2] in ("", "00")):
+            fault = f"is not for SET: give {WORDS.get(key, key.upper())}="
+        elif name not in known:
             remedy = nearest(name, known, "no run of the profile has it")
-            raise ParameterError(f"SET: {name} is no parameter of these runs: {remedy}")
-        if name in settings:
-            raise ParameterError(f"SET: {name} is there twice: keep one")
+            fault = f"is no parameter of these runs: {remedy}"
+        if fault:
+            raise ParameterError(f"SET: {name} {fault}")
         settings[name] = value
     return settings
-
-
-def of_run(settings: dict[str, str], run: str) -> dict[str, str]:
-    """Parameter → value for one run; what names the run goes before what names its notebook, and
-    that before a bare name."""
-    return {
-        key: settings[name]
-        for key, names in (_names(run) if settings else {}).items()
-        for name in names
-        if name in settings
-    }
-
-
-def _names(run: str) -> dict[str, list[str]]:
-    """Parameter of a run → what it may be called, the most general first."""
-    places = dict.fromkeys(["", f"{run[:2]}.", f"{notebook_of(run)}.", f"{run}."])
-    return {key: [place + key for place in places] for key in parameters.declared(notebook_of(run))}
 
 
 def in_words(settings: dict[str, str]) -> str:

@@ -2,8 +2,7 @@
 
     # params/<profile>/sweeps/<name>.yaml
     question: Which rank and scale does the adapter need?
-    like: 03_lora-hard         # a run of the profile: its parameters hold where none is given here;
-    notebook: 03_lora          # or a notebook, for its defaults
+    like: 03_lora-hard         # a run of the profile: its parameters hold where none is given here
     fixed: {epochs: 1.0}       # the same at every point
     grid: {rank: [8, 16], lora_scale: [0.5, 1.0]}  # every combination,
     points: [{rank: 64}]       # and, or instead, single points
@@ -14,7 +13,7 @@ reads what those before it made. A parameter goes to every run that has it, `01.
 
 Point `rank8-lora_scale0.5-seed1` of sweep `adapter` lives in outputs/<profile>/sweeps/adapter/.
 What it reads of its parent, the run folder above, are links. Its name says all that varies, so a
-new value adds points and moves none. Imports no torch.
+new value adds points and moves none.
 """
 
 import contextlib
@@ -33,43 +32,37 @@ from tdbook.runs.parameters import ParameterError, nearest
 from tdlib import files
 
 PARENT, POINTS = ".parent", "points.json"  # in a point's folder, and in a sweep's
-KEYS = "question like notebook runs fixed grid points seeds".split()
-LISTS = {  # key → kind of its items, in words
-    "runs": (str, "a list of runs"),
-    "points": (dict, "a list of {name: value}"),
-    "seeds": (int, "a list of whole numbers, as [1, 2, 3]"),
-}
+KEYS = {"question": str, "like": str, "runs": [str], "fixed": dict, "grid": dict}
+KEYS |= {"points": [dict], "seeds": [int]}  # in brackets: a list of these
+KINDS = {str: "text", dict: "lines of `name: value`", int: "whole numbers, as [1, 2, 3]"}
 
 
 @dataclass(frozen=True)
 class Sweep:
     name: str
     profile: str
-    notebook: str  # "" where each point has several runs
     question: str
-    likes: tuple[str, ...]  # runs of the profile; none: the notebook's defaults
+    likes: tuple[str, ...]  # runs of the profile
+    several: bool  # each point has all of them, under their names; else one like the first
     fixed: dict
     points: dict[str, dict]  # name → what varies
 
     def runs(self, point: str) -> list[str]:
         """The names of a point's runs, in the order in which one may read another's."""
-        return [f"{self.notebook}-{point}"] if self.notebook else list(self.likes)
+        own = f"{notebook_of(self.likes[0])}-{point}"
+        return [*self.likes] if self.several else [own]
 
     def name_of(self, point: str, run: str) -> str:
         """A point's run as commands and states have it."""
-        return f"{self.name}/{run}" if self.notebook else f"{self.name}/{point}/{run}"
+        return f"{self.name}/{point}/{run}" if self.several else f"{self.name}/{run}"
 
     def values(self, point: str, run: str, out: Path) -> dict:
         """The parameters of a point's run, not yet checked; `out` is the parent's folder."""
-        like = run if not self.notebook else next(iter(self.likes), "")
-        values = self.fixed | self.points[point]
-        if not self.notebook:  # `epochs` goes to all that have it, `01.epochs` to 01 alone
-            declared, prefix = parameters.declared(notebook_of(run)), f"{run[:2]}."
-            values = {name.removeprefix(prefix): value for name, value in values.items()}
-            values = {name: value for name, value in values.items() if name in declared}
-        given = parameters.read(_params(self.profile) / f"{like}.yaml") if like else {}
+        like = run if self.several else self.likes[0]
+        given = parameters.read(_params(self.profile) / f"{like}.yaml")
+        given |= parameters.of_run(self.fixed | self.points[point], like)
         place = parameters.shown(folder(out, self.name) / point)
-        return given | values | {"run": run, "profile": self.profile, "out": place}
+        return given | {"run": run, "profile": self.profile, "out": place}
 
 
 def folder(out: Path, name: str) -> Path:
@@ -82,11 +75,7 @@ def page(name: str) -> str:
 
 
 def names(profile: str) -> list[str]:
-    return sorted(path.stem for path in _folder(profile).glob("*.yaml"))
-
-
-def _folder(profile: str) -> Path:
-    return _params(profile) / "sweeps"
+    return sorted(path.stem for path in _params(profile).glob("sweeps/*.yaml"))
 
 
 def _params(profile: str) -> Path:
@@ -95,7 +84,7 @@ def _params(profile: str) -> Path:
 
 def read(profile: str, name: str) -> Sweep:
     """A sweep's YAML. ParameterError says which, what is wrong with it and what to do."""
-    path = _folder(profile) / f"{name}.yaml"
+    path = _params(profile) / f"sweeps/{name}.yaml"
     if not path.is_file():
         remedy = nearest(name, names(profile), "" if names(profile) else f"write {path}")
         raise ParameterError(f"NAME={name} is no sweep of params/{profile}: {remedy}")
@@ -110,48 +99,36 @@ def _checked(profile: str, name: str, given: dict) -> Sweep:
     if not rules.NAME.holds(name):
         raise ParameterError(f"its name must be {rules.NAME.says}: {name!r}")
     _all_known("key", given, KEYS)
-    for key in [key for key in ("fixed", "grid") if not isinstance(given.get(key, {}), dict)]:
-        raise ParameterError(f"{key}: {given[key]!r} must be lines of `name: value`")
-    for key, (kind, says) in LISTS.items():
-        items = given.get(key, [])
-        if not isinstance(items, list) or any(type(item) is not kind for item in items):
-            raise ParameterError(f"{key}: {items!r} must be {says}")
-    like, runs, fixed = given.get("like", ""), given.get("runs", []), given.get("fixed", {})
-    notebook = given.get("notebook") or (notebook_of(like) if like else "")
-    profiles_runs = [path.stem for path in _params(profile).glob("*.yaml")]
-    _all_known("like: run", [like] if like else [], profiles_runs)
-    if runs:
-        if notebook:
-            raise ParameterError("runs: it must be a list of runs, without like and notebook")
-        _all_known("runs: run", runs, profiles_runs)
-        if others := [run for run in runs if notebook_of(run) not in (*SWEPT, HARD_SET)]:
-            raise ParameterError(f"runs: {others[0]} is the book's own: leave it out")
-        if runs != sorted(set(runs), key=lambda run: (notebook_of(run), runs.index(run))):
-            raise ParameterError("runs: each once, in the order of their notebooks")
-    elif notebook not in SWEPT or (like and notebook_of(like) != notebook):
-        must = f"one of {', '.join(SWEPT)}, that of `like` if given"
-        raise ParameterError(f"notebook: {notebook} must be {must}")
+    for key, value in given.items():
+        several, kind = (True, KEYS[key][0]) if isinstance(KEYS[key], list) else (False, KEYS[key])
+        items = value if several and isinstance(value, list) else [value]
+        if several != isinstance(value, list) or any(type(item) is not kind for item in items):
+            says = f"{'a list of ' * several}{KINDS[kind]}"
+            raise ParameterError(f"{key}: {value!r} must be {says}")
+    several, fixed = "runs" in given, given.get("fixed", {})
+    likes = given.get("runs", [given["like"]] if "like" in given else [])
+    if not likes or (several and "like" in given):
+        raise ParameterError("give like: a run of the profile, or runs: several; one of the two")
+    _all_known("run", likes, [path.stem for path in _params(profile).glob("*.yaml")])
+    swept = [*SWEPT, *[HARD_SET] * several]
+    if others := [run for run in likes if notebook_of(run) not in swept]:
+        raise ParameterError(f"{others[0]} is the book's own: give runs of {', '.join(swept)}")
+    if likes != sorted(set(likes), key=lambda run: (notebook_of(run), likes.index(run))):
+        raise ParameterError("runs: each once, in the order of their notebooks")
     points = _points(given.get("grid", {}), given.get("points", []), given.get("seeds", []))
-    declared = parameters.declared(notebook) if notebook else _declared(runs)
+    names = {n for run in likes for names in parameters.names_of(run).values() for n in names}
     for each in (fixed, *points):
-        _all_known("parameter", each, declared)
+        _all_known("parameter", each, names)
         if own := [key for key in each if key.rpartition(".")[2] in rules.OWN]:
             raise ParameterError(f"{own[0]} is every point's own: leave it out")
-    points = _named(points, fixed)
-    likes = tuple(runs) or ((like,) if like else ())
-    return Sweep(name, profile, notebook, str(given.get("question", "")), likes, fixed, points)
+    question, points = given.get("question", ""), _named(points, fixed)
+    return Sweep(name, profile, question, tuple(likes), several, fixed, points)
 
 
 def _all_known(what: str, given, known) -> None:
     for name in given:
         if name not in known:
             raise ParameterError(f"{what} {name} is not known: {nearest(name, sorted(known))}")
-
-
-def _declared(runs: list[str]) -> set[str]:
-    """The parameters of several runs, also as `01.epochs`."""
-    names = {(run[:2], name) for run in runs for name in parameters.declared(notebook_of(run))}
-    return {name for _, name in names} | {f"{number}.{name}" for number, name in names}
 
 
 def _points(grid: dict, points: list[dict], seeds: list[int]) -> list[dict]:
@@ -207,7 +184,8 @@ def write(sweep: Sweep, out: Path, compare: dict | None) -> None:
             yamls[place / point / f"{run}.yaml"] = sweep.values(point, run, out)
     for path, values in yamls.items():
         content[path] = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    listed = {"question": sweep.question, "notebook": sweep.notebook, "points": sweep.points}
+    one = "" if sweep.several else notebook_of(sweep.likes[0])
+    listed = {"question": sweep.question, "notebook": one, "points": sweep.points}
     listed["runs"] = {point: sweep.runs(point) for point in sweep.points}
     content[place / POINTS] = json.dumps(listed, ensure_ascii=False, indent=1)
     new = [path for path in content if not path.exists() or path.read_text("utf8") != content[path]]
@@ -223,7 +201,7 @@ def listed(out: Path, name: str) -> dict:
     path = folder(parent(out) or out, name) / POINTS
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: `make sweep NAME={name}` makes it")
-    if content := files.whole(path, "points", "notebook"):
+    if content := files.whole(path, "points", "notebook", "runs"):
         return content
     raise ValueError(f"{path} is broken: `make sweep NAME={name}` writes it again")
 
@@ -259,14 +237,9 @@ def results(out: Path, sweeps: str) -> dict[str, Path]:
         if not (place / POINTS).is_file() and any(yamls.glob(f"*/sweeps/{name}.yaml")):
             continue  # not run yet: it has no point that is done
         sweep = listed(out, name)
-        for point, run in ((p, run) for p in sweep["points"] for run in runs_of(sweep, p)):
+        for point, run in ((point, run) for point, runs in sweep["runs"].items() for run in runs):
             path = place / point / "results" / f"{run}.json"
             if path.exists() and (place / point / "hashes" / path.name).exists():
                 key = f"sweeps/{name}/{point}"
                 records[key if sweep["notebook"] else f"{key}/{run}"] = path
     return records
-
-
-def runs_of(sweep: dict, point: str) -> list[str]:
-    """The runs of a point, as `listed` has them; older lists say no more than the notebook."""
-    return sweep.get("runs", {}).get(point) or [f"{sweep['notebook']}-{point}"]

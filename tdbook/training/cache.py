@@ -7,16 +7,15 @@ next token). The k-th draw comes from the k-th of K equal parts of the teacher's
     id_k = F⁻¹((k + u) / K),   u uniform in [0, 1),   F the cumulated probabilities,
 
 so that a mean over the draws is unbiased, with a smaller variance than K draws from all of it. u
-depends on seed, window and position alone. Where a teacher rounds otherwise (in another batch size,
-on another device), a draw may become its neighbour: so what is written is what is used, from the
-first epoch on, and a training that was stopped goes on to the same bits.
-
-A folder holds key.json (what the rows were made from), rows.bin and valid.bin, a byte a row. A row
-counts once its byte is 1, and that is written after the row has reached the disk: neither a kill
-nor a power cut leaves a row that counts and is not whole. Several processes may fill one cache.
+depends on seed, window and position alone. Where a teacher rounds otherwise, a draw may become its
+neighbour: so what is written is what is used, and a training that was stopped goes on to the same
+bits. A folder holds key.json (what the rows were made from), rows.bin and valid.bin, a byte a row,
+which becomes 1 after the row has reached the disk: no kill and no power cut leaves a row that
+counts and is not whole. Several processes may fill one cache.
 Legend: B windows of a batch, T tokens, N = B·T, E teacher width, V vocabulary, K draws a token.
 """
 
+import errno
 import hashlib
 import itertools
 import json
@@ -25,6 +24,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,7 @@ def uniform(seed: int, rows_B: Iterable[int], context: int, draws: int) -> Tenso
 
 def draw(p_NV: Tensor, u_NK: Tensor) -> Tensor:
     """The ids at which the cumulated probabilities pass u, (N, K); never one of probability 0.
-    First among sums of WIDTH ids, then within one, so that it costs next to nothing."""
+    First among sums of WIDTH ids, then within one."""
     vocab_size = p_NV.shape[1]
     whole = vocab_size // WIDTH * WIDTH
     parts_NSW = p_NV[:, :whole].view(len(p_NV), -1, WIDTH)
@@ -99,28 +99,19 @@ def targets(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ids drawn from the teacher and their log-probabilities at a temperature, (N, K); its loss of
     each token at temperature 1, (N,), 0 where masked. Never all logits at once."""
-    device, results = hidden_NE.device.type, []
-    chunk = losses.default_chunk(device)
-    # in blocks that fit a CPU's cache, as in losses
-    rows = max(1, losses.BLOCK * torch.get_num_threads() // len(head_VE))
-    rows = rows if device == "cpu" else chunk
-    for h_NE, *rest in zip(*(x.split(chunk) for x in (hidden_NE, targets_N, u_NK)), strict=True):
-        logits_NV = (h_NE @ head_VE.T).float()
-        blocks = zip(*(x.split(rows) for x in (logits_NV, *rest)), strict=True)
-        results += [_block_targets(*block, temperature) for block in blocks]
-        del blocks, logits_NV  # or the next chunk's would be made beside them
-    ids_NK, logp_NK, loss_N = map(torch.cat, zip(*results, strict=True))
-    return ids_NK, logp_NK, loss_N
+    chunk, results = losses.default_chunk(hidden_NE.device.type), []
+    parts = (x.split(chunk) for x in (hidden_NE, targets_N, u_NK))
+    for h_NE, y_N, u_NK in zip(*parts, strict=True):
+        g_NV = (h_NE @ head_VE.T).float()
+        loss_N = F.cross_entropy(g_NV, y_N, reduction="none", ignore_index=data.IGNORE)
+        p_NV = g_NV.div_(temperature).softmax(1)
+        ids_NK = draw(p_NV, u_NK)
+        results.append((ids_NK, p_NV.gather(1, ids_NK).log(), loss_N))
+        del g_NV, p_NV  # or the next chunk's would be made beside them
+    return tuple(map(torch.cat, zip(*results, strict=True)))
 
 
-def _block_targets(g_NV: Tensor, y_N: Tensor, u_NK: Tensor, temperature: float) -> tuple:
-    loss_N = F.cross_entropy(g_NV, y_N, reduction="none", ignore_index=data.IGNORE)
-    p_NV = g_NV.div_(temperature).softmax(1)
-    ids_NK = draw(p_NV, u_NK)
-    return ids_NK, p_NV.gather(1, ids_NK).log(), loss_N
-
-
-class Cache(Targets):
+class Cache(Targets, AbstractContextManager):
     """The teacher's targets of a training split's windows. As `targets` of train.fit and
     hard_set.score it takes the teacher's place, and asks it where a row is not there yet."""
 
@@ -135,44 +126,33 @@ class Cache(Targets):
         temperature: float,
         draws: int = 12,
         seed: int = 1,
+        read_only: bool = False,  # as in a sweep's point: the folder is another run's
     ):
-        """Opens a folder, or makes it: sparse, and only where there is room for all of it (else
-        OSError). ValueError: it was made from something else, or the windows are not for training.
-        """
+        """Opens a folder, or makes it, sparse. OSError: there is no room for all of it. ValueError:
+        it was made from something else, or the windows are not for training."""
         split = Path(getattr(windows.ids, "filename", None) or "").stem
         if split in ("val", "confirm"):
-            fault = f"a cache is for training, these windows are those of {split}"
-            raise ValueError(f"{fault}: give tokens.train")
-        self.folder, self.windows = Path(folder), windows
+            raise ValueError(f"these windows are {split}'s, a cache is for training: tokens.train")
+        self.folder, self.windows, self.read_only = Path(folder), windows, read_only
         self.teacher, self.hidden, self.head = teacher, teacher.hidden, teacher.head
-        self.key = {
-            "format": FORMAT,
-            "teacher": _hash_of_teacher(teacher),
-            "tokens": _hash_of_text(windows),
-            "windows": len(windows),
-            "context": windows.context,
-            "vocab_size": len(teacher.head),
-            "temperature": float(temperature),
-            "draws": draws,
-            "seed": seed,
-        }
+        self.sampling = f"{draws} draws, seed {seed}"
+        self.options = {"temperature": float(temperature), "draws": draws, "seed": seed}
+        weights = (w.detach().cpu().numpy() for w in teacher.state_dict().values())
+        config = np.frombuffer(repr(teacher.config).encode(), "u1")
+        self.key = {"format": FORMAT, "teacher": _sha256(itertools.chain([config], weights))}
+        self.key |= {"tokens": _hash_of_text(windows), "windows": len(windows)}
+        self.key |= {"context": windows.context, "vocab_size": len(teacher.head)} | self.options
+        self.options |= {"folder": self.folder.resolve(), "read_only": read_only}
         self.row = row_type(windows.context, draws, len(teacher.head))
         rows, valid = (self.folder / name for name in ("rows.bin", "valid.bin"))
         files = {rows: len(windows) * self.row.itemsize, valid: len(windows)}
-        _make(self.folder / "key.json", self.key, files)
+        _open(self.folder / "key.json", self.key, files)
         # read through maps, written by calls: where a disk is full a map would end the process
         self.rows, self.valid = np.memmap(rows, self.row, "r"), np.memmap(valid, "u1", "r")
-        self.files = [os.open(file, os.O_WRONLY) for file in files]
-        self.written = np.zeros(len(windows), bool)  # by this process; valid or about to be
-        self.pending: list[int] = []  # written, but perhaps not on the disk yet
-        self.read_only, self.synced = False, time.monotonic()
-
-    @property
-    def sampling(self) -> str:
-        return f"{self.key['draws']} draws, seed {self.key['seed']}"
-
-    def __enter__(self) -> "Cache":
-        return self
+        mode = os.O_RDONLY if read_only else os.O_WRONLY
+        self.files = [os.open(file, mode) for file in files]
+        self.pending: list[int] = []  # rows written, but perhaps not on the disk yet
+        self.synced = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
         """Until then, up to SYNC_S seconds of rows do not count yet for other processes."""
@@ -182,26 +162,21 @@ class Cache(Targets):
 
     def check(self, windows: data.Windows, temperature: float | None = None) -> None:
         """ValueError where these are other windows, or another temperature is asked for."""
-        stored = self.key["temperature"]
-        if temperature not in (None, stored):
-            fault = f"{self.folder} keeps targets at temperature {stored:g}, asked for is"
-            raise ValueError(f"{fault} {temperature:g}: each needs a cache of its own")
-        same = windows is self.windows
-        tokens = self.key["tokens"] if same else _hash_of_text(windows)
-        _compare(self.folder, self.key, {"tokens": tokens, "context": windows.context})
+        asked = {"temperature": self.key["temperature"] if temperature is None else temperature}
+        if windows is not self.windows:
+            asked |= {"tokens": _hash_of_text(windows), "context": windows.context}
+        _compare(self.folder, self.key, asked)
 
     def there(self, rows_B: Sequence[int]) -> np.ndarray:
         """Which rows can be read, (B,) bool."""
-        return (self.valid[rows_B] == 1) | self.written[rows_B]
+        return (self.valid[rows_B] == 1) | np.isin(rows_B, self.pending)
 
     def losses(self, rows_B: Sequence[int]) -> np.ndarray | None:
-        """The teacher's mean loss of some windows, (B,) float32, NaN where every target is masked;
-        None where a row is not there."""
+        """(B,) float32, NaN where every target is masked; None where a row is not there."""
         return self.rows["loss"][rows_B].copy() if self.there(rows_B).all() else None
 
     def read(self, rows_B: Sequence[int]) -> tuple[Tensor, ...]:
-        """Ids and probabilities of the draws of some windows, (N, K) each; nothing where a row is
-        not there."""
+        """Ids and probabilities of the draws, (N, K) each; nothing where a row is not there."""
         return self._tensors(self.rows[rows_B]) if self.there(rows_B).all() else ()
 
     def draws(
@@ -210,7 +185,7 @@ class Cache(Targets):
         """The same, of windows of which a row was not there: the teacher reads them, all of them,
         so that its batch, and with it its rounding, is what it was before a stop."""
         rows_B, device = np.asarray(rows_B), ids_BT.device
-        if stored := self.read(rows_B):  # come in the meantime: it was looked for one batch ahead
+        if stored := self.read(rows_B):  # come meanwhile: it was looked for one batch ahead
             return tuple(x.to(device) for x in stored)
         u_NK = uniform(self.key["seed"], rows_B, *self.row["ids"].shape).to(device)
         hidden_NE, temperature = self.hidden(ids_BT).flatten(0, 1), self.key["temperature"]
@@ -232,33 +207,27 @@ class Cache(Targets):
 
     def sync(self) -> None:
         """The disk has the rows; only then is it told that they count."""
-        try:
-            os.fsync(self.files[0])
-            for row in self.pending:
-                os.pwrite(self.files[1], b"\1", row)
-            self.pending.clear()
-            self.synced = time.monotonic()
-        except OSError as error:
-            self._stop(error)
+        self._write([], [], sync=True)
 
-    def _write(self, rows_B: np.ndarray, content: np.ndarray) -> None:
+    def _write(self, rows_B: Sequence[int], content: Sequence, sync: bool = False) -> None:
+        """A full disk must not end hours of training: nothing more is written then."""
         try:
-            for row, values in zip(rows_B.tolist(), content, strict=True):
+            for row, values in zip(rows_B, content, strict=True):
                 if self.read_only:
                     return
-                _pwrite(self.files[0], values.tobytes(), row * self.row.itemsize)
-                self.written[row] = True
+                done = os.pwrite(self.files[0], values.tobytes(), row * self.row.itemsize)
+                if done < self.row.itemsize:
+                    raise OSError(errno.ENOSPC, "the disk took a part of a row")
                 self.pending.append(row)
+            if self.pending and (sync or time.monotonic() - self.synced > SYNC_S):
+                os.fsync(self.files[0])
+                for row in self.pending:
+                    os.pwrite(self.files[1], b"\1", row)
+                self.pending, self.synced = [], time.monotonic()
         except OSError as error:
-            self._stop(error)
-        if time.monotonic() - self.synced > SYNC_S:
-            self.sync()
-
-    def _stop(self, error: OSError) -> None:
-        """A full disk must not end hours of training."""
-        self.read_only = True
-        line = f"{self.folder} takes no more rows, its teacher goes on: {error}"
-        warnings.warn(line, stacklevel=2)
+            self.read_only = True
+            line = f"{self.folder} takes no more rows, its teacher goes on: {error}"
+            warnings.warn(line, stacklevel=3)
 
     def _tensors(self, content: np.ndarray) -> tuple[Tensor, Tensor]:
         ids_NK = content["ids"].astype(np.int32).reshape(-1, self.key["draws"])
@@ -266,69 +235,53 @@ class Cache(Targets):
         return torch.from_numpy(ids_NK), torch.from_numpy(probs_NK)
 
 
-def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
-    """Files of so many bytes, all zeros, then their key; where they are there, they are checked.
+def _open(path: Path, key: dict, files: dict[Path, int]) -> None:
+    """Files of so many bytes and their key: made where there is none, all zeros, else checked.
     Several processes may do it at once."""
-    taken = sum(file.stat().st_blocks * 512 for file in files if file.is_file())
-    needed = (sum(files.values()) - taken) / 2**20
-    free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
-    if needed > free:
-        fault = f"no room for {path.parent}: it takes {needed:,.1f} MiB more, {free:,.1f} are free"
-        raise OSError(f"{fault}; make room, or go without a cache")
-    clear_begun(path.parent)
     if not path.is_file():
-        valid = path.with_name("valid.bin")
-        if valid.is_file() and any(valid.read_bytes()):
-            raise ValueError(f"{path} is not there, and rows of who knows what are: {REMEDY}")
-        if foreign := [str(f) for f in files if os.path.lexists(f) and not _is_empty(f)]:
-            line = f"{', '.join(foreign)} holds what the book did not write: {AWAY}"
-            raise FileExistsError(line)
-        with replacing(path) as beside:
-            for file, n in files.items():
-                with open(file, "ab") as f:
-                    f.truncate(n)
-            beside.write_text(json.dumps(key, indent=1), encoding="utf8")
+        _make(path, key, files)
     try:
         old = dict(json.loads(path.read_text(encoding="utf8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): {REMEDY}") from None
     _compare(path.parent, old, key)
-    for file, n in files.items():
-        if not file.is_file() or file.stat().st_size != n:
-            raise ValueError(f"{file} must have {n:,} bytes and has not: {REMEDY}")
+    for file, size in files.items():
+        if not file.is_file() or file.stat().st_size != size:
+            raise ValueError(f"{file} must have {size:,} bytes and has not: {REMEDY}")
 
 
-def _is_empty(path: Path) -> bool:
-    """Whether a file holds nothing but zeros, as far as a look at its first MiB tells."""
-    with path.open("rb") as file:
-        return not any(file.read(2**20))
+def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
+    clear_begun(path.parent)
+    for file in files:  # of a process that was killed here: zeros, as far as the first MiB tells
+        if os.path.lexists(file) and any(file.open("rb").read(2**20)) and not path.is_file():
+            fault = f"{path} is not there, {file.name} beside it holds what the book did not write"
+            raise FileExistsError(f"{fault}: {AWAY}")
+    needed = sum(files.values()) / 2**20
+    free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
+    if needed > free:
+        fault = f"no room for {path.parent}: it takes {needed:,.1f} MiB more, {free:,.1f} are free"
+        raise OSError(f"{fault}; make room, or go without a cache")
+    with replacing(path) as beside:
+        for file, size in files.items():
+            with open(file, "ab") as f:
+                f.truncate(size)
+        beside.write_text(json.dumps(key, indent=1), encoding="utf8")
 
 
 def _compare(folder: Path, old: dict, new: dict) -> None:
     for name, value in new.items():
         if old.get(name) != value:
             fault = f"{folder} was made with {name} {old.get(name)!r}, now it is {value!r}"
-            raise ValueError(f"{fault}: {REMEDY}")
-
-
-def _pwrite(file: int, content: bytes, offset: int) -> None:
-    while content:  # a disk that is nearly full takes a part, and says so at the next call
-        done = os.pwrite(file, content, offset)
-        content, offset = content[done:], offset + done
-
-
-def _hash_of_teacher(teacher: Llama) -> str:
-    weights = (w.detach().cpu().numpy() for w in teacher.state_dict().values())
-    return _sha256([np.frombuffer(repr(teacher.config).encode(), "u1")], weights)
+            raise ValueError(f"{fault}: {REMEDY}, or each needs a cache of its own")
 
 
 def _hash_of_text(windows: data.Windows) -> str:
     return _sha256([x for x in (windows.ids, windows.mask) if x is not None])
 
 
-def _sha256(*arrays: Iterable[np.ndarray]) -> str:
+def _sha256(arrays: Iterable[np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for x in itertools.chain(*arrays):
+    for x in arrays:
         digest.update(f"{x.dtype} {x.shape}".encode())
         content = np.ascontiguousarray(x).reshape(-1).view("u1")
         pieces = [content]

@@ -2,21 +2,16 @@
 
 Upstream's names: train/loss, train/lr, train/tokens_per_sec, val/loss, val/samples, …, by step.
 Where it goes, and whether anything is sent, is wandb's own affair (`wandb login`, WANDB_MODE,
-WANDB_ENTITY). A thread does all of it: a network or a package that fails or hangs costs a training
-nothing, and CLOSE_S at its end. Imports wandb only when asked.
+WANDB_ENTITY). What fails there costs a training nothing. Imports wandb only when asked.
 """
 
 import contextlib
 import html
-import queue
 import secrets
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from tdlib.files import write_whole
-
-CLOSE_S = 60  # for what is not sent yet when a training ends
 
 
 @contextlib.contextmanager
@@ -32,25 +27,22 @@ def logging(
     if not run_id.exists():
         write_whole(run_id, secrets.token_hex(8))
     about = dict(project=project, dir=out, name=name, group=out.name, id=run_id.read_text())
-    rows = queue.SimpleQueue()
-    thread = threading.Thread(target=_send, args=(rows, about, parameters), daemon=True)
-    thread.start()
+    sender = _sender(about | {"config": parameters})
+    next(sender)
     try:
-        yield rows.put
+        yield sender.send
     finally:
-        rows.put(None)
-        thread.join(CLOSE_S)
-        if thread.is_alive():
-            print(f"W&B: not all of {name} is sent: `wandb sync` sends {out / 'wandb'}", flush=True)
+        sender.send(None)
 
 
-def _send(rows: queue.SimpleQueue, about: dict, parameters: dict) -> None:
+def _sender(about: dict) -> Generator[None, dict | None, None]:
+    """Is sent rows, and None after the last."""
     try:
         import wandb
 
         quiet = wandb.Settings(console="off", silent=True, save_code=False, disable_git=True)
-        run = wandb.init(**about, config=parameters, resume="allow", settings=quiet)
-        while (row := rows.get()) is not None:
+        run = wandb.init(**about, resume="allow", settings=quiet)
+        while (row := (yield)) is not None:
             if texts := row.get("val/samples"):
                 row = row | {"val/samples": wandb.Html(f"<pre>{html.escape(chr(10).join(texts))}")}
             run.log({n: value for n, value in row.items() if n != "step"}, step=row["step"])
@@ -59,3 +51,5 @@ def _send(rows: queue.SimpleQueue, about: dict, parameters: dict) -> None:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         line = f"W&B: {about['name']} is not logged there: {why}; logs/ has every row"
         print(f"{line}, the training goes on", flush=True)
+    while True:
+        yield

@@ -4,10 +4,10 @@ in fewer directions of its residual stream (after Minitron, 2407.14679, and 2312
     stream: x_student ≈ x_teacher P     reading weights: W P     writing weights: Pᵀ W, then moved
 
 P (D, E) is orthonormal and one for all layers, embedding and head: the E directions that hold most
-of what the norms give out, turned as near to E of the teacher's own dimensions as they can be, so
-that dimensions which are never used are simply left out. Layer by layer, norm scales and writing
-weights are then moved by least squares towards what the teacher's stream is on some training
-windows. Where nothing is left out nothing moves: equal size gives the teacher back, bit for bit.
+of what the norms give out, turned as near to E of the teacher's own dimensions as they can be.
+Layer by layer, norm scales and writing weights are then moved by least squares towards what the
+teacher's stream is on some training windows. Where nothing is left out nothing moves: equal size
+gives the teacher back, bit for bit.
 Legend: B windows, T tokens, N = B·T; D teacher's width, E student's; I inputs of a weight; H query
 heads, G key/value heads, R query heads of one, K head width, X groups to choose from.
 """
@@ -23,6 +23,7 @@ from tdlib import data
 from tdlib.model import Llama, LlamaConfig, RMSNorm
 
 RIDGE = 1e-2  # pull back to where a weight was, as a share of its inputs' mean square
+RULE = "a start from the teacher has its vocabulary and is no larger, set init: random"
 SMALLER = ("layers", "heads", "head_dim", "dim", "mlp_dim")  # along these, or equal
 
 
@@ -37,9 +38,8 @@ def from_teacher(
     teacher: Llama, config: LlamaConfig, windows: data.Windows, *, device: str = "cpu"
 ) -> Llama:
     """A student of `config`'s shape (through `config_for`) out of the teacher's weights, by what
-    they do on windows of some 8,000 to 16,000 tokens, spread evenly; both on `device`. Nothing is
-    drawn: same inputs, same bits. ValueError: larger than the teacher along some axis, or of
-    another vocabulary."""
+    they do on windows of some 8,000 to 16,000 tokens, spread evenly. Nothing is drawn: same inputs,
+    same bits. ValueError: larger than the teacher along some axis, or of another vocabulary."""
     old, config = teacher.config, config_for(teacher.config, config)
     _check(old, config)
     count = max(8, 2**13 // windows.context)
@@ -58,8 +58,7 @@ def from_teacher(
     for new, layer in zip(student.layers, (teacher.layers[i] for i in kept), strict=True):
         was, part = layer.self_attn, new.self_attn
         q, k, v, o = _heads(strength[was.o_proj], old, config)
-        # scores are divided by √K: they keep their size
-        scale = math.sqrt(config.head_dim / old.head_dim)
+        scale = math.sqrt(config.head_dim / old.head_dim)  # scores are divided by √K
         part.q_proj.weight.copy_(was.q_proj.weight[q] @ p_DE * scale)
         part.k_proj.weight.copy_(was.k_proj.weight[k] @ p_DE)
         part.v_proj.weight.copy_(was.v_proj.weight[v] @ p_DE)
@@ -74,17 +73,14 @@ def from_teacher(
 
 
 def _check(old: LlamaConfig, new: LlamaConfig) -> None:
+    for axis in (*SMALLER, "vocab_size"):
+        ours, theirs = getattr(new, axis), getattr(old, axis)
+        if ours > theirs or (ours < theirs and axis == "vocab_size"):
+            raise ValueError(f"the student's {axis} is {ours:,}, the teacher's {theirs:,}: {RULE}")
     share, per = old.heads // old.kv_heads, new.heads // new.kv_heads
-    fault, rule = "", "a start from the teacher has its vocabulary and is no larger"
     if old.kv_heads * (share // per) < new.kv_heads:
-        fault = f"the student has {new.kv_heads} × {per} heads that share a key, the teacher "
-        fault += f"{old.kv_heads} × {share}, which holds fewer such groups"
-    for axis in ("vocab_size", *reversed(SMALLER)):
-        size, limit = getattr(new, axis), getattr(old, axis)
-        if size > limit or (size < limit and axis == "vocab_size"):
-            fault = f"the student's {axis} is {size:,}, the teacher's {limit:,}"
-    if fault:
-        raise ValueError(f"{fault}: {rule}, set init: random")
+        fault = f"the student has {new.kv_heads} × {per} heads that share a key, the teacher"
+        raise ValueError(f"{fault} {old.kv_heads} × {share}, fewer such groups: {RULE}")
 
 
 def kept_layers(layers: int, keep: int) -> list[int]:
@@ -94,8 +90,7 @@ def kept_layers(layers: int, keep: int) -> list[int]:
 
 def look(teacher: Llama, ids_BT: Tensor) -> tuple[Tensor, dict[nn.Linear, Tensor]]:
     """Second moments (D, D) of all that the norms give out and of the head's rows, each with the
-    same weight; and of each input of a writing weight, the mean square of what it adds to the
-    stream, which is 0 for one that nothing is made of."""
+    same weight; and of each input of a writing weight, the mean square of what it adds."""
     head_VD, strength, hooks = teacher.head.double(), {}, []
     moment_DD = head_VD.T @ head_VD / head_VD.square().sum()
 
@@ -172,9 +167,7 @@ def _move(student: Llama, teacher: Llama, kept: list[int], ids_BT: Tensor, p_DE:
     _norm(teacher.norm, student.norm, x_BTD, x_BTE, p_DE)
 
 
-def _norm(
-    old: RMSNorm, new: RMSNorm, x_BTD: Tensor, x_BTE: Tensor, p_DE: Tensor
-) -> tuple[Tensor, Tensor]:
+def _norm(old: RMSNorm, new: RMSNorm, x_BTD, x_BTE, p_DE) -> tuple[Tensor, Tensor]:
     """Sets a norm's scales, for it sees the mean square of E dimensions instead of D; what both
     give out."""
     new.weight.fill_(1.0)
@@ -186,9 +179,7 @@ def _norm(
     return n_BTD, new(x_BTE)
 
 
-def _write(
-    part: nn.Module, linear: nn.Linear, given: tuple, x_BTE: Tensor, wanted_BTE: Tensor
-) -> Tensor:
+def _write(part: nn.Module, linear: nn.Linear, given: tuple, x_BTE, wanted_BTE) -> Tensor:
     """Moves the writing weight of a part by ridge regression of what the stream lacks on the
     weight's inputs, by 0 where it lacks nothing; the stream with what the part adds."""
     seen = []

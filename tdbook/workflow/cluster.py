@@ -1,7 +1,7 @@
 """A SLURM cluster: with CLUSTER=slurm Snakemake submits a job a run, as profiles/slurm asks.
 
 Jobs outlive the command that submitted them. Their names begin with that of the run folder, so that
-the same command, given again, finds them in the queue and waits for them instead of running twice.
+the same command, given again, finds them in the queue and waits until they have left it.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from tdbook.runs import parameters
-from tdbook.runs.parameters import ParameterError, nearest, shown
-from tdlib.files import write_whole as write
+from tdbook.runs.parameters import ParameterError, nearest
+from tdlib import files
 
 ASK_S = 5  # between two looks at the queue
 FORGOTTEN_S = 600  # without a job in it; Snakemake looks every 3 minutes at least
@@ -38,22 +38,30 @@ def check(name: str) -> str:
 
 
 def begin(out: Path, name: str) -> None:
-    """Say where the jobs go. RuntimeError: SLURM does not answer."""
-    queue(out)
-    profile = shown(parameters.ROOT / f"profiles/{name}/config.yaml")
-    where = f"`make status` and `squeue --me` follow them, they print into {shown(out / '.slurm')}"
-    print(f"jobs go to SLURM as {profile} says: {where}", flush=True)
+    """Wait for the jobs of an earlier command. RuntimeError: SLURM does not answer."""
+    jobs = queue(out)
+    for job in sorted(jobs):
+        print(f"job {job} of an earlier command is in the queue: waiting for it", flush=True)
+    try:
+        while jobs:
+            time.sleep(ASK_S)
+            with contextlib.suppress(RuntimeError):  # a controller that starts again
+                jobs = queue(out)
+    except KeyboardInterrupt:
+        cancel(out)
+        raise RuntimeError("stopped; the same command goes on from here") from None
+    where = f"profiles/{name}/config.yaml says: `make status` and `squeue --me` follow them"
+    print(f"jobs go to SLURM as {where}", flush=True)
 
 
-def options(out: Path, name: str, config: dict) -> list[str]:
+def options(out: Path, name: str, config: dict) -> list:
     """Snakemake's, for the jobs of a run folder."""
     folder, content = out / ".slurm", json.dumps(config)
     # a file of its own for every command: a job may read it when another has been given
     path = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
-    write(path, content)
-    words = ["--workflow-profile", str(parameters.ROOT / "profiles" / name)]
-    words += ["--configfile", str(path), "--slurm-jobname-prefix", prefix(out)]
-    return [*words, "--slurm-logdir", str(folder)]
+    files.write_whole(path, content)
+    words = ["--workflow-profile", parameters.ROOT / "profiles" / name, "--configfile", path]
+    return [*words, "--slurm-jobname-prefix", prefix(out), "--slurm-logdir", folder]
 
 
 def prefix(out: Path) -> str:
@@ -62,45 +70,26 @@ def prefix(out: Path) -> str:
     return f"{re.sub(r'[^A-Za-z0-9-]', '-', out.resolve().name)[:32]}-{where}"
 
 
-def queue(out: Path) -> dict[str, str]:
-    """The jobs of a run folder that wait or run, whoever submitted them: Snakemake's rule → number.
-    RuntimeError: SLURM does not answer."""
-    own = (row for row in _jobs() if row[1].startswith(f"{prefix(out)}_"))
-    return {comment.removeprefix("rule_"): job for job, _, comment in own}
-
-
-def _jobs() -> list[list[str]]:
-    """Number, name and comment of each job of this user."""
-    ask = ["squeue", f"--user={os.getuid()}", "--noheader", "--format=%i|%j|%k"]
+def queue(out: Path) -> set[str]:
+    """A run folder's jobs, waiting or running. RuntimeError: SLURM does not answer."""
+    ask = ["squeue", f"--user={os.getuid()}", "--noheader", "--format=%i|%j"]
     done = subprocess.run(ask, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         raise RuntimeError(f"SLURM does not answer ({said}): try again when squeue does")
-    return [line.split("|") for line in done.stdout.splitlines()]
-
-
-def wait(job: str) -> None:
-    """Until it has left the queue."""
-    while True:
-        with contextlib.suppress(RuntimeError):  # a controller that starts again
-            if job not in (number for number, *_ in _jobs()):
-                return
-        time.sleep(ASK_S)
+    rows = [line.split("|") for line in done.stdout.splitlines()]
+    return {job for job, name in rows if name.startswith(f"{prefix(out)}_")}
 
 
 def follow(out: Path, snakemake: subprocess.Popen) -> bool:
-    """Wait for Snakemake; False where it was killed, for it waited while nothing is in the queue.
-    It would for ever: it loses its jobs where the controller does not answer for a minute, or
-    forgets them (MinJobAge) before it was asked again."""
+    """Wait for Snakemake; False where it waited while nothing is in the queue, and was killed: it
+    would for ever, where the controller was silent for a minute or forgot a job (MinJobAge)."""
     seen = time.monotonic()
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            snakemake.wait(ASK_S)
-            return True
-        try:
+    while snakemake.poll() is None:
+        time.sleep(ASK_S)
+        waits = False
+        with contextlib.suppress(RuntimeError):
             waits = not queue(out)
-        except RuntimeError:
-            waits = False
         seen = seen if waits else time.monotonic()
         if time.monotonic() - seen > FORGOTTEN_S:
             line = "no job is in the queue, and Snakemake waits for one: it is started again"
@@ -108,20 +97,15 @@ def follow(out: Path, snakemake: subprocess.Popen) -> bool:
             snakemake.kill()
             snakemake.wait()
             return False
+    return True
 
 
 def cancel(out: Path) -> None:
     """End the jobs of a run folder; their runs keep their state first."""
     cancelled, end = set(), time.monotonic() + STOP_S
-    while (jobs := set(queue(out).values())) and time.monotonic() < end:
+    while (jobs := queue(out)) and time.monotonic() < end:
         if new := jobs - cancelled:
             print(f"scancel {' '.join(sorted(new))}: their runs keep their state", flush=True)
             subprocess.run(["scancel", *new])
         cancelled |= jobs
         time.sleep(1)
-
-
-def refusals(log: str) -> list[str]:
-    """What sbatch said of jobs that it did not take, from Snakemake's log."""
-    errors = re.findall(r"SLURM sbatch failed\. The error message was '(.*)'\.$", log, re.M)
-    return [f"sbatch: {error}" for error in dict.fromkeys(errors)]

@@ -2,10 +2,11 @@
 
 A GPU is held by a lock on a file in the system's temporary folder, and the lock goes with the
 process that took it, however that ends. GPU_RUNS=2 lets two runs share one. Where SLURM gives out
-the GPUs, what it gave is taken. Imports no torch.
+the GPUs, what it gave is taken.
 """
 
 import fcntl
+import itertools
 import os
 import re
 import tempfile
@@ -20,8 +21,7 @@ def there() -> list[str]:
     """The GPUs that this process may use, by the names CUDA gives them."""
     if VISIBLE in os.environ:
         return [name for name in os.environ[VISIBLE].split(",") if name.strip()]
-    found = [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
-    return [str(number) for number in range(len(found))]
+    return [str(number) for number in range(len([*Path("/dev").glob("nvidia[0-9]*")]))]
 
 
 def runs_each() -> int:
@@ -47,28 +47,23 @@ def take(device: str, count: int) -> str:
         raise ValueError(f"processes = {count}, and this machine has {len(names)} GPUs: give fewer")
     folder = Path(tempfile.gettempdir()) / f"tdlib-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    chosen, said = {}, False
-    while len(chosen) < count:
-        for slot in range(runs_each()):
-            for name in (n for n in names if n not in chosen and len(chosen) < count):
-                if file := _locked(folder / f"{re.sub(r'[^-.0-9A-Za-z]', '_', name)}.{slot}"):
+    chosen = {}
+    for tried in itertools.count():
+        for slot, name in itertools.product(range(runs_each()), names):
+            if name not in chosen and len(chosen) < count:
+                file = (folder / f"{re.sub(r'[^-.0-9A-Za-z]', '_', name)}.{slot}").open("a")
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     chosen[name] = file
-        if len(chosen) < count:
-            for file in chosen.values():  # two that each hold one of two would wait for ever
-                file.close()
-            chosen, said = {}, said or not print("waits for a free GPU", flush=True)
-            time.sleep(1 + os.getpid() % 7 / 10)
+                except BlockingIOError:
+                    file.close()
+        if len(chosen) == count:
+            break
+        for file in chosen.values():  # two that each hold one of two would wait for ever
+            file.close()
+        chosen.clear()
+        print("waits for a free GPU\n" * (not tried), end="", flush=True)
+        time.sleep(1 + os.getpid() % 7 / 10)
     _held.extend(chosen.values())
     os.environ[VISIBLE] = ",".join(chosen)
     return os.environ[VISIBLE]
-
-
-def _locked(path: Path):
-    """The file, locked; None where another process holds it."""
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file

@@ -14,31 +14,22 @@ from tdbook.runs import hashes, heartbeat, hooks, parameters, sweeps
 from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.ownership import claim
 from tdbook.runs.parameters import shown
-from tdbook.workflow import cluster, devices, graph
+from tdbook.workflow import devices, graph
 from tdlib import files
-from tdlib.files import write_whole as write
-
-PROGRESS_S = 15
 
 
-def execute(yaml: Path, out: Path, overrides: dict, job: str = "") -> int:
+def execute(yaml: Path, out: Path, overrides: dict) -> int:
     """Run one YAML's notebook with papermill into the run folder and write its page, after a
-    failure too. Prints what happens; returns the exit code. Where an earlier command submitted a
-    job of the cluster for it, that is waited for, and nothing is run here."""
+    failure too. Prints what happens; returns the exit code."""
     run, out = yaml.stem, parameters.ROOT / out
-    if job:  # which has repeated it, if that was asked
-        overrides = overrides | {"redo": False}
-        line = f"job {job} of an earlier command is in the queue: waiting for it"
-        print(f"{run} · {line}", flush=True)
-        cluster.wait(job)
     try:
         values = graph.check_yaml(yaml, overrides | {"out": shown(out)})
         if sweeps.parent(out):
             sweeps.link(out, graph.borrowed(run, values))
         heartbeat.wait_until_free(out, run)
-        if not (why := hashes.why(out, run, values)) or job:
-            print(f"{run} · {why or 'is done already'}", flush=True)
-            return 1 if why else 0
+        if not hashes.why(out, run, values):
+            print(f"{run} · is done already", flush=True)
+            return 0
         claim(out, run, values, notebook=True)
         gpus = devices.take(values["device"], values.get("processes", 1))
     except (ValueError, RuntimeError, OSError) as error:
@@ -76,8 +67,7 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
     paths = (parameters.ROOT / "notebooks" / f"{notebook_of(run)}.ipynb", out / f"{run}.ipynb")
     heartbeat.write_state(out, run, "running", message="starting")
     os.environ[heartbeat.DIE_WITH] = str(os.getpid())
-    ended, stopping = threading.Event(), _stop_on_signals(out, run)
-    threading.Thread(target=_report_progress, args=(out, run, ended), daemon=True).start()
+    stopping = _stop_on_signals(out, run)
     try:
         papermill.execute_notebook(
             *(str(path).replace("{", "{{").replace("}", "}}") for path in paths),  # it formats them
@@ -99,8 +89,6 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
         return f"{type(error).__name__}: {error}"
     except (SystemExit, KeyboardInterrupt):
         return "stopped"
-    finally:
-        ended.set()
 
 
 def _stop_on_signals(out: Path, run: str) -> threading.Event:
@@ -140,7 +128,7 @@ def _write_notebooks_whole() -> None:
     from papermill.iorw import LocalHandler, papermill_io
 
     whole = LocalHandler()
-    whole.write = lambda content, path: write(Path(path), content, lasting=False)
+    whole.write = lambda content, path: files.write_whole(Path(path), content, lasting=False)
     papermill_io.register("/", whole)  # all absolute paths
 
 
@@ -154,21 +142,11 @@ def _settled(out: Path, run: str, error: str | None) -> dict:
         return heartbeat.state(out, run) | {"state": "interrupted"}  # though an earlier one is done
     if state["state"] == "lost":
         lost = state | {"error": [error or "its process is gone"]}
-        write(out / "state" / f"{run}.json", json.dumps(lost))
+        files.write_whole(out / "state" / f"{run}.json", json.dumps(lost))
     else:
         error = error or "the notebook ended without this.finish(): add it as its last call"
         heartbeat.write_state(out, run, "failed", error=[error])
     return heartbeat.state(out, run)
-
-
-def _report_progress(out: Path, run: str, ended: threading.Event) -> None:
-    before = ""
-    while not ended.wait(PROGRESS_S):
-        state = heartbeat.state(out, run)
-        line = heartbeat.progress(state)
-        if state["state"] == "running" and line != before:
-            print(f"{run} · {line}", flush=True)
-            before = line
 
 
 def record(out: Path, run: str) -> dict | None:
@@ -191,14 +169,10 @@ def page(out: Path, run: str) -> None:
         print(f"{run} · its page failed: {type(error).__name__}: {error}", flush=True)
 
 
-def pages(out: Path, again: bool = False) -> Path:
-    """The pages that a kill, or plain papermill, left unwritten, or all of them `again`; then every
-    head and the index, whose path it returns."""
-    from tdbook.workflow import run_pages
-
+def pages(out: Path, again: bool = False) -> None:
+    """The pages that a kill, or plain papermill, left unwritten; or all of them `again`."""
     for run in (state["run"] for state in heartbeat.states(out)):
         notebook, html = (out / f"{run}.{kind}" for kind in ("ipynb", "html"))
         written = html.stat().st_mtime if html.exists() else 0
         if notebook.exists() and (again or notebook.stat().st_mtime > written):
             page(out, run)
-    return run_pages.refresh(out)

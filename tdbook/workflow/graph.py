@@ -9,6 +9,7 @@ from tdbook.runs import hashes, notebooks, parameters, settings, sweeps
 from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.ownership import not_ours, refusal
 from tdbook.runs.parameters import ParameterError, nearest, shown
+from tdlib import files
 
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
 
@@ -64,23 +65,19 @@ class Wanted:
 
 
 def jobs(config: dict, paths: bool = True) -> dict[str, BookRun]:
-    """Every run that a command may make, by name: the book's, and those of the sweeps asked for.
-    ParameterError names the YAML."""
+    """Every run that a command may make, by name: the book's, and the sweeps' asked for."""
     values = config.get("settings", {})
     runs = book(config["profile"], config["out_dir"], config["given"], paths, values)
     runs += [p for name in config["sweeps"] for p in swept(name, config["profile"], runs, values)]
-    return repeated({one.name: one for one in runs}, config["redo"])
-
-
-def repeated(runs: dict[str, BookRun], redo: tuple[str, ...]) -> dict[str, BookRun]:
-    """The same runs, those named to be made again."""
-    again = {name: runs[name].parameters | {"redo": True} for name in redo}
-    return runs | {name: replace(runs[name], parameters=p) for name, p in again.items()}
+    found = {one.name: one for one in runs}
+    for name in config["redo"]:
+        again = found[name].parameters | {"redo": True}
+        found[name] = replace(found[name], parameters=again)
+    return found
 
 
 def targets_of(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[list[str], list[str]]:
-    """What is to be made, REDO's among it, and the pages of sweeps, which come when all else has
-    ended: the points that are done are compared, whatever became of the others."""
+    """What is to be made, REDO's among it; and the pages of sweeps, which come after all else."""
     pages = [one.name for one in runs.values() if one.compares]
     every = [one.name for one in runs.values() if bool(one.sweep) == bool(wanted.sweeps)]
     names = wanted.only or [name for name in every if name not in (*pages, *wanted.before)]
@@ -92,6 +89,16 @@ def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
     what stands in the way, in lines: for `make book` and DRY=1 alike."""
     if gone := [name for name in wanted.before if not hashes.load(runs[name].out, name)]:
         raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
+    before = (files.whole(parameters.ROOT / wanted.out / CONFIG) or {}).get("settings", {})
+    for one in runs.values():  # SET, or that it is left out, would replace what is done otherwise
+        record = files.whole(one.out / "results" / f"{one.run}.json", "parameters")
+        done, now = record["parameters"] if record else {}, hashes.decisive(one.parameters)
+        for name in parameters.of_run(before | wanted.settings, one.run):
+            if done and name in now and done.get(name) != now[name]:
+                fault = f"{one.name} in {wanted.out} is done with {name} = {done.get(name)!r}"
+                same = settings.in_words(before)
+                remedy = f"give a run folder of its own (OUT=), or SET={same!r}"
+                raise ParameterError(f"{fault}, now it is {now[name]!r}: {remedy}")
     targets, pages = targets_of(wanted, runs)
     reasons, damaged = hashes.judge(runs, [*targets, *pages], wanted.before)
     if lines := dict.fromkeys(line for lines in damaged.values() for line in lines):
@@ -114,7 +121,7 @@ def book(
     values: dict | None = None,
 ) -> list[BookRun]:
     """The runs of params/<profile>, checked. `given` is for 00, `values` are SET's."""
-    own = {path: settings.of_run(values or {}, path.stem) for path in yamls(profile)}
+    own = {path: parameters.of_run(values or {}, path.stem) for path in yamls(profile)}
     for path in own:
         own[path] |= given or {} if notebook_of(path.stem) == TEACHER else {}
     place = {"out": str(out)} if out else {}
@@ -185,15 +192,14 @@ def swept(
     name: str, profile: str, runs: list[BookRun], values: dict | None = None
 ) -> list[BookRun]:
     """The runs of a sweep's points, and last the page that compares them, where each point is one
-    run; `runs` are those of the book. The page needs no point, so that those that are done can be
-    compared."""
+    run. It needs no point: those that are done are compared. `runs` are the book's."""
     sweep, out = sweeps.read(profile, name), runs[0].out
     makers = {path: one.name for one in runs for path in one.writes}
     points = []
     for point in sweep.points:
         inside: dict[str, str] = {}  # what the point's earlier runs make → their names
         for run in sweep.runs(point):
-            given, who = settings.of_run(values or {}, run), f"sweep {name}, point {point}"
+            given, who = parameters.of_run(values or {}, run), f"sweep {name}, point {point}"
             if both := given.keys() & {key.rpartition(".")[2] for key in sweep.points[point]}:
                 raise ParameterError(f"SET: sweep {name} varies {min(both)}: leave it out of SET")
             with _naming(who):
@@ -203,7 +209,7 @@ def swept(
             outside = tuple(path for path in one.reads if path not in inside)
             points.append(replace(one, reads=outside, sweep=name))
             inside |= dict.fromkeys(one.writes, one.name)
-    if not sweep.notebook:
+    if sweep.several:
         return points
     page = next((one for one in runs if one.notebook == COMPARISON), None)
     if page is None:

@@ -4,7 +4,6 @@
 where this machine's own speed is asked for.
 """
 
-import json
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from tdbook.runs.notebooks import HARD_SET, TEACHER, notebook_of
 from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import graph, request, workload
 from tdbook.workflow.workload import Device, Size, Work, total
-from tdlib import shapes
+from tdlib import files, shapes
 from tdlib.shapes import SHAPES, LlamaConfig
 
 NOMINAL = 3_700_000_000  # training tokens, by the count of the teacher's owner
@@ -40,78 +39,71 @@ class Asked:
 
 
 def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
-    """A command's runs, with its text and teacher as far as they are there. ParameterError: a path
-    that is not there, or a teacher of another vocabulary."""
-    for name in ("tokens", "teacher"):
-        path = wanted.given.get(name)
-        if path and not (parameters.ROOT / path).exists():
-            raise ParameterError(f"{name.upper()}={path} is not there: correct the path")
+    """A command's runs, with its text and teacher as far as they are there."""
     jobs = graph.jobs(wanted.config, paths=False)
     if TEACHER not in jobs:
         raise ParameterError(f"params/{wanted.profile} has no {TEACHER}.yaml: add one")
     p, out = jobs[TEACHER].parameters, parameters.ROOT / wanted.out
-    path = parameters.ROOT / (p["teacher"] or out / "models/teacher")
-    teacher = _teacher(path, needed=bool(p["teacher"]))
-    tokens = parameters.ROOT / (p["tokens"] or out / "tokens")
-    if known := bool(p["tokens"]) or (tokens / "meta.json").is_file():
-        size = size_of(tokens, out)
-        sizes = (size.vocab_size,)
+    for name in ("tokens", "teacher"):
+        if p[name] and not (parameters.ROOT / p[name]).exists():
+            raise ParameterError(f"{name.upper()}={p[name]} is not there: correct the path")
+    scoring = [one.parameters for one in jobs.values() if one.notebook == HARD_SET]
+    share = scoring[0]["share"] if scoring else 0.2
+    teacher = _teacher(parameters.ROOT / (p["teacher"] or out / "models/teacher"))
+    tokens, vocabularies = parameters.ROOT / (p["tokens"] or out / "tokens"), ()
+    if p["tokens"] or (tokens / "meta.json").is_file():
+        size = size_of(tokens, out, share)
     else:
-        sizes = (p["vocab_size"],) if p["text_characters"] else estimates.VOCABULARIES
+        vocabularies = (p["vocab_size"],) if p["text_characters"] else estimates.VOCABULARIES
         given = vocabulary or (teacher and teacher.vocab_size)
-        sizes = (given,) if given else sizes
-        size = _guessed(p, sizes[0])
-    scoring = next((one.parameters for one in jobs.values() if one.notebook == HARD_SET), None)
-    if scoring and hashes.chosen(out / hashes.HARD_SET) is None:
-        size = replace(size, hard=round(scoring["share"] * size.train))
+        vocabularies = (given,) if given else vocabularies
+        tokens, size = None, _guessed(p, vocabularies[0], share)
     teacher = teacher or LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
     if teacher.vocab_size != size.vocab_size:
         both = f"{teacher.vocab_size:,}, the tokens' {size.vocab_size:,}"
         remedy = "give the tokens that it was made with (TOKENS=, VOCAB=)"
         raise ParameterError(f"the teacher's vocabulary is {both}: {remedy}")
-    return Asked([*jobs.values()], out, tokens if known else None, size, teacher, sizes)
+    sizes = vocabularies or (size.vocab_size,)
+    return Asked([*jobs.values()], out, tokens, size, teacher, sizes)
 
 
-def size_of(folder: Path, out: Path) -> Size:
-    """How much a folder of tokens holds; the hard set is the run folder's, or a fifth."""
-    path = folder / "meta.json"
-    try:
-        meta = json.loads(path.read_text(encoding="utf8"))
-        names = ("vocab_size", "block_size", "train_tokens", "val_tokens")
-        size = _size(*(int(meta[name]) for name in names), f"in {folder}")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is not there: give a folder of tokens (TOKENS=)") from None
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{path} does not tell of tokens ({error!r}): copy it again") from None
+def size_of(folder: Path, out: Path, share: float = 0.2) -> Size:
+    """How much a folder of tokens holds; the hard set is the run folder's, or a share."""
+    names = ("vocab_size", "block_size", "train_tokens", "val_tokens")
+    meta = files.record(folder / "meta.json", *names)
+    if meta is None:
+        path = folder / "meta.json"
+        raise FileNotFoundError(f"{path} is not there: give a folder of tokens (TOKENS=)")
+    size = _size(*(int(meta[name]) for name in names), share, f"in {folder}")
     chosen = hashes.chosen(out / hashes.HARD_SET)
     return size if chosen is None else replace(size, hard=len(chosen["windows_K"]))
 
 
-def _guessed(p: dict, vocab_size: int) -> Size:
+def _guessed(p: dict, vocab_size: int, share: float) -> Size:
     """Before there are tokens: those of the text that 00 writes, by its length, or the nominal."""
     # written text at vocabularies of 600, 2,048 and 8,192 has 2.05, 3.56 and 5.83 characters each
     written = p["text_characters"] / (0.162 * vocab_size**0.4)
     train = round(written * (1 - p["val_share"]) or NOMINAL)
     val = round(train * p["val_share"] / (1 - p["val_share"]))
     how = "about, by the length of the text" if written else "nominal"
-    return _size(vocab_size, p["context"], train, val, f"{how}: no tokens yet (TOKENS=)")
+    return _size(vocab_size, p["context"], train, val, share, f"{how}: no tokens yet (TOKENS=)")
 
 
-def _size(vocab_size: int, context: int, train: int, val: int, where: str) -> Size:
+def _size(vocab_size: int, context: int, train: int, val: int, share: float, where: str) -> Size:
     windows, checked = (train - 1) // context, (val - 1) // context
     source = f"{units.si(train)} for training, {units.si(val)} for validation, {where}"
-    return Size(vocab_size, context, windows, checked, round(0.2 * windows), source)
+    return Size(vocab_size, context, windows, checked, round(share * windows), source)
 
 
-def _teacher(path: Path, needed: bool) -> LlamaConfig | None:
-    """The shape of a Llama folder or of upstream's file; None where there is neither."""
+def _teacher(path: Path) -> LlamaConfig | None:
+    """The shape of a Llama folder or of upstream's file; None for a run folder's, not yet there."""
     if path.is_file():
         from tdlib import teacher  # imports torch
 
         return teacher.load(path).config
-    if needed and not (path / "config.json").is_file():
+    if path.is_dir() and not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path} is no teacher: give a Llama folder or a .pt file")
-    return shapes.read_config(path) if (path / "config.json").is_file() else None
+    return shapes.read_config(path) if path.is_dir() else None
 
 
 def estimate(p: dict, out: Path, device: str) -> dict:
@@ -123,9 +115,9 @@ def estimate(p: dict, out: Path, device: str) -> dict:
         made[f"models/{path.parent.name}"] = replace(shape, context=size.context)
     for adapter, base in Folder(out, p["run"]).adapters.items():
         made[f"adapters/{adapter}"] = made[f"models/{base}"]
-    begins, name = notebook_of(p["run"]) == TEACHER, p.get("teacher", "teacher")
-    path = parameters.ROOT / name if begins else out / "models" / name
-    if not (teacher := _teacher(path, needed=not begins or bool(name))):
+    if notebook_of(p["run"]) != TEACHER:
+        teacher = _teacher(out / "models" / p.get("teacher", "teacher"))
+    elif not (teacher := p["teacher"] and _teacher(parameters.ROOT / p["teacher"])):
         teacher = LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
     work, kind = workload.of_run(p, size, teacher, made), device[:4]
     low, high = work.seconds(workload.here(device))
@@ -145,6 +137,7 @@ def plan(pairs: dict[str, str]) -> str:
         if path.startswith("models/"):  # every shape → the shortest name that has it
             name = path.removeprefix("models/")
             models[shape] = min(models.get(shape, name), name, key=len)
+    high, low = workload.TRAINING[device.kind]
     changed = f", with SET={settings.in_words(wanted.settings)}" if wanted.settings else ""
     several = ", both, as there are no tokens yet (VOCAB=)" if len(of.vocabularies) > 1 else ""
     sizes = sorted((_file_bytes(shape), name) for shape, name in models.items())
@@ -157,7 +150,7 @@ def plan(pairs: dict[str, str]) -> str:
     rows = {
         "profile": f"{wanted.profile}, {len(of.runs)} runs{changed}",
         "device": f"{device.name}, {device.flop:.3g} FLOP/s, {source}; a training reaches "
-        f"{device.low:.0%} to {device.high:.0%} of it",
+        f"{low:.0%} to {high:.0%} of it",
         "tokens": of.size.source,
         "vocabulary": " and ".join(f"{size:,}" for size in of.vocabularies) + several,
         "within 33 MB": ", ".join(within) or smallest,
@@ -216,8 +209,7 @@ def _table(names: list[str], rows: list[list[str]]) -> str:
 
 
 def dry(wanted: graph.Wanted) -> str:
-    """What a command would run, why, how long it takes and what it costs: a line a run, in the
-    order of the book, then the sum. Nothing is run or written."""
+    """What a command would run, why, how long it takes and what it costs. Nothing is written."""
     reasons = graph.judged(wanted, graph.jobs(wanted.config))
     times, source = seconds(wanted)
     todo = [times[name] for name, reason in reasons.items() if reason]

@@ -26,21 +26,18 @@ from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import run_pages, status
 from tdlib import files
 from tdlib.files import AWAY, replacing, whole_folder
-from tdlib.files import write_whole as write
 
 MOST_MB = 20  # that one name may take in git; of a mail, above which many servers refuse it
 KINDS, SHOWN = ("tables", "figures"), (".csv", ".md", ".svg", ".png")
 QUALITY = f"figures/{notebooks.COMPARISON}-quality.png"
-# of a record, shown as it is; and the part of that in the manifest
+# of a record, shown as it is
 OPEN = """run notebook profile changed seed commit dirty code versions device reads started seconds
  tokens_per_second peak_memory_mib finding scouting""".split()
-ABOUT = "commit dirty seed profile versions device started seconds".split()
 
 
 def publish(out: Path, name: str = "") -> Path:
-    """outputs/published/<name>/: results, tables, figures and pages of the runs that are done, with
-    a manifest of where they come from and the hash of every file; what was there before goes.
-    The quality figure also lies beside it, as <name>-quality.png, for a README."""
+    """outputs/published/<name>/: what may be shown of the runs that are done, and a manifest, in
+    place of what was there; the quality figure beside it, as <name>-quality.png, for a README."""
     name = name or out.resolve().name
     if not rules.NAME.holds(name):
         raise ParameterError(f"NAME={name} must be {rules.NAME.says}: NAME=tiny")
@@ -61,13 +58,11 @@ def publish(out: Path, name: str = "") -> Path:
                 shown = place / "results" / point.relative_to(out) / path.name
                 _write(shown, _public(_record(point, path.stem)), out)
         _lead(place)
-        manifest = _manifest(out, place, done) | {"left_out": left_out}
-        write(place / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+        manifest = _manifest(out, place, all(_ours(out, run) for run in done))
+        manifest = json.dumps(manifest | {"left_out": left_out}, indent=1, ensure_ascii=False)
+        files.write_whole(place / "manifest.json", manifest)
         files_ = files_of(place)
-        size, largest = (
-            sum(p.stat().st_size for p in files_) / 1e6,
-            max(files_, key=os.path.getsize),
-        )
+        largest, size = max(files_, key=os.path.getsize), sum(map(os.path.getsize, files_)) / 1e6
         if size > MOST_MB:
             fault = f"outputs/published/{name} would take {size:.1f} MB, git gets {MOST_MB} at most"
             remedy = f"the largest is {largest.name}; `make zip` packs a mail"
@@ -77,7 +72,7 @@ def publish(out: Path, name: str = "") -> Path:
         with whole_folder(target) as beside:
             shutil.copytree(place, beside, dirs_exist_ok=True)
     if quality.exists():
-        write(lead, quality.read_bytes())
+        files.write_whole(lead, quality.read_bytes())
     more = f"; left out, and why: {len(left_out)} lines in manifest.json" if left_out else ""
     print(f"{target}: {len(files_)} files, {size:.1f} MB{more}")
     return target
@@ -116,7 +111,7 @@ def _copy(out: Path, run: str, place: Path) -> list[str]:
         if not textless and name in record.get("texts", [name]):  # an older record does not say
             left_out.append(f"{shown}: may hold text that was given to the book")
         elif path.suffix == ".png":
-            write(place / shown, path.read_bytes())
+            files.write_whole(place / shown, path.read_bytes())
         else:
             _write(place / shown, path.read_text("utf-8"), out)
     if not textless:
@@ -137,13 +132,12 @@ def _tells(page: Path, finding: str) -> bool:
 
 
 def _lead(place: Path) -> None:
-    """The index of what is published, without disk and next command, which are of the run folder,
-    as the morning report is."""
+    """The index of what is published, without what is of the run folder: disk, next command."""
     run_pages.refresh(place)
     soup = BeautifulSoup((place / "index.html").read_text("utf-8"), "html.parser")
     for section in soup.select("main > section.provenance"):
         section.decompose()
-    write(place / "index.html", str(soup))
+    files.write_whole(place / "index.html", str(soup))
     (place / "morning.md").unlink()
 
 
@@ -183,22 +177,17 @@ def _write(path: Path, text: str, out: Path) -> None:
     places = {str(out.resolve()): "run-folder", str(parameters.ROOT): ".", str(Path.home()): "~"}
     for place, short in places.items():
         text = re.sub(rf"(?<![\w+/=.-]){re.escape(place)}(?![\w+=.-])", short, text)
-    write(path, text)
+    files.write_whole(path, text)
 
 
-def _manifest(out: Path, place: Path, runs: list[str]) -> dict:
+def _manifest(out: Path, place: Path, ours: bool) -> dict:
     """Where all of it comes from, and the hash of every file."""
-    shown = parameters.shown(out)
-    about = {run: {key: _record(out, run)[key] for key in ABOUT} for run in runs}
-    for run, record in about.items():
-        record["older_code"] = hashes.older_code(out, run)
-    now = datetime.datetime.now(datetime.UTC)
+    shown, now = parameters.shown(out), datetime.datetime.now(datetime.UTC)
     names = {str(path.relative_to(place)): path for path in files_of(place)}
     return {
         "command": f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={place.name}",
         "published": now.isoformat(timespec="seconds"),
-        "text": "the book's own" if all(_ours(out, run) for run in runs) else "given, not shown",
-        "runs": about,
+        "text": "the book's own" if ours else "given, not shown",
         "files": {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in names.items()},
     }
 

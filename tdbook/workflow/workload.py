@@ -7,11 +7,13 @@ Imports torch only to measure this machine.
 """
 
 import math
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
+import yaml
 
 from tdbook.runs import hashes, notebooks
 from tdbook.runs.notebooks import COMPARISON, EVIDENCE, HARD_SET, INFERENCE, TEACHER, notebook_of
@@ -19,46 +21,23 @@ from tdbook.runs.parameters import ParameterError, nearest
 from tdbook.workflow import graph
 from tdlib.shapes import SHAPES, LlamaConfig
 
-# seconds, low and high: a kernel, its imports, figures and the page, on a GPU torch.compile too;
-# and in 06 each model, every way of which is timed for a while
-BEGIN_S, TIMED_S = {"cpu": (5.0, 20.0), "cuda": (5.0, 200.0)}, (8.0, 40.0)
-# share of a device's peak that scoring and evaluation reach, low and high; on a GPU in TF32
-SCORING = {"cpu": (0.85, 0.3), "cuda": (0.42, 0.15)}
-SCORED = 16  # windows at once in scoring and evaluation
-CHUNK = {"cpu": 512, "cuda": 4096}  # losses.default_chunk
-PROCESS = 590 * 2**20  # bytes of a notebook's process on a CPU: torch, figures, tables, scores
-RECORDS = 5_000_000  # bytes of a run's notebook, page, figures and tables
 MODELS = ("models/", "adapters/")
-# notebook → what it trains, in the order in which it writes it: whose shape (the teacher's, its
-# base's, or that of a parameter), and after "<" who teaches it
-TRAINED = {
-    TEACHER: "teacher",
-    notebooks.DISTILL: "shape<teacher",
-    notebooks.LORA: "base<teacher",
-    notebooks.PROGRESSIVE: "middle_shape<teacher small_shape<middle_shape small_shape<teacher",
-}
+_TABLE = yaml.safe_load(Path(__file__).with_name("workload.yaml").read_text("utf8"))
+BEGIN_S, TIMED_S, TRAINING, SCORING, SCORED, CHUNK, PROCESS, RECORDS, TRAINED = (
+    _TABLE[name]
+    for name in "begin timed training scoring scored chunk process records trained".split()
+)
 
 
 @dataclass(frozen=True)
 class Device:
     name: str
-    flop: float  # a second, dense: bfloat16 on a GPU, float32 on a CPU; published or measured
+    flop: float  # a second, dense: bfloat16 on a GPU, float32 on a CPU
     bytes: float  # of its memory
-    low: float = (
-        0.20  # share of `flop` that a training reaches: a model of width 512 that waits for
-    )
-    high: float = 0.45  # kernels and memory; a well-tuned training (PaLM 540B: 46 %)
     kind: str = "cuda"  # or cpu
 
 
-# NVIDIA's data sheets (HGX B200, H100 SXM, A100 80 GB, L4). The plan's own hours for 50m and 120m
-# are 33 to 46 % of a B200.
-DEVICES = {
-    "b200": Device("B200", 2.25e15, 180e9),
-    "h100": Device("H100", 989e12, 80e9),
-    "a100": Device("A100", 312e12, 80e9),
-    "l4": Device("L4", 121e12, 24e9),
-}
+DEVICES = {name: Device(*row) for name, row in _TABLE["devices"].items()}
 
 
 def device_of(name: str, profile: str) -> tuple[Device, str]:
@@ -84,15 +63,14 @@ def here(device: str) -> Device:
     peak = peak_flop(device)
     if "cuda" in device:  # a measured peak is some three quarters of a published one
         gpu = torch.cuda.get_device_properties(device)
-        return Device(gpu.name, peak, gpu.total_memory, 0.27, 0.6)
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # a model of width 64 spends most of its time between products
-    return Device(f"this CPU, threads: {torch.get_num_threads()}", peak, ram, 0.2, 0.9, "cpu")
+        return Device(gpu.name, peak / 0.75, gpu.total_memory)
+    name = f"this CPU, threads: {torch.get_num_threads()}"
+    return Device(name, peak, psutil.virtual_memory().total, "cpu")
 
 
 def peak_flop(device: str) -> float:
-    """FLOP a second of a large matrix product here and now, in a tenth of a second: float32 on a
-    CPU with torch's threads, bfloat16 on CUDA. Best of a few."""
+    """FLOP a second of a large matrix product here and now: float32 on a CPU with torch's threads,
+    bfloat16 on CUDA. Best of a tenth of a second."""
     import torch
 
     n, dtype = (8192, torch.bfloat16) if "cuda" in device else (1536, torch.float32)
@@ -230,7 +208,7 @@ class Work:
     def seconds(self, device: Device) -> tuple[float, float]:
         """Low and high."""
         training, scoring = self.flop - self.scoring_flop, self.scoring_flop
-        shares = zip((device.high, device.low), SCORING[device.kind], strict=True)
+        shares = zip(TRAINING[device.kind], SCORING[device.kind], strict=True)
         busy = [(training / share + scoring / other) / device.flop for share, other in shares]
         return total([BEGIN_S[device.kind], [self.timed * each for each in TIMED_S], busy])
 
@@ -265,8 +243,8 @@ def of_profile(runs: list[graph.BookRun], size: Size, teacher: LlamaConfig) -> l
 
 
 def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfig]) -> Work:
-    """What a run with these parameters does. `made`: path → shape of what is there before it; an
-    adapter has its base's."""
+    """What a run with these parameters does. `made`: path → shape of what is there; an adapter has
+    its base's."""
     run, notebook = p["run"], notebook_of(p["run"])
     writes = [path for path in notebooks.writes(run, p, [*made]) if path.startswith(MODELS)]
     shapes = _shapes(p, size, teacher, made)
@@ -283,13 +261,10 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfi
     }
     reads = notebooks.reads(run, p, [*made]) if notebook in scored else []
     read = [made.get(path, teacher) for path in reads if path.startswith(MODELS)]
-    forwards, fixed = (
-        [(c, scored[notebook]) for c in read],
-        min(size.val, p.get("fixed_windows", 0)),
-    )
-    forwards += [
-        pair for c in models.values() for pair in ((c, size.val + fixed), (teacher, fixed))
-    ]
+    forwards = [(shape, scored[notebook]) for shape in read]
+    fixed = min(size.val, p.get("fixed_windows", 0))
+    for shape in models.values():
+        forwards += [(shape, size.val + fixed), (teacher, fixed)]
     # the weights of every epoch, and two checkpoints while the next one is written
     kept = [t.weights * (math.ceil(t.windows / t.epoch) + 6) for t in trainings]
     disk += 4 * sum(kept or (shape.parameters for shape in models.values()))

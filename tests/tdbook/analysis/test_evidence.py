@@ -1,9 +1,9 @@
 """What verdicts rest on: losses of the right models on the right text, what is measured besides,
 and the numbers of the files that ship."""
 
+import copy
 import itertools
 import json
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from tdbook.analysis import claims, kept_and_lost
-from tdbook.analysis.trial import CLAIMS
-from tdbook.book import evidence, measured
-from tdbook.corpus import token_files, writer
+from tdbook.analysis.verdict import CLAIMS
+from tdbook.book import evidence
+from tdbook.corpus import origins, token_files, writer
 from tdbook.runs import estimates
 from tdlib import data, evaluate, lora
 from tdlib.model import Llama
@@ -60,10 +58,8 @@ def made(tmp_path_factory, tokenizer, tiny_llama) -> Path:
         (name,) = record["models"]
         tiny_llama(i, tokens.vocab_size, T, scale=3.0, layers=1).save(out / "models" / name)
         finish(out, record, f"models/{name}", *["tokens"] * (i == 0))
-    made = [
-        ("hard", out, {}),
-        *((f"share{x}", out / f"sweeps/share/share{x}", x) for x in (0.2, 0.5)),
-    ]
+    made = [(f"share{x}", out / f"sweeps/share/share{x}", x) for x in (0.2, 0.5)]
+    made.insert(0, ("hard", out, {}))
     for i, (name, place, share) in enumerate(made):
         net = lora.attach(Llama.load(out / "models/50m"), 4, seed=i)
         for part in lora.adapters(net).values():
@@ -71,27 +67,20 @@ def made(tmp_path_factory, tokenizer, tiny_llama) -> Path:
         lora.save(net, place / "adapters/50m-hard")
         given = dict(run=f"03_lora-{name}", share=share or 0.2, teacher="teacher", out=str(place))
         finish(place, replayed("50m-hard", **given), "adapters/50m-hard")
-        if place != out:
+        if place == out:
+            lora.merge(net).save(out / "models/50m-hard-merged")
+        else:
             (place / "models").mkdir()
             (place / "models/50m").symlink_to(out / "models/50m")
-        else:
-            lora.merge(net).save(out / "models/50m-hard-merged")
-    p04 = dict(run="04_merge_eval", seed=1)
-    texts = {"distinct_2grams": 0.5, "repeated_4grams": None}
-    merge = dict(notebook="04_merge_eval", parameters=p04, models={"50m-hard-merged": {}})
-    merge |= {"remembered": {"texts": {"50m": texts, "teacher": texts}}}
+    merge = dict(notebook="04_merge_eval", models={"50m-hard-merged": {}}, remembered={})
+    merge |= {"parameters": dict(run="04_merge_eval", seed=1)}
     finish(out, merge, "models/50m-hard-merged")
     put(out / "hashes/05.json", {})  # broken, and no matter
     points = {f"share{x}": {"share": x} for x in (0.2, 0.5)}
     put(out / "sweeps/share/points.json", {"notebook": "03_lora", "points": points})
-    for place in (out, *(out / "sweeps/share").glob("share*")):
-        for model in (
-            (place / "models").iterdir() if place == out else [place / "adapters/50m-hard"]
-        ):
-            net = Llama.load(model) if place == out else Llama.load(out / "models/50m")
-            net = net if place == out else lora.load(net, model)
-            found = evaluate.evaluate(net.eval(), tokens.val, fixed=FIXED)
-            found.save(place / "scores/val", model.name)
+    for model in (out / "models").iterdir():
+        found = evaluate.evaluate(Llama.load(model), tokens.val, fixed=FIXED)
+        found.save(out / "scores/val", model.name)
     return out
 
 
@@ -110,50 +99,39 @@ def opened(made, tmp_path):
     return start
 
 
-def by_hand(model, path: Path) -> torch.Tensor:
-    """Loss of every token of all windows of a raw file, (N, T), in float64."""
+def by_hand(model: Llama, path: Path) -> np.ndarray:
+    """Loss of every token of all windows of a raw file, (N, T), by torch in float64."""
     ids = torch.from_numpy(np.fromfile(path, "<u4").astype(np.int64))
     n = (len(ids) - 1) // T
-    ids_NT, targets_NT = ids[: n * T].view(n, T), ids[1 : n * T + 1].view(n, T)
     with torch.no_grad():
-        logits_NTV = model.double()(ids_NT).logits
+        logits_NTV = copy.deepcopy(model).double()(ids[: n * T].view(n, T))
     loss = torch.nn.functional.cross_entropy
-    return loss(logits_NTV.flatten(0, 1), targets_NT.flatten(), reduction="none").view(n, T)
+    return loss(logits_NTV.flatten(0, 1), ids[1 : n * T + 1], reduction="none").view(n, T).numpy()
 
 
-def watch(monkeypatch) -> list[str]:
-    """The names of the models that are read from now on."""
-    load, seen = Llama.load, []
-
-    def see(path: Path, *more):
-        seen.append(path.name)
-        return load(path, *more)
-
-    monkeypatch.setattr(Llama, "load", see)
-    return seen
-
-
-def test_losses_are_those_of_transformers_and_peft_on_every_confirmation_window(opened):
+def test_losses_are_those_of_every_confirmation_window(opened):
     this, tokens = opened()
     found = evidence.Losses(this, tokens)
-    text, models = this.out / "tokens/confirm.bin", this.out / "models"
-    net = AutoModelForCausalLM.from_pretrained(models / "50m")
+    text, net = this.out / "tokens/confirm.bin", Llama.load(this.out / "models/50m")
     loss_NT = by_hand(net, text)
-    np.testing.assert_allclose(found["50m"], loss_NT.mean(1).numpy(), atol=1e-5)
+    np.testing.assert_allclose(found["50m"], loss_NT.mean(1), atol=1e-5)
     rows = evaluate.fixed_rows(tokens.confirm, FIXED)
     assert set(found.whole) == {"teacher", "50m", "50m-scratch", "50m-seed2"}
-    np.testing.assert_allclose(found.tokens("50m"), loss_NT[rows].numpy(), atol=1e-4)
-    place = this.out / "sweeps/share/share0.5/adapters/50m-hard"
-    adapted = by_hand(PeftModel.from_pretrained(net.float(), place), text).mean(1).numpy()
-    np.testing.assert_allclose(found["share0.5"], adapted, atol=1e-5)
-    assert np.abs(adapted - loss_NT.mean(1).numpy()).max() > 1e-3  # it is not the base's
+    np.testing.assert_allclose(found.tokens("50m"), loss_NT[rows], atol=1e-4)
+    net = lora.merge(lora.load(net, this.out / "sweeps/share/share0.5/adapters/50m-hard"))
+    adapted_N = by_hand(net, text).mean(1)
+    np.testing.assert_allclose(found["share0.5"], adapted_N, atol=1e-5)
+    assert np.abs(adapted_N - loss_NT.mean(1)).max() > 1e-3  # it is not the base's
     assert list(found) == ["50m", "share0.5"]  # no other was asked for
     words = evidence.judged_on(tokens)
     assert words.startswith("Judged on the confirmation text, which no choice has looked at: ")
-    assert f"{len(loss_NT)} windows of 4 documents" in words
+    assert f"{len(loss_NT)} of {len(loss_NT)} windows have a target, of 4 documents" in words
 
 
 def test_a_model_is_read_when_asked_for_and_again_where_it_or_the_text_changed(opened, monkeypatch):
+    seen, names, load = [], ["50m", "50m-scratch", "teacher"], Llama.load
+    monkeypatch.setattr(Llama, "load", lambda path, *more: seen.append(path.name) or load(path))
+
     def ask(**more) -> list[str]:
         """What is read for the losses of four models."""
         this, tokens = opened(**more)
@@ -167,9 +145,8 @@ def test_a_model_is_read_when_asked_for_and_again_where_it_or_the_text_changed(o
         path = opened()[0].out / f"hashes/{run}.json"
         content = json.loads(path.read_text())
         content["outputs"][name]["sha256"] = "f" * 64
-        path.write_text(json.dumps(content))
+        put(path, content)
 
-    seen, names = watch(monkeypatch), ["50m", "50m-scratch", "teacher"]
     all_of_them = sorted([*names, "50m"])  # and the base of share0.2, beside its adapter
     assert ask() == all_of_them and ask() == []
     rehash("01_distill-50m", "models/50m")
@@ -191,30 +168,30 @@ def test_without_a_confirmation_split_the_validation_text_judges_and_that_is_sai
     assert len(t.document_N) == len(tokens.val) == len(t.hard_N)
 
 
-def test_a_confirmation_text_without_a_target_judges_nothing():
+def test_a_confirmation_text_without_a_target_judges_nothing(monkeypatch):
     def windows(mask: np.ndarray) -> data.Windows:
         return data.Windows(np.arange(33, dtype="<u4"), 4, mask)
 
     some = np.ones(33, "u1")
     some[5:13] = 0  # the second and the third of eight
-    tokens = SimpleNamespace(val=windows(some), documents=lambda split: (np.arange(8), []))
+    monkeypatch.setattr(origins, "of", lambda tokens, split: (np.arange(8), []))
+    tokens = SimpleNamespace(val=windows(some))
     tokens.confirm = windows(np.zeros(33, "u1"))
-    assert measured.split_of(tokens) == ("val", tokens.val)
+    assert evidence.split_of(tokens) == ("val", tokens.val)
     words = evidence.judged_on(tokens)
-    assert "no other was put aside that has a target: 6 of 8 windows, which have a target," in words
+    assert "no other was put aside: 6 of 8 windows have a target, of 6 documents" in words
     tokens.confirm = windows(some)
-    assert measured.split_of(tokens) == ("confirm", tokens.confirm)
-    assert evidence.judged_on(tokens).endswith("which have a target, of 6 documents.")
+    assert evidence.split_of(tokens) == ("confirm", tokens.confirm)
+    assert "no choice has looked at: 6 of 8 windows" in evidence.judged_on(tokens)
 
 
 def test_what_is_kept_and_lost_is_the_lag_in_a_bucket_beyond_that_elsewhere(opened):
     this, tokens = opened()
     t = evidence.trial(this, tokens)
-    effects, notes = measured.kept(this, tokens, t)
+    effects, _ = evidence.kept(this, tokens, t)
     found = {e.what: e for e in effects}
     text, models = this.out / "tokens/confirm.bin", this.out / "models"
-    nets = (AutoModelForCausalLM.from_pretrained(models / name) for name in ("50m", "teacher"))
-    base, teacher = (by_hand(net, text).numpy() for net in nets)
+    base, teacher = (by_hand(Llama.load(models / name), text) for name in ("50m", "teacher"))
     rows = np.unique(np.linspace(0, len(base) - 1, FIXED).round().astype(int))
     lag_MT, ids = (base - teacher)[rows], np.fromfile(text, "<u4").tolist()
     pairs = set(itertools.pairwise(np.fromfile(this.out / "tokens/train.bin", "<u4").tolist()))
@@ -228,16 +205,14 @@ def test_what_is_kept_and_lost_is_the_lag_in_a_bucket_beyond_that_elsewhere(open
         assert (e.role, e.claimed, len(e.seeds)) == ("claim", 1, 1)
         assert found[f"{what}, 50m-scratch"].role == "part"
     assert found["final (place in the word), 50m"].claimed == -1
-    words = "distinct bigrams 50% (teacher 50%), repeated 4-grams – (–)"
-    assert words in notes[0]
     labels = kept_and_lost.cuts(tokens, np.arange(3))
-    assert all(bucket in labels[cut][0] for cut, bucket, _ in measured.kinds())
+    assert all(bucket in labels[cut][0] for cut, bucket, _ in evidence.KINDS)
 
 
 def test_what_the_hardest_windows_hold_is_counted_beside_the_rest(opened):
     this, tokens = opened()
     t = evidence.trial(this, tokens)
-    effects, notes = measured.hard_text(this, tokens, t)
+    effects, notes = evidence.hard_text(this, tokens, t)
     lag_N = t.losses["50m"] - t.losses["teacher"]
     hard_N = lag_N >= np.sort(lag_N)[-round(0.2 * len(lag_N))]
     pairs = set(itertools.pairwise(tokens.train.ids.tolist()))
@@ -250,19 +225,16 @@ def test_what_the_hardest_windows_hold_is_counted_beside_the_rest(opened):
     assert notes[0] == f"The hardest 20% hold {held:.0%} of all that 50m lost."
 
 
-def test_every_claim_has_a_verdict_and_every_model_its_numbers(opened):
+def test_every_claim_has_a_verdict(opened):
     this, tokens = opened()
     t = evidence.trial(this, tokens)
-    judged = {claim.key: claim for claim in evidence.judged(this, tokens, t)}
+    judged = {claim["key"]: claim for claim in evidence.judged(this, tokens, t)}
     assert [*judged] == [row["key"] for row in CLAIMS["claims"]] and len(judged) == 9
-    assert judged["rank"].verdict == claims.UNDECIDED  # named before any run
-    table = evidence.models_table(this, tokens, t).set_index("model")
-    assert table["development"].to_dict() == dict(t.development) and len(table) == 7
-    (effect,) = [e for e in judged["distilled"].effects if e.role == "claim"]
-    apart = table["confirmation"]["50m"] - table["confirmation"]["50m-scratch"]
+    assert judged["rank"]["verdict"] == claims.UNDECIDED  # named before any run
+    (effect,) = [e for e in judged["distilled"]["effects"] if e.role == "claim"]
+    apart = t.losses["50m"].mean() - t.losses["50m-scratch"].mean()
     assert effect.change.value == pytest.approx(apart, abs=1e-5)
-    assert table.loc["50m", "against 50m"] == "baseline"
-    assert pd.isna(table.loc["share0.5", "confirmation"])  # no verdict asked for it
+    assert "share0.5" not in t.losses  # no verdict asked for it
     words = evidence.in_short([*judged.values()], "**So** it is. Costs: much")
     assert words.startswith("9 claims: ") and words.endswith(". So it is.")
 
@@ -282,20 +254,9 @@ def test_the_recipe_is_read_against_the_adapter_that_development_prefers(opened)
     assert evidence.recipe(this, tokens, evidence.trial(this, tokens))[0] == []
 
 
-def test_the_page_of_the_smoke_book_gives_every_claim_one_of_four_verdicts(out):
-    table = pd.read_csv(out / "tables/07_evidence-claims.csv").set_index("key")
-    assert list(table.index) == [row["key"] for row in CLAIMS["claims"]]
-    assert set(table["verdict"]) <= {claims.HOLDS, claims.PART, claims.FAILS, claims.UNDECIDED}
-    lines = re.findall(
-        r"step \d+ of .*? · [^\"\\]*", (out / "07_evidence.ipynb").read_text("utf-8")
-    )
-    assert lines and all(" · took " in line for line in lines), lines  # nothing is left
-
-
-# speeds, files, merging
-
 MERGED = {"adapter": "a", "weights": "32,608", "weights of the base": "32,608"}
 MERGED |= {"largest logit difference": "8.0e-05", "of logits up to": "0.845"}
+SHAPES = ("student-50m", "student-120m", "teacher-plan")
 
 
 def timed(shape: str, **changed: float) -> dict:
@@ -309,36 +270,18 @@ def timed(shape: str, **changed: float) -> dict:
     return {"rows": rows, "bytes": {"Q4_0": round(1e6 * megabytes), "Q8_0": 10**9}}
 
 
-@pytest.mark.parametrize("shape", ["student-50m", "student-120m", "teacher-plan"])
-def test_the_plans_lower_number_is_reached_or_missed_in_every_phase(shape):
-    found = dict(measured.speeds(shape, timed(shape)))
-    low, high = estimates.PLAN[shape]["phase2"]
-    assert len(found) == 4 and all(found.values())
-    assert f"{shape}, Q4_0: {low:,.0f} tokens/s on one thread (the plan: {low:g}–{high:g})" in found
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("slow", [None, "raw", "KV + INT8 + compile", "Q4_0", "megabytes"])
+def test_the_plans_lower_number_is_reached_or_missed_in_every_phase(shape, slow):
     large = 1.2 * estimates.PLAN[shape]["megabytes"][0]
-    slow = [{"raw": 0.5}, {"KV + INT8 + compile": 0.5}, {"Q4_0": 0.5}, {"megabytes": large}]
-    for i, changed in enumerate(slow):
-        held = [held for _, held in measured.speeds(shape, timed(shape, **changed))]
-        assert [k for k, ok in enumerate(held) if not ok] == [i], changed
-    assert measured.speeds("student-80m", timed("student-50m")) == []  # the plan has none
-
-
-def shipping(folder: Path, rows: list[dict], timed_: dict) -> SimpleNamespace:
-    (folder / "tables").mkdir(parents=True)
-    pd.DataFrame(rows).to_csv(folder / "tables/04_merge_eval-merged.csv", index=False)
-    remembered = {f"shape {name}": rows for name, rows in timed_.items()}
-    record = dict(notebook="06_inference", models={}, parameters={}, remembered=remembered)
-    put(folder / "results/06_inference.json", record)
-    return SimpleNamespace(out=folder, run="07_evidence", parameters={})
-
-
-@pytest.mark.parametrize(
-    ("changed", "held"),
-    [({}, True), ({"largest logit difference": "8.5e-05"}, False), ({"weights": "35,168"}, False)],
-)
-def test_merging_is_free_where_no_logit_and_no_weight_changes(tmp_path, changed, held):
-    ((what, free),) = measured.merges(shipping(tmp_path / "o", [MERGED | changed], {}))
-    assert free == held and what.startswith("a merged: logits up to 0.845 apart by 8")
+    changed = {slow: large if slow == "megabytes" else 0.5} if slow else {}
+    found = evidence.speeds(shape, timed(shape, **changed))
+    low, high = estimates.PLAN[shape]["phase2"]
+    words = f"{shape}, Q4_0: {low:,.0f} tokens/s on one thread (the plan: {low:g}–{high:g})"
+    assert len(found) == 4 and ((words, True) in found) == (slow != "Q4_0")
+    missed = {"raw": 0, "KV + INT8 + compile": 1, "Q4_0": 2, "megabytes": 3}
+    assert [i for i, (_, held) in enumerate(found) if not held] == [missed.get(slow)] * bool(slow)
+    assert evidence.speeds("student-80m", timed("student-50m")) == []  # the plan has none
 
 
 SLOW = dict.fromkeys(["raw", "KV + INT8", "KV + INT8 + compile", "Q4_0"], 0.1) | {"megabytes": 99}
@@ -349,6 +292,8 @@ SLOW = dict.fromkeys(["raw", "KV + INT8", "KV + INT8 + compile", "Q4_0"], 0.1) |
     [
         ({}, {}, claims.HOLDS, 0),
         ({"Q4_0": 1.0}, {}, claims.PART, 1),
+        ({}, {"largest logit difference": "8.5e-05"}, claims.PART, 1),
+        ({}, {"weights": "35,168"}, claims.PART, 1),
         (SLOW, {"weights": "1"}, claims.FAILS, 5),
         (None, {}, claims.UNDECIDED, 0),
     ],
@@ -356,7 +301,11 @@ SLOW = dict.fromkeys(["raw", "KV + INT8", "KV + INT8 + compile", "Q4_0"], 0.1) |
 def test_shipping_holds_in_part_or_fails_by_how_much_is_missed(
     tmp_path, speed, merged, verdict, missed
 ):
-    times = {} if speed is None else {"student-50m": timed("student-50m", **speed)}
-    result, why, notes = measured.shipped(shipping(tmp_path / "o", [MERGED | merged], times))
+    (tmp_path / "tables").mkdir()
+    pd.DataFrame([MERGED | merged]).to_csv(tmp_path / "tables/04_merge_eval-merged.csv")
+    times = {} if speed is None else {"shape student-50m": timed("student-50m", **speed)}
+    record = dict(notebook="06_inference", models={}, parameters={}, remembered=times)
+    put(tmp_path / "results/06_inference.json", record)
+    result, why, notes = evidence.shipped(SimpleNamespace(out=tmp_path, run="x", parameters={}))
     assert result == verdict and [note[0] for note in notes].count("✗") == missed
     assert (why == "every number is reached") == (verdict == claims.HOLDS)

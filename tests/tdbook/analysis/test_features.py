@@ -2,7 +2,6 @@
 sources by name; memory that does not grow with the windows."""
 
 import json
-import re
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -10,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
-import tdbook.corpus.tokenizer_files
 from tdbook.analysis import features, kept_and_lost
 from tdbook.corpus import origins, token_files, writer
-from tdbook.corpus.text import Document
-from tdlib import data, hard_set
+from tdbook.corpus.tokenizer import Tokenizer
+from tdlib import data
+from tests.helpers import one_line
 
 T = 64
 
@@ -34,11 +31,18 @@ def folder_of(folder: Path, ids, tokenizer=None, context: int = T, vocab_size: i
     return folder
 
 
+def tokens_of(tmp_path: Path, windows, tokenizer=None) -> data.Tokens:
+    return token_files.open_tokens(folder_of(tmp_path / "t", [3, *windows.ravel()], tokenizer))
+
+
+def look(tokens: data.Tokens) -> np.ndarray:
+    return features._look(tokens, lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def clean(tokenizer) -> np.ndarray:
-    """A thousand windows of written text, whole windows."""
-    documents = writer.write(260_000, 11)
-    lines = [line for document in documents for line in document.lines]
+    """A thousand windows of written text."""
+    lines = [line for document in writer.write(260_000, 11) for line in document.lines]
     ids = np.concatenate([[*line, tokenizer.eos] for line in tokenizer.encode(lines)])
     return ids[1 : 1000 * T + 1].reshape(-1, T)
 
@@ -49,8 +53,7 @@ def junk(tokenizer, kind: int, count: int, rng: np.random.Generator) -> np.ndarr
         vocabulary = tokenizer.vocabulary()
         letters = [i for i, p in enumerate(vocabulary) if len(p) == 1 and "అ" <= p <= "హ"]
         return rng.choice(letters, (count, T))
-    documents = writer.write(40_000, 12)
-    lines = [line for document in documents for line in document.lines]
+    lines = [line for document in writer.write(40_000, 12) for line in document.lines]
     if kind == 2:
         ids = np.concatenate(tokenizer.encode(lines))[: count * T].reshape(count, T)
         ids[:, rng.choice(T, 3, replace=False)] = tokenizer.unk
@@ -79,50 +82,38 @@ def spoilt(clean, tokenizer, tmp_path_factory):
     return token_files.open_tokens(folder), np.concatenate(kinds)[order]
 
 
-def test_each_kind_of_junk_is_found_and_clean_text_is_not(spoilt):
+def test_each_kind_of_junk_is_found_and_clean_text_is_not_also_by_some_ngrams(spoilt, monkeypatch):
     tokens, kind_N = spoilt
-    junk_N = features.of(tokens).junk_N
+    junk_N = look(tokens)["junk"]
     assert junk_N.dtype == np.uint8 and set(features.JUNK) == {1, 2, 4, 8}
     for kind in features.JUNK:
         flagged_N = (junk_N & kind) > 0
         assert flagged_N[kind_N == kind].all(), features.JUNK[kind]
         assert not flagged_N[kind_N == 0].any(), features.JUNK[kind]
+    monkeypatch.setattr(features, "SLOTS", 2**15)  # for 60,000 n-grams: a quarter is looked at
+    template_N = (look(tokens)["junk"] & 8) > 0
+    assert template_N[kind_N == 8].mean() > 0.9 and template_N[kind_N == 0].mean() < 0.01
 
 
-def test_the_switch_leaves_junk_out_of_the_hard_set_and_rare_text_in(spoilt):
-    tokens, kind_N = spoilt
-    rng = np.random.default_rng(1)
-    rare_N = (kind_N == 0) & (rng.random(len(kind_N)) < 0.02)
-    difficulty_N = rng.normal(0, 0.1, len(kind_N)) + rare_N + 3.0 * (kind_N > 0)  # junk looks hard
-    left_out_N = features.of(tokens).junk_N > 0
-    with_junk = hard_set.select(difficulty_N, share=0.1)
-    without = hard_set.select(difficulty_N, share=0.1, left_out_N=left_out_N)
-    assert (kind_N[with_junk.windows_K] > 0).sum() == 48
-    assert not kind_N[without.windows_K].any()
-    assert rare_N[without.windows_K].sum() == rare_N.sum() > 10
-
-
-def test_a_refrain_is_no_template_and_a_loop_is(clean, tokenizer, tmp_path):
+def test_a_refrain_is_no_template_a_loop_is_and_rare_pieces_are_found(clean, tokenizer, tmp_path):
     """Verse: a line of a quarter of the window comes back twice in each of two windows."""
-    ids = clean[:300].copy()
+    ids = clean[:400].copy()
     for i in (100, 101):
         ids[i, :16] = ids[i, 24:40] = ids[100, :16]
     ids[200] = np.tile(ids[200, :9], 8)[:T]  # one phrase, seven times
-    tokens = token_files.open_tokens(folder_of(tmp_path / "t", [3, *ids.ravel()], tokenizer))
-    flagged_N = features.of(tokens).junk_N == 8
-    assert np.flatnonzero(flagged_N).tolist() == [200]
-
-
-def test_where_ngrams_are_sampled_templates_are_still_told_apart(spoilt, monkeypatch):
-    tokens, kind_N = spoilt
-    monkeypatch.setattr(features, "SLOTS", 2**15)  # for 60,000 n-grams: a quarter is looked at
-    template_N = (features.of(tokens).junk_N & 8) > 0
-    assert template_N[kind_N == 8].mean() > 0.9 and template_N[kind_N == 0].mean() < 0.01
+    rarest = np.flatnonzero(np.bincount(clean.ravel(), minlength=700) == 0)[:6]
+    ids[323, 10:40] = np.resize(rarest, 30)
+    tokens = tokens_of(tmp_path, ids, tokenizer)
+    found_N = look(tokens)
+    assert np.flatnonzero(found_N["junk"] == 8).tolist() == [200]
+    assert found_N["rare"].argmax() == 323 and found_N["rare"][323] >= 30 / T
+    names, group_N = features.cuts(tokens, found_N)["rare tokens"]
+    assert names[group_N[323]] == "20 % and more" and np.mean(group_N == 4) < 0.1
 
 
 def test_shares_and_length_are_those_counted_by_hand(spoilt):
     tokens, _ = spoilt
-    found = features.of(tokens)
+    found_N = look(tokens)
     ids_NT = tokens.train.batch(range(len(tokens.train)))[1].numpy()
     count = Counter(ids_NT.ravel().tolist())
     seen = list(count.values())  # no longer rare: the count with which they would make up over 5 %
@@ -130,190 +121,89 @@ def test_shares_and_length_are_those_counted_by_hand(spoilt):
     for i in (0, 17, 500, 1000):
         ids = ids_NT[i].tolist()
         rare = np.mean([count[j] < limit for j in ids])
-        assert found.rare_N[i] == pytest.approx(rare, abs=1e-3)
-        pieces = [tokens.tokenizer.vocabulary()[j] for j in ids]
-        foreign = [
-            any(c.isalnum() for c in p)
-            and not any("\u0c00" <= c <= "\u0c7f" for c in p)
-            and p != "<eos>"
-            for p in pieces
-        ]
-        assert found.foreign_N[i] == pytest.approx(np.mean(foreign), abs=1e-3)
-        assert abs(int(found.characters_N[i]) - len(tokens.tokenizer.decode(ids))) <= 2  # its ends
+        assert found_N["rare"][i] == pytest.approx(rare, abs=1e-3)
+        pieces = [tokens.tokenizer.vocabulary()[j].replace("<eos>", "") for j in ids]
+        telugu = [any("\u0c00" <= c <= "\u0c7f" for c in piece) for piece in pieces]
+        says = [any(c.isalnum() for c in piece) for piece in pieces]
+        foreign = np.mean([a and not b for a, b in zip(says, telugu, strict=True)])
+        assert found_N["foreign"][i] == pytest.approx(foreign, abs=1e-3)
+        length = int(found_N["characters"][i]) - len(tokens.tokenizer.decode(ids))
+        assert abs(length) <= 2  # its ends
 
 
-# tokenizers that cut characters
-
-
-def over_bytes(lines: list[str]) -> tokenizers.Tokenizer:
-    """As GPT-2's and Llama 3's: next to no letter of Telugu is a piece."""
-    made = tokenizers.Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.train_from_iterator(
-        ["the king went to the river", *lines[:40]],
-        trainers.BpeTrainer(
-            vocab_size=300,
-            special_tokens=["<eos>"],
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    return made
-
-
-def few_letters(lines: list[str]) -> tokenizers.Tokenizer:
-    """As Llama 2's: most letters of Telugu are three bytes."""
-    names = ["<unk>", "<s>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces = [*names, "▁", "అ", "మ", *"abcdefghijklmnopqrstuvwxyz"]
-    made = tokenizers.Tokenizer(
-        models.BPE(
-            {piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True
-        )
-    )
-    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    made.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    return made
-
-
-def in_tokens(make, folder: Path, lines: list[str]) -> data.Tokens:
-    folder.mkdir()
-    make(lines).save(str(folder / "tokenizer.json"))
-    one = tdbook.corpus.tokenizer_files.open(folder / "tokenizer.json")
-    parts = {"train": lines[20:], "val": lines[:20]}
-    documents = {k: [Document(tuple(part), "a")] for k, part in parts.items()}
-    token_files.write_tokens(folder / "t", documents, one, T)
-    return token_files.open_tokens(folder / "t")
-
-
-@pytest.mark.parametrize("make", [over_bytes, few_letters])
-def test_shares_and_length_are_those_of_the_text_where_pieces_cut_characters(make, tmp_path):
-    documents = writer.write(60_000, 3)
-    lines = [re.sub("[0-9a-zA-Z]+", "", line) for d in documents for line in d.lines]
-    lines[100:160] = ["the king went to the river and the sea"] * 60
-    tokens = in_tokens(make, tmp_path / "x", lines)
-    found = features.of(tokens)
-    english_N, junk = np.zeros(len(tokens.train), bool), 0
-    for i in range(len(tokens.train)):
-        ids = tokens.train.ids[i * T + 1 : (i + 1) * T + 1]
-        shown = "".join(tokens.tokenizer.shown_V[j] for j in ids)
-        shown = re.sub("<0x(..)>", lambda x: chr(int(x[1], 16)), shown.replace("<eos>", "¶"))
-        parts = [
-            c.encode("latin-1" if "\x80" <= c <= "\xff" and c != "¶" else "utf8") for c in shown
-        ]
-        text = b"".join(parts).decode(errors="ignore")
-        english_N[i] = bool(re.search("[a-z]", text))
-        assert abs(int(found.characters_N[i]) - len(text)) <= 2  # its ends
-        if not english_N[i]:
-            assert found.foreign_N[i] == 0 and not found.junk_N[i] & 1
-        junk += not english_N[i] and bool(found.junk_N[i] & 8)
-    assert found.foreign_N[english_N].max() > 0.7 and junk < 0.01 * len(english_N)
-    assert (found.junk_N[english_N] & 8).any()  # the same line sixty times
-    names, script_MT = kept_and_lost.cuts(tokens, np.arange(len(tokens.val)))["script"]
-    shown = tokens.tokenizer.decode(tokens.val.ids)
-    assert names[0] == "Telugu" and not (script_MT == 1).any()
-    others = sum(c in "\n .,;:!?-—()“”‘’\"'" for c in shown) / len(tokens.val.ids)
-    assert (script_MT == 3).mean() <= others + 0.02
-
-
-def test_a_few_bytes_leave_the_numbers_to_the_pieces(clean, tokenizer, tmp_path):
-    """Of finished runs: in a vocabulary of its own text rare characters alone are bytes."""
-    ids = clean[:100].copy()
-    ids[7, 5:9] = tokenizer.encode(["😀"])[0][-4:]
-    tokens = token_files.open_tokens(folder_of(tmp_path / "t", [3, *ids.ravel()], tokenizer))
-    assert features._in_parts(tokens) == (False, features.GRAM)
-    before = features.of(tokens)
-    assert "by characters" not in features._key(tokens)
-    clean_N = np.arange(100) != 7  # where every piece is whole both ways say the same
-    said_N = features._of_text(tokens, 0, ids)["foreign"].mean(1)
-    np.testing.assert_allclose(before.foreign_N[clean_N], said_N[clean_N], atol=1e-3)
-
-
-def test_rare_pieces_put_into_a_window_are_found(clean, tokenizer, tmp_path):
-    seen = np.bincount(clean.ravel(), minlength=700)
-    rarest = np.flatnonzero(seen == 0)[:6]
-    ids = clean[:400].copy()
-    ids[123, 10:40] = np.resize(rarest, 30)
-    tokens = token_files.open_tokens(folder_of(tmp_path / "t", [3, *ids.ravel()], tokenizer))
-    found = features.of(tokens)
-    assert found.rare_N.argmax() == 123 and found.rare_N[123] >= 30 / T
-    names, group_N = features.cuts(tokens, found)["rare tokens"]
-    assert names[group_N[123]] == "20 % and more" and np.mean(group_N == 4) < 0.1
-
-
-def test_token_files_without_a_tokenizer_get_what_ids_can_say(spoilt, tmp_path):
+def test_where_pieces_do_not_tell_of_the_text_only_what_ids_say_is_told(
+    spoilt, tmp_path, monkeypatch
+):
     tokens, _ = spoilt
-    folder = folder_of(tmp_path / "t", np.asarray(tokens.train.ids))
-    bare = token_files.open_tokens(folder)
-    assert bare.tokenizer is None
-    found, known = features.of(bare), features.of(tokens)
-    for kind in (2, 8):
-        np.testing.assert_array_equal(found.junk_N & kind, known.junk_N & kind)
-    np.testing.assert_array_equal(found.rare_N, known.rare_N)
-    assert not (found.junk_N & 5).any() and np.isnan(found.foreign_N).all()
-    assert not found.characters_N.any()
-    cuts = features.cuts(bare, found)
-    assert set(cuts) == {"source", "place in the corpus", "rare tokens"}
-    assert cuts["source"][0] == ["unknown"]
+    bare = token_files.open_tokens(folder_of(tmp_path / "t", np.asarray(tokens.train.ids)))
+    known_N = look(tokens)
+    monkeypatch.setattr(Tokenizer, "in_parts", lambda self, count_V: True)  # as BPE over bytes
+    for some in (bare, tokens):
+        found_N = look(some)
+        assert not (found_N["junk"] & 5).any() and np.isnan(found_N["foreign"]).all()
+        assert not found_N["characters"].any()
+        np.testing.assert_array_equal(found_N["rare"], known_N["rare"])
+        cuts = features.cuts(some, found_N)
+        assert set(cuts) == {"source", "place in the corpus", "rare tokens"}
+        assert cuts["source"][0] == ["unknown"]
+    np.testing.assert_array_equal(look(bare)["junk"], known_N["junk"] & 10)
+    assert not (found_N["junk"] & 8).any()  # pieces of characters repeat in any text
+    assert "script" not in kept_and_lost.cuts(tokens, np.arange(2))
 
 
 def test_asking_again_is_free_until_the_tokens_change(spoilt, tmp_path, monkeypatch):
     tokens, _ = spoilt
-    first = features.of(tokens, tmp_path / "scores")
-    looked = []
-    looking = features._look
-    monkeypatch.setattr(features, "_look", lambda *x: looked.append(1) or looking(*x))
-    again = features.of(tokens, tmp_path / "scores")
+    first, looked = features.of(tokens, tmp_path), []
+    monkeypatch.setattr(features, "_look", lambda *tokens: looked.append(1) or "new")
+    np.testing.assert_array_equal(features.of(tokens, tmp_path), first)
     assert not looked
-    for name in ("junk_N", "foreign_N", "rare_N", "characters_N"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+    monkeypatch.undo()
     wider = replace(tokens, train=replace(tokens.train, context=2 * T))
-    assert len(features.of(wider, tmp_path / "scores").junk_N) == len(wider.train) and looked
+    assert len(features.of(wider, tmp_path)) == len(wider.train)
 
 
 def test_cuts_are_small_numbers_that_name_each_windows_group(spoilt):
     tokens, _ = spoilt
-    found, n = features.of(tokens), len(tokens.train)
-    cuts = features.cuts(tokens, found)
+    found_N, n = look(tokens), len(tokens.train)
+    cuts = features.cuts(tokens, found_N)
     assert set(cuts) == {"source", "place in the corpus", "script", "rare tokens"}
     for names, group_N in cuts.values():
         assert group_N.shape == (n,) and group_N.dtype == np.uint8 and group_N.max() < len(names)
     names, place_N = cuts["place in the corpus"]
     assert names[0] == "0–5 %" and names[-1] == "95–100 %"
-    assert np.bincount(place_N).tolist() == [
-        sum(20 * i // n == k for i in range(n)) for k in range(20)
-    ]
+    assert place_N.tolist() == [20 * i // n for i in range(n)]
     names, script_N = cuts["script"]
     assert names == ["under 1 %", "1–5 %", "5–20 %", "20–50 %", "50 % and more"]
-    share_N = found.foreign_N.astype(float)
-    assert script_N.tolist() == [sum(x >= step for step in (0.01, 0.05, 0.2, 0.5)) for x in share_N]
+    steps = (0.01, 0.05, 0.2, 0.5)
+    assert script_N.tolist() == [sum(float(x) >= s for s in steps) for x in found_N["foreign"]]
+
+
+def test_the_table_of_junk_counts_each_kind_and_shows_the_hardest(tmp_path):
+    tokens = tokens_of(tmp_path, np.random.default_rng(0).integers(4, 700, (20, T)))
+    junk_N, difficulty_N = np.zeros(20, np.uint8), np.arange(20.0)
+    junk_N[[3, 5, 7]], junk_N[9] = 8, 9
+    table = features.junk_table(tokens, junk_N, difficulty_N, difficulty_N >= 6).set_index("junk")
+    assert table["windows"].tolist() == ["1", "0", "0", "4"]
+    assert table["of them hard"].tolist() == ["1", "0", "0", "2"]
+    ids = tokens.train.ids[9 * T + 1 :][:5]  # no tokenizer: the ids themselves
+    assert table["an example"]["template repeats"].startswith(" ".join(map(str, ids)))
+    assert table["an example"]["<unk>"] == "–"
 
 
 # sources.tsv
 
 
-def named(tmp_path, clean, lines: str, documents: bool = False) -> data.Tokens:
-    folder = folder_of(tmp_path / "t", [3, *clean[:100].ravel()])
+def named(tmp_path, lines: str, rows: str = "") -> data.Tokens:
+    folder = folder_of(tmp_path / "t", np.arange(100 * T + 1) % 700)
     (folder / "sources.tsv").write_text(lines, encoding="utf8")
-    if documents:
-        rows = "".join(f"train\t{i * 500}\t500\tfile\n" for i in range(13))
-        (folder / "documents.tsv").write_text(
-            f"split\tstart\ttokens\tsource\n{rows}val\t0\t9\tfile\n"
-        )
+    if rows:
+        (folder / "documents.tsv").write_text(f"split\tstart\ttokens\tsource\n{rows}")
     return token_files.open_tokens(folder)
 
 
-@pytest.mark.parametrize("heading", ["", "first token\tname\n"])
-def test_sources_are_those_of_sources_tsv_and_no_block_is_of_two(tmp_path, clean, heading):
-    tokens = named(tmp_path, clean, f"{heading}0\tనవల\n1000\tnews\n4000\twiki\n")
-    names, group_N = features.cuts(tokens, features.of(tokens))["source"]
+def test_sources_are_those_of_sources_tsv_and_no_block_is_of_two(tmp_path):
+    tokens = named(tmp_path, "first token\tname\n0\tనవల\n1000\tnews\n4000\twiki\n")
+    names, group_N = features.cuts(tokens, look(tokens))["source"]
     middle_N = np.arange(100) * T + T // 2
     wanted = ["నవల" if m < 1000 else "news" if m < 4000 else "wiki" for m in middle_N]
     assert [names[g] for g in group_N] == wanted
@@ -324,8 +214,9 @@ def test_sources_are_those_of_sources_tsv_and_no_block_is_of_two(tmp_path, clean
     assert origins.of(tokens, "val")[1] == ["unknown"]  # they name those of train.bin
 
 
-def test_documents_keep_their_places_and_get_the_sources_of_sources_tsv(tmp_path, clean):
-    tokens = named(tmp_path, clean, "0\ta\n1700\tb\n", documents=True)
+def test_documents_keep_their_places_and_get_the_sources_of_sources_tsv(tmp_path):
+    rows = "".join(f"train\t{i * 500}\t500\tfile\n" for i in range(13))
+    tokens = named(tmp_path, "0\ta\n1700\tb\n", f"{rows}val\t0\t9\tfile\n")
     token_files.link_tokens(tokens.folder, tmp_path / "run/tokens")  # comes along
     for folder in (tokens.folder, tmp_path / "run/tokens"):
         document_N, sources = origins.of(token_files.open_tokens(folder), "train")
@@ -336,22 +227,19 @@ def test_documents_keep_their_places_and_get_the_sources_of_sources_tsv(tmp_path
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ("0 a\n", "'0 a' is no source"),
-        ("0\ta\nx\tb\n", r"'x\\tb' is no source"),
-        ("0\ta\n100\t\n", "is no source: a line is the n"),
-        ("5\ta\n", "names no source for token 0"),
-        ("", "names no source for token 0"),
+        ("0 a\n", r"\['0 a'\] is no row of it"),
+        ("0\ta\nx\tb\n", "'x', 'b'. is no row of it"),
+        ("0\ta\n100\t\n", "is no row of it, it must be start, name"),
+        ("5\ta\n", "a begins at 5, it must be 0"),
+        ("", "is no row of it"),
         ("0\ta\n200\tb\n100\tc\n", "c begins at 100, it must be after 200 and before 6,401"),
         ("0\ta\n6401\tb\n", "b begins at 6,401, it must be after 0 and before 6,401"),
     ],
 )
-def test_a_wrong_sources_tsv_is_said_in_one_line(tmp_path, clean, lines, said):
-    with pytest.raises(ValueError, match=said) as error:
-        named(tmp_path, clean, lines)
-    assert "sources.tsv" in str(error.value) and len(str(error.value).splitlines()) == 1
-
-
-# size
+def test_a_wrong_sources_tsv_is_said_in_one_line(tmp_path, lines, said):
+    with pytest.raises(ValueError) as error:
+        named(tmp_path, lines)
+    one_line(error, said, "sources.tsv")
 
 
 def test_memory_does_not_grow_with_the_windows(tmp_path, monkeypatch):
@@ -362,7 +250,7 @@ def test_memory_does_not_grow_with_the_windows(tmp_path, monkeypatch):
         ids = np.random.default_rng(0).integers(4, 700, count, dtype=np.uint32)
         tokens = token_files.open_tokens(folder_of(tmp_path / name, ids, context=2048))
         tracemalloc.start()  # what numpy allocates; the tokens themselves are mapped
-        features.of(tokens)
+        look(tokens)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 2**20, peaks  # and what is kept of a window is 9 bytes

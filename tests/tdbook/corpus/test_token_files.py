@@ -5,19 +5,18 @@ import json
 import re
 import shutil
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
-import tokenizers
 import torch
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from tdbook.corpus import origins, token_files, token_folder, tokenizer_files, writer
+from tdbook.corpus import origins, token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
-from tdbook.corpus.tokenizer import Tokenizer
 from tdlib import data
+from tests.helpers import trained_sentencepiece
 
 T = 16
 
@@ -36,12 +35,6 @@ def folder(splits, tokenizer, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def upstream(tmp_path) -> Path:
-    """A folder as upstream makes it: two files and meta.json, nothing else."""
-    return raw(tmp_path / "elsewhere", np.arange(1000) % 50, np.arange(100) % 50)
-
-
 def raw(folder: Path, train, val, dtype="uint32", **change) -> Path:
     folder.mkdir()
     for name, ids in (("train", train), ("val", val)):
@@ -50,15 +43,6 @@ def raw(folder: Path, train, val, dtype="uint32", **change) -> Path:
     meta |= dict(train_tokens=len(train), val_tokens=len(val))
     (folder / "meta.json").write_text(json.dumps(meta | change))
     return folder
-
-
-def trained(path: Path, lines: list[str], **options) -> Tokenizer:
-    with open(path, "wb") as model:
-        known = dict(sentence_iterator=iter(lines), model_writer=model, vocab_size=400)
-        known |= dict(model_type="bpe", normalization_rule_name="identity", byte_fallback=True)
-        known |= dict(remove_extra_whitespaces=False, minloglevel=2)
-        sentencepiece.SentencePieceTrainer.train(**known | options)
-    return tokenizer_files.open(path)
 
 
 def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
@@ -82,23 +66,18 @@ def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
             assert (meta[f"{split}_tokens"], meta[f"{split}_bytes"]) == (len(ids), size)
             assert tokens.bytes_per_token(split) == pytest.approx(size / len(ids))
         assert not [*rows]
-    ids = token_folder.open_ids(folder)  # without their tokenizer
+    ids = token_files.open_ids(folder)  # without their tokenizer
     assert ids.tokenizer is None and ids.meta == tokens.meta
     assert all(map(torch.equal, ids.train.batch(range(9)), tokens.train.batch(range(9))))
 
 
 def test_a_window_belongs_to_the_document_in_its_middle(folder, splits, tokenizer):
-    tokens = token_files.open_tokens(folder)
-    of_token = [
-        number
-        for number, document in enumerate(splits["val"])
-        for ids in tokenizer.encode(document.lines)
-        for _ in range(len(ids) + 1)
-    ]
+    tokens, documents = token_files.open_tokens(folder), splits["val"]
+    sizes = [sum(len(ids) + 1 for ids in tokenizer.encode(d.lines)) for d in documents]
+    middle_N = np.arange(len(tokens.val)) * T + T // 2
     document_N, sources = origins.of(tokens, "val")
-    assert document_N.tolist() == [of_token[i * T + T // 2] for i in range(len(tokens.val))]
-    assert len(set(document_N.tolist())) == 3
-    assert sources == [d.source for d in splits["val"]]
+    assert document_N.tolist() == np.repeat(range(3), sizes)[middle_N].tolist()
+    assert sources == [d.source for d in documents]
 
 
 MAPPED = {  # what a tokenizer loses → how a line is spoilt that it does lose something of
@@ -116,12 +95,12 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
     lines = [line for d in splits["val"] for line in d.lines]
     lines = [line for line in lines if not re.search("[A-Zఔ]", line)]
     options |= dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3, character_coverage=1.0)
-    one = trained(tmp_path / "t.model", [*lines, *["ABC abc fi 1 2"] * 9], **options)
+    one = trained_sentencepiece(tmp_path / "t.model", [*lines, *["ABC abc fi 1 2"] * 9], **options)
     sound = {"train": [Document(tuple(lines), "a")], "val": [Document(tuple(lines[:9]), "a")]}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         token_files.write_tokens(tmp_path / "sound", sound, one, T)
-    meta = token_folder.read_meta(tmp_path / "sound/meta.json")
+    meta = token_files.read_meta(tmp_path / "sound/meta.json")
     assert token_files.loss(meta) == "" and "lost" not in meta
     assert meta["val_bytes"] == len("".join(f"{line}\n" for line in lines[:9]).encode())
     spoilt = {"train": [Document((*lines, odd), "a")], "val": [Document((odd,) * 20, "a")]}
@@ -136,28 +115,12 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
     assert 0 < tokens.meta["lost"]["characters"] < 0.5
 
 
-def test_accents_that_a_hugging_face_normalizer_strips_are_told(tmp_path):
-    made = tokenizers.Tokenizer(models.BPE())
-    made.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder, alphabet = decoders.ByteLevel(), pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(special_tokens=["<eos>"], initial_alphabet=alphabet)
-    made.train_from_iterator(["అమ్మ ఊరు"] * 9, trainer)
-    made.save(str(tmp_path / "tokenizer.json"))
-    one = tokenizer_files.open(tmp_path / "tokenizer.json")
-    splits = {split: [Document(("చెట్టు నది",) * 20, "a")] for split in ("train", "val")}
-    with pytest.warns(UserWarning, match=r"100.0% of 40 lines .*“చెట్టు నది” comes back as “చటట నద"):
-        token_files.write_tokens(tmp_path / "t", splits, one, T)
-    meta = token_folder.read_meta(tmp_path / "t/meta.json")
-    assert meta["val_bytes"] == 20 * len("చటట నద\n".encode())
-    assert meta["lost"]["characters"] == pytest.approx(4 / 10)
-
-
 def test_text_that_comes_segmented_loses_nothing_by_its_marks(shared):
     one = tokenizer_files.open(shared / "data/upstream_tokenizer/tokenizer.json")
     lines = ("చేయ@@ లేదు the inter@@ national", "కూడాకూ@@ లో")
-    assert token_files._lost(lines * 9, one) == {}
-    assert token_files._lost([f"{lines[0]}  x", "ꙮ"], one)["lines"] == 1
+    for given, changed in ((lines * 9, 0), ((f"{lines[0]}  x", "ꙮ"), 2)):
+        token_files._encode(given, one, lost := Counter())
+        assert (lost["lines"], lost["of_lines"]) == (changed, len(given))
 
 
 @pytest.mark.parametrize("dtype", ["uint32", "uint16"])
@@ -180,19 +143,10 @@ def test_what_meta_json_does_not_say_comes_from_the_files(tokenizer, tmp_path, d
     assert np.isnan(tokens.bytes_per_token())
 
 
-def test_a_missing_dtype_is_told_by_the_size_or_asked_for(tmp_path):
-    ids, folder = np.arange(1000) % 50, tmp_path / "n"
-    raw(folder, ids, ids, "uint16")
-    meta = json.loads((folder / "meta.json").read_text()) | {"dtype": None}
-    (folder / "meta.json").write_text(json.dumps(meta))
-    assert token_files.open_tokens(folder).train.ids.dtype == np.uint16
-    (folder / "meta.json").write_text(json.dumps(meta | {"train_tokens": None}))
-    with pytest.raises(ValueError, match=r"holds id .* correct vocab_size or dtype"):
-        token_files.open_tokens(folder)
-
-
 def test_eos_is_the_tokenizer_s_where_meta_json_names_none(splits, tmp_path):
-    one = trained(tmp_path / "t.model", [line for d in splits["val"] for line in d.lines])
+    one = trained_sentencepiece(
+        tmp_path / "t.model", [line for d in splits["val"] for line in d.lines]
+    )
     tokens = tmp_path / "tokens"
     token_files.write_tokens(tokens, {k: splits[k] for k in ("train", "val")}, one, T)
     meta = json.loads((tokens / "meta.json").read_text())
@@ -211,7 +165,7 @@ def test_eos_is_the_tokenizer_s_where_meta_json_names_none(splits, tmp_path):
 
 def test_ids_beyond_the_vocabulary_and_many_unknown_are_refused(tmp_path, monkeypatch):
     train = np.full(9_000_000, 3, "<u4")
-    train[token_folder.BLOCK // 4 + 5] = 1_000  # in the second block
+    train[token_files.BLOCK // 4 + 5] = 1_000  # in the second block
     folder = raw(tmp_path / "elsewhere", train, np.full(100, 3))
     with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
         token_files.link_tokens(folder, tmp_path / "tokens")
@@ -228,13 +182,12 @@ def test_ids_beyond_the_vocabulary_and_many_unknown_are_refused(tmp_path, monkey
 def test_a_folder_is_whole_or_not_there_and_keeps_nothing_of_an_earlier_one(
     splits, tokenizer, tmp_path
 ):
-    class Failing(list):
-        def __iter__(self):
-            yield Document(("అమ్మ",), "a")
-            raise OSError("the cable was pulled")
+    def failing():
+        yield Document(("అమ్మ",), "a")
+        raise OSError("the cable was pulled")
 
     with pytest.raises(OSError, match="cable"):
-        token_files.write_tokens(tmp_path / "tokens", {"train": Failing()}, tokenizer, T)
+        token_files.write_tokens(tmp_path / "tokens", {"train": failing()}, tokenizer, T)
     assert not list(tmp_path.iterdir())
     for kept in (splits, {k: splits[k] for k in ("train", "val")}):
         token_files.write_tokens(tmp_path / "tokens", kept, tokenizer, T)
@@ -242,7 +195,8 @@ def test_a_folder_is_whole_or_not_there_and_keeps_nothing_of_an_earlier_one(
     assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
 
 
-def test_linked_tokens_are_the_same_files_and_survive_the_link(upstream, tmp_path):
+def test_linked_tokens_are_the_same_files_and_survive_the_link(tmp_path):
+    upstream = raw(tmp_path / "elsewhere", np.arange(1000) % 50, np.arange(100) % 50)
     folder, before = tmp_path / "run" / "tokens", (upstream / "meta.json").read_bytes()
     for context in (T, T, 33):
         token_files.link_tokens(upstream, folder, context=context)

@@ -4,12 +4,9 @@ import contextlib
 import io
 import json
 import logging
-import os
 import random
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,15 +16,18 @@ import sentencepiece
 import tokenizers
 import torch
 import transformers
+import yaml
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tdbook.corpus import token_files, tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.export import cards, model_tokenizer
 from tdlib import data, lora
-from tdlib.model import Llama, LlamaConfig
+from tdlib.model import Llama
+from tests.helpers import tiny_model
 
-CONTEXT = 24
+CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
+PLAIN, CONTEXT = CASES["plain"], 24
 EDGES = ["", " ", "   ", "  రెండు  ఖాళీలు  ", "\tట్యాబ్\t", "👍🏽 😀", "Telugu (te) ABC", "2024లో 3.5%"]
 EDGES += ["క్\u200dష", "రాష్\u200cట్రం", "<eos>", "ఒక <eos> లో", "<pad><unk><bos>", "<0xE0>"]
 EDGES += ["é e\u0301 ﬁ ½ Ａ", "\x00\u00a0\ufeff"]
@@ -42,17 +42,12 @@ def tokens(tokenizer, tmp_path_factory) -> data.Tokens:
     return token_files.open_tokens(folder)
 
 
-def small(vocab_size: int, eos_id: int = 3, **change) -> Llama:
-    torch.manual_seed(0)
-    shape = dict(layers=2, heads=2, dim=16, mlp_dim=24, context=CONTEXT, eos_id=eos_id)
-    return Llama(LlamaConfig(vocab_size, **shape | change)).eval().requires_grad_(False)
-
-
 def released(tokenizer, folder: Path) -> Path:
     """A small model's folder with a tokenizer's files."""
     (folder / "made").mkdir(parents=True)
     files = model_tokenizer.tokenizer_files(tokenizer, folder / "made", CONTEXT)
-    small(tokenizer.size, tokenizer.eos).save(folder / "50m", files)
+    shape = dict(heads=2, dim=16, mlp_dim=24, context=CONTEXT, eos_id=tokenizer.eos)
+    tiny_model(0, tokenizer.size, **shape).save(folder / "50m", files)
     return folder / "50m"
 
 
@@ -83,8 +78,6 @@ def test_auto_tokenizer_gives_our_ids_and_our_text_on_real_telugu(lines, tmp_pat
     texts = lines + EDGES
     wanted = judge.encode(texts)
     assert theirs(texts).input_ids == wanted == ours.encode(texts)
-    assert [theirs.encode(text) for text in EDGES] == wanted[len(lines) :]
-    assert theirs.batch_decode(wanted) == texts
     ended = [[*ids, 3] for ids in wanted]
     assert theirs.batch_decode(ended, skip_special_tokens=True) == texts
 
@@ -95,10 +88,9 @@ def test_auto_tokenizer_knows_the_special_tokens_and_the_context(tokenizer, base
     assert (theirs.pad_token_id, theirs.unk_token_id, len(theirs)) == (0, 1, tokenizer.size)
     assert theirs.model_max_length == CONTEXT and theirs.convert_ids_to_tokens([2]) == ["<bos>"]
     assert theirs(["ఒక", "ఒక ఊరిలో"], padding=True).attention_mask[0][0] == 0  # before the text
-    assert (base / "tokenizer.model").read_bytes() == tokenizer.path.read_bytes()
 
 
-@pytest.mark.parametrize("letters, vocab_size", [("ab", 330), ("అఆ", 330), ("a", 275)])
+@pytest.mark.parametrize("letters, vocab_size", [("ab", 330), ("a", 275)])
 def test_a_converted_bpe_cuts_overlapping_merges_as_sentencepiece_does(
     letters, vocab_size, tmp_path
 ):
@@ -111,20 +103,11 @@ def test_a_converted_bpe_cuts_overlapping_merges_as_sentencepiece_does(
     assert [found.ids for found in theirs.encode_batch(texts)] == ours.encode(texts)
 
 
-PLAIN = dict(normalization_rule_name="identity", remove_extra_whitespaces=False)
-SENTENCEPIECE = {
-    "bpe": (PLAIN | dict(model_type="bpe"), True),
-    "other ids": (PLAIN | dict(model_type="bpe", pad_id=-1, unk_id=0, bos_id=1, eos_id=2), True),
-    "normalises": (dict(model_type="bpe"), False),
-    "unigram": (PLAIN | dict(model_type="unigram", byte_fallback=True), False),
-    "no space before": (PLAIN | dict(model_type="bpe", add_dummy_prefix=False), False),
-}
-
-
-@pytest.mark.parametrize("options, converted", SENTENCEPIECE.values(), ids=SENTENCEPIECE)
+@pytest.mark.parametrize("name", CASES["sentencepiece"])
 def test_another_sentencepiece_model_is_converted_to_the_same_ids_or_left_to_its_package(
-    options, converted, lines, tmp_path
+    name, lines, tmp_path
 ):
+    options, converted = CASES["sentencepiece"][name]
     ours = trained(lines[::4], tmp_path / "theirs.model", **options)
     if not converted:
         files = model_tokenizer.tokenizer_files(ours, tmp_path, CONTEXT)
@@ -156,19 +139,7 @@ def hugging_face(
     return tokenizer_files.open(folder / "tokenizer.json")
 
 
-@pytest.mark.parametrize(
-    "config, over_bytes",
-    [
-        (None, True),
-        (None, False),
-        # a class that would build its own pipeline; code that is not in the folder
-        (dict(tokenizer_class="LlamaTokenizer", eos_token="<|endoftext|>"), True),
-        (dict(tokenizer_class="LlamaTokenizer", model_max_length=10**30), False),
-        (dict(tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]}), True),
-        (dict(chat_template="{{ messages }}"), True),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("config, over_bytes", CASES["hugging_face"], ids=str)
 def test_a_hugging_face_tokenizer_is_released_as_it_is(config, over_bytes, lines, tmp_path):
     ours = hugging_face(lines, tmp_path / "given", config, over_bytes)
     folder = released(ours, tmp_path)
@@ -181,15 +152,8 @@ def test_a_hugging_face_tokenizer_is_released_as_it_is(config, over_bytes, lines
 
 # The cards
 
-ROW = dict(parameters=11_234, loss=5.52459, loss_fixed=5.43211, perplexity=250.784)
-ROW |= dict(bits_per_byte=1.07995, kl=0.401501, agreement=0.46094, calibration_error=0.012632)
-PARAMETERS = dict(run="01_distill-50m", profile="tiny", text="/me/secret.txt", student="50m")
-PARAMETERS |= dict(teacher="teacher", init="random", ce_weight=0.25, temperature=2.0)
-PARAMETERS |= dict(learning_rate=2e-3, seed=7, device="auto")
-RECORD = dict(run="01_distill-50m", profile="tiny", notebook="01_distill", parameters=PARAMETERS)
-RECORD |= dict(seed=7, commit="169b59c", dirty=False, device="cpu, 1 thread")
-RECORD |= dict(started="2026-11-24T14:00:47+00:00")
-ADAPTER = dict(base="50m", adapter="50m-hard", windows="hard", ce_weight=0, temperature=None)
+ROW, ADAPTER = CASES["row"], CASES["adapter"]
+RECORD = CASES["record"] | {"parameters": CASES["parameters"]}
 LORA = RECORD | dict(run="03_lora-hard", notebook="03_lora", parameters=ADAPTER)
 
 
@@ -213,23 +177,17 @@ def run(code: str, caplog) -> dict:
     return left
 
 
-def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, tokens, base, caplog):
-    left = run(program(cards.card(base, tokens, ROW, RECORD), name=base), caplog)
-    assert left["beginning"].tolist() == [[3, *tokenizer.encode(["ఒక ఊరిలో"])[0]]]
-
-
-def test_so_does_that_for_a_sentencepiece_model(lines, tokens, tmp_path, caplog):
-    ours = trained(lines, tmp_path / "theirs.model", eos_id=2, bos_id=3)
-    folder = released(ours, tmp_path)
-    with pytest.raises(ValueError):  # and no other ids
+def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, lines, tokens, tmp_path, caplog):
+    other = trained(lines, tmp_path / "theirs.model", eos_id=2, bos_id=3)  # of no AutoTokenizer
+    for ours, eos in ((tokenizer, 3), (other, 2)):
+        folder = released(ours, tmp_path / str(eos))
+        left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
+        assert left["beginning"].tolist() == [[eos, *ours.encode(["ఒక ఊరిలో"])[0]]]
+    with pytest.raises(ValueError):
         transformers.AutoTokenizer.from_pretrained(folder)
-    left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
-    assert left["beginning"].tolist() == [[2, *ours.encode(["ఒక ఊరిలో"])[0]]]
 
 
-def test_so_does_that_for_upstreams_vocabulary_and_it_encodes_as_we_do(
-    shared, lines, tokens, tmp_path, caplog
-):
+def test_that_for_upstreams_vocabulary_encodes_as_we_do(shared, lines, tokens, tmp_path, caplog):
     ours = tokenizer_files.open(shared / "data" / "upstream_tokenizer" / "tokenizer.json")
     folder = released(ours, tmp_path)
     assert (folder / "morfessor.json").read_bytes() == ours.path.read_bytes()
@@ -242,53 +200,26 @@ def test_so_does_that_for_upstreams_vocabulary_and_it_encodes_as_we_do(
     assert [left["decode"](ids) for ids in wanted] == [ours.decode(ids) for ids in wanted]
 
 
-def test_the_card_tells_the_numbers_the_run_and_no_path(tokenizer, tokens, base):
+def test_the_card_tells_the_numbers_the_run_and_no_path(tokens, base):
     better = dict.fromkeys(ROW, 0.5) | dict(parameters=99_000, kl=float("nan"))
     text = cards.card(base, tokens, ROW, RECORD, better)
-    for part in (
-        "| weights | 11,234 | 99,000 |", "| loss, nats per token | 5.5246 | 0.5000 |",
-        "| KL(teacher ‖ model), nats per token | 0.4015 | – |", "| 46.1% | 50.0% |",
-        f"{len(tokens.val):,} windows of {CONTEXT} tokens", "`01_distill-50m`", "169b59c,",
-        "seed 7", "2026-11-24", "a student of `teacher`", "0.25 · cross-entropy", "T 2",
-        "learning_rate: 0.002", f"{small(tokenizer.size).config.parameters:,} weights",
-    ):  # fmt: skip
-        assert part in text, part
+    assert not [part for part in CASES["told"] if part not in text]
     assert "secret" not in text and "device: auto" not in text
     card = huggingface_hub.ModelCard(text)
     assert card.text.count("TODO") == 3  # licence, data, teacher: nothing is made up
-    assert card.data.to_dict() == {
-        "language": "te",
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["telugu", "llama"],
-    }
+    about = card.data.to_dict()
+    assert (about["language"], about["library_name"]) == ("te", "transformers")
+    assert about["tags"] == ["telugu", "llama"] and "license" not in about
 
 
-@pytest.mark.parametrize(
-    "name, notebook, change, origin",
-    [
-        ("teacher", "00_teacher", dict(teacher=""), "trained here"),
-        ("teacher", "00_teacher", dict(teacher="/a/best.pt"), "made elsewhere"),
-        ("50m-scratch", "01_distill", dict(ce_weight=1), "without a teacher"),
-        ("50m", "01_distill", dict(init="teacher"), "slices of its teacher's weights"),
-        ("75m", "05_progressive", {}, "a student of `150m`"),
-        ("75m-direct", "05_progressive", {}, "a student of `teacher`"),
-        ("50m-hard-merged", "03_lora", ADAPTER, "the adapter `50m-hard` merged"),
-        ("50m-on", "03_lora", ADAPTER | dict(trains="weights"), "all its weights trained on for"),
-    ],
-)
-def test_the_card_says_how_the_model_came_to_be(
-    name, notebook, change, origin, tokens, base, tmp_path
-):
-    (folder := tmp_path / name).symlink_to(base)
-    record = RECORD | dict(notebook=notebook, parameters=PARAMETERS | change)
-    assert origin in cards.card(folder, tokens, ROW, record)
-
-
-def test_a_folder_without_a_tokenizer_gets_no_card(tokens, tmp_path):
-    small(700).save(tmp_path / "50m")
-    with pytest.raises(FileNotFoundError, match=r"50m holds none of tokenizer\.json"):
-        cards.card(tmp_path / "50m", tokens, ROW, RECORD)
+def test_the_card_says_how_the_model_came_to_be(tokens, base, tmp_path):
+    for name, notebook, change, origin in CASES["origins"]:
+        (folder := tmp_path / name).symlink_to(base)
+        record = RECORD | dict(notebook=notebook, parameters=CASES["parameters"] | change)
+        assert origin in cards.card(folder, tokens, ROW, record)
+    tiny_model().save(tmp_path / "bare")
+    with pytest.raises(FileNotFoundError, match=r"bare holds none of tokenizer\.json"):
+        cards.card(tmp_path / "bare", tokens, ROW, RECORD)
 
 
 def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokens, base, tmp_path, caplog):
@@ -310,14 +241,9 @@ def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokens, base, tmp_p
     assert card.data.library_name == "peft" and card.text.count("TODO") == 3
 
 
-def test_the_upload_command_is_one_that_hf_understands_for_any_folder(tmp_path):
+def test_the_upload_command_names_a_repository_that_the_hub_takes(tmp_path):
     folder = tmp_path / "a run's folder" / "50m+x"
-    folder.mkdir(parents=True)
     words = shlex.split(cards.upload_command(folder))
-    assert words[2:5] == ["YOUR-NAME/telugu-50m-x", str(folder), "."]
+    assert words[:5] == ["hf", "upload", "YOUR-NAME/telugu-50m-x", str(folder), "."]
+    assert words[5:] == ["--repo-type", "model", "--private"]
     huggingface_hub.utils.validate_repo_id(words[2])
-    words[0] = str(Path(sys.executable).with_name(words[0]))
-    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(words, env=offline, capture_output=True, text=True)
-    # past its arguments and its look at the folder, at the first thing that it would ask the Hub
-    assert done.returncode == 1 and "/api/repos/create: offline mode" in done.stderr, done.stderr

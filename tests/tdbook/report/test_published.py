@@ -22,14 +22,10 @@ sizes,120m − 80m,claim,0.0625,0.03125,0.09375,1,,,,
 recipe,recipe − adapter,claim,-1.5,-1.75,-1.25,2,-1.5625,0.25,,
 """
 CHOICES = """model,init,ce_weight,temperature,learning_rate,development,against the recipe
-best,teacher,0.1,2.0,0.002,5.1,the recipe
 t4,teacher,0.1,4.0,0.002,5.2,"+0.100 [+0.090, +0.110]"
-random,random,0.1,2.0,0.002,5.4,"+0.300 [+0.290, +0.310]"
-text,teacher,1.0,–,0.002,5.3,"+0.200 [+0.190, +0.210]"
-far,random,0.5,2.0,0.001,5.9,"+0.800 [+0.790, +0.810]"
+best,teacher,0.1,2.0,0.002,5.1,the recipe
 """
 OLD = f"# Name\n\nbefore\n\n{published.BEGIN}\n\n| old |\n\n{published.END}\n\nafter\n"
-PAGES = ("README.md", "params/b200/recommended/README.md")
 
 
 def tables(folder: Path, **changed: str) -> Path:
@@ -41,23 +37,18 @@ def tables(folder: Path, **changed: str) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    return tables(tmp_path / "outputs/published/evidence")
-
-
-@pytest.fixture
-def repository(folder, tmp_path, monkeypatch) -> Path:
-    """Pages with words before and after an old table."""
+def readme(tmp_path, monkeypatch) -> Path:
+    """README of a repository, with words before and after an old table."""
     monkeypatch.setattr(parameters, "ROOT", tmp_path)
+    folder = tables(tmp_path / "outputs/published/evidence")
     monkeypatch.setattr(published, "EVIDENCE", folder)
-    for page in PAGES:
-        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / page).write_text(OLD, "utf-8")
-    return tmp_path
+    (tmp_path / "README.md").write_text(OLD, "utf-8")
+    return tmp_path / "README.md"
 
 
-def test_the_headline_has_a_row_a_claim_with_the_effect_that_it_rests_on(folder):
-    assert published.headline(folder).splitlines() == [
+def test_the_headline_has_a_row_a_claim_with_the_effect_that_it_rests_on(tmp_path):
+    lines = published.headline(tables(tmp_path / "a")).splitlines()
+    assert lines == [
         "| claim of the plan | verdict | because | measured | the plan |",
         "|---|---|---|---|---|",
         "| It beats scratch, by 0.3–0.5 | holds in part | base − scratch is smaller (and 1 more) | "
@@ -70,51 +61,23 @@ def test_the_headline_has_a_row_a_claim_with_the_effect_that_it_rests_on(folder)
         "(params/b200/recommended/README.md)) against the plan's own 50M + LoRA: "
         "recipe − adapter: −1.500 [−1.750, −1.250]; 2 seeds −1.562 ± 0.250.",
     ]
+    without = EFFECTS.partition("recipe,")[0]
+    assert published.headline(tables(tmp_path / "b", effects=without)).splitlines() == lines[:5]
 
 
-def test_a_headline_without_a_recipe_has_no_line_of_one(tmp_path):
-    without = "\n".join(line for line in EFFECTS.splitlines() if not line.startswith("recipe"))
-    lines = published.headline(tables(tmp_path, effects=without)).splitlines()
-    assert len(lines) == 5 and lines[-1].startswith("| Rank 16")
-
-
-def test_each_value_of_the_recipe_rests_on_students_that_differ_in_it_alone(folder):
-    lines = published.recommended(folder).splitlines()
-    assert lines[2:6] == [
-        "| init | teacher | random: +0.300 [+0.290, +0.310] |",
-        "| ce_weight | 0.1 | 1.0: +0.200 [+0.190, +0.210] |",  # whatever its temperature
-        "| temperature | 2.0 | 4.0: +0.100 [+0.090, +0.110] |",
-        "| learning_rate | 0.002 | not tried alone |",
-    ]
-    assert lines[-1] == "| recipe − adapter | −1.500 [−1.750, −1.250] | 2 seeds −1.562 ± 0.250 |"
-
-
-def test_only_what_lies_between_the_marks_is_written_and_a_second_time_nothing(repository, capsys):
-    paths = [repository / page for page in PAGES]
-    before = [path.read_bytes() for path in paths]
-    assert main(["published", "readme", "--check"]) == 1
-    assert [path.read_bytes() for path in paths] == before
-    assert not published.readme()
-    for path, table in zip(paths, (published.headline, published.recommended), strict=True):
-        assert path.read_text("utf-8") == OLD.replace("| old |", table(published.EVIDENCE))
-    written = [path.stat().st_mtime_ns for path in paths]
-    assert published.readme() and main(["published", "readme", "--check"]) == 0
-    assert [path.stat().st_mtime_ns for path in paths] == written
+def test_only_what_lies_between_the_marks_is_written_and_a_second_time_nothing(readme, capsys):
+    assert not published.readme(check=True) and readme.read_text("utf-8") == OLD
+    assert main(["published", "readme"]) == 0
+    table = published.headline(published.EVIDENCE)
+    assert readme.read_text("utf-8") == OLD.replace("| old |", table)
+    written = readme.stat().st_mtime_ns
+    assert published.readme(check=True) and main(["published", "readme"]) == 0
+    assert readme.stat().st_mtime_ns == written
     assert capsys.readouterr().out.splitlines()[-1] == "README has what is published"
-
-
-def test_what_is_not_there_is_one_line_with_its_remedy(repository, capsys):
-    (repository / "README.md").write_text("# Name\n")
+    readme.write_text("# Name\n")
     assert main(["published", "readme"]) == 1
     line = capsys.readouterr().out
     assert "README.md" in line and published.BEGIN in line and line.count("\n") == 1
-    (published.EVIDENCE / "tables/07_evidence-claims.csv").unlink()
-    assert main(["published", "compare", "outputs/published/evidence"]) == 1
-    assert "is not there: `make evidence`, then `make publish`" in capsys.readouterr().out
-    assert main(["published", "what"]) == 2
-
-
-# A second run
 
 
 @pytest.mark.parametrize(("published_as", "here"), [
@@ -125,23 +88,21 @@ def test_what_is_not_there_is_one_line_with_its_remedy(repository, capsys):
     ("-0.25,-0.275,-0.225,3,-0.2625,0.05", "-0.3,-0.305,-0.295,1,,"),
 ])  # fmt: skip
 def test_a_folder_agrees_with_itself_and_with_numbers_within_the_intervals(
-    folder, tmp_path, published_as, here
+    tmp_path, published_as, here
 ):
-    new = tables(tmp_path / "new", effects=EFFECTS.replace(published_as, here))
-    assert published.compare(new, folder) == []
+    old, new = tmp_path / "old", EFFECTS.replace(published_as, here)
+    assert published.compare(tables(tmp_path / "new", effects=new), tables(old)) == []
+    unknown = tables(
+        tmp_path / "one", effects=EFFECTS.replace("0.0625,0.03125,0.09375", "0.0625,,")
+    )
+    assert published.compare(unknown, unknown) == []  # of one document
 
 
-def test_of_one_document_nothing_is_known_and_a_folder_still_agrees_with_itself(tmp_path):
-    unknown = EFFECTS.replace("0.0625,0.03125,0.09375", "0.0625,,")
-    folder = tables(tmp_path / "one", effects=unknown)
-    assert published.compare(folder, folder) == []
-
-
-def test_what_does_not_agree_is_named_with_both_numbers(repository, folder, capsys):
+def test_what_does_not_agree_or_is_not_there_is_named_with_both_numbers(readme, capsys):
     rows = EFFECTS.splitlines(keepends=True)
     other = "".join(rows[:3]) + rows[3].replace("0.0625,0.03125,0.09375", "-0.5,-0.6,-0.4")
     verdicts = CLAIMS.replace("holds in part", "holds")
-    tables(repository / "outputs/small", effects=other, claims=verdicts)
+    tables(readme.parent / "outputs/small", effects=other, claims=verdicts)
     assert main(["published", "compare", "outputs/small"]) == 1
     assert capsys.readouterr().out.splitlines() == [
         "120m − 80m (sizes) is -0.5000 here, published +0.0625 [+0.0312, +0.0938]",
@@ -150,31 +111,24 @@ def test_what_does_not_agree_is_named_with_both_numbers(repository, folder, caps
     ]
     assert main(["published", "compare", "outputs/published/evidence"]) == 0
     assert "agrees with outputs/published/evidence" in capsys.readouterr().out
-
-
-# What is committed
+    (published.EVIDENCE / "tables/07_evidence-claims.csv").unlink()
+    assert main(["published", "compare", "outputs/published/evidence"]) == 1
+    assert "is not there: `make evidence`, then `make publish`" in capsys.readouterr().out
+    assert main(["published", "what"]) == 2
 
 
 def test_readme_says_what_is_published():
     """Of this repository itself: `make publish OUT=outputs/small NAME=evidence`, then
-    `python -m tdbook published readme`."""
+    `python -m tdbook published readme`; and in its three sentences on what was found, the seeds'
+    mean and half-width of rows of 07's effects."""
     assert published.readme(check=True)
-
-
-def test_what_readme_says_was_found_is_what_was_published():
-    """Its three sentences: the seeds' mean and half-width of three rows of 07's effects."""
-    root = Path(__file__).parents[3]
-    effects = pd.read_csv(root / "outputs/published/evidence/tables/07_evidence-effects.csv")
+    effects = pd.read_csv(published.EVIDENCE / "tables/07_evidence-effects.csv")
     effects = effects.drop_duplicates("effect").set_index("effect")
-    readme = (root / "README.md").read_text("utf8")
-    found = readme.split("**What was found**")[1].split("make book")[0]
-    for effect in (
-        "50m − 50m-scratch",
-        "adapter on hard − 50m",
-        "adapter on hard − adapter on random",
-        "recipe − adapter on hard",
-    ):
+    readme = (parameters.ROOT / "README.md").read_text("utf8")
+    found = " ".join(readme.split("**What was found**")[1].split("make book")[0].split())
+    adapter = ("adapter on hard − 50m", "adapter on hard − adapter on random")
+    for effect in ("50m − 50m-scratch", *adapter, "recipe − adapter on hard"):
         row = effects.loc[effect]
         assert row["seeds"] >= 3
         mean, half = abs(row["mean of seeds"]), row["half-width over seeds"]
-        assert f"{mean:.3f} ± {half:.3f}" in " ".join(found.split()), effect
+        assert f"{mean:.3f} ± {half:.3f}" in found, effect

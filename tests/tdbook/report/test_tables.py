@@ -3,154 +3,103 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from tdbook.analysis import intervals
+from tdbook.analysis.intervals import Interval
 from tdbook.report import tables, words
 from tdbook.runs import heartbeat
-from tdlib import hard_set
-from tdlib.shapes import SHAPES
+from tdlib.shapes import SHAPES, LlamaConfig
 
 NAN = float("nan")
 
 
-def row(loss, parameters=52_200_000) -> dict:
+def row(loss, **more) -> dict:
     return dict(
-        parameters=parameters, loss=loss, loss_fixed=loss + 0.01, perplexity=math.exp(loss),
+        parameters=52_200_000, loss=loss, loss_fixed=loss + 0.01, perplexity=math.exp(loss),
         bits_per_byte=loss / 6, kl=0.1234, agreement=0.6543, calibration_error=0.0321,
-    )  # fmt: skip
+    ) | more  # fmt: skip
 
 
-def quality(losses: dict, resampled: dict, scratch: str | None = "50m-scratch") -> pd.DataFrame:
+def quality(losses: dict, resampled: dict, scratch: str | None = "50m-scratch") -> dict[str, list]:
     rows = {name: row(loss) for name, loss in losses.items()}
-    return tables.quality(rows, resampled, "50m", scratch)
+    return tables.quality(rows, resampled, "50m", scratch).to_dict("list")
 
 
-@pytest.fixture
-def table() -> pd.DataFrame:
-    """Losses 2.0, 2.5, 3.0; each resampled a hundred times, all moving together."""
+def test_the_quality_table_has_paired_intervals_gap_closed_and_the_plan_apart():
     losses = {"teacher": 2.0, "50m": 2.5, "50m-scratch": 3.0, "mine": 2.4}
-    shift_R = np.linspace(-0.1, 0.1, 101)
+    shift_R = np.linspace(-0.1, 0.1, 101)  # all move together
     resampled = {name: loss + shift_R for name, loss in losses.items()}
     resampled["mine"] = 2.4 + 2 * shift_R  # alone, its difference to the base moves by ± 0.1
-    return quality(losses, resampled)
-
-
-def test_a_difference_is_against_the_base_with_its_paired_interval(table):
-    assert table["against 50m"].to_dict() == {
-        "teacher": "−0.500 [−0.500, −0.500]",
-        "50m": "baseline",
-        "50m-scratch": "+0.500 [+0.500, +0.500]",
-        "mine": "−0.100 [−0.195, −0.005]",  # the middle 95 % of −0.2 … 0.0
-    }
-
-
-def test_gap_closed_is_nothing_for_scratch_half_for_the_middle_all_for_the_teacher(table):
-    gap = table["gap closed"]
-    assert (gap["teacher"], gap["50m-scratch"]) == ("1", "0")
-    assert gap["50m"] == "+0.50 [+0.50, +0.50]"
-    assert gap["mine"].startswith("+0.60 [+0.5")
-    # scratch is as good as the teacher; there is no scratch
-    losses = {"teacher": 3.0, "50m": 2.9, "50m-scratch": 3.0}
-    noise = {n: losses[n] + np.random.default_rng(i).normal(0, 0.1, 99)
-             for i, n in enumerate(losses)}  # fmt: skip
-    assert quality(losses, noise).loc["50m", "gap closed"] == "undefined"
-    assert quality(losses, noise, scratch=None)["gap closed"].tolist() == ["–"] * 3
-
-
-def test_quality_is_teacher_over_student_and_the_plans_numbers_stand_apart(table):
-    assert table["quality"].tolist() == ["100.0%", "80.0%", "66.7%", "83.3%"]
-    plan = table[["plan: loss", "plan's loss, our formula", "plan: quality %"]]
+    table = quality(losses, resampled)
+    assert table["against 50m"] == [
+        "−0.500 [−0.500, −0.500]",
+        "baseline",
+        "+0.500 [+0.500, +0.500]",
+        "−0.100 [−0.195, −0.005]",  # the middle 95 % of −0.2 … 0.0
+    ]
+    assert table["gap closed"][:3] == ["1", "+0.50 [+0.50, +0.50]", "0"]
+    assert table["gap closed"][3].startswith("+0.60 [+0.5")
+    assert table["quality"] == ["100.0%", "80.0%", "66.7%", "83.3%"]  # teacher / student
     # 2.58 / 3.3 = 78.2 %, 2.58 / 3.0 = 86.0 %; 2.58 / 3.8 = 67.9 %, 2.58 / 3.5 = 73.7 %
-    assert plan.loc["50m"].tolist() == ["3.00–3.30", "78.2–86.0", "75–80"]
-    assert plan.loc["50m-scratch"].tolist() == ["3.50–3.80", "67.9–73.7", "60–65"]
-    assert plan.loc["teacher"].tolist() == ["2.58", "100.0", "100"]
-    assert plan.loc["mine"].tolist() == ["–", "–", "–"]
-
-
-def test_each_metric_is_in_its_own_column(table):
+    assert table["plan: loss"] == ["2.58", "3.00–3.30", "3.50–3.80", "–"]
+    assert table["plan's loss, our formula"] == ["100.0", "78.2–86.0", "67.9–73.7", "–"]
+    assert table["plan: quality %"] == ["100", "75–80", "60–65", "–"]
     wanted = {"parameters": "52,200,000", "loss": "2.500", "640 windows": "2.510",
               "perplexity": "12.2", "bits/byte": "0.417", "KL to teacher": "0.123",
               "agreement": "65.4%", "calibration error": "3.2%"}  # fmt: skip
-    assert table.loc["50m", list(wanted)].to_dict() == wanted
-
-
-@pytest.mark.parametrize(
-    ("args", "text"),
-    [((3, 3.3), "3.00–3.30"), ((75, 80, 0), "75–80"), ((NAN, NAN), "–"), ((1.0, NAN), "–")],
-)
-def test_a_span_is_two_numbers_or_one_or_none(args, text):
-    assert tables.span(*args) == text
+    assert {name: table[name][1] for name in wanted} == wanted
+    # scratch is as good as the teacher; there is no scratch
+    losses, r = {"teacher": 3.0, "50m": 2.9, "50m-scratch": 3.0}, np.random.default_rng(0)
+    noise = {name: loss + r.normal(0, 0.1, 99) for name, loss in losses.items()}
+    assert quality(losses, noise)["gap closed"][1] == "undefined"
+    assert quality(losses, noise, scratch=None)["gap closed"] == ["–"] * 3
 
 
 def test_a_number_that_is_not_known_is_a_dash_also_as_null_of_a_record():
-    numbers = [intervals.number(x, ".0%", 0.0) for x in (0.25, -0.1, NAN, None)]
-    assert numbers == ["25%", "0%", "–", "–"]
+    numbers = [intervals.number(x, ".0%") for x in (0.25, NAN, None)]
+    assert numbers == ["25%", "–", "–"]
     text = heartbeat.as_json({"a": [1.5, NAN, {"b": np.array([np.inf])}]})
     assert text.split() == '{ "a": [ 1.5, null, { "b": [ null ] } ] }'.split()
 
 
-@pytest.fixture(scope="module")
-def sizes() -> pd.DataFrame:
-    return tables.sizes(SHAPES, [51_800, 86_071], "teacher-plan")
-
-
-def column(sizes, vocabulary: str, name: str) -> dict:
-    return sizes.xs(vocabulary, level="vocabulary")[name].to_dict()
-
-
-def test_sizes_are_those_of_the_facts(sizes):
-    """FACTS.md section 2, worked out apart from this code."""
-    millions = {name: float(text.split()[0])
-                for name, text in column(sizes, "51,800", "parameters").items()}  # fmt: skip
+def test_sizes_are_those_of_the_facts():
+    """FACTS.md section 2, worked out apart from this code. 18 bytes for 32 weights; FACTS measured
+    30.5 MB with the tokenizer in the file, and 39 with the published vocabulary."""
+    plan, published = (
+        tables.sizes({n: LlamaConfig(vocab_size=v, **s) for n, s in SHAPES.items()}, "teacher-plan")
+        .set_index("shape")
+        .to_dict("index")
+        for v in (51_800, 86_071)
+    )
     facts = {"teacher-300m": 310.0, "teacher-plan": 258.6, "student-120m": 124.7,
              "student-80m": 84.0, "student-55m": 55.3, "student-50m": 52.2}  # fmt: skip
+    millions = {name: float(row["parameters"].split()[0]) for name, row in plan.items()}
     # both are rounded or cut to a tenth
     assert {name: millions[name] for name in facts} == pytest.approx(facts, abs=0.101)
-    of_which = column(sizes, "51,800", "of which embedding")
-    assert (of_which["teacher-plan"], of_which["student-50m"]) == ("53.0 M", "26.5 M")
-    larger = column(sizes, "86,071", "parameters")
-    assert (larger["student-50m"], larger["student-120m"]) == ("69.8 M", "151.1 M")
     assert 145 <= millions["student-150m"] <= 158 and 70 <= millions["student-75m"] <= 79
-
-
-def test_the_50m_passes_for_30_mb_with_the_plans_vocabulary_and_not_with_the_published(sizes):
-    fifty = sizes.loc[("51,800", "student-50m")]
-    # 18 bytes for 32 weights; FACTS measured 30.5 with the tokenizer in the file, and 39
-    assert (fifty["passes 33 MB"], fifty["Q4_0 file"]) == ("yes", f"{52.2 * 18 / 32:.1f} MB")
-    assert fifty["compression"] == "4.95×"  # 258.6 / 52.2
-    assert fifty["without embedding"] == "8.00×"  # 205,554,688 / 25,698,816
-    larger = sizes.loc[("86,071", "student-50m")]
-    assert larger["passes 33 MB"] == "no" and float(larger["Q4_0 file"].split()[0]) > 39
+    assert published["student-120m"]["parameters"] == "151.1 M"
+    # 258.6 / 52.2; 205,554,688 / 25,698,816
+    wanted = ["52.2 M", "26.5 M", "4.95×", "8.00×", f"{52.2 * 18 / 32:.1f} MB", "yes"]
+    assert [*plan["student-50m"].values()] == wanted
+    *_, q4, passes = published["student-50m"].values()
+    assert float(q4.split()[0]) > 39 and passes == "no"
 
 
 def test_hard_and_easy_are_means_of_their_windows_and_changes_against_the_base():
     losses = {"base": np.array([4.0, 2, 6, 2]), "adapter": np.array([3.0, 3, 5, 2])}
     hard_N = np.array([True, False, True, False])
     parts = tables.hard_and_easy(losses, hard_N, np.array([0, 0, 1, 1]), "base", 200)
-    assert parts.loc["adapter", ["hard", "hard change"]].tolist() == [4.0, -1.0]
-    assert parts.loc["adapter", ["easy", "easy change"]].tolist() == [2.5, 0.5]
-    base = ["hard", "easy", "hard change", "easy change"]
-    assert parts.loc["base", base].tolist() == [5, 2, 0, 0]
+    assert parts.loc["base"].tolist() == [5, (0, 0, 0), 2, (0, 0, 0)]
+    hard, hard_change, easy, easy_change = parts.loc["adapter"]
     # both documents gain 1 on their hard window; one loses 1 on its easy window, one nothing
-    assert parts.loc["adapter", ["hard low", "hard high"]].tolist() == [-1, -1]
+    assert (hard, hard_change, easy) == (4.0, (-1, -1, -1), 2.5)
     # 0, 0.5 or 1, stretched about 0.5 by t / z · √2 of two documents: 12.706 / 1.960 · 1.414
     far = 0.5 * 12.706 / 1.95996 * math.sqrt(2)
-    ends = parts.loc["adapter", ["easy low", "easy high"]].tolist()
-    assert ends == pytest.approx([0.5 - far, 0.5 + far], rel=1e-4)
+    assert easy_change == pytest.approx((0.5, 0.5 - far, 0.5 + far), rel=1e-4)
     written = "4.000|−1.000 [−1.000, −1.000]|2.500|+0.500 [−4.084, +5.084]"
-    assert tables.hard_and_easy_words(parts).loc["adapter"].tolist() == written.split("|")
-
-
-def test_shares_by_source_are_counted_by_window():
-    hard_N, document_N = np.array([True, False, True, True, False]), np.array([0, 0, 1, 2, 2])
-    found = tables.by_source(hard_N, document_N, ["wiki", "verse", "wiki"])
-    assert found.to_dict("index") == {  # the hardest first
-        "verse": {"windows": 1, "hard windows": 1, "hard": 1.0},
-        "wiki": {"windows": 4, "hard windows": 2, "hard": 0.5},
-    }
+    assert parts.map("{:.3f}".format).loc["adapter"].tolist() == written.split("|")
 
 
 def test_cuts_count_only_what_was_scored():
@@ -162,25 +111,31 @@ def test_cuts_count_only_what_was_scored():
     assert table.index.tolist() == ["a", "b", "d"]  # none is in c
     for name, row in table.iterrows():
         in_N = scored_N & (group_N == "abcd".index(name))
-        assert (row["windows"], row["hard windows"]) == (in_N.sum(), (hard_N & in_N).sum())
-        assert row["hard"] == hard_N[in_N].mean()
+        assert row.tolist() == [in_N.sum(), (hard_N & in_N).sum(), hard_N[in_N].mean()]
 
 
 def test_kinds_of_tokens_say_how_far_each_model_is_behind_and_what_was_won_back():
     kind = {"cut": "script", "bucket": "Latin", "tokens": 1200}
-    kept = [kind | {"teacher": 2.0, "50m": 2.25}, kind | {"bucket": "digits", "tokens": 99}]
-    found = tables.kept_and_lost(kept[:1], "teacher", ["50m", "not run"])
-    assert found.loc[("script", "Latin")].tolist() == [1200, "2.000", "+0.250"]
-    assert tables.nested(kept) == {"script": {"Latin": {"teacher": 2.0, "50m": 2.25}}}
-    won = tables.won_back([kind | {"a": (-0.1, -0.2, 0.0), "b": (0.5, NAN, NAN)}])
-    assert won.to_dict("list") == {
-        "tokens": [1200], "a": ["−0.100 [−0.200, +0.000]"], "b": ["+0.500 [unknown]"],
-    }  # fmt: skip
+    kept = tables.kept_and_lost([kind | {"teacher": 2.0, "50m": 2.25}], "teacher", ["50m", "none"])
+    assert kept.to_dict("list") == {
+        "tokens": [1200],
+        "teacher": ["2.000"],
+        "50m − teacher": ["+0.250"],
+    }
+    won = tables.won_back([kind | {"a": Interval(-0.1, -0.2, 0.0), "b": Interval(0.5)}])
+    assert won.loc[("script", "Latin")].tolist() == [
+        1200,
+        "−0.100 [−0.200, +0.000]",
+        "+0.500 [unknown]",
+    ]
 
 
-def test_the_difference_is_against_the_first_of_the_metrics():
+def test_metrics_are_against_the_first_and_say_what_was_left_out():
     found = tables.metrics({"teacher": row(2.0), "50m": row(2.5)})
     assert found["loss − teacher's"].tolist() == ["0.0000", "0.5000"]
+    assert found.columns[-1] == "calibration_error"
+    left = tables.metrics({"teacher": row(2.0), "50m": row(2.5, windows_left_out=1200)})
+    assert left["windows left out"].tolist() == ["0", "1,200"]
 
 
 def test_costs_stand_beside_the_plans_hours():
@@ -203,28 +158,25 @@ def test_costs_stand_beside_the_plans_hours():
 def test_files_and_speeds_and_formats_are_written_with_their_units():
     way = {"threads": 1, "prompt": 2000.4, "low": 90.0, "high": 110.0, "plan": (30, 60)}
     ways = [way | {"way": "raw", "decode": 50.0}, way | {"way": "Q4_0", "decode": 100.0}]
-    speeds = tables.speeds({"50m": ways}).to_dict("records")
-    assert speeds[1] == {
-        "model": "50m", "way": "Q4_0", "threads": "1", "prompt, tokens/s": "2,000",
-        "decoding, tokens/s": "100 [90, 110]", "to raw": "2.0 ×", "plan: tokens/s": "30–60",
-    }  # fmt: skip
+    speeds = tables.speeds({"50m": ways}).iloc[1].tolist()
+    assert speeds == ["Q4_0", "1", "2,000", "100 [90, 110]", "2.0 ×", "30–60"]
     file = {"bytes": 30_500_000, "kl": 0.0123, "agreement": 0.9876, "repeated_4grams": None}
     formats = [file | {"format": "F16", "loss": 4.0}, file | {"format": "Q4_0", "loss": 4.05}]
     q4 = tables.quantization({"50m": formats}).iloc[1].tolist()
-    assert q4 == "50m Q4_0 30.5 30 4.0500 +0.0500 0.012 98.76% –".split()
+    assert q4 == "Q4_0 30.5 30 4.0500 +0.0500 0.012 98.76% –".split()
     shipped = {"format": "Q4_0", "file": "a.gguf", "bytes": 3e7, "likeliest": 0.5, "mean": 0.01}
-    assert tables.files({"50m": [shipped | {"largest": 0.2}]}).iloc[0].tolist() == [
-        "50m", "Q4_0", "a.gguf", "30", "50.00%", "0.01, at most 0.2",
-    ]  # fmt: skip
+    files = tables.files({"50m": [shipped | {"largest": 0.2}]}).loc["50m"]
+    assert files.tolist() == ["Q4_0", "a.gguf", "30", "50.00%", "0.01, at most 0.2"]
 
 
 def test_a_sweep_is_listed_best_first_and_its_seeds_together():
-    point = {"all": (0.1, 0, 0.2), "hard": (0, 0, 0), "easy": (0, 0, 0), "kl": 0.5, "minutes": 2}
-    rows = [point | {"point": f"p{s}", "varied": {"rank": rank, "seed": s}, "loss": loss}
+    point = {"all": Interval(0.1, 0, 0.2), "hard": Interval(0), "easy": Interval(0)}
+    rows = [point | {"point": f"p{s}", "varied": {"rank": rank, "seed": s}, "loss": loss,
+                     "kl": 0.5, "minutes": 2}
             for rank, s, loss in ((16, 1, 4.2), (4, 1, 4.1), (4, 2, 4.0))]  # fmt: skip
-    table = tables.sweep(rows, "03_lora")
-    assert table["point"].tolist() == ["p2", "p1", "p1"]
-    assert table["rank"].tolist() == ["4", "4", "16 *"]  # as the plan has it
+    table = tables.sweep(rows, "03_lora").to_dict("list")
+    assert table["point"] == ["p2", "p1", "p1"] and table["loss"] == ["4.000", "4.100", "4.200"]
+    assert table["rank"] == ["4", "4", "16 *"]  # as the plan has it
     assert table["all text"][0] == "+0.100 [+0.000, +0.200]"
     half = 12.706 * 0.1 / math.sqrt(2) / math.sqrt(2)  # t of one degree of freedom
     assert tables.seeds(rows).values.tolist() == [["rank 4", 2, f"4.050 ± {half:.3f}"]]
@@ -235,34 +187,21 @@ def test_the_likeliest_pieces_are_those_of_the_model(tiny_llama, tokenizer):
     found = tables.likeliest(model, tokenizer, [5, 6], (1, 2.0, 1))
     assert found.shape == (5, 4)  # a temperature asked twice is shown once
     with torch.no_grad():
-        p_V = (model(torch.tensor([[5, 6]]))[0, -1] / 2).softmax(-1)
-    top = p_V.topk(5)
+        top = (model(torch.tensor([[5, 6]]))[0, -1] / 2).softmax(-1).topk(5)
     pieces = [tokenizer.model.id_to_piece(i).replace("▁", " ") for i in top.indices.tolist()]
     assert found["piece at T = 2"].tolist() == pieces
     assert found["probability at T = 2"].tolist() == [f"{p:.1%}" for p in top.values.tolist()]
 
 
-# Sentences computed from results
-
-
-def log(*losses: float) -> list[dict]:
-    return [{"tokens": 100 * i, "val/loss": x} for i, x in enumerate(losses)]
-
-
 def test_curves_are_told_by_their_ends_and_where_one_meets_the_end_of_another():
+    def log(*losses: float) -> list[dict]:
+        return [{"tokens": 100 * i, "val/loss": x} for i, x in enumerate(losses)]
+
     still = words.curves({"a": log(5.0, 4.0, 3.9)})
     assert still == "In the last of 2 parts the loss of a still fell by 0.100: train longer."
     assert words.curves({"given": log(5.0)}) == ""
     assert words.curves({"a": log(5.0, 4.0, 3.99)}).endswith("the loss of a changed by -0.010.")
-    first = log(6.0, 5.0, 4.0)
     others = {"after 50%": (5.5, 4.0, 3.0), "after 0%": (3.9, 3.8), "never": (6.0, 5.0, 4.1)}
     for when, losses in others.items():
-        both = words.curves({"50m": first, "other": log(*losses)})
+        both = words.curves({"50m": log(6.0, 5.0, 4.0), "other": log(*losses)})
         assert f"other reached the 4.000 where 50m ends {when}" in both
-
-
-def test_the_finding_of_02_says_what_the_hard_windows_hold():
-    difficulty_N = np.array([0.1, 0.1, 0.2, 1.0, np.nan])  # the last two hold 1.2 of 1.4
-    chosen = hard_set.select(difficulty_N, threshold=0.15)
-    found = words.hard_windows("a", {"student_better": 0}, chosen, difficulty_N)
-    assert found.startswith("The hardest 50.0% of the windows (0.150 nats and more) hold 86% of")

@@ -1,7 +1,10 @@
 """Coloured texts say their differences; the explorers agree with numpy to the window."""
 
+import itertools
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,58 +12,44 @@ from bs4 import BeautifulSoup
 
 from tdbook.report import counts, figures, pages, widgets
 from tdlib import hard_set
-from tdlib.hard_set import Scores
+from tdlib.hard_set import Rule, Scores
 
-TEXT = "<u>{}</u>".format
-KINDS = {1: "single-character pieces", 2: "<unk>", 4: r"literal \n", 8: "template repeats"}
 R, N = np.random.default_rng(0), 2060
 TEACHER_N = R.gamma(30, 0.13, N).astype(np.float32)
 SCORES = Scores(TEACHER_N + R.normal(0.22, 0.12, N).astype(np.float32), TEACHER_N)
+D_N = SCORES.difficulty_N
 CUTS = {
     "source": (["prose", "<verse> & co", "wiki"], np.sort(R.integers(0, 3, N))),
     "place in the corpus": ([f"part {i}" for i in range(20)], np.arange(N) * 20 // N),
     "script": (["under 5 %", "5 % and more"], R.integers(0, 2, N).astype(np.uint8)),
 }
 JUNK_N = (R.integers(1, 16, N) * (R.random(N) < 0.07)).astype(np.uint8)
+BEGUN = widgets.Explored(SCORES, CUTS, JUNK_N, "<u>{}</u>".format, Rule(0.31))
 
 
-rule = hard_set.Rule
+def numbers_of(live: bool = True, **changed) -> dict:
+    return counts.numbers(replace(BEGUN, **changed), live)[0]
 
 
-RULES = [
-    rule(0.31),
-    rule(0.31, clip=0.02),
-    rule(0.2, clip=0.005, leave_out_junk=True, easy_share=0.2, token_share=0.4, seed=7),
-    rule(0.4, clip=0.03, token_share=0.5),
-]
+def small(difficulty, names=("only",), group_N=None) -> dict:
+    """Of other scores, without junk and with one cut."""
+    n, nothing_N = len(difficulty), np.zeros(len(difficulty), np.uint8)
+    cuts = {"source": (list(names), nothing_N if group_N is None else group_N)}
+    return dict(scores=Scores(np.array(difficulty), np.zeros(n)), cuts=cuts, junk_N=nothing_N)
 
 
-def numbers_of(rule: hard_set.Rule, scores=SCORES, live: bool = True) -> dict:
-    return counts.numbers(scores, CUTS, JUNK_N, KINDS, rule, live)[0]
-
-
-def offline(scores=SCORES, cuts=CUTS, junk_N=JUNK_N, text_of=TEXT, rule=RULES[0]) -> str:
-    return widgets.offline_explorer(scores, cuts, junk_N, KINDS, text_of, rule)
+def kept_by(widget, path: Path, at: list | None = None) -> dict:
+    """What a click on "keep" writes."""
+    widget._handle_custom_msg(at or widget.at, [])
+    return json.loads(path.read_text("utf8"))
 
 
 def embedded(page: str) -> dict:
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1])
 
 
-def explored(path, rule=RULES[0], scores=SCORES, cuts=CUTS, junk_N=JUNK_N) -> widgets.Explorer:
-    return widgets.explorer(scores, cuts, junk_N, KINDS, TEXT, rule, path)
-
-
-def click_keep(widget, at: list) -> None:
-    widget._handle_custom_msg(at, [])
-
-
-# Texts
-
-
 def plain(page: str) -> str:
-    text = re.search(r"<div[^>]*>(.*?)</div>", page, re.S)[1]
-    return re.sub(r"<[^>]*>", "", text).replace("&lt;", "<").replace("&amp;", "&")
+    return BeautifulSoup(page, "html.parser").div.get_text()
 
 
 def test_a_coloured_text_is_the_text_and_its_bytes_are_characters_with_their_sum():
@@ -69,6 +58,9 @@ def test_a_coloured_text_is_the_text_and_its_bytes_are_characters_with_their_sum
     assert plain(page) == " క్ష <&క¶\n�a"
     assert plain(widgets.text_html(pieces)) == plain(page)
     assert 'title="+1.60"' in widgets.text_html(pieces[4:7], np.array([0.5, 0.5, 0.6]))
+    assert plain(widgets.text_html(pieces[8:10])) == "�"  # cut off at the edge of a window
+    several = widgets.text_html(["<0xE0><0xB0><0x95>b"], np.array([0.5]))  # one token, once
+    assert 'title="+0.50">కb<' in several
 
 
 def test_worse_and_better_tokens_differ_without_colour_and_equal_ones_are_plain(browser):
@@ -83,66 +75,45 @@ def test_worse_and_better_tokens_differ_without_colour_and_equal_ones_are_plain(
     assert figures.HARD in pages.WIDGETS_CSS and figures.EASY in pages.WIDGETS_CSS
 
 
-# Explorers
+@pytest.mark.parametrize(("kind", "decimals"), [(np.float32, 3), (np.float32, 7), (np.float64, 9)])
+def test_every_stop_is_the_choice_of_its_threshold_or_share_with_every_switch(kind, decimals):
+    d_N = D_N.astype(kind).round(decimals)
+    numbers = numbers_of(scores=Scores(d_N, np.zeros(N, kind)), rule=Rule(0.4, clip=0.03))
+    lost_N, clips = d_N.astype(np.float64).clip(0), range(len(numbers["options"]["clip"]))
+    switches = itertools.product(("share", "threshold"), range(0, 200, 7), (0, 1), clips)
+    for slider, i, junk, clip in switches:
+        i = min(i, len(numbers["views"][junk][clip][slider]) - 1)
+        now = counts.shown(numbers, [slider, i, junk, clip, 0, 0])
+        rule = Rule(**now["rule"])
+        hard_K = hard_set.choose(d_N, rule, JUNK_N).windows_K
+        assert now["left"] - now["line"] == len(hard_K)
+        by_group = [np.bincount(group_N[hard_K], minlength=len(g)) for g, group_N in CUTS.values()]
+        assert now["groups"] == np.concatenate(by_group).tolist()
+        held = lost_N[hard_K].sum() / lost_N[(JUNK_N == 0) | (not junk)].sum()
+        assert now["lost"] == pytest.approx(held, abs=2e-5)  # rounded
+        if slider == "share":
+            by_share = hard_set.choose(
+                d_N, replace(rule, threshold=None, share=(i + 1) / 200), JUNK_N
+            )
+            assert by_share.windows_K.tolist() == hard_K.tolist()
 
 
-@pytest.mark.parametrize(
-    ("kind", "decimals", "rule"),
-    [(np.float32, 3, RULES[2]), (np.float32, 7, RULES[1]), (np.float64, 9, RULES[3])],
-)
-def test_every_stop_has_as_many_windows_as_numpy_counts_and_by_every_cut(kind, decimals, rule):
-    scores = Scores(SCORES.difficulty_N.astype(kind).round(decimals), np.zeros(N, kind))
-    d_N, numbers = scores.difficulty_N, numbers_of(rule, scores)
-    for junk, left_N in enumerate((np.ones(N, bool), JUNK_N == 0)):
-        for clip, part in enumerate(numbers["options"]["clip"]):
-            view = numbers["views"][junk][clip]
-            dropped = round(part * left_N.sum())
-            cap = np.sort(d_N[left_N])[::-1][dropped]  # as hard as this one, and none is dropped
-            lost_N = d_N.astype(np.float64).clip(0)
-            for slider in ("share", "threshold"):
-                for i in range(0, len(view[slider]), 7):
-                    now = counts.shown(numbers, [slider, i, junk, clip, 0, 0])
-                    threshold = d_N.dtype.type(now["rule"]["threshold"])
-                    hard_N = (d_N >= threshold) & (d_N <= cap) & left_N
-                    assert now["count"] == hard_N.sum()
-                    by_group = [np.bincount(group_N[hard_N], minlength=len(names))
-                                for names, group_N in CUTS.values()]  # fmt: skip
-                    assert now["groups"] == np.concatenate(by_group).tolist()
-                    held = lost_N[hard_N].sum() / lost_N[left_N].sum()
-                    assert now["lost"] == pytest.approx(held, abs=2e-5)  # rounded
-
-
-def test_each_half_percent_is_the_choice_of_that_share_with_every_switch():
-    numbers = numbers_of(RULES[0])
-    for junk in (0, 1):
-        for clip, part in enumerate(numbers["options"]["clip"]):
-            for half in range(0, 200, 3):
-                now = counts.shown(numbers, ["share", half, junk, clip, 0, 0])
-                left_out_N = JUNK_N != 0 if junk else None
-                options = {"share": (half + 1) / 200, "clip": part, "left_out_N": left_out_N}
-                chosen = hard_set.select(SCORES.difficulty_N, **options)
-                assert now["count"] == len(chosen.windows_K)
-    assert [numbers["presets"][p] for p in ("15 %", "20 %", "25 %", "median")] == [29, 39, 49, 99]
-
-
-@pytest.mark.parametrize("many", [999, 30_000])
-def test_the_page_grows_little_with_the_number_of_windows(many):
-    scores, cuts = Scores(R.normal(size=many), np.zeros(many)), {"a": (["a"], np.zeros(many, int))}
-    page = offline(scores, cuts, np.zeros(many, np.uint8))
+def test_the_page_grows_little_with_the_number_of_windows():
+    page = widgets.offline_explorer(replace(BEGUN, **small(R.normal(size=30_000))))
     ((view,),) = embedded(page)["views"]
     assert len(view["threshold"]) <= 202 and len(view["stops"]) <= 402
     assert len(page) < 250_000
 
 
 def test_the_texts_are_of_the_three_windows_next_to_the_line_on_each_side(tmp_path):
-    widget, numbers = explored(tmp_path / "k.json"), numbers_of(RULES[0])
-    order = np.argsort(SCORES.difficulty_N, kind="stable")
+    widget, numbers = widgets.explorer(BEGUN, tmp_path / "k.json"), numbers_of()
+    order = np.argsort(D_N, kind="stable")
     stops = ("share", 50, 0, 0), ("threshold", 3, 1, 2), ("share", 0, 1, 1)
     for at in (widget.at, *([*stop, 0, 0] for stop in stops)):
         widget.at = at
         now, in_M = counts.shown(numbers, at), order[JUNK_N[order] == 0] if at[2] else order
-        in_M = in_M[SCORES.difficulty_N[in_M] <= now["cap"]]  # without the noisy extreme
-        line = (SCORES.difficulty_N[in_M] < np.float32(now["rule"]["threshold"])).sum()
+        in_M = in_M[D_N[in_M] <= now["cap"]]  # without the noisy extreme
+        line = (D_N[in_M] < np.float32(now["rule"]["threshold"])).sum()
         beside = {"above": in_M[line : line + 3], "below": in_M[max(0, line - 3) : line][::-1]}
         for side, wanted in beside.items():
             assert re.findall(r"<u>(\d+)</u>", "".join(widget.near[side])) == [*map(str, wanted)]
@@ -154,81 +125,71 @@ def test_the_texts_are_of_the_three_windows_next_to_the_line_on_each_side(tmp_pa
     ["threshold", 100, 0, 1, 3, 3],
 ])  # fmt: skip
 def test_what_is_kept_is_what_the_same_parameters_choose_in_words_too(at, tmp_path):
-    path = tmp_path / "hard_set.json"
-    begun = rule(0.4, seed=5)
-    widget, o = explored(path, begun), numbers_of(begun)["options"]
-    click_keep(widget, at)
-    kept = json.loads(path.read_text("utf8"))
-    p = kept["rule"]
-    assert (p["clip"], p["easy_share"]) == (o["clip"][at[3]], o["easy_share"][at[4]])
-    assert (p["leave_out_junk"], p["seed"]) == (bool(at[2]), 5)
-    chosen = hard_set.select(
-        SCORES.difficulty_N, threshold=p["threshold"], clip=p["clip"], easy_share=p["easy_share"],
-        left_out_N=JUNK_N != 0 if at[2] else None, seed=5,
-    )  # fmt: skip
+    path, begun = tmp_path / "hard_set.json", replace(BEGUN, rule=Rule(0.4, seed=5))
+    widget, news = widgets.explorer(begun, path), []
+    kept = kept_by(widget, path, at)
+    _, _, junk, clip, easy, token = at
+    rule = Rule(threshold=kept["threshold"], leave_out_junk=bool(junk), seed=5)
+    for name, i in (("clip", clip), ("easy_share", easy), ("token_share", token)):
+        rule = replace(rule, **{name: counts.OPTIONS[name][i]})
+    chosen = hard_set.choose(D_N, rule, JUNK_N)
     assert kept["windows_K"] == chosen.windows_K.tolist() and kept["easy"] == chosen.easy
-    assert kept["token_share"] == p["token_share"] == o["token_share"][at[5]]
-    count, of = len(chosen.windows_K) - chosen.easy, N - at[2] * (JUNK_N != 0).sum()
-    words = kept["words"]
+    assert hard_set.load(path).rule == chosen.rule == rule
+    count, of, words = (
+        len(chosen.windows_K) - chosen.easy,
+        N - junk * (JUNK_N != 0).sum(),
+        kept["words"],
+    )
     assert words.startswith(f"by hand, by {at[0]}: {count:,} of {of:,} windows ({count / of:.1%})")
-    assert f"are at least {p['threshold']} nats harder for the student" in words
-    assert (f"; {N - of} junk windows are left out" in words) == bool(at[2])
-    assert (f"; {chosen.easy} easier windows are mixed in" in words) == bool(at[4])
-    assert ("% of their tokens count" in words) == bool(at[5])
-    assert ("are dropped as noise" in words) == bool(at[3])
-    assert widget.done == f"kept in hard_set.json: {words}"
-    news = []
+    assert f"are at least {rule.threshold} nats harder for the student" in words
+    assert (f"; {N - of} junk windows are left out" in words) == bool(junk)
+    assert (f"; {chosen.easy} easier windows are mixed in" in words) == bool(easy)
+    assert ("% of their tokens count" in words) == bool(token)
+    assert ("are dropped as noise" in words) == bool(clip)
     widget.observe(lambda change: news.append(change["new"]), "done")
-    click_keep(widget, at)
-    assert news == ["", widget.done]  # told again, or a second click would seem to do nothing
-    again = explored(path, hard_set.load(path).rule)
-    click_keep(again, again.at)  # it opens on the choice in force, and would keep that
-    assert json.loads(path.read_text("utf8"))["windows_K"] == kept["windows_K"]
-
-
-def test_a_choice_that_cannot_be_written_is_said_not_to_be_kept(tmp_path):
-    (tmp_path / "file").touch()
-    widget = explored(tmp_path / "file" / "hard_set.json")
-    click_keep(widget, ["share", 30, 0, 0, 0, 0])
-    assert widget.done.startswith("not kept: ")
+    kept_by(widget, path, at)  # told again, or a second click would seem to do nothing
+    assert news == ["", f"kept in hard_set.json: {words}"]
+    again = widgets.explorer(replace(begun, rule=hard_set.load(path).rule), path)
+    # it opens on the choice in force, and would keep that
+    assert kept_by(again, path)["windows_K"] == kept["windows_K"]
 
 
 def test_it_starts_on_just_the_windows_of_the_choice_it_is_given(tmp_path):
-    for share in (None, 1 / N, 0.0034, 0.2, 0.2533, 1.0):
-        given = (
-            99.0 if share is None else hard_set.select(SCORES.difficulty_N, share=share).threshold
-        )
-        wanted = np.flatnonzero(SCORES.difficulty_N >= given).tolist()
-        widget, numbers = explored(tmp_path / "k.json", rule(given)), numbers_of(rule(given))
-        assert counts.shown(numbers, numbers["at"])["count"] == len(wanted)
-        click_keep(widget, widget.at)  # and it is what would be kept
-        assert json.loads((tmp_path / "k.json").read_text("utf8"))["windows_K"] == wanted
+    given = [hard_set.select(D_N, share=share).threshold for share in (1 / N, 0.0034, 0.2533, 1.0)]
+    for threshold in (99.0, *given):
+        widget = widgets.explorer(replace(BEGUN, rule=Rule(threshold)), tmp_path / "k.json")
+        kept = kept_by(widget, tmp_path / "k.json")["windows_K"]
+        assert kept == np.flatnonzero(threshold <= D_N).tolist()
+    widget = widgets.explorer(BEGUN, tmp_path / "k.json/hard_set.json")  # cannot be written
+    with pytest.raises(NotADirectoryError):
+        kept_by(widget, tmp_path / "k.json/hard_set.json")
+    assert widget.done.startswith("not kept: ")
 
 
 @pytest.mark.parametrize("difficulty", [[0.5] * 6, [0.3], [0.1, np.nan, 0.1, 0.9], [-3e-9, 2e-9]])
 def test_the_explorers_stand_ties_unknown_and_few_windows(difficulty, tmp_path):
-    n = len(difficulty)
-    scores, junk_N = Scores(np.array(difficulty), np.zeros(n)), np.zeros(n, np.uint8)
-    cuts, known = {"source": (["only"], np.zeros(n, int))}, np.isfinite(difficulty).sum()
-    widget = explored(tmp_path / "k.json", rule(0.2), scores, cuts, junk_N)
-    page = offline(scores, cuts, junk_N, rule=rule(0.2))
+    begun, known = (
+        replace(BEGUN, **small(difficulty), rule=Rule(0.2)),
+        np.isfinite(difficulty).sum(),
+    )
+    widget, page = widgets.explorer(begun, tmp_path / "k.json"), widgets.offline_explorer(begun)
     ((view,),) = embedded(page)["views"]
     for slider, stop in (("share", len(view["share"]) - 1), ("threshold", 0), ("share", 0)):
         widget.at = [slider, stop, 0, 0, 0, 0]
     assert view["line"][view["share"][-1]] == 0
     for threshold, line in zip(view["stops"], view["line"], strict=True):
-        assert known - line == (scores.difficulty_N >= threshold).sum()
+        assert known - line == (begun.scores.difficulty_N >= threshold).sum()
     soup = BeautifulSoup(page, "html.parser")
-    scored = "scored windows" if known < n else "windows"
+    scored = "scored windows" if known < len(difficulty) else "windows"
     assert f" of {known} {scored}" in soup.output.get_text()
     assert not soup.table  # one source says nothing
     assert not soup.find("input", {"name": "junk"}) and "No junk" in soup.get_text()
 
 
 def test_of_many_sources_the_small_ones_are_one_and_none_is_lost():
-    scores, junk_N = Scores(R.normal(size=3000), np.zeros(3000)), np.zeros(3000, np.uint8)
-    cuts = {"source": ([f"s{i}" for i in range(40)], R.geometric(0.1, 3000).clip(max=40) - 1)}
-    numbers, _ = counts.numbers(scores, cuts, junk_N, KINDS, rule(-99.0), live=False)
+    group_N = R.geometric(0.1, 3000).clip(max=40) - 1
+    many = small(R.normal(size=3000), [f"s{i}" for i in range(40)], group_N)
+    numbers = numbers_of(live=False, **many, rule=Rule(-99.0))
     ((_, names),), now = numbers["cuts"], counts.shown(numbers, numbers["at"])
     assert len(names) == figures.LISTED + 1 and names[-1].endswith(" others")
     assert now["all"][:-1] == sorted(now["all"][:-1], reverse=True)
@@ -236,9 +197,10 @@ def test_of_many_sources_the_small_ones_are_one_and_none_is_lost():
 
 
 def test_texts_that_find_no_room_are_from_all_of_the_harder_half():
-    page = offline(text_of=("<u>{}</u>" + "అ" * (widgets.EMBEDDED // 15)).format)
+    text_of = ("<u>{}</u>" + "అ" * (widgets.EMBEDDED // 15)).format
+    page = widgets.offline_explorer(replace(BEGUN, text_of=text_of))
     ranks = np.array([places[0] for places, _ in embedded(page)["texts"]])
-    line = (SCORES.difficulty_N < 0.31).sum()
+    line = (D_N < 0.31).sum()
     assert {*range(line - 3, line + 3)} <= {*ranks.tolist()}  # first of all those beside the line
     assert len(ranks) < 20 and ranks.max() > 1900 and ranks.min() < 1300
     assert len(page) < 1.5 * widgets.EMBEDDED + 250_000
@@ -253,73 +215,62 @@ def tab(browser):
     page.close()
 
 
-def test_no_text_name_or_kind_of_junk_becomes_html(tab):
+def test_no_text_and_no_name_becomes_html(tab):
     attack = "</script><script>document.title = 'hacked'</script><img src=x onerror=alert(1)>"
     pieces = [attack, "</u><b onclick=alert(1)>"]
     cuts = CUTS | {attack: ([attack, "b"], CUTS["script"][1])}
     text_of = lambda i: widgets.text_html(pieces, np.array([2.0, 0.0]))  # noqa: E731
-    page = widgets.offline_explorer(SCORES, cuts, JUNK_N, {1: attack}, text_of, RULES[0])
-    tab.set_content(page)
+    tab.set_content(widgets.offline_explorer(replace(BEGUN, cuts=cuts, text_of=text_of)))
     tab.locator("summary").last.click()
     tab.get_by_role("button", name="median").click()
     assert tab.title() == "" and tab.locator("img, [onclick], [onerror]").count() == 0
     assert tab.locator("script").count() == 2
-    for part in (".finer", "details:last-of-type", ".texts"):
+    for part in ("details:last-of-type", ".texts"):
         assert attack in tab.locator(part).inner_text()
 
 
-def test_the_sliders_and_switches_show_numpys_counts_cuts_and_texts_in_a_browser(tab):
-    begun = rule(0.31, clip=0.01, easy_share=0.1, token_share=0.6)
-    d_N = SCORES.difficulty_N
-    order = np.argsort(d_N, kind="stable")
-    tab.set_content(offline(text_of="<u>{}</u> <!-- </script> -->".format, rule=begun))
+def test_a_page_shows_in_a_browser_what_was_counted(tab):
+    text_of = "<u>{}</u> <!-- </script> -->".format
+    begun = Rule(0.31, clip=0.01, easy_share=0.1, token_share=0.6)
+    explored = replace(BEGUN, text_of=text_of, rule=begun)
+    numbers, (order, clean) = counts.numbers(explored, live=False)
+    page = widgets.offline_explorer(explored)
+    without_script = [
+        int(x.get_text()) for x in BeautifulSoup(page, "html.parser").select(".texts u")
+    ]
+    tab.set_content(page)
     for fold in tab.locator("summary").all():
         fold.click()
 
-    def agreed(junk: bool = False, clip: float = 0.01) -> int:
-        text = tab.locator("output").inner_text()
-        threshold = np.float32(re.search(r"at least (\S+) nats", text)[1])
-        left_N = JUNK_N == 0 if junk else np.ones(N, bool)
-        cap = np.sort(d_N[left_N])[::-1][round(clip * left_N.sum())]
-        hard_N, of = (d_N >= threshold) & (d_N <= cap) & left_N, left_N.sum()
-        count = int(hard_N.sum())
-        assert text.startswith(f"{count:,} of {of:,} windows ({count / of:.1%})")
-        easy = min(round(0.1 * count), int(((d_N < threshold) & left_N).sum()))
-        assert f"; {easy} easier windows are mixed in; the hardest 60% of their tokens" in text
-        assert ("junk windows are left out" in text) == junk
-        dropped = f"; the hardest 1%, {(left_N & (d_N > cap)).sum()} windows, are dropped as noise"
-        assert (dropped in text) == (clip > 0)
-        for i, (names, group_N) in enumerate(CUTS.values()):
-            told = tab.locator("table").nth(i).locator("tbody tr td").all_inner_texts()
-            wanted = []
-            for g, name in enumerate(names):
-                hard, every = (np.count_nonzero(x & (group_N == g)) for x in (hard_N, left_N))
-                wanted += [name, f"{hard:,} of {every:,}", f"{hard / every:.1%}"]
-            assert [cell.strip() for cell in told] == wanted
-        lost_N = d_N.astype(np.float64).clip(0)
-        held = 100 * lost_N[hard_N].sum() / lost_N[left_N].sum()
-        assert float(tab.locator(".lost").inner_text()[:-1]) == pytest.approx(held, abs=0.06)
-        red = tab.locator(f".picture >> nth={int(junk)} >> rect.hard")
-        assert all(float(r.get_attribute("data-difficulty")) >= threshold for r in red.all()[::9])
-        return count
+    def agreed(slider: str, junk: int = 0, clip: int = 1) -> dict:
+        at = int(tab.get_by_role("slider", name=slider).input_value())
+        now = counts.shown(numbers, [slider, at, junk, clip, *numbers["at"][4:]])
+        assert tab.locator("output").inner_text() == now["words"]
+        told = tab.locator("tbody td:nth-child(2)").all_inner_texts()
+        pairs = zip(now["groups"], now["all"], strict=True)
+        assert told == [f"{hard:,} of {every:,}" for hard, every in pairs]
+        assert tab.locator(".lost").inner_text() == f"{now['lost']:.1%}"
+        red = tab.locator(f".picture >> nth={junk} >> rect.hard").all()
+        threshold = now["rule"]["threshold"]
+        assert all(float(r.get_attribute("data-difficulty")) >= threshold for r in red[::9])
+        return now
 
-    agreed()
-    line = (d_N < np.float32(0.31)).sum()
+    line = agreed("threshold")["line"]
     windows = [int(x) for x in tab.locator(".texts u").all_inner_texts()]
-    assert windows == [*order[line : line + 3], *order[line - 3 : line][::-1]]
-    for name, keys in (("threshold", ["ArrowRight"] * 3), ("share", ["End", "PageDown", "Home"])):
+    assert windows == without_script == [*order[line : line + 3], *order[line - 3 : line][::-1]]
+    for name, keys in (("threshold", ["ArrowRight"]), ("share", ["End", "PageDown", "Home"])):
         for key in keys:
             tab.get_by_role("slider", name=name).press(key)
-            agreed()
-    assert agreed() == 10  # half a percent
-    for name, share in (("15 %", 0.15), ("25 %", 0.25), ("median", 0.5), ("20 %", 0.2)):
+            now = agreed(name)
+    assert now["left"] - now["line"] == 10  # half a percent
+    for name, share in (("15 %", 0.15), ("median", 0.5), ("20 %", 0.2)):
         tab.get_by_role("button", name=name).click()
-        assert agreed() == len(hard_set.select(d_N, share=share, clip=0.01).windows_K)
+        now = agreed("share")
+        assert now["left"] - now["line"] == len(
+            hard_set.select(D_N, share=share, clip=0.01).windows_K
+        )
     tab.get_by_role("checkbox", name="junk").check()
-    count, left_out_N = agreed(junk=True), JUNK_N != 0  # still a fifth, of fewer
-    chosen = hard_set.select(d_N, share=0.2, clip=0.01, left_out_N=left_out_N)
-    assert count == len(chosen.windows_K)
+    agreed("share", junk=1)
     tab.get_by_role("combobox", name="noise").select_option("0 %")
-    assert agreed(junk=True, clip=0) == round(0.2 * (~left_out_N).sum())
-    for kind, flag in (("single-character pieces", 1), ("<unk>", 2), ("template repeats", 8)):
-        assert f"{kind} {(JUNK_N & flag != 0).sum()}" in tab.locator(".finer").inner_text()
+    now = agreed("share", junk=1, clip=0)
+    assert now["left"] - now["line"] == round(0.2 * len(clean))  # still a fifth, of fewer

@@ -5,8 +5,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,19 +101,13 @@ def test_memory_is_a_bound_of_what_a_training_holds_and_not_a_wild_one(kind, cha
     assert held < told < 1.7 * held
 
 
-def test_memory_grows_with_all_that_is_in_it():
+def test_memory_falls_with_an_adapter_and_where_layers_are_made_again():
     student, teacher = (config(name, context=2048) for name in ("student-50m", "teacher-plan"))
-    for kind in ("cpu", "cuda"):
-        alone = training(student, micro_windows=1).memory(kind)
-        taught = training(student, teacher, micro_windows=1).memory(kind)
-        twice, again, adapter = (
-            training(student, teacher, **more).memory(kind)
-            for more in ({}, {"activation_checkpointing": True}, {"path": "adapters/a"})
-        )
-        assert taught - alone > 4 * teacher.parameters
-        layers = student.layers * 2048 * workload.layer_bytes(student, kind)
-        assert twice - taught > layers and again < twice - 1.5 * layers
-        assert adapter < twice - 8 * student.parameters  # no means, no gradients of the base
+    more = {}, {"activation_checkpointing": True}, {"path": "adapters/a"}
+    whole, again, adapter = (training(student, teacher, **p).memory("cpu") for p in more)
+    assert whole - training(student).memory("cpu") > 4 * teacher.parameters
+    assert again < whole - 5 * 2 * 2048 * workload.layer_bytes(student)  # of eight layers
+    assert adapter < whole - 8 * student.parameters  # no means, no gradients of the base
     assert workload.CHUNK == {kind: losses.default_chunk(kind) for kind in ("cpu", "cuda")}
 
 
@@ -141,22 +133,19 @@ def test_windows_and_steps_are_those_that_training_takes():
         assert (t.windows, math.ceil(t.windows / t.batch)) == (sum(map(len, order)), len(order))
 
 
-@pytest.mark.parametrize("epochs, limit", [(3.0, 0), (2.5, 0), (3.0, 16 * 12), (1.0, 0)])
-def test_what_a_training_leaves_on_the_disk_is_counted(tmp_path, monkeypatch, epochs, limit):
+@pytest.mark.parametrize("epochs, limit", [(2.5, 0), (3.0, 16 * 12), (1.0, 0)])
+def test_what_a_training_leaves_on_the_disk_is_counted(tmp_path, epochs, limit):
     """The weights of every epoch, and its checkpoint with the next one beside it."""
     shape = LlamaConfig(3000, **SHAPES["student-small-smoke"], context=16)
     p = dict(batch_tokens=64, epochs=epochs, token_limit=limit, ce_weight=1.0)
-    windows = data.Windows(np.arange(8 * 16 + 1, dtype=np.uint32), 16)
-    net = Llama(shape)
+    windows, net = data.Windows(np.arange(8 * 16 + 1, dtype=np.uint32), 16), Llama(shape)
     train.fit(net, windows, train.Recipe(**p), folder=tmp_path)
     net.save(tmp_path / "model")
-    monkeypatch.setitem(SHAPES, "own", SHAPES["student-small-smoke"])
-    p |= {"run": "01_distill", "student": "a", "shape": "own"}
+    p |= {"run": "01_distill", "student": "a", "shape": "student-small-smoke"}
     told = workload.of_run(p, workload.Size(3000, 16, 8, 8, 0, ""), shape, {}).disk
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    found = sum(p.stat().st_size * (2 if p.name == "state.pt" else 1) for p in written)
-    assert len(written) > 2
-    assert found - 200_000 < told - workload.RECORDS - 8 * 8 < found + 200_000
+    sizes = {path.name: path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()}
+    found = sum(sizes.values()) + sizes["state.pt"]
+    assert abs(told - workload.RECORDS - 8 * 8 - found) < 200_000 and len(sizes) > 2
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -190,15 +179,10 @@ def test_the_night_that_the_facts_describe(tmp_path):
     assert found["02_hard_set"].flop == pytest.approx(scored, rel=0.02)
     names = [Path(t.path).name for t in found["05_progressive"].trainings]
     assert names == ["150m", "75m", "75m-direct"]
-
-
-def test_with_a_cache_the_teacher_sees_one_epoch():
-    online, cached = (
-        works(SET=f"cached_draws={n}")["01_distill-50m"].trainings[0] for n in (0, 12)
-    )
+    cached = works(SET="cached_draws=12")["01_distill-50m"].trainings[0]  # one epoch is taught
     student = 313e6 + 3 * 2 * 2048 * 512 * 8
-    twice = 3 * cached.flop - online.flop
-    assert twice == pytest.approx(2 * online.windows * 2048 * student, rel=0.01)
+    alone = 2 * t.windows * 2048 * student
+    assert 3 * cached.flop - t.flop == pytest.approx(alone, rel=0.01)
 
 
 def test_tokens_at_hand_are_counted_and_a_kept_hard_set_too(folder):
@@ -269,32 +253,23 @@ def test_hours_are_flop_over_what_the_device_reaches_and_money_is_hours_times_th
     found = plan.plan(B200 | dict(DEVICE="h100", PRICE_PER_HOUR="2"))
     assert re.search(rf"^all .* {low / 1800:,.0f}–{high / 1800:,.0f}$", found, re.M)
     assert units.money((3600, 7200), 4.5) == "4.5–9.0"
-
-
-def test_hours_of_b200_are_told_for_a_b200_where_there_is_no_gpu():
-    without = not Path("/dev/nvidia0").exists()
-    assert (workload.device_of("", "b200")[0] == workload.DEVICES["b200"]) == without
-    assert workload.device_of("l4", "tiny") == (workload.DEVICES["l4"], "published")
-    assert 1e8 < workload.peak_flop("cpu") < 1e15
-
-
-def test_a_time_has_one_unit_and_two_digits():
     spans = [(11_160, 24_840), (720, 900), (19.6, 20.2), (0.021, 0.04), (36_000, 400_000)]
     words = ["3.1–6.9 h", "12–15 min", "20 s", "0.021–0.04 s", "10–111 h"]
     assert [units.duration(*span) for span in spans] == words
+    # of b200 they are told for a B200 where there is no GPU
+    without = not Path("/dev/nvidia0").exists()
+    assert (workload.device_of("", "b200")[0] == workload.DEVICES["b200"]) == without
+    assert 1e8 < workload.peak_flop("cpu") < 1e15
 
 
 @pytest.mark.parametrize(
     "pairs, words",
     [
         (dict(PROFILE="b20"), "PROFILE=b20 .*did you mean b200"),
-        (dict(DEVICE="h10"), "DEVICE=h10 .*did you mean h100"),
         (dict(DEVICE="quantum"), "there are b200, h100, a100, l4, cpu, here"),
-        (dict(PRICE_PER_HOUR="free"), "PRICE_PER_HOUR=free must be a number.*PRICE_PER_HOUR=4.5"),
-        (dict(PRICE_PER_HOUR="-1"), "PRICE_PER_HOUR=-1 must be"),
+        (dict(PRICE_PER_HOUR="-1"), "PRICE_PER_HOUR=-1 must be a number.*PRICE_PER_HOUR=4.5"),
         (dict(VOCAB="12"), "VOCAB=12 must be a number, at least 300.*VOCAB=51800"),
         (dict(TOKENS="nowhere"), "TOKENS=nowhere is not there"),
-        (dict(TEACHER="nowhere"), "TEACHER=nowhere is not there"),
         (dict(TOKENS="params"), "params/meta.json is not there: give a folder of tokens"),
         (dict(TEACHER="params"), "params is no teacher: give a Llama folder"),
     ],
@@ -312,14 +287,6 @@ def test_tokens_of_another_vocabulary_than_the_teachers_are_refused(folder, caps
     for what in ("plan", "doctor"):
         assert __main__.main([what, *given]) == 1
         assert "vocabulary is 400, the tokens' 300: give the tokens" in capsys.readouterr().out
-
-
-def test_arithmetic_needs_no_torch():
-    pairs = B200 | {"DEVICE": "b200"}
-    code = f"import sys; from tdbook.workflow import plan; plan.plan({pairs})"
-    code += "; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "False\n", done.stderr
 
 
 def test_a_healthy_machine_passes_and_damaged_tokens_fail_with_their_line(

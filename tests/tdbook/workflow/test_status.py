@@ -14,6 +14,7 @@ from tdbook.runs import heartbeat
 from tdbook.workflow import devices, run_pages, status
 from tdlib.files import write_whole as write
 
+A, B, C, D, E, F = (f"01_distill-{letter}" for letter in "abcdef")
 TAKE = """import sys, time
 from tdbook.workflow import devices
 print(devices.take("auto", int(sys.argv[1])), flush=True)
@@ -38,38 +39,35 @@ def words(out) -> dict[str, str]:
 
 
 def test_every_run_has_the_word_that_is_true_of_it(tmp_path):
-    a, b, c, d, e, f = (f"01_distill-{letter}" for letter in "abcdef")
     now, say = time.time(), functools.partial(heartbeat.write_state, tmp_path)
-    session(tmp_path, targets=[a, b, c, d, e], began=now)
-    say(b, "running", step=3, steps=9, left_s=60.0)
-    say(c, "failed", error=["ValueError: no"])
-    say(d, "failed", error=["old"], heartbeat=now - 60)
-    record(tmp_path, e)
-    say(e, "done")
-    write(tmp_path / ".done" / e, "")
-    say(f, "running", boot="another")
-    found = {a: "queued", b: "running", c: "failed", d: "queued", e: "stale", f: "lost"}
+    session(tmp_path, targets=[A, B, C, D, E], began=now)
+    say(B, "running", step=3, steps=9, left_s=60.0)
+    say(C, "failed", error=["ValueError: no"])
+    say(D, "failed", error=["old"], heartbeat=now - 60)
+    record(tmp_path, E)
+    say(E, "done")
+    write(tmp_path / ".done" / E, "")
+    say(F, "running", boot="another")
+    found = {A: "queued", B: "running", C: "failed", D: "queued", E: "stale", F: "lost"}
     assert words(tmp_path) == found
     session(tmp_path, targets=[*found][:5], began=now, pid_started=1)  # whoever made it is gone
-    assert words(tmp_path) == found | {a: "not run", d: "failed"}
+    assert words(tmp_path) == found | {A: "not run", D: "failed"}
     said = status.text(tmp_path)
     assert "step 3 of 9 · about 1 min 0 s left" in said and "failed       " in said
     assert "its process is gone: the same command goes on" in said
-    assert f"REDO={e} repeats it" in said
-
-
-def test_a_run_that_another_host_makes_is_lost_once_its_heart_stops(tmp_path):
+    assert f"REDO={E} repeats it" in said
     for beat, word in ((time.time(), "running"), (time.time() - 999, "lost")):
-        heartbeat.write_state(tmp_path, "01_distill-a", "running", host="node7", heartbeat=beat)
-        assert words(tmp_path) == {"01_distill-a": word}
+        say(A, "running", host="node7", heartbeat=beat)  # lost once its heart stops
+        assert words(tmp_path)[A] == word
 
 
 def test_the_morning_report_says_what_failed_what_came_out_and_what_it_cost(tmp_path):
     session(tmp_path, began=1000.0, ended=4600.0, code=1, price=4.5, command="make book PROFILE=b")
-    record(tmp_path, "01_distill-a", models={"50m": {"loss": 3.21, "parameters": 1}})
-    heartbeat.write_state(tmp_path, "01_distill-a", "done")
+    record(tmp_path, A, models={"50m": {"loss": 3.21, "parameters": 1}})
+    heartbeat.write_state(tmp_path, A, "done")
     lines = ["Traceback", "torch.OutOfMemoryError: CUDA out of memory"]
-    heartbeat.write_state(tmp_path, "01_distill-b", "failed", error=lines, step=120, steps=400)
+    heartbeat.write_state(tmp_path, B, "failed", error=lines, step=120, steps=400)
+    write(tmp_path / "models/50m/w", b"x" * 3_000_000)
     run_pages.index(tmp_path)
     said = (tmp_path / "morning.md").read_text("utf8")
     for text in (
@@ -79,6 +77,7 @@ def test_the_morning_report_says_what_failed_what_came_out_and_what_it_cost(tmp_
         "| 01_distill-a (stale: made by older code) | 1 min 0 s | 01_distill-a keeps 4.5. |",
         "| 50m | 3.210 | 3.00–3.30 |",
         "1 h 0 min of this machine, 4.50 at 4.5 an hour",
+        "Disk: models 3",
         "`make book PROFILE=b` goes on where it stopped",
     ):
         assert text in said, text
@@ -89,18 +88,15 @@ def test_the_morning_report_says_what_failed_what_came_out_and_what_it_cost(tmp_
 def test_hours_are_those_of_all_sessions_and_a_killed_one_ended_with_the_last_heartbeat(tmp_path):
     session(tmp_path, began=1000.0, ended=4600.0)
     session(tmp_path, began=10_000.0, pid_started=1)
-    heartbeat.write_state(tmp_path, "01_distill-a", "running", pid_started=1, heartbeat=11_800.0)
+    heartbeat.write_state(tmp_path, A, "running", pid_started=1, heartbeat=11_800.0)
     assert status.hours(tmp_path) == pytest.approx(1.5)
     session(tmp_path, began=time.time() - 3600)  # lives
     assert status.hours(tmp_path) == pytest.approx(2.5, abs=0.01)
-
-
-def test_a_session_that_ends_says_how(tmp_path):
-    with status.session(tmp_path, ["01_distill-a"], "make book", 3.0) as ended:
-        assert status.live(tmp_path)["targets"] == ["01_distill-a"]
+    with status.session(tmp_path, [A], "make book", 3.0) as ended:
+        assert status.live(tmp_path)["targets"] == [A]
         ended(1)
-    (kept,) = status.sessions(tmp_path)
-    assert kept["code"] == 1 and kept["ended"] >= kept["began"] and status.live(tmp_path) is None
+    *_, last = status.sessions(tmp_path)
+    assert last["code"] == 1 and last["ended"] >= last["began"] and status.live(tmp_path) is None
 
 
 @pytest.fixture
@@ -122,7 +118,7 @@ def take(tmp_path, monkeypatch):
         process.wait()
 
 
-def test_two_runs_never_share_a_gpu_and_a_killed_one_gives_it_back(take):
+def test_two_runs_never_share_a_gpu_a_killed_one_gives_it_back_and_one_of_two_waits_for_both(take):
     first, second = take(), take()
     names = {first.stdout.readline().strip(), second.stdout.readline().strip()}
     assert names == {"0", "GPU-b"}
@@ -131,16 +127,12 @@ def test_two_runs_never_share_a_gpu_and_a_killed_one_gives_it_back(take):
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert third.stdout.readline().strip() in names
-
-
-def test_a_run_of_two_processes_gets_two_or_waits_for_both(take):
-    one = take()
-    one.stdout.readline()
     both = take(2)
     assert both.stdout.readline().strip() == "waits for a free GPU"
+    third.kill()
     other = take()  # what the two wait for is not held by them
-    assert other.stdout.readline().strip() in ("0", "GPU-b")
-    for process in (one, other):
+    assert other.stdout.readline().strip() in names
+    for process in (second, other):
         process.kill()
         process.wait()
     assert both.stdout.readline().strip() == "0,GPU-b"
@@ -153,17 +145,14 @@ def test_two_runs_share_a_gpu_where_that_is_told(take, monkeypatch):
 
 
 def test_nothing_is_taken_on_a_cpu_or_where_slurm_gives_them_out(take, monkeypatch):
+    with pytest.raises(ValueError, match="processes = 3, and this machine has 2 GPUs"):
+        devices.take("auto", 3)
     assert devices.take("cpu", 1) == "" and os.environ["CUDA_VISIBLE_DEVICES"] == "0,GPU-b"
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert devices.take("auto", 1) == ""
     monkeypatch.delenv("SLURM_JOB_ID")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert devices.take("auto", 1) == "" and devices.slots() == 0
-
-
-def test_more_gpus_than_there_are_and_a_share_that_is_none_are_refused(take, monkeypatch):
-    with pytest.raises(ValueError, match="processes = 3, and this machine has 2 GPUs"):
-        devices.take("auto", 3)
     monkeypatch.setenv("GPU_RUNS", "none")
     with pytest.raises(ValueError, match="GPU_RUNS=none must be a whole number"):
         devices.take("auto", 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices.take("auto", 1) == "" and not devices.there()
