@@ -2,6 +2,7 @@
 and the trial that catches the wrong order of RoPE."""
 
 import argparse
+import copy
 import datetime
 import json
 import math
@@ -18,7 +19,7 @@ from upstream import state_of
 
 from tdbook.corpus import prepare
 from tdbook.report import words
-from tdlib import data, shapes, teacher, train
+from tdlib import data, teacher, train
 from tdlib.model import Llama, LlamaConfig
 from tests import helpers
 from tests.helpers import refused, same, tiny_model, weights_of
@@ -261,22 +262,18 @@ def trained() -> Llama:
     return model.requires_grad_(False)
 
 
-def unpermuted_export(state, config, folder):
-    """A Hugging Face folder as the careless converter writes it: Q and K as they come."""
-    names = {"ln_1": "input_layernorm", "ln_2": "post_attention_layernorm"}
-    names |= {"attn.c_proj": "self_attn.o_proj", "mlp.w_gate": "mlp.gate_proj"}
-    names |= {"mlp.w_up": "mlp.up_proj", "mlp.w_down": "mlp.down_proj"}
-    tensors = {"model.embed_tokens.weight": state[WTE]}
-    tensors["model.norm.weight"] = state["transformer.ln_f.weight"]
-    for i in range(config.layers):
-        at, hf = f"transformer.h.{i}", f"model.layers.{i}"
-        for name, part in zip("qkv", state[f"{at}.attn.c_attn.weight"].chunk(3), strict=True):
-            tensors[f"{hf}.self_attn.{name}_proj.weight"] = part.clone()
-        for theirs, hfs in names.items():
-            tensors[f"{hf}.{hfs}.weight"] = state[f"{at}.{theirs}.weight"].clone()
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(shapes.to_hf(config)))
+@torch.no_grad()
+def careless(model, folder) -> Path:
+    """A Hugging Face folder as upstream's converter writes it: Q and K in neighbours' order."""
+    model, c = copy.deepcopy(model), model.config
+    for layer in model.layers:
+        for linear, heads in (
+            (layer.self_attn.q_proj, c.heads),
+            (layer.self_attn.k_proj, c.kv_heads),
+        ):
+            rows = np.arange(heads * c.head_dim).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
+            linear.weight.copy_(linear.weight[torch.from_numpy(rows)])
+    model.save(folder)
     return folder
 
 
@@ -286,7 +283,7 @@ def test_an_unpermuted_export_is_caught_and_the_checkpoint_it_came_from_passes(t
     assert same(weights_of(right), weights_of(trained))
     found = teacher.check(right, windows)
     assert found["loss"] < found["loss_other_rope"] - 0.5 and found["windows"] == 32
-    wrong = teacher.load(unpermuted_export(state, c, tmp_path / "export"))
+    wrong = teacher.load(careless(trained, tmp_path / "export"))
     before = weights_of(wrong)
     with refused(f"{found['loss']:.2f}", "RoPE"):
         teacher.check(wrong, windows)
@@ -329,16 +326,11 @@ def test_the_trial_knows_grouped_heads_and_rope_pairs_repairs_them(tmp_path):
     windows = data.Windows(np.append(ids_BT.numpy().ravel(), 0).astype("<u4"), 32)
     found = teacher.check(model, windows)
     assert found["loss"] < found["loss_other_rope"] - 0.1
-    wanted = model(ids_BT)
-    for layer in model.layers:  # as the careless converter leaves them
-        for linear, heads in ((layer.self_attn.q_proj, 4), (layer.self_attn.k_proj, 2)):
-            rows = np.arange(heads * 8).reshape(heads, 2, 4).swapaxes(1, 2).ravel()
-            linear.weight.copy_(linear.weight[torch.from_numpy(rows)])
+    folder = careless(model, tmp_path / "export")
     with refused("RoPE"):
-        teacher.check(model, windows)
-    model.save(tmp_path / "export")
-    repaired = teacher.load(tmp_path / "export", rope_pairs="neighbours")
-    assert torch.equal(repaired(ids_BT), wanted)
+        teacher.check(teacher.load(folder), windows)
+    repaired = teacher.load(folder, rope_pairs="neighbours")
+    assert torch.equal(repaired(ids_BT), model(ids_BT))
 
 
 def test_rows_of_zeros_at_the_end_are_cut_and_said(tmp_path):
