@@ -31,7 +31,7 @@ def asked(**pairs: str) -> plan.Asked:
 
 
 def works(**pairs: str) -> dict[str, workload.Work]:
-    return {work.run: work for work in asked(**pairs).works()}
+    return {work.run: work for work in asked(**pairs).works}
 
 
 def config(name: str, **change) -> LlamaConfig:
@@ -152,7 +152,7 @@ def test_what_a_training_leaves_on_the_disk_is_counted(tmp_path, epochs, limit):
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_run_makes_what_the_book_says_it_writes(profile):
     of = asked(PROFILE=profile)
-    for work, run in zip(of.works(), of.runs, strict=True):
+    for work, run in zip(of.works, of.runs, strict=True):
         written = {path for path in run.writes if path.startswith(("models/", "adapters/"))}
         assert work.made.keys() == written
 
