@@ -81,8 +81,10 @@ def _show(command: str, words: list[str]) -> int | None:
             share.publish(parameters.ROOT / out, *name)
         case "zip", [out]:
             share.pack(parameters.ROOT / out)
-        case "published", _:
-            return published.run(words)
+        case "published", ["readme"]:
+            print("README has what is published" if published.readme() else "README: table written")
+        case "published", ["compare", out]:
+            return int(not published.agrees(out))
         case _:
             print(f"{' '.join([command, *words])} is no command of the book: see `make help`")
             return 2
