@@ -71,11 +71,12 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
 def _show(command: str, words: list[str]) -> int | None:
     """The commands that make pages, or take them to others."""
     from tdbook.report import published  # slow to import
-    from tdbook.workflow import share
+    from tdbook.workflow import run_pages, share
 
     match command, words:
         case "report", [out]:
-            print(execute.pages(parameters.ROOT / out, again=True))
+            execute.pages(parameters.ROOT / out, again=True)
+            print(run_pages.refresh(parameters.ROOT / out))
         case "publish", [out, *name]:
             share.publish(parameters.ROOT / out, *name)
         case "zip", [out]:

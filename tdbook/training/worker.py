@@ -79,7 +79,7 @@ def fit(
         given |= _teacher(job, as_targets(teacher), recipe)
         log = _run(job, processes, given, record, progress)
         trained = safetensors.torch.load_file(job / "trained.weights")
-        student.load_state_dict(trained, strict=False)
+        assert not student.load_state_dict(trained, strict=False).unexpected_keys
         return log
     finally:
         shutil.rmtree(job, ignore_errors=True)
