@@ -71,17 +71,20 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
 def _show(command: str, words: list[str]) -> int | None:
     """The commands that make pages, or take them to others."""
     from tdbook.report import published  # slow to import
-    from tdbook.workflow import share
+    from tdbook.workflow import run_pages, share
 
     match command, words:
         case "report", [out]:
-            print(execute.pages(parameters.ROOT / out, again=True))
+            execute.pages(parameters.ROOT / out, again=True)
+            print(run_pages.refresh(parameters.ROOT / out))
         case "publish", [out, *name]:
             share.publish(parameters.ROOT / out, *name)
         case "zip", [out]:
             share.pack(parameters.ROOT / out)
-        case "published", _:
-            return published.run(words)
+        case "published", ["readme"]:
+            print("README has what is published" if published.readme() else "README: table written")
+        case "published", ["compare", out]:
+            return int(not published.agrees(out))
         case _:
             print(f"{' '.join([command, *words])} is no command of the book: see `make help`")
             return 2

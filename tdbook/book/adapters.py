@@ -48,9 +48,8 @@ def weighed(
 
 
 def weigh(student, teacher, windows, rows_B, share: float, weights, device: str) -> None:
-    """Token mode (Rho-1, arXiv 2404.07965, within a window): of the targets of some windows, the
-    `share` on which the student fell furthest behind its teacher count once, the others not at all.
-    Into `weights`, beside the ids as data.Windows.weights, a memory map of any size."""
+    """Token mode (Rho-1, arXiv 2404.07965, within a window): sets data.Windows.weights to 1 at the
+    `share` of a window's targets on which the student fell furthest behind its teacher."""
     ids_BT, targets_BT = windows.batch(rows_B, device)
     s_BT, t_BT = (hard_set.token_losses(model, ids_BT, targets_BT) for model in (student, teacher))
     behind_BT = torch.where(targets_BT != data.IGNORE, s_BT - t_BT, -torch.inf)
@@ -97,8 +96,8 @@ def load(this: Run, adapter: str, base: str) -> Llama:
 def measure_merged(
     this: Run, adapter: str, apart: Llama, merged: Llama, tokens: data.Tokens, teacher: Llama
 ) -> dict[str, str]:
-    """Saves models/<adapter>-merged and measures it like every other model. Returns how far its
-    logits are from those of base and adapter `apart`, and what bfloat16 would change."""
+    """Saves models/<adapter>-merged and measures it. Returns how far its logits are from those of
+    base and adapter `apart`, and what bfloat16 would change."""
     name, folder = f"{adapter}-merged", this.path("models", f"{adapter}-merged")
     this.once(f"saved {name}", common.save, merged, folder, tokens)
     merged = Llama.load(folder, this.device)

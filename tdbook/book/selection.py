@@ -18,8 +18,7 @@ def score(
     path: Path, net: Llama, teacher, windows: data.Windows, device: str, progress, limit: int = 0
 ) -> dict:
     """Scores the training windows with both models into `path`: all, or, spread evenly, those of
-    some `limit` tokens. Returns the number of windows, the share that was scored, their mean
-    difficulty, and on which share of them the student is better than its teacher."""
+    some `limit` tokens. Returns how many there are, what share was scored, and what was found."""
     count = min(limit // windows.context or len(windows), len(windows))
     rows = evaluate.fixed_rows(windows, count) if count < len(windows) else np.arange(len(windows))
     how = dict(rows=rows, device=device, progress=progress)
@@ -59,8 +58,7 @@ def coloured_texts(net: Llama, teacher: Llama, tokens: data.Tokens, device) -> C
 
 
 def chosen_for_03(this: Run) -> tuple[hard_set.HardSet, str]:
-    """What an adapter replays, and that in words: 02's choice, or the hardest `share` of its
-    scores."""
+    """What an adapter replays, and in words: 02's choice, or the hardest `share` of its scores."""
     p = this.parameters
     if p["share"] is None:
         path = this.path(p["hard_set"])

@@ -53,16 +53,24 @@ class Training:
     tokens: data.Tokens
 
     def targets(self, teacher, ce_weight: float, temperature: float, draws: int, by="teacher"):
-        """Where the teacher's half of the loss comes from: nowhere at ce_weight 1; without `draws`
-        the teacher reads every batch; else so many ids a token are drawn from it once and kept
-        under its name, `by`. To be opened by `fit`."""
+        """The teacher's half of the loss, opened by `fit`: none at ce_weight 1; without `draws` it
+        reads every batch; else so many ids a token are drawn from it and kept under its name."""
         if ce_weight == 1 or not draws:
             return nullcontext(None if ce_weight == 1 else teacher)
         return kept_targets(self.this, self.tokens, teacher, temperature, draws, by)
 
-    def fit(
-        self, net: Llama, recipe: train.Recipe, targets=None, rows: np.ndarray | None = None
-    ) -> list[dict]:
+    def windows(self, recipe: train.Recipe) -> np.ndarray:
+        """Numbers of the windows it reads: all but the fold `left_out`; where `distinct_tokens` are
+        given, those with which a training of one epoch with this seed begins."""
+        p, tokens = self.this.parameters, self.tokens
+        rows = np.arange(len(tokens.train))
+        rows = rows[~origins.fold(tokens, p["left_out"])] if p["left_out"] else rows
+        if not p["distinct_tokens"]:
+            return rows
+        once = replace(recipe, epochs=1.0, token_limit=p["distinct_tokens"])
+        return np.concatenate(train.order(rows, once, tokens.context))
+
+    def fit(self, net: Llama, recipe: train.Recipe, targets=None, rows=None) -> list[dict]:
         """`tdlib.train.fit` on the training windows, or on some `rows` of them; the log's rows."""
         return self.this.once(f"log of {self.name}", self._fit, net, recipe, targets, rows)
 
@@ -70,8 +78,8 @@ class Training:
         this, p, folder = self.this, self.this.parameters, self._checkpoints()
         about = {name: value for name, value in p.items() if name not in rules.VOLATILE}
         board = dashboard.logging(p["wandb"], this.out, f"{this.run} {self.name}", folder, about)
-        told = (parameters.ROOT, lambda: this.told(folder))
-        hook = hooks.beside(p["after_checkpoint"], folder, *told)
+        root, told = parameters.ROOT, lambda: this.told(folder)
+        hook = hooks.beside(p["after_checkpoint"], folder, root, told)
         with targets or nullcontext() as teacher, hook, board as send:
             log = Log(this, self.name, send)
             how = dict(teacher=teacher, rows=rows, device=this.device, folder=folder)
@@ -105,8 +113,7 @@ class Training:
         return {"kept": best, "at_epochs": losses}
 
     def save(self, net: Llama, key: str = "") -> Llama:
-        """Saves models/<name> and reads it back, so that what is measured is what was saved; `key`
-        is what the run remembers it by."""
+        """Saves models/<name> and reads it back, so that what is measured is what was saved."""
         folder = self.this.path("models", self.name)
         self.this.once(key or f"saved {self.name}", common.save, net, folder, self.tokens)
         return Llama.load(folder, self.this.device).eval().requires_grad_(False)
@@ -160,19 +167,6 @@ class Log:
 
     def progress(self, step: int, steps: int, message: str) -> None:
         self.this.progress(step, steps, self.loss + message)
-
-
-def windows_read(
-    tokens: data.Tokens, recipe: train.Recipe, left_out: str, distinct_tokens: int
-) -> np.ndarray:
-    """Numbers of the training windows: all but the fold `left_out`; of these only so many tokens,
-    if given, as a training of one epoch with this seed begins with."""
-    rows = np.arange(len(tokens.train))
-    rows = rows[~origins.fold(tokens, left_out)] if left_out else rows
-    if not distinct_tokens:
-        return rows
-    once = replace(recipe, epochs=1.0, token_limit=distinct_tokens)
-    return np.concatenate(train.order(rows, once, tokens.context))
 
 
 def curve(log: list[dict]) -> dict[str, list[float]]:

@@ -141,10 +141,6 @@ class Run:
             table = table.assign(scouting=self._scouting)
         shown.table(self.out / "tables" / f"{self.run}-{name}", table)
 
-    def model(self, name: str, metrics: dict) -> None:
-        """One row of results["models"]."""
-        self.models[name] = metrics
-
     def finding(self, sentence: str) -> None:
         """What came out, in one sentence with its number."""
         from IPython.display import Markdown, display

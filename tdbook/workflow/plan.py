@@ -39,8 +39,7 @@ class Asked:
 
 
 def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
-    """A command's runs, with its text and teacher as far as they are there. ParameterError: a path
-    that is not there, or a teacher of another vocabulary."""
+    """A command's runs, with its text and teacher as far as they are there."""
     jobs = graph.jobs(wanted.config, paths=False)
     if TEACHER not in jobs:
         raise ParameterError(f"params/{wanted.profile} has no {TEACHER}.yaml: add one")
@@ -210,8 +209,7 @@ def _table(names: list[str], rows: list[list[str]]) -> str:
 
 
 def dry(wanted: graph.Wanted) -> str:
-    """What a command would run, why, how long it takes and what it costs: a line a run, in the
-    order of the book, then the sum. Nothing is run or written."""
+    """What a command would run, why, how long it takes and what it costs. Nothing is written."""
     reasons = graph.judged(wanted, graph.jobs(wanted.config))
     times, source = seconds(wanted)
     todo = [times[name] for name, reason in reasons.items() if reason]

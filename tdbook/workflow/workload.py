@@ -243,8 +243,8 @@ def of_profile(runs: list[graph.BookRun], size: Size, teacher: LlamaConfig) -> l
 
 
 def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfig]) -> Work:
-    """What a run with these parameters does. `made`: path → shape of what is there before it; an
-    adapter has its base's."""
+    """What a run with these parameters does. `made`: path → shape of what is there; an adapter has
+    its base's."""
     run, notebook = p["run"], notebook_of(p["run"])
     writes = [path for path in notebooks.writes(run, p, [*made]) if path.startswith(MODELS)]
     shapes = _shapes(p, size, teacher, made)

@@ -138,7 +138,8 @@ def test_distinct_tokens_are_the_first_of_a_shorter_training_again_in_every_epoc
         p = {"left_out": left_out, "seed": 5, "ce_weight": 1.0, "token_limit": 0} | more
         p = parameters.check("01_distill", p, paths=False)
         recipe = train.recipe(p)
-        rows = students.windows_read(tokens, recipe, p["left_out"], p["distinct_tokens"])
+        training = students.Training(SimpleNamespace(parameters=p), "x", tokens)
+        rows = training.windows(recipe)
         return np.concatenate(train.order(rows, recipe, T)).tolist()
 
     once = read(token_limit=distinct, epochs=1.0)

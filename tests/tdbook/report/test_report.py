@@ -280,11 +280,10 @@ def test_the_index_tells_each_run_with_its_true_state_below_table_and_plot(every
     assert "No run has left a record" in run_pages.index(tmp_path).read_text("utf-8")
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_without_network_shows_all_of_it_within_its_width(every_state, faults, width):
+def test_a_browser_without_network_shows_all_of_it_within_the_width_of_a_phone(every_state, faults):
     pages = sorted(every_state.glob("*.html"))
     assert len(pages) == 6
-    assert {page.name: found for page in pages if (found := faults(page, width))} == {}
+    assert {page.name: found for page in pages if (found := faults(page, 390))} == {}
 
 
 def test_telugu_is_drawn_with_the_font_inside_the_page(browser, every_state):
