@@ -198,10 +198,9 @@ def _train(team: Team, job: Path, given: dict) -> None:
         options["progress"] = lambda *step: tell("progress", step)
         if given["evaluate"]:
             options["evaluate"] = given["evaluate"](tokens, device)
-    with contextlib.ExitStack() as stack:
-        if given["kept"]:
-            targets = cache.Cache(teacher=teacher, windows=tokens.train, **given["kept"])
-            teacher = stack.enter_context(targets)
+    if given["kept"]:
+        teacher = cache.Cache(teacher=teacher, windows=tokens.train, **given["kept"])
+    with teacher if given["kept"] else contextlib.nullcontext():
         log = train.fit(student, tokens.train, recipe, teacher=teacher, **options)
     if team.rank == 0:
         trained = {n: w.detach().cpu() for n, w in student.named_parameters() if w.requires_grad}
