@@ -209,15 +209,10 @@ def in_short(claims: Sequence[dict], recipe: str) -> str:
 # what a claim needs besides what claims.yaml lists: more effects, and other measurements in words
 
 
-def settings(t: Trial) -> list[Model]:
-    """The students that differ from the base in ce_weight and temperature alone, best first."""
-    tried = t.alike(t.models[t.base], {"ce_weight", "temperature"})
-    return sorted(tried, key=lambda m: t.development[m.name])
-
-
 def loss_settings(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
-    """The plan's best setting against the best of all others, both chosen on development."""
-    order = settings(t)
+    """The plan's best ce_weight and temperature against the best others, on development."""
+    tried = t.alike(t.models[t.base], {"ce_weight", "temperature"})
+    order = sorted(tried, key=lambda m: t.development[m.name])
     ours = [m for m in order if m.p["ce_weight"] == 0.5 and 2 <= m.p["temperature"] <= 4]
     others = [m for m in order if m not in ours]
     if not ours or not others:
