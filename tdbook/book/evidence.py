@@ -16,7 +16,7 @@ import pandas as pd
 
 from tdbook.analysis import intervals, kept_and_lost, verdict
 from tdbook.analysis.claims import FAILS, HOLDS, PART, UNDECIDED, Effect, judge
-from tdbook.analysis.verdict import CLAIMS, Model, Trial
+from tdbook.analysis.verdict import CLAIMS, Trial
 from tdbook.book import common, comparison, reality
 from tdbook.corpus import origins
 from tdbook.export import inference
