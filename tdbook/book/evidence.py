@@ -136,7 +136,8 @@ def recipe(this: Run, tokens: data.Tokens, t: Trial) -> tuple[list[Effect], str]
     """The recipe against the plan's own route: the effects, and in words with both routes' cost."""
     effects = t.effects(CLAIMS["recipe"])
     if not effects:
-        return [], "No recipe was run here: no point of the sweep that `recipe` names is done."
+        none = "the sweep that `recipe` names has no point that is done"
+        return [], f"No recipe was run here: {none}."
     (result, why), made = judge(effects[:1]), comparison.made(this, tokens)
     how = {HOLDS: "**beats**", PART: "beats, with a reserve,", FAILS: "**loses to**"}
     words = f"The recipe {how.get(result, 'is not clearly better than')} the plan's 50M + LoRA"
