@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from tdbook.export import gguf_check, gguf_file
+from tdbook.export import gguf_file, shipping
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
 VOCABULARY = 51_800
@@ -68,8 +68,8 @@ def main() -> None:
                        "memory / float32": peak / (4 * parameters)}  # fmt: skip
                 if name != "teacher-300m":
                     count = 200 if quantization == "F16" else 20
-                    prompts = gguf_check.prompts(config, None, count)
-                    row |= gguf_check.check(folder, path, prompts) | {"prompts": count}
+                    prompts = shipping.draw_prompts(config, None, count)
+                    row |= shipping.check(folder, path, prompts) | {"prompts": count}
                 print(row, f"{time.process_time() - began:.0f} s", flush=True)
                 rows.append(row)
                 path.unlink()

@@ -71,17 +71,20 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
 def _show(command: str, words: list[str]) -> int | None:
     """The commands that make pages, or take them to others."""
     from tdbook.report import published  # slow to import
-    from tdbook.workflow import share
+    from tdbook.workflow import run_pages, share
 
     match command, words:
         case "report", [out]:
-            print(execute.pages(parameters.ROOT / out, again=True))
+            execute.pages(parameters.ROOT / out, again=True)
+            print(run_pages.refresh(parameters.ROOT / out))
         case "publish", [out, *name]:
             share.publish(parameters.ROOT / out, *name)
         case "zip", [out]:
             share.pack(parameters.ROOT / out)
-        case "published", _:
-            return published.run(words)
+        case "published", ["readme"]:
+            print("README has what is published" if published.readme() else "README: table written")
+        case "published", ["compare", out]:
+            return int(not published.agrees(out))
         case _:
             print(f"{' '.join([command, *words])} is no command of the book: see `make help`")
             return 2
@@ -91,12 +94,12 @@ def _check(profile: str) -> int:
     """A line a run, then what no single YAML shows, as two that write the same; sizes of b200."""
     failed = 0
     for path in graph.yamls(profile):
+        line = "OK"
         try:
             graph.check_yaml(path, {}, paths=False)
-            print(f"{path.stem} · OK")
         except ParameterError as error:
-            print(f"{path.stem} · {error}")
-            failed = 1
+            line, failed = error, 1
+        print(f"{path.stem} · {line}")
     if failed:
         return failed
     values = [one.parameters.items() for one in graph.book(profile, paths=False)]

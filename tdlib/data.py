@@ -1,6 +1,6 @@
 """Tokens and windows: what every notebook trains on, scores and evaluates.
 
-A folder of tokens, opened by tdbook.corpus.token_folder, holds raw little-endian ids and meta.json
+A folder of tokens, opened by tdbook.corpus.token_files, holds raw little-endian ids and meta.json
 as upstream writes and reads them. Each line of text ends in <eos>.
 Window i is tokens [i·T, i·T + T + 1): T inputs and their T targets, shifted by one. Windows are
 numbered once and for all, so a difficulty means the same thing in every notebook.

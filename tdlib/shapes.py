@@ -84,10 +84,10 @@ def generation(config: LlamaConfig) -> dict:
     return {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": 0 if eos == 3 else eos}
 
 
-def read_json(path: Path) -> dict:
-    """The table in a file of JSON. ValueError: none, broken, or above JSON_BYTES."""
-    if (size := path.stat().st_size) > JSON_BYTES:
-        raise ValueError(f"it has {size:,} bytes, at most {JSON_BYTES:,} are read")
+def read_json(path: Path, most: int = JSON_BYTES) -> dict:
+    """The table in a file of JSON. ValueError: none, broken, or above `most` bytes."""
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"it has {size:,} bytes, at most {most:,} are read")
     try:
         return dict(json.loads(path.read_text(encoding="utf8")))
     except (TypeError, RecursionError) as error:

@@ -608,7 +608,11 @@ def gap(content: dict) -> dict:
 ELSEWHERE = morfessor(lambda c: {"special_tokens": SPECIAL | {"<eos>": 2}})
 NO_TABLE = morfessor(lambda c: {"token_to_id": []})
 TOKENIZER = {
-    "half a file": ("a.json", '{"type": "morfessor', "a.json is no JSON .*: copy it again"),
+    "half a file": (
+        "a.json",
+        '{"type": "morfessor',
+        "a.json is no table in JSON .*: copy it again",
+    ),
     "of neither kind": ("a.json", '{"vocab": {}}', "a.json is neither a Hugging Face tokenizer"),
     "a list": ("a.json", "[1]", "a.json is not a SentencePiece .model, nor a tokenizer.json"),
     "text for a model": ("a.model", "x", "a.model is not a SentencePiece .model"),
@@ -616,7 +620,11 @@ TOKENIZER = {
     "a gap in its ids": ("a.json", morfessor(gap), "no piece has the id 16, they run from 0"),
     "special tokens elsewhere": ("a.json", ELSEWHERE, "<eos> is 2 in s"),
     "an unknown key": ("a.json", morfessor(lambda c: {"lower": 1}), "what 'lower' .1. does is not"),
-    "nested": ("a.json", '{"model": ' + "[" * 99_999, "a.json is no JSON .*: copy it again"),
+    "nested": (
+        "a.json",
+        '{"model": ' + "[" * 99_999,
+        "a.json is no table in JSON .*: copy it again",
+    ),
     "no table": ("a.json", NO_TABLE, "token_to_id is .*JSON obj"),
     "another vocabulary": ("a.json", morfessor(), "has 16 pieces, the tokens' vocab_size is 500"),
 }

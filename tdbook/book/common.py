@@ -58,7 +58,7 @@ def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llam
         return {"parameters": parameters} | found.row(tokens.bytes_per_token())
 
     row = this.once(f"row of {name}", evaluated)
-    this.model(name, row)
+    this.models[name] = row
     this.once(f"card of {name}", write_card, this, name, tokens, row)
     return row
 

@@ -1,8 +1,13 @@
-"""A folder of tokens: written from text, or linked from elsewhere; opened with its tokenizer."""
+"""A folder of tokens: opened, written from text, or linked from elsewhere.
+
+As upstream writes and reads them: train.bin, val.bin (and confirm.bin where asked) are raw
+little-endian ids; beside them lie meta.json, the tokenizer, and perhaps masks, a byte a token.
+"""
 
 import csv
 import json
 import os
+import re
 import shutil
 import warnings
 from collections import Counter
@@ -12,24 +17,24 @@ from pathlib import Path
 
 import numpy as np
 
-from tdbook.corpus import origins, token_folder, tokenizer_files
-from tdbook.corpus.tokenizer import Tokenizer
-from tdlib import data
-from tdlib.data import UNK
+from tdbook.corpus import origins, tokenizer_files
+from tdbook.corpus.tokenizer import Tokenizer, read_json
+from tdlib.data import EOS, UNK, Tokens, Windows, byte_each
 from tdlib.files import whole_folder
 
 FULL_LOOK = 2**30  # bytes of a file of which every id is looked at when it is linked
 MOST_UNKNOWN = 0.1  # share of <unk> from which on a tokenizer does not know the text
+BLOCK = 2**18  # bytes read at once where ids are looked at
+VOCABULARY = 2**24  # pieces, at most; the largest in public have a million
+COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm)_(tokens|bytes)")
 
 
-def open_tokens(
-    folder: str | Path, context: int = 0, given: Tokenizer | None = None
-) -> data.Tokens:
+def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = None) -> Tokens:
     """`open_ids` with its tokenizer: the one that lies beside, or the one given."""
     paths = [Path(folder, name) for name in ("tokenizer.model", "tokenizer.json")]
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
-    tokens = token_folder.open_ids(Path(folder), context, tokenizer.eos if tokenizer else data.EOS)
+    tokens = open_ids(Path(folder), context, tokenizer.eos if tokenizer else EOS)
     origins.sources(tokens)  # what is wrong is said early
     if tokenizer is None:
         return tokens
@@ -43,6 +48,84 @@ def open_tokens(
         fault = f"{tokenizer.path} has {tokenizer.size:,} pieces, the tokens' vocab_size is"
         raise ValueError(f"{fault} {vocab_size:,}: give theirs")
     return replace(tokens, tokenizer=tokenizer)
+
+
+def open_ids(folder: Path, context: int = 0, eos: int = EOS) -> Tokens:
+    """A folder of tokens, made here or upstream, without its tokenizer; `context` overrides the
+    stored one, `eos` counts where none is stored. Other gaps of meta.json the files fill."""
+    if not (folder / "meta.json").is_file():
+        fault = f"{folder / 'meta.json'} is not there"
+        raise FileNotFoundError(f"{fault}: give a folder of tokens; 00_teacher makes one")
+    meta = {"block_size": context, "eos_id": eos} | read_meta(folder / "meta.json", context)
+    train, promised = folder / "train.bin", meta.get("train_tokens", 0)
+    narrow = train.is_file() and train.stat().st_size == 2 * promised > 0
+    meta = {"dtype": "uint16" if narrow else "uint32"} | meta  # upstream's is uint32
+    names = ("train", "val", *["confirm"] * (folder / "confirm.bin").is_file())
+    opened = [_open_split(folder / f"{name}.bin", meta, context) for name in names]
+    meta = {f"{n}_tokens": len(w.ids) for n, w in zip(names, opened, strict=True)} | meta
+    return Tokens(folder, meta, *opened)
+
+
+def read_meta(path: Path, context: int = 0) -> dict:
+    """meta.json, its counts checked; what is null counts as not there, and block_size need not be
+    where a `context` is given."""
+    meta = {name: value for name, value in read_json(path).items() if value is not None}
+    needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
+    for name in sorted(needed | {name for name in meta if COUNTS.fullmatch(name)}):
+        count, most = meta.get(name), VOCABULARY if name in ("vocab_size", "pieces") else 2**63
+        if type(count) is not int or not 1 <= count <= most:
+            fault = f"{path}: {name} is {json.dumps(count)}, it must be a whole number above 0"
+            raise ValueError(f"{fault}, at most {most:,}: copy or correct it")
+    eos, most = meta.get("eos_id", 0), max(meta["vocab_size"], meta.get("pieces", 1))
+    if type(eos) is not int or not 0 <= eos < most:
+        fault = f"{path}: eos_id is {json.dumps(eos)}, it must be an id below {most:,}"
+        raise ValueError(f"{fault}: correct it, or leave it out where the tokenizer lies beside")
+    return meta
+
+
+def _open_split(path: Path, meta: dict, context: int) -> Windows:
+    dtype = {"uint32": "<u4", "uint16": "<u2"}.get(str(meta["dtype"]))
+    if dtype is None:
+        fault = f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32"
+        raise ValueError(f"{fault}: make the tokens again")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: a folder of tokens holds it")
+    size, width = path.stat().st_size, int(dtype[-1])
+    stored = meta.get(f"{path.stem}_tokens", -(-size // width))
+    if size != stored * width:
+        fault = f"{path} has {size:,} bytes, by meta.json {stored * width:,} ({stored:,} tokens of"
+        why = f"{width}): the file was cut short or its dtype is another"
+        raise ValueError(f"{fault} {why}; copy it again, or correct meta.json")
+    context = context or meta["block_size"]
+    check_count(f"{path} has", stored, context)
+    look(path, dtype, meta)
+    mask = path.with_suffix(".mask.bin")
+    mask_S = byte_each(mask, stored) if mask.is_file() else None
+    return Windows(np.memmap(path, dtype, "r"), context, mask_S)
+
+
+def check_count(whose: str, count: int, context: int) -> None:
+    if count < context + 1:
+        fault = f"{whose} {count:,} tokens, too few for one window of {context:,} + 1"
+        raise ValueError(f"{fault}: give more text, or a shorter context")
+
+
+def look(
+    path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False, unknown: int | None = UNK
+) -> Counter:
+    """Some 64 blocks, or all: no id is beyond the vocabulary; counts <eos>, <unk> and all tokens.
+    Read, not mapped: around a touched page the system maps 15 more, soon all of the file."""
+    count, seen = BLOCK // np.dtype(dtype).itemsize, Counter()
+    size = path.stat().st_size
+    for start in range(0, size, BLOCK if every_id else BLOCK * max(1, size // (64 * BLOCK))):
+        ids = np.fromfile(path, dtype, count, offset=start)
+        if (largest := int(ids.max())) >= meta["vocab_size"]:
+            fault = f"{path} holds id {largest:,}, the vocabulary has {meta['vocab_size']:,}"
+            remedy = "copy the file and its meta.json again, correct vocab_size or dtype in that"
+            raise ValueError(f"{fault}: {remedy}, or give the tokens the teacher was made with")
+        eos = np.count_nonzero(ids == meta.get("eos_id", EOS))
+        seen.update(eos=int(eos), unknown=int(np.count_nonzero(ids == unknown)), tokens=len(ids))
+    return seen
 
 
 def write_tokens(
@@ -70,7 +153,7 @@ def write_tokens(
                     rows.append((split, start, len(ids), document.source))
                     unknown += ids.count(tokenizer.unk)
                     start, text_bytes = start + len(ids), text_bytes + size
-            token_folder.check_count(f"the text for {split} makes", start, context)
+            check_count(f"the text for {split} makes", start, context)
             meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
             meta["total_tokens"] += start
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
@@ -154,11 +237,11 @@ def link_tokens(
         (beside / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf8")
 
 
-def _check_split(path: Path, tokens: data.Tokens, meta: dict, every_id: bool) -> None:
+def _check_split(path: Path, tokens: Tokens, meta: dict, every_id: bool) -> None:
     """ValueError: no <eos> among the ids, many <unk>, or one beyond the vocabulary of `meta`."""
     tokenizer, dtype = tokens.tokenizer, tokens.train.ids.dtype
     every_id |= path.stat().st_size <= FULL_LOOK
-    seen = token_folder.look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
+    seen = look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
     if not seen["eos"]:
         fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text: name the"
         raise ValueError(f"{fault} id that does as eos_id in meta.json, or copy the tokens again")
@@ -172,7 +255,7 @@ def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:
         raise ValueError(f"{fault} {share:.0%} of this text <unk>: {remedy}")
 
 
-def _bytes_of_text(windows: data.Windows, tokenizer: Tokenizer, count: int = 256) -> int:
+def _bytes_of_text(windows: Windows, tokenizer: Tokenizer, count: int = 256) -> int:
     """How long the text of a split is, from windows spread evenly over it."""
     rows = np.unique(np.linspace(0, len(windows) - 1, count).astype(int))
     t = windows.context

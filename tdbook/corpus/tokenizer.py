@@ -7,7 +7,6 @@ Each line of text becomes ids without <eos>; no special token is added, and text
 ("<eos>") stays text. Legend: V vocabulary; M windows, S tokens of each.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+
+from tdlib import shapes
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 PARTS = 0.01  # of the tokens; below it bytes are rare characters, and pieces tell of the text
@@ -185,12 +186,9 @@ def read_bounded(path: Path) -> bytes:
 
 def read_json(path: Path) -> dict:
     try:
-        content = json.loads(read_bounded(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}): copy it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {content!r:.40}: copy it again")
-    return content
+        return shapes.read_json(path, LARGEST)
+    except ValueError as error:
+        raise ValueError(f"{path} is no table in JSON ({error}): copy it again") from None
 
 
 def by_id(path: Path, ids: dict[str, int]) -> list[str]:

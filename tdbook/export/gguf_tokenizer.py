@@ -127,27 +127,21 @@ def _json(tokenizer: Tokenizer) -> list[Vocabulary]:
 
 def add(writer: gguf.GGUFWriter, words: Vocabulary, rows: int) -> None:
     """The tokenizer's part of a GGUF's metadata, for an embedding of so many rows."""
-    spare = rows - len(words.pieces)
-    writer.add_tokenizer_model(words.model)
-    writer.add_tokenizer_pre(words.pre)
-    writer.add_token_list([*words.pieces, *(f"[PAD{i}]" for i in range(spare))])
-    writer.add_token_types([*words.types, *[TokenType.UNUSED] * spare])
-    if words.scores:
-        writer.add_token_scores([*words.scores, *[-1e6] * spare])
-    if words.merges:
-        writer.add_token_merges(words.merges)
-    writer.add_bos_token_id(words.bos)
-    writer.add_eos_token_id(words.tokenizer.eos)
-    if words.tokenizer.unk is not None:
-        writer.add_unk_token_id(words.tokenizer.unk)
-    if words.tokenizer.kind != "Hugging Face" and 0 in words.tokenizer.silent:
-        writer.add_pad_token_id(0)
+    spare, one = rows - len(words.pieces), words.tokenizer
+    pad = 0 if one.kind != "Hugging Face" and 0 in one.silent else None
+    about = dict(tokenizer_model=words.model, tokenizer_pre=words.pre)
+    about |= dict(token_list=[*words.pieces, *(f"[PAD{i}]" for i in range(spare))])
+    about |= dict(token_types=[*words.types, *[TokenType.UNUSED] * spare])
+    about |= dict(token_scores=words.scores and [*words.scores, *[-1e6] * spare])
+    about |= dict(token_merges=words.merges, bos_token_id=words.bos, eos_token_id=one.eos)
+    about |= dict(unk_token_id=one.unk, pad_token_id=pad, add_bos_token=bool(words.begin))
+    about |= dict(add_eos_token=words.ends, add_space_prefix=words.space)
+    about |= dict(remove_extra_whitespaces=words.trims)
+    for name, value in about.items():
+        if value not in (None, []):
+            getattr(writer, f"add_{name}")(value)
     for key, i in zip(("eot", "eom"), words.stops, strict=False):
         writer.add_uint32(f"tokenizer.ggml.{key}_token_id", i)
-    writer.add_add_bos_token(bool(words.begin))
-    writer.add_add_eos_token(words.ends)
-    writer.add_add_space_prefix(words.space)
-    writer.add_remove_extra_whitespaces(words.trims)
     writer.add_bool(llama_cpp.RAW_TEXT, not words.why)
 
 

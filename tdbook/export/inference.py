@@ -1,7 +1,8 @@
-"""How fast and how small: every way that a model can write, in turns, beside the plan's estimates.
+"""How fast, how small, how good: every way that a model can write, beside the plan's estimates.
 
 Ways: raw (every token computes the whole text again), KV (a cache of keys and values), KV + INT8,
-KV + INT8 + compile, and the GGUF formats in llama.cpp. Legend: R repeats.
+KV + INT8 + compile, and the GGUF formats in llama.cpp.
+Legend: R repeats, T tokens of a window, K of them with a target, V vocabulary.
 """
 
 import math
@@ -16,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tdbook.export import gguf_check, gguf_file, llama_cpp, model_tokenizer
+from tdbook.export import gguf_file, llama_cpp, model_tokenizer
 from tdbook.export.decoder import Decoder
 from tdbook.runs.estimates import of_plan
 from tdlib import data, evaluate, generate
 from tdlib.model import SHAPES, Llama, LlamaConfig
+from tdlib.shapes import weight_files
 
 RAW, KV, INT8, COMPILED = "raw", "KV", "KV + INT8", "KV + INT8 + compile"
 PHASES = {RAW: "raw", INT8: "phase1", COMPILED: "phase1"}  # of the plan
@@ -124,12 +126,45 @@ def of_shape(
     return {"parameters": model.config.parameters, "bytes": sizes, "rows": rows}
 
 
+def log_p(model: Llama, ids: Sequence[int]) -> np.ndarray:
+    return model(torch.tensor([list(ids)]))[0].log_softmax(-1).numpy()
+
+
+@torch.no_grad()
+def file_costs(
+    folder: Path, files: dict[str, Path], windows: data.Windows, count: int
+) -> list[dict]:
+    """What each file (format → path) loses against the model it was made of, on `count` windows
+    spread evenly: rows of format, bytes, loss (nats per token), kl (‖ of the file, nats per token)
+    and agreement, the model itself first. The distributions of one window are held at a time."""
+    model, size = Llama.load(folder).eval(), sum(p.stat().st_size for p in weight_files(folder))
+    opened = [llama_cpp.Model(path, threads=torch.get_num_threads()) for path in files.values()]
+    rows = [{"format": "PyTorch float32", "file": folder.name, "bytes": size}]
+    for name, path in files.items():
+        rows.append({"format": name, "file": path.name, "bytes": path.stat().st_size})
+    sums, tokens = np.zeros((len(rows), 3)), 0
+    for window in evaluate.fixed_rows(windows, count):
+        (ids_T,), (targets_T,) = (x.numpy() for x in windows.batch([window]))
+        at_K = np.flatnonzero(targets_T != data.IGNORE)
+        tokens += len(at_K)
+        log_p_KV = log_p(model, ids_T)[at_K]
+        for i, file in enumerate([None, *opened]):
+            log_q_KV = file.logprobs(ids_T.tolist())[at_K] if file else log_p_KV
+            loss = -log_q_KV[np.arange(len(at_K)), targets_T[at_K]].sum(dtype=np.float64)
+            same = (log_q_KV.argmax(1) == log_p_KV.argmax(1)).sum()
+            kl = np.einsum("kv,kv", np.exp(log_p_KV), log_p_KV - log_q_KV) if file else 0.0
+            sums[i] += loss, kl, same
+    for row, (loss, kl, same) in zip(rows, (sums / tokens).tolist(), strict=True):
+        row |= {"loss": loss, "kl": kl, "agreement": same}
+    return rows
+
+
 def costs(
     folder: Path, files: dict, windows: data.Windows, count: int, write: dict, tokens: int
 ) -> list[dict]:
-    """The rows of gguf_check.costs, the model itself first, then PyTorch's INT8, then the files;
-    and how much the texts repeat themselves that each writes."""
-    rows = gguf_check.costs(folder, files, windows, count)
+    """The rows of file_costs, the model itself first, then PyTorch's INT8, then the files; and how
+    much the texts repeat themselves that each writes."""
+    rows = file_costs(folder, files, windows, count)
     rows.insert(1, int8_cost(folder, windows, count))
     starts = evaluate.fixed_rows(windows, 10) * windows.context
     way_of = {"PyTorch float32": KV, "PyTorch INT8": INT8} | {name: name for name in files}

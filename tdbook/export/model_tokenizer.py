@@ -17,6 +17,7 @@ from tokenizers import decoders, models, normalizers
 import tdbook.corpus.tokenizer_files
 from tdbook.corpus.hugging_face import CONFIGS
 from tdbook.corpus.tokenizer import Tokenizer, read_json
+from tdbook.export import cards
 
 # AutoTokenizer takes the first that is there, and leaves the last two alone
 FILES = ("tokenizer.json", "tokenizer.model", "sentencepiece.model", "morfessor.json")
@@ -104,17 +105,10 @@ def _configs(tokenizer: Tokenizer, context: int) -> tuple[dict, dict]:
     named = {"bos_token": eos, "eos_token": eos, "pad_token": eos if pad < 0 else piece(pad)}
     named |= {} if tokenizer.unk is None else {"unk_token": piece(tokenizer.unk)}
     special = named | special
-    defaults = {
-        "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # text that spells one stays text
-        "model_input_names": ["input_ids", "attention_mask"],  # Llama takes no token types
-        "padding_side": "left",  # or batches would be continued after their padding
-    }
-    # any other class would build a pipeline of its own, not the one in tokenizer.json
-    ours = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context}
-    config = special | defaults | config | ours
+    settings = cards.templates("release.yaml")["tokenizer_config"]
+    config = special | settings["defaults"] | config | settings["ours"]
     config.pop("auto_map", None)  # names code that is not in the folder
-    return config, special
+    return config | {"model_max_length": context}, special
 
 
 def open_beside(folder: Path, segmenter: str = "", rows: int = 0) -> Tokenizer:

@@ -1,23 +1,28 @@
 """exports/<model>/: a model in every format, each run in llama.cpp and held against PyTorch, and a
-card with what was measured."""
+card with what was measured. Legend: T tokens of a prompt, V vocabulary."""
 
 import shutil
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 import gguf
+import numpy as np
+import torch
 import yaml
+from safetensors import safe_open
 from tabulate import tabulate
 
 from tdbook.corpus import token_files
 from tdbook.corpus.hugging_face import CONFIGS
-from tdbook.export import cards, gguf_check, gguf_file, model_tokenizer
+from tdbook.export import cards, gguf_file, inference, llama_cpp, model_tokenizer
 from tdbook.export.gguf_file import QUANTIZATIONS, Source
 from tdbook.export.gguf_tokenizer import SCRIPT, released_name
 from tdbook.runs.parameters import ROOT, nearest
 from tdlib import data
 from tdlib.files import whole_folder
-from tdlib.shapes import read_config
+from tdlib.model import Llama
+from tdlib.shapes import LlamaConfig, read_config, weight_files
 
 WINDOWS = 32  # on which what a file costs is measured
 FRONT = ("license", "license_name", "license_link", "base_model", "datasets")
@@ -78,12 +83,12 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
         raise ValueError(f"{out} is, or holds, the model itself ({folder}): give another OUT=")
     model = gguf_file.read(folder)
     gguf_file.warn(model, str(folder), "Q4_0")
-    prompts = gguf_check.prompts(model.config, tokens)
+    prompts = draw_prompts(model.config, tokens)
     with whole_folder(out) as beside:
         rows = [_write_checked(model, beside, name, prompts) for name in QUANTIZATIONS]
         if tokens:
             files = {row["format"]: beside / row["file"] for row in rows}
-            _, *costs = gguf_check.costs(folder, files, tokens.val, WINDOWS)
+            _, *costs = inference.file_costs(folder, files, tokens.val, WINDOWS)
             for row, cost in zip(rows, costs, strict=True):
                 row |= {"loss": cost["loss"], "kl": cost["kl"]}
         tokenizers = model_tokenizer.equals(folder, model.vocabulary.tokenizer)
@@ -99,14 +104,67 @@ def _write_checked(model: Source, place: Path, quantization: str, prompts: list)
     """The row of a file. F16 alone must be the model itself; the others lose what they lose."""
     exact, path = quantization == "F16", place / model.file_name(quantization)
     gguf_file.write(model, path, quantization)
-    other = exact and gguf_check.other_weight(model.folder, path)
+    other = exact and other_weight(model.folder, path)
     row = {"format": quantization, "file": path.name, "bytes": path.stat().st_size}
-    row |= gguf_check.check(model.folder, path, prompts if exact else prompts[::4])
+    row |= check(model.folder, path, prompts if exact else prompts[::4])
     if other or (exact and row["likeliest"] < 0.99 and row["largest"] > 0.02):
         share = f"agrees with {model.folder} on {row['likeliest']:.1%} of next tokens alone"
         fault = f"has not the {other} that {model.folder} holds" if other else share
         raise ValueError(f"{path.name} {fault}: nothing is shipped, report it")
     return row
+
+
+def draw_prompts(config: LlamaConfig, tokens, count: int = 200) -> list[list[int]]:
+    """Prompts of many lengths, from one token to the whole context, the shorter the more often:
+    parts of the validation text, or, without tokens, ids at random. Each begins after <eos>."""
+    draw, prompts = np.random.default_rng(0), []
+    stream = tokens.val.ids if tokens else draw.integers(0, config.vocab_size, 2**16)
+    for length in np.geomspace(1, config.context, count).round().astype(int):
+        at = draw.integers(0, max(1, len(stream) - length))
+        prompts.append([config.eos_id, *stream[at : at + length].tolist()][:length])
+    return prompts
+
+
+@torch.no_grad()
+def check(folder: Path, path: Path, prompts: Sequence[list[int]]) -> dict[str, float]:
+    """After every token of the prompts: `likeliest`, how often both expect the same next token;
+    `mean` and `largest` |log p − log q| over the vocabulary. The model's matrices are rounded to 16
+    bits first: what an F16 file then differs by is the program's own arithmetic."""
+    model = Llama.load(folder).eval()
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            weight.copy_(weight.half())
+    file = llama_cpp.Model(path, threads=torch.get_num_threads(), exact=True)
+    same, total, largest = 0, 0.0, 0.0
+    for ids in prompts:
+        log_p_TV, log_q_TV = inference.log_p(model, ids), file.logprobs(ids)
+        same += int((log_p_TV.argmax(1) == log_q_TV.argmax(1)).sum())
+        difference_TV = np.abs(log_q_TV - log_p_TV)
+        total += float(difference_TV.sum(dtype=np.float64))
+        largest = max(largest, float(difference_TV.max()))
+    count = sum(map(len, prompts))
+    mean = total / count / model.config.vocab_size
+    return {"likeliest": same / count, "mean": mean, "largest": largest}
+
+
+def other_weight(folder: Path, path: Path) -> str:
+    """The first tensor of a folder's safetensors that an F16 file made of it does not hold; "" for
+    none. By name from one file to the other, past all that reads models here."""
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(tensors) // 9)
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as stored:
+            for name in (n for n in stored.keys() if not n.endswith("rotary_emb.inv_freq")):
+                tied = name == "lm_head.weight" and "output.weight" not in tensors
+                in_gguf = "token_embd.weight" if tied else names.get_name(name, (".weight",))
+                if (written := tensors.get(in_gguf)) is None:
+                    return name
+                weight = stored.get_tensor(name).half().numpy()
+                if name.endswith(("q_proj.weight", "k_proj.weight")):  # their rows are turned
+                    weight, written = np.sort(weight, axis=0), np.sort(written, axis=0)
+                if not np.array_equal(weight, written.astype(np.float16)):
+                    return name
+    return ""
 
 
 def _in_words(rows: list[dict]) -> list[dict[str, str]]:

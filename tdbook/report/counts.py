@@ -17,13 +17,11 @@ from tdbook.report.figures import CUTS, LISTED
 from tdlib import hard_set
 
 SHARES = np.arange(1, 201) / 200  # positions of the slider of shares
-PRESETS = {"median": 99, "15 %": 29, "20 %": 39, "25 %": 49}  # where it stands then
 OPTIONS = {  # of the switches, the first of which changes nothing
     "clip": (0.0, 0.005, 0.01, 0.02),
     "easy_share": (0.0, 0.05, 0.1, 0.2),
     "token_share": (1.0, 0.6, 0.4, 0.2),
 }
-BINS = 60  # bars of the histogram
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,6 @@ def numbers(explored: Explored, live: bool) -> tuple[dict, list[np.ndarray]]:
         "options": options,
         "tokens": [f"; the hardest {100 * share:g}% of their tokens count" if share < 1 else ""
                    for share in options["token_share"]],
-        "presets": PRESETS,
         "cuts": [[name, names] for name, (names, _) in cuts.items()],
         "views": views,
         "pictures": [_histogram(difficulty_N[order_M], grid[0], grid[-1]) for order_M in orders],
@@ -163,5 +160,5 @@ def _largest(names: list[str], group_N: np.ndarray, order_M: np.ndarray) -> tupl
 
 def _histogram(known_M: np.ndarray, low: float, high: float) -> dict:
     """Heights of bars of equal width; what lies outside is in the last ones."""
-    counts, _ = np.histogram(known_M.clip(low, high), BINS, (low, high))
+    counts, _ = np.histogram(known_M.clip(low, high), 60, (low, high))
     return {"heights": (counts / counts.max()).round(3).tolist(), "low": low, "high": high}

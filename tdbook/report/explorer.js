@@ -12,7 +12,7 @@ function hardSetNumbers(section) {
 // and the numbers of clip, easy and token_share among their options]; moved(at, view, stop) is told
 // of it, at first and after every move.
 function hardSetSliders(section, at, moved) {
-  const {views, tokens, presets} = hardSetNumbers(section);
+  const {views, tokens} = hardSetNumbers(section);
   const all = selector => [...section.querySelectorAll(selector)];
   const one = selector => section.querySelector(selector);
   const percent = (a, b) => b ? `${(100 * a / b).toFixed(1)}%` : "–";
@@ -74,7 +74,7 @@ function hardSetSliders(section, at, moved) {
   for (const el of switches) el.addEventListener("change", () =>
     turn(2 + names.indexOf(el.name), +(el.type === "checkbox" ? el.checked : el.value)));
   for (const button of all(".presets button"))
-    button.addEventListener("click", () => slide("share", presets[button.textContent]));
+    button.addEventListener("click", () => slide("share", 2 * button.dataset.share - 1));
   show();
 }
 

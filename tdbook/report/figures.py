@@ -86,23 +86,20 @@ def key(label: str, ink: str, form: str = "o", filled: bool = True) -> Line2D:
     return Line2D([], [], color=ink, label=label, markerfacecolor=ink if filled else "w", **look)
 
 
+Panels = Mapping[str, Sequence[Mark]]  # title → marks in rows of their names, from the top
+
+
 def forest(
-    title: str,
-    panels: Mapping[str, Sequence[Mark]],
-    xlabel: str,
-    keys: Sequence = (),
-    *,
-    line: float | None = None,
-    spread: float = 0.7,
-    columns: int = 1,
-    width: float = 6,
+    title: str, panels: Panels, xlabel: str, keys: Sequence = (), line=None, columns=1, width=6.0
 ) -> Figure:
-    """Panels by their titles, marks in rows of their names from the top; those of one row below
-    each other, over `spread` of its height."""
+    """A figure of panels. Marks of one row that have intervals lie below each other."""
     heights = []
     for marks in panels.values():
-        rows = Counter(mark.row for mark in marks)
-        each = 0.15 + 0.11 * max(rows.values()) if spread else 0.26
+        rows, stacked = (
+            Counter(mark.row for mark in marks),
+            np.isfinite([m.low for m in marks]).any(),
+        )
+        each = 0.15 + 0.11 * (max(rows.values()) if stacked else 1)
         heights.append(0.4 + sum(each + 0.15 * (len(row) // 30) for row in rows))
     heights = [max(heights[i : i + columns]) for i in range(0, len(panels), columns)]
     figure = titled(title, sum(heights) + 0.5 + 0.25 * -(-len(keys) // 2), width)
@@ -111,7 +108,7 @@ def forest(
         ax.remove()
     for ax, (name, marks) in zip(figure.axes, panels.items(), strict=True):
         ax.set_title(printable(name), loc="left")
-        _rows(ax, marks, spread)
+        _rows(ax, marks)
         if line is not None:
             ax.axvline(line, color="black", linewidth=1.2)
     for ax in figure.axes[-columns:]:  # the lowest of each column
@@ -122,8 +119,9 @@ def forest(
     return figure
 
 
-def _rows(ax: Axes, marks: Sequence[Mark], spread: float) -> None:
+def _rows(ax: Axes, marks: Sequence[Mark]) -> None:
     rows = list(dict.fromkeys(mark.row for mark in marks))
+    spread = 0.7 * np.isfinite([mark.low for mark in marks]).any()
     for i, row in enumerate(rows):
         in_row = [mark for mark in marks if mark.row == row]
         for k, mark in enumerate(in_row):

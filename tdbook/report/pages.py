@@ -1,9 +1,8 @@
 """Reports: an executed notebook becomes one HTML file that asks for nothing outside itself.
 
-Maths is MathML, figures are data URIs, Telugu comes with its own subset font. What came from data
-is escaped where it becomes HTML: by Markdown, the templates, pandas and widgets.py. Should some
-slip through, the page's security policy forbids requests and every script but the explorer's, which
-it knows by its hash.
+Maths is MathML, figures are data URIs, Telugu has its own subset font. What came from data is
+escaped where it becomes HTML: by Markdown, the templates, pandas, widgets.py. Of what slips through
+the page's security policy allows no request, and no script but the explorer's, known by its hash.
 """
 
 import base64

@@ -158,7 +158,7 @@ def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
     title += f": {worst[base] - worst[teacher]:+.3f} nats per token"
     names = [name for name in rows[0] if name.startswith(f"{base}-")] + [base]  # the base on top
     lags = [row | {name: (row[name] - row[teacher],) for name in names} for row in rows]
-    return _by_kind(title, lags, names, "loss − teacher's (nats)", spread=0)
+    return _by_kind(title, lags, names, "loss − teacher's (nats)")
 
 
 def won_back(rows: Rows, base: str) -> Figure:
@@ -174,15 +174,15 @@ def won_back(rows: Rows, base: str) -> Figure:
     return _by_kind(title, rows, names, f"loss − {base}'s (nats)")
 
 
-def _by_kind(title: str, rows: Rows, names: Sequence[str], unit: str, spread: float = 0.7):
+def _by_kind(title: str, rows: Rows, names: Sequence[str], unit: str) -> Figure:
     """A panel a cut of kinds of token, two beside each other and narrow, for a phone."""
     marks = {}
     for row in rows:
         each = [figures.of_model(name, *row[name], row=row["bucket"]) for name in names]
         marks[row["cut"]] = marks.get(row["cut"], []) + each
     keys = [figures.key(n, figures.colour(n), figures.marker(n)) for n in names[::-1]]
-    layout = {"columns": min(2, len(marks)), "width": PHONE, "spread": spread}
-    return figures.forest(title, marks, unit, keys, line=0, **layout)
+    columns = min(2, len(marks))
+    return figures.forest(title, marks, unit, keys, line=0, columns=columns, width=PHONE)
 
 
 def effects(rows: Rows, title: str) -> Figure:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from tdbook.analysis.intervals import Interval
-from tdbook.runs import parameters
-from tdbook.runs.notebooks import EVIDENCE as EVIDENCE_RUN
+from tdbook.runs import notebooks, parameters
 from tdbook.runs.rules import TRIED
 from tdlib.files import write_whole as write
 
@@ -44,7 +43,7 @@ def headline(folder: Path) -> str:
 
 
 def _read(folder: Path, name: str) -> pd.DataFrame:
-    path = folder / f"tables/{EVIDENCE_RUN}-{name}.csv"
+    path = folder / f"tables/{notebooks.EVIDENCE}-{name}.csv"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: `make evidence`, then `make publish`")
     return pd.read_csv(path)
@@ -100,16 +99,8 @@ def _holds(effect: pd.Series, value: float) -> bool:
     return min(known) <= value <= max(known)
 
 
-def run(words: list[str]) -> int:
-    """`readme` or `compare FOLDER`; returns the exit status, 1 where they differ."""
-    match words:
-        case ["readme"]:
-            print("README has what is published" if readme() else "README: tables written")
-            return 0
-        case ["compare", out]:
-            lines = compare(parameters.ROOT / out, EVIDENCE)
-            agrees = f"{out} agrees with {EVIDENCE.relative_to(parameters.ROOT)}"
-            print("\n".join(lines) or agrees)
-            return int(bool(lines))
-    print("python -m tdbook published readme, or compare outputs/small")
-    return 2
+def agrees(out: str) -> bool:
+    """Whether a run folder agrees with what is published; prints what does not."""
+    lines = compare(parameters.ROOT / out, EVIDENCE)
+    print("\n".join(lines) or f"{out} agrees with {EVIDENCE.relative_to(parameters.ROOT)}")
+    return not lines

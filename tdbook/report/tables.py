@@ -135,9 +135,7 @@ def likeliest(model, tokenizer, ids: list[int], temperatures: tuple[float, ...])
     return pd.DataFrame(columns, index=pd.RangeIndex(1, 6, name="rank"))
 
 
-def by_cut(
-    hard_N: np.ndarray, scored_N: np.ndarray, cuts: dict[str, tuple[list[str], np.ndarray]]
-) -> dict[str, pd.DataFrame]:
+def by_cut(hard_N: np.ndarray, scored_N: np.ndarray, cuts: dict[str, tuple]) -> dict:
     """Cut (features.cuts) → its groups that have windows, in order: how many of those were scored,
     and the share of them that is hard."""
     tables = {}

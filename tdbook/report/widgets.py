@@ -90,7 +90,7 @@ def explorer(explored: Explored, path: Path) -> Explorer:
     css = f"{pages.font_face()} [lang=te] {{font: 1.1em/1.8 'Report Telugu', sans-serif}}"
     # thousands of coloured pieces: laid out only where they are seen, or a move would wait for them
     css += ".explorer .card {content-visibility: auto; contain-intrinsic-height: auto 10em}"
-    widget = Explorer(_css=css, html=_page(numbers, []), at=numbers["at"])
+    widget = Explorer(_css=css, html=_page(numbers, [], {}), at=numbers["at"])
 
     def moved(_: dict | None = None) -> None:
         now, order_M = counts.shown(numbers, widget.at), orders[widget.at[2]]
@@ -127,21 +127,24 @@ def offline_explorer(explored: Explored) -> str:
     near = [i for k in range(3 * SHOWN) for i in (line + k, line - 1 - k) if 0 <= i < now["left"]]
     # in no order, so that those left out for want of room are from everywhere
     spread = np.random.default_rng(0).permutation(np.linspace(m // 2, m - 1, 24).astype(int))
-    cards = {}
-    for i in order_M[[*near[: 2 * SHOWN], *spread, *near[2 * SHOWN :]]].tolist():
+    cards = {}  # by place
+    for i in [*near[: 2 * SHOWN], *spread.tolist(), *near[2 * SHOWN :]]:
         if sum(map(len, cards.values())) < EMBEDDED:
-            cards[i] = _card(i, explored)
+            cards[i] = _card(order_M[i], explored)
     texts = []  # the place of each among all, and among those without junk: −1 where it is junk
     for i, card in cards.items():
-        places = [[*np.flatnonzero(order_M == i).tolist(), -1][0] for order_M in orders]
-        texts.append([places, card])
-    return _page(numbers, sorted(texts))
+        places = (np.flatnonzero(each_M == order_M[i]).tolist() for each_M in orders)
+        texts.append([[[*place, -1][0] for place in places], card])
+    first = [i for i in near[: 2 * SHOWN] if i in cards]
+    sides = {"above": [i for i in first if i >= line], "below": [i for i in first if i < line]}
+    beside = {side: [cards[i] for i in some[:SHOWN]] for side, some in sides.items()}
+    return _page(numbers, sorted(texts), beside)
 
 
-def _page(numbers: dict, texts: list) -> str:
-    """The explorer as HTML; but for the texts, whole on its start without a script. `texts`: places
-    and card of each."""
-    embedded = {name: numbers[name] for name in ("views", "tokens", "presets", "at")}
-    start = {"shown": counts.shown(numbers, numbers["at"]), "legend": LEGEND}
+def _page(numbers: dict, texts: list, beside: dict[str, list[str]]) -> str:
+    """The explorer as HTML, whole on its start without a script; `texts`: places and card of each,
+    `beside`: cards of the start."""
+    embedded = {name: numbers[name] for name in ("views", "tokens", "at")}
+    start = {"shown": counts.shown(numbers, numbers["at"]), "beside": beside, "legend": LEGEND}
     template = pages.environment().get_template("explorer.html.j2")
     return template.render(n=numbers, embedded=embedded | {"texts": texts}, **start)

@@ -79,7 +79,7 @@ def fit(
         given |= _teacher(job, as_targets(teacher), recipe)
         log = _run(job, processes, given, record, progress)
         trained = safetensors.torch.load_file(job / "trained.weights")
-        student.load_state_dict(trained, strict=False)
+        assert not student.load_state_dict(trained, strict=False).unexpected_keys
         return log
     finally:
         shutil.rmtree(job, ignore_errors=True)
@@ -198,10 +198,9 @@ def _train(team: Team, job: Path, given: dict) -> None:
         options["progress"] = lambda *step: tell("progress", step)
         if given["evaluate"]:
             options["evaluate"] = given["evaluate"](tokens, device)
-    with contextlib.ExitStack() as stack:
-        if given["kept"]:
-            targets = cache.Cache(teacher=teacher, windows=tokens.train, **given["kept"])
-            teacher = stack.enter_context(targets)
+    if given["kept"]:
+        teacher = cache.Cache(teacher=teacher, windows=tokens.train, **given["kept"])
+    with teacher if given["kept"] else contextlib.nullcontext():
         log = train.fit(student, tokens.train, recipe, teacher=teacher, **options)
     if team.rank == 0:
         trained = {n: w.detach().cpu() for n, w in student.named_parameters() if w.requires_grad}

@@ -42,10 +42,14 @@ def begin(out: Path, name: str) -> None:
     jobs = queue(out)
     for job in sorted(jobs):
         print(f"job {job} of an earlier command is in the queue: waiting for it", flush=True)
-    while jobs:
-        time.sleep(ASK_S)
-        with contextlib.suppress(RuntimeError):  # a controller that starts again
-            jobs = queue(out)
+    try:
+        while jobs:
+            time.sleep(ASK_S)
+            with contextlib.suppress(RuntimeError):  # a controller that starts again
+                jobs = queue(out)
+    except KeyboardInterrupt:
+        cancel(out)
+        raise RuntimeError("stopped; the same command goes on from here") from None
     where = f"profiles/{name}/config.yaml says: `make status` and `squeue --me` follow them"
     print(f"jobs go to SLURM as {where}", flush=True)
 
@@ -67,8 +71,7 @@ def prefix(out: Path) -> str:
 
 
 def queue(out: Path) -> set[str]:
-    """The numbers of a run folder's jobs that wait or run, whoever submitted them. RuntimeError:
-    SLURM does not answer."""
+    """A run folder's jobs, waiting or running. RuntimeError: SLURM does not answer."""
     ask = ["squeue", f"--user={os.getuid()}", "--noheader", "--format=%i|%j"]
     done = subprocess.run(ask, capture_output=True, text=True)
     if done.returncode:
@@ -79,9 +82,8 @@ def queue(out: Path) -> set[str]:
 
 
 def follow(out: Path, snakemake: subprocess.Popen) -> bool:
-    """Wait for Snakemake; False where it was killed, for it waited while nothing is in the queue.
-    It would for ever: it loses its jobs where the controller does not answer for a minute, or
-    forgets them (MinJobAge) before it was asked again."""
+    """Wait for Snakemake; False where it waited while nothing is in the queue, and was killed: it
+    would for ever, where the controller was silent for a minute or forgot a job (MinJobAge)."""
     seen = time.monotonic()
     while snakemake.poll() is None:
         time.sleep(ASK_S)

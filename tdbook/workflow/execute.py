@@ -169,14 +169,10 @@ def page(out: Path, run: str) -> None:
         print(f"{run} · its page failed: {type(error).__name__}: {error}", flush=True)
 
 
-def pages(out: Path, again: bool = False) -> Path:
-    """The pages that a kill, or plain papermill, left unwritten, or all of them `again`; then every
-    head and the index, whose path it returns."""
-    from tdbook.workflow import run_pages
-
+def pages(out: Path, again: bool = False) -> None:
+    """The pages that a kill, or plain papermill, left unwritten; or all of them `again`."""
     for run in (state["run"] for state in heartbeat.states(out)):
         notebook, html = (out / f"{run}.{kind}" for kind in ("ipynb", "html"))
         written = html.stat().st_mtime if html.exists() else 0
         if notebook.exists() and (again or notebook.stat().st_mtime > written):
             page(out, run)
-    return run_pages.refresh(out)

@@ -65,23 +65,19 @@ class Wanted:
 
 
 def jobs(config: dict, paths: bool = True) -> dict[str, BookRun]:
-    """Every run that a command may make, by name: the book's, and those of the sweeps asked for.
-    ParameterError names the YAML."""
+    """Every run that a command may make, by name: the book's, and the sweeps' asked for."""
     values = config.get("settings", {})
     runs = book(config["profile"], config["out_dir"], config["given"], paths, values)
     runs += [p for name in config["sweeps"] for p in swept(name, config["profile"], runs, values)]
-    return repeated({one.name: one for one in runs}, config["redo"])
-
-
-def repeated(runs: dict[str, BookRun], redo: tuple[str, ...]) -> dict[str, BookRun]:
-    """The same runs, those named to be made again."""
-    again = {name: runs[name].parameters | {"redo": True} for name in redo}
-    return runs | {name: replace(runs[name], parameters=p) for name, p in again.items()}
+    found = {one.name: one for one in runs}
+    for name in config["redo"]:
+        again = found[name].parameters | {"redo": True}
+        found[name] = replace(found[name], parameters=again)
+    return found
 
 
 def targets_of(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[list[str], list[str]]:
-    """What is to be made, REDO's among it, and the pages of sweeps, which come when all else has
-    ended: the points that are done are compared, whatever became of the others."""
+    """What is to be made, REDO's among it; and the pages of sweeps, which come after all else."""
     pages = [one.name for one in runs.values() if one.compares]
     every = [one.name for one in runs.values() if bool(one.sweep) == bool(wanted.sweeps)]
     names = wanted.only or [name for name in every if name not in (*pages, *wanted.before)]
@@ -196,8 +192,7 @@ def swept(
     name: str, profile: str, runs: list[BookRun], values: dict | None = None
 ) -> list[BookRun]:
     """The runs of a sweep's points, and last the page that compares them, where each point is one
-    run; `runs` are those of the book. The page needs no point, so that those that are done can be
-    compared."""
+    run. It needs no point: those that are done are compared. `runs` are the book's."""
     sweep, out = sweeps.read(profile, name), runs[0].out
     makers = {path: one.name for one in runs for path in one.writes}
     points = []

@@ -21,10 +21,9 @@ NUMBER = r"\[?[-−+<≤≈~]?\d[\d,.]*(e[-+]?\d+)?( ?[%×]| [A-Za-z/]+)?(\s?[±
 
 
 def page(out: Path, run: str) -> None:
-    """Write out/<run>.html, one file headed by where it comes from, of the notebook as executed;
-    one that did not finish opens with its state and its last lines. Papermill's red banners go, for
-    the head says it; of a run that is done its parameters too. A widget, dead without its kernel,
-    leaves a note where nothing lies beside it."""
+    """Write out/<run>.html of the notebook as executed, headed by where it comes from, or by how it
+    ended; what the head says is not shown twice. A widget, dead without its kernel, leaves a note
+    where nothing lies beside it."""
     notebook = nbformat.read(out / f"{run}.ipynb", as_version=4)
     done = status.row(out, run)["state"]["state"] == "done"
     hidden = {"papermill-error-cell-tag", *["parameters", "injected-parameters"] * done}
@@ -37,8 +36,7 @@ def page(out: Path, run: str) -> None:
 
 
 def refresh(out: Path) -> Path:
-    """Write the head of every page again, with links to the runs that came later and to code that
-    is older by now; then the index, whose path it returns."""
+    """Write the head of every page again, for later runs and older code; then the index."""
     for run in _runs_with_page(out):
         html = (out / f"{run}.html").read_text("utf-8")
         _frame(out, run, Markup(html.partition("<main>\n")[2].rpartition("\n</main>")[0]))
@@ -46,9 +44,8 @@ def refresh(out: Path) -> Path:
 
 
 def index(out: Path) -> Path:
-    """Write out/index.html and out/morning.md: what goes on and what it cost; quality table and
-    difficulty plot, then one row a run, states true. A sweep's folder has its points as rows; of a
-    point's own folder, the sweep's index is written."""
+    """Write index.html and morning.md; in a sweep's folder, or for a point, the sweep's and the
+    parent's. Returns the path."""
     if (out / sweeps.PARENT).is_file() and not (out / sweeps.POINTS).is_file():
         return index(out.parent)
     if above := sweeps.parent(out):

@@ -24,27 +24,27 @@ from tdlib import files
 
 def make(wanted: Wanted) -> int:
     """Bring a run folder up to date with Snakemake; returns the exit code."""
-    out, every = parameters.ROOT / wanted.out, graph.jobs(wanted.config | {"redo": []})
+    out, runs = parameters.ROOT / wanted.out, graph.jobs(wanted.config)
     out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _locked(out, wanted.command):
         if wanted.cluster:
             cluster.begin(out, wanted.cluster)
-        wanted = replace(wanted, redo=_not_yet_redone(wanted, every))
-        runs = graph.repeated(prepare(wanted.config, every), wanted.redo)
+        wanted = replace(wanted, redo=_not_yet_redone(wanted, runs))
+        runs = prepare(wanted.config)
         graph.judged(wanted, runs)
         began, (targets, pages) = time.time(), graph.targets_of(wanted, runs)
         with status.session(out, [*targets, *pages], wanted.command, wanted.price) as ended:
-            code = _snakemake(wanted, every, targets)
+            code = _snakemake(wanted, targets)
             if pages and code != 130:  # what was to be made again is by now
-                code = max(code, _snakemake(replace(wanted, redo=()), every, pages))
+                code = max(code, _snakemake(replace(wanted, redo=()), pages))
             ended(code)
         return _summary(out, [runs[name] for name in [*targets, *pages]], code, began)
 
 
 @contextlib.contextmanager
 def _locked(out: Path, command: str) -> Iterator[None]:
-    """The run folder is this process's alone; the lock goes with it, and so do Snakemake and what
-    that started. RuntimeError: another makes it."""
+    """The run folder is this process's alone, as long as it lives. RuntimeError: another's."""
     with (out / ".book.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,9 +57,9 @@ def _locked(out: Path, command: str) -> Iterator[None]:
         yield
 
 
-def prepare(config: dict, runs: dict[str, BookRun] | None = None) -> dict[str, BookRun]:
+def prepare(config: dict) -> dict[str, BookRun]:
     """`jobs`, with the points' files written and linked to what is there of what they read."""
-    runs = runs or graph.jobs(config)
+    runs = graph.jobs(config)
     book_out = next(iter(runs.values())).out
     for name in config["sweeps"]:
         own = [one for one in runs.values() if one.sweep == name]
@@ -81,13 +81,12 @@ def _not_yet_redone(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[str, ...]
     return tuple(name for name in wanted.redo if started(name) < began - 1)  # whole seconds
 
 
-def _snakemake(wanted: Wanted, every: dict[str, BookRun], targets: list[str]) -> int:
+def _snakemake(wanted: Wanted, targets: list[str]) -> int:
     """Run Snakemake until these targets are made; 130 where it was stopped."""
-    out, runs = parameters.ROOT / wanted.out, graph.repeated(every, wanted.redo)
+    out, runs = parameters.ROOT / wanted.out, graph.jobs(wanted.config)
     for place in {out, *(one.out for one in runs.values())}:
         clear(place)
     command = _command_of(wanted, runs, targets)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not wanted.cluster:  # a lost connection to the login node must not cancel jobs
         heartbeat.die_with_parent()
     path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -115,7 +114,7 @@ def _snakemake(wanted: Wanted, every: dict[str, BookRun], targets: list[str]) ->
         while time.monotonic() < end and "running" in (s["state"] for s in heartbeat.states(out)):
             time.sleep(0.2)
         return 130
-    return _snakemake(replace(wanted, redo=_not_yet_redone(wanted, runs)), every, targets)
+    return _snakemake(replace(wanted, redo=_not_yet_redone(wanted, runs)), targets)
 
 
 def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) -> list:
@@ -157,9 +156,13 @@ def _job(one: BookRun, mark: str) -> dict:
 
 def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
     """The last lines: what failed and where to read why; then the index."""
-    folders = dict.fromkeys([*(one.out for one in targets), out])
-    sweep_folders = {sweeps.folder(out, one.sweep): None for one in targets if one.sweep}
-    index = [execute.pages(folder) for folder in [*folders, *sweep_folders]][-1]
+    from tdbook.workflow import run_pages  # slow to import
+
+    for folder in dict.fromkeys([out, *(one.out for one in targets)]):
+        execute.pages(folder)
+    names = dict.fromkeys(one.sweep for one in targets if one.sweep)
+    places = [out, *(sweeps.folder(out, name) for name in names)]
+    index = [run_pages.refresh(place) for place in places][-1]
     if code == 130:
         print(f"stopped; the same command goes on from here · {shown(index)}")
         return code
@@ -174,9 +177,9 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
     undone = [one.name for one in targets if not one.mark.exists()]
     log = (out / ".snakemake.log").read_text(encoding="utf8")
     # what sbatch said of jobs that it did not take
-    refused = re.findall(r"SLURM (sbatch) failed\. The error message was '(.*)'\.$", log, re.M)
-    for program, error in dict.fromkeys(refused):
-        print(f"{program}: {error}")
+    refused = re.findall(r"SLURM sbatch failed\. The error message was '(.*)'\.$", log, re.M)
+    for error in dict.fromkeys(refused):
+        print(f"sbatch: {error}")
     if waiting := [name for name in undone if name not in bad]:
         print(f"not run: {', '.join(waiting)}")
     if code and not bad and not refused:

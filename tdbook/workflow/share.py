@@ -36,9 +36,8 @@ OPEN = """run notebook profile changed seed commit dirty code versions device re
 
 
 def publish(out: Path, name: str = "") -> Path:
-    """outputs/published/<name>/: results, tables, figures and pages of the runs that are done, with
-    a manifest of where they come from and the hash of every file; what was there before goes.
-    The quality figure also lies beside it, as <name>-quality.png, for a README."""
+    """outputs/published/<name>/: what may be shown of the runs that are done, and a manifest, in
+    place of what was there; the quality figure beside it, as <name>-quality.png, for a README."""
     name = name or out.resolve().name
     if not rules.NAME.holds(name):
         raise ParameterError(f"NAME={name} must be {rules.NAME.says}: NAME=tiny")
@@ -63,10 +62,7 @@ def publish(out: Path, name: str = "") -> Path:
         manifest = json.dumps(manifest | {"left_out": left_out}, indent=1, ensure_ascii=False)
         files.write_whole(place / "manifest.json", manifest)
         files_ = files_of(place)
-        size, largest = (
-            sum(p.stat().st_size for p in files_) / 1e6,
-            max(files_, key=os.path.getsize),
-        )
+        largest, size = max(files_, key=os.path.getsize), sum(map(os.path.getsize, files_)) / 1e6
         if size > MOST_MB:
             fault = f"outputs/published/{name} would take {size:.1f} MB, git gets {MOST_MB} at most"
             remedy = f"the largest is {largest.name}; `make zip` packs a mail"
@@ -136,8 +132,7 @@ def _tells(page: Path, finding: str) -> bool:
 
 
 def _lead(place: Path) -> None:
-    """The index of what is published, without disk and next command, which are of the run folder,
-    as the morning report is."""
+    """The index of what is published, without what is of the run folder: disk, next command."""
     run_pages.refresh(place)
     soup = BeautifulSoup((place / "index.html").read_text("utf-8"), "html.parser")
     for section in soup.select("main > section.provenance"):

@@ -29,8 +29,7 @@ BAD = ("failed", "lost", "interrupted", "damaged")
 def session(
     out: Path, targets: list[str], command: str, price: float | None
 ) -> Iterator[Callable[[int], None]]:
-    """Keeps that this process makes these runs now, and when and how it ended: it gives a function
-    that takes the exit code."""
+    """Keeps that this process makes these runs now; gives a function for the exit code."""
     own = {"began": time.time(), "ended": None, "code": None, "targets": targets}
     own |= {"command": command, "price": price, **heartbeat.who()}
     disk.set_aside(out / SESSIONS, list)
@@ -78,8 +77,7 @@ def hours(out: Path) -> float:
 
 
 def rows(out: Path, full: bool = False) -> list[dict]:
-    """Every run of a folder, or of a sweep's: those asked for last, and all that left a trace. A
-    `full` look reads all that they wrote."""
+    """Every run of a folder, or of a sweep's: those asked for last, and all that left a trace."""
     above, sweep = sweeps.parent(out) or out, ""
     asked = (sessions(above) or [{"targets": []}])[-1]["targets"]
     if (out / sweeps.POINTS).is_file():
@@ -111,9 +109,8 @@ def traces(out: Path) -> list[str]:
 
 
 def row(out: Path, run: str, waits: bool = False) -> dict:
-    """One run: `run`, `name` (with its point's, where a point has several), `folder`, `record` ({}
-    without one), `state` with its word, `changed` parameters, `older`: done, by other code than
-    today's. `waits`: it is still to be made by what goes on now."""
+    """One run. `waits`: it is still to be made by what goes on now; `older`: done, by other code
+    than today's; `changed`: parameters; `record`: {} without one."""
     record = files.whole(out / "results" / f"{run}.json", "parameters") or {}
     state = heartbeat.state(out, run)
     if record and not (out / "state" / f"{run}.json").exists():
@@ -130,8 +127,7 @@ def row(out: Path, run: str, waits: bool = False) -> dict:
 
 
 def _judged(out: Path, sweep: str, found: dict[str, dict], full: bool) -> list[dict]:
-    """Rows, of which those done get the word "damaged" or "outdated" where that is true of them: by
-    what the last command was told and its profile as that is today."""
+    """Rows; those done are "damaged" or "outdated" where the last command would say so today."""
     config = files.whole(out / graph.CONFIG, "profile", "given")
     own = {"redo": [], "before": [], "sweeps": [sweep] if sweep else []}
     jobs: dict = {}
@@ -167,8 +163,7 @@ def sweeps_of(out: Path) -> dict[str, dict]:
 
 
 def text(out: Path, full: bool = False) -> str:
-    """For a terminal: a line a run, then the sweeps, then who makes it; `full` reads what the runs
-    wrote, all of it."""
+    """For a terminal: a line a run, then the sweeps, then who makes it."""
     found = rows(out, full)
     if not found:
         return f"{out}: no run has left a trace here: `make book` makes one"
@@ -233,5 +228,6 @@ def morning(out: Path) -> dict:
 def sizes(out: Path) -> dict[str, int]:
     """Folder → bytes in it, largest first."""
     lines = subprocess.run(["du", "-kd1", out], capture_output=True, text=True).stdout.splitlines()
-    parts = {Path(path).name: int(size) * 1024 for size, path in (x.split("\t") for x in lines)}
-    return dict(sorted(parts.items(), key=lambda part: -part[1])[1:])  # the first is the whole
+    pairs = (line.split("\t") for line in lines[:-1])  # the last is the whole
+    parts = {Path(path).name: int(size) * 1024 for size, path in pairs}
+    return dict(sorted(parts.items(), key=lambda part: -part[1]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tdbook.corpus import origins
-from tdbook.corpus.token_folder import open_ids
+from tdbook.corpus.token_files import open_ids
 from tdlib import data
 from tdlib.data import Windows
 from tdlib.files import write_whole

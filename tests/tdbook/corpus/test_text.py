@@ -1,6 +1,7 @@
 """Text in: every kind of file gives the same documents, and near-duplicates share a side."""
 
 import bz2
+import functools
 import gzip
 import json
 import lzma
@@ -12,28 +13,25 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
 import zstandard
 from scipy.sparse.csgraph import connected_components
 
 from tdbook.book import students
 from tdbook.corpus import text, writer
 from tdbook.corpus.text import Document
-from tdbook.runs import hashes, running
+from tdbook.runs import hashes, parameters, running
 from tdbook.runs.running import start
 
-SHARED = Path(os.environ.get("SHARED") or Path(__file__).parents[4] / "shared") / "data/telugu"
 ZST = zstandard.ZstdCompressor().compress
 PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".zst": ZST}
 A, B, C = "అమ్మ ఇంట్లో ఉంది.", "నాన్న ఊరికి వెళ్ళాడు.", "వాన కురుస్తోంది."
 
 
 @pytest.fixture(scope="module")
-def shared():
-    """The documents of a real text, read once; a missing one fails under CI."""
-    if not SHARED.is_dir() and os.environ.get("CI") != "true":
-        pytest.skip(f"no real text in {SHARED}: set SHARED to the folder that holds data/telugu")
-    known = {}
-    return lambda name: known.setdefault(name, text.read([SHARED / f"{name}.txt.xz"]))
+def real(shared):
+    """The documents of a real text, read once."""
+    return functools.cache(lambda name: text.read([shared / f"data/telugu/{name}.txt.xz"]))
 
 
 def table(content: dict) -> bytes:
@@ -64,17 +62,17 @@ def lines_of(folder: Path, account: text.Account | None = None) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", text.KINDS)
-def test_every_kind_and_every_packing_gives_the_same_documents(shared, tmp_path, kind):
-    documents = shared("wikipedia_paragraphs")[:300]
+def test_every_kind_and_every_packing_gives_the_same_documents(real, tmp_path, kind):
+    documents = real("wikipedia_paragraphs")[:300]
     for ending, pack in PACK.items():
         path = tmp_path / f"wikipedia_paragraphs{kind}{ending}"
         path.write_bytes(pack(in_kind(documents, kind)))
         assert text.read([path]) == documents, path.name
 
 
-def test_a_text_is_its_file_cut_at_blank_lines(shared):
-    raw = lzma.open(SHARED / "wikipedia_articles.txt.xz").read().decode()
-    documents = shared("wikipedia_articles")
+def test_a_text_is_its_file_cut_at_blank_lines(real, shared):
+    raw = lzma.open(shared / "data/telugu/wikipedia_articles.txt.xz").read().decode()
+    documents = real("wikipedia_articles")
     assert len(documents) == 299 == len(raw.strip().split("\n\n"))
     joined = "\n\n".join("\n".join(d.lines) for d in documents)
     assert joined == re.sub(r"[^\S\n]+$", "", raw, flags=re.M).strip()
@@ -163,10 +161,9 @@ def test_an_account_is_told_of_all_that_is_not_read(tmp_path):
 def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "_latest", None)
     body = in_kind(writer.write(30_000, 5), ".txt").decode()
-    put(tmp_path / "texts", {"a.txt": body, "b.rst": body[:999]})
-    given = {"text": str(tmp_path / "texts"), "out": str(tmp_path / "out")}
-    small = {"profile": "smoke", "shape": "teacher-smoke", "vocab_size": 500, "context": 32}
-    this = start("00_teacher", small | given)
+    given = {"text": str(put(tmp_path / "texts", {"a.txt": body, "b.rst": body[:999]}))}
+    given |= {"profile": "smoke", "shape": "teacher-smoke", "vocab_size": 500, "context": 32}
+    this = start("00_teacher", given | {"out": str(tmp_path / "out")})
     with pytest.warns(UserWarning, match=r"1 files not read, .* \(b.rst\)"):
         summary, missing = students.text_into_tokens(this, None)
     kept = this._remembered["account"]
@@ -174,24 +171,12 @@ def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, mon
     assert f"{kept['characters']:,} of {kept['there']:,} characters; 1 files not" in summary
     assert missing == kept["missing"] != "" and missing.count("b.rst") == 0
     this.detach()
-    notebook = Path(students.__file__).parents[2] / "notebooks/00_teacher.ipynb"
+    notebook = parameters.ROOT / "notebooks/00_teacher.ipynb"
     assert "bits per byte.{missing}" in notebook.read_text("utf-8")
 
 
 W = [f"మాట{i} {A}" for i in range(60)]
-SHAPES = {  # what lies between lines, and every fifth line → documents of these 60, what is told
-    "lines": ("\n", "\n\n", 12, None),
-    "lines, sloppy": ("\n", "\n\n\n", 12, None),
-    "paragraphs": ("\n\n", "\n\n\n", 12, text.JOINED),
-    "paragraphs far apart": ("\n\n\n", "\n\n\n\n\n", 12, text.JOINED),
-    "paragraphs, blank lines with blanks": ("\n \n", "\n\t\n \n", 12, text.JOINED),
-    "paragraphs, CR CR LF": ("\r\r\n", "\r\r\n\r\r\n", 12, text.JOINED),
-    "paragraphs with form feeds": ("\n\n", "\n\n\f\n\n", 12, text.JOINED),
-    "CR alone": ("\r", "\r\r", 12, None),
-    "no larger gap": ("\n\n", "\n\n", 60, text.APART),
-    "CR CR LF without one": ("\r\r\n", "\r\r\n", 60, text.APART),
-    "other separators": ("\u2028", "\u0085", 1, None),
-}
+SHAPES = yaml.safe_load(Path(__file__).with_name("text_shapes.yaml").read_text("utf8"))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -200,7 +185,8 @@ def test_documents_are_told_apart_by_the_shape_of_the_file(tmp_path, shape):
     works = [between.join(W[i : i + 5]) for i in range(0, 60, 5)]
     account = text.Account()
     documents = text.read([put(tmp_path, {"a.txt": apart.join(works)})], account)
-    assert len(documents) == account.documents == count and [*account.told] == [told] * bool(told)
+    assert len(documents) == account.documents == count
+    assert [*account.told] == ([getattr(text, told)] if told else [])
     assert [w for d in documents for line in d.lines for w in re.split("[\u2028\x85]", line)] == W
     if count == 12:
         assert [list(d.lines) for d in documents] == [W[i : i + 5] for i in range(0, 60, 5)]
@@ -230,8 +216,8 @@ def test_a_text_is_read_no_further_than_memory_allows(tmp_path, monkeypatch, kin
             text.read([path])
 
 
-def test_sections_keep_every_line_and_are_about_as_long_as_asked(shared):
-    documents = shared("wikipedia_articles")
+def test_sections_keep_every_line_and_are_about_as_long_as_asked(real):
+    documents = real("wikipedia_articles")
     sections = text.section(documents, 2_000)
     assert [x for d in sections for x in d.lines] == [x for d in documents for x in d.lines]
     longest = max(len(line) for d in documents for line in d.lines)
@@ -251,14 +237,14 @@ def stubs(documents: list[Document]) -> list[int]:
     return [i for i, d in enumerate(documents) if "లొకేషన్ కోడ్" in " ".join(d.lines)]
 
 
-def test_the_village_stubs_are_one_group_and_works_stay_apart(shared):
-    documents = shared("wikipedia_articles") + shared("narrative_prose")
+def test_the_village_stubs_are_one_group_and_works_stay_apart(real):
+    documents = real("wikipedia_articles") + real("narrative_prose")
     group_N = text.near_duplicates(documents)
     stub_K = stubs(documents)
     assert len(stub_K) == 108  # data/README.md counts them
     assert set(np.flatnonzero(group_N == group_N[stub_K[0]])) == set(stub_K)
     assert np.bincount(group_N).max() == 108
-    for documents in (shared("narrative_prose"), writer.write(100_000, 1)):
+    for documents in (real("narrative_prose"), writer.write(100_000, 1)):
         assert len(set(text.near_duplicates(documents))) == len(documents) > 30
 
 
@@ -267,8 +253,8 @@ def word_sequences(document: Document) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + 4]) for i in range(max(1, len(words) - 3))}
 
 
-def test_groups_are_what_comparing_every_pair_gives(shared):
-    documents = shared("wikipedia_articles")[:180]
+def test_groups_are_what_comparing_every_pair_gives(real):
+    documents = real("wikipedia_articles")[:180]
     sets = [word_sequences(document) for document in documents]
     linked_NN = np.zeros((len(sets), len(sets)))
     for i, a in enumerate(sets):
@@ -293,8 +279,8 @@ def test_copies_meet_however_short_and_a_refrain_links_no_poems():
     assert same == {(0, 6), (7, 9), (10, 11)}
 
 
-def test_a_split_keeps_groups_whole_and_meets_its_shares(shared):
-    documents = text.section(shared("wikipedia_articles") + shared("narrative_prose"), 5_000)
+def test_a_split_keeps_groups_whole_and_meets_its_shares(real):
+    documents = text.section(real("wikipedia_articles") + real("narrative_prose"), 5_000)
     group_N = text.near_duplicates(documents)
     size_N = np.array([sum(map(len, d.lines)) for d in documents])
     for seed in range(4):
@@ -311,8 +297,8 @@ def test_a_split_keeps_groups_whole_and_meets_its_shares(shared):
         assert {sides[i] for i in stubs(documents)} == {"train"}
 
 
-def test_a_split_follows_its_seed_and_val_does_not_depend_on_confirm(shared):
-    documents, sides = shared("narrative_prose"), []
+def test_a_split_follows_its_seed_and_val_does_not_depend_on_confirm(real):
+    documents, sides = real("narrative_prose"), []
     for seed, confirm in ((1, 0), (1, 0.1), (2, 0)):
         how = dict(val_share=0.1, confirm_share=confirm, seed=seed)
         side_N = text.split(documents, np.arange(len(documents)), **how)

@@ -13,7 +13,7 @@ import pytest
 import sentencepiece
 import torch
 
-from tdbook.corpus import origins, token_files, token_folder, tokenizer_files, writer
+from tdbook.corpus import origins, token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
 from tdlib import data
 from tests.helpers import trained_sentencepiece
@@ -66,7 +66,7 @@ def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
             assert (meta[f"{split}_tokens"], meta[f"{split}_bytes"]) == (len(ids), size)
             assert tokens.bytes_per_token(split) == pytest.approx(size / len(ids))
         assert not [*rows]
-    ids = token_folder.open_ids(folder)  # without their tokenizer
+    ids = token_files.open_ids(folder)  # without their tokenizer
     assert ids.tokenizer is None and ids.meta == tokens.meta
     assert all(map(torch.equal, ids.train.batch(range(9)), tokens.train.batch(range(9))))
 
@@ -100,7 +100,7 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         token_files.write_tokens(tmp_path / "sound", sound, one, T)
-    meta = token_folder.read_meta(tmp_path / "sound/meta.json")
+    meta = token_files.read_meta(tmp_path / "sound/meta.json")
     assert token_files.loss(meta) == "" and "lost" not in meta
     assert meta["val_bytes"] == len("".join(f"{line}\n" for line in lines[:9]).encode())
     spoilt = {"train": [Document((*lines, odd), "a")], "val": [Document((odd,) * 20, "a")]}
@@ -165,7 +165,7 @@ def test_eos_is_the_tokenizer_s_where_meta_json_names_none(splits, tmp_path):
 
 def test_ids_beyond_the_vocabulary_and_many_unknown_are_refused(tmp_path, monkeypatch):
     train = np.full(9_000_000, 3, "<u4")
-    train[token_folder.BLOCK // 4 + 5] = 1_000  # in the second block
+    train[token_files.BLOCK // 4 + 5] = 1_000  # in the second block
     folder = raw(tmp_path / "elsewhere", train, np.full(100, 3))
     with pytest.raises(ValueError, match=r"holds id 1,000, the vocabulary has 50"):
         token_files.link_tokens(folder, tmp_path / "tokens")

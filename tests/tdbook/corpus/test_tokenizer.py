@@ -429,10 +429,10 @@ def test_what_is_no_tokenizer_is_refused_before_it_is_read_and_the_kind_told_by_
     for name, head in {"half": half, "brace": b"{\xff}", "t": b"\n", "j": b"{", "m": b""}.items():
         (tmp_path / name).write_bytes(head)
         os.truncate(tmp_path / name, len(head) if len(head) > 1 else 2**38)  # a hole takes no room
-    upstream, large = kinds["Morfessor"].path, "has 274,877,906,944 bytes, a tokenizer's .* at most"
+    upstream, large = kinds["Morfessor"].path, "has 274,877,906,944 bytes, .*at most 268,435,456"
     for names, said in {
         ("half",): "is not a SentencePiece .model, nor",
-        ("brace",): "is no JSON",
+        ("brace",): "is no table in JSON",
         ("t",): large,
         ("j",): large,
         (upstream, "m"): large,

@@ -28,9 +28,9 @@ from tdbook.__main__ import main
 from tdbook.corpus import tokenizer_files
 from tdbook.corpus.tokenizer import TELUGU
 from tdbook.export import (
-    gguf_check,
     gguf_file,
     gguf_tokenizer,
+    inference,
     llama_cpp,
     model_tokenizer,
     shipping,
@@ -41,7 +41,7 @@ from tdlib import data, hard_set, teacher
 from tdlib.files import MARK
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tests import upstream
-from tests.tdbook.export.test_release import PLAIN, hugging_face, trained
+from tests.tdbook.export.test_release import CASES, PLAIN, hugging_face, trained
 
 BPE = PLAIN | dict(model_type="bpe", byte_fallback=True)
 SHAPE = dict(layers=2, heads=4, dim=64, mlp_dim=96, context=48)
@@ -97,23 +97,16 @@ def tensors(path: Path) -> dict[str, gguf.ReaderTensor]:
 
 # Weights
 
-SHAPES_OF = [
-    (200, {}),
-    (60, {"kv_heads": 1, "tied": False, "head_dim": 24}),
-    (60, {"kv_heads": 2, "mlp_dim": 1408, "rope_theta": 500000.0, "norm_eps": 1e-3}),
-    (30, {"dim": 640, "heads": 10, "layers": 1}),
-]
 
-
-@pytest.mark.parametrize("count, change", SHAPES_OF, ids=str)
+@pytest.mark.parametrize("count, change", CASES["shapes"], ids=str)
 def test_f16_in_llama_cpp_is_the_model_in_pytorch(count, change, tokenizer, tmp_path):
     model = saved(tmp_path / "m", tokenizer.path, tokenizer.size, **change)
     to_gguf(tmp_path / "m", tmp_path / "m.gguf", "F16")
-    prompts = gguf_check.prompts(model.config, None, count)
+    prompts = shipping.draw_prompts(model.config, None, count)
     assert len(prompts) == count and max(map(len, prompts)) == 48 and len(prompts[0]) == 1
-    check = gguf_check.check(tmp_path / "m", tmp_path / "m.gguf", prompts)
+    check = shipping.check(tmp_path / "m", tmp_path / "m.gguf", prompts)
     assert check["likeliest"] >= 0.99 and check["largest"] <= 0.02
-    assert gguf_check.other_weight(tmp_path / "m", tmp_path / "m.gguf") == ""
+    assert shipping.other_weight(tmp_path / "m", tmp_path / "m.gguf") == ""
 
 
 def test_rope_in_the_other_order_and_a_weight_that_is_not_in_the_file_are_seen(
@@ -123,9 +116,9 @@ def test_rope_in_the_other_order_and_a_weight_that_is_not_in_the_file_are_seen(
     embedding = stored["model.embed_tokens.weight"]
     for name, like in (("lm_head.weight", embedding), ("model.norm.weight", None)):
         save_file(stored | {name: (stored[name] if like is None else like) + 0.5}, path)
-        assert gguf_check.other_weight(tmp_path, files["F16"]) == name
+        assert shipping.other_weight(tmp_path, files["F16"]) == name
     save_file(stored | {"lm_head.weight": embedding.clone()}, path)
-    assert gguf_check.other_weight(tmp_path, files["F16"]) == ""
+    assert shipping.other_weight(tmp_path, files["F16"]) == ""
     monkeypatch.setattr(teacher, "neighbours", lambda weight_OD, heads: weight_OD)
     with pytest.raises(ValueError, match=r"agrees with .* on [1-8]\d.*nothing is shipped"):
         shipping.ship(made[0], tmp_path / "out" / "50m")
@@ -143,21 +136,9 @@ def test_blocks_are_those_of_ggufs_own_reference(made, files):
     assert np.sqrt(((back - weight) ** 2).mean()) < 0.02  # 6 bits of ±3: steps of a tenth at most
 
 
-# Shape, how Q4_0_DEFAULT keeps embedding, head, and the MLP's matrices, and what a card says of it
-KINDS = {
-    "256": (dict(dim=256), "Q6_K - Q4_0 Q4_0", r"\nQ4_0 is 4-bit throughout\. .* keeps the embedd"),
-    "untied": (dict(dim=256, tied=False), "Q4_0 Q6_K Q4_0 Q4_0", "DEFAULT keeps the head finer"),
-    "640": (dict(dim=640, heads=10), "Q8_0 - Q4_0 Q4_0", "Q4_0 is 4-bit throughout"),
-    "some": (dict(mlp_dim=100), "Q8_0 - Q4_0 F16", r"9\d\.\d% of Q4_0 is in 4 bits: rows of 100"),
-    "many": (dict(dim=72, heads=2, head_dim=32), "F16 - F16 Q4_0", r"\d% of Q4_0 .* rows of 72"),
-    "none": (dict(dim=40, heads=2, mlp_dim=36), "F16 - F16 F16", "Nothing in Q4_0 .* of 36 and 40"),
-}
-
-
-@pytest.mark.parametrize("shape, wanted, told", KINDS.values(), ids=KINDS)
-def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(
-    shape, wanted, told, tokenizer, tmp_path
-):
+@pytest.mark.parametrize("name", CASES["kinds"])
+def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(name, tokenizer, tmp_path):
+    shape, wanted, told = CASES["kinds"][name]
     saved(tmp_path, tokenizer.path, tokenizer.size, layers=1, **shape)
     model, path = gguf_file.read(tmp_path), tmp_path / "x.gguf"
     gguf_file.write(model, path, "Q4_0_DEFAULT")
@@ -172,7 +153,7 @@ def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(
     if "head_dim" in shape:  # it runs
         with pytest.warns(UserWarning, match=told):
             to_gguf(tmp_path, path, "Q4_0")
-        assert gguf_check.check(tmp_path, path, [[3, 300, 5, 60, 7]])["mean"] < 0.3
+        assert shipping.check(tmp_path, path, [[3, 300, 5, 60, 7]])["mean"] < 0.3
 
 
 def test_what_makes_no_file_is_refused_by_name_and_leaves_none(made, tokenizer, tmp_path):
@@ -203,14 +184,8 @@ def test_metadata_says_the_shape_and_what_the_card_says_and_a_vocabulary_is_padd
     (folder / "README.md").write_text(f"---\n{front}\n---\n# telugu-50m-merged\n\nText.\n")
     to_gguf(folder, tmp_path / "x.gguf", "Q8_0")
     fields = {k: f.contents() for k, f in gguf.GGUFReader(tmp_path / "x.gguf").fields.items()}
-    wanted = """general.architecture llama, general.name 50m Merged, general.file_type 7,
-        general.license apache-2.0, general.base_model.0.name Telugu 300m,
-        llama.vocab_size 705, llama.context_length 48, llama.attention.head_count_kv 4,
-        llama.rope.freq_base 10000.0, tokenizer.ggml.model llama, tokenizer.ggml.eos_token_id 3,
-        tokenizer.ggml.bos_token_id 3, tokenizer.ggml.unknown_token_id 1,
-        tokenizer.ggml.padding_token_id 0, tokenizer.ggml.add_space_prefix True"""
-    wanted = dict(line.strip().split(" ", 1) for line in wanted.split(","))
-    assert {name: str(fields.get(name)) for name in wanted} == wanted
+    found = {name: fields.get(name) for name in CASES["metadata"]}
+    assert found == CASES["metadata"]
     assert fields["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
     assert llama_cpp.Model(tmp_path / "x.gguf").vocab_size == 705
 
@@ -247,16 +222,9 @@ def test_a_hugging_face_bpe_takes_raw_text_too(extended, lines, tmp_path):
         assert [file.text(ids[i]).removeprefix(" ") for i in (0, -1)] == [texts[0], texts[-1]]
 
 
-OTHERS = {
-    "unigram": (dict(model_type="unigram"), "other ids of"),
-    "no bytes": (dict(byte_fallback=False), "ends llama.cpp's process"),
-    "normalised": (dict(normalization_rule_name="nfkc"), "other ids of"),
-    "bytes without a rule": (None, "other ids of"),
-}
-
-
-@pytest.mark.parametrize("options, why", OTHERS.values(), ids=OTHERS)
-def test_of_other_tokenizers_it_says_first_that_the_file_takes_ids(options, why, lines, tmp_path):
+@pytest.mark.parametrize("name", CASES["others"])
+def test_of_other_tokenizers_it_says_first_that_the_file_takes_ids(name, lines, tmp_path):
+    options, why = CASES["others"][name]
     if options:
         ours = trained(lines[::4], tmp_path / "sentencepiece.model", **BPE | options)
     else:
@@ -384,17 +352,7 @@ def test_added_words_are_the_models_own_in_the_file_and_beside_it(extended, tmp_
     assert "for the embedding has 300 rows" in str(recwarn[-1].message)
 
 
-LACKS = r"lacks 4 words .*save_pretrained\(folder\)"
-OTHERWISE = "'అమ్మ' .id 300. otherwise .*make both say what the mo"
-ADDED = [
-    ("tokenizer.model", "added_tokens.json", LACKS),
-    ("tokenizer.model", "tokenizer_config.json", LACKS),
-    ("base.json", "added_tokens.json", LACKS),
-    ("base.json", "tokenizer_config.json", OTHERWISE),
-]
-
-
-@pytest.mark.parametrize("base, file, fault", ADDED)
+@pytest.mark.parametrize("base, file, fault", CASES["added"])
 def test_words_added_in_a_file_of_their_own_are_said_with_a_remedy_that_works(
     base, file, fault, extended, tmp_path
 ):
@@ -416,25 +374,16 @@ def test_words_added_in_a_file_of_their_own_are_said_with_a_remedy_that_works(
     assert ids == one.encode(line, add_special_tokens=False)
 
 
-AROUND = {
-    "no bos": ({"add_bos_token": False}, None),
-    "bos is asked": ({"add_bos_token": True}, None),
-    "a template of three": ({}, "<eos> <pad> $A"),
-    "an end": ({}, "$A <eos>"),
-    "no config": (None, None),
-    "a template and no bos": ({"add_bos_token": False}, "<eos> $A <eos>"),
-}
-
-
-@pytest.mark.parametrize("config, template", AROUND.values(), ids=AROUND)
-def test_a_file_begins_and_ends_a_text_as_transformers_does(config, template, extended, tmp_path):
+@pytest.mark.parametrize("name", CASES["around"])
+def test_a_file_begins_and_ends_a_text_as_transformers_does(name, extended, tmp_path):
+    config, template = CASES["around"][name]
     words = tokenizers.Tokenizer.from_file(str(extended / "base.json"))
     if template:
         named = [(name, words.token_to_id(name)) for name in ("<eos>", "<pad>") if name in template]
         words.post_processor = processors.TemplateProcessing(single=template, special_tokens=named)
     words.save(str(tmp_path / "tokenizer.json"))
     if config is not None:
-        config |= {"bos_token": "<eos>", "eos_token": "<eos>"}
+        config = config | {"bos_token": "<eos>", "eos_token": "<eos>"}
         config |= {"tokenizer_class": "LlamaTokenizerFast"}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "config.json").write_text('{"model_type": "llama", "bos_token_id": 3}')
@@ -464,6 +413,9 @@ def test_a_file_says_whether_bos_comes_first_and_all_that_end_a_text(extended, t
     own = gguf_tokenizer.vocabulary(folder, model.config)
     assert own.begin == (3,) and "ids = [3, *tokenizer" in gguf_tokenizer.script(own)
     assert "ids = [*tokenizer" in gguf_tokenizer.script(replace(own, begin=()))
+    config = json.loads((folder / "config.json").read_text()) | {"bos_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(config))  # no model of this book
+    assert gguf_tokenizer.vocabulary(folder, model.config).begin == ()
 
 
 # Damage
@@ -535,9 +487,9 @@ def test_generating_is_one_forward_after_another(files):
 def test_costs_are_those_of_the_dequantized_weights(made, files):
     """llama.cpp rounds activations too, to 8 bits, so the two are near and not equal."""
     model, copy = made[1], Llama.load(made[0])
-    stream = np.array([i for ids in gguf_check.prompts(model.config, None) for i in ids])
+    stream = np.array([i for ids in shipping.draw_prompts(model.config, None) for i in ids])
     windows = data.Windows(stream[: 48 * 6 + 1], 48)
-    rows = gguf_check.costs(made[0], {q: files[q] for q in ("Q8_0", "Q4_0")}, windows, 6)
+    rows = inference.file_costs(made[0], {q: files[q] for q in ("Q8_0", "Q4_0")}, windows, 6)
     assert [row["format"] for row in rows] == ["PyTorch float32", "Q8_0", "Q4_0"]
     loss = float(hard_set.window_loss(model, windows, range(6), "cpu").mean())
     assert rows[0]["loss"] == pytest.approx(loss, abs=1e-4)

@@ -16,6 +16,7 @@ import sentencepiece
 import tokenizers
 import torch
 import transformers
+import yaml
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tdbook.corpus import token_files, tokenizer_files
@@ -25,7 +26,8 @@ from tdlib import data, lora
 from tdlib.model import Llama
 from tests.helpers import tiny_model
 
-CONTEXT = 24
+CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
+PLAIN, CONTEXT = CASES["plain"], 24
 EDGES = ["", " ", "   ", "  రెండు  ఖాళీలు  ", "\tట్యాబ్\t", "👍🏽 😀", "Telugu (te) ABC", "2024లో 3.5%"]
 EDGES += ["క్\u200dష", "రాష్\u200cట్రం", "<eos>", "ఒక <eos> లో", "<pad><unk><bos>", "<0xE0>"]
 EDGES += ["é e\u0301 ﬁ ½ Ａ", "\x00\u00a0\ufeff"]
@@ -101,20 +103,11 @@ def test_a_converted_bpe_cuts_overlapping_merges_as_sentencepiece_does(
     assert [found.ids for found in theirs.encode_batch(texts)] == ours.encode(texts)
 
 
-PLAIN = dict(normalization_rule_name="identity", remove_extra_whitespaces=False)
-SENTENCEPIECE = {
-    "bpe": (PLAIN | dict(model_type="bpe"), True),
-    "other ids": (PLAIN | dict(model_type="bpe", pad_id=-1, unk_id=0, bos_id=1, eos_id=2), True),
-    "normalises": (dict(model_type="bpe"), False),
-    "unigram": (PLAIN | dict(model_type="unigram", byte_fallback=True), False),
-    "no space before": (PLAIN | dict(model_type="bpe", add_dummy_prefix=False), False),
-}
-
-
-@pytest.mark.parametrize("options, converted", SENTENCEPIECE.values(), ids=SENTENCEPIECE)
+@pytest.mark.parametrize("name", CASES["sentencepiece"])
 def test_another_sentencepiece_model_is_converted_to_the_same_ids_or_left_to_its_package(
-    options, converted, lines, tmp_path
+    name, lines, tmp_path
 ):
+    options, converted = CASES["sentencepiece"][name]
     ours = trained(lines[::4], tmp_path / "theirs.model", **options)
     if not converted:
         files = model_tokenizer.tokenizer_files(ours, tmp_path, CONTEXT)
@@ -146,17 +139,7 @@ def hugging_face(
     return tokenizer_files.open(folder / "tokenizer.json")
 
 
-CONFIGS = [
-    (None, True),
-    (None, False),
-    # a class that would build its own pipeline; code that is not in the folder
-    (dict(tokenizer_class="LlamaTokenizer", model_max_length=10**30), False),
-    (dict(tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]}), True),
-    (dict(chat_template="{{ messages }}"), True),
-]
-
-
-@pytest.mark.parametrize("config, over_bytes", CONFIGS, ids=str)
+@pytest.mark.parametrize("config, over_bytes", CASES["hugging_face"], ids=str)
 def test_a_hugging_face_tokenizer_is_released_as_it_is(config, over_bytes, lines, tmp_path):
     ours = hugging_face(lines, tmp_path / "given", config, over_bytes)
     folder = released(ours, tmp_path)
@@ -169,15 +152,8 @@ def test_a_hugging_face_tokenizer_is_released_as_it_is(config, over_bytes, lines
 
 # The cards
 
-ROW = dict(parameters=11_234, loss=5.52459, loss_fixed=5.43211, perplexity=250.784)
-ROW |= dict(bits_per_byte=1.07995, kl=0.401501, agreement=0.46094, calibration_error=0.012632)
-PARAMETERS = dict(run="01_distill-50m", profile="tiny", text="/me/secret.txt", student="50m")
-PARAMETERS |= dict(teacher="teacher", init="random", ce_weight=0.25, temperature=2.0)
-PARAMETERS |= dict(learning_rate=2e-3, seed=7, device="auto")
-RECORD = dict(run="01_distill-50m", profile="tiny", notebook="01_distill", parameters=PARAMETERS)
-RECORD |= dict(seed=7, commit="169b59c", dirty=False, device="cpu, 1 thread")
-RECORD |= dict(started="2026-11-24T14:00:47+00:00")
-ADAPTER = dict(base="50m", adapter="50m-hard", windows="hard", ce_weight=0, temperature=None)
+ROW, ADAPTER = CASES["row"], CASES["adapter"]
+RECORD = CASES["record"] | {"parameters": CASES["parameters"]}
 LORA = RECORD | dict(run="03_lora-hard", notebook="03_lora", parameters=ADAPTER)
 
 
@@ -224,16 +200,10 @@ def test_that_for_upstreams_vocabulary_encodes_as_we_do(shared, lines, tokens, t
     assert [left["decode"](ids) for ids in wanted] == [ours.decode(ids) for ids in wanted]
 
 
-TOLD = ["| weights | 11,234 | 99,000 |", "| loss, nats per token | 5.5246 | 0.5000 |"]
-TOLD += ["| KL(teacher ‖ model), nats per token | 0.4015 | – |", "| 46.1% | 50.0% |"]
-TOLD += [f"windows of {CONTEXT} tokens", "`01_distill-50m`", "169b59c,", "seed 7", "2026-11-24"]
-TOLD += ["a student of `teacher`", "0.25 · cross-entropy", "T 2", "learning_rate: 0.002"]
-
-
 def test_the_card_tells_the_numbers_the_run_and_no_path(tokens, base):
     better = dict.fromkeys(ROW, 0.5) | dict(parameters=99_000, kl=float("nan"))
     text = cards.card(base, tokens, ROW, RECORD, better)
-    assert not [part for part in TOLD if part not in text]
+    assert not [part for part in CASES["told"] if part not in text]
     assert "secret" not in text and "device: auto" not in text
     card = huggingface_hub.ModelCard(text)
     assert card.text.count("TODO") == 3  # licence, data, teacher: nothing is made up
@@ -242,20 +212,10 @@ def test_the_card_tells_the_numbers_the_run_and_no_path(tokens, base):
     assert about["tags"] == ["telugu", "llama"] and "license" not in about
 
 
-ORIGINS = [
-    ("teacher", "00_teacher", dict(teacher=""), "trained here"),
-    ("50m-scratch", "01_distill", dict(ce_weight=1), "without a teacher"),
-    ("50m", "01_distill", dict(init="teacher"), "slices of its teacher's weights"),
-    ("75m", "05_progressive", {}, "a student of `150m`"),
-    ("50m-hard-merged", "03_lora", ADAPTER, "the adapter `50m-hard` merged"),
-    ("50m-on", "03_lora", ADAPTER | dict(trains="weights"), "all its weights trained on for"),
-]
-
-
 def test_the_card_says_how_the_model_came_to_be(tokens, base, tmp_path):
-    for name, notebook, change, origin in ORIGINS:
+    for name, notebook, change, origin in CASES["origins"]:
         (folder := tmp_path / name).symlink_to(base)
-        record = RECORD | dict(notebook=notebook, parameters=PARAMETERS | change)
+        record = RECORD | dict(notebook=notebook, parameters=CASES["parameters"] | change)
         assert origin in cards.card(folder, tokens, ROW, record)
     tiny_model().save(tmp_path / "bare")
     with pytest.raises(FileNotFoundError, match=r"bare holds none of tokenizer\.json"):

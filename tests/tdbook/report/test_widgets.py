@@ -96,7 +96,6 @@ def test_every_stop_is_the_choice_of_its_threshold_or_share_with_every_switch(ki
                 d_N, replace(rule, threshold=None, share=(i + 1) / 200), JUNK_N
             )
             assert by_share.windows_K.tolist() == hard_K.tolist()
-    assert [counts.SHARES[counts.PRESETS[f"{p} %"]] for p in (15, 20, 25)] == [0.15, 0.2, 0.25]
 
 
 def test_the_page_grows_little_with_the_number_of_windows():
@@ -235,7 +234,11 @@ def test_a_page_shows_in_a_browser_what_was_counted(tab):
     begun = Rule(0.31, clip=0.01, easy_share=0.1, token_share=0.6)
     explored = replace(BEGUN, text_of=text_of, rule=begun)
     numbers, (order, clean) = counts.numbers(explored, live=False)
-    tab.set_content(widgets.offline_explorer(explored))
+    page = widgets.offline_explorer(explored)
+    without_script = [
+        int(x.get_text()) for x in BeautifulSoup(page, "html.parser").select(".texts u")
+    ]
+    tab.set_content(page)
     for fold in tab.locator("summary").all():
         fold.click()
 
@@ -254,7 +257,7 @@ def test_a_page_shows_in_a_browser_what_was_counted(tab):
 
     line = agreed("threshold")["line"]
     windows = [int(x) for x in tab.locator(".texts u").all_inner_texts()]
-    assert windows == [*order[line : line + 3], *order[line - 3 : line][::-1]]
+    assert windows == without_script == [*order[line : line + 3], *order[line - 3 : line][::-1]]
     for name, keys in (("threshold", ["ArrowRight"]), ("share", ["End", "PageDown", "Home"])):
         for key in keys:
             tab.get_by_role("slider", name=name).press(key)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from tdbook.book import students
 from tdbook.corpus import token_files, writer
@@ -27,6 +28,7 @@ from tdlib.files import write_whole as write
 from tests import helpers, small_book
 
 ROOT = Path(__file__).parents[3]
+CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))["hooks"]
 
 
 def processes(mark: str) -> list[str]:
@@ -43,21 +45,7 @@ def about(out: Path, state: str = "done") -> dict:
     return hooks.told(out, "01_distill-a", state, "the loss is 3")
 
 
-COMMANDS = [
-    ("true", "ok"),
-    ("echo one; echo 'no room' >&2; exit 3", "failed: exit 3: no room"),
-    ("no-such-program", r"failed: exit 127: .*no-such-program: not found"),
-    ("trap '' TERM INT HUP; sleep 9{mark}; sleep 9{mark}", "failed: did not end within 0.5 s"),
-    ("yes", "failed: wrote more than 16 MiB and was ended: y"),
-    ("head -c 9000000 /dev/zero", "ok"),  # a long progress bar
-    ('cat; read line; test -z "$line"', "ok"),  # there is nothing to read
-    ("kill -9 $$", "failed: exit -9: without a word"),
-    ("printf '\\377\\376\\000'; exit 1", "failed: exit 1"),
-    ("sleep 9{mark} &", "ok"),
-]
-
-
-@pytest.mark.parametrize("command, says", COMMANDS)
+@pytest.mark.parametrize("command, says", CASES)
 def test_a_hook_ends_in_time_says_how_and_leaves_nothing_running(tmp_path, capsys, command, says):
     mark = f"{os.getpid()}{abs(hash(command)) % 10**6}"  # sleeps no other test starts
     limit = 0.5 if "0.5 s" in says else 20

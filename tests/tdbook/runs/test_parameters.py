@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from IPython.core.interactiveshell import InteractiveShell
 from nbformat import v4
 
@@ -17,6 +18,7 @@ from tdbook.runs.parameters import ParameterError, check
 from tests.helpers import one_line
 
 REPOSITORY = Path(__file__).parents[3]
+CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
 
 
 def test_names_come_before_values_before_paths_a_line_each():
@@ -32,41 +34,13 @@ def test_names_come_before_values_before_paths_a_line_each():
     one_line(error, "text = 'nowhere.txt' must be")
 
 
-AS_ITS_KIND = [
-    ("learning_rate", "5e-4", 5e-4),  # what YAML 1.1 makes of 5e-4
-    ("epochs", 3, 3.0),
-    ("batch_tokens", 50.0, 50),
-    ("batch_tokens", "5e1", 50),
-    ("batch_tokens", "262_144", 262_144),
-    ("seed", "9007199254740993", 9007199254740993),  # 2^53 + 1, no float
-    ("redo", "true", True),
-    ("student", "50m", "50m"),
-]
-
-
-@pytest.mark.parametrize("name, given, meant", AS_ITS_KIND)
+@pytest.mark.parametrize("name, given, meant", CASES["kinds"])
 def test_a_value_arrives_as_its_kind(name, given, meant):
     found = check("01_distill", {name: given})[name]
     assert found == meant and type(found) is type(meant)
 
 
-# what papermill makes of what is typed after -p; after -r it is text
-PAPERMILL = [
-    *((("student", typed, "-r, not -p")) for typed in ("50", "050", "5e1", "None", "True")),
-    ("student", '"50"', "leave its quotes out, in papermill -r student 50"),
-    ("student", "'50m'", "leave its quotes out, in papermill -r student 50m"),
-    ("student", "2026-11-29", ""),
-    ("student", "చిన్న", r"no vowel signs.*: for example student: "),
-    ("learning_rate", "5e-4x", "is not a number: for example learning_rate: 0"),
-    ("redo", "None", "is not true or false: for example redo: false"),
-    ("redo", "false", ""),
-    ("seed", "1e3", ""),
-    ("seed", "1e30", "at most 9,223,372,036,854,775,807: for example seed: 1"),
-    ("seed", "nan", "is not a number"),
-]
-
-
-@pytest.mark.parametrize("name, typed, says", PAPERMILL)
+@pytest.mark.parametrize("name, typed, says", CASES["papermill"])
 def test_what_papermill_makes_of_a_value_works_or_has_a_remedy_it_can_take(name, typed, says):
     from papermill.cli import _resolve_type
 

@@ -14,6 +14,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 from nbclient.exceptions import DeadKernelError
@@ -27,7 +28,10 @@ from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
 from tdbook.workflow import execute, graph, request, status
 from tdlib.files import write_whole as write
-from tests.small_book import COMMON, OWN, REPOSITORY, alive, called, processes_of, wait_for, yaml
+from tests.small_book import COMMON, OWN, REPOSITORY, alive, called, processes_of, wait_for
+from tests.small_book import yaml as run_yaml
+
+CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
 
 
 def distill(**given) -> bool:
@@ -378,14 +382,16 @@ def test_figures_and_tables_are_files_too(root):
 
 
 def test_a_bad_parameter_stops_a_run_before_a_kernel_starts(root, capsys):
-    assert execute.execute(yaml(root, "01_distill-a", studnet="a"), Path("outputs/tiny"), {}) == 1
+    assert (
+        execute.execute(run_yaml(root, "01_distill-a", studnet="a"), Path("outputs/tiny"), {}) == 1
+    )
     assert "did you mean student?" in capsys.readouterr().out and not (root / "outputs").exists()
 
 
 def test_the_graph_follows_from_what_runs_read_and_write(root):
-    yaml(root, "01_distill-a")
-    yaml(root, "01_distill-b", student="b", teacher="a")
-    yaml(root, "04_merge_eval")
+    run_yaml(root, "01_distill-a")
+    run_yaml(root, "01_distill-b", student="b", teacher="a")
+    run_yaml(root, "04_merge_eval")
     needs = {one.run: one.needs for one in graph.book("tiny")}
     assert needs == {
         "00_teacher": (),
@@ -419,8 +425,8 @@ NO_BOOKS = [
 
 @pytest.mark.parametrize("run, given, says", NO_BOOKS)
 def test_a_book_that_cannot_be_meant_is_refused(root, run, given, says):
-    yaml(root, "01_distill-a")
-    yaml(root, run, **given)
+    run_yaml(root, "01_distill-a")
+    run_yaml(root, run, **given)
     with pytest.raises(ParameterError, match=says):
         graph.book("tiny")
 
@@ -450,9 +456,9 @@ def test_the_book_runs_what_is_needed_and_only_that(root, elsewhere):
     words, out = root / f"{ODD}\n.txt", f"outputs/{ODD}"
     words.write_text("తెలుగు")
     given = (f"TEXT={words}", f"OUT={out}")
-    yaml(root, "01_distill-a")
-    yaml(root, "01_distill-bad", student="bad")
-    yaml(root, "04_merge_eval")
+    run_yaml(root, "01_distill-a")
+    run_yaml(root, "01_distill-bad", student="bad")
+    run_yaml(root, "04_merge_eval")
     done = make_book(*given)
     assert done.returncode == 1  # one failed; what does not need it was run all the same
     assert called(root, out) == ["00_teacher", "01_distill-a"]
@@ -516,20 +522,9 @@ def test_where_home_cannot_be_written_what_runs_below_writes_elsewhere(tmp_path,
             disk.find_homes()
 
 
-NAMES = {
-    "": "tiny",
-    "te.txt": "tiny-te",
-    "te.wiki.txt": "tiny-te.wiki",
-    ".txt": "tiny-.txt",
-    "TE.2024.PARQUET": "tiny-TE.2024",
-    "a.b.txt c.d.txt.gz": "tiny-a.b+c.d",
-}
-
-
 def test_a_run_folder_has_the_whole_name_of_its_text(root):
-    assert {text: request.default_out("tiny", text) for text in NAMES} == {
-        text: f"outputs/{name}" for text, name in NAMES.items()
-    }
+    for text, name in CASES["texts"].items():
+        assert request.default_out("tiny", text) == f"outputs/{name}"
     texts = " ".join(f"కథలు/తెలుగు_కథలు_భాగం_{i}.txt" for i in range(40))
     found = [request.default_out("tiny", given) for given in (texts, texts.replace("_39", "_40"))]
     assert len(set(found)) == 2  # which differ in their last letter alone
@@ -580,7 +575,7 @@ def test_make_passes_on_what_was_typed_as_it_was_typed(tmp_path):
 
 
 def test_a_killed_book_leaves_no_process_and_goes_on(root):
-    yaml(root, "01_distill-slow", student="slow")
+    run_yaml(root, "01_distill-slow", student="slow")
     command = [sys.executable, "-m", "tdbook", "book", "PROFILE=tiny"]
     out = root / "outputs/tiny"
     for how in (signal.SIGINT, signal.SIGKILL):

@@ -374,7 +374,7 @@ def test_a_checkpoint_of_other_targets_is_refused_and_a_text_alone_asks_for_none
         train.fit(tiny(), some_windows(), quick(ce_weight=1.0), teacher=targets)
 
 
-def test_where_it_is_read_only_nothing_is_written(tmp_path):
+def test_where_it_is_read_only_nothing_is_written(tmp_path, recwarn):
     with opened(tmp_path) as targets:
         fill(targets, [[0, 1]])
     before = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
@@ -382,6 +382,7 @@ def test_where_it_is_read_only_nothing_is_written(tmp_path):
         fill(targets, [[1, 2]])
         assert targets.there([0, 1, 2]).tolist() == [True, True, False]
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == before
+    assert not recwarn
 
 
 def test_scores_from_the_cache_are_the_teachers_own_and_ask_it_only_what_is_missing(tmp_path):

@@ -1,6 +1,7 @@
 """CLUSTER=slurm without a cluster: what would be asked of SLURM, and what is said where it refuses.
 The real one is in bench/stress_slurm.py."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,8 +59,8 @@ def test_a_slurm_that_does_not_answer_starts_nothing(root, monkeypatch, capsys):
     assert capsys.readouterr().out == answer
 
 
-def test_a_job_of_an_earlier_command_is_waited_for(tmp_path, monkeypatch, capsys):
-    """It is in the queue twice, and then gone."""
+def test_a_job_of_an_earlier_command_is_waited_for_or_cancelled(tmp_path, monkeypatch, capsys):
+    """It is in the queue twice, and then gone; Ctrl-C cancels it."""
     job = f"7|{cluster.prefix(tmp_path)}_f2ce"
     count = f"echo x >> {tmp_path}/asked; test $(wc -l < {tmp_path}/asked) -gt 2 || echo '{job}'"
     programs(tmp_path, monkeypatch, squeue=count)
@@ -67,6 +68,15 @@ def test_a_job_of_an_earlier_command_is_waited_for(tmp_path, monkeypatch, capsys
     cluster.begin(tmp_path, "slurm")
     assert (tmp_path / "asked").read_text() == "x\nx\nx\n"
     assert capsys.readouterr().out.startswith("job 7 of an earlier command is in the queue")
+    gone = f"test -e {tmp_path}/cancelled || echo '{job}'"
+    programs(tmp_path, monkeypatch, squeue=gone, scancel=f"echo $1 > {tmp_path}/cancelled")
+    monkeypatch.setattr(cluster, "ASK_S", 5)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    with pytest.raises(RuntimeError, match="the same command goes on"):
+        cluster.begin(tmp_path, "slurm")
+    signal.signal(signal.SIGALRM, before)
+    assert (tmp_path / "cancelled").read_text() == "7\n"
 
 
 def test_a_snakemake_that_waits_for_no_job_is_ended(tmp_path, monkeypatch):
