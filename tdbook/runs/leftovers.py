@@ -62,37 +62,28 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
     kept = hashes.load(out, run) or hashes.EMPTY
     record = files.whole(out / "results" / f"{run}.json", "started", "models")
     record = record or {"started": "", "models": {}}
-    old = _new_folder(out / "old", run, record["started"])
+    outputs = [*(kept["outputs"] or hashes.outputs(out, run, values))]
+    losses = ownership.losses([*outputs, *(f"models/{name}" for name in record["models"])])
+    names = [str(path.relative_to(out)) for path in ownership.named(out, run)]
+    names = [name for name in names if not name.startswith(("state/", ".done/"))]
+    places = {name: name for name in (*names, *outputs, *losses)}
+    # execute puts the finished notebook aside before papermill writes a new one
+    aside, notebook = f".{run}.ipynb", f"{run}.ipynb"
+    places[aside if (out / aside).exists() else notebook] = notebook
     tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], inputs)}
     hand = notebooks.notebook_of(run) == notebooks.HARD_SET
     hand = hand and choice.by_hand(out / choice.HARD_SET)
     stays = hand and not values["redo"] and len(tokens) == 1
-    outputs = kept["outputs"] or hashes.outputs(out, run, values)
-    for path, place in _made(out, run, values, [*outputs], record["models"]).items():
-        if os.path.lexists(path) and not (stays and path.name == choice.HARD_SET):
+    old = _new_folder(out / "old", run, record["started"])
+    for name, place in places.items():
+        if os.path.lexists(out / name) and not (stays and name == choice.HARD_SET):
             (old / place).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, old / place)
+            os.replace(out / name, old / place)
     note = f"{why}: what it made before is in {parameters.shown(old)}"
-    if hand:
-        stay = f"; the hard set chosen by hand stays, REDO={run} replaces it"
-        note += stay if stays else ", the hard set chosen by hand with it"
+    note += ", the hard set chosen by hand with it" * (hand and not stays)
+    note += f"; the hard set chosen by hand stays, REDO={run} replaces it" * stays
     print(note)
     return note
-
-
-def _made(out: Path, run: str, values: dict, outputs: list[str], models: dict) -> dict[Path, Path]:
-    """All that a run wrote when it was made → its place in a run folder; not what it is given."""
-    names = [str(path.relative_to(out)) for path in ownership.named(out, run)]
-    names = [name for name in names if not name.startswith(("state/", ".done/"))]
-    names += outputs + ownership.losses([*outputs, *(f"models/{name}" for name in models)])
-    made = {out / name: Path(name) for name in names}
-    # execute puts the finished notebook aside before papermill writes a new one
-    before, name = out / f".{run}.ipynb", Path(f"{run}.ipynb")
-    made[before if before.exists() else out / name] = name
-    given = parameters.external(notebooks.notebook_of(run), values)
-    given = [(parameters.ROOT / path).resolve() for path in given]
-    theirs = {path for path in made if any(g.is_relative_to(path.resolve()) for g in given)}
-    return {path: place for path, place in made.items() if path not in theirs}
 
 
 def keep_or_refuse_checkpoint(

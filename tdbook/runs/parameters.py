@@ -63,12 +63,10 @@ def declared(notebook: str) -> dict[str, object]:
         raise ParameterError(f"there is no notebook {path}")
     for cell in json.loads(path.read_text(encoding="utf8"))["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
-            defaults = dict(_assignments("".join(cell["source"])) or [("", ...)])
-            if wrong := [name for name, value in defaults.items() if value is ...]:
-                raise ParameterError(
-                    f"{path}: its parameters must be literals, one a line: {wrong}"
-                )
-            return defaults
+            pairs = _assignments("".join(cell["source"])) or [("", ...)]
+            if ... in dict(pairs).values():
+                raise ParameterError(f"{path}: its parameters must be literals, one a line")
+            return dict(pairs)
     raise ParameterError(f"{path} has no cell tagged `parameters`: tag it")
 
 

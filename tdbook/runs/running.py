@@ -19,19 +19,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tdbook.runs import (
-    hashes,
-    heartbeat,
-    hooks,
-    leftovers,
-    ownership,
-    parameters,
-    provenance,
-    settings,
-    shown,
-)
+from tdbook.runs import hashes, heartbeat, hooks, leftovers, parameters, provenance, shown
 from tdbook.runs.heartbeat import duration
 from tdbook.runs.notebooks import notebook_of
+from tdbook.runs.ownership import claim
+from tdbook.runs.settings import scouting
 from tdlib import files
 from tdlib.files import write_whole as write
 
@@ -220,10 +212,10 @@ class Run:
                 f"{self.run} needs {', '.join(missing)}, which is not there: "
                 f"`make book {where} ONLY={self.run}` makes it{leave}"
             )
-        ownership.claim(*about)
+        claim(*about)
         self._inputs = hashes.input_hashes(self.out, self.run, inputs)
         self._code = hashes.of_code(self.notebook)
-        self._scouting, old = settings.scouting(*about, inputs), {}
+        self._scouting, old = scouting(*about, inputs), {}
         if (done := self._file("hashes")).exists():
             old = {"old": leftovers.put_away(*about, self._inputs, self._why)}
         leftovers.keep_or_refuse_checkpoint(*about, self._inputs, self._code)

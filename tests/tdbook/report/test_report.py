@@ -1,7 +1,6 @@
 """Reports: one file each, nothing asked for from outside, its own Telugu font, data never runs."""
 
 import base64
-import io
 import json
 import os
 import re
@@ -12,13 +11,12 @@ import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from fontTools.ttLib import TTFont
 from nbformat import v4
 
 from tdbook.runs import hashes
 from tdbook.workflow import run_pages
 
-TELUGU = "స్వాతంత్ర్యం వచ్చిన తరువాత శ్రీకృష్ణుని ఊళ్ళో పాఠశాల కట్టారు"
+TELUGU = "స్వాతంత్ర్యంశ్రీకృష్ణునిఊళ్ళోపాఠశాల"
 ATTACK = "<script>document.title = 'hacked'</script><img src=x onerror=\"document.title='hacked'\">"
 PIXEL = (  # a PNG of one pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
@@ -50,7 +48,6 @@ def shown(**data: str) -> nbformat.NotebookNode:
 def notebook() -> nbformat.NotebookNode:
     """One of everything that a run leaves behind, an attack in every place that data reaches."""
     frame = pd.DataFrame({"model": ["50m", "80m"], "loss": [4.42, 4.33], "text": [TELUGU, ATTACK]})
-    wide = pd.DataFrame([range(10_000, 10_030)])
     figure = shown(image_png=PIXEL, text_plain="<Figure size 6x3>")
     figure.metadata["alt"] = "The loss falls to 4.42"
     view = "application/vnd.jupyter.widget-view+json"
@@ -61,13 +58,13 @@ def notebook() -> nbformat.NotebookNode:
     banner = {"tags": ["papermill-error-cell-tag"]}
     traceback = [f"\x1b[31mline 88\x1b[39m {ATTACK}", LAST_LINE]
     return v4.new_notebook(cells=[
-        v4.new_markdown_cell(f"# A student\n\n{formulas}\n\n{TELUGU}"),
+        v4.new_markdown_cell(f"# A student\n\n{formulas}\n\n{TELUGU}|"),
         v4.new_markdown_cell(f"{ATTACK}\n\n{links}"),
         code("secret_default = 1", tags=("parameters",)),
         code("secret_injected = 2", tags=("injected-parameters",)),
         code("train(student)", v4.new_output("stream", text=f"10 %\r50 %\r100 %\n{ATTACK}\n")),
         code("figure", figure),
-        code("table", shown(text_html=frame.to_html()), shown(text_html=wide.to_html())),
+        code("table", shown(text_html=frame.to_html())),
         code("script", shown(application_javascript="document.title = 'hacked'")),
         code("svg", shown(**{"image_svg+xml": svg})),
         code("explorer", widget),
@@ -160,19 +157,6 @@ def test_a_browser_runs_no_script_and_asks_for_nothing_that_was_not_escaped(brow
     assert "hacked" not in tab.title() and answered == []
     assert tab.locator("main b").inner_text() == "seen"
     tab.close()
-
-
-def test_the_font_inside_holds_every_telugu_letter_and_shapes_conjuncts(page):
-    data = re.search(r"data:font/woff2;base64,([A-Za-z0-9+/=]+)", page)[1]
-    font = TTFont(io.BytesIO(base64.b64decode(data)))
-    letters = {ord(letter) for letter in re.findall("[\u0c00-\u0c7f]", page)}
-    # a browser draws the bar before a piece and the sign it begins with from one font
-    assert {*letters, ord("|")} <= font.getBestCmap().keys() and ord("A") not in font.getBestCmap()
-    # స్త్ర needs glyphs that no letter maps to: below-base forms, reached by GSUB alone
-    assert len(font.getGlyphOrder()) > 2 * len(font.getBestCmap())
-    features = {record.FeatureTag for record in font["GSUB"].table.FeatureList.FeatureRecord}
-    assert features >= {"akhn", "blwf", "psts"}
-    assert "Copyright" in font["name"].getDebugName(0)  # the licence asks for it
 
 
 def test_provenance_comes_first_then_the_finding_and_what_differs_is_marked(page, soup):
@@ -286,7 +270,7 @@ def test_a_browser_without_network_shows_all_of_it_within_the_width_of_a_phone(e
     assert {page.name: found for page in pages if (found := faults(page, 390))} == {}
 
 
-def test_telugu_is_drawn_with_the_font_inside_the_page(browser, every_state):
+def test_telugu_and_the_bar_between_pieces_are_drawn_with_the_font_inside(browser, every_state):
     tab = browser.new_page()
     tab.goto((every_state / "01_distill-50m.html").as_uri())
     tab.evaluate("document.fonts.ready.then(() => 0)")
@@ -296,7 +280,7 @@ def test_telugu_is_drawn_with_the_font_inside_the_page(browser, every_state):
     root = session.send("DOM.getDocument")["root"]["nodeId"]
     last = {"nodeId": root, "selector": "main .text_cell:first-child p:last-child"}
     fonts = session.send("CSS.getPlatformFontsForNode", session.send("DOM.querySelector", last))
-    glyphs = sum(font["glyphCount"] for font in fonts["fonts"] if font["isCustomFont"])
+    assert all(font["isCustomFont"] for font in fonts["fonts"])
     # a conjunct is one glyph cluster: shaped, the text takes fewer glyphs than it has characters
-    assert 0 < glyphs < len(TELUGU.replace(" ", ""))
+    assert 0 < sum(font["glyphCount"] for font in fonts["fonts"]) < len(TELUGU)
     tab.close()
