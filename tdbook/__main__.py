@@ -94,12 +94,12 @@ def _check(profile: str) -> int:
     """A line a run, then what no single YAML shows, as two that write the same; sizes of b200."""
     failed = 0
     for path in graph.yamls(profile):
+        line = "OK"
         try:
             graph.check_yaml(path, {}, paths=False)
-            print(f"{path.stem} · OK")
         except ParameterError as error:
-            print(f"{path.stem} · {error}")
-            failed = 1
+            line, failed = error, 1
+        print(f"{path.stem} · {line}")
     if failed:
         return failed
     values = [one.parameters.items() for one in graph.book(profile, paths=False)]

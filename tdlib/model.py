@@ -133,16 +133,19 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False  # hidden states inside a layer made again in backward
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        device, size = torch.get_default_device(), (config.vocab_size, config.dim)
+        meta = device.type == "meta"  # nothing drawn or computed: torch would import its compiler
+        self.embed_tokens = nn.Embedding(*size, _weight=torch.empty(size) if meta else None)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tied:
             self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
-        cos, sin = rope_table(config, config.context)
+        with torch.device("cpu" if meta else device):
+            cos, sin = rope_table(config, config.context)
         self.register_buffer("cos_SK", cos, persistent=False)
         self.register_buffer("sin_SK", sin, persistent=False)
         for name, weight in self.named_parameters():
-            if weight.ndim == 2:
+            if weight.ndim == 2 and not meta:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 scale = math.sqrt(2 * config.layers) if residual else 1.0
                 nn.init.normal_(weight, std=0.02 / scale)
@@ -206,7 +209,6 @@ class Llama(nn.Module):
             model = Llama(config)
         stored = read_weights(folder, stored_shapes(model)).items()
         model.load_state_dict({k.removeprefix("model."): v for k, v in stored}, assign=True)
-        model.cos_SK, model.sin_SK = rope_table(config, config.context)
         return model.to(device)
 
 

@@ -1,12 +1,15 @@
 """What several test files measure alike."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sentencepiece
 import torch
 
+from tdlib.data import Windows
 from tdlib.model import Llama, LlamaConfig
 
 
@@ -19,6 +22,22 @@ def tiny_model(seed=0, vocab=97, context=16, scale=12.0, **shape) -> Llama:
         for weight in model.parameters():
             weight.mul_(scale) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
     return model.eval()
+
+
+def some_windows(vocab=97, context=12, count=30, mask_share=0.0) -> Windows:
+    """Windows of random ids, a share of whose targets is masked."""
+    rng = np.random.default_rng(0)
+    n = count * context + 5
+    mask = (rng.random(n) >= mask_share).astype("u1") if mask_share else None
+    return Windows(rng.integers(0, vocab, n).astype("<u4"), context, mask)
+
+
+def masked(windows: Windows, rows) -> Windows:
+    """The windows with every target of some rows masked."""
+    mask, t = np.ones(len(windows.ids), "u1"), windows.context
+    for i in rows:
+        mask[i * t + 1 : (i + 1) * t + 1] = 0
+    return replace(windows, mask=mask)
 
 
 def one_line(error, *words) -> None:

@@ -62,6 +62,8 @@ class Model:
             )
         if self.notebook == TEACHER:
             return "the teacher"
+        if self.notebook == PROGRESSIVE and self.name == "75m":
+            return "distilled from 150m"
         begun = ", begun from the teacher" if self.p.get("init") == "teacher" else ""
         return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
 

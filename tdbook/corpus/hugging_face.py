@@ -90,7 +90,7 @@ def _unlike(config: dict, content: dict, ids: dict[str, int]) -> str:
         piece, ours = token["content"], added.get(token["content"])
         same = ours and all(token.get(flag, ours[flag]) == ours[flag] for flag in FLAGS)
         if str(ids.get(piece, i)) != i or not (same or token.get("special")):
-            return f"added_tokens_decoder has {piece!r} (id {i}), it is otherwise"
+            return f"added_tokens_decoder has {piece!r} (id {i}) otherwise than it is"
     ways = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
     space = bool(re.search('_space": true|"prepend_scheme": "[fa]|"Prepend"', ways))
     if config.get("add_prefix_space") not in (None, space):

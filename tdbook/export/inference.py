@@ -1,8 +1,8 @@
 """How fast, how small, how good: every way that a model can write, beside the plan's estimates.
 
 Ways: raw (every token computes the whole text again), KV (a cache of keys and values), KV + INT8,
-KV + INT8 + compile, and the GGUF formats in llama.cpp. Legend: R
-repeats, T tokens of a window, K of them with a target, V vocabulary.
+KV + INT8 + compile, and the GGUF formats in llama.cpp.
+Legend: R repeats, T tokens of a window, K of them with a target, V vocabulary.
 """
 
 import math

@@ -33,7 +33,7 @@ LESS = "fewer micro_windows need less, or activation_checkpointing: true"
 def examine(pairs: dict[str, str]) -> int:
     """Print what each check returns, or the error that it raises; 1 where there is one."""
     of = plan.asked(request.wanted("doctor", pairs))
-    works, device, failed = of.works(), "cuda" if torch.cuda.is_available() else "cpu", 0
+    works, device, failed = of.works, "cuda" if torch.cuda.is_available() else "cpu", 0
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     checks = {
         "torch": (_torch,),

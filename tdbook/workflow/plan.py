@@ -33,9 +33,7 @@ class Asked:
     size: Size
     teacher: LlamaConfig
     vocabularies: tuple[int, ...]  # several where it is not known
-
-    def works(self) -> list[Work]:
-        return workload.of_profile(self.runs, self.size, self.teacher)
+    works: list[Work]  # of each run
 
 
 def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
@@ -63,8 +61,8 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
         both = f"{teacher.vocab_size:,}, the tokens' {size.vocab_size:,}"
         remedy = "give the tokens that it was made with (TOKENS=, VOCAB=)"
         raise ParameterError(f"the teacher's vocabulary is {both}: {remedy}")
-    sizes = vocabularies or (size.vocab_size,)
-    return Asked([*jobs.values()], out, tokens, size, teacher, sizes)
+    sizes, works = vocabularies or (size.vocab_size,), workload.of_profile(jobs, size, teacher)
+    return Asked([*jobs.values()], out, tokens, size, teacher, sizes, works)
 
 
 def size_of(folder: Path, out: Path, share: float = 0.2) -> Size:
@@ -132,7 +130,7 @@ def plan(pairs: dict[str, str]) -> str:
     device, source = workload.device_of(pairs.get("DEVICE", ""), wanted.profile)
     vocabulary = int(units.number(pairs, "VOCAB", 300, 51800)) if pairs.get("VOCAB") else 0
     of = asked(wanted, vocabulary)
-    works, models = of.works(), {}
+    works, models = of.works, {}
     for path, shape in ((path, shape) for work in works for path, shape in work.made.items()):
         if path.startswith("models/"):  # every shape → the shortest name that has it
             name = path.removeprefix("models/")
@@ -228,6 +226,6 @@ def dry(wanted: graph.Wanted) -> str:
 def seconds(wanted: graph.Wanted) -> tuple[dict[str, tuple[float, float]], str]:
     """Of every run, low and high; and on which device."""
     of, (device, source) = asked(wanted), workload.device_of("", wanted.profile)
-    spans = [work.seconds(device) for work in of.works()]
+    spans = [work.seconds(device) for work in of.works]
     names = [one.name for one in of.runs]
     return dict(zip(names, spans, strict=True)), f"{device.name}, {source}"

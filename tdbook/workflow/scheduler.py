@@ -177,9 +177,9 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
     undone = [one.name for one in targets if not one.mark.exists()]
     log = (out / ".snakemake.log").read_text(encoding="utf8")
     # what sbatch said of jobs that it did not take
-    refused = re.findall(r"SLURM (sbatch) failed\. The error message was '(.*)'\.$", log, re.M)
-    for program, error in dict.fromkeys(refused):
-        print(f"{program}: {error}")
+    refused = re.findall(r"SLURM sbatch failed\. The error message was '(.*)'\.$", log, re.M)
+    for error in dict.fromkeys(refused):
+        print(f"sbatch: {error}")
     if waiting := [name for name in undone if name not in bad]:
         print(f"not run: {', '.join(waiting)}")
     if code and not bad and not refused:

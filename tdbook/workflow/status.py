@@ -228,5 +228,6 @@ def morning(out: Path) -> dict:
 def sizes(out: Path) -> dict[str, int]:
     """Folder → bytes in it, largest first."""
     lines = subprocess.run(["du", "-kd1", out], capture_output=True, text=True).stdout.splitlines()
-    parts = {Path(path).name: int(size) * 1024 for size, path in (x.split("\t") for x in lines)}
-    return dict(sorted(parts.items(), key=lambda part: -part[1])[1:])  # the first is the whole
+    pairs = (line.split("\t") for line in lines[:-1])  # the last is the whole
+    parts = {Path(path).name: int(size) * 1024 for size, path in pairs}
+    return dict(sorted(parts.items(), key=lambda part: -part[1]))

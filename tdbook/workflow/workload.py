@@ -231,11 +231,11 @@ def total(spans: Iterable[tuple[float, float]]) -> tuple[float, float]:
     return sum(low), sum(high)
 
 
-def of_profile(runs: list[graph.BookRun], size: Size, teacher: LlamaConfig) -> list[Work]:
+def of_profile(jobs: dict[str, graph.BookRun], size: Size, teacher: LlamaConfig) -> list[Work]:
     """The work of every run, in the order of the book, sweeps after it: a point finds what the book
     made and what its own earlier runs did; the page of a sweep merges nothing."""
     made, points, works = {"models/teacher": teacher}, {}, []
-    for one in runs:
+    for one in jobs.values():
         before = points.setdefault(one.out, dict(made)) if one.sweep else made
         works.append(of_run(one.parameters, size, teacher, {} if one.compares else before))
         before |= works[-1].made

@@ -13,7 +13,7 @@ from tdbook.book import selection
 from tdbook.report import words
 from tdlib import hard_set
 from tdlib.data import Windows
-from tests.helpers import refused, tiny_model
+from tests.helpers import masked, refused, some_windows, tiny_model
 
 T, V = 12, 97
 NAN = float("nan")
@@ -22,22 +22,6 @@ NAN = float("nan")
 @pytest.fixture(scope="module")
 def models():
     return tiny_model(1, V, T, dim=16, layers=1), tiny_model(2, V, T, kv_heads=1, tied=False)
-
-
-def some_windows(count=70, mask_share=0.0) -> Windows:
-    rng = np.random.default_rng(0)
-    n = count * T + 5
-    mask = (rng.random(n) >= mask_share).astype("u1") if mask_share else None
-    return Windows(rng.integers(0, V, n).astype("<u4"), T, mask)
-
-
-def masked(count, *rows) -> Windows:
-    """Windows, some of them without a target."""
-    windows = some_windows(count)
-    mask = np.ones(len(windows.ids), "u1")
-    for row in rows:
-        mask[row * T + 1 : (row + 1) * T + 1] = 0
-    return replace(windows, mask=mask)
 
 
 def by_hand(model, windows: Windows, i: int) -> float:
@@ -52,7 +36,7 @@ def by_hand(model, windows: Windows, i: int) -> float:
 
 @pytest.mark.parametrize("mask_share", [0.0, 0.6])
 def test_a_windows_difficulty_is_two_bare_forwards(models, mask_share):
-    windows = some_windows(mask_share=mask_share)
+    windows = some_windows(count=70, mask_share=mask_share)
     scores = hard_set.score(*models, windows)
     losses = np.array([[by_hand(m, windows, i) for i in range(len(windows))] for m in models])
     assert losses.std() > 0.3  # the windows do differ
@@ -66,24 +50,17 @@ def test_a_windows_difficulty_is_two_bare_forwards(models, mask_share):
     assert np.isnan(np.delete(some.difficulty_N, rows)).all()
 
 
-def test_token_losses_are_zero_where_masked_and_nats_elsewhere(models):
-    ids_BT, targets_BT = some_windows(5, 0.5).batch(range(5))
-    loss_BT = hard_set.token_losses(models[0], ids_BT, targets_BT)
-    log_q_BTV = models[0](ids_BT).double().log_softmax(-1)
-    wanted_BT = -log_q_BTV.gather(-1, targets_BT.clamp(min=0)[..., None])[..., 0]
-    wanted_BT = torch.where(targets_BT == -100, 0.0, wanted_BT)
-    torch.testing.assert_close(loss_BT.double(), wanted_BT, rtol=2e-5, atol=2e-5)
-
-
 def test_scoring_into_a_memory_map_holds_nothing_of_the_size_of_n(models, tmp_path):
+    def tell(done, all, message) -> None:
+        told.extend([(done, all)] * (all == 70))
+
     def peak(count: int) -> int:
-        told.clear()
         ids = np.random.default_rng(0).integers(0, V, count * T + 1).astype("<u4")
         ids.tofile(tmp_path / "ids")
         windows = Windows(np.memmap(tmp_path / "ids", "<u4"), T)
         with hard_set.new_scores(tmp_path / "scores.npy", count) as loss_2N:
             tracemalloc.start()
-            hard_set.score(*models, windows, into=loss_2N, progress=lambda *x: told.append(x[:2]))
+            hard_set.score(*models, windows, into=loss_2N, progress=tell)
             found = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             assert np.isfinite(loss_2N).all()
@@ -212,7 +189,9 @@ def test_scores_come_back_and_a_failure_leaves_the_old_ones(tmp_path):
 
 def test_02_says_how_many_windows_it_could_not_score_and_scores_a_part(models, tmp_path):
     path, told = tmp_path / "a.npy", []
-    short = selection.score(path, *models, masked(20, 1, 2, 3), "cpu", lambda *told: None)
+    short = selection.score(
+        path, *models, masked(some_windows(count=20), [1, 2, 3]), "cpu", lambda *told: None
+    )
     assert (short["masked"], short["windows"]) == (3, 20)
     difficulty_N = hard_set.load_scores(path).difficulty_N
     assert np.isnan(difficulty_N).nonzero()[0].tolist() == [1, 2, 3]
@@ -220,8 +199,8 @@ def test_02_says_how_many_windows_it_could_not_score_and_scores_a_part(models, t
     assert short["student_better"] == pytest.approx((difficulty_N < 0).sum() / 17)
     assert "of 20 windows but for 3, which have no target" in words.difficulty("50m", short)
     with refused("no training window was scored that has a target"):
-        selection.score(path, *models, masked(2, 0, 1), "cpu", print)
-    windows = some_windows()
+        selection.score(path, *models, masked(some_windows(count=2), [0, 1]), "cpu", print)
+    windows = some_windows(count=70)
     short = selection.score(path, *models, windows, "cpu", lambda *said: told.append(said), 7 * T)
     difficulty_N = hard_set.load_scores(path).difficulty_N
     assert np.isfinite(difficulty_N).sum() == 7 and short["scored"] == 0.1

@@ -180,24 +180,21 @@ def test_half_precision_is_saved_as_such_and_loaded_in_float32(tmp_path):
     near(model(ids), hugging_face(tmp_path / "model", dtype=torch.float32)(ids).logits)
 
 
-@torch.no_grad()
-def test_a_failed_save_leaves_the_old_model_whole_and_a_new_one_absent(tmp_path):
+def test_a_saved_folder_has_both_spellings_one_head_and_the_files_given(tmp_path):
     (tmp_path / "tokenizer").write_text("pieces")
-    old, ids = tiny(seed=1, rope_theta=500.0), some_ids()
-    old.save(tmp_path / "model", files={"tokenizer.model": tmp_path / "tokenizer"})
+    model = tiny(rope_theta=500.0)
+    model.save(tmp_path / "model", files={"tokenizer.model": tmp_path / "tokenizer"})
     assert (tmp_path / "model" / "tokenizer.model").read_text() == "pieces"
     names = load_file(tmp_path / "model" / "model.safetensors").keys()
-    assert "lm_head.weight" not in names and len(names) == 3 * 9 + 2  # tied, and stored once
-    for name in ("model", "new"):
-        with pytest.raises(FileNotFoundError):
-            tiny(seed=2).save(tmp_path / name, files={"x": tmp_path / "absent"})
-    assert torch.equal(Llama.load(tmp_path / "model")(ids), old(ids))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "tokenizer"]
+    assert "lm_head.weight" not in names and len(names) == 3 * 9 + 2
     c = json.loads((tmp_path / "model" / "config.json").read_text())
     assert c["rope_theta"] == c["rope_parameters"]["rope_theta"] == 500.0
     assert c["torch_dtype"] == c["dtype"] == "float32"  # of transformers 4 and 5
     edit(tmp_path / "model", rope_parameters=None, dtype=None, rope_scaling={}, head_dim=None)
-    assert Llama.load(tmp_path / "model").config == old.config
+    assert Llama.load(tmp_path / "model").config == model.config
+    with pytest.raises(FileNotFoundError):  # whole or not at all
+        model.save(tmp_path / "new", files={"x": tmp_path / "absent"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "tokenizer"]
 
 
 @pytest.fixture(scope="module")
@@ -222,14 +219,9 @@ def edit(folder, **changes):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (dict(model_type=None), ["model_type", "llama"]),
         (dict(attention_bias=True), ["attention_bias"]),
         (dict(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5}), ["RoPE", "llama3"]),
-        (dict(rope_parameters=None, rope_scaling={"rope_type": "yarn"}), ["RoPE", "yarn"]),
-        (dict(intermediate_size=96), ["mlp.down_proj", "80", "96"]),
         (dict(vocab_size=212), ["embed_tokens", "211", "212"]),
-        (dict(num_hidden_layers=4), ["layers.3", "missing"]),
-        (dict(num_hidden_layers=2), ["layers.2", "unknown"]),
         (dict(num_key_value_heads=2), ["k_proj"]),
         (dict(num_attention_heads=3), ["heads", "3"]),
         (dict(num_key_value_heads=3), ["kv_heads", "3"]),
@@ -247,7 +239,6 @@ def edit(folder, **changes):
         (dict(sliding_window=16), ["sliding_window", "16"]),
         (dict(layer_types=["full_attention", "sliding_attention"]), ["sliding_attention"]),
         # numbers and words that are none
-        (dict(vocab_size=None), ["vocab_size", "missing"]),
         (dict(tie_word_embeddings="false"), ["tie_word_embeddings", "'false'"]),
         (dict(rope_parameters={"rope_theta": math.nan}), ["rope_theta", "nan"]),
         (dict(rope_parameters={"rope_theta": 0}), ["rope_theta", "0.0"]),

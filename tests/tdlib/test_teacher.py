@@ -2,6 +2,7 @@
 and the trial that catches the wrong order of RoPE."""
 
 import argparse
+import copy
 import datetime
 import json
 import math
@@ -18,32 +19,22 @@ from upstream import state_of
 
 from tdbook.corpus import prepare
 from tdbook.report import words
-from tdlib import data, shapes, teacher, train
+from tdlib import data, teacher, train
 from tdlib.model import Llama, LlamaConfig
 from tests import helpers
 from tests.helpers import refused, same, tiny_model, weights_of
 
 SHAPE = dict(layers=2, heads=4, dim=32, mlp_dim=80)
 VOCAB, CONTEXT = 211, 64
-WTE = "transformer.wte.weight"
+WTE, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 
-def upstream(layers, heads, dim, mlp_dim, seed=0) -> dict:
+def upstream(**change) -> dict:
     """Weights by upstream's names, scaled up, else a wrong rotation hardly shows in the logits."""
-    g = torch.Generator().manual_seed(seed)
-
-    def drawn(*size):
-        return torch.randn(size, generator=g) * 2 / math.sqrt(size[-1])
-
-    state = {WTE: drawn(VOCAB, dim) * 2}
-    for i in range(layers):
-        sizes = {"attn.c_attn": (3 * dim, dim), "attn.c_proj": (dim, dim)}
-        sizes |= {"mlp.w_gate": (mlp_dim, dim), "mlp.w_up": (mlp_dim, dim)}
-        sizes |= {"mlp.w_down": (dim, mlp_dim)}
-        state |= {f"transformer.h.{i}.{k}.weight": drawn(*size) for k, size in sizes.items()}
-    norms = [f"h.{i}.ln_{n}" for i in range(layers) for n in (1, 2)] + ["ln_f"]
-    state |= {f"transformer.{n}.weight": torch.rand(dim, generator=g) + 0.5 for n in norms}
-    return state | {"freqs_cis": angles(dim // heads), "lm_head.weight": state[WTE]}  # stored twice
+    shape = SHAPE | change
+    state = state_of(tiny_model(0, VOCAB, CONTEXT, 12.0, **shape).requires_grad_(False))
+    state |= {"freqs_cis": angles(shape["dim"] // shape["heads"]), HEAD: state[WTE]}
+    return {name: weight.clone() for name, weight in state.items()}  # the head is stored twice
 
 
 def angles(width, theta=10000.0) -> torch.Tensor:
@@ -82,14 +73,14 @@ def upstream_logits(state, ids_BT, heads=4, theta=10000.0) -> torch.Tensor:
         gate = y @ state[f"{at}.mlp.w_gate.weight"].T
         y = gate * torch.sigmoid(gate) * (y @ state[f"{at}.mlp.w_up.weight"].T)
         x = x + y @ state[f"{at}.mlp.w_down.weight"].T
-    return norm(x, "transformer.ln_f.weight") @ state["lm_head.weight"].T
+    return norm(x, "transformer.ln_f.weight") @ state[HEAD].T
 
 
 def written(folder, state=None, layers=2, heads=4, dim=32, **config) -> Path:
     """A file as upstream's training leaves it, but for the weights' size."""
     known = {"block_size": CONTEXT, "vocab_size": VOCAB, "n_layer": layers, "n_head": heads}
     known |= {"n_embd": dim, "dropout": 0.1, "bias": False, "rope_theta": 10000.0} | config
-    file = {"model": upstream(**SHAPE) if state is None else state, "optimizer": None}
+    file = {"model": upstream() if state is None else state, "optimizer": None}
     file |= {"config": known, "architecture": "llama", "step": 45000, "epoch": 3}
     file |= {"val_loss": None, "best_val_loss": 2.58, "tokens_processed": 11_796_480_000}
     torch.save(file, folder / "best.pt")
@@ -120,7 +111,7 @@ def model_of(folder, scale=1.0, **change) -> Llama:
 )  # fmt: skip
 def test_logits_are_upstreams_at_every_position(change, prefix, tmp_path):
     shape = SHAPE | change
-    state = upstream(**shape)
+    state = upstream(**change)
     wanted = upstream_logits(state, some_ids(), shape["heads"])
     named = {prefix + name: weight for name, weight in state.items()}
     model = teacher.load(written(tmp_path, named, shape["layers"], shape["heads"]))
@@ -131,17 +122,17 @@ def test_logits_are_upstreams_at_every_position(change, prefix, tmp_path):
 
 
 def test_theta_vocabulary_type_and_head_are_the_files_own(tmp_path):
-    state = upstream(**SHAPE)
+    state = upstream()
     model = teacher.load(written(tmp_path, state, rope_theta=500.0, vocab_size=86_071))
     near(model(some_ids()), upstream_logits(state, some_ids(), theta=500.0))
     assert (model.config.vocab_size, model.config.context) == (VOCAB, CONTEXT)
     half = {k: v.bfloat16() for k, v in state.items() if "freqs" not in k}
     wanted = upstream_logits(half, some_ids())
-    del half["lm_head.weight"]
+    del half[HEAD]
     model = teacher.load(written(tmp_path, half))
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
     near(model(some_ids()), wanted)
-    state["lm_head.weight"] = torch.randn(VOCAB, SHAPE["dim"])
+    state[HEAD] = torch.randn(VOCAB, SHAPE["dim"])
     model = teacher.load(written(tmp_path, state))
     assert not model.config.tied
     near(model(some_ids()), upstream_logits(state, some_ids()))
@@ -160,7 +151,7 @@ def test_halves_takes_even_rows_first_in_each_head_and_neighbours_is_its_inverse
 )  # fmt: skip
 def test_an_unknown_and_a_missing_weight_is_refused_by_name(name, tmp_path):
     whole = f"transformer.{name.removeprefix('no ')}" + ".weight" * (".bias" not in name)
-    state = upstream(**SHAPE) | {whole: torch.zeros(32)}
+    state = upstream() | {whole: torch.zeros(32)}
     if name.startswith("no "):
         del state[whole]
     path = written(tmp_path, {f"_orig_mod.{k}": v for k, v in state.items()})
@@ -208,9 +199,6 @@ def update(part, **change):
 
 CLAIMS = [
     (lambda f: f["config"].pop("n_layer"), "its config has no n_layer"),
-    (update("config", n_layer=1), r"transformer.h.1.\S+ is \(.*, .* unknown"),
-    (update("config", n_layer=3), r"transformer.h.2.\S+ is missing"),
-    (update("config", n_head=4.5), "n_head is 4.5"),
     (update("config", block_size=10**12), "from 1 to 1,048,576"),
     (update("config", n_embd=2**20), r"is \(96, 32\), .* be \(3145728, 1048576\)"),
     (update("config", norm_eps=1e-5), "norm_eps is 1e-05, only 1e-06"),
@@ -219,14 +207,8 @@ CLAIMS = [
     (update("config", rope_theta=math.nan), "rope_theta nan"),
     (update("", architecture="gpt"), "architecture is 'gpt', only 'llama'"),
     (update("model", **{WTE: torch.zeros(1).expand(10**9, 32)}), "at most 16,777,216"),
-    (
-        update("model", **dict.fromkeys((WTE, "lm_head.weight"), torch.zeros(9, 32))),
-        "row .* is zero",
-    ),
-    (
-        update("model", **{"transformer.ln_f.weight": torch.ones(32).to(torch.int8)}),
-        "f.weight is int8",
-    ),
+    (update("model", **dict.fromkeys((WTE, HEAD), torch.zeros(9, 32))), "row .* is zero"),
+    (update("model", **{"transformer.ln_f.weight": torch.ones(32).char()}), "f.weight is int8"),
 ]
 
 
@@ -234,9 +216,8 @@ CLAIMS = [
 def test_a_checkpoint_that_claims_what_it_has_not_is_refused(change, says, tmp_path):
     path = written(tmp_path)
     changed(path, change)
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(ValueError, match=rf"^{path}.*{says}"):
         teacher.load(path)
-    helpers.one_line(error, path)
 
 
 def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
@@ -281,22 +262,18 @@ def trained() -> Llama:
     return model.requires_grad_(False)
 
 
-def unpermuted_export(state, config, folder):
-    """A Hugging Face folder as the careless converter writes it: Q and K as they come."""
-    names = {"ln_1": "input_layernorm", "ln_2": "post_attention_layernorm"}
-    names |= {"attn.c_proj": "self_attn.o_proj", "mlp.w_gate": "mlp.gate_proj"}
-    names |= {"mlp.w_up": "mlp.up_proj", "mlp.w_down": "mlp.down_proj"}
-    tensors = {"model.embed_tokens.weight": state[WTE]}
-    tensors["model.norm.weight"] = state["transformer.ln_f.weight"]
-    for i in range(config.layers):
-        at, hf = f"transformer.h.{i}", f"model.layers.{i}"
-        for name, part in zip("qkv", state[f"{at}.attn.c_attn.weight"].chunk(3), strict=True):
-            tensors[f"{hf}.self_attn.{name}_proj.weight"] = part.clone()
-        for theirs, hfs in names.items():
-            tensors[f"{hf}.{hfs}.weight"] = state[f"{at}.{theirs}.weight"].clone()
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(shapes.to_hf(config)))
+@torch.no_grad()
+def careless(model, folder) -> Path:
+    """A Hugging Face folder as upstream's converter writes it: Q and K in neighbours' order."""
+    model, c = copy.deepcopy(model), model.config
+    for layer in model.layers:
+        for linear, heads in (
+            (layer.self_attn.q_proj, c.heads),
+            (layer.self_attn.k_proj, c.kv_heads),
+        ):
+            rows = np.arange(heads * c.head_dim).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
+            linear.weight.copy_(linear.weight[torch.from_numpy(rows)])
+    model.save(folder)
     return folder
 
 
@@ -306,7 +283,7 @@ def test_an_unpermuted_export_is_caught_and_the_checkpoint_it_came_from_passes(t
     assert same(weights_of(right), weights_of(trained))
     found = teacher.check(right, windows)
     assert found["loss"] < found["loss_other_rope"] - 0.5 and found["windows"] == 32
-    wrong = teacher.load(unpermuted_export(state, c, tmp_path / "export"))
+    wrong = teacher.load(careless(trained, tmp_path / "export"))
     before = weights_of(wrong)
     with refused(f"{found['loss']:.2f}", "RoPE"):
         teacher.check(wrong, windows)
@@ -349,23 +326,18 @@ def test_the_trial_knows_grouped_heads_and_rope_pairs_repairs_them(tmp_path):
     windows = data.Windows(np.append(ids_BT.numpy().ravel(), 0).astype("<u4"), 32)
     found = teacher.check(model, windows)
     assert found["loss"] < found["loss_other_rope"] - 0.1
-    wanted = model(ids_BT)
-    for layer in model.layers:  # as the careless converter leaves them
-        for linear, heads in ((layer.self_attn.q_proj, 4), (layer.self_attn.k_proj, 2)):
-            rows = np.arange(heads * 8).reshape(heads, 2, 4).swapaxes(1, 2).ravel()
-            linear.weight.copy_(linear.weight[torch.from_numpy(rows)])
+    folder = careless(model, tmp_path / "export")
     with refused("RoPE"):
-        teacher.check(model, windows)
-    model.save(tmp_path / "export")
-    repaired = teacher.load(tmp_path / "export", rope_pairs="neighbours")
-    assert torch.equal(repaired(ids_BT), wanted)
+        teacher.check(teacher.load(folder), windows)
+    repaired = teacher.load(folder, rope_pairs="neighbours")
+    assert torch.equal(repaired(ids_BT), model(ids_BT))
 
 
 def test_rows_of_zeros_at_the_end_are_cut_and_said(tmp_path):
-    state = upstream(**SHAPE)
+    state = upstream()
     state[WTE][7] = 0  # a zero row with others behind it is no padding
     zeros = torch.zeros(13, SHAPE["dim"])
-    padded = {name: torch.cat([state[name], zeros]) for name in (WTE, "lm_head.weight")}
+    padded = {name: torch.cat([state[name], zeros]) for name in (WTE, HEAD)}
     path = written(tmp_path, state | padded)
     with pytest.warns(UserWarning, match=rf"{path}.*the last 13 rows .* a vocabulary of 211"):
         model = teacher.load(path)

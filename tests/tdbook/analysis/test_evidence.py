@@ -77,7 +77,9 @@ def made(tmp_path_factory, tokenizer, tiny_llama) -> Path:
     finish(out, merge, "models/50m-hard-merged")
     put(out / "hashes/05.json", {})  # broken, and no matter
     points = {f"share{x}": {"share": x} for x in (0.2, 0.5)}
-    put(out / "sweeps/share/points.json", {"notebook": "03_lora", "points": points})
+    runs = {point: [f"03_lora-{point}"] for point in points}
+    listed = {"notebook": "03_lora", "points": points, "runs": runs}
+    put(out / "sweeps/share/points.json", listed)
     for model in (out / "models").iterdir():
         found = evaluate.evaluate(Llama.load(model), tokens.val, fixed=FIXED)
         found.save(out / "scores/val", model.name)

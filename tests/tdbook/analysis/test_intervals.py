@@ -122,6 +122,17 @@ def test_hard_beyond_easy_is_undefined_where_a_side_has_no_target():
     assert np.isnan(beyond(np.full(4, np.nan), hard_N, np.arange(4), 100)).all()
 
 
+def test_hard_beyond_easy_has_students_t_interval_of_the_documents_differences():
+    """Of a document one window is hard and one is easy."""
+    apart_D = np.random.default_rng(3).normal(0.1, 0.2, 60)
+    easy_D = np.random.default_rng(4).normal(0, 1, 60)
+    change_N, hard_N = np.stack([easy_D + apart_D, easy_D], 1).ravel(), np.tile([True, False], 60)
+    found = beyond(change_N, hard_N, np.repeat(np.arange(60), 2), 2000)
+    low, high = stats.t.interval(0.95, 59, apart_D.mean(), stats.sem(apart_D))
+    assert found.value == pytest.approx(apart_D.mean())
+    assert found[1:] == pytest.approx((low, high), abs=0.08 * (high - low))
+
+
 def test_95_percent_intervals_cover_the_truth_in_95_of_100_cases():
     """200 simulations a case; where each of them held with 95 %, fewer than 180 or more than 199
     would be seen once in a thousand times and more. `make stress` has 2,000."""

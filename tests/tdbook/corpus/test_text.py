@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
 import zstandard
 from scipy.sparse.csgraph import connected_components
 
@@ -90,18 +91,15 @@ def test_only_bom_line_ends_trailing_blanks_and_empty_lines_are_lost(tmp_path):
     assert lines_of(tmp_path / "few") == ["once", "upon", "అ"]  # one Telugu letter is enough
 
 
-@pytest.mark.parametrize(
-    "columns",
-    [
+def test_the_text_column_of_a_parquet_is_found(tmp_path):
+    texts = pyarrow.array([A, None, B])
+    for columns in (
         {"body": [A, None, B], "n": [1, 2, 3]},
         {"text": [A, "", B], "title": ["x", "y", "z"]},
-        {"text": pyarrow.array([A, None, B], pyarrow.large_string())},
-        {"text": pyarrow.array([A, None, B]).dictionary_encode(), "title": ["x", "y", "z"]},
-    ],
-)
-def test_the_text_column_of_a_parquet_is_found(tmp_path, columns):
-    put(tmp_path, {"a.parquet": table(columns)})
-    assert lines_of(tmp_path / "a.parquet") == [A, B]
+        {"text": texts.cast(pyarrow.large_string())},
+        {"text": texts.dictionary_encode(), "title": ["x", "y", "z"]},
+    ):
+        assert lines_of(put(tmp_path, {"a.parquet": table(columns)})) == [A, B]
 
 
 def test_a_folder_gives_its_texts_in_order_and_names_what_it_leaves(tmp_path):
@@ -175,19 +173,7 @@ def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, mon
 
 
 W = [f"మాట{i} {A}" for i in range(60)]
-SHAPES = {  # what lies between lines, and every fifth line → documents of these 60, what is told
-    "lines": ("\n", "\n\n", 12, None),
-    "lines, sloppy": ("\n", "\n\n\n", 12, None),
-    "paragraphs": ("\n\n", "\n\n\n", 12, text.JOINED),
-    "paragraphs far apart": ("\n\n\n", "\n\n\n\n\n", 12, text.JOINED),
-    "paragraphs, blank lines with blanks": ("\n \n", "\n\t\n \n", 12, text.JOINED),
-    "paragraphs, CR CR LF": ("\r\r\n", "\r\r\n\r\r\n", 12, text.JOINED),
-    "paragraphs with form feeds": ("\n\n", "\n\n\f\n\n", 12, text.JOINED),
-    "CR alone": ("\r", "\r\r", 12, None),
-    "no larger gap": ("\n\n", "\n\n", 60, text.APART),
-    "CR CR LF without one": ("\r\r\n", "\r\r\n", 60, text.APART),
-    "other separators": ("\u2028", "\u0085", 1, None),
-}
+SHAPES = yaml.safe_load(Path(__file__).with_name("text_shapes.yaml").read_text("utf8"))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -196,7 +182,8 @@ def test_documents_are_told_apart_by_the_shape_of_the_file(tmp_path, shape):
     works = [between.join(W[i : i + 5]) for i in range(0, 60, 5)]
     account = text.Account()
     documents = text.read([put(tmp_path, {"a.txt": apart.join(works)})], account)
-    assert len(documents) == account.documents == count and [*account.told] == [told] * bool(told)
+    assert len(documents) == account.documents == count
+    assert [*account.told] == ([getattr(text, told)] if told else [])
     assert [w for d in documents for line in d.lines for w in re.split("[\u2028\x85]", line)] == W
     if count == 12:
         assert [list(d.lines) for d in documents] == [W[i : i + 5] for i in range(0, 60, 5)]

@@ -413,6 +413,9 @@ def test_a_file_says_whether_bos_comes_first_and_all_that_end_a_text(extended, t
     own = gguf_tokenizer.vocabulary(folder, model.config)
     assert own.begin == (3,) and "ids = [3, *tokenizer" in gguf_tokenizer.script(own)
     assert "ids = [*tokenizer" in gguf_tokenizer.script(replace(own, begin=()))
+    config = json.loads((folder / "config.json").read_text()) | {"bos_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(config))  # no model of this book
+    assert gguf_tokenizer.vocabulary(folder, model.config).begin == ()
 
 
 # Damage

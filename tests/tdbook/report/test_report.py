@@ -1,7 +1,6 @@
 """Reports: one file each, nothing asked for from outside, its own Telugu font, data never runs."""
 
 import base64
-import io
 import json
 import os
 import re
@@ -12,13 +11,12 @@ import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from fontTools.ttLib import TTFont
 from nbformat import v4
 
 from tdbook.runs import hashes
 from tdbook.workflow import run_pages
 
-TELUGU = "స్వాతంత్ర్యం వచ్చిన తరువాత శ్రీకృష్ణుని ఊళ్ళో పాఠశాల కట్టారు"
+TELUGU = "స్వాతంత్ర్యంశ్రీకృష్ణునిఊళ్ళోపాఠశాల"
 ATTACK = "<script>document.title = 'hacked'</script><img src=x onerror=\"document.title='hacked'\">"
 PIXEL = (  # a PNG of one pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
@@ -50,7 +48,6 @@ def shown(**data: str) -> nbformat.NotebookNode:
 def notebook() -> nbformat.NotebookNode:
     """One of everything that a run leaves behind, an attack in every place that data reaches."""
     frame = pd.DataFrame({"model": ["50m", "80m"], "loss": [4.42, 4.33], "text": [TELUGU, ATTACK]})
-    wide = pd.DataFrame([range(10_000, 10_030)])
     figure = shown(image_png=PIXEL, text_plain="<Figure size 6x3>")
     figure.metadata["alt"] = "The loss falls to 4.42"
     view = "application/vnd.jupyter.widget-view+json"
@@ -61,13 +58,13 @@ def notebook() -> nbformat.NotebookNode:
     banner = {"tags": ["papermill-error-cell-tag"]}
     traceback = [f"\x1b[31mline 88\x1b[39m {ATTACK}", LAST_LINE]
     return v4.new_notebook(cells=[
-        v4.new_markdown_cell(f"# A student\n\n{formulas}\n\n{TELUGU}"),
+        v4.new_markdown_cell(f"# A student\n\n{formulas}\n\n{TELUGU}|"),
         v4.new_markdown_cell(f"{ATTACK}\n\n{links}"),
         code("secret_default = 1", tags=("parameters",)),
         code("secret_injected = 2", tags=("injected-parameters",)),
         code("train(student)", v4.new_output("stream", text=f"10 %\r50 %\r100 %\n{ATTACK}\n")),
         code("figure", figure),
-        code("table", shown(text_html=frame.to_html()), shown(text_html=wide.to_html())),
+        code("table", shown(text_html=frame.to_html())),
         code("script", shown(application_javascript="document.title = 'hacked'")),
         code("svg", shown(**{"image_svg+xml": svg})),
         code("explorer", widget),
@@ -94,8 +91,8 @@ def put(out: Path, record: dict | None = None, state: dict | None = None) -> Non
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory) -> str:
-    return written(tmp_path_factory.mktemp("page"))
+def page(every_state) -> str:
+    return (every_state / "01_distill-50m.html").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -114,28 +111,8 @@ def state(run: str, word: str, pid: int = os.getpid(), **more: object) -> dict:
     ) | more  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def gone() -> int:
-    """The number of a process that has ended."""
-    child = subprocess.Popen(["true"])
-    child.wait()
-    return child.pid
-
-
-def outside_requests(soup: BeautifulSoup) -> list[str]:
-    """What a browser would fetch for this page: sources, style sheets, url(…) and @import."""
-    asked = [tag["src"] for tag in soup.find_all(src=True)]
-    asked += [tag["href"] for tag in soup.find_all(href=True) if tag.name != "a"]
-    asked += [tag["data"] for tag in soup.find_all("object")]
-    styles = [tag.get_text() for tag in soup.find_all("style")]
-    styles += [tag["style"] for tag in soup.find_all(style=True)]
-    for style in styles:
-        asked += re.findall(r"url\(['\"]?([^)'\"]*)", style) + re.findall("@import.*", style)
-    return [address[:60] for address in asked if not address.startswith("data:")]
-
-
-def test_no_data_becomes_html_and_nothing_is_asked_for_outside(page, soup):
-    assert outside_requests(soup) == [] and len(page.encode()) < 1_000_000
+def test_no_data_becomes_html(page, soup):
+    assert len(page.encode()) < 1_000_000
     assert soup.find_all(["script", "iframe", "object", "embed", "link", "form", "base"]) == []
     attributes = {name for tag in soup.find_all(True) for name in tag.attrs}
     assert [name for name in attributes if name.startswith("on")] == []
@@ -160,19 +137,6 @@ def test_a_browser_runs_no_script_and_asks_for_nothing_that_was_not_escaped(brow
     assert "hacked" not in tab.title() and answered == []
     assert tab.locator("main b").inner_text() == "seen"
     tab.close()
-
-
-def test_the_font_inside_holds_every_telugu_letter_and_shapes_conjuncts(page):
-    data = re.search(r"data:font/woff2;base64,([A-Za-z0-9+/=]+)", page)[1]
-    font = TTFont(io.BytesIO(base64.b64decode(data)))
-    letters = {ord(letter) for letter in re.findall("[\u0c00-\u0c7f]", page)}
-    # a browser draws the bar before a piece and the sign it begins with from one font
-    assert {*letters, ord("|")} <= font.getBestCmap().keys() and ord("A") not in font.getBestCmap()
-    # స్త్ర needs glyphs that no letter maps to: below-base forms, reached by GSUB alone
-    assert len(font.getGlyphOrder()) > 2 * len(font.getBestCmap())
-    features = {record.FeatureTag for record in font["GSUB"].table.FeatureList.FeatureRecord}
-    assert features >= {"akhn", "blwf", "psts"}
-    assert "Copyright" in font["name"].getDebugName(0)  # the licence asks for it
 
 
 def test_provenance_comes_first_then_the_finding_and_what_differs_is_marked(page, soup):
@@ -224,18 +188,16 @@ def test_code_is_folded_parameters_are_not_shown_as_code_and_outputs_need_no_ker
 
 
 @pytest.fixture(scope="module")
-def every_state(tmp_path_factory, gone) -> Path:
+def every_state(tmp_path_factory) -> Path:
     """A run folder with a run in each state, each with a page, and one that is queued."""
-    out = tmp_path_factory.mktemp("states")
+    out, child = tmp_path_factory.mktemp("states"), subprocess.Popen(["true"])
+    child.wait()
     for folder in ("tables", "figures"):
         (out / folder).mkdir()
-    written(out, RECORD, state("01_distill-50m", "done", gone))
-    trouble = {
-        "error": [ATTACK + "train" * 40, LAST_LINE],
-        "changed": {"rate": "0.5" * 40},
-    }
+    written(out, RECORD, state("01_distill-50m", "done", child.pid))
+    trouble = {"error": [ATTACK + "train" * 40, LAST_LINE], "changed": {"rate": "0.5" * 40}}
     written(out, None, state("02_hard_set", "failed", **trouble))
-    written(out, None, state("03_lora-hard", "running", gone))
+    written(out, None, state("03_lora-hard", "running", child.pid))
     written(out, None, state("03_lora-random", "running"))
     written(out, RECORD | {"run": "04_merge_eval"}, state("04_merge_eval", "interrupted"))
     put(out, None, {"run": "05_progressive", "state": "queued"})
@@ -276,17 +238,19 @@ def test_the_index_tells_each_run_with_its_true_state_below_table_and_plot(every
     assert soup.select_one("figure img")["src"].endswith(base64.b64encode(b"<svg/>").decode())
     places = [html.index(place) for place in ("a, b", "<figure", 'class="runs"')]
     assert places == sorted(places)
-    assert outside_requests(soup) == [] and soup.script is None
+    assert soup.script is None
     assert "No run has left a record" in run_pages.index(tmp_path).read_text("utf-8")
 
 
-def test_a_browser_without_network_shows_all_of_it_within_the_width_of_a_phone(every_state, faults):
+def test_a_browser_without_network_shows_all_of_it_on_a_phone_and_asks_for_nothing(
+    every_state, faults
+):
     pages = sorted(every_state.glob("*.html"))
     assert len(pages) == 6
     assert {page.name: found for page in pages if (found := faults(page, 390))} == {}
 
 
-def test_telugu_is_drawn_with_the_font_inside_the_page(browser, every_state):
+def test_telugu_and_the_bar_between_pieces_are_drawn_with_the_font_inside(browser, every_state):
     tab = browser.new_page()
     tab.goto((every_state / "01_distill-50m.html").as_uri())
     tab.evaluate("document.fonts.ready.then(() => 0)")
@@ -296,7 +260,7 @@ def test_telugu_is_drawn_with_the_font_inside_the_page(browser, every_state):
     root = session.send("DOM.getDocument")["root"]["nodeId"]
     last = {"nodeId": root, "selector": "main .text_cell:first-child p:last-child"}
     fonts = session.send("CSS.getPlatformFontsForNode", session.send("DOM.querySelector", last))
-    glyphs = sum(font["glyphCount"] for font in fonts["fonts"] if font["isCustomFont"])
+    assert all(font["isCustomFont"] for font in fonts["fonts"])
     # a conjunct is one glyph cluster: shaped, the text takes fewer glyphs than it has characters
-    assert 0 < glyphs < len(TELUGU.replace(" ", ""))
+    assert 0 < sum(font["glyphCount"] for font in fonts["fonts"]) < len(TELUGU)
     tab.close()
