@@ -31,7 +31,6 @@ NAN = float("nan")
 def test_an_interval_has_signs_and_true_minuses_and_is_clear_beside_0(values, text, clear):
     interval = Interval(*values)
     assert f"{interval}" == text and interval.clear == clear
-    assert values[0] is None or (-interval).clear == -clear
 
 
 def test_resampled_means_have_the_mean_and_spread_of_independent_documents():

@@ -215,7 +215,8 @@ def test_an_effect_is_one_minus_the_other_whichever_has_more_seeds(seeded):
     wanted = [(0.54 - 0.6) * MEAN, (0.51 - 0.63) * MEAN, (0.48 - 0.66) * MEAN]
     one, other = (effect(seeded, *p) for p in (("hard-merged", "50m"), ("50m", "hard-merged")))
     assert one.change.value == pytest.approx(wanted[0]) and one.seeds == pytest.approx(wanted)
-    assert other.change == pytest.approx(-one.change)
+    value, low, high = one.change
+    assert other.change == pytest.approx((-value, -high, -low))
     assert other.seeds == pytest.approx([-s for s in one.seeds])
     assert one.change.low <= one.change.value <= one.change.high < 0
     assert (one.what, other.what) == ("adapter on hard − 50m", "50m − adapter on hard")
