@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tdbook.analysis.kept_and_lost import readable
+from tdbook.analysis.kept_and_lost import SCRIPTS, cuts_characters, of_text
 from tdbook.corpus import origins
 from tdbook.corpus.tokenizer import BYTE, TELUGU, Tokenizer
 from tdlib import data
@@ -46,8 +46,8 @@ RARE = 0.05  # of the tokens: the rarest pieces that make up so much are rare
 SLOTS = 2**27  # bytes of the table of n-grams, at most, and twice the n-grams looked at
 PIECE = 2**19  # tokens at once
 PLACES = 20  # of the corpus
-# of a window: flags of JUNK, 0 is clean; shares of tokens not in Telugu and of rare ones; length of
-# its text. Where pieces do not tell of the text, NaN and 0
+# of a window: flags of JUNK, 0 is clean; shares of tokens not in Telugu (in Latin or digits, where
+# pieces cut characters) and of rare ones; length of its text. Without a tokenizer NaN and 0
 KINDS = [("junk", "u1"), ("foreign", "f2"), ("rare", "f2"), ("characters", "u2")]
 
 
@@ -77,8 +77,13 @@ def _key(tokens: data.Tokens) -> str:
 
 
 def _look(tokens: data.Tokens, progress: Callable) -> np.ndarray:
-    n, t, tokenizer = len(tokens.train), tokens.context, readable(tokens)
-    gram = GRAM if tokenizer or not tokens.tokenizer else GRAM_IN_PARTS
+    n, t, tokenizer, in_parts = (
+        len(tokens.train),
+        tokens.context,
+        tokens.tokenizer,
+        cuts_characters(tokens),
+    )
+    gram = GRAM_IN_PARTS if in_parts else GRAM
     grams = n * max(0, t - gram + 1)
     bits = min(int(np.log2(SLOTS)), max(10, int(np.ceil(np.log2(2 * grams + 1)))))
     share = min(1.0, 2**bits / 2 / max(1, grams))  # of the n-grams is looked at
@@ -89,6 +94,7 @@ def _look(tokens: data.Tokens, progress: Callable) -> np.ndarray:
         table[slots] = np.minimum(table[slots] + times, 255)
         progress(rows.stop, 2 * n, "windows looked at")
     of_V = _of_pieces(tokenizer, len(count_V))
+    of_V["single"] &= not in_parts
     singles = float((of_V["single"] * count_V).sum() / count_V.sum())
     unknown = tokens.tokenizer.unk if tokens.tokenizer else UNK
     # the first piece, from the rarest on, with which they would make up more than RARE is no longer
@@ -104,10 +110,13 @@ def _look(tokens: data.Tokens, progress: Callable) -> np.ndarray:
             _template(table, t - gram + 1, *_grams(ids_RT, bits, share, gram)),
         )
         found["junk"][rows] = sum(f * flag for flag, f in zip(JUNK, flags, strict=True))
-        found["foreign"][rows] = of_V["foreign"][ids_RT].mean(1)
+        foreign_RT, characters_RT = of_V["foreign"][ids_RT], of_V["characters"][ids_RT]
+        if in_parts:
+            script_RT, characters_RT = of_text(tokenizer, tokens.train, range(n)[rows])
+            foreign_RT = np.isin(script_RT, [SCRIPTS.index("Latin"), SCRIPTS.index("digits")])
+        found["foreign"][rows] = foreign_RT.mean(1)
         found["rare"][rows] = (count_V < often)[ids_RT].mean(1)
-        characters_R = of_V["characters"][ids_RT].sum(1).round()
-        found["characters"][rows] = np.minimum(characters_R, 2**16 - 1)
+        found["characters"][rows] = np.minimum(characters_RT.sum(1).round(), 2**16 - 1)
         progress(n + rows.stop, 2 * n, "windows looked at")
     return found
 

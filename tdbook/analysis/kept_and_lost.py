@@ -56,8 +56,7 @@ def cuts(tokens: data.Tokens, rows_M: np.ndarray) -> Labels:
     }
     if tokens.tokenizer:
         labels |= _places(tokens.tokenizer, np.concatenate([ids_MT[:, :1], targets_MT], axis=1))
-    if tokenizer := readable(tokens):
-        labels["script"] = SCRIPTS, scripts(tokenizer)[targets_MT]
+        labels["script"] = SCRIPTS, scripts(tokens, tokens.val, rows_M)
     return {k: (names, np.where(masked_MT, -1, at_MT)) for k, (names, at_MT) in labels.items()}
 
 
@@ -80,19 +79,37 @@ def _places(tokenizer: Tokenizer, ids_MS: np.ndarray) -> Labels:
     return {"place in the word": (names, place_MT), "frequent endings": (endings, ending_MT)}
 
 
-def readable(tokens: data.Tokens) -> Tokenizer | None:
-    """The tokenizer, if its pieces tell of the text: not where they often cut characters (BPE over
-    bytes, many single bytes)."""
-    if tokens.tokenizer is None:
-        return None
+def cuts_characters(tokens: data.Tokens) -> bool:
+    """Whether pieces often cut characters (BPE over bytes), so that the text alone tells of them.
+    Looks at a sample of the tokens."""
     some = np.asarray(tokens.train.ids[:: max(1, len(tokens.train.ids) // 2**20)])
     count_V = np.bincount(some, minlength=tokens.vocab_size)
-    return None if tokens.tokenizer.in_parts(count_V) else tokens.tokenizer
+    return tokens.tokenizer is not None and tokens.tokenizer.in_parts(count_V)
 
 
-def scripts(tokenizer: Tokenizer) -> np.ndarray:
-    """Which of SCRIPTS each piece is of, (V,)."""
-    return np.array([SCRIPTS.index(script(piece)) for piece in tokenizer.vocabulary()])
+def of_text(tokenizer: Tokenizer, windows: data.Windows, rows_M: Sequence[int]) -> tuple:
+    """Of each target, (M, T) each: its script, by the first character that it holds a part of, and
+    how many characters begin in it."""
+    t = windows.context
+    at_MX = np.asarray(rows_M)[:, None] * t + np.arange(-3, t + 5)  # a character has 4 bytes
+    ids_MX = windows.ids[at_MX.clip(0, len(windows.ids) - 1)]
+    ids_S = np.pad(ids_MX, ((0, 0), (0, 1)), constant_values=tokenizer.eos).ravel()
+    code_B, begins_B, token_B = tokenizer.characters(ids_S)
+    shown_B = ~np.isin(code_B, [10, 32])
+    token, first = np.unique(token_B[shown_B], return_index=True)
+    codes, at = np.unique(code_B[shown_B][first], return_inverse=True)
+    script_S = np.full(len(ids_S), SCRIPTS.index("other"))
+    script_S[token] = np.array([SCRIPTS.index(script(chr(code))) for code in codes], int)[at]
+    count_S = np.bincount(token_B[begins_B], minlength=len(ids_S))
+    return tuple(x_S.reshape(len(ids_MX), -1)[:, 4:-5] for x_S in (script_S, count_S))
+
+
+def scripts(tokens: data.Tokens, windows: data.Windows, rows_M: Sequence[int]) -> np.ndarray:
+    """Which of SCRIPTS each target of some windows is of, (M, T)."""
+    if cuts_characters(tokens):
+        return of_text(tokens.tokenizer, windows, rows_M)[0]
+    of_V = np.array([SCRIPTS.index(script(piece)) for piece in tokens.tokenizer.vocabulary()])
+    return of_V[replace(windows, mask=None).batch(rows_M)[1].numpy()]
 
 
 def script(piece: str) -> str:

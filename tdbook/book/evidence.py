@@ -238,8 +238,8 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     rare_V[order[np.cumsum(count_V[order]) <= 0.05 * count_V.sum()]] = True
     pairs_NT = kept_and_lost.pair_frequency(tokens.train, ids_NT, y_NT)
     kinds = {"rare tokens": rare_V[y_NT], "pairs never seen": pairs_NT == 0}
-    if tokenizer := kept_and_lost.readable(tokens):
-        kinds["tokens not in Telugu"] = kept_and_lost.scripts(tokenizer)[y_NT] != 0
+    if tokens.tokenizer:
+        kinds["tokens not in Telugu"] = kept_and_lost.scripts(tokens, windows, rows) != 0
     seeds = t.seeds_of(t.models[t.base])
     hard = [comparison.hard_windows(t.losses, m.name, t.teacher, share) for m in seeds]
     effects, masked_N = [], np.isnan(t.losses[t.teacher])  # these are in neither part

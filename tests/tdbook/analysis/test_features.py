@@ -2,6 +2,7 @@
 sources by name; memory that does not grow with the windows."""
 
 import json
+import re
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tdbook.analysis import features, kept_and_lost
-from tdbook.corpus import origins, token_files, writer
-from tdbook.corpus.tokenizer import Tokenizer
+from tdbook.corpus import origins, token_files, tokenizer_files, writer
+from tdbook.corpus.text import Document
 from tdlib import data
 from tests.helpers import one_line
 
@@ -131,24 +134,48 @@ def test_shares_and_length_are_those_counted_by_hand(spoilt):
         assert abs(length) <= 2  # its ends
 
 
-def test_where_pieces_do_not_tell_of_the_text_only_what_ids_say_is_told(
-    spoilt, tmp_path, monkeypatch
-):
+def test_without_a_tokenizer_only_what_ids_say_is_told(spoilt, tmp_path):
     tokens, _ = spoilt
     bare = token_files.open_tokens(folder_of(tmp_path / "t", np.asarray(tokens.train.ids)))
-    known_N = look(tokens)
-    monkeypatch.setattr(Tokenizer, "in_parts", lambda self, count_V: True)  # as BPE over bytes
-    for some in (bare, tokens):
-        found_N = look(some)
-        assert not (found_N["junk"] & 5).any() and np.isnan(found_N["foreign"]).all()
-        assert not found_N["characters"].any()
-        np.testing.assert_array_equal(found_N["rare"], known_N["rare"])
-        cuts = features.cuts(some, found_N)
-        assert set(cuts) == {"source", "place in the corpus", "rare tokens"}
-        assert cuts["source"][0] == ["unknown"]
-    np.testing.assert_array_equal(look(bare)["junk"], known_N["junk"] & 10)
-    assert not (found_N["junk"] & 8).any()  # pieces of characters repeat in any text
-    assert "script" not in kept_and_lost.cuts(tokens, np.arange(2))
+    known_N, found_N = look(tokens), look(bare)
+    assert np.isnan(found_N["foreign"]).all() and not found_N["characters"].any()
+    np.testing.assert_array_equal(found_N["rare"], known_N["rare"])
+    np.testing.assert_array_equal(found_N["junk"], known_N["junk"] & 10)
+    cuts = features.cuts(bare, found_N)
+    assert set(cuts) == {"source", "place in the corpus", "rare tokens"}
+    assert cuts["source"][0] == ["unknown"]
+
+
+def test_shares_and_length_are_those_of_the_text_where_pieces_cut_characters(tmp_path):
+    """BPE over bytes, as GPT-2's and Llama 3's: next to no letter of Telugu is a piece."""
+    lines = [line for document in writer.write(60_000, 3) for line in document.lines]
+    lines = [re.sub("[0-9a-zA-Z]+", "", line) for line in lines]
+    lines[100:160] = ["the king went to the river and the sea"] * 60
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    how = dict(vocab_size=300, special_tokens=["<eos>"], initial_alphabet=alphabet)
+    made.train_from_iterator(lines[:140], trainers.BpeTrainer(show_progress=False, **how))
+    made.save(str(tmp_path / "tokenizer.json"))
+    parts = {"train": lines[20:], "val": lines[:20]}
+    documents = {name: [Document(tuple(part), "a")] for name, part in parts.items()}
+    one = tokenizer_files.open(tmp_path / "tokenizer.json")
+    token_files.write_tokens(tmp_path / "t", documents, one, T)
+    tokens = token_files.open_tokens(tmp_path / "t")
+    found_N, english = look(tokens), 0
+    for i, window in enumerate(found_N):
+        text = tokens.tokenizer.decode(tokens.train.ids[i * T + 1 : (i + 1) * T + 1])
+        assert abs(int(window["characters"]) - len(text)) <= 2 and not window["junk"] & 1
+        letters = len(re.findall("[a-z]", text))
+        assert (window["foreign"] > 0) == (letters > 0)
+        english += letters > 30 and window["foreign"] > 0.7 and window["junk"] == 8
+    assert english > 3  # the same line sixty times
+    names, script_MT = kept_and_lost.cuts(tokens, np.arange(len(tokens.val)))["script"]
+    shown = tokens.tokenizer.decode(tokens.val.ids)
+    others = sum(c in "\n .,;:!?-—()“”‘’\"'" for c in shown) / len(tokens.val.ids)
+    assert names[0] == "Telugu" and not np.isin(script_MT, [1, 2]).any()
+    assert (script_MT == 3).mean() <= others + 0.02
 
 
 def test_asking_again_is_free_until_the_tokens_change(spoilt, tmp_path, monkeypatch):
