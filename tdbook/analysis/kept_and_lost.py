@@ -82,9 +82,10 @@ def _places(tokenizer: Tokenizer, ids_MS: np.ndarray) -> Labels:
 def cuts_characters(tokens: data.Tokens) -> bool:
     """Whether pieces often cut characters (BPE over bytes), so that the text alone tells of them.
     Looks at a sample of the tokens."""
+    if tokens.tokenizer is None:
+        return False
     some = np.asarray(tokens.train.ids[:: max(1, len(tokens.train.ids) // 2**20)])
-    count_V = np.bincount(some, minlength=tokens.vocab_size)
-    return tokens.tokenizer is not None and tokens.tokenizer.in_parts(count_V)
+    return tokens.tokenizer.in_parts(np.bincount(some, minlength=tokens.vocab_size))
 
 
 def of_text(tokenizer: Tokenizer, windows: data.Windows, rows_M: Sequence[int]) -> tuple:

@@ -68,6 +68,7 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
     heartbeat.write_state(out, run, "running", message="starting")
     os.environ[heartbeat.DIE_WITH] = str(os.getpid())
     stopping = _stop_on_signals(out, run)
+    threading.Thread(target=_show_progress, args=(out, run), daemon=True).start()
     try:
         papermill.execute_notebook(
             *(str(path).replace("{", "{{").replace("}", "}}") for path in paths),  # it formats them
@@ -89,6 +90,17 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
         return f"{type(error).__name__}: {error}"
     except (SystemExit, KeyboardInterrupt):
         return "stopped"
+
+
+def _show_progress(out: Path, run: str) -> None:
+    """A line every 15 s while the run goes on."""
+    before = ""
+    while True:
+        time.sleep(15)
+        state = heartbeat.state(out, run)
+        if state["state"] == "running" and before != (line := heartbeat.progress(state)):
+            print(f"{run} · {line}", flush=True)
+            before = line
 
 
 def _stop_on_signals(out: Path, run: str) -> threading.Event:

@@ -161,11 +161,11 @@ def test_shares_and_length_are_those_of_the_text_where_pieces_cut_characters(tmp
     parts = {"train": lines[20:], "val": lines[:20]}
     documents = {name: [Document(tuple(part), "a")] for name, part in parts.items()}
     one = tokenizer_files.open(tmp_path / "tokenizer.json")
-    token_files.write_tokens(tmp_path / "t", documents, one, T)
+    token_files.write_tokens(tmp_path / "t", documents, one, 2 * T)
     tokens = token_files.open_tokens(tmp_path / "t")
     found_N, english = look(tokens), 0
     for i, window in enumerate(found_N):
-        text = tokens.tokenizer.decode(tokens.train.ids[i * T + 1 : (i + 1) * T + 1])
+        text = tokens.tokenizer.decode(tokens.train.ids[2 * i * T + 1 :][: 2 * T])
         assert abs(int(window["characters"]) - len(text)) <= 2 and not window["junk"] & 1
         letters = len(re.findall("[a-z]", text))
         assert (window["foreign"] > 0) == (letters > 0)
