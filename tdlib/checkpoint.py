@@ -190,8 +190,8 @@ def load(path: Path, key: dict) -> dict | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         old = state["key"]
     except Exception as error:  # torch's errors share no base
-        fault = f"{path} is no checkpoint ({type(error).__name__})"
-        raise ValueError(f"{fault}: set redo to start over") from None
+        why = type(error).__name__
+        raise ValueError(f"{path} is no checkpoint ({why}): set redo to start over") from None
     for name in key:
         if key[name] != old.get(name):
             fault = f"{path} was made with {name} {old.get(name)!r}, now it is {key[name]!r}"

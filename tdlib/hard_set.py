@@ -43,7 +43,7 @@ class Rule:
     easy_share: float = 0.0  # easy windows mixed in, for each hard one
     token_share: float = 1.0  # of a window's tokens, the hardest, that count in training
     seed: int = 1  # draws the easy windows
-    share: float | None = None  # of the scored windows that are not left out, the hardest
+    share: float | None = None  # how many of the scored windows, junk left out, are hard
 
     @staticmethod
     def of(parameters: dict) -> "Rule":
@@ -62,8 +62,8 @@ class HardSet:
 
 
 def known_mean(loss: np.ndarray, axis: int | None = None) -> np.ndarray | float:
-    """Mean over what has a target; NaN, every target masked, counts nowhere. NaN of nothing.
-    ValueError where a value is infinite: that is no mask, but a fault."""
+    """Mean of the losses that are not NaN (NaN: every target masked); NaN where none is left.
+    ValueError: a loss is infinite."""
     if np.isinf(loss).any():
         raise ValueError(f"a loss is infinite: {BROKEN}")
     with warnings.catch_warnings():
@@ -73,7 +73,7 @@ def known_mean(loss: np.ndarray, axis: int | None = None) -> np.ndarray | float:
 
 
 def _checked(loss_B: np.ndarray, windows: data.Windows, rows_B: np.ndarray) -> np.ndarray:
-    """The losses, where each is a number, or NaN and its window without a target."""
+    """The same losses. ValueError: one is not finite, though its window has a target."""
     if len(bad := np.asarray(rows_B)[~np.isfinite(loss_B)]):
         masked_B = (windows.batch(bad)[1] == data.IGNORE).all(1).numpy()
         if not masked_B.all():
@@ -82,7 +82,7 @@ def _checked(loss_B: np.ndarray, windows: data.Windows, rows_B: np.ndarray) -> n
 
 
 def with_targets(windows: data.Windows, rows: np.ndarray) -> np.ndarray:
-    """The rows; where every target of theirs is masked, as many that have one, spread evenly."""
+    """The rows; if none of them has a target, as many other rows that have one, evenly spread."""
     if windows.mask is None or windows.targets(rows) or not windows.known_N.any():
         return rows
     usable = np.flatnonzero(windows.known_N)
@@ -145,10 +145,10 @@ def select(
     easy_share: float = 0.0,
     seed: int = 1,
 ) -> HardSet:
-    """The windows at or above a threshold, or the hardest share of all that are not left out.
-    Exactly one is given. `left_out_N` (junk) are never in; nor, of the others, the hardest `clip`,
-    which is noise more often than a lesson (MiniPLM, 2410.17215). Windows from below the threshold
-    join, drawn by `seed`: `easy_share` times as many as are hard."""
+    """The windows at or above a threshold, or the hardest share; exactly one of the two is given.
+    The share is of all N windows but those left out (junk), which never get in. `clip` is the share
+    of the hardest that is dropped as noise (MiniPLM, 2410.17215). `easy_share` times as many
+    windows as are hard, drawn by `seed` from below the threshold, are added."""
     if (share is None) == (threshold is None):
         raise ValueError(f"give share or threshold, one of the two: {share=}, {threshold=}")
     if not (0 <= clip < 1 and easy_share >= 0 and (share is None or 0 < share <= 1)):
@@ -175,8 +175,8 @@ def select(
 
 
 def choose(difficulty_N: np.ndarray, rule: Rule, junk_N: np.ndarray | None = None) -> HardSet:
-    """The choice by a rule, whose `share` is of the windows that were scored and are not left out;
-    `junk_N` is not 0 where a window is junk. The rule of the result has the threshold instead."""
+    """The choice by a rule. Its `share` counts only scored windows: select's counts all, so it is
+    converted. `junk_N` is above 0 where a window is junk. The result's rule says the threshold."""
     scored_N = np.isfinite(difficulty_N)
     left_out_N = junk_N > 0 if rule.leave_out_junk else np.zeros(len(difficulty_N), bool)
     how = {name: getattr(rule, name) for name in ("threshold", "clip", "easy_share", "seed")}
@@ -189,7 +189,7 @@ def choose(difficulty_N: np.ndarray, rule: Rule, junk_N: np.ndarray | None = Non
 
 @contextlib.contextmanager
 def new_scores(path: Path, windows: int) -> Iterator[np.ndarray]:
-    """An array for the losses of so many windows, NaN at first, to be filled; then it is a file."""
+    """An array for the losses of so many windows, NaN at first; the file appears on leaving."""
     with files.replacing(path) as beside:
         loss_2N = np.lib.format.open_memmap(beside, "w+", np.float32, (2, windows))
         loss_2N[:] = np.nan
@@ -198,8 +198,8 @@ def new_scores(path: Path, windows: int) -> Iterator[np.ndarray]:
 
 
 def load_scores(path: Path) -> Scores:
-    """What 02 scored, as a memory map. ValueError: something else, or a loss is not finite (of the
-    student beside none of the teacher, or infinite)."""
+    """What 02 scored, as a memory map. ValueError: another file, an infinite loss, or a student's
+    loss without its teacher's."""
     try:
         loss_2N = np.load(path, mmap_mode="r")
         student_N, teacher_N = loss_2N
@@ -227,7 +227,7 @@ def keep(chosen: HardSet, path: Path, words: str) -> None:
 
 
 def load(path: Path) -> HardSet:
-    """The kept choice; of one made elsewhere the rule is its threshold. ValueError: no choice."""
+    """The kept choice. A file without a rule gets one from its threshold. ValueError: no choice."""
     try:
         content = json.loads(path.read_text(encoding="utf8"))
         windows_K = np.asarray(content["windows_K"], dtype=np.int64)

@@ -109,18 +109,11 @@ def save(model: Llama, folder: str | Path, base: str = "") -> None:
     for part, linear in parts.items():
         pair = linear.lora_A.detach(), linear.lora_B.detach()
         tensors |= zip(_names(part), (x.contiguous().cpu() for x in pair), strict=True)
-    content = safetensors.torch.save(tensors, {"format": "pt", "base_sha256": base_hash(model)})
+    # one entry: the package writes several in any order, and the same weights have the same hash
+    content = safetensors.torch.save(tensors, {"base_sha256": base_hash(model)})
     with files.whole_folder(Path(folder)) as beside:
         (beside / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
-        (beside / "adapter_model.safetensors").write_bytes(_in_order(content))
-
-
-def _in_order(content: bytes) -> bytes:
-    """A safetensors file with its header sorted: the package writes metadata in any order, and the
-    same weights must have the same hash."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"))
-    return content[:8] + header.encode().ljust(end - 8) + content[end:]
+        (beside / "adapter_model.safetensors").write_bytes(content)
 
 
 def _names(linear: str) -> tuple[str, str]:

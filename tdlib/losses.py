@@ -3,7 +3,7 @@
     loss = ce_weight · CE + (1 − ce_weight) · T² · KL(teacher ‖ student at temperature T)
 
 (Hinton et al. 2015, arXiv 1503.02531; T² keeps the gradient's size when T changes.) Logits are made
-chunk by chunk, and each chunk's gradient is computed on the spot, in its logits' own memory:
+chunk by chunk, and each chunk's gradient is computed at once and overwrites its logits:
 
     d loss / d logits = w/Σw · [ ce_weight · (softmax(s) − onehot) + (1 − ce_weight) · T · (q − p) ]
 
@@ -44,7 +44,7 @@ def distillation_loss(
     weights_N: Tensor | None = None,
     chunk: int | None = None,
 ) -> Loss:
-    """The loss of the module's first line, mean Σwl / Σw over targets that are not ignore_index.
+    """The loss above: the mean Σwl / Σw over targets that are not ignore_index.
 
     At ce_weight 1 the teacher is never touched (its arguments may be None) and `.kl` is NaN. With
     every target ignored the loss is 0 and so are its gradients. A head that needs no gradient costs
@@ -116,7 +116,7 @@ def default_chunk(device: str) -> int:
 def _loss(
     hidden_ND, head_VD, targets_N, teacher, ce_weight, temperature, ignore_index, weights_N, chunk
 ) -> Loss:
-    """`teacher(part, w_N, dtype)` gives what _core takes of a chunk; not called at ce_weight 1."""
+    """`teacher(part, w_N, dtype)` gives a chunk's last arguments of _core; none at ce_weight 1."""
     if hidden_ND.ndim != 2 or len(hidden_ND) != len(targets_N):
         fault = f"hidden states {tuple(hidden_ND.shape)} and targets {tuple(targets_N.shape)}"
         raise ValueError(f"{fault} must be (N, D) and (N,): flatten batch and time first")
@@ -204,16 +204,16 @@ def _apply(s_NV: Tensor, y_N: Tensor, w_N: Tensor, ce_weight: float, t: float, t
 
 @functools.cache
 def _compiled() -> Callable:
-    # dynamic=True: once for all shapes; weight and T come as tensors, so once for all of them too
+    # dynamic=True, and weight and T as tensors: one compilation serves all shapes and values
     return torch.compile(_core, dynamic=True)
 
 
 def _core(
     s_NV: Tensor, y_N: Tensor, w_N: Tensor, ce_weight, t, *teacher: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and KL of each token of one chunk, in place: its logits become their gradient
-    but for the one-hot parts (target, draws), which _Head subtracts. `teacher`: nothing, its logits
-    (used up), or its draws and their log-probabilities; `t` is the temperature."""
+    """Cross-entropy and KL of each token of one chunk. Overwrites the logits by their gradient
+    without its one-hot parts (target, draws), which _Head subtracts later. `teacher`: empty, its
+    logits (overwritten too), or its draws and their log-probabilities; `t` is the temperature."""
     p1_NV, logz_N1 = _softmax(s_NV)  # at temperature 1, for the cross-entropy
     ce_N = (logz_N1 - s_NV.gather(-1, y_N[:, None])).squeeze(-1)
     if not teacher:
@@ -227,7 +227,7 @@ def _core(
         g_NV.sub_(s_NV).sub_(teacher_logz_N1 - logz_N1)  # log p − log q
         kl_N = (p_NV * g_NV).sum(-1)
         torch.sub(q_NV, p_NV, out=g_NV)
-        # Σ(q − p) is 0 but for rounding, and takes the normalisers' rounding out of the KL
+        # Σ(q − p) is 0 but for rounding; added, it cancels the rounding of both log Σ exp in the KL
         kl_N += g_NV.sum(-1)
         torch.mul(g_NV, share_N1, out=s_NV)
     else:
@@ -239,12 +239,12 @@ def _core(
 
 
 def _softmax(s_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities, and log Σ exp (N, 1): from the largest of each, which never underflows."""
+    """Probabilities, and log Σ exp (N, 1) = largest logit − log of the largest probability."""
     p_NV = s_NV.softmax(-1)
     return p_NV, s_NV.amax(-1, keepdim=True) - p_NV.amax(-1, keepdim=True).log()
 
 
 def _add(gradient_NV: Tensor, ids_NK: Tensor, values_NK: Tensor) -> None:
-    """gradient[n, ids[n, k]] += what[n, k], as one long row: only that is deterministic on CUDA."""
+    """gradient[n, ids[n, k]] += values[n, k]. Flattened: only so is it deterministic on CUDA."""
     first_N1 = torch.arange(len(ids_NK), device=ids_NK.device)[:, None] * gradient_NV.shape[1]
     gradient_NV.view(-1).scatter_add_(0, (first_N1 + ids_NK).flatten(), values_NK.flatten())

@@ -45,7 +45,7 @@ class LlamaConfig:
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name):,}, at most {most:,} are read")
         if not (0 < (theta := self.rope_theta) < math.inf and 0 <= self.norm_eps < math.inf):
-            raise ValueError(f"rope_theta {theta}, norm_eps {self.norm_eps}: finite, above 0")
+            raise ValueError(f"rope_theta {theta} and norm_eps {self.norm_eps} must be above 0")
         if not self.head_dim and self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}: give head_dim")
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)

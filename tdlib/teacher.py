@@ -113,10 +113,9 @@ def _turn(model: Llama) -> None:
 def _upstream(path: Path) -> Llama:
     try:
         size = path.stat().st_size
+        # torch packs nothing, and what is packed may be without end
         for part in zipfile.ZipFile(path).infolist() if zipfile.is_zipfile(path) else ():
-            if (
-                part.compress_type != zipfile.ZIP_STORED or part.file_size > size
-            ):  # torch packs none
+            if part.compress_type != zipfile.ZIP_STORED or part.file_size > size:
                 fault = f"its {part.filename!r:.60} is packed, {part.file_size:,} bytes"
                 raise ValueError(f"{fault} in a file of {size:,}: save it with torch.save")
         with torch.serialization.safe_globals(NUMPY):

@@ -23,9 +23,6 @@ class Interval(NamedTuple):
         """−1 or 1 where the whole interval lies on that side of 0, else 0."""
         return (self.low > 0) - (self.high < 0)
 
-    def __neg__(self) -> "Interval":
-        return Interval(-self.value, -self.high, -self.low)
-
     def __format__(self, spec: str) -> str:
         """ "−0.220 [−0.224, −0.215]", "−0.220 [unknown]" of one document, or "undefined"."""
         form = f"+{spec or '.3f'}"

@@ -7,6 +7,7 @@ model is called means nothing. A change is loss − loss of another model, nats 
 comparison fell furthest behind, "easy", the others, and "all". Legend: N windows.
 """
 
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -62,6 +63,8 @@ class Model:
             )
         if self.notebook == TEACHER:
             return "the teacher"
+        if self.notebook == PROGRESSIVE and self.name == "75m":
+            return "distilled from 150m"
         begun = ", begun from the teacher" if self.p.get("init") == "teacher" else ""
         return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
 
@@ -190,17 +193,13 @@ class Trial:
         self, one: Model, other: Model, role: str = "claim", part: str = "all", plan=None
     ) -> Effect:
         """Loss of one minus that of the other, and the same of every pair of their seeds."""
-        turned = len(one.seeds) < len(other.seeds)  # seeds are paired from the side that has more
-        a, b = (other, one) if turned else (one, other)
-        change, at_N = self.change(a.name, b.name, part), self._part(part)
+        change, at_N = self.change(one.name, other.name, part), self._part(part)
+        pairs = ((x, y) for x in self.seeds_of(one) for y in self.seeds_of(other))
         seeds = [
             known_mean((self.losses[x.name] - self.losses[y.name])[at_N])
-            for x in self.seeds_of(a)
-            for y in self.seeds_of(b)  # of a model of 03 its base's seed decides
-            if x.seeds[: len(y.seeds)] == y.seeds and x.settings != y.settings
+            for x, y in pairs  # of a model of 03 and one of 01 the base's seed decides
+            if x.settings != y.settings and all(map(operator.eq, x.seeds, y.seeds))
         ]
-        if turned:
-            change, seeds = -change, [-mean for mean in seeds]
         labels = ("recipe" if m.name == self.recipe else m.label for m in (one, other))
         what = " − ".join(labels) + (f" on {part} text" if part != "all" else "")
         return Effect(what, change, tuple(seeds), role, plan and tuple(plan))

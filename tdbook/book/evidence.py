@@ -16,7 +16,7 @@ import pandas as pd
 
 from tdbook.analysis import intervals, kept_and_lost, verdict
 from tdbook.analysis.claims import FAILS, HOLDS, PART, UNDECIDED, Effect, judge
-from tdbook.analysis.verdict import CLAIMS, Model, Trial
+from tdbook.analysis.verdict import CLAIMS, Trial
 from tdbook.book import common, comparison, reality
 from tdbook.corpus import origins
 from tdbook.export import inference
@@ -136,7 +136,8 @@ def recipe(this: Run, tokens: data.Tokens, t: Trial) -> tuple[list[Effect], str]
     """The recipe against the plan's own route: the effects, and in words with both routes' cost."""
     effects = t.effects(CLAIMS["recipe"])
     if not effects:
-        return [], "No recipe was run here: no point of the sweep that `recipe` names is done."
+        none = "the sweep that `recipe` names has no point that is done"
+        return [], f"No recipe was run here: {none}."
     (result, why), made = judge(effects[:1]), comparison.made(this, tokens)
     how = {HOLDS: "**beats**", PART: "beats, with a reserve,", FAILS: "**loses to**"}
     words = f"The recipe {how.get(result, 'is not clearly better than')} the plan's 50M + LoRA"
@@ -209,15 +210,10 @@ def in_short(claims: Sequence[dict], recipe: str) -> str:
 # what a claim needs besides what claims.yaml lists: more effects, and other measurements in words
 
 
-def settings(t: Trial) -> list[Model]:
-    """The students that differ from the base in ce_weight and temperature alone, best first."""
-    tried = t.alike(t.models[t.base], {"ce_weight", "temperature"})
-    return sorted(tried, key=lambda m: t.development[m.name])
-
-
 def loss_settings(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
-    """The plan's best setting against the best of all others, both chosen on development."""
-    order = settings(t)
+    """The plan's best ce_weight and temperature against the best others, on development."""
+    tried = t.alike(t.models[t.base], {"ce_weight", "temperature"})
+    order = sorted(tried, key=lambda m: t.development[m.name])
     ours = [m for m in order if m.p["ce_weight"] == 0.5 and 2 <= m.p["temperature"] <= 4]
     others = [m for m in order if m not in ours]
     if not ours or not others:

@@ -36,7 +36,7 @@ def notebook_of(run: str) -> str:
 
 def of(run: str) -> Notebook:
     if notebook_of(run) not in BOOK:
-        raise ValueError(f"{run} is of no notebook of the book: add it to tdbook/runs/notebooks.py")
+        raise ValueError(f"{run} is of no notebook: add it to tdbook/runs/notebooks.yaml")
     return BOOK[notebook_of(run)]
 
 

@@ -9,6 +9,7 @@ one that fails ends all.
 """
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -22,14 +23,15 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
 from tdbook.corpus import token_files
 from tdbook.runs import heartbeat, provenance
 from tdbook.training import cache
-from tdlib import checkpoint, data, lora, train
+from tdlib import checkpoint, data, train
 from tdlib.files import AWAY, MARK
-from tdlib.model import Llama, LlamaConfig
+from tdlib.model import Llama
 from tdlib.targets import Targets, as_targets
 from tdlib.team import Team
 
@@ -138,26 +140,18 @@ def _run(
     return log
 
 
-def _pack(model: Llama, path: Path) -> tuple:
-    """Its weights into a file, and what else `_unpack` takes to build it again."""
-    weights = {name: w.cpu().contiguous() for name, w in model.state_dict().items()}
-    safetensors.torch.save_file(weights, path)
-    adapters, options = lora.adapters(model), None
-    if adapters:
-        adapter = next(iter(adapters.values()))
-        targets = sorted({name.rpartition(".")[2] for name in adapters})
-        options = {"rank": len(adapter.lora_A), "scale": adapter.scale, "targets": targets}
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    return path, model.config, options, trained
+def _pack(model: Llama, path: Path) -> tuple[Path, Llama]:
+    """Its weights in a file, and the model without them."""
+    weights = dict(model.named_parameters())
+    content = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    safetensors.torch.save_file(content, path)
+    bare = {id(w): nn.Parameter(torch.empty(0), w.requires_grad) for w in weights.values()}
+    return path, copy.deepcopy(model, bare).cpu()
 
 
-def _unpack(path: Path, config: LlamaConfig, options: dict | None, trained: set[str]) -> Llama:
-    model = Llama(config)
-    if options:
-        lora.attach(model, **options)
-    model.load_state_dict(safetensors.torch.load_file(path))
-    for name, weight in model.named_parameters():
-        weight.requires_grad_(name in trained)
+def _unpack(path: Path, model: Llama) -> Llama:
+    for name, weight in safetensors.torch.load_file(path).items():
+        model.get_parameter(name).data = weight
     return model
 
 

@@ -12,7 +12,6 @@ from tdbook.corpus import origins
 from tdbook.corpus.token_files import open_ids
 from tdlib import data
 from tdlib.data import Windows
-from tdlib.files import write_whole
 from tests.tdbook.corpus.test_token_files import T, raw
 
 
@@ -127,11 +126,3 @@ def test_weights_of_another_length_are_told(upstream, tmp_path):
     (tmp_path / "w").write_bytes(b"1" * 999)
     with pytest.raises(ValueError, match="has 999 bytes, it must have one for each of the 1,000 t"):
         data.weighted(open_ids(upstream), tmp_path / "w")
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "new" / "file.json"
-    write_whole(path, b"old")
-    with pytest.raises(TypeError):
-        write_whole(path, 5)
-    assert [p.read_bytes() for p in path.parent.iterdir()] == [b"old"]

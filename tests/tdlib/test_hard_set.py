@@ -50,15 +50,6 @@ def test_a_windows_difficulty_is_two_bare_forwards(models, mask_share):
     assert np.isnan(np.delete(some.difficulty_N, rows)).all()
 
 
-def test_token_losses_are_zero_where_masked_and_nats_elsewhere(models):
-    ids_BT, targets_BT = some_windows(count=5, mask_share=0.5).batch(range(5))
-    loss_BT = hard_set.token_losses(models[0], ids_BT, targets_BT)
-    log_q_BTV = models[0](ids_BT).double().log_softmax(-1)
-    wanted_BT = -log_q_BTV.gather(-1, targets_BT.clamp(min=0)[..., None])[..., 0]
-    wanted_BT = torch.where(targets_BT == -100, 0.0, wanted_BT)
-    torch.testing.assert_close(loss_BT.double(), wanted_BT, rtol=2e-5, atol=2e-5)
-
-
 def test_scoring_into_a_memory_map_holds_nothing_of_the_size_of_n(models, tmp_path):
     def tell(done, all, message) -> None:
         told.extend([(done, all)] * (all == 70))

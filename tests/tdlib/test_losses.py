@@ -124,25 +124,6 @@ def test_with_every_target_ignored_the_loss_and_its_gradients_are_zero(ce_weight
     assert not c.hidden.grad.any() and not c.head.grad.any()
 
 
-def test_micro_batches_combine_exactly_through_their_counts():
-    c, parts = case(n=60, weights=True, ignored=0.4), []
-    wanted = dense(c, 0.5, 2.0)
-    for rows in (slice(0, 7), slice(7, 40), slice(40, 60)):
-        part = SimpleNamespace(**vars(c))
-        part.hidden, part.targets = c.hidden[rows], c.targets[rows]
-        part.teacher_hidden, part.weights = c.teacher_hidden[rows], c.weights[rows]
-        parts.append(ours(part, **HALF))
-    count = sum(part.count for part in parts)
-    near(count, wanted.count)
-    for name in ("loss", "ce", "kl"):
-        whole = sum(getattr(part, name) * part.count for part in parts) / count
-        near(whole, getattr(wanted, name))
-        if name == "loss":
-            whole.backward()
-    near(c.hidden.grad, wanted.d[0])
-    near(c.head.grad, wanted.d[1])
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("ce_weight", [0.5, 1])
 def test_a_nan_in_an_ignored_row_spoils_nothing_and_another_ignore_index_is_obeyed(bad, ce_weight):

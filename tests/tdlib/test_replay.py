@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tdbook.book import adapters
-from tdlib import checkpoint, data, hard_set, losses, train
+from tdlib import checkpoint, data, hard_set, train
 from tdlib.hard_set import HardSet
 from tdlib.targets import Online
 from tests.helpers import refused, tiny_model
@@ -134,21 +134,3 @@ def test_steps_without_a_target_do_not_make_the_next_ones_look_like_a_jump():
     for step, loss in enumerate([0.0, *[5.0] * 3, *[0.0] * 200, 5.0], 1):
         state.update(step, 1e-3, torch.tensor(loss))
     assert not state.skipped and state.loss_ema == 5
-
-
-def test_cached_draws_are_weighed_alike():
-    torch.manual_seed(0)
-    head_VD, times_N = torch.randn(V, 5), torch.tensor([2, 0, 1, 3, 1, 0])
-    each = [torch.randn(6, 5), torch.randint(0, V, (6,)), torch.randint(0, V, (6, 4))]
-    each.append(torch.rand(6, 4))
-
-    def loss(hidden_ND, targets_N, ids_NK, probs_NK, **how):
-        how |= dict(
-            teacher_ids_NK=ids_NK, teacher_probs_NK=probs_NK, ce_weight=0.4, temperature=2.0
-        )
-        return losses.sampled_distillation_loss(hidden_ND, head_VD, targets_N, **how)
-
-    one = loss(*each, weights_N=times_N)
-    many = loss(*(x.repeat_interleave(times_N, dim=0) for x in each))
-    assert one.loss.item() == pytest.approx(many.loss.item(), rel=1e-5)
-    assert one.kl.item() == pytest.approx(many.kl.item(), rel=1e-5)

@@ -118,7 +118,8 @@ def some(rng: np.random.Generator) -> list[Effect]:
 
 def turned(e: Effect) -> Effect:
     plan, seeds = e.plan and (-e.plan[1], -e.plan[0]), tuple(-s for s in e.seeds)
-    return replace(e, change=-e.change, plan=plan, claimed=-e.claimed, seeds=seeds)
+    change = Interval(-e.change.value, -e.change.high, -e.change.low)
+    return replace(e, change=change, plan=plan, claimed=-e.claimed, seeds=seeds)
 
 
 def wider(e: Effect, by: float) -> Effect:

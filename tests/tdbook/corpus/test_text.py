@@ -91,18 +91,15 @@ def test_only_bom_line_ends_trailing_blanks_and_empty_lines_are_lost(tmp_path):
     assert lines_of(tmp_path / "few") == ["once", "upon", "అ"]  # one Telugu letter is enough
 
 
-@pytest.mark.parametrize(
-    "columns",
-    [
+def test_the_text_column_of_a_parquet_is_found(tmp_path):
+    texts = pyarrow.array([A, None, B])
+    for columns in (
         {"body": [A, None, B], "n": [1, 2, 3]},
         {"text": [A, "", B], "title": ["x", "y", "z"]},
-        {"text": pyarrow.array([A, None, B], pyarrow.large_string())},
-        {"text": pyarrow.array([A, None, B]).dictionary_encode(), "title": ["x", "y", "z"]},
-    ],
-)
-def test_the_text_column_of_a_parquet_is_found(tmp_path, columns):
-    put(tmp_path, {"a.parquet": table(columns)})
-    assert lines_of(tmp_path / "a.parquet") == [A, B]
+        {"text": texts.cast(pyarrow.large_string())},
+        {"text": texts.dictionary_encode(), "title": ["x", "y", "z"]},
+    ):
+        assert lines_of(put(tmp_path, {"a.parquet": table(columns)})) == [A, B]
 
 
 def test_a_folder_gives_its_texts_in_order_and_names_what_it_leaves(tmp_path):

@@ -3,7 +3,6 @@ by hand on its own file."""
 
 import functools
 import json
-import lzma
 import operator
 import os
 import pickle
@@ -27,12 +26,6 @@ from tdbook.corpus import tokenizer, tokenizer_files
 from tests.helpers import one_line, trained_sentencepiece
 
 CASES = yaml.safe_load(Path(__file__).with_name("tokenizer_cases.yaml").read_text("utf8"))
-
-
-@pytest.fixture(scope="module")
-def lines(shared) -> list[str]:
-    text = lzma.open(shared / "data/telugu/wikipedia_paragraphs.txt.xz").read().decode()
-    return [line for line in text.split("\n") if line][:300]
 
 
 @pytest.fixture(scope="module")
@@ -266,9 +259,14 @@ def test_eos_is_what_the_files_beside_say_and_added_tokens_keep_their_ids(lines,
 # Morfessor: each rule worked by hand; the pieces are those of the published file
 
 
-def test_segmented_text_is_encoded_by_the_rules(upstream, table, tmp_path):
+def test_segmented_text_is_encoded_and_decoded_by_the_rules(upstream, table, tmp_path):
     words = CASES["small"]
     assert tokenizer_files.open(small(tmp_path)).encode([*words]) == [*words.values()]
+    for pieces, text in CASES["decoded"].items():
+        ids = [table["token_to_id"][piece] for piece in pieces.split()]
+        assert upstream.decode(ids) == text
+        shown = "".join(upstream.pieces(ids)).replace("▁", " ").replace("<eos>", "\n")
+        assert shown.replace("\n ", "\n").replace("<bos>", "").replace("<pad>", "") == " " + text
     for line, pieces in CASES["encoded"].items():
         assert upstream.encode([line]) == [[table["token_to_id"][p] for p in pieces.split()]], line
     whole = [
@@ -321,21 +319,9 @@ def test_a_word_s_ids_never_depend_on_the_words_before_and_long_ones_take_no_tim
     assert time.process_time() - began < 2, "it took 30 s and more"
 
 
-def test_joined_pieces_are_decoded_by_the_rules(upstream, table):
-    for pieces, text in CASES["decoded"].items():
-        ids = [table["token_to_id"][piece] for piece in pieces.split()]
-        assert upstream.decode(ids) == text
-        shown = "".join(upstream.pieces(ids)).replace("▁", " ").replace("<eos>", "\n")
-        assert shown.replace("\n ", "\n").replace("<bos>", "").replace("<pad>", "") == " " + text
-
-
 def small(folder: Path, **change) -> Path:
     """A table in upstream's format with a few pieces."""
-    names = ["<pad>", "<unk>", "<bos>", "<eos>", "క", "ల@@", "a", "b", "b@@"]
-    ids = {name: i for i, name in enumerate(names)}
-    content = {"type": "morfessor_bpe_telugu", "separator": "@@", "bpe_merges": []}
-    content |= {"special_tokens": {name: ids[name] for name in names[:4]}, "token_to_id": ids}
-    (folder / "small.json").write_text(json.dumps(content | change))
+    (folder / "small.json").write_text(json.dumps(CASES["small_table"] | change))
     return folder / "small.json"
 
 

@@ -91,8 +91,8 @@ def put(out: Path, record: dict | None = None, state: dict | None = None) -> Non
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory) -> str:
-    return written(tmp_path_factory.mktemp("page"))
+def page(every_state) -> str:
+    return (every_state / "01_distill-50m.html").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -111,28 +111,8 @@ def state(run: str, word: str, pid: int = os.getpid(), **more: object) -> dict:
     ) | more  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def gone() -> int:
-    """The number of a process that has ended."""
-    child = subprocess.Popen(["true"])
-    child.wait()
-    return child.pid
-
-
-def outside_requests(soup: BeautifulSoup) -> list[str]:
-    """What a browser would fetch for this page: sources, style sheets, url(…) and @import."""
-    asked = [tag["src"] for tag in soup.find_all(src=True)]
-    asked += [tag["href"] for tag in soup.find_all(href=True) if tag.name != "a"]
-    asked += [tag["data"] for tag in soup.find_all("object")]
-    styles = [tag.get_text() for tag in soup.find_all("style")]
-    styles += [tag["style"] for tag in soup.find_all(style=True)]
-    for style in styles:
-        asked += re.findall(r"url\(['\"]?([^)'\"]*)", style) + re.findall("@import.*", style)
-    return [address[:60] for address in asked if not address.startswith("data:")]
-
-
-def test_no_data_becomes_html_and_nothing_is_asked_for_outside(page, soup):
-    assert outside_requests(soup) == [] and len(page.encode()) < 1_000_000
+def test_no_data_becomes_html(page, soup):
+    assert len(page.encode()) < 1_000_000
     assert soup.find_all(["script", "iframe", "object", "embed", "link", "form", "base"]) == []
     attributes = {name for tag in soup.find_all(True) for name in tag.attrs}
     assert [name for name in attributes if name.startswith("on")] == []
@@ -208,18 +188,16 @@ def test_code_is_folded_parameters_are_not_shown_as_code_and_outputs_need_no_ker
 
 
 @pytest.fixture(scope="module")
-def every_state(tmp_path_factory, gone) -> Path:
+def every_state(tmp_path_factory) -> Path:
     """A run folder with a run in each state, each with a page, and one that is queued."""
-    out = tmp_path_factory.mktemp("states")
+    out, child = tmp_path_factory.mktemp("states"), subprocess.Popen(["true"])
+    child.wait()
     for folder in ("tables", "figures"):
         (out / folder).mkdir()
-    written(out, RECORD, state("01_distill-50m", "done", gone))
-    trouble = {
-        "error": [ATTACK + "train" * 40, LAST_LINE],
-        "changed": {"rate": "0.5" * 40},
-    }
+    written(out, RECORD, state("01_distill-50m", "done", child.pid))
+    trouble = {"error": [ATTACK + "train" * 40, LAST_LINE], "changed": {"rate": "0.5" * 40}}
     written(out, None, state("02_hard_set", "failed", **trouble))
-    written(out, None, state("03_lora-hard", "running", gone))
+    written(out, None, state("03_lora-hard", "running", child.pid))
     written(out, None, state("03_lora-random", "running"))
     written(out, RECORD | {"run": "04_merge_eval"}, state("04_merge_eval", "interrupted"))
     put(out, None, {"run": "05_progressive", "state": "queued"})
@@ -260,11 +238,13 @@ def test_the_index_tells_each_run_with_its_true_state_below_table_and_plot(every
     assert soup.select_one("figure img")["src"].endswith(base64.b64encode(b"<svg/>").decode())
     places = [html.index(place) for place in ("a, b", "<figure", 'class="runs"')]
     assert places == sorted(places)
-    assert outside_requests(soup) == [] and soup.script is None
+    assert soup.script is None
     assert "No run has left a record" in run_pages.index(tmp_path).read_text("utf-8")
 
 
-def test_a_browser_without_network_shows_all_of_it_within_the_width_of_a_phone(every_state, faults):
+def test_a_browser_without_network_shows_all_of_it_on_a_phone_and_asks_for_nothing(
+    every_state, faults
+):
     pages = sorted(every_state.glob("*.html"))
     assert len(pages) == 6
     assert {page.name: found for page in pages if (found := faults(page, 390))} == {}
