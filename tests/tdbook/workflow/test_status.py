@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -132,9 +133,13 @@ def test_two_runs_never_share_a_gpu_a_killed_one_gives_it_back_and_one_of_two_wa
     third.kill()
     other = take()  # what the two wait for is not held by them
     assert other.stdout.readline().strip() in names
-    for process in (second, other):
-        process.kill()
-        process.wait()
+    second.kill()
+    assert select.select([both.stdout], [], [], 2)[0] == []  # one is not enough,
+    last = take()
+    assert last.stdout.readline().strip() in names
+    other.kill()
+    assert select.select([both.stdout], [], [], 2)[0] == []  # nor one after the other
+    last.kill()
     assert both.stdout.readline().strip() == "0,GPU-b"
 
 
