@@ -20,7 +20,12 @@ def of(tokens: data.Tokens, split: str) -> tuple[np.ndarray, list[str]]:
     """The number of the document in each window's middle, (N,), and each document's source.
     Where documents are unknown, 16 neighbouring windows of one source stand for one."""
     windows, named = getattr(tokens, split), sources(tokens) if split == "train" else []
-    documents = _documents(tokens.folder / "documents.tsv", split, len(windows.ids))
+    path, size = tokens.folder / "documents.tsv", len(windows.ids)
+    rows = [row for row in _rows(path, COLUMNS) if row[0] == split]
+    if rows and (end := int(rows[-1][1]) + int(rows[-1][2])) < size:
+        fault = f"{path}: the documents of {split} end at {end:,} of {size:,} tokens"
+        raise ValueError(f"{fault}, it was cut short: copy it again, or take it away")
+    documents = _checked(path, [(row[1], row[3]) for row in rows], size)
     middle_N = np.arange(len(windows)) * windows.context + windows.context // 2
     first_S = [start for start, _ in named]
     if not documents:
@@ -42,20 +47,9 @@ def fold(tokens: data.Tokens, part: str) -> np.ndarray:
 
 
 def sources(tokens: data.Tokens) -> list[tuple[int, str]]:
-    """sources.tsv: first token and name of each source, in order; a heading is passed over.
-    [] where there is no such file."""
+    """First token and name of each source in sources.tsv, in order; [] without such a file."""
     path, size = tokens.folder / "sources.tsv", len(tokens.train.ids)
     return _checked(path, _rows(path, ("start", "name"), csv.QUOTE_NONE), size)
-
-
-def _documents(path: Path, split: str, size: int) -> list[tuple[int, str]]:
-    """Start and source of the documents of one split of so many tokens, in order; [] where there
-    is no documents.tsv."""
-    rows = [row for row in _rows(path, COLUMNS) if row[0] == split]
-    if rows and (end := int(rows[-1][1]) + int(rows[-1][2])) < size:
-        fault = f"{path}: the documents of {split} end at {end:,} of {size:,} tokens"
-        raise ValueError(f"{fault}, it was cut short: copy it again, or take it away")
-    return _checked(path, [(row[1], row[3]) for row in rows], size)
 
 
 def _rows(path: Path, columns: tuple[str, ...], quoting: int = csv.QUOTE_MINIMAL) -> list[list]:

@@ -42,8 +42,7 @@ def adapter_card(
 
 
 def upload_command(folder: Path) -> str:
-    """What the owner types to put a folder on the Hub (`hf`, of huggingface_hub 0.34 and later), in
-    a repository that nobody else sees until its card is filled in."""
+    """Puts a folder on the Hub, where nobody else sees it until its card is filled in."""
     what = [_repository(folder), str(folder), "."]
     return shlex.join(["hf", "upload", *what, "--repo-type", "model", "--private"])
 

@@ -168,8 +168,7 @@ def _write_stub(path: Path, words: Vocabulary) -> None:
 
 
 def script(words: Vocabulary) -> str:
-    """run_gguf.py: text → ids → llama.cpp → text, with xllamacpp and the tokenizer's package alone
-    installed, and the tokenizer's file beside."""
+    """run_gguf.py, which needs xllamacpp, the tokenizer's package and its file beside it alone."""
     name, parts = released_name(words.tokenizer), cards.templates("export.yaml")
     way = cards.templates("release.yaml")["ways"][name]
     code = way["tokenizer"].partition("\n")[2]  # without the line that asks the Hub

@@ -44,8 +44,7 @@ def export(pairs: dict[str, str]) -> None:
 
 
 def find(given: str) -> Path:
-    """What MODEL= means: a model folder, or a .gguf file. FileNotFoundError names the nearest that
-    is there."""
+    """A model folder, or a .gguf file. FileNotFoundError names the nearest that is there."""
     path = Path(given).expanduser()
     path = path if path.is_absolute() or path.exists() else ROOT / path
     if (path if path.suffix == ".gguf" else path / "config.json").is_file():

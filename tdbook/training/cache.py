@@ -236,8 +236,7 @@ class Cache(Targets, AbstractContextManager):
 
 
 def _open(path: Path, key: dict, files: dict[Path, int]) -> None:
-    """Files of so many bytes and their key: made where there is none, all zeros, else checked.
-    Several processes may do it at once."""
+    """Files of so many bytes and their key: made, all zeros, or checked; by several at once too."""
     if not path.is_file():
         _make(path, key, files)
     try:
