@@ -198,7 +198,7 @@ def test_wrapped_paragraphs_under_larger_gaps_get_a_hint_and_a_stray_gap_changes
         assert [*account.told] == [text.APART]
 
 
-@pytest.mark.parametrize("kind", [".txt", ".jsonl"])
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
 def test_a_text_is_read_no_further_than_memory_allows(tmp_path, monkeypatch, kind, ending):
     """Of many documents, and of one line."""
