@@ -52,8 +52,7 @@ def in_kind(documents: list[Document], kind: str) -> bytes:
 def put(folder: Path, files: dict[str, str | bytes]) -> Path:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        content = content.encode() if isinstance(content, str) else content
-        (folder / name).write_bytes(content)
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     return folder
 
 
@@ -92,13 +91,10 @@ def test_only_bom_line_ends_trailing_blanks_and_empty_lines_are_lost(tmp_path):
 
 
 def test_the_text_column_of_a_parquet_is_found(tmp_path):
-    texts = pyarrow.array([A, None, B])
-    for columns in (
-        {"body": [A, None, B], "n": [1, 2, 3]},
-        {"text": [A, "", B], "title": ["x", "y", "z"]},
-        {"text": texts.cast(pyarrow.large_string())},
-        {"text": texts.dictionary_encode(), "title": ["x", "y", "z"]},
-    ):
+    texts, title = pyarrow.array([A, None, B]), {"title": ["x", "y", "z"]}
+    tables = [{"body": [A, None, B], "n": [1, 2, 3]}, {"text": [A, "", B]} | title]
+    tables += [{"text": texts.cast(pyarrow.large_string())}]
+    for columns in (*tables, {"text": texts.dictionary_encode()} | title):
         assert lines_of(put(tmp_path, {"a.parquet": table(columns)})) == [A, B]
 
 
@@ -176,20 +172,18 @@ W = [f"మాట{i} {A}" for i in range(60)]
 SHAPES = yaml.safe_load(Path(__file__).with_name("text_shapes.yaml").read_text("utf8"))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_documents_are_told_apart_by_the_shape_of_the_file(tmp_path, shape):
-    between, apart, count, told = SHAPES[shape]
-    works = [between.join(W[i : i + 5]) for i in range(0, 60, 5)]
-    account = text.Account()
-    documents = text.read([put(tmp_path, {"a.txt": apart.join(works)})], account)
-    assert len(documents) == account.documents == count
-    assert [*account.told] == ([getattr(text, told)] if told else [])
-    assert [w for d in documents for line in d.lines for w in re.split("[\u2028\x85]", line)] == W
-    if count == 12:
-        assert [list(d.lines) for d in documents] == [W[i : i + 5] for i in range(0, 60, 5)]
-
-
-def test_wrapped_paragraphs_under_larger_gaps_get_a_hint_and_a_stray_gap_changes_nothing(tmp_path):
+def test_documents_are_told_apart_by_the_shape_of_the_file(tmp_path):
+    """And wrapped paragraphs under larger gaps get a hint, a stray gap changes nothing."""
+    for between, apart, count, told in SHAPES.values():
+        works, account = [between.join(W[i : i + 5]) for i in range(0, 60, 5)], text.Account()
+        documents = text.read([put(tmp_path, {"a.txt": apart.join(works)})], account)
+        assert len(documents) == account.documents == count, (between, apart)
+        assert [*account.told] == ([getattr(text, told)] if told else [])
+        lines = [line for d in documents for line in d.lines]
+        assert [w for line in lines for w in re.split("[\u2028\x85]", line)] == W
+        assert count != 12 or [list(d.lines) for d in documents] == [
+            W[i : i + 5] for i in range(0, 60, 5)
+        ]
     wrapped = "\n\n".join("\n".join(W[i : i + 3]) for i in range(0, 30, 3))
     stray = "\n\n".join([*W * 10, "", *W])
     for body, count in ((f"{wrapped}\n\n\n\n{wrapped}", 20), (stray, 660)):
@@ -198,14 +192,13 @@ def test_wrapped_paragraphs_under_larger_gaps_get_a_hint_and_a_stray_gap_changes
         assert [*account.told] == [text.APART]
 
 
-@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".parquet"])
-@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
-def test_a_text_is_read_no_further_than_memory_allows(tmp_path, monkeypatch, kind, ending):
+@pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".jsonl.zst", ".parquet", ".parquet.gz"])
+def test_a_text_is_read_no_further_than_memory_allows(tmp_path, monkeypatch, ending):
     """Of many documents, and of one line."""
+    path, pack = tmp_path / f"a{ending}", PACK[Path(ending).suffix if ending.count(".") > 1 else ""]
     for count, size in ((99, 10_000), (1, 990_000)):
-        one = A + "x" * (size - len(A))
-        body = in_kind([Document((one,), "s")] * count, kind)
-        path = put(tmp_path, {f"a{kind}{ending}": PACK[ending](body)}) / f"a{kind}{ending}"
+        document = Document((A + "x" * (size - len(A)),), "s")
+        path.write_bytes(pack(in_kind([document] * count, f".{ending.split('.')[1]}")))
         monkeypatch.setattr(text, "most_bytes", lambda: 1_010_000)
         assert len(text.read([path])) == count
         monkeypatch.setattr(text, "most_bytes", lambda: 900_000)
@@ -230,7 +223,7 @@ def test_sections_keep_every_line_and_are_about_as_long_as_asked(real):
 
 
 def stubs(documents: list[Document]) -> list[int]:
-    """Wikipedia's village stubs: the articles that name a village's location code of the census."""
+    """Wikipedia's village stubs, which name a village's location code of the census."""
     return [i for i, d in enumerate(documents) if "లొకేషన్ కోడ్" in " ".join(d.lines)]
 
 
@@ -276,7 +269,7 @@ def test_copies_meet_however_short_and_a_refrain_links_no_poems():
     assert same == {(0, 6), (7, 9), (10, 11)}
 
 
-def test_a_split_keeps_groups_whole_and_meets_its_shares(real):
+def test_a_split_keeps_groups_whole_meets_its_shares_and_follows_its_seed(real):
     documents = text.section(real("wikipedia_articles") + real("narrative_prose"), 5_000)
     group_N = text.near_duplicates(documents)
     size_N = np.array([sum(map(len, d.lines)) for d in documents])
@@ -292,9 +285,6 @@ def test_a_split_keeps_groups_whole_and_meets_its_shares(real):
         # The largest group is always trained on, also where it would fit.
         sides = text.split(documents, group_N, val_share=0.4, seed=seed)
         assert {sides[i] for i in stubs(documents)} == {"train"}
-
-
-def test_a_split_follows_its_seed_and_val_does_not_depend_on_confirm(real):
     documents, sides = real("narrative_prose"), []
     for seed, confirm in ((1, 0), (1, 0.1), (2, 0)):
         how = dict(val_share=0.1, confirm_share=confirm, seed=seed)

@@ -97,8 +97,7 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
     options |= dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3, character_coverage=1.0)
     one = trained_sentencepiece(tmp_path / "t.model", [*lines, *["ABC abc fi 1 2"] * 9], **options)
     sound = {"train": [Document(tuple(lines), "a")], "val": [Document(tuple(lines[:9]), "a")]}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         token_files.write_tokens(tmp_path / "sound", sound, one, T)
     meta = token_files.read_meta(tmp_path / "sound/meta.json")
     assert token_files.loss(meta) == "" and "lost" not in meta
@@ -144,10 +143,8 @@ def test_what_meta_json_does_not_say_comes_from_the_files(tokenizer, tmp_path, d
 
 
 def test_eos_is_the_tokenizer_s_where_meta_json_names_none(splits, tmp_path):
-    one = trained_sentencepiece(
-        tmp_path / "t.model", [line for d in splits["val"] for line in d.lines]
-    )
-    tokens = tmp_path / "tokens"
+    lines, tokens = [line for d in splits["val"] for line in d.lines], tmp_path / "tokens"
+    one = trained_sentencepiece(tmp_path / "t.model", lines)
     token_files.write_tokens(tokens, {k: splits[k] for k in ("train", "val")}, one, T)
     meta = json.loads((tokens / "meta.json").read_text())
     assert meta.pop("eos_id") == 2 == one.eos
@@ -195,24 +192,21 @@ def test_a_folder_is_whole_or_not_there_and_keeps_nothing_of_an_earlier_one(
     assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
 
 
-def test_linked_tokens_are_the_same_files_and_survive_the_link(tmp_path):
-    upstream = raw(tmp_path / "elsewhere", np.arange(1000) % 50, np.arange(100) % 50)
-    folder, before = tmp_path / "run" / "tokens", (upstream / "meta.json").read_bytes()
+def test_linked_tokens_are_the_same_files_and_a_teacher_with_fewer_pieces_decides(tmp_path):
+    # total_tokens is never compared
+    ids, folder = np.arange(1000) % 40, tmp_path / "run" / "tokens"
+    upstream = raw(tmp_path / "elsewhere", ids, ids[:100], total_tokens=10**9)
+    before = (upstream / "meta.json").read_bytes()
     for context in (T, T, 33):
         token_files.link_tokens(upstream, folder, context=context)
         tokens = token_files.open_tokens(folder)
         assert (tokens.context, len(tokens.train)) == (context, 999 // context)
         for path in upstream.glob("*.bin"):
             assert (folder / path.name).is_symlink() and path.samefile(folder / path.name)
+    token_files.link_tokens(upstream, folder, vocab_size=40)  # of 50
+    assert token_files.open_tokens(folder).vocab_size == 40
+    with pytest.raises(ValueError, match=r"holds id 39, the vocabulary has 39: .*teacher"):
+        token_files.link_tokens(upstream, tmp_path / "others", vocab_size=39)
+    assert not (tmp_path / "others").exists()
     shutil.rmtree(folder)
     assert len(list(upstream.iterdir())) == 3 and (upstream / "meta.json").read_bytes() == before
-
-
-def test_a_teacher_with_fewer_pieces_decides_where_no_token_is_beyond_them(tmp_path):
-    # total_tokens is never compared
-    folder = raw(tmp_path / "a", np.arange(1000) % 40, np.arange(100) % 40, total_tokens=10**9)
-    token_files.link_tokens(folder, tmp_path / "tokens", vocab_size=40)
-    assert token_files.open_tokens(tmp_path / "tokens").vocab_size == 40
-    with pytest.raises(ValueError, match=r"holds id 39, the vocabulary has 39: .*teacher"):
-        token_files.link_tokens(folder, tmp_path / "others", vocab_size=39)
-    assert not (tmp_path / "others").exists()

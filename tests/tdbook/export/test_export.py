@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,10 +147,8 @@ def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(name, tokenizer,
     names = ("token_embd", "output", "blk.0.ffn_up", "blk.0.ffn_down")
     assert " ".join(written.get(name, "-") for name in names) == wanted
     rows = [{"format": q, "file": q, "bytes": 1} for q in gguf_file.QUANTIZATIONS]
-    card = shipping._card(model, rows, [[3]], 0)
-    assert re.search(told, card)
-    same = "The weights of F16, Q8_0, Q4_0, Q4_0_DEFAULT are the same"
-    assert (same in card) == ("Nothing" in told)
+    card, same = shipping._card(model, rows, [[3]], 0), "F16, Q8_0, Q4_0, Q4_0_DEFAULT are the same"
+    assert re.search(told, card) and (same in card) == ("Nothing" in told)
     if "head_dim" in shape:  # it runs
         with pytest.warns(UserWarning, match=told):
             to_gguf(tmp_path, path, "Q4_0")
@@ -193,33 +192,32 @@ def test_metadata_says_the_shape_and_what_the_card_says_and_a_vocabulary_is_padd
 # The tokenizer in a file
 
 
-def test_a_file_makes_sentencepieces_ids_of_real_lines_all_telugu_and_emoji(lines, tmp_path):
-    ours = tokenizer_files.train(lines, 3000, tmp_path / "tokenizer.model")
-    saved(tmp_path / "m", ours.path, ours.size, layers=1)
-    to_gguf(tmp_path / "m", path := tmp_path / "m.gguf", "Q8_0")
-    judge = sentencepiece.SentencePieceProcessor(model_file=str(ours.path))
-    telugu = [chr(i) for i in range(0x0C00, 0x0C80)]
-    texts = [*lines, *telugu, *(f"రా{c}జు {c}" for c in telugu), "👍🏽 😀", "👨‍👩‍👧 ఒక"]
-    texts += model_tokenizer.EDGES
-    file, wanted = llama_cpp.Model(path), judge.encode(texts)
-    assert [file.tokenize(text) for text in texts] == wanted
-    assert [file.text([3, *ids]).removeprefix(" ") for ids in wanted[:1000]] == lines
-
-
-def test_a_hugging_face_bpe_takes_raw_text_too(extended, lines, tmp_path):
-    bpe = trained(lines, tmp_path / "tokenizer.model", **BPE)
-    model_tokenizer.tokenizer_files(bpe, tmp_path, 48)
-    for path in (extended / "bytes" / "tokenizer.json", tmp_path / "tokenizer.json"):
-        ours, folder = tokenizer_files.open(path), tmp_path / path.parent.name
-        saved(folder, path, ours.size, ours.eos, layers=1, eos_id=ours.eos)
-        to_gguf(folder, folder / "x.gguf", "Q8_0")
+def test_a_file_makes_the_packages_ids_of_real_lines_all_telugu_and_emoji(
+    extended, lines, tmp_path
+):
+    def ids_of(path: Path) -> Callable:
         judge = tokenizers.Tokenizer.from_file(str(path))
         judge.encode_special_tokens = True
-        texts = [*lines[::4], " ".join(WORDS), "the అమ్మఊరు king", "కఅమ్మక"]
-        ids = [x.ids for x in judge.encode_batch(texts, add_special_tokens=False)]
+        return lambda texts: [x.ids for x in judge.encode_batch(texts, add_special_tokens=False)]
+
+    ours = tokenizer_files.train(lines, 3000, tmp_path / "tokenizer.model").path
+    model_tokenizer.tokenizer_files(trained(lines, tmp_path / "bpe.model", **BPE), tmp_path, 48)
+    judges = {ours: sentencepiece.SentencePieceProcessor(model_file=str(ours)).encode}
+    for path in (extended / "bytes" / "tokenizer.json", tmp_path / "tokenizer.json"):
+        judges[path] = ids_of(path)
+    telugu = [chr(i) for i in range(0x0C00, 0x0C80)]
+    texts = [*lines, *telugu, *(f"రా{c}జు {c}" for c in telugu), "👍🏽 😀", "👨‍👩‍👧 ఒక"]
+    texts += [*model_tokenizer.EDGES, " ".join(WORDS), "the అమ్మఊరు king", "కఅమ్మక"]
+    for i, (path, judge) in enumerate(judges.items()):
+        one, folder, wanted = tokenizer_files.open(path), tmp_path / str(i), judge(texts)
+        saved(folder, path, one.size, one.eos, layers=1, eos_id=one.eos)
+        to_gguf(folder, folder / "x.gguf", "Q8_0")
         file = llama_cpp.Model(folder / "x.gguf")
-        assert [file.tokenize(text) for text in texts] == ids
-        assert [file.text(ids[i]).removeprefix(" ") for i in (0, -1)] == [texts[0], texts[-1]]
+        assert [file.tokenize(text) for text in texts] == wanted
+        # of BPE over bytes llama.cpp leaves out spaces before marks, so one line without them
+        count = 1 if "bytes" in path.parts else len(lines)
+        shown = [file.text([one.eos, *ids]).removeprefix(" ") for ids in wanted[:count]]
+        assert "".join(shown) == "".join(lines[:count])
 
 
 @pytest.mark.parametrize("name", CASES["others"])
@@ -231,8 +229,7 @@ def test_of_other_tokenizers_it_says_first_that_the_file_takes_ids(name, lines, 
         ours = hugging_face(lines[::4], tmp_path, None, regex=False)
     saved(tmp_path / "m", ours.path, ours.size, layers=1, eos_id=ours.eos)
     (out := tmp_path / "out").mkdir()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         with pytest.raises(UserWarning, match=f"takes ids, no raw text .*{why}"):
             to_gguf(tmp_path / "m", out / "x.gguf", "F16")
     assert not [*out.iterdir()]  # it was said first
@@ -284,11 +281,8 @@ def test_an_upstream_file_decodes_as_upstream_does_and_the_50m_shape_is_within_3
     # of each piece its bytes, their number (8) and its type (4)
     words = sum(len(piece.encode()) + 12 for piece in pieces)
     shape, plan = LlamaConfig(900, **SHAPE), LlamaConfig(51_800, **SHAPES["student-50m"])
-    size, weights = (
-        joined[1].with_name(joined[1].name.replace("Q8_0", "Q4_0")).stat().st_size,
-        describe(shape),
-    )
-    assert size == pytest.approx(weights["q4_0_bytes"] + words, abs=8000)
+    size = joined[1].with_name(joined[1].name.replace("Q8_0", "Q4_0")).stat().st_size
+    assert size == pytest.approx(describe(shape)["q4_0_bytes"] + words, abs=8000)
     assert describe(plan)["q4_0_bytes"] + 51_800 * 30 <= 31e6
 
 
@@ -378,10 +372,13 @@ def test_words_added_in_a_file_of_their_own_are_said_with_a_remedy_that_works(
 def test_a_file_begins_and_ends_a_text_as_transformers_does(name, extended, tmp_path):
     config, template = CASES["around"][name]
     words = tokenizers.Tokenizer.from_file(str(extended / "base.json"))
-    if template:
+    if template == "model":
+        shutil.copy(extended / "tokenizer.model", tmp_path)
+    elif template:
         named = [(name, words.token_to_id(name)) for name in ("<eos>", "<pad>") if name in template]
         words.post_processor = processors.TemplateProcessing(single=template, special_tokens=named)
-    words.save(str(tmp_path / "tokenizer.json"))
+    if template != "model":
+        words.save(str(tmp_path / "tokenizer.json"))
     if config is not None:
         config = config | {"bos_token": "<eos>", "eos_token": "<eos>"}
         config |= {"tokenizer_class": "LlamaTokenizerFast"}
@@ -437,51 +434,41 @@ HEADERS = {  # an entry of the metadata, a weight
 }
 
 
-@pytest.mark.parametrize("entry, weight", HEADERS.values(), ids=HEADERS)
-def test_a_header_that_claims_too_much_ends_in_a_line_and_takes_no_room(entry, weight, tmp_path):
-    path, counts = tmp_path / "x.gguf", struct.pack("<QQ", bool(weight), 1)
-    path.write_bytes(b"GGUF" + NUMBER(3) + counts + entry + weight + bytes(4000))
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (2**29, before[1]))  # of the process that tries it
-    try:
-        with pytest.raises(ValueError, match=r"cannot run .* \(ValueError: (gguf_init|read:)"):
-            llama_cpp._try(path, 0, 0)
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def test_a_file_cut_short_or_damaged_is_refused_in_a_line_and_this_process_lives(files, tmp_path):
+def test_a_damaged_file_is_refused_in_a_line_takes_no_room_and_this_process_lives(files, tmp_path):
     whole, path = files["Q4_0"].read_bytes(), tmp_path / "x.gguf"
     header = gguf.GGUFReader(files["Q4_0"]).data_offset
     at = whole.index(b"llama.block_count") + len("llama.block_count") + 4
     broken = [whole[:size] for size in (30, header // 2, len(whole) - 100)]
     broken += [whole[:at] + b"\x07" + whole[at + 1 :]]  # more layers than there are
     broken += [whole.replace(b"tokenizer.ggml.model", b"tokenizer.ggml.mxdel")]
-    for content in broken:
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r".*x\.gguf .*again") as error:
-            llama_cpp.Model(path)
-        assert "\n" not in str(error.value)
-
-
-def test_what_llama_cpp_cannot_take_is_an_error_and_not_its_end(files):
-    file = llama_cpp.Model(files["Q8_0"])
-    with pytest.raises(ValueError, match="id 700 is none of the 700"):
-        file.logprobs([3, 700])
-    with pytest.raises(ValueError, match="50 tokens are more than the context of 48"):
-        file.logprobs([3] * 50)
-    assert len(file.generate([3] * 40, 9)) == 9
+    for entry, weight in HEADERS.values():
+        counts = struct.pack("<QQ", bool(weight), 1)
+        broken.append(b"GGUF" + NUMBER(3) + counts + entry + weight + bytes(4000))
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (2**29, before[1]))  # of the process that tries it
+    try:
+        for i, content in enumerate(broken):
+            path.write_bytes(content)
+            why = r"\(ValueError: (gguf_init|read:)" if i > 4 else ""
+            with pytest.raises(ValueError, match=rf"^.*x\.gguf .*{why}.*again.*\Z"):
+                llama_cpp.Model(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 # What llama.cpp says
 
 
-def test_generating_is_one_forward_after_another(files):
+def test_generating_is_one_forward_after_another_and_what_it_cannot_take_is_an_error(files):
     file = llama_cpp.Model(files["F16"])
     new = file.generate([3, 300, 5], 20)
     assert new == file.logprobs([3, 300, 5, *new]).argmax(1)[2:-1].tolist()
     drawn = [[*file.stream([3], 20, temperature=1.0, seed=seed)] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+    for ids, fault in (([3, 700], "id 700 is none of the 700"), ([3] * 50, "50 .* context of 48")):
+        with pytest.raises(ValueError, match=fault):
+            file.logprobs(ids)
+    assert len(file.generate([3] * 40, 9)) == 9
 
 
 def test_costs_are_those_of_the_dequantized_weights(made, files):
@@ -503,31 +490,28 @@ def test_costs_are_those_of_the_dequantized_weights(made, files):
         weight.data = exact.reshape(weight.shape).clone()
     ids_BT, _ = windows.batch(range(6))
     log_p, log_q = (m(ids_BT).log_softmax(-1) for m in (model, copy))
-    assert rows[2]["kl"] == pytest.approx(
-        float((log_p.exp() * (log_p - log_q)).sum(-1).mean()), 0.1
-    )
+    kl = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+    assert rows[2]["kl"] == pytest.approx(kl, 0.1)
 
 
 # exports/<model>
 
 
 def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
-    def make(*pairs: str) -> tuple[int, str]:
-        return main(["export", f"OUT={tmp_path / 'exports'}", *pairs]), capsys.readouterr().out
+    def make(folder: Path) -> tuple[int, str]:
+        code = main(["export", f"OUT={tmp_path / 'exports'}", f"MODEL={folder}"])
+        return code, capsys.readouterr().out
 
-    code, shown = make(f"MODEL={made[0]}")
+    code, shown = make(made[0])
     assert code == 0 and "files take raw text" in shown
     assert [line.split()[0] for line in shown.splitlines()[3:7]] == [*gguf_file.QUANTIZATIONS]
-    out, names = (
-        tmp_path / "exports" / "50m",
-        {f"50m-115K-{q}.gguf" for q in gguf_file.QUANTIZATIONS},
-    )
+    out = tmp_path / "exports" / "50m"
+    names = {f"50m-115K-{q}.gguf" for q in gguf_file.QUANTIZATIONS}
     others = {"README.md", "tokenizer.model", MARK}
     assert {path.name for path in out.iterdir()} == names | others
     card = (out / "README.md").read_text("utf8")
     assert all(name in card for name in names)
     assert '-p "ఒక ఊరిలో"' in card and "begins each prompt after `<eos>`" in card
     for given in ("50n", "more/50m"):
-        code, shown = make(f"MODEL={made[0].parent / given}")
-        assert code == 1 and shown.endswith(f"did you mean {made[0]}?\n")
-        assert shown.count("\n") == 1
+        code, shown = make(made[0].parent / given)
+        assert code == shown.count("\n") == 1 and shown.endswith(f"did you mean {made[0]}?\n")

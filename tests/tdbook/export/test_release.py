@@ -71,23 +71,19 @@ def trained(lines: list[str], path: Path, **options) -> Tokenizer:
 # The tokenizer
 
 
-def test_auto_tokenizer_gives_our_ids_and_our_text_on_real_telugu(lines, tmp_path):
+def test_auto_tokenizer_gives_our_ids_text_special_tokens_and_context(lines, tmp_path):
     ours = tokenizer_files.train(lines, 3000, tmp_path / "tokenizer.model")
     theirs = transformers.AutoTokenizer.from_pretrained(released(ours, tmp_path))
+    assert (theirs.eos_token, theirs.bos_token, theirs.eos_token_id) == ("<eos>", "<eos>", 3)
+    assert (theirs.pad_token_id, theirs.unk_token_id, len(theirs)) == (0, 1, ours.size)
+    assert theirs.model_max_length == CONTEXT and theirs.convert_ids_to_tokens([2]) == ["<bos>"]
+    assert theirs(["ఒక", "ఒక ఊరిలో"], padding=True).attention_mask[0][0] == 0  # before the text
     judge = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     texts = lines + EDGES
     wanted = judge.encode(texts)
     assert theirs(texts).input_ids == wanted == ours.encode(texts)
     ended = [[*ids, 3] for ids in wanted]
     assert theirs.batch_decode(ended, skip_special_tokens=True) == texts
-
-
-def test_auto_tokenizer_knows_the_special_tokens_and_the_context(tokenizer, base):
-    theirs = transformers.AutoTokenizer.from_pretrained(base)
-    assert (theirs.eos_token, theirs.bos_token, theirs.eos_token_id) == ("<eos>", "<eos>", 3)
-    assert (theirs.pad_token_id, theirs.unk_token_id, len(theirs)) == (0, 1, tokenizer.size)
-    assert theirs.model_max_length == CONTEXT and theirs.convert_ids_to_tokens([2]) == ["<bos>"]
-    assert theirs(["ఒక", "ఒక ఊరిలో"], padding=True).attention_mask[0][0] == 0  # before the text
 
 
 @pytest.mark.parametrize("letters, vocab_size", [("ab", 330), ("a", 275)])
@@ -200,7 +196,7 @@ def test_that_for_upstreams_vocabulary_encodes_as_we_do(shared, lines, tokens, t
     assert [left["decode"](ids) for ids in wanted] == [ours.decode(ids) for ids in wanted]
 
 
-def test_the_card_tells_the_numbers_the_run_and_no_path(tokens, base):
+def test_the_card_tells_numbers_run_and_origin_and_no_path(tokens, base, tmp_path):
     better = dict.fromkeys(ROW, 0.5) | dict(parameters=99_000, kl=float("nan"))
     text = cards.card(base, tokens, ROW, RECORD, better)
     assert not [part for part in CASES["told"] if part not in text]
@@ -210,9 +206,6 @@ def test_the_card_tells_the_numbers_the_run_and_no_path(tokens, base):
     about = card.data.to_dict()
     assert (about["language"], about["library_name"]) == ("te", "transformers")
     assert about["tags"] == ["telugu", "llama"] and "license" not in about
-
-
-def test_the_card_says_how_the_model_came_to_be(tokens, base, tmp_path):
     for name, notebook, change, origin in CASES["origins"]:
         (folder := tmp_path / name).symlink_to(base)
         record = RECORD | dict(notebook=notebook, parameters=CASES["parameters"] | change)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tdbook.training import cache
 from tdlib import data, hard_set, train
 from tdlib.train import Recipe
-from tests.helpers import one_line, same, tiny_model, weights_of
+from tests.helpers import refused, same, tiny_model, weights_of
 
 VOCAB, T, WINDOWS = 301, 12, 12
 tiny = partial(tiny_model, vocab=VOCAB, context=T, scale=8.0, layers=1)
@@ -136,23 +136,18 @@ def test_its_size_is_known_before_and_taken_only_as_it_fills(vocab, width, tmp_p
     assert sum(f.stat().st_size for f in files) == wanted > 20 * on_disk()
     fill(targets, [[2]])
     assert targets.read([2])[0].max() == vocab - 1
-    with pytest.raises(OSError) as error:  # 192 TB
-        opened(tmp_path / "large" / "here", windows=some_windows(10**5), draws=4 * 10**7)
-    wanted = f"{cache.size(10**5, T, 4 * 10**7, VOCAB) / 2**20:,.1f}"
-    one_line(error, "no room", tmp_path / "large" / "here", wanted, "MiB", "make room")
-    assert not (tmp_path / "large").exists()
+    place, wanted = tmp_path / "large" / "here", cache.size(10**5, T, 4 * 10**7, VOCAB) / 2**20
+    with refused("no room", place, f"{wanted:,.1f} MiB", "make room", error=OSError):  # 192 TB
+        opened(place, windows=some_windows(10**5), draws=4 * 10**7)
+    assert not place.parent.exists()
 
 
-def other_windows() -> data.Windows:
-    other = some_windows()
-    other.ids[-7] += 1
-    return other
-
-
+OTHER = some_windows()
+OTHER.ids[-7] += 1
 KEYS = {
     "teacher": dict(teacher=Seen(seed=10)),
     "teacher's angles": dict(teacher=Seen(rope_theta=5e3)),
-    "tokens": dict(windows=other_windows()),
+    "tokens": dict(windows=OTHER),
     "tokens under a mask": dict(windows=some_windows(mask=True)),
     "tokens of more windows": dict(windows=some_windows(13)),
     "temperature": dict(temperature=1.0),
@@ -161,47 +156,38 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("name", KEYS)
-def test_another_key_is_refused_by_name(name, tmp_path):
-    fill(opened(tmp_path), [[0]])
-    with pytest.raises(ValueError) as error:
-        opened(tmp_path, **KEYS[name])
-    one_line(error, tmp_path, name.split()[0].removesuffix("'s"), "make clean-cache")
-    assert opened(tmp_path).there([0, 1]).tolist() == [True, False]
-
-
-def test_a_damaged_folder_and_rows_without_a_key_get_one_line(tmp_path):
-    def refused(name: str, kind=ValueError, remedy="make clean-cache") -> None:
-        with pytest.raises(kind) as error:
-            opened(tmp_path)
-        one_line(error, tmp_path / name, remedy)
-
+def test_another_key_a_damaged_folder_and_rows_without_a_key_are_refused_by_name(tmp_path):
     opened(tmp_path)
-    (tmp_path / "key.json").unlink()
+    (key := tmp_path / "key.json").unlink()
     fill(opened(tmp_path), [[0]])  # no row yet: as if its making had been cut short
-    key = (tmp_path / "key.json").read_text()
-    (tmp_path / "key.json").unlink()
-    refused("key.json", FileExistsError, "move it away")
+    for name, change in KEYS.items():
+        with refused(tmp_path, name.split()[0].removesuffix("'s"), "make clean-cache"):
+            opened(tmp_path, **change)
+    assert opened(tmp_path).there([0, 1]).tolist() == [True, False]
+    stored = key.read_text()
+    key.unlink()
+    with refused(key, "move it away", error=FileExistsError):
+        opened(tmp_path)
     for content in ("{", "[1]", "3"):
-        (tmp_path / "key.json").write_text(content)
-        refused("key.json")
-    (tmp_path / "key.json").write_text(key)
+        key.write_text(content)
+        with refused(key, "make clean-cache"):
+            opened(tmp_path)
+    key.write_text(stored)
     os.truncate(tmp_path / "rows.bin", 100)
-    refused("rows.bin")
+    with refused(tmp_path / "rows.bin", "make clean-cache"):
+        opened(tmp_path)
 
 
 def test_windows_of_validation_and_a_training_of_something_else_are_refused(tmp_path):
     some_windows().ids.tofile(tmp_path / "confirm.bin")
-    with pytest.raises(ValueError) as error:
+    with refused("confirm", "tokens.train"):
         opened(tmp_path, windows=data.Windows(np.memmap(tmp_path / "confirm.bin", "<u4", "r"), T))
-    one_line(error, "confirm", "tokens.train")
     targets = opened(tmp_path / "cache")
     others = [(some_windows(), 1.0, "temperature"), (some_windows(13), 2.0, "tokens")]
     for windows, temperature, word in others:
-        with pytest.raises(ValueError) as error:
+        with refused(tmp_path / "cache", word):
             train.fit(tiny(), windows, quick(temperature=temperature), teacher=targets)
-        one_line(error, tmp_path / "cache", word)
-    with pytest.raises(ValueError, match="tokens"):
+    with refused("tokens"):
         hard_set.score(tiny(), targets, some_windows(13))
 
 
@@ -238,19 +224,14 @@ def test_a_row_that_does_not_count_is_never_read_and_the_teacher_is_asked_once(t
         targets.draws = None  # every row comes with its batch, read ahead
         recipe = quick(seed=3, micro_windows=3)  # in another order, for another student
         train.fit(tiny(2), windows, recipe, teacher=targets)
-
-
-def test_a_row_that_counts_is_used_as_it_is_beside_others_that_do_not(tmp_path):
-    """Its teacher may have rounded otherwise, on another device: what is written stays."""
-    targets = opened(tmp_path)
-    fill(targets, [[0]])
+    # the teacher may have rounded otherwise, on another device: what is written stays
     content = np.zeros(1, targets.row)
     content["logp"] = -1.5
-    with open(tmp_path / "rows.bin", "r+b") as file:
-        file.write(content.tobytes())
-    targets = opened(tmp_path)
+    (tmp_path / "rows.bin").write_bytes(content.tobytes() + targets.rows[1:].tobytes())
+    poison(targets, [1])
+    targets = opened(tmp_path, teacher, windows)
     with torch.no_grad():
-        ids_NK, probs_NK = targets.draws([1, 0], *targets.windows.batch([1, 0]))
+        ids_NK, probs_NK = targets.draws([1, 0], *windows.batch([1, 0]))
     assert (ids_NK[T:] == 0).all() and (probs_NK[T:].log() == -1.5).all()
     assert len(ids_NK[:T].unique()) > 5 and targets.there([0, 1]).all()
     assert targets.rows[:1].tobytes() == content.tobytes()
@@ -259,27 +240,23 @@ def test_a_row_that_counts_is_used_as_it_is_beside_others_that_do_not(tmp_path):
 def test_a_row_counts_only_after_the_disk_has_it(tmp_path, monkeypatch):
     """What the system is asked to do, in order: neither a kill nor a power cut in between leaves a
     row that counts and is not whole."""
-    asked, pwrite, fsync = [], os.pwrite, os.fsync
-    targets = opened(tmp_path)
-    rows, _ = targets.files
+    asked, targets = [], opened(tmp_path)
 
-    def write(file, content, offset):
-        asked.append(("row", offset // targets.row.itemsize) if file == rows else ("valid", offset))
-        return pwrite(file, content, offset)
+    def noted(call):
+        def note(file, *content_offset):
+            asked.append((call.__name__, targets.files.index(file), *content_offset[1:]))
+            return call(file, *content_offset)
 
-    def sync(file):
-        assert file == rows
-        asked.append(("sync", -1))
-        return fsync(file)
+        return note
 
-    monkeypatch.setattr(os, "pwrite", write)
-    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "pwrite", noted(os.pwrite))
+    monkeypatch.setattr(os, "fsync", noted(os.fsync))
     monkeypatch.setattr(cache, "SYNC_S", 0.005)
     fill(targets, [[i, i + 1, i + 2] for i in range(0, WINDOWS, 3)])
-    assert {what for what, _ in asked} == {"row", "sync", "valid"} and targets.valid.all()
+    assert targets.valid.all()
     for row in range(WINDOWS):
-        written, counted = asked.index(("row", row)), asked.index(("valid", row))
-        assert ("sync", -1) in asked[written:counted]
+        written = asked.index(("pwrite", 0, row * targets.row.itemsize))
+        assert ("fsync", 0) in asked[written : asked.index(("pwrite", 1, row))]
 
 
 def test_a_full_disk_ends_the_writing_and_not_the_training(tmp_path):
@@ -328,26 +305,21 @@ def test_a_stopped_training_goes_on_to_the_same_bits(stop, lost, tmp_path):
     """Also where rows that were written do not count yet when it is killed, and where some of the
     windows of a batch do."""
 
-    class Stopped(Exception):
-        pass
+    def fit(student, name, last=99) -> dict:
+        def progress(step, *_):
+            assert step < last
 
-    def fit(student, name, progress=lambda *_: None):
-        with opened(tmp_path / "cache" / name, windows=windows) as targets:
+        with opened(tmp_path / "cache" / name) as targets:
             how = dict(teacher=targets, folder=tmp_path / name, progress=progress)
-            train.fit(student, windows, quick(), **how)
+            train.fit(student, targets.windows, quick(), **how)
+        return weights_of(student)
 
-    def stops(step, *_):
-        if step == stop:
-            raise Stopped
-
-    windows, straight, resumed = some_windows(), tiny(), tiny(seed=5)
-    fit(straight, "straight")
-    with pytest.raises(Stopped):
-        fit(tiny(), "stopped", stops)
+    wanted = fit(tiny(), "straight")
+    with pytest.raises(AssertionError):
+        fit(tiny(), "stopped", stop)
     if lost:
         poison(opened(tmp_path / "cache" / "stopped"), [0, 1, 5, 6])
-    fit(resumed, "stopped")
-    assert same(weights_of(resumed), weights_of(straight))
+    assert same(fit(tiny(seed=5), "stopped"), wanted)
 
 
 def test_no_checkpoint_is_ahead_of_the_rows_that_led_to_it(tmp_path, monkeypatch):
@@ -367,9 +339,8 @@ def test_a_checkpoint_of_other_targets_is_refused_and_a_text_alone_asks_for_none
     recipe, teacher, options = quick(epochs=1.0), Seen(), dict(folder=tmp_path / "state")
     with opened(tmp_path / "cache", teacher) as targets:
         train.fit(tiny(), some_windows(), recipe, teacher=targets, **options)
-        with pytest.raises(ValueError) as error:
+        with refused("targets", "5 draws, seed 1", "redo"):
             train.fit(tiny(), some_windows(), recipe, teacher=teacher, **options)
-        one_line(error, "targets", "5 draws, seed 1", "redo")
         targets.read = targets.draws = None  # to call them would be an error
         train.fit(tiny(), some_windows(), quick(ce_weight=1.0), teacher=targets)
 

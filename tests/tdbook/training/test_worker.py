@@ -1,15 +1,14 @@
-"""Several processes against one: the same weights, one writer, and nothing left when one is killed.
-
-python -m …test_worker FOLDER PROCESSES   a notebook's process, for tests to end
-"""
+"""Several processes against one: the same weights, one writer, nothing left where one is killed."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,15 @@ from tests.helpers import distance, tiny_model
 
 VOCAB, T, WINDOWS = 61, 12, 24
 PROCESSES = 2
-ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def quick_start(request, monkeypatch):
+    """Workers forked from this process, but where a test is named after the spawning of them: a
+    fresh Python imports torch for three seconds. Where torch has seen a GPU none can be forked."""
+    if not torch.cuda.is_available() and "spawned" not in request.node.name:
+        start = partial(worker.start_processes, start_method="fork")
+        monkeypatch.setattr(worker, "start_processes", start)
 
 
 def tiny(seed=0, adapters=False, **change) -> Llama:
@@ -51,7 +58,7 @@ def look(tokens: data.Tokens, device: str):
 
 def look_and_end_badly(tokens: data.Tokens, device: str):
     """As gloo does now and then when the processes of a training take it down."""
-    torch.distributed.destroy_process_group = os.abort
+    torch.distributed.destroy_process_group = lambda: os.kill(os.getpid(), signal.SIGKILL)
     return look(tokens, device)
 
 
@@ -70,32 +77,33 @@ def some_tokens(folder: Path, windows=WINDOWS) -> data.Tokens:
     return token_files.open_tokens(folder)
 
 
-LONG, MANY = quick(epochs=1.0, checkpoint_minutes=60.0), 800  # windows: 200 steps
+LONG, MANY = quick(epochs=1.0, checkpoint_minutes=60.0), 640  # windows: 160 steps
 
 
 def notebook(place: Path, count: int) -> None:
+    sys.stdout = open(place / "said.txt", "w", buffering=1)
     tokens = token_files.open_tokens(place / "tokens")
-    how = dict(teacher=wider(), progress=lambda step, *_: print(step, flush=True))
+    how = dict(teacher=wider(), progress=lambda step, *_: print(step, flush=True), evaluate=look)
     worker.fit(tiny(), tokens, LONG, processes=count, folder=place / "kept", **how)
 
 
-def start(place: Path, count: int) -> tuple[subprocess.Popen, list[psutil.Process]]:
+def start(place: Path, count: int) -> tuple[multiprocessing.Process, list[psutil.Process]]:
     """A notebook's process whose workers have made their first steps; it and all below it."""
     some_tokens(place / "tokens", MANY)
-    command = [sys.executable, "-m", "tests.tdbook.training.test_worker", place, str(count)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline().strip().isdigit()
+    process = multiprocessing.get_context("fork").Process(target=notebook, args=(place, count))
+    process.start()
+    said, until = place / "said.txt", time.monotonic() + 60
+    while not (said.is_file() and said.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert said.read_text().split("\n")[0].isdigit()
     below = psutil.Process(process.pid).children(recursive=True)
     assert len(below) >= count
     return process, below
 
 
-def assert_ended(processes: list[psutil.Process], seconds: float = 5) -> None:
-    assert not psutil.wait_procs(processes, seconds)[1]
-
-
-def workers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+def assert_ended(process: multiprocessing.Process, below: list[psutil.Process], code: int) -> None:
+    process.join(60)
+    assert process.exitcode == -code and not psutil.wait_procs(below, 5)[1]
 
 
 def assert_the_same(student: Llama, log: list[dict], other: Llama, wanted: list[dict]) -> None:
@@ -157,7 +165,7 @@ def test_a_training_by_workers_of_an_adapter_by_kept_targets_is_that_of_this_pro
     assert not targets.valid.any()
     assert [row["step"] for row in recorded] == list(range(11))  # every step, and before the first
     assert all(row["train/peak_memory_mib"] > 50 for row in recorded)
-    assert told[-1][:2] == (10, 10) and not workers()
+    assert told[-1][:2] == (10, 10) and not multiprocessing.active_children()
     assert {path.name for path in kept.iterdir()} == {"state.pt", "epoch-1.safetensors"}
 
 
@@ -166,7 +174,7 @@ def test_a_worker_that_is_killed_or_fails_ends_all_and_is_named_in_a_line(tmp_pa
 
     def kill(step, *_):
         if not killed:
-            killed.append(max(workers(), key=lambda process: process.pid))
+            killed.append(max(multiprocessing.active_children(), key=lambda process: process.pid))
             killed[0].kill()
 
     tokens, recipe = some_tokens(tmp_path / "tokens", MANY), replace(LONG, ce_weight=1.0)
@@ -178,38 +186,31 @@ def test_a_worker_that_is_killed_or_fails_ends_all_and_is_named_in_a_line(tmp_pa
     with pytest.raises(RuntimeError, match=line):
         worker.fit(tiny(), tokens, recipe, evaluate=look_in_vain, **how)
     assert re.search("Traceback.*in _train.*TypeError: there is", capsys.readouterr().out, re.S)
-    assert not workers() and not (tmp_path / "kept" / "workers").exists()
+    assert not multiprocessing.active_children() and not (tmp_path / "kept" / "workers").exists()
 
 
-def test_sigterm_keeps_the_state_leaves_no_process_and_one_process_goes_on(tmp_path):
+def test_sigterm_to_spawned_workers_keeps_the_state_and_one_process_goes_on(tmp_path):
     process, below = start(tmp_path, PROCESSES)
-    for one in [*below, process]:  # a cluster tells the workers too
+    for one in (*below, psutil.Process(process.pid)):  # a cluster tells the workers too
         one.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == -signal.SIGTERM
-    assert_ended(below)
+    assert_ended(process, below, signal.SIGTERM)
     step = torch.load(tmp_path / "kept" / "state.pt", weights_only=True)["step"]
-    assert f"stopped after step {step} of 200" in said and 0 < step < 200
-    assert not (tmp_path / "kept" / "workers").exists()
+    assert f"stopped after step {step} of 160" in (tmp_path / "said.txt").read_text()
+    assert 0 < step < 160 and not (tmp_path / "kept" / "workers").exists()
     found, wanted = tiny(5), tiny()
     windows = token_files.open_tokens(tmp_path / "tokens").train
     train.fit(found, windows, LONG, teacher=wider(), folder=tmp_path / "kept")
     train.fit(wanted, windows, LONG, teacher=wider())
-    assert distance(found.state_dict(), wanted.state_dict()) < 1e-4  # after 200 steps
+    assert distance(found.state_dict(), wanted.state_dict()) < 1e-4  # after 160 steps
 
 
 def test_a_notebook_that_is_killed_takes_its_workers_along(tmp_path):
     process, below = start(tmp_path, 1)
     process.kill()
-    process.communicate()
-    assert_ended(below)
+    assert_ended(process, below, signal.SIGKILL)
 
 
 def test_more_processes_than_gpus_are_refused(tmp_path):
+    how = dict(processes=99, device="cuda", folder=tmp_path / "kept")
     with pytest.raises(ValueError, match="processes is 99, torch sees "):
-        how = dict(processes=99, device="cuda", folder=tmp_path / "kept")
         worker.fit(tiny(), some_tokens(tmp_path / "tokens"), quick(), **how)
-
-
-if __name__ == "__main__":
-    notebook(Path(sys.argv[1]), int(sys.argv[2]))
