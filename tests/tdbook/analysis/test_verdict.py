@@ -55,7 +55,8 @@ EVERY |= {n: distilled(n, shape=f"student-{m}-small") for n, m in (("55m", "55m"
 def models(records: list[dict], points: dict | None = None) -> dict[str, verdict.Model]:
     """Those of a folder; a point's record is in a folder of its own."""
     points = {
-        n: SimpleNamespace(model=[*r["models"]][0], record=r) for n, r in (points or {}).items()
+        n: SimpleNamespace(model=next(iter(r["models"])), record=r)
+        for n, r in (points or {}).items()
     }
     by_run = {record["parameters"]["run"]: record for record in records}
     return verdict.models(SimpleNamespace(records=by_run, points=points))
