@@ -35,7 +35,7 @@ def execute(out: Path, run: str, given: dict) -> None:
     """Run a notebook with parameters to its end; leaves <run>.ipynb and its page."""
     read = load_notebook_node(str(ROOT / f"notebooks/{parameters.notebook_of(run)}.ipynb"))
     notebook = parameterize_notebook(read, given, kernel_name="python3", language="python")
-    shell, results = new_shell(), []
+    shell, results, running._latest = new_shell(), [], None
     shell.displayhook.write_output_prompt = lambda: None
     shell.displayhook.write_format_data = lambda *shown: results.append(shown)
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
@@ -61,7 +61,6 @@ def make(folder: Path) -> None:
     for one in sorted((runs[name] for name in order), key=lambda one: one.compares):
         if one.sweep:
             sweeps.link(one.out, graph.borrowed(one.run, one.parameters))
-        running._latest = None
         execute(one.out, one.run, one.parameters)
     for place in (folder / "sweeps/share", folder):
         run_pages.refresh(place)

@@ -225,7 +225,7 @@ def test_a_preset_with_every_switch_is_kept_as_the_same_parameters_choose(
     assert line_agreed(lab, difficulty_N)[1] == round(0.25 * len(difficulty_N))
     for name, value in switches.items():
         lab.explorer.get_by_role("combobox", name=name).select_option(value)
-    junk_N = np.load(folder / "out/scores/features.npz")["junk_N"]
+    junk_N = np.load(folder / "out/scores/features.npz")["windows"]["junk"]
     if junk := 0 < (junk_N > 0).sum() < len(junk_N):
         lab.explorer.get_by_role("checkbox", name="junk").check()
     expect(lab.explorer.locator(".texts")).to_have_attribute("aria-busy", "false")

@@ -44,13 +44,7 @@ def open_json(path: Path, content: dict) -> Tokenizer:
     model.no_truncation()
     model.no_padding()
     model.encode_special_tokens = True  # as the text that it is
-    name = named.get("eos_token") or next((n for n in EOS_NAMES if n in ids), None)
-    if name not in ids:
-        fault = f"{path} has no end-of-text token {name or EOS_NAMES}"
-        raise ValueError(f"{fault}: name one as eos_token in tokenizer_config.json beside it")
-    eos, inner = ids[name], content["model"]
-    unk = inner.get("unk_id", ids.get(named.get("unk_token") or inner.get("unk_token")))
-    unk = None if unk == eos else unk  # GPT-2 names <|endoftext|> for all it has no piece for
+    eos, unk = _ends(path, named, ids, content["model"])
     silent = frozenset(ids[s] for s in special & ids.keys()) - {eos, unk}
     over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
     shown_V = _shown(path, model, ids, over_bytes)
@@ -66,6 +60,17 @@ def open_json(path: Path, content: dict) -> Tokenizer:
     extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
     kind, marked = "Hugging Face", not over_bytes
     return Tokenizer(kind, path, eos, unk, silent, shown_V, marked, model, encode, text)
+
+
+def _ends(path: Path, named: dict, ids: dict, model: dict) -> tuple[int, int | None]:
+    """The ids of <eos> and <unk>."""
+    name = named.get("eos_token") or next((n for n in EOS_NAMES if n in ids), None)
+    if name not in ids:
+        fault = f"{path} has no end-of-text token {name or EOS_NAMES}"
+        raise ValueError(f"{fault}: name one as eos_token in tokenizer_config.json beside it")
+    unk = model.get("unk_id", ids.get(named.get("unk_token") or model.get("unk_token")))
+    # GPT-2 names <|endoftext|> for all it has no piece for
+    return ids[name], None if unk == ids[name] else unk
 
 
 def config_files(path: Path) -> list[Path]:

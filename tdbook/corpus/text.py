@@ -17,7 +17,7 @@ import re
 import warnings
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, groupby, pairwise
 from pathlib import Path
@@ -176,14 +176,23 @@ def most_bytes() -> int:
     return psutil.virtual_memory().available // 4
 
 
-def _lines_of(path: Path, file: BinaryIO) -> list[str]:
-    """The lines of a file of UTF-8, whatever ends them."""
-    content, most = bytearray(), most_bytes()
-    for part in iter(lambda: file.read(2**20), b""):
-        content += part
-        if len(content) > most:
+def _within(path: Path, parts: Iterable, size: Callable[[object], int]) -> Iterator:
+    """The same parts. ValueError: together they are too large, as of an archive made to be."""
+    left = most = most_bytes()
+    for part in parts:
+        if (left := left - size(part)) < 0:
             fault = f"{path} holds more than {most:,} bytes of text, a quarter of the free memory"
             raise ValueError(f"{fault}: give a part of it")
+        yield part
+
+
+def _content(path: Path, file: BinaryIO) -> bytes:
+    return b"".join(_within(path, iter(lambda: file.read(2**20), b""), len))
+
+
+def _lines_of(path: Path, file: BinaryIO) -> list[str]:
+    """The lines of a file of UTF-8, whatever ends them."""
+    content = _content(path, file)
     try:
         text = content.decode().removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
@@ -239,9 +248,10 @@ def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str
 
     try:
         packed = path.suffix.lower() in PACKED
-        table = pyarrow.parquet.ParquetFile(io.BytesIO(file.read()) if packed else file)
+        table = pyarrow.parquet.ParquetFile(io.BytesIO(_content(path, file)) if packed else file)
         column = _text_column(path, table.schema_arrow)
-        for batch in table.iter_batches(64, columns=[column]):
+        batches = table.iter_batches(64, columns=[column])
+        for batch in _within(path, batches, lambda batch: batch.nbytes):
             yield from (_lines(row or "") for row in batch.column(0).to_pylist())
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise OSError(str(error).splitlines()[0]) from None

@@ -106,15 +106,12 @@ def test_draws_are_stretched_to_students_t_of_the_documents_that_count(sizes, do
     assert stretch(np.array(sizes)) == pytest.approx(wanted, rel=1e-4)
 
 
-def test_one_document_says_nothing_and_an_infinite_loss_is_refused():
+def test_one_document_or_a_side_without_a_target_says_nothing_and_infinity_is_refused():
     found = change(np.array([1.0, 2]), np.array([2.0, 2]), np.array([3, 3]), 100)
     assert found.value == -0.5 and np.isnan(found[1:]).all()
     one_N = np.array([1.0, 2, np.inf, 3])
     with pytest.raises(ValueError, match="a loss is infinite"):
         change(one_N, one_N, np.arange(4), 100)
-
-
-def test_hard_beyond_easy_is_undefined_where_a_side_has_no_target():
     change_N = np.array([0.1, 0.2, np.nan, np.nan])
     for hard_N in (np.array([1, 1, 0, 0]) > 0, np.array([0, 0, 1, 1]) > 0, np.ones(4, bool)):
         assert np.isnan(beyond(change_N, hard_N, np.arange(4), 100)).all()
@@ -154,9 +151,8 @@ def two(tmp_path, monkeypatch):
     (tmp_path / "scores/val").mkdir(parents=True)
     for name, loss_N in losses.items():
         np.save(tmp_path / f"scores/val/{name}.npy", np.where(known_N, loss_N, np.float32("nan")))
-    this = SimpleNamespace(
-        out=tmp_path, run="x", parameters={"seed": 1, "resamples": 500}, path=tmp_path.joinpath
-    )
+    this = SimpleNamespace(out=tmp_path, run="x", path=tmp_path.joinpath)
+    this.parameters = {"seed": 1, "resamples": 500}
     monkeypatch.setattr(origins, "of", lambda tokens, split: (document_N, []))
     return this, {n: x[known_N] for n, x in losses.items()}, document_N[known_N], known_N
 
@@ -175,18 +171,14 @@ def test_the_difference_of_two_routes_leaves_masked_windows_out_and_says_so(two)
     )
 
 
-def test_hard_windows_are_a_share_of_those_with_a_target(two):
+def test_hard_windows_are_a_share_of_those_with_a_target_and_no_loss_may_lack(two):
     this, left, _, known_N = two
     hard_N = comparison.hard_windows(comparison.window_losses(this, ["a", "b"]), "a", "b", 0.25)
     assert hard_N.sum() == round(0.25 * known_N.sum()) and not hard_N[~known_N].any()
     np.testing.assert_array_equal(hard_N[known_N], comparison.hard_windows(left, "a", "b", 0.25))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_scores_of_a_model_that_lack_what_another_has_are_refused(two, value):
-    this, path = two[0], two[0].path("scores/val/b.npy")
-    loss_N = np.load(path)
-    loss_N[1] = value
-    np.save(path, loss_N)
-    with pytest.raises(ValueError, match=r"b.npy holds losses that are not finite"):
-        comparison.window_losses(this, ["a", "b"])
+    loss_N = np.load(path := this.path("scores/val/b.npy"))
+    for value in (np.nan, np.inf):  # where the other has a number
+        loss_N[1] = value
+        np.save(path, loss_N)
+        with pytest.raises(ValueError, match=r"b.npy holds losses that are not finite"):
+            comparison.window_losses(this, ["a", "b"])

@@ -8,38 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from tdbook.analysis import kept_and_lost
 from tdbook.corpus import token_files
 from tdlib import data
 
 WINDOWS = 10  # of four targets
-TEN = """▁ఇంట్ లో ▁TV లు    కు . ▁ఊరు ను    ▁2024 లో . ▁TV    ▁ఇంట్ లు కు <eos>    ▁ఊరు లో ▁a b
- c ▁7 లు ,    ను ▁( లో )    ▁TV ▁TV కు ▁ఊరు    లు ను <eos> ▁b    ▁ఇంట్ . లో <eos>"""
-HELD = {  # of every target; "–": of no bucket, as the last of a window, whose word may go on
-    "place in the word": """first final first –    final – first –    first final – –
-        first inner final –    first final first –    final first final –    whole – whole –
-        whole first final –    inner final – –    whole – whole –""",
-    "frequent endings": """– లో – –    కు – – –    – లో – –    – – కు –    – లో – –
-        – – లు –    – – – –    – – కు –    – ను – –    – – – –""",
-    "script": """Telugu Telugu Latin Telugu    Telugu other Telugu Telugu
-        digits Telugu other Latin    Telugu Telugu Telugu other    Telugu Telugu Latin Latin
-        Latin digits Telugu other    Telugu other Telugu other    Latin Latin Telugu Telugu
-        Telugu Telugu other Latin    Telugu other Telugu other""",
-    "place in the window": "1st_quarter 2nd 3rd 4th " * 10,
-    # seen: TV 1,001 times, లో 110, ఊరు 100, ఇంట్ 10, కు and . 9, the others never
-    "token seen in training": """10–99 100–999 ≥_1,000 never    1–9 1–9 100–999 never
-        never 100–999 1–9 ≥_1,000    10–99 never 1–9 never    100–999 100–999 never never
-        never never never never    never never 100–999 never    ≥_1,000 ≥_1,000 1–9 100–999
-        never never never never    10–99 1–9 100–999 never""",
-    # TV TV 1,000 times, ఊరు లో 100, ఇంట్ లో 10, కు . 9; no other pair of the ten windows
-    "pair seen in training": "never 10–99 never never    never 1–9 never never "
-    + "never " * 9
-    + "100–999 "
-    + "never " * 11
-    + "≥_1,000 "
-    + "never " * 10,
-}
+DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+TEN, HELD = DATA["tokens"], DATA["held"]
 
 
 class Pieces:

@@ -25,9 +25,7 @@ def test_agreement_is_jaccard_chance_and_ranks_counted_by_hand():
     wanted = {"windows": 10, "jaccard": 2 / 4, "chance": 0.9 / 5.1}  # 3·3/10 of 3 + 3 − 3·3/10
     rank = 1 - 6 * sum(d * d for d in apart) / (10 * 99)
     assert found == pytest.approx(wanted | {"rank": rank})
-
-
-def test_shuffled_difficulty_agrees_as_chance_has_it_and_itself_wholly():
+    # shuffled difficulty agrees as chance has it, and itself wholly
     rng = np.random.default_rng(2)
     one_N = rng.normal(size=20_000)
     found = reality.agreement(one_N, rng.permutation(one_N), 0.2)
@@ -153,9 +151,6 @@ def test_distinct_tokens_are_the_first_of_a_shorter_training_again_in_every_epoc
     # a limit ends it where it says, whatever is distinct
     few = read(distinct_tokens=distinct, token_limit=2 * T, epochs=3.0)
     assert len(few) == 2 and set(few) <= set(once)
-
-
-def test_what_names_no_fold_is_refused():
     for value in ("1/10", "10/10", ""):
         assert parameters.check("01_distill", {"left_out": value}, paths=False)
     for value in ("0/10", "11/10", "1/1", "0.1", "a"):

@@ -44,25 +44,19 @@ SCRATCH = distilled("scratch", ce_weight=1.0)
 CORE = [TEACHER, distilled("50m"), distilled("pick", 2), SCRATCH]
 THIRD = distilled("third", 3)
 HARD, RANDOM = replayed("hard"), replayed("random", windows="random")
-EVERY = {
-    "hard-merged": HARD,
-    "random-merged": RANDOM,
-    "easiest-merged": replayed("easiest", windows="easiest"),
-    "all-merged": replayed("all", windows="all"),
-    "on-hard": replayed("on-hard", trains="weights"),
-    "on-random": replayed("on-random", trains="weights", windows="random"),
-    "on": replayed("on", trains="weights", windows="all"),
-    "long": distilled("long", tokens=1400, epochs=2.8),
-    "55m": distilled("55m", shape="student-55m-small"),
-    "big": distilled("big", shape="student-120m-small"),
-}
+ON = {"on-hard": "hard", "on-random": "random", "on": "all"}
+EVERY = {"hard-merged": HARD, "random-merged": RANDOM}
+EVERY |= {f"{w}-merged": replayed(w, windows=w) for w in ("easiest", "all")}
+EVERY |= {name: replayed(name, trains="weights", windows=w) for name, w in ON.items()}
+EVERY |= {"long": distilled("long", tokens=1400, epochs=2.8)}
+EVERY |= {n: distilled(n, shape=f"student-{m}-small") for n, m in (("55m", "55m"), ("big", "120m"))}
 
 
 def models(records: list[dict], points: dict | None = None) -> dict[str, verdict.Model]:
     """Those of a folder; a point's record is in a folder of its own."""
     points = {
-        label: SimpleNamespace(model=next(iter(record["models"])), record=record)
-        for label, record in (points or {}).items()
+        n: SimpleNamespace(model=next(iter(r["models"])), record=r)
+        for n, r in (points or {}).items()
     }
     by_run = {record["parameters"]["run"]: record for record in records}
     return verdict.models(SimpleNamespace(records=by_run, points=points))
@@ -303,7 +297,7 @@ def test_windows_without_a_target_change_no_number(whole):
     assert verdict.limits(masked) == verdict.limits(whole)
 
 
-def test_what_one_document_shows_is_never_clear_and_a_part_without_a_target_undefined(whole):
+def test_of_one_document_and_of_a_part_without_a_target_nothing_is_clear(whole):
     alone = replace(whole, document_N=np.zeros(N, int))
     assert "[unknown] nats behind its teacher" in verdict.limits(alone)[0]
     assert "closes: undefined" in verdict.limits(alone)[1]
@@ -348,9 +342,6 @@ def test_the_gap_to_the_larger_rival_is_a_share_with_an_interval_or_undefined(wh
     assert any(s.startswith(words) for s in verdict.limits(whole))
     equal = replace(whole, losses=whole.losses | {"big": whole.losses["third"]})
     assert any("closes: undefined" in s for s in verdict.limits(equal))
-
-
-def test_other_differences_of_two_models_are_told(whole):
     other = models([*CORE, replayed("a", windows="random", rank=4)])["a-merged"]
     t = replace(whole, losses=whole.losses | {"a-merged": whole.losses["random-merged"]})
     said = verdict.in_words(t, whole.models["hard-merged"], other)

@@ -192,7 +192,7 @@ def test_documents_are_told_apart_by_the_shape_of_the_file(tmp_path):
         assert [*account.told] == [text.APART]
 
 
-@pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".jsonl.zst"])
+@pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".jsonl.zst", ".parquet", ".parquet.gz"])
 def test_a_text_is_read_no_further_than_memory_allows(tmp_path, monkeypatch, ending):
     """Of many documents, and of one line."""
     path, pack = tmp_path / f"a{ending}", PACK[Path(ending).suffix if ending.count(".") > 1 else ""]

@@ -5,72 +5,32 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from nbformat import v4
 
-from tdbook.runs import hashes
+from tdbook.runs import hashes, heartbeat
 from tdbook.workflow import run_pages
 
+PLACE = Path(__file__).with_name("page")  # of one of everything that a run leaves behind
 TELUGU = "స్వాతంత్ర్యంశ్రీకృష్ణునిఊళ్ళోపాఠశాల"
 ATTACK = "<script>document.title = 'hacked'</script><img src=x onerror=\"document.title='hacked'\">"
-PIXEL = (  # a PNG of one pixel
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
-)
-HOSTILE = f"""{ATTACK}<a href="javascript:document.title='hacked'">there</a>
-<svg onload="document.title='hacked'"></svg><b>seen</b><img src="https://example.org/a.png">
-<iframe srcdoc="<script>top.document.title = 'hacked'</script>"></iframe>
-<style>@import "https://example.org/x.css"; b {{background: url(https://example.org/b.png)}}</style>"""
 LAST_LINE = "RuntimeError: the loss is nan at step 120 with lr 0.5: use a smaller lr"
-RECORD = dict(
-    run="01_distill-50m", notebook="01_distill", profile="tiny", changed=["student"], seed=1,
-    parameters={"student": "50m", "steps": 400, "cache": None, "note": ATTACK}, models={},
-    commit="abc1234", dirty=True, code="0f" * 32, device="cpu, 1 thread",
-    versions={"python": "3.11.2", "torch": "2.13.0"}, inputs={"tokens": "ab" * 32},
-    reads={"00_teacher": "cd" * 32}, started="2026-11-24T11:36:38+00:00", seconds=3731.2,
-    tokens_per_second=5230.0, peak_memory_mib=812.0, finding="The student closes 41 % of the gap.",
-    remembered={"estimate": {"seconds_low": 1800, "seconds_high": 3600}},
-)  # fmt: skip
+RECORD = json.loads((PLACE / "record.json").read_text("utf-8"))
 
 
-def code(source: str, *outputs: nbformat.NotebookNode, tags: tuple[str, ...] = ()):
-    return v4.new_code_cell(source, outputs=list(outputs), metadata={"tags": list(tags)})
-
-
-def shown(**data: str) -> nbformat.NotebookNode:
-    return v4.new_output("display_data", data={k.replace("_", "/", 1): v for k, v in data.items()})
-
-
-def notebook() -> nbformat.NotebookNode:
-    """One of everything that a run leaves behind, an attack in every place that data reaches."""
+def notebook(name: str = "notebook") -> nbformat.NotebookNode:
+    """An attack in every place that data reaches; the table's as pandas writes it."""
+    read = nbformat.read(PLACE / f"{name}.json", 4)
     frame = pd.DataFrame({"model": ["50m", "80m"], "loss": [4.42, 4.33], "text": [TELUGU, ATTACK]})
-    figure = shown(image_png=PIXEL, text_plain="<Figure size 6x3>")
-    figure.metadata["alt"] = "The loss falls to 4.42"
-    view = "application/vnd.jupyter.widget-view+json"
-    widget = v4.new_output("display_data", {view: {"model_id": "1"}, "text/plain": "IntSlider()"})
-    svg = f"<svg xmlns='http://www.w3.org/2000/svg'>{ATTACK}</svg>"
-    formulas = "with $\\alpha T^2$ and\n\n$$\\sum_{v=1}^V p_v \\log q_v$$\n\nbut not $\\left( x$"
-    links = "![](https://example.org/a.png) [there](javascript:alert(1))"
-    banner = {"tags": ["papermill-error-cell-tag"]}
-    traceback = [f"\x1b[31mline 88\x1b[39m {ATTACK}", LAST_LINE]
-    return v4.new_notebook(cells=[
-        v4.new_markdown_cell(f"# A student\n\n{formulas}\n\n{TELUGU}|"),
-        v4.new_markdown_cell(f"{ATTACK}\n\n{links}"),
-        code("secret_default = 1", tags=("parameters",)),
-        code("secret_injected = 2", tags=("injected-parameters",)),
-        code("train(student)", v4.new_output("stream", text=f"10 %\r50 %\r100 %\n{ATTACK}\n")),
-        code("figure", figure),
-        code("table", shown(text_html=frame.to_html())),
-        code("script", shown(application_javascript="document.title = 'hacked'")),
-        code("svg", shown(**{"image_svg+xml": svg})),
-        code("explorer", widget),
-        v4.new_markdown_cell("An Exception was encountered", metadata=banner),
-        code("fail()", v4.new_output("error", ename="E", evalue="nan", traceback=traceback)),
-    ])  # fmt: skip
+    for cell in read.cells:
+        if cell.source == "table":
+            cell.outputs[0].data["text/html"] = frame.to_html()
+    return read
 
 
 def written(out: Path, record: dict | None = RECORD, state: dict | None = None, cells=None) -> str:
@@ -90,101 +50,11 @@ def put(out: Path, record: dict | None = None, state: dict | None = None) -> Non
             (out / folder / f"{content['run']}.json").write_text(json.dumps(content), "utf-8")
 
 
-@pytest.fixture(scope="module")
-def page(every_state) -> str:
-    return (every_state / "01_distill-50m.html").read_text("utf-8")
-
-
-@pytest.fixture(scope="module")
-def soup(page) -> BeautifulSoup:
-    return BeautifulSoup(page, "html.parser")
-
-
 def state(run: str, word: str, pid: int = os.getpid(), **more: object) -> dict:
     """A state file whose process is `pid`: our own lives, a finished child's is gone."""
-    ticks = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return dict(
-        run=run, notebook=run.split("-")[0], state=word, pid=pid, pid_started=int(ticks), boot=boot,
-        host=os.uname().nodename, heartbeat=1795520000, step=120, steps=400, message="loss 4.32",
-        left_s=31, error=[],
-    ) | more  # fmt: skip
-
-
-def test_no_data_becomes_html(page, soup):
-    assert len(page.encode()) < 1_000_000
-    assert soup.find_all(["script", "iframe", "object", "embed", "link", "form", "base"]) == []
-    attributes = {name for tag in soup.find_all(True) for name in tag.attrs}
-    assert [name for name in attributes if name.startswith("on")] == []
-    assert not soup.select('a[href*="script:"]')
-    # it stays readable: in a paragraph, what a cell printed, a table, and among the parameters
-    for place in ("main p", ".output_stream", "td", "details .parameters"):
-        assert any(ATTACK in tag.get_text() for tag in soup.select(place)), place
-    # formulas are MathML, and what is no formula is shown as written
-    assert len(soup.find_all("math")) == 2
-    assert soup.select_one("math[display=block]").find("mo", string="∑")
-    assert any(tag.get_text() == "\\left( x" for tag in soup.find_all("code"))
-
-
-def test_a_browser_runs_no_script_and_asks_for_nothing_that_was_not_escaped(browser, tmp_path):
-    """What a cell put out as HTML of its own, and the policy of the page is all there is."""
-    written(tmp_path, cells=v4.new_notebook(cells=[code("", shown(text_html=HOSTILE))]))
-    tab, answered = browser.new_page(), []
-    tab.route("https://**", lambda route: answered.append(route.request.url) or route.abort())
-    tab.goto((tmp_path / "01_distill-50m.html").as_uri())
-    tab.get_by_role("link", name="there").click()
-    tab.wait_for_timeout(200)
-    assert "hacked" not in tab.title() and answered == []
-    assert tab.locator("main b").inner_text() == "seen"
-    tab.close()
-
-
-def test_provenance_comes_first_then_the_finding_and_what_differs_is_marked(page, soup):
-    block, finding = soup.select_one("header .provenance"), soup.select_one("header .finding")
-    assert finding.get_text() == RECORD["finding"]
-    assert page.index("provenance") < page.index(RECORD["finding"]) < page.index("<main>")
-    marked = [tag.get_text() for tag in block.select(".changed code")]
-    assert marked == ["student", "student"]  # by itself, and among all
-    assert [tag.get_text() for tag in block.select("details code")] == [*RECORD["parameters"]]
-    text = re.sub(r"\s+", " ", block.get_text())
-    times = ("24 Nov 2026, 11:36 UTC", "1 h 2 min", "5,230 tokens/s", "812 MiB", "30–60 min")
-    made = ("abc1234 + uncommitted changes", "abababababab", "python 3.11.2 · torch 2.13.0")
-    for expected in (*made, *times, "1 thread", "null"):
-        assert expected in text
-    assert "ab" * 7 not in text
-
-
-def test_a_page_says_that_its_code_is_older_and_links_the_runs_before_and_after_it(soup, tmp_path):
-    def links(html: str) -> set[str]:
-        return {a["href"] for a in BeautifulSoup(html, "html.parser").select("header a")}
-
-    assert "made by older code" in soup.header.get_text()
-    first = written(tmp_path, RECORD | {"code": hashes.of_code("01_distill")})
-    assert "made by older code" not in first
-    assert links(first) == {"index.html"}  # the teacher that it reads has no page here
-    put(tmp_path, RECORD)  # the code changes, the page is there already
-    written(tmp_path, RECORD | {"run": "00_teacher", "reads": {}})
-    written(tmp_path, RECORD | {"run": "04_merge_eval", "reads": {"01_distill-50m": "ef" * 32}})
-    (tmp_path / "mine.html").write_text("a page of somebody else")
-    run_pages.refresh(tmp_path)
-    again = (tmp_path / "01_distill-50m.html").read_text("utf-8")
-    assert links(again) == {"index.html", "00_teacher.html", "04_merge_eval.html"}
-    assert "made by older code" in again
-    assert again.partition("<main>")[2].startswith(first.partition("<main>")[2].split("</main>")[0])
-    assert (tmp_path / "mine.html").read_text() == "a page of somebody else"
-
-
-def test_code_is_folded_parameters_are_not_shown_as_code_and_outputs_need_no_kernel(page, soup):
-    folded = [tag.get_text() for tag in soup.select("details.code:not([open])")]
-    assert any("train" in text for text in folded)
-    assert "secret_default" not in page and "secret_injected" not in page
-    assert soup.select_one("figure img")["alt"] == "The loss falls to 4.42"
-    assert all(img.get("alt") for img in soup.select("figure img"))
-    assert "interactive in JupyterLab" in page and "IntSlider" not in page
-    assert soup.select_one(".output_stream pre").get_text().split("\n")[0] == "100 %"
-    assert all("scroll" in table.parent["class"] for table in soup.main.find_all("table"))
-    cells = {td.get_text(): td.get("class", []) for td in soup.select("main td")}
-    assert "num" in cells["4.42"] and "num" not in cells["50m"]
+    one = heartbeat.who() | dict(run=run, notebook=run.split("-")[0], state=word, pid=pid)
+    one |= dict(heartbeat=1795520000, step=120, steps=400, message="loss 4.32", left_s=31, error=[])
+    return one | more
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +80,96 @@ def every_state(tmp_path_factory) -> Path:
     return out
 
 
-def test_a_failed_run_shows_its_state_its_last_lines_and_its_traceback(every_state):
-    page = (every_state / "02_hard_set.html").read_text("utf-8")
-    soup = BeautifulSoup(page, "html.parser")
+@pytest.fixture(scope="module")
+def parsed(every_state) -> Callable[[str], tuple[str, BeautifulSoup]]:
+    """A page of that folder, as written and as understood."""
+    pages = {page.stem: page.read_text("utf-8") for page in every_state.glob("*.html")}
+    return lambda run: (pages[run], BeautifulSoup(pages[run], "html.parser"))
+
+
+def test_no_data_becomes_html(parsed):
+    page, soup = parsed("01_distill-50m")
+    assert len(page.encode()) < 1_000_000
+    assert soup.find_all(["script", "iframe", "object", "embed", "link", "form", "base"]) == []
+    attributes = {name for tag in soup.find_all(True) for name in tag.attrs}
+    assert [name for name in attributes if name.startswith("on")] == []
+    assert not soup.select('a[href*="script:"]')
+    # it stays readable: in a paragraph, what a cell printed, a table, and among the parameters
+    for place in ("main p", ".output_stream", "td", "details .parameters"):
+        assert any(ATTACK in tag.get_text() for tag in soup.select(place)), place
+    # formulas are MathML, and what is no formula is shown as written
+    assert len(soup.find_all("math")) == 2
+    assert soup.select_one("math[display=block]").find("mo", string="∑")
+    assert any(tag.get_text() == "\\left( x" for tag in soup.find_all("code"))
+
+
+def test_a_browser_runs_no_script_and_asks_for_nothing_that_was_not_escaped(browser, tmp_path):
+    """What a cell put out as HTML of its own, and the policy of the page is all there is."""
+    written(tmp_path, cells=notebook("hostile"))
+    tab, answered = browser.new_page(), []
+    tab.route("https://**", lambda route: answered.append(route.request.url) or route.abort())
+    tab.goto((tmp_path / "01_distill-50m.html").as_uri())
+    tab.get_by_role("link", name="there").click()
+    tab.wait_for_timeout(200)
+    assert "hacked" not in tab.title() and answered == []
+    assert tab.locator("main b").inner_text() == "seen"
+    tab.close()
+
+
+def test_provenance_comes_first_then_the_finding_and_what_differs_is_marked(parsed):
+    page, soup = parsed("01_distill-50m")
+    block, finding = soup.select_one("header .provenance"), soup.select_one("header .finding")
+    assert finding.get_text() == RECORD["finding"]
+    assert page.index("provenance") < page.index(RECORD["finding"]) < page.index("<main>")
+    marked = [tag.get_text() for tag in block.select(".changed code")]
+    assert marked == ["student", "student"]  # by itself, and among all
+    assert [tag.get_text() for tag in block.select("details code")] == [*RECORD["parameters"]]
+    text = re.sub(r"\s+", " ", block.get_text())
+    times = ("24 Nov 2026, 11:36 UTC", "1 h 2 min", "5,230 tokens/s", "812 MiB", "30–60 min")
+    made = ("abc1234 + uncommitted changes", "abababababab", "python 3.11.2 · torch 2.13.0")
+    for expected in (*made, *times, "1 thread", "null"):
+        assert expected in text
+    assert "ab" * 7 not in text
+
+
+def test_a_page_says_that_its_code_is_older_and_links_the_runs_before_and_after_it(
+    parsed, tmp_path
+):
+    def links(html: str) -> set[str]:
+        return {a["href"] for a in BeautifulSoup(html, "html.parser").select("header a")}
+
+    assert "made by older code" in parsed("01_distill-50m")[1].header.get_text()
+    first = written(tmp_path, RECORD | {"code": hashes.of_code("01_distill")})
+    assert "made by older code" not in first
+    assert links(first) == {"index.html"}  # the teacher that it reads has no page here
+    put(tmp_path, RECORD)  # the code changes, the page is there already
+    written(tmp_path, RECORD | {"run": "00_teacher", "reads": {}})
+    written(tmp_path, RECORD | {"run": "04_merge_eval", "reads": {"01_distill-50m": "ef" * 32}})
+    (tmp_path / "mine.html").write_text("a page of somebody else")
+    run_pages.refresh(tmp_path)
+    again = (tmp_path / "01_distill-50m.html").read_text("utf-8")
+    assert links(again) == {"index.html", "00_teacher.html", "04_merge_eval.html"}
+    assert "made by older code" in again
+    assert again.partition("<main>")[2].startswith(first.partition("<main>")[2].split("</main>")[0])
+    assert (tmp_path / "mine.html").read_text() == "a page of somebody else"
+
+
+def test_code_is_folded_parameters_are_not_shown_as_code_and_outputs_need_no_kernel(parsed):
+    page, soup = parsed("01_distill-50m")
+    folded = [tag.get_text() for tag in soup.select("details.code:not([open])")]
+    assert any("train" in text for text in folded)
+    assert "secret_default" not in page and "secret_injected" not in page
+    assert soup.select_one("figure img")["alt"] == "The loss falls to 4.42"
+    assert all(img.get("alt") for img in soup.select("figure img"))
+    assert "interactive in JupyterLab" in page and "IntSlider" not in page
+    assert soup.select_one(".output_stream pre").get_text().split("\n")[0] == "100 %"
+    assert all("scroll" in table.parent["class"] for table in soup.main.find_all("table"))
+    cells = {td.get_text(): td.get("class", []) for td in soup.select("main td")}
+    assert "num" in cells["4.42"] and "num" not in cells["50m"]
+
+
+def test_a_failed_run_shows_its_state_its_last_lines_and_its_traceback(parsed):
+    page, soup = parsed("02_hard_set")
     head = soup.header.get_text()
     assert "failed" in head and "step 120 of 400" in head and LAST_LINE in head
     assert "rate 0.50.5" in head and "secret_injected" in page  # no record shows them
@@ -221,9 +178,8 @@ def test_a_failed_run_shows_its_state_its_last_lines_and_its_traceback(every_sta
     assert "An Exception was encountered" not in soup.get_text()
 
 
-def test_the_index_tells_each_run_with_its_true_state_below_table_and_plot(every_state, tmp_path):
-    html = (every_state / "index.html").read_text("utf-8")
-    soup = BeautifulSoup(html, "html.parser")
+def test_the_index_tells_each_run_with_its_true_state_below_table_and_plot(parsed, tmp_path):
+    html, soup = parsed("index")
     rows = {row["id"]: row for row in soup.select(".runs > li")}
     states = [row.select_one(".state").get_text() for row in rows.values()]
     assert states == ["done", "failed", "lost", "running", "interrupted", "not run"]

@@ -1,10 +1,12 @@
 """The tables' numbers by hand: the plan's columns and ours, gap closed, sizes, hard and easy."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval
@@ -13,17 +15,15 @@ from tdbook.runs import heartbeat
 from tdlib.shapes import SHAPES, LlamaConfig
 
 NAN = float("nan")
-
-
-def row(loss, **more) -> dict:
-    return dict(
-        parameters=52_200_000, loss=loss, loss_fixed=loss + 0.01, perplexity=math.exp(loss),
-        bits_per_byte=loss / 6, kl=0.1234, agreement=0.6543, calibration_error=0.0321,
-    ) | more  # fmt: skip
+CASES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
 
 def quality(losses: dict, resampled: dict, scratch: str | None = "50m-scratch") -> dict[str, list]:
-    rows = {name: row(loss) for name, loss in losses.items()}
+    more = dict(parameters=52_200_000, kl=0.1234, agreement=0.6543, calibration_error=0.0321)
+    rows = {
+        name: more | dict(loss=x, loss_fixed=x + 0.01, perplexity=math.exp(x), bits_per_byte=x / 6)
+        for name, x in losses.items()
+    }
     return tables.quality(rows, resampled, "50m", scratch).to_dict("list")
 
 
@@ -114,59 +114,18 @@ def test_cuts_count_only_what_was_scored():
         assert row.tolist() == [in_N.sum(), (hard_N & in_N).sum(), hard_N[in_N].mean()]
 
 
-def test_kinds_of_tokens_say_how_far_each_model_is_behind_and_what_was_won_back():
-    kind = {"cut": "script", "bucket": "Latin", "tokens": 1200}
-    kept = tables.kept_and_lost([kind | {"teacher": 2.0, "50m": 2.25}], "teacher", ["50m", "none"])
-    assert kept.to_dict("list") == {
-        "tokens": [1200],
-        "teacher": ["2.000"],
-        "50m − teacher": ["+0.250"],
-    }
-    won = tables.won_back([kind | {"a": Interval(-0.1, -0.2, 0.0), "b": Interval(0.5)}])
-    assert won.loc[("script", "Latin")].tolist() == [
-        1200,
-        "−0.100 [−0.200, +0.000]",
-        "+0.500 [unknown]",
-    ]
+@pytest.mark.parametrize("table", CASES)
+def test_numbers_are_written_with_their_units_beside_the_plans(table):
+    found = getattr(tables, table)(*CASES[table]["given"]).reset_index()
+    wanted = CASES[table]["columns"]
+    assert {name: found[name].tolist() for name in wanted} == wanted
 
 
-def test_metrics_are_against_the_first_and_say_what_was_left_out():
-    found = tables.metrics({"teacher": row(2.0), "50m": row(2.5)})
-    assert found["loss − teacher's"].tolist() == ["0.0000", "0.5000"]
-    assert found.columns[-1] == "calibration_error"
-    left = tables.metrics({"teacher": row(2.0), "50m": row(2.5, windows_left_out=1200)})
-    assert left["windows left out"].tolist() == ["0", "1,200"]
-
-
-def test_costs_stand_beside_the_plans_hours():
-    result = dict(device="cpu", seconds=90, tokens_per_second=1234.5, parameters={})
-    found = tables.cost({
-        "01_distill-50m": result | dict(notebook="01_distill", models={"50m": {}}),
-        "02_hard_set": result | dict(notebook="02_hard_set", tokens_per_second=None),
-        "03_lora-hard": result | dict(notebook="03_lora", parameters={"adapter": "50m-hard"}),
-    })  # fmt: skip
-    assert found.loc["01_distill-50m"].tolist() == ["cpu", "1.50", "1,234", "3–4"]
-    assert found.loc["02_hard_set"].tolist() == ["cpu", "1.50", "–", "2–3"]
-    assert found.loc["03_lora-hard", "plan: hours on a B200"] == "1–2"
-    # a route costs what its students cost together
-    log = [{"tokens": 6000, "train/tokens_per_sec": 50.0}]
-    routes = tables.route_cost({"progressive": [log, log], "direct": [log]})
-    assert routes.loc["progressive"].tolist() == ["2", "12,000", "4.00", "10–12"]
-    assert routes.loc["direct", ["students", "minutes"]].tolist() == ["1", "2.00"]
-
-
-def test_files_and_speeds_and_formats_are_written_with_their_units():
-    way = {"threads": 1, "prompt": 2000.4, "low": 90.0, "high": 110.0, "plan": (30, 60)}
-    ways = [way | {"way": "raw", "decode": 50.0}, way | {"way": "Q4_0", "decode": 100.0}]
-    speeds = tables.speeds({"50m": ways}).iloc[1].tolist()
-    assert speeds == ["Q4_0", "1", "2,000", "100 [90, 110]", "2.0 ×", "30–60"]
-    file = {"bytes": 30_500_000, "kl": 0.0123, "agreement": 0.9876, "repeated_4grams": None}
-    formats = [file | {"format": "F16", "loss": 4.0}, file | {"format": "Q4_0", "loss": 4.05}]
-    q4 = tables.quantization({"50m": formats}).iloc[1].tolist()
-    assert q4 == "Q4_0 30.5 30 4.0500 +0.0500 0.012 98.76% –".split()
-    shipped = {"format": "Q4_0", "file": "a.gguf", "bytes": 3e7, "likeliest": 0.5, "mean": 0.01}
-    files = tables.files({"50m": [shipped | {"largest": 0.2}]}).loc["50m"]
-    assert files.tolist() == ["Q4_0", "a.gguf", "30", "50.00%", "0.01, at most 0.2"]
+def test_what_was_won_back_is_written_with_its_interval():
+    changes = {"a": Interval(-0.1, -0.2, 0.0), "b": Interval(0.5)}
+    won = tables.won_back([{"cut": "script", "bucket": "Latin", "tokens": 1200} | changes])
+    wanted = [1200, "−0.100 [−0.200, +0.000]", "+0.500 [unknown]"]
+    assert won.loc[("script", "Latin")].tolist() == wanted
 
 
 def test_a_sweep_is_listed_best_first_and_its_seeds_together():
