@@ -17,6 +17,11 @@ given = $(foreach name,$(1),$(name)="$$TYPED_$(name)")
 TOLD = $(call given,PROFILE OUT TEXT TOKENS TOKENIZER TEACHER SET ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER)
 FOLDER = "$${TYPED_OUT:-outputs/$$TYPED_PROFILE}"
 
+# a name mistyped on the command line would be another book in silence
+TYPED := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
+UNKNOWN := $(filter-out $(NAMES) FULL PYTHON GPU_RUNS -%,$(TYPED))
+$(if $(UNKNOWN),$(error $(firstword $(UNKNOWN))= is not known: give one of $(sort $(NAMES) FULL GPU_RUNS)))
+
 .DEFAULT_GOAL := help
 .PHONY: help setup book sweep evidence status test bench stress lab check plan doctor report
 .PHONY: publish zip export chat clean clean-cache

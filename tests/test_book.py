@@ -366,3 +366,13 @@ def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anythi
     assert "most of them" not in words.difficulty("50m", short)
     finding = words.hard_windows("50m", short, chosen, difficulty_N)
     assert finding.startswith("The hardest 20.0% of the windows (-0.010 nats and more) hold 64% of")
+
+
+def test_the_script_of_the_readme_runs(out):
+    script = (ROOT / "README.md").read_text("utf8").split("In a bare script:\n")[1]
+    script = re.sub(r"(?m)^    ", "", script.split("\nExperiments")[0])
+    for theirs, ours in (("outputs/tiny", str(out)), ("-50m-tiny", "-50m-smoke"), ("=128", "=32")):
+        assert theirs in script
+        script = script.replace(theirs, ours)
+    exec(script, space := {})
+    assert space["log"][-1]["step"] > 1

@@ -291,10 +291,11 @@ def shipped(this: Run) -> tuple[str, str, list[str]]:
     """Merging, speeds and file sizes against the plan's numbers, from the records of 04 and 06."""
     records = [record["remembered"] for record in common.folder_of(this).of(notebooks.INFERENCE)]
     timed = [(key, x) for record in records for key, x in record.items() if key[:6] == "shape "]
-    checks = merges(this) + [check for key, x in timed for check in speeds(key[6:], x)]
+    reached = [check for key, x in timed for check in speeds(key[6:], x)]
+    checks = merges(this) + reached
     missed = [what for what, held in checks if not held]
     notes = [f"{'✓' if held else '✗'} {what}." for what, held in checks]
-    if not timed:
+    if not reached:
         return UNDECIDED, "no speeds of the plan's own shapes were measured (06, shapes)", notes
     if not missed:
         return HOLDS, "every number is reached", notes
