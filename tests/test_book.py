@@ -371,7 +371,11 @@ def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anythi
 def test_the_script_of_the_readme_runs(out):
     script = (ROOT / "README.md").read_text("utf8").split("In a bare script:\n")[1]
     script = re.sub(r"(?m)^    ", "", script.split("\nExperiments")[0])
-    for theirs, ours in (("outputs/tiny", str(out)), ("-50m-tiny", "-50m-smoke"), ("=128", "=32")):
+    for theirs, ours in (
+        ("outputs/tiny", str(out)),
+        ("-50m-tiny", "-small-smoke"),
+        ("=128", "=32"),
+    ):
         assert theirs in script
         script = script.replace(theirs, ours)
     exec(script, space := {})

@@ -12,7 +12,7 @@ import gzip
 import io
 import json
 import lzma
-import os
+import math
 import re
 import warnings
 import zlib
@@ -37,9 +37,10 @@ UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 READABLE = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
 # Of at least FEWEST documents, the share that is of one line, and that of larger gaps: see _txt.
 FEWEST, SINGLE, LARGER = 6, 0.8, 0.002
-UNREAD = f"not read, being no {READABLE}"  # what an account is told of files
+UNREAD = f"not read, being hidden or no {READABLE}"  # what an account is told of files
 JOINED = "in which a blank line ends a paragraph, and larger gaps a document"
 APART = "in which each blank line ends a document: put two between them if one ends a paragraph"
+LINE = 64  # bytes that a line takes in memory beside its text
 ALIKE, AT_LEAST = 0.05, 10  # share and number of common four-word sequences: see near_duplicates
 HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are compared with
 
@@ -95,7 +96,7 @@ def read(paths: list[str | Path], account: Account | None = None) -> list[Docume
     account = account or Account()
     files = {}  # each once, however many links lead to it
     for path in (file for given in paths for file in _files(Path(given), account)):
-        files.setdefault(os.path.realpath(path), path)
+        files.setdefault(_identity(path), path)
     names, documents = Counter(_name(path)[0] for path in files.values()), []
     for path in files.values():
         source, parent = _name(path)[0], path.absolute().parent.name
@@ -129,17 +130,28 @@ def _files(path: Path, account: Account) -> list[Path]:
         return [path]
     if not path.is_dir():  # a pipe would be waited for
         raise ValueError(f"{path} is neither a file nor a folder: give one of the two")
+    every = sorted(below(path, _unreadable))
     # A name that begins with a dot is a tool's, such as .ipynb_checkpoints/copy.txt.
-    every = [p for p in sorted(below(path, _unreadable)) if "/." not in f"/{p.relative_to(path)}"]
+    hidden = {p for p in every if "/." in f"/{p.relative_to(path)}"}
     # A link that leads nowhere is refused when it is opened.
-    files = [p for p in every if _name(p)[1] in KINDS and (p.is_file() or not p.exists())]
+    texts = [p for p in every if _name(p)[1] in KINDS and (p.is_file() or not p.exists())]
+    files = [p for p in texts if p not in hidden]
     if not files:
         raise ValueError(f"the folder {path} holds no text: put {READABLE} into it")
-    same = {*map(os.path.realpath, files)}  # as the blobs of a hub's cache are
-    if left := [p for p in every if os.path.realpath(p) not in same]:
+    same = {*map(_identity, files)}  # as the blobs of a hub's cache are
+    unread = {p for p in every if _identity(p) not in same}
+    if left := sorted(unread - (hidden - {*texts})):
         account.told[UNREAD] += [p.name for p in left]
         account.there += sum(p.stat().st_size for p in left if p.is_file()) // 3
     return files
+
+
+def _identity(path: Path) -> tuple:
+    """The same for all names and links of one file."""
+    try:
+        return path.stat().st_dev, path.stat().st_ino
+    except OSError:
+        return (path,)
 
 
 def _unreadable(error: OSError) -> None:
@@ -171,23 +183,26 @@ def _documents(path: Path, account: Account) -> Iterator[tuple[str, ...]]:
         raise ValueError(f"{path} cannot be read ({why}): copy or pack it again") from None
 
 
-def most_bytes() -> int:
-    """Of one text, however it is packed: it is held with its lines, 2 bytes a letter of Telugu."""
-    return psutil.virtual_memory().available // 4
+def most_bytes(path: Path) -> float:
+    """Of a packed text or a table, which may be made to hold far more than memory."""
+    if path.suffix.lower() not in (*PACKED, ".parquet"):
+        return math.inf
+    return min(max(2**26, 100 * path.stat().st_size), psutil.virtual_memory().available // 4)
 
 
-def _within(path: Path, parts: Iterable, size: Callable[[object], int]) -> Iterator:
-    """The same parts. ValueError: together they are too large, as of an archive made to be."""
-    left = most = most_bytes()
+def _within(path: Path, parts: Iterable, size: Callable) -> Iterator:
+    """The same parts. ValueError: together they are too large."""
+    left = most = most_bytes(path)
     for part in parts:
         if (left := left - size(part)) < 0:
-            fault = f"{path} holds more than {most:,} bytes of text, a quarter of the free memory"
-            raise ValueError(f"{fault}: give a part of it")
+            fault = f"{path} unpacks to more than {most:,} bytes, {LINE} a line added"
+            raise ValueError(f"{fault} (100 times its size, or the memory): unpack it, in parts")
         yield part
 
 
 def _content(path: Path, file: BinaryIO) -> bytes:
-    return b"".join(_within(path, iter(lambda: file.read(2**20), b""), len))
+    parts = iter(lambda: file.read(2**20), b"")
+    return b"".join(_within(path, parts, lambda part: len(part) + LINE * part.count(b"\n")))
 
 
 def _lines_of(path: Path, file: BinaryIO) -> list[str]:
@@ -250,7 +265,7 @@ def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str
         packed = path.suffix.lower() in PACKED
         table = pyarrow.parquet.ParquetFile(io.BytesIO(_content(path, file)) if packed else file)
         column = _text_column(path, table.schema_arrow)
-        batches = table.iter_batches(64, columns=[column])
+        batches = table.iter_batches(16, columns=[column])
         for batch in _within(path, batches, lambda batch: batch.nbytes):
             yield from (_lines(row or "") for row in batch.column(0).to_pylist())
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:

@@ -21,7 +21,7 @@ ONE_THREAD = QUICK | {"small"}  # models so small that two runs of a thread each
 KEPT = ("parameters", "code", "inputs", "outputs")  # of hashes/<run>.json
 EMPTY = {"inputs": {}, "outputs": {}}  # where there is none
 AFTER, OLDER = "after ", "made by older code"
-# hashes of earlier code (e5f1020, fc5e254 and d82d837, by notebook) that makes the numbers of today,
+# hashes of earlier code (e5f1020, fc5e254 and d82d837, by notebook) that makes today's numbers
 # of sound text and tokens: its nights are not stale. Empty this when a number changes.
 SAME_NUMBERS = """2c2811566976 60e546bf5b31 e9c23c7f8d89 4cc86c119eed 6b7737ec0689 818620973981
  5a8e5e2a1fa1 ef23690959da 3338b0aa2c9e 75266ca90994 82b05768a5af 4c8e5e5e7823 f0dada1bf494

@@ -98,7 +98,9 @@ def clean_cache(out: Path) -> list[str]:
     if cache.is_symlink():  # a sweep's point has its parent's
         cache.unlink()
     for key in sorted(cache.glob("*/key.json")):
-        others = {path.name for path in key.parent.glob("[!.]*")} - {"rows.bin", "valid.bin"}
-        if others == {"key.json"} and '"draws"' in key.read_text("utf8", "replace"):
+        names = {p.name for p in key.parent.iterdir() if not p.name.startswith(".key")}
+        if names <= {"key.json", "rows.bin", "valid.bin"} and '"draws"' in key.read_text(
+            "utf8", "replace"
+        ):
             shutil.rmtree(key.parent)
     return sorted(str(path.relative_to(out)) for path in cache.rglob("*") if not path.is_dir())
