@@ -19,7 +19,11 @@ from importlinter import cli
 from tdbook.runs import notebooks, parameters
 
 ROOT = Path(__file__).parents[1]
-TDLIB, BOTH, TESTS = 3_110, 17_450, 17_700  # lines, on their way to 2,600, 13,000 and 12,000
+TDLIB, BOTH, TESTS = (
+    2_590,
+    14_820,
+    13_790,
+)  # lines; BOTH and TESTS on their way to 13,000 and 12,000
 FILE, FUNCTION, SKIPS, QUOTED = 400, 45, 60, 6
 REGISTRY = "tdbook/runs/notebooks.py"  # where a notebook's number may be spelled
 
