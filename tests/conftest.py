@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -170,3 +171,14 @@ def root(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("TDLIB_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def shell() -> Iterator[Callable]:
+    """Runs a cell in an IPython of its own, which is also this process's shell."""
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from tests.smoke_book import new_shell
+
+    yield partial(new_shell().run_cell, store_history=True)
+    InteractiveShell.clear_instance()

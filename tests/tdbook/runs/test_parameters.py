@@ -9,7 +9,6 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from IPython.core.interactiveshell import InteractiveShell
 from nbformat import v4
 
 from tdbook.runs import parameters, rules
@@ -120,43 +119,39 @@ CELL = 'run = "01_distill-a"  # name\nprofile = "tiny"\nout = "outputs/none"\n'
 
 
 @pytest.fixture
-def shell():
-    InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance()
-    shell.history_manager.enabled = False  # keeps In, writes no database
-    yield lambda source: shell.run_cell(source, store_history=True).raise_error()
-    InteractiveShell.clear_instance()
+def cell(shell):
+    return lambda source: shell(source).raise_error()
 
 
 def found():
     return parameters.from_cells("01_distill")
 
 
-def test_names_are_those_typed_last_and_values_those_of_the_namespace_come_back_converted(shell):
-    shell("run = 3")
+def test_names_are_those_typed_last_and_values_those_of_the_namespace_come_back_converted(cell):
+    cell("run = 3")
     with pytest.raises(ParameterError, match="run its cell of parameters first"):
         found()
-    shell(CELL + "temprature = 4.0")
+    cell(CELL + "temprature = 4.0")
     with pytest.raises(ParameterError, match="did you mean temperature"):
         found()
-    shell(CELL + "temperature = 4\nlearning_rate = 1e-3")
-    shell("model, run_id, steps = 1, 2, 3")  # what else is in the namespace does not matter
+    cell(CELL + "temperature = 4\nlearning_rate = 1e-3")
+    cell("model, run_id, steps = 1, 2, 3")  # what else is in the namespace does not matter
     assert found() == found() and found()["temperature"] == 4.0
-    shell('learning_rate = "5e-4"')  # a cell of the reader's own
+    cell('learning_rate = "5e-4"')  # a cell of the reader's own
     found()
-    shell("assert learning_rate == 5e-4 and isinstance(learning_rate, float), learning_rate")
+    cell("assert learning_rate == 5e-4 and isinstance(learning_rate, float), learning_rate")
     default = parameters.declared("01_distill")["epochs"]
-    shell(f"assert epochs == {default}, epochs")  # that no cell set
+    cell(f"assert epochs == {default}, epochs")  # that no cell set
 
 
-def test_papermills_cell_counts_when_it_came_last(shell):
-    shell(CELL + "temperature = 4.0")
-    shell('# Parameters\ntemperature = "5e-1"\nce_wieght = 1\n')
+def test_papermills_cell_counts_when_it_came_last(cell):
+    cell(CELL + "temperature = 4.0")
+    cell('# Parameters\ntemperature = "5e-1"\nce_wieght = 1\n')
     with pytest.raises(ParameterError, match="did you mean ce_weight"):
         found()
-    shell('# Parameters\ntemperature = "5e-1"\nce_weight = 1\n')
+    cell('# Parameters\ntemperature = "5e-1"\nce_weight = 1\n')
     assert found()["temperature"] == 0.5
-    shell(CELL + "temperature = 4.0")
+    cell(CELL + "temperature = 4.0")
     assert found()["temperature"] == 4.0
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 from nbclient.exceptions import DeadKernelError
 
@@ -63,13 +62,20 @@ def made(root):
     return root / "outputs/tiny"
 
 
-def test_a_run_is_repeated_for_what_changes_its_result_and_for_a_redo_alone(made):
-    before = json.loads((made / "results/01_distill-a.json").read_text())
-    assert not distill()
-    after = json.loads((made / "results/01_distill-a.json").read_text())
-    assert after == before and after["remembered"]["row"] == {"loss": 4.5, "spans": [1, 2]}
+def test_a_run_is_repeated_for_what_changes_its_result_and_its_record_says_where_from(made):
+    path = made / "results/01_distill-a.json"
+    before = json.loads(path.read_text())
+    assert not distill() and json.loads(path.read_text()) == before
+    assert before["remembered"]["row"] == {"loss": 4.5, "spans": [1, 2]}
     assert not distill(checkpoint_minutes=1.0, device="auto")
-    assert distill(learning_rate=2e-3) and not distill(learning_rate="2e-3")
+    assert distill(learning_rate="2e-3") and not distill(learning_rate=2e-3)
+    record = json.loads(path.read_text())
+    assert record["parameters"]["learning_rate"] == 2e-3
+    assert record["changed"] == ["run", "learning_rate"]
+    assert record["inputs"].keys() == {"tokens", "models/teacher"}
+    assert record["reads"].keys() == {"00_teacher"} and record["versions"]["python"]
+    assert record["device"].startswith("cpu, ") and record["finding"] == "The student keeps 4.5."
+    assert record["seconds"] >= 0 and record["peak_memory_mib"] > 10
     assert distill(redo=True, learning_rate=2e-3) and not distill(learning_rate=2e-3)
     path = parameters.ROOT / "notebooks/01_distill.ipynb"
     notebook = nbformat.read(path, 4)
@@ -134,18 +140,6 @@ def test_a_checkpoint_outlives_only_a_stop(made):
     assert [path.name for path in kept.parent.iterdir()] == ["epoch-1.safetensors"]
 
 
-def test_the_record_says_where_it_comes_from(made):
-    distill(learning_rate="5e-4")
-    record = json.loads((made / "results/01_distill-a.json").read_text())
-    assert record["parameters"]["learning_rate"] == 5e-4
-    assert record["changed"] == ["run", "learning_rate"]
-    assert record["inputs"].keys() == {"tokens", "models/teacher"}
-    assert record["reads"].keys() == {"00_teacher"}
-    assert record["versions"]["python"] and record["device"].startswith("cpu, ")
-    assert record["finding"] == "The student keeps 4.5." and record["seconds"] >= 0
-    assert record["peak_memory_mib"] > 10
-
-
 def test_asking_git_leaves_its_index_alone(tmp_path, monkeypatch):
     git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
     (tmp_path / "a").write_text("a")
@@ -201,21 +195,18 @@ OTHERS = [
     ({"boot": "another"}, "lost"),  # the power was off
     ({"host": "another"}, "running"),
     ({"host": "another", "heartbeat": 0}, "lost"),
+    (None, "lost"),  # a power cut left it empty
 ]
 
 
 @pytest.mark.parametrize("changed, says", OTHERS)
 def test_a_process_that_is_not_the_same_is_lost(tmp_path, changed, says):
-    heartbeat.write_state(tmp_path, "00_teacher", "running", **changed)
+    heartbeat.write_state(tmp_path, "00_teacher", "running", **changed or {})
+    if changed is None:
+        (tmp_path / "state/00_teacher.json").write_text("")
+        heartbeat.wait_until_free(tmp_path, "00_teacher")
     assert heartbeat.state(tmp_path, "00_teacher")["state"] == says
-
-
-def test_a_state_that_a_power_cut_left_empty_is_lost(tmp_path):
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state/00_teacher.json").write_text("")
-    assert heartbeat.state(tmp_path, "00_teacher")["state"] == "lost"
-    assert "00_teacher  lost" in status.text(tmp_path)
-    heartbeat.wait_until_free(tmp_path, "00_teacher")
+    assert f"00_teacher  {says}" in status.text(tmp_path)
 
 
 @pytest.fixture
@@ -330,15 +321,6 @@ def test_a_run_is_refused_while_another_process_runs_it(root, monkeypatch):
         heartbeat.wait_until_free(out, "00_teacher")
 
 
-@pytest.fixture
-def shell():
-    InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance()
-    shell.history_manager.enabled = False  # keeps In, writes no database
-    yield lambda source: shell.run_cell(source, store_history=True, silent=False)
-    InteractiveShell.clear_instance()
-
-
 def test_a_cell_that_fails_is_told_and_the_next_one_runs_on(root, shell, capsys):
     shell(COMMON.format(notebook="00_teacher") + OWN["00_teacher"])
     shell('from tdbook.runs import running\nthis = running.start("00_teacher")')
@@ -380,9 +362,8 @@ def test_figures_and_tables_are_files_too(root):
 
 
 def test_a_bad_parameter_stops_a_run_before_a_kernel_starts(root, capsys):
-    assert (
-        execute.execute(run_yaml(root, "01_distill-a", studnet="a"), Path("outputs/tiny"), {}) == 1
-    )
+    path = run_yaml(root, "01_distill-a", studnet="a")
+    assert execute.execute(path, Path("outputs/tiny"), {}) == 1
     assert "did you mean student?" in capsys.readouterr().out and not (root / "outputs").exists()
 
 
@@ -429,9 +410,7 @@ def test_a_book_that_cannot_be_meant_is_refused(root, run, given, says):
         graph.book("tiny")
 
 
-def make_book(*more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tdbook", "book", "PROFILE=tiny", *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+BOOK = [sys.executable, "-m", "tdbook", "book", "PROFILE=tiny"]
 
 
 @pytest.fixture
@@ -447,44 +426,56 @@ def elsewhere(root, monkeypatch):
     monkeypatch.setenv("HOME", "/dev/null")
 
 
+BAD, SLOW = "01_distill-bad", "01_distill-slow"
 ODD = '-it\'s {a} {} [1]* $HOME #%20 "é", x=y, కథ'  # in the name of a file or folder
 
 
 def test_the_book_runs_what_is_needed_and_only_that(root, elsewhere):
     words, out = root / f"{ODD}\n.txt", f"outputs/{ODD}"
     words.write_text("తెలుగు")
-    given = (f"TEXT={words}", f"OUT={out}")
-    run_yaml(root, "01_distill-a")
-    run_yaml(root, "01_distill-bad", student="bad")
-    run_yaml(root, "04_merge_eval")
-    done = make_book(*given)
+    teach("weights", out=out, text=str(words))
+    shutil.copy(root / "notebooks/00_teacher.ipynb", root / out)  # and was killed before its page
+    for run, given in {"01_distill-a": {}, BAD: {"student": "bad"}, "04_merge_eval": {}}.items():
+        run_yaml(root, run, **given)
+    done = subprocess.run([*BOOK, f"TEXT={words}", f"OUT={out}"], capture_output=True, text=True)
     assert done.returncode == 1  # one failed; what does not need it was run all the same
-    assert called(root, out) == ["00_teacher", "01_distill-a"]
+    assert called(root, out) == ["01_distill-a"]
+    assert "01_distill-a is done." in done.stdout and (root / out / "00_teacher.html").exists()
     *_, failed, waiting, count = done.stdout.splitlines()
     last = "ValueError: the loss is nan at step 3: use a smaller learning_rate"
-    assert failed.startswith(f"01_distill-bad · failed: {last}")
-    assert failed.endswith("01_distill-bad.html") and waiting == "not run: 04_merge_eval"
-    assert count == f"2 of 4 runs done · {out}/index.html"
-    state = heartbeat.state(root / out, "01_distill-bad")
+    assert failed.startswith(f"{BAD} · failed: {last}") and failed.endswith(f"{BAD}.html")
+    assert (waiting, count) == ("not run: 04_merge_eval", f"2 of 4 runs done · {out}/index.html")
+    state = heartbeat.state(root / out, BAD)
     assert (state["state"], state["error"][-1]) == ("failed", last)
-    assert last in (root / out / "01_distill-bad.html").read_text()
-    assert "01_distill-bad" in (root / out / "index.html").read_text()
-    assert not (root / out / "hashes/01_distill-bad.json").exists()
-    cells = nbformat.read(root / out / "01_distill-bad.ipynb", 4).cells
+    assert last in (root / out / f"{BAD}.html").read_text()
+    assert BAD in (root / out / "index.html").read_text()
+    assert not (root / out / f"hashes/{BAD}.json").exists()
+    cells = nbformat.read(root / out / f"{BAD}.ipynb", 4).cells
     shown = [o for c in cells for o in c.get("outputs", []) if o.output_type == "display_data"]
     (line,) = (output.data["text/plain"] for output in shown)
     assert line.startswith("step 3 of 3 · loss 4.32 · took")
-
-    (root / "params/tiny/01_distill-bad.yaml").unlink()
-    (root / out / "00_teacher.html").unlink()
-    done = make_book(*given)
-    assert done.returncode == 0 and done.stdout.count(" · started") == 1
-    assert called(root, out) == ["00_teacher", "01_distill-a", "04_merge_eval"]
-    assert "04_merge_eval is done." in done.stdout.splitlines()[-2]
-    assert (root / out / "00_teacher.html").exists()
-
-    assert nbformat.read(root / out / "04_merge_eval.ipynb", 4).cells
     assert not (root / ".snakemake").exists()  # the repository may be somebody else's
+
+
+def test_a_killed_book_leaves_no_process_and_goes_on(root):
+    teach("weights")
+    run_yaml(root, SLOW, student="slow")
+    out = root / "outputs/tiny"
+    for how in (signal.SIGINT, signal.SIGKILL):
+        process = subprocess.Popen(BOOK, stdout=-3)
+        wait_for(lambda: heartbeat.state(out, SLOW).get("step") == 3)
+        if how == signal.SIGINT:
+            second = subprocess.run(BOOK, capture_output=True, text=True)
+            assert second.returncode == 1 and f"process {process.pid}" in second.stdout
+        kernel = heartbeat.state(out, SLOW)["pid"]
+        process.send_signal(how)
+        process.wait(60)
+        wait_for(lambda kernel=kernel: not alive(kernel))
+        assert heartbeat.state(out, SLOW)["state"] in ("interrupted", "lost")
+        assert "the same command goes on" in status.text(out) or how == signal.SIGINT
+        wait_for(lambda: not processes_of(root))
+        assert called(root) == []
+        (out / f"state/{SLOW}.json").unlink()
 
 
 def test_names_with_equals_signs_are_paths_where_paths_are_meant(root, monkeypatch, capsys):
@@ -570,27 +561,6 @@ def test_make_passes_on_what_was_typed_as_it_was_typed(tmp_path):
     assert said("report", OUT=odd)[3] == odd and said("zip")[3] == "outputs/tiny"
     assert said("publish", NAME="it's", PROFILE="small")[3:5] == ["outputs/small", "it's"]
     assert said("clean-cache", OUT=odd)[3] == odd and not (tmp_path / "ran").exists()
-
-
-def test_a_killed_book_leaves_no_process_and_goes_on(root):
-    run_yaml(root, "01_distill-slow", student="slow")
-    command = [sys.executable, "-m", "tdbook", "book", "PROFILE=tiny"]
-    out = root / "outputs/tiny"
-    for how in (signal.SIGINT, signal.SIGKILL):
-        process = subprocess.Popen(command, stdout=-3)
-        wait_for(lambda: heartbeat.state(out, "01_distill-slow").get("step") == 3)
-        if how == signal.SIGINT:
-            second = make_book()
-            assert second.returncode == 1 and f"process {process.pid}" in second.stdout
-        kernel = heartbeat.state(out, "01_distill-slow")["pid"]
-        process.send_signal(how)
-        process.wait(60)
-        wait_for(lambda kernel=kernel: not alive(kernel))
-        assert heartbeat.state(out, "01_distill-slow")["state"] in ("interrupted", "lost")
-        assert "the same command goes on" in status.text(out) or how == signal.SIGINT
-        wait_for(lambda: not [p for p in processes_of(root)])
-        assert called(root) == ["00_teacher"]
-        (out / "state/01_distill-slow.json").unlink()
 
 
 def test_pages_of_a_repository_that_may_only_be_read_have_their_font(root, monkeypatch):
