@@ -394,15 +394,7 @@ def test_04_merges_every_adapter_and_compares_every_model_and_07_comes_last():
     assert models | {"tokens"} == set(last.reads)
 
 
-NO_BOOKS = [
-    ("01_distill-b", {}, "01_distill-b.yaml and 01_distill-a.yaml both write models/a"),
-    ("01_distill-b", {"student": "b", "teacher": "techer"}, "did you mean models/teacher"),
-    ("01_distill-b", {"studnet": "b"}, "params/tiny/01_distill-b.yaml: .*mean student"),
-    ("01_distill-b", {"run": "01_distill-c"}, "run: 01_distill-b"),
-]
-
-
-@pytest.mark.parametrize("run, given, says", NO_BOOKS)
+@pytest.mark.parametrize("run, given, says", CASES["books"])
 def test_a_book_that_cannot_be_meant_is_refused(root, run, given, says):
     run_yaml(root, "01_distill-a")
     run_yaml(root, run, **given)

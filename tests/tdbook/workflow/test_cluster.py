@@ -16,6 +16,7 @@ from tdbook.workflow import cluster
 from tests import small_book
 
 ASKED = yaml.safe_load((small_book.REPOSITORY / "profiles/slurm/config.yaml").read_text())
+CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
 
 
 def programs(folder: Path, monkeypatch, **scripts: str) -> None:
@@ -37,14 +38,7 @@ def test_snakemake_knows_every_line_of_the_profile():
     assert 3 * ASKED["slurm-init-seconds-before-status-checks"] < 300
 
 
-@pytest.mark.parametrize(
-    "name, there, says",
-    [
-        ("slrum", True, "CLUSTER=slrum: no profiles/slrum/config.yaml .*: did you mean slurm"),
-        ("default", True, "CLUSTER=default: .*: there are slurm"),
-        ("slurm", False, "CLUSTER=slurm needs SLURM, and this machine has no sbatch: "),
-    ],
-)
+@pytest.mark.parametrize("name, there, says", CASES["clusters"])
 def test_a_cluster_that_cannot_be_used_is_refused(tmp_path, monkeypatch, name, there, says):
     programs(tmp_path, monkeypatch, **({"sbatch": "exit 1"} if there else {}))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))

@@ -1,13 +1,11 @@
 """SET=: parameters for one command, in a run folder of their own."""
 
 import json
-import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tdbook import __main__
 from tdbook.runs import hashes, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
@@ -45,25 +43,6 @@ def test_the_closest_name_decides_also_in_a_sweep():
     assert points and {one.parameters["seed"] for one in points} == {5}
     with pytest.raises(ParameterError, match="SET: sweep rank varies rank"):
         jobs("rank=4", "sweep", NAME="rank")
-
-
-@pytest.mark.parametrize(
-    "text, says",
-    [
-        ("token_limi=5", "SET: token_limi is no parameter.*did you mean token_limit"),
-        ("02_hard_sets.share=0.1", "did you mean 02_hard_set.share"),
-        ("token_limit", "token_limit must be name=value"),
-        ("share=2", "share = 2.0 must be above 0"),
-        ("out=x", "give OUT="),
-        ("tokens=x", "give TOKENS="),
-        ("seed=1 seed=2", "seed is there twice"),
-        ("after_run='x", "close the quotes"),
-    ],
-)
-def test_what_means_nothing_is_refused_in_one_line(text, says, capsys):
-    assert __main__.main(["plan", "PROFILE=smoke", "OUT=/tmp/none", f"SET={text}"]) == 1
-    line = capsys.readouterr().out
-    assert line.count("\n") == 1 and re.search(says, line), line
 
 
 @pytest.fixture
