@@ -384,18 +384,6 @@ def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out
     assert make(told()) == []
 
 
-def test_a_broken_note_of_a_checkpoint_costs_the_checkpoint_its_place_not_its_files(root, out):
-    make(told(ONLY="00_teacher"))
-    one = graph.jobs(told().config)["01_distill-a"]
-    start(one.notebook, one.parameters).detach()
-    place = out / "checkpoints/01_distill-a"
-    (place / "state.pt").write_text("half")
-    (place / "made_from.json").write_text("")
-    assert make(told(ONLY="01_distill-a")) == ["01_distill-a"]
-    (kept,) = out.glob("old/*/checkpoint/state.pt")
-    assert kept.read_text() == "half"
-
-
 def test_a_finished_run_is_kept_whole_in_old_whatever_the_reason_it_is_made_anew(
     root, out, monkeypatch
 ):

@@ -124,8 +124,8 @@ def test_temporary_names_are_no_one_elses(tmp_path):
     for name in (".teacher.new/x", ".teacher.old/x", ".scores.npy.new"):
         mine(tmp_path / name)
     before = content(tmp_path)
-    made(tmp_path / "teacher", weights="old")
-    made(tmp_path / "teacher", weights="new")
+    for weights in ("old", "new"):
+        made(tmp_path / "teacher", weights=weights)
     files.write_whole(tmp_path / "scores.npy", b"new")
     assert before.items() <= content(tmp_path).items()
 
@@ -185,16 +185,12 @@ def test_the_book_says_all_that_is_in_its_way_before_anything_is_made(folder):
 
 
 def begin(**given) -> Run:
+    for name in ("tokens/train.bin", "models/teacher/w"):
+        mine(parameters.ROOT / "outputs/tiny" / name)
     return start("01_distill", {"run": "01_distill-a", "out": "outputs/tiny"} | given)
 
 
-def inputs(folder: Path) -> None:
-    for name in ("tokens/train.bin", "models/teacher/w"):
-        mine(folder / name)
-
-
 def test_a_run_goes_on_with_what_it_began_and_takes_nothing_else(folder):
-    inputs(folder)
     this = begin()
     mine(this.path("models", "a", "w"), "half")
     this.detach()
@@ -223,7 +219,6 @@ def test_what_a_run_reads_is_never_what_it_replaces(how, folder, tmp_path):
 
 
 def test_of_a_runs_checkpoints_only_its_own_go(folder):
-    inputs(folder)
     this = begin()
     place = this.path("checkpoints", this.run, "a", "x").parent
     for name in ("state.pt", ".state.pt.77.begun", "epoch-1.safetensors", "notes.txt"):
@@ -339,20 +334,18 @@ def test_a_gguf_takes_no_file_of_another(name, model):
 
 
 def test_a_cards_place_is_its_owners(tmp_path, monkeypatch):
-    this = SimpleNamespace(parameters={}, provenance=dict, notebook="00_teacher", run="x")
-    this.path, this.out = tmp_path.joinpath, tmp_path
+    this = SimpleNamespace(path=tmp_path.joinpath, out=tmp_path, parameters={}, provenance=dict)
+    this.notebook, this.run = "00_teacher", "x"
     mine(tmp_path / "models/a/w")
-    for text in ("card", "a later card"):
+    for text, stands in (("card", "card"), ("later", "later"), ("third", "the owner's own")):
         monkeypatch.setattr(cards, "card", lambda *_, text=text: text)
+        if text == "third":
+            mine(tmp_path / "models/a/README.md", stands)
         common.write_card(this, "a", None, {})
-        assert (tmp_path / "models/a/README.md").read_text() == text
-    mine(tmp_path / "models/a/README.md", "the owner's own")
-    common.write_card(this, "a", None, {})
-    assert (tmp_path / "models/a/README.md").read_text() == "the owner's own"
+        assert (tmp_path / "models/a/README.md").read_text() == stands
 
 
 def test_what_is_published_and_packed_takes_only_its_own_place(folder, root, monkeypatch):
-    inputs(folder)
     this = begin()
     mine(this.path("models", "a", "w"), "w")
     this.finish()

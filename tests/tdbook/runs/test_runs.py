@@ -27,6 +27,7 @@ from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
 from tdbook.workflow import execute, graph, request, status
 from tdlib.files import write_whole as write
+from tests.helpers import refused
 from tests.small_book import COMMON, OWN, REPOSITORY, alive, called, processes_of, wait_for
 from tests.small_book import yaml as run_yaml
 
@@ -114,24 +115,26 @@ def test_what_was_stopped_or_writes_not_all_that_it_must_is_not_done_and_remembe
     assert not any(path.exists() for path in records)
 
 
-def test_a_checkpoint_outlives_only_a_stop(made):
+def test_a_checkpoint_outlives_only_a_stop_and_a_broken_note_of_it(made):
     kept = made / "checkpoints/01_distill-a/a/state.pt"
 
     def stopped_at_a_checkpoint(**given):
         this = start("01_distill", {"run": "01_distill-a", "seed": 2} | given)
         found = kept.exists()
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text("half")
+        write(kept, "half")
         this.detach()
         return found
 
     assert not stopped_at_a_checkpoint()
     assert stopped_at_a_checkpoint()
     assert stopped_at_a_checkpoint(checkpoint_minutes=1.0)
-    with pytest.raises(ValueError) as error:
+    with refused("learning_rate = 0.001, now it is 0.5: put it back"):
         stopped_at_a_checkpoint(learning_rate=0.5)
-    assert "learning_rate = 0.001, now it is 0.5: put it back" in str(error.value)
     assert kept.read_text() == "half"
+    (kept.parents[1] / "made_from.json").write_text("")  # it loses its place, not its files
+    assert not stopped_at_a_checkpoint()
+    (aside,) = made.glob("old/*/checkpoint/a/state.pt")
+    assert aside.read_text() == "half"
     assert not stopped_at_a_checkpoint(learning_rate=0.5, redo=True)
     teach("another teacher", seed=2)
     assert not stopped_at_a_checkpoint(learning_rate=0.5)
@@ -230,29 +233,21 @@ def test_a_run_whose_records_stand_is_done_whatever_its_state_says(made, says, d
     others = (".profile.7", f".env.{dead}", "tables/.x.7.csv", ".new", f".a.json.{dead}")
     stays += [made / name for name in others]
     for path in (*left, *stays):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("something")
+        write(path, "something")
     assert heartbeat.state(made, run)["state"] == "done"
     assert f"{run}  done" in status.text(made)
     assert not distill()
     assert not any(path.exists() for path in left) and all(path.exists() for path in stays)
 
 
-def test_what_a_killed_run_left_is_cleared_once_it_is_done_and_not_what_is_being_written(
-    made, dead, monkeypatch
-):
-    left = made / "checkpoints/01_distill-a/a/state.pt"
-    for done in (True, False):
-        left.parent.mkdir(parents=True)
-        left.write_text("state")
-        clear(made)
-        assert left.exists() != done
-        (made / "hashes/01_distill-a.json").unlink(missing_ok=True)  # begun anew
+def test_what_may_be_in_the_making_is_not_cleared(made, dead, monkeypatch):
+    write(left := made / "checkpoints/01_distill-a/a/state.pt", "state")
+    (made / "hashes/01_distill-a.json").unlink()  # begun anew
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     begun = made / f"results/.01_distill-a.json.{dead}.begun"  # perhaps by another machine
     begun.write_text("{")
     clear(made)
-    assert begun.exists()
+    assert begun.exists() and left.exists()
     os.utime(begun, (0, 0))
     clear(made)
     assert not begun.exists()

@@ -16,6 +16,7 @@ from tdbook import __main__
 from tdbook.runs import hashes, sweeps
 from tdbook.runs.running import start
 from tdbook.workflow import graph, request, run_pages, scheduler, status
+from tdlib.files import write_whole
 from tests.small_book import wait_for, write
 from tests.small_book import yaml as run_yaml
 
@@ -46,13 +47,6 @@ def test_the_points_are_all_combinations_and_single_ones_with_each_seed(book):
     starts = ("learning_rate0.001", "learning_rate0.002", "studentb")
     assert list(points) == [f"{start}-seed{seed}" for start in starts for seed in (1, 2)]
     assert points["learning_rate0.002-seed1"] == {"learning_rate": 2e-3, "seed": 1}
-
-
-def test_a_sweep_that_was_not_run_yet_has_no_points_and_one_that_nobody_wrote_is_refused(book):
-    sweep(book)
-    assert sweeps.results(book / "outputs/tiny", "rates") == {}
-    with pytest.raises(FileNotFoundError, match="make sweep NAME=raets"):
-        sweeps.results(book / "outputs/tiny", "rates raets")
 
 
 def test_a_point_has_the_parameters_of_its_run_then_the_fixed_then_its_own(book):
@@ -136,6 +130,12 @@ def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(b
     record = json.loads((out / "sweeps/rates/results/04_merge_eval-rates.json").read_text())
     places = [f"sweeps/rates/{point}" for point in sweeps.read("tiny", "rates").points]
     assert record["remembered"]["points"] == sorted(places)
+    jobs = graph.jobs(wanted.config)
+    assert not any(hashes.judge(jobs, jobs)[0].values())
+    sweep(book, seeds=[], fixed={"seed": 7})  # a page is looked at again after its points
+    reasons = hashes.judge(graph.jobs(wanted.config), ["rates/04_merge_eval-rates"])[0]
+    assert reasons["rates/01_distill-learning_rate0.001"] == "seed was 1, is 7"
+    assert reasons["rates/04_merge_eval-rates"].startswith("after rates/01_distill-learning_rate0")
 
 
 def test_a_point_that_fails_keeps_no_other_from_being_compared_and_a_kill_loses_none(book):
@@ -181,28 +181,18 @@ def test_redo_keeps_the_old_and_the_same_command_does_not_repeat_it_twice(book):
     assert scheduler._not_yet_redone(wanted, jobs) == (run,)
 
 
-def test_a_page_is_looked_at_again_after_its_points(book):
+def test_a_list_of_points_that_is_not_there_is_none_and_a_broken_one_is_told_with_its_remedy(book):
     sweep(book, seeds=[])
-    wanted = request.wanted("sweep", {"NAME": "rates"})
-    by_hand(wanted)
-    found = graph.jobs(wanted.config)
-    assert not any(hashes.judge(found, found)[0].values())
-    sweep(book, seeds=[], fixed={"seed": 7})
-    reasons = hashes.judge(graph.jobs(wanted.config), ["rates/04_merge_eval-rates"])[0]
-    assert reasons["rates/01_distill-learning_rate0.001"] == "seed was 1, is 7"
-    assert reasons["rates/04_merge_eval-rates"].startswith("after rates/01_distill-learning_rate0")
-
-
-def test_a_broken_list_of_points_is_told_with_what_writes_it_again(book):
-    sweep(book, seeds=[])
-    wanted = request.wanted("sweep", {"NAME": "rates"})
+    wanted, out = request.wanted("sweep", {"NAME": "rates"}), book / "outputs/tiny"
+    assert sweeps.results(out, "rates") == {}  # not run yet
+    with pytest.raises(FileNotFoundError, match="make sweep NAME=raets"):  # nobody wrote it
+        sweeps.results(out, "rates raets")
     by_hand(wanted, "00_teacher", "rates/01_distill-learning_rate0.001")
-    out = book / "outputs/tiny"
     (out / "sweeps/rates/points.json").write_text("")
-    said = "points.json is broken: `make sweep NAME=rates` writes it again"
-    assert said in status.text(out)
+    remedy = "points.json is broken: `make sweep NAME=rates`"
+    assert f"{remedy} writes it again" in status.text(out)
     assert "points.json is broken" in run_pages.index(out).read_text("utf8")
-    with pytest.raises(ValueError, match=r"points\.json is broken: `make sweep NAME=rates`"):
+    with pytest.raises(ValueError, match=remedy):
         sweeps.results(out, "rates")
     scheduler.prepare(wanted.config)
     assert "broken" not in status.text(out)
@@ -211,9 +201,7 @@ def test_a_broken_list_of_points_is_told_with_what_writes_it_again(book):
 def test_a_sweep_need_not_be_told_again_what_the_book_was_told(book):
     sweep(book)
     (book / "words.txt").write_text("words")
-    told = {"OUT": "outputs/here", "TEXT": "words.txt"}
-    write(book / "outputs/here/.snakemake.json", {})
-    config = json.dumps(request.wanted("book", told).config)
-    (book / "outputs/here/.snakemake.json").write_text(config)
+    told = request.wanted("book", {"OUT": "outputs/here", "TEXT": "words.txt"})
+    write_whole(book / "outputs/here/.snakemake.json", json.dumps(told.config))
     found = graph.jobs(request.wanted("sweep", {"NAME": "rates", "OUT": "outputs/here"}).config)
     assert found["00_teacher"].parameters["text"] == "words.txt"
