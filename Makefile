@@ -1,8 +1,7 @@
 # One environment, .venv, made by whichever target comes first. `make help` lists the targets.
 PROFILE ?= tiny
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-# a module's bytecode is made when it is first imported: most never are
-PIP := .venv/bin/python -m pip install -qq --no-compile --disable-pip-version-check --root-user-action=ignore
+PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --root-user-action=ignore
 ROOT_USER := $(filter 0,$(shell id -u))
 APT := $(if $(ROOT_USER),$(shell command -v apt-get))
 export PYTHONWARNINGS ?= ignore
