@@ -18,8 +18,8 @@ for _names, _row in yaml.safe_load(Path(__file__).with_name("plan.yaml").read_te
 
 def in_words(name: str, vocab_size: int) -> str:
     """One line on a shape: weights, of which embedding, and whether its 4-bit file passes."""
-    d = describe(LlamaConfig(vocab_size=vocab_size, **SHAPES[name]))
-    size = d["q4_0_bytes"]
+    config = LlamaConfig(vocab_size=vocab_size, **SHAPES[name])
+    d, size = describe(config), file_bytes(config)
     return (
         f"{name}, vocabulary {vocab_size:,}: {d['parameters'] / 1e6:.1f} M weights, of which "
         f"{d['embedding_parameters'] / 1e6:.1f} M embedding; Q4_0 {size / 1e6:.1f} MB, "
@@ -36,6 +36,11 @@ def describe(config: LlamaConfig) -> dict:
         "embedding_parameters": config.embedding_parameters,
         "q4_0_bytes": (config.parameters - norms) * 18 // 32 + 4 * norms,
     }
+
+
+def file_bytes(config: LlamaConfig) -> int:
+    """A GGUF file in Q4_0 throughout: its weights, and about 21 bytes a piece of the vocabulary."""
+    return describe(config)["q4_0_bytes"] + 21 * config.vocab_size
 
 
 def span(low: float, high: float, digits: int = 2) -> str:

@@ -138,7 +138,7 @@ def plan(pairs: dict[str, str]) -> str:
     high, low = workload.TRAINING[device.kind]
     changed = f", with SET={settings.in_words(wanted.settings)}" if wanted.settings else ""
     several = ", both, as there are no tokens yet (VOCAB=)" if len(of.vocabularies) > 1 else ""
-    sizes = sorted((_file_bytes(shape), name) for shape, name in models.items())
+    sizes = sorted((estimates.file_bytes(shape), name) for shape, name in models.items())
     within = [f"{name} {units.si(size, 'B')}" for size, name in sizes if size <= Q4_LIMIT]
     smallest = f"NONE; the smallest is {sizes[0][1]}, {units.si(sizes[0][0], 'B')}"
     need, most = max((work.memory(device.kind), work.run) for work in works)
@@ -161,17 +161,12 @@ def plan(pairs: dict[str, str]) -> str:
     return "\n\n".join(["\n".join(lines), *tables, _runs(works, device, wanted.price)])
 
 
-def _file_bytes(config: LlamaConfig) -> int:
-    """A GGUF file in Q4_0 throughout: its weights, and about 21 bytes a piece of the vocabulary."""
-    return estimates.describe(config)["q4_0_bytes"] + 21 * config.vocab_size
-
-
 def _sizes(models: dict[LlamaConfig, str], teacher: LlamaConfig, vocab_size: int) -> str:
     rows, teacher = [], replace(teacher, vocab_size=vocab_size)
     layers = teacher.parameters - teacher.embedding_parameters
     for shape, name in models.items():
         shape = replace(shape, vocab_size=vocab_size)
-        size, own = _file_bytes(shape), shape.parameters - shape.embedding_parameters
+        size, own = estimates.file_bytes(shape), shape.parameters - shape.embedding_parameters
         row = [name, f"{shape.parameters / 1e6:.1f} M", f"{shape.embedding_parameters / 1e6:.1f} M"]
         row += [f"{teacher.parameters / shape.parameters:.1f} ×", f"{layers / own:.1f} ×"]
         rows.append([*row, f"{size / 1e6:.1f} MB", "within" if size <= Q4_LIMIT else "ABOVE"])
