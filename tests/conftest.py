@@ -32,6 +32,12 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def sigterm_as_a_process_starts_with_it() -> None:
+    """A run or `make book` that a test before began in this process leaves its own handler."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def pytest_collection_modifyitems(items: list) -> None:
     """The longest files first, or two processes would wait for one of them at the end; what reads
     the smoke book last, for it is made beside the others."""
