@@ -117,8 +117,6 @@ class Model:
         exact: bool = False,  # keys and values in float32; llama.cpp's own choice is 16 bits
     ):
         self.path, self.length = Path(path), 0  # tokens in the cache
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{path} is not there: make it by make export MODEL=folder")
         if not tried:
             _try(self.path.resolve(), self.path.stat().st_mtime_ns)
         self.lib = lib = library()

@@ -48,10 +48,10 @@ def find(given: str) -> Path:
     path = path if path.is_absolute() or path.exists() else ROOT / path
     if (path if path.suffix == ".gguf" else path / "config.json").is_file():
         return path
-    places = [path.parent, path.parent.parent, *ROOT.glob("exports/*")]
-    places += [*ROOT.glob("outputs/*/models"), *ROOT.glob("outputs/*/exports/*")]
+    places = [path.parent, *ROOT.glob("outputs/*/models")]
+    exports = [path.parent, *ROOT.glob("exports/*"), *ROOT.glob("outputs/*/exports/*")]
     others = {file.parent for place in places for file in place.glob("*/config.json")}
-    others |= {file for place in places for file in place.glob("*.gguf")}
+    others |= {file for place in exports for file in place.glob("*.gguf")}
     remedy = nearest(given, sorted(map(shown, others)), cutoff=0.5)
     raise FileNotFoundError(f"MODEL={given} is no model folder and no .gguf file: {remedy}")
 
