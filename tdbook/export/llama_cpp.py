@@ -83,8 +83,7 @@ def quantize(weight_OD: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarr
 
 
 def ids_of(path: Path, lines: Sequence[str] = ()) -> list[list[int]]:
-    """The ids of lines of text, after a run of the file, all in a process of its own. ValueError:
-    that ended."""
+    """The ids of lines of text by a file, in a process of its own. ValueError: that ended."""
     command = [sys.executable, "-P", __file__, str(path)]  # -P: none of tdbook
     done = subprocess.run(command, input=json.dumps(lines), text=True, capture_output=True)
     if done.returncode:
@@ -189,8 +188,7 @@ class Model:
         return list(self.stream(ids, tokens))
 
     def tokenize(self, text: str) -> list[int]:
-        """The file's own ids of raw text, without <bos>; text that spells a special token stays
-        text. ValueError: the file has no tokenizer for raw text."""
+        """The file's own ids of raw text, without special tokens. ValueError: it makes none."""
         if not self.raw_text:
             raise ValueError(f"{self.path} takes ids, no raw text: encode it as run_gguf.py does")
         data = text.encode()
@@ -199,12 +197,11 @@ class Model:
         return ids[: self.lib.llama_tokenize(self._vocabulary, *arguments)]
 
     def ends(self, token: int) -> bool:
-        """Whether a text ends with this id: <eos>, or another that the file names."""
+        """Whether the id ends a text."""
         return self.lib.llama_vocab_is_eog(self._vocabulary, token)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids by the file's own pieces, without special tokens and half a character at the
-        end."""
+        """Text without special tokens, and without half a character at the end."""
         text = ctypes.create_string_buffer(64 * len(ids) + 64)
         arguments = (c_int32 * len(ids))(*ids), len(ids), text, len(text), False, False
         length = self.lib.llama_detokenize(self._vocabulary, *arguments)
