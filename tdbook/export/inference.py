@@ -129,8 +129,8 @@ def file_costs(
     model, size = Llama.load(folder).eval(), sum(p.stat().st_size for p in weight_files(folder))
     opened = [llama_cpp.Model(path, threads=torch.get_num_threads()) for path in files.values()]
     rows = [{"format": "PyTorch float32", "file": folder.name, "bytes": size}]
-    about = ((q, path.name, path.stat().st_size) for q, path in files.items())
-    rows += [{"format": q, "file": file, "bytes": size} for q, file, size in about]
+    for name, path in files.items():
+        rows.append({"format": name, "file": path.name, "bytes": path.stat().st_size})
     sums, tokens = np.zeros((len(rows), 3)), 0
     for window in evaluate.fixed_rows(windows, count):
         (ids_T,), (targets_T,) = (x.numpy() for x in windows.batch([window]))

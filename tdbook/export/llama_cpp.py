@@ -105,12 +105,11 @@ class Model:
         self,
         path: str | Path,
         threads: int = 1,
-        context: int = 0,  # tokens; 0: the file's
-        tried: bool = False,  # it ran before: not once more in a process of its own
+        trial: bool = False,  # in a process of its own, with a short context
         exact: bool = False,  # keys and values in float32; llama.cpp's own choice is 16 bits
     ):
         self.path, self.length = Path(path), 0  # tokens in the cache
-        if not tried:
+        if not trial:
             _try(self.path.resolve(), self.path.stat().st_mtime_ns)
         self.lib = lib = library()
         settings = lib.llama_model_default_params()
@@ -123,7 +122,7 @@ class Model:
         key = RAW_TEXT.encode(), (value := ctypes.create_string_buffer(9)), c_size_t(len(value))
         known = lib.llama_model_meta_val_str(model, *key) > 0  # not where it was made elsewhere
         self.raw_text = not known or value.value != b"false"
-        self.context = context or min(LONGEST, lib.llama_model_n_ctx_train(model))
+        self.context = 64 if trial else min(LONGEST, lib.llama_model_n_ctx_train(model))
         settings = lib.llama_context_default_params()
         settings.numbers[0] = settings.numbers[1] = self.context  # in all, and at once
         if exact:
@@ -209,7 +208,7 @@ class Model:
 
 
 if __name__ == "__main__":
-    model = Model(sys.argv[1], tried=True, context=64)
+    model = Model(sys.argv[1], trial=True)
     model.logprobs([0, 1])
     model.raw_text = True  # whether its ids are right is what the caller wants to know
     print(json.dumps([model.tokenize(line) for line in json.load(sys.stdin)]))
