@@ -117,7 +117,6 @@ def test_a_linked_folder_or_file_is_read_once_and_loops_end(tmp_path):
     links |= {"far/deep/back": "../../given", "far/0f3a": "c.txt"}  # the last as in a hub's cache
     for link, target in links.items():
         (tmp_path / link).symlink_to(target)
-    os.link(given / "a.txt", given / "hard.txt")
     assert lines_of(given, account) == [A, C, B] and not account.told and account.files == 3
     before = hashes.fingerprint(given)["sha256"]
     put(tmp_path, {"far/deep/b.txt": A})
@@ -195,15 +194,16 @@ def test_documents_are_told_apart_by_the_shape_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".txt.gz", ".jsonl.zst", ".parquet", ".parquet.gz"])
-def test_a_text_is_read_no_further_than_memory_allows(tmp_path, monkeypatch, ending):
+def test_a_text_that_unpacks_to_far_more_than_its_file_is_refused(tmp_path, monkeypatch, ending):
     """Of many documents, and of one line."""
     path, pack = tmp_path / f"a{ending}", PACK[Path(ending).suffix if ending.count(".") > 1 else ""]
+    monkeypatch.setattr(text, "RATIO", 1)
     for count, size in ((99, 10_000), (1, 990_000)):
         document = Document((A + "x" * (size - len(A)),), "s")
         path.write_bytes(pack(in_kind([document] * count, f".{ending.split('.')[1]}")))
-        monkeypatch.setattr(text, "most_bytes", lambda path: 1_010_000)
+        monkeypatch.setattr(text, "BOMB", 1_010_000)
         assert len(text.read([path])) == count
-        monkeypatch.setattr(text, "most_bytes", lambda path: 900_000)
+        monkeypatch.setattr(text, "BOMB", 900_000)
         with pytest.raises(ValueError, match=r"a\.\S+ unpacks to more than 900,000 bytes"):
             text.read([path])
 
