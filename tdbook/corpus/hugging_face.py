@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import pre_tokenizers
 
@@ -12,6 +13,7 @@ from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer, by_id, read_json, r
 
 EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # beside a Hugging Face tokenizer
+NAMED = ("eos", "bos", "pad", "unk")
 FLAGS = ("lstrip", "rstrip", "normalized", "single_word")  # of a token that was added
 
 # GPT-2's alphabet: a byte that prints stands for itself, the others for characters from 256 on.
@@ -58,8 +60,9 @@ def open_json(path: Path, content: dict) -> Tokenizer:
         return whole.replace(HIDDEN, "").removeprefix(extra)
 
     extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
-    kind, marked = "Hugging Face", not over_bytes
-    return Tokenizer(kind, path, eos, unk, silent, shown_V, marked, model, encode, text)
+    opens_V = np.isin(np.arange(len(shown_V)), [*silent, eos])
+    known = ("Hugging Face", path, eos, unk, silent, shown_V, not over_bytes, opens_V)
+    return Tokenizer(*known, model, encode, text)
 
 
 def _ends(path: Path, named: dict, ids: dict, model: dict) -> tuple[int, int | None]:
@@ -79,13 +82,9 @@ def config_files(path: Path) -> list[Path]:
 
 def _named(configs: dict[Path, dict]) -> dict[str, str]:
     """The special tokens that the files beside a tokenizer.json name: "eos_token" → "</s>"."""
-    named = {}
-    for config in reversed(configs.values()):  # the first has the last word
-        for key in ("eos_token", "bos_token", "pad_token", "unk_token"):
-            token = config.get(key)
-            if token := token.get("content") if isinstance(token, dict) else token:
-                named[key] = token
-    return named
+    every = (config for config in reversed(configs.values()))  # the first has the last word
+    tokens = [(f"{key}_token", c.get(f"{key}_token")) for c in every for key in NAMED]
+    return {key: t["content"] if isinstance(t, dict) else t for key, t in tokens if t}
 
 
 def _unlike(config: dict, content: dict, ids: dict[str, int]) -> str:

@@ -75,7 +75,7 @@ def _room(ids: list[int], context: int) -> int:
 
 
 def _hint(tokenizer: Tokenizer | None) -> str:
-    if tokenizer and tokenizer.kind == "Morfessor" and tokenizer.model.segment is None:
+    if tokenizer and tokenizer.kind == "Morfessor" and tokenizer.model is None:
         return "Type text as segmented (ఊరి@@ లో), or give SEGMENTER=morfessor.bin."
     return ""
 
