@@ -15,7 +15,7 @@ import re
 import warnings
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
@@ -28,8 +28,7 @@ from tdbook.runs.disk import below
 
 TELUGU = re.compile("[\u0c00-\u0c7f]")
 KINDS = (".txt", ".jsonl", ".parquet")
-STRINGS = re.compile("(large_)?string|dictionary<values=(large_)?string")  # types of a column
-NUMBERS = re.compile("u?int|float|double|halffloat|decimal|bool|date|time|duration|null")
+STRINGS = re.compile("(large_)?string|dictionary<values=(large_)?string")  # types of the column
 PACKED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 PACKED[".zst"] = lambda path, mode: pyarrow.input_stream(str(path), compression="zstd")
 READABLE = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
@@ -38,7 +37,6 @@ FEWEST, SINGLE, LARGER = 6, 0.8, 0.002
 UNREAD = f"not read, being hidden or no {READABLE}"  # what an account is told of files
 JOINED = "in which a blank line ends a paragraph, and larger gaps a document"
 APART = "in which each blank line ends a document: put two between them if one ends a paragraph"
-BOMB, RATIO = 2**26, 100  # bytes that any file may hold; of more, how many for each of its own
 ALIKE, AT_LEAST = 0.05, 10  # share and number of common four-word sequences: see near_duplicates
 HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are compared with
 
@@ -88,9 +86,9 @@ class Account:
 
 def read(paths: list[str | Path], account: Account | None = None) -> list[Document]:
     """Documents of files and folders: .txt (a paragraph a line, a blank line between documents, or
-    larger gaps: see _txt), .jsonl (field "text"), .parquet (column "text", or the only one that
-    holds no numbers), each also as .gz, .xz, .bz2, .zst; of a folder, those it holds or links to.
-    Only BOM, trailing blanks and empty lines go; `account` notes all else that is not read."""
+    larger gaps: see _txt), .jsonl (field "text"), .parquet (column "text"), each also as .gz, .xz,
+    .bz2, .zst; of a folder, those it holds or links to. Only BOM, trailing blanks and empty lines
+    go; `account` notes all else that is not read."""
     account = account or Account()
     files = {}  # each once, however many links lead to it
     for path in (file for given in paths for file in _files(Path(given), account)):
@@ -162,23 +160,9 @@ def _documents(path: Path, account: Account) -> Iterator[tuple[str, ...]]:
         raise ValueError(f"{path} cannot be read ({why}): copy or pack it again") from None
 
 
-def _within(path: Path, parts: Iterable, size: Callable) -> Iterator:
-    """The same parts. ValueError: together they hold far more than their file can in earnest."""
-    left = most = max(BOMB, RATIO * path.stat().st_size)
-    for part in parts:
-        if (left := left - size(part)) < 0:
-            fault = f"{path} unpacks to more than {most:,} bytes, {RATIO} times its size"
-            raise ValueError(f"{fault}: copy it again, or unpack it yourself")
-        yield part
-
-
-def _content(path: Path, file: BinaryIO) -> bytes:
-    return b"".join(_within(path, iter(lambda: file.read(2**20), b""), len))
-
-
 def _lines_of(path: Path, file: BinaryIO) -> list[str]:
     """The lines of a file of UTF-8, whatever ends them."""
-    content = _content(path, file)
+    content = file.read()
     try:
         bad, text = content.find(0), content.decode()
     except UnicodeDecodeError as error:
@@ -222,23 +206,16 @@ def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, 
 
 def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
     try:
-        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(_content(path, file)))
-        batches = table.iter_batches(16, columns=[_text_column(path, table.schema_arrow)])
-        for batch in _within(path, batches, lambda batch: batch.nbytes):
-            yield from (_lines(row or "") for row in batch.column(0).to_pylist())
+        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(file.read()))
+        types = [(field.name, str(field.type)) for field in table.schema_arrow]
+        texts = [type_ for name, type_ in types if name == "text"]
+        if len(texts) != 1 or not STRINGS.match(texts[0]):
+            columns = ", ".join(f"{name} ({type_})" for name, type_ in types)
+            fault = f"{path} has no string column called text, it has the columns {columns}"
+            raise ValueError(f'{fault}: call the one with the text "text", as strings')
+        yield from (_lines(row or "") for row in table.read(["text"])["text"].to_pylist())
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise OSError(str(error).splitlines()[0]) from None
-
-
-def _text_column(path: Path, schema) -> str:
-    types = {field.name: str(field.type) for field in schema}
-    others = [name for name, type_ in types.items() if not NUMBERS.match(type_)]
-    column = others[0] if "text" not in types and len(others) == 1 else "text"
-    if STRINGS.match(types.get(column, "")) and schema.names.count(column) == 1:
-        return column
-    columns = ", ".join(f"{name} ({type_})" for name, type_ in types.items())
-    fault = f"{path} has no string column called text, it has the columns {columns}"
-    raise ValueError(f'{fault}: call the one with the text "text", and make it one of strings')
 
 
 def _lines(text: str) -> tuple[str, ...]:

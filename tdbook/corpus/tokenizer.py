@@ -8,7 +8,6 @@ Each line of text becomes ids without <eos>; no special token is added, and text
 """
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,21 +64,18 @@ class Tokenizer:
         return "\n".join(map(self.line_text, lines)).rstrip("�")
 
     def running(self, ids: Iterable[int], prompt: Iterable[int] = ()) -> Iterator[str]:
-        """The text of ids as they come, after that of a prompt: no half characters, and a letter
-        only when no vowel sign, virama or half of a conjunct can follow it. Together the pieces are
-        decode's text, less bytes that make no character."""
+        """The text of ids as they come, word by word, after that of a prompt: together decode's
+        text, less bytes that make no character."""
         seen = [*prompt]
         text = self.decode(seen)
         shown = len(text)
         for i in ids:
             seen.append(i)
             text = self.decode(seen)
-            end = max(shown, len(text) if i == self.eos else settled(text))
-            if piece := text[shown:end].replace("�", ""):
-                yield piece
+            end = max(shown, text.rfind(" "))
+            yield text[shown:end].replace("�", "")
             shown = end
-        if piece := text[shown:].replace("�", ""):
-            yield piece
+        yield text[shown:].replace("�", "")
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Tokens of a running text for display: "▁" begins a word, <0xE0> is a byte."""
@@ -142,17 +138,6 @@ class Tokenizer:
             fault = f"id {odd[0]:,} is none of the {self.size:,} pieces of {self.path}"
             raise ValueError(f"{fault}: give the tokenizer that the tokens were made with")
         return ids
-
-
-def settled(text: str) -> int:
-    """How much of a text no character to come can change: all before its last letter with its
-    signs. A virama (combining class 9) and ZERO WIDTH JOINER bind the letter after them too."""
-    for end in range(len(text) - 1, 0, -1):
-        sign = unicodedata.category(text[end])[0] == "M" or text[end] in "\u200c\u200d"
-        bound = unicodedata.combining(text[end - 1]) == 9 or text[end - 1] == "\u200d"
-        if not sign and not bound:
-            return end
-    return 0
 
 
 def read_json(path: Path) -> dict:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
 
-from tdbook.corpus.tokenizer import Tokenizer, settled
+from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.export import llama_cpp, model_tokenizer, shipping
 from tdlib import generate
 from tdlib.model import Llama
@@ -60,7 +60,7 @@ def file(path: Path, segmenter: str) -> tuple[Continue, str]:
         for token in takewhile(lambda i: not model.ends(i), stream):
             ids.append(token)
             new = model.text(ids)[before:].replace("�", "")  # of half a character
-            end = max(shown, settled(new))
+            end = max(shown, new.rfind(" "))
             yield new[shown:end]
             shown = end
         yield new[shown:]

@@ -92,7 +92,7 @@ def test_only_bom_line_ends_trailing_blanks_and_empty_lines_are_lost(tmp_path):
 
 def test_the_text_column_of_a_parquet_is_found(tmp_path):
     texts, title = pyarrow.array([A, None, B]), {"title": ["x", "y", "z"]}
-    tables = [{"body": [A, None, B], "n": [1, 2, 3]}, {"text": [A, "", B]} | title]
+    tables = [{"text": [A, None, B], "n": [1, 2, 3]}, {"text": [A, "", B]} | title]
     tables += [{"text": texts.cast(pyarrow.large_string())}]
     for columns in (*tables, {"text": texts.dictionary_encode()} | title):
         assert lines_of(put(tmp_path, {"a.parquet": table(columns)})) == [A, B]
@@ -191,21 +191,6 @@ def test_documents_are_told_apart_by_the_shape_of_the_file(tmp_path):
         account = text.Account()
         assert len(text.read([put(tmp_path, {"a.txt": body})], account)) == count
         assert [*account.told] == [text.APART]
-
-
-@pytest.mark.parametrize("ending", [".txt.gz", ".jsonl.zst", ".parquet", ".parquet.gz"])
-def test_a_text_that_unpacks_to_far_more_than_its_file_is_refused(tmp_path, monkeypatch, ending):
-    """Of many documents, and of one line."""
-    path, pack = tmp_path / f"a{ending}", PACK[Path(ending).suffix if ending.count(".") > 1 else ""]
-    monkeypatch.setattr(text, "RATIO", 1)
-    for count, size in ((99, 10_000), (1, 990_000)):
-        document = Document((A + "x" * (size - len(A)),), "s")
-        path.write_bytes(pack(in_kind([document] * count, f".{ending.split('.')[1]}")))
-        monkeypatch.setattr(text, "BOMB", 1_010_000)
-        assert len(text.read([path])) == count
-        monkeypatch.setattr(text, "BOMB", 900_000)
-        with pytest.raises(ValueError, match=r"a\.\S+ unpacks to more than 900,000 bytes"):
-            text.read([path])
 
 
 def test_sections_keep_every_line_and_are_about_as_long_as_asked(real):

@@ -152,7 +152,7 @@ def test_running_text_is_the_decoded_text_less_bytes_of_no_character(kinds, line
         prompt, new = np.split(ids, rng.integers(0, len(ids), 1))
         pieces = list(one.running(iter(new), prompt))
         assert "".join(pieces) == one.decode(ids)[len(one.decode(prompt)) :]
-        assert len(pieces) > len(new) / 4 and all(pieces)
+        assert len([*filter(None, pieces)]) >= "".join(pieces).count(" ")  # word by word
     # of bytes that make no character Hugging Face's ByteFallback takes the good ones beside them
     odd = {"marked": "<0x", "Morfessor": "@"}.get(kind, "\uffff")  # "@" is a part of the mark
     ids = [i for i, p in enumerate(one.shown_V) if odd not in p]
@@ -183,7 +183,7 @@ def test_half_a_character_is_never_shown_nor_half_a_letter_of_telugu(kinds, kind
         if kind != "Morfessor":  # spaces and a few characters that it does not have
             assert "".join(pieces).strip() == text.strip() or one.unk in ids
         ends = np.cumsum([len(letter) for letter in regex.findall(r"\X", "".join(pieces))])
-        assert set(np.cumsum([len(piece) for piece in pieces])) <= set(ends)
+        assert set(np.cumsum([len(piece) for piece in pieces])) <= {0, *ends}
         assert "\ufffd" not in "".join(pieces)
 
 
