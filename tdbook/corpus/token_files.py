@@ -67,10 +67,6 @@ def _read_meta(path: Path, context: int) -> dict:
         if type(count) is not int or not 1 <= count <= most:
             fault = f"{path}: {name} is {json.dumps(count)}, it must be a whole number above 0"
             raise ValueError(f"{fault}, at most {most:,}: copy or correct it")
-    eos, most = meta.get("eos_id", 0), max(meta["vocab_size"], meta.get("pieces", 1))
-    if type(eos) is not int or not 0 <= eos < most:
-        fault = f"{path}: eos_id is {json.dumps(eos)}, it must be an id below {most:,}"
-        raise ValueError(f"{fault}: correct it, or leave it out where the tokenizer lies beside")
     return meta
 
 
