@@ -8,7 +8,7 @@ Each line of text becomes ids without <eos>; no special token is added, and text
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,20 +62,6 @@ class Tokenizer:
             elif i not in self.silent:
                 lines[-1].append(i)
         return "\n".join(map(self.line_text, lines)).rstrip("�")
-
-    def running(self, ids: Iterable[int], prompt: Iterable[int] = ()) -> Iterator[str]:
-        """The text of ids as they come, word by word, after that of a prompt: together decode's
-        text, less bytes that make no character."""
-        seen = [*prompt]
-        text = self.decode(seen)
-        shown = len(text)
-        for i in ids:
-            seen.append(i)
-            text = self.decode(seen)
-            end = max(shown, text.rfind(" "))
-            yield text[shown:end].replace("�", "")
-            shown = end
-        yield text[shown:].replace("�", "")
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Tokens of a running text for display: "▁" begins a word, <0xE0> is a byte."""

@@ -24,6 +24,7 @@ from tokenizers import pre_tokenizers, trainers
 
 from tdbook.corpus import morfessor as upstreams
 from tdbook.corpus import tokenizer, tokenizer_files
+from tdbook.export import chat
 from tests.helpers import one_line, refused, trained_sentencepiece
 
 CASES = yaml.safe_load(Path(__file__).with_name("tokenizer_cases.yaml").read_text("utf8"))
@@ -112,7 +113,7 @@ def test_eos_is_a_line_break_padding_is_nothing_and_each_piece_has_its_id(kinds,
     assert not [p for p in bare if p.startswith("▁") or (p.endswith("@@") and p != "@@@")]
     assert "".join(bare[i] for i in first) == "తెలుగుభాష"
     for ids in ([one.size], [-1]):
-        for show in (one.decode, one.pieces, lambda ids: list(one.running(iter([5, *ids])))):
+        for show in (one.decode, one.pieces):
             with pytest.raises(ValueError, match=r"id -?[\d,]+ is none of the [\d,]+ pieces"):
                 show(ids)
 
@@ -144,47 +145,24 @@ def test_pieces_beginnings_of_words_and_characters_are_those_of_the_decoded_text
 
 
 @every_kind
-def test_running_text_is_the_decoded_text_less_bytes_of_no_character(kinds, lines, kind):
-    """Of real lines, and of ids at random."""
+def test_text_that_comes_id_by_id_is_the_decoded_text_in_whole_letters(kinds, lines, kind):
+    """Letters end where the package regex ends them (\\X, Unicode's grapheme clusters)."""
     one, rng = kinds[kind], np.random.default_rng(0)
-    for first, second in pairwise(lines[:9]):
-        ids = [i for line in one.encode([first, second]) for i in (*line[:200], one.eos)]
-        prompt, new = np.split(ids, rng.integers(0, len(ids), 1))
-        pieces = list(one.running(iter(new), prompt))
-        assert "".join(pieces) == one.decode(ids)[len(one.decode(prompt)) :]
-        assert len([*filter(None, pieces)]) >= "".join(pieces).count(" ")  # word by word
     # of bytes that make no character Hugging Face's ByteFallback takes the good ones beside them
     odd = {"marked": "<0x", "Morfessor": "@"}.get(kind, "\uffff")  # "@" is a part of the mark
-    ids = [i for i, p in enumerate(one.shown_V) if odd not in p]
-    for _ in range(50):
-        prompt, new = rng.choice(ids, (2, 30))
-        whole = one.decode([*prompt, *new])[len(one.decode(prompt)) :]
-        assert "".join(one.running(new, prompt)) == whole.replace("\ufffd", "")
-        assert "@@" not in whole or kind != "Morfessor"
-    for ids in one.encode(["😀", "a👩‍👩‍👧‍👦b", "👍🏽 🇮🇳", "తెలుగు😀లో", "❤️‍🔥"]):
-        for cut in range(len(ids)):  # a text may end in the middle of an emoji of bytes
-            begun = one.decode(ids[:cut])
-            assert begun + "".join(one.running(ids[cut:], ids[:cut])) == one.decode(ids)
-            shown = "".join(one.running(ids[:cut]))
-            # Hugging Face's ByteFallback drops the whole characters beside half of one as well
-            assert one.decode(ids).startswith(shown) if kind == "marked" else shown == begun
-
-
-@every_kind
-def test_half_a_character_is_never_shown_nor_half_a_letter_of_telugu(kinds, kind):
-    """Every code point of the block, between, before and after others: each piece ends where the
-    package regex ends a letter too (\\X, Unicode's extended grapheme clusters)."""
-    one = kinds[kind]
-    texts = [f"{a}{chr(c)}{b}" for c in range(0x0C00, 0x0C80) for a, b in ("కక", "క్", "1 ", " ్")]
-    for text in [*texts, "క్ష్మీ స్త్రీ క్‍ష క్‌ష తెలుగుఁ", "కృత్స్నం"]:
-        ids = one.encode([text])[0]
-        pieces = list(one.running(ids))
-        assert "".join(pieces) == one.decode(ids)
-        if kind != "Morfessor":  # spaces and a few characters that it does not have
-            assert "".join(pieces).strip() == text.strip() or one.unk in ids
-        ends = np.cumsum([len(letter) for letter in regex.findall(r"\X", "".join(pieces))])
-        assert set(np.cumsum([len(piece) for piece in pieces])) <= {0, *ends}
-        assert "\ufffd" not in "".join(pieces)
+    pieces = [i for i, p in enumerate(one.shown_V) if odd not in p]
+    given = [
+        ids[:200]
+        for ids in one.encode([*lines[:9], "క్ష్మీ స్త్రీ క్‍ష క్‌ష తెలుగుఁ", "a👩‍👩‍👧‍👦b 👍🏽 🇮🇳 తెలుగు😀లో"])
+    ]
+    for ids in [*given, *rng.choice(pieces, (50, 60)).tolist()]:
+        cut = int(rng.integers(0, len(ids)))
+        shown = [*chat.follow(iter(ids[cut:]), ids[:cut], one.decode)]
+        assert "".join(shown) == one.decode(ids)[len(one.decode(ids[:cut])) :].replace("\ufffd", "")
+        shown = [*chat.follow(iter(ids), [], one.decode)]
+        ends = np.cumsum([len(letter) for letter in regex.findall(r"\X", "".join(shown))])
+        assert {*np.cumsum([*map(len, shown)])} <= {0, *ends} and "@@" not in "".join(shown)
+        assert len([*filter(None, shown)]) > "".join(shown).strip().count(" ")  # word by word
 
 
 def test_a_sentencepiece_model_with_other_ids_keeps_them(lines, tmp_path):
