@@ -280,7 +280,7 @@ CHINESE = "".join(map(chr, range(0x4E00, 0x4F00)))
 FIT = {
     "one document": (A, {}, r"val_share 0.1 of the text cannot be put aside: it is 1 documents"),
     "two alike": (f"{A}\n\n{A}", {}, r"2 documents in 1 groups .*give more documents"),
-    "no small share": (f"{A}\n\n{B} {C}", {"confirm_share": 0.1}, "val_share 0.1 .*left"),
+    "no small share": (f"{A}\n\n{B} {C}", {"confirm_share": 0.1}, "val_share 0.1 .*too large"),
     "none left to confirm on": (ALIKE, SHARES, "confirm_share 0.1 of the text"),
     "too short to train on": (ALIKE, {"val_share": 0.2}, r"too high .*: lower it, or"),
     "no window": (PROSE, {"context": 99_999}, r"for train makes [\d,]+ .*, too few .* 99,999"),

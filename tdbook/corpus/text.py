@@ -17,7 +17,6 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,11 +31,10 @@ STRINGS = re.compile("(large_)?string|dictionary<values=(large_)?string")  # typ
 PACKED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 PACKED[".zst"] = lambda path, mode: pyarrow.input_stream(str(path), compression="zstd")
 READABLE = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
-# Of at least FEWEST documents, the share that is of one line, and that of larger gaps: see _txt.
+# of documents; the share of them that is of one line, and that of larger gaps: see _txt
 FEWEST, SINGLE, LARGER = 6, 0.8, 0.002
 UNREAD = f"not read, being hidden or no {READABLE}"  # what an account is told of files
-JOINED = "in which a blank line ends a paragraph, and larger gaps a document"
-APART = "in which each blank line ends a document: put two between them if one ends a paragraph"
+APART = "in which each blank line ends a document: take out those that end a paragraph alone"
 ALIKE, AT_LEAST = 0.05, 10  # share and number of common four-word sequences: see near_duplicates
 HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are compared with
 
@@ -85,10 +83,10 @@ class Account:
 
 
 def read(paths: list[str | Path], account: Account | None = None) -> list[Document]:
-    """Documents of files and folders: .txt (a paragraph a line, a blank line between documents, or
-    larger gaps: see _txt), .jsonl (field "text"), .parquet (column "text"), each also as .gz, .xz,
-    .bz2, .zst; of a folder, those it holds or links to. Only BOM, trailing blanks and empty lines
-    go; `account` notes all else that is not read."""
+    """Documents of files and folders: .txt (a paragraph a line, a blank line between documents),
+    .jsonl (field "text"), .parquet (column "text"), each also as .gz, .xz, .bz2, .zst; of a folder,
+    those it holds or links to. Only BOM, trailing blanks and empty lines go; `account` notes all
+    else that is not read."""
     account = account or Account()
     files = {}  # each once, however many links lead to it
     for path in (file for given in paths for file in _files(Path(given), account)):
@@ -174,20 +172,16 @@ def _lines_of(path: Path, file: BinaryIO) -> list[str]:
 
 
 def _txt(path: Path, file: BinaryIO, account: Account) -> list[tuple[str, ...]]:
-    """Blank lines end a document. Where nearly every one would then be a single line, and larger
-    gaps are there, blank lines end paragraphs and the larger gaps documents."""
+    """Blank lines end a document; the account is told where they may well end paragraphs, since
+    most documents are one line then, or some gaps are larger."""
     text = "\n".join(map(str.rstrip, _lines_of(path, file))).strip("\n")
     pieces = re.split("\n(\n+)", text)  # every other one is a gap
-    parts, gaps = [tuple(part.split("\n")) for part in pieces[::2] if part], pieces[1::2]
-    least = min(gaps, default="")
-    ends = [i for i, gap in enumerate(gaps, 1) if gap > least]
-    single = sum(len(part) == 1 for part in parts) >= SINGLE * len(parts)
-    many = bool(ends) and len(ends) >= LARGER * len(parts)
-    if len(parts) >= FEWEST and (single or (many and len(ends) <= len(parts) / 2)):
-        account.told[JOINED if single and many else APART].append(path.name)
-        if single and many:
-            return [tuple(chain(*parts[a:b])) for a, b in pairwise([0, *ends, len(parts)])]
-    return parts
+    documents, gaps = [tuple(part.split("\n")) for part in pieces[::2] if part], pieces[1::2]
+    count, least = len(documents), min(gaps, default="")
+    single, larger = sum(len(d) == 1 for d in documents), sum(gap > least for gap in gaps)
+    if count >= FEWEST and (single >= SINGLE * count or larger > LARGER * count):
+        account.told[APART].append(path.name)
+    return documents
 
 
 def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
@@ -285,9 +279,8 @@ def split(
             if have + size_G[g] / 2 < wanted:
                 side_G[g], have = side, have + size_G[g]
         if share and not have:
-            least = size_G[side_G == "train"].min() / size_N.sum()
             fault = f"{side}_share {share:g} of the text cannot be put aside: it is {len(size_N)} "
-            fault += f"documents in {len(groups)} groups of near-duplicates, the smallest left is "
+            fault += f"documents in {len(groups)} groups of near-duplicates, and all are too large"
             remedy = f"give more documents (in .txt a blank line ends one), a larger {side}_share"
-            raise ValueError(f"{fault}{least:.0%} of it; {remedy} or a smaller section_characters")
+            raise ValueError(f"{fault}: {remedy} or a smaller section_characters")
     return side_G[member_N].tolist()

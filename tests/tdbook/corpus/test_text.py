@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-import yaml
 import zstandard
 from scipy.sparse.csgraph import connected_components
 
@@ -169,28 +168,22 @@ def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, mon
     assert "bits per byte.{missing}" in notebook.read_text("utf-8")
 
 
-W = [f"మాట{i} {A}" for i in range(60)]
-SHAPES = yaml.safe_load(Path(__file__).with_name("text_shapes.yaml").read_text("utf8"))
-
-
-def test_documents_are_told_apart_by_the_shape_of_the_file(tmp_path):
-    """And wrapped paragraphs under larger gaps get a hint, a stray gap changes nothing."""
-    for between, apart, count, told in SHAPES.values():
-        works, account = [between.join(W[i : i + 5]) for i in range(0, 60, 5)], text.Account()
+def test_blank_lines_end_documents_and_a_hint_tells_where_they_may_not(tmp_path):
+    lines = [f"మాట{i} {A}" for i in range(60)]
+    shapes = {("\n", "\n\n"): (12, []), ("\n", "\n\n\n"): (12, []), ("\r", "\r\r"): (12, [])}
+    shapes |= {(" \u2028", "\u0085 "): (1, []), ("\n\n", "\n\n"): (60, [text.APART])}
+    # paragraphs with larger gaps between documents, one of them with CR CR LF; wrapped ones
+    shapes |= dict.fromkeys([("\n\n", "\n\n\n"), ("\r\r\n", "\r\r\n\r\r\n")], (60, [text.APART]))
+    for (between, apart), (count, told) in shapes.items():
+        works, account = [between.join(lines[i : i + 5]) for i in range(0, 60, 5)], text.Account()
         documents = text.read([put(tmp_path, {"a.txt": apart.join(works)})], account)
-        assert len(documents) == account.documents == count, (between, apart)
-        assert [*account.told] == ([getattr(text, told)] if told else [])
-        lines = [line for d in documents for line in d.lines]
-        assert [w for line in lines for w in re.split("[\u2028\x85]", line)] == W
-        assert count != 12 or [list(d.lines) for d in documents] == [
-            W[i : i + 5] for i in range(0, 60, 5)
-        ]
-    wrapped = "\n\n".join("\n".join(W[i : i + 3]) for i in range(0, 30, 3))
-    stray = "\n\n".join([*W * 10, "", *W])
-    for body, count in ((f"{wrapped}\n\n\n\n{wrapped}", 20), (stray, 660)):
-        account = text.Account()
-        assert len(text.read([put(tmp_path, {"a.txt": body})], account)) == count
-        assert [*account.told] == [text.APART]
+        assert len(documents) == account.documents == count and [*account.told] == told
+        read = [line for d in documents for line in d.lines]
+        assert [x.strip() for line in read for x in re.split("[\u2028\x85]", line)] == lines
+        assert count != 12 or [len(d.lines) for d in documents] == [5] * 12
+    wrapped = "\n\n".join("\n".join(lines[i : i + 3]) for i in range(0, 30, 3))
+    assert len(text.read([put(tmp_path, {"a.txt": f"{wrapped}\n\n\n\n{wrapped}"})], account)) == 20
+    assert account.told == {text.APART: ["a.txt"] * 2}
 
 
 def test_sections_keep_every_line_and_are_about_as_long_as_asked(real):
