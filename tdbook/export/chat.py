@@ -6,11 +6,11 @@ answer nothing. Ctrl-C ends a text, Ctrl-D the loop.
 
 import readline  # noqa: F401
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
 
-from tdbook.corpus.tokenizer import Tokenizer, settled
+from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.export import llama_cpp, model_tokenizer, shipping
 from tdlib import generate
 from tdlib.model import Llama
@@ -41,7 +41,7 @@ def folder(path: Path, segmenter: str) -> tuple[Continue, str]:
     def texts(text: str, seed: int) -> Iterator[str]:
         ids = [*begin, *tokenizer.encode([text])[0]] or [tokenizer.eos]
         new = generate.steps(model, ids, _room(ids, model.config.context), sampling, seed)
-        return tokenizer.running(takewhile(lambda i: i not in stops, new), ids)
+        return follow(takewhile(lambda i: i not in stops, new), ids, tokenizer.decode)
 
     return texts, f"{path}: {model.config.parameters:,} weights, in PyTorch. {_hint(tokenizer)}"
 
@@ -54,18 +54,23 @@ def file(path: Path, segmenter: str) -> tuple[Continue, str]:
 
     def texts(text: str, seed: int) -> Iterator[str]:
         ids = tokenizer.encode([text])[0] if tokenizer else model.tokenize(text)
-        ids, shown, new = [*model.begin, *ids] or [model.eos], 0, ""
-        count, before = _room(ids, model.context), len(model.text(ids))
-        stream = model.stream(ids, count, temperature=TEMPERATURE, seed=seed)
-        for token in takewhile(lambda i: not model.ends(i), stream):
-            ids.append(token)
-            new = model.text(ids)[before:].replace("�", "")  # of half a character
-            end = max(shown, settled(new))
-            yield new[shown:end]
-            shown = end
-        yield new[shown:]
+        ids = [*model.begin, *ids] or [model.eos]
+        new = model.stream(ids, _room(ids, model.context), temperature=TEMPERATURE, seed=seed)
+        return follow(takewhile(lambda i: not model.ends(i), new), ids, model.text)
 
     return texts, f"{path}: in llama.cpp. {_hint(tokenizer)}"
+
+
+def follow(ids: Iterable[int], prompt: list[int], text_of: Callable) -> Iterator[str]:
+    """The text of ids as they come after a prompt, word by word, less bytes of no character."""
+    seen, text, shown = [*prompt], "", len(text_of(prompt))
+    for i in ids:
+        seen.append(i)
+        text = text_of(seen)
+        end = max(shown, text.rfind(" "))
+        yield text[shown:end].replace("�", "")
+        shown = end
+    yield text[shown:].replace("�", "")
 
 
 def _room(ids: list[int], context: int) -> int:
@@ -75,7 +80,7 @@ def _room(ids: list[int], context: int) -> int:
 
 
 def _hint(tokenizer: Tokenizer | None) -> str:
-    if tokenizer and tokenizer.kind == "Morfessor" and tokenizer.model.segment is None:
+    if tokenizer and tokenizer.kind == "Morfessor" and tokenizer.model is None:
         return "Type text as segmented (ఊరి@@ లో), or give SEGMENTER=morfessor.bin."
     return ""
 

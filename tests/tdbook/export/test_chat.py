@@ -99,7 +99,8 @@ def test_a_text_begins_and_ends_where_the_models_own_files_say(places, tokenizer
     model, ids = Llama.load(tmp_path / "m"), tokenizer.encode(["ఒక"])[0]
     new = generate.generate(model, ids, 20, temperature=chat.TEMPERATURE, seed=0)
     (tmp_path / "m" / "generation_config.json").write_text(f'{{"eos_token_id": [3, {new[4]}]}}')
-    wanted = "".join(tokenizer.running(takewhile(lambda i: i not in (3, new[4]), new), ids))
+    before = takewhile(lambda i: i not in (3, new[4]), new)
+    wanted = "".join(chat.follow(before, ids, tokenizer.decode))
     assert "".join(chat.folder(tmp_path / "m", "")[0]("ఒక", 0)) == wanted
     to_gguf(tmp_path / "m", tmp_path / "m.gguf", "F16")
     file = llama_cpp.Model(tmp_path / "m.gguf")
