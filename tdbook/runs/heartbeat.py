@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from tdbook.runs.notebooks import notebook_of
+from tdbook.runs.units import duration
 from tdlib import files
 
 HEARTBEAT_S = 5
@@ -150,12 +151,3 @@ def date(moment: str | float) -> str:
         moment = datetime.datetime.fromisoformat(moment).timestamp()
     when = datetime.datetime.fromtimestamp(moment, datetime.UTC)
     return f"{when.day} {when:%b %Y, %H:%M} UTC"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from tdbook.runs import choice, hashes, heartbeat, notebooks, ownership, parameters
+from tdbook.runs import choice, hashes, heartbeat, ownership, parameters
 from tdlib import files
 
 # in checkpoints/<run>, while it trains; and for good
@@ -43,9 +43,9 @@ def clear(out: Path, ended: str = "") -> None:
             clear_checkpoint(folder)
 
 
-def clear_checkpoint(folder: Path, epochs: bool = False) -> None:
-    """Remove what a run keeps while it trains; `epochs`: the weights of each epoch too."""
-    own = rf"{KEPT}|\.({KEPT}|{EPOCH})\.[\w.]+" + f"|{EPOCH}" * epochs  # .state.pt.123.begun
+def clear_checkpoint(folder: Path) -> None:
+    """Remove what a run keeps while it trains."""
+    own = rf"{KEPT}|\.({KEPT}|{EPOCH})\.[\w.]+"  # .state.pt.123.begun
     for path in folder.rglob(f"workers/{files.MARK}"):
         shutil.rmtree(path.parent, ignore_errors=True)
     for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
@@ -60,7 +60,7 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
     """All that a finished run made goes to old/, before it is made anew; returns a note. A hard set
     chosen by hand stays where it is, if its tokens do and nobody asked for a redo."""
     kept = hashes.load(out, run) or hashes.EMPTY
-    record = files.whole(out / "results" / f"{run}.json", "started", "models")
+    record = files.whole(out / f"results/{run}.json", "started", "models")
     record = record or {"started": "", "models": {}}
     outputs = [*(kept["outputs"] or hashes.outputs(out, run, values))]
     losses = ownership.losses([*outputs, *(f"models/{name}" for name in record["models"])])
@@ -70,58 +70,54 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
     # execute puts the finished notebook aside before papermill writes a new one
     aside, notebook = f".{run}.ipynb", f"{run}.ipynb"
     places[aside if (out / aside).exists() else notebook] = notebook
-    tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], inputs)}
-    hand = notebooks.notebook_of(run) == notebooks.HARD_SET
-    hand = hand and choice.by_hand(out / choice.HARD_SET)
-    stays = hand and not values["redo"] and len(tokens) == 1
-    old = _new_folder(out / "old", run, record["started"])
-    for name, place in places.items():
-        if os.path.lexists(out / name) and not (stays and name == choice.HARD_SET):
-            (old / place).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(out / name, old / place)
-    note = f"{why}: what it made before is in {parameters.shown(old)}"
-    note += ", the hard set chosen by hand with it" * (hand and not stays)
-    note += f"; the hard set chosen by hand stays, REDO={run} replaces it" * stays
-    print(note)
+    note = "what it made before is in"
+    if choice.HARD_SET in places and choice.by_hand(out / choice.HARD_SET):
+        tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], inputs)}
+        stays = not values["redo"] and len(tokens) == 1
+        note = f"the hard set chosen by hand {'stays' if stays else 'goes too'}; {note}"
+        if stays:
+            del places[choice.HARD_SET]
+    old = _move(out, places, run, record["started"])
+    print(note := f"{why}: {note} {parameters.shown(old)}")
     return note
 
 
 def keep_or_refuse_checkpoint(
     out: Path, run: str, values: dict, inputs: dict[str, dict], code: str
 ) -> None:
-    """A checkpoint goes on only with what it was made from. Other inputs or, in quick profiles,
-    other code make it useless; other parameters may be a slip, which must not cost a night.
-    `redo` starts over once: what that began goes on after a stop, like any other."""
-    folder = out / "checkpoints" / run
+    """A checkpoint goes on only with what it was made from. Where that has other inputs or, in
+    quick profiles, other code, or is not known, it goes to old/; other parameters may be a slip,
+    which must not cost a night. `redo` starts over once: what that began goes on after a stop."""
+    folder, place = out / "checkpoints" / run, f"checkpoints/{run}"
+    before = {"redo": False, "parameters": {}} | (files.whole(folder / "made_from.json") or {})
     now = {
         "parameters": hashes.decisive(values),
         "inputs": {name: fingerprint["sha256"] for name, fingerprint in inputs.items()},
         "code": code if values["profile"] in hashes.QUICK else "",
-        "redo": values["redo"],
+        "redo": values["redo"] or before["redo"],
     }
-    if (path := folder / "made_from.json").exists() and files.whole(path) is None:
-        os.replace(folder, old := _new_folder(out / "old", run, "") / "checkpoint")
-        print(f"{path} is broken: {run} starts over; its checkpoint is in {old}")
-    before = {"redo": False} | (files.record(path) or {})
-    starts_over = now["redo"] and not before["redo"]
-    now["redo"] = now["redo"] or before["redo"]
-    fits = not starts_over and before.get("inputs") == now["inputs"]
-    if fits and before["code"] == now["code"] and any(folder.rglob("state.pt")):
+    fits = all(now[key] == before.get(key) for key in ("inputs", "code", "redo"))
+    if fits and any(folder.rglob("state.pt")):
         for name, value in now["parameters"].items():
             if (was := before["parameters"].get(name)) != value:
                 raise ValueError(
                     f"{run} has a checkpoint made with {name} = {was!r}, now it is {value!r}: put "
                     f"it back to go on, or start over with redo = True (make book REDO={run})"
                 )
-    if before != now:
-        clear_checkpoint(folder, epochs=True)
-    files.write_whole(path, json.dumps(now))
+    elif any(path.is_file() for path in folder.rglob("*") if path.name != "made_from.json"):
+        old = _move(out, {place: place}, run, "")
+        print(f"{run} starts over; its checkpoint is in {parameters.shown(old)}")
+    files.write_whole(folder / "made_from.json", json.dumps(now))
 
 
-def _new_folder(place: Path, run: str, started: str) -> Path:
-    """place/<run>-<when it was started>; two of one second are told apart."""
+def _move(out: Path, places: dict[str, str], run: str, started: str) -> Path:
+    """Move what is there to its places in old/<run>-<when it was started>, a new folder: two of one
+    second are told apart."""
     when = re.sub(r"\D", "", started)[:14] or f"{time.time():.0f}"
-    for more in itertools.count(1):
-        with contextlib.suppress(FileExistsError):
-            (folder := place / f"{run}-{when}{f'-{more}' * (more > 1)}").mkdir(parents=True)
-            return folder
+    names = (f"{run}-{when}{f'-{more}' * (more > 1)}" for more in itertools.count(1))
+    old = next(path for name in names if not (path := out / "old" / name).exists())
+    for name, place in places.items():
+        if os.path.lexists(out / name):
+            (old / place).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(out / name, old / place)
+    return old

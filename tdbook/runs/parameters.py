@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,6 +26,11 @@ from tdbook.runs.notebooks import TEACHER, notebook_of
 
 # paths in parameters are relative to it; the tests bring notebooks and params of their own
 ROOT = Path(os.environ.get("TDLIB_ROOT", Path(__file__).parents[2])).resolve()
+
+
+# parameters with a word of their own on the command line; those of GIVEN are 00's
+GIVEN = ("text", "tokens", "tokenizer", "teacher")
+WORDS = {"run": "ONLY", "profile": "PROFILE", "out": "OUT", "redo": "REDO"}
 
 
 class ParameterError(ValueError):
@@ -81,6 +87,36 @@ def of_run(given: dict, run: str) -> dict:
     """Those of values by such names that are one run's; the longer name goes before."""
     named = ((key, name) for key, names in names_of(run).items() for name in names)
     return {key: given[name] for key, name in named if name in given}
+
+
+def settings_of(text: str, runs: Iterable[str]) -> dict[str, str]:
+    """SET="token_limit=200_000_000 02_hard_set.share=0.15": values for one command, in the place of
+    those in a profile's YAML files. Name → value, both as typed; checked as any parameter."""
+    try:
+        words = [word.partition("=") for word in shlex.split(text)]
+    except ValueError as error:
+        raise ParameterError(f"SET={text}: {error}: close the quotes") from None
+    called = (names_of(run).values() for run in runs) if words else ()
+    known = {name: None for names in called for each in names for name in each}
+    settings: dict[str, str] = {}
+    for name, sign, value in words:
+        place, _, key = name.rpartition(".")
+        fault = "is there twice: keep one" if name in settings else ""
+        if not sign:
+            fault = "must be name=value, as token_limit=200_000_000"
+        elif key in WORDS or (key in GIVEN and place[:2] in ("", "00")):
+            fault = f"is not for SET: give {WORDS.get(key, key.upper())}="
+        elif name not in known:
+            remedy = nearest(name, known, "no run of the profile has it")
+            fault = f"is no parameter of these runs: {remedy}"
+        if fault:
+            raise ParameterError(f"SET: {name} {fault}")
+        settings[name] = value
+    return settings
+
+
+def in_words(settings: dict[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in sorted(settings.items()))
 
 
 def read(path: Path) -> dict[str, object]:
@@ -146,8 +182,8 @@ def shell():
 
 
 def _value(notebook: str, name: str, given: object, default: object) -> object:
-    parameter, example = rules.of(notebook, name), json.dumps(default, ensure_ascii=False)
-    example = f"for example {name}: {example}"
+    parameter = rules.of(notebook, name)
+    example = f"for example {name}: {json.dumps(default, ensure_ascii=False)}"
     try:
         value = _convert(parameter, given)
     except TypeError as error:
@@ -155,9 +191,6 @@ def _value(notebook: str, name: str, given: object, default: object) -> object:
     if value is None or parameter.holds(value):
         return value
     remedy = nearest(value, parameter.near, example)
-    bare = value.strip("'\"") if isinstance(value, str) else value
-    if bare != value and parameter.holds(bare):  # papermill keeps what the shell leaves
-        remedy = f"leave its quotes out, in papermill -r {name} {bare}"
     raise ParameterError(f"{name} = {value!r} must be {parameter.says}: {remedy}")
 
 
@@ -190,11 +223,8 @@ def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> list[str]
     run = given.get("run", notebook)
     if isinstance(run, str) and notebook_of(run) != notebook:
         return [f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}: give its YAML"]
-    every, unknown = (
-        f"it has {', '.join(defaults)}",
-        [name for name in names if name not in defaults],
-    )
-    remedies = {name: nearest(name, defaults, every) for name in unknown}
+    every = f"it has {', '.join(defaults)}"
+    remedies = {name: nearest(name, defaults, every) for name in names if name not in defaults}
     untold = (name for name in defaults if not rules.of(notebook, name))
     remedies |= dict.fromkeys(untold, "add its rule to tdbook/runs/parameters.yaml")
     return [f"{notebook} has no parameter {name}: {how}" for name, how in remedies.items()]
@@ -202,18 +232,18 @@ def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> list[str]
 
 def _wrong_together(values: dict) -> list[str]:
     """Values that each may be, and not so."""
-    problems, student = [], values.get("student", "")
-    scale, rank, large = values.get("lora_scale", 0), values.get("rank", 1), rules.LARGE_SCALE
-    if scale > large and not values.get("allow_large_scale"):
+    scale, rank, student = (values.get(name) for name in ("lora_scale", "rank", "student"))
+    part, _, folds = values.get("left_out", "").partition("/")
+    problems, large = [], rules.LARGE_SCALE
+    if scale and scale > large and not values.get("allow_large_scale"):
         fault = (
-            f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}; above"
+            f"is PEFT's lora_alpha {scale * rank:g}; above {large} it is most likely that itself"
         )
-        fault += f" {large} it is most likely that lora_alpha itself: write lora_scale: "
-        problems.append(f"{fault}{scale / rank:g}, or allow_large_scale: true")
+        remedy = f"write lora_scale: {scale / rank:g}, or allow_large_scale: true"
+        problems.append(f"lora_scale = {scale:g} at rank {rank} {fault}: {remedy}")
     if student and student == values["teacher"]:
         fault = f"student = {student!r} is the teacher's name too and would replace it"
         problems.append(f"{fault}: give the student another name")
-    part, _, folds = values.get("left_out", "").partition("/")
     if part and not 1 < int(folds) >= int(part):
         problems.append(f'left_out = {part}/{folds} is no fold: for example left_out: "1/10"')
     return problems
@@ -240,14 +270,12 @@ def _wrong_paths(notebook: str, values: dict) -> list[str]:
 
 
 def _fault(path: Path, holds: Callable[[Path], bool]) -> str:
-    """What is wrong with a path that must be on the disk; "" where nothing is."""
+    """What is wrong with a path that must be on the disk."""
     try:
         if holds(path):
             readable = os.access(path, os.R_OK, effective_ids=True)
             return "" if readable else "may not be read (chmod -R a+rX allows it)"
-        if os.path.lexists(path):
-            return "is not one" if path.exists() else "is a link to nothing"
-        return "is not there"
+        return "is not one" if os.path.lexists(path) else "is not there"
     except OSError as error:  # a folder above it may not be entered
         return f"cannot be seen ({error.strerror})"
 
@@ -255,15 +283,14 @@ def _fault(path: Path, holds: Callable[[Path], bool]) -> str:
 def _wrong_sources(values: dict) -> list[str]:
     """What 00's sources must be as a whole."""
     text, tokens, teacher = values["text"], values["tokens"], values["teacher"]
-    none = not text and not tokens and values.get("text_characters") == 0
-    own = teacher and not tokens and not values["tokenizer"]
-    fault = f"teacher = {teacher!r} reads only its own tokenizer's tokens"
-    faults = {
-        f"text = {text!r} and tokens = {tokens!r}: give one of the two": text and tokens,
-        "text_characters = 0 and no text or tokens: give one of the three": none,
-        f"{fault}: give tokens, or text and tokenizer": own,
-    }
-    return [line for line, wrong in faults.items() if wrong]
+    if text and tokens:
+        return [f"text = {text!r} and tokens = {tokens!r}: give one of the two"]
+    if not text and not tokens and values.get("text_characters") == 0:
+        return ["text_characters = 0 and no text or tokens: give one of the three"]
+    if teacher and not tokens and not values["tokenizer"]:
+        fault = f"teacher = {teacher!r} reads only its own tokenizer's tokens"
+        return [f"{fault}: give tokens, or text and tokenizer"]
+    return []
 
 
 def shown(path: Path) -> str:

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import datetime
 import json
+import math
 import os
 import random
 import re
@@ -20,13 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tdbook.runs import hashes, heartbeat, hooks, leftovers, parameters, provenance, shown
-from tdbook.runs.heartbeat import duration
 from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.ownership import claim
-from tdbook.runs.settings import scouting
+from tdbook.runs.units import duration
 from tdlib import files
 from tdlib.files import write_whole as write
 
+COUNTS = ("token_limit", "distinct_tokens", "epochs")  # what bounds a run's tokens; 0: no limit
 _latest: "Run | None" = None  # a notebook's second start ends the first
 
 
@@ -68,7 +69,8 @@ class Run:
         self._hooked = not self.current  # after_run is called once, though two signals may come
         heartbeat.wait_until_free(self.out, self.run)
         leftovers.clear(self.out)
-        if lines := hashes.input_damage(self.out, self.run, values):
+        reads = hashes.inputs(self.out, self.run, values)
+        if lines := hashes.damage(self.out, self.run, reads=reads):
             raise ValueError(f"{self.run} reads what is damaged: {'; '.join(lines)}")
         old = {} if self.current else self._begin_anew()
         for line in hashes.damage(self.out, self.run) if self.current else ():
@@ -215,7 +217,7 @@ class Run:
         claim(*about)
         self._inputs = hashes.input_hashes(self.out, self.run, inputs)
         self._code = hashes.of_code(self.notebook)
-        self._scouting, old = scouting(*about, inputs), {}
+        self._scouting, old = _scouting(*about, inputs), {}
         if (done := self._file("hashes")).exists():
             old = {"old": leftovers.put_away(*about, self._inputs, self._why)}
         leftovers.keep_or_refuse_checkpoint(*about, self._inputs, self._code)
@@ -261,7 +263,7 @@ class Run:
     def _left(self) -> None:
         """The process ends."""
         self.detach()
-        self._after_run(leave=hooks.SOON_S)
+        self._after_run(limit=0)
 
     def _terminated(self, number: int, frame) -> None:
         signal.signal(number, signal.SIG_IGN)  # papermill's end and its kernel's both send one
@@ -271,11 +273,11 @@ class Run:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def _after_run(self, leave: float = 0) -> None:
+    def _after_run(self, limit: float | None = None) -> None:
         """Call it, where no book does that once the page is written."""
         command, self._hooked = self._hooked and self.parameters.get("after_run"), False
         if command and os.environ.get(heartbeat.DIE_WITH) != str(os.getppid()):
-            hooks.call("after_run", command, self.told(), parameters.ROOT, leave=leave)
+            hooks.call("after_run", command, self.told(), parameters.ROOT, limit)
 
 
 def _says_all(error: BaseException) -> bool:
@@ -290,3 +292,21 @@ def _says_all(error: BaseException) -> bool:
 def _show_error(shell, kind, error, trace, tb_offset=None) -> None:
     """How IPython shows an error: one whose words say all without sixty lines of traceback."""
     shell.showtraceback((kind, error, trace), exception_only=_says_all(error))
+
+
+def _scouting(out: Path, run: str, values: dict, inputs: dict[str, Path]) -> str:
+    """Why a run's numbers are not to be quoted, as token_limit 200,000,000: it, or a run that it
+    reads, was trained on fewer tokens than its YAML says. "" where none was."""
+    # a sweep's point has its YAML in its own folder
+    yamls = (out / f"{run}.yaml", parameters.ROOT / f"params/{values['profile']}/{run}.yaml")
+    yaml, usual = next((path for path in yamls if path.is_file()), None), {}
+    with contextlib.suppress(parameters.ParameterError):  # `make check` tells of a bad YAML
+        usual = yaml and parameters.check(notebook_of(run), parameters.read(yaml), paths=False)
+    counts = [key for key in COUNTS if usual and key in usual]
+    fewer = [key for key in counts if 0 < values[key] < (usual[key] or math.inf)]
+    makers = hashes.makers(out)
+    records = [path for name, path in inputs.items() if name.startswith("sweeps/")]
+    records += [out / f"results/{makers[name][0]}.json" for name in inputs if name in makers]
+    above = [(files.whole(path) or {}).get("scouting", "") for path in dict.fromkeys(records)]
+    own = ", ".join(f"{key} {values[key]:,}" for key in fewer)
+    return next(filter(None, [own, *above]), "")

@@ -18,11 +18,12 @@ def number(pairs: dict[str, str], name: str, least: float, example: float) -> fl
     return value
 
 
-def duration(low: float, high: float) -> str:
+def duration(low: float, high: float | None = None) -> str:
     """ "3.1–6.9 h", "12–15 min", "20 s"."""
-    unit, size = next((u, s) for u, s in (("h", 3600), ("min", 60), ("s", 0.01)) if high >= 1.5 * s)
-    size = max(size, 1)
-    a, b = (f"{x / size:.2g}" if x < 10 * size else f"{x / size:,.0f}" for x in (low, high))
+    high = low if high is None else high
+    unit, size = next((u for u in (("h", 3600), ("min", 60)) if high >= 1.5 * u[1]), ("s", 1))
+    ends = (x / size for x in (low, high))
+    a, b = (f"{round(x, 3):.2g}" if x < 10 else f"{x:,.0f}" for x in ends)
     return f"{a} {unit}" if a == b else f"{a}–{b} {unit}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from tdbook.runs import estimates, hashes, parameters, settings, units
+from tdbook.runs import estimates, hashes, parameters, units
 from tdbook.runs.estimates import Q4_LIMIT
 from tdbook.runs.folder import Folder
 from tdbook.runs.notebooks import HARD_SET, TEACHER, notebook_of
@@ -136,7 +136,7 @@ def plan(pairs: dict[str, str]) -> str:
             name = path.removeprefix("models/")
             models[shape] = min(models.get(shape, name), name, key=len)
     high, low = workload.TRAINING[device.kind]
-    changed = f", with SET={settings.in_words(wanted.settings)}" if wanted.settings else ""
+    changed = f", with SET={parameters.in_words(wanted.settings)}" if wanted.settings else ""
     several = ", both, as there are no tokens yet (VOCAB=)" if len(of.vocabularies) > 1 else ""
     sizes = sorted((estimates.file_bytes(shape), name) for shape, name in models.items())
     within = [f"{name} {units.si(size, 'B')}" for size, name in sizes if size <= Q4_LIMIT]

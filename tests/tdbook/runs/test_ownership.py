@@ -231,8 +231,8 @@ def test_of_a_runs_checkpoints_only_its_own_go(folder):
     assert content(old / place.relative_to(folder)).keys() == {"epoch-1.safetensors", "notes.txt"}
     for name in ("state.pt", "epoch-1.safetensors", "notes.txt"):
         mine(place / name)
-    clear_checkpoint(place.parent, epochs=True)
-    assert content(place).keys() == {"notes.txt"}
+    clear_checkpoint(place.parent)
+    assert content(place).keys() == {"epoch-1.safetensors", "notes.txt"}
 
 
 def test_cleaning_removes_kept_targets_alone(tmp_path):
