@@ -39,21 +39,18 @@ def below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Ite
 
 
 def find_homes() -> None:
-    """Lead programs, where they cannot write in HOME, to a folder of this user in the
-    system's temporary one. OSError: that one is somebody else's."""
+    """Lead programs, where HOME cannot be written, to a folder of this user in the system's
+    temporary one. OSError: that one is somebody else's."""
     if not os.environ.get("HOME"):
         os.environ.pop("HOME", None)  # empty, it would be the working directory
-    if not os.path.isabs(home := os.path.expanduser("~")):
-        os.environ["HOME"] = home = os.devnull  # nothing can be written there
-    for name, usual in HOMES.items():
-        try:
-            place = Path(os.environ.get(name) or os.path.join(home, usual))
-            place.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=place).close()
-        except OSError:
-            spare = Path(tempfile.gettempdir()) / f"tdlib-home-{os.getuid()}"
-            spare.mkdir(mode=0o700, exist_ok=True)
-            if spare.is_symlink() or spare.stat().st_uid != os.getuid():
-                line = f"{place} cannot be written, and {spare} is another user's"
-                raise OSError(f"{line}: give {name}= a folder of yours, or HOME=") from None
-            os.environ[name] = str(spare / usual)
+    home = os.path.expanduser("~")
+    try:
+        tempfile.TemporaryFile(dir=home).close()
+    except OSError:
+        spare = Path(tempfile.gettempdir()) / f"tdlib-home-{os.getuid()}"
+        spare.mkdir(mode=0o700, exist_ok=True)
+        if spare.is_symlink() or spare.stat().st_uid != os.getuid():
+            line = f"HOME={home} cannot be written, and {spare} is another user's"
+            raise OSError(f"{line}: give HOME= a folder of yours") from None
+        for name, usual in HOMES.items():
+            os.environ[name] = os.environ.get(name) or str(spare / usual)

@@ -4,7 +4,6 @@ import ctypes
 import datetime
 import json
 import os
-import re
 import signal
 import socket
 import sys
@@ -98,12 +97,6 @@ def die_with_parent(how: int = signal.SIGTERM) -> None:
     """Ask Linux for a signal when the parent is gone, even by SIGKILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, how)  # 1: PR_SET_PDEATHSIG
-
-
-def under_papermill() -> bool:
-    """Whether papermill's own command started this kernel; a SIGTERM ends it without a word."""
-    parent = Path(f"/proc/{os.getppid()}/cmdline")
-    return parent.exists() and bool(re.search(rb"(^|[/\0])papermill\0", parent.read_bytes()))
 
 
 def as_json(value: object) -> str:

@@ -190,33 +190,34 @@ def _value(notebook: str, name: str, given: object, default: object) -> object:
         raise ParameterError(f"{name} = {given!r} {error}: {example}") from None
     if value is None or parameter.holds(value):
         return value
-    remedy = nearest(value, parameter.near, example)
+    names = parameter.one_of or parameter.some_of or parameter.near
+    remedy = nearest(value, names.split(), example)
     raise ParameterError(f"{name} = {value!r} must be {parameter.says}: {remedy}")
 
 
-def _convert(parameter: rules.Parameter, value: object) -> object:
+def _convert(parameter: rules.Parameter, given: object) -> object:
     """The value as its kind. "5e-4" is a number: YAML 1.1, and so papermill, reads it as text.
     TypeError says what is meant instead."""
-    kind, text = parameter.kind, value
-    if parameter.none and value in (None, "null", "None"):
+    kind, value, text = parameter.kind, given, isinstance(given, str)
+    if parameter.none and given in (None, "null", "None"):
         return None
-    if kind is str and not isinstance(value, str):
+    if kind == "str" and not text:
         raise TypeError("is not text: put it in quotes, or in papermill give it by -r, not -p")
-    if kind is bool and isinstance(text, str):  # true, which a shell left as text
-        with contextlib.suppress(yaml.YAMLError):
-            value = yaml.safe_load(text)
-    if kind is bool and not isinstance(value, bool):
-        raise TypeError("is not true or false")
-    if kind in (int, float):
-        for parse in (float, int) if isinstance(text, str) else ():  # int: exact beyond 2^53
+    if kind == "bool":
+        value = {"true": True, "false": False}.get(str(given).lower())
+        if value is None or not isinstance(given, str | bool):
+            raise TypeError("is not true or false")
+    if kind in ("int", "float"):
+        for parse in (float, int) if text else ():  # int: exact beyond 2^53
             with contextlib.suppress(ValueError):
-                value = parse(text)
+                value = parse(given)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value):
             raise TypeError("is not a number")
-        if kind is int and value != int(value):
+        if kind == "int" and value != int(value):
             raise TypeError("is not a whole number")
-    return kind(value)
+        return int(value) if kind == "int" else float(value)
+    return value
 
 
 def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> list[str]:

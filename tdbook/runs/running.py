@@ -34,10 +34,11 @@ _latest: "Run | None" = None  # a notebook's second start ends the first
 def start(notebook: str, given: dict | None = None) -> "Run":
     """Check the parameters, then begin: state, clock, seed. `given` replaces a notebook's cells."""
     global _latest
-    if shell := parameters.shell():
+    shell = parameters.shell()
+    if shell:
         shell.set_custom_exc((Exception,), _show_error)
     values = parameters.from_cells(notebook) if given is None else parameters.check(notebook, given)
-    if os.environ.get(heartbeat.DIE_WITH) == str(os.getppid()) or heartbeat.under_papermill():
+    if shell:  # papermill, which dies of a SIGTERM without a word to its kernel, or Lab
         heartbeat.die_with_parent()
     if _latest:
         _latest.detach()
