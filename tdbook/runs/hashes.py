@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from tdbook.runs import disk, notebooks, parameters, rules, sweeps
+from tdbook.runs import machine, notebooks, parameters, rules, sweeps
 from tdbook.runs.choice import HARD_SET, chosen
 from tdbook.runs.notebooks import INFERENCE, notebook_of
 from tdlib import files
@@ -193,7 +193,7 @@ def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | No
     if names is not None:
         below = [path / name for name in names]
     else:  # but for a model's card
-        below = sorted(disk.below(path)) if path.is_dir() else [path]
+        below = sorted(machine.below(path)) if path.is_dir() else [path]
         below = [f for f in below if not f.name.startswith(".")]
         below = [f for f in below if f == path or f.name != "README.md"]
     stats = {str(f.relative_to(path)): f.stat() for f in below if f.is_file()}

@@ -8,19 +8,21 @@ whole or not at all. Imports no torch.
 import atexit
 import contextlib
 import datetime
+import io
 import json
 import math
 import os
 import random
 import re
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tdbook.runs import hashes, heartbeat, hooks, leftovers, parameters, provenance, shown
+from tdbook.runs import hashes, heartbeat, hooks, leftovers, machine, parameters
 from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.ownership import claim
 from tdbook.runs.units import duration
@@ -119,22 +121,46 @@ class Run:
         self._say(step=step, steps=steps, message=message, left_s=left)
         ending = f"took {duration(passed)}" if step >= steps else left and f"{duration(left)} left"
         parts = (f"step {step:,} of {steps:,}", message, ending)
-        p["line"], p["shown"] = shown.line(" · ".join(filter(None, parts)), p["line"]), now
+        p["line"], p["shown"] = _show_line(" · ".join(filter(None, parts)), p["line"]), now
 
     def figure(self, name: str, figure, alt: str, text: bool = False) -> None:
         """Save as figures/<run>-<name>.png and .svg, and show it with its alternative text; `text`:
         it holds words of the text, so it is not published where that was given."""
+        import PIL.Image
+        from IPython.display import Image, display
+        from matplotlib import rc_context
+
         self._texts |= {name} if text else set()
-        shown.figure(self.out / "figures" / f"{self.run}-{name}", figure, alt)
+        svg, png, path = io.BytesIO(), io.BytesIO(), self.out / "figures" / f"{self.run}-{name}"
+        with rc_context({"svg.hashsalt": path.name}):  # or ids differ every time
+            figure.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None})
+        figure.savefig(png, format="png", bbox_inches="tight", dpi=150)
+        few = PIL.Image.open(png).convert("RGB").quantize(128, dither=0)
+        few.save(png := io.BytesIO(), "png", optimize=True, dpi=(150, 150))  # a third of the bytes
+        write(path.with_name(f"{path.name}.svg"), svg.getvalue())
+        write(path.with_name(f"{path.name}.png"), png.getvalue())
+        if "matplotlib.pyplot" in sys.modules:  # or the notebook would show it a second time
+            sys.modules["matplotlib.pyplot"].close(figure)
+        display(Image(png.getvalue(), alt=alt), metadata={"alt": alt})
 
     def table(self, name: str, table, text: bool = False) -> None:
         """Save as tables/<run>-<name>.csv and .md, and show it; `text` as for a figure."""
+        from IPython.display import HTML, display
+
         self._texts |= {name} if text else set()
         if type(table.index).__name__ != "RangeIndex":  # plain row numbers say nothing
             table = table.reset_index()
         if self._scouting:  # no numbers to quote: on every row
             table = table.assign(scouting=self._scouting)
-        shown.table(self.out / "tables" / f"{self.run}-{name}", table)
+        path = self.out / "tables" / f"{self.run}-{name}"
+        write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
+        # four figures; three below a hundredth: more fit no paper. "–": not known, in the CSV empty
+        rounded = table.map(
+            lambda x: f"{x:.{3 if abs(x) < 0.01 else 4}g}" if isinstance(x, float) else x
+        ).replace("nan", "–")
+        plain = rounded.to_markdown(index=False, disable_numparse=True)
+        write(path.with_name(f"{path.name}.md"), plain)
+        display(HTML(rounded.to_html(index=False, border=0)))
 
     def finding(self, sentence: str) -> None:
         """What came out, in one sentence with its number."""
@@ -151,7 +177,7 @@ class Run:
         record, p = self._record or self.provenance(tokens_per_second), self._progress
         if p.get("line") and p["step"] < p["steps"]:  # a loop that ended early has nothing left
             took = duration(p["shown"] - p["began"])
-            shown.line(f"step {p['step']:,} of at most {p['steps']:,} · took {took}", p["line"])
+            _show_line(f"step {p['step']:,} of at most {p['steps']:,} · took {took}", p["line"])
         if not self.current:
             made = hashes.outputs(self.out, self.run, self.parameters)
             if missing := [path for path, where in made.items() if not where.exists()]:
@@ -175,20 +201,20 @@ class Run:
 
     def provenance(self, tokens_per_second: float | None = None) -> dict:
         """Where what this run makes comes from: its parameters, code, machine and inputs."""
-        values, (commit, dirty) = self.parameters, provenance.commit()
+        values, (commit, dirty) = self.parameters, machine.commit()
         began = datetime.datetime.fromtimestamp(self._began, datetime.UTC)
         makers = {run for name, (run, _) in hashes.makers(self.out).items() if name in self._inputs}
         about = {"scouting": self._scouting} if self._scouting else {}
         about |= {"run": self.run, "notebook": self.notebook, "profile": values["profile"]}
         about |= {"parameters": hooks.hidden(values), "changed": [*self._changed]}
         about |= {"seed": values["seed"], "commit": commit, "dirty": dirty, "code": self._code}
-        about["versions"] = provenance.versions()
-        about["device"] = provenance.device_name(values["device"])
+        about["versions"] = machine.versions()
+        about["device"] = machine.device_name(values["device"])
         about["inputs"] = {name: read["sha256"] for name, read in self._inputs.items()}
         about["reads"] = {n: hashes.load(self.out, n)["parameters"] for n in sorted(makers)}
         about |= {"started": began.isoformat(timespec="seconds")}
         about |= {"seconds": time.monotonic() - self._clock, "tokens_per_second": tokens_per_second}
-        return about | {"peak_memory_mib": provenance.peak_memory_mib()}
+        return about | {"peak_memory_mib": machine.peak_memory_mib()}
 
     def detach(self) -> None:
         """No longer listen to the notebook; a run that is not done is interrupted."""
@@ -311,3 +337,15 @@ def _scouting(out: Path, run: str, values: dict, inputs: dict[str, Path]) -> str
     above = [(files.whole(path) or {}).get("scouting", "") for path in dict.fromkeys(records)]
     own = ", ".join(f"{key} {values[key]:,}" for key in fewer)
     return next(filter(None, [own, *above]), "")
+
+
+def _show_line(text: str, before):
+    """One line of text in the notebook, in place of the one shown before."""
+    if parameters.shell() is None:
+        return None
+    from IPython.display import display
+
+    if before is None:
+        return display({"text/plain": text}, raw=True, display_id=True)
+    before.update({"text/plain": text}, raw=True)
+    return before

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tdbook.runs import choice, hashes, heartbeat, parameters, provenance
+from tdbook.runs import choice, hashes, heartbeat, machine, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
 from tdbook.workflow import graph, plan, request, run_pages, scheduler, status
@@ -39,7 +39,7 @@ def profile() -> str:
 @pytest.fixture
 def out(root, monkeypatch, profile) -> Path:
     """The run folder of a chain of four runs in a quick profile and in one that is not."""
-    monkeypatch.setattr(provenance, "commit", lambda: ("abc", False))
+    monkeypatch.setattr(machine, "commit", lambda: ("abc", False))
     monkeypatch.setattr(plan, "seconds", lambda *_: (dict.fromkeys(CHAIN, (1.0, 1.0)), "cpu, here"))
     for notebook, own in MORE.items():
         source = COMMON.format(notebook=notebook) + own

@@ -386,7 +386,7 @@ PLACES = {
     "what is its own by name, of a run that it claimed": "leftovers ownership running execute",
     "a hidden or temporary name of its own": "scheduler doctor model_tokenizer",
     "it adds to the end": "hooks devices",
-    "a broken record is renamed to .broken, never removed": "disk",
+    "a broken record is renamed to .broken, never removed": "machine",
     "only where nothing is there": "sweeps",
 }
 

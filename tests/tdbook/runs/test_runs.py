@@ -20,7 +20,7 @@ from nbclient.exceptions import DeadKernelError
 
 from tdbook import __main__
 from tdbook.report import pages
-from tdbook.runs import disk, hashes, heartbeat, parameters, provenance, running
+from tdbook.runs import hashes, heartbeat, machine, parameters, running
 from tdbook.runs.hashes import older_code
 from tdbook.runs.leftovers import clear
 from tdbook.runs.parameters import ParameterError
@@ -152,7 +152,7 @@ def test_asking_git_leaves_its_index_alone(tmp_path, monkeypatch):
     os.utime(tmp_path / "a", (1, 1))  # `git status` alone would now write the index
     before = (tmp_path / ".git/index").read_bytes()
     monkeypatch.setattr(parameters, "ROOT", tmp_path)
-    assert provenance.commit()[1] is False
+    assert machine.commit()[1] is False
     assert (tmp_path / ".git/index").read_bytes() == before
 
 
@@ -409,7 +409,7 @@ def elsewhere(root, monkeypatch):
     argv = ["/bin/false", "{connection_file}"]
     kernel.write_text(json.dumps({"argv": argv, "display_name": "3", "language": "python"}))
     monkeypatch.setenv("JUPYTER_PATH", str(root / "jupyter"))
-    for name in disk.HOMES:
+    for name in machine.HOMES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/dev/null")
 
@@ -482,18 +482,18 @@ def test_where_home_cannot_be_written_what_runs_below_writes_elsewhere(tmp_path,
     write(tmp_path / "mine/x", "")
     write(tmp_path / "spare/x", "")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spare"))
-    for name in disk.HOMES:
+    for name in machine.HOMES:
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("HOME", str(tmp_path / home) if home == "mine" else home)
     monkeypatch.setattr("os.path.expanduser", lambda path: os.environ.get("HOME", "~"))
-    disk.find_homes()
-    places = [os.environ[name] for name in disk.HOMES]
+    machine.find_homes()
+    places = [os.environ[name] for name in machine.HOMES]
     assert all(place.startswith(str(tmp_path / "spare")) == (home != "mine") for place in places)
     if home != "mine":  # and the spare one may be somebody else's
         shutil.rmtree(spare := tmp_path / f"spare/tdlib-home-{os.getuid()}")
         spare.symlink_to(tmp_path)
         with pytest.raises(OSError, match=r"another user's: give HOME= a folder of"):
-            disk.find_homes()
+            machine.find_homes()
 
 
 def test_a_run_folder_has_the_whole_name_of_its_text(root):

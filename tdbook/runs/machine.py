@@ -1,10 +1,16 @@
-"""This machine's disk: files below a folder, broken records, and where HOME cannot be written."""
+"""This machine: its disk, HOME, commit, versions, device and memory."""
 
 import os
+import platform
+import re
+import resource
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tdbook.runs import parameters
 from tdlib import files
 
 # where programs write in a HOME, by the variable that leads them elsewhere
@@ -54,3 +60,40 @@ def find_homes() -> None:
             raise OSError(f"{line}: give HOME= a folder of yours") from None
         for name, usual in HOMES.items():
             os.environ[name] = os.environ.get(name) or str(spare / usual)
+
+
+def commit() -> tuple[str | None, bool | None]:
+    """The commit, and whether anything differs from it; None where there is no git."""
+    # without its lock, which would stay if this process were killed, and stop the user's own git
+    git = ["git", "--no-optional-locks", "-C", parameters.ROOT, "status", "--porcelain=v2"]
+    try:
+        said = subprocess.check_output([*git, "--branch"], stderr=subprocess.DEVNULL, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    head = said.split()[2]  # "# branch.oid 1234567…", then the name of the branch, then changes
+    return head[:7], any(not line.startswith("#") for line in said.splitlines())
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "numpy", "sentencepiece", "pandas", "matplotlib")
+    loaded = {p: sys.modules[p].__version__ for p in packages if p in sys.modules}
+    return {"python": platform.python_version()} | loaded
+
+
+def device_name(wanted: str) -> str:
+    torch = sys.modules.get("torch")
+    if torch and wanted != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads() if torch else os.cpu_count()
+    cpuinfo = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    cpu = name[1].strip() if name else platform.machine()
+    return f"cpu, {threads} thread{'s' * (threads > 1)}, {cpu}"
+
+
+def peak_memory_mib() -> float:
+    """Of the GPU where one was used, else of the process."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
