@@ -22,9 +22,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tdbook.runs import hashes, heartbeat, hooks, leftovers, machine, parameters
+from tdbook.runs import hashes, heartbeat, hooks, machine, ownership, parameters
 from tdbook.runs.notebooks import notebook_of
-from tdbook.runs.ownership import claim
 from tdbook.runs.units import duration
 from tdlib import files
 from tdlib.files import write_whole as write
@@ -71,7 +70,7 @@ class Run:
         self._progress: dict = {"step": 0, "steps": 0}
         self._hooked = not self.current  # after_run is called once, though two signals may come
         heartbeat.wait_until_free(self.out, self.run)
-        leftovers.clear(self.out)
+        ownership.clear(self.out)
         reads = hashes.inputs(self.out, self.run, values)
         if lines := hashes.damage(self.out, self.run, reads=reads):
             raise ValueError(f"{self.run} reads what is damaged: {'; '.join(lines)}")
@@ -187,7 +186,7 @@ class Run:
             kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
             write(self._file("hashes"), heartbeat.as_json(kept))
         self._status = "done"  # whatever comes now
-        leftovers.clear(self.out, ended=self.run)
+        ownership.clear(self.out)
         self._say("done")
         self.detach()
         self._after_run()
@@ -241,13 +240,13 @@ class Run:
                 f"{self.run} needs {', '.join(missing)}, which is not there: "
                 f"`make book {where} ONLY={self.run}` makes it{leave}"
             )
-        claim(*about)
+        ownership.claim(*about)
         self._inputs = hashes.input_hashes(self.out, self.run, inputs)
         self._code = hashes.of_code(self.notebook)
         self._scouting, old = _scouting(*about, inputs), {}
         if (done := self._file("hashes")).exists():
-            old = {"old": leftovers.put_away(*about, self._inputs, self._why)}
-        leftovers.keep_or_refuse_checkpoint(*about, self._inputs, self._code)
+            old = {"old": ownership.put_away(*about, self._inputs, self._why)}
+        ownership.keep_or_refuse_checkpoint(*about, self._inputs, self._code)
         done.unlink(missing_ok=True)
         return old
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tdbook.runs import hashes, heartbeat, machine, parameters, sweeps
-from tdbook.runs.leftovers import clear
+from tdbook.runs.ownership import clear
 from tdbook.runs.parameters import shown
 from tdbook.workflow import cluster, devices, execute, graph, status
 from tdbook.workflow.graph import BookRun, Wanted

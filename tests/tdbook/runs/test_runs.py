@@ -22,7 +22,7 @@ from tdbook import __main__
 from tdbook.report import pages
 from tdbook.runs import hashes, heartbeat, machine, parameters, running
 from tdbook.runs.hashes import older_code
-from tdbook.runs.leftovers import clear
+from tdbook.runs.ownership import clear
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
 from tdbook.workflow import execute, graph, request, status
