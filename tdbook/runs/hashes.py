@@ -62,9 +62,8 @@ def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
 
 
 def input_hashes(out: Path, run: str, places: dict[str, Path], known: dict | None = None) -> dict:
-    """Fingerprints of what a run reads: of what another run wrote, the one it had then, whatever
-    was laid beside since. A hard set, which may be chosen by hand, and files that are links, which
-    are their owner's, are looked at; `known` are fingerprints believed where no time moved."""
+    """Fingerprints of what a run reads. What another run wrote keeps the fingerprint it had then,
+    except a hard set and links. `known` ones are believed where no time moved."""
     made = made_by_others(out, run)
     known, found = (known or {}) | made, {}
     for name, path in places.items():
@@ -91,10 +90,9 @@ def record(out: Path, run: str, values: dict, code: str, inputs: dict[str, dict]
 def judge(
     jobs: dict, asked: Iterable[str], before: Iterable[str] = (), full: bool = False
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """The one answer that all who ask get, for the runs asked for and those above them, in the
-    order of `jobs` (name → graph.BookRun): why each is to be made, "" where it is current; and the
-    damage, a line each, of those that are not to be made for certain. `before` are taken as they
-    are. "after X, if that comes out new": to be judged again once X is made."""
+    """Why each run of `asked`, and each above them, is to be made ("" where it is current), and the
+    damage of the others: what all who ask are told. `jobs`: name → graph.BookRun; `before` are
+    taken as they are. "after X, if that comes out new" is to be judged again once X is made."""
     reasons: dict[str, str] = {}
 
     def judge_one(name: str) -> str:
@@ -123,9 +121,8 @@ def judge(
 
 
 def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str:
-    """Why a run has to be made; "" for one that is done: same parameters, inputs of the same
-    content, outputs there and, in quick profiles, the same code. `pending` inputs, which are about
-    to be made again, are no reason yet."""
+    """Why a run has to be made; "" where parameters, inputs, outputs and, in quick profiles, code
+    are as they were. `pending` inputs are about to be made again, and so no reason yet."""
     kept, made = load(out, run), out / "results" / f"{run}.json"
     for path, keys in ((out / "hashes" / made.name, KEPT), (made, ("parameters",))):
         if path.exists() and files.whole(path, *keys) is None:
@@ -165,10 +162,9 @@ def older_code(out: Path, run: str) -> bool:
 def damage(
     out: Path, run: str, full: bool = False, reads: Collection[str] | None = None
 ) -> list[str]:
-    """What a finished run wrote, or `reads` of others, and is otherwise now, a line each: the file,
-    how, and what makes it again. Content is looked at where a size or time moved, or always in a
-    `full` look. No damage: what was laid beside, removed whole, or is a link; a hard set chosen by
-    hand."""
+    """Files that a finished run wrote, or `reads` of others, and that differ now: a line each, with
+    the remedy. `full` reads all, else where a size or time moved. No damage: files laid
+    beside, removed whole or linked, and a hard set chosen by hand."""
     lines = []
     for name, (maker, was) in makers(out).items():
         place, asked = out / name, maker == run if reads is None else maker != run and name in reads
@@ -188,8 +184,7 @@ def damage(
 
 
 def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | None = None) -> dict:
-    """Of a file or folder, or of `names` alone in it. Where every size and time is that of `known`,
-    its hash is believed and nothing is read."""
+    """Of a file or folder, or of `names` in it; `known` is believed where no size or time moved."""
     if names is not None:
         below = [path / name for name in names]
     else:  # but for a model's card

@@ -22,8 +22,7 @@ DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not o
 
 
 def state(out: Path, run: str) -> dict:
-    """state/<run>.json; "lost" if its process is gone without a word, "done" if it had come to its
-    records, which are there only while a run is done."""
+    """state/<run>.json; "lost" if its process is gone, "done" if its records stand."""
     path = out / "state" / f"{run}.json"
     current = files.whole(path, "run", "state")
     if current is None:  # emptied: the power was cut between its name and its content
@@ -52,8 +51,7 @@ def write_state(out: Path, run: str, word: str, **more: object) -> None:
 
 
 def wait_until_free(out: Path, run: str) -> None:
-    """RuntimeError while another process runs it: two would spoil the same files. One just stopped
-    gets some seconds to write its page; one on another machine as long as it takes to be lost."""
+    """RuntimeError while another process runs it; one that was just stopped gets STOP_S to end."""
     began, here = time.monotonic(), socket.gethostname()
     ours = (os.getpid(), os.getppid())  # papermill's process speaks for a kernel until it starts
     while (other := state(out, run))["state"] == "running" and other["pid"] not in ours:
@@ -70,8 +68,7 @@ def who() -> dict:
 
 
 def gone(process: dict) -> bool:
-    """Whether the process that called itself `who` lives no more. On another machine, as without
-    /proc, its heartbeat alone is known."""
+    """Whether the process is gone; by its heartbeat alone on another machine or without /proc."""
     if process["host"] != socket.gethostname() or not _boot():
         return time.time() - process.get("heartbeat", time.time()) > LOST_S
     return process["boot"] != _boot() or process["pid_started"] != started(process["pid"])
@@ -83,8 +80,7 @@ def _boot() -> str:
 
 
 def started(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot, for its number may be used again; None for
-    one that is gone or a zombie."""
+    """When a process began, in ticks since boot, as numbers are used again; None for a dead one."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -44,8 +44,7 @@ def told(out: Path, run: str, state: str, finding: str, checkpoint: Path | None 
 
 
 def call(hook: str, command: str, told: dict, root: Path, limit: float | None = None) -> str:
-    """Call a hook and wait for it, LIMIT_S by default; print and return how it went. With a limit
-    of 0 it is left to end by itself, for a process that may not wait."""
+    """Call a hook and wait for it; print and return how it went. A limit of 0 does not wait."""
     env = os.environ | {name: str(value).replace("\0", " ") for name, value in told.items()}
     began = time.monotonic()
     try:
@@ -88,8 +87,8 @@ def _run(command: str, env: dict, root: Path, limit: float) -> str:
 
 @contextlib.contextmanager
 def beside(command: str, folder: Path, root: Path, told: Callable[[], dict]) -> Iterator[None]:
-    """Inside, a thread calls after_checkpoint whenever folder/state.pt is a new one. One call at a
-    time: after it, one for all checkpoints kept meanwhile, and the last is waited for."""
+    """Inside, a thread calls after_checkpoint for each new folder/state.pt, one call at a time;
+    those kept during a call get one together, and the last is waited for."""
 
     def stamp() -> tuple[int, int] | None:
         with contextlib.suppress(OSError):

@@ -30,8 +30,8 @@ def set_aside(path: Path, kind: type = dict) -> None:
 
 
 def below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
-    """Every file below a folder; those of folders that are links follow, each folder once. A link
-    to a folder that holds this one is itself given, unfollowed."""
+    """Every file below a folder, through links too, each folder once. A link to a folder above is
+    given itself."""
     root, todo, seen = os.path.realpath(folder), [folder], set()
     for top in todo:  # it grows
         for at, folders, names in os.walk(top, onerror=onerror):
@@ -45,8 +45,7 @@ def below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Ite
 
 
 def find_homes() -> None:
-    """Lead programs, where HOME cannot be written, to a folder of this user in the system's
-    temporary one. OSError: that one is somebody else's."""
+    """Where HOME cannot be written, let programs write in a folder of this user in /tmp."""
     if not os.environ.get("HOME"):
         os.environ.pop("HOME", None)  # empty, it would be the working directory
     home = os.path.expanduser("~")

@@ -31,8 +31,8 @@ KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.
 
 
 def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
-    """The run's from now on: all that it will write. FileExistsError names what is another's, or is
-    read by this same run. `notebook`: <run>.ipynb too, which under papermill is the user's."""
+    """From now on all that the run will write is its own. FileExistsError names what is another's
+    or read by this run. `notebook`: <run>.ipynb too, which under papermill is the user's."""
     writes, reads = hashes.outputs(out, run, values), hashes.inputs(out, run, values)
     for read, path in reads.items():
         for written, place in writes.items():
@@ -99,8 +99,8 @@ def _lies_in(read: Path, written: Path) -> bool:
 
 
 def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: str) -> str:
-    """All that a finished run made goes to old/, before it is made anew; returns a note. A hard set
-    chosen by hand stays where it is, if its tokens do and nobody asked for a redo."""
+    """Move all that a finished run made to old/; returns a note. A hard set chosen by hand stays,
+    if its tokens did not change and nobody asked for a redo."""
     kept = hashes.load(out, run) or hashes.EMPTY
     record = files.whole(out / f"results/{run}.json", "started", "models")
     record = record or {"started": "", "models": {}}
@@ -127,9 +127,8 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
 def keep_or_refuse_checkpoint(
     out: Path, run: str, values: dict, inputs: dict[str, dict], code: str
 ) -> None:
-    """A checkpoint goes on only with what it was made from. Where that has other inputs or, in
-    quick profiles, other code, or is not known, it goes to old/; other parameters may be a slip,
-    which must not cost a night. `redo` starts over once: what that began goes on after a stop."""
+    """A checkpoint of other inputs, or in quick profiles of other code, goes to old/. Another
+    parameter may be a slip, which must not cost a night: ValueError. `redo` starts over once."""
     folder, place = out / "checkpoints" / run, f"checkpoints/{run}"
     before = {"redo": False, "parameters": {}} | (files.whole(folder / "made_from.json") or {})
     now = {
@@ -153,8 +152,7 @@ def keep_or_refuse_checkpoint(
 
 
 def _move(out: Path, places: dict[str, str], run: str, started: str) -> Path:
-    """Move what is there to its places in old/<run>-<when it was started>, a new folder: two of one
-    second are told apart."""
+    """Move what is there into a new folder old/<run>-<when it was started>."""
     when = re.sub(r"\D", "", started)[:14] or f"{time.time():.0f}"
     names = (f"{run}-{when}{f'-{more}' * (more > 1)}" for more in itertools.count(1))
     old = next(path for name in names if not (path := out / "old" / name).exists())
@@ -166,8 +164,7 @@ def _move(out: Path, places: dict[str, str], run: str, started: str) -> Path:
 
 
 def clear(out: Path) -> None:
-    """Remove begun files, and the checkpoints of trainings that are done. The weights of every
-    epoch stay."""
+    """Remove begun files, and checkpoints of finished trainings; weights of epochs stay."""
     for folder in (out, *out.glob("*/"), out / "scores/val"):
         clear_begun(folder)
     for folder in (out / "checkpoints").glob("*/"):
@@ -200,8 +197,7 @@ def clear_checkpoint(folder: Path) -> None:
 
 
 def clean_cache(out: Path) -> list[str]:
-    """Remove the targets that the book kept of a teacher; where others put files beside, all stays:
-    the names of what does."""
+    """Remove kept targets, unless others put files beside; returns the files that stay."""
     cache = out / "cache"
     if cache.is_symlink():  # a sweep's point has its parent's
         cache.unlink()

@@ -16,7 +16,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import yaml
@@ -26,8 +26,6 @@ from tdbook.runs.notebooks import TEACHER, notebook_of
 
 # paths in parameters are relative to it; the tests bring notebooks and params of their own
 ROOT = Path(os.environ.get("TDLIB_ROOT", Path(__file__).parents[2])).resolve()
-
-
 # parameters with a word of their own on the command line; those of GIVEN are 00's
 GIVEN = ("text", "tokens", "tokenizer", "teacher")
 WORDS = {"run": "ONLY", "profile": "PROFILE", "out": "OUT", "redo": "REDO"}
@@ -64,40 +62,37 @@ def stem(name: str) -> str:
 
 def declared(notebook: str) -> dict[str, object]:
     """Parameter → default, in the order of the committed notebook's parameter cell."""
-    path = ROOT / "notebooks" / f"{notebook}.ipynb"
-    if not path.is_file():
-        raise ParameterError(f"there is no notebook {path}")
-    for cell in json.loads(path.read_text(encoding="utf8"))["cells"]:
+    path, tagged = ROOT / "notebooks" / f"{notebook}.ipynb", ""
+    for cell in json.loads(path.read_text("utf8"))["cells"] if path.is_file() else ():
         if "parameters" in cell["metadata"].get("tags", []):
-            pairs = _assignments("".join(cell["source"])) or [("", ...)]
-            if ... in dict(pairs).values():
-                raise ParameterError(f"{path}: its parameters must be literals, one a line")
-            return dict(pairs)
-    raise ParameterError(f"{path} has no cell tagged `parameters`: tag it")
+            tagged = "".join(cell["source"])
+    pairs = dict(_assignments(tagged) or [])
+    if not pairs or ... in pairs.values():
+        raise ParameterError(
+            f"{path} must have a cell tagged `parameters`, of literals, one a line"
+        )
+    return pairs
 
 
-def names_of(run: str) -> dict[str, list[str]]:
-    """Parameter of a run → what a command or a sweep may call it, the most general first: epochs,
-    01.epochs, 01_distill.epochs, 01_distill-50m.epochs."""
-    places = dict.fromkeys(["", f"{run[:2]}.", f"{notebook_of(run)}.", f"{run}."])
-    return {key: [place + key for place in places] for key in declared(notebook_of(run))}
+def names_of(run: str) -> dict[str, str]:
+    """What a command or a sweep may call a parameter of a run, the most general first (epochs,
+    01.epochs, 01_distill.epochs, 01_distill-50m.epochs) → the parameter."""
+    places = ["", f"{run[:2]}.", f"{notebook_of(run)}.", f"{run}."]
+    return {place + key: key for place in places for key in declared(notebook_of(run))}
 
 
 def of_run(given: dict, run: str) -> dict:
     """Those of values by such names that are one run's; the longer name goes before."""
-    named = ((key, name) for key, names in names_of(run).items() for name in names)
-    return {key: given[name] for key, name in named if name in given}
+    return {key: given[name] for name, key in names_of(run).items() if name in given}
 
 
 def settings_of(text: str, runs: Iterable[str]) -> dict[str, str]:
-    """SET="token_limit=200_000_000 02_hard_set.share=0.15": values for one command, in the place of
-    those in a profile's YAML files. Name → value, both as typed; checked as any parameter."""
+    """SET="token_limit=200_000_000 02_hard_set.share=0.15", which replaces YAMLs' values."""
     try:
         words = [word.partition("=") for word in shlex.split(text)]
     except ValueError as error:
         raise ParameterError(f"SET={text}: {error}: close the quotes") from None
-    called = (names_of(run).values() for run in runs) if words else ()
-    known = {name: None for names in called for each in names for name in each}
+    known = dict.fromkeys(name for run in runs for name in names_of(run)) if words else {}
     settings: dict[str, str] = {}
     for name, sign, value in words:
         place, _, key = name.rpartition(".")
@@ -141,8 +136,8 @@ def read(path: Path) -> dict[str, object]:
 
 
 def check(notebook: str, given: dict, names: set[str] | None = None, paths: bool = True) -> dict:
-    """All parameters of a run, converted, from those that were given. `names`: judged instead of
-    those of `given`; without `paths` the disk is not looked at. ParameterError: what is wrong."""
+    """All parameters of a run, converted. ParameterError: what is wrong. `names`: those to judge,
+    if not those of `given`; without `paths` the disk is not looked at."""
     defaults = declared(notebook)
     _stop(_wrong_names(notebook, defaults, given, given.keys() if names is None else names))
     values, problems = {}, []
@@ -152,14 +147,13 @@ def check(notebook: str, given: dict, names: set[str] | None = None, paths: bool
         except ParameterError as error:
             problems.append(str(error))
     _stop(problems or _wrong_together(values))
-    _stop(_wrong_paths(notebook, values) if paths else [])
+    _stop(_wrong_paths(notebook, values) if paths else ())
     return values
 
 
 def from_cells(notebook: str) -> dict:
     """The parameters under IPython, checked, and written back converted. Names are those of the
-    cells run last: the parameter cell (plain assignments, `run` among them), then papermill's. What
-    was corrected since, or is in the namespace besides, does not matter."""
+    parameter cell that ran last, and of papermill's after it; nothing else there counts."""
     own, papermills = set(), set()
     namespace = shell().user_ns if shell() else {}
     for source in namespace.get("In", []):
@@ -220,54 +214,52 @@ def _convert(parameter: rules.Parameter, given: object) -> object:
     return value
 
 
-def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> list[str]:
-    run = given.get("run", notebook)
+def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> Iterator[str]:
+    run, has = given.get("run", notebook), f"it has {', '.join(defaults)}"
     if isinstance(run, str) and notebook_of(run) != notebook:
-        return [f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}: give its YAML"]
-    every = f"it has {', '.join(defaults)}"
-    remedies = {name: nearest(name, defaults, every) for name in names if name not in defaults}
-    untold = (name for name in defaults if not rules.of(notebook, name))
-    remedies |= dict.fromkeys(untold, "add its rule to tdbook/runs/parameters.yaml")
-    return [f"{notebook} has no parameter {name}: {how}" for name, how in remedies.items()]
+        yield f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}: give its YAML"
+        return
+    for name in names:
+        if name not in defaults:
+            yield f"{notebook} has no parameter {name}: {nearest(name, defaults, has)}"
+    for name in defaults:
+        if not rules.of(notebook, name):
+            yield f"{notebook}: {name} has no rule: add it to tdbook/runs/parameters.yaml"
 
 
-def _wrong_together(values: dict) -> list[str]:
+def _wrong_together(values: dict) -> Iterator[str]:
     """Values that each may be, and not so."""
     scale, rank, student = (values.get(name) for name in ("lora_scale", "rank", "student"))
     part, _, folds = values.get("left_out", "").partition("/")
-    problems, large = [], rules.LARGE_SCALE
-    if scale and scale > large and not values.get("allow_large_scale"):
-        fault = (
-            f"is PEFT's lora_alpha {scale * rank:g}; above {large} it is most likely that itself"
-        )
-        remedy = f"write lora_scale: {scale / rank:g}, or allow_large_scale: true"
-        problems.append(f"lora_scale = {scale:g} at rank {rank} {fault}: {remedy}")
+    if scale and scale > rules.LARGE_SCALE and not values.get("allow_large_scale"):
+        fault = f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}"
+        fault += f"; above {rules.LARGE_SCALE} it is most likely that itself"
+        yield f"{fault}: write lora_scale: {scale / rank:g}, or allow_large_scale: true"
     if student and student == values["teacher"]:
         fault = f"student = {student!r} is the teacher's name too and would replace it"
-        problems.append(f"{fault}: give the student another name")
+        yield f"{fault}: give the student another name"
     if part and not 1 < int(folds) >= int(part):
-        problems.append(f'left_out = {part}/{folds} is no fold: for example left_out: "1/10"')
-    return problems
+        yield f'left_out = {part}/{folds} is no fold: for example left_out: "1/10"'
 
 
-def _wrong_paths(notebook: str, values: dict) -> list[str]:
-    problems = []
+def _wrong_paths(notebook: str, values: dict) -> Iterator[str]:
+    good = True
     for name, (exists, says) in rules.GIVEN.items():
         paths = [ROOT / path for path in external(notebook, {name: values.get(name)})]
         if faults := [f"{path} {why}" for path in paths if (why := _fault(path, exists))]:
-            remedy = 'correct the path, or give "" for none'
-            problems.append(f"{name} = {values[name]!r} must be {says}: {faults[0]}; {remedy}")
+            good = False
+            must = f"{name} = {values[name]!r} must be {says}"
+            yield f'{must}: {faults[0]}; correct the path, or give "" for none'
     if values.get("wandb") and importlib.util.find_spec("wandb") is None:
         fault = f"wandb = {values['wandb']!r} needs the package wandb, which is not installed"
-        problems.append(f'{fault}: {sys.executable} -m pip install wandb, or give "" for none')
-    if notebook == TEACHER and not problems:
-        problems += _wrong_sources(values)
+        yield f'{fault}: {sys.executable} -m pip install wandb, or give "" for none'
+    if notebook == TEACHER and good:
+        yield from _wrong_sources(values)
     out = ROOT / values["out"]
     there = next(p for p in (out, *out.parents) if os.path.lexists(p))  # it makes what is below
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
         what = "may not be written here" if there.is_dir() else "is no folder"
-        problems.append(f"out = {values['out']!r} must be a folder: {there} {what}; give another")
-    return problems
+        yield f"out = {values['out']!r} must be a folder: {there} {what}; give another"
 
 
 def _fault(path: Path, holds: Callable[[Path], bool]) -> str:
@@ -281,17 +273,16 @@ def _fault(path: Path, holds: Callable[[Path], bool]) -> str:
         return f"cannot be seen ({error.strerror})"
 
 
-def _wrong_sources(values: dict) -> list[str]:
+def _wrong_sources(values: dict) -> Iterator[str]:
     """What 00's sources must be as a whole."""
     text, tokens, teacher = values["text"], values["tokens"], values["teacher"]
     if text and tokens:
-        return [f"text = {text!r} and tokens = {tokens!r}: give one of the two"]
-    if not text and not tokens and values.get("text_characters") == 0:
-        return ["text_characters = 0 and no text or tokens: give one of the three"]
-    if teacher and not tokens and not values["tokenizer"]:
+        yield f"text = {text!r} and tokens = {tokens!r}: give one of the two"
+    elif not text and not tokens and values.get("text_characters") == 0:
+        yield "text_characters = 0 and no text or tokens: give one of the three"
+    elif teacher and not tokens and not values["tokenizer"]:
         fault = f"teacher = {teacher!r} reads only its own tokenizer's tokens"
-        return [f"{fault}: give tokens, or text and tokenizer"]
-    return []
+        yield f"{fault}: give tokens, or text and tokenizer"
 
 
 def shown(path: Path) -> str:
@@ -300,8 +291,7 @@ def shown(path: Path) -> str:
 
 
 def _assignments(source: str) -> list[tuple[str, object]] | None:
-    """name, value of a cell of plain assignments, None for any other cell; what is no literal has
-    the value ...."""
+    """Name, value of a cell of plain assignments (... for no literal); None for any other cell."""
     pairs = []
     try:
         for statement in ast.parse(source).body:
@@ -315,6 +305,6 @@ def _assignments(source: str) -> list[tuple[str, object]] | None:
     return pairs
 
 
-def _stop(problems: list[str]) -> None:
-    if problems:
-        raise ParameterError("\n".join(problems))
+def _stop(problems: Iterable[str]) -> None:
+    if lines := "\n".join(problems):
+        raise ParameterError(lines)

@@ -123,8 +123,8 @@ class Run:
         p["line"], p["shown"] = _show_line(" · ".join(filter(None, parts)), p["line"]), now
 
     def figure(self, name: str, figure, alt: str, text: bool = False) -> None:
-        """Save as figures/<run>-<name>.png and .svg, and show it with its alternative text; `text`:
-        it holds words of the text, so it is not published where that was given."""
+        """Save as figures/<run>-<name>.png and .svg, and show it. `text`: it holds words of the
+        text, and is not published where that was given."""
         import PIL.Image
         from IPython.display import Image, display
         from matplotlib import rc_context
@@ -169,8 +169,7 @@ class Run:
         display(Markdown(f"**{self._finding}**"))
 
     def finish(self, tokens_per_second: float | None = None) -> None:
-        """Write the records; only now is the run done. One that gave back what it remembered keeps
-        the record of when it was made."""
+        """Write the records; only now is the run done. A current run keeps its first record."""
         results = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
         results["texts"] = sorted(self._texts)
         record, p = self._record or self.provenance(tokens_per_second), self._progress
@@ -234,12 +233,9 @@ class Run:
         inputs = hashes.inputs(*about)
         if missing := [str(path) for path in inputs.values() if not path.exists()]:
             where = f"PROFILE={self.parameters['profile']} OUT={self.parameters['out']}"
-            beside = self.parameters.get("beside")  # a run of the book may not make it
-            leave = ', or give beside: ""' * any(Path(path).name == beside for path in missing)
-            raise FileNotFoundError(
-                f"{self.run} needs {', '.join(missing)}, which is not there: "
-                f"`make book {where} ONLY={self.run}` makes it{leave}"
-            )
+            remedy = f"`make book {where} ONLY={self.run}` makes it, or name another model"
+            fault = f"{self.run} needs {', '.join(missing)}, which is not there"
+            raise FileNotFoundError(f"{fault}: {remedy}")
         ownership.claim(*about)
         self._inputs = hashes.input_hashes(self.out, self.run, inputs)
         self._code = hashes.of_code(self.notebook)
@@ -321,8 +317,7 @@ def _show_error(shell, kind, error, trace, tb_offset=None) -> None:
 
 
 def _scouting(out: Path, run: str, values: dict, inputs: dict[str, Path]) -> str:
-    """Why a run's numbers are not to be quoted, as token_limit 200,000,000: it, or a run that it
-    reads, was trained on fewer tokens than its YAML says. "" where none was."""
+    """Which limits kept this run, or one that it reads, below its YAML's tokens; "" for none."""
     # a sweep's point has its YAML in its own folder
     yamls = (out / f"{run}.yaml", parameters.ROOT / f"params/{values['profile']}/{run}.yaml")
     yaml, usual = next((path for path in yamls if path.is_file()), None), {}

@@ -114,7 +114,7 @@ def _checked(profile: str, name: str, given: dict) -> Sweep:
     if likes != sorted(set(likes), key=lambda run: (notebook_of(run), likes.index(run))):
         raise ParameterError("runs: each once, in the order of their notebooks")
     points = _points(given, fixed)
-    names = {n for run in likes for names in parameters.names_of(run).values() for n in names}
+    names = {name for run in likes for name in parameters.names_of(run)}
     for each in (fixed, *points.values()):
         _all_known("parameter", each, names)
         if own := [key for key in each if key.rpartition(".")[2] in rules.OWN]:
@@ -129,8 +129,7 @@ def _all_known(what: str, given, known) -> None:
 
 
 def _points(given: dict, fixed: dict) -> dict[str, dict]:
-    """Every combination of a grid, single points, and each with each seed, by the parameters that
-    it gives: rank8-lora_scale0.5-seed1."""
+    """Grid and single points, each with each seed, by name: rank8-lora_scale0.5-seed1."""
     grid, seeds = given.get("grid", {}), given.get("seeds", [])
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
@@ -166,8 +165,7 @@ def _short(value: object) -> str:
 
 
 def write(sweep: Sweep, out: Path, compare: dict | None) -> None:
-    """The YAMLs of every point; in the sweep's own folder a list of all, and the YAML of the page
-    that compares them, with the parameters `compare` (None: there is no page)."""
+    """Write the YAMLs and the list of points, and the comparing page's YAML (None: no page)."""
     place = folder(out, sweep.name)
     # who a folder's parent is comes first: then all else in it under these names is the book's
     folders = (place, *(place / point for point in sweep.points))
@@ -222,8 +220,7 @@ def link(out: Path, reads: list[str]) -> None:
 
 
 def results(out: Path, sweeps: str) -> dict[str, Path]:
-    """The records of the finished points of some sweeps, names with spaces between: point → where;
-    of a point with several runs, each."""
+    """Point → record of the finished points of some sweeps; of several runs, point/run → record."""
     records = {}
     for name in sweeps.split():
         place, yamls = folder(parent(out) or out, name), parameters.ROOT / "params"

@@ -51,8 +51,7 @@ def si(value: float, unit: str = "") -> str:
 
 
 def describe(config: LlamaConfig) -> dict:
-    """What a shape costs: weights, how many are embedding, and bytes as Q4_0 throughout (18 a block
-    of 32 weights; norms stay float32)."""
+    """What a shape costs; Q4_0 throughout has 18 bytes a block of 32, norms are float32."""
     norms = config.dim * (2 * config.layers + 1)
     return asdict(config) | {
         "parameters": config.parameters,
