@@ -185,13 +185,11 @@ def damage(
 
 def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | None = None) -> dict:
     """Of a file or folder, or of `names` in it; `known` is believed where no size or time moved."""
-    if names is not None:
-        below = [path / name for name in names]
-    else:  # but for a model's card
+    if names is None:  # but for hidden ones, and a model's card
         below = sorted(machine.below(path)) if path.is_dir() else [path]
-        below = [f for f in below if not f.name.startswith(".")]
-        below = [f for f in below if f == path or f.name != "README.md"]
-    stats = {str(f.relative_to(path)): f.stat() for f in below if f.is_file()}
+        hidden = [f for f in below if f != path and (f.name[0] == "." or f.name == "README.md")]
+        names = [str(f.relative_to(path)) for f in below if f not in hidden]
+    stats = {name: (path / name).stat() for name in names if (path / name).is_file()}
     stats = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     if known and known["files"] == stats:
         return known

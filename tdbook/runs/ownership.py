@@ -13,12 +13,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 
-from tdbook.runs import choice, hashes, heartbeat, parameters
+from tdbook.runs import choice, hashes, heartbeat, notebooks, parameters
 from tdlib import files
 
 CLAIMS = ".claims"
@@ -43,7 +42,7 @@ def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
     if foreign := not_ours(out, run, [*writes], notebook):
         raise FileExistsError(refusal(out, foreign))
     before = files.whole(kept := out / CLAIMS / f"{run}.json", kind=list)
-    claimed = sorted({*(before or []), *writes, *losses(writes)})
+    claimed = sorted({*(before or []), *writes, *notebooks.losses(writes)})
     if claimed != before:
         files.write_whole(kept, json.dumps(claimed))
 
@@ -61,8 +60,8 @@ def not_ours(out: Path, run: str, writes: list[str], notebook: bool = False) -> 
         foreign += [str(path.relative_to(out)) for path in paths]
     made = hashes.makers(out)
     claims = [files.whole(path, kind=list) or [] for path in (out / CLAIMS).glob("*.json")]
-    ours = {*made, *losses(made)}.union(*claims)
-    others = [path for path in (*writes, *losses(writes)) if path not in ours]
+    ours = {*made, *notebooks.losses(made)}.union(*claims)
+    others = [path for path in (*writes, *notebooks.losses(writes)) if path not in ours]
     return foreign + [path for path in others if not files.free(out / path)]
 
 
@@ -86,12 +85,6 @@ def is_book(out: Path) -> bool:
     return (out / CLAIMS).is_dir() or (out / "points.json").is_file() or any(states)
 
 
-def losses(writes: Iterable[str]) -> list[str]:
-    """Where evaluations keep the losses of the models among these."""
-    names = [Path(path).name for path in writes if path.startswith(("models/", "adapters/"))]
-    return [f"scores/val/{name}.{kind}" for name in names for kind in ("npy", "npz")]
-
-
 def _lies_in(read: Path, written: Path) -> bool:
     """Whether what is read, or a file in it, lies at or below `written`; through links too."""
     paths = [read, *(read.iterdir() if read.is_dir() else ())] if os.path.lexists(written) else []
@@ -105,10 +98,10 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
     record = files.whole(out / f"results/{run}.json", "started", "models")
     record = record or {"started": "", "models": {}}
     outputs = [*(kept["outputs"] or hashes.outputs(out, run, values))]
-    scores = losses([*outputs, *(f"models/{name}" for name in record["models"])])
+    losses = notebooks.losses([*outputs, *(f"models/{name}" for name in record["models"])])
     names = [str(path.relative_to(out)) for path in named(out, run)]
     names = [name for name in names if not name.startswith(("state/", ".done/"))]
-    places = {name: name for name in (*names, *outputs, *scores)}
+    places = {name: name for name in (*names, *outputs, *losses)}
     # execute puts the finished notebook aside before papermill writes a new one
     aside, notebook = f".{run}.ipynb", f"{run}.ipynb"
     places[aside if (out / aside).exists() else notebook] = notebook

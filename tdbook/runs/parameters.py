@@ -26,8 +26,7 @@ from tdbook.runs.notebooks import TEACHER, notebook_of
 
 # paths in parameters are relative to it; the tests bring notebooks and params of their own
 ROOT = Path(os.environ.get("TDLIB_ROOT", Path(__file__).parents[2])).resolve()
-# parameters with a word of their own on the command line; those of GIVEN are 00's
-GIVEN = ("text", "tokens", "tokenizer", "teacher")
+GIVEN = ("text", "tokens", "tokenizer", "teacher")  # 00's, with words of their own, as have:
 WORDS = {"run": "ONLY", "profile": "PROFILE", "out": "OUT", "redo": "REDO"}
 
 
@@ -93,21 +92,18 @@ def settings_of(text: str, runs: Iterable[str]) -> dict[str, str]:
     except ValueError as error:
         raise ParameterError(f"SET={text}: {error}: close the quotes") from None
     known = dict.fromkeys(name for run in runs for name in names_of(run)) if words else {}
-    settings: dict[str, str] = {}
-    for name, sign, value in words:
+    names = [name for name, _, _ in words]
+    for name, sign, _ in words:
         place, _, key = name.rpartition(".")
-        fault = "is there twice: keep one" if name in settings else ""
-        if not sign:
-            fault = "must be name=value, as token_limit=200_000_000"
-        elif key in WORDS or (key in GIVEN and place[:2] in ("", "00")):
-            fault = f"is not for SET: give {WORDS.get(key, key.upper())}="
-        elif name not in known:
+        if not sign or names.count(name) > 1:
+            raise ParameterError(f"SET: {name} must be there once, as token_limit=200_000_000")
+        if key in WORDS or (key in GIVEN and place[:2] in ("", "00")):
+            word = WORDS.get(key, key.upper())
+            raise ParameterError(f"SET: {name} is not for SET: give {word}=")
+        if name not in known:
             remedy = nearest(name, known, "no run of the profile has it")
-            fault = f"is no parameter of these runs: {remedy}"
-        if fault:
-            raise ParameterError(f"SET: {name} {fault}")
-        settings[name] = value
-    return settings
+            raise ParameterError(f"SET: {name} is no parameter of these runs: {remedy}")
+    return {name: value for name, _, value in words}
 
 
 def in_words(settings: dict[str, str]) -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import yaml
 
-from tdbook.runs import parameters, rules
+from tdbook.runs import notebooks, parameters, rules
 from tdbook.runs.notebooks import COMPARISON, HARD_SET, SWEPT, notebook_of
 from tdbook.runs.parameters import ParameterError, nearest
 from tdlib import files
@@ -209,10 +209,8 @@ def link(out: Path, reads: list[str]) -> None:
     made = {path.stem: files.whole(path, "outputs") for path in (above / "hashes").glob("*.json")}
     makers = [run for run, kept in made.items() if kept and kept["outputs"].keys() & {*reads}]
     records = [f"{kind}/{run}.json" for run in makers for kind in ("hashes", "results")]
-    models = [Path(path).name for path in reads if path.startswith("models/")]
-    losses = [f"scores/val/{model}.{kind}" for model in models for kind in ("npy", "npz")]
     features = "scores/features.npz"  # a point that finds it of other tokens writes its own
-    for path in [*reads, *records, *losses, "cache", features]:
+    for path in [*reads, *records, *notebooks.losses(reads), "cache", features]:
         here = out / path
         if (above / path).exists() and not os.path.lexists(here):
             here.parent.mkdir(parents=True, exist_ok=True)
