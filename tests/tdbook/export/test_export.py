@@ -34,7 +34,7 @@ from tdbook.export import (
     shipping,
 )
 from tdbook.export.gguf_file import to_gguf
-from tdbook.runs.estimates import describe
+from tdbook.runs.units import describe
 from tdlib import data, hard_set, teacher
 from tdlib.files import MARK
 from tdlib.model import SHAPES, Llama, LlamaConfig
