@@ -1,7 +1,7 @@
 """Does the plan hold? Each claim of the plan against text that no choice has looked at.
 
 Differences of loss, nats per token, are read on the confirmation split (the validation split where
-there is none). claims.yaml has the claims and what they compare, analysis.claims the rules of a
+there is none). claims.yaml has the claims and what they compare, analysis.verdict the rules of a
 verdict. Legend: N windows, M of them fixed (told token by token), T tokens of each, V vocabulary.
 """
 
@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from tdbook.analysis import intervals, kept_and_lost, verdict
-from tdbook.analysis.claims import FAILS, HOLDS, PART, UNDECIDED, Effect, judge
-from tdbook.analysis.verdict import CLAIMS, Trial
-from tdbook.book import common, comparison, reality
+from tdbook.analysis.verdict import CLAIMS, FAILS, HOLDS, PART, UNDECIDED, Effect, Trial, judge
+from tdbook.book import common, comparison, selection
+from tdbook.book.comparison import COST, WORDS
 from tdbook.corpus import origins
 from tdbook.export import inference
 from tdbook.report import plots, tables
@@ -29,7 +29,6 @@ from tdlib import data, evaluate, lora
 from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 
-COST = ["made", "training, FLOP", "teacher, FLOP", "scoring, FLOP"]  # a table of their own
 Measured = tuple[list[Effect], list[str]]
 KINDS = next(row["kinds"] for row in CLAIMS["claims"] if row["key"] == "kept")
 
@@ -43,12 +42,9 @@ def split_of(tokens: data.Tokens) -> tuple[str, data.Windows]:
 def judged_on(tokens: data.Tokens) -> str:
     """Which text judges, and how much of it, in a sentence."""
     name, windows = split_of(tokens)
-    text = "the confirmation text, which no choice has looked at"
-    if name == "val":
-        text = "⚠ the validation text, on which choices were made: no other was put aside"
     documents = len(np.unique(origins.of(tokens, name)[0][windows.known_N]))
-    count = f"{int(windows.known_N.sum()):,} of {len(windows):,} windows have a target"
-    return f"Judged on {text}: {count}, of {documents:,} documents."
+    count = dict(known=int(windows.known_N.sum()), windows=len(windows), documents=documents)
+    return WORDS[name].format(**count)
 
 
 class Losses(dict):
@@ -78,10 +74,8 @@ class Losses(dict):
         adapter = name in self.folder.points and self.models[name].adapter
         place = f"{'adapters' if adapter else 'models'}/{model}"
         # the text too, and how much of it is told: a given teacher stays the same beside another
-        read = [
-            hashes.made_by_others(folder, "")[path]["sha256"]
-            for folder, path in ((out, place), (this.out, "tokens"))
-        ]
+        files = ((out, place), (this.out, "tokens"))
+        read = [hashes.made_by_others(where, "")[what]["sha256"] for where, what in files]
         fixed, whole = this.parameters["fixed_windows"], name in self.whole
         stem = re.sub(r"[^\w.+-]+", "_", name) + f"-{hashes.of([*read, fixed])[:8]}"
         path = this.path("scores", self.split, f"{stem}.{kind}")
@@ -103,26 +97,19 @@ def trial(this: Run, tokens: data.Tokens) -> Trial:
     swept = [models[name] for name, p in points.items() if p.sweep == this.parameters["recipe"]]
     last = {m.name for m in swept} - {m.base for m in swept}  # the others are what it was made from
     recipe = min((m for m in swept if m.name in last), key=lambda m: m.seeds, default=None)
-    return comparison.trial(
-        this,
-        losses,
-        origins.of(tokens, losses.split)[0],
-        models=models,
-        development={name: common.row_of(this, name)["loss"] for name in models},
-        mixed=frozenset(name for name, others in odd.items() if others),
-        recipe=recipe.name if recipe else "",
-    )
+    more = dict(models=models, recipe=recipe.name if recipe else "")
+    more["development"] = {name: common.row_of(this, name)["loss"] for name in models}
+    more["mixed"] = frozenset(name for name, others in odd.items() if others)
+    return comparison.trial(this, losses, origins.of(tokens, losses.split)[0], **more)
 
 
 def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[dict]:
     """The rows of claims.yaml, each with its verdict, why, effects, and notes in sentences."""
     claims = []
     for row in CLAIMS["claims"]:
-        listed = row.get("effects", ())
-        effects, notes = t.effects(listed), t.gaps(listed)
-        if measure := MEASURES.get(row["key"]):
-            more, said = measure(this, tokens, t)
-            effects, notes = effects + more, notes + said
+        listed, measure = row.get("effects", ()), MEASURES.get(row["key"])
+        more, said = measure(this, tokens, t) if measure else ([], [])
+        effects, notes = t.effects(listed) + more, t.gaps(listed) + said
         result, why = judge(effects, row.get("every", True))
         if row["key"] == "ship":
             result, why, notes = shipped(this)
@@ -136,36 +123,35 @@ def recipe(this: Run, tokens: data.Tokens, t: Trial) -> tuple[list[Effect], str]
     """The recipe against the plan's own route: the effects, and in words with both routes' cost."""
     effects = t.effects(CLAIMS["recipe"])
     if not effects:
-        none = "the sweep that `recipe` names has no point that is done"
-        return [], f"No recipe was run here: {none}."
-    (result, why), made = judge(effects[:1]), comparison.made(this, tokens)
-    how = {HOLDS: "**beats**", PART: "beats, with a reserve,", FAILS: "**loses to**"}
-    words = f"The recipe {how.get(result, 'is not clearly better than')} the plan's 50M + LoRA"
-    costs = []
+        return (
+            [],
+            "No recipe was run here: the sweep that `recipe` names has no point that is done.",
+        )
+    (result, why), made, costs = judge(effects[:1]), comparison.made(this, tokens), []
     for name in (t.recipe, t.first("best adapter on hard").name):
-        spent = [f"{key} {n}" for key, n in made[name].items() if key != "made"]
-        costs.append(f"{name}: {', '.join(spent)}")
-    return effects, f"{words}: {effects[0].words()} ({why}). Costs: {'; '.join(costs)}."
+        costs.append(f"{name}: {', '.join(f'{key} {made[name][key]}' for key in COST)}")
+    words = f"That the recipe beats the plan's 50M + LoRA: **{result}** ({why})"
+    return effects, f"{words}. {effects[0].words()}. Costs: {'; '.join(costs)}."
 
 
 def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
-    """Every model: what it is, seeds, tokens, loss on development and on the text that judges, its
-    difference from the base there, and what it cost."""
+    """Every model: its seeds, loss on development and on the text that judges, difference from the
+    base there; what it is, and what it cost."""
     rows = []
     for name, made in comparison.made(this, tokens).items():
-        model, loss, change = t.models[name], math.nan, "–"
-        if name in t.losses:  # no verdict needs the others
-            loss, change = known_mean(t.losses[name]), f"{t.change(name, t.base)}"
-        row = {"model": name, "made": made["made"], "seeds": " ".join(map(str, model.seeds))}
-        row |= {"training tokens": model.tokens, "development": t.development[name]}
-        row |= {"confirmation": loss, f"against {t.base}": "baseline" if name == t.base else change}
-        rows.append(row | {key: made[key] for key in COST[1:]})
+        *others, seed = t.models[name].seeds
+        row = {"model": name, "seed": seed, "base's seed": " ".join(map(str, others)) or "–"}
+        read = name in t.losses  # no verdict needs the others
+        row["development"] = t.development[name]
+        row["confirmation"] = known_mean(t.losses[name]) if read else math.nan
+        change = f"{t.change(name, t.base)}" if read else "–"
+        rows.append(row | {f"against {t.base}": "baseline" if name == t.base else change} | made)
     return pd.DataFrame(rows)
 
 
 def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     """What the recipe was chosen from: every student of the base's shape, seed and tokens, best on
-    development first, each against the recipe, or the best where none was run."""
+    development first, each against the one with the recipe's settings, or else the best."""
     tried = t.alike(t.models[t.base], set(TRIED))
     # a setting once, though two sweeps have it: the first
     models = {m.name: m.p for m in {m.settings: m for m in reversed(tried)}.values()}
@@ -173,14 +159,14 @@ def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     loss = {name: known_mean(loss_N) for name, loss_N in val.items()}
     order = sorted(loss, key=loss.get)
     # the recipe's own run may be longer than what it was chosen from
-    wanted = t.models[t.recipe or order[0]].p
-    same = (n for n in order if all(models[n][key] == wanted.get(key) for key in TRIED))
-    chosen, rows = next(same, order[0]), []
+    wanted = t.models[t.recipe].p if t.recipe else {}
+    same = [n for n in order if all(models[n][key] == wanted.get(key) for key in TRIED)]
+    chosen, word, rows = (same or order)[0], "the recipe" if same else "the best", []
     for name in order:
         row = {key: models[name][key] for key in TRIED} | {"development": round(loss[name], 4)}
         row["temperature"] = "–" if row["ce_weight"] == 1 else row["temperature"]
         change = intervals.change(val[name], val[chosen], document_N, t.resamples)
-        rows.append(row | {"against the recipe": "the recipe" if name == chosen else f"{change}"})
+        rows.append(row | {f"against {word}": word if name == chosen else f"{change}"})
     return pd.DataFrame(rows)
 
 
@@ -191,12 +177,13 @@ def show(this: Run, claim: dict) -> None:
     effects, result = claim["effects"], claim["verdict"]
     display(Markdown(f"## {claim['claim']}\n\n**Verdict: {result}** — {claim['why']}."))
     if effects:
-        figure = plots.effects([e.row for e in effects], f"{result}: {effects[0].words()}")
+        rows = [vars(e) | e.change._asdict() | {"over_seeds": e.over_seeds} for e in effects]
+        figure = plots.effects(rows, f"{result}: {effects[0].words()}")
         this.figure(claim["key"], figure, alt=f"{claim['claim']}: every effect")
     lines = [f"- {e.words()}{' (control)' * (e.role == 'control')}" for e in effects]
     lines += [f"- {note}" for note in claim["notes"]]
-    change = f"*What would change our mind at 300M:* {claim['change']}"
-    display(Markdown("\n".join([*lines, f"\n*Compared with* {claim['control']}. {change}"])))
+    change = "\n*Compared with* {control}. *What would change our mind at 300M:* {change}"
+    display(Markdown("\n".join([*lines, change.format(**claim)])))
 
 
 def in_short(claims: Sequence[dict], recipe: str) -> str:
@@ -252,7 +239,7 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     notes = [f"The hardest {share:.0%} hold {held:.0%} of all that {t.base} lost."]
     records = [record["remembered"] for record in common.folder_of(this).of(notebooks.HARD_SET)]
     found = [record["reality"] for record in records if "reality" in record]
-    return effects, notes + [reality.in_words(x, p["base"], p["teacher"]) for x in found]
+    return effects, notes + [selection.memory_in_words(x, p["base"], p["teacher"]) for x in found]
 
 
 def _beyond(t: Trial, what: str, seeds: Iterable[tuple], claimed: int, role="claim") -> Effect:
