@@ -199,11 +199,8 @@ def cuts(tokens: data.Tokens, found_N: np.ndarray) -> dict[str, tuple[list[str],
     return cuts
 
 
-def junk_table(
-    tokens: data.Tokens, junk_N: np.ndarray, difficulty_N: np.ndarray, hard_N: np.ndarray
-) -> pd.DataFrame:
-    """Each kind of junk: its windows, how many of them the choice would call hard were it not left
-    out (`hard_N`), and the text of the hardest."""
+def junk_table(tokens: data.Tokens, junk_N, difficulty_N, hard_N) -> pd.DataFrame:
+    """Each kind of junk: its windows, those that would be hard (`hard_N`), text of the hardest."""
     rows, t = [], tokens.context
     for flag, kind in JUNK.items():
         at, text = np.flatnonzero(junk_N & flag), "–"

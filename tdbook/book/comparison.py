@@ -7,7 +7,7 @@ import pandas as pd
 
 from tdbook.analysis import intervals, verdict
 from tdbook.analysis import kept_and_lost as buckets
-from tdbook.analysis.verdict import CLAIMS, Model, Trial
+from tdbook.analysis.verdict import CLAIMS, Effect, Model, Trial
 from tdbook.book import common
 from tdbook.corpus import origins
 from tdbook.export import inference
@@ -22,9 +22,6 @@ from tdlib.model import Llama
 WORDS = CLAIMS["words"]
 COST = ["training tokens", "training, FLOP", "teacher, FLOP", "scoring, FLOP"]
 ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial to mean something
-MAIN = "adapter on hard against adapter on random"  # what the plan stands or falls with
-NOTHING = "nothing: another seed of the base"
-PARTS = ("hard", "easy", "all")
 
 
 def models_of(this: Run) -> list[str]:
@@ -68,8 +65,7 @@ def difference(this: Run, one: str, other: str, tokens: data.Tokens) -> dict:
 
 
 def hard_windows(losses: Mapping, picked_by: str, teacher: str, share: float) -> np.ndarray:
-    """Which windows are hard, (N,) bool: the share of those that have a target on which `picked_by`
-    fell furthest behind."""
+    """Windows that `picked_by` is furthest behind on, a share of those with a target, (N,)."""
     difficulty_N = losses[picked_by] - losses[teacher]  # NaN, masked whole, is never hard
     return difficulty_N >= hard_set.choose(difficulty_N, hard_set.Rule(share=share)).threshold
 
@@ -98,8 +94,7 @@ def side_by_side(this: Run, names: list[str], tokens: data.Tokens) -> dict[str, 
 
 
 def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list[str]) -> tuple:
-    """By kind of token, on the fixed windows, rows of every model's loss; and of the change of the
-    `judged` against the base, with intervals."""
+    """By kind of token, on the fixed windows: all models' losses, and changes of the `judged`."""
     arrays, p = [np.load(this.path("scores", "val", f"{n}.npz")) for n in names], this.parameters
     losses = {name: array["token_loss_MT"] for name, array in zip(names, arrays, strict=True)}
     rows_M = arrays[0]["rows_M"]
@@ -117,7 +112,7 @@ def show_sweep(this: Run, sweep: str, t: Trial) -> str:
     for name, point in points.items():
         row = point.metrics | {"point": name, "varied": point.varied}
         row |= {"parameters": point.record["parameters"], "minutes": point.record["seconds"] / 60}
-        rows.append(row | {part: t.change(name, t.base, part) for part in PARTS})
+        rows.append(row | {part: t.change(name, t.base, part) for part in t.parts})
     this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
     names = {name for row in rows for name in row["varied"]}
     hints = {name: hint for name in names if (hint := rules.plan(notebook, name))}
@@ -167,47 +162,48 @@ def _cost(folder: Folder, model: Model, models: dict, tokens: data.Tokens) -> np
     return own + (_cost(folder, models[before], models, tokens) if before in models else 0)
 
 
-# the verdict of 04: what claims.yaml lists of two claims, each of hard, easy and all text
+# the verdict of 04: two claims, judged on validation text
 
 
-def _listed(key: str) -> dict[str, dict]:
-    """Question ("adapter on hard against its base") → row of claims.yaml; in 04 the folder's own
-    model stands for the best."""
-    rows = next(claim["effects"] for claim in CLAIMS["claims"] if claim["key"] == key)
-    rows = [(next(iter(row.values())), row) for row in rows if not row.keys() & {"part", "text"}]
-    return {words.replace("best ", "").replace("−", "against"): row for words, row in rows}
-
-
-def comparisons(t: Trial) -> dict[str, tuple[Model, Model]]:
-    """Question → the two models, of all that is there."""
-    rows = _listed("distilled") | _listed("adapter")
-    pairs = {question: pair for question, row in rows.items() for _, _, *pair in t.pairs([row])}
+def effects(t: Trial) -> dict[str, list[Effect]]:
+    """The effects of two claims, and one of nothing: another seed of the base."""
     base, *seeds = t.seeds_of(t.models[t.base])
-    seeds = [model for model in seeds if model.own] or seeds
-    return pairs | ({NOTHING: (seeds[0], base)} if seeds else {})
+    other = ([model for model in seeds if model.own] or seeds)[:1]
+    effects = {key: t.effects(CLAIMS["claims"][key]["effects"]) for key in ("distilled", "adapter")}
+    return effects | {"nothing": [t.effect(model, base, "part") for model in other]}
 
 
-def verdict_table(t: Trial) -> pd.DataFrame:
-    """The comparisons: changes of loss with their intervals, and over seeds."""
-    rows, how = [], {-1: "better", 0: "not clearly apart", 1: "worse"}
-    for question, (one, other) in comparisons(t).items():
-        effects = {part: t.effect(one, other, part=part) for part in PARTS}
-        row = {"question": question, "model": one.name, "against": other.name + _also(one, other)}
-        for part, effect in effects.items():
-            row[f"{part} text"] = f"{how[effect.change.clear]}, {effect.change}"
-        rows.append(row | {"seeds, hard text": effects["hard"].spread})
-    return pd.DataFrame(rows)
+def verdict_table(effects: Mapping[str, list[Effect]]) -> pd.DataFrame:
+    """The effects in words, with their intervals over documents and over seeds."""
+    pairs = ((key, e) for key, listed in effects.items() for e in listed)
+    rows = [(key, e.what, f"{e.change}", e.spread) for key, e in pairs]
+    return pd.DataFrame(rows, columns=["claim", "difference", "of loss", "seeds"])
 
 
 def limits(t: Trial) -> list[str]:
     """What limits the comparison, most important first, and how much of the gap is closed."""
-    rows = _listed("adapter")
-    pairs = [q.split(" against ") for q, row in rows.items() if row.get("needed", True)]
-    roles = dict.fromkeys(role for pair in pairs for role in pair)
-    missing = ", ".join(role for role in roles if not t.first(role))
-    lines = warnings(t) + t.gaps(rows.values())
+    rows = [row for row in CLAIMS["claims"]["adapter"]["effects"] if row.get("needed", True)]
+    pairs = [next(iter(row.values())).replace("best ", "").split(" − ") for row in rows]
+    models = {role: t.first(role) for pair in pairs for role in pair}
+    missing = ", ".join(role for role, model in models.items() if not model)
+    lines = warnings(t) + t.gaps(rows)
     lines += [f"Not run, so not compared: {missing}."] * bool(missing)
-    return lines + [WORDS["chance"].format(t=t)] * (NOTHING not in comparisons(t))
+    adapter = models["adapter on hard"]
+    lines += [_unlike(adapter, m) for m in models.values() if adapter and m and m.base]
+    chance = [] if effects(t)["nothing"] else [WORDS["chance"].format(t=t)]
+    return [*filter(None, lines), *chance]
+
+
+def _unlike(one: Model, other: Model) -> str:
+    """What two models of 03 differ in besides the windows and what trains, in a sentence."""
+    names = (*rules.ADAPTERS, *rules.REPLAYS) if one.adapter == other.adapter else rules.REPLAYS
+    values = [[name, *(m.p.get(name) for m in (one, other))] for name in names]
+    # null is what 02's choice, or the run that made the base, has
+    odd = [
+        ["inherited" if v is None else f"{v}" for v in row] for row in values if row[1] != row[2]
+    ]
+    words = ", ".join(f"{name} {a} against {b}" for name, a, b in odd)
+    return f"{one.name} and {other.name} differ in more: {words}." if odd else ""
 
 
 def warnings(t: Trial) -> list[str]:
@@ -224,20 +220,10 @@ def warnings(t: Trial) -> list[str]:
 
 
 def headline(t: Trial) -> str:
-    """The comparison that decides the plan's claim, or the first there is, after what warns."""
+    """The verdict on the adapter, and what decides it: hard windows against random ones."""
     lines = [line.replace("**", "") for line in warnings(t) if line.startswith("**⚠")]
-    rows = verdict_table(t).to_dict("records")
-    rows = [row for row in rows if row["question"] == MAIN] or rows[:1]
-    return " ".join(lines + [WORDS["headline"].format(**row) for row in rows])
-
-
-def _also(one: Model, other: Model) -> str:
-    """What two models of 03 differ in besides the windows and what trains."""
-    names = (*rules.ADAPTERS, *rules.REPLAYS) if one.adapter == other.adapter else rules.REPLAYS
-    values = [[name, *(m.p.get(name) for m in (one, other))] for name in names]
-    # null is what 02's choice, or the run that made the base, has
-    odd = [
-        ["inherited" if v is None else f"{v}" for v in row] for row in values if row[1] != row[2]
-    ]
-    words = ", ".join(f"{name} {a} against {b}" for name, a, b in odd)
-    return f" ({words})" if odd and one.base and other.base else ""
+    listed, claim = effects(t), CLAIMS["claims"]["adapter"]
+    result, why = verdict.judge(listed["adapter"])
+    shown = [e for e in listed["adapter"] if "adapter on random" in e.what] or listed["adapter"]
+    lines.append(f"{claim['claim']}: {result} ({why.partition('; ')[0]}).")
+    return " ".join([*lines, *(f"{e.words()}." for e in shown)])

@@ -30,7 +30,7 @@ from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 
 Measured = tuple[list[Effect], list[str]]
-KINDS = next(row["kinds"] for row in CLAIMS["claims"] if row["key"] == "kept")
+KINDS = CLAIMS["claims"]["kept"]["kinds"]
 
 
 def split_of(tokens: data.Tokens) -> tuple[str, data.Windows]:
@@ -80,8 +80,8 @@ class Losses(dict):
         stem = re.sub(r"[^\w.+-]+", "_", name) + f"-{hashes.of([*read, fixed])[:8]}"
         path = this.path("scores", self.split, f"{stem}.{kind}")
         if not path.exists():
-            base = out / "models" / self.models[name].p["base"] if adapter else out / place
-            net = Llama.load(base, this.device)
+            base = f"models/{self.models[name].p['base']}" if adapter else place
+            net = Llama.load(out / base, this.device)
             net = lora.load(net, out / place) if adapter else net
             how = dict(fixed=fixed if whole else 1, device=this.device)
             evaluate.evaluate(net.eval(), self.windows, **how).save(path.parent, stem, whole)
@@ -106,16 +106,16 @@ def trial(this: Run, tokens: data.Tokens) -> Trial:
 def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[dict]:
     """The rows of claims.yaml, each with its verdict, why, effects, and notes in sentences."""
     claims = []
-    for row in CLAIMS["claims"]:
-        listed, measure = row.get("effects", ()), MEASURES.get(row["key"])
+    for key, row in CLAIMS["claims"].items():
+        listed, measure = row.get("effects", ()), MEASURES.get(key)
         more, said = measure(this, tokens, t) if measure else ([], [])
         effects, notes = t.effects(listed) + more, t.gaps(listed) + said
         result, why = judge(effects, row.get("every", True))
-        if row["key"] == "ship":
+        if key == "ship":
             result, why, notes = shipped(this)
         if "undecidable" in row:
             result, why = UNDECIDED, row["undecidable"]
-        claims.append(row | dict(verdict=result, why=why, effects=effects, notes=notes))
+        claims.append(row | dict(key=key, verdict=result, why=why, effects=effects, notes=notes))
     return claims
 
 
@@ -135,8 +135,7 @@ def recipe(this: Run, tokens: data.Tokens, t: Trial) -> tuple[list[Effect], str]
 
 
 def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
-    """Every model: its seeds, loss on development and on the text that judges, difference from the
-    base there; what it is, and what it cost."""
+    """Every model: seeds, losses, difference from the base on the text that judges, and cost."""
     rows = []
     for name, made in comparison.made(this, tokens).items():
         *others, seed = t.models[name].seeds
@@ -205,26 +204,22 @@ def loss_settings(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     others = [m for m in order if m not in ours]
     if not ours or not others:
         return [], []
-    one, other = ours[0], others[0]
-    return [t.effect(one, other)], [
-        f"Of {len(order)} settings the best on development is {order[0].label}; of the plan's, "
-        f"{one.name} ({t.development[one.name]:.3f}); of the others ce_weight "
-        f"{other.p['ce_weight']:g}, T {other.p['temperature']:g} ({t.development[other.name]:.3f})."
-    ]
+    one, other = (f"{m.name} ({t.development[m.name]:.3f})" for m in (ours[0], others[0]))
+    note = f"Of {len(order)} settings the best on development is {order[0].label}; of the plan's, "
+    how = "ce_weight {ce_weight:g}, T {temperature:g}".format(**others[0].p)
+    return [t.effect(ours[0], others[0])], [f"{note}{one}; of the others {other}, {how}."]
 
 
 def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
-    """What the hardest windows, as each seed of the base picks them, hold against the rest: rare
-    tokens, pairs never seen, other scripts."""
+    """Do the hardest windows, as each seed of the base picks them, hold more of what is rare?"""
     _, windows = split_of(tokens)
     p, share, rows = this.parameters, this.parameters["hard_share"], np.arange(len(windows))
     ids_NT, y_NT = (x.numpy() for x in replace(windows, mask=None).batch(rows))
     count_V = kept_and_lost.frequency(tokens.train, tokens.vocab_size)
     order = np.argsort(count_V, kind="stable")
-    rare_V = np.zeros(len(count_V), bool)
-    rare_V[order[np.cumsum(count_V[order]) <= 0.05 * count_V.sum()]] = True
+    rare = order[np.cumsum(count_V[order]) <= 0.05 * count_V.sum()]
     pairs_NT = kept_and_lost.pair_frequency(tokens.train, ids_NT, y_NT)
-    kinds = {"rare tokens": rare_V[y_NT], "pairs never seen": pairs_NT == 0}
+    kinds = {"rare tokens": np.isin(y_NT, rare), "pairs never seen": pairs_NT == 0}
     if tokens.tokenizer:
         kinds["tokens not in Telugu"] = kept_and_lost.scripts(tokens, windows, rows) != 0
     seeds = t.seeds_of(t.models[t.base])
@@ -237,9 +232,10 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     lag_N = np.fmax(t.losses[t.base] - t.losses[t.teacher], 0)
     held = lag_N[hard[0]].sum() / (lag_N.sum() or 1)
     notes = [f"The hardest {share:.0%} hold {held:.0%} of all that {t.base} lost."]
-    records = [record["remembered"] for record in common.folder_of(this).of(notebooks.HARD_SET)]
-    found = [record["reality"] for record in records if "reality" in record]
-    return effects, notes + [selection.memory_in_words(x, p["base"], p["teacher"]) for x in found]
+    for record in common.folder_of(this).of(notebooks.HARD_SET):
+        if found := record["remembered"].get("reality"):
+            notes.append(selection.memory_in_words(found, p["base"], p["teacher"]))
+    return effects, notes
 
 
 def _beyond(t: Trial, what: str, seeds: Iterable[tuple], claimed: int, role="claim") -> Effect:
@@ -259,10 +255,8 @@ def kept(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     for cut, bucket, claimed in KINDS:
         names, at_MT = labels.get(cut, ([], None))
         in_MT = at_MT == names.index(bucket) if bucket in names else np.zeros(1, bool)
-        if in_MT.sum() < tables.FEW:
-            continue
         for name, role in ((t.base, "claim"), (t.scratch, "part")):
-            if name in loss_MT:
+            if name in loss_MT and in_MT.sum() >= tables.FEW:
                 seeds = [m.name for m in t.seeds_of(t.models[name]) if m.name in loss_MT]
                 lags = [loss_MT[seed] - loss_MT[t.teacher] for seed in seeds]
                 each = [(lag_MT.ravel(), in_MT.ravel(), document_MT.ravel()) for lag_MT in lags]
@@ -294,16 +288,15 @@ def merges(this: Run) -> list[tuple[str, bool]]:
     path, checks = this.out / f"tables/{notebooks.COMPARISON}-merged.csv", []
     for row in pd.read_csv(path, dtype=str).to_dict("records") if path.exists() else []:
         apart, most = (float(row[k]) for k in ("largest logit difference", "of logits up to"))
-        weights, base = row["weights"], row["weights of the base"]
         what = f"{row['adapter']} merged: logits up to {most:g} apart by {apart:.1e}, "
-        what += f"{weights} weights, its base {base}"
-        checks.append((what, weights == base and apart <= 1e-4 * most))
+        what += f"{row['weights']} weights, its base {row['weights of the base']}"
+        same = row["weights"] == row["weights of the base"]
+        checks.append((what, same and apart <= 1e-4 * most))
     return checks
 
 
 def speeds(shape: str, timed: dict) -> list[tuple[str, bool]]:
-    """Of a shape's ways of writing, the quickest of each of the plan's phases, and the 4-bit file:
-    is the plan's lower number reached?"""
+    """Whether the quickest way of each phase of the plan, and the 4-bit file, reach its number."""
     checks = []
     for phase in dict.fromkeys(inference.PHASES.values()):
         rows = [row for row in timed["rows"] if inference.PHASES.get(row["way"]) == phase]

@@ -34,9 +34,7 @@ FORMS = {  # of the table: key of a row → column and form
 }
 
 
-def score(
-    path: Path, net: Llama, teacher, windows: data.Windows, device: str, progress, limit: int = 0
-) -> dict:
+def score(path: Path, net: Llama, teacher, windows, device: str, progress, limit=0) -> dict:
     """Scores the training windows with both models into `path`: all, or, spread evenly, those of
     some `limit` tokens. Returns how many there are, what share was scored, and what was found."""
     count = min(limit // windows.context or len(windows), len(windows))
@@ -67,11 +65,8 @@ def coloured_texts(net: Llama, teacher: Llama, tokens: data.Tokens, device) -> C
     return text_of
 
 
-def reality(
-    this: Run, tokens: data.Tokens, scores: hard_set.Scores, found_N: np.ndarray, hard_N: np.ndarray
-) -> dict:
-    """Each judge calls as many windows hard as `hard_N` are; junk (in `found_N`, features) that was
-    left out counts nowhere."""
+def reality(this: Run, tokens: data.Tokens, scores: hard_set.Scores, found_N, hard_N) -> dict:
+    """Each judge calls as many windows hard as `hard_N`; junk that was left out counts nowhere."""
     p, unseen, judges = this.parameters, this.parameters["unseen_teacher"], {}
     compare = [name for name in dict.fromkeys(p["compare"].split()) if name != unseen]
     own_N = np.where((found_N["junk"] > 0) & p["leave_out_junk"], np.nan, scores.difficulty_N)
@@ -124,8 +119,7 @@ def _fold_without(this: Run, name: str) -> str:
 
 
 def agreement(one_N: np.ndarray, other_N: np.ndarray, share: float) -> dict:
-    """Of windows that both know: how far their hardest shares are the same, what chance would give,
-    and the rank correlation (Spearman)."""
+    """Of windows that both know: how far their hardest shares are the same, and their ranks."""
     from scipy.stats import spearmanr  # takes a second to import
 
     known_N = np.isfinite(one_N) & np.isfinite(other_N)

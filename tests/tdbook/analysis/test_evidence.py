@@ -232,7 +232,7 @@ def test_every_claim_has_a_verdict_and_every_model_its_cost(opened):
     this, tokens = opened()
     t = evidence.trial(this, tokens)
     judged = {claim["key"]: claim for claim in evidence.judged(this, tokens, t)}
-    assert [*judged] == [row["key"] for row in CLAIMS["claims"]] and len(judged) == 9
+    assert [*judged] == [*CLAIMS["claims"]] and len(judged) == 9
     assert judged["rank"]["verdict"] == UNDECIDED  # named before any run
     (effect,) = [e for e in judged["distilled"]["effects"] if e.role == "claim"]
     apart = t.losses["50m"].mean() - t.losses["50m-scratch"].mean()
