@@ -20,7 +20,8 @@ from tdlib import data, evaluate, generate, hard_set
 from tdlib.model import Llama
 
 WORDS = CLAIMS["words"]
-COST = ["training tokens", "training, FLOP", "teacher, FLOP", "scoring, FLOP"]
+FLOP = dict.fromkeys(["training, FLOP", "teacher, FLOP", "scoring, FLOP"], ".2g")
+COST = {"training tokens": ",.0f"} | FLOP  # column → form
 ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial to mean something
 
 
@@ -138,10 +139,9 @@ def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
         replays = model.base and model.p["windows"] in ("hard", "easiest")
         readers = (model.base, model.p["teacher"]) if replays else ()
         scoring = scored * sum(workload.forward_flop(folder.shape(n), context) for n in readers)
-        trained, *flop = _cost(folder, model, models, tokens)
-        numbers = f"{trained:,.0f}", *(f"{n:.2g}" for n in (*flop, scoring))
-        written = [number if float(number.replace(",", "")) else "–" for number in numbers]
-        rows[name] = {"made": model.kind} | dict(zip(COST, written, strict=True))
+        cost = zip(COST.items(), (*_cost(folder, model, models, tokens), scoring), strict=True)
+        written = {name: format(n, form) if n else "–" for (name, form), n in cost}
+        rows[name] = {"made": model.kind} | written
     return rows
 
 
@@ -188,22 +188,19 @@ def limits(t: Trial) -> list[str]:
     missing = ", ".join(role for role, model in models.items() if not model)
     lines = warnings(t) + t.gaps(rows)
     lines += [f"Not run, so not compared: {missing}."] * bool(missing)
-    adapter = models["adapter on hard"]
-    lines += [_unlike(adapter, m) for m in models.values() if adapter and m and m.base]
-    chance = [] if effects(t)["nothing"] else [WORDS["chance"].format(t=t)]
-    return [*filter(None, lines), *chance]
+    if adapter := models["adapter on hard"]:
+        lines += [_unlike(adapter, model) for model in models.values() if model and model.base]
+    chance = "" if effects(t)["nothing"] else WORDS["chance"].format(t=t)
+    return [line for line in (*lines, chance) if line]
 
 
 def _unlike(one: Model, other: Model) -> str:
     """What two models of 03 differ in besides the windows and what trains, in a sentence."""
     names = (*rules.ADAPTERS, *rules.REPLAYS) if one.adapter == other.adapter else rules.REPLAYS
-    values = [[name, *(m.p.get(name) for m in (one, other))] for name in names]
-    # null is what 02's choice, or the run that made the base, has
-    odd = [
-        ["inherited" if v is None else f"{v}" for v in row] for row in values if row[1] != row[2]
-    ]
-    words = ", ".join(f"{name} {a} against {b}" for name, a, b in odd)
-    return f"{one.name} and {other.name} differ in more: {words}." if odd else ""
+    values = {name: (one.p.get(name), other.p.get(name)) for name in names}
+    words = ", ".join(f"{n} {a} against {b}" for n, (a, b) in values.items() if a != b)
+    words = words.replace("None", "inherited")  # from 02's choice, or the run that made the base
+    return f"{one.name} and {other.name} differ in more: {words}." if words else ""
 
 
 def warnings(t: Trial) -> list[str]:

@@ -7,6 +7,7 @@ verdict. Legend: N windows, M of them fixed (told token by token), T tokens of e
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -187,9 +188,8 @@ def show(this: Run, claim: dict) -> None:
 
 def in_short(claims: Sequence[dict], recipe: str) -> str:
     """The page in one sentence."""
-    verdicts = [claim["verdict"] for claim in claims]
-    order = [v for v in (HOLDS, PART, FAILS, UNDECIDED) if v in verdicts]
-    counts = ", ".join(f"{verdicts.count(v)} × {v}" for v in order)
+    verdicts = Counter(claim["verdict"] for claim in claims).most_common()
+    counts = ", ".join(f"{count} × {verdict}" for verdict, count in verdicts)
     return f"{len(claims)} claims: {counts}. {recipe.partition(' Costs:')[0].replace('**', '')}"
 
 

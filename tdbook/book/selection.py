@@ -77,7 +77,12 @@ def reality(this: Run, tokens: data.Tokens, scores: hard_set.Scores, found_N, ha
     if found_N["characters"].any():
         judges["shortness of the text"] = -found_N["characters"].astype(np.float32)
     if unseen:
-        unseen_N = _loss_of(this, unseen, tokens, scores, _fold_without(this, unseen))
+        parameters = [record["parameters"] for record in common.folder_of(this).makers(unseen)]
+        fold = next((p["left_out"] for p in parameters if p.get("left_out")), "")
+        if not fold:
+            fault = f"unseen_teacher = {unseen!r} was trained on all of the text"
+            raise ValueError(f'{fault}: make it by 01 with left_out: "1/10", or give ""')
+        unseen_N = _loss_of(this, unseen, tokens, scores, fold)
         judges[f"a teacher that never read them, {unseen}"] = scores.student_loss_N - unseen_N
     rows = [{"with": name} | agreement(own_N, x_N, share) for name, x_N in judges.items()]
     for row in rows[: len(compare)]:
@@ -107,15 +112,6 @@ def _loss_of(this: Run, name: str, tokens: data.Tokens, scores: hard_set.Scores,
 
     this.once(f"scored {name}", score)
     return hard_set.load_scores(path).student_loss_N
-
-
-def _fold_without(this: Run, name: str) -> str:
-    """The fold of documents that a model was trained without."""
-    for record in common.folder_of(this).makers(name):
-        if fold := record["parameters"].get("left_out"):
-            return fold
-    fault = f"unseen_teacher = {name!r} was trained on all of the text"
-    raise ValueError(f'{fault}: make it by 01 with left_out: "1/10", or give ""')
 
 
 def agreement(one_N: np.ndarray, other_N: np.ndarray, share: float) -> dict:
@@ -179,10 +175,12 @@ def memory_in_words(result: dict, base: str, teacher: str) -> str:
     if not gaps:
         return ""
     lead, change = result["mean"], gaps["difficulty"]
+    costs = (
+        f"cost the teacher {gaps[teacher]} nats more than the training windows it has read, and "
+    )
+    costs += f"{base} {gaps[base]}. So on unread text difficulty goes from {lead:+.3f} to "
     text = (
-        f"Validation windows of the same sources cost the teacher {gaps[teacher]} nats more "
-        f"than the training windows it has read, and {base} {gaps[base]}. So on unread text "
-        f"difficulty goes from {lead:+.3f} to {lead + change.value:+.3f} nats: {change}."
+        f"Validation windows of the same sources {costs}{lead + change.value:+.3f} nats: {change}."
     )
     if 0 < -change.value < lead:
         text += f" {-change.value / lead:.0%} of it is memory of the training text."
