@@ -67,15 +67,6 @@ def test_a_mask_beside_the_ids_hides_targets_and_no_input(upstream):
     assert torch.equal(targets_BT, torch.where(shown_BT, plain[1], -100))
 
 
-def test_uint16_files_hold_the_same_windows_and_another_context_may_be_asked_for(tmp_path):
-    train, val = np.arange(5000) * 13 % 40_000, np.arange(100)
-    wide = open_ids(raw(tmp_path / "w", train, val, vocab_size=65_536))
-    narrow = open_ids(raw(tmp_path / "n", train, val, "uint16", vocab_size=65_536))
-    assert narrow.train.ids.dtype.itemsize == 2
-    assert all(map(torch.equal, wide.train.batch(range(300)), narrow.train.batch(range(300))))
-    assert wide.context == T and len(open_ids(wide.folder, 33).train) == 4999 // 33
-
-
 def memory(which: str) -> int:
     """Bytes of this process, mapped files among them: VmRSS now, VmHWM at its highest."""
     status = Path("/proc/self/status").read_text()
@@ -88,9 +79,9 @@ def test_four_gigabytes_are_opened_and_read_without_being_in_memory(tmp_path):
         f.truncate(2**32)  # a sparse file: it takes no room on the disk
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
     before = memory("VmRSS")
-    tokens = open_ids(folder)
-    tokens.train.batch([0, 2**20, len(tokens.train) - 1])
-    assert len(tokens.train) == (2**30 - 1) // T
+    train = open_ids(folder, 33).train
+    train.batch([0, 2**20, len(train) - 1])
+    assert len(train) == (2**30 - 1) // 33  # another context may be asked for
     # 64 blocks of 256 KiB are looked at, in turn; a whole read would be 4096 MiB
     assert memory("VmHWM") - before < 32 * 2**20
 
@@ -122,7 +113,15 @@ def test_documents_tsv_of_other_tokens_is_told(upstream, why):
         origins.of(open_ids(upstream), "train")
 
 
-def test_weights_of_another_length_are_told(upstream, tmp_path):
-    (tmp_path / "w").write_bytes(b"1" * 999)
+def test_weights_beside_the_ids_are_a_file_of_as_many_bytes_that_can_be_filled(upstream, tmp_path):
+    path, tokens = tmp_path / "weights.bin", open_ids(upstream)
+    new = data.weighted(tokens, path, new=True)
+    assert path.read_bytes() == bytes(1000)
+    new.train.weights[5] = 2
+    new.train.weights.flush()
+    back = data.weighted(tokens, path)
+    assert back.train.weights.sum() == back.train.weights[5] == 2 and back.val.weights is None
+    assert back.train.weights_of([0]).tolist() == [[0.0] * 4 + [2.0] + [0.0] * (T - 5)]
+    path.write_bytes(b"1" * 999)
     with pytest.raises(ValueError, match="has 999 bytes, it must have one for each of the 1,000 t"):
-        data.weighted(open_ids(upstream), tmp_path / "w")
+        data.weighted(tokens, path)

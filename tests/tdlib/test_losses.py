@@ -267,7 +267,7 @@ def test_what_fits_no_loss_is_refused(change, options, words):
 
 @pytest.mark.parametrize("kind", ["dense", "sampled"])
 def test_the_core_is_compiled_once_for_all_shapes_and_gives_the_eager_numbers(kind, monkeypatch):
-    """With the arrays that it overwrites. The backend makes no machine code: that is torch's own."""
+    """By a backend that makes no machine code of the graph: that part is torch's own."""
     backend = dict(backend="aot_eager_decomp_partition")
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, **backend))
     torch._dynamo.reset()
