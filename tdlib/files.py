@@ -206,9 +206,8 @@ def _no_room(path: Path, error: BaseException) -> str:
         fault = f"{free:,.1f} MiB are free, more is needed"
     else:
         return ""
-    return (
-        f"no room for {path}: {fault}; make room, or give a run folder on another disk (out, OUT=)"
-    )
+    remedy = "make room, or give a run folder on another disk (out, OUT=)"
+    return f"no room for {path}: {fault}; {remedy}"
 
 
 def remove(path: Path) -> None:

@@ -53,7 +53,6 @@ def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> L
     if not path.exists():
         raise FileNotFoundError(f"teacher {path} is not there: give a Llama folder or a .pt file")
     model = Llama.load(path) if path.is_dir() else _upstream(path)
-    _tell_generation(path / "generation_config.json", model.config.eos_id)
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"{path}: {name} holds NaN or infinity: give an earlier checkpoint")
@@ -68,18 +67,6 @@ def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> L
         rows = f"the last {cut:,} rows of its embedding are zeros, padding"
         warnings.warn(f"{path}: {rows}: cut to a vocabulary of {size:,}", stacklevel=2)
     return model.to(device).eval().requires_grad_(False)
-
-
-def _tell_generation(path: Path, eos: int) -> None:
-    """Warn of what a folder asks for when texts are written, and the book does not do."""
-    try:
-        asked = shapes.read_json(path) if path.is_file() else {}
-        asked |= {"eos_token_id": eos} if asked.get("eos_token_id") == [eos] else {}
-        odd = list(shapes.odd_options(asked, "generation", eos_token_id=eos))
-    except (ValueError, OSError) as error:
-        odd = [f"it cannot be read ({error})"]
-    if asks := "; ".join(odd):
-        warnings.warn(f"{path}: {asks}: texts are written here without that", stacklevel=3)
 
 
 def keep_rows(model: Llama, size: int) -> None:
@@ -159,9 +146,6 @@ def _converted(path: Path, state: dict[str, Tensor], shape: dict) -> Llama:
     theirs = {x: ".".join(UPSTREAM.get(part, part) for part in x.split(".")) for x in expected}
     derived = {"freqs_cis"} | ({"lm_head.weight"} - expected.keys())  # made here; tied
     state = {name: tensor for name, tensor in state.items() if name not in derived}
-    claim, size = sum(x.numel() * x.element_size() for x in state.values()), path.stat().st_size
-    if claim > size:  # no room is made for it
-        raise ValueError(f"its weights claim {claim:,} bytes, the file has {size:,}")
     wanted = {}
     for ours, (rows, *width) in expected.items():
         wanted[theirs[ours]] = (3 * rows if ours.split(".")[-2] in FUSED else rows, *width)

@@ -90,7 +90,7 @@ def batch_loss(
     how |= {"weights_N": None if weights_BT is None else weights_BT.flatten()}
     how |= {"ce_weight": recipe.ce_weight, "temperature": recipe.temperature}
     hidden_ND = student.hidden(ids_BT).flatten(0, 1)
-    return targets.loss(hidden_ND, student.head, targets_BT.flatten(), **how)
+    return losses.distillation_loss(hidden_ND, student.head, targets_BT.flatten(), **how)
 
 
 def fit(

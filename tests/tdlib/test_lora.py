@@ -126,8 +126,7 @@ def test_an_option_of_peft_is_understood_or_refused_by_its_name(change, pefts, t
     "change",
     [dict(lora_dropout=0.1), dict(fan_in_fan_out=True), dict(inference_mode=False),
      dict(init_lora_weights="gaussian"), dict(revision="main"), dict(an_option_of_2027=False),
-     dict(target_modules=r".*\.(q|v)_proj"), dict(target_modules=None),
-     dict(exclude_modules=["lm_head", "k_proj"])],
+     dict(target_modules=None)],
     ids=str,
 )  # fmt: skip
 @torch.no_grad()
@@ -139,14 +138,15 @@ def test_an_option_of_peft_that_changes_nothing_is_read_as_peft_does(change, bas
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-@pytest.mark.parametrize("share", [0, 0.999])
-def test_a_cut_adapter_is_named(name, share, tmp_path):
-    lora.save(adapted(), tmp_path / "adapter")
-    path, model = tmp_path / "adapter" / name, tiny()
-    os.truncate(path, int(share * path.stat().st_size))
-    with refused(path, "copy it again"):
-        lora.load(model, tmp_path / "adapter")
-    assert not lora.adapters(model)
+def test_a_cut_adapter_is_named(name, tmp_path):
+    model = tiny()
+    for share in (0.999, 0):
+        lora.save(adapted(), tmp_path / str(share))
+        path = tmp_path / str(share) / name
+        os.truncate(path, int(share * path.stat().st_size))
+        with refused(path, "copy it again"):
+            lora.load(model, path.parent)
+        assert not lora.adapters(model)
 
 
 def test_adapters_of_the_50m_have_the_sizes_of_the_plan():
@@ -212,13 +212,12 @@ def test_merging_is_exact_to_1e_5_in_logits_and_adds_scale_times_b_a(tmp_path):
 
 @torch.no_grad()
 def test_saved_adapters_are_the_same_bytes_and_load_on_their_base_to_the_same_bits(base, tmp_path):
-    model, ids, content = adapted(), some_ids(), set()
+    model, content = adapted(), set()
     for _ in range(12):
         lora.save(model, tmp_path / "adapter")
         content.add((tmp_path / "adapter/adapter_model.safetensors").read_bytes())
-    assert len(content) == 1
     again = lora.load(Llama.load(base), tmp_path / "adapter")
-    assert torch.equal(again(ids), model(ids))
+    assert len(content) == 1 and torch.equal(again(some_ids()), model(some_ids()))
     trained = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (again, model)]
     assert trained[0] == trained[1]
 
