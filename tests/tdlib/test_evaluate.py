@@ -129,13 +129,12 @@ def test_a_window_without_a_target_is_in_no_number(models, rows, fixed):
 
 
 def test_where_all_fixed_windows_are_masked_others_stand_for_them(models):
-    windows = some_windows()
+    windows, one = some_windows(), masked(some_windows(), range(30))
     hidden = masked(windows, set(range(30)) - {8, 13, 21})
     assert evaluate.fixed_rows(windows, 4).tolist() == [0, 10, 19, 29]
     assert evaluate.fixed_rows(hidden, 4).tolist() == [8, 13, 21]
     loss = evaluate.on_subset(hidden, 4)(models[0])["val/loss"]
     assert loss == pytest.approx(dense(*models, windows, [8, 13, 21])["loss_B"].mean(), rel=1e-5)
-    one = masked(windows, range(30))
     one.mask[5] = 1  # a single target in all
     assert evaluate.evaluate(models[0], one, fixed=4).row(1.0)["windows_left_out"] == 29
 

@@ -178,20 +178,6 @@ def test_a_is_drawn_by_the_seed_within_one_over_the_root_of_its_inputs_as_pefts_
     assert not torch.equal(a, b)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_head_and_embedding_have_no_adapter_and_stay_as_they_were(tied):
-    model = tiny(tied=tied)
-    before = model.head.clone(), model.embed_tokens.weight.clone()
-    lora.attach(model, 4)
-    assert {name.rsplit(".", 1)[1] for name in lora.adapters(model)} == SEVEN
-    assert all(name.startswith("layers.") for name in lora.adapters(model))
-    for part in lora.adapters(model).values():
-        part.lora_B.data.fill_(0.1)
-    lora.merge(model)
-    assert torch.equal(model.head, before[0]) and torch.equal(model.embed_tokens.weight, before[1])
-    assert (model.head is model.embed_tokens.weight) == tied
-
-
 @torch.no_grad()
 def test_merging_is_exact_to_1e_5_in_logits_and_adds_scale_times_b_a(tmp_path):
     for rank, scale in ((16, 1.0), (1, 0.1), (4, 2.5)):
