@@ -123,11 +123,8 @@ def _names(linear: str) -> tuple[str, str]:
 def load(model: Llama, folder: str | Path) -> Llama:
     """Attach the adapters of a PEFT folder to their base, in place, to merge or train on.
     ValueError: adapters of another base (by hash, where one was stored) or of other shapes."""
-    paths = [Path(folder, f"adapter_{x}") for x in ("config.json", "model.safetensors")]
-    if gone := [path for path in paths if not path.is_file()]:
-        raise FileNotFoundError(f"{gone[0]} is not there: give an adapter's folder")
-    with weights.open_weights(paths[1]) as f:
-        config, targets = _read_config(paths[0], f.keys())
+    with weights.open_weights(Path(folder, "adapter_model.safetensors")) as f:
+        config, targets = _read_config(Path(folder, "adapter_config.json"), f.keys())
         base = (f.metadata() or {}).get("base_sha256")
         if base and base != (own := base_hash(model)):
             fault = f"{folder} was trained on another base (sha256 {base[:12]}…, this model has"
@@ -154,7 +151,7 @@ def _read_config(path: Path, stored: list[str]) -> tuple[dict, tuple[str, ...]]:
     try:
         config = shapes.read_json(path)
         odd = list(shapes.odd_options(config, "adapter"))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} is no adapter's config ({error}): copy it again") from None
     if (start := config.get("init_lora_weights")) not in STARTS:
         odd += [f"init_lora_weights is {start!r}, which changes the base: not read here"]

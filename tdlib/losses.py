@@ -107,8 +107,6 @@ def _loss(
     if hidden_ND.ndim != 2 or len(hidden_ND) != len(targets_N):
         fault = f"hidden states {tuple(hidden_ND.shape)} and targets {tuple(targets_N.shape)}"
         raise ValueError(f"{fault} must be (N, D) and (N,): flatten batch and time first")
-    if hidden_ND.shape[1] != head_VD.shape[1]:
-        raise ValueError(f"hidden width {hidden_ND.shape[1]} is not the head's {head_VD.shape[1]}")
     if not 0 <= ce_weight <= 1:
         raise ValueError(f"ce_weight {ce_weight} is not within 0 … 1")
     if not temperature > 0:

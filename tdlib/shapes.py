@@ -147,8 +147,10 @@ def _shape(c: dict, ropes: list[dict]) -> dict:
 
 def _odd_in_config(c: dict, ropes: list[dict]) -> Iterator[str]:
     tied = c.get("tie_word_embeddings") or False
+    kinds = [x.get("rope_type") or x.get("type") or "default" for x in ropes]
     for name, values, only in (
         ("model_type", [c.get("model_type")], "llama"),
+        ("RoPE scaling", kinds, "default"),
         ("one of layer_types", c.get("layer_types") or [], "full_attention"),
         ("tie_word_embeddings", [tied], tied is True),
     ):
@@ -170,11 +172,7 @@ def weight_files(folder: Path) -> list[Path]:
         fault = f"{folder} holds no .safetensors by the name of model"
         raise FileNotFoundError(f"{fault}: save the model in that format")
     try:
-        names = set(read_json(index)["weight_map"].values())
-        files = [folder / Path(name).name for name in sorted(names)]
-        gone = [path for path in files if not path.is_file()]
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        return [folder / Path(name).name for name in names]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{index} is no index of shards ({error!r:.200}): copy it again") from None
-    if gone:
-        raise FileNotFoundError(f"{gone[0]} is not there, {index.name} names it: copy it too")
-    return files

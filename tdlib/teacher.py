@@ -117,6 +117,8 @@ def _upstream(path: Path) -> Llama:
         if (kind := file.get("architecture") or "llama") != "llama":
             raise ValueError(f"its architecture is {kind!r:.60}, only 'llama' is read here")
         return _converted(path, state, shape)
+    except KeyError as error:
+        raise ValueError(f"{path}: {error} is missing: give upstream's own best.pt") from None
     # what is raised depends on how weights and config do not fit each other
     except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         why = str(error).removeprefix(f"{path}: ").splitlines()[-1].strip()
@@ -165,19 +167,14 @@ def _converted(path: Path, state: dict[str, Tensor], shape: dict) -> Llama:
 def _config(state: dict[str, Tensor], shape: dict) -> LlamaConfig:
     numbers = {}
     for theirs, ours in COUNTS.items():
-        if theirs not in shape:
-            raise ValueError(f"its config has no {theirs}")
         value, most = shape[theirs], shapes.MOST[ours]
         if int(value) != value or not 0 < value <= most:
             raise ValueError(f"{theirs} is {value!r}, it must be a whole number from 1 to {most:,}")
         numbers[ours] = int(value)
-    embedding, mlp = "transformer.wte.weight", "transformer.h.0.mlp.w_gate.weight"
-    for name in (embedding, mlp):
-        if name not in state:
-            raise ValueError(f"{name} is missing in upstream's Llama")
-    numbers |= {"vocab_size": len(state[embedding]), "mlp_dim": len(state[mlp])}
+    embedding, mlp = state["transformer.wte.weight"], state["transformer.h.0.mlp.w_gate.weight"]
+    numbers |= {"vocab_size": len(embedding), "mlp_dim": len(mlp)}
     head = state.get("lm_head.weight")
-    tied = head is None or torch.equal(head, state[embedding])
+    tied = head is None or torch.equal(head, embedding)
     return LlamaConfig(**numbers, tied=tied, rope_theta=float(shape.get("rope_theta", 10000.0)))
 
 

@@ -240,7 +240,6 @@ REFUSED = [
     ({}, dict(temperature=0), ["0 is not above"]),
     (dict(hidden=torch.ones(1, 37, 24)), {}, ["(1, 37, 24)", "flatten"]),
     (dict(hidden=torch.ones(5, 24)), {}, ["(5, 24)", "flatten"]),
-    (dict(head=torch.ones(101, 23)), {}, ["24", "23"]),
     (dict(ids=None, probs=None), {}, ["teacher_ids_NK", "teacher_probs_NK"]),
     (dict(ids=IDS, probs=torch.ones(37, 4)), {}, ["teacher_ids_NK", "(37, 4)"]),
     (dict(ids=IDS[:5], probs=torch.ones(5, 3)), {}, ["(5, 3)", "(37, K)"]),

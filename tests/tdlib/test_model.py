@@ -204,7 +204,7 @@ def edit(folder, **changes):
     "change, words",
     [
         (dict(attention_bias=True), ["attention_bias"]),
-        (dict(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5}), ["rope_type", "llama3"]),
+        (dict(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5}), ["RoPE", "llama3"]),
         (dict(vocab_size=212), ["embed_tokens", "211", "212"]),
         (dict(num_key_value_heads=2), ["k_proj"]),
         (dict(num_attention_heads=3), ["heads", "3"]),
@@ -297,7 +297,7 @@ FILES = {
     "a list of shards": (".index.json", b"[]", "no index of shards"),
     "a name too long": (".index.json", b'{"weight_map": {"a": "%s"}}' % (b"x" * 999), "too long"),
     "a name that is a number": (".index.json", b'{"weight_map": {"a": 5}}', "no index of shards"),
-    "a shard that is not there": (".index.json", b'{"weight_map": {"a": "b"}}', "b is not there"),
+    "a shard that is not there": (".index.json", b'{"weight_map": {"a": "b"}}', "b cannot be read"),
     "an index of megabytes": (".index.json", b" " * (2**24 + 1), "at most 16,777,216 are read"),
 }
 

@@ -175,9 +175,9 @@ CLAIMS = [
     # a weight that it does not know, or lacks
     *((update("model", **{f"{H}.{x}": torch.zeros(32)}), f"{H}.{x} ") for x in (
         "0.engram.table", "1.attn.c_attn.bias", "2.ln_1.weight")),
-    *((without("model", f"{x}.weight"), f"{x}.weight .*missing") for x in (
+    *((without("model", f"{x}.weight"), f"{x}.weight.* missing") for x in (
         "transformer.wte", "transformer.ln_f", f"{H}.0.mlp.w_gate", f"{H}.1.attn.c_attn")),
-    (without("config", "n_layer"), "its config has no n_layer"),
+    (without("config", "n_layer"), "n_layer. is missing"),
     (update("config", block_size=10**12), "from 1 to 1,048,576"),
     (update("config", n_embd=2**20), r"is \(96, 32\), .* be \(3145728, 1048576\)"),
     (update("config", norm_eps=1e-5), "norm_eps is 1e-05, only 1e-06"),

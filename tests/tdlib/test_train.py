@@ -420,13 +420,14 @@ def test_steps_without_a_target_do_not_make_the_next_ones_look_like_a_jump():
 
 
 def test_a_missing_teacher_and_a_short_context_are_refused():
+    short, recipe = tiny(context=T - 1), quick(ce_weight=0.99)
     for student, teacher, words in (
         (tiny(), None, ["0.99", "teacher"]),
-        (tiny(context=T - 1), wider(), ["student", T - 1, T]),
-        (tiny(), tiny(context=T - 1), ["teacher", T - 1, T]),
+        (short, wider(), [T, T - 1]),
+        (tiny(), short, [T, T - 1]),
     ):
         with refused(*words):
-            train.fit(student, some_windows(), quick(ce_weight=0.99), teacher=teacher)
+            train.fit(student, some_windows(), recipe, teacher=teacher)
 
 
 def test_a_recipe_takes_its_own_among_a_notebooks_parameters():
