@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tdbook.corpus import origins
-from tdbook.corpus.token_files import open_ids
+from tdbook.corpus.token_files import open_tokens
 from tdlib import data
 from tdlib.data import Windows
 from tests.tdbook.corpus.test_token_files import T, raw
@@ -22,7 +22,7 @@ def upstream(tmp_path) -> Path:
 
 
 def test_window_i_is_tokens_from_i_t_on_and_its_targets_are_the_next_ones(upstream):
-    windows, ids = open_ids(upstream).train, np.fromfile(upstream / "train.bin", "<u4")
+    windows, ids = open_tokens(upstream).train, np.fromfile(upstream / "train.bin", "<u4")
     rows = [5, 0, len(windows) - 1, 5, 2]
     for i, ids_T, targets_T in zip(rows, *windows.batch(rows), strict=True):
         assert ids_T.tolist() == ids[i * T : i * T + T].tolist()
@@ -59,9 +59,9 @@ def test_a_stream_gives_the_same_batches_and_reads_at_most_two_ahead(mask):
 
 def test_a_mask_beside_the_ids_hides_targets_and_no_input(upstream):
     mask = np.random.default_rng(0).integers(0, 2, 1000).astype("u1")
-    plain = open_ids(upstream).train.batch(range(62))
+    plain = open_tokens(upstream).train.batch(range(62))
     mask.tofile(upstream / "train.mask.bin")
-    ids_BT, targets_BT = open_ids(upstream).train.batch(range(62))
+    ids_BT, targets_BT = open_tokens(upstream).train.batch(range(62))
     assert torch.equal(ids_BT, plain[0])
     shown_BT = torch.from_numpy(mask[1 : 62 * T + 1].reshape(62, T)) > 0
     assert torch.equal(targets_BT, torch.where(shown_BT, plain[1], -100))
@@ -79,7 +79,7 @@ def test_four_gigabytes_are_opened_and_read_without_being_in_memory(tmp_path):
         f.truncate(2**32)  # a sparse file: it takes no room on the disk
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
     before = memory("VmRSS")
-    train = open_ids(folder, 33).train
+    train = open_tokens(folder, 33).train
     train.batch([0, 2**20, len(train) - 1])
     assert len(train) == (2**30 - 1) // 33  # another context may be asked for
     # 64 blocks of 256 KiB are looked at, in turn; a whole read would be 4096 MiB
@@ -87,7 +87,7 @@ def test_four_gigabytes_are_opened_and_read_without_being_in_memory(tmp_path):
 
 
 def test_without_documents_sixteen_neighbours_stand_for_one(upstream):
-    document_N, sources = origins.of(open_ids(upstream), "train")
+    document_N, sources = origins.of(open_tokens(upstream), "train")
     assert document_N.tolist() == [i // 16 for i in range(62)]  # (1000 − 1) // 16 windows
     assert sources == ["unknown"] * 4
 
@@ -110,11 +110,11 @@ def test_documents_tsv_of_other_tokens_is_told(upstream, why):
     table = f"split\tstart\ttokens\tsource\n{rows}" if rows else ""
     (upstream / "documents.tsv").write_text(table)
     with pytest.raises(ValueError, match=rf"documents.tsv:? .*{said}"):
-        origins.of(open_ids(upstream), "train")
+        origins.of(open_tokens(upstream), "train")
 
 
 def test_weights_beside_the_ids_are_a_file_of_as_many_bytes_that_can_be_filled(upstream, tmp_path):
-    path, tokens = tmp_path / "weights.bin", open_ids(upstream)
+    path, tokens = tmp_path / "weights.bin", open_tokens(upstream)
     new = data.weighted(tokens, path, new=True)
     assert path.read_bytes() == bytes(1000)
     new.train.weights[5] = 2

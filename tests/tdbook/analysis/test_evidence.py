@@ -17,7 +17,7 @@ from tdbook.analysis import claims, kept_and_lost
 from tdbook.analysis.verdict import CLAIMS
 from tdbook.book import evidence
 from tdbook.corpus import origins, token_files, writer
-from tdbook.runs import estimates
+from tdbook.runs import units
 from tdlib import data, evaluate, lora
 from tdlib.model import Llama
 from tests.tdbook.analysis.test_verdict import TEACHER, distilled, replayed
@@ -263,7 +263,7 @@ SHAPES = ("student-50m", "student-120m", "teacher-plan")
 
 def timed(shape: str, **changed: float) -> dict:
     """At the plan's lower numbers, of every phase the quickest way, and another that is slower."""
-    plan = estimates.PLAN[shape]
+    plan = units.PLAN[shape]
     speed = {"raw": plan["raw"][0], "KV": 1e9, "KV + INT8": plan["phase1"][0] - 5}
     speed |= {"KV + INT8 + compile": plan["phase1"][0], "Q4_0_DEFAULT": 1.0}
     speed |= {"Q4_0": plan["phase2"][0], "Q8_0": 1e9} | changed
@@ -275,10 +275,10 @@ def timed(shape: str, **changed: float) -> dict:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("slow", [None, "raw", "KV + INT8 + compile", "Q4_0", "megabytes"])
 def test_the_plans_lower_number_is_reached_or_missed_in_every_phase(shape, slow):
-    large = 1.2 * estimates.PLAN[shape]["megabytes"][0]
+    large = 1.2 * units.PLAN[shape]["megabytes"][0]
     changed = {slow: large if slow == "megabytes" else 0.5} if slow else {}
     found = evidence.speeds(shape, timed(shape, **changed))
-    low, high = estimates.PLAN[shape]["phase2"]
+    low, high = units.PLAN[shape]["phase2"]
     words = f"{shape}, Q4_0: {low:,.0f} tokens/s on one thread (the plan: {low:g}–{high:g})"
     assert len(found) == 4 and ((words, True) in found) == (slow != "Q4_0")
     missed = {"raw": 0, "KV + INT8 + compile": 1, "Q4_0": 2, "megabytes": 3}
