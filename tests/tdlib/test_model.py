@@ -98,9 +98,8 @@ def test_a_later_token_never_changes_an_earlier_logit():
     for position in (1, 40, CONTEXT - 1):
         other = ids.clone()
         other[:, position:] = (other[:, position:] + 1) % 211
-        after = model(other)
-        assert torch.equal(after[:, :position], before[:, :position])
-        assert not torch.allclose(after[:, position], before[:, position])
+        same_T = (model(other) == before).all(-1)[0]
+        assert same_T[:position].all() and not same_T[position:].any()
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -295,7 +294,7 @@ FILES = {
     "two heads of exabytes": ("", header([2**58], [0, 2**60], 64, TWO), "cannot be read"),
     "lists in lists": (".index.json", b"[" * 200_000, "recursion"),
     "a list of shards": (".index.json", b"[]", "no index of shards"),
-    "a name too long": (".index.json", b'{"weight_map": {"a": "%s"}}' % (b"x" * 999), "too long"),
+    "a long name": (".index.json", b'{"weight_map": {"a": "%s"}}' % (b"x" * 999), "cannot be read"),
     "a name that is a number": (".index.json", b'{"weight_map": {"a": 5}}', "no index of shards"),
     "a shard that is not there": (".index.json", b'{"weight_map": {"a": "b"}}', "b cannot be read"),
     "an index of megabytes": (".index.json", b" " * (2**24 + 1), "at most 16,777,216 are read"),
