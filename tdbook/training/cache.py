@@ -115,8 +115,6 @@ class Cache(Targets, AbstractContextManager):
     """The teacher's targets of a training split's windows. As `targets` of train.fit and
     hard_set.score it takes the teacher's place, and asks it where a row is not there yet."""
 
-    loss = staticmethod(losses.sampled_distillation_loss)
-
     def __init__(
         self,
         folder: Path,
