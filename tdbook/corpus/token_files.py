@@ -84,14 +84,14 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
         why = f"{width}): the file was cut short or its dtype is another"
         raise ValueError(f"{fault} {why}; copy it again, or correct meta.json")
     context = context or meta["block_size"]
-    check_count(f"{path} has", stored, context)
+    _check_count(f"{path} has", stored, context)
     look(path, dtype, meta)
     mask = path.with_suffix(".mask.bin")
     mask_S = byte_each(mask, stored) if mask.is_file() else None
     return Windows(np.memmap(path, dtype, "r"), context, mask_S)
 
 
-def check_count(whose: str, count: int, context: int) -> None:
+def _check_count(whose: str, count: int, context: int) -> None:
     if count < context + 1:
         fault = f"{whose} {count:,} tokens, too few for one window of {context:,} + 1"
         raise ValueError(f"{fault}: give more text, or a shorter context")
@@ -107,7 +107,7 @@ def look(path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False) 
         if (largest := int(ids.max())) >= len(count_V):
             fault = f"{path} holds id {largest:,}, the vocabulary has {len(count_V):,}"
             remedy = "copy the file and its meta.json again, correct vocab_size or dtype in that"
-            raise ValueError(f"{fault}: {remedy}, or give the tokens the teacher was made with")
+            raise ValueError(f"{fault}: {remedy}, or give the teacher's own tokens or tokenizer")
         count_V += np.bincount(ids, minlength=len(count_V))
     return Counter(dict(enumerate(count_V.tolist())))
 
@@ -118,25 +118,22 @@ def write_tokens(
     """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all.
     `vocab_size` is the teacher's where that has fewer pieces than the tokenizer. Where the
     tokenizer loses text, a warning and `lost` in meta.json say how much."""
-    pieces, vocab_size = tokenizer.size, vocab_size or tokenizer.size
+    vocab_size = vocab_size or tokenizer.size
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
-    meta |= {"eos_id": tokenizer.eos} | ({"pieces": pieces} if pieces != vocab_size else {})
+    fewer = tokenizer.size != vocab_size
+    meta |= {"eos_id": tokenizer.eos} | ({"pieces": tokenizer.size} if fewer else {})
     rows, lost, unknown = [origins.COLUMNS], Counter(), 0
     with whole_folder(folder) as beside:
         for split, documents in splits.items():
-            start = text_bytes = 0
-            with open(beside / f"{split}.bin", "wb") as f:
+            start, text_bytes, path = 0, 0, beside / f"{split}.bin"
+            with open(path, "wb") as f:
                 for document in documents:
                     ids, size = _encode(document.lines, tokenizer, lost)
-                    if (largest := max(ids)) >= vocab_size:
-                        fault = f"{tokenizer.path} makes id {largest:,} of this text, the teacher's"
-                        remedy = "give the teacher's own tokenizer"
-                        raise ValueError(f"{fault} vocabulary has {vocab_size:,}: {remedy}")
                     f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
                     rows.append((split, start, len(ids), document.source))
-                    unknown += ids.count(tokenizer.unk)
                     start, text_bytes = start + len(ids), text_bytes + size
-            check_count(f"the text for {split} makes", start, context)
+            _check_count(f"the text for {split} makes", start, context)
+            unknown += look(path, "<u4", meta, every_id=True)[tokenizer.unk]
             meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
             meta["total_tokens"] += start
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
