@@ -32,6 +32,10 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
     """A folder of tokens, made here or upstream, with the tokenizer that lies beside or is given.
     `context` overrides the stored one; what else meta.json does not say comes from the files."""
     folder = Path(folder)
+    for name in ("meta.json", "train.bin", "val.bin"):
+        if not (folder / name).is_file():
+            fault = f"{folder / name} is not there"
+            raise FileNotFoundError(f"{fault}: give a folder of tokens; 00_teacher makes one")
     paths = [folder / name for name in ("tokenizer.model", "tokenizer.json")]
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
@@ -56,10 +60,6 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
 def _read_meta(path: Path, context: int) -> dict:
     """meta.json, its counts checked; what is null counts as not there, and block_size need not be
     where a `context` is given."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there: give a folder of tokens; 00_teacher makes one"
-        )
     meta = {name: value for name, value in read_json(path).items() if value is not None}
     needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
     for name in sorted(needed | {name for name in meta if COUNTS.fullmatch(name)}):
@@ -75,8 +75,6 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
     if dtype is None:
         fault = f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32"
         raise ValueError(f"{fault}: make the tokens again")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: a folder of tokens holds it")
     size, width = path.stat().st_size, int(dtype[-1])
     stored = meta.get(f"{path.stem}_tokens", -(-size // width))
     if size != stored * width:

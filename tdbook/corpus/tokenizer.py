@@ -45,11 +45,6 @@ class Tokenizer:
     plain: Callable[[str], str] = str  # a line without the marks that it was segmented with
 
     @property
-    def name(self) -> str:
-        """The file's name beside tokens and models."""
-        return "tokenizer.model" if self.kind == "SentencePiece" else "tokenizer.json"
-
-    @property
     def size(self) -> int:
         return len(self.shown_V)
 

@@ -41,7 +41,8 @@ def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
 def files(tokenizer: Tokenizer) -> dict[str, Path]:
     """Where its files are, by the names that they have beside tokens and models."""
     beside = hugging_face.config_files(tokenizer.path) if tokenizer.kind == "Hugging Face" else []
-    return {tokenizer.name: tokenizer.path} | {path.name: path for path in beside}
+    name = "tokenizer.model" if tokenizer.kind == "SentencePiece" else "tokenizer.json"
+    return {name: tokenizer.path} | {path.name: path for path in beside}
 
 
 def _sentencepiece(path: Path) -> Tokenizer:
@@ -80,8 +81,9 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
         reason = str(error).splitlines()[-1].rpartition("] ")[2].strip() or "it is empty"
         remedy = "raise it" if "smaller" in reason else "lower it, or give more text"
         if cut:
-            reason += f"; {len(cut):,} lines are too long, over {LONGEST:,} bytes, and were cut"
-            remedy += ", with line ends between paragraphs"
+            remedy += (
+                f", with line ends: {len(cut):,} lines over {LONGEST:,} bytes, too long, were cut"
+            )
         fault = f"vocab_size {vocab_size} does not fit this text ({reason})"
         raise ValueError(f"{fault}: {remedy}") from None
     write_whole(path, model.getvalue())

@@ -177,23 +177,19 @@ def subject(scene: Scene, kind: str, many: str) -> tuple[str, Who]:
     return word, person("అది", code, "అది")
 
 
-def read_rows(text: str) -> Iterator[tuple[int, list[str], tuple[int, str]]]:
-    """Lines "weight needs: template" → weight, needs, (number of events told, template)."""
-    for line in text.splitlines():
-        head, _, template = line.partition(": ")
-        weight, *needs = head.split() + ["say"] * ("[friend" in template)
-        events = max(map(len, re.findall(r"(?<!\S)[ht]+(?!\S)", head)), default=0)
-        yield int(weight), needs, (events, template)
-
-
-ROWS = {key: [*read_rows(WORDS[key][0])] for key in ("finals", "story")}
-
-
 @lru_cache(maxsize=10_000)
 def suited(key: str, holds: frozenset[str]) -> tuple[list[tuple[int, str]], list[int]]:
-    """The templates of which all needs (a|b: one of them) hold, and their weights."""
-    rows = [row for row in ROWS[key] if all(holds & {*need.split("|")} for need in row[1])]
-    return [row[2] for row in rows], [row[0] for row in rows]
+    """Of lines "weight needs: template" those of which all needs (a|b: one of them) hold: the
+    number of events that each tells, its template; and their weights."""
+    templates, weights = [], []
+    for line in WORDS[key][0].splitlines():
+        head, _, template = line.partition(": ")
+        weight, *needs = head.split() + ["say"] * ("[friend" in template)
+        if all(holds & {*need.split("|")} for need in needs):
+            told = re.search(r"(?<!\S)[ht]+(?!\S)", head)
+            templates.append((len(told[0]) if told else 0, template))
+            weights.append(int(weight))
+    return templates, weights
 
 
 def blank(scene: Scene, words: list[str], events: Sequence[Event], me: Who) -> str:
