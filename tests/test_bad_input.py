@@ -214,7 +214,7 @@ TEXT = {
     # the path
     "gone.txt": (None, "must be a file or folder.*gone.txt is not there; correct the path"),
     "gone where.txt": (None, "must be .* without spaces in them: .*/gone is not there"),
-    "loop.txt": (lambda p: p.symlink_to(p), "loop.txt is a link to nothing; correct"),
+    "loop.txt": (lambda p: p.symlink_to(p), "loop.txt is not one; correct"),
     "pipe.txt": (os.mkfifo, "is neither a file nor a folder: give one"),
     "closed.txt": (lambda p: p.touch(0), r"closed.txt may not be read \(chmod"),
     "under/closed.txt": (under, r"closed.txt cannot be seen \(Permission denied\)"),

@@ -23,7 +23,7 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow.parquet
 
-from tdbook.runs.disk import below
+from tdbook.runs.machine import below
 
 TELUGU = re.compile("[\u0c00-\u0c7f]")
 KINDS = (".txt", ".jsonl", ".parquet")
