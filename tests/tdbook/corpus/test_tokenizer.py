@@ -112,10 +112,6 @@ def test_eos_is_a_line_break_padding_is_nothing_and_each_piece_has_its_id(kinds,
     assert len(bare) == one.size and bare[one.eos] == "<eos>"
     assert not [p for p in bare if p.startswith("▁") or (p.endswith("@@") and p != "@@@")]
     assert "".join(bare[i] for i in first) == "తెలుగుభాష"
-    for ids in ([one.size], [-1]):
-        for show in (one.decode, one.pieces):
-            with pytest.raises(ValueError, match=r"id -?[\d,]+ is none of the [\d,]+ pieces"):
-                show(ids)
 
 
 def joined(pieces: list[str]) -> str:
@@ -188,7 +184,7 @@ def test_lines_too_long_for_the_trainer_are_cut_for_it(tmp_path, monkeypatch):
     assert " ".join(parts) == f"{long} {' '.join([word[:750]] * 5)} {word[:250]}"
     one = tokenizer_files.train([*short, long], 300, tmp_path / "e")
     assert one.vocabulary()[259:] == whole.vocabulary()[259:]
-    with pytest.raises(ValueError, match="1 lines over 3,000 bytes, too long, were cut"):
+    with pytest.raises(ValueError, match="1 lines over 3,000 bytes were cut"):
         tokenizer_files.train([long], 5_000, tmp_path / "f")
 
 
