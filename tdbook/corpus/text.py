@@ -222,8 +222,7 @@ def section(documents: Iterable[Document], characters: int = 20_000) -> list[Doc
 def near_duplicates(documents: list[Document]) -> np.ndarray:
     """A group number a document, (N,): equal where two share 5 % of their four-word sequences
     (Jaccard) and 10 of them (or half of a text that has fewer than 20), or are linked by others
-    that do. Numbers count as one word, so that templates with other figures meet; a refrain alone
-    links no poems. Nothing is dropped: copies are grouped too. MinHash finds who is compared."""
+    that do. Numbers count as one word, so that templates meet. MinHash finds who is compared."""
     from datasketch import MinHash, MinHashLSH
     from scipy.cluster.hierarchy import DisjointSet
 

@@ -58,8 +58,7 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
 
 
 def _read_meta(path: Path, context: int) -> dict:
-    """meta.json, its counts checked; what is null counts as not there, and block_size need not be
-    where a `context` is given."""
+    """meta.json, its counts checked; null is not there, nor need block_size be with a `context`."""
     meta = {name: value for name, value in read_json(path).items() if value is not None}
     needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
     for name in sorted(needed | {name for name in meta if COUNTS.fullmatch(name)}):
@@ -113,9 +112,8 @@ def look(path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False) 
 def write_tokens(
     folder: Path, splits: dict[str, list], tokenizer: Tokenizer, context: int, vocab_size: int = 0
 ) -> None:
-    """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all.
-    `vocab_size` is the teacher's where that has fewer pieces than the tokenizer. Where the
-    tokenizer loses text, a warning and `lost` in meta.json say how much."""
+    """Documents by split → a folder of tokens, whole or not at all. `vocab_size` is the teacher's
+    where that has fewer pieces. Of text that the tokenizer loses a warning and meta.json tell."""
     vocab_size = vocab_size or tokenizer.size
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
     fewer = tokenizer.size != vocab_size
@@ -164,11 +162,11 @@ def loss(meta: dict) -> str:
     """A sentence, after a space, of what a text's tokens do not keep by their meta.json; or ""."""
     if not (lost := meta.get("lost")):
         return ""
-    return (
-        f" The tokenizer does not keep all text: {lost['lines']:.1%} of {lost['of_lines']:,} lines "
-        f"come back changed and {lost['characters']:.2%} of all characters are lost; "
-        "bits per byte are of what is kept."
+    said = (
+        f" The tokenizer does not keep all text: {lost['lines']:.1%} of {lost['of_lines']:,} lines"
     )
+    said += f" come back changed, {lost['characters']:.2%} of all characters are lost"
+    return f"{said}; bits per byte are of what is kept."
 
 
 def link_tokens(

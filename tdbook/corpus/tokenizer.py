@@ -3,8 +3,8 @@
 SentencePiece .model: "▁" begins a word; the kind that is trained here.
 Hugging Face tokenizer.json: BPE or Unigram, with "▁" or over bytes (GPT-2's alphabet).
 Morfessor, upstream's tokenizer.json: a piece that ends in "@@" joins to the next one.
-Each line of text becomes ids without <eos>; no special token is added, and text that spells one
-("<eos>") stays text. Legend: V vocabulary; M windows, S tokens of each.
+No special token is added, and text that spells one ("<eos>") stays text.
+Legend: V vocabulary; M windows, S tokens of each.
 """
 
 import re

@@ -1,9 +1,8 @@
 """Telugu prose from a seeded grammar: clauses, sentences, paragraphs, documents.
 
-Words, endings, sentence patterns and stories are data (telugu_words.yaml), the rules are here. A
-document has a topic, a place and a few people. Most paragraphs follow a script: events in the order
-in which they happen, with one hero and one tense, so that what comes next can be guessed. Others
-report. About one sentence in 60 has a rare construction. The same seed writes the same text.
+Words and stories are data (telugu_words.yaml), the rules are here. Most paragraphs follow a script:
+events in their order, with one hero and one tense, so that what comes next can be guessed. About
+one sentence in 60 has a rare construction. The same seed writes the same text.
 """
 
 import re
@@ -291,8 +290,7 @@ def rare_kinds(rng: Random) -> Iterator[str]:
     """For each sentence "" or the rare construction that is due: all kinds, then all again."""
     while True:
         for kind in rng.sample(list(WORDS["rare"]), len(WORDS["rare"])):
-            yield from [""] * (rng.randint(33, 77) - 1)
-            yield kind
+            yield from [""] * (rng.randint(33, 77) - 1) + [kind]
 
 
 def rare_sentence(scene: Scene, kind: str) -> str:
