@@ -377,8 +377,8 @@ DTYPE = "its dtype is another; copy it again, or correct meta.json"
 BEYOND = ids("train.bin", lambda i: np.r_[i[:-1], 500])
 TOKENS = {
     "no meta.json": (gone("meta.json"), "meta.json is not there: give a folder of tokens; 00_teac"),
-    "no train.bin": (gone("train.bin"), "train.bin is not there: a folder of tokens holds it"),
-    "no val.bin": (gone("val.bin"), "val.bin is not there: a folder of tokens holds it"),
+    "no train.bin": (gone("train.bin"), "train.bin is not there: give a folder"),
+    "no val.bin": (gone("val.bin"), "val.bin is not there: give a folder"),
     "no tokenizer": (gone("tokenizer.model"), "tokenizer.model is not there: put the tokens' t"),
     "closed meta.json": (closed("meta.json"), "Permission denied: .*meta.json"),
     "closed val.bin": (closed("val.bin"), "Permission denied: '.*val.bin'"),
