@@ -109,8 +109,8 @@ def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[dict]:
     claims = []
     for key, row in CLAIMS["claims"].items():
         listed, measure = row.get("effects", ()), MEASURES.get(key)
-        more, said = measure(this, tokens, t) if measure else ([], [])
-        effects, notes = t.effects(listed) + more, t.gaps(listed) + said
+        more, notes = measure(this, tokens, t) if measure else ([], [])
+        effects = t.effects(listed) + more
         result, why = judge(effects, row.get("every", True))
         if key == "ship":
             result, why, notes = shipped(this)
@@ -175,8 +175,8 @@ def show(this: Run, claim: dict) -> None:
 
     effects, result = claim["effects"], claim["verdict"]
     display(Markdown(f"## {claim['claim']}\n\n**Verdict: {result}** — {claim['why']}."))
-    if effects:
-        rows = [vars(e) | e.change._asdict() | {"over_seeds": e.over_seeds} for e in effects]
+    if known := [e for e in effects if math.isfinite(e.change.value)]:
+        rows = [vars(e) | e.change._asdict() | {"over_seeds": e.over_seeds} for e in known]
         figure = plots.effects(rows, f"{result}: {effects[0].words()}")
         this.figure(claim["key"], figure, alt=f"{claim['claim']}: every effect")
     lines = [f"- {e.words()}{' (control)' * (e.role == 'control')}" for e in effects]
