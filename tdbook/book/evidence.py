@@ -23,9 +23,9 @@ from tdbook.corpus import origins
 from tdbook.export import inference
 from tdbook.report import plots, tables
 from tdbook.runs import hashes, notebooks
-from tdbook.runs.estimates import Q4_LIMIT, of_plan
 from tdbook.runs.rules import TRIED
 from tdbook.runs.running import Run
+from tdbook.runs.units import Q4_LIMIT, of_plan
 from tdlib import data, evaluate, lora
 from tdlib.hard_set import known_mean
 from tdlib.model import Llama

@@ -16,7 +16,7 @@ from tdbook.book import common
 from tdbook.corpus import origins, text
 from tdbook.corpus.prepare import prepare
 from tdbook.runs import hooks, parameters, rules, sweeps
-from tdbook.runs.provenance import peak_memory_mib
+from tdbook.runs.machine import peak_memory_mib
 from tdbook.runs.running import Run
 from tdbook.training import cache, dashboard, worker
 from tdlib import data, evaluate, hard_set, train

@@ -18,7 +18,7 @@ from tdbook.analysis import kept_and_lost
 from tdbook.analysis.verdict import CLAIMS, FAILS, HOLDS, PART, UNDECIDED
 from tdbook.book import evidence
 from tdbook.corpus import origins, token_files, writer
-from tdbook.runs import estimates
+from tdbook.runs import units
 from tdlib import data, evaluate, lora
 from tdlib.model import Llama
 from tests.tdbook.analysis.test_verdict import TEACHER, distilled, replayed
@@ -290,7 +290,7 @@ SLOW = {"raw": 0.1, "KV + INT8": 0.1, "KV + INT8 + compile": 0.1, "Q4_0": 0.1, "
 def test_what_ships_holds_in_part_or_fails_by_how_many_of_the_plans_numbers_are_missed(
     tmp_path, shape, times, merged, result, missed
 ):
-    plan = {key: row[0] for key, row in estimates.PLAN[shape].items()}
+    plan = {key: row[0] for key, row in units.PLAN[shape].items()}
     speed = {"raw": plan["raw"], "KV": 1e9, "KV + INT8": 0.9 * plan["phase1"]}
     speed |= {"KV + INT8 + compile": plan["phase1"], "Q4_0_DEFAULT": 1.0, "Q4_0": plan["phase2"]}
     rows = [{"way": way, "decode": n * (times or {}).get(way, 1)} for way, n in speed.items()]
@@ -307,6 +307,6 @@ def test_what_ships_holds_in_part_or_fails_by_how_many_of_the_plans_numbers_are_
     wrong = [note for note in notes if note[0] == "✗"]
     assert all(part in note for part, note in zip(missed, wrong, strict=True))
     assert len(notes) == (5 if times is not None else 1)
-    low, high = estimates.PLAN[shape]["phase2"]
+    low, high = units.PLAN[shape]["phase2"]
     words = f"✓ {shape}, Q4_0: {low:,.0f} tokens/s on one thread (the plan: {low:g}–{high:g})."
     assert (words in notes) == (times is not None and "Q4_0" not in times)
