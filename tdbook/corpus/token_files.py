@@ -175,7 +175,7 @@ def link_tokens(
 ) -> None:
     """Use a folder of tokens made elsewhere as it is: links, and a meta.json with what theirs has
     not, the `context` and the `vocab_size` of a teacher with fewer pieces. A `tokenizer` that is
-    given takes the place of theirs. Of a file beyond a GiB some ids are looked at, or `every_id`."""
+    given takes the place of theirs. Beyond a GiB only some ids are looked at, or `every_id`."""
     if source.resolve() == folder.resolve():
         raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
     tokens = open_tokens(source, context, tokenizer)
