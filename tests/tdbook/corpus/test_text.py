@@ -88,22 +88,32 @@ def test_only_bom_line_ends_trailing_blanks_and_empty_lines_are_lost(tmp_path):
     assert lines_of(tmp_path / "few") == ["once", "upon", "అ"]  # one Telugu letter is enough
 
 
-def test_the_text_column_of_a_parquet_is_found(tmp_path):
-    texts, title = pyarrow.array([A, None, B]), {"title": ["x", "y", "z"]}
-    tables = [{"text": [A, None, B], "n": [1, 2, 3]}, {"text": [A, "", B]} | title]
-    tables += [{"text": texts.cast(pyarrow.large_string())}]
-    for columns in (*tables, {"text": texts.dictionary_encode()} | title):
-        assert lines_of(put(tmp_path, {"a.parquet": table(columns)})) == [A, B]
+def test_the_text_column_of_a_parquet_may_be_of_any_string_type(tmp_path):
+    texts = pyarrow.array([A, None, B, ""])
+    for column in (texts, texts.cast(pyarrow.large_string()), texts.dictionary_encode()):
+        content = table({"text": column, "title": ["x", "y", "z", "z"]})
+        assert lines_of(put(tmp_path, {"a.parquet": content})) == [A, B]
 
 
-def test_a_folder_gives_its_texts_in_order_and_names_what_it_leaves(tmp_path):
-    names = ["2/b.txt", "1/a.v2.TXT", ".ipynb_checkpoints/a.txt", "README.md", "1/b.jsonl.gz"]
-    put(tmp_path, {name: name + A for name in names[:4]})
-    put(tmp_path, {names[4]: gzip.compress(json.dumps({"text": names[4] + A}).encode())})
-    with pytest.warns(UserWarning, match=r"2 files not read, .* \(a.txt, README.md\)"):
-        documents = text.read([tmp_path])
-    assert [d.source for d in documents] == ["a.v2", "1/b", "2/b"]
-    assert [d.lines[0].removesuffix(A) for d in documents] == [names[1], names[4], names[0]]
+def test_a_folder_gives_its_texts_in_order_and_the_account_names_what_it_leaves(tmp_path):
+    rows = "".join(json.dumps({"text": t}) + "\n" for t in (B, None, " \n"))
+    put(tmp_path, {"2/b.txt": C, "1/b.jsonl.gz": gzip.compress(rows.encode()), "1/a.v2.TXT": A})
+    put(tmp_path, {"README.md": A * 3, ".d.txt": A, ".tool/notes": A})  # hidden texts are told, too
+    os.mkfifo(tmp_path / "e.txt")
+    account = text.Account()
+    with pytest.warns(UserWarning, match=r"3 files not read, .* \(.d.txt, README.md, e.txt\)"):
+        documents = text.read([tmp_path], account)
+    assert documents == [Document((A,), "a.v2"), Document((B,), "1/b"), Document((C,), "2/b")]
+    size = account.characters
+    assert size == len(A + B + C) and account.there == size + len((A * 4).encode()) // 3
+    assert f"3 files, 3 documents, {size} of {account.there} characters; 3 files" in str(account)
+    share = (account.there - size) / account.there
+    assert account.missing() == f" Missing of the text given: 3 files not read ({share:.2%})."
+    for there, said in ((100_000, ""), (100_101, "1 files not read (0.10%)")):  # from a thousandth
+        account = text.Account(1, 5, 100_000, there, told={text.UNREAD: ["secret.md"]})
+        assert said in account.missing() and bool(said) == bool(account.missing())
+        assert "secret" not in account.missing()  # a finding may be published
+    assert not text.Account().missing()  # nothing was read: the book's own text, or tokens
     once = text.read([tmp_path / "2", tmp_path / "2" / "b.txt"])
     assert [d.source for d in once] == ["b"]  # named twice, read once
 
@@ -122,27 +132,6 @@ def test_a_linked_folder_or_file_is_read_once_and_loops_end(tmp_path):
     (given / "up").symlink_to("..")
     with pytest.warns(UserWarning, match=r"1 files not read, .* \(up\)"):
         assert lines_of(given) == [A, C, A]
-
-
-def test_an_account_is_told_of_all_that_is_not_read(tmp_path):
-    rows = (A, None, " \n", B)
-    put(tmp_path, {"a.jsonl": "".join(json.dumps({"text": t}) + "\n" for t in rows)})
-    put(tmp_path, {"b.parquet": table({"text": [C, None, "", None]}), "c.md": A * 3})
-    put(tmp_path, {".d.txt": A, ".tool/notes": A})  # hidden texts are told, a tool's files are not
-    os.mkfifo(tmp_path / "e.txt")
-    account = text.Account()
-    with pytest.warns(UserWarning, match=r"3 files not read, .* \(.d.txt, c.md, e.txt\)"):
-        assert lines_of(tmp_path, account) == [A, B, C]
-    size = len(A + B + C)
-    assert account.characters == size and account.there == size + len((A * 4).encode()) // 3
-    assert f"2 files, 3 documents, {size} of {account.there} characters; 3 files" in str(account)
-    share = (account.there - size) / account.there
-    assert account.missing() == f" Missing of the text given: 3 files not read ({share:.2%})."
-    for there, said in ((100_000, ""), (100_101, "1 files not read (0.10%)")):  # from a thousandth
-        account = text.Account(1, 5, 100_000, there, told={text.UNREAD: ["secret.md"]})
-        assert said in account.missing() and bool(said) == bool(account.missing())
-        assert "secret" not in account.missing()  # a finding may be published
-    assert not text.Account().missing()  # nothing was read: the book's own text, or tokens
 
 
 def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, monkeypatch):
