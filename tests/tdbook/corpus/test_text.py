@@ -197,14 +197,11 @@ def test_the_village_stubs_are_one_group_and_works_stay_apart(real):
         assert len(set(text.near_duplicates(documents))) == len(documents) > 30
 
 
-def word_sequences(document: Document) -> set[tuple[str, ...]]:
-    words = re.sub(r"\d+(?:[.,]\d+)*", "0", " ".join(document.lines)).split()
-    return {tuple(words[i : i + 4]) for i in range(max(1, len(words) - 3))}
-
-
 def test_groups_are_what_comparing_every_pair_gives(real):
-    documents = real("wikipedia_articles")[:180]
-    sets = [word_sequences(document) for document in documents]
+    documents, sets = real("wikipedia_articles")[:180], []
+    for document in documents:
+        words = re.sub(r"\d+(?:[.,]\d+)*", "0", " ".join(document.lines)).split()
+        sets.append({tuple(words[i : i + 4]) for i in range(max(1, len(words) - 3))})
     linked_NN = np.zeros((len(sets), len(sets)))
     for i, a in enumerate(sets):
         for j, b in enumerate(sets[:i]):

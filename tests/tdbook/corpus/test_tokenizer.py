@@ -35,11 +35,6 @@ def upstream(shared) -> tokenizer.Tokenizer:
     return tokenizer_files.open(shared / "data/upstream_tokenizer/tokenizer.json")
 
 
-@pytest.fixture(scope="module")
-def table(upstream) -> dict:
-    return json.loads(upstream.path.read_text())
-
-
 def trained(kind: str, lines: list[str]) -> tokenizers.Tokenizer:
     special, options = ["<pad>", "<unk>", "<s>", "</s>"], dict(vocab_size=1200, show_progress=False)
     if kind == "unigram":
@@ -220,8 +215,8 @@ def test_eos_is_what_the_files_beside_say_and_added_tokens_keep_their_ids(lines,
 # Morfessor: each rule worked by hand; the pieces are those of the published file
 
 
-def test_segmented_text_is_encoded_and_decoded_by_the_rules(upstream, table, tmp_path):
-    words = CASES["small"]
+def test_segmented_text_is_encoded_and_decoded_by_the_rules(upstream, tmp_path):
+    table, words = json.loads(upstream.path.read_text()), CASES["small"]
     assert tokenizer_files.open(small(tmp_path)).encode([*words]) == [*words.values()]
     for pieces, text in CASES["decoded"].items():
         ids = [table["token_to_id"][piece] for piece in pieces.split()]
@@ -245,7 +240,8 @@ def merged_slowly(ranks: dict, text: str) -> list[str]:
     return parts
 
 
-def test_merges_are_those_of_the_slow_way(table):
+def test_merges_are_those_of_the_slow_way(upstream):
+    table = json.loads(upstream.path.read_text())
     words = [p.removesuffix("@@") for p in table["token_to_id"] if not tokenizer.TELUGU.search(p)]
     words = [*words[::9], "photosynthesis", "https://te.wikipedia.org/wiki", "1947-08-15é"]
     short = ["".join(letters) for letters in product("ab@x", repeat=6)]
