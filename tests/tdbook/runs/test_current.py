@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 
 from tdbook.runs import choice, hashes, heartbeat, machine, parameters
 from tdbook.runs.parameters import ParameterError
@@ -24,6 +25,7 @@ from tdlib import files, hard_set
 from tests.helpers import refused
 from tests.small_book import COMMON, write
 
+CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
 CHAIN = ("00_teacher", "01_distill-a", "02_hard_set", "03_lora-h")
 MORE = {
     "02_hard_set": 'base = "a"\nteacher = "teacher"\nshare = 0.2\n',
@@ -282,17 +284,13 @@ CUT = {
 }
 
 
-HURT = """cut models/a/w · turned models/a/w · removed models/a/more · cut tokens/train.bin
- cut tokens/documents.tsv · emptied scores/02_hard_set.npy · cut adapters/h/w · cut hard_set.json
- emptied hard_set.json · zeroed models/a/w · zeroed tokens/train.bin · zeroed scores/02_hard_set.npy
- zeroed hard_set.json"""
 MAKERS = {"models": CHAIN[1], "tokens": CHAIN[0], "adapters": CHAIN[3]}  # others: 02
 
 
 def hurt(out: Path, table: str) -> Iterator[tuple[str, str]]:
     """One file after the other, in a run folder that is else whole: how, and which."""
     shutil.copytree(out, whole := out.with_name("whole"))
-    for how, name in re.findall(r"([\w.]+) (\S+)", table.replace("·", "")):
+    for how, name in re.findall(r"([\w.]+) (\S+)", table):
         shutil.rmtree(out)
         shutil.copytree(whole, out)
         stat, raw = (out / name).stat(), (out / name).read_bytes()
@@ -308,7 +306,7 @@ def test_damage_is_told_by_file_with_what_makes_it_again_and_nothing_is_made_of_
     root, out, capsys, monkeypatch
 ):
     make(told())
-    for how, name in hurt(out, HURT):
+    for how, name in hurt(out, CASES["hurt"]):
         maker = MAKERS.get(name.split("/")[0], CHAIN[2])
         remedy, full = f"{maker} wrote it otherwise: REDO={maker} makes it again", how == "zeroed"
         lines = [line for line in status.text(out, full=full).splitlines() if remedy in line]
@@ -344,16 +342,11 @@ def test_files_laid_beside_copied_folders_and_choices_by_hand_are_no_damage(root
     assert make(told()) == ["03_lora-h"]
 
 
-RECORDS = """cut results/01_distill-a.json · emptied results/01_distill-a.json
- zeroed hashes/01_distill-a.json · cut hashes/00_teacher.json · cut .sessions.json
- emptied .snakemake.json · emptied state/01_distill-a.json"""
-
-
 def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out, capsys):
     make(told())
     with status.session(out, [*CHAIN], "make book", None) as ended:
         ended(0)
-    for _, name in hurt(out, RECORDS):
+    for _, name in hurt(out, CASES["records"]):
         again = [Path(name).stem] if name.startswith(("results", "hashes")) else []
         for said in (status.text(out), run_pages.index(out).read_text("utf8")):
             if again:
