@@ -233,15 +233,15 @@ TEXT = {
     "norows.parquet": (table({"text": pyarrow.array([], "string")}), "is empty"),
     "english.txt": (b"once upon a time\n", r"no Telugu \(U\+0C00–U\+0C7F\) in .*: give Telugu"),
     # encodings
-    "latin.txt": (b"caf\xe9\n" + BODY, r"is not UTF-8 \(byte 3\): convert it, iconv -f ITS_ENC"),
-    "latin.txt.gz": (gz(BODY + b"\xe0 "), rf"not UTF-8 \(byte {len(BODY):,}\)"),
-    "wide.txt": (BODY.decode().encode("utf-16"), r"not UTF-8 \(byte 0\): .*iconv -f UTF-16 -t UT"),
-    "widebare.txt": (BODY.decode().encode("utf-16-le"), "line 1 holds zero bytes, as UTF-16 and"),
-    "zeros.txt": (bytes(9999), "line 1 holds zero bytes, as UTF-16 and damaged files do: convert"),
-    "zeros.jsonl": (b'{"text": "x\0"}', "line 1 holds zero bytes, as UTF-16"),
-    "hole.txt": (BODY + bytes(99), r"line 2001 holds zero bytes.*copy it again"),
-    "half.txt": (BODY + A.encode()[:-3], r"is not UTF-8 \(byte [\d,]+\): .*, or copy it again"),
-    "half.jsonl": (b'{"text": "\xe0\xb0"}', r"is not UTF-8 \(byte 10\)"),
+    "latin.txt": (b"caf\xe9\n" + BODY, r"is not UTF-8 \(byte 3; .*: convert it, iconv -f ITS_ENC"),
+    "latin.txt.gz": (gz(BODY + b"\xe0 "), rf"not UTF-8 \(byte {len(BODY):,};"),
+    "wide.txt": (BODY.decode().encode("utf-16"), r"not UTF-8 \(byte 0; UTF-16 .*iconv -f"),
+    "widebare.txt": (BODY.decode().encode("utf-16-le"), r"not UTF-8 \(byte 9; UTF-16 has zero"),
+    "zeros.txt": (bytes(9999), r"not UTF-8 \(byte 0; UTF-16 has zero bytes, so have damaged"),
+    "zeros.jsonl": (b'{"text": "x\0"}', r"not UTF-8 \(byte 11;"),
+    "hole.txt": (BODY + bytes(99), rf"not UTF-8 \(byte {len(BODY):,}; .*copy it again"),
+    "half.txt": (BODY + A.encode()[:-3], r"is not UTF-8 \(byte [\d,]+; .*, or copy it again"),
+    "half.jsonl": (b'{"text": "\xe0\xb0"}', r"is not UTF-8 \(byte 10;"),
     # packings
     "cut.txt.gz": (gz(BODY)[:-9], ENDED),
     "cut.txt.bz2": (bz2.compress(BODY)[:-9], ENDED),
@@ -251,7 +251,6 @@ TEXT = {
     "junk.txt.bz2": (BODY, r"cannot be read \(Invalid data stream"),
     "junk.txt.zst": (BODY, r"cannot be read \(ZSTD decompress failed"),
     "hurt.txt.gz": (gz(BODY)[:40] + b"\xff" * 90, r"cannot be read \(Error -3 while"),
-    "endless.txt.gz": (gz(b"\n" * 2**21, 1), r"more than 67,108,864 bytes, .* unpack it"),
     # rows and columns
     "plain.jsonl": (f'{{"text": "{A}"}}\n\n{B}'.encode(), f"line 3 is '{B}', it must be like"),
     "field.jsonl": (b'{"content": "x"}', r'line 1 is \'{"content": "x"}\', it must be like'),
@@ -268,6 +267,7 @@ TEXT = {
     # the only string column is not the text
     "lists.parquet": (table({"text": [[A, B]], "title": [C]}), rf"{NO_COLUMN}, .* text \(list"),
     "beside.parquet": (table({"text": [b"x"], "category": [A]}), NO_COLUMN),
+    "body.parquet": (table({"body": [A]}), NO_COLUMN),
     "messages.parquet": (table({"m": [[{"content": A}]], "lang": [B]}), NO_COLUMN),
     "twice.parquet": (table([[A], [B]], ["text", "text"]), rf"{NO_COLUMN}, .*: call"),
 }
@@ -280,7 +280,7 @@ CHINESE = "".join(map(chr, range(0x4E00, 0x4F00)))
 FIT = {
     "one document": (A, {}, r"val_share 0.1 of the text cannot be put aside: it is 1 documents"),
     "two alike": (f"{A}\n\n{A}", {}, r"2 documents in 1 groups .*give more documents"),
-    "no small share": (f"{A}\n\n{B} {C}", {"confirm_share": 0.1}, "val_share 0.1 .*left"),
+    "no small share": (f"{A}\n\n{B} {C}", {"confirm_share": 0.1}, "val_share 0.1 .*too large"),
     "none left to confirm on": (ALIKE, SHARES, "confirm_share 0.1 of the text"),
     "too short to train on": (ALIKE, {"val_share": 0.2}, r"too high .*: lower it, or"),
     "no window": (PROSE, {"context": 99_999}, r"for train makes [\d,]+ .*, too few .* 99,999"),
@@ -377,8 +377,8 @@ DTYPE = "its dtype is another; copy it again, or correct meta.json"
 BEYOND = ids("train.bin", lambda i: np.r_[i[:-1], 500])
 TOKENS = {
     "no meta.json": (gone("meta.json"), "meta.json is not there: give a folder of tokens; 00_teac"),
-    "no train.bin": (gone("train.bin"), "train.bin is not there: a folder of tokens holds it"),
-    "no val.bin": (gone("val.bin"), "val.bin is not there: a folder of tokens holds it"),
+    "no train.bin": (gone("train.bin"), "train.bin is not there: give a folder"),
+    "no val.bin": (gone("val.bin"), "val.bin is not there: give a folder"),
     "no tokenizer": (gone("tokenizer.model"), "tokenizer.model is not there: put the tokens' t"),
     "closed meta.json": (closed("meta.json"), "Permission denied: .*meta.json"),
     "closed val.bin": (closed("val.bin"), "Permission denied: '.*val.bin'"),
@@ -386,8 +386,8 @@ TOKENS = {
     "a list for a meta.json": (text_in("meta.json", "[1]"), "meta.json is no table in JSON"),
     "a deep meta.json": (text_in("meta.json", "[" * 100_000), "no table in JSON .*: copy it"),
     "vocab_size of 10^12": (meta(vocab_size=10**12), "is 1000000000000, .* at most 16,777,216: "),
-    "eos_id as text": (meta(eos_id="</s>"), 'eos_id is "</s>", it must be an id below 500: co'),
-    "eos_id beyond": (meta(eos_id=500), "eos_id is 500, it must be an id below 500: correct"),
+    "eos_id as text": (meta(eos_id="</s>"), "is id 3, it must be </s>, as meta.json"),
+    "eos_id beyond": (meta(eos_id=500), "is id 3, it must be 500, as meta.json says: gi"),
     "val_bytes as text": (meta(val_bytes="many"), f'val_bytes is "many", {COUNT}'),
     "a dtype that is a list": (meta(dtype=["u4"]), r"dtype \['u4'\] in meta.json must be uint16"),
     "no dtype, and it is another": (undeclared, r"holds id .* correct vocab_size or dt"),
@@ -808,7 +808,7 @@ def test_a_full_disk(size, says, good, refusal, out):
     before = content(out)
     with full_disk(size):
         line = refusal("00_teacher", {"text": str(good / "text.txt"), "epochs": 0.1})
-    assert re.search(rf"no room for \S*{says}: no file may be larger than {size:,} bytes", line)
+    assert re.search(rf"no room for \S*{says} \(File too large\): make room", line)
     after = content(out)
     if "models" in says:  # all before it was done, and is whole
         assert token_files.open_tokens(out / "tokens").vocab_size == 500
@@ -817,17 +817,12 @@ def test_a_full_disk(size, says, good, refusal, out):
     assert after == before
 
 
-def test_a_full_disk_says_how_much_is_free_and_keeps_the_old_file(tmp_path):
+def test_a_full_disk_is_told_and_keeps_the_old_file(tmp_path):
     path = tmp_path / "scores.npz"
     path.write_bytes(b"old")
     path.with_name(f".{path.name}.{os.getpid()}.begun").symlink_to("/dev/full")
-    with pytest.raises(OSError) as error:
+    with pytest.raises(OSError, match=rf"no room for {path} \(No space left on device\): make"):
         write_whole(path, b"new")
-    free = shutil.disk_usage(tmp_path).free / 2**20
-    told = re.match(
-        rf"no room for {path}: ([\d,.]+) MiB are free, .* on another d", str(error.value)
-    )
-    assert float(told[1].replace(",", "")) == pytest.approx(free, rel=0.2)
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
@@ -865,7 +860,7 @@ def test_a_disk_full_for_a_while_ends_no_training_and_no_run_is_called_done(out,
     with full_disk(20):  # less than one row
         this.progress(5, 5)  # the last is always said
         record({"step": 5})
-        with pytest.raises(OSError, match=r"no room for .*results/00_teacher.json: no file may be"):
+        with pytest.raises(OSError, match=r"no room for .*results/00_teacher.json \(File too"):
             this.finish()
     assert heartbeat.state(out, "00_teacher")["step"] == 1
     this.progress(5, 5)
