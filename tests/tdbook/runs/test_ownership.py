@@ -55,6 +55,7 @@ def refused(folder: Path, says: str, what, *given) -> None:
 
 
 # what another left → what is said, and who would have taken its place
+ONE = SimpleNamespace(ce_weight=1)  # a recipe
 WINDOWS = data.Windows(np.arange(97, dtype="<u2").repeat(3), 16)
 REFUSED = {
     "teacher/optimizer.pt": (f"teacher {NOT_OURS}: move", lambda at: made(at / "teacher", w="new")),
@@ -69,7 +70,7 @@ REFUSED = {
     ),
     "workers/x": (
         f"workers {NOT_OURS}",
-        lambda at: worker.fit(tiny_model(), None, None, processes=1, folder=at),
+        lambda at: worker.fit(tiny_model(), None, ONE, processes=1, folder=at),
     ),
     "t.model": (
         f"t.model {NOT_OURS}",

@@ -159,41 +159,24 @@ if sys.argv[1] == "wait":
 if sys.argv[1] == "done":
     small_book.finish(this)
 """
-ENDS = [
-    ("wait", signal.SIGKILL, "lost"),
-    ("wait", signal.SIGTERM, "interrupted"),
-    ("wait", signal.SIGINT, "interrupted"),
-    ("exit", None, "interrupted"),
-    ("done", None, "done"),
-]
 
 
-@pytest.mark.parametrize("mode, signal_, says", ENDS)
-def test_however_a_process_ends_its_state_is_true(root, mode, signal_, says):
+@pytest.mark.parametrize("mode, number, says", CASES["ends"])
+def test_however_a_process_ends_its_state_is_true(root, mode, number, says):
     command = [sys.executable, "-c", SCRIPT, mode]
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(command, stdout=-1, stderr=-3, env=env)
     process.stdout.readline()
-    if signal_:
+    if number:
         assert heartbeat.state(root / "outputs/tiny", "00_teacher")["state"] == "running"
-        process.send_signal(signal_)
+        process.send_signal(number)
     process.wait(10)
     state = heartbeat.state(root / "outputs/tiny", "00_teacher")
     assert (state["state"], state["step"], state["message"]) == (says, 1, "loss 4")
     assert [s["state"] for s in heartbeat.states(root / "outputs/tiny")] == [says]
 
 
-OTHERS = [
-    ({}, "running"),
-    ({"pid_started": 1}, "lost"),  # the number belongs to another process now
-    ({"boot": "another"}, "lost"),  # the power was off
-    ({"host": "another"}, "running"),
-    ({"host": "another", "heartbeat": 0}, "lost"),
-    (None, "lost"),  # a power cut left it empty
-]
-
-
-@pytest.mark.parametrize("changed, says", OTHERS)
+@pytest.mark.parametrize("changed, says", CASES["others"])
 def test_a_process_that_is_not_the_same_is_lost(tmp_path, changed, says):
     heartbeat.write_state(tmp_path, "00_teacher", "running", **changed or {})
     if changed is None:
