@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from tdlib.shapes import SHAPES, LlamaConfig
+from tdlib.shapes import LlamaConfig
 
 VOCABULARIES = (51_800, 86_071)  # the plan's, and that of the published tokenizer
 Q4_LIMIT = 33e6  # bytes: what still passes for the plan's "~30 MB"
@@ -14,17 +14,6 @@ PLAN: dict[str, dict[str, tuple[float, float]]] = {}
 for _names, _row in yaml.safe_load(Path(__file__).with_name("plan.yaml").read_text("utf8")).items():
     for _name in _names.split():
         PLAN[_name] = PLAN.get(_name, {}) | {key: tuple(span) for key, span in _row.items()}
-
-
-def in_words(name: str, vocab_size: int) -> str:
-    """One line on a shape: weights, of which embedding, and whether its 4-bit file passes."""
-    config = LlamaConfig(vocab_size=vocab_size, **SHAPES[name])
-    d, size = describe(config), file_bytes(config)
-    return (
-        f"{name}, vocabulary {vocab_size:,}: {d['parameters'] / 1e6:.1f} M weights, of which "
-        f"{d['embedding_parameters'] / 1e6:.1f} M embedding; Q4_0 {size / 1e6:.1f} MB, "
-        f"{'within' if size <= Q4_LIMIT else 'ABOVE'} 33 MB"
-    )
 
 
 def describe(config: LlamaConfig) -> dict:

@@ -104,8 +104,8 @@ def cancel(out: Path) -> None:
     """End the jobs of a run folder; their runs keep their state first."""
     cancelled, end = set(), time.monotonic() + STOP_S
     while (jobs := queue(out)) and time.monotonic() < end:
-        if new := jobs - cancelled:
-            print(f"scancel {' '.join(sorted(new))}: their runs keep their state", flush=True)
+        if new := sorted(jobs - cancelled):
+            print(f"scancel {' '.join(new)}: their runs keep their state", flush=True)
             subprocess.run(["scancel", *new])
         cancelled |= jobs
         time.sleep(1)

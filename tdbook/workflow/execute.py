@@ -65,31 +65,25 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
 
     _write_notebooks_whole()
     paths = (parameters.ROOT / "notebooks" / f"{notebook_of(run)}.ipynb", out / f"{run}.ipynb")
+    paths = (str(path).replace("{", "{{").replace("}", "}}") for path in paths)  # it formats them
+    how = dict(progress_bar=False, coalesce_streams=True, cwd=parameters.ROOT)
+    how |= dict(kernel_name="python3", kernel_manager_class=_our_kernel())
     heartbeat.write_state(out, run, "running", message="starting")
     os.environ[heartbeat.DIE_WITH] = str(os.getpid())
     stopping = _stop_on_signals(out, run)
     threading.Thread(target=_show_progress, args=(out, run), daemon=True).start()
     try:
-        papermill.execute_notebook(
-            *(str(path).replace("{", "{{").replace("}", "}}") for path in paths),  # it formats them
-            given,
-            kernel_name="python3",
-            kernel_manager_class=_our_kernel(),
-            progress_bar=False,
-            coalesce_streams=True,
-            cwd=parameters.ROOT,
-        )
-        return None
+        papermill.execute_notebook(*paths, given, **how)
     except papermill.PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}"
-    except Exception as error:  # any: a kernel that does not start must not look like running
-        if stopping.is_set():
-            return "stopped"
-        if isinstance(error, DeadKernelError):
-            return "the kernel died; where memory is short, fewer micro_windows need less"
-        return f"{type(error).__name__}: {error}"
+    except DeadKernelError:
+        fault = "the kernel died; where memory is short, fewer micro_windows need less"
+        return "stopped" if stopping.is_set() else fault
     except (SystemExit, KeyboardInterrupt):
         return "stopped"
+    except Exception as error:  # any: a kernel that does not start must not look like running
+        return "stopped" if stopping.is_set() else f"{type(error).__name__}: {error}"
+    return None
 
 
 def _show_progress(out: Path, run: str) -> None:

@@ -89,28 +89,32 @@ def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
     what stands in the way, in lines: for `make book` and DRY=1 alike."""
     if gone := [name for name in wanted.before if not hashes.load(runs[name].out, name)]:
         raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
-    before = (files.whole(parameters.ROOT / wanted.out / CONFIG) or {}).get("settings", {})
-    for one in runs.values():  # SET, or that it is left out, would replace what is done otherwise
-        record = files.whole(one.out / "results" / f"{one.run}.json", "parameters")
-        done, now = record["parameters"] if record else {}, hashes.decisive(one.parameters)
-        for name in parameters.of_run(before | wanted.settings, one.run):
-            if done and name in now and done.get(name) != now[name]:
-                fault = f"{one.name} in {wanted.out} is done with {name} = {done.get(name)!r}"
-                same = settings.in_words(before)
-                remedy = f"give a run folder of its own (OUT=), or SET={same!r}"
-                raise ParameterError(f"{fault}, now it is {now[name]!r}: {remedy}")
+    _refuse_other_settings(wanted, runs)
     targets, pages = targets_of(wanted, runs)
     reasons, damaged = hashes.judge(runs, [*targets, *pages], wanted.before)
     if lines := dict.fromkeys(line for lines in damaged.values() for line in lines):
         raise ParameterError("\n".join([*lines, "nothing is made from what is damaged"]))
     foreign: dict[Path, dict[str, None]] = {}  # what another made, in the place of what is made
-    made = [name for name, why in reasons.items() if why and not why.startswith(hashes.AFTER)]
-    for one in (runs[name] for name in made):
-        paths = not_ours(one.out, one.run, list(one.writes), notebook=True)
-        foreign.setdefault(one.out, {}).update(dict.fromkeys(paths))
+    for one in (runs[name] for name, why in reasons.items() if why):
+        if not reasons[one.name].startswith(hashes.AFTER):
+            paths = not_ours(one.out, one.run, list(one.writes), notebook=True)
+            foreign.setdefault(one.out, {}).update(dict.fromkeys(paths))
     if lines := [refusal(out, list(paths)) for out, paths in foreign.items() if paths]:
         raise ParameterError("\n".join(lines))
     return reasons
+
+
+def _refuse_other_settings(wanted: Wanted, runs: dict[str, BookRun]) -> None:
+    """ParameterError: SET, or that it is left out, would replace what is done otherwise."""
+    before = (files.whole(parameters.ROOT / wanted.out / CONFIG) or {}).get("settings", {})
+    for one in runs.values():
+        record = files.whole(one.out / "results" / f"{one.run}.json", "parameters")
+        done, now = record["parameters"] if record else {}, hashes.decisive(one.parameters)
+        for name in parameters.of_run(before | wanted.settings, one.run):
+            if done and name in now and done.get(name) != now[name]:
+                fault = f"{one.name} in {wanted.out} is done with {name} = {done.get(name)!r}"
+                remedy = f"a run folder of its own (OUT=), or SET={settings.in_words(before)!r}"
+                raise ParameterError(f"{fault}, now it is {now[name]!r}: give {remedy}")
 
 
 def book(
@@ -121,11 +125,11 @@ def book(
     values: dict | None = None,
 ) -> list[BookRun]:
     """The runs of params/<profile>, checked. `given` is for 00, `values` are SET's."""
-    own = {path: parameters.of_run(values or {}, path.stem) for path in yamls(profile)}
-    for path in own:
+    own, checked, place = {}, {}, {"out": str(out)} if out else {}
+    for path in yamls(profile):
+        own[path] = parameters.of_run(values or {}, path.stem)
         own[path] |= given or {} if notebook_of(path.stem) == TEACHER else {}
-    place = {"out": str(out)} if out else {}
-    checked = {path: check_yaml(path, place | more, paths) for path, more in own.items()}
+        checked[path] = check_yaml(path, place | own[path], paths)
     makers: dict[str, str] = {}  # path → the run that makes it
     for path in sorted(checked, key=lambda path: notebook_of(path.stem) == COMPARISON):
         for made in notebooks.writes(path.stem, checked[path], list(makers)):
@@ -193,9 +197,8 @@ def swept(
 ) -> list[BookRun]:
     """The runs of a sweep's points, and last the page that compares them, where each point is one
     run. It needs no point: those that are done are compared. `runs` are the book's."""
-    sweep, out = sweeps.read(profile, name), runs[0].out
+    sweep, out, points = sweeps.read(profile, name), runs[0].out, []
     makers = {path: one.name for one in runs for path in one.writes}
-    points = []
     for point in sweep.points:
         inside: dict[str, str] = {}  # what the point's earlier runs make → their names
         for run in sweep.runs(point):
@@ -214,17 +217,14 @@ def swept(
     page = next((one for one in runs if one.notebook == COMPARISON), None)
     if page is None:
         raise ParameterError(f"params/{profile} has no {COMPARISON} to compare the points with")
-    return [*points, _page_of(name, page, makers)]
-
-
-def _page_of(sweep: str, page: BookRun, makers: dict) -> BookRun:
-    """The profile's own 04 on the sweep's folder: its models are those 04 cannot do without."""
-    run, place = sweeps.page(sweep), sweeps.folder(page.out, sweep)
-    values = parameters.read(page.yaml) | {"run": run, "out": shown(place), "sweeps": sweep}
-    values = parameters.check(COMPARISON, values | page.given, paths=False)
-    reads, yaml = tuple(borrowed(run, values)), place / f"{run}.yaml"
+    # the profile's own 04 on the sweep's folder: its models are those 04 cannot do without
+    run, place = sweeps.page(name), sweeps.folder(out, name)
+    own = parameters.read(page.yaml) | {"run": run, "out": shown(place), "sweeps": name}
+    own = parameters.check(COMPARISON, own | page.given, paths=False)
+    reads, yaml = tuple(borrowed(run, own)), place / f"{run}.yaml"
     needs = tuple(sorted({makers[path] for path in reads if path in makers}))
-    return BookRun(f"{sweep}/{run}", run, yaml, place, values, page.given, reads, (), needs, sweep)
+    last = BookRun(f"{name}/{run}", run, yaml, place, own, page.given, reads, (), needs, name)
+    return [*points, last]
 
 
 def borrowed(run: str, values: dict) -> list[str]:

@@ -39,20 +39,22 @@ def wanted(command: str, pairs: dict[str, str]) -> graph.Wanted:
     found = [sweeps.read(profile, name) for name in swept]
     points = [one.name_of(p, run) for one in found for p in one.points for run in one.runs(p)]
     values = settings.parse(pairs.get("SET", ""), [*book, *(p.split("/")[-1] for p in points)])
-    before = _before(book, pairs.get("FROM", ""))
+    notebooks, first = sorted({notebook_of(run) for run in book}), pairs.get("FROM", "")
+    begins = [name for name in notebooks if first in (name, name[:2])]
+    if first and not begins:
+        raise ParameterError(f"FROM={first} is no notebook: {nearest(first, notebooks)}")
+    before = tuple(run for run in book if first and notebook_of(run) < begins[0])
     only, redo = (
         _select(profile, [*book, *points], words.get(name, ())) for name in ("ONLY", "REDO")
     )
     if both := [name for name in before if name in (*only, *redo)]:
-        raise ParameterError(f"FROM={pairs['FROM']} takes {both[0]} as it is: leave FROM, or that")
+        raise ParameterError(f"FROM={first} takes {both[0]} as it is: leave FROM, or that")
     price = number(pairs, "PRICE_PER_HOUR", 0, 4.5) if pairs.get("PRICE_PER_HOUR") else None
     out = pairs.get("OUT") or default_out(profile, given.get("text", ""), values)
     if command == "sweep" and not given:  # those of the book it reads
-        before_ = files.record(parameters.ROOT / out / graph.CONFIG) or {}
-        given = before_.get("given", {})
-    place, typed = cluster.check(pairs.get("CLUSTER", "")), {k: v for k, v in pairs.items() if v}
-    typed = " ".join(f"{k}={shlex.quote(v)}" for k, v in typed.items() if k != "DRY")
-    command = f"make {command} {typed}".strip()
+        given = (files.record(parameters.ROOT / out / graph.CONFIG) or {}).get("given", {})
+    place, typed = cluster.check(pairs.get("CLUSTER", "")), pairs | {"DRY": ""}
+    command = " ".join(["make", command, *(f"{k}={shlex.quote(v)}" for k, v in typed.items() if v)])
     return graph.Wanted(
         profile, out, given, swept, only, redo, before, price, place, command, values
     )
@@ -71,15 +73,6 @@ def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str
             meant = f"did you mean {ends[0]}?" if ends else nearest(word, known)
             raise ParameterError(f"{word} is no run of params/{profile}: {meant}")
     return tuple(name for name, own in names.items() if own & set(words))
-
-
-def _before(every: list[str], first: str) -> tuple[str, ...]:
-    """The runs of the notebooks before FROM=02 or FROM=02_hard_set."""
-    notebooks = sorted({notebook_of(run) for run in every})
-    begins = [name for name in notebooks if first in (name, name[:2])]
-    if first and not begins:
-        raise ParameterError(f"FROM={first} is no notebook: {nearest(first, notebooks)}")
-    return tuple(run for run in every if first and notebook_of(run) < begins[0])
 
 
 def default_out(profile: str, text: str, values: dict[str, str] | None = None) -> str:

@@ -46,15 +46,12 @@ def refresh(out: Path) -> Path:
 def index(out: Path) -> Path:
     """Write index.html and morning.md; in a sweep's folder, or for a point, the sweep's and the
     parent's. Returns the path."""
-    if (out / sweeps.PARENT).is_file() and not (out / sweeps.POINTS).is_file():
+    swept, above = (out / sweeps.POINTS).is_file(), sweeps.parent(out)
+    if above and not swept:
         return index(out.parent)
-    if above := sweeps.parent(out):
-        _write_index(above)
-    return _write_index(out)
-
-
-def _write_index(out: Path) -> Path:
-    path, swept = out / "index.html", (out / sweeps.POINTS).is_file()
+    if above:
+        index(above)
+    path = out / "index.html"
     if not ownership.is_book(out) and path.exists():
         raise FileExistsError(f"{path} is no book's, and no run is there: give OUT=")
     morning = status.morning(out)
@@ -76,8 +73,9 @@ def _write_index(out: Path) -> Path:
     difficulty = out / f"figures/{notebooks.HARD_SET}-difficulty.svg"
     if difficulty.exists():
         content["difficulty"] = pages.base64_of(difficulty.read_bytes())
+    content["whole"] = not swept and (out / "state").is_dir()  # published/ has no states
     _write(path, "runs.html.j2", **content)
-    if not swept:
+    if content["whole"]:
         template = pages.environment().get_template("morning.md.j2")
         files.write_whole(out / "morning.md", template.render(content))
     return path
@@ -107,8 +105,8 @@ def _runs_with_page(out: Path) -> list[str]:
 
 
 def _with_readable_tables(html: str) -> Markup:
-    """Every table in a box of its own that scrolls; of its columns `num` where half or more of the
-    filled cells are numbers, `short` where none wraps."""
+    """Every table in a box that scrolls; its columns marked `num` where half or more of the filled
+    cells are numbers, `short` where none wraps."""
     soup = BeautifulSoup(html, "html.parser")
     for table in soup.find_all("table"):
         rows = [row.find_all(["td", "th"]) for row in table.find_all("tr")]

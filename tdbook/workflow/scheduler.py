@@ -36,7 +36,7 @@ def make(wanted: Wanted) -> int:
         began, (targets, pages) = time.time(), graph.targets_of(wanted, runs)
         with status.session(out, [*targets, *pages], wanted.command, wanted.price) as ended:
             code = _snakemake(wanted, targets)
-            if pages and code != 130:  # what was to be made again is by now
+            if pages and code != 130:  # all that REDO names is made
                 code = max(code, _snakemake(replace(wanted, redo=()), pages))
             ended(code)
         return _summary(out, [runs[name] for name in [*targets, *pages]], code, began)
@@ -58,7 +58,7 @@ def _locked(out: Path, command: str) -> Iterator[None]:
 
 
 def prepare(config: dict) -> dict[str, BookRun]:
-    """`jobs`, with the points' files written and linked to what is there of what they read."""
+    """`jobs`; every point of a sweep gets its YAML, and links to what it reads of the book."""
     runs = graph.jobs(config)
     book_out = next(iter(runs.values())).out
     for name in config["sweeps"]:
@@ -71,7 +71,7 @@ def prepare(config: dict) -> dict[str, BookRun]:
 
 
 def _not_yet_redone(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[str, ...]:
-    """What REDO names, without what this same command repeated already before it was stopped."""
+    """The runs that REDO names, but for those that this same command, stopped since, has redone."""
     began = status.began_of(parameters.ROOT / wanted.out, wanted.command)
 
     def started(name: str) -> float:
@@ -90,16 +90,12 @@ def _snakemake(wanted: Wanted, targets: list[str]) -> int:
     if not wanted.cluster:  # a lost connection to the login node must not cancel jobs
         heartbeat.die_with_parent()
     path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    how = dict(cwd=parameters.ROOT, env=os.environ | {"PYTHONPATH": os.pathsep.join(path)})
+    # Ctrl-C reaches this process alone, which then ends the others in order
+    how |= dict(start_new_session=True)
+    how |= dict(preexec_fn=lambda: heartbeat.die_with_parent(signal.SIGKILL))
     with (out / ".snakemake.log").open("w") as log:
-        # a session of its own: Ctrl-C is for this process alone, which ends the others in order
-        child = subprocess.Popen(
-            command,
-            cwd=parameters.ROOT,
-            stderr=log,
-            start_new_session=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-            preexec_fn=lambda: heartbeat.die_with_parent(signal.SIGKILL),
-        )
+        child = subprocess.Popen(command, stderr=log, **how)
     try:
         if not wanted.cluster:
             return child.wait()
@@ -122,6 +118,7 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
     any other loses it: the hashes alone decide what is run, as in the notebooks."""
     out, place = parameters.ROOT / wanted.out, parameters.ROOT / wanted.out / ".done"
     now, reasons = time.time(), hashes.judge(runs, runs, wanted.before)[0]
+    jobs = {}
     for name, one in runs.items():
         one.mark.parent.mkdir(parents=True, exist_ok=True)
         if reasons[name]:
@@ -129,9 +126,9 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
         else:
             one.mark.touch()
             os.utime(one.mark, (now, now))
-    # in .done paths are short, for Snakemake takes { and } for wildcards; and a repository of
-    # somebody else may not be written
-    jobs = {name: _job(one, os.path.relpath(one.mark, place)) for name, one in runs.items()}
+        # in .done paths are short, for Snakemake takes { and } for wildcards; and a repository of
+        # somebody else may not be written
+        jobs[name] = _job(one, os.path.relpath(one.mark, place))
     config = wanted.config | {"jobs": [*jobs.values()]}
     disk.set_aside(out / graph.CONFIG)
     files.write_whole(out / graph.CONFIG, json.dumps(config))
@@ -160,9 +157,8 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
 
     for folder in dict.fromkeys([out, *(one.out for one in targets)]):
         execute.pages(folder)
-    names = dict.fromkeys(one.sweep for one in targets if one.sweep)
-    places = [out, *(sweeps.folder(out, name) for name in names)]
-    index = [run_pages.refresh(place) for place in places][-1]
+    swept = dict.fromkeys(one.sweep for one in targets if one.sweep)
+    index = [run_pages.refresh(p) for p in (out, *(sweeps.folder(out, name) for name in swept))][-1]
     if code == 130:
         print(f"stopped; the same command goes on from here · {shown(index)}")
         return code

@@ -79,27 +79,22 @@ def hours(out: Path) -> float:
 def rows(out: Path, full: bool = False) -> list[dict]:
     """Every run of a folder, or of a sweep's: those asked for last, and all that left a trace."""
     above, sweep = sweeps.parent(out) or out, ""
-    asked = (sessions(above) or [{"targets": []}])[-1]["targets"]
+    last = (sessions(above) or [{"targets": [], "began": 0.0}])[-1]
     if (out / sweeps.POINTS).is_file():
-        sweep, listed = out.name, sweeps.listed(above, out.name)
-        several, page = not listed["notebook"], sweeps.page(sweep)
-        places = {
-            f"{sweep}/{point}/{run}" if several else f"{sweep}/{run}": (out / point, run)
-            for point, runs in sorted(listed["runs"].items())
-            for run in runs
-        }
-        places |= {} if several else {f"{sweep}/{page}": (out, page)}
+        sweep, listed = f"{out.name}/", sweeps.listed(above, out.name)
+        pairs = [(point, run) for point, runs in sorted(listed["runs"].items()) for run in runs]
+        pairs += [("", sweeps.page(out.name))] if listed["notebook"] else []
+        places = {run if listed["notebook"] else f"{p}/{run}": (out / p, run) for p, run in pairs}
     else:
-        also = [name for name in asked if "/" not in name] if above == out else []
-        places = {run: (out, run) for run in sorted({*traces(out), *also})}
-    session_ = live(above)
-    waiting = set(session_["targets"]) if session_ else set()
+        asked = [name for name in last["targets"] if "/" not in name] if above == out else []
+        places = {run: (out, run) for run in sorted({*traces(out), *asked})}
+    waiting = last["targets"] if live(above) else []
     found = {}
     for name, (folder, run) in places.items():
-        waits = name in waiting and not (folder / ".done" / run).exists()
-        waits &= heartbeat.state(folder, run).get("heartbeat", 0) < (session_ or {}).get("began", 0)
-        found[name] = row(folder, run, waits) | {"name": name.removeprefix(f"{sweep}/")}
-    return _judged(above, sweep, found, full)
+        waits = f"{sweep}{name}" in waiting and not (folder / ".done" / run).exists()
+        waits &= heartbeat.state(folder, run).get("heartbeat", 0) < last["began"]
+        found[f"{sweep}{name}"] = row(folder, run, waits) | {"name": name}
+    return _judged(above, sweep.strip("/"), found, full)
 
 
 def traces(out: Path) -> list[str]:
@@ -109,8 +104,8 @@ def traces(out: Path) -> list[str]:
 
 
 def row(out: Path, run: str, waits: bool = False) -> dict:
-    """One run. `waits`: it is still to be made by what goes on now; `older`: done, by other code
-    than today's; `changed`: parameters; `record`: {} without one."""
+    """One run. `waits`: the live session has yet to make it; `older`: done, by other code than
+    today's; `changed`: parameters; `record`: {} without one."""
     record = files.whole(out / "results" / f"{run}.json", "parameters") or {}
     state = heartbeat.state(out, run)
     if record and not (out / "state" / f"{run}.json").exists():
@@ -128,20 +123,19 @@ def row(out: Path, run: str, waits: bool = False) -> dict:
 
 def _judged(out: Path, sweep: str, found: dict[str, dict], full: bool) -> list[dict]:
     """Rows; those done are "damaged" or "outdated" where the last command would say so today."""
-    config = files.whole(out / graph.CONFIG, "profile", "given")
+    config, jobs = files.whole(out / graph.CONFIG, "profile", "given"), {}
     own = {"redo": [], "before": [], "sweeps": [sweep] if sweep else []}
-    jobs: dict = {}
-    if config:
-        with contextlib.suppress(ValueError):  # of params/: `make check` tells
-            jobs = graph.jobs(config | own | {"out_dir": parameters.shown(out)}, paths=False)
+    own["out_dir"] = parameters.shown(out)
+    with contextlib.suppress(ValueError):  # of params/: `make check` tells
+        jobs = graph.jobs(config | own, paths=False) if config else {}
     done = {name: one for name, one in found.items() if one["state"]["state"] == "done"}
-    reasons, damaged = hashes.judge(jobs, [name for name in done if name in jobs], (), full)
+    reasons, damaged = hashes.judge(jobs, done.keys() & jobs.keys(), (), full)
     for name, one in done.items():
-        why = reasons.get(name, "")
+        why = reasons.get(name, hashes.OLDER)
         hurt = damaged.get(name) if name in jobs else hashes.damage(one["folder"], one["run"], full)
         if hurt:
             one |= {"older": False, "state": {"state": "damaged", "error": hurt}}
-        elif why and why != hashes.OLDER:
+        elif why not in ("", hashes.OLDER):
             error = [f"{why}: the next `make book` makes it again"]
             one |= {"older": False, "state": {"state": "outdated", "error": error}}
     return [*found.values()]
@@ -201,13 +195,13 @@ def morning(out: Path) -> dict:
     command = made[-1]["command"] if made else f"make book OUT={out}"
     every = [*found, *(one for sweep in swept.values() for one in sweep["rows"])]
     trouble = [one for one in every if heartbeat.word(one) in BAD]
-    redo = [one["run"] for one in trouble if heartbeat.word(one) == "damaged"]
+    redo = ",".join(one["run"] for one in trouble if heartbeat.word(one) == "damaged")
     what = f"OUT={parameters.shown(out)}"
     then = f"all is done: `make publish {what}` keeps the results, `make zip {what}` mails them"
     if now:
-        then = f"`{now['command']}` is at work; `make status` follows it"
+        then = f"`{command}` is at work; `make status` follows it"
     elif redo:
-        then = f"`{command} REDO={','.join(redo)}` makes again what is damaged"
+        then = f"`{command} REDO={redo}` makes again what is damaged"
     elif trouble or any(heartbeat.word(one) not in ("done", "stale") for one in found):
         then = f"`{command}` goes on where it stopped"
     return {
