@@ -17,7 +17,7 @@ from pathlib import Path
 from tdbook.runs import disk, hashes, heartbeat, parameters, sweeps
 from tdbook.runs.leftovers import clear
 from tdbook.runs.parameters import shown
-from tdbook.workflow import cluster, devices, execute, graph, status
+from tdbook.workflow import cluster, execute, graph, status
 from tdbook.workflow.graph import BookRun, Wanted
 from tdlib import files
 
@@ -116,9 +116,8 @@ def _snakemake(wanted: Wanted, targets: list[str]) -> int:
 def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) -> list:
     """Snakemake's command line. Before it a run that is current gets its mark, all of one time, and
     any other loses it: the hashes alone decide what is run, as in the notebooks."""
-    out, place = parameters.ROOT / wanted.out, parameters.ROOT / wanted.out / ".done"
-    now, reasons = time.time(), hashes.judge(runs, runs, wanted.before)[0]
-    jobs = {}
+    out, now = parameters.ROOT / wanted.out, time.time()
+    reasons, config = hashes.judge(runs, runs, wanted.before)[0], wanted.config
     for name, one in runs.items():
         one.mark.parent.mkdir(parents=True, exist_ok=True)
         if reasons[name]:
@@ -126,29 +125,17 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
         else:
             one.mark.touch()
             os.utime(one.mark, (now, now))
-        # in .done paths are short, for Snakemake takes { and } for wildcards; and a repository of
-        # somebody else may not be written
-        jobs[name] = _job(one, os.path.relpath(one.mark, place))
-    config = wanted.config | {"jobs": [*jobs.values()]}
     disk.set_aside(out / graph.CONFIG)
     files.write_whole(out / graph.CONFIG, json.dumps(config))
-    command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", place]
+    # in .done, for a repository of somebody else may not be written
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", out / ".done"]
     command += ["--snakefile", parameters.ROOT / "Snakefile"]
     if wanted.cluster:
         command += cluster.options(out, wanted.cluster, config)
     else:
         command += ["--workflow-profile", parameters.ROOT / "profiles/default"]
-        command += ["--configfile", out / graph.CONFIG, "--resources", f"gpu={devices.slots()}"]
-    return [*command, "--", *(jobs[name]["mark"] for name in targets)]
-
-
-def _job(one: BookRun, mark: str) -> dict:
-    """What the Snakefile needs to know of a run."""
-    p, given = one.parameters, one.given | ({"redo": "true"} if one.parameters["redo"] else {})
-    arguments = [str(one.yaml), str(one.out), *(f"{key}={value}" for key, value in given.items())]
-    gpus = 0 if p["device"] == "cpu" else p.get("processes", 1)
-    about = {"name": one.name, "notebook": one.notebook, "needs": list(one.needs)}
-    return about | {"mark": mark, "arguments": arguments, "gpus": gpus}
+        command += ["--configfile", out / graph.CONFIG, "--resources", f"gpu={execute.slots()}"]
+    return [*command, "--", *(os.path.relpath(runs[name].mark, out / ".done") for name in targets)]
 
 
 def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:

@@ -385,7 +385,7 @@ PLACES = {
         token_files shipping share cache worker""",
     "what is its own by name, of a run that it claimed": "leftovers ownership running execute",
     "a hidden or temporary name of its own": "scheduler doctor model_tokenizer",
-    "it adds to the end": "hooks devices",
+    "it adds to the end": "hooks",
     "a broken record is renamed to .broken, never removed": "disk",
     "only where nothing is there": "sweeps",
 }
