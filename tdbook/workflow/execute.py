@@ -31,8 +31,7 @@ _held = []  # open files, for as long as the process lives
 
 
 def execute(yaml: Path, out: Path, overrides: dict) -> int:
-    """Run one YAML's notebook with papermill into the run folder and write its page, after a
-    failure too. Prints what happens; returns the exit code."""
+    """Run one YAML's notebook, and write its page after a failure too; returns the exit code."""
     run, out = yaml.stem, parameters.ROOT / out
     try:
         values = graph.check_yaml(yaml, overrides | {"out": shown(out)})
@@ -73,13 +72,19 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
 def _papermill(run: str, out: Path, given: dict) -> str | None:
     """Execute; what went wrong in one line, or None."""
     import papermill
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
 
     _write_notebooks_whole()
     paths = (parameters.ROOT / "notebooks" / f"{notebook_of(run)}.ipynb", out / f"{run}.ipynb")
     paths = (str(path).replace("{", "{{").replace("}", "}}") for path in paths)  # it formats them
+    # a kernel of this interpreter, whatever Jupyter's paths hold under the name python3
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
+    ours = type("OurKernel", (AsyncKernelManager,), {"kernel_spec": spec})
     how = dict(progress_bar=False, coalesce_streams=True, cwd=parameters.ROOT)
-    how |= dict(kernel_name="python3", kernel_manager_class=_our_kernel())
+    how |= dict(kernel_name="python3", kernel_manager_class=ours)
     heartbeat.write_state(out, run, "running", message="starting")
     os.environ[heartbeat.DIE_WITH] = str(os.getpid())
     stopping = _stop_on_signals(out, run)
@@ -130,19 +135,8 @@ def _stop_on_signals(out: Path, run: str) -> threading.Event:
     return stopping
 
 
-def _our_kernel() -> type:
-    """Starts kernels of this interpreter, whatever Jupyter's paths hold under the name python3."""
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
-    return type("OurKernel", (AsyncKernelManager,), {"kernel_spec": spec})
-
-
 def _write_notebooks_whole() -> None:
-    """papermill saves a notebook after each cell by emptying the file first: a kill in between, and
-    nothing is left of it."""
+    """papermill empties a notebook's file before it saves it, where a kill would leave nothing."""
     from papermill.iorw import LocalHandler, papermill_io
 
     whole = LocalHandler()
@@ -159,8 +153,8 @@ def _settled(out: Path, run: str, error: str | None) -> dict:
         heartbeat.write_state(out, run, "interrupted", error=["stopped"])
         return heartbeat.state(out, run) | {"state": "interrupted"}  # though an earlier one is done
     if state["state"] == "lost":
-        lost = state | {"error": [error or "its process is gone"]}
-        files.write_whole(out / "state" / f"{run}.json", json.dumps(lost))
+        state |= {"error": [error or "its process is gone"]}
+        files.write_whole(out / "state" / f"{run}.json", json.dumps(state))
     else:
         error = error or "the notebook ended without this.finish(): add it as its last call"
         heartbeat.write_state(out, run, "failed", error=[error])

@@ -67,7 +67,8 @@ class Wanted:
 def jobs(config: dict, paths: bool = True) -> dict[str, BookRun]:
     """Every run that a command may make, by name: the book's, and the sweeps' asked for."""
     values = config.get("settings", {})
-    runs = book(config["profile"], config["out_dir"], config["given"], paths, values)
+    values = values | {f"{TEACHER}.{name}": value for name, value in config["given"].items()}
+    runs = book(config["profile"], config["out_dir"], values, paths)
     runs += [p for name in config["sweeps"] for p in swept(name, config["profile"], runs, values)]
     found = {one.name: one for one in runs}
     for name in config["redo"]:
@@ -85,8 +86,7 @@ def targets_of(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[list[str], lis
 
 
 def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
-    """Why each run that a command needs is to be made, "" where it is current. ParameterError says
-    what stands in the way, in lines: for `make book` and DRY=1 alike."""
+    """Run → why it is to be made, "" where it is current. ParameterError: what is in the way."""
     if gone := [name for name in wanted.before if not hashes.load(runs[name].out, name)]:
         raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
     _refuse_other_settings(wanted, runs)
@@ -118,18 +118,12 @@ def _refuse_other_settings(wanted: Wanted, runs: dict[str, BookRun]) -> None:
 
 
 def book(
-    profile: str,
-    out: Path | None = None,
-    given: dict | None = None,
-    paths: bool = True,
-    values: dict | None = None,
+    profile: str, out: Path | None = None, values: dict | None = None, paths: bool = True
 ) -> list[BookRun]:
-    """The runs of params/<profile>, checked. `given` is for 00, `values` are SET's."""
-    own, checked, place = {}, {}, {"out": str(out)} if out else {}
-    for path in yamls(profile):
-        own[path] = parameters.of_run(values or {}, path.stem)
-        own[path] |= given or {} if notebook_of(path.stem) == TEACHER else {}
-        checked[path] = check_yaml(path, place | own[path], paths)
+    """The runs of params/<profile>, checked. `values` are those of the command line."""
+    place = {"out": str(out)} if out else {}
+    own = {path: parameters.of_run(values or {}, path.stem) for path in yamls(profile)}
+    checked = {path: check_yaml(path, place | more, paths) for path, more in own.items()}
     makers: dict[str, str] = {}  # path → the run that makes it
     for path in sorted(checked, key=lambda path: notebook_of(path.stem) == COMPARISON):
         for made in notebooks.writes(path.stem, checked[path], list(makers)):
@@ -176,8 +170,7 @@ def yamls(profile: str) -> list[Path]:
 def _run(
     who: str, name: str, values: dict, given: dict, makers: dict[str, str], above: str = ""
 ) -> BookRun:
-    """A run whose YAML lies in its own folder. `makers`: path → the run that makes it; `above`: the
-    folder of the book for a sweep's point. ParameterError: what it reads is not there."""
+    """A run. `makers`: path → the run that makes it; `above`: of a point the book's folder."""
     run, out = values["run"], parameters.ROOT / values["out"]
     others = [path for path, maker in makers.items() if maker != name]
     reads, writes = notebooks.reads(run, values, others), notebooks.writes(run, values, others)
@@ -195,8 +188,8 @@ def _run(
 def swept(
     name: str, profile: str, runs: list[BookRun], values: dict | None = None
 ) -> list[BookRun]:
-    """The runs of a sweep's points, and last the page that compares them, where each point is one
-    run. It needs no point: those that are done are compared. `runs` are the book's."""
+    """The runs of a sweep's points; where each is one run, last the page that compares them, which
+    takes those that are done. `runs` are the book's."""
     sweep, out, points = sweeps.read(profile, name), runs[0].out, []
     makers = {path: one.name for one in runs for path in one.writes}
     for point in sweep.points:

@@ -25,7 +25,6 @@ from tdbook.workflow import run_pages, status
 from tdlib import files
 from tdlib.files import AWAY, replacing, whole_folder
 
-MOST_MB = 20  # that one name may take in git; of a mail, above which many servers refuse it
 KINDS, SHOWN = ("tables", "figures"), (".csv", ".md", ".svg", ".png")
 QUALITY = f"figures/{notebooks.COMPARISON}-quality.png"
 # of a record, shown as it is
@@ -61,15 +60,11 @@ def publish(out: Path, name: str = "") -> Path:
         manifest = _manifest(out, place) | {"left_out": left_out}
         manifest = json.dumps(manifest, indent=1, ensure_ascii=False)
         files.write_whole(place / "manifest.json", manifest)
-        size = sum(map(os.path.getsize, files_of(place))) / 1e6
-        if size > MOST_MB:
-            fault = f"outputs/published/{name} would take {size:.1f} MB, git gets {MOST_MB} at most"
-            raise ParameterError(f"{fault}: `make zip` packs a mail")
         with whole_folder(target) as beside:
             shutil.copytree(place, beside, dirs_exist_ok=True)
     if quality.exists():
         files.write_whole(lead, quality.read_bytes())
-    print(f"{target}: {size:.1f} MB; left out, as manifest.json tells: {len(left_out)}")
+    print(f"{target}: {len(files_of(target))} files; left out, by manifest.json: {len(left_out)}")
     return target
 
 
@@ -199,9 +194,7 @@ def pack(out: Path) -> Path:
     with replacing(target) as beside, ZipFile(beside, "w", ZIP_DEFLATED) as archive:
         for path in sorted(packed):
             archive.write(path, f"{folder}/{path.relative_to(out).as_posix()}")
-    size = target.stat().st_size / 1e6
-    more = f"; above {MOST_MB} MB many mail servers refuse it" * (size > MOST_MB)
-    print(f"{target}: {size:.1f} MB{more}")
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
     return target
 
 

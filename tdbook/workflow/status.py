@@ -1,4 +1,4 @@
-"""What goes on in a run folder, from its files and the processes that live: for `make status`, the
+"""What goes on in a run folder, by its files and the processes that live: for `make status`, the
 index and the morning report alike.
 
 A run is queued, running, done, failed, interrupted (it said so itself), lost (its process is gone
@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,12 +66,11 @@ def hours(out: Path) -> float:
     """What this folder's sessions took in all. A killed one ended with the last heartbeat."""
     places = [out, *(path.parent for path in out.glob(f"sweeps/*/*/{sweeps.PARENT}"))]
     beats = [s.get("heartbeat", 0) for place in places for s in heartbeat.states(place)]
-    made, total = sessions(out), 0.0
-    for one, following in itertools.pairwise([*made, {"began": time.time()}]):
-        until = following["began"]
-        seen = [beat for beat in beats if one["began"] <= beat <= until]
-        end = one["ended"] or (until if one == live(out) else max(seen, default=one["began"]))
-        total += end - one["began"]
+    now, total = {"began": time.time()}, 0.0
+    for one, following in itertools.pairwise([*sessions(out), now]):
+        last = max((beat for beat in beats if beat <= following["began"]), default=0.0)
+        end = now["began"] if one == live(out) else max(last, one["began"])
+        total += (one["ended"] or end) - one["began"]
     return total / 3600
 
 
@@ -88,12 +86,14 @@ def rows(out: Path, full: bool = False) -> list[dict]:
     else:
         asked = [name for name in last["targets"] if "/" not in name] if above == out else []
         places = {run: (out, run) for run in sorted({*traces(out), *asked})}
-    waiting = last["targets"] if live(above) else []
+    waiting = {*last["targets"]} if live(above) else set()
     found = {}
     for name, (folder, run) in places.items():
-        waits = f"{sweep}{name}" in waiting and not (folder / ".done" / run).exists()
-        waits &= heartbeat.state(folder, run).get("heartbeat", 0) < last["began"]
-        found[f"{sweep}{name}"] = row(folder, run, waits) | {"name": name}
+        found[f"{sweep}{name}"] = one = row(folder, run) | {"name": name}
+        began = one["state"].get("heartbeat", 0) >= last["began"]
+        made = began or (folder / ".done" / run).exists() or one["state"]["state"] == "running"
+        if f"{sweep}{name}" in waiting and not made:
+            one |= {"older": False, "state": one["state"] | {"state": "queued", "error": []}}
     return _judged(above, sweep.strip("/"), found, full)
 
 
@@ -103,15 +103,12 @@ def traces(out: Path) -> list[str]:
     return sorted({path.stem for path in paths if not path.is_symlink()})
 
 
-def row(out: Path, run: str, waits: bool = False) -> dict:
-    """One run. `waits`: the live session has yet to make it; `older`: done, by other code than
-    today's; `changed`: parameters; `record`: {} without one."""
+def row(out: Path, run: str) -> dict:
+    """One run. `older`: done, by other code than today's; `record`: {} without one."""
     record = files.whole(out / "results" / f"{run}.json", "parameters") or {}
     state = heartbeat.state(out, run)
     if record and not (out / "state" / f"{run}.json").exists():
         state = {"run": run, "state": "done"}
-    if state["state"] != "running" and waits:
-        state |= {"state": "queued", "error": []}
     elif state["state"] == "queued":
         state |= {"state": "not run"}
     done, changed = state["state"] == "done", state.get("changed", {})
@@ -213,15 +210,6 @@ def morning(out: Path) -> dict:
         "live": now,
         "hours": hours(out),
         "price": next((x["price"] for x in reversed(made) if x["price"] is not None), None),
-        "disk": sizes(out),
         "free": shutil.disk_usage(out).free,
         "next": then,
     }
-
-
-def sizes(out: Path) -> dict[str, int]:
-    """Folder → bytes in it, largest first."""
-    lines = subprocess.run(["du", "-kd1", out], capture_output=True, text=True).stdout.splitlines()
-    pairs = (line.split("\t") for line in lines[:-1])  # the last is the whole
-    parts = {Path(path).name: int(size) * 1024 for size, path in pairs}
-    return dict(sorted(parts.items(), key=lambda part: -part[1]))

@@ -68,7 +68,6 @@ def test_the_morning_report_says_what_failed_what_came_out_and_what_it_cost(tmp_
     heartbeat.write_state(tmp_path, A, "done")
     lines = ["Traceback", "torch.OutOfMemoryError: CUDA out of memory"]
     heartbeat.write_state(tmp_path, B, "failed", error=lines, step=120, steps=400)
-    write(tmp_path / "models/50m/w", b"x" * 3_000_000)
     run_pages.index(tmp_path)
     said = (tmp_path / "morning.md").read_text("utf8")
     for text in (
@@ -78,7 +77,7 @@ def test_the_morning_report_says_what_failed_what_came_out_and_what_it_cost(tmp_
         "| 01_distill-a (stale: made by older code) | 1 min 0 s | 01_distill-a keeps 4.5. |",
         "| 50m | 3.210 | 3.00–3.30 |",
         "1 h 0 min of this machine, 4.50 at 4.5 an hour",
-        "Disk: models 3",
+        "B free.",
         "`make book PROFILE=b` goes on where it stopped",
     ):
         assert text in said, text
