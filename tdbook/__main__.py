@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tdbook.runs import disk, heartbeat, ownership, parameters
 from tdbook.runs.parameters import ParameterError
-from tdbook.workflow import execute, graph, plan, request, scheduler, status
+from tdbook.workflow import execute, graph, plan, scheduler, status
 
 # their words are never NAME=value
 PLACES = ("check", "report", "clean-cache", "publish", "zip", "published")
@@ -30,12 +30,12 @@ def main(arguments: list[str]) -> int:
 def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
     match command, words:
         case (("book" | "sweep"), []):
-            wanted = request.wanted(command, pairs)
+            wanted = graph.wanted(command, pairs)
             if not pairs.get("DRY"):
                 return scheduler.make(wanted)
             print(plan.dry(wanted))
         case "status", []:
-            out = parameters.ROOT / request.wanted("status", pairs).out
+            out = parameters.ROOT / graph.wanted("status", pairs).out
             print(status.text(out, full=bool(pairs.get("FULL"))))
         case "plan", []:
             print(plan.plan(pairs))

@@ -17,7 +17,7 @@ import torch
 
 from tdbook.corpus import token_files
 from tdbook.runs import provenance, units
-from tdbook.workflow import plan, request
+from tdbook.workflow import graph, plan
 from tdbook.workflow.workload import Training
 from tdlib import data, lora, train
 from tdlib.model import Llama
@@ -25,7 +25,7 @@ from tdlib.model import Llama
 
 def examine(pairs: dict[str, str]) -> int:
     """Print what each check returns, or the error that it raises; 1 where there is one."""
-    of, failed = plan.asked(request.wanted("doctor", pairs)), 0
+    of, failed = plan.asked(graph.wanted("doctor", pairs)), 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checks = {"torch": (_torch,), "tokens": (_tokens, of)}
     tried = set()

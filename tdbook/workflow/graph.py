@@ -1,6 +1,9 @@
-"""The book as a graph: the runs of a profile and of its sweeps, and what each needs."""
+"""The book as a graph: what a command line asks for, the runs of a profile and of its sweeps, and
+what each of them needs."""
 
 import contextlib
+import hashlib
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -8,10 +11,22 @@ from pathlib import Path
 from tdbook.runs import hashes, notebooks, parameters, settings, sweeps
 from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.ownership import not_ours, refusal
-from tdbook.runs.parameters import ParameterError, nearest, shown
+from tdbook.runs.parameters import ParameterError, nearest, shown, stem
+from tdbook.runs.units import number
+from tdbook.workflow import cluster
 from tdlib import files
 
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
+LONGEST = 158  # bytes of a run folder's path; the system allows 255 a name, also beside it
+GIVEN = " ".join(name.upper() for name in settings.GIVEN)
+BOOK = f"PROFILE OUT ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER SET {GIVEN}"
+TAKES = {
+    "book": BOOK,
+    "sweep": f"NAME {BOOK}",
+    "plan": f"PROFILE OUT SET DEVICE PRICE_PER_HOUR VOCAB {GIVEN}",
+    "doctor": f"PROFILE OUT SET {GIVEN}",
+    "status": f"PROFILE OUT SET FULL {GIVEN}",
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,89 @@ class Wanted:
     def config(self) -> dict:
         """What `jobs` and the Snakefile need to find the same runs."""
         return asdict(self) | {"out_dir": self.out}
+
+
+def wanted(command: str, pairs: dict[str, str]) -> Wanted:
+    """What `make book` or another of TAKES was given; ParameterError for what means nothing."""
+    names = TAKES[command].split()
+    if unknown := [name for name in pairs if name not in names]:
+        raise ParameterError(f"{unknown[0]}= is not known: {nearest(unknown[0], names)}")
+    given = {name: pairs[name.upper()] for name in settings.GIVEN if pairs.get(name.upper())}
+    profile = pairs.get("PROFILE") or "tiny"
+    book = [path.stem for path in yamls(profile)]
+    words = {name: tuple(pairs.get(name, "").replace(",", " ").split()) for name in names}
+    swept = words.get("NAME", ())
+    if command == "sweep" and not swept:
+        there = ", ".join(sweeps.names(profile)) or "none yet"
+        raise ParameterError(f"give the sweep: NAME=; params/{profile}/sweeps has {there}")
+    found = [sweeps.read(profile, name) for name in swept]
+    points = [one.name_of(p, run) for one in found for p in one.points for run in one.runs(p)]
+    values = settings.parse(pairs.get("SET", ""), [*book, *(p.split("/")[-1] for p in points)])
+    notebooks, first = sorted({notebook_of(run) for run in book}), pairs.get("FROM", "")
+    begins = [name for name in notebooks if first in (name, name[:2])]
+    if first and not begins:
+        raise ParameterError(f"FROM={first} is no notebook: {nearest(first, notebooks)}")
+    before = tuple(run for run in book if first and notebook_of(run) < begins[0])
+    only, redo = (
+        _select(profile, [*book, *points], words.get(name, ())) for name in ("ONLY", "REDO")
+    )
+    if both := [name for name in before if name in (*only, *redo)]:
+        raise ParameterError(f"FROM={first} takes {both[0]} as it is: leave FROM, or that")
+    price = number(pairs, "PRICE_PER_HOUR", 0, 4.5) if pairs.get("PRICE_PER_HOUR") else None
+    out = pairs.get("OUT") or default_out(profile, given.get("text", ""), values)
+    if command == "sweep" and not given:  # those of the book it reads
+        given = (files.record(parameters.ROOT / out / CONFIG) or {}).get("given", {})
+    place, typed = cluster.check(pairs.get("CLUSTER", "")), pairs | {"DRY": ""}
+    command = " ".join(["make", command, *(f"{k}={shlex.quote(v)}" for k, v in typed.items() if v)])
+    return Wanted(profile, out, given, swept, only, redo, before, price, place, command, values)
+
+
+def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str, ...]:
+    """Runs by their own name, by their notebook's, or points by sweep or by all that varies."""
+    names = {name: {name, name.split("/")[-1], notebook_of(name.split("/")[-1])} for name in every}
+    for name in (name for name in every if "/" in name):
+        sweep, *point, run = name.split("/")
+        names[name] |= {sweep, point[0] if point else run.partition("-")[2]}
+    for word in words:
+        if not any(word in own for own in names.values()):
+            ends = [name for name in every if name.endswith(f"-{word}")]
+            known = dict.fromkeys([*every, *(part for own in names.values() for part in own)])
+            meant = f"did you mean {ends[0]}?" if ends else nearest(word, known)
+            raise ParameterError(f"{word} is no run of params/{profile}: {meant}")
+    return tuple(name for name, own in names.items() if own & set(words))
+
+
+def default_out(profile: str, text: str, values: dict[str, str] | None = None) -> str:
+    """outputs/tiny, and after it the name of the text and what SET changes, so that nothing is
+    overwritten. ParameterError: that folder is of another text of this name."""
+    names = [Path(path).name.replace(" ", "_") for path in parameters.texts(text)]
+    ends = settings.for_folder(values or {})
+    older, out = (
+        "-".join(filter(None, [f"outputs/{profile}", "+".join(map(cut, names)), ends]))
+        for cut in (lambda name: name.split(".")[0], stem)
+    )
+    if text and len(older.encode()) <= LONGEST and _text_of(older) == _absolute(text):
+        return older  # names were cut at their first dot once: such a night goes on
+    if len(out.encode()) > LONGEST:  # the whole name still tells, as a hash
+        short = out.encode()[: LONGEST - 9].decode(errors="ignore")
+        out = f"{short}-{hashlib.sha256(out.encode()).hexdigest()[:8]}"
+    made_of = _text_of(out)
+    if text and made_of and _absolute(text) != made_of:
+        texts = " ".join(map(parameters.shown, made_of))
+        fault = f"{out} was made of text = {texts!r}, not of {text!r}"
+        remedy = f"give a folder of its own (OUT=), or OUT={out} to make that one anew"
+        raise ParameterError(f"{fault}: {remedy}")
+    return out
+
+
+def _text_of(out: str) -> list[Path]:
+    """The files that a run folder was made of, as its last command gave them."""
+    config = files.whole(parameters.ROOT / out / CONFIG) or {}
+    return _absolute(config.get("given", {}).get("text", ""))
+
+
+def _absolute(text: str) -> list[Path]:
+    return [(parameters.ROOT / path).resolve() for path in parameters.texts(text)]
 
 
 def jobs(config: dict, paths: bool = True) -> dict[str, BookRun]:

@@ -16,7 +16,7 @@ from tdbook.runs.estimates import Q4_LIMIT
 from tdbook.runs.folder import Folder
 from tdbook.runs.notebooks import HARD_SET, TEACHER, notebook_of
 from tdbook.runs.parameters import ParameterError
-from tdbook.workflow import graph, request, workload
+from tdbook.workflow import graph, workload
 from tdbook.workflow.workload import Size, Work
 from tdlib import files, shapes
 from tdlib.shapes import SHAPES, LlamaConfig
@@ -135,7 +135,7 @@ def estimate(p: dict, out: Path, device: str) -> dict:
 
 def plan(pairs: dict[str, str]) -> str:
     """All in plain text of 80 columns: what is at hand and what matters, the sizes, every run."""
-    wanted = request.wanted("plan", pairs)
+    wanted = graph.wanted("plan", pairs)
     device, source = workload.device_of(pairs.get("DEVICE", ""), wanted.profile)
     vocabulary = int(units.number(pairs, "VOCAB", 300, 51800)) if pairs.get("VOCAB") else 0
     of, (high, low) = asked(wanted, vocabulary), workload.REACHED[device.kind]

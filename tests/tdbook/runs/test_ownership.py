@@ -19,7 +19,7 @@ from tdbook.runs.leftovers import clear_checkpoint
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import Run, start
 from tdbook.training import cache, worker
-from tdbook.workflow import execute, request, run_pages, scheduler, share
+from tdbook.workflow import execute, graph, run_pages, scheduler, share
 from tdlib import data, evaluate, files
 from tests import small_book
 from tests.helpers import tiny_model
@@ -180,7 +180,7 @@ def test_the_book_says_all_that_is_in_its_way_before_anything_is_made(folder):
         mine(folder / name)
     before = content(folder)
     with pytest.raises(ParameterError, match=r"index\.html, tokens, models/a in"):
-        scheduler.make(request.wanted("book", {"PROFILE": "tiny"}))
+        scheduler.make(graph.wanted("book", {"PROFILE": "tiny"}))
     assert before.items() <= content(folder).items() and not (folder / ".snakemake.log").exists()
 
 

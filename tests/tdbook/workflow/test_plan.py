@@ -17,7 +17,7 @@ from tdbook.corpus import token_files
 from tdbook.runs import parameters, units
 from tdbook.runs.parameters import ParameterError
 from tdbook.training import cache
-from tdbook.workflow import doctor, graph, plan, request, workload
+from tdbook.workflow import doctor, graph, plan, workload
 from tdlib import data, files, lora, losses, shapes, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
@@ -28,7 +28,7 @@ B200 = {"PROFILE": "b200", "VOCAB": "51800", "OUT": "/tmp/no-such-run-folder"}
 
 
 def asked(**pairs: str) -> plan.Asked:
-    return plan.asked(request.wanted("plan", B200 | pairs), 51_800)
+    return plan.asked(graph.wanted("plan", B200 | pairs), 51_800)
 
 
 def works(**pairs: str) -> dict[str, workload.Work]:
