@@ -1,11 +1,10 @@
-"""The book as a graph: what a command line asks for, the runs of a profile and of its sweeps, and
-what each of them needs."""
+"""The book as a graph: what a command asks for, the runs of a profile and of its sweeps."""
 
 import contextlib
 import hashlib
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tdbook.runs import hashes, notebooks, parameters, settings, sweeps
@@ -71,12 +70,12 @@ class Wanted:
     price: float | None  # an hour
     cluster: str  # a folder of profiles/; "" for this machine
     command: str
-    settings: dict[str, str] = field(default_factory=dict)  # of SET
+    settings: dict[str, str]  # of SET
 
     @property
     def config(self) -> dict:
         """What `jobs` and the Snakefile need to find the same runs."""
-        return asdict(self) | {"out_dir": self.out}
+        return asdict(self)
 
 
 def wanted(command: str, pairs: dict[str, str]) -> Wanted:
@@ -88,20 +87,19 @@ def wanted(command: str, pairs: dict[str, str]) -> Wanted:
     profile = pairs.get("PROFILE") or "tiny"
     book = [path.stem for path in yamls(profile)]
     words = {name: tuple(pairs.get(name, "").replace(",", " ").split()) for name in names}
-    swept = words.get("NAME", ())
-    if command == "sweep" and not swept:
+    if command == "sweep" and not words["NAME"]:
         there = ", ".join(sweeps.names(profile)) or "none yet"
         raise ParameterError(f"give the sweep: NAME=; params/{profile}/sweeps has {there}")
-    found = [sweeps.read(profile, name) for name in swept]
+    found = [sweeps.read(profile, name) for name in words.get("NAME", ())]
     points = [one.name_of(p, run) for one in found for p in one.points for run in one.runs(p)]
     values = settings.parse(pairs.get("SET", ""), [*book, *(p.split("/")[-1] for p in points)])
-    notebooks, first = sorted({notebook_of(run) for run in book}), pairs.get("FROM", "")
-    begins = [name for name in notebooks if first in (name, name[:2])]
+    every, first = sorted({notebook_of(run) for run in book}), pairs.get("FROM", "")
+    begins = [notebook for notebook in every if first in (notebook, notebook[:2])]
     if first and not begins:
-        raise ParameterError(f"FROM={first} is no notebook: {nearest(first, notebooks)}")
+        raise ParameterError(f"FROM={first} is no notebook: {nearest(first, every)}")
     before = tuple(run for run in book if first and notebook_of(run) < begins[0])
     only, redo = (
-        _select(profile, [*book, *points], words.get(name, ())) for name in ("ONLY", "REDO")
+        _select(profile, [*book, *points], words.get(key, ())) for key in ("ONLY", "REDO")
     )
     if both := [name for name in before if name in (*only, *redo)]:
         raise ParameterError(f"FROM={first} takes {both[0]} as it is: leave FROM, or that")
@@ -109,8 +107,9 @@ def wanted(command: str, pairs: dict[str, str]) -> Wanted:
     out = pairs.get("OUT") or default_out(profile, given.get("text", ""), values)
     if command == "sweep" and not given:  # those of the book it reads
         given = (files.record(parameters.ROOT / out / CONFIG) or {}).get("given", {})
-    place, typed = cluster.check(pairs.get("CLUSTER", "")), pairs | {"DRY": ""}
-    command = " ".join(["make", command, *(f"{k}={shlex.quote(v)}" for k, v in typed.items() if v)])
+    place, swept = cluster.check(pairs.get("CLUSTER", "")), words.get("NAME", ())
+    typed = (f"{k}={shlex.quote(v)}" for k, v in pairs.items() if v and k != "DRY")
+    command = " ".join(["make", command, *typed])
     return Wanted(profile, out, given, swept, only, redo, before, price, place, command, values)
 
 
@@ -132,41 +131,39 @@ def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str
 def default_out(profile: str, text: str, values: dict[str, str] | None = None) -> str:
     """outputs/tiny, and after it the name of the text and what SET changes, so that nothing is
     overwritten. ParameterError: that folder is of another text of this name."""
+
+    def text_of(out: str) -> str:
+        """What the run folder was made of, by its last command."""
+        config = files.whole(parameters.ROOT / out / CONFIG) or {}
+        return config.get("given", {}).get("text", "")
+
+    def absolute(text: str) -> list[Path]:
+        return [(parameters.ROOT / path).resolve() for path in parameters.texts(text)]
+
     names = [Path(path).name.replace(" ", "_") for path in parameters.texts(text)]
     ends = settings.for_folder(values or {})
     older, out = (
         "-".join(filter(None, [f"outputs/{profile}", "+".join(map(cut, names)), ends]))
         for cut in (lambda name: name.split(".")[0], stem)
     )
-    if text and len(older.encode()) <= LONGEST and _text_of(older) == _absolute(text):
+    if text and len(older.encode()) <= LONGEST and absolute(text_of(older)) == absolute(text):
         return older  # names were cut at their first dot once: such a night goes on
     if len(out.encode()) > LONGEST:  # the whole name still tells, as a hash
         short = out.encode()[: LONGEST - 9].decode(errors="ignore")
         out = f"{short}-{hashlib.sha256(out.encode()).hexdigest()[:8]}"
-    made_of = _text_of(out)
-    if text and made_of and _absolute(text) != made_of:
-        texts = " ".join(map(parameters.shown, made_of))
-        fault = f"{out} was made of text = {texts!r}, not of {text!r}"
+    made_of = text_of(out)
+    if text and made_of and absolute(text) != absolute(made_of):
+        fault = f"{out} was made of text = {made_of!r}, not of {text!r}"
         remedy = f"give a folder of its own (OUT=), or OUT={out} to make that one anew"
         raise ParameterError(f"{fault}: {remedy}")
     return out
-
-
-def _text_of(out: str) -> list[Path]:
-    """The files that a run folder was made of, as its last command gave them."""
-    config = files.whole(parameters.ROOT / out / CONFIG) or {}
-    return _absolute(config.get("given", {}).get("text", ""))
-
-
-def _absolute(text: str) -> list[Path]:
-    return [(parameters.ROOT / path).resolve() for path in parameters.texts(text)]
 
 
 def jobs(config: dict, paths: bool = True) -> dict[str, BookRun]:
     """Every run that a command may make, by name: the book's, and the sweeps' asked for."""
     values = config.get("settings", {})
     values = values | {f"{TEACHER}.{name}": value for name, value in config["given"].items()}
-    runs = book(config["profile"], config["out_dir"], values, paths)
+    runs = book(config["profile"], config["out"], values, paths)
     runs += [p for name in config["sweeps"] for p in swept(name, config["profile"], runs, values)]
     found = {one.name: one for one in runs}
     for name in config["redo"]:

@@ -114,8 +114,7 @@ def _teacher(path: Path) -> LlamaConfig | None:
 
 
 def estimate(p: dict, out: Path, device: str) -> dict:
-    """What a run that begins now will cost, from what its run folder holds: to be recorded, and
-    later set beside the truth. Seconds low and high, memory as peak_memory_mib counts it."""
+    """What a run that begins now will cost, by what its run folder holds: recorded with it."""
     size, made = size_of(out / "tokens", out), {}
     for path in sorted((out / "models").glob("[!.]*/config.json")):
         shape = shapes.read_config(path.parent)

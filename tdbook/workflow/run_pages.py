@@ -35,17 +35,17 @@ def page(out: Path, run: str) -> None:
     _frame(out, run, _with_readable_tables(pages.exporter().from_notebook_node(notebook)[0]))
 
 
-def refresh(out: Path) -> Path:
+def refresh(out: Path, name: str = "") -> Path:
     """Write the head of every page again, for later runs and older code; then the index."""
     for run in _runs_with_page(out):
         html = (out / f"{run}.html").read_text("utf-8")
         _frame(out, run, Markup(html.partition("<main>\n")[2].rpartition("\n</main>")[0]))
-    return index(out)
+    return index(out, name)
 
 
-def index(out: Path) -> Path:
-    """Write index.html and morning.md; in a sweep's folder, or for a point, the sweep's and the
-    parent's. Returns the path."""
+def index(out: Path, name: str = "") -> Path:
+    """Write index.html, by a `name` or the folder's, and morning.md. For a point the sweep's, and
+    for a sweep the book's too."""
     swept, above = (out / sweeps.POINTS).is_file(), sweeps.parent(out)
     if above and not swept:
         return index(out.parent)
@@ -55,7 +55,8 @@ def index(out: Path) -> Path:
     if not ownership.is_book(out) and path.exists():
         raise FileExistsError(f"{path} is no book's, and no run is there: give OUT=")
     morning = status.morning(out)
-    content = {"name": out.resolve().name, "now": heartbeat.date(time.time()), "morning": morning}
+    content = {"name": name or out.resolve().name, "morning": morning}
+    content["now"] = heartbeat.date(time.time())
     content["rows"] = rows = morning["rows"]
     for row in rows:
         html = row["folder"] / f"{row['run']}.html"

@@ -91,9 +91,8 @@ def _snakemake(wanted: Wanted, targets: list[str]) -> int:
         heartbeat.die_with_parent()
     path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     how = dict(cwd=parameters.ROOT, env=os.environ | {"PYTHONPATH": os.pathsep.join(path)})
-    # Ctrl-C reaches this process alone, which then ends the others in order
-    how |= dict(start_new_session=True)
     how |= dict(preexec_fn=lambda: heartbeat.die_with_parent(signal.SIGKILL))
+    how |= dict(start_new_session=True)  # Ctrl-C reaches this process alone, which ends the others
     with (out / ".snakemake.log").open("w") as log:
         child = subprocess.Popen(command, stderr=log, **how)
     try:
@@ -114,8 +113,7 @@ def _snakemake(wanted: Wanted, targets: list[str]) -> int:
 
 
 def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) -> list:
-    """Snakemake's command line. Before it a run that is current gets its mark, all of one time, and
-    any other loses it: the hashes alone decide what is run, as in the notebooks."""
+    """Snakemake's command line. First every run that is current gets its mark, others lose it."""
     out, now = parameters.ROOT / wanted.out, time.time()
     reasons, config = hashes.judge(runs, runs, wanted.before)[0], wanted.config
     for name, one in runs.items():

@@ -13,8 +13,6 @@ import html
 import json
 import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
@@ -47,8 +45,7 @@ def publish(out: Path, name: str = "") -> Path:
     lead, quality = target.with_name(f"{name}-quality.png"), target / QUALITY
     if lead.exists() and not (quality.exists() and quality.read_bytes() == lead.read_bytes()):
         raise ParameterError(f"{lead} is not the figure of {quality}, so another's: {AWAY}")
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / name
+    with whole_folder(target) as place:
         for run in done:
             left_out += _copy(out, run, place)
         for path in sorted(out.glob("sweeps/*/*/results/*.json")):
@@ -56,12 +53,10 @@ def publish(out: Path, name: str = "") -> Path:
             if not path.is_symlink() and _done(point, path.stem):
                 shown = place / "results" / point.relative_to(out) / path.name
                 _write(shown, _public(_record(point, path.stem)), out)
-        run_pages.refresh(place)
-        manifest = _manifest(out, place) | {"left_out": left_out}
+        run_pages.refresh(place, name)
+        manifest = _manifest(out, name, place) | {"left_out": left_out}
         manifest = json.dumps(manifest, indent=1, ensure_ascii=False)
         files.write_whole(place / "manifest.json", manifest)
-        with whole_folder(target) as beside:
-            shutil.copytree(place, beside, dirs_exist_ok=True)
     if quality.exists():
         files.write_whole(lead, quality.read_bytes())
     print(f"{target}: {len(files_of(target))} files; left out, by manifest.json: {len(left_out)}")
@@ -160,13 +155,13 @@ def _write(path: Path, text: str, out: Path) -> None:
     files.write_whole(path, text)
 
 
-def _manifest(out: Path, place: Path) -> dict:
+def _manifest(out: Path, name: str, place: Path) -> dict:
     """Where all of it comes from, and the hash of every file."""
     shown, now = parameters.shown(out), datetime.datetime.now(datetime.UTC)
     names = {str(path.relative_to(place)): path for path in files_of(place)}
     ours = all(_ours(out, path.stem) for path in (place / "results").glob("*.json"))
     return {
-        "command": f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={place.name}",
+        "command": f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={name}",
         "published": now.isoformat(timespec="seconds"),
         "text": "the book's own" if ours else "given, not shown",
         "files": {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in names.items()},

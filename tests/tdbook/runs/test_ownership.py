@@ -382,7 +382,7 @@ DELETES = re.compile(
 )
 PLACES = {
     "in a folder that whole_folder or replacing gave, or the book marked": """files data lora model
-        token_files shipping share cache worker""",
+        token_files shipping cache worker""",
     "what is its own by name, of a run that it claimed": "leftovers ownership running execute",
     "a hidden or temporary name of its own": "scheduler doctor model_tokenizer",
     "it adds to the end": "hooks",
