@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import IO
 
 from tdbook.runs import hashes, heartbeat, hooks, parameters, sweeps
 from tdbook.runs.notebooks import notebook_of
@@ -218,18 +219,13 @@ def take_gpus(device: str, count: int) -> str:
         return ""
     if count > len(names):
         raise ValueError(f"processes = {count}, and this machine has {len(names)} GPUs: give fewer")
-    folder = Path(tempfile.gettempdir()) / f"tdlib-gpus-{os.getuid()}"
+    folder, chosen = Path(tempfile.gettempdir()) / f"tdlib-gpus-{os.getuid()}", {}
     folder.mkdir(exist_ok=True)
-    chosen = {}
     for tried in itertools.count():
         for slot, name in itertools.product(range(runs_each()), names):
             if name not in chosen and len(chosen) < count:
-                file = (folder / f"{re.sub(r'[^-.0-9A-Za-z]', '_', name)}.{slot}").open("a")
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    chosen[name] = file
-                except BlockingIOError:
-                    file.close()
+                file = locked(folder / f"{re.sub(r'[^-.0-9A-Za-z]', '_', name)}.{slot}")
+                chosen |= {name: file} if file else {}
         if len(chosen) == count:
             break
         for file in chosen.values():  # two that each hold one of two would wait for ever
@@ -240,3 +236,14 @@ def take_gpus(device: str, count: int) -> str:
     _held.extend(chosen.values())
     os.environ[VISIBLE] = ",".join(chosen)
     return os.environ[VISIBLE]
+
+
+def locked(path: Path) -> IO | None:
+    """A file, locked for as long as it is open; None where another process has it."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except BlockingIOError:
+        file.close()
+        return None

@@ -1,8 +1,6 @@
 """Many runs: Snakemake decides the order, the summary says what came out."""
 
-import contextlib
 import datetime
-import fcntl
 import json
 import os
 import re
@@ -10,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +24,10 @@ def make(wanted: Wanted) -> int:
     out, runs = parameters.ROOT / wanted.out, graph.jobs(wanted.config)
     out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _locked(out, wanted.command):
+    if not (lock := execute.locked(out / ".book.lock")):
+        who = f"process {now['pid']}" if (now := status.live(out)) else "another command"
+        raise RuntimeError(f"{out} is being made by {who}: wait for it, or end it")
+    with lock:
         if wanted.cluster:
             cluster.begin(out, wanted.cluster)
         wanted = replace(wanted, redo=_not_yet_redone(wanted, runs))
@@ -40,21 +40,6 @@ def make(wanted: Wanted) -> int:
                 code = max(code, _snakemake(replace(wanted, redo=()), pages))
             ended(code)
         return _summary(out, [runs[name] for name in [*targets, *pages]], code, began)
-
-
-@contextlib.contextmanager
-def _locked(out: Path, command: str) -> Iterator[None]:
-    """The run folder is this process's alone, as long as it lives. RuntimeError: another's."""
-    with (out / ".book.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            fault = f"{out} is being made by process {lock.read().strip()}"
-            raise RuntimeError(f"{fault}: wait for it, or end it") from None
-        lock.truncate(0)
-        print(f"{os.getpid()} ({command})", file=lock, flush=True)
-        yield
 
 
 def prepare(config: dict) -> dict[str, BookRun]:

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jinja2
+
 from tdbook.runs import disk, hashes, heartbeat, parameters, sweeps
 from tdbook.workflow import graph
 from tdlib import files
@@ -155,35 +157,14 @@ def sweeps_of(out: Path) -> dict[str, dict]:
 
 def text(out: Path, full: bool = False) -> str:
     """For a terminal: a line a run, then the sweeps, then who makes it."""
-    found = rows(out, full)
-    if not found:
-        return f"{out}: no run has left a trace here: `make book` makes one"
-    width = max(len(one["run"]) for one in found)
-    lines = [f"{one['run']:<{width}}  {heartbeat.word(one):11}  {_news(one)}" for one in found]
-    for name, sweep in sweeps_of(out).items():
-        lines.append(f"sweep {name}: {heartbeat.in_words(sweep['counts']) or sweep['finding']}")
-    for path in (out / SESSIONS, out / graph.CONFIG):
-        if path.exists() and files.whole(path, kind=object) is None:
-            lines.append(f"{path} is broken: the next command begins a new one")
-    last = (sessions(out) or [{"ended": True}])[-1]
-    if not last["ended"]:
-        began = f"`{last['command']}` began {heartbeat.date(last['began'])}"
-        works = f"process {last['pid']} is at work" if live(out) else ""
-        lines.append(f"{began}; {works or 'its process is gone: the same command goes on'}")
+    template = Path(__file__).with_name("status.txt.j2").read_text("utf8")
+    found, paths = rows(out, full), (out / SESSIONS, out / graph.CONFIG)
+    broken = [path for path in paths if path.exists() and files.whole(path, kind=object) is None]
+    last, width = (sessions(out) or [None])[-1], max((len(one["run"]) for one in found), default=0)
+    content = {"out": out, "rows": found, "sweeps": sweeps_of(out), "broken": broken, "last": last}
+    content |= {"live": live(out), "width": width, "heartbeat": heartbeat}
+    lines = jinja2.Template(template, trim_blocks=True).render(content).splitlines()
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _news(one: dict) -> str:
-    """How far a run has come, or what came out."""
-    state = one["state"]
-    if heartbeat.word(one) == "stale":
-        when = heartbeat.date(one["record"]["started"])
-        return f"made by older code, {when}: REDO={one['run']} repeats it"
-    if state["state"] == "done":
-        return one["record"].get("finding", "")
-    how_far = [heartbeat.progress(state)] if state["state"] != "queued" else []
-    errors = (state.get("error") or [])[-3 if state["state"] == "damaged" else -1 :]
-    return " · ".join(filter(None, how_far + errors))
 
 
 def morning(out: Path) -> dict:
