@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from tdbook.runs import disk, heartbeat, ownership, parameters
+from tdbook.runs import heartbeat, machine, ownership, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import execute, graph, plan, scheduler, status
 
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     command, *words = arguments or ["help"]
     pairs = [] if command in PLACES else [word for word in words if re.match(r"\w+=", word)]
     try:
-        disk.find_homes()
+        machine.find_homes()
         given = dict(pair.split("=", 1) for pair in pairs)
         return _run(command, [word for word in words if word not in pairs], given) or 0
     except (ValueError, OSError, RuntimeError) as error:

@@ -32,10 +32,10 @@ def headline(folder: Path) -> str:
             if not math.isnan(effect["plan from"]):
                 plan = f"{effect['plan from']:+.1f} to {effect['plan to']:+.1f}".replace("-", "−")
         lines.append(f"| {row.claim} | {row.verdict} | {row.because} | {measured} | {plan} |")
-    if "recipe" not in first.index:
+    tried = _read(folder, "choices")
+    if "recipe" not in first.index or "against the recipe" not in tried:
         return "\n".join(lines)
-    effect, tried = first.loc["recipe"], _read(folder, "choices")
-    best = tried[tried["against the recipe"] == "the recipe"].iloc[0]
+    effect, best = first.loc["recipe"], tried[tried["against the recipe"] == "the recipe"].iloc[0]
     knobs = ", ".join(f"{knob} {best[knob]}" for knob in TRIED if knob in best)
     better = f"The better recipe ([{knobs}]({RECIPE})) against the plan's own 50M + LoRA"
     better += f": {effect['effect']}: {'; '.join(_measured(effect))}."

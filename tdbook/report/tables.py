@@ -18,7 +18,7 @@ from tdbook.analysis.intervals import Interval
 from tdbook.export import inference
 from tdbook.report import words
 from tdbook.runs import notebooks, rules
-from tdbook.runs.estimates import Q4_LIMIT, describe, of_plan, span
+from tdbook.runs.units import Q4_LIMIT, describe, of_plan, span
 from tdlib import hard_set
 from tdlib.shapes import LlamaConfig
 

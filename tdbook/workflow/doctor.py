@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from tdbook.corpus import token_files
-from tdbook.runs import provenance, units
+from tdbook.runs import machine, units
 from tdbook.workflow import graph, plan
 from tdbook.workflow.workload import Training
 from tdlib import data, lora, train
@@ -100,5 +100,5 @@ def two_steps(t: Training, device: str, tokens: Path | None) -> str:
     log = train.fit(student, windows, recipe, teacher=teacher, **more)
     if not math.isfinite(loss := log[-1].get("train/loss", math.nan)):
         raise ValueError(f"the loss is {loss}: look at the tokens")
-    peak = provenance.peak_memory_mib() * 2**20
+    peak = machine.peak_memory_mib() * 2**20
     return f"{ended[1] - ended[0]:.2g} s a window, {units.si(peak, 'B')} at most"

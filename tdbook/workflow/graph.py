@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tdbook.runs import hashes, notebooks, parameters, settings, sweeps
+from tdbook.runs import hashes, notebooks, parameters, sweeps
 from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.ownership import not_ours, refusal
 from tdbook.runs.parameters import ParameterError, nearest, shown, stem
@@ -17,7 +18,7 @@ from tdlib import files
 
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
 LONGEST = 158  # bytes of a run folder's path; the system allows 255 a name, also beside it
-GIVEN = " ".join(name.upper() for name in settings.GIVEN)
+GIVEN = " ".join(name.upper() for name in parameters.GIVEN)
 BOOK = f"PROFILE OUT ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER SET {GIVEN}"
 TAKES = {
     "book": BOOK,
@@ -62,7 +63,7 @@ class Wanted:
 
     profile: str
     out: str
-    given: dict[str, str]  # of settings.GIVEN, for 00
+    given: dict[str, str]  # of parameters.GIVEN, for 00
     sweeps: tuple[str, ...]
     only: tuple[str, ...]  # names of runs
     redo: tuple[str, ...]
@@ -83,7 +84,7 @@ def wanted(command: str, pairs: dict[str, str]) -> Wanted:
     names = TAKES[command].split()
     if unknown := [name for name in pairs if name not in names]:
         raise ParameterError(f"{unknown[0]}= is not known: {nearest(unknown[0], names)}")
-    given = {name: pairs[name.upper()] for name in settings.GIVEN if pairs.get(name.upper())}
+    given = {name: pairs[name.upper()] for name in parameters.GIVEN if pairs.get(name.upper())}
     profile = pairs.get("PROFILE") or "tiny"
     book = [path.stem for path in yamls(profile)]
     words = {name: tuple(pairs.get(name, "").replace(",", " ").split()) for name in names}
@@ -92,7 +93,8 @@ def wanted(command: str, pairs: dict[str, str]) -> Wanted:
         raise ParameterError(f"give the sweep: NAME=; params/{profile}/sweeps has {there}")
     found = [sweeps.read(profile, name) for name in words.get("NAME", ())]
     points = [one.name_of(p, run) for one in found for p in one.points for run in one.runs(p)]
-    values = settings.parse(pairs.get("SET", ""), [*book, *(p.split("/")[-1] for p in points)])
+    runs = [*book, *(point.split("/")[-1] for point in points)]
+    values = parameters.settings_of(pairs.get("SET", ""), runs)
     every, first = sorted({notebook_of(run) for run in book}), pairs.get("FROM", "")
     begins = [notebook for notebook in every if first in (notebook, notebook[:2])]
     if first and not begins:
@@ -141,7 +143,7 @@ def default_out(profile: str, text: str, values: dict[str, str] | None = None) -
         return [(parameters.ROOT / path).resolve() for path in parameters.texts(text)]
 
     names = [Path(path).name.replace(" ", "_") for path in parameters.texts(text)]
-    ends = settings.for_folder(values or {})
+    ends = re.sub(r"[^\w.+-]+", "-", parameters.in_words(values or {}))
     older, out = (
         "-".join(filter(None, [f"outputs/{profile}", "+".join(map(cut, names)), ends]))
         for cut in (lambda name: name.split(".")[0], stem)
@@ -208,7 +210,7 @@ def _refuse_other_settings(wanted: Wanted, runs: dict[str, BookRun]) -> None:
         for name in parameters.of_run(before | wanted.settings, one.run):
             if done and name in now and done.get(name) != now[name]:
                 fault = f"{one.name} in {wanted.out} is done with {name} = {done.get(name)!r}"
-                remedy = f"a run folder of its own (OUT=), or SET={settings.in_words(before)!r}"
+                remedy = f"a run folder of its own (OUT=), or SET={parameters.in_words(before)!r}"
                 raise ParameterError(f"{fault}, now it is {now[name]!r}: give {remedy}")
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from tdbook.runs import estimates, hashes, parameters, settings, units
-from tdbook.runs.estimates import Q4_LIMIT
+from tdbook.runs import hashes, parameters, units
 from tdbook.runs.folder import Folder
 from tdbook.runs.notebooks import HARD_SET, TEACHER, notebook_of
 from tdbook.runs.parameters import ParameterError
@@ -55,7 +54,7 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
         vocabularies = (size.vocab_size,)
     else:
         vocabulary = vocabulary or (teacher.vocab_size if teacher else 0)
-        written = (p["vocab_size"],) if p["text_characters"] else estimates.VOCABULARIES
+        written = (p["vocab_size"],) if p["text_characters"] else units.VOCABULARIES
         vocabularies = (vocabulary,) if vocabulary else written
         tokens, size = None, _guessed(p, vocabularies[0], *shares[:1])
     teacher = teacher or LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
@@ -138,7 +137,7 @@ def plan(pairs: dict[str, str]) -> str:
     device, source = workload.device_of(pairs.get("DEVICE", ""), wanted.profile)
     vocabulary = int(units.number(pairs, "VOCAB", 300, 51800)) if pairs.get("VOCAB") else 0
     of, (high, low) = asked(wanted, vocabulary), workload.REACHED[device.kind]
-    changed = f", with SET={settings.in_words(wanted.settings)}" if wanted.settings else ""
+    changed = f", with SET={parameters.in_words(wanted.settings)}" if wanted.settings else ""
     several = ", both, as there are no tokens yet (VOCAB=)" if len(of.vocabularies) > 1 else ""
     need, most = max((work.memory(device.kind), work.run) for work in of.works)
     enough = "fits" if need < device.bytes else "DOES NOT FIT, fewer micro_windows need less"
@@ -172,10 +171,10 @@ def _sizes(of: Asked, vocab_size: int) -> str:
     rows, layers = [], teacher.parameters - teacher.embedding_parameters
     for shape, name in models.items():
         shape = replace(shape, vocab_size=vocab_size)
-        size, own = estimates.file_bytes(shape), shape.parameters - shape.embedding_parameters
+        size, own = units.file_bytes(shape), shape.parameters - shape.embedding_parameters
         row = [name, f"{shape.parameters / 1e6:.1f} M", f"{shape.embedding_parameters / 1e6:.1f} M"]
         row += [f"{teacher.parameters / shape.parameters:.1f} ×", f"{layers / own:.1f} ×"]
-        rows.append([*row, f"{size / 1e6:.1f} MB", "within" if size <= Q4_LIMIT else "ABOVE"])
+        rows.append([*row, f"{size / 1e6:.1f} MB", "within" if size <= units.Q4_LIMIT else "ABOVE"])
     names = ["model", "weights", "embedding", "smaller", "without it", "Q4_0 file", "33 MB"]
     return f"SIZES, vocabulary {vocab_size:,}\n{_table(names, rows)}"
 

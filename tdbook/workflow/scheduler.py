@@ -11,8 +11,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tdbook.runs import disk, hashes, heartbeat, parameters, sweeps
-from tdbook.runs.leftovers import clear
+from tdbook.runs import hashes, heartbeat, machine, parameters, sweeps
+from tdbook.runs.ownership import clear
 from tdbook.runs.parameters import shown
 from tdbook.workflow import cluster, execute, graph, status
 from tdbook.workflow.graph import BookRun, Wanted
@@ -108,7 +108,7 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
         else:
             one.mark.touch()
             os.utime(one.mark, (now, now))
-    disk.set_aside(out / graph.CONFIG)
+    machine.set_aside(out / graph.CONFIG)
     files.write_whole(out / graph.CONFIG, json.dumps(config))
     # in .done, for a repository of somebody else may not be written
     command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", out / ".done"]
