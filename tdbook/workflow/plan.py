@@ -9,6 +9,7 @@ import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jinja2
 from tabulate import tabulate
 
 from tdbook.runs import hashes, parameters, units
@@ -136,29 +137,19 @@ def plan(pairs: dict[str, str]) -> str:
     wanted = graph.wanted("plan", pairs)
     device, source = workload.device_of(pairs.get("DEVICE", ""), wanted.profile)
     vocabulary = int(units.number(pairs, "VOCAB", 300, 51800)) if pairs.get("VOCAB") else 0
-    of, (high, low) = asked(wanted, vocabulary), workload.REACHED[device.kind]
-    changed = f", with SET={parameters.in_words(wanted.settings)}" if wanted.settings else ""
-    several = ", both, as there are no tokens yet (VOCAB=)" if len(of.vocabularies) > 1 else ""
+    of, reached = asked(wanted, vocabulary), workload.REACHED[device.kind]
     need, most = max((work.memory(device.kind), work.run) for work in of.works)
-    enough = "fits" if need < device.bytes else "DOES NOT FIT, fewer micro_windows need less"
-    disk, there = sum(work.disk for work in of.works), [of.out, *of.out.parents]
-    free = shutil.disk_usage(next(path for path in there if path.is_dir())).free
+    free = shutil.disk_usage(next(p for p in (of.out, *of.out.parents) if p.is_dir())).free
     # as cache.size: of 12 draws a token ids and float16 probabilities, of a window five bytes
     cache = of.size.context * 12 * ((2 if of.size.vocab_size <= 2**16 else 4) + 2) + 5
-    rows = {
-        "profile": f"{wanted.profile}, {len(of.runs)} runs{changed}",
-        "device": f"{device.name}, {device.flop:.3g} FLOP/s, {source}; a training reaches "
-        f"{low:.0%} to {high:.0%} of it",
-        "tokens": of.size.source,
-        "vocabulary": " and ".join(f"{size:,}" for size in of.vocabularies) + several,
-        "memory": f"{units.si(need, 'B')} of {units.si(device.bytes, 'B')} ({most}): {enough}",
-        "disk": f"{units.si(disk, 'B')} of {units.si(free, 'B')} that are free here",
-        "cache": f"{units.si(of.size.train * cache, 'B')} a temperature where it is on (12 draws)",
-    }
-    indent = " " * 12
-    lines = [textwrap.fill(f"{k:12}{v}", 80, subsequent_indent=indent) for k, v in rows.items()]
+    content = {"wanted": wanted, "device": device, "source": source, "of": of, "reached": reached}
+    content |= {"need": need, "most": most, "free": free, "cache": of.size.train * cache}
+    content |= {"settings": parameters.in_words(wanted.settings), "si": units.si}
+    template = Path(__file__).with_name("plan.txt.j2").read_text("utf8")
+    lines = jinja2.Template(template).render(content).splitlines()
+    head = "\n".join(textwrap.fill(line, 80, subsequent_indent=" " * 12) for line in lines)
     tables = [_sizes(of, vocab_size) for vocab_size in of.vocabularies]
-    return "\n\n".join(["\n".join(lines), *tables, _runs(of.works, device, wanted.price)])
+    return "\n\n".join([head, *tables, _runs(of.works, device, wanted.price)])
 
 
 def _sizes(of: Asked, vocab_size: int) -> str:

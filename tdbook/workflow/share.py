@@ -24,15 +24,13 @@ from tdlib import files
 from tdlib.files import AWAY, replacing, whole_folder
 
 KINDS, SHOWN = ("tables", "figures"), (".csv", ".md", ".svg", ".png")
-QUALITY = f"figures/{notebooks.COMPARISON}-quality.png"
 # of a record, shown as it is
 OPEN = """run notebook profile changed seed commit dirty code versions device reads started seconds
  tokens_per_second peak_memory_mib finding scouting""".split()
 
 
 def publish(out: Path, name: str = "") -> Path:
-    """outputs/published/<name>/: what may be shown of the runs that are done, and a manifest, in
-    place of what was there; the quality figure beside it, as <name>-quality.png, for a README."""
+    """outputs/published/<name>/: what may be shown of the runs that are done, and a manifest."""
     name = name or out.resolve().name
     if not rules.NAME.holds(name):
         raise ParameterError(f"NAME={name} must be {rules.NAME.says}: NAME=tiny")
@@ -42,9 +40,6 @@ def publish(out: Path, name: str = "") -> Path:
         raise ParameterError(f"{out} holds no run that is done: make book, then again")
     left_out = [f"{run}: not done" for run in runs if run not in done]
     target = parameters.ROOT / "outputs/published" / name
-    lead, quality = target.with_name(f"{name}-quality.png"), target / QUALITY
-    if lead.exists() and not (quality.exists() and quality.read_bytes() == lead.read_bytes()):
-        raise ParameterError(f"{lead} is not the figure of {quality}, so another's: {AWAY}")
     with whole_folder(target) as place:
         for run in done:
             left_out += _copy(out, run, place)
@@ -57,8 +52,6 @@ def publish(out: Path, name: str = "") -> Path:
         manifest = _manifest(out, name, place) | {"left_out": left_out}
         manifest = json.dumps(manifest, indent=1, ensure_ascii=False)
         files.write_whole(place / "manifest.json", manifest)
-    if quality.exists():
-        files.write_whole(lead, quality.read_bytes())
     print(f"{target}: {len(files_of(target))} files; left out, by manifest.json: {len(left_out)}")
     return target
 

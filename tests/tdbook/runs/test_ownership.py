@@ -355,8 +355,6 @@ def test_what_is_published_and_packed_takes_only_its_own_place(folder, root, mon
     share.publish(folder, "b")
     mine(published / "b/notes.md")
     assert content(share.publish(folder, "b"))["notes.md"] == "a week of work"
-    mine(published / "b-quality.png")
-    refused(published, r"b-quality.png is not the figure", share.publish, folder, "b")
     archive = mine(folder / "tiny-reports.zip")
     with pytest.raises(ParameterError, match=r"zip is there and was not packed here"):
         share.pack(folder)

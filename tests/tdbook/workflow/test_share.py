@@ -163,8 +163,6 @@ def test_of_its_own_text_the_book_publishes_pages_with_links_and_a_manifest(fold
         for name in ("models", "finding", "seconds", "commit", "dirty", "seed", "versions"):
             assert public[name] == record[name]
         assert public["parameters"].keys() == record["parameters"].keys()
-    beside = place.with_name("small-quality.png")
-    assert beside.read_bytes() == (folder / "figures/04_merge_eval-quality.png").read_bytes()
 
 
 def test_what_is_not_done_not_of_its_record_or_of_other_tokens_is_left_out(folder):
@@ -180,7 +178,7 @@ def test_what_is_not_done_not_of_its_record_or_of_other_tokens_is_left_out(folde
     path.write_text(json.dumps(kept), "utf-8")
     second = share.publish(folder)
     assert first == second  # it replaces the first
-    assert {path.name for path in second.parent.iterdir()} == {"diary", "diary-quality.png"}
+    assert {path.name for path in second.parent.iterdir()} == {"diary"}
     names = {path.name for path in share.files_of(second)}
     assert not any("05_progressive" in name for name in names)
     assert "05_progressive: not done" in read(second / "manifest.json")["left_out"]
