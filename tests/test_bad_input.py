@@ -37,7 +37,7 @@ from tdbook.corpus import token_files, tokenizer_files, writer
 from tdbook.corpus.prepare import prepare
 from tdbook.runs import heartbeat, ownership, parameters, running
 from tdbook.runs.running import start
-from tdbook.workflow import request
+from tdbook.workflow import graph
 from tdlib import files, teacher
 from tdlib.files import whole_folder, write_whole
 from tdlib.files import write_whole as write
@@ -164,7 +164,7 @@ def tried(line: str, notebook: str, given: dict) -> None:
     elif offer := re.search(r"(?:for example|set|write) (\w+: [^,\s]+)", line):
         cure = yaml.safe_load(offer[1])
     elif offer := re.search(r"`make book (.*)` makes it", line):
-        assert request.wanted("book", dict(word.split("=") for word in offer[1].split())).only
+        assert graph.wanted("book", dict(word.split("=") for word in offer[1].split())).only
     elif line.endswith("or a shorter context"):
         cure = {"context": 8}
     named = {k: v for k, v in given.items() if k in parameters.declared(notebook)}
@@ -893,7 +893,7 @@ def test_make_book(word, says, capsys, monkeypatch):
     line, end, rest = said.out.partition("\n")
     assert re.search(says, line) and (end, rest, said.err) == ("\n", "", ""), said
     if near := re.search(r"did you mean ([\w.-]+)", line):
-        request.wanted("book", {word.partition("=")[0]: near[1]})
+        graph.wanted("book", {word.partition("=")[0]: near[1]})
     assert sorted(os.listdir("outputs")) == before
 
 
@@ -907,5 +907,5 @@ def test_a_path_with_spaces_is_one_path_and_several_are_several(tmp_path, monkey
     assert parameters.texts("my book.txt") == ["my book.txt"]
     assert parameters.texts("a.txt b.txt") == ["a.txt", "b.txt"]
     assert parameters.texts("") == []
-    assert request.default_out("tiny", "my book.txt") == "outputs/tiny-my_book"
-    assert request.default_out("tiny", "a.txt b.txt") == "outputs/tiny-a+b"
+    assert graph.default_out("tiny", "my book.txt") == "outputs/tiny-my_book"
+    assert graph.default_out("tiny", "a.txt b.txt") == "outputs/tiny-a+b"
