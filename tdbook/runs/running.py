@@ -11,7 +11,6 @@ import datetime
 import json
 import os
 import random
-import re
 import signal
 import threading
 import time
@@ -24,6 +23,7 @@ from tdbook.runs.heartbeat import duration
 from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.ownership import claim
 from tdbook.runs.settings import scouting
+from tdbook.runs.units import minus
 from tdlib import files
 from tdlib.files import write_whole as write
 
@@ -137,7 +137,7 @@ class Run:
         """What came out, in one sentence with its number."""
         from IPython.display import Markdown, display
 
-        self._finding = re.sub(r"(?<![\w-])-(?=\d)", "−", sentence)
+        self._finding = minus(sentence)
         display(Markdown(f"**{self._finding}**"))
 
     def finish(self, tokens_per_second: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Hours, money and bytes in words: spans of seconds, a price an hour, powers of 1,000."""
+"""Hours, money, bytes and signs in words: spans of seconds, a price an hour, powers of 1,000."""
 
 import math
 import re
@@ -36,3 +36,8 @@ def si(value: float, unit: str = "") -> str:
     letters = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
     size, letter = next(((s, c) for s, c in letters if value >= s), (1, ""))
     return f"{value / size:.3g} {letter}{unit}".strip() if value else "–"
+
+
+def minus(text: str) -> str:
+    """A text with the sign − before its numbers; the hyphen of a name stays."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
