@@ -108,14 +108,14 @@ def _runs_with_page(out: Path) -> list[str]:
 
 def _with_readable_tables(html: str) -> Markup:
     """Every table in a box of its own that scrolls; of its columns `num` where half or more of the
-    filled cells are numbers, `short` where none wraps."""
+    cells that say something are numbers, `short` where none wraps."""
     soup = BeautifulSoup(html, "html.parser")
     for table in soup.find_all("table"):
         rows = [row.find_all(["td", "th"]) for row in table.find_all("tr")]
         for column in itertools.zip_longest(*rows):
             cells = [cell for cell in column if cell is not None]
             texts = [cell.get_text(strip=True) for cell in cells if cell.name == "td"]
-            numbers = [bool(re.match(NUMBER, text)) for text in texts if text]
+            numbers = [bool(re.match(NUMBER, text)) for text in texts if text.strip("–")]
             marks = ["num"] * (sum(numbers) >= max(1, len(numbers) / 2))
             marks += ["short"] * (max(map(len, texts), default=0) <= 24)
             for cell in cells:
@@ -129,5 +129,5 @@ def _with_readable_tables(html: str) -> Markup:
 def _write(path: Path, template: str, **content: object) -> None:
     """Fill a template, give it the Telugu font it needs; it appears whole or not at all."""
     text = pages.environment().get_template(template).render(content)
-    font = pages.font_face() if re.search("[\u0c00-\u0c7f]", text) else ""
+    font = pages.FONT_FACE if re.search("[\u0c00-\u0c7f]", text) else ""
     files.write_whole(path, text.replace(pages.FONT_SLOT, font, 1))
