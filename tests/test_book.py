@@ -145,7 +145,7 @@ def test_the_quality_table_says_what_each_model_is_and_what_it_cost(out, results
         "the teacher", "distilled", "from scratch", "distilled, begun from the teacher",
     ]  # fmt: skip
     assert quality.loc[MERGED, "made"].tolist() == [
-        "adapter on the hard set", "adapter on a random set",
+        "adapter on hard windows", "adapter on random windows",
     ]  # fmt: skip
     weights = {n: int(parameters.loc[n, "parameters"].replace(",", "")) for n in ("50m", "teacher")}
     attention = {"50m": 2 * 32 * 32, "teacher": 2 * 32 * 64 * 2}  # 2 T · width, a layer
@@ -167,10 +167,10 @@ def test_the_quality_table_says_what_each_model_is_and_what_it_cost(out, results
 
 
 def test_the_verdict_is_in_the_page_and_in_its_table(out):
-    table = pd.read_csv(out / "tables/04_merge_eval-verdict.csv").set_index("question")
-    assert table.loc["adapter on hard against adapter on random", "model"] == "50m-hard-merged"
+    table = pd.read_csv(out / "tables/04_merge_eval-verdict.csv").set_index("difference")
+    assert table.loc["adapter on hard − adapter on random", "claim"] == "adapter"
     page = soup_of(out / "04_merge_eval.html").get_text()
-    assert "the adapter on the hard set (50m-hard-merged)" in page
+    assert "adapter on hard − adapter on random on hard text: " in page
     assert "a third seed of 50m, since 50m-seed2 picks the hard windows" in page
     merged = pd.read_csv(out / "tables/04_merge_eval-merged.csv")
     assert (merged["largest logit difference"].astype(float) <= 1e-5).all()

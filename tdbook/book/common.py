@@ -68,12 +68,16 @@ def write_card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
     p, record = this.parameters, this.provenance()
     if p.get("adapter") == name and p.get("trains") == "adapter":
         folder, base = this.path("adapters", name), this.path("models", p["base"])
-        card = cards.adapter_card(folder, base, tokens, row, record, row_of(this, p["base"]))
+        rows = {name: row, f"{p['base']} alone": row_of(this, p["base"])}
     else:
-        folder, records = this.path("models", name), folder_of(this).of(notebooks.LORA)
-        merged = (r for r in records if f"{r['parameters']['adapter']}-merged" == name)
-        teacher = None if this.notebook == notebooks.TEACHER else row_of(this, p["teacher"])
-        card = cards.card(folder, tokens, row, next(merged, record), teacher)
+        folder, base = this.path("models", name), None
+        rows = {name: row}
+        if this.notebook != notebooks.TEACHER:
+            rows |= {"teacher": row_of(this, p["teacher"])}
+        loras = folder_of(this).of(notebooks.LORA)
+        merged = (r for r in loras if f"{r['parameters']['adapter']}-merged" == name)
+        record = next(merged, record)
+    card = cards.card(folder, tokens, rows, record, base)
     with contextlib.suppress(FileExistsError):
         files.own(folder / "README.md")
         files.write_whole(folder / "README.md", card)

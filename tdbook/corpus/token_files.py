@@ -12,7 +12,6 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,45 +29,37 @@ COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm)_(tokens|by
 
 
 def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = None) -> Tokens:
-    """`open_ids` with its tokenizer: the one that lies beside, or the one given."""
-    paths = [Path(folder, name) for name in ("tokenizer.model", "tokenizer.json")]
+    """A folder of tokens, made here or upstream, with the tokenizer that lies beside or is given.
+    `context` overrides the stored one; what else meta.json does not say comes from the files."""
+    folder = Path(folder)
+    paths = [folder / name for name in ("tokenizer.model", "tokenizer.json")]
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
-    tokens = open_ids(Path(folder), context, tokenizer.eos if tokenizer else EOS)
-    origins.sources(tokens)  # what is wrong is said early
-    if tokenizer is None:
-        return tokens
-    vocab_size = tokens.vocab_size
-    size = tokens.meta.get("pieces", vocab_size)
-    if tokenizer.eos != tokens.eos:
-        fault = f"<eos> of {tokenizer.path} is id {tokenizer.eos}, it must be {tokens.eos}"
-        remedy = "give the one the tokens were made with, or correct eos_id there"
-        raise ValueError(f"{fault}, as meta.json says: {remedy}")
-    if tokenizer.size != size or size < vocab_size:
-        fault = f"{tokenizer.path} has {tokenizer.size:,} pieces, the tokens' vocab_size is"
-        raise ValueError(f"{fault} {vocab_size:,}: give theirs")
-    return replace(tokens, tokenizer=tokenizer)
-
-
-def open_ids(folder: Path, context: int = 0, eos: int = EOS) -> Tokens:
-    """A folder of tokens, made here or upstream, without its tokenizer; `context` overrides the
-    stored one, `eos` counts where none is stored. Other gaps of meta.json the files fill."""
-    if not (folder / "meta.json").is_file():
-        fault = f"{folder / 'meta.json'} is not there"
-        raise FileNotFoundError(f"{fault}: give a folder of tokens; 00_teacher makes one")
-    meta = {"block_size": context, "eos_id": eos} | read_meta(folder / "meta.json", context)
-    train, promised = folder / "train.bin", meta.get("train_tokens", 0)
-    narrow = train.is_file() and train.stat().st_size == 2 * promised > 0
-    meta = {"dtype": "uint16" if narrow else "uint32"} | meta  # upstream's is uint32
+    meta = {"block_size": context, "eos_id": tokenizer.eos if tokenizer else EOS}
+    meta |= {"dtype": "uint32"} | _read_meta(folder / "meta.json", context)
     names = ("train", "val", *["confirm"] * (folder / "confirm.bin").is_file())
     opened = [_open_split(folder / f"{name}.bin", meta, context) for name in names]
     meta = {f"{n}_tokens": len(w.ids) for n, w in zip(names, opened, strict=True)} | meta
-    return Tokens(folder, meta, *opened)
+    tokens = Tokens(folder, meta, *opened, tokenizer=tokenizer)
+    origins.sources(tokens)  # what is wrong is said early
+    if tokenizer and tokenizer.eos != tokens.eos:
+        fault = f"<eos> of {tokenizer.path} is id {tokenizer.eos}, it must be {tokens.eos}"
+        remedy = "give the one the tokens were made with, or correct eos_id there"
+        raise ValueError(f"{fault}, as meta.json says: {remedy}")
+    size = meta.get("pieces", tokens.vocab_size)
+    if tokenizer and (tokenizer.size != size or size < tokens.vocab_size):
+        fault = f"{tokenizer.path} has {tokenizer.size:,} pieces, the tokens' vocab_size is"
+        raise ValueError(f"{fault} {tokens.vocab_size:,}: give theirs")
+    return tokens
 
 
-def read_meta(path: Path, context: int = 0) -> dict:
+def _read_meta(path: Path, context: int) -> dict:
     """meta.json, its counts checked; what is null counts as not there, and block_size need not be
     where a `context` is given."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there: give a folder of tokens; 00_teacher makes one"
+        )
     meta = {name: value for name, value in read_json(path).items() if value is not None}
     needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
     for name in sorted(needed | {name for name in meta if COUNTS.fullmatch(name)}):
@@ -76,10 +67,6 @@ def read_meta(path: Path, context: int = 0) -> dict:
         if type(count) is not int or not 1 <= count <= most:
             fault = f"{path}: {name} is {json.dumps(count)}, it must be a whole number above 0"
             raise ValueError(f"{fault}, at most {most:,}: copy or correct it")
-    eos, most = meta.get("eos_id", 0), max(meta["vocab_size"], meta.get("pieces", 1))
-    if type(eos) is not int or not 0 <= eos < most:
-        fault = f"{path}: eos_id is {json.dumps(eos)}, it must be an id below {most:,}"
-        raise ValueError(f"{fault}: correct it, or leave it out where the tokenizer lies beside")
     return meta
 
 
@@ -110,22 +97,19 @@ def check_count(whose: str, count: int, context: int) -> None:
         raise ValueError(f"{fault}: give more text, or a shorter context")
 
 
-def look(
-    path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False, unknown: int | None = UNK
-) -> Counter:
-    """Some 64 blocks, or all: no id is beyond the vocabulary; counts <eos>, <unk> and all tokens.
+def look(path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False) -> Counter:
+    """How often each id is in some 64 blocks, or in all. ValueError: one is no piece's.
     Read, not mapped: around a touched page the system maps 15 more, soon all of the file."""
-    count, seen = BLOCK // np.dtype(dtype).itemsize, Counter()
+    block, count_V = BLOCK // np.dtype(dtype).itemsize, np.zeros(meta["vocab_size"], int)
     size = path.stat().st_size
     for start in range(0, size, BLOCK if every_id else BLOCK * max(1, size // (64 * BLOCK))):
-        ids = np.fromfile(path, dtype, count, offset=start)
-        if (largest := int(ids.max())) >= meta["vocab_size"]:
-            fault = f"{path} holds id {largest:,}, the vocabulary has {meta['vocab_size']:,}"
+        ids = np.fromfile(path, dtype, block, offset=start)
+        if (largest := int(ids.max())) >= len(count_V):
+            fault = f"{path} holds id {largest:,}, the vocabulary has {len(count_V):,}"
             remedy = "copy the file and its meta.json again, correct vocab_size or dtype in that"
             raise ValueError(f"{fault}: {remedy}, or give the tokens the teacher was made with")
-        eos = np.count_nonzero(ids == meta.get("eos_id", EOS))
-        seen.update(eos=int(eos), unknown=int(np.count_nonzero(ids == unknown)), tokens=len(ids))
-    return seen
+        count_V += np.bincount(ids, minlength=len(count_V))
+    return Counter(dict(enumerate(count_V.tolist())))
 
 
 def write_tokens(
@@ -133,8 +117,7 @@ def write_tokens(
 ) -> None:
     """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all.
     `vocab_size` is the teacher's where that has fewer pieces than the tokenizer. Where the
-    tokenizer loses text, a warning and `lost` in meta.json say how much, and its bytes are those
-    that are kept."""
+    tokenizer loses text, a warning and `lost` in meta.json say how much."""
     pieces, vocab_size = tokenizer.size, vocab_size or tokenizer.size
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
     meta |= {"eos_id": tokenizer.eos} | ({"pieces": pieces} if pieces != vocab_size else {})
@@ -160,45 +143,36 @@ def write_tokens(
         _check_unknown(tokenizer, meta["unk_rate"])
         if lost["lines"]:
             shares = {name: lost[name] / lost[f"of_{name}"] for name in ("lines", "characters")}
-            meta["lost"] = {"of_lines": lost["of_lines"], **shares, "example": lost["example"]}
+            meta["lost"] = {"of_lines": lost["of_lines"], **shares}
+            warnings.warn(f"{tokenizer.path}:{loss(meta)}", stacklevel=2)
         with open(beside / "documents.tsv", "w", encoding="utf8", newline="") as f:
             csv.writer(f, delimiter="\t").writerows(rows)
         for name, path in tokenizer_files.files(tokenizer).items():
             shutil.copy(path, beside / name)
         (beside / "meta.json").write_text(json.dumps(meta, indent=2))
-    if lost["lines"]:
-        warnings.warn(f"{tokenizer.path}:{loss(meta)}", stacklevel=2)
 
 
-def _encode(lines: Sequence[str], tokenizer: Tokenizer, lost: dict) -> tuple[list[int], int]:
+def _encode(lines: Sequence[str], tokenizer: Tokenizer, lost: Counter) -> tuple[list[int], int]:
     """A document's ids, and the bytes of its text that are kept; `lost` counts what is not."""
     ids, size = [], 0
     for line, line_ids in zip(lines, tokenizer.encode(lines), strict=True):
         ids += [*line_ids, tokenizer.eos]
         text = tokenizer.plain(line)
         kept = tokenizer.decode(i for i in line_ids if i != tokenizer.unk)
-        size += len((line if kept == text else kept).encode()) + 1
-        lost["of_lines"] += 1
-        lost["of_characters"] += len(text)
-        if kept != text:
-            lost["lines"] += 1
-            lost["characters"] += (Counter(text) - Counter(kept)).total()
-            same = [a == b for a, b in zip(text, kept, strict=False)]
-            begin = max(0, [*same, False].index(False) - 10)
-            lost.setdefault("example", [text[begin : begin + 24], kept[begin : begin + 24]])
+        size += len(kept.encode()) + 1
+        lost.update(of_lines=1, of_characters=len(text), lines=kept != text)
+        lost["characters"] += (Counter(text) - Counter(kept)).total() if kept != text else 0
     return ids, size
 
 
 def loss(meta: dict) -> str:
-    """A sentence, after a space, that tells what of a text its tokens do not keep, by their
-    meta.json; "" where all of it is kept, or nothing is known."""
+    """A sentence, after a space, of what a text's tokens do not keep by their meta.json; or ""."""
     if not (lost := meta.get("lost")):
         return ""
-    before, after = lost["example"]
     return (
         f" The tokenizer does not keep all text: {lost['lines']:.1%} of {lost['of_lines']:,} lines "
-        f"come back changed and {lost['characters']:.2%} of all characters are lost "
-        f"(“{before}” comes back as “{after}”); bits per byte are of what is kept."
+        f"come back changed and {lost['characters']:.2%} of all characters are lost; "
+        "bits per byte are of what is kept."
     )
 
 
@@ -218,13 +192,21 @@ def link_tokens(
     if source.resolve() == folder.resolve():
         raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
     tokens = open_tokens(source, context, tokenizer)
-    meta = tokens.meta | {"block_size": tokens.context}
-    fewer = bool(vocab_size and vocab_size < tokens.vocab_size)
-    meta |= {"vocab_size": vocab_size, "pieces": tokens.vocab_size} if fewer else {}
+    meta, words = tokens.meta | {"block_size": tokens.context}, tokens.tokenizer
+    if vocab_size and vocab_size < tokens.vocab_size:
+        meta |= {"vocab_size": vocab_size, "pieces": tokens.vocab_size}
+        every_id = True
     for split in ("train", "val"):
-        _check_split(source / f"{split}.bin", tokens, meta, every_id or fewer)
-        if tokens.tokenizer and f"{split}_bytes" not in meta:
-            meta[f"{split}_bytes"] = _bytes_of_text(getattr(tokens, split), tokens.tokenizer)
+        path, windows = source / f"{split}.bin", getattr(tokens, split)
+        whole = every_id or path.stat().st_size <= FULL_LOOK
+        counts = look(path, windows.ids.dtype, meta, whole)
+        if not counts[tokens.eos]:
+            fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text: name"
+            remedy = "the id that does as eos_id in meta.json, or copy the tokens again"
+            raise ValueError(f"{fault} {remedy}")
+        _check_unknown(words, counts[words.unk if words else UNK] / counts.total())
+        if words and f"{split}_bytes" not in meta:
+            meta[f"{split}_bytes"] = _bytes_of_text(windows, words)
     # Hidden files, the book's mark among them, are of that folder alone.
     files = {path.name: path for path in source.iterdir() if not path.name.startswith(".")}
     if tokenizer:
@@ -235,17 +217,6 @@ def link_tokens(
         for name, path in files.items():
             os.symlink(path.resolve(), beside / name)
         (beside / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf8")
-
-
-def _check_split(path: Path, tokens: Tokens, meta: dict, every_id: bool) -> None:
-    """ValueError: no <eos> among the ids, many <unk>, or one beyond the vocabulary of `meta`."""
-    tokenizer, dtype = tokens.tokenizer, tokens.train.ids.dtype
-    every_id |= path.stat().st_size <= FULL_LOOK
-    seen = look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
-    if not seen["eos"]:
-        fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text: name the"
-        raise ValueError(f"{fault} id that does as eos_id in meta.json, or copy the tokens again")
-    _check_unknown(tokenizer, seen["unknown"] / seen["tokens"])
 
 
 def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:

@@ -29,8 +29,8 @@ def headline(folder: Path) -> str:
     for row in claims.itertuples():
         cells = row.claim, row.verdict, row.because, *measured.get(row.key, ("–", "–"))
         lines.append(f"| {' | '.join(cells)} |")
-    if "recipe" in measured:
-        tried = _read(folder, "choices")
+    tried = _read(folder, "choices")
+    if "recipe" in measured and "against the recipe" in tried:
         best = tried[tried["against the recipe"] == "the recipe"].iloc[0]
         knobs = ", ".join(f"{knob} {best[knob]}" for knob in TRIED if knob in best)
         better = f"The better recipe ([{knobs}]({RECIPE})) against the plan's own 50M + LoRA"

@@ -19,8 +19,7 @@ from tdbook.analysis.intervals import Interval, over_seeds
 from tdbook.export import inference
 from tdbook.report import words
 from tdbook.runs import notebooks, rules
-from tdbook.runs.estimates import Q4_LIMIT, describe, of_plan, span
-from tdbook.runs.units import minus
+from tdbook.runs.units import Q4_LIMIT, describe, minus, of_plan, span
 from tdlib import hard_set
 from tdlib.shapes import LlamaConfig
 

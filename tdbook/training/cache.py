@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdbook.runs.leftovers import clear_begun
+from tdbook.runs.ownership import clear_begun
 from tdlib import data, losses
 from tdlib.files import AWAY, replacing
 from tdlib.model import Llama

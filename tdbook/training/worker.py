@@ -27,7 +27,7 @@ from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
 from tdbook.corpus import token_files
-from tdbook.runs import heartbeat, provenance
+from tdbook.runs import heartbeat, machine
 from tdbook.training import cache
 from tdlib import checkpoint, data, train
 from tdlib.files import AWAY, MARK
@@ -186,7 +186,7 @@ def _train(team: Team, job: Path, given: dict) -> None:
     teacher = given["teacher"] and _unpack(*given["teacher"]).to(device)
     options = {"folder": job.parent, "device": device, "team": team, "rows": given["rows"]}
     if team.rank == 0:
-        told, memory = open(job / "told.jsonl", "a", encoding="ascii"), provenance.peak_memory_mib
+        told, memory = open(job / "told.jsonl", "a", encoding="ascii"), machine.peak_memory_mib
         tell = lambda *what: print(json.dumps(what), file=told, flush=True)  # noqa: E731
         options["record"] = lambda row: tell("record", row | {"train/peak_memory_mib": memory()})
         options["progress"] = lambda *step: tell("progress", step)

@@ -19,7 +19,7 @@ import psutil
 import torch
 
 from tdbook.corpus import token_files
-from tdbook.runs import provenance, units
+from tdbook.runs import machine, units
 from tdbook.runs.notebooks import TEACHER
 from tdbook.workflow import plan, request
 from tdbook.workflow.workload import Training, Work
@@ -141,5 +141,5 @@ def two_steps(t: Training, device: str, tokens: Path | None) -> str:
     log = train.fit(student, windows, recipe, teacher=teacher, **more)
     if not math.isfinite(loss := log[-1].get("train/loss", math.nan)):
         raise ValueError(f"the loss is {loss}: look at the tokens")
-    peak = provenance.peak_memory_mib() * 2**20
+    peak = machine.peak_memory_mib() * 2**20
     return f"{ended[1] - ended[0]:.2g} s a window, {units.si(peak, 'B')} at most"

@@ -14,6 +14,7 @@ from tdbook.runs import hashes, heartbeat, hooks, parameters, sweeps
 from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.ownership import claim
 from tdbook.runs.parameters import shown
+from tdbook.runs.units import duration
 from tdbook.workflow import devices, graph
 from tdlib import files
 
@@ -47,7 +48,7 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     if state.get("old"):
         print(f"{run} · {state['old']}", flush=True)
     page(out, run)
-    done, took = state["state"] == "done", heartbeat.duration(time.monotonic() - began)
+    done, took = state["state"] == "done", duration(time.monotonic() - began)
     result = record(out, run)["finding"] if done else last_words(state)
     print(f"{run} · {f'done in {took} ·' if done else state['state'] + ':'} {result}", flush=True)
     if command := values.get("after_run"):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from tdbook.runs import hashes, notebooks, parameters, settings, sweeps
+from tdbook.runs import hashes, notebooks, parameters, sweeps
 from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.ownership import not_ours, refusal
 from tdbook.runs.parameters import ParameterError, nearest, shown
@@ -48,7 +48,7 @@ class Wanted:
 
     profile: str
     out: str
-    given: dict[str, str]  # of settings.GIVEN, for 00
+    given: dict[str, str]  # of parameters.GIVEN, for 00
     sweeps: tuple[str, ...]
     only: tuple[str, ...]  # names of runs
     redo: tuple[str, ...]
@@ -96,7 +96,7 @@ def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
         for name in parameters.of_run(before | wanted.settings, one.run):
             if done and name in now and done.get(name) != now[name]:
                 fault = f"{one.name} in {wanted.out} is done with {name} = {done.get(name)!r}"
-                same = settings.in_words(before)
+                same = parameters.in_words(before)
                 remedy = f"give a run folder of its own (OUT=), or SET={same!r}"
                 raise ParameterError(f"{fault}, now it is {now[name]!r}: {remedy}")
     targets, pages = targets_of(wanted, runs)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from tdbook.runs import estimates, hashes, parameters, settings, units
-from tdbook.runs.estimates import Q4_LIMIT
+from tdbook.runs import hashes, parameters, units
 from tdbook.runs.folder import Folder
 from tdbook.runs.notebooks import HARD_SET, TEACHER, notebook_of
 from tdbook.runs.parameters import ParameterError
+from tdbook.runs.units import Q4_LIMIT
 from tdbook.workflow import graph, request, workload
 from tdbook.workflow.workload import Device, Size, Work, total
 from tdlib import files, shapes
@@ -52,7 +52,7 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
     if p["tokens"] or (tokens / "meta.json").is_file():
         size = size_of(tokens, out, share)
     else:
-        vocabularies = (p["vocab_size"],) if p["text_characters"] else estimates.VOCABULARIES
+        vocabularies = (p["vocab_size"],) if p["text_characters"] else units.VOCABULARIES
         given = vocabulary or (teacher and teacher.vocab_size)
         vocabularies = (given,) if given else vocabularies
         tokens, size = None, _guessed(p, vocabularies[0], share)
@@ -136,9 +136,9 @@ def plan(pairs: dict[str, str]) -> str:
             name = path.removeprefix("models/")
             models[shape] = min(models.get(shape, name), name, key=len)
     high, low = workload.TRAINING[device.kind]
-    changed = f", with SET={settings.in_words(wanted.settings)}" if wanted.settings else ""
+    changed = f", with SET={parameters.in_words(wanted.settings)}" if wanted.settings else ""
     several = ", both, as there are no tokens yet (VOCAB=)" if len(of.vocabularies) > 1 else ""
-    sizes = sorted((estimates.file_bytes(shape), name) for shape, name in models.items())
+    sizes = sorted((units.file_bytes(shape), name) for shape, name in models.items())
     within = [f"{name} {units.si(size, 'B')}" for size, name in sizes if size <= Q4_LIMIT]
     smallest = f"NONE; the smallest is {sizes[0][1]}, {units.si(sizes[0][0], 'B')}"
     need, most = max((work.memory(device.kind), work.run) for work in works)
@@ -166,7 +166,7 @@ def _sizes(models: dict[LlamaConfig, str], teacher: LlamaConfig, vocab_size: int
     layers = teacher.parameters - teacher.embedding_parameters
     for shape, name in models.items():
         shape = replace(shape, vocab_size=vocab_size)
-        size, own = estimates.file_bytes(shape), shape.parameters - shape.embedding_parameters
+        size, own = units.file_bytes(shape), shape.parameters - shape.embedding_parameters
         row = [name, f"{shape.parameters / 1e6:.1f} M", f"{shape.embedding_parameters / 1e6:.1f} M"]
         row += [f"{teacher.parameters / shape.parameters:.1f} ×", f"{layers / own:.1f} ×"]
         rows.append([*row, f"{size / 1e6:.1f} MB", "within" if size <= Q4_LIMIT else "ABOVE"])

@@ -1,10 +1,11 @@
 """What a command line asks for, checked."""
 
 import hashlib
+import re
 import shlex
 from pathlib import Path
 
-from tdbook.runs import parameters, settings, sweeps
+from tdbook.runs import parameters, sweeps
 from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.parameters import ParameterError, nearest, stem
 from tdbook.runs.units import number
@@ -12,7 +13,7 @@ from tdbook.workflow import cluster, graph
 from tdlib import files
 
 LONGEST = 158  # bytes of a run folder's path; the system allows 255 a name, also beside it
-GIVEN = " ".join(name.upper() for name in settings.GIVEN)
+GIVEN = " ".join(name.upper() for name in parameters.GIVEN)
 BOOK = f"PROFILE OUT ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER SET {GIVEN}"
 TAKES = {
     "book": BOOK,
@@ -28,7 +29,7 @@ def wanted(command: str, pairs: dict[str, str]) -> graph.Wanted:
     names = TAKES[command].split()
     if unknown := [name for name in pairs if name not in names]:
         raise ParameterError(f"{unknown[0]}= is not known: {nearest(unknown[0], names)}")
-    given = {name: pairs[name.upper()] for name in settings.GIVEN if pairs.get(name.upper())}
+    given = {name: pairs[name.upper()] for name in parameters.GIVEN if pairs.get(name.upper())}
     profile = pairs.get("PROFILE") or "tiny"
     book = [path.stem for path in graph.yamls(profile)]
     words = {name: tuple(pairs.get(name, "").replace(",", " ").split()) for name in names}
@@ -38,7 +39,8 @@ def wanted(command: str, pairs: dict[str, str]) -> graph.Wanted:
         raise ParameterError(f"give the sweep: NAME=; params/{profile}/sweeps has {there}")
     found = [sweeps.read(profile, name) for name in swept]
     points = [one.name_of(p, run) for one in found for p in one.points for run in one.runs(p)]
-    values = settings.parse(pairs.get("SET", ""), [*book, *(p.split("/")[-1] for p in points)])
+    runs = [*book, *(point.split("/")[-1] for point in points)]
+    values = parameters.settings_of(pairs.get("SET", ""), runs)
     before = _before(book, pairs.get("FROM", ""))
     only, redo = (
         _select(profile, [*book, *points], words.get(name, ())) for name in ("ONLY", "REDO")
@@ -86,7 +88,7 @@ def default_out(profile: str, text: str, values: dict[str, str] | None = None) -
     """outputs/tiny, and after it the name of the text and what SET changes, so that nothing is
     overwritten. ParameterError: that folder is of another text of this name."""
     names = [Path(path).name.replace(" ", "_") for path in parameters.texts(text)]
-    ends = settings.for_folder(values or {})
+    ends = re.sub(r"[^\w.+-]+", "-", parameters.in_words(values or {}))
     older, out = (
         "-".join(filter(None, [f"outputs/{profile}", "+".join(map(cut, names)), ends]))
         for cut in (lambda name: name.split(".")[0], stem)

@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 from markupsafe import Markup
 
 from tdbook.report import pages
-from tdbook.runs import estimates, heartbeat, notebooks, ownership, sweeps
+from tdbook.runs import heartbeat, notebooks, ownership, sweeps, units
 from tdbook.workflow import status
 from tdlib import files
 
@@ -66,7 +66,7 @@ def _write_index(out: Path) -> Path:
     models = {name: m for row in rows for name, m in row["record"].get("models", {}).items()}
     losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)
     content["best"] = [  # each beside the plan's estimate
-        {"model": name, "loss": loss, "plan": estimates.span(*estimates.of_plan(name, "loss"))}
+        {"model": name, "loss": loss, "plan": units.span(*units.of_plan(name, "loss"))}
         for loss, name in losses[:12]
     ]
     content["swept"] = sweeps.listed(out, out.name) if swept else None

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from tdbook.runs import disk, hashes, heartbeat, parameters, sweeps
-from tdbook.runs.leftovers import clear
+from tdbook.runs import hashes, heartbeat, machine, parameters, sweeps
+from tdbook.runs.ownership import clear
 from tdbook.runs.parameters import shown
 from tdbook.workflow import cluster, devices, execute, graph, status
 from tdbook.workflow.graph import BookRun, Wanted
@@ -133,7 +133,7 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
     # somebody else may not be written
     jobs = {name: _job(one, os.path.relpath(one.mark, place)) for name, one in runs.items()}
     config = wanted.config | {"jobs": [*jobs.values()]}
-    disk.set_aside(out / graph.CONFIG)
+    machine.set_aside(out / graph.CONFIG)
     files.write_whole(out / graph.CONFIG, json.dumps(config))
     command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", place]
     command += ["--snakefile", parameters.ROOT / "Snakefile"]

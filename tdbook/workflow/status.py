@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tdbook.runs import disk, hashes, heartbeat, parameters, sweeps
+from tdbook.runs import hashes, heartbeat, machine, parameters, sweeps
 from tdbook.workflow import graph
 from tdlib import files
 
@@ -32,7 +32,7 @@ def session(
     """Keeps that this process makes these runs now; gives a function for the exit code."""
     own = {"began": time.time(), "ended": None, "code": None, "targets": targets}
     own |= {"command": command, "price": price, **heartbeat.who()}
-    disk.set_aside(out / SESSIONS, list)
+    machine.set_aside(out / SESSIONS, list)
     earlier = sessions(out)[-99:]
     files.write_whole(out / SESSIONS, json.dumps([*earlier, own]))
     try:

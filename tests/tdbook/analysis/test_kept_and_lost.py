@@ -50,7 +50,8 @@ def test_every_bucket_has_the_mean_of_the_tokens_that_it_holds_by_hand(ten):
     loss_MT = np.arange(40.0).reshape(10, 4) ** 2
     labels = kept_and_lost.cuts(ten, np.arange(WINDOWS))
     assert labels.keys() == HELD.keys()
-    found = kept_and_lost.kept_and_lost({"50m": loss_MT, "teacher": -loss_MT}, labels)
+    losses, documents = {"50m": loss_MT, "teacher": -loss_MT}, np.arange(WINDOWS)
+    found, _ = kept_and_lost.kept_and_lost(losses, labels, "50m", [], documents, 100)
     wanted = []
     for cut, (names, _) in labels.items():
         each = [word.replace("_", " ") for word in HELD[cut].split()]
@@ -75,7 +76,8 @@ def test_what_was_won_back_is_a_change_against_the_base_over_documents(ten):
     base_MT = np.random.default_rng(0).random((10, 4))
     new_MT = base_MT + np.where(ending_MT == names.index("కు"), -0.2, 0.2)
     document_M = np.arange(WINDOWS) // 2
-    found = kept_and_lost.won_back({"50m": base_MT, "new": new_MT}, labels, "50m", document_M, 200)
+    asked = labels, "50m", ["new"], document_M, 200
+    _, found = kept_and_lost.kept_and_lost({"50m": base_MT, "new": new_MT}, *asked)
     rows = {(row["cut"], row["bucket"]): row for row in found}
     assert rows["frequent endings", "కు"]["new"] == pytest.approx((-0.2,) * 3)
     assert rows["frequent endings", "లో"]["new"] == pytest.approx((0.2,) * 3)

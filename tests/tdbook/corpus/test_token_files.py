@@ -66,9 +66,6 @@ def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
             assert (meta[f"{split}_tokens"], meta[f"{split}_bytes"]) == (len(ids), size)
             assert tokens.bytes_per_token(split) == pytest.approx(size / len(ids))
         assert not [*rows]
-    ids = token_files.open_ids(folder)  # without their tokenizer
-    assert ids.tokenizer is None and ids.meta == tokens.meta
-    assert all(map(torch.equal, ids.train.batch(range(9)), tokens.train.batch(range(9))))
 
 
 def test_a_window_belongs_to_the_document_in_its_middle(folder, splits, tokenizer):
@@ -99,7 +96,7 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
     sound = {"train": [Document(tuple(lines), "a")], "val": [Document(tuple(lines[:9]), "a")]}
     with warnings.catch_warnings(action="error"):
         token_files.write_tokens(tmp_path / "sound", sound, one, T)
-    meta = token_files.read_meta(tmp_path / "sound/meta.json")
+    meta = token_files.open_tokens(tmp_path / "sound").meta
     assert token_files.loss(meta) == "" and "lost" not in meta
     assert meta["val_bytes"] == len("".join(f"{line}\n" for line in lines[:9]).encode())
     spoilt = {"train": [Document((*lines, odd), "a")], "val": [Document((odd,) * 20, "a")]}

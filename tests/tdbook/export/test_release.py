@@ -177,7 +177,9 @@ def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, lines, tokens, t
     other = trained(lines, tmp_path / "theirs.model", eos_id=2, bos_id=3)  # of no AutoTokenizer
     for ours, eos in ((tokenizer, 3), (other, 2)):
         folder = released(ours, tmp_path / str(eos))
-        left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
+        left = run(
+            program(cards.card(folder, tokens, {folder.name: ROW}, RECORD), name=folder), caplog
+        )
         assert left["beginning"].tolist() == [[eos, *ours.encode(["ఒక ఊరిలో"])[0]]]
     with pytest.raises(ValueError):
         transformers.AutoTokenizer.from_pretrained(folder)
@@ -188,7 +190,8 @@ def test_that_for_upstreams_vocabulary_encodes_as_we_do(shared, lines, tokens, t
     folder = released(ours, tmp_path)
     assert (folder / "morfessor.json").read_bytes() == ours.path.read_bytes()
     assert not [*folder.glob("tokenizer*")] and not [*(tmp_path / "made").iterdir()]
-    left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
+    card = cards.card(folder, tokens, {folder.name: ROW}, RECORD)
+    left = run(program(card, name=folder), caplog)
     texts = [*lines, "విద్యార్థు@@ ల@@ కు 2024లో Wikipedia@@ లో ఉంది. a1b2,c3 అఖ్ఖ్ఖ్@@ ల"]
     texts += ["☃ x☃@@ y", "festival chandrababu traind@@ lo"]
     wanted = ours.encode(texts)
@@ -198,7 +201,7 @@ def test_that_for_upstreams_vocabulary_encodes_as_we_do(shared, lines, tokens, t
 
 def test_the_card_tells_numbers_run_and_origin_and_no_path(tokens, base, tmp_path):
     better = dict.fromkeys(ROW, 0.5) | dict(parameters=99_000, kl=float("nan"))
-    text = cards.card(base, tokens, ROW, RECORD, better)
+    text = cards.card(base, tokens, {base.name: ROW, "teacher": better}, RECORD)
     assert not [part for part in CASES["told"] if part not in text]
     assert "secret" not in text and "device: auto" not in text
     card = huggingface_hub.ModelCard(text)
@@ -209,10 +212,10 @@ def test_the_card_tells_numbers_run_and_origin_and_no_path(tokens, base, tmp_pat
     for name, notebook, change, origin in CASES["origins"]:
         (folder := tmp_path / name).symlink_to(base)
         record = RECORD | dict(notebook=notebook, parameters=CASES["parameters"] | change)
-        assert origin in cards.card(folder, tokens, ROW, record)
+        assert origin in cards.card(folder, tokens, {folder.name: ROW}, record)
     tiny_model().save(tmp_path / "bare")
     with pytest.raises(FileNotFoundError, match=r"bare holds none of tokenizer\.json"):
-        cards.card(tmp_path / "bare", tokens, ROW, RECORD)
+        cards.card(tmp_path / "bare", tokens, {"bare": ROW}, RECORD)
 
 
 def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokens, base, tmp_path, caplog):
@@ -221,7 +224,7 @@ def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokens, base, tmp_p
     for part in lora.adapters(net).values():
         torch.nn.init.normal_(part.lora_B)
     lora.save(net, folder, "models/50m")
-    text = cards.adapter_card(folder, base, tokens, ROW, LORA, ROW)
+    text = cards.card(folder, tokens, {"50m-hard": ROW, "50m alone": ROW}, LORA, base)
     left = run(program(text, name=base, adapter=folder), caplog)
     ids = left["beginning"]
     with torch.no_grad():

@@ -125,7 +125,7 @@ def test_provenance_comes_first_then_the_finding_and_what_differs_is_marked(pars
     assert marked == ["student", "student"]  # by itself, and among all
     assert [tag.get_text() for tag in block.select("details code")] == [*RECORD["parameters"]]
     text = re.sub(r"\s+", " ", block.get_text())
-    times = ("24 Nov 2026, 11:36 UTC", "1 h 2 min", "5,230 tokens/s", "812 MiB", "30–60 min")
+    times = ("24 Nov 2026, 11:36 UTC", "62 min", "5,230 tokens/s", "812 MiB", "30–60 min")
     made = ("abc1234 + uncommitted changes", "abababababab", "python 3.11.2 · torch 2.13.0")
     for expected in (*made, *times, "1 thread", "null"):
         assert expected in text
@@ -184,7 +184,7 @@ def test_the_index_tells_each_run_with_its_true_state_below_table_and_plot(parse
     states = [row.select_one(".state").get_text() for row in rows.values()]
     assert states == ["done", "failed", "lost", "running", "interrupted", "not run"]
     done = rows["01_distill-50m"].get_text()
-    assert RECORD["finding"] in done and "1 h 2 min" in done and "student 50m" in done
+    assert RECORD["finding"] in done and "62 min" in done and "student 50m" in done
     assert rows["01_distill-50m"].a["href"] == "01_distill-50m.html"
     assert rows["05_progressive"].a is None
     assert "about 31 s left" in rows["03_lora-random"].get_text()

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tdbook.runs import choice, hashes, heartbeat, parameters, provenance
+from tdbook.runs import choice, hashes, heartbeat, machine, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
 from tdbook.workflow import graph, plan, request, run_pages, scheduler, status
@@ -39,7 +39,7 @@ def profile() -> str:
 @pytest.fixture
 def out(root, monkeypatch, profile) -> Path:
     """The run folder of a chain of four runs in a quick profile and in one that is not."""
-    monkeypatch.setattr(provenance, "commit", lambda: ("abc", False))
+    monkeypatch.setattr(machine, "commit", lambda: ("abc", False))
     monkeypatch.setattr(plan, "seconds", lambda *_: (dict.fromkeys(CHAIN, (1.0, 1.0)), "cpu, here"))
     for notebook, own in MORE.items():
         source = COMMON.format(notebook=notebook) + own
@@ -434,7 +434,7 @@ def test_a_hard_set_chosen_by_hand_stays_until_a_redo_or_other_tokens(root, out,
     assert not by_hand_then(seed=2, redo=True)
     (root / "words.txt").write_text("other words")
     assert not by_hand_then("00_teacher", "01_distill-a", seed=2)
-    assert "the hard set chosen by hand with it" in capsys.readouterr().out
+    assert "the hard set chosen by hand goes too" in capsys.readouterr().out
     kept = [json.loads(p.read_text())["windows_K"] for p in out.glob("old/*/hard_set.json")]
     assert kept.count([1, 3]) == 2
 

@@ -15,7 +15,7 @@ from tdbook.book import common
 from tdbook.corpus import tokenizer_files
 from tdbook.export import cards, gguf_file, shipping
 from tdbook.runs import ownership, parameters, sweeps
-from tdbook.runs.leftovers import clear_checkpoint
+from tdbook.runs.ownership import clear_checkpoint
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import Run, start
 from tdbook.training import cache, worker
@@ -231,8 +231,8 @@ def test_of_a_runs_checkpoints_only_its_own_go(folder):
     assert content(old / place.relative_to(folder)).keys() == {"epoch-1.safetensors", "notes.txt"}
     for name in ("state.pt", "epoch-1.safetensors", "notes.txt"):
         mine(place / name)
-    clear_checkpoint(place.parent, epochs=True)
-    assert content(place).keys() == {"notes.txt"}
+    clear_checkpoint(place.parent)
+    assert content(place).keys() == {"epoch-1.safetensors", "notes.txt"}
 
 
 def test_cleaning_removes_kept_targets_alone(tmp_path):
@@ -383,10 +383,10 @@ DELETES = re.compile(
 PLACES = {
     "in a folder that whole_folder or replacing gave, or the book marked": """files data lora model
         token_files shipping share cache worker""",
-    "what is its own by name, of a run that it claimed": "leftovers ownership running execute",
+    "what is its own by name, of a run that it claimed": "ownership running execute",
     "a hidden or temporary name of its own": "scheduler doctor model_tokenizer",
     "it adds to the end": "hooks devices",
-    "a broken record is renamed to .broken, never removed": "disk",
+    "a broken record is renamed to .broken, never removed": "machine",
     "only where nothing is there": "sweeps",
 }
 

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from nbclient.exceptions import DeadKernelError
 
 from tdbook import __main__
-from tdbook.runs import disk, hashes, heartbeat, parameters, provenance, running
+from tdbook.runs import hashes, heartbeat, machine, parameters, running
 from tdbook.runs.hashes import older_code
-from tdbook.runs.leftovers import clear
+from tdbook.runs.ownership import clear
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
 from tdbook.workflow import execute, graph, request, status
@@ -132,11 +132,12 @@ def test_a_checkpoint_outlives_only_a_stop_and_a_broken_note_of_it(made):
     assert kept.read_text() == "half"
     (kept.parents[1] / "made_from.json").write_text("")  # it loses its place, not its files
     assert not stopped_at_a_checkpoint()
-    (aside,) = made.glob("old/*/checkpoint/a/state.pt")
-    assert aside.read_text() == "half"
+    aside = "old/*/checkpoints/01_distill-a/a/state.pt"
+    assert [path.read_text() for path in made.glob(aside)] == ["half"]
     assert not stopped_at_a_checkpoint(learning_rate=0.5, redo=True)
     teach("another teacher", seed=2)
     assert not stopped_at_a_checkpoint(learning_rate=0.5)
+    assert len([*made.glob(aside)]) == 3
     (kept.parent / "epoch-1.safetensors").write_text("for good")
     distill(learning_rate=0.5, seed=2)
     assert [path.name for path in kept.parent.iterdir()] == ["epoch-1.safetensors"]
@@ -150,7 +151,7 @@ def test_asking_git_leaves_its_index_alone(tmp_path, monkeypatch):
     os.utime(tmp_path / "a", (1, 1))  # `git status` alone would now write the index
     before = (tmp_path / ".git/index").read_bytes()
     monkeypatch.setattr(parameters, "ROOT", tmp_path)
-    assert provenance.commit()[1] is False
+    assert machine.commit()[1] is False
     assert (tmp_path / ".git/index").read_bytes() == before
 
 
@@ -407,7 +408,7 @@ def elsewhere(root, monkeypatch):
     argv = ["/bin/false", "{connection_file}"]
     kernel.write_text(json.dumps({"argv": argv, "display_name": "3", "language": "python"}))
     monkeypatch.setenv("JUPYTER_PATH", str(root / "jupyter"))
-    for name in disk.HOMES:
+    for name in machine.HOMES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/dev/null")
 
@@ -475,26 +476,23 @@ def test_names_with_equals_signs_are_paths_where_paths_are_meant(root, monkeypat
     assert capsys.readouterr().out.strip().endswith("o=1/index.html")
 
 
-@pytest.mark.parametrize("home", ["/dev/null", "/proc/nowhere", "", "mine", "not mine"])
+@pytest.mark.parametrize("home", ["/dev/null", "/proc/nowhere", "", "mine"])
 def test_where_home_cannot_be_written_what_runs_below_writes_elsewhere(tmp_path, monkeypatch, home):
     write(tmp_path / "mine/x", "")
-    write(tmp_path / "not mine/.cache", "somebody's")  # only that cannot be written
     write(tmp_path / "spare/x", "")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spare"))
-    for name in disk.HOMES:
+    for name in machine.HOMES:
         monkeypatch.setenv(name, "")
-    monkeypatch.setenv("HOME", str(tmp_path / home) if "mine" in home else home)
+    monkeypatch.setenv("HOME", str(tmp_path / home) if home == "mine" else home)
     monkeypatch.setattr("os.path.expanduser", lambda path: os.environ.get("HOME", "~"))
-    disk.find_homes()
-    places = {name: os.environ[name] for name in disk.HOMES if os.environ[name]}
-    assert [*places] == {"mine": [], "not mine": ["XDG_CACHE_HOME"]}.get(home, [*disk.HOMES])
-    assert all(str(path).startswith(str(tmp_path / "spare")) for path in places.values())
-    if len(places) == len(disk.HOMES):  # and the spare one may be somebody else's
+    machine.find_homes()
+    places = [os.environ[name] for name in machine.HOMES]
+    assert all(place.startswith(str(tmp_path / "spare")) == (home != "mine") for place in places)
+    if home != "mine":  # and the spare one may be somebody else's
         shutil.rmtree(spare := tmp_path / f"spare/tdlib-home-{os.getuid()}")
         spare.symlink_to(tmp_path)
-        monkeypatch.setenv("IPYTHONDIR", "/proc/nowhere")
-        with pytest.raises(OSError, match=r"another user's: give .*= a folder of"):
-            disk.find_homes()
+        with pytest.raises(OSError, match=r"another user's: give HOME= a folder of"):
+            machine.find_homes()
 
 
 def test_a_run_folder_has_the_whole_name_of_its_text(root):

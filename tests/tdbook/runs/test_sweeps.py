@@ -185,7 +185,7 @@ def test_a_list_of_points_that_is_not_there_is_none_and_a_broken_one_is_told_wit
     sweep(book, seeds=[])
     wanted, out = request.wanted("sweep", {"NAME": "rates"}), book / "outputs/tiny"
     assert sweeps.results(out, "rates") == {}  # not run yet
-    with pytest.raises(FileNotFoundError, match="make sweep NAME=raets"):  # nobody wrote it
+    with pytest.raises(ValueError, match="not there: `make sweep NAME=raets"):  # nobody wrote it
         sweeps.results(out, "rates raets")
     by_hand(wanted, "00_teacher", "rates/01_distill-learning_rate0.001")
     (out / "sweeps/rates/points.json").write_text("")

@@ -54,7 +54,7 @@ def test_every_run_has_the_word_that_is_true_of_it(tmp_path):
     session(tmp_path, targets=[*found][:5], began=now, pid_started=1)  # whoever made it is gone
     assert words(tmp_path) == found | {A: "not run", D: "failed"}
     said = status.text(tmp_path)
-    assert "step 3 of 9 · about 1 min 0 s left" in said and "failed       " in said
+    assert "step 3 of 9 · about 60 s left" in said and "failed       " in said
     assert "its process is gone: the same command goes on" in said
     assert f"REDO={E} repeats it" in said
     for beat, word in ((time.time(), "running"), (time.time() - 999, "lost")):
@@ -75,9 +75,9 @@ def test_the_morning_report_says_what_failed_what_came_out_and_what_it_cost(tmp_
         "1 stale, 1 failed",
         "**01_distill-b** failed: step 120 of 400",
         lines[1],
-        "| 01_distill-a (stale: made by older code) | 1 min 0 s | 01_distill-a keeps 4.5. |",
+        "| 01_distill-a (stale: made by older code) | 60 s | 01_distill-a keeps 4.5. |",
         "| 50m | 3.210 | 3.00–3.30 |",
-        "1 h 0 min of this machine, 4.50 at 4.5 an hour",
+        "60 min of this machine, 4.50 at 4.5 an hour",
         "Disk: models 3",
         "`make book PROFILE=b` goes on where it stopped",
     ):
