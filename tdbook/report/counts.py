@@ -31,8 +31,7 @@ class Explored:
 
 
 def numbers(explored: Explored, clips: tuple = ()) -> tuple[dict, list[np.ndarray]]:
-    """All numbers of the explorer; and the windows from easy to hard, of all and without junk. The
-    switch has `clips` besides none and the rule's."""
+    """All numbers of the explorer; and the windows from easy to hard, of all and without junk."""
     difficulty_N, rule = explored.scores.difficulty_N, explored.rule
     known = np.argsort(difficulty_N, kind="stable")[: np.isfinite(difficulty_N).sum()]
     known_M, clean_M = difficulty_N[known], explored.junk_N[known] == 0
@@ -62,8 +61,7 @@ def numbers(explored: Explored, clips: tuple = ()) -> tuple[dict, list[np.ndarra
 
 
 def shown(numbers: dict, at: list) -> dict:
-    """What the page shows where the line and the switches are `at`: slider, its position, whether
-    junk is left out, and the number of the clip among the clips."""
+    """What is shown `at` a slider, its position, junk left out (0 or 1), number of the clip."""
     slider, position, junk, clip = at
     view = numbers["views"][junk][clip]
     stop = view[slider][position]

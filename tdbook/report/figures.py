@@ -75,13 +75,9 @@ def key(label: str, ink: str, form: str = "o", filled: bool = True) -> Line2D:
     return Line2D([], [], color=ink, label=label, markerfacecolor=ink if filled else "w", **shape)
 
 
-Panels = Mapping[str, Sequence[Mark]]  # title → marks in rows of their names, from the top
-
-
-def forest(
-    title: str, panels: Panels, xlabel: str, keys: Sequence = (), line=None, columns=1
-) -> Figure:
-    """A figure of panels. Marks of one row that have intervals lie below each other."""
+def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None, columns=1) -> Figure:
+    """A figure of panels, {title: [marks in rows of their names, from the top]}. Marks of one row
+    that have intervals lie below each other. `line`: where to draw one in every panel."""
     heights = []
     for marks in panels.values():
         rows = Counter(mark.row for mark in marks)

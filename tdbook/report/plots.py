@@ -44,8 +44,7 @@ def learning_curves(curves: Mapping[str, Mapping], baseline: Mapping | None = No
 
 
 def difficulty(difficulty_N: np.ndarray, threshold: float) -> Figure:
-    """How many windows have which difficulty; those at or above the threshold are the hard set. Of
-    what was lost, only windows where the student is behind its teacher count."""
+    """How many windows have which difficulty; those at or above the threshold are the hard set."""
     known_N = difficulty_N[~np.isnan(difficulty_N)]
     hard_N, lost_N = known_N >= threshold, np.fmax(known_N, 0, dtype=np.float64)
     share, held = f"{hard_N.mean():.1%} of windows", lost_N[hard_N].sum() / (lost_N.sum() or 1)
@@ -69,9 +68,8 @@ def difficulty(difficulty_N: np.ndarray, threshold: float) -> Figure:
 
 
 def hard_shares(by_cut: Mapping[str, pd.DataFrame]) -> Figure:
-    """The hard share of every group beside that of all windows, a panel a cut of tables.by_cut; of
-    many groups the largest. The title names the group that departs most, of those with 1 % of the
-    windows or more; smaller ones are hollow."""
+    """The hard share of the largest groups of every cut (tables.by_cut) beside that of all windows.
+    Those with less than 1 % of the windows are hollow, and never named in the title."""
     every = pd.concat(by_cut, names=["cut", "group"]).rename(index=figures.CUTS, level="cut")
     size, (count, hard) = every["windows"], next(iter(by_cut.values())).iloc[:, :2].sum()
     overall, least = hard / count, min(0.01 * count, size.max())
@@ -109,9 +107,8 @@ def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> F
 
 
 def hard_and_easy(parts: pd.DataFrame) -> Figure:
-    """Change of loss against the base on hard and on easy windows, with 95 % intervals (see
-    tables.hard_and_easy). The title names the merged model that gains most on the hard part, if
-    there is one."""
+    """Change of loss against the base on hard and on easy windows (see tables.hard_and_easy). The
+    title names the merged model that gains most on the hard part."""
     parts = parts.sort_values("change, hard")
     best = next((n for n in parts.index if n.endswith("-merged")), parts.index[0])
     hard, easy = (parts.loc[best, f"change, {part}"].value for part in PARTS)
@@ -131,8 +128,7 @@ def _parts(title: str, panels: Mapping[str, Mapping], xlabel: str) -> Figure:
 
 
 def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
-    """How far behind the teacher by kind of token, a panel a cut: rows of book.kept_and_lost.
-    Drawn are the base and the models whose names begin with it; the table has the others."""
+    """How far the base, and models named after it, are behind the teacher by kind of token."""
     rows = [row for row in rows if row["tokens"] >= FEW]
     worst = max(rows, key=lambda row: row[base] - row[teacher])
     title = f"{base} is furthest behind its teacher at “{worst['bucket']}” ({worst['cut']})"
@@ -143,8 +139,7 @@ def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
 
 
 def won_back(rows: Rows, base: str) -> Figure:
-    """Change of the loss against the base by kind of token, a panel a cut; left of the line is
-    better, bars are 95 % intervals."""
+    """Change of the loss against the base by kind of token, a panel a cut; bars: 95 %."""
     rows = [row for row in rows if row["tokens"] >= FEW]
     names = [name for name in rows[0] if name not in KIND]
     row, name = min(itertools.product(rows, names), key=lambda pair: pair[0][pair[1]][2])
@@ -157,9 +152,8 @@ def won_back(rows: Rows, base: str) -> Figure:
 
 def _by_kind(title: str, rows: Rows, names: Sequence[str], unit: str) -> Figure:
     """A panel a cut of kinds of token, two beside each other."""
-    marks = {}
+    marks = {row["cut"]: [] for row in rows}
     for row in rows:
-        marks.setdefault(row["cut"], [])
         marks[row["cut"]] += [Mark(row["bucket"], *row[name], **look(name)) for name in names]
     keys = [figures.key(name, **look(name)) for name in names[::-1]]
     return figures.forest(title, marks, unit, keys, line=0, columns=min(2, len(marks)))
@@ -170,10 +164,10 @@ def effects(rows: Rows, title: str) -> Figure:
     and bar over documents, a diamond and bar over seeds below it, the plan's range as a band."""
     marks, ends = [], [0]
     for row in rows:
-        name, ink, note = row["what"], ROLES[row["role"]][0], f"{row['value']:+.3f}"
-        low, high = row["low"], row["high"]
-        marks.append(Mark(name, row["value"], low, high, ink, plan=row["plan"], note=note))
-        ends += [low, high, *(row["plan"] or ())]
+        name, ink, interval = row["what"], ROLES[row["role"]][0], (row["low"], row["high"])
+        how = {"plan": row["plan"], "note": f"{row['value']:+.3f}"}
+        marks.append(Mark(name, row["value"], *interval, ink, **how))
+        ends += [*interval, *(row["plan"] or ())]
         if row["over_seeds"]:
             mean, half = row["over_seeds"]
             marks.append(Mark(name, mean, mean - half, mean + half, ink, "D", filled=False))
@@ -183,8 +177,7 @@ def effects(rows: Rows, title: str) -> Figure:
     roles = dict.fromkeys(tuple(ROLES[row["role"]]) for row in rows)
     keys += [figures.key(words, ink, "") for ink, words in roles]
     keys.append(mpl.patches.Patch(color=figures.PLAN, label="the plan"))
-    x = "nats per token (or share); bars: 95 %"
-    figure = figures.forest(title, {"": marks}, x, keys, line=0)
+    figure = figures.forest(title, {"": marks}, "nats (or share); bars: 95 %", keys, line=0)
     ends = np.array(ends)[np.isfinite(ends)]
     room = 0.08 * (np.ptp(ends) or 1)
     figure.axes[0].set_xlim(ends.min() - room, ends.max() + 2 * room)
@@ -192,14 +185,12 @@ def effects(rows: Rows, title: str) -> Figure:
 
 
 def speeds(by_model: Mapping[str, Rows]) -> Figure:
-    """Tokens a second of every way with one thread (rows of inference.with_plan), a panel a model,
-    logarithmic; the plan's estimate as a band."""
-    marks: dict[str, list[Mark]] = {}
+    """Tokens a second of every way with one thread (rows of inference.with_plan)."""
+    marks = {model: [] for model in by_model}
     ways = [(m, row) for m, rows in by_model.items() for row in rows if row["threads"] == 1]
     for model, row in ways:
         how = look(model) | {"note": f"{row['decode']:,.0f}", "plan": row["plan"]}
-        mark = Mark(row["way"], row["decode"], row["low"], row["high"], **how)
-        marks.setdefault(model, []).append(mark)
+        marks[model] += [Mark(row["way"], row["decode"], row["low"], row["high"], **how)]
     model, row = max(ways, key=lambda way: way[1]["decode"])
     title = f"{row['way']} is the fastest: {row['decode']:,.0f} tokens a second of {model}"
     x = "tokens a second while decoding (logarithmic; shaded: the plan)"
@@ -213,14 +204,13 @@ def speeds(by_model: Mapping[str, Rows]) -> Figure:
 
 
 def quantization(by_model: Mapping[str, Rows]) -> Figure:
-    """What every format costs in loss, a panel a model, the smallest file on top (rows of
-    inference.costs, the model itself first)."""
+    """What every format costs in loss (rows of inference.costs, the model itself first)."""
     costs = [(r["loss"] - rows[0]["loss"], r, m) for m, rows in by_model.items() for r in rows]
     most, row, model = max(costs, key=lambda cost: cost[0])
-    marks: dict[str, list[Mark]] = {}
+    marks = {m: [] for m in by_model}
     for cost, r, m in sorted(costs, key=lambda cost: cost[1]["bytes"]):
         name, how = f"{r['format']}, {r['bytes'] / 1e6:.3g} MB", look(m) | {"note": f"{cost:+.4f}"}
-        marks.setdefault(m, []).append(Mark(name, cost, **how))
+        marks[m] += [Mark(name, cost, **how)]
     x = "loss − that of the model itself (nats)"
     title = f"{row['format']} costs {model} the most: {most:+.3f} nats"
     return figures.forest(title, marks, x, line=0)

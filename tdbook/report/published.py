@@ -88,8 +88,7 @@ def compare(out: Path, published: Path) -> list[str]:
 
 
 def _holds(effect: pd.Series, value: float) -> bool:
-    """Whether a value lies within both intervals of an effect and what is between; of one document,
-    or one seed, one of them is not known."""
+    """Whether a value lies within both intervals of an effect, where known, and what is between."""
     mean, half = effect["mean of seeds"], effect["half-width over seeds"]
     ends = [*effect[["value", "low", "high"]], mean - half, mean + half]
     known = [end for end in ends if not math.isnan(end)]

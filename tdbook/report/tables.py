@@ -39,8 +39,8 @@ class _Cell(string.Formatter):
 
 
 def _written(table: str, rows: Iterable[Mapping]) -> pd.DataFrame:
-    """Rows of numbers as a table to read, the first column its index. Where some windows were left
-    out, since none of their tokens is a target, the last column says how many."""
+    """Rows of numbers as a table to read, the first column its index. Where windows without a
+    target were left out, the last column says how many."""
     cell, columns, rows = _Cell().vformat, COLUMNS[table], list(rows)
     if any(row.get("windows_left_out") for row in rows):
         columns = columns | {"windows left out": "{windows_left_out:,}"}
@@ -49,9 +49,7 @@ def _written(table: str, rows: Iterable[Mapping]) -> pd.DataFrame:
     return pd.DataFrame(written).set_index(next(iter(columns)))
 
 
-def quality(
-    metrics: dict, resampled: dict, base: str, scratch: str, teacher: str = "teacher"
-) -> pd.DataFrame:
+def quality(metrics: dict, resampled: dict, base: str, scratch: str, teacher: str = "teacher"):
     """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` its
     bootstrapped losses, drawn together. Differences are against `base`, with 95 % intervals."""
     rows, loss = [], {name: m["loss"] for name, m in metrics.items()}
@@ -69,11 +67,9 @@ def quality(
     return _written("quality", rows)
 
 
-def hard_and_easy(
-    losses: dict, hard_N: np.ndarray, document_N: np.ndarray, base: str, resamples: int
-) -> pd.DataFrame:
+def hard_and_easy(losses: dict, hard_N, document_N, base: str, resamples: int) -> pd.DataFrame:
     """Each model's loss on the hard and on the other validation windows, and its change against
-    `base` with a 95 % interval over documents; numbers, for a figure and a table alike."""
+    `base` with a 95 % interval over documents, as numbers."""
     rows = {name: {} for name in losses}
     for name, loss_N in losses.items():
         for part, in_N in (("hard", hard_N), ("easy", ~hard_N)):
@@ -94,13 +90,12 @@ def cost(results: dict[str, dict]) -> pd.DataFrame:
 
 
 def sizes(shapes: dict[str, LlamaConfig], teacher: str) -> pd.DataFrame:
-    """Real sizes before a run: parameters, of which embedding, compression against the teacher with
-    and without the embedding, and the 4-bit file and whether it passes for the plan's 30 MB."""
+    """Real sizes before a run; `body` is compression without the embedding."""
     rows, largest = [], shapes[teacher]
     for name, c in shapes.items():
-        bodies = (config.parameters - config.embedding_parameters for config in (largest, c))
+        body, whole = (x.parameters - x.embedding_parameters for x in (c, largest))
         row = {"shape": name, "c": c, "compression": largest.parameters / c.parameters}
-        row |= {"q4": describe(c)["q4_0_bytes"], "body": next(bodies) / next(bodies)}
+        row |= {"q4": describe(c)["q4_0_bytes"], "body": whole / body}
         rows.append(row | {"passes": "yes" if row["q4"] <= Q4_LIMIT else "no"})
     return _written("sizes", rows)
 
@@ -126,8 +121,7 @@ def likeliest(model, tokenizer, ids: list[int], temperatures: tuple[float, ...])
 
 
 def by_cut(hard_N: np.ndarray, scored_N: np.ndarray, cuts: dict[str, tuple]) -> dict:
-    """Cut (features.cuts) → its groups that have windows, in order: how many of those were scored,
-    and the share of them that is hard."""
+    """Cut (features.cuts) → its groups that have scored windows, and the share that is hard."""
     tables = {}
     for cut, (names, group_N) in cuts.items():
         count, hard = (np.bincount(group_N[x], minlength=len(names)) for x in (scored_N, hard_N))
@@ -180,8 +174,7 @@ def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
 
 
 def seeds(rows: list[dict]) -> pd.DataFrame:
-    """A row a setting that has several seeds: the mean loss with its 95 % t interval over them;
-    empty where none has."""
+    """A row a setting that has several seeds: the mean loss with its 95 % t interval over them."""
     losses: dict[str, list[float]] = {}
     for row in rows:
         same = [f"{name} {value}" for name, value in row["varied"].items() if name != "seed"]
