@@ -23,7 +23,7 @@ LAST_LINE = "RuntimeError: the loss is nan at step 120 with lr 0.5: use a smalle
 RECORD = json.loads((PLACE / "record.json").read_text("utf-8"))
 
 
-def notebook(name: str = "notebook") -> nbformat.NotebookNode:
+def notebook(name: str) -> nbformat.NotebookNode:
     """An attack in every place that data reaches; the table's as pandas writes it."""
     read = nbformat.read(PLACE / f"{name}.json", 4)
     frame = pd.DataFrame({"model": ["50m", "80m"], "loss": [4.42, 4.33], "text": [TELUGU, ATTACK]})
@@ -33,21 +33,17 @@ def notebook(name: str = "notebook") -> nbformat.NotebookNode:
     return read
 
 
-def written(out: Path, record: dict | None = RECORD, state: dict | None = None, cells=None) -> str:
+def written(out: Path, record: dict | None, state: dict | None = None, name="notebook") -> str:
     """The page of a run, the whole record or state of which is given."""
     run = (record or state)["run"]
-    put(out, record, state)
-    nbformat.write(cells or notebook(), out / f"{run}.ipynb")
-    run_pages.page(out, run)
-    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
-    return (out / f"{run}.html").read_text("utf-8")
-
-
-def put(out: Path, record: dict | None = None, state: dict | None = None) -> None:
     for folder, content in (("results", record), ("state", state)):
         (out / folder).mkdir(parents=True, exist_ok=True)
         if content:
-            (out / folder / f"{content['run']}.json").write_text(json.dumps(content), "utf-8")
+            (out / folder / f"{run}.json").write_text(json.dumps(content), "utf-8")
+    nbformat.write(notebook(name), out / f"{run}.ipynb")
+    run_pages.page(out, run)
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    return (out / f"{run}.html").read_text("utf-8")
 
 
 def state(run: str, word: str, pid: int = os.getpid(), **more: object) -> dict:
@@ -70,7 +66,7 @@ def every_state(tmp_path_factory) -> Path:
     written(out, None, state("03_lora-hard", "running", child.pid))
     written(out, None, state("03_lora-random", "running"))
     written(out, RECORD | {"run": "04_merge_eval"}, state("04_merge_eval", "interrupted"))
-    put(out, None, {"run": "05_progressive", "state": "queued"})
+    (out / "state/05_progressive.json").write_text('{"run": "05_progressive", "state": "queued"}')
     row = ["a, b", TELUGU, ATTACK, *(f"{i:.9f}" for i in range(20))]
     frame = pd.DataFrame([row], columns=[f"c{i}" for i in range(23)])
     table = frame.to_markdown(index=False, disable_numparse=True)
@@ -105,7 +101,7 @@ def test_no_data_becomes_html(parsed):
 
 def test_a_browser_runs_no_script_and_asks_for_nothing_that_was_not_escaped(browser, tmp_path):
     """What a cell put out as HTML of its own, and the policy of the page is all there is."""
-    written(tmp_path, cells=notebook("hostile"))
+    written(tmp_path, RECORD, name="hostile")
     tab, answered = browser.new_page(), []
     tab.route("https://**", lambda route: answered.append(route.request.url) or route.abort())
     tab.goto((tmp_path / "01_distill-50m.html").as_uri())
@@ -132,9 +128,7 @@ def test_provenance_comes_first_then_the_finding_and_what_differs_is_marked(pars
     assert "ab" * 7 not in text
 
 
-def test_a_page_says_that_its_code_is_older_and_links_the_runs_before_and_after_it(
-    parsed, tmp_path
-):
+def test_a_page_says_that_its_code_is_older_and_links_the_runs_around_it(parsed, tmp_path):
     def links(html: str) -> set[str]:
         return {a["href"] for a in BeautifulSoup(html, "html.parser").select("header a")}
 
@@ -142,7 +136,8 @@ def test_a_page_says_that_its_code_is_older_and_links_the_runs_before_and_after_
     first = written(tmp_path, RECORD | {"code": hashes.of_code("01_distill")})
     assert "made by older code" not in first
     assert links(first) == {"index.html"}  # the teacher that it reads has no page here
-    put(tmp_path, RECORD)  # the code changes, the page is there already
+    # the code changes, the page is there already
+    (tmp_path / "results/01_distill-50m.json").write_text(json.dumps(RECORD))
     written(tmp_path, RECORD | {"run": "00_teacher", "reads": {}})
     written(tmp_path, RECORD | {"run": "04_merge_eval", "reads": {"01_distill-50m": "ef" * 32}})
     (tmp_path / "mine.html").write_text("a page of somebody else")

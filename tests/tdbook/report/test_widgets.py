@@ -26,15 +26,11 @@ JUNK_N = (R.integers(1, 16, N) * (R.random(N) < 0.07)).astype(np.uint8)
 BEGUN = widgets.Explored(SCORES, CUTS, JUNK_N, "<u>{}</u>".format, Rule(0.31))
 
 
-def numbers_of(**changed) -> dict:
-    return counts.numbers(replace(BEGUN, **changed), widgets.CLIPS)[0]
-
-
 def small(difficulty, names=("only",), group_N=None) -> dict:
     """Of other scores, without junk and with one cut."""
-    n, nothing_N = len(difficulty), np.zeros(len(difficulty), np.uint8)
-    cuts = {"source": (list(names), nothing_N if group_N is None else group_N)}
-    return dict(scores=Scores(np.array(difficulty), np.zeros(n)), cuts=cuts, junk_N=nothing_N)
+    none_N = np.zeros(len(difficulty), np.uint8)
+    cuts = {"source": (list(names), none_N if group_N is None else group_N)}
+    return dict(scores=Scores(np.array(difficulty), 0.0 * none_N), cuts=cuts, junk_N=none_N)
 
 
 def embedded(page: str) -> dict:
@@ -69,12 +65,12 @@ def test_worse_and_better_tokens_differ_without_colour_and_equal_ones_are_plain(
 @pytest.mark.parametrize(("kind", "decimals"), [(np.float32, 3), (np.float32, 7), (np.float64, 9)])
 def test_every_stop_is_the_choice_of_its_threshold_or_share_with_every_switch(kind, decimals):
     d_N = D_N.astype(kind).round(decimals)
-    numbers = numbers_of(scores=Scores(d_N, np.zeros(N, kind)), rule=Rule(0.4, clip=0.03))
+    begun = replace(BEGUN, scores=Scores(d_N, np.zeros(N, kind)), rule=Rule(0.4, clip=0.03))
+    numbers, _ = counts.numbers(begun, widgets.CLIPS)
     assert numbers["clips"] == [0, 0.005, 0.01, 0.02, 0.03]
     lost_N = d_N.astype(np.float64).clip(0)
-    for slider, i, junk, clip in itertools.product(
-        ("share", "threshold"), range(0, 200, 7), (0, 1), range(5)
-    ):
+    sliders = ("share", "threshold")
+    for slider, i, junk, clip in itertools.product(sliders, range(0, 200, 7), (0, 1), range(5)):
         i = min(i, len(numbers["views"][junk][clip][slider]) - 1)
         now = counts.shown(numbers, [slider, i, junk, clip])
         rule = Rule(**now["rule"])
@@ -100,8 +96,8 @@ def test_what_is_kept_and_shown_is_what_the_same_parameters_choose_in_words_too(
     widget._handle_custom_msg(at, [])
     kept = json.loads(path.read_text("utf8"))
     _, _, junk, clip = at
-    rule = replace(begun, threshold=kept["threshold"], leave_out_junk=bool(junk))
-    rule = replace(rule, clip=(0, *widgets.CLIPS)[clip])
+    switches = {"leave_out_junk": bool(junk), "clip": (0, *widgets.CLIPS)[clip]}
+    rule = replace(begun, threshold=kept["threshold"], **switches)
     chosen = hard_set.choose(D_N, rule, JUNK_N)
     assert kept["windows_K"] == chosen.windows_K.tolist() and kept["easy"] == chosen.easy > 0
     assert hard_set.load(path).rule == chosen.rule == rule
@@ -162,7 +158,7 @@ def test_a_page_is_small_with_many_sources_and_long_texts_from_all_of_the_harder
     many = small(R.normal(size=30_000), [f"s{i}" for i in range(40)], group_N) | {
         "rule": Rule(-99.0)
     }
-    numbers = numbers_of(**many)
+    numbers, _ = counts.numbers(replace(BEGUN, **many))
     ((_, names),), now = numbers["cuts"], counts.shown(numbers, numbers["at"])
     assert len(names) == figures.LISTED + 1 and names[-1].endswith(" others")
     assert now["all"][:-1] == sorted(now["all"][:-1], reverse=True)
@@ -203,14 +199,12 @@ def test_no_text_and_no_name_becomes_html(tab):
 
 
 def test_a_page_shows_in_a_browser_what_was_counted(tab):
-    text_of = "<u>{}</u> <!-- </script> -->".format
     rule = Rule(0.31, clip=0.01, easy_share=0.1, token_share=0.6)
-    explored = replace(BEGUN, text_of=text_of, rule=rule)
+    explored = replace(BEGUN, text_of="<u>{}</u> <!-- </script> -->".format, rule=rule)
     numbers, (order, clean) = counts.numbers(explored)
-    page = widgets.offline_explorer(explored)
+    tab.set_content(page := widgets.offline_explorer(explored))
     texts = BeautifulSoup(page, "html.parser").select(".texts u")
     without_script = [int(text.get_text()) for text in texts]
-    tab.set_content(page)
     for fold in tab.locator("summary").all():
         fold.click()
 
