@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -33,21 +34,21 @@ def small(difficulty, names=("only",), group_N=None) -> dict:
     return dict(scores=Scores(np.array(difficulty), 0.0 * none_N), cuts=cuts, junk_N=none_N)
 
 
+soup = partial(BeautifulSoup, features="html.parser")
+
+
 def embedded(page: str) -> dict:
-    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1])
-
-
-def plain(page: str) -> str:
-    return BeautifulSoup(page, "html.parser").div.get_text()
+    return json.loads(soup(page).find(type="application/json").string)
 
 
 def test_a_coloured_text_is_the_text_and_its_bytes_are_characters_with_their_sum():
     pieces = ["▁క", "్ష", "▁<", "&", "<0xE0>", "<0xB0>", "<0x95>", "<eos>", "<0xF0>", "<0x9F>", "a"]
     page = widgets.text_html(pieces, np.linspace(-4, 4, len(pieces)))
-    assert plain(page) == " క్ష <&క¶\n�a"
-    assert plain(widgets.text_html(pieces)) == plain(page)
+    text = soup(page).div.get_text()
+    assert text == soup(widgets.text_html(pieces)).div.get_text() == " క్ష <&క¶\n�a"
     assert 'title="+1.60"' in widgets.text_html(pieces[4:7], np.array([0.5, 0.5, 0.6]))
-    assert plain(widgets.text_html(pieces[8:10])) == "�"  # cut off at the edge of a window
+    # cut off at the edge of a window
+    assert soup(widgets.text_html(pieces[8:10])).div.get_text() == "�"
     several = widgets.text_html(["<0xE0><0xB0><0x95>b"], np.array([0.5]))  # one token, once
     assert 'title="+0.50">కb<' in several
 
@@ -94,25 +95,23 @@ def test_what_is_kept_and_shown_is_what_the_same_parameters_choose_in_words_too(
     widget, news = widgets.explorer(replace(BEGUN, rule=begun), path), []
     widget.at = at = at or widget.at
     widget._handle_custom_msg(at, [])
-    kept = json.loads(path.read_text("utf8"))
-    _, _, junk, clip = at
+    kept, (slider, _, junk, clip) = json.loads(path.read_text("utf8")), at
     switches = {"leave_out_junk": bool(junk), "clip": (0, *widgets.CLIPS)[clip]}
     rule = replace(begun, threshold=kept["threshold"], **switches)
     chosen = hard_set.choose(D_N, rule, JUNK_N)
     assert kept["windows_K"] == chosen.windows_K.tolist() and kept["easy"] == chosen.easy > 0
     assert hard_set.load(path).rule == chosen.rule == rule
-    hard, words, junk_count = len(chosen.windows_K) - chosen.easy, kept["words"], (JUNK_N > 0).sum()
-    of = N - junk * junk_count
-    assert words.startswith(f"by hand, by {at[0]}: {hard:,} of {of:,} windows ({hard / of:.1%})")
-    assert f"are at least {rule.threshold} nats harder for the student" in words
-    assert f"; {chosen.easy} easier windows are mixed in" in words
-    assert (f"; {junk_count} junk windows are left out" in words) == junk
-    assert ("are dropped as noise" in words) == (clip > 0)
-    assert words.endswith("; the hardest 60% of their tokens count")
-    # the texts are of the three windows next to the line on each side, without the noisy extreme
     in_M = np.argsort(D_N, kind="stable")
     in_M = in_M[JUNK_N[in_M] == 0] if junk else in_M
-    in_M = in_M[: len(in_M) - round(rule.clip * len(in_M))]
+    hard, of, noise = len(chosen.windows_K) - chosen.easy, len(in_M), round(rule.clip * len(in_M))
+    line = f"{hard:,} of {of:,} windows ({hard / of:.1%}) are at least {rule.threshold} nats harder"
+    easy, tokens = f"{chosen.easy} easier windows are mixed in", "hardest 60% of their tokens count"
+    out = [f"{N - of} junk windows are left out"] * junk
+    out += [f"the hardest {100 * rule.clip:g}%, {noise} windows, are dropped as noise"] * (clip > 0)
+    words = [f"by hand, by {slider}: {line} for the student", easy, *out, f"the {tokens}"]
+    assert kept["words"] == (words := "; ".join(words))
+    # the texts are of the three windows next to the line on each side, without the noisy extreme
+    in_M = in_M[: of - noise]
     line = (D_N[in_M] < np.float32(rule.threshold)).sum()
     beside = {"above": in_M[line : line + 3], "below": in_M[max(0, line - 3) : line][::-1]}
     for side, wanted in beside.items():
@@ -146,11 +145,10 @@ def test_the_explorers_stand_ties_unknown_and_few_windows(difficulty, tmp_path):
     assert view["line"][view["share"][-1]] == 0
     for threshold, line in zip(view["stops"], view["line"], strict=True):
         assert known - line == (begun.scores.difficulty_N >= threshold).sum()
-    soup = BeautifulSoup(page, "html.parser")
     scored = "scored windows" if known < len(difficulty) else "windows"
-    assert f" of {known} {scored}" in soup.output.get_text()
-    assert not soup.table  # one source says nothing
-    assert not soup.find("input", {"name": "junk"}) and "No junk" in soup.get_text()
+    assert f" of {known} {scored}" in soup(page).output.get_text()
+    assert not soup(page).table  # one source says nothing
+    assert not soup(page).find("input", {"name": "junk"}) and "No junk" in soup(page).get_text()
 
 
 def test_a_page_is_small_with_many_sources_and_long_texts_from_all_of_the_harder_half():
@@ -188,8 +186,9 @@ def test_no_text_and_no_name_becomes_html(tab):
     attack = "</script><script>document.title = 'hacked'</script><img src=x onerror=alert(1)>"
     pieces = [attack, "</u><b onclick=alert(1)>"]
     cuts = CUTS | {attack: ([attack, "b"], CUTS["script"][1])}
-    text_of = lambda i: widgets.text_html(pieces, np.array([2.0, 0.0]))  # noqa: E731
-    tab.set_content(widgets.offline_explorer(replace(BEGUN, cuts=cuts, text_of=text_of)))
+    coloured = widgets.text_html(pieces, np.array([2.0, 0.0]))
+    begun = replace(BEGUN, cuts=cuts, text_of=lambda window: coloured)
+    tab.set_content(widgets.offline_explorer(begun))
     tab.locator("summary").last.click()
     tab.get_by_role("button", name="median").click()
     assert tab.title() == "" and tab.locator("img, [onclick], [onerror]").count() == 0
@@ -203,8 +202,7 @@ def test_a_page_shows_in_a_browser_what_was_counted(tab):
     explored = replace(BEGUN, text_of="<u>{}</u> <!-- </script> -->".format, rule=rule)
     numbers, (order, clean) = counts.numbers(explored)
     tab.set_content(page := widgets.offline_explorer(explored))
-    texts = BeautifulSoup(page, "html.parser").select(".texts u")
-    without_script = [int(text.get_text()) for text in texts]
+    without_script = [int(text.get_text()) for text in soup(page).select(".texts u")]
     for fold in tab.locator("summary").all():
         fold.click()
 
@@ -224,10 +222,10 @@ def test_a_page_shows_in_a_browser_what_was_counted(tab):
     line = agreed("threshold")["line"]
     windows = [int(x) for x in tab.locator(".texts u").all_inner_texts()]
     assert windows == without_script == [*order[line : line + 3], *order[line - 3 : line][::-1]]
-    for name, keys in (("threshold", ["ArrowRight"]), ("share", ["End", "PageDown", "Home"])):
-        for key in keys:
-            tab.get_by_role("slider", name=name).press(key)
-            now = agreed(name)
+    for press in ("threshold ArrowRight", "share End", "share PageDown", "share Home"):
+        name, key = press.split()
+        tab.get_by_role("slider", name=name).press(key)
+        now = agreed(name)
     assert now["left"] - now["line"] == 10  # half a percent
     for name, share in (("15 %", 0.15), ("median", 0.5), ("20 %", 0.2)):
         tab.get_by_role("button", name=name).click()
