@@ -377,8 +377,8 @@ DTYPE = "its dtype is another; copy it again, or correct meta.json"
 BEYOND = ids("train.bin", lambda i: np.r_[i[:-1], 500])
 TOKENS = {
     "no meta.json": (gone("meta.json"), "meta.json is not there: give a folder of tokens; 00_teac"),
-    "no train.bin": (gone("train.bin"), "train.bin is not there: a folder of tokens holds it"),
-    "no val.bin": (gone("val.bin"), "val.bin is not there: a folder of tokens holds it"),
+    "no train.bin": (gone("train.bin"), "train.bin is not there: give a folder"),
+    "no val.bin": (gone("val.bin"), "val.bin is not there: give a folder"),
     "no tokenizer": (gone("tokenizer.model"), "tokenizer.model is not there: put the tokens' t"),
     "closed meta.json": (closed("meta.json"), "Permission denied: .*meta.json"),
     "closed val.bin": (closed("val.bin"), "Permission denied: '.*val.bin'"),
@@ -808,7 +808,7 @@ def test_a_full_disk(size, says, good, refusal, out):
     before = content(out)
     with full_disk(size):
         line = refusal("00_teacher", {"text": str(good / "text.txt"), "epochs": 0.1})
-    assert re.search(rf"no room for \S*{says}: no file may be larger than {size:,} bytes", line)
+    assert re.search(rf"no room for \S*{says} \(File too large\): make room", line)
     after = content(out)
     if "models" in says:  # all before it was done, and is whole
         assert token_files.open_tokens(out / "tokens").vocab_size == 500
@@ -817,17 +817,12 @@ def test_a_full_disk(size, says, good, refusal, out):
     assert after == before
 
 
-def test_a_full_disk_says_how_much_is_free_and_keeps_the_old_file(tmp_path):
+def test_a_full_disk_is_told_and_keeps_the_old_file(tmp_path):
     path = tmp_path / "scores.npz"
     path.write_bytes(b"old")
     path.with_name(f".{path.name}.{os.getpid()}.begun").symlink_to("/dev/full")
-    with pytest.raises(OSError) as error:
+    with pytest.raises(OSError, match=rf"no room for {path} \(No space left on device\): make"):
         write_whole(path, b"new")
-    free = shutil.disk_usage(tmp_path).free / 2**20
-    told = re.match(
-        rf"no room for {path}: ([\d,.]+) MiB are free, .* on another d", str(error.value)
-    )
-    assert float(told[1].replace(",", "")) == pytest.approx(free, rel=0.2)
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
@@ -865,7 +860,7 @@ def test_a_disk_full_for_a_while_ends_no_training_and_no_run_is_called_done(out,
     with full_disk(20):  # less than one row
         this.progress(5, 5)  # the last is always said
         record({"step": 5})
-        with pytest.raises(OSError, match=r"no room for .*results/00_teacher.json: no file may be"):
+        with pytest.raises(OSError, match=r"no room for .*results/00_teacher.json \(File too"):
             this.finish()
     assert heartbeat.state(out, "00_teacher")["step"] == 1
     this.progress(5, 5)

@@ -57,15 +57,13 @@ def _encoder(
 ) -> Callable[[Sequence[str]], list[list[int]]]:
     """Encodes as upstream does, but for its cache: a word's ids never depend on the words before.
 
-    1. A word (between spaces) is cut where Telugu and other script or marks meet, and with a
-       segmenter each Telugu run into morphs; all parts but the last join to the next. Without one,
-       a word that ends in the separator joins to the next itself: విద్యార్థు@@ ల@@ కు. So no text
-       becomes one of the pieces that hold both ("ఉంది."), which documents left uncut put there.
-    2. A part is looked up, with "@@" where it joins.
-    3. One that is not there goes, if it has Telugu, into characters; if not, through the BPE
-       merges, lowest rank first (GPT-2), and of their results those not in the table again into
-       characters. All but the last carry "@@", the last where the part joins and there is such a
-       piece. A character that has no piece is <unk>. Merges may name what is not in the table.
+    1. A word is cut where Telugu and other script or marks meet, and with a segmenter each Telugu
+       run into morphs; all parts but the last join to the next. Without one a word that ends in the
+       separator joins to the next itself: విద్యార్థు@@ ల@@ కు.
+    2. A part is looked up, with "@@" where it joins. One that is not there goes, if it has Telugu,
+       into characters; if not, through the BPE merges, and of their results those not in the table
+       again into characters. All but the last carry "@@", the last where the part joins and there
+       is such a piece. A character that has no piece is <unk>.
     """
 
     def find(text: str, joins: bool) -> int | None:

@@ -53,8 +53,6 @@ class Account:
     documents: int = 0
     characters: int = 0  # read
     there: int = 0  # about
-    empty_rows: int = 0  # of .jsonl and .parquet
-    damaged: int = 0  # characters that are U+FFFD: lost when the file was made
     told: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # names of files
 
     def notes(self) -> list[str]:
@@ -65,21 +63,14 @@ class Account:
 
     def missing(self) -> str:
         """What a finding must say, without names; "" where no more than 0.1 % is missing."""
-        rows, there = max(1, self.documents + self.empty_rows), max(1, self.there)
-        unread = f"{len(self.told.get(UNREAD, [])):,} files not read"
-        parts = {
-            unread: (self.there - self.characters) / there,
-            f"{self.empty_rows:,} of {rows:,} rows without text": self.empty_rows / rows,
-            f"{self.damaged:,} characters damaged before (U+FFFD)": self.damaged / there,
-        }
-        shares = ", ".join(f"{part} ({share:.2%})" for part, share in parts.items() if share)
-        return f" Missing of the text given: {shares}." if sum(parts.values()) > 0.001 else ""
+        share, unread = 1 - self.characters / max(1, self.there), len(self.told.get(UNREAD, []))
+        missing = f" Missing of the text given: {unread:,} files not read ({share:.2%})."
+        return missing if self.there and share > 0.001 else ""
 
     def __str__(self) -> str:
         read = f"Read: {self.files:,} files, {self.documents:,} documents, "
         read += f"{self.characters:,} of {self.there:,} characters"
-        rows = [f"{self.empty_rows:,} rows without text"] * bool(self.empty_rows)
-        return "; ".join([read, *rows, *self.notes()]) + "."
+        return "; ".join([read, *self.notes()]) + "."
 
 
 def read(paths: list[str | Path], account: Account | None = None) -> list[Document]:
@@ -95,11 +86,10 @@ def read(paths: list[str | Path], account: Account | None = None) -> list[Docume
     for path in files.values():
         source, parent = _name(path)[0], path.absolute().parent.name
         source = f"{parent}/{source}" if names[source] > 1 else source
-        rows = list(_documents(path, account))
-        account.empty_rows += rows.count(())
-        if not any(rows):
+        rows = [*filter(None, _documents(path, account))]
+        if not rows:
             raise ValueError(f"{path} is empty: give a file with text, or leave it out")
-        documents += [Document(row, source) for row in rows if row]
+        documents += [Document(row, source) for row in rows]
     lines = [line for document in documents for line in document.lines]
     if not any(map(TELUGU.search, lines)):
         given = ", ".join(map(str, paths)) or "no file"
@@ -109,7 +99,6 @@ def read(paths: list[str | Path], account: Account | None = None) -> list[Docume
     account.documents += len(documents)
     account.characters += size
     account.there += size
-    account.damaged += sum(line.count("\ufffd") for line in lines)
     if notes := account.notes():
         warnings.warn("; ".join(notes), stacklevel=2)
     return documents
@@ -233,8 +222,7 @@ def section(documents: Iterable[Document], characters: int = 20_000) -> list[Doc
 def near_duplicates(documents: list[Document]) -> np.ndarray:
     """A group number a document, (N,): equal where two share 5 % of their four-word sequences
     (Jaccard) and 10 of them (or half of a text that has fewer than 20), or are linked by others
-    that do. Numbers count as one word, so that templates with other figures meet; a refrain alone
-    links no poems. Nothing is dropped: copies are grouped too. MinHash finds who is compared."""
+    that do. Numbers count as one word, so that templates meet. MinHash finds who is compared."""
     from datasketch import MinHash, MinHashLSH
     from scipy.cluster.hierarchy import DisjointSet
 

@@ -88,7 +88,7 @@ def test_ids_and_lines_are_those_of_the_kind_s_own_package_and_special_tokens_st
         judge = sentencepiece.SentencePieceProcessor(model_file=str(one.path))
         assert one.encode(lines) == judge.encode(lines)
         assert one.pieces(one.encode(lines[:1])[0]) == judge.encode(lines[0], out_type=str)
-        assert (one.eos, one.unk, one.name, one.kind) == (3, 1, "tokenizer.model", kind)
+        assert (one.eos, one.unk, one.kind) == (3, 1, kind)
     elif kind != "Morfessor":
         judge = PreTrainedTokenizerFast(tokenizer_file=str(one.path))
         assert one.encode(lines) == judge(lines, add_special_tokens=False)["input_ids"]
@@ -112,10 +112,6 @@ def test_eos_is_a_line_break_padding_is_nothing_and_each_piece_has_its_id(kinds,
     assert len(bare) == one.size and bare[one.eos] == "<eos>"
     assert not [p for p in bare if p.startswith("▁") or (p.endswith("@@") and p != "@@@")]
     assert "".join(bare[i] for i in first) == "తెలుగుభాష"
-    for ids in ([one.size], [-1]):
-        for show in (one.decode, one.pieces):
-            with pytest.raises(ValueError, match=r"id -?[\d,]+ is none of the [\d,]+ pieces"):
-                show(ids)
 
 
 def joined(pieces: list[str]) -> str:
@@ -188,7 +184,7 @@ def test_lines_too_long_for_the_trainer_are_cut_for_it(tmp_path, monkeypatch):
     assert " ".join(parts) == f"{long} {' '.join([word[:750]] * 5)} {word[:250]}"
     one = tokenizer_files.train([*short, long], 300, tmp_path / "e")
     assert one.vocabulary()[259:] == whole.vocabulary()[259:]
-    with pytest.raises(ValueError, match=r"1 lines are too long, over 3,000 bytes, and were cut"):
+    with pytest.raises(ValueError, match="1 lines over 3,000 bytes were cut"):
         tokenizer_files.train([long], 5_000, tmp_path / "f")
 
 
@@ -389,7 +385,8 @@ def test_the_kind_is_told_by_content_and_what_is_of_none_is_refused(kinds, tmp_p
         (tmp_path / name).write_bytes(kinds[kind].path.read_bytes())
         found = tokenizer_files.open(tmp_path / name)
         assert found.kind == kinds[kind].kind
-        assert tokenizer_files.files(found) == {kinds[kind].name: tmp_path / name}
+        ending = "model" if kind == "SentencePiece" else "json"
+        assert tokenizer_files.files(found) == {f"tokenizer.{ending}": tmp_path / name}
         if kind != "Morfessor":
             with refused("segmenter = 'm.bin' is for upstream's"):
                 tokenizer_files.open(tmp_path / name, "m.bin")

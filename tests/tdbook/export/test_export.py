@@ -480,6 +480,5 @@ def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
     card = (out / "README.md").read_text("utf8")
     assert all(name in card for name in names)
     assert '-p "ఒక ఊరిలో"' in card and "begins each prompt after `<eos>`" in card
-    for given in ("50n", "more/50m"):
-        code, shown = make(made[0].parent / given)
-        assert code == shown.count("\n") == 1 and shown.endswith(f"did you mean {made[0]}?\n")
+    code, shown = make(made[0].parent / "50n")
+    assert code == shown.count("\n") == 1 and shown.endswith(f"did you mean {made[0]}?\n")

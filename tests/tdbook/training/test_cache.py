@@ -178,10 +178,7 @@ def test_another_key_a_damaged_folder_and_rows_without_a_key_are_refused_by_name
         opened(tmp_path)
 
 
-def test_windows_of_validation_and_a_training_of_something_else_are_refused(tmp_path):
-    some_windows().ids.tofile(tmp_path / "confirm.bin")
-    with refused("confirm", "tokens.train"):
-        opened(tmp_path, windows=data.Windows(np.memmap(tmp_path / "confirm.bin", "<u4", "r"), T))
+def test_a_training_of_something_else_is_refused(tmp_path):
     targets = opened(tmp_path / "cache")
     others = [(some_windows(), 1.0, "temperature"), (some_windows(13), 2.0, "tokens")]
     for windows, temperature, word in others:

@@ -110,7 +110,7 @@ def test_a_student_without_shared_keys_repeats_the_teachers():
     close(logits(new), logits(old))
 
 
-def test_the_same_inputs_give_the_same_bits_and_evenly_kept_layers_and_the_random_numbers_stay():
+def test_the_same_inputs_give_the_same_bits_and_the_random_numbers_stay():
     old, shape = teacher(), dict(layers=2, heads=2, kv_heads=2, dim=24, mlp_dim=30)
     torch.manual_seed(1)
     first = made(old, **shape)
@@ -119,8 +119,6 @@ def test_the_same_inputs_give_the_same_bits_and_evenly_kept_layers_and_the_rando
     assert torch.equal(torch.rand(3), drawn)
     assert same(made(old, **shape).state_dict(), first.state_dict())
     assert all(weight.requires_grad for weight in first.parameters())
-    assert from_teacher.kept_layers(16, 8) == [0, 2, 4, 6, 9, 11, 13, 15]
-    assert from_teacher.kept_layers(4, 3) == [0, 2, 3] and from_teacher.kept_layers(2, 1) == [0]
 
 
 def test_directions_are_orthonormal_hold_the_most_and_stay_near_the_teachers_own():
