@@ -365,7 +365,7 @@ def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anythi
     short["student_better"] = 0.4
     assert "most of them" not in words.difficulty("50m", short)
     finding = words.hard_windows("50m", short, chosen, difficulty_N)
-    assert finding.startswith("The hardest 20.0% of the windows (-0.010 nats and more) hold 64% of")
+    assert finding.startswith("The hardest 20.0% of the windows (−0.010 nats and more) hold 64% of")
 
 
 def test_the_script_of_the_readme_runs(out):

@@ -114,7 +114,7 @@ def _with_readable_tables(html: str) -> Markup:
         for column in itertools.zip_longest(*rows):
             cells = [cell for cell in column if cell is not None]
             texts = [cell.get_text(strip=True) for cell in cells if cell.name == "td"]
-            numbers = [bool(re.match(NUMBER, text)) for text in texts if text]
+            numbers = [bool(re.match(NUMBER, text)) for text in texts if text.strip("–")]
             marks = ["num"] * (sum(numbers) >= max(1, len(numbers) / 2))
             marks += ["short"] * (max(map(len, texts), default=0) <= 24)
             for cell in cells:
@@ -128,5 +128,5 @@ def _with_readable_tables(html: str) -> Markup:
 def _write(path: Path, template: str, **content: object) -> None:
     """Fill a template, give it the Telugu font it needs; it appears whole or not at all."""
     text = pages.environment().get_template(template).render(content)
-    font = pages.font_face() if re.search("[\u0c00-\u0c7f]", text) else ""
+    font = pages.FONT_FACE if re.search("[\u0c00-\u0c7f]", text) else ""
     files.write_whole(path, text.replace(pages.FONT_SLOT, font, 1))

@@ -18,7 +18,6 @@ import yaml
 from matplotlib.figure import Figure
 from nbclient.exceptions import DeadKernelError
 
-from tdbook.report import pages
 from tdbook.runs import hashes, heartbeat, machine, parameters, running
 from tdbook.runs.hashes import older_code
 from tdbook.runs.ownership import clear
@@ -480,9 +479,3 @@ def test_make_passes_on_what_was_typed_as_it_was_typed(tmp_path):
     assert said("report", OUT=odd)[3] == odd and said("zip")[3] == "outputs/tiny"
     assert said("publish", NAME="it's", PROFILE="small")[3:5] == ["outputs/small", "it's"]
     assert said("clean-cache", OUT=odd)[3] == odd and not (tmp_path / "ran").exists()
-
-
-def test_pages_of_a_repository_that_may_only_be_read_have_their_font(root, monkeypatch):
-    (root / "outputs").write_text("no folder")
-    monkeypatch.setattr(pages, "_cut_font", lambda: "@font-face")
-    assert pages.font_face.__wrapped__() == "@font-face"

@@ -184,7 +184,7 @@ def test_what_is_not_done_not_of_its_record_or_of_other_tokens_is_left_out(folde
     assert "05_progressive: not done" in read(second / "manifest.json")["left_out"]
     assert "01_distill-50m.html" not in names and "01_distill-50m-scratch.html" in names
     assert not names & {"02_hard_set.html", "morning.md", "02_hard_set-sources.csv"}
-    assert names >= {"02_hard_set-losses.png", "04_merge_eval.html"}
+    assert names >= {"02_hard_set-difficulty.png", "04_merge_eval.html"}
     before = everything(second)
     with pytest.raises(ParameterError, match=r"NAME=\.\./x must be a name"):
         share.publish(folder, "../x")
