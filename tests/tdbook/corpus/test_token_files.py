@@ -180,9 +180,8 @@ def test_a_folder_is_whole_and_keeps_nothing_of_an_earlier_one(splits, tokenizer
 
 
 def test_linked_tokens_are_the_same_files_and_a_teacher_with_fewer_pieces_decides(tmp_path):
-    # total_tokens is never compared
     ids, folder = np.arange(1000) % 40, tmp_path / "run" / "tokens"
-    upstream = raw(tmp_path / "elsewhere", ids, ids[:100], total_tokens=10**9)
+    upstream = raw(tmp_path / "elsewhere", ids, ids[:100], total_tokens=10**9)  # never compared
     before = (upstream / "meta.json").read_bytes()
     for context in (T, T, 33):
         token_files.link_tokens(upstream, folder, context=context)
