@@ -165,8 +165,7 @@ def select(
     easy = min(round(easy_share * len(hard_K)), len(below))
     drawn = np.random.default_rng(seed).choice(below, easy, replace=False)
     windows_K = np.sort(np.concatenate([hard_K, drawn]))
-    rule = Rule(float(threshold), clip, left_out_N is not None, easy_share, seed=seed)
-    return HardSet(windows_K, rule.threshold, len(windows_K) / len(difficulty_N), easy, rule)
+    return HardSet(windows_K, float(threshold), len(windows_K) / len(difficulty_N), easy)
 
 
 def choose(difficulty_N: np.ndarray, rule: Rule, junk_N: np.ndarray | None = None) -> HardSet:

@@ -1,5 +1,5 @@
-"""Hours, money, bytes and spans in words; what the plan expects of each model (plan.yaml), and what
-a shape costs before it is trained.
+"""Hours, money, bytes, spans and signs in words; what the plan expects of each model (plan.yaml),
+and what a shape costs before it is trained.
 """
 
 import math
@@ -47,6 +47,11 @@ def si(value: float, unit: str = "") -> str:
     letters = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
     size, letter = next(((s, c) for s, c in letters if value >= s), (1, ""))
     return f"{value / size:.3g} {letter}{unit}".strip() if value else "–"
+
+
+def minus(text: str) -> str:
+    """A text with the sign − before its numbers; the hyphen of a name stays."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
 
 
 def q4_0_bytes(config: LlamaConfig) -> int:

@@ -1,5 +1,6 @@
 """Adapters against PEFT: outputs, sizes, gradients, files both ways; and merging."""
 
+import itertools
 import json
 import os
 import shutil
@@ -137,15 +138,15 @@ def test_an_option_of_peft_that_changes_nothing_is_read_as_peft_does(change, bas
     near(lora.load(tiny(), folder)(ids), theirs(ids).logits, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_cut_adapter_is_named(name, tmp_path):
+def test_a_cut_adapter_is_named(tmp_path):
     model = tiny()
-    for share in (0.999, 0):
-        lora.save(adapted(), tmp_path / str(share))
-        path = tmp_path / str(share) / name
+    for name, share in itertools.product(("config.json", "model.safetensors"), (0.999, 0)):
+        folder = tmp_path / f"{name}-{share}"
+        lora.save(adapted(), folder)
+        path = folder / f"adapter_{name}"
         os.truncate(path, int(share * path.stat().st_size))
         with refused(path, "copy it again"):
-            lora.load(model, path.parent)
+            lora.load(model, folder)
         assert not lora.adapters(model)
 
 

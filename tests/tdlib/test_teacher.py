@@ -268,6 +268,9 @@ def test_the_trial_gives_the_mean_loss_of_windows_spread_evenly_and_their_entrop
     trial = teacher.check(model, data.Windows(windows.ids, 32, mask), count=50)
     loss_N = [evaluate.evaluate(model, windows).window_loss_N[10:]]
     assert trial["loss"] == pytest.approx(np.mean(loss_N), rel=1e-5)
+    mask[:] = 0
+    mask[20 * 32 + 1 : 21 * 32 + 1] = 1  # none of the three has a target: another stands for them
+    assert teacher.check(model, data.Windows(windows.ids, 32, mask), count=3)["windows"] == 1
     noise = np.random.default_rng(0).integers(0, 32, 50 * 32 + 1)  # another tokenizer's
     with refused(f"{math.log(32):.2f}", "tokenizer"):
         teacher.check(model, data.Windows(noise, 32))
@@ -275,7 +278,7 @@ def test_the_trial_gives_the_mean_loss_of_windows_spread_evenly_and_their_entrop
 
 def test_rows_of_zeros_at_the_end_are_cut_and_said(tmp_path):
     state = upstream()
-    state[WTE][7] = 0  # a zero row with others behind it is no padding
+    state[WTE][7] = state[HEAD][7] = 0  # a zero row with others behind it is no padding
     zeros = torch.zeros(13, SHAPE["dim"])
     padded = {name: torch.cat([state[name], zeros]) for name in (WTE, HEAD)}
     path = written(tmp_path, state | padded)

@@ -233,7 +233,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_the_same_log(
     recipe = quick(ce_weight=ce_weight, checkpoint_minutes=60 if waits else 1e-9)
     how = dict(evaluations=3, evaluate=lambda s: {"val/loss": s.head.norm().item()})
     straight, resumed, again = tiny(), tiny(seed=5), tiny(seed=6)  # own weights must not matter
-    wanted = fit(straight, recipe, **how)
+    wanted = fit(straight, recipe, folder=tmp_path / "straight", **how)
     before = signal.signal(number, raises)
     try:
         with pytest.raises(Stopped):
@@ -247,6 +247,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_the_same_log(
     log = fit(resumed, recipe, **how)
     assert same(weights(resumed), weights(straight)) and timeless(log) == timeless(wanted)
     assert told == [(step, 12) for step in range(stop + waits, 13)]
+    kept = [torch.load(p, weights_only=True) for p in tmp_path.rglob("state.pt")]
+    assert len(kept) == 2 and kept[0]["usual"] == kept[1]["usual"]  # what spikes are told by
     assert fit(again, recipe, **how) == log  # a finished run is not trained again
     assert len(told) == 13 - stop - waits and same(weights(again), weights(straight))
 
@@ -428,8 +430,3 @@ def test_a_missing_teacher_and_a_short_context_are_refused():
     ):
         with refused(*words):
             train.fit(student, some_windows(), recipe, teacher=teacher)
-
-
-def test_a_recipe_takes_its_own_among_a_notebooks_parameters():
-    parameters = dict(run="01", seed=3, ce_weight=0.25, shape="student-50m", epochs=0.5)
-    assert train.recipe(parameters) == replace(Recipe(), seed=3, ce_weight=0.25, epochs=0.5)

@@ -20,7 +20,7 @@ import yaml
 from tdbook.runs import choice, hashes, heartbeat, machine, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
-from tdbook.workflow import graph, plan, request, run_pages, scheduler, status
+from tdbook.workflow import graph, plan, run_pages, scheduler, status
 from tdlib import files, hard_set
 from tests.helpers import refused
 from tests.small_book import COMMON, write
@@ -62,7 +62,7 @@ def given(root: Path, profile: str, run: str, **values) -> None:
 def told(profile: str = "night", **pairs) -> graph.Wanted:
     """A command, which the run folder keeps, as `make` has it."""
     words = {"PROFILE": profile, "OUT": "outputs/here", "TEXT": "words.txt"} | pairs
-    wanted = request.wanted("book", words)
+    wanted = graph.wanted("book", words)
     files.write_whole(parameters.ROOT / "outputs/here" / graph.CONFIG, json.dumps(wanted.config))
     return wanted
 

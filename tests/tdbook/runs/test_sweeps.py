@@ -14,7 +14,7 @@ import yaml
 
 from tdbook import __main__
 from tdbook.runs import hashes, sweeps
-from tdbook.workflow import graph, request, run_pages, scheduler, status
+from tdbook.workflow import graph, run_pages, scheduler, status
 from tdlib.files import write_whole
 from tests import small_book
 from tests.small_book import wait_for, write
@@ -99,7 +99,7 @@ def by_hand(wanted: graph.Wanted, *names: str) -> list[str]:
 
 def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(book):
     sweep(book, seeds=[])
-    wanted = request.wanted("sweep", {"PROFILE": "tiny", "NAME": "rates"})
+    wanted = graph.wanted("sweep", {"PROFILE": "tiny", "NAME": "rates"})
     assert len(by_hand(wanted)) == 6
     for one in (job for job in graph.jobs(wanted.config).values() if job.sweep):
         assert graph.check_yaml(one.yaml, {}, paths=False) == one.parameters
@@ -128,7 +128,7 @@ def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(b
 
 def test_a_point_that_fails_keeps_no_other_from_being_compared_and_a_kill_loses_none(book):
     sweep(book, grid={"student": ["b", "bad"]}, points=[{"student": "slow"}], seeds=[])
-    wanted = request.wanted("sweep", {"PROFILE": "tiny", "NAME": "rates"})
+    wanted = graph.wanted("sweep", {"PROFILE": "tiny", "NAME": "rates"})
     by_hand(wanted, "00_teacher", "01_distill-a", "rates/01_distill-studentb")
     out, run = book / "outputs/tiny", "01_distill-studentslow"
     slow = out / "sweeps/rates/studentslow"
@@ -150,8 +150,8 @@ def test_a_point_that_fails_keeps_no_other_from_being_compared_and_a_kill_loses_
 
 
 def test_redo_keeps_the_old_and_the_same_command_does_not_repeat_it_twice(book):
-    by_hand(request.wanted("book", {}), "00_teacher", "01_distill-a")
-    wanted = request.wanted("book", {"PROFILE": "tiny", "REDO": "01_distill-a"})
+    by_hand(graph.wanted("book", {}), "00_teacher", "01_distill-a")
+    wanted = graph.wanted("book", {"PROFILE": "tiny", "REDO": "01_distill-a"})
     out, run, jobs = book / "outputs/tiny", "01_distill-a", graph.jobs(wanted.config)
     path = out / f"results/{run}.json"
     path.write_text(path.read_text().replace('"started": "20', '"started": "19'))
@@ -171,7 +171,7 @@ def test_redo_keeps_the_old_and_the_same_command_does_not_repeat_it_twice(book):
 
 def test_a_list_of_points_that_is_not_there_is_none_and_a_broken_one_is_told_with_its_remedy(book):
     sweep(book, seeds=[])
-    wanted, out = request.wanted("sweep", {"NAME": "rates"}), book / "outputs/tiny"
+    wanted, out = graph.wanted("sweep", {"NAME": "rates"}), book / "outputs/tiny"
     assert sweeps.results(out, "rates") == {}  # not run yet
     with pytest.raises(ValueError, match="not there: `make sweep NAME=raets"):  # nobody wrote it
         sweeps.results(out, "rates raets")
@@ -189,7 +189,7 @@ def test_a_list_of_points_that_is_not_there_is_none_and_a_broken_one_is_told_wit
 def test_a_sweep_need_not_be_told_again_what_the_book_was_told(book):
     sweep(book)
     (book / "words.txt").write_text("words")
-    told = request.wanted("book", {"OUT": "outputs/here", "TEXT": "words.txt"})
+    told = graph.wanted("book", {"OUT": "outputs/here", "TEXT": "words.txt"})
     write_whole(book / "outputs/here/.snakemake.json", json.dumps(told.config))
-    found = graph.jobs(request.wanted("sweep", {"NAME": "rates", "OUT": "outputs/here"}).config)
+    found = graph.jobs(graph.wanted("sweep", {"NAME": "rates", "OUT": "outputs/here"}).config)
     assert found["00_teacher"].parameters["text"] == "words.txt"
