@@ -34,12 +34,10 @@ _latest: "Run | None" = None  # a notebook's second start ends the first
 def start(notebook: str, given: dict | None = None) -> "Run":
     """Check the parameters, then begin: state, clock, seed. `given` replaces a notebook's cells."""
     global _latest
-    shell = parameters.shell()
-    if shell:
+    if shell := parameters.shell():
         shell.set_custom_exc((Exception,), _show_error)
+        heartbeat.die_with_parent()  # papermill says no word to its kernel when a SIGTERM ends it
     values = parameters.from_cells(notebook) if given is None else parameters.check(notebook, given)
-    if shell:  # papermill, which dies of a SIGTERM without a word to its kernel, or Lab
-        heartbeat.die_with_parent()
     if _latest:
         _latest.detach()
     os.chdir(parameters.ROOT)  # Lab starts kernels in notebooks/
