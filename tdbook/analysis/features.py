@@ -55,11 +55,10 @@ def of(tokens: data.Tokens, folder: Path, progress=lambda *_: None) -> np.ndarra
     """The features of all training windows, (N,) of KINDS; kept in `folder` for these tokens."""
     path, key = folder / "features.npz", _key(tokens)
     free = not os.path.lexists(path)
-    if path.is_file():
-        with contextlib.suppress(*DAMAGED), np.load(path) as stored:
-            free = "key" in stored  # else another's, and stays
-            if free and str(stored["key"]) == key:
-                return stored["windows"]
+    with contextlib.suppress(*DAMAGED), np.load(path) as stored:
+        free = "key" in stored  # else another's, and stays
+        if free and str(stored["key"]) == key:
+            return stored["windows"]
     windows = _look(tokens, progress)
     if free:
         np.savez(file := io.BytesIO(), key=key, windows=windows)

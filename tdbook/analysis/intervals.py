@@ -25,12 +25,9 @@ class Interval(NamedTuple):
 
     def __format__(self, spec: str) -> str:
         """ "−0.220 [−0.224, −0.215]", "−0.220 [unknown]" of one document, or "undefined"."""
-        form = f"+{spec or '.3f'}"
-        if (value := number(self.value, form)) == "–":
-            return "undefined"
-        low, high = number(self.low, form), number(self.high, form)
+        value, low, high = (number(x, f"+{spec or '.3f'}") for x in self)
         span = "unknown" if low == "–" else f"{low}, {high}"
-        return f"{value} [{span}]".replace("-", "−")
+        return "undefined" if value == "–" else f"{value} [{span}]".replace("-", "−")
 
 
 def number(value: float | None, form: str) -> str:

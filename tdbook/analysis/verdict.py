@@ -303,21 +303,20 @@ class Trial:
         for row, role, one, other in self.pairs(listed):
             part = row.get("text", "all")
             key = one.name, other.name, part
-            known = role == "gap" or (role == "part" and (*key, "claim") in effects)
-            if not known and (*key, role) not in effects:
+            if role == "gap":
+                effects[*key, role] = self.gap(one, other)
+            elif (*key, role) not in effects and not (
+                role == "part" and (*key, "claim") in effects
+            ):
                 effects[*key, role] = self.effect(one, other, role, part, row.get("plan"))
         return list(effects.values())
 
-    def gaps(self, listed: Iterable[dict]) -> list[str]:
-        """In a sentence, how much of the way from the base to a larger rival a model goes."""
-        lines = []
-        for one, rival in (pair for _, role, *pair in self.pairs(listed) if role == "gap"):
-            losses_3N = np.stack([self.losses[name] for name in (self.base, one.name, rival.name)])
-            means_R3 = intervals.resampled_means(losses_3N, self.document_N, self.resamples)
-            ends = intervals.interval(intervals.gap_closed(*means_R3.T))
-            base, adapted, large = known_mean(losses_3N, axis=1)
-            closed = (base - adapted) / (base - large) if np.isfinite(ends[0]) else math.nan
-            size = f"{Interval(closed, *ends):.2f}"
-            way = f"from {self.base} to {rival.name} that {one.name} closes"
-            lines.append(f"Share of the gap {way}: {size}.")
-        return lines
+    def gap(self, one: Model, rival: Model) -> Effect:
+        """Which share of the way from the base to a larger rival a model goes."""
+        losses_3N = np.stack([self.losses[name] for name in (self.base, one.name, rival.name)])
+        means_R3 = intervals.resampled_means(losses_3N, self.document_N, self.resamples)
+        ends = intervals.interval(intervals.gap_closed(*means_R3.T))
+        base, adapted, large = known_mean(losses_3N, axis=1)
+        closed = (base - adapted) / (base - large) if np.isfinite(ends[0]) else math.nan
+        what = f"share of the gap from {self.base} to {rival.name} that {one.label} closes"
+        return Effect(what, Interval(closed, *ends), role="part")

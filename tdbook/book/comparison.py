@@ -60,9 +60,9 @@ def difference(this: Run, one: str, other: str, tokens: data.Tokens) -> dict:
     known_N = ~np.isnan(list(losses.values())).any(0)
     means = {name: float(loss_N[known_N].mean()) for name, loss_N in losses.items()}
     each = {name: intervals.interval(drawn_R) for name, drawn_R in drawn.items()}
-    change = {"difference": means[one] - means[other], "low": low, "high": high}
-    change |= {"masked": int((~known_N).sum()), "windows": len(known_N)}
-    return change | {"losses": means, "intervals": each}
+    change = dict(difference=means[one] - means[other], low=low, high=high)
+    masked = dict(masked=int((~known_N).sum()), windows=len(known_N))
+    return change | masked | dict(losses=means, intervals=each)
 
 
 def hard_windows(losses: Mapping, picked_by: str, teacher: str, share: float) -> np.ndarray:
@@ -181,13 +181,12 @@ def verdict_table(effects: Mapping[str, list[Effect]]) -> pd.DataFrame:
 
 
 def limits(t: Trial) -> list[str]:
-    """What limits the comparison, most important first, and how much of the gap is closed."""
+    """What limits the comparison, most important first."""
     rows = [row for row in CLAIMS["claims"]["adapter"]["effects"] if row.get("needed", True)]
     pairs = [next(iter(row.values())).replace("best ", "").split(" − ") for row in rows]
     models = {role: t.first(role) for pair in pairs for role in pair}
     missing = ", ".join(role for role, model in models.items() if not model)
-    lines = warnings(t) + t.gaps(rows)
-    lines += [f"Not run, so not compared: {missing}."] * bool(missing)
+    lines = warnings(t) + [f"Not run, so not compared: {missing}."] * bool(missing)
     if adapter := models["adapter on hard"]:
         lines += [_unlike(adapter, model) for model in models.values() if model and model.base]
     chance = "" if effects(t)["nothing"] else WORDS["chance"].format(t=t)

@@ -109,8 +109,8 @@ def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[dict]:
     claims = []
     for key, row in CLAIMS["claims"].items():
         listed, measure = row.get("effects", ()), MEASURES.get(key)
-        more, said = measure(this, tokens, t) if measure else ([], [])
-        effects, notes = t.effects(listed) + more, t.gaps(listed) + said
+        more, notes = measure(this, tokens, t) if measure else ([], [])
+        effects = t.effects(listed) + more
         result, why = judge(effects, row.get("every", True))
         if key == "ship":
             result, why, notes = shipped(this)
@@ -124,10 +124,7 @@ def recipe(this: Run, tokens: data.Tokens, t: Trial) -> tuple[list[Effect], str]
     """The recipe against the plan's own route: the effects, and in words with both routes' cost."""
     effects = t.effects(CLAIMS["recipe"])
     if not effects:
-        return (
-            [],
-            "No recipe was run here: the sweep that `recipe` names has no point that is done.",
-        )
+        return [], "No recipe was run here: no point of the sweep that `recipe` names is done."
     (result, why), made, costs = judge(effects[:1]), comparison.made(this, tokens), []
     for name in (t.recipe, t.first("best adapter on hard").name):
         costs.append(f"{name}: {', '.join(f'{key} {made[name][key]}' for key in COST)}")
@@ -141,11 +138,13 @@ def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     for name, made in comparison.made(this, tokens).items():
         *others, seed = t.models[name].seeds
         row = {"model": name, "seed": seed, "base's seed": " ".join(map(str, others)) or "–"}
-        read = name in t.losses  # no verdict needs the others
-        row["development"] = t.development[name]
-        row["confirmation"] = known_mean(t.losses[name]) if read else math.nan
-        change = f"{t.change(name, t.base)}" if read else "–"
-        rows.append(row | {f"against {t.base}": "baseline" if name == t.base else change} | made)
+        row |= {"development": t.development[name], "confirmation": math.nan}
+        row[f"against {t.base}"] = "baseline" if name == t.base else "–"
+        if name in t.losses:  # no verdict needs the others
+            row["confirmation"] = known_mean(t.losses[name])
+        if name in t.losses and name != t.base:
+            row[f"against {t.base}"] = f"{t.change(name, t.base)}"
+        rows.append(row | made)
     return pd.DataFrame(rows)
 
 
@@ -176,8 +175,8 @@ def show(this: Run, claim: dict) -> None:
 
     effects, result = claim["effects"], claim["verdict"]
     display(Markdown(f"## {claim['claim']}\n\n**Verdict: {result}** — {claim['why']}."))
-    if effects:
-        rows = [vars(e) | e.change._asdict() | {"over_seeds": e.over_seeds} for e in effects]
+    if known := [e for e in effects if math.isfinite(e.change.value)]:
+        rows = [vars(e) | e.change._asdict() | {"over_seeds": e.over_seeds} for e in known]
         figure = plots.effects(rows, f"{result}: {effects[0].words()}")
         this.figure(claim["key"], figure, alt=f"{claim['claim']}: every effect")
     lines = [f"- {e.words()}{' (control)' * (e.role == 'control')}" for e in effects]

@@ -34,12 +34,11 @@ def text_into_tokens(this: Run, teacher: Llama | None) -> tuple[str, str]:
     return summary, this.once("account", lambda: vars(account) | more)["missing"]
 
 
-def imported(this: Run, teacher: Llama, tokens: data.Tokens) -> list[dict]:
-    """Saves a teacher made elsewhere as models/teacher; its log is one point."""
+def imported(this: Run, teacher: Llama, tokens: data.Tokens) -> Llama:
+    """Saves a teacher made elsewhere as models/teacher."""
     teacher.config = replace(teacher.config, eos_id=tokens.eos)
     this.once("saved", common.save, teacher, this.path("models", "teacher"), tokens)
-    loss = evaluate.on_subset(tokens.val, SUBSET, this.device)(teacher)
-    return this.once("log", lambda: [{"step": 0, "tokens": 0} | loss])
+    return teacher
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,7 @@ class Training:
             return train.fit(net, self.tokens.train, recipe, evaluate=validate, **how)
 
     def stop_on_validation(self, net: Llama, log: list[dict]) -> str:
-        """Gives the model the weights of that epoch's end which validates best. The log's last row
-        says which, so does this."""
+        """Gives the model the weights of the best epoch's end; the log's last row says which."""
         log[-1] |= (stopped := self.this.once("stopped", self._best_epoch, net))
         losses = ", ".join(f"{when} {loss:.3f}" for when, loss in stopped["at_epochs"].items())
         return f"Kept are the weights of {stopped['kept']}, which validate best ({losses})."

@@ -18,7 +18,7 @@ from tdbook.analysis.intervals import Interval
 from tdbook.export import inference
 from tdbook.report import words
 from tdbook.runs import notebooks, rules
-from tdbook.runs.units import Q4_LIMIT, describe, of_plan, span
+from tdbook.runs.units import Q4_LIMIT, of_plan, q4_0_bytes, span
 from tdlib import hard_set
 from tdlib.shapes import LlamaConfig
 
@@ -103,7 +103,7 @@ def sizes(shapes: dict[str, LlamaConfig], teacher: str) -> pd.DataFrame:
     rows, largest = [], shapes[teacher]
     whole, body = largest.parameters, largest.parameters - largest.embedding_parameters
     for name, c in shapes.items():
-        size, embedding, q4 = c.parameters, c.embedding_parameters, describe(c)["q4_0_bytes"]
+        size, embedding, q4 = c.parameters, c.embedding_parameters, q4_0_bytes(c)
         row = {
             "shape": name,
             "vocab_size": c.vocab_size,

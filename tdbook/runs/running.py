@@ -216,13 +216,9 @@ class Run:
 
     def detach(self) -> None:
         """No longer listen to the notebook; a run that is not done is interrupted."""
-        self._stop.set()
         if self._status == "running":
             self._say("interrupted")
-        atexit.unregister(self._left)
-        for name, listener in self._events.items() if self._shell else ():
-            self._shell.events.unregister(name, listener)
-        self._shell = None  # finished, then started again in the same kernel: twice here
+        self._listening.close()
 
     def _file(self, folder: str) -> Path:
         return self.out / folder / f"{self.run}.json"
@@ -248,18 +244,22 @@ class Run:
 
     def _attach(self) -> None:
         """Listen to cells that fail, to signals and to the end; and keep the heart beating."""
-        self._shell, self._stop = parameters.shell(), threading.Event()
-        self._events = {"pre_run_cell": self._before_cell, "post_run_cell": self._after_cell}
-        for name, listener in self._events.items() if self._shell else ():
-            self._shell.events.register(name, listener)
+        self._listening, ended = contextlib.ExitStack(), threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(heartbeat.HEARTBEAT_S):
+                self._say()
+
+        events = {"pre_run_cell": self._before_cell, "post_run_cell": self._after_cell}
+        for name, listener in events.items() if (shell := parameters.shell()) else ():
+            shell.events.register(name, listener)
+            self._listening.callback(shell.events.unregister, name, listener)
         atexit.register(self._left)
+        self._listening.callback(atexit.unregister, self._left)
+        self._listening.callback(ended.set)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminated)
-        threading.Thread(target=self._beat, daemon=True).start()
-
-    def _beat(self) -> None:
-        while not self._stop.wait(heartbeat.HEARTBEAT_S):
-            self._say()
+        threading.Thread(target=beat, daemon=True).start()
 
     def _say(self, word: str | None = None, **more: object) -> None:
         """Write the state; without a word it is the one before."""
