@@ -29,13 +29,12 @@ def open_json(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
     pieces = by_id(path, ids)
     for name in ("<pad>", "<unk>", "<bos>", "<eos>", *special):
         if special.get(name) is None or special[name] != ids.get(name):
-            both = f"{special.get(name)} in special_tokens and {ids.get(name)} in token_to_id"
-            raise ValueError(f"{path}: {name} is {both}, both must give one id: copy it again")
+            fault = f"{path}: {name} is {special.get(name)} in special_tokens, it must be"
+            raise ValueError(f"{fault} {ids.get(name)}, as in token_to_id: copy it again")
     try:
         merge = _bpe(content["bpe_merges"])
     except (TypeError, ValueError) as error:
-        fault = f"{path}: bpe_merges is no list of pairs of texts ({error})"
-        raise ValueError(f"{fault}: copy it again") from None
+        raise ValueError(f"{path}: bpe_merges are no pairs ({error}): copy it again") from None
 
     def joined(words: list[str]) -> str:
         text = " ".join(words).replace(f"{separator} ", "")
@@ -57,15 +56,13 @@ def _encoder(
 ) -> Callable[[Sequence[str]], list[list[int]]]:
     """Encodes as upstream does, but for its cache: a word's ids never depend on the words before.
 
-    1. A word (between spaces) is cut where Telugu and other script or marks meet, and with a
-       segmenter each Telugu run into morphs; all parts but the last join to the next. Without one,
-       a word that ends in the separator joins to the next itself: విద్యార్థు@@ ల@@ కు. So no text
-       becomes one of the pieces that hold both ("ఉంది."), which documents left uncut put there.
-    2. A part is looked up, with "@@" where it joins.
-    3. One that is not there goes, if it has Telugu, into characters; if not, through the BPE
-       merges, lowest rank first (GPT-2), and of their results those not in the table again into
-       characters. All but the last carry "@@", the last where the part joins and there is such a
-       piece. A character that has no piece is <unk>. Merges may name what is not in the table.
+    1. A word is cut where Telugu and other script or marks meet, and with a segmenter each Telugu
+       run into morphs; all parts but the last join to the next. Without one a word that ends in the
+       separator joins to the next itself: విద్యార్థు@@ ల@@ కు.
+    2. A part is looked up, with "@@" where it joins. One that is not there goes, if it has Telugu,
+       into characters; if not, through the BPE merges, and of their results those not in the table
+       again into characters. All but the last carry "@@", the last where the part joins and there
+       is such a piece. A character that has no piece is <unk>.
     """
 
     def find(text: str, joins: bool) -> int | None:

@@ -1,8 +1,7 @@
 """Text in: files of many kinds → documents → groups of near-duplicates → splits.
 
-A document is a list of lines (paragraphs) and the source it came from. Nothing is normalised: the
-text that is read is the text that is trained on. Whole documents are split, never lines, and
-near-duplicates stay on one side, since a copy in training flatters the validation loss.
+Nothing is normalised: the text that is read is the text that is trained on. Near-duplicates stay on
+one side of a split, since a copy in training flatters the validation loss.
 Legend: N documents, G groups of near-duplicates, L lines of a document.
 """
 
@@ -53,8 +52,6 @@ class Account:
     documents: int = 0
     characters: int = 0  # read
     there: int = 0  # about
-    empty_rows: int = 0  # of .jsonl and .parquet
-    damaged: int = 0  # characters that are U+FFFD: lost when the file was made
     told: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # names of files
 
     def notes(self) -> list[str]:
@@ -65,28 +62,20 @@ class Account:
 
     def missing(self) -> str:
         """What a finding must say, without names; "" where no more than 0.1 % is missing."""
-        rows, there = max(1, self.documents + self.empty_rows), max(1, self.there)
-        unread = f"{len(self.told.get(UNREAD, [])):,} files not read"
-        parts = {
-            unread: (self.there - self.characters) / there,
-            f"{self.empty_rows:,} of {rows:,} rows without text": self.empty_rows / rows,
-            f"{self.damaged:,} characters damaged before (U+FFFD)": self.damaged / there,
-        }
-        shares = ", ".join(f"{part} ({share:.2%})" for part, share in parts.items() if share)
-        return f" Missing of the text given: {shares}." if sum(parts.values()) > 0.001 else ""
+        share, unread = 1 - self.characters / max(1, self.there), len(self.told.get(UNREAD, []))
+        missing = f" Missing of the text given: {unread:,} files not read ({share:.2%})."
+        return missing if self.there and share > 0.001 else ""
 
     def __str__(self) -> str:
         read = f"Read: {self.files:,} files, {self.documents:,} documents, "
         read += f"{self.characters:,} of {self.there:,} characters"
-        rows = [f"{self.empty_rows:,} rows without text"] * bool(self.empty_rows)
-        return "; ".join([read, *rows, *self.notes()]) + "."
+        return "; ".join([read, *self.notes()]) + "."
 
 
 def read(paths: list[str | Path], account: Account | None = None) -> list[Document]:
-    """Documents of files and folders: .txt (a paragraph a line, a blank line between documents),
-    .jsonl (field "text"), .parquet (column "text"), each also as .gz, .xz, .bz2, .zst; of a folder,
-    those it holds or links to. Only BOM, trailing blanks and empty lines go; `account` notes all
-    else that is not read."""
+    """Documents of files, and of folders with what these link to: .txt (a blank line ends one),
+    .jsonl (field "text"), .parquet (column "text"), each also packed. Only BOM, trailing blanks and
+    empty lines go; `account` notes what is not read."""
     account = account or Account()
     files = {}  # each once, however many links lead to it
     for path in (file for given in paths for file in _files(Path(given), account)):
@@ -95,11 +84,10 @@ def read(paths: list[str | Path], account: Account | None = None) -> list[Docume
     for path in files.values():
         source, parent = _name(path)[0], path.absolute().parent.name
         source = f"{parent}/{source}" if names[source] > 1 else source
-        rows = list(_documents(path, account))
-        account.empty_rows += rows.count(())
-        if not any(rows):
+        rows = [*filter(None, _documents(path, account))]
+        if not rows:
             raise ValueError(f"{path} is empty: give a file with text, or leave it out")
-        documents += [Document(row, source) for row in rows if row]
+        documents += [Document(row, source) for row in rows]
     lines = [line for document in documents for line in document.lines]
     if not any(map(TELUGU.search, lines)):
         given = ", ".join(map(str, paths)) or "no file"
@@ -109,7 +97,6 @@ def read(paths: list[str | Path], account: Account | None = None) -> list[Docume
     account.documents += len(documents)
     account.characters += size
     account.there += size
-    account.damaged += sum(line.count("\ufffd") for line in lines)
     if notes := account.notes():
         warnings.warn("; ".join(notes), stacklevel=2)
     return documents
@@ -172,8 +159,7 @@ def _lines_of(path: Path, file: BinaryIO) -> list[str]:
 
 
 def _txt(path: Path, file: BinaryIO, account: Account) -> list[tuple[str, ...]]:
-    """Blank lines end a document; the account is told where they may well end paragraphs, since
-    most documents are one line then, or some gaps are larger."""
+    """Blank lines end a document; the account is told where they may end paragraphs alone."""
     text = "\n".join(map(str.rstrip, _lines_of(path, file))).strip("\n")
     pieces = re.split("\n(\n+)", text)  # every other one is a gap
     documents, gaps = [tuple(part.split("\n")) for part in pieces[::2] if part], pieces[1::2]
@@ -217,8 +203,7 @@ def _lines(text: str) -> tuple[str, ...]:
 
 
 def section(documents: Iterable[Document], characters: int = 20_000) -> list[Document]:
-    """Works longer than `characters` are cut at line ends into equal sections of at most about that
-    length, so that a split by documents has something to choose from. Sources are kept."""
+    """Longer works, cut at line ends into equal sections of about so many characters."""
     sections = []
     for document in documents:
         size_L = np.array([len(line) for line in document.lines])
@@ -233,8 +218,7 @@ def section(documents: Iterable[Document], characters: int = 20_000) -> list[Doc
 def near_duplicates(documents: list[Document]) -> np.ndarray:
     """A group number a document, (N,): equal where two share 5 % of their four-word sequences
     (Jaccard) and 10 of them (or half of a text that has fewer than 20), or are linked by others
-    that do. Numbers count as one word, so that templates with other figures meet; a refrain alone
-    links no poems. Nothing is dropped: copies are grouped too. MinHash finds who is compared."""
+    that do. Numbers count as one word, so that templates meet. MinHash finds who is compared."""
     from datasketch import MinHash, MinHashLSH
     from scipy.cluster.hierarchy import DisjointSet
 
@@ -265,9 +249,8 @@ def _shingles(document: Document) -> np.ndarray:
 def split(
     documents: list, group_N: np.ndarray, *, val_share: float, confirm_share: float = 0, seed: int
 ) -> list[str]:
-    """Each document's side: train, val or confirm. In a seeded order, a whole group joins a side
-    where that brings it nearer to its share of the characters; so one of twice the share or more
-    stays in train, and the largest does. ValueError where a side finds none."""
+    """Each document's side: train, val or confirm. In a seeded order a group joins, as a whole, a
+    side that it brings nearer to its share of the characters; the largest group stays in train."""
     size_N = np.array([sum(map(len, d.lines)) for d in documents])
     groups, member_N = np.unique(group_N, return_inverse=True)
     size_G = np.bincount(member_N, size_N)

@@ -29,9 +29,11 @@ COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm)_(tokens|by
 
 
 def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = None) -> Tokens:
-    """A folder of tokens, made here or upstream, with the tokenizer that lies beside or is given.
-    `context` overrides the stored one; what else meta.json does not say comes from the files."""
+    """A folder of tokens and its tokenizer; what meta.json does not say comes from the files."""
     folder = Path(folder)
+    for name in ("meta.json", "train.bin", "val.bin"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is not there: give a folder of tokens")
     paths = [folder / name for name in ("tokenizer.model", "tokenizer.json")]
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
@@ -42,24 +44,17 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
     meta = {f"{n}_tokens": len(w.ids) for n, w in zip(names, opened, strict=True)} | meta
     tokens = Tokens(folder, meta, *opened, tokenizer=tokenizer)
     origins.sources(tokens)  # what is wrong is said early
-    if tokenizer and tokenizer.eos != tokens.eos:
-        fault = f"<eos> of {tokenizer.path} is id {tokenizer.eos}, it must be {tokens.eos}"
-        remedy = "give the one the tokens were made with, or correct eos_id there"
-        raise ValueError(f"{fault}, as meta.json says: {remedy}")
     size = meta.get("pieces", tokens.vocab_size)
-    if tokenizer and (tokenizer.size != size or size < tokens.vocab_size):
-        fault = f"{tokenizer.path} has {tokenizer.size:,} pieces, the tokens' vocab_size is"
-        raise ValueError(f"{fault} {tokens.vocab_size:,}: give theirs")
+    own = tokenizer and (tokenizer.eos, tokenizer.size) == (tokens.eos, size)
+    if tokenizer and not (own and size >= tokens.vocab_size):
+        fault = f"{tokenizer.path} has {tokenizer.size:,} pieces and <eos> is id {tokenizer.eos}"
+        wanted = f"the tokens' vocab_size is {tokens.vocab_size:,} and <eos> is {tokens.eos}"
+        raise ValueError(f"{fault}, {wanted}: give theirs, or correct meta.json")
     return tokens
 
 
 def _read_meta(path: Path, context: int) -> dict:
-    """meta.json, its counts checked; what is null counts as not there, and block_size need not be
-    where a `context` is given."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there: give a folder of tokens; 00_teacher makes one"
-        )
+    """meta.json, its counts checked; null is not there, nor need block_size be with a `context`."""
     meta = {name: value for name, value in read_json(path).items() if value is not None}
     needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
     for name in sorted(needed | {name for name in meta if COUNTS.fullmatch(name)}):
@@ -73,10 +68,7 @@ def _read_meta(path: Path, context: int) -> dict:
 def _open_split(path: Path, meta: dict, context: int) -> Windows:
     dtype = {"uint32": "<u4", "uint16": "<u2"}.get(str(meta["dtype"]))
     if dtype is None:
-        fault = f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32"
-        raise ValueError(f"{fault}: make the tokens again")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: a folder of tokens holds it")
+        raise ValueError(f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32")
     size, width = path.stat().st_size, int(dtype[-1])
     stored = meta.get(f"{path.stem}_tokens", -(-size // width))
     if size != stored * width:
@@ -84,22 +76,22 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
         why = f"{width}): the file was cut short or its dtype is another"
         raise ValueError(f"{fault} {why}; copy it again, or correct meta.json")
     context = context or meta["block_size"]
-    check_count(f"{path} has", stored, context)
+    _check_count(f"{path} has", stored, context)
     look(path, dtype, meta)
     mask = path.with_suffix(".mask.bin")
     mask_S = byte_each(mask, stored) if mask.is_file() else None
     return Windows(np.memmap(path, dtype, "r"), context, mask_S)
 
 
-def check_count(whose: str, count: int, context: int) -> None:
+def _check_count(whose: str, count: int, context: int) -> None:
     if count < context + 1:
         fault = f"{whose} {count:,} tokens, too few for one window of {context:,} + 1"
         raise ValueError(f"{fault}: give more text, or a shorter context")
 
 
 def look(path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False) -> Counter:
-    """How often each id is in some 64 blocks, or in all. ValueError: one is no piece's.
-    Read, not mapped: around a touched page the system maps 15 more, soon all of the file."""
+    """How often each id is in some 64 blocks of a file, or in all. Read, not mapped: around a
+    touched page the system maps 15 more, soon all of the file."""
     block, count_V = BLOCK // np.dtype(dtype).itemsize, np.zeros(meta["vocab_size"], int)
     size = path.stat().st_size
     for start in range(0, size, BLOCK if every_id else BLOCK * max(1, size // (64 * BLOCK))):
@@ -107,7 +99,7 @@ def look(path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False) 
         if (largest := int(ids.max())) >= len(count_V):
             fault = f"{path} holds id {largest:,}, the vocabulary has {len(count_V):,}"
             remedy = "copy the file and its meta.json again, correct vocab_size or dtype in that"
-            raise ValueError(f"{fault}: {remedy}, or give the tokens the teacher was made with")
+            raise ValueError(f"{fault}: {remedy}, or give the teacher's own tokens or tokenizer")
         count_V += np.bincount(ids, minlength=len(count_V))
     return Counter(dict(enumerate(count_V.tolist())))
 
@@ -115,28 +107,24 @@ def look(path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False) 
 def write_tokens(
     folder: Path, splits: dict[str, list], tokenizer: Tokenizer, context: int, vocab_size: int = 0
 ) -> None:
-    """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all.
-    `vocab_size` is the teacher's where that has fewer pieces than the tokenizer. Where the
-    tokenizer loses text, a warning and `lost` in meta.json say how much."""
-    pieces, vocab_size = tokenizer.size, vocab_size or tokenizer.size
+    """Documents by split → a folder of tokens, whole or not at all. `vocab_size` is the teacher's
+    where that has fewer pieces. Of text that the tokenizer loses a warning and meta.json tell."""
+    vocab_size = vocab_size or tokenizer.size
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
-    meta |= {"eos_id": tokenizer.eos} | ({"pieces": pieces} if pieces != vocab_size else {})
+    fewer = tokenizer.size != vocab_size
+    meta |= {"eos_id": tokenizer.eos} | ({"pieces": tokenizer.size} if fewer else {})
     rows, lost, unknown = [origins.COLUMNS], Counter(), 0
     with whole_folder(folder) as beside:
         for split, documents in splits.items():
-            start = text_bytes = 0
-            with open(beside / f"{split}.bin", "wb") as f:
+            start, text_bytes, path = 0, 0, beside / f"{split}.bin"
+            with open(path, "wb") as f:
                 for document in documents:
                     ids, size = _encode(document.lines, tokenizer, lost)
-                    if (largest := max(ids)) >= vocab_size:
-                        fault = f"{tokenizer.path} makes id {largest:,} of this text, the teacher's"
-                        remedy = "give the teacher's own tokenizer"
-                        raise ValueError(f"{fault} vocabulary has {vocab_size:,}: {remedy}")
                     f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
                     rows.append((split, start, len(ids), document.source))
-                    unknown += ids.count(tokenizer.unk)
                     start, text_bytes = start + len(ids), text_bytes + size
-            check_count(f"the text for {split} makes", start, context)
+            _check_count(f"the text for {split} makes", start, context)
+            unknown += look(path, "<u4", meta, every_id=True)[tokenizer.unk]
             meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
             meta["total_tokens"] += start
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
@@ -169,11 +157,11 @@ def loss(meta: dict) -> str:
     """A sentence, after a space, of what a text's tokens do not keep by their meta.json; or ""."""
     if not (lost := meta.get("lost")):
         return ""
-    return (
-        f" The tokenizer does not keep all text: {lost['lines']:.1%} of {lost['of_lines']:,} lines "
-        f"come back changed and {lost['characters']:.2%} of all characters are lost; "
-        "bits per byte are of what is kept."
+    said = (
+        f" The tokenizer does not keep all text: {lost['lines']:.1%} of {lost['of_lines']:,} lines"
     )
+    said += f" come back changed, {lost['characters']:.2%} of all characters are lost"
+    return f"{said}; bits per byte are of what is kept."
 
 
 def link_tokens(
@@ -185,10 +173,9 @@ def link_tokens(
     context: int = 0,
     every_id: bool = False,
 ) -> None:
-    """Use a folder of tokens made elsewhere as it is: links, no copy, nothing of it touched. Only
-    meta.json is written anew, with what it lacks, windows of a `context`, the `vocab_size` of a
-    teacher that has fewer pieces; a `tokenizer` from elsewhere takes the place of that there.
-    Ids are looked at here and there in a file beyond a GiB, unless `every_id` is asked for."""
+    """Use a folder of tokens made elsewhere as it is: links, and a meta.json with what theirs has
+    not, the `context` and the `vocab_size` of a teacher with fewer pieces. A `tokenizer` that is
+    given takes the place of theirs. Beyond a GiB only some ids are looked at, or `every_id`."""
     if source.resolve() == folder.resolve():
         raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
     tokens = open_tokens(source, context, tokenizer)

@@ -16,12 +16,8 @@ LONGEST = 10**6  # bytes of a line that SentencePiece's trainer reads; it leaves
 
 
 def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
-    """The tokenizer in a file, of whichever kind. `segmenter` is the Morfessor .bin that segments
-    raw text for upstream's; without one, text for that kind is taken as segmented already."""
+    """The tokenizer in a file. `segmenter`, a Morfessor .bin, segments raw text for upstream's."""
     path = Path(path)
-    if not path.is_file():
-        remedy = "put a SentencePiece .model there, or give one, or a tokenizer.json, as tokenizer"
-        raise FileNotFoundError(f"{path} is not there: {remedy}")
     with path.open("rb") as file:
         content = read_json(path) if file.read(99).lstrip()[:1] == b"{" else None
     upstream = content is not None and content.get("type") == "morfessor_bpe_telugu"
@@ -41,7 +37,8 @@ def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
 def files(tokenizer: Tokenizer) -> dict[str, Path]:
     """Where its files are, by the names that they have beside tokens and models."""
     beside = hugging_face.config_files(tokenizer.path) if tokenizer.kind == "Hugging Face" else []
-    return {tokenizer.name: tokenizer.path} | {path.name: path for path in beside}
+    name = "tokenizer.model" if tokenizer.kind == "SentencePiece" else "tokenizer.json"
+    return {name: tokenizer.path} | {path.name: path for path in beside}
 
 
 def _sentencepiece(path: Path) -> Tokenizer:
@@ -80,8 +77,7 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
         reason = str(error).splitlines()[-1].rpartition("] ")[2].strip() or "it is empty"
         remedy = "raise it" if "smaller" in reason else "lower it, or give more text"
         if cut:
-            reason += f"; {len(cut):,} lines are too long, over {LONGEST:,} bytes, and were cut"
-            remedy += ", with line ends between paragraphs"
+            remedy += f", with line ends: {len(cut):,} lines over {LONGEST:,} bytes were cut"
         fault = f"vocab_size {vocab_size} does not fit this text ({reason})"
         raise ValueError(f"{fault}: {remedy}") from None
     write_whole(path, model.getvalue())

@@ -51,13 +51,7 @@ _RETURNS = {  # by llama.h; other functions return an int32, or nothing
     "llama_get_logits": POINTER(c_float),
     "llama_vocab_is_eog llama_vocab_get_add_bos": c_bool,
 }
-_errors: list[str] = []  # llama.cpp's own words, since something was last asked of it
-
-
-@ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)
-def _listen(level: int, text: bytes, _: int) -> None:
-    if level == 4:
-        _errors.append(text.decode(errors="replace").strip())
+_silence = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)(lambda *_: None)
 
 
 @cache
@@ -69,7 +63,7 @@ def library() -> ctypes.CDLL:
         for name in names.split():
             getattr(lib, name).restype = kind
     lib.ggml_quantize_chunk.argtypes = [c_int32, *[c_void_p] * 2, *[c_int64] * 3, c_void_p]
-    lib.llama_log_set(_listen, None)
+    lib.llama_log_set(_silence, None)
     lib.llama_backend_init()
     numbers = lib.llama_context_default_params().numbers
     if [numbers[i] for i in (0, 1, TYPE_K, TYPE_K + 1)] != [512, 2048, 1, 1]:
@@ -89,8 +83,8 @@ def quantize(weight_OD: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarr
 
 
 def ids_of(path: Path, lines: Sequence[str] = ()) -> list[list[int]]:
-    """The ids that llama.cpp makes of lines of text after it has run a file, in a process of its
-    own. ValueError: that ended."""
+    """The ids of lines of text, after a run of the file, all in a process of its own. ValueError:
+    that ended."""
     command = [sys.executable, "-P", __file__, str(path)]  # -P: none of tdbook
     done = subprocess.run(command, input=json.dumps(lines), text=True, capture_output=True)
     if done.returncode:
@@ -117,19 +111,16 @@ class Model:
         exact: bool = False,  # keys and values in float32; llama.cpp's own choice is 16 bits
     ):
         self.path, self.length = Path(path), 0  # tokens in the cache
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{path} is not there: make it by make export MODEL=folder")
         if not tried:
             _try(self.path.resolve(), self.path.stat().st_mtime_ns)
         self.lib = lib = library()
-        _errors.clear()
         settings = lib.llama_model_default_params()
         model = lib.llama_model_load_from_file(str(self.path).encode(), settings)
         self._model = self._keep(lib.llama_model_free, model)
         self._vocabulary = lib.llama_model_get_vocab(model)
         self.vocab_size = lib.llama_vocab_n_tokens(self._vocabulary)
         if not lib.llama_vocab_type(self._vocabulary):
-            raise ValueError(f"{self.path} holds no vocabulary (tokenizer.ggml.model): {REMAKE}")
+            raise ValueError(f"{self.path} holds no vocabulary (tokenizer.ggml.model)")
         key = RAW_TEXT.encode(), (value := ctypes.create_string_buffer(9)), c_size_t(len(value))
         known = lib.llama_model_meta_val_str(model, *key) > 0  # not where it was made elsewhere
         self.raw_text = not known or value.value != b"false"
@@ -147,7 +138,7 @@ class Model:
     def _keep(self, free: Callable, handle: _Handle) -> _Handle:
         """A handle that is freed with this object, the latest first."""
         if not handle:
-            raise ValueError(" ".join(_errors[:1]) or f"llama.cpp cannot open {self.path}")
+            raise ValueError(f"llama.cpp cannot open {self.path}")
         weakref.finalize(self, free, handle)
         return handle
 
@@ -169,7 +160,7 @@ class Model:
             raise ValueError(f"{fault}: shorten the prompt")
         wanted = (c_int8 * count)(*[every] * (count - 1), True)
         if self.lib.llama_decode(self._run, _Batch(count, (c_int32 * count)(*ids), wanted=wanted)):
-            raise ValueError(f"llama.cpp cannot decode {self.path}: {' '.join(_errors[:1])}")
+            raise ValueError(f"llama.cpp cannot decode {self.path}: {REMAKE}")
         shape = (count if every else 1, self.vocab_size)
         return np.ctypeslib.as_array(self.lib.llama_get_logits(self._run), shape)
 

@@ -48,26 +48,24 @@ def find(given: str) -> Path:
     path = path if path.is_absolute() or path.exists() else ROOT / path
     if (path if path.suffix == ".gguf" else path / "config.json").is_file():
         return path
-    places = [path.parent, path.parent.parent, *ROOT.glob("exports/*")]
-    places += [*ROOT.glob("outputs/*/models"), *ROOT.glob("outputs/*/exports/*")]
-    others = {file.parent for place in places for file in place.glob("*/config.json")}
-    others |= {file for place in places for file in place.glob("*.gguf")}
-    remedy = nearest(given, sorted(map(shown, others)), cutoff=0.5)
+    others = map(shown, path.parent.glob("*"))
+    remedy = nearest(given, others, "see outputs/*/models and exports/*", 0.5)
     raise FileNotFoundError(f"MODEL={given} is no model folder and no .gguf file: {remedy}")
 
 
 def _tokens(folder: Path, given: str) -> data.Tokens | None:
     """TOKENS=, or those of the run folder that a model lies in; None where they are another's."""
-    config, path = read_config(folder), Path(given or folder.resolve().parents[1] / "tokens")
+    path = Path(given or folder.resolve().parents[1] / "tokens")
     if not given and not (path / "meta.json").is_file():
         return None
-    tokens = token_files.open_tokens(path)
-    fit = tokens.vocab_size == config.vocab_size and tokens.context <= config.context
-    if given and not fit:
-        theirs = f"a vocabulary of {tokens.vocab_size:,} and windows of {tokens.context}"
-        ours = f"{config.vocab_size:,} and {config.context}"
-        raise ValueError(f"{path} has {theirs}, the model {ours}: give its own tokens")
-    return tokens if fit else None
+    tokens, config = token_files.open_tokens(path), read_config(folder)
+    if tokens.vocab_size == config.vocab_size and tokens.context <= config.context:
+        return tokens
+    if not given:
+        return None
+    theirs = f"{path} has {tokens.vocab_size:,} pieces and windows of {tokens.context}"
+    ours = f"the model {config.vocab_size:,} and {config.context}"
+    raise ValueError(f"{theirs}, {ours}: give its own tokens")
 
 
 def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None) -> list[dict]:
