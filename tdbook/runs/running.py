@@ -130,10 +130,8 @@ class Run:
         svg, png, path = io.BytesIO(), io.BytesIO(), self.out / "figures" / f"{self.run}-{name}"
         with rc_context({"svg.hashsalt": path.name}):  # or ids differ every time
             figure.savefig(svg, format="svg", metadata={"Date": None})
-        figure.set_layout_engine(
-            "none"
-        )  # places are found: looking again takes a third of the time
-        figure.savefig(png, format="png", dpi=150)
+        figure.set_layout_engine("none")  # all has its place: finding it again takes as long
+        figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 1})
         few = PIL.Image.open(png).convert("RGB")
         few = few.quantize(128, PIL.Image.Quantize.FASTOCTREE, dither=0)
         few.save(png := io.BytesIO(), "png", dpi=(150, 150))  # a fifth of the bytes
