@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tdbook.runs import heartbeat, machine, ownership, parameters
 from tdbook.runs.parameters import ParameterError
-from tdbook.workflow import execute, graph, request, scheduler, status
+from tdbook.workflow import execute, graph, plan, scheduler, status
 
 # their words are never NAME=value
 PLACES = ("check", "report", "clean-cache", "publish", "zip", "published")
@@ -30,18 +30,14 @@ def main(arguments: list[str]) -> int:
 def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
     match command, words:
         case (("book" | "sweep"), []):
-            wanted = request.wanted(command, pairs)
+            wanted = graph.wanted(command, pairs)
             if not pairs.get("DRY"):
                 return scheduler.make(wanted)
-            from tdbook.workflow import plan
-
             print(plan.dry(wanted))
         case "status", []:
-            out = parameters.ROOT / request.wanted("status", pairs).out
+            out = parameters.ROOT / graph.wanted("status", pairs).out
             print(status.text(out, full=bool(pairs.get("FULL"))))
         case "plan", []:
-            from tdbook.workflow import plan
-
             print(plan.plan(pairs))
         case "doctor", []:
             from tdbook.workflow import doctor  # imports torch
@@ -90,7 +86,7 @@ def _show(command: str, words: list[str]) -> int | None:
 
 
 def _check(profile: str) -> int:
-    """A line a run, then what no single YAML shows, as two that write the same."""
+    """A line a run; then what no single YAML shows, as two that write the same."""
     failed = 0
     for path in graph.yamls(profile):
         line = "OK"
@@ -99,10 +95,9 @@ def _check(profile: str) -> int:
         except ParameterError as error:
             line, failed = error, 1
         print(f"{path.stem} · {line}")
-    if failed:
-        return failed
-    graph.book(profile, paths=False)
-    return 0
+    if not failed:
+        graph.book(profile, paths=False)
+    return failed
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from tdbook.report import words
 from tdbook.runs import running
 from tdbook.training import from_teacher
-from tdbook.workflow import plan, request
+from tdbook.workflow import graph, plan
 from tdlib import hard_set
 from tests import smoke_book
 
@@ -205,7 +205,7 @@ def test_a_finished_book_starts_no_kernel_and_a_dry_run_says_that_all_is_done(ou
     done = smoke_book.command(out)
     assert done.returncode == 0 and "started" not in done.stdout, done.stdout
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.ipynb")} == before
-    words = plan.dry(request.wanted("book", {"PROFILE": "smoke", "OUT": str(out)}))
+    words = plan.dry(graph.wanted("book", {"PROFILE": "smoke", "OUT": str(out)}))
     assert words.endswith("All of them are done.") and words.count("is done") == len(RUNS)
 
 
@@ -365,7 +365,7 @@ def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anythi
     short["student_better"] = 0.4
     assert "most of them" not in words.difficulty("50m", short)
     finding = words.hard_windows("50m", short, chosen, difficulty_N)
-    assert finding.startswith("The hardest 20.0% of the windows (-0.010 nats and more) hold 64% of")
+    assert finding.startswith("The hardest 20.0% of the windows (−0.010 nats and more) hold 64% of")
 
 
 def test_the_script_of_the_readme_runs(out):

@@ -61,8 +61,8 @@ def recipe(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> train.Re
 
 def temperature_of(this: Run, base: str) -> float:
     """The temperature of the run that made a model; of one trained on by 03, that of its base."""
-    for record in common.folder_of(this).makers(base):
-        if "temperature" in (p := record["parameters"]):
+    for record in common.folder_of(this).records.values():
+        if base in record["models"] and "temperature" in (p := record["parameters"]):
             given = p["temperature"]
             return temperature_of(this, p["base"]) if given is None else float(given)
     raise ValueError(f"no results file of {this.out} says how {base} was made: set temperature")

@@ -77,10 +77,12 @@ def reality(this: Run, tokens: data.Tokens, scores: hard_set.Scores, found_N, ha
     if found_N["characters"].any():
         judges["shortness of the text"] = -found_N["characters"].astype(np.float32)
     if unseen:
-        parameters = [record["parameters"] for record in common.folder_of(this).makers(unseen)]
-        fold = next((p["left_out"] for p in parameters if p.get("left_out")), "")
+        records = [r for r in common.folder_of(this).records.values() if unseen in r["models"]]
+        fold = next(filter(None, (r["parameters"].get("left_out") for r in records)), "")
         if not fold:
-            fault = f"unseen_teacher = {unseen!r} was trained on all of the text"
+            fault = (
+                f"unseen_teacher = {unseen!r} is no model that was trained on a part of the text"
+            )
             raise ValueError(f'{fault}: make it by 01 with left_out: "1/10", or give ""')
         unseen_N = _loss_of(this, unseen, tokens, scores, fold)
         judges[f"a teacher that never read them, {unseen}"] = scores.student_loss_N - unseen_N

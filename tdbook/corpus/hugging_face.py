@@ -116,8 +116,7 @@ def _hide_special(content: dict, named: set[str]) -> tuple[set[str], dict]:
 
 
 def _shown(path: Path, model: tokenizers.Tokenizer, ids: dict, over_bytes: bool) -> list[str]:
-    """Each piece for display: of one over bytes whole characters, "▁" for a space, <0xE0> for a
-    byte of a character that is cut."""
+    """Each piece for display; over bytes "▁" is a space, <0xE0> a byte of a cut character."""
     pieces_V, added = by_id(path, ids), model.get_added_tokens_decoder()
     if not over_bytes and not any(piece.startswith("▁") for piece in pieces_V):
         fault = f"{path} has no piece with ▁ and is not over bytes: where words begin is not known"

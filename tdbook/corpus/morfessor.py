@@ -29,13 +29,12 @@ def open_json(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
     pieces = by_id(path, ids)
     for name in ("<pad>", "<unk>", "<bos>", "<eos>", *special):
         if special.get(name) is None or special[name] != ids.get(name):
-            both = f"{special.get(name)} in special_tokens and {ids.get(name)} in token_to_id"
-            raise ValueError(f"{path}: {name} is {both}, both must give one id: copy it again")
+            fault = f"{path}: {name} is {special.get(name)} in special_tokens, it must be"
+            raise ValueError(f"{fault} {ids.get(name)}, as in token_to_id: copy it again")
     try:
         merge = _bpe(content["bpe_merges"])
     except (TypeError, ValueError) as error:
-        fault = f"{path}: bpe_merges is no list of pairs of texts ({error})"
-        raise ValueError(f"{fault}: copy it again") from None
+        raise ValueError(f"{path}: bpe_merges are no pairs ({error}): copy it again") from None
 
     def joined(words: list[str]) -> str:
         text = " ".join(words).replace(f"{separator} ", "")

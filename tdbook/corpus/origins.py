@@ -46,8 +46,7 @@ def sources(tokens: data.Tokens) -> list[tuple[int, str]]:
 
 
 def _starts(path: Path, columns: tuple, size: int, split: str = "") -> list[tuple[int, str]]:
-    """First token and name of each row, or of those of a split; [] without the file. ValueError: a
-    row is cut or odd, or the table is not of so many tokens."""
+    """First token and name of each row, [] without the file. ValueError: a row is cut or odd."""
     if not path.is_file():
         return []
     quoting = csv.QUOTE_MINIMAL if split else csv.QUOTE_NONE  # sources.tsv is typed by hand

@@ -82,8 +82,7 @@ def _link(p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None)
 
 
 def _fit(p: dict, teacher: Llama | None, pieces: int, most: int, whose: str) -> str:
-    """Cuts the rows that pad a teacher's embedding; what was done, in words. ValueError: it has
-    more of them than the vocabulary, which has `most`."""
+    """Cuts rows that pad a teacher's embedding, in words. ValueError: more than `most` are left."""
     cut = cut_spare_rows(teacher, most) if teacher and pieces <= most else ""
     if teacher and (size := teacher.config.vocab_size) > most:
         fault = f"the vocabulary of {p['teacher']} is {size:,}, {whose} is {most:,}"
@@ -93,9 +92,8 @@ def _fit(p: dict, teacher: Llama | None, pieces: int, most: int, whose: str) -> 
 
 
 def cut_spare_rows(model: Llama, pieces: int) -> str:
-    """Cut, in place, the rows that pad an embedding beyond its tokenizer's pieces; in words
-    what was done, or "". A vocabulary is padded to a multiple of 8, 64 or 128, or of up to 1,024
-    where that is little beside it; more rows, or another multiple, are another tokenizer's."""
+    """Cut, in place, the rows that pad an embedding beyond its pieces: to a multiple of 8, 64 or
+    128, or of up to 1,024 where that is little beside it. What was done, in words, or ""."""
     size = model.config.vocab_size
     if size % 8 or not 0 < size - pieces < max(128, min(1024, pieces // 16)):
         return ""
@@ -108,8 +106,7 @@ def cut_spare_rows(model: Llama, pieces: int) -> str:
 
 
 def _masks(tokens: data.Tokens) -> str:
-    """How many windows the masks beside the tokens leave without a target; "" without masks.
-    ValueError where no window of training or validation has one."""
+    """How many windows the masks beside the tokens leave without a target. ValueError: all."""
     splits = {name: getattr(tokens, name) for name in ("train", "val", "confirm")}
     masked = {name: w for name, w in splits.items() if w and w.mask is not None}
     for name, windows in masked.items():

@@ -1,8 +1,7 @@
 """Text in: files of many kinds → documents → groups of near-duplicates → splits.
 
-A document is a list of lines (paragraphs) and the source it came from. Nothing is normalised: the
-text that is read is the text that is trained on. Whole documents are split, never lines, and
-near-duplicates stay on one side, since a copy in training flatters the validation loss.
+Nothing is normalised: the text that is read is the text that is trained on. Near-duplicates stay on
+one side of a split, since a copy in training flatters the validation loss.
 Legend: N documents, G groups of near-duplicates, L lines of a document.
 """
 
@@ -74,10 +73,9 @@ class Account:
 
 
 def read(paths: list[str | Path], account: Account | None = None) -> list[Document]:
-    """Documents of files and folders: .txt (a paragraph a line, a blank line between documents),
-    .jsonl (field "text"), .parquet (column "text"), each also as .gz, .xz, .bz2, .zst; of a folder,
-    those it holds or links to. Only BOM, trailing blanks and empty lines go; `account` notes all
-    else that is not read."""
+    """Documents of files, and of folders with what these link to: .txt (a blank line ends one),
+    .jsonl (field "text"), .parquet (column "text"), each also packed. Only BOM, trailing blanks and
+    empty lines go; `account` notes what is not read."""
     account = account or Account()
     files = {}  # each once, however many links lead to it
     for path in (file for given in paths for file in _files(Path(given), account)):
@@ -161,8 +159,7 @@ def _lines_of(path: Path, file: BinaryIO) -> list[str]:
 
 
 def _txt(path: Path, file: BinaryIO, account: Account) -> list[tuple[str, ...]]:
-    """Blank lines end a document; the account is told where they may well end paragraphs, since
-    most documents are one line then, or some gaps are larger."""
+    """Blank lines end a document; the account is told where they may end paragraphs alone."""
     text = "\n".join(map(str.rstrip, _lines_of(path, file))).strip("\n")
     pieces = re.split("\n(\n+)", text)  # every other one is a gap
     documents, gaps = [tuple(part.split("\n")) for part in pieces[::2] if part], pieces[1::2]
@@ -206,8 +203,7 @@ def _lines(text: str) -> tuple[str, ...]:
 
 
 def section(documents: Iterable[Document], characters: int = 20_000) -> list[Document]:
-    """Works longer than `characters` are cut at line ends into equal sections of at most about that
-    length, so that a split by documents has something to choose from. Sources are kept."""
+    """Longer works, cut at line ends into equal sections of about so many characters."""
     sections = []
     for document in documents:
         size_L = np.array([len(line) for line in document.lines])
@@ -253,9 +249,8 @@ def _shingles(document: Document) -> np.ndarray:
 def split(
     documents: list, group_N: np.ndarray, *, val_share: float, confirm_share: float = 0, seed: int
 ) -> list[str]:
-    """Each document's side: train, val or confirm. In a seeded order, a whole group joins a side
-    where that brings it nearer to its share of the characters; so one of twice the share or more
-    stays in train, and the largest does. ValueError where a side finds none."""
+    """Each document's side: train, val or confirm. In a seeded order a group joins, as a whole, a
+    side that it brings nearer to its share of the characters; the largest group stays in train."""
     size_N = np.array([sum(map(len, d.lines)) for d in documents])
     groups, member_N = np.unique(group_N, return_inverse=True)
     size_G = np.bincount(member_N, size_N)

@@ -29,13 +29,11 @@ COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm)_(tokens|by
 
 
 def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = None) -> Tokens:
-    """A folder of tokens, made here or upstream, with the tokenizer that lies beside or is given.
-    `context` overrides the stored one; what else meta.json does not say comes from the files."""
+    """A folder of tokens and its tokenizer; what meta.json does not say comes from the files."""
     folder = Path(folder)
     for name in ("meta.json", "train.bin", "val.bin"):
         if not (folder / name).is_file():
-            fault = f"{folder / name} is not there"
-            raise FileNotFoundError(f"{fault}: give a folder of tokens; 00_teacher makes one")
+            raise FileNotFoundError(f"{folder / name} is not there: give a folder of tokens")
     paths = [folder / name for name in ("tokenizer.model", "tokenizer.json")]
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
@@ -46,14 +44,12 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
     meta = {f"{n}_tokens": len(w.ids) for n, w in zip(names, opened, strict=True)} | meta
     tokens = Tokens(folder, meta, *opened, tokenizer=tokenizer)
     origins.sources(tokens)  # what is wrong is said early
-    if tokenizer and tokenizer.eos != tokens.eos:
-        fault = f"<eos> of {tokenizer.path} is id {tokenizer.eos}, it must be {tokens.eos}"
-        remedy = "give the one the tokens were made with, or correct eos_id there"
-        raise ValueError(f"{fault}, as meta.json says: {remedy}")
     size = meta.get("pieces", tokens.vocab_size)
-    if tokenizer and (tokenizer.size != size or size < tokens.vocab_size):
-        fault = f"{tokenizer.path} has {tokenizer.size:,} pieces, the tokens' vocab_size is"
-        raise ValueError(f"{fault} {tokens.vocab_size:,}: give theirs")
+    own = tokenizer and (tokenizer.eos, tokenizer.size) == (tokens.eos, size)
+    if tokenizer and not (own and size >= tokens.vocab_size):
+        fault = f"{tokenizer.path} has {tokenizer.size:,} pieces and <eos> is id {tokenizer.eos}"
+        wanted = f"the tokens' vocab_size is {tokens.vocab_size:,} and <eos> is {tokens.eos}"
+        raise ValueError(f"{fault}, {wanted}: give theirs, or correct meta.json")
     return tokens
 
 
@@ -72,8 +68,7 @@ def _read_meta(path: Path, context: int) -> dict:
 def _open_split(path: Path, meta: dict, context: int) -> Windows:
     dtype = {"uint32": "<u4", "uint16": "<u2"}.get(str(meta["dtype"]))
     if dtype is None:
-        fault = f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32"
-        raise ValueError(f"{fault}: make the tokens again")
+        raise ValueError(f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32")
     size, width = path.stat().st_size, int(dtype[-1])
     stored = meta.get(f"{path.stem}_tokens", -(-size // width))
     if size != stored * width:
@@ -95,8 +90,8 @@ def _check_count(whose: str, count: int, context: int) -> None:
 
 
 def look(path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False) -> Counter:
-    """How often each id is in some 64 blocks, or in all. ValueError: one is no piece's.
-    Read, not mapped: around a touched page the system maps 15 more, soon all of the file."""
+    """How often each id is in some 64 blocks of a file, or in all. Read, not mapped: around a
+    touched page the system maps 15 more, soon all of the file."""
     block, count_V = BLOCK // np.dtype(dtype).itemsize, np.zeros(meta["vocab_size"], int)
     size = path.stat().st_size
     for start in range(0, size, BLOCK if every_id else BLOCK * max(1, size // (64 * BLOCK))):
@@ -178,10 +173,9 @@ def link_tokens(
     context: int = 0,
     every_id: bool = False,
 ) -> None:
-    """Use a folder of tokens made elsewhere as it is: links, no copy, nothing of it touched. Only
-    meta.json is written anew, with what it lacks, windows of a `context`, the `vocab_size` of a
-    teacher that has fewer pieces; a `tokenizer` from elsewhere takes the place of that there.
-    Ids are looked at here and there in a file beyond a GiB, unless `every_id` is asked for."""
+    """Use a folder of tokens made elsewhere as it is: links, and a meta.json with what theirs has
+    not, the `context` and the `vocab_size` of a teacher with fewer pieces. A `tokenizer` that is
+    given takes the place of theirs. Beyond a GiB only some ids are looked at, or `every_id`."""
     if source.resolve() == folder.resolve():
         raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
     tokens = open_tokens(source, context, tokenizer)

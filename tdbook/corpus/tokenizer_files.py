@@ -16,8 +16,7 @@ LONGEST = 10**6  # bytes of a line that SentencePiece's trainer reads; it leaves
 
 
 def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
-    """The tokenizer in a file, of whichever kind. `segmenter` is the Morfessor .bin that segments
-    raw text for upstream's; without one, text for that kind is taken as segmented already."""
+    """The tokenizer in a file. `segmenter`, a Morfessor .bin, segments raw text for upstream's."""
     path = Path(path)
     with path.open("rb") as file:
         content = read_json(path) if file.read(99).lstrip()[:1] == b"{" else None

@@ -20,6 +20,10 @@ class Point:
     record: dict
 
     @property
+    def sweep(self) -> str:
+        return self.out.parent.name
+
+    @property
     def metrics(self) -> dict:
         return self.record["models"][self.model]
 

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import random
-import re
 import signal
 import sys
 import threading
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from tdbook.runs import hashes, heartbeat, hooks, machine, ownership, parameters
 from tdbook.runs.notebooks import notebook_of
-from tdbook.runs.units import duration
+from tdbook.runs.units import duration, minus
 from tdlib import files
 from tdlib.files import write_whole as write
 
@@ -132,10 +131,14 @@ class Run:
         self._texts |= {name} if text else set()
         svg, png, path = io.BytesIO(), io.BytesIO(), self.out / "figures" / f"{self.run}-{name}"
         with rc_context({"svg.hashsalt": path.name}):  # or ids differ every time
-            figure.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None})
-        figure.savefig(png, format="png", bbox_inches="tight", dpi=150)
-        few = PIL.Image.open(png).convert("RGB").quantize(128, dither=0)
-        few.save(png := io.BytesIO(), "png", optimize=True, dpi=(150, 150))  # a third of the bytes
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.set_layout_engine(
+            "none"
+        )  # places are found: looking again takes a third of the time
+        figure.savefig(png, format="png", dpi=150)
+        few = PIL.Image.open(png).convert("RGB")
+        few = few.quantize(128, PIL.Image.Quantize.FASTOCTREE, dither=0)
+        few.save(png := io.BytesIO(), "png", dpi=(150, 150))  # a fifth of the bytes
         write(path.with_name(f"{path.name}.svg"), svg.getvalue())
         write(path.with_name(f"{path.name}.png"), png.getvalue())
         if "matplotlib.pyplot" in sys.modules:  # or the notebook would show it a second time
@@ -155,7 +158,7 @@ class Run:
         write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
         # four figures; three below a hundredth: more fit no paper. "–": not known, in the CSV empty
         rounded = table.map(
-            lambda x: f"{x:.{3 if abs(x) < 0.01 else 4}g}" if isinstance(x, float) else x
+            lambda x: minus(f"{x:.{3 if abs(x) < 0.01 else 4}g}") if isinstance(x, float) else x
         ).replace("nan", "–")
         plain = rounded.to_markdown(index=False, disable_numparse=True)
         write(path.with_name(f"{path.name}.md"), plain)
@@ -165,7 +168,7 @@ class Run:
         """What came out, in one sentence with its number."""
         from IPython.display import Markdown, display
 
-        self._finding = re.sub(r"(?<![\w-])-(?=\d)", "−", sentence)
+        self._finding = minus(sentence)
         display(Markdown(f"**{self._finding}**"))
 
     def finish(self, tokens_per_second: float | None = None) -> None:
@@ -216,13 +219,9 @@ class Run:
 
     def detach(self) -> None:
         """No longer listen to the notebook; a run that is not done is interrupted."""
-        self._stop.set()
         if self._status == "running":
             self._say("interrupted")
-        atexit.unregister(self._left)
-        for name, listener in self._events.items() if self._shell else ():
-            self._shell.events.unregister(name, listener)
-        self._shell = None  # finished, then started again in the same kernel: twice here
+        self._listening.close()
 
     def _file(self, folder: str) -> Path:
         return self.out / folder / f"{self.run}.json"
@@ -248,18 +247,22 @@ class Run:
 
     def _attach(self) -> None:
         """Listen to cells that fail, to signals and to the end; and keep the heart beating."""
-        self._shell, self._stop = parameters.shell(), threading.Event()
-        self._events = {"pre_run_cell": self._before_cell, "post_run_cell": self._after_cell}
-        for name, listener in self._events.items() if self._shell else ():
-            self._shell.events.register(name, listener)
+        self._listening, ended = contextlib.ExitStack(), threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(heartbeat.HEARTBEAT_S):
+                self._say()
+
+        events = {"pre_run_cell": self._before_cell, "post_run_cell": self._after_cell}
+        for name, listener in events.items() if (shell := parameters.shell()) else ():
+            shell.events.register(name, listener)
+            self._listening.callback(shell.events.unregister, name, listener)
         atexit.register(self._left)
+        self._listening.callback(atexit.unregister, self._left)
+        self._listening.callback(ended.set)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminated)
-        threading.Thread(target=self._beat, daemon=True).start()
-
-    def _beat(self) -> None:
-        while not self._stop.wait(heartbeat.HEARTBEAT_S):
-            self._say()
+        threading.Thread(target=beat, daemon=True).start()
 
     def _say(self, word: str | None = None, **more: object) -> None:
         """Write the state; without a word it is the one before."""

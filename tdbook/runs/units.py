@@ -1,10 +1,9 @@
-"""Hours, money, bytes and spans in words; what the plan expects of each model (plan.yaml), and what
-a shape costs before it is trained.
+"""Hours, money, bytes, spans and signs in words; what the plan expects of each model (plan.yaml),
+and what a shape costs before it is trained.
 """
 
 import math
 import re
-from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -50,19 +49,20 @@ def si(value: float, unit: str = "") -> str:
     return f"{value / size:.3g} {letter}{unit}".strip() if value else "–"
 
 
-def describe(config: LlamaConfig) -> dict:
-    """What a shape costs; Q4_0 throughout has 18 bytes a block of 32, norms are float32."""
+def minus(text: str) -> str:
+    """A text with the sign − before its numbers; the hyphen of a name stays."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
+
+
+def q4_0_bytes(config: LlamaConfig) -> int:
+    """A shape's weights in Q4_0 throughout: 18 bytes a block of 32; norms are float32."""
     norms = config.dim * (2 * config.layers + 1)
-    return asdict(config) | {
-        "parameters": config.parameters,
-        "embedding_parameters": config.embedding_parameters,
-        "q4_0_bytes": (config.parameters - norms) * 18 // 32 + 4 * norms,
-    }
+    return (config.parameters - norms) * 18 // 32 + 4 * norms
 
 
 def file_bytes(config: LlamaConfig) -> int:
     """A GGUF file in Q4_0 throughout: its weights, and about 21 bytes a piece of the vocabulary."""
-    return describe(config)["q4_0_bytes"] + 21 * config.vocab_size
+    return q4_0_bytes(config) + 21 * config.vocab_size
 
 
 def span(low: float, high: float, digits: int = 2) -> str:

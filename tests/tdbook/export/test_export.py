@@ -34,27 +34,21 @@ from tdbook.export import (
     shipping,
 )
 from tdbook.export.gguf_file import to_gguf
-from tdbook.runs.units import describe
+from tdbook.runs.units import q4_0_bytes
 from tdlib import data, hard_set, teacher
 from tdlib.files import MARK
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tests import upstream
-from tests.tdbook.export.test_release import CASES, PLAIN, hugging_face, trained
+from tests.helpers import tiny_model
+from tests.tdbook.export.test_release import CASES, hugging_face, trained
 
-BPE = PLAIN | dict(model_type="bpe", byte_fallback=True)
 SHAPE = dict(layers=2, heads=4, dim=64, mlp_dim=96, context=48)
 UP = "layers.1.mlp.up_proj.weight"
 
 
-def saved(folder: Path, tokenizer: Path, vocab_size: int, seed: int = 0, **change) -> Llama:
+def saved(folder: Path, tokenizer: Path, vocab_size: int, scale=5.0, **change) -> Llama:
     """A model whose weights are so large that places of tokens matter, with a tokenizer's file."""
-    torch.manual_seed(seed)
-    model = Llama(LlamaConfig(vocab_size, **SHAPE | change)).eval().requires_grad_(False)
-    for name, weight in model.named_parameters():
-        if weight.ndim == 1:
-            weight.uniform_(0.5, 1.5)
-        else:
-            weight.normal_(0, (1.5 if "_proj" in name else 0.5) / weight.shape[1] ** 0.5)
+    model = tiny_model(vocab=vocab_size, scale=scale, **SHAPE | change).requires_grad_(False)
     model.save(folder, {tokenizer.name: tokenizer})
     return model
 
@@ -198,7 +192,7 @@ def test_a_file_makes_the_packages_ids_of_real_lines_all_telugu_and_emoji(
         return lambda texts: [x.ids for x in judge.encode_batch(texts, add_special_tokens=False)]
 
     ours = tokenizer_files.train(lines, 3000, tmp_path / "tokenizer.model").path
-    model_tokenizer.tokenizer_files(trained(lines, tmp_path / "bpe.model", **BPE), tmp_path, 48)
+    model_tokenizer.tokenizer_files(trained(tmp_path / "bpe.model", lines), tmp_path, 48)
     judges = {ours: sentencepiece.SentencePieceProcessor(model_file=str(ours)).encode}
     for path in (extended / "bytes" / "tokenizer.json", tmp_path / "tokenizer.json"):
         judges[path] = ids_of(path)
@@ -207,7 +201,7 @@ def test_a_file_makes_the_packages_ids_of_real_lines_all_telugu_and_emoji(
     texts += [*model_tokenizer.EDGES, " ".join(WORDS), "the అమ్మఊరు king", "కఅమ్మక"]
     for i, (path, judge) in enumerate(judges.items()):
         one, folder, wanted = tokenizer_files.open(path), tmp_path / str(i), judge(texts)
-        saved(folder, path, one.size, one.eos, layers=1, eos_id=one.eos)
+        saved(folder, path, one.size, layers=1, eos_id=one.eos)
         to_gguf(folder, folder / "x.gguf", "Q8_0")
         file = llama_cpp.Model(folder / "x.gguf")
         assert [file.tokenize(text) for text in texts] == wanted
@@ -221,7 +215,7 @@ def test_a_file_makes_the_packages_ids_of_real_lines_all_telugu_and_emoji(
 def test_of_other_tokenizers_it_says_first_that_the_file_takes_ids(name, lines, tmp_path):
     options, why = CASES["others"][name]
     if options:
-        ours = trained(lines[::4], tmp_path / "sentencepiece.model", **BPE | options)
+        ours = trained(tmp_path / "sentencepiece.model", lines[::4], **options)
     else:
         ours = hugging_face(lines[::4], tmp_path, None, regex=False)
     saved(tmp_path / "m", ours.path, ours.size, layers=1, eos_id=ours.eos)
@@ -275,12 +269,11 @@ def test_an_upstream_file_decodes_as_upstream_does_and_the_50m_shape_is_within_3
     pieces = gguf.GGUFReader(joined[1]).fields["tokenizer.ggml.tokens"].contents()
     table = json.loads(joined[0].read_text("utf8"))["token_to_id"]
     assert pieces[table["క@@"]] == "క" and pieces[table["క"]] == "క▁"
-    # of each piece its bytes, their number (8) and its type (4)
-    words = sum(len(piece.encode()) + 12 for piece in pieces)
+    words = sum(len(piece.encode()) + 12 for piece in pieces)  # of each its length and type too
     shape, plan = LlamaConfig(900, **SHAPE), LlamaConfig(51_800, **SHAPES["student-50m"])
     size = joined[1].with_name(joined[1].name.replace("Q8_0", "Q4_0")).stat().st_size
-    assert size == pytest.approx(describe(shape)["q4_0_bytes"] + words, abs=8000)
-    assert describe(plan)["q4_0_bytes"] + 51_800 * 30 <= 31e6
+    assert size == pytest.approx(q4_0_bytes(shape) + words, abs=8000)
+    assert q4_0_bytes(plan) + 51_800 * 30 <= 31e6
 
 
 def test_the_script_beside_it_makes_the_books_own_ids_and_runs(joined, lines, tmp_path):
@@ -313,7 +306,7 @@ def extended(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("extended")
     english = [f"the king went to the river {i}" for i in range(200)]
     options = {f"{name}_piece": f"<{name}>" for name in ("pad", "bos", "eos")}
-    base = trained(english, place / "tokenizer.model", **BPE, vocab_size=300, **options)
+    base = trained(place / "tokenizer.model", english, vocab_size=300, **options)
     model_tokenizer.tokenizer_files(base, place, 48)
     shutil.copy(place / "tokenizer.json", place / "base.json")
     (place / "tokenizer_config.json").unlink()

@@ -18,13 +18,12 @@ import yaml
 from matplotlib.figure import Figure
 from nbclient.exceptions import DeadKernelError
 
-from tdbook.report import pages
 from tdbook.runs import hashes, heartbeat, machine, parameters, running
 from tdbook.runs.hashes import older_code
 from tdbook.runs.ownership import clear
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
-from tdbook.workflow import execute, graph, request, status
+from tdbook.workflow import execute, graph, status
 from tdlib.files import write_whole as write
 from tests import small_book
 from tests.helpers import refused
@@ -159,41 +158,24 @@ if sys.argv[1] == "wait":
 if sys.argv[1] == "done":
     small_book.finish(this)
 """
-ENDS = [
-    ("wait", signal.SIGKILL, "lost"),
-    ("wait", signal.SIGTERM, "interrupted"),
-    ("wait", signal.SIGINT, "interrupted"),
-    ("exit", None, "interrupted"),
-    ("done", None, "done"),
-]
 
 
-@pytest.mark.parametrize("mode, signal_, says", ENDS)
-def test_however_a_process_ends_its_state_is_true(root, mode, signal_, says):
+@pytest.mark.parametrize("mode, number, says", CASES["ends"])
+def test_however_a_process_ends_its_state_is_true(root, mode, number, says):
     command = [sys.executable, "-c", SCRIPT, mode]
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(command, stdout=-1, stderr=-3, env=env)
     process.stdout.readline()
-    if signal_:
+    if number:
         assert heartbeat.state(root / "outputs/tiny", "00_teacher")["state"] == "running"
-        process.send_signal(signal_)
+        process.send_signal(number)
     process.wait(10)
     state = heartbeat.state(root / "outputs/tiny", "00_teacher")
     assert (state["state"], state["step"], state["message"]) == (says, 1, "loss 4")
     assert [s["state"] for s in heartbeat.states(root / "outputs/tiny")] == [says]
 
 
-OTHERS = [
-    ({}, "running"),
-    ({"pid_started": 1}, "lost"),  # the number belongs to another process now
-    ({"boot": "another"}, "lost"),  # the power was off
-    ({"host": "another"}, "running"),
-    ({"host": "another", "heartbeat": 0}, "lost"),
-    (None, "lost"),  # a power cut left it empty
-]
-
-
-@pytest.mark.parametrize("changed, says", OTHERS)
+@pytest.mark.parametrize("changed, says", CASES["others"])
 def test_a_process_that_is_not_the_same_is_lost(tmp_path, changed, says):
     heartbeat.write_state(tmp_path, "00_teacher", "running", **changed or {})
     if changed is None:
@@ -449,9 +431,9 @@ def test_where_home_cannot_be_written_what_runs_below_writes_elsewhere(tmp_path,
 
 def test_a_run_folder_has_the_whole_name_of_its_text(root):
     for text, name in CASES["texts"].items():
-        assert request.default_out("tiny", text) == f"outputs/{name}"
+        assert graph.default_out("tiny", text) == f"outputs/{name}"
     texts = " ".join(f"కథలు/తెలుగు_కథలు_భాగం_{i}.txt" for i in range(40))
-    found = [request.default_out("tiny", given) for given in (texts, texts.replace("_39", "_40"))]
+    found = [graph.default_out("tiny", given) for given in (texts, texts.replace("_39", "_40"))]
     assert len(set(found)) == 2  # which differ in their last letter alone
     for out in found:
         (root / out).mkdir(parents=True)  # the system takes them
@@ -459,20 +441,20 @@ def test_a_run_folder_has_the_whole_name_of_its_text(root):
 
 def test_another_text_of_the_same_name_does_not_take_the_folder_of_the_first(root):
     def given(text, out=None):
-        out = out or request.default_out("tiny", text)
+        out = out or graph.default_out("tiny", text)
         write(root / out / graph.CONFIG, json.dumps({"given": {"text": text}}))
         return out
 
     assert given("a/te.txt") == "outputs/tiny-te"
-    assert request.default_out("tiny", f"{root}/b/../a/te.txt") == "outputs/tiny-te"
+    assert graph.default_out("tiny", f"{root}/b/../a/te.txt") == "outputs/tiny-te"
     for other in ("b/te.txt", "a/te.jsonl", "te.txt"):
         with pytest.raises(ParameterError, match="outputs/tiny-te was made of text"):
-            request.wanted("book", {"TEXT": other, "ONLY": "00_teacher"})
-    assert given("te.wiki.txt", "outputs/tiny-te") == request.default_out("tiny", "te.wiki.txt")
+            graph.wanted("book", {"TEXT": other, "ONLY": "00_teacher"})
+    assert given("te.wiki.txt", "outputs/tiny-te") == graph.default_out("tiny", "te.wiki.txt")
     asked = {"TEXT": "b/te.txt", "OUT": "outputs/tiny-te"}
-    assert request.wanted("book", asked).out == "outputs/tiny-te"  # the remedy helps
+    assert graph.wanted("book", asked).out == "outputs/tiny-te"  # the remedy helps
     (root / "outputs/tiny-te" / graph.CONFIG).write_text("")  # of a power cut
-    assert request.default_out("tiny", "te.txt") == "outputs/tiny-te"
+    assert graph.default_out("tiny", "te.txt") == "outputs/tiny-te"
 
 
 def test_make_passes_on_what_was_typed_as_it_was_typed(tmp_path):
@@ -497,9 +479,3 @@ def test_make_passes_on_what_was_typed_as_it_was_typed(tmp_path):
     assert said("report", OUT=odd)[3] == odd and said("zip")[3] == "outputs/tiny"
     assert said("publish", NAME="it's", PROFILE="small")[3:5] == ["outputs/small", "it's"]
     assert said("clean-cache", OUT=odd)[3] == odd and not (tmp_path / "ran").exists()
-
-
-def test_pages_of_a_repository_that_may_only_be_read_have_their_font(root, monkeypatch):
-    (root / "outputs").write_text("no folder")
-    monkeypatch.setattr(pages, "_cut_font", lambda: "@font-face")
-    assert pages.font_face.__wrapped__() == "@font-face"
