@@ -9,7 +9,6 @@ import os
 import random
 import re
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
