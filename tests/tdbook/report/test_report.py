@@ -203,7 +203,7 @@ def test_a_browser_without_network_shows_all_of_it_on_a_phone_and_asks_for_nothi
 ):
     pages = sorted(every_state.glob("*.html"))
     assert len(pages) == 6
-    assert {page.name: found for page in pages if (found := faults(page, 390))} == {}
+    assert {page.name: found for page in pages if (found := faults(page))} == {}
 
 
 def test_telugu_and_the_bar_between_pieces_are_drawn_with_the_font_inside(browser, every_state):
