@@ -59,7 +59,7 @@ def shown():
         at = (np.arange(2048) + i) % len(words)
         return widgets.text_html([f"▁{words[j]}" for j in at], r.normal(0.2, 1, 2048))
 
-    text_of(0), widgets.pages.font_face()  # not to be timed
+    text_of(0)  # not to be timed
     scores, rule = hard_set.load_scores(path), hard_set.Rule(0.31)
     explored = widgets.Explored(scores, cuts, junk_N, text_of, rule)
     found, began = [], time.process_time()

@@ -55,10 +55,6 @@ def garble(path: Path, start: int) -> None:
     path.write_bytes(path.read_bytes()[:start] + b"\xff" * 90)
 
 
-def blow_up(path: Path, lines: int) -> None:
-    path.write_bytes(gzip.compress(b"\n" * lines, 1))
-
-
 def table(path: Path, columns: list) -> None:
     names, values = zip(*columns, strict=True)
     made = pyarrow.table([[value] for value in values], names)

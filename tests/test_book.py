@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from tdbook.report import words
 from tdbook.runs import running
 from tdbook.training import from_teacher
-from tdbook.workflow import plan, request
+from tdbook.workflow import graph, plan
 from tdlib import hard_set
 from tests import smoke_book
 
@@ -151,7 +151,7 @@ def test_the_table_of_04_says_what_each_model_is_and_what_it_cost(out, results):
     assert {*made.index} == {*weights.index}
     said = {"teacher": "the teacher", "50m": "distilled", "50m-scratch": "from scratch"}
     said |= {"50m-sliced": "distilled, begun from the teacher"}
-    said |= dict(zip(MERGED, ["adapter on the hard set", "adapter on a random set"], strict=True))
+    said |= dict(zip(MERGED, ["adapter on hard windows", "adapter on random windows"], strict=True))
     assert made["made"][[*said]].to_dict() == said
     attention = {"50m": 2 * 32 * 32, "teacher": 2 * 32 * 64 * 2}  # 2 T · width, a layer
     forward = {n: 2 * int(weights[n]) + attention[n] for n in attention}
@@ -169,10 +169,10 @@ def test_the_table_of_04_says_what_each_model_is_and_what_it_cost(out, results):
 
 
 def test_the_verdict_is_in_the_page_and_in_its_table(out):
-    table = table_of(out, "04_merge_eval-verdict", "question")
-    assert table.loc["adapter on hard against adapter on random", "model"] == "50m-hard-merged"
+    table = table_of(out, "04_merge_eval-verdict", "difference")
+    assert table.loc["adapter on hard − adapter on random", "claim"] == "adapter"
     page = soup_of(out / "04_merge_eval.html").get_text()
-    assert "the adapter on the hard set (50m-hard-merged)" in page
+    assert "adapter on hard − adapter on random on hard text: " in page
     assert "a third seed of 50m, since 50m-seed2 picks the hard windows" in page
     assert "has 52.2M as its base has, not 55M" in page
 
@@ -204,7 +204,7 @@ def test_a_finished_book_starts_no_kernel_and_a_dry_run_says_that_all_is_done(ou
     done = smoke_book.command(out)
     assert done.returncode == 0 and "started" not in done.stdout, done.stdout
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.ipynb")} == before
-    words = plan.dry(request.wanted("book", {"PROFILE": "smoke", "OUT": str(out)}))
+    words = plan.dry(graph.wanted("book", {"PROFILE": "smoke", "OUT": str(out)}))
     assert words.endswith("All of them are done.") and words.count("is done") == len(RUNS)
 
 
@@ -315,7 +315,7 @@ def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anythi
     difficulty_N = np.linspace(1, -1, 1000)  # the hardest 200 hold 0.36 of what is lost
     for better, first in (
         (0.72, "50m is BETTER than its teacher on 72% of windows"),
-        (0.4, "The hardest 20.0% of the windows (-0.010 nats and more) hold 64% of"),
+        (0.4, "The hardest 20.0% of the windows (−0.010 nats and more) hold 64% of"),
     ):
         short = {"windows": 1000, "mean": -0.03, "student_better": better}
         assert words.hard_windows("50m", short, chosen, difficulty_N).startswith(first)

@@ -20,25 +20,32 @@ OWNER = "YOUR-NAME"  # on the Hub
 
 
 def card(
-    folder: Path, tokens: data.Tokens, row: dict, record: dict, teacher: dict | None = None
+    folder: Path, tokens: data.Tokens, rows: dict, record: dict, base: Path | None = None
 ) -> str:
-    """The card of models/<name>. `row`: the model's metrics (common.measure); `record`:
-    results/<run>.json of the run that trained it, of a merged model that of 03."""
-    rows = {folder.name: row} | ({"teacher": teacher} if teacher else {})
-    return _fill_card(folder, folder, tokens, rows, record, {"adapter": None})
-
-
-def adapter_card(
-    folder: Path, base: Path, tokens: data.Tokens, row: dict, record: dict, before: dict
-) -> str:
-    """The card of adapters/<name>, made for the model in the folder `base`. `row`: the metrics with
-    it; `before`: those of the base alone; `record`: results/<run>.json of its run."""
-    rows = {folder.name: row, f"{base.name} alone": before}
-    adapter = {"adapter": json.loads((folder / "adapter_config.json").read_bytes())}
-    with safe_open(folder / "adapter_model.safetensors", "pt") as f:
-        adapter["base_sha256"] = f.metadata()["base_sha256"]
-    adapter |= {"base": base.name, "base_repository": _repository(base)}
-    return _fill_card(folder, base, tokens, rows, record, adapter)
+    """The card of models/<name>, or of adapters/<name>, made for the model in the folder `base`.
+    `rows`: name → metrics (common.measure), the folder's own first; `record`: results/<run>.json
+    of the run that trained it, of a merged model that of 03."""
+    parts, model, adapter = templates("release.yaml"), base or folder, None
+    way = next((way for name, way in parts["ways"].items() if (model / name).is_file()), None)
+    if way is None:
+        fault = f"{model} holds none of {', '.join(parts['ways'])}"
+        raise FileNotFoundError(f"{fault}: save it with files=model_tokenizer.tokenizer_files(…)")
+    if base:
+        adapter = json.loads((folder / "adapter_config.json").read_bytes())
+        with safe_open(folder / "adapter_model.safetensors", "pt") as f:
+            adapter |= f.metadata()
+    telling = {  # what changes a result; no paths, which would tell where the owner keeps things
+        name: value
+        for name, value in record["parameters"].items()
+        if name not in rules.VOLATILE and value not in ("", None) and "/" not in str(value)
+    }
+    values = dict(name=folder.name, repository=_repository(folder), base=model.name, rows=rows)
+    values |= dict(base_repository=_repository(model), adapter=adapter, way=way, record=record)
+    values |= dict(config=read_config(model), metrics=parts["metrics"], tokens=tokens)
+    values["parameters"] = yaml.safe_dump(telling, sort_keys=False, allow_unicode=True).rstrip()
+    for part in ("origin", "program"):
+        values[part] = fill(parts[part], values)
+    return fill(parts["card"], values)
 
 
 def upload_command(folder: Path) -> str:
@@ -59,25 +66,3 @@ def templates(file: str) -> dict:
 def fill(template: str, values: dict) -> str:
     engine = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return engine.from_string(template).render(values)
-
-
-def _fill_card(
-    folder: Path, model: Path, tokens: data.Tokens, rows: dict, record: dict, adapter: dict
-) -> str:
-    parts = templates("release.yaml")
-    way = next((way for name, way in parts["ways"].items() if (model / name).is_file()), None)
-    if way is None:
-        fault = f"{model} holds none of {', '.join(parts['ways'])}"
-        raise FileNotFoundError(f"{fault}: save it with files=model_tokenizer.tokenizer_files(…)")
-    telling = {  # what changes a result; no paths, which would tell where the owner keeps things
-        name: value
-        for name, value in record["parameters"].items()
-        if name not in rules.VOLATILE and value not in ("", None) and "/" not in str(value)
-    }
-    values = adapter | dict(name=folder.name, repository=_repository(folder), way=way, rows=rows)
-    values |= dict(config=read_config(model), metrics=parts["metrics"], record=record)
-    values |= dict(tokens=tokens, new_tokens=min(60, values["config"].context // 2))
-    values["parameters"] = yaml.safe_dump(telling, sort_keys=False, allow_unicode=True).rstrip()
-    for part in ("origin", "program"):
-        values[part] = fill(parts[part], values)
-    return fill(parts["card"], values)

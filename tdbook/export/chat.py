@@ -6,83 +6,29 @@ answer nothing. Ctrl-C ends a text, Ctrl-D the loop.
 
 import readline  # noqa: F401
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
+from types import SimpleNamespace
 
-from tdbook.corpus.tokenizer import Tokenizer, settled
+from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.export import llama_cpp, model_tokenizer, shipping
 from tdlib import generate
 from tdlib.model import Llama
 
 TEMPERATURE, TOKENS = 0.8, 200
 HOW = "It goes on with your text; it was not taught to answer. Ctrl-C ends a text, Ctrl-D all."
-Continue = Callable[[str, int], Iterator[str]]  # a text and a seed → what follows, piece by piece
+HINT = "\nType text as segmented (ఊరి@@ లో), or give SEGMENTER=morfessor.bin."
 
 
 def chat(pairs: dict[str, str]) -> None:
-    """MODEL= [SEGMENTER=] of the command line."""
+    """MODEL= [SEGMENTER=] of the command line. Until Ctrl-D, or the end of what is piped in."""
     if not (given := pairs.get("MODEL")):
         raise ValueError("give a model folder or a .gguf file: make chat MODEL=exports/50m/…")
-    path, segmenter = shipping.find(given), pairs.get("SEGMENTER", "")
-    texts, about = (file if path.suffix == ".gguf" else folder)(path, segmenter)
-    print(f"{about.strip()}\n{HOW}")
-    loop(texts)
-
-
-def folder(path: Path, segmenter: str) -> tuple[Continue, str]:
-    """What continues text by a model folder, and a line about it."""
-    model = Llama.load(path).eval()
-    tokenizer = model_tokenizer.open_beside(path, segmenter, model.config.vocab_size)
-    begin, _ = model_tokenizer.around(path, tokenizer)
-    stops = {*model_tokenizer.stops(path), tokenizer.eos}
-    sampling = generate.Sampling(temperature=TEMPERATURE)
-
-    def texts(text: str, seed: int) -> Iterator[str]:
-        ids = [*begin, *tokenizer.encode([text])[0]] or [tokenizer.eos]
-        new = generate.steps(model, ids, _room(ids, model.config.context), sampling, seed)
-        return tokenizer.running(takewhile(lambda i: i not in stops, new), ids)
-
-    return texts, f"{path}: {model.config.parameters:,} weights, in PyTorch. {_hint(tokenizer)}"
-
-
-def file(path: Path, segmenter: str) -> tuple[Continue, str]:
-    """The same by a .gguf file. One that takes ids alone needs its tokenizer beside it."""
-    model, tokenizer = llama_cpp.Model(path), None
-    if not model.raw_text:
-        tokenizer = model_tokenizer.open_beside(path.parent, segmenter, model.vocab_size)
-
-    def texts(text: str, seed: int) -> Iterator[str]:
-        ids = tokenizer.encode([text])[0] if tokenizer else model.tokenize(text)
-        ids, shown, new = [*model.begin, *ids] or [model.eos], 0, ""
-        count, before = _room(ids, model.context), len(model.text(ids))
-        stream = model.stream(ids, count, temperature=TEMPERATURE, seed=seed)
-        for token in takewhile(lambda i: not model.ends(i), stream):
-            ids.append(token)
-            new = model.text(ids)[before:].replace("�", "")  # of half a character
-            end = max(shown, settled(new))
-            yield new[shown:end]
-            shown = end
-        yield new[shown:]
-
-    return texts, f"{path}: in llama.cpp. {_hint(tokenizer)}"
-
-
-def _room(ids: list[int], context: int) -> int:
-    if len(ids) >= context:
-        raise ValueError(f"{len(ids)} tokens fill the model's context of {context}: shorten it")
-    return min(TOKENS, context - len(ids))
-
-
-def _hint(tokenizer: Tokenizer | None) -> str:
-    if tokenizer and tokenizer.kind == "Morfessor" and tokenizer.model.segment is None:
-        return "Type text as segmented (ఊరి@@ లో), or give SEGMENTER=morfessor.bin."
-    return ""
-
-
-def loop(texts: Continue) -> None:
-    """Until Ctrl-D, or the end of what is piped in."""
-    seed = 0
+    path, seed = shipping.find(given), 0
+    model, tokenizer = opened(path, pairs.get("SEGMENTER", ""))
+    raw = not tokenizer or tokenizer.kind != "Morfessor" or tokenizer.model
+    print(f"{path}\n{HOW}{'' if raw else HINT}")
     while True:
         try:
             text = input("\n> ").strip()
@@ -94,7 +40,7 @@ def loop(texts: Continue) -> None:
         began = time.perf_counter()
         try:
             print(text, end="", flush=True)
-            for piece in texts(text, seed):
+            for piece in continued(model, text, seed):
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:
             print(" …", end="")
@@ -102,3 +48,45 @@ def loop(texts: Continue) -> None:
             print(f"\n{error}", end="")
         print(f"\n({time.perf_counter() - began:.1f} s)")
         seed += 1
+
+
+def opened(path: Path, segmenter: str) -> tuple[llama_cpp.Model | SimpleNamespace, Tokenizer]:
+    """What continues text, asked as llama_cpp.Model is, and the tokenizer beside it; None where the
+    file has its own."""
+    if path.suffix == ".gguf":
+        model = llama_cpp.Model(path)
+        if model.raw_text:
+            return model, None
+        tokenizer = model_tokenizer.open_beside(path.parent, segmenter, model.vocab_size).tokenizer
+    else:
+        net = Llama.load(path).eval()
+        beside = model_tokenizer.open_beside(path, segmenter, net.config.vocab_size)
+        tokenizer, sampling = beside.tokenizer, generate.Sampling(temperature=TEMPERATURE)
+        ends = {*beside.stops, tokenizer.eos}.__contains__
+        model = SimpleNamespace(begin=beside.begin, eos=tokenizer.eos, ends=ends)
+        model.context, model.decode = net.config.context, tokenizer.decode
+        model.stream = lambda ids, n, _, seed: generate.steps(net, ids, n, sampling, seed)
+    model.tokenize = lambda text: tokenizer.encode([text])[0]
+    return model, tokenizer
+
+
+def continued(model, text: str, seed: int) -> Iterator[str]:
+    """What follows a text, in pieces of whole letters."""
+    ids = [*model.begin, *model.tokenize(text)] or [model.eos]
+    if len(ids) >= model.context:
+        raise ValueError(f"{len(ids)} tokens fill the context of {model.context}: shorten it")
+    stream = model.stream(ids, min(TOKENS, model.context - len(ids)), TEMPERATURE, seed)
+    new = takewhile(lambda i: not model.ends(i), stream)
+    return follow(new, ids, model.decode)
+
+
+def follow(ids: Iterable[int], prompt: list[int], text_of: Callable) -> Iterator[str]:
+    """The text of ids as they come after a prompt, word by word, less bytes of no character."""
+    seen, text, shown = [*prompt], "", len(text_of(prompt))
+    for i in ids:
+        seen.append(i)
+        text = text_of(seen)
+        end = max(shown, text.rfind(" "))
+        yield text[shown:end].replace("�", "")
+        shown = end
+    yield text[shown:].replace("�", "")

@@ -104,11 +104,11 @@ def warn(model: Source, name: str, quantization: str) -> None:
 
 def write(model: Source, path: Path, quantization: str) -> None:
     """The file, and what it needs beside it."""
-    words, helpers = model.vocabulary, {}
-    if words.why:
-        tokenizer = path.with_name(gguf_tokenizer.released_name(words.tokenizer))
-        helpers[tokenizer] = words.tokenizer.path.read_bytes()
-        helpers[path.with_name(SCRIPT)] = gguf_tokenizer.script(words).encode()
+    helpers, tokenizer = {}, model.vocabulary.beside.tokenizer
+    if model.vocabulary.why:
+        name = gguf_tokenizer.released_name(tokenizer)
+        helpers[path.with_name(name)] = tokenizer.path.read_bytes()
+        helpers[path.with_name(SCRIPT)] = gguf_tokenizer.script(model.vocabulary).encode()
     new = [file for file in helpers if not file.exists() or file.read_bytes() != helpers[file]]
     for file in new:
         own(file)
@@ -162,10 +162,9 @@ def coarse(model: Source, quantization: str) -> str:
     matrices = {name: shape for name, (_, shape) in model.weights.items() if len(shape) > 1}
     widths = sorted({shape[-1] for shape in matrices.values() if shape[-1] % block})
     inside = sum(math.prod(shape) for name, shape in matrices.items() if kind_of[name] == kind)
-    share = f"{inside / sum(map(math.prod, matrices.values())):.1%} of {quantization} is"
-    amount = share if inside else f"Nothing in {quantization} is"
+    share, bits = inside / sum(map(math.prod, matrices.values())), 4 if kind == Kind.Q4_0 else 8
     rows = f"rows of {' and '.join(map(str, widths))} weights are no multiple of {block}"
-    words = f"{amount} in {4 if kind == Kind.Q4_0 else 8} bits: {rows}, and stay in 16 bits"
+    words = f"{share:.1%} of {quantization} is in {bits} bits: {rows}, and stay in 16 bits"
     return words if widths else ""
 
 

@@ -8,7 +8,6 @@ pieces, so that ids become text, and takes ids alone; run_gguf.py beside it make
 import json
 import tempfile
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 
 import gguf
@@ -30,7 +29,8 @@ SHAPE = """vocab_size=vocab_size context_length=context embedding_length=dim blo
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    tokenizer: Tokenizer
+    beside: model_tokenizer.Beside
+    bos: int  # a prompt's first id, or what the config names so where it begins with none
     model: str  # llama.cpp's name of the kind: "llama" or "gpt2"
     pieces: list[str]
     scores: list[float] = field(default_factory=list)
@@ -38,15 +38,16 @@ class Vocabulary:
     pre: str = "default"
     space: bool = False  # a space is put before the text
     trims: bool = False  # spaces are put together
-    begin: tuple[int, ...] = ()  # ids that a prompt begins with
-    bos: int = 0  # a prompt's first id, or what the config names so where it begins with none
-    ends: bool = False  # transformers puts <eos> after a text
-    stops: tuple[int, ...] = ()  # ids that end a text besides <eos>
     why: str = ""  # the file takes no raw text; "" where it makes the tokenizer's own ids
 
     @property
+    def stops(self) -> list[int]:
+        """The ids that end a text besides <eos>."""
+        return [i for i in self.beside.stops if i != self.beside.tokenizer.eos]
+
+    @property
     def types(self) -> list[int]:
-        one, byte = self.tokenizer, TokenType.BYTE if self.model == "llama" else TokenType.NORMAL
+        one, byte = self.beside.tokenizer, [TokenType.NORMAL, TokenType.BYTE][self.model == "llama"]
         types = [byte if BYTE.fullmatch(p) else TokenType.NORMAL for p in self.pieces]
         kinds = dict.fromkeys(model_tokenizer.added_words(one), TokenType.USER_DEFINED)
         kinds |= dict.fromkeys(one.silent | {one.eos}, TokenType.CONTROL)
@@ -56,86 +57,84 @@ class Vocabulary:
 
 def vocabulary(folder: Path, shape: LlamaConfig) -> Vocabulary:
     """That of a model folder. ValueError: a tokenizer with more pieces than the embedding."""
-    tokenizer = model_tokenizer.open_beside(folder, rows=shape.vocab_size)
-    begin, end = model_tokenizer.around(folder, tokenizer)
-    words = _tried(tokenizer)
-    why = words.why
-    if not why and (len(begin) > 1 or end not in ((), (tokenizer.eos,))):
-        why = f"its texts stand between the special tokens {[*begin]} and {[*end]}"
+    beside = model_tokenizer.open_beside(folder, rows=shape.vocab_size)
+    begin, end, one = beside.begin, beside.end, beside.tokenizer
     bos = model_tokenizer.read_config(folder, "config.json").get("bos_token_id")
     bos = begin[0] if begin else shape.eos_id if bos is None else bos
-    stops = tuple(i for i in model_tokenizer.stops(folder) if i != tokenizer.eos)
-    return replace(words, begin=begin, bos=bos, ends=bool(end), stops=stops, why=why)
+    forms = {"Morfessor": _joined, "SentencePiece": _sentencepiece, "Hugging Face": _json}
+    candidates = [Vocabulary(beside, bos, **form) for form in forms[one.kind](one)]
+    words = candidates[0] if candidates[0].why else _tried(candidates)
+    if not words.why and (len(begin) > 1 or end not in ((), (one.eos,))):
+        why = f"its texts stand between the special tokens {[*begin]} and {[*end]}"
+        return replace(words, why=why)
+    return words
 
 
-@lru_cache(4)
-def _tried(tokenizer: Tokenizer) -> Vocabulary:
-    """The form that makes the tokenizer's own ids in llama.cpp; else the first, and why not."""
-    if tokenizer.kind == "Morfessor":
-        return _joined(tokenizer)
-    candidates = (_sentencepiece if tokenizer.kind == "SentencePiece" else _json)(tokenizer)
-    lines, why = model_tokenizer.trial_lines(tokenizer), ""
+def _tried(candidates: list[Vocabulary]) -> Vocabulary:
+    """The first that makes the tokenizer's own ids in llama.cpp; else the first, and why not."""
+    tokenizer, whys = candidates[0].beside.tokenizer, []
+    lines = model_tokenizer.trial_lines(tokenizer)
     wanted = tokenizer.encode(lines)
     for candidate in candidates:
         with tempfile.TemporaryDirectory() as folder:
             _write_stub(stub := Path(folder) / "stub.gguf", candidate)
-            ids = llama_cpp.ids_of(stub, lines)
+            try:
+                ids = llama_cpp.ids_of(stub, lines)
+            except ValueError:
+                whys.append("text that it has no piece for ends llama.cpp's process")
+                continue
         if ids == wanted:
             return candidate
-        wrong = sum(a != b for a, b in zip(ids or wanted, wanted, strict=True))
-        fault = f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines"
-        why = why or (fault if ids else "text that it has no piece for ends llama.cpp's process")
+        wrong = sum(a != b for a, b in zip(ids, wanted, strict=True))
+        whys.append(f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines")
     if added := len(model_tokenizer.added_words(tokenizer)):
-        why += f"; {added:,} of its pieces are words added to it"
-    return replace(candidates[0], why=why)
+        whys[0] += f"; {added:,} of its pieces are words added to it"
+    return replace(candidates[0], why=whys[0])
 
 
-def _joined(tokenizer: Tokenizer) -> Vocabulary:
+def _joined(tokenizer: Tokenizer) -> list[dict]:
     """x@@ → x and x → x▁, so that joining the pieces is the text."""
     special = tokenizer.silent | {tokenizer.eos, tokenizer.unk}
-    pieces = [
-        piece + "▁" if ends and i not in special else piece
-        for i, (piece, ends) in enumerate(zip(tokenizer.shown_V, tokenizer.opens_V, strict=True))
-    ]
+    pairs = enumerate(zip(tokenizer.shown_V, tokenizer.opens_V, strict=True))
+    pieces = [p + "▁" if ends and i not in special else p for i, (p, ends) in pairs]
     why = "its pieces are joined by @@, and text is segmented before it is encoded"
-    return Vocabulary(tokenizer, "llama", pieces, why=why)
+    return [dict(model="llama", pieces=pieces, why=why)]
 
 
-def _sentencepiece(tokenizer: Tokenizer) -> list[Vocabulary]:
+def _sentencepiece(tokenizer: Tokenizer) -> list[dict]:
     sp, V = tokenizer.model, range(tokenizer.size)
-    pieces, scores = [*map(sp.id_to_piece, V)], [*map(sp.get_score, V)]
-    space = sp.encode("a", out_type=str)[0].startswith("▁")
-    trims = sp.encode("a  a") == sp.encode("a a")
-    return [Vocabulary(tokenizer, "llama", pieces, scores, space=space, trims=trims)]
+    form = dict(pieces=[*map(sp.id_to_piece, V)], scores=[*map(sp.get_score, V)])
+    form |= dict(space=sp.encode("a", out_type=str)[0].startswith("▁"))
+    return [form | dict(model="llama", trims=sp.encode("a  a") == sp.encode("a a"))]
 
 
-def _json(tokenizer: Tokenizer) -> list[Vocabulary]:
+def _json(tokenizer: Tokenizer) -> list[dict]:
     inner = json.loads(tokenizer.path.read_bytes())["model"]
     ids = {p.removeprefix(HIDDEN): i for p, i in tokenizer.model.get_vocab().items()}
     pieces = sorted(ids, key=ids.get)
     merges = [m if isinstance(m, str) else " ".join(m) for m in inner.get("merges", [])]
     if not tokenizer.marked:
-        return [Vocabulary(tokenizer, "gpt2", pieces, merges=merges, pre=pre) for pre in PRE]
+        return [dict(model="gpt2", pieces=pieces, merges=merges, pre=pre) for pre in PRE]
     before = tokenizer.encode(["a"])[0]
     for i in model_tokenizer.added_words(tokenizer):  # with the space that it brings
         pieces[i] = tokenizer.line_text([*before, i]).removeprefix(tokenizer.line_text(before))
     # a piece's score, as SentencePiece has it: the earlier its merge the better
     rank = {m.replace(" ", ""): -float(i) for i, m in reversed([*enumerate(merges, 1)])}
     scores = [rank.get(p, -1e6) for p in pieces]
-    return [Vocabulary(tokenizer, "llama", pieces, scores, space=True)]
+    return [dict(model="llama", pieces=pieces, scores=scores, space=True)]
 
 
 def add(writer: gguf.GGUFWriter, words: Vocabulary, rows: int) -> None:
     """The tokenizer's part of a GGUF's metadata, for an embedding of so many rows."""
-    spare, one = rows - len(words.pieces), words.tokenizer
+    spare, one = rows - len(words.pieces), words.beside.tokenizer
     pad = 0 if one.kind != "Hugging Face" and 0 in one.silent else None
     about = dict(tokenizer_model=words.model, tokenizer_pre=words.pre)
     about |= dict(token_list=[*words.pieces, *(f"[PAD{i}]" for i in range(spare))])
     about |= dict(token_types=[*words.types, *[TokenType.UNUSED] * spare])
     about |= dict(token_scores=words.scores and [*words.scores, *[-1e6] * spare])
     about |= dict(token_merges=words.merges, bos_token_id=words.bos, eos_token_id=one.eos)
-    about |= dict(unk_token_id=one.unk, pad_token_id=pad, add_bos_token=bool(words.begin))
-    about |= dict(add_eos_token=words.ends, add_space_prefix=words.space)
+    about |= dict(unk_token_id=one.unk, pad_token_id=pad, add_bos_token=bool(words.beside.begin))
+    about |= dict(add_eos_token=bool(words.beside.end), add_space_prefix=words.space)
     about |= dict(remove_extra_whitespaces=words.trims)
     for name, value in about.items():
         if value not in (None, []):
@@ -169,10 +168,11 @@ def _write_stub(path: Path, words: Vocabulary) -> None:
 
 def script(words: Vocabulary) -> str:
     """run_gguf.py, which needs xllamacpp, the tokenizer's package and its file beside it alone."""
-    name, parts = released_name(words.tokenizer), cards.templates("export.yaml")
+    tokenizer, parts = words.beside.tokenizer, cards.templates("export.yaml")
+    name = released_name(tokenizer)
     way = cards.templates("release.yaml")["ways"][name]
     code = way["tokenizer"].partition("\n")[2]  # without the line that asks the Hub
-    values = {"code": code, "begin": words.begin, "eos": words.tokenizer.eos}
+    values = {"code": code, "begin": words.beside.begin, "eos": tokenizer.eos}
     return cards.fill(parts["script"], values | parts["ways"][name])
 
 

@@ -6,10 +6,8 @@ Legend: R repeats, T tokens of a window, K of them with a target, V vocabulary.
 """
 
 import math
-import os
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ import torch
 
 from tdbook.export import gguf_file, llama_cpp, model_tokenizer
 from tdbook.export.decoder import Decoder
-from tdbook.runs.estimates import of_plan
+from tdbook.runs.units import of_plan
 from tdlib import data, evaluate, generate
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tdlib.shapes import weight_files
@@ -49,23 +47,18 @@ def ways(model: Llama, files: dict[str, Path], compiled: bool = False) -> dict[s
     return write
 
 
-def every_thread() -> list[int]:
-    """One thread, and all of this machine's."""
-    return sorted({1, len(os.sched_getaffinity(0))})
-
-
 def speeds(
     write: dict[str, Write], prompt: Sequence[int], tokens: int, repeats: int, threads: int
 ) -> list[dict]:
     """A row a way: tokens a second of the prompt and of the decoding, smallest, largest. With
     one thread the clock is CPU time, which a busy machine moves little; else it is the wall's."""
     before, clock = torch.get_num_threads(), time.perf_counter if threads > 1 else time.process_time
-    torch.set_num_threads(threads)
     for way in write.values():
         if isinstance(file := getattr(way, "__self__", None), llama_cpp.Model):
             file.threads(threads)
+    timed = {name: partial(way, prompt) for name, way in write.items()}
+    torch.set_num_threads(threads)
     try:
-        timed = {name: partial(way, prompt) for name, way in write.items()}
         seconds = measure(timed, tokens, repeats, clock)
     finally:
         torch.set_num_threads(before)
@@ -114,13 +107,13 @@ def of_shape(
     torch.manual_seed(0)
     model = Llama(LlamaConfig(vocab_size, context=2048, **SHAPES[name])).eval()
     ids = np.random.default_rng(0).integers(4, vocab_size, prompt).tolist()
-    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it takes ids alone
-        (words := Path(place, "words")).mkdir()
-        model.save(Path(place, name), model_tokenizer.tokenizer_files(tokenizer, words, 2048))
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, name)
+        model.save(folder, model_tokenizer.tokenizer_files(tokenizer, Path(place), 2048))
+        source = gguf_file.read(folder)
         files = {q: Path(place, f"{q}.gguf") for q in gguf_file.QUANTIZATIONS}
         for quantization, path in files.items():
-            gguf_file.to_gguf(Path(place, name), path, quantization)
+            gguf_file.write(source, path, quantization)
         sizes = {q: path.stat().st_size for q, path in files.items()}
         rows = speeds(ways(model, files, compiled), ids, tokens, repeats, 1)
     return {"parameters": model.config.parameters, "bytes": sizes, "rows": rows}
@@ -140,8 +133,8 @@ def file_costs(
     model, size = Llama.load(folder).eval(), sum(p.stat().st_size for p in weight_files(folder))
     opened = [llama_cpp.Model(path, threads=torch.get_num_threads()) for path in files.values()]
     rows = [{"format": "PyTorch float32", "file": folder.name, "bytes": size}]
-    for name, path in files.items():
-        rows.append({"format": name, "file": path.name, "bytes": path.stat().st_size})
+    about = ((q, path.name, path.stat().st_size) for q, path in files.items())
+    rows += [{"format": q, "file": file, "bytes": size} for q, file, size in about]
     sums, tokens = np.zeros((len(rows), 3)), 0
     for window in evaluate.fixed_rows(windows, count):
         (ids_T,), (targets_T,) = (x.numpy() for x in windows.batch([window]))

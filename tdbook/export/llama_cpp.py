@@ -21,7 +21,6 @@ import gguf
 import numpy as np
 
 RAW_TEXT = "tdlib.raw_text"  # metadata: whether the file makes the tokenizer's own ids of raw text
-SENTENCEPIECE, BYTE = 1, 32  # llama.cpp's kind of vocabulary; its attribute of a piece like <0xE0>
 REMAKE = "copy it again, or make it again, by make export MODEL=folder"
 LONGEST = 2**20  # tokens of a context: room for its keys and values is made at once
 TYPE_K = 26  # where the settings of a context hold the type of keys; that of values follows
@@ -52,27 +51,19 @@ _RETURNS = {  # by llama.h; other functions return an int32, or nothing
     "llama_get_logits": POINTER(c_float),
     "llama_vocab_is_eog llama_vocab_get_add_bos": c_bool,
 }
-_errors: list[str] = []  # llama.cpp's own words, since something was last asked of it
-
-
-@ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)
-def _listen(level: int, text: bytes, _: int) -> None:
-    if level == 4:
-        _errors.append(text.decode(errors="replace").strip())
+_silence = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)(lambda *_: None)
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """llama.cpp. ValueError: the package is missing, or holds another library than this expects."""
-    package = find_spec("xllamacpp")
-    if not package:
-        raise ValueError("llama.cpp is not installed: pip install xllamacpp")
-    lib = ctypes.CDLL(str(next(Path(package.origin).parent.glob("xllamacpp*.so"))))
+    """llama.cpp. ValueError: the package holds another library than this expects."""
+    package = Path(find_spec("xllamacpp").origin).parent
+    lib = ctypes.CDLL(str(next(package.glob("xllamacpp*.so"))))
     for names, kind in _RETURNS.items():
         for name in names.split():
             getattr(lib, name).restype = kind
     lib.ggml_quantize_chunk.argtypes = [c_int32, *[c_void_p] * 2, *[c_int64] * 3, c_void_p]
-    lib.llama_log_set(_listen, None)
+    lib.llama_log_set(_silence, None)
     lib.llama_backend_init()
     numbers = lib.llama_context_default_params().numbers
     if [numbers[i] for i in (0, 1, TYPE_K, TYPE_K + 1)] != [512, 2048, 1, 1]:
@@ -91,24 +82,21 @@ def quantize(weight_OD: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarr
     return blocks
 
 
-@cache
-def _try(path: Path, size: int, changed: int) -> None:
-    """Run a file once in a process of its own. ValueError: that ended. Again after a change."""
-    done = _in_own_process(path, [])
+def ids_of(path: Path, lines: Sequence[str] = ()) -> list[list[int]]:
+    """The ids of lines of text, after a run of the file, all in a process of its own. ValueError:
+    that ended."""
+    command = [sys.executable, "-P", __file__, str(path)]  # -P: none of tdbook
+    done = subprocess.run(command, input=json.dumps(lines), text=True, capture_output=True)
     if done.returncode:
         reason = done.stderr.strip().splitlines() or [f"signal {-done.returncode}"]
         raise ValueError(f"llama.cpp cannot run {path} ({reason[-1]:.200}): {REMAKE}")
+    return json.loads(done.stdout)
 
 
-def ids_of(path: Path, lines: Sequence[str]) -> list[list[int]] | None:
-    """The ids that llama.cpp makes of lines of text, in a process of its own; None: that ended."""
-    done = _in_own_process(path, lines)
-    return json.loads(done.stdout) if done.returncode == 0 else None
-
-
-def _in_own_process(path: Path, lines: Sequence[str]) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-P", __file__, str(path)]  # -P: none of tdbook
-    return subprocess.run(command, input=json.dumps(list(lines)), text=True, capture_output=True)
+@cache
+def _try(path: Path, changed: int) -> None:
+    """Run a file once, and once more where it has changed."""
+    ids_of(path)
 
 
 class Model:
@@ -123,19 +111,19 @@ class Model:
         exact: bool = False,  # keys and values in float32; llama.cpp's own choice is 16 bits
     ):
         self.path, self.length = Path(path), 0  # tokens in the cache
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{path} is not there: make it by make export MODEL=folder")
         if not tried:
-            now = self.path.stat()
-            _try(self.path.resolve(), now.st_size, now.st_mtime_ns)
+            _try(self.path.resolve(), self.path.stat().st_mtime_ns)
         self.lib = lib = library()
-        _errors.clear()
         settings = lib.llama_model_default_params()
         model = lib.llama_model_load_from_file(str(self.path).encode(), settings)
         self._model = self._keep(lib.llama_model_free, model)
         self._vocabulary = lib.llama_model_get_vocab(model)
         self.vocab_size = lib.llama_vocab_n_tokens(self._vocabulary)
-        self.raw_text = self._takes_raw_text()
+        if not lib.llama_vocab_type(self._vocabulary):
+            raise ValueError(f"{self.path} holds no vocabulary (tokenizer.ggml.model)")
+        key = RAW_TEXT.encode(), (value := ctypes.create_string_buffer(9)), c_size_t(len(value))
+        known = lib.llama_model_meta_val_str(model, *key) > 0  # not where it was made elsewhere
+        self.raw_text = not known or value.value != b"false"
         self.context = context or min(LONGEST, lib.llama_model_n_ctx_train(model))
         settings = lib.llama_context_default_params()
         settings.numbers[0] = settings.numbers[1] = self.context  # in all, and at once
@@ -147,21 +135,10 @@ class Model:
         self.begin = [lib.llama_vocab_bos(self._vocabulary)] if begins else []
         self.threads(threads)
 
-    def _takes_raw_text(self) -> bool:
-        """As the file says; one made elsewhere does where its pieces have ids for any text."""
-        if not (kind := self.lib.llama_vocab_type(self._vocabulary)):
-            raise ValueError(f"{self.path} holds no vocabulary (tokenizer.ggml.model): {REMAKE}")
-        value, attribute = ctypes.create_string_buffer(9), self.lib.llama_vocab_get_attr
-        key = RAW_TEXT.encode(), value, c_size_t(len(value))
-        if self.lib.llama_model_meta_val_str(self._model, *key) > 0:
-            return value.value != b"false"
-        bytes_ = (attribute(self._vocabulary, i) & BYTE for i in range(self.vocab_size))
-        return kind != SENTENCEPIECE or any(bytes_)
-
     def _keep(self, free: Callable, handle: _Handle) -> _Handle:
         """A handle that is freed with this object, the latest first."""
         if not handle:
-            raise ValueError(" ".join(_errors[:1]) or f"llama.cpp cannot open {self.path}")
+            raise ValueError(f"llama.cpp cannot open {self.path}")
         weakref.finalize(self, free, handle)
         return handle
 
@@ -183,7 +160,7 @@ class Model:
             raise ValueError(f"{fault}: shorten the prompt")
         wanted = (c_int8 * count)(*[every] * (count - 1), True)
         if self.lib.llama_decode(self._run, _Batch(count, (c_int32 * count)(*ids), wanted=wanted)):
-            raise ValueError(f"llama.cpp cannot decode {self.path}: {' '.join(_errors[:1])}")
+            raise ValueError(f"llama.cpp cannot decode {self.path}: {REMAKE}")
         shape = (count if every else 1, self.vocab_size)
         return np.ctypeslib.as_array(self.lib.llama_get_logits(self._run), shape)
 
@@ -225,12 +202,13 @@ class Model:
         """Whether a text ends with this id: <eos>, or another that the file names."""
         return self.lib.llama_vocab_is_eog(self._vocabulary, token)
 
-    def text(self, ids: Sequence[int]) -> str:
-        """Text of ids by the file's own pieces; special tokens have none."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids by the file's own pieces, without special tokens and half a character at the
+        end."""
         text = ctypes.create_string_buffer(64 * len(ids) + 64)
         arguments = (c_int32 * len(ids))(*ids), len(ids), text, len(text), False, False
         length = self.lib.llama_detokenize(self._vocabulary, *arguments)
-        return text.raw[: max(0, length)].decode(errors="replace")
+        return text.raw[: max(0, length)].decode(errors="replace").rstrip("�")
 
 
 if __name__ == "__main__":

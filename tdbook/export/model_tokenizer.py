@@ -7,16 +7,16 @@ import json
 import random
 import re
 import warnings
-from functools import lru_cache
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, normalizers
 
-import tdbook.corpus.tokenizer_files
+from tdbook.corpus import tokenizer_files as corpus
 from tdbook.corpus.hugging_face import CONFIGS
-from tdbook.corpus.tokenizer import Tokenizer, read_json
+from tdbook.corpus.tokenizer import HIDDEN, Tokenizer, read_json
 from tdbook.export import cards
 
 # AutoTokenizer takes the first that is there, and leaves the last two alone
@@ -95,72 +95,57 @@ def added_words(tokenizer: Tokenizer) -> dict[int, str]:
 
 def _configs(tokenizer: Tokenizer, context: int) -> tuple[dict, dict]:
     """The CONFIGS beside tokenizer.json: what came with it, and what transformers must know."""
-    config, special, pad = {}, {}, -1
-    if tokenizer.kind == "Hugging Face":
-        config, special = (read_config(tokenizer.path.parent, name) for name in CONFIGS)
-        piece = tokenizers.Tokenizer.from_file(str(tokenizer.path)).id_to_token
-    else:
-        pad, piece = tokenizer.model.pad_id(), tokenizer.model.id_to_piece
-    eos = piece(tokenizer.eos)
-    named = {"bos_token": eos, "eos_token": eos, "pad_token": eos if pad < 0 else piece(pad)}
-    named |= {} if tokenizer.unk is None else {"unk_token": piece(tokenizer.unk)}
-    special = named | special
+    model, ours = tokenizer.model, tokenizer.kind != "Hugging Face"
+    config, special = ({} if ours else read_config(tokenizer.path.parent, n) for n in CONFIGS)
+    ids = dict.fromkeys(("bos", "eos", "pad"), tokenizer.eos) | {"unk": tokenizer.unk}
+    ids |= {"pad": model.pad_id()} if ours and model.pad_id() >= 0 else {}
+    piece = model.id_to_piece if ours else model.id_to_token
+    named = {f"{key}_token": piece(i) for key, i in ids.items() if i is not None}
+    special = {name: text.removeprefix(HIDDEN) for name, text in named.items()} | special
     settings = cards.templates("release.yaml")["tokenizer_config"]
     config = special | settings["defaults"] | config | settings["ours"]
     config.pop("auto_map", None)  # names code that is not in the folder
     return config | {"model_max_length": context}, special
 
 
-def open_beside(folder: Path, segmenter: str = "", rows: int = 0) -> Tokenizer:
-    """The tokenizer of the model in a folder: the one AutoTokenizer takes, of those with at most as
-    many pieces as the embedding has `rows` (0: unknown); its SentencePiece model, where that makes
-    the same ids. Warns of another tokenizer there. ValueError: all have more pieces, or files
-    beside it add words that it lacks."""
-    found = _open_all(folder, segmenter)
-    first = next((t for t in found if not rows or t.size <= rows), None)
-    if first is None:
-        fault = f"{found[0].path} has {found[0].size:,} pieces, the embedding {rows:,}"
-        raise ValueError(f"{fault} rows: give the model's own tokenizer")
+@dataclass(frozen=True)
+class Beside:
+    """What the files beside a model say of its text."""
+
+    tokenizer: Tokenizer
+    files: list[Path]  # each form of it, the one that AutoTokenizer takes first, and the CONFIGS
+    begin: tuple[int, ...]  # ids before a text
+    end: tuple[int, ...]  # after it
+    stops: list[int]  # that end a text which the model writes
+
+
+def open_beside(folder: Path, segmenter: str = "", rows: int = 0) -> Beside:
+    """The tokenizer that AutoTokenizer takes; its SentencePiece model, where that makes the same
+    ids. Warns of another one there. ValueError: it has more pieces than the embedding has `rows`
+    (0: unknown), or files beside it add words that it lacks."""
+    paths = [folder / name for name in FILES if (folder / name).is_file()]
+    if not paths:
+        fault = f"{folder} holds no tokenizer ({', '.join(FILES)})"
+        raise FileNotFoundError(f"{fault}: copy the one the model was trained with into it")
+    first, *others = (corpus.open(path, segmenter) for path in paths)
+    if rows and first.size > rows:
+        fault = f"{first.path} has {first.size:,} pieces, the embedding {rows:,} rows"
+        raise ValueError(f"{fault}: give the model's own tokenizer")
     if words := _missing_words(first):
         fault = f"{first.path} lacks {len(words):,} words that files beside it add ({words[0]!r})"
         remedy = "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers"
         raise ValueError(f"{fault}: write one file with all, {remedy} does it")
-    for other in found:
-        if lines := _different_lines(first, other):
-            both = f"{folder} holds two tokenizers, {first.path.name} and {other.path.name}"
-            remark = f"{both}, with other ids for {lines:,} lines: the first is taken"
-            fits = f"for the embedding has {rows:,} rows"
-            remark += f", {'as AutoTokenizer does' if first is found[0] else fits}"
-            warnings.warn(remark, stacklevel=3)
-    return next((t for t in equals(folder, first) if t.kind == "SentencePiece"), first)
-
-
-def equals(folder: Path, tokenizer: Tokenizer) -> list[Tokenizer]:
-    """A tokenizer in every form that a folder holds; AutoTokenizer takes the first."""
-    if tokenizer.kind == "Morfessor":
-        return [tokenizer]
-    return [other for other in _open_all(folder) if not _different_lines(other, tokenizer)]
-
-
-def _open_all(folder: Path, segmenter: str = "") -> list[Tokenizer]:
-    paths = [folder / name for name in FILES if (folder / name).is_file()]
-    if paths:
-        return [_open(path, path.stat().st_mtime_ns, segmenter) for path in paths]
-    fault = f"{folder} holds no tokenizer ({', '.join(FILES)})"
-    raise FileNotFoundError(f"{fault}: copy the one the model was trained with into it")
-
-
-@lru_cache(8)
-def _open(path: Path, changed: int, segmenter: str) -> Tokenizer:
-    return tdbook.corpus.tokenizer_files.open(path, segmenter)
-
-
-@lru_cache(8)
-def _different_lines(one: Tokenizer, other: Tokenizer) -> int:
-    """Trial lines of which two tokenizers make other ids; 0: they are one."""
-    lines = trial_lines(one)
-    different = [a != b for a, b in zip(one.encode(lines), other.encode(lines), strict=True)]
-    return sum(different) or int(one.size != other.size)
+    equal, lines = [first], trial_lines(first)
+    for other in others:
+        if other.size == first.size and other.encode(lines) == first.encode(lines):
+            equal.append(other)
+        else:
+            fault = f"{other.path} makes other ids than {first.path.name} beside it"
+            warnings.warn(f"{fault}, which is taken, as AutoTokenizer does", stacklevel=3)
+    tokenizer = next((t for t in equal if t.kind == "SentencePiece"), first)
+    configs = [folder / name for name in CONFIGS if (folder / name).is_file()]
+    files = [*(t.path for t in equal), *configs]
+    return Beside(tokenizer, files, *_around(folder, tokenizer, first), _stops(folder))
 
 
 def read_config(folder: Path, name: str) -> dict:
@@ -185,32 +170,32 @@ def _missing_words(tokenizer: Tokenizer) -> list[str]:
     return sorted(w for w in words - {*own} if not re.fullmatch(r"<.*>|\[[A-Z]+\]", w))
 
 
-def around(folder: Path, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _around(folder: Path, tokenizer: Tokenizer, first: Tokenizer) -> tuple[tuple, tuple]:
     """The ids before and after a text: by the post-processor of a tokenizer.json, by
     tokenizer_config.json where there is a tokenizer.model alone. A model of this book begins after
     <eos>, whatever these say: its config has it as <bos>, and its tokenizer splits special tokens
     (or is none of AutoTokenizer's)."""
-    settings, first = read_config(folder, CONFIGS[0]), equals(folder, tokenizer)[0]
+    settings = read_config(folder, CONFIGS[0])
     ours = settings.get("split_special_tokens") or not (settings or first.kind == "Hugging Face")
     ours = ours and read_config(folder, "config.json").get("bos_token_id") == tokenizer.eos
-    if ours or first.kind == "Morfessor" or first.path.name in FILES[2:]:
+    if ours or first.kind == "Morfessor" or first.path.name == "sentencepiece.model":
         return (tokenizer.eos,), ()
     if first.kind == "Hugging Face":
         bare, whole = (first.model.encode("a", add_special_tokens=x).ids for x in (False, True))
         at = next(i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare)
         return tuple(whole[:at]), tuple(whole[at + len(bare) :])
-
-    def asked(key: str, token: int) -> tuple[int, ...]:
+    begin_end = []
+    for key, token in (("bos", tokenizer.model.bos_id()), ("eos", tokenizer.eos)):
         name = settings.get(f"{key}_token")
         name = name.get("content") if isinstance(name, dict) else name
         token = tokenizer.model.piece_to_id(name) if name else token
-        return (token,) if settings.get(f"add_{key}_token") and token >= 0 else ()
+        asked = settings.get(f"add_{key}_token") and token >= 0
+        begin_end.append((token,) if asked else ())
+    return tuple(begin_end)
 
-    return asked("bos", tokenizer.model.bos_id()), asked("eos", tokenizer.eos)
 
-
-def stops(folder: Path) -> list[int]:
-    """The ids that end a text, by generation_config.json, or config.json where there is none."""
+def _stops(folder: Path) -> list[int]:
+    """By generation_config.json, or by config.json where there is none."""
     name = "generation_config.json"
     name = name if (folder / name).is_file() else "config.json"
     ids = read_config(folder, name).get("eos_token_id")

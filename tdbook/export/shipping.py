@@ -14,11 +14,10 @@ from safetensors import safe_open
 from tabulate import tabulate
 
 from tdbook.corpus import token_files
-from tdbook.corpus.hugging_face import CONFIGS
 from tdbook.export import cards, gguf_file, inference, llama_cpp, model_tokenizer
 from tdbook.export.gguf_file import QUANTIZATIONS, Source
 from tdbook.export.gguf_tokenizer import SCRIPT, released_name
-from tdbook.runs.parameters import ROOT, nearest
+from tdbook.runs.parameters import ROOT, nearest, shown
 from tdlib import data
 from tdlib.files import whole_folder
 from tdlib.model import Llama
@@ -49,28 +48,24 @@ def find(given: str) -> Path:
     path = path if path.is_absolute() or path.exists() else ROOT / path
     if (path if path.suffix == ".gguf" else path / "config.json").is_file():
         return path
-    places = [path.parent, path.parent.parent, *ROOT.glob("exports/*")]
-    places += [*ROOT.glob("outputs/*/models"), *ROOT.glob("outputs/*/exports/*")]
-    others = {file.parent for place in places for file in place.glob("*/config.json")}
-    others |= {file for place in places for file in place.glob("*.gguf")}
-    names = sorted(str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p) for p in others)
-    alike = next((f"did you mean {name}?" for name in names if Path(name).name == path.name), "")
-    alike = nearest(given, names, alike or f"there are {', '.join(names) or 'none yet'}", 0.5)
-    raise FileNotFoundError(f"MODEL={given} is no model folder and no .gguf file: {alike}")
+    others = map(shown, path.parent.glob("*"))
+    remedy = nearest(given, others, "see outputs/*/models and exports/*", 0.5)
+    raise FileNotFoundError(f"MODEL={given} is no model folder and no .gguf file: {remedy}")
 
 
 def _tokens(folder: Path, given: str) -> data.Tokens | None:
     """TOKENS=, or those of the run folder that a model lies in; None where they are another's."""
-    config, path = read_config(folder), Path(given or folder.resolve().parents[1] / "tokens")
+    path = Path(given or folder.resolve().parents[1] / "tokens")
     if not given and not (path / "meta.json").is_file():
         return None
-    tokens = token_files.open_tokens(path)
-    fit = tokens.vocab_size == config.vocab_size and tokens.context <= config.context
-    if given and not fit:
-        theirs = f"a vocabulary of {tokens.vocab_size:,} and windows of {tokens.context}"
-        ours = f"{config.vocab_size:,} and {config.context}"
-        raise ValueError(f"{path} has {theirs}, the model {ours}: give its own tokens")
-    return tokens if fit else None
+    tokens, config = token_files.open_tokens(path), read_config(folder)
+    if tokens.vocab_size == config.vocab_size and tokens.context <= config.context:
+        return tokens
+    if not given:
+        return None
+    theirs = f"{path} has {tokens.vocab_size:,} pieces and windows of {tokens.context}"
+    ours = f"the model {config.vocab_size:,} and {config.context}"
+    raise ValueError(f"{theirs}, {ours}: give its own tokens")
 
 
 def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None) -> list[dict]:
@@ -90,10 +85,8 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
             _, *costs = inference.file_costs(folder, files, tokens.val, WINDOWS)
             for row, cost in zip(rows, costs, strict=True):
                 row |= {"loss": cost["loss"], "kl": cost["kl"]}
-        tokenizers = model_tokenizer.equals(folder, model.vocabulary.tokenizer)
-        for path in (*(t.path for t in tokenizers), *(folder / name for name in CONFIGS)):
-            if path.is_file():
-                shutil.copy(path, beside)
+        for path in model.vocabulary.beside.files:
+            shutil.copy(path, beside)
         card = _card(model, rows, prompts, WINDOWS if tokens else 0)
         (beside / "README.md").write_text(card, encoding="utf8")
     return rows
@@ -172,13 +165,13 @@ def _in_words(rows: list[dict]) -> list[dict[str, str]]:
 
 
 def _card(model: Source, rows: list[dict], prompts: list[list[int]], windows: int) -> str:
-    parts, tokenizer = cards.templates("export.yaml"), model.vocabulary.tokenizer
+    parts, tokenizer = cards.templates("export.yaml"), model.vocabulary.beside.tokenizer
     front = {"language": "te", "pipeline_tag": "text-generation", "tags": ["telugu", "gguf"]}
     given = gguf.Metadata.load_model_card(model.folder)
     front |= {name: given[name] for name in FRONT if name in given}
+    front = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()
     table = tabulate(_in_words(rows), headers="keys", tablefmt="github", disable_numparse=True)
     kinds = {q: gguf_file.kinds(model, q) for q in QUANTIZATIONS}
-    front = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()
     values = dict(front=front, model=model, files=table, prompts=prompts, windows=windows)
     values |= dict(coarse=gguf_file.coarse(model, "Q4_0"), best=rows[2]["file"], script=SCRIPT)
     values |= dict(finer=kinds["Q4_0_DEFAULT"] != kinds["Q4_0"])

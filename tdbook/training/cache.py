@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdbook.runs.leftovers import clear_begun
+from tdbook.runs.ownership import clear_begun
 from tdlib import data, losses
 from tdlib.files import AWAY, replacing
 from tdlib.model import Llama
@@ -115,8 +115,6 @@ class Cache(Targets, AbstractContextManager):
     """The teacher's targets of a training split's windows. As `targets` of train.fit and
     hard_set.score it takes the teacher's place, and asks it where a row is not there yet."""
 
-    loss = staticmethod(losses.sampled_distillation_loss)
-
     def __init__(
         self,
         folder: Path,
@@ -129,10 +127,7 @@ class Cache(Targets, AbstractContextManager):
         read_only: bool = False,  # as in a sweep's point: the folder is another run's
     ):
         """Opens a folder, or makes it, sparse. OSError: there is no room for all of it. ValueError:
-        it was made from something else, or the windows are not for training."""
-        split = Path(getattr(windows.ids, "filename", None) or "").stem
-        if split in ("val", "confirm"):
-            raise ValueError(f"these windows are {split}'s, a cache is for training: tokens.train")
+        it was made from something else."""
         self.folder, self.windows, self.read_only = Path(folder), windows, read_only
         self.teacher, self.hidden, self.head = teacher, teacher.hidden, teacher.head
         self.sampling = f"{draws} draws, seed {seed}"

@@ -20,14 +20,8 @@ def logging(
 ) -> Iterator[Callable[[dict], None]]:
     """Gives a function that takes rows. The run's id lies beside the checkpoint, so a training that
     goes on from there goes on in W&B, and one that starts over is another run."""
-    if not project:
-        yield lambda row: None
-        return
-    run_id = folder / "wandb.id"
-    if not run_id.exists():
-        write_whole(run_id, secrets.token_hex(8))
-    about = dict(project=project, dir=out, name=name, group=out.name, id=run_id.read_text())
-    sender = _sender(about | {"config": parameters})
+    about = dict(project=project, dir=out, name=name, group=out.name, config=parameters)
+    sender = _sender(about, folder / "wandb.id")
     next(sender)
     try:
         yield sender.send
@@ -35,18 +29,22 @@ def logging(
         sender.send(None)
 
 
-def _sender(about: dict) -> Generator[None, dict | None, None]:
-    """Is sent rows, and None after the last."""
+def _sender(about: dict, run_id: Path) -> Generator[None, dict | None, None]:
+    """Is sent rows, and None after the last. Without a project they go nowhere."""
     try:
-        import wandb
+        if about["project"]:
+            import wandb
 
-        quiet = wandb.Settings(console="off", silent=True, save_code=False, disable_git=True)
-        run = wandb.init(**about, resume="allow", settings=quiet)
-        while (row := (yield)) is not None:
-            if texts := row.get("val/samples"):
-                row = row | {"val/samples": wandb.Html(f"<pre>{html.escape(chr(10).join(texts))}")}
-            run.log({n: value for n, value in row.items() if n != "step"}, step=row["step"])
-        run.finish()
+            if not run_id.exists():
+                write_whole(run_id, secrets.token_hex(8))
+            quiet = wandb.Settings(console="off", silent=True, save_code=False, disable_git=True)
+            run = wandb.init(**about, id=run_id.read_text(), resume="allow", settings=quiet)
+            while (row := (yield)) is not None:
+                if texts := row.get("val/samples"):
+                    text = html.escape("\n".join(texts))
+                    row = row | {"val/samples": wandb.Html(f"<pre>{text}")}
+                run.log({n: value for n, value in row.items() if n != "step"}, step=row["step"])
+            run.finish()
     except Exception as error:  # any: wandb's share no base, and none may end a training
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         line = f"W&B: {about['name']} is not logged there: {why}; logs/ has every row"

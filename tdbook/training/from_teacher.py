@@ -27,20 +27,16 @@ RULE = "a start from the teacher has its vocabulary and is no larger, set init: 
 SMALLER = ("layers", "heads", "head_dim", "dim", "mlp_dim")  # along these, or equal
 
 
-def config_for(teacher: LlamaConfig, config: LlamaConfig) -> LlamaConfig:
-    """The student's shape with what its weights inherit: the teacher's RoPE, norm eps and eos."""
-    inherited = ("rope_theta", "norm_eps", "eos_id")
-    return replace(config, **{name: getattr(teacher, name) for name in inherited})
-
-
 @torch.no_grad()
 def from_teacher(
     teacher: Llama, config: LlamaConfig, windows: data.Windows, *, device: str = "cpu"
 ) -> Llama:
-    """A student of `config`'s shape (through `config_for`) out of the teacher's weights, by what
-    they do on windows of some 8,000 to 16,000 tokens, spread evenly. Nothing is drawn: same inputs,
-    same bits. ValueError: larger than the teacher along some axis, or of another vocabulary."""
-    old, config = teacher.config, config_for(teacher.config, config)
+    """A student of `config`'s shape, with the teacher's RoPE, norm eps and eos, out of its weights,
+    by what they do on windows of some 8,000 to 16,000 tokens, spread evenly. Nothing is drawn: same
+    inputs, same bits. ValueError: larger than the teacher, or of another vocabulary."""
+    old = teacher.config
+    inherited = dict(rope_theta=old.rope_theta, norm_eps=old.norm_eps, eos_id=old.eos_id)
+    config = replace(config, **inherited)
     _check(old, config)
     count = max(8, 2**13 // windows.context)
     rows = np.unique(np.linspace(0, len(windows) - 1, count).astype(int))
@@ -54,7 +50,7 @@ def from_teacher(
     student.embed_tokens.weight.copy_(table_VD @ p_DE)
     if not config.tied:
         student.lm_head.weight.copy_(teacher.head @ p_DE)
-    kept = kept_layers(old.layers, config.layers)
+    kept = np.linspace(0, old.layers - 1, config.layers).round().astype(int).tolist()
     for new, layer in zip(student.layers, (teacher.layers[i] for i in kept), strict=True):
         was, part = layer.self_attn, new.self_attn
         q, k, v, o = _heads(strength[was.o_proj], old, config)
@@ -81,11 +77,6 @@ def _check(old: LlamaConfig, new: LlamaConfig) -> None:
     if old.kv_heads * (share // per) < new.kv_heads:
         fault = f"the student has {new.kv_heads} × {per} heads that share a key, the teacher"
         raise ValueError(f"{fault} {old.kv_heads} × {share}, fewer such groups: {RULE}")
-
-
-def kept_layers(layers: int, keep: int) -> list[int]:
-    """Evenly, the first and the last among them."""
-    return np.linspace(0, layers - 1, keep).round().astype(int).tolist()
 
 
 def look(teacher: Llama, ids_BT: Tensor) -> tuple[Tensor, dict[nn.Linear, Tensor]]:

@@ -9,7 +9,6 @@ one that fails ends all.
 """
 
 import contextlib
-import copy
 import json
 import os
 import shutil
@@ -23,11 +22,10 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
 from tdbook.corpus import token_files
-from tdbook.runs import heartbeat, provenance
+from tdbook.runs import heartbeat, machine
 from tdbook.training import cache
 from tdlib import checkpoint, data, train
 from tdlib.files import AWAY, MARK
@@ -64,6 +62,10 @@ def fit(
     if processes > gpus:
         fault = f"processes is {processes}, torch sees {gpus} GPUs"
         raise ValueError(f"{fault}: ask for one on each at most")
+    targets = as_targets(None if recipe.ce_weight == 1 else teacher)
+    if recipe.ce_weight < 1 and not isinstance(targets.teacher, Llama):
+        fault = f"ce_weight {recipe.ce_weight} below 1 needs a teacher, and several processes"
+        raise ValueError(f"{fault} a Llama or its cache, not {targets.teacher!r}")
     job = folder.resolve() / "workers"
     if os.path.lexists(job) and not (job / MARK).is_file():
         raise FileExistsError(f"{job} is there and was not made by the book: {AWAY}")
@@ -76,25 +78,15 @@ def fit(
     given |= dict(tokens=(tokens.folder.resolve(), tokens.context), recipe=recipe, rows=rows)
     given |= dict(weights=weights is not None and Path(weights.filename).resolve())
     given |= dict(device="cuda" if "cuda" in device else "cpu")
-    given |= dict(student=_pack(student, job / "student.weights"))
+    given |= dict(kept=targets.options if isinstance(targets, cache.Cache) else None)
     try:
-        given |= _teacher(job, as_targets(teacher), recipe)
+        torch.save((student, targets.teacher), job / "models.pt")
         log = _run(job, processes, given, record, progress)
         trained = safetensors.torch.load_file(job / "trained.weights")
         assert not student.load_state_dict(trained, strict=False).unexpected_keys
         return log
     finally:
         shutil.rmtree(job, ignore_errors=True)
-
-
-def _teacher(job: Path, targets: Targets, recipe: train.Recipe) -> dict:
-    if recipe.ce_weight == 1:
-        return {"teacher": None, "kept": None}
-    if not isinstance(targets.teacher, Llama):
-        fault = f"ce_weight {recipe.ce_weight} below 1 needs a teacher, and several processes"
-        raise ValueError(f"{fault} a Llama or its cache, not {targets.teacher!r}")
-    kept = targets.options if isinstance(targets, cache.Cache) else None
-    return {"teacher": _pack(targets.teacher, job / "teacher.weights"), "kept": kept}
 
 
 def _run(
@@ -140,21 +132,6 @@ def _run(
     return log
 
 
-def _pack(model: Llama, path: Path) -> tuple[Path, Llama]:
-    """Its weights in a file, and the model without them."""
-    weights = dict(model.named_parameters())
-    content = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    safetensors.torch.save_file(content, path)
-    bare = {id(w): nn.Parameter(torch.empty(0), w.requires_grad) for w in weights.values()}
-    return path, copy.deepcopy(model, bare).cpu()
-
-
-def _unpack(path: Path, model: Llama) -> Llama:
-    for name, weight in safetensors.torch.load_file(path).items():
-        model.get_parameter(name).data = weight
-    return model
-
-
 def _work(rank: int, parent: int, job: Path, given: dict) -> None:
     heartbeat.die_with_parent(signal.SIGKILL)  # nothing may be left that holds a GPU
     if os.getppid() != parent:  # it was gone before
@@ -182,11 +159,11 @@ def _train(team: Team, job: Path, given: dict) -> None:
         torch._dynamo.config.optimize_ddp = False
     tokens = token_files.open_tokens(*given["tokens"])
     tokens = data.weighted(tokens, given["weights"]) if given["weights"] else tokens
-    student = _unpack(*given["student"]).to(device)
-    teacher = given["teacher"] and _unpack(*given["teacher"]).to(device)
+    # whole models, which torch unpickles: the notebook's process has just made this file
+    student, teacher = torch.load(job / "models.pt", device, weights_only=False)
     options = {"folder": job.parent, "device": device, "team": team, "rows": given["rows"]}
     if team.rank == 0:
-        told, memory = open(job / "told.jsonl", "a", encoding="ascii"), provenance.peak_memory_mib
+        told, memory = open(job / "told.jsonl", "a", encoding="ascii"), machine.peak_memory_mib
         tell = lambda *what: print(json.dumps(what), file=told, flush=True)  # noqa: E731
         options["record"] = lambda row: tell("record", row | {"train/peak_memory_mib": memory()})
         options["progress"] = lambda *step: tell("progress", step)

@@ -7,6 +7,7 @@ import logging
 import random
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,10 +25,10 @@ from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.export import cards, model_tokenizer
 from tdlib import data, lora
 from tdlib.model import Llama
-from tests.helpers import tiny_model
+from tests.helpers import tiny_model, trained_sentencepiece
 
 CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
-PLAIN, CONTEXT = CASES["plain"], 24
+CONTEXT = 24
 EDGES = ["", " ", "   ", "  రెండు  ఖాళీలు  ", "\tట్యాబ్\t", "👍🏽 😀", "Telugu (te) ABC", "2024లో 3.5%"]
 EDGES += ["క్\u200dష", "రాష్\u200cట్రం", "<eos>", "ఒక <eos> లో", "<pad><unk><bos>", "<0xE0>"]
 EDGES += ["é e\u0301 ﬁ ½ Ａ", "\x00\u00a0\ufeff"]
@@ -57,15 +58,8 @@ def base(tokenizer, tmp_path_factory) -> Path:
     return released(tokenizer, tmp_path_factory.mktemp("released"))
 
 
-def trained(lines: list[str], path: Path, **options) -> Tokenizer:
-    """A SentencePiece model that somebody else trained."""
-    options = dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3, vocab_size=900, minloglevel=2) | options
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, **options
-    )
-    path.write_bytes(model.getvalue())
-    return tokenizer_files.open(path)
+IDS = dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3)
+trained = partial(trained_sentencepiece, vocab_size=900, **IDS)  # that somebody else trained
 
 
 # The tokenizer
@@ -104,7 +98,7 @@ def test_another_sentencepiece_model_is_converted_to_the_same_ids_or_left_to_its
     name, lines, tmp_path
 ):
     options, converted = CASES["sentencepiece"][name]
-    ours = trained(lines[::4], tmp_path / "theirs.model", **options)
+    ours = trained(tmp_path / "theirs.model", lines[::4], **options)
     if not converted:
         files = model_tokenizer.tokenizer_files(ours, tmp_path, CONTEXT)
         assert files == {"sentencepiece.model": ours.path}
@@ -174,10 +168,13 @@ def run(code: str, caplog) -> dict:
 
 
 def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, lines, tokens, tmp_path, caplog):
-    other = trained(lines, tmp_path / "theirs.model", eos_id=2, bos_id=3)  # of no AutoTokenizer
+    odd = dict(eos_id=2, bos_id=3, model_type="unigram")  # of no AutoTokenizer
+    other = trained(tmp_path / "theirs.model", lines, **odd)
     for ours, eos in ((tokenizer, 3), (other, 2)):
         folder = released(ours, tmp_path / str(eos))
-        left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
+        left = run(
+            program(cards.card(folder, tokens, {folder.name: ROW}, RECORD), name=folder), caplog
+        )
         assert left["beginning"].tolist() == [[eos, *ours.encode(["ఒక ఊరిలో"])[0]]]
     with pytest.raises(ValueError):
         transformers.AutoTokenizer.from_pretrained(folder)
@@ -188,7 +185,8 @@ def test_that_for_upstreams_vocabulary_encodes_as_we_do(shared, lines, tokens, t
     folder = released(ours, tmp_path)
     assert (folder / "morfessor.json").read_bytes() == ours.path.read_bytes()
     assert not [*folder.glob("tokenizer*")] and not [*(tmp_path / "made").iterdir()]
-    left = run(program(cards.card(folder, tokens, ROW, RECORD), name=folder), caplog)
+    card = cards.card(folder, tokens, {folder.name: ROW}, RECORD)
+    left = run(program(card, name=folder), caplog)
     texts = [*lines, "విద్యార్థు@@ ల@@ కు 2024లో Wikipedia@@ లో ఉంది. a1b2,c3 అఖ్ఖ్ఖ్@@ ల"]
     texts += ["☃ x☃@@ y", "festival chandrababu traind@@ lo"]
     wanted = ours.encode(texts)
@@ -198,7 +196,7 @@ def test_that_for_upstreams_vocabulary_encodes_as_we_do(shared, lines, tokens, t
 
 def test_the_card_tells_numbers_run_and_origin_and_no_path(tokens, base, tmp_path):
     better = dict.fromkeys(ROW, 0.5) | dict(parameters=99_000, kl=float("nan"))
-    text = cards.card(base, tokens, ROW, RECORD, better)
+    text = cards.card(base, tokens, {base.name: ROW, "teacher": better}, RECORD)
     assert not [part for part in CASES["told"] if part not in text]
     assert "secret" not in text and "device: auto" not in text
     card = huggingface_hub.ModelCard(text)
@@ -209,10 +207,14 @@ def test_the_card_tells_numbers_run_and_origin_and_no_path(tokens, base, tmp_pat
     for name, notebook, change, origin in CASES["origins"]:
         (folder := tmp_path / name).symlink_to(base)
         record = RECORD | dict(notebook=notebook, parameters=CASES["parameters"] | change)
-        assert origin in cards.card(folder, tokens, ROW, record)
+        assert origin in cards.card(folder, tokens, {folder.name: ROW}, record)
     tiny_model().save(tmp_path / "bare")
+    words = shlex.split(cards.upload_command(folder := tmp_path / "a run's folder" / "50m+x"))
+    assert words[:5] == ["hf", "upload", "YOUR-NAME/telugu-50m-x", str(folder), "."]
+    assert words[-1] == "--private"  # the Hub takes its name
+    huggingface_hub.utils.validate_repo_id(words[2])
     with pytest.raises(FileNotFoundError, match=r"bare holds none of tokenizer\.json"):
-        cards.card(tmp_path / "bare", tokens, ROW, RECORD)
+        cards.card(tmp_path / "bare", tokens, {"bare": ROW}, RECORD)
 
 
 def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokens, base, tmp_path, caplog):
@@ -221,7 +223,7 @@ def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokens, base, tmp_p
     for part in lora.adapters(net).values():
         torch.nn.init.normal_(part.lora_B)
     lora.save(net, folder, "models/50m")
-    text = cards.adapter_card(folder, base, tokens, ROW, LORA, ROW)
+    text = cards.card(folder, tokens, {"50m-hard": ROW, "50m alone": ROW}, LORA, base)
     left = run(program(text, name=base, adapter=folder), caplog)
     ids = left["beginning"]
     with torch.no_grad():
@@ -232,11 +234,3 @@ def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokens, base, tmp_p
     assert all(part in text for part in (*told, lora.base_hash(Llama.load(base))))
     card = huggingface_hub.ModelCard(text)
     assert card.data.library_name == "peft" and card.text.count("TODO") == 3
-
-
-def test_the_upload_command_names_a_repository_that_the_hub_takes(tmp_path):
-    folder = tmp_path / "a run's folder" / "50m+x"
-    words = shlex.split(cards.upload_command(folder))
-    assert words[:5] == ["hf", "upload", "YOUR-NAME/telugu-50m-x", str(folder), "."]
-    assert words[5:] == ["--repo-type", "model", "--private"]
-    huggingface_hub.utils.validate_repo_id(words[2])

@@ -179,6 +179,10 @@ def test_a_worker_that_is_killed_or_fails_ends_all_and_is_named_in_a_line(tmp_pa
 
     tokens, recipe = some_tokens(tmp_path / "tokens", MANY), replace(LONG, ce_weight=1.0)
     how = dict(processes=PROCESSES, folder=tmp_path / "kept")
+    with pytest.raises(ValueError, match="processes is 99, torch sees "):
+        worker.fit(tiny(), tokens, recipe, **how | dict(processes=99, device="cuda"))
+    with pytest.raises(ValueError, match="below 1 needs a teacher, and several processes a Llama"):
+        worker.fit(tiny(), tokens, LONG, **how)
     line = "^process 1 terminated with signal SIGKILL; where memory is short"
     with pytest.raises(RuntimeError, match=line):
         worker.fit(tiny(), tokens, recipe, progress=kill, **how)
@@ -208,9 +212,3 @@ def test_a_notebook_that_is_killed_takes_its_workers_along(tmp_path):
     process, below = start(tmp_path, 1)
     process.kill()
     assert_ended(process, below, signal.SIGKILL)
-
-
-def test_more_processes_than_gpus_are_refused(tmp_path):
-    how = dict(processes=99, device="cuda", folder=tmp_path / "kept")
-    with pytest.raises(ValueError, match="processes is 99, torch sees "):
-        worker.fit(tiny(), some_tokens(tmp_path / "tokens"), quick(), **how)
