@@ -49,7 +49,7 @@ UP = "layers.1.mlp.up_proj.weight"
 def saved(folder: Path, tokenizer: Path, vocab_size: int, scale=5.0, **change) -> Llama:
     """A model whose weights are so large that places of tokens matter, with a tokenizer's file."""
     model = tiny_model(vocab=vocab_size, scale=scale, **SHAPE | change).requires_grad_(False)
-    model.save(folder, {tokenizer.path.name: tokenizer})
+    model.save(folder, {tokenizer.name: tokenizer})
     return model
 
 
