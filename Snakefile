@@ -1,26 +1,32 @@
-# The book as a graph; `make book` and `make sweep` run it. Its config is that of scheduler._command_of.
-# What has to be run is decided there, by the hashes alone, as in the notebooks, so that the two
+# The book as a graph; `make book` and `make sweep` run it. Its config is that of graph.Wanted.
+# What has to be run is decided before, by the hashes alone, as in the notebooks, so that the two
 # cannot disagree: a run that is current has its mark, any other has none. The mark is a rule's only
 # output, for Snakemake deletes the outputs of a job that begins or fails; a job whose inputs came
 # out as before says so and starts no kernel.
+import os
 import re
 import shlex
 import sys
 
 from tdbook.runs import hashes, notebooks, parameters
-from tdbook.workflow import devices
+from tdbook.workflow import execute, graph
 
-JOBS = {job["name"]: job for job in config["jobs"]}
-GPUS = len(devices.there())
+JOBS = graph.jobs(config, paths=False)
+GPUS = len(execute.gpus())
 ON = config["cluster"]  # then config has cpus, gres and minutes too, of its profile
 
 
 def rule_of(job):
-    return re.sub(r"\W", "_", job["name"])
+    return re.sub(r"\W", "_", job.name)
+
+
+def mark_of(job):
+    """Below .done, where paths are short: Snakemake takes { and } for wildcards."""
+    return os.path.relpath(job.mark, parameters.ROOT / config["out"] / ".done")
 
 
 def is_first(job):
-    return job["notebook"] == notebooks.TEACHER
+    return job.notebook == notebooks.TEACHER
 
 
 def threads_of(job):
@@ -29,28 +35,30 @@ def threads_of(job):
         return int(config["cpus"])
     if config["profile"] in hashes.ONE_THREAD and not is_first(job):
         return 1
-    return max(1, workflow.cores // max(1, devices.slots()))
+    return max(1, workflow.cores // max(1, execute.slots()))
 
 
 def resources_of(job):
     """GPUs, where there are any; and how long a job of the cluster may take."""
-    wanted = job["gpus"]
+    wanted = 0 if job.parameters["device"] == "cpu" else job.parameters.get("processes", 1)
     if not ON:
         return {"gpu": min(wanted, GPUS)}
     asked = {"gres": f"{config['gres']}:{wanted}"} if config["gres"] and wanted else {}
-    minutes = config["minutes"].get(job["notebook"])
+    minutes = config["minutes"].get(job.notebook)
     return asked | ({"runtime": int(minutes)} if minutes else {})
 
 
 def command_of(job):
-    words = [sys.executable, "-m", "tdbook", "execute", *job["arguments"]]
+    given = job.given | ({"redo": "true"} if job.parameters["redo"] else {})
+    words = [sys.executable, "-m", "tdbook", "execute", str(job.yaml), str(job.out)]
+    words += [f"{name}={value}" for name, value in given.items()]
     return lambda wildcards: shlex.join(words)  # of a text it would fill in {…}
 
 
 def to_the_end(name):
     """How long it takes from here to the end, in students trained: the longest chain starts first."""
-    own = notebooks.BOOK[JOBS[name]["notebook"]].weight
-    after = (to_the_end(job["name"]) for job in JOBS.values() if name in job["needs"])
+    own = notebooks.BOOK[JOBS[name].notebook].weight
+    after = (to_the_end(job.name) for job in JOBS.values() if name in job.needs)
     return own + max(after, default=0)
 
 
@@ -60,9 +68,9 @@ for name, job in JOBS.items():
         name:
             rule_of(job)
         input:
-            [JOBS[needed]["mark"] for needed in job["needs"]],
+            [mark_of(JOBS[needed]) for needed in job.needs],
         output:
-            touch(job["mark"]),
+            touch(mark_of(job)),
         params:
             command=command_of(job),
             root=lambda wildcards: shlex.quote(str(parameters.ROOT)),

@@ -59,7 +59,7 @@ def shown():
         at = (np.arange(2048) + i) % len(words)
         return widgets.text_html([f"▁{words[j]}" for j in at], r.normal(0.2, 1, 2048))
 
-    text_of(0), widgets.pages.font_face()  # not to be timed
+    text_of(0)  # not to be timed
     scores, rule = hard_set.load_scores(path), hard_set.Rule(0.31)
     explored = widgets.Explored(scores, cuts, junk_N, text_of, rule)
     found, began = [], time.process_time()
@@ -102,7 +102,7 @@ def redraws() -> str:
         page = chrome.new_page(viewport={"width": 1280, "height": 900})
         with test_lab.serving(folder) as server:
             page.goto(f"{server}/lab/tree/explorer.ipynb?token={test_lab.TOKEN}")
-            test_lab.run_all(page, server, cells=1)
+            test_lab.run_all(page, server)
             page.locator('.explorer .texts[aria-busy="false"]').wait_for(timeout=60_000)
             opened = re.search(r"opened in .*", page.locator(".jp-OutputArea").inner_text())[0]
             times = moved(page)

@@ -49,10 +49,11 @@ def measure_plan(name: str) -> dict:
     steps = 100
     p = recipe(student, teacher, windows)
     p |= dict(compile=False, activation_checkpointing=False, token_limit=0)
-    one = workload.Training("models/a", student, teacher, steps * windows, p)
+    one = workload.training("models/a", student, teacher, steps * windows, p)
     device = workload.here("cpu")
-    low, high = (one.flop / device.flop / x / steps for x in workload.TRAINING["cpu"])
-    return {"mib": one.memory("cpu") / 2**20, "low": low, "high": high}
+    low, high = (one.flop / device.flop / x / steps for x in workload.REACHED["cpu"])
+    weights = 4 * sum(model.parameters for model in (student, teacher) if model)
+    return {"mib": (one.memory["cpu"] + weights) / 2**20, "low": low, "high": high}
 
 
 def measure_truth(name: str) -> dict:

@@ -7,10 +7,9 @@ import re
 import sys
 from pathlib import Path
 
-from tdbook.runs import disk, estimates, heartbeat, ownership, parameters
+from tdbook.runs import heartbeat, machine, ownership, parameters
 from tdbook.runs.parameters import ParameterError
-from tdbook.workflow import execute, graph, request, scheduler, status
-from tdlib import shapes
+from tdbook.workflow import execute, graph, plan, scheduler, status
 
 # their words are never NAME=value
 PLACES = ("check", "report", "clean-cache", "publish", "zip", "published")
@@ -20,7 +19,7 @@ def main(arguments: list[str]) -> int:
     command, *words = arguments or ["help"]
     pairs = [] if command in PLACES else [word for word in words if re.match(r"\w+=", word)]
     try:
-        disk.find_homes()
+        machine.find_homes()
         given = dict(pair.split("=", 1) for pair in pairs)
         return _run(command, [word for word in words if word not in pairs], given) or 0
     except (ValueError, OSError, RuntimeError) as error:
@@ -31,18 +30,14 @@ def main(arguments: list[str]) -> int:
 def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
     match command, words:
         case (("book" | "sweep"), []):
-            wanted = request.wanted(command, pairs)
+            wanted = graph.wanted(command, pairs)
             if not pairs.get("DRY"):
                 return scheduler.make(wanted)
-            from tdbook.workflow import plan
-
             print(plan.dry(wanted))
         case "status", []:
-            out = parameters.ROOT / request.wanted("status", pairs).out
+            out = parameters.ROOT / graph.wanted("status", pairs).out
             print(status.text(out, full=bool(pairs.get("FULL"))))
         case "plan", []:
-            from tdbook.workflow import plan
-
             print(plan.plan(pairs))
         case "doctor", []:
             from tdbook.workflow import doctor  # imports torch
@@ -91,7 +86,7 @@ def _show(command: str, words: list[str]) -> int | None:
 
 
 def _check(profile: str) -> int:
-    """A line a run, then what no single YAML shows, as two that write the same; sizes of b200."""
+    """A line a run; then what no single YAML shows, as two that write the same."""
     failed = 0
     for path in graph.yamls(profile):
         line = "OK"
@@ -100,14 +95,9 @@ def _check(profile: str) -> int:
         except ParameterError as error:
             line, failed = error, 1
         print(f"{path.stem} · {line}")
-    if failed:
-        return failed
-    values = [one.parameters.items() for one in graph.book(profile, paths=False)]
-    used = {value for items in values for key, value in items if key.endswith("shape")}
-    for vocab_size in estimates.VOCABULARIES if profile.startswith("b200") else ():
-        for name in (name for name in shapes.SHAPES if name in used):
-            print(estimates.in_words(name, vocab_size))
-    return 0
+    if not failed:
+        graph.book(profile, paths=False)
+    return failed
 
 
 if __name__ == "__main__":

@@ -57,9 +57,7 @@ class Windows:
 
     def targets(self, rows_B: Sequence[int]) -> int:
         """How many targets of some windows are not masked, each as often as it counts."""
-        if self.mask is None and self.weights is None:
-            return len(rows_B) * self.context
-        return int(self.weights_of(rows_B).sum())
+        return int(self.weights_of(rows_B).sum(dtype=np.float64))
 
     def weights_of(self, rows_B: Sequence[int]) -> np.ndarray:
         """How often each target counts, (B, T) float32; 0 where it is masked."""

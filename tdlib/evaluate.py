@@ -128,9 +128,7 @@ def _compare(model, teacher, windows, rows_M, device, tell=lambda more: None) ->
     each = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     finite = int(each["loss_MT"].isfinite().sum()) == len(each["right"])
     if not finite or (teacher is not None and not each["kl"].isfinite().all()):
-        raise ValueError(
-            f"the loss or the teacher's KL of a token is not finite: {hard_set.BROKEN}"
-        )
+        raise ValueError(f"a token's loss or KL is not finite: {hard_set.BROKEN}")
     return each
 
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -197,18 +196,10 @@ def _no_room(path: Path, error: BaseException) -> str:
     """One line for a full disk, or a limit on files; "" for any other error."""
     number = re.search(r"os error (\d+)", str(error))  # safetensors tells it in words alone
     number = int(number[1]) if number else getattr(error, "errno", None)
-    if number == errno.EFBIG:
-        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        limit = f"{most:,} bytes (ulimit -f)" if most >= 0 else "its disk allows"
-        fault = f"no file may be larger than {limit}"
-    elif number in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
-        fault = f"{free:,.1f} MiB are free, more is needed"
-    else:
+    if number not in (errno.EFBIG, errno.ENOSPC, errno.EDQUOT):
         return ""
-    return (
-        f"no room for {path}: {fault}; make room, or give a run folder on another disk (out, OUT=)"
-    )
+    remedy = "make room, or give a run folder on another disk (out, OUT=)"
+    return f"no room for {path} ({os.strerror(number)}): {remedy}"
 
 
 def remove(path: Path) -> None:

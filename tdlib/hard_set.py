@@ -62,10 +62,7 @@ class HardSet:
 
 
 def known_mean(loss: np.ndarray, axis: int | None = None) -> np.ndarray | float:
-    """Mean of the losses that are not NaN (NaN: every target masked); NaN where none is left.
-    ValueError: a loss is infinite."""
-    if np.isinf(loss).any():
-        raise ValueError(f"a loss is infinite: {BROKEN}")
+    """Mean of the losses that are not NaN (NaN: every target masked); NaN where none is left."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         mean = np.nanmean(loss, axis)
@@ -96,13 +93,11 @@ def token_losses(model: Llama, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
     return losses.token_loss(hidden_ND, model.head, targets_BT.flatten()).view_as(targets_BT)
 
 
-def window_loss(
-    model: Llama, windows: data.Windows, rows: np.ndarray, device: str = "cpu", size: int = 16
-) -> np.ndarray:
+def window_loss(model: Llama, windows: data.Windows, rows: np.ndarray, device: str) -> np.ndarray:
     """Mean loss of each of some windows, in nats per token; NaN where every target is masked.
     ValueError: a loss is not finite, though its window has a target."""
     means = []
-    for rows_B in windows.batches(rows, size):
+    for rows_B in windows.batches(rows, 16):
         ids_BT, targets_BT = windows.batch(rows_B, device)
         sums_B = token_losses(model, ids_BT, targets_BT).sum(1)
         means.append(sums_B / (targets_BT != data.IGNORE).sum(1))
@@ -170,8 +165,7 @@ def select(
     easy = min(round(easy_share * len(hard_K)), len(below))
     drawn = np.random.default_rng(seed).choice(below, easy, replace=False)
     windows_K = np.sort(np.concatenate([hard_K, drawn]))
-    rule = Rule(float(threshold), clip, left_out_N is not None, easy_share, seed=seed)
-    return HardSet(windows_K, rule.threshold, len(windows_K) / len(difficulty_N), easy, rule)
+    return HardSet(windows_K, float(threshold), len(windows_K) / len(difficulty_N), easy)
 
 
 def choose(difficulty_N: np.ndarray, rule: Rule, junk_N: np.ndarray | None = None) -> HardSet:

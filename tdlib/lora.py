@@ -10,7 +10,6 @@ scale · B A to W for good. `scale` multiplies directly: PEFT's lora_alpha is sc
 import hashlib
 import json
 import math
-import re
 from pathlib import Path
 
 import safetensors.torch
@@ -124,23 +123,18 @@ def _names(linear: str) -> tuple[str, str]:
 def load(model: Llama, folder: str | Path) -> Llama:
     """Attach the adapters of a PEFT folder to their base, in place, to merge or train on.
     ValueError: adapters of another base (by hash, where one was stored) or of other shapes."""
-    paths = [Path(folder, f"adapter_{x}") for x in ("config.json", "model.safetensors")]
-    if gone := [path for path in paths if not path.is_file()]:
-        raise FileNotFoundError(f"{gone[0]} is not there: give an adapter's folder")
-    config, targets = _read_config(paths[0], model)
-    rank, expected = config["r"], {}
-    for name, part in model.named_modules():
-        if name.split(".")[-1] in targets:
-            outs, ins = part.weight.shape
-            expected |= zip(_names(name), ((rank, ins), (outs, rank)), strict=True)
-    with weights.open_weights(paths[1]) as f:
+    with weights.open_weights(Path(folder, "adapter_model.safetensors")) as f:
+        config, targets = _read_config(Path(folder, "adapter_config.json"), f.keys())
         base = (f.metadata() or {}).get("base_sha256")
         if base and base != (own := base_hash(model)):
-            hashes = (
-                f"sha256 {base[:12]}…, this model has {own[:12]}…; merged already, it is another"
-            )
-            fault = f"{folder} was trained on another base ({hashes})"
-            raise ValueError(f"{fault}: load {config.get('base_model_name_or_path')!r}")
+            fault = f"{folder} was trained on another base (sha256 {base[:12]}…, this model has"
+            remedy = f"load {config.get('base_model_name_or_path')!r}"
+            raise ValueError(f"{fault} {own[:12]}…; merged already, it is another): {remedy}")
+        rank, expected = config["r"], {}
+        for name, part in model.named_modules():
+            if name.split(".")[-1] in targets:
+                outs, ins = part.weight.shape
+                expected |= zip(_names(name), ((rank, ins), (outs, rank)), strict=True)
         stored = {name: f.get_slice(name).get_shape() for name in f.keys()}
         weights.check_shapes(Path(folder), stored, expected)
         tensors = {name: f.get_tensor(name) for name in expected}
@@ -151,23 +145,13 @@ def load(model: Llama, folder: str | Path) -> Llama:
     return model
 
 
-def _read_config(path: Path, model: Llama) -> tuple[dict, tuple[str, ...]]:
-    """adapter_config.json, and which of TARGETS it is beside, as PEFT chooses them: by whole names,
-    by their ends, or by a pattern. ValueError: an option that is not understood, by its name."""
-
-    def chosen(name: str, by: str | list) -> bool:
-        if isinstance(by, str):
-            return by.lower() == "all-linear" or bool(re.fullmatch(by, name))
-        return any(name == x or name.endswith(f".{x}") for x in by)
-
-    names = [f"model.{name}" for name, _ in model.named_modules() if name.split(".")[-1] in TARGETS]
+def _read_config(path: Path, stored: list[str]) -> tuple[dict, tuple[str, ...]]:
+    """adapter_config.json, and which of TARGETS have a weight of these names. ValueError: an option
+    that is not understood, by its name."""
     try:
         config = shapes.read_json(path)
-        by = config.get("target_modules") or ["q_proj", "v_proj"]
-        but = config.get("exclude_modules") or []
-        beside = {name for name in names if chosen(name, by) and not chosen(name, but)}
         odd = list(shapes.odd_options(config, "adapter"))
-    except (ValueError, TypeError, re.error) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} is no adapter's config ({error}): copy it again") from None
     if (start := config.get("init_lora_weights")) not in STARTS:
         odd += [f"init_lora_weights is {start!r}, which changes the base: not read here"]
@@ -175,10 +159,15 @@ def _read_config(path: Path, model: Llama) -> tuple[dict, tuple[str, ...]]:
         value = config.get(name)
         if type(value) not in kinds or not 0 < value < 2**31:
             odd += [f"{name} is {value!r}, it must be a number above 0: copy it again"]
-    targets = tuple(x for x in TARGETS if any(name.endswith(f".{x}") for name in beside))
-    if beside != {name for name in names if name.endswith(targets)} or not targets:
-        fault = f"target_modules {by!r:.60} choose {len(beside)} of the model's layers"
-        odd += [f"{fault}, only the same ones in every block are read here"]
+    linears = {name.split(".lora_")[0] for name in stored}
+    targets = tuple(x for x in TARGETS if any(name.endswith(f".{x}") for name in linears))
+    given = config.get("target_modules") or ["q_proj", "v_proj"]  # PEFT's for a Llama
+    names = [*TARGETS] if given == "all-linear" else given
+    ends = tuple(f".{x}" for x in names) if type(names) is list else ()
+    alike = all(x.endswith(ends) for x in linears) and all(x.endswith(targets) for x in ends)
+    if not alike or not targets:
+        fault = f"target_modules is {given!r:.60}, the weights are of {targets or 'none of them'}"
+        odd += [f"{fault}: it must be a list of the same names"]
     if odd:
         raise ValueError(f"{path}: {odd[0]}")
     return config, targets

@@ -38,39 +38,6 @@ def distillation_loss(
     *,
     teacher_hidden_NE: Tensor | None = None,
     teacher_head_VE: Tensor | None = None,
-    ce_weight: float,
-    temperature: float,
-    ignore_index: int = -100,
-    weights_N: Tensor | None = None,
-    chunk: int | None = None,
-) -> Loss:
-    """The loss above: the mean Σwl / Σw over targets that are not ignore_index.
-
-    At ce_weight 1 the teacher is never touched (its arguments may be None) and `.kl` is NaN. With
-    every target ignored the loss is 0 and so are its gradients. A head that needs no gradient costs
-    none. ValueError: two vocabularies, a missing teacher, a weight or temperature out of range.
-    """
-
-    def teacher(part: slice, w_N: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
-        h_NE = torch.where(w_N[:, None] > 0, teacher_hidden_NE.detach()[part], 0)
-        return ((h_NE.to(dtype) @ teacher_head_VE.detach().to(dtype).T).float(),)
-
-    if ce_weight != 1:
-        if teacher_hidden_NE is None or teacher_head_VE is None:
-            fault = f"ce_weight {ce_weight} below 1 needs teacher_hidden_NE, teacher_head_VE"
-            raise ValueError(fault)
-        if (v := len(teacher_head_VE)) != len(student_head_VD):
-            fault = f"the teacher's vocabulary is {v:,}, the student's {len(student_head_VD):,}"
-            raise ValueError(f"{fault}: both must come from the same tokenizer")
-    student = (student_hidden_ND, student_head_VD, targets_N)
-    return _loss(*student, teacher, ce_weight, temperature, ignore_index, weights_N, chunk)
-
-
-def sampled_distillation_loss(
-    student_hidden_ND: Tensor,
-    student_head_VD: Tensor,
-    targets_N: Tensor,
-    *,
     teacher_ids_NK: Tensor | None = None,
     teacher_probs_NK: Tensor | None = None,
     ce_weight: float,
@@ -79,28 +46,25 @@ def sampled_distillation_loss(
     weights_N: Tensor | None = None,
     chunk: int | None = None,
 ) -> Loss:
-    """The same from K independent draws of the teacher at T (repeats kept) and the teacher's
-    probability of each: KL ≈ mean over draws of log p − log q, unbiased in value and gradient
-    ("Sparse Logit Sampling", arXiv 2503.16870; a top-k would be biased)."""
+    """The loss above: the mean Σwl / Σw over targets that are not ignore_index.
 
-    def teacher(part: slice, w_N: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return teacher_ids_NK[part].long(), teacher_probs_NK[part].float().log()
-
-    if ce_weight != 1:
-        if teacher_ids_NK is None or teacher_probs_NK is None:
-            fault = f"ce_weight {ce_weight} below 1 needs teacher_ids_NK, teacher_probs_NK"
-            raise ValueError(fault)
-        shapes = [tuple(x.shape) for x in (teacher_ids_NK, teacher_probs_NK)]
-        if shapes[0] != shapes[1] or shapes[0][0] != len(targets_N):
-            fault = f"teacher_ids_NK {shapes[0]} and teacher_probs_NK {shapes[1]} must both be"
-            raise ValueError(f"{fault} ({len(targets_N)}, K)")
-    student = (student_hidden_ND, student_head_VD, targets_N)
+    The teacher is given whole, by its hidden states and its head, or by K independent draws at T
+    (repeats kept) with its probability of each: KL ≈ mean over draws of log p − log q, unbiased in
+    value and gradient ("Sparse Logit Sampling", arXiv 2503.16870; a top-k would be biased). At
+    ce_weight 1 it is never touched (its arguments may be None) and `.kl` is NaN. With every target
+    ignored the loss is 0 and so are its gradients. A head that needs no gradient costs none.
+    ValueError: two vocabularies, a missing teacher, a weight or temperature out of range.
+    """
+    student = student_hidden_ND, student_head_VD, targets_N
+    whole, drawn = (teacher_hidden_NE, teacher_head_VE), (teacher_ids_NK, teacher_probs_NK)
+    teacher = None if ce_weight == 1 else _teacher(ce_weight, *student[1:], *whole, *drawn)
     return _loss(*student, teacher, ce_weight, temperature, ignore_index, weights_N, chunk)
 
 
-def token_loss(
-    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int | None = None
-) -> Tensor:
+sampled_distillation_loss = distillation_loss  # its name where the teacher is given by draws
+
+
+def token_loss(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int = 0) -> Tensor:
     """Cross-entropy of each token, (N,) float32, never all logits at once; for scoring."""
     chunk = chunk or default_chunk(hidden_ND.device.type)
     pairs = zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)
@@ -113,15 +77,36 @@ def default_chunk(device: str) -> int:
     return 512 if device == "cpu" else 4096
 
 
+def _teacher(ce_weight, student_head_VD, targets_N, hidden_NE, head_VE, ids_NK, probs_NK):
+    """A function that gives the last arguments of _core for a part of the tokens."""
+
+    def logits(part: slice, w_N: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
+        h_NE = torch.where(w_N[:, None] > 0, hidden_NE.detach()[part], 0)
+        return ((h_NE.to(dtype) @ head_VE.detach().to(dtype).T).float(),)
+
+    def draws(part: slice, w_N: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return ids_NK[part].long(), probs_NK[part].float().log()
+
+    if hidden_NE is not None and head_VE is not None:
+        if (v := len(head_VE)) != len(student_head_VD):
+            fault = f"the teacher's vocabulary is {v:,}, the student's {len(student_head_VD):,}"
+            raise ValueError(f"{fault}: both must come from the same tokenizer")
+        return logits
+    if ids_NK is None or probs_NK is None:
+        needed = "teacher_hidden_NE and teacher_head_VE, or teacher_ids_NK and teacher_probs_NK"
+        raise ValueError(f"ce_weight {ce_weight} below 1 needs {needed}")
+    if ids_NK.shape != probs_NK.shape or len(ids_NK) != len(targets_N):
+        fault = f"teacher_ids_NK {tuple(ids_NK.shape)}, teacher_probs_NK {tuple(probs_NK.shape)}"
+        raise ValueError(f"{fault}: both must be ({len(targets_N)}, K)")
+    return draws
+
+
 def _loss(
     hidden_ND, head_VD, targets_N, teacher, ce_weight, temperature, ignore_index, weights_N, chunk
 ) -> Loss:
-    """`teacher(part, w_N, dtype)` gives a chunk's last arguments of _core; none at ce_weight 1."""
     if hidden_ND.ndim != 2 or len(hidden_ND) != len(targets_N):
         fault = f"hidden states {tuple(hidden_ND.shape)} and targets {tuple(targets_N.shape)}"
         raise ValueError(f"{fault} must be (N, D) and (N,): flatten batch and time first")
-    if hidden_ND.shape[1] != head_VD.shape[1]:
-        raise ValueError(f"hidden width {hidden_ND.shape[1]} is not the head's {head_VD.shape[1]}")
     if not 0 <= ce_weight <= 1:
         raise ValueError(f"ce_weight {ce_weight} is not within 0 … 1")
     if not temperature > 0:
@@ -137,8 +122,7 @@ def _loss(
     # matrix products are made in autocast's type where it is on, all else in float32
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else head_VD.dtype
-    teacher, chunk = None if ce_weight == 1 else teacher, chunk or default_chunk(device)
-    how = (float(ce_weight), float(temperature), teacher, chunk, dtype)
+    how = (float(ce_weight), float(temperature), teacher, chunk or default_chunk(device), dtype)
     with torch.autocast(device, enabled=False):
         loss, sums = _Head.apply(hidden_ND, head_VD, targets_N, mean_N, *how)
     ce, kl = sums[1].float(), sums[2].float()

@@ -18,7 +18,7 @@ HF: dict[str, str] = _TABLES["hugging_face"]  # LlamaConfig's names → config.j
 # What is above these is no model but a broken file: refused before room is made for it.
 MOST = {"layers": 1024, "vocab_size": 2**24}
 MOST |= dict.fromkeys(("heads", "dim", "mlp_dim", "context", "kv_heads", "head_dim"), 2**20)
-TABLE, JSON_BYTES, SHARDS = 2**27, 2**24, 1000  # context · head_dim; bytes of JSON; files
+TABLE, JSON_BYTES = 2**27, 2**24  # numbers in a table of RoPE, bytes in a file of JSON
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,10 @@ def read_json(path: Path, most: int = JSON_BYTES) -> dict:
         raise ValueError(f"it holds no table of names: {error}") from None
 
 
-def odd_options(given: dict, kind: str, **neutral) -> Iterator[str]:
+def odd_options(given: dict, kind: str) -> Iterator[str]:
     """Each option that changes numbers in a way that is not supported, or may, being unknown.
-    `kind` is a table of shapes.toml, `neutral` more of its kind."""
-    neutral |= OPTIONS[kind]["neutral"]
-    known = KNOWN if kind == "generation" else OPTIONS[kind]["known"].split()
+    `kind` is a table of shapes.toml."""
+    neutral, known = OPTIONS[kind]["neutral"], OPTIONS[kind]["known"].split()
     for name, value in given.items():
         if name in neutral:
             if value is not None and value != neutral[name]:
@@ -173,13 +172,7 @@ def weight_files(folder: Path) -> list[Path]:
         fault = f"{folder} holds no .safetensors by the name of model"
         raise FileNotFoundError(f"{fault}: save the model in that format")
     try:
-        names = set(read_json(index)["weight_map"].values())
-        if len(names) > SHARDS:
-            raise ValueError(f"it names {len(names):,} files, at most {SHARDS:,} are read")
-        files = [folder / Path(name).name for name in sorted(names)]
-        gone = [path for path in files if not path.is_file()]
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        return [folder / Path(name).name for name in names]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{index} is no index of shards ({error!r:.200}): copy it again") from None
-    if gone:
-        raise FileNotFoundError(f"{gone[0]} is not there, {index.name} names it: copy it too")
-    return files

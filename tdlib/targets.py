@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from tdlib import data, losses
+from tdlib import data
 
 
 class Targets:
@@ -18,7 +18,6 @@ class Targets:
     teacher = None  # a model, or anything with .hidden and .head
     hidden = None  # the teacher's
     sampling: str | None = None  # how its distribution was sampled; None: it is given whole
-    loss = staticmethod(losses.distillation_loss)
 
     def check(self, windows: data.Windows, temperature: float | None = None) -> None:
         """ValueError: not made for these windows, or for another temperature."""
@@ -31,7 +30,7 @@ class Targets:
         return ()
 
     def arguments(self, rows_B, ids_BT: Tensor, targets_BT: Tensor, stored) -> dict[str, Tensor]:
-        """What `loss` takes of the teacher for a batch, of which `read` gave `stored`."""
+        """What the loss takes of the teacher for a batch, of which `read` gave `stored`."""
         return {}
 
     def sync(self) -> None:

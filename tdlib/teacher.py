@@ -53,7 +53,6 @@ def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> L
     if not path.exists():
         raise FileNotFoundError(f"teacher {path} is not there: give a Llama folder or a .pt file")
     model = Llama.load(path) if path.is_dir() else _upstream(path)
-    _tell_generation(path / "generation_config.json", model.config.eos_id)
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"{path}: {name} holds NaN or infinity: give an earlier checkpoint")
@@ -68,18 +67,6 @@ def load(path: str | Path, device: str = "cpu", rope_pairs: str = "halves") -> L
         rows = f"the last {cut:,} rows of its embedding are zeros, padding"
         warnings.warn(f"{path}: {rows}: cut to a vocabulary of {size:,}", stacklevel=2)
     return model.to(device).eval().requires_grad_(False)
-
-
-def _tell_generation(path: Path, eos: int) -> None:
-    """Warn of what a folder asks for when texts are written, and the book does not do."""
-    try:
-        asked = shapes.read_json(path) if path.is_file() else {}
-        asked |= {"eos_token_id": eos} if asked.get("eos_token_id") == [eos] else {}
-        odd = list(shapes.odd_options(asked, "generation", eos_token_id=eos))
-    except (ValueError, OSError) as error:
-        odd = [f"it cannot be read ({error})"]
-    if asks := "; ".join(odd):
-        warnings.warn(f"{path}: {asks}: texts are written here without that", stacklevel=3)
 
 
 def keep_rows(model: Llama, size: int) -> None:
@@ -130,6 +117,8 @@ def _upstream(path: Path) -> Llama:
         if (kind := file.get("architecture") or "llama") != "llama":
             raise ValueError(f"its architecture is {kind!r:.60}, only 'llama' is read here")
         return _converted(path, state, shape)
+    except KeyError as error:
+        raise ValueError(f"{path}: {error} is missing: give upstream's own best.pt") from None
     # what is raised depends on how weights and config do not fit each other
     except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         why = str(error).removeprefix(f"{path}: ").splitlines()[-1].strip()
@@ -159,9 +148,6 @@ def _converted(path: Path, state: dict[str, Tensor], shape: dict) -> Llama:
     theirs = {x: ".".join(UPSTREAM.get(part, part) for part in x.split(".")) for x in expected}
     derived = {"freqs_cis"} | ({"lm_head.weight"} - expected.keys())  # made here; tied
     state = {name: tensor for name, tensor in state.items() if name not in derived}
-    claim, size = sum(x.numel() * x.element_size() for x in state.values()), path.stat().st_size
-    if claim > size:  # no room is made for it
-        raise ValueError(f"its weights claim {claim:,} bytes, the file has {size:,}")
     wanted = {}
     for ours, (rows, *width) in expected.items():
         wanted[theirs[ours]] = (3 * rows if ours.split(".")[-2] in FUSED else rows, *width)
@@ -181,19 +167,14 @@ def _converted(path: Path, state: dict[str, Tensor], shape: dict) -> Llama:
 def _config(state: dict[str, Tensor], shape: dict) -> LlamaConfig:
     numbers = {}
     for theirs, ours in COUNTS.items():
-        if theirs not in shape:
-            raise ValueError(f"its config has no {theirs}")
         value, most = shape[theirs], shapes.MOST[ours]
         if int(value) != value or not 0 < value <= most:
             raise ValueError(f"{theirs} is {value!r}, it must be a whole number from 1 to {most:,}")
         numbers[ours] = int(value)
-    embedding, mlp = "transformer.wte.weight", "transformer.h.0.mlp.w_gate.weight"
-    for name in (embedding, mlp):
-        if name not in state:
-            raise ValueError(f"{name} is missing in upstream's Llama")
-    numbers |= {"vocab_size": len(state[embedding]), "mlp_dim": len(state[mlp])}
+    embedding, mlp = state["transformer.wte.weight"], state["transformer.h.0.mlp.w_gate.weight"]
+    numbers |= {"vocab_size": len(embedding), "mlp_dim": len(mlp)}
     head = state.get("lm_head.weight")
-    tied = head is None or torch.equal(head, state[embedding])
+    tied = head is None or torch.equal(head, embedding)
     return LlamaConfig(**numbers, tied=tied, rope_theta=float(shape.get("rope_theta", 10000.0)))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 from tdlib import losses
 
@@ -33,9 +33,7 @@ class Team:
         """`loss(student, targets, …)` as one module; `fast`: both compiled. Its backward leaves the
         mean of all ranks' gradients, or, with `require_backward_grad_sync` False, its own."""
         step = _Step(loss, *(_compiled(x) if fast and x.hidden else x for x in (student, targets)))
-        return (
-            step if self.size == 1 else DistributedDataParallel(step, gradient_as_bucket_view=True)
-        )
+        return step if self.size == 1 else DDP(step, gradient_as_bucket_view=True)
 
     def all_reduce(self, before: Tensor, mine: Tensor) -> Tensor:
         """`before`, the same on all ranks, and what each rank's `mine` has more than it."""
@@ -57,7 +55,7 @@ ALONE = Team()
 
 
 class _Step(nn.Module):
-    """Student and loss: DistributedDataParallel looks for gradients in what its forward did."""
+    """Student and loss: DDP looks for gradients in what its forward did."""
 
     def __init__(self, loss: Callable, student: nn.Module, targets):
         super().__init__()

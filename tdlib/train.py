@@ -90,7 +90,7 @@ def batch_loss(
     how |= {"weights_N": None if weights_BT is None else weights_BT.flatten()}
     how |= {"ce_weight": recipe.ce_weight, "temperature": recipe.temperature}
     hidden_ND = student.hidden(ids_BT).flatten(0, 1)
-    return targets.loss(hidden_ND, student.head, targets_BT.flatten(), **how)
+    return losses.distillation_loss(hidden_ND, student.head, targets_BT.flatten(), **how)
 
 
 def fit(
@@ -117,7 +117,7 @@ def fit(
     All processes of a team call `fit` alike, and any number of them ends with the same weights.
     ValueError: no teacher, a short context, another checkpoint. RuntimeError: steps skipped."""
     targets = as_targets(teacher if recipe.ce_weight < 1 else None)
-    _check(student, targets, windows, recipe)
+    targets.check(windows, recipe.temperature)
     rows = np.arange(len(windows)) if rows is None else rows
     steps = order(rows, recipe, windows.context)
     key = checkpoint.key(student, recipe, rows, windows, targets)
@@ -153,16 +153,6 @@ def _updates(student, targets, windows, state, steps, device, team) -> Iterator[
         loss = _accumulate(step_module, windows, rows_B, recipe, state.meter, stream, team)
         state.update(step, learning_rate(step - 1, len(steps), recipe), loss)
         yield step
-
-
-def _check(student: Llama, targets: Targets, windows: data.Windows, recipe: Recipe) -> None:
-    if targets.teacher is None and recipe.ce_weight < 1:
-        raise ValueError(f"ce_weight {recipe.ce_weight} below 1 needs a teacher")
-    targets.check(windows, recipe.temperature)
-    for name, model in (("student", student), ("teacher", targets.teacher)):
-        if hasattr(model, "config") and model.config.context < (context := windows.context):
-            fault = f"the {name}'s context is {model.config.context}, the tokens' is {context}"
-            raise ValueError(f"{fault}: prepare tokens with a shorter context")
 
 
 def _accumulate(step_module, windows, rows_B, recipe, meter, stream, team) -> Tensor:

@@ -3,12 +3,13 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 from nbformat import v4
 
-from tdbook.runs import heartbeat
+from tdbook.runs import heartbeat, notebooks, running
 
 REPOSITORY = Path(__file__).parents[1]
 COMMON = """run = "{notebook}"  # name
@@ -77,6 +78,22 @@ def repository(root: Path) -> None:
     yaml(root, "00_teacher")
     for name in ("Snakefile", "profiles"):
         os.symlink(REPOSITORY / name, root / name)
+
+
+def make(notebook: str, given: dict, text: str = "w", once: Callable = list) -> bool:
+    """Make a run in this process, as its notebook would; whether it was not done already."""
+    this = running.start(notebook, given)
+    this.once("once", once)
+    finish(this, text)
+    return not this.current
+
+
+def finish(this: running.Run, text: str = "w") -> None:
+    """Write all that a run must write, and its records."""
+    for path in notebooks.writes(this.run, this.parameters, []) if not this.current else ():
+        this.path(*(path, "w")[: 1 + ("." not in path)]).write_text(text)
+    this.finding(f"{this.run} is done.")
+    this.finish()
 
 
 def wait_for(condition, seconds: float = 120) -> None:

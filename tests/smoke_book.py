@@ -17,7 +17,7 @@ from papermill.parameterize import parameterize_notebook
 from traitlets.config import Config
 
 from tdbook.runs import parameters, running, sweeps
-from tdbook.workflow import graph, request, run_pages, scheduler
+from tdbook.workflow import graph, run_pages, scheduler
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +56,7 @@ def execute(out: Path, run: str, given: dict) -> None:
 def make(folder: Path) -> None:
     """Every run of the smoke book and of a sweep, one after the other."""
     words = {"PROFILE": "smoke", "OUT": str(folder), "NAME": "share"}
-    runs = scheduler.prepare(request.wanted("sweep", words).config)
+    runs = scheduler.prepare(graph.wanted("sweep", words).config)
     order = TopologicalSorter({one.name: one.needs for one in runs.values()}).static_order()
     for one in sorted((runs[name] for name in order), key=lambda one: one.compares):
         if one.sweep:

@@ -52,15 +52,13 @@ KINDS = [("junk", "u1"), ("foreign", "f2"), ("rare", "f2"), ("characters", "u2")
 
 
 def of(tokens: data.Tokens, folder: Path, progress=lambda *_: None) -> np.ndarray:
-    """The features of all training windows, (N,) of KINDS; kept in `folder`, where asking again is
-    free for as long as the tokens are the same."""
+    """The features of all training windows, (N,) of KINDS; kept in `folder` for these tokens."""
     path, key = folder / "features.npz", _key(tokens)
     free = not os.path.lexists(path)
-    if path.is_file():
-        with contextlib.suppress(*DAMAGED), np.load(path) as stored:
-            free = "key" in stored  # else another's, and stays
-            if free and str(stored["key"]) == key:
-                return stored["windows"]
+    with contextlib.suppress(*DAMAGED), np.load(path) as stored:
+        free = "key" in stored  # else another's, and stays
+        if free and str(stored["key"]) == key:
+            return stored["windows"]
     windows = _look(tokens, progress)
     if free:
         np.savez(file := io.BytesIO(), key=key, windows=windows)
@@ -77,12 +75,8 @@ def _key(tokens: data.Tokens) -> str:
 
 
 def _look(tokens: data.Tokens, progress: Callable) -> np.ndarray:
-    n, t, tokenizer, in_parts = (
-        len(tokens.train),
-        tokens.context,
-        tokens.tokenizer,
-        cuts_characters(tokens),
-    )
+    n, t, tokenizer = len(tokens.train), tokens.context, tokens.tokenizer
+    in_parts = cuts_characters(tokens)
     gram = GRAM_IN_PARTS if in_parts else GRAM
     grams = n * max(0, t - gram + 1)
     bits = min(int(np.log2(SLOTS)), max(10, int(np.ceil(np.log2(2 * grams + 1)))))
@@ -96,7 +90,7 @@ def _look(tokens: data.Tokens, progress: Callable) -> np.ndarray:
     of_V = _of_pieces(tokenizer, len(count_V))
     of_V["single"] &= not in_parts
     singles = float((of_V["single"] * count_V).sum() / count_V.sum())
-    unknown = tokens.tokenizer.unk if tokens.tokenizer else UNK
+    unknown = tokenizer.unk if tokenizer else UNK
     # the first piece, from the rarest on, with which they would make up more than RARE is no longer
     # rare, nor are others as frequent
     ascending_V = np.sort(count_V)
@@ -126,8 +120,7 @@ def _parts_of(windows: data.Windows) -> Iterator[tuple[slice, np.ndarray]]:
     t, size = windows.context, max(1, PIECE // windows.context)
     for first in range(0, len(windows), size):
         rows = slice(first, min(first + size, len(windows)))
-        ids_S = np.asarray(windows.ids[rows.start * t + 1 : rows.stop * t + 1])
-        yield rows, ids_S.reshape(-1, t)
+        yield rows, np.asarray(windows.ids[rows.start * t + 1 : rows.stop * t + 1]).reshape(-1, t)
 
 
 def _grams(ids_RT: np.ndarray, bits: int, share: float, gram: int) -> tuple[np.ndarray, ...]:
@@ -159,26 +152,22 @@ def _template(table: np.ndarray, most: int, row, slots, gram_R) -> np.ndarray:
 
 def _of_pieces(tokenizer: Tokenizer | None, v: int) -> dict[str, np.ndarray]:
     """What every piece of the vocabulary says, (V,) each."""
+    no_V, rows = np.zeros(v, bool), []
     if tokenizer is None:
-        no_V, unknown_V = np.zeros(v, bool), np.full(v, np.nan, np.float32)
+        unknown_V = np.full(v, np.nan, np.float32)
         return {"single": no_V, "foreign": unknown_V, "characters": no_V, "slash": no_V}
-    bare, shown_V = tokenizer.vocabulary()[:v], tokenizer.shown_V[:v]
-    kinds = [[unicodedata.category(c)[0] for c in piece] for piece in bare]
-    byte_V = np.array([bool(BYTE.fullmatch(piece)) for piece in bare])
     special = {*tokenizer.silent, tokenizer.eos, tokenizer.unk}
-    text_V = np.array([i not in special for i in range(v)])
-    single_V = np.array([len(kind) == 1 and kind[0] in "LM" for kind in kinds])
-    telugu_V = np.array([bool(TELUGU.search(piece)) for piece in bare])
-    says_V = np.array([bool({"L", "N"} & {*kind}) for kind in kinds])
-    length_V = np.array([len(piece) for piece in bare], np.float32)
-    length_V += [piece[:1] == "▁" and len(piece) > 1 for piece in shown_V]
-    length_V[byte_V], length_V[~text_V], length_V[tokenizer.eos] = 1 / 3, 0, 1
-    return {
-        "single": (single_V | byte_V) & text_V,
-        "foreign": (says_V & text_V & ~telugu_V).astype(np.float32),
-        "characters": length_V,
-        "slash": np.array(["\\" in piece or piece == "<0x5C>" for piece in shown_V]),
-    }
+    for i, (piece, shown) in enumerate(zip(tokenizer.vocabulary(), tokenizer.shown_V, strict=True)):
+        byte = bool(BYTE.fullmatch(piece))
+        letter = len(piece) == 1 and unicodedata.category(piece)[0] in "LM"
+        foreign = any(map(str.isalnum, piece)) and not TELUGU.search(piece)
+        length = 1 / 3 if byte else len(piece) + (shown[:1] == "▁" and len(shown) > 1)
+        row = (letter or byte, foreign, length) if i not in special else (False, False, 0)
+        rows.append((*row, "\\" in shown or shown == "<0x5C>"))
+    single_V, foreign_V, length_V, slash_V = (np.array(x[:v]) for x in zip(*rows, strict=True))
+    length_V[tokenizer.eos] = 1
+    foreign_V, length_V = foreign_V.astype(np.float32), length_V.astype(np.float32)
+    return {"single": single_V, "foreign": foreign_V, "characters": length_V, "slash": slash_V}
 
 
 def _escaped(tokenizer: Tokenizer | None, slash_V: np.ndarray, ids_RT: np.ndarray) -> np.ndarray:
@@ -198,25 +187,19 @@ def cuts(tokens: data.Tokens, found_N: np.ndarray) -> dict[str, tuple[list[str],
     cuts = {
         "source": (names.tolist(), of_D.astype(np.min_scalar_type(len(names)))[document_N]),
         "place in the corpus": (parts, (np.arange(n) * PLACES // n).astype(np.uint8)),
-        "rare tokens": _steps(found_N["rare"], (0.02, 0.05, 0.1, 0.2)),
     }
-    if np.isfinite(found_N["foreign"]).any():
-        cuts["script"] = _steps(found_N["foreign"], (0.01, 0.05, 0.2, 0.5))
+    shares = {"rare tokens": ("rare", (2, 5, 10, 20)), "script": ("foreign", (1, 5, 20, 50))}
+    for cut, (kind, steps) in shares.items():
+        if np.isfinite(found_N[kind]).any():
+            between = [f"{a}–{b} %" for a, b in pairwise(steps)]
+            names = [f"under {steps[0]} %", *between, f"{steps[-1]} % and more"]
+            group_N = np.digitize(found_N[kind], [step / 100 for step in steps])
+            cuts[cut] = names, group_N.astype(np.uint8)
     return cuts
 
 
-def _steps(share_N: np.ndarray, steps: tuple[float, ...]) -> tuple[list[str], np.ndarray]:
-    percent = [f"{100 * step:g}" for step in steps]
-    between = [f"{a}–{b} %" for a, b in pairwise(percent)]
-    names = [f"under {percent[0]} %", *between, f"{percent[-1]} % and more"]
-    return names, np.digitize(share_N, steps).astype(np.uint8)
-
-
-def junk_table(
-    tokens: data.Tokens, junk_N: np.ndarray, difficulty_N: np.ndarray, hard_N: np.ndarray
-) -> pd.DataFrame:
-    """Each kind of junk: its windows, how many of them the choice would call hard were it not left
-    out (`hard_N`), and the text of the hardest."""
+def junk_table(tokens: data.Tokens, junk_N, difficulty_N, hard_N) -> pd.DataFrame:
+    """Each kind of junk: its windows, those that would be hard (`hard_N`), text of the hardest."""
     rows, t = [], tokens.context
     for flag, kind in JUNK.items():
         at, text = np.flatnonzero(junk_N & flag), "–"

@@ -80,8 +80,7 @@ def _places(tokenizer: Tokenizer, ids_MS: np.ndarray) -> Labels:
 
 
 def cuts_characters(tokens: data.Tokens) -> bool:
-    """Whether pieces often cut characters (BPE over bytes), so that the text alone tells of them.
-    Looks at a sample of the tokens."""
+    """Whether pieces of a sample often cut characters (BPE over bytes): the text tells of them."""
     if tokens.tokenizer is None:
         return False
     some = np.asarray(tokens.train.ids[:: max(1, len(tokens.train.ids) // 2**20)])
@@ -123,30 +122,17 @@ def script(piece: str) -> str:
     return "Latin" if first.isalpha() and first.isascii() and piece[0] != "<" else "other"
 
 
-def kept_and_lost(token_loss: dict[str, np.ndarray], labels: Labels) -> list[dict]:
-    """Mean loss of each model in each bucket: rows of cut, bucket, tokens and one key a model."""
-    return [
-        row | {model: known_mean(loss_MT[in_MT]) for model, loss_MT in token_loss.items()}
-        for row, in_MT in _buckets(labels)
-    ]
-
-
-def won_back(
-    token_loss: dict[str, np.ndarray], labels: Labels, base: str, document_M: np.ndarray, draws: int
-) -> list[dict]:
-    """The same of each model's change against the base, with its interval over documents."""
-    rows, base_MT = [], token_loss[base]
+def kept_and_lost(losses: dict, labels: Labels, base: str, judged, document_M, draws) -> tuple:
+    """Rows of cut, bucket, tokens and one key a model, its mean loss (`losses` are (M, T)); and the
+    same of the `judged` models' change against the base, with its interval over documents."""
+    kept, won, base_MT = [], [], losses[base]
     document_MT = np.broadcast_to(np.asarray(document_M)[:, None], base_MT.shape)
-    others = {model: loss_MT for model, loss_MT in token_loss.items() if model != base}
-    for row, in_MT in _buckets(labels):
-        at = base_MT[in_MT], document_MT[in_MT], draws
-        rows.append(row | {m: intervals.change(x_MT[in_MT], *at) for m, x_MT in others.items()})
-    return rows
-
-
-def _buckets(labels: Labels) -> Iterator[tuple[dict, np.ndarray]]:
-    """A row for each bucket that holds tokens, and which they are, (M, T)."""
     for cut, (names, label_MT) in labels.items():
         for i, name in enumerate(names):
-            if (in_MT := label_MT == i).any():
-                yield {"cut": cut, "bucket": name, "tokens": int(in_MT.sum())}, in_MT
+            if not (in_MT := label_MT == i).any():
+                continue
+            row = {"cut": cut, "bucket": name, "tokens": int(in_MT.sum())}
+            kept.append(row | {m: known_mean(loss_MT[in_MT]) for m, loss_MT in losses.items()})
+            at = base_MT[in_MT], document_MT[in_MT], draws
+            won.append(row | {m: intervals.change(losses[m][in_MT], *at) for m in judged})
+    return kept, won

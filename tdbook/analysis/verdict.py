@@ -1,15 +1,16 @@
-"""The models of a run folder: how each was made, which of them a claim means, how two differ; and
-notebook 04's verdict on the adapter.
+"""The verdict: which models of a run folder a claim means, how they differ, and what follows.
 
-claims.yaml names models by role ("adapter on hard") and says what a role's parameters are; what a
-model is called means nothing. A change is loss − loss of another model, nats per token, with its
-95 % interval over documents. Parts of the text: "hard", the windows where a student outside the
-comparison fell furthest behind, "easy", the others, and "all". Legend: N windows.
+claims.yaml names models by role ("adapter on hard") and says what a role's parameters are. A change
+is loss − loss of another model, nats per token, with its 95 % interval over documents. Parts of the
+text: "hard", the windows where a student outside the comparison fell furthest behind, "easy", the
+others, and "all". The rules were written before the runs (params/small/README.md). N windows.
 """
 
+import itertools
+import math
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,7 +20,6 @@ import pandas as pd
 import yaml
 
 from tdbook.analysis import intervals
-from tdbook.analysis.claims import Effect
 from tdbook.analysis.intervals import Interval
 from tdbook.runs import rules
 from tdbook.runs.folder import Folder
@@ -27,14 +27,104 @@ from tdbook.runs.notebooks import LORA, PROGRESSIVE, TEACHER, TRAINING
 from tdlib.hard_set import known_mean
 
 CLAIMS = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text("utf-8"))
-ROLES, WORDS = CLAIMS["models"], CLAIMS["words"]
-SETS = dict(hard="the hard set", random="a random set", easiest="the easiest windows")
-SETS["all"] = "all windows"
+ROLES = CLAIMS["models"]
+HOLDS, PART, FAILS, UNDECIDED = "holds", "holds in part", "fails", "not decidable here"
 FREE = rules.LABELS | rules.VOLATILE  # parameters that make no difference between two models
 LONGER = 1.01  # times the tokens of another model
-ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial to mean something
-NOTHING = "nothing: another seed of the base"
-PARTS = ("hard", "easy", "all")
+EFFECT = "claim, effect, role, value, low, high, seeds, mean of seeds, half-width over seeds, "
+EFFECT += "plan from, plan to"  # the columns of effects_table
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A difference of loss, or of a share."""
+
+    what: str
+    change: Interval  # of the first seed, over documents
+    seeds: tuple[float, ...] = ()  # the same difference with every seed, the first among them
+    role: str = "claim"  # or control, or part: shown, and not judged
+    plan: tuple[float, float] | None = None  # the plan's own range of this difference
+    claimed: int = -1  # the plan's direction: −1 is below 0
+
+    @property
+    def over_seeds(self) -> tuple[float, float] | None:
+        """Mean and half-width of the t interval; None for one seed."""
+        return intervals.over_seeds(self.seeds) if len(self.seeds) > 1 else None
+
+    @property
+    def both(self) -> list[Interval]:
+        """The interval over documents and, of several seeds, that over seeds."""
+        if not self.over_seeds:
+            return [self.change]
+        mean, half = self.over_seeds
+        return [self.change, Interval(mean, mean - half, mean + half)]
+
+    @property
+    def clear(self) -> int:
+        """1 where both intervals lie on the claimed side of 0, −1 on the other, else 0."""
+        signs = {interval.clear for interval in self.both}
+        return signs.pop() * self.claimed if len(signs) == 1 else 0
+
+    @property
+    def misses_plan(self) -> str:
+        """ "smaller" or "larger"; "" where an interval meets the plan's range, or is not known."""
+        low, high = min(i.low for i in self.both), max(i.high for i in self.both)
+        if not self.plan or not (low > self.plan[1] or self.plan[0] > high):
+            return ""
+        nearest = min(abs(end) for interval in self.both for end in interval[1:])
+        return "smaller" if nearest < min(map(abs, self.plan)) else "larger"
+
+    @property
+    def spread(self) -> str:
+        """ "over 3 seeds −0.030 ± 0.005"."""
+        if not self.over_seeds:
+            return "one seed"
+        mean, half = self.over_seeds
+        return f"over {len(self.seeds)} seeds {mean:+.3f} ± {half:.3f}".replace("-", "−")
+
+    def words(self) -> str:
+        plan = " (the plan: {:+.1f} to {:+.1f})".format(*self.plan) if self.plan else ""
+        return f"{self.what}: {self.change}, {self.spread}{plan.replace('-', '−')}"
+
+
+def judge(effects: Sequence[Effect], every: bool = True) -> tuple[str, str]:
+    """The verdict on the effects whose role is "claim", and why. `every`: the claim needs all of
+    them; otherwise some make it hold in part even where others go against it."""
+    mains = [e for e in effects if e.role == "claim"]
+    right, wrong, unclear = ([e for e in mains if e.clear == sign] for sign in (1, -1, 0))
+    one_seed = any(len(e.seeds) < 2 for e in mains)
+    if not mains:
+        return UNDECIDED, "it was not run"
+    if wrong and (every or not right):
+        names = ", ".join(e.what for e in wrong)
+        return FAILS, f"clear in the other direction: {names}{' (one seed)' * one_seed}"
+    if not right and all(e.misses_plan for e in mains):
+        return FAILS, "not clear, and the plan's smallest size lies outside the intervals"
+    if not right:
+        return UNDECIDED, "no effect is clear over documents and seeds"
+    controls = [e for e in effects if e.role == "control" and e.clear != 1]
+    reserves = [f"{e.what} is not clear" for e in unclear]
+    reserves += [f"{e.what} goes the other way" for e in wrong]
+    reserves += [f"{e.what} is {e.misses_plan} than the plan says" for e in right if e.misses_plan]
+    reserves += [f"no better than a control: {e.what}" for e in controls]
+    reserves += ["one seed"] * one_seed
+    return (PART, "; ".join(reserves)) if reserves else (HOLDS, "clear over documents and seeds")
+
+
+def claims_table(claims: Iterable[Mapping]) -> pd.DataFrame:
+    """One row a claim: the verdict and the first reason; a claim's own section has all of them."""
+    table = pd.DataFrame(claims)[["key", "claim", "verdict", "why"]]
+    first = table["why"].str.replace("; .*", " (and more)", regex=True)
+    return table.drop(columns="why").assign(because=first)
+
+
+def effects_table(effects: Mapping[str, Sequence[Effect]]) -> pd.DataFrame:
+    """Every effect as numbers, key of the claim → effects."""
+    rows, unknown = [], (math.nan, math.nan)
+    for key, e in ((key, e) for key, listed in effects.items() for e in listed):
+        row = [key, e.what, e.role, *e.change, max(1, len(e.seeds))]
+        rows.append([*row, *(e.over_seeds or unknown), *(e.plan or unknown)])
+    return pd.DataFrame(rows, columns=EFFECT.split(", "))
 
 
 @dataclass(frozen=True)
@@ -58,9 +148,7 @@ class Model:
     def kind(self) -> str:
         """What it is, in the cell of a table."""
         if self.base:
-            return (
-                f"{'adapter' if self.adapter else 'weights trained'} on {SETS[self.p['windows']]}"
-            )
+            return f"{self.p['trains']} on {self.p['windows']} windows"
         if self.notebook == TEACHER:
             return "the teacher"
         if self.notebook == PROGRESSIVE and self.name == "75m":
@@ -70,8 +158,7 @@ class Model:
 
     @property
     def label(self) -> str:
-        """In an effect: the role of what 03 made, with the rate of a sweep's point; of another
-        point what varies ("ce_weight 0.1 temperature 1")."""
+        """In an effect: its role and a point's rate; of another point what varies."""
         if self.base:
             rate = "" if self.own else f" (rate {self.p['learning_rate']:g})"
             return f"{self.p['trains']} on {self.p['windows']}{rate}"
@@ -124,48 +211,52 @@ class Trial:
     mixed: frozenset[str] = frozenset()  # models made from another hard set than 02's own
     recipe: str = ""  # the model of the better recipe
 
+    @property
+    def parts(self) -> dict[str, np.ndarray]:
+        return {"hard": self.hard_N, "easy": ~self.hard_N, "all": self.hard_N | True}
+
     def first(self, words: str) -> Model | None:
-        """The model that an effect of claims.yaml names: a role, of whose models the folder's own
-        with the base's seeds goes before others; or "best" and a role, where there is a development
-        loss to choose by."""
+        """The model that an effect of claims.yaml names: of a role the folder's own, one with the
+        base's seed before others; of "best" and a role, the one that development prefers."""
         role = words.removeprefix("best ")
         if role != words and self.development:
             return self._best(role)
         if named := ROLES[role].get("is"):
             return self.models.get(getattr(self, named))
-        seeds = self.models[self.base].seeds
         own = [m for m in self.models.values() if m.own and self._means(role, m)]
-        own.sort(key=lambda m: (m.seeds != seeds[: len(m.seeds)], m.seeds, m.name))
-        return next(iter(own), None)
+        seed = self.models[self.base].seeds[0]
+        return min(own, key=lambda m: (m.seeds[0] != seed, m.seeds, m.name), default=None)
 
     def _means(self, role: str, model: Model) -> bool:
         """Whether a model is what claims.yaml means; the one that picks the windows never is."""
-        base, fits = self.models[self.base], [model.name != self.picked_by]
-        p = model.p | {"notebook": model.notebook, "name": model.name}
-        p["made_from"] = "base" if model.base == self.base else None
-        for key, wanted in ROLES[role].items():
-            if key == "longer_than":
+        fits = all(self._fits(model, *pair) for pair in ROLES[role].items())
+        return fits and model.name != self.picked_by
+
+    def _fits(self, model: Model, key: str, wanted) -> bool:
+        base, value = self.models[self.base], getattr(model, key, model.p.get(key))
+        match key:
+            case "made_from":
+                return model.base == getattr(self, wanted)
+            case "longer_than":
                 other = self.models.get(getattr(self, wanted))
-                fits.append(other is not None and model.tokens > LONGER * other.tokens)
-            elif key == "but":
-                fits.append(base.same_but(model, {*wanted}))
-            elif isinstance(wanted, bool):
-                fits.append(bool(p.get(key)) == wanted)
-            else:
-                value, wanted = p.get(key), base.p.get(key) if wanted == "the base's" else wanted
-                fits.append(value == wanted or fnmatchcase(f"{value}", f"{wanted}"))
-        return all(fits)
+                return other is not None and model.tokens > LONGER * other.tokens
+            case "but":
+                return base.same_but(model, {*wanted})
+        if isinstance(wanted, bool):
+            return bool(value) == wanted
+        wanted = base.p.get(key) if wanted == "the base's" else wanted
+        return value == wanted or fnmatchcase(f"{value}", f"{wanted}")
 
     def _best(self, role: str) -> Model | None:
-        """A model of a role, at that of the learning rates tried which development prefers. What 03
-        trains is compared with the adapter on hard windows, and may be tuned in more than that."""
-        like, tuned, replays = role, {"learning_rate"}, "windows" in ROLES[role]
-        if replays:
+        """A role's model at the best of the learning rates tried; of what 03 trains, at the best of
+        all that is tuned, compared with the adapter on hard windows."""
+        like, tuned, trains = role, {"learning_rate"}, ROLES[role].get("trains")
+        if trains:
             like, tuned = "adapter on hard", rules.TUNED | {"trains", "windows"}
-            tuned -= {"ce_weight"} if ROLES[role]["trains"] == "adapter" else set()
+            tuned -= {"ce_weight"} if trains == "adapter" else set()
         like = self.first(like)
         tried = self.alike(like, tuned) if like else []
-        tried = [m for m in tried if not replays or self._means(role, m)]
+        tried = [m for m in tried if not trains or self._means(role, m)]
         return min(tried, key=lambda m: self.development[m.name], default=None)
 
     def alike(self, model: Model, but: set[str]) -> list[Model]:
@@ -182,24 +273,18 @@ class Trial:
 
     def change(self, one: str, other: str, part: str = "all") -> Interval:
         """Mean loss of one minus that of the other on a part of the text."""
-        at_N = self._part(part)
+        at_N = self.parts[part]
         pair = (self.losses[name][at_N] for name in (one, other))
         return intervals.change(*pair, self.document_N[at_N], self.resamples)
 
-    def _part(self, name: str) -> np.ndarray:
-        return {"hard": self.hard_N, "easy": ~self.hard_N, "all": self.hard_N | True}[name]
-
-    def effect(
-        self, one: Model, other: Model, role: str = "claim", part: str = "all", plan=None
-    ) -> Effect:
+    def effect(self, one: Model, other: Model, role="claim", part="all", plan=None) -> Effect:
         """Loss of one minus that of the other, and the same of every pair of their seeds."""
-        change, at_N = self.change(one.name, other.name, part), self._part(part)
-        pairs = ((x, y) for x in self.seeds_of(one) for y in self.seeds_of(other))
-        seeds = [
-            known_mean((self.losses[x.name] - self.losses[y.name])[at_N])
-            for x, y in pairs  # of a model of 03 and one of 01 the base's seed decides
-            if x.settings != y.settings and all(map(operator.eq, x.seeds, y.seeds))
-        ]
+        change, seeds = self.change(one.name, other.name, part), []
+        for x, y in itertools.product(self.seeds_of(one), self.seeds_of(other)):
+            # of a model of 03 and one of 01 the base's seed decides
+            if x.settings != y.settings and all(map(operator.eq, x.seeds, y.seeds)):
+                change_N = self.losses[x.name] - self.losses[y.name]
+                seeds.append(known_mean(change_N[self.parts[part]]))
         labels = ("recipe" if m.name == self.recipe else m.label for m in (one, other))
         what = " − ".join(labels) + (f" on {part} text" if part != "all" else "")
         return Effect(what, change, tuple(seeds), role, plan and tuple(plan))
@@ -218,104 +303,20 @@ class Trial:
         for row, role, one, other in self.pairs(listed):
             part = row.get("text", "all")
             key = one.name, other.name, part
-            known = role == "gap" or (role == "part" and (*key, "claim") in effects)
-            if not known and (*key, role) not in effects:
+            if role == "gap":
+                effects[*key, role] = self.gap(one, other)
+            elif (*key, role) not in effects and not (
+                role == "part" and (*key, "claim") in effects
+            ):
                 effects[*key, role] = self.effect(one, other, role, part, row.get("plan"))
         return list(effects.values())
 
-    def gaps(self, listed: Iterable[dict]) -> list[str]:
-        """In a sentence, how much of the way from the base to a larger rival a model goes."""
-        return [self._gap(*pair) for _, role, *pair in self.pairs(listed) if role == "gap"]
-
-    def _gap(self, one: Model, rival: Model) -> str:
+    def gap(self, one: Model, rival: Model) -> Effect:
+        """Which share of the way from the base to a larger rival a model goes."""
         losses_3N = np.stack([self.losses[name] for name in (self.base, one.name, rival.name)])
         means_R3 = intervals.resampled_means(losses_3N, self.document_N, self.resamples)
-        closed_R = intervals.gap_closed(*means_R3.T)
+        ends = intervals.interval(intervals.gap_closed(*means_R3.T))
         base, adapted, large = known_mean(losses_3N, axis=1)
-        closed = Interval((base - adapted) / (base - large), *intervals.interval(closed_R))
-        undefined = "undefined, since the base is not clearly worse"
-        size = undefined if np.isnan(closed_R).all() else f"{closed:.2f}"
-        return f"Share of the gap from {self.base} to {rival.name} that {one.name} closes: {size}."
-
-
-# notebook 04: what claims.yaml lists for the claims `distilled` and `adapter`, on all parts of the
-# text; where it lists models at their best rate, the folder's own
-
-
-def listed(*keys: str) -> dict[str, dict]:
-    """Question ("adapter on hard against its base") → row of claims.yaml."""
-    rows = [row for claim in CLAIMS["claims"] if claim["key"] in keys for row in claim["effects"]]
-    rows = [(next(iter(row.values())), row) for row in rows if not row.keys() & {"part", "text"}]
-    return {words.replace("best ", "").replace("−", "against"): row for words, row in rows}
-
-
-def comparisons(t: Trial) -> dict[str, tuple[Model, Model]]:
-    """Question → the two models, of all that is there."""
-    rows = listed("distilled", "adapter")
-    pairs = {q: pair for q, row in rows.items() for _, _, *pair in t.pairs([row])}
-    base, *seeds = t.seeds_of(t.models[t.base])
-    seeds = [model for model in seeds if model.own] or seeds
-    return pairs | ({NOTHING: (seeds[0], base)} if seeds else {})
-
-
-def table(t: Trial) -> pd.DataFrame:
-    """The comparisons: changes of loss with their intervals, and over seeds."""
-    rows = []
-    for question, (one, other) in comparisons(t).items():
-        row = {"question": question, "model": one.name, "against": other.name + _also(one, other)}
-        effects = {part: t.effect(one, other, part=part) for part in PARTS}
-        row |= {f"{part} text": f"{effect.change}" for part, effect in effects.items()}
-        rows.append(row | {"seeds, hard text": effects["hard"].spread})
-    return pd.DataFrame(rows)
-
-
-def limits(t: Trial) -> list[str]:
-    """What limits the comparison, most important first, and how much of the gap is closed."""
-    there, needed = comparisons(t), listed("adapter")
-    lines = warnings(t) + t.gaps(needed.values())
-    missing = [q for q, row in needed.items() if row.get("needed", True) and q not in there]
-    lines += [f"Not run, so not compared: {', '.join(missing)}."] * bool(missing)
-    return lines + [WORDS["chance"].format(t=t)] * (NOTHING not in there)
-
-
-def warnings(t: Trial) -> list[str]:
-    """What makes the trial mean little, said before it."""
-    lines = []
-    if t.teacher in t.models:
-        behind = t.change(t.base, t.teacher)
-        words = WORDS["lag" if behind.value >= ENOUGH else "little"]
-        lines.append(words.format(t=t, behind=behind, enough=ENOUGH))
-    made = [model.name for model in t.models.values() if model.base == t.picked_by]
-    if t.picked_by in (t.base, t.scratch, t.teacher) or made:
-        lines.append(WORDS["picker"].format(t=t, made=", ".join(made)))
-    return lines
-
-
-def headline(t: Trial) -> str:
-    """What the plan stands or falls with: hard windows against random ones, or what there is."""
-    warned = [line.replace("**", "") for line in warnings(t) if line.startswith("**⚠")]
-    compared = comparisons(t)
-    main = compared.get("adapter on hard against adapter on random")
-    lines = [in_words(t, *pair) for pair in ([main] if main else [*compared.values()][:1])]
-    return " ".join([*warned, *lines]) or "Nothing to compare."
-
-
-def in_words(t: Trial, one: Model, other: Model) -> str:
-    """One comparison: hard, easy and all text, over seeds, and what else differs."""
-    names = [f"the {m.kind} ({m.name})" if m.base else m.name for m in (one, other)]
-    effects, parts = {part: t.effect(one, other, part=part) for part in PARTS}, []
-    for part, effect in effects.items():
-        how = {-1: "better", 0: "not clearly apart", 1: "worse"}[effect.change.clear]
-        digits = ".3f" if abs(effect.change.value) >= 0.0005 else ".5f"
-        parts.append(f"on {part} text {how}, {effect.change:{digits}} nats")
-    hard = effects["hard"]
-    parts.append(hard.spread + " on hard text" * (len(hard.seeds) > 1))
-    return f"Loss of {names[0]} against {names[1]}{_also(one, other)}: {'; '.join(parts)}."
-
-
-def _also(one: Model, other: Model) -> str:
-    """What two models of 03 differ in besides the windows and what trains."""
-    names = (*rules.ADAPTERS, *rules.REPLAYS) if one.adapter == other.adapter else rules.REPLAYS
-    pairs = [(name, one.p.get(name), other.p.get(name)) for name in names]
-    odd = ", ".join(f"{name} {a} against {b}" for name, a, b in pairs if a != b)
-    return f" ({odd})" if odd and one.base and other.base else ""
+        closed = (base - adapted) / (base - large) if np.isfinite(ends[0]) else math.nan
+        what = f"share of the gap from {self.base} to {rival.name} that {one.label} closes"
+        return Effect(what, Interval(closed, *ends), role="part")

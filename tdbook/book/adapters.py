@@ -12,34 +12,26 @@ from tdlib.model import Llama
 
 
 def windows_replayed(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> np.ndarray:
-    """Numbers of the windows that 03 trains on: "hard", the chosen ones; as many "random" or
-    "easiest" ones; or "all". Of those without a target nothing is learnt."""
+    """Numbers of the windows that 03 trains on; of those without a target nothing is learnt."""
     p, k, known = this.parameters, len(chosen.windows_K), np.flatnonzero(tokens.train.known_N)
-    match p["windows"]:
-        case "hard":
-            return chosen.windows_K
-        case "random":
-            drawn = np.random.default_rng(p["seed"]).choice(len(known), k, replace=False)
-            return known[np.sort(drawn)]
-        case "all":
-            return known
+    if p["windows"] == "random":
+        drawn = np.random.default_rng(p["seed"]).choice(len(known), k, replace=False)
+        return known[np.sort(drawn)]
+    if p["windows"] != "easiest":
+        return chosen.windows_K if p["windows"] == "hard" else known
     difficulty_N = hard_set.load_scores(this.path("scores", p["scores"])).difficulty_N
     if np.isfinite(difficulty_N).sum() < k:
         raise ValueError(f"windows 'easiest' needs {k:,} windows that were scored")
     return np.sort(np.argsort(difficulty_N, kind="stable")[:k])  # NaN comes last
 
 
-def weighed(
-    this: Run, share: float, rows_K: np.ndarray, tokens: data.Tokens, net: Llama, teacher: Llama
-) -> data.Tokens:
-    """The tokens; where only a `share` of a window's tokens counts, with their weights beside
-    them: 1 for the tokens on which `net` is furthest behind its teacher."""
+def weighed(this: Run, share: float, rows_K, tokens: data.Tokens, net, teacher) -> data.Tokens:
+    """The tokens; of a `share` below 1 with weights: 1 where the net is furthest behind."""
     if share == 1 or this.current:
         return tokens
     path = this.path("checkpoints", this.run, "weights.bin")
     with files.replacing(path) as beside:
-        weights = data.weighted(tokens, beside, new=True).train.weights
-        done = 0
+        weights, done = data.weighted(tokens, beside, new=True).train.weights, 0
         for rows_B in tokens.train.batches(rows_K, 16):
             weigh(net, teacher, tokens.train, rows_B, share, weights, this.device)
             this.progress(done := done + len(rows_B), len(rows_K), "windows weighed")
@@ -58,8 +50,7 @@ def weigh(student, teacher, windows, rows_B, share: float, weights, device: str)
 
 
 def recipe(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> train.Recipe:
-    """03's recipe: at the temperature of the run that made the base unless another is given, and
-    for as many steps on all windows as on the hard ones."""
+    """03's recipe, at the base's temperature unless given; "all" takes as many steps as "hard"."""
     p = this.parameters
     limit = round(p["epochs"] * len(chosen.windows_K)) * tokens.context
     if p["windows"] != "all" or 0 < p["token_limit"] < limit:
@@ -70,8 +61,8 @@ def recipe(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> train.Re
 
 def temperature_of(this: Run, base: str) -> float:
     """The temperature of the run that made a model; of one trained on by 03, that of its base."""
-    for record in common.folder_of(this).makers(base):
-        if "temperature" in (p := record["parameters"]):
+    for record in common.folder_of(this).records.values():
+        if base in record["models"] and "temperature" in (p := record["parameters"]):
             given = p["temperature"]
             return temperature_of(this, p["base"]) if given is None else float(given)
     raise ValueError(f"no results file of {this.out} says how {base} was made: set temperature")
@@ -93,14 +84,10 @@ def load(this: Run, adapter: str, base: str) -> Llama:
 
 
 @torch.no_grad()
-def measure_merged(
-    this: Run, adapter: str, apart: Llama, merged: Llama, tokens: data.Tokens, teacher: Llama
-) -> dict[str, str]:
-    """Saves models/<adapter>-merged and measures it. Returns how far its logits are from those of
-    base and adapter `apart`, and what bfloat16 would change."""
-    name, folder = f"{adapter}-merged", this.path("models", f"{adapter}-merged")
-    this.once(f"saved {name}", common.save, merged, folder, tokens)
-    merged = Llama.load(folder, this.device)
+def measure_merged(this: Run, adapter: str, apart: Llama, merged: Llama, tokens, teacher) -> dict:
+    """Saves models/<adapter>-merged and measures it; logits beside those of base and adapter."""
+    name = f"{adapter}-merged"
+    merged = students.Training(this, name, tokens).save(merged)
     row = common.measure(this, name, merged, tokens, teacher)
     ids_BT, _ = tokens.val.batch(evaluate.fixed_rows(tokens.val, 8), this.device)
     apart_BTV = apart(ids_BT)
@@ -114,8 +101,8 @@ def measure_merged(
 
 
 def drift(merged: Llama, apart: Llama, tokens: data.Tokens, device: str) -> dict[str, str]:
-    """What storing weights as bfloat16 changes against the merged model in float32, on some fixed
-    windows: of the merged model, and of base and adapter `apart`. All is computed in float32."""
+    """What storing the merged model, or base and adapter `apart`, as bfloat16 changes on some fixed
+    windows. All is computed in float32."""
     rows, changes = evaluate.fixed_rows(tokens.val, 64), {}
     loss, _ = evaluate.apart(merged, merged, tokens.val, rows, device)
     for name, net in (("bf16 merged", merged), ("bf16 base + adapter", apart)):

@@ -65,18 +65,17 @@ def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llam
 
 def write_card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
     """README.md of a model or an adapter, beside its weights; the owner's own card stays."""
-    p, record = this.parameters, this.provenance()
+    p, record, rows = this.parameters, this.provenance(), {name: row}
+    folder, base = this.path("models", name), None
     if p.get("adapter") == name and p.get("trains") == "adapter":
         folder, base = this.path("adapters", name), this.path("models", p["base"])
-        rows = {name: row, f"{p['base']} alone": row_of(this, p["base"])}
-    else:
-        folder, base = this.path("models", name), None
-        rows = {name: row}
-        if this.notebook != notebooks.TEACHER:
-            rows |= {"teacher": row_of(this, p["teacher"])}
-        loras = folder_of(this).of(notebooks.LORA)
-        merged = (r for r in loras if f"{r['parameters']['adapter']}-merged" == name)
-        record = next(merged, record)
+        rows[f"{p['base']} alone"] = row_of(this, p["base"])
+    elif this.notebook != notebooks.TEACHER:
+        rows["teacher"] = row_of(this, p["teacher"])
+    for made in folder_of(this).of(
+        notebooks.LORA
+    ):  # a merged model is told of by its adapter's run
+        record = made if f"{made['parameters']['adapter']}-merged" == name else record
     card = cards.card(folder, tokens, rows, record, base)
     with contextlib.suppress(FileExistsError):
         files.own(folder / "README.md")

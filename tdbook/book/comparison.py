@@ -1,12 +1,13 @@
-"""The calls of 04, 05 and 07: all models of a folder side by side."""
+"""The calls of 04, 05 and 07: all models of a folder side by side, and 04's verdict in words."""
 
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 
 from tdbook.analysis import intervals, verdict
 from tdbook.analysis import kept_and_lost as buckets
-from tdbook.analysis.verdict import Model, Trial
+from tdbook.analysis.verdict import CLAIMS, Effect, Model, Trial
 from tdbook.book import common
 from tdbook.corpus import origins
 from tdbook.export import inference
@@ -17,6 +18,11 @@ from tdbook.runs.running import Run
 from tdbook.workflow import workload
 from tdlib import data, evaluate, generate, hard_set
 from tdlib.model import Llama
+
+WORDS = CLAIMS["words"]
+FLOP = dict.fromkeys(["training, FLOP", "teacher, FLOP", "scoring, FLOP"], ".2g")
+COST = {"training tokens": ",.0f"} | FLOP  # column → form
+ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial to mean something
 
 
 def models_of(this: Run) -> list[str]:
@@ -54,14 +60,13 @@ def difference(this: Run, one: str, other: str, tokens: data.Tokens) -> dict:
     known_N = ~np.isnan(list(losses.values())).any(0)
     means = {name: float(loss_N[known_N].mean()) for name, loss_N in losses.items()}
     each = {name: intervals.interval(drawn_R) for name, drawn_R in drawn.items()}
-    change = {"difference": means[one] - means[other], "low": low, "high": high}
-    change |= {"masked": int((~known_N).sum()), "windows": len(known_N)}
-    return change | {"losses": means, "intervals": each}
+    change = dict(difference=means[one] - means[other], low=low, high=high)
+    masked = dict(masked=int((~known_N).sum()), windows=len(known_N))
+    return change | masked | dict(losses=means, intervals=each)
 
 
 def hard_windows(losses: Mapping, picked_by: str, teacher: str, share: float) -> np.ndarray:
-    """Which validation windows are hard, (N,) bool: where `picked_by` fell furthest behind, the
-    share of those that have a target."""
+    """Windows that `picked_by` is furthest behind on, a share of those with a target, (N,)."""
     difficulty_N = losses[picked_by] - losses[teacher]  # NaN, masked whole, is never hard
     return difficulty_N >= hard_set.choose(difficulty_N, hard_set.Rule(share=share)).threshold
 
@@ -81,26 +86,22 @@ def side_by_side(this: Run, names: list[str], tokens: data.Tokens) -> dict[str, 
     new, rows = min(p["sample_tokens"], t - 8), evaluate.fixed_rows(tokens.val, 20)
     prompts = [tokens.val.ids[i * t :][:8].tolist() for i in rows]
     for name in names:
-        net = Llama.load(this.path("models", name), this.device)
-        texts = [
-            generate.generate(net, ids, new, temperature=0.8, seed=p["seed"] + i)
-            for i, ids in enumerate(prompts)
-        ]
+        net, how = Llama.load(this.path("models", name), this.device), dict(temperature=0.8)
+        seeded = enumerate(prompts, start=p["seed"])
+        texts = [generate.generate(net, ids, new, seed=seed, **how) for seed, ids in seeded]
         first = tokens.tokenizer.decode(prompts[0] + texts[0])
         columns[name] = {"text": first} | inference.repetition(texts)
     return columns
 
 
 def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list[str]) -> tuple:
-    """By kind of token, on the fixed windows, rows of every model's loss; and of the change of the
-    `judged` against the base, with intervals."""
-    arrays = {name: np.load(this.path("scores", "val", f"{name}.npz")) for name in names}
-    rows_M, base = arrays[names[0]]["rows_M"], this.parameters["base"]
-    losses = {name: array["token_loss_MT"] for name, array in arrays.items()}
+    """By kind of token, on the fixed windows: all models' losses, and changes of the `judged`."""
+    arrays, p = [np.load(this.path("scores", "val", f"{n}.npz")) for n in names], this.parameters
+    losses = {name: array["token_loss_MT"] for name, array in zip(names, arrays, strict=True)}
+    rows_M = arrays[0]["rows_M"]
     labels, document_M = buckets.cuts(tokens, rows_M), origins.of(tokens, "val")[0][rows_M]
-    some = {name: losses[name] for name in [base, *judged]}
-    won = buckets.won_back(some, labels, base, document_M, this.parameters["resamples"])
-    return buckets.kept_and_lost(losses, labels), won
+    asked = p["base"], judged, document_M, p["resamples"]
+    return buckets.kept_and_lost(losses, labels, *asked)
 
 
 def show_sweep(this: Run, sweep: str, t: Trial) -> str:
@@ -112,7 +113,7 @@ def show_sweep(this: Run, sweep: str, t: Trial) -> str:
     for name, point in points.items():
         row = point.metrics | {"point": name, "varied": point.varied}
         row |= {"parameters": point.record["parameters"], "minutes": point.record["seconds"] / 60}
-        rows.append(row | {part: t.change(name, t.base, part) for part in ("all", "hard", "easy")})
+        rows.append(row | {part: t.change(name, t.base, part) for part in t.parts})
     this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
     names = {name for row in rows for name in row["varied"]}
     hints = {name: hint for name in names if (hint := rules.plan(notebook, name))}
@@ -121,33 +122,32 @@ def show_sweep(this: Run, sweep: str, t: Trial) -> str:
     if len(together := tables.seeds(rows)):
         this.table(f"sweep-{sweep}-seeds", together)
     best = min(rows, key=lambda row: row["loss"])
-    return (
-        f"Of {len(rows)} models of the sweep {sweep}, {best['point']} has the lowest loss: "
-        f"{best['all']} against {t.base}; the best of many looks better than it is."
-    )
+    lowest = f"{best['point']} has the lowest loss: {best['all']} against {t.base}"
+    warning = "the best of many looks better than it is"
+    return f"Of {len(rows)} models of the sweep {sweep}, {lowest}; {warning}."
 
 
 def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
-    """What each model is, and its FLOP: of its own training (with its base's), of its teachers'
-    forwards, and of scoring the windows where it replays scores."""
+    """What each model is, and its cost: tokens and FLOP of its own training (with its base's), FLOP
+    of its teachers' forwards, and of scoring the windows where it replays scores."""
     folder, rows = common.folder_of(this), {}
     models, context = verdict.models(folder), tokens.context
     shorts = (record["remembered"].get("short") for record in folder.of(notebooks.HARD_SET))
     short = next(filter(None, shorts), {"windows": 0})
     scored = short["windows"] * short.get("scored", 1) * context
     for name, model in models.items():
-        training, teacher = _flop(folder, model, models, tokens)
         replays = model.base and model.p["windows"] in ("hard", "easiest")
         readers = (model.base, model.p["teacher"]) if replays else ()
         scoring = scored * sum(workload.forward_flop(folder.shape(n), context) for n in readers)
-        flop = {"training": training, "teacher": teacher, "scoring": scoring}
-        written = {f"{what}, FLOP": f"{n:.2g}" if n else "–" for what, n in flop.items()}
+        cost = zip(COST.items(), (*_cost(folder, model, models, tokens), scoring), strict=True)
+        written = {name: format(n, form) if n else "–" for (name, form), n in cost}
         rows[name] = {"made": model.kind} | written
     return rows
 
 
-def _flop(folder: Folder, model: Model, models: dict, tokens: data.Tokens) -> tuple[float, float]:
-    """FLOP of a training and of its teachers' forwards, those of what it began from too."""
+def _cost(folder: Folder, model: Model, models: dict, tokens: data.Tokens) -> np.ndarray:
+    """Tokens and FLOP of a training, and FLOP of its teachers' forwards; (3,), those of what it
+    began from too."""
     p, context = model.p, tokens.context
     config = folder.shape(model.base if model.adapter else model.name)
     flop = workload.step_flop(config, context, frozen=model.adapter)
@@ -158,6 +158,68 @@ def _flop(folder: Folder, model: Model, models: dict, tokens: data.Tokens) -> tu
         read = p.get("distinct_tokens") or len(tokens.train.ids)
         seen = min(model.tokens, read) if p.get("cached_draws") else model.tokens
         asked = seen * workload.forward_flop(folder.shape(by or p["teacher"]), context)
-    before = models.get(by or model.base)
-    rest = _flop(folder, before, models, tokens) if before else (0.0, 0.0)
-    return model.tokens * flop + rest[0], asked + rest[1]
+    own, before = np.array([model.tokens, model.tokens * flop, asked]), by or model.base
+    return own + (_cost(folder, models[before], models, tokens) if before in models else 0)
+
+
+# the verdict of 04: two claims, judged on validation text
+
+
+def effects(t: Trial) -> dict[str, list[Effect]]:
+    """The effects of two claims, and one of nothing: another seed of the base."""
+    base, *seeds = t.seeds_of(t.models[t.base])
+    other = ([model for model in seeds if model.own] or seeds)[:1]
+    effects = {key: t.effects(CLAIMS["claims"][key]["effects"]) for key in ("distilled", "adapter")}
+    return effects | {"nothing": [t.effect(model, base, "part") for model in other]}
+
+
+def verdict_table(effects: Mapping[str, list[Effect]]) -> pd.DataFrame:
+    """The effects in words, with their intervals over documents and over seeds."""
+    pairs = ((key, e) for key, listed in effects.items() for e in listed)
+    rows = [(key, e.what, f"{e.change}", e.spread) for key, e in pairs]
+    return pd.DataFrame(rows, columns=["claim", "difference", "of loss", "seeds"])
+
+
+def limits(t: Trial) -> list[str]:
+    """What limits the comparison, most important first."""
+    rows = [row for row in CLAIMS["claims"]["adapter"]["effects"] if row.get("needed", True)]
+    pairs = [next(iter(row.values())).replace("best ", "").split(" − ") for row in rows]
+    models = {role: t.first(role) for pair in pairs for role in pair}
+    missing = ", ".join(role for role, model in models.items() if not model)
+    lines = warnings(t) + [f"Not run, so not compared: {missing}."] * bool(missing)
+    if adapter := models["adapter on hard"]:
+        lines += [_unlike(adapter, model) for model in models.values() if model and model.base]
+    chance = "" if effects(t)["nothing"] else WORDS["chance"].format(t=t)
+    return [line for line in (*lines, chance) if line]
+
+
+def _unlike(one: Model, other: Model) -> str:
+    """What two models of 03 differ in besides the windows and what trains, in a sentence."""
+    names = (*rules.ADAPTERS, *rules.REPLAYS) if one.adapter == other.adapter else rules.REPLAYS
+    values = {name: (one.p.get(name), other.p.get(name)) for name in names}
+    words = ", ".join(f"{n} {a} against {b}" for n, (a, b) in values.items() if a != b)
+    words = words.replace("None", "inherited")  # from 02's choice, or the run that made the base
+    return f"{one.name} and {other.name} differ in more: {words}." if words else ""
+
+
+def warnings(t: Trial) -> list[str]:
+    """What makes the trial mean little, said before it."""
+    lines = []
+    if t.teacher in t.models:
+        behind = t.change(t.base, t.teacher)
+        words = WORDS["lag" if behind.value >= ENOUGH else "little"]
+        lines.append(words.format(t=t, behind=behind, enough=ENOUGH))
+    made = [model.name for model in t.models.values() if model.base == t.picked_by]
+    if t.picked_by in (t.base, t.scratch, t.teacher) or made:
+        lines.append(WORDS["picker"].format(t=t, made=", ".join(made)))
+    return lines
+
+
+def headline(t: Trial) -> str:
+    """The verdict on the adapter, and what decides it: hard windows against random ones."""
+    lines = [line.replace("**", "") for line in warnings(t) if line.startswith("**⚠")]
+    listed, claim = effects(t), CLAIMS["claims"]["adapter"]
+    result, why = verdict.judge(listed["adapter"])
+    shown = [e for e in listed["adapter"] if "adapter on random" in e.what] or listed["adapter"]
+    lines.append(f"{claim['claim']}: {result} ({why.partition('; ')[0]}).")
+    return " ".join([*lines, *(f"{e.words()}." for e in shown)])

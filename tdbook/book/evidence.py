@@ -1,12 +1,13 @@
 """Does the plan hold? Each claim of the plan against text that no choice has looked at.
 
 Differences of loss, nats per token, are read on the confirmation split (the validation split where
-there is none). claims.yaml has the claims and what they compare, analysis.claims the rules of a
+there is none). claims.yaml has the claims and what they compare, analysis.verdict the rules of a
 verdict. Legend: N windows, M of them fixed (told token by token), T tokens of each, V vocabulary.
 """
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,23 +16,22 @@ import numpy as np
 import pandas as pd
 
 from tdbook.analysis import intervals, kept_and_lost, verdict
-from tdbook.analysis.claims import FAILS, HOLDS, PART, UNDECIDED, Effect, judge
-from tdbook.analysis.verdict import CLAIMS, Trial
-from tdbook.book import common, comparison, reality
+from tdbook.analysis.verdict import CLAIMS, FAILS, HOLDS, PART, UNDECIDED, Effect, Trial, judge
+from tdbook.book import common, comparison, selection
+from tdbook.book.comparison import COST, WORDS
 from tdbook.corpus import origins
 from tdbook.export import inference
 from tdbook.report import plots, tables
 from tdbook.runs import hashes, notebooks
-from tdbook.runs.estimates import Q4_LIMIT, of_plan
 from tdbook.runs.rules import TRIED
 from tdbook.runs.running import Run
+from tdbook.runs.units import Q4_LIMIT, of_plan
 from tdlib import data, evaluate, lora
 from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 
-COST = ["made", "training, FLOP", "teacher, FLOP", "scoring, FLOP"]  # a table of their own
 Measured = tuple[list[Effect], list[str]]
-KINDS = next(row["kinds"] for row in CLAIMS["claims"] if row["key"] == "kept")
+KINDS = CLAIMS["claims"]["kept"]["kinds"]
 
 
 def split_of(tokens: data.Tokens) -> tuple[str, data.Windows]:
@@ -43,12 +43,9 @@ def split_of(tokens: data.Tokens) -> tuple[str, data.Windows]:
 def judged_on(tokens: data.Tokens) -> str:
     """Which text judges, and how much of it, in a sentence."""
     name, windows = split_of(tokens)
-    text = "the confirmation text, which no choice has looked at"
-    if name == "val":
-        text = "⚠ the validation text, on which choices were made: no other was put aside"
     documents = len(np.unique(origins.of(tokens, name)[0][windows.known_N]))
-    count = f"{int(windows.known_N.sum()):,} of {len(windows):,} windows have a target"
-    return f"Judged on {text}: {count}, of {documents:,} documents."
+    count = dict(known=int(windows.known_N.sum()), windows=len(windows), documents=documents)
+    return WORDS[name].format(**count)
 
 
 class Losses(dict):
@@ -78,16 +75,14 @@ class Losses(dict):
         adapter = name in self.folder.points and self.models[name].adapter
         place = f"{'adapters' if adapter else 'models'}/{model}"
         # the text too, and how much of it is told: a given teacher stays the same beside another
-        read = [
-            hashes.made_by_others(folder, "")[path]["sha256"]
-            for folder, path in ((out, place), (this.out, "tokens"))
-        ]
+        files = ((out, place), (this.out, "tokens"))
+        read = [hashes.made_by_others(where, "")[what]["sha256"] for where, what in files]
         fixed, whole = this.parameters["fixed_windows"], name in self.whole
         stem = re.sub(r"[^\w.+-]+", "_", name) + f"-{hashes.of([*read, fixed])[:8]}"
         path = this.path("scores", self.split, f"{stem}.{kind}")
         if not path.exists():
-            base = out / "models" / self.models[name].p["base"] if adapter else out / place
-            net = Llama.load(base, this.device)
+            base = f"models/{self.models[name].p['base']}" if adapter else place
+            net = Llama.load(out / base, this.device)
             net = lora.load(net, out / place) if adapter else net
             how = dict(fixed=fixed if whole else 1, device=this.device)
             evaluate.evaluate(net.eval(), self.windows, **how).save(path.parent, stem, whole)
@@ -103,32 +98,25 @@ def trial(this: Run, tokens: data.Tokens) -> Trial:
     swept = [models[name] for name, p in points.items() if p.sweep == this.parameters["recipe"]]
     last = {m.name for m in swept} - {m.base for m in swept}  # the others are what it was made from
     recipe = min((m for m in swept if m.name in last), key=lambda m: m.seeds, default=None)
-    return comparison.trial(
-        this,
-        losses,
-        origins.of(tokens, losses.split)[0],
-        models=models,
-        development={name: common.row_of(this, name)["loss"] for name in models},
-        mixed=frozenset(name for name, others in odd.items() if others),
-        recipe=recipe.name if recipe else "",
-    )
+    more = dict(models=models, recipe=recipe.name if recipe else "")
+    more["development"] = {name: common.row_of(this, name)["loss"] for name in models}
+    more["mixed"] = frozenset(name for name, others in odd.items() if others)
+    return comparison.trial(this, losses, origins.of(tokens, losses.split)[0], **more)
 
 
 def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[dict]:
     """The rows of claims.yaml, each with its verdict, why, effects, and notes in sentences."""
     claims = []
-    for row in CLAIMS["claims"]:
-        listed = row.get("effects", ())
-        effects, notes = t.effects(listed), t.gaps(listed)
-        if measure := MEASURES.get(row["key"]):
-            more, said = measure(this, tokens, t)
-            effects, notes = effects + more, notes + said
+    for key, row in CLAIMS["claims"].items():
+        listed, measure = row.get("effects", ()), MEASURES.get(key)
+        more, notes = measure(this, tokens, t) if measure else ([], [])
+        effects = t.effects(listed) + more
         result, why = judge(effects, row.get("every", True))
-        if row["key"] == "ship":
+        if key == "ship":
             result, why, notes = shipped(this)
         if "undecidable" in row:
             result, why = UNDECIDED, row["undecidable"]
-        claims.append(row | dict(verdict=result, why=why, effects=effects, notes=notes))
+        claims.append(row | dict(key=key, verdict=result, why=why, effects=effects, notes=notes))
     return claims
 
 
@@ -136,36 +124,33 @@ def recipe(this: Run, tokens: data.Tokens, t: Trial) -> tuple[list[Effect], str]
     """The recipe against the plan's own route: the effects, and in words with both routes' cost."""
     effects = t.effects(CLAIMS["recipe"])
     if not effects:
-        none = "the sweep that `recipe` names has no point that is done"
-        return [], f"No recipe was run here: {none}."
-    (result, why), made = judge(effects[:1]), comparison.made(this, tokens)
-    how = {HOLDS: "**beats**", PART: "beats, with a reserve,", FAILS: "**loses to**"}
-    words = f"The recipe {how.get(result, 'is not clearly better than')} the plan's 50M + LoRA"
-    costs = []
+        return [], "No recipe was run here: no point of the sweep that `recipe` names is done."
+    (result, why), made, costs = judge(effects[:1]), comparison.made(this, tokens), []
     for name in (t.recipe, t.first("best adapter on hard").name):
-        spent = [f"{key} {n}" for key, n in made[name].items() if key != "made"]
-        costs.append(f"{name}: {', '.join(spent)}")
-    return effects, f"{words}: {effects[0].words()} ({why}). Costs: {'; '.join(costs)}."
+        costs.append(f"{name}: {', '.join(f'{key} {made[name][key]}' for key in COST)}")
+    words = f"That the recipe beats the plan's 50M + LoRA: **{result}** ({why})"
+    return effects, f"{words}. {effects[0].words()}. Costs: {'; '.join(costs)}."
 
 
 def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
-    """Every model: what it is, seeds, tokens, loss on development and on the text that judges, its
-    difference from the base there, and what it cost."""
+    """Every model: seeds, losses, difference from the base on the text that judges, and cost."""
     rows = []
     for name, made in comparison.made(this, tokens).items():
-        model, loss, change = t.models[name], math.nan, "–"
+        *others, seed = t.models[name].seeds
+        row = {"model": name, "seed": seed, "base's seed": " ".join(map(str, others)) or "–"}
+        row |= {"development": t.development[name], "confirmation": math.nan}
+        row[f"against {t.base}"] = "baseline" if name == t.base else "–"
         if name in t.losses:  # no verdict needs the others
-            loss, change = known_mean(t.losses[name]), f"{t.change(name, t.base)}"
-        row = {"model": name, "made": made["made"], "seeds": " ".join(map(str, model.seeds))}
-        row |= {"training tokens": model.tokens, "development": t.development[name]}
-        row |= {"confirmation": loss, f"against {t.base}": "baseline" if name == t.base else change}
-        rows.append(row | {key: made[key] for key in COST[1:]})
+            row["confirmation"] = known_mean(t.losses[name])
+        if name in t.losses and name != t.base:
+            row[f"against {t.base}"] = f"{t.change(name, t.base)}"
+        rows.append(row | made)
     return pd.DataFrame(rows)
 
 
 def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     """What the recipe was chosen from: every student of the base's shape, seed and tokens, best on
-    development first, each against the recipe, or the best where none was run."""
+    development first, each against the one with the recipe's settings, or else the best."""
     tried = t.alike(t.models[t.base], set(TRIED))
     # a setting once, though two sweeps have it: the first
     models = {m.name: m.p for m in {m.settings: m for m in reversed(tried)}.values()}
@@ -173,14 +158,14 @@ def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     loss = {name: known_mean(loss_N) for name, loss_N in val.items()}
     order = sorted(loss, key=loss.get)
     # the recipe's own run may be longer than what it was chosen from
-    wanted = t.models[t.recipe or order[0]].p
-    same = (n for n in order if all(models[n][key] == wanted.get(key) for key in TRIED))
-    chosen, rows = next(same, order[0]), []
+    wanted = t.models[t.recipe].p if t.recipe else {}
+    same = [n for n in order if all(models[n][key] == wanted.get(key) for key in TRIED)]
+    chosen, word, rows = (same or order)[0], "the recipe" if same else "the best", []
     for name in order:
         row = {key: models[name][key] for key in TRIED} | {"development": round(loss[name], 4)}
         row["temperature"] = "–" if row["ce_weight"] == 1 else row["temperature"]
         change = intervals.change(val[name], val[chosen], document_N, t.resamples)
-        rows.append(row | {"against the recipe": "the recipe" if name == chosen else f"{change}"})
+        rows.append(row | {f"against {word}": word if name == chosen else f"{change}"})
     return pd.DataFrame(rows)
 
 
@@ -190,20 +175,20 @@ def show(this: Run, claim: dict) -> None:
 
     effects, result = claim["effects"], claim["verdict"]
     display(Markdown(f"## {claim['claim']}\n\n**Verdict: {result}** — {claim['why']}."))
-    if effects:
-        figure = plots.effects([e.row for e in effects], f"{result}: {effects[0].words()}")
+    if known := [e for e in effects if math.isfinite(e.change.value)]:
+        rows = [vars(e) | e.change._asdict() | {"over_seeds": e.over_seeds} for e in known]
+        figure = plots.effects(rows, f"{result}: {effects[0].words()}")
         this.figure(claim["key"], figure, alt=f"{claim['claim']}: every effect")
     lines = [f"- {e.words()}{' (control)' * (e.role == 'control')}" for e in effects]
     lines += [f"- {note}" for note in claim["notes"]]
-    change = f"*What would change our mind at 300M:* {claim['change']}"
-    display(Markdown("\n".join([*lines, f"\n*Compared with* {claim['control']}. {change}"])))
+    change = "\n*Compared with* {control}. *What would change our mind at 300M:* {change}"
+    display(Markdown("\n".join([*lines, change.format(**claim)])))
 
 
 def in_short(claims: Sequence[dict], recipe: str) -> str:
     """The page in one sentence."""
-    verdicts = [claim["verdict"] for claim in claims]
-    order = [v for v in (HOLDS, PART, FAILS, UNDECIDED) if v in verdicts]
-    counts = ", ".join(f"{verdicts.count(v)} × {v}" for v in order)
+    verdicts = Counter(claim["verdict"] for claim in claims).most_common()
+    counts = ", ".join(f"{count} × {verdict}" for verdict, count in verdicts)
     return f"{len(claims)} claims: {counts}. {recipe.partition(' Costs:')[0].replace('**', '')}"
 
 
@@ -218,26 +203,22 @@ def loss_settings(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     others = [m for m in order if m not in ours]
     if not ours or not others:
         return [], []
-    one, other = ours[0], others[0]
-    return [t.effect(one, other)], [
-        f"Of {len(order)} settings the best on development is {order[0].label}; of the plan's, "
-        f"{one.name} ({t.development[one.name]:.3f}); of the others ce_weight "
-        f"{other.p['ce_weight']:g}, T {other.p['temperature']:g} ({t.development[other.name]:.3f})."
-    ]
+    one, other = (f"{m.name} ({t.development[m.name]:.3f})" for m in (ours[0], others[0]))
+    note = f"Of {len(order)} settings the best on development is {order[0].label}; of the plan's, "
+    how = "ce_weight {ce_weight:g}, T {temperature:g}".format(**others[0].p)
+    return [t.effect(ours[0], others[0])], [f"{note}{one}; of the others {other}, {how}."]
 
 
 def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
-    """What the hardest windows, as each seed of the base picks them, hold against the rest: rare
-    tokens, pairs never seen, other scripts."""
+    """Do the hardest windows, as each seed of the base picks them, hold more of what is rare?"""
     _, windows = split_of(tokens)
     p, share, rows = this.parameters, this.parameters["hard_share"], np.arange(len(windows))
     ids_NT, y_NT = (x.numpy() for x in replace(windows, mask=None).batch(rows))
     count_V = kept_and_lost.frequency(tokens.train, tokens.vocab_size)
     order = np.argsort(count_V, kind="stable")
-    rare_V = np.zeros(len(count_V), bool)
-    rare_V[order[np.cumsum(count_V[order]) <= 0.05 * count_V.sum()]] = True
+    rare = order[np.cumsum(count_V[order]) <= 0.05 * count_V.sum()]
     pairs_NT = kept_and_lost.pair_frequency(tokens.train, ids_NT, y_NT)
-    kinds = {"rare tokens": rare_V[y_NT], "pairs never seen": pairs_NT == 0}
+    kinds = {"rare tokens": np.isin(y_NT, rare), "pairs never seen": pairs_NT == 0}
     if tokens.tokenizer:
         kinds["tokens not in Telugu"] = kept_and_lost.scripts(tokens, windows, rows) != 0
     seeds = t.seeds_of(t.models[t.base])
@@ -250,9 +231,10 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     lag_N = np.fmax(t.losses[t.base] - t.losses[t.teacher], 0)
     held = lag_N[hard[0]].sum() / (lag_N.sum() or 1)
     notes = [f"The hardest {share:.0%} hold {held:.0%} of all that {t.base} lost."]
-    records = [record["remembered"] for record in common.folder_of(this).of(notebooks.HARD_SET)]
-    found = [record["reality"] for record in records if "reality" in record]
-    return effects, notes + [reality.in_words(x, p["base"], p["teacher"]) for x in found]
+    for record in common.folder_of(this).of(notebooks.HARD_SET):
+        if found := record["remembered"].get("reality"):
+            notes.append(selection.memory_in_words(found, p["base"], p["teacher"]))
+    return effects, notes
 
 
 def _beyond(t: Trial, what: str, seeds: Iterable[tuple], claimed: int, role="claim") -> Effect:
@@ -272,10 +254,8 @@ def kept(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     for cut, bucket, claimed in KINDS:
         names, at_MT = labels.get(cut, ([], None))
         in_MT = at_MT == names.index(bucket) if bucket in names else np.zeros(1, bool)
-        if in_MT.sum() < tables.FEW:
-            continue
         for name, role in ((t.base, "claim"), (t.scratch, "part")):
-            if name in loss_MT:
+            if name in loss_MT and in_MT.sum() >= tables.FEW:
                 seeds = [m.name for m in t.seeds_of(t.models[name]) if m.name in loss_MT]
                 lags = [loss_MT[seed] - loss_MT[t.teacher] for seed in seeds]
                 each = [(lag_MT.ravel(), in_MT.ravel(), document_MT.ravel()) for lag_MT in lags]
@@ -307,16 +287,15 @@ def merges(this: Run) -> list[tuple[str, bool]]:
     path, checks = this.out / f"tables/{notebooks.COMPARISON}-merged.csv", []
     for row in pd.read_csv(path, dtype=str).to_dict("records") if path.exists() else []:
         apart, most = (float(row[k]) for k in ("largest logit difference", "of logits up to"))
-        weights, base = row["weights"], row["weights of the base"]
         what = f"{row['adapter']} merged: logits up to {most:g} apart by {apart:.1e}, "
-        what += f"{weights} weights, its base {base}"
-        checks.append((what, weights == base and apart <= 1e-4 * most))
+        what += f"{row['weights']} weights, its base {row['weights of the base']}"
+        same = row["weights"] == row["weights of the base"]
+        checks.append((what, same and apart <= 1e-4 * most))
     return checks
 
 
 def speeds(shape: str, timed: dict) -> list[tuple[str, bool]]:
-    """Of a shape's ways of writing, the quickest of each of the plan's phases, and the 4-bit file:
-    is the plan's lower number reached?"""
+    """Whether the quickest way of each phase of the plan, and the 4-bit file, reach its number."""
     checks = []
     for phase in dict.fromkeys(inference.PHASES.values()):
         rows = [row for row in timed["rows"] if inference.PHASES.get(row["way"]) == phase]

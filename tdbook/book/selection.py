@@ -1,22 +1,40 @@
-"""The calls of 02, and of 03 where it reads 02's choice: scores, and the hard set in words."""
+"""The calls of 02, and of 03 where it reads 02's choice: scores, is difficulty real, the hard set.
+
+Would another student, a simple number, or a teacher that never read these windows call the same
+ones hard; and how much of the teacher's lead on them is memory?
+Jaccard = |A ∩ B| / |A ∪ B| of two hard sets; by chance, sets of A and B windows share A·B/N of N.
+Legend: N windows, K models, S the mean and its resamples.
+"""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from tdbook.book import common
+from tdbook.analysis import intervals
+from tdbook.analysis.intervals import Interval
+from tdbook.book import common, comparison
+from tdbook.corpus import origins
 from tdbook.report import widgets, words
 from tdbook.runs import notebooks
 from tdbook.runs.running import Run
 from tdlib import data, evaluate, hard_set
 from tdlib.model import Llama
 
+FEW = 5  # documents; sources with fewer in either split count together, or they had no interval
+RESAMPLES, AT_ONCE = 1000, 100  # of an interval; a large corpus has 100,000 documents
+FORMS = {  # of the table: key of a row → column and form
+    "windows": ("windows", ",d"),
+    "jaccard": ("hard by both (Jaccard)", ".3f"),
+    "chance": ("by chance", ".3f"),
+    "rank": ("rank correlation", "+.3f"),
+    "student_better": ("better than its teacher on", ".1%"),
+}
 
-def score(
-    path: Path, net: Llama, teacher, windows: data.Windows, device: str, progress, limit: int = 0
-) -> dict:
+
+def score(path: Path, net: Llama, teacher, windows, device: str, progress, limit=0) -> dict:
     """Scores the training windows with both models into `path`: all, or, spread evenly, those of
     some `limit` tokens. Returns how many there are, what share was scored, and what was found."""
     count = min(limit // windows.context or len(windows), len(windows))
@@ -28,19 +46,9 @@ def score(
         known = scores.difficulty_N[~np.isnan(scores.difficulty_N)]
         if not len(known):
             raise ValueError("no training window was scored that has a target: raise token_limit")
-        mean, better = known.mean(dtype=np.float64), (known < 0).mean()
-        short = {"windows": len(windows), "mean": float(mean), "student_better": float(better)}
-        short["scored"] = count / len(windows)
-        return short | ({"masked": masked} if masked else {})
-
-
-def what_02_counted(this: Run) -> str:
-    """That sentence again, from the record of 02, for what is built on difficulty."""
-    base, records = this.parameters["base"], common.folder_of(this).of(notebooks.HARD_SET)
-    for record in records:
-        if record["parameters"]["base"] == base:
-            return words.difficulty(base, record["remembered"]["short"])
-    return f"No record of 02 says on how many windows {base} is better than its teacher."
+        mean, better = float(known.mean(dtype=np.float64)), float((known < 0).mean())
+    short = {"windows": len(windows), "mean": mean, "student_better": better}
+    return short | {"scored": count / len(windows)} | ({"masked": masked} if masked else {})
 
 
 def coloured_texts(net: Llama, teacher: Llama, tokens: data.Tokens, device) -> Callable[[int], str]:
@@ -57,26 +65,161 @@ def coloured_texts(net: Llama, teacher: Llama, tokens: data.Tokens, device) -> C
     return text_of
 
 
+def reality(this: Run, tokens: data.Tokens, scores: hard_set.Scores, found_N, hard_N) -> dict:
+    """Each judge calls as many windows hard as `hard_N`; junk that was left out counts nowhere."""
+    p, unseen, judges = this.parameters, this.parameters["unseen_teacher"], {}
+    compare = [name for name in dict.fromkeys(p["compare"].split()) if name != unseen]
+    own_N = np.where((found_N["junk"] > 0) & p["leave_out_junk"], np.nan, scores.difficulty_N)
+    share = max(1, hard_N.sum()) / np.isfinite(own_N).sum()
+    for name in compare:
+        judges[name] = _loss_of(this, name, tokens, scores) - scores.teacher_loss_N
+    judges["teacher loss alone"] = scores.teacher_loss_N
+    if found_N["characters"].any():
+        judges["shortness of the text"] = -found_N["characters"].astype(np.float32)
+    if unseen:
+        records = [r for r in common.folder_of(this).records.values() if unseen in r["models"]]
+        fold = next(filter(None, (r["parameters"].get("left_out") for r in records)), "")
+        if not fold:
+            fault = (
+                f"unseen_teacher = {unseen!r} is no model that was trained on a part of the text"
+            )
+            raise ValueError(f'{fault}: make it by 01 with left_out: "1/10", or give ""')
+        unseen_N = _loss_of(this, unseen, tokens, scores, fold)
+        judges[f"a teacher that never read them, {unseen}"] = scores.student_loss_N - unseen_N
+    rows = [{"with": name} | agreement(own_N, x_N, share) for name, x_N in judges.items()]
+    for row in rows[: len(compare)]:
+        x_N = judges[row["with"]]
+        row["student_better"] = float((x_N[np.isfinite(x_N)] < 0).mean())
+    losses = {p["teacher"]: scores.teacher_loss_N, p["base"]: scores.student_loss_N}
+    losses = {"train": losses, "val": comparison.window_losses(this, [*losses])}
+    for loss_N in losses.values():
+        loss_N["difficulty"] = loss_N[p["base"]] - loss_N[p["teacher"]]
+    mean = float(np.nanmean(scores.difficulty_N, dtype=np.float64))
+    documents = {split: origins.of(tokens, split) for split in losses}
+    return {"rows": rows, "memory": memory(losses, documents), "mean": mean}
+
+
+def _loss_of(this: Run, name: str, tokens: data.Tokens, scores: hard_set.Scores, fold: str = ""):
+    """The loss of another model on the windows that 02 scored, or on those of a fold, (N,)."""
+    path, at_N = this.path("scores", f"{this.run}-{name}.npy"), np.isfinite(scores.difficulty_N)
+    rows = np.flatnonzero(at_N & origins.fold(tokens, fold) if fold else at_N)
+
+    def score() -> None:
+        net, done = Llama.load(this.path("models", name), this.device), 0
+        with hard_set.new_scores(path, len(tokens.train)) as loss_2N:
+            loss_2N[1] = scores.teacher_loss_N  # is known already
+            for rows_B in tokens.train.batches(rows, max(64, len(rows) // 1000)):
+                loss_2N[0, rows_B] = hard_set.window_loss(net, tokens.train, rows_B, this.device)
+                this.progress(done := done + len(rows_B), len(rows), f"windows scored with {name}")
+
+    this.once(f"scored {name}", score)
+    return hard_set.load_scores(path).student_loss_N
+
+
+def agreement(one_N: np.ndarray, other_N: np.ndarray, share: float) -> dict:
+    """Of windows that both know: how far their hardest shares are the same, and their ranks."""
+    from scipy.stats import spearmanr  # takes a second to import
+
+    known_N = np.isfinite(one_N) & np.isfinite(other_N)
+    one, other = np.asarray(one_N[known_N]), np.asarray(other_N[known_N])
+    a, b = (hard_set.select(x, share=share).windows_K for x in (one, other))
+    n, same, rank = len(one), len(np.intersect1d(a, b)), float(spearmanr(one, other)[0])
+    both = (same, len(a) * len(b) / n)  # found, and by chance
+    jaccard, chance = (shared / (len(a) + len(b) - shared) for shared in both)
+    return {"windows": n, "jaccard": jaccard, "chance": chance, "rank": rank}
+
+
+def memory(losses: dict[str, dict], documents: dict[str, tuple]) -> list[dict]:
+    """How much better each model is on training windows than on validation windows of the same
+    sources, which count as often as they occur there: rows of name, gap, low, high, nats, with 95 %
+    intervals over documents. Of "train" and "val", losses are name → (N,), documents origins.of.
+    Where the splits have no source in common, since one names none, all are of one source."""
+    if not {*documents["train"][1]} & {*documents["val"][1]}:
+        documents = {split: (of_N, ["all"] * len(x)) for split, (of_N, x) in documents.items()}
+    splits, count, gap_SK, windows = {}, {}, 0, 0
+    for split, models in losses.items():
+        x_KN, (of_N, names) = np.stack(list(models.values())), documents[split]
+        known_N, source_N = np.isfinite(x_KN).all(0), np.array(names, dtype=str)[of_N]
+        splits[split] = x_KN[:, known_N], of_N[known_N], source_N[known_N]
+        count[split] = pd.Series(of_N[known_N]).groupby(source_N[known_N]).nunique()
+    fewest = pd.DataFrame(count).dropna().min(axis=1)  # documents of each source in both splits
+    few = fewest.index[fewest < FEW]
+    for source in sorted({*fewest.index.difference(few), *["others"] * bool(len(few))}):
+        means_SK = {}
+        for split, (x_KN, of_N, source_N) in splits.items():
+            at_N = (source_N == source) | (np.isin(source_N, few) & (source == "others"))
+            part = x_KN[:, at_N], of_N[at_N], AT_ONCE
+            draws = [intervals.resampled_means(*part, i) for i in range(RESAMPLES // AT_ONCE)]
+            means_SK[split] = np.vstack([x_KN[:, at_N].mean(1, dtype=np.float64), *draws])
+        weight = at_N.sum()  # of the validation split, the last
+        gap_SK = gap_SK + weight * (means_SK["val"] - means_SK["train"])
+        windows += weight
+    rows = []
+    for name, gap_S in zip(losses["train"], (gap_SK / windows).T, strict=True) if windows else ():
+        low, high = intervals.interval(gap_S[1:])
+        rows.append({"name": name, "gap": float(gap_S[0]), "low": low, "high": high})
+    return rows
+
+
+def reality_table(result: dict) -> pd.DataFrame:
+    """One row a comparison."""
+    rows = []
+    for row in result["rows"]:
+        forms = FORMS.items()
+        numbers = {name: intervals.number(row.get(key), form) for key, (name, form) in forms}
+        rows.append({"judged by": row["with"]} | numbers)
+    return pd.DataFrame(rows)
+
+
+def memory_in_words(result: dict, base: str, teacher: str) -> str:
+    """How much of the teacher's lead is memory."""
+    gaps = {row["name"]: Interval(row["gap"], row["low"], row["high"]) for row in result["memory"]}
+    if not gaps:
+        return ""
+    lead, change = result["mean"], gaps["difficulty"]
+    costs = (
+        f"cost the teacher {gaps[teacher]} nats more than the training windows it has read, and "
+    )
+    costs += f"{base} {gaps[base]}. So on unread text difficulty goes from {lead:+.3f} to "
+    text = (
+        f"Validation windows of the same sources {costs}{lead + change.value:+.3f} nats: {change}."
+    )
+    if 0 < -change.value < lead:
+        text += f" {-change.value / lead:.0%} of it is memory of the training text."
+    return text.replace("-0.", "−0.")
+
+
+def what_02_counted(this: Run) -> str:
+    """Whether difficulty means anything, from the record of 02, for what is built on it."""
+    base, records = this.parameters["base"], common.folder_of(this).of(notebooks.HARD_SET)
+    for record in records:
+        if record["parameters"]["base"] == base:
+            return words.difficulty(base, record["remembered"]["short"])
+    return f"No record of 02 says on how many windows {base} is better than its teacher."
+
+
 def chosen_for_03(this: Run) -> tuple[hard_set.HardSet, str]:
     """What an adapter replays, and in words: 02's choice, or the hardest `share` of its scores."""
     p = this.parameters
     if p["share"] is None:
         path = this.path(p["hard_set"])
-        return hard_set.load(path), words_of(path)
+        return hard_set.load(path), _words_of(path)
     scores = hard_set.load_scores(this.path("scores", p["scores"]))
     chosen = hard_set.choose(scores.difficulty_N, hard_set.Rule(share=p["share"]))
     share, least = f"{chosen.share:.1%}", f"{chosen.threshold:.4f} nats and more"
     return chosen, f"by `share` here, not by 02: the hardest {share}, {least}"
 
 
-def words_of(path: Path) -> str:
-    """How the hard set in a file was chosen: by a run's parameters, by hand …"""
-    return json.loads(path.read_text(encoding="utf8")).get("words", "outside the book")
-
-
 def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:
     """Which hard set 03 will read, where it is not the one chosen here too."""
     if np.array_equal(hard_set.load(path).windows_K, chosen.windows_K):
-        return f"In force, for 03: {words_of(path)}."
+        return f"In force, for 03: {_words_of(path)}."
     parameters = f"{len(chosen.windows_K):,} windows, {chosen.threshold:.4f} nats and more"
-    return f"**In force, for 03: {words_of(path)}.** The figures show the parameters' {parameters}."
+    return (
+        f"**In force, for 03: {_words_of(path)}.** The figures show the parameters' {parameters}."
+    )
+
+
+def _words_of(path: Path) -> str:
+    """How the hard set in a file was chosen: by a run's parameters, by hand …"""
+    return json.loads(path.read_text(encoding="utf8")).get("words", "outside the book")

@@ -6,9 +6,8 @@ The method is in the notebooks: the model, its first weights, its recipe and its
 import contextlib
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 from safetensors.torch import load_file
@@ -17,7 +16,7 @@ from tdbook.book import common
 from tdbook.corpus import origins, text
 from tdbook.corpus.prepare import prepare
 from tdbook.runs import hooks, parameters, rules, sweeps
-from tdbook.runs.provenance import peak_memory_mib
+from tdbook.runs.machine import peak_memory_mib
 from tdbook.runs.running import Run
 from tdbook.training import cache, dashboard, worker
 from tdlib import data, evaluate, hard_set, train
@@ -35,52 +34,49 @@ def text_into_tokens(this: Run, teacher: Llama | None) -> tuple[str, str]:
     return summary, this.once("account", lambda: vars(account) | more)["missing"]
 
 
-def imported(this: Run, teacher: Llama, tokens: data.Tokens) -> list[dict]:
-    """Saves a teacher made elsewhere as models/teacher; its log is one point."""
+def imported(this: Run, teacher: Llama, tokens: data.Tokens) -> Llama:
+    """Saves a teacher made elsewhere as models/teacher."""
     teacher.config = replace(teacher.config, eos_id=tokens.eos)
     this.once("saved", common.save, teacher, this.path("models", "teacher"), tokens)
-    loss = evaluate.on_subset(tokens.val, SUBSET, this.device)(teacher)
-    return this.once("log", lambda: [{"step": 0, "tokens": 0} | loss])
+    return teacher
 
 
 @dataclass(frozen=True)
 class Training:
-    """A model's training within a run: with checkpoints, progress, validation, logs, hooks and the
-    run's number of processes. A finished run trains nothing and gives back what it made."""
+    """A model's training within a run, which gives back what it made once it is finished."""
 
     this: Run
     name: str  # of the model
     tokens: data.Tokens
 
     def targets(self, teacher, ce_weight: float, temperature: float, draws: int, by="teacher"):
-        """The teacher's half of the loss, opened by `fit`: none at ce_weight 1; without `draws` it
-        reads every batch; else so many ids a token are drawn from it and kept under its name."""
-        if ce_weight == 1 or not draws:
-            return nullcontext(None if ce_weight == 1 else teacher)
-        return kept_targets(self.this, self.tokens, teacher, temperature, draws, by)
+        """The teacher's half of the loss, opened by `fit`: none at ce_weight 1; the teacher, which
+        reads every batch; with `draws` so many ids a token, drawn from it and kept."""
+        kept = kept_targets(self.this, self.tokens, teacher, temperature, draws, by)
+        return kept if ce_weight < 1 else contextlib.nullcontext()
 
     def windows(self, recipe: train.Recipe) -> np.ndarray:
-        """Numbers of the windows it reads: all but the fold `left_out`; where `distinct_tokens` are
-        given, those with which a training of one epoch with this seed begins."""
-        p, tokens = self.this.parameters, self.tokens
-        rows = np.arange(len(tokens.train))
+        """Numbers of the windows it reads: all but the fold `left_out`; of `distinct_tokens`, those
+        with which a training of one epoch with this seed begins."""
+        p, tokens, rows = self.this.parameters, self.tokens, np.arange(len(self.tokens.train))
         rows = rows[~origins.fold(tokens, p["left_out"])] if p["left_out"] else rows
-        if not p["distinct_tokens"]:
-            return rows
-        once = replace(recipe, epochs=1.0, token_limit=p["distinct_tokens"])
-        return np.concatenate(train.order(rows, once, tokens.context))
+        if p["distinct_tokens"]:
+            once = replace(recipe, epochs=1.0, token_limit=p["distinct_tokens"])
+            rows = np.concatenate(train.order(rows, once, tokens.context))
+        return rows
 
     def fit(self, net: Llama, recipe: train.Recipe, targets=None, rows=None) -> list[dict]:
         """`tdlib.train.fit` on the training windows, or on some `rows` of them; the log's rows."""
         return self.this.once(f"log of {self.name}", self._fit, net, recipe, targets, rows)
 
     def _fit(self, net: Llama, recipe: train.Recipe, targets, rows) -> list[dict]:
-        this, p, folder = self.this, self.this.parameters, self._checkpoints()
+        this, p = self.this, self.this.parameters
+        folder = this.path("checkpoints", this.run, self.name)
         about = {name: value for name, value in p.items() if name not in rules.VOLATILE}
         board = dashboard.logging(p["wandb"], this.out, f"{this.run} {self.name}", folder, about)
-        root, told = parameters.ROOT, lambda: this.told(folder)
-        hook = hooks.beside(p["after_checkpoint"], folder, root, told)
-        with targets or nullcontext() as teacher, hook, board as send:
+        told = partial(this.told, folder)
+        hook = hooks.beside(p["after_checkpoint"], folder, parameters.ROOT, told)
+        with targets or contextlib.nullcontext() as teacher, hook, board as send:
             log = Log(this, self.name, send)
             how = dict(teacher=teacher, rows=rows, device=this.device, folder=folder)
             how |= dict(progress=log.progress, record=log.record)
@@ -89,20 +85,17 @@ class Training:
             validate = validation(self.tokens, this.device)
             return train.fit(net, self.tokens.train, recipe, evaluate=validate, **how)
 
-    def _checkpoints(self) -> Path:
-        return self.this.path("checkpoints", self.this.run, self.name)
-
     def stop_on_validation(self, net: Llama, log: list[dict]) -> str:
-        """Gives the trained model the weights of that epoch's end which validates best, since a
-        longer training may end worse than it was. The log's last row says which, so does this."""
+        """Gives the model the weights of the best epoch's end; the log's last row says which."""
         log[-1] |= (stopped := self.this.once("stopped", self._best_epoch, net))
         losses = ", ".join(f"{when} {loss:.3f}" for when, loss in stopped["at_epochs"].items())
-        return f"Stopped on validation: the weights of {stopped['kept']} are kept ({losses})."
+        return f"Kept are the weights of {stopped['kept']}, which validate best ({losses})."
 
     def _best_epoch(self, net: Llama) -> dict:
         windows, device = self.tokens.val, self.this.device
         rows = evaluate.fixed_rows(windows, self.this.parameters["fixed_windows"])
-        files = {p.stem: p for p in sorted(self._checkpoints().glob("epoch-*.safetensors"))}
+        folder = self.this.path("checkpoints", self.this.run, self.name)
+        files = {p.stem: p for p in sorted(folder.glob("epoch-*.safetensors"))}
         last, losses = {k: w.clone() for k, w in net.state_dict().items()}, {}
         for when in ("the end", *files):
             net.load_state_dict(load_file(files[when], device=device) if when in files else last)
@@ -122,18 +115,16 @@ class Training:
 @contextlib.contextmanager
 def kept_targets(this: Run, tokens, teacher, temperature, draws, by="teacher", fill=True):
     """A cache that all runs of the folder share, one for each teacher, `by`, and temperature. The
-    teacher itself where none is there and none may be made: without `fill`, in a sweep's point."""
+    teacher itself where nothing is drawn, or none is there and none may be made."""
     folder = this.out / "cache" / cache.name(by, temperature, draws, 1)
-    read_only = sweeps.parent(this.out) is not None
-    if not folder.exists() and (read_only or not fill):
+    how = dict(temperature=temperature, draws=draws, read_only=sweeps.parent(this.out) is not None)
+    if not draws or (not folder.exists() and (how["read_only"] or not fill)):
         yield teacher
         return
-    windows = tokens.train
-    mib = cache.size(len(windows), tokens.context, draws, len(teacher.head)) / 2**20
-    print(f"Targets at T {temperature:g}, {draws} a token: {mib:,.1f} MiB in {folder}")
-    how = dict(temperature=temperature, draws=draws, read_only=read_only)
-    with cache.Cache(folder, teacher, windows, **how) as kept:
-        print(f"{int(kept.valid.sum()):,} of {len(windows):,} windows are there already")
+    mib = cache.size(len(tokens.train), tokens.context, draws, len(teacher.head)) / 2**20
+    with cache.Cache(folder, teacher, tokens.train, **how) as kept:
+        there = f"{int(kept.valid.sum()):,} of {len(tokens.train):,} windows are there already"
+        print(f"Targets at T {temperature:g}, {draws} a token: {mib:,.1f} MiB in {folder}; {there}")
         yield kept
 
 
@@ -145,8 +136,7 @@ def validation(tokens: data.Tokens, device: str) -> Callable[[Llama], dict]:
 
 @dataclass
 class Log:
-    """The rows of a training: sent on, and kept as logs/<run>-<name>.jsonl under upstream's names,
-    with the peak of memory."""
+    """The rows of a training: sent on, and kept in logs/<run>-<name>.jsonl by upstream's names."""
 
     this: Run
     name: str
@@ -154,16 +144,15 @@ class Log:
     loss: str = ""  # the last one, beside the progress
 
     def record(self, row: dict) -> None:
-        """Adds a row; a resumed training writes its own rows again."""
         row = {"train/peak_memory_mib": peak_memory_mib()} | row  # a worker's row has its own
         self.loss = f"loss {row['train/loss']:.3f} · " if "train/loss" in row else ""
         self.send(row)
         path = self.this.path("logs", f"{self.this.run}-{self.name}.jsonl")
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        # a resumed training writes its own rows again
         before = [line for line in lines if json.loads(line)["step"] < row["step"]]
-        lines = [*before, json.dumps(row, ensure_ascii=False), ""]
         with contextlib.suppress(OSError):  # a disk that is full for a minute ends no training
-            write_whole(path, "\n".join(lines))
+            write_whole(path, "\n".join([*before, json.dumps(row, ensure_ascii=False), ""]))
 
     def progress(self, step: int, steps: int, message: str) -> None:
         self.this.progress(step, steps, self.loss + message)

@@ -38,8 +38,7 @@ def sandhi(match: re.Match) -> str:
 
 
 def polish(text: str) -> str:
-    """Words that meet, and blanks. first+second: sandhi; first~second, classical గసడదవాదేశ: after a
-    subject k c ṭ t p become g s ḍ d v, as one word; ఆరు ఏళ్లు → ఆరేళ్లు."""
+    """Sandhi of first+second; in classical first~second k c ṭ t p become g s ḍ d v; then blanks."""
     text = re.sub(r"([^\s“‘]+)\+(\S+)", sandhi, text)
     text = re.sub(r"(?<=[^\s“‘])~(\S)", lambda match: match[1].translate(SOFT), text)
     text = re.sub(r" +(?=[,.;?!”])", "", " ".join(text.split()))
@@ -55,8 +54,7 @@ class Noun(NamedTuple):
 
 def rewrite(forms: dict[str, str], rules: list[list[str]]) -> str:
     """The first rule that fits: a form, a pattern in it, what takes its place."""
-    fitting = (rule for rule in rules if re.search(rule[1], forms[rule[0]]))
-    form, pattern, new = next(fitting)
+    form, pattern, new = next(rule for rule in rules if re.search(rule[1], forms[rule[0]]))
     return re.sub(pattern, new, forms[form], count=1)
 
 
@@ -77,8 +75,7 @@ NOUNS = {kind: [read_noun(entry) for entry in words] for kind, words in WORDS["n
 
 @lru_cache(maxsize=100_000)
 def decline(noun: Noun, case: str, many: str = "") -> str:
-    """One case: n subject, a object, d to, l in, t with, f from, g about, k for, v near, x of.
-    Endings follow the vowel before them: ని, కి after i, ను, కు elsewhere; -ం nouns have -ాన్ని, -ానికి."""
+    """One case: n subject, a object, d to, l in, t with, f from, g about, k for, v near, x of."""
     after = WORDS["after"].get(case, [""])[0]
     if noun.word in WORDS["pronouns"]:
         whom, to, stem, _ = WORDS["pronouns"][noun.word]

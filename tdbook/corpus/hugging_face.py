@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import pre_tokenizers
 
@@ -12,6 +13,7 @@ from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer, by_id, read_json, r
 
 EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # beside a Hugging Face tokenizer
+NAMED = ("eos_token", "bos_token", "pad_token", "unk_token")
 FLAGS = ("lstrip", "rstrip", "normalized", "single_word")  # of a token that was added
 
 # GPT-2's alphabet: a byte that prints stands for itself, the others for characters from 256 on.
@@ -26,10 +28,12 @@ def open_json(path: Path, content: dict) -> Tokenizer:
     try:
         refuse_unknown(path, content, "tokenizer.json")
         refuse_unknown(path, content["model"], "model")
-        for file, config in configs.items():
+        named = {}  # "eos_token" → "</s>"
+        for file, config in reversed(configs.items()):  # the first has the last word
             refuse_unknown(file, config, "config")
-        named = _named(configs)
-        special, hidden = _hide_special(content, set(named.values()))
+            tokens = ((key, config[key]) for key in NAMED if config.get(key))
+            named |= {key: t["content"] if isinstance(t, dict) else t for key, t in tokens}
+        special, hidden = _hide_special(content, {*named.values()})
         model = tokenizers.Tokenizer.from_str(json.dumps(hidden))
         ids = {piece.removeprefix(HIDDEN): i for piece, i in model.get_vocab().items()}
         for file, config in configs.items():
@@ -44,22 +48,23 @@ def open_json(path: Path, content: dict) -> Tokenizer:
     model.no_truncation()
     model.no_padding()
     model.encode_special_tokens = True  # as the text that it is
-    eos, unk = _ends(path, named, ids, content["model"])
-    silent = frozenset(ids[s] for s in special & ids.keys()) - {eos, unk}
-    over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
-    shown_V = _shown(path, model, ids, over_bytes)
-    shown_V[eos] = "<eos>"
 
     def encode(lines: Sequence[str]) -> list[list[int]]:
-        return [line.ids for line in model.encode_batch(list(lines), add_special_tokens=False)]
+        return [line.ids for line in model.encode_batch([*lines], add_special_tokens=False)]
 
     def text(ids: list[int]) -> str:
         whole = model.decode(ids, skip_special_tokens=False)
         return whole.replace(HIDDEN, "").removeprefix(extra)
 
     extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
-    kind, marked = "Hugging Face", not over_bytes
-    return Tokenizer(kind, path, eos, unk, silent, shown_V, marked, model, encode, text)
+    over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
+    eos, unk = _ends(path, named, ids, content["model"])
+    silent, shown_V = {ids[s] for s in special & {*ids}}, _shown(path, model, ids, over_bytes)
+    shown_V[eos] = "<eos>"
+    known = dict(kind="Hugging Face", path=path, eos=eos, unk=unk, marked=not over_bytes)
+    known |= dict(silent=frozenset(silent - {eos, unk}), shown_V=shown_V, model=model)
+    known["opens_V"] = np.isin(np.arange(len(ids)), [*silent - {unk}, eos])
+    return Tokenizer(**known, encode=encode, line_text=text)
 
 
 def _ends(path: Path, named: dict, ids: dict, model: dict) -> tuple[int, int | None]:
@@ -75,17 +80,6 @@ def _ends(path: Path, named: dict, ids: dict, model: dict) -> tuple[int, int | N
 
 def config_files(path: Path) -> list[Path]:
     return [file for name in CONFIGS if (file := path.with_name(name)).is_file()]
-
-
-def _named(configs: dict[Path, dict]) -> dict[str, str]:
-    """The special tokens that the files beside a tokenizer.json name: "eos_token" → "</s>"."""
-    named = {}
-    for config in reversed(configs.values()):  # the first has the last word
-        for key in ("eos_token", "bos_token", "pad_token", "unk_token"):
-            token = config.get(key)
-            if token := token.get("content") if isinstance(token, dict) else token:
-                named[key] = token
-    return named
 
 
 def _unlike(config: dict, content: dict, ids: dict[str, int]) -> str:
@@ -104,18 +98,15 @@ def _unlike(config: dict, content: dict, ids: dict[str, int]) -> str:
 
 
 def _hide_special(content: dict, named: set[str]) -> tuple[set[str], dict]:
-    """The special tokens, and a content in which text that spells one does not become it: those in
-    the vocabulary that text is cut into have a name that no text has, the others are marked."""
-    model, added = dict(content["model"]), content.get("added_tokens") or []
+    """The special tokens, and a content in which text that spells one does not become it: Unigram,
+    which would take them for words, gets names for them that no text has; the others are marked."""
+    model, added = content["model"], content.get("added_tokens") or []
     special = named | {token["content"] for token in added if token["special"]}
     special = {piece for piece in special if not BYTE.fullmatch(piece)}
-    scored = isinstance(model["vocab"], list)  # Unigram's, with scores
-    rows = model["vocab"] if scored else [*model["vocab"].items()]
-    hidden = {piece: HIDDEN + piece for piece, _ in rows if piece in special}
-    rows = [[hidden.get(piece, piece), value] for piece, value in rows]
-    model["vocab"] = rows if scored else dict(rows)
-    if "unk_token" in model:
-        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
+    hidden = {row[0] for row in model["vocab"] if isinstance(row, list)} & special
+    if hidden:
+        rows = [[HIDDEN + p if p in hidden else p, score] for p, score in model["vocab"]]
+        model = model | {"vocab": rows}
     left = [
         token | {"special": token["content"] in special}
         for token in added
@@ -125,20 +116,14 @@ def _hide_special(content: dict, named: set[str]) -> tuple[set[str], dict]:
 
 
 def _shown(path: Path, model: tokenizers.Tokenizer, ids: dict, over_bytes: bool) -> list[str]:
-    """Each piece for display: of one over bytes whole characters, "▁" for a space, <0xE0> for a
-    byte of a character that is cut."""
-    pieces_V = by_id(path, ids)
-    if over_bytes:
-        added = model.get_added_tokens_decoder()
-        return [p if i in added else _bytes_text(p) for i, p in enumerate(pieces_V)]
-    if not any(piece.startswith("▁") for piece in pieces_V):
+    """Each piece for display; over bytes "▁" is a space, <0xE0> a byte of a cut character."""
+    pieces_V, added = by_id(path, ids), model.get_added_tokens_decoder()
+    if not over_bytes and not any(piece.startswith("▁") for piece in pieces_V):
         fault = f"{path} has no piece with ▁ and is not over bytes: where words begin is not known"
         raise ValueError(f"{fault}: give a BPE or Unigram that tells")
+    for i, piece in enumerate(pieces_V):
+        if over_bytes and i not in added and BYTE_OF.keys() >= {*piece}:
+            text = bytes(BYTE_OF[c] for c in piece).decode(errors="surrogateescape")
+            escaped = re.sub("[\udc80-\udcff]", lambda c: f"<0x{ord(c[0]) - 0xDC00:02X}>", text)
+            pieces_V[i] = escaped.replace(" ", "▁")
     return pieces_V
-
-
-def _bytes_text(piece: str) -> str:
-    if not BYTE_OF.keys() >= {*piece}:
-        return piece
-    text = bytes(BYTE_OF[c] for c in piece).decode(errors="surrogateescape").replace(" ", "▁")
-    return re.sub("[\udc80-\udcff]", lambda c: f"<0x{ord(c[0]) - 0xDC00:02X}>", text)

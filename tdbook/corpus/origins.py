@@ -20,12 +20,7 @@ def of(tokens: data.Tokens, split: str) -> tuple[np.ndarray, list[str]]:
     """The number of the document in each window's middle, (N,), and each document's source.
     Where documents are unknown, 16 neighbouring windows of one source stand for one."""
     windows, named = getattr(tokens, split), sources(tokens) if split == "train" else []
-    path, size = tokens.folder / "documents.tsv", len(windows.ids)
-    rows = [row for row in _rows(path, COLUMNS) if row[0] == split]
-    if rows and (end := int(rows[-1][1]) + int(rows[-1][2])) < size:
-        fault = f"{path}: the documents of {split} end at {end:,} of {size:,} tokens"
-        raise ValueError(f"{fault}, it was cut short: copy it again, or take it away")
-    documents = _checked(path, [(row[1], row[3]) for row in rows], size)
+    documents = _starts(tokens.folder / "documents.tsv", COLUMNS, len(windows.ids), split)
     middle_N = np.arange(len(windows)) * windows.context + windows.context // 2
     first_S = [start for start, _ in named]
     if not documents:
@@ -33,8 +28,7 @@ def of(tokens: data.Tokens, split: str) -> tuple[np.ndarray, list[str]]:
         begins_N = np.diff(source_N, prepend=source_N[0]) != 0
         begins_N[::NEIGHBOURS] = True
         documents = [(middle, "unknown") for middle in middle_N[begins_N]]
-    start_D = [start for start, _ in documents]
-    source_D = [source for _, source in documents]
+    start_D, source_D = map(list, zip(*documents, strict=True))
     if named:
         source_D = [named[i - 1][1] for i in np.searchsorted(first_S, start_D, side="right")]
     return np.searchsorted(start_D, middle_N, side="right") - 1, source_D
@@ -48,33 +42,31 @@ def fold(tokens: data.Tokens, part: str) -> np.ndarray:
 
 def sources(tokens: data.Tokens) -> list[tuple[int, str]]:
     """First token and name of each source in sources.tsv, in order; [] without such a file."""
-    path, size = tokens.folder / "sources.tsv", len(tokens.train.ids)
-    return _checked(path, _rows(path, ("start", "name"), csv.QUOTE_NONE), size)
+    return _starts(tokens.folder / "sources.tsv", ("start", "name"), len(tokens.train.ids))
 
 
-def _rows(path: Path, columns: tuple[str, ...], quoting: int = csv.QUOTE_MINIMAL) -> list[list]:
-    """The rows of a table, if it is there, but for its heading. ValueError: one is cut or odd."""
+def _starts(path: Path, columns: tuple, size: int, split: str = "") -> list[tuple[int, str]]:
+    """First token and name of each row, [] without the file. ValueError: a row is cut or odd."""
     if not path.is_file():
         return []
+    quoting = csv.QUOTE_MINIMAL if split else csv.QUOTE_NONE  # sources.tsv is typed by hand
     with open(path, encoding="utf8", newline="") as f:
         rows = [row for row in csv.reader(f, "excel-tab", quoting=quoting) if row]
     heading = rows and not any(cell[:1].isdecimal() for cell in rows[0])
-    numbers = [i for i, name in enumerate(columns) if name in ("start", "tokens")]
-    for row in (rows := rows[bool(heading) :]) or [[]]:
-        whole = len(row) == len(columns) and all(row)
-        if not whole or not all(row[i].isdecimal() for i in numbers):
+    at, starts, last, end = columns.index("start"), [], -1, size
+    for row in rows[bool(heading) :] or [[]]:
+        numbers = row[at:-1]
+        if len(row) != len(columns) or not all(row) or not all(map(str.isdecimal, numbers)):
             fault = f"{path}: {row} is no row of it, it must be {', '.join(columns)}"
             raise ValueError(f"{fault}: copy it again, or take it away")
-    return rows
-
-
-def _checked(path: Path, rows: list, size: int) -> list[tuple[int, str]]:
-    """Starts as numbers. ValueError: they do not ascend from 0, or leave the tokens."""
-    starts, last = [(int(start), name) for start, name in rows], -1
-    for start, name in starts:
-        if not last < start < (size if last >= 0 else 1):
-            where = f"after {last:,} and before {size:,}" if last >= 0 else "0"
-            fault = f"{path}: {name} begins at {start:,}, it must be {where}"
-            raise ValueError(f"{fault}: copy it again, correct it, or take it away")
-        last = start
+        if split in ("", row[0]):
+            start, end = int(numbers[0]), sum(map(int, numbers)) if split else size
+            if not last < start < (size if starts else 1):
+                fault = f"{path}: {row[-1]} begins at {start:,}, the first must begin at 0, each"
+                where = f"other one after {last:,} and before {size:,}"
+                raise ValueError(f"{fault} {where}: copy it again, correct it, or take it away")
+            starts.append((last := start, row[-1]))
+    if end < size:
+        fault = f"{path}: the documents of {split} end at {end:,} of {size:,} tokens"
+        raise ValueError(f"{fault}, it was cut short: copy it again, or take it away")
     return starts

@@ -28,10 +28,10 @@ def prepare(
     else:
         said = _write(p, folder, given, teacher, account or text.Account())
     tokens = token_files.open_tokens(folder)
-    sizes = (f"{len(w.ids):,} tokens, {len(w):,} windows" for w in (tokens.train, tokens.val))
+    train, val = (f"{len(w.ids):,} tokens, {len(w):,} windows" for w in (tokens.train, tokens.val))
     words = tokens.tokenizer
     return (
-        f"{said} Training: {'; validation: '.join(sizes)}; windows of {tokens.context}. "
+        f"{said} Training: {train}; validation: {val}; windows of {tokens.context}. "
         f"{words.kind}, {words.size:,} pieces, a vocabulary of {tokens.vocab_size:,}; "
         f"{tokens.bytes_per_token():.2f} bytes a token.{token_files.loss(tokens.meta)}"
     )
@@ -44,9 +44,8 @@ def _write(
     cut = _fit(p, teacher, given.size, given.size, f"{given.path}'s") if given else ""
     if p["text"]:
         documents = text.read(texts(p["text"]), account)
-        read = f"{account} "
     else:
-        documents, read = writer.write(p["text_characters"], p["text_seed"]), ""
+        documents = writer.write(p["text_characters"], p["text_seed"])
     documents = text.section(documents, p["section_characters"])
     groups_N = text.near_duplicates(documents)
     shares = {name: p[name] for name in ("val_share", "confirm_share")}
@@ -61,8 +60,8 @@ def _write(
         token_files.write_tokens(folder, splits, pieces, p["context"], size)
     sources = sorted({document.source for document in documents})
     return (
-        f"{read}{len(documents):,} documents (long works cut into sections) from {len(sources)} "
-        f"sources: {', '.join(sources[:12])}. "
+        f"{f'{account} ' if p['text'] else ''}{len(documents):,} documents (long works cut into "
+        f"sections) from {len(sources)} sources: {', '.join(sources[:12])}. "
         f"Groups of near-duplicates: {len(np.unique(groups_N)):,}.{cut}"
     )
 
@@ -75,8 +74,7 @@ def _link(p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None)
     if pieces is None:
         fault = f"{source / 'tokenizer.model'} is not there: put the tokens' tokenizer there"
         raise FileNotFoundError(f"{fault} (.model, or tokenizer.json), or give it as tokenizer")
-    masks = _masks(tokens)
-    cut = _fit(p, teacher, pieces.size, tokens.vocab_size, "the tokens'")
+    masks, cut = _masks(tokens), _fit(p, teacher, pieces.size, tokens.vocab_size, "the tokens'")
     how = dict(tokenizer=given, context=context, every_id=p["check_every_id"])
     how["vocab_size"] = teacher.config.vocab_size if teacher else 0
     token_files.link_tokens(source, folder, **how)
@@ -84,8 +82,7 @@ def _link(p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None)
 
 
 def _fit(p: dict, teacher: Llama | None, pieces: int, most: int, whose: str) -> str:
-    """Cuts the rows that pad a teacher's embedding; what was done, in words. ValueError: it has
-    more of them than the vocabulary, which has `most`."""
+    """Cuts rows that pad a teacher's embedding, in words. ValueError: more than `most` are left."""
     cut = cut_spare_rows(teacher, most) if teacher and pieces <= most else ""
     if teacher and (size := teacher.config.vocab_size) > most:
         fault = f"the vocabulary of {p['teacher']} is {size:,}, {whose} is {most:,}"
@@ -95,30 +92,24 @@ def _fit(p: dict, teacher: Llama | None, pieces: int, most: int, whose: str) -> 
 
 
 def cut_spare_rows(model: Llama, pieces: int) -> str:
-    """Cut, in place, the rows that pad an embedding beyond its tokenizer's pieces; in words
-    what was done, or "". A vocabulary is padded to a multiple of 8, 64 or 128, or of up to 1,024
-    where that is little beside it; more rows, or another multiple, are another tokenizer's."""
+    """Cut, in place, the rows that pad an embedding beyond its pieces: to a multiple of 8, 64 or
+    128, or of up to 1,024 where that is little beside it. What was done, in words, or ""."""
     size = model.config.vocab_size
     if size % 8 or not 0 < size - pieces < max(128, min(1024, pieces // 16)):
         return ""
     keep_rows(model, pieces)
-    return (
-        f" The teacher's embedding has {size:,} rows for {pieces:,} pieces: the last "
-        f"{size - pieces:,} are padding, which no text ever predicts, and are cut. Their share of "
-        "its probabilities goes to the others, so its loss is a little lower than with them."
-    )
+    cut = f"the last {size - pieces:,} are padding, which no text ever predicts, and are cut"
+    rows = f" The teacher's embedding has {size:,} rows for {pieces:,} pieces"
+    return f"{rows}: {cut}, so that its loss is a little lower than with them."
 
 
 def _masks(tokens: data.Tokens) -> str:
-    """How many windows the masks beside the tokens leave without a target; "" without masks.
-    ValueError where no window of training or validation has one."""
-    counts = []
-    for split in ("train", "val", "confirm"):
-        windows = getattr(tokens, split)
-        if windows and windows.mask is not None:
-            with_target = int(windows.known_N.sum())
-            if not with_target and split != "confirm":
-                fault = f"{tokens.folder / f'{split}.mask.bin'} masks every target"
-                raise ValueError(f"{fault} (0 where a token is none): correct it, or take it away")
-            counts.append(f"{len(windows) - with_target:,} of {len(windows):,} windows of {split}")
-    return f" Masked whole, without a target, and in no mean: {', '.join(counts)}." * bool(counts)
+    """How many windows the masks beside the tokens leave without a target. ValueError: all."""
+    splits = {name: getattr(tokens, name) for name in ("train", "val", "confirm")}
+    masked = {name: w for name, w in splits.items() if w and w.mask is not None}
+    for name, windows in masked.items():
+        if name != "confirm" and not windows.known_N.any():
+            fault = f"{tokens.folder / f'{name}.mask.bin'} masks every target"
+            raise ValueError(f"{fault} (0 where a token is none): correct it, or take it away")
+    counts = (f"{(~w.known_N).sum():,} of {len(w):,} windows of {n}" for n, w in masked.items())
+    return f" Masked whole, without a target, and in no mean: {', '.join(counts)}." * bool(masked)

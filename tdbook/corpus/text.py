@@ -1,46 +1,39 @@
 """Text in: files of many kinds → documents → groups of near-duplicates → splits.
 
-A document is a list of lines (paragraphs) and the source it came from. Nothing is normalised: the
-text that is read is the text that is trained on. Whole documents are split, never lines, and
-near-duplicates stay on one side, since a copy in training flatters the validation loss.
+Nothing is normalised: the text that is read is the text that is trained on. Near-duplicates stay on
+one side of a split, since a copy in training flatters the validation loss.
 Legend: N documents, G groups of near-duplicates, L lines of a document.
 """
 
 import bz2
-import codecs
 import gzip
-import io
 import json
 import lzma
-import math
+import os
 import re
 import warnings
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import psutil
+import pyarrow.parquet
 
-from tdbook.runs.disk import below
+from tdbook.runs.machine import below
 
 TELUGU = re.compile("[\u0c00-\u0c7f]")
 KINDS = (".txt", ".jsonl", ".parquet")
-STRINGS = re.compile("(large_)?string|dictionary<values=(large_)?string")  # types of a column
-NUMBERS = re.compile("u?int|float|double|halffloat|decimal|bool|date|time|duration|null")
-PACKED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": None}  # .zst: see _open
-UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+STRINGS = re.compile("(large_)?string|dictionary<values=(large_)?string")  # types of the column
+PACKED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+PACKED[".zst"] = lambda path, mode: pyarrow.input_stream(str(path), compression="zstd")
 READABLE = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
-# Of at least FEWEST documents, the share that is of one line, and that of larger gaps: see _txt.
+# of documents; the share of them that is of one line, and that of larger gaps: see _txt
 FEWEST, SINGLE, LARGER = 6, 0.8, 0.002
 UNREAD = f"not read, being hidden or no {READABLE}"  # what an account is told of files
-JOINED = "in which a blank line ends a paragraph, and larger gaps a document"
-APART = "in which each blank line ends a document: put two between them if one ends a paragraph"
-LINE = 64  # bytes that a line takes in memory beside its text
+APART = "in which each blank line ends a document: take out those that only end a paragraph"
 ALIKE, AT_LEAST = 0.05, 10  # share and number of common four-word sequences: see near_duplicates
 HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are compared with
 
@@ -59,8 +52,6 @@ class Account:
     documents: int = 0
     characters: int = 0  # read
     there: int = 0  # about
-    empty_rows: int = 0  # of .jsonl and .parquet
-    damaged: int = 0  # characters that are U+FFFD: lost when the file was made
     told: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # names of files
 
     def notes(self) -> list[str]:
@@ -71,59 +62,46 @@ class Account:
 
     def missing(self) -> str:
         """What a finding must say, without names; "" where no more than 0.1 % is missing."""
-        rows, there = max(1, self.documents + self.empty_rows), max(1, self.there)
-        unread = f"{len(self.told.get(UNREAD, [])):,} files not read"
-        parts = {
-            unread: (self.there - self.characters) / there,
-            f"{self.empty_rows:,} of {rows:,} rows without text": self.empty_rows / rows,
-            f"{self.damaged:,} characters damaged before (U+FFFD)": self.damaged / there,
-        }
-        shares = ", ".join(f"{part} ({share:.2%})" for part, share in parts.items() if share)
-        return f" Missing of the text given: {shares}." if sum(parts.values()) > 0.001 else ""
+        share, unread = 1 - self.characters / max(1, self.there), len(self.told.get(UNREAD, []))
+        missing = f" Missing of the text given: {unread:,} files not read ({share:.2%})."
+        return missing if self.there and share > 0.001 else ""
 
     def __str__(self) -> str:
         read = f"Read: {self.files:,} files, {self.documents:,} documents, "
         read += f"{self.characters:,} of {self.there:,} characters"
-        rows = [f"{self.empty_rows:,} rows without text"] * bool(self.empty_rows)
-        return "; ".join([read, *rows, *self.notes()]) + "."
+        return "; ".join([read, *self.notes()]) + "."
 
 
 def read(paths: list[str | Path], account: Account | None = None) -> list[Document]:
-    """Documents of files and folders: .txt (a paragraph a line, a blank line between documents, or
-    larger gaps: see _txt), .jsonl (field "text"), .parquet (column "text", or the only one that
-    holds no numbers), each also as .gz, .xz, .bz2, .zst; of a folder, those it holds or links to.
-    Only BOM, trailing blanks and empty lines go; `account` notes all else that is not read."""
+    """Documents of files, and of folders with what these link to: .txt (a blank line ends one),
+    .jsonl (field "text"), .parquet (column "text"), each also packed. Only BOM, trailing blanks and
+    empty lines go; `account` notes what is not read."""
     account = account or Account()
     files = {}  # each once, however many links lead to it
     for path in (file for given in paths for file in _files(Path(given), account)):
-        files.setdefault(_identity(path), path)
+        files.setdefault(os.path.realpath(path), path)
     names, documents = Counter(_name(path)[0] for path in files.values()), []
     for path in files.values():
         source, parent = _name(path)[0], path.absolute().parent.name
         source = f"{parent}/{source}" if names[source] > 1 else source
-        rows = list(_documents(path, account))
-        account.empty_rows += rows.count(())
-        if not any(rows):
+        rows = [*filter(None, _documents(path, account))]
+        if not rows:
             raise ValueError(f"{path} is empty: give a file with text, or leave it out")
-        documents += [Document(row, source) for row in rows if row]
+        documents += [Document(row, source) for row in rows]
     lines = [line for document in documents for line in document.lines]
     if not any(map(TELUGU.search, lines)):
         given = ", ".join(map(str, paths)) or "no file"
         raise ValueError(f"no Telugu (U+0C00–U+0C7F) in {given}: give Telugu text in UTF-8")
     size = sum(map(len, lines))
-    account.files += len(files)
-    account.documents += len(documents)
+    account.files, account.documents = len(files), len(documents)
     account.characters += size
     account.there += size
-    account.damaged += sum(line.count("\ufffd") for line in lines)
     if notes := account.notes():
         warnings.warn("; ".join(notes), stacklevel=2)
     return documents
 
 
 def _files(path: Path, account: Account) -> list[Path]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: correct the path of the text")
     if path.is_file():
         if _name(path)[1] not in KINDS:
             raise ValueError(f"{path} is no {READABLE}: convert it, or correct its name")
@@ -132,26 +110,17 @@ def _files(path: Path, account: Account) -> list[Path]:
         raise ValueError(f"{path} is neither a file nor a folder: give one of the two")
     every = sorted(below(path, _unreadable))
     # A name that begins with a dot is a tool's, such as .ipynb_checkpoints/copy.txt.
-    hidden = {p for p in every if "/." in f"/{p.relative_to(path)}"}
+    shown = [p for p in every if "/." not in f"/{p.relative_to(path)}"]
     # A link that leads nowhere is refused when it is opened.
     texts = [p for p in every if _name(p)[1] in KINDS and (p.is_file() or not p.exists())]
-    files = [p for p in texts if p not in hidden]
+    files = sorted({*texts} & {*shown})
     if not files:
         raise ValueError(f"the folder {path} holds no text: put {READABLE} into it")
-    same = {*map(_identity, files)}  # as the blobs of a hub's cache are
-    unread = {p for p in every if _identity(p) not in same}
-    if left := sorted(unread - (hidden - {*texts})):
+    given = {*map(os.path.realpath, files)}  # a hub's cache has links beside what they lead to
+    if left := [p for p in sorted({*texts, *shown}) if os.path.realpath(p) not in given]:
         account.told[UNREAD] += [p.name for p in left]
         account.there += sum(p.stat().st_size for p in left if p.is_file()) // 3
     return files
-
-
-def _identity(path: Path) -> tuple:
-    """The same for all names and links of one file."""
-    try:
-        return path.stat().st_dev, path.stat().st_ino
-    except OSError:
-        return (path,)
 
 
 def _unreadable(error: OSError) -> None:
@@ -164,84 +133,40 @@ def _name(path: Path) -> tuple[str, str]:
     return plain.stem, plain.suffix.lower()
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix.lower() == ".zst":
-        import pyarrow  # unlike zstandard's reader it reads every frame, and notices a cut file
-
-        return pyarrow.input_stream(str(path), compression="zstd")
-    return PACKED.get(path.suffix.lower(), open)(path, "rb")
-
-
 def _documents(path: Path, account: Account) -> Iterator[tuple[str, ...]]:
     """The lines of each document; none for a row without text."""
     parse = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[_name(path)[1]]
     try:
-        with _open(path) as file:
+        with PACKED.get(path.suffix.lower(), open)(path, "rb") as file:
             yield from parse(path, file, account)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         why = getattr(error, "strerror", None) or error
         raise ValueError(f"{path} cannot be read ({why}): copy or pack it again") from None
 
 
-def most_bytes(path: Path) -> float:
-    """Of a packed text or a table, which may be made to hold far more than memory."""
-    if path.suffix.lower() not in (*PACKED, ".parquet"):
-        return math.inf
-    return min(max(2**26, 100 * path.stat().st_size), psutil.virtual_memory().available // 4)
-
-
-def _within(path: Path, parts: Iterable, size: Callable) -> Iterator:
-    """The same parts. ValueError: together they are too large."""
-    left = most = most_bytes(path)
-    for part in parts:
-        if (left := left - size(part)) < 0:
-            fault = f"{path} unpacks to more than {most:,} bytes, {LINE} a line added"
-            raise ValueError(f"{fault} (100 times its size, or the memory): unpack it, in parts")
-        yield part
-
-
-def _content(path: Path, file: BinaryIO) -> bytes:
-    parts = iter(lambda: file.read(2**20), b"")
-    return b"".join(_within(path, parts, lambda part: len(part) + LINE * part.count(b"\n")))
-
-
 def _lines_of(path: Path, file: BinaryIO) -> list[str]:
     """The lines of a file of UTF-8, whatever ends them."""
-    content = _content(path, file)
+    content = file.read()
     try:
-        text = content.decode().removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        bad, text = content.find(0), content.decode()
     except UnicodeDecodeError as error:
-        encoding = "UTF-16" if content[:2] in UTF16 else "ITS_ENCODING"
-        fault = f"{path} is not UTF-8 (byte {error.start:,})"
-        remedy = f"convert it, iconv -f {encoding} -t UTF-8, or copy it again"
-        raise ValueError(f"{fault}: {remedy}") from None
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        fault = f"{path}: line {line} holds zero bytes, as UTF-16 and damaged files do"
-        raise ValueError(f"{fault}: convert it with iconv, or copy it again")
-    return text.split("\n")
+        bad = error.start
+    if bad >= 0:
+        fault = f"{path} is not UTF-8 (byte {bad:,}; UTF-16 has zero bytes, so have damaged files)"
+        raise ValueError(f"{fault}: convert it, iconv -f ITS_ENCODING -t UTF-8, or copy it again")
+    return re.split("\r\n?|\n", text.removeprefix("\ufeff"))
 
 
-def _txt(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
-    """Blank lines end a document. Where nearly every one would then be a single line, and larger
-    gaps are there, blank lines end paragraphs and the larger gaps documents."""
-    lines = map(str.rstrip, _lines_of(path, file))
-    parts, gaps, gap = [], [], 0  # gaps: blank lines before each part
-    for filled, part in groupby(lines, bool):
-        if filled:
-            parts.append(tuple(part))
-            gaps.append(gap)
-        else:
-            gap = sum(1 for _ in part)
-    least = min(gaps[1:], default=0)
-    ends = [i for i in range(1, len(parts)) if gaps[i] > least]
-    single = sum(len(part) == 1 for part in parts) >= SINGLE * len(parts)
-    many = bool(ends) and len(ends) >= LARGER * len(parts)
-    if len(parts) >= FEWEST and (single or (many and len(ends) <= len(parts) / 2)):
-        account.told[JOINED if single and many else APART].append(path.name)
-        if single and many:
-            return [tuple(chain(*parts[a:b])) for a, b in pairwise([0, *ends, len(parts)])]
-    return parts
+def _txt(path: Path, file: BinaryIO, account: Account) -> list[tuple[str, ...]]:
+    """Blank lines end a document; the account is told where they may end paragraphs alone."""
+    text = "\n".join(map(str.rstrip, _lines_of(path, file))).strip("\n")
+    pieces = re.split("\n(\n+)", text)  # every other one is a gap
+    documents, gaps = [tuple(part.split("\n")) for part in pieces[::2] if part], pieces[1::2]
+    count, least = len(documents), min(gaps, default="")
+    single, larger = sum(len(d) == 1 for d in documents), sum(gap > least for gap in gaps)
+    if count >= FEWEST and (single >= SINGLE * count or larger > LARGER * count):
+        account.told[APART].append(path.name)
+    return documents
 
 
 def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
@@ -259,28 +184,17 @@ def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, 
 
 
 def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
-    import pyarrow.parquet
-
     try:
-        packed = path.suffix.lower() in PACKED
-        table = pyarrow.parquet.ParquetFile(io.BytesIO(_content(path, file)) if packed else file)
-        column = _text_column(path, table.schema_arrow)
-        batches = table.iter_batches(16, columns=[column])
-        for batch in _within(path, batches, lambda batch: batch.nbytes):
-            yield from (_lines(row or "") for row in batch.column(0).to_pylist())
+        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(file.read()))
+        types = [(field.name, str(field.type)) for field in table.schema_arrow]
+        texts = [type_ for name, type_ in types if name == "text"]
+        if len(texts) != 1 or not STRINGS.match(texts[0]):
+            columns = ", ".join(f"{name} ({type_})" for name, type_ in types)
+            fault = f"{path} has no string column called text, it has the columns {columns}"
+            raise ValueError(f'{fault}: call the one with the text "text", as strings')
+        yield from (_lines(row or "") for row in table.read(["text"])["text"].to_pylist())
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise OSError(str(error).splitlines()[0]) from None
-
-
-def _text_column(path: Path, schema) -> str:
-    types = {field.name: str(field.type) for field in schema}
-    others = [name for name, type_ in types.items() if not NUMBERS.match(type_)]
-    column = others[0] if "text" not in types and len(others) == 1 else "text"
-    if STRINGS.match(types.get(column, "")) and schema.names.count(column) == 1:
-        return column
-    columns = ", ".join(f"{name} ({type_})" for name, type_ in types.items())
-    fault = f"{path} has no string column called text, it has the columns {columns}"
-    raise ValueError(f'{fault}: call the one with the text "text", and make it one of strings')
 
 
 def _lines(text: str) -> tuple[str, ...]:
@@ -288,8 +202,7 @@ def _lines(text: str) -> tuple[str, ...]:
 
 
 def section(documents: Iterable[Document], characters: int = 20_000) -> list[Document]:
-    """Works longer than `characters` are cut at line ends into equal sections of at most about that
-    length, so that a split by documents has something to choose from. Sources are kept."""
+    """Longer works, cut at line ends into equal sections of about so many characters."""
     sections = []
     for document in documents:
         size_L = np.array([len(line) for line in document.lines])
@@ -304,8 +217,7 @@ def section(documents: Iterable[Document], characters: int = 20_000) -> list[Doc
 def near_duplicates(documents: list[Document]) -> np.ndarray:
     """A group number a document, (N,): equal where two share 5 % of their four-word sequences
     (Jaccard) and 10 of them (or half of a text that has fewer than 20), or are linked by others
-    that do. Numbers count as one word, so that templates with other figures meet; a refrain alone
-    links no poems. Nothing is dropped: copies are grouped too. MinHash finds who is compared."""
+    that do. Numbers count as one word, so that templates meet. MinHash finds who is compared."""
     from datasketch import MinHash, MinHashLSH
     from scipy.cluster.hierarchy import DisjointSet
 
@@ -336,9 +248,8 @@ def _shingles(document: Document) -> np.ndarray:
 def split(
     documents: list, group_N: np.ndarray, *, val_share: float, confirm_share: float = 0, seed: int
 ) -> list[str]:
-    """Each document's side: train, val or confirm. In a seeded order, a whole group joins a side
-    where that brings it nearer to its share of the characters; so one of twice the share or more
-    stays in train, and the largest does. ValueError where a side finds none."""
+    """Each document's side: train, val or confirm. In a seeded order a group joins, as a whole, a
+    side that it brings nearer to its share of the characters; the largest group stays in train."""
     size_N = np.array([sum(map(len, d.lines)) for d in documents])
     groups, member_N = np.unique(group_N, return_inverse=True)
     size_G = np.bincount(member_N, size_N)
@@ -350,9 +261,8 @@ def split(
             if have + size_G[g] / 2 < wanted:
                 side_G[g], have = side, have + size_G[g]
         if share and not have:
-            least = size_G[side_G == "train"].min() / size_N.sum()
             fault = f"{side}_share {share:g} of the text cannot be put aside: it is {len(size_N)} "
-            fault += f"documents in {len(groups)} groups of near-duplicates, the smallest left is "
+            fault += f"documents in {len(groups)} groups of near-duplicates, and all are too large"
             remedy = f"give more documents (in .txt a blank line ends one), a larger {side}_share"
-            raise ValueError(f"{fault}{least:.0%} of it; {remedy} or a smaller section_characters")
+            raise ValueError(f"{fault}: {remedy} or a smaller section_characters")
     return side_G[member_N].tolist()

@@ -12,7 +12,6 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,45 +29,32 @@ COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm)_(tokens|by
 
 
 def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = None) -> Tokens:
-    """`open_ids` with its tokenizer: the one that lies beside, or the one given."""
-    paths = [Path(folder, name) for name in ("tokenizer.model", "tokenizer.json")]
+    """A folder of tokens and its tokenizer; what meta.json does not say comes from the files."""
+    folder = Path(folder)
+    for name in ("meta.json", "train.bin", "val.bin"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is not there: give a folder of tokens")
+    paths = [folder / name for name in ("tokenizer.model", "tokenizer.json")]
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
-    tokens = open_ids(Path(folder), context, tokenizer.eos if tokenizer else EOS)
-    origins.sources(tokens)  # what is wrong is said early
-    if tokenizer is None:
-        return tokens
-    vocab_size = tokens.vocab_size
-    size = tokens.meta.get("pieces", vocab_size)
-    if tokenizer.eos != tokens.eos:
-        fault = f"<eos> of {tokenizer.path} is id {tokenizer.eos}, it must be {tokens.eos}"
-        remedy = "give the one the tokens were made with, or correct eos_id there"
-        raise ValueError(f"{fault}, as meta.json says: {remedy}")
-    if tokenizer.size != size or size < vocab_size:
-        fault = f"{tokenizer.path} has {tokenizer.size:,} pieces, the tokens' vocab_size is"
-        raise ValueError(f"{fault} {vocab_size:,}: give theirs")
-    return replace(tokens, tokenizer=tokenizer)
-
-
-def open_ids(folder: Path, context: int = 0, eos: int = EOS) -> Tokens:
-    """A folder of tokens, made here or upstream, without its tokenizer; `context` overrides the
-    stored one, `eos` counts where none is stored. Other gaps of meta.json the files fill."""
-    if not (folder / "meta.json").is_file():
-        fault = f"{folder / 'meta.json'} is not there"
-        raise FileNotFoundError(f"{fault}: give a folder of tokens; 00_teacher makes one")
-    meta = {"block_size": context, "eos_id": eos} | read_meta(folder / "meta.json", context)
-    train, promised = folder / "train.bin", meta.get("train_tokens", 0)
-    narrow = train.is_file() and train.stat().st_size == 2 * promised > 0
-    meta = {"dtype": "uint16" if narrow else "uint32"} | meta  # upstream's is uint32
+    meta = {"block_size": context, "eos_id": tokenizer.eos if tokenizer else EOS}
+    meta |= {"dtype": "uint32"} | _read_meta(folder / "meta.json", context)
     names = ("train", "val", *["confirm"] * (folder / "confirm.bin").is_file())
     opened = [_open_split(folder / f"{name}.bin", meta, context) for name in names]
     meta = {f"{n}_tokens": len(w.ids) for n, w in zip(names, opened, strict=True)} | meta
-    return Tokens(folder, meta, *opened)
+    tokens = Tokens(folder, meta, *opened, tokenizer=tokenizer)
+    origins.sources(tokens)  # what is wrong is said early
+    size = meta.get("pieces", tokens.vocab_size)
+    own = tokenizer and (tokenizer.eos, tokenizer.size) == (tokens.eos, size)
+    if tokenizer and not (own and size >= tokens.vocab_size):
+        fault = f"{tokenizer.path} has {tokenizer.size:,} pieces and <eos> is id {tokenizer.eos}"
+        wanted = f"the tokens' vocab_size is {tokens.vocab_size:,} and <eos> is {tokens.eos}"
+        raise ValueError(f"{fault}, {wanted}: give theirs, or correct meta.json")
+    return tokens
 
 
-def read_meta(path: Path, context: int = 0) -> dict:
-    """meta.json, its counts checked; what is null counts as not there, and block_size need not be
-    where a `context` is given."""
+def _read_meta(path: Path, context: int) -> dict:
+    """meta.json, its counts checked; null is not there, nor need block_size be with a `context`."""
     meta = {name: value for name, value in read_json(path).items() if value is not None}
     needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
     for name in sorted(needed | {name for name in meta if COUNTS.fullmatch(name)}):
@@ -76,20 +62,13 @@ def read_meta(path: Path, context: int = 0) -> dict:
         if type(count) is not int or not 1 <= count <= most:
             fault = f"{path}: {name} is {json.dumps(count)}, it must be a whole number above 0"
             raise ValueError(f"{fault}, at most {most:,}: copy or correct it")
-    eos, most = meta.get("eos_id", 0), max(meta["vocab_size"], meta.get("pieces", 1))
-    if type(eos) is not int or not 0 <= eos < most:
-        fault = f"{path}: eos_id is {json.dumps(eos)}, it must be an id below {most:,}"
-        raise ValueError(f"{fault}: correct it, or leave it out where the tokenizer lies beside")
     return meta
 
 
 def _open_split(path: Path, meta: dict, context: int) -> Windows:
     dtype = {"uint32": "<u4", "uint16": "<u2"}.get(str(meta["dtype"]))
     if dtype is None:
-        fault = f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32"
-        raise ValueError(f"{fault}: make the tokens again")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: a folder of tokens holds it")
+        raise ValueError(f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32")
     size, width = path.stat().st_size, int(dtype[-1])
     stored = meta.get(f"{path.stem}_tokens", -(-size // width))
     if size != stored * width:
@@ -97,109 +76,92 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
         why = f"{width}): the file was cut short or its dtype is another"
         raise ValueError(f"{fault} {why}; copy it again, or correct meta.json")
     context = context or meta["block_size"]
-    check_count(f"{path} has", stored, context)
+    _check_count(f"{path} has", stored, context)
     look(path, dtype, meta)
     mask = path.with_suffix(".mask.bin")
     mask_S = byte_each(mask, stored) if mask.is_file() else None
     return Windows(np.memmap(path, dtype, "r"), context, mask_S)
 
 
-def check_count(whose: str, count: int, context: int) -> None:
+def _check_count(whose: str, count: int, context: int) -> None:
     if count < context + 1:
         fault = f"{whose} {count:,} tokens, too few for one window of {context:,} + 1"
         raise ValueError(f"{fault}: give more text, or a shorter context")
 
 
-def look(
-    path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False, unknown: int | None = UNK
-) -> Counter:
-    """Some 64 blocks, or all: no id is beyond the vocabulary; counts <eos>, <unk> and all tokens.
-    Read, not mapped: around a touched page the system maps 15 more, soon all of the file."""
-    count, seen = BLOCK // np.dtype(dtype).itemsize, Counter()
+def look(path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False) -> Counter:
+    """How often each id is in some 64 blocks of a file, or in all. Read, not mapped: around a
+    touched page the system maps 15 more, soon all of the file."""
+    block, count_V = BLOCK // np.dtype(dtype).itemsize, np.zeros(meta["vocab_size"], int)
     size = path.stat().st_size
     for start in range(0, size, BLOCK if every_id else BLOCK * max(1, size // (64 * BLOCK))):
-        ids = np.fromfile(path, dtype, count, offset=start)
-        if (largest := int(ids.max())) >= meta["vocab_size"]:
-            fault = f"{path} holds id {largest:,}, the vocabulary has {meta['vocab_size']:,}"
+        ids = np.fromfile(path, dtype, block, offset=start)
+        if (largest := int(ids.max())) >= len(count_V):
+            fault = f"{path} holds id {largest:,}, the vocabulary has {len(count_V):,}"
             remedy = "copy the file and its meta.json again, correct vocab_size or dtype in that"
-            raise ValueError(f"{fault}: {remedy}, or give the tokens the teacher was made with")
-        eos = np.count_nonzero(ids == meta.get("eos_id", EOS))
-        seen.update(eos=int(eos), unknown=int(np.count_nonzero(ids == unknown)), tokens=len(ids))
-    return seen
+            raise ValueError(f"{fault}: {remedy}, or give the teacher's own tokens or tokenizer")
+        count_V += np.bincount(ids, minlength=len(count_V))
+    return Counter(dict(enumerate(count_V.tolist())))
 
 
 def write_tokens(
     folder: Path, splits: dict[str, list], tokenizer: Tokenizer, context: int, vocab_size: int = 0
 ) -> None:
-    """Documents (`.lines`, `.source`) by split → a folder of tokens, whole or not at all.
-    `vocab_size` is the teacher's where that has fewer pieces than the tokenizer. Where the
-    tokenizer loses text, a warning and `lost` in meta.json say how much, and its bytes are those
-    that are kept."""
-    pieces, vocab_size = tokenizer.size, vocab_size or tokenizer.size
+    """Documents by split → a folder of tokens, whole or not at all. `vocab_size` is the teacher's
+    where that has fewer pieces. Of text that the tokenizer loses a warning and meta.json tell."""
+    vocab_size = vocab_size or tokenizer.size
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
-    meta |= {"eos_id": tokenizer.eos} | ({"pieces": pieces} if pieces != vocab_size else {})
+    fewer = tokenizer.size != vocab_size
+    meta |= {"eos_id": tokenizer.eos} | ({"pieces": tokenizer.size} if fewer else {})
     rows, lost, unknown = [origins.COLUMNS], Counter(), 0
     with whole_folder(folder) as beside:
         for split, documents in splits.items():
-            start = text_bytes = 0
-            with open(beside / f"{split}.bin", "wb") as f:
+            start, text_bytes, path = 0, 0, beside / f"{split}.bin"
+            with open(path, "wb") as f:
                 for document in documents:
                     ids, size = _encode(document.lines, tokenizer, lost)
-                    if (largest := max(ids)) >= vocab_size:
-                        fault = f"{tokenizer.path} makes id {largest:,} of this text, the teacher's"
-                        remedy = "give the teacher's own tokenizer"
-                        raise ValueError(f"{fault} vocabulary has {vocab_size:,}: {remedy}")
                     f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
                     rows.append((split, start, len(ids), document.source))
-                    unknown += ids.count(tokenizer.unk)
                     start, text_bytes = start + len(ids), text_bytes + size
-            check_count(f"the text for {split} makes", start, context)
+            _check_count(f"the text for {split} makes", start, context)
+            unknown += look(path, "<u4", meta, every_id=True)[tokenizer.unk]
             meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
             meta["total_tokens"] += start
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
         _check_unknown(tokenizer, meta["unk_rate"])
         if lost["lines"]:
             shares = {name: lost[name] / lost[f"of_{name}"] for name in ("lines", "characters")}
-            meta["lost"] = {"of_lines": lost["of_lines"], **shares, "example": lost["example"]}
+            meta["lost"] = {"of_lines": lost["of_lines"], **shares}
+            warnings.warn(f"{tokenizer.path}:{loss(meta)}", stacklevel=2)
         with open(beside / "documents.tsv", "w", encoding="utf8", newline="") as f:
             csv.writer(f, delimiter="\t").writerows(rows)
         for name, path in tokenizer_files.files(tokenizer).items():
             shutil.copy(path, beside / name)
         (beside / "meta.json").write_text(json.dumps(meta, indent=2))
-    if lost["lines"]:
-        warnings.warn(f"{tokenizer.path}:{loss(meta)}", stacklevel=2)
 
 
-def _encode(lines: Sequence[str], tokenizer: Tokenizer, lost: dict) -> tuple[list[int], int]:
+def _encode(lines: Sequence[str], tokenizer: Tokenizer, lost: Counter) -> tuple[list[int], int]:
     """A document's ids, and the bytes of its text that are kept; `lost` counts what is not."""
     ids, size = [], 0
     for line, line_ids in zip(lines, tokenizer.encode(lines), strict=True):
         ids += [*line_ids, tokenizer.eos]
         text = tokenizer.plain(line)
         kept = tokenizer.decode(i for i in line_ids if i != tokenizer.unk)
-        size += len((line if kept == text else kept).encode()) + 1
-        lost["of_lines"] += 1
-        lost["of_characters"] += len(text)
-        if kept != text:
-            lost["lines"] += 1
-            lost["characters"] += (Counter(text) - Counter(kept)).total()
-            same = [a == b for a, b in zip(text, kept, strict=False)]
-            begin = max(0, [*same, False].index(False) - 10)
-            lost.setdefault("example", [text[begin : begin + 24], kept[begin : begin + 24]])
+        size += len(kept.encode()) + 1
+        lost.update(of_lines=1, of_characters=len(text), lines=kept != text)
+        lost["characters"] += (Counter(text) - Counter(kept)).total() if kept != text else 0
     return ids, size
 
 
 def loss(meta: dict) -> str:
-    """A sentence, after a space, that tells what of a text its tokens do not keep, by their
-    meta.json; "" where all of it is kept, or nothing is known."""
+    """A sentence, after a space, of what a text's tokens do not keep by their meta.json; or ""."""
     if not (lost := meta.get("lost")):
         return ""
-    before, after = lost["example"]
-    return (
-        f" The tokenizer does not keep all text: {lost['lines']:.1%} of {lost['of_lines']:,} lines "
-        f"come back changed and {lost['characters']:.2%} of all characters are lost "
-        f"(“{before}” comes back as “{after}”); bits per byte are of what is kept."
+    said = (
+        f" The tokenizer does not keep all text: {lost['lines']:.1%} of {lost['of_lines']:,} lines"
     )
+    said += f" come back changed, {lost['characters']:.2%} of all characters are lost"
+    return f"{said}; bits per byte are of what is kept."
 
 
 def link_tokens(
@@ -211,20 +173,27 @@ def link_tokens(
     context: int = 0,
     every_id: bool = False,
 ) -> None:
-    """Use a folder of tokens made elsewhere as it is: links, no copy, nothing of it touched. Only
-    meta.json is written anew, with what it lacks, windows of a `context`, the `vocab_size` of a
-    teacher that has fewer pieces; a `tokenizer` from elsewhere takes the place of that there.
-    Ids are looked at here and there in a file beyond a GiB, unless `every_id` is asked for."""
+    """Use a folder of tokens made elsewhere as it is: links, and a meta.json with what theirs has
+    not, the `context` and the `vocab_size` of a teacher with fewer pieces. A `tokenizer` that is
+    given takes the place of theirs. Beyond a GiB only some ids are looked at, or `every_id`."""
     if source.resolve() == folder.resolve():
         raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
     tokens = open_tokens(source, context, tokenizer)
-    meta = tokens.meta | {"block_size": tokens.context}
-    fewer = bool(vocab_size and vocab_size < tokens.vocab_size)
-    meta |= {"vocab_size": vocab_size, "pieces": tokens.vocab_size} if fewer else {}
+    meta, words = tokens.meta | {"block_size": tokens.context}, tokens.tokenizer
+    if vocab_size and vocab_size < tokens.vocab_size:
+        meta |= {"vocab_size": vocab_size, "pieces": tokens.vocab_size}
+        every_id = True
     for split in ("train", "val"):
-        _check_split(source / f"{split}.bin", tokens, meta, every_id or fewer)
-        if tokens.tokenizer and f"{split}_bytes" not in meta:
-            meta[f"{split}_bytes"] = _bytes_of_text(getattr(tokens, split), tokens.tokenizer)
+        path, windows = source / f"{split}.bin", getattr(tokens, split)
+        whole = every_id or path.stat().st_size <= FULL_LOOK
+        counts = look(path, windows.ids.dtype, meta, whole)
+        if not counts[tokens.eos]:
+            fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text: name"
+            remedy = "the id that does as eos_id in meta.json, or copy the tokens again"
+            raise ValueError(f"{fault} {remedy}")
+        _check_unknown(words, counts[words.unk if words else UNK] / counts.total())
+        if words and f"{split}_bytes" not in meta:
+            meta[f"{split}_bytes"] = _bytes_of_text(windows, words)
     # Hidden files, the book's mark among them, are of that folder alone.
     files = {path.name: path for path in source.iterdir() if not path.name.startswith(".")}
     if tokenizer:
@@ -235,17 +204,6 @@ def link_tokens(
         for name, path in files.items():
             os.symlink(path.resolve(), beside / name)
         (beside / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf8")
-
-
-def _check_split(path: Path, tokens: Tokens, meta: dict, every_id: bool) -> None:
-    """ValueError: no <eos> among the ids, many <unk>, or one beyond the vocabulary of `meta`."""
-    tokenizer, dtype = tokens.tokenizer, tokens.train.ids.dtype
-    every_id |= path.stat().st_size <= FULL_LOOK
-    seen = look(path, dtype, meta, every_id, tokenizer.unk if tokenizer else UNK)
-    if not seen["eos"]:
-        fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text: name the"
-        raise ValueError(f"{fault} id that does as eos_id in meta.json, or copy the tokens again")
-    _check_unknown(tokenizer, seen["unknown"] / seen["tokens"])
 
 
 def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:

@@ -3,13 +3,12 @@
 SentencePiece .model: "▁" begins a word; the kind that is trained here.
 Hugging Face tokenizer.json: BPE or Unigram, with "▁" or over bytes (GPT-2's alphabet).
 Morfessor, upstream's tokenizer.json: a piece that ends in "@@" joins to the next one.
-Each line of text becomes ids without <eos>; no special token is added, and text that spells one
-("<eos>") stays text. Legend: V vocabulary; M windows, S tokens of each.
+No special token is added, and text that spells one ("<eos>") stays text.
+Legend: V vocabulary; M windows, S tokens of each.
 """
 
 import re
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,14 +38,11 @@ class Tokenizer:
     silent: frozenset[int]  # <pad>, <bos> and the like: nothing in a text
     shown_V: list[str]  # each piece for display, by itself
     marked: bool  # "▁" on a piece says that it begins a word; else the piece before says it too
-    model: object  # of the package that reads this kind, or _Morphs
+    opens_V: np.ndarray  # whether a word begins after each piece, whatever comes
+    model: object  # of the package that reads this kind; Morfessor's segmenter, or None
     encode: Callable[[Sequence[str]], list[list[int]]]  # the ids of each line, without <eos>
     line_text: Callable[[list[int]], str]
-
-    @property
-    def name(self) -> str:
-        """The file's name beside tokens and models."""
-        return "tokenizer.model" if self.kind == "SentencePiece" else "tokenizer.json"
+    plain: Callable[[str], str] = str  # a line without the marks that it was segmented with
 
     @property
     def size(self) -> int:
@@ -55,76 +51,36 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text; <eos> becomes a line break, half a character at the end is dropped."""
         lines = [[]]
-        for i in self._checked(ids):
+        for i in map(int, ids):
             if i == self.eos:
                 lines.append([])
             elif i not in self.silent:
                 lines[-1].append(i)
         return "\n".join(map(self.line_text, lines)).rstrip("�")
 
-    def running(self, ids: Iterable[int], prompt: Iterable[int] = ()) -> Iterator[str]:
-        """The text of ids as they come, after that of a prompt: no half characters, and a letter
-        only when no vowel sign, virama or half of a conjunct can follow it. Together the pieces are
-        decode's text, less bytes that make no character."""
-        seen = [*prompt]
-        text = self.decode(seen)
-        shown = len(text)
-        for i in ids:
-            seen.append(i)
-            text = self.decode(seen)
-            end = max(shown, len(text) if i == self.eos else settled(text))
-            if piece := text[shown:end].replace("�", ""):
-                yield piece
-            shown = end
-        if piece := text[shown:].replace("�", ""):
-            yield piece
-
-    def plain(self, line: str) -> str:
-        """The text that a line is, where lines come as segmented without the marks of that."""
-        if self.kind != "Morfessor" or self.model.segment:
-            return line
-        return line.replace(f"{self.model.separator} ", "").removesuffix(self.model.separator)
-
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Tokens of a running text for display: "▁" begins a word, <0xE0> is a byte."""
-        ids = self._checked(ids)
-        pieces = [self.shown_V[i] for i in ids]
-        if self.marked or not ids:
-            return pieces
-        begins_S = self.begins(np.array([ids]))[0] & ~np.isin(ids, [*self.silent, self.eos])
-        shown = zip(pieces, begins_S, strict=True)
-        return [f"▁{p.removeprefix('▁')}" if begins else p for p, begins in shown]
+        ids = [*map(int, ids)]
+        begins_S = self.begins(np.array([ids], int))[0] & ~np.isin(ids, [*self.silent, self.eos])
+        pairs = ((self.shown_V[i], begins) for i, begins in zip(ids, begins_S, strict=True))
+        return [f"▁{piece.removeprefix('▁')}" if begins else piece for piece, begins in pairs]
 
     def vocabulary(self) -> list[str]:
         """The bare text of each piece, without the marks of a word's beginning or going on."""
         return [piece.lstrip("▁").replace("▁", " ") for piece in self.shown_V]
 
     def begins(self, ids_MS: np.ndarray) -> np.ndarray:
-        """Whether each token begins a word, given the one before it, (M, S). In the first column,
-        where a piece itself does not say so, True."""
+        """Whether each token begins a word, (M, S): by its "▁", or by the token before it."""
         begins_MS = self._begins_V[ids_MS]
         begins_MS[:, 1:] |= self.opens_V[ids_MS[:, :-1]]
         begins_MS[:, :1] |= not self.marked
         return begins_MS
 
-    @cached_property
-    def opens_V(self) -> np.ndarray:
-        """Whether a word begins after each piece, whatever comes."""
-        if self.kind == "Morfessor":
-            return ~self.model.joins_V
-        return np.isin(np.arange(self.size), [*self.silent, self.eos])
-
-    @cached_property
-    def parts_V(self) -> np.ndarray:
-        """1 for a piece that is one byte of a character (byte fallback), 2 for one that holds more
-        and cuts a character (BPE over bytes), else 0."""
-        return np.array([2 * bool(BYTE.search(p)) - bool(BYTE.fullmatch(p)) for p in self.shown_V])
-
     def in_parts(self, count_V: np.ndarray) -> bool:
-        """Whether pieces, by their counts, often cut characters: numbers of characters then need
-        the text. True for any BPE over bytes, and for many bytes."""
-        bytes_ = count_V[np.flatnonzero(self.parts_V[: len(count_V)] == 1)].sum()
-        return bool((self.parts_V == 2).any() or bytes_ > PARTS * count_V.sum())
+        """Whether so many tokens are parts of characters that counting these needs the text."""
+        whole_V = np.array([bool(BYTE.fullmatch(piece)) for piece in self.shown_V])
+        some = any(BYTE.search(p) and not BYTE.fullmatch(p) for p in self.shown_V)
+        return some or bool(count_V[whole_V[: len(count_V)]].sum() > PARTS * count_V.sum())
 
     def characters(self, ids_S: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each byte of a running text the code point that it is of, whether it is the first of
@@ -143,12 +99,9 @@ class Tokenizer:
     @cached_property
     def _bytes_V(self) -> list[bytes]:
         """What each piece stands for: "▁" is a space, <0xE0> a byte, <eos> a line break."""
-
-        def raw(match: re.Match) -> str:  # a byte of no character as the surrogate that escapes it
-            return bytes([int(match[0][3:5], 16)]).decode(errors="surrogateescape")
-
-        texts = (BYTE.sub(raw, piece.replace("▁", " ")) for piece in self.shown_V)
-        texts_V = [text.encode(errors="surrogateescape") for text in texts]
+        coded_V = [piece.replace("▁", " ").encode() for piece in self.shown_V]
+        byte = re.compile(rb"<0x([0-9A-F]{2})>")
+        texts_V = [byte.sub(lambda match: bytes([int(match[1], 16)]), text) for text in coded_V]
         for i in {*self.silent, self.unk} - {None}:
             texts_V[i] = b""
         texts_V[self.eos] = b"\n"
@@ -157,31 +110,6 @@ class Tokenizer:
     @cached_property
     def _begins_V(self) -> np.ndarray:
         return np.array([p.startswith("▁") or i == self.eos for i, p in enumerate(self.shown_V)])
-
-    def _checked(self, ids: Iterable[int]) -> list[int]:
-        ids = [int(i) for i in ids]
-        if odd := [i for i in ids if not 0 <= i < self.size]:
-            fault = f"id {odd[0]:,} is none of the {self.size:,} pieces of {self.path}"
-            raise ValueError(f"{fault}: give the tokenizer that the tokens were made with")
-        return ids
-
-
-def settled(text: str) -> int:
-    """How much of a text no character to come can change: all before its last letter with its
-    signs. A virama (combining class 9) and ZERO WIDTH JOINER bind the letter after them too."""
-    for end in range(len(text) - 1, 0, -1):
-        sign = unicodedata.category(text[end])[0] == "M" or text[end] in "\u200c\u200d"
-        bound = unicodedata.combining(text[end - 1]) == 9 or text[end - 1] == "\u200d"
-        if not sign and not bound:
-            return end
-    return 0
-
-
-def read_bounded(path: Path) -> bytes:
-    if (size := path.stat().st_size) > LARGEST:
-        fault = f"{path} has {size:,} bytes, a tokenizer's file has at most {LARGEST:,}"
-        raise ValueError(f"{fault}: give the tokenizer, no weights or text")
-    return path.read_bytes()
 
 
 def read_json(path: Path) -> dict:

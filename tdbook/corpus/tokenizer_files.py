@@ -1,14 +1,14 @@
 """A tokenizer opened, by what its file holds, or trained."""
 
 import io
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 
 from tdbook.corpus import hugging_face, morfessor
-from tdbook.corpus.tokenizer import Tokenizer, read_bounded, read_json
+from tdbook.corpus.tokenizer import Tokenizer, read_json
 from tdlib import data
 from tdlib.files import mark, own, write_whole
 
@@ -16,13 +16,10 @@ LONGEST = 10**6  # bytes of a line that SentencePiece's trainer reads; it leaves
 
 
 def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
-    """The tokenizer in a file, of whichever kind. `segmenter` is the Morfessor .bin that segments
-    raw text for upstream's; without one, text for that kind is taken as segmented already."""
+    """The tokenizer in a file. `segmenter`, a Morfessor .bin, segments raw text for upstream's."""
     path = Path(path)
-    if not path.is_file():
-        remedy = "put a SentencePiece .model there, or give one, or a tokenizer.json, as tokenizer"
-        raise FileNotFoundError(f"{path} is not there: {remedy}")
-    content = read_json(path) if read_bounded(path).lstrip()[:1] == b"{" else None
+    with path.open("rb") as file:
+        content = read_json(path) if file.read(99).lstrip()[:1] == b"{" else None
     upstream = content is not None and content.get("type") == "morfessor_bpe_telugu"
     if segmenter and not upstream:
         fault = f"segmenter = {str(segmenter)!r} is for upstream's tokenizer.json alone"
@@ -40,7 +37,8 @@ def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
 def files(tokenizer: Tokenizer) -> dict[str, Path]:
     """Where its files are, by the names that they have beside tokens and models."""
     beside = hugging_face.config_files(tokenizer.path) if tokenizer.kind == "Hugging Face" else []
-    return {tokenizer.name: tokenizer.path} | {path.name: path for path in beside}
+    name = "tokenizer.model" if tokenizer.kind == "SentencePiece" else "tokenizer.json"
+    return {name: tokenizer.path} | {path.name: path for path in beside}
 
 
 def _sentencepiece(path: Path) -> Tokenizer:
@@ -53,15 +51,12 @@ def _sentencepiece(path: Path) -> Tokenizer:
     if eos < 0:
         fault = f"{path} has no <eos>, which ends each line of text"
         raise ValueError(f"{fault}: train one with pad_id 0, unk_id 1, bos_id 2, eos_id 3")
-    shown_V = [model.id_to_piece(i) for i in range(model.vocab_size())]
-    shown_V[eos] = "<eos>"
-    silent = frozenset(i for i in range(len(shown_V)) if model.is_control(i) and i != eos)
-
-    def encode(lines: Sequence[str]) -> list[list[int]]:
-        return model.encode(list(lines))
-
-    named = ("SentencePiece", path, eos, model.unk_id(), silent)
-    return Tokenizer(*named, shown_V, True, model, encode, model.decode)
+    V = range(model.vocab_size())
+    control_V = np.array([model.is_control(i) for i in V])
+    known = dict(kind="SentencePiece", path=path, eos=eos, unk=model.unk_id(), marked=True)
+    known |= dict(silent=frozenset(np.flatnonzero(control_V).tolist()) - {eos}, opens_V=control_V)
+    known |= dict(shown_V=["<eos>" if i == eos else model.id_to_piece(i) for i in V], model=model)
+    return Tokenizer(**known, encode=lambda lines: model.encode([*lines]), line_text=model.decode)
 
 
 def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
@@ -82,8 +77,7 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
         reason = str(error).splitlines()[-1].rpartition("] ")[2].strip() or "it is empty"
         remedy = "raise it" if "smaller" in reason else "lower it, or give more text"
         if cut:
-            reason += f"; {len(cut):,} lines are too long, over {LONGEST:,} bytes, and were cut"
-            remedy += ", with line ends between paragraphs"
+            remedy += f", with line ends: {len(cut):,} lines over {LONGEST:,} bytes were cut"
         fault = f"vocab_size {vocab_size} does not fit this text ({reason})"
         raise ValueError(f"{fault}: {remedy}") from None
     write_whole(path, model.getvalue())
@@ -91,14 +85,13 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
     return _sentencepiece(path)
 
 
-def _cut(lines: Iterable[str], cut: list[int]) -> Iterator[str]:
-    """Lines that are too long for the trainer in parts, at spaces, between which it sees no pair
-    anyway; what has none in a quarter of a million characters, anywhere. `cut` gets their sizes."""
+def _cut(lines: Iterable[str], cut: list[str]) -> Iterator[str]:
+    """The lines, but word by word where one is too long for the trainer; `cut` gets such lines."""
     most = LONGEST // 4  # a character has at most 4 bytes
-    parts = re.compile(rf"(.{{1,{most}}})(?: |$)|(.{{{most}}})", re.DOTALL)
     for line in lines:
-        if len(line) <= most or len(line.encode()) <= LONGEST:
+        if len(line.encode()) <= LONGEST:
             yield line
         else:
-            cut.append(len(line))
-            yield from (match[1] or match[2] for match in parts.finditer(line))
+            cut.append(line)
+            for word in line.split(" "):
+                yield from (word[i : i + most] for i in range(0, len(word), most))

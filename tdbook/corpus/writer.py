@@ -1,9 +1,8 @@
 """Telugu prose from a seeded grammar: clauses, sentences, paragraphs, documents.
 
-Words, endings, sentence patterns and stories are data (telugu_words.yaml), the rules are here. A
-document has a topic, a place and a few people. Most paragraphs follow a script: events in the order
-in which they happen, with one hero and one tense, so that what comes next can be guessed. Others
-report. About one sentence in 60 has a rare construction. The same seed writes the same text.
+Words and stories are data (telugu_words.yaml), the rules are here. Most paragraphs follow a script:
+events in their order, with one hero and one tense, so that what comes next can be guessed. About
+one sentence in 60 has a rare construction. The same seed writes the same text.
 """
 
 import re
@@ -177,23 +176,18 @@ def subject(scene: Scene, kind: str, many: str) -> tuple[str, Who]:
     return word, person("అది", code, "అది")
 
 
-def read_rows(text: str) -> Iterator[tuple[int, list[str], tuple[int, str]]]:
-    """Lines "weight needs: template" → weight, needs, (number of events told, template)."""
-    for line in text.splitlines():
-        head, _, template = line.partition(": ")
-        weight, *needs = head.split() + ["say"] * ("[friend" in template)
-        events = max(map(len, re.findall(r"(?<!\S)[ht]+(?!\S)", head)), default=0)
-        yield int(weight), needs, (events, template)
-
-
-ROWS = {key: [*read_rows(WORDS[key][0])] for key in ("finals", "story")}
-
-
 @lru_cache(maxsize=10_000)
 def suited(key: str, holds: frozenset[str]) -> tuple[list[tuple[int, str]], list[int]]:
-    """The templates of which all needs (a|b: one of them) hold, and their weights."""
-    rows = [row for row in ROWS[key] if all(holds & {*need.split("|")} for need in row[1])]
-    return [row[2] for row in rows], [row[0] for row in rows]
+    """The rows whose needs (a|b: one of them) hold: (number of events, template); their weights."""
+    templates, weights = [], []
+    for line in WORDS[key][0].splitlines():
+        head, _, template = line.partition(": ")
+        weight, *needs = head.split() + ["say"] * ("[friend" in template)
+        if all(holds & {*need.split("|")} for need in needs):
+            told = re.search(r"(?<!\S)[ht]+(?!\S)", head)
+            templates.append((len(told[0]) if told else 0, template))
+            weights.append(int(weight))
+    return templates, weights
 
 
 def blank(scene: Scene, words: list[str], events: Sequence[Event], me: Who) -> str:
@@ -295,8 +289,7 @@ def rare_kinds(rng: Random) -> Iterator[str]:
     """For each sentence "" or the rare construction that is due: all kinds, then all again."""
     while True:
         for kind in rng.sample(list(WORDS["rare"]), len(WORDS["rare"])):
-            yield from [""] * (rng.randint(33, 77) - 1)
-            yield kind
+            yield from [""] * (rng.randint(33, 77) - 1) + [kind]
 
 
 def rare_sentence(scene: Scene, kind: str) -> str:

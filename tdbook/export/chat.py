@@ -6,7 +6,7 @@ answer nothing. Ctrl-C ends a text, Ctrl-D the loop.
 
 import readline  # noqa: F401
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ def chat(pairs: dict[str, str]) -> None:
         raise ValueError("give a model folder or a .gguf file: make chat MODEL=exports/50m/…")
     path, seed = shipping.find(given), 0
     model, tokenizer = opened(path, pairs.get("SEGMENTER", ""))
-    raw = not tokenizer or tokenizer.kind != "Morfessor" or tokenizer.model.segment
+    raw = not tokenizer or tokenizer.kind != "Morfessor" or tokenizer.model
     print(f"{path}\n{HOW}{'' if raw else HINT}")
     while True:
         try:
@@ -76,4 +76,16 @@ def continued(model, text: str, seed: int) -> Iterator[str]:
         raise ValueError(f"{len(ids)} tokens fill the context of {model.context}: shorten it")
     stream = model.stream(ids, min(TOKENS, model.context - len(ids)), TEMPERATURE, seed)
     new = takewhile(lambda i: not model.ends(i), stream)
-    return Tokenizer.running(model, new, ids)  # it asks for decode and eos alone
+    return follow(new, ids, model.decode)
+
+
+def follow(ids: Iterable[int], prompt: list[int], text_of: Callable) -> Iterator[str]:
+    """The text of ids as they come after a prompt, word by word, less bytes of no character."""
+    seen, text, shown = [*prompt], "", len(text_of(prompt))
+    for i in ids:
+        seen.append(i)
+        text = text_of(seen)
+        end = max(shown, text.rfind(" "))
+        yield text[shown:end].replace("�", "")
+        shown = end
+    yield text[shown:].replace("�", "")

@@ -17,7 +17,7 @@ import torch
 
 from tdbook.export import gguf_file, llama_cpp, model_tokenizer
 from tdbook.export.decoder import Decoder
-from tdbook.runs.estimates import of_plan
+from tdbook.runs.units import of_plan
 from tdlib import data, evaluate, generate
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tdlib.shapes import weight_files

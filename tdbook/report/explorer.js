@@ -9,16 +9,15 @@ function hardSetNumbers(section) {
 }
 
 // Makes the sliders and switches of a section work. `at` is [slider, its position, junk left out,
-// and the numbers of clip, easy and token_share among their options]; moved(at, view, stop) is told
-// of it, at first and after every move.
+// number of the clip]; moved(at, view, stop) is told of it, at first and after every move.
 function hardSetSliders(section, at, moved) {
-  const {views, tokens} = hardSetNumbers(section);
+  const {views} = hardSetNumbers(section);
   const all = selector => [...section.querySelectorAll(selector)];
   const one = selector => section.querySelector(selector);
   const percent = (a, b) => b ? `${(100 * a / b).toFixed(1)}%` : "–";
   const words = one("output"), lost = one(".lost"), pictures = all(".picture");
   const inputs = all("input[type=range]"), switches = all(".finer input, .finer select");
-  const names = ["junk", "clip", "easy_share", "token_share"];
+  const names = ["junk", "clip"];
   const rects = all("rect").map(rect => [rect, +rect.dataset.difficulty]);
   const lines = all(".line").map(path => [path, +path.dataset.low, +path.dataset.nat]);
   const rows = all("tbody tr").map(row => ({
@@ -32,9 +31,9 @@ function hardSetSliders(section, at, moved) {
       groups[stop] = groups[stop].map((count, g) => count + groups[stop + 1][g]);
 
   const show = () => {
-    const [slider, position, junk, clip, easy, token] = at, view = views[junk][clip];
+    const [slider, position, junk, clip] = at, view = views[junk][clip];
     const stop = view[slider][position], threshold = view.stops[stop], hard = view.groups[stop];
-    words.textContent = view.words[stop] + view.tail + view.easy[easy][stop] + tokens[token];
+    words.textContent = view.words[stop] + view.tail;
     lost.textContent = percent(view.lost[stop], 1);
     for (const input of inputs) {
       input.max = view[input.name].length - 1;

@@ -1,9 +1,10 @@
-"""What all figures share: a model's look, and two forms, forest plots and lines.
+"""What all figures share: a model's look, axes under a title, and the forest plot.
 
-A figure is 6 inches wide, narrower where it holds much text. pyplot does not know it, so that a
-notebook shows it only once.
+A figure is 4.5 inches wide, so that a phone shows its text large enough. pyplot does not know it,
+so that a notebook shows it only once.
 """
 
+import re
 import textwrap
 import warnings
 import zlib
@@ -20,7 +21,8 @@ from matplotlib import font_manager, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+from tdbook.runs.units import minus
 
 TELUGU = str(fontpkg.path("Noto Sans Telugu"))
 font_manager.fontManager.addfont(TELUGU)
@@ -30,34 +32,26 @@ style.use(Path(__file__).with_name("figures.mplstyle"))
 warnings.filterwarnings("error", message=r"Glyph \d+ .* missing from")
 DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 LOOKS, ROLES, CUTS, PARTS = DATA.values()
-LINES = ["-", "--", "-.", ":"]
 HARD, EASY, GREY, DOTS = "#c8371b", "#c3c8ce", "#5f6770", "#8f969e"  # windows, not models
 PLAN = "#f3dfa2"  # the ground of what the plan says
-EVEN = {"color": "#777777", "linewidth": 1, "linestyle": "--"}  # a line to compare with
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.7}
-NOTE = {"va": "center", "fontsize": 8.5, "bbox": BOX}
 LISTED = 20  # groups of a cut; of more, the largest
-PHONE = 4.5  # inches: where panels hold much text, narrow enough for a phone to show it large
-LOSS = "validation loss (nats per token)"
+WIDTH = 4.5  # inches
 
 
-def colour(name: str) -> str:
-    """The colour of a model; of one not listed, a shade of its kind or family, always the same."""
+def look(name: str) -> dict[str, str]:
+    """Colour and marker of a model; one not listed has a shade of its family, always the same."""
     if name in LOOKS:
-        return LOOKS[name][0]
-    shade, kind = zlib.crc32(name.encode()), name.split("-")[0]
+        return LOOKS[name]
+    shade, family = zlib.crc32(name.encode()), name.split("-")[0]
     if name.endswith("-merged"):
-        kind = "50m-hard-merged"
-    elif "lora" in name or "adapter" in name or name.endswith(("-hard", "-random")):
-        kind = "50m-hard"
-    base, _ = LOOKS.get(kind) or (mpl.colormaps["tab10"](shade % 10), "")
-    rgb = np.array(mpl.colors.to_rgb(base))
-    return mpl.colors.to_hex(rgb + (1 - rgb) * (20 + shade % 41) / 100)  # 20 to 60 % lighter
-
-
-def marker(name: str) -> str:
-    """The marker of a model, which tells it apart where colours are not printed."""
-    return LOOKS[name][1] if name in LOOKS else "oXPDpdhv^><H"[zlib.crc32(name.encode()) % 12]
+        family = "50m-hard-merged"
+    elif re.search("lora|adapter|-(hard|random)$", name):
+        family = "50m-hard"
+    ink = LOOKS[family]["ink"] if family in LOOKS else mpl.colormaps["tab10"](shade % 10)
+    rgb = np.array(mpl.colors.to_rgb(ink))
+    lighter = mpl.colors.to_hex(rgb + (1 - rgb) * (20 + shade % 41) / 100)  # by 20 to 60 %
+    return {"ink": lighter, "form": "oXPDpdhv^><H"[shade % 12]}
 
 
 @dataclass(frozen=True)
@@ -75,34 +69,22 @@ class Mark:
     plan: tuple[float, float] | None = None  # from and to: the ground of its row
 
 
-def of_model(model: str, value: float, low=np.nan, high=np.nan, *, row="", **more) -> Mark:
-    """A value of a model, in its look."""
-    return Mark(row or model, value, low, high, colour(model), marker(model), **more)
-
-
 def key(label: str, ink: str, form: str = "o", filled: bool = True) -> Line2D:
     """A marker, or a line, for a legend."""
-    look = {"marker": form, "linestyle": ""} if form else {"linewidth": 2}
-    return Line2D([], [], color=ink, label=label, markerfacecolor=ink if filled else "w", **look)
+    shape = {"marker": form, "linestyle": ""} if form else {"linewidth": 2}
+    return Line2D([], [], color=ink, label=label, markerfacecolor=ink if filled else "w", **shape)
 
 
-Panels = Mapping[str, Sequence[Mark]]  # title → marks in rows of their names, from the top
-
-
-def forest(
-    title: str, panels: Panels, xlabel: str, keys: Sequence = (), line=None, columns=1, width=6.0
-) -> Figure:
-    """A figure of panels. Marks of one row that have intervals lie below each other."""
+def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None, columns=1) -> Figure:
+    """A figure of panels, {title: [marks in rows of their names, from the top]}. Marks of one row
+    that have intervals lie below each other. `line`: where to draw one in every panel."""
     heights = []
     for marks in panels.values():
-        rows, stacked = (
-            Counter(mark.row for mark in marks),
-            np.isfinite([m.low for m in marks]).any(),
-        )
-        each = 0.15 + 0.11 * (max(rows.values()) if stacked else 1)
+        rows = Counter(mark.row for mark in marks)
+        each = 0.15 + 0.11 * (max(rows.values()) if _stacked(marks) else 1)
         heights.append(0.4 + sum(each + 0.15 * (len(row) // 30) for row in rows))
     heights = [max(heights[i : i + columns]) for i in range(0, len(panels), columns)]
-    figure = titled(title, sum(heights) + 0.5 + 0.25 * -(-len(keys) // 2), width)
+    figure = _titled(title, sum(heights) + 0.8 + 0.25 * -(-len(keys) // 2))
     layout = {"squeeze": False, "sharex": True, "height_ratios": heights}
     for ax in figure.subplots(len(heights), columns, **layout).flat[len(panels) :]:
         ax.remove()
@@ -113,70 +95,58 @@ def forest(
             ax.axvline(line, color="black", linewidth=1.2)
     for ax in figure.axes[-columns:]:  # the lowest of each column
         ax.tick_params(labelbottom=True)
-        ax.set_xlabel(xlabel)
+        ax.set_xlabel(textwrap.fill(xlabel, 44 if columns == 1 else 22))
     if keys:
         figure.legend(handles=keys, loc="outside lower center", ncols=2)
     return figure
 
 
+def _stacked(marks: Sequence[Mark]) -> bool:
+    return any(np.isfinite(mark.low) for mark in marks)
+
+
 def _rows(ax: Axes, marks: Sequence[Mark]) -> None:
-    rows = list(dict.fromkeys(mark.row for mark in marks))
-    spread = 0.7 * np.isfinite([mark.low for mark in marks]).any()
+    rows, spread = list(dict.fromkeys(mark.row for mark in marks)), 0.7 * _stacked(marks)
     for i, row in enumerate(rows):
         in_row = [mark for mark in marks if mark.row == row]
         for k, mark in enumerate(in_row):
             y = i + spread * (k - (len(in_row) - 1) / 2) / len(in_row)
             dash, fill, edge = ("-", mark.ink, "w") if mark.filled else (":", "w", mark.ink)
             ax.plot([mark.low, mark.high], [y, y], dash, color=mark.ink, linewidth=2)
-            look = {"markersize": 7, "markerfacecolor": fill, "markeredgecolor": edge}
-            ax.plot(mark.value, y, mark.form, **look)
+            face = {"markersize": 7, "markerfacecolor": fill, "markeredgecolor": edge}
+            ax.plot(mark.value, y, mark.form, **face)
             if mark.plan and np.isfinite(mark.plan[0]):
                 low, high = mark.plan
                 ax.barh(i, high - low, 0.9, low, color=PLAN, zorder=0)
             if mark.note:
-                at = (np.fmax(mark.value, mark.high), y)
-                ax.annotate(mark.note, at, (5, 0), textcoords="offset points", **NOTE)
+                place = {"textcoords": "offset points", "va": "center", "bbox": BOX}
+                ax.annotate(minus(mark.note), (np.fmax(mark.value, mark.high), y), (5, 0), **place)
     ax.set_yticks(range(len(rows)), [textwrap.fill(printable(row), 30) for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.margins(x=0.14)  # room for notes
     ax.grid(axis="y", visible=False)
 
 
-def titled(title: str, height: float, width: float = 6) -> Figure:
+def _titled(title: str, height: float) -> Figure:
     """A figure with so many inches below its title."""
-    text = textwrap.fill(title, 76 if width > PHONE else 54, break_on_hyphens=False)
-    height += 0.2 * (text.count("\n") + 1)
-    figure = Figure(figsize=(width, height), layout="constrained")
+    text = textwrap.fill(printable(title), 54, break_on_hyphens=False)
+    figure = Figure(figsize=(WIDTH, height + 0.2 * (text.count("\n") + 1)), layout="constrained")
     figure.suptitle(text, x=0.01, ha="left", linespacing=1.15)
     return figure
 
 
-def single(title: str, x: str, y: str, height: float = 2.8) -> Axes:
+def single(title: str, x: str, y: str) -> Axes:
     """The axes of a figure of one panel, with their labels."""
-    ax = titled(title, height).subplots()
-    ax.set(xlabel=x, ylabel=y)
+    ax = _titled(title, 3.1).subplots()
+    ax.set(xlabel=textwrap.fill(x, 44), ylabel=y)
     return ax
-
-
-def lines(ax: Axes, points: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
-    """A line a model in its look, {name: (x, y)}."""
-    for i, (name, (x, y)) in enumerate(points.items()):
-        look = {"color": colour(name), "marker": marker(name), "linestyle": LINES[i % 4]}
-        ax.plot(x, y, label=name, linewidth=1.8, markevery=max(1, len(x) // 8), **look)
-
-
-def logarithmic(ax: Axes) -> None:
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=[1, 2, 5]))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def apart(difference: float) -> str:
     return f"{abs(difference):.3f} nats {'above' if difference >= 0 else 'below'}"
 
 
-def printable(name: object) -> str:
-    """A name from outside, with "?" for a sign that no font here has: no reason to stop a run."""
-    drawn = (c if any(f.get_char_index(ord(c)) for f in FONTS) else "?" for c in str(name))
-    return "".join(drawn)
+def printable(text: object) -> str:
+    """Text with "?" for a sign that no font here has: a name from outside is no reason to stop."""
+    drawn = (c if any(f.get_char_index(ord(c)) for f in FONTS) else "?" for c in str(text))
+    return minus("".join(drawn))

@@ -1,37 +1,28 @@
 """Reports: an executed notebook becomes one HTML file that asks for nothing outside itself.
 
-Maths is MathML, figures are data URIs, Telugu has its own subset font. What came from data is
-escaped where it becomes HTML: by Markdown, the templates, pandas, widgets.py. Of what slips through
-the page's security policy allows no request, and no script but the explorer's, known by its hash.
+Maths is MathML, figures are data URIs, Telugu has its own subset font (bench/telugu_font.py). What
+came from data is escaped where it becomes HTML: by Markdown, the templates, pandas, widgets.py. Of
+what slips through the page's security policy allows no request, and no script but the explorer's,
+known by its hash.
 """
 
 import base64
-import contextlib
 import functools
 import hashlib
-import importlib.metadata
-import io
 from pathlib import Path
 
-import fontpkg
 import jinja2
 import latex2mathml.converter
-from fontTools import subset
-from fontTools.ttLib import TTFont
-from fontTools.varLib import instancer
 from markupsafe import Markup, escape
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from tdbook.runs import hashes, heartbeat, parameters, units
-from tdlib.files import write_whole as write
+from tdbook.runs import heartbeat, units
 
 HERE = Path(__file__).parent
 FONT_SLOT = "/* font */"
-# Telugu; then dandas, the joiners, the circle that a lone vowel sign stands on, and the bar between
-# pieces, since a browser takes letter and sign from one font and would show nothing for the bar
-LETTERS = [*range(0x0C00, 0x0C80), 0x0964, 0x0965, 0x200C, 0x200D, 0x25CC, ord("|")]
+FONT_FACE = (HERE / "telugu_font.css").read_text("utf-8")
 WIDGETS_CSS = (HERE / "widgets.css").read_text("utf-8")
 SCRIPT = (HERE / "explorer.js").read_text("utf-8")  # moves the sliders of `explorer`
 
@@ -72,8 +63,8 @@ def environment() -> jinja2.Environment:
     """The templates, what they call, and what every page holds."""
     loader = jinja2.FileSystemLoader(HERE / "report_template")
     templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
-    words = (heartbeat.date, heartbeat.duration, heartbeat.progress, heartbeat.in_words)
-    templates.filters |= {function.__name__: function for function in (*words, heartbeat.word)}
+    words = (heartbeat.date, units.duration, heartbeat.progress, heartbeat.in_words)
+    templates.filters |= {function.__name__: function for function in words}
     templates.filters |= {"si": units.si, "span": units.duration}
     script = base64_of(hashlib.sha256(SCRIPT.encode()).digest())
     css = Markup((HERE / "report.css").read_text("utf-8") + WIDGETS_CSS)
@@ -86,32 +77,3 @@ def environment() -> jinja2.Environment:
 
 def base64_of(content: bytes) -> str:
     return base64.b64encode(content).decode()
-
-
-@functools.cache
-def font_face() -> str:
-    """A style rule with Noto Sans Telugu cut to the Telugu block and every conjunct it can form.
-    Cutting takes seconds, so the rule is kept in outputs/ for the next page."""
-    version = importlib.metadata.version("fontpkg-noto-sans-telugu")
-    path = parameters.ROOT / "outputs" / f".telugu-font-{version}-{hashes.of(LETTERS)[:8]}.css"
-    if path.exists():
-        return path.read_text("utf-8")
-    rule = _cut_font()
-    with contextlib.suppress(OSError):  # a repository that may only be read
-        write(path, rule)
-    return rule
-
-
-def _cut_font() -> str:
-    font = TTFont(fontpkg.path("Noto Sans Telugu"))
-    subsetter = subset.Subsetter(subset.Options(layout_features=["*"], hinting=False))
-    subsetter.populate(unicodes=LETTERS)
-    subsetter.subset(font)
-    instancer.instantiateVariableFont(font, {"wght": (400, 700), "wdth": 100}, inplace=True)
-    font.flavor = "woff2"
-    file = io.BytesIO()
-    font.save(file)
-    ranges = ", ".join(f"U+{code:04X}" for code in sorted(font.getBestCmap()))
-    source = f'url("data:font/woff2;base64,{base64_of(file.getvalue())}")'
-    face = f'font-family: "Report Telugu"; font-weight: 400 700; unicode-range: {ranges}'
-    return f"@font-face {{{face}; src: {source}}}"

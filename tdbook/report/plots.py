@@ -11,17 +11,15 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentFormatter
 
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval
 from tdbook.report import figures
-from tdbook.report.figures import DOTS, EASY, EVEN, GREY, HARD, LOSS, PARTS, PHONE, ROLES, Mark
+from tdbook.report.figures import DOTS, EASY, GREY, HARD, PARTS, ROLES, Mark, look
 from tdbook.report.tables import FEW, KIND
 from tdbook.report.words import setting
-from tdlib.hard_set import Scores
 
-DRAWN = 20_000  # points of a cloud; of more windows, every k-th is drawn
 Rows = Sequence[Mapping]
 
 
@@ -32,18 +30,21 @@ def learning_curves(curves: Mapping[str, Mapping], baseline: Mapping | None = No
     title = f"{best} ends {'lowest, ' if len(ends) > 1 else ''}at {ends[best]:.3f} nats per token"
     title += "".join(f", {figures.apart(ends[best] - y)} {name}" for name, y in levels.items())
     ax = figures.single(title, "training tokens", "validation loss\n(nats per token)")
-    figures.lines(ax, {name: (curve["tokens"], curve["loss"]) for name, curve in curves.items()})
+    for (name, curve), dash in zip(curves.items(), itertools.cycle(["-", "--", "-.", ":"])):
+        ink, form = look(name).values()
+        line = {"color": ink, "marker": form, "linestyle": dash, "linewidth": 1.8}
+        line["markevery"] = max(1, len(curve["loss"]) // 8)
+        ax.plot(curve["tokens"], curve["loss"], label=name, **line)
     for name, y in levels.items():
-        ax.axhline(y, color=figures.colour(name), linestyle=(0, (6, 2)), linewidth=1.4, label=name)
+        ax.axhline(y, color=look(name)["ink"], linestyle=(0, (6, 2)), linewidth=1.4, label=name)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.set_xlim(left=0)
-    ax.legend()
+    ax.figure.legend(loc="outside lower center", ncols=3)
     return ax.figure
 
 
 def difficulty(difficulty_N: np.ndarray, threshold: float) -> Figure:
-    """How many windows have which difficulty; those at or above the threshold are the hard set. Of
-    what was lost, only windows where the student is behind its teacher count."""
+    """How many windows have which difficulty; those at or above the threshold are the hard set."""
     known_N = difficulty_N[~np.isnan(difficulty_N)]
     hard_N, lost_N = known_N >= threshold, np.fmax(known_N, 0, dtype=np.float64)
     share, held = f"{hard_N.mean():.1%} of windows", lost_N[hard_N].sum() / (lost_N.sum() or 1)
@@ -61,60 +62,38 @@ def difficulty(difficulty_N: np.ndarray, threshold: float) -> Figure:
     ax.axvline(threshold, color="black", linewidth=1.3, label=f"right of it: {share}, the hard set")
     better = f"left of it: {(known_N < 0).mean():.1%}, where the student is better"
     ax.axvline(0, color="black", linewidth=1.3, linestyle=":", label=better)
-    ax.set_ylim(0, ax.get_ylim()[1] * 1.3)  # room for the legend
     ax.yaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.legend(loc="upper right")
-    return ax.figure
-
-
-def teacher_against_student(scores: Scores, hard_N: np.ndarray) -> Figure:
-    """Every window by both models' loss."""
-    points = pd.DataFrame({"teacher": scores.teacher_loss_N, "student": scores.student_loss_N})
-    lags = (points["student"] - points["teacher"]).groupby(hard_N).mean()
-    hard, rest = (figures.apart(lags[part]) if part in lags else "–" for part in (True, False))
-    title = f"On {np.sum(hard_N):,} hard windows the student is {hard} its teacher"
-    step = -(-len(points) // DRAWN)
-    x = f"teacher loss (nats per token{f'; every {step}th window' * (step > 1)})"
-    y = "student loss (nats per token)"
-    ax = figures.single(f"{title}, on the others {rest}", x, y, height=3.4)
-    for label, part_N, ink, form in (("others", ~hard_N, DOTS, "o"), ("hard", hard_N, HARD, "^")):
-        look = {"s": 11, "linewidth": 0, "alpha": 0.55, "rasterized": True}
-        xy = points[part_N][::step].to_numpy().T
-        ax.scatter(*xy, color=ink, marker=form, label=label, **look)
-    ends = [points["teacher"].min(), points["teacher"].max()]
-    ax.plot(ends, ends, label="both the same", **EVEN)
-    ax.legend(markerscale=1.8)
+    ax.figure.legend(loc="outside lower center")
     return ax.figure
 
 
 def hard_shares(by_cut: Mapping[str, pd.DataFrame]) -> Figure:
-    """The hard share of every group beside that of all windows, a panel a cut of tables.by_cut; of
-    many groups the largest. The title names the group that departs most, of those with 1 % of the
-    windows or more; smaller ones are hollow."""
+    """The hard share of the largest groups of every cut (tables.by_cut) beside that of all windows.
+    Those with less than 1 % of the windows are hollow, and never named in the title."""
     every = pd.concat(by_cut, names=["cut", "group"]).rename(index=figures.CUTS, level="cut")
     size, (count, hard) = every["windows"], next(iter(by_cut.values())).iloc[:, :2].sum()
     overall, least = hard / count, min(0.01 * count, size.max())
     cut, group = most = (every["hard"][size >= least] - overall).abs().idxmax()
-    title = f"{every['hard'][most]:.1%} of windows are hard where the {cut} is "
-    title += f"{figures.printable(group)}, {overall:.1%} of all"
+    title = f"{every['hard'][most]:.1%} of windows are hard where the {cut} is {group}"
     rank, marks = size.groupby(level="cut").rank(method="first", ascending=False), {}
     for (cut, group), row in every[rank <= figures.LISTED].iterrows():
-        look = {"ink": HARD if row["hard"] > overall else DOTS, "filled": row["windows"] >= least}
-        look |= {"note": f"{row['hard']:.1%} of {row['windows']:,.0f}"}
-        marks.setdefault(cut, []).append(Mark(str(group), row["hard"], 0, row["hard"], **look))
+        how = {"ink": HARD if row["hard"] > overall else DOTS, "filled": row["windows"] >= least}
+        how |= {"note": f"{row['hard']:.1%} of {row['windows']:,.0f}"}
+        marks.setdefault(cut, []).append(Mark(str(group), row["hard"], 0, row["hard"], **how))
     x = "share of a group's windows that are hard (line: of all windows)"
-    figure = figures.forest(title, marks, x, line=overall)
-    figure.axes[0].set_xlim(0, 1.35 * max(every["hard"].max(), 0.01))
-    figure.axes[0].xaxis.set_major_formatter(PercentFormatter(1))
+    figure = figures.forest(f"{title}, {overall:.1%} of all", marks, x, line=overall)
+    figure.axes[0].set_xlim(0, 1.5 * max(every["hard"].max(), 0.01))
+    figure.axes[0].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return figure
 
 
 def losses(title: str, models: Mapping[str, Interval]) -> Figure:
     """Validation loss and 95 % interval of models, the best on top; a line at the teacher's."""
     order = sorted(models.items(), key=lambda model: model[1][0])
-    marks = [figures.of_model(name, *loss, note=f"{loss[0]:.3f}") for name, loss in order]
+    marks = [Mark(name, *loss, **look(name), note=f"{loss[0]:.3f}") for name, loss in order]
     line = models["teacher"][0] if "teacher" in models else None
-    return figures.forest(title, {"": marks}, f"{LOSS[:-1]}; bars: 95 % interval)", line=line)
+    x = "validation loss (nats per token; bars: 95 %)"
+    return figures.forest(title, {"": marks}, x, line=line)
 
 
 def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> Figure:
@@ -128,15 +107,14 @@ def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> F
 
 
 def hard_and_easy(parts: pd.DataFrame) -> Figure:
-    """Change of loss against the base on hard and on easy windows, with 95 % intervals (see
-    tables.hard_and_easy). The title names the merged model that gains most on the hard part, if
-    there is one."""
+    """Change of loss against the base on hard and on easy windows (see tables.hard_and_easy). The
+    title names the merged model that gains most on the hard part."""
     parts = parts.sort_values("change, hard")
     best = next((n for n in parts.index if n.endswith("-merged")), parts.index[0])
     hard, easy = (parts.loc[best, f"change, {part}"].value for part in PARTS)
     title = f"{best} changes the loss on hard windows by {hard:+.3f} nats, on easy by {easy:+.3f}"
     rows = {n: {part: row[f"change, {part}"] for part in PARTS} for n, row in parts.iterrows()}
-    return _parts(title, {"": rows}, "change of loss against the base (nats; left is better)")
+    return _parts(title, {"": rows}, "loss − base's (nats; left is better)")
 
 
 def _parts(title: str, panels: Mapping[str, Mapping], xlabel: str) -> Figure:
@@ -145,13 +123,12 @@ def _parts(title: str, panels: Mapping[str, Mapping], xlabel: str) -> Figure:
         panel: [Mark(row, *change[p], **PARTS[p]) for row, change in rows.items() for p in PARTS]
         for panel, rows in panels.items()
     }
-    keys = [figures.key(f"{part} text", **look) for part, look in PARTS.items()]
+    keys = [figures.key(f"{part} text", **how) for part, how in PARTS.items()]
     return figures.forest(title, marks, xlabel, keys, line=0, columns=min(2, len(marks)))
 
 
 def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
-    """How far behind the teacher by kind of token, a panel a cut: rows of book.kept_and_lost.
-    Drawn are the base and the models whose names begin with it; the table has the others."""
+    """How far the base, and models named after it, are behind the teacher by kind of token."""
     rows = [row for row in rows if row["tokens"] >= FEW]
     worst = max(rows, key=lambda row: row[base] - row[teacher])
     title = f"{base} is furthest behind its teacher at “{worst['bucket']}” ({worst['cut']})"
@@ -162,8 +139,7 @@ def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
 
 
 def won_back(rows: Rows, base: str) -> Figure:
-    """Change of the loss against the base by kind of token, a panel a cut; left of the line is
-    better, bars are 95 % intervals."""
+    """Change of the loss against the base by kind of token, a panel a cut; bars: 95 %."""
     rows = [row for row in rows if row["tokens"] >= FEW]
     names = [name for name in rows[0] if name not in KIND]
     row, name = min(itertools.product(rows, names), key=lambda pair: pair[0][pair[1]][2])
@@ -175,14 +151,12 @@ def won_back(rows: Rows, base: str) -> Figure:
 
 
 def _by_kind(title: str, rows: Rows, names: Sequence[str], unit: str) -> Figure:
-    """A panel a cut of kinds of token, two beside each other and narrow, for a phone."""
-    marks = {}
+    """A panel a cut of kinds of token, two beside each other."""
+    marks = {row["cut"]: [] for row in rows}
     for row in rows:
-        each = [figures.of_model(name, *row[name], row=row["bucket"]) for name in names]
-        marks[row["cut"]] = marks.get(row["cut"], []) + each
-    keys = [figures.key(n, figures.colour(n), figures.marker(n)) for n in names[::-1]]
-    columns = min(2, len(marks))
-    return figures.forest(title, marks, unit, keys, line=0, columns=columns, width=PHONE)
+        marks[row["cut"]] += [Mark(row["bucket"], *row[name], **look(name)) for name in names]
+    keys = [figures.key(name, **look(name)) for name in names[::-1]]
+    return figures.forest(title, marks, unit, keys, line=0, columns=min(2, len(marks)))
 
 
 def effects(rows: Rows, title: str) -> Figure:
@@ -190,10 +164,10 @@ def effects(rows: Rows, title: str) -> Figure:
     and bar over documents, a diamond and bar over seeds below it, the plan's range as a band."""
     marks, ends = [], [0]
     for row in rows:
-        name, ink, note = row["what"], ROLES[row["role"]][0], f"{row['value']:+.3f}"
-        low, high = row["low"], row["high"]
-        marks.append(Mark(name, row["value"], low, high, ink, plan=row["plan"], note=note))
-        ends += [low, high, *(row["plan"] or ())]
+        name, ink, interval = row["what"], ROLES[row["role"]][0], (row["low"], row["high"])
+        how = {"plan": row["plan"], "note": f"{row['value']:+.3f}"}
+        marks.append(Mark(name, row["value"], *interval, ink, **how))
+        ends += [*interval, *(row["plan"] or ())]
         if row["over_seeds"]:
             mean, half = row["over_seeds"]
             marks.append(Mark(name, mean, mean - half, mean + half, ink, "D", filled=False))
@@ -203,8 +177,7 @@ def effects(rows: Rows, title: str) -> Figure:
     roles = dict.fromkeys(tuple(ROLES[row["role"]]) for row in rows)
     keys += [figures.key(words, ink, "") for ink, words in roles]
     keys.append(mpl.patches.Patch(color=figures.PLAN, label="the plan"))
-    x = "nats per token (or share); bars: 95 %"
-    figure = figures.forest(title, {"": marks}, x, keys, line=0, width=PHONE)
+    figure = figures.forest(title, {"": marks}, "nats (or share); bars: 95 %", keys, line=0)
     ends = np.array(ends)[np.isfinite(ends)]
     room = 0.08 * (np.ptp(ends) or 1)
     figure.axes[0].set_xlim(ends.min() - room, ends.max() + 2 * room)
@@ -212,56 +185,35 @@ def effects(rows: Rows, title: str) -> Figure:
 
 
 def speeds(by_model: Mapping[str, Rows]) -> Figure:
-    """Tokens a second of every way with one thread (rows of inference.with_plan), a panel a model,
-    logarithmic; the plan's estimate as a band."""
-    marks: dict[str, list[Mark]] = {}
+    """Tokens a second of every way with one thread (rows of inference.with_plan)."""
+    marks = {model: [] for model in by_model}
     ways = [(m, row) for m, rows in by_model.items() for row in rows if row["threads"] == 1]
     for model, row in ways:
-        speed, note = (row["decode"], row["low"], row["high"]), f"{row['decode']:,.0f}"
-        mark = figures.of_model(model, *speed, row=row["way"], note=note, plan=row["plan"])
-        marks.setdefault(model, []).append(mark)
+        how = look(model) | {"note": f"{row['decode']:,.0f}", "plan": row["plan"]}
+        marks[model] += [Mark(row["way"], row["decode"], row["low"], row["high"], **how)]
     model, row = max(ways, key=lambda way: way[1]["decode"])
     title = f"{row['way']} is the fastest: {row['decode']:,.0f} tokens a second of {model}"
     x = "tokens a second while decoding (logarithmic; shaded: the plan)"
     figure = figures.forest(f"{title}, one thread", marks, x)
     for ax in figure.axes:
-        figures.logarithmic(ax)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=[1, 3]))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
 
 
-def calibration(bins: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Accuracy against confidence, {model: {"confidence", "accuracy", "share"}}, by bins.
-    The number is the expected calibration error, Σ share · |accuracy − confidence|."""
-    frames = {name: pd.DataFrame(b).query("share > 0") for name, b in bins.items()}
-    errors = {n: (b.share * (b.accuracy - b.confidence).abs()).sum() for n, b in frames.items()}
-    words = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
-    x, y = "confidence in the likeliest token (size: share of tokens)", "how often it is right"
-    ax = figures.single(f"Calibration error (0 is perfect): {words}", x, y, height=3.2)
-    ax.plot([0, 1], [0, 1], label="perfect", **EVEN)
-    figures.lines(ax, {name: (b.confidence, b.accuracy) for name, b in frames.items()})
-    for name, b in frames.items():
-        look = {"color": figures.colour(name), "marker": figures.marker(name)}
-        ax.scatter(b.confidence, b.accuracy, 15 + 150 * b.share, **look)
-    ax.set(xlim=(0, 1), ylim=(0, 1))
-    ax.legend()
-    return ax.figure
-
-
 def quantization(by_model: Mapping[str, Rows]) -> Figure:
-    """Loss against bytes, a line a model through its formats (rows of inference.costs)."""
+    """What every format costs in loss (rows of inference.costs, the model itself first)."""
     costs = [(r["loss"] - rows[0]["loss"], r, m) for m, rows in by_model.items() for r in rows]
     most, row, model = max(costs, key=lambda cost: cost[0])
+    marks = {m: [] for m in by_model}
+    for cost, r, m in sorted(costs, key=lambda cost: cost[1]["bytes"]):
+        name, how = f"{r['format']}, {r['bytes'] / 1e6:.3g} MB", look(m) | {"note": f"{cost:+.4f}"}
+        marks[m] += [Mark(name, cost, **how)]
+    x = "loss − that of the model itself (nats)"
     title = f"{row['format']} costs {model} the most: {most:+.3f} nats"
-    ax = figures.single(title, "bytes (logarithmic)", LOSS, height=3.2)
-    frames = {name: pd.DataFrame(rows).sort_values("bytes") for name, rows in by_model.items()}
-    figures.lines(ax, {name: (frame["bytes"], frame["loss"]) for name, frame in frames.items()})
-    for row in next(iter(by_model.values())):
-        look = {"textcoords": "offset points", "fontsize": 8, "rotation": 30}
-        ax.annotate(row["format"], (row["bytes"], row["loss"]), (2, 5), **look)
-    figures.logarithmic(ax)
-    ax.margins(x=0.1, y=0.15)
-    ax.legend()
-    return ax.figure
+    return figures.forest(title, marks, x, line=0)
 
 
 def sweep(rows: Rows, hints: Mapping[str, tuple[float, float]]) -> Figure:

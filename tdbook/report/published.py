@@ -11,6 +11,7 @@ import pandas as pd
 from tdbook.analysis.intervals import Interval
 from tdbook.runs import notebooks, parameters
 from tdbook.runs.rules import TRIED
+from tdbook.runs.units import minus
 from tdlib.files import write_whole as write
 
 EVIDENCE = parameters.ROOT / "outputs/published/evidence"
@@ -23,23 +24,18 @@ def headline(folder: Path) -> str:
     """README's table, from the published numbers alone: each claim with the effect it rests on."""
     claims, effects = (_read(folder, name) for name in ("claims", "effects"))
     first = effects[effects["role"] == "claim"].drop_duplicates("claim").set_index("claim")
+    measured = {claim: _measured(effect) for claim, effect in first.iterrows()}
     lines = ["| claim of the plan | verdict | because | measured | the plan |", "|---" * 5 + "|"]
     for row in claims.itertuples():
-        measured = plan = "–"
-        if row.key in first.index:
-            effect = first.loc[row.key]
-            measured = f"{effect['effect']}: {'; '.join(_measured(effect))}"
-            if not math.isnan(effect["plan from"]):
-                plan = f"{effect['plan from']:+.1f} to {effect['plan to']:+.1f}".replace("-", "−")
-        lines.append(f"| {row.claim} | {row.verdict} | {row.because} | {measured} | {plan} |")
-    if "recipe" not in first.index:
-        return "\n".join(lines)
-    effect, tried = first.loc["recipe"], _read(folder, "choices")
-    best = tried[tried["against the recipe"] == "the recipe"].iloc[0]
-    knobs = ", ".join(f"{knob} {best[knob]}" for knob in TRIED if knob in best)
-    better = f"The better recipe ([{knobs}]({RECIPE})) against the plan's own 50M + LoRA"
-    better += f": {effect['effect']}: {'; '.join(_measured(effect))}."
-    return "\n".join([*lines, "", better])
+        cells = row.claim, row.verdict, row.because, *measured.get(row.key, ("–", "–"))
+        lines.append(f"| {' | '.join(cells)} |")
+    tried = _read(folder, "choices")
+    if "recipe" in measured and "against the recipe" in tried:
+        best = tried[tried["against the recipe"] == "the recipe"].iloc[0]
+        knobs = ", ".join(f"{knob} {best[knob]}" for knob in TRIED if knob in best)
+        better = f"The better recipe ([{knobs}]({RECIPE})) against the plan's own 50M + LoRA"
+        lines += ["", f"{better}: {measured['recipe'][0]}."]
+    return "\n".join(lines)
 
 
 def _read(folder: Path, name: str) -> pd.DataFrame:
@@ -50,12 +46,13 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
 
 
 def _measured(effect: pd.Series) -> tuple[str, str]:
-    """Over documents and over seeds."""
-    documents, seeds = f"{Interval(*effect[['value', 'low', 'high']])}", "one seed"
+    """An effect over documents and over seeds; and what the plan expects."""
+    seeds, (low, high) = "one seed", effect[["plan from", "plan to"]]
     if effect["seeds"] > 1:
-        spread = "{:+.3f} ± {:.3f}".format(*effect[["mean of seeds", "half-width over seeds"]])
-        seeds = f"{effect['seeds']} seeds {spread}".replace("-", "−")
-    return documents, seeds
+        over = effect[["seeds", "mean of seeds", "half-width over seeds"]]
+        seeds = minus("{} seeds {:+.3f} ± {:.3f}".format(*over))
+    plan = "–" if math.isnan(low) else minus(f"{low:+.1f} to {high:+.1f}")
+    return f"{effect['effect']}: {Interval(*effect[['value', 'low', 'high']])}; {seeds}", plan
 
 
 def readme(check: bool = False) -> bool:
@@ -91,8 +88,7 @@ def compare(out: Path, published: Path) -> list[str]:
 
 
 def _holds(effect: pd.Series, value: float) -> bool:
-    """Whether a value lies within both intervals of an effect and what is between; of one document,
-    or one seed, one of them is not known."""
+    """Whether a value lies within both intervals of an effect, where known, and what is between."""
     mean, half = effect["mean of seeds"], effect["half-width over seeds"]
     ends = [*effect[["value", "low", "high"]], mean - half, mean + half]
     known = [end for end in ends if not math.isnan(end)]

@@ -21,14 +21,15 @@ from tdbook.runs import choice
 from tdlib import hard_set
 
 LEVELS = (0.25, 0.75, 1.5, 3.0)  # nats; from these on a deeper ground, a thicker line: widgets.css
+BYTE = re.compile(b"<0x([0-9A-F]{2})>")  # a piece, or part of one
 SHOWN = 3  # texts on each side of the line
+CLIPS = (0.005, 0.01, 0.02)  # of the switch in JupyterLab
 EMBEDDED = 200_000  # characters of text in the mailed report, at most, a report being under 1 MB
 
 
 def text_html(pieces: list[str], difference_T: np.ndarray | None = None) -> str:
     """SentencePiece pieces as text, each on a ground of its own difference, with a legend line.
-    Nothing stands between two pieces: a Telugu syllable cut in two is still shaped as one. Bytes
-    are joined into their character, whose difference is their sum."""
+    Nothing stands between two pieces: a Telugu syllable cut in two is still shaped as one."""
     differences_T = np.zeros(len(pieces)) if difference_T is None else np.asarray(difference_T)
     body = "".join(_span(text, d) for text, d in _characters(pieces, differences_T.tolist()))
     body = f'<div lang="te" style="white-space:pre-wrap">{body}</div>'
@@ -36,21 +37,16 @@ def text_html(pieces: list[str], difference_T: np.ndarray | None = None) -> str:
 
 
 def _characters(pieces: list[str], differences: list[float]) -> Iterator[tuple[str, float]]:
-    """Whole characters; one of which bytes are missing, at the edge of a window, is a �."""
+    """Whole characters, each with the sum of its bytes' differences; � where bytes are missing."""
     decoder, total = codecs.getincrementaldecoder("utf-8")("replace"), 0.0
     for piece, difference in zip(pieces, differences, strict=True):
         total += difference
-        text = decoder.decode(b"".join(map(_bytes, re.split("(<0x[0-9A-F]{2}>)", piece))))
+        raw = piece.replace("▁", " ").replace("<eos>", "¶\n").encode()
+        text = decoder.decode(BYTE.sub(lambda byte: bytes.fromhex(byte[1].decode()), raw))
         if text:
             yield text, total
             total = 0.0
     yield decoder.decode(b"", final=True), total
-
-
-def _bytes(part: str) -> bytes:
-    if part.startswith("<0x"):
-        return bytes([int(part[3:5], 16)])
-    return part.replace("▁", " ").replace("<eos>", "¶\n").encode()
 
 
 def _span(text: str, difference: float) -> str:
@@ -82,20 +78,18 @@ class Explorer(anywidget.AnyWidget):
 
 
 def explorer(explored: Explored, path: Path) -> Explorer:
-    """A threshold and a share that move together, and the rule's other parameters: number of
-    windows, their distribution, share in every group, texts on both sides of the line; "keep"
-    writes the choice to `path`."""
-    numbers, orders = counts.numbers(explored, live=True)
+    """The explorer in JupyterLab; "keep" writes the choice to `path`."""
+    numbers, orders = counts.numbers(explored, CLIPS)
     # JupyterLab has the fonts of the reader's machine alone, and there may be none for Telugu
-    css = f"{pages.font_face()} [lang=te] {{font: 1.1em/1.8 'Report Telugu', sans-serif}}"
+    css = f"{pages.FONT_FACE} [lang=te] {{font: 1.1em/1.8 'Report Telugu', sans-serif}}"
     # thousands of coloured pieces: laid out only where they are seen, or a move would wait for them
     css += ".explorer .card {content-visibility: auto; contain-intrinsic-height: auto 10em}"
     widget = Explorer(_css=css, html=_page(numbers, [], {}), at=numbers["at"])
 
     def moved(_: dict | None = None) -> None:
         now, order_M = counts.shown(numbers, widget.at), orders[widget.at[2]]
-        line, left = now["line"], now["left"]
-        above = order_M[line : min(line + SHOWN, left)]
+        line = now["line"]
+        above = order_M[line : min(line + SHOWN, now["left"])]
         sides = {"above": above, "below": order_M[max(0, line - SHOWN) : line][::-1]}
         cards = {side: [_card(i, explored) for i in some.tolist()] for side, some in sides.items()}
         widget.near = cards | {"at": widget.at}
@@ -119,9 +113,8 @@ def explorer(explored: Explored, path: Path) -> Explorer:
 
 
 def offline_explorer(explored: Explored) -> str:
-    """The same as HTML that needs no kernel, with the texts of some windows, more of them near the
-    line of the rule. Its counts agree with numpy to the window."""
-    numbers, orders = counts.numbers(explored, live=False)
+    """The same as HTML that needs no kernel, with the texts of some windows."""
+    numbers, orders = counts.numbers(explored)
     now, order_M = counts.shown(numbers, numbers["at"]), orders[numbers["at"][2]]
     m, line = len(order_M), now["line"]
     near = [i for k in range(3 * SHOWN) for i in (line + k, line - 1 - k) if 0 <= i < now["left"]]
@@ -132,19 +125,17 @@ def offline_explorer(explored: Explored) -> str:
         if sum(map(len, cards.values())) < EMBEDDED:
             cards[i] = _card(order_M[i], explored)
     texts = []  # the place of each among all, and among those without junk: −1 where it is junk
-    for i, card in cards.items():
+    for i, card in sorted(cards.items()):
         places = (np.flatnonzero(each_M == order_M[i]).tolist() for each_M in orders)
         texts.append([[[*place, -1][0] for place in places], card])
-    first = [i for i in near[: 2 * SHOWN] if i in cards]
-    sides = {"above": [i for i in first if i >= line], "below": [i for i in first if i < line]}
-    beside = {side: [cards[i] for i in some[:SHOWN]] for side, some in sides.items()}
-    return _page(numbers, sorted(texts), beside)
+    sides = {"above": range(line, line + SHOWN), "below": range(line - 1, line - 1 - SHOWN, -1)}
+    beside = {side: [cards[i] for i in places if i in cards] for side, places in sides.items()}
+    return _page(numbers, texts, beside)
 
 
 def _page(numbers: dict, texts: list, beside: dict[str, list[str]]) -> str:
-    """The explorer as HTML, whole on its start without a script; `texts`: places and card of each,
-    `beside`: cards of the start."""
-    embedded = {name: numbers[name] for name in ("views", "tokens", "at")}
+    """The explorer as HTML; `texts`: places and card of each, `beside`: cards of the start."""
+    embedded = {name: numbers[name] for name in ("views", "at")}
     start = {"shown": counts.shown(numbers, numbers["at"]), "beside": beside, "legend": LEGEND}
     template = pages.environment().get_template("explorer.html.j2")
     return template.render(n=numbers, embedded=embedded | {"texts": texts}, **start)

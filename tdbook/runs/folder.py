@@ -14,11 +14,14 @@ from tdlib import files, shapes
 class Point:
     """A model of a sweep's point."""
 
-    sweep: str
     out: Path  # the point's folder
     model: str  # its name in there
     varied: dict
     record: dict
+
+    @property
+    def sweep(self) -> str:
+        return self.out.parent.name
 
     @property
     def metrics(self) -> dict:
@@ -41,20 +44,17 @@ class Folder:
     @cached_property
     def points(self) -> dict[str, Point]:
         """The models of the sweeps' finished points, by point; by sweep too if names coincide."""
-        labelled: list[tuple[str, Point]] = []
+        labelled: list[tuple[str, str, Point]] = []
         for key, path in sweeps.results(self.out, self.sweeps).items():
             _, sweep, name, *several = key.split("/")
             record = files.record(path, "parameters", "models")
             varied = sweeps.listed(self.out, sweep)["points"][name]
             alone = len(record["models"]) == 1 and not several
             for model in record["models"]:
-                point = Point(sweep, path.parents[1], model, varied, record)
-                labelled.append((name if alone else f"{name} {model}", point))
-        times = Counter(label for label, _ in labelled)
-        return {
-            label if times[label] == 1 else f"{point.sweep}/{label}": point
-            for label, point in labelled
-        }
+                point = Point(path.parents[1], model, varied, record)
+                labelled.append((sweep, name if alone else f"{name} {model}", point))
+        times = Counter(label for _, label, _ in labelled)
+        return {n if times[n] == 1 else f"{sweep}/{n}": point for sweep, n, point in labelled}
 
     @cached_property
     def adapters(self) -> dict[str, str]:
@@ -66,17 +66,14 @@ class Folder:
         """The records of a notebook's runs."""
         return [record for record in self.records.values() if record["notebook"] == notebook]
 
-    def makers(self, name: str) -> list[dict]:
-        """The records that hold a model's metrics. ValueError: none does."""
-        if makers := [record for record in self.records.values() if name in record["models"]]:
-            return makers
-        raise ValueError(f"no results file of {self.out} names the model {name}: run what makes it")
-
     def metrics(self, name: str) -> dict:
-        """The metrics of a model, or of a sweep's point."""
+        """The metrics of a model, or of a sweep's point. ValueError: nothing has made it."""
         if point := self.points.get(name):
             return point.metrics
-        return self.makers(name)[0]["models"][name]
+        for record in self.records.values():
+            if name in record["models"]:
+                return record["models"][name]
+        raise ValueError(f"no results file of {self.out} names the model {name}: run what makes it")
 
     def place(self, name: str) -> tuple[Path, str]:
         """The run folder in which a model lies, and its name there."""

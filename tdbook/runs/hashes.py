@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from tdbook.runs import disk, notebooks, parameters, rules, sweeps
+from tdbook.runs import machine, notebooks, parameters, rules, sweeps
 from tdbook.runs.choice import HARD_SET, chosen
 from tdbook.runs.notebooks import INFERENCE, notebook_of
 from tdlib import files
@@ -21,12 +21,11 @@ ONE_THREAD = QUICK | {"small"}  # models so small that two runs of a thread each
 KEPT = ("parameters", "code", "inputs", "outputs")  # of hashes/<run>.json
 EMPTY = {"inputs": {}, "outputs": {}}  # where there is none
 AFTER, OLDER = "after ", "made by older code"
-# hashes of earlier code (e5f1020, fc5e254 and d82d837, by notebook) that makes today's numbers
-# of sound text and tokens: its nights are not stale. Empty this when a number changes.
-SAME_NUMBERS = """2c2811566976 60e546bf5b31 e9c23c7f8d89 4cc86c119eed 6b7737ec0689 818620973981
- 5a8e5e2a1fa1 ef23690959da 3338b0aa2c9e 75266ca90994 82b05768a5af 4c8e5e5e7823 f0dada1bf494
- 3bdaa2e547dc 06ce08abb246 4b8312acf677 030ea1896faa 09b40469d970 79721e18c4bf 702e9afe0e28
- 3d7675a08832 03f7cb4d490a bcf5f2f20c3b d93926f42fa1""".split()
+# hashes of earlier code (fc5e254 and d82d837, by notebook) that makes today's numbers of sound
+# text and tokens: its nights are not stale. Empty this when a number changes.
+SAME_NUMBERS = """3338b0aa2c9e 75266ca90994 82b05768a5af 4c8e5e5e7823 f0dada1bf494 3bdaa2e547dc
+ 06ce08abb246 4b8312acf677 030ea1896faa 09b40469d970 79721e18c4bf 702e9afe0e28 3d7675a08832
+ 03f7cb4d490a bcf5f2f20c3b d93926f42fa1""".split()
 CODE = Path(__file__).parents[2]
 SAMPLED = 2**30  # bytes; of a larger file 64 MiB are hashed
 
@@ -43,7 +42,7 @@ def makers(out: Path) -> dict[str, tuple[str, dict]]:
         with contextlib.suppress(FileNotFoundError):  # a run that begins anew meanwhile
             times[path.stem] = path.stat().st_mtime_ns
     made: dict[str, tuple[str, dict]] = {}
-    for run in sorted(times, key=lambda run: (times[run], run)):
+    for run in sorted(sorted(times), key=times.get):
         made |= {path: (run, was) for path, was in (load(out, run) or EMPTY)["outputs"].items()}
     return dict(sorted(made.items(), key=lambda item: item[1][0]))
 
@@ -63,9 +62,8 @@ def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
 
 
 def input_hashes(out: Path, run: str, places: dict[str, Path], known: dict | None = None) -> dict:
-    """Fingerprints of what a run reads: of what another run wrote, the one it had then, whatever
-    was laid beside since. A hard set, which may be chosen by hand, and files that are links, which
-    are their owner's, are looked at; `known` are fingerprints believed where no time moved."""
+    """Fingerprints of what a run reads. What another run wrote keeps the fingerprint it had then,
+    except a hard set and links. `known` ones are believed where no time moved."""
     made = made_by_others(out, run)
     known, found = (known or {}) | made, {}
     for name, path in places.items():
@@ -75,6 +73,7 @@ def input_hashes(out: Path, run: str, places: dict[str, Path], known: dict | Non
 
 
 def _links(path: Path, made: dict) -> bool:
+    """Whether files of it are links: their owner's."""
     return any((path / file).is_symlink() for file in made["files"] if file != ".")
 
 
@@ -91,10 +90,9 @@ def record(out: Path, run: str, values: dict, code: str, inputs: dict[str, dict]
 def judge(
     jobs: dict, asked: Iterable[str], before: Iterable[str] = (), full: bool = False
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """The one answer that all who ask get, for the runs asked for and those above them, in the
-    order of `jobs` (name → graph.BookRun): why each is to be made, "" where it is current; and the
-    damage, a line each, of those that are not to be made for certain. `before` are taken as they
-    are. "after X, if that comes out new": to be judged again once X is made."""
+    """Why each run of `asked`, and each above them, is to be made ("" where it is current), and the
+    damage of the others: what all who ask are told. `jobs`: name → graph.BookRun; `before` are
+    taken as they are. "after X, if that comes out new" is to be judged again once X is made."""
     reasons: dict[str, str] = {}
 
     def judge_one(name: str) -> str:
@@ -109,23 +107,21 @@ def judge(
         pending = {path for n in again for path in jobs[n].writes}
         reasons[name] = why(job.out, job.run, job.parameters, pending)
         if again and not reasons[name]:
-            more = " …" * (len(again) > 2)
-            reasons[name] = f"{AFTER}{', '.join(again[:2])}{more}, if that comes out new"
+            first = f"{', '.join(again[:2])}{' …' * (len(again) > 2)}"
+            reasons[name] = f"{AFTER}{first}, if that comes out new"
         return reasons[name]
 
     for name in asked:
         judge_one(name)
-    reasons, damaged = {name: reasons[name] for name in jobs if name in reasons}, {}
-    for name, reason in reasons.items():
-        if not reason or reason.startswith(AFTER):
-            damaged[name] = damage(jobs[name].out, jobs[name].run, full)
+    reasons = {name: reasons[name] for name in jobs if name in reasons}
+    stand = [name for name, why in reasons.items() if not why or why.startswith(AFTER)]
+    damaged = {name: damage(jobs[name].out, jobs[name].run, full) for name in stand}
     return reasons, {name: lines for name, lines in damaged.items() if lines}
 
 
 def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str:
-    """Why a run has to be made; "" for one that is done: same parameters, inputs of the same
-    content, outputs there and, in quick profiles, the same code. `pending`: inputs that are about
-    to be made again, and so no reason yet."""
+    """Why a run has to be made; "" where parameters, inputs, outputs and, in quick profiles, code
+    are as they were. `pending` inputs are about to be made again, and so no reason yet."""
     kept, made = load(out, run), out / "results" / f"{run}.json"
     for path, keys in ((out / "hashes" / made.name, KEPT), (made, ("parameters",))):
         if path.exists() and files.whole(path, *keys) is None:
@@ -141,13 +137,12 @@ def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str
         return "; ".join(words) or "other parameters"
     if values["profile"] in QUICK and kept["code"] != of_code(notebook_of(run)):
         return OLDER
-    if gone := [name for name, path in outputs(out, run, values).items() if not path.exists()]:
-        return f"{', '.join(gone)} is gone"
     now, read = inputs(out, run, values), kept["inputs"]
     if other := sorted((now.keys() ^ read.keys()) - {*pending}):
         return f"reads {', '.join(other[:3])} {'now' if other[0] in now else 'no longer'}"
     now = {name: path for name, path in now.items() if name not in pending}
-    if gone := [name for name, path in now.items() if not path.exists()]:
+    places = outputs(out, run, values) | now
+    if gone := [name for name, path in places.items() if not path.exists()]:
         return f"{', '.join(gone)} is gone"
     for name, found in input_hashes(out, run, now, read).items():
         if found["sha256"] != read[name]["sha256"]:
@@ -163,53 +158,37 @@ def older_code(out: Path, run: str) -> bool:
     return made["code"] != of_code(made["notebook"])
 
 
-def damage(out: Path, run: str, full: bool = False) -> list[str]:
-    """What a finished run wrote and is otherwise now, a line each: the file, how, and what makes it
-    again. Content is looked at where a size or time moved, or always in a `full` look. Not damage:
-    what was laid beside, what was removed whole, a hard set chosen by hand."""
-    return _damage(out, {n: made for n, made in makers(out).items() if made[0] == run}, full)
-
-
-def input_damage(out: Path, run: str, values: dict) -> list[str]:
-    """The same of what a run reads of other runs."""
-    made, read = makers(out), inputs(out, run, values)
-    return _damage(out, {n: made[n] for n in read if n in made and made[n][0] != run})
-
-
-def _damage(out: Path, made: dict[str, tuple[str, dict]], full: bool = False) -> list[str]:
+def damage(
+    out: Path, run: str, full: bool = False, reads: Collection[str] | None = None
+) -> list[str]:
+    """Files that a finished run wrote, or `reads` of others, and that differ now: a line each, with
+    the remedy. `full` reads all, else where a size or time moved. No damage: files laid
+    beside, removed whole or linked, and a hard set chosen by hand."""
     lines = []
-    for name, (run, was) in made.items():
-        if (out / name).exists() and (what := _hurt(out / name, name, was, full)):
-            lines.append(f"{what}: {run} wrote it otherwise: REDO={run} makes it again")
+    for name, (maker, was) in makers(out).items():
+        place, asked = out / name, maker == run if reads is None else maker != run and name in reads
+        if not asked or not place.exists() or _links(place, was):
+            continue
+        now, what = fingerprint(place, None if full else was, was["files"]), ""
+        if name == HARD_SET and now["files"] != was["files"]:
+            what = "" if chosen(place) is not None else f"{name} is no whole choice of windows"
+        elif now["sha256"] != was["sha256"]:
+            each = now["each"]
+            file = next((f for f, own in was.get("each", {}).items() if each.get(f) != own), ".")
+            what = name if file == "." else f"{name}/{file}"
+            what += " has other content" if file in each else " is gone"
+        if what:
+            lines.append(f"{what}: {maker} wrote it otherwise: REDO={maker} makes it again")
     return lines
 
 
-def _hurt(place: Path, name: str, was: dict, full: bool) -> str:
-    """The first file of an output that is not as it was written, and how; "" for none."""
-    if _links(place, was):
-        return ""  # its owner's
-    now = fingerprint(place, None if full else was, was["files"])
-    if name == HARD_SET and now["files"] != was["files"]:
-        return "" if chosen(place) is not None else f"{name} is no whole choice of windows"
-    if now["sha256"] == was["sha256"]:
-        return ""
-    for file, own in was.get("each", {}).items():
-        if now["each"].get(file) != own:
-            shown = name if file == "." else f"{name}/{file}"
-            return f"{shown} {'has other content' if file in now['each'] else 'is gone'}"
-    return f"{name} has other content"
-
-
 def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | None = None) -> dict:
-    """Of a file or folder, or of `names` alone in it. Where every size and time is that of `known`,
-    its hash is believed and nothing is read."""
-    if names is not None:
-        below = [path / name for name in names]
-    else:  # but for a model's card
-        below = sorted(disk.below(path)) if path.is_dir() else [path]
-        below = [f for f in below if not f.name.startswith(".")]
-        below = [f for f in below if f == path or f.name != "README.md"]
-    stats = {str(f.relative_to(path)): f.stat() for f in below if f.is_file()}
+    """Of a file or folder, or of `names` in it; `known` is believed where no size or time moved."""
+    if names is None:  # but for hidden ones, and a model's card
+        below = sorted(machine.below(path)) if path.is_dir() else [path]
+        hidden = [f for f in below if f != path and (f.name[0] == "." or f.name == "README.md")]
+        names = [str(f.relative_to(path)) for f in below if f not in hidden]
+    stats = {name: (path / name).stat() for name in names if (path / name).is_file()}
     stats = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     if known and known["files"] == stats:
         return known

@@ -4,7 +4,6 @@ import ctypes
 import datetime
 import json
 import os
-import re
 import signal
 import socket
 import sys
@@ -13,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from tdbook.runs.notebooks import notebook_of
+from tdbook.runs.units import duration
 from tdlib import files
 
 HEARTBEAT_S = 5
@@ -22,8 +22,7 @@ DIE_WITH = "TDLIB_PARENT"  # in the environment: the process a kernel must not o
 
 
 def state(out: Path, run: str) -> dict:
-    """state/<run>.json; "lost" if its process is gone without a word, "done" if it had come to its
-    records, which are there only while a run is done."""
+    """state/<run>.json; "lost" if its process is gone, "done" if its records stand."""
     path = out / "state" / f"{run}.json"
     current = files.whole(path, "run", "state")
     if current is None:  # emptied: the power was cut between its name and its content
@@ -52,8 +51,7 @@ def write_state(out: Path, run: str, word: str, **more: object) -> None:
 
 
 def wait_until_free(out: Path, run: str) -> None:
-    """RuntimeError while another process runs it: two would spoil the same files. One just stopped
-    gets some seconds to write its page; one on another machine as long as it takes to be lost."""
+    """RuntimeError while another process runs it; one that was just stopped gets STOP_S to end."""
     began, here = time.monotonic(), socket.gethostname()
     ours = (os.getpid(), os.getppid())  # papermill's process speaks for a kernel until it starts
     while (other := state(out, run))["state"] == "running" and other["pid"] not in ours:
@@ -70,8 +68,7 @@ def who() -> dict:
 
 
 def gone(process: dict) -> bool:
-    """Whether the process that called itself `who` lives no more. On another machine, as without
-    /proc, its heartbeat alone is known."""
+    """Whether the process is gone; by its heartbeat alone on another machine or without /proc."""
     if process["host"] != socket.gethostname() or not _boot():
         return time.time() - process.get("heartbeat", time.time()) > LOST_S
     return process["boot"] != _boot() or process["pid_started"] != started(process["pid"])
@@ -83,8 +80,7 @@ def _boot() -> str:
 
 
 def started(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot, for its number may be used again; None for
-    one that is gone or a zombie."""
+    """When a process began, in ticks since boot, as numbers are used again; None for a dead one."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -97,12 +93,6 @@ def die_with_parent(how: int = signal.SIGTERM) -> None:
     """Ask Linux for a signal when the parent is gone, even by SIGKILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, how)  # 1: PR_SET_PDEATHSIG
-
-
-def under_papermill() -> bool:
-    """Whether papermill's own command started this kernel; a SIGTERM ends it without a word."""
-    parent = Path(f"/proc/{os.getppid()}/cmdline")
-    return parent.exists() and bool(re.search(rb"(^|[/\0])papermill\0", parent.read_bytes()))
 
 
 def as_json(value: object) -> str:
@@ -150,12 +140,3 @@ def date(moment: str | float) -> str:
         moment = datetime.datetime.fromisoformat(moment).timestamp()
     when = datetime.datetime.fromtimestamp(moment, datetime.UTC)
     return f"{when.day} {when:%b %Y, %H:%M} UTC"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

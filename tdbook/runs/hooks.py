@@ -26,7 +26,6 @@ from pathlib import Path
 from tdbook.runs import rules
 
 LIMIT_S = 600  # of a call, and of what a run waits for hooks at its end
-SOON_S = 3  # that a process waits for a hook when it must end itself
 LOOK_S = 1  # between looks for a new checkpoint
 MOST = 2**24  # bytes of output, far above any progress bar's
 
@@ -44,45 +43,41 @@ def told(out: Path, run: str, state: str, finding: str, checkpoint: Path | None 
     return env | {"TDLIB_CHECKPOINT": folder if any(folder.rglob("state.pt")) else ""}
 
 
-def call(
-    hook: str, command: str, told: dict, root: Path, limit: float | None = None, leave: float = 0
-) -> str:
-    """Call a hook and wait for it, LIMIT_S by default; print and return how it went. With `leave`,
-    after so many seconds it is left to end by itself, for a process that may not wait."""
+def call(hook: str, command: str, told: dict, root: Path, limit: float | None = None) -> str:
+    """Call a hook and wait for it; print and return how it went. A limit of 0 does not wait."""
     env = os.environ | {name: str(value).replace("\0", " ") for name, value in told.items()}
-    began, wait = time.monotonic(), leave or limit or LIMIT_S
+    began = time.monotonic()
     try:
-        result = _run(command, env, root, wait, ends=not leave)
+        result = _run(command, env, root, LIMIT_S if limit is None else limit)
     except (OSError, ValueError) as error:
         result = f"could not be called: {error}"
     line = f"{env['TDLIB_RUN']} · {hook} {result} ({time.monotonic() - began:.1f} s)"
     with contextlib.suppress(OSError, RuntimeError):  # a signal that came in the middle of a print
         print(line, flush=True)
-    log = Path(env["TDLIB_OUT"]) / "logs" / "hooks.log"
     with contextlib.suppress(OSError):
-        log.parent.mkdir(parents=True, exist_ok=True)
+        (log := Path(env["TDLIB_OUT"]) / "logs/hooks.log").parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf8") as file:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             file.write(f"{now} {line}\n")
     return line
 
 
-def _run(command: str, env: dict, root: Path, limit: float, ends: bool) -> str:
+def _run(command: str, env: dict, root: Path, limit: float) -> str:
     with tempfile.TemporaryFile() as output:
         pipes = dict(stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         own = dict(cwd=root, env=env, shell=True, start_new_session=True)
-        child, end = subprocess.Popen(command, **own, **pipes), time.monotonic() + limit
-        while (code := child.poll()) is None and _size(output) <= MOST and time.monotonic() < end:
+        child, end, size = subprocess.Popen(command, **own, **pipes), time.monotonic() + limit, 0
+        if not limit:
+            return "was called, and is left to itself"
+        while (code := child.poll()) is None and size <= MOST and time.monotonic() < end:
             time.sleep(0.02)
-        size = _size(output)
-        if code is None and size <= MOST and not ends:
-            return "is still running, and is left to itself"
+            size = os.fstat(output.fileno()).st_size
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)  # also what it left behind
         child.wait()
-        output.seek(max(0, size - 2000))
+        output.seek(-min(2000, os.fstat(output.fileno()).st_size), os.SEEK_END)
         words = [line.split() for line in output.read(2000).decode("utf8", "replace").splitlines()]
-    if code == 0 and size <= MOST:
+    if code == 0:
         return "ok"
     fault = f"did not end within {limit:g} s" if code is None else f"exit {code}"
     fault = f"wrote more than {MOST // 2**20} MiB and was ended" if size > MOST else fault
@@ -90,26 +85,26 @@ def _run(command: str, env: dict, root: Path, limit: float, ends: bool) -> str:
     return f"failed: {fault}: {last[:200]}"
 
 
-def _size(file) -> int:
-    return os.fstat(file.fileno()).st_size
-
-
 @contextlib.contextmanager
 def beside(command: str, folder: Path, root: Path, told: Callable[[], dict]) -> Iterator[None]:
-    """Inside, a thread calls after_checkpoint whenever folder/state.pt is a new one. One call at a
-    time: after it, one for all checkpoints kept meanwhile, and the last is waited for."""
-    ended, seen = threading.Event(), _stamp(folder)
+    """Inside, a thread calls after_checkpoint for each new folder/state.pt, one call at a time;
+    those kept during a call get one together, and the last is waited for."""
 
-    def watch() -> None:
-        nonlocal seen
+    def stamp() -> tuple[int, int] | None:
+        with contextlib.suppress(OSError):
+            stat = (folder / "state.pt").stat()
+            return stat.st_mtime_ns, stat.st_ino
+
+    def watch(seen: tuple[int, int] | None) -> None:
         last = False
         while not last:
             last = ended.wait(LOOK_S)
-            if (now := _stamp(folder)) not in (None, seen):
+            if (now := stamp()) not in (None, seen):
                 seen = now
                 call(rules.COMMANDS[0], command, told(), root)
 
-    thread = threading.Thread(target=watch, daemon=True)
+    ended = threading.Event()
+    thread = threading.Thread(target=watch, args=(stamp(),), daemon=True)
     if command:
         thread.start()
     try:
@@ -119,10 +114,3 @@ def beside(command: str, folder: Path, root: Path, told: Callable[[], dict]) -> 
             thread.join(LIMIT_S)
     finally:  # a training that fails or is stopped does not wait
         ended.set()
-
-
-def _stamp(folder: Path) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):
-        stat = (folder / "state.pt").stat()
-        return stat.st_mtime_ns, stat.st_ino
-    return None

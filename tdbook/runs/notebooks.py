@@ -2,6 +2,7 @@
 part in it. The one place that spells their names and numbers.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,12 @@ def writes(run: str, values: dict, others: list[str]) -> list[str]:
     adapters = [path.removeprefix("adapters/") for path in others if path.startswith("adapters/")]
     merged = [f"models/{name}-merged" for name in adapters]
     return _paths(of(run).writes, values) + (merged if notebook_of(run) == COMPARISON else [])
+
+
+def losses(writes: Iterable[str]) -> list[str]:
+    """Where evaluations keep the losses of the models among these."""
+    names = [Path(path).name for path in writes if path.startswith(("models/", "adapters/"))]
+    return [f"scores/val/{name}.{kind}" for name in names for kind in ("npy", "npz")]
 
 
 def _paths(patterns: str, values: dict) -> list[str]:

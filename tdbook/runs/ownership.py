@@ -1,16 +1,23 @@
-"""Whose a path in a run folder is: the book removes and replaces there only what it made itself.
+"""Whose a path in a run folder is, and what earlier runs left there.
 
-A folder says inside what the book wrote into it (tdlib.files). What else a run writes was free, or
-the book's, when it began there first: .claims/<run>.json keeps which.
+The book removes and replaces only what it made itself. A folder says inside what the book wrote
+into it (tdlib.files); what else a run writes was free, or the book's, when it began there first:
+.claims/<run>.json keeps which. What a killed process had begun is removed; what a finished run
+made, and a checkpoint that fits no more, go to old/.
 """
 
+import contextlib
+import itertools
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable
+import time
 from pathlib import Path
 
-from tdbook.runs import hashes
+import psutil
+
+from tdbook.runs import choice, hashes, heartbeat, notebooks, parameters
 from tdlib import files
 
 CLAIMS = ".claims"
@@ -18,25 +25,24 @@ PAGES = ("index.html", "morning.md")
 # what every run writes under its own name
 RECORDS = "results/{}.json hashes/{}.json state/{}.json checkpoints/{} {}.html .done/{}".split()
 SHOWN = ("figures", "tables", "logs")  # and, in these, <run>-*
+# in checkpoints/<run>, while it trains; and for good
+KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.safetensors"
 
 
 def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
-    """The run's from now on: all that it will write. FileExistsError names what is another's, or is
-    read by this same run. `notebook`: <run>.ipynb too, which under papermill is the user's."""
+    """From now on all that the run will write is its own. FileExistsError names what is another's
+    or read by this run. `notebook`: <run>.ipynb too, which under papermill is the user's."""
     writes, reads = hashes.outputs(out, run, values), hashes.inputs(out, run, values)
     for read, path in reads.items():
         for written, place in writes.items():
             if _lies_in(path, place):
                 name = next((key for key, value in values.items() if value == read), "that")
-                raise FileExistsError(
-                    f"{read} is the run's own folder: leave {name} empty, or change out (OUT=); "
-                    f"{run} would replace {written} in {out}"
-                )
+                fault = f"{read} is the run's own folder: leave {name} empty, or change out (OUT=)"
+                raise FileExistsError(f"{fault}; {run} would replace {written} in {out}")
     if foreign := not_ours(out, run, [*writes], notebook):
         raise FileExistsError(refusal(out, foreign))
-    kept = out / CLAIMS / f"{run}.json"
-    before = files.whole(kept, kind=list)
-    claimed = sorted({*(before or []), *writes, *losses(writes)})
+    before = files.whole(kept := out / CLAIMS / f"{run}.json", kind=list)
+    claimed = sorted({*(before or []), *writes, *notebooks.losses(writes)})
     if claimed != before:
         files.write_whole(kept, json.dumps(claimed))
 
@@ -54,8 +60,8 @@ def not_ours(out: Path, run: str, writes: list[str], notebook: bool = False) -> 
         foreign += [str(path.relative_to(out)) for path in paths]
     made = hashes.makers(out)
     claims = [files.whole(path, kind=list) or [] for path in (out / CLAIMS).glob("*.json")]
-    ours = {*made, *losses(made)}.union(*claims)
-    others = [path for path in (*writes, *losses(writes)) if path not in ours]
+    ours = {*made, *notebooks.losses(made)}.union(*claims)
+    others = [path for path in (*writes, *notebooks.losses(writes)) if path not in ours]
     return foreign + [path for path in others if not files.free(out / path)]
 
 
@@ -79,21 +85,110 @@ def is_book(out: Path) -> bool:
     return (out / CLAIMS).is_dir() or (out / "points.json").is_file() or any(states)
 
 
-def losses(writes: Iterable[str]) -> list[str]:
-    """Where evaluations keep the losses of the models among these."""
-    names = [Path(path).name for path in writes if path.startswith(("models/", "adapters/"))]
-    return [f"scores/val/{name}.{kind}" for name in names for kind in ("npy", "npz")]
-
-
 def _lies_in(read: Path, written: Path) -> bool:
     """Whether what is read, or a file in it, lies at or below `written`; through links too."""
     paths = [read, *(read.iterdir() if read.is_dir() else ())] if os.path.lexists(written) else []
     return any(path.resolve().is_relative_to(written.resolve()) for path in paths)
 
 
+def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: str) -> str:
+    """Move all that a finished run made to old/; returns a note. A hard set chosen by hand stays,
+    if its tokens did not change and nobody asked for a redo."""
+    kept = hashes.load(out, run) or hashes.EMPTY
+    record = files.whole(out / f"results/{run}.json", "started", "models") or {"models": {}}
+    outputs = [*(kept["outputs"] or hashes.outputs(out, run, values))]
+    losses = notebooks.losses([*outputs, *(f"models/{name}" for name in record["models"])])
+    names = [*(str(path.relative_to(out)) for path in named(out, run)), *outputs, *losses]
+    places = {name: name for name in names if not name.startswith(("state/", ".done/"))}
+    # execute puts the finished notebook aside before papermill writes a new one
+    aside, notebook = f".{run}.ipynb", f"{run}.ipynb"
+    places[aside if (out / aside).exists() else notebook] = notebook
+    note = "what it made before is in"
+    if choice.HARD_SET in places and choice.by_hand(out / choice.HARD_SET):
+        tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], inputs)}
+        stays = not values["redo"] and len(tokens) == 1
+        note = f"the hard set chosen by hand {'stays' if stays else 'goes too'}; {note}"
+        if stays:
+            del places[choice.HARD_SET]
+    old = _move(out, places, run, record.get("started", ""))
+    print(note := f"{why}: {note} {parameters.shown(old)}")
+    return note
+
+
+def keep_or_refuse_checkpoint(
+    out: Path, run: str, values: dict, inputs: dict[str, dict], code: str
+) -> None:
+    """A checkpoint of other inputs, or in quick profiles of other code, goes to old/. Another
+    parameter may be a slip, which must not cost a night: ValueError. `redo` starts over once."""
+    folder = out / (place := f"checkpoints/{run}")
+    before = {"redo": False, "parameters": {}} | (files.whole(folder / "made_from.json") or {})
+    now = {
+        "parameters": hashes.decisive(values),
+        "inputs": {name: fingerprint["sha256"] for name, fingerprint in inputs.items()},
+        "code": code if values["profile"] in hashes.QUICK else "",
+        "redo": values["redo"] or before["redo"],
+    }
+    fits = all(now[key] == before.get(key) for key in ("inputs", "code", "redo"))
+    if fits and any(folder.rglob("state.pt")):
+        for name, value in now["parameters"].items():
+            if (was := before["parameters"].get(name)) != value:
+                raise ValueError(
+                    f"{run} has a checkpoint made with {name} = {was!r}, now it is {value!r}: put "
+                    f"it back to go on, or start over with redo = True (make book REDO={run})"
+                )
+    elif now != before and {p.name for p in folder.rglob("*.*")} - {"made_from.json"}:
+        old = _move(out, {place: place}, run, "")
+        print(f"{run} starts over; its checkpoint is in {parameters.shown(old)}")
+    files.write_whole(folder / "made_from.json", json.dumps(now))
+
+
+def _move(out: Path, places: dict[str, str], run: str, started: str) -> Path:
+    """Move what is there into a new folder old/<run>-<when it was started>."""
+    when = re.sub(r"\D", "", started)[:14] or f"{time.time():.0f}"
+    names = (f"{run}-{when}{f'-{more}' * (more > 1)}" for more in itertools.count(1))
+    old = next(path for name in names if not (path := out / "old" / name).exists())
+    for name, place in places.items():
+        if os.path.lexists(out / name):
+            (old / place).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(out / name, old / place)
+    return old
+
+
+def clear(out: Path) -> None:
+    """Remove begun files, and checkpoints of finished trainings; weights of epochs stay."""
+    for folder in (out, *out.glob("*/"), out / "scores/val"):
+        clear_begun(folder)
+    for folder in (out / "checkpoints").glob("*/"):
+        if heartbeat.recorded(out, folder.name):
+            clear_checkpoint(folder)
+
+
+def clear_begun(folder: Path) -> None:
+    """Remove what killed processes of this machine left unfinished there."""
+    for path in folder.glob(".*.begun"):
+        number = path.name.split(".")[-2]
+        with contextlib.suppress(OSError):
+            # on a cluster it may be another machine's process
+            old = "SLURM_JOB_ID" not in os.environ or time.time() - path.lstat().st_mtime > 600
+            if old and number.isdigit() and not psutil.pid_exists(int(number[:9])):
+                files.remove(path)
+
+
+def clear_checkpoint(folder: Path) -> None:
+    """Remove what a run keeps while it trains."""
+    own = rf"{KEPT}|\.({KEPT}|{EPOCH})\.[\w.]+"  # .state.pt.123.begun
+    for path in folder.rglob(f"workers/{files.MARK}"):
+        shutil.rmtree(path.parent, ignore_errors=True)
+    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # not empty: another's, or an epoch's
+                path.rmdir()
+        elif re.fullmatch(own, path.name):
+            path.unlink(missing_ok=True)
+
+
 def clean_cache(out: Path) -> list[str]:
-    """Remove the targets that the book kept of a teacher; where others put files beside, all stays:
-    the names of what does."""
+    """Remove kept targets, unless others put files beside; returns the files that stay."""
     cache = out / "cache"
     if cache.is_symlink():  # a sweep's point has its parent's
         cache.unlink()

@@ -14,8 +14,9 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import yaml
@@ -25,6 +26,8 @@ from tdbook.runs.notebooks import TEACHER, notebook_of
 
 # paths in parameters are relative to it; the tests bring notebooks and params of their own
 ROOT = Path(os.environ.get("TDLIB_ROOT", Path(__file__).parents[2])).resolve()
+GIVEN = ("text", "tokens", "tokenizer", "teacher")  # 00's, with words of their own, as have:
+WORDS = {"run": "ONLY", "profile": "PROFILE", "out": "OUT", "redo": "REDO"}
 
 
 class ParameterError(ValueError):
@@ -58,29 +61,53 @@ def stem(name: str) -> str:
 
 def declared(notebook: str) -> dict[str, object]:
     """Parameter → default, in the order of the committed notebook's parameter cell."""
-    path = ROOT / "notebooks" / f"{notebook}.ipynb"
-    if not path.is_file():
-        raise ParameterError(f"there is no notebook {path}")
-    for cell in json.loads(path.read_text(encoding="utf8"))["cells"]:
+    path, tagged = ROOT / "notebooks" / f"{notebook}.ipynb", ""
+    for cell in json.loads(path.read_text("utf8"))["cells"] if path.is_file() else ():
         if "parameters" in cell["metadata"].get("tags", []):
-            pairs = _assignments("".join(cell["source"])) or [("", ...)]
-            if ... in dict(pairs).values():
-                raise ParameterError(f"{path}: its parameters must be literals, one a line")
-            return dict(pairs)
-    raise ParameterError(f"{path} has no cell tagged `parameters`: tag it")
+            tagged = "".join(cell["source"])
+    pairs = dict(_assignments(tagged) or [])
+    if not pairs or ... in pairs.values():
+        raise ParameterError(
+            f"{path} must have a cell tagged `parameters`, of literals, one a line"
+        )
+    return pairs
 
 
-def names_of(run: str) -> dict[str, list[str]]:
-    """Parameter of a run → what a command or a sweep may call it, the most general first: epochs,
-    01.epochs, 01_distill.epochs, 01_distill-50m.epochs."""
-    places = dict.fromkeys(["", f"{run[:2]}.", f"{notebook_of(run)}.", f"{run}."])
-    return {key: [place + key for place in places] for key in declared(notebook_of(run))}
+def names_of(run: str) -> dict[str, str]:
+    """What a command or a sweep may call a parameter of a run, the most general first (epochs,
+    01.epochs, 01_distill.epochs, 01_distill-50m.epochs) → the parameter."""
+    places = ["", f"{run[:2]}.", f"{notebook_of(run)}.", f"{run}."]
+    return {place + key: key for place in places for key in declared(notebook_of(run))}
 
 
 def of_run(given: dict, run: str) -> dict:
     """Those of values by such names that are one run's; the longer name goes before."""
-    named = ((key, name) for key, names in names_of(run).items() for name in names)
-    return {key: given[name] for key, name in named if name in given}
+    return {key: given[name] for name, key in names_of(run).items() if name in given}
+
+
+def settings_of(text: str, runs: Iterable[str]) -> dict[str, str]:
+    """SET="token_limit=200_000_000 02_hard_set.share=0.15", which replaces YAMLs' values."""
+    try:
+        words = [word.partition("=") for word in shlex.split(text)]
+    except ValueError as error:
+        raise ParameterError(f"SET={text}: {error}: close the quotes") from None
+    known = dict.fromkeys(name for run in runs for name in names_of(run)) if words else {}
+    names = [name for name, _, _ in words]
+    for name, sign, _ in words:
+        place, _, key = name.rpartition(".")
+        if not sign or names.count(name) > 1:
+            raise ParameterError(f"SET: {name} must be there once, as token_limit=200_000_000")
+        if key in WORDS or (key in GIVEN and place[:2] in ("", "00")):
+            word = WORDS.get(key, key.upper())
+            raise ParameterError(f"SET: {name} is not for SET: give {word}=")
+        if name not in known:
+            remedy = nearest(name, known, "no run of the profile has it")
+            raise ParameterError(f"SET: {name} is no parameter of these runs: {remedy}")
+    return {name: value for name, _, value in words}
+
+
+def in_words(settings: dict[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in sorted(settings.items()))
 
 
 def read(path: Path) -> dict[str, object]:
@@ -104,11 +131,10 @@ def read(path: Path) -> dict[str, object]:
     return content
 
 
-def check(notebook: str, given: dict, names: set[str] | None = None, paths: bool = True) -> dict:
-    """All parameters of a run, converted, from those that were given. `names`: judged instead of
-    those of `given`; without `paths` the disk is not looked at. ParameterError: what is wrong."""
+def check(notebook: str, given: dict, paths: bool = True) -> dict:
+    """All parameters of a run, converted. Without `paths` the disk is not looked at."""
     defaults = declared(notebook)
-    _stop(_wrong_names(notebook, defaults, given, given.keys() if names is None else names))
+    _stop(_wrong_names(notebook, defaults, given))
     values, problems = {}, []
     for name, default in defaults.items():
         try:
@@ -116,14 +142,13 @@ def check(notebook: str, given: dict, names: set[str] | None = None, paths: bool
         except ParameterError as error:
             problems.append(str(error))
     _stop(problems or _wrong_together(values))
-    _stop(_wrong_paths(notebook, values) if paths else [])
+    _stop(_wrong_paths(notebook, values) if paths else ())
     return values
 
 
 def from_cells(notebook: str) -> dict:
     """The parameters under IPython, checked, and written back converted. Names are those of the
-    cells run last: the parameter cell (plain assignments, `run` among them), then papermill's. What
-    was corrected since, or is in the namespace besides, does not matter."""
+    parameter cell that ran last, and of papermill's after it; nothing else there counts."""
     own, papermills = set(), set()
     namespace = shell().user_ns if shell() else {}
     for source in namespace.get("In", []):
@@ -134,8 +159,7 @@ def from_cells(notebook: str) -> dict:
             own, papermills = set(assigned), set()  # what papermill set before is overwritten
     if not own:
         raise ParameterError(f"no parameters of {notebook} yet: run its cell of parameters first")
-    names = own | papermills
-    values = check(notebook, {name: namespace[name] for name in names if name in namespace}, names)
+    values = check(notebook, {name: namespace.get(name) for name in own | papermills})
     namespace.update(values)
     return values
 
@@ -146,124 +170,113 @@ def shell():
 
 
 def _value(notebook: str, name: str, given: object, default: object) -> object:
-    parameter, example = rules.of(notebook, name), json.dumps(default, ensure_ascii=False)
-    example = f"for example {name}: {example}"
+    parameter = rules.of(notebook, name)
+    example = f"for example {name}: {json.dumps(default, ensure_ascii=False)}"
     try:
         value = _convert(parameter, given)
     except TypeError as error:
         raise ParameterError(f"{name} = {given!r} {error}: {example}") from None
     if value is None or parameter.holds(value):
         return value
-    remedy = nearest(value, parameter.near, example)
-    bare = value.strip("'\"") if isinstance(value, str) else value
-    if bare != value and parameter.holds(bare):  # papermill keeps what the shell leaves
-        remedy = f"leave its quotes out, in papermill -r {name} {bare}"
+    names = parameter.one_of or parameter.some_of or parameter.near
+    remedy = nearest(value, names.split(), example)
     raise ParameterError(f"{name} = {value!r} must be {parameter.says}: {remedy}")
 
 
-def _convert(parameter: rules.Parameter, value: object) -> object:
+def _convert(parameter: rules.Parameter, given: object) -> object:
     """The value as its kind. "5e-4" is a number: YAML 1.1, and so papermill, reads it as text.
     TypeError says what is meant instead."""
-    kind, text = parameter.kind, value
-    if parameter.none and value in (None, "null", "None"):
+    kind, value, text = parameter.kind, given, isinstance(given, str)
+    if parameter.none and given in (None, "null", "None"):
         return None
-    if kind is str and not isinstance(value, str):
+    if kind == "str" and not text:
         raise TypeError("is not text: put it in quotes, or in papermill give it by -r, not -p")
-    if kind is bool and isinstance(text, str):  # true, which a shell left as text
-        with contextlib.suppress(yaml.YAMLError):
-            value = yaml.safe_load(text)
-    if kind is bool and not isinstance(value, bool):
-        raise TypeError("is not true or false")
-    if kind in (int, float):
-        for parse in (float, int) if isinstance(text, str) else ():  # int: exact beyond 2^53
+    if kind == "bool":
+        value = {"true": True, "false": False}.get(str(given).lower())
+        if value is None or not isinstance(given, str | bool):
+            raise TypeError("is not true or false")
+    if kind in ("int", "float"):
+        for parse in (float, int) if text else ():  # int: exact beyond 2^53
             with contextlib.suppress(ValueError):
-                value = parse(text)
+                value = parse(given)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value):
             raise TypeError("is not a number")
-        if kind is int and value != int(value):
+        if kind == "int" and value != int(value):
             raise TypeError("is not a whole number")
-    return kind(value)
+        return int(value) if kind == "int" else float(value)
+    return value
 
 
-def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> list[str]:
-    run = given.get("run", notebook)
+def _wrong_names(notebook: str, defaults: dict, given: dict) -> Iterator[str]:
+    run, has = given.get("run", notebook), f"it has {', '.join(defaults)}"
     if isinstance(run, str) and notebook_of(run) != notebook:
-        return [f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}: give its YAML"]
-    every, unknown = (
-        f"it has {', '.join(defaults)}",
-        [name for name in names if name not in defaults],
-    )
-    remedies = {name: nearest(name, defaults, every) for name in unknown}
-    untold = (name for name in defaults if not rules.of(notebook, name))
-    remedies |= dict.fromkeys(untold, "add its rule to tdbook/runs/parameters.yaml")
-    return [f"{notebook} has no parameter {name}: {how}" for name, how in remedies.items()]
+        yield f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}: give its YAML"
+        return
+    for name in given:
+        if name not in defaults:
+            yield f"{notebook} has no parameter {name}: {nearest(name, defaults, has)}"
+    for name in defaults:
+        if not rules.of(notebook, name):
+            yield f"{notebook}: {name} has no rule: add it to tdbook/runs/parameters.yaml"
 
 
-def _wrong_together(values: dict) -> list[str]:
+def _wrong_together(values: dict) -> Iterator[str]:
     """Values that each may be, and not so."""
-    problems, student = [], values.get("student", "")
-    scale, rank, large = values.get("lora_scale", 0), values.get("rank", 1), rules.LARGE_SCALE
-    if scale > large and not values.get("allow_large_scale"):
-        fault = (
-            f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}; above"
-        )
-        fault += f" {large} it is most likely that lora_alpha itself: write lora_scale: "
-        problems.append(f"{fault}{scale / rank:g}, or allow_large_scale: true")
+    scale, rank, student = (values.get(name) for name in ("lora_scale", "rank", "student"))
+    part, _, folds = values.get("left_out", "").partition("/")
+    if scale and scale > rules.LARGE_SCALE and not values.get("allow_large_scale"):
+        fault = f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}"
+        fault += f"; above {rules.LARGE_SCALE} it is most likely that itself"
+        yield f"{fault}: write lora_scale: {scale / rank:g}, or allow_large_scale: true"
     if student and student == values["teacher"]:
         fault = f"student = {student!r} is the teacher's name too and would replace it"
-        problems.append(f"{fault}: give the student another name")
-    part, _, folds = values.get("left_out", "").partition("/")
+        yield f"{fault}: give the student another name"
     if part and not 1 < int(folds) >= int(part):
-        problems.append(f'left_out = {part}/{folds} is no fold: for example left_out: "1/10"')
-    return problems
+        yield f'left_out = {part}/{folds} is no fold: for example left_out: "1/10"'
 
 
-def _wrong_paths(notebook: str, values: dict) -> list[str]:
-    problems = []
+def _wrong_paths(notebook: str, values: dict) -> Iterator[str]:
+    good = True
     for name, (exists, says) in rules.GIVEN.items():
         paths = [ROOT / path for path in external(notebook, {name: values.get(name)})]
         if faults := [f"{path} {why}" for path in paths if (why := _fault(path, exists))]:
-            remedy = 'correct the path, or give "" for none'
-            problems.append(f"{name} = {values[name]!r} must be {says}: {faults[0]}; {remedy}")
+            good = False
+            must = f"{name} = {values[name]!r} must be {says}"
+            yield f'{must}: {faults[0]}; correct the path, or give "" for none'
     if values.get("wandb") and importlib.util.find_spec("wandb") is None:
         fault = f"wandb = {values['wandb']!r} needs the package wandb, which is not installed"
-        problems.append(f'{fault}: {sys.executable} -m pip install wandb, or give "" for none')
-    if notebook == TEACHER and not problems:
-        problems += _wrong_sources(values)
+        yield f'{fault}: {sys.executable} -m pip install wandb, or give "" for none'
+    if notebook == TEACHER and good:
+        yield from _wrong_sources(values)
     out = ROOT / values["out"]
     there = next(p for p in (out, *out.parents) if os.path.lexists(p))  # it makes what is below
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
         what = "may not be written here" if there.is_dir() else "is no folder"
-        problems.append(f"out = {values['out']!r} must be a folder: {there} {what}; give another")
-    return problems
+        yield f"out = {values['out']!r} must be a folder: {there} {what}; give another"
 
 
 def _fault(path: Path, holds: Callable[[Path], bool]) -> str:
-    """What is wrong with a path that must be on the disk; "" where nothing is."""
+    """What is wrong with a path that must be on the disk."""
     try:
         if holds(path):
             readable = os.access(path, os.R_OK, effective_ids=True)
             return "" if readable else "may not be read (chmod -R a+rX allows it)"
-        if os.path.lexists(path):
-            return "is not one" if path.exists() else "is a link to nothing"
-        return "is not there"
+        return "is not one" if os.path.lexists(path) else "is not there"
     except OSError as error:  # a folder above it may not be entered
         return f"cannot be seen ({error.strerror})"
 
 
-def _wrong_sources(values: dict) -> list[str]:
+def _wrong_sources(values: dict) -> Iterator[str]:
     """What 00's sources must be as a whole."""
     text, tokens, teacher = values["text"], values["tokens"], values["teacher"]
-    none = not text and not tokens and values.get("text_characters") == 0
-    own = teacher and not tokens and not values["tokenizer"]
-    fault = f"teacher = {teacher!r} reads only its own tokenizer's tokens"
-    faults = {
-        f"text = {text!r} and tokens = {tokens!r}: give one of the two": text and tokens,
-        "text_characters = 0 and no text or tokens: give one of the three": none,
-        f"{fault}: give tokens, or text and tokenizer": own,
-    }
-    return [line for line, wrong in faults.items() if wrong]
+    if text and tokens:
+        yield f"text = {text!r} and tokens = {tokens!r}: give one of the two"
+    elif not text and not tokens and values.get("text_characters") == 0:
+        yield "text_characters = 0 and no text or tokens: give one of the three"
+    elif teacher and not tokens and not values["tokenizer"]:
+        fault = f"teacher = {teacher!r} reads only its own tokenizer's tokens"
+        yield f"{fault}: give tokens, or text and tokenizer"
 
 
 def shown(path: Path) -> str:
@@ -272,8 +285,7 @@ def shown(path: Path) -> str:
 
 
 def _assignments(source: str) -> list[tuple[str, object]] | None:
-    """name, value of a cell of plain assignments, None for any other cell; what is no literal has
-    the value ...."""
+    """Name, value of a cell of plain assignments (... for no literal); None for any other cell."""
     pairs = []
     try:
         for statement in ast.parse(source).body:
@@ -287,6 +299,6 @@ def _assignments(source: str) -> list[tuple[str, object]] | None:
     return pairs
 
 
-def _stop(problems: list[str]) -> None:
-    if problems:
-        raise ParameterError("\n".join(problems))
+def _stop(problems: Iterable[str]) -> None:
+    if lines := "\n".join(problems):
+        raise ParameterError(lines)

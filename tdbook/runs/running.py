@@ -8,25 +8,26 @@ whole or not at all. Imports no torch.
 import atexit
 import contextlib
 import datetime
+import io
 import json
+import math
 import os
 import random
-import re
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tdbook.runs import hashes, heartbeat, hooks, leftovers, parameters, provenance, shown
-from tdbook.runs.heartbeat import duration
+from tdbook.runs import hashes, heartbeat, hooks, machine, ownership, parameters
 from tdbook.runs.notebooks import notebook_of
-from tdbook.runs.ownership import claim
-from tdbook.runs.settings import scouting
+from tdbook.runs.units import duration, minus
 from tdlib import files
 from tdlib.files import write_whole as write
 
+COUNTS = ("token_limit", "distinct_tokens", "epochs")  # what bounds a run's tokens; 0: no limit
 _latest: "Run | None" = None  # a notebook's second start ends the first
 
 
@@ -35,9 +36,8 @@ def start(notebook: str, given: dict | None = None) -> "Run":
     global _latest
     if shell := parameters.shell():
         shell.set_custom_exc((Exception,), _show_error)
+        heartbeat.die_with_parent()  # papermill says no word to its kernel when a SIGTERM ends it
     values = parameters.from_cells(notebook) if given is None else parameters.check(notebook, given)
-    if os.environ.get(heartbeat.DIE_WITH) == str(os.getppid()) or heartbeat.under_papermill():
-        heartbeat.die_with_parent()
     if _latest:
         _latest.detach()
     os.chdir(parameters.ROOT)  # Lab starts kernels in notebooks/
@@ -67,8 +67,9 @@ class Run:
         self._progress: dict = {"step": 0, "steps": 0}
         self._hooked = not self.current  # after_run is called once, though two signals may come
         heartbeat.wait_until_free(self.out, self.run)
-        leftovers.clear(self.out)
-        if lines := hashes.input_damage(self.out, self.run, values):
+        ownership.clear(self.out)
+        reads = hashes.inputs(self.out, self.run, values)
+        if lines := hashes.damage(self.out, self.run, reads=reads):
             raise ValueError(f"{self.run} reads what is damaged: {'; '.join(lines)}")
         old = {} if self.current else self._begin_anew()
         for line in hashes.damage(self.out, self.run) if self.current else ():
@@ -116,39 +117,64 @@ class Run:
         self._say(step=step, steps=steps, message=message, left_s=left)
         ending = f"took {duration(passed)}" if step >= steps else left and f"{duration(left)} left"
         parts = (f"step {step:,} of {steps:,}", message, ending)
-        p["line"], p["shown"] = shown.line(" · ".join(filter(None, parts)), p["line"]), now
+        p["line"], p["shown"] = _show_line(" · ".join(filter(None, parts)), p["line"]), now
 
     def figure(self, name: str, figure, alt: str, text: bool = False) -> None:
-        """Save as figures/<run>-<name>.png and .svg, and show it with its alternative text; `text`:
-        it holds words of the text, so it is not published where that was given."""
+        """Save as figures/<run>-<name>.png and .svg, and show it. `text`: it holds words of the
+        text, and is not published where that was given."""
+        import PIL.Image
+        from IPython.display import Image, display
+        from matplotlib import rc_context
+
         self._texts |= {name} if text else set()
-        shown.figure(self.out / "figures" / f"{self.run}-{name}", figure, alt)
+        svg, png, path = io.BytesIO(), io.BytesIO(), self.out / "figures" / f"{self.run}-{name}"
+        with rc_context({"svg.hashsalt": path.name}):  # or ids differ every time
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.set_layout_engine("none")  # all has its place: finding it again takes as long
+        figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 1})
+        few = PIL.Image.open(png).convert("RGB")
+        few = few.quantize(128, PIL.Image.Quantize.FASTOCTREE, dither=0)
+        few.save(png := io.BytesIO(), "png", dpi=(150, 150))  # a fifth of the bytes
+        write(path.with_name(f"{path.name}.svg"), svg.getvalue())
+        write(path.with_name(f"{path.name}.png"), png.getvalue())
+        if "matplotlib.pyplot" in sys.modules:  # or the notebook would show it a second time
+            sys.modules["matplotlib.pyplot"].close(figure)
+        display(Image(png.getvalue(), alt=alt), metadata={"alt": alt})
 
     def table(self, name: str, table, text: bool = False) -> None:
         """Save as tables/<run>-<name>.csv and .md, and show it; `text` as for a figure."""
+        from IPython.display import HTML, display
+
         self._texts |= {name} if text else set()
         if type(table.index).__name__ != "RangeIndex":  # plain row numbers say nothing
             table = table.reset_index()
         if self._scouting:  # no numbers to quote: on every row
             table = table.assign(scouting=self._scouting)
-        shown.table(self.out / "tables" / f"{self.run}-{name}", table)
+        path = self.out / "tables" / f"{self.run}-{name}"
+        write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
+        # four figures; three below a hundredth: more fit no paper. "–": not known, in the CSV empty
+        rounded = table.map(
+            lambda x: minus(f"{x:.{3 if abs(x) < 0.01 else 4}g}") if isinstance(x, float) else x
+        ).replace("nan", "–")
+        plain = rounded.to_markdown(index=False, disable_numparse=True)
+        write(path.with_name(f"{path.name}.md"), plain)
+        display(HTML(rounded.to_html(index=False, border=0)))
 
     def finding(self, sentence: str) -> None:
         """What came out, in one sentence with its number."""
         from IPython.display import Markdown, display
 
-        self._finding = re.sub(r"(?<![\w-])-(?=\d)", "−", sentence)
+        self._finding = minus(sentence)
         display(Markdown(f"**{self._finding}**"))
 
     def finish(self, tokens_per_second: float | None = None) -> None:
-        """Write the records; only now is the run done. One that gave back what it remembered keeps
-        the record of when it was made."""
+        """Write the records; only now is the run done. A current run keeps its first record."""
         results = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
         results["texts"] = sorted(self._texts)
         record, p = self._record or self.provenance(tokens_per_second), self._progress
         if p.get("line") and p["step"] < p["steps"]:  # a loop that ended early has nothing left
             took = duration(p["shown"] - p["began"])
-            shown.line(f"step {p['step']:,} of at most {p['steps']:,} · took {took}", p["line"])
+            _show_line(f"step {p['step']:,} of at most {p['steps']:,} · took {took}", p["line"])
         if not self.current:
             made = hashes.outputs(self.out, self.run, self.parameters)
             if missing := [path for path, where in made.items() if not where.exists()]:
@@ -158,7 +184,7 @@ class Run:
             kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
             write(self._file("hashes"), heartbeat.as_json(kept))
         self._status = "done"  # whatever comes now
-        leftovers.clear(self.out, ended=self.run)
+        ownership.clear(self.out)
         self._say("done")
         self.detach()
         self._after_run()
@@ -172,30 +198,26 @@ class Run:
 
     def provenance(self, tokens_per_second: float | None = None) -> dict:
         """Where what this run makes comes from: its parameters, code, machine and inputs."""
-        values, (commit, dirty) = self.parameters, provenance.commit()
+        values, (commit, dirty) = self.parameters, machine.commit()
         began = datetime.datetime.fromtimestamp(self._began, datetime.UTC)
         makers = {run for name, (run, _) in hashes.makers(self.out).items() if name in self._inputs}
         about = {"scouting": self._scouting} if self._scouting else {}
         about |= {"run": self.run, "notebook": self.notebook, "profile": values["profile"]}
         about |= {"parameters": hooks.hidden(values), "changed": [*self._changed]}
         about |= {"seed": values["seed"], "commit": commit, "dirty": dirty, "code": self._code}
-        about["versions"] = provenance.versions()
-        about["device"] = provenance.device_name(values["device"])
+        about["versions"] = machine.versions()
+        about["device"] = machine.device_name(values["device"])
         about["inputs"] = {name: read["sha256"] for name, read in self._inputs.items()}
         about["reads"] = {n: hashes.load(self.out, n)["parameters"] for n in sorted(makers)}
         about |= {"started": began.isoformat(timespec="seconds")}
         about |= {"seconds": time.monotonic() - self._clock, "tokens_per_second": tokens_per_second}
-        return about | {"peak_memory_mib": provenance.peak_memory_mib()}
+        return about | {"peak_memory_mib": machine.peak_memory_mib()}
 
     def detach(self) -> None:
         """No longer listen to the notebook; a run that is not done is interrupted."""
-        self._stop.set()
         if self._status == "running":
             self._say("interrupted")
-        atexit.unregister(self._left)
-        for name, listener in self._events.items() if self._shell else ():
-            self._shell.events.unregister(name, listener)
-        self._shell = None  # finished, then started again in the same kernel: twice here
+        self._listening.close()
 
     def _file(self, folder: str) -> Path:
         return self.out / folder / f"{self.run}.json"
@@ -206,36 +228,37 @@ class Run:
         inputs = hashes.inputs(*about)
         if missing := [str(path) for path in inputs.values() if not path.exists()]:
             where = f"PROFILE={self.parameters['profile']} OUT={self.parameters['out']}"
-            beside = self.parameters.get("beside")  # a run of the book may not make it
-            leave = ', or give beside: ""' * any(Path(path).name == beside for path in missing)
-            raise FileNotFoundError(
-                f"{self.run} needs {', '.join(missing)}, which is not there: "
-                f"`make book {where} ONLY={self.run}` makes it{leave}"
-            )
-        claim(*about)
+            remedy = f"`make book {where} ONLY={self.run}` makes it, or name another model"
+            fault = f"{self.run} needs {', '.join(missing)}, which is not there"
+            raise FileNotFoundError(f"{fault}: {remedy}")
+        ownership.claim(*about)
         self._inputs = hashes.input_hashes(self.out, self.run, inputs)
         self._code = hashes.of_code(self.notebook)
-        self._scouting, old = scouting(*about, inputs), {}
+        self._scouting, old = _scouting(*about, inputs), {}
         if (done := self._file("hashes")).exists():
-            old = {"old": leftovers.put_away(*about, self._inputs, self._why)}
-        leftovers.keep_or_refuse_checkpoint(*about, self._inputs, self._code)
+            old = {"old": ownership.put_away(*about, self._inputs, self._why)}
+        ownership.keep_or_refuse_checkpoint(*about, self._inputs, self._code)
         done.unlink(missing_ok=True)
         return old
 
     def _attach(self) -> None:
         """Listen to cells that fail, to signals and to the end; and keep the heart beating."""
-        self._shell, self._stop = parameters.shell(), threading.Event()
-        self._events = {"pre_run_cell": self._before_cell, "post_run_cell": self._after_cell}
-        for name, listener in self._events.items() if self._shell else ():
-            self._shell.events.register(name, listener)
+        self._listening, ended = contextlib.ExitStack(), threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(heartbeat.HEARTBEAT_S):
+                self._say()
+
+        events = {"pre_run_cell": self._before_cell, "post_run_cell": self._after_cell}
+        for name, listener in events.items() if (shell := parameters.shell()) else ():
+            shell.events.register(name, listener)
+            self._listening.callback(shell.events.unregister, name, listener)
         atexit.register(self._left)
+        self._listening.callback(atexit.unregister, self._left)
+        self._listening.callback(ended.set)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminated)
-        threading.Thread(target=self._beat, daemon=True).start()
-
-    def _beat(self) -> None:
-        while not self._stop.wait(heartbeat.HEARTBEAT_S):
-            self._say()
+        threading.Thread(target=beat, daemon=True).start()
 
     def _say(self, word: str | None = None, **more: object) -> None:
         """Write the state; without a word it is the one before."""
@@ -261,7 +284,7 @@ class Run:
     def _left(self) -> None:
         """The process ends."""
         self.detach()
-        self._after_run(leave=hooks.SOON_S)
+        self._after_run(limit=0)
 
     def _terminated(self, number: int, frame) -> None:
         signal.signal(number, signal.SIG_IGN)  # papermill's end and its kernel's both send one
@@ -271,11 +294,11 @@ class Run:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def _after_run(self, leave: float = 0) -> None:
+    def _after_run(self, limit: float | None = None) -> None:
         """Call it, where no book does that once the page is written."""
         command, self._hooked = self._hooked and self.parameters.get("after_run"), False
         if command and os.environ.get(heartbeat.DIE_WITH) != str(os.getppid()):
-            hooks.call("after_run", command, self.told(), parameters.ROOT, leave=leave)
+            hooks.call("after_run", command, self.told(), parameters.ROOT, limit)
 
 
 def _says_all(error: BaseException) -> bool:
@@ -290,3 +313,32 @@ def _says_all(error: BaseException) -> bool:
 def _show_error(shell, kind, error, trace, tb_offset=None) -> None:
     """How IPython shows an error: one whose words say all without sixty lines of traceback."""
     shell.showtraceback((kind, error, trace), exception_only=_says_all(error))
+
+
+def _scouting(out: Path, run: str, values: dict, inputs: dict[str, Path]) -> str:
+    """Which limits kept this run, or one that it reads, below its YAML's tokens; "" for none."""
+    # a sweep's point has its YAML in its own folder
+    yamls = (out / f"{run}.yaml", parameters.ROOT / f"params/{values['profile']}/{run}.yaml")
+    yaml, usual = next((path for path in yamls if path.is_file()), None), {}
+    with contextlib.suppress(parameters.ParameterError):  # `make check` tells of a bad YAML
+        usual = yaml and parameters.check(notebook_of(run), parameters.read(yaml), paths=False)
+    counts = [key for key in COUNTS if usual and key in usual]
+    fewer = [key for key in counts if 0 < values[key] < (usual[key] or math.inf)]
+    makers = hashes.makers(out)
+    records = [path for name, path in inputs.items() if name.startswith("sweeps/")]
+    records += [out / f"results/{makers[name][0]}.json" for name in inputs if name in makers]
+    above = [(files.whole(path) or {}).get("scouting", "") for path in dict.fromkeys(records)]
+    own = ", ".join(f"{key} {values[key]:,}" for key in fewer)
+    return next(filter(None, [own, *above]), "")
+
+
+def _show_line(text: str, before):
+    """One line of text in the notebook, in place of the one shown before."""
+    if parameters.shell() is None:
+        return None
+    from IPython.display import display
+
+    if before is None:
+        return display({"text/plain": text}, raw=True, display_id=True)
+    before.update({"text/plain": text}, raw=True)
+    return before

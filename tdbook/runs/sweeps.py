@@ -26,15 +26,14 @@ from pathlib import Path
 
 import yaml
 
-from tdbook.runs import parameters, rules
+from tdbook.runs import notebooks, parameters, rules
 from tdbook.runs.notebooks import COMPARISON, HARD_SET, SWEPT, notebook_of
 from tdbook.runs.parameters import ParameterError, nearest
 from tdlib import files
 
 PARENT, POINTS = ".parent", "points.json"  # in a point's folder, and in a sweep's
-KEYS = {"question": str, "like": str, "runs": [str], "fixed": dict, "grid": dict}
-KEYS |= {"points": [dict], "seeds": [int]}  # in brackets: a list of these
-KINDS = {str: "text", dict: "lines of `name: value`", int: "whole numbers, as [1, 2, 3]"}
+KEYS = {"question": "Which rank?", "like": "03_lora", "runs": ["01_distill"]}  # examples
+KEYS |= {"fixed": {"epochs": 1}, "grid": {"rank": [8]}, "points": [{"rank": 8}], "seeds": [1, 2]}
 
 
 @dataclass(frozen=True)
@@ -100,11 +99,10 @@ def _checked(profile: str, name: str, given: dict) -> Sweep:
         raise ParameterError(f"its name must be {rules.NAME.says}: {name!r}")
     _all_known("key", given, KEYS)
     for key, value in given.items():
-        several, kind = (True, KEYS[key][0]) if isinstance(KEYS[key], list) else (False, KEYS[key])
-        items = value if several and isinstance(value, list) else [value]
-        if several != isinstance(value, list) or any(type(item) is not kind for item in items):
-            says = f"{'a list of ' * several}{KINDS[kind]}"
-            raise ParameterError(f"{key}: {value!r} must be {says}")
+        example = KEYS[key]
+        kinds = {type(item) for item in value} if isinstance(value, list) else set()
+        if type(value) is not type(example) or not kinds <= {type(item) for item in example}:
+            raise ParameterError(f"{key}: {value!r} must be of the kind of {key}: {example}")
     several, fixed = "runs" in given, given.get("fixed", {})
     likes = given.get("runs", [given["like"]] if "like" in given else [])
     if not likes or (several and "like" in given):
@@ -115,14 +113,13 @@ def _checked(profile: str, name: str, given: dict) -> Sweep:
         raise ParameterError(f"{others[0]} is the book's own: give runs of {', '.join(swept)}")
     if likes != sorted(set(likes), key=lambda run: (notebook_of(run), likes.index(run))):
         raise ParameterError("runs: each once, in the order of their notebooks")
-    points = _points(given.get("grid", {}), given.get("points", []), given.get("seeds", []))
-    names = {n for run in likes for names in parameters.names_of(run).values() for n in names}
-    for each in (fixed, *points):
+    points = _points(given, fixed)
+    names = {name for run in likes for name in parameters.names_of(run)}
+    for each in (fixed, *points.values()):
         _all_known("parameter", each, names)
         if own := [key for key in each if key.rpartition(".")[2] in rules.OWN]:
             raise ParameterError(f"{own[0]} is every point's own: leave it out")
-    question, points = given.get("question", ""), _named(points, fixed)
-    return Sweep(name, profile, question, tuple(likes), several, fixed, points)
+    return Sweep(name, profile, given.get("question", ""), tuple(likes), several, fixed, points)
 
 
 def _all_known(what: str, given, known) -> None:
@@ -131,30 +128,28 @@ def _all_known(what: str, given, known) -> None:
             raise ParameterError(f"{what} {name} is not known: {nearest(name, sorted(known))}")
 
 
-def _points(grid: dict, points: list[dict], seeds: list[int]) -> list[dict]:
-    """Every combination of a grid, single points, and each with each seed."""
+def _points(given: dict, fixed: dict) -> dict[str, dict]:
+    """Grid and single points, each with each seed, by name: rank8-lora_scale0.5-seed1."""
+    grid, seeds = given.get("grid", {}), given.get("seeds", [])
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ParameterError(f"grid: {key} = {values!r} must be a list, for example [{values}]")
     combinations = itertools.product(*grid.values()) if grid else ()
-    points = [dict(zip(grid, values, strict=True)) for values in combinations] + points
-    if seeds and any("seed" in point for point in points):
+    points = [dict(zip(grid, values, strict=True)) for values in combinations]
+    points += given.get("points", [])
+    varied = dict.fromkeys(key for point in points for key in point)
+    if seeds and "seed" in varied:
         raise ParameterError("seed is varied and seeds are given: one of the two")
     if seeds:
         points = [point | {"seed": seed} for point in points or [{}] for seed in seeds]
     if not any(points):
         raise ParameterError("it has no points: give a grid, points or seeds, as rank: [8, 16]")
-    return points
-
-
-def _named(points: list[dict], fixed: dict) -> dict[str, dict]:
-    """Points by name: rank8-lora_scale0.5-seed1, of the parameters that the point gives."""
-    varied = sorted(dict.fromkeys(key for point in points for key in point), key="seed".__eq__)
-    if both := [key for key in varied if key in fixed]:
+    keys = [key for key in varied if key != "seed"] + ["seed"]
+    if both := [key for key in keys if key in fixed and (key in varied or seeds)]:
         raise ParameterError(f"{both[0]} is fixed and varied: give it once")
     named = {}
     for point in points:
-        name = "-".join(f"{key}{_short(point[key])}" for key in varied if key in point)
+        name = "-".join(f"{key}{_short(point[key])}" for key in keys if key in point)
         name = re.sub(r"[^\w.+-]+", "_", name) or "as-it-is"
         if name in named:
             raise ParameterError(f"point {name} is there twice: keep one")
@@ -164,16 +159,13 @@ def _named(points: list[dict], fixed: dict) -> dict[str, dict]:
 
 def _short(value: object) -> str:
     """2.0 and 2 are one value, and so one name; so is 1e-3, which YAML takes for text."""
-    if isinstance(value, bool):
-        return str(value).lower()
     with contextlib.suppress(TypeError, ValueError):
-        return f"{float(value):g}"
+        return str(value).lower() if isinstance(value, bool) else f"{float(value):g}"
     return str(value)
 
 
 def write(sweep: Sweep, out: Path, compare: dict | None) -> None:
-    """The YAMLs of every point; in the sweep's own folder a list of all, and the YAML of the page
-    that compares them, with the parameters `compare` (None: there is no page)."""
+    """Write the YAMLs and the list of points, and the comparing page's YAML (None: no page)."""
     place = folder(out, sweep.name)
     # who a folder's parent is comes first: then all else in it under these names is the book's
     folders = (place, *(place / point for point in sweep.points))
@@ -197,13 +189,12 @@ def write(sweep: Sweep, out: Path, compare: dict | None) -> None:
 
 
 def listed(out: Path, name: str) -> dict:
-    """What a sweep's folder says of it. FileNotFoundError where there is none."""
+    """What a sweep's folder says of it."""
     path = folder(parent(out) or out, name) / POINTS
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: `make sweep NAME={name}` makes it")
     if content := files.whole(path, "points", "notebook", "runs"):
         return content
-    raise ValueError(f"{path} is broken: `make sweep NAME={name}` writes it again")
+    fault = "broken" if path.exists() else "not there"
+    raise ValueError(f"{path} is {fault}: `make sweep NAME={name}` writes it again")
 
 
 def parent(out: Path) -> Path | None:
@@ -218,10 +209,8 @@ def link(out: Path, reads: list[str]) -> None:
     made = {path.stem: files.whole(path, "outputs") for path in (above / "hashes").glob("*.json")}
     makers = [run for run, kept in made.items() if kept and kept["outputs"].keys() & {*reads}]
     records = [f"{kind}/{run}.json" for run in makers for kind in ("hashes", "results")]
-    models = [Path(path).name for path in reads if path.startswith("models/")]
-    losses = [f"scores/val/{model}.{kind}" for model in models for kind in ("npy", "npz")]
     features = "scores/features.npz"  # a point that finds it of other tokens writes its own
-    for path in [*reads, *records, *losses, "cache", features]:
+    for path in [*reads, *records, *notebooks.losses(reads), "cache", features]:
         here = out / path
         if (above / path).exists() and not os.path.lexists(here):
             here.parent.mkdir(parents=True, exist_ok=True)
@@ -229,8 +218,7 @@ def link(out: Path, reads: list[str]) -> None:
 
 
 def results(out: Path, sweeps: str) -> dict[str, Path]:
-    """The records of the finished points of some sweeps, names with spaces between: point → where;
-    of a point with several runs, each."""
+    """Point → record of the finished points of some sweeps; of several runs, point/run → record."""
     records = {}
     for name in sweeps.split():
         place, yamls = folder(parent(out) or out, name), parameters.ROOT / "params"

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdbook.runs.leftovers import clear_begun
+from tdbook.runs.ownership import clear_begun
 from tdlib import data, losses
 from tdlib.files import AWAY, replacing
 from tdlib.model import Llama
@@ -114,8 +114,6 @@ def targets(
 class Cache(Targets, AbstractContextManager):
     """The teacher's targets of a training split's windows. As `targets` of train.fit and
     hard_set.score it takes the teacher's place, and asks it where a row is not there yet."""
-
-    loss = staticmethod(losses.sampled_distillation_loss)
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
 from tdbook.corpus import token_files
-from tdbook.runs import heartbeat, provenance
+from tdbook.runs import heartbeat, machine
 from tdbook.training import cache
 from tdlib import checkpoint, data, train
 from tdlib.files import AWAY, MARK
@@ -161,7 +161,7 @@ def _train(team: Team, job: Path, given: dict) -> None:
     student, teacher = torch.load(job / "models.pt", device, weights_only=False)
     options = {"folder": job.parent, "device": device, "team": team, "rows": given["rows"]}
     if team.rank == 0:
-        told, memory = open(job / "told.jsonl", "a", encoding="ascii"), provenance.peak_memory_mib
+        told, memory = open(job / "told.jsonl", "a", encoding="ascii"), machine.peak_memory_mib
         tell = lambda *what: print(json.dumps(what), file=told, flush=True)  # noqa: E731
         options["record"] = lambda row: tell("record", row | {"train/peak_memory_mib": memory()})
         options["progress"] = lambda *step: tell("progress", step)

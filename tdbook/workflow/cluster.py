@@ -50,18 +50,17 @@ def begin(out: Path, name: str) -> None:
     except KeyboardInterrupt:
         cancel(out)
         raise RuntimeError("stopped; the same command goes on from here") from None
-    where = f"profiles/{name}/config.yaml says: `make status` and `squeue --me` follow them"
-    print(f"jobs go to SLURM as {where}", flush=True)
+    where = f"profiles/{name}/config.yaml says"
+    print(f"jobs go to SLURM as {where}: `make status` and `squeue --me` follow them", flush=True)
 
 
 def options(out: Path, name: str, config: dict) -> list:
     """Snakemake's, for the jobs of a run folder."""
-    folder, content = out / ".slurm", json.dumps(config)
-    # a file of its own for every command: a job may read it when another has been given
-    path = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
+    content = json.dumps(config)  # a file for every command: a job may read it after the next one
+    path = out / f".slurm/{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
     files.write_whole(path, content)
     words = ["--workflow-profile", parameters.ROOT / "profiles" / name, "--configfile", path]
-    return [*words, "--slurm-jobname-prefix", prefix(out), "--slurm-logdir", folder]
+    return [*words, "--slurm-jobname-prefix", prefix(out), "--slurm-logdir", path.parent]
 
 
 def prefix(out: Path) -> str:
@@ -82,9 +81,8 @@ def queue(out: Path) -> set[str]:
 
 
 def follow(out: Path, snakemake: subprocess.Popen) -> bool:
-    """Wait for Snakemake; False where it waited while nothing is in the queue, and was killed: it
-    would for ever, where the controller was silent for a minute or forgot a job (MinJobAge)."""
-    seen = time.monotonic()
+    """Wait for Snakemake. False: the queue was empty for long, and it was killed."""
+    seen = time.monotonic()  # a controller that was silent, or forgot a job, leaves it waiting
     while snakemake.poll() is None:
         time.sleep(ASK_S)
         waits = False
@@ -92,8 +90,9 @@ def follow(out: Path, snakemake: subprocess.Popen) -> bool:
             waits = not queue(out)
         seen = seen if waits else time.monotonic()
         if time.monotonic() - seen > FORGOTTEN_S:
-            line = "no job is in the queue, and Snakemake waits for one: it is started again"
-            print(line, flush=True)
+            print(
+                "no job is in the queue, Snakemake waits for one: it is started again", flush=True
+            )
             snakemake.kill()
             snakemake.wait()
             return False
@@ -104,8 +103,8 @@ def cancel(out: Path) -> None:
     """End the jobs of a run folder; their runs keep their state first."""
     cancelled, end = set(), time.monotonic() + STOP_S
     while (jobs := queue(out)) and time.monotonic() < end:
-        if new := jobs - cancelled:
-            print(f"scancel {' '.join(sorted(new))}: their runs keep their state", flush=True)
+        if new := sorted(jobs - cancelled):
+            print(f"scancel {' '.join(new)}: their runs keep their state", flush=True)
             subprocess.run(["scancel", *new])
         cancelled |= jobs
         time.sleep(1)

@@ -1,26 +1,39 @@
-"""One run executed by papermill, and its page."""
+"""One run executed by papermill, with GPUs of its own on any number of books at once, and its page.
+
+A GPU is held by a lock on a file in the system's temporary folder, and the lock goes with the
+process that took it, however that ends. GPU_RUNS=2 lets two runs share one. Where SLURM gives out
+the GPUs, what it gave is taken.
+"""
 
 import contextlib
+import fcntl
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import IO
 
 from tdbook.runs import hashes, heartbeat, hooks, parameters, sweeps
 from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.ownership import claim
 from tdbook.runs.parameters import shown
-from tdbook.workflow import devices, graph
+from tdbook.runs.units import duration
+from tdbook.workflow import graph
 from tdlib import files
+
+VISIBLE, RUNS = "CUDA_VISIBLE_DEVICES", "GPU_RUNS"
+_held = []  # open files, for as long as the process lives
 
 
 def execute(yaml: Path, out: Path, overrides: dict) -> int:
-    """Run one YAML's notebook with papermill into the run folder and write its page, after a
-    failure too. Prints what happens; returns the exit code."""
+    """Run one YAML's notebook, and write its page after a failure too; returns the exit code."""
     run, out = yaml.stem, parameters.ROOT / out
     try:
         values = graph.check_yaml(yaml, overrides | {"out": shown(out)})
@@ -31,7 +44,7 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
             print(f"{run} · is done already", flush=True)
             return 0
         claim(out, run, values, notebook=True)
-        gpus = devices.take(values["device"], values.get("processes", 1))
+        gpus = take_gpus(values["device"], values.get("processes", 1))
     except (ValueError, RuntimeError, OSError) as error:
         print(f"{run} · failed: {error}", flush=True)
         return 1
@@ -47,7 +60,7 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     if state.get("old"):
         print(f"{run} · {state['old']}", flush=True)
     page(out, run)
-    done, took = state["state"] == "done", heartbeat.duration(time.monotonic() - began)
+    done, took = state["state"] == "done", duration(time.monotonic() - began)
     result = record(out, run)["finding"] if done else last_words(state)
     print(f"{run} · {f'done in {took} ·' if done else state['state'] + ':'} {result}", flush=True)
     if command := values.get("after_run"):
@@ -61,35 +74,35 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
 def _papermill(run: str, out: Path, given: dict) -> str | None:
     """Execute; what went wrong in one line, or None."""
     import papermill
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
 
     _write_notebooks_whole()
     paths = (parameters.ROOT / "notebooks" / f"{notebook_of(run)}.ipynb", out / f"{run}.ipynb")
+    paths = (str(path).replace("{", "{{").replace("}", "}}") for path in paths)  # it formats them
+    # a kernel of this interpreter, whatever Jupyter's paths hold under the name python3
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
+    ours = type("OurKernel", (AsyncKernelManager,), {"kernel_spec": spec})
+    how = dict(progress_bar=False, coalesce_streams=True, cwd=parameters.ROOT)
+    how |= dict(kernel_name="python3", kernel_manager_class=ours)
     heartbeat.write_state(out, run, "running", message="starting")
     os.environ[heartbeat.DIE_WITH] = str(os.getpid())
     stopping = _stop_on_signals(out, run)
     threading.Thread(target=_show_progress, args=(out, run), daemon=True).start()
     try:
-        papermill.execute_notebook(
-            *(str(path).replace("{", "{{").replace("}", "}}") for path in paths),  # it formats them
-            given,
-            kernel_name="python3",
-            kernel_manager_class=_our_kernel(),
-            progress_bar=False,
-            coalesce_streams=True,
-            cwd=parameters.ROOT,
-        )
-        return None
+        papermill.execute_notebook(*paths, given, **how)
     except papermill.PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}"
-    except Exception as error:  # any: a kernel that does not start must not look like running
-        if stopping.is_set():
-            return "stopped"
-        if isinstance(error, DeadKernelError):
-            return "the kernel died; where memory is short, fewer micro_windows need less"
-        return f"{type(error).__name__}: {error}"
+    except DeadKernelError:
+        fault = "the kernel died; where memory is short, fewer micro_windows need less"
+        return "stopped" if stopping.is_set() else fault
     except (SystemExit, KeyboardInterrupt):
         return "stopped"
+    except Exception as error:  # any: a kernel that does not start must not look like running
+        return "stopped" if stopping.is_set() else f"{type(error).__name__}: {error}"
+    return None
 
 
 def _show_progress(out: Path, run: str) -> None:
@@ -124,19 +137,8 @@ def _stop_on_signals(out: Path, run: str) -> threading.Event:
     return stopping
 
 
-def _our_kernel() -> type:
-    """Starts kernels of this interpreter, whatever Jupyter's paths hold under the name python3."""
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
-    return type("OurKernel", (AsyncKernelManager,), {"kernel_spec": spec})
-
-
 def _write_notebooks_whole() -> None:
-    """papermill saves a notebook after each cell by emptying the file first: a kill in between, and
-    nothing is left of it."""
+    """papermill empties a notebook's file before it saves it, where a kill would leave nothing."""
     from papermill.iorw import LocalHandler, papermill_io
 
     whole = LocalHandler()
@@ -153,8 +155,8 @@ def _settled(out: Path, run: str, error: str | None) -> dict:
         heartbeat.write_state(out, run, "interrupted", error=["stopped"])
         return heartbeat.state(out, run) | {"state": "interrupted"}  # though an earlier one is done
     if state["state"] == "lost":
-        lost = state | {"error": [error or "its process is gone"]}
-        files.write_whole(out / "state" / f"{run}.json", json.dumps(lost))
+        state |= {"error": [error or "its process is gone"]}
+        files.write_whole(out / "state" / f"{run}.json", json.dumps(state))
     else:
         error = error or "the notebook ended without this.finish(): add it as its last call"
         heartbeat.write_state(out, run, "failed", error=[error])
@@ -188,3 +190,61 @@ def pages(out: Path, again: bool = False) -> None:
         written = html.stat().st_mtime if html.exists() else 0
         if notebook.exists() and (again or notebook.stat().st_mtime > written):
             page(out, run)
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, by the names CUDA gives them."""
+    if VISIBLE in os.environ:
+        return [name for name in os.environ[VISIBLE].split(",") if name.strip()]
+    return [str(number) for number in range(len([*Path("/dev").glob("nvidia[0-9]*")]))]
+
+
+def runs_each() -> int:
+    """How many runs may share a GPU."""
+    given = os.environ.get(RUNS) or "1"
+    if not given.isdigit() or not int(given):
+        raise ValueError(f"{RUNS}={given} must be a whole number, at least 1: for example {RUNS}=2")
+    return int(given)
+
+
+def slots() -> int:
+    """How many runs of one GPU each there is room for; 0 without a GPU."""
+    return len(gpus()) * runs_each()
+
+
+def take_gpus(device: str, count: int) -> str:
+    """Wait for `count` free GPUs, let CUDA see those alone, and return their names; "" where there
+    is nothing to take. ValueError: more than there are."""
+    names = gpus()
+    if not names or device == "cpu" or "SLURM_JOB_ID" in os.environ:
+        return ""
+    if count > len(names):
+        raise ValueError(f"processes = {count}, and this machine has {len(names)} GPUs: give fewer")
+    folder, chosen = Path(tempfile.gettempdir()) / f"tdlib-gpus-{os.getuid()}", {}
+    folder.mkdir(exist_ok=True)
+    for tried in itertools.count():
+        for slot, name in itertools.product(range(runs_each()), names):
+            if name not in chosen and len(chosen) < count:
+                file = locked(folder / f"{re.sub(r'[^-.0-9A-Za-z]', '_', name)}.{slot}")
+                chosen |= {name: file} if file else {}
+        if len(chosen) == count:
+            break
+        for file in chosen.values():  # two that each hold one of two would wait for ever
+            file.close()
+        chosen.clear()
+        print("waits for a free GPU\n" * (not tried), end="", flush=True)
+        time.sleep(1 + os.getpid() % 7 / 10)
+    _held.extend(chosen.values())
+    os.environ[VISIBLE] = ",".join(chosen)
+    return os.environ[VISIBLE]
+
+
+def locked(path: Path) -> IO | None:
+    """A file, locked for as long as it is open; None where another process has it."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except BlockingIOError:
+        file.close()
+        return None

@@ -1,17 +1,32 @@
-"""The book as a graph: the runs of a profile and of its sweeps, and what each needs."""
+"""The book as a graph: what a command asks for, the runs of a profile and of its sweeps."""
 
 import contextlib
+import hashlib
+import re
+import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tdbook.runs import hashes, notebooks, parameters, settings, sweeps
+from tdbook.runs import hashes, notebooks, parameters, sweeps
 from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.ownership import not_ours, refusal
-from tdbook.runs.parameters import ParameterError, nearest, shown
+from tdbook.runs.parameters import ParameterError, nearest, shown, stem
+from tdbook.runs.units import number
+from tdbook.workflow import cluster
 from tdlib import files
 
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
+LONGEST = 158  # bytes of a run folder's path; the system allows 255 a name, also beside it
+GIVEN = " ".join(name.upper() for name in parameters.GIVEN)
+BOOK = f"PROFILE OUT ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER SET {GIVEN}"
+TAKES = {
+    "book": BOOK,
+    "sweep": f"NAME {BOOK}",
+    "plan": f"PROFILE OUT SET DEVICE PRICE_PER_HOUR VOCAB {GIVEN}",
+    "doctor": f"PROFILE OUT SET {GIVEN}",
+    "status": f"PROFILE OUT SET FULL {GIVEN}",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ class Wanted:
 
     profile: str
     out: str
-    given: dict[str, str]  # of settings.GIVEN, for 00
+    given: dict[str, str]  # of parameters.GIVEN, for 00
     sweeps: tuple[str, ...]
     only: tuple[str, ...]  # names of runs
     redo: tuple[str, ...]
@@ -56,18 +71,101 @@ class Wanted:
     price: float | None  # an hour
     cluster: str  # a folder of profiles/; "" for this machine
     command: str
-    settings: dict[str, str] = field(default_factory=dict)  # of SET
+    settings: dict[str, str]  # of SET
 
     @property
     def config(self) -> dict:
         """What `jobs` and the Snakefile need to find the same runs."""
-        return asdict(self) | {"out_dir": self.out}
+        return asdict(self)
+
+
+def wanted(command: str, pairs: dict[str, str]) -> Wanted:
+    """What `make book` or another of TAKES was given; ParameterError for what means nothing."""
+    names = TAKES[command].split()
+    if unknown := [name for name in pairs if name not in names]:
+        raise ParameterError(f"{unknown[0]}= is not known: {nearest(unknown[0], names)}")
+    given = {name: pairs[name.upper()] for name in parameters.GIVEN if pairs.get(name.upper())}
+    profile = pairs.get("PROFILE") or "tiny"
+    book = [path.stem for path in yamls(profile)]
+    words = {name: tuple(pairs.get(name, "").replace(",", " ").split()) for name in names}
+    if command == "sweep" and not words["NAME"]:
+        there = ", ".join(sweeps.names(profile)) or "none yet"
+        raise ParameterError(f"give the sweep: NAME=; params/{profile}/sweeps has {there}")
+    found = [sweeps.read(profile, name) for name in words.get("NAME", ())]
+    points = [one.name_of(p, run) for one in found for p in one.points for run in one.runs(p)]
+    runs = [*book, *(point.split("/")[-1] for point in points)]
+    values = parameters.settings_of(pairs.get("SET", ""), runs)
+    every, first = sorted({notebook_of(run) for run in book}), pairs.get("FROM", "")
+    begins = [notebook for notebook in every if first in (notebook, notebook[:2])]
+    if first and not begins:
+        raise ParameterError(f"FROM={first} is no notebook: {nearest(first, every)}")
+    before = tuple(run for run in book if first and notebook_of(run) < begins[0])
+    only, redo = (
+        _select(profile, [*book, *points], words.get(key, ())) for key in ("ONLY", "REDO")
+    )
+    if both := [name for name in before if name in (*only, *redo)]:
+        raise ParameterError(f"FROM={first} takes {both[0]} as it is: leave FROM, or that")
+    price = number(pairs, "PRICE_PER_HOUR", 0, 4.5) if pairs.get("PRICE_PER_HOUR") else None
+    out = pairs.get("OUT") or default_out(profile, given.get("text", ""), values)
+    if command == "sweep" and not given:  # those of the book it reads
+        given = (files.record(parameters.ROOT / out / CONFIG) or {}).get("given", {})
+    place, swept = cluster.check(pairs.get("CLUSTER", "")), words.get("NAME", ())
+    typed = (f"{k}={shlex.quote(v)}" for k, v in pairs.items() if v and k != "DRY")
+    command = " ".join(["make", command, *typed])
+    return Wanted(profile, out, given, swept, only, redo, before, price, place, command, values)
+
+
+def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str, ...]:
+    """Runs by their own name, by their notebook's, or points by sweep or by all that varies."""
+    names = {name: {name, name.split("/")[-1], notebook_of(name.split("/")[-1])} for name in every}
+    for name in (name for name in every if "/" in name):
+        sweep, *point, run = name.split("/")
+        names[name] |= {sweep, point[0] if point else run.partition("-")[2]}
+    for word in words:
+        if not any(word in own for own in names.values()):
+            ends = [name for name in every if name.endswith(f"-{word}")]
+            known = dict.fromkeys([*every, *(part for own in names.values() for part in own)])
+            meant = f"did you mean {ends[0]}?" if ends else nearest(word, known)
+            raise ParameterError(f"{word} is no run of params/{profile}: {meant}")
+    return tuple(name for name, own in names.items() if own & set(words))
+
+
+def default_out(profile: str, text: str, values: dict[str, str] | None = None) -> str:
+    """outputs/tiny, and after it the name of the text and what SET changes, so that nothing is
+    overwritten. ParameterError: that folder is of another text of this name."""
+
+    def text_of(out: str) -> str:
+        """What the run folder was made of, by its last command."""
+        config = files.whole(parameters.ROOT / out / CONFIG) or {}
+        return config.get("given", {}).get("text", "")
+
+    def absolute(text: str) -> list[Path]:
+        return [(parameters.ROOT / path).resolve() for path in parameters.texts(text)]
+
+    names = [Path(path).name.replace(" ", "_") for path in parameters.texts(text)]
+    ends = re.sub(r"[^\w.+-]+", "-", parameters.in_words(values or {}))
+    older, out = (
+        "-".join(filter(None, [f"outputs/{profile}", "+".join(map(cut, names)), ends]))
+        for cut in (lambda name: name.split(".")[0], stem)
+    )
+    if text and len(older.encode()) <= LONGEST and absolute(text_of(older)) == absolute(text):
+        return older  # names were cut at their first dot once: such a night goes on
+    if len(out.encode()) > LONGEST:  # the whole name still tells, as a hash
+        short = out.encode()[: LONGEST - 9].decode(errors="ignore")
+        out = f"{short}-{hashlib.sha256(out.encode()).hexdigest()[:8]}"
+    made_of = text_of(out)
+    if text and made_of and absolute(text) != absolute(made_of):
+        fault = f"{out} was made of text = {made_of!r}, not of {text!r}"
+        remedy = f"give a folder of its own (OUT=), or OUT={out} to make that one anew"
+        raise ParameterError(f"{fault}: {remedy}")
+    return out
 
 
 def jobs(config: dict, paths: bool = True) -> dict[str, BookRun]:
     """Every run that a command may make, by name: the book's, and the sweeps' asked for."""
     values = config.get("settings", {})
-    runs = book(config["profile"], config["out_dir"], config["given"], paths, values)
+    values = values | {f"{TEACHER}.{name}": value for name, value in config["given"].items()}
+    runs = book(config["profile"], config["out"], values, paths)
     runs += [p for name in config["sweeps"] for p in swept(name, config["profile"], runs, values)]
     found = {one.name: one for one in runs}
     for name in config["redo"]:
@@ -85,46 +183,43 @@ def targets_of(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[list[str], lis
 
 
 def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
-    """Why each run that a command needs is to be made, "" where it is current. ParameterError says
-    what stands in the way, in lines: for `make book` and DRY=1 alike."""
+    """Run → why it is to be made, "" where it is current. ParameterError: what is in the way."""
     if gone := [name for name in wanted.before if not hashes.load(runs[name].out, name)]:
         raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
-    before = (files.whole(parameters.ROOT / wanted.out / CONFIG) or {}).get("settings", {})
-    for one in runs.values():  # SET, or that it is left out, would replace what is done otherwise
-        record = files.whole(one.out / "results" / f"{one.run}.json", "parameters")
-        done, now = record["parameters"] if record else {}, hashes.decisive(one.parameters)
-        for name in parameters.of_run(before | wanted.settings, one.run):
-            if done and name in now and done.get(name) != now[name]:
-                fault = f"{one.name} in {wanted.out} is done with {name} = {done.get(name)!r}"
-                same = settings.in_words(before)
-                remedy = f"give a run folder of its own (OUT=), or SET={same!r}"
-                raise ParameterError(f"{fault}, now it is {now[name]!r}: {remedy}")
+    _refuse_other_settings(wanted, runs)
     targets, pages = targets_of(wanted, runs)
     reasons, damaged = hashes.judge(runs, [*targets, *pages], wanted.before)
     if lines := dict.fromkeys(line for lines in damaged.values() for line in lines):
         raise ParameterError("\n".join([*lines, "nothing is made from what is damaged"]))
     foreign: dict[Path, dict[str, None]] = {}  # what another made, in the place of what is made
-    made = [name for name, why in reasons.items() if why and not why.startswith(hashes.AFTER)]
-    for one in (runs[name] for name in made):
-        paths = not_ours(one.out, one.run, list(one.writes), notebook=True)
-        foreign.setdefault(one.out, {}).update(dict.fromkeys(paths))
+    for one in (runs[name] for name, why in reasons.items() if why):
+        if not reasons[one.name].startswith(hashes.AFTER):
+            paths = not_ours(one.out, one.run, list(one.writes), notebook=True)
+            foreign.setdefault(one.out, {}).update(dict.fromkeys(paths))
     if lines := [refusal(out, list(paths)) for out, paths in foreign.items() if paths]:
         raise ParameterError("\n".join(lines))
     return reasons
 
 
+def _refuse_other_settings(wanted: Wanted, runs: dict[str, BookRun]) -> None:
+    """ParameterError: SET, or that it is left out, would replace what is done otherwise."""
+    before = (files.whole(parameters.ROOT / wanted.out / CONFIG) or {}).get("settings", {})
+    for one in runs.values():
+        record = files.whole(one.out / "results" / f"{one.run}.json", "parameters")
+        done, now = record["parameters"] if record else {}, hashes.decisive(one.parameters)
+        for name in parameters.of_run(before | wanted.settings, one.run):
+            if done and name in now and done.get(name) != now[name]:
+                fault = f"{one.name} in {wanted.out} is done with {name} = {done.get(name)!r}"
+                remedy = f"a run folder of its own (OUT=), or SET={parameters.in_words(before)!r}"
+                raise ParameterError(f"{fault}, now it is {now[name]!r}: give {remedy}")
+
+
 def book(
-    profile: str,
-    out: Path | None = None,
-    given: dict | None = None,
-    paths: bool = True,
-    values: dict | None = None,
+    profile: str, out: Path | None = None, values: dict | None = None, paths: bool = True
 ) -> list[BookRun]:
-    """The runs of params/<profile>, checked. `given` is for 00, `values` are SET's."""
-    own = {path: parameters.of_run(values or {}, path.stem) for path in yamls(profile)}
-    for path in own:
-        own[path] |= given or {} if notebook_of(path.stem) == TEACHER else {}
+    """The runs of params/<profile>, checked. `values` are those of the command line."""
     place = {"out": str(out)} if out else {}
+    own = {path: parameters.of_run(values or {}, path.stem) for path in yamls(profile)}
     checked = {path: check_yaml(path, place | more, paths) for path, more in own.items()}
     makers: dict[str, str] = {}  # path → the run that makes it
     for path in sorted(checked, key=lambda path: notebook_of(path.stem) == COMPARISON):
@@ -172,8 +267,7 @@ def yamls(profile: str) -> list[Path]:
 def _run(
     who: str, name: str, values: dict, given: dict, makers: dict[str, str], above: str = ""
 ) -> BookRun:
-    """A run whose YAML lies in its own folder. `makers`: path → the run that makes it; `above`: the
-    folder of the book for a sweep's point. ParameterError: what it reads is not there."""
+    """A run. `makers`: path → the run that makes it; `above`: of a point the book's folder."""
     run, out = values["run"], parameters.ROOT / values["out"]
     others = [path for path, maker in makers.items() if maker != name]
     reads, writes = notebooks.reads(run, values, others), notebooks.writes(run, values, others)
@@ -191,11 +285,10 @@ def _run(
 def swept(
     name: str, profile: str, runs: list[BookRun], values: dict | None = None
 ) -> list[BookRun]:
-    """The runs of a sweep's points, and last the page that compares them, where each point is one
-    run. It needs no point: those that are done are compared. `runs` are the book's."""
-    sweep, out = sweeps.read(profile, name), runs[0].out
+    """The runs of a sweep's points; where each is one run, last the page that compares them, which
+    takes those that are done. `runs` are the book's."""
+    sweep, out, points = sweeps.read(profile, name), runs[0].out, []
     makers = {path: one.name for one in runs for path in one.writes}
-    points = []
     for point in sweep.points:
         inside: dict[str, str] = {}  # what the point's earlier runs make → their names
         for run in sweep.runs(point):
@@ -214,17 +307,14 @@ def swept(
     page = next((one for one in runs if one.notebook == COMPARISON), None)
     if page is None:
         raise ParameterError(f"params/{profile} has no {COMPARISON} to compare the points with")
-    return [*points, _page_of(name, page, makers)]
-
-
-def _page_of(sweep: str, page: BookRun, makers: dict) -> BookRun:
-    """The profile's own 04 on the sweep's folder: its models are those 04 cannot do without."""
-    run, place = sweeps.page(sweep), sweeps.folder(page.out, sweep)
-    values = parameters.read(page.yaml) | {"run": run, "out": shown(place), "sweeps": sweep}
-    values = parameters.check(COMPARISON, values | page.given, paths=False)
-    reads, yaml = tuple(borrowed(run, values)), place / f"{run}.yaml"
+    # the profile's own 04 on the sweep's folder: its models are those 04 cannot do without
+    run, place = sweeps.page(name), sweeps.folder(out, name)
+    own = parameters.read(page.yaml) | {"run": run, "out": shown(place), "sweeps": name}
+    own = parameters.check(COMPARISON, own | page.given, paths=False)
+    reads, yaml = tuple(borrowed(run, own)), place / f"{run}.yaml"
     needs = tuple(sorted({makers[path] for path in reads if path in makers}))
-    return BookRun(f"{sweep}/{run}", run, yaml, place, values, page.given, reads, (), needs, sweep)
+    last = BookRun(f"{name}/{run}", run, yaml, place, own, page.given, reads, (), needs, name)
+    return [*points, last]
 
 
 def borrowed(run: str, values: dict) -> list[str]:

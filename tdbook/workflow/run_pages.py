@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 from markupsafe import Markup
 
 from tdbook.report import pages
-from tdbook.runs import estimates, heartbeat, notebooks, ownership, sweeps
+from tdbook.runs import heartbeat, notebooks, ownership, sweeps, units
 from tdbook.workflow import status
 from tdlib import files
 
@@ -35,40 +35,37 @@ def page(out: Path, run: str) -> None:
     _frame(out, run, _with_readable_tables(pages.exporter().from_notebook_node(notebook)[0]))
 
 
-def refresh(out: Path) -> Path:
+def refresh(out: Path, name: str = "") -> Path:
     """Write the head of every page again, for later runs and older code; then the index."""
     for run in _runs_with_page(out):
         html = (out / f"{run}.html").read_text("utf-8")
         _frame(out, run, Markup(html.partition("<main>\n")[2].rpartition("\n</main>")[0]))
-    return index(out)
+    return index(out, name)
 
 
-def index(out: Path) -> Path:
-    """Write index.html and morning.md; in a sweep's folder, or for a point, the sweep's and the
-    parent's. Returns the path."""
-    if (out / sweeps.PARENT).is_file() and not (out / sweeps.POINTS).is_file():
+def index(out: Path, name: str = "") -> Path:
+    """Write index.html, by a `name` or the folder's, and morning.md. For a point the sweep's, and
+    for a sweep the book's too."""
+    swept, above = (out / sweeps.POINTS).is_file(), sweeps.parent(out)
+    if above and not swept:
         return index(out.parent)
-    if above := sweeps.parent(out):
-        _write_index(above)
-    return _write_index(out)
-
-
-def _write_index(out: Path) -> Path:
-    path, swept = out / "index.html", (out / sweeps.POINTS).is_file()
+    if above:
+        index(above)
+    path = out / "index.html"
     if not ownership.is_book(out) and path.exists():
         raise FileExistsError(f"{path} is no book's, and no run is there: give OUT=")
     morning = status.morning(out)
-    content = {"name": out.resolve().name, "now": heartbeat.date(time.time()), "morning": morning}
-    content["rows"] = rows = morning["rows"]
-    for row in rows:
+    content = {"name": name or out.resolve().name, "morning": morning, "rows": morning["rows"]}
+    content["now"] = heartbeat.date(time.time())
+    for row in morning["rows"]:
         html = row["folder"] / f"{row['run']}.html"
         row["page"] = html.relative_to(out).as_posix() if html.exists() else ""
-    models = {name: m for row in rows for name, m in row["record"].get("models", {}).items()}
-    losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)
-    content["best"] = [  # each beside the plan's estimate
-        {"model": name, "loss": loss, "plan": estimates.span(*estimates.of_plan(name, "loss"))}
-        for loss, name in losses[:12]
-    ]
+    models = {
+        name: m for row in morning["rows"] for name, m in row["record"].get("models", {}).items()
+    }
+    losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)[:12]
+    best = [(name, loss, units.span(*units.of_plan(name, "loss"))) for loss, name in losses]
+    content["best"] = best  # each beside the plan's estimate
     content["swept"] = sweeps.listed(out, out.name) if swept else None
     quality = out / f"tables/{notebooks.COMPARISON}-quality.md"
     if quality.exists():
@@ -76,8 +73,9 @@ def _write_index(out: Path) -> Path:
     difficulty = out / f"figures/{notebooks.HARD_SET}-difficulty.svg"
     if difficulty.exists():
         content["difficulty"] = pages.base64_of(difficulty.read_bytes())
+    content["whole"] = not swept and (out / "state").is_dir()  # published/ has no states
     _write(path, "runs.html.j2", **content)
-    if not swept:
+    if content["whole"]:
         template = pages.environment().get_template("morning.md.j2")
         files.write_whole(out / "morning.md", template.render(content))
     return path
@@ -107,15 +105,15 @@ def _runs_with_page(out: Path) -> list[str]:
 
 
 def _with_readable_tables(html: str) -> Markup:
-    """Every table in a box of its own that scrolls; of its columns `num` where half or more of the
-    filled cells are numbers, `short` where none wraps."""
+    """Every table in a box that scrolls; its columns marked `num` where half or more of the filled
+    cells are numbers, `short` where none wraps."""
     soup = BeautifulSoup(html, "html.parser")
     for table in soup.find_all("table"):
         rows = [row.find_all(["td", "th"]) for row in table.find_all("tr")]
         for column in itertools.zip_longest(*rows):
             cells = [cell for cell in column if cell is not None]
             texts = [cell.get_text(strip=True) for cell in cells if cell.name == "td"]
-            numbers = [bool(re.match(NUMBER, text)) for text in texts if text]
+            numbers = [bool(re.match(NUMBER, text)) for text in texts if text.strip("–")]
             marks = ["num"] * (sum(numbers) >= max(1, len(numbers) / 2))
             marks += ["short"] * (max(map(len, texts), default=0) <= 24)
             for cell in cells:
@@ -129,5 +127,5 @@ def _with_readable_tables(html: str) -> Markup:
 def _write(path: Path, template: str, **content: object) -> None:
     """Fill a template, give it the Telugu font it needs; it appears whole or not at all."""
     text = pages.environment().get_template(template).render(content)
-    font = pages.font_face() if re.search("[\u0c00-\u0c7f]", text) else ""
+    font = pages.FONT_FACE if re.search("[\u0c00-\u0c7f]", text) else ""
     files.write_whole(path, text.replace(pages.FONT_SLOT, font, 1))

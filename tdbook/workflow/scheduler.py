@@ -1,8 +1,6 @@
 """Many runs: Snakemake decides the order, the summary says what came out."""
 
-import contextlib
 import datetime
-import fcntl
 import json
 import os
 import re
@@ -10,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from tdbook.runs import disk, hashes, heartbeat, parameters, sweeps
-from tdbook.runs.leftovers import clear
+from tdbook.runs import hashes, heartbeat, machine, parameters, sweeps
+from tdbook.runs.ownership import clear
 from tdbook.runs.parameters import shown
-from tdbook.workflow import cluster, devices, execute, graph, status
+from tdbook.workflow import cluster, execute, graph, status
 from tdbook.workflow.graph import BookRun, Wanted
 from tdlib import files
 
@@ -27,7 +24,10 @@ def make(wanted: Wanted) -> int:
     out, runs = parameters.ROOT / wanted.out, graph.jobs(wanted.config)
     out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _locked(out, wanted.command):
+    if not (lock := execute.locked(out / ".book.lock")):
+        who = f"process {now['pid']}" if (now := status.live(out)) else "another command"
+        raise RuntimeError(f"{out} is being made by {who}: wait for it, or end it")
+    with lock:
         if wanted.cluster:
             cluster.begin(out, wanted.cluster)
         wanted = replace(wanted, redo=_not_yet_redone(wanted, runs))
@@ -36,29 +36,14 @@ def make(wanted: Wanted) -> int:
         began, (targets, pages) = time.time(), graph.targets_of(wanted, runs)
         with status.session(out, [*targets, *pages], wanted.command, wanted.price) as ended:
             code = _snakemake(wanted, targets)
-            if pages and code != 130:  # what was to be made again is by now
+            if pages and code != 130:  # all that REDO names is made
                 code = max(code, _snakemake(replace(wanted, redo=()), pages))
             ended(code)
         return _summary(out, [runs[name] for name in [*targets, *pages]], code, began)
 
 
-@contextlib.contextmanager
-def _locked(out: Path, command: str) -> Iterator[None]:
-    """The run folder is this process's alone, as long as it lives. RuntimeError: another's."""
-    with (out / ".book.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            fault = f"{out} is being made by process {lock.read().strip()}"
-            raise RuntimeError(f"{fault}: wait for it, or end it") from None
-        lock.truncate(0)
-        print(f"{os.getpid()} ({command})", file=lock, flush=True)
-        yield
-
-
 def prepare(config: dict) -> dict[str, BookRun]:
-    """`jobs`, with the points' files written and linked to what is there of what they read."""
+    """`jobs`; every point of a sweep gets its YAML, and links to what it reads of the book."""
     runs = graph.jobs(config)
     book_out = next(iter(runs.values())).out
     for name in config["sweeps"]:
@@ -71,7 +56,7 @@ def prepare(config: dict) -> dict[str, BookRun]:
 
 
 def _not_yet_redone(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[str, ...]:
-    """What REDO names, without what this same command repeated already before it was stopped."""
+    """The runs that REDO names, but for those that this same command, stopped since, has redone."""
     began = status.began_of(parameters.ROOT / wanted.out, wanted.command)
 
     def started(name: str) -> float:
@@ -90,16 +75,11 @@ def _snakemake(wanted: Wanted, targets: list[str]) -> int:
     if not wanted.cluster:  # a lost connection to the login node must not cancel jobs
         heartbeat.die_with_parent()
     path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    how = dict(cwd=parameters.ROOT, env=os.environ | {"PYTHONPATH": os.pathsep.join(path)})
+    how |= dict(preexec_fn=lambda: heartbeat.die_with_parent(signal.SIGKILL))
+    how |= dict(start_new_session=True)  # Ctrl-C reaches this process alone, which ends the others
     with (out / ".snakemake.log").open("w") as log:
-        # a session of its own: Ctrl-C is for this process alone, which ends the others in order
-        child = subprocess.Popen(
-            command,
-            cwd=parameters.ROOT,
-            stderr=log,
-            start_new_session=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-            preexec_fn=lambda: heartbeat.die_with_parent(signal.SIGKILL),
-        )
+        child = subprocess.Popen(command, stderr=log, **how)
     try:
         if not wanted.cluster:
             return child.wait()
@@ -118,10 +98,9 @@ def _snakemake(wanted: Wanted, targets: list[str]) -> int:
 
 
 def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) -> list:
-    """Snakemake's command line. Before it a run that is current gets its mark, all of one time, and
-    any other loses it: the hashes alone decide what is run, as in the notebooks."""
-    out, place = parameters.ROOT / wanted.out, parameters.ROOT / wanted.out / ".done"
-    now, reasons = time.time(), hashes.judge(runs, runs, wanted.before)[0]
+    """Snakemake's command line. First every run that is current gets its mark, others lose it."""
+    out, now = parameters.ROOT / wanted.out, time.time()
+    reasons, config = hashes.judge(runs, runs, wanted.before)[0], wanted.config
     for name, one in runs.items():
         one.mark.parent.mkdir(parents=True, exist_ok=True)
         if reasons[name]:
@@ -129,29 +108,17 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
         else:
             one.mark.touch()
             os.utime(one.mark, (now, now))
-    # in .done paths are short, for Snakemake takes { and } for wildcards; and a repository of
-    # somebody else may not be written
-    jobs = {name: _job(one, os.path.relpath(one.mark, place)) for name, one in runs.items()}
-    config = wanted.config | {"jobs": [*jobs.values()]}
-    disk.set_aside(out / graph.CONFIG)
+    machine.set_aside(out / graph.CONFIG)
     files.write_whole(out / graph.CONFIG, json.dumps(config))
-    command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", place]
+    # in .done, for a repository of somebody else may not be written
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", out / ".done"]
     command += ["--snakefile", parameters.ROOT / "Snakefile"]
     if wanted.cluster:
         command += cluster.options(out, wanted.cluster, config)
     else:
         command += ["--workflow-profile", parameters.ROOT / "profiles/default"]
-        command += ["--configfile", out / graph.CONFIG, "--resources", f"gpu={devices.slots()}"]
-    return [*command, "--", *(jobs[name]["mark"] for name in targets)]
-
-
-def _job(one: BookRun, mark: str) -> dict:
-    """What the Snakefile needs to know of a run."""
-    p, given = one.parameters, one.given | ({"redo": "true"} if one.parameters["redo"] else {})
-    arguments = [str(one.yaml), str(one.out), *(f"{key}={value}" for key, value in given.items())]
-    gpus = 0 if p["device"] == "cpu" else p.get("processes", 1)
-    about = {"name": one.name, "notebook": one.notebook, "needs": list(one.needs)}
-    return about | {"mark": mark, "arguments": arguments, "gpus": gpus}
+        command += ["--configfile", out / graph.CONFIG, "--resources", f"gpu={execute.slots()}"]
+    return [*command, "--", *(os.path.relpath(runs[name].mark, out / ".done") for name in targets)]
 
 
 def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
@@ -160,9 +127,8 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
 
     for folder in dict.fromkeys([out, *(one.out for one in targets)]):
         execute.pages(folder)
-    names = dict.fromkeys(one.sweep for one in targets if one.sweep)
-    places = [out, *(sweeps.folder(out, name) for name in names)]
-    index = [run_pages.refresh(place) for place in places][-1]
+    swept = dict.fromkeys(one.sweep for one in targets if one.sweep)
+    index = [run_pages.refresh(p) for p in (out, *(sweeps.folder(out, name) for name in swept))][-1]
     if code == 130:
         print(f"stopped; the same command goes on from here · {shown(index)}")
         return code

@@ -13,12 +13,8 @@ import html
 import json
 import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
-
-from bs4 import BeautifulSoup
 
 from tdbook.runs import hashes, heartbeat, notebooks, parameters, rules
 from tdbook.runs.ownership import run_of
@@ -27,17 +23,14 @@ from tdbook.workflow import run_pages, status
 from tdlib import files
 from tdlib.files import AWAY, replacing, whole_folder
 
-MOST_MB = 20  # that one name may take in git; of a mail, above which many servers refuse it
 KINDS, SHOWN = ("tables", "figures"), (".csv", ".md", ".svg", ".png")
-QUALITY = f"figures/{notebooks.COMPARISON}-quality.png"
 # of a record, shown as it is
 OPEN = """run notebook profile changed seed commit dirty code versions device reads started seconds
  tokens_per_second peak_memory_mib finding scouting""".split()
 
 
 def publish(out: Path, name: str = "") -> Path:
-    """outputs/published/<name>/: what may be shown of the runs that are done, and a manifest, in
-    place of what was there; the quality figure beside it, as <name>-quality.png, for a README."""
+    """outputs/published/<name>/: what may be shown of the runs that are done, and a manifest."""
     name = name or out.resolve().name
     if not rules.NAME.holds(name):
         raise ParameterError(f"NAME={name} must be {rules.NAME.says}: NAME=tiny")
@@ -47,9 +40,7 @@ def publish(out: Path, name: str = "") -> Path:
         raise ParameterError(f"{out} holds no run that is done: make book, then again")
     left_out = [f"{run}: not done" for run in runs if run not in done]
     target = parameters.ROOT / "outputs/published" / name
-    lead, quality = target.with_name(f"{name}-quality.png"), target / QUALITY
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / name
+    with whole_folder(target) as place:
         for run in done:
             left_out += _copy(out, run, place)
         for path in sorted(out.glob("sweeps/*/*/results/*.json")):
@@ -57,24 +48,11 @@ def publish(out: Path, name: str = "") -> Path:
             if not path.is_symlink() and _done(point, path.stem):
                 shown = place / "results" / point.relative_to(out) / path.name
                 _write(shown, _public(_record(point, path.stem)), out)
-        _lead(place)
-        manifest = _manifest(out, place, all(_ours(out, run) for run in done))
-        manifest = json.dumps(manifest | {"left_out": left_out}, indent=1, ensure_ascii=False)
+        run_pages.refresh(place, name)
+        manifest = _manifest(out, name, place) | {"left_out": left_out}
+        manifest = json.dumps(manifest, indent=1, ensure_ascii=False)
         files.write_whole(place / "manifest.json", manifest)
-        files_ = files_of(place)
-        largest, size = max(files_, key=os.path.getsize), sum(map(os.path.getsize, files_)) / 1e6
-        if size > MOST_MB:
-            fault = f"outputs/published/{name} would take {size:.1f} MB, git gets {MOST_MB} at most"
-            remedy = f"the largest is {largest.name}; `make zip` packs a mail"
-            raise ParameterError(f"{fault}: {remedy}")
-        if lead.exists() and not (quality.exists() and quality.read_bytes() == lead.read_bytes()):
-            raise ParameterError(f"{lead} is not the figure of {quality}, so another's: {AWAY}")
-        with whole_folder(target) as beside:
-            shutil.copytree(place, beside, dirs_exist_ok=True)
-    if quality.exists():
-        files.write_whole(lead, quality.read_bytes())
-    more = f"; left out, and why: {len(left_out)} lines in manifest.json" if left_out else ""
-    print(f"{target}: {len(files_)} files, {size:.1f} MB{more}")
+    print(f"{target}: {len(files_of(target))} files; left out, by manifest.json: {len(left_out)}")
     return target
 
 
@@ -103,7 +81,7 @@ def _copy(out: Path, run: str, place: Path) -> list[str]:
     """What may be shown of a run; returns what was left out, and why."""
     record, left_out = _record(out, run), []
     _write(place / "results" / f"{run}.json", _public(record, indent=1), out)
-    page, textless = out / f"{run}.html", _ours(out, run) or notebooks.of(run).textless
+    textless = _ours(out, run) or notebooks.of(run).textless
     for path in sorted(path for kind in KINDS for path in (out / kind).glob(f"{run}-*.*")):
         shown, name = path.relative_to(out), path.stem.removeprefix(f"{run}-")
         if run_of(path, out) != run or path.suffix not in SHOWN:
@@ -114,6 +92,7 @@ def _copy(out: Path, run: str, place: Path) -> list[str]:
             files.write_whole(place / shown, path.read_bytes())
         else:
             _write(place / shown, path.read_text("utf-8"), out)
+    page = out / f"{run}.html"
     if not textless:
         left_out.append(f"{page.name}: shows text that was given to the book")
     elif not page.exists() or not _tells(page, record["finding"]):
@@ -125,28 +104,17 @@ def _copy(out: Path, run: str, place: Path) -> list[str]:
 
 def _tells(page: Path, finding: str) -> bool:
     """Whether what a page shows, not just its head, is the run that a record is of."""
-    body = page.read_text("utf-8").partition("<main>")[2]
-    body = html.unescape(re.sub("<[^>]*>", "", body))
+    body = re.sub("<[^>]*>", "", page.read_text("utf-8").partition("<main>")[2])
     finding = re.sub("[*`]", "", finding)  # as Markdown shows it
-    return " ".join(finding.split()) in " ".join(body.split())
-
-
-def _lead(place: Path) -> None:
-    """The index of what is published, without what is of the run folder: disk, next command."""
-    run_pages.refresh(place)
-    soup = BeautifulSoup((place / "index.html").read_text("utf-8"), "html.parser")
-    for section in soup.select("main > section.provenance"):
-        section.decompose()
-    files.write_whole(place / "index.html", str(soup))
-    (place / "morning.md").unlink()
+    return " ".join(finding.split()) in " ".join(html.unescape(body).split())
 
 
 def _public(record: dict, indent: int | None = None) -> str:
     """A record without samples, paths and commands: of text only names, and what was computed."""
     given = parameters.external(record["notebook"], record["parameters"])
     places = {name: f"given {i + 1}" for i, name in enumerate(given)}
-    logs = {name: value for name, value in record.get("remembered", {}).items()
-            if name.startswith(("estimate", "log of "))}  # fmt: skip
+    remembered = record.get("remembered", {}).items()
+    logs = {name: value for name, value in remembered if name.startswith(("estimate", "log of "))}
     public = {name: record[name] for name in OPEN if name in record}
     public["parameters"] = {name: _shown(name, v) for name, v in record["parameters"].items()}
     public["inputs"] = {places.get(name, name): sha for name, sha in record["inputs"].items()}
@@ -180,12 +148,13 @@ def _write(path: Path, text: str, out: Path) -> None:
     files.write_whole(path, text)
 
 
-def _manifest(out: Path, place: Path, ours: bool) -> dict:
+def _manifest(out: Path, name: str, place: Path) -> dict:
     """Where all of it comes from, and the hash of every file."""
     shown, now = parameters.shown(out), datetime.datetime.now(datetime.UTC)
     names = {str(path.relative_to(place)): path for path in files_of(place)}
+    ours = all(_ours(out, path.stem) for path in (place / "results").glob("*.json"))
     return {
-        "command": f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={place.name}",
+        "command": f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={name}",
         "published": now.isoformat(timespec="seconds"),
         "text": "the book's own" if ours else "given, not shown",
         "files": {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in names.items()},
@@ -202,7 +171,7 @@ def pack(out: Path) -> Path:
     if not status.traces(out):
         raise ParameterError(f"{out} holds no run: make book, then again")
     run_pages.refresh(out)
-    packed = [out / "morning.md", *out.glob("sweeps/*/*/[!.]*.html")]
+    packed = [*out.glob("morning.md"), *out.glob("sweeps/*/*/[!.]*.html")]
     for folder in (out, *out.glob("sweeps/*")):
         packed += folder.glob("[!.]*.html")
         packed += [path for kind in KINDS for path in (folder / kind).glob("[!.]*.*")]
@@ -213,9 +182,7 @@ def pack(out: Path) -> Path:
     with replacing(target) as beside, ZipFile(beside, "w", ZIP_DEFLATED) as archive:
         for path in sorted(packed):
             archive.write(path, f"{folder}/{path.relative_to(out).as_posix()}")
-    size = target.stat().st_size / 1e6
-    more = f"; above {MOST_MB} MB many mail servers refuse it" * (size > MOST_MB)
-    print(f"{target}: {size:.1f} MB{more}")
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
     return target
 
 

@@ -1,4 +1,4 @@
-"""What goes on in a run folder, from its files and the processes that live: for `make status`, the
+"""What goes on in a run folder, by its files and the processes that live: for `make status`, the
 index and the morning report alike.
 
 A run is queued, running, done, failed, interrupted (it said so itself), lost (its process is gone
@@ -12,12 +12,13 @@ import itertools
 import json
 import math
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tdbook.runs import disk, hashes, heartbeat, parameters, sweeps
+import jinja2
+
+from tdbook.runs import hashes, heartbeat, machine, parameters, sweeps
 from tdbook.workflow import graph
 from tdlib import files
 
@@ -32,7 +33,7 @@ def session(
     """Keeps that this process makes these runs now; gives a function for the exit code."""
     own = {"began": time.time(), "ended": None, "code": None, "targets": targets}
     own |= {"command": command, "price": price, **heartbeat.who()}
-    disk.set_aside(out / SESSIONS, list)
+    machine.set_aside(out / SESSIONS, list)
     earlier = sessions(out)[-99:]
     files.write_whole(out / SESSIONS, json.dumps([*earlier, own]))
     try:
@@ -67,39 +68,35 @@ def hours(out: Path) -> float:
     """What this folder's sessions took in all. A killed one ended with the last heartbeat."""
     places = [out, *(path.parent for path in out.glob(f"sweeps/*/*/{sweeps.PARENT}"))]
     beats = [s.get("heartbeat", 0) for place in places for s in heartbeat.states(place)]
-    made, total = sessions(out), 0.0
-    for one, following in itertools.pairwise([*made, {"began": time.time()}]):
-        until = following["began"]
-        seen = [beat for beat in beats if one["began"] <= beat <= until]
-        end = one["ended"] or (until if one == live(out) else max(seen, default=one["began"]))
-        total += end - one["began"]
+    now, total = {"began": time.time()}, 0.0
+    for one, following in itertools.pairwise([*sessions(out), now]):
+        last = max((beat for beat in beats if beat <= following["began"]), default=0.0)
+        end = now["began"] if one == live(out) else max(last, one["began"])
+        total += (one["ended"] or end) - one["began"]
     return total / 3600
 
 
 def rows(out: Path, full: bool = False) -> list[dict]:
     """Every run of a folder, or of a sweep's: those asked for last, and all that left a trace."""
     above, sweep = sweeps.parent(out) or out, ""
-    asked = (sessions(above) or [{"targets": []}])[-1]["targets"]
+    last = (sessions(above) or [{"targets": [], "began": 0.0}])[-1]
     if (out / sweeps.POINTS).is_file():
-        sweep, listed = out.name, sweeps.listed(above, out.name)
-        several, page = not listed["notebook"], sweeps.page(sweep)
-        places = {
-            f"{sweep}/{point}/{run}" if several else f"{sweep}/{run}": (out / point, run)
-            for point, runs in sorted(listed["runs"].items())
-            for run in runs
-        }
-        places |= {} if several else {f"{sweep}/{page}": (out, page)}
+        sweep, listed = f"{out.name}/", sweeps.listed(above, out.name)
+        pairs = [(point, run) for point, runs in sorted(listed["runs"].items()) for run in runs]
+        pairs += [("", sweeps.page(out.name))] if listed["notebook"] else []
+        places = {run if listed["notebook"] else f"{p}/{run}": (out / p, run) for p, run in pairs}
     else:
-        also = [name for name in asked if "/" not in name] if above == out else []
-        places = {run: (out, run) for run in sorted({*traces(out), *also})}
-    session_ = live(above)
-    waiting = set(session_["targets"]) if session_ else set()
+        asked = [name for name in last["targets"] if "/" not in name] if above == out else []
+        places = {run: (out, run) for run in sorted({*traces(out), *asked})}
+    waiting = {*last["targets"]} if live(above) else set()
     found = {}
     for name, (folder, run) in places.items():
-        waits = name in waiting and not (folder / ".done" / run).exists()
-        waits &= heartbeat.state(folder, run).get("heartbeat", 0) < (session_ or {}).get("began", 0)
-        found[name] = row(folder, run, waits) | {"name": name.removeprefix(f"{sweep}/")}
-    return _judged(above, sweep, found, full)
+        found[f"{sweep}{name}"] = one = row(folder, run) | {"name": name}
+        began = one["state"].get("heartbeat", 0) >= last["began"]
+        made = began or (folder / ".done" / run).exists() or one["state"]["state"] == "running"
+        if f"{sweep}{name}" in waiting and not made:
+            one |= {"older": False, "state": one["state"] | {"state": "queued", "error": []}}
+    return _judged(above, sweep.strip("/"), found, full)
 
 
 def traces(out: Path) -> list[str]:
@@ -108,15 +105,12 @@ def traces(out: Path) -> list[str]:
     return sorted({path.stem for path in paths if not path.is_symlink()})
 
 
-def row(out: Path, run: str, waits: bool = False) -> dict:
-    """One run. `waits`: it is still to be made by what goes on now; `older`: done, by other code
-    than today's; `changed`: parameters; `record`: {} without one."""
+def row(out: Path, run: str) -> dict:
+    """One run. `older`: done, by other code than today's; `record`: {} without one."""
     record = files.whole(out / "results" / f"{run}.json", "parameters") or {}
     state = heartbeat.state(out, run)
     if record and not (out / "state" / f"{run}.json").exists():
         state = {"run": run, "state": "done"}
-    if state["state"] != "running" and waits:
-        state |= {"state": "queued", "error": []}
     elif state["state"] == "queued":
         state |= {"state": "not run"}
     done, changed = state["state"] == "done", state.get("changed", {})
@@ -128,20 +122,19 @@ def row(out: Path, run: str, waits: bool = False) -> dict:
 
 def _judged(out: Path, sweep: str, found: dict[str, dict], full: bool) -> list[dict]:
     """Rows; those done are "damaged" or "outdated" where the last command would say so today."""
-    config = files.whole(out / graph.CONFIG, "profile", "given")
+    config, jobs = files.whole(out / graph.CONFIG, "profile", "given"), {}
     own = {"redo": [], "before": [], "sweeps": [sweep] if sweep else []}
-    jobs: dict = {}
-    if config:
-        with contextlib.suppress(ValueError):  # of params/: `make check` tells
-            jobs = graph.jobs(config | own | {"out_dir": parameters.shown(out)}, paths=False)
+    own["out"] = parameters.shown(out)
+    with contextlib.suppress(ValueError):  # of params/: `make check` tells
+        jobs = graph.jobs(config | own, paths=False) if config else {}
     done = {name: one for name, one in found.items() if one["state"]["state"] == "done"}
-    reasons, damaged = hashes.judge(jobs, [name for name in done if name in jobs], (), full)
+    reasons, damaged = hashes.judge(jobs, done.keys() & jobs.keys(), (), full)
     for name, one in done.items():
-        why = reasons.get(name, "")
+        why = reasons.get(name, hashes.OLDER)
         hurt = damaged.get(name) if name in jobs else hashes.damage(one["folder"], one["run"], full)
         if hurt:
             one |= {"older": False, "state": {"state": "damaged", "error": hurt}}
-        elif why and why != hashes.OLDER:
+        elif why not in ("", hashes.OLDER):
             error = [f"{why}: the next `make book` makes it again"]
             one |= {"older": False, "state": {"state": "outdated", "error": error}}
     return [*found.values()]
@@ -164,35 +157,14 @@ def sweeps_of(out: Path) -> dict[str, dict]:
 
 def text(out: Path, full: bool = False) -> str:
     """For a terminal: a line a run, then the sweeps, then who makes it."""
-    found = rows(out, full)
-    if not found:
-        return f"{out}: no run has left a trace here: `make book` makes one"
-    width = max(len(one["run"]) for one in found)
-    lines = [f"{one['run']:<{width}}  {heartbeat.word(one):11}  {_news(one)}" for one in found]
-    for name, sweep in sweeps_of(out).items():
-        lines.append(f"sweep {name}: {heartbeat.in_words(sweep['counts']) or sweep['finding']}")
-    for path in (out / SESSIONS, out / graph.CONFIG):
-        if path.exists() and files.whole(path, kind=object) is None:
-            lines.append(f"{path} is broken: the next command begins a new one")
-    last = (sessions(out) or [{"ended": True}])[-1]
-    if not last["ended"]:
-        began = f"`{last['command']}` began {heartbeat.date(last['began'])}"
-        works = f"process {last['pid']} is at work" if live(out) else ""
-        lines.append(f"{began}; {works or 'its process is gone: the same command goes on'}")
+    template = Path(__file__).with_name("status.txt.j2").read_text("utf8")
+    found, paths = rows(out, full), (out / SESSIONS, out / graph.CONFIG)
+    broken = [path for path in paths if path.exists() and files.whole(path, kind=object) is None]
+    last, width = (sessions(out) or [None])[-1], max((len(one["run"]) for one in found), default=0)
+    content = {"out": out, "rows": found, "sweeps": sweeps_of(out), "broken": broken, "last": last}
+    content |= {"live": live(out), "width": width, "heartbeat": heartbeat}
+    lines = jinja2.Template(template, trim_blocks=True).render(content).splitlines()
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _news(one: dict) -> str:
-    """How far a run has come, or what came out."""
-    state = one["state"]
-    if heartbeat.word(one) == "stale":
-        when = heartbeat.date(one["record"]["started"])
-        return f"made by older code, {when}: REDO={one['run']} repeats it"
-    if state["state"] == "done":
-        return one["record"].get("finding", "")
-    how_far = [heartbeat.progress(state)] if state["state"] != "queued" else []
-    errors = (state.get("error") or [])[-3 if state["state"] == "damaged" else -1 :]
-    return " · ".join(filter(None, how_far + errors))
 
 
 def morning(out: Path) -> dict:
@@ -201,13 +173,13 @@ def morning(out: Path) -> dict:
     command = made[-1]["command"] if made else f"make book OUT={out}"
     every = [*found, *(one for sweep in swept.values() for one in sweep["rows"])]
     trouble = [one for one in every if heartbeat.word(one) in BAD]
-    redo = [one["run"] for one in trouble if heartbeat.word(one) == "damaged"]
+    redo = ",".join(one["run"] for one in trouble if heartbeat.word(one) == "damaged")
     what = f"OUT={parameters.shown(out)}"
     then = f"all is done: `make publish {what}` keeps the results, `make zip {what}` mails them"
     if now:
-        then = f"`{now['command']}` is at work; `make status` follows it"
+        then = f"`{command}` is at work; `make status` follows it"
     elif redo:
-        then = f"`{command} REDO={','.join(redo)}` makes again what is damaged"
+        then = f"`{command} REDO={redo}` makes again what is damaged"
     elif trouble or any(heartbeat.word(one) not in ("done", "stale") for one in found):
         then = f"`{command}` goes on where it stopped"
     return {
@@ -219,15 +191,6 @@ def morning(out: Path) -> dict:
         "live": now,
         "hours": hours(out),
         "price": next((x["price"] for x in reversed(made) if x["price"] is not None), None),
-        "disk": sizes(out),
         "free": shutil.disk_usage(out).free,
         "next": then,
     }
-
-
-def sizes(out: Path) -> dict[str, int]:
-    """Folder → bytes in it, largest first."""
-    lines = subprocess.run(["du", "-kd1", out], capture_output=True, text=True).stdout.splitlines()
-    pairs = (line.split("\t") for line in lines[:-1])  # the last is the whole
-    parts = {Path(path).name: int(size) * 1024 for size, path in pairs}
-    return dict(sorted(parts.items(), key=lambda part: -part[1]))

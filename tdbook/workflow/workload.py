@@ -8,7 +8,6 @@ Imports torch only to measure this machine.
 
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +17,12 @@ import yaml
 from tdbook.runs import hashes, notebooks
 from tdbook.runs.notebooks import COMPARISON, EVIDENCE, HARD_SET, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.parameters import ParameterError, nearest
-from tdbook.workflow import graph
 from tdlib.shapes import SHAPES, LlamaConfig
 
 MODELS = ("models/", "adapters/")
 _TABLE = yaml.safe_load(Path(__file__).with_name("workload.yaml").read_text("utf8"))
-BEGIN_S, TIMED_S, TRAINING, SCORING, SCORED, CHUNK, PROCESS, RECORDS, TRAINED = (
-    _TABLE[name]
-    for name in "begin timed training scoring scored chunk process records trained".split()
-)
+BEGIN_S, TIMED_S, REACHED, TRAINED = (_TABLE[k] for k in ("begin", "timed", "reached", "trained"))
+CHUNK, SCORED, PROCESS, RECORDS = (_TABLE[k] for k in ("chunk", "scored", "process", "records"))
 
 
 @dataclass(frozen=True)
@@ -69,8 +65,7 @@ def here(device: str) -> Device:
 
 
 def peak_flop(device: str) -> float:
-    """FLOP a second of a large matrix product here and now: float32 on a CPU with torch's threads,
-    bfloat16 on CUDA. Best of a tenth of a second."""
+    """FLOP a second of the fastest large matrix product in a tenth of a second."""
     import torch
 
     n, dtype = (8192, torch.bfloat16) if "cuda" in device else (1536, torch.float32)
@@ -91,8 +86,7 @@ def forward_flop(config: LlamaConfig, context: int) -> float:
 
 
 def step_flop(config: LlamaConfig, context: int, frozen: bool = False) -> float:
-    """A token of training: forward, and twice that backward; once where the base is frozen and only
-    a small adapter trains."""
+    """A token of training: forward, and twice that backward; once where the base is frozen."""
     return (2 if frozen else 3) * forward_flop(config, context)
 
 
@@ -103,8 +97,7 @@ def adapter_parameters(config: LlamaConfig, rank: int) -> int:
 
 
 def layer_bytes(config: LlamaConfig, kind: str = "cpu") -> int:
-    """What one layer keeps of a token for its backward, at most: norms in float32, the inputs of
-    its linears in float32 on a CPU and bfloat16 on CUDA."""
+    """Of a token, for the backward: norms in float32, inputs of linears (on CUDA in bfloat16)."""
     heads = 2 * config.head_dim * (config.heads + config.kv_heads)
     linears = 6 * config.dim + heads + 4 * config.mlp_dim
     return 16 * config.dim + (2 if kind == "cuda" else 4) * linears
@@ -127,57 +120,41 @@ class Training:
     path: str  # models/<name> or adapters/<name>
     student: LlamaConfig
     teacher: LlamaConfig | None
-    epoch: int  # windows that it reads once an epoch
     parameters: dict  # of its run
+    rank: int  # of an adapter; else 0
+    weights: int  # that are trained
+    windows: int  # in all, as train.order counts them
+    steps: int
+    flop: float
+    memory: dict[str, int]  # cpu, cuda → bytes at the most, beside the weights of both models
 
-    @property
-    def windows(self) -> int:
-        """In all, as train.order counts them."""
-        windows = max(1, round(self.parameters["epochs"] * self.epoch))
-        limit = self.parameters["token_limit"] // self.student.context
-        return min(windows, max(1, limit)) if self.parameters["token_limit"] else windows
 
-    @property
-    def batch(self) -> int:
-        """Windows of a step."""
-        return max(1, self.parameters["batch_tokens"] // self.student.context)
-
-    @property
-    def rank(self) -> int:
-        return self.parameters["rank"] if self.path.startswith("adapters/") else 0
-
-    @property
-    def weights(self) -> int:
-        """Those that are trained."""
-        student, rank = self.student, self.rank
-        return adapter_parameters(student, rank) if rank else student.parameters
-
-    @property
-    def flop(self) -> float:
-        p, context = self.parameters, self.student.context
-        flop = step_flop(self.student, context, frozen=bool(self.rank))
-        flop += 6 * self.weights if self.rank else 0
-        flop += forward_flop(self.student, context) if p["activation_checkpointing"] else 0
-        if self.teacher:  # with a cache it sees the tokens of one epoch
-            share = min(1.0, self.epoch / self.windows) if p.get("cached_draws") else 1.0
-            flop += share * forward_flop(self.teacher, context)
-        return flop * self.windows * context
-
-    def memory(self, kind: str) -> int:
-        """Bytes at the most, above what the process had before: weights, gradients and AdamW's two
-        means of what trains, activations, and one chunk of logits of both models. With
-        activation_checkpointing each layer keeps its input alone, and one is made again."""
-        p, student, teacher = self.parameters, self.student, self.teacher
-        tokens = min(p["micro_windows"], self.batch, self.windows) * student.context
-        each = 6 if kind == "cuda" else 4  # there weights and logits are in bfloat16 too
-        weights = each * (student.parameters + self.weights * bool(self.rank)) + 12 * self.weights
-        layers = 1 if p["activation_checkpointing"] else student.layers
+def training(
+    path: str, student: LlamaConfig, teacher: LlamaConfig | None, epoch: int, p: dict
+) -> Training:
+    """A training by a run with these parameters that reads `epoch` windows once an epoch."""
+    context, rank = student.context, p["rank"] if path.startswith("adapters/") else 0
+    weights = adapter_parameters(student, rank) if rank else student.parameters
+    windows, limit = max(1, round(p["epochs"] * epoch)), p["token_limit"]
+    windows = min(windows, max(1, limit // context)) if limit else windows
+    batch, models = max(1, p["batch_tokens"] // context), [student, *([teacher] if teacher else [])]
+    flop = step_flop(student, context, frozen=bool(rank)) + (6 * weights if rank else 0)
+    flop += forward_flop(student, context) if p["activation_checkpointing"] else 0
+    if teacher:  # with a cache it sees the tokens of one epoch
+        share = min(1.0, epoch / windows) if p.get("cached_draws") else 1.0
+        flop += share * forward_flop(teacher, context)
+    # gradients and AdamW's two means of what trains, activations (with activation_checkpointing of
+    # one layer), and of both models a chunk of logits; on CUDA copies in bfloat16 too
+    memory, tokens = {}, min(p["micro_windows"], batch, windows) * context
+    layers = 1 if p["activation_checkpointing"] else student.layers
+    for kind, half in (("cpu", 0), ("cuda", 2)):
+        copies = sum(half * model.parameters for model in models)
         kept = layers * layer_bytes(student, kind) + 4 * student.dim * (student.layers + 1)
-        logits = each * min(tokens, CHUNK[kind]) * student.vocab_size
-        if teacher:
-            weights, logits = weights + each * teacher.parameters, 2 * logits
-            kept += layer_bytes(teacher)
-        return weights + tokens * kept + logits
+        kept += layer_bytes(teacher) if teacher else 0
+        logits = (4 + half) * min(tokens, CHUNK[kind]) * student.vocab_size * len(models)
+        memory[kind] = 12 * weights + copies + tokens * kept + logits
+    steps, flop = math.ceil(windows / batch), flop * windows * context
+    return Training(path, student, teacher, p, rank, weights, windows, steps, flop, memory)
 
 
 @dataclass(frozen=True)
@@ -188,7 +165,7 @@ class Work:
     context: int
     trainings: list[Training]
     made: dict[str, LlamaConfig]  # by path
-    forwards: list[tuple[LlamaConfig, int]]  # a model, and windows
+    forwards: list[tuple[LlamaConfig, int]]  # of scoring and evaluation: a model, and windows
     timed: int  # models whose speed is measured
     disk: int  # bytes that stay
 
@@ -197,63 +174,38 @@ class Work:
         return self.context * sum(t.windows for t in self.trainings)
 
     @property
-    def scoring_flop(self) -> float:
-        """Of scoring and evaluation."""
-        return self.context * sum(forward_flop(c, self.context) * n for c, n in self.forwards)
-
-    @property
     def flop(self) -> float:
-        return sum(t.flop for t in self.trainings) + self.scoring_flop
+        scoring = sum(forward_flop(c, self.context) * n for c, n in self.forwards)
+        return sum(t.flop for t in self.trainings) + self.context * scoring
 
     def seconds(self, device: Device) -> tuple[float, float]:
         """Low and high."""
-        training, scoring = self.flop - self.scoring_flop, self.scoring_flop
-        shares = zip(TRAINING[device.kind], SCORING[device.kind], strict=True)
-        busy = [(training / share + scoring / other) / device.flop for share, other in shares]
-        return total([BEGIN_S[device.kind], [self.timed * each for each in TIMED_S], busy])
+        spans = zip(BEGIN_S[device.kind], TIMED_S, REACHED[device.kind], strict=True)
+        busy = self.flop / device.flop
+        low, high = (begin + self.timed * each + busy / share for begin, each, share in spans)
+        return low, high
 
     def memory(self, kind: str) -> int:
         """Bytes at the most: all models of the run, and beside them what scoring or a training
         takes; on a CPU the process's own too."""
         shapes = {shape for shape, _ in self.forwards}
-        # a layer, and six arrays of one window's logits
-        scoring = [SCORED * layer_bytes(c) + 24 * c.vocab_size for c in shapes]
-        needs = [sum(4 * c.parameters for c in shapes) + self.context * max(scoring, default=0)]
-        for t in self.trainings:
-            others = shapes - {t.student, t.teacher}
-            needs.append(t.memory(kind) + sum(4 * c.parameters for c in others))
-        return max(needs) + (PROCESS if kind == "cpu" else 0)
-
-
-def total(spans: Iterable[tuple[float, float]]) -> tuple[float, float]:
-    """The sums of (low, high)."""
-    low, high = zip(*spans, strict=True)
-    return sum(low), sum(high)
-
-
-def of_profile(jobs: dict[str, graph.BookRun], size: Size, teacher: LlamaConfig) -> list[Work]:
-    """The work of every run, in the order of the book, sweeps after it: a point finds what the book
-    made and what its own earlier runs did; the page of a sweep merges nothing."""
-    made, points, works = {"models/teacher": teacher}, {}, []
-    for one in jobs.values():
-        before = points.setdefault(one.out, dict(made)) if one.sweep else made
-        works.append(of_run(one.parameters, size, teacher, {} if one.compares else before))
-        before |= works[-1].made
-    return works
+        # of scoring a layer, and six arrays of one window's logits
+        needs = [self.context * (SCORED * layer_bytes(c) + 24 * c.vocab_size) for c in shapes]
+        needs += [t.memory[kind] for t in self.trainings]
+        weights = sum(4 * shape.parameters for shape in shapes)
+        return weights + max(needs, default=0) + PROCESS * (kind == "cpu")
 
 
 def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfig]) -> Work:
-    """What a run with these parameters does. `made`: path → shape of what is there; an adapter has
-    its base's."""
+    """What a run does. `made`: path → shape of what is there, of an adapter its base's."""
     run, notebook = p["run"], notebook_of(p["run"])
     writes = [path for path in notebooks.writes(run, p, [*made]) if path.startswith(MODELS)]
-    shapes = _shapes(p, size, teacher, made)
-    models = {path: shape for path, (shape, _) in zip(writes, shapes, strict=True)}
-    trainings, disk = [], RECORDS + 8 * size.train
+    pairs = dict(zip(writes, _shapes(p, size, teacher, made), strict=True))
+    trainings, shapes = [], {path: shape for path, (shape, _) in pairs.items()}
     if notebook in TRAINED and not (notebook == TEACHER and p["teacher"]):
-        for path, (shape, by) in zip(writes, shapes, strict=True):
+        for path, (shape, by) in pairs.items():
             by = None if p.get("ce_weight") == 1 else by
-            trainings.append(Training(path, shape, by, _epoch(p, size), p))
+            trainings.append(training(path, shape, by, _epoch(p, size), p))
     scored = {  # windows that the models that it reads go over
         HARD_SET: min(size.train, p.get("token_limit", 0) // size.context or size.train),
         INFERENCE: 8 * p.get("quality_windows", 0),
@@ -263,23 +215,23 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfi
     read = [made.get(path, teacher) for path in reads if path.startswith(MODELS)]
     forwards = [(shape, scored[notebook]) for shape in read]
     fixed = min(size.val, p.get("fixed_windows", 0))
-    for shape in models.values():
+    for shape in shapes.values():
         forwards += [(shape, size.val + fixed), (teacher, fixed)]
+    timed = read if notebook == INFERENCE else []
     # the weights of every epoch, and two checkpoints while the next one is written
-    kept = [t.weights * (math.ceil(t.windows / t.epoch) + 6) for t in trainings]
-    disk += 4 * sum(kept or (shape.parameters for shape in models.values()))
-    timed = len(read) if notebook == INFERENCE else 0
-    disk += round(4.4 * sum(shape.parameters for shape in read)) if timed else 0  # four files
+    kept = [t.weights * (math.ceil(t.windows / _epoch(p, size)) + 6) for t in trainings]
+    disk = 4 * sum(kept or (shape.parameters for shape in shapes.values()))
+    disk += round(4.4 * sum(shape.parameters for shape in timed))  # four files
     own = notebook == TEACHER and not p["tokens"]
-    disk += 4 * size.context * (size.train + size.val) if own else 0
-    return Work(run, size.context, trainings, models, forwards, timed, disk)
+    disk += RECORDS + 8 * size.train + 4 * size.context * (size.train + size.val) * own
+    return Work(run, size.context, trainings, shapes, forwards, len(timed), disk)
 
 
 def _shapes(p: dict, size: Size, teacher: LlamaConfig, made: dict) -> list[tuple]:
     """The shape of each model or adapter that a run makes, and of who teaches it, or None."""
+    known = {"": None, "teacher": teacher, "base": made.get(f"models/{p.get('base')}", teacher)}
 
     def of(name: str) -> LlamaConfig | None:
-        known = {"": None, "teacher": teacher, "base": made.get(f"models/{p.get('base')}", teacher)}
         if name in known:
             return known[name]
         return LlamaConfig(size.vocab_size, **SHAPES[p[name]], context=size.context)
@@ -287,15 +239,14 @@ def _shapes(p: dict, size: Size, teacher: LlamaConfig, made: dict) -> list[tuple
     if notebook_of(p["run"]) == COMPARISON:  # every adapter merged
         return [(shape, None) for path, shape in made.items() if path.startswith("adapters/")]
     pairs = TRAINED.get(notebook_of(p["run"]), "").split()
-    return [tuple(of(name) for name in pair.partition("<")[::2]) for pair in pairs]
+    return [tuple(map(of, pair.partition("<")[::2])) for pair in pairs]
 
 
 def _epoch(p: dict, size: Size) -> int:
     """Windows that a training reads once an epoch."""
     if notebook_of(p["run"]) == notebooks.LORA:
         return round(p["share"] * size.train) if p["share"] else size.hard
-    windows = size.train
-    if p.get("left_out"):
-        windows -= windows // int(p["left_out"].split("/")[1])
-    distinct = max(1, p.get("distinct_tokens", 0) // size.context)
-    return min(windows, distinct) if p.get("distinct_tokens") else windows
+    folds = int((p.get("left_out") or "0/0").split("/")[1])
+    windows = size.train - (size.train // folds if folds else 0)
+    distinct = p.get("distinct_tokens", 0)
+    return min(windows, max(1, distinct // size.context)) if distinct else windows

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tdbook.corpus import origins
-from tdbook.corpus.token_files import open_ids
+from tdbook.corpus.token_files import open_tokens
 from tdlib import data
 from tdlib.data import Windows
 from tests.tdbook.corpus.test_token_files import T, raw
@@ -22,7 +22,7 @@ def upstream(tmp_path) -> Path:
 
 
 def test_window_i_is_tokens_from_i_t_on_and_its_targets_are_the_next_ones(upstream):
-    windows, ids = open_ids(upstream).train, np.fromfile(upstream / "train.bin", "<u4")
+    windows, ids = open_tokens(upstream).train, np.fromfile(upstream / "train.bin", "<u4")
     rows = [5, 0, len(windows) - 1, 5, 2]
     for i, ids_T, targets_T in zip(rows, *windows.batch(rows), strict=True):
         assert ids_T.tolist() == ids[i * T : i * T + T].tolist()
@@ -59,21 +59,12 @@ def test_a_stream_gives_the_same_batches_and_reads_at_most_two_ahead(mask):
 
 def test_a_mask_beside_the_ids_hides_targets_and_no_input(upstream):
     mask = np.random.default_rng(0).integers(0, 2, 1000).astype("u1")
-    plain = open_ids(upstream).train.batch(range(62))
+    plain = open_tokens(upstream).train.batch(range(62))
     mask.tofile(upstream / "train.mask.bin")
-    ids_BT, targets_BT = open_ids(upstream).train.batch(range(62))
+    ids_BT, targets_BT = open_tokens(upstream).train.batch(range(62))
     assert torch.equal(ids_BT, plain[0])
     shown_BT = torch.from_numpy(mask[1 : 62 * T + 1].reshape(62, T)) > 0
     assert torch.equal(targets_BT, torch.where(shown_BT, plain[1], -100))
-
-
-def test_uint16_files_hold_the_same_windows_and_another_context_may_be_asked_for(tmp_path):
-    train, val = np.arange(5000) * 13 % 40_000, np.arange(100)
-    wide = open_ids(raw(tmp_path / "w", train, val, vocab_size=65_536))
-    narrow = open_ids(raw(tmp_path / "n", train, val, "uint16", vocab_size=65_536))
-    assert narrow.train.ids.dtype.itemsize == 2
-    assert all(map(torch.equal, wide.train.batch(range(300)), narrow.train.batch(range(300))))
-    assert wide.context == T and len(open_ids(wide.folder, 33).train) == 4999 // 33
 
 
 def memory(which: str) -> int:
@@ -88,41 +79,48 @@ def test_four_gigabytes_are_opened_and_read_without_being_in_memory(tmp_path):
         f.truncate(2**32)  # a sparse file: it takes no room on the disk
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
     before = memory("VmRSS")
-    tokens = open_ids(folder)
-    tokens.train.batch([0, 2**20, len(tokens.train) - 1])
-    assert len(tokens.train) == (2**30 - 1) // T
+    train = open_tokens(folder, 33).train
+    train.batch([0, 2**20, len(train) - 1])
+    assert len(train) == (2**30 - 1) // 33  # another context may be asked for
     # 64 blocks of 256 KiB are looked at, in turn; a whole read would be 4096 MiB
     assert memory("VmHWM") - before < 32 * 2**20
 
 
 def test_without_documents_sixteen_neighbours_stand_for_one(upstream):
-    document_N, sources = origins.of(open_ids(upstream), "train")
+    document_N, sources = origins.of(open_tokens(upstream), "train")
     assert document_N.tolist() == [i // 16 for i in range(62)]  # (1000 − 1) // 16 windows
     assert sources == ["unknown"] * 4
 
 
-DOCUMENTS = {
-    "beyond the end": ("train\t0\t9\ta\ntrain\t1000\t9\ta\n", "begins at 1,000, .* before 1,000"),
-    "a start of 10^12": ("train\t1000000000000\t9\ta\n", "begins at 1,000,000,000,000, it must be"),
-    "not from 0": ("train\t5\t995\ta\n", "a begins at 5, it must be 0: copy"),
-    "no order": ("train\t0\t9\ta\ntrain\t9\t9\ta\ntrain\t4\t996\ta\n", "begins at 4, .* after 9"),
-    "words": ("train\tx\t9\ta\n", r"\['train', 'x', '9', 'a'\] is no row of it"),
-    "cut in a row": ("train\t0\t500\ta\ntrain\t50", "is no row of it, it must be split, start"),
-    "cut in half": ("train\t0\t500\ta\n", "end at 500 of 1,000 tokens, it was cut short: copy it"),
-    "emptied": (None, "is no row of it"),
-}
+DOCUMENTS = [
+    ("train\t0\t9\ta\ntrain\t1000\t9\ta\n", "begins at 1,000, .* before 1,000"),
+    ("train\t1000000000000\t9\ta\n", "begins at 1,000,000,000,000, the first"),
+    ("train\t5\t995\ta\n", "a begins at 5, the first must begin at 0"),
+    ("train\t0\t9\ta\ntrain\t9\t9\ta\ntrain\t4\t996\ta\n", "begins at 4, .* after 9"),
+    ("train\tx\t9\ta\n", r"\['train', 'x', '9', 'a'\] is no row of it"),
+    ("train\t0\t500\ta\ntrain\t50", "is no row of it, it must be split, start"),
+    ("train\t0\t500\ta\n", "end at 500 of 1,000 tokens, it was cut short: copy it"),
+    ("", "is no row of it"),  # emptied
+]
 
 
-@pytest.mark.parametrize("why", DOCUMENTS)
-def test_documents_tsv_of_other_tokens_is_told(upstream, why):
-    rows, said = DOCUMENTS[why]
+@pytest.mark.parametrize(("rows", "said"), DOCUMENTS)
+def test_documents_tsv_of_other_tokens_is_told(upstream, rows, said):
     table = f"split\tstart\ttokens\tsource\n{rows}" if rows else ""
     (upstream / "documents.tsv").write_text(table)
     with pytest.raises(ValueError, match=rf"documents.tsv:? .*{said}"):
-        origins.of(open_ids(upstream), "train")
+        origins.of(open_tokens(upstream), "train")
 
 
-def test_weights_of_another_length_are_told(upstream, tmp_path):
-    (tmp_path / "w").write_bytes(b"1" * 999)
+def test_weights_beside_the_ids_are_a_file_of_as_many_bytes_that_can_be_filled(upstream, tmp_path):
+    path, tokens = tmp_path / "weights.bin", open_tokens(upstream)
+    new = data.weighted(tokens, path, new=True)
+    assert path.read_bytes() == bytes(1000)
+    new.train.weights[5] = 2
+    new.train.weights.flush()
+    back = data.weighted(tokens, path)
+    assert back.train.weights.sum() == back.train.weights[5] == 2 and back.val.weights is None
+    assert back.train.weights_of([0]).tolist() == [[0.0] * 4 + [2.0] + [0.0] * (T - 5)]
+    path.write_bytes(b"1" * 999)
     with pytest.raises(ValueError, match="has 999 bytes, it must have one for each of the 1,000 t"):
-        data.weighted(open_ids(upstream), tmp_path / "w")
+        data.weighted(tokens, path)

@@ -48,6 +48,10 @@ def test_every_metric_is_that_of_dense_float64(models, mask_share, fixed, tmp_pa
     whole = dense(*models, windows, range(30))
     some = dense(*models, windows, found.rows_M)
     row, loss = found.row(bytes_per_token=5.0), whole["loss_B"].mean()
+    for model in (None, models[0]):  # without a teacher, and by itself
+        other = evaluate.evaluate(models[0], windows, model, fixed=fixed)
+        np.testing.assert_equal([other.kl, other.agreement], [0, 1] if model else [np.nan] * 2)
+        np.testing.assert_allclose(other.window_loss_N, whole["loss_B"], rtol=5e-6)
     np.testing.assert_allclose(found.window_loss_N, whole["loss_B"], rtol=5e-6)
     assert row["loss"] == pytest.approx(loss, rel=5e-6)
     assert row["loss_fixed"] == pytest.approx(some["loss"].mean(), rel=5e-6)
@@ -95,22 +99,12 @@ def test_what_storing_weights_as_bfloat16_changes_is_that_of_dense_float64(model
     assert kl == pytest.approx(stored["kl"].mean(), rel=0.06) and kl > 0
 
 
-def test_a_teacher_is_at_no_distance_from_itself_and_without_one_distance_is_unknown(models):
-    found = evaluate.evaluate(models[1], some_windows(), models[1], fixed=10)
-    assert (found.kl, found.agreement) == (0, 1)
-    found = evaluate.evaluate(models[0], some_windows(), fixed=10)
-    assert np.isnan([found.kl, found.agreement]).all()
-    assert np.isfinite(found.window_loss_N).all()
-
-
 @pytest.mark.parametrize(("count", "asked"), [(1000, 640), (640, 640), (30, 640), (7, 3), (5, 1)])
 def test_fixed_windows_are_spread_evenly_or_are_all(count, asked):
     rows = evaluate.fixed_rows(some_windows(count=count), asked)
-    assert len(rows) == min(count, asked)
-    assert (np.diff(rows) > 0).all() and rows[0] == 0
+    assert len(rows) == min(count, asked) and (np.diff(rows) > 0).all() and rows[0] == 0
     if 1 < asked <= count:
-        assert rows[-1] == count - 1
-        assert np.ptp(np.diff(rows)) <= 1
+        assert rows[-1] == count - 1 and np.ptp(np.diff(rows)) <= 1
 
 
 @pytest.mark.parametrize("rows, fixed", [([3, 4], 30), ([0, 7, 29], 4), ([*range(30)][1:], 7)])
@@ -131,13 +125,12 @@ def test_a_window_without_a_target_is_in_no_number(models, rows, fixed):
 
 
 def test_where_all_fixed_windows_are_masked_others_stand_for_them(models):
-    windows = some_windows()
+    windows, one = some_windows(), masked(some_windows(), range(30))
     hidden = masked(windows, set(range(30)) - {8, 13, 21})
     assert evaluate.fixed_rows(windows, 4).tolist() == [0, 10, 19, 29]
     assert evaluate.fixed_rows(hidden, 4).tolist() == [8, 13, 21]
     loss = evaluate.on_subset(hidden, 4)(models[0])["val/loss"]
     assert loss == pytest.approx(dense(*models, windows, [8, 13, 21])["loss_B"].mean(), rel=1e-5)
-    one = masked(windows, range(30))
     one.mask[5] = 1  # a single target in all
     assert evaluate.evaluate(models[0], one, fixed=4).row(1.0)["windows_left_out"] == 29
 

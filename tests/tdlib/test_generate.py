@@ -30,50 +30,37 @@ def prompts(count: int) -> list[list[int]]:
     return [rng.integers(4, V, n).tolist() for n in rng.integers(1, 9, count)]
 
 
-SHAPES = {
-    "plain": dict(),
-    "grouped heads": dict(kv_heads=1, heads=4),
-    "untied": dict(tied=False),
-    "MLP of 1408": dict(mlp_dim=1408),
-    "width 640": dict(dim=640, heads=10, layers=1),
-}
-WRITERS = {
-    "cached": (lambda model: model, True),
-    "all again": (lambda model: model, False),
-    "decoder": (Decoder, True),
-    "decoder, all again": (Decoder, False),
-}
+SHAPES = [dict(), dict(kv_heads=1, heads=4), dict(tied=False), dict(mlp_dim=1408)]
+SHAPES += [dict(dim=640, heads=10, layers=1)]
+# a Llama and its Decoder, with a cache and without
+WRITERS = [(form, cached) for form in (lambda model: model, Decoder) for cached in (True, False)]
 
 
-@pytest.mark.parametrize(
-    ("writer", "shape"),
-    [*((writer, "plain") for writer in WRITERS), ("cached", "grouped heads"),
-     ("decoder", "grouped heads"), ("cached", "untied"), ("decoder, all again", "untied"),
-     ("decoder", "MLP of 1408"), ("decoder", "width 640")],
-)  # fmt: skip
-def test_greedy_texts_are_those_of_transformers_with_and_without_a_penalty(writer, shape):
-    model = tiny(scale=12.0, vocab_size=V, context=CONTEXT, **SHAPES[shape])
-    (form, cached), judge, told = WRITERS[writer], twin(model), set()
-    writer = form(model)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_greedy_texts_are_those_of_transformers_with_and_without_a_penalty(shape):
+    model, told = tiny(scale=12.0, vocab_size=V, context=CONTEXT, **shape), set()
+    judge = twin(model)
     for prompt, penalty in zip(prompts(3), [1.0, 1.3, 0.8], strict=True):
         new = CONTEXT - len(prompt)
         how = dict(max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
         theirs = judge.generate(torch.tensor([prompt]), repetition_penalty=penalty, **how)
-        ours = generate.generate(writer, prompt, new, repetition_penalty=penalty, cached=cached)
-        assert ours == theirs[0, len(prompt) :].tolist()
-        told |= set(ours)
+        theirs = theirs[0, len(prompt) :].tolist()
+        told |= set(theirs)
+        for form, cached in WRITERS:
+            how = dict(repetition_penalty=penalty, cached=cached)
+            assert generate.generate(form(model), prompt, new, **how) == theirs
     assert len(told) > 20  # texts that vary, or any cache would do
 
 
-@pytest.mark.parametrize(("form", "cached"), WRITERS.values(), ids=WRITERS.keys())
-def test_a_text_may_fill_the_context_and_not_one_token_more(model, form, cached):
-    writer = form(model)
-    assert len(generate.generate(writer, [5] * 8, CONTEXT - 8, cached=cached)) == CONTEXT - 8
-    with refused("8 + 41 tokens are more than the context of 48"):
-        generate.generate(writer, [5] * 8, CONTEXT - 7, cached=cached)
-    for odd in (-1, V):
-        with refused(f"id {odd} is not in the model's vocabulary of {V}"):
-            generate.generate(writer, [5, odd], 1)
+def test_a_text_may_fill_the_context_and_not_one_token_more(model):
+    for form, cached in WRITERS:
+        writer = form(model)
+        assert len(generate.generate(writer, [5] * 8, CONTEXT - 8, cached=cached)) == CONTEXT - 8
+        with refused("8 + 41 tokens are more than the context of 48"):
+            generate.generate(writer, [5] * 8, CONTEXT - 7, cached=cached)
+        for odd in (-1, V):
+            with refused(f"id {odd} is not in the model's vocabulary of {V}"):
+                generate.generate(writer, [5, odd], 1)
 
 
 def test_stop_ends_the_text_and_an_empty_prompt_begins_after_eos(model):
@@ -87,7 +74,6 @@ def test_stop_ends_the_text_and_an_empty_prompt_begins_after_eos(model):
 
 
 def test_the_seed_alone_draws_and_the_global_generator_is_left_alone(model):
-    torch.manual_seed(11)
     before = torch.random.get_rng_state()
     texts = [generate.generate(model, [7, 8], 20, temperature=1.0, seed=s) for s in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
@@ -147,9 +133,7 @@ def test_probabilities_are_those_worked_out_by_hand_and_those_of_transformers(wa
 
 
 @pytest.mark.parametrize(
-    ("form", "way"),
-    [(lambda model: model, "temperature"), (Decoder, "top-k"), (Decoder, "all")],
-    ids=["model, temperature", "decoder, top-k", "decoder, all"],
+    ("form", "way"), [(WRITERS[0][0], "temperature"), (Decoder, "top-k"), (Decoder, "all")]
 )
 def test_draws_follow_the_probabilities_by_hand(form, way):
     way = WAYS[way]
@@ -168,13 +152,11 @@ def test_draws_follow_the_probabilities_by_hand(form, way):
 
 
 def test_an_impossible_setting_is_refused_by_name(model):
-    for name, value, rule in (
-        ("temperature", -0.1, "0 or more"), ("top_k", -1, "0 or more"),
-        ("top_p", 0.0, "above 0 and at most 1"), ("top_p", 1.1, "above 0 and at most 1"),
-        ("min_p", -0.1, "from 0 to 1"), ("repetition_penalty", 0.0, "above 0"),
-    ):  # fmt: skip
-        with refused(f"{name} is {value}, it must be {rule}"):
-            generate.generate(model, [5], 1, **{name: value})
+    odd = dict(temperature=[-0.1], top_k=[-1], top_p=[0.0, 1.1], min_p=[-0.1, 1.1])
+    for name, values in (odd | dict(repetition_penalty=[0.0])).items():
+        for value in values:
+            with refused(f"{name} is {value}, it must be"):
+                generate.generate(model, [5], 1, **{name: value})
 
 
 def test_repetition_by_hand():

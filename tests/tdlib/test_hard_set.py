@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
 from tdbook.book import selection
 from tdbook.report import words
 from tdlib import hard_set
 from tdlib.data import Windows
 from tests.helpers import masked, refused, some_windows, tiny_model
+from tests.tdlib.test_evaluate import dense
 
 T, V = 12, 97
 NAN = float("nan")
@@ -24,21 +23,11 @@ def models():
     return tiny_model(1, V, T, dim=16, layers=1), tiny_model(2, V, T, kv_heads=1, tied=False)
 
 
-def by_hand(model, windows: Windows, i: int) -> float:
-    """One window alone, in float64: logits, torch's own loss, the mean over what is not masked."""
-    ids = torch.from_numpy(windows.ids[i * T : i * T + T + 1].astype(np.int64))
-    targets = ids[1:].clone()
-    if windows.mask is not None:
-        targets[torch.from_numpy(windows.mask[i * T + 1 : i * T + T + 1] == 0)] = -100
-    with torch.no_grad():
-        return float(F.cross_entropy(model(ids[None, :-1])[0].double(), targets))
-
-
 @pytest.mark.parametrize("mask_share", [0.0, 0.6])
 def test_a_windows_difficulty_is_two_bare_forwards(models, mask_share):
     windows = some_windows(count=70, mask_share=mask_share)
     scores = hard_set.score(*models, windows)
-    losses = np.array([[by_hand(m, windows, i) for i in range(len(windows))] for m in models])
+    losses = np.array([dense(m, m, windows, range(70))["loss_B"] for m in models])
     assert losses.std() > 0.3  # the windows do differ
     # float32 logits of size 10, over a mean of 12 tokens
     np.testing.assert_allclose(scores.student_loss_N, losses[0], rtol=2e-6)
@@ -51,48 +40,37 @@ def test_a_windows_difficulty_is_two_bare_forwards(models, mask_share):
 
 
 def test_scoring_into_a_memory_map_holds_nothing_of_the_size_of_n(models, tmp_path):
-    def tell(done, all, message) -> None:
-        told.extend([(done, all)] * (all == 70))
-
     def peak(count: int) -> int:
-        ids = np.random.default_rng(0).integers(0, V, count * T + 1).astype("<u4")
-        ids.tofile(tmp_path / "ids")
-        windows = Windows(np.memmap(tmp_path / "ids", "<u4"), T)
+        windows = some_windows(context=T, count=count)
         with hard_set.new_scores(tmp_path / "scores.npy", count) as loss_2N:
             tracemalloc.start()
-            hard_set.score(*models, windows, into=loss_2N, progress=tell)
+            hard_set.score(*models, windows, into=loss_2N)
             found = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             assert np.isfinite(loss_2N).all()
         return found
 
-    told = []
-    peak(70)
-    assert told == [(64, 70), (70, 70)]
-    # an array of N would add 2,880 × 4 bytes at least; what is there is one batch's, and Python's
-    assert peak(3200) - peak(320) < 2880 * 2
+    peak(1600)  # what Python and torch keep from a first time
+    # an array of N would add 1,440 × 4 bytes at least; what is there is one batch's, and Python's
+    assert peak(1600) - peak(160) < 1440 * 2
 
 
 def test_a_threshold_lets_in_what_is_at_or_above_it_and_equal_ones_come_along():
     difficulty_N = np.array([0.5, -1.0, 0.25, 2.0, 0.2499])
-    chosen = hard_set.select(difficulty_N, threshold=0.25)
-    assert chosen.windows_K.tolist() == [0, 2, 3]
-    assert (chosen.threshold, chosen.share) == (0.25, 3 / 5)
-    assert hard_set.select(difficulty_N, threshold=9.0).windows_K.tolist() == []
-    chosen = hard_set.select(np.array([1.0, 3.0, 1.0, 1.0, 0.0]), share=0.4)
-    assert chosen.windows_K.tolist() == [0, 1, 2, 3]
-    assert chosen.share == 0.8  # what was taken, not what was asked
-    difficulty_N = np.array([NAN, NAN, 2.0, -1.0, 3.0])  # what has none is never hard
-    assert hard_set.select(difficulty_N, share=0.9).windows_K.tolist() == [2, 3, 4]
-    assert hard_set.select(difficulty_N, threshold=2.5).windows_K.tolist() == [4]
+    with_nan_N, equal_N = np.array([NAN, NAN, 2.0, -1.0, 3.0]), np.array([1.0, 3.0, 1.0, 1.0, 0.0])
+    for given_N, how, wanted in (
+        (difficulty_N, dict(threshold=0.25), [0, 2, 3]), (difficulty_N, dict(threshold=9.0), []),
+        (equal_N, dict(share=0.4), [0, 1, 2, 3]), (with_nan_N, dict(share=0.9), [2, 3, 4]),
+        (with_nan_N, dict(threshold=2.5), [4]),
+    ):  # fmt: skip
+        chosen = hard_set.select(given_N, **how)
+        assert chosen.windows_K.tolist() == wanted
+        assert chosen.share == len(wanted) / 5  # what was taken, not what was asked
+        assert chosen.threshold == how.get("threshold", chosen.threshold)
 
 
-NONE = np.ones(5, bool)
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
+def test_what_chooses_nothing_is_refused():
+    for options, says in (
         (dict(), "give share or threshold, one of the two"),
         (dict(share=0, threshold=0), "give share or threshold, one of the two"),
         (dict(share=0.0), "share=0.0 must be within 0 … 1"),
@@ -101,12 +79,10 @@ NONE = np.ones(5, bool)
         (dict(share=0.2, clip=1.0), "clip=1.0"),
         (dict(share=0.2, clip=-0.1), "clip=-0.1"),
         (dict(share=0.2, easy_share=-1.0), "easy_share=-1.0 not below 0"),
-        (dict(share=0.2, left_out_N=NONE), "no window is left to choose from"),
-    ],
-)
-def test_what_chooses_nothing_is_refused(options, says):
-    with refused(says):
-        hard_set.select(np.arange(5.0), **options)
+        (dict(share=0.2, left_out_N=np.ones(5, bool)), "no window is left to choose from"),
+    ):
+        with refused(says):
+            hard_set.select(np.arange(5.0), **options)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -146,7 +122,8 @@ def test_easy_ones_are_drawn_by_the_seed_from_everywhere_below_the_line():
 def test_a_kept_choice_is_loaded_as_it_was(tmp_path):
     difficulty_N = np.random.default_rng(5).normal(size=300).astype(np.float32)
     chosen, path = hard_set.select(difficulty_N, share=0.17), tmp_path / "hard_set.json"
-    chosen = replace(chosen, easy=4, rule=replace(chosen.rule, token_share=0.4, clip=0.1))
+    rule = hard_set.Rule(chosen.threshold, token_share=0.4, clip=0.1)
+    chosen = replace(chosen, easy=4, rule=rule)
     hard_set.keep(chosen, path, "the hardest 17 %, శాతం")
     back = hard_set.load(path)
     assert back.windows_K.tolist() == chosen.windows_K.tolist()
@@ -188,22 +165,22 @@ def test_scores_come_back_and_a_failure_leaves_the_old_ones(tmp_path):
 
 
 def test_02_says_how_many_windows_it_could_not_score_and_scores_a_part(models, tmp_path):
-    path, told = tmp_path / "a.npy", []
-    short = selection.score(
-        path, *models, masked(some_windows(count=20), [1, 2, 3]), "cpu", lambda *told: None
-    )
+    def score(windows: Windows, *limit: int) -> tuple[dict, np.ndarray]:
+        given = (*models, windows, "cpu", lambda *x: told.append(x[:2]))
+        short = selection.score(tmp_path / "a", *given, *limit)
+        return short, hard_set.load_scores(tmp_path / "a").difficulty_N
+
+    told = []
+    short, difficulty_N = score(masked(some_windows(count=20), [1, 2, 3]))
     assert (short["masked"], short["windows"]) == (3, 20)
-    difficulty_N = hard_set.load_scores(path).difficulty_N
     assert np.isnan(difficulty_N).nonzero()[0].tolist() == [1, 2, 3]
     assert short["mean"] == pytest.approx(np.nanmean(difficulty_N), rel=1e-6)
     assert short["student_better"] == pytest.approx((difficulty_N < 0).sum() / 17)
     assert "of 20 windows but for 3, which have no target" in words.difficulty("50m", short)
     with refused("no training window was scored that has a target"):
-        selection.score(path, *models, masked(some_windows(count=2), [0, 1]), "cpu", print)
-    windows = some_windows(count=70)
-    short = selection.score(path, *models, windows, "cpu", lambda *said: told.append(said), 7 * T)
-    difficulty_N = hard_set.load_scores(path).difficulty_N
+        score(masked(some_windows(count=2), [0, 1]))
+    short, difficulty_N = score(some_windows(count=70), 7 * T)
     assert np.isfinite(difficulty_N).sum() == 7 and short["scored"] == 0.1
-    assert np.isfinite(difficulty_N)[[0, 69]].all() and told[-1][:2] == (7, 7)
+    assert np.isfinite(difficulty_N)[[0, 69]].all() and told[-1] == (7, 7)
     chosen = hard_set.select(difficulty_N, share=0.3 * short["scored"])  # as 02 does
     assert len(chosen.windows_K) == 2  # three tenths of the seven

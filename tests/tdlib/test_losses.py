@@ -1,11 +1,13 @@
 """The loss head against the loss written out densely in float64: value, parts and gradients."""
 
-import os
-import shutil
+import functools
+import itertools
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -81,17 +83,19 @@ def agree(c, ce_weight, temperature, p=None, **how):
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0])
 @pytest.mark.parametrize("ce_weight", [0, 0.1, 0.5, 1])
-def test_loss_parts_and_gradients_are_those_of_dense_float64(temperature, ce_weight):
+def test_loss_parts_and_gradients_are_those_of_dense_float64(ce_weight, temperature, monkeypatch):
     agree(case(weights=True, ignored=0.3), ce_weight, temperature, chunk=8)
-    for weights, ignored in ((False, 0.0), (True, 0.9)):  # masks and weights
-        agree(case(weights=weights, ignored=ignored, seed=1), ce_weight, temperature, chunk=5)
+    agree(case(ignored=0.9, seed=1), ce_weight, temperature, chunk=5)
     agree(case(spread=15.0, v=400), ce_weight, max(1.0, temperature))  # large logits
+    for block in (1, 101 * 8, 101 * 36):  # of the core on a CPU
+        monkeypatch.setattr(losses, "BLOCK", block)
+        agree(case(weights=True, ignored=0.2), ce_weight, temperature)
 
 
 @pytest.mark.parametrize("n, d, v, e", [(1, 1, 2, 1), (64, 8, 3, 5), (7, 96, 1000, 32)])
-@pytest.mark.parametrize("chunk", [None, 1, 16, 10_000])
-def test_no_shape_and_no_chunk_size_changes_the_loss(n, d, v, e, chunk):
-    agree(case(n, d, v, e), 0.3, 1.5, chunk=chunk)
+def test_no_shape_and_no_chunk_size_changes_the_loss(n, d, v, e):
+    for chunk in (None, 1, 16, 10_000):
+        agree(case(n, d, v, e), 0.3, 1.5, chunk=chunk)
 
 
 def test_the_upstream_gradient_scales_and_a_second_backward_adds_the_same():
@@ -110,37 +114,29 @@ def test_kl_is_zero_when_the_student_is_the_teacher_which_gets_no_gradient(tempe
     c.teacher_head = c.head.detach().clone().requires_grad_()
     found = ours(c, ce_weight=0, temperature=temperature)
     found.loss.backward()
-    assert found.kl == 0 and found.loss == 0
-    assert not c.hidden.grad.any() and not c.head.grad.any()
+    assert found.kl == found.loss == 0 and not c.hidden.grad.any() and not c.head.grad.any()
     assert c.teacher_hidden.grad is None and c.teacher_head.grad is None
 
 
 @pytest.mark.parametrize("ce_weight", [0, 0.5, 1])
-def test_with_every_target_ignored_the_loss_and_its_gradients_are_zero(ce_weight):
-    c = case(ignored=1.1, weights=True)
-    found = ours(c, ce_weight=ce_weight, temperature=2.0)
+def test_an_ignored_row_counts_for_nothing_whatever_it_holds(ce_weight):
+    how, results = dict(ce_weight=ce_weight, temperature=2.0, chunk=8), []
+    for bad, index in ((0, -100), (math.nan, 100_000), (math.inf, 100_000)):
+        c = case(ignored=0.3)
+        rows = c.targets == -100
+        c.targets[rows] = index
+        c.hidden.data[rows] = c.teacher_hidden[rows] = bad
+        found = ours(c, **how, ignore_index=index)
+        found.loss.backward()
+        results.append((found.loss, found.ce, found.count, c.hidden.grad, c.head.grad))
+    for result in results[1:]:
+        for one, wanted in zip(result, results[0], strict=True):
+            near(one, wanted)
+    c = case(ignored=1.1, weights=True)  # all of them
+    found = ours(c, **how)
     found.loss.backward()
     assert found.loss == found.ce == found.count == 0
     assert not c.hidden.grad.any() and not c.head.grad.any()
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("ce_weight", [0.5, 1])
-def test_a_nan_in_an_ignored_row_spoils_nothing_and_another_ignore_index_is_obeyed(bad, ce_weight):
-    c, how = case(ignored=0.3), dict(ce_weight=ce_weight, temperature=2.0, chunk=8)
-    rows = c.targets == -100
-    wanted = ours(c, **how)
-    wanted.loss.backward()
-    d_hidden, d_head = c.hidden.grad, c.head.grad
-    with torch.no_grad():
-        c.hidden[rows] = bad
-        c.teacher_hidden[rows] = bad
-    c.targets[rows] = 100_000
-    found = ours(c, **how, ignore_index=100_000)
-    found.loss.backward()
-    assert found.loss == wanted.loss and found.ce == wanted.ce and found.count == wanted.count
-    assert torch.equal(c.hidden.grad, d_hidden)
-    near(c.head.grad, d_head)
 
 
 class Work(TorchDispatchMode):
@@ -207,46 +203,19 @@ def test_autocast_makes_products_in_bfloat16_and_adds_up_the_heads_gradient_in_f
 
 
 @pytest.mark.parametrize("temperature, ce_weight", [(1.0, 0), (2.0, 0.5), (0.5, 0.1), (4.0, 0)])
-def test_draws_in_exact_proportion_give_the_dense_loss(temperature, ce_weight):
-    c = case(n=11, d=8, v=6, weights=True, ignored=0.3)
-    p = torch.tensor([[4, 0, 1, 3, 6, 2]]) / 16
-    ids = torch.tensor([0] * 4 + [2] + [3] * 3 + [4] * 6 + [5] * 2)
-    c.ids, c.probs = ids.expand(11, 16), p[0][ids].expand(11, 16)
-    agree(c, ce_weight, temperature, p.double().expand(11, 6), chunk=4)
-
-
-@pytest.mark.parametrize("temperature, ce_weight", [(1.0, 0), (2.0, 0.3)])
 def test_the_sampled_loss_is_unbiased_in_value_and_gradient(temperature, ce_weight):
-    """The mean over many draws meets the dense loss within 5 of its own standard errors: the
-    largest of 149 normal numbers passes that once in 10,000 seeds."""
-    c = case(n=4, d=4, v=32, e=6, spread=1.5, weights=True)
-    logits = c.teacher_hidden.double() @ c.teacher_head.double().T
-    p_NV = (logits / temperature).softmax(1)
-    wanted = dense(c, ce_weight, temperature)
-    g, draws = torch.Generator().manual_seed(2), []
-    for _ in range(800):
-        c.ids = torch.multinomial(p_NV, 3, replacement=True, generator=g)
-        c.probs = p_NV.gather(1, c.ids)
-        found = ours(c, ce_weight=ce_weight, temperature=temperature)
+    """All pairs of draws, each as often as the teacher draws it, have the dense loss as mean."""
+    c = case(n=11, d=8, v=6, weights=True, ignored=0.3)
+    p_V, mean = torch.tensor([4, 0, 1, 3, 6, 2]) / 16, 0
+    for pair in itertools.product(p_V.nonzero()[:, 0].tolist(), repeat=2):
+        c.ids, c.probs = (x.expand(11, 2) for x in (torch.tensor(pair), p_V[list(pair)]))
+        found = ours(c, ce_weight=ce_weight, temperature=temperature, chunk=4)
         found.loss.backward()
-        parts = (found.loss, found.kl, c.hidden.grad, c.head.grad)
-        draws.append(torch.cat([x.detach().ravel() for x in parts]).double())
-    draws = torch.stack(draws)
-    dense_ = torch.cat([x.ravel() for x in (wanted.loss, wanted.kl, *wanted.d)])
-    error = draws.std(0) / len(draws) ** 0.5
-    z = (draws.mean(0) - dense_) / (error + 1e-6)
-    assert z.abs().max() < 5
-    # and the trial is sharp: its errors are small beside what it measures
-    assert error[0] < 0.02 * wanted.loss
-    assert error[2:].norm() < 0.05 * dense_[2:].norm()
-
-
-def test_token_loss_is_the_cross_entropy_of_each_token():
-    c = case(n=37)
-    found = losses.token_loss(c.hidden.detach(), c.head.detach(), c.targets, chunk=8)
-    s = (c.hidden.double() @ c.head.double().T).detach()
-    assert found.dtype == torch.float32 and found.shape == (37,)
-    near(found, s.logsumexp(1) - s[torch.arange(37), c.targets])
+        parts = (found.loss, found.kl, found.ce, c.hidden.grad, c.head.grad)
+        mean += p_V[list(pair)].prod() * torch.cat([x.detach().double().ravel() for x in parts])
+    wanted = dense(c, ce_weight, temperature, p_V.double().expand(11, 6))
+    parts = (wanted.loss, wanted.kl, wanted.ce, *wanted.d)
+    near(mean, torch.cat([x.detach().ravel() for x in parts]))
 
 
 class Untouchable:
@@ -254,75 +223,53 @@ class Untouchable:
         raise AssertionError(f"the teacher was touched: {name}")
 
 
-@pytest.mark.parametrize("given", [False, True])
-@pytest.mark.parametrize("sampled", [False, True])
-def test_at_ce_weight_one_the_teacher_is_never_touched(given, sampled):
-    c = case()
-    for name in ("ids", "probs") if sampled else ("teacher_hidden", "teacher_head"):
-        setattr(c, name, Untouchable() if given else None)
-    found = ours(c, ce_weight=1, temperature=2.0)
-    near(found.loss, dense(c, 1, 2.0, p=torch.tensor(0.5)).loss)
-    assert found.kl.isnan()
+def test_at_ce_weight_one_the_teacher_is_never_touched():
+    for given in (None, Untouchable()):
+        for names in (("teacher_hidden", "teacher_head"), ("ids", "probs")):
+            vars(c := case()).update(dict.fromkeys(names, given))
+            near(ours(c, ce_weight=1, temperature=2.0).loss, dense(c, 1, 2, torch.tensor(0.5)).loss)
 
 
 IDS = torch.zeros(37, 3, dtype=torch.long)
+REFUSED = [
+    (dict(teacher_head=torch.ones(1300, 40)), {}, ["101", "1,300", "tokenizer"]),
+    (dict(teacher_head=None), {}, ["0.5", "teacher_head_VE"]),
+    (dict(teacher_hidden=None), {}, ["0.5", "teacher_hidden_NE"]),
+    ({}, dict(ce_weight=-0.1), ["-0.1"]),
+    ({}, dict(ce_weight=1.5), ["1.5"]),
+    ({}, dict(temperature=0), ["0 is not above"]),
+    (dict(hidden=torch.ones(1, 37, 24)), {}, ["(1, 37, 24)", "flatten"]),
+    (dict(hidden=torch.ones(5, 24)), {}, ["(5, 24)", "flatten"]),
+    (dict(ids=None, probs=None), {}, ["teacher_ids_NK", "teacher_probs_NK"]),
+    (dict(ids=IDS, probs=torch.ones(37, 4)), {}, ["teacher_ids_NK", "(37, 4)"]),
+    (dict(ids=IDS[:5], probs=torch.ones(5, 3)), {}, ["(5, 3)", "(37, K)"]),
+]
 
 
-@pytest.mark.parametrize(
-    ("change", "options", "words"),
-    [
-        (dict(teacher_head=torch.ones(1300, 40)), {}, ["101", "1,300", "tokenizer"]),
-        (dict(teacher_head=None), {}, ["0.5", "teacher_head_VE"]),
-        (dict(teacher_hidden=None), {}, ["0.5", "teacher_hidden_NE"]),
-        ({}, dict(ce_weight=-0.1), ["-0.1"]),
-        ({}, dict(ce_weight=1.5), ["1.5"]),
-        ({}, dict(temperature=0), ["0 is not above"]),
-        (dict(hidden=torch.ones(1, 37, 24)), {}, ["(1, 37, 24)", "flatten"]),
-        (dict(hidden=torch.ones(5, 24)), {}, ["(5, 24)", "flatten"]),
-        (dict(head=torch.ones(101, 23)), {}, ["24", "23"]),
-        (dict(ids=None, probs=None), {}, ["teacher_ids_NK", "teacher_probs_NK"]),
-        (dict(ids=IDS, probs=torch.ones(37, 4)), {}, ["teacher_ids_NK", "(37, 4)"]),
-        (dict(ids=IDS[:5], probs=torch.ones(5, 3)), {}, ["(5, 3)", "(37, K)"]),
-    ],
-)
+@pytest.mark.parametrize(("change", "options", "words"), REFUSED)
 def test_what_fits_no_loss_is_refused(change, options, words):
-    c = case()
-    vars(c).update(change)
+    vars(c := case()).update(change)
     with refused(*words):
         ours(c, **HALF | options)
 
 
-@pytest.mark.parametrize("block", [1, 101 * 8, 101 * 36])
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_the_size_of_the_cores_blocks_changes_nothing(monkeypatch, block, temperature):
-    monkeypatch.setattr(losses, "BLOCK", block)
-    agree(case(weights=True, ignored=0.2), 0.5, temperature)
-
-
-@pytest.mark.skipif(
-    shutil.which("g++") is None and os.environ.get("CI") != "true",
-    reason="torch.compile needs g++; under CI its absence is a failure",
-)
-@pytest.mark.parametrize("core", ["dense", "sampled"])
-def test_a_core_is_compiled_once_for_all_shapes_and_gives_the_eager_numbers(core):
-    from torch._dynamo.utils import counters
-
+@pytest.mark.parametrize("kind", ["dense", "sampled"])
+def test_the_core_is_compiled_once_for_all_shapes_and_gives_the_eager_numbers(kind, monkeypatch):
+    """By a backend that makes no machine code of the graph: that part is torch's own."""
+    backend = dict(backend="aot_eager_decomp_partition")
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, **backend))
     torch._dynamo.reset()
-    losses._compiled.cache_clear()
     counters.clear()
+    core = losses._compiled.__wrapped__()
     for t, ce_weight, n, v in ((2.0, 0.5, 37, 101), (1.0, 0.0, 70, 333), (0.5, 0.9, 8, 9)):
-        g = torch.Generator().manual_seed(n)
+        g, numbers, found = torch.Generator().manual_seed(n), (ce_weight, t), []
         s_NV, g_NV = (4 * torch.randn(n, v, generator=g) for _ in range(2))
         y_N, w_N = torch.randint(v, (n,), generator=g), torch.rand(n, generator=g)
         draws = torch.randint(v, (n, 5), generator=g), torch.rand(n, 5, generator=g).log()
-        numbers, found = (ce_weight, t), []
-        for call, given in (
-            (losses._compiled(), map(torch.tensor, numbers)),
-            (losses._core, numbers),
-        ):
+        for call, given in ((core, map(torch.tensor, numbers)), (losses._core, numbers)):
             gradient_NV = s_NV.clone()
-            known = {"dense": (g_NV.clone(),), "sampled": draws}[core]
-            found.append([*call(gradient_NV, y_N, w_N, *given, *known), gradient_NV])
+            teacher = (g_NV.clone(),) if kind == "dense" else draws
+            found.append([*call(gradient_NV, y_N, w_N, *given, *teacher), gradient_NV])
         for compiled, eager in zip(*found, strict=True):
             near(compiled, eager)
     assert counters["stats"]["unique_graphs"] == 1

@@ -1,5 +1,6 @@
 """The model against transformers' own Llama, its files both ways, and what it refuses."""
 
+import copy
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tdlib.model import SHAPES, Cache, Llama, LlamaConfig
 from tests import helpers
-from tests.helpers import refused, tiny_model
+from tests.helpers import refused, same, tiny_model, weights_of
 
 CONTEXT = 96
 CONFIGS = {
@@ -25,12 +26,12 @@ CONFIGS = {
     "another rope_theta": dict(rope_theta=500.0),
     "a large norm_eps": dict(norm_eps=1e-2),
 }
-UNTIED = dict(tied=False)
+SHAPE = dict(layers=3, heads=4, dim=64)
 
 
 def tiny(seed=0, scale=8.0, vocab_size=211, context=CONTEXT, **change) -> Llama:
     """Weights are scaled up, else a wrong rotation or norm hardly shows in the logits."""
-    shape = dict(layers=3, heads=4, dim=64, mlp_dim=80) | change
+    shape = SHAPE | dict(mlp_dim=80) | change
     return tiny_model(seed, vocab_size, context, scale, **shape).requires_grad_(False)
 
 
@@ -73,26 +74,21 @@ def test_logits_are_those_of_transformers_and_so_are_files_both_ways(change, tmp
     assert wanted.std() > 1  # the scaled weights make sharp distributions, errors show
     near(model(ids), wanted)
     assert torch.equal(model.hidden(ids) @ model.head.T, model(ids))
-    model.save(tmp_path / "ours")
-    theirs, report = hugging_face(tmp_path / "ours", output_loading_info=True)
-    assert not any(report.values()) and theirs.dtype == torch.float32, report
-    near(theirs(ids).logits, wanted)
-    assert torch.equal(Llama.load(tmp_path / "ours")(ids), model(ids))
+    for dtype in (torch.float32, torch.bfloat16):
+        half = copy.deepcopy(model).to(dtype)
+        half.save(tmp_path / "ours")
+        theirs, report = hugging_face(tmp_path / "ours", output_loading_info=True)
+        assert not any(report.values()) and theirs.dtype == dtype, report
+        again = Llama.load(tmp_path / "ours")  # in float32
+        near(theirs.float()(ids).logits, again(ids))
+        assert same(weights_of(again), weights_of(half.float()))
     judge.save_pretrained(tmp_path / "theirs", max_shard_size="100KB" if change else "1GB")
     assert len(list((tmp_path / "theirs").glob("model-*.safetensors"))) > 2 or not change
+    stray = {"model.norm.weight": torch.zeros(64)}  # no file that transformers would read
+    save_file(stray, tmp_path / "theirs/model-stray.safetensors")
     back = Llama.load(tmp_path / "theirs")
     near(back(ids), wanted)
     assert back.config == model.config and all(w.requires_grad for w in back.parameters())
-
-
-def test_gradients_are_those_of_transformers():
-    model, ids = tiny(kv_heads=2).requires_grad_(), some_ids(length=70)
-    theirs = twin(model).requires_grad_()
-    for logits in (model(ids), theirs(ids).logits):
-        logits.log_softmax(-1).square().mean().backward()
-    wanted = dict(theirs.model.named_parameters())
-    for name, weight in model.named_parameters():
-        near(weight.grad, wanted[name].grad)
 
 
 @torch.no_grad()
@@ -102,22 +98,20 @@ def test_a_later_token_never_changes_an_earlier_logit():
     for position in (1, 40, CONTEXT - 1):
         other = ids.clone()
         other[:, position:] = (other[:, position:] + 1) % 211
-        after = model(other)
-        assert torch.equal(after[:, :position], before[:, :position])
-        assert not torch.allclose(after[:, position], before[:, position])
+        same_T = (model(other) == before).all(-1)[0]
+        assert same_T[:position].all() and not same_T[position:].any()
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize(
-    "blocks", [[1] * CONTEXT, [64] + [1] * 32, [5, 1, 30, 2, 58], [1, 95], [CONTEXT]], ids=len
-)
 @torch.no_grad()
-def test_cached_steps_give_the_logits_of_one_full_forward(kv_heads, blocks):
+def test_cached_steps_give_the_logits_of_one_full_forward(kv_heads):
     model, ids = tiny(kv_heads=kv_heads), some_ids(batch=3)
-    cache = Cache(model.config, batch=3, size=CONTEXT, like=model.head)  # exactly what is needed
-    parts = [model(block, cache) for block in ids.split(blocks, dim=1)]
-    assert cache.length == CONTEXT
-    near(torch.cat(parts, dim=1), model(ids), 1e-5)
+    wanted = model(ids)
+    for blocks in ([1] * CONTEXT, [64] + [1] * 32, [5, 1, 30, 2, 58], [1, 95], [CONTEXT]):
+        cache = Cache(model.config, batch=3, size=CONTEXT, like=model.head)  # just what is needed
+        parts = [model(block, cache) for block in ids.split(blocks, dim=1)]
+        assert cache.length == CONTEXT
+        near(torch.cat(parts, dim=1), wanted, 1e-5)
 
 
 @torch.no_grad()
@@ -147,10 +141,8 @@ def test_shapes_have_the_sizes_of_the_plan_and_sizes_are_true_counts():
         assert (config.context, config.rope_theta, config.norm_eps) == (2048, 10000.0, 1e-6)
     named = [shape | {"vocab_size": 51_800} for shape in SHAPES.values()]
     assert all(shape["dim"] % 32 == shape["mlp_dim"] % 32 == 0 for shape in named)  # 4-bit blocks
-    odd = [
-        dict(vocab_size=211, layers=3, heads=4, dim=64, mlp_dim=80) | x for x in CONFIGS.values()
-    ]
-    for shape in (*named, *(x | UNTIED for x in named), *odd):
+    odd = [dict(vocab_size=211, mlp_dim=80, **SHAPE) | x for x in CONFIGS.values()]
+    for shape in (*named, *(x | dict(tied=False) for x in named), *odd):
         with torch.device("meta"):
             model = Llama(LlamaConfig(**shape))
         assert sum(p.numel() for p in model.parameters()) == model.config.parameters
@@ -171,28 +163,19 @@ def test_weights_start_at_0_02_and_residual_outputs_smaller_by_the_root_of_twice
             assert abs(weight.mean().item()) < 0.03 * wanted
 
 
-@torch.no_grad()
-def test_half_precision_is_saved_as_such_and_loaded_in_float32(tmp_path):
-    tiny().bfloat16().save(tmp_path / "model")
-    assert hugging_face(tmp_path / "model").dtype == torch.bfloat16
-    model, ids = Llama.load(tmp_path / "model"), some_ids()
-    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-    near(model(ids), hugging_face(tmp_path / "model", dtype=torch.float32)(ids).logits)
-
-
-def test_a_saved_folder_has_both_spellings_one_head_and_the_files_given(tmp_path):
+def test_a_saved_folder_is_whole_and_has_both_spellings_one_head_and_the_files_given(tmp_path):
     (tmp_path / "tokenizer").write_text("pieces")
-    model = tiny(rope_theta=500.0)
-    model.save(tmp_path / "model", files={"tokenizer.model": tmp_path / "tokenizer"})
-    assert (tmp_path / "model" / "tokenizer.model").read_text() == "pieces"
-    names = load_file(tmp_path / "model" / "model.safetensors").keys()
+    model, folder = tiny(rope_theta=500.0), tmp_path / "model"
+    model.save(folder, files={"tokenizer.model": tmp_path / "tokenizer"})
+    assert (folder / "tokenizer.model").read_text() == "pieces"
+    names = load_file(folder / "model.safetensors").keys()
     assert "lm_head.weight" not in names and len(names) == 3 * 9 + 2
-    c = json.loads((tmp_path / "model" / "config.json").read_text())
+    c = json.loads((folder / "config.json").read_text())
     assert c["rope_theta"] == c["rope_parameters"]["rope_theta"] == 500.0
     assert c["torch_dtype"] == c["dtype"] == "float32"  # of transformers 4 and 5
-    edit(tmp_path / "model", rope_parameters=None, dtype=None, rope_scaling={}, head_dim=None)
-    assert Llama.load(tmp_path / "model").config == model.config
-    with pytest.raises(FileNotFoundError):  # whole or not at all
+    edit(folder, rope_parameters=None, dtype=None, rope_scaling={}, head_dim=None)
+    assert Llama.load(folder).config == model.config
+    with pytest.raises(FileNotFoundError):
         model.save(tmp_path / "new", files={"x": tmp_path / "absent"})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "tokenizer"]
 
@@ -271,13 +254,12 @@ def test_options_that_change_no_number_are_read_over(folder):
     assert torch.equal(Llama.load(folder)(some_ids()), tiny()(some_ids()))
 
 
-@pytest.mark.parametrize("shards", [False, True])
 @torch.no_grad()
-def test_a_head_beside_the_embedding_is_read_as_transformers_does(shards, tmp_path):
+def test_a_head_beside_the_embedding_is_read_as_transformers_does(tmp_path):
     """Whatever tie_word_embeddings says: a merge of modules_to_save leaves it true."""
     theirs, ids = twin(tiny(tied=False)), some_ids()
     wanted = theirs(ids).logits
-    theirs.save_pretrained(tmp_path, max_shard_size="60KB" if shards else "1GB")
+    theirs.save_pretrained(tmp_path, max_shard_size="60KB")
     edit(tmp_path, tie_word_embeddings=True)
     near(hugging_face(tmp_path)(ids).logits, wanted)
     with pytest.warns(UserWarning, match=rf"{tmp_path}.*tie_word_embeddings is true, but the lm_h"):
@@ -304,7 +286,6 @@ def header(shape, offsets, size=0, names=("model.norm.weight",)) -> bytes:
 
 
 TWO = ("model.embed_tokens.weight", "lm_head.weight")
-SHARDS = json.dumps({"weight_map": {str(i): str(i) for i in range(1001)}}).encode()
 FILES = {
     "a header of terabytes": ("", (2**40).to_bytes(8, "little") + b"{}", "cannot be read"),
     "a tensor of terabytes": ("", header([2**38], [0, 2**40], 64), "cannot be read"),
@@ -313,10 +294,9 @@ FILES = {
     "two heads of exabytes": ("", header([2**58], [0, 2**60], 64, TWO), "cannot be read"),
     "lists in lists": (".index.json", b"[" * 200_000, "recursion"),
     "a list of shards": (".index.json", b"[]", "no index of shards"),
-    "a name too long": (".index.json", b'{"weight_map": {"a": "%s"}}' % (b"x" * 999), "too long"),
+    "a long name": (".index.json", b'{"weight_map": {"a": "%s"}}' % (b"x" * 999), "cannot be read"),
     "a name that is a number": (".index.json", b'{"weight_map": {"a": 5}}', "no index of shards"),
-    "a shard that is not there": (".index.json", b'{"weight_map": {"a": "b"}}', "b is not there"),
-    "1,001 shards": (".index.json", SHARDS, "names 1,001 files, at most 1,000 are read"),
+    "a shard that is not there": (".index.json", b'{"weight_map": {"a": "b"}}', "b cannot be read"),
     "an index of megabytes": (".index.json", b" " * (2**24 + 1), "at most 16,777,216 are read"),
 }
 

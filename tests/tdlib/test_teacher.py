@@ -4,7 +4,7 @@ and the trial that catches the wrong order of RoPE."""
 import argparse
 import copy
 import datetime
-import json
+import functools
 import math
 import re
 import zipfile
@@ -14,15 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from upstream import state_of
 
 from tdbook.corpus import prepare
 from tdbook.report import words
-from tdlib import data, teacher, train
-from tdlib.model import Llama, LlamaConfig
-from tests import helpers
-from tests.helpers import refused, same, tiny_model, weights_of
+from tdlib import data, evaluate, teacher
+from tdlib.model import Llama
+from tests.helpers import near, one_line, refused, same, tiny_model, weights_of
 
 SHAPE = dict(layers=2, heads=4, dim=32, mlp_dim=80)
 VOCAB, CONTEXT = 211, 64
@@ -91,9 +89,7 @@ def some_ids() -> torch.Tensor:
     return torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(1))
 
 
-# Float32 against float64: 1e-6 of the largest logit; the other order of RoPE leaves 1.
-def near(found, wanted, relative=1e-4):
-    helpers.near(found, wanted, relative)
+CLOSE = 1e-4  # float32 against float64: 1e-6 of the largest logit; the other order of RoPE leaves 1
 
 
 def model_of(folder, scale=1.0, **change) -> Llama:
@@ -105,10 +101,8 @@ def model_of(folder, scale=1.0, **change) -> Llama:
 
 @pytest.mark.parametrize(
     "change, prefix",
-    [(dict(), ""), (dict(layers=1), "_orig_mod."), (dict(layers=3), ""), (dict(mlp_dim=48), ""),
-     (dict(heads=1), "_orig_mod."), (dict(heads=8), "")],
-    ids=str,
-)  # fmt: skip
+    [(dict(layers=3, heads=8, mlp_dim=48), ""), (dict(layers=1, heads=1), "_orig_mod.")],
+)
 def test_logits_are_upstreams_at_every_position(change, prefix, tmp_path):
     shape = SHAPE | change
     state = upstream(**change)
@@ -116,47 +110,22 @@ def test_logits_are_upstreams_at_every_position(change, prefix, tmp_path):
     named = {prefix + name: weight for name, weight in state.items()}
     model = teacher.load(written(tmp_path, named, shape["layers"], shape["heads"]))
     assert wanted.std() > 1  # sharp distributions: errors show
-    near(model(some_ids()), wanted)
+    near(model(some_ids()), wanted, CLOSE)
     assert (model.config.layers, model.config.mlp_dim) == (shape["layers"], shape["mlp_dim"])
     assert not any(w.requires_grad for w in model.parameters()) and not model.training
 
 
 def test_theta_vocabulary_type_and_head_are_the_files_own(tmp_path):
     state = upstream()
-    model = teacher.load(written(tmp_path, state, rope_theta=500.0, vocab_size=86_071))
-    near(model(some_ids()), upstream_logits(state, some_ids(), theta=500.0))
-    assert (model.config.vocab_size, model.config.context) == (VOCAB, CONTEXT)
-    half = {k: v.bfloat16() for k, v in state.items() if "freqs" not in k}
-    wanted = upstream_logits(half, some_ids())
-    del half[HEAD]
-    model = teacher.load(written(tmp_path, half))
-    assert all(weight.dtype == torch.float32 for weight in model.parameters())
-    near(model(some_ids()), wanted)
-    state[HEAD] = torch.randn(VOCAB, SHAPE["dim"])
-    model = teacher.load(written(tmp_path, state))
-    assert not model.config.tied
-    near(model(some_ids()), upstream_logits(state, some_ids()))
-
-
-def test_halves_takes_even_rows_first_in_each_head_and_neighbours_is_its_inverse():
-    rows = torch.arange(12.0)[:, None] * torch.ones(1, 5)
-    assert teacher.halves(rows, 2)[:, 0].tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
-    assert teacher.neighbours(rows, 2)[:, 0].tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["h.0.engram.table", "h.1.attn.c_attn.bias", "h.2.ln_1", "wpe",
-     "no wte", "no ln_f", "no h.0.mlp.w_gate", "no h.1.attn.c_attn", "no h.1.ln_2"],
-)  # fmt: skip
-def test_an_unknown_and_a_missing_weight_is_refused_by_name(name, tmp_path):
-    whole = f"transformer.{name.removeprefix('no ')}" + ".weight" * (".bias" not in name)
-    state = upstream() | {whole: torch.zeros(32)}
-    if name.startswith("no "):
-        del state[whole]
-    path = written(tmp_path, {f"_orig_mod.{k}": v for k, v in state.items()})
-    with refused(path, whole):
-        teacher.load(path)
+    half = {k: v.bfloat16() for k, v in state.items() if k not in ("freqs_cis", HEAD)}
+    untied = state | {HEAD: torch.randn(VOCAB, SHAPE["dim"])}
+    for given, theta in ((state, 500.0), (half, 10000.0), (untied, 10000.0)):
+        model = teacher.load(written(tmp_path, given, rope_theta=theta, vocab_size=86_071))
+        wanted = upstream_logits({HEAD: given[WTE]} | given, some_ids(), theta=theta)
+        near(model(some_ids()), wanted, CLOSE)
+        assert (model.config.vocab_size, model.config.context) == (VOCAB, CONTEXT)
+        assert all(weight.dtype == torch.float32 for weight in model.parameters())
+        assert model.config.tied == (given is not untied)
 
 
 def changed(path, change) -> None:
@@ -171,7 +140,7 @@ def test_numbers_of_numpy_beside_the_weights_are_read(tmp_path):
     values += [np.random.RandomState(0).get_state()]
     path = written(tmp_path)
     wanted = teacher.load(path)(some_ids())
-    changed(path, lambda file: file.update(val_loss=values))
+    changed(path, update("", val_loss=values))
     assert torch.equal(teacher.load(path)(some_ids()), wanted)
 
 
@@ -187,7 +156,7 @@ def test_any_other_class_is_named_and_the_remedy_helps(value, name, tmp_path, mo
     changed(path, lambda file: file.update(args=value))
     with pytest.raises(ValueError) as error:
         teacher.load(path)
-    helpers.one_line(error, path, name, "whoever made it", "best.pt")
+    one_line(error, path, name, "whoever made it", "best.pt")
     monkeypatch.chdir(tmp_path)
     exec(re.search('python -c "(.*)"', str(error.value))[1], {})
     assert torch.equal(teacher.load(tmp_path / "plain.pt")(some_ids()), wanted)
@@ -197,8 +166,18 @@ def update(part, **change):
     return lambda file: (file[part] if part else file).update(change)
 
 
+def without(part, name):
+    return lambda file: file[part].pop(name)
+
+
+H = "transformer.h"
 CLAIMS = [
-    (lambda f: f["config"].pop("n_layer"), "its config has no n_layer"),
+    # a weight that it does not know, or lacks
+    *((update("model", **{f"{H}.{x}": torch.zeros(32)}), f"{H}.{x} ") for x in (
+        "0.engram.table", "1.attn.c_attn.bias", "2.ln_1.weight")),
+    *((without("model", f"{x}.weight"), f"{x}.weight.* missing") for x in (
+        "transformer.wte", "transformer.ln_f", f"{H}.0.mlp.w_gate", f"{H}.1.attn.c_attn")),
+    (without("config", "n_layer"), "n_layer. is missing"),
     (update("config", block_size=10**12), "from 1 to 1,048,576"),
     (update("config", n_embd=2**20), r"is \(96, 32\), .* be \(3145728, 1048576\)"),
     (update("config", norm_eps=1e-5), "norm_eps is 1e-05, only 1e-06"),
@@ -209,7 +188,7 @@ CLAIMS = [
     (update("model", **{WTE: torch.zeros(1).expand(10**9, 32)}), "at most 16,777,216"),
     (update("model", **dict.fromkeys((WTE, HEAD), torch.zeros(9, 32))), "row .* is zero"),
     (update("model", **{"transformer.ln_f.weight": torch.ones(32).char()}), "f.weight is int8"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("change, says", CLAIMS, ids=range(len(CLAIMS)))
@@ -231,35 +210,16 @@ def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
         teacher.load(path)
 
 
-@pytest.mark.parametrize(
-    "body, says",
-    [('{"repetition_penalty": 1.2, "temperature": 0.6}', "repetition_penalty is 1.2"),
-     ('{"suppress_tokens": [7]}', "suppress_tokens is"), ('{"eos_token_id": [3, 7]}', "eos_token"),
-     ('{"eos', "cannot be read"), ("[" * 99_999, "cannot be read")],
-    ids=range(5),
-)  # fmt: skip
-def test_what_generation_config_asks_for_is_told_and_the_model_is_read(body, says, tmp_path):
-    model_of(tmp_path / "model")
-    (tmp_path / "model/generation_config.json").write_text(body)
-    with pytest.warns(UserWarning, match=f"generation_config.json.*{says}"):
-        teacher.load(tmp_path / "model")
-
-
-def copied(count, seed, length=32) -> data.Windows:
-    """Windows that repeat four random tokens: whoever predicts them must count positions."""
-    rng = np.random.default_rng(seed)
-    ids = np.tile(rng.integers(0, 32, (count, 4)), (1, length // 4)).ravel()
-    return data.Windows(np.append(ids, 0).astype("<u4"), length)
-
-
-@pytest.fixture(scope="module")
-def trained() -> Llama:
-    """A teacher trained until the order of RoPE matters to it."""
-    torch.manual_seed(0)
-    model = Llama(LlamaConfig(vocab_size=32, layers=2, heads=2, dim=32, mlp_dim=64, context=32))
-    how = dict(learning_rate=1e-2, epochs=1.0, batch_tokens=512, warmup_share=0.1)
-    train.fit(model, copied(4000, seed=1), train.Recipe(ce_weight=1.0, **how))
-    return model.requires_grad_(False)
+@functools.cache
+@torch.no_grad()
+def drawn(kv_heads: int) -> tuple[Llama, data.Windows]:
+    """A model and text drawn from it, which it predicts best, RoPE's order included."""
+    model = tiny_model(0, 32, 32, 10, heads=4, kv_heads=kv_heads, mlp_dim=64)
+    ids_BT = torch.randint(32, (50, 1))
+    for _ in range(31):
+        shares = model(ids_BT)[:, -1].softmax(-1)
+        ids_BT = torch.cat([ids_BT, torch.multinomial(shares, 1)], dim=1)
+    return model, data.Windows(np.append(ids_BT.numpy().ravel(), 0).astype("<u4"), 32)
 
 
 @torch.no_grad()
@@ -267,97 +227,76 @@ def careless(model, folder) -> Path:
     """A Hugging Face folder as upstream's converter writes it: Q and K in neighbours' order."""
     model, c = copy.deepcopy(model), model.config
     for layer in model.layers:
-        for linear, heads in (
-            (layer.self_attn.q_proj, c.heads),
-            (layer.self_attn.k_proj, c.kv_heads),
-        ):
+        for name, heads in (("q_proj", c.heads), ("k_proj", c.kv_heads)):
+            weight = layer.self_attn.get_submodule(name).weight
             rows = np.arange(heads * c.head_dim).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
-            linear.weight.copy_(linear.weight[torch.from_numpy(rows)])
+            weight.copy_(weight[torch.from_numpy(rows)])
     model.save(folder)
     return folder
 
 
-def test_an_unpermuted_export_is_caught_and_the_checkpoint_it_came_from_passes(trained, tmp_path):
-    state, windows, c = state_of(trained), copied(50, seed=2), trained.config
-    right = teacher.load(written(tmp_path, state, c.layers, c.heads, c.dim, block_size=32))
-    assert same(weights_of(right), weights_of(trained))
-    found = teacher.check(right, windows)
-    assert found["loss"] < found["loss_other_rope"] - 0.5 and found["windows"] == 32
-    wrong = teacher.load(careless(trained, tmp_path / "export"))
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_an_unpermuted_export_is_caught_and_repaired(kv_heads, tmp_path):
+    (model, windows), folder = drawn(kv_heads), tmp_path / "export"
+    found, wrong = teacher.check(model, windows), teacher.load(careless(model, folder))
+    assert found["loss"] < found["loss_other_rope"] - 0.1 and found["windows"] == 32
     before = weights_of(wrong)
     with refused(f"{found['loss']:.2f}", "RoPE"):
         teacher.check(wrong, windows)
     assert same(weights_of(wrong), before)
-
-
-def test_the_trial_gives_the_mean_loss_of_windows_spread_evenly_and_their_entropy(trained):
-    windows = copied(50, seed=2)
-    trial = teacher.check(trained, windows, count=3)
-    ids, targets = windows.batch([0, 24, 49])
-    wanted = torch.nn.functional.cross_entropy(trained(ids).flatten(0, 1), targets.flatten())
-    assert trial["loss"] == pytest.approx(wanted.item(), rel=1e-5) and trial["windows"] == 3
-    assert teacher.check(trained, copied(5, seed=2))["windows"] == 5
-    whole, mask = teacher.check(trained, windows), np.ones(len(windows.ids), "u1")
-    share_V = np.bincount(windows.batch(range(0, 50))[1].numpy().ravel()) / (50 * 32)
-    assert whole["entropy"] == pytest.approx(-(share_V * np.log(share_V)).sum(), abs=0.1)
-    assert "⚠" not in words.trial(whole)
-    assert "tokenizer" in words.trial(whole | {"loss": whole["entropy"] + 0.01})
-    mask[: 10 * 32 + 1] = 0  # windows without a target spoil nothing
-    trial = teacher.check(trained, data.Windows(windows.ids, 32, mask))
-    assert trial["loss"] == pytest.approx(whole["loss"], abs=0.1)
-    names = np.random.default_rng(0).permutation(32)  # the same text by other numbers: fine
-    teacher.check(trained, data.Windows(names[windows.ids], 32))
-    noise = np.random.default_rng(0).integers(0, 32, 50 * 32 + 1)  # another tokenizer's
-    with refused(f"{math.log(32):.2f}", "tokenizer"):
-        teacher.check(trained, data.Windows(noise, 32))
+    repaired = [teacher.load(folder, rope_pairs="neighbours")]
+    if kv_heads == 4:  # the checkpoint it came from needs no repair
+        c = model.config
+        path = written(tmp_path, state_of(model), c.layers, c.heads, c.dim, block_size=32)
+        repaired.append(teacher.load(path))
+    assert all(same(weights_of(x), weights_of(model)) for x in repaired)
 
 
 @torch.no_grad()
-def test_the_trial_knows_grouped_heads_and_rope_pairs_repairs_them(tmp_path):
-    """Text drawn from the model itself is what it predicts best, RoPE's order included."""
-    torch.manual_seed(0)
-    shape = dict(vocab_size=32, layers=2, heads=4, kv_heads=2, dim=32, mlp_dim=64)
-    model, ids_BT = Llama(LlamaConfig(context=32, **shape)), torch.randint(32, (32, 1))
-    for weight in model.parameters():
-        weight.mul_(10 if weight.ndim == 2 else 1)
-    for _ in range(31):
-        shares = model(ids_BT)[:, -1].softmax(-1)
-        ids_BT = torch.cat([ids_BT, torch.multinomial(shares, 1)], dim=1)
-    windows = data.Windows(np.append(ids_BT.numpy().ravel(), 0).astype("<u4"), 32)
-    found = teacher.check(model, windows)
-    assert found["loss"] < found["loss_other_rope"] - 0.1
-    folder = careless(model, tmp_path / "export")
-    with refused("RoPE"):
-        teacher.check(teacher.load(folder), windows)
-    repaired = teacher.load(folder, rope_pairs="neighbours")
-    assert torch.equal(repaired(ids_BT), model(ids_BT))
+def test_the_trial_gives_the_mean_loss_of_windows_spread_evenly_and_their_entropy():
+    (model, windows), mask = drawn(4), np.ones(50 * 32 + 1, "u1")
+    trial, whole = (teacher.check(model, windows, count=count) for count in (3, 99))
+    ids, targets = windows.batch([0, 24, 49])
+    wanted = torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+    assert trial["loss"] == pytest.approx(wanted.item(), rel=1e-5)
+    assert (trial["windows"], whole["windows"]) == (3, 50)
+    share_V = np.bincount(windows.ids[1:]) / (50 * 32)
+    assert whole["entropy"] == pytest.approx(-(share_V * np.log(share_V)).sum(), rel=1e-6)
+    assert "⚠" not in words.trial(whole)
+    assert "tokenizer" in words.trial(whole | {"loss": whole["entropy"] + 0.01})
+    mask[: 10 * 32 + 1] = 0  # windows without a target spoil nothing
+    trial = teacher.check(model, data.Windows(windows.ids, 32, mask), count=50)
+    loss_N = [evaluate.evaluate(model, windows).window_loss_N[10:]]
+    assert trial["loss"] == pytest.approx(np.mean(loss_N), rel=1e-5)
+    mask[:] = 0
+    mask[20 * 32 + 1 : 21 * 32 + 1] = 1  # none of the three has a target: another stands for them
+    assert teacher.check(model, data.Windows(windows.ids, 32, mask), count=3)["windows"] == 1
+    noise = np.random.default_rng(0).integers(0, 32, 50 * 32 + 1)  # another tokenizer's
+    with refused(f"{math.log(32):.2f}", "tokenizer"):
+        teacher.check(model, data.Windows(noise, 32))
 
 
 def test_rows_of_zeros_at_the_end_are_cut_and_said(tmp_path):
     state = upstream()
-    state[WTE][7] = 0  # a zero row with others behind it is no padding
+    state[WTE][7] = state[HEAD][7] = 0  # a zero row with others behind it is no padding
     zeros = torch.zeros(13, SHAPE["dim"])
     padded = {name: torch.cat([state[name], zeros]) for name in (WTE, HEAD)}
     path = written(tmp_path, state | padded)
     with pytest.warns(UserWarning, match=rf"{path}.*the last 13 rows .* a vocabulary of 211"):
         model = teacher.load(path)
-    assert (model.cut_rows, model.config.vocab_size, model(some_ids()).shape[-1]) == (13, 211, 211)
-    near(model(some_ids()), upstream_logits(state, some_ids()))
+    assert (model.cut_rows, model.config.vocab_size) == (13, 211)
+    near(model(some_ids()), upstream_logits(state, some_ids()), CLOSE)
     model.save(tmp_path / "cut")
     again = teacher.load(tmp_path / "cut")
     assert again.cut_rows == 0 and torch.equal(again(some_ids()), model(some_ids()))
-    assert not any(w.requires_grad for w in again.parameters()) and not again.training
-
-
-@pytest.mark.parametrize("cut", [5, 0])
-def test_an_untied_head_is_cut_only_where_it_is_padding_too(cut, tmp_path):
-    model = tiny_model(0, VOCAB, CONTEXT, **SHAPE, tied=False)
-    model.embed_tokens.weight.data[-5:] = 0
-    model.lm_head.weight.data[VOCAB - cut :] = 0
-    model.save(tmp_path / "model")
-    loaded, ids = teacher.load(tmp_path / "model"), some_ids() % (VOCAB - 5)
-    assert loaded.config.vocab_size == VOCAB - cut
-    near(loaded(ids), model(ids)[..., : VOCAB - cut], 1e-6)
+    model = model_of(tmp_path / "untied", tied=False)
+    for cut in (0, 5):  # an untied head is cut only where it is padding too
+        model.embed_tokens.weight.data[-5:] = 0
+        model.lm_head.weight.data[VOCAB - cut :] = 0
+        model.save(tmp_path / "untied")
+        loaded, ids = teacher.load(tmp_path / "untied"), some_ids() % (VOCAB - 5)
+        assert loaded.cut_rows == cut
+        near(loaded(ids), model(ids)[..., : VOCAB - cut], 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -374,17 +313,3 @@ def test_spare_rows_are_cut_where_they_are_padding(size, pieces, cut):
     assert torch.equal(model(ids), before[..., : size - cut])
     assert (model.config.vocab_size, len(model.head)) == (size - cut, size - cut)
     assert bool(said) == bool(cut) and (not cut or f"last {cut:,} are padding" in said)
-
-
-def test_the_index_decides_which_shards_are_read(tmp_path):
-    folder, where = tmp_path / "model", {}
-    model = model_of(folder)
-    weights = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    names = sorted(weights)
-    for i, part in enumerate((names[:7], names[7:])):
-        save_file({n: weights[n] for n in part}, folder / f"model-{i}.safetensors")
-        where |= dict.fromkeys(part, f"model-{i}.safetensors")
-    save_file({names[0]: weights[names[0]] * 0}, folder / "stray.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    assert torch.equal(teacher.load(folder)(some_ids()), model(some_ids()))

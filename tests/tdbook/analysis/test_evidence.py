@@ -5,6 +5,7 @@ import copy
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +14,11 @@ import pandas as pd
 import pytest
 import torch
 
-from tdbook.analysis import claims, kept_and_lost
-from tdbook.analysis.verdict import CLAIMS
+from tdbook.analysis import kept_and_lost
+from tdbook.analysis.verdict import CLAIMS, FAILS, HOLDS, PART, UNDECIDED
 from tdbook.book import evidence
 from tdbook.corpus import origins, token_files, writer
-from tdbook.runs import estimates
+from tdbook.runs import units
 from tdlib import data, evaluate, lora
 from tdlib.model import Llama
 from tests.tdbook.analysis.test_verdict import TEACHER, distilled, replayed
@@ -227,18 +228,23 @@ def test_what_the_hardest_windows_hold_is_counted_beside_the_rest(opened):
     assert notes[0] == f"The hardest 20% hold {held:.0%} of all that 50m lost."
 
 
-def test_every_claim_has_a_verdict(opened):
+def test_every_claim_has_a_verdict_and_every_model_its_cost(opened):
     this, tokens = opened()
     t = evidence.trial(this, tokens)
     judged = {claim["key"]: claim for claim in evidence.judged(this, tokens, t)}
-    assert [*judged] == [row["key"] for row in CLAIMS["claims"]] and len(judged) == 9
-    assert judged["rank"]["verdict"] == claims.UNDECIDED  # named before any run
+    assert [*judged] == [*CLAIMS["claims"]] and len(judged) == 9
+    assert judged["rank"]["verdict"] == UNDECIDED  # named before any run
     (effect,) = [e for e in judged["distilled"]["effects"] if e.role == "claim"]
     apart = t.losses["50m"].mean() - t.losses["50m-scratch"].mean()
     assert effect.change.value == pytest.approx(apart, abs=1e-5)
     assert "share0.5" not in t.losses  # no verdict asked for it
     words = evidence.in_short([*judged.values()], "**So** it is. Costs: much")
     assert words.startswith("9 claims: ") and words.endswith(". So it is.")
+    every = evidence.models_table(this, tokens, t).set_index("model")
+    assert every.loc["50m-hard-merged", ["seed", "base's seed"]].tolist() == [1, "1"]
+    assert every.loc["50m-seed2", ["seed", "base's seed"]].tolist() == [2, "–"]
+    assert every["training tokens"][["50m", "50m-hard-merged"]].tolist() == ["1,000", "1,200"]
+    assert np.isnan(every.loc["share0.5", "confirmation"])
 
 
 def test_the_recipe_is_read_against_the_adapter_that_development_prefers(opened):
@@ -251,63 +257,56 @@ def test_the_recipe_is_read_against_the_adapter_that_development_prefers(opened)
     found = {e.what: e.change.value for e in effects}
     assert found.pop("recipe − 50m") and found == pytest.approx(wanted, abs=1e-7)
     assert t.recipe == "share0.2" and [e.role for e in effects] == ["claim", *["part"] * 3]
-    assert effects[0].words() in words and "share0.2: training, FLOP" in words
-    this, tokens = opened(recipe="")
-    assert evidence.recipe(this, tokens, evidence.trial(this, tokens))[0] == []
+    assert effects[0].words() in words and "share0.2: training tokens 1,200, training" in words
+    t = evidence.trial(*(opened(recipe="")))
+    assert evidence.recipe(this, tokens, t)[0] == []
+    # the settings of the recipe are among those that were tried, or the best of these is named
+    for made, word in (("share0.2", "the best"), ("", "the best"), ("50m", "the recipe")):
+        table = evidence.choices_table(this, tokens, replace(t, recipe=made))
+        assert (table[f"against {word}"] == word).tolist() in ([True, False], [False, True])
 
 
 MERGED = {"adapter": "a", "weights": "32,608", "weights of the base": "32,608"}
 MERGED |= {"largest logit difference": "8.0e-05", "of logits up to": "0.845"}
-SHAPES = ("student-50m", "student-120m", "teacher-plan")
+WORSE = {"largest logit difference": "8.5e-05"}
+SLOW = {"raw": 0.1, "KV + INT8": 0.1, "KV + INT8 + compile": 0.1, "Q4_0": 0.1, "megabytes": 1.2}
 
 
-def timed(shape: str, **changed: float) -> dict:
-    """At the plan's lower numbers, of every phase the quickest way, and another that is slower."""
-    plan = estimates.PLAN[shape]
-    speed = {"raw": plan["raw"][0], "KV": 1e9, "KV + INT8": plan["phase1"][0] - 5}
-    speed |= {"KV + INT8 + compile": plan["phase1"][0], "Q4_0_DEFAULT": 1.0}
-    speed |= {"Q4_0": plan["phase2"][0], "Q8_0": 1e9} | changed
-    megabytes = speed.pop("megabytes", 1.1 * plan["megabytes"][0])
-    rows = [{"way": way, "decode": float(n), "threads": 1} for way, n in speed.items()]
-    return {"rows": rows, "bytes": {"Q4_0": round(1e6 * megabytes), "Q8_0": 10**9}}
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("slow", [None, "raw", "KV + INT8 + compile", "Q4_0", "megabytes"])
-def test_the_plans_lower_number_is_reached_or_missed_in_every_phase(shape, slow):
-    large = 1.2 * estimates.PLAN[shape]["megabytes"][0]
-    changed = {slow: large if slow == "megabytes" else 0.5} if slow else {}
-    found = evidence.speeds(shape, timed(shape, **changed))
-    low, high = estimates.PLAN[shape]["phase2"]
-    words = f"{shape}, Q4_0: {low:,.0f} tokens/s on one thread (the plan: {low:g}–{high:g})"
-    assert len(found) == 4 and ((words, True) in found) == (slow != "Q4_0")
-    missed = {"raw": 0, "KV + INT8 + compile": 1, "Q4_0": 2, "megabytes": 3}
-    assert [i for i, (_, held) in enumerate(found) if not held] == [missed.get(slow)] * bool(slow)
-    assert evidence.speeds("student-80m", timed("student-50m")) == []  # the plan has none
-
-
-SLOW = dict.fromkeys(["raw", "KV + INT8", "KV + INT8 + compile", "Q4_0"], 0.1) | {"megabytes": 99}
-
-
+@pytest.mark.parametrize("shape", ["student-50m", "student-120m", "teacher-plan"])
 @pytest.mark.parametrize(
-    ("speed", "merged", "verdict", "missed"),
+    ("times", "merged", "result", "missed"),  # of the plan's lower numbers, and of its size
     [
-        ({}, {}, claims.HOLDS, 0),
-        ({"Q4_0": 1.0}, {}, claims.PART, 1),
-        ({}, {"largest logit difference": "8.5e-05"}, claims.PART, 1),
-        ({}, {"weights": "35,168"}, claims.PART, 1),
-        (SLOW, {"weights": "1"}, claims.FAILS, 5),
-        (None, {}, claims.UNDECIDED, 0),
+        ({}, {}, HOLDS, []),
+        ({"raw": 0.9}, {}, PART, ["raw"]),
+        ({"KV + INT8 + compile": 0.8}, {}, PART, ["KV + INT8: "]),
+        ({"Q4_0": 0.9}, {}, PART, ["Q4_0: "]),
+        ({"megabytes": 1.2}, {}, PART, ["MB (the plan: ~"]),
+        ({}, WORSE, PART, ["a merged"]),
+        ({}, {"weights": "35,168"}, PART, ["a merged"]),
+        (SLOW, WORSE, FAILS, ["a merged", "raw", "KV + INT8", "Q4_0: ", "Q4_0: "]),
+        (None, {}, UNDECIDED, []),
     ],
 )
-def test_shipping_holds_in_part_or_fails_by_how_much_is_missed(
-    tmp_path, speed, merged, verdict, missed
+def test_what_ships_holds_in_part_or_fails_by_how_many_of_the_plans_numbers_are_missed(
+    tmp_path, shape, times, merged, result, missed
 ):
+    plan = {key: row[0] for key, row in units.PLAN[shape].items()}
+    speed = {"raw": plan["raw"], "KV": 1e9, "KV + INT8": 0.9 * plan["phase1"]}
+    speed |= {"KV + INT8 + compile": plan["phase1"], "Q4_0_DEFAULT": 1.0, "Q4_0": plan["phase2"]}
+    rows = [{"way": way, "decode": n * (times or {}).get(way, 1)} for way, n in speed.items()]
+    size = 1.1 * plan["megabytes"] * (times or {}).get("megabytes", 1)
+    timed = {"rows": rows, "bytes": {"Q4_0": round(1e6 * size), "Q8_0": 10**9}}
     (tmp_path / "tables").mkdir()
     pd.DataFrame([MERGED | merged]).to_csv(tmp_path / "tables/04_merge_eval-merged.csv")
-    times = {} if speed is None else {"shape student-50m": timed("student-50m", **speed)}
-    record = dict(notebook="06_inference", models={}, parameters={}, remembered=times)
+    remembered = {} if times is None else {f"shape {shape}": timed, "shape student-80m": timed}
+    record = dict(notebook="06_inference", models={}, parameters={}, remembered=remembered)
     put(tmp_path / "results/06_inference.json", record)
-    result, why, notes = evidence.shipped(SimpleNamespace(out=tmp_path, run="x", parameters={}))
-    assert result == verdict and [note[0] for note in notes].count("✗") == missed
-    assert (why == "every number is reached") == (verdict == claims.HOLDS)
+    this = SimpleNamespace(out=tmp_path, run="x", parameters={})
+    found, why, notes = evidence.shipped(this)  # the plan says nothing of an 80m
+    assert found == result and (why == "every number is reached") == (result == HOLDS)
+    wrong = [note for note in notes if note[0] == "✗"]
+    assert all(part in note for part, note in zip(missed, wrong, strict=True))
+    assert len(notes) == (5 if times is not None else 1)
+    low, high = units.PLAN[shape]["phase2"]
+    words = f"✓ {shape}, Q4_0: {low:,.0f} tokens/s on one thread (the plan: {low:g}–{high:g})."
+    assert (words in notes) == (times is not None and "Q4_0" not in times)

@@ -30,7 +30,7 @@ def folder_of(folder: Path, ids, tokenizer=None, context: int = T, vocab_size: i
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32"}
     (folder / "meta.json").write_text(json.dumps(meta))
     if tokenizer:
-        (folder / tokenizer.name).write_bytes(tokenizer.path.read_bytes())
+        (folder / tokenizer.path.name).write_bytes(tokenizer.path.read_bytes())
     return folder
 
 
@@ -73,7 +73,7 @@ def junk(tokenizer, kind: int, count: int, rng: np.random.Generator) -> np.ndarr
 
 @pytest.fixture(scope="module")
 def spoilt(clean, tokenizer, tmp_path_factory):
-    """Twelve windows of each kind of junk among the clean ones; tokens, and the kind of each."""
+    """Tokens with twelve windows of each kind of junk, the kind of each window, features."""
     rng = np.random.default_rng(5)
     parts, kinds = [clean], [np.zeros(len(clean), int)]
     for kind in features.JUNK:
@@ -82,15 +82,15 @@ def spoilt(clean, tokenizer, tmp_path_factory):
     order = rng.permutation(sum(map(len, kinds)))
     ids = np.concatenate([[tokenizer.eos], np.concatenate(parts)[order].ravel()])
     folder = folder_of(tmp_path_factory.mktemp("spoilt") / "tokens", ids, tokenizer)
-    return token_files.open_tokens(folder), np.concatenate(kinds)[order]
+    tokens = token_files.open_tokens(folder)
+    return tokens, np.concatenate(kinds)[order], look(tokens)
 
 
 def test_each_kind_of_junk_is_found_and_clean_text_is_not_also_by_some_ngrams(spoilt, monkeypatch):
-    tokens, kind_N = spoilt
-    junk_N = look(tokens)["junk"]
-    assert junk_N.dtype == np.uint8 and set(features.JUNK) == {1, 2, 4, 8}
+    tokens, kind_N, found_N = spoilt
+    assert found_N["junk"].dtype == np.uint8 and set(features.JUNK) == {1, 2, 4, 8}
     for kind in features.JUNK:
-        flagged_N = (junk_N & kind) > 0
+        flagged_N = (found_N["junk"] & kind) > 0
         assert flagged_N[kind_N == kind].all(), features.JUNK[kind]
         assert not flagged_N[kind_N == 0].any(), features.JUNK[kind]
     monkeypatch.setattr(features, "SLOTS", 2**15)  # for 60,000 n-grams: a quarter is looked at
@@ -114,10 +114,9 @@ def test_a_refrain_is_no_template_a_loop_is_and_rare_pieces_are_found(clean, tok
     assert names[group_N[323]] == "20 % and more" and np.mean(group_N == 4) < 0.1
 
 
-def test_shares_and_length_are_those_counted_by_hand(spoilt):
-    tokens, _ = spoilt
-    found_N = look(tokens)
-    ids_NT = tokens.train.batch(range(len(tokens.train)))[1].numpy()
+def test_shares_and_length_are_those_counted_by_hand_and_cuts_name_each_windows_group(spoilt):
+    tokens, _, found_N = spoilt
+    n, ids_NT = len(tokens.train), tokens.train.batch(range(len(tokens.train)))[1].numpy()
     count = Counter(ids_NT.ravel().tolist())
     seen = list(count.values())  # no longer rare: the count with which they would make up over 5 %
     limit = min(c for c in seen if sum(x for x in seen if x <= c) > 0.05 * ids_NT.size)
@@ -132,12 +131,23 @@ def test_shares_and_length_are_those_counted_by_hand(spoilt):
         assert found_N["foreign"][i] == pytest.approx(foreign, abs=1e-3)
         length = int(found_N["characters"][i]) - len(tokens.tokenizer.decode(ids))
         assert abs(length) <= 2  # its ends
+    cuts = features.cuts(tokens, found_N)
+    assert set(cuts) == {"source", "place in the corpus", "script", "rare tokens"}
+    for names, group_N in cuts.values():
+        assert group_N.shape == (n,) and group_N.dtype == np.uint8 and group_N.max() < len(names)
+    names, place_N = cuts["place in the corpus"]
+    assert names[0] == "0–5 %" and names[-1] == "95–100 %"
+    assert place_N.tolist() == [20 * i // n for i in range(n)]
+    names, script_N = cuts["script"]
+    assert names == ["under 1 %", "1–5 %", "5–20 %", "20–50 %", "50 % and more"]
+    steps = (0.01, 0.05, 0.2, 0.5)
+    assert script_N.tolist() == [sum(float(x) >= s for s in steps) for x in found_N["foreign"]]
 
 
 def test_without_a_tokenizer_only_what_ids_say_is_told(spoilt, tmp_path):
-    tokens, _ = spoilt
+    tokens, _, known_N = spoilt
     bare = token_files.open_tokens(folder_of(tmp_path / "t", np.asarray(tokens.train.ids)))
-    known_N, found_N = look(tokens), look(bare)
+    found_N = look(bare)
     assert np.isnan(found_N["foreign"]).all() and not found_N["characters"].any()
     np.testing.assert_array_equal(found_N["rare"], known_N["rare"])
     np.testing.assert_array_equal(found_N["junk"], known_N["junk"] & 10)
@@ -179,30 +189,12 @@ def test_shares_and_length_are_those_of_the_text_where_pieces_cut_characters(tmp
 
 
 def test_asking_again_is_free_until_the_tokens_change(spoilt, tmp_path, monkeypatch):
-    tokens, _ = spoilt
-    first, looked = features.of(tokens, tmp_path), []
-    monkeypatch.setattr(features, "_look", lambda *tokens: looked.append(1) or "new")
-    np.testing.assert_array_equal(features.of(tokens, tmp_path), first)
-    assert not looked
-    monkeypatch.undo()
+    tokens, _, found_N = spoilt
+    np.testing.assert_array_equal(features.of(tokens, tmp_path), found_N)
     wider = replace(tokens, train=replace(tokens.train, context=2 * T))
     assert len(features.of(wider, tmp_path)) == len(wider.train)
-
-
-def test_cuts_are_small_numbers_that_name_each_windows_group(spoilt):
-    tokens, _ = spoilt
-    found_N, n = look(tokens), len(tokens.train)
-    cuts = features.cuts(tokens, found_N)
-    assert set(cuts) == {"source", "place in the corpus", "script", "rare tokens"}
-    for names, group_N in cuts.values():
-        assert group_N.shape == (n,) and group_N.dtype == np.uint8 and group_N.max() < len(names)
-    names, place_N = cuts["place in the corpus"]
-    assert names[0] == "0–5 %" and names[-1] == "95–100 %"
-    assert place_N.tolist() == [20 * i // n for i in range(n)]
-    names, script_N = cuts["script"]
-    assert names == ["under 1 %", "1–5 %", "5–20 %", "20–50 %", "50 % and more"]
-    steps = (0.01, 0.05, 0.2, 0.5)
-    assert script_N.tolist() == [sum(float(x) >= s for s in steps) for x in found_N["foreign"]]
+    monkeypatch.delattr(features, "_look")
+    assert len(features.of(wider, tmp_path)) == len(wider.train)
 
 
 def test_the_table_of_junk_counts_each_kind_and_shows_the_hardest(tmp_path):

@@ -46,28 +46,14 @@ def test_resampled_means_have_the_mean_and_spread_of_independent_documents():
     assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
 
 
-def test_copies_of_a_window_in_its_document_add_no_certainty():
-    """Eight equal windows a document are one observation: the interval is √8 times as wide as
-    that of windows taken for independent (the design effect 1 + (m − 1)ρ at ρ = 1)."""
-    loss_D = np.random.default_rng(1).normal(3, 0.5, 100)
-    loss_N, document_N = np.repeat(loss_D, 8), np.repeat(np.arange(100), 8)
-    by_document = resampled_means(loss_N[None], document_N, 4000).std()
-    by_window = resampled_means(loss_N[None], np.arange(800), 4000).std()
-    # two deviations of 4000 draws each: 4 · √(2 / 8000) = 6 %
-    assert by_document / by_window == pytest.approx(math.sqrt(8), rel=0.06)
-
-
-def test_models_are_resampled_together_and_a_seed_draws_the_same_documents():
+def test_models_are_resampled_together_and_documents_weigh_by_their_windows():
     rng = np.random.default_rng(2)
     loss_N, document_N = rng.normal(3, 0.5, 300), np.arange(300) // 3
     loss_3N = np.stack([loss_N, loss_N, loss_N + 0.1])
     means_R3, again_R3, other_R3 = (resampled_means(loss_3N, document_N, 500, s) for s in (1, 1, 2))
     assert (means_R3[:, 0] == means_R3[:, 1]).all()
     np.testing.assert_allclose(means_R3[:, 2] - means_R3[:, 0], 0.1, atol=1e-12)
-    assert (means_R3 == again_R3).all() and (means_R3 != other_R3).any()
-
-
-def test_a_mean_weighs_documents_by_their_windows():
+    assert (means_R3 == again_R3).all() and (means_R3 != other_R3).any()  # a seed draws the same
     loss_N, document_N = np.array([1.0, 1.0, 1.0, 5.0]), np.array([4, 4, 4, 9])
     means_R = resampled_means(loss_N[None], document_N, 300)[:, 0]
     # twice the first, each once, twice the second: 1, 2, 5, stretched about the mean, 2

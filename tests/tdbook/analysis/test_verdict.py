@@ -20,6 +20,7 @@ EQUAL = (0.0, 0.0)
 MEAN = 4 / 3  # of 1 and, on a third of the windows, 2
 P01 = dict(profile="small", out="o", shape="student-50m-small", ce_weight=0.5, init="random")
 P01 |= dict(epochs=2.0, temperature=2.0, token_limit=0, learning_rate=2e-3, distinct_tokens=0)
+P01["warmup_share"] = 0.1
 P03 = dict(profile="small", out="o", base="50m", rank=16, learning_rate=1e-3, ce_weight=0.0)
 P03 |= dict(windows="hard", trains="adapter")
 
@@ -90,7 +91,7 @@ def plain(records: list[dict], means: dict, points: dict | None = None, **more) 
 
 
 def claim(key: str, t: Trial) -> list:
-    return t.effects(next(row["effects"] for row in CLAIMS["claims"] if row["key"] == key))
+    return t.effects(CLAIMS["claims"][key]["effects"])
 
 
 def test_students_are_found_by_parameters_not_by_names():
@@ -119,8 +120,7 @@ def test_students_are_found_by_parameters_not_by_names():
     assert t.effects([{"claim": "direct − distilled"}, {"claim": "its base − student-80m"}]) == []
 
 
-@pytest.fixture(scope="module")
-def rates() -> tuple[Trial, dict]:
+def test_every_arm_is_at_the_rate_that_development_prefers_before_the_claim_is_judged():
     """Adapters on hard windows at four rates, and others that are no candidates; all of these are
     better on development than the one that is."""
     weights = dict(trains="weights", windows="all")
@@ -135,29 +135,24 @@ def rates() -> tuple[Trial, dict]:
     dev |= {"of-pick-merged": 4.4, "on": 4.6, "on2": 4.5}
     # on the text that judges the order is another
     means = dev | {"hard-merged": 3.0, "lr0.005": 2.0, "lr0.002": 5.9, "on": 1.0}
-    return plain(records, means, points, mixed={"clip"}, development=dev), dev
-
-
-def test_the_rate_is_the_one_that_development_prefers_of_the_same_arm(rates):
-    t, dev = rates
+    t = plain(records, means, points, mixed={"clip"}, development=dev)
     assert t.models["of-pick-merged"].base == "pick"
-    best = [t.first(f"best {role} on {w}") for role in ("adapter", "weights") for w in verdict.SETS]
+    arms = [f"best {trains} on " for trains in ("adapter", "weights")]
+    best = [
+        t.first(arm + windows) for arm in arms for windows in ("hard", "random", "easiest", "all")
+    ]
     found = [model and model.name for model in best]  # of weights ce_weight is tuned too
     assert found == ["lr0.002", "random", None, None, None, None, None, "on2"]
     slow = replace(t, development=dev | {"lr0.0005": 0.0})
     assert slow.first("best adapter on hard").name == "lr0.0005"
     assert replace(t, development={}).first("best adapter on hard").name == "hard-merged"
     assert plain(CORE, dev, development=dev).first("best adapter on hard") is None
-
-
-def test_every_arm_is_tuned_before_the_claim_on_the_adapter_is_judged(rates):
-    t, _ = rates
-    best = "adapter on hard (rate 0.002)"  # a point of a sweep; against the others, the controls
+    rate = "adapter on hard (rate 0.002)"  # a point of a sweep; against the others, the controls
     wanted = {
         ("claim", "adapter on hard − 50m"): 3 - 6,
-        ("part", f"{best} − 50m"): 5.9 - 6,
-        ("control", f"{best} − adapter on random (rate 0.001)"): 1.7,
-        ("control", f"{best} − weights on all (rate 0.001)"): 1.4,
+        ("part", f"{rate} − 50m"): 5.9 - 6,
+        ("control", f"{rate} − adapter on random (rate 0.001)"): 1.7,
+        ("control", f"{rate} − weights on all (rate 0.001)"): 1.4,
     }
     found = {(e.role, e.what): e.change.value for e in claim("adapter", t) if "text" not in e.what}
     assert found == pytest.approx({key: apart * MEAN for key, apart in wanted.items()})
@@ -187,8 +182,11 @@ def test_settings_and_rates_differ_in_these_alone_and_are_chosen_on_development(
     assert evidence.loss_settings(None, None, alone) == ([], [])
 
 
-@pytest.fixture(scope="module")
-def seeded() -> Trial:
+def effect(t: Trial, one: str, other: str, **more):
+    return t.effect(t.models[one], t.models[other], **more)
+
+
+def test_an_effect_is_one_minus_the_other_and_seeds_are_paired_by_the_bases():
     """Base, scratch, 55m, and adapters, with seeds 1, 3 and 4; the picker, and what it made."""
     records = [*CORE, HARD, RANDOM, replayed("of-pick", 2, base="pick"), EVERY["55m"]]
     means = {"teacher": 0, "50m": 0.6, "pick": 9, "scratch": 0.9, "hard-merged": 0.54}
@@ -198,40 +196,27 @@ def seeded() -> Trial:
         points |= {f"s{s} 50m": distilled("50m", s), f"s{s} hard": replayed("hard", s)}
         means |= {f"s{s} 50m": 0.6 + more, f"s{s} hard": 0.54 - more}
     dev = dict.fromkeys(means, 0.0) | {"of-pick-merged": -9.0}
-    return plain(records, means, points, development=dev)
-
-
-def effect(t: Trial, one: str, other: str, **more):
-    return t.effect(t.models[one], t.models[other], **more)
-
-
-def test_an_effect_is_one_minus_the_other_whichever_has_more_seeds(seeded):
-    wanted = [(0.54 - 0.6) * MEAN, (0.51 - 0.63) * MEAN, (0.48 - 0.66) * MEAN]
-    one, other = (effect(seeded, *p) for p in (("hard-merged", "50m"), ("50m", "hard-merged")))
-    assert one.change.value == pytest.approx(wanted[0]) and one.seeds == pytest.approx(wanted)
-    value, low, high = one.change
-    assert other.change == pytest.approx((-value, -high, -low))
-    assert other.seeds == pytest.approx([-s for s in one.seeds])
-    assert one.change.low <= one.change.value <= one.change.high < 0
-    assert (one.what, other.what) == ("adapter on hard − 50m", "50m − adapter on hard")
-    hard = effect(seeded, "hard-merged", "50m", role="part", part="hard", plan=[-0.5, -0.1])
-    assert hard.change.value == pytest.approx(2 * (0.54 - 0.6))
-    assert hard.what.endswith("on hard text") and (hard.role, hard.plan) == ("part", (-0.5, -0.1))
-
-
-def test_seeds_are_paired_by_the_bases_seed_without_the_picker_and_what_it_made(seeded):
+    t = plain(records, means, points, development=dev)
     pairs = {
-        ("hard-merged", "random-merged"): [(0.54 - 0.57) * MEAN, (0.51 - 0.6) * MEAN],
-        ("55m", "hard-merged"): [(0.51 - 0.54) * MEAN],  # the 55m has one seed
-        ("50m", "scratch"): [(0.6 - 0.9) * MEAN],
+        ("hard-merged", "50m"): [0.54 - 0.6, 0.51 - 0.63, 0.48 - 0.66],
+        ("hard-merged", "random-merged"): [0.54 - 0.57, 0.51 - 0.6],
+        ("55m", "hard-merged"): [0.51 - 0.54],  # the 55m has one seed
+        ("50m", "scratch"): [0.6 - 0.9],
     }
-    for pair, each in pairs.items():
-        assert effect(seeded, *pair).seeds == pytest.approx(each)
-    assert seeded.first("best adapter on hard").name == "hard-merged"
-    table = verdict.table(seeded).set_index("question")["seeds, hard text"]
-    spread = effect(seeded, "hard-merged", "50m", part="hard").spread
-    assert table["adapter on hard against its base"] == spread and "over 3 seeds" in spread
-    assert not [role for role in CLAIMS["models"] if "pick" in str(seeded.first(role))[:30]]
+    for pair, apart in pairs.items():
+        (value, low, high), back = effect(t, *pair).change, effect(t, *pair[::-1])
+        assert value == pytest.approx(apart[0] * MEAN) and low <= value <= high < 0
+        assert effect(t, *pair).seeds == pytest.approx([MEAN * x for x in apart])
+        assert back.change == pytest.approx((-value, -high, -low))
+        assert back.seeds == pytest.approx([-MEAN * x for x in apart])
+    hard = effect(t, "hard-merged", "50m", role="part", part="hard", plan=[-0.5, -0.1])
+    assert hard.change.value == pytest.approx(2 * (0.54 - 0.6))
+    assert hard.what == "adapter on hard − 50m on hard text"
+    assert (hard.role, hard.plan) == ("part", (-0.5, -0.1))
+    assert t.first("best adapter on hard").name == "hard-merged"
+    table = comparison.verdict_table(comparison.effects(t)).set_index("difference")["seeds"]
+    assert table[hard.what] == hard.spread and "over 3 seeds" in hard.spread
+    assert not [role for role in CLAIMS["models"] if "pick" in str(t.first(role))[:30]]
 
 
 # notebook 04
@@ -245,45 +230,53 @@ def whole() -> Trial:
     return simulated([*CORE, THIRD, *EVERY.values()], **truth)
 
 
-def test_every_comparison_of_the_claim_is_made_or_missed(whole):
-    found = {q: (one.name, other.name) for q, (one, other) in verdict.comparisons(whole).items()}
-    rivals = {"its base": "50m", "adapter on random": "random-merged", "weights on all": "on"}
-    rivals |= {"adapter on easiest": "easiest-merged", "adapter on all": "all-merged"}
-    rivals |= {"weights on hard": "on-hard", "weights on random": "on-random"}
-    rivals |= {"a stretched schedule": "long", "student-55m": "55m", "student-120m": "big"}
-    wanted = {"distilled against scratch": ("50m", "scratch")}
-    wanted |= {f"adapter on hard against {k}": ("hard-merged", v) for k, v in rivals.items()}
-    assert found == wanted | {"nothing: another seed of the base": ("third", "50m")}
-    assert not any("Not run" in line for line in verdict.limits(whole))
-    there = dict.fromkeys(("50m", "pick", "scratch", "hard-merged"), EQUAL)
-    some = simulated([*CORE, HARD], **there)
-    *_, missing, last = verdict.limits(some)
-    names = [f"adapter on hard against {role}" for role in rivals if role != "its base"]
-    assert missing.startswith("Not run, so not compared: ") and all(n in missing for n in names)
-    assert "weights on easiest" not in missing and "needs a third seed of 50m, since pick" in last
-
-
-def test_the_headline_and_the_table_hold_the_true_gains_and_their_own_intervals(whole):
-    line = verdict.headline(whole)
-    number = r"([−+]\d\.\d{3}) \[([−+]\d\.\d{3}), ([−+]\d\.\d{3})\] nats"
-    parts = re.fullmatch(
-        r"Loss of the adapter on the hard set \(hard-merged\) against the adapter on a random set "
-        rf"\(random-merged\): on hard text better, {number}; on easy text worse, {number}; on all "
-        rf"text worse, {number}; one seed\.",
-        line,
-    )
-    assert parts, line
-    numbers = np.array([float(x.replace("−", "-")) for x in parts.groups()]).reshape(3, 3)
-    # a part of the picked fifth is easy in truth: between 0.02 lost and 0.05 gained
-    assert -0.05 < numbers[0, 0] < -0.02 and numbers[1, 0] == pytest.approx(0.02, abs=0.01)
-    assert (numbers[:, 1] < numbers[:, 0]).all() and (numbers[:, 0] < numbers[:, 2]).all()
-    # the same from the arrays, without the module
+def test_every_effect_of_the_claim_is_shown_or_missed(whole):
+    table = comparison.verdict_table(comparison.effects(whole)).set_index("difference")
+    rivals = ["50m", "a stretched schedule", "55m"]
+    rivals += [f"adapter on {windows}" for windows in ("random", "easiest", "all")]
+    rivals += [f"weights on {windows}" for windows in ("hard", "random", "all")]
+    rivals[1] = "long"
+    wanted = ["50m − scratch", "third − 50m", *(f"adapter on hard − {rival}" for rival in rivals)]
+    parts = [f"adapter on hard − {rival} on {part} text"
+             for rival in ("50m", "adapter on random") for part in ("hard", "easy")]  # fmt: skip
+    gap = "share of the gap from 50m to big that adapter on hard closes"
+    assert sorted(table.index) == sorted([*wanted, *parts, gap])
+    base, one, rival = (whole.losses[name].mean() for name in ("50m", "hard-merged", "big"))
+    share = f"{(base - one) / (base - rival):+.3f} [".replace("-", "−")
+    assert table.loc[gap, "of loss"].startswith(share)
+    assert table.loc["third − 50m", ["claim", "seeds"]].tolist() == ["nothing", "one seed"]
+    # from the arrays, without the module
     apart_N, hard_N = whole.losses["hard-merged"] - whole.losses["random-merged"], whole.hard_N
-    each = [apart_N[hard_N].mean(), apart_N[~hard_N].mean(), apart_N.mean()]
-    assert numbers[:, 0] == pytest.approx(each, abs=6e-4)
-    table = verdict.table(whole).set_index("question")
-    row = table.loc["adapter on hard against adapter on random"]
-    assert all(f"{row[f'{part} text']} nats" in line for part in ("hard", "easy", "all"))
+    each = {" on hard text": hard_N, " on easy text": ~hard_N, "": hard_N | True}
+    for part, at_N in each.items():
+        row = table.loc[f"adapter on hard − adapter on random{part}"]
+        value, low, high = map(float, re.findall(r"[-+]\d\.\d+", row["of loss"].replace("−", "-")))
+        assert low < value < high and value == pytest.approx(apart_N[at_N].mean(), abs=6e-4)
+        # a part of the picked fifth is easy in truth: between 0.02 lost and 0.05 gained
+        assert -0.05 < value < 0.03 and (value < -0.02) == (part == " on hard text")
+        line = f"adapter on hard − adapter on random{part}: {row['of loss']}, one seed."
+        assert line in comparison.headline(whole) and row["seeds"] == "one seed"
+    assert comparison.headline(whole).startswith(
+        "An adapter on the hard set closes most of the gap"
+    )
+    assert not any("Not run" in line for line in comparison.limits(whole))
+    some = simulated(
+        [*CORE, HARD], **dict.fromkeys(("50m", "pick", "scratch", "hard-merged"), EQUAL)
+    )
+    *_, missing, last = comparison.limits(some)
+    names = missing.removeprefix("Not run, so not compared: ").removesuffix(".").split(", ")
+    rivals = {*rivals, "student-120m", "student-55m", "a stretched schedule"} - {
+        "50m",
+        "55m",
+        "long",
+    }
+    assert sorted(names) == sorted(rivals)  # each once, and no other
+    assert "needs a third seed of 50m, since pick" in last
+    alone = simulated(CORE, **dict.fromkeys(("50m", "pick", "scratch"), EQUAL))
+    assert "not compared: adapter on hard, adapter on random, " in comparison.limits(alone)[-2]
+    assert comparison.headline(alone).endswith(
+        "from 50M to 120M: not decidable here (it was not run)."
+    )
 
 
 def test_windows_without_a_target_change_no_number(whole):
@@ -293,19 +286,18 @@ def test_windows_without_a_target_change_no_number(whole):
     losses = {n: np.insert(x, at, np.nan) for n, x in whole.losses.items()}
     hard_N = comparison.hard_windows(losses, "pick", "teacher", 0.2)
     masked = replace(whole, losses=losses, hard_N=hard_N, document_N=document_N)
-    assert verdict.table(masked).equals(verdict.table(whole))
-    assert verdict.limits(masked) == verdict.limits(whole)
+    tables = [comparison.verdict_table(comparison.effects(t)) for t in (masked, whole)]
+    assert tables[0].equals(tables[1])
+    assert comparison.limits(masked) == comparison.limits(whole)
 
 
 def test_of_one_document_and_of_a_part_without_a_target_nothing_is_clear(whole):
     alone = replace(whole, document_N=np.zeros(N, int))
-    assert "[unknown] nats behind its teacher" in verdict.limits(alone)[0]
-    assert "closes: undefined" in verdict.limits(alone)[1]
-    line = verdict.headline(alone)
-    assert line.count("not clearly apart") == line.count("[unknown]") == 3 and "nan" not in line
+    assert "[unknown] nats behind its teacher" in comparison.limits(alone)[0]
+    line = comparison.headline(alone)
+    assert "not decidable here" in line and line.count("[unknown]") == 3 and "nan" not in line
     losses = {n: np.where(whole.hard_N, np.nan, x) for n, x in whole.losses.items()}
-    line = verdict.headline(replace(whole, losses=losses))
-    assert "on hard text not clearly apart, undefined" in line
+    assert "on hard text: undefined, one seed" in comparison.headline(replace(whole, losses=losses))
 
 
 def test_two_seeds_show_no_gain_on_the_hard_part_when_a_third_picks(whole):
@@ -316,33 +308,28 @@ def test_two_seeds_show_no_gain_on_the_hard_part_when_a_third_picks(whole):
     assert effect(replace(whole, hard_N=hard_N), "third", "50m", part="hard").change.clear == -1
 
 
-@pytest.mark.parametrize("picks", ["50m", "scratch", "third"])
-def test_a_picker_that_is_in_the_comparison_or_made_a_part_of_it_is_said_first(whole, picks):
+def test_a_picker_in_the_comparison_and_a_teacher_that_is_hardly_better_are_said_first(whole):
     there = models([*CORE, THIRD, replayed("x", 3, base="third"), *EVERY.values()])
-    lines = verdict.warnings(replace(whole, models=there, picked_by=picks))
-    assert lines[1].startswith(f"**⚠ {picks} picks the hard windows, and it")
-    assert ("x-merged" in lines[1]) == (picks == "third") and len(verdict.warnings(whole)) == 1
-
-
-@pytest.mark.parametrize(("lag", "little"), [(-0.2, True), (0.0, False)])
-def test_a_teacher_that_is_hardly_better_is_said_before_anything_else(lag, little):
-    """The mean lag is 0.3, or 0.1 with 0.2 less."""
+    for picks in ("50m", "scratch", "third"):
+        lines = comparison.warnings(replace(whole, models=there, picked_by=picks))
+        assert lines[1].startswith(f"**⚠ {picks} picks the hard windows, and it")
+        assert ("x-merged" in lines[1]) == (picks == "third")
+    assert len(comparison.warnings(whole)) == 1
     names = ("50m", "pick", "scratch", "hard-merged", "random-merged")
-    t = simulated([*CORE, HARD, RANDOM], **dict.fromkeys(names, (lag, lag)))
-    first = verdict.limits(t)[0]
-    assert ("This trial means little" in first) == little
-    assert f"{effect(t, '50m', 'teacher').change} nats behind" in first
-    assert verdict.headline(t).startswith("⚠ This trial") == little
+    for lag, little in ((-0.2, True), (0.0, False)):  # the mean lag is 0.3, or 0.1 with 0.2 less
+        t = simulated([*CORE, HARD, RANDOM], **dict.fromkeys(names, (lag, lag)))
+        first = comparison.limits(t)[0]
+        assert ("This trial means little" in first) == little
+        assert f"{effect(t, '50m', 'teacher').change} nats behind" in first
+        assert comparison.headline(t).startswith("⚠ This trial") == little
 
 
-def test_the_gap_to_the_larger_rival_is_a_share_with_an_interval_or_undefined(whole):
-    base, one, rival = (whole.losses[n].mean() for n in ("50m", "hard-merged", "big"))
-    share = f"{(base - one) / (base - rival):+.2f} [".replace("-", "−")
-    words = f"Share of the gap from 50m to big that hard-merged closes: {share}"
-    assert any(s.startswith(words) for s in verdict.limits(whole))
+def test_a_gap_may_be_undefined_and_what_else_differs_is_said(whole):
     equal = replace(whole, losses=whole.losses | {"big": whole.losses["third"]})
-    assert any("closes: undefined" in s for s in verdict.limits(equal))
-    other = models([*CORE, replayed("a", windows="random", rank=4)])["a-merged"]
-    t = replace(whole, losses=whole.losses | {"a-merged": whole.losses["random-merged"]})
-    said = verdict.in_words(t, whole.models["hard-merged"], other)
-    assert "(a-merged) (rank 16 against 4): on hard" in said
+    *_, e = [e for e in claim("adapter", equal) if "share of the gap" in e.what]
+    assert e.words().endswith("closes: undefined, one seed") and e.role == "part"
+    other = replayed("random", windows="random", rank=4, token_share=0.5)
+    there = models([*CORE, replayed("hard", token_share=None), other])
+    words = "hard-merged and random-merged differ in more: rank 16 against 4, "
+    lines = comparison.limits(replace(whole, models=there))
+    assert f"{words}token_share inherited against 0.5." in lines

@@ -34,7 +34,7 @@ from tdbook.export import (
     shipping,
 )
 from tdbook.export.gguf_file import to_gguf
-from tdbook.runs.estimates import describe
+from tdbook.runs.units import q4_0_bytes
 from tdlib import data, hard_set, teacher
 from tdlib.files import MARK
 from tdlib.model import SHAPES, Llama, LlamaConfig
@@ -270,8 +270,8 @@ def test_an_upstream_file_decodes_as_upstream_does_and_the_50m_shape_is_within_3
     words = sum(len(piece.encode()) + 12 for piece in pieces)  # of each its length and type too
     shape, plan = LlamaConfig(900, **SHAPE), LlamaConfig(51_800, **SHAPES["student-50m"])
     size = joined[1].with_name(joined[1].name.replace("Q8_0", "Q4_0")).stat().st_size
-    assert size == pytest.approx(describe(shape)["q4_0_bytes"] + words, abs=8000)
-    assert describe(plan)["q4_0_bytes"] + 51_800 * 30 <= 31e6
+    assert size == pytest.approx(q4_0_bytes(shape) + words, abs=8000)
+    assert q4_0_bytes(plan) + 51_800 * 30 <= 31e6
 
 
 def test_the_script_beside_it_makes_the_books_own_ids_and_runs(joined, lines, tmp_path):

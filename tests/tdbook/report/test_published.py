@@ -13,8 +13,6 @@ from tdbook.runs import parameters
 PLACE = Path(__file__).with_name("evidence")  # tables of 07, and what README says of them
 WANTED = (PLACE / "headline.md").read_text("utf-8").strip()
 OLD = f"# Name\n\nbefore\n\n{published.BEGIN}\n\n| old |\n\n{published.END}\n\nafter\n"
-
-
 TABLE = "tables/07_evidence-{}.csv"
 EFFECTS, CLAIMS = ((PLACE / TABLE.format(x)).read_text("utf-8") for x in ("effects", "claims"))
 
@@ -85,9 +83,8 @@ def test_what_does_not_agree_or_is_not_there_is_named_with_both_numbers(readme, 
 
 
 def test_readme_says_what_is_published():
-    """Of this repository itself: `make publish OUT=outputs/small NAME=evidence`, then
-    `python -m tdbook published readme`; and in its three sentences on what was found, the seeds'
-    mean and half-width of rows of 07's effects."""
+    """Of this repository itself: the table, and in its sentences on what was found the seeds' mean
+    and half-width of rows of 07's effects."""
     assert published.readme(check=True)
     effects = pd.read_csv(published.EVIDENCE / "tables/07_evidence-effects.csv")
     effects = effects.drop_duplicates("effect").set_index("effect")
@@ -95,7 +92,5 @@ def test_readme_says_what_is_published():
     found = " ".join(readme.split("**What was found**")[1].split("make book")[0].split())
     adapter = ("adapter on hard − 50m", "adapter on hard − adapter on random")
     for effect in ("50m − 50m-scratch", *adapter, "recipe − adapter on hard"):
-        row = effects.loc[effect]
-        assert row["seeds"] >= 3
-        mean, half = abs(row["mean of seeds"]), row["half-width over seeds"]
-        assert f"{mean:.3f} ± {half:.3f}" in found, effect
+        seeds, mean, half = effects.loc[effect, ["seeds", "mean of seeds", "half-width over seeds"]]
+        assert seeds >= 3 and f"{abs(mean):.3f} ± {half:.3f}" in found, effect

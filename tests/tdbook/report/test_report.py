@@ -15,6 +15,7 @@ from bs4 import BeautifulSoup
 
 from tdbook.runs import hashes, heartbeat
 from tdbook.workflow import run_pages
+from tdlib import files
 
 PLACE = Path(__file__).with_name("page")  # of one of everything that a run leaves behind
 TELUGU = "స్వాతంత్ర్యంశ్రీకృష్ణునిఊళ్ళోపాఠశాల"
@@ -23,31 +24,27 @@ LAST_LINE = "RuntimeError: the loss is nan at step 120 with lr 0.5: use a smalle
 RECORD = json.loads((PLACE / "record.json").read_text("utf-8"))
 
 
-def notebook(name: str = "notebook") -> nbformat.NotebookNode:
+def notebook(name: str) -> nbformat.NotebookNode:
     """An attack in every place that data reaches; the table's as pandas writes it."""
     read = nbformat.read(PLACE / f"{name}.json", 4)
-    frame = pd.DataFrame({"model": ["50m", "80m"], "loss": [4.42, 4.33], "text": [TELUGU, ATTACK]})
+    columns = {"model": ["50m", "80m", "–"], "loss": [*"––", 4.42], "text": [TELUGU, ATTACK, ""]}
+    frame = pd.DataFrame(columns)
     for cell in read.cells:
         if cell.source == "table":
             cell.outputs[0].data["text/html"] = frame.to_html()
     return read
 
 
-def written(out: Path, record: dict | None = RECORD, state: dict | None = None, cells=None) -> str:
+def written(out: Path, record: dict | None, state: dict | None = None, name="notebook") -> str:
     """The page of a run, the whole record or state of which is given."""
     run = (record or state)["run"]
-    put(out, record, state)
-    nbformat.write(cells or notebook(), out / f"{run}.ipynb")
+    for folder, content in (("results", record), ("state", state)):
+        if content:
+            files.write_whole(out / folder / f"{run}.json", json.dumps(content))
+    nbformat.write(notebook(name), out / f"{run}.ipynb")
     run_pages.page(out, run)
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
     return (out / f"{run}.html").read_text("utf-8")
-
-
-def put(out: Path, record: dict | None = None, state: dict | None = None) -> None:
-    for folder, content in (("results", record), ("state", state)):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-        if content:
-            (out / folder / f"{content['run']}.json").write_text(json.dumps(content), "utf-8")
 
 
 def state(run: str, word: str, pid: int = os.getpid(), **more: object) -> dict:
@@ -62,20 +59,18 @@ def every_state(tmp_path_factory) -> Path:
     """A run folder with a run in each state, each with a page, and one that is queued."""
     out, child = tmp_path_factory.mktemp("states"), subprocess.Popen(["true"])
     child.wait()
-    for folder in ("tables", "figures"):
-        (out / folder).mkdir()
     written(out, RECORD, state("01_distill-50m", "done", child.pid))
     trouble = {"error": [ATTACK + "train" * 40, LAST_LINE], "changed": {"rate": "0.5" * 40}}
     written(out, None, state("02_hard_set", "failed", **trouble))
     written(out, None, state("03_lora-hard", "running", child.pid))
     written(out, None, state("03_lora-random", "running"))
     written(out, RECORD | {"run": "04_merge_eval"}, state("04_merge_eval", "interrupted"))
-    put(out, None, {"run": "05_progressive", "state": "queued"})
+    (out / "state/05_progressive.json").write_text('{"run": "05_progressive", "state": "queued"}')
     row = ["a, b", TELUGU, ATTACK, *(f"{i:.9f}" for i in range(20))]
     frame = pd.DataFrame([row], columns=[f"c{i}" for i in range(23)])
     table = frame.to_markdown(index=False, disable_numparse=True)
-    (out / "tables/04_merge_eval-quality.md").write_text(table)
-    (out / "figures/02_hard_set-difficulty.svg").write_text("<svg/>")
+    files.write_whole(out / "tables/04_merge_eval-quality.md", table)
+    files.write_whole(out / "figures/02_hard_set-difficulty.svg", "<svg/>")
     run_pages.refresh(out)
     return out
 
@@ -91,12 +86,11 @@ def test_no_data_becomes_html(parsed):
     page, soup = parsed("01_distill-50m")
     assert len(page.encode()) < 1_000_000
     assert soup.find_all(["script", "iframe", "object", "embed", "link", "form", "base"]) == []
-    attributes = {name for tag in soup.find_all(True) for name in tag.attrs}
-    assert [name for name in attributes if name.startswith("on")] == []
+    assert not any(name.startswith("on") for tag in soup.find_all(True) for name in tag.attrs)
     assert not soup.select('a[href*="script:"]')
     # it stays readable: in a paragraph, what a cell printed, a table, and among the parameters
     for place in ("main p", ".output_stream", "td", "details .parameters"):
-        assert any(ATTACK in tag.get_text() for tag in soup.select(place)), place
+        assert ATTACK in "".join(tag.get_text() for tag in soup.select(place)), place
     # formulas are MathML, and what is no formula is shown as written
     assert len(soup.find_all("math")) == 2
     assert soup.select_one("math[display=block]").find("mo", string="∑")
@@ -105,7 +99,7 @@ def test_no_data_becomes_html(parsed):
 
 def test_a_browser_runs_no_script_and_asks_for_nothing_that_was_not_escaped(browser, tmp_path):
     """What a cell put out as HTML of its own, and the policy of the page is all there is."""
-    written(tmp_path, cells=notebook("hostile"))
+    written(tmp_path, RECORD, name="hostile")
     tab, answered = browser.new_page(), []
     tab.route("https://**", lambda route: answered.append(route.request.url) or route.abort())
     tab.goto((tmp_path / "01_distill-50m.html").as_uri())
@@ -125,30 +119,26 @@ def test_provenance_comes_first_then_the_finding_and_what_differs_is_marked(pars
     assert marked == ["student", "student"]  # by itself, and among all
     assert [tag.get_text() for tag in block.select("details code")] == [*RECORD["parameters"]]
     text = re.sub(r"\s+", " ", block.get_text())
-    times = ("24 Nov 2026, 11:36 UTC", "1 h 2 min", "5,230 tokens/s", "812 MiB", "30–60 min")
+    times = ("24 Nov 2026, 11:36 UTC", "62 min", "5,230 tokens/s", "812 MiB", "30–60 min")
     made = ("abc1234 + uncommitted changes", "abababababab", "python 3.11.2 · torch 2.13.0")
-    for expected in (*made, *times, "1 thread", "null"):
-        assert expected in text
+    assert all(expected in text for expected in (*made, *times, "1 thread", "null"))
     assert "ab" * 7 not in text
 
 
-def test_a_page_says_that_its_code_is_older_and_links_the_runs_before_and_after_it(
-    parsed, tmp_path
-):
-    def links(html: str) -> set[str]:
-        return {a["href"] for a in BeautifulSoup(html, "html.parser").select("header a")}
-
+def test_a_page_says_that_its_code_is_older_and_links_the_runs_around_it(parsed, tmp_path):
+    links = re.compile(r'(?<=<a href=")[^"#]+')
     assert "made by older code" in parsed("01_distill-50m")[1].header.get_text()
     first = written(tmp_path, RECORD | {"code": hashes.of_code("01_distill")})
     assert "made by older code" not in first
-    assert links(first) == {"index.html"}  # the teacher that it reads has no page here
-    put(tmp_path, RECORD)  # the code changes, the page is there already
+    assert {*links.findall(first)} == {"index.html"}  # the teacher that it reads has no page here
+    # the code changes, the page is there already
+    (tmp_path / "results/01_distill-50m.json").write_text(json.dumps(RECORD))
     written(tmp_path, RECORD | {"run": "00_teacher", "reads": {}})
     written(tmp_path, RECORD | {"run": "04_merge_eval", "reads": {"01_distill-50m": "ef" * 32}})
     (tmp_path / "mine.html").write_text("a page of somebody else")
     run_pages.refresh(tmp_path)
     again = (tmp_path / "01_distill-50m.html").read_text("utf-8")
-    assert links(again) == {"index.html", "00_teacher.html", "04_merge_eval.html"}
+    assert {*links.findall(again)} == {"index.html", "00_teacher.html", "04_merge_eval.html"}
     assert "made by older code" in again
     assert again.partition("<main>")[2].startswith(first.partition("<main>")[2].split("</main>")[0])
     assert (tmp_path / "mine.html").read_text() == "a page of somebody else"
@@ -156,8 +146,7 @@ def test_a_page_says_that_its_code_is_older_and_links_the_runs_before_and_after_
 
 def test_code_is_folded_parameters_are_not_shown_as_code_and_outputs_need_no_kernel(parsed):
     page, soup = parsed("01_distill-50m")
-    folded = [tag.get_text() for tag in soup.select("details.code:not([open])")]
-    assert any("train" in text for text in folded)
+    assert "train" in "".join(tag.get_text() for tag in soup.select("details.code:not([open])"))
     assert "secret_default" not in page and "secret_injected" not in page
     assert soup.select_one("figure img")["alt"] == "The loss falls to 4.42"
     assert all(img.get("alt") for img in soup.select("figure img"))
@@ -181,10 +170,10 @@ def test_a_failed_run_shows_its_state_its_last_lines_and_its_traceback(parsed):
 def test_the_index_tells_each_run_with_its_true_state_below_table_and_plot(parsed, tmp_path):
     html, soup = parsed("index")
     rows = {row["id"]: row for row in soup.select(".runs > li")}
-    states = [row.select_one(".state").get_text() for row in rows.values()]
-    assert states == ["done", "failed", "lost", "running", "interrupted", "not run"]
+    states = ["done", "failed", "lost", "running", "interrupted", "not run"]
+    assert [row.select_one(".state").get_text() for row in rows.values()] == states
     done = rows["01_distill-50m"].get_text()
-    assert RECORD["finding"] in done and "1 h 2 min" in done and "student 50m" in done
+    assert RECORD["finding"] in done and "62 min" in done and "student 50m" in done
     assert rows["01_distill-50m"].a["href"] == "01_distill-50m.html"
     assert rows["05_progressive"].a is None
     assert "about 31 s left" in rows["03_lora-random"].get_text()
@@ -198,12 +187,10 @@ def test_the_index_tells_each_run_with_its_true_state_below_table_and_plot(parse
     assert "No run has left a record" in run_pages.index(tmp_path).read_text("utf-8")
 
 
-def test_a_browser_without_network_shows_all_of_it_on_a_phone_and_asks_for_nothing(
-    every_state, faults
-):
+def test_a_browser_shows_all_of_every_page_on_a_phone_and_asks_for_nothing(every_state, faults):
     pages = sorted(every_state.glob("*.html"))
     assert len(pages) == 6
-    assert {page.name: found for page in pages if (found := faults(page, 390))} == {}
+    assert {page.name: found for page in pages if (found := faults(page))} == {}
 
 
 def test_telugu_and_the_bar_between_pieces_are_drawn_with_the_font_inside(browser, every_state):

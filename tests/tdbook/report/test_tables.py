@@ -8,23 +8,21 @@ import pytest
 import torch
 import yaml
 
-from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval
 from tdbook.report import tables, words
 from tdbook.runs import heartbeat
 from tdlib.shapes import SHAPES, LlamaConfig
 
-NAN = float("nan")
 CASES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
 
-def quality(losses: dict, resampled: dict, scratch: str | None = "50m-scratch") -> dict[str, list]:
+def quality(losses: dict, resampled: dict) -> dict[str, list]:
     more = dict(parameters=52_200_000, kl=0.1234, agreement=0.6543, calibration_error=0.0321)
     rows = {
         name: more | dict(loss=x, loss_fixed=x + 0.01, perplexity=math.exp(x), bits_per_byte=x / 6)
         for name, x in losses.items()
     }
-    return tables.quality(rows, resampled, "50m", scratch).to_dict("list")
+    return tables.quality(rows, resampled, "50m", "50m-scratch").to_dict("list")
 
 
 def test_the_quality_table_has_paired_intervals_gap_closed_and_the_plan_apart():
@@ -39,7 +37,8 @@ def test_the_quality_table_has_paired_intervals_gap_closed_and_the_plan_apart():
         "+0.500 [+0.500, +0.500]",
         "−0.100 [−0.195, −0.005]",  # the middle 95 % of −0.2 … 0.0
     ]
-    assert table["gap closed"][:3] == ["1", "+0.50 [+0.50, +0.50]", "0"]
+    closed = ["+1.00 [+1.00, +1.00]", "+0.50 [+0.50, +0.50]", "+0.00 [+0.00, +0.00]"]
+    assert table["gap closed"][:3] == closed
     assert table["gap closed"][3].startswith("+0.60 [+0.5")
     assert table["quality"] == ["100.0%", "80.0%", "66.7%", "83.3%"]  # teacher / student
     # 2.58 / 3.3 = 78.2 %, 2.58 / 3.0 = 86.0 %; 2.58 / 3.8 = 67.9 %, 2.58 / 3.5 = 73.7 %
@@ -50,29 +49,24 @@ def test_the_quality_table_has_paired_intervals_gap_closed_and_the_plan_apart():
               "perplexity": "12.2", "bits/byte": "0.417", "KL to teacher": "0.123",
               "agreement": "65.4%", "calibration error": "3.2%"}  # fmt: skip
     assert {name: table[name][1] for name in wanted} == wanted
-    # scratch is as good as the teacher; there is no scratch
+    # scratch is as good as the teacher
     losses, r = {"teacher": 3.0, "50m": 2.9, "50m-scratch": 3.0}, np.random.default_rng(0)
     noise = {name: loss + r.normal(0, 0.1, 99) for name, loss in losses.items()}
-    assert quality(losses, noise)["gap closed"][1] == "undefined"
-    assert quality(losses, noise, scratch=None)["gap closed"] == ["–"] * 3
+    assert quality(losses, noise)["gap closed"] == ["undefined"] * 3
 
 
-def test_a_number_that_is_not_known_is_a_dash_also_as_null_of_a_record():
-    numbers = [intervals.number(x, ".0%") for x in (0.25, NAN, None)]
-    assert numbers == ["25%", "–", "–"]
-    text = heartbeat.as_json({"a": [1.5, NAN, {"b": np.array([np.inf])}]})
+def test_a_number_that_is_not_known_is_null_in_a_record():
+    text = heartbeat.as_json({"a": [1.5, np.nan, {"b": np.array([np.inf])}]})
     assert text.split() == '{ "a": [ 1.5, null, { "b": [ null ] } ] }'.split()
 
 
 def test_sizes_are_those_of_the_facts():
     """FACTS.md section 2, worked out apart from this code. 18 bytes for 32 weights; FACTS measured
     30.5 MB with the tokenizer in the file, and 39 with the published vocabulary."""
-    plan, published = (
-        tables.sizes({n: LlamaConfig(vocab_size=v, **s) for n, s in SHAPES.items()}, "teacher-plan")
-        .set_index("shape")
-        .to_dict("index")
-        for v in (51_800, 86_071)
-    )
+    plan, published = {}, {}
+    for found, size in ((plan, 51_800), (published, 86_071)):
+        shapes = {name: LlamaConfig(vocab_size=size, **shape) for name, shape in SHAPES.items()}
+        found |= tables.sizes(shapes, "teacher-plan").set_index("shape").to_dict("index")
     facts = {"teacher-300m": 310.0, "teacher-plan": 258.6, "student-120m": 124.7,
              "student-80m": 84.0, "student-55m": 55.3, "student-50m": 52.2}  # fmt: skip
     millions = {name: float(row["parameters"].split()[0]) for name, row in plan.items()}
@@ -121,14 +115,7 @@ def test_numbers_are_written_with_their_units_beside_the_plans(table):
     assert {name: found[name].tolist() for name in wanted} == wanted
 
 
-def test_what_was_won_back_is_written_with_its_interval():
-    changes = {"a": Interval(-0.1, -0.2, 0.0), "b": Interval(0.5)}
-    won = tables.won_back([{"cut": "script", "bucket": "Latin", "tokens": 1200} | changes])
-    wanted = [1200, "−0.100 [−0.200, +0.000]", "+0.500 [unknown]"]
-    assert won.loc[("script", "Latin")].tolist() == wanted
-
-
-def test_a_sweep_is_listed_best_first_and_its_seeds_together():
+def test_a_sweep_is_listed_best_first_its_seeds_together_and_what_was_won_back_with_intervals():
     point = {"all": Interval(0.1, 0, 0.2), "hard": Interval(0), "easy": Interval(0)}
     rows = [point | {"point": f"p{s}", "varied": {"rank": rank, "seed": s}, "loss": loss,
                      "kl": 0.5, "minutes": 2}
@@ -139,6 +126,11 @@ def test_a_sweep_is_listed_best_first_and_its_seeds_together():
     assert table["all text"][0] == "+0.100 [+0.000, +0.200]"
     half = 12.706 * 0.1 / math.sqrt(2) / math.sqrt(2)  # t of one degree of freedom
     assert tables.seeds(rows).values.tolist() == [["rank 4", 2, f"4.050 ± {half:.3f}"]]
+    assert tables.seeds(rows[:2]).empty
+    changes = {"a": Interval(-0.1, -0.2, 0.0), "b": Interval(0.5)}
+    won = tables.won_back([{"cut": "script", "bucket": "Latin", "tokens": 1200} | changes])
+    wanted = [1200, "−0.100 [−0.200, +0.000]", "+0.500 [unknown]"]
+    assert won.loc[("script", "Latin")].tolist() == wanted
 
 
 def test_the_likeliest_pieces_are_those_of_the_model(tiny_llama, tokenizer):
@@ -152,15 +144,9 @@ def test_the_likeliest_pieces_are_those_of_the_model(tiny_llama, tokenizer):
     assert found["probability at T = 2"].tolist() == [f"{p:.1%}" for p in top.values.tolist()]
 
 
-def test_curves_are_told_by_their_ends_and_where_one_meets_the_end_of_another():
-    def log(*losses: float) -> list[dict]:
-        return [{"tokens": 100 * i, "val/loss": x} for i, x in enumerate(losses)]
-
-    still = words.curves({"a": log(5.0, 4.0, 3.9)})
-    assert still == "In the last of 2 parts the loss of a still fell by 0.100: train longer."
-    assert words.curves({"given": log(5.0)}) == ""
-    assert words.curves({"a": log(5.0, 4.0, 3.99)}).endswith("the loss of a changed by -0.010.")
-    others = {"after 50%": (5.5, 4.0, 3.0), "after 0%": (3.9, 3.8), "never": (6.0, 5.0, 4.1)}
-    for when, losses in others.items():
-        both = words.curves({"50m": log(6.0, 5.0, 4.0), "other": log(*losses)})
-        assert f"other reached the 4.000 where 50m ends {when}" in both
+def test_a_curve_that_still_falls_is_told_to_be_trained_longer():
+    ends = {3.9: "still fell by 0.100: train longer.", 3.99: "changed by −0.010."}
+    for last, end in ends.items():
+        said = words.curves({"a": [{"val/loss": loss} for loss in (5.0, 4.0, last)]})
+        assert said == f"In the last of 2 parts the loss of a {end}"
+    assert words.curves({"given": [{"val/loss": 5.0}]}) == ""

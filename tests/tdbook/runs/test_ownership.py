@@ -15,17 +15,17 @@ from tdbook.book import common
 from tdbook.corpus import tokenizer_files
 from tdbook.export import cards, gguf_file, shipping
 from tdbook.runs import ownership, parameters, sweeps
-from tdbook.runs.leftovers import clear_checkpoint
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import Run, start
 from tdbook.training import cache, worker
-from tdbook.workflow import execute, request, run_pages, scheduler, share
+from tdbook.workflow import execute, graph, run_pages, scheduler, share
 from tdlib import data, evaluate, files
 from tests import small_book
 from tests.helpers import tiny_model
 
 REPOSITORY = Path(__file__).parents[3]
 NOT_OURS = "is there and was not made by the book"
+MINE = "a week of work"
 
 
 def made(folder: Path, **content: str) -> Path:
@@ -40,7 +40,7 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text("latin1") for path in paths}
 
 
-def mine(path: Path, text: str = "a week of work") -> Path:
+def mine(path: Path, text: str = MINE) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
@@ -55,6 +55,7 @@ def refused(folder: Path, says: str, what, *given) -> None:
 
 
 # what another left → what is said, and who would have taken its place
+ONE = SimpleNamespace(ce_weight=1)  # a recipe
 WINDOWS = data.Windows(np.arange(97, dtype="<u2").repeat(3), 16)
 REFUSED = {
     "teacher/optimizer.pt": (f"teacher {NOT_OURS}: move", lambda at: made(at / "teacher", w="new")),
@@ -69,7 +70,7 @@ REFUSED = {
     ),
     "workers/x": (
         f"workers {NOT_OURS}",
-        lambda at: worker.fit(tiny_model(), None, None, processes=1, folder=at),
+        lambda at: worker.fit(tiny_model(), None, ONE, processes=1, folder=at),
     ),
     "t.model": (
         f"t.model {NOT_OURS}",
@@ -84,21 +85,20 @@ def test_a_file_or_folder_of_another_is_refused_and_stays(name, tmp_path):
     refused(tmp_path, REFUSED[name][0], REFUSED[name][1], tmp_path)
 
 
-def test_an_empty_folder_and_one_of_the_books_are_replaced_and_what_others_put_there_stays(
-    tmp_path,
-):
+def test_a_folder_of_the_books_is_replaced_and_what_others_put_there_or_near_stays(tmp_path):
     folder = tmp_path / "teacher"
     folder.mkdir()
+    near = {".teacher.new/x": MINE, ".teacher.old/x": MINE, ".scores.npy.new": MINE}
+    for name in near:
+        mine(tmp_path / name)
     made(folder, weights="old", card="old")
     mine(folder / "notes/a.txt")
-    mine(folder / "LICENSE", "mine")
     (folder / "link").symlink_to("/dev/null")
-    made(folder, weights="new")
-    theirs = {"LICENSE": "mine", "notes/a.txt": "a week of work"}
-    assert content(folder) == {"weights": "new"} | theirs
-    assert (folder / "link").is_symlink() and [p.name for p in tmp_path.iterdir()] == ["teacher"]
-    made(folder, weights="third")  # they are still not the book's
-    assert content(folder)["LICENSE"] == "mine"
+    for weights in ("new", "third"):  # they are still not the book's
+        made(folder, weights=weights)
+        files.write_whole(tmp_path / "scores.npy", weights)
+        theirs = {"teacher/weights": weights, "scores.npy": weights, "teacher/notes/a.txt": MINE}
+        assert content(tmp_path) == near | theirs and (folder / "link").is_symlink()
 
 
 @pytest.mark.parametrize("name", ["README.md", "weights"])
@@ -120,20 +120,8 @@ def test_a_link_is_never_deleted_through(tmp_path):
     refused(tmp_path, NOT_OURS, lambda: made(tmp_path / "out/mine", weights="new"))
 
 
-def test_temporary_names_are_no_one_elses(tmp_path):
-    for name in (".teacher.new/x", ".teacher.old/x", ".scores.npy.new"):
-        mine(tmp_path / name)
-    before = content(tmp_path)
-    for weights in ("old", "new"):
-        made(tmp_path / "teacher", weights=weights)
-    files.write_whole(tmp_path / "scores.npy", b"new")
-    assert before.items() <= content(tmp_path).items()
-
-
 @pytest.mark.parametrize("at", ["the old one is away", "the new one is there", "half is moved"])
-def test_what_a_kill_leaves_is_the_old_or_the_new_folder_and_nothing_of_others_is_lost(
-    at, tmp_path
-):
+def test_what_a_kill_leaves_is_the_old_or_the_new_folder_and_all_of_others(at, tmp_path):
     folder, old = tmp_path / "teacher", tmp_path / ".teacher.77.old"
     mine(made(folder, weights="old") / "a/LICENSE")
     mine(folder / "b")
@@ -143,8 +131,8 @@ def test_what_a_kill_leaves_is_the_old_or_the_new_folder_and_nothing_of_others_i
     if at == "half is moved":
         (old / "b").rename(folder / "b")
     made(folder, weights="third")
-    theirs = {"a/LICENSE": "a week of work", "b": "a week of work"}
-    assert content(folder) == {"weights": "third"} | theirs and not old.exists()
+    assert content(folder) == {"weights": "third", "a/LICENSE": MINE, "b": MINE}
+    assert not old.exists()
 
 
 @pytest.fixture
@@ -155,19 +143,18 @@ def folder(root) -> Path:
     return root / "outputs/tiny"
 
 
-NAMES = """tokens/train.bin models/teacher/optimizer.pt 00_teacher.html
+NAMES = """tokens/train.bin models/teacher/optimizer.pt 00_teacher.html 00_teacher.ipynb
  results/00_teacher.json hashes/00_teacher.json state/00_teacher.json checkpoints/00_teacher/x
  figures/00_teacher-curve.png tables/00_teacher-sizes.csv logs/00_teacher-teacher.jsonl
  .done/00_teacher scores/val/teacher.npy scores/val/teacher.npz index.html morning.md""".split()
 
 
-@pytest.mark.parametrize("name", [*NAMES, "00_teacher.ipynb"])
+@pytest.mark.parametrize("name", NAMES)
 def test_what_another_left_at_a_place_of_a_run_is_refused_by_name(name, folder, capsys):
-    mine(folder / name, '{"mine": 1}' if "hashes" in name else "a week of work")
+    mine(folder / name, '{"mine": 1}' if "hashes" in name else MINE)
     if not name.endswith("ipynb"):  # plain papermill writes that before the run begins
         given = {"run": "00_teacher", "out": "outputs/tiny"}
-        says = re.escape(name.rpartition("/")[0] or name)
-        refused(folder, says, start, "00_teacher", given)
+        refused(folder, re.escape(name.rpartition("/")[0] or name), start, "00_teacher", given)
     before = content(folder)
     assert execute.execute(Path("params/tiny/00_teacher.yaml").resolve(), folder, {}) == 1
     shown = capsys.readouterr().out
@@ -180,7 +167,7 @@ def test_the_book_says_all_that_is_in_its_way_before_anything_is_made(folder):
         mine(folder / name)
     before = content(folder)
     with pytest.raises(ParameterError, match=r"index\.html, tokens, models/a in"):
-        scheduler.make(request.wanted("book", {"PROFILE": "tiny"}))
+        scheduler.make(graph.wanted("book", {"PROFILE": "tiny"}))
     assert before.items() <= content(folder).items() and not (folder / ".snakemake.log").exists()
 
 
@@ -223,16 +210,11 @@ def test_of_a_runs_checkpoints_only_its_own_go(folder):
     place = this.path("checkpoints", this.run, "a", "x").parent
     for name in ("state.pt", ".state.pt.77.begun", "epoch-1.safetensors", "notes.txt"):
         mine(place / name)
-    mine(this.path("models", "a", "w"), "w")
-    this.finish()
+    small_book.finish(this)
     assert content(place).keys() == {"epoch-1.safetensors", "notes.txt"}
     begin(redo=True).detach()
     (old,) = (folder / "old").iterdir()
     assert content(old / place.relative_to(folder)).keys() == {"epoch-1.safetensors", "notes.txt"}
-    for name in ("state.pt", "epoch-1.safetensors", "notes.txt"):
-        mine(place / name)
-    clear_checkpoint(place.parent, epochs=True)
-    assert content(place).keys() == {"notes.txt"}
 
 
 def test_cleaning_removes_kept_targets_alone(tmp_path):
@@ -261,26 +243,23 @@ def test_features_and_losses_of_another_stay(tmp_path, monkeypatch):
     mine(tmp_path / "a-12345678.npz")
     found = evaluate.Evaluation(np.zeros(3), np.arange(3), np.zeros((3, 2)), {}, 0.0, 0.0)
     found.save(tmp_path, "a-12345678", whole=False)
-    assert content(tmp_path)["a-12345678.npz"] == "a week of work"
+    assert content(tmp_path)["a-12345678.npz"] == MINE
 
 
 def test_a_sweep_takes_no_file_of_another_and_no_folder_in_a_links_place(folder):
-    path = small_book.write(
-        folder.parents[1] / "params/tiny/sweeps/s.yaml",
-        {"like": "01_distill-a", "grid": {"student": ["b"]}},
-    )
+    path = folder.parents[1] / "params/tiny/sweeps/s.yaml"
+    small_book.write(path, {"like": "01_distill-a", "grid": {"student": ["b"]}})
     place, write = folder / "sweeps/s", lambda: sweeps.write(sweeps.read("tiny", "s"), folder, None)
     for path in (place / "studentb/01_distill-studentb.yaml", place / "points.json"):
         refused(mine(path).parents[1], f"{path.name} {NOT_OURS}", write)
         path.unlink()
     write()
-    points = place / "points.json"
-    points.write_text(points.read_text().replace('""', '"?"'))
+    mine(place / "points.json", (place / "points.json").read_text().replace('""', '"?"'))
     write()  # its own it may
     mine(folder / "models/teacher/w", "theirs")
     mine(place / "studentb/models/teacher/w")
     sweeps.link(place / "studentb", ["models/teacher"])
-    assert (place / "studentb/models/teacher/w").read_text() == "a week of work"
+    assert (place / "studentb/models/teacher/w").read_text() == MINE
 
 
 @pytest.fixture
@@ -293,14 +272,13 @@ def model(tokenizer, tmp_path) -> Path:
 
 def test_an_export_never_takes_its_models_place(model, tmp_path, monkeypatch, capsys):
     (tmp_path / "link").symlink_to("models")
+    mine(model / "notes/x")
     before = content(model)
     monkeypatch.chdir(tmp_path)
     for name in ("models/50m", str(model), "link/50m/"):
         for out in "models/50m models/../models/50m/ link/50m models models/50m/notes".split():
-            mine(model / "notes/x") if out.endswith("notes") else None
             with pytest.raises(ValueError, match="is, or holds, the model itself"):
                 shipping.ship(name, out)
-            shutil.rmtree(model / "notes", ignore_errors=True)
     assert main(["export", "MODEL=link/50m", "OUT=models/"]) == 1
     assert "is, or holds, the model itself" in capsys.readouterr().out
     assert content(model) == before
@@ -320,47 +298,41 @@ def test_an_export_replaces_its_own_and_no_other(model, tmp_path, monkeypatch):
     shipping.ship(model, out)
     mine(out / "README.md", "MIT")  # the owner has filled in the card
     refused(out, r"README.md in \S+50m was not made by the book, or", shipping.ship, model, out)
-    assert (out / "LICENSE").read_text() == "a week of work"
+    assert content(out)["LICENSE"] == MINE
 
 
-@pytest.mark.parametrize("name", ["x.gguf", "model.safetensors", "config.json", "notes.txt"])
+@pytest.mark.parametrize("name", ["x.gguf", "model.safetensors", "notes.txt"])
 def test_a_gguf_takes_no_file_of_another(name, model):
     path = mine(model / name, "GGUF of another") if name == "x.gguf" else model / name
     refused(model, f"{name} {NOT_OURS}", gguf_file.to_gguf, model, path, "F16")
-    if name == "x.gguf":
-        mine(model / "new.gguf", "GGUF")
-        files.mark(model, "new.gguf")
-        files.own(model / "new.gguf")  # its own it may
+    mine(model / "new.gguf", "GGUF")
+    files.mark(model, "new.gguf")
+    files.own(model / "new.gguf")  # its own it may
 
 
 def test_a_cards_place_is_its_owners(tmp_path, monkeypatch):
     this = SimpleNamespace(path=tmp_path.joinpath, out=tmp_path, parameters={}, provenance=dict)
     this.notebook, this.run = "00_teacher", "x"
-    mine(tmp_path / "models/a/w")
+    card = mine(tmp_path / "models/a/w").with_name("README.md")
     for text, stands in (("card", "card"), ("later", "later"), ("third", "the owner's own")):
         monkeypatch.setattr(cards, "card", lambda *_, text=text: text)
         if text == "third":
-            mine(tmp_path / "models/a/README.md", stands)
+            mine(card, stands)
         common.write_card(this, "a", None, {})
-        assert (tmp_path / "models/a/README.md").read_text() == stands
+        assert card.read_text() == stands
 
 
-def test_what_is_published_and_packed_takes_only_its_own_place(folder, root, monkeypatch):
-    this = begin()
-    mine(this.path("models", "a", "w"), "w")
-    this.finish()
-    monkeypatch.setattr(parameters, "ROOT", root)
+def test_what_is_published_and_packed_takes_only_its_own_place(folder, root):
+    small_book.finish(begin())
     published = mine(root / "outputs/published/a/index.html").parents[1]
     refused(published, f"a {NOT_OURS}", share.publish, folder, "a")
     share.publish(folder, "b")
     mine(published / "b/notes.md")
-    assert content(share.publish(folder, "b"))["notes.md"] == "a week of work"
-    mine(published / "b-quality.png")
-    refused(published, r"b-quality.png is not the figure", share.publish, folder, "b")
+    assert content(share.publish(folder, "b"))["notes.md"] == MINE
     archive = mine(folder / "tiny-reports.zip")
-    with pytest.raises(ParameterError, match=r"zip is there and was not packed here"):
+    with pytest.raises(ParameterError, match="zip is there and was not packed here"):
         share.pack(folder)
-    assert archive.read_text() == "a week of work"
+    assert archive.read_text() == MINE
     archive.unlink()
     share.pack(folder)
     share.pack(folder)  # its own it may
@@ -382,20 +354,19 @@ DELETES = re.compile(
 )
 PLACES = {
     "in a folder that whole_folder or replacing gave, or the book marked": """files data lora model
-        token_files shipping share cache worker""",
-    "what is its own by name, of a run that it claimed": "leftovers ownership running execute",
+        token_files shipping cache worker""",
+    "what is its own by name, of a run that it claimed": "ownership running execute",
     "a hidden or temporary name of its own": "scheduler doctor model_tokenizer",
-    "it adds to the end": "hooks devices",
-    "a broken record is renamed to .broken, never removed": "disk",
+    "it adds to the end": "hooks",
+    "a broken record is renamed to .broken, never removed": "machine",
     "only where nothing is there": "sweeps",
 }
 
 
 def test_every_module_that_deletes_or_overwrites_is_known_here():
     modules = [p for place in ("tdlib", "tdbook") for p in (REPOSITORY / place).rglob("*.py")]
-    assert sorted(p.stem for p in modules if DELETES.search(p.read_text())) == sorted(
-        " ".join(PLACES.values()).split()
-    )
+    found = sorted(p.stem for p in modules if DELETES.search(p.read_text()))
+    assert found == sorted(" ".join(PLACES.values()).split())
     calls = re.compile(r".*(?:\brm |unlink|rename|rmtree).*")
     lines = [len(calls.findall((REPOSITORY / n).read_text())) for n in ("Makefile", "Snakefile")]
     assert lines == [4, 0]  # test_make_clean…

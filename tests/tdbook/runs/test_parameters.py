@@ -1,6 +1,7 @@
 """Parameters: what is wrong with them is said in one line, in time, and nothing false is said."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -9,13 +10,11 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from nbformat import v4
 
 from tdbook.runs import parameters, rules
 from tdbook.runs.notebooks import BOOK
 from tdbook.runs.parameters import ParameterError, check
 
-REPOSITORY = Path(__file__).parents[3]
 CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
 
 
@@ -48,14 +47,11 @@ def test_what_papermill_makes_of_a_value_works_or_has_a_remedy_it_can_take(name,
         return
     with pytest.raises(ParameterError, match=says) as error:
         check("01_distill", {name: value})
-    told = str(error.value)
-    if raw := re.search(rf"-r {name} (\S+)$", told):
-        assert check("01_distill", {name: raw[1]})[name] == raw[1]
-    elif "-r, not -p" in told:
+    if "-r, not -p" in (told := str(error.value)):
         assert check("01_distill", {name: typed})[name] == typed
     else:
-        example = _resolve_type(re.search(rf"for example {name}: (\S+)$", told)[1].strip('"'))
-        check("01_distill", {name: example})
+        example = re.search(rf"for example {name}: (\S+)$", told)[1].strip('"')
+        check("01_distill", {name: _resolve_type(example)})
 
 
 @pytest.mark.parametrize("line, meant", CASES["sixties"])
@@ -99,6 +95,15 @@ def test_every_name_in_the_tables_is_a_parameter_of_a_notebook():
         assert name in (declared[notebook] if notebook else names), key
     told = re.findall(r"{(\w+)}", " ".join(f"{n.reads} {n.writes}" for n in BOOK.values()))
     assert {*told} <= names
+
+
+def test_a_rule_says_the_bounds_that_it_has():
+    for name, rule in rules.PARAMETERS.items():
+        bounds = {rule.least, rule.above, rule.below, rule.most, rule.also} - {None}
+        said = re.findall(r"\d[\d,.]*", rule.says if rule.kind != "str" else "")
+        assert {float(number.replace(",", "")) for number in said} == {
+            float(bound) for bound in bounds if math.isfinite(bound)
+        }, name
 
 
 def test_the_check_needs_no_torch():
@@ -150,10 +155,9 @@ def test_papermills_cell_counts_when_it_came_last(cell):
 
 def test_papermill_stops_at_a_mistyped_name_before_torch_is_imported(tmp_path):
     """The real thing: a notebook whose cell after the parameters begins the run."""
-    notebook = nbformat.read(REPOSITORY / "notebooks/01_distill.ipynb", as_version=4)
-    cells = [c for c in notebook.cells if c.cell_type == "code"][:2]
-    path = tmp_path / "01.ipynb"
-    nbformat.write(v4.new_notebook(cells=cells, metadata=notebook.metadata), path)
+    path, notebook = tmp_path / "01.ipynb", nbformat.read("notebooks/01_distill.ipynb", 4)
+    notebook.cells = [c for c in notebook.cells if c.cell_type == "code"][:2]
+    nbformat.write(notebook, path)
     command = [sys.executable, "-m", "papermill", path, tmp_path / "out.ipynb", "-k", "python3"]
     command += ["-p", "temprature", "4", "-p", "out", tmp_path / "run"]
     done = subprocess.run(command, capture_output=True, text=True)

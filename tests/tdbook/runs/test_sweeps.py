@@ -14,9 +14,9 @@ import yaml
 
 from tdbook import __main__
 from tdbook.runs import hashes, sweeps
-from tdbook.runs.running import start
-from tdbook.workflow import graph, request, run_pages, scheduler, status
+from tdbook.workflow import graph, run_pages, scheduler, status
 from tdlib.files import write_whole
+from tests import small_book
 from tests.small_book import wait_for, write
 from tests.small_book import yaml as run_yaml
 
@@ -31,7 +31,7 @@ def sweep(root: Path, profile: str = "tiny", **given) -> Path:
 def content(folder: Path) -> dict[str, bytes]:
     """Every file of a run folder itself."""
     paths = (path for path in folder.rglob("*") if path.is_file() and "sweeps" not in path.parts)
-    return {str(path): path.read_bytes() for path in paths if path.name != ".looked.json"}
+    return {str(path): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
@@ -41,35 +41,30 @@ def book(root):
     return root
 
 
-def test_the_points_are_all_combinations_and_single_ones_with_each_seed(book):
-    sweep(book, points=[{"student": "b"}])
+def test_points_are_combinations_and_single_ones_with_each_seed_and_go_before_what_is_fixed(book):
+    run_yaml(book, "01_distill-a", seed=7, checkpoint_minutes=3.0)
+    sweep(book, points=[{"student": "b"}], fixed={"checkpoint_minutes": 5.0})
     points = sweeps.read("tiny", "rates").points
     starts = ("learning_rate0.001", "learning_rate0.002", "studentb")
     assert list(points) == [f"{start}-seed{seed}" for start in starts for seed in (1, 2)]
     assert points["learning_rate0.002-seed1"] == {"learning_rate": 2e-3, "seed": 1}
-
-
-def test_a_point_has_the_parameters_of_its_run_then_the_fixed_then_its_own(book):
-    run_yaml(book, "01_distill-a", seed=7, checkpoint_minutes=3.0)
     sweep(book, fixed={"checkpoint_minutes": 5.0}, seeds=[])
     *points, page = graph.swept("rates", "tiny", graph.book("tiny"))
-    assert [one.parameters["learning_rate"] for one in points] == [1e-3, 2e-3]
-    assert {(one.parameters["seed"], one.parameters["checkpoint_minutes"]) for one in points} == {
-        (7, 5.0)
-    }
+    names = ("learning_rate", "seed", "checkpoint_minutes")
+    found = [[one.parameters[name] for name in names] for one in points]
+    assert found == [[1e-3, 7, 5.0], [2e-3, 7, 5.0]]
     assert page.run == "04_merge_eval-rates" and page.parameters["sweeps"] == "rates"
     assert points[0].needs == ("00_teacher",) and page.needs == ("00_teacher", "01_distill-a")
 
 
 @pytest.mark.parametrize("given, says", CASES["sweeps"])
 def test_a_sweep_that_cannot_be_meant_is_refused_in_one_line(book, given, says, capsys):
-    path = sweep(book, **given)
+    sweep(book, **given)
     assert __main__.main(["sweep", "NAME=rates", "PROFILE=tiny"]) == 1
     said = capsys.readouterr().out.strip()
     assert "\n" not in said and ("rates.yaml" in said or "sweep rates" in said)
     assert re.search(says, said), said
     assert not (book / "outputs/tiny/sweeps").exists()
-    path.unlink()
 
 
 @pytest.mark.parametrize("words, says", CASES["commands"])
@@ -96,21 +91,15 @@ def by_hand(wanted: graph.Wanted, *names: str) -> list[str]:
     for job in (jobs[name] for name in names or jobs):
         if sweeps.parent(job.out):
             sweeps.link(job.out, list(job.reads))
-        this = start(job.notebook, job.parameters)
-        if not this.current:
+        found = sorted(sweeps.results(job.out, job.parameters.get("sweeps", "")))
+        if small_book.make(job.notebook, job.parameters, job.run, found.copy):
             made.append(job.name)
-            for path in job.writes:
-                this.path(path, "w").write_text(job.run)
-        points = sorted(sweeps.results(this.out, this.parameters.get("sweeps", "")))
-        this.once("points", points.copy)
-        this.finding(f"{job.run} is done.")
-        this.finish()
     return made
 
 
 def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(book):
     sweep(book, seeds=[])
-    wanted = request.wanted("sweep", {"PROFILE": "tiny", "NAME": "rates"})
+    wanted = graph.wanted("sweep", {"PROFILE": "tiny", "NAME": "rates"})
     assert len(by_hand(wanted)) == 6
     for one in (job for job in graph.jobs(wanted.config).values() if job.sweep):
         assert graph.check_yaml(one.yaml, {}, paths=False) == one.parameters
@@ -129,8 +118,7 @@ def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(b
     assert by_hand(wanted, *new) == new and content(out) == before
     record = json.loads((out / "sweeps/rates/results/04_merge_eval-rates.json").read_text())
     places = [f"sweeps/rates/{point}" for point in sweeps.read("tiny", "rates").points]
-    assert record["remembered"]["points"] == sorted(places)
-    jobs = graph.jobs(wanted.config)
+    assert record["remembered"]["once"] == sorted(places)
     assert not any(hashes.judge(jobs, jobs)[0].values())
     sweep(book, seeds=[], fixed={"seed": 7})  # a page is looked at again after its points
     reasons = hashes.judge(graph.jobs(wanted.config), ["rates/04_merge_eval-rates"])[0]
@@ -140,7 +128,7 @@ def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(b
 
 def test_a_point_that_fails_keeps_no_other_from_being_compared_and_a_kill_loses_none(book):
     sweep(book, grid={"student": ["b", "bad"]}, points=[{"student": "slow"}], seeds=[])
-    wanted = request.wanted("sweep", {"PROFILE": "tiny", "NAME": "rates"})
+    wanted = graph.wanted("sweep", {"PROFILE": "tiny", "NAME": "rates"})
     by_hand(wanted, "00_teacher", "01_distill-a", "rates/01_distill-studentb")
     out, run = book / "outputs/tiny", "01_distill-studentslow"
     slow = out / "sweeps/rates/studentslow"
@@ -162,8 +150,8 @@ def test_a_point_that_fails_keeps_no_other_from_being_compared_and_a_kill_loses_
 
 
 def test_redo_keeps_the_old_and_the_same_command_does_not_repeat_it_twice(book):
-    by_hand(request.wanted("book", {}), "00_teacher", "01_distill-a")
-    wanted = request.wanted("book", {"PROFILE": "tiny", "REDO": "01_distill-a"})
+    by_hand(graph.wanted("book", {}), "00_teacher", "01_distill-a")
+    wanted = graph.wanted("book", {"PROFILE": "tiny", "REDO": "01_distill-a"})
     out, run, jobs = book / "outputs/tiny", "01_distill-a", graph.jobs(wanted.config)
     path = out / f"results/{run}.json"
     path.write_text(path.read_text().replace('"started": "20', '"started": "19'))
@@ -183,9 +171,9 @@ def test_redo_keeps_the_old_and_the_same_command_does_not_repeat_it_twice(book):
 
 def test_a_list_of_points_that_is_not_there_is_none_and_a_broken_one_is_told_with_its_remedy(book):
     sweep(book, seeds=[])
-    wanted, out = request.wanted("sweep", {"NAME": "rates"}), book / "outputs/tiny"
+    wanted, out = graph.wanted("sweep", {"NAME": "rates"}), book / "outputs/tiny"
     assert sweeps.results(out, "rates") == {}  # not run yet
-    with pytest.raises(FileNotFoundError, match="make sweep NAME=raets"):  # nobody wrote it
+    with pytest.raises(ValueError, match="not there: `make sweep NAME=raets"):  # nobody wrote it
         sweeps.results(out, "rates raets")
     by_hand(wanted, "00_teacher", "rates/01_distill-learning_rate0.001")
     (out / "sweeps/rates/points.json").write_text("")
@@ -201,7 +189,7 @@ def test_a_list_of_points_that_is_not_there_is_none_and_a_broken_one_is_told_wit
 def test_a_sweep_need_not_be_told_again_what_the_book_was_told(book):
     sweep(book)
     (book / "words.txt").write_text("words")
-    told = request.wanted("book", {"OUT": "outputs/here", "TEXT": "words.txt"})
+    told = graph.wanted("book", {"OUT": "outputs/here", "TEXT": "words.txt"})
     write_whole(book / "outputs/here/.snakemake.json", json.dumps(told.config))
-    found = graph.jobs(request.wanted("sweep", {"NAME": "rates", "OUT": "outputs/here"}).config)
+    found = graph.jobs(graph.wanted("sweep", {"NAME": "rates", "OUT": "outputs/here"}).config)
     assert found["00_teacher"].parameters["text"] == "words.txt"

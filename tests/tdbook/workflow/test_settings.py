@@ -9,7 +9,7 @@ import pytest
 from tdbook.runs import hashes, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
-from tdbook.workflow import graph, request, run_pages
+from tdbook.workflow import graph, run_pages
 from tdlib import files
 from tests import small_book
 
@@ -18,11 +18,11 @@ NAMES = ("01_distill-50m", "01_distill-50m-scratch", "05_progressive")
 
 def jobs(text: str, what: str = "book", **pairs: str) -> dict[str, graph.BookRun]:
     pairs = {"PROFILE": "smoke", "OUT": "/tmp/none", "SET": text} | pairs
-    return graph.jobs(request.wanted(what, pairs).config, paths=False)
+    return graph.jobs(graph.wanted(what, pairs).config, paths=False)
 
 
 def test_a_bare_name_is_every_run_s_that_has_it_and_part_of_its_hash():
-    asked = request.wanted("book", {"PROFILE": "b200", "SET": "token_limit=200_000_000"})
+    asked = graph.wanted("book", {"PROFILE": "b200", "SET": "token_limit=200_000_000"})
     assert asked.out == "outputs/b200-token_limit-200_000_000"
     for name, one in graph.jobs(asked.config, paths=False).items():
         usual = parameters.read(one.yaml) | {"out": asked.out}
@@ -72,19 +72,19 @@ def make(asked: graph.Wanted) -> Path:
 
 def test_scouting_and_the_night_keep_apart_in_whichever_order_they_come(limited):
     pairs = {"scouting": {"SET": "token_limit=500"}, "night": {}}
-    here = {name: make(request.wanted("book", more)).name for name, more in pairs.items()}
+    here = {name: make(graph.wanted("book", more)).name for name, more in pairs.items()}
     assert here == {"scouting": "tiny-token_limit-500", "night": "tiny"}
     for name, other in (("scouting", "night"), ("night", "scouting")):
-        asked = request.wanted("book", pairs[other] | {"OUT": f"outputs/{here[name]}"})
+        asked = graph.wanted("book", pairs[other] | {"OUT": f"outputs/{here[name]}"})
         with pytest.raises(ParameterError, match=r"01_distill-a in .* token_limit = .*OUT="):
             graph.judged(asked, graph.jobs(asked.config))
-        same = request.wanted("book", pairs[name])
+        same = graph.wanted("book", pairs[name])
         assert not any(graph.judged(same, graph.jobs(same.config)).values())
 
 
 def test_what_was_trained_on_fewer_tokens_and_what_reads_it_is_stamped_scouting(limited):
     for text, stamp in (("token_limit=500", "token_limit 500"), ("token_limit=900 seed=2", "")):
-        out = make(request.wanted("book", {"SET": text}))
+        out = make(graph.wanted("book", {"SET": text}))
         for run in ("01_distill-a", "04_merge_eval"):
             assert files.record(out / f"results/{run}.json").get("scouting", "") == stamp
             assert ("scouting" in (out / f"tables/{run}-x.csv").read_text()) == bool(stamp)

@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -12,13 +11,13 @@ import time
 import pytest
 
 from tdbook.runs import heartbeat
-from tdbook.workflow import devices, run_pages, status
+from tdbook.workflow import execute, run_pages, status
 from tdlib.files import write_whole as write
 
 A, B, C, D, E, F = (f"01_distill-{letter}" for letter in "abcdef")
 TAKE = """import sys, time
-from tdbook.workflow import devices
-print(devices.take("auto", int(sys.argv[1])), flush=True)
+from tdbook.workflow import execute
+print(execute.take_gpus("auto", int(sys.argv[1])), flush=True)
 time.sleep(60)"""
 
 
@@ -54,7 +53,7 @@ def test_every_run_has_the_word_that_is_true_of_it(tmp_path):
     session(tmp_path, targets=[*found][:5], began=now, pid_started=1)  # whoever made it is gone
     assert words(tmp_path) == found | {A: "not run", D: "failed"}
     said = status.text(tmp_path)
-    assert "step 3 of 9 · about 1 min 0 s left" in said and "failed       " in said
+    assert "step 3 of 9 · about 60 s left" in said and "failed       " in said
     assert "its process is gone: the same command goes on" in said
     assert f"REDO={E} repeats it" in said
     for beat, word in ((time.time(), "running"), (time.time() - 999, "lost")):
@@ -68,17 +67,16 @@ def test_the_morning_report_says_what_failed_what_came_out_and_what_it_cost(tmp_
     heartbeat.write_state(tmp_path, A, "done")
     lines = ["Traceback", "torch.OutOfMemoryError: CUDA out of memory"]
     heartbeat.write_state(tmp_path, B, "failed", error=lines, step=120, steps=400)
-    write(tmp_path / "models/50m/w", b"x" * 3_000_000)
     run_pages.index(tmp_path)
     said = (tmp_path / "morning.md").read_text("utf8")
     for text in (
         "1 stale, 1 failed",
         "**01_distill-b** failed: step 120 of 400",
         lines[1],
-        "| 01_distill-a (stale: made by older code) | 1 min 0 s | 01_distill-a keeps 4.5. |",
+        "| 01_distill-a (stale: made by older code) | 60 s | 01_distill-a keeps 4.5. |",
         "| 50m | 3.210 | 3.00–3.30 |",
-        "1 h 0 min of this machine, 4.50 at 4.5 an hour",
-        "Disk: models 3",
+        "60 min of this machine, 4.50 at 4.5 an hour",
+        "B free.",
         "`make book PROFILE=b` goes on where it stopped",
     ):
         assert text in said, text
@@ -119,45 +117,42 @@ def take(tmp_path, monkeypatch):
         process.wait()
 
 
+def said(process: subprocess.Popen) -> str:
+    return process.stdout.readline().strip()
+
+
 def test_two_runs_never_share_a_gpu_a_killed_one_gives_it_back_and_one_of_two_waits_for_both(take):
     first, second = take(), take()
-    names = {first.stdout.readline().strip(), second.stdout.readline().strip()}
+    names = {said(first), said(second)}
     assert names == {"0", "GPU-b"}
     third = take()
-    assert third.stdout.readline().strip() == "waits for a free GPU"
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    assert third.stdout.readline().strip() in names
+    assert said(third) == "waits for a free GPU"
+    first.kill()
+    assert said(third) in names
     both = take(2)
-    assert both.stdout.readline().strip() == "waits for a free GPU"
+    assert said(both) == "waits for a free GPU"
     third.kill()
     other = take()  # what the two wait for is not held by them
-    assert other.stdout.readline().strip() in names
+    assert said(other) in names
     second.kill()
-    assert select.select([both.stdout], [], [], 2)[0] == []  # one is not enough,
-    last = take()
-    assert last.stdout.readline().strip() in names
+    assert select.select([both.stdout], [], [], 2)[0] == []  # one is not enough
     other.kill()
-    assert select.select([both.stdout], [], [], 2)[0] == []  # nor one after the other
-    last.kill()
-    assert both.stdout.readline().strip() == "0,GPU-b"
+    assert said(both) == "0,GPU-b"
 
 
 def test_two_runs_share_a_gpu_where_that_is_told(take, monkeypatch):
     monkeypatch.setenv("GPU_RUNS", "2")
-    names = sorted(take().stdout.readline().strip() for _ in range(4))
-    assert names == ["0", "0", "GPU-b", "GPU-b"]
+    assert sorted(said(take()) for _ in range(4)) == ["0", "0", "GPU-b", "GPU-b"]
+    monkeypatch.setenv("GPU_RUNS", "none")
+    with pytest.raises(ValueError, match="GPU_RUNS=none must be a whole number"):
+        execute.take_gpus("auto", 1)
 
 
 def test_nothing_is_taken_on_a_cpu_or_where_slurm_gives_them_out(take, monkeypatch):
     with pytest.raises(ValueError, match="processes = 3, and this machine has 2 GPUs"):
-        devices.take("auto", 3)
-    assert devices.take("cpu", 1) == "" and os.environ["CUDA_VISIBLE_DEVICES"] == "0,GPU-b"
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert devices.take("auto", 1) == ""
-    monkeypatch.delenv("SLURM_JOB_ID")
-    monkeypatch.setenv("GPU_RUNS", "none")
-    with pytest.raises(ValueError, match="GPU_RUNS=none must be a whole number"):
-        devices.take("auto", 1)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert devices.take("auto", 1) == "" and not devices.there()
+        execute.take_gpus("auto", 3)
+    assert execute.take_gpus("cpu", 1) == "" and os.environ["CUDA_VISIBLE_DEVICES"] == "0,GPU-b"
+    for name, value in (("SLURM_JOB_ID", "7"), ("CUDA_VISIBLE_DEVICES", "")):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, value)
+            assert execute.take_gpus("auto", 1) == ""

@@ -1,5 +1,5 @@
-"""Agreement and memory against numbers made by hand; folds of documents; the choice by
-parameters."""
+"""Agreement and memory against numbers made by hand; what 03 is told; folds of documents, and the
+windows that a training reads."""
 
 import json
 from types import SimpleNamespace
@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tdbook.book import reality, selection, students
+from tdbook.book import selection, students
 from tdbook.corpus import origins, token_files
 from tdbook.report import words
 from tdbook.runs import notebooks, parameters
 from tdlib import data, hard_set, train
+from tests.helpers import refused
 from tests.tdbook.analysis.test_features import T, folder_of
 
 NAN = float("nan")
@@ -20,7 +21,7 @@ NAN = float("nan")
 def test_agreement_is_jaccard_chance_and_ranks_counted_by_hand():
     one_N = np.array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0, NAN, 5.5])
     other_N = np.array([9, 0, 7, 8, 5, 4, 3, 2, 1, 6, 7, NAN])
-    found = reality.agreement(one_N, other_N, 0.3)  # of ten that both know: {0, 1, 2}, {0, 3, 2}
+    found = selection.agreement(one_N, other_N, 0.3)  # of ten that both know: {0, 1, 2}, {0, 3, 2}
     apart = [0, 8, 0, 2, 0, 0, 0, 0, 0, 6]  # how far each one's two ranks are apart
     wanted = {"windows": 10, "jaccard": 2 / 4, "chance": 0.9 / 5.1}  # 3·3/10 of 3 + 3 − 3·3/10
     rank = 1 - 6 * sum(d * d for d in apart) / (10 * 99)
@@ -28,26 +29,37 @@ def test_agreement_is_jaccard_chance_and_ranks_counted_by_hand():
     # shuffled difficulty agrees as chance has it, and itself wholly
     rng = np.random.default_rng(2)
     one_N = rng.normal(size=20_000)
-    found = reality.agreement(one_N, rng.permutation(one_N), 0.2)
+    found = selection.agreement(one_N, rng.permutation(one_N), 0.2)
     assert found["chance"] == pytest.approx(1 / 9, abs=1e-3)  # s / (2 − s)
-    assert found["jaccard"] == pytest.approx(found["chance"], abs=0.01)
-    assert abs(found["rank"]) < 0.03
-    same = reality.agreement(one_N, one_N, 0.2)
+    assert (
+        found["jaccard"] == pytest.approx(found["chance"], abs=0.01) and abs(found["rank"]) < 0.03
+    )
+    same = selection.agreement(one_N, one_N, 0.2)
     assert same["jaccard"] == 1 and same["rank"] == pytest.approx(1)
 
 
-def memory(train, val, documents: dict, resamples: int = 300) -> list[dict]:
+def memory(train, val, documents: dict) -> dict:
     losses = {"train": {"m": np.asarray(train)}, "val": {"m": np.asarray(val)}}
-    return reality.memory(losses, documents, resamples)
+    (row,) = selection.memory(losses, documents)
+    return row
 
 
 def test_the_gap_between_splits_is_paired_by_source_and_weighed_by_validation(monkeypatch):
-    monkeypatch.setattr(reality, "FEW", 1)
+    rng = np.random.default_rng(3)
+    train, val = rng.normal(size=40), rng.normal(size=40) + 1
+    names = [f"s{i}" for i in range(20)]  # each source is one document: they count together
+    documents = {s: (np.arange(40) // 2, names) for s in ("train", "val")}
+    row = memory(train, val, documents)
+    assert row["gap"] == pytest.approx(val.mean() - train.mean())
+    assert row["low"] < row["gap"] - 0.1 < row["gap"] + 0.1 < row["high"]
+    unnamed = documents | {"val": (documents["val"][0], ["unknown"] * 20)}  # as if all were of one
+    assert memory(train, val, unnamed) == row
+    monkeypatch.setattr(selection, "FEW", 1)
     # a: 1 → 1.5 twice; b: 3 → 4 four times; c is in training text alone
     train, val = [1.0, 1, 1, 3, 3, 3, 7], [1.5, 1.5, 4, 4, 4, 4]
     documents = {"train": (np.arange(7), [*"aaabbbc"]), "val": (np.arange(6), [*"aabbbb"])}
-    (row,) = memory(train, val, documents)
     gap = pytest.approx((2 * 0.5 + 4 * 1) / 6)
+    row = memory(train, val, documents)
     assert row == {"name": "m", "gap": gap, "low": gap, "high": gap}  # nothing varies
 
 
@@ -60,24 +72,12 @@ def test_the_gap_has_the_interval_of_its_documents_and_one_of_0_holds_0():
     for _ in range(60):
         level = {split: np.repeat([3.0, 5.0], n) for split, n in count.items()}
         losses = {s: np.repeat(rng.normal(0, 0.1, len(x)) + x, 10) for s, x in level.items()}
-        (row,) = memory(losses["train"], losses["val"], documents)
+        row = memory(losses["train"], losses["val"], documents)
         held += row["low"] < 0 < row["high"]
         widths.append(row["high"] - row["low"])
     # two sources of 12 and 40 documents: 3.92 standard errors, some narrower for being bootstrapped
     assert np.mean(widths) == pytest.approx(3.92 * 0.1 * np.sqrt((1 / 12 + 1 / 40) / 2), rel=0.15)
     assert held >= 50
-
-
-def test_sources_of_few_documents_count_together_and_of_none_in_common_nowhere():
-    rng = np.random.default_rng(3)
-    train, val = rng.normal(size=40), rng.normal(size=40) + 1
-    names = [f"s{i}" for i in range(20)]  # each source is one document
-    documents = {s: (np.arange(40) // 2, names) for s in ("train", "val")}
-    (row,) = memory(train, val, documents)
-    assert row["gap"] == pytest.approx(val.mean() - train.mean())
-    assert row["low"] < row["gap"] - 0.1 < row["gap"] + 0.1 < row["high"]
-    apart = documents | {"val": (documents["val"][0], [f"v{name}" for name in names])}
-    assert memory(train, val, apart) == []
 
 
 def test_the_words_and_the_table_are_those_of_the_numbers():
@@ -87,14 +87,13 @@ def test_the_words_and_the_table_are_those_of_the_numbers():
     rows = [other | {"chance": 1 / 9, "rank": 0.8}, alone | {"chance": 1 / 9}]
     memory = [{"name": n, "gap": g, "low": g - 0.01, "high": g + 0.01} for n, g in gaps.items()]
     result = {"rows": rows, "memory": memory, "mean": 0.4}
-    words = reality.in_words(result, "50m", "teacher")
+    words = selection.memory_in_words(result, "50m", "teacher")
     assert "cost the teacher +0.200 [+0.190, +0.210] nats more" in words
     assert "from +0.400 to +0.250 nats: −0.150 [−0.160, −0.140]. 37% of it" in words
-    assert reality.in_words(result | {"memory": []}, "50m", "teacher") == ""
-    table = reality.table(result)
-    assert table["rank correlation"].tolist() == ["+0.800", "–"]
-    assert table["hard by both (Jaccard)"].tolist() == ["0.500", "0.050"]
-    assert table["better than its teacher on"].tolist() == ["31.0%", "–"]
+    assert selection.memory_in_words(result | {"memory": []}, "50m", "teacher") == ""
+    first, second = selection.reality_table(result).to_numpy().tolist()
+    assert first == ["50m-seed2", "1,000", "0.500", "0.111", "+0.800", "31.0%"]
+    assert second == ["teacher loss alone", "1,000", "0.050", "0.111", "–", "–"]
 
 
 def test_03_repeats_what_02_counted_before_anything_else(tmp_path):
@@ -107,10 +106,34 @@ def test_03_repeats_what_02_counted_before_anything_else(tmp_path):
     assert "**⚠ 50m is better than its teacher on 72.0%" in selection.what_02_counted(this)
     this.parameters = {"base": "80m"}
     assert "No record of 02" in selection.what_02_counted(this)
+    values = {"teacher": "teacher", "base": "50m", "compare": "a b", "unseen_teacher": "c"}
+    found = notebooks.reads("02_hard_set", values, [])
+    assert {"models/a", "models/b", "models/c", "models/50m"} < set(found)
+
+
+def test_a_share_is_of_what_was_scored_and_is_not_junk():
+    rng = np.random.default_rng(0)
+    difficulty_N = rng.normal(size=2000)
+    difficulty_N[rng.random(2000) < 0.7] = NAN
+    junk_N = (rng.random(2000) < 0.2).astype(np.uint8) * 8
+    rule = dict(leave_out_junk=True, clip=0.05, easy_share=0.5, token_share=0.3, seed=3)
+    chosen = hard_set.choose(difficulty_N, hard_set.Rule(share=0.2, **rule), junk_N)
+    left = np.flatnonzero(np.isfinite(difficulty_N) & (junk_N == 0))
+    hard = np.flatnonzero(hard_set.hard(chosen, difficulty_N))
+    assert len(hard) == pytest.approx(0.2 * len(left), abs=1)
+    ordered = left[np.argsort(-difficulty_N[left])][round(0.05 * len(left)) :]
+    assert set(hard) == set(ordered[: len(hard)])
+    assert chosen.easy == round(0.5 * len(hard)) and chosen.rule.token_share == 0.3
+    said = words.choice(chosen, "50m")
+    assert f"{chosen.easy:,} easy ones" in said and "without junk" in said and "30%" in said
+
+
+# a training's windows
 
 
 @pytest.fixture
 def tokens(tmp_path) -> data.Tokens:
+    """400 windows, of 128 documents."""
     rng = np.random.default_rng(0)
     folder = folder_of(tmp_path / "t", rng.integers(4, 700, 400 * T + 1))
     rows = "".join(f"train\t{i * 200}\t{200 + (i == 127)}\ta\n" for i in range(128))
@@ -121,13 +144,12 @@ def tokens(tmp_path) -> data.Tokens:
 def test_folds_are_whole_documents_each_window_in_one(tokens):
     document_N = origins.of(tokens, "train")[0]
     folds = np.stack([origins.fold(tokens, f"{k}/5") for k in range(1, 6)])
-    assert (folds.sum(0) == 1).all()
+    assert (folds.sum(0) == 1).all() and 60 < folds[0].sum() < 100
     assert np.unique(document_N[folds[0]]).tolist() == list(range(0, 128, 5))
-    assert 60 < folds[0].sum() < 100
 
 
 @pytest.mark.parametrize("left_out", ["", "1/4"])
-@pytest.mark.parametrize("distinct", [20 * T + 5, 20 * T, 3, 0])
+@pytest.mark.parametrize("distinct", [20 * T + 5, 3, 0])
 def test_distinct_tokens_are_the_first_of_a_shorter_training_again_in_every_epoch(
     tokens, distinct, left_out
 ):
@@ -141,9 +163,9 @@ def test_distinct_tokens_are_the_first_of_a_shorter_training_again_in_every_epoc
         return np.concatenate(train.order(rows, recipe, T)).tolist()
 
     once = read(token_limit=distinct, epochs=1.0)
-    rows, n = read(distinct_tokens=distinct, epochs=3.0), max(1, distinct // T)
+    rows = read(distinct_tokens=distinct, epochs=3.0)
     left = np.flatnonzero(~origins.fold(tokens, left_out)) if left_out else range(400)
-    n = n if distinct else len(left)
+    n = max(1, distinct // T) if distinct else len(left)
     assert len(once) == len(set(once)) == n and set(rows) == set(once) <= set(left)
     epochs = [rows[e * n : (e + 1) * n] for e in range(3)]
     assert len(rows) == 3 * n and all(sorted(each) == sorted(once) for each in epochs)
@@ -151,34 +173,11 @@ def test_distinct_tokens_are_the_first_of_a_shorter_training_again_in_every_epoc
     # a limit ends it where it says, whatever is distinct
     few = read(distinct_tokens=distinct, token_limit=2 * T, epochs=3.0)
     assert len(few) == 2 and set(few) <= set(once)
-    for value in ("1/10", "10/10", ""):
-        assert parameters.check("01_distill", {"left_out": value}, paths=False)
-    for value in ("0/10", "11/10", "1/1", "0.1", "a"):
-        with pytest.raises(parameters.ParameterError, match=r"left_out = .* fold"):
-            parameters.check("01_distill", {"left_out": value}, paths=False)
 
 
-def test_02_reads_the_models_it_compares_with():
-    values = {"teacher": "teacher", "base": "50m", "compare": "a b", "unseen_teacher": "c"}
-    found = notebooks.reads("02_hard_set", values, [])
-    assert {"models/a", "models/b", "models/c", "models/50m"} < set(found)
-
-
-def test_a_share_is_of_what_was_scored_and_is_not_junk():
-    rng = np.random.default_rng(0)
-    difficulty_N = rng.normal(size=2000)
-    difficulty_N[rng.random(2000) < 0.7] = NAN
-    junk_N = (rng.random(2000) < 0.2).astype(np.uint8) * 8
-    p = dict(share=0.2, threshold=None, leave_out_junk=True, clip=0.05, easy_share=0.5)
-    p |= dict(token_share=0.3, seed=3, base="50m")
-    chosen = hard_set.choose(difficulty_N, hard_set.Rule.of(p), junk_N)
-    left = np.isfinite(difficulty_N) & (junk_N == 0)
-    hard_N = hard_set.hard(chosen, difficulty_N)
-    assert hard_N.sum() == pytest.approx(0.2 * left.sum(), abs=1)
-    ordered = np.flatnonzero(left)[np.argsort(-difficulty_N[left])][round(0.05 * left.sum()) :]
-    assert set(np.flatnonzero(hard_N)) == set(ordered[: hard_N.sum()])
-    assert chosen.easy == round(0.5 * hard_N.sum()) and chosen.rule.token_share == 0.3
-    said = words.choice(chosen, p["base"])
-    assert f"{chosen.easy:,} easy ones" in said and "without junk" in said and "30%" in said
-    plain = hard_set.choose(difficulty_N, hard_set.Rule(share=0.2))
-    assert len(plain.windows_K) == pytest.approx(0.2 * np.isfinite(difficulty_N).sum(), abs=1)
+@pytest.mark.parametrize("value", ["0/10", "11/10", "1/1", "0.1", "a"])
+def test_what_is_no_fold_is_refused(value):
+    for good in ("1/10", "10/10", ""):
+        assert parameters.check("01_distill", {"left_out": good}, paths=False)
+    with refused("left_out = ", "fold", error=parameters.ParameterError):
+        parameters.check("01_distill", {"left_out": value}, paths=False)

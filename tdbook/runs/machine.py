@@ -1,0 +1,98 @@
+"""This machine: its disk, HOME, commit, versions, device and memory."""
+
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tdbook.runs import parameters
+from tdlib import files
+
+# where programs write in a HOME, by the variable that leads them elsewhere
+HOMES = {
+    "JUPYTER_RUNTIME_DIR": ".local/share/jupyter/runtime",
+    "IPYTHONDIR": ".ipython",
+    "MPLCONFIGDIR": ".config/matplotlib",
+    "XDG_CACHE_HOME": ".cache",
+}
+
+
+def set_aside(path: Path, kind: type = dict) -> None:
+    """A broken record is told of and kept beside, as .broken, so that a new one can begin."""
+    if path.exists() and files.whole(path, kind=kind) is None:
+        os.replace(path, beside := path.with_name(f"{path.name}.broken"))
+        print(f"{path} is broken: kept as {beside.name}, a new one is begun", flush=True)
+
+
+def below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """Every file below a folder, through links too, each folder once. A link to a folder above is
+    given itself."""
+    root, todo, seen = os.path.realpath(folder), [folder], set()
+    for top in todo:  # it grows
+        for at, folders, names in os.walk(top, onerror=onerror):
+            real = os.path.realpath(at)
+            if real in seen or (seen and os.path.commonpath([root, real]) == real):
+                folders.clear()
+                names = [] if real in seen else [""]
+            seen.add(real)
+            yield from (Path(at, name) for name in names)
+            todo += [Path(at, name) for name in sorted(folders) if os.path.islink(f"{at}/{name}")]
+
+
+def find_homes() -> None:
+    """Where HOME cannot be written, let programs write in a folder of this user in /tmp."""
+    if not os.environ.get("HOME"):
+        os.environ.pop("HOME", None)  # empty, it would be the working directory
+    home = os.path.expanduser("~")
+    try:
+        tempfile.TemporaryFile(dir=home).close()
+    except OSError:
+        spare = Path(tempfile.gettempdir()) / f"tdlib-home-{os.getuid()}"
+        spare.mkdir(mode=0o700, exist_ok=True)
+        if spare.is_symlink() or spare.stat().st_uid != os.getuid():
+            line = f"HOME={home} cannot be written, and {spare} is another user's"
+            raise OSError(f"{line}: give HOME= a folder of yours") from None
+        for name, usual in HOMES.items():
+            os.environ[name] = os.environ.get(name) or str(spare / usual)
+
+
+def commit() -> tuple[str | None, bool | None]:
+    """The commit, and whether anything differs from it; None where there is no git."""
+    # without its lock, which would stay if this process were killed, and stop the user's own git
+    git = ["git", "--no-optional-locks", "-C", parameters.ROOT, "status", "--porcelain=v2"]
+    try:
+        said = subprocess.check_output([*git, "--branch"], stderr=subprocess.DEVNULL, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    head = said.split()[2]  # "# branch.oid 1234567…", then the name of the branch, then changes
+    return head[:7], any(not line.startswith("#") for line in said.splitlines())
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "numpy", "sentencepiece", "pandas", "matplotlib")
+    loaded = {p: sys.modules[p].__version__ for p in packages if p in sys.modules}
+    return {"python": platform.python_version()} | loaded
+
+
+def device_name(wanted: str) -> str:
+    torch = sys.modules.get("torch")
+    if torch and wanted != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads() if torch else os.cpu_count()
+    cpuinfo = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    cpu = name[1].strip() if name else platform.machine()
+    return f"cpu, {threads} thread{'s' * (threads > 1)}, {cpu}"
+
+
+def peak_memory_mib() -> float:
+    """Of the GPU where one was used, else of the process."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
