@@ -102,7 +102,7 @@ def redraws() -> str:
         page = chrome.new_page(viewport={"width": 1280, "height": 900})
         with test_lab.serving(folder) as server:
             page.goto(f"{server}/lab/tree/explorer.ipynb?token={test_lab.TOKEN}")
-            test_lab.run_all(page, server, cells=1)
+            test_lab.run_all(page, server)
             page.locator('.explorer .texts[aria-busy="false"]').wait_for(timeout=60_000)
             opened = re.search(r"opened in .*", page.locator(".jp-OutputArea").inner_text())[0]
             times = moved(page)

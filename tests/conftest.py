@@ -24,6 +24,7 @@ from tdbook.corpus import tokenizer_files, writer
 from tdbook.runs import parameters, running
 
 ROOT = Path(__file__).parents[1]
+A4 = 673  # pixels between its margins
 FIRST = ("test_upstream_book.py", "test_worker.py", "test_sweeps.py", "test_runs.py")
 
 
@@ -126,8 +127,8 @@ def browser() -> Iterator:
 
 @pytest.fixture(scope="session")
 def faults(browser) -> Callable:
-    """Opens a page without a network and lists what is wrong with it: requests, console messages,
-    text outside its box, and what axe finds serious or critical."""
+    """Opens a page without a network and lists what is wrong with it on a screen, a phone and, if
+    asked for, paper: requests, console messages, text outside its box, what axe finds serious."""
     from axe_playwright_python.sync_playwright import Axe
 
     page, outside = browser.new_context(offline=True).new_page(), ROOT / "tests/outside.js"
@@ -136,13 +137,18 @@ def faults(browser) -> Callable:
     page.on("pageerror", lambda error: events.append(f"error: {error}"))
     page.on("request", lambda request: events.append(f"request: {request.url}"))
 
-    def look(path: Path, width: int, media: str = "screen", axe: bool = True) -> list[str]:
+    def look(path: Path, axe: bool = True, paper: bool = False) -> list[str]:
         events.clear()
-        page.set_viewport_size({"width": width, "height": 800})
-        page.emulate_media(media=media)
         page.goto(path.as_uri())
-        lines = page.evaluate(outside.read_text("utf8"))
-        for one in Axe().run(page).response["violations"] if axe else ():
+        lines = []
+        for media, width in [("print", A4)] * paper + [("screen", 1280), ("screen", 390)]:
+            page.emulate_media(media=media)
+            page.set_viewport_size({"width": width, "height": 800})
+            lines += [
+                f"{media} {width}: {line}" for line in page.evaluate(outside.read_text("utf8"))
+            ]
+        options = {"resultTypes": ["violations"]}
+        for one in Axe().run(page, options=options).response["violations"] if axe else ():
             if one["impact"] in ("serious", "critical"):
                 lines.append(f"axe: {one['id']}: {one['nodes'][0]['html'][:200]}")
         ours = ("request: file:", "request: data:")

@@ -1,7 +1,12 @@
-// With all folds open: words beyond the page where nothing scrolls, beyond their block, or cut off.
+// On paper, what is folded; with all folds open, words beyond the page where nothing scrolls, beyond
+// their block, or cut off.
 () => {
+  const found = new Set();
+  if (matchMedia("print").matches)
+    for (const part of document.querySelectorAll("details > :not(summary)"))
+      if (!part.checkVisibility()) found.add(`folded: ${part.textContent.slice(0, 80)}`);
   for (const fold of document.querySelectorAll("details")) fold.open = true;
-  const found = new Set(), walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   const within = (a, b) => a.left > b.left - 1.5 && a.right < b.right + 1.5;
   if (document.documentElement.scrollWidth > innerWidth) found.add("the page scrolls sideways");
   for (let text; text = walk.nextNode();) {

@@ -18,8 +18,8 @@ YAMLS = sorted((ROOT / "params").glob("*/*.yaml"))
 PROFILES = sorted({path.parent.name for path in YAMLS})
 
 
-def cells(path: Path, kind: str) -> list[nbformat.NotebookNode]:
-    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+def cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
 
 
 def name(path: Path) -> str:
@@ -33,17 +33,14 @@ def test_the_book_has_its_eight_notebooks():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_committed_notebook_holds_no_outputs_and_no_traces_of_a_run(path):
-    for cell in cells(path, "code"):
-        assert cell.outputs == [] and cell.execution_count is None
-    assert "papermill" not in nbformat.read(path, as_version=4).metadata
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_is_thin_and_has_prose_before_every_code_cell(path):
-    kinds = [c.cell_type for c in nbformat.read(path, as_version=4).cells]
-    assert all(a == "markdown" for a, b in itertools.pairwise(kinds) if b == "code")
-    for cell in cells(path, "code"):
+def test_a_notebook_is_thin_with_prose_before_every_code_cell_and_no_traces_of_a_run(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert "papermill" not in notebook.metadata
+    for before, cell in itertools.pairwise(notebook.cells):
+        if cell.cell_type == "code":
+            assert before.cell_type == "markdown"
+            assert cell.outputs == [] and cell.execution_count is None
+    for cell in cells(path):
         if "parameters" not in cell.metadata.get("tags", []):
             statements = ast.walk(ast.parse(cell.source))
             assert not any(isinstance(s, ast.FunctionDef | ast.ClassDef) for s in statements)
@@ -63,7 +60,7 @@ METHOD = {  # what a reader of a notebook sees called there, in this order
 @pytest.mark.parametrize("stem", METHOD)
 def test_a_notebook_shows_the_method(stem):
     calls = []
-    for cell in cells(ROOT / f"notebooks/{stem}.ipynb", "code"):
+    for cell in cells(ROOT / f"notebooks/{stem}.ipynb"):
         nodes = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
         nodes.sort(key=lambda node: (node.lineno, node.col_offset))
         for node in nodes:
@@ -76,7 +73,7 @@ def test_a_notebook_shows_the_method(stem):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_every_parameter_has_a_comment_and_a_rule_and_its_default_passes(path):
     declared = parameters.declared(path.stem)
-    (cell,) = (c for c in cells(path, "code") if "parameters" in c.metadata.get("tags", []))
+    (cell,) = (c for c in cells(path) if "parameters" in c.metadata.get("tags", []))
     assert re.findall(r"^(\w+) = .*?  # .", cell.source, re.M) == [*declared]
     assert next(iter(declared)) == "run"
     assert parameters.check(path.stem, {}) == declared
@@ -84,10 +81,9 @@ def test_every_parameter_has_a_comment_and_a_rule_and_its_default_passes(path):
 
 @pytest.mark.parametrize("path", YAMLS, ids=name)
 def test_a_yaml_carries_its_own_name_and_profile_and_only_known_parameters(path):
-    values = graph.check_yaml(path, {}, paths=False)
-    assert values["run"] == path.stem
-    assert values["profile"] == path.parent.name
-    assert values["out"] == f"outputs/{path.parent.name}"
+    values, profile = graph.check_yaml(path, {}, paths=False), path.parent.name
+    told = [values[name] for name in ("run", "profile", "out")]
+    assert told == [path.stem, profile, f"outputs/{profile}"]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -122,10 +118,9 @@ def test_the_b200_table_says_what_its_yaml_says(row):
 
 
 def test_the_shapes_of_the_plan_are_the_ones_the_b200_profile_uses():
-    plan = {  # PLAN.md's tables, typed: layers, heads, dim, MLP
-        "teacher-plan": (16, 16, 1024, 2816), "student-120m": (12, 12, 768, 2048),
-        "student-80m": (10, 10, 640, 1792), "student-50m": (8, 8, 512, 1408),
-    }  # fmt: skip
+    """PLAN.md's tables, typed: layers, heads, dim, MLP."""
+    plan = {"teacher-plan": (16, 16, 1024, 2816), "student-120m": (12, 12, 768, 2048)}
+    plan |= {"student-80m": (10, 10, 640, 1792), "student-50m": (8, 8, 512, 1408)}
     for shape, (layers, heads, dim, mlp) in plan.items():
         assert SHAPES[shape] == dict(layers=layers, heads=heads, dim=dim, mlp_dim=mlp)
         assert any(shape in path.read_text() for path in (ROOT / "params/b200").glob("*.yaml"))

@@ -92,17 +92,17 @@ def state_of(model) -> dict[str, torch.Tensor]:
     return state | {"transformer.wte.weight": ours["embed_tokens.weight"]}
 
 
-def as_checkpoint(model, path: Path) -> Path:
-    """One of our models as upstream's best.pt, its head stored twice."""
+def checkpoint(model) -> dict:
+    """One of our models as upstream's best.pt holds it, its head stored twice."""
     state, c = state_of(model), model.config
     state["lm_head.weight"] = state["transformer.wte.weight"]
-    config = {
-        "block_size": c.context, "vocab_size": c.vocab_size, "n_layer": c.layers,
-        "n_head": c.heads, "n_embd": c.dim, "dropout": 0.1, "bias": False, "rope_theta": 10000.0,
-    }  # fmt: skip
-    torch.save(
-        {"model": {f"_orig_mod.{k}": v for k, v in state.items()}, "optimizer": None,
-         "config": config, "architecture": "llama", "step": 45000, "val_loss": None},
-        path,
-    )  # fmt: skip
+    shape = {"block_size": c.context, "vocab_size": c.vocab_size, "n_layer": c.layers}
+    shape |= {"n_head": c.heads, "n_embd": c.dim, "dropout": 0.1, "bias": False}
+    made = {"model": {f"_orig_mod.{name}": weight for name, weight in state.items()}}
+    made |= {"optimizer": None, "config": shape | {"rope_theta": 10000.0}}
+    return made | {"architecture": "llama", "step": 45000, "val_loss": None}
+
+
+def as_checkpoint(model, path: Path) -> Path:
+    torch.save(checkpoint(model), path)
     return path
