@@ -32,7 +32,7 @@ def seconds(repeats: int = 7) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as root:
         folder, path = folder_of("student-50m", Path(root)), Path(root) / "q4_0.gguf"
         gguf_file.to_gguf(folder, path, "Q4_0")
-        model, llama = Llama.load(folder), llama_cpp.Model(path, context=PROMPT + NEW + 1)
+        model, llama = Llama.load(folder), llama_cpp.Model(path)
     decoder, int8, compiled = Decoder(model), Decoder(model, int8=True), Decoder(model, int8=True)
     compiled.hidden = torch.compile(compiled.hidden, dynamic=True)
     ways = {

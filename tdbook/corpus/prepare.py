@@ -98,11 +98,9 @@ def cut_spare_rows(model: Llama, pieces: int) -> str:
     if size % 8 or not 0 < size - pieces < max(128, min(1024, pieces // 16)):
         return ""
     keep_rows(model, pieces)
-    return (
-        f" The teacher's embedding has {size:,} rows for {pieces:,} pieces: the last "
-        f"{size - pieces:,} are padding, which no text ever predicts, and are cut, so that its "
-        "loss is a little lower than with them."
-    )
+    cut = f"the last {size - pieces:,} are padding, which no text ever predicts, and are cut"
+    rows = f" The teacher's embedding has {size:,} rows for {pieces:,} pieces"
+    return f"{rows}: {cut}, so that its loss is a little lower than with them."
 
 
 def _masks(tokens: data.Tokens) -> str:

@@ -33,7 +33,7 @@ READABLE = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
 # of documents; the share of them that is of one line, and that of larger gaps: see _txt
 FEWEST, SINGLE, LARGER = 6, 0.8, 0.002
 UNREAD = f"not read, being hidden or no {READABLE}"  # what an account is told of files
-APART = "in which each blank line ends a document: take out those that end a paragraph alone"
+APART = "in which each blank line ends a document: take out those that only end a paragraph"
 ALIKE, AT_LEAST = 0.05, 10  # share and number of common four-word sequences: see near_duplicates
 HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are compared with
 
@@ -93,8 +93,7 @@ def read(paths: list[str | Path], account: Account | None = None) -> list[Docume
         given = ", ".join(map(str, paths)) or "no file"
         raise ValueError(f"no Telugu (U+0C00–U+0C7F) in {given}: give Telugu text in UTF-8")
     size = sum(map(len, lines))
-    account.files += len(files)
-    account.documents += len(documents)
+    account.files, account.documents = len(files), len(documents)
     account.characters += size
     account.there += size
     if notes := account.notes():

@@ -70,16 +70,14 @@ class Tokenizer:
         return [piece.lstrip("▁").replace("▁", " ") for piece in self.shown_V]
 
     def begins(self, ids_MS: np.ndarray) -> np.ndarray:
-        """Whether each token begins a word, given the one before it, (M, S). In the first column,
-        where a piece itself does not say so, True."""
+        """Whether each token begins a word, (M, S): by its "▁", or by the token before it."""
         begins_MS = self._begins_V[ids_MS]
         begins_MS[:, 1:] |= self.opens_V[ids_MS[:, :-1]]
         begins_MS[:, :1] |= not self.marked
         return begins_MS
 
     def in_parts(self, count_V: np.ndarray) -> bool:
-        """Whether pieces, by their counts, often cut characters: numbers of characters then need
-        the text. True for any BPE over bytes, and for many bytes (byte fallback)."""
+        """Whether so many tokens are parts of characters that counting these needs the text."""
         whole_V = np.array([bool(BYTE.fullmatch(piece)) for piece in self.shown_V])
         some = any(BYTE.search(p) and not BYTE.fullmatch(p) for p in self.shown_V)
         return some or bool(count_V[whole_V[: len(count_V)]].sum() > PARTS * count_V.sum())

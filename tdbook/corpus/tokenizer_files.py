@@ -86,8 +86,7 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
 
 
 def _cut(lines: Iterable[str], cut: list[str]) -> Iterator[str]:
-    """Of lines too long for the trainer, which go into `cut`, the words, between which it sees no
-    pair anyway; words too long for it in parts."""
+    """The lines, but word by word where one is too long for the trainer; `cut` gets such lines."""
     most = LONGEST // 4  # a character has at most 4 bytes
     for line in lines:
         if len(line.encode()) <= LONGEST:

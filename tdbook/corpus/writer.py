@@ -178,8 +178,7 @@ def subject(scene: Scene, kind: str, many: str) -> tuple[str, Who]:
 
 @lru_cache(maxsize=10_000)
 def suited(key: str, holds: frozenset[str]) -> tuple[list[tuple[int, str]], list[int]]:
-    """Of lines "weight needs: template" those of which all needs (a|b: one of them) hold: the
-    number of events that each tells, its template; and their weights."""
+    """The rows whose needs (a|b: one of them) hold: (number of events, template); their weights."""
     templates, weights = [], []
     for line in WORDS[key][0].splitlines():
         head, _, template = line.partition(": ")

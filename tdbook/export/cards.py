@@ -22,9 +22,9 @@ OWNER = "YOUR-NAME"  # on the Hub
 def card(
     folder: Path, tokens: data.Tokens, rows: dict, record: dict, base: Path | None = None
 ) -> str:
-    """The card of models/<name>, or of adapters/<name>, made for the model in the folder `base`.
-    `rows`: name → metrics (common.measure), the folder's own first; `record`: results/<run>.json
-    of the run that trained it, of a merged model that of 03."""
+    """The card of models/<name>, or of adapters/<name> for the model in `base`. `rows`: name →
+    metrics; `record`: results/<run>.json of the run that trained it, of a merged model that of 03.
+    """
     parts, model, adapter = templates("release.yaml"), base or folder, None
     way = next((way for name, way in parts["ways"].items() if (model / name).is_file()), None)
     if way is None:

@@ -51,8 +51,7 @@ def chat(pairs: dict[str, str]) -> None:
 
 
 def opened(path: Path, segmenter: str) -> tuple[llama_cpp.Model | SimpleNamespace, Tokenizer]:
-    """What continues text, asked as llama_cpp.Model is, and the tokenizer beside it; None where the
-    file has its own."""
+    """What continues text, asked as llama_cpp.Model is; the tokenizer beside it, where needed."""
     if path.suffix == ".gguf":
         model = llama_cpp.Model(path)
         if model.raw_text:

@@ -30,8 +30,7 @@ Write = Callable[[Sequence[int], int], list[int]]  # prompt, how many new ids �
 
 
 def ways(model: Llama, files: dict[str, Path], compiled: bool = False) -> dict[str, Write]:
-    """A model's ways of writing, by name; `files`: format → GGUF of the same model. All write what
-    is likeliest, so that they have the same work."""
+    """A model's ways of writing what is likeliest; `files`: format → GGUF of the same model."""
     decoder, int8 = Decoder(model), Decoder(model, int8=True)
     write = {
         RAW: lambda ids, n: generate.generate(decoder, ids, n, cached=False),
@@ -50,8 +49,7 @@ def ways(model: Llama, files: dict[str, Path], compiled: bool = False) -> dict[s
 def speeds(
     write: dict[str, Write], prompt: Sequence[int], tokens: int, repeats: int, threads: int
 ) -> list[dict]:
-    """A row a way: tokens a second of the prompt and of the decoding, smallest, largest. With
-    one thread the clock is CPU time, which a busy machine moves little; else it is the wall's."""
+    """A row a way, in tokens a second; by CPU time with one thread, else by the wall's clock."""
     before, clock = torch.get_num_threads(), time.perf_counter if threads > 1 else time.process_time
     for way in write.values():
         if isinstance(file := getattr(way, "__self__", None), llama_cpp.Model):
@@ -74,8 +72,7 @@ def speeds(
 def measure(
     write: dict[str, Callable[[int], object]], tokens: int, repeats: int, clock: Callable
 ) -> dict[str, np.ndarray]:
-    """Seconds of a prompt and of `tokens` after it, (2, R), for ways that are given a number of
-    tokens. One token costs the prompt: decode = T(1 + tokens) − T(1), a pair timed together. All
+    """Seconds of a prompt, T(1), and of `tokens` after it, T(1 + tokens) − T(1), (2, R) a way. All
     take turns, after a run of each that is not counted; a quick one repeats many times."""
     seconds, loops = {name: [] for name in write}, {}
     for name, way in write.items():
@@ -102,8 +99,7 @@ def with_plan(model: str, rows: list[dict]) -> list[dict]:
 def of_shape(
     name: str, vocab_size: int, prompt: int, tokens: int, repeats: int, compiled: bool, tokenizer
 ) -> dict:
-    """Speeds, on one thread, and file sizes of one of SHAPES with random weights: what is timed is
-    real, what is written means nothing. Beyond the tokenizer's pieces names are short ones."""
+    """Speeds, on one thread, and file sizes of one of SHAPES with random weights."""
     torch.manual_seed(0)
     model = Llama(LlamaConfig(vocab_size, context=2048, **SHAPES[name])).eval()
     ids = np.random.default_rng(0).integers(4, vocab_size, prompt).tolist()
@@ -133,8 +129,8 @@ def file_costs(
     model, size = Llama.load(folder).eval(), sum(p.stat().st_size for p in weight_files(folder))
     opened = [llama_cpp.Model(path, threads=torch.get_num_threads()) for path in files.values()]
     rows = [{"format": "PyTorch float32", "file": folder.name, "bytes": size}]
-    about = ((q, path.name, path.stat().st_size) for q, path in files.items())
-    rows += [{"format": q, "file": file, "bytes": size} for q, file, size in about]
+    for name, path in files.items():
+        rows.append({"format": name, "file": path.name, "bytes": path.stat().st_size})
     sums, tokens = np.zeros((len(rows), 3)), 0
     for window in evaluate.fixed_rows(windows, count):
         (ids_T,), (targets_T,) = (x.numpy() for x in windows.batch([window]))
@@ -155,8 +151,7 @@ def file_costs(
 def costs(
     folder: Path, files: dict, windows: data.Windows, count: int, write: dict, tokens: int
 ) -> list[dict]:
-    """The rows of file_costs, the model itself first, then PyTorch's INT8, then the files; and how
-    much the texts repeat themselves that each writes."""
+    """The rows of file_costs and one of PyTorch's INT8, each with the repetition of its texts."""
     rows = file_costs(folder, files, windows, count)
     rows.insert(1, int8_cost(folder, windows, count))
     starts = evaluate.fixed_rows(windows, 10) * windows.context
@@ -168,8 +163,7 @@ def costs(
 
 
 def repetition(texts: list[list[int]]) -> dict[str, float]:
-    """How much generated texts repeat themselves: the share of 4-grams already seen in the same
-    text (0: never), and distinct bigrams over all bigrams (1: none twice)."""
+    """The share of 4-grams already seen in the same text, and distinct bigrams over all bigrams."""
     fours = [[tuple(ids[i : i + 4]) for i in range(len(ids) - 3)] for ids in texts]
     twos = [tuple(ids[i : i + 2]) for ids in texts for i in range(len(ids) - 1)]
     count, different = sum(map(len, fours)), sum(len(set(grams)) for grams in fours)

@@ -83,8 +83,7 @@ def quantize(weight_OD: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarr
 
 
 def ids_of(path: Path, lines: Sequence[str] = ()) -> list[list[int]]:
-    """The ids of lines of text, after a run of the file, all in a process of its own. ValueError:
-    that ended."""
+    """The ids of lines of text by a file, in a process of its own. ValueError: that ended."""
     command = [sys.executable, "-P", __file__, str(path)]  # -P: none of tdbook
     done = subprocess.run(command, input=json.dumps(lines), text=True, capture_output=True)
     if done.returncode:
@@ -106,12 +105,11 @@ class Model:
         self,
         path: str | Path,
         threads: int = 1,
-        context: int = 0,  # tokens; 0: the file's
-        tried: bool = False,  # it ran before: not once more in a process of its own
+        trial: bool = False,  # in a process of its own, with a short context
         exact: bool = False,  # keys and values in float32; llama.cpp's own choice is 16 bits
     ):
         self.path, self.length = Path(path), 0  # tokens in the cache
-        if not tried:
+        if not trial:
             _try(self.path.resolve(), self.path.stat().st_mtime_ns)
         self.lib = lib = library()
         settings = lib.llama_model_default_params()
@@ -124,7 +122,7 @@ class Model:
         key = RAW_TEXT.encode(), (value := ctypes.create_string_buffer(9)), c_size_t(len(value))
         known = lib.llama_model_meta_val_str(model, *key) > 0  # not where it was made elsewhere
         self.raw_text = not known or value.value != b"false"
-        self.context = context or min(LONGEST, lib.llama_model_n_ctx_train(model))
+        self.context = 64 if trial else min(LONGEST, lib.llama_model_n_ctx_train(model))
         settings = lib.llama_context_default_params()
         settings.numbers[0] = settings.numbers[1] = self.context  # in all, and at once
         if exact:
@@ -189,8 +187,7 @@ class Model:
         return list(self.stream(ids, tokens))
 
     def tokenize(self, text: str) -> list[int]:
-        """The file's own ids of raw text, without <bos>; text that spells a special token stays
-        text. ValueError: the file has no tokenizer for raw text."""
+        """The file's own ids of raw text, without special tokens. ValueError: it makes none."""
         if not self.raw_text:
             raise ValueError(f"{self.path} takes ids, no raw text: encode it as run_gguf.py does")
         data = text.encode()
@@ -199,12 +196,11 @@ class Model:
         return ids[: self.lib.llama_tokenize(self._vocabulary, *arguments)]
 
     def ends(self, token: int) -> bool:
-        """Whether a text ends with this id: <eos>, or another that the file names."""
+        """Whether the id ends a text."""
         return self.lib.llama_vocab_is_eog(self._vocabulary, token)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids by the file's own pieces, without special tokens and half a character at the
-        end."""
+        """Text without special tokens, and without half a character at the end."""
         text = ctypes.create_string_buffer(64 * len(ids) + 64)
         arguments = (c_int32 * len(ids))(*ids), len(ids), text, len(text), False, False
         length = self.lib.llama_detokenize(self._vocabulary, *arguments)
@@ -212,7 +208,7 @@ class Model:
 
 
 if __name__ == "__main__":
-    model = Model(sys.argv[1], tried=True, context=64)
+    model = Model(sys.argv[1], trial=True)
     model.logprobs([0, 1])
     model.raw_text = True  # whether its ids are right is what the caller wants to know
     print(json.dumps([model.tokenize(line) for line in json.load(sys.stdin)]))

@@ -27,8 +27,7 @@ EDGES = ["", " ", "  a  b ", "\ta", "<eos>", "<unk>", "<0x41>", "క్\u200cష
 
 def tokenizer_files(tokenizer: Tokenizer, folder: Path, context: int) -> dict[str, Path]:
     """Name in the released folder → where it is, for `Llama.save(files=…)`; what is new is written
-    into `folder`. A SentencePiece model without the same ids as a tokenizer.json becomes
-    sentencepiece.model, upstream's file morfessor.json."""
+    into `folder`."""
     if tokenizer.kind == "Morfessor":
         return {"morfessor.json": tokenizer.path}
     if tokenizer.kind == "Hugging Face":
@@ -155,8 +154,7 @@ def read_config(folder: Path, name: str) -> dict:
 
 
 def _missing_words(tokenizer: Tokenizer) -> list[str]:
-    """Words that files beside a tokenizer add to it, as transformers reads them, and it lacks.
-    Special tokens that it lacks occur in no text."""
+    """Words that files beside a tokenizer add to it, as transformers reads them, and it lacks."""
     if tokenizer.kind == "Morfessor":
         return []
     folder = tokenizer.path.parent

@@ -43,21 +43,18 @@ def numbers(explored: Explored, clips: tuple = ()) -> tuple[dict, list[np.ndarra
     cuts = {CUTS.get(name, name): _largest(*cut, known) for name, cut in explored.cuts.items()}
     kind, views = "windows" if len(known) == len(difficulty_N) else "scored windows", []
     for order_M in orders:
-        groups, out = (
-            [(g, group_N[order_M]) for g, group_N in cuts.values()],
-            len(known) - len(order_M),
-        )
-        junk = f"; {out:,} junk windows are left out" * (out > 0)
+        groups = [(len(names), group_N[order_M]) for names, group_N in cuts.values()]
+        junk = f"; {len(known) - len(order_M):,} junk windows are left out" * bool(views)
         each = [_view(difficulty_N[order_M], clip, thresholds, groups) for clip in clips]
         views.append([view | _words(view, kind, junk, rule) for view in each])
+    junk_left_out = int(rule.leave_out_junk and len(views) > 1)
     return {
         "clips": clips,
         "cuts": [[name, names] for name, (names, _) in cuts.items()],
         "views": views,
         "pictures": [_histogram(difficulty_N[order_M], grid[0], grid[-1]) for order_M in orders],
-        "at": ["threshold", thresholds.index(start), int(rule.leave_out_junk and len(views) > 1),
-               clips.index(rule.clip)],
-    }, orders  # fmt: skip
+        "at": ["threshold", thresholds.index(start), junk_left_out, clips.index(rule.clip)],
+    }, orders
 
 
 def shown(numbers: dict, at: list) -> dict:
@@ -86,7 +83,7 @@ def _view(known_M: np.ndarray, clip: float, thresholds: list[float], groups: lis
     lost_S = lost_M[:left].sum() - np.concatenate([[0], lost_M[:left].cumsum()])[line_S]
     half_percents = np.round(200 * (left - line_S) / m).astype(int).clip(1, 200)
     apart = np.abs(np.subtract.outer(stops, thresholds))
-    places = [np.flatnonzero(of_M == g) for names, of_M in groups for g in range(len(names))]
+    places = [np.flatnonzero(of_M == g) for size, of_M in groups for g in range(size)]
     hard_SG = np.array([np.searchsorted(p, left) - np.searchsorted(p, line_S) for p in places]).T
     return {
         **{"windows": m, "clip": clip, "left": left, "cap": float(cap), "stops": stops},

@@ -113,10 +113,9 @@ def judge(
 
     for name in asked:
         judge_one(name)
-    reasons, damaged = {name: reasons[name] for name in jobs if name in reasons}, {}
-    for name, reason in reasons.items():
-        if not reason or reason.startswith(AFTER):
-            damaged[name] = damage(jobs[name].out, jobs[name].run, full)
+    reasons = {name: reasons[name] for name in jobs if name in reasons}
+    stand = [name for name, why in reasons.items() if not why or why.startswith(AFTER)]
+    damaged = {name: damage(jobs[name].out, jobs[name].run, full) for name in stand}
     return reasons, {name: lines for name, lines in damaged.items() if lines}
 
 

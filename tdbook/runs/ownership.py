@@ -95,13 +95,11 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
     """Move all that a finished run made to old/; returns a note. A hard set chosen by hand stays,
     if its tokens did not change and nobody asked for a redo."""
     kept = hashes.load(out, run) or hashes.EMPTY
-    record = files.whole(out / f"results/{run}.json", "started", "models")
-    record = record or {"started": "", "models": {}}
+    record = files.whole(out / f"results/{run}.json", "started", "models") or {"models": {}}
     outputs = [*(kept["outputs"] or hashes.outputs(out, run, values))]
     losses = notebooks.losses([*outputs, *(f"models/{name}" for name in record["models"])])
-    names = [str(path.relative_to(out)) for path in named(out, run)]
-    names = [name for name in names if not name.startswith(("state/", ".done/"))]
-    places = {name: name for name in (*names, *outputs, *losses)}
+    names = [*(str(path.relative_to(out)) for path in named(out, run)), *outputs, *losses]
+    places = {name: name for name in names if not name.startswith(("state/", ".done/"))}
     # execute puts the finished notebook aside before papermill writes a new one
     aside, notebook = f".{run}.ipynb", f"{run}.ipynb"
     places[aside if (out / aside).exists() else notebook] = notebook
@@ -112,7 +110,7 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
         note = f"the hard set chosen by hand {'stays' if stays else 'goes too'}; {note}"
         if stays:
             del places[choice.HARD_SET]
-    old = _move(out, places, run, record["started"])
+    old = _move(out, places, run, record.get("started", ""))
     print(note := f"{why}: {note} {parameters.shown(old)}")
     return note
 
@@ -122,7 +120,7 @@ def keep_or_refuse_checkpoint(
 ) -> None:
     """A checkpoint of other inputs, or in quick profiles of other code, goes to old/. Another
     parameter may be a slip, which must not cost a night: ValueError. `redo` starts over once."""
-    folder, place = out / "checkpoints" / run, f"checkpoints/{run}"
+    folder = out / (place := f"checkpoints/{run}")
     before = {"redo": False, "parameters": {}} | (files.whole(folder / "made_from.json") or {})
     now = {
         "parameters": hashes.decisive(values),
@@ -138,7 +136,7 @@ def keep_or_refuse_checkpoint(
                     f"{run} has a checkpoint made with {name} = {was!r}, now it is {value!r}: put "
                     f"it back to go on, or start over with redo = True (make book REDO={run})"
                 )
-    elif any(path.is_file() for path in folder.rglob("*") if path.name != "made_from.json"):
+    elif now != before and {p.name for p in folder.rglob("*.*")} - {"made_from.json"}:
         old = _move(out, {place: place}, run, "")
         print(f"{run} starts over; its checkpoint is in {parameters.shown(old)}")
     files.write_whole(folder / "made_from.json", json.dumps(now))

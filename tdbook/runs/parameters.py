@@ -131,11 +131,10 @@ def read(path: Path) -> dict[str, object]:
     return content
 
 
-def check(notebook: str, given: dict, names: set[str] | None = None, paths: bool = True) -> dict:
-    """All parameters of a run, converted. ParameterError: what is wrong. `names`: those to judge,
-    if not those of `given`; without `paths` the disk is not looked at."""
+def check(notebook: str, given: dict, paths: bool = True) -> dict:
+    """All parameters of a run, converted. Without `paths` the disk is not looked at."""
     defaults = declared(notebook)
-    _stop(_wrong_names(notebook, defaults, given, given.keys() if names is None else names))
+    _stop(_wrong_names(notebook, defaults, given))
     values, problems = {}, []
     for name, default in defaults.items():
         try:
@@ -160,8 +159,7 @@ def from_cells(notebook: str) -> dict:
             own, papermills = set(assigned), set()  # what papermill set before is overwritten
     if not own:
         raise ParameterError(f"no parameters of {notebook} yet: run its cell of parameters first")
-    names = own | papermills
-    values = check(notebook, {name: namespace[name] for name in names if name in namespace}, names)
+    values = check(notebook, {name: namespace.get(name) for name in own | papermills})
     namespace.update(values)
     return values
 
@@ -210,12 +208,12 @@ def _convert(parameter: rules.Parameter, given: object) -> object:
     return value
 
 
-def _wrong_names(notebook: str, defaults: dict, given: dict, names) -> Iterator[str]:
+def _wrong_names(notebook: str, defaults: dict, given: dict) -> Iterator[str]:
     run, has = given.get("run", notebook), f"it has {', '.join(defaults)}"
     if isinstance(run, str) and notebook_of(run) != notebook:
         yield f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}: give its YAML"
         return
-    for name in names:
+    for name in given:
         if name not in defaults:
             yield f"{notebook} has no parameter {name}: {nearest(name, defaults, has)}"
     for name in defaults:

@@ -34,12 +34,10 @@ _latest: "Run | None" = None  # a notebook's second start ends the first
 def start(notebook: str, given: dict | None = None) -> "Run":
     """Check the parameters, then begin: state, clock, seed. `given` replaces a notebook's cells."""
     global _latest
-    shell = parameters.shell()
-    if shell:
+    if shell := parameters.shell():
         shell.set_custom_exc((Exception,), _show_error)
+        heartbeat.die_with_parent()  # papermill says no word to its kernel when a SIGTERM ends it
     values = parameters.from_cells(notebook) if given is None else parameters.check(notebook, given)
-    if shell:  # papermill, which dies of a SIGTERM without a word to its kernel, or Lab
-        heartbeat.die_with_parent()
     if _latest:
         _latest.detach()
     os.chdir(parameters.ROOT)  # Lab starts kernels in notebooks/
@@ -132,10 +130,8 @@ class Run:
         svg, png, path = io.BytesIO(), io.BytesIO(), self.out / "figures" / f"{self.run}-{name}"
         with rc_context({"svg.hashsalt": path.name}):  # or ids differ every time
             figure.savefig(svg, format="svg", metadata={"Date": None})
-        figure.set_layout_engine(
-            "none"
-        )  # places are found: looking again takes a third of the time
-        figure.savefig(png, format="png", dpi=150)
+        figure.set_layout_engine("none")  # all has its place: finding it again takes as long
+        figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 1})
         few = PIL.Image.open(png).convert("RGB")
         few = few.quantize(128, PIL.Image.Quantize.FASTOCTREE, dither=0)
         few.save(png := io.BytesIO(), "png", dpi=(150, 150))  # a fifth of the bytes

@@ -126,8 +126,7 @@ class Cache(Targets, AbstractContextManager):
         seed: int = 1,
         read_only: bool = False,  # as in a sweep's point: the folder is another run's
     ):
-        """Opens a folder, or makes it, sparse. OSError: there is no room for all of it. ValueError:
-        it was made from something else."""
+        """Opens a folder, or makes it, sparse. OSError: no room. ValueError: of something else."""
         self.folder, self.windows, self.read_only = Path(folder), windows, read_only
         self.teacher, self.hidden, self.head = teacher, teacher.hidden, teacher.head
         self.sampling = f"{draws} draws, seed {seed}"
@@ -248,8 +247,7 @@ def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
     clear_begun(path.parent)
     for file in files:  # of a process that was killed here: zeros, as far as the first MiB tells
         if os.path.lexists(file) and any(file.open("rb").read(2**20)) and not path.is_file():
-            fault = f"{path} is not there, {file.name} beside it holds what the book did not write"
-            raise FileExistsError(f"{fault}: {AWAY}")
+            raise FileExistsError(f"{file} holds what the book did not write: {AWAY}")
     needed = sum(files.values()) / 2**20
     free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
     if needed > free:

@@ -69,14 +69,13 @@ def from_teacher(
 
 
 def _check(old: LlamaConfig, new: LlamaConfig) -> None:
-    for axis in (*SMALLER, "vocab_size"):
-        ours, theirs = getattr(new, axis), getattr(old, axis)
+    sizes = {axis: (getattr(new, axis), getattr(old, axis)) for axis in (*SMALLER, "vocab_size")}
+    per = new.heads // new.kv_heads
+    groups = old.kv_heads * (old.heads // old.kv_heads // per)
+    sizes[f"number of {per} heads that share a key"] = new.kv_heads, groups
+    for axis, (ours, theirs) in sizes.items():
         if ours > theirs or (ours < theirs and axis == "vocab_size"):
             raise ValueError(f"the student's {axis} is {ours:,}, the teacher's {theirs:,}: {RULE}")
-    share, per = old.heads // old.kv_heads, new.heads // new.kv_heads
-    if old.kv_heads * (share // per) < new.kv_heads:
-        fault = f"the student has {new.kv_heads} × {per} heads that share a key, the teacher"
-        raise ValueError(f"{fault} {old.kv_heads} × {share}, fewer such groups: {RULE}")
 
 
 def look(teacher: Llama, ids_BT: Tensor) -> tuple[Tensor, dict[nn.Linear, Tensor]]:

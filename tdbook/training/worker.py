@@ -54,21 +54,19 @@ def fit(
 ) -> list[dict]:
     """`train.fit` on tokens.train in so many processes; the weights are the same but for rounding.
     `evaluate` makes there what train.fit takes under that name: a function at the top of a module.
-
-    A checkpoint may come from another number of processes. SIGTERM and Ctrl-C keep the state first.
     ValueError: fewer GPUs than processes. RuntimeError: one failed; its traceback is printed.
     """
     gpus = torch.cuda.device_count() if "cuda" in device else processes
     if processes > gpus:
         fault = f"processes is {processes}, torch sees {gpus} GPUs"
         raise ValueError(f"{fault}: ask for one on each at most")
+    job = folder.resolve() / "workers"
+    if os.path.lexists(job) and not (job / MARK).is_file():
+        raise FileExistsError(f"{job} is there and was not made by the book: {AWAY}")
     targets = as_targets(None if recipe.ce_weight == 1 else teacher)
     if recipe.ce_weight < 1 and not isinstance(targets.teacher, Llama):
         fault = f"ce_weight {recipe.ce_weight} below 1 needs a teacher, and several processes"
         raise ValueError(f"{fault} a Llama or its cache, not {targets.teacher!r}")
-    job = folder.resolve() / "workers"
-    if os.path.lexists(job) and not (job / MARK).is_file():
-        raise FileExistsError(f"{job} is there and was not made by the book: {AWAY}")
     shutil.rmtree(job, ignore_errors=True)  # of a process that was killed
     job.mkdir(parents=True)
     (job / MARK).touch()

@@ -55,18 +55,17 @@ def index(out: Path, name: str = "") -> Path:
     if not ownership.is_book(out) and path.exists():
         raise FileExistsError(f"{path} is no book's, and no run is there: give OUT=")
     morning = status.morning(out)
-    content = {"name": name or out.resolve().name, "morning": morning}
+    content = {"name": name or out.resolve().name, "morning": morning, "rows": morning["rows"]}
     content["now"] = heartbeat.date(time.time())
-    content["rows"] = rows = morning["rows"]
-    for row in rows:
+    for row in morning["rows"]:
         html = row["folder"] / f"{row['run']}.html"
         row["page"] = html.relative_to(out).as_posix() if html.exists() else ""
-    models = {name: m for row in rows for name, m in row["record"].get("models", {}).items()}
-    losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)
-    content["best"] = [  # each beside the plan's estimate
-        {"model": name, "loss": loss, "plan": units.span(*units.of_plan(name, "loss"))}
-        for loss, name in losses[:12]
-    ]
+    models = {
+        name: m for row in morning["rows"] for name, m in row["record"].get("models", {}).items()
+    }
+    losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)[:12]
+    best = [(name, loss, units.span(*units.of_plan(name, "loss"))) for loss, name in losses]
+    content["best"] = best  # each beside the plan's estimate
     content["swept"] = sweeps.listed(out, out.name) if swept else None
     quality = out / f"tables/{notebooks.COMPARISON}-quality.md"
     if quality.exists():

@@ -30,7 +30,7 @@ def folder_of(folder: Path, ids, tokenizer=None, context: int = T, vocab_size: i
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32"}
     (folder / "meta.json").write_text(json.dumps(meta))
     if tokenizer:
-        (folder / tokenizer.name).write_bytes(tokenizer.path.read_bytes())
+        (folder / tokenizer.path.name).write_bytes(tokenizer.path.read_bytes())
     return folder
 
 

@@ -244,7 +244,7 @@ def test_every_effect_of_the_claim_is_shown_or_missed(whole):
     base, one, rival = (whole.losses[name].mean() for name in ("50m", "hard-merged", "big"))
     share = f"{(base - one) / (base - rival):+.3f} [".replace("-", "−")
     assert table.loc[gap, "of loss"].startswith(share)
-    assert table.loc["third − 50m", "claim"] == "nothing"
+    assert table.loc["third − 50m", ["claim", "seeds"]].tolist() == ["nothing", "one seed"]
     # from the arrays, without the module
     apart_N, hard_N = whole.losses["hard-merged"] - whole.losses["random-merged"], whole.hard_N
     each = {" on hard text": hard_N, " on easy text": ~hard_N, "": hard_N | True}

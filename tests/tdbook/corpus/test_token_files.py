@@ -49,8 +49,8 @@ def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
     """And counts in meta.json are as upstream's rules want them: bytes / 4, uint32, no <bos>."""
     bare = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     meta, tokens = json.loads((folder / "meta.json").read_text()), token_files.open_tokens(folder)
-    assert (meta["block_size"], meta["vocab_size"], meta["dtype"]) == (T, 700, "uint32")
-    assert meta["unk_rate"] == 0
+    known = [meta[name] for name in ("block_size", "vocab_size", "dtype", "unk_rate")]
+    assert known == [T, 700, "uint32", 0]
     with open(folder / "documents.tsv", encoding="utf8", newline="") as f:
         rows = csv.DictReader(f, delimiter="\t")
         for split, documents in splits.items():
@@ -180,9 +180,8 @@ def test_a_folder_is_whole_and_keeps_nothing_of_an_earlier_one(splits, tokenizer
 
 
 def test_linked_tokens_are_the_same_files_and_a_teacher_with_fewer_pieces_decides(tmp_path):
-    # total_tokens is never compared
     ids, folder = np.arange(1000) % 40, tmp_path / "run" / "tokens"
-    upstream = raw(tmp_path / "elsewhere", ids, ids[:100], total_tokens=10**9)
+    upstream = raw(tmp_path / "elsewhere", ids, ids[:100], total_tokens=10**9)  # never compared
     before = (upstream / "meta.json").read_bytes()
     for context in (T, T, 33):
         token_files.link_tokens(upstream, folder, context=context)

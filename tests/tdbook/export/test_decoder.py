@@ -34,11 +34,8 @@ def test_what_it_cannot_decode_is_refused():
     decoder(some_ids(length=96), cache)
     with pytest.raises(ValueError, match="97 tokens are more than the model's context of 96"):
         decoder(some_ids(length=1), cache)
-    lora.attach(model, 2, 1.0)
     with pytest.raises(ValueError, match=r"lora.* is an adapter's weight: call lora.merge"):
-        Decoder(model)
-    lora.merge(model)
-    Decoder(model)
+        Decoder(lora.attach(tiny(), 2, 1.0))
     with pytest.raises(ValueError, match=r"int8 is for float32 on a CPU, .*bfloat16 on cpu"):
         Decoder(model.bfloat16(), int8=True)
 

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import random
 import re
 import shlex
 from functools import partial
@@ -78,19 +77,6 @@ def test_auto_tokenizer_gives_our_ids_text_special_tokens_and_context(lines, tmp
     assert theirs(texts).input_ids == wanted == ours.encode(texts)
     ended = [[*ids, 3] for ids in wanted]
     assert theirs.batch_decode(ended, skip_special_tokens=True) == texts
-
-
-@pytest.mark.parametrize("letters, vocab_size", [("ab", 330), ("a", 275)])
-def test_a_converted_bpe_cuts_overlapping_merges_as_sentencepiece_does(
-    letters, vocab_size, tmp_path
-):
-    draw = random.Random(0)
-    texts = ["".join(draw.choices(letters, k=draw.randint(1, 40))) for _ in range(3000)]
-    ours = tokenizer_files.train(texts, vocab_size, tmp_path / "tokenizer.model")
-    files = model_tokenizer.tokenizer_files(ours, tmp_path, CONTEXT)
-    theirs = tokenizers.Tokenizer.from_file(str(files["tokenizer.json"]))
-    texts = ["".join(draw.choices(letters + " ", k=draw.randint(1, 60))) for _ in range(1000)]
-    assert [found.ids for found in theirs.encode_batch(texts)] == ours.encode(texts)
 
 
 @pytest.mark.parametrize("name", CASES["sentencepiece"])

@@ -37,7 +37,7 @@ def about(out: Path, state: str = "done") -> dict:
 def test_a_hook_ends_in_time_says_how_and_leaves_nothing_running(tmp_path, capsys, command, says):
     limit = 0.5 if "0.5 s" in says else 20
     said = hooks.call("after_run", command, about(tmp_path), tmp_path, limit)
-    assert re.match(rf"01_distill-a · after_run {says}.* \([\d.]+ s\)$", said), said
+    assert re.match(rf"01_distill-a · after_run {says}.* \(\d\.\d s\)$", said), said
     small_book.wait_for(lambda: not small_book.processes_of(tmp_path), 5)  # by what they heard
     assert capsys.readouterr().out == said + "\n"
     log = (tmp_path / "logs/hooks.log").read_text()

@@ -1,6 +1,7 @@
 """Parameters: what is wrong with them is said in one line, in time, and nothing false is said."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -94,6 +95,15 @@ def test_every_name_in_the_tables_is_a_parameter_of_a_notebook():
         assert name in (declared[notebook] if notebook else names), key
     told = re.findall(r"{(\w+)}", " ".join(f"{n.reads} {n.writes}" for n in BOOK.values()))
     assert {*told} <= names
+
+
+def test_a_rule_says_the_bounds_that_it_has():
+    for name, rule in rules.PARAMETERS.items():
+        bounds = {rule.least, rule.above, rule.below, rule.most, rule.also} - {None}
+        said = re.findall(r"\d[\d,.]*", rule.says if rule.kind != "str" else "")
+        assert {float(number.replace(",", "")) for number in said} == {
+            float(bound) for bound in bounds if math.isfinite(bound)
+        }, name
 
 
 def test_the_check_needs_no_torch():

@@ -41,8 +41,8 @@ def distill(**given) -> bool:
     return bool(calls)
 
 
-def teach(text="w", **given) -> None:
-    small_book.make("00_teacher", {"run": "00_teacher"} | given, text)
+def teach(weights="w", **given) -> None:
+    small_book.make("00_teacher", {"run": "00_teacher"} | given, weights)
 
 
 @pytest.fixture

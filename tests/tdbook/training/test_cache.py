@@ -163,7 +163,7 @@ def test_another_key_a_damaged_folder_and_rows_without_a_key_are_refused_by_name
     assert opened(tmp_path).there([0, 1]).tolist() == [True, False]
     stored = key.read_text()
     key.unlink()
-    with refused(key, "move it away", error=FileExistsError):
+    with refused("rows.bin", "move it away", error=FileExistsError):
         opened(tmp_path)
     for content in ("{", "[1]", "3"):
         key.write_text(content)

@@ -175,7 +175,7 @@ def test_what_the_teacher_has_not_is_refused_in_one_line_with_the_remedy():
         "head_dim is 16, the teacher's 8": {"heads": 2, "kv_heads": 2, "head_dim": 16},
         "dim is 64, the teacher's 32": {"dim": 64, "head_dim": 8},
         "mlp_dim is 49, the teacher's 48": {"mlp_dim": 49},
-        "2 × 2 heads that share a key, the teacher 4 × 1": {"kv_heads": 2},
+        "number of 2 heads that share a key is 2, the teacher's 0": {"kv_heads": 2},
         "vocab_size is 96, the teacher's 97": {"vocab_size": 96},
     }.items():
         with refused(said, "set init: random"):

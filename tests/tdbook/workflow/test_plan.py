@@ -62,16 +62,16 @@ def folder(tmp_path) -> Path:
 def test_flop_and_adapters_are_those_of_the_facts_and_of_lora():
     """Without attention scores: teacher forward 517 and 620 MFLOP, student step 313. Scores and
     their sum over values are 2 · 2 · T/2 · width a layer; an untied head costs no look-up."""
-    student, teacher, larger = map(config, ("student-50m", "teacher-plan", "teacher-300m"))
-    assert workload.forward_flop(teacher, 0) == pytest.approx(517e6, rel=1e-3)
-    assert workload.forward_flop(larger, 0) == pytest.approx(620e6, rel=1e-3)
+    student = config("student-50m")
+    for name, flop in (("teacher-plan", 517e6), ("teacher-300m", 620e6)):
+        assert workload.forward_flop(config(name), 0) == pytest.approx(flop, rel=1e-3)
     assert workload.step_flop(student, 0) == pytest.approx(313e6, abs=0.5e6)
     step = workload.step_flop(student, 2048)
     assert workload.step_flop(student, 2048, frozen=True) == pytest.approx(step * 2 / 3)
     small = config("student-small-smoke", vocab_size=100)
-    assert workload.forward_flop(small, 64) - workload.forward_flop(small, 0) == 2 * 64 * 32 * 1
-    untied = replace(small, tied=False)
-    assert workload.forward_flop(untied, 64) == workload.forward_flop(small, 64)
+    flop = workload.forward_flop(small, 64)
+    assert flop - workload.forward_flop(small, 0) == 2 * 64 * 32 * 1
+    assert flop == workload.forward_flop(replace(small, tied=False), 64)
     for rank, millions in ((4, 0.32), (16, 1.26), (64, 5.05)):
         weights = workload.adapter_parameters(student, rank)
         assert weights / 1e6 == pytest.approx(millions, abs=0.005)
@@ -108,18 +108,9 @@ def test_memory_is_a_bound_of_what_a_training_holds_and_not_a_wild_one(kind, cha
     held = 12 * shape.parameters + kept(shape, 3, bfloat16=kind == "cuda")
     told = training(shape, batch_tokens=120, micro_windows=3).memory[kind]
     assert held < told < 1.75 * held
-
-
-def test_memory_falls_with_an_adapter_and_where_layers_are_made_again():
-    student, teacher = (config(name, context=2048) for name in ("student-50m", "teacher-plan"))
-    more = {}, {"activation_checkpointing": True}, {"path": "adapters/a"}
-    whole, again, adapter = (training(student, teacher, **p).memory["cpu"] for p in more)
-    assert whole - training(student).memory["cpu"] > 4 * workload.CHUNK["cpu"] * 51_800
-    assert again < whole - 5 * 2 * 2048 * workload.layer_bytes(student)  # of eight layers
-    assert adapter < whole - 8 * student.parameters  # no means, no gradients of the base
-    assert workload.CHUNK == {kind: losses.default_chunk(kind) for kind in ("cpu", "cuda")}
-    run, weights = works()["01_distill-50m"], student.parameters + teacher.parameters
-    assert run.memory("cuda") == run.trainings[0].memory["cuda"] + 4 * weights
+    assert workload.CHUNK[kind] == losses.default_chunk(kind)
+    again = training(shape, batch_tokens=120, micro_windows=3, activation_checkpointing=True)
+    assert again.memory[kind] <= told - (shape.layers - 1) * 120 * workload.layer_bytes(shape, kind)
 
 
 @pytest.mark.parametrize("epochs, limit", itertools.product((0.3, 2.5), (0, 7, 700, 10**9)))
@@ -134,11 +125,10 @@ def test_windows_and_steps_are_those_that_training_takes(epochs, limit):
         assert (t.windows, t.steps) == (sum(map(len, order)), len(order))
 
 
-@pytest.mark.parametrize("epochs, limit", [(2.5, 0), (3.0, 16 * 12)])
-def test_what_a_training_leaves_on_the_disk_is_counted(tmp_path, epochs, limit):
+def test_what_a_training_leaves_on_the_disk_is_counted(tmp_path):
     """The weights of every epoch, and its checkpoint with the next one beside it."""
     shape = LlamaConfig(3000, **SHAPES["student-small-smoke"], context=16)
-    p = dict(batch_tokens=64, epochs=epochs, token_limit=limit, ce_weight=1.0)
+    p = dict(batch_tokens=64, epochs=2.5, token_limit=0, ce_weight=1.0)
     windows, net = data.Windows(np.arange(8 * 16 + 1, dtype=np.uint32), 16), Llama(shape)
     train.fit(net, windows, train.Recipe(**p), folder=tmp_path)
     net.save(tmp_path / "model")
@@ -171,50 +161,29 @@ def test_the_night_that_the_facts_describe(tmp_path):
     given = works(TEACHER=str(tmp_path))
     assert given["01_distill-50m"].trainings[0].flop == pytest.approx(11.8e18, rel=0.01)
     assert not given["00_teacher"].trainings
-    windows = round(0.2 * 3.7e9 / 2048)  # of the hard set
     (narrow,), (wide,) = (found[f"03_lora-hard-r{rank}"].trainings for rank in (16, 32))
-    assert narrow.windows == pytest.approx(4 * windows, rel=1e-4)
-    assert found["02_hard_set"].tokens == found["04_merge_eval"].tokens == 0
-    more = wide.flop - narrow.flop  # 1.26M weights
-    assert more == pytest.approx(6 * 1.26e6 * found["03_lora-hard-r16"].tokens, rel=0.01)
+    assert narrow.windows == pytest.approx(4 * 0.2 * 3.7e9 / 2048, rel=1e-4)  # of the hard set
+    more = 6 * 1.26e6 * found["03_lora-hard-r16"].tokens
+    assert wide.flop - narrow.flop == pytest.approx(more, rel=0.01)
     scored = (117e6 + 4.5e6 + 517e6 + 67e6) * 3.7e9  # both models once, with attention
     assert found["02_hard_set"].flop == pytest.approx(scored, rel=0.02)
     names = [Path(t.path).name for t in found["05_progressive"].trainings]
     assert names == ["150m", "75m", "75m-direct"]
     cached = works(SET="cached_draws=12")["01_distill-50m"].trainings[0]  # one epoch is taught
-    student = 313e6 + 3 * 2 * 2048 * 512 * 8
-    alone = 2 * t.windows * 2048 * student
+    alone = 2 * t.windows * 2048 * (313e6 + 3 * 2 * 2048 * 512 * 8)
     assert 3 * cached.flop - t.flop == pytest.approx(alone, rel=0.01)
 
 
 def test_tokens_at_hand_are_counted_and_a_kept_hard_set_too(folder):
-    found = plan.size_of(folder / "tokens", folder)
-    assert (found.vocab_size, found.context) == (300, 32)
-    opened = token_files.open_tokens(folder / "tokens")
-    assert (found.train, found.val) == (len(opened.train), len(opened.val))
     given = {"PROFILE": "smoke", "OUT": str(folder), "TEACHER": f"{folder}/models/teacher"}
-    assert asked(**given, SET="02_hard_set.share=0.5").size.hard == round(found.train / 2)
+    opened, share = token_files.open_tokens(folder / "tokens"), {"SET": "02_hard_set.share=0.5"}
+    found = asked(**given | share).size
+    assert (found.vocab_size, found.context) == (300, 32)
+    assert (found.train, found.val) == (len(opened.train), len(opened.val))
+    assert found.hard == round(found.train / 2)
     choice = {"share": 0.1, "threshold": 0.0, "windows_K": [2, 3, 5]}
     (folder / "hard_set.json").write_text(json.dumps(choice))
-    assert asked(**given, SET="02_hard_set.share=0.5").size.hard == 3
-
-
-def test_every_notebook_of_a_run_folder_has_an_estimate(folder):
-    """From the folder alone; what trains nothing has no tokens."""
-    Llama(LlamaConfig(300, **SHAPES["student-small-smoke"], context=32)).save(folder / "models/50m")
-    files.write_whole(folder / "models/.75m.new/config.json", "{")  # by a process that was killed
-    record = {"notebook": "03_lora", "models": {}, "parameters": {"adapter": "h", "base": "50m"}}
-    files.write_whole(folder / "results/03_lora-hard.json", json.dumps(record))  # 04 merges it
-    for path in sorted((ROOT / "params/smoke").glob("*.yaml")):
-        given = parameters.read(path) | {"out": str(folder)}
-        given |= {"teacher": f"{folder}/models/teacher"} if path.stem.startswith("00") else {}
-        p = parameters.check(path.stem.split("-")[0], given, paths=False)
-        told = plan.estimate(p, folder, "cpu")
-        assert told["flop"] > 0 and 0 < told["seconds_low"] < told["seconds_high"] < 3600
-        assert told["peak_memory_mib"] < 1024
-        assert (
-            (told["tokens"] > 0) == (told["steps"] > 0) == path.stem.startswith(("01", "03", "05"))
-        )
+    assert asked(**given | share).size.hard == 3
 
 
 def test_the_plan_fits_a_narrow_screen_and_names_every_run_and_file():
@@ -222,10 +191,8 @@ def test_the_plan_fits_a_narrow_screen_and_names_every_run_and_file():
     assert max(map(len, found.splitlines())) <= 80
     for run in graph.book("b200", paths=False):
         assert len(re.findall(rf"^{run.run} .* (h|min) +\S+$", found, re.M)) == 1
-    # for both vocabularies, as no tokens tell which
-    facts = r"""teacher +258\.6 M +53\.0 M; 120m +124\.7 M +39\.8 M; 80m +84\.0 M +33\.2;
-        50m +52\.2 M +26\.5 M .* 30\.5 MB +within; 55m +55\.\d M +26\.5 M .*within;
-        50m +69\.8 M +44\.1 M .*ABOVE; 120m +151\.1 M; nominal; of 180 GB .*fits; disk .*GB of"""
+    facts = r"""50m +52\.2 M +26\.5 M .* 30\.5 MB +within; 55m +55\.\d M +26\.5 M .*within;
+        teacher +258\.6 M +53\.0 M; 80m +84\.0 M +33\.2; nominal; of 180 GB .*fits; disk .*GB of"""
     for words in facts.split(";"):
         assert re.search(words.strip(), found), words
     kept = cache.size(asked().size.train, 2048, 12, 51_800)
@@ -240,7 +207,6 @@ def test_hours_are_flop_over_what_the_device_reaches_and_money_is_hours_times_th
     low, high = (sum(span[i] for span in spans) for i in (0, 1))
     found = plan.plan(B200 | dict(DEVICE="h100", PRICE_PER_HOUR="2"))
     assert re.search(rf"^all .* {low / 1800:,.0f}–{high / 1800:,.0f}$", found, re.M)
-    assert units.money((3600, 7200), 4.5) == "4.5–9.0"
     spans = [(11_160, 24_840), (720, 900), (19.6, 20.2), (0.021, 0.04), (36_000, 400_000)]
     words = ["3.1–6.9 h", "12–15 min", "20 s", "0.021–0.04 s", "10–111 h"]
     assert [units.duration(*span) for span in spans] == words
@@ -269,23 +235,24 @@ def test_tokens_that_do_not_fit_the_teacher_are_refused(folder):
 def test_a_healthy_machine_passes_and_damaged_tokens_fail_with_their_line(
     folder, monkeypatch, capsys
 ):
-    """Two runs of the same shapes but for the size; then tokens that were emptied, then none."""
+    """Two runs; then tokens that were emptied, then none."""
     monkeypatch.setattr(parameters, "ROOT", folder / "root")
     shutil.copytree(ROOT / "notebooks", folder / "root/notebooks")
     for run in ("00_teacher", "01_distill-50m"):
         text = (ROOT / f"params/smoke/{run}.yaml").read_text().replace("outputs/smoke", str(folder))
         files.write_whole(folder / f"root/params/one/{run}.yaml", text)
-    pairs = {"PROFILE": "one", "OUT": str(folder), "TEACHER": f"{folder}/models/teacher"}
-    assert doctor.examine(pairs) == 0
-    lines = capsys.readouterr().out.splitlines()
-    wanted = "torch: 2|tokens: 5 k for training|two steps of 50m: ".split("|")
-    assert [*map(str.startswith, lines, (f"✓ {words}" for words in wanted))] == [True] * 3
-    assert not (folder / "results").exists()  # nothing is left behind
+
+    def examined(**more: str) -> tuple[int, str]:
+        pairs = {"PROFILE": "one", "OUT": str(folder), "TEACHER": f"{folder}/models/teacher"}
+        return doctor.examine(pairs | more), capsys.readouterr().out
+
+    code, lines = examined()
+    assert code == 0 and not (folder / "results").exists()  # nothing is left behind
+    assert re.search("^✓ torch: 2.*✓ tokens: 5 k for.*✓ two steps of 50m: ", lines, re.S)
     (folder / "tokens/train.bin").write_bytes(b"\0" * 12_000)
     (folder / "root/params/one/01_distill-50m.yaml").unlink()
-    assert doctor.examine(pairs) == 1
-    found = capsys.readouterr().out
-    assert "✗ tokens: " in found and "12,000 bytes, by meta.json 20,000" in found
+    code, lines = examined()
+    assert code == 1 and re.search("✗ tokens: .*12,000 bytes, by meta.json 20,000", lines)
     shutil.rmtree(folder / "tokens")
-    assert doctor.examine(pairs | {"SET": "text_characters=0"}) == 1
-    assert "✗ tokens: none yet" in capsys.readouterr().out
+    code, lines = examined(SET="text_characters=0")
+    assert code == 1 and "✗ tokens: none yet" in lines

@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -118,45 +117,42 @@ def take(tmp_path, monkeypatch):
         process.wait()
 
 
+def said(process: subprocess.Popen) -> str:
+    return process.stdout.readline().strip()
+
+
 def test_two_runs_never_share_a_gpu_a_killed_one_gives_it_back_and_one_of_two_waits_for_both(take):
     first, second = take(), take()
-    names = {first.stdout.readline().strip(), second.stdout.readline().strip()}
+    names = {said(first), said(second)}
     assert names == {"0", "GPU-b"}
     third = take()
-    assert third.stdout.readline().strip() == "waits for a free GPU"
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    assert third.stdout.readline().strip() in names
+    assert said(third) == "waits for a free GPU"
+    first.kill()
+    assert said(third) in names
     both = take(2)
-    assert both.stdout.readline().strip() == "waits for a free GPU"
+    assert said(both) == "waits for a free GPU"
     third.kill()
     other = take()  # what the two wait for is not held by them
-    assert other.stdout.readline().strip() in names
+    assert said(other) in names
     second.kill()
-    assert select.select([both.stdout], [], [], 2)[0] == []  # one is not enough,
-    last = take()
-    assert last.stdout.readline().strip() in names
+    assert select.select([both.stdout], [], [], 2)[0] == []  # one is not enough
     other.kill()
-    assert select.select([both.stdout], [], [], 2)[0] == []  # nor one after the other
-    last.kill()
-    assert both.stdout.readline().strip() == "0,GPU-b"
+    assert said(both) == "0,GPU-b"
 
 
 def test_two_runs_share_a_gpu_where_that_is_told(take, monkeypatch):
     monkeypatch.setenv("GPU_RUNS", "2")
-    names = sorted(take().stdout.readline().strip() for _ in range(4))
-    assert names == ["0", "0", "GPU-b", "GPU-b"]
+    assert sorted(said(take()) for _ in range(4)) == ["0", "0", "GPU-b", "GPU-b"]
+    monkeypatch.setenv("GPU_RUNS", "none")
+    with pytest.raises(ValueError, match="GPU_RUNS=none must be a whole number"):
+        execute.take_gpus("auto", 1)
 
 
 def test_nothing_is_taken_on_a_cpu_or_where_slurm_gives_them_out(take, monkeypatch):
     with pytest.raises(ValueError, match="processes = 3, and this machine has 2 GPUs"):
         execute.take_gpus("auto", 3)
     assert execute.take_gpus("cpu", 1) == "" and os.environ["CUDA_VISIBLE_DEVICES"] == "0,GPU-b"
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert execute.take_gpus("auto", 1) == ""
-    monkeypatch.delenv("SLURM_JOB_ID")
-    monkeypatch.setenv("GPU_RUNS", "none")
-    with pytest.raises(ValueError, match="GPU_RUNS=none must be a whole number"):
-        execute.take_gpus("auto", 1)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert execute.take_gpus("auto", 1) == "" and not execute.gpus()
+    for name, value in (("SLURM_JOB_ID", "7"), ("CUDA_VISIBLE_DEVICES", "")):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, value)
+            assert execute.take_gpus("auto", 1) == ""
