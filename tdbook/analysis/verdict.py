@@ -21,15 +21,15 @@ import yaml
 
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval
-from tdbook.runs import rules
-from tdbook.runs.folder import Folder
+from tdbook.runs import parameters
 from tdbook.runs.notebooks import LORA, PROGRESSIVE, TEACHER, TRAINING
+from tdbook.runs.sweeps import Folder
 from tdlib.hard_set import known_mean
 
 CLAIMS = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text("utf-8"))
 ROLES = CLAIMS["models"]
 HOLDS, PART, FAILS, UNDECIDED = "holds", "holds in part", "fails", "not decidable here"
-FREE = rules.LABELS | rules.VOLATILE  # parameters that make no difference between two models
+FREE = parameters.LABELS | parameters.VOLATILE  # they make no difference between two models
 LONGER = 1.01  # times the tokens of another model
 EFFECT = "claim, effect, role, value, low, high, seeds, mean of seeds, half-width over seeds, "
 EFFECT += "plan from, plan to"  # the columns of effects_table
@@ -252,7 +252,7 @@ class Trial:
         all that is tuned, compared with the adapter on hard windows."""
         like, tuned, trains = role, {"learning_rate"}, ROLES[role].get("trains")
         if trains:
-            like, tuned = "adapter on hard", rules.TUNED | {"trains", "windows"}
+            like, tuned = "adapter on hard", parameters.TUNED | {"trains", "windows"}
             tuned -= {"ce_weight"} if trains == "adapter" else set()
         like = self.first(like)
         tried = self.alike(like, tuned) if like else []

@@ -10,8 +10,8 @@ from pathlib import Path
 from tdbook.corpus import token_files
 from tdbook.export import cards, model_tokenizer
 from tdbook.runs import notebooks, units
-from tdbook.runs.folder import Folder
 from tdbook.runs.running import Run
+from tdbook.runs.sweeps import Folder
 from tdbook.workflow import plan
 from tdlib import data, evaluate, files, generate
 from tdlib.model import Llama

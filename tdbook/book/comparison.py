@@ -12,9 +12,9 @@ from tdbook.book import common
 from tdbook.corpus import origins
 from tdbook.export import inference
 from tdbook.report import plots, tables
-from tdbook.runs import notebooks, rules, sweeps
-from tdbook.runs.folder import Folder
+from tdbook.runs import notebooks, parameters, sweeps
 from tdbook.runs.running import Run
+from tdbook.runs.sweeps import Folder
 from tdbook.workflow import workload
 from tdlib import data, evaluate, generate, hard_set
 from tdlib.model import Llama
@@ -116,7 +116,7 @@ def show_sweep(this: Run, sweep: str, t: Trial) -> str:
         rows.append(row | {part: t.change(name, t.base, part) for part in t.parts})
     this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
     names = {name for row in rows for name in row["varied"]}
-    hints = {name: hint for name in names if (hint := rules.plan(notebook, name))}
+    hints = {name: hint for name in names if (hint := parameters.planned(notebook, name))}
     alt = f"Difference from the base at every point of the sweep {sweep}, by setting"
     this.figure(f"sweep-{sweep}", plots.sweep(rows, hints), alt)
     if len(together := tables.seeds(rows)):
@@ -195,7 +195,8 @@ def limits(t: Trial) -> list[str]:
 
 def _unlike(one: Model, other: Model) -> str:
     """What two models of 03 differ in besides the windows and what trains, in a sentence."""
-    names = (*rules.ADAPTERS, *rules.REPLAYS) if one.adapter == other.adapter else rules.REPLAYS
+    adapters = parameters.ADAPTERS if one.adapter == other.adapter else ()
+    names = (*adapters, *parameters.REPLAYS)
     values = {name: (one.p.get(name), other.p.get(name)) for name in names}
     words = ", ".join(f"{n} {a} against {b}" for n, (a, b) in values.items() if a != b)
     words = words.replace("None", "inherited")  # from 02's choice, or the run that made the base

@@ -23,7 +23,7 @@ from tdbook.corpus import origins
 from tdbook.export import inference
 from tdbook.report import plots, tables
 from tdbook.runs import hashes, notebooks
-from tdbook.runs.rules import TRIED
+from tdbook.runs.parameters import TRIED
 from tdbook.runs.running import Run
 from tdbook.runs.units import Q4_LIMIT, of_plan
 from tdlib import data, evaluate, lora

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tdbook.book import common
 from tdbook.corpus import origins, text
 from tdbook.corpus.prepare import prepare
-from tdbook.runs import hooks, parameters, rules, sweeps
+from tdbook.runs import hooks, parameters, sweeps
 from tdbook.runs.machine import peak_memory_mib
 from tdbook.runs.running import Run
 from tdbook.training import cache, dashboard, worker
@@ -72,7 +72,7 @@ class Training:
     def _fit(self, net: Llama, recipe: train.Recipe, targets, rows) -> list[dict]:
         this, p = self.this, self.this.parameters
         folder = this.path("checkpoints", this.run, self.name)
-        about = {name: value for name, value in p.items() if name not in rules.VOLATILE}
+        about = {name: value for name, value in p.items() if name not in parameters.VOLATILE}
         board = dashboard.logging(p["wandb"], this.out, f"{this.run} {self.name}", folder, about)
         told = partial(this.told, folder)
         hook = hooks.beside(p["after_checkpoint"], folder, parameters.ROOT, told)

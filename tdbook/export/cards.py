@@ -12,7 +12,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from safetensors import safe_open
 
-from tdbook.runs import rules
+from tdbook.runs import parameters
 from tdlib import data
 from tdlib.shapes import read_config
 
@@ -37,7 +37,7 @@ def card(
     telling = {  # what changes a result; no paths, which would tell where the owner keeps things
         name: value
         for name, value in record["parameters"].items()
-        if name not in rules.VOLATILE and value not in ("", None) and "/" not in str(value)
+        if name not in parameters.VOLATILE and value not in ("", None) and "/" not in str(value)
     }
     values = dict(name=folder.name, repository=_repository(folder), base=model.name, rows=rows)
     values |= dict(base_repository=_repository(model), adapter=adapter, way=way, record=record)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from tdbook.analysis.intervals import Interval
 from tdbook.runs import notebooks, parameters
-from tdbook.runs.rules import TRIED
+from tdbook.runs.parameters import TRIED
 from tdbook.runs.units import minus
 from tdlib.files import write_whole as write
 

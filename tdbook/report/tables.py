@@ -18,7 +18,7 @@ from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval, over_seeds
 from tdbook.export import inference
 from tdbook.report import words
-from tdbook.runs import notebooks, rules
+from tdbook.runs import notebooks, parameters
 from tdbook.runs.units import Q4_LIMIT, minus, of_plan, q4_0_bytes, span
 from tdlib import hard_set
 from tdlib.shapes import LlamaConfig
@@ -168,7 +168,7 @@ def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
     rows = sorted(rows, key=lambda row: row["loss"])
     table = {"point": [row["point"] for row in rows]}
     for name in dict.fromkeys(name for row in rows for name in row["varied"]):
-        plan = rules.plan(notebook, name)
+        plan = parameters.planned(notebook, name)
         table[name] = [words.setting(row["varied"].get(name, "–"), plan) for row in rows]
     return pd.concat([pd.DataFrame(table), _written("sweep", rows).reset_index()], axis=1)
 

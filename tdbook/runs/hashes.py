@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from tdbook.runs import machine, notebooks, parameters, rules, sweeps
+from tdbook.runs import machine, notebooks, parameters, sweeps
 from tdbook.runs.choice import HARD_SET, chosen
 from tdbook.runs.notebooks import INFERENCE, notebook_of
 from tdlib import files
@@ -90,9 +90,9 @@ def record(out: Path, run: str, values: dict, code: str, inputs: dict[str, dict]
 def judge(
     jobs: dict, asked: Iterable[str], before: Iterable[str] = (), full: bool = False
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Why each run of `asked`, and each above them, is to be made ("" where it is current), and the
-    damage of the others: what all who ask are told. `jobs`: name → graph.BookRun; `before` are
-    taken as they are. "after X, if that comes out new" is to be judged again once X is made."""
+    """Why each run of `asked`, and each that these need, must be made ("" where it is current), and
+    the damage of current ones. `jobs`: name → graph.BookRun; those in `before` count as current. A
+    run "after X, if that comes out new" is judged again once X is made."""
     reasons: dict[str, str] = {}
 
     def judge_one(name: str) -> str:
@@ -161,9 +161,9 @@ def older_code(out: Path, run: str) -> bool:
 def damage(
     out: Path, run: str, full: bool = False, reads: Collection[str] | None = None
 ) -> list[str]:
-    """Files that a finished run wrote, or `reads` of others, and that differ now: a line each, with
-    the remedy. `full` reads all, else where a size or time moved. No damage: files laid
-    beside, removed whole or linked, and a hard set chosen by hand."""
+    """A line, with the remedy, for each file that a finished run wrote, or others wrote of what it
+    `reads`, and that differs now. `full` reads every file, else those whose size or time moved.
+    No damage: files laid beside, outputs removed whole or linked, a hard set chosen by hand."""
     lines = []
     for name, (maker, was) in makers(out).items():
         place, asked = out / name, maker == run if reads is None else maker != run and name in reads
@@ -225,7 +225,7 @@ def of_code(notebook: str) -> str:
 
 def decisive(values: dict) -> dict:
     """Without the parameters that change no result."""
-    return {name: value for name, value in values.items() if name not in rules.VOLATILE}
+    return {name: value for name, value in values.items() if name not in parameters.VOLATILE}
 
 
 def of_parameters(values: dict) -> str:

@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 from tdbook.runs.notebooks import notebook_of
@@ -109,12 +108,8 @@ def plain(value: object):
     raise TypeError(f"{type(value).__name__} cannot be remembered: return numbers, text or lists")
 
 
-def counts(rows: list[dict]) -> dict[str, int]:
-    """State → how many of status.rows, "stale" among them."""
-    return dict(Counter(map(word, rows)))
-
-
 def word(row: dict) -> str:
+    """The state of one of status.rows, or "stale"."""
     return "stale" if row["older"] else row["state"]["state"]
 
 

@@ -13,7 +13,6 @@ left running in its process group. How it went is one line, also in logs/hooks.l
 """
 
 import contextlib
-import datetime
 import os
 import signal
 import subprocess
@@ -23,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tdbook.runs import rules
+from tdbook.runs import parameters
 
 LIMIT_S = 600  # of a call, and of what a run waits for hooks at its end
 LOOK_S = 1  # between looks for a new checkpoint
@@ -32,7 +31,7 @@ MOST = 2**24  # bytes of output, far above any progress bar's
 
 def hidden(values: dict) -> dict:
     """Parameters as records and pages show them: a command may hold a key or an address."""
-    return values | {name: "set" for name in rules.COMMANDS if values.get(name)}
+    return values | {name: "set" for name in parameters.COMMANDS if values.get(name)}
 
 
 def told(out: Path, run: str, state: str, finding: str, checkpoint: Path | None = None) -> dict:
@@ -57,8 +56,7 @@ def call(hook: str, command: str, told: dict, root: Path, limit: float | None = 
     with contextlib.suppress(OSError):
         (log := Path(env["TDLIB_OUT"]) / "logs/hooks.log").parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf8") as file:
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            file.write(f"{now} {line}\n")
+            file.write(f"{time.strftime('%FT%TZ', time.gmtime())} {line}\n")
     return line
 
 
@@ -75,42 +73,37 @@ def _run(command: str, env: dict, root: Path, limit: float) -> str:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)  # also what it left behind
         child.wait()
-        output.seek(-min(2000, os.fstat(output.fileno()).st_size), os.SEEK_END)
-        words = [line.split() for line in output.read(2000).decode("utf8", "replace").splitlines()]
+        output.seek(max(0, os.fstat(output.fileno()).st_size - 2000))
+        lines = output.read(2000).decode("utf8", "replace").strip().splitlines()
     if code == 0:
         return "ok"
     fault = f"did not end within {limit:g} s" if code is None else f"exit {code}"
     fault = f"wrote more than {MOST // 2**20} MiB and was ended" if size > MOST else fault
-    last = " ".join(next(filter(None, reversed(words)), ["without a word"]))
-    return f"failed: {fault}: {last[:200]}"
+    return f"failed: {fault}: {(lines or ['without a word'])[-1][:200]}"
 
 
 @contextlib.contextmanager
 def beside(command: str, folder: Path, root: Path, told: Callable[[], dict]) -> Iterator[None]:
-    """Inside, a thread calls after_checkpoint for each new folder/state.pt, one call at a time;
-    those kept during a call get one together, and the last is waited for."""
+    """Inside, a thread calls after_checkpoint for each new folder/state.pt, one call at a time.
+    Checkpoints kept during a call get one call together; the last one is waited for."""
+    kept, ended = folder / "state.pt", threading.Event()
 
-    def stamp() -> tuple[int, int] | None:
-        with contextlib.suppress(OSError):
-            stat = (folder / "state.pt").stat()
-            return stat.st_mtime_ns, stat.st_ino
+    def written() -> int:
+        return kept.stat().st_mtime_ns if kept.exists() else 0
 
-    def watch(seen: tuple[int, int] | None) -> None:
-        last = False
+    def watch(seen: int) -> None:
+        last = not command
         while not last:
             last = ended.wait(LOOK_S)
-            if (now := stamp()) not in (None, seen):
+            if (now := written()) not in (0, seen):
                 seen = now
-                call(rules.COMMANDS[0], command, told(), root)
+                call(parameters.COMMANDS[0], command, told(), root)
 
-    ended = threading.Event()
-    thread = threading.Thread(target=watch, args=(stamp(),), daemon=True)
-    if command:
-        thread.start()
+    thread = threading.Thread(target=watch, args=(written(),), daemon=True)
+    thread.start()
     try:
         yield
         ended.set()
-        if command:
-            thread.join(LIMIT_S)
+        thread.join(LIMIT_S)
     finally:  # a training that fails or is stopped does not wait
         ended.set()

@@ -1,8 +1,9 @@
 """Parameters of a run: checked before torch is imported or a file is opened.
 
-A notebook declares them in its cell tagged `parameters`, one literal a line; a YAML or papermill
-changes some. Names are checked first, then values, then paths: the first of the three with a
-problem stops the run, one line a problem: the value, the rule, the remedy. Imports no torch.
+parameters.yaml says what each may be. A notebook declares its own in the cell tagged `parameters`,
+one literal a line; a YAML or papermill changes some. Names are checked first, then values, then
+paths: the first of the three with a problem stops the run, one line a problem: the value, the rule,
+the remedy. Imports no torch.
 """
 
 import ast
@@ -17,17 +18,67 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from tdbook.runs import rules
 from tdbook.runs.notebooks import TEACHER, notebook_of
+from tdlib.shapes import SHAPES
 
 # paths in parameters are relative to it; the tests bring notebooks and params of their own
 ROOT = Path(os.environ.get("TDLIB_ROOT", Path(__file__).parents[2])).resolve()
 GIVEN = ("text", "tokens", "tokenizer", "teacher")  # 00's, with words of their own, as have:
 WORDS = {"run": "ONLY", "profile": "PROFILE", "out": "OUT", "redo": "REDO"}
+LARGE_SCALE = 8  # a lora_scale above it is most likely PEFT's lora_alpha
+_TEXT = Path(__file__).with_name("parameters.yaml").read_text("utf8")
+TABLE = yaml.safe_load(_TEXT.replace(" SHAPES", f" {' '.join(SHAPES)}"))
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A row of the table, which says what its words mean."""
+
+    kind: str = "str"
+    says: str = ""
+    near: str = ""
+    one_of: str = ""
+    some_of: str = ""
+    pattern: str = "(?s).*"
+    least: float = -math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    most: float = math.inf
+    also: float | None = None
+    none: bool = False
+
+    def holds(self, value) -> bool:
+        if not isinstance(value, str):
+            inside = self.least <= value <= self.most and self.above < value < self.below
+            return inside or value == self.also
+        if self.one_of:
+            return value in self.one_of.split()
+        if self.some_of:
+            return {*value.split()} <= {*self.some_of.split()}
+        return re.fullmatch(self.pattern, value) is not None
+
+
+PARAMETERS = {n: Parameter(**row) for names, row in TABLE["rules"].items() for n in names.split()}
+SOURCES = {name: (getattr(Path, how), says) for name, (how, says) in TABLE["given"].items()}
+_ROLES = {role: tuple(names.split()) for role, names in TABLE["roles"].items()}
+VOLATILE, LABELS, TUNED = ({*_ROLES[role]} for role in ("volatile", "labels", "tuned"))
+COMMANDS, OWN, TRIED = (_ROLES[role] for role in ("commands", "own", "tried"))
+ADAPTERS, REPLAYS = _ROLES["adapters"], _ROLES["replays"]
+NAME, PLAN = PARAMETERS["run"], TABLE["plan"]
+
+
+def rule(notebook: str, name: str) -> Parameter:
+    return PARAMETERS.get(f"{notebook}.{name}") or PARAMETERS[name]
+
+
+def planned(notebook: str, name: str) -> tuple[float, float] | None:
+    """What the plan says of a parameter, which may differ between notebooks; None for nothing."""
+    return PLAN.get(f"{notebook}.{name}", PLAN.get(name))
 
 
 class ParameterError(ValueError):
@@ -36,7 +87,7 @@ class ParameterError(ValueError):
 
 def external(notebook: str, parameters: dict) -> list[str]:
     """The paths outside the run folder that a run reads, as its parameters name them."""
-    given = {name: parameters.get(name) for name in rules.GIVEN if notebook == TEACHER}
+    given = {name: parameters.get(name) for name in SOURCES if notebook == TEACHER}
     paths = [texts(path) if name == "text" else [path] for name, path in given.items() if path]
     return [*itertools.chain(*paths)]
 
@@ -170,7 +221,7 @@ def shell():
 
 
 def _value(notebook: str, name: str, given: object, default: object) -> object:
-    parameter = rules.of(notebook, name)
+    parameter = rule(notebook, name)
     example = f"for example {name}: {json.dumps(default, ensure_ascii=False)}"
     try:
         value = _convert(parameter, given)
@@ -183,7 +234,7 @@ def _value(notebook: str, name: str, given: object, default: object) -> object:
     raise ParameterError(f"{name} = {value!r} must be {parameter.says}: {remedy}")
 
 
-def _convert(parameter: rules.Parameter, given: object) -> object:
+def _convert(parameter: Parameter, given: object) -> object:
     """The value as its kind. "5e-4" is a number: YAML 1.1, and so papermill, reads it as text.
     TypeError says what is meant instead."""
     kind, value, text = parameter.kind, given, isinstance(given, str)
@@ -216,18 +267,15 @@ def _wrong_names(notebook: str, defaults: dict, given: dict) -> Iterator[str]:
     for name in given:
         if name not in defaults:
             yield f"{notebook} has no parameter {name}: {nearest(name, defaults, has)}"
-    for name in defaults:
-        if not rules.of(notebook, name):
-            yield f"{notebook}: {name} has no rule: add it to tdbook/runs/parameters.yaml"
 
 
 def _wrong_together(values: dict) -> Iterator[str]:
     """Values that each may be, and not so."""
     scale, rank, student = (values.get(name) for name in ("lora_scale", "rank", "student"))
     part, _, folds = values.get("left_out", "").partition("/")
-    if scale and scale > rules.LARGE_SCALE and not values.get("allow_large_scale"):
+    if scale and scale > LARGE_SCALE and not values.get("allow_large_scale"):
         fault = f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}"
-        fault += f"; above {rules.LARGE_SCALE} it is most likely that itself"
+        fault += f"; above {LARGE_SCALE} it is most likely that itself"
         yield f"{fault}: write lora_scale: {scale / rank:g}, or allow_large_scale: true"
     if student and student == values["teacher"]:
         fault = f"student = {student!r} is the teacher's name too and would replace it"
@@ -238,7 +286,7 @@ def _wrong_together(values: dict) -> Iterator[str]:
 
 def _wrong_paths(notebook: str, values: dict) -> Iterator[str]:
     good = True
-    for name, (exists, says) in rules.GIVEN.items():
+    for name, (exists, says) in SOURCES.items():
         paths = [ROOT / path for path in external(notebook, {name: values.get(name)})]
         if faults := [f"{path} {why}" for path in paths if (why := _fault(path, exists))]:
             good = False

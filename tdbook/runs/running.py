@@ -32,7 +32,7 @@ _latest: "Run | None" = None  # a notebook's second start ends the first
 
 
 def start(notebook: str, given: dict | None = None) -> "Run":
-    """Check the parameters, then begin: state, clock, seed. `given` replaces a notebook's cells."""
+    """Check the parameters, then begin a run. Without `given` they are those of the notebook."""
     global _latest
     if shell := parameters.shell():
         shell.set_custom_exc((Exception,), _show_error)
@@ -54,7 +54,7 @@ class Run:
         self.run, self.notebook = values["run"], notebook_of(values["run"])
         self.parameters, self.out = values, parameters.ROOT / values["out"]
         self.models: dict[str, dict] = {}
-        self._texts: set[str] = set()  # tables and figures with words of the text: not for others
+        self._texts: set[str] = set()  # tables and figures that hold words of the text
         defaults = parameters.declared(self.notebook)
         self._changed = {name: v for name, v in values.items() if v != defaults[name]}
         self._why = hashes.why(self.out, self.run, values)
@@ -73,7 +73,7 @@ class Run:
             raise ValueError(f"{self.run} reads what is damaged: {'; '.join(lines)}")
         old = {} if self.current else self._begin_anew()
         for line in hashes.damage(self.out, self.run) if self.current else ():
-            print(line)  # what is shown was remembered
+            print(line)  # no error: a current run shows what its record holds
         self._attach()
         self._say("running", changed=hooks.hidden(self._changed), **old)
         random.seed(values["seed"])  # torch's is set where weights are drawn
@@ -105,10 +105,10 @@ class Run:
         return self._remembered[name]
 
     def progress(self, step: int, steps: int, message: str = "") -> None:
-        """Heartbeat, and one line in the notebook that is updated in place, twice a second."""
+        """Update the state, and one line in the notebook, at most twice a second."""
         now, p = time.monotonic(), self._progress
         if steps != p["steps"] or step < p["step"]:  # another loop begins, with a line of its own
-            p = {"first": step, "began": now, "shown": 0, "line": None}
+            p = {"first": step, "began": now, "shown": 0, "line": f"{self.run}-{now}"}
         self._progress = p = p | {"step": step, "steps": steps}
         if now - p["shown"] < 0.5 and step < steps:
             return
@@ -117,11 +117,16 @@ class Run:
         self._say(step=step, steps=steps, message=message, left_s=left)
         ending = f"took {duration(passed)}" if step >= steps else left and f"{duration(left)} left"
         parts = (f"step {step:,} of {steps:,}", message, ending)
-        p["line"], p["shown"] = _show_line(" · ".join(filter(None, parts)), p["line"]), now
+        if parameters.shell():
+            from IPython.display import display
+
+            line = {"text/plain": " · ".join(filter(None, parts))}
+            display(line, raw=True, display_id=p["line"], update=p["shown"] > 0)
+        p["shown"] = now
 
     def figure(self, name: str, figure, alt: str, text: bool = False) -> None:
         """Save as figures/<run>-<name>.png and .svg, and show it. `text`: it holds words of the
-        text, and is not published where that was given."""
+        text, so it is not published if the text is the user's."""
         import PIL.Image
         from IPython.display import Image, display
         from matplotlib import rc_context
@@ -130,7 +135,7 @@ class Run:
         svg, png, path = io.BytesIO(), io.BytesIO(), self.out / "figures" / f"{self.run}-{name}"
         with rc_context({"svg.hashsalt": path.name}):  # or ids differ every time
             figure.savefig(svg, format="svg", metadata={"Date": None})
-        figure.set_layout_engine("none")  # all has its place: finding it again takes as long
+        figure.set_layout_engine("none")  # or the layout would be computed a second time
         figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 1})
         few = PIL.Image.open(png).convert("RGB")
         few = few.quantize(128, PIL.Image.Quantize.FASTOCTREE, dither=0)
@@ -152,7 +157,7 @@ class Run:
             table = table.assign(scouting=self._scouting)
         path = self.out / "tables" / f"{self.run}-{name}"
         write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
-        # four figures; three below a hundredth: more fit no paper. "–": not known, in the CSV empty
+        # four digits, three below a hundredth; "–" where nothing is known
         rounded = table.map(
             lambda x: minus(f"{x:.{3 if abs(x) < 0.01 else 4}g}") if isinstance(x, float) else x
         ).replace("nan", "–")
@@ -171,10 +176,7 @@ class Run:
         """Write the records; only now is the run done. A current run keeps its first record."""
         results = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
         results["texts"] = sorted(self._texts)
-        record, p = self._record or self.provenance(tokens_per_second), self._progress
-        if p.get("line") and p["step"] < p["steps"]:  # a loop that ended early has nothing left
-            took = duration(p["shown"] - p["began"])
-            _show_line(f"step {p['step']:,} of at most {p['steps']:,} · took {took}", p["line"])
+        record = self._record or self.provenance(tokens_per_second)
         if not self.current:
             made = hashes.outputs(self.out, self.run, self.parameters)
             if missing := [path for path, where in made.items() if not where.exists()]:
@@ -183,14 +185,14 @@ class Run:
         if not self.current:
             kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
             write(self._file("hashes"), heartbeat.as_json(kept))
-        self._status = "done"  # whatever comes now
+        self._status = "done"  # a signal that comes from now on does not change that
         ownership.clear(self.out)
         self._say("done")
         self.detach()
         self._after_run()
 
     def told(self, checkpoint: Path | None = None) -> dict:
-        """What a hook hears of this run, as it is now."""
+        """The environment of a hook that is called now."""
         how_far = f"step {self._progress['step']:,} of {self._progress['steps']:,}"
         last = how_far if checkpoint else (self._seen.get("error") or [how_far])[-1]
         finding = self._finding if self._status == "done" else last
@@ -214,7 +216,7 @@ class Run:
         return about | {"peak_memory_mib": machine.peak_memory_mib()}
 
     def detach(self) -> None:
-        """No longer listen to the notebook; a run that is not done is interrupted."""
+        """Stop listening to the notebook; a run that is not done is interrupted."""
         if self._status == "running":
             self._say("interrupted")
         self._listening.close()
@@ -223,7 +225,7 @@ class Run:
         return self.out / folder / f"{self.run}.json"
 
     def _begin_anew(self) -> dict[str, str]:
-        """From now on the run is not done. Returns where its results went, under "old"."""
+        """Make the run one that is not done. Returns where its old results went, under "old"."""
         about = (self.out, self.run, self.parameters)
         inputs = hashes.inputs(*about)
         if missing := [str(path) for path in inputs.values() if not path.exists()]:
@@ -242,7 +244,7 @@ class Run:
         return old
 
     def _attach(self) -> None:
-        """Listen to cells that fail, to signals and to the end; and keep the heart beating."""
+        """Listen to cells, SIGTERM and the end of the process; write a heartbeat meanwhile."""
         self._listening, ended = contextlib.ExitStack(), threading.Event()
 
         def beat() -> None:
@@ -261,7 +263,7 @@ class Run:
         threading.Thread(target=beat, daemon=True).start()
 
     def _say(self, word: str | None = None, **more: object) -> None:
-        """Write the state; without a word it is the one before."""
+        """Write the state; `word` is a new one."""
         with self._lock:
             self._status = word or self._status
             self._seen |= more
@@ -282,7 +284,7 @@ class Run:
             self._say("failed", error=lines[-8:])
 
     def _left(self) -> None:
-        """The process ends."""
+        """The process ends: tell the state and the hook."""
         self.detach()
         self._after_run(limit=0)
 
@@ -295,14 +297,14 @@ class Run:
             os.kill(os.getpid(), number)
 
     def _after_run(self, limit: float | None = None) -> None:
-        """Call it, where no book does that once the page is written."""
+        """Call the hook, unless the parent is a book, which calls it when the page is written."""
         command, self._hooked = self._hooked and self.parameters.get("after_run"), False
         if command and os.environ.get(heartbeat.DIE_WITH) != str(os.getppid()):
             hooks.call("after_run", command, self.told(), parameters.ROOT, limit)
 
 
 def _says_all(error: BaseException) -> bool:
-    """Whether we raised it, or the system with a file's name: else its place is worth knowing."""
+    """Whether an error needs no traceback: we raised it, or the system did and names a file."""
     if isinstance(error, OSError) and error.filename:
         return True
     places = traceback.extract_tb(error.__traceback__)
@@ -311,7 +313,7 @@ def _says_all(error: BaseException) -> bool:
 
 
 def _show_error(shell, kind, error, trace, tb_offset=None) -> None:
-    """How IPython shows an error: one whose words say all without sixty lines of traceback."""
+    """IPython's way to show an error, without a traceback where the words say all."""
     shell.showtraceback((kind, error, trace), exception_only=_says_all(error))
 
 
@@ -330,15 +332,3 @@ def _scouting(out: Path, run: str, values: dict, inputs: dict[str, Path]) -> str
     above = [(files.whole(path) or {}).get("scouting", "") for path in dict.fromkeys(records)]
     own = ", ".join(f"{key} {values[key]:,}" for key in fewer)
     return next(filter(None, [own, *above]), "")
-
-
-def _show_line(text: str, before):
-    """One line of text in the notebook, in place of the one shown before."""
-    if parameters.shell() is None:
-        return None
-    from IPython.display import display
-
-    if before is None:
-        return display({"text/plain": text}, raw=True, display_id=True)
-    before.update({"text/plain": text}, raw=True)
-    return before

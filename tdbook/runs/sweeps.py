@@ -14,6 +14,8 @@ reads what those before it made. A parameter goes to every run that has it, `01.
 Point `rank8-lora_scale0.5-seed1` of sweep `adapter` lives in outputs/<profile>/sweeps/adapter/.
 What it reads of its parent, the run folder above, are links. Its name says all that varies, so a
 new value adds points and moves none.
+
+`Folder` reads what the runs of a folder, and the points of its sweeps, have made.
 """
 
 import contextlib
@@ -21,15 +23,17 @@ import itertools
 import json
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import yaml
 
-from tdbook.runs import notebooks, parameters, rules
-from tdbook.runs.notebooks import COMPARISON, HARD_SET, SWEPT, notebook_of
+from tdbook.runs import notebooks, parameters
+from tdbook.runs.notebooks import COMPARISON, HARD_SET, LORA, SWEPT, notebook_of
 from tdbook.runs.parameters import ParameterError, nearest
-from tdlib import files
+from tdlib import files, shapes
 
 PARENT, POINTS = ".parent", "points.json"  # in a point's folder, and in a sweep's
 KEYS = {"question": "Which rank?", "like": "03_lora", "runs": ["01_distill"]}  # examples
@@ -95,8 +99,8 @@ def read(profile: str, name: str) -> Sweep:
 
 
 def _checked(profile: str, name: str, given: dict) -> Sweep:
-    if not rules.NAME.holds(name):
-        raise ParameterError(f"its name must be {rules.NAME.says}: {name!r}")
+    if not parameters.NAME.holds(name):
+        raise ParameterError(f"its name must be {parameters.NAME.says}: {name!r}")
     _all_known("key", given, KEYS)
     for key, value in given.items():
         example = KEYS[key]
@@ -117,7 +121,7 @@ def _checked(profile: str, name: str, given: dict) -> Sweep:
     names = {name for run in likes for name in parameters.names_of(run)}
     for each in (fixed, *points.values()):
         _all_known("parameter", each, names)
-        if own := [key for key in each if key.rpartition(".")[2] in rules.OWN]:
+        if own := [key for key in each if key.rpartition(".")[2] in parameters.OWN]:
             raise ParameterError(f"{own[0]} is every point's own: leave it out")
     return Sweep(name, profile, given.get("question", ""), tuple(likes), several, fixed, points)
 
@@ -137,17 +141,14 @@ def _points(given: dict, fixed: dict) -> dict[str, dict]:
     combinations = itertools.product(*grid.values()) if grid else ()
     points = [dict(zip(grid, values, strict=True)) for values in combinations]
     points += given.get("points", [])
-    varied = dict.fromkeys(key for point in points for key in point)
-    if seeds and "seed" in varied:
-        raise ParameterError("seed is varied and seeds are given: one of the two")
+    varied = [*dict.fromkeys(key for point in points for key in point), *["seed"] * bool(seeds)]
+    if twice := [key for key in varied if key in fixed or varied.count(key) > 1]:
+        raise ParameterError(f"{twice[0]} is given twice (fixed, grid or points, seeds): keep one")
     if seeds:
         points = [point | {"seed": seed} for point in points or [{}] for seed in seeds]
     if not any(points):
         raise ParameterError("it has no points: give a grid, points or seeds, as rank: [8, 16]")
-    keys = [key for key in varied if key != "seed"] + ["seed"]
-    if both := [key for key in keys if key in fixed and (key in varied or seeds)]:
-        raise ParameterError(f"{both[0]} is fixed and varied: give it once")
-    named = {}
+    keys, named = sorted(varied, key="seed".__eq__), {}  # the seed ends a point's name
     for point in points:
         name = "-".join(f"{key}{_short(point[key])}" for key in keys if key in point)
         name = re.sub(r"[^\w.+-]+", "_", name) or "as-it-is"
@@ -231,3 +232,79 @@ def results(out: Path, sweeps: str) -> dict[str, Path]:
                 key = f"sweeps/{name}/{point}"
                 records[key if sweep["notebook"] else f"{key}/{run}"] = path
     return records
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model of a sweep's point."""
+
+    out: Path  # the point's folder
+    model: str  # its name in there
+    varied: dict
+    record: dict
+
+    @property
+    def sweep(self) -> str:
+        return self.out.parent.name
+
+    @property
+    def metrics(self) -> dict:
+        return self.record["models"][self.model]
+
+
+class Folder:
+    """A run folder: the records of its finished runs and its models, each file read once. The
+    record of `run` itself is not read."""
+
+    def __init__(self, out: Path, run: str = "", sweeps: str = ""):
+        self.out, self.run, self.sweeps = out, run, sweeps
+
+    @cached_property
+    def records(self) -> dict[str, dict]:
+        """Run → record, in the order of the book."""
+        paths = sorted((self.out / "results").glob("*.json"))
+        paths = [path for path in paths if path.stem != self.run]
+        return {path.stem: files.record(path, "parameters", "models") for path in paths}
+
+    @cached_property
+    def points(self) -> dict[str, Point]:
+        """The models of the sweeps' finished points, by point; by sweep too if names coincide."""
+        labelled: list[tuple[str, str, Point]] = []
+        for key, path in results(self.out, self.sweeps).items():
+            _, sweep, name, *several = key.split("/")
+            record = files.record(path, "parameters", "models")
+            varied = listed(self.out, sweep)["points"][name]
+            alone = len(record["models"]) == 1 and not several
+            for model in record["models"]:
+                point = Point(path.parents[1], model, varied, record)
+                labelled.append((sweep, name if alone else f"{name} {model}", point))
+        times = Counter(label for _, label, _ in labelled)
+        return {n if times[n] == 1 else f"{sweep}/{n}": point for sweep, n, point in labelled}
+
+    @cached_property
+    def adapters(self) -> dict[str, str]:
+        """Adapter → its base."""
+        parameters = [record["parameters"] for record in self.of(LORA)]
+        return {p["adapter"]: p["base"] for p in parameters if p.get("trains") != "weights"}
+
+    def of(self, notebook: str) -> list[dict]:
+        """The records of a notebook's runs."""
+        return [record for record in self.records.values() if record["notebook"] == notebook]
+
+    def metrics(self, name: str) -> dict:
+        """The metrics of a model, or of a sweep's point. ValueError: nothing has made it."""
+        if point := self.points.get(name):
+            return point.metrics
+        for record in self.records.values():
+            if name in record["models"]:
+                return record["models"][name]
+        raise ValueError(f"no results file of {self.out} names the model {name}: run what makes it")
+
+    def place(self, name: str) -> tuple[Path, str]:
+        """The run folder in which a model lies, and its name there."""
+        point = self.points.get(name)
+        return (point.out, point.model) if point else (self.out, name)
+
+    def shape(self, name: str) -> shapes.LlamaConfig:
+        out, model = self.place(name)
+        return shapes.read_config(out / "models" / model)

@@ -13,9 +13,9 @@ import jinja2
 from tabulate import tabulate
 
 from tdbook.runs import hashes, parameters, units
-from tdbook.runs.folder import Folder
 from tdbook.runs.notebooks import HARD_SET, TEACHER, notebook_of
 from tdbook.runs.parameters import ParameterError
+from tdbook.runs.sweeps import Folder
 from tdbook.workflow import graph, workload
 from tdbook.workflow.workload import Size, Work
 from tdlib import files, shapes

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
-from tdbook.runs import hashes, heartbeat, notebooks, parameters, rules
+from tdbook.runs import hashes, heartbeat, notebooks, parameters
 from tdbook.runs.ownership import run_of
 from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import run_pages, status
@@ -32,8 +32,8 @@ OPEN = """run notebook profile changed seed commit dirty code versions device re
 def publish(out: Path, name: str = "") -> Path:
     """outputs/published/<name>/: what may be shown of the runs that are done, and a manifest."""
     name = name or out.resolve().name
-    if not rules.NAME.holds(name):
-        raise ParameterError(f"NAME={name} must be {rules.NAME.says}: NAME=tiny")
+    if not parameters.NAME.holds(name):
+        raise ParameterError(f"NAME={name} must be {parameters.NAME.says}: NAME=tiny")
     runs = status.traces(out)
     done = [run for run in runs if _done(out, run)]
     if not done:
@@ -73,7 +73,7 @@ def _ours(out: Path, run: str) -> bool:
         made = hashes.load(out, path.stem)["outputs"].get("tokens", {})
         if made and made["sha256"] == tokens.get("sha256"):
             given = _record(out, path.stem)["parameters"]
-            return not any(given.get(name, "unknown") for name in rules.GIVEN)
+            return not any(given.get(name, "unknown") for name in parameters.SOURCES)
     return False
 
 
@@ -124,7 +124,7 @@ def _public(record: dict, indent: int | None = None) -> str:
 
 def _shown(name: str, value: object) -> object:
     """A parameter's value, unless it is a path, a command, a sentence or what was given."""
-    hidden = {"out", "wandb", *rules.COMMANDS, *rules.GIVEN} - {"teacher"}
+    hidden = {"out", "wandb", *parameters.COMMANDS, *parameters.SOURCES} - {"teacher"}
     if not isinstance(value, str) or value == "":
         return value
     return value if name not in hidden and re.fullmatch(r"[\w.+-]+", value) else "given"

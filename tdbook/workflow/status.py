@@ -13,6 +13,7 @@ import json
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -150,7 +151,7 @@ def sweeps_of(out: Path) -> dict[str, dict]:
             own["rows"] = points = rows(path.parent)
             page = [points[-1]] if listed["notebook"] else []
             finding = page[0]["record"].get("finding", "") if page else ""
-            own["counts"] = heartbeat.counts(points[: len(points) - len(page)])
+            own["counts"] = Counter(map(heartbeat.word, points[: len(points) - len(page)]))
         found[path.parent.name] = own | {"finding": finding}
     return found
 
@@ -184,7 +185,7 @@ def morning(out: Path) -> dict:
         then = f"`{command}` goes on where it stopped"
     return {
         "rows": found,
-        "counts": heartbeat.counts(found),
+        "counts": Counter(map(heartbeat.word, found)),
         "running": [one for one in every if one["state"]["state"] == "running"],
         "trouble": trouble,
         "sweeps": swept,

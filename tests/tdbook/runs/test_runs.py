@@ -202,7 +202,8 @@ def test_a_run_whose_records_stand_is_done_whatever_its_state_says(made, says, d
     if not says:
         (made / f"state/{run}.json").write_text("")
     left = [here / "state.pt", here / f".state.pt.{dead}.begun", here.parent / "weights.bin", begun]
-    stays = [here / "epoch-1.safetensors", results / f".{run}.json.{os.getppid()}.begun"]
+    stays = [here / "epoch-1.safetensors", here / "notes.txt"]
+    stays += [results / f".{run}.json.{os.getppid()}.begun"]
     stays += [made / name for name in (".profile.7", f".env.{dead}", "tables/.x.7.csv", ".new")]
     for path in (*left, *stays):
         write(path, "something")
@@ -461,21 +462,15 @@ def test_make_passes_on_what_was_typed_as_it_was_typed(tmp_path):
     """Whatever make, or the shell, would make of it."""
     shutil.copy(REPOSITORY / "Makefile", tmp_path)
     (tmp_path / "pyproject.toml").touch()
-    python = tmp_path / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text("#!/bin/sh\nfor word; do printf '%s|' \"$word\"; done\n")
+    write(python := tmp_path / ".venv/bin/python", "#!/bin/sh\nprintf '%s|' \"$@\"\n")
     python.chmod(0o755)
     (tmp_path / ".venv/made").touch()
     odd = ODD + " `touch ran` $(shell touch ran)"
 
-    def said(what, **given):
-        words = [f"{name}={value}" for name, value in given.items()]
-        done = subprocess.run(["make", what, *words], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split("|")
+    def said(*words: str) -> list[str]:
+        return subprocess.check_output(["make", *words], cwd=tmp_path, text=True).split("|")
 
-    assert f"TEXT={odd}" in said("book", TEXT=odd) and f"OUT={odd}" in said("plan", OUT=odd)
-    assert {f"MODEL={odd}", "OUT="} <= set(said("export", MODEL=odd))
-    assert said("report", OUT=odd)[3] == odd and said("zip")[3] == "outputs/tiny"
-    assert said("publish", NAME="it's", PROFILE="small")[3:5] == ["outputs/small", "it's"]
-    assert said("clean-cache", OUT=odd)[3] == odd and not (tmp_path / "ran").exists()
+    assert f"TEXT={odd}" in said("book", f"TEXT={odd}")
+    assert {f"MODEL={odd}", "OUT="} <= {*said("export", f"MODEL={odd}")}
+    assert said("publish", "NAME=it's", "PROFILE=small")[3:5] == ["outputs/small", "it's"]
+    assert said("clean-cache", f"OUT={odd}")[3] == odd and not (tmp_path / "ran").exists()
