@@ -122,6 +122,7 @@ def test_a_linked_folder_or_file_is_read_once_and_loops_end(tmp_path):
     put(tmp_path, {"given/a.txt": A, "far/deep/b.txt": B, "far/c.txt": C})
     given, account = tmp_path / "given", text.Account()
     links = {"given/loop": ".", "given/link": "../far", "given/same": "../far/deep"}
+    links["given/again.txt"] = "a.txt"
     links |= {"far/deep/back": "../../given", "far/0f3a": "c.txt"}  # the last as in a hub's cache
     for link, target in links.items():
         (tmp_path / link).symlink_to(target)
