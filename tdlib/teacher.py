@@ -148,6 +148,9 @@ def _converted(path: Path, state: dict[str, Tensor], shape: dict) -> Llama:
     theirs = {x: ".".join(UPSTREAM.get(part, part) for part in x.split(".")) for x in expected}
     derived = {"freqs_cis"} | ({"lm_head.weight"} - expected.keys())  # made here; tied
     state = {name: tensor for name, tensor in state.items() if name not in derived}
+    claim, size = sum(x.numel() * x.element_size() for x in state.values()), path.stat().st_size
+    if claim > size:  # no room is made for it
+        raise ValueError(f"its weights claim {claim:,} bytes, the file has {size:,}")
     wanted = {}
     for ours, (rows, *width) in expected.items():
         wanted[theirs[ours]] = (3 * rows if ours.split(".")[-2] in FUSED else rows, *width)

@@ -26,6 +26,7 @@ from tdbook.runs import parameters, running
 ROOT = Path(__file__).parents[1]
 A4 = 673  # pixels between its margins
 FIRST = ("test_upstream_book.py", "test_worker.py", "test_sweeps.py", "test_runs.py")
+READERS = ("test_book.py", "test_lab.py", "test_share.py")  # of the smoke book
 
 
 def pytest_configure() -> None:
@@ -42,8 +43,7 @@ def sigterm_as_a_process_starts_with_it() -> None:
 def pytest_collection_modifyitems(items: list) -> None:
     """The longest files first, or two processes would wait for one of them at the end; what reads
     the smoke book last, for it is made beside the others."""
-    readers = {item.path for item in items if reads_the_book(item)}
-    items.sort(key=lambda item: (item.path in readers, item.path.name not in FIRST))
+    items.sort(key=lambda item: (item.path.name in READERS, item.path.name not in FIRST))
 
 
 def missing(what: str) -> None:
@@ -73,12 +73,6 @@ def lines(shared) -> list[str]:
     return sample
 
 
-def reads_the_book(item: pytest.Item) -> bool:
-    """Whether a test takes this file's `out`, the smoke book, not one of its own."""
-    fixtures = item._fixtureinfo.name2fixturedefs.get("out", ())
-    return bool(fixtures) and fixtures[-1].func is out.__wrapped__
-
-
 @pytest.fixture(scope="session")
 def making(tmp_path_factory) -> Callable:
     """Makes the smoke book, once for all of pytest's processes; waits where another does."""
@@ -101,7 +95,7 @@ def making(tmp_path_factory) -> Callable:
 def begun(request, making) -> None:
     """The book is begun beside the first tests, so that those that read it need not wait."""
     if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":
-        if sum(map(reads_the_book, request.session.items)) > 9:
+        if sum(item.path.name in READERS for item in request.session.items) > 9:
             threading.Thread(target=making, daemon=True).start()
 
 
@@ -163,13 +157,6 @@ def tokenizer(tmp_path_factory):
     lines = [line for document in writer.write(60_000, 3) for line in document.lines]
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     return tokenizer_files.train(lines, 700, path)
-
-
-@pytest.fixture(scope="session")
-def tiny_llama() -> Callable:
-    from tests.helpers import tiny_model
-
-    return tiny_model
 
 
 @pytest.fixture

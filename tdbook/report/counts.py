@@ -44,7 +44,8 @@ def numbers(explored: Explored, clips: tuple = ()) -> tuple[dict, list[np.ndarra
     kind, views = "windows" if len(known) == len(difficulty_N) else "scored windows", []
     for order_M in orders:
         groups = [(len(names), group_N[order_M]) for names, group_N in cuts.values()]
-        junk = f"; {len(known) - len(order_M):,} junk windows are left out" * bool(views)
+        left_out = len(known) - len(order_M)
+        junk = f"; {left_out:,} junk windows are left out" * (left_out > 0)
         each = [_view(difficulty_N[order_M], clip, thresholds, groups) for clip in clips]
         views.append([view | _words(view, kind, junk, rule) for view in each])
     junk_left_out = int(rule.leave_out_junk and len(views) > 1)

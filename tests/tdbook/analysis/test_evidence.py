@@ -21,6 +21,7 @@ from tdbook.corpus import origins, token_files, writer
 from tdbook.runs import units
 from tdlib import data, evaluate, lora
 from tdlib.model import Llama
+from tests.helpers import tiny_model
 from tests.tdbook.analysis.test_verdict import TEACHER, distilled, replayed
 
 T, FIXED = 32, 16  # tokens of a window; windows that are looked at token by token
@@ -47,7 +48,7 @@ def finish(out: Path, record: dict, *paths: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, tokenizer, tiny_llama) -> Path:
+def made(tmp_path_factory, tokenizer) -> Path:
     """A run folder: a teacher, students with and without it, an adapter, and a sweep of two."""
     out = tmp_path_factory.mktemp("made") / "o"
     documents = writer.write(30_000, 1)
@@ -57,7 +58,7 @@ def made(tmp_path_factory, tokenizer, tiny_llama) -> Path:
     for i, record in enumerate([TEACHER, *STUDENTS]):
         record = record | {"parameters": record["parameters"] | {"teacher": "teacher"}}
         (name,) = record["models"]
-        tiny_llama(i, tokens.vocab_size, T, scale=3.0, layers=1).save(out / "models" / name)
+        tiny_model(i, tokens.vocab_size, T, scale=3.0, layers=1).save(out / "models" / name)
         finish(out, record, f"models/{name}", *["tokens"] * (i == 0))
     made = [(f"share{x}", out / f"sweeps/share/share{x}", x) for x in (0.2, 0.5)]
     made.insert(0, ("hard", out, {}))

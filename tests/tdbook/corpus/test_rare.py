@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 from tdlib import data, hard_set
+from tests.helpers import tiny_model
 
 T, WINDOWS, RARE = 16, 400, range(90, 97)  # tokens that the student does not know
 
@@ -27,8 +28,8 @@ def spoken(teacher) -> data.Windows:
     return data.Windows(np.append(ids_NT.numpy(), 0).astype("<u4"), T)
 
 
-def test_the_hard_set_is_the_windows_of_what_the_student_does_not_know(tiny_llama):
-    teacher = tiny_llama(seed=3, tied=False).requires_grad_(False)
+def test_the_hard_set_is_the_windows_of_what_the_student_does_not_know():
+    teacher = tiny_model(seed=3, tied=False).requires_grad_(False)
     student, windows = copy.deepcopy(teacher), spoken(teacher)
     torch.manual_seed(1)
     rows = student.embed_tokens.weight[RARE.start : RARE.stop]

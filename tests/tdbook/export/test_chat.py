@@ -18,18 +18,19 @@ from tdbook.export.gguf_file import to_gguf
 from tdlib import generate
 from tdlib.model import Llama
 from tests import upstream
+from tests.helpers import tiny_model
 
 
 @pytest.fixture(scope="module")
-def places(tokenizer, tiny_llama, tmp_path_factory) -> dict[str, Path]:
+def places(tokenizer, tmp_path_factory) -> dict[str, Path]:
     """A model folder, its .gguf file, and those of a model with an @@ vocabulary."""
     root = tmp_path_factory.mktemp("chat")
-    model = tiny_llama(vocab=tokenizer.size, context=96)
+    model = tiny_model(vocab=tokenizer.size, context=96)
     model.save(root / "m", {"tokenizer.model": tokenizer.path})
     to_gguf(root / "m", root / "m.gguf", "Q8_0")
     lines = ["ఒక ఊరిలో ఒక రాజు ఉండేవాడు.", "వారు దేశాలలో 2024లో ఉన్నారు."]
     vocabulary = upstream.write(root / "up", lines * 30, 90)
-    model = tiny_llama(vocab=len(vocabulary), context=96)
+    model = tiny_model(vocab=len(vocabulary), context=96)
     model.save(root / "u", {"morfessor.json": root / "up" / "tokenizer.json"})
     with pytest.warns(UserWarning, match="takes ids"):
         to_gguf(root / "u", root / "ids" / "u.gguf", "F16")

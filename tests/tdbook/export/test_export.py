@@ -49,7 +49,7 @@ UP = "layers.1.mlp.up_proj.weight"
 def saved(folder: Path, tokenizer: Path, vocab_size: int, scale=5.0, **change) -> Llama:
     """A model whose weights are so large that places of tokens matter, with a tokenizer's file."""
     model = tiny_model(vocab=vocab_size, scale=scale, **SHAPE | change).requires_grad_(False)
-    model.save(folder, {tokenizer.path.name: tokenizer})
+    model.save(folder, {tokenizer.name: tokenizer})
     return model
 
 
@@ -327,6 +327,9 @@ def test_added_words_are_the_models_own_in_the_file_and_beside_it(extended, tmp_
     assert own.encode([line])[0] == wanted == [300, 301, 302, 303]
     assert llama_cpp.Model(tmp_path / "x.gguf").decode(wanted) == own.decode(wanted)
     assert run(tmp_path, "అమ్మ").startswith("అమ్మ")
+    trained(tmp_path / "m" / "sentencepiece.model", WORDS * 9, vocab_size=304)  # as many pieces
+    with pytest.warns(UserWarning, match=r"m/sentencepiece\.model makes other ids"):
+        model_tokenizer.open_beside(tmp_path / "m")
 
 
 @pytest.mark.parametrize("base, file, fault", CASES["added"])
@@ -371,6 +374,9 @@ def test_a_file_begins_and_ends_a_text_as_transformers_does(name, extended, tmp_
     judge = transformers.AutoTokenizer.from_pretrained(tmp_path)
     bare = judge.encode("the river", add_special_tokens=False)
     assert [*own.begin, *bare, *own.end] == judge.encode("the river")
+    if name == "a template of three":
+        why = gguf_tokenizer.vocabulary(tmp_path, LlamaConfig(300, **SHAPE)).why
+        assert why == "its texts stand between the special tokens [3, 0] and []"
 
 
 def test_a_file_says_whether_bos_comes_first_and_all_that_end_a_text(extended, tmp_path):

@@ -12,6 +12,7 @@ from tdbook.analysis.intervals import Interval
 from tdbook.report import tables, words
 from tdbook.runs import heartbeat
 from tdlib.shapes import SHAPES, LlamaConfig
+from tests.helpers import tiny_model
 
 CASES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
@@ -133,8 +134,8 @@ def test_a_sweep_is_listed_best_first_its_seeds_together_and_what_was_won_back_w
     assert won.loc[("script", "Latin")].tolist() == wanted
 
 
-def test_the_likeliest_pieces_are_those_of_the_model(tiny_llama, tokenizer):
-    model = tiny_llama(1, tokenizer.size, 8)
+def test_the_likeliest_pieces_are_those_of_the_model(tokenizer):
+    model = tiny_model(1, tokenizer.size, 8)
     found = tables.likeliest(model, tokenizer, [5, 6], (1, 2.0, 1))
     assert found.shape == (5, 4)  # a temperature asked twice is shown once
     with torch.no_grad():

@@ -335,7 +335,7 @@ def test_a_training_of_other_targets_is_refused_and_a_text_alone_asks_for_none(t
         train.fit(tiny(), some_windows(), quick(ce_weight=1.0), teacher=targets)
 
 
-def test_scores_from_the_cache_are_the_teachers_own_and_ask_it_only_what_is_missing(tmp_path):
+def test_scores_from_a_read_only_cache_ask_the_teacher_only_what_is_missing(tmp_path, recwarn):
     windows, teacher = some_windows(140, mask=True), Seen()
     wanted = hard_set.score(tiny(), teacher.model, windows)
     fill(opened(tmp_path, teacher, windows), np.random.default_rng(0).permutation(140)[None])
@@ -347,4 +347,6 @@ def test_scores_from_the_cache_are_the_teachers_own_and_ask_it_only_what_is_miss
         assert sorted(teacher.windows) == asked
         for field in ("student_loss_N", "teacher_loss_N", "difficulty_N"):
             np.testing.assert_allclose(getattr(found, field), getattr(wanted, field), atol=1e-5)
-        assert np.isnan(found.difficulty_N[1]) and not targets.valid[missing].any()
+        assert np.isnan(found.difficulty_N[1])
+    fill(targets, [missing])
+    assert not targets.valid[missing].any() and not recwarn
