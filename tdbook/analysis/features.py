@@ -6,11 +6,7 @@ table of fixed size; where there are too many, some of them, the same ones every
 Legend: N windows, R of them at once, T tokens of a window (its targets), V vocabulary.
 """
 
-import contextlib
-import io
-import os
 import unicodedata
-import zipfile
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,11 +17,9 @@ import pandas as pd
 from tdbook.analysis.kept_and_lost import SCRIPTS, cuts_characters, of_text
 from tdbook.corpus import origins
 from tdbook.corpus.tokenizer import BYTE, TELUGU, Tokenizer
-from tdlib import data
+from tdlib import data, files
 from tdlib.data import UNK
-from tdlib.files import write_whole
 
-DAMAGED = (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile)  # numpy's words for it
 JUNK = {  # kinds, bit flags; limits as tried on 8 million tokens of verse, prose and Wikipedia
     1: "single-character pieces",  # text that was never segmented, or in letters of another script
     2: "<unk>",
@@ -51,30 +45,13 @@ PLACES = 20  # of the corpus
 KINDS = [("junk", "u1"), ("foreign", "f2"), ("rare", "f2"), ("characters", "u2")]
 
 
-def of(tokens: data.Tokens, folder: Path, progress=lambda *_: None) -> np.ndarray:
-    """The features of all training windows, (N,) of KINDS; kept in `folder` for these tokens."""
-    path, key = folder / "features.npz", _key(tokens)
-    free = not os.path.lexists(path)
-    with contextlib.suppress(*DAMAGED), np.load(path) as stored:
-        free = "key" in stored  # else another's, and stays
-        if free and str(stored["key"]) == key:
-            return stored["windows"]
-    windows = _look(tokens, progress)
-    if free:
-        np.savez(file := io.BytesIO(), key=key, windows=windows)
-        write_whole(path, file.getvalue())
-    return windows
+def save(path: Path, tokens: data.Tokens, progress: Callable) -> None:
+    """The features of all training windows, (N,) of KINDS, as a file of numpy's."""
+    with files.replacing(path) as beside, beside.open("wb") as file:
+        np.save(file, look(tokens, progress))
 
 
-def _key(tokens: data.Tokens) -> str:
-    """What features depend on: the tokens' file, the windows, the tokenizer, and the limits."""
-    stat = (tokens.folder / "train.bin").resolve().stat()
-    limits = (SINGLE, UNKNOWN, ESCAPED, GRAM, WINDOWS, REPEATED, DISTINCT, RARE, SLOTS)
-    own = (stat.st_size, stat.st_mtime_ns, tokens.context, tokens.tokenizer is not None)
-    return f"{own + limits}"
-
-
-def _look(tokens: data.Tokens, progress: Callable) -> np.ndarray:
+def look(tokens: data.Tokens, progress: Callable) -> np.ndarray:
     n, t, tokenizer = len(tokens.train), tokens.context, tokens.tokenizer
     in_parts = cuts_characters(tokens)
     gram = GRAM_IN_PARTS if in_parts else GRAM

@@ -17,11 +17,11 @@ import pandas as pd
 
 from tdbook.analysis import intervals, kept_and_lost, verdict
 from tdbook.analysis.verdict import CLAIMS, FAILS, HOLDS, PART, UNDECIDED, Effect, Trial, judge
-from tdbook.book import common, comparison, selection
+from tdbook.book import common, comparison
 from tdbook.book.comparison import COST, WORDS
 from tdbook.corpus import origins
 from tdbook.export import inference
-from tdbook.report import plots, tables
+from tdbook.report import plots, tables, words
 from tdbook.runs import hashes, notebooks
 from tdbook.runs.rules import TRIED
 from tdbook.runs.running import Run
@@ -233,7 +233,7 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     notes = [f"The hardest {share:.0%} hold {held:.0%} of all that {t.base} lost."]
     for record in common.folder_of(this).of(notebooks.HARD_SET):
         if found := record["remembered"].get("reality"):
-            notes.append(selection.memory_in_words(found, p["base"], p["teacher"]))
+            notes.append(words.memory(found, p["base"], p["teacher"]))
     return effects, notes
 
 

@@ -203,19 +203,6 @@ def speeds(by_model: Mapping[str, Rows]) -> Figure:
     return figure
 
 
-def quantization(by_model: Mapping[str, Rows]) -> Figure:
-    """What every format costs in loss (rows of inference.costs, the model itself first)."""
-    costs = [(r["loss"] - rows[0]["loss"], r, m) for m, rows in by_model.items() for r in rows]
-    most, row, model = max(costs, key=lambda cost: cost[0])
-    marks = {m: [] for m in by_model}
-    for cost, r, m in sorted(costs, key=lambda cost: cost[1]["bytes"]):
-        name, how = f"{r['format']}, {r['bytes'] / 1e6:.3g} MB", look(m) | {"note": f"{cost:+.4f}"}
-        marks[m] += [Mark(name, cost, **how)]
-    x = "loss − that of the model itself (nats)"
-    title = f"{row['format']} costs {model} the most: {most:+.3f} nats"
-    return figures.forest(title, marks, x, line=0)
-
-
 def sweep(rows: Rows, hints: Mapping[str, tuple[float, float]]) -> Figure:
     """What each setting changes, a panel a setting: the mean difference from the base on hard and
     on easy text (rows of book.sweep_rows), the bar over all else that varied. *: as the plan."""

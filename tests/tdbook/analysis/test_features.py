@@ -5,7 +5,6 @@ import json
 import re
 import tracemalloc
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,8 @@ def tokens_of(tmp_path: Path, windows, tokenizer=None) -> data.Tokens:
 
 
 def look(tokens: data.Tokens) -> np.ndarray:
-    return features._look(tokens, lambda *_: None)
+    features.save(path := tokens.folder / "features.npy", tokens, lambda *_: None)
+    return np.load(path)
 
 
 @pytest.fixture(scope="module")
@@ -186,15 +186,6 @@ def test_shares_and_length_are_those_of_the_text_where_pieces_cut_characters(tmp
     others = sum(c in "\n .,;:!?-—()“”‘’\"'" for c in shown) / len(tokens.val.ids)
     assert names[0] == "Telugu" and not np.isin(script_MT, [1, 2]).any()
     assert (script_MT == 3).mean() <= others + 0.02
-
-
-def test_asking_again_is_free_until_the_tokens_change(spoilt, tmp_path, monkeypatch):
-    tokens, _, found_N = spoilt
-    np.testing.assert_array_equal(features.of(tokens, tmp_path), found_N)
-    wider = replace(tokens, train=replace(tokens.train, context=2 * T))
-    assert len(features.of(wider, tmp_path)) == len(wider.train)
-    monkeypatch.delattr(features, "_look")
-    assert len(features.of(wider, tmp_path)) == len(wider.train)
 
 
 def test_the_table_of_junk_counts_each_kind_and_shows_the_hardest(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from tdbook.book import selection, students
 from tdbook.corpus import origins, token_files
-from tdbook.report import words
+from tdbook.report import tables, words
 from tdbook.runs import notebooks, parameters
 from tdlib import data, hard_set, train
 from tests.helpers import refused
@@ -87,11 +87,11 @@ def test_the_words_and_the_table_are_those_of_the_numbers():
     rows = [other | {"chance": 1 / 9, "rank": 0.8}, alone | {"chance": 1 / 9}]
     memory = [{"name": n, "gap": g, "low": g - 0.01, "high": g + 0.01} for n, g in gaps.items()]
     result = {"rows": rows, "memory": memory, "mean": 0.4}
-    words = selection.memory_in_words(result, "50m", "teacher")
-    assert "cost the teacher +0.200 [+0.190, +0.210] nats more" in words
-    assert "from +0.400 to +0.250 nats: −0.150 [−0.160, −0.140]. 37% of it" in words
-    assert selection.memory_in_words(result | {"memory": []}, "50m", "teacher") == ""
-    first, second = selection.reality_table(result).to_numpy().tolist()
+    text = words.memory(result, "50m", "teacher")
+    assert "cost the teacher +0.200 [+0.190, +0.210] nats more" in text
+    assert "from +0.400 to +0.250 nats: −0.150 [−0.160, −0.140]. 37% of it" in text
+    assert words.memory(result | {"memory": []}, "50m", "teacher") == ""
+    first, second = tables.reality(rows).reset_index().to_numpy().tolist()
     assert first == ["50m-seed2", "1,000", "0.500", "0.111", "+0.800", "31.0%"]
     assert second == ["teacher loss alone", "1,000", "0.050", "0.111", "–", "–"]
 
