@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import nonsingular
 
 from tdbook.report import pages
-from tdbook.report.figures import CUTS, LISTED
+from tdbook.report.plots import CUTS, LISTED
 from tdbook.runs import choice
 from tdlib import hard_set
 

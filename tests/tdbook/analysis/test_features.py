@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from tdbook.analysis import features, kept_and_lost
+from tdbook.analysis import features
 from tdbook.corpus import origins, token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
 from tdlib import data
@@ -181,7 +181,7 @@ def test_shares_and_length_are_those_of_the_text_where_pieces_cut_characters(tmp
         assert (window["foreign"] > 0) == (letters > 0)
         english += letters > 30 and window["foreign"] > 0.7 and window["junk"] == 8
     assert english > 3  # the same line sixty times
-    names, script_MT = kept_and_lost.cuts(tokens, np.arange(len(tokens.val)))["script"]
+    names, script_MT = features.token_cuts(tokens, np.arange(len(tokens.val)))["script"]
     shown = tokens.tokenizer.decode(tokens.val.ids)
     others = sum(c in "\n .,;:!?-—()“”‘’\"'" for c in shown) / len(tokens.val.ids)
     assert names[0] == "Telugu" and not np.isin(script_MT, [1, 2]).any()

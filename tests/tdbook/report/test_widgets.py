@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 
-from tdbook.report import figures, pages, widgets
+from tdbook.report import pages, plots, widgets
 from tdlib import hard_set
 from tdlib.hard_set import Rule, Scores
 
@@ -60,7 +60,7 @@ def test_worse_and_better_tokens_differ_without_colour_and_equal_ones_are_plain(
     assert (worse.text_content(), worse.get_attribute("title")) == ("a", "+2.00")
     assert (better.text_content(), better.get_attribute("title")) == ("b", "-0.30")
     assert (worse.evaluate(style), better.evaluate(style)) == (["solid", "3px"], ["dotted", "1px"])
-    assert figures.HARD in pages.WIDGETS_CSS and figures.EASY in pages.WIDGETS_CSS
+    assert plots.HARD in pages.WIDGETS_CSS and plots.EASY in pages.WIDGETS_CSS
 
 
 @pytest.mark.parametrize(("kind", "decimals"), [(np.float32, 3), (np.float32, 7), (np.float64, 9)])
@@ -158,7 +158,7 @@ def test_a_page_is_small_with_many_sources_and_long_texts_from_all_of_the_harder
     }
     numbers, _ = widgets.numbers_of(replace(BEGUN, **many))
     ((_, names),), now = numbers["cuts"], widgets.shown(numbers, numbers["at"])
-    assert len(names) == figures.LISTED + 1 and names[-1].endswith(" others")
+    assert len(names) == plots.LISTED + 1 and names[-1].endswith(" others")
     assert now["all"][:-1] == sorted(now["all"][:-1], reverse=True)
     assert now["groups"] == now["all"] and sum(now["all"]) == 30_000  # none is lost
     page = widgets.offline_explorer(replace(BEGUN, **many))
