@@ -301,9 +301,7 @@ class Trial:
             key = one.name, other.name, part
             if role == "gap":
                 effects[*key, role] = self.gap(one, other)
-            elif (*key, role) not in effects and not (
-                role == "part" and (*key, "claim") in effects
-            ):
+            elif not {(*key, role), (*key, "claim" if role == "part" else role)} & effects.keys():
                 effects[*key, role] = self.effect(one, other, role, part, row.get("plan"))
         return list(effects.values())
 
