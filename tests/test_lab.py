@@ -207,7 +207,7 @@ def test_a_preset_with_every_switch_is_kept_as_the_same_parameters_choose(
 ):
     noise = lab.explorer.get_by_role("combobox", name="noise")
     junk = lab.explorer.get_by_role("checkbox", name="junk")
-    junk_N = np.load(folder / "out/scores/features.npz")["windows"]["junk"] > 0
+    junk_N = np.load(folder / "out/scores/02_hard_set.features.npy")["junk"] > 0
     some_junk = 0 < junk_N.sum() < len(junk_N)
     lab.explorer.get_by_role("button", name="25 %").click()
     assert line_agreed(lab, difficulty_N)[1] == round(0.25 * len(difficulty_N))

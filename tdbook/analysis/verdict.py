@@ -10,7 +10,7 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -289,25 +289,19 @@ class Trial:
         what = " − ".join(labels) + (f" on {part} text" if part != "all" else "")
         return Effect(what, change, tuple(seeds), role, plan and tuple(plan))
 
-    def pairs(self, listed: Iterable[dict]) -> Iterator[tuple[dict, str, Model, Model]]:
-        """The rows of claims.yaml, each with its role, of the models that were run."""
-        for row in listed:
-            role, words = next(iter(row.items()))
-            one, other = map(self.first, words.split(" − "))
-            if one and other:
-                yield row, role, one, other
-
     def effects(self, listed: Iterable[dict]) -> list[Effect]:
         """The effects that claims.yaml lists; none twice, where the best rate is the one given."""
         effects: dict[tuple, Effect] = {}
-        for row, role, one, other in self.pairs(listed):
+        for row in listed:
+            role, words = next(iter(row.items()))
+            one, other = map(self.first, words.split(" − "))
+            if not one or not other:  # it was not run
+                continue
             part = row.get("text", "all")
             key = one.name, other.name, part
             if role == "gap":
                 effects[*key, role] = self.gap(one, other)
-            elif (*key, role) not in effects and not (
-                role == "part" and (*key, "claim") in effects
-            ):
+            elif not {(*key, role), (*key, "claim" if role == "part" else role)} & effects.keys():
                 effects[*key, role] = self.effect(one, other, role, part, row.get("plan"))
         return list(effects.values())
 

@@ -72,10 +72,8 @@ def write_card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
         rows[f"{p['base']} alone"] = row_of(this, p["base"])
     elif this.notebook != notebooks.TEACHER:
         rows["teacher"] = row_of(this, p["teacher"])
-    for made in folder_of(this).of(
-        notebooks.LORA
-    ):  # a merged model is told of by its adapter's run
-        record = made if f"{made['parameters']['adapter']}-merged" == name else record
+    for run in folder_of(this).of(notebooks.LORA):  # which tells of its merged model too
+        record = run if f"{run['parameters']['adapter']}-merged" == name else record
     card = cards.card(folder, tokens, rows, record, base)
     with contextlib.suppress(FileExistsError):
         files.own(folder / "README.md")

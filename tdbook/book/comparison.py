@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from tdbook.analysis import intervals, verdict
-from tdbook.analysis import kept_and_lost as buckets
+from tdbook.analysis import features, intervals, verdict
 from tdbook.analysis.verdict import CLAIMS, Effect, Model, Trial
 from tdbook.book import common
 from tdbook.corpus import origins
@@ -27,9 +26,7 @@ ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial 
 
 def models_of(this: Run) -> list[str]:
     """Every model the folder's results name, largest first; merged models for their adapters."""
-    folder = common.folder_of(this)
-    names = {name for record in folder.records.values() for name in record["models"]}
-    names = (names | this.models.keys() | folder.points.keys()) - folder.adapters.keys()
+    names = verdict.models(common.folder_of(this))
     return sorted(names, key=lambda name: (-common.row_of(this, name)["parameters"], name))
 
 
@@ -59,10 +56,8 @@ def difference(this: Run, one: str, other: str, tokens: data.Tokens) -> dict:
     low, high = intervals.interval(drawn[one] - drawn[other])
     known_N = ~np.isnan(list(losses.values())).any(0)
     means = {name: float(loss_N[known_N].mean()) for name, loss_N in losses.items()}
-    each = {name: intervals.interval(drawn_R) for name, drawn_R in drawn.items()}
     change = dict(difference=means[one] - means[other], low=low, high=high)
-    masked = dict(masked=int((~known_N).sum()), windows=len(known_N))
-    return change | masked | dict(losses=means, intervals=each)
+    return change | dict(masked=int((~known_N).sum()), windows=len(known_N))
 
 
 def hard_windows(losses: Mapping, picked_by: str, teacher: str, share: float) -> np.ndarray:
@@ -99,9 +94,9 @@ def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list
     arrays, p = [np.load(this.path("scores", "val", f"{n}.npz")) for n in names], this.parameters
     losses = {name: array["token_loss_MT"] for name, array in zip(names, arrays, strict=True)}
     rows_M = arrays[0]["rows_M"]
-    labels, document_M = buckets.cuts(tokens, rows_M), origins.of(tokens, "val")[0][rows_M]
+    labels, document_M = features.token_cuts(tokens, rows_M), origins.of(tokens, "val")[0][rows_M]
     asked = p["base"], judged, document_M, p["resamples"]
-    return buckets.kept_and_lost(losses, labels, *asked)
+    return features.kept_and_lost(losses, labels, *asked)
 
 
 def show_sweep(this: Run, sweep: str, t: Trial) -> str:

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tdbook.analysis import intervals, kept_and_lost, verdict
+from tdbook.analysis import features, intervals, verdict
 from tdbook.analysis.verdict import CLAIMS, FAILS, HOLDS, PART, UNDECIDED, Effect, Trial, judge
-from tdbook.book import common, comparison, selection
+from tdbook.book import common, comparison
 from tdbook.book.comparison import COST, WORDS
 from tdbook.corpus import origins
 from tdbook.export import inference
-from tdbook.report import plots, tables
+from tdbook.report import plots, tables, words
 from tdbook.runs import hashes, notebooks
 from tdbook.runs.parameters import TRIED
 from tdbook.runs.running import Run
@@ -203,10 +203,7 @@ def loss_settings(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     others = [m for m in order if m not in ours]
     if not ours or not others:
         return [], []
-    one, other = (f"{m.name} ({t.development[m.name]:.3f})" for m in (ours[0], others[0]))
-    note = f"Of {len(order)} settings the best on development is {order[0].label}; of the plan's, "
-    how = "ce_weight {ce_weight:g}, T {temperature:g}".format(**others[0].p)
-    return [t.effect(ours[0], others[0])], [f"{note}{one}; of the others {other}, {how}."]
+    return [t.effect(ours[0], others[0])], []
 
 
 def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
@@ -214,13 +211,13 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     _, windows = split_of(tokens)
     p, share, rows = this.parameters, this.parameters["hard_share"], np.arange(len(windows))
     ids_NT, y_NT = (x.numpy() for x in replace(windows, mask=None).batch(rows))
-    count_V = kept_and_lost.frequency(tokens.train, tokens.vocab_size)
+    count_V = features.frequency(tokens.train, tokens.vocab_size)
     order = np.argsort(count_V, kind="stable")
     rare = order[np.cumsum(count_V[order]) <= 0.05 * count_V.sum()]
-    pairs_NT = kept_and_lost.pair_frequency(tokens.train, ids_NT, y_NT)
+    pairs_NT = features.pair_frequency(tokens.train, ids_NT, y_NT)
     kinds = {"rare tokens": np.isin(y_NT, rare), "pairs never seen": pairs_NT == 0}
     if tokens.tokenizer:
-        kinds["tokens not in Telugu"] = kept_and_lost.scripts(tokens, windows, rows) != 0
+        kinds["tokens not in Telugu"] = features.scripts(tokens, windows, rows) != 0
     seeds = t.seeds_of(t.models[t.base])
     hard = [comparison.hard_windows(t.losses, m.name, t.teacher, share) for m in seeds]
     effects, masked_N = [], np.isnan(t.losses[t.teacher])  # these are in neither part
@@ -233,7 +230,7 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     notes = [f"The hardest {share:.0%} hold {held:.0%} of all that {t.base} lost."]
     for record in common.folder_of(this).of(notebooks.HARD_SET):
         if found := record["remembered"].get("reality"):
-            notes.append(selection.memory_in_words(found, p["base"], p["teacher"]))
+            notes.append(words.memory(found, p["base"], p["teacher"]))
     return effects, notes
 
 
@@ -248,7 +245,7 @@ def kept(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     is kept, above is lost. The scratch student by the same cuts is shown, not judged."""
     _, windows = split_of(tokens)
     rows_M = evaluate.fixed_rows(windows, this.parameters["fixed_windows"])
-    labels, effects = kept_and_lost.cuts(replace(tokens, val=windows), rows_M), []
+    labels, effects = features.token_cuts(replace(tokens, val=windows), rows_M), []
     loss_MT = {name: t.losses.tokens(name) for name in t.losses.whole if name in t.models}
     document_MT = np.broadcast_to(t.document_N[rows_M][:, None], loss_MT[t.teacher].shape)
     for cut, bucket, claimed in KINDS:

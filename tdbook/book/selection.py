@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from tdbook.analysis import intervals
-from tdbook.analysis.intervals import Interval
 from tdbook.book import common, comparison
 from tdbook.corpus import origins
 from tdbook.report import widgets, words
@@ -25,13 +24,6 @@ from tdlib.model import Llama
 
 FEW = 5  # documents; sources with fewer in either split count together, or they had no interval
 RESAMPLES, AT_ONCE = 1000, 100  # of an interval; a large corpus has 100,000 documents
-FORMS = {  # of the table: key of a row → column and form
-    "windows": ("windows", ",d"),
-    "jaccard": ("hard by both (Jaccard)", ".3f"),
-    "chance": ("by chance", ".3f"),
-    "rank": ("rank correlation", "+.3f"),
-    "student_better": ("better than its teacher on", ".1%"),
-}
 
 
 def score(path: Path, net: Llama, teacher, windows, device: str, progress, limit=0) -> dict:
@@ -80,9 +72,7 @@ def reality(this: Run, tokens: data.Tokens, scores: hard_set.Scores, found_N, ha
         records = [r for r in common.folder_of(this).records.values() if unseen in r["models"]]
         fold = next(filter(None, (r["parameters"].get("left_out") for r in records)), "")
         if not fold:
-            fault = (
-                f"unseen_teacher = {unseen!r} is no model that was trained on a part of the text"
-            )
+            fault = f"unseen_teacher = {unseen!r} was not trained on a part of the text"
             raise ValueError(f'{fault}: make it by 01 with left_out: "1/10", or give ""')
         unseen_N = _loss_of(this, unseen, tokens, scores, fold)
         judges[f"a teacher that never read them, {unseen}"] = scores.student_loss_N - unseen_N
@@ -161,34 +151,6 @@ def memory(losses: dict[str, dict], documents: dict[str, tuple]) -> list[dict]:
     return rows
 
 
-def reality_table(result: dict) -> pd.DataFrame:
-    """One row a comparison."""
-    rows = []
-    for row in result["rows"]:
-        forms = FORMS.items()
-        numbers = {name: intervals.number(row.get(key), form) for key, (name, form) in forms}
-        rows.append({"judged by": row["with"]} | numbers)
-    return pd.DataFrame(rows)
-
-
-def memory_in_words(result: dict, base: str, teacher: str) -> str:
-    """How much of the teacher's lead is memory."""
-    gaps = {row["name"]: Interval(row["gap"], row["low"], row["high"]) for row in result["memory"]}
-    if not gaps:
-        return ""
-    lead, change = result["mean"], gaps["difficulty"]
-    costs = (
-        f"cost the teacher {gaps[teacher]} nats more than the training windows it has read, and "
-    )
-    costs += f"{base} {gaps[base]}. So on unread text difficulty goes from {lead:+.3f} to "
-    text = (
-        f"Validation windows of the same sources {costs}{lead + change.value:+.3f} nats: {change}."
-    )
-    if 0 < -change.value < lead:
-        text += f" {-change.value / lead:.0%} of it is memory of the training text."
-    return text.replace("-0.", "−0.")
-
-
 def what_02_counted(this: Run) -> str:
     """Whether difficulty means anything, from the record of 02, for what is built on it."""
     base, records = this.parameters["base"], common.folder_of(this).of(notebooks.HARD_SET)
@@ -214,10 +176,8 @@ def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:
     """Which hard set 03 will read, where it is not the one chosen here too."""
     if np.array_equal(hard_set.load(path).windows_K, chosen.windows_K):
         return f"In force, for 03: {_words_of(path)}."
-    parameters = f"{len(chosen.windows_K):,} windows, {chosen.threshold:.4f} nats and more"
-    return (
-        f"**In force, for 03: {_words_of(path)}.** The figures show the parameters' {parameters}."
-    )
+    own = f"{len(chosen.windows_K):,} windows, {chosen.threshold:.4f} nats and more"
+    return f"**In force, for 03: {_words_of(path)}.** The figures show the parameters' {own}."
 
 
 def _words_of(path: Path) -> str:

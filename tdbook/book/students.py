@@ -1,4 +1,5 @@
-"""The calls of 00, 01 and 05: text in, a teacher in, and what a run adds to a training.
+"""The calls of 00, 01, 03 and 05: text in, a teacher in, what a run adds to a training, and what an
+adapter replays and how; and an adapter's merging in 04.
 
 The method is in the notebooks: the model, its first weights, its recipe and its targets.
 """
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 
 from tdbook.book import common
@@ -19,8 +21,7 @@ from tdbook.runs import hooks, parameters, sweeps
 from tdbook.runs.machine import peak_memory_mib
 from tdbook.runs.running import Run
 from tdbook.training import cache, dashboard, worker
-from tdlib import data, evaluate, hard_set, train
-from tdlib.files import write_whole
+from tdlib import data, evaluate, files, hard_set, lora, train
 from tdlib.model import Llama
 
 SUBSET = 64  # validation windows looked at during training
@@ -95,21 +96,26 @@ class Training:
         windows, device = self.tokens.val, self.this.device
         rows = evaluate.fixed_rows(windows, self.this.parameters["fixed_windows"])
         folder = self.this.path("checkpoints", self.this.run, self.name)
-        files = {p.stem: p for p in sorted(folder.glob("epoch-*.safetensors"))}
+        kept = {p.stem: p for p in sorted(folder.glob("epoch-*.safetensors"))}
         last, losses = {k: w.clone() for k, w in net.state_dict().items()}, {}
-        for when in ("the end", *files):
-            net.load_state_dict(load_file(files[when], device=device) if when in files else last)
+        for when in ("the end", *kept):
+            net.load_state_dict(load_file(kept[when], device=device) if when in kept else last)
             loss_M = hard_set.window_loss(net, windows, rows, device)
             losses[when] = hard_set.known_mean(loss_M)
         best = min(losses, key=losses.get)
-        net.load_state_dict(load_file(files[best], device=device) if best in files else last)
+        net.load_state_dict(load_file(kept[best], device=device) if best in kept else last)
         return {"kept": best, "at_epochs": losses}
 
-    def save(self, net: Llama, key: str = "") -> Llama:
-        """Saves models/<name> and reads it back, so that what is measured is what was saved."""
-        folder = self.this.path("models", self.name)
-        self.this.once(key or f"saved {self.name}", common.save, net, folder, self.tokens)
-        return Llama.load(folder, self.this.device).eval().requires_grad_(False)
+    def save(self, net: Llama, base: str = "") -> Llama:
+        """Saves models/<name>, or adapters/<name> beside the `base` that 03 trained on, and reads
+        it back, so that what is measured is what was saved."""
+        this, name = self.this, self.name
+        if lora.adapters(net):
+            this.once("saved", lora.save, net, this.path("adapters", name), f"models/{base}")
+            return load_adapter(this, name, base)
+        folder, key = this.path("models", name), "saved" if base else f"saved {name}"
+        this.once(key, common.save, net, folder, self.tokens)
+        return Llama.load(folder, this.device).eval().requires_grad_(False)
 
 
 @contextlib.contextmanager
@@ -152,7 +158,7 @@ class Log:
         # a resumed training writes its own rows again
         before = [line for line in lines if json.loads(line)["step"] < row["step"]]
         with contextlib.suppress(OSError):  # a disk that is full for a minute ends no training
-            write_whole(path, "\n".join([*before, json.dumps(row, ensure_ascii=False), ""]))
+            files.write_whole(path, "\n".join([*before, json.dumps(row, ensure_ascii=False), ""]))
 
     def progress(self, step: int, steps: int, message: str) -> None:
         self.this.progress(step, steps, self.loss + message)
@@ -169,3 +175,83 @@ def log_of(this: Run, name: str) -> list[dict]:
         if log := record["remembered"].get(f"log of {name}"):
             return log
     raise ValueError(f"no results file of {this.out} trained {name}: correct beside")
+
+
+def windows_replayed(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> np.ndarray:
+    """Numbers of the windows that 03 trains on; of those without a target nothing is learnt."""
+    p, k, known = this.parameters, len(chosen.windows_K), np.flatnonzero(tokens.train.known_N)
+    if p["windows"] == "random":
+        drawn = np.random.default_rng(p["seed"]).choice(len(known), k, replace=False)
+        return known[np.sort(drawn)]
+    if p["windows"] != "easiest":
+        return chosen.windows_K if p["windows"] == "hard" else known
+    difficulty_N = hard_set.load_scores(this.path("scores", p["scores"])).difficulty_N
+    if np.isfinite(difficulty_N).sum() < k:
+        raise ValueError(f"windows 'easiest' needs {k:,} windows that were scored")
+    return np.sort(np.argsort(difficulty_N, kind="stable")[:k])  # NaN comes last
+
+
+def weighed(this: Run, share: float, rows_K, tokens: data.Tokens, net, teacher) -> data.Tokens:
+    """The tokens; of a `share` below 1 with weights: 1 where the net is furthest behind."""
+    if share == 1 or this.current:
+        return tokens
+    path = this.path("checkpoints", this.run, "weights.bin")
+    with files.replacing(path) as beside:
+        weights, done = data.weighted(tokens, beside, new=True).train.weights, 0
+        for rows_B in tokens.train.batches(rows_K, 16):
+            weigh(net, teacher, tokens.train, rows_B, share, weights, this.device)
+            this.progress(done := done + len(rows_B), len(rows_K), "windows weighed")
+        weights.flush()
+    return data.weighted(tokens, path)
+
+
+def weigh(student, teacher, windows, rows_B, share: float, weights, device: str) -> None:
+    """Token mode (Rho-1, arXiv 2404.07965, within a window): sets data.Windows.weights to 1 at the
+    `share` of a window's targets on which the student fell furthest behind its teacher."""
+    ids_BT, targets_BT = windows.batch(rows_B, device)
+    s_BT, t_BT = (hard_set.token_losses(model, ids_BT, targets_BT) for model in (student, teacher))
+    behind_BT = torch.where(targets_BT != data.IGNORE, s_BT - t_BT, -torch.inf)
+    at_BK = behind_BT.topk(max(1, round(share * windows.context)), dim=1).indices.cpu().numpy()
+    weights[np.asarray(rows_B)[:, None] * windows.context + 1 + at_BK] = 1
+
+
+def replay_recipe(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> train.Recipe:
+    """03's recipe, at the base's temperature unless given; "all" takes as many steps as "hard"."""
+    p = this.parameters
+    limit = round(p["epochs"] * len(chosen.windows_K)) * tokens.context
+    if p["windows"] != "all" or 0 < p["token_limit"] < limit:
+        limit = p["token_limit"]
+    temperature = temperature_of(this, p["base"]) if p["temperature"] is None else p["temperature"]
+    return train.recipe(p | {"temperature": temperature, "token_limit": limit})
+
+
+def temperature_of(this: Run, base: str) -> float:
+    """The temperature of the run that made a model; of one trained on by 03, that of its base."""
+    for record in common.folder_of(this).records.values():
+        if base in record["models"] and "temperature" in (p := record["parameters"]):
+            given = p["temperature"]
+            return temperature_of(this, p["base"]) if given is None else float(given)
+    raise ValueError(f"no results file of {this.out} says how {base} was made: set temperature")
+
+
+def load_adapter(this: Run, adapter: str, base: str) -> Llama:
+    """The base with an adapter beside its weights."""
+    net = Llama.load(this.path("models", base), this.device)
+    return lora.load(net, this.path("adapters", adapter))
+
+
+@torch.no_grad()
+def measure_merged(this: Run, adapter: str, apart: Llama, merged: Llama, tokens, teacher) -> dict:
+    """Saves models/<adapter>-merged and measures it; logits beside those of base and adapter."""
+    name = f"{adapter}-merged"
+    merged = Training(this, name, tokens).save(merged)
+    row = common.measure(this, name, merged, tokens, teacher)
+    ids_BT, _ = tokens.val.batch(evaluate.fixed_rows(tokens.val, 8), this.device)
+    apart_BTV = apart(ids_BT)
+    base = common.row_of(this, common.folder_of(this).adapters[adapter])
+    return {
+        "weights": f"{row['parameters']:,}",
+        "weights of the base": f"{base['parameters']:,}",
+        "largest logit difference": f"{float((merged(ids_BT) - apart_BTV).abs().max()):.1e}",
+        "of logits up to": f"{float(apart_BTV.abs().max()):.3g}",
+    }

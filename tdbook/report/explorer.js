@@ -1,6 +1,6 @@
 // Moves the explorer of explorer.html.j2: in a report, which allows this script by its hash and
 // holds some of the texts, and in JupyterLab, where the kernel gives all of them. Everything that
-// can be shown was counted and put into words by counts.py; here it is looked up.
+// can be shown was counted and put into words by widgets.py; here it is looked up.
 
 const hardSetNumber = new Intl.NumberFormat("en").format;  // made once: it is slow to make
 

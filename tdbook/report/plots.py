@@ -2,25 +2,164 @@
 
 It never saves, shows or loads. The title states the finding with a number computed from what was
 given; a model has one colour and marker everywhere. Losses: nats per token. Legend: N windows.
+A figure is 4.5 inches wide, so that a phone shows its text large enough. pyplot does not know it,
+so that a notebook shows it only once. First what all share: a model's look, axes, the forest plot.
 """
 
 import itertools
+import re
+import textwrap
+import warnings
+import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import fontpkg
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import yaml
+from matplotlib import font_manager, style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentFormatter
 
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval
-from tdbook.report import figures
-from tdbook.report.figures import DOTS, EASY, GREY, HARD, PARTS, ROLES, Mark, look
 from tdbook.report.tables import FEW, KIND
 from tdbook.report.words import setting
+from tdbook.runs.units import minus
 
+TELUGU = str(fontpkg.path("Noto Sans Telugu"))
+font_manager.fontManager.addfont(TELUGU)
+FONTS = [font_manager.get_font(path) for path in (TELUGU, font_manager.findfont("DejaVu Sans"))]
+style.use(Path(__file__).with_suffix(".mplstyle"))
+# matplotlib leaves out a sign that no font has, with only a warning
+warnings.filterwarnings("error", message=r"Glyph \d+ .* missing from")
+DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+LOOKS, ROLES, CUTS, PARTS = DATA.values()
+HARD, EASY, GREY, DOTS = "#c8371b", "#c3c8ce", "#5f6770", "#8f969e"  # windows, not models
+PLAN = "#f3dfa2"  # the ground of what the plan says
+BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.7}
+LISTED = 20  # groups of a cut; of more, the largest
+WIDTH = 4.5  # inches
 Rows = Sequence[Mapping]
+
+
+def look(name: str) -> dict[str, str]:
+    """Colour and marker of a model; one not listed has a shade of its family, always the same."""
+    if name in LOOKS:
+        return LOOKS[name]
+    shade, family = zlib.crc32(name.encode()), name.split("-")[0]
+    if name.endswith("-merged"):
+        family = "50m-hard-merged"
+    elif re.search("lora|adapter|-(hard|random)$", name):
+        family = "50m-hard"
+    ink = LOOKS[family]["ink"] if family in LOOKS else mpl.colormaps["tab10"](shade % 10)
+    rgb = np.array(mpl.colors.to_rgb(ink))
+    lighter = mpl.colors.to_hex(rgb + (1 - rgb) * (20 + shade % 41) / 100)  # by 20 to 60 %
+    return {"ink": lighter, "form": "oXPDpdhv^><H"[shade % 12]}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A value with its 95 % interval, in the row of its name."""
+
+    row: str
+    value: float
+    low: float = np.nan
+    high: float = np.nan
+    ink: str = GREY
+    form: str = "o"
+    filled: bool = True  # or hollow, its bar dotted
+    note: str = ""  # beside it
+    plan: tuple[float, float] | None = None  # from and to: the ground of its row
+
+
+def key(label: str, ink: str, form: str = "o", filled: bool = True) -> Line2D:
+    """A marker, or a line, for a legend."""
+    shape = {"marker": form, "linestyle": ""} if form else {"linewidth": 2}
+    return Line2D([], [], color=ink, label=label, markerfacecolor=ink if filled else "w", **shape)
+
+
+def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None, columns=1) -> Figure:
+    """A figure of panels, {title: [marks in rows of their names, from the top]}. Marks of one row
+    that have intervals lie below each other. `line`: where to draw one in every panel."""
+    heights = []
+    for marks in panels.values():
+        rows = Counter(mark.row for mark in marks)
+        each = 0.15 + 0.11 * (max(rows.values()) if _stacked(marks) else 1)
+        heights.append(0.4 + sum(each + 0.15 * (len(row) // 30) for row in rows))
+    heights = [max(heights[i : i + columns]) for i in range(0, len(panels), columns)]
+    figure = _titled(title, sum(heights) + 0.8 + 0.25 * -(-len(keys) // 2))
+    layout = {"squeeze": False, "sharex": True, "height_ratios": heights}
+    for ax in figure.subplots(len(heights), columns, **layout).flat[len(panels) :]:
+        ax.remove()
+    for ax, (name, marks) in zip(figure.axes, panels.items(), strict=True):
+        ax.set_title(printable(name), loc="left")
+        _rows(ax, marks)
+        if line is not None:
+            ax.axvline(line, color="black", linewidth=1.2)
+    for ax in figure.axes[-columns:]:  # the lowest of each column
+        ax.tick_params(labelbottom=True)
+        ax.set_xlabel(textwrap.fill(xlabel, 44 if columns == 1 else 22))
+    if keys:
+        figure.legend(handles=keys, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _stacked(marks: Sequence[Mark]) -> bool:
+    return any(np.isfinite(mark.low) for mark in marks)
+
+
+def _rows(ax: Axes, marks: Sequence[Mark]) -> None:
+    rows, spread = list(dict.fromkeys(mark.row for mark in marks)), 0.7 * _stacked(marks)
+    for i, row in enumerate(rows):
+        in_row = [mark for mark in marks if mark.row == row]
+        for k, mark in enumerate(in_row):
+            y = i + spread * (k - (len(in_row) - 1) / 2) / len(in_row)
+            dash, fill, edge = ("-", mark.ink, "w") if mark.filled else (":", "w", mark.ink)
+            ax.plot([mark.low, mark.high], [y, y], dash, color=mark.ink, linewidth=2)
+            face = {"markersize": 7, "markerfacecolor": fill, "markeredgecolor": edge}
+            ax.plot(mark.value, y, mark.form, **face)
+            if mark.plan and np.isfinite(mark.plan[0]):
+                low, high = mark.plan
+                ax.barh(i, high - low, 0.9, low, color=PLAN, zorder=0)
+            if mark.note:
+                place = {"textcoords": "offset points", "va": "center", "bbox": BOX}
+                ax.annotate(minus(mark.note), (np.fmax(mark.value, mark.high), y), (5, 0), **place)
+    ax.set_yticks(range(len(rows)), [textwrap.fill(printable(row), 30) for row in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.margins(x=0.14)  # room for notes
+    ax.grid(axis="y", visible=False)
+
+
+def _titled(title: str, height: float) -> Figure:
+    """A figure with so many inches below its title."""
+    text = textwrap.fill(printable(title), 54, break_on_hyphens=False)
+    figure = Figure(figsize=(WIDTH, height + 0.2 * (text.count("\n") + 1)), layout="constrained")
+    figure.suptitle(text, x=0.01, ha="left", linespacing=1.15)
+    return figure
+
+
+def single(title: str, x: str, y: str) -> Axes:
+    """The axes of a figure of one panel, with their labels."""
+    ax = _titled(title, 3.1).subplots()
+    ax.set(xlabel=textwrap.fill(x, 44), ylabel=y)
+    return ax
+
+
+def apart(difference: float) -> str:
+    return f"{abs(difference):.3f} nats {'above' if difference >= 0 else 'below'}"
+
+
+def printable(text: object) -> str:
+    """Text with "?" for a sign that no font here has: a name from outside is no reason to stop."""
+    drawn = (c if any(f.get_char_index(ord(c)) for f in FONTS) else "?" for c in str(text))
+    return minus("".join(drawn))
 
 
 def learning_curves(curves: Mapping[str, Mapping], baseline: Mapping | None = None) -> Figure:
@@ -28,8 +167,8 @@ def learning_curves(curves: Mapping[str, Mapping], baseline: Mapping | None = No
     ends = {name: curve["loss"][-1] for name, curve in curves.items()}
     best, levels = min(ends, key=ends.get), baseline or {}
     title = f"{best} ends {'lowest, ' if len(ends) > 1 else ''}at {ends[best]:.3f} nats per token"
-    title += "".join(f", {figures.apart(ends[best] - y)} {name}" for name, y in levels.items())
-    ax = figures.single(title, "training tokens", "validation loss\n(nats per token)")
+    title += "".join(f", {apart(ends[best] - y)} {name}" for name, y in levels.items())
+    ax = single(title, "training tokens", "validation loss\n(nats per token)")
     for (name, curve), dash in zip(curves.items(), itertools.cycle(["-", "--", "-.", ":"])):
         ink, form = look(name).values()
         line = {"color": ink, "marker": form, "linestyle": dash, "linewidth": 1.8}
@@ -51,7 +190,7 @@ def difficulty(difficulty_N: np.ndarray, threshold: float) -> Figure:
     title = f"{share} ({hard_N.sum():,} of {len(known_N):,}) are at least {threshold:.3f} nats "
     title += f"harder for the student; they hold {held:.1%} of all that was lost"
     x = "difficulty: student loss − teacher loss (nats per token)"
-    ax = figures.single(title, x, "windows")
+    ax = single(title, x, "windows")
     low, high = np.quantile(known_N, [0.001, 0.999])
     width, line = max((high - low) / 60, 1e-6), np.clip(threshold, low, high)
     # the line is an edge between two bins, so that the colours are exact; tails join the last bins
@@ -70,30 +209,21 @@ def difficulty(difficulty_N: np.ndarray, threshold: float) -> Figure:
 def hard_shares(by_cut: Mapping[str, pd.DataFrame]) -> Figure:
     """The hard share of the largest groups of every cut (tables.by_cut) beside that of all windows.
     Those with less than 1 % of the windows are hollow, and never named in the title."""
-    every = pd.concat(by_cut, names=["cut", "group"]).rename(index=figures.CUTS, level="cut")
+    every = pd.concat(by_cut, names=["cut", "group"]).rename(index=CUTS, level="cut")
     size, (count, hard) = every["windows"], next(iter(by_cut.values())).iloc[:, :2].sum()
     overall, least = hard / count, min(0.01 * count, size.max())
     cut, group = most = (every["hard"][size >= least] - overall).abs().idxmax()
     title = f"{every['hard'][most]:.1%} of windows are hard where the {cut} is {group}"
     rank, marks = size.groupby(level="cut").rank(method="first", ascending=False), {}
-    for (cut, group), row in every[rank <= figures.LISTED].iterrows():
+    for (cut, group), row in every[rank <= LISTED].iterrows():
         how = {"ink": HARD if row["hard"] > overall else DOTS, "filled": row["windows"] >= least}
         how |= {"note": f"{row['hard']:.1%} of {row['windows']:,.0f}"}
         marks.setdefault(cut, []).append(Mark(str(group), row["hard"], 0, row["hard"], **how))
     x = "share of a group's windows that are hard (line: of all windows)"
-    figure = figures.forest(f"{title}, {overall:.1%} of all", marks, x, line=overall)
+    figure = forest(f"{title}, {overall:.1%} of all", marks, x, line=overall)
     figure.axes[0].set_xlim(0, 1.5 * max(every["hard"].max(), 0.01))
     figure.axes[0].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return figure
-
-
-def losses(title: str, models: Mapping[str, Interval]) -> Figure:
-    """Validation loss and 95 % interval of models, the best on top; a line at the teacher's."""
-    order = sorted(models.items(), key=lambda model: model[1][0])
-    marks = [Mark(name, *loss, **look(name), note=f"{loss[0]:.3f}") for name, loss in order]
-    line = models["teacher"][0] if "teacher" in models else None
-    x = "validation loss (nats per token; bars: 95 %)"
-    return figures.forest(title, {"": marks}, x, line=line)
 
 
 def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> Figure:
@@ -102,8 +232,13 @@ def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> F
     best = min(loss.keys() - {teacher} or loss, key=loss.get)
     title = f"{best} has the lowest loss of the students: {loss[best]:.3f} nats per token"
     if teacher in loss:
-        title += f", {figures.apart(loss[best] - loss[teacher])} the teacher"
-    return losses(title, {n: (loss[n], *intervals.interval(resampled[n])) for n in loss})
+        title += f", {apart(loss[best] - loss[teacher])} the teacher"
+    marks = []  # the best on top, and a line at the teacher's
+    for n in sorted(loss, key=loss.get):
+        how = look(n) | {"note": f"{loss[n]:.3f}"}
+        marks.append(Mark(n, loss[n], *intervals.interval(resampled[n]), **how))
+    x = "validation loss (nats per token; bars: 95 %)"
+    return forest(title, {"": marks}, x, line=loss.get(teacher))
 
 
 def hard_and_easy(parts: pd.DataFrame) -> Figure:
@@ -123,8 +258,8 @@ def _parts(title: str, panels: Mapping[str, Mapping], xlabel: str) -> Figure:
         panel: [Mark(row, *change[p], **PARTS[p]) for row, change in rows.items() for p in PARTS]
         for panel, rows in panels.items()
     }
-    keys = [figures.key(f"{part} text", **how) for part, how in PARTS.items()]
-    return figures.forest(title, marks, xlabel, keys, line=0, columns=min(2, len(marks)))
+    keys = [key(f"{part} text", **how) for part, how in PARTS.items()]
+    return forest(title, marks, xlabel, keys, line=0, columns=min(2, len(marks)))
 
 
 def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
@@ -155,8 +290,8 @@ def _by_kind(title: str, rows: Rows, names: Sequence[str], unit: str) -> Figure:
     marks = {row["cut"]: [] for row in rows}
     for row in rows:
         marks[row["cut"]] += [Mark(row["bucket"], *row[name], **look(name)) for name in names]
-    keys = [figures.key(name, **look(name)) for name in names[::-1]]
-    return figures.forest(title, marks, unit, keys, line=0, columns=min(2, len(marks)))
+    keys = [key(name, **look(name)) for name in names[::-1]]
+    return forest(title, marks, unit, keys, line=0, columns=min(2, len(marks)))
 
 
 def effects(rows: Rows, title: str) -> Figure:
@@ -173,11 +308,11 @@ def effects(rows: Rows, title: str) -> Figure:
             marks.append(Mark(name, mean, mean - half, mean + half, ink, "D", filled=False))
             # the interval of two seeds may be wider than all else: it leaves the axes
             ends += [mean - half, mean + half] if len(row["seeds"]) > 2 else [mean]
-    keys = [figures.key("documents", GREY), figures.key("seeds", GREY, "D", filled=False)]
+    keys = [key("documents", GREY), key("seeds", GREY, "D", filled=False)]
     roles = dict.fromkeys(tuple(ROLES[row["role"]]) for row in rows)
-    keys += [figures.key(words, ink, "") for ink, words in roles]
-    keys.append(mpl.patches.Patch(color=figures.PLAN, label="the plan"))
-    figure = figures.forest(title, {"": marks}, "nats (or share); bars: 95 %", keys, line=0)
+    keys += [key(words, ink, "") for ink, words in roles]
+    keys.append(mpl.patches.Patch(color=PLAN, label="the plan"))
+    figure = forest(title, {"": marks}, "nats (or share); bars: 95 %", keys, line=0)
     ends = np.array(ends)[np.isfinite(ends)]
     room = 0.08 * (np.ptp(ends) or 1)
     figure.axes[0].set_xlim(ends.min() - room, ends.max() + 2 * room)
@@ -194,26 +329,13 @@ def speeds(by_model: Mapping[str, Rows]) -> Figure:
     model, row = max(ways, key=lambda way: way[1]["decode"])
     title = f"{row['way']} is the fastest: {row['decode']:,.0f} tokens a second of {model}"
     x = "tokens a second while decoding (logarithmic; shaded: the plan)"
-    figure = figures.forest(f"{title}, one thread", marks, x)
+    figure = forest(f"{title}, one thread", marks, x)
     for ax in figure.axes:
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=[1, 3]))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
-
-
-def quantization(by_model: Mapping[str, Rows]) -> Figure:
-    """What every format costs in loss (rows of inference.costs, the model itself first)."""
-    costs = [(r["loss"] - rows[0]["loss"], r, m) for m, rows in by_model.items() for r in rows]
-    most, row, model = max(costs, key=lambda cost: cost[0])
-    marks = {m: [] for m in by_model}
-    for cost, r, m in sorted(costs, key=lambda cost: cost[1]["bytes"]):
-        name, how = f"{r['format']}, {r['bytes'] / 1e6:.3g} MB", look(m) | {"note": f"{cost:+.4f}"}
-        marks[m] += [Mark(name, cost, **how)]
-    x = "loss − that of the model itself (nats)"
-    title = f"{row['format']} costs {model} the most: {most:+.3f} nats"
-    return figures.forest(title, marks, x, line=0)
 
 
 def sweep(rows: Rows, hints: Mapping[str, tuple[float, float]]) -> Figure:

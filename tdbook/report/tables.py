@@ -4,6 +4,7 @@ Loss is nats per token. Quality is a formula, printed in 04: teacher loss / stud
 The plan gives percentages without a formula, so the formula is applied to the plan's losses too.
 """
 
+import itertools
 import math
 import string
 from collections.abc import Iterable, Mapping
@@ -16,11 +17,12 @@ import yaml
 
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval, over_seeds
+from tdbook.analysis.verdict import Trial
 from tdbook.export import inference
 from tdbook.report import words
 from tdbook.runs import notebooks, parameters
 from tdbook.runs.units import Q4_LIMIT, minus, of_plan, q4_0_bytes, span
-from tdlib import hard_set
+from tdlib.hard_set import known_mean
 from tdlib.shapes import LlamaConfig
 
 COLUMNS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
@@ -67,15 +69,13 @@ def quality(metrics: dict, resampled: dict, base: str, scratch: str, teacher: st
     return _written("quality", rows)
 
 
-def hard_and_easy(losses: dict, hard_N, document_N, base: str, resamples: int) -> pd.DataFrame:
-    """Each model's loss on the hard and on the other validation windows, and its change against
-    `base` with a 95 % interval over documents, as numbers."""
-    rows = {name: {} for name in losses}
-    for name, loss_N in losses.items():
-        for part, in_N in (("hard", hard_N), ("easy", ~hard_N)):
-            pair = loss_N[in_N], losses[base][in_N]
-            rows[name][f"loss, {part}"] = hard_set.known_mean(pair[0])
-            rows[name][f"change, {part}"] = intervals.change(*pair, document_N[in_N], resamples)
+def hard_and_easy(t: Trial, names: Iterable[str]) -> pd.DataFrame:
+    """Each model's loss on the hard and on the other windows, and its change against the base with
+    a 95 % interval over documents, as numbers."""
+    rows = {name: {} for name in names}
+    for name, part in itertools.product(rows, ("hard", "easy")):
+        rows[name][f"loss, {part}"] = known_mean(t.losses[name][t.parts[part]])
+        rows[name][f"change, {part}"] = t.change(name, t.base, part)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 
@@ -118,6 +118,11 @@ def likeliest(model, tokenizer, ids: list[int], temperatures: tuple[float, ...])
         columns |= {f"piece at T = {t:g}": [p.replace("▁", " ") for p in pieces]}
         columns |= {f"probability at T = {t:g}": [f"{p:.1%}" for p in top.values.tolist()]}
     return pd.DataFrame(columns, index=pd.RangeIndex(1, 6, name="rank"))
+
+
+def reality(rows: Iterable[Mapping]) -> pd.DataFrame:
+    """One row a judge of what is hard (selection.reality)."""
+    return _written("reality", ({"student_better": None} | row for row in rows))
 
 
 def by_cut(hard_N: np.ndarray, scored_N: np.ndarray, cuts: dict[str, tuple]) -> dict:

@@ -1,22 +1,28 @@
 """What a reader can touch: texts coloured token by token, and the explorer of the hard set.
 
 difference = student loss − teacher loss of a token, in nats; difficulty is its mean over a window.
-What a slider can show was counted before, in counts.py. Legend: T tokens of a text, N windows.
+What the explorer shows at every stop of its sliders is counted once, when it opens: a move is no
+more than a look into arrays, on any number of windows. A view is one setting of the two switches:
+junk left out or not, and how many of the hardest are dropped as noise. A stop is a threshold;
+`line` windows of a view lie below it, those from there to `left` are hard. Legend: T tokens of a
+text, N windows, M in a view from easy to hard, S stops, G groups.
 """
 
 import codecs
 import html
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anywidget
 import numpy as np
 import traitlets
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import nonsingular
 
-from tdbook.report import counts, pages
-from tdbook.report.counts import Explored
+from tdbook.report import pages
+from tdbook.report.plots import CUTS, LISTED
 from tdbook.runs import choice
 from tdlib import hard_set
 
@@ -25,15 +31,14 @@ BYTE = re.compile(b"<0x([0-9A-F]{2})>")  # a piece, or part of one
 SHOWN = 3  # texts on each side of the line
 CLIPS = (0.005, 0.01, 0.02)  # of the switch in JupyterLab
 EMBEDDED = 200_000  # characters of text in the mailed report, at most, a report being under 1 MB
+SHARES = np.arange(1, 201) / 200  # positions of the slider of shares
 
 
-def text_html(pieces: list[str], difference_T: np.ndarray | None = None) -> str:
+def text_html(pieces: list[str], difference_T: np.ndarray) -> str:
     """SentencePiece pieces as text, each on a ground of its own difference, with a legend line.
     Nothing stands between two pieces: a Telugu syllable cut in two is still shaped as one."""
-    differences_T = np.zeros(len(pieces)) if difference_T is None else np.asarray(difference_T)
-    body = "".join(_span(text, d) for text, d in _characters(pieces, differences_T.tolist()))
-    body = f'<div lang="te" style="white-space:pre-wrap">{body}</div>'
-    return body if difference_T is None else body + LEGEND
+    body = "".join(_span(text, d) for text, d in _characters(pieces, difference_T.tolist()))
+    return f'<div lang="te" style="white-space:pre-wrap">{body}</div>{LEGEND}'
 
 
 def _characters(pieces: list[str], differences: list[float]) -> Iterator[tuple[str, float]]:
@@ -60,6 +65,127 @@ def _span(text: str, difference: float) -> str:
 LEGEND = pages.environment().get_template("legend.html.j2").render(levels=LEVELS)
 
 
+@dataclass(frozen=True)
+class Explored:
+    """What an explorer is of, and the rule that it starts with."""
+
+    scores: hard_set.Scores
+    cuts: dict[str, tuple[list[str], np.ndarray]]  # name → names of its groups, each window's group
+    junk_N: np.ndarray  # not 0: a window that may be left out
+    text_of: Callable[[int], str]  # a window as HTML
+    rule: hard_set.Rule
+
+
+def numbers_of(explored: Explored, clips: tuple = ()) -> tuple[dict, list[np.ndarray]]:
+    """All numbers of the explorer; and the windows from easy to hard, of all and without junk."""
+    difficulty_N, rule = explored.scores.difficulty_N, explored.rule
+    known = np.argsort(difficulty_N, kind="stable")[: np.isfinite(difficulty_N).sum()]
+    known_M, clean_M = difficulty_N[known], explored.junk_N[known] == 0
+    orders = [known, known[clean_M]] if 0 < clean_M.sum() < len(clean_M) else [known]
+    ends = nonsingular(*np.quantile(known_M, [0.001, 0.999]), expander=0.1, tiny=1e-5)
+    grid = [float(f"{x:.9g}") for x in MaxNLocator(200).tick_values(*ends)]  # round numbers
+    start = _shortest(known_M, rule.threshold)
+    thresholds, clips = sorted({*grid, start}), sorted({0.0, *clips, rule.clip})
+    cuts = {CUTS.get(name, name): _largest(*cut, known) for name, cut in explored.cuts.items()}
+    kind, views = "windows" if len(known) == len(difficulty_N) else "scored windows", []
+    for order_M in orders:
+        groups = [(len(names), group_N[order_M]) for names, group_N in cuts.values()]
+        left_out = len(known) - len(order_M)
+        junk = f"; {left_out:,} junk windows are left out" * (left_out > 0)
+        each = [_view(difficulty_N[order_M], clip, thresholds, groups) for clip in clips]
+        views.append([view | _words(view, kind, junk, rule) for view in each])
+    junk_left_out = int(rule.leave_out_junk and len(views) > 1)
+    return {
+        "clips": clips,
+        "cuts": [[name, names] for name, (names, _) in cuts.items()],
+        "views": views,
+        "pictures": [_histogram(difficulty_N[order_M], grid[0], grid[-1]) for order_M in orders],
+        "at": ["threshold", thresholds.index(start), junk_left_out, clips.index(rule.clip)],
+    }, orders
+
+
+def shown(numbers: dict, at: list) -> dict:
+    """What is shown `at` a slider, its position, junk left out (0 or 1), number of the clip."""
+    slider, position, junk, clip = at
+    view = numbers["views"][junk][clip]
+    stop = view[slider][position]
+    rule = {"threshold": view["stops"][stop], "leave_out_junk": bool(junk), "clip": view["clip"]}
+    groups = np.sum(view["groups"][stop:], 0, dtype=int).tolist()
+    now = {"rule": rule, "groups": groups, "words": view["words"][stop] + view["tail"]}
+    now |= {name: view[name][stop] for name in ("line", "lost")}
+    return now | {name: view[name] for name in ("left", "cap", "all")}
+
+
+def _view(known_M: np.ndarray, clip: float, thresholds: list[float], groups: list[tuple]) -> dict:
+    """Stops, positions of both sliders, and counts, of windows from easy to hard."""
+    m = len(known_M)
+    # as hard_set.select has it: of the hardest, all that are as hard as one that stays, stay
+    cap = known_M[m - 1 - min(round(clip * m), m - 1)]
+    left = int(np.searchsorted(known_M, cap, "right"))
+    hardest = np.round(SHARES * m).astype(int).clip(1, left)
+    shares = [_shortest(known_M[:left], threshold) for threshold in known_M[left - hardest]]
+    stops = sorted({*thresholds, *shares})
+    line_S = np.searchsorted(known_M[:left], np.array(stops, known_M.dtype))
+    lost_M = np.fmax(known_M, 0, dtype=np.float64)
+    lost_S = lost_M[:left].sum() - np.concatenate([[0], lost_M[:left].cumsum()])[line_S]
+    half_percents = np.round(200 * (left - line_S) / m).astype(int).clip(1, 200)
+    apart = np.abs(np.subtract.outer(stops, thresholds))
+    places = [np.flatnonzero(of_M == g) for size, of_M in groups for g in range(size)]
+    hard_SG = np.array([np.searchsorted(p, left) - np.searchsorted(p, line_S) for p in places]).T
+    return {
+        **{"windows": m, "clip": clip, "left": left, "cap": float(cap), "stops": stops},
+        "line": line_S.tolist(),
+        "lost": (lost_S / (lost_M.sum() or 1)).clip(0).round(5).tolist(),
+        "threshold": [stops.index(threshold) for threshold in thresholds],
+        "share": [stops.index(threshold) for threshold in shares],
+        # where each slider stands when the other is moved
+        "near": {"threshold": apart.argmin(1).tolist(), "share": (half_percents - 1).tolist()},
+        # of each group's windows, those that a stop has and the next has not: small numbers
+        "groups": (-np.diff(hard_SG, axis=0, append=0)).tolist(),
+        "all": [len(place) for place in places],
+    }
+
+
+def _words(view: dict, kind: str, junk: str, rule: hard_set.Rule) -> dict:
+    """What each stop chooses; and what follows, the same for all of them."""
+    m, words, tail = view["windows"], [], junk
+    if clip := view["clip"]:
+        tail += f"; the hardest {100 * clip:g}%, {m - view['left']:,} windows, are dropped as noise"
+    if rule.token_share < 1:
+        tail += f"; the hardest {100 * rule.token_share:g}% of their tokens count"
+    for threshold, line in zip(view["stops"], view["line"], strict=True):
+        count = view["left"] - line
+        chosen = f"{count:,} of {m:,} {kind} ({100 * count / m:.1f}%) are at least {threshold:.9g}"
+        easy = f"; {min(round(rule.easy_share * count), line):,} easier windows are mixed in"
+        words.append(f"{chosen} nats harder for the student{easy * (rule.easy_share > 0)}")
+    return {"words": words, "tail": tail}
+
+
+def _shortest(known_M: np.ndarray, threshold: float) -> float:
+    """The shortest decimal that has the same windows at or above it."""
+    decimals = [round(float(threshold), digits) for digits in range(3, 9)]
+    lines = np.searchsorted(known_M, np.array([threshold, *decimals], known_M.dtype))
+    same = (x for x, line in zip(decimals, lines[1:], strict=True) if line == lines[0])
+    return next(same, float(threshold))
+
+
+def _largest(names: list[str], group_N: np.ndarray, order_M: np.ndarray) -> tuple:
+    """A cut of many groups with the largest of them, and the others as one."""
+    if len(names) <= LISTED:
+        return names, group_N
+    size_G = np.bincount(group_N[order_M], minlength=len(names))
+    largest = np.argsort(-size_G, kind="stable")[:LISTED]
+    new_G = np.full(len(names), LISTED, np.uint8)
+    new_G[largest] = np.arange(LISTED)
+    return [*(names[i] for i in largest), f"{len(names) - LISTED} others"], new_G[group_N]
+
+
+def _histogram(known_M: np.ndarray, low: float, high: float) -> dict:
+    """Heights of bars of equal width; what lies outside is in the last ones."""
+    counts, _ = np.histogram(known_M.clip(low, high), 60, (low, high))
+    return {"heights": (counts / counts.max()).round(3).tolist(), "low": low, "high": high}
+
+
 def _card(i: int, explored: Explored) -> str:
     difficulty = explored.scores.student_loss_N[i] - explored.scores.teacher_loss_N[i]
     head = f"<p><small>window {i:,}, difficulty {difficulty:+.4f}</small></p>"
@@ -72,14 +198,14 @@ class Explorer(anywidget.AnyWidget):
     _esm = f"{pages.SCRIPT}\nexport default {{render: hardSetInJupyter}};"
     _css = traitlets.Unicode().tag(sync=True)
     html = traitlets.Unicode().tag(sync=True)
-    at = traitlets.List().tag(sync=True)  # where line and switches are, as counts.shown takes it
+    at = traitlets.List().tag(sync=True)  # where line and switches are, as `shown` takes it
     near = traitlets.Dict().tag(sync=True)  # the texts beside the line
     done = traitlets.Unicode().tag(sync=True)  # what came of "keep"
 
 
 def explorer(explored: Explored, path: Path) -> Explorer:
     """The explorer in JupyterLab; "keep" writes the choice to `path`."""
-    numbers, orders = counts.numbers(explored, CLIPS)
+    numbers, orders = numbers_of(explored, CLIPS)
     # JupyterLab has the fonts of the reader's machine alone, and there may be none for Telugu
     css = f"{pages.FONT_FACE} [lang=te] {{font: 1.1em/1.8 'Report Telugu', sans-serif}}"
     # thousands of coloured pieces: laid out only where they are seen, or a move would wait for them
@@ -87,7 +213,7 @@ def explorer(explored: Explored, path: Path) -> Explorer:
     widget = Explorer(_css=css, html=_page(numbers, [], {}), at=numbers["at"])
 
     def moved(_: dict | None = None) -> None:
-        now, order_M = counts.shown(numbers, widget.at), orders[widget.at[2]]
+        now, order_M = shown(numbers, widget.at), orders[widget.at[2]]
         line = now["line"]
         above = order_M[line : min(line + SHOWN, now["left"])]
         sides = {"above": above, "below": order_M[max(0, line - SHOWN) : line][::-1]}
@@ -96,7 +222,7 @@ def explorer(explored: Explored, path: Path) -> Explorer:
 
     def keep(_: Explorer, at: list, buffers: list) -> None:
         widget.done = ""  # or the same words again would be no news to the page
-        now = counts.shown(numbers, at)
+        now = shown(numbers, at)
         rule = replace(explored.rule, share=None, **now["rule"])
         chosen = hard_set.choose(explored.scores.difficulty_N, rule, explored.junk_N)
         words = f"by hand, by {at[0]}: {now['words']}"
@@ -114,8 +240,8 @@ def explorer(explored: Explored, path: Path) -> Explorer:
 
 def offline_explorer(explored: Explored) -> str:
     """The same as HTML that needs no kernel, with the texts of some windows."""
-    numbers, orders = counts.numbers(explored)
-    now, order_M = counts.shown(numbers, numbers["at"]), orders[numbers["at"][2]]
+    numbers, orders = numbers_of(explored)
+    now, order_M = shown(numbers, numbers["at"]), orders[numbers["at"][2]]
     m, line = len(order_M), now["line"]
     near = [i for k in range(3 * SHOWN) for i in (line + k, line - 1 - k) if 0 <= i < now["left"]]
     # in no order, so that those left out for want of room are from everywhere
@@ -136,6 +262,6 @@ def offline_explorer(explored: Explored) -> str:
 def _page(numbers: dict, texts: list, beside: dict[str, list[str]]) -> str:
     """The explorer as HTML; `texts`: places and card of each, `beside`: cards of the start."""
     embedded = {name: numbers[name] for name in ("views", "at")}
-    start = {"shown": counts.shown(numbers, numbers["at"]), "beside": beside, "legend": LEGEND}
+    start = {"shown": shown(numbers, numbers["at"]), "beside": beside, "legend": LEGEND}
     template = pages.environment().get_template("explorer.html.j2")
     return template.render(n=numbers, embedded=embedded | {"texts": texts}, **start)

@@ -41,6 +41,17 @@ def difficulty(base: str, short: dict) -> str:
     return _say({"noise": noise, "gap": not noise}, {"counted": counted, "mean": short["mean"]})
 
 
+def memory(real: dict, base: str, teacher: str) -> str:
+    """How much of the teacher's lead is memory, from what selection.reality counted."""
+    gaps = {row["name"]: Interval(row["gap"], row["low"], row["high"]) for row in real["memory"]}
+    if not gaps:
+        return ""
+    lead, change = real["mean"], gaps["difficulty"]
+    values = {"name": base, "base": gaps[base], "teacher": gaps[teacher], "change": change}
+    values |= {"lead": lead, "unread": lead + change.value, "share": -change.value / (lead or 1)}
+    return _say({"unread": True, "memorised": 0 < -change.value < lead}, values)
+
+
 def choice(chosen: hard_set.HardSet, base: str) -> str:
     """What was chosen, for hard_set.json: of the hardest, what was left out and what joined."""
     k, rule = len(chosen.windows_K), chosen.rule

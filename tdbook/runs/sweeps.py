@@ -210,8 +210,7 @@ def link(out: Path, reads: list[str]) -> None:
     made = {path.stem: files.whole(path, "outputs") for path in (above / "hashes").glob("*.json")}
     makers = [run for run, kept in made.items() if kept and kept["outputs"].keys() & {*reads}]
     records = [f"{kind}/{run}.json" for run in makers for kind in ("hashes", "results")]
-    features = "scores/features.npz"  # a point that finds it of other tokens writes its own
-    for path in [*reads, *records, *notebooks.losses(reads), "cache", features]:
+    for path in [*reads, *records, *notebooks.losses(reads), "cache"]:
         here = out / path
         if (above / path).exists() and not os.path.lexists(here):
             here.parent.mkdir(parents=True, exist_ok=True)

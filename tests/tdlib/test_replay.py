@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tdbook.book import adapters
+from tdbook.book import students
 from tdlib import hard_set
 from tdlib.hard_set import HardSet
 from tests.helpers import masked, refused, some_windows, tiny_model
@@ -19,7 +19,7 @@ def test_token_mode_takes_those_tokens_of_a_window_on_which_the_student_is_furth
     models = tiny_model(1, context=T, dim=16, layers=1), tiny_model(2, context=T)
     windows, rows = some_windows(count=12), np.array([1, 4, 11])
     weights, wanted = np.zeros(len(windows.ids), "u1"), np.zeros((12, T), "u1")
-    adapters.weigh(*models, windows, rows, 1 / 3, weights, "cpu")
+    students.weigh(*models, windows, rows, 1 / 3, weights, "cpu")
     ids_BT, targets_BT = windows.batch(range(12))
     with torch.no_grad():
         logits = (m(ids_BT).transpose(1, 2) for m in models)
@@ -28,7 +28,7 @@ def test_token_mode_takes_those_tokens_of_a_window_on_which_the_student_is_furth
         wanted[row, np.argsort((t_BT - s_BT)[row])[:4]] = 1  # of 12
     np.testing.assert_array_equal(weights[1 : 12 * T + 1].reshape(12, T), wanted)
     windows, weights = some_windows(count=12, mask_share=0.5), np.zeros(len(windows.ids), "u1")
-    adapters.weigh(*models, windows, np.arange(12), 0.1, weights, "cpu")
+    students.weigh(*models, windows, np.arange(12), 0.1, weights, "cpu")
     assert (weights * (windows.mask == 0)).sum() == 0 and weights.sum() == 12  # no masked one
 
 
@@ -42,7 +42,7 @@ def test_what_is_replayed_is_as_much_as_the_hard_set_or_all_that_has_a_target(tm
         p = {"windows": how, "seed": seed, "scores": "a.npy"}
         this = SimpleNamespace(parameters=p, path=lambda *names: tmp_path / names[-1])
         chosen = HardSet(np.arange(12 - k, 12), 0.1, 0.1)
-        return adapters.windows_replayed(this, chosen, tokens).tolist()
+        return students.windows_replayed(this, chosen, tokens).tolist()
 
     assert rows("hard") == [9, 10, 11] and rows("easiest") == [4, 6, 8]
     assert rows("all") == list(range(2, 12))

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tdbook.analysis import kept_and_lost
+from tdbook.analysis import features
 from tdbook.analysis.verdict import CLAIMS, FAILS, HOLDS, PART, UNDECIDED
 from tdbook.book import evidence
 from tdbook.corpus import origins, token_files, writer
@@ -209,7 +209,7 @@ def test_what_is_kept_and_lost_is_the_lag_in_a_bucket_beyond_that_elsewhere(open
         assert (e.role, e.claimed, len(e.seeds)) == ("claim", 1, 1)
         assert found[f"{what}, 50m-scratch"].role == "part"
     assert found["final (place in the word), 50m"].claimed == -1
-    labels = kept_and_lost.cuts(tokens, np.arange(3))
+    labels = features.token_cuts(tokens, np.arange(3))
     assert all(bucket in labels[cut][0] for cut, bucket, _ in evidence.KINDS)
 
 

@@ -5,7 +5,6 @@ import json
 import re
 import tracemalloc
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from tdbook.analysis import features, kept_and_lost
+from tdbook.analysis import features
 from tdbook.corpus import origins, token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
 from tdlib import data
@@ -39,7 +38,8 @@ def tokens_of(tmp_path: Path, windows, tokenizer=None) -> data.Tokens:
 
 
 def look(tokens: data.Tokens) -> np.ndarray:
-    return features._look(tokens, lambda *_: None)
+    features.save(path := tokens.folder / "features.npy", tokens, lambda *_: None)
+    return np.load(path)
 
 
 @pytest.fixture(scope="module")
@@ -181,20 +181,11 @@ def test_shares_and_length_are_those_of_the_text_where_pieces_cut_characters(tmp
         assert (window["foreign"] > 0) == (letters > 0)
         english += letters > 30 and window["foreign"] > 0.7 and window["junk"] == 8
     assert english > 3  # the same line sixty times
-    names, script_MT = kept_and_lost.cuts(tokens, np.arange(len(tokens.val)))["script"]
+    names, script_MT = features.token_cuts(tokens, np.arange(len(tokens.val)))["script"]
     shown = tokens.tokenizer.decode(tokens.val.ids)
     others = sum(c in "\n .,;:!?-—()“”‘’\"'" for c in shown) / len(tokens.val.ids)
     assert names[0] == "Telugu" and not np.isin(script_MT, [1, 2]).any()
     assert (script_MT == 3).mean() <= others + 0.02
-
-
-def test_asking_again_is_free_until_the_tokens_change(spoilt, tmp_path, monkeypatch):
-    tokens, _, found_N = spoilt
-    np.testing.assert_array_equal(features.of(tokens, tmp_path), found_N)
-    wider = replace(tokens, train=replace(tokens.train, context=2 * T))
-    assert len(features.of(wider, tmp_path)) == len(wider.train)
-    monkeypatch.delattr(features, "_look")
-    assert len(features.of(wider, tmp_path)) == len(wider.train)
 
 
 def test_the_table_of_junk_counts_each_kind_and_shows_the_hardest(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tdbook.analysis import kept_and_lost
+from tdbook.analysis import features
 from tdbook.corpus import token_files
 from tdlib import data
 
@@ -48,10 +48,10 @@ def ten(tmp_path: Path) -> data.Tokens:
 def test_every_bucket_has_the_mean_of_the_tokens_that_it_holds_by_hand(ten):
     """Each token has a loss of its own, so a mean tells which tokens are in it."""
     loss_MT = np.arange(40.0).reshape(10, 4) ** 2
-    labels = kept_and_lost.cuts(ten, np.arange(WINDOWS))
+    labels = features.token_cuts(ten, np.arange(WINDOWS))
     assert labels.keys() == HELD.keys()
     losses, documents = {"50m": loss_MT, "teacher": -loss_MT}, np.arange(WINDOWS)
-    found, _ = kept_and_lost.kept_and_lost(losses, labels, "50m", [], documents, 100)
+    found, _ = features.kept_and_lost(losses, labels, "50m", [], documents, 100)
     wanted = []
     for cut, (names, _) in labels.items():
         each = [word.replace("_", " ") for word in HELD[cut].split()]
@@ -71,13 +71,13 @@ def test_every_bucket_has_the_mean_of_the_tokens_that_it_holds_by_hand(ten):
 
 def test_what_was_won_back_is_a_change_against_the_base_over_documents(ten):
     """కు gets 0.2 better, all else 0.2 worse; without spread an interval is a point."""
-    labels = kept_and_lost.cuts(ten, np.arange(WINDOWS))
+    labels = features.token_cuts(ten, np.arange(WINDOWS))
     names, ending_MT = labels["frequent endings"]
     base_MT = np.random.default_rng(0).random((10, 4))
     new_MT = base_MT + np.where(ending_MT == names.index("కు"), -0.2, 0.2)
     document_M = np.arange(WINDOWS) // 2
     asked = labels, "50m", ["new"], document_M, 200
-    _, found = kept_and_lost.kept_and_lost({"50m": base_MT, "new": new_MT}, *asked)
+    _, found = features.kept_and_lost({"50m": base_MT, "new": new_MT}, *asked)
     rows = {(row["cut"], row["bucket"]): row for row in found}
     assert rows["frequent endings", "కు"]["new"] == pytest.approx((-0.2,) * 3)
     assert rows["frequent endings", "లో"]["new"] == pytest.approx((0.2,) * 3)
@@ -90,7 +90,7 @@ def test_a_masked_target_is_in_no_bucket_and_some_cuts_need_no_tokenizer(ten):
     mask = np.ones(len(ten.val.ids), "u1")
     mask[[1, 4, 20]] = 0
     bare, hidden = replace(ten, tokenizer=None), replace(ten, val=replace(ten.val, mask=mask))
-    plain, few, found = (kept_and_lost.cuts(t, np.arange(WINDOWS)) for t in (ten, bare, hidden))
+    plain, few, found = (features.token_cuts(t, np.arange(WINDOWS)) for t in (ten, bare, hidden))
     assert set(few) == {"token seen in training", "pair seen in training", "place in the window"}
     for cut, (_, label_MT) in found.items():
         wanted = plain[cut][1].flatten()
@@ -105,19 +105,17 @@ def test_a_piece_is_of_the_script_of_its_first_character():
         "digits": ["▁2024", "7", "▁७"],
         "other": [".", "▁(", "▁", "", "<0xE0>", "<eos>", "é", "नमः", "😀", "\u200c"],
     }
-    assert {k: {*map(kept_and_lost.script, v)} for k, v in pieces.items()} == {
-        k: {k} for k in pieces
-    }
+    assert {k: {*map(features.script, v)} for k, v in pieces.items()} == {k: {k} for k in pieces}
 
 
 @pytest.mark.parametrize("size", [2**22, 1, 499, 500])
 @pytest.mark.parametrize("dtype", ["<u4", "<u2"])
 def test_frequencies_are_those_of_counting_one_by_one(monkeypatch, size, dtype):
     ids = np.random.default_rng(6).zipf(1.4, 500).clip(max=29).astype(dtype)
-    monkeypatch.setattr(kept_and_lost, "_parts_of", partial(kept_and_lost._parts_of, size=size))
+    monkeypatch.setattr(features, "_pieces_of", partial(features._pieces_of, size=size))
     train, listed = data.Windows(ids, 12), ids.tolist()
-    assert kept_and_lost.frequency(train, 31).tolist() == [listed.count(i) for i in range(31)]
+    assert features.frequency(train, 31).tolist() == [listed.count(i) for i in range(31)]
     previous, this = np.meshgrid(np.arange(31), np.arange(31))  # never-seen ids among them
     pairs = list(pairwise(listed))
     wanted = [[pairs.count((a, b)) for a in range(31)] for b in range(31)]
-    assert kept_and_lost.pair_frequency(train, previous, this).tolist() == wanted
+    assert features.pair_frequency(train, previous, this).tolist() == wanted

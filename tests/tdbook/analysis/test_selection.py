@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from tdbook.book import selection, students
 from tdbook.corpus import origins, token_files
-from tdbook.report import words
+from tdbook.report import tables, words
 from tdbook.runs import notebooks, parameters
-from tdlib import data, hard_set, train
-from tests.helpers import refused
+from tdlib import data, evaluate, hard_set, train
+from tests.helpers import refused, same, some_windows, tiny_model, weights_of
 from tests.tdbook.analysis.test_features import T, folder_of
 
 NAN = float("nan")
@@ -87,11 +88,11 @@ def test_the_words_and_the_table_are_those_of_the_numbers():
     rows = [other | {"chance": 1 / 9, "rank": 0.8}, alone | {"chance": 1 / 9}]
     memory = [{"name": n, "gap": g, "low": g - 0.01, "high": g + 0.01} for n, g in gaps.items()]
     result = {"rows": rows, "memory": memory, "mean": 0.4}
-    words = selection.memory_in_words(result, "50m", "teacher")
-    assert "cost the teacher +0.200 [+0.190, +0.210] nats more" in words
-    assert "from +0.400 to +0.250 nats: −0.150 [−0.160, −0.140]. 37% of it" in words
-    assert selection.memory_in_words(result | {"memory": []}, "50m", "teacher") == ""
-    first, second = selection.reality_table(result).to_numpy().tolist()
+    text = words.memory(result, "50m", "teacher")
+    assert "cost the teacher +0.200 [+0.190, +0.210] nats more" in text
+    assert "from +0.400 to +0.250 nats: −0.150 [−0.160, −0.140]. 37% of it" in text
+    assert words.memory(result | {"memory": []}, "50m", "teacher") == ""
+    first, second = tables.reality(rows).reset_index().to_numpy().tolist()
     assert first == ["50m-seed2", "1,000", "0.500", "0.111", "+0.800", "31.0%"]
     assert second == ["teacher loss alone", "1,000", "0.050", "0.111", "–", "–"]
 
@@ -181,3 +182,20 @@ def test_what_is_no_fold_is_refused(value):
         assert parameters.check("01_distill", {"left_out": good}, paths=False)
     with refused("left_out = ", "fold", error=parameters.ParameterError):
         parameters.check("01_distill", {"left_out": value}, paths=False)
+
+
+def test_of_a_teacher_the_weights_that_validate_best_are_kept_and_named(tmp_path):
+    windows, folder = some_windows(), tmp_path / "checkpoints/00_teacher/teacher"
+    loss = evaluate.on_subset(windows, 9, "cpu")
+    nets = sorted((tiny_model(i) for i in range(3)), key=lambda net: -loss(net)["val/loss"])
+    folder.mkdir(parents=True)
+    for i, net in ((1, nets[2]), (2, nets[1])):  # the first epoch's end is the best
+        save_file(weights_of(net), folder / f"epoch-{i}.safetensors")
+    this = SimpleNamespace(run="00_teacher", device="cpu", parameters={"fixed_windows": 9})
+    this.path, this.once = tmp_path.joinpath, lambda name, function, net: function(net)
+    training, log = students.Training(this, "teacher", SimpleNamespace(val=windows)), [{}]
+    each = "the end {:.3f}, epoch-1 {:.3f}, epoch-2 {:.3f}"
+    each = each.format(*(loss(nets[i])["val/loss"] for i in (0, 2, 1)))
+    text = training.stop_on_validation(nets[0], log)
+    assert text == f"Kept are the weights of epoch-1, which validate best ({each})."
+    assert log[0]["kept"] == "epoch-1" and same(weights_of(nets[0]), weights_of(nets[2]))

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from tdbook.analysis.intervals import Interval
+from tdbook.analysis.verdict import Trial
 from tdbook.report import tables, words
 from tdbook.runs import heartbeat
 from tdlib.shapes import SHAPES, LlamaConfig
@@ -85,7 +86,9 @@ def test_sizes_are_those_of_the_facts():
 def test_hard_and_easy_are_means_of_their_windows_and_changes_against_the_base():
     losses = {"base": np.array([4.0, 2, 6, 2]), "adapter": np.array([3.0, 3, 5, 2])}
     hard_N = np.array([True, False, True, False])
-    parts = tables.hard_and_easy(losses, hard_N, np.array([0, 0, 1, 1]), "base", 200)
+    others = dict(scratch="", teacher="", picked_by="", resamples=200)
+    t = Trial({}, losses, hard_N, np.array([0, 0, 1, 1]), "base", **others)
+    parts = tables.hard_and_easy(t, losses)
     assert parts.loc["base"].tolist() == [5, (0, 0, 0), 2, (0, 0, 0)]
     hard, hard_change, easy, easy_change = parts.loc["adapter"]
     # both documents gain 1 on their hard window; one loses 1 on its easy window, one nothing

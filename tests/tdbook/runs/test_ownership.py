@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tdbook.__main__ import main
-from tdbook.analysis import features
 from tdbook.book import common
 from tdbook.corpus import tokenizer_files
 from tdbook.export import cards, gguf_file, shipping
@@ -220,14 +219,7 @@ def test_cleaning_removes_kept_targets_alone(tmp_path):
     assert not ownership.clean_cache(tmp_path / "point") and len(content(tmp_path)) == len(said)
 
 
-def test_features_and_losses_of_another_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "_look", lambda tokens, progress: "found")
-    monkeypatch.setattr(features, "_key", lambda tokens: "key")
-    np.savez(mine(tmp_path / "features.npz"), mine=1)
-    before = content(tmp_path)
-    assert features.of(None, tmp_path) == "found" and content(tmp_path) == before
-    mine(tmp_path / "features.npz")
-    assert features.of(None, tmp_path) == "found"
+def test_losses_of_another_stay(tmp_path):
     mine(tmp_path / "a-12345678.npz")
     found = evaluate.Evaluation(np.zeros(3), np.arange(3), np.zeros((3, 2)), {}, 0.0, 0.0)
     found.save(tmp_path, "a-12345678", whole=False)

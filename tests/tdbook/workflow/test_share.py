@@ -16,7 +16,7 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from tdbook.analysis.kept_and_lost import FREQUENT_ENDINGS
+from tdbook.analysis.features import FREQUENT_ENDINGS
 from tdbook.runs import heartbeat, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import run_pages, share
