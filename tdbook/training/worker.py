@@ -30,7 +30,6 @@ from tdbook.training import cache
 from tdlib import checkpoint, data, train
 from tdlib.files import AWAY, MARK
 from tdlib.model import Llama
-from tdlib.targets import Targets, as_targets
 from tdlib.team import Team
 
 TELL_S = 0.1  # how often progress is read
@@ -45,7 +44,7 @@ def fit(
     *,
     processes: int,
     folder: Path,
-    teacher: Llama | Targets | None = None,
+    teacher: Llama | data.Targets | None = None,
     rows: np.ndarray | None = None,
     device: str = "cpu",
     evaluate: Callable[[data.Tokens, str], Callable[[Llama], dict]] | None = None,
@@ -63,7 +62,7 @@ def fit(
     job = folder.resolve() / "workers"
     if os.path.lexists(job) and not (job / MARK).is_file():
         raise FileExistsError(f"{job} is there and was not made by the book: {AWAY}")
-    targets = as_targets(None if recipe.ce_weight == 1 else teacher)
+    targets = data.as_targets(None if recipe.ce_weight == 1 else teacher)
     if recipe.ce_weight < 1 and not isinstance(targets.teacher, Llama):
         fault = f"ce_weight {recipe.ce_weight} below 1 needs a teacher, and several processes"
         raise ValueError(f"{fault} a Llama or its cache, not {targets.teacher!r}")
