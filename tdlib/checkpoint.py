@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from tdlib import data
 from tdlib.files import write_whole
-from tdlib.targets import Targets
 from tdlib.team import Team
 
 EMA = 32  # steps that the mean of the loss looks back
@@ -129,7 +128,7 @@ class Keeper:
         self._save_epoch(self.state.step)  # not there after a full disk, or older code
         return True
 
-    def after(self, step: int, signals: "Signals", targets: Targets) -> None:
+    def after(self, step: int, signals: "Signals", targets: data.Targets) -> None:
         """Keeps what is due after a step; after a signal, ends the process as it would have."""
         if not self.folder:
             return

@@ -1,9 +1,11 @@
-"""Tokens and windows: what every notebook trains on, scores and evaluates.
+"""Tokens, windows and targets: what every notebook trains on, scores and evaluates.
 
 A folder of tokens, opened by tdbook.corpus.token_files, holds raw little-endian ids and meta.json
 as upstream writes and reads them. Each line of text ends in <eos>.
 Window i is tokens [i·T, i·T + T + 1): T inputs and their T targets, shifted by one. Windows are
 numbered once and for all, so a difficulty means the same thing in every notebook.
+Targets say what a training learns of each: the text alone, or what a teacher makes of it too, asked
+online, on every batch, or once, its answers stored (see tdbook.training.cache).
 Legend: B windows of a batch, T tokens of a window (the context), N windows of a split.
 """
 
@@ -40,11 +42,6 @@ class Windows:
         if self.mask is None:
             return np.ones(len(self), bool)
         return self.mask[1 : len(self) * self.context + 1].reshape(-1, self.context).any(1)
-
-    @property
-    def dropped(self) -> int:
-        """Tokens after the last whole window."""
-        return len(self.ids) - 1 - len(self) * self.context
 
     def batch(self, rows_B: Sequence[int], device: str = "cpu") -> tuple[Tensor, Tensor]:
         """ids_BT and targets_BT of some windows, int64; a masked target is IGNORE."""
@@ -136,3 +133,46 @@ def byte_each(path: Path, count: int, mode: str = "r") -> np.memmap:
         fault = f"{path} has {size:,} bytes, it must have one for each of the {count:,} tokens"
         raise ValueError(f"{fault}: make it again")
     return np.memmap(path, "u1", mode)
+
+
+class Targets:
+    """The text alone, which suffices at ce_weight 1. The others override what differs."""
+
+    teacher = None  # a model, or anything with .hidden and .head
+    hidden = None  # the teacher's
+    sampling: str | None = None  # how its distribution was sampled; None: it is given whole
+
+    def check(self, windows: Windows, temperature: float | None = None) -> None:
+        """ValueError: not made for these windows, or for another temperature."""
+
+    def losses(self, rows_B: Sequence[int]) -> np.ndarray | None:
+        """The teacher's stored mean loss of each window, (B,); None unless all are stored."""
+
+    def read(self, rows_B: Sequence[int]) -> tuple[Tensor, ...]:
+        """What is stored of some windows; () unless it is there for all of them."""
+        return ()
+
+    def arguments(self, rows_B, ids_BT: Tensor, targets_BT: Tensor, stored) -> dict[str, Tensor]:
+        """What the loss takes of the teacher for a batch, of which `read` gave `stored`."""
+        return {}
+
+    def sync(self) -> None:
+        """Returns once all that was stored is on the disk."""
+
+
+class Online(Targets):
+    """A teacher that reads every batch beside the student."""
+
+    def __init__(self, teacher):
+        self.teacher, self.hidden = teacher, teacher.hidden
+
+    def arguments(self, rows_B, ids_BT, targets_BT, stored) -> dict[str, Tensor]:
+        hidden_NE = self.hidden(ids_BT).flatten(0, 1)
+        return dict(teacher_hidden_NE=hidden_NE, teacher_head_VE=self.teacher.head)
+
+
+def as_targets(teacher) -> Targets:
+    """Targets as they are; those of a teacher, asked online; without one, the text alone."""
+    if teacher is None:
+        return Targets()
+    return teacher if isinstance(teacher, Targets) else Online(teacher)

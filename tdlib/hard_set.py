@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tdlib import data, files, losses
 from tdlib.model import Llama
-from tdlib.targets import Targets, as_targets
 
 BROKEN = "the model's weights or its scores are damaged: make them again (REDO= of that run)"
 Progress = Callable[[int, int, str], None]  # done, of how many, of what
@@ -106,7 +105,7 @@ def window_loss(model: Llama, windows: data.Windows, rows: np.ndarray, device: s
 
 def score(
     student: Llama,
-    teacher: Llama | Targets,
+    teacher: Llama | data.Targets,
     windows: data.Windows,
     *,
     rows: np.ndarray | None = None,
@@ -117,7 +116,7 @@ def score(
     """The loss of both models on every window, or on some `rows`, NaN elsewhere. Where Targets
     store the teacher's losses, they are read. `into` is a (2, N) array to fill: with a memory map,
     nothing of the size of N is held."""
-    source = as_targets(teacher)
+    source = data.as_targets(teacher)
     source.check(windows)
     rows = range(len(windows)) if rows is None else rows
     loss_2N, done = np.full((2, len(windows)), np.nan, np.float32) if into is None else into, 0

@@ -45,7 +45,7 @@ class Cache:
     def __init__(self, config: LlamaConfig, batch: int, size: int, like: Tensor):
         shape = (config.layers, batch, config.kv_heads, size, config.head_dim)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
-        self.length, self.size = 0, size
+        self.length = 0
 
     def add(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values of one layer; returns all of it, (B, G, S, K) each."""

@@ -4,7 +4,6 @@ Upstream's file differs in three ways: Q, K and V are one matrix, RoPE turns NEI
 (0, 1), (2, 3), … of a head where we turn its halves, and the MLP's width is only in the weights.
 """
 
-import contextlib
 import copy
 import pickle
 import re
@@ -24,18 +23,7 @@ REMEDY = "give upstream's best.pt, or a Hugging Face Llama folder"
 COUNTS = {"n_layer": "layers", "n_head": "heads", "n_embd": "dim", "block_size": "context"}
 # parts of our names → upstream's; Q, K and V are thirds of one matrix there
 FUSED = ("q_proj", "k_proj", "v_proj")
-UPSTREAM = dict.fromkeys(FUSED, "c_attn") | {
-    "embed_tokens": "transformer.wte",
-    "norm": "transformer.ln_f",
-    "layers": "transformer.h",
-    "input_layernorm": "ln_1",
-    "post_attention_layernorm": "ln_2",
-    "self_attn": "attn",
-    "o_proj": "c_proj",
-    "gate_proj": "w_gate",
-    "up_proj": "w_up",
-    "down_proj": "w_down",
-}
+UPSTREAM = shapes.TABLES["upstream"] | dict.fromkeys(FUSED, "c_attn")
 # numpy's numbers, such as a loss beside the weights: classes that run no code, under the names of
 # both its versions; but for the three types that may hold anything
 _MADE_BY = {"scalar": np._core.multiarray.scalar, "_reconstruct": np._core.multiarray._reconstruct}
@@ -127,15 +115,11 @@ def _upstream(path: Path) -> Llama:
 
 def _reason(path: Path, error: Exception) -> str:
     """Why a checkpoint was not opened; a class in it is named, never unpickled."""
-    classes = []
-    with contextlib.suppress(Exception), torch.serialization.safe_globals(NUMPY):
-        if type(error) is pickle.UnpicklingError:
-            classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-            classes = classes or re.findall(r"but got <class '(\S+)'>", str(error))
-    if classes:
+    found = re.search(r"GLOBAL (\S+)|but got <class '(\S+)'>", str(error))
+    if found and type(error) is pickle.UnpicklingError:
         plain = f"import torch; c = torch.load('{path.name}', weights_only=False); "
         plain += "torch.save({k: c[k] for k in ('model', 'config')}, 'plain.pt')"
-        why = f" (it holds {', '.join(classes[:3])}, never opened here; whoever made it saves it"
+        why = f" (it holds {found[1] or found[2]}, never opened here; whoever made it saves it"
         return f'{why} without: python -c "{plain}")'
     return f" ({str(error).splitlines()[0]})" if type(error) is ValueError else ""
 

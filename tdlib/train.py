@@ -19,7 +19,6 @@ from torch import Tensor
 
 from tdlib import checkpoint, data, losses
 from tdlib.model import Llama
-from tdlib.targets import Targets, as_targets
 from tdlib.team import ALONE, Team
 
 LOGGED = 200  # rows of a training
@@ -76,7 +75,7 @@ def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
 
 def batch_loss(
     student: Llama,
-    targets: Targets,
+    targets: data.Targets,
     ids_BT: Tensor,
     targets_BT: Tensor,
     recipe: Recipe,
@@ -98,7 +97,7 @@ def fit(
     windows: data.Windows,
     recipe: Recipe,
     *,
-    teacher: Llama | Targets | None = None,
+    teacher: Llama | data.Targets | None = None,
     rows: np.ndarray | None = None,
     device: str = "cpu",
     evaluate: Callable[[Llama], dict] = lambda student: {},
@@ -116,7 +115,7 @@ def fit(
     between. `record` gets these rows and some 200 more, with the mean loss since the one before.
     All processes of a team call `fit` alike, and any number of them ends with the same weights.
     ValueError: no teacher, a short context, another checkpoint. RuntimeError: steps skipped."""
-    targets = as_targets(teacher if recipe.ce_weight < 1 else None)
+    targets = data.as_targets(teacher if recipe.ce_weight < 1 else None)
     targets.check(windows, recipe.temperature)
     rows = np.arange(len(windows)) if rows is None else rows
     steps = order(rows, recipe, windows.context)

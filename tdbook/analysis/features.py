@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from tdbook.analysis import intervals
-from tdbook.corpus import origins
+from tdbook.corpus import token_files
 from tdbook.corpus.tokenizer import BYTE, TELUGU, Tokenizer
 from tdlib import data, files
 from tdlib.data import UNK
@@ -167,7 +167,7 @@ def _escaped(tokenizer: Tokenizer | None, slash_V: np.ndarray, ids_RT: np.ndarra
 
 def cuts(tokens: data.Tokens, found_N: np.ndarray) -> dict[str, tuple[list[str], np.ndarray]]:
     """Cut → the names of its groups, and each window's group, a small whole number, (N,)."""
-    document_N, sources = origins.of(tokens, "train")
+    document_N, sources = token_files.origins(tokens, "train")
     names, of_D = np.unique(sources, return_inverse=True)
     n = len(document_N)
     parts = [f"{100 * i // PLACES}–{100 * (i + 1) // PLACES} %" for i in range(PLACES)]

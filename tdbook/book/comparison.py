@@ -8,7 +8,7 @@ import pandas as pd
 from tdbook.analysis import features, intervals, verdict
 from tdbook.analysis.verdict import CLAIMS, Effect, Model, Trial
 from tdbook.book import common
-from tdbook.corpus import origins
+from tdbook.corpus import token_files
 from tdbook.export import inference
 from tdbook.report import plots, tables
 from tdbook.runs import notebooks, parameters, sweeps
@@ -52,7 +52,7 @@ def resample(losses: dict, document_N: np.ndarray, resamples: int, seed: int) ->
 def difference(this: Run, one: str, other: str, tokens: data.Tokens) -> dict:
     """Loss of `one` minus loss of `other`, with its interval over documents."""
     p, losses = this.parameters, window_losses(this, [one, other])
-    drawn = resample(losses, origins.of(tokens, "val")[0], p["resamples"], p["seed"])
+    drawn = resample(losses, token_files.origins(tokens, "val")[0], p["resamples"], p["seed"])
     low, high = intervals.interval(drawn[one] - drawn[other])
     known_N = ~np.isnan(list(losses.values())).any(0)
     means = {name: float(loss_N[known_N].mean()) for name, loss_N in losses.items()}
@@ -94,7 +94,10 @@ def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list
     arrays, p = [np.load(this.path("scores", "val", f"{n}.npz")) for n in names], this.parameters
     losses = {name: array["token_loss_MT"] for name, array in zip(names, arrays, strict=True)}
     rows_M = arrays[0]["rows_M"]
-    labels, document_M = features.token_cuts(tokens, rows_M), origins.of(tokens, "val")[0][rows_M]
+    labels, document_M = (
+        features.token_cuts(tokens, rows_M),
+        token_files.origins(tokens, "val")[0][rows_M],
+    )
     asked = p["base"], judged, document_M, p["resamples"]
     return features.kept_and_lost(losses, labels, *asked)
 

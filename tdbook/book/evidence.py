@@ -19,7 +19,7 @@ from tdbook.analysis import features, intervals, verdict
 from tdbook.analysis.verdict import CLAIMS, FAILS, HOLDS, PART, UNDECIDED, Effect, Trial, judge
 from tdbook.book import common, comparison
 from tdbook.book.comparison import COST, WORDS
-from tdbook.corpus import origins
+from tdbook.corpus import token_files
 from tdbook.export import inference
 from tdbook.report import plots, tables, words
 from tdbook.runs import hashes, notebooks
@@ -43,7 +43,7 @@ def split_of(tokens: data.Tokens) -> tuple[str, data.Windows]:
 def judged_on(tokens: data.Tokens) -> str:
     """Which text judges, and how much of it, in a sentence."""
     name, windows = split_of(tokens)
-    documents = len(np.unique(origins.of(tokens, name)[0][windows.known_N]))
+    documents = len(np.unique(token_files.origins(tokens, name)[0][windows.known_N]))
     count = dict(known=int(windows.known_N.sum()), windows=len(windows), documents=documents)
     return WORDS[name].format(**count)
 
@@ -101,7 +101,7 @@ def trial(this: Run, tokens: data.Tokens) -> Trial:
     more = dict(models=models, recipe=recipe.name if recipe else "")
     more["development"] = {name: common.row_of(this, name)["loss"] for name in models}
     more["mixed"] = frozenset(name for name, others in odd.items() if others)
-    return comparison.trial(this, losses, origins.of(tokens, losses.split)[0], **more)
+    return comparison.trial(this, losses, token_files.origins(tokens, losses.split)[0], **more)
 
 
 def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[dict]:
@@ -154,7 +154,8 @@ def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     tried = t.alike(t.models[t.base], set(TRIED))
     # a setting once, though two sweeps have it: the first
     models = {m.name: m.p for m in {m.settings: m for m in reversed(tried)}.values()}
-    val, document_N = comparison.window_losses(this, [*models]), origins.of(tokens, "val")[0]
+    val = comparison.window_losses(this, [*models])
+    document_N = token_files.origins(tokens, "val")[0]
     loss = {name: known_mean(loss_N) for name, loss_N in val.items()}
     order = sorted(loss, key=loss.get)
     # the recipe's own run may be longer than what it was chosen from

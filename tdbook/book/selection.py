@@ -15,7 +15,7 @@ import pandas as pd
 
 from tdbook.analysis import intervals
 from tdbook.book import common, comparison
-from tdbook.corpus import origins
+from tdbook.corpus import token_files
 from tdbook.report import widgets, words
 from tdbook.runs import notebooks
 from tdbook.runs.running import Run
@@ -85,14 +85,14 @@ def reality(this: Run, tokens: data.Tokens, scores: hard_set.Scores, found_N, ha
     for loss_N in losses.values():
         loss_N["difficulty"] = loss_N[p["base"]] - loss_N[p["teacher"]]
     mean = float(np.nanmean(scores.difficulty_N, dtype=np.float64))
-    documents = {split: origins.of(tokens, split) for split in losses}
+    documents = {split: token_files.origins(tokens, split) for split in losses}
     return {"rows": rows, "memory": memory(losses, documents), "mean": mean}
 
 
 def _loss_of(this: Run, name: str, tokens: data.Tokens, scores: hard_set.Scores, fold: str = ""):
     """The loss of another model on the windows that 02 scored, or on those of a fold, (N,)."""
     path, at_N = this.path("scores", f"{this.run}-{name}.npy"), np.isfinite(scores.difficulty_N)
-    rows = np.flatnonzero(at_N & origins.fold(tokens, fold) if fold else at_N)
+    rows = np.flatnonzero(at_N & token_files.fold(tokens, fold) if fold else at_N)
 
     def score() -> None:
         net, done = Llama.load(this.path("models", name), this.device), 0
@@ -122,7 +122,7 @@ def agreement(one_N: np.ndarray, other_N: np.ndarray, share: float) -> dict:
 def memory(losses: dict[str, dict], documents: dict[str, tuple]) -> list[dict]:
     """How much better each model is on training windows than on validation windows of the same
     sources, which count as often as they occur there: rows of name, gap, low, high, nats, with 95 %
-    intervals over documents. Of "train" and "val", losses are name → (N,), documents origins.of.
+    intervals over documents. Of "train" and "val", losses are name → (N,), documents their origins.
     Where the splits have no source in common, since one names none, all are of one source."""
     if not {*documents["train"][1]} & {*documents["val"][1]}:
         documents = {split: (of_N, ["all"] * len(x)) for split, (of_N, x) in documents.items()}

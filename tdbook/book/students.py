@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tdbook.book import common
-from tdbook.corpus import origins, text
+from tdbook.corpus import text, token_files
 from tdbook.corpus.prepare import prepare
 from tdbook.runs import hooks, parameters, sweeps
 from tdbook.runs.machine import peak_memory_mib
@@ -60,7 +60,7 @@ class Training:
         """Numbers of the windows it reads: all but the fold `left_out`; of `distinct_tokens`, those
         with which a training of one epoch with this seed begins."""
         p, tokens, rows = self.this.parameters, self.tokens, np.arange(len(self.tokens.train))
-        rows = rows[~origins.fold(tokens, p["left_out"])] if p["left_out"] else rows
+        rows = rows[~token_files.fold(tokens, p["left_out"])] if p["left_out"] else rows
         if p["distinct_tokens"]:
             once = replace(recipe, epochs=1.0, token_limit=p["distinct_tokens"])
             rows = np.concatenate(train.order(rows, once, tokens.context))

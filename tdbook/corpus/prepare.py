@@ -9,7 +9,6 @@ import numpy as np
 from tdbook.corpus import text, token_files, tokenizer_files, writer
 from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.runs.parameters import texts
-from tdlib import data
 from tdlib.model import Llama
 from tdlib.teacher import keep_rows
 
@@ -74,11 +73,11 @@ def _link(p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None)
     if pieces is None:
         fault = f"{source / 'tokenizer.model'} is not there: put the tokens' tokenizer there"
         raise FileNotFoundError(f"{fault} (.model, or tokenizer.json), or give it as tokenizer")
-    masks, cut = _masks(tokens), _fit(p, teacher, pieces.size, tokens.vocab_size, "the tokens'")
+    cut = _fit(p, teacher, pieces.size, tokens.vocab_size, "the tokens'")
     how = dict(tokenizer=given, context=context, every_id=p["check_every_id"])
     how["vocab_size"] = teacher.config.vocab_size if teacher else 0
     token_files.link_tokens(source, folder, **how)
-    return f"Token files used as they are: `{p['tokens']}`, nothing copied.{masks}{cut}"
+    return f"Token files used as they are: `{p['tokens']}`, nothing copied.{cut}"
 
 
 def _fit(p: dict, teacher: Llama | None, pieces: int, most: int, whose: str) -> str:
@@ -101,15 +100,3 @@ def cut_spare_rows(model: Llama, pieces: int) -> str:
     cut = f"the last {size - pieces:,} are padding, which no text ever predicts, and are cut"
     rows = f" The teacher's embedding has {size:,} rows for {pieces:,} pieces"
     return f"{rows}: {cut}, so that its loss is a little lower than with them."
-
-
-def _masks(tokens: data.Tokens) -> str:
-    """How many windows the masks beside the tokens leave without a target. ValueError: all."""
-    splits = {name: getattr(tokens, name) for name in ("train", "val", "confirm")}
-    masked = {name: w for name, w in splits.items() if w and w.mask is not None}
-    for name, windows in masked.items():
-        if name != "confirm" and not windows.known_N.any():
-            fault = f"{tokens.folder / f'{name}.mask.bin'} masks every target"
-            raise ValueError(f"{fault} (0 where a token is none): correct it, or take it away")
-    counts = (f"{(~w.known_N).sum():,} of {len(w):,} windows of {n}" for n, w in masked.items())
-    return f" Masked whole, without a target, and in no mean: {', '.join(counts)}." * bool(masked)

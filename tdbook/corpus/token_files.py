@@ -1,7 +1,10 @@
-"""A folder of tokens: opened, written from text, or linked from elsewhere.
+"""A folder of tokens: opened, written from text, or linked from elsewhere; and whose they are.
 
 As upstream writes and reads them: train.bin, val.bin (and confirm.bin where asked) are raw
 little-endian ids; beside them lie meta.json, the tokenizer, and perhaps masks, a byte a token.
+documents.tsv lies beside tokens that were made here, and says where each document starts. A reader
+may put sources.tsv there, which names the sources of train.bin: a line each, the number of its
+first token, a tab, its name. Legend: N windows of a split, D documents, S sources.
 """
 
 import csv
@@ -16,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tdbook.corpus import origins, tokenizer_files
+from tdbook.corpus import tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer, read_json
 from tdlib.data import EOS, UNK, Tokens, Windows, byte_each
 from tdlib.files import whole_folder
@@ -25,6 +28,8 @@ FULL_LOOK = 2**30  # bytes of a file of which every id is looked at when it is l
 MOST_UNKNOWN = 0.1  # share of <unk> from which on a tokenizer does not know the text
 BLOCK = 2**18  # bytes read at once where ids are looked at
 VOCABULARY = 2**24  # pieces, at most; the largest in public have a million
+COLUMNS = ("split", "start", "tokens", "source")  # of documents.tsv
+NEIGHBOURS = 16  # windows that stand for a document where none is known
 COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm)_(tokens|bytes)")
 
 
@@ -43,7 +48,7 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
     opened = [_open_split(folder / f"{name}.bin", meta, context) for name in names]
     meta = {f"{n}_tokens": len(w.ids) for n, w in zip(names, opened, strict=True)} | meta
     tokens = Tokens(folder, meta, *opened, tokenizer=tokenizer)
-    origins.sources(tokens)  # what is wrong is said early
+    sources(tokens)  # what is wrong is said early
     size = meta.get("pieces", tokens.vocab_size)
     own = tokenizer and (tokenizer.eos, tokenizer.size) == (tokens.eos, size)
     if tokenizer and not (own and size >= tokens.vocab_size):
@@ -113,7 +118,7 @@ def write_tokens(
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
     fewer = tokenizer.size != vocab_size
     meta |= {"eos_id": tokenizer.eos} | ({"pieces": tokenizer.size} if fewer else {})
-    rows, lost, unknown = [origins.COLUMNS], Counter(), 0
+    rows, lost, unknown = [COLUMNS], Counter(), 0
     with whole_folder(folder) as beside:
         for split, documents in splits.items():
             start, text_bytes, path = 0, 0, beside / f"{split}.bin"
@@ -155,13 +160,11 @@ def _encode(lines: Sequence[str], tokenizer: Tokenizer, lost: Counter) -> tuple[
 
 def loss(meta: dict) -> str:
     """A sentence, after a space, of what a text's tokens do not keep by their meta.json; or ""."""
-    if not (lost := meta.get("lost")):
-        return ""
-    said = (
-        f" The tokenizer does not keep all text: {lost['lines']:.1%} of {lost['of_lines']:,} lines"
+    changed = " The tokenizer does not keep all text: {lines:.1%} of {of_lines:,} lines come back"
+    changed += (
+        " changed, {characters:.2%} of all characters are lost; bits per byte are of what is kept."
     )
-    said += f" come back changed, {lost['characters']:.2%} of all characters are lost"
-    return f"{said}; bits per byte are of what is kept."
+    return changed.format(**meta["lost"]) if "lost" in meta else ""
 
 
 def link_tokens(
@@ -185,6 +188,9 @@ def link_tokens(
         every_id = True
     for split in ("train", "val"):
         path, windows = source / f"{split}.bin", getattr(tokens, split)
+        if not windows.known_N.any():
+            fault = f"{source / f'{split}.mask.bin'} masks every target (0 where a token is none)"
+            raise ValueError(f"{fault}: correct it, or take it away")
         whole = every_id or path.stat().st_size <= FULL_LOOK
         counts = look(path, windows.ids.dtype, meta, whole)
         if not counts[tokens.eos]:
@@ -219,3 +225,59 @@ def _bytes_of_text(windows: Windows, tokenizer: Tokenizer, count: int = 256) -> 
     t = windows.context
     texts = (tokenizer.decode(windows.ids[i * t : (i + 1) * t].tolist()) for i in rows)
     return round(sum(len(x.encode()) for x in texts) / (len(rows) * t) * len(windows.ids))
+
+
+def origins(tokens: Tokens, split: str) -> tuple[np.ndarray, list[str]]:
+    """The number of the document in each window's middle, (N,), and each document's source.
+    Where documents are unknown, 16 neighbouring windows of one source stand for one."""
+    windows, named = getattr(tokens, split), sources(tokens) if split == "train" else []
+    documents = _starts(tokens.folder / "documents.tsv", COLUMNS, len(windows.ids), split)
+    middle_N = np.arange(len(windows)) * windows.context + windows.context // 2
+    first_S = [start for start, _ in named]
+    if not documents:
+        source_N = np.searchsorted(first_S, middle_N, side="right")
+        begins_N = np.diff(source_N, prepend=source_N[0]) != 0
+        begins_N[::NEIGHBOURS] = True
+        documents = [(middle, "unknown") for middle in middle_N[begins_N]]
+    start_D, source_D = map(list, zip(*documents, strict=True))
+    if named:
+        source_D = [named[i - 1][1] for i in np.searchsorted(first_S, start_D, side="right")]
+    return np.searchsorted(start_D, middle_N, side="right") - 1, source_D
+
+
+def fold(tokens: Tokens, part: str) -> np.ndarray:
+    """Which training windows are of fold "k/n", (N,) bool: those of every n-th document."""
+    k, n = map(int, part.split("/"))
+    return origins(tokens, "train")[0] % n == k - 1
+
+
+def sources(tokens: Tokens) -> list[tuple[int, str]]:
+    """First token and name of each source in sources.tsv, in order; [] without such a file."""
+    return _starts(tokens.folder / "sources.tsv", ("start", "name"), len(tokens.train.ids))
+
+
+def _starts(path: Path, columns: tuple, size: int, split: str = "") -> list[tuple[int, str]]:
+    """First token and name of each row, [] without the file. ValueError: a row is cut or odd."""
+    if not path.is_file():
+        return []
+    quoting = csv.QUOTE_MINIMAL if split else csv.QUOTE_NONE  # sources.tsv is typed by hand
+    with open(path, encoding="utf8", newline="") as f:
+        rows = [row for row in csv.reader(f, "excel-tab", quoting=quoting) if row]
+    heading = rows and not any(cell[:1].isdecimal() for cell in rows[0])
+    at, starts, last, end = columns.index("start"), [], -1, size
+    for row in rows[bool(heading) :] or [[]]:
+        numbers = row[at:-1]
+        if len(row) != len(columns) or not all(row) or not all(map(str.isdecimal, numbers)):
+            fault = f"{path}: {row} is no row of it, it must be {', '.join(columns)}"
+            raise ValueError(f"{fault}: copy it again, or take it away")
+        if split in ("", row[0]):
+            start, end = int(numbers[0]), sum(map(int, numbers)) if split else size
+            if not last < start < (size if starts else 1):
+                fault = f"{path}: {row[-1]} begins at {start:,}, the first must begin at 0, each"
+                where = f"other one after {last:,} and before {size:,}"
+                raise ValueError(f"{fault} {where}: copy it again, correct it, or take it away")
+            starts.append((last := start, row[-1]))
+    if end < size:
+        fault = f"{path}: the documents of {split} end at {end:,} of {size:,} tokens"
+        raise ValueError(f"{fault}, it was cut short: copy it again, or take it away")
+    return starts

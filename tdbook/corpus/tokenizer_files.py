@@ -62,22 +62,18 @@ def _sentencepiece(path: Path) -> Tokenizer:
 def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
     """SentencePiece BPE with byte fallback, no normalisation: the kind llama.cpp repeats."""
     own(path)
-    model, cut = io.BytesIO(), []
+    model, trainer = io.BytesIO(), sentencepiece.SentencePieceTrainer
     ids = {"pad": data.PAD, "unk": data.UNK, "bos": data.BOS, "eos": data.EOS}
     options = {f"{name}_id": i for name, i in ids.items()}
     options |= {f"{name}_piece": f"<{name}>" for name in ids}
     options |= dict(model_type="bpe", vocab_size=vocab_size, byte_fallback=True, minloglevel=2)
     options |= dict(normalization_rule_name="identity", remove_extra_whitespaces=False)
     options |= dict(character_coverage=0.9999, max_sentence_length=LONGEST)
-    pieces = _cut(lines, cut)
     try:
-        trainer = sentencepiece.SentencePieceTrainer
-        trainer.train(sentence_iterator=pieces, model_writer=model, **options)
+        trainer.train(sentence_iterator=_cut(lines), model_writer=model, **options)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].rpartition("] ")[2].strip() or "it is empty"
         remedy = "raise it" if "smaller" in reason else "lower it, or give more text"
-        if cut:
-            remedy += f", with line ends: {len(cut):,} lines over {LONGEST:,} bytes were cut"
         fault = f"vocab_size {vocab_size} does not fit this text ({reason})"
         raise ValueError(f"{fault}: {remedy}") from None
     write_whole(path, model.getvalue())
@@ -85,13 +81,12 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
     return _sentencepiece(path)
 
 
-def _cut(lines: Iterable[str], cut: list[str]) -> Iterator[str]:
-    """The lines, but word by word where one is too long for the trainer; `cut` gets such lines."""
+def _cut(lines: Iterable[str]) -> Iterator[str]:
+    """The lines, but word by word where one is too long for the trainer."""
     most = LONGEST // 4  # a character has at most 4 bytes
     for line in lines:
         if len(line.encode()) <= LONGEST:
             yield line
         else:
-            cut.append(line)
             for word in line.split(" "):
                 yield from (word[i : i + most] for i in range(0, len(word), most))

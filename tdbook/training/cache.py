@@ -36,7 +36,6 @@ from tdbook.runs.ownership import clear_begun
 from tdlib import data, losses
 from tdlib.files import AWAY, replacing
 from tdlib.model import Llama
-from tdlib.targets import Targets
 
 FORMAT = 1  # of the files
 SYNC_S = 5.0  # seconds of work that a kill may undo
@@ -111,7 +110,7 @@ def targets(
     return tuple(map(torch.cat, zip(*results, strict=True)))
 
 
-class Cache(Targets, AbstractContextManager):
+class Cache(data.Targets, AbstractContextManager):
     """The teacher's targets of a training split's windows. As `targets` of train.fit and
     hard_set.score it takes the teacher's place, and asks it where a row is not there yet."""
 

@@ -32,7 +32,6 @@ from tdbook.training import cache
 from tdlib import checkpoint, data, train
 from tdlib.files import AWAY, MARK
 from tdlib.model import Llama
-from tdlib.targets import Targets, as_targets
 from tdlib.team import Team
 
 TELL_S = 0.1  # how often progress is read
@@ -47,7 +46,7 @@ def fit(
     *,
     processes: int,
     folder: Path,
-    teacher: Llama | Targets | None = None,
+    teacher: Llama | data.Targets | None = None,
     rows: np.ndarray | None = None,
     device: str = "cpu",
     evaluate: Callable[[data.Tokens, str], Callable[[Llama], dict]] | None = None,
@@ -64,7 +63,7 @@ def fit(
         raise ValueError(f"{fault}: ask for one on each at most")
     job = _emptied(folder.resolve() / "workers")
     try:
-        targets = as_targets(None if recipe.ce_weight == 1 else teacher)
+        targets = data.as_targets(None if recipe.ce_weight == 1 else teacher)
         if recipe.ce_weight < 1 and not isinstance(targets.teacher, Llama):
             fault = f"ce_weight {recipe.ce_weight} below 1 needs a teacher, and several processes"
             raise ValueError(f"{fault} a Llama or its cache, not {targets.teacher!r}")

@@ -106,9 +106,7 @@ def spoilt(adapter, folder, **change):
     [dict(target_modules=["q_proj"]), dict(exclude_modules=["v_proj"]),
      dict(target_modules=["model.layers.0.self_attn.q_proj"]), dict(target_modules="x"),
      dict(init_lora_weights="pissa"), dict(init_lora_weights="olora"), dict(use_rslora=True),
-     dict(layers_to_transform=[1]), dict(layer_replication=[[0, 2]]), dict(bias="all"),
-     dict(trainable_token_indices=[1]), dict(alora_invocation_tokens=[5]), dict(use_qalora=True),
-     dict(target_parameters=["x"]), dict(arrow_config={"top_k": 2}), dict(peft_type="LOHA"),
+     dict(layers_to_transform=[1]), dict(bias="all"), dict(peft_type="LOHA"),
      dict(an_option_of_2027="x"), dict(modules_to_save=["lm_head"]), dict(megatron_config={"a": 1}),
      # and these are no numbers, or none of theirs
      dict(r=None), dict(r="3"), dict(r=0), dict(lora_alpha=float("nan")), dict(lora_alpha=None),

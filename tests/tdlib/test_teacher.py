@@ -178,10 +178,8 @@ CLAIMS = [
     *((without("model", f"{x}.weight"), f"{x}.weight.* missing") for x in (
         "transformer.wte", "transformer.ln_f", f"{H}.0.mlp.w_gate", f"{H}.1.attn.c_attn")),
     (without("config", "n_layer"), "n_layer. is missing"),
-    (update("config", block_size=10**12), "from 1 to 1,048,576"),
     (update("config", n_embd=2**20), r"is \(96, 32\), .* be \(3145728, 1048576\)"),
     (update("config", norm_eps=1e-5), "norm_eps is 1e-05, only 1e-06"),
-    (update("config", bias=True), "bias is True, only False"),
     (update("config", use_qk_norm=True), "use_qk_norm is True, unknown here"),
     (update("config", rope_theta=math.nan), "rope_theta nan"),
     (update("", architecture="gpt"), "architecture is 'gpt', only 'llama'"),

@@ -17,7 +17,7 @@ import torch
 from tdbook.analysis import features
 from tdbook.analysis.verdict import CLAIMS, FAILS, HOLDS, PART, UNDECIDED
 from tdbook.book import evidence
-from tdbook.corpus import origins, token_files, writer
+from tdbook.corpus import token_files, writer
 from tdbook.runs import units
 from tdlib import data, evaluate, lora
 from tdlib.model import Llama
@@ -178,7 +178,7 @@ def test_a_confirmation_text_without_a_target_judges_nothing(monkeypatch):
 
     some = np.ones(33, "u1")
     some[5:13] = 0  # the second and the third of eight
-    monkeypatch.setattr(origins, "of", lambda tokens, split: (np.arange(8), []))
+    monkeypatch.setattr(token_files, "origins", lambda tokens, split: (np.arange(8), []))
     tokens = SimpleNamespace(val=windows(some))
     tokens.confirm = windows(np.zeros(33, "u1"))
     assert evidence.split_of(tokens) == ("val", tokens.val)

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tdbook.analysis import features
-from tdbook.corpus import origins, token_files, tokenizer_files, writer
+from tdbook.corpus import token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
 from tdlib import data
 from tests.helpers import refused
@@ -217,11 +217,11 @@ def test_sources_are_those_of_sources_tsv_and_no_block_is_of_two(tmp_path):
     middle_N = np.arange(100) * T + T // 2
     wanted = ["నవల" if m < 1000 else "news" if m < 4000 else "wiki" for m in middle_N]
     assert [names[g] for g in group_N] == wanted
-    document_N, sources = origins.of(tokens, "train")
+    document_N, sources = token_files.origins(tokens, "train")
     assert [sources[d] for d in document_N] == wanted
     assert np.bincount(document_N).max() <= 16 and (np.diff(document_N) >= 0).all()
     assert len(sources) == document_N[-1] + 1 == len(np.unique(document_N))
-    assert origins.of(tokens, "val")[1] == ["unknown"]  # they name those of train.bin
+    assert token_files.origins(tokens, "val")[1] == ["unknown"]  # they name those of train.bin
 
 
 def test_documents_keep_their_places_and_get_the_sources_of_sources_tsv(tmp_path):
@@ -229,7 +229,7 @@ def test_documents_keep_their_places_and_get_the_sources_of_sources_tsv(tmp_path
     tokens = named(tmp_path, "0\ta\n1700\tb\n", f"{rows}val\t0\t9\tfile\n")
     token_files.link_tokens(tokens.folder, tmp_path / "run/tokens")  # comes along
     for folder in (tokens.folder, tmp_path / "run/tokens"):
-        document_N, sources = origins.of(token_files.open_tokens(folder), "train")
+        document_N, sources = token_files.origins(token_files.open_tokens(folder), "train")
         assert sources == ["a"] * 4 + ["b"] * 9  # document 3 begins at 1,500
         assert document_N.tolist() == [(i * T + T // 2) // 500 for i in range(100)]
 

@@ -11,7 +11,7 @@ from bench import intervals as bench
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval, beyond, change, gap_closed, resampled_means, stretch
 from tdbook.book import comparison
-from tdbook.corpus import origins
+from tdbook.corpus import token_files
 from tdbook.report import words
 
 NAN = float("nan")
@@ -139,7 +139,7 @@ def two(tmp_path, monkeypatch):
         np.save(tmp_path / f"scores/val/{name}.npy", np.where(known_N, loss_N, np.float32("nan")))
     this = SimpleNamespace(out=tmp_path, run="x", path=tmp_path.joinpath)
     this.parameters = {"seed": 1, "resamples": 500}
-    monkeypatch.setattr(origins, "of", lambda tokens, split: (document_N, []))
+    monkeypatch.setattr(token_files, "origins", lambda tokens, split: (document_N, []))
     return this, {n: x[known_N] for n, x in losses.items()}, document_N[known_N], known_N
 
 

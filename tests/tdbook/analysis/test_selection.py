@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import save_file
 
 from tdbook.book import selection, students
-from tdbook.corpus import origins, token_files
+from tdbook.corpus import token_files
 from tdbook.report import tables, words
 from tdbook.runs import notebooks, parameters
 from tdlib import data, evaluate, hard_set, train
@@ -143,8 +143,8 @@ def tokens(tmp_path) -> data.Tokens:
 
 
 def test_folds_are_whole_documents_each_window_in_one(tokens):
-    document_N = origins.of(tokens, "train")[0]
-    folds = np.stack([origins.fold(tokens, f"{k}/5") for k in range(1, 6)])
+    document_N = token_files.origins(tokens, "train")[0]
+    folds = np.stack([token_files.fold(tokens, f"{k}/5") for k in range(1, 6)])
     assert (folds.sum(0) == 1).all() and 60 < folds[0].sum() < 100
     assert np.unique(document_N[folds[0]]).tolist() == list(range(0, 128, 5))
 
@@ -165,7 +165,7 @@ def test_distinct_tokens_are_the_first_of_a_shorter_training_again_in_every_epoc
 
     once = read(token_limit=distinct, epochs=1.0)
     rows = read(distinct_tokens=distinct, epochs=3.0)
-    left = np.flatnonzero(~origins.fold(tokens, left_out)) if left_out else range(400)
+    left = np.flatnonzero(~token_files.fold(tokens, left_out)) if left_out else range(400)
     n = max(1, distinct // T) if distinct else len(left)
     assert len(once) == len(set(once)) == n and set(rows) == set(once) <= set(left)
     epochs = [rows[e * n : (e + 1) * n] for e in range(3)]
