@@ -24,7 +24,7 @@ from tdbook.runs import hashes, heartbeat, hooks, parameters, sweeps
 from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.ownership import claim
 from tdbook.runs.parameters import shown
-from tdbook.runs.units import duration
+from tdbook.runs.units import duration, number
 from tdbook.workflow import graph
 from tdlib import files
 
@@ -201,10 +201,7 @@ def gpus() -> list[str]:
 
 def runs_each() -> int:
     """How many runs may share a GPU."""
-    given = os.environ.get(RUNS) or "1"
-    if not given.isdigit() or not int(given):
-        raise ValueError(f"{RUNS}={given} must be a whole number, at least 1: for example {RUNS}=2")
-    return int(given)
+    return int(number(os.environ, RUNS, 1, 2)) if os.environ.get(RUNS) else 1
 
 
 def slots() -> int:

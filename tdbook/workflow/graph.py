@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.ownership import not_ours, refusal
 from tdbook.runs.parameters import ParameterError, nearest, shown, stem
 from tdbook.runs.units import number
-from tdbook.workflow import cluster
 from tdlib import files
 
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
@@ -109,7 +109,7 @@ def wanted(command: str, pairs: dict[str, str]) -> Wanted:
     out = pairs.get("OUT") or default_out(profile, given.get("text", ""), values)
     if command == "sweep" and not given:  # those of the book it reads
         given = (files.record(parameters.ROOT / out / CONFIG) or {}).get("given", {})
-    place, swept = cluster.check(pairs.get("CLUSTER", "")), words.get("NAME", ())
+    place, swept = cluster(pairs.get("CLUSTER", "")), words.get("NAME", ())
     typed = (f"{k}={shlex.quote(v)}" for k, v in pairs.items() if v and k != "DRY")
     command = " ".join(["make", command, *typed])
     return Wanted(profile, out, given, swept, only, redo, before, price, place, command, values)
@@ -128,6 +128,20 @@ def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str
             meant = f"did you mean {ends[0]}?" if ends else nearest(word, known)
             raise ParameterError(f"{word} is no run of params/{profile}: {meant}")
     return tuple(name for name, own in names.items() if own & set(words))
+
+
+def cluster(name: str) -> str:
+    """The name, or "" for none. ParameterError: no such profile, or no SLURM here."""
+    if not name:
+        return ""
+    names = sorted({path.name for path in (parameters.ROOT / "profiles").iterdir()} - {"default"})
+    if name not in names:
+        remedy = nearest(name, names)
+        raise ParameterError(f"CLUSTER={name}: no profiles/{name}/config.yaml for one: {remedy}")
+    if not shutil.which("sbatch"):
+        fault = f"CLUSTER={name} needs SLURM, and this machine has no sbatch"
+        raise ParameterError(f"{fault}: give the command on a login node, or leave CLUSTER out")
+    return name
 
 
 def default_out(profile: str, text: str, values: dict[str, str] | None = None) -> str:
@@ -186,32 +200,15 @@ def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
     """Run → why it is to be made, "" where it is current. ParameterError: what is in the way."""
     if gone := [name for name in wanted.before if not hashes.load(runs[name].out, name)]:
         raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
-    _refuse_other_settings(wanted, runs)
     targets, pages = targets_of(wanted, runs)
     reasons, damaged = hashes.judge(runs, [*targets, *pages], wanted.before)
     if lines := dict.fromkeys(line for lines in damaged.values() for line in lines):
         raise ParameterError("\n".join([*lines, "nothing is made from what is damaged"]))
-    foreign: dict[Path, dict[str, None]] = {}  # what another made, in the place of what is made
     for one in (runs[name] for name, why in reasons.items() if why):
-        if not reasons[one.name].startswith(hashes.AFTER):
-            paths = not_ours(one.out, one.run, list(one.writes), notebook=True)
-            foreign.setdefault(one.out, {}).update(dict.fromkeys(paths))
-    if lines := [refusal(out, list(paths)) for out, paths in foreign.items() if paths]:
-        raise ParameterError("\n".join(lines))
+        later = reasons[one.name].startswith(hashes.AFTER)
+        if not later and (foreign := not_ours(one.out, one.run, [*one.writes], notebook=True)):
+            raise ParameterError(refusal(one.out, foreign))
     return reasons
-
-
-def _refuse_other_settings(wanted: Wanted, runs: dict[str, BookRun]) -> None:
-    """ParameterError: SET, or that it is left out, would replace what is done otherwise."""
-    before = (files.whole(parameters.ROOT / wanted.out / CONFIG) or {}).get("settings", {})
-    for one in runs.values():
-        record = files.whole(one.out / "results" / f"{one.run}.json", "parameters")
-        done, now = record["parameters"] if record else {}, hashes.decisive(one.parameters)
-        for name in parameters.of_run(before | wanted.settings, one.run):
-            if done and name in now and done.get(name) != now[name]:
-                fault = f"{one.name} in {wanted.out} is done with {name} = {done.get(name)!r}"
-                remedy = f"a run folder of its own (OUT=), or SET={parameters.in_words(before)!r}"
-                raise ParameterError(f"{fault}, now it is {now[name]!r}: give {remedy}")
 
 
 def book(

@@ -48,7 +48,7 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
         if p[name] and not (parameters.ROOT / p[name]).exists():
             raise ParameterError(f"{name.upper()}={p[name]} is not there: correct the path")
     shares = [one.parameters["share"] for one in jobs.values() if one.notebook == HARD_SET]
-    teacher = _teacher(parameters.ROOT / (p["teacher"] or out / "models/teacher"))
+    teacher = _teacher(p, out)
     tokens = parameters.ROOT / (p["tokens"] or out / "tokens")
     if p["tokens"] or (tokens / "meta.json").is_file():
         size = size_of(tokens, out, *shares[:1])
@@ -58,7 +58,7 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
         written = (p["vocab_size"],) if p["text_characters"] else units.VOCABULARIES
         vocabularies = (vocabulary,) if vocabulary else written
         tokens, size = None, _guessed(p, vocabularies[0], *shares[:1])
-    teacher = teacher or LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
+    teacher = teacher or _trained(p, size)
     if teacher.vocab_size != size.vocab_size:
         both = f"{teacher.vocab_size:,}, the tokens' {size.vocab_size:,}"
         remedy = "give the tokens that it was made with (TOKENS=, VOCAB=)"
@@ -102,8 +102,10 @@ def _size(vocab_size: int, context: int, train: int, val: int, share: float, whe
     return Size(vocab_size, context, windows, checked, round(share * windows), source)
 
 
-def _teacher(path: Path) -> LlamaConfig | None:
-    """The shape of a Llama folder or of upstream's file; None for a run folder's, not yet there."""
+def _teacher(p: dict, out: Path) -> LlamaConfig | None:
+    """The shape of the teacher given to 00, or of the run folder's; None if that is not there."""
+    given = p["teacher"] if notebook_of(p["run"]) == TEACHER else ""
+    path = parameters.ROOT / given if given else out / "models" / (p.get("teacher") or "teacher")
     if path.is_file():
         from tdlib import teacher  # imports torch
 
@@ -111,6 +113,10 @@ def _teacher(path: Path) -> LlamaConfig | None:
     if path.is_dir() and not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path} is no teacher: give a Llama folder or a .pt file")
     return shapes.read_config(path) if path.is_dir() else None
+
+
+def _trained(p: dict, size: Size) -> LlamaConfig:
+    return LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
 
 
 def estimate(p: dict, out: Path, device: str) -> dict:
@@ -121,11 +127,7 @@ def estimate(p: dict, out: Path, device: str) -> dict:
         made[f"models/{path.parent.name}"] = replace(shape, context=size.context)
     for adapter, base in Folder(out, p["run"]).adapters.items():
         made[f"adapters/{adapter}"] = made[f"models/{base}"]
-    if notebook_of(p["run"]) != TEACHER:
-        teacher = _teacher(out / "models" / p.get("teacher", "teacher"))
-    elif not (teacher := p["teacher"] and _teacher(parameters.ROOT / p["teacher"])):
-        teacher = LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
-    work = workload.of_run(p, size, teacher, made)
+    work = workload.of_run(p, size, _teacher(p, out) or _trained(p, size), made)
     low, high = work.seconds(workload.here(device))
     steps, memory = sum(t.steps for t in work.trainings), work.memory(device[:4])
     cost = {"seconds_low": low, "seconds_high": high, "peak_memory_mib": memory / 2**20}
@@ -196,8 +198,9 @@ def _table(names: list[str], rows: list[list[str]]) -> str:
 def dry(wanted: graph.Wanted) -> str:
     """What a command would run, why, how long it takes and what it costs. Nothing is written."""
     reasons = graph.judged(wanted, graph.jobs(wanted.config))
-    (times, where), rows = seconds(wanted), []
-    todo = [times[name] for name, reason in reasons.items() if reason]
+    of, (device, source) = asked(wanted), workload.device_of("", wanted.profile)
+    times = {one.name: work.seconds(device) for one, work in zip(of.runs, of.works, strict=True)}
+    todo, rows = [times[name] for name, reason in reasons.items() if reason], []
     for name, reason in reasons.items():
         how_long = _time([times[name]], wanted.price) if reason else ["–"]
         rows.append([name, reason or "is done", *how_long])
@@ -206,11 +209,4 @@ def dry(wanted: graph.Wanted) -> str:
     if not todo:
         return f"{table}\n\nAll of them are done."
     took = ", for ".join(_time(todo, wanted.price))
-    return f"{table}\n\n{len(todo)} of {len(rows)} would run: {took}; on {where}. Nothing was run."
-
-
-def seconds(wanted: graph.Wanted) -> tuple[dict[str, tuple[float, float]], str]:
-    """Of every run, low and high; and on which device."""
-    of, (device, source) = asked(wanted), workload.device_of("", wanted.profile)
-    spans = (work.seconds(device) for work in of.works)
-    return {one.name: next(spans) for one in of.runs}, f"{device.name}, {source}"
+    return f"{table}\n\n{len(todo)} of {len(rows)} would run: {took}; on {device.name}, {source}."

@@ -60,12 +60,10 @@ def index(out: Path, name: str = "") -> Path:
     for row in morning["rows"]:
         html = row["folder"] / f"{row['run']}.html"
         row["page"] = html.relative_to(out).as_posix() if html.exists() else ""
-    models = {
-        name: m for row in morning["rows"] for name, m in row["record"].get("models", {}).items()
-    }
+    models = dict(m for row in morning["rows"] for m in row["record"].get("models", {}).items())
     losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)[:12]
-    best = [(name, loss, units.span(*units.of_plan(name, "loss"))) for loss, name in losses]
-    content["best"] = best  # each beside the plan's estimate
+    plan = {name: units.span(*units.of_plan(name, "loss")) for _, name in losses}
+    content["best"] = [(name, loss, plan[name]) for loss, name in losses]
     content["swept"] = sweeps.listed(out, out.name) if swept else None
     quality = out / f"tables/{notebooks.COMPARISON}-quality.md"
     if quality.exists():
@@ -89,13 +87,9 @@ def _frame(out: Path, run: str, body: Markup) -> None:
     results = (out / "results").glob("*.json")
     reads = {path.stem: (files.whole(path) or {}).get("reads", {}) for path in results}
     point = sweeps.parent(out) and not (out / sweeps.POINTS).is_file()
-    links = {
-        "index": "../index.html" if point else "index.html",
-        "before": before,
-        "after": after,
-        "made_from": [name for name in names if name in reads.get(run, {})],
-        "used_by": [name for name in names if run in reads.get(name, {})],
-    }
+    links = {"index": "../index.html" if point else "index.html", "before": before, "after": after}
+    links["made_from"] = [name for name in names if name in reads.get(run, {})]
+    links["used_by"] = [name for name in names if run in reads.get(name, {})]
     _write(out / f"{run}.html", "page.html.j2", body=body, **links, **status.row(out, run))
 
 

@@ -50,8 +50,8 @@ def publish(out: Path, name: str = "") -> Path:
                 _write(shown, _public(_record(point, path.stem)), out)
         run_pages.refresh(place, name)
         manifest = _manifest(out, name, place) | {"left_out": left_out}
-        manifest = json.dumps(manifest, indent=1, ensure_ascii=False)
-        files.write_whole(place / "manifest.json", manifest)
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        files.write_whole(place / "manifest.json", text)
     print(f"{target}: {len(files_of(target))} files; left out, by manifest.json: {len(left_out)}")
     return target
 
@@ -151,14 +151,12 @@ def _write(path: Path, text: str, out: Path) -> None:
 def _manifest(out: Path, name: str, place: Path) -> dict:
     """Where all of it comes from, and the hash of every file."""
     shown, now = parameters.shown(out), datetime.datetime.now(datetime.UTC)
-    names = {str(path.relative_to(place)): path for path in files_of(place)}
+    command = f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={name}"
     ours = all(_ours(out, path.stem) for path in (place / "results").glob("*.json"))
-    return {
-        "command": f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={name}",
-        "published": now.isoformat(timespec="seconds"),
-        "text": "the book's own" if ours else "given, not shown",
-        "files": {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in names.items()},
-    }
+    text = "the book's own" if ours else "given, not shown"
+    found = {"command": command, "published": now.isoformat(timespec="seconds"), "text": text}
+    sums = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files_of(place)}
+    return found | {"files": {str(p.relative_to(place)): sha for p, sha in sums.items()}}
 
 
 def files_of(place: Path) -> list[Path]:
