@@ -204,10 +204,13 @@ def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
     reasons, damaged = hashes.judge(runs, [*targets, *pages], wanted.before)
     if lines := dict.fromkeys(line for lines in damaged.values() for line in lines):
         raise ParameterError("\n".join([*lines, "nothing is made from what is damaged"]))
+    foreign: dict[Path, list[str]] = {}  # what another made, in the place of what is made
     for one in (runs[name] for name, why in reasons.items() if why):
-        later = reasons[one.name].startswith(hashes.AFTER)
-        if not later and (foreign := not_ours(one.out, one.run, [*one.writes], notebook=True)):
-            raise ParameterError(refusal(one.out, foreign))
+        if not reasons[one.name].startswith(hashes.AFTER):
+            paths = not_ours(one.out, one.run, [*one.writes], notebook=True)
+            foreign.setdefault(one.out, []).extend(paths)
+    if lines := [refusal(out, [*dict.fromkeys(p)]) for out, p in foreign.items() if p]:
+        raise ParameterError("\n".join(lines))
     return reasons
 
 
