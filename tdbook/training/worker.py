@@ -60,31 +60,36 @@ def fit(
     if processes > gpus:
         fault = f"processes is {processes}, torch sees {gpus} GPUs"
         raise ValueError(f"{fault}: ask for one on each at most")
-    job = folder.resolve() / "workers"
-    if os.path.lexists(job) and not (job / MARK).is_file():
-        raise FileExistsError(f"{job} is there and was not made by the book: {AWAY}")
-    targets = as_targets(None if recipe.ce_weight == 1 else teacher)
-    if recipe.ce_weight < 1 and not isinstance(targets.teacher, Llama):
-        fault = f"ce_weight {recipe.ce_weight} below 1 needs a teacher, and several processes"
-        raise ValueError(f"{fault} a Llama or its cache, not {targets.teacher!r}")
-    shutil.rmtree(job, ignore_errors=True)  # of a process that was killed
-    job.mkdir(parents=True)
-    (job / MARK).touch()
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    threads, weights = max(1, torch.get_num_threads() // processes), tokens.train.weights
-    given = dict(processes=processes, port=store.port, threads=threads, evaluate=evaluate)
-    given |= dict(tokens=(tokens.folder.resolve(), tokens.context), recipe=recipe, rows=rows)
-    given |= dict(weights=weights is not None and Path(weights.filename).resolve())
-    given |= dict(device="cuda" if "cuda" in device else "cpu")
-    given |= dict(kept=targets.options if isinstance(targets, cache.Cache) else None)
+    job = _emptied(folder.resolve() / "workers")
     try:
+        targets = as_targets(None if recipe.ce_weight == 1 else teacher)
+        if recipe.ce_weight < 1 and not isinstance(targets.teacher, Llama):
+            fault = f"ce_weight {recipe.ce_weight} below 1 needs a teacher, and several processes"
+            raise ValueError(f"{fault} a Llama or its cache, not {targets.teacher!r}")
         torch.save((student, targets.teacher), job / "models.pt")
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        threads, weights = max(1, torch.get_num_threads() // processes), tokens.train.weights
+        given = dict(processes=processes, port=store.port, threads=threads, evaluate=evaluate)
+        given |= dict(tokens=(tokens.folder.resolve(), tokens.context), recipe=recipe, rows=rows)
+        given |= dict(weights=weights is not None and Path(weights.filename).resolve())
+        given |= dict(device="cuda" if "cuda" in device else "cpu")
+        given |= dict(kept=targets.options if isinstance(targets, cache.Cache) else None)
         log = _run(job, processes, given, record, progress)
         trained = safetensors.torch.load_file(job / "trained.weights")
         assert not student.load_state_dict(trained, strict=False).unexpected_keys
         return log
     finally:
         shutil.rmtree(job, ignore_errors=True)
+
+
+def _emptied(job: Path) -> Path:
+    """The workers' folder without what a killed process left there."""
+    if os.path.lexists(job) and not (job / MARK).is_file():
+        raise FileExistsError(f"{job} is there and was not made by the book: {AWAY}")
+    shutil.rmtree(job, ignore_errors=True)
+    job.mkdir(parents=True)
+    (job / MARK).touch()
+    return job
 
 
 def _run(
