@@ -117,8 +117,7 @@ def _show_progress(out: Path, run: str) -> None:
 
 
 def _stop_on_signals(out: Path, run: str) -> threading.Event:
-    """Pass a SIGTERM on to the kernel, which in a training ends its step and keeps its state; later
-    an alarm ends this process. The event is set by the first signal."""
+    """Pass a SIGTERM on to the kernel, which keeps its state; later an alarm ends this process."""
     stopping = threading.Event()
 
     def stop(number: int, _) -> None:
@@ -210,8 +209,7 @@ def slots() -> int:
 
 
 def take_gpus(device: str, count: int) -> str:
-    """Wait for `count` free GPUs, let CUDA see those alone, and return their names; "" where there
-    is nothing to take. ValueError: more than there are."""
+    """Wait for `count` free GPUs and let CUDA see those alone; "" where none is to be taken."""
     names = gpus()
     if not names or device == "cpu" or "SLURM_JOB_ID" in os.environ:
         return ""

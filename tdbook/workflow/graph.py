@@ -1,11 +1,9 @@
 """The book as a graph: what a command asks for, the runs of a profile and of its sweeps."""
 
-import contextlib
 import hashlib
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -117,10 +115,11 @@ def wanted(command: str, pairs: dict[str, str]) -> Wanted:
 
 def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str, ...]:
     """Runs by their own name, by their notebook's, or points by sweep or by all that varies."""
-    names = {name: {name, name.split("/")[-1], notebook_of(name.split("/")[-1])} for name in every}
-    for name in (name for name in every if "/" in name):
-        sweep, *point, run = name.split("/")
-        names[name] |= {sweep, point[0] if point else run.partition("-")[2]}
+    names = {}
+    for name in every:
+        *sweep, run = name.split("/")  # of several runs a point: sweep/point/run
+        point = run.partition("-")[2] if len(sweep) == 1 else name
+        names[name] = {name, run, notebook_of(run), point, *sweep}
     for word in words:
         if not any(word in own for own in names.values()):
             ends = [name for name in every if name.endswith(f"-{word}")]
@@ -241,19 +240,13 @@ def book(
 
 def check_yaml(path: Path, more: dict, paths: bool = True) -> dict:
     """A YAML's parameters, checked; errors begin with its name."""
-    with _naming(shown(path)):
+    try:
         given = parameters.read(path) | more
         if given.get("run") != path.stem:
             raise ParameterError(f"run = {given.get('run')!r} must be its name: run: {path.stem}")
         return parameters.check(notebook_of(path.stem), given, paths=paths)
-
-
-@contextlib.contextmanager
-def _naming(who: str) -> Iterator[None]:
-    try:
-        yield
     except ParameterError as error:
-        raise ParameterError(f"{who}: {error}") from None
+        raise ParameterError(f"{shown(path)}: {error}") from None
 
 
 def yamls(profile: str) -> list[Path]:
@@ -295,9 +288,11 @@ def swept(
             given, who = parameters.of_run(values or {}, run), f"sweep {name}, point {point}"
             if both := given.keys() & {key.rpartition(".")[2] for key in sweep.points[point]}:
                 raise ParameterError(f"SET: sweep {name} varies {min(both)}: leave it out of SET")
-            with _naming(who):
+            try:
                 own = sweep.values(point, run, out) | given
                 own = parameters.check(notebook_of(run), own, paths=False)
+            except ParameterError as error:
+                raise ParameterError(f"{who}: {error}") from None
             one = _run(who, sweep.name_of(point, run), own, given, makers | inside, out)
             outside = tuple(path for path in one.reads if path not in inside)
             points.append(replace(one, reads=outside, sweep=name))

@@ -21,15 +21,15 @@ NUMBER = r"\[?[-−+<≤≈~]?\d[\d,.]*(e[-+]?\d+)?( ?[%×]| [A-Za-z/]+)?(\s?[±
 
 
 def page(out: Path, run: str) -> None:
-    """Write out/<run>.html of the notebook as executed, headed by where it comes from, or by how it
-    ended; what the head says is not shown twice. A widget, dead without its kernel, leaves a note
-    where nothing lies beside it."""
+    """Write out/<run>.html: the notebook as executed, under a head that says how it was made."""
     notebook = nbformat.read(out / f"{run}.ipynb", as_version=4)
+    # not shown twice: what the head says already
     done = status.row(out, run)["state"]["state"] == "done"
     hidden = {"papermill-error-cell-tag", *["parameters", "injected-parameters"] * done}
     notebook.cells = [c for c in notebook.cells if not hidden & {*c.metadata.get("tags", [])}]
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         data = output.get("data", {})
+        # a widget is dead without its kernel
         if data.pop(WIDGET, None) and not SHOWN_BESIDE_WIDGET & data.keys():
             output["data"] = {"text/html": '<p class="note">interactive in JupyterLab</p>'}
     _frame(out, run, _with_readable_tables(pages.exporter().from_notebook_node(notebook)[0]))
@@ -44,8 +44,7 @@ def refresh(out: Path, name: str = "") -> Path:
 
 
 def index(out: Path, name: str = "") -> Path:
-    """Write index.html, by a `name` or the folder's, and morning.md. For a point the sweep's, and
-    for a sweep the book's too."""
+    """Write index.html and morning.md: of a point its sweep's, of a sweep the book's too."""
     swept, above = (out / sweeps.POINTS).is_file(), sweeps.parent(out)
     if above and not swept:
         return index(out.parent)

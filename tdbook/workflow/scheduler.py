@@ -211,18 +211,18 @@ def queue(out: Path) -> set[str]:
 def follow(out: Path, snakemake: subprocess.Popen) -> bool:
     """Wait for Snakemake. False: the queue was empty for long, and it was killed."""
     seen = time.monotonic()  # a controller that was silent, or forgot a job, leaves it waiting
-    while snakemake.poll() is None:
+    while time.monotonic() - seen <= FORGOTTEN_S:
+        if snakemake.poll() is not None:
+            return True
         time.sleep(ASK_S)
-        waits = False
         with contextlib.suppress(RuntimeError):
-            waits = not queue(out)
-        seen = seen if waits else time.monotonic()
-        if time.monotonic() - seen > FORGOTTEN_S:
-            print("no job is in the queue: Snakemake is started again", flush=True)
-            snakemake.kill()
-            snakemake.wait()
-            return False
-    return True
+            if not queue(out):
+                continue
+        seen = time.monotonic()
+    print("no job is in the queue: Snakemake is started again", flush=True)
+    snakemake.kill()
+    snakemake.wait()
+    return False
 
 
 def cancel(out: Path) -> None:
