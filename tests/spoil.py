@@ -51,6 +51,10 @@ def pack(path: Path, cut: int) -> None:
     path.write_bytes(packed[: len(packed) - cut])
 
 
+def inflate(path: Path, size: int) -> None:
+    path.write_bytes(gzip.compress(b"\n" * size, 1))
+
+
 def garble(path: Path, start: int) -> None:
     path.write_bytes(path.read_bytes()[:start] + b"\xff" * 90)
 

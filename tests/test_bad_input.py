@@ -300,4 +300,3 @@ def test_a_path_with_spaces_is_one_path_and_several_are_several(tmp_path, monkey
     assert parameters.texts("a.txt b.txt") == ["a.txt", "b.txt"]
     assert parameters.texts("") == []
     assert graph.default_out("tiny", "my book.txt") == "outputs/tiny-my_book"
-    assert graph.default_out("tiny", "a.txt b.txt") == "outputs/tiny-a+b"

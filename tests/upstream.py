@@ -11,6 +11,10 @@ import torch
 
 ENDINGS = ("లలో", "లకు", "లను", "లో", "కు", "ను", "లు", "గా", "తో", "ని", "పై", "వారు")
 RUNS = re.compile(r"[\u0c00-\u0c7f\u200c\u200d]+|[A-Za-z]+|\d+|.")
+# upstream's names of a layer's weights → ours, but for Q, K and V
+NAMES = {"ln_1": "input_layernorm", "ln_2": "post_attention_layernorm"}
+NAMES |= {"attn.c_proj": "self_attn.o_proj", "mlp.w_gate": "mlp.gate_proj"}
+NAMES |= {"mlp.w_up": "mlp.up_proj", "mlp.w_down": "mlp.down_proj"}
 
 
 def segmented(line: str) -> list[str]:
@@ -82,11 +86,7 @@ def state_of(model) -> dict[str, torch.Tensor]:
             fused.append(weight)
         at = f"transformer.h.{i}"
         state[f"{at}.attn.c_attn.weight"] = torch.cat(fused)
-        for theirs, mine in (
-            ("ln_1", "input_layernorm"), ("ln_2", "post_attention_layernorm"),
-            ("attn.c_proj", "self_attn.o_proj"), ("mlp.w_gate", "mlp.gate_proj"),
-            ("mlp.w_up", "mlp.up_proj"), ("mlp.w_down", "mlp.down_proj"),
-        ):  # fmt: skip
+        for theirs, mine in NAMES.items():
             state[f"{at}.{theirs}.weight"] = ours[f"layers.{i}.{mine}.weight"]
     state["transformer.ln_f.weight"] = ours["norm.weight"]
     return state | {"transformer.wte.weight": ours["embed_tokens.weight"]}

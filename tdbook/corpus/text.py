@@ -144,9 +144,21 @@ def _documents(path: Path, account: Account) -> Iterator[tuple[str, ...]]:
         raise ValueError(f"{path} cannot be read ({why}): copy or pack it again") from None
 
 
+def _content(path: Path, file: BinaryIO) -> bytes:
+    """All of a file; a packed one may be made to hold far more than memory."""
+    most = left = max(2**26, 100 * path.stat().st_size)
+    parts = []
+    while part := file.read(2**20):
+        if (left := left - len(part)) < 0:
+            fault = f"{path} unpacks to more than {most:,} bytes, 100 times its size"
+            raise ValueError(f"{fault}: unpack it, in parts")
+        parts.append(part)
+    return b"".join(parts)
+
+
 def _lines_of(path: Path, file: BinaryIO) -> list[str]:
     """The lines of a file of UTF-8, whatever ends them."""
-    content = file.read()
+    content = _content(path, file)
     try:
         bad, text = content.find(0), content.decode()
     except UnicodeDecodeError as error:
@@ -185,7 +197,7 @@ def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, 
 
 def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
     try:
-        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(file.read()))
+        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(_content(path, file)))
         types = [(field.name, str(field.type)) for field in table.schema_arrow]
         texts = [type_ for name, type_ in types if name == "text"]
         if len(texts) != 1 or not STRINGS.match(texts[0]):

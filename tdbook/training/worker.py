@@ -9,6 +9,7 @@ one that fails ends all.
 """
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
 from tdbook.corpus import token_files
@@ -66,14 +68,15 @@ def fit(
         if recipe.ce_weight < 1 and not isinstance(targets.teacher, Llama):
             fault = f"ce_weight {recipe.ce_weight} below 1 needs a teacher, and several processes"
             raise ValueError(f"{fault} a Llama or its cache, not {targets.teacher!r}")
-        torch.save((student, targets.teacher), job / "models.pt")
+        models = {"student": student, "teacher": targets.teacher}
+        models = {n: _pack(net, job / f"{n}.weights") if net else None for n, net in models.items()}
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         threads, weights = max(1, torch.get_num_threads() // processes), tokens.train.weights
         given = dict(processes=processes, port=store.port, threads=threads, evaluate=evaluate)
         given |= dict(tokens=(tokens.folder.resolve(), tokens.context), recipe=recipe, rows=rows)
         given |= dict(weights=weights is not None and Path(weights.filename).resolve())
         given |= dict(device="cuda" if "cuda" in device else "cpu")
-        given |= dict(kept=targets.options if isinstance(targets, cache.Cache) else None)
+        given |= models | dict(kept=targets.options if isinstance(targets, cache.Cache) else None)
         log = _run(job, processes, given, record, progress)
         trained = safetensors.torch.load_file(job / "trained.weights")
         assert not student.load_state_dict(trained, strict=False).unexpected_keys
@@ -135,6 +138,21 @@ def _run(
     return log
 
 
+def _pack(model: Llama, path: Path) -> tuple[Path, Llama]:
+    """Its weights in a file, and the model without them."""
+    weights = dict(model.named_parameters())
+    content = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    safetensors.torch.save_file(content, path)
+    bare = {id(w): nn.Parameter(torch.empty(0), w.requires_grad) for w in weights.values()}
+    return path, copy.deepcopy(model, bare).cpu()
+
+
+def _unpack(path: Path, model: Llama) -> Llama:
+    for name, weight in safetensors.torch.load_file(path).items():
+        model.get_parameter(name).data = weight
+    return model
+
+
 def _work(rank: int, parent: int, job: Path, given: dict) -> None:
     heartbeat.die_with_parent(signal.SIGKILL)  # nothing may be left that holds a GPU
     if os.getppid() != parent:  # it was gone before
@@ -162,8 +180,8 @@ def _train(team: Team, job: Path, given: dict) -> None:
         torch._dynamo.config.optimize_ddp = False
     tokens = token_files.open_tokens(*given["tokens"])
     tokens = data.weighted(tokens, given["weights"]) if given["weights"] else tokens
-    # whole models, which torch unpickles: the notebook's process has just made this file
-    student, teacher = torch.load(job / "models.pt", device, weights_only=False)
+    student = _unpack(*given["student"]).to(device)
+    teacher = given["teacher"] and _unpack(*given["teacher"]).to(device)
     options = {"folder": job.parent, "device": device, "team": team, "rows": given["rows"]}
     if team.rank == 0:
         told, memory = open(job / "told.jsonl", "a", encoding="ascii"), machine.peak_memory_mib

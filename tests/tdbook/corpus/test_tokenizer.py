@@ -295,19 +295,14 @@ def test_raw_text_is_segmented_by_the_model_between_script_and_marks(upstream, s
     assert raw.decode(raw.encode(["a@@ చేయ@@ లేదు @@"])[0]) == "a@@ చేయ@@ లేదు @@"  # text, no marks
 
 
-class Hostile:
-    def __reduce__(self):
-        return os.system, ("touch ran",)
-
-
 def test_a_hostile_or_damaged_segmenter_does_nothing(segmenter, tmp_path, monkeypatch):
     names = ("morfessor.baseline", "logging.os.system", "touch ran")  # module, name, argument
     texts = [b"\x8c" + bytes([len(name)]) + name.encode() for name in names]
     by_path = b"\x80\x04" + texts[0] + texts[1] + b"\x93" + texts[2] + b"\x85R."
-    command, good = pickle.dumps(Hostile()), segmenter.read_bytes()
+    command, good = b"cos\nsystem\n(S'touch ran'\ntR.", segmenter.read_bytes()
     untrained = pickle.dumps(morfessor.BaselineModel())
     monkeypatch.chdir(tmp_path)
-    for content in (command, good[:-1] + command[2:], by_path, good[: len(good) // 2], untrained):
+    for content in (command, good[:-1] + command, by_path, good[: len(good) // 2], untrained):
         (tmp_path / "m.bin").write_bytes(content)
         with refused("is no Morfessor baseline model", "give the .bin"):
             tokenizer_files.open(small(tmp_path), tmp_path / "m.bin")
