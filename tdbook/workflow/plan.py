@@ -44,9 +44,6 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
     if TEACHER not in jobs:
         raise ParameterError(f"params/{wanted.profile} has no {TEACHER}.yaml: add one")
     p, out = jobs[TEACHER].parameters, parameters.ROOT / wanted.out
-    for name in ("tokens", "teacher"):
-        if p[name] and not (parameters.ROOT / p[name]).exists():
-            raise ParameterError(f"{name.upper()}={p[name]} is not there: correct the path")
     shares = [one.parameters["share"] for one in jobs.values() if one.notebook == HARD_SET]
     teacher = _teacher(p, out)
     tokens = parameters.ROOT / (p["tokens"] or out / "tokens")
@@ -110,9 +107,7 @@ def _teacher(p: dict, out: Path) -> LlamaConfig | None:
         from tdlib import teacher  # imports torch
 
         return teacher.load(path).config
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path} is no teacher: give a Llama folder or a .pt file")
-    return shapes.read_config(path) if path.is_dir() else None
+    return shapes.read_config(path) if given or path.is_dir() else None
 
 
 def _trained(p: dict, size: Size) -> LlamaConfig:

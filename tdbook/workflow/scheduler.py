@@ -40,7 +40,7 @@ def make(wanted: Wanted) -> int:
         raise RuntimeError(f"{out} is being made by {who}: wait for it, or end it")
     with lock:
         if wanted.cluster:
-            wait_for_jobs(out, wanted.cluster)
+            wait_for_jobs(out)
         wanted = replace(wanted, redo=_not_yet_redone(wanted, runs))
         runs = prepare(wanted.config)
         graph.judged(wanted, runs)
@@ -165,7 +165,7 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
     return 1 if code or undone else 0
 
 
-def wait_for_jobs(out: Path, name: str) -> None:
+def wait_for_jobs(out: Path) -> None:
     """Wait for the jobs of an earlier command. RuntimeError: SLURM does not answer."""
     jobs = queue(out)
     for job in sorted(jobs):
@@ -178,8 +178,6 @@ def wait_for_jobs(out: Path, name: str) -> None:
     except KeyboardInterrupt:
         cancel(out)
         raise RuntimeError("stopped; the same command goes on from here") from None
-    where = f"profiles/{name}/config.yaml says"
-    print(f"jobs go to SLURM as {where}: `make status` and `squeue --me` follow them", flush=True)
 
 
 def _slurm_options(out: Path, name: str, config: dict) -> list:

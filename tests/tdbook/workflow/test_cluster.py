@@ -15,6 +15,7 @@ from tdbook.workflow import graph, scheduler
 from tests import small_book
 
 ASKED = yaml.safe_load((small_book.REPOSITORY / "profiles/slurm/config.yaml").read_text())
+INDEX = "outputs/tiny/index.html"
 CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
 
 
@@ -58,7 +59,7 @@ def test_a_job_of_an_earlier_command_is_waited_for_or_cancelled(tmp_path, monkey
     count = f"echo x >> {tmp_path}/asked; test $(wc -l < {tmp_path}/asked) -gt 2 || echo '{job}'"
     programs(tmp_path, monkeypatch, squeue=count)
     monkeypatch.setattr(scheduler, "ASK_S", 0.01)
-    scheduler.wait_for_jobs(tmp_path, "slurm")
+    scheduler.wait_for_jobs(tmp_path)
     assert (tmp_path / "asked").read_text() == "x\nx\nx\n"
     assert capsys.readouterr().out.startswith("job 7 of an earlier command is in the queue")
     gone = f"test -e {tmp_path}/cancelled || echo '{job}'"
@@ -70,7 +71,7 @@ def test_a_job_of_an_earlier_command_is_waited_for_or_cancelled(tmp_path, monkey
 
     monkeypatch.setattr("time.sleep", interrupted)
     with pytest.raises(RuntimeError, match="the same command goes on"):
-        scheduler.wait_for_jobs(tmp_path, "slurm")
+        scheduler.wait_for_jobs(tmp_path)
     assert (tmp_path / "cancelled").read_text() == "7\n"
 
 
@@ -106,9 +107,6 @@ def test_what_is_asked_for_follows_from_profile_and_run_and_a_refusal_is_one_lin
     for words in ("-t 720", "--mem 64000", "--gres=gpu:1", "--cpus-per-task=8", "TERM@120"):
         assert words in asked
     assert done.returncode == 1
-    _, *lines = done.stdout.splitlines()
-    assert lines == [
-        "sbatch: invalid partition: gup",
-        "not run: 00_teacher, 01_distill-a",
-        "0 of 2 runs done · outputs/tiny/index.html",
-    ]
+    refused, *lines = done.stdout.splitlines()
+    assert refused == "sbatch: invalid partition: gup"
+    assert lines == ["not run: 00_teacher, 01_distill-a", f"0 of 2 runs done · {INDEX}"]
