@@ -32,8 +32,8 @@ TWO = "ONLY=03_lora"  # of the book
 # the real patience is ten minutes
 HASTY = """import sys
 from tdbook import __main__
-from tdbook.workflow import cluster
-cluster.FORGOTTEN_S = 100
+from tdbook.workflow import scheduler
+scheduler.FORGOTTEN_S = 100
 sys.exit(__main__.main(sys.argv[1:]))"""
 
 

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from tdbook.runs import parameters
-from tdbook.workflow import graph, plan
+from tdbook.workflow import graph
 from tdlib.shapes import SHAPES
 
 ROOT = Path(__file__).parents[1]
@@ -124,10 +124,3 @@ def test_the_shapes_of_the_plan_are_the_ones_the_b200_profile_uses():
     for shape, (layers, heads, dim, mlp) in plan.items():
         assert SHAPES[shape] == dict(layers=layers, heads=heads, dim=dim, mlp_dim=mlp)
         assert any(shape in path.read_text() for path in (ROOT / "params/b200").glob("*.yaml"))
-
-
-def test_the_sizes_of_b200_are_told_for_both_vocabularies():
-    small, large = plan.plan({"PROFILE": "b200", "DEVICE": "b200"}).split("SIZES, ")[1:]
-    assert re.search(r"50m +52\.2 M +26\.5 M .*within", small)  # FACTS.md section 2
-    assert re.search(r"50m +69\.8 M +44\.1 M .*ABOVE", large)
-    assert re.search(r"120m +151\.1 M ", large)

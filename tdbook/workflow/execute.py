@@ -24,7 +24,7 @@ from tdbook.runs import hashes, heartbeat, hooks, parameters, sweeps
 from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.ownership import claim
 from tdbook.runs.parameters import shown
-from tdbook.runs.units import duration
+from tdbook.runs.units import duration, number
 from tdbook.workflow import graph
 from tdlib import files
 
@@ -117,8 +117,7 @@ def _show_progress(out: Path, run: str) -> None:
 
 
 def _stop_on_signals(out: Path, run: str) -> threading.Event:
-    """Pass a SIGTERM on to the kernel, which in a training ends its step and keeps its state; later
-    an alarm ends this process. The event is set by the first signal."""
+    """Pass a SIGTERM on to the kernel, which keeps its state; later an alarm ends this process."""
     stopping = threading.Event()
 
     def stop(number: int, _) -> None:
@@ -201,10 +200,7 @@ def gpus() -> list[str]:
 
 def runs_each() -> int:
     """How many runs may share a GPU."""
-    given = os.environ.get(RUNS) or "1"
-    if not given.isdigit() or not int(given):
-        raise ValueError(f"{RUNS}={given} must be a whole number, at least 1: for example {RUNS}=2")
-    return int(given)
+    return int(number(os.environ, RUNS, 1, 2)) if os.environ.get(RUNS) else 1
 
 
 def slots() -> int:
@@ -213,8 +209,7 @@ def slots() -> int:
 
 
 def take_gpus(device: str, count: int) -> str:
-    """Wait for `count` free GPUs, let CUDA see those alone, and return their names; "" where there
-    is nothing to take. ValueError: more than there are."""
+    """Wait for `count` free GPUs and let CUDA see those alone; "" where none is to be taken."""
     names = gpus()
     if not names or device == "cpu" or "SLURM_JOB_ID" in os.environ:
         return ""

@@ -1,10 +1,9 @@
 """The book as a graph: what a command asks for, the runs of a profile and of its sweeps."""
 
-import contextlib
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.ownership import not_ours, refusal
 from tdbook.runs.parameters import ParameterError, nearest, shown, stem
 from tdbook.runs.units import number
-from tdbook.workflow import cluster
 from tdlib import files
 
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
@@ -109,7 +107,7 @@ def wanted(command: str, pairs: dict[str, str]) -> Wanted:
     out = pairs.get("OUT") or default_out(profile, given.get("text", ""), values)
     if command == "sweep" and not given:  # those of the book it reads
         given = (files.record(parameters.ROOT / out / CONFIG) or {}).get("given", {})
-    place, swept = cluster.check(pairs.get("CLUSTER", "")), words.get("NAME", ())
+    place, swept = cluster(pairs.get("CLUSTER", "")), words.get("NAME", ())
     typed = (f"{k}={shlex.quote(v)}" for k, v in pairs.items() if v and k != "DRY")
     command = " ".join(["make", command, *typed])
     return Wanted(profile, out, given, swept, only, redo, before, price, place, command, values)
@@ -117,10 +115,11 @@ def wanted(command: str, pairs: dict[str, str]) -> Wanted:
 
 def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str, ...]:
     """Runs by their own name, by their notebook's, or points by sweep or by all that varies."""
-    names = {name: {name, name.split("/")[-1], notebook_of(name.split("/")[-1])} for name in every}
-    for name in (name for name in every if "/" in name):
-        sweep, *point, run = name.split("/")
-        names[name] |= {sweep, point[0] if point else run.partition("-")[2]}
+    names = {}
+    for name in every:
+        *sweep, run = name.split("/")  # of several runs a point: sweep/point/run
+        point = run.partition("-")[2] if len(sweep) == 1 else name
+        names[name] = {name, run, notebook_of(run), point, *sweep}
     for word in words:
         if not any(word in own for own in names.values()):
             ends = [name for name in every if name.endswith(f"-{word}")]
@@ -128,6 +127,20 @@ def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str
             meant = f"did you mean {ends[0]}?" if ends else nearest(word, known)
             raise ParameterError(f"{word} is no run of params/{profile}: {meant}")
     return tuple(name for name, own in names.items() if own & set(words))
+
+
+def cluster(name: str) -> str:
+    """The name, or "" for none. ParameterError: no such profile, or no SLURM here."""
+    if not name:
+        return ""
+    names = sorted({path.name for path in (parameters.ROOT / "profiles").iterdir()} - {"default"})
+    if name not in names:
+        remedy = nearest(name, names)
+        raise ParameterError(f"CLUSTER={name}: no profiles/{name}/config.yaml for one: {remedy}")
+    if not shutil.which("sbatch"):
+        fault = f"CLUSTER={name} needs SLURM, and this machine has no sbatch"
+        raise ParameterError(f"{fault}: give the command on a login node, or leave CLUSTER out")
+    return name
 
 
 def default_out(profile: str, text: str, values: dict[str, str] | None = None) -> str:
@@ -186,32 +199,18 @@ def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
     """Run → why it is to be made, "" where it is current. ParameterError: what is in the way."""
     if gone := [name for name in wanted.before if not hashes.load(runs[name].out, name)]:
         raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
-    _refuse_other_settings(wanted, runs)
     targets, pages = targets_of(wanted, runs)
     reasons, damaged = hashes.judge(runs, [*targets, *pages], wanted.before)
     if lines := dict.fromkeys(line for lines in damaged.values() for line in lines):
         raise ParameterError("\n".join([*lines, "nothing is made from what is damaged"]))
-    foreign: dict[Path, dict[str, None]] = {}  # what another made, in the place of what is made
+    foreign: dict[Path, list[str]] = {}  # what another made, in the place of what is made
     for one in (runs[name] for name, why in reasons.items() if why):
         if not reasons[one.name].startswith(hashes.AFTER):
-            paths = not_ours(one.out, one.run, list(one.writes), notebook=True)
-            foreign.setdefault(one.out, {}).update(dict.fromkeys(paths))
-    if lines := [refusal(out, list(paths)) for out, paths in foreign.items() if paths]:
+            paths = not_ours(one.out, one.run, [*one.writes], notebook=True)
+            foreign.setdefault(one.out, []).extend(paths)
+    if lines := [refusal(out, [*dict.fromkeys(p)]) for out, p in foreign.items() if p]:
         raise ParameterError("\n".join(lines))
     return reasons
-
-
-def _refuse_other_settings(wanted: Wanted, runs: dict[str, BookRun]) -> None:
-    """ParameterError: SET, or that it is left out, would replace what is done otherwise."""
-    before = (files.whole(parameters.ROOT / wanted.out / CONFIG) or {}).get("settings", {})
-    for one in runs.values():
-        record = files.whole(one.out / "results" / f"{one.run}.json", "parameters")
-        done, now = record["parameters"] if record else {}, hashes.decisive(one.parameters)
-        for name in parameters.of_run(before | wanted.settings, one.run):
-            if done and name in now and done.get(name) != now[name]:
-                fault = f"{one.name} in {wanted.out} is done with {name} = {done.get(name)!r}"
-                remedy = f"a run folder of its own (OUT=), or SET={parameters.in_words(before)!r}"
-                raise ParameterError(f"{fault}, now it is {now[name]!r}: give {remedy}")
 
 
 def book(
@@ -241,19 +240,13 @@ def book(
 
 def check_yaml(path: Path, more: dict, paths: bool = True) -> dict:
     """A YAML's parameters, checked; errors begin with its name."""
-    with _naming(shown(path)):
+    try:
         given = parameters.read(path) | more
         if given.get("run") != path.stem:
             raise ParameterError(f"run = {given.get('run')!r} must be its name: run: {path.stem}")
         return parameters.check(notebook_of(path.stem), given, paths=paths)
-
-
-@contextlib.contextmanager
-def _naming(who: str) -> Iterator[None]:
-    try:
-        yield
     except ParameterError as error:
-        raise ParameterError(f"{who}: {error}") from None
+        raise ParameterError(f"{shown(path)}: {error}") from None
 
 
 def yamls(profile: str) -> list[Path]:
@@ -295,9 +288,11 @@ def swept(
             given, who = parameters.of_run(values or {}, run), f"sweep {name}, point {point}"
             if both := given.keys() & {key.rpartition(".")[2] for key in sweep.points[point]}:
                 raise ParameterError(f"SET: sweep {name} varies {min(both)}: leave it out of SET")
-            with _naming(who):
+            try:
                 own = sweep.values(point, run, out) | given
                 own = parameters.check(notebook_of(run), own, paths=False)
+            except ParameterError as error:
+                raise ParameterError(f"{who}: {error}") from None
             one = _run(who, sweep.name_of(point, run), own, given, makers | inside, out)
             outside = tuple(path for path in one.reads if path not in inside)
             points.append(replace(one, reads=outside, sweep=name))

@@ -44,11 +44,8 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
     if TEACHER not in jobs:
         raise ParameterError(f"params/{wanted.profile} has no {TEACHER}.yaml: add one")
     p, out = jobs[TEACHER].parameters, parameters.ROOT / wanted.out
-    for name in ("tokens", "teacher"):
-        if p[name] and not (parameters.ROOT / p[name]).exists():
-            raise ParameterError(f"{name.upper()}={p[name]} is not there: correct the path")
     shares = [one.parameters["share"] for one in jobs.values() if one.notebook == HARD_SET]
-    teacher = _teacher(parameters.ROOT / (p["teacher"] or out / "models/teacher"))
+    teacher = _teacher(p, out)
     tokens = parameters.ROOT / (p["tokens"] or out / "tokens")
     if p["tokens"] or (tokens / "meta.json").is_file():
         size = size_of(tokens, out, *shares[:1])
@@ -58,7 +55,7 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
         written = (p["vocab_size"],) if p["text_characters"] else units.VOCABULARIES
         vocabularies = (vocabulary,) if vocabulary else written
         tokens, size = None, _guessed(p, vocabularies[0], *shares[:1])
-    teacher = teacher or LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
+    teacher = teacher or _trained(p, size)
     if teacher.vocab_size != size.vocab_size:
         both = f"{teacher.vocab_size:,}, the tokens' {size.vocab_size:,}"
         remedy = "give the tokens that it was made with (TOKENS=, VOCAB=)"
@@ -102,15 +99,19 @@ def _size(vocab_size: int, context: int, train: int, val: int, share: float, whe
     return Size(vocab_size, context, windows, checked, round(share * windows), source)
 
 
-def _teacher(path: Path) -> LlamaConfig | None:
-    """The shape of a Llama folder or of upstream's file; None for a run folder's, not yet there."""
+def _teacher(p: dict, out: Path) -> LlamaConfig | None:
+    """The shape of the teacher given to 00, or of the run folder's; None if that is not there."""
+    given = p["teacher"] if notebook_of(p["run"]) == TEACHER else ""
+    path = parameters.ROOT / given if given else out / "models" / (p.get("teacher") or "teacher")
     if path.is_file():
         from tdlib import teacher  # imports torch
 
         return teacher.load(path).config
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path} is no teacher: give a Llama folder or a .pt file")
-    return shapes.read_config(path) if path.is_dir() else None
+    return shapes.read_config(path) if given or path.is_dir() else None
+
+
+def _trained(p: dict, size: Size) -> LlamaConfig:
+    return LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
 
 
 def estimate(p: dict, out: Path, device: str) -> dict:
@@ -121,11 +122,7 @@ def estimate(p: dict, out: Path, device: str) -> dict:
         made[f"models/{path.parent.name}"] = replace(shape, context=size.context)
     for adapter, base in Folder(out, p["run"]).adapters.items():
         made[f"adapters/{adapter}"] = made[f"models/{base}"]
-    if notebook_of(p["run"]) != TEACHER:
-        teacher = _teacher(out / "models" / p.get("teacher", "teacher"))
-    elif not (teacher := p["teacher"] and _teacher(parameters.ROOT / p["teacher"])):
-        teacher = LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
-    work = workload.of_run(p, size, teacher, made)
+    work = workload.of_run(p, size, _teacher(p, out) or _trained(p, size), made)
     low, high = work.seconds(workload.here(device))
     steps, memory = sum(t.steps for t in work.trainings), work.memory(device[:4])
     cost = {"seconds_low": low, "seconds_high": high, "peak_memory_mib": memory / 2**20}
@@ -212,5 +209,5 @@ def dry(wanted: graph.Wanted) -> str:
 def seconds(wanted: graph.Wanted) -> tuple[dict[str, tuple[float, float]], str]:
     """Of every run, low and high; and on which device."""
     of, (device, source) = asked(wanted), workload.device_of("", wanted.profile)
-    spans = (work.seconds(device) for work in of.works)
-    return {one.name: next(spans) for one in of.runs}, f"{device.name}, {source}"
+    times = {one.name: work.seconds(device) for one, work in zip(of.runs, of.works, strict=True)}
+    return times, f"{device.name}, {source}"

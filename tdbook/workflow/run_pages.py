@@ -21,15 +21,15 @@ NUMBER = r"\[?[-−+<≤≈~]?\d[\d,.]*(e[-+]?\d+)?( ?[%×]| [A-Za-z/]+)?(\s?[±
 
 
 def page(out: Path, run: str) -> None:
-    """Write out/<run>.html of the notebook as executed, headed by where it comes from, or by how it
-    ended; what the head says is not shown twice. A widget, dead without its kernel, leaves a note
-    where nothing lies beside it."""
+    """Write out/<run>.html: the notebook as executed, under a head that says how it was made."""
     notebook = nbformat.read(out / f"{run}.ipynb", as_version=4)
+    # not shown twice: what the head says already
     done = status.row(out, run)["state"]["state"] == "done"
     hidden = {"papermill-error-cell-tag", *["parameters", "injected-parameters"] * done}
     notebook.cells = [c for c in notebook.cells if not hidden & {*c.metadata.get("tags", [])}]
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         data = output.get("data", {})
+        # a widget is dead without its kernel
         if data.pop(WIDGET, None) and not SHOWN_BESIDE_WIDGET & data.keys():
             output["data"] = {"text/html": '<p class="note">interactive in JupyterLab</p>'}
     _frame(out, run, _with_readable_tables(pages.exporter().from_notebook_node(notebook)[0]))
@@ -44,8 +44,7 @@ def refresh(out: Path, name: str = "") -> Path:
 
 
 def index(out: Path, name: str = "") -> Path:
-    """Write index.html, by a `name` or the folder's, and morning.md. For a point the sweep's, and
-    for a sweep the book's too."""
+    """Write index.html and morning.md: of a point its sweep's, of a sweep the book's too."""
     swept, above = (out / sweeps.POINTS).is_file(), sweeps.parent(out)
     if above and not swept:
         return index(out.parent)
@@ -60,12 +59,10 @@ def index(out: Path, name: str = "") -> Path:
     for row in morning["rows"]:
         html = row["folder"] / f"{row['run']}.html"
         row["page"] = html.relative_to(out).as_posix() if html.exists() else ""
-    models = {
-        name: m for row in morning["rows"] for name, m in row["record"].get("models", {}).items()
-    }
+    models = dict(m for row in morning["rows"] for m in row["record"].get("models", {}).items())
     losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)[:12]
-    best = [(name, loss, units.span(*units.of_plan(name, "loss"))) for loss, name in losses]
-    content["best"] = best  # each beside the plan's estimate
+    plan = {name: units.span(*units.of_plan(name, "loss")) for _, name in losses}
+    content["best"] = [(name, loss, plan[name]) for loss, name in losses]
     content["swept"] = sweeps.listed(out, out.name) if swept else None
     quality = out / f"tables/{notebooks.COMPARISON}-quality.md"
     if quality.exists():
@@ -89,13 +86,9 @@ def _frame(out: Path, run: str, body: Markup) -> None:
     results = (out / "results").glob("*.json")
     reads = {path.stem: (files.whole(path) or {}).get("reads", {}) for path in results}
     point = sweeps.parent(out) and not (out / sweeps.POINTS).is_file()
-    links = {
-        "index": "../index.html" if point else "index.html",
-        "before": before,
-        "after": after,
-        "made_from": [name for name in names if name in reads.get(run, {})],
-        "used_by": [name for name in names if run in reads.get(name, {})],
-    }
+    links = {"index": "../index.html" if point else "index.html", "before": before, "after": after}
+    links["made_from"] = [name for name in names if name in reads.get(run, {})]
+    links["used_by"] = [name for name in names if run in reads.get(name, {})]
     _write(out / f"{run}.html", "page.html.j2", body=body, **links, **status.row(out, run))
 
 

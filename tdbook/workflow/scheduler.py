@@ -1,6 +1,13 @@
-"""Many runs: Snakemake decides the order, the summary says what came out."""
+"""Many runs: Snakemake decides the order, the summary says what came out.
 
+With CLUSTER=slurm Snakemake submits a job a run, as profiles/slurm asks. Jobs outlive the command
+that submitted them. Their names begin with that of the run folder, so that the same command, given
+again, finds them in the queue and waits until they have left it.
+"""
+
+import contextlib
 import datetime
+import hashlib
 import json
 import os
 import re
@@ -14,9 +21,13 @@ from pathlib import Path
 from tdbook.runs import hashes, heartbeat, machine, parameters, sweeps
 from tdbook.runs.ownership import clear
 from tdbook.runs.parameters import shown
-from tdbook.workflow import cluster, execute, graph, status
+from tdbook.workflow import execute, graph, status
 from tdbook.workflow.graph import BookRun, Wanted
 from tdlib import files
+
+ASK_S = 5  # between two looks at the queue
+FORGOTTEN_S = 600  # without a job in it; Snakemake looks every 3 minutes at least
+STOP_S = 60  # that cancelled jobs get to leave it: SLURM kills after its KillWait, 30 s
 
 
 def make(wanted: Wanted) -> int:
@@ -29,7 +40,7 @@ def make(wanted: Wanted) -> int:
         raise RuntimeError(f"{out} is being made by {who}: wait for it, or end it")
     with lock:
         if wanted.cluster:
-            cluster.begin(out, wanted.cluster)
+            wait_for_jobs(out)
         wanted = replace(wanted, redo=_not_yet_redone(wanted, runs))
         runs = prepare(wanted.config)
         graph.judged(wanted, runs)
@@ -83,13 +94,13 @@ def _snakemake(wanted: Wanted, targets: list[str]) -> int:
     try:
         if not wanted.cluster:
             return child.wait()
-        if cluster.follow(out, child):
+        if follow(out, child):
             return child.returncode
     except KeyboardInterrupt:
         child.kill()  # its runs then get a SIGTERM; Snakemake itself would wait for them
         child.wait()
         if wanted.cluster:
-            cluster.cancel(out)
+            cancel(out)
         end = time.monotonic() + heartbeat.STOP_S
         while time.monotonic() < end and "running" in (s["state"] for s in heartbeat.states(out)):
             time.sleep(0.2)
@@ -114,7 +125,7 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
     command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", out / ".done"]
     command += ["--snakefile", parameters.ROOT / "Snakefile"]
     if wanted.cluster:
-        command += cluster.options(out, wanted.cluster, config)
+        command += _slurm_options(out, wanted.cluster, config)
     else:
         command += ["--workflow-profile", parameters.ROOT / "profiles/default"]
         command += ["--configfile", out / graph.CONFIG, "--resources", f"gpu={execute.slots()}"]
@@ -152,3 +163,72 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
         print(log[-2000:])
     print(f"{len(targets) - len(undone)} of {len(targets)} runs done · {shown(index)}")
     return 1 if code or undone else 0
+
+
+def wait_for_jobs(out: Path) -> None:
+    """Wait for the jobs of an earlier command. RuntimeError: SLURM does not answer."""
+    jobs = queue(out)
+    for job in sorted(jobs):
+        print(f"job {job} of an earlier command is in the queue: waiting for it", flush=True)
+    try:
+        while jobs:
+            time.sleep(ASK_S)
+            with contextlib.suppress(RuntimeError):  # a controller that starts again
+                jobs = queue(out)
+    except KeyboardInterrupt:
+        cancel(out)
+        raise RuntimeError("stopped; the same command goes on from here") from None
+
+
+def _slurm_options(out: Path, name: str, config: dict) -> list:
+    """Snakemake's, for the jobs of a run folder."""
+    content = json.dumps(config)  # a file for every command: a job may read it after the next one
+    path = out / f".slurm/{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
+    files.write_whole(path, content)
+    words = ["--workflow-profile", parameters.ROOT / "profiles" / name, "--configfile", path]
+    return [*words, "--slurm-jobname-prefix", prefix(out), "--slurm-logdir", path.parent]
+
+
+def prefix(out: Path) -> str:
+    """A run folder as part of a job's name: what it is called, and where it lies."""
+    where = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9-]', '-', out.resolve().name)[:32]}-{where}"
+
+
+def queue(out: Path) -> set[str]:
+    """A run folder's jobs, waiting or running. RuntimeError: SLURM does not answer."""
+    ask = ["squeue", f"--user={os.getuid()}", "--noheader", "--format=%i|%j"]
+    done = subprocess.run(ask, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise RuntimeError(f"SLURM does not answer ({said}): try again when squeue does")
+    rows = [line.split("|") for line in done.stdout.splitlines()]
+    return {job for job, name in rows if name.startswith(f"{prefix(out)}_")}
+
+
+def follow(out: Path, snakemake: subprocess.Popen) -> bool:
+    """Wait for Snakemake. False: the queue was empty for long, and it was killed."""
+    seen = time.monotonic()  # a controller that was silent, or forgot a job, leaves it waiting
+    while time.monotonic() - seen <= FORGOTTEN_S:
+        if snakemake.poll() is not None:
+            return True
+        time.sleep(ASK_S)
+        with contextlib.suppress(RuntimeError):
+            if not queue(out):
+                continue
+        seen = time.monotonic()
+    print("no job is in the queue: Snakemake is started again", flush=True)
+    snakemake.kill()
+    snakemake.wait()
+    return False
+
+
+def cancel(out: Path) -> None:
+    """End the jobs of a run folder; their runs keep their state first."""
+    cancelled, end = set(), time.monotonic() + STOP_S
+    while (jobs := queue(out)) and time.monotonic() < end:
+        if new := sorted(jobs - cancelled):
+            print(f"scancel {' '.join(new)}: their runs keep their state", flush=True)
+            subprocess.run(["scancel", *new])
+        cancelled |= jobs
+        time.sleep(1)

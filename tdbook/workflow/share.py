@@ -34,35 +34,31 @@ def publish(out: Path, name: str = "") -> Path:
     name = name or out.resolve().name
     if not parameters.NAME.holds(name):
         raise ParameterError(f"NAME={name} must be {parameters.NAME.says}: NAME=tiny")
-    runs = status.traces(out)
-    done = [run for run in runs if _done(out, run)]
-    if not done:
+    records = {run: _done(out, run) for run in status.traces(out)}
+    if not any(records.values()):
         raise ParameterError(f"{out} holds no run that is done: make book, then again")
-    left_out = [f"{run}: not done" for run in runs if run not in done]
+    left_out = [f"{run}: not done" for run, record in records.items() if not record]
     target = parameters.ROOT / "outputs/published" / name
     with whole_folder(target) as place:
-        for run in done:
-            left_out += _copy(out, run, place)
+        for record in filter(None, records.values()):
+            left_out += _copy(out, record, place)
         for path in sorted(out.glob("sweeps/*/*/results/*.json")):
             point = path.parents[1]  # its record: the tables' numbers are traced to it
-            if not path.is_symlink() and _done(point, path.stem):
+            if not path.is_symlink() and (record := _done(point, path.stem)):
                 shown = place / "results" / point.relative_to(out) / path.name
-                _write(shown, _public(_record(point, path.stem)), out)
+                _write(shown, _public(record), out)
         run_pages.refresh(place, name)
         manifest = _manifest(out, name, place) | {"left_out": left_out}
-        manifest = json.dumps(manifest, indent=1, ensure_ascii=False)
-        files.write_whole(place / "manifest.json", manifest)
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        files.write_whole(place / "manifest.json", text)
     print(f"{target}: {len(files_of(target))} files; left out, by manifest.json: {len(left_out)}")
     return target
 
 
-def _done(out: Path, run: str) -> bool:
-    there = (out / "results" / f"{run}.json").exists() and hashes.load(out, run)
-    return bool(there) and heartbeat.state(out, run)["state"] == "done"
-
-
-def _record(out: Path, run: str) -> dict:
-    return files.record(out / "results" / f"{run}.json", "parameters")
+def _done(out: Path, run: str) -> dict | None:
+    """The record of a run that is done."""
+    done = hashes.load(out, run) and heartbeat.state(out, run)["state"] == "done"
+    return files.record(out / "results" / f"{run}.json", "parameters") if done else None
 
 
 def _ours(out: Path, run: str) -> bool:
@@ -72,14 +68,14 @@ def _ours(out: Path, run: str) -> bool:
     for path in (out / "hashes").glob(f"{notebooks.TEACHER}*.json"):
         made = hashes.load(out, path.stem)["outputs"].get("tokens", {})
         if made and made["sha256"] == tokens.get("sha256"):
-            given = _record(out, path.stem)["parameters"]
+            given = (_done(out, path.stem) or {}).get("parameters", {})
             return not any(given.get(name, "unknown") for name in parameters.SOURCES)
     return False
 
 
-def _copy(out: Path, run: str, place: Path) -> list[str]:
+def _copy(out: Path, record: dict, place: Path) -> list[str]:
     """What may be shown of a run; returns what was left out, and why."""
-    record, left_out = _record(out, run), []
+    run, left_out = record["run"], []
     _write(place / "results" / f"{run}.json", _public(record, indent=1), out)
     textless = _ours(out, run) or notebooks.of(run).textless
     for path in sorted(path for kind in KINDS for path in (out / kind).glob(f"{run}-*.*")):
@@ -151,14 +147,12 @@ def _write(path: Path, text: str, out: Path) -> None:
 def _manifest(out: Path, name: str, place: Path) -> dict:
     """Where all of it comes from, and the hash of every file."""
     shown, now = parameters.shown(out), datetime.datetime.now(datetime.UTC)
-    names = {str(path.relative_to(place)): path for path in files_of(place)}
+    command = f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={name}"
     ours = all(_ours(out, path.stem) for path in (place / "results").glob("*.json"))
-    return {
-        "command": f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={name}",
-        "published": now.isoformat(timespec="seconds"),
-        "text": "the book's own" if ours else "given, not shown",
-        "files": {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in names.items()},
-    }
+    text = "the book's own" if ours else "given, not shown"
+    found = {"command": command, "published": now.isoformat(timespec="seconds"), "text": text}
+    sums = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files_of(place)}
+    return found | {"files": {str(p.relative_to(place)): sha for p, sha in sums.items()}}
 
 
 def files_of(place: Path) -> list[Path]:
@@ -166,8 +160,7 @@ def files_of(place: Path) -> list[Path]:
 
 
 def pack(out: Path) -> Path:
-    """<out>/<name>-reports.zip: the index, every page, figure and table, its sweeps' too, and the
-    pages of their points. It unpacks into one folder whose links work anywhere."""
+    """<out>/<name>-reports.zip: all pages, figures and tables, in one folder; its links work."""
     if not status.traces(out):
         raise ParameterError(f"{out} holds no run: make book, then again")
     run_pages.refresh(out)

@@ -159,18 +159,17 @@ def sweeps_of(out: Path) -> dict[str, dict]:
 def text(out: Path, full: bool = False) -> str:
     """For a terminal: a line a run, then the sweeps, then who makes it."""
     template = Path(__file__).with_name("status.txt.j2").read_text("utf8")
-    found, paths = rows(out, full), (out / SESSIONS, out / graph.CONFIG)
-    broken = [path for path in paths if path.exists() and files.whole(path, kind=object) is None]
-    last, width = (sessions(out) or [None])[-1], max((len(one["run"]) for one in found), default=0)
-    content = {"out": out, "rows": found, "sweeps": sweeps_of(out), "broken": broken, "last": last}
-    content |= {"live": live(out), "width": width, "heartbeat": heartbeat}
+    paths = [path for path in (out / SESSIONS, out / graph.CONFIG) if path.exists()]
+    content = morning(out, full) | {"out": out, "heartbeat": heartbeat}
+    content["last"] = (sessions(out) or [None])[-1]
+    content["broken"] = [path for path in paths if files.whole(path, kind=object) is None]
     lines = jinja2.Template(template, trim_blocks=True).render(content).splitlines()
     return "\n".join(line.rstrip() for line in lines)
 
 
-def morning(out: Path) -> dict:
-    """What a morning report says, for its Markdown and the index's head."""
-    found, made, swept, now = rows(out), sessions(out), sweeps_of(out), live(out)
+def morning(out: Path, full: bool = False) -> dict:
+    """What status, the morning report and the head of the index say of a run folder."""
+    found, made, swept, now = rows(out, full), sessions(out), sweeps_of(out), live(out)
     command = made[-1]["command"] if made else f"make book OUT={out}"
     every = [*found, *(one for sweep in swept.values() for one in sweep["rows"])]
     trouble = [one for one in every if heartbeat.word(one) in BAD]
@@ -183,15 +182,14 @@ def morning(out: Path) -> dict:
         then = f"`{command} REDO={redo}` makes again what is damaged"
     elif trouble or any(heartbeat.word(one) not in ("done", "stale") for one in found):
         then = f"`{command}` goes on where it stopped"
-    return {
+    price = next((x["price"] for x in reversed(made) if x["price"] is not None), None)
+    free = shutil.disk_usage(out).free if out.exists() else 0
+    running = [one for one in every if one["state"]["state"] == "running"]
+    found = {
         "rows": found,
         "counts": Counter(map(heartbeat.word, found)),
-        "running": [one for one in every if one["state"]["state"] == "running"],
-        "trouble": trouble,
-        "sweeps": swept,
-        "live": now,
-        "hours": hours(out),
-        "price": next((x["price"] for x in reversed(made) if x["price"] is not None), None),
-        "free": shutil.disk_usage(out).free,
+        "running": running,
         "next": then,
     }
+    found |= {"trouble": trouble, "sweeps": swept, "live": now}
+    return found | {"hours": hours(out), "price": price, "free": free}

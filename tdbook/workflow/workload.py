@@ -7,7 +7,6 @@ Imports torch only to measure this machine.
 """
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,15 +66,12 @@ def here(device: str) -> Device:
 def peak_flop(device: str) -> float:
     """FLOP a second of the fastest large matrix product in a tenth of a second."""
     import torch
+    from torch.utils.benchmark import Timer
 
     n, dtype = (8192, torch.bfloat16) if "cuda" in device else (1536, torch.float32)
-    a, b = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
-    seconds, end = [], time.monotonic() + 0.1
-    while not seconds or time.monotonic() < end:
-        began = time.perf_counter()
-        (a @ b)[0, 0].item()  # waits for a GPU
-        seconds.append(time.perf_counter() - began)
-    return 2 * n**3 / min(seconds)
+    how = {"globals": {"a": torch.ones(n, n, device=device, dtype=dtype)}}
+    timer = Timer("(a @ a)[0, 0].item()", **how, num_threads=torch.get_num_threads())
+    return 2 * n**3 / min(timer.blocked_autorange(min_run_time=0.1).times)
 
 
 def forward_flop(config: LlamaConfig, context: int) -> float:

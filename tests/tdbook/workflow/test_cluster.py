@@ -11,10 +11,11 @@ from snakemake.cli import get_argument_parser
 
 from tdbook import __main__
 from tdbook.runs.parameters import ParameterError
-from tdbook.workflow import cluster
+from tdbook.workflow import graph, scheduler
 from tests import small_book
 
 ASKED = yaml.safe_load((small_book.REPOSITORY / "profiles/slurm/config.yaml").read_text())
+INDEX = "outputs/tiny/index.html"
 CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
 
 
@@ -42,7 +43,7 @@ def test_a_cluster_that_cannot_be_used_is_refused(tmp_path, monkeypatch, name, t
     programs(tmp_path, monkeypatch, **({"sbatch": "exit 1"} if there else {}))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(ParameterError, match=says):
-        cluster.check(name)
+        graph.cluster(name)
 
 
 def test_a_slurm_that_does_not_answer_starts_nothing(root, monkeypatch, capsys):
@@ -54,11 +55,11 @@ def test_a_slurm_that_does_not_answer_starts_nothing(root, monkeypatch, capsys):
 
 def test_a_job_of_an_earlier_command_is_waited_for_or_cancelled(tmp_path, monkeypatch, capsys):
     """It is in the queue twice, and then gone; Ctrl-C cancels it."""
-    job = f"7|{cluster.prefix(tmp_path)}_f2ce"
+    job = f"7|{scheduler.prefix(tmp_path)}_f2ce"
     count = f"echo x >> {tmp_path}/asked; test $(wc -l < {tmp_path}/asked) -gt 2 || echo '{job}'"
     programs(tmp_path, monkeypatch, squeue=count)
-    monkeypatch.setattr(cluster, "ASK_S", 0.01)
-    cluster.begin(tmp_path, "slurm")
+    monkeypatch.setattr(scheduler, "ASK_S", 0.01)
+    scheduler.wait_for_jobs(tmp_path)
     assert (tmp_path / "asked").read_text() == "x\nx\nx\n"
     assert capsys.readouterr().out.startswith("job 7 of an earlier command is in the queue")
     gone = f"test -e {tmp_path}/cancelled || echo '{job}'"
@@ -70,25 +71,25 @@ def test_a_job_of_an_earlier_command_is_waited_for_or_cancelled(tmp_path, monkey
 
     monkeypatch.setattr("time.sleep", interrupted)
     with pytest.raises(RuntimeError, match="the same command goes on"):
-        cluster.begin(tmp_path, "slurm")
+        scheduler.wait_for_jobs(tmp_path)
     assert (tmp_path / "cancelled").read_text() == "7\n"
 
 
 def test_a_snakemake_that_waits_for_no_job_is_ended(tmp_path, monkeypatch):
     programs(tmp_path, monkeypatch, squeue="")
-    monkeypatch.setattr(cluster, "ASK_S", 0.01)
+    monkeypatch.setattr(scheduler, "ASK_S", 0.01)
     waits, ends = (subprocess.Popen(["sleep", s]) for s in ("60", "0"))
-    assert cluster.follow(tmp_path, ends) and ends.returncode == 0
-    monkeypatch.setattr(cluster, "FORGOTTEN_S", 0.05)
-    assert not cluster.follow(tmp_path, waits) and waits.returncode < 0
+    assert scheduler.follow(tmp_path, ends) and ends.returncode == 0
+    monkeypatch.setattr(scheduler, "FORGOTTEN_S", 0.05)
+    assert not scheduler.follow(tmp_path, waits) and waits.returncode < 0
 
 
 def test_only_the_jobs_of_the_same_run_folder_are_taken_for_its_own(tmp_path, monkeypatch):
-    ours, theirs = (cluster.prefix(tmp_path / name / "tiny") for name in ("a", "b"))
+    ours, theirs = (scheduler.prefix(tmp_path / name / "tiny") for name in ("a", "b"))
     assert ours != theirs and len(ours) <= 50
     rows = [f"7|{ours}_f2ce", f"8|{theirs}_f2ce", "9|other", f"10_1|{ours}_0000"]
     programs(tmp_path, monkeypatch, squeue="\n".join(f"echo '{row}'" for row in rows))
-    assert cluster.queue(tmp_path / "a" / "tiny") == {"7", "10_1"}
+    assert scheduler.queue(tmp_path / "a" / "tiny") == {"7", "10_1"}
 
 
 def test_what_is_asked_for_follows_from_profile_and_run_and_a_refusal_is_one_line(
@@ -102,13 +103,10 @@ def test_what_is_asked_for_follows_from_profile_and_run_and_a_refusal_is_one_lin
     command = [sys.executable, "-m", "tdbook", "book", "PROFILE=tiny", "CLUSTER=slurm"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     asked = (root / "asked").read_text()
-    assert f"--job-name {cluster.prefix(root / 'outputs/tiny')}_" in asked
+    assert f"--job-name {scheduler.prefix(root / 'outputs/tiny')}_" in asked
     for words in ("-t 720", "--mem 64000", "--gres=gpu:1", "--cpus-per-task=8", "TERM@120"):
         assert words in asked
     assert done.returncode == 1
-    _, *lines = done.stdout.splitlines()
-    assert lines == [
-        "sbatch: invalid partition: gup",
-        "not run: 00_teacher, 01_distill-a",
-        "0 of 2 runs done · outputs/tiny/index.html",
-    ]
+    refused, *lines = done.stdout.splitlines()
+    assert refused == "sbatch: invalid partition: gup"
+    assert lines == ["not run: 00_teacher, 01_distill-a", f"0 of 2 runs done · {INDEX}"]
