@@ -33,7 +33,9 @@ READABLE = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
 # of documents; the share of them that is of one line, and that of larger gaps: see _txt
 FEWEST, SINGLE, LARGER = 6, 0.8, 0.002
 UNREAD = f"not read, being hidden or no {READABLE}"  # what an account is told of files
-APART = "in which each blank line ends a document: take out those that only end a paragraph"
+JOINED = "in which a blank line ends a paragraph, and a larger gap a document"
+APART = "in which each blank line ends a document: put two between them if one ends a paragraph"
+DAMAGED = "with characters that were lost before (U+FFFD)"
 ALIKE, AT_LEAST = 0.05, 10  # share and number of common four-word sequences: see near_duplicates
 HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are compared with
 
@@ -84,10 +86,14 @@ def read(paths: list[str | Path], account: Account | None = None) -> list[Docume
     for path in files.values():
         source, parent = _name(path)[0], path.absolute().parent.name
         source = f"{parent}/{source}" if names[source] > 1 else source
-        rows = [*filter(None, _documents(path, account))]
-        if not rows:
+        rows = [*_documents(path, account)]
+        if not any(rows):
             raise ValueError(f"{path} is empty: give a file with text, or leave it out")
-        documents += [Document(row, source) for row in rows]
+        if empty := rows.count(()):
+            account.told[f"with {empty / len(rows):.1%} of the rows empty"].append(path.name)
+        if any("\ufffd" in line for row in rows for line in row):
+            account.told[DAMAGED].append(path.name)
+        documents += [Document(row, source) for row in rows if row]
     lines = [line for document in documents for line in document.lines]
     if not any(map(TELUGU.search, lines)):
         given = ", ".join(map(str, paths)) or "no file"
@@ -170,14 +176,19 @@ def _lines_of(path: Path, file: BinaryIO) -> list[str]:
 
 
 def _txt(path: Path, file: BinaryIO, account: Account) -> list[tuple[str, ...]]:
-    """Blank lines end a document; the account is told where they may end paragraphs alone."""
+    """Blank lines end a document. Where nearly every one would then be a single line, and larger
+    gaps are there, blank lines end paragraphs and the larger gaps documents."""
     text = "\n".join(map(str.rstrip, _lines_of(path, file))).strip("\n")
     pieces = re.split("\n(\n+)", text)  # every other one is a gap
     documents, gaps = [tuple(part.split("\n")) for part in pieces[::2] if part], pieces[1::2]
     count, least = len(documents), min(gaps, default="")
     single, larger = sum(len(d) == 1 for d in documents), sum(gap > least for gap in gaps)
-    if count >= FEWEST and (single >= SINGLE * count or larger > LARGER * count):
-        account.told[APART].append(path.name)
+    lone, many = single >= SINGLE * count, larger >= max(1, LARGER * count)
+    if count >= FEWEST and (lone or (many and larger <= count / 2)):
+        account.told[JOINED if lone and many else APART].append(path.name)
+        if lone and many:
+            parts = re.split(rf"\n{{{len(least) + 2},}}", text)
+            return [tuple(filter(None, part.split("\n"))) for part in parts]
     return documents
 
 

@@ -48,7 +48,8 @@ def find(given: str) -> Path:
     path = path if path.is_absolute() or path.exists() else ROOT / path
     if (path if path.suffix == ".gguf" else path / "config.json").is_file():
         return path
-    others = map(shown, path.parent.glob("*"))
+    near = (*path.parent.glob("*"), *path.glob("*"))
+    others = [shown(p) for p in near if p.suffix == ".gguf" or (p / "config.json").is_file()]
     remedy = nearest(given, others, "see outputs/*/models and exports/*", 0.5)
     raise FileNotFoundError(f"MODEL={given} is no model folder and no .gguf file: {remedy}")
 

@@ -5,6 +5,8 @@ its own makes two real steps of one window. `make plan` tells memory and disk of
 """
 
 import math
+import shutil
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -27,7 +29,7 @@ def examine(pairs: dict[str, str]) -> int:
     """Print what each check returns, or the error that it raises; 1 where there is one."""
     of, failed = plan.asked(graph.wanted("doctor", pairs)), 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    checks = {"torch": (_torch,), "tokens": (_tokens, of)}
+    checks = {"torch": (_torch,), "run folder": (_run_folder, of.out), "tokens": (_tokens, of)}
     tried = set()
     for t in (t for work in of.works for t in work.trainings):
         shapes = (t.student, t.teacher, t.rank, t.parameters["compile"])
@@ -51,6 +53,15 @@ def _torch() -> str:
         remedy = "install torch for it and its driver (pytorch.org), then make clean setup"
         raise ValueError(f"{version} cannot use the GPU here: {remedy}")
     return f"{version}, no GPU here, threads: {torch.get_num_threads()}"
+
+
+def _run_folder(out: Path) -> str:
+    place = next(p for p in (out, *out.parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return f"{out}, {units.si(shutil.disk_usage(place).free, 'B')} free"
+    except OSError as error:
+        raise ValueError(f"{place} cannot be written ({error}): give another OUT=") from None
 
 
 def _tokens(of: plan.Asked) -> str:

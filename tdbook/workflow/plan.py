@@ -121,7 +121,8 @@ def estimate(p: dict, out: Path, device: str) -> dict:
         shape = shapes.read_config(path.parent)
         made[f"models/{path.parent.name}"] = replace(shape, context=size.context)
     for adapter, base in Folder(out, p["run"]).adapters.items():
-        made[f"adapters/{adapter}"] = made[f"models/{base}"]
+        if f"models/{base}" in made:  # it is being made again: its adapters are older than it
+            made[f"adapters/{adapter}"] = made[f"models/{base}"]
     work = workload.of_run(p, size, _teacher(p, out) or _trained(p, size), made)
     low, high = work.seconds(workload.here(device))
     steps, memory = sum(t.steps for t in work.trainings), work.memory(device[:4])
