@@ -186,6 +186,16 @@ def test_tokens_at_hand_are_counted_and_a_kept_hard_set_too(folder):
     assert asked(**given | share).size.hard == 3
 
 
+def test_a_base_is_made_again_beside_a_finished_adapter_of_it(folder):
+    given = {"PROFILE": "smoke", "OUT": str(folder), "TEACHER": f"{folder}/models/teacher"}
+    (run,) = (run for run in asked(**given).runs if run.name == "01_distill-50m")
+    wanted = plan.estimate(run.parameters, folder, "cpu")["flop"]
+    made = {"adapter": "50m-hard", "base": "50m", "trains": "adapter"}
+    record = {"notebook": "03_lora", "parameters": made, "models": {}}
+    files.write_whole(folder / "results/03_lora-hard.json", json.dumps(record))
+    assert plan.estimate(run.parameters, folder, "cpu")["flop"] == wanted > 0
+
+
 def test_the_plan_fits_a_narrow_screen_and_names_every_run_and_file():
     found = plan.plan(B200 | {"VOCAB": "", "DEVICE": "b200", "PRICE_PER_HOUR": "4.5"})
     assert max(map(len, found.splitlines())) <= 80
