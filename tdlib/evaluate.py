@@ -96,15 +96,6 @@ def evaluate(
     return Evaluation(loss_N, rows_M, loss_MT, calibration, kl, agreement)
 
 
-@torch.no_grad()
-def apart(
-    model: Llama, other: Llama, windows: data.Windows, rows: np.ndarray, device: str = "cpu"
-) -> tuple[float, float]:
-    """Loss of a model on some windows, and KL(other ‖ model) there."""
-    each = _compare(model, other, windows, rows, device)
-    return tuple(float(each[name].nanmean()) for name in ("loss_MT", "kl"))
-
-
 def _compare(model, teacher, windows, rows_M, device, tell=lambda more: None) -> dict[str, Tensor]:
     """Per token of some windows, one window's logits at a time: loss_MT, NaN where masked; of the
     tokens that are not masked, the rest. ValueError: a value is not finite, a fault that a mean

@@ -19,7 +19,7 @@ from tdbook.runs import notebooks, parameters
 
 ROOT = Path(__file__).parents[1]
 # lines; BOTH and TESTS on their way to 13,000 and 12,000
-TDLIB, BOTH, TESTS = 2_470, 13_270, 12_000  # BOTH on its way to 13,000
+TDLIB, BOTH, TESTS = 2_460, 13_250, 12_000  # BOTH on its way to 13,000
 FILE, FUNCTION, SKIPS, QUOTED = 400, 45, 60, 6
 REGISTRY = "tdbook/runs/notebooks.py"  # where a notebook's number may be spelled
 

@@ -152,7 +152,7 @@ def _encode(lines: Sequence[str], tokenizer: Tokenizer, lost: Counter) -> tuple[
         ids += [*line_ids, tokenizer.eos]
         text = tokenizer.plain(line)
         kept = tokenizer.decode(i for i in line_ids if i != tokenizer.unk)
-        size += len(kept.encode()) + 1
+        size += len((line if kept == text else kept).encode()) + 1
         lost.update(of_lines=1, of_characters=len(text), lines=kept != text)
         lost["characters"] += (Counter(text) - Counter(kept)).total() if kept != text else 0
     return ids, size

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-TEACHER, DISTILL, HARD_SET, LORA = "00_teacher", "01_distill", "02_hard_set", "03_lora"
+TEACHER, HARD_SET, LORA = "00_teacher", "02_hard_set", "03_lora"
 COMPARISON, PROGRESSIVE = "04_merge_eval", "05_progressive"
 INFERENCE, EVIDENCE = "06_inference", "07_evidence"
 

@@ -109,10 +109,8 @@ def test_text_that_comes_segmented_loses_nothing_by_its_marks(shared):
     one = tokenizer_files.open(shared / "data/upstream_tokenizer/tokenizer.json")
     lines = ("చేయ@@ లేదు the inter@@ national", "కూడాకూ@@ లో")
     for given, changed in ((lines * 9, 0), ((f"{lines[0]}  x", "ꙮ"), 2)):
-        _, size = token_files._encode(given, one, lost := Counter())
+        token_files._encode(given, one, lost := Counter())
         assert (lost["lines"], lost["of_lines"]) == (changed, len(given))
-        text = "".join(f"{' '.join(line.split())}\n" for line in given)
-        assert size == len(text.replace("@@ ", "").replace("ꙮ", "").encode())
 
 
 @pytest.mark.parametrize("dtype", ["uint32", "uint16"])
