@@ -1,10 +1,12 @@
 # One environment, .venv, made by whichever target comes first. `make help` lists the targets.
 PROFILE ?= tiny
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --root-user-action=ignore
+PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --root-user-action=ignore --no-compile
+COMPILE := .venv/bin/python -m compileall -qq -j 0 .venv/lib || true  # on all cores, pip would on one
 ROOT_USER := $(filter 0,$(shell id -u))
 APT := $(if $(ROOT_USER),$(shell command -v apt-get))
 export PYTHONWARNINGS ?= ignore
+unexport PYTHONDONTWRITEBYTECODE  # fifteen kernels would compile the book fifteen times
 
 # What was typed reaches a program by the environment, as it was typed: pasted into a line, make would
 # read the $ in it, and sh the quotes.
@@ -114,6 +116,7 @@ clean: ## remove the environment and all caches; outputs/ stays
 	    { test ! -e .venv/pyvenv.cfg || rm -rf .venv; echo "no venv module: apt-get install python3-venv, then again"; exit 1; }
 	@.venv/bin/python -c 'import torch' 2>/dev/null || $(PIP) torch==2.13.0
 	@$(PIP) -e '.[segment]'
+	@$(COMPILE)
 	@mkdir -p .venv/share/jupyter/lab/settings
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' \
 	    > .venv/share/jupyter/lab/settings/overrides.json
@@ -122,6 +125,7 @@ clean: ## remove the environment and all caches; outputs/ stays
 # The judges in the tests: transformers, peft, a browser's driver, pytest, …
 .venv/tested: .venv/made
 	@$(PIP) -e '.[test]'
+	@$(COMPILE)
 	@touch $@
 
 # What the tests need from Debian: a browser that can show Telugu, and a compiler.

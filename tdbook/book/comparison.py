@@ -10,6 +10,7 @@ from tdbook.analysis.verdict import CLAIMS, Effect, Model, Trial
 from tdbook.book import common
 from tdbook.corpus import token_files
 from tdbook.export import inference
+from tdbook.export.decoder import Decoder
 from tdbook.report import plots, tables
 from tdbook.runs import notebooks, parameters, sweeps
 from tdbook.runs.running import Run
@@ -81,7 +82,7 @@ def side_by_side(this: Run, names: list[str], tokens: data.Tokens) -> dict[str, 
     new, rows = min(p["sample_tokens"], t - 8), evaluate.fixed_rows(tokens.val, 20)
     prompts = [tokens.val.ids[i * t :][:8].tolist() for i in rows]
     for name in names:
-        net, how = Llama.load(this.path("models", name), this.device), dict(temperature=0.8)
+        net, how = Decoder(Llama.load(this.path("models", name))), dict(temperature=0.8)
         seeded = enumerate(prompts, start=p["seed"])
         texts = [generate.generate(net, ids, new, seed=seed, **how) for seed, ids in seeded]
         first = tokens.tokenizer.decode(prompts[0] + texts[0])

@@ -148,17 +148,19 @@ class Log:
     name: str
     send: Callable[[dict], None]
     loss: str = ""  # the last one, beside the progress
+    lines: list[str] | None = None  # of the file
 
     def record(self, row: dict) -> None:
         row = {"train/peak_memory_mib": peak_memory_mib()} | row  # a worker's row has its own
         self.loss = f"loss {row['train/loss']:.3f} · " if "train/loss" in row else ""
         self.send(row)
         path = self.this.path("logs", f"{self.this.run}-{self.name}.jsonl")
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        # a resumed training writes its own rows again
-        before = [line for line in lines if json.loads(line)["step"] < row["step"]]
+        if self.lines is None:  # a resumed training writes its own rows again
+            old = path.read_text("utf-8").splitlines() if path.exists() else []
+            self.lines = [line for line in old if json.loads(line)["step"] < row["step"]]
+        self.lines.append(json.dumps(row, ensure_ascii=False))
         with contextlib.suppress(OSError):  # a disk that is full for a minute ends no training
-            files.write_whole(path, "\n".join([*before, json.dumps(row, ensure_ascii=False), ""]))
+            files.write_whole(path, "\n".join([*self.lines, ""]), lasting=False)
 
     def progress(self, step: int, steps: int, message: str) -> None:
         self.this.progress(step, steps, self.loss + message)
