@@ -71,7 +71,7 @@ class Run:
         reads = hashes.inputs(self.out, self.run, values)
         if lines := hashes.damage(self.out, self.run, reads=reads):
             raise ValueError(f"{self.run} reads what is damaged: {'; '.join(lines)}")
-        old = {} if self.current else self._begin_anew()
+        old = {} if self.current else self._begin_anew(reads)
         for line in hashes.damage(self.out, self.run) if self.current else ():
             print(line)  # no error: a current run shows what its record holds
         self._attach()
@@ -113,15 +113,14 @@ class Run:
         if now - p["shown"] < 0.5 and step < steps:
             return
         passed, done = now - p["began"], step - p["first"]
-        left = passed / done * (steps - step) if done else None
+        left = passed / done * (steps - step) if done and step < steps else None
         self._say(step=step, steps=steps, message=message, left_s=left)
-        ending = f"took {duration(passed)}" if step >= steps else left and f"{duration(left)} left"
-        parts = (f"step {step:,} of {steps:,}", message, ending)
         if parameters.shell():
             from IPython.display import display
 
-            line = {"text/plain": " · ".join(filter(None, parts))}
-            display(line, raw=True, display_id=p["line"], update=p["shown"] > 0)
+            line = heartbeat.progress(self._seen | {"state": self._status})
+            line += f" · took {duration(passed)}" * (step >= steps)
+            display({"text/plain": line}, raw=True, display_id=p["line"], update=p["shown"] > 0)
         p["shown"] = now
 
     def figure(self, name: str, figure, alt: str, text: bool = False) -> None:
@@ -177,13 +176,14 @@ class Run:
         results = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
         results["texts"] = sorted(self._texts)
         record = self._record or self.provenance(tokens_per_second)
-        if not self.current:
-            made = hashes.outputs(self.out, self.run, self.parameters)
-            if missing := [path for path, where in made.items() if not where.exists()]:
-                raise FileNotFoundError(f"{self.run} ends without {missing}: it must write them")
+        made = {} if self.current else hashes.outputs(self.out, self.run, self.parameters)
+        if missing := [path for path, where in made.items() if not where.exists()]:
+            raise FileNotFoundError(f"{self.run} ends without {missing}: it must write them")
         write(self._file("results"), heartbeat.as_json(record | results))
         if not self.current:
-            kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
+            kept = {"parameters": hashes.of(hashes.decisive(self.parameters)), "code": self._code}
+            kept["inputs"] = self._inputs
+            kept["outputs"] = {path: hashes.fingerprint(where) for path, where in made.items()}
             write(self._file("hashes"), heartbeat.as_json(kept))
         self._status = "done"  # a signal that comes from now on does not change that
         ownership.clear(self.out)
@@ -194,7 +194,7 @@ class Run:
     def told(self, checkpoint: Path | None = None) -> dict:
         """The environment of a hook that is called now."""
         how_far = f"step {self._progress['step']:,} of {self._progress['steps']:,}"
-        last = how_far if checkpoint else (self._seen.get("error") or [how_far])[-1]
+        last = (self._seen.get("error") or [how_far])[-1]
         finding = self._finding if self._status == "done" else last
         return hooks.told(self.out, self.run, self._status, finding, checkpoint)
 
@@ -224,10 +224,9 @@ class Run:
     def _file(self, folder: str) -> Path:
         return self.out / folder / f"{self.run}.json"
 
-    def _begin_anew(self) -> dict[str, str]:
+    def _begin_anew(self, inputs: dict[str, Path]) -> dict[str, str]:
         """Make the run one that is not done. Returns where its old results went, under "old"."""
         about = (self.out, self.run, self.parameters)
-        inputs = hashes.inputs(*about)
         if missing := [str(path) for path in inputs.values() if not path.exists()]:
             where = f"PROFILE={self.parameters['profile']} OUT={self.parameters['out']}"
             remedy = f"`make book {where} ONLY={self.run}` makes it, or name another model"
@@ -321,10 +320,11 @@ def _scouting(out: Path, run: str, values: dict, inputs: dict[str, Path]) -> str
     """Which limits kept this run, or one that it reads, below its YAML's tokens; "" for none."""
     # a sweep's point has its YAML in its own folder
     yamls = (out / f"{run}.yaml", parameters.ROOT / f"params/{values['profile']}/{run}.yaml")
-    yaml, usual = next((path for path in yamls if path.is_file()), None), {}
-    with contextlib.suppress(parameters.ParameterError):  # `make check` tells of a bad YAML
-        usual = yaml and parameters.check(notebook_of(run), parameters.read(yaml), paths=False)
-    counts = [key for key in COUNTS if usual and key in usual]
+    usual = {}
+    with contextlib.suppress(parameters.ParameterError, StopIteration):  # `make check` tells
+        yaml = next(path for path in yamls if path.is_file())
+        usual = parameters.check(notebook_of(run), parameters.read(yaml), paths=False)
+    counts = [key for key in COUNTS if key in usual]
     fewer = [key for key in counts if 0 < values[key] < (usual[key] or math.inf)]
     makers = hashes.makers(out)
     records = [path for name, path in inputs.items() if name.startswith("sweeps/")]
