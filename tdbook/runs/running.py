@@ -25,7 +25,6 @@ from tdbook.runs import hashes, heartbeat, hooks, machine, ownership, parameters
 from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.units import duration, minus
 from tdlib import files
-from tdlib.files import write_whole as write
 
 COUNTS = ("token_limit", "distinct_tokens", "epochs")  # what bounds a run's tokens; 0: no limit
 _latest: "Run | None" = None  # a notebook's second start ends the first
@@ -139,8 +138,8 @@ class Run:
         few = PIL.Image.open(png).convert("RGB")
         few = few.quantize(128, PIL.Image.Quantize.FASTOCTREE, dither=0)
         few.save(png := io.BytesIO(), "png", dpi=(150, 150))  # a fifth of the bytes
-        write(path.with_name(f"{path.name}.svg"), svg.getvalue())
-        write(path.with_name(f"{path.name}.png"), png.getvalue())
+        files.write_whole(path.with_name(f"{path.name}.svg"), svg.getvalue())
+        files.write_whole(path.with_name(f"{path.name}.png"), png.getvalue())
         if "matplotlib.pyplot" in sys.modules:  # or the notebook would show it a second time
             sys.modules["matplotlib.pyplot"].close(figure)
         display(Image(png.getvalue(), alt=alt), metadata={"alt": alt})
@@ -155,13 +154,13 @@ class Run:
         if self._scouting:  # no numbers to quote: on every row
             table = table.assign(scouting=self._scouting)
         path = self.out / "tables" / f"{self.run}-{name}"
-        write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
+        files.write_whole(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
         # four digits, three below a hundredth; "–" where nothing is known
         rounded = table.map(
             lambda x: minus(f"{x:.{3 if abs(x) < 0.01 else 4}g}") if isinstance(x, float) else x
         ).replace("nan", "–")
         plain = rounded.to_markdown(index=False, disable_numparse=True)
-        write(path.with_name(f"{path.name}.md"), plain)
+        files.write_whole(path.with_name(f"{path.name}.md"), plain)
         display(HTML(rounded.to_html(index=False, border=0)))
 
     def finding(self, sentence: str) -> None:
@@ -179,12 +178,12 @@ class Run:
         made = {} if self.current else hashes.outputs(self.out, self.run, self.parameters)
         if missing := [path for path, where in made.items() if not where.exists()]:
             raise FileNotFoundError(f"{self.run} ends without {missing}: it must write them")
-        write(self._file("results"), heartbeat.as_json(record | results))
+        files.write_whole(self._file("results"), heartbeat.as_json(record | results))
         if not self.current:
             kept = {"parameters": hashes.of(hashes.decisive(self.parameters)), "code": self._code}
             kept["inputs"] = self._inputs
             kept["outputs"] = {path: hashes.fingerprint(where) for path, where in made.items()}
-            write(self._file("hashes"), heartbeat.as_json(kept))
+            files.write_whole(self._file("hashes"), heartbeat.as_json(kept))
         self._status = "done"  # a signal that comes from now on does not change that
         ownership.clear(self.out)
         self._say("done")

@@ -146,7 +146,7 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
     states |= {one.name: (one.out, heartbeat.state(one.out, one.run)) for one in targets}
     bad = []
     for name, (folder, state) in states.items():
-        if state["state"] not in ("done", "not run") and state["heartbeat"] >= began:
+        if state["state"] != "done" and state["heartbeat"] >= began:
             bad.append(name)
             why = f"{state['state']}: {execute.last_words(state)}"
             print(f"{name} · {why} · {folder / state['run']}.html")
