@@ -50,7 +50,7 @@ def test_a_notebook_is_thin_with_prose_before_every_code_cell_and_no_traces_of_a
 METHOD = {  # what a reader of a notebook sees called there, in this order
     "00_teacher": "Llama train.recipe training.fit training.save",
     "01_distill": "Llama from_teacher train.recipe training.targets training.fit training.save",
-    "02_hard_set": "selection.score hard_set.Rule.of hard_set.choose choice.keep",
+    "02_hard_set": "selection.score hard_set.Rule.of hard_set.choose ownership.keep_hard_set",
     "03_lora": "lora.attach training.targets training.fit training.save lora.merge",
     "04_merge_eval": "students.load_adapter lora.merge",
     "05_progressive": "Llama from_teacher training.targets training.fit training.save",

@@ -63,7 +63,7 @@ def environment() -> jinja2.Environment:
     """The templates, what they call, and what every page holds."""
     loader = jinja2.FileSystemLoader(HERE / "report_template")
     templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
-    words = (heartbeat.date, units.duration, heartbeat.progress, heartbeat.in_words)
+    words = (heartbeat.date, units.duration, heartbeat.progress)
     templates.filters |= {function.__name__: function for function in words}
     templates.filters |= {"si": units.si, "span": units.duration}
     script = base64_of(hashlib.sha256(SCRIPT.encode()).digest())

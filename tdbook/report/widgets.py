@@ -23,7 +23,6 @@ from matplotlib.transforms import nonsingular
 
 from tdbook.report import pages
 from tdbook.report.plots import CUTS, LISTED
-from tdbook.runs import choice
 from tdlib import hard_set
 
 LEVELS = (0.25, 0.75, 1.5, 3.0)  # nats; from these on a deeper ground, a thicker line: widgets.css
@@ -227,7 +226,7 @@ def explorer(explored: Explored, path: Path) -> Explorer:
         chosen = hard_set.choose(explored.scores.difficulty_N, rule, explored.junk_N)
         words = f"by hand, by {at[0]}: {now['words']}"
         try:
-            choice.keep(chosen, path, words)
+            hard_set.keep(chosen, path, words)
             widget.done = f"kept in {path.name}: {words}"
         except OSError as error:  # or the reader would believe it kept
             widget.done = f"not kept: {error}"

@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tdbook.runs import machine, notebooks, parameters, sweeps
-from tdbook.runs.choice import HARD_SET, chosen
 from tdbook.runs.notebooks import INFERENCE, notebook_of
 from tdlib import files
 
+HARD_SET = "hard_set.json"  # of what runs write, this alone may be changed by hand
 QUICK = {"smoke", "tiny"}  # profiles in which changed code repeats a run; elsewhere it is noted
 ONE_THREAD = QUICK | {"small"}  # models so small that two runs of a thread each beat one of two
 KEPT = ("parameters", "code", "inputs", "outputs")  # of hashes/<run>.json
@@ -81,12 +81,6 @@ def outputs(out: Path, run: str, values: dict) -> dict[str, Path]:
     return {path: out / path for path in notebooks.writes(run, values, [*made_by_others(out, run)])}
 
 
-def record(out: Path, run: str, values: dict, code: str, inputs: dict[str, dict]) -> dict:
-    """What hashes/<run>.json holds; `inputs` are fingerprints taken before the run."""
-    made = {path: fingerprint(where) for path, where in outputs(out, run, values).items()}
-    return {"parameters": of_parameters(values), "code": code, "inputs": inputs, "outputs": made}
-
-
 def judge(
     jobs: dict, asked: Iterable[str], before: Iterable[str] = (), full: bool = False
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -130,11 +124,10 @@ def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str
         return "not finished" if (out / "state" / f"{run}.json").exists() else "new"
     if values["redo"]:
         return "to be repeated"
-    if kept["parameters"] != of_parameters(values):
-        before, now = files.record(made)["parameters"], decisive(values)
-        changed = [name for name in now if before.get(name, ...) != now[name]]
-        words = [f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed]
-        return "; ".join(words) or "other parameters"
+    before, now = decisive(files.record(made)["parameters"]), decisive(values)
+    if changed := [name for name in before | now if before.get(name, ...) != now.get(name, ...)]:
+        words = (f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed)
+        return "; ".join(words)
     if values["profile"] in QUICK and kept["code"] != of_code(notebook_of(run)):
         return OLDER
     now, read = inputs(out, run, values), kept["inputs"]
@@ -173,13 +166,21 @@ def damage(
         if name == HARD_SET and now["files"] != was["files"]:
             what = "" if chosen(place) is not None else f"{name} is no whole choice of windows"
         elif now["sha256"] != was["sha256"]:
-            each = now["each"]
-            file = next((f for f, own in was.get("each", {}).items() if each.get(f) != own), ".")
-            what = name if file == "." else f"{name}/{file}"
-            what += " has other content" if file in each else " is gone"
+            file = next((f for f, own in was["each"].items() if now["each"].get(f) != own), ".")
+            what = f"{Path(name, file)} {'has other content' if file in now['each'] else 'is gone'}"
         if what:
             lines.append(f"{what}: {maker} wrote it otherwise: REDO={maker} makes it again")
     return lines
+
+
+def chosen(path: Path) -> dict | None:
+    """A hard set as its file has it; None where that is no choice of windows."""
+    choice = files.whole(path, "windows_K", "threshold", "share")
+    if choice is None or not isinstance(rows := choice["windows_K"], list):
+        return None
+    numbers = all(type(choice[key]) in (int, float) for key in ("threshold", "share"))
+    whole = all(type(row) is int and row >= 0 for row in rows) and rows == sorted({*rows})
+    return choice if numbers and whole else None
 
 
 def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | None = None) -> dict:
@@ -226,10 +227,6 @@ def of_code(notebook: str) -> str:
 def decisive(values: dict) -> dict:
     """Without the parameters that change no result."""
     return {name: value for name, value in values.items() if name not in parameters.VOLATILE}
-
-
-def of_parameters(values: dict) -> str:
-    return of(decisive(values))
 
 
 def of(value: object) -> str:

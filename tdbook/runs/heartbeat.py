@@ -25,7 +25,7 @@ def state(out: Path, run: str) -> dict:
     path = out / "state" / f"{run}.json"
     current = files.whole(path, "run", "state")
     if current is None:  # emptied: the power was cut between its name and its content
-        word = "lost" if path.exists() else "queued"
+        word = "lost" if path.exists() else "not run"
         current = {"run": run, "state": word, "heartbeat": 0.0}
     if current["state"] == "running" and gone(current):
         current |= {"state": "lost"}
@@ -123,10 +123,6 @@ def progress(state: dict) -> str:
     elif state["state"] != "running" and state.get("heartbeat"):
         parts.append(f"last heard of {date(state['heartbeat'])}")
     return " · ".join(filter(None, parts))
-
-
-def in_words(counted: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counted.items())
 
 
 def date(moment: str | float) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tdbook.runs import parameters
-from tdlib import files
 
 # where programs write in a HOME, by the variable that leads them elsewhere
 HOMES = {
@@ -20,13 +19,6 @@ HOMES = {
     "MPLCONFIGDIR": ".config/matplotlib",
     "XDG_CACHE_HOME": ".cache",
 }
-
-
-def set_aside(path: Path, kind: type = dict) -> None:
-    """A broken record is told of and kept beside, as .broken, so that a new one can begin."""
-    if path.exists() and files.whole(path, kind=kind) is None:
-        os.replace(path, beside := path.with_name(f"{path.name}.broken"))
-        print(f"{path} is broken: kept as {beside.name}, a new one is begun", flush=True)
 
 
 def below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:

@@ -18,7 +18,6 @@ class Notebook:
     reads: str  # paths that hold parameters: one for each name of several, none for an empty one
     writes: str
     trains: bool = False  # models or adapters, which are compared
-    sweeps: bool = False  # may be a sweep's own
     compares: bool = False  # reads every model and adapter of the folder, and comes after them
     textless: bool = False  # its page holds no word of the text
     weight: int = 1  # how long it takes, in students trained
@@ -27,7 +26,7 @@ class Notebook:
 _TABLE = yaml.safe_load(Path(__file__).with_name("notebooks.yaml").read_text("utf8"))
 BOOK = {name: Notebook(**row) for name, row in _TABLE.items()}
 TRAINING = [name for name, notebook in BOOK.items() if notebook.trains]
-SWEPT = [name for name, notebook in BOOK.items() if notebook.sweeps]
+SWEPT = [name for name in TRAINING if name != TEACHER]  # may be a sweep's own
 
 
 def notebook_of(run: str) -> str:

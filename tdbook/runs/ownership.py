@@ -7,7 +7,7 @@ made, and a checkpoint that fits no more, go to old/.
 """
 
 import contextlib
-import itertools
+import datetime
 import json
 import os
 import re
@@ -17,13 +17,14 @@ from pathlib import Path
 
 import psutil
 
-from tdbook.runs import choice, hashes, heartbeat, notebooks, parameters
+from tdbook.runs import hashes, heartbeat, notebooks, parameters
 from tdlib import files
 
 CLAIMS = ".claims"
 PAGES = ("index.html", "morning.md")
 # what every run writes under its own name
 RECORDS = "results/{}.json hashes/{}.json state/{}.json checkpoints/{} {}.html .done/{}".split()
+BY_A_RUN = r"by [\w.+-]+'s parameters"  # how a hard set's words begin where a run chose it
 SHOWN = ("figures", "tables", "logs")  # and, in these, <run>-*
 # in checkpoints/<run>, while it trains; and for good
 KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.safetensors"
@@ -36,9 +37,8 @@ def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
     for read, path in reads.items():
         for written, place in writes.items():
             if _lies_in(path, place):
-                name = next((key for key, value in values.items() if value == read), "that")
-                fault = f"{read} is the run's own folder: leave {name} empty, or change out (OUT=)"
-                raise FileExistsError(f"{fault}; {run} would replace {written} in {out}")
+                fault = f"{run} reads {read} and would replace {written} in {out}"
+                raise FileExistsError(f"{fault}: give another path or name, or change out (OUT=)")
     if foreign := not_ours(out, run, [*writes], notebook):
         raise FileExistsError(refusal(out, foreign))
     before = files.whole(kept := out / CLAIMS / f"{run}.json", kind=list)
@@ -95,7 +95,7 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
     """Move all that a finished run made to old/; returns a note. A hard set chosen by hand stays,
     if its tokens did not change and nobody asked for a redo."""
     kept = hashes.load(out, run) or hashes.EMPTY
-    record = files.whole(out / f"results/{run}.json", "started", "models") or {"models": {}}
+    record = files.whole(out / f"results/{run}.json", "models") or {"models": {}}
     outputs = [*(kept["outputs"] or hashes.outputs(out, run, values))]
     losses = notebooks.losses([*outputs, *(f"models/{name}" for name in record["models"])])
     names = [*(str(path.relative_to(out)) for path in named(out, run)), *outputs, *losses]
@@ -104,15 +104,31 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
     aside, notebook = f".{run}.ipynb", f"{run}.ipynb"
     places[aside if (out / aside).exists() else notebook] = notebook
     note = "what it made before is in"
-    if choice.HARD_SET in places and choice.by_hand(out / choice.HARD_SET):
+    if hashes.HARD_SET in places and by_hand(out / hashes.HARD_SET):
         tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], inputs)}
         stays = not values["redo"] and len(tokens) == 1
         note = f"the hard set chosen by hand {'stays' if stays else 'goes too'}; {note}"
         if stays:
-            del places[choice.HARD_SET]
-    old = _move(out, places, run, record.get("started", ""))
+            del places[hashes.HARD_SET]
+    old = _move(out, places, run)
     print(note := f"{why}: {note} {parameters.shown(old)}")
     return note
+
+
+def by_hand(path: Path) -> bool:
+    """Whether a person chose a hard set, in the explorer or elsewhere."""
+    choice = hashes.chosen(path)
+    return choice is not None and not re.match(BY_A_RUN, choice.get("words", ""))
+
+
+def keep_hard_set(hard_set, path: Path, words: str) -> None:
+    """`tdlib.hard_set.keep`, unless this is a run's choice and a person's stands there."""
+    from tdlib.hard_set import keep  # needs torch
+
+    if re.match(BY_A_RUN, words) and by_hand(path):
+        print(f"{path.name} was chosen by hand and stays: REDO={notebooks.HARD_SET} replaces it")
+    else:
+        keep(hard_set, path, words)
 
 
 def keep_or_refuse_checkpoint(
@@ -137,16 +153,14 @@ def keep_or_refuse_checkpoint(
                     f"it back to go on, or start over with redo = True (make book REDO={run})"
                 )
     elif now != before and {p.name for p in folder.rglob("*.*")} - {"made_from.json"}:
-        old = _move(out, {place: place}, run, "")
+        old = _move(out, {place: place}, run)
         print(f"{run} starts over; its checkpoint is in {parameters.shown(old)}")
     files.write_whole(folder / "made_from.json", json.dumps(now))
 
 
-def _move(out: Path, places: dict[str, str], run: str, started: str) -> Path:
-    """Move what is there into a new folder old/<run>-<when it was started>."""
-    when = re.sub(r"\D", "", started)[:14] or f"{time.time():.0f}"
-    names = (f"{run}-{when}{f'-{more}' * (more > 1)}" for more in itertools.count(1))
-    old = next(path for name in names if not (path := out / "old" / name).exists())
+def _move(out: Path, places: dict[str, str], run: str) -> Path:
+    """Move what is there into a new folder old/<run>-<now, in UTC>."""
+    old = out / "old" / f"{run}-{datetime.datetime.now(datetime.UTC):%Y%m%d%H%M%S%f}"
     for name, place in places.items():
         if os.path.lexists(out / name):
             (old / place).parent.mkdir(parents=True, exist_ok=True)
@@ -194,8 +208,7 @@ def clean_cache(out: Path) -> list[str]:
         cache.unlink()
     for key in sorted(cache.glob("*/key.json")):
         names = {p.name for p in key.parent.iterdir() if not p.name.startswith(".key")}
-        if names <= {"key.json", "rows.bin", "valid.bin"} and '"draws"' in key.read_text(
-            "utf8", "replace"
-        ):
+        ours = '"draws"' in key.read_text("utf8", "replace")
+        if ours and names <= {"key.json", "rows.bin", "valid.bin"}:
             shutil.rmtree(key.parent)
     return sorted(str(path.relative_to(out)) for path in cache.rglob("*") if not path.is_dir())

@@ -9,7 +9,6 @@ the remedy. Imports no torch.
 import ast
 import contextlib
 import difflib
-import importlib.util
 import itertools
 import json
 import math
@@ -17,7 +16,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,8 @@ GIVEN = ("text", "tokens", "tokenizer", "teacher")  # 00's, with words of their 
 WORDS = {"run": "ONLY", "profile": "PROFILE", "out": "OUT", "redo": "REDO"}
 LARGE_SCALE = 8  # a lora_scale above it is most likely PEFT's lora_alpha
 _TEXT = Path(__file__).with_name("parameters.yaml").read_text("utf8")
-TABLE = yaml.safe_load(_TEXT.replace(" SHAPES", f" {' '.join(SHAPES)}"))
+_TEXT = _TEXT.replace("(SHAPES)", f"({'|'.join(SHAPES)})").replace("SHAPES", " ".join(SHAPES))
+TABLE = yaml.safe_load(_TEXT)
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,6 @@ class Parameter:
     kind: str = "str"
     says: str = ""
     near: str = ""
-    one_of: str = ""
-    some_of: str = ""
     pattern: str = "(?s).*"
     least: float = -math.inf
     above: float = -math.inf
@@ -53,27 +51,19 @@ class Parameter:
     none: bool = False
 
     def holds(self, value) -> bool:
-        if not isinstance(value, str):
-            inside = self.least <= value <= self.most and self.above < value < self.below
-            return inside or value == self.also
-        if self.one_of:
-            return value in self.one_of.split()
-        if self.some_of:
-            return {*value.split()} <= {*self.some_of.split()}
-        return re.fullmatch(self.pattern, value) is not None
+        if isinstance(value, str):
+            return re.fullmatch(self.pattern, value) is not None
+        inside = self.least <= value <= self.most and self.above < value < self.below
+        return inside or value == self.also
 
 
 PARAMETERS = {n: Parameter(**row) for names, row in TABLE["rules"].items() for n in names.split()}
-SOURCES = {name: (getattr(Path, how), says) for name, (how, says) in TABLE["given"].items()}
+SOURCES = {name: (getattr(os.path, how), says) for name, (how, says) in TABLE["given"].items()}
 _ROLES = {role: tuple(names.split()) for role, names in TABLE["roles"].items()}
 VOLATILE, LABELS, TUNED = ({*_ROLES[role]} for role in ("volatile", "labels", "tuned"))
 COMMANDS, OWN, TRIED = (_ROLES[role] for role in ("commands", "own", "tried"))
 ADAPTERS, REPLAYS = _ROLES["adapters"], _ROLES["replays"]
 NAME, PLAN = PARAMETERS["run"], TABLE["plan"]
-
-
-def rule(notebook: str, name: str) -> Parameter:
-    return PARAMETERS.get(f"{notebook}.{name}") or PARAMETERS[name]
 
 
 def planned(notebook: str, name: str) -> tuple[float, float] | None:
@@ -157,10 +147,6 @@ def settings_of(text: str, runs: Iterable[str]) -> dict[str, str]:
     return {name: value for name, _, value in words}
 
 
-def in_words(settings: dict[str, str]) -> str:
-    return " ".join(f"{name}={value}" for name, value in sorted(settings.items()))
-
-
 def read(path: Path) -> dict[str, object]:
     """A run's YAML. A key that is there twice is an error; YAML itself would keep the last."""
     text = path.read_text(encoding="utf8")
@@ -221,7 +207,7 @@ def shell():
 
 
 def _value(notebook: str, name: str, given: object, default: object) -> object:
-    parameter = rule(notebook, name)
+    parameter = PARAMETERS.get(f"{notebook}.{name}") or PARAMETERS[name]
     example = f"for example {name}: {json.dumps(default, ensure_ascii=False)}"
     try:
         value = _convert(parameter, given)
@@ -229,8 +215,7 @@ def _value(notebook: str, name: str, given: object, default: object) -> object:
         raise ParameterError(f"{name} = {given!r} {error}: {example}") from None
     if value is None or parameter.holds(value):
         return value
-    names = parameter.one_of or parameter.some_of or parameter.near
-    remedy = nearest(value, names.split(), example)
+    remedy = nearest(value, parameter.near.split(), example)
     raise ParameterError(f"{name} = {value!r} must be {parameter.says}: {remedy}")
 
 
@@ -271,15 +256,12 @@ def _wrong_names(notebook: str, defaults: dict, given: dict) -> Iterator[str]:
 
 def _wrong_together(values: dict) -> Iterator[str]:
     """Values that each may be, and not so."""
-    scale, rank, student = (values.get(name) for name in ("lora_scale", "rank", "student"))
+    scale, rank = values.get("lora_scale"), values.get("rank")
     part, _, folds = values.get("left_out", "").partition("/")
     if scale and scale > LARGE_SCALE and not values.get("allow_large_scale"):
         fault = f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}"
         fault += f"; above {LARGE_SCALE} it is most likely that itself"
         yield f"{fault}: write lora_scale: {scale / rank:g}, or allow_large_scale: true"
-    if student and student == values["teacher"]:
-        fault = f"student = {student!r} is the teacher's name too and would replace it"
-        yield f"{fault}: give the student another name"
     if part and not 1 < int(folds) >= int(part):
         yield f'left_out = {part}/{folds} is no fold: for example left_out: "1/10"'
 
@@ -288,13 +270,12 @@ def _wrong_paths(notebook: str, values: dict) -> Iterator[str]:
     good = True
     for name, (exists, says) in SOURCES.items():
         paths = [ROOT / path for path in external(notebook, {name: values.get(name)})]
-        if faults := [f"{path} {why}" for path in paths if (why := _fault(path, exists))]:
-            good = False
+        readable = [exists(path) and os.access(path, os.R_OK, effective_ids=True) for path in paths]
+        if not all(readable):
+            good, path = False, paths[readable.index(False)]
+            fault = f"{path} is not there, is not one, or may not be read (chmod -R a+rX)"
             must = f"{name} = {values[name]!r} must be {says}"
-            yield f'{must}: {faults[0]}; correct the path, or give "" for none'
-    if values.get("wandb") and importlib.util.find_spec("wandb") is None:
-        fault = f"wandb = {values['wandb']!r} needs the package wandb, which is not installed"
-        yield f'{fault}: {sys.executable} -m pip install wandb, or give "" for none'
+            yield f'{must}: {fault}; correct the path, or give "" for none'
     if notebook == TEACHER and good:
         yield from _wrong_sources(values)
     out = ROOT / values["out"]
@@ -302,17 +283,6 @@ def _wrong_paths(notebook: str, values: dict) -> Iterator[str]:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
         what = "may not be written here" if there.is_dir() else "is no folder"
         yield f"out = {values['out']!r} must be a folder: {there} {what}; give another"
-
-
-def _fault(path: Path, holds: Callable[[Path], bool]) -> str:
-    """What is wrong with a path that must be on the disk."""
-    try:
-        if holds(path):
-            readable = os.access(path, os.R_OK, effective_ids=True)
-            return "" if readable else "may not be read (chmod -R a+rX allows it)"
-        return "is not one" if os.path.lexists(path) else "is not there"
-    except OSError as error:  # a folder above it may not be entered
-        return f"cannot be seen ({error.strerror})"
 
 
 def _wrong_sources(values: dict) -> Iterator[str]:

@@ -25,7 +25,6 @@ from tdbook.runs import hashes, heartbeat, hooks, machine, ownership, parameters
 from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.units import duration, minus
 from tdlib import files
-from tdlib.files import write_whole as write
 
 COUNTS = ("token_limit", "distinct_tokens", "epochs")  # what bounds a run's tokens; 0: no limit
 _latest: "Run | None" = None  # a notebook's second start ends the first
@@ -71,7 +70,7 @@ class Run:
         reads = hashes.inputs(self.out, self.run, values)
         if lines := hashes.damage(self.out, self.run, reads=reads):
             raise ValueError(f"{self.run} reads what is damaged: {'; '.join(lines)}")
-        old = {} if self.current else self._begin_anew()
+        old = {} if self.current else self._begin_anew(reads)
         for line in hashes.damage(self.out, self.run) if self.current else ():
             print(line)  # no error: a current run shows what its record holds
         self._attach()
@@ -113,15 +112,14 @@ class Run:
         if now - p["shown"] < 0.5 and step < steps:
             return
         passed, done = now - p["began"], step - p["first"]
-        left = passed / done * (steps - step) if done else None
+        left = passed / done * (steps - step) if done and step < steps else None
         self._say(step=step, steps=steps, message=message, left_s=left)
-        ending = f"took {duration(passed)}" if step >= steps else left and f"{duration(left)} left"
-        parts = (f"step {step:,} of {steps:,}", message, ending)
         if parameters.shell():
             from IPython.display import display
 
-            line = {"text/plain": " · ".join(filter(None, parts))}
-            display(line, raw=True, display_id=p["line"], update=p["shown"] > 0)
+            line = heartbeat.progress(self._seen | {"state": self._status})
+            line += f" · took {duration(passed)}" * (step >= steps)
+            display({"text/plain": line}, raw=True, display_id=p["line"], update=p["shown"] > 0)
         p["shown"] = now
 
     def figure(self, name: str, figure, alt: str, text: bool = False) -> None:
@@ -140,8 +138,8 @@ class Run:
         few = PIL.Image.open(png).convert("RGB")
         few = few.quantize(128, PIL.Image.Quantize.FASTOCTREE, dither=0)
         few.save(png := io.BytesIO(), "png", dpi=(150, 150))  # a fifth of the bytes
-        write(path.with_name(f"{path.name}.svg"), svg.getvalue())
-        write(path.with_name(f"{path.name}.png"), png.getvalue())
+        files.write_whole(path.with_name(f"{path.name}.svg"), svg.getvalue())
+        files.write_whole(path.with_name(f"{path.name}.png"), png.getvalue())
         if "matplotlib.pyplot" in sys.modules:  # or the notebook would show it a second time
             sys.modules["matplotlib.pyplot"].close(figure)
         display(Image(png.getvalue(), alt=alt), metadata={"alt": alt})
@@ -156,13 +154,13 @@ class Run:
         if self._scouting:  # no numbers to quote: on every row
             table = table.assign(scouting=self._scouting)
         path = self.out / "tables" / f"{self.run}-{name}"
-        write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
+        files.write_whole(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
         # four digits, three below a hundredth; "–" where nothing is known
         rounded = table.map(
             lambda x: minus(f"{x:.{3 if abs(x) < 0.01 else 4}g}") if isinstance(x, float) else x
         ).replace("nan", "–")
         plain = rounded.to_markdown(index=False, disable_numparse=True)
-        write(path.with_name(f"{path.name}.md"), plain)
+        files.write_whole(path.with_name(f"{path.name}.md"), plain)
         display(HTML(rounded.to_html(index=False, border=0)))
 
     def finding(self, sentence: str) -> None:
@@ -177,14 +175,15 @@ class Run:
         results = {"finding": self._finding, "models": self.models, "remembered": self._remembered}
         results["texts"] = sorted(self._texts)
         record = self._record or self.provenance(tokens_per_second)
+        made = {} if self.current else hashes.outputs(self.out, self.run, self.parameters)
+        if missing := [path for path, where in made.items() if not where.exists()]:
+            raise FileNotFoundError(f"{self.run} ends without {missing}: it must write them")
+        files.write_whole(self._file("results"), heartbeat.as_json(record | results))
         if not self.current:
-            made = hashes.outputs(self.out, self.run, self.parameters)
-            if missing := [path for path, where in made.items() if not where.exists()]:
-                raise FileNotFoundError(f"{self.run} ends without {missing}: it must write them")
-        write(self._file("results"), heartbeat.as_json(record | results))
-        if not self.current:
-            kept = hashes.record(self.out, self.run, self.parameters, self._code, self._inputs)
-            write(self._file("hashes"), heartbeat.as_json(kept))
+            kept = {"parameters": hashes.of(hashes.decisive(self.parameters)), "code": self._code}
+            kept["inputs"] = self._inputs
+            kept["outputs"] = {path: hashes.fingerprint(where) for path, where in made.items()}
+            files.write_whole(self._file("hashes"), heartbeat.as_json(kept))
         self._status = "done"  # a signal that comes from now on does not change that
         ownership.clear(self.out)
         self._say("done")
@@ -194,7 +193,7 @@ class Run:
     def told(self, checkpoint: Path | None = None) -> dict:
         """The environment of a hook that is called now."""
         how_far = f"step {self._progress['step']:,} of {self._progress['steps']:,}"
-        last = how_far if checkpoint else (self._seen.get("error") or [how_far])[-1]
+        last = (self._seen.get("error") or [how_far])[-1]
         finding = self._finding if self._status == "done" else last
         return hooks.told(self.out, self.run, self._status, finding, checkpoint)
 
@@ -224,10 +223,9 @@ class Run:
     def _file(self, folder: str) -> Path:
         return self.out / folder / f"{self.run}.json"
 
-    def _begin_anew(self) -> dict[str, str]:
+    def _begin_anew(self, inputs: dict[str, Path]) -> dict[str, str]:
         """Make the run one that is not done. Returns where its old results went, under "old"."""
         about = (self.out, self.run, self.parameters)
-        inputs = hashes.inputs(*about)
         if missing := [str(path) for path in inputs.values() if not path.exists()]:
             where = f"PROFILE={self.parameters['profile']} OUT={self.parameters['out']}"
             remedy = f"`make book {where} ONLY={self.run}` makes it, or name another model"
@@ -321,10 +319,11 @@ def _scouting(out: Path, run: str, values: dict, inputs: dict[str, Path]) -> str
     """Which limits kept this run, or one that it reads, below its YAML's tokens; "" for none."""
     # a sweep's point has its YAML in its own folder
     yamls = (out / f"{run}.yaml", parameters.ROOT / f"params/{values['profile']}/{run}.yaml")
-    yaml, usual = next((path for path in yamls if path.is_file()), None), {}
-    with contextlib.suppress(parameters.ParameterError):  # `make check` tells of a bad YAML
-        usual = yaml and parameters.check(notebook_of(run), parameters.read(yaml), paths=False)
-    counts = [key for key in COUNTS if usual and key in usual]
+    usual = {}
+    with contextlib.suppress(parameters.ParameterError, StopIteration):  # `make check` tells
+        yaml = next(path for path in yamls if path.is_file())
+        usual = parameters.check(notebook_of(run), parameters.read(yaml), paths=False)
+    counts = [key for key in COUNTS if key in usual]
     fewer = [key for key in counts if 0 < values[key] < (usual[key] or math.inf)]
     makers = hashes.makers(out)
     records = [path for name, path in inputs.items() if name.startswith("sweeps/")]

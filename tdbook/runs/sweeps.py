@@ -99,8 +99,6 @@ def read(profile: str, name: str) -> Sweep:
 
 
 def _checked(profile: str, name: str, given: dict) -> Sweep:
-    if not parameters.NAME.holds(name):
-        raise ParameterError(f"its name must be {parameters.NAME.says}: {name!r}")
     _all_known("key", given, KEYS)
     for key, value in given.items():
         example = KEYS[key]
@@ -115,8 +113,7 @@ def _checked(profile: str, name: str, given: dict) -> Sweep:
     swept = [*SWEPT, *[HARD_SET] * several]
     if others := [run for run in likes if notebook_of(run) not in swept]:
         raise ParameterError(f"{others[0]} is the book's own: give runs of {', '.join(swept)}")
-    if likes != sorted(set(likes), key=lambda run: (notebook_of(run), likes.index(run))):
-        raise ParameterError("runs: each once, in the order of their notebooks")
+    likes = sorted(dict.fromkeys(likes), key=notebook_of)  # in the order of the book
     points = _points(given, fixed)
     names = {name for run in likes for name in parameters.names_of(run)}
     for each in (fixed, *points.values()):
@@ -237,18 +234,12 @@ def results(out: Path, sweeps: str) -> dict[str, Path]:
 class Point:
     """A model of a sweep's point."""
 
+    sweep: str
     out: Path  # the point's folder
     model: str  # its name in there
     varied: dict
     record: dict
-
-    @property
-    def sweep(self) -> str:
-        return self.out.parent.name
-
-    @property
-    def metrics(self) -> dict:
-        return self.record["models"][self.model]
+    metrics: dict  # the model's, of the record
 
 
 class Folder:
@@ -274,8 +265,8 @@ class Folder:
             record = files.record(path, "parameters", "models")
             varied = listed(self.out, sweep)["points"][name]
             alone = len(record["models"]) == 1 and not several
-            for model in record["models"]:
-                point = Point(path.parents[1], model, varied, record)
+            for model, metrics in record["models"].items():
+                point = Point(sweep, path.parents[1], model, varied, record, metrics)
                 labelled.append((sweep, name if alone else f"{name} {model}", point))
         times = Counter(label for _, label, _ in labelled)
         return {n if times[n] == 1 else f"{sweep}/{n}": point for sweep, n, point in labelled}

@@ -60,11 +60,6 @@ def q4_0_bytes(config: LlamaConfig) -> int:
     return (config.parameters - norms) * 18 // 32 + 4 * norms
 
 
-def file_bytes(config: LlamaConfig) -> int:
-    """A GGUF file in Q4_0 throughout: its weights, and about 21 bytes a piece of the vocabulary."""
-    return q4_0_bytes(config) + 21 * config.vocab_size
-
-
 def span(low: float, high: float, digits: int = 2) -> str:
     """ "3.00–3.30", or one number where both are the same, or "–" where the plan gives none."""
     if not (math.isfinite(low) and math.isfinite(high)):

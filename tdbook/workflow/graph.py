@@ -156,7 +156,8 @@ def default_out(profile: str, text: str, values: dict[str, str] | None = None) -
         return [(parameters.ROOT / path).resolve() for path in parameters.texts(text)]
 
     names = [Path(path).name.replace(" ", "_") for path in parameters.texts(text)]
-    ends = re.sub(r"[^\w.+-]+", "-", parameters.in_words(values or {}))
+    changes = " ".join(f"{name}={value}" for name, value in sorted((values or {}).items()))
+    ends = re.sub(r"[^\w.+-]+", "-", changes)
     older, out = (
         "-".join(filter(None, [f"outputs/{profile}", "+".join(map(cut, names)), ends]))
         for cut in (lambda name: name.split(".")[0], stem)

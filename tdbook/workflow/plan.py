@@ -142,7 +142,7 @@ def plan(pairs: dict[str, str]) -> str:
     cache = of.size.context * 12 * ((2 if of.size.vocab_size <= 2**16 else 4) + 2) + 5
     content = {"wanted": wanted, "device": device, "source": source, "of": of, "reached": reached}
     content |= {"need": need, "most": most, "free": free, "cache": of.size.train * cache}
-    content |= {"settings": parameters.in_words(wanted.settings), "si": units.si}
+    content["si"] = units.si
     template = Path(__file__).with_name("plan.txt.j2").read_text("utf8")
     lines = jinja2.Template(template).render(content).splitlines()
     head = "\n".join(textwrap.fill(line, 80, subsequent_indent=" " * 12) for line in lines)
@@ -160,7 +160,8 @@ def _sizes(of: Asked, vocab_size: int) -> str:
     rows, layers = [], teacher.parameters - teacher.embedding_parameters
     for shape, name in models.items():
         shape = replace(shape, vocab_size=vocab_size)
-        size, own = units.file_bytes(shape), shape.parameters - shape.embedding_parameters
+        size = units.q4_0_bytes(shape) + 21 * vocab_size  # about, of a GGUF: a piece takes 21
+        own = shape.parameters - shape.embedding_parameters
         row = [name, f"{shape.parameters / 1e6:.1f} M", f"{shape.embedding_parameters / 1e6:.1f} M"]
         row += [f"{teacher.parameters / shape.parameters:.1f} ×", f"{layers / own:.1f} ×"]
         rows.append([*row, f"{size / 1e6:.1f} MB", "within" if size <= units.Q4_LIMIT else "ABOVE"])

@@ -18,7 +18,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tdbook.runs import hashes, heartbeat, machine, parameters, sweeps
+from tdbook.runs import hashes, heartbeat, parameters, sweeps
 from tdbook.runs.ownership import clear
 from tdbook.runs.parameters import shown
 from tdbook.workflow import execute, graph, status
@@ -119,7 +119,6 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
         else:
             one.mark.touch()
             os.utime(one.mark, (now, now))
-    machine.set_aside(out / graph.CONFIG)
     files.write_whole(out / graph.CONFIG, json.dumps(config))
     # in .done, for a repository of somebody else may not be written
     command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", out / ".done"]
@@ -147,7 +146,7 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
     states |= {one.name: (one.out, heartbeat.state(one.out, one.run)) for one in targets}
     bad = []
     for name, (folder, state) in states.items():
-        if state["state"] not in ("done", "queued") and state["heartbeat"] >= began:
+        if state["state"] != "done" and state["heartbeat"] >= began:
             bad.append(name)
             why = f"{state['state']}: {execute.last_words(state)}"
             print(f"{name} · {why} · {folder / state['run']}.html")

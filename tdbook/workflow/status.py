@@ -19,7 +19,7 @@ from pathlib import Path
 
 import jinja2
 
-from tdbook.runs import hashes, heartbeat, machine, parameters, sweeps
+from tdbook.runs import hashes, heartbeat, parameters, sweeps
 from tdbook.workflow import graph
 from tdlib import files
 
@@ -34,7 +34,6 @@ def session(
     """Keeps that this process makes these runs now; gives a function for the exit code."""
     own = {"began": time.time(), "ended": None, "code": None, "targets": targets}
     own |= {"command": command, "price": price, **heartbeat.who()}
-    machine.set_aside(out / SESSIONS, list)
     earlier = sessions(out)[-99:]
     files.write_whole(out / SESSIONS, json.dumps([*earlier, own]))
     try:
@@ -112,8 +111,6 @@ def row(out: Path, run: str) -> dict:
     state = heartbeat.state(out, run)
     if record and not (out / "state" / f"{run}.json").exists():
         state = {"run": run, "state": "done"}
-    elif state["state"] == "queued":
-        state |= {"state": "not run"}
     done, changed = state["state"] == "done", state.get("changed", {})
     if done:
         changed = {key: record["parameters"][key] for key in record.get("changed", [])}

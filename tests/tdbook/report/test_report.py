@@ -56,7 +56,7 @@ def state(run: str, word: str, pid: int = os.getpid(), **more: object) -> dict:
 
 @pytest.fixture(scope="module")
 def every_state(tmp_path_factory) -> Path:
-    """A run folder with a run in each state, each with a page, and one that is queued."""
+    """A run folder with a run in each state, each with a page, and one that is not run."""
     out, child = tmp_path_factory.mktemp("states"), subprocess.Popen(["true"])
     child.wait()
     written(out, RECORD, state("01_distill-50m", "done", child.pid))
@@ -65,7 +65,7 @@ def every_state(tmp_path_factory) -> Path:
     written(out, None, state("03_lora-hard", "running", child.pid))
     written(out, None, state("03_lora-random", "running"))
     written(out, RECORD | {"run": "04_merge_eval"}, state("04_merge_eval", "interrupted"))
-    (out / "state/05_progressive.json").write_text('{"run": "05_progressive", "state": "queued"}')
+    (out / "state/05_progressive.json").write_text('{"run": "05_progressive", "state": "not run"}')
     row = ["a, b", TELUGU, ATTACK, *(f"{i:.9f}" for i in range(20))]
     frame = pd.DataFrame([row], columns=[f"c{i}" for i in range(23)])
     table = frame.to_markdown(index=False, disable_numparse=True)

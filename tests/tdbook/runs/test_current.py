@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tdbook.runs import choice, hashes, heartbeat, machine, parameters
+from tdbook.runs import hashes, heartbeat, machine, ownership, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
 from tdbook.workflow import graph, plan, run_pages, scheduler, status
@@ -352,7 +352,6 @@ def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out
             assert f"{name} is broken" in plan.dry(told())
         with status.session(out, [], "make book", None) as ended:
             ended(0)
-        assert (out / ".sessions.json.broken").exists() == (name == ".sessions.json")
         assert make(told()) == again, name
         assert len(list(out.glob("old/*"))) == len(again)
     assert make(told()) == []
@@ -401,7 +400,7 @@ def test_a_hard_set_chosen_by_hand_stays_until_a_redo_or_other_tokens(root, out,
         this = start(one.notebook, one.parameters)
         assert not this.current
         this.path("scores/02_hard_set.npy").write_text("x")
-        choice.keep(chosen, path, "by 02_hard_set's parameters: the hardest")
+        ownership.keep_hard_set(chosen, path, "by 02_hard_set's parameters: the hardest")
         this.finish()
         return json.loads(path.read_text())["windows_K"] == [1, 3]
 

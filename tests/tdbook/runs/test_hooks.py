@@ -18,7 +18,6 @@ from tdbook.book import students
 from tdbook.corpus import token_files, writer
 from tdbook.corpus.text import Document
 from tdbook.runs import hashes, heartbeat, hooks, parameters
-from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import Run, start
 from tdbook.workflow import execute
 from tdlib import train
@@ -146,7 +145,7 @@ def test_a_training_ends_with_the_same_bits_whatever_its_hook_or_wandb_does(
 def test_hooks_and_wandb_rerun_nothing_and_their_commands_are_in_no_record(folder):
     more = {"after_run": "mail me@home", "after_checkpoint": "up", "wandb": "a-project"}
     values = parameters.check("01_distill", {})
-    assert hashes.of_parameters(values) == hashes.of_parameters(values | more)
+    assert hashes.decisive(values) == hashes.decisive(values | more)
     this = start("01_distill", {"run": "01_distill-b", "out": str(folder), **more})
     record = this.provenance()
     state = json.loads((folder / "state/01_distill-b.json").read_text())
@@ -264,10 +263,3 @@ def test_wandb_gets_the_rows_of_the_log_and_a_training_that_goes_on_is_the_same_
     assert log[-1]["val/samples"][0].split()[0] in both[log[-1]["step"]]["val/samples"].html
     trained(folder, steps=2, **given)
     assert (folder / "checkpoints/01_distill-a/a/wandb.id").read_text() != kept  # another run
-
-
-def test_wandb_that_is_not_installed_is_one_line_before_anything_else(monkeypatch):
-    monkeypatch.setattr(parameters.importlib.util, "find_spec", lambda name: None)
-    with helpers.refused("wandb = 'x' needs", "-m pip install wandb", error=ParameterError):
-        parameters.check("01_distill", {"wandb": "x"})
-    parameters.check("01_distill", {"wandb": ""})
