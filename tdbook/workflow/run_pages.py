@@ -53,13 +53,12 @@ def index(out: Path, name: str = "") -> Path:
     path = out / "index.html"
     if not ownership.is_book(out) and path.exists():
         raise FileExistsError(f"{path} is no book's, and no run is there: give OUT=")
-    morning = status.morning(out)
-    content = {"name": name or out.resolve().name, "morning": morning, "rows": morning["rows"]}
-    content["now"] = heartbeat.date(time.time())
-    for row in morning["rows"]:
+    content = status.morning(out) | {"now": heartbeat.date(time.time())}
+    content["name"] = name or out.resolve().name
+    for row in content["rows"]:
         html = row["folder"] / f"{row['run']}.html"
         row["page"] = html.relative_to(out).as_posix() if html.exists() else ""
-    models = dict(m for row in morning["rows"] for m in row["record"].get("models", {}).items())
+    models = dict(m for row in content["rows"] for m in row["record"].get("models", {}).items())
     losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)[:12]
     plan = {name: units.span(*units.of_plan(name, "loss")) for _, name in losses}
     content["best"] = [(name, loss, plan[name]) for loss, name in losses]

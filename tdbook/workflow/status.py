@@ -14,7 +14,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jinja2
@@ -28,17 +28,15 @@ BAD = ("failed", "lost", "interrupted", "damaged")
 
 
 @contextlib.contextmanager
-def session(
-    out: Path, targets: list[str], command: str, price: float | None
-) -> Iterator[Callable[[int], None]]:
-    """Keeps that this process makes these runs now; gives a function for the exit code."""
+def session(out: Path, targets: list[str], command: str, price: float | None) -> Iterator[dict]:
+    """Keeps that this process makes these runs now; what it gives takes the exit code."""
     own = {"began": time.time(), "ended": None, "code": None, "targets": targets}
     own |= {"command": command, "price": price, **heartbeat.who()}
     machine.set_aside(out / SESSIONS, list)
     earlier = sessions(out)[-99:]
     files.write_whole(out / SESSIONS, json.dumps([*earlier, own]))
     try:
-        yield lambda code: own.update(code=code)
+        yield own
     finally:
         own["ended"] = time.time()
         with contextlib.suppress(OSError):  # a full disk
@@ -185,11 +183,6 @@ def morning(out: Path, full: bool = False) -> dict:
     price = next((x["price"] for x in reversed(made) if x["price"] is not None), None)
     free = shutil.disk_usage(out).free if out.exists() else 0
     running = [one for one in every if one["state"]["state"] == "running"]
-    found = {
-        "rows": found,
-        "counts": Counter(map(heartbeat.word, found)),
-        "running": running,
-        "next": then,
-    }
-    found |= {"trouble": trouble, "sweeps": swept, "live": now}
-    return found | {"hours": hours(out), "price": price, "free": free}
+    about = {"rows": found, "counts": Counter(map(heartbeat.word, found)), "running": running}
+    about |= {"trouble": trouble, "sweeps": swept, "live": now, "next": then}
+    return about | {"hours": hours(out), "price": price, "free": free}

@@ -339,8 +339,8 @@ def test_files_laid_beside_copied_folders_and_choices_by_hand_are_no_damage(root
 
 def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out, capsys):
     make(told())
-    with status.session(out, [*CHAIN], "make book", None) as ended:
-        ended(0)
+    with status.session(out, [*CHAIN], "make book", None) as session:
+        session["code"] = 0
     for _, name in hurt(out, CASES["records"]):
         again = [Path(name).stem] if name.startswith(("results", "hashes")) else []
         for said in (status.text(out), run_pages.index(out).read_text("utf8")):
@@ -350,8 +350,8 @@ def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out
             assert f"{out / name} is broken" in status.text(out)
         if again:
             assert f"{name} is broken" in plan.dry(told())
-        with status.session(out, [], "make book", None) as ended:
-            ended(0)
+        with status.session(out, [], "make book", None) as session:
+            session["code"] = 0
         assert (out / ".sessions.json.broken").exists() == (name == ".sessions.json")
         assert make(told()) == again, name
         assert len(list(out.glob("old/*"))) == len(again)
