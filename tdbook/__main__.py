@@ -66,16 +66,16 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
 def _show(command: str, words: list[str]) -> int | None:
     """The commands that make pages, or take them to others."""
     from tdbook.report import published  # slow to import
-    from tdbook.workflow import run_pages, share
+    from tdbook.workflow import run_pages
 
     match command, words:
         case "report", [out]:
             execute.pages(parameters.ROOT / out, again=True)
             print(run_pages.refresh(parameters.ROOT / out))
         case "publish", [out, *name]:
-            share.publish(parameters.ROOT / out, *name)
+            run_pages.publish(parameters.ROOT / out, *name)
         case "zip", [out]:
-            share.pack(parameters.ROOT / out)
+            run_pages.pack(parameters.ROOT / out)
         case "published", ["readme"]:
             print("README has what is published" if published.readme() else "README: table written")
         case "published", ["compare", out]:

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from tdbook.runs import hashes, notebooks, parameters, sweeps
 from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.ownership import not_ours, refusal
@@ -16,15 +18,7 @@ from tdlib import files
 
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
 LONGEST = 158  # bytes of a run folder's path; the system allows 255 a name, also beside it
-GIVEN = " ".join(name.upper() for name in parameters.GIVEN)
-BOOK = f"PROFILE OUT ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER SET {GIVEN}"
-TAKES = {
-    "book": BOOK,
-    "sweep": f"NAME {BOOK}",
-    "plan": f"PROFILE OUT SET DEVICE PRICE_PER_HOUR VOCAB {GIVEN}",
-    "doctor": f"PROFILE OUT SET {GIVEN}",
-    "status": f"PROFILE OUT SET FULL {GIVEN}",
-}
+TAKES = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text("utf8"))
 
 
 @dataclass(frozen=True)
@@ -85,11 +79,12 @@ def wanted(command: str, pairs: dict[str, str]) -> Wanted:
     given = {name: pairs[name.upper()] for name in parameters.GIVEN if pairs.get(name.upper())}
     profile = pairs.get("PROFILE") or "tiny"
     book = [path.stem for path in yamls(profile)]
-    words = {name: tuple(pairs.get(name, "").replace(",", " ").split()) for name in names}
+    several = ("NAME", "ONLY", "REDO")
+    words = {key: tuple(pairs.get(key, "").replace(",", " ").split()) for key in several}
     if command == "sweep" and not words["NAME"]:
         there = ", ".join(sweeps.names(profile)) or "none yet"
         raise ParameterError(f"give the sweep: NAME=; params/{profile}/sweeps has {there}")
-    found = [sweeps.read(profile, name) for name in words.get("NAME", ())]
+    found = [sweeps.read(profile, name) for name in words["NAME"]]
     points = [one.name_of(p, run) for one in found for p in one.points for run in one.runs(p)]
     runs = [*book, *(point.split("/")[-1] for point in points)]
     values = parameters.settings_of(pairs.get("SET", ""), runs)
@@ -98,16 +93,14 @@ def wanted(command: str, pairs: dict[str, str]) -> Wanted:
     if first and not begins:
         raise ParameterError(f"FROM={first} is no notebook: {nearest(first, every)}")
     before = tuple(run for run in book if first and notebook_of(run) < begins[0])
-    only, redo = (
-        _select(profile, [*book, *points], words.get(key, ())) for key in ("ONLY", "REDO")
-    )
+    only, redo = (_select(profile, [*book, *points], words[key]) for key in ("ONLY", "REDO"))
     if both := [name for name in before if name in (*only, *redo)]:
         raise ParameterError(f"FROM={first} takes {both[0]} as it is: leave FROM, or that")
     price = number(pairs, "PRICE_PER_HOUR", 0, 4.5) if pairs.get("PRICE_PER_HOUR") else None
     out = pairs.get("OUT") or default_out(profile, given.get("text", ""), values)
     if command == "sweep" and not given:  # those of the book it reads
         given = (files.record(parameters.ROOT / out / CONFIG) or {}).get("given", {})
-    place, swept = cluster(pairs.get("CLUSTER", "")), words.get("NAME", ())
+    place, swept = cluster(pairs.get("CLUSTER", "")), words["NAME"]
     typed = (f"{k}={shlex.quote(v)}" for k, v in pairs.items() if v and k != "DRY")
     command = " ".join(["make", command, *typed])
     return Wanted(profile, out, given, swept, only, redo, before, price, place, command, values)
@@ -147,27 +140,22 @@ def default_out(profile: str, text: str, values: dict[str, str] | None = None) -
     """outputs/tiny, and after it the name of the text and what SET changes, so that nothing is
     overwritten. ParameterError: that folder is of another text of this name."""
 
-    def text_of(out: str) -> str:
-        """What the run folder was made of, by its last command."""
-        config = files.whole(parameters.ROOT / out / CONFIG) or {}
-        return config.get("given", {}).get("text", "")
-
     def absolute(text: str) -> list[Path]:
         return [(parameters.ROOT / path).resolve() for path in parameters.texts(text)]
 
     names = [Path(path).name.replace(" ", "_") for path in parameters.texts(text)]
     ends = re.sub(r"[^\w.+-]+", "-", parameters.in_words(values or {}))
-    older, out = (
-        "-".join(filter(None, [f"outputs/{profile}", "+".join(map(cut, names)), ends]))
-        for cut in (lambda name: name.split(".")[0], stem)
-    )
-    if text and len(older.encode()) <= LONGEST and absolute(text_of(older)) == absolute(text):
-        return older  # names were cut at their first dot once: such a night goes on
-    if len(out.encode()) > LONGEST:  # the whole name still tells, as a hash
-        short = out.encode()[: LONGEST - 9].decode(errors="ignore")
-        out = f"{short}-{hashlib.sha256(out.encode()).hexdigest()[:8]}"
-    made_of = text_of(out)
-    if text and made_of and absolute(text) != absolute(made_of):
+    # names were cut at their first dot once: such a night goes on
+    for cut in (lambda name: name.split(".")[0], stem):
+        out = "-".join(filter(None, [f"outputs/{profile}", "+".join(map(cut, names)), ends]))
+        if len(out.encode()) > LONGEST:  # the whole name still tells, as a hash
+            short = out.encode()[: LONGEST - 9].decode(errors="ignore")
+            out = f"{short}-{hashlib.sha256(out.encode()).hexdigest()[:8]}"
+        config = files.whole(parameters.ROOT / out / CONFIG) or {}  # of its last command
+        made_of = config.get("given", {}).get("text", "")
+        if absolute(made_of) == absolute(text):
+            return out
+    if text and made_of:
         fault = f"{out} was made of text = {made_of!r}, not of {text!r}"
         remedy = f"give a folder of its own (OUT=), or OUT={out} to make that one anew"
         raise ParameterError(f"{fault}: {remedy}")
