@@ -22,8 +22,8 @@ def main(arguments: list[str]) -> int:
         machine.find_homes()
         given = dict(pair.split("=", 1) for pair in pairs)
         return _run(command, [word for word in words if word not in pairs], given) or 0
-    except (ValueError, OSError, RuntimeError) as error:
-        print(error)
+    except (ValueError, OSError, RuntimeError, KeyboardInterrupt) as error:
+        print(str(error) or "stopped; the same command goes on from here")
         return 1
 
 

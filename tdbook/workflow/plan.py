@@ -62,9 +62,8 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
         raise ParameterError(f"the teacher's vocabulary is {both}: {remedy}")
     if teacher.context < size.context:
         both = f"{teacher.context:,}, the tokens' {size.context:,}"
-        raise ParameterError(
-            f"the teacher's context is {both}: give a shorter block_size in meta.json"
-        )
+        remedy = "give a shorter block_size in meta.json"
+        raise ParameterError(f"the teacher's context is {both}: {remedy}")
     made, works = {"models/teacher": teacher}, []
     for one in jobs.values():  # the page that compares a sweep's points merges nothing
         there = {} if one.compares else made

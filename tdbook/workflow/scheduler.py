@@ -6,7 +6,6 @@ again, finds them in the queue and waits until they have left it.
 """
 
 import contextlib
-import datetime
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 from tdbook.runs import hashes, heartbeat, machine, parameters, sweeps
@@ -68,13 +68,10 @@ def prepare(config: dict) -> dict[str, BookRun]:
 
 def _not_yet_redone(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[str, ...]:
     """The runs that REDO names, but for those that this same command, stopped since, has redone."""
-    began = status.began_of(parameters.ROOT / wanted.out, wanted.command)
-
-    def started(name: str) -> float:
-        record = status.row(runs[name].out, runs[name].run)["record"]
-        return datetime.datetime.fromisoformat(record["started"]).timestamp() if record else 0.0
-
-    return tuple(name for name in wanted.redo if started(name) < began - 1)  # whole seconds
+    began = status.began_of(parameters.ROOT / wanted.out, wanted.command) - 1  # whole seconds
+    records = {name: status.row(runs[name].out, runs[name].run)["record"] for name in wanted.redo}
+    started = {n: datetime.fromisoformat(r["started"]).timestamp() for n, r in records.items() if r}
+    return tuple(name for name in wanted.redo if started.get(name, 0.0) < began)
 
 
 def _snakemake(wanted: Wanted, targets: list[str]) -> int:
@@ -165,17 +162,10 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
 
 def wait_for_jobs(out: Path) -> None:
     """Wait for the jobs of an earlier command. RuntimeError: SLURM does not answer."""
-    jobs = queue(out)
-    for job in sorted(jobs):
-        print(f"job {job} of an earlier command is in the queue: waiting for it", flush=True)
-    try:
-        while jobs:
-            time.sleep(ASK_S)
-            with contextlib.suppress(RuntimeError):  # a controller that starts again
-                jobs = queue(out)
-    except KeyboardInterrupt:
-        cancel(out)
-        raise RuntimeError("stopped; the same command goes on from here") from None
+    if jobs := queue(out):
+        print(f"waits for jobs of an earlier command: {' '.join(sorted(jobs))}", flush=True)
+    while queue(out):
+        time.sleep(ASK_S)
 
 
 def prefix(out: Path) -> str:
