@@ -29,8 +29,7 @@ class BookRun:
     out: Path  # its run folder
     parameters: dict  # all of them, checked
     given: dict  # those that the command line gives, not the YAML
-    reads: tuple[str, ...]  # paths in the run folder
-    writes: tuple[str, ...]
+    writes: tuple[str, ...]  # paths in the run folder
     needs: tuple[str, ...]  # names of the runs that make what it reads
     sweep: str = ""  # that it is a point of, or the page of
 
@@ -260,7 +259,7 @@ def _run(
             raise ParameterError(f"{who} reads {path}, which no run of the profile makes: {what}")
     needs = tuple(sorted({makers[path] for path in reads if path in makers}))
     yaml = out / f"{run}.yaml"
-    return BookRun(name, run, yaml, out, values, given, tuple(reads), tuple(writes), needs)
+    return BookRun(name, run, yaml, out, values, given, tuple(writes), needs)
 
 
 def swept(
@@ -282,8 +281,7 @@ def swept(
             except ParameterError as error:
                 raise ParameterError(f"{who}: {error}") from None
             one = _run(who, sweep.name_of(point, run), own, given, makers | inside, out)
-            outside = tuple(path for path in one.reads if path not in inside)
-            points.append(replace(one, reads=outside, sweep=name))
+            points.append(replace(one, sweep=name))
             inside |= dict.fromkeys(one.writes, one.name)
     if sweep.several:
         return points
@@ -294,9 +292,9 @@ def swept(
     run, place = sweeps.page(name), sweeps.folder(out, name)
     own = parameters.read(page.yaml) | {"run": run, "out": shown(place), "sweeps": name}
     own = parameters.check(COMPARISON, own | page.given, paths=False)
-    reads, yaml = tuple(borrowed(run, own)), place / f"{run}.yaml"
-    needs = tuple(sorted({makers[path] for path in reads if path in makers}))
-    last = BookRun(f"{name}/{run}", run, yaml, place, own, page.given, reads, (), needs, name)
+    needs = tuple(sorted({makers[path] for path in borrowed(run, own) if path in makers}))
+    yaml = place / f"{run}.yaml"
+    last = BookRun(f"{name}/{run}", run, yaml, place, own, page.given, (), needs, name)
     return [*points, last]
 
 

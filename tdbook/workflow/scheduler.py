@@ -54,15 +54,13 @@ def make(wanted: Wanted) -> int:
 
 
 def prepare(config: dict) -> dict[str, BookRun]:
-    """`jobs`; every point of a sweep gets its YAML, and links to what it reads of the book."""
+    """`jobs`; every point of a sweep gets its YAML."""
     runs = graph.jobs(config)
     book_out = next(iter(runs.values())).out
     for name in config["sweeps"]:
         own = [one for one in runs.values() if one.sweep == name]
         page = own[-1].parameters if own[-1].compares else None
         sweeps.write(sweeps.read(config["profile"], name), book_out, page)
-        for one in own:
-            sweeps.link(one.out, list(one.reads))
     return runs
 
 

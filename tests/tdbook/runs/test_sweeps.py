@@ -90,7 +90,7 @@ def by_hand(wanted: graph.Wanted, *names: str) -> list[str]:
     jobs, made = scheduler.prepare(wanted.config), []
     for job in (jobs[name] for name in names or jobs):
         if sweeps.parent(job.out):
-            sweeps.link(job.out, list(job.reads))
+            sweeps.link(job.out, graph.borrowed(job.run, job.parameters))
         found = sorted(sweeps.results(job.out, job.parameters.get("sweeps", "")))
         if small_book.make(job.notebook, job.parameters, job.run, found.copy):
             made.append(job.name)
