@@ -233,9 +233,7 @@ def take_gpus(device: str, count: int) -> str:
 def locked(path: Path) -> IO | None:
     """A file, locked for as long as it is open; None where another process has it."""
     file = path.open("a")
-    try:
+    with contextlib.suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return file
-    except BlockingIOError:
-        file.close()
-        return None
+    file.close()

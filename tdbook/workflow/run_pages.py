@@ -78,9 +78,8 @@ def index(out: Path, name: str = "") -> Path:
         html = row["folder"] / f"{row['run']}.html"
         row["page"] = html.relative_to(out).as_posix() if html.exists() else ""
     models = dict(m for row in content["rows"] for m in row["record"].get("models", {}).items())
-    losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)[:12]
-    plan = {name: units.span(*units.of_plan(name, "loss")) for _, name in losses}
-    content["best"] = [(name, loss, plan[name]) for loss, name in losses]
+    best = sorted((m["loss"], model) for model, m in models.items() if "loss" in m)[:12]
+    content["best"] = [(m, loss, units.span(*units.of_plan(m, "loss"))) for loss, m in best]
     content["swept"] = sweeps.listed(out, out.name) if swept else None
     quality = out / f"tables/{notebooks.COMPARISON}-quality.md"
     if quality.exists():
@@ -91,8 +90,7 @@ def index(out: Path, name: str = "") -> Path:
     content["whole"] = not swept and (out / "state").is_dir()  # published/ has no states
     _write(path, "runs.html.j2", **content)
     if content["whole"]:
-        template = pages.environment().get_template("morning.md.j2")
-        files.write_whole(out / "morning.md", template.render(content))
+        _write(out / "morning.md", "morning.md.j2", **content)
     return path
 
 

@@ -49,12 +49,9 @@ def sessions(out: Path) -> list[dict]:
 
 def began_of(out: Path, command: str) -> float:
     """When a command that has not come to its end yet was given first; ∞ for a new one."""
-    began = math.inf
-    for one in reversed(sessions(out)):
-        if one["command"] != command or one["code"] == 0:
-            break
-        began = one["began"]
-    return began
+    latest = reversed(sessions(out))
+    own = itertools.takewhile(lambda one: one["command"] == command and one["code"] != 0, latest)
+    return min((one["began"] for one in own), default=math.inf)
 
 
 def live(out: Path) -> dict | None:
@@ -122,8 +119,7 @@ def row(out: Path, run: str) -> dict:
 def _judged(out: Path, sweep: str, found: dict[str, dict], full: bool) -> list[dict]:
     """Rows; those done are "damaged" or "outdated" where the last command would say so today."""
     config, jobs = files.whole(out / graph.CONFIG, "profile", "given"), {}
-    own = {"redo": [], "before": [], "sweeps": [sweep] if sweep else []}
-    own["out"] = parameters.shown(out)
+    own = {"redo": [], "sweeps": sweep.split(), "out": parameters.shown(out)}
     with contextlib.suppress(ValueError):  # of params/: `make check` tells
         jobs = graph.jobs(config | own, paths=False) if config else {}
     done = {name: one for name, one in found.items() if one["state"]["state"] == "done"}
