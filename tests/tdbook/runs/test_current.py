@@ -97,10 +97,8 @@ def read_by(out: Path, run: str, reads: list[str]) -> dict[str, str]:
 
 def make_one(one) -> None:
     """As a notebook would."""
-    read, this = (
-        read_by(one.out, one.run, borrowed(one.run, one.parameters)),
-        start(one.notebook, one.parameters),
-    )
+    read = read_by(one.out, one.run, borrowed(one.run, one.parameters))
+    this = start(one.notebook, one.parameters)
     assert not this.current
     for path, text in content_of(one.run, one.parameters, read).items():
         this.path(path).write_text(text)

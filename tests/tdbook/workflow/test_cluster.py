@@ -53,9 +53,7 @@ def test_a_slurm_that_does_not_answer_starts_nothing(root, monkeypatch, capsys):
     assert capsys.readouterr().out == answer
 
 
-def test_a_job_of_an_earlier_command_is_waited_for_and_can_be_cancelled(
-    tmp_path, monkeypatch, capsys
-):
+def test_an_earlier_command_s_job_is_waited_for_and_can_be_ended(tmp_path, monkeypatch, capsys):
     """It is in the queue twice, and then gone."""
     job = f"7|{scheduler.prefix(tmp_path)}_f2ce"
     count = f"echo x >> {tmp_path}/asked; test $(wc -l < {tmp_path}/asked) -gt 2 || echo '{job}'"
