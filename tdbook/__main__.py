@@ -22,8 +22,8 @@ def main(arguments: list[str]) -> int:
         machine.find_homes()
         given = dict(pair.split("=", 1) for pair in pairs)
         return _run(command, [word for word in words if word not in pairs], given) or 0
-    except (ValueError, OSError, RuntimeError) as error:
-        print(error)
+    except (ValueError, OSError, RuntimeError, KeyboardInterrupt) as error:
+        print(str(error) or "stopped; the same command goes on from here")
         return 1
 
 
@@ -66,16 +66,16 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
 def _show(command: str, words: list[str]) -> int | None:
     """The commands that make pages, or take them to others."""
     from tdbook.report import published  # slow to import
-    from tdbook.workflow import run_pages, share
+    from tdbook.workflow import run_pages
 
     match command, words:
         case "report", [out]:
             execute.pages(parameters.ROOT / out, again=True)
             print(run_pages.refresh(parameters.ROOT / out))
         case "publish", [out, *name]:
-            share.publish(parameters.ROOT / out, *name)
+            run_pages.publish(parameters.ROOT / out, *name)
         case "zip", [out]:
-            share.pack(parameters.ROOT / out)
+            run_pages.pack(parameters.ROOT / out)
         case "published", ["readme"]:
             print("README has what is published" if published.readme() else "README: table written")
         case "published", ["compare", out]:

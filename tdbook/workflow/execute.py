@@ -25,7 +25,7 @@ from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.ownership import claim
 from tdbook.runs.parameters import shown
 from tdbook.runs.units import duration, number
-from tdbook.workflow import graph
+from tdbook.workflow import graph, status
 from tdlib import files
 
 VISIBLE, RUNS = "CUDA_VISIBLE_DEVICES", "GPU_RUNS"
@@ -61,7 +61,7 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
         print(f"{run} · {state['old']}", flush=True)
     page(out, run)
     done, took = state["state"] == "done", duration(time.monotonic() - began)
-    result = record(out, run)["finding"] if done else last_words(state)
+    result = status.row(out, run)["record"]["finding"] if done else last_words(state)
     print(f"{run} · {f'done in {took} ·' if done else state['state'] + ':'} {result}", flush=True)
     if command := values.get("after_run"):
         signal.alarm(0)  # of a stop; the hook has a limit of its own
@@ -162,10 +162,6 @@ def _settled(out: Path, run: str, error: str | None) -> dict:
     return heartbeat.state(out, run)
 
 
-def record(out: Path, run: str) -> dict | None:
-    return files.whole(out / "results" / f"{run}.json", "parameters")
-
-
 def last_words(state: dict) -> str:
     return (state.get("error") or ["no word of why"])[-1]
 
@@ -237,9 +233,7 @@ def take_gpus(device: str, count: int) -> str:
 def locked(path: Path) -> IO | None:
     """A file, locked for as long as it is open; None where another process has it."""
     file = path.open("a")
-    try:
+    with contextlib.suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return file
-    except BlockingIOError:
-        file.close()
-        return None
+    file.close()

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from tdbook.runs import hashes, notebooks, parameters, sweeps
 from tdbook.runs.notebooks import COMPARISON, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.ownership import not_ours, refusal
@@ -16,15 +18,7 @@ from tdlib import files
 
 CONFIG = ".snakemake.json"  # in a run folder: what was asked of it last
 LONGEST = 158  # bytes of a run folder's path; the system allows 255 a name, also beside it
-GIVEN = " ".join(name.upper() for name in parameters.GIVEN)
-BOOK = f"PROFILE OUT ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER SET {GIVEN}"
-TAKES = {
-    "book": BOOK,
-    "sweep": f"NAME {BOOK}",
-    "plan": f"PROFILE OUT SET DEVICE PRICE_PER_HOUR VOCAB {GIVEN}",
-    "doctor": f"PROFILE OUT SET {GIVEN}",
-    "status": f"PROFILE OUT SET FULL {GIVEN}",
-}
+TAKES = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text("utf8"))
 
 
 @dataclass(frozen=True)
@@ -35,8 +29,7 @@ class BookRun:
     out: Path  # its run folder
     parameters: dict  # all of them, checked
     given: dict  # those that the command line gives, not the YAML
-    reads: tuple[str, ...]  # paths in the run folder
-    writes: tuple[str, ...]
+    writes: tuple[str, ...]  # paths in the run folder
     needs: tuple[str, ...]  # names of the runs that make what it reads
     sweep: str = ""  # that it is a point of, or the page of
 
@@ -85,11 +78,12 @@ def wanted(command: str, pairs: dict[str, str]) -> Wanted:
     given = {name: pairs[name.upper()] for name in parameters.GIVEN if pairs.get(name.upper())}
     profile = pairs.get("PROFILE") or "tiny"
     book = [path.stem for path in yamls(profile)]
-    words = {name: tuple(pairs.get(name, "").replace(",", " ").split()) for name in names}
+    several = ("NAME", "ONLY", "REDO")
+    words = {key: tuple(pairs.get(key, "").replace(",", " ").split()) for key in several}
     if command == "sweep" and not words["NAME"]:
         there = ", ".join(sweeps.names(profile)) or "none yet"
         raise ParameterError(f"give the sweep: NAME=; params/{profile}/sweeps has {there}")
-    found = [sweeps.read(profile, name) for name in words.get("NAME", ())]
+    found = [sweeps.read(profile, name) for name in words["NAME"]]
     points = [one.name_of(p, run) for one in found for p in one.points for run in one.runs(p)]
     runs = [*book, *(point.split("/")[-1] for point in points)]
     values = parameters.settings_of(pairs.get("SET", ""), runs)
@@ -98,16 +92,14 @@ def wanted(command: str, pairs: dict[str, str]) -> Wanted:
     if first and not begins:
         raise ParameterError(f"FROM={first} is no notebook: {nearest(first, every)}")
     before = tuple(run for run in book if first and notebook_of(run) < begins[0])
-    only, redo = (
-        _select(profile, [*book, *points], words.get(key, ())) for key in ("ONLY", "REDO")
-    )
+    only, redo = (_select(profile, [*book, *points], words[key]) for key in ("ONLY", "REDO"))
     if both := [name for name in before if name in (*only, *redo)]:
         raise ParameterError(f"FROM={first} takes {both[0]} as it is: leave FROM, or that")
     price = number(pairs, "PRICE_PER_HOUR", 0, 4.5) if pairs.get("PRICE_PER_HOUR") else None
     out = pairs.get("OUT") or default_out(profile, given.get("text", ""), values)
     if command == "sweep" and not given:  # those of the book it reads
         given = (files.record(parameters.ROOT / out / CONFIG) or {}).get("given", {})
-    place, swept = cluster(pairs.get("CLUSTER", "")), words.get("NAME", ())
+    place, swept = cluster(pairs.get("CLUSTER", "")), words["NAME"]
     typed = (f"{k}={shlex.quote(v)}" for k, v in pairs.items() if v and k != "DRY")
     command = " ".join(["make", command, *typed])
     return Wanted(profile, out, given, swept, only, redo, before, price, place, command, values)
@@ -147,28 +139,23 @@ def default_out(profile: str, text: str, values: dict[str, str] | None = None) -
     """outputs/tiny, and after it the name of the text and what SET changes, so that nothing is
     overwritten. ParameterError: that folder is of another text of this name."""
 
-    def text_of(out: str) -> str:
-        """What the run folder was made of, by its last command."""
-        config = files.whole(parameters.ROOT / out / CONFIG) or {}
-        return config.get("given", {}).get("text", "")
-
     def absolute(text: str) -> list[Path]:
         return [(parameters.ROOT / path).resolve() for path in parameters.texts(text)]
 
     names = [Path(path).name.replace(" ", "_") for path in parameters.texts(text)]
     changes = " ".join(f"{name}={value}" for name, value in sorted((values or {}).items()))
     ends = re.sub(r"[^\w.+-]+", "-", changes)
-    older, out = (
-        "-".join(filter(None, [f"outputs/{profile}", "+".join(map(cut, names)), ends]))
-        for cut in (lambda name: name.split(".")[0], stem)
-    )
-    if text and len(older.encode()) <= LONGEST and absolute(text_of(older)) == absolute(text):
-        return older  # names were cut at their first dot once: such a night goes on
-    if len(out.encode()) > LONGEST:  # the whole name still tells, as a hash
-        short = out.encode()[: LONGEST - 9].decode(errors="ignore")
-        out = f"{short}-{hashlib.sha256(out.encode()).hexdigest()[:8]}"
-    made_of = text_of(out)
-    if text and made_of and absolute(text) != absolute(made_of):
+    # names were cut at their first dot once: such a night goes on
+    for cut in (lambda name: name.split(".")[0], stem):
+        out = "-".join(filter(None, [f"outputs/{profile}", "+".join(map(cut, names)), ends]))
+        if len(out.encode()) > LONGEST:  # the whole name still tells, as a hash
+            short = out.encode()[: LONGEST - 9].decode(errors="ignore")
+            out = f"{short}-{hashlib.sha256(out.encode()).hexdigest()[:8]}"
+        config = files.whole(parameters.ROOT / out / CONFIG) or {}  # of its last command
+        made_of = config.get("given", {}).get("text", "")
+        if absolute(made_of) == absolute(text):
+            return out
+    if text and made_of:
         fault = f"{out} was made of text = {made_of!r}, not of {text!r}"
         remedy = f"give a folder of its own (OUT=), or OUT={out} to make that one anew"
         raise ParameterError(f"{fault}: {remedy}")
@@ -273,7 +260,7 @@ def _run(
             raise ParameterError(f"{who} reads {path}, which no run of the profile makes: {what}")
     needs = tuple(sorted({makers[path] for path in reads if path in makers}))
     yaml = out / f"{run}.yaml"
-    return BookRun(name, run, yaml, out, values, given, tuple(reads), tuple(writes), needs)
+    return BookRun(name, run, yaml, out, values, given, tuple(writes), needs)
 
 
 def swept(
@@ -295,8 +282,7 @@ def swept(
             except ParameterError as error:
                 raise ParameterError(f"{who}: {error}") from None
             one = _run(who, sweep.name_of(point, run), own, given, makers | inside, out)
-            outside = tuple(path for path in one.reads if path not in inside)
-            points.append(replace(one, reads=outside, sweep=name))
+            points.append(replace(one, sweep=name))
             inside |= dict.fromkeys(one.writes, one.name)
     if sweep.several:
         return points
@@ -307,9 +293,9 @@ def swept(
     run, place = sweeps.page(name), sweeps.folder(out, name)
     own = parameters.read(page.yaml) | {"run": run, "out": shown(place), "sweeps": name}
     own = parameters.check(COMPARISON, own | page.given, paths=False)
-    reads, yaml = tuple(borrowed(run, own)), place / f"{run}.yaml"
-    needs = tuple(sorted({makers[path] for path in reads if path in makers}))
-    last = BookRun(f"{name}/{run}", run, yaml, place, own, page.given, reads, (), needs, name)
+    needs = tuple(sorted({makers[path] for path in borrowed(run, own) if path in makers}))
+    yaml = place / f"{run}.yaml"
+    last = BookRun(f"{name}/{run}", run, yaml, place, own, page.given, (), needs, name)
     return [*points, last]
 
 

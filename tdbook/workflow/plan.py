@@ -62,9 +62,8 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
         raise ParameterError(f"the teacher's vocabulary is {both}: {remedy}")
     if teacher.context < size.context:
         both = f"{teacher.context:,}, the tokens' {size.context:,}"
-        raise ParameterError(
-            f"the teacher's context is {both}: give a shorter block_size in meta.json"
-        )
+        remedy = "give a shorter block_size in meta.json"
+        raise ParameterError(f"the teacher's context is {both}: {remedy}")
     made, works = {"models/teacher": teacher}, []
     for one in jobs.values():  # the page that compares a sweep's points merges nothing
         there = {} if one.compares else made
@@ -195,8 +194,9 @@ def _table(names: list[str], rows: list[list[str]]) -> str:
 def dry(wanted: graph.Wanted) -> str:
     """What a command would run, why, how long it takes and what it costs. Nothing is written."""
     reasons = graph.judged(wanted, graph.jobs(wanted.config))
-    (times, where), rows = seconds(wanted), []
-    todo = [times[name] for name, reason in reasons.items() if reason]
+    of, (device, source) = asked(wanted), workload.device_of("", wanted.profile)
+    times = {one.name: work.seconds(device) for one, work in zip(of.runs, of.works, strict=True)}
+    rows, todo = [], [times[name] for name, reason in reasons.items() if reason]
     for name, reason in reasons.items():
         how_long = _time([times[name]], wanted.price) if reason else ["–"]
         rows.append([name, reason or "is done", *how_long])
@@ -205,11 +205,5 @@ def dry(wanted: graph.Wanted) -> str:
     if not todo:
         return f"{table}\n\nAll of them are done."
     took = ", for ".join(_time(todo, wanted.price))
-    return f"{table}\n\n{len(todo)} of {len(rows)} would run: {took}; on {where}. Nothing was run."
-
-
-def seconds(wanted: graph.Wanted) -> tuple[dict[str, tuple[float, float]], str]:
-    """Of every run, low and high; and on which device."""
-    of, (device, source) = asked(wanted), workload.device_of("", wanted.profile)
-    times = {one.name: work.seconds(device) for one, work in zip(of.runs, of.works, strict=True)}
-    return times, f"{device.name}, {source}"
+    told = f"{len(todo)} of {len(rows)} would run: {took}; on {device.name}, {source}"
+    return f"{table}\n\n{told}. Nothing was run."

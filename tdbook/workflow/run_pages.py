@@ -1,16 +1,31 @@
-"""The pages of a run folder: a run's own, and the index."""
+"""The pages of a run folder: a run's own, and the index; and what of it goes to others: for git
+(`publish`) or packed for mail (`pack`).
 
+Weights and token files are never taken. A mail is the owner's own and holds every page. What goes
+into git holds no text of others: where text, tokens, tokenizer or teacher were given to the book,
+no page is published (all but 07's show samples), and no table or figure that was said to hold words
+of the text (`text=True` of Run.table and Run.figure). Results keep numbers and names: no samples,
+no paths, no commands.
+"""
+
+import datetime
+import hashlib
 import itertools
+import json
+import os
 import re
 import time
+from html import unescape
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
 import nbformat
 from bs4 import BeautifulSoup
 from markupsafe import Markup
 
 from tdbook.report import pages
-from tdbook.runs import heartbeat, notebooks, ownership, sweeps, units
+from tdbook.runs import hashes, heartbeat, notebooks, ownership, parameters, sweeps, units
+from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import status
 from tdlib import files
 
@@ -18,6 +33,10 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 SHOWN_BESIDE_WIDGET = {"text/html", "image/svg+xml", "image/png"}
 # as a table shows it: "[" of an interval, sign, digits, then a unit, an interval or a ± part
 NUMBER = r"\[?[-−+<≤≈~]?\d[\d,.]*(e[-+]?\d+)?( ?[%×]| [A-Za-z/]+)?(\s?[±\[(,–].*)?$"
+KINDS, SHOWN = ("tables", "figures"), (".csv", ".md", ".svg", ".png")
+# of a record, shown as it is
+OPEN = """run notebook profile changed seed commit dirty code versions device reads started seconds
+ tokens_per_second peak_memory_mib finding scouting""".split()
 
 
 def page(out: Path, run: str) -> None:
@@ -53,16 +72,14 @@ def index(out: Path, name: str = "") -> Path:
     path = out / "index.html"
     if not ownership.is_book(out) and path.exists():
         raise FileExistsError(f"{path} is no book's, and no run is there: give OUT=")
-    morning = status.morning(out)
-    content = {"name": name or out.resolve().name, "morning": morning, "rows": morning["rows"]}
-    content["now"] = heartbeat.date(time.time())
-    for row in morning["rows"]:
+    content = status.morning(out) | {"now": heartbeat.date(time.time())}
+    content["name"] = name or out.resolve().name
+    for row in content["rows"]:
         html = row["folder"] / f"{row['run']}.html"
         row["page"] = html.relative_to(out).as_posix() if html.exists() else ""
-    models = dict(m for row in morning["rows"] for m in row["record"].get("models", {}).items())
-    losses = sorted((m["loss"], name) for name, m in models.items() if "loss" in m)[:12]
-    plan = {name: units.span(*units.of_plan(name, "loss")) for _, name in losses}
-    content["best"] = [(name, loss, plan[name]) for loss, name in losses]
+    models = dict(m for row in content["rows"] for m in row["record"].get("models", {}).items())
+    best = sorted((m["loss"], model) for model, m in models.items() if "loss" in m)[:12]
+    content["best"] = [(m, loss, units.span(*units.of_plan(m, "loss"))) for loss, m in best]
     content["swept"] = sweeps.listed(out, out.name) if swept else None
     quality = out / f"tables/{notebooks.COMPARISON}-quality.md"
     if quality.exists():
@@ -73,8 +90,7 @@ def index(out: Path, name: str = "") -> Path:
     content["whole"] = not swept and (out / "state").is_dir()  # published/ has no states
     _write(path, "runs.html.j2", **content)
     if content["whole"]:
-        template = pages.environment().get_template("morning.md.j2")
-        files.write_whole(out / "morning.md", template.render(content))
+        _write(out / "morning.md", "morning.md.j2", **content)
     return path
 
 
@@ -122,3 +138,162 @@ def _write(path: Path, template: str, **content: object) -> None:
     text = pages.environment().get_template(template).render(content)
     font = pages.FONT_FACE if re.search("[\u0c00-\u0c7f]", text) else ""
     files.write_whole(path, text.replace(pages.FONT_SLOT, font, 1))
+
+
+def publish(out: Path, name: str = "") -> Path:
+    """outputs/published/<name>/: what may be shown of the runs that are done, and a manifest."""
+    name = name or out.resolve().name
+    if not parameters.NAME.holds(name):
+        raise ParameterError(f"NAME={name} must be {parameters.NAME.says}: NAME=tiny")
+    records = {run: _done(out, run) for run in status.traces(out)}
+    if not any(records.values()):
+        raise ParameterError(f"{out} holds no run that is done: make book, then again")
+    left_out = [f"{run}: not done" for run, record in records.items() if not record]
+    target = parameters.ROOT / "outputs/published" / name
+    with files.whole_folder(target) as place:
+        for record in filter(None, records.values()):
+            left_out += _copy(out, record, place)
+        for path in sorted(out.glob("sweeps/*/*/results/*.json")):
+            point = path.parents[1]  # its record: the tables' numbers are traced to it
+            if not path.is_symlink() and (record := _done(point, path.stem)):
+                shown = place / "results" / point.relative_to(out) / path.name
+                _write_public(shown, _public(record), out)
+        refresh(place, name)
+        manifest = _manifest(out, name, place) | {"left_out": left_out}
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        files.write_whole(place / "manifest.json", text)
+    print(f"{target}: {len(files_of(target))} files; left out, by manifest.json: {len(left_out)}")
+    return target
+
+
+def _done(out: Path, run: str) -> dict | None:
+    """The record of a run that is done."""
+    done = hashes.load(out, run) and heartbeat.state(out, run)["state"] == "done"
+    return files.record(out / "results" / f"{run}.json", "parameters") if done else None
+
+
+def _ours(out: Path, run: str) -> bool:
+    """Whether a run read, or made, tokens that the book wrote by itself, to the last part."""
+    known = hashes.load(out, run)
+    tokens = known["outputs"].get("tokens") or known["inputs"].get("tokens") or {}
+    for path in (out / "hashes").glob(f"{notebooks.TEACHER}*.json"):
+        made = hashes.load(out, path.stem)["outputs"].get("tokens", {})
+        if made and made["sha256"] == tokens.get("sha256"):
+            given = (_done(out, path.stem) or {}).get("parameters", {})
+            return not any(given.get(name, "unknown") for name in parameters.SOURCES)
+    return False
+
+
+def _copy(out: Path, record: dict, place: Path) -> list[str]:
+    """What may be shown of a run; returns what was left out, and why."""
+    run, left_out = record["run"], []
+    _write_public(place / "results" / f"{run}.json", _public(record, indent=1), out)
+    textless = _ours(out, run) or notebooks.of(run).textless
+    for path in sorted(path for kind in KINDS for path in (out / kind).glob(f"{run}-*.*")):
+        shown, name = path.relative_to(out), path.stem.removeprefix(f"{run}-")
+        if ownership.run_of(path, out) != run or path.suffix not in SHOWN:
+            continue
+        if not textless and name in record.get("texts", [name]):  # an older record does not say
+            left_out.append(f"{shown}: may hold text that was given to the book")
+        elif path.suffix == ".png":
+            files.write_whole(place / shown, path.read_bytes())
+        else:
+            _write_public(place / shown, path.read_text("utf-8"), out)
+    html = out / f"{run}.html"
+    if not textless:
+        left_out.append(f"{html.name}: shows text that was given to the book")
+    elif not html.exists() or not _tells(html, record["finding"]):
+        left_out.append(f"{html.name}: not of this run, or not there: make report")
+    else:
+        _write_public(place / html.name, html.read_text("utf-8"), out)
+    return left_out
+
+
+def _tells(page: Path, finding: str) -> bool:
+    """Whether what a page shows, not just its head, is the run that a record is of."""
+    body = re.sub("<[^>]*>", "", page.read_text("utf-8").partition("<main>")[2])
+    finding = re.sub("[*`]", "", finding)  # as Markdown shows it
+    return " ".join(finding.split()) in " ".join(unescape(body).split())
+
+
+def _public(record: dict, indent: int | None = None) -> str:
+    """A record without samples, paths and commands: of text only names, and what was computed."""
+    given = parameters.external(record["notebook"], record["parameters"])
+    places = {name: f"given {i + 1}" for i, name in enumerate(given)}
+    remembered = record.get("remembered", {}).items()
+    logs = {name: value for name, value in remembered if name.startswith(("estimate", "log of "))}
+    public = {name: record[name] for name in OPEN if name in record}
+    public["parameters"] = {name: _shown(name, v) for name, v in record["parameters"].items()}
+    public["inputs"] = {places.get(name, name): sha for name, sha in record["inputs"].items()}
+    public |= {"models": _numbers(record["models"]), "remembered": _numbers(logs)}
+    return json.dumps(public, indent=indent, ensure_ascii=False)
+
+
+def _shown(name: str, value: object) -> object:
+    """A parameter's value, unless it is a path, a command, a sentence or what was given."""
+    hidden = {"out", "wandb", *parameters.COMMANDS, *parameters.SOURCES} - {"teacher"}
+    if not isinstance(value, str) or value == "":
+        return value
+    return value if name not in hidden and re.fullmatch(r"[\w.+-]+", value) else "given"
+
+
+def _numbers(value: object) -> object:
+    """Without any text."""
+    if isinstance(value, dict):
+        numbers = {name: _numbers(part) for name, part in value.items()}
+        return {name: part for name, part in numbers.items() if part not in (None, [])}
+    if isinstance(value, list):
+        return [part for part in map(_numbers, value) if part is not None]
+    return None if isinstance(value, str) else value
+
+
+def _write_public(path: Path, text: str, out: Path) -> None:
+    """Paths of this machine are shortened: to the run folder, the repository, the home."""
+    places = {str(out.resolve()): "run-folder", str(parameters.ROOT): ".", str(Path.home()): "~"}
+    for place, short in places.items():
+        text = re.sub(rf"(?<![\w+/=.-]){re.escape(place)}(?![\w+=.-])", short, text)
+    files.write_whole(path, text)
+
+
+def _manifest(out: Path, name: str, place: Path) -> dict:
+    """Where all of it comes from, and the hash of every file."""
+    shown, now = parameters.shown(out), datetime.datetime.now(datetime.UTC)
+    command = f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={name}"
+    ours = all(_ours(out, path.stem) for path in (place / "results").glob("*.json"))
+    text = "the book's own" if ours else "given, not shown"
+    found = {"command": command, "published": now.isoformat(timespec="seconds"), "text": text}
+    sums = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files_of(place)}
+    return found | {"files": {str(p.relative_to(place)): sha for p, sha in sums.items()}}
+
+
+def files_of(place: Path) -> list[Path]:
+    return sorted(path for path in place.rglob("*") if path.is_file())
+
+
+def pack(out: Path) -> Path:
+    """<out>/<name>-reports.zip: all pages, figures and tables, in one folder; its links work."""
+    if not status.traces(out):
+        raise ParameterError(f"{out} holds no run: make book, then again")
+    refresh(out)
+    packed = [*out.glob("morning.md"), *out.glob("sweeps/*/*/[!.]*.html")]
+    for folder in (out, *out.glob("sweeps/*")):
+        packed += folder.glob("[!.]*.html")
+        packed += [path for kind in KINDS for path in (folder / kind).glob("[!.]*.*")]
+    name = re.sub(r"[^A-Za-z0-9.+-]+", "_", out.resolve().name).strip("_.-") or "book"
+    target, folder = out / f"{name}-reports.zip", f"{name}-reports"
+    if os.path.lexists(target) and not _packed(target, folder):
+        raise ParameterError(f"{target} is there and was not packed here: {files.AWAY}")
+    with files.replacing(target) as beside, ZipFile(beside, "w", ZIP_DEFLATED) as archive:
+        for path in sorted(packed):
+            archive.write(path, f"{folder}/{path.relative_to(out).as_posix()}")
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+    return target
+
+
+def _packed(path: Path, folder: str) -> bool:
+    """Whether a file is an archive of ours: all of it in one folder."""
+    try:
+        with ZipFile(path) as archive:
+            return all(name.startswith(f"{folder}/") for name in archive.namelist())
+    except (OSError, BadZipFile):
+        return False

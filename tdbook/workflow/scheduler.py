@@ -6,7 +6,6 @@ again, finds them in the queue and waits until they have left it.
 """
 
 import contextlib
-import datetime
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 from tdbook.runs import hashes, heartbeat, parameters, sweeps
@@ -45,36 +45,31 @@ def make(wanted: Wanted) -> int:
         runs = prepare(wanted.config)
         graph.judged(wanted, runs)
         began, (targets, pages) = time.time(), graph.targets_of(wanted, runs)
-        with status.session(out, [*targets, *pages], wanted.command, wanted.price) as ended:
+        with status.session(out, [*targets, *pages], wanted.command, wanted.price) as session:
             code = _snakemake(wanted, targets)
             if pages and code != 130:  # all that REDO names is made
                 code = max(code, _snakemake(replace(wanted, redo=()), pages))
-            ended(code)
+            session["code"] = code
         return _summary(out, [runs[name] for name in [*targets, *pages]], code, began)
 
 
 def prepare(config: dict) -> dict[str, BookRun]:
-    """`jobs`; every point of a sweep gets its YAML, and links to what it reads of the book."""
+    """`jobs`; every point of a sweep gets its YAML."""
     runs = graph.jobs(config)
     book_out = next(iter(runs.values())).out
     for name in config["sweeps"]:
         own = [one for one in runs.values() if one.sweep == name]
         page = own[-1].parameters if own[-1].compares else None
         sweeps.write(sweeps.read(config["profile"], name), book_out, page)
-        for one in own:
-            sweeps.link(one.out, list(one.reads))
     return runs
 
 
 def _not_yet_redone(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[str, ...]:
     """The runs that REDO names, but for those that this same command, stopped since, has redone."""
-    began = status.began_of(parameters.ROOT / wanted.out, wanted.command)
-
-    def started(name: str) -> float:
-        record = execute.record(runs[name].out, runs[name].run)
-        return datetime.datetime.fromisoformat(record["started"]).timestamp() if record else 0.0
-
-    return tuple(name for name in wanted.redo if started(name) < began - 1)  # whole seconds
+    began = status.began_of(parameters.ROOT / wanted.out, wanted.command) - 1  # whole seconds
+    records = {name: status.row(runs[name].out, runs[name].run)["record"] for name in wanted.redo}
+    started = {n: datetime.fromisoformat(r["started"]).timestamp() for n, r in records.items() if r}
+    return tuple(name for name in wanted.redo if started.get(name, 0.0) < began)
 
 
 def _snakemake(wanted: Wanted, targets: list[str]) -> int:
@@ -111,7 +106,7 @@ def _snakemake(wanted: Wanted, targets: list[str]) -> int:
 def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) -> list:
     """Snakemake's command line. First every run that is current gets its mark, others lose it."""
     out, now = parameters.ROOT / wanted.out, time.time()
-    reasons, config = hashes.judge(runs, runs, wanted.before)[0], wanted.config
+    reasons = hashes.judge(runs, runs, wanted.before)[0]
     for name, one in runs.items():
         one.mark.parent.mkdir(parents=True, exist_ok=True)
         if reasons[name]:
@@ -119,15 +114,20 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
         else:
             one.mark.touch()
             os.utime(one.mark, (now, now))
-    files.write_whole(out / graph.CONFIG, json.dumps(config))
+    content = json.dumps(wanted.config)
+    files.write_whole(out / graph.CONFIG, content)
+    kept = out / graph.CONFIG
+    if wanted.cluster:  # a file for every command: a job may read it after the next one
+        kept = out / f".slurm/{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
+        files.write_whole(kept, content)
     # in .done, for a repository of somebody else may not be written
     command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", out / ".done"]
-    command += ["--snakefile", parameters.ROOT / "Snakefile"]
+    command += ["--snakefile", parameters.ROOT / "Snakefile", "--configfile", kept]
+    command += ["--workflow-profile", parameters.ROOT / "profiles" / (wanted.cluster or "default")]
     if wanted.cluster:
-        command += _slurm_options(out, wanted.cluster, config)
+        command += ["--slurm-jobname-prefix", prefix(out), "--slurm-logdir", out / ".slurm"]
     else:
-        command += ["--workflow-profile", parameters.ROOT / "profiles/default"]
-        command += ["--configfile", out / graph.CONFIG, "--resources", f"gpu={execute.slots()}"]
+        command += ["--resources", f"gpu={execute.slots()}"]
     return [*command, "--", *(os.path.relpath(runs[name].mark, out / ".done") for name in targets)]
 
 
@@ -142,21 +142,19 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
     if code == 130:
         print(f"stopped; the same command goes on from here · {shown(index)}")
         return code
-    states = {s["run"]: (out, s) for s in heartbeat.states(out)}
-    states |= {one.name: (one.out, heartbeat.state(one.out, one.run)) for one in targets}
-    bad = []
-    for name, (folder, state) in states.items():
-        if state["state"] != "done" and state["heartbeat"] >= began:
-            bad.append(name)
-            why = f"{state['state']}: {execute.last_words(state)}"
-            print(f"{name} · {why} · {folder / state['run']}.html")
-    undone = [one.name for one in targets if not one.mark.exists()]
+    trouble = status.morning(out)["trouble"]
+    bad = [one for one in trouble if one["state"].get("heartbeat", 0.0) >= began]
+    for one in bad:
+        why, page = execute.last_words(one["state"]), one["folder"] / f"{one['run']}.html"
+        print(f"{one['run']} · {one['state']['state']}: {why} · {page}")
+    undone = [one for one in targets if not one.mark.exists()]
     log = (out / ".snakemake.log").read_text(encoding="utf8")
     # what sbatch said of jobs that it did not take
     refused = re.findall(r"SLURM sbatch failed\. The error message was '(.*)'\.$", log, re.M)
     for error in dict.fromkeys(refused):
         print(f"sbatch: {error}")
-    if waiting := [name for name in undone if name not in bad]:
+    ended = [one["folder"] / one["run"] for one in bad]
+    if waiting := [one.name for one in undone if one.out / one.run not in ended]:
         print(f"not run: {', '.join(waiting)}")
     if code and not bad and not refused:
         print(log[-2000:])
@@ -166,26 +164,10 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
 
 def wait_for_jobs(out: Path) -> None:
     """Wait for the jobs of an earlier command. RuntimeError: SLURM does not answer."""
-    jobs = queue(out)
-    for job in sorted(jobs):
-        print(f"job {job} of an earlier command is in the queue: waiting for it", flush=True)
-    try:
-        while jobs:
-            time.sleep(ASK_S)
-            with contextlib.suppress(RuntimeError):  # a controller that starts again
-                jobs = queue(out)
-    except KeyboardInterrupt:
-        cancel(out)
-        raise RuntimeError("stopped; the same command goes on from here") from None
-
-
-def _slurm_options(out: Path, name: str, config: dict) -> list:
-    """Snakemake's, for the jobs of a run folder."""
-    content = json.dumps(config)  # a file for every command: a job may read it after the next one
-    path = out / f".slurm/{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
-    files.write_whole(path, content)
-    words = ["--workflow-profile", parameters.ROOT / "profiles" / name, "--configfile", path]
-    return [*words, "--slurm-jobname-prefix", prefix(out), "--slurm-logdir", path.parent]
+    if jobs := queue(out):
+        print(f"waits for jobs of an earlier command: {' '.join(sorted(jobs))}", flush=True)
+    while queue(out):
+        time.sleep(ASK_S)
 
 
 def prefix(out: Path) -> str:

@@ -14,7 +14,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jinja2
@@ -28,16 +28,14 @@ BAD = ("failed", "lost", "interrupted", "damaged")
 
 
 @contextlib.contextmanager
-def session(
-    out: Path, targets: list[str], command: str, price: float | None
-) -> Iterator[Callable[[int], None]]:
-    """Keeps that this process makes these runs now; gives a function for the exit code."""
+def session(out: Path, targets: list[str], command: str, price: float | None) -> Iterator[dict]:
+    """Keeps that this process makes these runs now; what it gives takes the exit code."""
     own = {"began": time.time(), "ended": None, "code": None, "targets": targets}
     own |= {"command": command, "price": price, **heartbeat.who()}
     earlier = sessions(out)[-99:]
     files.write_whole(out / SESSIONS, json.dumps([*earlier, own]))
     try:
-        yield lambda code: own.update(code=code)
+        yield own
     finally:
         own["ended"] = time.time()
         with contextlib.suppress(OSError):  # a full disk
@@ -50,12 +48,9 @@ def sessions(out: Path) -> list[dict]:
 
 def began_of(out: Path, command: str) -> float:
     """When a command that has not come to its end yet was given first; ∞ for a new one."""
-    began = math.inf
-    for one in reversed(sessions(out)):
-        if one["command"] != command or one["code"] == 0:
-            break
-        began = one["began"]
-    return began
+    latest = reversed(sessions(out))
+    own = itertools.takewhile(lambda one: one["command"] == command and one["code"] != 0, latest)
+    return min((one["began"] for one in own), default=math.inf)
 
 
 def live(out: Path) -> dict | None:
@@ -121,8 +116,7 @@ def row(out: Path, run: str) -> dict:
 def _judged(out: Path, sweep: str, found: dict[str, dict], full: bool) -> list[dict]:
     """Rows; those done are "damaged" or "outdated" where the last command would say so today."""
     config, jobs = files.whole(out / graph.CONFIG, "profile", "given"), {}
-    own = {"redo": [], "before": [], "sweeps": [sweep] if sweep else []}
-    own["out"] = parameters.shown(out)
+    own = {"redo": [], "sweeps": sweep.split(), "out": parameters.shown(out)}
     with contextlib.suppress(ValueError):  # of params/: `make check` tells
         jobs = graph.jobs(config | own, paths=False) if config else {}
     done = {name: one for name, one in found.items() if one["state"]["state"] == "done"}
@@ -182,11 +176,6 @@ def morning(out: Path, full: bool = False) -> dict:
     price = next((x["price"] for x in reversed(made) if x["price"] is not None), None)
     free = shutil.disk_usage(out).free if out.exists() else 0
     running = [one for one in every if one["state"]["state"] == "running"]
-    found = {
-        "rows": found,
-        "counts": Counter(map(heartbeat.word, found)),
-        "running": running,
-        "next": then,
-    }
-    found |= {"trouble": trouble, "sweeps": swept, "live": now}
-    return found | {"hours": hours(out), "price": price, "free": free}
+    about = {"rows": found, "counts": Counter(map(heartbeat.word, found)), "running": running}
+    about |= {"trouble": trouble, "sweeps": swept, "live": now, "next": then}
+    return about | {"hours": hours(out), "price": price, "free": free}

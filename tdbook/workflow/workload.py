@@ -178,8 +178,7 @@ class Work:
         """Low and high."""
         spans = zip(BEGIN_S[device.kind], TIMED_S, REACHED[device.kind], strict=True)
         busy = self.flop / device.flop
-        low, high = (begin + self.timed * each + busy / share for begin, each, share in spans)
-        return low, high
+        return tuple(begin + self.timed * each + busy / share for begin, each, share in spans)
 
     def memory(self, kind: str) -> int:
         """Bytes at the most: all models of the run, and beside them what scoring or a training

@@ -20,7 +20,8 @@ import yaml
 from tdbook.runs import hashes, heartbeat, machine, ownership, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
-from tdbook.workflow import graph, plan, run_pages, scheduler, status
+from tdbook.workflow import graph, plan, run_pages, scheduler, status, workload
+from tdbook.workflow.graph import borrowed
 from tdlib import files, hard_set
 from tests.helpers import refused
 from tests.small_book import COMMON, write
@@ -42,7 +43,10 @@ def profile() -> str:
 def out(root, monkeypatch, profile) -> Path:
     """The run folder of a chain of four runs in a quick profile and in one that is not."""
     monkeypatch.setattr(machine, "commit", lambda: ("abc", False))
-    monkeypatch.setattr(plan, "seconds", lambda *_: (dict.fromkeys(CHAIN, (1.0, 1.0)), "cpu, here"))
+    fake = SimpleNamespace(works=[SimpleNamespace(seconds=lambda device: (1.0, 1.0))] * len(CHAIN))
+    fake.runs = [SimpleNamespace(name=run) for run in CHAIN]
+    monkeypatch.setattr(plan, "asked", lambda wanted: fake)
+    monkeypatch.setattr(workload, "device_of", lambda *_: (SimpleNamespace(name="cpu"), "here"))
     for notebook, own in MORE.items():
         source = COMMON.format(notebook=notebook) + own
         content = json.loads((root / "notebooks/00_teacher.ipynb").read_text())
@@ -83,9 +87,9 @@ def content_of(run: str, p: dict, read: dict[str, str]) -> dict[str, str]:
     return {f"adapters/{p['adapter']}/w": said}
 
 
-def read_by(out: Path, one) -> dict[str, str]:
-    first = {"text": (parameters.ROOT / "words.txt").read_text()} if one.run[:2] == "00" else {}
-    for name in one.reads:
+def read_by(out: Path, run: str, reads: list[str]) -> dict[str, str]:
+    first = {"text": (parameters.ROOT / "words.txt").read_text()} if run[:2] == "00" else {}
+    for name in reads:
         paths = sorted((out / name).glob("*[!E]")) or [out / name]
         first[name] = "".join(path.read_text() for path in paths)
     return first
@@ -93,7 +97,8 @@ def read_by(out: Path, one) -> dict[str, str]:
 
 def make_one(one) -> None:
     """As a notebook would."""
-    read, this = read_by(one.out, one), start(one.notebook, one.parameters)
+    read = read_by(one.out, one.run, borrowed(one.run, one.parameters))
+    this = start(one.notebook, one.parameters)
     assert not this.current
     for path, text in content_of(one.run, one.parameters, read).items():
         this.path(path).write_text(text)
@@ -144,10 +149,10 @@ class Oracle:
             one, written = found[name], {path: out / path for path in found[name].writes}
             there = all(path.exists() for path in written.values())
             lies = [path for path, place in written.items() if place.exists()]
-            now |= read_by(out, SimpleNamespace(run="99", reads=lies))
+            now |= read_by(out, "99", lies)
             if name not in scope or name in wanted.before:
                 continue
-            read = {path: now.get(path, "gone") for path in one.reads}
+            read = {path: now.get(path, "gone") for path in borrowed(one.run, one.parameters)}
             if name[:2] == "00":
                 read["text"] = (parameters.ROOT / "words.txt").read_text()
             decisive = [one.parameters.get(key) for key in ("seed", "learning_rate")]
@@ -313,7 +318,7 @@ def test_damage_is_told_by_file_with_what_makes_it_again_and_nothing_is_made_of_
             assert remedy in run_pages.index(out).read_text("utf8")
         assert "REDO=" in status.morning(out)["next"]
         for one in graph.jobs(told().config).values():  # as plain papermill begins
-            if any(name.startswith(path) for path in one.reads):
+            if any(name.startswith(path) for path in borrowed(one.run, one.parameters)):
                 with refused("reads what is damaged: ", remedy):
                     start(one.notebook, one.parameters)
         assert make(told(REDO=maker)) == [maker]  # the way out: the same comes out
@@ -339,8 +344,8 @@ def test_files_laid_beside_copied_folders_and_choices_by_hand_are_no_damage(root
 
 def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out, capsys):
     make(told())
-    with status.session(out, [*CHAIN], "make book", None) as ended:
-        ended(0)
+    with status.session(out, [*CHAIN], "make book", None) as session:
+        session["code"] = 0
     for _, name in hurt(out, CASES["records"]):
         again = [Path(name).stem] if name.startswith(("results", "hashes")) else []
         for said in (status.text(out), run_pages.index(out).read_text("utf8")):
@@ -350,8 +355,8 @@ def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out
             assert f"{out / name} is broken" in status.text(out)
         if again:
             assert f"{name} is broken" in plan.dry(told())
-        with status.session(out, [], "make book", None) as ended:
-            ended(0)
+        with status.session(out, [], "make book", None) as session:
+            session["code"] = 0
         assert make(told()) == again, name
         assert len(list(out.glob("old/*"))) == len(again)
     assert make(told()) == []

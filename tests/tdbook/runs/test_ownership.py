@@ -17,7 +17,7 @@ from tdbook.runs import ownership, parameters, sweeps
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import Run, start
 from tdbook.training import cache, worker
-from tdbook.workflow import execute, graph, run_pages, scheduler, share
+from tdbook.workflow import execute, graph, run_pages, scheduler
 from tdlib import data, evaluate, files
 from tests import small_book
 from tests.helpers import tiny_model
@@ -304,17 +304,17 @@ def test_a_cards_place_is_its_owners(tmp_path, monkeypatch):
 def test_what_is_published_and_packed_takes_only_its_own_place(folder, root):
     small_book.finish(begin())
     published = mine(root / "outputs/published/a/index.html").parents[1]
-    refused(published, f"a {NOT_OURS}", share.publish, folder, "a")
-    share.publish(folder, "b")
+    refused(published, f"a {NOT_OURS}", run_pages.publish, folder, "a")
+    run_pages.publish(folder, "b")
     mine(published / "b/notes.md")
-    assert content(share.publish(folder, "b"))["notes.md"] == MINE
+    assert content(run_pages.publish(folder, "b"))["notes.md"] == MINE
     archive = mine(folder / "tiny-reports.zip")
     with pytest.raises(ParameterError, match="zip is there and was not packed here"):
-        share.pack(folder)
+        run_pages.pack(folder)
     assert archive.read_text() == MINE
     archive.unlink()
-    share.pack(folder)
-    share.pack(folder)  # its own it may
+    run_pages.pack(folder)
+    run_pages.pack(folder)  # its own it may
 
 
 @pytest.mark.parametrize("made", [True, False])

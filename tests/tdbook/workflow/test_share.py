@@ -19,7 +19,7 @@ from PIL import Image
 from tdbook.analysis.features import FREQUENT_ENDINGS
 from tdbook.runs import heartbeat, parameters
 from tdbook.runs.parameters import ParameterError
-from tdbook.workflow import run_pages, share
+from tdbook.workflow import run_pages
 
 MARK = "Nobody else may read this"  # in English, so that it is told apart from what tables name
 TELUGU = re.compile("[\u0c00-\u0c7f]+")
@@ -97,13 +97,13 @@ def decoded(raw: bytes) -> str:
 
 
 def everything(place: Path) -> dict[str, str]:
-    return {str(p.relative_to(place)): decoded(p.read_bytes()) for p in share.files_of(place)}
+    return {str(p.relative_to(place)): decoded(p.read_bytes()) for p in run_pages.files_of(place)}
 
 
 def published(folder: Path, *name: str) -> Path:
     """What publish makes: no weights, no token files, no tokenizer, no samples in a record."""
-    place = share.publish(folder, *name)
-    paths = share.files_of(place)
+    place = run_pages.publish(folder, *name)
+    paths = run_pages.files_of(place)
     assert {path.suffix for path in paths} <= {".json", ".csv", ".md", ".svg", ".png", ".html"}
     folders = {path.relative_to(place).parts[0] for path in paths if path.parent != place}
     assert folders == {"results", "tables", "figures"}
@@ -135,7 +135,7 @@ def test_no_word_that_others_gave_is_in_any_published_byte(folder, name):
     assert "04_merge_eval.html: shows text that was given to the book" in manifest["left_out"]
     path = folder / "results/04_merge_eval.json"  # an older one does not say what holds text
     changed(path, lambda record: {name: record[name] for name in record if name != "texts"})
-    names = [path.name for path in share.files_of(share.publish(folder))]
+    names = [path.name for path in run_pages.files_of(run_pages.publish(folder))]
     assert "04_merge_eval.json" in names and "03_lora-hard-metrics.csv" in names
     assert not any(name.startswith("04_merge_eval-") for name in names)
 
@@ -154,7 +154,7 @@ def test_of_its_own_text_the_book_publishes_pages_with_links_and_a_manifest(fold
     index = BeautifulSoup((place / "index.html").read_text("utf-8"), "html.parser")
     assert index.h1.get_text().endswith("· small") and "GB free" not in index.get_text()
     manifest = read(place / "manifest.json")
-    files = {str(p.relative_to(place)): p.read_bytes() for p in share.files_of(place)}
+    files = {str(p.relative_to(place)): p.read_bytes() for p in run_pages.files_of(place)}
     del files["manifest.json"]
     assert manifest["files"] == {n: hashlib.sha256(raw).hexdigest() for n, raw in files.items()}
     paths = {path.name: path for path in folder.glob("results/*.json")}
@@ -162,7 +162,7 @@ def test_of_its_own_text_the_book_publishes_pages_with_links_and_a_manifest(fold
         if not path.is_symlink():  # those are the folder's, borrowed
             paths[f"sweeps/share/{path.parents[1].name}/{path.name}"] = path
     results = place / "results"
-    assert {str(path.relative_to(results)) for path in share.files_of(results)} == {*paths}
+    assert {str(path.relative_to(results)) for path in run_pages.files_of(results)} == {*paths}
     assert len(paths) > 11 and manifest["command"].endswith("NAME=small")
     for name, path in paths.items():
         record, public = read(path), read(results / name)
@@ -173,7 +173,7 @@ def test_of_its_own_text_the_book_publishes_pages_with_links_and_a_manifest(fold
 
 
 def test_what_is_not_done_not_of_its_record_or_of_other_tokens_is_left_out(folder):
-    first = share.publish(folder)
+    first = run_pages.publish(folder)
     assert (first / "results/05_progressive.json").exists()
     heartbeat.write_state(folder, "05_progressive", "failed", error=["stopped"])
     other = {"finding": "Another run reached 4.321."}
@@ -183,10 +183,10 @@ def test_what_is_not_done_not_of_its_record_or_of_other_tokens_is_left_out(folde
     kept = read(path)
     kept["inputs"]["tokens"]["sha256"] = "0" * 64
     path.write_text(json.dumps(kept), "utf-8")
-    second = share.publish(folder)
+    second = run_pages.publish(folder)
     assert first == second  # it replaces the first
     assert {path.name for path in second.parent.iterdir()} == {"diary"}
-    names = {path.name for path in share.files_of(second)}
+    names = {path.name for path in run_pages.files_of(second)}
     assert not any("05_progressive" in name for name in names)
     assert "05_progressive: not done" in read(second / "manifest.json")["left_out"]
     assert "01_distill-50m.html" not in names and "01_distill-50m-scratch.html" in names
@@ -194,16 +194,16 @@ def test_what_is_not_done_not_of_its_record_or_of_other_tokens_is_left_out(folde
     assert names >= {"02_hard_set-difficulty.png", "04_merge_eval.html"}
     before = everything(second)
     with pytest.raises(ParameterError, match=r"NAME=\.\./x must be a name"):
-        share.publish(folder, "../x")
+        run_pages.publish(folder, "../x")
     shutil.rmtree(folder / "hashes")
     with pytest.raises(ParameterError, match="holds no run that is done: make book"):
-        share.publish(folder)
+        run_pages.publish(folder)
     assert everything(second) == before
 
 
 def test_every_link_of_every_page_in_the_archive_is_in_the_archive(folder):
     folder = folder.rename(folder.with_name("tiny-నా డైరీ"))  # the archive's name is ASCII
-    path = share.pack(folder)
+    path = run_pages.pack(folder)
     assert path == folder / "tiny-reports.zip"
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
@@ -220,7 +220,7 @@ def test_every_link_of_every_page_in_the_archive_is_in_the_archive(folder):
     shown += [folder / "morning.md", *folder.glob("sweeps/*/*/*.html")]
     assert {f"tiny-reports/{path.relative_to(folder)}" for path in shown} <= names
     assert {PurePosixPath(n).suffix for n in names} == {".html", ".md", ".csv", ".png", ".svg"}
-    size = share.pack(folder).stat().st_size
-    assert abs(share.pack(folder).stat().st_size - size) < 2000  # it does not hold itself
+    size = run_pages.pack(folder).stat().st_size
+    assert abs(run_pages.pack(folder).stat().st_size - size) < 2000  # it does not hold itself
     with pytest.raises(ParameterError, match="holds no run: make book, then again"):
-        share.pack(folder.parent)
+        run_pages.pack(folder.parent)

@@ -91,9 +91,9 @@ def test_hours_are_those_of_all_sessions_and_a_killed_one_ended_with_the_last_he
     assert status.hours(tmp_path) == pytest.approx(1.5)
     session(tmp_path, began=time.time() - 3600)  # lives
     assert status.hours(tmp_path) == pytest.approx(2.5, abs=0.01)
-    with status.session(tmp_path, [A], "make book", 3.0) as ended:
+    with status.session(tmp_path, [A], "make book", 3.0) as own:
         assert status.live(tmp_path)["targets"] == [A]
-        ended(1)
+        own["code"] = 1
     *_, last = status.sessions(tmp_path)
     assert last["code"] == 1 and last["ended"] >= last["began"] and status.live(tmp_path) is None
 
