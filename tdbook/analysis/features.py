@@ -175,13 +175,14 @@ def cuts(tokens: data.Tokens, found_N: np.ndarray) -> dict[str, tuple[list[str],
         "source": (names.tolist(), of_D.astype(np.min_scalar_type(len(names)))[document_N]),
         "place in the corpus": (parts, (np.arange(n) * PLACES // n).astype(np.uint8)),
     }
-    shares = {"rare tokens": ("rare", (2, 5, 10, 20)), "script": ("foreign", (1, 5, 20, 50))}
+    shares = {"rare tokens": ("rare", (2, 5, 10, 20))}
+    shares |= {"tokens not in Telugu": ("foreign", (1, 5, 20, 50))}
     for cut, (kind, steps) in shares.items():
         if np.isfinite(found_N[kind]).any():
             between = [f"{a}–{b} %" for a, b in pairwise(steps)]
             names = [f"under {steps[0]} %", *between, f"{steps[-1]} % and more"]
             group_N = np.digitize(found_N[kind], [step / 100 for step in steps])
-            cuts[cut] = names, group_N.astype(np.uint8)
+            cuts[f"share of {cut}"] = names, group_N.astype(np.uint8)
     return cuts
 
 

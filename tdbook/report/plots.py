@@ -25,7 +25,7 @@ from matplotlib import font_manager, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval
@@ -40,11 +40,10 @@ style.use(Path(__file__).with_suffix(".mplstyle"))
 # matplotlib leaves out a sign that no font has, with only a warning
 warnings.filterwarnings("error", message=r"Glyph \d+ .* missing from")
 DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
-LOOKS, ROLES, CUTS, PARTS = DATA.values()
-HARD, EASY, GREY, DOTS = "#c8371b", "#c3c8ce", "#5f6770", "#8f969e"  # windows, not models
+LOOKS, ROLES, PARTS = DATA.values()
+HARD, EASY, GREY = "#c8371b", "#c3c8ce", "#5f6770"  # windows, not models
 PLAN = "#f3dfa2"  # the ground of what the plan says
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.7}
-LISTED = 20  # groups of a cut; of more, the largest
 WIDTH = 4.5  # inches
 Rows = Sequence[Mapping]
 
@@ -204,26 +203,6 @@ def difficulty(difficulty_N: np.ndarray, threshold: float) -> Figure:
     ax.yaxis.set_major_formatter(EngFormatter(sep=""))
     ax.figure.legend(loc="outside lower center")
     return ax.figure
-
-
-def hard_shares(by_cut: Mapping[str, pd.DataFrame]) -> Figure:
-    """The hard share of the largest groups of every cut (tables.by_cut) beside that of all windows.
-    Those with less than 1 % of the windows are hollow, and never named in the title."""
-    every = pd.concat(by_cut, names=["cut", "group"]).rename(index=CUTS, level="cut")
-    size, (count, hard) = every["windows"], next(iter(by_cut.values())).iloc[:, :2].sum()
-    overall, least = hard / count, min(0.01 * count, size.max())
-    cut, group = most = (every["hard"][size >= least] - overall).abs().idxmax()
-    title = f"{every['hard'][most]:.1%} of windows are hard where the {cut} is {group}"
-    rank, marks = size.groupby(level="cut").rank(method="first", ascending=False), {}
-    for (cut, group), row in every[rank <= LISTED].iterrows():
-        how = {"ink": HARD if row["hard"] > overall else DOTS, "filled": row["windows"] >= least}
-        how |= {"note": f"{row['hard']:.1%} of {row['windows']:,.0f}"}
-        marks.setdefault(cut, []).append(Mark(str(group), row["hard"], 0, row["hard"], **how))
-    x = "share of a group's windows that are hard (line: of all windows)"
-    figure = forest(f"{title}, {overall:.1%} of all", marks, x, line=overall)
-    figure.axes[0].set_xlim(0, 1.5 * max(every["hard"].max(), 0.01))
-    figure.axes[0].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    return figure
 
 
 def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> Figure:

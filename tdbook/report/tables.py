@@ -125,17 +125,6 @@ def reality(rows: Iterable[Mapping]) -> pd.DataFrame:
     return _written("reality", ({"student_better": None} | row for row in rows))
 
 
-def by_cut(hard_N: np.ndarray, scored_N: np.ndarray, cuts: dict[str, tuple]) -> dict:
-    """Cut (features.cuts) → its groups that have scored windows, and the share that is hard."""
-    tables = {}
-    for cut, (names, group_N) in cuts.items():
-        count, hard = (np.bincount(group_N[x], minlength=len(names)) for x in (scored_N, hard_N))
-        columns = {"windows": count, "hard windows": hard, "hard": hard / count.clip(1)}
-        table = pd.DataFrame(columns, index=pd.Index(names, dtype=object, name=cut))
-        tables[cut] = table[count > 0]
-    return tables
-
-
 def texts(by_model: dict[str, dict]) -> pd.DataFrame:
     """Generated texts side by side, and how much each model repeats itself."""
     rows = [{"model": name} | row for name, row in by_model.items()]

@@ -22,12 +22,12 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import nonsingular
 
 from tdbook.report import pages
-from tdbook.report.plots import CUTS, LISTED
 from tdbook.runs import choice
 from tdlib import hard_set
 
 LEVELS = (0.25, 0.75, 1.5, 3.0)  # nats; from these on a deeper ground, a thicker line: widgets.css
 BYTE = re.compile(b"<0x([0-9A-F]{2})>")  # a piece, or part of one
+LISTED = 20  # groups of a cut; of more, the largest
 SHOWN = 3  # texts on each side of the line
 CLIPS = (0.005, 0.01, 0.02)  # of the switch in JupyterLab
 EMBEDDED = 200_000  # characters of text in the mailed report, at most, a report being under 1 MB
@@ -86,7 +86,7 @@ def numbers_of(explored: Explored, clips: tuple = ()) -> tuple[dict, list[np.nda
     grid = [float(f"{x:.9g}") for x in MaxNLocator(200).tick_values(*ends)]  # round numbers
     start = _shortest(known_M, rule.threshold)
     thresholds, clips = sorted({*grid, start}), sorted({0.0, *clips, rule.clip})
-    cuts = {CUTS.get(name, name): _largest(*cut, known) for name, cut in explored.cuts.items()}
+    cuts = {name: _largest(*cut, known) for name, cut in explored.cuts.items()}
     kind, views = "windows" if len(known) == len(difficulty_N) else "scored windows", []
     for order_M in orders:
         groups = [(len(names), group_N[order_M]) for names, group_N in cuts.values()]

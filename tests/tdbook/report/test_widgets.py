@@ -158,7 +158,7 @@ def test_a_page_is_small_with_many_sources_and_long_texts_from_all_of_the_harder
     }
     numbers, _ = widgets.numbers_of(replace(BEGUN, **many))
     ((_, names),), now = numbers["cuts"], widgets.shown(numbers, numbers["at"])
-    assert len(names) == plots.LISTED + 1 and names[-1].endswith(" others")
+    assert len(names) == widgets.LISTED + 1 and names[-1].endswith(" others")
     assert now["all"][:-1] == sorted(now["all"][:-1], reverse=True)
     assert now["groups"] == now["all"] and sum(now["all"]) == 30_000  # none is lost
     page = widgets.offline_explorer(replace(BEGUN, **many))
