@@ -94,12 +94,9 @@ def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list
     arrays, p = [np.load(this.path("scores", "val", f"{n}.npz")) for n in names], this.parameters
     losses = {name: array["token_loss_MT"] for name, array in zip(names, arrays, strict=True)}
     rows_M = arrays[0]["rows_M"]
-    labels, document_M = (
-        features.token_cuts(tokens, rows_M),
-        token_files.origins(tokens, "val")[0][rows_M],
-    )
-    asked = p["base"], judged, document_M, p["resamples"]
-    return features.kept_and_lost(losses, labels, *asked)
+    labels = features.token_cuts(tokens, rows_M)
+    document_M = token_files.origins(tokens, "val")[0][rows_M]
+    return features.kept_and_lost(losses, labels, p["base"], judged, document_M, p["resamples"])
 
 
 def show_sweep(this: Run, sweep: str, t: Trial) -> str:

@@ -25,10 +25,11 @@ from matplotlib import font_manager, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter
 
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval
+from tdbook.analysis.verdict import Effect
 from tdbook.report.tables import FEW, KIND
 from tdbook.report.words import setting
 from tdbook.runs.units import minus
@@ -124,9 +125,8 @@ def _rows(ax: Axes, marks: Sequence[Mark]) -> None:
             ax.plot([mark.low, mark.high], [y, y], dash, color=mark.ink, linewidth=2)
             face = {"markersize": 7, "markerfacecolor": fill, "markeredgecolor": edge}
             ax.plot(mark.value, y, mark.form, **face)
-            if mark.plan and np.isfinite(mark.plan[0]):
-                low, high = mark.plan
-                ax.barh(i, high - low, 0.9, low, color=PLAN, zorder=0)
+            if mark.plan:
+                ax.barh(i, np.ptp(mark.plan), 0.9, min(mark.plan), color=PLAN, zorder=0)
             if mark.note:
                 place = {"textcoords": "offset points", "va": "center", "bbox": BOX}
                 ax.annotate(minus(mark.note), (np.fmax(mark.value, mark.high), y), (5, 0), **place)
@@ -273,47 +273,27 @@ def _by_kind(title: str, rows: Rows, names: Sequence[str], unit: str) -> Figure:
     return forest(title, marks, unit, keys, line=0, columns=min(2, len(marks)))
 
 
-def effects(rows: Rows, title: str) -> Figure:
-    """Differences with both intervals (evidence.Effect as dictionaries, with "over_seeds"): a point
-    and bar over documents, a diamond and bar over seeds below it, the plan's range as a band."""
+def effects(effects: Sequence[Effect], title: str) -> Figure:
+    """Differences with both intervals: a point and bar over documents, a diamond and bar over seeds
+    below it, the plan's range as a band."""
     marks, ends = [], [0]
-    for row in rows:
-        name, ink, interval = row["what"], ROLES[row["role"]][0], (row["low"], row["high"])
-        how = {"plan": row["plan"], "note": f"{row['value']:+.3f}"}
-        marks.append(Mark(name, row["value"], *interval, ink, **how))
-        ends += [*interval, *(row["plan"] or ())]
-        if row["over_seeds"]:
-            mean, half = row["over_seeds"]
-            marks.append(Mark(name, mean, mean - half, mean + half, ink, "D", filled=False))
+    for e in effects:
+        ink, (over_documents, *over_seeds) = ROLES[e.role][0], e.both
+        how = {"plan": e.plan, "note": f"{e.change.value:+.3f}"}
+        marks.append(Mark(e.what, *over_documents, ink, **how))
+        ends += [*over_documents, *(e.plan or ())]
+        for interval in over_seeds:
+            marks.append(Mark(e.what, *interval, ink, "D", filled=False))
             # the interval of two seeds may be wider than all else: it leaves the axes
-            ends += [mean - half, mean + half] if len(row["seeds"]) > 2 else [mean]
+            ends += interval if len(e.seeds) > 2 else interval[:1]
     keys = [key("documents", GREY), key("seeds", GREY, "D", filled=False)]
-    roles = dict.fromkeys(tuple(ROLES[row["role"]]) for row in rows)
-    keys += [key(words, ink, "") for ink, words in roles]
+    roles = dict.fromkeys(e.role for e in effects)
+    keys += [key(words, ink, "") for ink, words in map(ROLES.get, roles)]
     keys.append(mpl.patches.Patch(color=PLAN, label="the plan"))
     figure = forest(title, {"": marks}, "nats (or share); bars: 95 %", keys, line=0)
     ends = np.array(ends)[np.isfinite(ends)]
     room = 0.08 * (np.ptp(ends) or 1)
     figure.axes[0].set_xlim(ends.min() - room, ends.max() + 2 * room)
-    return figure
-
-
-def speeds(by_model: Mapping[str, Rows]) -> Figure:
-    """Tokens a second of every way with one thread (rows of inference.with_plan)."""
-    marks = {model: [] for model in by_model}
-    ways = [(m, row) for m, rows in by_model.items() for row in rows if row["threads"] == 1]
-    for model, row in ways:
-        how = look(model) | {"note": f"{row['decode']:,.0f}", "plan": row["plan"]}
-        marks[model] += [Mark(row["way"], row["decode"], row["low"], row["high"], **how)]
-    model, row = max(ways, key=lambda way: way[1]["decode"])
-    title = f"{row['way']} is the fastest: {row['decode']:,.0f} tokens a second of {model}"
-    x = "tokens a second while decoding (logarithmic; shaded: the plan)"
-    figure = forest(f"{title}, one thread", marks, x)
-    for ax in figure.axes:
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=[1, 3]))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
 
 

@@ -15,6 +15,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from tdbook.analysis.intervals import Interval
+from tdbook.analysis.verdict import Effect
 from tdbook.report import plots
 
 CASES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
@@ -49,7 +50,10 @@ def panel(ax) -> dict[str, object]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["figure"])
 def test_a_figures_title_rows_points_and_bars_are_those_of_its_arrays(case):
-    figure = getattr(plots, case["figure"])(*case["given"])
+    first, *others = case["given"]
+    if case["figure"] == "effects":
+        first = [Effect(**row | {"change": Interval(*row["change"])}) for row in first]
+    figure = getattr(plots, case["figure"])(first, *others)
     assert title(figure) == case["title"]
     for ax, wanted in zip(figure.axes, case.get("panels", ()), strict=False):
         found = panel(ax)
