@@ -57,11 +57,6 @@ Labels = dict[str, tuple[Sequence[str], np.ndarray]]  # cut → its buckets, eac
 
 def save(path: Path, tokens: data.Tokens, progress: Callable) -> None:
     """The features of all training windows, (N,) of KINDS, as a file of numpy's."""
-    np.save(file := io.BytesIO(), look(tokens, progress))
-    files.write_whole(path, file.getvalue())
-
-
-def look(tokens: data.Tokens, progress: Callable) -> np.ndarray:
     n, t, tokenizer = len(tokens.train), tokens.context, tokens.tokenizer
     in_parts = cuts_characters(tokens)
     gram = GRAM_IN_PARTS if in_parts else GRAM
@@ -99,7 +94,8 @@ def look(tokens: data.Tokens, progress: Callable) -> np.ndarray:
         found["rare"][rows] = (count_V < often)[ids_RT].mean(1)
         found["characters"][rows] = np.minimum(characters_RT.sum(1).round(), 2**16 - 1)
         progress(n + rows.stop, 2 * n, "windows looked at")
-    return found
+    np.save(file := io.BytesIO(), found)
+    files.write_whole(path, file.getvalue())
 
 
 def _parts_of(windows: data.Windows) -> Iterator[tuple[slice, np.ndarray]]:

@@ -28,9 +28,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from tdbook.analysis import intervals
-from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import Effect
-from tdbook.report.tables import FEW, KIND
+from tdbook.report.tables import FEW
 from tdbook.report.words import setting
 from tdbook.runs.units import minus
 
@@ -242,35 +241,19 @@ def _parts(title: str, panels: Mapping[str, Mapping], xlabel: str) -> Figure:
 
 
 def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
-    """How far the base, and models named after it, are behind the teacher by kind of token."""
+    """How far the base, and models named after it, are behind the teacher by kind of token; a panel
+    a cut, two beside each other."""
     rows = [row for row in rows if row["tokens"] >= FEW]
     worst = max(rows, key=lambda row: row[base] - row[teacher])
     title = f"{base} is furthest behind its teacher at “{worst['bucket']}” ({worst['cut']})"
     title += f": {worst[base] - worst[teacher]:+.3f} nats per token"
     names = [name for name in rows[0] if name.startswith(f"{base}-")] + [base]  # the base on top
-    lags = [row | {name: (row[name] - row[teacher],) for name in names} for row in rows]
-    return _by_kind(title, lags, names, "loss − teacher's (nats)")
-
-
-def won_back(rows: Rows, base: str) -> Figure:
-    """Change of the loss against the base by kind of token, a panel a cut; bars: 95 %."""
-    rows = [row for row in rows if row["tokens"] >= FEW]
-    names = [name for name in rows[0] if name not in KIND]
-    row, name = min(itertools.product(rows, names), key=lambda pair: pair[0][pair[1]][2])
-    change, title = Interval(*row[name]), f"No kind of token is clearly better than with {base}"
-    if change.high < 0:
-        title = f"{name} wins back most surely at “{row['bucket']}” ({row['cut']}): {change:.3f} "
-        title += f"nats against {base}"
-    return _by_kind(title, rows, names, f"loss − {base}'s (nats)")
-
-
-def _by_kind(title: str, rows: Rows, names: Sequence[str], unit: str) -> Figure:
-    """A panel a cut of kinds of token, two beside each other."""
     marks = {row["cut"]: [] for row in rows}
     for row in rows:
-        marks[row["cut"]] += [Mark(row["bucket"], *row[name], **look(name)) for name in names]
-    keys = [key(name, **look(name)) for name in names[::-1]]
-    return forest(title, marks, unit, keys, line=0, columns=min(2, len(marks)))
+        for name in names:
+            marks[row["cut"]].append(Mark(row["bucket"], row[name] - row[teacher], **look(name)))
+    keys, columns = [key(name, **look(name)) for name in names[::-1]], min(2, len(marks))
+    return forest(title, marks, "loss − teacher's (nats)", keys, line=0, columns=columns)
 
 
 def effects(effects: Sequence[Effect], title: str) -> Figure:
