@@ -160,18 +160,19 @@ def printable(text: object) -> str:
     return minus("".join(drawn))
 
 
-def learning_curves(curves: Mapping[str, Mapping], baseline: Mapping | None = None) -> Figure:
-    """Validation loss over training tokens, {name: {"tokens", "loss"}}; baselines are levels."""
-    ends = {name: curve["loss"][-1] for name, curve in curves.items()}
+def learning_curves(logs: Mapping[str, Rows], baseline: Mapping | None = None) -> Figure:
+    """Validation loss over training tokens, {name: rows of its log}; baselines are levels."""
+    ends = {name: log[-1]["val/loss"] for name, log in logs.items()}
     best, levels = min(ends, key=ends.get), baseline or {}
     title = f"{best} ends {'lowest, ' if len(ends) > 1 else ''}at {ends[best]:.3f} nats per token"
     title += "".join(f", {apart(ends[best] - y)} {name}" for name, y in levels.items())
     ax = single(title, "training tokens", "validation loss\n(nats per token)")
-    for (name, curve), dash in zip(curves.items(), itertools.cycle(["-", "--", "-.", ":"])):
+    for (name, log), dash in zip(logs.items(), itertools.cycle(["-", "--", "-.", ":"])):
         ink, form = look(name).values()
         line = {"color": ink, "marker": form, "linestyle": dash, "linewidth": 1.8}
-        line["markevery"] = max(1, len(curve["loss"]) // 8)
-        ax.plot(curve["tokens"], curve["loss"], label=name, **line)
+        line["markevery"] = max(1, len(log) // 8)
+        points = [row["tokens"] for row in log], [row["val/loss"] for row in log]
+        ax.plot(*points, label=name, **line)
     for name, y in levels.items():
         ax.axhline(y, color=look(name)["ink"], linestyle=(0, (6, 2)), linewidth=1.4, label=name)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
