@@ -107,13 +107,11 @@ def show_sweep(this: Run, sweep: str, t: Trial) -> str:
     rows, notebook = [], sweeps.listed(this.out, sweep)["notebook"]
     for name, point in points.items():
         row = point.metrics | {"point": name, "varied": point.varied}
-        row |= {"parameters": point.record["parameters"], "minutes": point.record["seconds"] / 60}
+        row["minutes"] = point.record["seconds"] / 60
         rows.append(row | {part: t.change(name, t.base, part) for part in t.parts})
     this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
-    names = {name for row in rows for name in row["varied"]}
-    hints = {name: hint for name in names if (hint := parameters.planned(notebook, name))}
     alt = f"Difference from the base at every point of the sweep {sweep}, by setting"
-    this.figure(f"sweep-{sweep}", plots.sweep(rows, hints), alt)
+    this.figure(f"sweep-{sweep}", plots.sweep(rows, notebook), alt)
     if len(together := tables.seeds(rows)):
         this.table(f"sweep-{sweep}-seeds", together)
     best = min(rows, key=lambda row: row["loss"])

@@ -281,9 +281,9 @@ def effects(effects: Sequence[Effect], title: str) -> Figure:
     return figure
 
 
-def sweep(rows: Rows, hints: Mapping[str, tuple[float, float]]) -> Figure:
+def sweep(rows: Rows, notebook: str) -> Figure:
     """What each setting changes, a panel a setting: the mean difference from the base on hard and
-    on easy text (rows of book.sweep_rows), the bar over all else that varied. *: as the plan."""
+    on easy text (see comparison.show_sweep), the bar over all else that varied. *: as the plan."""
     best = min(rows, key=lambda row: row["loss"])
     title = f"Lowest of {len(rows)}: {best['point']}, {best['all']} nats against the base"
     panels: dict[str, dict] = {}
@@ -294,5 +294,5 @@ def sweep(rows: Rows, hints: Mapping[str, tuple[float, float]]) -> Figure:
             same = [row for row, v in zip(rows, values, strict=True) if v == value]
             change = {part: [row[part][0] for row in same] for part in PARTS}
             ends = {part: (np.mean(x), min(x), max(x)) for part, x in change.items()}
-            panels.setdefault(name.replace("_", " "), {})[setting(value, hints.get(name))] = ends
+            panels.setdefault(name.replace("_", " "), {})[setting(notebook, name, value)] = ends
     return _parts(title, panels, "loss − base's (nats; *: the plan)")

@@ -111,7 +111,7 @@ def test_a_panel_of_a_sweep_has_mean_and_span_of_each_value_of_hard_and_of_easy_
         gain = Interval(-0.001 * rank * scale * (1 if share < 0.2 else 0.5))
         varied = dict(zip(("share", "rank", "lora_scale"), point, strict=True))
         rows.append(more | {"varied": varied, "hard": gain, "point": f"p{i}", "loss": 5 - i})
-    figure = plots.sweep(rows, {"rank": (16, 32)})
+    figure = plots.sweep(rows, "03_lora")
     assert title(figure) == "Lowest of 8: p7, −0.100 [−0.200, +0.000] nats against the base"
     ranks = panel(figure.axes[1])
     assert (ranks["name"], ranks["labels"]) == ("rank", ["8", "32 *"])  # the plan's
