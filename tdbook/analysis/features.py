@@ -57,11 +57,6 @@ Labels = dict[str, tuple[Sequence[str], np.ndarray]]  # cut → its buckets, eac
 
 def save(path: Path, tokens: data.Tokens, progress: Callable) -> None:
     """The features of all training windows, (N,) of KINDS, as a file of numpy's."""
-    np.save(file := io.BytesIO(), look(tokens, progress))
-    files.write_whole(path, file.getvalue())
-
-
-def look(tokens: data.Tokens, progress: Callable) -> np.ndarray:
     n, t, tokenizer = len(tokens.train), tokens.context, tokens.tokenizer
     in_parts = cuts_characters(tokens)
     gram = GRAM_IN_PARTS if in_parts else GRAM
@@ -99,7 +94,8 @@ def look(tokens: data.Tokens, progress: Callable) -> np.ndarray:
         found["rare"][rows] = (count_V < often)[ids_RT].mean(1)
         found["characters"][rows] = np.minimum(characters_RT.sum(1).round(), 2**16 - 1)
         progress(n + rows.stop, 2 * n, "windows looked at")
-    return found
+    np.save(file := io.BytesIO(), found)
+    files.write_whole(path, file.getvalue())
 
 
 def _parts_of(windows: data.Windows) -> Iterator[tuple[slice, np.ndarray]]:
@@ -175,13 +171,14 @@ def cuts(tokens: data.Tokens, found_N: np.ndarray) -> dict[str, tuple[list[str],
         "source": (names.tolist(), of_D.astype(np.min_scalar_type(len(names)))[document_N]),
         "place in the corpus": (parts, (np.arange(n) * PLACES // n).astype(np.uint8)),
     }
-    shares = {"rare tokens": ("rare", (2, 5, 10, 20)), "script": ("foreign", (1, 5, 20, 50))}
+    shares = {"rare tokens": ("rare", (2, 5, 10, 20))}
+    shares |= {"tokens not in Telugu": ("foreign", (1, 5, 20, 50))}
     for cut, (kind, steps) in shares.items():
         if np.isfinite(found_N[kind]).any():
             between = [f"{a}–{b} %" for a, b in pairwise(steps)]
             names = [f"under {steps[0]} %", *between, f"{steps[-1]} % and more"]
             group_N = np.digitize(found_N[kind], [step / 100 for step in steps])
-            cuts[cut] = names, group_N.astype(np.uint8)
+            cuts[f"share of {cut}"] = names, group_N.astype(np.uint8)
     return cuts
 
 

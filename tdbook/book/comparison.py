@@ -95,12 +95,9 @@ def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list
     arrays, p = [np.load(this.path("scores", "val", f"{n}.npz")) for n in names], this.parameters
     losses = {name: array["token_loss_MT"] for name, array in zip(names, arrays, strict=True)}
     rows_M = arrays[0]["rows_M"]
-    labels, document_M = (
-        features.token_cuts(tokens, rows_M),
-        token_files.origins(tokens, "val")[0][rows_M],
-    )
-    asked = p["base"], judged, document_M, p["resamples"]
-    return features.kept_and_lost(losses, labels, *asked)
+    labels = features.token_cuts(tokens, rows_M)
+    document_M = token_files.origins(tokens, "val")[0][rows_M]
+    return features.kept_and_lost(losses, labels, p["base"], judged, document_M, p["resamples"])
 
 
 def show_sweep(this: Run, sweep: str, t: Trial) -> str:
@@ -111,13 +108,11 @@ def show_sweep(this: Run, sweep: str, t: Trial) -> str:
     rows, notebook = [], sweeps.listed(this.out, sweep)["notebook"]
     for name, point in points.items():
         row = point.metrics | {"point": name, "varied": point.varied}
-        row |= {"parameters": point.record["parameters"], "minutes": point.record["seconds"] / 60}
+        row["minutes"] = point.record["seconds"] / 60
         rows.append(row | {part: t.change(name, t.base, part) for part in t.parts})
     this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
-    names = {name for row in rows for name in row["varied"]}
-    hints = {name: hint for name in names if (hint := parameters.planned(notebook, name))}
     alt = f"Difference from the base at every point of the sweep {sweep}, by setting"
-    this.figure(f"sweep-{sweep}", plots.sweep(rows, hints), alt)
+    this.figure(f"sweep-{sweep}", plots.sweep(rows, notebook), alt)
     if len(together := tables.seeds(rows)):
         this.table(f"sweep-{sweep}-seeds", together)
     best = min(rows, key=lambda row: row["loss"])

@@ -177,8 +177,7 @@ def show(this: Run, claim: dict) -> None:
     effects, result = claim["effects"], claim["verdict"]
     display(Markdown(f"## {claim['claim']}\n\n**Verdict: {result}** — {claim['why']}."))
     if known := [e for e in effects if math.isfinite(e.change.value)]:
-        rows = [vars(e) | e.change._asdict() | {"over_seeds": e.over_seeds} for e in known]
-        figure = plots.effects(rows, f"{result}: {effects[0].words()}")
+        figure = plots.effects(known, f"{result}: {effects[0].words()}")
         this.figure(claim["key"], figure, alt=f"{claim['claim']}: every effect")
     lines = [f"- {e.words()}{' (control)' * (e.role == 'control')}" for e in effects]
     lines += [f"- {note}" for note in claim["notes"]]

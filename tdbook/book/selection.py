@@ -177,7 +177,7 @@ def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:
     if np.array_equal(hard_set.load(path).windows_K, chosen.windows_K):
         return f"In force, for 03: {_words_of(path)}."
     own = f"{len(chosen.windows_K):,} windows, {chosen.threshold:.4f} nats and more"
-    return f"**In force, for 03: {_words_of(path)}.** The figures show the parameters' {own}."
+    return f"**In force, for 03: {_words_of(path)}.** The figure shows the parameters' {own}."
 
 
 def _words_of(path: Path) -> str:

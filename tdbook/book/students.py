@@ -166,11 +166,6 @@ class Log:
         self.this.progress(step, steps, self.loss + message)
 
 
-def curve(log: list[dict]) -> dict[str, list[float]]:
-    """A training log as plots.learning_curves takes it."""
-    return {"tokens": [r["tokens"] for r in log], "loss": [r["val/loss"] for r in log]}
-
-
 def log_of(this: Run, name: str) -> list[dict]:
     """The log of another student of this folder."""
     for record in common.folder_of(this).records.values():

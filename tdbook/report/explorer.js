@@ -33,7 +33,7 @@ function hardSetSliders(section, at, moved) {
   const show = () => {
     const [slider, position, junk, clip] = at, view = views[junk][clip];
     const stop = view[slider][position], threshold = view.stops[stop], hard = view.groups[stop];
-    words.textContent = view.words[stop] + view.tail;
+    words.textContent = view.words[stop];
     lost.textContent = percent(view.lost[stop], 1);
     for (const input of inputs) {
       input.max = view[input.name].length - 1;

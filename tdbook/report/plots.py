@@ -25,11 +25,11 @@ from matplotlib import font_manager, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter
 
 from tdbook.analysis import intervals
-from tdbook.analysis.intervals import Interval
-from tdbook.report.tables import FEW, KIND
+from tdbook.analysis.verdict import Effect
+from tdbook.report.tables import FEW
 from tdbook.report.words import setting
 from tdbook.runs.units import minus
 
@@ -40,11 +40,10 @@ style.use(Path(__file__).with_suffix(".mplstyle"))
 # matplotlib leaves out a sign that no font has, with only a warning
 warnings.filterwarnings("error", message=r"Glyph \d+ .* missing from")
 DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
-LOOKS, ROLES, CUTS, PARTS = DATA.values()
-HARD, EASY, GREY, DOTS = "#c8371b", "#c3c8ce", "#5f6770", "#8f969e"  # windows, not models
+LOOKS, ROLES, PARTS = DATA.values()
+HARD, EASY, GREY = "#c8371b", "#c3c8ce", "#5f6770"  # windows, not models
 PLAN = "#f3dfa2"  # the ground of what the plan says
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.7}
-LISTED = 20  # groups of a cut; of more, the largest
 WIDTH = 4.5  # inches
 Rows = Sequence[Mapping]
 
@@ -125,9 +124,8 @@ def _rows(ax: Axes, marks: Sequence[Mark]) -> None:
             ax.plot([mark.low, mark.high], [y, y], dash, color=mark.ink, linewidth=2)
             face = {"markersize": 7, "markerfacecolor": fill, "markeredgecolor": edge}
             ax.plot(mark.value, y, mark.form, **face)
-            if mark.plan and np.isfinite(mark.plan[0]):
-                low, high = mark.plan
-                ax.barh(i, high - low, 0.9, low, color=PLAN, zorder=0)
+            if mark.plan:
+                ax.barh(i, np.ptp(mark.plan), 0.9, min(mark.plan), color=PLAN, zorder=0)
             if mark.note:
                 place = {"textcoords": "offset points", "va": "center", "bbox": BOX}
                 ax.annotate(minus(mark.note), (np.fmax(mark.value, mark.high), y), (5, 0), **place)
@@ -162,18 +160,19 @@ def printable(text: object) -> str:
     return minus("".join(drawn))
 
 
-def learning_curves(curves: Mapping[str, Mapping], baseline: Mapping | None = None) -> Figure:
-    """Validation loss over training tokens, {name: {"tokens", "loss"}}; baselines are levels."""
-    ends = {name: curve["loss"][-1] for name, curve in curves.items()}
+def learning_curves(logs: Mapping[str, Rows], baseline: Mapping | None = None) -> Figure:
+    """Validation loss over training tokens, {name: rows of its log}; baselines are levels."""
+    ends = {name: log[-1]["val/loss"] for name, log in logs.items()}
     best, levels = min(ends, key=ends.get), baseline or {}
     title = f"{best} ends {'lowest, ' if len(ends) > 1 else ''}at {ends[best]:.3f} nats per token"
     title += "".join(f", {apart(ends[best] - y)} {name}" for name, y in levels.items())
     ax = single(title, "training tokens", "validation loss\n(nats per token)")
-    for (name, curve), dash in zip(curves.items(), itertools.cycle(["-", "--", "-.", ":"])):
+    for (name, log), dash in zip(logs.items(), itertools.cycle(["-", "--", "-.", ":"])):
         ink, form = look(name).values()
         line = {"color": ink, "marker": form, "linestyle": dash, "linewidth": 1.8}
-        line["markevery"] = max(1, len(curve["loss"]) // 8)
-        ax.plot(curve["tokens"], curve["loss"], label=name, **line)
+        line["markevery"] = max(1, len(log) // 8)
+        points = [row["tokens"] for row in log], [row["val/loss"] for row in log]
+        ax.plot(*points, label=name, **line)
     for name, y in levels.items():
         ax.axhline(y, color=look(name)["ink"], linestyle=(0, (6, 2)), linewidth=1.4, label=name)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -204,26 +203,6 @@ def difficulty(difficulty_N: np.ndarray, threshold: float) -> Figure:
     ax.yaxis.set_major_formatter(EngFormatter(sep=""))
     ax.figure.legend(loc="outside lower center")
     return ax.figure
-
-
-def hard_shares(by_cut: Mapping[str, pd.DataFrame]) -> Figure:
-    """The hard share of the largest groups of every cut (tables.by_cut) beside that of all windows.
-    Those with less than 1 % of the windows are hollow, and never named in the title."""
-    every = pd.concat(by_cut, names=["cut", "group"]).rename(index=CUTS, level="cut")
-    size, (count, hard) = every["windows"], next(iter(by_cut.values())).iloc[:, :2].sum()
-    overall, least = hard / count, min(0.01 * count, size.max())
-    cut, group = most = (every["hard"][size >= least] - overall).abs().idxmax()
-    title = f"{every['hard'][most]:.1%} of windows are hard where the {cut} is {group}"
-    rank, marks = size.groupby(level="cut").rank(method="first", ascending=False), {}
-    for (cut, group), row in every[rank <= LISTED].iterrows():
-        how = {"ink": HARD if row["hard"] > overall else DOTS, "filled": row["windows"] >= least}
-        how |= {"note": f"{row['hard']:.1%} of {row['windows']:,.0f}"}
-        marks.setdefault(cut, []).append(Mark(str(group), row["hard"], 0, row["hard"], **how))
-    x = "share of a group's windows that are hard (line: of all windows)"
-    figure = forest(f"{title}, {overall:.1%} of all", marks, x, line=overall)
-    figure.axes[0].set_xlim(0, 1.5 * max(every["hard"].max(), 0.01))
-    figure.axes[0].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    return figure
 
 
 def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> Figure:
@@ -263,54 +242,37 @@ def _parts(title: str, panels: Mapping[str, Mapping], xlabel: str) -> Figure:
 
 
 def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
-    """How far the base, and models named after it, are behind the teacher by kind of token."""
+    """How far the base, and models named after it, are behind the teacher by kind of token; a panel
+    a cut, two beside each other."""
     rows = [row for row in rows if row["tokens"] >= FEW]
     worst = max(rows, key=lambda row: row[base] - row[teacher])
     title = f"{base} is furthest behind its teacher at “{worst['bucket']}” ({worst['cut']})"
     title += f": {worst[base] - worst[teacher]:+.3f} nats per token"
     names = [name for name in rows[0] if name.startswith(f"{base}-")] + [base]  # the base on top
-    lags = [row | {name: (row[name] - row[teacher],) for name in names} for row in rows]
-    return _by_kind(title, lags, names, "loss − teacher's (nats)")
-
-
-def won_back(rows: Rows, base: str) -> Figure:
-    """Change of the loss against the base by kind of token, a panel a cut; bars: 95 %."""
-    rows = [row for row in rows if row["tokens"] >= FEW]
-    names = [name for name in rows[0] if name not in KIND]
-    row, name = min(itertools.product(rows, names), key=lambda pair: pair[0][pair[1]][2])
-    change, title = Interval(*row[name]), f"No kind of token is clearly better than with {base}"
-    if change.high < 0:
-        title = f"{name} wins back most surely at “{row['bucket']}” ({row['cut']}): {change:.3f} "
-        title += f"nats against {base}"
-    return _by_kind(title, rows, names, f"loss − {base}'s (nats)")
-
-
-def _by_kind(title: str, rows: Rows, names: Sequence[str], unit: str) -> Figure:
-    """A panel a cut of kinds of token, two beside each other."""
     marks = {row["cut"]: [] for row in rows}
     for row in rows:
-        marks[row["cut"]] += [Mark(row["bucket"], *row[name], **look(name)) for name in names]
-    keys = [key(name, **look(name)) for name in names[::-1]]
-    return forest(title, marks, unit, keys, line=0, columns=min(2, len(marks)))
+        for name in names:
+            marks[row["cut"]].append(Mark(row["bucket"], row[name] - row[teacher], **look(name)))
+    keys, columns = [key(name, **look(name)) for name in names[::-1]], min(2, len(marks))
+    return forest(title, marks, "loss − teacher's (nats)", keys, line=0, columns=columns)
 
 
-def effects(rows: Rows, title: str) -> Figure:
-    """Differences with both intervals (evidence.Effect as dictionaries, with "over_seeds"): a point
-    and bar over documents, a diamond and bar over seeds below it, the plan's range as a band."""
+def effects(effects: Sequence[Effect], title: str) -> Figure:
+    """Differences with both intervals: a point and bar over documents, a diamond and bar over seeds
+    below it, the plan's range as a band."""
     marks, ends = [], [0]
-    for row in rows:
-        name, ink, interval = row["what"], ROLES[row["role"]][0], (row["low"], row["high"])
-        how = {"plan": row["plan"], "note": f"{row['value']:+.3f}"}
-        marks.append(Mark(name, row["value"], *interval, ink, **how))
-        ends += [*interval, *(row["plan"] or ())]
-        if row["over_seeds"]:
-            mean, half = row["over_seeds"]
-            marks.append(Mark(name, mean, mean - half, mean + half, ink, "D", filled=False))
+    for e in effects:
+        ink, (over_documents, *over_seeds) = ROLES[e.role][0], e.both
+        how = {"plan": e.plan, "note": f"{e.change.value:+.3f}"}
+        marks.append(Mark(e.what, *over_documents, ink, **how))
+        ends += [*over_documents, *(e.plan or ())]
+        for interval in over_seeds:
+            marks.append(Mark(e.what, *interval, ink, "D", filled=False))
             # the interval of two seeds may be wider than all else: it leaves the axes
-            ends += [mean - half, mean + half] if len(row["seeds"]) > 2 else [mean]
+            ends += interval if len(e.seeds) > 2 else interval[:1]
     keys = [key("documents", GREY), key("seeds", GREY, "D", filled=False)]
-    roles = dict.fromkeys(tuple(ROLES[row["role"]]) for row in rows)
-    keys += [key(words, ink, "") for ink, words in roles]
+    roles = dict.fromkeys(e.role for e in effects)
+    keys += [key(words, ink, "") for ink, words in map(ROLES.get, roles)]
     keys.append(mpl.patches.Patch(color=PLAN, label="the plan"))
     figure = forest(title, {"": marks}, "nats (or share); bars: 95 %", keys, line=0)
     ends = np.array(ends)[np.isfinite(ends)]
@@ -319,28 +281,9 @@ def effects(rows: Rows, title: str) -> Figure:
     return figure
 
 
-def speeds(by_model: Mapping[str, Rows]) -> Figure:
-    """Tokens a second of every way with one thread (rows of inference.with_plan)."""
-    marks = {model: [] for model in by_model}
-    ways = [(m, row) for m, rows in by_model.items() for row in rows if row["threads"] == 1]
-    for model, row in ways:
-        how = look(model) | {"note": f"{row['decode']:,.0f}", "plan": row["plan"]}
-        marks[model] += [Mark(row["way"], row["decode"], row["low"], row["high"], **how)]
-    model, row = max(ways, key=lambda way: way[1]["decode"])
-    title = f"{row['way']} is the fastest: {row['decode']:,.0f} tokens a second of {model}"
-    x = "tokens a second while decoding (logarithmic; shaded: the plan)"
-    figure = forest(f"{title}, one thread", marks, x)
-    for ax in figure.axes:
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=[1, 3]))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    return figure
-
-
-def sweep(rows: Rows, hints: Mapping[str, tuple[float, float]]) -> Figure:
+def sweep(rows: Rows, notebook: str) -> Figure:
     """What each setting changes, a panel a setting: the mean difference from the base on hard and
-    on easy text (rows of book.sweep_rows), the bar over all else that varied. *: as the plan."""
+    on easy text (see comparison.show_sweep), the bar over all else that varied. *: as the plan."""
     best = min(rows, key=lambda row: row["loss"])
     title = f"Lowest of {len(rows)}: {best['point']}, {best['all']} nats against the base"
     panels: dict[str, dict] = {}
@@ -351,5 +294,5 @@ def sweep(rows: Rows, hints: Mapping[str, tuple[float, float]]) -> Figure:
             same = [row for row, v in zip(rows, values, strict=True) if v == value]
             change = {part: [row[part][0] for row in same] for part in PARTS}
             ends = {part: (np.mean(x), min(x), max(x)) for part, x in change.items()}
-            panels.setdefault(name.replace("_", " "), {})[setting(value, hints.get(name))] = ends
+            panels.setdefault(name.replace("_", " "), {})[setting(notebook, name, value)] = ends
     return _parts(title, panels, "loss − base's (nats; *: the plan)")

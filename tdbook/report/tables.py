@@ -20,7 +20,7 @@ from tdbook.analysis.intervals import Interval, over_seeds
 from tdbook.analysis.verdict import Trial
 from tdbook.export import inference
 from tdbook.report import words
-from tdbook.runs import notebooks, parameters
+from tdbook.runs import notebooks
 from tdbook.runs.units import Q4_LIMIT, minus, of_plan, q4_0_bytes, span
 from tdlib.hard_set import known_mean
 from tdlib.shapes import LlamaConfig
@@ -125,17 +125,6 @@ def reality(rows: Iterable[Mapping]) -> pd.DataFrame:
     return _written("reality", ({"student_better": None} | row for row in rows))
 
 
-def by_cut(hard_N: np.ndarray, scored_N: np.ndarray, cuts: dict[str, tuple]) -> dict:
-    """Cut (features.cuts) → its groups that have scored windows, and the share that is hard."""
-    tables = {}
-    for cut, (names, group_N) in cuts.items():
-        count, hard = (np.bincount(group_N[x], minlength=len(names)) for x in (scored_N, hard_N))
-        columns = {"windows": count, "hard windows": hard, "hard": hard / count.clip(1)}
-        table = pd.DataFrame(columns, index=pd.Index(names, dtype=object, name=cut))
-        tables[cut] = table[count > 0]
-    return tables
-
-
 def texts(by_model: dict[str, dict]) -> pd.DataFrame:
     """Generated texts side by side, and how much each model repeats itself."""
     rows = [{"model": name} | row for name, row in by_model.items()]
@@ -169,12 +158,11 @@ def route_cost(routes: dict[str, list[list[dict]]]) -> pd.DataFrame:
 
 
 def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
-    """One row a model, best first (see book.sweep_rows). * marks a value that the plan names."""
+    """One row a model, best first (see comparison.show_sweep). *: a value that the plan names."""
     rows = sorted(rows, key=lambda row: row["loss"])
     table = {"point": [row["point"] for row in rows]}
     for name in dict.fromkeys(name for row in rows for name in row["varied"]):
-        plan = parameters.planned(notebook, name)
-        table[name] = [words.setting(row["varied"].get(name, "–"), plan) for row in rows]
+        table[name] = [words.setting(notebook, name, row["varied"].get(name, "–")) for row in rows]
     return pd.concat([pd.DataFrame(table), _written("sweep", rows).reset_index()], axis=1)
 
 

@@ -21,12 +21,12 @@ import traitlets
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import nonsingular
 
-from tdbook.report import pages
-from tdbook.report.plots import CUTS, LISTED
+from tdbook.report import pages, words
 from tdlib import hard_set
 
 LEVELS = (0.25, 0.75, 1.5, 3.0)  # nats; from these on a deeper ground, a thicker line: widgets.css
 BYTE = re.compile(b"<0x([0-9A-F]{2})>")  # a piece, or part of one
+LISTED = 20  # groups of a cut; of more, the largest
 SHOWN = 3  # texts on each side of the line
 CLIPS = (0.005, 0.01, 0.02)  # of the switch in JupyterLab
 EMBEDDED = 200_000  # characters of text in the mailed report, at most, a report being under 1 MB
@@ -83,23 +83,20 @@ def numbers_of(explored: Explored, clips: tuple = ()) -> tuple[dict, list[np.nda
     orders = [known, known[clean_M]] if 0 < clean_M.sum() < len(clean_M) else [known]
     ends = nonsingular(*np.quantile(known_M, [0.001, 0.999]), expander=0.1, tiny=1e-5)
     grid = [float(f"{x:.9g}") for x in MaxNLocator(200).tick_values(*ends)]  # round numbers
-    start = _shortest(known_M, rule.threshold)
-    thresholds, clips = sorted({*grid, start}), sorted({0.0, *clips, rule.clip})
-    cuts = {CUTS.get(name, name): _largest(*cut, known) for name, cut in explored.cuts.items()}
+    thresholds, clips = sorted({*grid, rule.threshold}), sorted({0.0, *clips, rule.clip})
+    cuts = {name: _largest(*cut, known) for name, cut in explored.cuts.items()}
     kind, views = "windows" if len(known) == len(difficulty_N) else "scored windows", []
     for order_M in orders:
         groups = [(len(names), group_N[order_M]) for names, group_N in cuts.values()]
-        left_out = len(known) - len(order_M)
-        junk = f"; {left_out:,} junk windows are left out" * (left_out > 0)
-        each = [_view(difficulty_N[order_M], clip, thresholds, groups) for clip in clips]
-        views.append([view | _words(view, kind, junk, rule) for view in each])
-    junk_left_out = int(rule.leave_out_junk and len(views) > 1)
+        given = thresholds, groups, kind
+        views.append([_view(difficulty_N[order_M], clip, *given) for clip in clips])
+    switches = [int(rule.leave_out_junk and len(views) > 1), clips.index(rule.clip)]
     return {
         "clips": clips,
         "cuts": [[name, names] for name, (names, _) in cuts.items()],
         "views": views,
         "pictures": [_histogram(difficulty_N[order_M], grid[0], grid[-1]) for order_M in orders],
-        "at": ["threshold", thresholds.index(start), junk_left_out, clips.index(rule.clip)],
+        "at": ["threshold", thresholds.index(rule.threshold), *switches],
     }, orders
 
 
@@ -110,30 +107,33 @@ def shown(numbers: dict, at: list) -> dict:
     stop = view[slider][position]
     rule = {"threshold": view["stops"][stop], "leave_out_junk": bool(junk), "clip": view["clip"]}
     groups = np.sum(view["groups"][stop:], 0, dtype=int).tolist()
-    now = {"rule": rule, "groups": groups, "words": view["words"][stop] + view["tail"]}
-    now |= {name: view[name][stop] for name in ("line", "lost")}
+    now = {name: view[name][stop] for name in ("line", "lost", "words")}
+    now |= {"rule": rule, "groups": groups}
     return now | {name: view[name] for name in ("left", "cap", "all")}
 
 
-def _view(known_M: np.ndarray, clip: float, thresholds: list[float], groups: list[tuple]) -> dict:
+def _view(known_M: np.ndarray, clip: float, thresholds: list, groups: list, kind: str) -> dict:
     """Stops, positions of both sliders, and counts, of windows from easy to hard."""
     m = len(known_M)
     # as hard_set.select has it: of the hardest, all that are as hard as one that stays, stay
     cap = known_M[m - 1 - min(round(clip * m), m - 1)]
     left = int(np.searchsorted(known_M, cap, "right"))
     hardest = np.round(SHARES * m).astype(int).clip(1, left)
-    shares = [_shortest(known_M[:left], threshold) for threshold in known_M[left - hardest]]
+    shares = known_M[left - hardest].tolist()
     stops = sorted({*thresholds, *shares})
     line_S = np.searchsorted(known_M[:left], np.array(stops, known_M.dtype))
     lost_M = np.fmax(known_M, 0, dtype=np.float64)
     lost_S = lost_M[:left].sum() - np.concatenate([[0], lost_M[:left].cumsum()])[line_S]
-    half_percents = np.round(200 * (left - line_S) / m).astype(int).clip(1, 200)
+    hard_S = left - line_S
+    text = "{:,} of {:,} {} ({:.1%}) are at least {:.9g} nats harder for the student"
+    half_percents = np.round(200 * hard_S / m).astype(int).clip(1, 200)
     apart = np.abs(np.subtract.outer(stops, thresholds))
     places = [np.flatnonzero(of_M == g) for size, of_M in groups for g in range(size)]
     hard_SG = np.array([np.searchsorted(p, left) - np.searchsorted(p, line_S) for p in places]).T
     return {
         **{"windows": m, "clip": clip, "left": left, "cap": float(cap), "stops": stops},
         "line": line_S.tolist(),
+        "words": [text.format(k, m, kind, k / m, x) for k, x in zip(hard_S, stops, strict=True)],
         "lost": (lost_S / (lost_M.sum() or 1)).clip(0).round(5).tolist(),
         "threshold": [stops.index(threshold) for threshold in thresholds],
         "share": [stops.index(threshold) for threshold in shares],
@@ -143,29 +143,6 @@ def _view(known_M: np.ndarray, clip: float, thresholds: list[float], groups: lis
         "groups": (-np.diff(hard_SG, axis=0, append=0)).tolist(),
         "all": [len(place) for place in places],
     }
-
-
-def _words(view: dict, kind: str, junk: str, rule: hard_set.Rule) -> dict:
-    """What each stop chooses; and what follows, the same for all of them."""
-    m, words, tail = view["windows"], [], junk
-    if clip := view["clip"]:
-        tail += f"; the hardest {100 * clip:g}%, {m - view['left']:,} windows, are dropped as noise"
-    if rule.token_share < 1:
-        tail += f"; the hardest {100 * rule.token_share:g}% of their tokens count"
-    for threshold, line in zip(view["stops"], view["line"], strict=True):
-        count = view["left"] - line
-        chosen = f"{count:,} of {m:,} {kind} ({100 * count / m:.1f}%) are at least {threshold:.9g}"
-        easy = f"; {min(round(rule.easy_share * count), line):,} easier windows are mixed in"
-        words.append(f"{chosen} nats harder for the student{easy * (rule.easy_share > 0)}")
-    return {"words": words, "tail": tail}
-
-
-def _shortest(known_M: np.ndarray, threshold: float) -> float:
-    """The shortest decimal that has the same windows at or above it."""
-    decimals = [round(float(threshold), digits) for digits in range(3, 9)]
-    lines = np.searchsorted(known_M, np.array([threshold, *decimals], known_M.dtype))
-    same = (x for x, line in zip(decimals, lines[1:], strict=True) if line == lines[0])
-    return next(same, float(threshold))
 
 
 def _largest(names: list[str], group_N: np.ndarray, order_M: np.ndarray) -> tuple:
@@ -224,10 +201,10 @@ def explorer(explored: Explored, path: Path) -> Explorer:
         now = shown(numbers, at)
         rule = replace(explored.rule, share=None, **now["rule"])
         chosen = hard_set.choose(explored.scores.difficulty_N, rule, explored.junk_N)
-        words = f"by hand, by {at[0]}: {now['words']}"
+        how = f"by hand, by {at[0]}: {words.choice(chosen, 'the student')}"
         try:
-            hard_set.keep(chosen, path, words)
-            widget.done = f"kept in {path.name}: {words}"
+            hard_set.keep(chosen, path, how)
+            widget.done = f"kept in {path.name}: {how}"
         except OSError as error:  # or the reader would believe it kept
             widget.done = f"not kept: {error}"
 

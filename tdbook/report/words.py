@@ -7,6 +7,7 @@ import numpy as np
 import yaml
 
 from tdbook.analysis.intervals import Interval
+from tdbook.runs import parameters
 from tdbook.runs.units import minus
 from tdlib import hard_set
 
@@ -78,8 +79,9 @@ def difference(one: str, other: str, d: dict) -> str:
     return f"{one} {how} {other}: {size} nats, one seed{left_out * (d['masked'] > 0)}."
 
 
-def setting(value: object, plan: tuple[float, float] | None) -> str:
-    """A setting as text; * where the plan names it."""
+def setting(notebook: str, name: str, value: object) -> str:
+    """The value of a notebook's parameter as text; * where the plan names it."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return str(value)
+    plan = parameters.planned(notebook, name)
     return f"{value:g}" + " *" * (plan is not None and plan[0] <= value <= plan[1])

@@ -110,7 +110,7 @@ def test_a_refrain_is_no_template_a_loop_is_and_rare_pieces_are_found(clean, tok
     found_N = look(tokens)
     assert np.flatnonzero(found_N["junk"] == 8).tolist() == [200]
     assert found_N["rare"].argmax() == 323 and found_N["rare"][323] >= 30 / T
-    names, group_N = features.cuts(tokens, found_N)["rare tokens"]
+    names, group_N = features.cuts(tokens, found_N)["share of rare tokens"]
     assert names[group_N[323]] == "20 % and more" and np.mean(group_N == 4) < 0.1
 
 
@@ -132,13 +132,14 @@ def test_shares_and_length_are_those_counted_by_hand_and_cuts_name_each_windows_
         length = int(found_N["characters"][i]) - len(tokens.tokenizer.decode(ids))
         assert abs(length) <= 2  # its ends
     cuts = features.cuts(tokens, found_N)
-    assert set(cuts) == {"source", "place in the corpus", "script", "rare tokens"}
+    shares = {"share of rare tokens", "share of tokens not in Telugu"}
+    assert set(cuts) == {"source", "place in the corpus"} | shares
     for names, group_N in cuts.values():
         assert group_N.shape == (n,) and group_N.dtype == np.uint8 and group_N.max() < len(names)
     names, place_N = cuts["place in the corpus"]
     assert names[0] == "0–5 %" and names[-1] == "95–100 %"
     assert place_N.tolist() == [20 * i // n for i in range(n)]
-    names, script_N = cuts["script"]
+    names, script_N = cuts["share of tokens not in Telugu"]
     assert names == ["under 1 %", "1–5 %", "5–20 %", "20–50 %", "50 % and more"]
     steps = (0.01, 0.05, 0.2, 0.5)
     assert script_N.tolist() == [sum(float(x) >= s for s in steps) for x in found_N["foreign"]]
@@ -152,7 +153,7 @@ def test_without_a_tokenizer_only_what_ids_say_is_told(spoilt, tmp_path):
     np.testing.assert_array_equal(found_N["rare"], known_N["rare"])
     np.testing.assert_array_equal(found_N["junk"], known_N["junk"] & 10)
     cuts = features.cuts(bare, found_N)
-    assert set(cuts) == {"source", "place in the corpus", "rare tokens"}
+    assert set(cuts) == {"source", "place in the corpus", "share of rare tokens"}
     assert cuts["source"][0] == ["unknown"]
 
 

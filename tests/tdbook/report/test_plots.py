@@ -15,7 +15,8 @@ import yaml
 from matplotlib.figure import Figure
 
 from tdbook.analysis.intervals import Interval
-from tdbook.report import plots, tables
+from tdbook.analysis.verdict import Effect
+from tdbook.report import plots
 
 CASES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 DIFFICULTY_N = np.random.default_rng(0).normal(0.22, 0.12, 2060).astype(np.float32)
@@ -49,7 +50,10 @@ def panel(ax) -> dict[str, object]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["figure"])
 def test_a_figures_title_rows_points_and_bars_are_those_of_its_arrays(case):
-    figure = getattr(plots, case["figure"])(*case["given"])
+    first, *others = case["given"]
+    if case["figure"] == "effects":
+        first = [Effect(**row | {"change": Interval(*row["change"])}) for row in first]
+    figure = getattr(plots, case["figure"])(first, *others)
     assert title(figure) == case["title"]
     for ax, wanted in zip(figure.axes, case.get("panels", ()), strict=False):
         found = panel(ax)
@@ -69,29 +73,6 @@ def test_difficulty_counts_the_windows_at_or_above_the_line_and_paints_just_them
     assert sum(height for ink, height in bars if ink == plots.HARD) == 412
     for few, line in itertools.product([[0] * 5, [-1], [0, np.nan, 2]], (0.0, -1e6, 1e6)):
         assert "nats harder" in title(plots.difficulty(np.array(few, float), line))
-
-
-def test_hard_shares_name_the_group_that_departs_most_and_has_some_windows():
-    hard_N, every_N, n = np.zeros(2000, bool), np.ones(2000, bool), np.arange(2000)
-    hard_N[:300] = hard_N[1995:] = True
-    cuts = {"place in the corpus": ([f"p{i}" for i in range(20)], n * 20 // 2000),
-            "script": (["నది $5 $", "漢 more", "none"], n // 1995)}  # fmt: skip
-    figure = plots.hard_shares(tables.by_cut(hard_N, every_N, cuts))
-    # all five of the last group are hard, but five say too little
-    words = title(figure)
-    assert words.startswith("100.0% of windows are hard where the place in the corpus is p")
-    assert words.endswith(", 15.2% of all")
-    places, scripts = map(panel, figure.axes)
-    assert places["values"] == [1] * 3 + [0] * 16 + [0.05]
-    assert scripts["labels"] == ["నది $5 $", "? more"]  # no font has it
-    assert scripts["notes"] == ["15.0% of 1,995", "100.0% of 5"]
-    assert scripts["name"] == "share of tokens not in Telugu"
-    points = figure.axes[1].lines[1:-1:2]
-    assert [x.get_markerfacecolor() for x in points] == [plots.DOTS, "w"]  # hollow
-    # of many groups, each with few windows, the largest
-    groups, many_N = [f"s{i}" for i in range(200)], np.repeat(n[:200], n[:200] // 20 + 1)
-    many = tables.by_cut(many_N == 7, many_N >= 0, {"source": (groups, many_N)})
-    assert panel(plots.hard_shares(many).axes[0])["labels"] == groups[180:]
 
 
 def test_hard_and_easy_tells_of_the_merged_model_that_gains_most_on_the_hard_part():
@@ -130,7 +111,7 @@ def test_a_panel_of_a_sweep_has_mean_and_span_of_each_value_of_hard_and_of_easy_
         gain = Interval(-0.001 * rank * scale * (1 if share < 0.2 else 0.5))
         varied = dict(zip(("share", "rank", "lora_scale"), point, strict=True))
         rows.append(more | {"varied": varied, "hard": gain, "point": f"p{i}", "loss": 5 - i})
-    figure = plots.sweep(rows, {"rank": (16, 32)})
+    figure = plots.sweep(rows, "03_lora")
     assert title(figure) == "Lowest of 8: p7, −0.100 [−0.200, +0.000] nats against the base"
     ranks = panel(figure.axes[1])
     assert (ranks["name"], ranks["labels"]) == ("rank", ["8", "32 *"])  # the plan's

@@ -100,18 +100,6 @@ def test_hard_and_easy_are_means_of_their_windows_and_changes_against_the_base()
     assert parts.map("{:.3f}".format).loc["adapter"].tolist() == written.split("|")
 
 
-def test_cuts_count_only_what_was_scored():
-    r = np.random.default_rng(0)
-    scored_N = r.random(3000) < 0.7
-    hard_N = scored_N & (r.random(3000) < 0.2)
-    group_N = r.choice(4, 3000, p=[0.5, 0.496, 0, 0.004]).astype(np.uint8)
-    table = tables.by_cut(hard_N, scored_N, {"x": (list("abcd"), group_N)})["x"]
-    assert table.index.tolist() == ["a", "b", "d"]  # none is in c
-    for name, row in table.iterrows():
-        in_N = scored_N & (group_N == "abcd".index(name))
-        assert row.tolist() == [in_N.sum(), (hard_N & in_N).sum(), hard_N[in_N].mean()]
-
-
 @pytest.mark.parametrize("table", CASES)
 def test_numbers_are_written_with_their_units_beside_the_plans(table):
     found = getattr(tables, table)(*CASES[table]["given"]).reset_index()

@@ -104,12 +104,14 @@ def test_what_is_kept_and_shown_is_what_the_same_parameters_choose_in_words_too(
     in_M = np.argsort(D_N, kind="stable")
     in_M = in_M[JUNK_N[in_M] == 0] if junk else in_M
     hard, of, noise = len(chosen.windows_K) - chosen.easy, len(in_M), round(rule.clip * len(in_M))
-    line = f"{hard:,} of {of:,} windows ({hard / of:.1%}) are at least {rule.threshold} nats harder"
-    easy, tokens = f"{chosen.easy} easier windows are mixed in", "hardest 60% of their tokens count"
-    out = [f"{N - of} junk windows are left out"] * junk
-    out += [f"the hardest {100 * rule.clip:g}%, {noise} windows, are dropped as noise"] * (clip > 0)
-    words = [f"by hand, by {slider}: {line} for the student", easy, *out, f"the {tokens}"]
-    assert kept["words"] == (words := "; ".join(words))
+    line = f"{hard:,} of {of:,} windows ({hard / of:.1%}) are at least {rule.threshold:.9g} nats"
+    numbers, _ = widgets.numbers_of(replace(BEGUN, rule=begun), widgets.CLIPS)
+    assert widgets.shown(numbers, at)["words"] == f"{line} harder for the student"
+    words = f"by hand, by {slider}: the hardest {hard / N:.1%} of the student's windows, "
+    words += f"{rule.threshold:.4f} nats and more".replace("-", "−")
+    words += f", less the very hardest {rule.clip:.1%}" * (clip > 0) + ", without junk" * junk
+    words += f", and {chosen.easy:,} easy ones; of each the hardest 60% of its tokens"
+    assert kept["words"] == words
     # the texts are of the three windows next to the line on each side, without the noisy extreme
     in_M = in_M[: of - noise]
     line = (D_N[in_M] < np.float32(rule.threshold)).sum()
@@ -158,7 +160,7 @@ def test_a_page_is_small_with_many_sources_and_long_texts_from_all_of_the_harder
     }
     numbers, _ = widgets.numbers_of(replace(BEGUN, **many))
     ((_, names),), now = numbers["cuts"], widgets.shown(numbers, numbers["at"])
-    assert len(names) == plots.LISTED + 1 and names[-1].endswith(" others")
+    assert len(names) == widgets.LISTED + 1 and names[-1].endswith(" others")
     assert now["all"][:-1] == sorted(now["all"][:-1], reverse=True)
     assert now["groups"] == now["all"] and sum(now["all"]) == 30_000  # none is lost
     page = widgets.offline_explorer(replace(BEGUN, **many))
