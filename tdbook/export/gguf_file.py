@@ -6,8 +6,9 @@ Hugging Face's layout has halves. Where llama.cpp does not make the tokenizer's 
 """
 
 import math
+import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -31,6 +32,11 @@ QUANTIZATIONS = {
     "Q4_0": (Kind.Q4_0, Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0),  # 4-bit throughout
     "Q4_0_DEFAULT": (Kind.Q4_0, Kind.Q6_K, LlamaFileType.MOSTLY_Q4_0),  # as llama-quantize makes it
 }
+# GGUF's keys of a shape, and ours
+SHAPE = """vocab_size=vocab_size context_length=context embedding_length=dim block_count=layers
+    feed_forward_length=mlp_dim head_count=heads head_count_kv=kv_heads key_length=head_dim
+    value_length=head_dim rope_dimension_count=head_dim rope_freq_base=rope_theta
+    layer_norm_rms_eps=norm_eps"""
 LARGEST = 65504  # that 16 bits hold
 HELD = shapes.KNOWN - {"repetition_penalty", "encoder_repetition_penalty"}  # or no matter
 
@@ -73,10 +79,50 @@ class Source:
 def read(folder: Path) -> Source:
     """ValueError: weights that are not those of the config, or a tokenizer that does not fit."""
     config = weights.stored_config(folder)
-    vocabulary = gguf_tokenizer.vocabulary(folder, config)
+    words = vocabulary(folder, config)
     with torch.device("meta"):
         expected = stored_shapes(Llama(config))
-    return Source(folder, config, vocabulary, weights.locate(folder, expected))
+    return Source(folder, config, words, weights.locate(folder, expected))
+
+
+def vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
+    """The first of the candidates that makes the tokenizer's own ids in llama.cpp; else the first
+    of all, and why not."""
+    candidates = gguf_tokenizer.candidates(folder, config)
+    first, whys = candidates[0], []
+    tokenizer, begin, end = first.beside.tokenizer, first.beside.begin, first.beside.end
+    if first.why:
+        return first
+    lines = model_tokenizer.trial_lines(tokenizer)
+    wanted = tokenizer.encode(lines)
+    for candidate in candidates:
+        try:
+            ids = _trial_ids(candidate, lines)
+        except ValueError:
+            whys.append("text that it has no piece for ends llama.cpp's process")
+            continue
+        if ids == wanted:
+            between = f"its texts stand between the special tokens {[*begin]} and {[*end]}"
+            plain = len(begin) <= 1 and end in ((), (tokenizer.eos,))
+            return candidate if plain else replace(candidate, why=between)
+        wrong = sum(a != b for a, b in zip(ids, wanted, strict=True))
+        whys.append(f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines")
+    if added := len(model_tokenizer.added_words(tokenizer)):
+        whys[0] += f"; {added:,} of its pieces are words added to it"
+    return replace(first, why=whys[0])
+
+
+def _trial_ids(candidate: Vocabulary, lines: list[str]) -> list[list[int]]:
+    """llama.cpp's ids of lines, by a file of as small a model as can be."""
+    rows = len(candidate.pieces)
+    shape = LlamaConfig(rows, layers=1, heads=1, dim=32, mlp_dim=32, context=64)
+    with tempfile.TemporaryDirectory() as place, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, folder, path = Llama(shape), Path(place, "trial"), Path(place, "trial.gguf")
+        model.save(folder)
+        places = weights.locate(folder, stored_shapes(model))
+        _write_model(path, Source(folder, shape, candidate, places), "F16")
+        return llama_cpp.ids_of(path, lines)
 
 
 def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
@@ -113,18 +159,20 @@ def write(model: Source, path: Path, quantization: str) -> None:
     for file in new:
         own(file)
     with replacing(path) as beside:
-        _write_model(gguf.GGUFWriter(beside, "llama"), model, quantization)
+        _write_model(beside, model, quantization)
     for file in new:
         write_whole(file, helpers[file])
     mark(path.parent, path.name, *(file.name for file in new))
 
 
-def _write_model(writer: gguf.GGUFWriter, model: Source, quantization: str) -> None:
+def _write_model(path: Path, model: Source, quantization: str) -> None:
+    writer = gguf.GGUFWriter(path, "llama")
     writer.add_type("model")
     model.metadata.set_gguf_meta_model(writer)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(QUANTIZATIONS[quantization][2])
-    gguf_tokenizer.add_shape(writer, model.config)
+    for key, name in (pair.split("=") for pair in SHAPE.split()):
+        getattr(writer, f"add_{key}")(getattr(model.config, name))
     gguf_tokenizer.add(writer, model.vocabulary, model.config.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.layers)
     kind_of = kinds(model, quantization)

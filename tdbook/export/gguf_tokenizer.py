@@ -6,12 +6,10 @@ pieces, so that ids become text, and takes ids alone; run_gguf.py beside it make
 """
 
 import json
-import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gguf
-import numpy as np
 from gguf import TokenType
 
 from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer
@@ -20,11 +18,6 @@ from tdlib.shapes import LlamaConfig
 
 PRE = ("gpt-2", "llama-bpe", "qwen2", "default")  # llama.cpp's ways to cut text before BPE
 SCRIPT = "run_gguf.py"
-# GGUF's keys of a shape, and ours
-SHAPE = """vocab_size=vocab_size context_length=context embedding_length=dim block_count=layers
-    feed_forward_length=mlp_dim head_count=heads head_count_kv=kv_heads key_length=head_dim
-    value_length=head_dim rope_dimension_count=head_dim rope_freq_base=rope_theta
-    layer_norm_rms_eps=norm_eps"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,41 +48,15 @@ class Vocabulary:
         return [kinds.get(i, kind) for i, kind in enumerate(types)]
 
 
-def vocabulary(folder: Path, shape: LlamaConfig) -> Vocabulary:
-    """That of a model folder. ValueError: a tokenizer with more pieces than the embedding."""
+def candidates(folder: Path, shape: LlamaConfig) -> list[Vocabulary]:
+    """Forms of a model folder's own, to be tried in turn; one alone where it takes no raw text.
+    ValueError: a tokenizer with more pieces than the embedding."""
     beside = model_tokenizer.open_beside(folder, rows=shape.vocab_size)
-    begin, end, one = beside.begin, beside.end, beside.tokenizer
+    begin, one = beside.begin, beside.tokenizer
     bos = model_tokenizer.read_config(folder, "config.json").get("bos_token_id")
     bos = begin[0] if begin else shape.eos_id if bos is None else bos
     forms = {"Morfessor": _joined, "SentencePiece": _sentencepiece, "Hugging Face": _json}
-    candidates = [Vocabulary(beside, bos, **form) for form in forms[one.kind](one)]
-    words = candidates[0] if candidates[0].why else _tried(candidates)
-    if not words.why and (len(begin) > 1 or end not in ((), (one.eos,))):
-        why = f"its texts stand between the special tokens {[*begin]} and {[*end]}"
-        return replace(words, why=why)
-    return words
-
-
-def _tried(candidates: list[Vocabulary]) -> Vocabulary:
-    """The first that makes the tokenizer's own ids in llama.cpp; else the first, and why not."""
-    tokenizer, whys = candidates[0].beside.tokenizer, []
-    lines = model_tokenizer.trial_lines(tokenizer)
-    wanted = tokenizer.encode(lines)
-    for candidate in candidates:
-        with tempfile.TemporaryDirectory() as folder:
-            _write_stub(stub := Path(folder) / "stub.gguf", candidate)
-            try:
-                ids = llama_cpp.ids_of(stub, lines)
-            except ValueError:
-                whys.append("text that it has no piece for ends llama.cpp's process")
-                continue
-        if ids == wanted:
-            return candidate
-        wrong = sum(a != b for a, b in zip(ids, wanted, strict=True))
-        whys.append(f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines")
-    if added := len(model_tokenizer.added_words(tokenizer)):
-        whys[0] += f"; {added:,} of its pieces are words added to it"
-    return replace(candidates[0], why=whys[0])
+    return [Vocabulary(beside, bos, **form) for form in forms[one.kind](one)]
 
 
 def _joined(tokenizer: Tokenizer) -> list[dict]:
@@ -142,28 +109,6 @@ def add(writer: gguf.GGUFWriter, words: Vocabulary, rows: int) -> None:
     for key, i in zip(("eot", "eom"), words.stops, strict=False):
         writer.add_uint32(f"tokenizer.ggml.{key}_token_id", i)
     writer.add_bool(llama_cpp.RAW_TEXT, not words.why)
-
-
-def add_shape(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
-    for pair in SHAPE.split():
-        key, name = pair.split("=")
-        getattr(writer, f"add_{key}")(getattr(config, name))
-
-
-def _write_stub(path: Path, words: Vocabulary) -> None:
-    """As small a model as can be, of zeros, to try a vocabulary with."""
-    rows, writer = len(words.pieces), gguf.GGUFWriter(path, "llama")
-    add_shape(writer, LlamaConfig(rows, layers=1, heads=1, dim=32, mlp_dim=32, context=64))
-    add(writer, words, rows)
-    matrices = "attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down".split()
-    shapes = {f"blk.0.{name}": (32, 32) for name in matrices} | {"token_embd": (rows, 32)}
-    shapes |= dict.fromkeys(("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"), (32,))
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def script(words: Vocabulary) -> str:

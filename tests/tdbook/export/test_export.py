@@ -375,7 +375,7 @@ def test_a_file_begins_and_ends_a_text_as_transformers_does(name, extended, tmp_
     bare = judge.encode("the river", add_special_tokens=False)
     assert [*own.begin, *bare, *own.end] == judge.encode("the river")
     if name == "a template of three":
-        why = gguf_tokenizer.vocabulary(tmp_path, LlamaConfig(300, **SHAPE)).why
+        why = gguf_file.vocabulary(tmp_path, LlamaConfig(300, **SHAPE)).why
         assert why == "its texts stand between the special tokens [3, 0] and []"
 
 
@@ -395,11 +395,11 @@ def test_a_file_says_whether_bos_comes_first_and_all_that_end_a_text(extended, t
     assert not file.ends(5) and model.config.eos_id == 3
     released = named | {"split_special_tokens": True}  # as this book does
     (folder / "tokenizer_config.json").write_text(json.dumps(released))
-    own = gguf_tokenizer.vocabulary(folder, model.config)
+    own = gguf_file.vocabulary(folder, model.config)
     assert own.beside.begin == (3,) and "ids = [3, *tokenizer" in gguf_tokenizer.script(own)
     config = json.loads((folder / "config.json").read_text()) | {"bos_token_id": 2}
     (folder / "config.json").write_text(json.dumps(config))  # no model of this book
-    own = gguf_tokenizer.vocabulary(folder, model.config)
+    own = gguf_file.vocabulary(folder, model.config)
     assert own.beside.begin == () and "ids = [*tokenizer" in gguf_tokenizer.script(own)
 
 
