@@ -78,15 +78,6 @@ def write_card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
         files.mark(folder, "README.md")
 
 
-def to_take_away(this: Run) -> str:
-    """The folders that this run made, each with the command that would upload it."""
-    folders = [this.out / kind / name for name in this.models for kind in ("models", "adapters")]
-    lines = (cards.upload_command(folder) for folder in folders if folder.is_dir())
-    return "\n".join(
-        ["Nothing is sent. To upload, fill in a model's card (README.md), then:", *lines]
-    )
-
-
 def samples(net: Llama, tokens: data.Tokens, count: int = 3, length: int = 0) -> list[str]:
     """Texts after the beginnings of validation windows, the same for every model, half a window
     long. Drawn by a generator of their own: training draws the same numbers with and without."""

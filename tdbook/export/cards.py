@@ -4,7 +4,6 @@ What only the owner knows is left open. Nothing here asks the network.
 """
 
 import re
-import shlex
 from pathlib import Path
 
 import yaml
@@ -13,8 +12,6 @@ from jinja2 import Environment, StrictUndefined
 from tdbook.runs import parameters
 from tdlib import data
 from tdlib.shapes import read_config
-
-OWNER = "YOUR-NAME"  # on the Hub
 
 
 def card(folder: Path, tokens: data.Tokens, rows: dict, record: dict) -> str:
@@ -27,22 +24,13 @@ def card(folder: Path, tokens: data.Tokens, rows: dict, record: dict) -> str:
         for name, value in record["parameters"].items()
         if name not in parameters.VOLATILE and value not in ("", None) and "/" not in str(value)
     }
-    values = dict(name=folder.name, repository=_repository(folder), rows=rows, record=record)
+    repository = "YOUR-NAME/telugu-" + re.sub("[^A-Za-z0-9.]+", "-", folder.name)
+    values = dict(name=folder.name, repository=repository, rows=rows, record=record)
     values |= dict(config=read_config(folder), metrics=parts["metrics"], tokens=tokens, way=way)
     values["parameters"] = yaml.safe_dump(telling, sort_keys=False, allow_unicode=True).rstrip()
     for part in ("origin", "program"):
         values[part] = fill(parts[part], values)
     return fill(parts["card"], values)
-
-
-def upload_command(folder: Path) -> str:
-    """Puts a folder on the Hub, where nobody else sees it until its card is filled in."""
-    what = [_repository(folder), str(folder), "."]
-    return shlex.join(["hf", "upload", *what, "--repo-type", "model", "--private"])
-
-
-def _repository(folder: Path) -> str:
-    return f"{OWNER}/telugu-" + re.sub("[^A-Za-z0-9.]+", "-", folder.name)
 
 
 def templates(file: str) -> dict:

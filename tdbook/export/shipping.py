@@ -15,8 +15,7 @@ from tabulate import tabulate
 
 from tdbook.corpus import token_files
 from tdbook.export import cards, gguf_file, inference, llama_cpp, model_tokenizer
-from tdbook.export.gguf_file import QUANTIZATIONS, Source
-from tdbook.export.gguf_tokenizer import SCRIPT, released_name
+from tdbook.export.gguf_file import QUANTIZATIONS, SCRIPT, Source, released_name
 from tdbook.runs.parameters import ROOT, nearest, shown
 from tdlib import data
 from tdlib.files import whole_folder

@@ -25,14 +25,7 @@ from tokenizers import processors
 from tdbook.__main__ import main
 from tdbook.corpus import tokenizer_files
 from tdbook.corpus.tokenizer import TELUGU
-from tdbook.export import (
-    gguf_file,
-    gguf_tokenizer,
-    inference,
-    llama_cpp,
-    model_tokenizer,
-    shipping,
-)
+from tdbook.export import gguf_file, inference, llama_cpp, model_tokenizer, shipping
 from tdbook.export.gguf_file import to_gguf
 from tdbook.runs.units import q4_0_bytes
 from tdlib import data, hard_set, teacher
@@ -396,11 +389,11 @@ def test_a_file_says_whether_bos_comes_first_and_all_that_end_a_text(extended, t
     released = named | {"split_special_tokens": True}  # as this book does
     (folder / "tokenizer_config.json").write_text(json.dumps(released))
     own = gguf_file.vocabulary(folder, model.config)
-    assert own.beside.begin == (3,) and "ids = [3, *tokenizer" in gguf_tokenizer.script(own)
+    assert own.beside.begin == (3,) and "ids = [3, *tokenizer" in gguf_file.script(own)
     config = json.loads((folder / "config.json").read_text()) | {"bos_token_id": 2}
     (folder / "config.json").write_text(json.dumps(config))  # no model of this book
     own = gguf_file.vocabulary(folder, model.config)
-    assert own.beside.begin == () and "ids = [*tokenizer" in gguf_tokenizer.script(own)
+    assert own.beside.begin == () and "ids = [*tokenizer" in gguf_file.script(own)
 
 
 # Damage
