@@ -15,8 +15,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers
 
 from tdbook.corpus import tokenizer_files as corpus
-from tdbook.corpus.hugging_face import CONFIGS
 from tdbook.corpus.tokenizer import HIDDEN, Tokenizer, read_json
+from tdbook.corpus.tokenizer_files import CONFIGS
 from tdbook.export import cards
 
 # AutoTokenizer takes the first that is there, and leaves the last two alone
