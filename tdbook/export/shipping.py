@@ -171,10 +171,7 @@ def _card(model: Source, rows: list[dict], prompts: list[list[int]], windows: in
     front |= {name: given[name] for name in FRONT if name in given}
     front = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()
     table = tabulate(_in_words(rows), headers="keys", tablefmt="github", disable_numparse=True)
-    kinds = {q: gguf_file.kinds(model, q) for q in QUANTIZATIONS}
     values = dict(front=front, model=model, files=table, prompts=prompts, windows=windows)
     values |= dict(coarse=gguf_file.coarse(model, "Q4_0"), best=rows[2]["file"], script=SCRIPT)
-    values |= dict(finer=kinds["Q4_0_DEFAULT"] != kinds["Q4_0"])
-    values |= dict(same=[q for q in QUANTIZATIONS if kinds[q] == kinds["Q4_0"]])
     values |= dict(lines=len(model_tokenizer.trial_lines(tokenizer)))
     return cards.fill(parts["card"], values | parts["ways"][released_name(tokenizer)])

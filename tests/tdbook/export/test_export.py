@@ -131,8 +131,7 @@ def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(name, tokenizer,
     names = ("token_embd", "output", "blk.0.ffn_up", "blk.0.ffn_down")
     assert " ".join(written.get(name, "-") for name in names) == wanted
     rows = [{"format": q, "file": q, "bytes": 1} for q in gguf_file.QUANTIZATIONS]
-    card, same = shipping._card(model, rows, [[3]], 0), "F16, Q8_0, Q4_0, Q4_0_DEFAULT are the same"
-    assert re.search(told, card) and (same in card) == ("0.0%" in card)
+    assert re.search(told, shipping._card(model, rows, [[3]], 0))
     if "head_dim" in shape:  # it runs
         with pytest.warns(UserWarning, match=told):
             to_gguf(tmp_path, path, "Q4_0")
