@@ -40,8 +40,7 @@ def _write(
     p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None, account: text.Account
 ) -> str:
     """Tokens of a text, which is read, or written where none is given."""
-    names = f"{p['teacher']} and {p['tokenizer']}"
-    cut = cut_spare_rows(teacher, given.size, names) if given else ""
+    cut = cut_spare_rows(teacher, given.size, p["teacher"]) if given else ""
     if p["text"]:
         documents = text.read(texts(p["text"]), account)
     else:
@@ -73,14 +72,14 @@ def _link(p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None)
     if not (given or tokens.tokenizer):
         fault = f"{source / 'tokenizer.model'} is not there: put the tokens' tokenizer there"
         raise FileNotFoundError(f"{fault} (.model, or tokenizer.json), or give it as tokenizer")
-    cut = cut_spare_rows(teacher, tokens.vocab_size, f"{p['teacher']} and {source}")
+    cut = cut_spare_rows(teacher, tokens.vocab_size, p["teacher"])
     how = dict(tokenizer=given, context=context, every_id=p["check_every_id"])
     how["vocab_size"] = teacher.config.vocab_size if teacher else 0
     token_files.link_tokens(source, folder, **how)
     return f"Token files used as they are: `{p['tokens']}`, nothing copied.{cut}"
 
 
-def cut_spare_rows(teacher: Llama | None, pieces: int, names: str = "teacher and tokens") -> str:
+def cut_spare_rows(teacher: Llama | None, pieces: int, path: str = "the teacher") -> str:
     """Cut, in place, the rows that pad an embedding beyond its pieces: to a multiple of 8, 64 or
     128, or of up to 1,024 where that is little beside it. What was done, in words, or "".
     ValueError: it has more rows than that."""
@@ -88,7 +87,7 @@ def cut_spare_rows(teacher: Llama | None, pieces: int, names: str = "teacher and
     if (spare := size - pieces) <= 0:
         return ""
     if size % 8 or spare >= max(128, min(1024, pieces // 16)):
-        fault = f"the vocabularies of {names} are {size:,} and {pieces:,}"
+        fault = f"the vocabulary of {path} is {size:,}, the tokens' is {pieces:,}"
         remedy = "give the tokens or the tokenizer that the teacher was made with"
         raise ValueError(f"{fault}: {remedy}")
     keep_rows(teacher, pieces)

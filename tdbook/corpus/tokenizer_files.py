@@ -194,8 +194,9 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
         trainer.train(sentence_iterator=_cut(lines), model_writer=model, **options)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].rpartition("] ")[2].strip() or "it is empty"
+        remedy = "raise it" if "smaller" in reason else "lower it, or give more text"
         fault = f"vocab_size {vocab_size} does not fit this text ({reason})"
-        raise ValueError(f"{fault}: change it, or give more text") from None
+        raise ValueError(f"{fault}: {remedy}") from None
     write_whole(path, model.getvalue())
     mark(path.parent, path.name)
     return _sentencepiece(path)

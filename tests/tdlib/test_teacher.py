@@ -308,7 +308,7 @@ def test_spare_rows_are_cut_where_they_are_padding_and_refused_elsewhere(size, p
     model, ids = tiny_model(0, size, 8, **shape), torch.tensor([[1, 2, 3]])
     before = model(ids)
     if cut is None:
-        with refused(f"are {size:,} and {pieces:,}: give the tokens"):
+        with refused(f"{size:,}, the tokens' is {pieces:,}: give the tokens"):
             prepare.cut_spare_rows(model, pieces)
         return
     said = prepare.cut_spare_rows(model, pieces)
