@@ -33,7 +33,7 @@ def from_teacher(
 ) -> Llama:
     """A student of `config`'s shape, with the teacher's RoPE, norm eps and eos, out of its weights,
     by what they do on windows of some 8,000 to 16,000 tokens, spread evenly. Nothing is drawn: same
-    inputs, same bits. ValueError: it is larger, its heads share keys, or the vocabulary is another."""
+    inputs, same bits. ValueError: larger, of another vocabulary, or with keys that heads share."""
     old = teacher.config
     inherited = dict(rope_theta=old.rope_theta, norm_eps=old.norm_eps, eos_id=old.eos_id)
     config = replace(config, **inherited)
