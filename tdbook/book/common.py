@@ -59,33 +59,23 @@ def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llam
 
     row = this.once(f"row of {name}", evaluated)
     this.models[name] = row
-    this.once(f"card of {name}", write_card, this, name, tokens, row)
+    if this.path("models", name).is_dir():  # an adapter has none
+        this.once(f"card of {name}", write_card, this, name, tokens, row)
     return row
 
 
 def write_card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
-    """README.md of a model or an adapter, beside its weights; the owner's own card stays."""
-    p, record, rows = this.parameters, this.provenance(), {name: row}
-    folder, base = this.path("models", name), None
-    if p.get("adapter") == name and p.get("trains") == "adapter":
-        folder, base = this.path("adapters", name), this.path("models", p["base"])
-        rows[f"{p['base']} alone"] = row_of(this, p["base"])
-    elif this.notebook != notebooks.TEACHER:
-        rows["teacher"] = row_of(this, p["teacher"])
+    """README.md of a model, beside its weights; the owner's own card stays."""
+    record, rows, folder = this.provenance(), {name: row}, this.path("models", name)
+    if this.notebook != notebooks.TEACHER:
+        rows["teacher"] = row_of(this, this.parameters["teacher"])
     for run in folder_of(this).of(notebooks.LORA):  # which tells of its merged model too
         record = run if f"{run['parameters']['adapter']}-merged" == name else record
-    card = cards.card(folder, tokens, rows, record, base)
+    card = cards.card(folder, tokens, rows, record)
     with contextlib.suppress(FileExistsError):
         files.own(folder / "README.md")
         files.write_whole(folder / "README.md", card)
         files.mark(folder, "README.md")
-
-
-def to_take_away(this: Run) -> str:
-    """The folders that this run made, each with the command that would upload it."""
-    folders = [this.out / kind / name for name in this.models for kind in ("models", "adapters")]
-    lines = (cards.upload_command(folder) for folder in folders if folder.is_dir())
-    return "\n".join(["Nothing is sent. To upload, fill in the cards (README.md), then:", *lines])
 
 
 def samples(net: Llama, tokens: data.Tokens, count: int = 3, length: int = 0) -> list[str]:

@@ -122,7 +122,7 @@ class Training:
 def kept_targets(this: Run, tokens, teacher, temperature, draws, by="teacher", fill=True):
     """A cache that all runs of the folder share, one for each teacher, `by`, and temperature. The
     teacher itself where nothing is drawn, or none is there and none may be made."""
-    folder = this.out / "cache" / cache.name(by, temperature, draws, 1)
+    folder = this.out / "cache" / f"{by}-T{temperature:g}-K{draws}-seed1"
     how = dict(temperature=temperature, draws=draws, read_only=sweeps.parent(this.out) is not None)
     if not draws or (not folder.exists() and (how["read_only"] or not fill)):
         yield teacher

@@ -40,7 +40,7 @@ def _write(
     p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None, account: text.Account
 ) -> str:
     """Tokens of a text, which is read, or written where none is given."""
-    cut = _fit(p, teacher, given.size, given.size, f"{given.path}'s") if given else ""
+    cut = cut_spare_rows(teacher, given.size, p["teacher"]) if given else ""
     if p["text"]:
         documents = text.read(texts(p["text"]), account)
     else:
@@ -69,34 +69,28 @@ def _link(p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None)
     """Token files made elsewhere, as they are."""
     source, context = Path(p["tokens"]), p["context"]
     tokens = token_files.open_tokens(source, context)
-    pieces = given or tokens.tokenizer
-    if pieces is None:
+    if not (given or tokens.tokenizer):
         fault = f"{source / 'tokenizer.model'} is not there: put the tokens' tokenizer there"
         raise FileNotFoundError(f"{fault} (.model, or tokenizer.json), or give it as tokenizer")
-    cut = _fit(p, teacher, pieces.size, tokens.vocab_size, "the tokens'")
+    cut = cut_spare_rows(teacher, tokens.vocab_size, p["teacher"])
     how = dict(tokenizer=given, context=context, every_id=p["check_every_id"])
     how["vocab_size"] = teacher.config.vocab_size if teacher else 0
     token_files.link_tokens(source, folder, **how)
     return f"Token files used as they are: `{p['tokens']}`, nothing copied.{cut}"
 
 
-def _fit(p: dict, teacher: Llama | None, pieces: int, most: int, whose: str) -> str:
-    """Cuts rows that pad a teacher's embedding, in words. ValueError: more than `most` are left."""
-    cut = cut_spare_rows(teacher, most) if teacher and pieces <= most else ""
-    if teacher and (size := teacher.config.vocab_size) > most:
-        fault = f"the vocabulary of {p['teacher']} is {size:,}, {whose} is {most:,}"
+def cut_spare_rows(teacher: Llama | None, pieces: int, path: str = "the teacher") -> str:
+    """Cut, in place, the rows that pad an embedding beyond its pieces: to a multiple of 8, 64 or
+    128, or of up to 1,024 where that is little beside it. What was done, in words, or "".
+    ValueError: it has more rows than that."""
+    size = teacher.config.vocab_size if teacher else 0
+    if (spare := size - pieces) <= 0:
+        return ""
+    if size % 8 or spare >= max(128, min(1024, pieces // 16)):
+        fault = f"the vocabulary of {path} is {size:,}, the tokens' is {pieces:,}"
         remedy = "give the tokens or the tokenizer that the teacher was made with"
         raise ValueError(f"{fault}: {remedy}")
-    return cut
-
-
-def cut_spare_rows(model: Llama, pieces: int) -> str:
-    """Cut, in place, the rows that pad an embedding beyond its pieces: to a multiple of 8, 64 or
-    128, or of up to 1,024 where that is little beside it. What was done, in words, or ""."""
-    size = model.config.vocab_size
-    if size % 8 or not 0 < size - pieces < max(128, min(1024, pieces // 16)):
-        return ""
-    keep_rows(model, pieces)
-    cut = f"the last {size - pieces:,} are padding, which no text ever predicts, and are cut"
+    keep_rows(teacher, pieces)
+    cut = f"the last {spare:,} are padding, which no text ever predicts, and are cut"
     rows = f" The teacher's embedding has {size:,} rows for {pieces:,} pieces"
     return f"{rows}: {cut}, so that its loss is a little lower than with them."

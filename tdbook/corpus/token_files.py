@@ -160,9 +160,9 @@ def _encode(lines: Sequence[str], tokenizer: Tokenizer, lost: Counter) -> tuple[
 
 def loss(meta: dict) -> str:
     """A sentence, after a space, of what a text's tokens do not keep by their meta.json; or ""."""
-    changed = " The tokenizer does not keep all text: {lines:.1%} of {of_lines:,} lines come back"
+    changed = " The tokenizer does not keep all text: {lines:.1%} of {of_lines:,} lines come back "
     changed += (
-        " changed, {characters:.2%} of all characters are lost; bits per byte are of what is kept."
+        "changed, {characters:.2%} of all characters are lost; bits per byte are of the rest."
     )
     return changed.format(**meta["lost"]) if "lost" in meta else ""
 

@@ -1,61 +1,36 @@
-"""README.md of models/<name> and adapters/<name>, with measured numbers; its words: release.yaml.
+"""README.md of models/<name>, with measured numbers; its words: release.yaml.
 
 What only the owner knows is left open. Nothing here asks the network.
 """
 
-import json
 import re
-import shlex
 from pathlib import Path
 
 import yaml
 from jinja2 import Environment, StrictUndefined
-from safetensors import safe_open
 
 from tdbook.runs import parameters
 from tdlib import data
 from tdlib.shapes import read_config
 
-OWNER = "YOUR-NAME"  # on the Hub
 
-
-def card(
-    folder: Path, tokens: data.Tokens, rows: dict, record: dict, base: Path | None = None
-) -> str:
-    """The card of models/<name>, or of adapters/<name> for the model in `base`. `rows`: name →
-    metrics; `record`: results/<run>.json of the run that trained it, of a merged model that of 03.
-    """
-    parts, model, adapter = templates("release.yaml"), base or folder, None
-    way = next((way for name, way in parts["ways"].items() if (model / name).is_file()), None)
-    if way is None:
-        fault = f"{model} holds none of {', '.join(parts['ways'])}"
-        raise FileNotFoundError(f"{fault}: save it with files=model_tokenizer.tokenizer_files(…)")
-    if base:
-        adapter = json.loads((folder / "adapter_config.json").read_bytes())
-        with safe_open(folder / "adapter_model.safetensors", "pt") as f:
-            adapter |= f.metadata()
+def card(folder: Path, tokens: data.Tokens, rows: dict, record: dict) -> str:
+    """The card of a model folder. `rows`: name → metrics; `record`: results/<run>.json of the run
+    that trained it, of a merged model that of 03."""
+    parts = templates("release.yaml")
+    way = next(way for name, way in parts["ways"].items() if (folder / name).is_file())
     telling = {  # what changes a result; no paths, which would tell where the owner keeps things
         name: value
         for name, value in record["parameters"].items()
         if name not in parameters.VOLATILE and value not in ("", None) and "/" not in str(value)
     }
-    values = dict(name=folder.name, repository=_repository(folder), base=model.name, rows=rows)
-    values |= dict(base_repository=_repository(model), adapter=adapter, way=way, record=record)
-    values |= dict(config=read_config(model), metrics=parts["metrics"], tokens=tokens)
+    repository = "YOUR-NAME/telugu-" + re.sub("[^A-Za-z0-9.]+", "-", folder.name)
+    values = dict(name=folder.name, repository=repository, rows=rows, record=record)
+    values |= dict(config=read_config(folder), metrics=parts["metrics"], tokens=tokens, way=way)
     values["parameters"] = yaml.safe_dump(telling, sort_keys=False, allow_unicode=True).rstrip()
     for part in ("origin", "program"):
         values[part] = fill(parts[part], values)
     return fill(parts["card"], values)
-
-
-def upload_command(folder: Path) -> str:
-    """Puts a folder on the Hub, where nobody else sees it until its card is filled in."""
-    what = [_repository(folder), str(folder), "."]
-    return shlex.join(["hf", "upload", *what, "--repo-type", "model", "--private"])
-
-
-def _repository(folder: Path) -> str:
-    return f"{OWNER}/telugu-" + re.sub("[^A-Za-z0-9.]+", "-", folder.name)
 
 
 def templates(file: str) -> dict:

@@ -1,13 +1,17 @@
 """A model folder → a GGUF file that llama.cpp runs.
 
 Q and K go in with NEIGHBOURING pairs of RoPE, as llama.cpp's "llama" turns them; a folder of
-Hugging Face's layout has halves. Where llama.cpp does not make the tokenizer's own ids of raw text
-(every @@ vocabulary), a warning says so first, and run_gguf.py beside the file encodes.
+Hugging Face's layout has halves. llama.cpp repeats SentencePiece BPE with byte fallback ("llama")
+and BPE over bytes ("gpt2"), which is tried on a thousand lines. Of any other tokenizer, every @@
+vocabulary among them, a file holds the pieces, so that ids become text, and takes ids alone: a
+warning says so first, and run_gguf.py beside the file encodes.
 """
 
+import json
 import math
+import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,10 +19,10 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind
-from gguf import LlamaFileType
+from gguf import LlamaFileType, TokenType
 
-from tdbook.export import gguf_tokenizer, llama_cpp, model_tokenizer
-from tdbook.export.gguf_tokenizer import SCRIPT, Vocabulary
+from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer
+from tdbook.export import cards, llama_cpp, model_tokenizer
 from tdlib import shapes, teacher, weights
 from tdlib.files import AWAY, mark, own, replacing, write_whole
 from tdlib.model import Llama, stored_shapes
@@ -31,8 +35,38 @@ QUANTIZATIONS = {
     "Q4_0": (Kind.Q4_0, Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0),  # 4-bit throughout
     "Q4_0_DEFAULT": (Kind.Q4_0, Kind.Q6_K, LlamaFileType.MOSTLY_Q4_0),  # as llama-quantize makes it
 }
+# GGUF's keys of a shape, and ours
+SHAPE = """vocab_size=vocab_size context_length=context embedding_length=dim block_count=layers
+    feed_forward_length=mlp_dim head_count=heads head_count_kv=kv_heads key_length=head_dim
+    value_length=head_dim rope_dimension_count=head_dim rope_freq_base=rope_theta
+    layer_norm_rms_eps=norm_eps"""
+PRE = ("gpt-2", "llama-bpe", "qwen2", "default")  # llama.cpp's ways to cut text before BPE
+SCRIPT = "run_gguf.py"
 LARGEST = 65504  # that 16 bits hold
 HELD = shapes.KNOWN - {"repetition_penalty", "encoder_repetition_penalty"}  # or no matter
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    beside: model_tokenizer.Beside
+    bos: int  # a prompt's first id, or what the config names so where it begins with none
+    model: str  # llama.cpp's name of the kind: "llama" or "gpt2"
+    pieces: list[str]
+    scores: list[float] = field(default_factory=list)
+    merges: list[str] = field(default_factory=list)
+    pre: str = "default"
+    space: bool = False  # a space is put before the text
+    trims: bool = False  # spaces are put together
+    why: str = ""  # the file takes no raw text; "" where it makes the tokenizer's own ids
+
+    @property
+    def types(self) -> list[int]:
+        one, byte = self.beside.tokenizer, [TokenType.NORMAL, TokenType.BYTE][self.model == "llama"]
+        types = [byte if BYTE.fullmatch(p) else TokenType.NORMAL for p in self.pieces]
+        kinds = dict.fromkeys(model_tokenizer.added_words(one), TokenType.USER_DEFINED)
+        kinds |= dict.fromkeys(one.silent | {one.eos}, TokenType.CONTROL)
+        kinds |= {} if one.unk is None else {one.unk: TokenType.UNKNOWN}
+        return [kinds.get(i, kind) for i, kind in enumerate(types)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +99,7 @@ class Source:
         """What generation_config.json asks for and no GGUF file holds; "" for nothing."""
         options = model_tokenizer.read_config(self.folder, "generation_config.json").items()
         lost = [(n, v) for n, v in options if n not in HELD and v not in (None, "", [], {}, 0, 1)]
-        lost += [("eos_token_id", i) for i in self.vocabulary.stops[2:]]
+        lost += [("eos_token_id", i) for i in self.vocabulary.beside.stops[2:]]
         asks = ", ".join(f"{name} {value!r:.40}" for name, value in lost)
         return f"generation_config.json asks for {asks}: set it where the file runs" if lost else ""
 
@@ -73,10 +107,85 @@ class Source:
 def read(folder: Path) -> Source:
     """ValueError: weights that are not those of the config, or a tokenizer that does not fit."""
     config = weights.stored_config(folder)
-    vocabulary = gguf_tokenizer.vocabulary(folder, config)
+    words = vocabulary(folder, config)
     with torch.device("meta"):
         expected = stored_shapes(Llama(config))
-    return Source(folder, config, vocabulary, weights.locate(folder, expected))
+    return Source(folder, config, words, weights.locate(folder, expected))
+
+
+def vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
+    """The first form that makes the tokenizer's own ids in llama.cpp; else the first, and why not.
+    ValueError: a tokenizer with more pieces than the embedding."""
+    beside = model_tokenizer.open_beside(folder, rows=config.vocab_size)
+    begin, end, tokenizer, whys = beside.begin, beside.end, beside.tokenizer, []
+    bos = model_tokenizer.read_config(folder, "config.json").get("bos_token_id")
+    bos = begin[0] if begin else config.eos_id if bos is None else bos
+    forms = {"Morfessor": _joined, "SentencePiece": _sentencepiece, "Hugging Face": _json}
+    candidates = [Vocabulary(beside, bos, **form) for form in forms[tokenizer.kind](tokenizer)]
+    if candidates[0].why:
+        return candidates[0]
+    lines = model_tokenizer.trial_lines(tokenizer)
+    wanted = tokenizer.encode(lines)
+    for candidate in candidates:
+        try:
+            ids = _trial_ids(candidate, lines)
+        except ValueError:
+            whys.append("text that it has no piece for ends llama.cpp's process")
+            continue
+        if ids == wanted:
+            between = f"its texts stand between the special tokens {[*begin]} and {[*end]}"
+            plain = len(begin) <= 1 and end in ((), (tokenizer.eos,))
+            return candidate if plain else replace(candidate, why=between)
+        wrong = sum(a != b for a, b in zip(ids, wanted, strict=True))
+        whys.append(f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines")
+    if added := len(model_tokenizer.added_words(tokenizer)):
+        whys[0] += f"; {added:,} of its pieces are words added to it"
+    return replace(candidates[0], why=whys[0])
+
+
+def _trial_ids(candidate: Vocabulary, lines: list[str]) -> list[list[int]]:
+    """llama.cpp's ids of lines, by a file of as small a model as can be."""
+    rows = len(candidate.pieces)
+    shape = LlamaConfig(rows, layers=1, heads=1, dim=32, mlp_dim=32, context=64)
+    with tempfile.TemporaryDirectory() as place, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, folder, path = Llama(shape), Path(place, "trial"), Path(place, "trial.gguf")
+        model.save(folder)
+        places = weights.locate(folder, stored_shapes(model))
+        _write_model(path, Source(folder, shape, candidate, places), "F16")
+        return llama_cpp.ids_of(path, lines)
+
+
+def _joined(tokenizer: Tokenizer) -> list[dict]:
+    """x@@ → x and x → x▁, so that joining the pieces is the text."""
+    special = tokenizer.silent | {tokenizer.eos, tokenizer.unk}
+    pairs = enumerate(zip(tokenizer.shown_V, tokenizer.opens_V, strict=True))
+    pieces = [p + "▁" if ends and i not in special else p for i, (p, ends) in pairs]
+    why = "its pieces are joined by @@, and text is segmented before it is encoded"
+    return [dict(model="llama", pieces=pieces, why=why)]
+
+
+def _sentencepiece(tokenizer: Tokenizer) -> list[dict]:
+    sp, V = tokenizer.model, range(tokenizer.size)
+    form = dict(pieces=[*map(sp.id_to_piece, V)], scores=[*map(sp.get_score, V)])
+    form |= dict(space=sp.encode("a", out_type=str)[0].startswith("▁"))
+    return [form | dict(model="llama", trims=sp.encode("a  a") == sp.encode("a a"))]
+
+
+def _json(tokenizer: Tokenizer) -> list[dict]:
+    inner = json.loads(tokenizer.path.read_bytes())["model"]
+    ids = {p.removeprefix(HIDDEN): i for p, i in tokenizer.model.get_vocab().items()}
+    pieces = sorted(ids, key=ids.get)
+    merges = [m if isinstance(m, str) else " ".join(m) for m in inner.get("merges", [])]
+    if not tokenizer.marked:
+        return [dict(model="gpt2", pieces=pieces, merges=merges, pre=pre) for pre in PRE]
+    before = tokenizer.encode(["a"])[0]
+    for i in model_tokenizer.added_words(tokenizer):  # with the space that it brings
+        pieces[i] = tokenizer.line_text([*before, i]).removeprefix(tokenizer.line_text(before))
+    # a piece's score, as SentencePiece has it: the earlier its merge the better
+    rank = {m.replace(" ", ""): -float(i) for i, m in reversed([*enumerate(merges, 1)])}
+    scores = [rank.get(p, -1e6) for p in pieces]
+    return [dict(model="llama", pieces=pieces, scores=scores, space=True)]
 
 
 def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
@@ -106,26 +215,28 @@ def write(model: Source, path: Path, quantization: str) -> None:
     """The file, and what it needs beside it."""
     helpers, tokenizer = {}, model.vocabulary.beside.tokenizer
     if model.vocabulary.why:
-        name = gguf_tokenizer.released_name(tokenizer)
+        name = released_name(tokenizer)
         helpers[path.with_name(name)] = tokenizer.path.read_bytes()
-        helpers[path.with_name(SCRIPT)] = gguf_tokenizer.script(model.vocabulary).encode()
+        helpers[path.with_name(SCRIPT)] = script(model.vocabulary).encode()
     new = [file for file in helpers if not file.exists() or file.read_bytes() != helpers[file]]
     for file in new:
         own(file)
     with replacing(path) as beside:
-        _write_model(gguf.GGUFWriter(beside, "llama"), model, quantization)
+        _write_model(beside, model, quantization)
     for file in new:
         write_whole(file, helpers[file])
     mark(path.parent, path.name, *(file.name for file in new))
 
 
-def _write_model(writer: gguf.GGUFWriter, model: Source, quantization: str) -> None:
+def _write_model(path: Path, model: Source, quantization: str) -> None:
+    writer = gguf.GGUFWriter(path, "llama")
     writer.add_type("model")
     model.metadata.set_gguf_meta_model(writer)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(QUANTIZATIONS[quantization][2])
-    gguf_tokenizer.add_shape(writer, model.config)
-    gguf_tokenizer.add(writer, model.vocabulary, model.config.vocab_size)
+    for key, name in (pair.split("=") for pair in SHAPE.split()):
+        getattr(writer, f"add_{key}")(getattr(model.config, name))
+    _add_vocabulary(writer, model.vocabulary, model.config.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.layers)
     kind_of = kinds(model, quantization)
     for name, (_, shape) in model.weights.items():
@@ -138,6 +249,26 @@ def _write_model(writer: gguf.GGUFWriter, model: Source, quantization: str) -> N
     for name in model.weights:
         writer.write_tensor_data(_content(model, name, kind_of[name]))
     writer.close()
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, words: Vocabulary, rows: int) -> None:
+    """The tokenizer's part of a GGUF's metadata, for an embedding of so many rows."""
+    spare, one = rows - len(words.pieces), words.beside.tokenizer
+    pad = 0 if one.kind != "Hugging Face" and 0 in one.silent else None
+    about = dict(tokenizer_model=words.model, tokenizer_pre=words.pre)
+    about |= dict(token_list=[*words.pieces, *(f"[PAD{i}]" for i in range(spare))])
+    about |= dict(token_types=[*words.types, *[TokenType.UNUSED] * spare])
+    about |= dict(token_scores=words.scores and [*words.scores, *[-1e6] * spare])
+    about |= dict(token_merges=words.merges, bos_token_id=words.bos, eos_token_id=one.eos)
+    about |= dict(unk_token_id=one.unk, pad_token_id=pad, add_bos_token=bool(words.beside.begin))
+    about |= dict(add_eos_token=bool(words.beside.end), add_space_prefix=words.space)
+    about |= dict(remove_extra_whitespaces=words.trims)
+    for name, value in about.items():
+        if value not in (None, []):
+            getattr(writer, f"add_{name}")(value)
+    for key, i in zip(("eot", "eom"), words.beside.stops, strict=False):
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", i)
+    writer.add_bool(llama_cpp.RAW_TEXT, not words.why)
 
 
 def kinds(model: Source, quantization: str) -> dict[str, Kind]:
@@ -183,3 +314,18 @@ def _content(model: Source, name: str, kind: Kind) -> np.ndarray:
         return weight.half().numpy()
     weight = weight.float().numpy()
     return weight if kind == Kind.F32 else llama_cpp.quantize(weight, kind)
+
+
+def script(words: Vocabulary) -> str:
+    """run_gguf.py, which needs xllamacpp, the tokenizer's package and its file beside it alone."""
+    tokenizer, parts = words.beside.tokenizer, cards.templates("export.yaml")
+    name = released_name(tokenizer)
+    way = cards.templates("release.yaml")["ways"][name]
+    code = way["tokenizer"].partition("\n")[2]  # without the line that asks the Hub
+    values = {"code": code, "begin": words.beside.begin, "eos": tokenizer.eos}
+    return cards.fill(parts["script"], values | parts["ways"][name])
+
+
+def released_name(tokenizer: Tokenizer) -> str:
+    names = {"Morfessor": "morfessor.json", "SentencePiece": "sentencepiece.model"}
+    return names.get(tokenizer.kind, "tokenizer.json")

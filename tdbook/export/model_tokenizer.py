@@ -15,8 +15,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers
 
 from tdbook.corpus import tokenizer_files as corpus
-from tdbook.corpus.hugging_face import CONFIGS
 from tdbook.corpus.tokenizer import HIDDEN, Tokenizer, read_json
+from tdbook.corpus.tokenizer_files import CONFIGS
 from tdbook.export import cards
 
 # AutoTokenizer takes the first that is there, and leaves the last two alone
@@ -115,7 +115,7 @@ class Beside:
     files: list[Path]  # each form of it, the one that AutoTokenizer takes first, and the CONFIGS
     begin: tuple[int, ...]  # ids before a text
     end: tuple[int, ...]  # after it
-    stops: list[int]  # that end a text which the model writes
+    stops: list[int]  # that end a text which the model writes, besides <eos>
 
 
 def open_beside(folder: Path, segmenter: str = "", rows: int = 0) -> Beside:
@@ -144,7 +144,8 @@ def open_beside(folder: Path, segmenter: str = "", rows: int = 0) -> Beside:
     tokenizer = next((t for t in equal if t.kind == "SentencePiece"), first)
     configs = [folder / name for name in CONFIGS if (folder / name).is_file()]
     files = [*(t.path for t in equal), *configs]
-    return Beside(tokenizer, files, *_around(folder, tokenizer, first), _stops(folder))
+    stops = [i for i in _stops(folder) if i != tokenizer.eos]
+    return Beside(tokenizer, files, *_around(folder, tokenizer, first), stops)
 
 
 def read_config(folder: Path, name: str) -> dict:

@@ -15,8 +15,7 @@ from tabulate import tabulate
 
 from tdbook.corpus import token_files
 from tdbook.export import cards, gguf_file, inference, llama_cpp, model_tokenizer
-from tdbook.export.gguf_file import QUANTIZATIONS, Source
-from tdbook.export.gguf_tokenizer import SCRIPT, released_name
+from tdbook.export.gguf_file import QUANTIZATIONS, SCRIPT, Source, released_name
 from tdbook.runs.parameters import ROOT, nearest, shown
 from tdlib import data
 from tdlib.files import whole_folder
@@ -172,10 +171,7 @@ def _card(model: Source, rows: list[dict], prompts: list[list[int]], windows: in
     front |= {name: given[name] for name in FRONT if name in given}
     front = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()
     table = tabulate(_in_words(rows), headers="keys", tablefmt="github", disable_numparse=True)
-    kinds = {q: gguf_file.kinds(model, q) for q in QUANTIZATIONS}
     values = dict(front=front, model=model, files=table, prompts=prompts, windows=windows)
     values |= dict(coarse=gguf_file.coarse(model, "Q4_0"), best=rows[2]["file"], script=SCRIPT)
-    values |= dict(finer=kinds["Q4_0_DEFAULT"] != kinds["Q4_0"])
-    values |= dict(same=[q for q in QUANTIZATIONS if kinds[q] == kinds["Q4_0"]])
     values |= dict(lines=len(model_tokenizer.trial_lines(tokenizer)))
     return cards.fill(parts["card"], values | parts["ways"][released_name(tokenizer)])

@@ -45,11 +45,6 @@ HASHED = 2**30  # bytes; of a larger array 64 MiB are hashed
 REMEDY = "`make clean-cache` removes it"
 
 
-def name(teacher: str, temperature: float, draws: int, seed: int) -> str:
-    """Of the folder: one for each teacher, temperature, number of draws and seed."""
-    return f"{teacher}-T{temperature:g}-K{draws}-seed{seed}"
-
-
 def row_type(context: int, draws: int, vocab_size: int) -> np.dtype:
     ids = "<u2" if vocab_size <= 2**16 else "<u4"
     # a float16's error is at most 0.004 nats where p > e⁻¹⁶, either way: see tests/test_cache.py

@@ -55,8 +55,7 @@ def fit(
 ) -> list[dict]:
     """`train.fit` on tokens.train in so many processes; the weights are the same but for rounding.
     `evaluate` makes there what train.fit takes under that name: a function at the top of a module.
-    ValueError: fewer GPUs than processes. RuntimeError: one failed; its traceback is printed.
-    """
+    ValueError: fewer GPUs than processes. RuntimeError: one failed, its traceback is printed."""
     gpus = torch.cuda.device_count() if "cuda" in device else processes
     if processes > gpus:
         fault = f"processes is {processes}, torch sees {gpus} GPUs"

@@ -1,11 +1,10 @@
-"""Released folders as their readers meet them: transformers, peft, the Hub's own card reader."""
+"""Released folders as their readers meet them: transformers, the Hub's own card reader."""
 
 import contextlib
 import io
 import json
 import logging
 import re
-import shlex
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ import huggingface_hub
 import pytest
 import sentencepiece
 import tokenizers
-import torch
 import transformers
 import yaml
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -22,8 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from tdbook.corpus import token_files, tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.export import cards, model_tokenizer
-from tdlib import data, lora
-from tdlib.model import Llama
+from tdlib import data
 from tests.helpers import tiny_model, trained_sentencepiece
 
 CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
@@ -128,17 +125,14 @@ def test_a_hugging_face_tokenizer_is_released_as_it_is(config, over_bytes, lines
 
 # The cards
 
-ROW, ADAPTER = CASES["row"], CASES["adapter"]
-RECORD = CASES["record"] | {"parameters": CASES["parameters"]}
-LORA = RECORD | dict(run="03_lora-hard", notebook="03_lora", parameters=ADAPTER)
+ROW, RECORD = CASES["row"], CASES["record"] | {"parameters": CASES["parameters"]}
 
 
-def program(card: str, **names: Path) -> str:
+def program(card: str, folder: Path) -> str:
     """The card's only program, with `name = "YOUR-NAME/…"` turned into a folder."""
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
-    for name, folder in names.items():
-        code, count = re.subn(f'^{name} = ".*?"', f"{name} = {str(folder)!r}", code, flags=re.M)
-        assert count == 1
+    code, count = re.subn('^name = ".*?"', f"name = {str(folder)!r}", code, flags=re.M)
+    assert count == 1
     return code
 
 
@@ -158,9 +152,7 @@ def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, lines, tokens, t
     other = trained(tmp_path / "theirs.model", lines, **odd)
     for ours, eos in ((tokenizer, 3), (other, 2)):
         folder = released(ours, tmp_path / str(eos))
-        left = run(
-            program(cards.card(folder, tokens, {folder.name: ROW}, RECORD), name=folder), caplog
-        )
+        left = run(program(cards.card(folder, tokens, {folder.name: ROW}, RECORD), folder), caplog)
         assert left["beginning"].tolist() == [[eos, *ours.encode(["ఒక ఊరిలో"])[0]]]
     with pytest.raises(ValueError):
         transformers.AutoTokenizer.from_pretrained(folder)
@@ -172,7 +164,7 @@ def test_that_for_upstreams_vocabulary_encodes_as_we_do(shared, lines, tokens, t
     assert (folder / "morfessor.json").read_bytes() == ours.path.read_bytes()
     assert not [*folder.glob("tokenizer*")] and not [*(tmp_path / "made").iterdir()]
     card = cards.card(folder, tokens, {folder.name: ROW}, RECORD)
-    left = run(program(card, name=folder), caplog)
+    left = run(program(card, folder), caplog)
     texts = [*lines, "విద్యార్థు@@ ల@@ కు 2024లో Wikipedia@@ లో ఉంది. a1b2,c3 అఖ్ఖ్ఖ్@@ ల"]
     texts += ["☃ x☃@@ y", "festival chandrababu traind@@ lo"]
     wanted = ours.encode(texts)
@@ -194,29 +186,7 @@ def test_the_card_tells_numbers_run_and_origin_and_no_path(tokens, base, tmp_pat
         (folder := tmp_path / name).symlink_to(base)
         record = RECORD | dict(notebook=notebook, parameters=CASES["parameters"] | change)
         assert origin in cards.card(folder, tokens, {folder.name: ROW}, record)
-    tiny_model().save(tmp_path / "bare")
-    words = shlex.split(cards.upload_command(folder := tmp_path / "a run's folder" / "50m+x"))
-    assert words[:5] == ["hf", "upload", "YOUR-NAME/telugu-50m-x", str(folder), "."]
-    assert words[-1] == "--private"  # the Hub takes its name
-    huggingface_hub.utils.validate_repo_id(words[2])
-    with pytest.raises(FileNotFoundError, match=r"bare holds none of tokenizer\.json"):
-        cards.card(tmp_path / "bare", tokens, {"bare": ROW}, RECORD)
-
-
-def test_the_program_of_an_adapters_card_runs_it_on_its_base(tokens, base, tmp_path, caplog):
-    folder = tmp_path / "50m-hard"
-    net = lora.attach(Llama.load(base), 4, 2.0)
-    for part in lora.adapters(net).values():
-        torch.nn.init.normal_(part.lora_B)
-    lora.save(net, folder, "models/50m")
-    text = cards.card(folder, tokens, {"50m-hard": ROW, "50m alone": ROW}, LORA, base)
-    left = run(program(text, name=base, adapter=folder), caplog)
-    ids = left["beginning"]
-    with torch.no_grad():
-        wanted = net(ids)
-        error = (left["model"](ids).logits - wanted).abs().max()
-    assert error < 1e-5 * wanted.abs().max()
-    told = "Rank 4, lora_alpha 8", "W + 2 · B A", "| 50m-hard | 50m alone |", "hard windows"
-    assert all(part in text for part in (*told, lora.base_hash(Llama.load(base))))
-    card = huggingface_hub.ModelCard(text)
-    assert card.data.library_name == "peft" and card.text.count("TODO") == 3
+    (folder := tmp_path / "a run's 50m+x").symlink_to(base)
+    card = cards.card(folder, tokens, {folder.name: ROW}, RECORD)
+    (name,) = re.findall('^name = "(YOUR-NAME/.*?)"', card, re.M)  # the Hub takes it
+    huggingface_hub.utils.validate_repo_id(name)
