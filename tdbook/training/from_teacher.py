@@ -8,8 +8,8 @@ of what the norms give out, turned as near to E of the teacher's own dimensions 
 Layer by layer, norm scales and writing weights are then moved by least squares towards what the
 teacher's stream is on some training windows. Where nothing is left out nothing moves: equal size
 gives the teacher back, bit for bit.
-Legend: B windows, T tokens, N = B·T; D teacher's width, E student's; I inputs of a weight; H heads,
-K head width.
+Legend: B windows, T tokens, N = B·T; D teacher's width, E student's; I inputs of a weight; H query
+heads, G key/value heads, R query heads of one, K head width, X groups to choose from.
 """
 
 import math
@@ -33,7 +33,7 @@ def from_teacher(
 ) -> Llama:
     """A student of `config`'s shape, with the teacher's RoPE, norm eps and eos, out of its weights,
     by what they do on windows of some 8,000 to 16,000 tokens, spread evenly. Nothing is drawn: same
-    inputs, same bits. ValueError: larger, of another vocabulary, or with keys that heads share."""
+    inputs, same bits. ValueError: larger than the teacher, or of another vocabulary."""
     old = teacher.config
     inherited = dict(rope_theta=old.rope_theta, norm_eps=old.norm_eps, eos_id=old.eos_id)
     config = replace(config, **inherited)
@@ -70,12 +70,12 @@ def from_teacher(
 
 def _check(old: LlamaConfig, new: LlamaConfig) -> None:
     sizes = {axis: (getattr(new, axis), getattr(old, axis)) for axis in (*SMALLER, "vocab_size")}
+    per = new.heads // new.kv_heads
+    groups = old.kv_heads * (old.heads // old.kv_heads // per)
+    sizes[f"number of {per} heads that share a key"] = new.kv_heads, groups
     for axis, (ours, theirs) in sizes.items():
         if ours > theirs or (ours < theirs and axis == "vocab_size"):
             raise ValueError(f"the student's {axis} is {ours:,}, the teacher's {theirs:,}: {RULE}")
-    if new.kv_heads < new.heads:
-        fault = f"the student's {new.heads} heads share {new.kv_heads} keys"
-        raise ValueError(f"{fault}: a start from the teacher has one for each, set init: random")
 
 
 def look(teacher: Llama, ids_BT: Tensor) -> tuple[Tensor, dict[nn.Linear, Tensor]]:
@@ -120,18 +120,21 @@ def _largest(strength: Tensor, count: int) -> Tensor:
 
 
 def _heads(strength_I: Tensor, old: LlamaConfig, new: LlamaConfig) -> list[Tensor]:
-    """Rows of Q, K, V and columns of O that the student keeps: the strongest heads, with a copy of
-    the key that they share; of RoPE's pairs those that turn at the student's frequencies; of V the
-    strongest dimensions."""
-    width, share = old.head_dim, old.heads // old.kv_heads
+    """Rows of Q, K, V and columns of O that the student keeps: the strongest groups of query heads,
+    as large as the student's, among those that share a key; of RoPE's pairs those that turn at
+    the student's frequencies; of V the strongest dimensions."""
+    width, share, per = old.head_dim, old.heads // old.kv_heads, new.heads // new.kv_heads
     strength_HK = strength_I.view(old.heads, width)
-    heads_H = _largest(strength_HK.sum(1), new.heads)
-    value_HK = torch.stack([_largest(s, new.head_dim) for s in strength_HK[heads_H]])
+    order_GR = strength_HK.sum(1).view(-1, share).argsort(dim=1, descending=True, stable=True)
+    order_GR = order_GR + torch.arange(0, old.heads, share, device=order_GR.device)[:, None]
+    groups_XR = order_GR[:, : share // per * per].reshape(-1, per).sort(dim=1).values
+    heads_GR = groups_XR[_largest(strength_HK[groups_XR].sum((1, 2)), new.kv_heads)]
+    value_GK = torch.stack([_largest(s, new.head_dim) for s in strength_HK[heads_GR].sum(1)])
     pairs = (torch.arange(new.head_dim // 2) * (width / new.head_dim)).round().long()
     turned_K = torch.cat([pairs, pairs + width // 2]).to(strength_I.device)
-    query_H1, key_H1 = heads_H[:, None] * width, heads_H[:, None] // share * width
-    rows = query_H1 + turned_K, key_H1 + turned_K, key_H1 + value_HK, query_H1 + value_HK
-    return [x.flatten() for x in rows]
+    query_GR1, key_G1 = heads_GR[..., None] * width, heads_GR[:, :1] // share * width
+    rows = query_GR1 + turned_K, key_G1 + turned_K, key_G1 + value_GK
+    return [x.flatten() for x in (*rows, query_GR1 + value_GK[:, None])]
 
 
 def _move(student: Llama, teacher: Llama, kept: list[int], ids_BT: Tensor, p_DE: Tensor) -> None:

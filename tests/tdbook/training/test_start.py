@@ -31,7 +31,7 @@ def logits(model: Llama) -> torch.Tensor:
     return model(IDS)
 
 
-@pytest.mark.parametrize("shape", [{"tied": False}, {"head_dim": 6, "layers": 1}])
+@pytest.mark.parametrize("shape", [{"kv_heads": 2}, {"tied": False}, {"head_dim": 6, "layers": 1}])
 def test_equal_size_gives_the_teacher_back_bit_for_bit_with_rope_eps_and_eos(shape):
     old = teacher(**shape, rope_theta=500.0, norm_eps=1e-5, eos_id=7)
     new = made(old, rope_theta=1e4, norm_eps=1e-6, eos_id=3)
@@ -55,15 +55,12 @@ def grown(small: Llama, **shape) -> Llama:
         return [h * b.head_dim + i for h in heads for i in inside]
 
     def drawn() -> dict[str, tuple]:
-        heads, half = places(b.heads, c.heads), b.head_dim // 2
+        keys, share, half = places(b.kv_heads, c.kv_heads), b.heads // b.kv_heads, b.head_dim // 2
+        heads = [k * share + i for k in keys for i in places(share, c.heads // c.kv_heads)]
         step, value = b.head_dim // c.head_dim, places(b.head_dim, c.head_dim)
         turned = [*range(0, half, step), *range(half, 2 * half, step)]
         units = places(b.mlp_dim, c.mlp_dim)
-        rows = {
-            "q_proj": at(heads, turned),
-            "k_proj": at(heads, turned),
-            "v_proj": at(heads, value),
-        }
+        rows = {"q_proj": at(heads, turned), "k_proj": at(keys, turned), "v_proj": at(keys, value)}
         rows |= {"gate_proj": units, "up_proj": units}
         rows |= dict.fromkeys(("embed_tokens", "lm_head"), range(c.vocab_size))
         reads = {name: (places, dims) for name, places in rows.items()}
@@ -85,13 +82,18 @@ def grown(small: Llama, **shape) -> Llama:
     return big
 
 
-@pytest.mark.parametrize("head_dim, tied", [(8, True), (16, False)])
-def test_what_is_inert_is_left_out_and_the_logits_stay(head_dim, tied):
-    """The norms' eps is as good as none, for it is added to a mean square that is another over more
-    dimensions."""
-    shape = dict(layers=2, heads=2, head_dim=8, dim=24, mlp_dim=40)
+INERT = [(8, (2, 5), True), (16, (1, 3), False), (16, (2, 5), False)]
+
+
+@pytest.mark.parametrize("head_dim, keys, tied", INERT)
+def test_what_is_inert_is_left_out_and_the_logits_stay(head_dim, keys, tied):
+    """Groups of one head or of two, among groups of one or of three. The norms' eps is as good as
+    none, for it is added to a mean square that is another over more dimensions."""
+    few, many = keys
+    shape = dict(layers=2, heads=2, kv_heads=few, head_dim=8, dim=24, mlp_dim=40)
     small = teacher(**shape, tied=tied, norm_eps=1e-12)
-    big = grown(small, layers=3, heads=5, kv_heads=5, dim=40, mlp_dim=56, head_dim=head_dim)
+    more = dict(layers=3, heads=many if few == 2 else 3 * many, kv_heads=many, dim=40, mlp_dim=56)
+    big = grown(small, **more, head_dim=head_dim)
     near(logits(big), logits(small), 1e-5)
     near(logits(from_teacher.from_teacher(big, small.config, WINDOWS)), logits(small), 1e-5)
 
@@ -173,7 +175,7 @@ def test_what_the_teacher_has_not_is_refused_in_one_line_with_the_remedy():
         "head_dim is 16, the teacher's 8": {"heads": 2, "kv_heads": 2, "head_dim": 16},
         "dim is 64, the teacher's 32": {"dim": 64, "head_dim": 8},
         "mlp_dim is 49, the teacher's 48": {"mlp_dim": 49},
-        "4 heads share 2 keys": {"kv_heads": 2},
+        "number of 2 heads that share a key is 2, the teacher's 0": {"kv_heads": 2},
         "vocab_size is 96, the teacher's 97": {"vocab_size": 96},
     }.items():
         with refused(said, "set init: random"):
