@@ -18,8 +18,7 @@ from importlinter import cli
 from tdbook.runs import notebooks, parameters
 
 ROOT = Path(__file__).parents[1]
-# lines; BOTH and TESTS on their way to 13,000 and 12,000
-TDLIB, BOTH, TESTS = 2_460, 13_250, 12_000  # BOTH on its way to 13,000
+TDLIB, BOTH, TESTS = 2_600, 13_000, 12_000  # lines
 FILE, FUNCTION, SKIPS, QUOTED = 400, 45, 60, 6
 REGISTRY = "tdbook/runs/notebooks.py"  # where a notebook's number may be spelled
 
