@@ -4,8 +4,8 @@ import ctypes as _ctypes
 import os as _os
 import sys as _sys
 
-# Settings of the C libraries, before torch is loaded. Waiting threads turn a thousand
-# times, then sleep: where they never turn, small steps take a quarter longer; where they turn on and
+# Settings of the C libraries, before torch is loaded. Waiting threads turn a thousand times, then
+# sleep: where they never turn, small steps take a quarter longer; where they go on turning and
 # another process wants the core, training is ten times slower. Arrays that every step makes stay
 # with the process: given back to the system each time, they make element-wise operations four times
 # slower (glibc's own MALLOC_… variables go before). And what `deterministic` asks of CUDA.
