@@ -118,7 +118,7 @@ def two_steps(t: Training, device: str, tokens: Path | None) -> str:
     student, teacher = (c and Llama(c).to(device) for c in (t.student, t.teacher))
     if t.rank:
         lora.attach(student, t.rank)
-    context, ended = t.student.context, []
+    context, ended, gpu = t.student.context, [], torch.cuda.is_available()
     if tokens:
         windows = token_files.open_tokens(tokens).train
     else:
@@ -127,9 +127,9 @@ def two_steps(t: Training, device: str, tokens: Path | None) -> str:
     own = t.parameters | {"temperature": t.parameters.get("temperature") or 1.0}
     recipe = train.recipe(own | ({} if teacher else {"ce_weight": 1.0}))
     # another shape than the training's would be compiled anew; a CPU would take minutes for it
-    each = (device == "cuda" and min(recipe.micro_windows, recipe.batch_tokens // context)) or 1
+    each = (gpu and min(recipe.micro_windows, recipe.batch_tokens // context)) or 1
     recipe = replace(recipe, batch_tokens=each * context, epochs=1.0, token_limit=0)
-    gap = attention_gap(t.student, each, device) if device == "cuda" else 0.0
+    gap = attention_gap(t.student, each, device) if gpu else 0.0
     if not gap < APART and os.environ.get(machine.FLASH_FIRST) != "1":  # NaN is not below
         remedy = f"export {machine.FLASH_FIRST}=1 before the night"
         raise ValueError(f"flash's and cuDNN's gradients are {gap:.2g} apart: {remedy}")
