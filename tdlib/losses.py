@@ -196,20 +196,23 @@ def _in_one_pass(
         counts_NV = torch.zeros_like(s_NV, dtype=torch.float16)
         _add(counts_NV, ids_NK, counts_NV.new_ones(()).expand(ids_NK.shape))
         teacher = counts_NV, ids_NK, logp_NK
-    core = _fused
-    if s_NV.numel() >= COMPILE_FROM:
-        core = compiled(_fused)
-        for x in (s_NV, y_N, w_N, *teacher):
-            torch._dynamo.maybe_mark_dynamic(x, 0)
-    return core(s_NV, y_N, w_N, ce_weight, t, *teacher)
+    if s_NV.numel() < COMPILE_FROM:
+        return _fused(s_NV, y_N, w_N, ce_weight, t, *teacher)
+    for x in (s_NV, y_N, w_N, *teacher):
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+    return _compiled()(s_NV, y_N, w_N, ce_weight, t, *teacher)
 
 
 @functools.cache
-def compiled(function: Callable, dynamic: bool | None = None) -> Callable:
-    """torch.compile, with room for the shapes of a whole night: by default the ninth would run
-    uncompiled without a word."""
+def _compiled() -> Callable:
+    return compiled(_fused)
+
+
+def compiled(function: Callable) -> Callable:
+    """torch.compile, with room for the shapes of a whole night: by default a function's ninth would
+    run uncompiled without a word."""
     torch._dynamo.config.recompile_limit = 256
-    return torch.compile(function, dynamic=dynamic)
+    return torch.compile(function)
 
 
 def _fused(
