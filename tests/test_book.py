@@ -96,15 +96,12 @@ def test_the_recorded_loss_is_that_of_transformers_on_the_saved_model(out, resul
     np.testing.assert_allclose(kept_N, loss_NT.mean(1).numpy(), atol=1e-5)
 
 
-def test_difficulty_is_the_difference_of_two_bare_forwards_and_the_hardest_fifth_is_hard(
-    out, results
-):
+def test_difficulty_is_two_bare_forwards_apart_and_the_hardest_fifth_is_hard(out, results):
     difficulty_N, (ids_NT, targets_NT) = difficulty_of(out), windows_of(out, "train")
     assert len(difficulty_N) == len(ids_NT)
     some = [0, 7, len(ids_NT) - 1]
-    student, teacher = (
-        reference_loss(out, name, ids_NT[some], targets_NT[some]) for name in ("50m", "teacher")
-    )
+    asked = ids_NT[some], targets_NT[some]
+    student, teacher = (reference_loss(out, name, *asked) for name in ("50m", "teacher"))
     assert difficulty_N[some] == pytest.approx((student - teacher).mean(1).numpy(), abs=1e-5)
     windows_K = json.loads((out / "hard_set.json").read_text())["windows_K"]
     k = round(0.2 * len(difficulty_N))
@@ -177,9 +174,7 @@ def test_the_verdict_is_in_the_page_and_in_its_table(out):
     assert "has 52.2M as its base has, not 55M" in page
 
 
-def test_a_finished_run_begun_from_its_teacher_slices_nothing_when_opened(
-    out, results, tmp_path, monkeypatch
-):
+def test_an_opened_run_begun_from_its_teacher_slices_nothing(out, results, tmp_path, monkeypatch):
     """The cells of 01 up to its training, with slicing forbidden."""
     place, run = tmp_path / "out", "01_distill-50m-sliced"
     shutil.copytree(out, place, symlinks=True, ignore=shutil.ignore_patterns("sweeps", ".*"))
@@ -288,9 +283,7 @@ def test_the_teachers_targets_are_kept_once_for_all_that_ask_for_them(out, resul
     assert trained <= valid_N.sum() <= len(valid_N)
 
 
-def test_a_sweeps_points_train_on_their_own_share_and_its_page_holds_them_against_the_base(
-    out, results
-):
+def test_a_sweeps_points_train_on_their_share_and_its_page_compares_them(out, results):
     sweep, base_N = out / "sweeps/share", np.load(out / "scores/val/50m.npy")
     table = pd.read_csv(sweep / "tables/04_merge_eval-share-sweep-share.csv")
     assert {*table["share"].astype(str)} == {"0.2 *", "0.5"}
@@ -327,11 +320,8 @@ def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anythi
 def test_the_script_of_the_readme_runs(out):
     script = (ROOT / "README.md").read_text("utf8").split("In a bare script:\n")[1]
     script = re.sub(r"(?m)^    ", "", script.split("\nExperiments")[0])
-    for theirs, ours in {
-        "outputs/tiny": str(out),
-        "-50m-tiny": "-small-smoke",
-        "=128": "=32",
-    }.items():
+    changes = {"outputs/tiny": str(out), "-50m-tiny": "-small-smoke", "=128": "=32"}
+    for theirs, ours in changes.items():
         assert theirs in script
         script = script.replace(theirs, ours)
     exec(script, space := {})

@@ -48,14 +48,10 @@ def peft_of(base, folder, targets, **how) -> peft.PeftModel:
 
 
 @pytest.mark.parametrize("rank, scale", [(4, 2.5), (3, 1.0), (1, 0.1)])
-def test_peft_reads_our_adapters_to_the_same_outputs_sizes_and_gradients(
-    rank, scale, base, tmp_path
-):
-    model, ids = adapted(rank, scale), some_ids()
-    lora.save(model, tmp_path / "adapter", base=str(base))
-    theirs = peft.PeftModel.from_pretrained(
-        hugging_face(base), tmp_path / "adapter", is_trainable=True
-    )
+def test_peft_reads_our_adapters_to_the_same_outputs_and_gradients(rank, scale, base, tmp_path):
+    model, ids, folder = adapted(rank, scale), some_ids(), tmp_path / "adapter"
+    lora.save(model, folder, base=str(base))
+    theirs = peft.PeftModel.from_pretrained(hugging_face(base), folder, is_trainable=True)
     config = theirs.peft_config["default"]
     assert (config.base_model_name_or_path, config.r) == (str(base), rank)
     assert config.lora_alpha == pytest.approx(scale * rank) and config.target_modules == SEVEN
@@ -63,12 +59,11 @@ def test_peft_reads_our_adapters_to_the_same_outputs_sizes_and_gradients(
         logits.log_softmax(-1).square().mean().backward()
     near(ours, wanted, 1e-5)
     assert not torch.allclose(ours, tiny()(ids), atol=1e-2)  # the adapters do something
-    mine, yours = (
-        {n: p for n, p in m.named_parameters() if p.grad is not None} for m in (model, theirs)
-    )
-    assert len(mine) == len(yours) == 2 * 7 * 2
-    for name, weight in mine.items():
-        near(weight.grad, yours[f"base_model.model.model.{name}.default.weight"].grad, 1e-5)
+    mine, yours = ({n: p.grad for n, p in m.named_parameters()} for m in (model, theirs))
+    learn = [{n for n in grads if grads[n] is not None} for grads in (mine, yours)]
+    assert len(learn[0]) == len(learn[1]) == 2 * 7 * 2
+    for name in learn[0]:
+        near(mine[name], yours[f"base_model.model.model.{name}.default.weight"], 1e-5)
 
 
 @pytest.mark.parametrize("targets", [sorted(SEVEN), ["q_proj", "v_proj"], "all-linear"])

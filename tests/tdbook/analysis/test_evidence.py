@@ -288,9 +288,7 @@ SLOW = {"raw": 0.1, "KV + INT8": 0.1, "KV + INT8 + compile": 0.1, "Q4_0": 0.1, "
         (None, {}, UNDECIDED, []),
     ],
 )
-def test_what_ships_holds_in_part_or_fails_by_how_many_of_the_plans_numbers_are_missed(
-    tmp_path, shape, times, merged, result, missed
-):
+def test_what_ships_is_judged_by_the_plans_numbers(tmp_path, shape, times, merged, result, missed):
     plan = {key: row[0] for key, row in units.PLAN[shape].items()}
     speed = {"raw": plan["raw"], "KV": 1e9, "KV + INT8": 0.9 * plan["phase1"]}
     speed |= {"KV + INT8 + compile": plan["phase1"], "Q4_0_DEFAULT": 1.0, "Q4_0": plan["phase2"]}

@@ -201,9 +201,6 @@ def test_the_table_of_junk_counts_each_kind_and_shows_the_hardest(tmp_path):
     assert table["an example"]["<unk>"] == "–"
 
 
-# sources.tsv
-
-
 def named(tmp_path, lines: str, rows: str = "") -> data.Tokens:
     folder = folder_of(tmp_path / "t", np.arange(100 * T + 1) % 700)
     (folder / "sources.tsv").write_text(lines, encoding="utf8")

@@ -65,9 +65,8 @@ def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
             size = len("".join(f"{line}\n" for d in documents for line in d.lines).encode())
             assert (meta[f"{split}_tokens"], meta[f"{split}_bytes"]) == (len(ids), size)
             assert tokens.bytes_per_token(split) == pytest.approx(size / len(ids))
-            document_N, sources = token_files.origins(
-                tokens, split
-            )  # of the token in a window's middle
+            # of the token in a window's middle
+            document_N, sources = token_files.origins(tokens, split)
             assert document_N.tolist() == document_S[T // 2 : len(document_N) * T : T]
             assert sources == [d.source for d in documents]
         assert not [*rows]
@@ -92,9 +91,7 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
     with warnings.catch_warnings(action="error"):
         token_files.write_tokens(tmp_path / "sound", sound, one, T)
     meta = token_files.open_tokens(tmp_path / "sound").meta
-    assert "lost" not in meta and meta["val_bytes"] == len(
-        "".join(f"{line}\n" for line in lines[:9]).encode()
-    )
+    assert "lost" not in meta and meta["val_bytes"] == len("\n".join(lines[:9]).encode()) + 1
     spoilt = {"train": [Document((*lines, odd), "a")], "val": [Document((odd,) * 20, "a")]}
     with pytest.warns(UserWarning, match=r"t.model: The tokenizer does not keep all text: \d") as w:
         token_files.write_tokens(tmp_path / "spoilt", spoilt, one, T)

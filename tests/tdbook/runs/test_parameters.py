@@ -100,9 +100,8 @@ def test_a_rule_says_the_bounds_that_it_has():
     for name, rule in parameters.PARAMETERS.items():
         bounds = {rule.least, rule.above, rule.below, rule.most, rule.also} - {None}
         said = re.findall(r"\d[\d,.]*", rule.says if rule.kind != "str" else "")
-        assert {float(number.replace(",", "")) for number in said} == {
-            float(bound) for bound in bounds if math.isfinite(bound)
-        }, name
+        said = {float(number.replace(",", "")) for number in said}
+        assert said == {float(bound) for bound in bounds if math.isfinite(bound)}, name
 
 
 def test_the_check_needs_no_torch():
