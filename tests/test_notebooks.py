@@ -22,10 +22,6 @@ def cells(path: Path) -> list[nbformat.NotebookNode]:
     return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
 
 
-def name(path: Path) -> str:
-    return f"{path.parent.name}/{path.stem}"
-
-
 def test_the_book_has_its_eight_notebooks():
     wanted = ["00_teacher", "01_distill", "02_hard_set", "03_lora", "04_merge_eval"]
     wanted += ["05_progressive", "06_inference", "07_evidence"]
@@ -79,7 +75,7 @@ def test_every_parameter_has_a_comment_and_a_rule_and_its_default_passes(path):
     assert parameters.check(path.stem, {}) == declared
 
 
-@pytest.mark.parametrize("path", YAMLS, ids=name)
+@pytest.mark.parametrize("path", YAMLS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_a_yaml_carries_its_own_name_and_profile_and_only_known_parameters(path):
     values, profile = graph.check_yaml(path, {}, paths=False), path.parent.name
     told = [values[name] for name in ("run", "profile", "out")]

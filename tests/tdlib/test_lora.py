@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+from functools import partial
 
 import peft
 import pytest
@@ -12,8 +13,10 @@ import torch
 from tdlib import lora
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tests.helpers import near, refused, same, tiny_model, weights_of
+from tests.tdlib import test_model
 from tests.tdlib.test_model import hugging_face
 
+some_ids = partial(test_model.some_ids, length=32, vocab=97)
 SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
@@ -27,10 +30,6 @@ def adapted(rank=4, scale=2.5, seed=0) -> Llama:
     for part in lora.adapters(model).values():
         part.lora_B.data = torch.randn(part.lora_B.shape, generator=g) * 0.1
     return model
-
-
-def some_ids(count=2, seed=1) -> torch.Tensor:
-    return torch.randint(97, (count, 32), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -55,14 +56,10 @@ def twin(model: Llama) -> transformers.LlamaForCausalLM:
     return theirs
 
 
-def hugging_face(folder, **how) -> transformers.LlamaForCausalLM:
-    return transformers.LlamaForCausalLM.from_pretrained(folder, **how)
-
-
+hugging_face = transformers.LlamaForCausalLM.from_pretrained
 # Three layers of float32 sums in another order leave about 2e-6 of the largest logit; a norm's eps
 # or a rotation gone wrong over 1e-2.
-def near(found, wanted, relative=1e-4):
-    helpers.near(found, wanted, relative)
+near = partial(helpers.near, relative=1e-4)
 
 
 @pytest.mark.parametrize("change", CONFIGS.values(), ids=CONFIGS.keys())
@@ -111,7 +108,7 @@ def test_cached_steps_give_the_logits_of_one_full_forward(kv_heads):
         cache = Cache(model.config, batch=3, size=CONTEXT, like=model.head)  # just what is needed
         parts = [model(block, cache) for block in ids.split(blocks, dim=1)]
         assert cache.length == CONTEXT
-        near(torch.cat(parts, dim=1), wanted, 1e-5)
+        near(torch.cat(parts, dim=1), wanted, relative=1e-5)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 from tdbook.corpus import token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
 from tdlib import data
-from tests.helpers import trained_sentencepiece
+from tests.helpers import token_folder, trained_sentencepiece
 
 T = 16
 
@@ -36,13 +36,9 @@ def folder(splits, tokenizer, tmp_path_factory) -> Path:
 
 
 def raw(folder: Path, train, val, dtype="uint32", **change) -> Path:
-    folder.mkdir()
-    for name, ids in (("train", train), ("val", val)):
-        np.asarray(ids, dtype=dtype).tofile(folder / f"{name}.bin")
-    meta = dict(vocab_size=50, block_size=T, dtype=dtype, unk_rate=0.0, total_tokens=7)
+    meta = dict(vocab_size=50, block_size=T, unk_rate=0.0, total_tokens=7)
     meta |= dict(train_tokens=len(train), val_tokens=len(val))
-    (folder / "meta.json").write_text(json.dumps(meta | change))
-    return folder
+    return token_folder(folder, train, val, dtype, **meta | change)
 
 
 def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):

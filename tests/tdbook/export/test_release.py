@@ -54,8 +54,8 @@ def base(tokenizer, tmp_path_factory) -> Path:
     return released(tokenizer, tmp_path_factory.mktemp("released"))
 
 
-IDS = dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3)
-trained = partial(trained_sentencepiece, vocab_size=900, **IDS)  # that somebody else trained
+# that somebody else trained
+trained = partial(trained_sentencepiece, vocab_size=900, pad_id=0, unk_id=1, bos_id=2, eos_id=3)
 
 
 def test_auto_tokenizer_gives_our_ids_text_special_tokens_and_context(lines, tmp_path):
