@@ -15,7 +15,6 @@ from tdlib.shapes import SHAPES
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 YAMLS = sorted((ROOT / "params").glob("*/*.yaml"))
-PROFILES = sorted({path.parent.name for path in YAMLS})
 
 
 def cells(path: Path) -> list[nbformat.NotebookNode]:
@@ -82,7 +81,7 @@ def test_a_yaml_carries_its_own_name_and_profile_and_only_known_parameters(path)
     assert told == [path.stem, profile, f"outputs/{profile}"]
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", sorted({path.parent.name for path in YAMLS}))
 def test_a_profile_makes_one_book_in_which_every_input_has_a_maker(profile):
     runs = {one.run: one for one in graph.book(profile, paths=False)}
     made = {path for one in runs.values() for path in one.writes}
