@@ -80,9 +80,11 @@ def default_chunk(device: str) -> int:
 def _teacher(ce_weight, student_head_VD, targets_N, hidden_NE, head_VE, ids_NK, probs_NK):
     """A function that gives the last arguments of _core for a part of the tokens."""
 
+    head = functools.cache(lambda dtype: head_VE.detach().to(dtype))  # once, not for every chunk
+
     def logits(part: slice, w_N: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
         h_NE = torch.where(w_N[:, None] > 0, hidden_NE.detach()[part], 0)
-        return (h_NE.to(dtype) @ head_VE.detach().to(dtype).T,)
+        return (h_NE.to(dtype) @ head(dtype).T,)
 
     def draws(part: slice, w_N: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return ids_NK[part].long(), probs_NK[part].float().log()
