@@ -261,7 +261,7 @@ def _compile(function: Callable, *, dynamic: bool | None = None, **_: object) ->
     return call
 
 
-REAL_NUMPY = Tensor.numpy
+REAL_NUMPY, REAL_COMPILE = Tensor.numpy, torch.compile
 Tensor.numpy, Tensor.pin_memory, torch.compile = _numpy, _pin_memory, _compile
 FakeTensor.tolist = lambda x: x.cpu().numpy().tolist()
 Tensor.isfinite = torch.isfinite = _isfinite
