@@ -289,6 +289,15 @@ def test_in_one_pass_errs_by_no_more_than_the_rounding_of_its_result(kind, dtype
             near(its_kl, kl, 5e-6)
 
 
+def test_a_small_kl_is_not_lost_in_the_rounding_of_two_large_sums():
+    g = torch.Generator().manual_seed(3)
+    s = 4 * torch.randn(40, 3000, generator=g)
+    p = s + 0.1 * torch.randn(40, 3000, generator=g)
+    y, w, p64 = torch.zeros(40, dtype=torch.long), torch.ones(40), p.double().softmax(-1)
+    wanted = (p64 * (p64.log() - s.double().log_softmax(-1))).sum(-1)
+    near(losses._in_one_pass(s, y, w, 0.5, 1.0, (p,))[2], wanted, 1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_one_pass_is_compiled_once_for_chunks_of_any_length(kind, monkeypatch):
     """By a backend that makes no machine code of the graph: that part is torch's own."""
