@@ -149,7 +149,8 @@ def training(
         copies = sum(half * model.parameters for model in models)
         kept = layers * layer_bytes(student, kind) + 4 * student.dim * (student.layers + 1)
         kept += layer_bytes(teacher) if teacher else 0
-        logits = (4 + half) * min(tokens, CHUNK[kind]) * student.vocab_size * len(models)
+        arrays = 2 * (len(models) + 1) if half else 4 * len(models)  # on CUDA the gradient's too
+        logits = arrays * min(tokens, CHUNK[kind]) * student.vocab_size
         memory[kind] = 12 * weights + copies + tokens * kept + logits
     steps, flop = math.ceil(windows / batch), flop * windows * context
     return Training(path, student, teacher, p, rank, weights, windows, steps, flop, memory)
