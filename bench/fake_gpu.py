@@ -90,7 +90,7 @@ class Recorder(TorchDispatchMode):
     def clear(self) -> None:
         self.waits: Counter[str] = Counter()  # of the host: "train.py:12 fit: why" → how often
         self.kernels: Counter[str] = Counter()
-        self.flop = 0.0  # of products and attention, of which a causal one takes half
+        self.flop = 0.0  # of products and attention, without what is made again
         self.peak = self.live
         # what is compiled → a row for each time that it would be: shapes, dtypes, numbers
         self.compilations: dict[Callable, set] = defaultdict(set)
@@ -124,7 +124,7 @@ class Recorder(TorchDispatchMode):
             self.kernels[name] += 1
             if count := flop_registry.get(func._overloadpacket):
                 flop = count(*args, **kwargs, out_val=out)
-                self.flop += flop / 2 if "attention" in name else flop
+                self.flop += flop * _counted(name)
         return out
 
     def _copy(self, made: Tensor, source: Tensor, non_blocking: bool) -> None:
@@ -170,6 +170,12 @@ def place() -> str:
     if frame is None:
         return "outside the book"
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+
+
+def _counted(name: str) -> float:
+    """Share of an operation's FLOP: a causal attention takes half, and of the five products of its
+    backward one makes the scores again."""
+    return (0.4 if "backward" in name else 0.5) if "attention" in name else 1.0
 
 
 def _tensors(tree) -> list[Tensor]:

@@ -141,8 +141,8 @@ def training(
         share = min(1.0, epoch / windows) if p.get("cached_draws") else 1.0
         flop += share * forward_flop(teacher, context)
     # gradients and AdamW's two means of what trains, activations (with activation_checkpointing of
-    # one layer), and of both models a chunk of logits; on CUDA all but the means in bfloat16, a copy
-    # of what trains, and a chunk's gradient beside its logits; there a frozen norm keeps no input
+    # one layer), and of both models a chunk of logits; on CUDA those in bfloat16, as a copy
+    # of what trains, and a chunk's gradient beside its logits; a frozen norm keeps no input there
     memory, tokens = {}, min(p["micro_windows"], batch, windows) * context
     layers = 1 if p["activation_checkpointing"] else student.layers
     for kind, half, chunks in (("cpu", 0, len(models)), ("cuda", 2, len(models) + 1)):
