@@ -24,7 +24,7 @@ UNKNOWN := $(filter-out $(NAMES) FULL PYTHON GPU_RUNS -%,$(TYPED))
 $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN))= is not known: give one of $(sort $(NAMES) FULL GPU_RUNS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book sweep evidence status test bench stress lab check plan doctor report
+.PHONY: help setup book sweep evidence status test bench gpu-code stress lab check plan doctor report
 .PHONY: publish zip export chat clean clean-cache
 
 help:    ## this list
@@ -63,6 +63,10 @@ test: .venv/tested browser ## all tests; the first time installs what they need
 
 bench: .venv/tested ## what the engine costs, as ratios, to the end of LOG.md: ten minutes or more
 	@exec .venv/bin/python -m bench.engine
+
+gpu-code: .venv/tested ## what torch.compile makes of the loss for sm_100 and sm_90, without a GPU; installs triton
+	@.venv/bin/python -c 'import triton' 2>/dev/null || $(PIP) triton
+	@exec .venv/bin/python -m bench.gpu_code
 
 stress: .venv/tested ## kills trainings and books at random moments and compares: an hour or more
 	@exec .venv/bin/python -m bench.stress
