@@ -8,9 +8,11 @@ Legend: N tokens, D student width, E teacher width, V vocabulary, K draws a toke
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -55,11 +57,14 @@ class Numbers:
     def __init__(self, seed: int):
         self.random, self.hash = np.random.default_rng(seed), hashlib.sha256()
 
-    def normal(self, *size: int) -> Tensor:
+    def array(self, *size: int) -> np.ndarray:
         """Mean 0 and deviation 1, not normal: numpy's normal numbers may change with a version."""
         x = ((self.random.random(size) - 0.5) * 12**0.5).astype(np.float32)
         self.hash.update(x)
-        return torch.from_numpy(x)
+        return x
+
+    def normal(self, *size: int) -> Tensor:
+        return torch.from_numpy(self.array(*size))
 
     def whole(self, below: int, *size: int) -> Tensor:
         x = (self.random.random(size) * below).astype(np.int64)
@@ -67,8 +72,9 @@ class Numbers:
         return torch.from_numpy(x)
 
 
-def head_case(name: str) -> tuple[dict, dict]:
-    """Tensors and options of one case, as losses.distillation_loss names them."""
+@functools.cache
+def head_case(name: str) -> tuple[dict, dict, str]:
+    """Tensors and options of one case, as losses.distillation_loss names them, and their hash."""
     options = dict(HEADS[name])
     numbers = Numbers(list(HEADS).index(name))
     case = {"student_hidden_ND": numbers.normal(N, D), "targets_N": numbers.whole(V, N)}
@@ -77,7 +83,7 @@ def head_case(name: str) -> tuple[dict, dict]:
     if options["ce_weight"] < 1 and "teacher_ids_NK" not in case:
         case["teacher_hidden_NE"] = numbers.normal(N, E)
         case["teacher_head_VE"] = numbers.normal(V, E) * (2 / E**0.5)
-    return case, options | {"hash": numbers.hash.hexdigest()}
+    return case, options, numbers.hash.hexdigest()
 
 
 def _about(options: dict, numbers: Numbers, n: int, v: int, targets_N: Tensor) -> dict:
@@ -114,8 +120,7 @@ def plain_loss(case: dict, ce_weight: float, temperature: float) -> tuple[Tensor
 
 def head_reference(name: str) -> dict[str, np.ndarray]:
     """Loss and sketches of both gradients in float64, some rows at a time."""
-    case, options = head_case(name)
-    options.pop("hash")
+    case, options, _ = head_case(name)
     case = {k: x.double() if x.is_floating_point() else x for k, x in case.items()}
     leaves = [case[k].requires_grad_() for k in ("student_hidden_ND", "student_head_VD")]
     by_token = [k for k in case if k[-3:] not in ("_VD", "_VE")]
@@ -132,14 +137,19 @@ def head_reference(name: str) -> dict[str, np.ndarray]:
 
 def head_loss(name: str, device: str, cast: torch.dtype | None = None) -> dict[str, np.ndarray]:
     """The same by tdlib, on a device, under autocast to `cast`."""
-    case, options = head_case(name)
-    options.pop("hash")
-    case = {k: x.to(device) for k, x in case.items()}
+    case, options, _ = head_case(name)
+    case = {k: x.clone().to(device) for k, x in case.items()}
     leaves = [case[k].requires_grad_() for k in ("student_hidden_ND", "student_head_VD")]
     with torch.autocast(device.split(":")[0], cast, enabled=cast is not None):
         loss = losses.distillation_loss(**case, **options, chunk=CHUNK).loss
     loss.backward()
     return result(loss, [x.grad for x in leaves])
+
+
+def llama(config: LlamaConfig, device: str, numbers: Numbers) -> Llama:
+    with torch.device(device):
+        model = Llama(config)
+    return fill(model, numbers)
 
 
 def fill(model: nn.Module, numbers: Numbers) -> nn.Module:
@@ -162,8 +172,8 @@ def model_loss(
     options = dict(MODELS[name])
     numbers, rank = Numbers(100), 8 * options.pop("adapters", False)
     shape, again = MODEL | {"kv_heads": options.pop("kv_heads", 0)}, options.pop("again", False)
-    student = fill(Llama(LlamaConfig(**shape)), numbers)
-    teacher = fill(Llama(LlamaConfig(**shape | {"dim": 320, "head_dim": 64})), numbers)
+    shapes = shape, shape | {"dim": 320, "head_dim": 64}
+    student, teacher = (llama(LlamaConfig(**one), device, numbers) for one in shapes)
     if rank:
         lora.attach(student, rank)
         for part in lora.adapters(student).values():
@@ -173,7 +183,8 @@ def model_loss(
     targets_N = ids_BT[:, 1:].flatten()
     case = _about(options, numbers, len(targets_N), shape["vocab_size"], targets_N)
     case = {k: x.to(device) for k, x in (case | {"targets_N": targets_N}).items()}
-    student, teacher = (m.to(device, dtype) for m in (student, teacher))
+    if dtype == torch.float64:
+        student, teacher = student.double(), teacher.double()
     student.activation_checkpointing, ids_BT = again, ids_BT[:, :-1].to(device)
     loss_of = losses.distillation_loss if dtype == torch.float32 else _plain_mean
     with torch.autocast(device.split(":")[0], cast, enabled=cast is not None), _double(dtype):
@@ -204,32 +215,42 @@ def _double(dtype: torch.dtype) -> Iterator[None]:
 
 def result(loss: Tensor | float, gradients: list[Tensor]) -> dict[str, np.ndarray]:
     sketches = [sketch(g) for g in gradients]
-    return {"loss": np.float64(float(loss)), "gradients": np.stack(sketches)}
+    return {
+        "loss": np.float64(loss.item() if isinstance(loss, Tensor) else loss),
+        "gradients": np.stack(sketches),
+    }
 
 
 def sketch(gradient: Tensor) -> np.ndarray:
     """(S,) float64: sums of the entries i, i + S, i + 2S, … with random signs."""
     x = gradient.detach().double().flatten()
-    signs = torch.from_numpy(np.random.default_rng(0).random(len(x)) < 0.5).to(x.device)
-    x = F.pad(torch.where(signs, -x, x), (0, -len(x) % S))
+    x = F.pad(torch.where(_signs(len(x)).to(x.device), -x, x), (0, -len(x) % S))
     return x.view(-1, S).sum(0).cpu().numpy()
+
+
+@functools.cache
+def _signs(count: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).random(count) < 0.5)
 
 
 def errors(found: dict, reference: dict) -> tuple[float, float]:
     """Relative error of the loss, and of the worse of the gradients."""
     loss, right = float(found["loss"]), float(reference["loss"])
     apart = np.linalg.norm(found["gradients"] - reference["gradients"], axis=1)
-    return abs(loss / right - 1), float((apart / np.linalg.norm(reference["gradients"], axis=1)).max())
+    return abs(loss / right - 1), float(
+        (apart / np.linalg.norm(reference["gradients"], axis=1)).max()
+    )
 
 
 class Bigram(nn.Module):
     """A teacher that is the truth: what follows depends on the last id alone."""
 
-    def __init__(self):
+    def __init__(self, device: str):
         super().__init__()
         numbers = Numbers(200)
-        self.next = nn.Embedding(TINY_V, 16, _weight=numbers.normal(TINY_V, 16))
-        self.head = nn.Parameter(numbers.normal(TINY_V, 16) * 0.6)
+        self.table_VE = numbers.array(TINY_V, 16), numbers.array(TINY_V, 16) * 0.6
+        first, then = (torch.from_numpy(x).to(device) for x in self.table_VE)
+        self.next, self.head = nn.Embedding(TINY_V, 16, _weight=first), nn.Parameter(then)
         self.requires_grad_(False)
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
@@ -237,7 +258,8 @@ class Bigram(nn.Module):
 
     def text(self, windows: int) -> np.ndarray:
         """Ids of so many windows, drawn from it, and one more."""
-        logits_VV = self.next.weight.double().numpy() @ self.head.double().numpy().T
+        first, then = (x.astype(np.float64) for x in self.table_VE)
+        logits_VV = first @ then.T
         p_VV = np.exp(logits_VV - logits_VV.max(1, keepdims=True))
         until_VV = np.cumsum(p_VV / p_VV.sum(1, keepdims=True), 1)
         random, ids = np.random.default_rng(201), np.zeros((TINY_T, windows), np.int64)
@@ -250,18 +272,18 @@ class Bigram(nn.Module):
 def tiny(device: str, moved: float = 0.0, steps: int = STEPS) -> dict[str, np.ndarray]:
     """A tiny training, in float32 on a CPU: the mean loss of every two steps, and the validation
     loss in the end. `moved` changes the start by that much."""
-    teacher, batch, val = Bigram(), 16, 64
+    teacher, batch, val = Bigram(device), 16, 64
     ids = teacher.text(batch * STEPS // 2 + val)
     windows = data.Windows(ids[: batch * STEPS // 2 * TINY_T + 1], TINY_T)
     checked = data.Windows(ids[batch * STEPS // 2 * TINY_T :], TINY_T)
     shape = LlamaConfig(TINY_V, context=TINY_T, **SHAPES["student-50m-tiny"])
-    student, numbers, rows = fill(Llama(shape), Numbers(202)), Numbers(203), []
+    student, numbers, rows = llama(shape, device, Numbers(202)), Numbers(203), []
     with torch.no_grad():
         for weight in student.parameters():
-            weight.mul_(1 + moved * numbers.normal(*weight.shape))
+            weight.mul_((1 + moved * numbers.normal(*weight.shape)).to(device))
     recipe = train.Recipe(learning_rate=2e-3, epochs=2.0, batch_tokens=batch * TINY_T)
-    recipe = train.replace(recipe, token_limit=steps * batch * TINY_T) if steps < STEPS else recipe
-    student, teacher = student.to(device), teacher.to(device)
+    if steps < STEPS:
+        recipe = replace(recipe, token_limit=steps * batch * TINY_T)
     train.fit(student, windows, recipe, teacher=teacher, device=device, record=rows.append)
     loss = hard_set.window_loss(student, checked, np.arange(val), device)
     found = {"loss": np.array([r["train/loss"] for r in rows if "train/loss" in r], np.float32)}
@@ -275,7 +297,7 @@ def make() -> None:
     for name in HEADS:
         found = head_reference(name)
         told = {f"{cast}": errors(head_loss(name, "cpu", cast), found) for cast in CASTS}
-        _keep(carried, name, found, told, head_case(name)[1]["hash"])
+        _keep(carried, name, found, told, head_case(name)[2])
     for name in MODELS:
         found = model_loss(name, "cpu", dtype=torch.float64)
         told = {f"{cast}": errors(model_loss(name, "cpu", cast), found) for cast in CASTS}
@@ -297,7 +319,12 @@ def _keep(carried: dict, name: str, found: dict, told: dict, digest: str = "") -
     carried[f"{name}/gradients"] = found["gradients"].astype(np.float32)
     carried[f"{name}/cpu"] = np.array([*told.values()])  # float32, bfloat16: loss, gradient
     carried[f"{name}/hash"] = np.array(digest)
-    print(name, float(found["loss"]), {k: [f"{x:.1e}" for x in v] for k, v in told.items()}, flush=True)
+    print(
+        name,
+        float(found["loss"]),
+        {k: [f"{x:.1e}" for x in v] for k, v in told.items()},
+        flush=True,
+    )
 
 
 def load() -> dict[str, dict[str, np.ndarray]]:
