@@ -331,74 +331,85 @@ def _said(words: list[str]) -> str:
     ).stdout.strip()
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a loss is made: in which type, and by which attention."""
+
+    cast: torch.dtype | None = None  # of products; None: float32
+    precision: str = "highest"  # of products in float32
+    compiled: bool = False
+    backend: str = ""  # of attention; "": torch's choice
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        nothing = contextlib.nullcontext()
+        stance = nothing if self.compiled else uncompiled()
+        attention = backend(self.backend) if self.backend else nothing
+        with products(self.precision), stance, attention:
+            yield
+
+
+WAYS = {
+    "float32": Way(),
+    "TF32": Way(precision="high"),
+    "bfloat16, flash": Way(BF16, backend="flash"),
+}
+WAYS |= {"bfloat16, cuDNN": Way(BF16, backend="cuDNN")}
+COMPILED = {"bfloat16, compiled": Way(BF16, compiled=True), "float32, compiled": Way(compiled=True)}
+
+
 def numbers(gpu: Gpu) -> Iterator[dict]:
     """Losses and gradients, against float64 on a CPU. The file has every case, the table the worst
-    of each way to make them, beside the worst that the CPU made of the same."""
+    of each way to make them, beside what a CPU made of that case in float32 or bfloat16."""
     carried = gpu_carry.load()
-    compile = gpu.kind != "fake"
-    heads = {
-        "float32, uncompiled": ("highest", None, False, 0),
-        "TF32, uncompiled": ("high", None, False, None),
-        "bfloat16, uncompiled": ("highest", BF16, False, 1),
-        "bfloat16": ("highest", BF16, True, 1),
-        "float32": ("highest", None, True, 0),
-    }
-    names = list(gpu_carry.HEADS)[: gpu.many(99, 3)]
-
-    def head(name: str, how: tuple) -> dict:
-        precision, cast, compiled, _ = how
-        with products(precision), contextlib.nullcontext() if compiled else uncompiled():
-            return gpu_carry.head_loss(name, gpu.name, cast)
-
-    for name in names:
+    heads, models = list(gpu_carry.HEADS), list(gpu_carry.MODELS)
+    if not gpu.real:
+        heads, models = heads[::3], models[::3]
+    for name in heads:
         if gpu_carry.head_case(name)[2] != carried[name]["hash"]:
             raise ValueError(f"{name} has other inputs here than where it was carried from")
-    yield from compared("head", heads, names, head, carried)
 
-    models = {
-        "float32": ("highest", None, None, 0),
-        "TF32": ("high", None, None, None),
-        "bfloat16, flash": ("highest", BF16, "flash", 1),
-        "bfloat16, cuDNN": ("highest", BF16, "cuDNN", 1),
-        "bfloat16, compiled": ("highest", BF16, "compile", 1),
-    }
-    if not gpu.real:
-        models.pop("bfloat16, cuDNN")
+    def head(name: str, way: Way) -> dict:
+        return gpu_carry.head_loss(name, gpu.name, way.cast)
 
-    def model(name: str, how: tuple) -> dict:
-        precision, cast, way, _ = how
-        made = torch.compile if way == "compile" and compile else lambda function: function
-        with products(precision), backend(way) if way in BACKENDS else contextlib.nullcontext():
-            return gpu_carry.model_loss(name, gpu.name, cast, made)
+    def model(name: str, way: Way) -> dict:
+        compile = torch.compile if way.compiled else lambda function: function
+        return gpu_carry.model_loss(name, gpu.name, way.cast, compile)
 
-    names = list(gpu_carry.MODELS)[: gpu.many(99, 3)]
+    for name, way in WAYS.items():
+        if way.backend != "cuDNN":  # there is no attention in it
+            yield from compared(f"head, {name.partition(',')[0]}", way, heads, head, carried)
+        if way.backend != "cuDNN" or gpu.real:
+            yield from compared(f"model, {name}", way, models, model, carried)
     yield from gpu.tried("attention", lambda: attention_numbers(gpu))
-    yield from compared("model", models, names, model, carried)
+    for name, way in COMPILED.items():  # each case some seconds
+        few = way.cast is None
+        yield from compared(f"head, {name}", way, heads[:: 3 if few else 1], head, carried)
+        yield from compared(f"model, {name}", way, models[: 1 if few else 5], model, carried)
 
 
 def compared(
-    what: str, ways: dict[str, tuple], names: list[str], make: Callable, carried: dict
+    what: str, way: Way, names: list[str], make: Callable, carried: dict
 ) -> Iterator[dict]:
-    """A row for each case and way, then one for the worst case of each way. Where a way's last
-    entry is a number, it is the CPU's own error of that kind that stands beside it."""
-    worst = {way: [(0.0, 0.0), ""] for way in ways}
-    for way, how in ways.items():
-        for name in names:
-            try:
-                found = gpu_carry.errors(make(name, how), carried[name])
-            except Exception as error:  # as in `tried`
-                traceback.print_exc()
-                yield row(f"{what}, {way}: {name}", note=f"✗ {told(error)}")
-                continue
-            yield row(f"{what}, {way}: {name}: gradient", found[1], detail=True)
-            yield row(f"{what}, {way}: {name}: loss", found[0], detail=True)
-            if not found[1] <= worst[way][0][1]:  # a NaN is the worst
-                worst[way] = [found, name]
-        (loss, gradient), name = worst[way]
-        note = f"({name}; loss {loss:.1e}"
-        if how[-1] is not None and name:
-            note += f"; a CPU has {carried[name]['cpu'][how[-1]][1]:.1e}"
-        yield row(f"{what}, {way}: worst gradient's error", gradient, f"{note})")
+    """A row for each case, then one for the worst, by what a CPU made of it in the same type."""
+    worst = None
+    for name in names:
+        try:
+            with way.on():
+                found = gpu_carry.errors(make(name, way), carried[name])
+        except Exception as error:  # as in `tried`
+            traceback.print_exc()
+            yield row(f"{what}: {name}", note=f"✗ {told(error)}")
+            continue
+        yield row(f"{what}: {name}: gradient", found[1], detail=True)
+        yield row(f"{what}: {name}: loss", found[0], detail=True)
+        expected = carried[name]["cpu"][0 if way.cast is None else 1][1]
+        if worst is None or not found[1] / expected <= worst[0]:  # a NaN is the worst
+            worst = found[1] / expected, name, *found, expected
+    if worst:
+        _, name, loss, gradient, expected = worst
+        note = f"({name}; a CPU: {expected:.1e}; of the loss {loss:.1e})"
+        yield row(f"{what}: error of the gradient, worst case", gradient, note)
 
 
 def attention_numbers(gpu: Gpu) -> Iterator[dict]:
@@ -747,7 +758,9 @@ def book(gpu: Gpu) -> Iterator[dict]:
         yield row(f"{name}, seconds", time.monotonic() - began, fault)
         for i, line in enumerate(said):
             yield row(
-                f"{name}, line {i + 1}", note=line, detail=name == "plan" and "all" not in line
+                f"{name}, line {i + 1}",
+                note=line[:100],
+                detail=not line.startswith(("all ", "✓", "✗")),
             )
 
 
@@ -766,7 +779,7 @@ def _lines(words: list[str], seconds: int) -> tuple[list[str], str]:
         return file.read().splitlines(), fault
 
 
-PARTS = [machine, numbers, waits, head, step, scoring, cache, tiny, deterministic, flash, book]
+PARTS = [machine, numbers, step, head, waits, deterministic, scoring, cache, tiny, flash, book]
 
 
 def run(names: list[str], kind: str, limits: dict[str, int], until: float) -> None:
