@@ -24,19 +24,19 @@ UNKNOWN := $(filter-out $(NAMES) FULL PYTHON GPU_RUNS -%,$(TYPED))
 $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN))= is not known: give one of $(sort $(NAMES) FULL GPU_RUNS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book sweep evidence status test bench stress lab check plan doctor report
+.PHONY: help setup book sweep evidence status test bench gpu-code stress lab check plan doctor report
 .PHONY: publish zip export chat clean clean-cache
 
 help:    ## this list
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1	/p' Makefile | expand -t 20
-	@echo "  book takes PROFILE=tiny|smoke|small|b200, TEXT=, TOKENS=, TOKENIZER= and TEACHER= (paths),"
+	@echo "  book takes PROFILE=tiny|smoke|small|b200|b200-night, TEXT=, TOKENS=, TOKENIZER= and TEACHER= (paths),"
 	@echo "  OUT= (the run folder), ONLY= and REDO= (runs or notebooks, as 03_lora), FROM= (a notebook:"
 	@echo "  what comes before it is taken as it is), DRY=1 (what would run, and why), and"
 	@echo "  SET=\"token_limit=200_000_000 02_hard_set.share=0.15\" (parameters of every run, or of one,"
 	@echo "  for a run folder of their own); sweep takes NAME= and all of these; GPU_RUNS=2 lets two runs"
 	@echo "  share a GPU; CLUSTER=slurm makes every run a job, as profiles/slurm/config.yaml says;"
 	@echo "  plan and doctor take PROFILE=, TOKENS=, TEACHER=, OUT= and SET= too; plan also"
-	@echo "  DEVICE=here|cpu|b200|h100|a100|l4, PRICE_PER_HOUR= and VOCAB="
+	@echo "  DEVICE=here|cpu|b200|h200|h100|a100|l4, PRICE_PER_HOUR= and VOCAB="
 
 setup: .venv/made ## the environment, once: .venv with all that the book needs
 
@@ -63,6 +63,10 @@ test: .venv/tested browser ## all tests; the first time installs what they need
 
 bench: .venv/tested ## what the engine costs, as ratios, to the end of LOG.md: ten minutes or more
 	@exec .venv/bin/python -m bench.engine
+
+gpu-code: .venv/tested ## what torch.compile makes of the loss for sm_100 and sm_90, without a GPU; installs triton
+	@.venv/bin/python -c 'import triton' 2>/dev/null || $(PIP) triton
+	@exec .venv/bin/python -m bench.gpu_code
 
 stress: .venv/tested ## kills trainings and books at random moments and compares: an hour or more
 	@exec .venv/bin/python -m bench.stress

@@ -56,11 +56,19 @@ def command_of(job):
 
 
 def to_the_end(name):
-    """How long it takes from here to the end, in students trained: the longest chain starts first."""
-    own = notebooks.BOOK[JOBS[name].notebook].weight
+    """How long it takes from here to the end, in students trained."""
     after = (to_the_end(job.name) for job in JOBS.values() if name in job.needs)
-    return own + max(after, default=0)
+    return notebooks.BOOK[JOBS[name].notebook].weight + max(after, default=0)
 
+
+def from_the_start(name):
+    """Runs one after the other that lead to it, itself among them."""
+    return 1 + max(map(from_the_start, JOBS[name].needs), default=0)
+
+
+# The longest way to the end starts first. Of equals, what goes on with something begun: a night that
+# is cut short has then answered its first question.
+ORDER = sorted(JOBS, key=lambda name: (-to_the_end(name), -from_the_start(name), name))
 
 for name, job in JOBS.items():
 
@@ -75,7 +83,7 @@ for name, job in JOBS.items():
             command=command_of(job),
             root=lambda wildcards: shlex.quote(str(parameters.ROOT)),
         threads: threads_of(job)
-        priority: to_the_end(name)
+        priority: len(JOBS) - ORDER.index(name)  # what has less than 1 would never begin
         resources:
             **resources_of(job),
         shell:

@@ -52,7 +52,7 @@ for _library in (*sorted(_libraries.glob("libgomp*")), "libc10.so", "libtorch_cp
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -97,16 +97,17 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name, kwargs = func._schema.name.removeprefix("aten::"), kwargs or {}
         given = _tensors((args, kwargs))
-        if any(x.is_cuda for x in given):
+        on_gpu = any(x.is_cuda for x in given)
+        if on_gpu:
             odd = NOT_DETERMINISTIC.get(name)
             if odd and torch.are_deterministic_algorithms_enabled() and odd(*args, **kwargs):
                 raise RuntimeError(f"{name} has no deterministic implementation on CUDA")
             if name in READS:
                 self._wait(name)
-            if name in ANSWERS:
-                return ANSWERS[name](*args, **kwargs)
-            if name.startswith(("index", "_index_put")) and not isinstance(args[1], int):
-                args = (args[0], self._indices(args[1]), *args[2:])
+        if name in ANSWERS and (on_gpu or name != "_local_scalar_dense"):
+            return ANSWERS[name](*args, **kwargs)
+        if name in ("index", "index_put", "index_put_"):
+            args = (args[0], self._indices(args[1], on_gpu), *args[2:])
         out = func(*args, **kwargs)
         made = _tensors(out)
         if name in ("_to_copy", "copy_"):
@@ -130,14 +131,15 @@ class Recorder(TorchDispatchMode):
         elif source.is_cuda and not made.is_cuda and not non_blocking:
             self._wait("copy to the host")
 
-    def _indices(self, indices: list[Tensor | None]) -> list[Tensor | None]:
+    def _indices(self, indices: list[Tensor | None], on_gpu: bool) -> list[Tensor | None]:
         """The same; a mask as indices, of all."""
         plain = []
         for index in indices:
-            if index is not None and not index.is_cuda:
+            if on_gpu and index is not None and not index.is_cuda:
                 self._wait("indices on the CPU")
             if index is not None and index.dtype == torch.bool:
-                self._wait("a mask as an index")
+                if on_gpu:
+                    self._wait("a mask as an index")
                 every = torch.zeros(index.numel(), dtype=torch.int64, device=index.device)
                 plain += [every] * index.ndim
             else:
@@ -231,6 +233,17 @@ def _attention(q, k, v, attn_mask=None, is_causal=False, enable_gqa=False) -> Te
     return aten._scaled_dot_product_attention_math(q, k, v, **how)[0]
 
 
+def _apply(module: nn.Module, change: Callable, recurse: bool = True) -> nn.Module:
+    """As of nn.Module, by new parameters: a fake one cannot change its device."""
+    for part in module.modules():
+        for name, x in part._parameters.items():
+            if x is not None:
+                part._parameters[name] = nn.Parameter(change(x.detach()), x.requires_grad)
+        for name, x in part._buffers.items():
+            part._buffers[name] = change(x)
+    return module
+
+
 def _compile(function: Callable, *, dynamic: bool | None = None, **_: object) -> Callable:
     """Runs uncompiled. It is told what would be compiled anew: with dynamic shapes nothing for
     other sizes or numbers, else each of them."""
@@ -248,15 +261,14 @@ def _compile(function: Callable, *, dynamic: bool | None = None, **_: object) ->
     return call
 
 
-REAL_NUMPY = Tensor.numpy
+REAL_NUMPY, REAL_COMPILE = Tensor.numpy, torch.compile
 Tensor.numpy, Tensor.pin_memory, torch.compile = _numpy, _pin_memory, _compile
 FakeTensor.tolist = lambda x: x.cpu().numpy().tolist()
 Tensor.isfinite = torch.isfinite = _isfinite
 F.scaled_dot_product_attention = _attention
 torch.cuda.amp.common.amp_definitely_not_available = lambda: False
 torch.cuda.is_bf16_supported = lambda *_, **__: True
-# a fake parameter cannot change its device in place
-torch.__future__.set_overwrite_module_params_on_conversion(True)
+nn.Module._apply = _apply
 
 
 @contextlib.contextmanager

@@ -50,7 +50,8 @@ class Windows:
         targets = ids[:, 1:]
         if self.mask is not None:
             targets = np.where(self.mask[at_BT[:, 1:]] > 0, targets, IGNORE)
-        return torch.from_numpy(ids[:, :-1].copy()).to(device), torch.from_numpy(targets).to(device)
+        pair = torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(targets)
+        return tuple(_pinned(x, device).to(device, non_blocking=True) for x in pair)
 
     def targets(self, rows_B: Sequence[int]) -> int:
         """How many targets of some windows are not masked, each as often as it counts."""
@@ -78,7 +79,7 @@ class Windows:
 
         def read(rows_B: Sequence[int]) -> list[Tensor]:
             tensors = (*self.batch(rows_B), *more(rows_B))
-            return [x.pin_memory() if "cuda" in device else x for x in tensors]
+            return [_pinned(x, device) for x in tensors]
 
         with ThreadPoolExecutor(1) as pool:
             ahead = None
@@ -115,6 +116,11 @@ class Tokens:
     def bytes_per_token(self, split: str = "val") -> float:
         """UTF-8 bytes of the text that is kept, a token; NaN where that is unknown."""
         return self.meta.get(f"{split}_bytes", np.nan) / self.meta[f"{split}_tokens"]
+
+
+def _pinned(x: Tensor, device: str) -> Tensor:
+    """In memory from which CUDA copies while the host goes on."""
+    return x.pin_memory() if "cuda" in device else x
 
 
 def weighted(tokens: Tokens, path: Path, new: bool = False) -> Tokens:

@@ -88,10 +88,12 @@ def evaluate(
     for rows in windows.batches(rest, 128):
         loss_N[rows] = hard_set.window_loss(model, windows, rows, device)
         tell(len(rows))
-    each = _compare(model, teacher, windows, rows_M, device, tell)
+    with hard_set.precision("tf32", device):
+        each = _compare(model, teacher, windows, rows_M, device, tell)
     loss_MT = each["loss_MT"].cpu().numpy()
     loss_N[rows_M] = known_mean(loss_MT, axis=1)
-    calibration = _calibration(each["confidence"], each["right"])
+    # on the CPU: on CUDA a weighted bincount is not deterministic, and may be forbidden
+    calibration = _calibration(each["confidence"].cpu(), each["right"].cpu())
     kl, agreement = (float(each[key].mean()) for key in ("kl", "same"))
     return Evaluation(loss_N, rows_M, loss_MT, calibration, kl, agreement)
 

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from tdlib import data, files, losses
 from tdlib.model import Llama
+from tdlib.team import compiled
 
 BROKEN = "the model's weights or its scores are damaged: make them again (REDO= of that run)"
 Progress = Callable[[int, int, str], None]  # done, of how many, of what
+PRECISIONS = ("float32", "tf32", "bfloat16")  # of products on a GPU: 23, 10, 7 bits a factor
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,31 @@ def token_losses(model: Llama, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
     return losses.token_loss(hidden_ND, model.head, targets_BT.flatten()).view_as(targets_BT)
 
 
-def window_loss(model: Llama, windows: data.Windows, rows: np.ndarray, device: str) -> np.ndarray:
+@contextlib.contextmanager
+def precision(name: str, device: str) -> Iterator[None]:
+    """Matrix products in one of PRECISIONS: of what is measured over many windows alone, never of
+    starting weights, merging or what is held against another program. A CPU's are float32."""
+    before, gpu = torch.get_float32_matmul_precision(), "cuda" in device
+    if gpu:
+        torch.set_float32_matmul_precision("highest" if name == "float32" else "high")
+    try:
+        with torch.autocast("cuda", torch.bfloat16, enabled=gpu and name == "bfloat16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def window_loss(
+    model: Llama, windows: data.Windows, rows: np.ndarray, device: str, products: str = "tf32"
+) -> np.ndarray:
     """Mean loss of each of some windows, in nats per token; NaN where every target is masked.
     ValueError: a loss is not finite, though its window has a target."""
     means = []
-    for rows_B in windows.batches(rows, 16):
-        ids_BT, targets_BT = windows.batch(rows_B, device)
-        sums_B = token_losses(model, ids_BT, targets_BT).sum(1)
-        means.append(sums_B / (targets_BT != data.IGNORE).sum(1))
+    with precision(products, device):
+        for rows_B in windows.batches(rows, 16):
+            ids_BT, targets_BT = windows.batch(rows_B, device)
+            sums_B = token_losses(model, ids_BT, targets_BT).sum(1)
+            means.append(sums_B / (targets_BT != data.IGNORE).sum(1))
     return _checked(torch.cat(means).cpu().numpy(), windows, rows)
 
 
@@ -112,18 +131,21 @@ def score(
     device: str = "cpu",
     progress: Progress = lambda done, all, message: None,
     into: np.ndarray | None = None,
+    products: str = "tf32",
+    compile: bool = False,
 ) -> Scores:
     """The loss of both models on every window, or on some `rows`, NaN elsewhere. Where Targets
     store the teacher's losses, they are read. `into` is a (2, N) array to fill: with a memory map,
-    nothing of the size of N is held."""
+    nothing of the size of N is held. `products`: one of PRECISIONS."""
     source = data.as_targets(teacher)
     source.check(windows)
     rows = range(len(windows)) if rows is None else rows
     loss_2N, done = np.full((2, len(windows)), np.nan, np.float32) if into is None else into, 0
+    models = [compiled(m) if compile and m else m for m in (student, source.teacher)]
     for rows_B in windows.batches(rows, min(max(64, len(rows) // 1000), 2048)):
-        loss_2N[0, rows_B] = window_loss(student, windows, rows_B, device)
+        loss_2N[0, rows_B] = window_loss(models[0], windows, rows_B, device, products)
         if (loss_B := source.losses(rows_B)) is None:
-            loss_B = window_loss(source.teacher, windows, rows_B, device)
+            loss_B = window_loss(models[1], windows, rows_B, device, products)
         loss_2N[1, rows_B] = _checked(loss_B, windows, rows_B)
         progress(done := done + len(rows_B), len(rows), "windows scored")
     return Scores(*loss_2N)

@@ -80,9 +80,11 @@ def default_chunk(device: str) -> int:
 def _teacher(ce_weight, student_head_VD, targets_N, hidden_NE, head_VE, ids_NK, probs_NK):
     """A function that gives the last arguments of _core for a part of the tokens."""
 
+    head = functools.cache(lambda dtype: head_VE.detach().to(dtype))  # once, not for every chunk
+
     def logits(part: slice, w_N: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
         h_NE = torch.where(w_N[:, None] > 0, hidden_NE.detach()[part], 0)
-        return ((h_NE.to(dtype) @ head_VE.detach().to(dtype).T).float(),)
+        return (h_NE.to(dtype) @ head(dtype).T,)
 
     def draws(part: slice, w_N: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return ids_NK[part].long(), probs_NK[part].float().log()
@@ -146,15 +148,11 @@ class _Head(torch.autograd.Function):
             # an ignored token may carry inf or NaN, and 0 · NaN would spoil sums and gradients
             h_ND = torch.where(w[:, None] > 0, hidden_ND[part], 0)
             soft = teacher(part, w, dtype) if teacher else ()
-            gradient_NV = (h_ND @ head_VD.T).float()  # the logits, until the core has run
-            ce_N, kl_N = _apply(gradient_NV, y_N, w, ce_weight, t, soft)
+            gradient_NV = h_ND @ head_VD.T  # the logits, until the core has run
+            run = _in_one_pass if gradient_NV.is_cuda else _in_blocks
+            gradient_NV, ce_N, kl_N = run(gradient_NV, y_N, w, ce_weight, t, soft)
             each = torch.stack([ce_weight * ce_N + (1 - ce_weight) * t * t * kl_N, ce_N, kl_N])
             sums += torch.where(w > 0, each * w, 0.0).double().sum(1)
-            _add(gradient_NV, y_N[:, None], (-ce_weight * w)[:, None])
-            if len(soft) == 2:
-                share_N1 = (-w * (1 - ce_weight) * t / soft[0].shape[1])[:, None]
-                _add(gradient_NV, soft[0], share_N1.expand(soft[0].shape))
-            gradient_NV = gradient_NV.to(dtype)
             if need_hidden:
                 d_hidden[part] = gradient_NV @ head_VD
             if need_head and dtype == torch.float32:
@@ -174,22 +172,83 @@ class _Head(torch.autograd.Function):
         return *scaled, *[None] * 7
 
 
-def _apply(s_NV: Tensor, y_N: Tensor, w_N: Tensor, ce_weight: float, t: float, teacher: tuple):
-    """_core on a whole chunk. Compiled on a GPU alone: on a CPU, blocks that fit its cache take a
-    third of the time of the compiled core, which passes through memory a dozen times."""
-    if s_NV.is_cuda and s_NV.numel() >= COMPILE_FROM:
-        numbers = s_NV.new_tensor(ce_weight), s_NV.new_tensor(t)
-        return _compiled()(s_NV, y_N, w_N, *numbers, *teacher)
-    rows = len(s_NV) if s_NV.is_cuda else BLOCK * torch.get_num_threads() // s_NV.shape[1]
-    blocks = zip(*(x.split(max(1, rows)) for x in (s_NV, y_N, w_N, *teacher)), strict=True)
+def _in_blocks(s_NV: Tensor, y_N: Tensor, w_N: Tensor, ce_weight: float, t: float, teacher: tuple):
+    """Gradient, cross-entropy and KL of a chunk by _core, for a CPU: blocks that fit its cache take
+    a third of the time of a compiled core, which passes through memory."""
+    dtype, s_NV = s_NV.dtype, s_NV.float()
+    teacher = teacher if len(teacher) == 2 else tuple(g_NV.float() for g_NV in teacher)
+    rows = max(1, BLOCK * torch.get_num_threads() // s_NV.shape[1])
+    blocks = zip(*(x.split(rows) for x in (s_NV, y_N, w_N, *teacher)), strict=True)
     each = (_core(s, y, w, ce_weight, t, *more) for s, y, w, *more in blocks)
-    return tuple(map(torch.cat, zip(*each, strict=True)))
+    ce_N, kl_N = map(torch.cat, zip(*each, strict=True))
+    _add(s_NV, y_N[:, None], (-ce_weight * w_N)[:, None])
+    if len(teacher) == 2:
+        share_N1 = (-w_N * (1 - ce_weight) * t / teacher[0].shape[1])[:, None]
+        _add(s_NV, teacher[0], share_N1.expand(teacher[0].shape))
+    return s_NV.to(dtype), ce_N, kl_N
+
+
+def _in_one_pass(
+    s_NV: Tensor, y_N: Tensor, w_N: Tensor, ce_weight: float, t: float, teacher: tuple
+):
+    """The same for a GPU, whose memory is what the core waits for: logits come and go in the type
+    of the products. One compilation serves chunks of any length; the rest is known to it."""
+    if len(teacher) == 2:  # how often each id was drawn, exact in 16 bits up to 2,048 draws
+        ids_NK, logp_NK = teacher
+        counts_NV = torch.zeros_like(s_NV, dtype=torch.float16)
+        _add(counts_NV, ids_NK, counts_NV.new_ones(()).expand(ids_NK.shape))
+        teacher = counts_NV, ids_NK, logp_NK
+    if s_NV.numel() < COMPILE_FROM:
+        return _fused(s_NV, y_N, w_N, ce_weight, t, *teacher)
+    for x in (s_NV, y_N, w_N, *teacher):
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+    return _compiled()(s_NV, y_N, w_N, ce_weight, t, *teacher)
 
 
 @functools.cache
 def _compiled() -> Callable:
-    # dynamic=True, and weight and T as tensors: one compilation serves all shapes and values
-    return torch.compile(_core, dynamic=True)
+    return compiled(_fused)
+
+
+def compiled(function: Callable) -> Callable:
+    """torch.compile, with room for the shapes of a whole night: by default a function's ninth would
+    run uncompiled without a word."""
+    torch._dynamo.config.recompile_limit = 256
+    return torch.compile(function)
+
+
+def _fused(
+    s_NV: Tensor, y_N: Tensor, w_N: Tensor, ce_weight: float, t: float, *teacher: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Written so that Inductor makes one kernel with two loops over the vocabulary, 10 bytes a
+    logit in bfloat16: one loop for all Σ exp, one for the rest (a gradient that overwrites the
+    logits takes a third). `teacher`: empty, its logits, or counts, ids and log p of draws."""
+    s = s_NV.float()
+    logz = _log_sum_exp(s)
+    ce_N = (logz - s.gather(-1, y_N[:, None])).squeeze(-1)
+    hot = torch.arange(s.shape[1], device=s.device)[None] == y_N[:, None]
+    gradient = (ce_weight * w_N)[:, None] * ((s - logz).exp() - torch.where(hot, 1.0, 0.0))
+    if not teacher:
+        return gradient.to(s_NV.dtype), ce_N, torch.zeros_like(ce_N)
+    logz_t = logz if t == 1 else _log_sum_exp(s / t)
+    q = (s / t - logz_t).exp()
+    if len(teacher) == 1:
+        g = teacher[0].float()
+        teacher_logz = _log_sum_exp(g / t)
+        p = (g / t - teacher_logz).exp()
+        # Σ(q − p) is 0 but for rounding, as in _core
+        kl_N = (p * ((g - s) / t - (teacher_logz - logz_t)) + (q - p)).sum(-1)
+    else:
+        counts, ids_NK, logp_NK = teacher
+        p = counts.float() / ids_NK.shape[1]
+        kl_N = (logp_NK - s.gather(-1, ids_NK) / t + logz_t).mean(-1)
+    gradient = gradient + ((1 - ce_weight) * t * w_N)[:, None] * (q - p)
+    return gradient.to(s_NV.dtype), ce_N, kl_N
+
+
+def _log_sum_exp(x_NV: Tensor) -> Tensor:
+    largest_N1 = x_NV.amax(-1, keepdim=True)
+    return largest_N1 + (x_NV - largest_N1).exp().sum(-1, keepdim=True).log()
 
 
 def _core(

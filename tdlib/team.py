@@ -32,7 +32,7 @@ class Team:
     def wrap(self, loss: Callable, student: nn.Module, targets, fast: bool) -> nn.Module:
         """`loss(student, targets, …)` as one module; `fast`: both compiled. Its backward leaves the
         mean of all ranks' gradients, or, with `require_backward_grad_sync` False, its own."""
-        step = _Step(loss, *(_compiled(x) if fast and x.hidden else x for x in (student, targets)))
+        step = _Step(loss, *(compiled(x) if fast and x.hidden else x for x in (student, targets)))
         return step if self.size == 1 else DDP(step, gradient_as_bucket_view=True)
 
     def all_reduce(self, before: Tensor, mine: Tensor) -> Tensor:
@@ -69,8 +69,15 @@ class _Step(nn.Module):
         return losses.Loss(zero, *[zero.detach()] * 3)
 
 
-def _compiled(model):
-    """The same, compiled; the model itself, which is evaluated and writes samples, stays."""
-    compiled = copy.copy(model)
-    compiled.hidden = torch.compile(model.hidden)
-    return compiled
+def compiled(model):
+    """The same, compiled for batches of the first one's shape: another, as the last of a training,
+    would cost minutes of compiling. The model itself, which writes samples, stays."""
+    fast, other, shapes = losses.compiled(model.hidden), model.hidden, []
+
+    def hidden(ids_BT: Tensor) -> Tensor:
+        shapes[1:] = [ids_BT.shape]  # the first stays
+        return fast(ids_BT) if shapes[0] == ids_BT.shape else other(ids_BT)
+
+    twin = copy.copy(model)
+    twin.hidden = hidden
+    return twin

@@ -7,6 +7,7 @@ is not finite, or whose loss jumps, is skipped. With a folder, the same call goe
 was stopped, to the same weights (see checkpoint). Legend: B windows of a batch, T tokens, N = B·T.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -126,7 +127,7 @@ def fit(
         state.log.append({"step": 0, "tokens": 0} | evaluate(student))
         record(state.log[0])
     evaluated = {round(i * len(steps) / evaluations) for i in range(evaluations + 1)}
-    with checkpoint.Signals(folder is not None) as signals:
+    with checkpoint.Signals(folder is not None) as signals, _deterministic(recipe.deterministic):
         for step in _updates(student, targets, windows, state, steps, device, team):
             progress(step, len(steps), f"{state.meter.speed:,.0f} tokens/s")
             if step in evaluated or step % max(1, len(steps) // LOGGED) == 0:
@@ -139,14 +140,28 @@ def fit(
     return state.log
 
 
+@contextlib.contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """For as long as it trains: what comes after must not raise for want of such an algorithm."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def _updates(student, targets, windows, state, steps, device, team) -> Iterator[int]:
     """Makes the steps that are left, and gives the number of each."""
+
+    def read(rows_B: Sequence[int]) -> tuple[Tensor, ...]:
+        weights = () if windows.weights is None else (torch.from_numpy(windows.weights_of(rows_B)),)
+        return *weights, *targets.read(rows_B)
+
     recipe, left = state.recipe, steps[state.step :]
     parts = (team.micro_batches(rows_B, recipe.micro_windows) for rows_B in left)
-    stream = windows.stream(itertools.chain.from_iterable(parts), device, targets.read)
+    stream = windows.stream(itertools.chain.from_iterable(parts), device, read)
     student.activation_checkpointing = recipe.activation_checkpointing
-    if recipe.deterministic:
-        torch.use_deterministic_algorithms(True)
     step_module = team.wrap(batch_loss, student, targets, recipe.compile)
     for step, rows_B in enumerate(left, state.step + 1):
         loss = _accumulate(step_module, windows, rows_B, recipe, state.meter, stream, team)
@@ -157,14 +172,14 @@ def _updates(student, targets, windows, state, steps, device, team) -> Iterator[
 def _accumulate(step_module, windows, rows_B, recipe, meter, stream, team) -> Tensor:
     """Gradients and mean loss of one step's windows, the same however they are split."""
     mine, device = list(team.micro_batches(rows_B, recipe.micro_windows)), meter.sums.device
-    total = torch.tensor(max(1, windows.targets(rows_B)), device=device)
+    total = torch.full((), max(1, windows.targets(rows_B)), device=device)  # a copy would wait
     # bf16 on CUDA; on a CPU it gains nothing
     cast = torch.autocast("cuda", torch.bfloat16, enabled=meter.sums.is_cuda)
     before, weights_BT = meter.sums.clone(), None
     for i, rows in enumerate(mine, 1):
         ids_BT, targets_BT, *stored = next(stream)
         if windows.weights is not None:
-            weights_BT = torch.from_numpy(windows.weights_of(rows)).to(device)
+            weights_BT, *stored = stored
         step_module.require_backward_grad_sync = i == len(mine)  # of all ranks: once
         with cast:
             parts = step_module(ids_BT, targets_BT, recipe, rows, stored, weights_BT)

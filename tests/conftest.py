@@ -35,9 +35,11 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def sigterm_as_a_process_starts_with_it() -> None:
-    """A run or `make book` that a test before began in this process leaves its own handler."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def signals_as_a_process_starts_with_them() -> None:
+    """A run or `make book` that a test before began in this process leaves its own handlers."""
+    signal.alarm(0)
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list) -> None:
@@ -138,9 +140,8 @@ def faults(browser) -> Callable:
         for media, width in [("print", A4)] * paper + [("screen", 1280), ("screen", 390)]:
             page.emulate_media(media=media)
             page.set_viewport_size({"width": width, "height": 800})
-            lines += [
-                f"{media} {width}: {line}" for line in page.evaluate(outside.read_text("utf8"))
-            ]
+            found = page.evaluate(outside.read_text("utf8"))
+            lines += [f"{media} {width}: {line}" for line in found]
         options = {"resultTypes": ["violations"]}
         for one in Axe().run(page, options=options).response["violations"] if axe else ():
             if one["impact"] in ("serious", "critical"):

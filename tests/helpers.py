@@ -1,6 +1,8 @@
 """What several test files measure alike."""
 
 import contextlib
+import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +40,26 @@ def masked(windows: Windows, rows) -> Windows:
     for i in rows:
         mask[i * t + 1 : (i + 1) * t + 1] = 0
     return replace(windows, mask=mask)
+
+
+def token_folder(folder: Path, train, val, dtype="uint32", **meta) -> Path:
+    """Token files as others make them; meta.json says what is given and the dtype."""
+    folder.mkdir(exist_ok=True)
+    for name, ids in (("train", train), ("val", val)):
+        np.asarray(ids).astype(dtype).tofile(folder / f"{name}.bin")
+    (folder / "meta.json").write_text(json.dumps({"dtype": dtype} | meta))
+    return folder
+
+
+@contextlib.contextmanager
+def full_disk(size: int):
+    """No file may grow beyond `size` bytes, as the system itself has it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def one_line(error, *words) -> None:

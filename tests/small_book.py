@@ -12,6 +12,7 @@ from nbformat import v4
 from tdbook.runs import heartbeat, notebooks, running
 
 REPOSITORY = Path(__file__).parents[1]
+DEAD = 2**22 + 1  # no process of Linux has this number
 COMMON = """run = "{notebook}"  # name
 profile = "tiny"  # folder
 out = "outputs/tiny"  # folder

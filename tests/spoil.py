@@ -134,10 +134,9 @@ def teacher(out: Path, change: dict) -> None:
 
 def weights(folder: Path, change: dict) -> None:
     known = load_file(folder / "model.safetensors")
-    wrong = {
-        n: known[n] * torch.nan if how == "nan" else known[n].char() for n, how in change.items()
-    }
-    save_file(known | wrong, folder / "model.safetensors")
+    for name, how in change.items():
+        known[name] = known[name] * torch.nan if how == "nan" else known[name].char()
+    save_file(known, folder / "model.safetensors")
 
 
 def checkpoint(path: Path, change: dict, **how) -> None:

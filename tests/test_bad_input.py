@@ -11,7 +11,6 @@ import json
 import os
 import pickle
 import re
-import resource
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -29,6 +28,7 @@ from tdbook.runs import heartbeat, ownership, parameters, running
 from tdbook.workflow import graph
 from tdlib import files, teacher
 from tests import spoil
+from tests.helpers import full_disk
 from tests.smoke_book import new_shell
 
 REPOSITORY = Path(__file__).parents[1]
@@ -86,17 +86,6 @@ def unprivileged():
     finally:
         sets[0] = before
         libc.capset(header, sets)
-
-
-@contextlib.contextmanager
-def full_disk(size: int):
-    """No file may grow beyond `size` bytes, as the system itself has it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def cells(notebook: str) -> list[str]:

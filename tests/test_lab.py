@@ -145,9 +145,7 @@ def line_agreed(lab, difficulty_N) -> tuple[float, int]:
     return threshold, int(count)
 
 
-def test_sliders_start_on_the_choice_in_force_and_keys_and_mouse_move_all_that_is_shown(
-    lab, difficulty_N
-):
+def test_sliders_start_on_the_choice_in_force_and_move_all_that_is_shown(lab, difficulty_N):
     seen = {line_agreed(lab, difficulty_N)}
     assert {count for _, count in seen} == {round(0.2 * len(difficulty_N))}
     expect(lab.page.get_by_text("In force, for 03: by 02_hard_set's parameters")).to_have_count(1)
@@ -202,9 +200,7 @@ def test_at_phone_width_everything_is_within_reach(lab, difficulty_N):
     lab.page.set_viewport_size({"width": 1280, "height": 900})
 
 
-def test_a_preset_with_every_switch_is_kept_as_the_same_parameters_choose(
-    lab, difficulty_N, folder
-):
+def test_a_preset_is_kept_as_the_same_parameters_choose(lab, difficulty_N, folder):
     noise = lab.explorer.get_by_role("combobox", name="noise")
     junk = lab.explorer.get_by_role("checkbox", name="junk")
     junk_N = np.load(folder / "out/scores/02_hard_set.features.npy")["junk"] > 0

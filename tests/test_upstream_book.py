@@ -56,7 +56,7 @@ def owner(lines, tmp_path_factory) -> Path:
     steps = dict(epochs=9, token_limit=60_000, batch_tokens=128)
     recipe = train.Recipe(learning_rate=1e-2, ce_weight=1.0, **steps)
     train.fit(model, token_files.open_tokens(place / "data", CONTEXT).train, recipe)
-    upstream.as_checkpoint(model, place / "best.pt")
+    torch.save(upstream.checkpoint(model), place / "best.pt")
     return place
 
 

@@ -101,8 +101,3 @@ def checkpoint(model) -> dict:
     made = {"model": {f"_orig_mod.{name}": weight for name, weight in state.items()}}
     made |= {"optimizer": None, "config": shape | {"rope_theta": 10000.0}}
     return made | {"architecture": "llama", "step": 45000, "val_loss": None}
-
-
-def as_checkpoint(model, path: Path) -> Path:
-    torch.save(checkpoint(model), path)
-    return path

@@ -26,12 +26,13 @@ FEW = 5  # documents; sources with fewer in either split count together, or they
 RESAMPLES, AT_ONCE = 1000, 100  # of an interval; a large corpus has 100,000 documents
 
 
-def score(path: Path, net: Llama, teacher, windows, device: str, progress, limit=0) -> dict:
+def score(path: Path, net: Llama, teacher, windows, device, progress, limit=0, **how) -> dict:
     """Scores the training windows with both models into `path`: all, or, spread evenly, those of
-    some `limit` tokens. Returns how many there are, what share was scored, and what was found."""
+    some `limit` tokens. Returns how many there are, what share was scored, and what was found.
+    `how`: hard_set.score's products and compile; on a GPU what they change is told."""
     count = min(limit // windows.context or len(windows), len(windows))
     rows = evaluate.fixed_rows(windows, count) if count < len(windows) else np.arange(len(windows))
-    how = dict(rows=rows, device=device, progress=progress)
+    how |= dict(rows=rows, device=device, progress=progress)
     with hard_set.new_scores(path, len(windows)) as loss_2N:
         scores = hard_set.score(net, teacher, windows, into=loss_2N, **how)
         masked = int((~windows.known_N[rows]).sum())
@@ -39,7 +40,15 @@ def score(path: Path, net: Llama, teacher, windows, device: str, progress, limit
         if not len(known):
             raise ValueError("no training window was scored that has a target: raise token_limit")
         mean, better = float(known.mean(dtype=np.float64)), float((known < 0).mean())
-    short = {"windows": len(windows), "mean": mean, "student_better": better}
+        short = {"windows": len(windows), "mean": mean, "student_better": better}
+        if "cuda" in device:
+            few = evaluate.fixed_rows(windows, 16)
+            few = few[np.isfinite(scores.difficulty_N[few])]
+            exact = hard_set.score(
+                net, teacher, windows, rows=few, device=device, products="float32"
+            )
+            off_N = np.abs(scores.difficulty_N - exact.difficulty_N)[few]
+            short["rounding"] = float(off_N.mean()) if len(few) else 0.0
     return short | {"scored": count / len(windows)} | ({"masked": masked} if masked else {})
 
 

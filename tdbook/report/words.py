@@ -39,7 +39,8 @@ def difficulty(base: str, short: dict) -> str:
     """The sentence that 02 puts before anything else."""
     parts = {"counted": True, "sampled": short.get("scored", 1) < 1, "no_target": "masked" in short}
     counted, noise = _say(parts, short | {"base": base}), short["student_better"] > 0.5
-    return _say({"noise": noise, "gap": not noise}, {"counted": counted, "mean": short["mean"]})
+    parts = {"noise": noise, "gap": not noise, "rounding": "rounding" in short}
+    return _say(parts, short | {"counted": counted})
 
 
 def memory(real: dict, base: str, teacher: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tdbook.runs import parameters
 
+FLASH_FIRST = "TORCH_CUDNN_SDPA_DEPRIORITIZED"  # =1, says torch, puts cuDNN's attention last
 # where programs write in a HOME, by the variable that leads them elsewhere
 HOMES = {
     "JUPYTER_RUNTIME_DIR": ".local/share/jupyter/runtime",
@@ -68,6 +69,11 @@ def commit() -> tuple[str | None, bool | None]:
 def versions() -> dict[str, str]:
     packages = ("torch", "numpy", "sentencepiece", "pandas", "matplotlib")
     loaded = {p: sys.modules[p].__version__ for p in packages if p in sys.modules}
+    if torch := sys.modules.get("torch"):  # what decides which of its kernels attention takes
+        on = ["cudnn", "flash", "mem_efficient", "math"]
+        on = [k for k in on if getattr(torch.backends.cuda, f"{k}_sdp_enabled")()]
+        on += [FLASH_FIRST] if os.environ.get(FLASH_FIRST) == "1" else []
+        loaded["attention"] = f"{' '.join(on)}, cuDNN {torch.backends.cudnn.version()}"
     return {"python": platform.python_version()} | loaded
 
 

@@ -90,8 +90,6 @@ class Run:
         import torch
 
         wanted, there = self.parameters["device"], torch.cuda.is_available()
-        # scoring and evaluation are float32 products: on a GPU's tensor cores, 10 bits of mantissa
-        torch.backends.cuda.matmul.allow_tf32 = True
         if wanted.startswith("cuda") and not there:
             raise ValueError(f"device = {wanted!r}, and torch sees no GPU here: use auto or cpu")
         return wanted if wanted != "auto" else "cuda" if there else "cpu"

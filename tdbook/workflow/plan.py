@@ -45,7 +45,7 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
         raise ParameterError(f"params/{wanted.profile} has no {TEACHER}.yaml: add one")
     p, out = jobs[TEACHER].parameters, parameters.ROOT / wanted.out
     shares = [one.parameters["share"] for one in jobs.values() if one.notebook == HARD_SET]
-    teacher = _teacher(p, out)
+    teacher = _teacher(p, out, jobs[TEACHER].given.get("teacher"))
     tokens = parameters.ROOT / (p["tokens"] or out / "tokens")
     if p["tokens"] or (tokens / "meta.json").is_file():
         size = size_of(tokens, out, *shares[:1])
@@ -98,15 +98,15 @@ def _size(vocab_size: int, context: int, train: int, val: int, share: float, whe
     return Size(vocab_size, context, windows, checked, round(share * windows), source)
 
 
-def _teacher(p: dict, out: Path) -> LlamaConfig | None:
-    """The shape of the teacher given to 00, or of the run folder's; None if that is not there."""
+def _teacher(p: dict, out: Path, told: str | None = None) -> LlamaConfig | None:
+    """The shape of 00's teacher, or the run folder's; None: not there, nor `told` by a command."""
     given = p["teacher"] if notebook_of(p["run"]) == TEACHER else ""
     path = parameters.ROOT / given if given else out / "models" / (p.get("teacher") or "teacher")
     if path.is_file():
         from tdlib import teacher  # imports torch
 
         return teacher.load(path).config
-    return shapes.read_config(path) if given or path.is_dir() else None
+    return shapes.read_config(path) if told or path.is_dir() else None
 
 
 def _trained(p: dict, size: Size) -> LlamaConfig:

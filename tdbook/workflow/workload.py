@@ -16,6 +16,7 @@ import yaml
 from tdbook.runs import hashes, notebooks
 from tdbook.runs.notebooks import COMPARISON, EVIDENCE, HARD_SET, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.parameters import ParameterError, nearest
+from tdbook.workflow import execute
 from tdlib.shapes import SHAPES, LlamaConfig
 
 MODELS = ("models/", "adapters/")
@@ -37,7 +38,7 @@ DEVICES = {name: Device(*row) for name, row in _TABLE["devices"].items()}
 
 def device_of(name: str, profile: str) -> tuple[Device, str]:
     """The device that hours are given for, and where its numbers are from."""
-    if not name and profile.startswith("b200") and not Path("/dev/nvidia0").exists():
+    if not name and profile.startswith("b200") and not execute.gpus():
         return DEVICES["b200"], "published (no GPU here; DEVICE=here for this machine)"
     if name in DEVICES:
         return DEVICES[name], "published"
@@ -58,18 +59,19 @@ def here(device: str) -> Device:
     peak = peak_flop(device)
     if "cuda" in device:  # a measured peak is some three quarters of a published one
         gpu = torch.cuda.get_device_properties(device)
-        return Device(gpu.name, peak / 0.75, gpu.total_memory)
+        return Device(gpu.name, peak / 0.75, gpu.total_memory)  # an H200: 788 of 989 TFLOP/s
     name = f"this CPU, threads: {torch.get_num_threads()}"
     return Device(name, peak, psutil.virtual_memory().total, "cpu")
 
 
 def peak_flop(device: str) -> float:
-    """FLOP a second of the fastest large matrix product in a tenth of a second."""
+    """FLOP a second of the fastest large product of random numbers (ones would be faster)."""
     import torch
     from torch.utils.benchmark import Timer
 
     n, dtype = (8192, torch.bfloat16) if "cuda" in device else (1536, torch.float32)
-    how = {"globals": {"a": torch.ones(n, n, device=device, dtype=dtype)}}
+    own = torch.Generator(device).manual_seed(0)  # the draws of the run that asks stay as they are
+    how = {"globals": {"a": torch.randn(n, n, device=device, dtype=dtype, generator=own)}}
     timer = Timer("(a @ a)[0, 0].item()", **how, num_threads=torch.get_num_threads())
     return 2 * n**3 / min(timer.blocked_autorange(min_run_time=0.1).times)
 

@@ -1,9 +1,9 @@
 """Adapters against PEFT: outputs, sizes, gradients, files both ways; and merging."""
 
 import itertools
-import json
 import os
 import shutil
+from functools import partial
 
 import peft
 import pytest
@@ -12,8 +12,11 @@ import torch
 from tdlib import lora
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tests.helpers import near, refused, same, tiny_model, weights_of
-from tests.tdlib.test_model import hugging_face
+from tests.tdlib import test_model
+from tests.tdlib.test_model import edit, hugging_face
 
+OPTIONS = test_model.CASES["options of PEFT"]
+some_ids = partial(test_model.some_ids, length=32, vocab=97)
 SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
@@ -27,10 +30,6 @@ def adapted(rank=4, scale=2.5, seed=0) -> Llama:
     for part in lora.adapters(model).values():
         part.lora_B.data = torch.randn(part.lora_B.shape, generator=g) * 0.1
     return model
-
-
-def some_ids(count=2, seed=1) -> torch.Tensor:
-    return torch.randint(97, (count, 32), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +47,10 @@ def peft_of(base, folder, targets, **how) -> peft.PeftModel:
 
 
 @pytest.mark.parametrize("rank, scale", [(4, 2.5), (3, 1.0), (1, 0.1)])
-def test_peft_reads_our_adapters_to_the_same_outputs_sizes_and_gradients(
-    rank, scale, base, tmp_path
-):
-    model, ids = adapted(rank, scale), some_ids()
-    lora.save(model, tmp_path / "adapter", base=str(base))
-    theirs = peft.PeftModel.from_pretrained(
-        hugging_face(base), tmp_path / "adapter", is_trainable=True
-    )
+def test_peft_reads_our_adapters_to_the_same_outputs_and_gradients(rank, scale, base, tmp_path):
+    model, ids, folder = adapted(rank, scale), some_ids(), tmp_path / "adapter"
+    lora.save(model, folder, base=str(base))
+    theirs = peft.PeftModel.from_pretrained(hugging_face(base), folder, is_trainable=True)
     config = theirs.peft_config["default"]
     assert (config.base_model_name_or_path, config.r) == (str(base), rank)
     assert config.lora_alpha == pytest.approx(scale * rank) and config.target_modules == SEVEN
@@ -63,12 +58,11 @@ def test_peft_reads_our_adapters_to_the_same_outputs_sizes_and_gradients(
         logits.log_softmax(-1).square().mean().backward()
     near(ours, wanted, 1e-5)
     assert not torch.allclose(ours, tiny()(ids), atol=1e-2)  # the adapters do something
-    mine, yours = (
-        {n: p for n, p in m.named_parameters() if p.grad is not None} for m in (model, theirs)
-    )
-    assert len(mine) == len(yours) == 2 * 7 * 2
-    for name, weight in mine.items():
-        near(weight.grad, yours[f"base_model.model.model.{name}.default.weight"].grad, 1e-5)
+    mine, yours = ({n: p.grad for n, p in m.named_parameters()} for m in (model, theirs))
+    learn = [{n for n in grads if grads[n] is not None} for grads in (mine, yours)]
+    assert len(learn[0]) == len(learn[1]) == 2 * 7 * 2
+    for name in learn[0]:
+        near(mine[name], yours[f"base_model.model.model.{name}.default.weight"], 1e-5)
 
 
 @pytest.mark.parametrize("targets", [sorted(SEVEN), ["q_proj", "v_proj"], "all-linear"])
@@ -94,25 +88,11 @@ def pefts(base, tmp_path_factory):
 def spoilt(adapter, folder, **change):
     """A copy, its config changed; None removes a key."""
     shutil.copytree(adapter, folder)
-    path = folder / "adapter_config.json"
-    known = json.loads(path.read_text()) | change
-    path.write_text(json.dumps({k: v for k, v in known.items() if v is not None}))
+    edit(folder, "adapter_config.json", **change)
     return folder
 
 
-@pytest.mark.parametrize(
-    "change",
-    # PEFT reads each otherwise than plain LoRA: other weights, another base, tokens, or none of it
-    [dict(target_modules=["q_proj"]), dict(exclude_modules=["v_proj"]),
-     dict(target_modules=["model.layers.0.self_attn.q_proj"]), dict(target_modules="x"),
-     dict(init_lora_weights="pissa"), dict(init_lora_weights="olora"), dict(use_rslora=True),
-     dict(layers_to_transform=[1]), dict(bias="all"), dict(peft_type="LOHA"),
-     dict(an_option_of_2027="x"), dict(modules_to_save=["lm_head"]), dict(megatron_config={"a": 1}),
-     # and these are no numbers, or none of theirs
-     dict(r=None), dict(r="3"), dict(r=0), dict(lora_alpha=float("nan")), dict(lora_alpha=None),
-     dict(target_modules="("), dict(target_modules=5)],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("change", OPTIONS["refused"], ids=str)
 def test_an_option_of_peft_is_understood_or_refused_by_its_name(change, pefts, tmp_path):
     folder, model = spoilt(pefts, tmp_path / "adapter", **change), tiny()
     name = next(iter(change))
@@ -121,13 +101,7 @@ def test_an_option_of_peft_is_understood_or_refused_by_its_name(change, pefts, t
     assert not lora.adapters(model)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [dict(lora_dropout=0.1), dict(fan_in_fan_out=True), dict(inference_mode=False),
-     dict(init_lora_weights="gaussian"), dict(revision="main"), dict(an_option_of_2027=False),
-     dict(target_modules=None)],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("change", OPTIONS["without effect"], ids=str)
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
 def test_an_option_of_peft_that_changes_nothing_is_read_as_peft_does(change, base, pefts, tmp_path):
@@ -178,7 +152,7 @@ def test_a_is_drawn_by_the_seed_within_one_over_the_root_of_its_inputs_as_pefts_
 
 
 @torch.no_grad()
-def test_merging_is_exact_to_1e_5_in_logits_and_adds_scale_times_b_a(tmp_path):
+def test_merging_is_exact_to_1e_5_in_logits_and_adds_scale_times_b_a():
     for rank, scale in ((16, 1.0), (1, 0.1), (4, 2.5)):
         model, base, ids = adapted(rank, scale), tiny(), some_ids(8, seed=2)
         logits, pairs = model(ids), {n: p.weight.double() for n, p in lora.adapters(model).items()}

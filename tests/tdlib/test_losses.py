@@ -17,6 +17,13 @@ from tests.helpers import near, refused
 HALF = dict(ce_weight=0.5, temperature=2.0)
 
 
+@pytest.fixture(autouse=True, params=["in blocks, for a CPU", "in one pass, for a GPU"])
+def core(request, monkeypatch):
+    """Every property holds for both."""
+    if "GPU" in request.param:
+        monkeypatch.setattr(losses, "_in_blocks", losses._in_one_pass)
+
+
 def case(n=37, d=24, v=101, e=40, seed=0, spread=2.0, weights=False, ignored=0.0):
     """One problem, logits with a standard deviation of `spread`."""
     g = torch.Generator().manual_seed(seed)
@@ -251,23 +258,63 @@ def test_what_fits_no_loss_is_refused(change, options, words):
         ours(c, **HALF | options)
 
 
-@pytest.mark.parametrize("kind", ["dense", "sampled"])
-def test_the_core_is_compiled_once_for_all_shapes_and_gives_the_eager_numbers(kind, monkeypatch):
+KINDS = {"text alone": (), "dense": (1,), "sampled": (50,)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype, bound", [(torch.bfloat16, 3e-3), (torch.float32, 5e-6)])
+def test_in_one_pass_errs_by_no_more_than_the_rounding_of_its_result(kind, dtype, bound):
+    """Against float64 on the same logits: losses relative, gradients by their norm."""
+    for t, a in itertools.product((1.0, 2.0, 4.0), (0, 0.1, 0.5, 1) if KINDS[kind] else (1,)):
+        g = torch.Generator().manual_seed(3)
+        s, p = (torch.randn(40, 3000, generator=g).mul(4).to(dtype) for _ in range(2))
+        y, w = torch.randint(3000, (40,), generator=g), torch.rand(40, generator=g)
+        w[::7] = 0
+        soft, s64, q64 = (p,), s.double(), (s.double() / t).softmax(-1)
+        p64 = (p.double() / t).softmax(-1)
+        kl = (p64 * (p64.log() - q64.log())).sum(-1)
+        if kind == "sampled":
+            ids = p64.multinomial(50, replacement=True, generator=g)
+            logp = p64.gather(1, ids).log()
+            kl = (logp - q64.gather(1, ids).log()).mean(-1)
+            p64 = torch.zeros_like(p64).scatter_add_(1, ids, torch.full_like(logp, 1 / 50))
+            soft = ids, logp.float()
+        hot = torch.nn.functional.one_hot(y, 3000)
+        wanted = a * (s64.softmax(-1) - hot) + (1 - a) * t * (q64 - p64)
+        found, ce, its_kl = losses._in_one_pass(s, y, w, a, t, soft if KINDS[kind] else ())
+        wanted *= w[:, None]
+        assert found.dtype == dtype and (found - wanted).norm() <= bound * wanted.norm()
+        near(ce, -s64.log_softmax(-1).gather(1, y[:, None])[:, 0], 1e-6)
+        if KINDS[kind]:
+            near(its_kl, kl, 5e-6)
+
+
+def test_a_small_kl_is_not_lost_in_the_rounding_of_two_large_sums():
+    g = torch.Generator().manual_seed(3)
+    s = 4 * torch.randn(40, 3000, generator=g)
+    p = s + 0.1 * torch.randn(40, 3000, generator=g)
+    y, w, p64 = torch.zeros(40, dtype=torch.long), torch.ones(40), p.double().softmax(-1)
+    wanted = (p64 * (p64.log() - s.double().log_softmax(-1))).sum(-1)
+    near(losses._in_one_pass(s, y, w, 0.5, 1.0, (p,))[2], wanted, 1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_one_pass_is_compiled_once_for_chunks_of_any_length(kind, monkeypatch):
     """By a backend that makes no machine code of the graph: that part is torch's own."""
     backend = dict(backend="aot_eager_decomp_partition")
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, **backend))
+    monkeypatch.setattr(losses, "_compiled", functools.cache(losses._compiled.__wrapped__))
     torch._dynamo.reset()
     counters.clear()
-    core = losses._compiled.__wrapped__()
-    for t, ce_weight, n, v in ((2.0, 0.5, 37, 101), (1.0, 0.0, 70, 333), (0.5, 0.9, 8, 9)):
-        g, numbers, found = torch.Generator().manual_seed(n), (ce_weight, t), []
-        s_NV, g_NV = (4 * torch.randn(n, v, generator=g) for _ in range(2))
-        y_N, w_N = torch.randint(v, (n,), generator=g), torch.rand(n, generator=g)
-        draws = torch.randint(v, (n, 5), generator=g), torch.rand(n, 5, generator=g).log()
-        for call, given in ((core, map(torch.tensor, numbers)), (losses._core, numbers)):
-            gradient_NV = s_NV.clone()
-            teacher = (g_NV.clone(),) if kind == "dense" else draws
-            found.append([*call(gradient_NV, y_N, w_N, *given, *teacher), gradient_NV])
+    for n in (64, 37, 8):
+        g, found = torch.Generator().manual_seed(n), []
+        s_NV, g_NV = (4 * torch.randn(n, 333, generator=g) for _ in range(2))
+        y_N, w_N = torch.randint(333, (n,), generator=g), torch.rand(n, generator=g)
+        draws = torch.randint(333, (n, 50), generator=g), torch.rand(n, 50, generator=g).log()
+        soft = {0: (), 1: (g_NV,), 50: draws}[sum(KINDS[kind])]
+        for least in (0, math.inf):
+            monkeypatch.setattr(losses, "COMPILE_FROM", least)
+            found.append(losses._in_one_pass(s_NV.clone(), y_N, w_N, 0.5, 2.0, soft))
         for compiled, eager in zip(*found, strict=True):
             near(compiled, eager)
     assert counters["stats"]["unique_graphs"] == 1

@@ -1,7 +1,6 @@
 """Junk put into clean text is found, and nothing else is; shares and cuts against counting by hand;
 sources by name; memory that does not grow with the windows."""
 
-import json
 import re
 import tracemalloc
 from collections import Counter
@@ -16,18 +15,15 @@ from tdbook.analysis import features
 from tdbook.corpus import token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
 from tdlib import data
-from tests.helpers import refused
+from tests.helpers import refused, token_folder
 
 T = 64
 
 
 def folder_of(folder: Path, ids, tokenizer=None, context: int = T, vocab_size: int = 700) -> Path:
     """A folder of tokens from ids, as one made elsewhere."""
-    folder.mkdir()
-    for split, part in (("train", np.asarray(ids)), ("val", np.asarray(ids)[: 2 * context + 1])):
-        part.astype("<u4").tofile(folder / f"{split}.bin")
-    meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32"}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    meta = dict(vocab_size=vocab_size, block_size=context)
+    token_folder(folder, ids, ids[: 2 * context + 1], **meta)
     if tokenizer:
         (folder / tokenizer.path.name).write_bytes(tokenizer.path.read_bytes())
     return folder
@@ -199,9 +195,6 @@ def test_the_table_of_junk_counts_each_kind_and_shows_the_hardest(tmp_path):
     ids = tokens.train.ids[9 * T + 1 :][:5]  # no tokenizer: the ids themselves
     assert table["an example"]["template repeats"].startswith(" ".join(map(str, ids)))
     assert table["an example"]["<unk>"] == "–"
-
-
-# sources.tsv
 
 
 def named(tmp_path, lines: str, rows: str = "") -> data.Tokens:

@@ -124,9 +124,6 @@ def test_95_percent_intervals_cover_the_truth_in_95_of_100_cases():
         assert all(low <= share <= high for share in held.values()), (documents, held)
 
 
-# losses as a run folder has them
-
-
 @pytest.fixture
 def two(tmp_path, monkeypatch):
     """A run whose folder holds two models' losses; every third window and a whole document of
@@ -151,9 +148,8 @@ def test_the_difference_of_two_routes_leaves_masked_windows_out_and_says_so(two)
     ends = intervals.interval(drawn_R2[:, 0] - drawn_R2[:, 1])
     assert found["difference"] == pytest.approx(float(np.subtract(*pair_2N).mean()), abs=1e-6)
     assert (found["low"], found["high"]) == pytest.approx(ends)
-    assert words.difference("A", "B", found).endswith(
-        f"one seed; {120 - known_N.sum()} of 120 windows have no target and are left out."
-    )
+    end = f"one seed; {120 - known_N.sum()} of 120 windows have no target and are left out."
+    assert words.difference("A", "B", found).endswith(end)
 
 
 def test_hard_windows_are_a_share_of_those_with_a_target_and_no_loss_may_lack(two):

@@ -1,6 +1,5 @@
 """Kinds of token, by hand: every bucket of every cut, and what is kept and won back in it."""
 
-import json
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -13,6 +12,7 @@ import yaml
 from tdbook.analysis import features
 from tdbook.corpus import token_files
 from tdlib import data
+from tests.helpers import token_folder
 
 WINDOWS = 10  # of four targets
 DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
@@ -38,10 +38,9 @@ class Pieces:
 @pytest.fixture
 def ten(tmp_path: Path) -> data.Tokens:
     train = ["▁TV"] * 1001 + ["▁ఊరు", "లో"] * 100 + ["▁ఇంట్", "లో"] * 10 + ["కు", "."] * 9
-    for split, words in (("train", train), ("val", ["<eos>", *TEN.split()])):
-        np.array([Pieces.names.index(w) for w in words], "<u4").tofile(tmp_path / f"{split}.bin")
-    meta = {"vocab_size": Pieces.size, "block_size": 4}
-    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    texts = (train, ["<eos>", *TEN.split()])
+    splits = ([Pieces.names.index(word) for word in text] for text in texts)
+    token_folder(tmp_path, *splits, vocab_size=Pieces.size, block_size=4)
     return replace(token_files.open_tokens(tmp_path), tokenizer=Pieces())
 
 

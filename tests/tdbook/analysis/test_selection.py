@@ -32,9 +32,8 @@ def test_agreement_is_jaccard_chance_and_ranks_counted_by_hand():
     one_N = rng.normal(size=20_000)
     found = selection.agreement(one_N, rng.permutation(one_N), 0.2)
     assert found["chance"] == pytest.approx(1 / 9, abs=1e-3)  # s / (2 − s)
-    assert (
-        found["jaccard"] == pytest.approx(found["chance"], abs=0.01) and abs(found["rank"]) < 0.03
-    )
+    assert found["jaccard"] == pytest.approx(found["chance"], abs=0.01)
+    assert abs(found["rank"]) < 0.03
     same = selection.agreement(one_N, one_N, 0.2)
     assert same["jaccard"] == 1 and same["rank"] == pytest.approx(1)
 
@@ -129,9 +128,6 @@ def test_a_share_is_of_what_was_scored_and_is_not_junk():
     assert f"{chosen.easy:,} easy ones" in said and "without junk" in said and "30%" in said
 
 
-# a training's windows
-
-
 @pytest.fixture
 def tokens(tmp_path) -> data.Tokens:
     """400 windows, of 128 documents."""
@@ -151,9 +147,7 @@ def test_folds_are_whole_documents_each_window_in_one(tokens):
 
 @pytest.mark.parametrize("left_out", ["", "1/4"])
 @pytest.mark.parametrize("distinct", [20 * T + 5, 3, 0])
-def test_distinct_tokens_are_the_first_of_a_shorter_training_again_in_every_epoch(
-    tokens, distinct, left_out
-):
+def test_distinct_tokens_are_those_of_a_shorter_training_in_every_epoch(tokens, distinct, left_out):
     def read(**more) -> list[int]:
         """The windows of a training, in its order."""
         p = {"left_out": left_out, "seed": 5, "ce_weight": 1.0, "token_limit": 0} | more
@@ -176,7 +170,7 @@ def test_distinct_tokens_are_the_first_of_a_shorter_training_again_in_every_epoc
     assert len(few) == 2 and set(few) <= set(once)
 
 
-@pytest.mark.parametrize("value", ["0/10", "11/10", "1/1", "0.1", "a"])
+@pytest.mark.parametrize("value", ["0/10", "3/2", "1/1", "0.1", "a"])
 def test_what_is_no_fold_is_refused(value):
     for good in ("1/10", "10/10", ""):
         assert parameters.check("01_distill", {"left_out": good}, paths=False)

@@ -216,9 +216,6 @@ def test_an_effect_is_one_minus_the_other_and_seeds_are_paired_by_the_bases():
     assert not [role for role in CLAIMS["models"] if "pick" in str(t.first(role))[:30]]
 
 
-# notebook 04
-
-
 @pytest.fixture(scope="module")
 def whole() -> Trial:
     """Of everything one: the adapter gains 0.05 on hard text and loses 0.02 on easy text."""

@@ -16,7 +16,7 @@ import torch
 from tdbook.corpus import token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
 from tdlib import data
-from tests.helpers import trained_sentencepiece
+from tests.helpers import token_folder, trained_sentencepiece
 
 T = 16
 
@@ -36,13 +36,9 @@ def folder(splits, tokenizer, tmp_path_factory) -> Path:
 
 
 def raw(folder: Path, train, val, dtype="uint32", **change) -> Path:
-    folder.mkdir()
-    for name, ids in (("train", train), ("val", val)):
-        np.asarray(ids, dtype=dtype).tofile(folder / f"{name}.bin")
-    meta = dict(vocab_size=50, block_size=T, dtype=dtype, unk_rate=0.0, total_tokens=7)
+    meta = dict(vocab_size=50, block_size=T, unk_rate=0.0, total_tokens=7)
     meta |= dict(train_tokens=len(train), val_tokens=len(val))
-    (folder / "meta.json").write_text(json.dumps(meta | change))
-    return folder
+    return token_folder(folder, train, val, dtype, **meta | change)
 
 
 def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
@@ -65,9 +61,8 @@ def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
             size = len("".join(f"{line}\n" for d in documents for line in d.lines).encode())
             assert (meta[f"{split}_tokens"], meta[f"{split}_bytes"]) == (len(ids), size)
             assert tokens.bytes_per_token(split) == pytest.approx(size / len(ids))
-            document_N, sources = token_files.origins(
-                tokens, split
-            )  # of the token in a window's middle
+            # of the token in a window's middle
+            document_N, sources = token_files.origins(tokens, split)
             assert document_N.tolist() == document_S[T // 2 : len(document_N) * T : T]
             assert sources == [d.source for d in documents]
         assert not [*rows]
@@ -92,9 +87,7 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
     with warnings.catch_warnings(action="error"):
         token_files.write_tokens(tmp_path / "sound", sound, one, T)
     meta = token_files.open_tokens(tmp_path / "sound").meta
-    assert "lost" not in meta and meta["val_bytes"] == len(
-        "".join(f"{line}\n" for line in lines[:9]).encode()
-    )
+    assert "lost" not in meta and meta["val_bytes"] == len("\n".join(lines[:9]).encode()) + 1
     spoilt = {"train": [Document((*lines, odd), "a")], "val": [Document((odd,) * 20, "a")]}
     with pytest.warns(UserWarning, match=r"t.model: The tokenizer does not keep all text: \d") as w:
         token_files.write_tokens(tmp_path / "spoilt", spoilt, one, T)

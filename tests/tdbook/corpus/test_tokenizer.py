@@ -39,7 +39,8 @@ def trained(kind: str, lines: list[str]) -> tokenizers.Tokenizer:
     special, options = ["<pad>", "<unk>", "<s>", "</s>"], dict(vocab_size=1200, show_progress=False)
     if kind == "unigram":
         trainer = trainers.UnigramTrainer(special_tokens=special, unk_token="<unk>", **options)
-        lines = [*lines, "< | > / _ k x"]
+        letters = " ".join(sorted({*"".join(lines)}))  # of a few lines: it takes seconds
+        lines = [*lines[::5], letters, "< | > / _ k x"]
     elif kind == "marked":
         special += [f"<0x{byte:02X}>" for byte in range(256)]
         trainer = trainers.BpeTrainer(special_tokens=special, **options)
@@ -134,11 +135,8 @@ def test_text_that_comes_id_by_id_is_the_decoded_text_in_whole_letters(kinds, li
     # of bytes that make no character Hugging Face's ByteFallback takes the good ones beside them
     odd = {"marked": "<0x", "Morfessor": "@"}.get(kind, "\uffff")  # "@" is a part of the mark
     pieces = [i for i, p in enumerate(one.shown_V) if odd not in p]
-    texts = [
-        *(line[:300] for line in lines[:9]),
-        "క్ష్మీ స్త్రీ క్‍ష క్‌ష తెలుగుఁ",
-        "a👩‍👩‍👧‍👦b 👍🏽 🇮🇳 తెలుగు😀లో",
-    ]
+    texts = [line[:300] for line in lines[:9]]
+    texts += ["క్ష్మీ స్త్రీ క్‍ష క్‌ష తెలుగుఁ", "a👩‍👩‍👧‍👦b 👍🏽 🇮🇳 తెలుగు😀లో"]
     for ids in [*one.encode(texts), *rng.choice(pieces, (50, 60)).tolist()]:
         cut = int(rng.integers(0, len(ids)))
         shown = [*chat.follow(iter(ids[cut:]), ids[:cut], one.decode)]
@@ -203,9 +201,6 @@ def test_eos_is_what_the_files_beside_say_and_added_tokens_keep_their_ids(lines,
     ids = one.encode(["నమస్తే <|end_of_text|> తెలుగు"])[0]
     assert added[1] in ids and one.eos not in ids
     assert one.decode(ids) == "నమస్తే <|end_of_text|> తెలుగు"
-
-
-# Morfessor: each rule worked by hand; the pieces are those of the published file
 
 
 def test_segmented_text_is_encoded_and_decoded_by_the_rules(upstream, tmp_path):
@@ -333,10 +328,8 @@ def test_the_kind_is_told_by_content_and_what_is_of_none_is_refused(kinds, tmp_p
     (tmp_path / "half").write_bytes(kinds["SentencePiece"].path.read_bytes()[:9_000])
     (tmp_path / "large").write_bytes(b"{")
     os.truncate(tmp_path / "large", 2**38)  # a hole takes no room
-    for name, said in (
-        ("half", "is not a SentencePiece .model, nor"),
-        ("large", "has 274,877,906,"),
-    ):
+    wrong = {"half": "is not a SentencePiece .model, nor", "large": "has 274,877,906,"}
+    for name, said in wrong.items():
         with refused(said):
             tokenizer_files.open(tmp_path / name)
     for kind, name in (("SentencePiece", "a.json"), ("marked", "b.model"), ("Morfessor", "c.txt")):

@@ -77,9 +77,7 @@ def test_a_typo_and_what_cannot_be_read_are_answered_in_a_line(places, shown, tm
         assert "holds no tokenizer (tokenizer.json, " in shown(tmp_path / name, code=1)
 
 
-def test_text_comes_in_whole_letters_and_ends_where_the_models_own_files_say(
-    places, tokenizer, tmp_path
-):
+def test_text_comes_in_letters_and_ends_where_the_models_files_say(places, tokenizer, tmp_path):
     """What a .gguf file and its folder write is their model's own stream, up to the first id that
     ends a text."""
     shutil.copytree(places["folder"], tmp_path / "m")

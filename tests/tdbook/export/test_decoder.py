@@ -10,11 +10,10 @@ from tdlib.model import Cache
 from tests.tdlib.test_model import CONFIGS, near, some_ids, tiny, twin
 
 # the plan's widths that are no multiple of 256, the block of llama.cpp's K-quants
-WIDTHS = {
+SHAPES = CONFIGS | {
     "MLP of 1408": dict(mlp_dim=1408),
     "width 640, grouped, untied": dict(dim=640, heads=10, kv_heads=5, tied=False, layers=1),
 }
-SHAPES = CONFIGS | WIDTHS
 
 
 @pytest.mark.parametrize("change", SHAPES.values(), ids=SHAPES)

@@ -80,9 +80,6 @@ def tensors(path: Path) -> dict[str, gguf.ReaderTensor]:
     return {t.name.removesuffix(".weight"): t for t in gguf.GGUFReader(path).tensors}
 
 
-# Weights
-
-
 @pytest.mark.parametrize("count, change", CASES["shapes"], ids=str)
 def test_f16_in_llama_cpp_is_the_model_in_pytorch(count, change, tokenizer, tmp_path):
     model = saved(tmp_path / "m", tokenizer.path, tokenizer.size, **change)
@@ -94,9 +91,7 @@ def test_f16_in_llama_cpp_is_the_model_in_pytorch(count, change, tokenizer, tmp_
     assert shipping.other_weight(tmp_path / "m", tmp_path / "m.gguf") == ""
 
 
-def test_rope_in_the_other_order_and_a_weight_that_is_not_in_the_file_are_seen(
-    made, files, tmp_path, monkeypatch
-):
+def test_the_other_rope_and_a_weight_not_in_the_file_are_seen(made, files, tmp_path, monkeypatch):
     stored, path = load_file(made[0] / "model.safetensors"), tmp_path / "model.safetensors"
     embedding = stored["model.embed_tokens.weight"]
     for name, like in (("lm_head.weight", embedding), ("model.norm.weight", None)):
@@ -157,9 +152,7 @@ def test_what_makes_no_file_is_refused_by_name_and_leaves_none(made, tokenizer, 
     assert not [*tmp_path.glob("*gguf*")] and not [*tmp_path.glob(".*")]
 
 
-def test_metadata_says_the_shape_and_what_the_card_says_and_a_vocabulary_is_padded(
-    tokenizer, tmp_path
-):
+def test_metadata_says_shape_and_card_and_a_vocabulary_is_padded(tokenizer, tmp_path):
     folder = tmp_path / "50m-merged"
     saved(folder, tokenizer.path, tokenizer.size + 5)  # rows without a piece: filled up
     front = "license: apache-2.0\nlanguage: te\nbase_model: someone/telugu-300m\ntags: [telugu]"
@@ -172,12 +165,7 @@ def test_metadata_says_the_shape_and_what_the_card_says_and_a_vocabulary_is_padd
     assert llama_cpp.Model(tmp_path / "x.gguf").vocab_size == 705
 
 
-# The tokenizer in a file
-
-
-def test_a_file_makes_the_packages_ids_of_real_lines_all_telugu_and_emoji(
-    extended, lines, tmp_path
-):
+def test_a_file_makes_the_packages_ids_of_all_telugu_and_emoji(extended, lines, tmp_path):
     ours = tokenizer_files.train(lines, 3000, tmp_path / "tokenizer.model").path
     model_tokenizer.tokenizer_files(trained(tmp_path / "bpe.model", lines), tmp_path, 48)
     judges = {ours: sentencepiece.SentencePieceProcessor(model_file=str(ours)).encode}
@@ -282,8 +270,6 @@ def test_the_script_beside_it_makes_the_books_own_ids_and_runs(joined, lines, tm
     assert run(folder, "ఒక ఊరిలో", str(segmenter)).startswith("ఒక ఊరిలో ")
 
 
-# Which tokenizer is the model's, and what begins a text
-
 WORDS = ["అమ్మ", "ఊరు", "నుంచి", "వచ్చాడు"]
 
 
@@ -325,9 +311,7 @@ def test_added_words_are_the_models_own_in_the_file_and_beside_it(extended, tmp_
 
 
 @pytest.mark.parametrize("base, file, fault", CASES["added"])
-def test_words_added_in_a_file_of_their_own_are_said_with_a_remedy_that_works(
-    base, file, fault, extended, tmp_path
-):
+def test_words_added_in_a_file_have_a_remedy_that_works(base, file, fault, extended, tmp_path):
     shutil.copy(extended / base, tmp_path / base.replace("base", "tokenizer"))
     config = {"eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
     if file == "added_tokens.json":
@@ -395,9 +379,6 @@ def test_a_file_says_whether_bos_comes_first_and_all_that_end_a_text(extended, t
     assert own.beside.begin == () and "ids = [*tokenizer" in gguf_file.script(own)
 
 
-# Damage
-
-
 def test_a_damaged_file_is_refused_in_a_line_and_this_process_lives(files, tmp_path):
     whole, path = files["Q4_0"].read_bytes(), tmp_path / "x.gguf"
     header = gguf.GGUFReader(files["Q4_0"]).data_offset
@@ -409,9 +390,6 @@ def test_a_damaged_file_is_refused_in_a_line_and_this_process_lives(files, tmp_p
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"\A.*x\.gguf .*again.*\Z"):
             llama_cpp.Model(path)
-
-
-# What llama.cpp says
 
 
 def test_generating_is_one_forward_after_another_and_what_it_cannot_take_is_an_error(files):
@@ -447,9 +425,6 @@ def test_costs_are_those_of_the_dequantized_weights(made, files):
     log_p, log_q = (m(ids_BT).log_softmax(-1) for m in (model, copy))
     kl = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
     assert rows[2]["kl"] == pytest.approx(kl, 0.1)
-
-
-# exports/<model>
 
 
 def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):

@@ -54,11 +54,8 @@ def base(tokenizer, tmp_path_factory) -> Path:
     return released(tokenizer, tmp_path_factory.mktemp("released"))
 
 
-IDS = dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3)
-trained = partial(trained_sentencepiece, vocab_size=900, **IDS)  # that somebody else trained
-
-
-# The tokenizer
+# that somebody else trained
+trained = partial(trained_sentencepiece, vocab_size=900, pad_id=0, unk_id=1, bos_id=2, eos_id=3)
 
 
 def test_auto_tokenizer_gives_our_ids_text_special_tokens_and_context(lines, tmp_path):
@@ -77,9 +74,7 @@ def test_auto_tokenizer_gives_our_ids_text_special_tokens_and_context(lines, tmp
 
 
 @pytest.mark.parametrize("name", CASES["sentencepiece"])
-def test_another_sentencepiece_model_is_converted_to_the_same_ids_or_left_to_its_package(
-    name, lines, tmp_path
-):
+def test_another_sentencepiece_model_keeps_its_ids_or_is_left_to_its_package(name, lines, tmp_path):
     options, converted = CASES["sentencepiece"][name]
     ours = trained(tmp_path / "theirs.model", lines[::4], **options)
     if not converted:
@@ -91,9 +86,7 @@ def test_another_sentencepiece_model_is_converted_to_the_same_ids_or_left_to_its
     assert theirs.eos_token_id == ours.eos
 
 
-def hugging_face(
-    lines: list[str], folder: Path, config: dict | None, over_bytes: bool = True, regex: bool = True
-) -> Tokenizer:
+def hugging_face(lines, folder: Path, config, over_bytes=True, regex=True) -> Tokenizer:
     """Over bytes, as GPT-2's and Llama 3's; or with "▁" in place of each space and nowhere else."""
     folder.mkdir(exist_ok=True)
     made = tokenizers.Tokenizer(models.BPE(unk_token="<|endoftext|>"))
@@ -122,8 +115,6 @@ def test_a_hugging_face_tokenizer_is_released_as_it_is(config, over_bytes, lines
     assert (folder / "tokenizer.json").read_bytes() == ours.path.read_bytes()
     assert theirs.chat_template == (config or {}).get("chat_template")
 
-
-# The cards
 
 ROW, RECORD = CASES["row"], CASES["record"] | {"parameters": CASES["parameters"]}
 

@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from bs4 import BeautifulSoup
 from tdbook.runs import hashes, heartbeat
 from tdbook.workflow import run_pages
 from tdlib import files
+from tests.small_book import DEAD
 
 PLACE = Path(__file__).with_name("page")  # of one of everything that a run leaves behind
 TELUGU = "స్వాతంత్ర్యంశ్రీకృష్ణునిఊళ్ళోపాఠశాల"
@@ -48,7 +48,7 @@ def written(out: Path, record: dict | None, state: dict | None = None, name="not
 
 
 def state(run: str, word: str, pid: int = os.getpid(), **more: object) -> dict:
-    """A state file whose process is `pid`: our own lives, a finished child's is gone."""
+    """A state file whose process is `pid`: our own lives, that of DEAD is gone."""
     one = heartbeat.who() | dict(run=run, notebook=run.split("-")[0], state=word, pid=pid)
     one |= dict(heartbeat=1795520000, step=120, steps=400, message="loss 4.32", left_s=31, error=[])
     return one | more
@@ -57,12 +57,11 @@ def state(run: str, word: str, pid: int = os.getpid(), **more: object) -> dict:
 @pytest.fixture(scope="module")
 def every_state(tmp_path_factory) -> Path:
     """A run folder with a run in each state, each with a page, and one that is not run."""
-    out, child = tmp_path_factory.mktemp("states"), subprocess.Popen(["true"])
-    child.wait()
-    written(out, RECORD, state("01_distill-50m", "done", child.pid))
+    out = tmp_path_factory.mktemp("states")
+    written(out, RECORD, state("01_distill-50m", "done", DEAD))
     trouble = {"error": [ATTACK + "train" * 40, LAST_LINE], "changed": {"rate": "0.5" * 40}}
     written(out, None, state("02_hard_set", "failed", **trouble))
-    written(out, None, state("03_lora-hard", "running", child.pid))
+    written(out, None, state("03_lora-hard", "running", DEAD))
     written(out, None, state("03_lora-random", "running"))
     written(out, RECORD | {"run": "04_merge_eval"}, state("04_merge_eval", "interrupted"))
     (out / "state/05_progressive.json").write_text('{"run": "05_progressive", "state": "not run"}')

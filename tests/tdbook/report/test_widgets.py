@@ -82,10 +82,8 @@ def test_every_stop_is_the_choice_of_its_threshold_or_share_with_every_switch(ki
         held = lost_N[hard_K].sum() / lost_N[(JUNK_N == 0) | (not junk)].sum()
         assert now["lost"] == pytest.approx(held, abs=2e-5)  # rounded
         if slider == "share":
-            of_share = hard_set.choose(
-                d_N, replace(rule, threshold=None, share=(i + 1) / 200), JUNK_N
-            )
-            assert of_share.windows_K.tolist() == hard_K.tolist()
+            rule = replace(rule, threshold=None, share=(i + 1) / 200)
+            assert hard_set.choose(d_N, rule, JUNK_N).windows_K.tolist() == hard_K.tolist()
 
 
 @pytest.mark.parametrize("at", [None, ["share", 30, 0, 0], ["threshold", 90, 1, 0],
@@ -155,15 +153,14 @@ def test_the_explorers_stand_ties_unknown_and_few_windows(difficulty, tmp_path):
 
 def test_a_page_is_small_with_many_sources_and_long_texts_from_all_of_the_harder_half():
     group_N = R.geometric(0.1, 30_000).clip(max=40) - 1
-    many = small(R.normal(size=30_000), [f"s{i}" for i in range(40)], group_N) | {
-        "rule": Rule(-99.0)
-    }
-    numbers, _ = widgets.numbers_of(replace(BEGUN, **many))
+    many = small(R.normal(size=30_000), [f"s{i}" for i in range(40)], group_N)
+    many = replace(BEGUN, **many, rule=Rule(-99.0))
+    numbers, _ = widgets.numbers_of(many)
     ((_, names),), now = numbers["cuts"], widgets.shown(numbers, numbers["at"])
     assert len(names) == widgets.LISTED + 1 and names[-1].endswith(" others")
     assert now["all"][:-1] == sorted(now["all"][:-1], reverse=True)
     assert now["groups"] == now["all"] and sum(now["all"]) == 30_000  # none is lost
-    page = widgets.offline_explorer(replace(BEGUN, **many))
+    page = widgets.offline_explorer(many)
     ((view,),) = embedded(page)["views"]
     assert len(view["threshold"]) <= 202 and len(view["stops"]) <= 402 and len(page) < 250_000
     text_of = ("<u>{}</u>" + "అ" * (widgets.EMBEDDED // 15)).format

@@ -299,9 +299,7 @@ def hurt(out: Path, table: str) -> Iterator[tuple[str, str]]:
         yield how, name
 
 
-def test_damage_is_told_by_file_with_what_makes_it_again_and_nothing_is_made_of_it(
-    root, out, capsys, monkeypatch
-):
+def test_damage_is_told_by_file_with_what_makes_it_again_and_nothing_is_made_of_it(out):
     make(told())
     for how, name in hurt(out, CASES["hurt"]):
         maker = MAKERS.get(name.split("/")[0], CHAIN[2])
@@ -342,7 +340,7 @@ def test_files_laid_beside_copied_folders_and_choices_by_hand_are_no_damage(root
     assert make(told()) == ["03_lora-h"]
 
 
-def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out, capsys):
+def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(out):
     make(told())
     with status.session(out, [*CHAIN], "make book", None) as session:
         session["code"] = 0
@@ -362,9 +360,7 @@ def test_a_broken_record_is_named_and_means_that_its_run_is_made_again(root, out
     assert make(told()) == []
 
 
-def test_a_finished_run_is_kept_whole_in_old_whatever_the_reason_it_is_made_anew(
-    root, out, monkeypatch
-):
+def test_a_finished_run_is_kept_whole_in_old_whatever_the_reason_it_is_made_anew(root, out):
     make(told())
     whole = """01_distill-a.ipynb 01_distill-a.html figures/01_distill-a-x.svg
      tables/01_distill-a-t.csv logs/01_distill-a-log.jsonl scores/val/a.npy scores/val/a.npz

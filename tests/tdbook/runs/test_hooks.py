@@ -125,9 +125,7 @@ HARMLESS += [({"wandb": "telugu"}, "W&B: 01_distill-a a is not logged there: Usa
 
 
 @pytest.mark.parametrize("given, says", HARMLESS)
-def test_a_training_ends_with_the_same_bits_whatever_its_hook_or_wandb_does(
-    folder, alone, offline, monkeypatch, capsys, given, says
-):
+def test_no_hook_changes_a_bit(folder, alone, offline, monkeypatch, capsys, given, says):
     import wandb
 
     def fails(**_) -> None:
@@ -223,9 +221,7 @@ def offline(tmp_path, monkeypatch) -> None:
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
 
 
-def test_wandb_gets_the_rows_of_the_log_and_a_training_that_goes_on_is_the_same_run(
-    folder, alone, offline, monkeypatch
-):
+def test_wandb_gets_the_rows_and_what_goes_on_is_the_same_run(folder, alone, offline, monkeypatch):
     import wandb
 
     given = {"wandb": "telugu", "checkpoint_minutes": 1e-9, "after_run": "up"}

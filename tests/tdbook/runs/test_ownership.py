@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,27 +55,16 @@ def refused(folder: Path, says: str, what, *given) -> None:
 
 
 # what another left → what is said, and who would have taken its place
-ONE = SimpleNamespace(ce_weight=1)  # a recipe
-WINDOWS = data.Windows(np.arange(97, dtype="<u2").repeat(3), 16)
+NET, WINDOWS = tiny_model(), data.Windows(np.arange(97, dtype="<u2").repeat(3), 16)
+FIT = partial(worker.fit, NET, None, SimpleNamespace(ce_weight=1), processes=1)
+TRAIN = partial(tokenizer_files.train, ["a"], 300)
 REFUSED = {
     "teacher/optimizer.pt": (f"teacher {NOT_OURS}: move", lambda at: made(at / "teacher", w="new")),
-    "hard_set.json/x": (
-        "is a folder, a file is to stand there",
-        lambda at: files.write_whole(at / "hard_set.json", "{}"),
-    ),
+    "hard_set.json/x": ("is a folder, a", lambda at: files.write_whole(at / "hard_set.json", "{}")),
     "index.html": ("no run is there", run_pages.index),
-    "rows.bin": (
-        "holds what the book did not write",
-        lambda at: cache.Cache(at, tiny_model(), WINDOWS, temperature=1.0),
-    ),
-    "workers/x": (
-        f"workers {NOT_OURS}",
-        lambda at: worker.fit(tiny_model(), None, ONE, processes=1, folder=at),
-    ),
-    "t.model": (
-        f"t.model {NOT_OURS}",
-        lambda at: tokenizer_files.train(["a"], 300, at / "t.model"),
-    ),
+    "rows.bin": ("the book did not", lambda at: cache.Cache(at, NET, WINDOWS, temperature=1.0)),
+    "workers/x": (f"workers {NOT_OURS}", lambda at: FIT(folder=at)),
+    "t.model": (f"t.model {NOT_OURS}", lambda at: TRAIN(at / "t.model")),
 }
 
 

@@ -27,7 +27,7 @@ from tdbook.workflow import execute, graph, status
 from tdlib.files import write_whole as write
 from tests import small_book
 from tests.helpers import refused
-from tests.small_book import COMMON, OWN, REPOSITORY, alive, called, processes_of, wait_for
+from tests.small_book import COMMON, DEAD, OWN, REPOSITORY, alive, called, processes_of, wait_for
 from tests.small_book import yaml as run_yaml
 
 CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
@@ -185,26 +185,18 @@ def test_a_process_that_is_not_the_same_is_lost(tmp_path, changed, says):
     assert f"00_teacher  {says}" in status.text(tmp_path)
 
 
-@pytest.fixture
-def dead() -> int:
-    """The number of a process that is gone."""
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
-
-
 @pytest.mark.parametrize("says", ["running", "interrupted", "lost", ""])
-def test_a_run_whose_records_stand_is_done_whatever_its_state_says(made, says, dead, monkeypatch):
+def test_a_run_whose_records_stand_is_done_whatever_its_state_says(made, says, monkeypatch):
     """Killed, or without power, before its last word; what it left goes at the next look."""
     run, results = "01_distill-a", made / "results"
-    here, begun = made / f"checkpoints/{run}/a", results / f".{run}.json.{dead}.begun"
-    heartbeat.write_state(made, run, says, pid=dead, step=3)
+    here, begun = made / f"checkpoints/{run}/a", results / f".{run}.json.{DEAD}.begun"
+    heartbeat.write_state(made, run, says, pid=DEAD, step=3)
     if not says:
         (made / f"state/{run}.json").write_text("")
-    left = [here / "state.pt", here / f".state.pt.{dead}.begun", here.parent / "weights.bin", begun]
+    left = [here / "state.pt", here / f".state.pt.{DEAD}.begun", here.parent / "weights.bin", begun]
     stays = [here / "epoch-1.safetensors", here / "notes.txt"]
     stays += [results / f".{run}.json.{os.getppid()}.begun"]
-    stays += [made / name for name in (".profile.7", f".env.{dead}", "tables/.x.7.csv", ".new")]
+    stays += [made / name for name in (".profile.7", f".env.{DEAD}", "tables/.x.7.csv", ".new")]
     for path in (*left, *stays):
         write(path, "something")
     assert heartbeat.state(made, run)["state"] == "done"
@@ -222,25 +214,13 @@ def test_a_run_whose_records_stand_is_done_whatever_its_state_says(made, says, d
     assert left[0].exists() and not begun.exists()
 
 
-@pytest.fixture
-def handlers():
-    numbers = (signal.SIGTERM, signal.SIGALRM)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    signal.alarm(0)
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("error", [RuntimeError("Kernel died before replying"), DeadKernelError()])
 @pytest.mark.parametrize("asked", [True, False])
-def test_a_kernel_that_dies_is_a_failure_unless_a_stop_was_asked_for(
-    made, monkeypatch, handlers, dead, error, asked
-):
+def test_a_kernel_that_dies_has_failed_if_no_stop_was_asked(made, monkeypatch, error, asked):
     run = "01_distill-a"  # which is done already, with other parameters
 
     def dies(*_, **__):
-        heartbeat.write_state(made, run, "running", **({"pid": dead} if asked else {}))
+        heartbeat.write_state(made, run, "running", **({"pid": DEAD} if asked else {}))
         if asked:
             signal.raise_signal(signal.SIGTERM)
             heartbeat.write_state(made, run, "running")
@@ -252,7 +232,7 @@ def test_a_kernel_that_dies_is_a_failure_unless_a_stop_was_asked_for(
     assert state["error"] == ["stopped"] or not asked
     (made / "hashes/01_distill-a.json").unlink()
     for own in ("the kernel died", "KeyboardInterrupt: ", "stopped"):
-        heartbeat.write_state(made, run, "interrupted", pid=dead)  # by the kernel, of a SIGTERM
+        heartbeat.write_state(made, run, "interrupted", pid=DEAD)  # by the kernel, of a SIGTERM
         assert execute._settled(made, run, own)["state"] == "interrupted"
 
 

@@ -138,9 +138,8 @@ def test_a_point_that_fails_keeps_no_other_from_being_compared_and_a_kill_loses_
     assert f"{run}  running      step 3 of 3 · loss 4.32" in status.text(out / "sweeps/rates")
     os.kill(status.row(slow, run)["state"]["pid"], signal.SIGKILL)
     told = process.communicate(timeout=300)[0]
-    assert process.returncode == 1 and re.search(
-        rf"{run} · lost: the kernel died.* · {slow}/", told
-    )
+    assert process.returncode == 1
+    assert re.search(rf"{run} · lost: the kernel died.* · {slow}/", told)
     assert re.search("bad · failed: ValueError: the loss is nan.*/studentbad/01_", told)
     record = json.loads((out / "sweeps/rates/results/04_merge_eval-rates.json").read_text())
     assert record["remembered"]["points"] == ["sweeps/rates/studentb"]
@@ -151,7 +150,7 @@ def test_a_point_that_fails_keeps_no_other_from_being_compared_and_a_kill_loses_
     assert "`make sweep NAME=rates PROFILE=tiny` goes on" in morning.split("## Next")[1]
 
 
-def test_redo_keeps_the_old_and_the_same_command_does_not_repeat_it_twice(book):
+def test_a_redo_that_was_stopped_is_not_repeated_by_the_same_command(book):
     by_hand(graph.wanted("book", {}), "00_teacher", "01_distill-a")
     wanted = graph.wanted("book", {"PROFILE": "tiny", "REDO": "01_distill-a"})
     out, run, jobs = book / "outputs/tiny", "01_distill-a", graph.jobs(wanted.config)
@@ -162,8 +161,6 @@ def test_redo_keeps_the_old_and_the_same_command_does_not_repeat_it_twice(book):
             assert scheduler._not_yet_redone(wanted, jobs) == (run,)
             assert by_hand(wanted, run) == [run]
             raise KeyboardInterrupt
-    (old,) = (out / "old").iterdir()
-    assert (old / "models/a/w").exists() and (old / f"results/{run}.json").exists()
     assert scheduler._not_yet_redone(wanted, jobs) == ()  # the same command goes on
     with status.session(out, [], wanted.command, None) as session:
         session["code"] = 0

@@ -2,7 +2,6 @@
 disk or another key do to it; and that a training from it goes on to the same bits."""
 
 import os
-import resource
 from functools import partial
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from tdbook.training import cache
 from tdlib import data, hard_set, train
 from tdlib.train import Recipe
-from tests.helpers import refused, same, tiny_model, weights_of
+from tests.helpers import full_disk, refused, same, tiny_model, weights_of
 
 VOCAB, T, WINDOWS = 301, 12, 12
 tiny = partial(tiny_model, vocab=VOCAB, context=T, scale=8.0, layers=1)
@@ -246,14 +245,10 @@ def test_a_row_counts_only_after_the_disk_has_it(tmp_path, monkeypatch):
 def test_a_full_disk_ends_the_writing_and_not_the_training(tmp_path):
     """A limit on the size of files stands for it: the system then refuses to write on."""
     wanted, _ = trained(tmp_path / "whole")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    student, targets, teacher = tiny(), opened(tmp_path / "full", teacher := Seen()), teacher
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10 * targets.row.itemsize + 20, hard))
-        with pytest.warns(UserWarning, match="full takes no more rows") as warned, targets:
-            train.fit(student, targets.windows, quick(), teacher=targets)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    student, targets = tiny(), opened(tmp_path / "full")
+    told = pytest.warns(UserWarning, match="full takes no more rows")
+    with full_disk(10 * targets.row.itemsize + 20), told as warned, targets:
+        train.fit(student, targets.windows, quick(), teacher=targets)
     assert same(weights_of(student), wanted) and len(warned) == 1
     assert np.flatnonzero(targets.valid).tolist() == [8]  # 11 came next, beyond the limit
     assert trained(tmp_path / "full")[1].valid.all()  # there is room again

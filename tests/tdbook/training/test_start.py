@@ -13,12 +13,12 @@ from tests.helpers import near, refused, same, tiny_model
 
 WINDOWS = data.Windows(np.random.default_rng(0).integers(0, 97, 24 * 16 + 1), 16)
 IDS = WINDOWS.batch(range(24))[0]
-SMALL = dict(layers=3, heads=4, dim=32, mlp_dim=48)
 
 
 def teacher(seed=0, **shape) -> Llama:
     """Of three layers, whose every part matters for the logits."""
-    return tiny_model(seed, scale=6.0, **SMALL | shape).requires_grad_(False)
+    shape = dict(layers=3, heads=4, dim=32, mlp_dim=48) | shape
+    return tiny_model(seed, scale=6.0, **shape).requires_grad_(False)
 
 
 def made(old: Llama, windows=WINDOWS, **shape) -> Llama:

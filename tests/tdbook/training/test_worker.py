@@ -1,6 +1,5 @@
 """Several processes against one: the same weights, one writer, nothing left where one is killed."""
 
-import json
 import multiprocessing
 import os
 import re
@@ -21,7 +20,7 @@ from tdbook.training import cache, worker
 from tdlib import data, evaluate, lora, train
 from tdlib.model import Llama
 from tdlib.train import Recipe
-from tests.helpers import distance, tiny_model
+from tests.helpers import distance, tiny_model, token_folder
 
 VOCAB, T, WINDOWS = 61, 12, 24
 PROCESSES = 2
@@ -67,14 +66,8 @@ def look_in_vain(tokens: data.Tokens, device: str):
 
 
 def some_tokens(folder: Path, windows=WINDOWS) -> data.Tokens:
-    folder.mkdir()
-    meta = dict(block_size=T, vocab_size=VOCAB, dtype="uint32")
-    ids = np.random.default_rng(3).integers(0, VOCAB, windows * T + 1).astype("<u4")
-    for split in ("train", "val"):
-        ids.tofile(folder / f"{split}.bin")
-        meta[f"{split}_tokens"] = len(ids)
-    (folder / "meta.json").write_text(json.dumps(meta))
-    return token_files.open_tokens(folder)
+    ids = np.random.default_rng(3).integers(0, VOCAB, windows * T + 1)
+    return token_files.open_tokens(token_folder(folder, ids, ids, block_size=T, vocab_size=VOCAB))
 
 
 LONG, MANY = quick(epochs=1.0, checkpoint_minutes=60.0), 640  # windows: 160 steps

@@ -85,9 +85,7 @@ def test_only_the_jobs_of_the_same_run_folder_are_taken_for_its_own(tmp_path, mo
     assert scheduler.queue(tmp_path / "a" / "tiny") == {"7", "10_1"}
 
 
-def test_what_is_asked_for_follows_from_profile_and_run_and_a_refusal_is_one_line(
-    root, monkeypatch
-):
+def test_what_is_asked_for_is_the_profiles_and_a_refusal_is_one_line(root, monkeypatch):
     small_book.yaml(root, "01_distill-a")
     small_book.yaml(root, "00_teacher", device="auto")
     refuse = f"echo \"$@\" > {root}/asked; echo 'invalid partition: gup' >&2; exit 1"

@@ -14,10 +14,10 @@ import yaml
 
 from tdbook import __main__
 from tdbook.corpus import token_files
-from tdbook.runs import parameters, units
+from tdbook.runs import machine, notebooks, parameters, units
 from tdbook.runs.parameters import ParameterError
 from tdbook.training import cache
-from tdbook.workflow import doctor, graph, plan, workload
+from tdbook.workflow import doctor, execute, graph, plan, workload
 from tdlib import data, files, lora, losses, shapes, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
@@ -118,11 +118,9 @@ def test_windows_and_steps_are_those_that_training_takes(epochs, limit):
     shape = LlamaConfig(300, **SHAPES["student-small-smoke"], context=32)
     for rows, batch in ((1, 64), (37, 64), (100, 200), (100, 10**6)):
         p = dict(epochs=epochs, token_limit=limit, batch_tokens=batch)
-        order, t = (
-            train.order(np.arange(rows), train.Recipe(**p), 32),
-            training(shape, epoch=rows, **p),
-        )
-        assert (t.windows, t.steps) == (sum(map(len, order)), len(order))
+        lengths = [*map(len, train.order(np.arange(rows), train.Recipe(**p), 32))]
+        t = training(shape, epoch=rows, **p)
+        assert (t.windows, t.steps) == (sum(lengths), len(lengths))
 
 
 def test_what_a_training_leaves_on_the_disk_is_counted(tmp_path):
@@ -210,21 +208,51 @@ def test_the_plan_fits_a_narrow_screen_and_names_every_run_and_file():
     assert f"cache       {units.si(kept, 'B')} a temperature" in found
 
 
-def test_hours_are_flop_over_what_the_device_reaches_and_money_is_hours_times_the_price():
+def test_hours_are_flop_over_what_a_device_reaches_and_money_hours_times_the_price(monkeypatch):
     work = works()["01_distill-50m"]
     busy = work.flop / 2.25e15
-    assert work.seconds(workload.DEVICES["b200"]) == (5 + busy / 0.45, 200 + busy / 0.2)
-    spans = [work.seconds(workload.DEVICES["h100"]) for work in works().values()]
-    low, high = (sum(span[i] for span in spans) for i in (0, 1))
+    assert work.seconds(workload.DEVICES["b200"]) == (5 + busy / 0.45, 200 + busy / 0.3)
+    spans = (work.seconds(workload.DEVICES["h100"]) for work in works().values())
+    low, high = map(sum, zip(*spans, strict=True))
     found = plan.plan(B200 | dict(DEVICE="h100", PRICE_PER_HOUR="2"))
     assert re.search(rf"^all .* {low / 1800:,.0f}–{high / 1800:,.0f}$", found, re.M)
     spans = [(11_160, 24_840), (720, 900), (19.6, 20.2), (0.021, 0.04), (36_000, 400_000)]
     words = ["3.1–6.9 h", "12–15 min", "20 s", "0.021–0.04 s", "10–111 h"]
     assert [units.duration(*span) for span in spans] == words
-    # of b200 they are told for a B200 where there is no GPU
-    without = not Path("/dev/nvidia0").exists()
-    assert (workload.device_of("", "b200")[0] == workload.DEVICES["b200"]) == without
+    monkeypatch.setattr(torch, "ones", None)  # a GPU multiplies them faster than weights
     assert 1e8 < workload.peak_flop("cpu") < 1e15
+
+
+def test_a_night_answers_its_first_question_first_and_ends_in_ten_hours():
+    """By the Snakefile's order, of one run at a time; the control costs what the recipe does."""
+    source, of = (ROOT / "Snakefile").read_text(), asked(PROFILE="b200-night")
+    scope = {"notebooks": notebooks, "JOBS": {run.name: run for run in of.runs}}
+    exec(source[source.index("def to_the_end") : source.index("\nfor name, job")], scope)
+    *first, recipe, control, _, _ = scope["ORDER"]
+    assert first == "00_teacher 01_distill-50m 02_hard_set 03_lora-hard 03_lora-random".split()
+    flop = {work.run: work.flop for work in of.works}
+    assert flop[recipe] == pytest.approx(flop[control], rel=0.01) and recipe < control
+    assert sum(sum(work.seconds(workload.DEVICES["b200"])) for work in of.works) < 20 * 3600
+
+
+def test_what_a_gpu_needs_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for module in (execute, doctor):
+        monkeypatch.setattr(module, "Path", lambda path: tmp_path / path[1:])
+    assert workload.device_of("", "b200")[0] == workload.DEVICES["b200"]
+    (tmp_path / "dev/nvidia3").mkdir(parents=True)  # alone, as a container may have it
+    assert execute.gpus() == ["0"] and workload.device_of("", "b200")[1] == "measured now"
+    for there, fault in ((False, "cannot use the GPU here"), (True, "no .*Python.h")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        with pytest.raises(ValueError, match=fault):
+            doctor._torch()
+    t = training(config("teacher-smoke", vocab_size=300, context=64))
+    assert "for 2 windows at once" in doctor.two_steps(t, "cpu", None)
+    plain = doctor.attention_gap(t.student, 2, "cpu", (doctor.FLASH, doctor.FLASH[1:]))
+    assert 0 < plain < doctor.APART / 2 and "flash" in machine.versions()["attention"]
+    monkeypatch.setattr(doctor, "APART", 0.0)
+    with pytest.raises(ValueError, match=f"export {machine.FLASH_FIRST}=1"):
+        doctor.two_steps(t, "cpu", None)
 
 
 @pytest.mark.parametrize("pairs, words", CASES["commands"])

@@ -77,10 +77,8 @@ def marked(value: object) -> object:
 def given(folder: Path, name: str) -> None:
     """As if 00 had been told to take text of others."""
     change = {"parameters": {name: PRIVATE}, "inputs": {PRIVATE: "0" * 64}}
-    changed(
-        folder / "results/00_teacher.json",
-        lambda record: record | {part: record[part] | more for part, more in change.items()},
-    )
+    path = folder / "results/00_teacher.json"
+    changed(path, lambda record: record | {p: record[p] | more for p, more in change.items()})
 
 
 def decoded(raw: bytes) -> str:
