@@ -6,7 +6,7 @@ width, D student width, E teacher width.
 """
 
 import contextlib
-import copy
+import functools
 import gc
 import itertools
 import json
@@ -53,7 +53,7 @@ def row(what: str, value: float | None = None, note: str = "", detail: bool = Fa
 class Gpu:
     """The device, real (cuda), not there (fake), or this CPU instead (cpu), and how to time on it.
 
-    What is not there has the plan's shapes but for two layers, few repeats, and neither times nor
+    What is not there has the plan's shapes but for one layer, few repeats, and neither times nor
     values. A CPU has small shapes."""
 
     kind: str
@@ -80,7 +80,7 @@ class Gpu:
     def llama(self, name: str) -> Llama:
         tiny = name.replace("-plan", "") + "-tiny" if self.kind == "cpu" else name
         shape = dict(vocab_size=self.v, context=self.t) | SHAPES[tiny]
-        shape |= {} if self.real else {"layers": 2}
+        shape |= {} if self.real else {"layers": 1}
         with torch.device(self.name):
             return Llama(LlamaConfig(**shape))
 
@@ -120,7 +120,7 @@ class Gpu:
 
     def ms(self, function: Callable, repeats: int = 10, warm: int = 3) -> float:
         """Median milliseconds of a call."""
-        for _ in range(self.many(warm, 1)):
+        for _ in range(self.many(warm, 0)):
             function()
         self.sync()
         marks = [self.mark()]
@@ -636,18 +636,11 @@ def scoring(gpu: Gpu) -> Iterator[dict]:
     student, teacher = (model.requires_grad_(False).eval() for model in gpu.pair())
     windows = gpu.windows(gpu.many(64, 4))
     tokens, exact = len(windows) * gpu.t, None
-    ways = {"float32": ("highest", None), "TF32": ("high", None), "bfloat16": ("high", BF16)}
-    if gpu.real:
-        ways["bfloat16, compiled"] = ("high", BF16)
-    for way, (precision, cast) in ways.items():
-        models = [student, teacher]
-        if "compiled" in way:
-            models = [copy.copy(model) for model in models]
-            for model in models:
-                model.hidden = torch.compile(model.hidden)
-        with products(precision), gpu.cast(cast), torch.no_grad():
-            ask = lambda m=models: hard_set.score(*m, windows, device=gpu.name)  # noqa: E731
-            found, ms = ask().difficulty_N, gpu.ms(ask, 3, warm=1)
+    ways = {"float32": "float32", "TF32": "tf32", "bfloat16": "bfloat16"}
+    for way, kind in (ways | {"bfloat16, compiled": "bfloat16"}).items():
+        how = dict(device=gpu.name, products=kind, compile=gpu.real and "compiled" in way)
+        ask = functools.partial(hard_set.score, student, teacher, windows, **how)
+        found, ms = ask().difficulty_N, gpu.ms(ask, 3, warm=1)
         yield row(f"02 in {way}, tokens/s", 1000 * tokens / ms)
         if exact is None:
             exact = found
@@ -749,9 +742,9 @@ def deterministic(gpu: Gpu) -> Iterator[dict]:
 
 def book(gpu: Gpu) -> Iterator[dict]:
     """What plan says of this machine, and doctor's two steps of some models."""
-    asked = {"plan": ["plan", "PROFILE=b200", "DEVICE=here" if gpu.real else "DEVICE=b200"]}
+    asked = {"plan": ["plan", "PROFILE=b200-night", "DEVICE=here" if gpu.real else "DEVICE=b200"]}
     if gpu.real:
-        asked["doctor"] = ["doctor", "PROFILE=b200", "SET=compile=false"]
+        asked["doctor"] = ["doctor", "PROFILE=b200-night", "SET=compile=false"]
     for name, words in asked.items():
         began = time.monotonic()
         said, fault = _lines([sys.executable, "-m", "tdbook", *words], 25)
