@@ -83,13 +83,14 @@ class Recorder(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.live = 0  # bytes on the device now
+        self.fused = False  # within something compiled: only results of products are stored there
         self._storages: dict[int, int] = {}
         self.clear()
 
     def clear(self) -> None:
         self.waits: Counter[str] = Counter()  # of the host: "train.py:12 fit: why" → how often
         self.kernels: Counter[str] = Counter()
-        self.flop = 0.0  # of products and attention, of which a causal one takes half
+        self.flop = 0.0  # of products and attention, without what is made again
         self.peak = self.live
         # what is compiled → a row for each time that it would be: shapes, dtypes, numbers
         self.compilations: dict[Callable, set] = defaultdict(set)
@@ -104,7 +105,7 @@ class Recorder(TorchDispatchMode):
                 raise RuntimeError(f"{name} has no deterministic implementation on CUDA")
             if name in READS:
                 self._wait(name)
-        if name in ANSWERS and (on_gpu or name != "_local_scalar_dense"):
+        if name in ANSWERS and (name != "_local_scalar_dense" or _unknown(given[0])):
             return ANSWERS[name](*args, **kwargs)
         if name in ("index", "index_put", "index_put_"):
             args = (args[0], self._indices(args[1], on_gpu), *args[2:])
@@ -117,11 +118,13 @@ class Recorder(TorchDispatchMode):
                 x.true = x.numel() if x.dtype == torch.bool else true
             if x.is_cuda:
                 self._keep(x.untyped_storage())
+        if not self.fused or func._overloadpacket in flop_registry:
+            self.peak = max(self.peak, self.live)
         if any(x.is_cuda for x in made) and not func.is_view and name not in FREE:
             self.kernels[name] += 1
             if count := flop_registry.get(func._overloadpacket):
                 flop = count(*args, **kwargs, out_val=out)
-                self.flop += flop / 2 if "attention" in name else flop
+                self.flop += flop * _counted(name)
         return out
 
     def _copy(self, made: Tensor, source: Tensor, non_blocking: bool) -> None:
@@ -150,7 +153,6 @@ class Recorder(TorchDispatchMode):
         if (key := storage._cdata) not in self._storages:
             self._storages[key] = storage.nbytes()
             self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
             weakref.finalize(storage, self._drop, key)
 
     def _drop(self, key: int) -> None:
@@ -170,11 +172,22 @@ def place() -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
 
 
+def _counted(name: str) -> float:
+    """Share of an operation's FLOP: a causal attention takes half, and of the five products of its
+    backward one makes the scores again."""
+    return (0.4 if "backward" in name else 0.5) if "attention" in name else 1.0
+
+
 def _tensors(tree) -> list[Tensor]:
     return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
 
 # --- values that are read back ---
+
+
+def _unknown(x: Tensor) -> bool:
+    """Whether its value is; that of a number that the host made is known."""
+    return x.is_cuda or getattr(x, "constant", x) is None
 
 
 def _true(x: Tensor) -> int:
@@ -244,21 +257,29 @@ def _apply(module: nn.Module, change: Callable, recurse: bool = True) -> nn.Modu
     return module
 
 
-def _compile(function: Callable, *, dynamic: bool | None = None, **_: object) -> Callable:
-    """Runs uncompiled. It is told what would be compiled anew: with dynamic shapes nothing for
-    other sizes or numbers, else each of them."""
+def _compile(function: Callable, *, dynamic: bool = False) -> Callable:
+    """The function as it is; the Recorder notes what it would be compiled for: each size that is
+    not dynamic, each dtype, each number."""
 
     def call(*args, **kwargs):
-        tensors = _tensors((args, kwargs))
-        row = [
-            torch.is_grad_enabled(),
-            *((x.dtype, x.ndim if dynamic else x.shape) for x in tensors),
-        ]
-        row += [x for x in tree_leaves((args, kwargs)) if isinstance(x, int | float)]
-        _get_current_dispatch_mode().compilations[function].add(tuple(row))
-        return function(*args, **kwargs)
+        recorder = _get_current_dispatch_mode()
+        rows = [torch.is_grad_enabled()]
+        for x in tree_leaves((args, kwargs)):
+            rows.append((x.dtype, _sizes(x, dynamic)) if isinstance(x, Tensor) else repr(x))
+        recorder.compilations[function].add(tuple(rows))
+        before, recorder.fused = recorder.fused, True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            recorder.fused = before
+            recorder.peak = max(recorder.peak, recorder.live)
 
     return call
+
+
+def _sizes(x: Tensor, dynamic: bool) -> tuple:
+    marked = getattr(x, "_dynamo_weak_dynamic_indices", ())
+    return tuple("any" if dynamic or i in marked else n for i, n in enumerate(x.shape))
 
 
 REAL_NUMPY, REAL_COMPILE = Tensor.numpy, torch.compile

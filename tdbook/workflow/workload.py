@@ -84,8 +84,8 @@ def forward_flop(config: LlamaConfig, context: int) -> float:
 
 
 def step_flop(config: LlamaConfig, context: int, frozen: bool = False) -> float:
-    """A token of training: forward, and twice that backward; once where the base is frozen."""
-    return (2 if frozen else 3) * forward_flop(config, context)
+    """A token of training: forward, and twice that backward; of frozen weights once."""
+    return 3 * forward_flop(config, context) - frozen * forward_flop(config, 0)
 
 
 def adapter_parameters(config: LlamaConfig, rank: int) -> int:
@@ -137,20 +137,23 @@ def training(
     windows = min(windows, max(1, limit // context)) if limit else windows
     batch, models = max(1, p["batch_tokens"] // context), [student, *([teacher] if teacher else [])]
     flop = step_flop(student, context, frozen=bool(rank)) + (6 * weights if rank else 0)
-    flop += forward_flop(student, context) if p["activation_checkpointing"] else 0
+    head = 2 * student.embedding_parameters
+    flop += forward_flop(student, context) - head if p["activation_checkpointing"] else 0
     if teacher:  # with a cache it sees the tokens of one epoch
         share = min(1.0, epoch / windows) if p.get("cached_draws") else 1.0
         flop += share * forward_flop(teacher, context)
     # gradients and AdamW's two means of what trains, activations (with activation_checkpointing of
-    # one layer), and of both models a chunk of logits; on CUDA copies in bfloat16 too
+    # one layer), and of both models a chunk of logits; on CUDA those in bfloat16, as a copy
+    # of what trains, and a chunk's gradient beside its logits; a frozen norm keeps no input there
     memory, tokens = {}, min(p["micro_windows"], batch, windows) * context
     layers = 1 if p["activation_checkpointing"] else student.layers
-    for kind, half in (("cpu", 0), ("cuda", 2)):
-        copies = sum(half * model.parameters for model in models)
+    for kind, half, chunks in (("cpu", 0, len(models)), ("cuda", 2, len(models) + 1)):
         kept = layers * layer_bytes(student, kind) + 4 * student.dim * (student.layers + 1)
-        kept += layer_bytes(teacher) if teacher else 0
-        logits = (4 + half) * min(tokens, CHUNK[kind]) * student.vocab_size * len(models)
-        memory[kind] = 12 * weights + copies + tokens * kept + logits
+        kept -= 4 * half * student.dim * layers if rank else 0
+        if teacher:  # its last hidden states; a CPU's memory has holes where its layers were
+            kept += 4 * teacher.dim if half else layer_bytes(teacher)
+        logits = (4 - half) * min(tokens, CHUNK[kind]) * student.vocab_size * chunks
+        memory[kind] = (12 + half) * weights + tokens * kept + logits
     steps, flop = math.ceil(windows / batch), flop * windows * context
     return Training(path, student, teacher, p, rank, weights, windows, steps, flop, memory)
 
