@@ -173,12 +173,9 @@ def seeds(rows: list[dict]) -> pd.DataFrame:
         same = [f"{name} {value}" for name, value in row["varied"].items() if name != "seed"]
         setting = ", ".join([*same, row["point"].partition(" ")[2]]).rstrip(", ") or "as it is"
         losses.setdefault(setting, []).append(row["loss"])
-    table = [
-        {"setting": setting, "seeds": len(x), "loss": "{:.3f} ± {:.3f}".format(*over_seeds(x))}
-        for setting, x in losses.items()
-        if len(x) > 1
-    ]
-    return pd.DataFrame(table)
+    several = {setting: x for setting, x in losses.items() if len(x) > 1}
+    table = [(n, len(x), "{:.3f} ± {:.3f}".format(*over_seeds(x))) for n, x in several.items()]
+    return pd.DataFrame(table, columns=["setting", "seeds", "loss"])
 
 
 def speeds(by_model: dict[str, list[dict]]) -> pd.DataFrame:
