@@ -143,12 +143,14 @@ def fit(
 @contextlib.contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
     """For as long as it trains: what comes after must not raise for want of such an algorithm."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
+    change = wanted and not torch.are_deterministic_algorithms_enabled()
+    if change:  # else not: the call imports torch's compiler
+        torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        if change:
+            torch.use_deterministic_algorithms(False)
 
 
 def _updates(student, targets, windows, state, steps, device, team) -> Iterator[int]:
