@@ -66,3 +66,15 @@ def test_dynamo_compiles_each_of_many_models_once(monkeypatch):
         student, teacher = (tiny_model(layers=1, mlp_dim=16 * i + j) for j in (0, 8))
         train.fit(student, some_windows(count=7), recipe, teacher=teacher)
         assert len(graphs) == 2 * i
+
+
+def test_what_a_lent_gpu_would_run_is_ready(tmp_path):
+    """The parts that take seconds; `python -m bench.gpu --dry` runs all."""
+    parts, out = ["machine", "head", "waits", "scoring", "flash"], tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "bench.gpu", "--dry", "--parts", ",".join(parts)]
+    subprocess.run([*command, "--out", out], cwd=Path(__file__).parents[2], check=True)
+    told = json.loads(out.read_text("utf8"))
+    assert {name: part["fault"] for name, part in told["parts"].items()} == dict.fromkeys(parts, "")
+    assert [row for row in told["rows"] if "✗" in row["note"]] == []
+    waits = [row["value"] for row in told["rows"] if row["what"].startswith("waits")]
+    assert waits == [0]
