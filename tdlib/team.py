@@ -72,11 +72,12 @@ class _Step(nn.Module):
 def compiled(model):
     """The same, compiled for batches of the first one's shape: another, as the last of a training,
     would cost minutes of compiling. The model itself, which writes samples, stays."""
-    fast, other, shapes = losses.compiled(model.hidden), model.hidden, []
+    fast, other, first = losses.compiled(model.hidden), model.hidden, None
 
     def hidden(ids_BT: Tensor) -> Tensor:
-        shapes[1:] = [ids_BT.shape]  # the first stays
-        return fast(ids_BT) if shapes[0] == ids_BT.shape else other(ids_BT)
+        nonlocal first
+        first = first or ids_BT.shape
+        return fast(ids_BT) if ids_BT.shape == first else other(ids_BT)
 
     twin = copy.copy(model)
     twin.hidden = hidden

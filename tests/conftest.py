@@ -35,11 +35,12 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def signals_as_a_process_starts_with_them() -> None:
+def signals_as_a_process_starts_with_them() -> Iterator[None]:
     """A run or `make book` that a test before began in this process leaves its own handlers."""
-    signal.alarm(0)
     for number in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
+    yield
+    signal.alarm(0)  # or it would end this process later
 
 
 def pytest_collection_modifyitems(items: list) -> None:

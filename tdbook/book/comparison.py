@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from tdbook.analysis import features, intervals, verdict
+from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import CLAIMS, Effect, Model, Trial
 from tdbook.book import common
 from tdbook.corpus import token_files
@@ -50,15 +51,13 @@ def resample(losses: dict, document_N: np.ndarray, resamples: int, seed: int) ->
     return dict(zip(losses, means_RK.T, strict=True))
 
 
-def difference(this: Run, one: str, other: str, tokens: data.Tokens) -> dict:
-    """Loss of `one` minus loss of `other`, with its interval over documents."""
+def difference(this: Run, one: str, other: str, tokens: data.Tokens) -> tuple[Interval, np.ndarray]:
+    """Loss of `one` minus loss of `other` over documents, and which windows have a target, (N,)."""
     p, losses = this.parameters, window_losses(this, [one, other])
     drawn = resample(losses, token_files.origins(tokens, "val")[0], p["resamples"], p["seed"])
-    low, high = intervals.interval(drawn[one] - drawn[other])
     known_N = ~np.isnan(list(losses.values())).any(0)
-    means = {name: float(loss_N[known_N].mean()) for name, loss_N in losses.items()}
-    change = dict(difference=means[one] - means[other], low=low, high=high)
-    return change | dict(masked=int((~known_N).sum()), windows=len(known_N))
+    value = np.subtract(*(float(losses[name][known_N].mean()) for name in (one, other)))
+    return Interval(value, *intervals.interval(drawn[one] - drawn[other])), known_N
 
 
 def hard_windows(losses: Mapping, picked_by: str, teacher: str, share: float) -> np.ndarray:

@@ -44,9 +44,8 @@ def score(path: Path, net: Llama, teacher, windows, device, progress, limit=0, *
         if "cuda" in device:
             few = evaluate.fixed_rows(windows, 16)
             few = few[np.isfinite(scores.difficulty_N[few])]
-            exact = hard_set.score(
-                net, teacher, windows, rows=few, device=device, products="float32"
-            )
+            exactly = dict(rows=few, device=device, products="float32")
+            exact = hard_set.score(net, teacher, windows, **exactly)
             off_N = np.abs(scores.difficulty_N - exact.difficulty_N)[few]
             short["rounding"] = float(off_N.mean()) if len(few) else 0.0
     return short | {"scored": count / len(windows)} | ({"masked": masked} if masked else {})

@@ -2,7 +2,7 @@
 
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,9 +51,7 @@ def open_json(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
     return Tokenizer(**known, line_text=lambda ids: joined([pieces[i] for i in ids]))
 
 
-def _encoder(
-    ids: dict[str, int], unk: int, separator: str, merge: Callable, segment: Callable | None
-) -> Callable[[Sequence[str]], list[list[int]]]:
+def _encoder(ids: dict[str, int], unk: int, separator: str, merge, segment) -> Callable:
     """Encodes as upstream does, but for its cache: a word's ids never depend on the words before.
 
     1. A word is cut where Telugu and other script or marks meet, and with a segmenter each Telugu

@@ -13,9 +13,7 @@ from tdlib.model import Llama
 from tdlib.teacher import keep_rows
 
 
-def prepare(
-    p: dict, folder: Path, teacher: Llama | None = None, account: text.Account | None = None
-) -> str:
+def prepare(p: dict, folder: Path, teacher: Llama | None = None, account=None) -> str:
     """Tokens in `folder` by 00's parameters `p`, for the vocabulary of a teacher, if one is given;
     `account` counts what was read. Returns a summary."""
     if teacher and teacher.config.context < p["context"]:
@@ -36,9 +34,7 @@ def prepare(
     )
 
 
-def _write(
-    p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None, account: text.Account
-) -> str:
+def _write(p: dict, folder: Path, given: Tokenizer | None, teacher, account: text.Account) -> str:
     """Tokens of a text, which is read, or written where none is given."""
     cut = cut_spare_rows(teacher, given.size, p["teacher"]) if given else ""
     if p["text"]:

@@ -268,9 +268,7 @@ def _shingles(document: Document) -> np.ndarray:
     return np.unique([zlib.crc32(text.encode()) for text in texts])
 
 
-def split(
-    documents: list, group_N: np.ndarray, *, val_share: float, confirm_share: float = 0, seed: int
-) -> list[str]:
+def split(documents, group_N, *, val_share: float, confirm_share: float = 0, seed: int) -> list:
     """Each document's side: train, val or confirm. In a seeded order a group joins, as a whole, a
     side that it brings nearer to its share of the characters; the largest group stays in train."""
     size_N = np.array([sum(map(len, d.lines)) for d in documents])

@@ -109,9 +109,7 @@ def look(path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False) 
     return Counter(dict(enumerate(count_V.tolist())))
 
 
-def write_tokens(
-    folder: Path, splits: dict[str, list], tokenizer: Tokenizer, context: int, vocab_size: int = 0
-) -> None:
+def write_tokens(folder, splits: dict, tokenizer: Tokenizer, context: int, vocab_size=0) -> None:
     """Documents by split → a folder of tokens, whole or not at all. `vocab_size` is the teacher's
     where that has fewer pieces. Of text that the tokenizer loses a warning and meta.json tell."""
     vocab_size = vocab_size or tokenizer.size
@@ -160,21 +158,15 @@ def _encode(lines: Sequence[str], tokenizer: Tokenizer, lost: Counter) -> tuple[
 
 def loss(meta: dict) -> str:
     """A sentence, after a space, of what a text's tokens do not keep by their meta.json; or ""."""
-    changed = " The tokenizer does not keep all text: {lines:.1%} of {of_lines:,} lines come back "
-    changed += (
-        "changed, {characters:.2%} of all characters are lost; bits per byte are of the rest."
+    lost = "{lines:.1%} of {of_lines:,} lines come back changed, {characters:.2%} of all characters"
+    words = (
+        f" The tokenizer does not keep all text: {lost} are lost; bits per byte are of the rest."
     )
-    return changed.format(**meta["lost"]) if "lost" in meta else ""
+    return words.format(**meta["lost"]) if "lost" in meta else ""
 
 
 def link_tokens(
-    source: Path,
-    folder: Path,
-    *,
-    tokenizer: Tokenizer | None = None,
-    vocab_size: int = 0,
-    context: int = 0,
-    every_id: bool = False,
+    source: Path, folder: Path, *, tokenizer=None, vocab_size=0, context=0, every_id=False
 ) -> None:
     """Use a folder of tokens made elsewhere as it is: links, and a meta.json with what theirs has
     not, the `context` and the `vocab_size` of a teacher with fewer pieces. A `tokenizer` that is

@@ -17,7 +17,6 @@ import torch
 
 from tdbook.export import gguf_file, llama_cpp, model_tokenizer
 from tdbook.export.decoder import Decoder
-from tdbook.runs.units import of_plan
 from tdlib import data, evaluate, generate
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tdlib.shapes import weight_files
@@ -46,9 +45,7 @@ def ways(model: Llama, files: dict[str, Path], compiled: bool = False) -> dict[s
     return write
 
 
-def speeds(
-    write: dict[str, Write], prompt: Sequence[int], tokens: int, repeats: int, threads: int
-) -> list[dict]:
+def speeds(write: dict[str, Write], prompt, tokens: int, repeats: int, threads: int) -> list[dict]:
     """A row a way, in tokens a second; by CPU time with one thread, else by the wall's clock."""
     before, clock = torch.get_num_threads(), time.perf_counter if threads > 1 else time.process_time
     for way in write.values():
@@ -69,9 +66,7 @@ def speeds(
     return rows
 
 
-def measure(
-    write: dict[str, Callable[[int], object]], tokens: int, repeats: int, clock: Callable
-) -> dict[str, np.ndarray]:
+def measure(write: dict, tokens: int, repeats: int, clock: Callable) -> dict[str, np.ndarray]:
     """Seconds of a prompt, T(1), and of `tokens` after it, T(1 + tokens) − T(1), (2, R) a way. All
     take turns, after a run of each that is not counted; a quick one repeats many times."""
     seconds, loops = {name: [] for name in write}, {}
@@ -91,14 +86,7 @@ def measure(
     return {name: np.array(pairs).T for name, pairs in seconds.items()}
 
 
-def with_plan(model: str, rows: list[dict]) -> list[dict]:
-    """The same, each with what the plan estimates for a model of that name, from and to."""
-    return [row | {"plan": of_plan(model, PHASES.get(row["way"], ""))} for row in rows]
-
-
-def of_shape(
-    name: str, vocab_size: int, prompt: int, tokens: int, repeats: int, compiled: bool, tokenizer
-) -> dict:
+def of_shape(name: str, vocab_size: int, prompt, tokens, repeats, compiled, tokenizer) -> dict:
     """Speeds, on one thread, and file sizes of one of SHAPES with random weights."""
     torch.manual_seed(0)
     model = Llama(LlamaConfig(vocab_size, context=2048, **SHAPES[name])).eval()
@@ -120,9 +108,7 @@ def log_p(model: Llama, ids: Sequence[int]) -> np.ndarray:
 
 
 @torch.no_grad()
-def file_costs(
-    folder: Path, files: dict[str, Path], windows: data.Windows, count: int
-) -> list[dict]:
+def file_costs(folder: Path, files: dict, windows: data.Windows, count: int) -> list[dict]:
     """What each file (format → path) loses against the model it was made of, on `count` windows
     spread evenly: rows of format, bytes, loss (nats per token), kl (‖ of the file, nats per token)
     and agreement, the model itself first. The distributions of one window are held at a time."""
@@ -148,9 +134,7 @@ def file_costs(
     return rows
 
 
-def costs(
-    folder: Path, files: dict, windows: data.Windows, count: int, write: dict, tokens: int
-) -> list[dict]:
+def costs(folder: Path, files: dict, windows, count: int, write: dict, tokens: int) -> list[dict]:
     """The rows of file_costs and one of PyTorch's INT8, each with the repetition of its texts."""
     rows = file_costs(folder, files, windows, count)
     rows.insert(1, int8_cost(folder, windows, count))

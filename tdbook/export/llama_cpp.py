@@ -169,9 +169,7 @@ class Model:
         logits_TV -= np.log(np.exp(logits_TV).sum(1, keepdims=True))
         return logits_TV
 
-    def stream(
-        self, ids: Sequence[int], tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[int]:
+    def stream(self, ids: Sequence[int], tokens: int, temperature=0.0, seed=0) -> Iterator[int]:
         """Up to `tokens` new ids, one by one; temperature 0 takes the likeliest."""
         draw, new = np.random.default_rng(seed), list(ids)
         for i in range(tokens):

@@ -173,21 +173,20 @@ def seeds(rows: list[dict]) -> pd.DataFrame:
         same = [f"{name} {value}" for name, value in row["varied"].items() if name != "seed"]
         setting = ", ".join([*same, row["point"].partition(" ")[2]]).rstrip(", ") or "as it is"
         losses.setdefault(setting, []).append(row["loss"])
-    table = [
-        {"setting": setting, "seeds": len(x), "loss": "{:.3f} ± {:.3f}".format(*over_seeds(x))}
-        for setting, x in losses.items()
-        if len(x) > 1
-    ]
-    return pd.DataFrame(table)
+    several = {setting: x for setting, x in losses.items() if len(x) > 1}
+    table = [(n, len(x), "{:.3f} ± {:.3f}".format(*over_seeds(x))) for n, x in several.items()]
+    return pd.DataFrame(table, columns=["setting", "seeds", "loss"])
 
 
 def speeds(by_model: dict[str, list[dict]]) -> pd.DataFrame:
-    """Model → rows of inference.speeds with the plan's estimate: a row a model, way and threads."""
+    """Model → rows of inference.speeds, with the plan's estimate: a row a model, way and threads.
+    "(random weights)" may follow a model's name."""
     rows = []
     for model, ways in by_model.items():
         first = {row["threads"]: row["decode"] for row in ways if row["way"] == inference.RAW}
         for row in ways:
-            more = {"times": row["decode"] / first[row["threads"]], "plan": span(*row["plan"], 0)}
+            plan = of_plan(model.partition(" (")[0], inference.PHASES.get(row["way"], ""))
+            more = {"times": row["decode"] / first[row["threads"]], "plan": span(*plan, 0)}
             rows.append(row | more | {"model": model})
     return _written("speeds", rows)
 

@@ -72,12 +72,12 @@ def hard_windows(base: str, short: dict, chosen: hard_set.HardSet, difficulty_N:
     return _say(parts, vars(chosen) | values | short)
 
 
-def difference(one: str, other: str, d: dict) -> str:
+def difference(one: str, other: str, size: Interval, known_N: np.ndarray) -> str:
     """That `one` is better or worse than `other`, or not clearly different, with the interval."""
-    size = Interval(d["difference"], d["low"], d["high"])
     how = {-1: "is better than", 0: "is not clearly different from", 1: "is WORSE than"}[size.clear]
-    left_out = f"; {d['masked']:,} of {d['windows']:,} windows have no target and are left out"
-    return f"{one} {how} {other}: {size} nats, one seed{left_out * (d['masked'] > 0)}."
+    masked = (~known_N).sum()
+    left_out = f"; {masked:,} of {len(known_N):,} windows have no target and are left out"
+    return f"{one} {how} {other}: {size} nats, one seed{left_out * bool(masked)}."
 
 
 def setting(notebook: str, name: str, value: object) -> str:

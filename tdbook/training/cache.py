@@ -88,9 +88,7 @@ def _counts(p: Tensor) -> Tensor:
     return (p.double() * 2**52).long()
 
 
-def targets(
-    hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, u_NK: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def targets(hidden_NE, head_VE, targets_N, u_NK, temperature: float) -> tuple[Tensor, ...]:
     """Ids drawn from the teacher and their log-probabilities at a temperature, (N, K); its loss of
     each token at temperature 1, (N,), 0 where masked. Never all logits at once."""
     chunk, results = losses.default_chunk(hidden_NE.device.type), []
@@ -167,9 +165,7 @@ class Cache(data.Targets, AbstractContextManager):
         """Ids and probabilities of the draws, (N, K) each; nothing where a row is not there."""
         return self._tensors(self.rows[rows_B]) if self.there(rows_B).all() else ()
 
-    def draws(
-        self, rows_B: Sequence[int], ids_BT: Tensor, targets_BT: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def draws(self, rows_B, ids_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
         """The same, of windows of which a row was not there: the teacher reads them, all of them,
         so that its batch, and with it its rounding, is what it was before a stop."""
         rows_B, device = np.asarray(rows_B), ids_BT.device

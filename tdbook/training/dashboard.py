@@ -8,16 +8,14 @@ WANDB_ENTITY). What fails there costs a training nothing. Imports wandb only whe
 import contextlib
 import html
 import secrets
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from tdlib.files import write_whole
 
 
 @contextlib.contextmanager
-def logging(
-    project: str, out: Path, name: str, folder: Path, parameters: dict
-) -> Iterator[Callable[[dict], None]]:
+def logging(project: str, out: Path, name: str, folder: Path, parameters: dict) -> Iterator:
     """Gives a function that takes rows. The run's id lies beside the checkpoint, so a training that
     goes on from there goes on in W&B, and one that starts over is another run."""
     about = dict(project=project, dir=out, name=name, group=out.name, config=parameters)

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdlib import data
 from tdlib.model import Llama, LlamaConfig, RMSNorm
 
 RIDGE = 1e-2  # pull back to where a weight was, as a share of its inputs' mean square
@@ -28,9 +27,7 @@ SMALLER = ("layers", "heads", "head_dim", "dim", "mlp_dim")  # along these, or e
 
 
 @torch.no_grad()
-def from_teacher(
-    teacher: Llama, config: LlamaConfig, windows: data.Windows, *, device: str = "cpu"
-) -> Llama:
+def from_teacher(teacher: Llama, config: LlamaConfig, windows, *, device: str = "cpu") -> Llama:
     """A student of `config`'s shape, with the teacher's RoPE, norm eps and eos, out of its weights,
     by what they do on windows of some 8,000 to 16,000 tokens, spread evenly. Nothing is drawn: same
     inputs, same bits. ValueError: larger than the teacher, or of another vocabulary."""

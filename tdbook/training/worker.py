@@ -93,9 +93,7 @@ def _emptied(job: Path) -> Path:
     return job
 
 
-def _run(
-    job: Path, processes: int, given: dict, record: Callable, progress: Callable
-) -> list[dict]:
+def _run(job: Path, processes: int, given: dict, record, progress) -> list[dict]:
     """Start the workers, pass on what worker 0 tells, and end all of them in order."""
     log, rest, failure, ended, asked = None, "", "the workers end without a word", False, False
     with (

@@ -144,4 +144,4 @@ def two_steps(t: Training, device: str, tokens: Path | None) -> str:
     if not math.isfinite(loss := log[-1].get("train/loss", math.nan)):
         raise ValueError(f"the loss is {loss}: look at the tokens")
     peak = machine.peak_memory_mib() * 2**20
-    return f"{ended[1] - ended[0]:.2g} s for {each} windows at once, {units.si(peak, 'B')} at most"
+    return f"{ended[1] - ended[0]:.2g} s a step, windows: {each}, {units.si(peak, 'B')} at most"

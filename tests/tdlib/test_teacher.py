@@ -21,6 +21,7 @@ from tdbook.report import words
 from tdlib import data, evaluate, teacher
 from tdlib.model import Llama
 from tests.helpers import near, one_line, refused, same, tiny_model, weights_of
+from tests.tdlib.test_model import CASES
 
 SHAPE = dict(layers=2, heads=4, dim=32, mlp_dim=80)
 VOCAB, CONTEXT = 211, 64
@@ -290,12 +291,7 @@ def test_rows_of_zeros_at_the_end_are_cut_and_said(tmp_path):
         near(loaded(ids), model(ids)[..., : VOCAB - cut], 1e-6)
 
 
-@pytest.mark.parametrize(
-    "size, pieces, cut",
-    [(448, 400, 48), (512, 400, 112), (50_304, 50_257, 47), (151_936, 151_665, 271),
-     (51_200, 50_295, 905), (501, 500, None), (528, 400, None), (400, 400, 0), (392, 400, 0),
-     (64_000, 50_257, None)],
-)  # fmt: skip
+@pytest.mark.parametrize("size, pieces, cut", CASES["spare rows"])
 def test_spare_rows_are_cut_where_they_are_padding_and_refused_elsewhere(size, pieces, cut):
     shape = dict(layers=1, heads=1, dim=2, mlp_dim=2, tied=size % 64 > 0)
     model, ids = tiny_model(0, size, 8, **shape), torch.tensor([[1, 2, 3]])

@@ -142,14 +142,14 @@ def two(tmp_path, monkeypatch):
 
 def test_the_difference_of_two_routes_leaves_masked_windows_out_and_says_so(two):
     this, left, document_N, known_N = two
-    found = comparison.difference(this, "a", "b", None)
+    found, where_N = comparison.difference(this, "a", "b", None)
     pair_2N = np.stack([left["a"], left["b"]]).astype(float)
     drawn_R2 = resampled_means(pair_2N, document_N, 500, seed=1)
     ends = intervals.interval(drawn_R2[:, 0] - drawn_R2[:, 1])
-    assert found["difference"] == pytest.approx(float(np.subtract(*pair_2N).mean()), abs=1e-6)
-    assert (found["low"], found["high"]) == pytest.approx(ends)
+    assert found.value == pytest.approx(float(np.subtract(*pair_2N).mean()), abs=1e-6)
+    assert found[1:] == pytest.approx(ends)
     end = f"one seed; {120 - known_N.sum()} of 120 windows have no target and are left out."
-    assert words.difference("A", "B", found).endswith(end)
+    assert words.difference("A", "B", found, where_N).endswith(end)
 
 
 def test_hard_windows_are_a_share_of_those_with_a_target_and_no_loss_may_lack(two):

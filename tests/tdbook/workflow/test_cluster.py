@@ -2,7 +2,6 @@
 The real one is in bench/stress_slurm.py."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from snakemake.cli import get_argument_parser
 from tdbook import __main__
 from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import graph, scheduler
+from tdlib.files import write_whole
 from tests import small_book
 
 ASKED = yaml.safe_load((small_book.REPOSITORY / "profiles/slurm/config.yaml").read_text())
@@ -85,19 +85,21 @@ def test_only_the_jobs_of_the_same_run_folder_are_taken_for_its_own(tmp_path, mo
     assert scheduler.queue(tmp_path / "a" / "tiny") == {"7", "10_1"}
 
 
-def test_what_is_asked_for_is_the_profiles_and_a_refusal_is_one_line(root, monkeypatch):
+def test_what_is_asked_for_is_the_profiles_and_a_refusal_is_one_line(root, monkeypatch, capfd):
     small_book.yaml(root, "01_distill-a")
     small_book.yaml(root, "00_teacher", device="auto")
     refuse = f"echo \"$@\" > {root}/asked; echo 'invalid partition: gup' >&2; exit 1"
     slurm = {"squeue": "", "sinfo": "echo 'main*'", "sbatch": refuse, "sacct": "exit 1"}
     programs(root, monkeypatch, **slurm, scontrol="exit 1")
-    command = [sys.executable, "-m", "tdbook", "book", "PROFILE=tiny", "CLUSTER=slurm"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    (root / "profiles").unlink()
+    profile = (small_book.REPOSITORY / "profiles/slurm/config.yaml").read_text()
+    write_whole(root / "profiles/slurm/config.yaml", profile.replace("checks: 10", "checks: 1"))
+    monkeypatch.setattr(scheduler, "ASK_S", 0.1)
+    assert __main__.main(["book", "PROFILE=tiny", "CLUSTER=slurm"]) == 1
     asked = (root / "asked").read_text()
     assert f"--job-name {scheduler.prefix(root / 'outputs/tiny')}_" in asked
     for words in ("-t 720", "--mem 64000", "--gres=gpu:1", "--cpus-per-task=8", "TERM@120"):
         assert words in asked
-    assert done.returncode == 1
-    refused, *lines = done.stdout.splitlines()
+    refused, *lines = capfd.readouterr().out.splitlines()
     assert refused == "sbatch: invalid partition: gup"
     assert lines == ["not run: 00_teacher, 01_distill-a", f"0 of 2 runs done · {INDEX}"]

@@ -247,7 +247,7 @@ def test_what_a_gpu_needs_is_asked_for(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=fault):
             doctor._torch()
     t = training(config("teacher-smoke", vocab_size=300, context=64))
-    assert "for 2 windows at once" in doctor.two_steps(t, "cpu", None)
+    assert "windows: 2," in doctor.two_steps(t, "cpu", None)
     plain = doctor.attention_gap(t.student, 2, "cpu", (doctor.FLASH, doctor.FLASH[1:]))
     assert 0 < plain < doctor.APART / 2 and "flash" in machine.versions()["attention"]
     monkeypatch.setattr(doctor, "APART", 0.0)
