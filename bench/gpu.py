@@ -46,12 +46,12 @@ PREDICTED = {
     "50m, ms a micro-batch": ((64, 64), (35, 35)),
     "50m, flash, tokens/s": ((475e3, 475e3), None),
     "50m, share of the published peak": ((0.49, 0.49), (0.39, 0.39)),
-    "50m, memory, GB": ((13, 14.7), (13, 14.7)),
+    "50m, memory, GB": ((12, 14.7), (12, 14.7)),
     "80m, tokens/s": ((411e3, 411e3), (752e3, 752e3)),
     "120m, tokens/s": ((337e3, 337e3), (617e3, 617e3)),
-    "120m, memory, GB": ((22, 25.1), (22, 25.1)),
+    "120m, memory, GB": ((21, 25.1), (21, 25.1)),
     "adapter, tokens/s": ((530e3, 530e3), (967e3, 967e3)),
-    "adapter, memory, GB": ((12, 14), (12, 14)),
+    "adapter, memory, GB": ((11, 14), (11, 14)),
     "02 in TF32, tokens/s": ((267e3, 267e3), (489e3, 489e3)),
     "02 in bfloat16, compiled, tokens/s": ((702e3, 702e3), (1285e3, 1285e3)),
     "tiny: validation loss, bfloat16 − float32, nats": ((-0.01, 0.01), (-0.01, 0.01)),
@@ -105,14 +105,27 @@ class Report:
 
     def table(self) -> str:
         """Without the rows that are details: those are in the file alone."""
-        lines = ["| what | measured | H200, predicted | B200, predicted |", "|---|---|---|---|"]
+        lines = ["| what | measured | of the predicted | H200, predicted | B200, predicted |"]
+        lines.append("|---|---|---|---|---|")
+        name = next((row["note"] for row in self.rows if row["what"] == "GPU"), "").lower()
+        here = next((gpu for gpu in ("h200", "b200") if gpu in name), "")
         for row in self.rows:
-            if not row.get("detail"):
-                spans = (_span(row[gpu]) for gpu in ("h200", "b200"))
+            if not row["detail"]:
                 value = " ".join(filter(None, (_number(row["value"]), row["note"])))
-                lines.append(f"| {row['what']} | {value} | {' | '.join(spans)} |")
+                cells = row["what"], value, _ratio(row["value"], row.get(here))
+                spans = (_span(row[gpu]) for gpu in ("h200", "b200"))
+                lines.append(f"| {' | '.join((*cells, *spans))} |")
         told = (f"{name}: {x['fault']}" for name, x in self.parts.items() if x["fault"])
         return "\n".join([*lines, "", *told, f"{self.seconds:.0f} s in all"])
+
+
+def _ratio(x: float | None, span: tuple[float, float] | None) -> str:
+    """How far a number is from the nearer end of what was predicted."""
+    if x is None or span is None:
+        return ""
+    low, high = span
+    nearest = min(max(x, low), high)
+    return "within" if x == nearest else f"{x / nearest:.2f} ×" if nearest else "outside"
 
 
 def _number(x: float | None) -> str:
