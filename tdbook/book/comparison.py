@@ -155,11 +155,8 @@ def _cost(folder: Folder, model: Model, models: dict, tokens: data.Tokens) -> np
     return own + (_cost(folder, models[before], models, tokens) if before in models else 0)
 
 
-# the verdict of 04: two claims, judged on validation text
-
-
 def effects(t: Trial) -> dict[str, list[Effect]]:
-    """The effects of two claims, and one of nothing: another seed of the base."""
+    """The effects of 04's two claims, and one of nothing: another seed of the base."""
     base, *seeds = t.seeds_of(t.models[t.base])
     other = ([model for model in seeds if model.own] or seeds)[:1]
     effects = {key: t.effects(CLAIMS["claims"][key]["effects"]) for key in ("distilled", "adapter")}

@@ -90,7 +90,8 @@ def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None, columns
     heights = []
     for marks in panels.values():
         rows = Counter(mark.row for mark in marks)
-        each = 0.15 + 0.11 * (max(rows.values()) if _stacked(marks) else 1)
+        stacked = any(np.isfinite(mark.low) for mark in marks)
+        each = 0.15 + 0.11 * (max(rows.values()) if stacked else 1)
         heights.append(0.4 + sum(each + 0.15 * (len(row) // 30) for row in rows))
     heights = [max(heights[i : i + columns]) for i in range(0, len(panels), columns)]
     figure = _titled(title, sum(heights) + 0.8 + 0.25 * -(-len(keys) // 2))
@@ -110,12 +111,9 @@ def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None, columns
     return figure
 
 
-def _stacked(marks: Sequence[Mark]) -> bool:
-    return any(np.isfinite(mark.low) for mark in marks)
-
-
 def _rows(ax: Axes, marks: Sequence[Mark]) -> None:
-    rows, spread = list(dict.fromkeys(mark.row for mark in marks)), 0.7 * _stacked(marks)
+    rows = list(dict.fromkeys(mark.row for mark in marks))
+    spread = 0.7 * any(np.isfinite(mark.low) for mark in marks)
     for i, row in enumerate(rows):
         in_row = [mark for mark in marks if mark.row == row]
         for k, mark in enumerate(in_row):
