@@ -115,9 +115,7 @@ def show_sweep(this: Run, sweep: str, t: Trial) -> str:
     if len(together := tables.seeds(rows)):
         this.table(f"sweep-{sweep}-seeds", together)
     best = min(rows, key=lambda row: row["loss"])
-    lowest = f"{best['point']} has the lowest loss: {best['all']} against {t.base}"
-    warning = "the best of many looks better than it is"
-    return f"Of {len(rows)} models of the sweep {sweep}, {lowest}; {warning}."
+    return WORDS["sweep"].format(count=len(rows), sweep=sweep, best=best, t=t)
 
 
 def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
