@@ -79,7 +79,10 @@ def _show(command: str, words: list[str]) -> int | None:
         case "published", ["readme"]:
             print("README has what is published" if published.readme() else "README: table written")
         case "published", ["compare", out]:
-            return int(not published.agrees(out))
+            lines = published.compare(parameters.ROOT / out, published.EVIDENCE)
+            agrees = f"{out} agrees with {published.EVIDENCE.relative_to(parameters.ROOT)}"
+            print("\n".join(lines) or agrees)
+            return int(bool(lines))
         case _:
             print(f"{' '.join([command, *words])} is no command of the book: see `make help`")
             return 2

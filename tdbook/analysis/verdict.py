@@ -31,8 +31,6 @@ ROLES = CLAIMS["models"]
 HOLDS, PART, FAILS, UNDECIDED = "holds", "holds in part", "fails", "not decidable here"
 FREE = parameters.LABELS | parameters.VOLATILE  # they make no difference between two models
 LONGER = 1.01  # times the tokens of another model
-EFFECT = "claim, effect, role, value, low, high, seeds, mean of seeds, half-width over seeds, "
-EFFECT += "plan from, plan to"  # the columns of effects_table
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def effects_table(effects: Mapping[str, Sequence[Effect]]) -> pd.DataFrame:
     for key, e in ((key, e) for key, listed in effects.items() for e in listed):
         row = [key, e.what, e.role, *e.change, max(1, len(e.seeds))]
         rows.append([*row, *(e.over_seeds or unknown), *(e.plan or unknown)])
-    return pd.DataFrame(rows, columns=EFFECT.split(", "))
+    return pd.DataFrame(rows, columns=CLAIMS["columns"].split(", "))
 
 
 @dataclass(frozen=True)

@@ -115,9 +115,7 @@ def show_sweep(this: Run, sweep: str, t: Trial) -> str:
     if len(together := tables.seeds(rows)):
         this.table(f"sweep-{sweep}-seeds", together)
     best = min(rows, key=lambda row: row["loss"])
-    lowest = f"{best['point']} has the lowest loss: {best['all']} against {t.base}"
-    warning = "the best of many looks better than it is"
-    return f"Of {len(rows)} models of the sweep {sweep}, {lowest}; {warning}."
+    return WORDS["sweep"].format(count=len(rows), sweep=sweep, best=best, t=t)
 
 
 def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
@@ -155,11 +153,8 @@ def _cost(folder: Folder, model: Model, models: dict, tokens: data.Tokens) -> np
     return own + (_cost(folder, models[before], models, tokens) if before in models else 0)
 
 
-# the verdict of 04: two claims, judged on validation text
-
-
 def effects(t: Trial) -> dict[str, list[Effect]]:
-    """The effects of two claims, and one of nothing: another seed of the base."""
+    """The effects of 04's two claims, and one of nothing: another seed of the base."""
     base, *seeds = t.seeds_of(t.models[t.base])
     other = ([model for model in seeds if model.own] or seeds)[:1]
     effects = {key: t.effects(CLAIMS["claims"][key]["effects"]) for key in ("distilled", "adapter")}

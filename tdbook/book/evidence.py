@@ -30,7 +30,7 @@ from tdlib import data, evaluate, lora
 from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 
-Measured = tuple[list[Effect], list[str]]
+Measured = tuple[list[Effect], list[str]]  # more effects of a claim, and measurements in words
 KINDS = CLAIMS["claims"]["kept"]["kinds"]
 
 
@@ -190,9 +190,6 @@ def in_short(claims: Sequence[dict], recipe: str) -> str:
     verdicts = Counter(claim["verdict"] for claim in claims).most_common()
     counts = ", ".join(f"{count} × {verdict}" for verdict, count in verdicts)
     return f"{len(claims)} claims: {counts}. {recipe.partition(' Costs:')[0].replace('**', '')}"
-
-
-# what a claim needs besides what claims.yaml lists: more effects, and other measurements in words
 
 
 def loss_settings(this: Run, tokens: data.Tokens, t: Trial) -> Measured:

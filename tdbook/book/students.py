@@ -5,10 +5,13 @@ The method is in the notebooks: the model, its first weights, its recipe and its
 """
 
 import contextlib
+import html
 import json
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ from tdbook.corpus.prepare import prepare
 from tdbook.runs import hooks, parameters, sweeps
 from tdbook.runs.machine import peak_memory_mib
 from tdbook.runs.running import Run
-from tdbook.training import cache, dashboard, worker
+from tdbook.training import cache, worker
 from tdlib import data, evaluate, files, hard_set, lora, train
 from tdlib.model import Llama
 
@@ -73,8 +76,9 @@ class Training:
     def _fit(self, net: Llama, recipe: train.Recipe, targets, rows) -> list[dict]:
         this, p = self.this, self.this.parameters
         folder = this.path("checkpoints", this.run, self.name)
-        about = {name: value for name, value in p.items() if name not in parameters.VOLATILE}
-        board = dashboard.logging(p["wandb"], this.out, f"{this.run} {self.name}", folder, about)
+        settings = {name: x for name, x in p.items() if name not in parameters.VOLATILE}
+        about = dict(project=p["wandb"], dir=this.out, group=this.out.name, config=settings)
+        board = dashboard(about | {"name": f"{this.run} {self.name}"}, folder / "wandb.id")
         told = partial(this.told, folder)
         hook = hooks.beside(p["after_checkpoint"], folder, parameters.ROOT, told)
         with targets or contextlib.nullcontext() as teacher, hook, board as send:
@@ -100,8 +104,7 @@ class Training:
         last, losses = {k: w.clone() for k, w in net.state_dict().items()}, {}
         for when in ("the end", *kept):
             net.load_state_dict(load_file(kept[when], device=device) if when in kept else last)
-            loss_M = hard_set.window_loss(net, windows, rows, device)
-            losses[when] = hard_set.known_mean(loss_M)
+            losses[when] = hard_set.known_mean(hard_set.window_loss(net, windows, rows, device))
         best = min(losses, key=losses.get)
         net.load_state_dict(load_file(kept[best], device=device) if best in kept else last)
         return {"kept": best, "at_epochs": losses}
@@ -138,6 +141,44 @@ def validation(tokens: data.Tokens, device: str) -> Callable[[Llama], dict]:
     """What a student is asked while it trains: its validation loss, and a text."""
     loss = evaluate.on_subset(tokens.val, SUBSET, device)
     return lambda net: loss(net) | {"val/samples": common.samples(net, tokens, 1, 24)}
+
+
+@contextlib.contextmanager
+def dashboard(about: dict, run_id: Path) -> Iterator[Callable[[dict], None]]:
+    """Gives a function that takes the rows of a training as they stand in logs/, for Weights &
+    Biases where a run names a project. Where they go, and whether anything is sent, is wandb's own
+    affair (`wandb login`, WANDB_MODE, WANDB_ENTITY). The run's id lies beside the checkpoint, so a
+    training that goes on from there goes on in W&B, and one that starts over is another run."""
+    sender = _sender(about, run_id)
+    next(sender)
+    try:
+        yield sender.send
+    finally:
+        sender.send(None)
+
+
+def _sender(about: dict, run_id: Path) -> Generator[None, dict | None, None]:
+    """Is sent rows, and None after the last. Without a project they go nowhere."""
+    try:
+        if about["project"]:
+            import wandb
+
+            if not run_id.exists():
+                files.write_whole(run_id, secrets.token_hex(8))
+            quiet = wandb.Settings(console="off", silent=True, save_code=False, disable_git=True)
+            run = wandb.init(**about, id=run_id.read_text(), resume="allow", settings=quiet)
+            while (row := (yield)) is not None:
+                if texts := row.get("val/samples"):
+                    text = html.escape("\n".join(texts))
+                    row = row | {"val/samples": wandb.Html(f"<pre>{text}")}
+                run.log({n: value for n, value in row.items() if n != "step"}, step=row["step"])
+            run.finish()
+    except Exception as error:  # any: wandb's share no base, and none may end a training
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        line = f"W&B: {about['name']} is not logged there: {why}; logs/ has every row"
+        print(f"{line}, the training goes on", flush=True)
+    while True:
+        yield
 
 
 @dataclass

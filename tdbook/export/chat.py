@@ -23,9 +23,7 @@ HINT = "\nType text as segmented (ఊరి@@ లో), or give SEGMENTER=morfess
 
 def chat(pairs: dict[str, str]) -> None:
     """MODEL= [SEGMENTER=] of the command line. Until Ctrl-D, or the end of what is piped in."""
-    if not (given := pairs.get("MODEL")):
-        raise ValueError("give a model folder or a .gguf file: make chat MODEL=exports/50m/…")
-    path, seed = shipping.find(given), 0
+    path, seed = shipping.find(pairs.get("MODEL", "")), 0
     model, tokenizer = opened(path, pairs.get("SEGMENTER", ""))
     raw = not tokenizer or tokenizer.kind != "Morfessor" or tokenizer.model
     print(f"{path}\n{HOW}{'' if raw else HINT}")

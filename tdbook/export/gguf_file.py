@@ -35,11 +35,6 @@ QUANTIZATIONS = {
     "Q4_0": (Kind.Q4_0, Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0),  # 4-bit throughout
     "Q4_0_DEFAULT": (Kind.Q4_0, Kind.Q6_K, LlamaFileType.MOSTLY_Q4_0),  # as llama-quantize makes it
 }
-# GGUF's keys of a shape, and ours
-SHAPE = """vocab_size=vocab_size context_length=context embedding_length=dim block_count=layers
-    feed_forward_length=mlp_dim head_count=heads head_count_kv=kv_heads key_length=head_dim
-    value_length=head_dim rope_dimension_count=head_dim rope_freq_base=rope_theta
-    layer_norm_rms_eps=norm_eps"""
 PRE = ("gpt-2", "llama-bpe", "qwen2", "default")  # llama.cpp's ways to cut text before BPE
 SCRIPT = "run_gguf.py"
 LARGEST = 65504  # that 16 bits hold
@@ -234,7 +229,7 @@ def _write_model(path: Path, model: Source, quantization: str) -> None:
     model.metadata.set_gguf_meta_model(writer)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(QUANTIZATIONS[quantization][2])
-    for key, name in (pair.split("=") for pair in SHAPE.split()):
+    for key, name in cards.templates("export.yaml")["shape"].items():
         getattr(writer, f"add_{key}")(getattr(model.config, name))
     _add_vocabulary(writer, model.vocabulary, model.config.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.layers)

@@ -99,15 +99,10 @@ def _try(path: Path, changed: int) -> None:
 
 
 class Model:
-    """An opened GGUF file."""
+    """An opened GGUF file. `trial`: in a process of its own, with a short context. `exact`: keys
+    and values in float32; llama.cpp's own choice is 16 bits."""
 
-    def __init__(
-        self,
-        path: str | Path,
-        threads: int = 1,
-        trial: bool = False,  # in a process of its own, with a short context
-        exact: bool = False,  # keys and values in float32; llama.cpp's own choice is 16 bits
-    ):
+    def __init__(self, path: str | Path, threads=1, trial: bool = False, exact: bool = False):
         self.path, self.length = Path(path), 0  # tokens in the cache
         if not trial:
             _try(self.path.resolve(), self.path.stat().st_mtime_ns)

@@ -29,9 +29,7 @@ FORMS = {"likeliest": ".2%", "mean": ".2g", "largest": ".2g", "loss": ".4f", "kl
 
 def export(pairs: dict[str, str]) -> None:
     """MODEL=folder [OUT= TOKENS=] of the command line."""
-    if not pairs.get("MODEL"):
-        raise ValueError("give a model folder: make export MODEL=outputs/tiny/models/50m")
-    folder = find(pairs["MODEL"])
+    folder = find(pairs.get("MODEL", ""))
     tokens = _tokens(folder, pairs.get("TOKENS", ""))
     out = Path(pairs.get("OUT") or ROOT / "exports") / folder.resolve().name
     print(f"{folder}: each format is written and run in llama.cpp", flush=True)
@@ -43,6 +41,8 @@ def export(pairs: dict[str, str]) -> None:
 
 def find(given: str) -> Path:
     """A model folder, or a .gguf file. FileNotFoundError names the nearest that is there."""
+    if not given:
+        raise ValueError("MODEL is not given: a model folder, as MODEL=outputs/tiny/models/50m")
     path = Path(given).expanduser()
     path = path if path.is_absolute() or path.exists() else ROOT / path
     if (path if path.suffix == ".gguf" else path / "config.json").is_file():

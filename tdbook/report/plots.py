@@ -40,7 +40,7 @@ style.use(Path(__file__).with_suffix(".mplstyle"))
 # matplotlib leaves out a sign that no font has, with only a warning
 warnings.filterwarnings("error", message=r"Glyph \d+ .* missing from")
 DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
-LOOKS, ROLES, PARTS = DATA.values()
+LOOKS, FAMILIES, ROLES, PARTS = DATA.values()
 HARD, EASY, GREY = "#c8371b", "#c3c8ce", "#5f6770"  # windows, not models
 PLAN = "#f3dfa2"  # the ground of what the plan says
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.7}
@@ -52,11 +52,8 @@ def look(name: str) -> dict[str, str]:
     """Colour and marker of a model; one not listed has a shade of its family, always the same."""
     if name in LOOKS:
         return LOOKS[name]
-    shade, family = zlib.crc32(name.encode()), name.split("-")[0]
-    if name.endswith("-merged"):
-        family = "50m-hard-merged"
-    elif re.search("lora|adapter|-(hard|random)$", name):
-        family = "50m-hard"
+    families = (family for pattern, family in FAMILIES.items() if re.search(pattern, name))
+    shade, family = zlib.crc32(name.encode()), next(families, name.split("-")[0])
     ink = LOOKS[family]["ink"] if family in LOOKS else mpl.colormaps["tab10"](shade % 10)
     rgb = np.array(mpl.colors.to_rgb(ink))
     lighter = mpl.colors.to_hex(rgb + (1 - rgb) * (20 + shade % 41) / 100)  # by 20 to 60 %
@@ -90,7 +87,8 @@ def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None, columns
     heights = []
     for marks in panels.values():
         rows = Counter(mark.row for mark in marks)
-        each = 0.15 + 0.11 * (max(rows.values()) if _stacked(marks) else 1)
+        stacked = any(np.isfinite(mark.low) for mark in marks)
+        each = 0.15 + 0.11 * (max(rows.values()) if stacked else 1)
         heights.append(0.4 + sum(each + 0.15 * (len(row) // 30) for row in rows))
     heights = [max(heights[i : i + columns]) for i in range(0, len(panels), columns)]
     figure = _titled(title, sum(heights) + 0.8 + 0.25 * -(-len(keys) // 2))
@@ -110,12 +108,9 @@ def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None, columns
     return figure
 
 
-def _stacked(marks: Sequence[Mark]) -> bool:
-    return any(np.isfinite(mark.low) for mark in marks)
-
-
 def _rows(ax: Axes, marks: Sequence[Mark]) -> None:
-    rows, spread = list(dict.fromkeys(mark.row for mark in marks)), 0.7 * _stacked(marks)
+    rows = list(dict.fromkeys(mark.row for mark in marks))
+    spread = 0.7 * any(np.isfinite(mark.low) for mark in marks)
     for i, row in enumerate(rows):
         in_row = [mark for mark in marks if mark.row == row]
         for k, mark in enumerate(in_row):

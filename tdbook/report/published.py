@@ -93,10 +93,3 @@ def _holds(effect: pd.Series, value: float) -> bool:
     ends = [*effect[["value", "low", "high"]], mean - half, mean + half]
     known = [end for end in ends if not math.isnan(end)]
     return min(known) <= value <= max(known)
-
-
-def agrees(out: str) -> bool:
-    """Whether a run folder agrees with what is published; prints what does not."""
-    lines = compare(parameters.ROOT / out, EVIDENCE)
-    print("\n".join(lines) or f"{out} agrees with {EVIDENCE.relative_to(parameters.ROOT)}")
-    return not lines

@@ -85,8 +85,12 @@ def numbers_of(explored: Explored, clips: tuple = ()) -> tuple[dict, list[np.nda
     grid = [float(f"{x:.9g}") for x in MaxNLocator(200).tick_values(*ends)]  # round numbers
     thresholds, clips = sorted({*grid, rule.threshold}), sorted({0.0, *clips, rule.clip})
     cuts = {name: _largest(*cut, known) for name, cut in explored.cuts.items()}
-    kind, views = "windows" if len(known) == len(difficulty_N) else "scored windows", []
-    for order_M in orders:
+    kind = "windows" if len(known) == len(difficulty_N) else "scored windows"
+    low, high, views, pictures = grid[0], grid[-1], [], []
+    for order_M in orders:  # what lies outside is in the picture's last bars
+        counts, _ = np.histogram(difficulty_N[order_M].clip(low, high), 60, (low, high))
+        heights = (counts / counts.max()).round(3).tolist()
+        pictures.append({"heights": heights, "low": low, "high": high})
         groups = [(len(names), group_N[order_M]) for names, group_N in cuts.values()]
         given = thresholds, groups, kind
         views.append([_view(difficulty_N[order_M], clip, *given) for clip in clips])
@@ -95,7 +99,7 @@ def numbers_of(explored: Explored, clips: tuple = ()) -> tuple[dict, list[np.nda
         "clips": clips,
         "cuts": [[name, names] for name, (names, _) in cuts.items()],
         "views": views,
-        "pictures": [_histogram(difficulty_N[order_M], grid[0], grid[-1]) for order_M in orders],
+        "pictures": pictures,
         "at": ["threshold", thresholds.index(rule.threshold), *switches],
     }, orders
 
@@ -154,12 +158,6 @@ def _largest(names: list[str], group_N: np.ndarray, order_M: np.ndarray) -> tupl
     new_G = np.full(len(names), LISTED, np.uint8)
     new_G[largest] = np.arange(LISTED)
     return [*(names[i] for i in largest), f"{len(names) - LISTED} others"], new_G[group_N]
-
-
-def _histogram(known_M: np.ndarray, low: float, high: float) -> dict:
-    """Heights of bars of equal width; what lies outside is in the last ones."""
-    counts, _ = np.histogram(known_M.clip(low, high), 60, (low, high))
-    return {"heights": (counts / counts.max()).round(3).tolist(), "low": low, "high": high}
 
 
 def _card(i: int, explored: Explored) -> str:
