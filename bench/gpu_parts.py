@@ -448,7 +448,7 @@ def attention_numbers(gpu: Gpu) -> Iterator[dict]:
 def waits(gpu: Gpu) -> Iterator[dict]:
     """Where the host waits for the device in the third step of the plan, uncompiled."""
     student, teacher = gpu.pair()
-    found, stack = [], contextlib.ExitStack()
+    found = []
 
     def at(step: int) -> None:
         if step == 2:
@@ -456,7 +456,8 @@ def waits(gpu: Gpu) -> Iterator[dict]:
         elif step == 3:
             stack.close()
 
-    fit(gpu, student, 3, teacher=teacher, at=at)
+    with contextlib.ExitStack() as stack:
+        fit(gpu, student, 3, teacher=teacher, at=at)
     places = ", ".join(f"{n} × {place}" for place, n in found[0].most_common(6))
     yield row("waits of the host in a step", found[0].total(), places)
 
