@@ -40,10 +40,8 @@ style.use(Path(__file__).with_suffix(".mplstyle"))
 # matplotlib leaves out a sign that no font has, with only a warning
 warnings.filterwarnings("error", message=r"Glyph \d+ .* missing from")
 DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
-LOOKS, FAMILIES, ROLES, PARTS = DATA.values()
-HARD, EASY, GREY = "#c8371b", "#c3c8ce", "#5f6770"  # windows, not models
-PLAN = "#f3dfa2"  # the ground of what the plan says
-BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.7}
+LOOKS, FAMILIES, ROLES, PARTS, INKS, BOX = DATA.values()
+HARD, EASY, GREY, PLAN = INKS.values()
 WIDTH = 4.5  # inches
 Rows = Sequence[Mapping]
 

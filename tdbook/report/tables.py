@@ -179,13 +179,13 @@ def seeds(rows: list[dict]) -> pd.DataFrame:
 
 
 def speeds(by_model: dict[str, list[dict]]) -> pd.DataFrame:
-    """Model → rows of inference.speeds, with the plan's estimate: a row a model, way and threads.
-    "(random weights)" may follow a model's name."""
+    """Model → rows of inference.speeds beside the plan's: a row a model, way and threads."""
     rows = []
     for model, ways in by_model.items():
         first = {row["threads"]: row["decode"] for row in ways if row["way"] == inference.RAW}
         for row in ways:
-            plan = of_plan(model.partition(" (")[0], inference.PHASES.get(row["way"], ""))
+            name, phase = model.partition(" (random")[0], inference.PHASES.get(row["way"], "")
+            plan = of_plan(name, phase)
             more = {"times": row["decode"] / first[row["threads"]], "plan": span(*plan, 0)}
             rows.append(row | more | {"model": model})
     return _written("speeds", rows)

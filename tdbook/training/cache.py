@@ -128,8 +128,7 @@ class Cache(data.Targets, AbstractContextManager):
         _open(self.folder / "key.json", self.key, files)
         # read through maps, written by calls: where a disk is full a map would end the process
         self.rows, self.valid = np.memmap(rows, self.row, "r"), np.memmap(valid, "u1", "r")
-        mode = os.O_RDONLY if read_only else os.O_WRONLY
-        self.files = [os.open(file, mode) for file in files]
+        self.files = [os.open(file, os.O_RDONLY if read_only else os.O_WRONLY) for file in files]
         self.pending: list[int] = []  # rows written, but perhaps not on the disk yet
         self.synced = time.monotonic()
 
