@@ -69,7 +69,8 @@ def commit() -> tuple[str | None, bool | None]:
 def versions() -> dict[str, str]:
     packages = ("torch", "numpy", "sentencepiece", "pandas", "matplotlib")
     loaded = {p: sys.modules[p].__version__ for p in packages if p in sys.modules}
-    if torch := sys.modules.get("torch"):  # what decides which of its kernels attention takes
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():  # what decides which of its kernels attention takes
         on = ["cudnn", "flash", "mem_efficient", "math"]
         on = [k for k in on if getattr(torch.backends.cuda, f"{k}_sdp_enabled")()]
         on += [FLASH_FIRST] if os.environ.get(FLASH_FIRST) == "1" else []
