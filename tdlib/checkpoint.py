@@ -84,10 +84,8 @@ class State:
         if self.skipped > self.recipe.max_skipped:
             fault = f"{int(self.skipped)} steps were skipped, {self.recipe.max_skipped} may be: not"
             fault += f" finite, or {self.recipe.spike} nats above the usual {self.loss_ema:.3f}"
-            remedy = (
-                "lower learning_rate, look at the text, or, on a GPU where no loss is finite, set"
-            )
-            raise RuntimeError(f"{fault}; {remedy} TORCH_CUDNN_SDPA_DEPRIORITIZED=1")
+            remedy = "lower learning_rate, or look at the text; on a GPU where no loss is finite,"
+            raise RuntimeError(f"{fault}; {remedy} set TORCH_CUDNN_SDPA_DEPRIORITIZED=1")
         row = {"step": self.step, "tokens": tokens}
         row |= {"train/lr": self.optimizer.param_groups[0]["lr"]} | self.meter.row()
         return row | ({"train/skipped": int(self.skipped)} if self.skipped else {})

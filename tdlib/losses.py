@@ -3,7 +3,7 @@
     loss = ce_weight · CE + (1 − ce_weight) · T² · KL(teacher ‖ student at temperature T)
 
 (Hinton et al. 2015, arXiv 1503.02531; T² keeps the gradient's size when T changes.) Logits are made
-chunk by chunk, and each chunk's gradient is computed at once and overwrites its logits:
+chunk by chunk, and each chunk's gradient is computed at once and takes the place of its logits:
 
     d loss / d logits = w/Σw · [ ce_weight · (softmax(s) − onehot) + (1 − ce_weight) · T · (q − p) ]
 
@@ -78,7 +78,7 @@ def default_chunk(device: str) -> int:
 
 
 def _teacher(ce_weight, student_head_VD, targets_N, hidden_NE, head_VE, ids_NK, probs_NK):
-    """A function that gives the last arguments of _core for a part of the tokens."""
+    """A function that gives what a core takes of the teacher, for a part of the tokens."""
 
     head = functools.cache(lambda dtype: head_VE.detach().to(dtype))  # once, not for every chunk
 

@@ -81,7 +81,8 @@ def side_by_side(this: Run, names: list[str], tokens: data.Tokens) -> dict[str, 
     new, rows = min(p["sample_tokens"], t - 8), evaluate.fixed_rows(tokens.val, 20)
     prompts = [tokens.val.ids[i * t :][:8].tolist() for i in rows]
     for name in names:
-        net, how = Decoder(Llama.load(this.path("models", name))), dict(temperature=0.8)
+        net = Decoder(Llama.load(this.path("models", name), this.device))
+        how = dict(temperature=0.8)
         seeded = enumerate(prompts, start=p["seed"])
         texts = [generate.generate(net, ids, new, seed=seed, **how) for seed, ids in seeded]
         first = tokens.tokenizer.decode(prompts[0] + texts[0])

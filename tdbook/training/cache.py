@@ -108,7 +108,15 @@ class Cache(data.Targets, AbstractContextManager):
     hard_set.score it takes the teacher's place, and asks it where a row is not there yet."""
 
     def __init__(
-        self, folder, teacher: Llama, windows, *, temperature, draws=12, seed=1, read_only=False
+        self,
+        folder: Path,
+        teacher: Llama,
+        windows: data.Windows,
+        *,
+        temperature: float,
+        draws: int = 12,
+        seed: int = 1,
+        read_only: bool = False,
     ):
         """Opens a folder, or makes it, sparse; `read_only`: it is another run's, as in a sweep's
         point. OSError: no room. ValueError: of something else."""
