@@ -90,11 +90,11 @@ def attach(model: Llama, scales_alone: bool = False) -> list[str]:
         raise ValueError("the model is rounded already: merge it first")
     matrices = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding)}
     left = [name for name, m in matrices.items() if m.weight.shape[-1] % BLOCK]
-    model.requires_grad_(not scales_alone)
     for module in (m for name, m in matrices.items() if name not in left):
         rounding = Rounding(module.weight.detach(), scales_alone)
         parametrize.register_parametrization(module, "weight", rounding, unsafe=True)
-        module.parametrizations.weight.original0.requires_grad_(not scales_alone)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(not scales_alone or name.endswith("original1"))
     return left
 
 
