@@ -23,7 +23,7 @@ GAIN = 32  # a factor is 1 + GAIN · shift: some 32 times a weight, it has to mo
 
 
 def blocks(weight_OI: Tensor, shift_B: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-    """Integers (B, 32), int8, and scales (B,), of 16 bits in float32; llama.cpp's without a shift."""
+    """Integers (B, 32), int8, and scales (B,), 16 bits in float32; llama.cpp's without a shift."""
     if weight_OI.shape[-1] % BLOCK:
         raise ValueError(f"rows of {tuple(weight_OI.shape)} are no multiple of 32: leave 16 bits")
     x_BN = weight_OI.float().reshape(-1, BLOCK)
@@ -73,8 +73,8 @@ class Rounding(nn.Module):
         self.kept_BN = blocks(weight_OI, self.shift_B)[0] if scales_alone else None
 
     def forward(self, weight_OI: Tensor, shift_B: Tensor) -> Tensor:
-        if not self.on:
-            return weight_OI
+        if not self.on:  # with a gradient of 0 to shifts: DDP waits for one of each
+            return weight_OI + shift_B[:0].sum()
         q_BN, d_B = blocks(weight_OI.detach(), shift_B)
         q_BN = q_BN if self.kept_BN is None else self.kept_BN
         return dequantize(q_BN, d_B, weight_OI.shape) + (weight_OI - weight_OI.detach())
