@@ -1,8 +1,8 @@
 """What training into four bits takes back. `python -m bench.four_bits FOLDER MODEL… [--tokens N]`
 
-FOLDER is a run folder with a teacher, tokens and these models; results go to FOLDER/four_bits.jsonl,
-a row a model and arm as each is done, and the same command goes on from there. On the confirmation
-windows (validation where there are none): loss minus that of the float model, and KL to it, with
+FOLDER is a run folder with a teacher, tokens and these models; FOLDER/four_bits.jsonl gets a row a
+model and arm as each is done, and the same command goes on from there. On the confirmation windows
+(validation where there are none): loss minus that of the float model, and KL to it, with
 paired 95 % intervals over documents; how often the likeliest piece is the same; acceptance by the
 teacher. Arms:
 
@@ -120,9 +120,12 @@ def main(folder: Path, names: list[str], count: int, rate: float, seed: int) -> 
             row |= {"float_acceptance": before[3].mean(), "seconds": seconds}
             with path.open("a") as file:
                 print(json.dumps(row), file=file, flush=True)
-            print(f"{name} · {arm} · cost {cost:.4f} · KL {row['kl'][0]:.4f} · "
-                  f"same {row['same']:.1%} · acceptance {row['acceptance']:.3f} "
-                  f"(float {row['float_acceptance']:.3f}) · {seconds:.0f} s", flush=True)  # fmt: skip
+            kl, same, accepted = row["kl"][0], row["same"], row["acceptance"]
+            line = f"{name} · {arm} · cost {cost:.4f} · KL {kl:.4f} · same {same:.1%} · acceptance "
+            print(
+                f"{line}{accepted:.3f} ({row['float_acceptance']:.3f}) · {seconds:.0f} s",
+                flush=True,
+            )
 
 
 def step(shape: str, rounded: str) -> None:
