@@ -263,9 +263,7 @@ BY_HAND = {"windows_K": [1, 3], "threshold": 0.5, "share": 0.1, "words": "by han
 def test_snakemake_repeats_a_stale_run_in_the_middle_of_what_is_asked_for(root, out, monkeypatch):
     make(told())
     given(root, "night", "01_distill-a", seed=20)
-    iorw = "class LocalHandler: read = listdir = 0\nclass papermill_io: register = print"
-    for name, text in {"__init__": STAND_IN, "iorw": iorw}.items():
-        files.write_whole(root / f"stand_in/papermill/{name}.py", text)
+    files.write_whole(root / "stand_in/papermill/__init__.py", STAND_IN)
     monkeypatch.setenv("PYTHONPATH", f"{root / 'stand_in'}:{Path(__file__).parents[3]}")
     monkeypatch.setattr(heartbeat, "die_with_parent", lambda *_: None)
     monkeypatch.setattr(run_pages, "refresh", lambda out: out)
@@ -432,7 +430,6 @@ def fingerprint_of_fc5e254(path: Path) -> dict:
 
 def test_a_night_recorded_at_fc5e254_is_current(root, out):
     make(told())
-    code = hashes.SAME_NUMBERS[1] + "ba57831a666f"
     for path in sorted((out / "hashes").glob("*.json")):
         kept = json.loads(path.read_text())
         for name, read in kept["inputs"].items():
@@ -440,10 +437,7 @@ def test_a_night_recorded_at_fc5e254_is_current(root, out):
             assert read == fingerprint_of_fc5e254(place)
         for name, wrote in kept["outputs"].items():
             assert wrote == fingerprint_of_fc5e254(out / name)
-        for place in (path, out / "results" / path.name):
-            place.write_text(json.dumps(json.loads(place.read_text()) | {"code": code}))
     (out / "models/a/LICENSE").write_text("mine")
     reasons, damaged = hashes.judge(graph.jobs(told().config), CHAIN, full=True)
     assert not any(reasons.values()) and not damaged
-    assert [heartbeat.word(row) for row in status.rows(out)] == ["done"] * 4
     assert make(told()) == []
