@@ -76,12 +76,10 @@ def outputs(out: Path, run: str, values: dict) -> dict[str, Path]:
     return {path: out / path for path in notebooks.writes(run, values, [*made_by_others(out, run)])}
 
 
-def judge(
-    jobs: dict, asked: Iterable[str], before: Iterable[str] = (), full: bool = False
-) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Why each run of `asked`, and each that these need, must be made ("" where it is current), and
-    the damage of current ones. `jobs`: name → graph.BookRun; those in `before` count as current. A
-    run "after X, if that comes out new" is judged again once X is made."""
+def judge(jobs: dict, asked: Iterable[str], before: Iterable[str] = ()) -> dict[str, str]:
+    """Why each run of `asked`, and each that these need, must be made; "" where it is current.
+    `jobs`: name → graph.BookRun; those in `before` count as current. A run "after X, if that comes
+    out new" is judged again once X is made."""
     reasons: dict[str, str] = {}
 
     def judge_one(name: str) -> str:
@@ -102,10 +100,7 @@ def judge(
 
     for name in asked:
         judge_one(name)
-    reasons = {name: reasons[name] for name in jobs if name in reasons}
-    stand = [name for name, why in reasons.items() if not why or why.startswith(AFTER)]
-    damaged = {name: damage(jobs[name].out, jobs[name].run, full) for name in stand}
-    return reasons, {name: lines for name, lines in damaged.items() if lines}
+    return {name: reasons[name] for name in jobs if name in reasons}
 
 
 def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str:

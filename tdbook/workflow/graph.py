@@ -188,14 +188,18 @@ def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
     if gone := [name for name in wanted.before if not hashes.load(runs[name].out, name)]:
         raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
     targets, pages = targets_of(wanted, runs)
-    reasons, damaged = hashes.judge(runs, [*targets, *pages], wanted.before)
-    if lines := dict.fromkeys(line for lines in damaged.values() for line in lines):
-        raise ParameterError("\n".join([*lines, "nothing is made from what is damaged"]))
+    reasons = hashes.judge(runs, [*targets, *pages], wanted.before)
+    damaged: list[str] = []
     foreign: dict[Path, list[str]] = {}  # what another made, in the place of what is made
-    for one in (runs[name] for name, why in reasons.items() if why):
-        if not reasons[one.name].startswith(hashes.AFTER):
+    for one, why in ((runs[name], why) for name, why in reasons.items()):
+        if not why or why.startswith(hashes.AFTER):
+            damaged += hashes.damage(one.out, one.run)
+        else:
             paths = not_ours(one.out, one.run, [*one.writes], notebook=True)
             foreign.setdefault(one.out, []).extend(paths)
+    if damaged:
+        lines = [*dict.fromkeys(damaged), "nothing is made from what is damaged"]
+        raise ParameterError("\n".join(lines))
     if lines := [refusal(out, [*dict.fromkeys(p)]) for out, p in foreign.items() if p]:
         raise ParameterError("\n".join(lines))
     return reasons

@@ -12,12 +12,11 @@ import datetime
 import hashlib
 import itertools
 import json
-import os
 import re
 import time
 from html import unescape
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import nbformat
 from bs4 import BeautifulSoup
@@ -97,14 +96,10 @@ def index(out: Path, name: str = "") -> Path:
 def _frame(out: Path, run: str, body: Markup) -> None:
     """Put a head and links around the body of a page."""
     names = sorted({*_runs_with_page(out), run})
-    at = names.index(run)
-    before, _, after = [None, *names, None][at : at + 3]
     results = (out / "results").glob("*.json")
     reads = {path.stem: (files.whole(path) or {}).get("reads", {}) for path in results}
     point = sweeps.parent(out) and not (out / sweeps.POINTS).is_file()
-    links = {"index": "../index.html" if point else "index.html", "before": before, "after": after}
-    links["made_from"] = [name for name in names if name in reads.get(run, {})]
-    links["used_by"] = [name for name in names if run in reads.get(name, {})]
+    links = {"index": "../index.html" if point else "index.html", "names": names, "reads": reads}
     _write(out / f"{run}.html", "page.html.j2", body=body, **links, **status.row(out, run))
 
 
@@ -175,13 +170,11 @@ def _done(out: Path, run: str) -> dict | None:
 def _ours(out: Path, run: str) -> bool:
     """Whether a run read, or made, tokens that the book wrote by itself, to the last part."""
     known = hashes.load(out, run)
-    tokens = known["outputs"].get("tokens") or known["inputs"].get("tokens") or {}
-    for path in (out / "hashes").glob(f"{notebooks.TEACHER}*.json"):
-        made = hashes.load(out, path.stem)["outputs"].get("tokens", {})
-        if made and made["sha256"] == tokens.get("sha256"):
-            given = (_done(out, path.stem) or {}).get("parameters", {})
-            return not any(given.get(name, "unknown") for name in parameters.SOURCES)
-    return False
+    tokens = (known["inputs"] | known["outputs"]).get("tokens", {})
+    maker, made = hashes.makers(out).get("tokens", ("", {"sha256": ""}))
+    given = (_done(out, maker) or {}).get("parameters", {})
+    ours = not any(given.get(name, "unknown") for name in parameters.SOURCES)
+    return ours and made["sha256"] == tokens.get("sha256")
 
 
 def _copy(out: Path, record: dict, place: Path) -> list[str]:
@@ -281,19 +274,10 @@ def pack(out: Path) -> Path:
         packed += [path for kind in KINDS for path in (folder / kind).glob("[!.]*.*")]
     name = re.sub(r"[^A-Za-z0-9.+-]+", "_", out.resolve().name).strip("_.-") or "book"
     target, folder = out / f"{name}-reports.zip", f"{name}-reports"
-    if os.path.lexists(target) and not _packed(target, folder):
-        raise ParameterError(f"{target} is there and was not packed here: {files.AWAY}")
+    files.own(target)
     with files.replacing(target) as beside, ZipFile(beside, "w", ZIP_DEFLATED) as archive:
         for path in sorted(packed):
             archive.write(path, f"{folder}/{path.relative_to(out).as_posix()}")
+    files.mark(out, target.name)
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
     return target
-
-
-def _packed(path: Path, folder: str) -> bool:
-    """Whether a file is an archive of ours: all of it in one folder."""
-    try:
-        with ZipFile(path) as archive:
-            return all(name.startswith(f"{folder}/") for name in archive.namelist())
-    except (OSError, BadZipFile):
-        return False

@@ -106,7 +106,7 @@ def _snakemake(wanted: Wanted, targets: list[str]) -> int:
 def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) -> list:
     """Snakemake's command line. First every run that is current gets its mark, others lose it."""
     out, now = parameters.ROOT / wanted.out, time.time()
-    reasons = hashes.judge(runs, runs, wanted.before)[0]
+    reasons = hashes.judge(runs, runs, wanted.before)
     for name, one in runs.items():
         one.mark.parent.mkdir(parents=True, exist_ok=True)
         if reasons[name]:

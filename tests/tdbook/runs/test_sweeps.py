@@ -110,14 +110,14 @@ def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(b
     assert points.items() < sweeps.read("tiny", "rates").points.items()
     new = ["rates/01_distill-learning_rate0.005", "rates/04_merge_eval-rates"]
     jobs = graph.jobs(wanted.config)
-    assert [n for n, why in hashes.judge(jobs, jobs)[0].items() if why] == new
+    assert [n for n, why in hashes.judge(jobs, jobs).items() if why] == new
     assert by_hand(wanted, *new) == new and content(out) == before
     record = json.loads((out / "sweeps/rates/results/04_merge_eval-rates.json").read_text())
     places = [f"sweeps/rates/{point}" for point in sweeps.read("tiny", "rates").points]
     assert record["remembered"]["once"] == sorted(places)
-    assert not any(hashes.judge(jobs, jobs)[0].values())
+    assert not any(hashes.judge(jobs, jobs).values())
     sweep(book, seeds=[], fixed={"seed": 7})  # a page is looked at again after its points
-    reasons = hashes.judge(graph.jobs(wanted.config), ["rates/04_merge_eval-rates"])[0]
+    reasons = hashes.judge(graph.jobs(wanted.config), ["rates/04_merge_eval-rates"])
     assert reasons["rates/01_distill-learning_rate0.001"] == "seed was 1, is 7"
     assert reasons["rates/04_merge_eval-rates"].startswith("after rates/01_distill-learning_rate0")
 
