@@ -36,7 +36,10 @@ def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
     writes, reads = hashes.outputs(out, run, values), hashes.inputs(out, run, values)
     for read, path in reads.items():
         for written, place in writes.items():
-            if _lies_in(path, place):
+            # what is read, or a file in it, lies at or below what is written; through links too
+            paths = [path, *(path.iterdir() if path.is_dir() else ())]
+            place = place.resolve()
+            if place.exists() and any(p.resolve().is_relative_to(place) for p in paths):
                 fault = f"{run} reads {read} and would replace {written} in {out}"
                 raise FileExistsError(f"{fault}: give another path or name, or change out (OUT=)")
     if foreign := not_ours(out, run, [*writes], notebook):
@@ -83,12 +86,6 @@ def is_book(out: Path) -> bool:
     """Whether a run has begun in this folder, or one of a sweep's points in it."""
     states = (files.whole(path, "run", "state") for path in (out / "state").glob("*.json"))
     return (out / CLAIMS).is_dir() or (out / "points.json").is_file() or any(states)
-
-
-def _lies_in(read: Path, written: Path) -> bool:
-    """Whether what is read, or a file in it, lies at or below `written`; through links too."""
-    paths = [read, *(read.iterdir() if read.is_dir() else ())] if os.path.lexists(written) else []
-    return any(path.resolve().is_relative_to(written.resolve()) for path in paths)
 
 
 def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: str) -> str:

@@ -211,7 +211,13 @@ def book(
     """The runs of params/<profile>, checked. `values` are those of the command line."""
     place = {"out": str(out)} if out else {}
     own = {path: parameters.of_run(values or {}, path.stem) for path in yamls(profile)}
-    checked = {path: check_yaml(path, place | more, paths) for path, more in own.items()}
+    checked, problems = {}, []
+    for path, more in own.items():
+        try:
+            checked[path] = check_yaml(path, place | more, paths)
+        except ParameterError as error:
+            problems.append(str(error))
+    parameters.stop(problems)
     makers: dict[str, str] = {}  # path → the run that makes it
     for path in sorted(checked, key=lambda path: notebook_of(path.stem) == COMPARISON):
         for made in notebooks.writes(path.stem, checked[path], list(makers)):

@@ -8,6 +8,7 @@ of the text (`text=True` of Run.table and Run.figure). Results keep numbers and 
 no paths, no commands.
 """
 
+import base64
 import datetime
 import hashlib
 import itertools
@@ -85,7 +86,7 @@ def index(out: Path, name: str = "") -> Path:
         content["quality"] = _with_readable_tables(pages.markdown(quality.read_text("utf-8")))
     difficulty = out / f"figures/{notebooks.HARD_SET}-difficulty.svg"
     if difficulty.exists():
-        content["difficulty"] = pages.base64_of(difficulty.read_bytes())
+        content["difficulty"] = base64.b64encode(difficulty.read_bytes()).decode()
     content["whole"] = not swept and (out / "state").is_dir()  # published/ has no states
     _write(path, "runs.html.j2", **content)
     if content["whole"]:
@@ -138,8 +139,8 @@ def _write(path: Path, template: str, **content: object) -> None:
 def publish(out: Path, name: str = "") -> Path:
     """outputs/published/<name>/: what may be shown of the runs that are done, and a manifest."""
     name = name or out.resolve().name
-    if not parameters.NAME.holds(name):
-        raise ParameterError(f"NAME={name} must be {parameters.NAME.says}: NAME=tiny")
+    if not re.fullmatch(parameters.NAME["pattern"], name):
+        raise ParameterError(f"NAME={name} must be {parameters.NAME['says']}: NAME=tiny")
     records = {run: _done(out, run) for run in status.traces(out)}
     if not any(records.values()):
         raise ParameterError(f"{out} holds no run that is done: make book, then again")
