@@ -26,8 +26,7 @@ PAGES = ("index.html", "morning.md")
 RECORDS = "results/{}.json hashes/{}.json state/{}.json checkpoints/{} {}.html .done/{}".split()
 BY_A_RUN = r"by [\w.+-]+'s parameters"  # how a hard set's words begin where a run chose it
 SHOWN = ("figures", "tables", "logs")  # and, in these, <run>-*
-# in checkpoints/<run>, while it trains; and for good
-KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.safetensors"
+KEPT = ("state.pt", "made_from.json", "weights.bin", "wandb.id")  # in checkpoints/<run> meanwhile
 
 
 def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
@@ -165,7 +164,7 @@ def _move(out: Path, places: dict[str, str], run: str) -> Path:
 
 def clear(out: Path) -> None:
     """Remove begun files, and checkpoints of finished trainings; weights of epochs stay."""
-    for folder in (out, *out.glob("*/"), out / "scores/val"):
+    for folder in (out, *out.glob("*/"), out / "scores/val", *out.glob("checkpoints/**/")):
         clear_begun(folder)
     for folder in (out / "checkpoints").glob("*/"):
         if heartbeat.recorded(out, folder.name):
@@ -185,14 +184,13 @@ def clear_begun(folder: Path) -> None:
 
 def clear_checkpoint(folder: Path) -> None:
     """Remove what a run keeps while it trains."""
-    own = rf"{KEPT}|\.({KEPT}|{EPOCH})\.[\w.]+"  # .state.pt.123.begun
     for path in folder.rglob(f"workers/{files.MARK}"):
         shutil.rmtree(path.parent, ignore_errors=True)
     for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
         if path.is_dir() and not path.is_symlink():
             with contextlib.suppress(OSError):  # not empty: another's, or an epoch's
                 path.rmdir()
-        elif re.fullmatch(own, path.name):
+        elif path.name in KEPT:
             path.unlink(missing_ok=True)
 
 

@@ -86,9 +86,7 @@ def declared(notebook: str) -> dict[str, object]:
             tagged = "".join(cell["source"])
     pairs = dict(_assignments(tagged) or [])
     if not pairs or ... in pairs.values():
-        raise ParameterError(
-            f"{path} must have a cell tagged `parameters`, of literals, one a line"
-        )
+        raise ParameterError(f"{path} must have a cell tagged `parameters`: literals, one a line")
     return pairs
 
 
@@ -148,8 +146,12 @@ def read(path: Path) -> dict[str, object]:
 
 def check(notebook: str, given: dict, paths: bool = True) -> dict:
     """All parameters of a run, converted. Without `paths` the disk is not looked at."""
-    defaults = declared(notebook)
-    stop(_wrong_names(notebook, defaults, given))
+    defaults, run = declared(notebook), given.get("run", notebook)
+    if isinstance(run, str) and notebook_of(run) != notebook:
+        fault = f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}"
+        raise ParameterError(f"{fault}: give its YAML")
+    has, wrong = f"it has {', '.join(defaults)}", [name for name in given if name not in defaults]
+    stop(f"{notebook} has no parameter {name}: {nearest(name, defaults, has)}" for name in wrong)
     values, problems = {}, []
     for name, default in defaults.items():
         try:
@@ -228,16 +230,6 @@ def _convert(rule: dict, given: object) -> object:
             raise TypeError("is not a whole number")
         return int(value) if kind == "int" else float(value)
     return value
-
-
-def _wrong_names(notebook: str, defaults: dict, given: dict) -> Iterator[str]:
-    run, has = given.get("run", notebook), f"it has {', '.join(defaults)}"
-    if isinstance(run, str) and notebook_of(run) != notebook:
-        yield f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}: give its YAML"
-        return
-    for name in given:
-        if name not in defaults:
-            yield f"{notebook} has no parameter {name}: {nearest(name, defaults, has)}"
 
 
 def _wrong_together(values: dict) -> Iterator[str]:

@@ -107,13 +107,10 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
 
 def _show_progress(out: Path, run: str) -> None:
     """A line every 15 s while the run goes on."""
-    before = ""
-    while True:
+    time.sleep(15)
+    while (state := heartbeat.state(out, run))["state"] == "running":
+        print(f"{run} · {heartbeat.progress(state)}", flush=True)
         time.sleep(15)
-        state = heartbeat.state(out, run)
-        if state["state"] == "running" and before != (line := heartbeat.progress(state)):
-            print(f"{run} · {line}", flush=True)
-            before = line
 
 
 def _stop_on_signals(out: Path, run: str) -> threading.Event:
@@ -188,14 +185,10 @@ def gpus() -> list[str]:
     return [str(number) for number in range(len([*Path("/dev").glob("nvidia[0-9]*")]))]
 
 
-def runs_each() -> int:
-    """How many runs may share a GPU."""
-    return int(number(os.environ, RUNS, 1, 2)) if os.environ.get(RUNS) else 1
-
-
-def slots() -> int:
-    """How many runs of one GPU each there is room for; 0 without a GPU."""
-    return len(gpus()) * runs_each()
+def slots() -> list[tuple[int, str]]:
+    """Room for runs of one GPU each: number, and GPU."""
+    each = int(number(os.environ, RUNS, 1, 2)) if os.environ.get(RUNS) else 1
+    return [*itertools.product(range(each), gpus())]
 
 
 def take_gpus(device: str, count: int) -> str:
@@ -208,7 +201,7 @@ def take_gpus(device: str, count: int) -> str:
     folder, chosen = Path(tempfile.gettempdir()) / f"tdlib-gpus-{os.getuid()}", {}
     folder.mkdir(exist_ok=True)
     for tried in itertools.count():
-        for slot, name in itertools.product(range(runs_each()), names):
+        for slot, name in slots():
             if name not in chosen and len(chosen) < count:
                 file = locked(folder / f"{re.sub(r'[^-.0-9A-Za-z]', '_', name)}.{slot}")
                 chosen |= {name: file} if file else {}

@@ -114,10 +114,8 @@ def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str
         names[name] = {name, run, notebook_of(run), point, *sweep}
     for word in words:
         if not any(word in own for own in names.values()):
-            ends = [name for name in every if name.endswith(f"-{word}")]
             known = dict.fromkeys([*every, *(part for own in names.values() for part in own)])
-            meant = f"did you mean {ends[0]}?" if ends else nearest(word, known)
-            raise ParameterError(f"{word} is no run of params/{profile}: {meant}")
+            raise ParameterError(f"{word} is no run of params/{profile}: {nearest(word, known)}")
     return tuple(name for name, own in names.items() if own & set(words))
 
 

@@ -111,10 +111,9 @@ def _teacher(p: dict, out: Path, told: str | None = None) -> LlamaConfig | None:
 
 def estimate(p: dict, out: Path, device: str) -> dict:
     """What a run that begins now will cost, by what its run folder holds: recorded with it."""
-    size, made = size_of(out / "tokens", out), {}
-    for path in sorted((out / "models").glob("[!.]*/config.json")):
-        shape = shapes.read_config(path.parent)
-        made[f"models/{path.parent.name}"] = replace(shape, context=size.context)
+    size, models = size_of(out / "tokens", out), sorted((out / "models").glob("[!.]*/config.json"))
+    made = {f"models/{path.parent.name}": shapes.read_config(path.parent) for path in models}
+    made = {path: replace(shape, context=size.context) for path, shape in made.items()}
     for adapter, base in Folder(out, p["run"]).adapters.items():
         if f"models/{base}" in made:  # it is being made again: its adapters are older than it
             made[f"adapters/{adapter}"] = made[f"models/{base}"]

@@ -155,7 +155,14 @@ def publish(out: Path, name: str = "") -> Path:
                 shown = place / "results" / point.relative_to(out) / path.name
                 _write_public(shown, _public(record), out)
         refresh(place, name)
-        manifest = _manifest(out, name, place) | {"left_out": left_out}
+        shown, now = parameters.shown(out), datetime.datetime.now(datetime.UTC)
+        command = f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={name}"
+        manifest = {"command": command, "published": now.isoformat(timespec="seconds")}
+        ours = all(_ours(out, path.stem) for path in (place / "results").glob("*.json"))
+        manifest["text"] = "the book's own" if ours else "given, not shown"
+        sums = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files_of(place)}
+        manifest["files"] = {str(p.relative_to(place)): sha for p, sha in sums.items()}
+        manifest["left_out"] = left_out
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         files.write_whole(place / "manifest.json", text)
     print(f"{target}: {len(files_of(target))} files; left out, by manifest.json: {len(left_out)}")
@@ -247,17 +254,6 @@ def _write_public(path: Path, text: str, out: Path) -> None:
     for place, short in places.items():
         text = re.sub(rf"(?<![\w+/=.-]){re.escape(place)}(?![\w+=.-])", short, text)
     files.write_whole(path, text)
-
-
-def _manifest(out: Path, name: str, place: Path) -> dict:
-    """Where all of it comes from, and the hash of every file."""
-    shown, now = parameters.shown(out), datetime.datetime.now(datetime.UTC)
-    command = f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={name}"
-    ours = all(_ours(out, path.stem) for path in (place / "results").glob("*.json"))
-    text = "the book's own" if ours else "given, not shown"
-    found = {"command": command, "published": now.isoformat(timespec="seconds"), "text": text}
-    sums = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files_of(place)}
-    return found | {"files": {str(p.relative_to(place)): sha for p, sha in sums.items()}}
 
 
 def files_of(place: Path) -> list[Path]:

@@ -8,6 +8,7 @@ again, finds them in the queue and waits until they have left it.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import signal
@@ -66,7 +67,11 @@ def prepare(config: dict) -> dict[str, BookRun]:
 
 def _not_yet_redone(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[str, ...]:
     """The runs that REDO names, but for those that this same command, stopped since, has redone."""
-    began = status.began_of(parameters.ROOT / wanted.out, wanted.command) - 1  # whole seconds
+    began = math.inf
+    for one in reversed(status.sessions(parameters.ROOT / wanted.out)):
+        if one["command"] != wanted.command or one["code"] == 0:
+            break
+        began = one["began"] - 1  # records have whole seconds
     records = {name: status.row(runs[name].out, runs[name].run)["record"] for name in wanted.redo}
     started = {n: datetime.fromisoformat(r["started"]).timestamp() for n, r in records.items() if r}
     return tuple(name for name in wanted.redo if started.get(name, 0.0) < began)
@@ -127,7 +132,7 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
     if wanted.cluster:
         command += ["--slurm-jobname-prefix", prefix(out), "--slurm-logdir", out / ".slurm"]
     else:
-        command += ["--resources", f"gpu={execute.slots()}"]
+        command += ["--resources", f"gpu={len(execute.slots())}"]
     return [*command, "--", *(os.path.relpath(runs[name].mark, out / ".done") for name in targets)]
 
 

@@ -10,7 +10,6 @@ Papermill's metadata is not used: it is wrong after a kill. Imports no torch.
 import contextlib
 import itertools
 import json
-import math
 import shutil
 import time
 from collections import Counter
@@ -44,13 +43,6 @@ def session(out: Path, targets: list[str], command: str, price: float | None) ->
 
 def sessions(out: Path) -> list[dict]:
     return files.whole(out / SESSIONS, kind=list) or []
-
-
-def began_of(out: Path, command: str) -> float:
-    """When a command that has not come to its end yet was given first; ∞ for a new one."""
-    latest = reversed(sessions(out))
-    own = itertools.takewhile(lambda one: one["command"] == command and one["code"] != 0, latest)
-    return min((one["began"] for one in own), default=math.inf)
 
 
 def live(out: Path) -> dict | None:
