@@ -8,8 +8,8 @@ A hook is a line for the shell: an upload, a mail. Its environment says what hap
     TDLIB_PAGE            the report; "" where there is none yet
     TDLIB_CHECKPOINT      the folder that holds state.pt; "" where there is none
 
-It has nothing to read, LIMIT_S, and room for MOST bytes of output. When it ends, so does what it
-left running in its process group. How it went is one line, also in logs/hooks.log.
+It has LIMIT_S, and room for MOST bytes of output. When it ends, so does what it left running in its
+process group. How it went is one line, also in logs/hooks.log.
 """
 
 import contextlib
@@ -84,8 +84,7 @@ def _run(command: str, env: dict, root: Path, limit: float) -> str:
 
 @contextlib.contextmanager
 def beside(command: str, folder: Path, root: Path, told: Callable[[], dict]) -> Iterator[None]:
-    """Inside, a thread calls after_checkpoint for each new folder/state.pt, one call at a time.
-    Checkpoints kept during a call get one call together; the last one is waited for."""
+    """Inside, a thread calls after_checkpoint for new ones, one call at a time; the last always."""
     kept, ended = folder / "state.pt", threading.Event()
 
     def written() -> int:

@@ -232,8 +232,7 @@ class Point:
 
 
 class Folder:
-    """A run folder: the records of its finished runs and its models, each file read once. The
-    record of `run` itself is not read."""
+    """The records and models of a run folder's finished runs other than `run`, each read once."""
 
     def __init__(self, out: Path, run: str = "", sweeps: str = ""):
         self.out, self.run, self.sweeps = out, run, sweeps

@@ -64,10 +64,7 @@ class Wanted:
     command: str
     settings: dict[str, str]  # of SET
 
-    @property
-    def config(self) -> dict:
-        """What `jobs` and the Snakefile need to find the same runs."""
-        return asdict(self)
+    config = property(asdict)  # what `jobs` and the Snakefile need to find the same runs
 
 
 def wanted(command: str, pairs: dict[str, str]) -> Wanted:
@@ -187,17 +184,14 @@ def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
         raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
     targets, pages = targets_of(wanted, runs)
     reasons = hashes.judge(runs, [*targets, *pages], wanted.before)
-    damaged: list[str] = []
+    new = [name for name, why in reasons.items() if why and not why.startswith(hashes.AFTER)]
+    stand = [runs[name] for name in reasons if name not in new]
+    if lines := dict.fromkeys(line for one in stand for line in hashes.damage(one.out, one.run)):
+        raise ParameterError("\n".join([*lines, "nothing is made from what is damaged"]))
     foreign: dict[Path, list[str]] = {}  # what another made, in the place of what is made
-    for one, why in ((runs[name], why) for name, why in reasons.items()):
-        if not why or why.startswith(hashes.AFTER):
-            damaged += hashes.damage(one.out, one.run)
-        else:
-            paths = not_ours(one.out, one.run, [*one.writes], notebook=True)
-            foreign.setdefault(one.out, []).extend(paths)
-    if damaged:
-        lines = [*dict.fromkeys(damaged), "nothing is made from what is damaged"]
-        raise ParameterError("\n".join(lines))
+    for one in (runs[name] for name in new):
+        paths = not_ours(one.out, one.run, [*one.writes], notebook=True)
+        foreign.setdefault(one.out, []).extend(paths)
     if lines := [refusal(out, [*dict.fromkeys(p)]) for out, p in foreign.items() if p]:
         raise ParameterError("\n".join(lines))
     return reasons

@@ -1,11 +1,8 @@
-"""The pages of a run folder: a run's own, and the index; and what of it goes to others: for git
-(`publish`) or packed for mail (`pack`).
+"""The pages of a run folder, and what of it goes to others: for git (`publish`), for mail (`pack`).
 
 Weights and token files are never taken. A mail is the owner's own and holds every page. What goes
-into git holds no text of others: where text, tokens, tokenizer or teacher were given to the book,
-no page is published (all but 07's show samples), and no table or figure that was said to hold words
-of the text (`text=True` of Run.table and Run.figure). Results keep numbers and names: no samples,
-no paths, no commands.
+into git holds no text that was given to the book: no page (all but 07's show samples), no table or
+figure with text=True. Results keep numbers and names: no samples, no paths, no commands.
 """
 
 import base64

@@ -1,5 +1,4 @@
-"""What goes on in a run folder, by its files and the processes that live: for `make status`, the
-index and the morning report alike.
+"""What goes on in a run folder, by its files and the processes that live.
 
 A run is queued, running, done, failed, interrupted (it said so itself), lost (its process is gone
 without a word) or not run. A done one is stale where other code than today's made it, outdated
