@@ -1,15 +1,9 @@
 """Hooks: the user's own commands, called after a checkpoint and after a run, which harm neither.
 
-A hook is a line for the shell: an upload, a mail. Its environment says what happened:
-
-    TDLIB_RUN, TDLIB_OUT  the run's name, its folder
-    TDLIB_STATE           running (a checkpoint), done, failed, interrupted or lost
-    TDLIB_FINDING         what came out; of a run that is not done, how far it is or what failed
-    TDLIB_PAGE            the report; "" where there is none yet
-    TDLIB_CHECKPOINT      the folder that holds state.pt; "" where there is none
-
-It has LIMIT_S, and room for MOST bytes of output. When it ends, so does what it left running in its
-process group. How it went is one line, also in logs/hooks.log.
+A hook is a line for the shell: an upload, a mail. Its environment says what happened (by `commands`
+in parameters.yaml). It has nothing to read, LIMIT_S, and room for MOST bytes of output. When it
+ends, so does what it left running in its process group. How it went is one line, also in
+logs/hooks.log.
 """
 
 import contextlib

@@ -1,6 +1,4 @@
-"""The notebooks of the book (notebooks.yaml): what each reads and writes in a run folder, and its
-part in it. The one place that spells their names and numbers.
-"""
+"""The notebooks of the book, of notebooks.yaml: the one place that spells their numbers."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -142,10 +142,9 @@ def keep_or_refuse_checkpoint(
     if fits and any(folder.rglob("state.pt")):
         for name, value in now["parameters"].items():
             if (was := before["parameters"].get(name)) != value:
-                raise ValueError(
-                    f"{run} has a checkpoint made with {name} = {was!r}, now it is {value!r}: put "
-                    f"it back to go on, or start over with redo = True (make book REDO={run})"
-                )
+                fault = f"{run} has a checkpoint made with {name} = {was!r}, now it is {value!r}"
+                remedy = f"put it back to go on, or start over with redo = True (REDO={run})"
+                raise ValueError(f"{fault}: {remedy}")
     elif now != before and {p.name for p in folder.rglob("*.*")} - {"made_from.json"}:
         old = _move(out, {place: place}, run)
         print(f"{run} starts over; its checkpoint is in {parameters.shown(old)}")

@@ -85,9 +85,7 @@ def _snakemake(wanted: Wanted, targets: list[str]) -> int:
     command = _command_of(wanted, runs, targets)
     if not wanted.cluster:  # a lost connection to the login node must not cancel jobs
         heartbeat.die_with_parent()
-    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    how = dict(cwd=parameters.ROOT, env=os.environ | {"PYTHONPATH": os.pathsep.join(path)})
-    how |= dict(preexec_fn=lambda: heartbeat.die_with_parent(signal.SIGKILL))
+    how = dict(cwd=parameters.ROOT, preexec_fn=lambda: heartbeat.die_with_parent(signal.SIGKILL))
     how |= dict(start_new_session=True)  # Ctrl-C reaches this process alone, which ends the others
     with (out / ".snakemake.log").open("w") as log:
         child = subprocess.Popen(command, stderr=log, **how)
