@@ -268,7 +268,7 @@ def _run(
 def swept(
     name: str, profile: str, runs: list[BookRun], values: dict | None = None
 ) -> list[BookRun]:
-    """The runs of a sweep's points; of single runs, also the page. `runs`: the book's."""
+    """The runs of a sweep's points; where each is one run, last their page. `runs`: the book's."""
     sweep, out, points = sweeps.read(profile, name), runs[0].out, []
     makers = {path: one.name for one in runs for path in one.writes}
     for point in sweep.points:
