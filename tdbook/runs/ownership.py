@@ -26,7 +26,8 @@ PAGES = ("index.html", "morning.md")
 RECORDS = "results/{}.json hashes/{}.json state/{}.json checkpoints/{} {}.html .done/{}".split()
 BY_A_RUN = r"by [\w.+-]+'s parameters"  # how a hard set's words begin where a run chose it
 SHOWN = ("figures", "tables", "logs")  # and, in these, <run>-*
-KEPT = ("state.pt", "made_from.json", "weights.bin", "wandb.id")  # in checkpoints/<run> meanwhile
+# in checkpoints/<run> while it trains
+KEPT = ("state.pt", "made_from.json", "weights.bin", "wandb.id", ".*.begun")
 
 
 def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
@@ -163,7 +164,7 @@ def _move(out: Path, places: dict[str, str], run: str) -> Path:
 
 def clear(out: Path) -> None:
     """Remove begun files, and checkpoints of finished trainings; weights of epochs stay."""
-    for folder in (out, *out.glob("*/"), out / "scores/val", *out.glob("checkpoints/**/")):
+    for folder in (out, *out.glob("*/"), out / "scores/val"):
         clear_begun(folder)
     for folder in (out / "checkpoints").glob("*/"):
         if heartbeat.recorded(out, folder.name):
@@ -189,7 +190,7 @@ def clear_checkpoint(folder: Path) -> None:
         if path.is_dir() and not path.is_symlink():
             with contextlib.suppress(OSError):  # not empty: another's, or an epoch's
                 path.rmdir()
-        elif path.name in KEPT:
+        elif any(map(path.match, KEPT)):
             path.unlink(missing_ok=True)
 
 

@@ -187,7 +187,8 @@ def shell():
 
 
 def _value(notebook: str, name: str, given: object, default: object) -> object:
-    rule = PARAMETERS.get(f"{notebook}.{name}") or PARAMETERS[name]
+    own = f"{notebook}.{name}"
+    rule = PARAMETERS[own if own in PARAMETERS else name]
     example = f"for example {name}: {json.dumps(default, ensure_ascii=False)}"
     try:
         value = _convert(rule, given)
