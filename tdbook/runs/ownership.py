@@ -95,8 +95,8 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
     record = files.whole(out / f"results/{run}.json", "models") or {"models": {}}
     outputs = [*(kept["outputs"] or hashes.outputs(out, run, values))]
     losses = notebooks.losses([*outputs, *(f"models/{name}" for name in record["models"])])
-    names = [*(str(path.relative_to(out)) for path in named(out, run)), f"{run}.ipynb"]
-    names += [*outputs, *losses]
+    own = [str(path.relative_to(out)) for path in named(out, run)]
+    names = [*own, f"{run}.ipynb", *outputs, *losses]
     places = {name: name for name in names if not name.startswith(("state/", ".done/"))}
     note = "what it made before is in"
     if hashes.HARD_SET in places and by_hand(out / hashes.HARD_SET):

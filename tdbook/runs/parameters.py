@@ -187,8 +187,7 @@ def shell():
 
 
 def _value(notebook: str, name: str, given: object, default: object) -> object:
-    own = f"{notebook}.{name}"
-    rule = PARAMETERS[own if own in PARAMETERS else name]
+    rule = PARAMETERS.get(f"{notebook}.{name}", PARAMETERS.get(name))
     example = f"for example {name}: {json.dumps(default, ensure_ascii=False)}"
     try:
         value = _convert(rule, given)
