@@ -1,7 +1,7 @@
 """Hooks: the user's own commands, called after a checkpoint and after a run, which harm neither.
 
-A hook is a line for the shell: an upload, a mail. Its environment says what happened (by `commands`
-in parameters.yaml). It has nothing to read, LIMIT_S, and room for MOST bytes of output. What it left
+A hook is a line for the shell: an upload, a mail. Its environment says what happened (`commands` in
+parameters.yaml). It has nothing to read, LIMIT_S, and room for MOST bytes of output. What it left
 running in its process group ends with it. How it went is one line, also in logs/hooks.log.
 """
 
