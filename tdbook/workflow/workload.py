@@ -112,6 +112,9 @@ class Size:
     hard: int  # windows of the hard set
     source: str  # where that is known from
 
+    def shape(self, name: str) -> LlamaConfig:
+        return LlamaConfig(self.vocab_size, **SHAPES[name], context=self.context)
+
 
 @dataclass(frozen=True)
 class Training:
@@ -233,9 +236,7 @@ def _shapes(p: dict, size: Size, teacher: LlamaConfig, made: dict) -> list[tuple
     known = {"": None, "teacher": teacher, "base": made.get(f"models/{p.get('base')}", teacher)}
 
     def of(name: str) -> LlamaConfig | None:
-        if name in known:
-            return known[name]
-        return LlamaConfig(size.vocab_size, **SHAPES[p[name]], context=size.context)
+        return known[name] if name in known else size.shape(p[name])
 
     if notebook_of(p["run"]) == COMPARISON:  # every adapter merged
         return [(shape, None) for path, shape in made.items() if path.startswith("adapters/")]
