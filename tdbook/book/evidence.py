@@ -213,8 +213,7 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     rare = order[np.cumsum(count_V[order]) <= 0.05 * count_V.sum()]
     pairs_NT = features.pair_frequency(tokens.train, ids_NT, y_NT)
     kinds = {"rare tokens": np.isin(y_NT, rare), "pairs never seen": pairs_NT == 0}
-    if tokens.tokenizer:
-        kinds["tokens not in Telugu"] = features.scripts(tokens, windows, rows) != 0
+    kinds["tokens not in Telugu"] = features.scripts(tokens, windows, rows) != 0
     seeds = t.seeds_of(t.models[t.base])
     hard = [comparison.hard_windows(t.losses, m.name, t.teacher, share) for m in seeds]
     effects, masked_N = [], np.isnan(t.losses[t.teacher])  # these are in neither part

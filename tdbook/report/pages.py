@@ -66,14 +66,10 @@ def environment() -> jinja2.Environment:
     words = (heartbeat.date, units.duration, heartbeat.progress)
     templates.filters |= {function.__name__: function for function in words}
     templates.filters |= {"si": units.si, "span": units.duration}
-    script = base64_of(hashlib.sha256(SCRIPT.encode()).digest())
+    script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     css = Markup((HERE / "report.css").read_text("utf-8") + WIDGETS_CSS)
     templates.globals |= {"css": css, "font_slot": FONT_SLOT, "script_hash": f"sha256-{script}"}
     templates.globals |= {"script": Markup(SCRIPT), "widgets_css": Markup(WIDGETS_CSS)}
     # of what a page's script reads; tojson escapes what could end it
     templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     return templates
-
-
-def base64_of(content: bytes) -> str:
-    return base64.b64encode(content).decode()

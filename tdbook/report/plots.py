@@ -7,9 +7,7 @@ so that a notebook shows it only once. First what all share: a model's look, axe
 """
 
 import itertools
-import re
 import textwrap
-import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,29 +31,20 @@ from tdbook.report.tables import FEW
 from tdbook.report.words import setting
 from tdbook.runs.units import minus
 
-TELUGU = str(fontpkg.path("Noto Sans Telugu"))
-font_manager.fontManager.addfont(TELUGU)
-FONTS = [font_manager.get_font(path) for path in (TELUGU, font_manager.findfont("DejaVu Sans"))]
+font_manager.fontManager.addfont(str(fontpkg.path("Noto Sans Telugu")))
 style.use(Path(__file__).with_suffix(".mplstyle"))
-# matplotlib leaves out a sign that no font has, with only a warning
-warnings.filterwarnings("error", message=r"Glyph \d+ .* missing from")
 DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
-LOOKS, FAMILIES, ROLES, PARTS, INKS, BOX = DATA.values()
+LOOKS, ROLES, PARTS, INKS, BOX = DATA.values()
 HARD, EASY, GREY, PLAN = INKS.values()
 WIDTH = 4.5  # inches
 Rows = Sequence[Mapping]
 
 
 def look(name: str) -> dict[str, str]:
-    """Colour and marker of a model; one not listed has a shade of its family, always the same."""
-    if name in LOOKS:
-        return LOOKS[name]
-    families = (family for pattern, family in FAMILIES.items() if re.search(pattern, name))
-    shade, family = zlib.crc32(name.encode()), next(families, name.split("-")[0])
-    ink = LOOKS[family]["ink"] if family in LOOKS else mpl.colormaps["tab10"](shade % 10)
-    rgb = np.array(mpl.colors.to_rgb(ink))
-    lighter = mpl.colors.to_hex(rgb + (1 - rgb) * (20 + shade % 41) / 100)  # by 20 to 60 %
-    return {"ink": lighter, "form": "oXPDpdhv^><H"[shade % 12]}
+    """Colour and marker of a model; one not listed has its own, always the same."""
+    number = zlib.crc32(name.encode())
+    ink = mpl.colors.to_hex(mpl.colormaps["tab20"](number % 20))
+    return LOOKS.get(name, {"ink": ink, "form": "oXPDpdhv^><H"[number % 12]})
 
 
 @dataclass(frozen=True)
@@ -94,7 +83,7 @@ def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None, columns
     for ax in figure.subplots(len(heights), columns, **layout).flat[len(panels) :]:
         ax.remove()
     for ax, (name, marks) in zip(figure.axes, panels.items(), strict=True):
-        ax.set_title(printable(name), loc="left")
+        ax.set_title(name, loc="left")
         _rows(ax, marks)
         if line is not None:
             ax.axvline(line, color="black", linewidth=1.2)
@@ -122,7 +111,7 @@ def _rows(ax: Axes, marks: Sequence[Mark]) -> None:
             if mark.note:
                 place = {"textcoords": "offset points", "va": "center", "bbox": BOX}
                 ax.annotate(minus(mark.note), (np.fmax(mark.value, mark.high), y), (5, 0), **place)
-    ax.set_yticks(range(len(rows)), [textwrap.fill(printable(row), 30) for row in rows])
+    ax.set_yticks(range(len(rows)), [textwrap.fill(minus(row), 30) for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.margins(x=0.14)  # room for notes
     ax.grid(axis="y", visible=False)
@@ -130,7 +119,7 @@ def _rows(ax: Axes, marks: Sequence[Mark]) -> None:
 
 def _titled(title: str, height: float) -> Figure:
     """A figure with so many inches below its title."""
-    text = textwrap.fill(printable(title), 54, break_on_hyphens=False)
+    text = textwrap.fill(minus(title), 54, break_on_hyphens=False)
     figure = Figure(figsize=(WIDTH, height + 0.2 * (text.count("\n") + 1)), layout="constrained")
     figure.suptitle(text, x=0.01, ha="left", linespacing=1.15)
     return figure
@@ -145,12 +134,6 @@ def single(title: str, x: str, y: str) -> Axes:
 
 def apart(difference: float) -> str:
     return f"{abs(difference):.3f} nats {'above' if difference >= 0 else 'below'}"
-
-
-def printable(text: object) -> str:
-    """Text with "?" for a sign that no font here has: a name from outside is no reason to stop."""
-    drawn = (c if any(f.get_char_index(ord(c)) for f in FONTS) else "?" for c in str(text))
-    return minus("".join(drawn))
 
 
 def learning_curves(logs: Mapping[str, Rows], baseline: Mapping | None = None) -> Figure:

