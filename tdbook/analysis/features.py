@@ -115,8 +115,8 @@ def _template(table: np.ndarray, most: int, row, slots, gram_R) -> np.ndarray:
     return repeated_R & (gram_R >= max(1, min(LIMITS["looked at"], most)))
 
 
-def _of_pieces(tokenizer: Tokenizer, v: int) -> dict[str, np.ndarray]:
-    """What every piece of the vocabulary says, (V,) each."""
+def _of_pieces(tokenizer: Tokenizer, v: int) -> np.ndarray:
+    """What every piece of the vocabulary says, (V,)."""
     special, rows = {*tokenizer.silent, tokenizer.eos, tokenizer.unk}, []
     for i, (piece, shown) in enumerate(zip(tokenizer.vocabulary(), tokenizer.shown_V, strict=True)):
         byte = bool(BYTE.fullmatch(piece))
@@ -125,10 +125,10 @@ def _of_pieces(tokenizer: Tokenizer, v: int) -> dict[str, np.ndarray]:
         length = 1 / 3 if byte else len(piece) + (shown[:1] == "▁" and len(shown) > 1)
         row = (letter or byte, foreign, length) if i not in special else (False, False, 0)
         rows.append((*row, "\\" in shown or shown == "<0x5C>"))
-    single_V, foreign_V, length_V, slash_V = (np.array(x[:v]) for x in zip(*rows, strict=True))
-    length_V[tokenizer.eos] = 1
-    foreign_V, length_V = foreign_V.astype(np.float32), length_V.astype(np.float32)
-    return {"single": single_V, "foreign": foreign_V, "characters": length_V, "slash": slash_V}
+    kinds = [("single", bool), ("foreign", "f4"), ("characters", "f4"), ("slash", bool)]
+    of_V = np.array(rows[:v], kinds)
+    of_V["characters"][tokenizer.eos] = 1
+    return of_V
 
 
 def _escaped(tokenizer: Tokenizer, slash_V: np.ndarray, ids_RT: np.ndarray) -> np.ndarray:
@@ -229,8 +229,11 @@ def _places(tokenizer: Tokenizer, ids_MS: np.ndarray) -> Labels:
 
 def cuts_characters(tokens: data.Tokens) -> bool:
     """Whether pieces of a sample often cut characters (BPE over bytes): the text tells of them."""
-    some = np.asarray(tokens.train.ids[:: max(1, len(tokens.train.ids) // 2**20)])
-    return tokens.tokenizer.in_parts(np.bincount(some, minlength=tokens.vocab_size))
+    shown_V = tokens.tokenizer.shown_V
+    some = tokens.train.ids[:: max(1, len(tokens.train.ids) // 2**20)]
+    byte_V = np.array([bool(BYTE.fullmatch(piece)) for piece in shown_V])
+    parts = any(BYTE.search(p) and not BYTE.fullmatch(p) for p in shown_V)
+    return parts or bool(byte_V[some].mean() > LIMITS["bytes"])
 
 
 def of_text(tokenizer: Tokenizer, windows: data.Windows, rows_M: Sequence[int]) -> tuple:
@@ -240,13 +243,14 @@ def of_text(tokenizer: Tokenizer, windows: data.Windows, rows_M: Sequence[int]) 
     at_MX = np.asarray(rows_M)[:, None] * t + np.arange(-3, t + 5)  # a character has 4 bytes
     ids_MX = windows.ids[at_MX.clip(0, len(windows.ids) - 1)]
     ids_S = np.pad(ids_MX, ((0, 0), (0, 1)), constant_values=tokenizer.eos).ravel()
-    code_B, begins_B, token_B = tokenizer.characters(ids_S)
-    shown_B = ~np.isin(code_B, [10, 32])
-    token, first = np.unique(token_B[shown_B], return_index=True)
-    codes, at = np.unique(code_B[shown_B][first], return_inverse=True)
+    text, place_B, token_B = tokenizer.characters(ids_S)
+    kinds = {c: SCRIPTS.index(script(c)) for c in {*text} - {" ", "\n"}}
+    kind_B = np.array([kinds.get(c, -1) for c in text])[place_B]
+    token, first = np.unique(token_B[kind_B >= 0], return_index=True)
     script_S = np.full(len(ids_S), SCRIPTS.index("other"))
-    script_S[token] = np.array([SCRIPTS.index(script(chr(code))) for code in codes], int)[at]
-    count_S = np.bincount(token_B[begins_B], minlength=len(ids_S))
+    script_S[token] = kind_B[kind_B >= 0][first]
+    begins_C = np.unique(place_B, return_index=True)[1]
+    count_S = np.bincount(token_B[begins_C], minlength=len(ids_S))
     return tuple(x_S.reshape(len(ids_MX), -1)[:, 4:-5] for x_S in (script_S, count_S))
 
 

@@ -84,8 +84,7 @@ def cut_spare_rows(teacher: Llama | None, pieces: int, path: str = "the teacher"
         return ""
     if size % 8 or spare >= max(128, min(1024, pieces // 16)):
         fault = f"the vocabulary of {path} is {size:,}, the tokens' is {pieces:,}"
-        remedy = "give the tokens or the tokenizer that the teacher was made with"
-        raise ValueError(f"{fault}: {remedy}")
+        raise ValueError(f"{fault}: give the tokens or the tokenizer that it was made with")
     keep_rows(teacher, pieces)
     cut = f"the last {spare:,} are padding, which no text ever predicts, and are cut"
     rows = f" The teacher's embedding has {size:,} rows for {pieces:,} pieces"

@@ -77,9 +77,8 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
     size, width = path.stat().st_size, int(dtype[-1])
     stored = meta.get(f"{path.stem}_tokens", -(-size // width))
     if size != stored * width:
-        fault = f"{path} has {size:,} bytes, by meta.json {stored * width:,} ({stored:,} tokens of"
-        why = f"{width}): the file was cut short or its dtype is another"
-        raise ValueError(f"{fault} {why}; copy it again, or correct meta.json")
+        fault = f"{path} has {size:,} bytes, by meta.json {stored:,} tokens of {width}"
+        raise ValueError(f"{fault}: the file was cut short or its dtype is another; copy it again")
     context = context or meta["block_size"]
     _check_count(f"{path} has", stored, context)
     look(path, dtype, meta)
@@ -103,8 +102,7 @@ def look(path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False) 
         ids = np.fromfile(path, dtype, block, offset=start)
         if (largest := int(ids.max())) >= len(count_V):
             fault = f"{path} holds id {largest:,}, the vocabulary has {len(count_V):,}"
-            remedy = "copy the file and its meta.json again, correct vocab_size or dtype in that"
-            raise ValueError(f"{fault}: {remedy}, or give the teacher's own tokens or tokenizer")
+            raise ValueError(f"{fault}: correct meta.json, or give the teacher's own tokenizer")
         count_V += np.bincount(ids, minlength=len(count_V))
     return Counter(dict(enumerate(count_V.tolist())))
 
@@ -159,9 +157,7 @@ def _encode(lines: Sequence[str], tokenizer: Tokenizer, lost: Counter) -> tuple[
 def loss(meta: dict) -> str:
     """A sentence, after a space, of what a text's tokens do not keep by their meta.json; or ""."""
     lost = "{lines:.1%} of {of_lines:,} lines come back changed, {characters:.2%} of all characters"
-    words = (
-        f" The tokenizer does not keep all text: {lost} are lost; bits per byte are of the rest."
-    )
+    words = f" The tokenizer does not keep all text: {lost} are lost; bits/byte are of the rest."
     return words.format(**meta["lost"]) if "lost" in meta else ""
 
 
@@ -181,14 +177,13 @@ def link_tokens(
     for split in ("train", "val"):
         path, windows = source / f"{split}.bin", getattr(tokens, split)
         if not windows.known_N.any():
-            fault = f"{source / f'{split}.mask.bin'} masks every target (0 where a token is none)"
-            raise ValueError(f"{fault}: correct it, or take it away")
+            mask = source / f"{split}.mask.bin"
+            raise ValueError(f"{mask} masks every target (with 0): correct it, or take it away")
         whole = every_id or path.stat().st_size <= FULL_LOOK
         counts = look(path, windows.ids.dtype, meta, whole)
         if not counts[tokens.eos]:
-            fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text: name"
-            remedy = "the id that does as eos_id in meta.json, or copy the tokens again"
-            raise ValueError(f"{fault} {remedy}")
+            fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text"
+            raise ValueError(f"{fault}: name the id that does as eos_id in meta.json")
         _check_unknown(words, counts[words.unk if words else UNK] / counts.total())
         if words and f"{split}_bytes" not in meta:
             meta[f"{split}_bytes"] = _bytes_of_text(windows, words)
@@ -207,8 +202,8 @@ def link_tokens(
 def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:
     if share > MOST_UNKNOWN:
         fault = f"{tokenizer.path} makes" if tokenizer else "the tokens hold"
-        remedy = "give the tokenizer of the teacher, or text of its language"
-        raise ValueError(f"{fault} {share:.0%} of this text <unk>: {remedy}")
+        fault += f" {share:.0%} of this text <unk>"
+        raise ValueError(f"{fault}: give the tokenizer of the teacher, or text of its language")
 
 
 def _bytes_of_text(windows: Windows, tokenizer: Tokenizer, count: int = 256) -> int:
@@ -266,8 +261,7 @@ def _starts(path: Path, columns: tuple, size: int, split: str = "") -> list[tupl
             start, end = int(numbers[0]), sum(map(int, numbers)) if split else size
             if not last < start < (size if starts else 1):
                 fault = f"{path}: {row[-1]} begins at {start:,}, the first must begin at 0, each"
-                where = f"other one after {last:,} and before {size:,}"
-                raise ValueError(f"{fault} {where}: copy it again, correct it, or take it away")
+                raise ValueError(f"{fault} other after {last:,} and before {size:,}: copy it again")
             starts.append((last := start, row[-1]))
     if end < size:
         fault = f"{path}: the documents of {split} end at {end:,} of {size:,} tokens"

@@ -182,14 +182,3 @@ def files(shipped: dict[str, list[dict]]) -> pd.DataFrame:
     """Model → rows of export.ship."""
     by_model = shipped.items()
     return _written("files", [{"model": name} | row for name, rows in by_model for row in rows])
-
-
-def shape_files(timed: dict[str, dict]) -> pd.DataFrame:
-    """Shape → what inference.of_shape gives: bytes of every format, the plan's beside Q4_0."""
-    rows = []
-    for name, shape in timed.items():
-        plan = {"Q4_0": span(*of_plan(name, "megabytes"), 0)}
-        for form, size in shape["bytes"].items():
-            row = {"shape": name, "parameters": shape["parameters"], "format": form, "bytes": size}
-            rows.append(row | {"plan": plan.get(form, "–")})
-    return _written("shape_files", rows)

@@ -222,7 +222,21 @@ class Cache(data.Targets, AbstractContextManager):
 def _open(path: Path, key: dict, files: dict[Path, int]) -> None:
     """Files of so many bytes and their key: made, all zeros, or checked; by several at once too."""
     if not path.is_file():
-        _make(path, key, files)
+        clear_begun(path.parent)
+        for file in files:  # of a process killed here: zeros, as far as the first MiB tells
+            there = os.path.lexists(file) and any(file.open("rb").read(2**20))
+            if there and not path.is_file():
+                raise FileExistsError(f"{file} holds what the book did not write: {AWAY}")
+        needed = sum(files.values()) / 2**20
+        free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
+        if needed > free:
+            fault = f"no room for {path.parent}: it takes {needed:,.1f} MiB more, {free:,.1f} are"
+            raise OSError(f"{fault} free; make room, or go without a cache")
+        with replacing(path) as beside:
+            for file, size in files.items():
+                with open(file, "ab") as f:
+                    f.truncate(size)
+            beside.write_text(json.dumps(key, indent=1), encoding="utf8")
     try:
         old = dict(json.loads(path.read_text(encoding="utf8")))
     except (ValueError, TypeError) as error:
@@ -231,23 +245,6 @@ def _open(path: Path, key: dict, files: dict[Path, int]) -> None:
     for file, size in files.items():
         if not file.is_file() or file.stat().st_size != size:
             raise ValueError(f"{file} must have {size:,} bytes and has not: {REMEDY}")
-
-
-def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
-    clear_begun(path.parent)
-    for file in files:  # of a process that was killed here: zeros, as far as the first MiB tells
-        if os.path.lexists(file) and any(file.open("rb").read(2**20)) and not path.is_file():
-            raise FileExistsError(f"{file} holds what the book did not write: {AWAY}")
-    needed = sum(files.values()) / 2**20
-    free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
-    if needed > free:
-        fault = f"no room for {path.parent}: it takes {needed:,.1f} MiB more, {free:,.1f} are free"
-        raise OSError(f"{fault}; make room, or go without a cache")
-    with replacing(path) as beside:
-        for file, size in files.items():
-            with open(file, "ab") as f:
-                f.truncate(size)
-        beside.write_text(json.dumps(key, indent=1), encoding="utf8")
 
 
 def _compare(folder: Path, old: dict, new: dict) -> None:

@@ -23,16 +23,13 @@ class Pieces:
     """A vocabulary written out by hand, so that every token's place is known."""
 
     names = ("<pad>", "<unk>", "<bos>", "<eos>", *sorted({*TEN.split()} - {"<eos>"}))
-    size, eos = len(names), 3
+    size, eos, shown_V = len(names), 3, names
 
     def vocabulary(self):
         return [name.removeprefix("▁") for name in self.names]
 
     def begins(self, ids_MS):
         return np.array([name[0] == "▁" for name in self.names])[ids_MS]
-
-    def in_parts(self, count_V):
-        return False
 
 
 @pytest.fixture
