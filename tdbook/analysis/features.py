@@ -172,22 +172,20 @@ def junk_table(tokens: data.Tokens, junk_N, difficulty_N, hard_N) -> pd.DataFram
 
 def frequency(train: data.Windows, vocab_size: int) -> np.ndarray:
     """How often each id occurs in the training tokens, (V,)."""
-    return sum(np.bincount(part, minlength=vocab_size) for part in _pieces_of(train.ids))
+    parts = (train.ids[i : i + PIECE] for i in range(0, len(train.ids), PIECE))
+    return sum(np.bincount(part, minlength=vocab_size) for part in parts)
 
 
 def pair_frequency(train: data.Windows, previous: np.ndarray, this: np.ndarray) -> np.ndarray:
     """How often each (previous, this) pair occurs in the training tokens, in the shape given."""
     keys, where = np.unique(previous.astype(np.int64) << 32 | this, return_inverse=True)
     counts = np.zeros(len(keys), np.int64)
-    for part in _pieces_of(train.ids, overlap=1):
+    for i in range(0, len(train.ids), PIECE):
+        part = np.asarray(train.ids[i : i + PIECE + 1])
         pairs = part[:-1].astype(np.int64) << 32 | part[1:]
         at = np.searchsorted(keys, pairs).clip(max=len(keys) - 1)
         counts += np.bincount(at[keys[at] == pairs], minlength=len(keys))
     return counts[where].reshape(this.shape)
-
-
-def _pieces_of(ids: np.ndarray, size: int = 2**22, overlap: int = 0) -> Iterator[np.ndarray]:
-    return (np.asarray(ids[i : i + size + overlap]) for i in range(0, len(ids), size))
 
 
 def token_cuts(tokens: data.Tokens, rows_M: np.ndarray) -> Labels:

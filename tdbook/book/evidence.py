@@ -138,12 +138,11 @@ def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     for name, made in comparison.made(this, tokens).items():
         *others, seed = t.models[name].seeds
         row = {"model": name, "seed": seed, "base's seed": " ".join(map(str, others)) or "–"}
-        row |= {"development": t.development[name], "confirmation": math.nan}
-        row[f"against {t.base}"] = "baseline" if name == t.base else "–"
-        if name in t.losses:  # no verdict needs the others
-            row["confirmation"] = known_mean(t.losses[name])
-        if name in t.losses and name != t.base:
-            row[f"against {t.base}"] = f"{t.change(name, t.base)}"
+        read = name in t.losses  # no verdict needs the others
+        row["development"] = t.development[name]
+        row["confirmation"] = known_mean(t.losses[name]) if read else math.nan
+        change = f"{t.change(name, t.base)}" if read else "–"
+        row[f"against {t.base}"] = "baseline" if name == t.base else change
         rows.append(row | made)
     return pd.DataFrame(rows)
 

@@ -43,7 +43,15 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
     meta = {"block_size": context, "eos_id": tokenizer.eos if tokenizer else EOS}
-    meta |= {"dtype": "uint32"} | _read_meta(folder / "meta.json", context)
+    # null is not there, nor need block_size be with a `context`
+    told = {name: n for name, n in read_json(folder / "meta.json").items() if n is not None}
+    needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
+    for name in sorted(needed | {name for name in told if COUNTS.fullmatch(name)}):
+        count, most = told.get(name), VOCABULARY if name in ("vocab_size", "pieces") else 2**63
+        if type(count) is not int or not 1 <= count <= most:
+            fault = f"{folder / 'meta.json'}: {name} is {json.dumps(count)}, it must be a whole"
+            raise ValueError(f"{fault} number above 0, at most {most:,}: copy or correct it")
+    meta |= {"dtype": "uint32"} | told
     names = ("train", "val", *["confirm"] * (folder / "confirm.bin").is_file())
     opened = [_open_split(folder / f"{name}.bin", meta, context) for name in names]
     meta = {f"{n}_tokens": len(w.ids) for n, w in zip(names, opened, strict=True)} | meta
@@ -56,18 +64,6 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
         wanted = f"the tokens' vocab_size is {tokens.vocab_size:,} and <eos> is {tokens.eos}"
         raise ValueError(f"{fault}, {wanted}: give theirs, or correct meta.json")
     return tokens
-
-
-def _read_meta(path: Path, context: int) -> dict:
-    """meta.json, its counts checked; null is not there, nor need block_size be with a `context`."""
-    meta = {name: value for name, value in read_json(path).items() if value is not None}
-    needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
-    for name in sorted(needed | {name for name in meta if COUNTS.fullmatch(name)}):
-        count, most = meta.get(name), VOCABULARY if name in ("vocab_size", "pieces") else 2**63
-        if type(count) is not int or not 1 <= count <= most:
-            fault = f"{path}: {name} is {json.dumps(count)}, it must be a whole number above 0"
-            raise ValueError(f"{fault}, at most {most:,}: copy or correct it")
-    return meta
 
 
 def _open_split(path: Path, meta: dict, context: int) -> Windows:
@@ -112,8 +108,8 @@ def write_tokens(folder, splits: dict, tokenizer: Tokenizer, context: int, vocab
     where that has fewer pieces. Of text that the tokenizer loses a warning and meta.json tell."""
     vocab_size = vocab_size or tokenizer.size
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
-    fewer = tokenizer.size != vocab_size
-    meta |= {"eos_id": tokenizer.eos} | ({"pieces": tokenizer.size} if fewer else {})
+    meta["eos_id"] = tokenizer.eos
+    meta |= {"pieces": tokenizer.size} if tokenizer.size != vocab_size else {}
     rows, lost, unknown = [COLUMNS], Counter(), 0
     with whole_folder(folder) as beside:
         for split, documents in splits.items():
@@ -164,9 +160,8 @@ def loss(meta: dict) -> str:
 def link_tokens(
     source: Path, folder: Path, *, tokenizer=None, vocab_size=0, context=0, every_id=False
 ) -> None:
-    """Use a folder of tokens made elsewhere as it is: links, and a meta.json with what theirs has
-    not, the `context` and the `vocab_size` of a teacher with fewer pieces. A `tokenizer` that is
-    given takes the place of theirs. Beyond a GiB only some ids are looked at, or `every_id`."""
+    """Use a folder of tokens made elsewhere as it is: links, and a meta.json of its own. A given
+    `tokenizer` takes the place of theirs; beyond a GiB only some ids are looked at."""
     if source.resolve() == folder.resolve():
         raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
     tokens = open_tokens(source, context, tokenizer)

@@ -68,7 +68,7 @@ def key(label: str, ink: str, form: str = "o", filled: bool = True) -> Line2D:
     return Line2D([], [], color=ink, label=label, markerfacecolor=ink if filled else "w", **shape)
 
 
-def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None, columns=1) -> Figure:
+def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None) -> Figure:
     """A figure of panels, {title: [marks in rows of their names, from the top]}. Marks of one row
     that have intervals lie below each other. `line`: where to draw one in every panel."""
     heights = []
@@ -77,19 +77,14 @@ def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None, columns
         stacked = any(np.isfinite(mark.low) for mark in marks)
         each = 0.15 + 0.11 * (max(rows.values()) if stacked else 1)
         heights.append(0.4 + sum(each + 0.15 * (len(row) // 30) for row in rows))
-    heights = [max(heights[i : i + columns]) for i in range(0, len(panels), columns)]
     figure = _titled(title, sum(heights) + 0.8 + 0.25 * -(-len(keys) // 2))
-    layout = {"squeeze": False, "sharex": True, "height_ratios": heights}
-    for ax in figure.subplots(len(heights), columns, **layout).flat[len(panels) :]:
-        ax.remove()
+    figure.subplots(len(heights), sharex=True, height_ratios=heights)
     for ax, (name, marks) in zip(figure.axes, panels.items(), strict=True):
         ax.set_title(name, loc="left")
         _rows(ax, marks)
         if line is not None:
             ax.axvline(line, color="black", linewidth=1.2)
-    for ax in figure.axes[-columns:]:  # the lowest of each column
-        ax.tick_params(labelbottom=True)
-        ax.set_xlabel(textwrap.fill(xlabel, 44 if columns == 1 else 22))
+    figure.axes[-1].set_xlabel(textwrap.fill(xlabel, 44))
     if keys:
         figure.legend(handles=keys, loc="outside lower center", ncols=2)
     return figure
@@ -167,13 +162,10 @@ def difficulty(difficulty_N: np.ndarray, threshold: float) -> Figure:
     x = "difficulty: student loss − teacher loss (nats per token)"
     ax = single(title, x, "windows")
     low, high = np.quantile(known_N, [0.001, 0.999])
-    width, line = max((high - low) / 60, 1e-6), np.clip(threshold, low, high)
-    # the line is an edge between two bins, so that the colours are exact; tails join the last bins
-    first, last = (np.floor((x - line) / width) for x in (low, high))
-    edges = line + width * np.arange(min(first, -1), max(last, 0) + 2)
-    bars_N = known_N.clip(edges[0], edges[-1])
+    edges = np.linspace(low, max(high, low + 1e-6), 61)
+    bars_N, line = known_N.clip(edges[0], edges[-1]), np.clip(threshold, edges[0], edges[-1])
     ax.hist([bars_N[~hard_N], bars_N[hard_N]], edges, stacked=True, color=[EASY, HARD])
-    ax.axvline(threshold, color="black", linewidth=1.3, label=f"right of it: {share}, the hard set")
+    ax.axvline(line, color="black", linewidth=1.3, label=f"right of it: {share}, the hard set")
     better = f"left of it: {(known_N < 0).mean():.1%}, where the student is better"
     ax.axvline(0, color="black", linewidth=1.3, linestyle=":", label=better)
     ax.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -197,8 +189,7 @@ def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> F
 
 
 def hard_and_easy(parts: pd.DataFrame) -> Figure:
-    """Change of loss against the base on hard and on easy windows (see tables.hard_and_easy). The
-    title names the merged model that gains most on the hard part."""
+    """Change of loss against the base on hard and on easy windows (see tables.hard_and_easy)."""
     parts = parts.sort_values("change, hard")
     best = next((n for n in parts.index if n.endswith("-merged")), parts.index[0])
     hard, easy = (parts.loc[best, f"change, {part}"].value for part in PARTS)
@@ -214,12 +205,11 @@ def _parts(title: str, panels: Mapping[str, Mapping], xlabel: str) -> Figure:
         for panel, rows in panels.items()
     }
     keys = [key(f"{part} text", **how) for part, how in PARTS.items()]
-    return forest(title, marks, xlabel, keys, line=0, columns=min(2, len(marks)))
+    return forest(title, marks, xlabel, keys, line=0)
 
 
 def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
-    """How far the base, and models named after it, are behind the teacher by kind of token; a panel
-    a cut, two beside each other."""
+    """How far the base, and models named after it, are behind the teacher by kind of token."""
     rows = [row for row in rows if row["tokens"] >= FEW]
     worst = max(rows, key=lambda row: row[base] - row[teacher])
     title = f"{base} is furthest behind its teacher at “{worst['bucket']}” ({worst['cut']})"
@@ -229,8 +219,8 @@ def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
     for row in rows:
         for name in names:
             marks[row["cut"]].append(Mark(row["bucket"], row[name] - row[teacher], **look(name)))
-    keys, columns = [key(name, **look(name)) for name in names[::-1]], min(2, len(marks))
-    return forest(title, marks, "loss − teacher's (nats)", keys, line=0, columns=columns)
+    keys = [key(name, **look(name)) for name in names[::-1]]
+    return forest(title, marks, "loss − teacher's (nats)", keys, line=0)
 
 
 def effects(effects: Sequence[Effect], title: str) -> Figure:
@@ -258,8 +248,8 @@ def effects(effects: Sequence[Effect], title: str) -> Figure:
 
 
 def sweep(rows: Rows, notebook: str) -> Figure:
-    """What each setting changes, a panel a setting: the mean difference from the base on hard and
-    on easy text (see comparison.show_sweep), the bar over all else that varied. *: as the plan."""
+    """A panel a setting: mean difference from the base (see comparison.show_sweep), the bar over
+    all else that varied. *: as the plan."""
     best = min(rows, key=lambda row: row["loss"])
     title = f"Lowest of {len(rows)}: {best['point']}, {best['all']} nats against the base"
     panels: dict[str, dict] = {}

@@ -1,7 +1,6 @@
 """Kinds of token, by hand: every bucket of every cut, and what is kept and won back in it."""
 
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -107,7 +106,7 @@ def test_a_piece_is_of_the_script_of_its_first_character():
 @pytest.mark.parametrize("dtype", ["<u4", "<u2"])
 def test_frequencies_are_those_of_counting_one_by_one(monkeypatch, size, dtype):
     ids = np.random.default_rng(6).zipf(1.4, 500).clip(max=29).astype(dtype)
-    monkeypatch.setattr(features, "_pieces_of", partial(features._pieces_of, size=size))
+    monkeypatch.setattr(features, "PIECE", size)
     train, listed = data.Windows(ids, 12), ids.tolist()
     assert features.frequency(train, 31).tolist() == [listed.count(i) for i in range(31)]
     previous, this = np.meshgrid(np.arange(31), np.arange(31))  # never-seen ids among them
