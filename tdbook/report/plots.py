@@ -17,7 +17,6 @@ from pathlib import Path
 import fontpkg
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 import yaml
 from matplotlib import font_manager, style
 from matplotlib.axes import Axes
@@ -188,26 +187,6 @@ def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> F
     return forest(title, {"": marks}, x, line=loss.get(teacher))
 
 
-def hard_and_easy(parts: pd.DataFrame) -> Figure:
-    """Change of loss against the base on hard and on easy windows (see tables.hard_and_easy)."""
-    parts = parts.sort_values("change, hard")
-    best = next((n for n in parts.index if n.endswith("-merged")), parts.index[0])
-    hard, easy = (parts.loc[best, f"change, {part}"].value for part in PARTS)
-    title = f"{best} changes the loss on hard windows by {hard:+.3f} nats, on easy by {easy:+.3f}"
-    rows = {n: {part: row[f"change, {part}"] for part in PARTS} for n, row in parts.iterrows()}
-    return _parts(title, {"": rows}, "loss − base's (nats; left is better)")
-
-
-def _parts(title: str, panels: Mapping[str, Mapping], xlabel: str) -> Figure:
-    """Changes on hard and on easy text, {panel: {row: {"hard": interval, "easy": interval}}}."""
-    marks = {
-        panel: [Mark(row, *change[p], **PARTS[p]) for row, change in rows.items() for p in PARTS]
-        for panel, rows in panels.items()
-    }
-    keys = [key(f"{part} text", **how) for part, how in PARTS.items()]
-    return forest(title, marks, xlabel, keys, line=0)
-
-
 def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
     """How far the base, and models named after it, are behind the teacher by kind of token."""
     rows = [row for row in rows if row["tokens"] >= FEW]
@@ -252,13 +231,16 @@ def sweep(rows: Rows, notebook: str) -> Figure:
     all else that varied. *: as the plan."""
     best = min(rows, key=lambda row: row["loss"])
     title = f"Lowest of {len(rows)}: {best['point']}, {best['all']} nats against the base"
-    panels: dict[str, dict] = {}
+    panels: dict[str, list[Mark]] = {}
     for name in dict.fromkeys(name for row in rows for name in row["varied"]):
         values = [row["varied"].get(name, "–") for row in rows]
         numbers = sorted({value for value in values if isinstance(value, int | float)})
         for value in dict.fromkeys([*numbers, *values]):
             same = [row for row, v in zip(rows, values, strict=True) if v == value]
-            change = {part: [row[part][0] for row in same] for part in PARTS}
-            ends = {part: (np.mean(x), min(x), max(x)) for part, x in change.items()}
-            panels.setdefault(name.replace("_", " "), {})[setting(notebook, name, value)] = ends
-    return _parts(title, panels, "loss − base's (nats; *: the plan)")
+            for part, how in PARTS.items():
+                changes = [row[part][0] for row in same]
+                ends = np.mean(changes), min(changes), max(changes)
+                mark = Mark(setting(notebook, name, value), *ends, **how)
+                panels.setdefault(name.replace("_", " "), []).append(mark)
+    keys = [key(f"{part} text", **how) for part, how in PARTS.items()]
+    return forest(title, panels, "loss − base's (nats; *: the plan)", keys, line=0)

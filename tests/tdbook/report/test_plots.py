@@ -8,7 +8,6 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from matplotlib.figure import Figure
@@ -72,14 +71,6 @@ def test_difficulty_counts_the_windows_at_or_above_the_line_and_paints_just_them
     assert sum(height for ink, height in bars if ink == plots.HARD) == 412
     for few, line in itertools.product([[0] * 5, [-1], [0, np.nan, 2]], (0.0, -1e6, 1e6)):
         assert "nats harder" in title(plots.difficulty(np.array(few, float), line))
-
-
-def test_hard_and_easy_tells_of_the_merged_model_that_gains_most_on_the_hard_part():
-    change = {"50m-hard": -0.04, "50m-a-merged": -0.02, "50m-b-merged": 0.01}
-    change = {name: Interval(x, x - 0.02, x + 0.02) for name, x in change.items()}
-    figure = plots.hard_and_easy(pd.DataFrame({"change, hard": change, "change, easy": change}))
-    assert title(figure).startswith("50m-a-merged changes the loss on hard windows by −0.020 nats")
-    assert panel(figure.axes[0])["values"] == [-0.04, -0.04, -0.02, -0.02, 0.01, 0.01]
 
 
 def test_every_model_has_a_marker_and_a_colour_of_its_own():
