@@ -197,12 +197,11 @@ def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, 
             continue
         try:
             text = json.loads(line)["text"]
-            text = "" if text is None else text
-            text.encode()  # it is text, without half a surrogate pair
+            ("" if text is None else text).encode()  # it is text, without half a surrogate pair
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             fault = f"{path}: line {number} is {line.lstrip()[:40].rstrip()!r}"
             raise ValueError(f'{fault}, it must be like {{"text": "…"}}') from None
-        yield _lines(text)
+        yield _lines(text or "")
 
 
 def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
@@ -280,6 +279,6 @@ def split(documents, group_N, *, val_share: float, confirm_share: float = 0, see
                 side_G[g], have = side, have + size_G[g]
         if share and not have:
             fault = f"{side}_share {share:g} of the text cannot be put aside: it is {len(size_N)} "
-            fault += f"documents in {len(groups)} groups of near-duplicates, all too large for that"
+            fault += f"documents in {len(groups)} groups of near-duplicates, all too large"
             raise ValueError(f"{fault}: give more documents, or a smaller section_characters")
     return side_G[member_N].tolist()

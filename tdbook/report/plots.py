@@ -158,8 +158,7 @@ def difficulty(difficulty_N: np.ndarray, threshold: float) -> Figure:
     share, held = f"{hard_N.mean():.1%} of windows", lost_N[hard_N].sum() / (lost_N.sum() or 1)
     title = f"{share} ({hard_N.sum():,} of {len(known_N):,}) are at least {threshold:.3f} nats "
     title += f"harder for the student; they hold {held:.1%} of all that was lost"
-    x = "difficulty: student loss − teacher loss (nats per token)"
-    ax = single(title, x, "windows")
+    ax = single(title, "difficulty: student loss − teacher loss (nats per token)", "windows")
     low, high = np.quantile(known_N, [0.001, 0.999])
     edges = np.linspace(low, max(high, low + 1e-6), 61)
     bars_N, line = known_N.clip(edges[0], edges[-1]), np.clip(threshold, edges[0], edges[-1])

@@ -140,11 +140,6 @@ def kept_and_lost(rows: list[dict], teacher: str, names: list[str]) -> pd.DataFr
     return lags.reset_index("tokens")
 
 
-def won_back(rows: list[dict]) -> pd.DataFrame:
-    """Per kind of token how many, and each model's change against the base with its interval."""
-    return pd.DataFrame(rows).set_index(KIND).map("{:.3f}".format).reset_index("tokens")
-
-
 def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
     """One row a model, best first (see comparison.show_sweep). *: a value that the plan names."""
     rows = sorted(rows, key=lambda row: row["loss"])

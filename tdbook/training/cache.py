@@ -7,11 +7,10 @@ next token). The k-th draw comes from the k-th of K equal parts of the teacher's
     id_k = F⁻¹((k + u) / K),   u uniform in [0, 1),   F the cumulated probabilities,
 
 so that a mean over the draws is unbiased, with a smaller variance than K draws from all of it. u
-depends on seed, window and position alone. Where a teacher rounds otherwise, a draw may become its
-neighbour: so what is written is what is used, and a training that was stopped goes on to the same
-bits. A folder holds key.json (what the rows were made from), rows.bin and valid.bin, a byte a row,
-which becomes 1 after the row has reached the disk: no kill and no power cut leaves a row that
-counts and is not whole. Several processes may fill one cache.
+depends on seed, window and position alone. What is written is what is used, so that a training
+that was stopped goes on to the same bits. A folder holds key.json (what the rows were made from),
+rows.bin and valid.bin, a byte a row, which becomes 1 after the row has reached the disk: no power
+cut leaves a row that counts and is not whole. Several processes may fill one cache.
 Legend: B windows of a batch, T tokens, N = B·T, E teacher width, V vocabulary, K draws a token.
 """
 
