@@ -126,16 +126,12 @@ def single(title: str, x: str, y: str) -> Axes:
     return ax
 
 
-def apart(difference: float) -> str:
-    return f"{abs(difference):.3f} nats {'above' if difference >= 0 else 'below'}"
-
-
 def learning_curves(logs: Mapping[str, Rows], baseline: Mapping | None = None) -> Figure:
     """Validation loss over training tokens, {name: rows of its log}; baselines are levels."""
     ends = {name: log[-1]["val/loss"] for name, log in logs.items()}
     best, levels = min(ends, key=ends.get), baseline or {}
     title = f"{best} ends {'lowest, ' if len(ends) > 1 else ''}at {ends[best]:.3f} nats per token"
-    title += "".join(f", {apart(ends[best] - y)} {name}" for name, y in levels.items())
+    title += "".join(f", {ends[best] - y:+.3f} against {name}" for name, y in levels.items())
     ax = single(title, "training tokens", "validation loss\n(nats per token)")
     for (name, log), dash in zip(logs.items(), itertools.cycle(["-", "--", "-.", ":"])):
         ink, form = look(name).values()
@@ -177,7 +173,7 @@ def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> F
     best = min(loss.keys() - {teacher} or loss, key=loss.get)
     title = f"{best} has the lowest loss of the students: {loss[best]:.3f} nats per token"
     if teacher in loss:
-        title += f", {apart(loss[best] - loss[teacher])} the teacher"
+        title += f", {loss[best] - loss[teacher]:+.3f} against the teacher"
     marks = []  # the best on top, and a line at the teacher's
     for n in sorted(loss, key=loss.get):
         how = look(n) | {"note": f"{loss[n]:.3f}"}
