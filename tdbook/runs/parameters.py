@@ -44,11 +44,6 @@ ADAPTERS, REPLAYS = _ROLES["adapters"], _ROLES["replays"]
 NAME, PLAN = PARAMETERS["run"], TABLE["plan"]
 
 
-def planned(notebook: str, name: str) -> tuple[float, float] | None:
-    """What the plan says of a parameter, which may differ between notebooks; None for nothing."""
-    return PLAN.get(f"{notebook}.{name}", PLAN.get(name))
-
-
 class ParameterError(ValueError):
     """One line a problem."""
 
