@@ -24,8 +24,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from tdbook.corpus import token_files
 from tdbook.runs import machine, units
 from tdbook.workflow import execute, graph, plan
-from tdbook.workflow.workload import Training
-from tdlib import data, lora, train
+from tdbook.workflow.workload import Training, into_four_bits
+from tdlib import data, lora, quantize, train
 from tdlib.model import Llama, LlamaConfig
 
 APART = 0.05  # of a gradient's norm; rounding to bfloat16 makes a hundredth
@@ -109,6 +109,8 @@ def two_steps(t: Training, device: str, tokens: Path | None) -> str:
     student, teacher = (c and Llama(c).to(device) for c in (t.student, t.teacher))
     if t.rank:
         lora.attach(student, t.rank)
+    if rounded := into_four_bits(t.parameters):
+        quantize.attach(student, t.parameters.get("trains") == "scales")
     context, ended, gpu = t.student.context, [], torch.cuda.is_available()
     if tokens:
         windows = token_files.open_tokens(tokens).train
@@ -120,6 +122,7 @@ def two_steps(t: Training, device: str, tokens: Path | None) -> str:
     # another shape than the training's would be compiled anew; a CPU would take minutes for it
     each = (gpu and min(recipe.micro_windows, recipe.batch_tokens // context)) or 1
     recipe = replace(recipe, batch_tokens=each * context, epochs=1.0, token_limit=0)
+    recipe = replace(recipe, four_bit_share=float(rounded))
     gap = attention_gap(t.student, each, device) if gpu else 0.0
     if not gap < APART and os.environ.get(machine.FLASH_FIRST) != "1":  # NaN is not below
         remedy = f"export {machine.FLASH_FIRST}=1 before the night"
