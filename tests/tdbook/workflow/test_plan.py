@@ -292,7 +292,7 @@ def test_a_healthy_machine_passes_and_damaged_tokens_fail_with_their_line(
     (folder / "tokens/train.bin").write_bytes(b"\0" * 12_000)
     (folder / "root/params/one/01_distill-50m.yaml").unlink()
     code, lines = examined()
-    assert code == 1 and re.search("✗ tokens: .*12,000 bytes, by meta.json 20,000", lines)
+    assert code == 1 and re.search("✗ tokens: .*12,000 bytes, by meta.json 5,000 tokens", lines)
     shutil.rmtree(folder / "tokens")
     code, lines = examined(SET="text_characters=0", TOKENS="", TEACHER="")
     assert code == 1 and re.search("✗ paths: .*text_characters = 0 and no text or tokens", lines)
