@@ -1,8 +1,5 @@
 """Generation against full forwards of transformers' Llama, and draws against float64 by hand."""
 
-import time
-from functools import partial
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -15,7 +12,7 @@ from tdlib import generate
 from tdlib.data import EOS
 from tdlib.generate import Sampling
 from tests.helpers import refused, tiny_model
-from tests.tdlib.test_model import tiny, twin
+from tests.tdlib.test_model import CASES, tiny, twin
 
 V, CONTEXT = 97, 48
 
@@ -101,19 +98,7 @@ def by_hand(logits_V: np.ndarray, text: list[int], s: Sampling) -> np.ndarray:
     return p_V / p_V.sum()
 
 
-WAYS = {
-    "temperature": Sampling(temperature=0.6),
-    "top-k": Sampling(temperature=1.4, top_k=7),
-    "top-k beyond all": Sampling(temperature=1.0, top_k=500),
-    "top-p": Sampling(temperature=1.0, top_p=0.7),
-    "top-p of almost all": Sampling(temperature=1.0, top_p=0.9999),
-    "small top-p": Sampling(temperature=1.0, top_p=1e-6),
-    "min-p": Sampling(temperature=1.0, min_p=0.1),
-    "min-p of 1": Sampling(temperature=1.0, min_p=1.0),
-    "penalty": Sampling(1.7, temperature=1.0),
-    "bonus": Sampling(0.6, temperature=1.0),
-    "all": Sampling(1.2, temperature=1.5, top_k=25, top_p=0.8, min_p=0.05),
-}
+WAYS = {name: Sampling(**way) for name, way in CASES["ways"].items()}
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
@@ -165,18 +150,3 @@ def test_repetition_by_hand():
     assert found["repeated_4grams"] == 2 / 7
     assert found["distinct_2grams"] == 4 / 11  # 12 23 34 41 among 8 + 3
     assert all(np.isnan(list(inference.repetition([[1], []]).values())))
-
-
-def test_ways_of_writing_are_timed_in_turns_the_first_run_of_each_left_out(monkeypatch):
-    asked, clock = [], [0.0]
-
-    def way(name: str, prompt: float, each: float, count: int) -> None:
-        asked.append((name, count))
-        clock[0] += prompt + each * count
-
-    monkeypatch.setattr(time, "perf_counter", lambda: 3 * clock[0])
-    ways = {"a": partial(way, "a", 10, 2), "b": partial(way, "b", 4, 1)}
-    cpu = inference.measure(ways, 7, 3, lambda: clock[0])
-    first = [("a", 2), ("a", 8), ("b", 2), ("b", 8)]
-    assert asked == first + 3 * [("a", 1), ("a", 8), ("b", 1), ("b", 8)]
-    assert cpu["a"].tolist() == [[12] * 3, [14] * 3]
