@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import sysconfig
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -36,9 +35,9 @@ CUDNN = [SDPBackend.CUDNN_ATTENTION, *FLASH]
 
 def examine(pairs: dict[str, str]) -> int:
     """Print what each check returns, or the error that it raises; 1 where there is one."""
-    of, failed = plan.asked(graph.wanted("doctor", pairs)), 0
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    checks = {"torch": (_torch,), "run folder": (_run_folder, of.out), "tokens": (_tokens, of)}
+    wanted, failed = graph.wanted("doctor", pairs), 0
+    of, device = plan.asked(wanted), "cuda" if torch.cuda.is_available() else "cpu"
+    checks = {"torch": (_torch,), "paths": (_paths, wanted), "tokens": (_tokens, of)}
     tried = set()
     for t in (t for work in of.works for t in work.trainings):
         shapes = (t.student, t.teacher, t.rank, t.parameters["compile"])
@@ -70,21 +69,13 @@ def _torch() -> str:
     return f"{version}, no GPU here, threads: {torch.get_num_threads()}"
 
 
-def _run_folder(out: Path) -> str:
-    place = next(p for p in (out, *out.parents) if p.exists())
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            return f"{out}, {units.si(shutil.disk_usage(place).free, 'B')} free"
-    except OSError as error:
-        raise ValueError(f"{place} cannot be written ({error}): give another OUT=") from None
+def _paths(wanted: graph.Wanted) -> str:
+    return f"those of {len(graph.jobs(wanted.config))} runs; {wanted.out} can be written"
 
 
 def _tokens(of: plan.Asked) -> str:
-    p = of.runs[0].parameters
     if of.tokens:
         token_files.open_tokens(of.tokens)  # looks at the files, and at a sample of their ids
-    elif not (p["text_characters"] or p["text"]):
-        raise ValueError("none yet, and this profile writes no text of its own: give TOKENS=folder")
     return of.size.source
 
 
