@@ -36,9 +36,7 @@ WORDS = TABLES.pop("make book")
 SMALL = {"profile": "smoke", "shape": "teacher-smoke", "vocab_size": 500, "context": 32}
 SMALL |= {"token_limit": 600, "batch_tokens": 64, "fixed_windows": 4}
 # what a run says of itself
-OWN = re.compile(
-    r"(state|\.claims)/[\w-]+\.json|checkpoints/[\w-]+/made_from\.json|(tables|logs)/.*"
-)
+OWN = r"(state|\.claims)/[\w-]+\.json|checkpoints/[\w-]+/made_from\.json|(tables|logs)/.*"
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +66,7 @@ def out(good, tmp_path) -> Path:
 def content(folder: Path) -> dict[str, bytes]:
     """Every file, temporary ones too; what a run says of itself left out."""
     found = helpers.content(folder)
-    return {name: raw for name, raw in found.items() if not OWN.fullmatch(name)}
+    return {name: raw for name, raw in found.items() if not re.fullmatch(OWN, name)}
 
 
 @contextlib.contextmanager

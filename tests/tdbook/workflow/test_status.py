@@ -117,7 +117,7 @@ def take(tmp_path, monkeypatch):
         process = multiprocessing.get_context("fork").Process(target=holder, args=(write, count))
         process.start()
         os.close(write)
-        process.said = os.fdopen(read)
+        process.out = os.fdopen(read)
         started.append(process)
         return process
 
@@ -128,7 +128,7 @@ def take(tmp_path, monkeypatch):
 
 
 def said(process: BaseProcess) -> str:
-    return process.said.readline().strip()
+    return process.out.readline().strip()
 
 
 def test_two_runs_never_share_a_gpu_a_killed_one_gives_it_back_and_one_of_two_waits_for_both(take):
@@ -145,7 +145,7 @@ def test_two_runs_never_share_a_gpu_a_killed_one_gives_it_back_and_one_of_two_wa
     other = take()  # what the two wait for is not held by them
     assert said(other) in names
     second.kill()
-    assert select.select([both.said], [], [], 1)[0] == []  # one is not enough
+    assert select.select([both.out], [], [], 1)[0] == []  # one is not enough
     other.kill()
     assert said(both) == "0,GPU-b"
 
