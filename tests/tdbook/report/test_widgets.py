@@ -196,12 +196,18 @@ def test_no_text_and_no_name_becomes_html(tab):
         assert attack in tab.locator(part).inner_text()
 
 
-def test_a_page_shows_in_a_browser_what_was_counted(tab):
+def test_a_page_shows_in_a_browser_what_was_counted(tab, browser):
     rule = Rule(0.31, clip=0.01, easy_share=0.1, token_share=0.6)
     explored = replace(BEGUN, text_of="<u>{}</u> <!-- </script> -->".format, rule=rule)
     numbers, (order, clean) = widgets.numbers_of(explored)
     tab.set_content(page := widgets.offline_explorer(explored))
     without_script = [int(text.get_text()) for text in soup(page).select(".texts u")]
+    said = soup(page).output.get_text()
+    with browser.new_context(java_script_enabled=False) as plain:
+        still = plain.new_page()
+        still.set_content(page)
+        controls = still.locator(".explorer :is(input, select, button)").all()
+        assert controls and all(each.is_hidden() for each in controls)  # they would move nothing
     for fold in tab.locator("summary").all():
         fold.click()
 
@@ -218,7 +224,8 @@ def test_a_page_shows_in_a_browser_what_was_counted(tab):
         assert all(float(r.get_attribute("data-difficulty")) >= threshold for r in red[::9])
         return now
 
-    line = agreed("threshold")["line"]
+    line = (first := agreed("threshold"))["line"]
+    assert first["words"] == said
     windows = [int(x) for x in tab.locator(".texts u").all_inner_texts()]
     assert windows == without_script == [*order[line : line + 3], *order[line - 3 : line][::-1]]
     for press in ("threshold ArrowRight", "share End", "share PageDown", "share Home"):
