@@ -7,6 +7,7 @@ vocabulary among them, a file holds the pieces, so that ids become text, and tak
 warning says so first, and run_gguf.py beside the file encodes.
 """
 
+import copy
 import json
 import math
 import tempfile
@@ -23,7 +24,7 @@ from gguf import LlamaFileType, TokenType
 
 from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer
 from tdbook.export import cards, llama_cpp, model_tokenizer
-from tdlib import shapes, teacher, weights
+from tdlib import quantize, shapes, teacher, weights
 from tdlib.files import AWAY, mark, own, replacing, write_whole
 from tdlib.model import Llama, stored_shapes
 from tdlib.shapes import LlamaConfig
@@ -38,6 +39,7 @@ QUANTIZATIONS = {
 PRE = ("gpt-2", "llama-bpe", "qwen2", "default")  # llama.cpp's ways to cut text before BPE
 SCRIPT = "run_gguf.py"
 LARGEST = 65504  # that 16 bits hold
+Importance = dict[str, np.ndarray]  # Hugging Face's name of a matrix → see llama_cpp.quantize
 HELD = shapes.KNOWN - {"repetition_penalty", "encoder_repetition_penalty"}  # or no matter
 
 
@@ -307,8 +309,32 @@ def _content(model: Source, name: str, kind: Kind) -> np.ndarray:
             weight = teacher.neighbours(weight, heads)
     if kind == Kind.F16:
         return weight.half().numpy()
-    weight = weight.float().numpy()
-    return weight if kind == Kind.F32 else llama_cpp.quantize(weight, kind)
+    return weight.float().numpy() if kind == Kind.F32 else _rounded(weight, kind)
+
+
+def _rounded(weight_OI: torch.Tensor, kind: Kind, importance_I: np.ndarray | None = None):
+    """The blocks of a matrix, (O, bytes of a row): its own where it is Q4_0 already."""
+    own = kind == Kind.Q4_0 and quantize.own_blocks(weight_OI[:8])  # most are not: seconds saved
+    if not own or not (own := quantize.own_blocks(weight_OI)):
+        return llama_cpp.quantize(weight_OI.float().numpy(), kind, importance_I)
+    low_BN, high_BN = (own[0] + 8).to(torch.uint8).chunk(2, 1)
+    parts = own[1].numpy()[:, None].view(np.uint8), (low_BN | high_BN << 4).numpy()
+    return np.concatenate(parts, axis=1).reshape(len(weight_OI), -1)
+
+
+@torch.no_grad()
+def rounded(model: Llama | str | Path, importance: Importance | None = None) -> Llama:
+    """A copy of a model, or a folder's, with the weights that its Q4_0 file holds, float32, on the
+    model's device: what the file loses can be measured in PyTorch. Rows that are no multiple of 32
+    have 16 bits, as in the file."""
+    copied = copy.deepcopy(model) if isinstance(model, Llama) else Llama.load(model)
+    for name, weight in zip(stored_shapes(copied), copied.float().parameters(), strict=True):
+        if weight.ndim == 2 and weight.shape[1] % quantize.BLOCK:
+            weight.copy_(weight.half())
+        elif weight.ndim == 2:
+            blocks = _rounded(weight.detach().cpu(), Kind.Q4_0, (importance or {}).get(name))
+            weight.copy_(torch.from_numpy(gguf.quants.dequantize(blocks, Kind.Q4_0)))
+    return copied
 
 
 def script(words: Vocabulary) -> str:
