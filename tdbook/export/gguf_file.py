@@ -299,9 +299,8 @@ def kinds(model: Source, quantization: str) -> dict[str, Kind]:
 def coarse(model: Source, quantization: str) -> str:
     """How much of a file is not in the blocks that it is named after; "" for nothing."""
     kind, kind_of = QUANTIZATIONS[quantization][0], kinds(model, quantization)
-    block, matrices = gguf.GGML_QUANT_SIZES[kind][0], {}
-    for name, (_, shape) in model.weights.items():
-        matrices |= {name: shape} if len(shape) > 1 else {}
+    matrices = {name: shape for name, (_, shape) in model.weights.items() if len(shape) > 1}
+    block = gguf.GGML_QUANT_SIZES[kind][0]
     inside = sum(math.prod(shape) for name, shape in matrices.items() if kind_of[name] == kind)
     odd = {shape[-1]: _bits(kind_of[n]) for n, shape in matrices.items() if shape[-1] % block}
     widths, bits = (" and ".join(map(str, sorted(xs))) for xs in (odd, {*odd.values()}))
