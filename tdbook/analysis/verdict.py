@@ -146,12 +146,14 @@ class Model:
     def kind(self) -> str:
         """What it is, in the cell of a table."""
         if self.base:
-            return f"{self.p['trains']} on {self.p['windows']} windows"
+            rounded = ", rounded to four bits" if self.p.get("rounding") else ""
+            return f"{self.p['trains']} on {self.p['windows']} windows{rounded}"
         if self.notebook == TEACHER:
             return "the teacher"
         if self.notebook == PROGRESSIVE and self.name == "75m":
             return "distilled from 150m"
         begun = ", begun from the teacher" if self.p.get("init") == "teacher" else ""
+        begun += ", ending in four bits" if self.p.get("four_bit_share") else ""
         return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
 
     @property

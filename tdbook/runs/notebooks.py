@@ -53,7 +53,7 @@ def reads(run: str, values: dict, others: list[str]) -> list[str]:
 
 def writes(run: str, values: dict, others: list[str]) -> list[str]:
     """The same for what it writes."""
-    if values.get("trains") == "weights":
+    if values.get("trains") in ("weights", "scales"):
         return [f"models/{values['adapter']}"]
     adapters = [path.removeprefix("adapters/") for path in others if path.startswith("adapters/")]
     merged = [f"models/{name}-merged" for name in adapters]

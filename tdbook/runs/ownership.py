@@ -27,7 +27,8 @@ RECORDS = "results/{}.json hashes/{}.json state/{}.json checkpoints/{} {}.html .
 BY_A_RUN = r"by [\w.+-]+'s parameters"  # how a hard set's words begin where a run chose it
 SHOWN = ("figures", "tables", "logs")  # and, in these, <run>-*
 # in checkpoints/<run>, while it trains; and for good
-KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.safetensors"
+KEPT = r"state\.pt|made_from\.json|weights\.bin|wandb\.id|rounded-\d\.safetensors"
+EPOCH = r"epoch-\d+\.safetensors"
 
 
 def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:

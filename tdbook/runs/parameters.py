@@ -263,6 +263,11 @@ def _wrong_together(values: dict) -> Iterator[str]:
         fault = f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}"
         fault += f"; above {LARGE_SCALE} it is most likely that itself"
         yield f"{fault}: write lora_scale: {scale / rank:g}, or allow_large_scale: true"
+    trains, rounding = values.get("trains"), values.get("rounding")
+    if trains == "adapter" and rounding:
+        yield f"trains = adapter and rounding = {rounding}: an adapter is in no file, train weights"
+    if trains == "scales" and not rounding:
+        yield "trains = scales are those of rounded matrices: write rounding: q4_0"
     if part and not 1 < int(folds) >= int(part):
         yield f'left_out = {part}/{folds} is no fold: for example left_out: "1/10"'
 

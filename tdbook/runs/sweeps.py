@@ -275,7 +275,7 @@ class Folder:
     def adapters(self) -> dict[str, str]:
         """Adapter → its base."""
         parameters = [record["parameters"] for record in self.of(LORA)]
-        return {p["adapter"]: p["base"] for p in parameters if p.get("trains") != "weights"}
+        return {p["adapter"]: p["base"] for p in parameters if p["trains"] == "adapter"}
 
     def of(self, notebook: str) -> list[dict]:
         """The records of a notebook's runs."""
