@@ -333,11 +333,11 @@ def _content(model: Source, name: str, kind: Kind, importance_I: np.ndarray | No
 
 def _rounded(weight_OI: torch.Tensor, kind: Kind, importance_I: np.ndarray | None = None):
     """The blocks of a matrix, (O, bytes of a row): its own where it is Q4_0 already."""
-    own = kind == Kind.Q4_0 and quantize.own_blocks(weight_OI[:8])  # most are not: seconds saved
-    if not own or not (own := quantize.own_blocks(weight_OI)):
+    own = quantize.own_blocks(weight_OI) if kind == Kind.Q4_0 else None
+    if own is None:
         return llama_cpp.quantize(weight_OI.float().numpy(), kind, importance_I)
     low_BN, high_BN = (own[0] + 8).to(torch.uint8).chunk(2, 1)
-    parts = own[1].numpy()[:, None].view(np.uint8), (low_BN | high_BN << 4).numpy()
+    parts = own[1][:, None].numpy().view(np.uint8), (low_BN | high_BN << 4).numpy()
     return np.concatenate(parts, axis=1).reshape(len(weight_OI), -1)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from tdlib import data, evaluate, weights
 from tdlib.model import Llama
 
-# Their number hardly matters (bench/four_bits.py): as many as see most documents of a small corpus.
+# 4 or 256 give nearly the same files (bench/four_bits.py): these take little time, of many documents
 WINDOWS = 64
 
 

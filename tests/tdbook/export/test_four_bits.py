@@ -12,7 +12,7 @@ import transformers
 from gguf import GGMLQuantizationType as Kind
 
 from tdbook.corpus import token_files
-from tdbook.export import gguf_file, imatrix, llama_cpp, shipping
+from tdbook.export import gguf_file, imatrix, inference, llama_cpp, shipping
 from tdbook.export.gguf_file import to_gguf
 from tdlib import quantize, teacher
 from tdlib.model import Llama
@@ -77,6 +77,29 @@ def test_a_model_that_is_its_own_q4_0_is_in_its_file_to_the_bit(its_own, tokeniz
         assert torch.equal(weight, model.get_parameter(name))
 
 
+def eight_bits(x: torch.Tensor) -> torch.Tensor:
+    """Inputs of a four-bit matrix as llama.cpp takes them: Q8_0, one scale of 16 bits for 32."""
+    x_BN = x.reshape(-1, 32)
+    largest_B1 = x_BN.abs().amax(1, keepdim=True)
+    q_BN = (x_BN * (127 / largest_B1)).nan_to_num().round()
+    return (q_BN * (largest_B1 / 127).half().float()).view(x.shape)
+
+
+@torch.no_grad()
+def test_llama_cpp_runs_it_as_pytorch_does_with_inputs_of_eight_bits(its_own, tmp_path):
+    model, path, differences = Llama.load(its_own[0]).eval(), tmp_path / "x.gguf", []
+    for part in (m for m in model.modules() if isinstance(m, torch.nn.Linear)):
+        part.register_forward_pre_hook(lambda _, x: (eight_bits(x[0]),))
+    model.norm.register_forward_hook(lambda _, x, y: eight_bits(y))
+    to_gguf(its_own[0], path, "Q4_0")
+    file, same = llama_cpp.Model(path, exact=True), []
+    for ids in shipping.draw_prompts(model.config, None, 60):
+        log_p_TV, log_q_TV = inference.log_p(model, ids), file.logprobs(ids)
+        differences.append(np.abs(log_p_TV - log_q_TV).max())
+        same += (log_p_TV.argmax(1) == log_q_TV.argmax(1)).tolist()
+    assert np.mean(same) >= 0.99 and max(differences) <= 0.02
+
+
 @pytest.mark.parametrize("change", [{}, {"tied": False, "kv_heads": 2, "mlp_dim": 100}], ids=str)
 def test_rounded_has_the_weights_of_the_file(change, tokenizer, tmp_path):
     model = tiny_model(vocab=tokenizer.size, scale=5.0, **SHAPE | change).requires_grad_(False)
@@ -133,7 +156,8 @@ def test_importance_lessens_the_error_it_weighs_and_0_is_no_matter(kind):
 def test_q4_k_is_for_widths_that_256_divides(tokenizer, tmp_path):
     for dim, mlp_dim, offered in ((256, 704, True), (128, 512, False)):
         shape = SHAPE | dict(dim=dim, mlp_dim=mlp_dim, layers=1)
-        folder = save(tiny_model(vocab=tokenizer.size, **shape), tmp_path / str(dim), tokenizer)
+        net = tiny_model(vocab=tokenizer.size, scale=3.0, **shape).requires_grad_(False)
+        folder = save(net, tmp_path / str(dim), tokenizer)
         model = gguf_file.read(folder)
         assert ("Q4_K" in gguf_file.formats(model.config)) == offered
         if not offered:
@@ -146,7 +170,9 @@ def test_q4_k_is_for_widths_that_256_divides(tokenizer, tmp_path):
         names = "model.embed_tokens", *(f"model.layers.0.mlp.{x}_proj" for x in ("up", "down"))
         assert [kinds[f"{n}.weight"] for n in names] == [Kind.Q6_K, Kind.Q4_K, Kind.Q5_0]
         assert len(told) == 1 and gguf_file.coarse(model, "IQ4_NL") == ""
-        assert shipping.check(folder, tmp_path / "x.gguf", [[3, 300, 5, 60, 7]])["mean"] < 0.1
+        net.load_state_dict(of_file(tmp_path / "x.gguf", net))
+        found = llama_cpp.Model(tmp_path / "x.gguf", exact=True).logprobs(ids := [3, 300, 5, 60, 7])
+        assert np.abs(found - inference.log_p(net, ids)).mean() < 0.02  # inputs have 8 bits there
 
 
 COARSE = r"\d\d\.\d% of Q4_K is in 4 bits: rows of 704 weights .* 256, and stay in 5 bits"
