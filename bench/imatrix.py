@@ -1,6 +1,6 @@
 """Plain rounding against rounding by an imatrix, in every four-bit format of a trained model.
 
-    python -m bench.four_bits outputs/tiny/models/50m outputs/tiny/tokens 64
+    python -m bench.imatrix outputs/tiny/models/50m outputs/tiny/tokens 64
 
 KL(float ‖ file) and loss in nats per token, on so many validation windows, with the paired 95 %
 interval of the change over documents; decoding speed by CPU time on one thread, in turns. Then how
