@@ -198,8 +198,8 @@ def load(path: Path, key: dict) -> dict | None:
         why = type(error).__name__
         raise ValueError(f"{path} is no checkpoint ({why}): set redo to start over") from None
     for name in key:
-        if key[name] != old.get(name, NEW.get(name)):
-            fault = f"{path} was made with {name} {old.get(name)!r}, now it is {key[name]!r}"
+        if key[name] != (before := old.get(name, NEW.get(name))):
+            fault = f"{path} was made with {name} {before!r}, now it is {key[name]!r}"
             raise ValueError(f"{fault}: put it back to go on, or set redo to start over")
     return state
 

@@ -23,20 +23,20 @@ GAIN = 32  # a factor is 1 + GAIN · shift: some 32 times a weight, it has to mo
 
 
 def blocks(weight_OI: Tensor, shift_B: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-    """Integers (B, 32), int8, and scales (B,), float16; without a shift to the bit llama.cpp's."""
+    """Integers (B, 32), int8, and scales (B,), 16 bits in float32; llama.cpp's without a shift."""
     if weight_OI.shape[-1] % BLOCK:
-        fault = f"the rows of a matrix {tuple(weight_OI.shape)} are no multiple of {BLOCK}"
-        raise ValueError(f"{fault}: leave it in 16 bits")
+        raise ValueError(f"rows of {tuple(weight_OI.shape)} are no multiple of 32: leave 16 bits")
     x_BN = weight_OI.float().reshape(-1, BLOCK)
     furthest_B1 = x_BN.gather(1, x_BN.abs().argmax(1, keepdim=True))
     d_B = (furthest_B1[:, 0] / -8 * (1 + GAIN * shift_B)).clamp(-LARGEST, LARGEST)
     inverse_B1 = torch.where(d_B == 0, 0.0, 1 / d_B)[:, None]
-    return (x_BN * inverse_B1 + 8.5).clamp(0, 15.5).to(torch.int8) - 8, d_B.half()
+    q_BN = (x_BN * inverse_B1 + 8.5).clamp(0, 15.5).to(torch.int8) - 8
+    return q_BN, d_B.detach().half().float() + (d_B - d_B.detach())  # straight through to the shift
 
 
 def dequantize(q_BN: Tensor, d_B: Tensor, shape: torch.Size) -> Tensor:
     """The matrix, float32, that a file with these blocks holds; exact, since q · d has 15 bits."""
-    return (q_BN * d_B.float()[:, None]).view(shape)
+    return (q_BN * d_B[:, None]).view(shape)
 
 
 def own_blocks(weight_OI: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -45,11 +45,11 @@ def own_blocks(weight_OI: Tensor) -> tuple[Tensor, Tensor] | None:
         return None
     (q_BN, d_B), x_BN = blocks(weight_OI), weight_OI.float().reshape(-1, BLOCK)
     for level in (8, -8, *range(7, 0, -1)):  # the largest integer, up to its sign
-        scale_B1 = (x_BN.abs().amax(1, keepdim=True) / level).half()
-        q = (x_BN / scale_B1.float()).nan_to_num().round().clamp(-8, 7).to(torch.int8)
-        other_B = (q_BN * d_B.float()[:, None] != x_BN).any(1)
-        q_BN[other_B], d_B[other_B] = q[other_B], scale_B1[other_B, 0]
-    return (q_BN, d_B) if torch.equal(q_BN * d_B.float()[:, None], x_BN) else None
+        d_B1 = (x_BN.abs().amax(1, keepdim=True) / level).half().float()
+        q = (x_BN / d_B1).nan_to_num().round().clamp(-8, 7).to(torch.int8)
+        other_B = (q_BN * d_B[:, None] != x_BN).any(1)
+        q_BN[other_B], d_B[other_B] = q[other_B], d_B1[other_B, 0]
+    return (q_BN, d_B) if torch.equal(q_BN * d_B[:, None], x_BN) else None
 
 
 def _nearest(weight_OI: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def _nearest(weight_OI: Tensor) -> Tensor:
     x_BN, best_B, least_B = weight_OI.float().reshape(-1, BLOCK), 0.0, torch.inf
     for factor in (40, *range(28, 48), *range(-47, -27)):  # in 40ths; 40 is the plain rule
         q_BN, d_B = blocks(weight_OI, shift := (factor / 40 - 1) / GAIN)
-        error_B = (x_BN - q_BN * d_B.float()[:, None]).square().sum(1)
+        error_B = (x_BN - q_BN * d_B[:, None]).square().sum(1)
         best_B = torch.where(error_B < least_B, shift, best_B)
         least_B = error_B.clamp(max=least_B)
     return best_B
@@ -73,8 +73,8 @@ class Rounding(nn.Module):
         self.kept_BN = blocks(weight_OI, self.shift_B)[0] if scales_alone else None
 
     def forward(self, weight_OI: Tensor, shift_B: Tensor) -> Tensor:
-        if not self.on:
-            return weight_OI
+        if not self.on:  # with a gradient of 0 to shifts: DDP waits for one of each
+            return weight_OI + shift_B[:0].sum()
         q_BN, d_B = blocks(weight_OI.detach(), shift_B)
         q_BN = q_BN if self.kept_BN is None else self.kept_BN
         return dequantize(q_BN, d_B, weight_OI.shape) + (weight_OI - weight_OI.detach())
