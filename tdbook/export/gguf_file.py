@@ -337,7 +337,7 @@ def _rounded(weight_OI: torch.Tensor, kind: Kind, importance_I: np.ndarray | Non
     if own is None:
         return llama_cpp.quantize(weight_OI.float().numpy(), kind, importance_I)
     low_BN, high_BN = (own[0] + 8).to(torch.uint8).chunk(2, 1)
-    parts = own[1][:, None].numpy().view(np.uint8), (low_BN | high_BN << 4).numpy()
+    parts = own[1].half()[:, None].numpy().view(np.uint8), (low_BN | high_BN << 4).numpy()
     return np.concatenate(parts, axis=1).reshape(len(weight_OI), -1)
 
 

@@ -49,7 +49,7 @@ def its_own(tokenizer, tmp_path_factory) -> tuple[Path, Llama]:
         largest_B1 = torch.randint(1, 8, (count, 1), generator=draw)
         q_BN = torch.randint(-8, 8, (count, 32), generator=draw)
         q_BN[::2] = q_BN[::2].clamp(-largest_B1[::2], largest_B1[::2])  # −8 in the others
-        d_B = (torch.randn(count, generator=draw) * 0.03).half()  # negative too
+        d_B = (torch.randn(count, generator=draw) * 0.03).half().float()  # negative too
         q_BN[5], d_B[6], d_B[7] = 0, 0, 3 * 2.0**-24  # subnormal
         weight.copy_(quantize.dequantize(q_BN.to(torch.int8), d_B, weight.shape))
     return save(model, tmp_path_factory.mktemp("own") / "m", tokenizer), model
