@@ -105,6 +105,7 @@ def main(folder: Path, names: list[str], count: int, rate: float, seed: int) -> 
                 net = plain(net)
             elif arm == "nearest":
                 quantize.attach(net)
+                quantize.switch(net, True, anew=True)
                 net = quantize.merge(net)
             else:
                 by = floats if "self" in arm else teacher

@@ -55,8 +55,8 @@ def own_blocks(weight_OI: Tensor) -> tuple[Tensor, Tensor] | None:
 def _nearest(weight_OI: Tensor) -> Tensor:
     """The shift (B,) whose scale has the least squared error in its block."""
     x_BN, best_B, least_B = weight_OI.float().reshape(-1, BLOCK), 0.0, torch.inf
-    for factor in (40, *range(28, 48), *range(-47, -27)):  # in 40ths; 40 is the plain rule
-        q_BN, d_B = blocks(weight_OI, shift := (factor / 40 - 1) / GAIN)
+    for factor in (20, *range(16, 24), *range(-22, -15)):  # in 20ths; 20 is the plain rule
+        q_BN, d_B = blocks(weight_OI, shift := (factor / 20 - 1) / GAIN)
         error_B = (x_BN - q_BN * d_B[:, None]).square().sum(1)
         best_B = torch.where(error_B < least_B, shift, best_B)
         least_B = error_B.clamp(max=least_B)
@@ -69,7 +69,8 @@ class Rounding(nn.Module):
 
     def __init__(self, weight_OI: Tensor, scales_alone: bool):
         super().__init__()
-        self.on, self.shift_B = True, _nearest(weight_OI)
+        plain_B = weight_OI.new_zeros(weight_OI.numel() // BLOCK)
+        self.on, self.shift_B = True, _nearest(weight_OI) if scales_alone else plain_B
         self.kept_BN = blocks(weight_OI, self.shift_B)[0] if scales_alone else None
 
     def forward(self, weight_OI: Tensor, shift_B: Tensor) -> Tensor:
@@ -84,8 +85,7 @@ class Rounding(nn.Module):
 
 
 def attach(model: Llama, scales_alone: bool = False) -> list[str]:
-    """Round every matrix, in place; W, shifts and norms train, or the shifts alone. Returns the
-    names of those left as they are: their rows are no whole blocks."""
+    """Round every matrix, in place. Returns the names of those left: rows of no whole blocks."""
     if parts(model):
         raise ValueError("the model is rounded already: merge it first")
     matrices = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding)}

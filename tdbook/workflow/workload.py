@@ -146,6 +146,7 @@ def training(
     # one layer), and of both models a chunk of logits; on CUDA those in bfloat16, as a copy
     # of what trains, and a chunk's gradient beside its logits; a frozen norm keeps no input there
     memory, tokens = {}, min(p["micro_windows"], batch, windows) * context
+    rounded = 5 if p.get("rounding") or p.get("four_bit_share") else 0  # q · d, and q in 8 bits
     layers = 1 if p["activation_checkpointing"] else student.layers
     for kind, half, chunks in (("cpu", 0, len(models)), ("cuda", 2, len(models) + 1)):
         kept = layers * layer_bytes(student, kind) + 4 * student.dim * (student.layers + 1)
@@ -153,7 +154,7 @@ def training(
         if teacher:  # its last hidden states; a CPU's memory has holes where its layers were
             kept += 4 * teacher.dim if half else layer_bytes(teacher)
         logits = (4 - half) * min(tokens, CHUNK[kind]) * student.vocab_size * chunks
-        memory[kind] = (12 + half) * weights + tokens * kept + logits
+        memory[kind] = (12 + half + rounded) * weights + tokens * kept + logits
     steps, flop = math.ceil(windows / batch), flop * windows * context
     return Training(path, student, teacher, p, rank, weights, windows, steps, flop, memory)
 
