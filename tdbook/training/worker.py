@@ -30,7 +30,7 @@ from tdbook.corpus import token_files
 from tdbook.runs import heartbeat, machine
 from tdbook.training import cache
 from tdlib import checkpoint, data, quantize, train
-from tdlib.files import AWAY, MARK
+from tdlib.files import MARK, theirs
 from tdlib.model import Llama
 from tdlib.team import Team
 
@@ -84,9 +84,8 @@ def fit(
 
 
 def _emptied(job: Path) -> Path:
-    """The workers' folder without what a killed process left there."""
-    if os.path.lexists(job) and not (job / MARK).is_file():
-        raise FileExistsError(f"{job} is there and was not made by the book: {AWAY}")
+    """The workers' folder without what a killed process left. FileExistsError: it is another's."""
+    theirs(job)
     shutil.rmtree(job, ignore_errors=True)
     job.mkdir(parents=True)
     (job / MARK).touch()
