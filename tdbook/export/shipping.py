@@ -3,6 +3,7 @@ card with what was measured. Legend: T tokens of a prompt, V vocabulary."""
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from safetensors import safe_open
 from tabulate import tabulate
 
 from tdbook.corpus import token_files
-from tdbook.export import cards, gguf_file, inference, llama_cpp, model_tokenizer
-from tdbook.export.gguf_file import QUANTIZATIONS, SCRIPT, Source, released_name
+from tdbook.export import cards, gguf_file, imatrix, inference, llama_cpp, model_tokenizer
+from tdbook.export.gguf_file import SCRIPT, Source, released_name
 from tdbook.runs.parameters import ROOT, nearest, shown
 from tdlib import data
 from tdlib.files import whole_folder
@@ -34,6 +35,7 @@ def export(pairs: dict[str, str]) -> None:
     out = Path(pairs.get("OUT") or ROOT / "exports") / folder.resolve().name
     print(f"{folder}: each format is written and run in llama.cpp", flush=True)
     rows = ship(folder, out, tokens)
+    print(f"{folder}: in rounding {_rounding(tokens)}")
     takes = f"token ids alone; {SCRIPT} encodes" if (out / SCRIPT).is_file() else "raw text"
     print(tabulate(_in_words(rows), headers="keys", disable_numparse=True))
     print(f"{out}: checked in llama.cpp {metadata.version('xllamacpp')}; its files take {takes}")
@@ -70,7 +72,8 @@ def _tokens(folder: Path, given: str) -> data.Tokens | None:
 
 def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None) -> list[dict]:
     """Makes `out`, whole or not at all: the files, the tokenizer's and a card; with `tokens`, what
-    each file costs too. A row a file. ValueError: F16 is another model than the folder's."""
+    each file costs too, and rounded by what weighs in their training text (imatrix.py). A row a
+    file. ValueError: F16 is another model than the folder's."""
     folder, out = Path(folder), Path(out)
     model_place, place = folder.resolve(), out.resolve()
     if model_place.is_relative_to(place) or (place.exists() and place.is_relative_to(model_place)):
@@ -79,7 +82,9 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
     gguf_file.warn(model, str(folder), "Q4_0")
     prompts = draw_prompts(model.config, tokens)
     with whole_folder(out) as beside:
-        rows = [_write_checked(model, beside, name, prompts) for name in QUANTIZATIONS]
+        trained = tokens and imatrix.mean_squares(Llama.load(folder), tokens.train)
+        names = gguf_file.formats(model.config)
+        rows = [_write_checked(model, beside, name, prompts, trained) for name in names]
         if tokens:
             files = {row["format"]: beside / row["file"] for row in rows}
             _, *costs = inference.file_costs(folder, files, tokens.val, WINDOWS)
@@ -87,15 +92,23 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
                 row |= {"loss": cost["loss"], "kl": cost["kl"]}
         for path in model.vocabulary.beside.files:
             shutil.copy(path, beside)
-        card = _card(model, rows, prompts, WINDOWS if tokens else 0)
+        card = _card(model, rows, prompts, tokens)
         (beside / "README.md").write_text(card, encoding="utf8")
     return rows
 
 
-def _write_checked(model: Source, place: Path, quantization: str, prompts: list) -> dict:
+def _rounding(tokens: data.Tokens | None) -> str:
+    if not tokens:
+        return "every weight counts the same (no imatrix: no tokens were given)"
+    count = min(imatrix.WINDOWS, len(tokens.train))
+    text = f"the mean square of its input on {count} windows of the training text"
+    return f"each weight counts by {text} (imatrix)"
+
+
+def _write_checked(model: Source, place: Path, quantization: str, prompts: list, importance):
     """The row of a file. F16 alone must be the model itself; the others lose what they lose."""
     exact, path = quantization == "F16", place / model.file_name(quantization)
-    gguf_file.write(model, path, quantization)
+    gguf_file.write(model, path, quantization, importance)
     other = exact and other_weight(model.folder, path)
     row = {"format": quantization, "file": path.name, "bytes": path.stat().st_size}
     row |= check(model.folder, path, prompts if exact else prompts[::4])
@@ -164,14 +177,15 @@ def _in_words(rows: list[dict]) -> list[dict[str, str]]:
     return [{name: format(x, FORMS.get(name, "")) for name, x in row.items()} for row in rows]
 
 
-def _card(model: Source, rows: list[dict], prompts: list[list[int]], windows: int) -> str:
+def _card(model: Source, rows: list[dict], prompts: list[list[int]], tokens) -> str:
     parts, tokenizer = cards.templates("export.yaml"), model.vocabulary.beside.tokenizer
     front = {"language": "te", "pipeline_tag": "text-generation", "tags": ["telugu", "gguf"]}
     given = gguf.Metadata.load_model_card(model.folder)
     front |= {name: given[name] for name in FRONT if name in given}
     front = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()
     table = tabulate(_in_words(rows), headers="keys", tablefmt="github", disable_numparse=True)
-    values = dict(front=front, model=model, files=table, prompts=prompts, windows=windows)
-    values |= dict(coarse=gguf_file.coarse(model, "Q4_0"), best=rows[2]["file"], script=SCRIPT)
+    values = dict(front=front, model=model, files=table, prompts=prompts, script=SCRIPT)
+    values |= dict(windows=WINDOWS if tokens else 0, rounding=_rounding(tokens))
+    values |= dict(coarse=partial(gguf_file.coarse, model), best=rows[2]["file"])
     values |= dict(lines=len(model_tokenizer.trial_lines(tokenizer)))
     return cards.fill(parts["card"], values | parts["ways"][released_name(tokenizer)])

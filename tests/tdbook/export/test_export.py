@@ -70,7 +70,7 @@ def made(tokenizer, tmp_path_factory) -> tuple[Path, Llama]:
 def files(made, tmp_path_factory) -> dict[str, Path]:
     """Every format of that model."""
     out = tmp_path_factory.mktemp("gguf")
-    paths = {q: out / f"50m-{q}.gguf" for q in gguf_file.QUANTIZATIONS}
+    paths = {q: out / f"50m-{q}.gguf" for q in gguf_file.formats(made[1].config)}
     for quantization, path in paths.items():
         to_gguf(made[0], path, quantization)
     return paths
@@ -125,7 +125,7 @@ def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(name, tokenizer,
     written = {name: tensor.tensor_type.name for name, tensor in tensors(path).items()}
     names = ("token_embd", "output", "blk.0.ffn_up", "blk.0.ffn_down")
     assert " ".join(written.get(name, "-") for name in names) == wanted
-    rows = [{"format": q, "file": q, "bytes": 1} for q in gguf_file.QUANTIZATIONS]
+    rows = [{"format": q, "file": q, "bytes": 1} for q in gguf_file.formats(model.config)]
     assert re.search(told, shipping._card(model, rows, [[3]], 0))
     if "head_dim" in shape:  # it runs
         with pytest.warns(UserWarning, match=told):
@@ -434,9 +434,10 @@ def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
 
     code, shown = make(made[0])
     assert code == 0 and "files take raw text" in shown
-    assert [line.split()[0] for line in shown.splitlines()[3:7]] == [*gguf_file.QUANTIZATIONS]
+    formats = gguf_file.formats(made[1].config)
+    assert [line.split()[0] for line in shown.splitlines()[4:9]] == formats
     out = tmp_path / "exports" / "50m"
-    names = {f"50m-115K-{q}.gguf" for q in gguf_file.QUANTIZATIONS}
+    names = {f"50m-115K-{q}.gguf" for q in formats}
     others = {"README.md", "tokenizer.model", MARK}
     assert {path.name for path in out.iterdir()} == names | others
     card = (out / "README.md").read_text("utf8")
