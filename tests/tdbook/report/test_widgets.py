@@ -262,6 +262,8 @@ def test_a_sentence_shows_every_place_that_rounding_changes_with_both_probabilit
     assert [row for row in told if row] == wanted
     shown = [text.get_text() for text in page("div", lang="te")]
     assert [text.strip(" ¶\n") for text in shown[:3]] == [tokenizer.decode(x).strip() for x in ids]
+    cells = [row.td.span.get_text() for row in page("tr") if row.td]
+    assert all("<0x" in cell or cell in "".join(shown) for cell in cells)
     assert len(page.select("div i.w1")) <= len(wanted)  # bytes of one character are marked together
     assert page.find(string=re.compile("<0x"))  # escaped where it is HTML
     tab.set_viewport_size({"width": 390, "height": 800})
