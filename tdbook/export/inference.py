@@ -106,8 +106,11 @@ def of_shape(name: str, vocab_size: int, prompt, tokens, repeats, compiled, toke
     return {"parameters": model.config.parameters, "bytes": sizes, "rows": rows}
 
 
-def log_p(model: Llama, ids: Sequence[int]) -> np.ndarray:
-    return model(torch.tensor([list(ids)]))[0].log_softmax(-1).numpy()
+def log_p(way: Llama | Decoder | llama_cpp.Model, ids: list[int]) -> Tensor:
+    """Logarithms of the distributions after each token of a text, (T, V)."""
+    if isinstance(way, llama_cpp.Model):
+        return torch.from_numpy(way.logprobs(ids))
+    return way(torch.tensor([ids]))[0].log_softmax(-1)
 
 
 @torch.no_grad()
@@ -126,15 +129,14 @@ def qualities(
     ways |= {name: llama_cpp.Model(path, threads=threads) for name, path in files.items()}
     found = {name: {metric: np.full(len(rows_W), np.nan) for metric in FORMS} for name in ways}
     for w, row in enumerate(rows_W):
-        ids_1T, (y_T,) = windows.batch([row])
-        at_K = (y_T != data.IGNORE).nonzero()[:, 0]
-        if not len(at_K):
+        (ids_T,), (y_T,) = (x.tolist() for x in windows.batch([row]))
+        if not (at_K := [t for t, y in enumerate(y_T) if y != data.IGNORE]):
             continue
-        log_p_KV = _log_p(model, ids_1T, at_K)
-        log_t_KV = None if teacher is None else _log_p(teacher, ids_1T, at_K)
+        log_p_KV = log_p(model, ids_T)[at_K]
+        log_t_KV = None if teacher is None else log_p(teacher, ids_T)[at_K]
         for name, way in ways.items():
-            log_q_KV = log_p_KV if way is model else _log_p(way, ids_1T, at_K)
-            each = {"loss": -log_q_KV.gather(1, y_T[at_K][:, None])}
+            log_q_KV = log_p_KV if way is model else log_p(way, ids_T)[at_K]
+            each = {"loss": -log_q_KV[range(len(at_K)), [y_T[t] for t in at_K]]}
             each["kl"] = log_p_KV.exp().mul_(log_p_KV - log_q_KV).sum(1, dtype=torch.float64)
             each["agreement"] = log_q_KV.argmax(1) == log_p_KV.argmax(1)
             if log_t_KV is not None:
@@ -143,13 +145,6 @@ def qualities(
             for metric, x in each.items():
                 found[name][metric][w] = float(x.double().mean())
     return found
-
-
-def _log_p(way: Llama | Decoder | llama_cpp.Model, ids_1T: Tensor, at_K: Tensor) -> Tensor:
-    """Logarithms of the distributions after some places of a text, (K, V)."""
-    if isinstance(way, llama_cpp.Model):
-        return torch.from_numpy(way.logprobs(ids_1T[0].tolist()))[at_K]
-    return way(ids_1T)[0][at_K].log_softmax(-1)
 
 
 def in_pytorch(config: LlamaConfig) -> list[dict]:
