@@ -35,7 +35,7 @@ def threads_of(job):
         return int(config["cpus"])
     if config["profile"] in hashes.ONE_THREAD and not is_first(job):
         return 1
-    return max(1, workflow.cores // max(1, execute.slots()))
+    return max(1, workflow.cores // max(1, len(execute.slots())))
 
 
 def resources_of(job):

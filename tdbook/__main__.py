@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from tdbook.runs import heartbeat, machine, ownership, parameters
-from tdbook.runs.parameters import ParameterError
 from tdbook.workflow import execute, graph, plan, scheduler, status
 
 # their words are never NAME=value
@@ -44,7 +43,8 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
 
             return doctor.examine(pairs)
         case "check", [profile]:
-            return _check(profile)
+            runs = graph.book(profile, paths=False)
+            print("\n".join(f"{one.run} · OK" for one in runs))
         case "clean-cache", [out]:
             left = ", ".join(ownership.clean_cache(parameters.ROOT / out))
             print(f"left, for the book did not make it: {left}" if left else "removed")
@@ -87,21 +87,6 @@ def _show(command: str, words: list[str]) -> int | None:
         case _:
             print(f"{' '.join([command, *words])} is no command of the book: see `make help`")
             return 2
-
-
-def _check(profile: str) -> int:
-    """A line a run; then what no single YAML shows, as two that write the same."""
-    failed = 0
-    for path in graph.yamls(profile):
-        line = "OK"
-        try:
-            graph.check_yaml(path, {}, paths=False)
-        except ParameterError as error:
-            line, failed = error, 1
-        print(f"{path.stem} · {line}")
-    if not failed:
-        graph.book(profile, paths=False)
-    return failed
 
 
 if __name__ == "__main__":

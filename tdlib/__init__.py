@@ -1,4 +1,4 @@
-"""The Telugu distillation book: model, loss, hard set, LoRA replay and their records."""
+"""The Telugu distillation book: model, loss, hard set, LoRA replay, four bits and their records."""
 
 import ctypes as _ctypes
 import os as _os

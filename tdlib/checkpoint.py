@@ -1,8 +1,9 @@
 """What changes while a model trains, and how it is kept, so that nothing is lost.
 
 state.pt is kept every checkpoint_minutes, at an epoch's end, and before SIGTERM or Ctrl-C end the
-training; epoch-1.safetensors … stay. A file appears whole or not at all, knows what it was made
-with, and a full disk leaves the one before. Nothing in them is ever executed.
+training; epoch-1.safetensors … stay, and of a training into four bits rounded-1.safetensors …; a
+file appears whole or not at all, knows what it was made with, and a full disk leaves the one
+before. Nothing in them is ever executed.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from tdlib.team import Team
 
 EMA = 32  # steps that the mean of the loss looks back
 # these change no result, so they may change when a training goes on from its checkpoint
+NEW = {"four_bit_share": 0.0}  # what an older checkpoint, which does not name it, was made with
 FREE = ("micro_windows", "max_skipped", "activation_checkpointing", "checkpoint_minutes")
 
 
@@ -111,14 +113,17 @@ class State:
 
 
 class Keeper:
-    """Keeps a training in a folder: state.pt, and the weights at the end of each epoch but the
-    last, whose weights are the model's. Without a folder it does nothing."""
+    """Keeps a training in a folder: state.pt, and the weights at the end of each epoch and each
+    quarter of the rounded steps, but at the training's end. Without a folder it does nothing."""
 
     def __init__(self, folder: Path | None, state: State, windows: int, steps: list, team: Team):
         """`windows` of an epoch; `steps`: the windows of each."""
         self.folder, self.state, self.steps, self.team = folder, state, len(steps), team
         epochs = range(1, int(state.recipe.epochs) + 1)
-        self.epochs = {math.ceil(e * windows / len(steps[0])): e for e in epochs}  # by last step
+        self.kept = {math.ceil(e * windows / len(steps[0])): f"epoch-{e}" for e in epochs}
+        in_float, end = state.recipe.in_float(len(steps)), len(steps)
+        quarters = {(in_float * (4 - i) + end * i) // 4: f"rounded-{i}" for i in (1, 2, 3)}
+        self.kept |= {step: name for step, name in quarters.items() if step > in_float}
         self.saved = time.monotonic()
 
     def restore(self) -> bool:
@@ -126,7 +131,7 @@ class Keeper:
         if not self.folder or not (content := load(self.folder / "state.pt", self.state.key)):
             return False
         self.state.restore(content)
-        self._save_epoch(self.state.step)  # not there after a full disk, or older code
+        self._save_weights(self.state.step)  # not there after a full disk, or older code
         return True
 
     def after(self, step: int, signals: "Signals", targets: data.Targets) -> None:
@@ -137,9 +142,9 @@ class Keeper:
         due = due > 60 * self.state.recipe.checkpoint_minutes
         # a cluster's signal reaches all ranks, at any moment
         stop = self.team.any_rank(signals.caught > 0)
-        if self.team.any_rank(due or last or step in self.epochs) or stop:
+        if self.team.any_rank(due or last or step in self.kept) or stop:
             targets.sync()  # no checkpoint is ahead of the rows that led to it
-            self._save_epoch(step)  # first: from the state on, nothing would write it again
+            self._save_weights(step)  # first: from the state on, nothing would write it again
             if self.team.any_rank(True) and self.team.rank == 0:  # all have come so far
                 save(self.folder / "state.pt", self.state.content())
             self.saved = time.monotonic()
@@ -147,9 +152,9 @@ class Keeper:
             line = f"stopped after step {step:,} of {self.steps:,}, kept in {self.folder}: "
             signals.reraise("" if self.team.rank else line + "the same command goes on from there")
 
-    def _save_epoch(self, step: int) -> None:
-        if self.team.rank == 0 and step in self.epochs and step < self.steps:
-            save(self.folder / f"epoch-{self.epochs[step]}.safetensors", self.state.weights())
+    def _save_weights(self, step: int) -> None:
+        if self.team.rank == 0 and step in self.kept and step < self.steps:
+            save(self.folder / f"{self.kept[step]}.safetensors", self.state.weights())
 
 
 def key(student: nn.Module, recipe, rows: np.ndarray, windows: data.Windows, targets) -> dict:
@@ -193,8 +198,8 @@ def load(path: Path, key: dict) -> dict | None:
         why = type(error).__name__
         raise ValueError(f"{path} is no checkpoint ({why}): set redo to start over") from None
     for name in key:
-        if key[name] != old.get(name):
-            fault = f"{path} was made with {name} {old.get(name)!r}, now it is {key[name]!r}"
+        if key[name] != (before := old.get(name, NEW.get(name))):
+            fault = f"{path} was made with {name} {before!r}, now it is {key[name]!r}"
             raise ValueError(f"{fault}: put it back to go on, or set redo to start over")
     return state
 

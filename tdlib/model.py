@@ -190,8 +190,9 @@ class Llama(nn.Module):
         a tokenizer for instance. Adapters must be merged first."""
         config = to_hf(self.config, str(self.head.dtype).removeprefix("torch."))
         tensors = {_hf_name(k): v.contiguous().cpu() for k, v in self.state_dict().items()}
-        if odd := next((name for name in tensors if "lora" in name), ""):
-            raise ValueError(f"{odd} is an adapter's weight: call lora.merge(model) before save")
+        for kind, remedy in (("lora", "lora.merge"), ("parametrizations", "quantize.merge")):
+            if odd := next((name for name in tensors if kind in name), ""):
+                raise ValueError(f"{odd} is no weight of a Llama: call {remedy}(model) before save")
         records = {"config.json": config, "generation_config.json": generation(self.config)}
         with whole_folder(Path(folder)) as beside:
             for name, content in records.items():

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import cached
 
-from tdlib import checkpoint, data, losses
+from tdlib import checkpoint, data, losses, quantize
 from tdlib.model import Llama
 from tdlib.team import ALONE, Team
 
@@ -41,11 +42,16 @@ class Recipe:
     max_skipped: int = 20  # steps, of all; then training stops
     ce_weight: float = 0.5
     temperature: float = 2.0
+    four_bit_share: float = 0.0  # of the steps, the last, a model by quantize.attach is rounded in
     seed: int = 1  # of the order of the windows
     compile: bool = False  # torch.compile of both models
     activation_checkpointing: bool = False  # a third more work for a fraction of the memory
     deterministic: bool = False  # on CUDA the same bits again, more slowly; a CPU gives them anyway
     checkpoint_minutes: float = 10.0
+
+    def in_float(self, steps: int) -> int:
+        """Of so many steps, those before the rounded ones."""
+        return steps - round(self.four_bit_share * steps)
 
 
 def recipe(parameters: dict) -> Recipe:
@@ -123,8 +129,10 @@ def fit(
     key = checkpoint.key(student, recipe, rows, windows, targets)
     state = checkpoint.State(student, recipe, device, key)
     keeper = checkpoint.Keeper(folder, state, len(rows), steps, team)
-    if not keeper.restore():
-        state.log.append({"step": 0, "tokens": 0} | evaluate(student))
+    resumed = keeper.restore()
+    quantize.switch(student, state.step >= recipe.in_float(len(steps)))
+    if not resumed:
+        state.log.append({"step": 0, "tokens": 0} | _evaluated(evaluate, student))
         record(state.log[0])
     evaluated = {round(i * len(steps) / evaluations) for i in range(evaluations + 1)}
     with checkpoint.Signals(folder is not None) as signals, _deterministic(recipe.deterministic):
@@ -133,11 +141,16 @@ def fit(
             if step in evaluated or step % max(1, len(steps) // LOGGED) == 0:
                 row = state.row(sum(map(len, steps[:step])) * windows.context)
                 if step in evaluated:
-                    state.log.append(row := row | evaluate(student))
+                    state.log.append(row := row | _evaluated(evaluate, student))
                 record(row)
                 state.meter = checkpoint.Meter(device)
             keeper.after(step, signals, targets)
     return state.log
+
+
+@cached()  # a rounded matrix is made once, not whenever it is read
+def _evaluated(evaluate: Callable[[Llama], dict], student: Llama) -> dict:
+    return evaluate(student)
 
 
 @contextlib.contextmanager
@@ -166,6 +179,8 @@ def _updates(student, targets, windows, state, steps, device, team) -> Iterator[
     student.activation_checkpointing = recipe.activation_checkpointing
     step_module = team.wrap(batch_loss, student, targets, recipe.compile)
     for step, rows_B in enumerate(left, state.step + 1):
+        if step == recipe.in_float(len(steps)) + 1:
+            quantize.switch(student, True, anew=True)
         loss = _accumulate(step_module, windows, rows_B, recipe, state.meter, stream, team)
         state.update(step, learning_rate(step - 1, len(steps), recipe), loss)
         yield step
@@ -183,7 +198,7 @@ def _accumulate(step_module, windows, rows_B, recipe, meter, stream, team) -> Te
         if windows.weights is not None:
             weights_BT, *stored = stored
         step_module.require_backward_grad_sync = i == len(mine)  # of all ranks: once
-        with cast:
+        with cast, cached():
             parts = step_module(ids_BT, targets_BT, recipe, rows, stored, weights_BT)
         # the mean over ranks is taken
         (parts.loss * (parts.count * team.size / total)).backward()

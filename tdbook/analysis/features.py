@@ -17,40 +17,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from tdbook.analysis import intervals
 from tdbook.corpus import token_files
 from tdbook.corpus.tokenizer import BYTE, TELUGU, Tokenizer
 from tdlib import data, files
-from tdlib.data import UNK
 from tdlib.hard_set import known_mean
 
-JUNK = {  # kinds, bit flags; limits as tried on 8 million tokens of verse, prose and Wikipedia
-    1: "single-character pieces",  # text that was never segmented, or in letters of another script
-    2: "<unk>",
-    4: r"literal \n",  # a document whose line breaks were escaped
-    8: "template repeats",  # stubs made by a program: the same sentences with other numbers in them
-}
-# of the way from what is usual in these tokens to all: a small vocabulary has many single letters
-SINGLE = 0.5
-UNKNOWN = 0.01  # of a window's tokens; one unknown name makes no junk of 2,048 tokens
-ESCAPED = 0.005  # text has a line break every 15 to 60 tokens, so where they are escaped, more
-# Stubs of villages had half to all of their 8-grams in five windows or more; a refrain comes back
-# in one or two windows of its own poem, and 2 in 10,000 windows of verse had half (colophons).
-GRAM, WINDOWS, REPEATED = 8, 5, 0.5
-GRAM_IN_PARTS = 66  # 22 characters, as 8 pieces usually have, where a token may be one byte
-LOOKED_AT = 8  # n-grams of a window that are enough to say so
-DISTINCT = 0.5  # of a window's own 8-grams; a refrain leaves two thirds, and a loop next to none
-RARE = 0.05  # of the tokens: the rarest pieces that make up so much are rare
+JUNK, LIMITS, SCRIPTS, FREQUENT_ENDINGS, COUNTS, PLACES, SHARES = yaml.safe_load(
+    Path(__file__).with_suffix(".yaml").read_text("utf-8")
+).values()
 SLOTS = 2**27  # bytes of the table of n-grams, at most, and twice the n-grams looked at
 PIECE = 2**19  # tokens at once
-PLACES = 20  # of the corpus
 # of a window: flags of JUNK, 0 is clean; shares of tokens not in Telugu (in Latin or digits, where
-# pieces cut characters) and of rare ones; length of its text. Without a tokenizer NaN and 0
+# pieces cut characters) and of rare ones; length of its text
 KINDS = [("junk", "u1"), ("foreign", "f2"), ("rare", "f2"), ("characters", "u2")]
-SCRIPTS = ("Telugu", "Latin", "digits", "other")
-FREQUENT_ENDINGS = ("లో", "కు", "ను", "లు")
-COUNTS = ["never", "1–9", "10–99", "100–999", "≥ 1,000"]  # how often something was seen
 
 Labels = dict[str, tuple[Sequence[str], np.ndarray]]  # cut → its buckets, each token's, (M, T)
 
@@ -59,7 +41,7 @@ def save(path: Path, tokens: data.Tokens, progress: Callable) -> None:
     """The features of all training windows, (N,) of KINDS, as a file of numpy's."""
     n, t, tokenizer = len(tokens.train), tokens.context, tokens.tokenizer
     in_parts = cuts_characters(tokens)
-    gram = GRAM_IN_PARTS if in_parts else GRAM
+    gram = LIMITS["gram in parts" if in_parts else "gram"]
     grams = n * max(0, t - gram + 1)
     bits = min(int(np.log2(SLOTS)), max(10, int(np.ceil(np.log2(2 * grams + 1)))))
     share = min(1.0, 2**bits / 2 / max(1, grams))  # of the n-grams is looked at
@@ -72,17 +54,16 @@ def save(path: Path, tokens: data.Tokens, progress: Callable) -> None:
     of_V = _of_pieces(tokenizer, len(count_V))
     of_V["single"] &= not in_parts
     singles = float((of_V["single"] * count_V).sum() / count_V.sum())
-    unknown = tokenizer.unk if tokenizer else UNK
-    # the first piece, from the rarest on, with which they would make up more than RARE is no longer
-    # rare, nor are others as frequent
+    # the first piece, from the rarest on, with which they would make up more is no longer rare
     ascending_V = np.sort(count_V)
-    often = ascending_V[np.searchsorted(np.cumsum(ascending_V), RARE * count_V.sum(), "right")]
+    few = LIMITS["rare"] * count_V.sum()
+    often = ascending_V[np.searchsorted(np.cumsum(ascending_V), few, "right")]
     found = np.zeros(n, KINDS)
     for rows, ids_RT in _parts_of(tokens.train):
         flags = (
-            of_V["single"][ids_RT].mean(1) >= singles + SINGLE * (1 - singles),
-            (ids_RT == (-1 if unknown is None else unknown)).mean(1) >= UNKNOWN,
-            _escaped(tokenizer, of_V["slash"], ids_RT) >= ESCAPED * t,
+            of_V["single"][ids_RT].mean(1) >= singles + LIMITS["single"] * (1 - singles),
+            (ids_RT == tokenizer.unk).mean(1) >= LIMITS["unknown"],
+            _escaped(tokenizer, of_V["slash"], ids_RT) >= LIMITS["escaped"] * t,
             _template(table, t - gram + 1, *_grams(ids_RT, bits, share, gram)),
         )
         found["junk"][rows] = sum(f * flag for flag, f in zip(JUNK, flags, strict=True))
@@ -128,18 +109,15 @@ def _grams(ids_RT: np.ndarray, bits: int, share: float, gram: int) -> tuple[np.n
 def _template(table: np.ndarray, most: int, row, slots, gram_R) -> np.ndarray:
     """Which windows are of n-grams that are in many windows, or that come again and again, (R,)."""
     distinct_R = np.bincount(row, minlength=len(gram_R))
-    often_R = np.bincount(row[table[slots] >= WINDOWS], minlength=len(gram_R))
-    repeated_R = (often_R >= REPEATED * distinct_R) | (distinct_R < DISTINCT * gram_R)
-    return repeated_R & (gram_R >= max(1, min(LOOKED_AT, most)))
+    often_R = np.bincount(row[table[slots] >= LIMITS["windows"]], minlength=len(gram_R))
+    repeated_R = often_R >= LIMITS["repeated"] * distinct_R
+    repeated_R |= distinct_R < LIMITS["distinct"] * gram_R
+    return repeated_R & (gram_R >= max(1, min(LIMITS["looked at"], most)))
 
 
-def _of_pieces(tokenizer: Tokenizer | None, v: int) -> dict[str, np.ndarray]:
-    """What every piece of the vocabulary says, (V,) each."""
-    no_V, rows = np.zeros(v, bool), []
-    if tokenizer is None:
-        unknown_V = np.full(v, np.nan, np.float32)
-        return {"single": no_V, "foreign": unknown_V, "characters": no_V, "slash": no_V}
-    special = {*tokenizer.silent, tokenizer.eos, tokenizer.unk}
+def _of_pieces(tokenizer: Tokenizer, v: int) -> np.ndarray:
+    """What every piece of the vocabulary says, (V,)."""
+    special, rows = {*tokenizer.silent, tokenizer.eos, tokenizer.unk}, []
     for i, (piece, shown) in enumerate(zip(tokenizer.vocabulary(), tokenizer.shown_V, strict=True)):
         byte = bool(BYTE.fullmatch(piece))
         letter = len(piece) == 1 and unicodedata.category(piece)[0] in "LM"
@@ -147,13 +125,13 @@ def _of_pieces(tokenizer: Tokenizer | None, v: int) -> dict[str, np.ndarray]:
         length = 1 / 3 if byte else len(piece) + (shown[:1] == "▁" and len(shown) > 1)
         row = (letter or byte, foreign, length) if i not in special else (False, False, 0)
         rows.append((*row, "\\" in shown or shown == "<0x5C>"))
-    single_V, foreign_V, length_V, slash_V = (np.array(x[:v]) for x in zip(*rows, strict=True))
-    length_V[tokenizer.eos] = 1
-    foreign_V, length_V = foreign_V.astype(np.float32), length_V.astype(np.float32)
-    return {"single": single_V, "foreign": foreign_V, "characters": length_V, "slash": slash_V}
+    kinds = [("single", bool), ("foreign", "f4"), ("characters", "f4"), ("slash", bool)]
+    of_V = np.array(rows[:v], kinds)
+    of_V["characters"][tokenizer.eos] = 1
+    return of_V
 
 
-def _escaped(tokenizer: Tokenizer | None, slash_V: np.ndarray, ids_RT: np.ndarray) -> np.ndarray:
+def _escaped(tokenizer: Tokenizer, slash_V: np.ndarray, ids_RT: np.ndarray) -> np.ndarray:
     """How many literal \\n each window holds, (R,): only text with a backslash is decoded."""
     count_R = np.zeros(len(ids_RT))
     for row in np.flatnonzero(slash_V[ids_RT].any(1)):
@@ -171,14 +149,11 @@ def cuts(tokens: data.Tokens, found_N: np.ndarray) -> dict[str, tuple[list[str],
         "source": (names.tolist(), of_D.astype(np.min_scalar_type(len(names)))[document_N]),
         "place in the corpus": (parts, (np.arange(n) * PLACES // n).astype(np.uint8)),
     }
-    shares = {"rare tokens": ("rare", (2, 5, 10, 20))}
-    shares |= {"tokens not in Telugu": ("foreign", (1, 5, 20, 50))}
-    for cut, (kind, steps) in shares.items():
-        if np.isfinite(found_N[kind]).any():
-            between = [f"{a}–{b} %" for a, b in pairwise(steps)]
-            names = [f"under {steps[0]} %", *between, f"{steps[-1]} % and more"]
-            group_N = np.digitize(found_N[kind], [step / 100 for step in steps])
-            cuts[f"share of {cut}"] = names, group_N.astype(np.uint8)
+    for cut, (kind, steps) in SHARES.items():
+        between = [f"{a}–{b} %" for a, b in pairwise(steps)]
+        names = [f"under {steps[0]} %", *between, f"{steps[-1]} % and more"]
+        group_N = np.digitize(found_N[kind], [step / 100 for step in steps])
+        cuts[cut] = names, group_N.astype(np.uint8)
     return cuts
 
 
@@ -189,8 +164,7 @@ def junk_table(tokens: data.Tokens, junk_N, difficulty_N, hard_N) -> pd.DataFram
         at, text = np.flatnonzero(junk_N & flag), "–"
         if len(at):
             hardest = at[np.argmax(np.nan_to_num(difficulty_N[at], nan=-np.inf))]
-            ids = tokens.train.ids[hardest * t + 1 :][:t].tolist()
-            text = tokens.tokenizer.decode(ids) if tokens.tokenizer else " ".join(map(str, ids))
+            text = tokens.tokenizer.decode(tokens.train.ids[hardest * t + 1 :][:t])
         share, hard = f"{len(at) / len(hard_N):.2%}", f"{hard_N[at].sum():,}"
         rows.append((kind, f"{len(at):,}", share, hard, text.replace("\n", " ¶ ")[:120]))
     return pd.DataFrame(rows, columns=["junk", "windows", "of all", "of them hard", "an example"])
@@ -198,22 +172,20 @@ def junk_table(tokens: data.Tokens, junk_N, difficulty_N, hard_N) -> pd.DataFram
 
 def frequency(train: data.Windows, vocab_size: int) -> np.ndarray:
     """How often each id occurs in the training tokens, (V,)."""
-    return sum(np.bincount(part, minlength=vocab_size) for part in _pieces_of(train.ids))
+    parts = (train.ids[i : i + PIECE] for i in range(0, len(train.ids), PIECE))
+    return sum(np.bincount(part, minlength=vocab_size) for part in parts)
 
 
 def pair_frequency(train: data.Windows, previous: np.ndarray, this: np.ndarray) -> np.ndarray:
     """How often each (previous, this) pair occurs in the training tokens, in the shape given."""
     keys, where = np.unique(previous.astype(np.int64) << 32 | this, return_inverse=True)
     counts = np.zeros(len(keys), np.int64)
-    for part in _pieces_of(train.ids, overlap=1):
+    for i in range(0, len(train.ids), PIECE):
+        part = np.asarray(train.ids[i : i + PIECE + 1])
         pairs = part[:-1].astype(np.int64) << 32 | part[1:]
         at = np.searchsorted(keys, pairs).clip(max=len(keys) - 1)
         counts += np.bincount(at[keys[at] == pairs], minlength=len(keys))
     return counts[where].reshape(this.shape)
-
-
-def _pieces_of(ids: np.ndarray, size: int = 2**22, overlap: int = 0) -> Iterator[np.ndarray]:
-    return (np.asarray(ids[i : i + size + overlap]) for i in range(0, len(ids), size))
 
 
 def token_cuts(tokens: data.Tokens, rows_M: np.ndarray) -> Labels:
@@ -229,9 +201,8 @@ def token_cuts(tokens: data.Tokens, rows_M: np.ndarray) -> Labels:
         "pair seen in training": (COUNTS, np.digitize(pairs_MT, [1, 10, 100, 1000])),
         "place in the window": (["1st quarter", "2nd", "3rd", "4th"], quarter_MT),
     }
-    if tokens.tokenizer:
-        labels |= _places(tokens.tokenizer, np.concatenate([ids_MT[:, :1], targets_MT], axis=1))
-        labels["script"] = SCRIPTS, scripts(tokens, tokens.val, rows_M)
+    labels |= _places(tokens.tokenizer, np.concatenate([ids_MT[:, :1], targets_MT], axis=1))
+    labels["script"] = SCRIPTS, scripts(tokens, tokens.val, rows_M)
     return {k: (names, np.where(masked_MT, -1, at_MT)) for k, (names, at_MT) in labels.items()}
 
 
@@ -247,7 +218,7 @@ def _places(tokenizer: Tokenizer, ids_MS: np.ndarray) -> Labels:
     place_MT = np.where(begins_MT, np.where(ends_MT, 0, 1), np.where(ends_MT, 3, 2))
     place_MT[:, -1] = -1  # whether the word goes on after the window is not known
     place_MT[mark_MS[:, 1:]] = -1
-    endings = list(FREQUENT_ENDINGS)
+    endings = FREQUENT_ENDINGS
     ending_V = np.array([endings.index(x) if x in endings else -1 for x in pieces_V])
     ending_MT = np.where(place_MT == 3, ending_V[targets_MT], -1)
     names = ["whole", "first", "inner", "final"]
@@ -256,10 +227,11 @@ def _places(tokenizer: Tokenizer, ids_MS: np.ndarray) -> Labels:
 
 def cuts_characters(tokens: data.Tokens) -> bool:
     """Whether pieces of a sample often cut characters (BPE over bytes): the text tells of them."""
-    if tokens.tokenizer is None:
-        return False
-    some = np.asarray(tokens.train.ids[:: max(1, len(tokens.train.ids) // 2**20)])
-    return tokens.tokenizer.in_parts(np.bincount(some, minlength=tokens.vocab_size))
+    shown_V = tokens.tokenizer.shown_V
+    some = tokens.train.ids[:: max(1, len(tokens.train.ids) // 2**20)]
+    byte_V = np.array([bool(BYTE.fullmatch(piece)) for piece in shown_V])
+    parts = any(BYTE.search(p) and not BYTE.fullmatch(p) for p in shown_V)
+    return parts or bool(byte_V[some].mean() > LIMITS["bytes"])
 
 
 def of_text(tokenizer: Tokenizer, windows: data.Windows, rows_M: Sequence[int]) -> tuple:
@@ -269,13 +241,14 @@ def of_text(tokenizer: Tokenizer, windows: data.Windows, rows_M: Sequence[int]) 
     at_MX = np.asarray(rows_M)[:, None] * t + np.arange(-3, t + 5)  # a character has 4 bytes
     ids_MX = windows.ids[at_MX.clip(0, len(windows.ids) - 1)]
     ids_S = np.pad(ids_MX, ((0, 0), (0, 1)), constant_values=tokenizer.eos).ravel()
-    code_B, begins_B, token_B = tokenizer.characters(ids_S)
-    shown_B = ~np.isin(code_B, [10, 32])
-    token, first = np.unique(token_B[shown_B], return_index=True)
-    codes, at = np.unique(code_B[shown_B][first], return_inverse=True)
+    text, place_B, token_B = tokenizer.characters(ids_S)
+    kinds = {c: SCRIPTS.index(script(c)) for c in {*text} - {" ", "\n"}}
+    kind_B = np.array([kinds.get(c, -1) for c in text])[place_B]
+    token, first = np.unique(token_B[kind_B >= 0], return_index=True)
     script_S = np.full(len(ids_S), SCRIPTS.index("other"))
-    script_S[token] = np.array([SCRIPTS.index(script(chr(code))) for code in codes], int)[at]
-    count_S = np.bincount(token_B[begins_B], minlength=len(ids_S))
+    script_S[token] = kind_B[kind_B >= 0][first]
+    begins_C = np.unique(place_B, return_index=True)[1]
+    count_S = np.bincount(token_B[begins_C], minlength=len(ids_S))
     return tuple(x_S.reshape(len(ids_MX), -1)[:, 4:-5] for x_S in (script_S, count_S))
 
 

@@ -36,10 +36,9 @@ def number(value: float | None, form: str) -> str:
 
 
 def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0):
-    """Means of K models' window losses under a bootstrap over documents, (resamples, K). All models
-    share the documents drawn, so differences are paired. A window without a loss (NaN: every target
-    masked) counts for no model. One document alone says nothing: NaN. Few documents of unequal
-    length vary less in a bootstrap than in truth, so draws lie `stretch` times as far out."""
+    """Means of K models' window losses under a bootstrap over documents, (resamples, K), the same
+    for all, so that differences are paired. A window without a loss (NaN) counts for no model; one
+    document says nothing: NaN. Draws lie `stretch` times as far out, as they vary in truth."""
     if np.isinf(loss_KN).any():
         raise ValueError(f"a loss is infinite: {hard_set.BROKEN}")
     known_N = ~np.isnan(loss_KN).any(axis=0)
@@ -62,10 +61,9 @@ def _draws(documents: int, resamples: int, seed: int = 0) -> np.ndarray:
 
 
 def stretch(size_D: np.ndarray) -> float:
-    """t / z · √(n / (n − 1)): quantiles of Student's t instead of the normal's and a spread with
-    1 / (n − 1), where n = (Σ size)² / Σ size² is how many documents of equal size tell as much
-    (Kish 1965). Hesterberg 2015 widens the percentile interval so; bench/intervals.py measures that
-    the middle 95 % then cover the truth in 95 of 100 cases."""
+    """t / z · √(n / (n − 1)), where n = (Σ size)² / Σ size² is how many documents of equal size
+    tell as much (Kish 1965). Hesterberg 2015 widens the percentile interval so; bench/intervals.py
+    measures that the middle 95 % then cover the truth in 95 of 100 cases."""
     if np.count_nonzero(size_D) < 2:
         return math.nan
     n = size_D.sum() ** 2 / (size_D.astype(float) ** 2).sum()
@@ -88,8 +86,7 @@ def change(one_N: np.ndarray, other_N: np.ndarray, document_N: np.ndarray, resam
 
 
 def beyond(change_N: np.ndarray, hard_N: np.ndarray, document_N: np.ndarray, resamples: int):
-    """Mean change on the hard windows minus that on the others: what a model gains there beyond
-    being better everywhere. Both parts of a document are drawn together."""
+    """Mean change on the hard windows minus that on the others, drawn with their documents."""
     known_N = ~np.isnan(change_N)
     change_N, hard_N, document_N = (x[known_N] for x in (change_N, hard_N, document_N))
     if not 0 < hard_N.sum() < len(hard_N):  # one side has no window with a target

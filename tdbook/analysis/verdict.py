@@ -10,7 +10,7 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -52,10 +52,8 @@ class Effect:
     @property
     def both(self) -> list[Interval]:
         """The interval over documents and, of several seeds, that over seeds."""
-        if not self.over_seeds:
-            return [self.change]
-        mean, half = self.over_seeds
-        return [self.change, Interval(mean, mean - half, mean + half)]
+        over = [self.over_seeds] if self.over_seeds else []
+        return [self.change, *(Interval(mean, mean - half, mean + half) for mean, half in over)]
 
     @property
     def clear(self) -> int:
@@ -109,13 +107,6 @@ def judge(effects: Sequence[Effect], every: bool = True) -> tuple[str, str]:
     return (PART, "; ".join(reserves)) if reserves else (HOLDS, "clear over documents and seeds")
 
 
-def claims_table(claims: Iterable[Mapping]) -> pd.DataFrame:
-    """One row a claim: the verdict and the first reason; a claim's own section has all of them."""
-    table = pd.DataFrame(claims)[["key", "claim", "verdict", "why"]]
-    first = table["why"].str.replace("; .*", " (and more)", regex=True)
-    return table.drop(columns="why").assign(because=first)
-
-
 def effects_table(effects: Mapping[str, Sequence[Effect]]) -> pd.DataFrame:
     """Every effect as numbers, key of the claim → effects."""
     rows, unknown = [], (math.nan, math.nan)
@@ -146,12 +137,14 @@ class Model:
     def kind(self) -> str:
         """What it is, in the cell of a table."""
         if self.base:
-            return f"{self.p['trains']} on {self.p['windows']} windows"
+            rounded = ", rounded to four bits" if self.p.get("rounding") else ""
+            return f"{self.p['trains']} on {self.p['windows']} windows{rounded}"
         if self.notebook == TEACHER:
             return "the teacher"
         if self.notebook == PROGRESSIVE and self.name == "75m":
             return "distilled from 150m"
         begun = ", begun from the teacher" if self.p.get("init") == "teacher" else ""
+        begun += ", ending in four bits" if self.p.get("four_bit_share") else ""
         return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
 
     @property
@@ -206,7 +199,7 @@ class Trial:
     picked_by: str  # the student that picks the hard windows
     resamples: int
     development: Mapping[str, float] = field(default_factory=dict)  # loss where choices are made
-    mixed: frozenset[str] = frozenset()  # models made from another hard set than 02's own
+    mixed: Collection[str] = ()  # models made from another hard set than 02's own
     recipe: str = ""  # the model of the better recipe
 
     @property

@@ -123,7 +123,7 @@ def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list
 
 
 def show_sweep(this: Run, sweep: str, t: Trial) -> str:
-    """A sweep's table and figures, and those of seeds together. Its best point in a sentence."""
+    """A sweep's table and figure; its best point in a sentence."""
     points = {n: p for n, p in common.folder_of(this).points.items() if p.sweep == sweep}
     if not points:
         return f"No point of the sweep {sweep} is done."
@@ -135,8 +135,6 @@ def show_sweep(this: Run, sweep: str, t: Trial) -> str:
     this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
     alt = f"Difference from the base at every point of the sweep {sweep}, by setting"
     this.figure(f"sweep-{sweep}", plots.sweep(rows, notebook), alt)
-    if len(together := tables.seeds(rows)):
-        this.table(f"sweep-{sweep}-seeds", together)
     best = min(rows, key=lambda row: row["loss"])
     return WORDS["sweep"].format(count=len(rows), sweep=sweep, best=best, t=t)
 

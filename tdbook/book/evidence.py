@@ -94,18 +94,17 @@ def trial(this: Run, tokens: data.Tokens) -> Trial:
     """What all claims read: every model, its losses, and which windows are hard."""
     losses = Losses(this, tokens)
     models, points = losses.models, losses.folder.points
-    odd = {name: point.varied.keys() - point.record["parameters"] for name, point in points.items()}
     swept = [models[name] for name, p in points.items() if p.sweep == this.parameters["recipe"]]
     last = {m.name for m in swept} - {m.base for m in swept}  # the others are what it was made from
     recipe = min((m for m in swept if m.name in last), key=lambda m: m.seeds, default=None)
     more = dict(models=models, recipe=recipe.name if recipe else "")
     more["development"] = {name: common.row_of(this, name)["loss"] for name in models}
-    more["mixed"] = frozenset(name for name, others in odd.items() if others)
+    more["mixed"] = {n for n, p in points.items() if p.varied.keys() - p.record["parameters"]}
     return comparison.trial(this, losses, token_files.origins(tokens, losses.split)[0], **more)
 
 
 def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[dict]:
-    """The rows of claims.yaml, each with its verdict, why, effects, and notes in sentences."""
+    """The rows of claims.yaml, each with verdict, why, effects, and notes in sentences."""
     claims = []
     for key, row in CLAIMS["claims"].items():
         listed, measure = row.get("effects", ()), MEASURES.get(key)
@@ -116,7 +115,9 @@ def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[dict]:
             result, why, notes = shipped(this)
         if "undecidable" in row:
             result, why = UNDECIDED, row["undecidable"]
-        claims.append(row | dict(key=key, verdict=result, why=why, effects=effects, notes=notes))
+        first = re.sub("; .*", " (and more)", why)  # a claim's own section has all of them
+        told = dict(verdict=result, because=first, why=why, effects=effects, notes=notes)
+        claims.append({"key": key} | row | told)
     return claims
 
 
@@ -138,12 +139,11 @@ def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     for name, made in comparison.made(this, tokens).items():
         *others, seed = t.models[name].seeds
         row = {"model": name, "seed": seed, "base's seed": " ".join(map(str, others)) or "–"}
-        row |= {"development": t.development[name], "confirmation": math.nan}
-        row[f"against {t.base}"] = "baseline" if name == t.base else "–"
-        if name in t.losses:  # no verdict needs the others
-            row["confirmation"] = known_mean(t.losses[name])
-        if name in t.losses and name != t.base:
-            row[f"against {t.base}"] = f"{t.change(name, t.base)}"
+        read = name in t.losses  # no verdict needs the others
+        row["development"] = t.development[name]
+        row["confirmation"] = known_mean(t.losses[name]) if read else math.nan
+        change = f"{t.change(name, t.base)}" if read else "–"
+        row[f"against {t.base}"] = "baseline" if name == t.base else change
         rows.append(row | made)
     return pd.DataFrame(rows)
 
@@ -198,9 +198,8 @@ def loss_settings(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     order = sorted(tried, key=lambda m: t.development[m.name])
     ours = [m for m in order if m.p["ce_weight"] == 0.5 and 2 <= m.p["temperature"] <= 4]
     others = [m for m in order if m not in ours]
-    if not ours or not others:
-        return [], []
-    return [t.effect(ours[0], others[0])], []
+    pairs = zip(ours[:1], others[:1], strict=False)  # none where one of them was not run
+    return [t.effect(*pair) for pair in pairs], []
 
 
 def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
@@ -213,8 +212,7 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     rare = order[np.cumsum(count_V[order]) <= 0.05 * count_V.sum()]
     pairs_NT = features.pair_frequency(tokens.train, ids_NT, y_NT)
     kinds = {"rare tokens": np.isin(y_NT, rare), "pairs never seen": pairs_NT == 0}
-    if tokens.tokenizer:
-        kinds["tokens not in Telugu"] = features.scripts(tokens, windows, rows) != 0
+    kinds["tokens not in Telugu"] = features.scripts(tokens, windows, rows) != 0
     seeds = t.seeds_of(t.models[t.base])
     hard = [comparison.hard_windows(t.losses, m.name, t.teacher, share) for m in seeds]
     effects, masked_N = [], np.isnan(t.losses[t.teacher])  # these are in neither part

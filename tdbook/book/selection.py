@@ -74,8 +74,7 @@ def reality(this: Run, tokens: data.Tokens, scores: hard_set.Scores, found_N, ha
     for name in compare:
         judges[name] = _loss_of(this, name, tokens, scores) - scores.teacher_loss_N
     judges["teacher loss alone"] = scores.teacher_loss_N
-    if found_N["characters"].any():
-        judges["shortness of the text"] = -found_N["characters"].astype(np.float32)
+    judges["shortness of the text"] = -found_N["characters"].astype(np.float32)
     if unseen:
         records = [r for r in common.folder_of(this).records.values() if unseen in r["models"]]
         fold = next(filter(None, (r["parameters"].get("left_out") for r in records)), "")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch.nn.utils.parametrize import cached
 
 from tdbook.book import common
 from tdbook.corpus import text, token_files
@@ -90,23 +91,30 @@ class Training:
             validate = validation(self.tokens, this.device)
             return train.fit(net, self.tokens.train, recipe, evaluate=validate, **how)
 
-    def stop_on_validation(self, net: Llama, log: list[dict]) -> str:
-        """Gives the model the weights of the best epoch's end; the log's last row says which."""
-        log[-1] |= (stopped := self.this.once("stopped", self._best_epoch, net))
+    def stop_on_validation(self, net: Llama, log: list[dict], of: str = "epoch") -> str:
+        """Gives the model the weights that validate best: of the end, and of each epoch's end or of
+        each quarter of the rounded steps (`of` "rounded"); the log's last row says which."""
+        log[-1] |= (stopped := self.this.once("stopped", self._best, net, of))
         losses = ", ".join(f"{when} {loss:.3f}" for when, loss in stopped["at_epochs"].items())
         return f"Kept are the weights of {stopped['kept']}, which validate best ({losses})."
 
-    def _best_epoch(self, net: Llama) -> dict:
+    def _best(self, net: Llama, of: str) -> dict:
         windows, device = self.tokens.val, self.this.device
         rows = evaluate.fixed_rows(windows, self.this.parameters["fixed_windows"])
         folder = self.this.path("checkpoints", self.this.run, self.name)
-        kept = {p.stem: p for p in sorted(folder.glob("epoch-*.safetensors"))}
+        kept = {p.stem: p for p in sorted(folder.glob(f"{of}-*.safetensors"))}
         last, losses = {k: w.clone() for k, w in net.state_dict().items()}, {}
+
+        def load(when: str) -> None:  # a file holds those that trained
+            weights = load_file(kept[when], device=device) if when in kept else last
+            net.load_state_dict(weights, strict=False)
+
         for when in ("the end", *kept):
-            net.load_state_dict(load_file(kept[when], device=device) if when in kept else last)
-            losses[when] = hard_set.known_mean(hard_set.window_loss(net, windows, rows, device))
-        best = min(losses, key=losses.get)
-        net.load_state_dict(load_file(kept[best], device=device) if best in kept else last)
+            load(when)
+            with cached():  # a rounded matrix is made once
+                loss_N = hard_set.window_loss(net, windows, rows, device)
+            losses[when] = hard_set.known_mean(loss_N)
+        load(best := min(losses, key=losses.get))
         return {"kept": best, "at_epochs": losses}
 
     def save(self, net: Llama, base: str = "") -> Llama:
@@ -254,13 +262,15 @@ def weigh(student, teacher, windows, rows_B, share: float, weights, device: str)
 
 
 def replay_recipe(this: Run, chosen: hard_set.HardSet, tokens: data.Tokens) -> train.Recipe:
-    """03's recipe, at the base's temperature unless given; "all" takes as many steps as "hard"."""
+    """03's recipe, at the base's temperature unless given; "all" takes as many steps as "hard", and
+    what is rounded is so from the first step."""
     p = this.parameters
     limit = round(p["epochs"] * len(chosen.windows_K)) * tokens.context
     if p["windows"] != "all" or 0 < p["token_limit"] < limit:
         limit = p["token_limit"]
     temperature = temperature_of(this, p["base"]) if p["temperature"] is None else p["temperature"]
-    return train.recipe(p | {"temperature": temperature, "token_limit": limit})
+    p = p | {"temperature": temperature, "token_limit": limit}
+    return train.recipe(p | {"four_bit_share": float(bool(p["rounding"]))})
 
 
 def temperature_of(this: Run, base: str) -> float:

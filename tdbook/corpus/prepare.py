@@ -20,8 +20,16 @@ def prepare(p: dict, folder: Path, teacher: Llama | None = None, account=None) -
         fault = f"the context of {p['teacher']} is {teacher.config.context:,}, the windows' is"
         raise ValueError(f"{fault} {p['context']:,}: give a shorter context")
     given = tokenizer_files.open(p["tokenizer"], p["segmenter"]) if p["tokenizer"] else None
-    if p["tokens"]:
-        said = _link(p, folder, given, teacher)
+    if p["tokens"]:  # made elsewhere, used as they are
+        found = token_files.open_tokens(p["tokens"], p["context"], given)
+        if not found.tokenizer:
+            fault = f"{found.folder / 'tokenizer.model'} is not there: put the tokens' tokenizer"
+            raise FileNotFoundError(f"{fault} there (.model, or .json), or give it as tokenizer")
+        cut = cut_spare_rows(teacher, found.vocab_size, p["teacher"])
+        how = dict(tokenizer=given, context=p["context"], every_id=p["check_every_id"])
+        how["vocab_size"] = teacher.config.vocab_size if teacher else 0
+        token_files.link_tokens(found.folder, folder, **how)
+        said = f"Token files used as they are: `{p['tokens']}`, nothing copied.{cut}"
     else:
         said = _write(p, folder, given, teacher, account or text.Account())
     tokens = token_files.open_tokens(folder)
@@ -61,31 +69,15 @@ def _write(p: dict, folder: Path, given: Tokenizer | None, teacher, account: tex
     )
 
 
-def _link(p: dict, folder: Path, given: Tokenizer | None, teacher: Llama | None) -> str:
-    """Token files made elsewhere, as they are."""
-    source, context = Path(p["tokens"]), p["context"]
-    tokens = token_files.open_tokens(source, context)
-    if not (given or tokens.tokenizer):
-        fault = f"{source / 'tokenizer.model'} is not there: put the tokens' tokenizer there"
-        raise FileNotFoundError(f"{fault} (.model, or tokenizer.json), or give it as tokenizer")
-    cut = cut_spare_rows(teacher, tokens.vocab_size, p["teacher"])
-    how = dict(tokenizer=given, context=context, every_id=p["check_every_id"])
-    how["vocab_size"] = teacher.config.vocab_size if teacher else 0
-    token_files.link_tokens(source, folder, **how)
-    return f"Token files used as they are: `{p['tokens']}`, nothing copied.{cut}"
-
-
 def cut_spare_rows(teacher: Llama | None, pieces: int, path: str = "the teacher") -> str:
-    """Cut, in place, the rows that pad an embedding beyond its pieces: to a multiple of 8, 64 or
-    128, or of up to 1,024 where that is little beside it. What was done, in words, or "".
-    ValueError: it has more rows than that."""
+    """Cut, in place, the rows that pad an embedding beyond its pieces: to a multiple of 8, up to
+    1,024 where that is little beside it. What was done, in words, or "". ValueError: more rows."""
     size = teacher.config.vocab_size if teacher else 0
     if (spare := size - pieces) <= 0:
         return ""
     if size % 8 or spare >= max(128, min(1024, pieces // 16)):
         fault = f"the vocabulary of {path} is {size:,}, the tokens' is {pieces:,}"
-        remedy = "give the tokens or the tokenizer that the teacher was made with"
-        raise ValueError(f"{fault}: {remedy}")
+        raise ValueError(f"{fault}: give the tokens or the tokenizer that it was made with")
     keep_rows(teacher, pieces)
     cut = f"the last {spare:,} are padding, which no text ever predicts, and are cut"
     rows = f" The teacher's embedding has {size:,} rows for {pieces:,} pieces"

@@ -26,7 +26,7 @@ from tdbook.runs.machine import below
 
 TELUGU = re.compile("[\u0c00-\u0c7f]")
 KINDS = (".txt", ".jsonl", ".parquet")
-STRINGS = re.compile("(large_)?string|dictionary<values=(large_)?string")  # types of the column
+STRINGS = re.compile(r"text \(((large_)?string|dictionary<values=(large_)?string)")
 PACKED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 PACKED[".zst"] = lambda path, mode: pyarrow.input_stream(str(path), compression="zstd")
 READABLE = f"{', '.join(KINDS)} (plain or {', '.join(PACKED)})"
@@ -75,9 +75,8 @@ class Account:
 
 
 def read(paths: list[str | Path], account: Account | None = None) -> list[Document]:
-    """Documents of files, and of folders with what these link to: .txt (a blank line ends one),
-    .jsonl (field "text"), .parquet (column "text"), each also packed. Only BOM, trailing blanks and
-    empty lines go; `account` notes what is not read."""
+    """Documents of files, and of folders with what these link to, of KINDS, each also packed. Only
+    BOM, trailing blanks and empty lines go; `account` notes what is not read."""
     account = account or Account()
     files = {}  # each once, however many links lead to it
     for path in (file for given in paths for file in _files(Path(given), account)):
@@ -198,22 +197,19 @@ def _jsonl(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, 
             continue
         try:
             text = json.loads(line)["text"]
-            text = "" if text is None else text
-            text.encode()  # it is text, without half a surrogate pair
+            ("" if text is None else text).encode()  # it is text, without half a surrogate pair
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             fault = f"{path}: line {number} is {line.lstrip()[:40].rstrip()!r}"
             raise ValueError(f'{fault}, it must be like {{"text": "…"}}') from None
-        yield _lines(text)
+        yield _lines(text or "")
 
 
 def _parquet(path: Path, file: BinaryIO, account: Account) -> Iterator[tuple[str, ...]]:
     try:
         table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(_content(path, file)))
-        types = [(field.name, str(field.type)) for field in table.schema_arrow]
-        texts = [type_ for name, type_ in types if name == "text"]
-        if len(texts) != 1 or not STRINGS.match(texts[0]):
-            columns = ", ".join(f"{name} ({type_})" for name, type_ in types)
-            fault = f"{path} has no string column called text, it has the columns {columns}"
+        columns = [f"{field.name} ({field.type})" for field in table.schema_arrow]
+        if [bool(STRINGS.match(c)) for c in columns if c.startswith("text (")] != [True]:
+            fault = f"{path} has no string column called text, it has {', '.join(columns)}"
             raise ValueError(f'{fault}: call the one with the text "text", as strings')
         yield from (_lines(row or "") for row in table.read(["text"])["text"].to_pylist())
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
@@ -283,7 +279,6 @@ def split(documents, group_N, *, val_share: float, confirm_share: float = 0, see
                 side_G[g], have = side, have + size_G[g]
         if share and not have:
             fault = f"{side}_share {share:g} of the text cannot be put aside: it is {len(size_N)} "
-            fault += f"documents in {len(groups)} groups of near-duplicates, and all are too large"
-            remedy = f"give more documents (in .txt a blank line ends one), a larger {side}_share"
-            raise ValueError(f"{fault}: {remedy} or a smaller section_characters")
+            fault += f"documents in {len(groups)} groups of near-duplicates, all too large"
+            raise ValueError(f"{fault}: give more documents, or a smaller section_characters")
     return side_G[member_N].tolist()

@@ -43,7 +43,15 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
     meta = {"block_size": context, "eos_id": tokenizer.eos if tokenizer else EOS}
-    meta |= {"dtype": "uint32"} | _read_meta(folder / "meta.json", context)
+    # null is not there, nor need block_size be with a `context`
+    told = {name: n for name, n in read_json(folder / "meta.json").items() if n is not None}
+    needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
+    for name in sorted(needed | {name for name in told if COUNTS.fullmatch(name)}):
+        count, most = told.get(name), VOCABULARY if name in ("vocab_size", "pieces") else 2**63
+        if type(count) is not int or not 1 <= count <= most:
+            fault = f"{folder / 'meta.json'}: {name} is {json.dumps(count)}, it must be a whole"
+            raise ValueError(f"{fault} number above 0, at most {most:,}: copy or correct it")
+    meta |= {"dtype": "uint32"} | told
     names = ("train", "val", *["confirm"] * (folder / "confirm.bin").is_file())
     opened = [_open_split(folder / f"{name}.bin", meta, context) for name in names]
     meta = {f"{n}_tokens": len(w.ids) for n, w in zip(names, opened, strict=True)} | meta
@@ -58,18 +66,6 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
     return tokens
 
 
-def _read_meta(path: Path, context: int) -> dict:
-    """meta.json, its counts checked; null is not there, nor need block_size be with a `context`."""
-    meta = {name: value for name, value in read_json(path).items() if value is not None}
-    needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
-    for name in sorted(needed | {name for name in meta if COUNTS.fullmatch(name)}):
-        count, most = meta.get(name), VOCABULARY if name in ("vocab_size", "pieces") else 2**63
-        if type(count) is not int or not 1 <= count <= most:
-            fault = f"{path}: {name} is {json.dumps(count)}, it must be a whole number above 0"
-            raise ValueError(f"{fault}, at most {most:,}: copy or correct it")
-    return meta
-
-
 def _open_split(path: Path, meta: dict, context: int) -> Windows:
     dtype = {"uint32": "<u4", "uint16": "<u2"}.get(str(meta["dtype"]))
     if dtype is None:
@@ -77,9 +73,8 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
     size, width = path.stat().st_size, int(dtype[-1])
     stored = meta.get(f"{path.stem}_tokens", -(-size // width))
     if size != stored * width:
-        fault = f"{path} has {size:,} bytes, by meta.json {stored * width:,} ({stored:,} tokens of"
-        why = f"{width}): the file was cut short or its dtype is another"
-        raise ValueError(f"{fault} {why}; copy it again, or correct meta.json")
+        fault = f"{path} has {size:,} bytes, by meta.json {stored:,} tokens of {width}"
+        raise ValueError(f"{fault}: the file was cut short or its dtype is another; copy it again")
     context = context or meta["block_size"]
     _check_count(f"{path} has", stored, context)
     look(path, dtype, meta)
@@ -103,8 +98,7 @@ def look(path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False) 
         ids = np.fromfile(path, dtype, block, offset=start)
         if (largest := int(ids.max())) >= len(count_V):
             fault = f"{path} holds id {largest:,}, the vocabulary has {len(count_V):,}"
-            remedy = "copy the file and its meta.json again, correct vocab_size or dtype in that"
-            raise ValueError(f"{fault}: {remedy}, or give the teacher's own tokens or tokenizer")
+            raise ValueError(f"{fault}: correct meta.json, or give the teacher's own tokenizer")
         count_V += np.bincount(ids, minlength=len(count_V))
     return Counter(dict(enumerate(count_V.tolist())))
 
@@ -114,8 +108,8 @@ def write_tokens(folder, splits: dict, tokenizer: Tokenizer, context: int, vocab
     where that has fewer pieces. Of text that the tokenizer loses a warning and meta.json tell."""
     vocab_size = vocab_size or tokenizer.size
     meta = {"vocab_size": vocab_size, "block_size": context, "dtype": "uint32", "total_tokens": 0}
-    fewer = tokenizer.size != vocab_size
-    meta |= {"eos_id": tokenizer.eos} | ({"pieces": tokenizer.size} if fewer else {})
+    meta["eos_id"] = tokenizer.eos
+    meta |= {"pieces": tokenizer.size} if tokenizer.size != vocab_size else {}
     rows, lost, unknown = [COLUMNS], Counter(), 0
     with whole_folder(folder) as beside:
         for split, documents in splits.items():
@@ -159,18 +153,15 @@ def _encode(lines: Sequence[str], tokenizer: Tokenizer, lost: Counter) -> tuple[
 def loss(meta: dict) -> str:
     """A sentence, after a space, of what a text's tokens do not keep by their meta.json; or ""."""
     lost = "{lines:.1%} of {of_lines:,} lines come back changed, {characters:.2%} of all characters"
-    words = (
-        f" The tokenizer does not keep all text: {lost} are lost; bits per byte are of the rest."
-    )
+    words = f" The tokenizer does not keep all text: {lost} are lost; bits/byte are of the rest."
     return words.format(**meta["lost"]) if "lost" in meta else ""
 
 
 def link_tokens(
     source: Path, folder: Path, *, tokenizer=None, vocab_size=0, context=0, every_id=False
 ) -> None:
-    """Use a folder of tokens made elsewhere as it is: links, and a meta.json with what theirs has
-    not, the `context` and the `vocab_size` of a teacher with fewer pieces. A `tokenizer` that is
-    given takes the place of theirs. Beyond a GiB only some ids are looked at, or `every_id`."""
+    """Use a folder of tokens made elsewhere as it is: links, and a meta.json of its own. A given
+    `tokenizer` takes the place of theirs; beyond a GiB only some ids are looked at."""
     if source.resolve() == folder.resolve():
         raise ValueError(f"{source} is the run's own folder: leave tokens empty, or change out")
     tokens = open_tokens(source, context, tokenizer)
@@ -181,14 +172,13 @@ def link_tokens(
     for split in ("train", "val"):
         path, windows = source / f"{split}.bin", getattr(tokens, split)
         if not windows.known_N.any():
-            fault = f"{source / f'{split}.mask.bin'} masks every target (0 where a token is none)"
-            raise ValueError(f"{fault}: correct it, or take it away")
+            mask = source / f"{split}.mask.bin"
+            raise ValueError(f"{mask} masks every target (with 0): correct it, or take it away")
         whole = every_id or path.stat().st_size <= FULL_LOOK
         counts = look(path, windows.ids.dtype, meta, whole)
         if not counts[tokens.eos]:
-            fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text: name"
-            remedy = "the id that does as eos_id in meta.json, or copy the tokens again"
-            raise ValueError(f"{fault} {remedy}")
+            fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text"
+            raise ValueError(f"{fault}: name the id that does as eos_id in meta.json")
         _check_unknown(words, counts[words.unk if words else UNK] / counts.total())
         if words and f"{split}_bytes" not in meta:
             meta[f"{split}_bytes"] = _bytes_of_text(windows, words)
@@ -207,8 +197,8 @@ def link_tokens(
 def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:
     if share > MOST_UNKNOWN:
         fault = f"{tokenizer.path} makes" if tokenizer else "the tokens hold"
-        remedy = "give the tokenizer of the teacher, or text of its language"
-        raise ValueError(f"{fault} {share:.0%} of this text <unk>: {remedy}")
+        fault += f" {share:.0%} of this text <unk>"
+        raise ValueError(f"{fault}: give the tokenizer of the teacher, or text of its language")
 
 
 def _bytes_of_text(windows: Windows, tokenizer: Tokenizer, count: int = 256) -> int:
@@ -266,8 +256,7 @@ def _starts(path: Path, columns: tuple, size: int, split: str = "") -> list[tupl
             start, end = int(numbers[0]), sum(map(int, numbers)) if split else size
             if not last < start < (size if starts else 1):
                 fault = f"{path}: {row[-1]} begins at {start:,}, the first must begin at 0, each"
-                where = f"other one after {last:,} and before {size:,}"
-                raise ValueError(f"{fault} {where}: copy it again, correct it, or take it away")
+                raise ValueError(f"{fault} other after {last:,} and before {size:,}: copy it again")
             starts.append((last := start, row[-1]))
     if end < size:
         fault = f"{path}: the documents of {split} end at {end:,} of {size:,} tokens"

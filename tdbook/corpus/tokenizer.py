@@ -19,7 +19,6 @@ import yaml
 from tdlib import shapes
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
-PARTS = 0.01  # of the tokens; below it bytes are rare characters, and pieces tell of the text
 HIDDEN = "\uffff"  # no character: no text has it
 TELUGU = re.compile("[\u0c00-\u0c7f]")
 RUNS = re.compile("[\u0c00-\u0c7f]+|[^\u0c00-\u0c7f]+")
@@ -76,25 +75,14 @@ class Tokenizer:
         begins_MS[:, :1] |= not self.marked
         return begins_MS
 
-    def in_parts(self, count_V: np.ndarray) -> bool:
-        """Whether so many tokens are parts of characters that counting these needs the text."""
-        whole_V = np.array([bool(BYTE.fullmatch(piece)) for piece in self.shown_V])
-        some = any(BYTE.search(p) and not BYTE.fullmatch(p) for p in self.shown_V)
-        return some or bool(count_V[whole_V[: len(count_V)]].sum() > PARTS * count_V.sum())
-
-    def characters(self, ids_S: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each byte of a running text the code point that it is of, whether it is the first of
-        its character, and the place of its token, (bytes,) each. A byte of no character is a
-        surrogate; special tokens have no bytes, <eos> is a line break."""
+    def characters(self, ids_S: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
+        """A running text, and of each of its bytes the places of its character and of its token. A
+        byte of no character is a surrogate; special tokens have none, <eos> is a line break."""
         texts_S = [self._bytes_V[i] for i in np.asarray(ids_S).tolist()]
-        token_B = np.repeat(np.arange(len(texts_S)), [len(text) for text in texts_S])
         text = b"".join(texts_S).decode(errors="surrogateescape")
-        code_C = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-        width_C = 1 + (code_C > 0x7F).astype(int) + (code_C > 0x7FF) + (code_C > 0xFFFF)
-        width_C[(code_C >= 0xD800) & (code_C < 0xE000)] = 1
-        begins_B = np.zeros(len(token_B), bool)
-        begins_B[np.cumsum(width_C) - width_C] = True
-        return np.repeat(code_C, width_C), begins_B, token_B
+        size_C = [len(c.encode(errors="surrogateescape")) for c in text]
+        token_B = np.repeat(np.arange(len(texts_S)), [*map(len, texts_S)])
+        return text, np.repeat(np.arange(len(text)), size_C), token_B
 
     @cached_property
     def _bytes_V(self) -> list[bytes]:

@@ -13,15 +13,11 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from tdbook.corpus import morfessor
-from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer, by_id, read_json, refuse_unknown
-from tdlib import data
+from tdbook.corpus.tokenizer import BYTE, HIDDEN, KEYS, Tokenizer, by_id, read_json, refuse_unknown
 from tdlib.files import mark, own, write_whole
 
 LONGEST = 10**6  # bytes of a line that SentencePiece's trainer reads; it leaves longer ones out
-EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
-CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # beside a Hugging Face tokenizer
-NAMED = ("eos_token", "bos_token", "pad_token", "unk_token")
-FLAGS = ("lstrip", "rstrip", "normalized", "single_word")  # of a token that was added
+EOS_NAMES, CONFIGS, NAMED, FLAGS = (tuple(names.split()) for names in KEYS["names"].values())
 
 # GPT-2's alphabet: a byte that prints stands for itself, the others for characters from 256 on.
 _PRINTED = sorted(ord(c) for c in pre_tokenizers.ByteLevel.alphabet() if ord(c) < 256)
@@ -184,12 +180,7 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
     """SentencePiece BPE with byte fallback, no normalisation: the kind llama.cpp repeats."""
     own(path)
     model, trainer = io.BytesIO(), sentencepiece.SentencePieceTrainer
-    ids = {"pad": data.PAD, "unk": data.UNK, "bos": data.BOS, "eos": data.EOS}
-    options = {f"{name}_id": i for name, i in ids.items()}
-    options |= {f"{name}_piece": f"<{name}>" for name in ids}
-    options |= dict(model_type="bpe", vocab_size=vocab_size, byte_fallback=True, minloglevel=2)
-    options |= dict(normalization_rule_name="identity", remove_extra_whitespaces=False)
-    options |= dict(character_coverage=0.9999, max_sentence_length=LONGEST)
+    options = KEYS["train"] | {"vocab_size": vocab_size, "max_sentence_length": LONGEST}
     try:
         trainer.train(sentence_iterator=_cut(lines), model_writer=model, **options)
     except RuntimeError as error:

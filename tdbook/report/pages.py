@@ -63,17 +63,12 @@ def environment() -> jinja2.Environment:
     """The templates, what they call, and what every page holds."""
     loader = jinja2.FileSystemLoader(HERE / "report_template")
     templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
-    words = (heartbeat.date, units.duration, heartbeat.progress)
-    templates.filters |= {function.__name__: function for function in words}
-    templates.filters |= {"si": units.si, "span": units.duration}
-    script = base64_of(hashlib.sha256(SCRIPT.encode()).digest())
+    templates.filters |= {"date": heartbeat.date, "progress": heartbeat.progress, "si": units.si}
+    templates.filters["duration"] = units.duration
+    script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     css = Markup((HERE / "report.css").read_text("utf-8") + WIDGETS_CSS)
     templates.globals |= {"css": css, "font_slot": FONT_SLOT, "script_hash": f"sha256-{script}"}
     templates.globals |= {"script": Markup(SCRIPT), "widgets_css": Markup(WIDGETS_CSS)}
     # of what a page's script reads; tojson escapes what could end it
     templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     return templates
-
-
-def base64_of(content: bytes) -> str:
-    return base64.b64encode(content).decode()

@@ -7,9 +7,7 @@ so that a notebook shows it only once. First what all share: a model's look, axe
 """
 
 import itertools
-import re
 import textwrap
-import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +17,6 @@ from pathlib import Path
 import fontpkg
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 import yaml
 from matplotlib import font_manager, style
 from matplotlib.axes import Axes
@@ -33,29 +30,20 @@ from tdbook.report.tables import FEW
 from tdbook.report.words import setting
 from tdbook.runs.units import minus
 
-TELUGU = str(fontpkg.path("Noto Sans Telugu"))
-font_manager.fontManager.addfont(TELUGU)
-FONTS = [font_manager.get_font(path) for path in (TELUGU, font_manager.findfont("DejaVu Sans"))]
+font_manager.fontManager.addfont(str(fontpkg.path("Noto Sans Telugu")))
 style.use(Path(__file__).with_suffix(".mplstyle"))
-# matplotlib leaves out a sign that no font has, with only a warning
-warnings.filterwarnings("error", message=r"Glyph \d+ .* missing from")
 DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
-LOOKS, FAMILIES, ROLES, PARTS, INKS, BOX = DATA.values()
+LOOKS, ROLES, PARTS, INKS, BOX = DATA.values()
 HARD, EASY, GREY, PLAN = INKS.values()
 WIDTH = 4.5  # inches
 Rows = Sequence[Mapping]
 
 
 def look(name: str) -> dict[str, str]:
-    """Colour and marker of a model; one not listed has a shade of its family, always the same."""
-    if name in LOOKS:
-        return LOOKS[name]
-    families = (family for pattern, family in FAMILIES.items() if re.search(pattern, name))
-    shade, family = zlib.crc32(name.encode()), next(families, name.split("-")[0])
-    ink = LOOKS[family]["ink"] if family in LOOKS else mpl.colormaps["tab10"](shade % 10)
-    rgb = np.array(mpl.colors.to_rgb(ink))
-    lighter = mpl.colors.to_hex(rgb + (1 - rgb) * (20 + shade % 41) / 100)  # by 20 to 60 %
-    return {"ink": lighter, "form": "oXPDpdhv^><H"[shade % 12]}
+    """Colour and marker of a model; one not listed has its own, always the same."""
+    number = zlib.crc32(name.encode())
+    ink = mpl.colors.to_hex(mpl.colormaps["tab20"](number % 20))
+    return LOOKS.get(name, {"ink": ink, "form": "oXPDpdhv^><H"[number % 12]})
 
 
 @dataclass(frozen=True)
@@ -79,7 +67,7 @@ def key(label: str, ink: str, form: str = "o", filled: bool = True) -> Line2D:
     return Line2D([], [], color=ink, label=label, markerfacecolor=ink if filled else "w", **shape)
 
 
-def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None, columns=1) -> Figure:
+def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None) -> Figure:
     """A figure of panels, {title: [marks in rows of their names, from the top]}. Marks of one row
     that have intervals lie below each other. `line`: where to draw one in every panel."""
     heights = []
@@ -88,19 +76,14 @@ def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None, columns
         stacked = any(np.isfinite(mark.low) for mark in marks)
         each = 0.15 + 0.11 * (max(rows.values()) if stacked else 1)
         heights.append(0.4 + sum(each + 0.15 * (len(row) // 30) for row in rows))
-    heights = [max(heights[i : i + columns]) for i in range(0, len(panels), columns)]
     figure = _titled(title, sum(heights) + 0.8 + 0.25 * -(-len(keys) // 2))
-    layout = {"squeeze": False, "sharex": True, "height_ratios": heights}
-    for ax in figure.subplots(len(heights), columns, **layout).flat[len(panels) :]:
-        ax.remove()
+    figure.subplots(len(heights), sharex=True, height_ratios=heights)
     for ax, (name, marks) in zip(figure.axes, panels.items(), strict=True):
-        ax.set_title(printable(name), loc="left")
+        ax.set_title(name, loc="left")
         _rows(ax, marks)
         if line is not None:
             ax.axvline(line, color="black", linewidth=1.2)
-    for ax in figure.axes[-columns:]:  # the lowest of each column
-        ax.tick_params(labelbottom=True)
-        ax.set_xlabel(textwrap.fill(xlabel, 44 if columns == 1 else 22))
+    figure.axes[-1].set_xlabel(textwrap.fill(xlabel, 44))
     if keys:
         figure.legend(handles=keys, loc="outside lower center", ncols=2)
     return figure
@@ -122,7 +105,7 @@ def _rows(ax: Axes, marks: Sequence[Mark]) -> None:
             if mark.note:
                 place = {"textcoords": "offset points", "va": "center", "bbox": BOX}
                 ax.annotate(minus(mark.note), (np.fmax(mark.value, mark.high), y), (5, 0), **place)
-    ax.set_yticks(range(len(rows)), [textwrap.fill(printable(row), 30) for row in rows])
+    ax.set_yticks(range(len(rows)), [textwrap.fill(minus(row), 30) for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.margins(x=0.14)  # room for notes
     ax.grid(axis="y", visible=False)
@@ -130,7 +113,7 @@ def _rows(ax: Axes, marks: Sequence[Mark]) -> None:
 
 def _titled(title: str, height: float) -> Figure:
     """A figure with so many inches below its title."""
-    text = textwrap.fill(printable(title), 54, break_on_hyphens=False)
+    text = textwrap.fill(minus(title), 54, break_on_hyphens=False)
     figure = Figure(figsize=(WIDTH, height + 0.2 * (text.count("\n") + 1)), layout="constrained")
     figure.suptitle(text, x=0.01, ha="left", linespacing=1.15)
     return figure
@@ -143,22 +126,12 @@ def single(title: str, x: str, y: str) -> Axes:
     return ax
 
 
-def apart(difference: float) -> str:
-    return f"{abs(difference):.3f} nats {'above' if difference >= 0 else 'below'}"
-
-
-def printable(text: object) -> str:
-    """Text with "?" for a sign that no font here has: a name from outside is no reason to stop."""
-    drawn = (c if any(f.get_char_index(ord(c)) for f in FONTS) else "?" for c in str(text))
-    return minus("".join(drawn))
-
-
 def learning_curves(logs: Mapping[str, Rows], baseline: Mapping | None = None) -> Figure:
     """Validation loss over training tokens, {name: rows of its log}; baselines are levels."""
     ends = {name: log[-1]["val/loss"] for name, log in logs.items()}
     best, levels = min(ends, key=ends.get), baseline or {}
     title = f"{best} ends {'lowest, ' if len(ends) > 1 else ''}at {ends[best]:.3f} nats per token"
-    title += "".join(f", {apart(ends[best] - y)} {name}" for name, y in levels.items())
+    title += "".join(f", {ends[best] - y:+.3f} against {name}" for name, y in levels.items())
     ax = single(title, "training tokens", "validation loss\n(nats per token)")
     for (name, log), dash in zip(logs.items(), itertools.cycle(["-", "--", "-.", ":"])):
         ink, form = look(name).values()
@@ -181,16 +154,12 @@ def difficulty(difficulty_N: np.ndarray, threshold: float) -> Figure:
     share, held = f"{hard_N.mean():.1%} of windows", lost_N[hard_N].sum() / (lost_N.sum() or 1)
     title = f"{share} ({hard_N.sum():,} of {len(known_N):,}) are at least {threshold:.3f} nats "
     title += f"harder for the student; they hold {held:.1%} of all that was lost"
-    x = "difficulty: student loss − teacher loss (nats per token)"
-    ax = single(title, x, "windows")
+    ax = single(title, "difficulty: student loss − teacher loss (nats per token)", "windows")
     low, high = np.quantile(known_N, [0.001, 0.999])
-    width, line = max((high - low) / 60, 1e-6), np.clip(threshold, low, high)
-    # the line is an edge between two bins, so that the colours are exact; tails join the last bins
-    first, last = (np.floor((x - line) / width) for x in (low, high))
-    edges = line + width * np.arange(min(first, -1), max(last, 0) + 2)
-    bars_N = known_N.clip(edges[0], edges[-1])
+    edges = np.linspace(low, max(high, low + 1e-6), 61)
+    bars_N, line = known_N.clip(edges[0], edges[-1]), np.clip(threshold, edges[0], edges[-1])
     ax.hist([bars_N[~hard_N], bars_N[hard_N]], edges, stacked=True, color=[EASY, HARD])
-    ax.axvline(threshold, color="black", linewidth=1.3, label=f"right of it: {share}, the hard set")
+    ax.axvline(line, color="black", linewidth=1.3, label=f"right of it: {share}, the hard set")
     better = f"left of it: {(known_N < 0).mean():.1%}, where the student is better"
     ax.axvline(0, color="black", linewidth=1.3, linestyle=":", label=better)
     ax.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -204,7 +173,7 @@ def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> F
     best = min(loss.keys() - {teacher} or loss, key=loss.get)
     title = f"{best} has the lowest loss of the students: {loss[best]:.3f} nats per token"
     if teacher in loss:
-        title += f", {apart(loss[best] - loss[teacher])} the teacher"
+        title += f", {loss[best] - loss[teacher]:+.3f} against the teacher"
     marks = []  # the best on top, and a line at the teacher's
     for n in sorted(loss, key=loss.get):
         how = look(n) | {"note": f"{loss[n]:.3f}"}
@@ -213,30 +182,8 @@ def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> F
     return forest(title, {"": marks}, x, line=loss.get(teacher))
 
 
-def hard_and_easy(parts: pd.DataFrame) -> Figure:
-    """Change of loss against the base on hard and on easy windows (see tables.hard_and_easy). The
-    title names the merged model that gains most on the hard part."""
-    parts = parts.sort_values("change, hard")
-    best = next((n for n in parts.index if n.endswith("-merged")), parts.index[0])
-    hard, easy = (parts.loc[best, f"change, {part}"].value for part in PARTS)
-    title = f"{best} changes the loss on hard windows by {hard:+.3f} nats, on easy by {easy:+.3f}"
-    rows = {n: {part: row[f"change, {part}"] for part in PARTS} for n, row in parts.iterrows()}
-    return _parts(title, {"": rows}, "loss − base's (nats; left is better)")
-
-
-def _parts(title: str, panels: Mapping[str, Mapping], xlabel: str) -> Figure:
-    """Changes on hard and on easy text, {panel: {row: {"hard": interval, "easy": interval}}}."""
-    marks = {
-        panel: [Mark(row, *change[p], **PARTS[p]) for row, change in rows.items() for p in PARTS]
-        for panel, rows in panels.items()
-    }
-    keys = [key(f"{part} text", **how) for part, how in PARTS.items()]
-    return forest(title, marks, xlabel, keys, line=0, columns=min(2, len(marks)))
-
-
 def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
-    """How far the base, and models named after it, are behind the teacher by kind of token; a panel
-    a cut, two beside each other."""
+    """How far the base, and models named after it, are behind the teacher by kind of token."""
     rows = [row for row in rows if row["tokens"] >= FEW]
     worst = max(rows, key=lambda row: row[base] - row[teacher])
     title = f"{base} is furthest behind its teacher at “{worst['bucket']}” ({worst['cut']})"
@@ -246,8 +193,8 @@ def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
     for row in rows:
         for name in names:
             marks[row["cut"]].append(Mark(row["bucket"], row[name] - row[teacher], **look(name)))
-    keys, columns = [key(name, **look(name)) for name in names[::-1]], min(2, len(marks))
-    return forest(title, marks, "loss − teacher's (nats)", keys, line=0, columns=columns)
+    keys = [key(name, **look(name)) for name in names[::-1]]
+    return forest(title, marks, "loss − teacher's (nats)", keys, line=0)
 
 
 def effects(effects: Sequence[Effect], title: str) -> Figure:
@@ -275,17 +222,20 @@ def effects(effects: Sequence[Effect], title: str) -> Figure:
 
 
 def sweep(rows: Rows, notebook: str) -> Figure:
-    """What each setting changes, a panel a setting: the mean difference from the base on hard and
-    on easy text (see comparison.show_sweep), the bar over all else that varied. *: as the plan."""
+    """A panel a setting: mean difference from the base (see comparison.show_sweep), the bar over
+    all else that varied. *: as the plan."""
     best = min(rows, key=lambda row: row["loss"])
     title = f"Lowest of {len(rows)}: {best['point']}, {best['all']} nats against the base"
-    panels: dict[str, dict] = {}
+    panels: dict[str, list[Mark]] = {}
     for name in dict.fromkeys(name for row in rows for name in row["varied"]):
         values = [row["varied"].get(name, "–") for row in rows]
         numbers = sorted({value for value in values if isinstance(value, int | float)})
         for value in dict.fromkeys([*numbers, *values]):
             same = [row for row, v in zip(rows, values, strict=True) if v == value]
-            change = {part: [row[part][0] for row in same] for part in PARTS}
-            ends = {part: (np.mean(x), min(x), max(x)) for part, x in change.items()}
-            panels.setdefault(name.replace("_", " "), {})[setting(notebook, name, value)] = ends
-    return _parts(title, panels, "loss − base's (nats; *: the plan)")
+            for part, how in PARTS.items():
+                changes = [row[part][0] for row in same]
+                ends = np.mean(changes), min(changes), max(changes)
+                mark = Mark(setting(notebook, name, value), *ends, **how)
+                panels.setdefault(name.replace("_", " "), []).append(mark)
+    keys = [key(f"{part} text", **how) for part, how in PARTS.items()]
+    return forest(title, panels, "loss − base's (nats; *: the plan)", keys, line=0)

@@ -5,7 +5,6 @@ The plan gives percentages without a formula, so the formula is applied to the p
 """
 
 import itertools
-import math
 import string
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 import yaml
 
 from tdbook.analysis import intervals
-from tdbook.analysis.intervals import Interval, over_seeds
+from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import Trial
 from tdbook.export import inference
 from tdbook.report import words
@@ -148,22 +147,6 @@ def kept_and_lost(rows: list[dict], teacher: str, names: list[str]) -> pd.DataFr
     return lags.reset_index("tokens")
 
 
-def won_back(rows: list[dict]) -> pd.DataFrame:
-    """Per kind of token how many, and each model's change against the base with its interval."""
-    return pd.DataFrame(rows).set_index(KIND).map("{:.3f}".format).reset_index("tokens")
-
-
-def route_cost(routes: dict[str, list[list[dict]]]) -> pd.DataFrame:
-    """Tokens and minutes of training of each route, from the logs of its students."""
-    rows = []
-    for name, logs in routes.items():
-        ends, plan = [log[-1] for log in logs], {"progressive": "75m"}.get(name, "75m-direct")
-        seconds = sum(r["tokens"] / r.get("train/tokens_per_sec", math.nan) for r in ends)
-        row = {"route": name, "students": len(logs), "tokens": sum(r["tokens"] for r in ends)}
-        rows.append(row | {"minutes": seconds / 60, "hours": span(*of_plan(plan, "hours"), 0)})
-    return _written("route_cost", rows)
-
-
 def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
     """One row a model, best first (see comparison.show_sweep). *: a value that the plan names."""
     rows = sorted(rows, key=lambda row: row["loss"])
@@ -171,18 +154,6 @@ def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
     for name in dict.fromkeys(name for row in rows for name in row["varied"]):
         table[name] = [words.setting(notebook, name, row["varied"].get(name, "–")) for row in rows]
     return pd.concat([pd.DataFrame(table), _written("sweep", rows).reset_index()], axis=1)
-
-
-def seeds(rows: list[dict]) -> pd.DataFrame:
-    """A row a setting that has several seeds: the mean loss with its 95 % t interval over them."""
-    losses: dict[str, list[float]] = {}
-    for row in rows:
-        same = [f"{name} {value}" for name, value in row["varied"].items() if name != "seed"]
-        setting = ", ".join([*same, row["point"].partition(" ")[2]]).rstrip(", ") or "as it is"
-        losses.setdefault(setting, []).append(row["loss"])
-    several = {setting: x for setting, x in losses.items() if len(x) > 1}
-    table = [(n, len(x), "{:.3f} ± {:.3f}".format(*over_seeds(x))) for n, x in several.items()]
-    return pd.DataFrame(table, columns=["setting", "seeds", "loss"])
 
 
 def speeds(by_model: dict[str, list[dict]]) -> pd.DataFrame:
@@ -229,14 +200,3 @@ def files(shipped: dict[str, list[dict]]) -> pd.DataFrame:
     """Model → rows of export.ship, of which those of files."""
     pairs = ((name, row) for name, rows in shipped.items() for row in rows if row["file"])
     return _written("files", [{"model": name} | row for name, row in pairs])
-
-
-def shape_files(timed: dict[str, dict]) -> pd.DataFrame:
-    """Shape → what inference.of_shape gives: bytes of every format, the plan's beside Q4_0."""
-    rows = []
-    for name, shape in timed.items():
-        plan = {"Q4_0": span(*of_plan(name, "megabytes"), 0)}
-        for form, size in shape["bytes"].items():
-            row = {"shape": name, "parameters": shape["parameters"], "format": form, "bytes": size}
-            rows.append(row | {"plan": plan.get(form, "–")})
-    return _written("shape_files", rows)

@@ -217,11 +217,11 @@ def offline_explorer(explored: Explored) -> str:
     numbers, orders = numbers_of(explored)
     now, order_M = shown(numbers, numbers["at"]), orders[numbers["at"][2]]
     m, line = len(order_M), now["line"]
-    near = [i for k in range(3 * SHOWN) for i in (line + k, line - 1 - k) if 0 <= i < now["left"]]
+    near = range(max(0, line - SHOWN), min(line + SHOWN, now["left"]))
     # in no order, so that those left out for want of room are from everywhere
     spread = np.random.default_rng(0).permutation(np.linspace(m // 2, m - 1, 24).astype(int))
     cards = {}  # by place
-    for i in [*near[: 2 * SHOWN], *spread.tolist(), *near[2 * SHOWN :]]:
+    for i in [*near, *spread.tolist()]:
         if sum(map(len, cards.values())) < EMBEDDED:
             cards[i] = _card(order_M[i], explored)
     texts = []  # the place of each among all, and among those without junk: −1 where it is junk

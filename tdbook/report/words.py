@@ -84,5 +84,5 @@ def setting(notebook: str, name: str, value: object) -> str:
     """The value of a notebook's parameter as text; * where the plan names it."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return str(value)
-    plan = parameters.planned(notebook, name)
+    plan = parameters.PLAN.get(f"{notebook}.{name}", parameters.PLAN.get(name))
     return f"{value:g}" + " *" * (plan is not None and plan[0] <= value <= plan[1])

@@ -21,11 +21,6 @@ ONE_THREAD = QUICK | {"small"}  # models so small that two runs of a thread each
 KEPT = ("parameters", "code", "inputs", "outputs")  # of hashes/<run>.json
 EMPTY = {"inputs": {}, "outputs": {}}  # where there is none
 AFTER, OLDER = "after ", "made by older code"
-# hashes of earlier code (fc5e254 and d82d837, by notebook) that makes today's numbers of sound
-# text and tokens: its nights are not stale. Empty this when a number changes.
-SAME_NUMBERS = """3338b0aa2c9e 75266ca90994 82b05768a5af 4c8e5e5e7823 f0dada1bf494 3bdaa2e547dc
- 06ce08abb246 4b8312acf677 030ea1896faa 09b40469d970 79721e18c4bf 702e9afe0e28 3d7675a08832
- 03f7cb4d490a bcf5f2f20c3b d93926f42fa1""".split()
 CODE = Path(__file__).parents[2]
 SAMPLED = 2**30  # bytes; of a larger file 64 MiB are hashed
 
@@ -81,12 +76,10 @@ def outputs(out: Path, run: str, values: dict) -> dict[str, Path]:
     return {path: out / path for path in notebooks.writes(run, values, [*made_by_others(out, run)])}
 
 
-def judge(
-    jobs: dict, asked: Iterable[str], before: Iterable[str] = (), full: bool = False
-) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Why each run of `asked`, and each that these need, must be made ("" where it is current), and
-    the damage of current ones. `jobs`: name → graph.BookRun; those in `before` count as current. A
-    run "after X, if that comes out new" is judged again once X is made."""
+def judge(jobs: dict, asked: Iterable[str], before: Iterable[str] = ()) -> dict[str, str]:
+    """Why each run of `asked`, and each that these need, must be made; "" where it is current.
+    `jobs`: name → graph.BookRun; those in `before` count as current. A run "after X, if that comes
+    out new" is judged again once X is made."""
     reasons: dict[str, str] = {}
 
     def judge_one(name: str) -> str:
@@ -107,10 +100,7 @@ def judge(
 
     for name in asked:
         judge_one(name)
-    reasons = {name: reasons[name] for name in jobs if name in reasons}
-    stand = [name for name, why in reasons.items() if not why or why.startswith(AFTER)]
-    damaged = {name: damage(jobs[name].out, jobs[name].run, full) for name in stand}
-    return reasons, {name: lines for name, lines in damaged.items() if lines}
+    return {name: reasons[name] for name in jobs if name in reasons}
 
 
 def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str:
@@ -146,9 +136,7 @@ def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str
 def older_code(out: Path, run: str) -> bool:
     """Whether a finished run was made by other code than today's, which may have other numbers."""
     made = files.whole(out / "results" / f"{run}.json", "code", "notebook")
-    if made is None or str(made["code"])[:12] in SAME_NUMBERS:
-        return False
-    return made["code"] != of_code(made["notebook"])
+    return made is not None and made["code"] != of_code(made["notebook"])
 
 
 def damage(

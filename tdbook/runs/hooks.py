@@ -1,15 +1,8 @@
 """Hooks: the user's own commands, called after a checkpoint and after a run, which harm neither.
 
-A hook is a line for the shell: an upload, a mail. Its environment says what happened:
-
-    TDLIB_RUN, TDLIB_OUT  the run's name, its folder
-    TDLIB_STATE           running (a checkpoint), done, failed, interrupted or lost
-    TDLIB_FINDING         what came out; of a run that is not done, how far it is or what failed
-    TDLIB_PAGE            the report; "" where there is none yet
-    TDLIB_CHECKPOINT      the folder that holds state.pt; "" where there is none
-
-It has nothing to read, LIMIT_S, and room for MOST bytes of output. When it ends, so does what it
-left running in its process group. How it went is one line, also in logs/hooks.log.
+A hook is a line for the shell: an upload, a mail. Its environment says what happened (`commands` in
+parameters.yaml). It has nothing to read, LIMIT_S, and room for MOST bytes of output. What it left
+running in its process group ends with it. How it went is one line, also in logs/hooks.log.
 """
 
 import contextlib
@@ -84,8 +77,7 @@ def _run(command: str, env: dict, root: Path, limit: float) -> str:
 
 @contextlib.contextmanager
 def beside(command: str, folder: Path, root: Path, told: Callable[[], dict]) -> Iterator[None]:
-    """Inside, a thread calls after_checkpoint for each new folder/state.pt, one call at a time.
-    Checkpoints kept during a call get one call together; the last one is waited for."""
+    """Inside, a thread calls after_checkpoint for new ones, one call at a time; the last always."""
     kept, ended = folder / "state.pt", threading.Event()
 
     def written() -> int:

@@ -23,8 +23,7 @@ HOMES = {
 
 
 def below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
-    """Every file below a folder, through links too, each folder once. A link to a folder above is
-    given itself."""
+    """Every file below a folder, through links too, once; of a link to a folder above, the link."""
     root, todo, seen = os.path.realpath(folder), [folder], set()
     for top in todo:  # it grows
         for at, folders, names in os.walk(top, onerror=onerror):

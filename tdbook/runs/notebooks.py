@@ -1,10 +1,8 @@
-"""The notebooks of the book (notebooks.yaml): what each reads and writes in a run folder, and its
-part in it. The one place that spells their names and numbers.
-"""
+"""The notebooks of the book, of notebooks.yaml: the one place that spells their numbers."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 
@@ -13,18 +11,8 @@ COMPARISON, PROGRESSIVE = "04_merge_eval", "05_progressive"
 INFERENCE, EVIDENCE = "06_inference", "07_evidence"
 
 
-@dataclass(frozen=True)
-class Notebook:
-    reads: str  # paths that hold parameters: one for each name of several, none for an empty one
-    writes: str
-    trains: bool = False  # models or adapters, which are compared
-    compares: bool = False  # reads every model and adapter of the folder, and comes after them
-    textless: bool = False  # its page holds no word of the text
-    weight: int = 1  # how long it takes, in students trained
-
-
 _TABLE = yaml.safe_load(Path(__file__).with_name("notebooks.yaml").read_text("utf8"))
-BOOK = {name: Notebook(**row) for name, row in _TABLE.items()}
+BOOK = {name: SimpleNamespace(**_TABLE["default"] | row) for name, row in _TABLE["book"].items()}
 TRAINING = [name for name, notebook in BOOK.items() if notebook.trains]
 SWEPT = [name for name in TRAINING if name != TEACHER]  # may be a sweep's own
 
@@ -34,7 +22,7 @@ def notebook_of(run: str) -> str:
     return run.split("-")[0]
 
 
-def of(run: str) -> Notebook:
+def of(run: str) -> SimpleNamespace:
     if notebook_of(run) not in BOOK:
         raise ValueError(f"{run} is of no notebook: add it to tdbook/runs/notebooks.yaml")
     return BOOK[notebook_of(run)]
@@ -53,7 +41,7 @@ def reads(run: str, values: dict, others: list[str]) -> list[str]:
 
 def writes(run: str, values: dict, others: list[str]) -> list[str]:
     """The same for what it writes."""
-    if values.get("trains") == "weights":
+    if values.get("trains") in ("weights", "scales"):
         return [f"models/{values['adapter']}"]
     adapters = [path.removeprefix("adapters/") for path in others if path.startswith("adapters/")]
     merged = [f"models/{name}-merged" for name in adapters]

@@ -26,8 +26,8 @@ PAGES = ("index.html", "morning.md")
 RECORDS = "results/{}.json hashes/{}.json state/{}.json checkpoints/{} {}.html .done/{}".split()
 BY_A_RUN = r"by [\w.+-]+'s parameters"  # how a hard set's words begin where a run chose it
 SHOWN = ("figures", "tables", "logs")  # and, in these, <run>-*
-# in checkpoints/<run>, while it trains; and for good
-KEPT, EPOCH = r"state\.pt|made_from\.json|weights\.bin|wandb\.id", r"epoch-\d+\.safetensors"
+# in checkpoints/<run> while it trains
+KEPT = "state.pt made_from.json weights.bin wandb.id rounded-?.safetensors .*.begun".split()
 
 
 def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
@@ -36,7 +36,10 @@ def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
     writes, reads = hashes.outputs(out, run, values), hashes.inputs(out, run, values)
     for read, path in reads.items():
         for written, place in writes.items():
-            if _lies_in(path, place):
+            # what is read, or a file in it, lies at or below what is written; through links too
+            paths = [path, *(path.iterdir() if path.is_dir() else ())]
+            place = place.resolve()
+            if place.exists() and any(p.resolve().is_relative_to(place) for p in paths):
                 fault = f"{run} reads {read} and would replace {written} in {out}"
                 raise FileExistsError(f"{fault}: give another path or name, or change out (OUT=)")
     if foreign := not_ours(out, run, [*writes], notebook):
@@ -85,12 +88,6 @@ def is_book(out: Path) -> bool:
     return (out / CLAIMS).is_dir() or (out / "points.json").is_file() or any(states)
 
 
-def _lies_in(read: Path, written: Path) -> bool:
-    """Whether what is read, or a file in it, lies at or below `written`; through links too."""
-    paths = [read, *(read.iterdir() if read.is_dir() else ())] if os.path.lexists(written) else []
-    return any(path.resolve().is_relative_to(written.resolve()) for path in paths)
-
-
 def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: str) -> str:
     """Move all that a finished run made to old/; returns a note. A hard set chosen by hand stays,
     if its tokens did not change and nobody asked for a redo."""
@@ -98,11 +95,9 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
     record = files.whole(out / f"results/{run}.json", "models") or {"models": {}}
     outputs = [*(kept["outputs"] or hashes.outputs(out, run, values))]
     losses = notebooks.losses([*outputs, *(f"models/{name}" for name in record["models"])])
-    names = [*(str(path.relative_to(out)) for path in named(out, run)), *outputs, *losses]
+    own = [str(path.relative_to(out)) for path in named(out, run)]
+    names = [*own, f"{run}.ipynb", *outputs, *losses]
     places = {name: name for name in names if not name.startswith(("state/", ".done/"))}
-    # execute puts the finished notebook aside before papermill writes a new one
-    aside, notebook = f".{run}.ipynb", f"{run}.ipynb"
-    places[aside if (out / aside).exists() else notebook] = notebook
     note = "what it made before is in"
     if hashes.HARD_SET in places and by_hand(out / hashes.HARD_SET):
         tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], inputs)}
@@ -148,10 +143,9 @@ def keep_or_refuse_checkpoint(
     if fits and any(folder.rglob("state.pt")):
         for name, value in now["parameters"].items():
             if (was := before["parameters"].get(name)) != value:
-                raise ValueError(
-                    f"{run} has a checkpoint made with {name} = {was!r}, now it is {value!r}: put "
-                    f"it back to go on, or start over with redo = True (make book REDO={run})"
-                )
+                fault = f"{run} has a checkpoint made with {name} = {was!r}, now it is {value!r}"
+                remedy = f"put it back to go on, or start over with redo = True (REDO={run})"
+                raise ValueError(f"{fault}: {remedy}")
     elif now != before and {p.name for p in folder.rglob("*.*")} - {"made_from.json"}:
         old = _move(out, {place: place}, run)
         print(f"{run} starts over; its checkpoint is in {parameters.shown(old)}")
@@ -190,14 +184,13 @@ def clear_begun(folder: Path) -> None:
 
 def clear_checkpoint(folder: Path) -> None:
     """Remove what a run keeps while it trains."""
-    own = rf"{KEPT}|\.({KEPT}|{EPOCH})\.[\w.]+"  # .state.pt.123.begun
     for path in folder.rglob(f"workers/{files.MARK}"):
         shutil.rmtree(path.parent, ignore_errors=True)
     for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
         if path.is_dir() and not path.is_symlink():
             with contextlib.suppress(OSError):  # not empty: another's, or an epoch's
                 path.rmdir()
-        elif re.fullmatch(own, path.name):
+        elif any(map(path.match, KEPT)):
             path.unlink(missing_ok=True)
 
 

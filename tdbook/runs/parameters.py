@@ -18,7 +18,6 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -36,40 +35,13 @@ _TEXT = _TEXT.replace("(SHAPES)", f"({'|'.join(SHAPES)})").replace("SHAPES", " "
 TABLE = yaml.safe_load(_TEXT)
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A row of the table, which says what its words mean."""
-
-    kind: str = "str"
-    says: str = ""
-    near: str = ""
-    pattern: str = "(?s).*"
-    least: float = -math.inf
-    above: float = -math.inf
-    below: float = math.inf
-    most: float = math.inf
-    also: float | None = None
-    none: bool = False
-
-    def holds(self, value) -> bool:
-        if isinstance(value, str):
-            return re.fullmatch(self.pattern, value) is not None
-        inside = self.least <= value <= self.most and self.above < value < self.below
-        return inside or value == self.also
-
-
-PARAMETERS = {n: Parameter(**row) for names, row in TABLE["rules"].items() for n in names.split()}
+PARAMETERS = {name: row for names, row in TABLE["rules"].items() for name in names.split()}
 SOURCES = {name: (getattr(os.path, how), says) for name, (how, says) in TABLE["given"].items()}
 _ROLES = {role: tuple(names.split()) for role, names in TABLE["roles"].items()}
 VOLATILE, LABELS, TUNED = ({*_ROLES[role]} for role in ("volatile", "labels", "tuned"))
 COMMANDS, OWN, TRIED = (_ROLES[role] for role in ("commands", "own", "tried"))
 ADAPTERS, REPLAYS = _ROLES["adapters"], _ROLES["replays"]
 NAME, PLAN = PARAMETERS["run"], TABLE["plan"]
-
-
-def planned(notebook: str, name: str) -> tuple[float, float] | None:
-    """What the plan says of a parameter, which may differ between notebooks; None for nothing."""
-    return PLAN.get(f"{notebook}.{name}", PLAN.get(name))
 
 
 class ParameterError(ValueError):
@@ -109,9 +81,7 @@ def declared(notebook: str) -> dict[str, object]:
             tagged = "".join(cell["source"])
     pairs = dict(_assignments(tagged) or [])
     if not pairs or ... in pairs.values():
-        raise ParameterError(
-            f"{path} must have a cell tagged `parameters`, of literals, one a line"
-        )
+        raise ParameterError(f"{path} must have a cell tagged `parameters`: literals, one a line")
     return pairs
 
 
@@ -171,16 +141,20 @@ def read(path: Path) -> dict[str, object]:
 
 def check(notebook: str, given: dict, paths: bool = True) -> dict:
     """All parameters of a run, converted. Without `paths` the disk is not looked at."""
-    defaults = declared(notebook)
-    _stop(_wrong_names(notebook, defaults, given))
+    defaults, run = declared(notebook), given.get("run", notebook)
+    if isinstance(run, str) and notebook_of(run) != notebook:
+        fault = f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}"
+        raise ParameterError(f"{fault}: give its YAML")
+    has, wrong = f"it has {', '.join(defaults)}", [name for name in given if name not in defaults]
+    stop(f"{notebook} has no parameter {name}: {nearest(name, defaults, has)}" for name in wrong)
     values, problems = {}, []
     for name, default in defaults.items():
         try:
             values[name] = _value(notebook, name, given.get(name, default), default)
         except ParameterError as error:
             problems.append(str(error))
-    _stop(problems or _wrong_together(values))
-    _stop(_wrong_paths(notebook, values) if paths else ())
+    stop(problems or _wrong_together(values))
+    stop(_wrong_paths(notebook, values) if paths else ())
     return values
 
 
@@ -208,23 +182,31 @@ def shell():
 
 
 def _value(notebook: str, name: str, given: object, default: object) -> object:
-    parameter = PARAMETERS.get(f"{notebook}.{name}") or PARAMETERS[name]
+    rule = PARAMETERS.get(f"{notebook}.{name}", PARAMETERS.get(name))
     example = f"for example {name}: {json.dumps(default, ensure_ascii=False)}"
     try:
-        value = _convert(parameter, given)
+        value = _convert(rule, given)
     except TypeError as error:
         raise ParameterError(f"{name} = {given!r} {error}: {example}") from None
-    if value is None or parameter.holds(value):
+    if value is None or _holds(rule, value):
         return value
-    remedy = nearest(value, parameter.near.split(), example)
-    raise ParameterError(f"{name} = {value!r} must be {parameter.says}: {remedy}")
+    remedy = nearest(value, rule.get("near", "").split(), example)
+    raise ParameterError(f"{name} = {value!r} must be {rule['says']}: {remedy}")
 
 
-def _convert(parameter: Parameter, given: object) -> object:
+def _holds(rule: dict, value: str | float) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(rule.get("pattern", "(?s).*"), value) is not None
+    inside = rule.get("least", -math.inf) <= value <= rule.get("most", math.inf)
+    inside = inside and rule.get("above", -math.inf) < value < rule.get("below", math.inf)
+    return inside or value == rule.get("also")
+
+
+def _convert(rule: dict, given: object) -> object:
     """The value as its kind. "5e-4" is a number: YAML 1.1, and so papermill, reads it as text.
     TypeError says what is meant instead."""
-    kind, value, text = parameter.kind, given, isinstance(given, str)
-    if parameter.none and given in (None, "null", "None"):
+    kind, value, text = rule.get("kind", "str"), given, isinstance(given, str)
+    if rule.get("none") and given in (None, "null", "None"):
         return None
     if kind == "str" and not text:
         raise TypeError("is not text: put it in quotes, or in papermill give it by -r, not -p")
@@ -245,16 +227,6 @@ def _convert(parameter: Parameter, given: object) -> object:
     return value
 
 
-def _wrong_names(notebook: str, defaults: dict, given: dict) -> Iterator[str]:
-    run, has = given.get("run", notebook), f"it has {', '.join(defaults)}"
-    if isinstance(run, str) and notebook_of(run) != notebook:
-        yield f"run = {run!r} is a run of {notebook_of(run)}, this is {notebook}: give its YAML"
-        return
-    for name in given:
-        if name not in defaults:
-            yield f"{notebook} has no parameter {name}: {nearest(name, defaults, has)}"
-
-
 def _wrong_together(values: dict) -> Iterator[str]:
     """Values that each may be, and not so."""
     scale, rank = values.get("lora_scale"), values.get("rank")
@@ -263,6 +235,11 @@ def _wrong_together(values: dict) -> Iterator[str]:
         fault = f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}"
         fault += f"; above {LARGE_SCALE} it is most likely that itself"
         yield f"{fault}: write lora_scale: {scale / rank:g}, or allow_large_scale: true"
+    trains, rounding = values.get("trains"), values.get("rounding")
+    if trains == "adapter" and rounding:
+        yield f"trains = adapter and rounding = {rounding}: an adapter is in no file, train weights"
+    if trains == "scales" and not rounding:
+        yield "trains = scales are those of rounded matrices: write rounding: q4_0"
     if part and not 1 < int(folds) >= int(part):
         yield f'left_out = {part}/{folds} is no fold: for example left_out: "1/10"'
 
@@ -280,25 +257,21 @@ def _wrong_paths(notebook: str, values: dict) -> Iterator[str]:
     if values.get("wandb") and importlib.util.find_spec("wandb") is None:
         fault = f"wandb = {values['wandb']!r} needs the package wandb, which is not installed"
         yield f'{fault}: {sys.executable} -m pip install wandb, or give "" for none'
-    if notebook == TEACHER and good:
-        yield from _wrong_sources(values)
-    out = ROOT / values["out"]
-    there = next(p for p in (out, *out.parents) if os.path.lexists(p))  # it makes what is below
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
-        what = "may not be written here" if there.is_dir() else "is no folder"
-        yield f"out = {values['out']!r} must be a folder: {there} {what}; give another"
-
-
-def _wrong_sources(values: dict) -> Iterator[str]:
-    """What 00's sources must be as a whole."""
-    text, tokens, teacher = values["text"], values["tokens"], values["teacher"]
-    if text and tokens:
+    text, tokens, teacher = (values.get(name) for name in ("text", "tokens", "teacher"))
+    if notebook != TEACHER or not good:
+        pass
+    elif text and tokens:
         yield f"text = {text!r} and tokens = {tokens!r}: give one of the two"
     elif not text and not tokens and values.get("text_characters") == 0:
         yield "text_characters = 0 and no text or tokens: give one of the three"
     elif teacher and not tokens and not values["tokenizer"]:
         fault = f"teacher = {teacher!r} reads only its own tokenizer's tokens"
         yield f"{fault}: give tokens, or text and tokenizer"
+    out = ROOT / values["out"]
+    there = next(p for p in (out, *out.parents) if os.path.lexists(p))  # it makes what is below
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+        what = "may not be written here" if there.is_dir() else "is no folder"
+        yield f"out = {values['out']!r} must be a folder: {there} {what}; give another"
 
 
 def shown(path: Path) -> str:
@@ -321,6 +294,7 @@ def _assignments(source: str) -> list[tuple[str, object]] | None:
     return pairs
 
 
-def _stop(problems: Iterable[str]) -> None:
+def stop(problems: Iterable[str]) -> None:
+    """ParameterError with a line for each problem, where there is one."""
     if lines := "\n".join(problems):
         raise ParameterError(lines)

@@ -1,16 +1,6 @@
 """Sweeps: one notebook over a grid of parameters, every point a run folder of its own.
 
-    # params/<profile>/sweeps/<name>.yaml
-    question: Which rank and scale does the adapter need?
-    like: 03_lora-hard         # a run of the profile: its parameters hold where none is given here
-    fixed: {epochs: 1.0}       # the same at every point
-    grid: {rank: [8, 16], lora_scale: [0.5, 1.0]}  # every combination,
-    points: [{rank: 64}]       # and, or instead, single points
-    seeds: [1, 2]              # each point with each of them
-
-Or `runs: [01_distill-50m, 02_hard_set]` instead of `like`: each point has these runs, and each
-reads what those before it made. A parameter goes to every run that has it, `01.epochs` to 01 alone.
-
+sweep.yaml shows the keys of params/<profile>/sweeps/<name>.yaml.
 Point `rank8-lora_scale0.5-seed1` of sweep `adapter` lives in outputs/<profile>/sweeps/adapter/.
 What it reads of its parent, the run folder above, are links. Its name says all that varies, so a
 new value adds points and moves none.
@@ -36,8 +26,7 @@ from tdbook.runs.parameters import ParameterError, nearest
 from tdlib import files, shapes
 
 PARENT, POINTS = ".parent", "points.json"  # in a point's folder, and in a sweep's
-KEYS = {"question": "Which rank?", "like": "03_lora", "runs": ["01_distill"]}  # examples
-KEYS |= {"fixed": {"epochs": 1}, "grid": {"rank": [8]}, "points": [{"rank": 8}], "seeds": [1, 2]}
+KEYS = yaml.safe_load(Path(__file__).with_name("sweep.yaml").read_text("utf8"))
 
 
 @dataclass(frozen=True)
@@ -243,8 +232,7 @@ class Point:
 
 
 class Folder:
-    """A run folder: the records of its finished runs and its models, each file read once. The
-    record of `run` itself is not read."""
+    """The records and models of a run folder's finished runs other than `run`, each read once."""
 
     def __init__(self, out: Path, run: str = "", sweeps: str = ""):
         self.out, self.run, self.sweeps = out, run, sweeps
@@ -275,7 +263,7 @@ class Folder:
     def adapters(self) -> dict[str, str]:
         """Adapter → its base."""
         parameters = [record["parameters"] for record in self.of(LORA)]
-        return {p["adapter"]: p["base"] for p in parameters if p.get("trains") != "weights"}
+        return {p["adapter"]: p["base"] for p in parameters if p["trains"] == "adapter"}
 
     def of(self, notebook: str) -> list[dict]:
         """The records of a notebook's runs."""

@@ -1,6 +1,4 @@
-"""Hours, money, bytes, spans and signs in words; what the plan expects of each model (plan.yaml),
-and what a shape costs before it is trained.
-"""
+"""Hours, money, bytes, spans and signs in words; what plan.yaml expects; the bytes of a shape."""
 
 import math
 import re

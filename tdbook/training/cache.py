@@ -7,11 +7,10 @@ next token). The k-th draw comes from the k-th of K equal parts of the teacher's
     id_k = F⁻¹((k + u) / K),   u uniform in [0, 1),   F the cumulated probabilities,
 
 so that a mean over the draws is unbiased, with a smaller variance than K draws from all of it. u
-depends on seed, window and position alone. Where a teacher rounds otherwise, a draw may become its
-neighbour: so what is written is what is used, and a training that was stopped goes on to the same
-bits. A folder holds key.json (what the rows were made from), rows.bin and valid.bin, a byte a row,
-which becomes 1 after the row has reached the disk: no kill and no power cut leaves a row that
-counts and is not whole. Several processes may fill one cache.
+depends on seed, window and position alone. What is written is what is used, so that a training
+that was stopped goes on to the same bits. A folder holds key.json (what the rows were made from),
+rows.bin and valid.bin, a byte a row, which becomes 1 after the row has reached the disk: no power
+cut leaves a row that counts and is not whole. Several processes may fill one cache.
 Legend: B windows of a batch, T tokens, N = B·T, E teacher width, V vocabulary, K draws a token.
 """
 
@@ -222,7 +221,21 @@ class Cache(data.Targets, AbstractContextManager):
 def _open(path: Path, key: dict, files: dict[Path, int]) -> None:
     """Files of so many bytes and their key: made, all zeros, or checked; by several at once too."""
     if not path.is_file():
-        _make(path, key, files)
+        clear_begun(path.parent)
+        for file in files:  # of a process killed here: zeros, as far as the first MiB tells
+            there = os.path.lexists(file) and any(file.open("rb").read(2**20))
+            if there and not path.is_file():
+                raise FileExistsError(f"{file} holds what the book did not write: {AWAY}")
+        needed = sum(files.values()) / 2**20
+        free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
+        if needed > free:
+            fault = f"no room for {path.parent}: it takes {needed:,.1f} MiB more, {free:,.1f} are"
+            raise OSError(f"{fault} free; make room, or go without a cache")
+        with replacing(path) as beside:
+            for file, size in files.items():
+                with open(file, "ab") as f:
+                    f.truncate(size)
+            beside.write_text(json.dumps(key, indent=1), encoding="utf8")
     try:
         old = dict(json.loads(path.read_text(encoding="utf8")))
     except (ValueError, TypeError) as error:
@@ -231,23 +244,6 @@ def _open(path: Path, key: dict, files: dict[Path, int]) -> None:
     for file, size in files.items():
         if not file.is_file() or file.stat().st_size != size:
             raise ValueError(f"{file} must have {size:,} bytes and has not: {REMEDY}")
-
-
-def _make(path: Path, key: dict, files: dict[Path, int]) -> None:
-    clear_begun(path.parent)
-    for file in files:  # of a process that was killed here: zeros, as far as the first MiB tells
-        if os.path.lexists(file) and any(file.open("rb").read(2**20)) and not path.is_file():
-            raise FileExistsError(f"{file} holds what the book did not write: {AWAY}")
-    needed = sum(files.values()) / 2**20
-    free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20
-    if needed > free:
-        fault = f"no room for {path.parent}: it takes {needed:,.1f} MiB more, {free:,.1f} are free"
-        raise OSError(f"{fault}; make room, or go without a cache")
-    with replacing(path) as beside:
-        for file, size in files.items():
-            with open(file, "ab") as f:
-                f.truncate(size)
-        beside.write_text(json.dumps(key, indent=1), encoding="utf8")
 
 
 def _compare(folder: Path, old: dict, new: dict) -> None:

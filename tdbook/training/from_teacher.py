@@ -155,8 +155,7 @@ def _move(student: Llama, teacher: Llama, kept: list[int], ids_BT: Tensor, p_DE:
 
 
 def _norm(old: RMSNorm, new: RMSNorm, x_BTD, x_BTE, p_DE) -> tuple[Tensor, Tensor]:
-    """Sets a norm's scales, for it sees the mean square of E dimensions instead of D; what both
-    give out."""
+    """Sets a norm's scales, for it sees the mean square of E dimensions; what both give out."""
     new.weight.fill_(1.0)
     plain_NE = new(x_BTE).flatten(0, 1)
     new.weight.copy_(old.weight @ p_DE.square())

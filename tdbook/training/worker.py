@@ -29,8 +29,8 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from tdbook.corpus import token_files
 from tdbook.runs import heartbeat, machine
 from tdbook.training import cache
-from tdlib import checkpoint, data, train
-from tdlib.files import AWAY, MARK
+from tdlib import checkpoint, data, quantize, train
+from tdlib.files import MARK, theirs
 from tdlib.model import Llama
 from tdlib.team import Team
 
@@ -84,9 +84,8 @@ def fit(
 
 
 def _emptied(job: Path) -> Path:
-    """The workers' folder without what a killed process left there."""
-    if os.path.lexists(job) and not (job / MARK).is_file():
-        raise FileExistsError(f"{job} is there and was not made by the book: {AWAY}")
+    """The workers' folder without what a killed process left. FileExistsError: it is another's."""
+    theirs(job)
     shutil.rmtree(job, ignore_errors=True)
     job.mkdir(parents=True)
     (job / MARK).touch()
@@ -134,18 +133,30 @@ def _run(job: Path, processes: int, given: dict, record, progress) -> list[dict]
     return log
 
 
-def _pack(model: Llama, path: Path) -> tuple[Path, Llama]:
-    """Its weights in a file, and the model without them."""
+def _pack(model: Llama, path: Path) -> tuple[Path, Llama, list[bool]]:
+    """Its weights in a file, the model without them, and, where it is rounded, how: the parts of a
+    rounded model are not pickled, a worker attaches its own."""
     weights = dict(model.named_parameters())
     content = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     safetensors.torch.save_file(content, path)
+    kept = [m.parametrizations.weight[0].kept_BN for m in quantize.parts(model)]
+    if kept:
+        with torch.device("meta"):
+            weights = dict((model := Llama(model.config)).named_parameters())
     bare = {id(w): nn.Parameter(torch.empty(0), w.requires_grad) for w in weights.values()}
-    return path, copy.deepcopy(model, bare).cpu()
+    return path, copy.deepcopy(model, bare).cpu(), [kept[0] is not None] if kept else []
 
 
-def _unpack(path: Path, model: Llama) -> Llama:
-    for name, weight in safetensors.torch.load_file(path).items():
+def _unpack(path: Path, model: Llama, rounded: list[bool]) -> Llama:
+    weights = safetensors.torch.load_file(path)
+    shifts = {name: weights.pop(name) for name in [*weights] if name.endswith("original1")}
+    for name, weight in weights.items():
+        name = name.replace(".parametrizations.weight.original0", ".weight")
         model.get_parameter(name).data = weight
+    if rounded:
+        quantize.attach(model, *rounded)
+    for name, shift_B in shifts.items():
+        model.get_parameter(name).data = shift_B
     return model
 
 

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import sysconfig
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,8 +24,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from tdbook.corpus import token_files
 from tdbook.runs import machine, units
 from tdbook.workflow import execute, graph, plan
-from tdbook.workflow.workload import Training
-from tdlib import data, lora, train
+from tdbook.workflow.workload import Training, into_four_bits
+from tdlib import data, lora, quantize, train
 from tdlib.model import Llama, LlamaConfig
 
 APART = 0.05  # of a gradient's norm; rounding to bfloat16 makes a hundredth
@@ -36,9 +35,9 @@ CUDNN = [SDPBackend.CUDNN_ATTENTION, *FLASH]
 
 def examine(pairs: dict[str, str]) -> int:
     """Print what each check returns, or the error that it raises; 1 where there is one."""
-    of, failed = plan.asked(graph.wanted("doctor", pairs)), 0
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    checks = {"torch": (_torch,), "run folder": (_run_folder, of.out), "tokens": (_tokens, of)}
+    wanted, failed = graph.wanted("doctor", pairs), 0
+    of, device = plan.asked(wanted), "cuda" if torch.cuda.is_available() else "cpu"
+    checks = {"torch": (_torch,), "paths": (_paths, wanted), "tokens": (_tokens, of)}
     tried = set()
     for t in (t for work in of.works for t in work.trainings):
         shapes = (t.student, t.teacher, t.rank, t.parameters["compile"])
@@ -70,21 +69,13 @@ def _torch() -> str:
     return f"{version}, no GPU here, threads: {torch.get_num_threads()}"
 
 
-def _run_folder(out: Path) -> str:
-    place = next(p for p in (out, *out.parents) if p.exists())
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            return f"{out}, {units.si(shutil.disk_usage(place).free, 'B')} free"
-    except OSError as error:
-        raise ValueError(f"{place} cannot be written ({error}): give another OUT=") from None
+def _paths(wanted: graph.Wanted) -> str:
+    return f"those of {len(graph.jobs(wanted.config))} runs; {wanted.out} can be written"
 
 
 def _tokens(of: plan.Asked) -> str:
-    p = of.runs[0].parameters
     if of.tokens:
         token_files.open_tokens(of.tokens)  # looks at the files, and at a sample of their ids
-    elif not (p["text_characters"] or p["text"]):
-        raise ValueError("none yet, and this profile writes no text of its own: give TOKENS=folder")
     return of.size.source
 
 
@@ -118,6 +109,8 @@ def two_steps(t: Training, device: str, tokens: Path | None) -> str:
     student, teacher = (c and Llama(c).to(device) for c in (t.student, t.teacher))
     if t.rank:
         lora.attach(student, t.rank)
+    if rounded := into_four_bits(t.parameters):
+        quantize.attach(student, t.parameters.get("trains") == "scales")
     context, ended, gpu = t.student.context, [], torch.cuda.is_available()
     if tokens:
         windows = token_files.open_tokens(tokens).train
@@ -129,6 +122,7 @@ def two_steps(t: Training, device: str, tokens: Path | None) -> str:
     # another shape than the training's would be compiled anew; a CPU would take minutes for it
     each = (gpu and min(recipe.micro_windows, recipe.batch_tokens // context)) or 1
     recipe = replace(recipe, batch_tokens=each * context, epochs=1.0, token_limit=0)
+    recipe = replace(recipe, four_bit_share=float(rounded))
     gap = attention_gap(t.student, each, device) if gpu else 0.0
     if not gap < APART and os.environ.get(machine.FLASH_FIRST) != "1":  # NaN is not below
         remedy = f"export {machine.FLASH_FIRST}=1 before the night"

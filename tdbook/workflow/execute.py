@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -49,14 +48,11 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
         print(f"{run} · failed: {error}", flush=True)
         return 1
     print(f"{run} · started{gpus and f' on GPU {gpus}'}", flush=True)
-    began, before = time.monotonic(), out / f".{run}.ipynb"
-    if (out / f"{run}.ipynb").exists():  # papermill writes over it; a finished run's goes to old/
-        shutil.copy2(out / f"{run}.ipynb", before)
+    began = time.monotonic()
     # what the notebook is told: the names of the YAML, with values that are already converted
     given = {name: values[name] for name in parameters.read(yaml) | overrides}
     error = _papermill(run, out, {"out": values["out"]} | given)
     state = _settled(out, run, error)
-    before.unlink(missing_ok=True)
     if state.get("old"):
         print(f"{run} · {state['old']}", flush=True)
     page(out, run)
@@ -78,8 +74,9 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
     from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
 
-    _write_notebooks_whole()
-    paths = (parameters.ROOT / "notebooks" / f"{notebook_of(run)}.ipynb", out / f"{run}.ipynb")
+    # papermill empties its file before it saves; and the run puts an earlier notebook away
+    beside = out / f".{run}.ipynb"
+    paths = (parameters.ROOT / "notebooks" / f"{notebook_of(run)}.ipynb", beside)
     paths = (str(path).replace("{", "{{").replace("}", "}}") for path in paths)  # it formats them
     # a kernel of this interpreter, whatever Jupyter's paths hold under the name python3
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -102,18 +99,18 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
         return "stopped"
     except Exception as error:  # any: a kernel that does not start must not look like running
         return "stopped" if stopping.is_set() else f"{type(error).__name__}: {error}"
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # no kernel, nothing written
+            os.replace(beside, out / f"{run}.ipynb")
     return None
 
 
 def _show_progress(out: Path, run: str) -> None:
     """A line every 15 s while the run goes on."""
-    before = ""
-    while True:
+    time.sleep(15)
+    while (state := heartbeat.state(out, run))["state"] == "running":
+        print(f"{run} · {heartbeat.progress(state)}", flush=True)
         time.sleep(15)
-        state = heartbeat.state(out, run)
-        if state["state"] == "running" and before != (line := heartbeat.progress(state)):
-            print(f"{run} · {line}", flush=True)
-            before = line
 
 
 def _stop_on_signals(out: Path, run: str) -> threading.Event:
@@ -134,15 +131,6 @@ def _stop_on_signals(out: Path, run: str) -> threading.Event:
     for caught in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(caught, stop)
     return stopping
-
-
-def _write_notebooks_whole() -> None:
-    """papermill empties a notebook's file before it saves it, where a kill would leave nothing."""
-    from papermill.iorw import LocalHandler, papermill_io
-
-    whole = LocalHandler()
-    whole.write = lambda content, path: files.write_whole(Path(path), content, lasting=False)
-    papermill_io.register("/", whole)  # all absolute paths
 
 
 def _settled(out: Path, run: str, error: str | None) -> dict:
@@ -180,8 +168,11 @@ def page(out: Path, run: str) -> None:
 
 def pages(out: Path, again: bool = False) -> None:
     """The pages that a kill, or plain papermill, left unwritten; or all of them `again`."""
-    for run in (state["run"] for state in heartbeat.states(out)):
+    for state in heartbeat.states(out):
+        run, beside = state["run"], out / f".{state['run']}.ipynb"
         notebook, html = (out / f"{run}.{kind}" for kind in ("ipynb", "html"))
+        if state["state"] != "running" and files.whole(beside, "cells"):
+            os.replace(beside, notebook)
         written = html.stat().st_mtime if html.exists() else 0
         if notebook.exists() and (again or notebook.stat().st_mtime > written):
             page(out, run)
@@ -194,14 +185,10 @@ def gpus() -> list[str]:
     return [str(number) for number in range(len([*Path("/dev").glob("nvidia[0-9]*")]))]
 
 
-def runs_each() -> int:
-    """How many runs may share a GPU."""
-    return int(number(os.environ, RUNS, 1, 2)) if os.environ.get(RUNS) else 1
-
-
-def slots() -> int:
-    """How many runs of one GPU each there is room for; 0 without a GPU."""
-    return len(gpus()) * runs_each()
+def slots() -> list[tuple[int, str]]:
+    """Room for runs of one GPU each: number, and GPU."""
+    each = int(number(os.environ, RUNS, 1, 2)) if os.environ.get(RUNS) else 1
+    return [*itertools.product(range(each), gpus())]
 
 
 def take_gpus(device: str, count: int) -> str:
@@ -214,7 +201,7 @@ def take_gpus(device: str, count: int) -> str:
     folder, chosen = Path(tempfile.gettempdir()) / f"tdlib-gpus-{os.getuid()}", {}
     folder.mkdir(exist_ok=True)
     for tried in itertools.count():
-        for slot, name in itertools.product(range(runs_each()), names):
+        for slot, name in slots():
             if name not in chosen and len(chosen) < count:
                 file = locked(folder / f"{re.sub(r'[^-.0-9A-Za-z]', '_', name)}.{slot}")
                 chosen |= {name: file} if file else {}

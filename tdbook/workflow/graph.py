@@ -64,10 +64,7 @@ class Wanted:
     command: str
     settings: dict[str, str]  # of SET
 
-    @property
-    def config(self) -> dict:
-        """What `jobs` and the Snakefile need to find the same runs."""
-        return asdict(self)
+    config = property(asdict)  # what `jobs` and the Snakefile need to find the same runs
 
 
 def wanted(command: str, pairs: dict[str, str]) -> Wanted:
@@ -114,10 +111,8 @@ def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str
         names[name] = {name, run, notebook_of(run), point, *sweep}
     for word in words:
         if not any(word in own for own in names.values()):
-            ends = [name for name in every if name.endswith(f"-{word}")]
             known = dict.fromkeys([*every, *(part for own in names.values() for part in own)])
-            meant = f"did you mean {ends[0]}?" if ends else nearest(word, known)
-            raise ParameterError(f"{word} is no run of params/{profile}: {meant}")
+            raise ParameterError(f"{word} is no run of params/{profile}: {nearest(word, known)}")
     return tuple(name for name, own in names.items() if own & set(words))
 
 
@@ -188,14 +183,15 @@ def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
     if gone := [name for name in wanted.before if not hashes.load(runs[name].out, name)]:
         raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
     targets, pages = targets_of(wanted, runs)
-    reasons, damaged = hashes.judge(runs, [*targets, *pages], wanted.before)
-    if lines := dict.fromkeys(line for lines in damaged.values() for line in lines):
+    reasons = hashes.judge(runs, [*targets, *pages], wanted.before)
+    new = [name for name, why in reasons.items() if why and not why.startswith(hashes.AFTER)]
+    stand = [runs[name] for name in reasons if name not in new]
+    if lines := dict.fromkeys(line for one in stand for line in hashes.damage(one.out, one.run)):
         raise ParameterError("\n".join([*lines, "nothing is made from what is damaged"]))
     foreign: dict[Path, list[str]] = {}  # what another made, in the place of what is made
-    for one in (runs[name] for name, why in reasons.items() if why):
-        if not reasons[one.name].startswith(hashes.AFTER):
-            paths = not_ours(one.out, one.run, [*one.writes], notebook=True)
-            foreign.setdefault(one.out, []).extend(paths)
+    for one in (runs[name] for name in new):
+        paths = not_ours(one.out, one.run, [*one.writes], notebook=True)
+        foreign.setdefault(one.out, []).extend(paths)
     if lines := [refusal(out, [*dict.fromkeys(p)]) for out, p in foreign.items() if p]:
         raise ParameterError("\n".join(lines))
     return reasons
@@ -207,7 +203,13 @@ def book(
     """The runs of params/<profile>, checked. `values` are those of the command line."""
     place = {"out": str(out)} if out else {}
     own = {path: parameters.of_run(values or {}, path.stem) for path in yamls(profile)}
-    checked = {path: check_yaml(path, place | more, paths) for path, more in own.items()}
+    checked, problems = {}, []
+    for path, more in own.items():
+        try:
+            checked[path] = check_yaml(path, place | more, paths)
+        except ParameterError as error:
+            problems.append(str(error))
+    parameters.stop(problems)
     makers: dict[str, str] = {}  # path → the run that makes it
     for path in sorted(checked, key=lambda path: notebook_of(path.stem) == COMPARISON):
         for made in notebooks.writes(path.stem, checked[path], list(makers)):
@@ -266,8 +268,7 @@ def _run(
 def swept(
     name: str, profile: str, runs: list[BookRun], values: dict | None = None
 ) -> list[BookRun]:
-    """The runs of a sweep's points; where each is one run, last the page that compares them, which
-    takes those that are done. `runs` are the book's."""
+    """The runs of a sweep's points; where each is one run, last their page. `runs`: the book's."""
     sweep, out, points = sweeps.read(profile, name), runs[0].out, []
     makers = {path: one.name for one in runs for path in one.writes}
     for point in sweep.points:

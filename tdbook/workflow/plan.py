@@ -19,7 +19,7 @@ from tdbook.runs.sweeps import Folder
 from tdbook.workflow import graph, workload
 from tdbook.workflow.workload import Size, Work
 from tdlib import files, shapes
-from tdlib.shapes import SHAPES, LlamaConfig
+from tdlib.shapes import LlamaConfig
 
 NOMINAL = 3_700_000_000  # training tokens, by the count of the teacher's owner
 META = ("vocab_size", "block_size", "train_tokens", "val_tokens")
@@ -55,7 +55,7 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
         written = (p["vocab_size"],) if p["text_characters"] else units.VOCABULARIES
         vocabularies = (vocabulary,) if vocabulary else written
         tokens, size = None, _guessed(p, vocabularies[0], *shares[:1])
-    teacher = teacher or _trained(p, size)
+    teacher = teacher or size.shape(p["shape"])
     if teacher.vocab_size != size.vocab_size:
         both = f"{teacher.vocab_size:,}, the tokens' {size.vocab_size:,}"
         remedy = "give the tokens that it was made with (TOKENS=, VOCAB=)"
@@ -109,20 +109,16 @@ def _teacher(p: dict, out: Path, told: str | None = None) -> LlamaConfig | None:
     return shapes.read_config(path) if told or path.is_dir() else None
 
 
-def _trained(p: dict, size: Size) -> LlamaConfig:
-    return LlamaConfig(size.vocab_size, **SHAPES[p["shape"]], context=size.context)
-
-
 def estimate(p: dict, out: Path, device: str) -> dict:
     """What a run that begins now will cost, by what its run folder holds: recorded with it."""
-    size, made = size_of(out / "tokens", out), {}
-    for path in sorted((out / "models").glob("[!.]*/config.json")):
-        shape = shapes.read_config(path.parent)
-        made[f"models/{path.parent.name}"] = replace(shape, context=size.context)
+    size, models = size_of(out / "tokens", out), sorted((out / "models").glob("[!.]*/config.json"))
+    made = {f"models/{path.parent.name}": shapes.read_config(path.parent) for path in models}
+    made = {path: replace(shape, context=size.context) for path, shape in made.items()}
     for adapter, base in Folder(out, p["run"]).adapters.items():
         if f"models/{base}" in made:  # it is being made again: its adapters are older than it
             made[f"adapters/{adapter}"] = made[f"models/{base}"]
-    work = workload.of_run(p, size, _teacher(p, out) or _trained(p, size), made)
+    teacher = _teacher(p, out) or size.shape(p["shape"])
+    work = workload.of_run(p, size, teacher, made)
     low, high = work.seconds(workload.here(device))
     steps, memory = sum(t.steps for t in work.trainings), work.memory(device[:4])
     cost = {"seconds_low": low, "seconds_high": high, "peak_memory_mib": memory / 2**20}

@@ -1,23 +1,20 @@
-"""The pages of a run folder: a run's own, and the index; and what of it goes to others: for git
-(`publish`) or packed for mail (`pack`).
+"""The pages of a run folder, and what of it goes to others: for git (`publish`), for mail (`pack`).
 
 Weights and token files are never taken. A mail is the owner's own and holds every page. What goes
-into git holds no text of others: where text, tokens, tokenizer or teacher were given to the book,
-no page is published (all but 07's show samples), and no table or figure that was said to hold words
-of the text (`text=True` of Run.table and Run.figure). Results keep numbers and names: no samples,
-no paths, no commands.
+into git holds no text that was given to the book: no page (all but 07's show samples), no table or
+figure with text=True. Results keep numbers and names: no samples, no paths, no commands.
 """
 
+import base64
 import datetime
 import hashlib
 import itertools
 import json
-import os
 import re
 import time
 from html import unescape
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import nbformat
 from bs4 import BeautifulSoup
@@ -86,7 +83,7 @@ def index(out: Path, name: str = "") -> Path:
         content["quality"] = _with_readable_tables(pages.markdown(quality.read_text("utf-8")))
     difficulty = out / f"figures/{notebooks.HARD_SET}-difficulty.svg"
     if difficulty.exists():
-        content["difficulty"] = pages.base64_of(difficulty.read_bytes())
+        content["difficulty"] = base64.b64encode(difficulty.read_bytes()).decode()
     content["whole"] = not swept and (out / "state").is_dir()  # published/ has no states
     _write(path, "runs.html.j2", **content)
     if content["whole"]:
@@ -97,14 +94,10 @@ def index(out: Path, name: str = "") -> Path:
 def _frame(out: Path, run: str, body: Markup) -> None:
     """Put a head and links around the body of a page."""
     names = sorted({*_runs_with_page(out), run})
-    at = names.index(run)
-    before, _, after = [None, *names, None][at : at + 3]
     results = (out / "results").glob("*.json")
     reads = {path.stem: (files.whole(path) or {}).get("reads", {}) for path in results}
     point = sweeps.parent(out) and not (out / sweeps.POINTS).is_file()
-    links = {"index": "../index.html" if point else "index.html", "before": before, "after": after}
-    links["made_from"] = [name for name in names if name in reads.get(run, {})]
-    links["used_by"] = [name for name in names if run in reads.get(name, {})]
+    links = {"index": "../index.html" if point else "index.html", "names": names, "reads": reads}
     _write(out / f"{run}.html", "page.html.j2", body=body, **links, **status.row(out, run))
 
 
@@ -143,8 +136,8 @@ def _write(path: Path, template: str, **content: object) -> None:
 def publish(out: Path, name: str = "") -> Path:
     """outputs/published/<name>/: what may be shown of the runs that are done, and a manifest."""
     name = name or out.resolve().name
-    if not parameters.NAME.holds(name):
-        raise ParameterError(f"NAME={name} must be {parameters.NAME.says}: NAME=tiny")
+    if not re.fullmatch(parameters.NAME["pattern"], name):
+        raise ParameterError(f"NAME={name} must be {parameters.NAME['says']}: NAME=tiny")
     records = {run: _done(out, run) for run in status.traces(out)}
     if not any(records.values()):
         raise ParameterError(f"{out} holds no run that is done: make book, then again")
@@ -159,7 +152,14 @@ def publish(out: Path, name: str = "") -> Path:
                 shown = place / "results" / point.relative_to(out) / path.name
                 _write_public(shown, _public(record), out)
         refresh(place, name)
-        manifest = _manifest(out, name, place) | {"left_out": left_out}
+        shown, now = parameters.shown(out), datetime.datetime.now(datetime.UTC)
+        command = f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={name}"
+        manifest = {"command": command, "published": now.isoformat(timespec="seconds")}
+        ours = all(_ours(out, path.stem) for path in (place / "results").glob("*.json"))
+        manifest["text"] = "the book's own" if ours else "given, not shown"
+        sums = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files_of(place)}
+        manifest["files"] = {str(p.relative_to(place)): sha for p, sha in sums.items()}
+        manifest["left_out"] = left_out
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         files.write_whole(place / "manifest.json", text)
     print(f"{target}: {len(files_of(target))} files; left out, by manifest.json: {len(left_out)}")
@@ -175,13 +175,11 @@ def _done(out: Path, run: str) -> dict | None:
 def _ours(out: Path, run: str) -> bool:
     """Whether a run read, or made, tokens that the book wrote by itself, to the last part."""
     known = hashes.load(out, run)
-    tokens = known["outputs"].get("tokens") or known["inputs"].get("tokens") or {}
-    for path in (out / "hashes").glob(f"{notebooks.TEACHER}*.json"):
-        made = hashes.load(out, path.stem)["outputs"].get("tokens", {})
-        if made and made["sha256"] == tokens.get("sha256"):
-            given = (_done(out, path.stem) or {}).get("parameters", {})
-            return not any(given.get(name, "unknown") for name in parameters.SOURCES)
-    return False
+    tokens = (known["inputs"] | known["outputs"]).get("tokens", {})
+    maker, made = hashes.makers(out).get("tokens", ("", {"sha256": ""}))
+    given = (_done(out, maker) or {}).get("parameters", {})
+    ours = not any(given.get(name, "unknown") for name in parameters.SOURCES)
+    return ours and made["sha256"] == tokens.get("sha256")
 
 
 def _copy(out: Path, record: dict, place: Path) -> list[str]:
@@ -255,17 +253,6 @@ def _write_public(path: Path, text: str, out: Path) -> None:
     files.write_whole(path, text)
 
 
-def _manifest(out: Path, name: str, place: Path) -> dict:
-    """Where all of it comes from, and the hash of every file."""
-    shown, now = parameters.shown(out), datetime.datetime.now(datetime.UTC)
-    command = f"make publish OUT={out.name if shown[0] == '/' else shown} NAME={name}"
-    ours = all(_ours(out, path.stem) for path in (place / "results").glob("*.json"))
-    text = "the book's own" if ours else "given, not shown"
-    found = {"command": command, "published": now.isoformat(timespec="seconds"), "text": text}
-    sums = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files_of(place)}
-    return found | {"files": {str(p.relative_to(place)): sha for p, sha in sums.items()}}
-
-
 def files_of(place: Path) -> list[Path]:
     return sorted(path for path in place.rglob("*") if path.is_file())
 
@@ -281,19 +268,10 @@ def pack(out: Path) -> Path:
         packed += [path for kind in KINDS for path in (folder / kind).glob("[!.]*.*")]
     name = re.sub(r"[^A-Za-z0-9.+-]+", "_", out.resolve().name).strip("_.-") or "book"
     target, folder = out / f"{name}-reports.zip", f"{name}-reports"
-    if os.path.lexists(target) and not _packed(target, folder):
-        raise ParameterError(f"{target} is there and was not packed here: {files.AWAY}")
+    files.own(target)
     with files.replacing(target) as beside, ZipFile(beside, "w", ZIP_DEFLATED) as archive:
         for path in sorted(packed):
             archive.write(path, f"{folder}/{path.relative_to(out).as_posix()}")
+    files.mark(out, target.name)
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
     return target
-
-
-def _packed(path: Path, folder: str) -> bool:
-    """Whether a file is an archive of ours: all of it in one folder."""
-    try:
-        with ZipFile(path) as archive:
-            return all(name.startswith(f"{folder}/") for name in archive.namelist())
-    except (OSError, BadZipFile):
-        return False

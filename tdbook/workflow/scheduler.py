@@ -8,6 +8,7 @@ again, finds them in the queue and waits until they have left it.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import signal
@@ -66,7 +67,11 @@ def prepare(config: dict) -> dict[str, BookRun]:
 
 def _not_yet_redone(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[str, ...]:
     """The runs that REDO names, but for those that this same command, stopped since, has redone."""
-    began = status.began_of(parameters.ROOT / wanted.out, wanted.command) - 1  # whole seconds
+    began = math.inf
+    for one in reversed(status.sessions(parameters.ROOT / wanted.out)):
+        if one["command"] != wanted.command or one["code"] == 0:
+            break
+        began = one["began"] - 1  # records have whole seconds
     records = {name: status.row(runs[name].out, runs[name].run)["record"] for name in wanted.redo}
     started = {n: datetime.fromisoformat(r["started"]).timestamp() for n, r in records.items() if r}
     return tuple(name for name in wanted.redo if started.get(name, 0.0) < began)
@@ -80,9 +85,7 @@ def _snakemake(wanted: Wanted, targets: list[str]) -> int:
     command = _command_of(wanted, runs, targets)
     if not wanted.cluster:  # a lost connection to the login node must not cancel jobs
         heartbeat.die_with_parent()
-    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    how = dict(cwd=parameters.ROOT, env=os.environ | {"PYTHONPATH": os.pathsep.join(path)})
-    how |= dict(preexec_fn=lambda: heartbeat.die_with_parent(signal.SIGKILL))
+    how = dict(cwd=parameters.ROOT, preexec_fn=lambda: heartbeat.die_with_parent(signal.SIGKILL))
     how |= dict(start_new_session=True)  # Ctrl-C reaches this process alone, which ends the others
     with (out / ".snakemake.log").open("w") as log:
         child = subprocess.Popen(command, stderr=log, **how)
@@ -106,7 +109,7 @@ def _snakemake(wanted: Wanted, targets: list[str]) -> int:
 def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) -> list:
     """Snakemake's command line. First every run that is current gets its mark, others lose it."""
     out, now = parameters.ROOT / wanted.out, time.time()
-    reasons = hashes.judge(runs, runs, wanted.before)[0]
+    reasons = hashes.judge(runs, runs, wanted.before)
     for name, one in runs.items():
         one.mark.parent.mkdir(parents=True, exist_ok=True)
         if reasons[name]:
@@ -127,7 +130,7 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
     if wanted.cluster:
         command += ["--slurm-jobname-prefix", prefix(out), "--slurm-logdir", out / ".slurm"]
     else:
-        command += ["--resources", f"gpu={execute.slots()}"]
+        command += ["--resources", f"gpu={len(execute.slots())}"]
     return [*command, "--", *(os.path.relpath(runs[name].mark, out / ".done") for name in targets)]
 
 

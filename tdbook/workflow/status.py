@@ -1,5 +1,4 @@
-"""What goes on in a run folder, by its files and the processes that live: for `make status`, the
-index and the morning report alike.
+"""What goes on in a run folder, by its files and the processes that live.
 
 A run is queued, running, done, failed, interrupted (it said so itself), lost (its process is gone
 without a word) or not run. A done one is stale where other code than today's made it, outdated
@@ -10,7 +9,6 @@ Papermill's metadata is not used: it is wrong after a kill. Imports no torch.
 import contextlib
 import itertools
 import json
-import math
 import shutil
 import time
 from collections import Counter
@@ -44,13 +42,6 @@ def session(out: Path, targets: list[str], command: str, price: float | None) ->
 
 def sessions(out: Path) -> list[dict]:
     return files.whole(out / SESSIONS, kind=list) or []
-
-
-def began_of(out: Path, command: str) -> float:
-    """When a command that has not come to its end yet was given first; ∞ for a new one."""
-    latest = reversed(sessions(out))
-    own = itertools.takewhile(lambda one: one["command"] == command and one["code"] != 0, latest)
-    return min((one["began"] for one in own), default=math.inf)
 
 
 def live(out: Path) -> dict | None:
@@ -120,11 +111,10 @@ def _judged(out: Path, sweep: str, found: dict[str, dict], full: bool) -> list[d
     with contextlib.suppress(ValueError):  # of params/: `make check` tells
         jobs = graph.jobs(config | own, paths=False) if config else {}
     done = {name: one for name, one in found.items() if one["state"]["state"] == "done"}
-    reasons, damaged = hashes.judge(jobs, done.keys() & jobs.keys(), (), full)
+    reasons = hashes.judge(jobs, done.keys() & jobs.keys())
     for name, one in done.items():
         why = reasons.get(name, hashes.OLDER)
-        hurt = damaged.get(name) if name in jobs else hashes.damage(one["folder"], one["run"], full)
-        if hurt:
+        if hurt := hashes.damage(one["folder"], one["run"], full):
             one |= {"older": False, "state": {"state": "damaged", "error": hurt}}
         elif why not in ("", hashes.OLDER):
             error = [f"{why}: the next `make book` makes it again"]
@@ -161,21 +151,12 @@ def text(out: Path, full: bool = False) -> str:
 def morning(out: Path, full: bool = False) -> dict:
     """What status, the morning report and the head of the index say of a run folder."""
     found, made, swept, now = rows(out, full), sessions(out), sweeps_of(out), live(out)
-    command = made[-1]["command"] if made else f"make book OUT={out}"
     every = [*found, *(one for sweep in swept.values() for one in sweep["rows"])]
     trouble = [one for one in every if heartbeat.word(one) in BAD]
-    redo = ",".join(one["run"] for one in trouble if heartbeat.word(one) == "damaged")
-    what = f"OUT={parameters.shown(out)}"
-    then = f"all is done: `make publish {what}` keeps the results, `make zip {what}` mails them"
-    if now:
-        then = f"`{command}` is at work; `make status` follows it"
-    elif redo:
-        then = f"`{command} REDO={redo}` makes again what is damaged"
-    elif trouble or any(heartbeat.word(one) not in ("done", "stale") for one in found):
-        then = f"`{command}` goes on where it stopped"
     price = next((x["price"] for x in reversed(made) if x["price"] is not None), None)
     free = shutil.disk_usage(out).free if out.exists() else 0
     running = [one for one in every if one["state"]["state"] == "running"]
     about = {"rows": found, "counts": Counter(map(heartbeat.word, found)), "running": running}
-    about |= {"trouble": trouble, "sweeps": swept, "live": now, "next": then}
+    about |= {"trouble": trouble, "sweeps": swept, "live": now, "out": parameters.shown(out)}
+    about["command"] = made[-1]["command"] if made else f"make book OUT={out}"
     return about | {"hours": hours(out), "price": price, "free": free}

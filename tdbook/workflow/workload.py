@@ -113,6 +113,9 @@ class Size:
     hard: int  # windows of the hard set
     source: str  # where that is known from
 
+    def shape(self, name: str) -> LlamaConfig:
+        return LlamaConfig(self.vocab_size, **SHAPES[name], context=self.context)
+
 
 @dataclass(frozen=True)
 class Training:
@@ -147,6 +150,7 @@ def training(
     # one layer), and of both models a chunk of logits; on CUDA those in bfloat16, as a copy
     # of what trains, and a chunk's gradient beside its logits; a frozen norm keeps no input there
     memory, tokens = {}, min(p["micro_windows"], batch, windows) * context
+    rounded = 5 * into_four_bits(p)  # q · d, and q in 8 bits
     layers = 1 if p["activation_checkpointing"] else student.layers
     for kind, half, chunks in (("cpu", 0, len(models)), ("cuda", 2, len(models) + 1)):
         kept = layers * layer_bytes(student, kind) + 4 * student.dim * (student.layers + 1)
@@ -154,9 +158,14 @@ def training(
         if teacher:  # its last hidden states; a CPU's memory has holes where its layers were
             kept += 4 * teacher.dim if half else layer_bytes(teacher)
         logits = (4 - half) * min(tokens, CHUNK[kind]) * student.vocab_size * chunks
-        memory[kind] = (12 + half) * weights + tokens * kept + logits
+        memory[kind] = (12 + half + rounded) * weights + tokens * kept + logits
     steps, flop = math.ceil(windows / batch), flop * windows * context
     return Training(path, student, teacher, p, rank, weights, windows, steps, flop, memory)
+
+
+def into_four_bits(p: dict) -> bool:
+    """Whether a training with these parameters reads rounded matrices, at its end at least."""
+    return bool(p.get("rounding") or p.get("four_bit_share"))
 
 
 @dataclass(frozen=True)
@@ -235,9 +244,7 @@ def _shapes(p: dict, size: Size, teacher: LlamaConfig, made: dict) -> list[tuple
     known = {"": None, "teacher": teacher, "base": made.get(f"models/{p.get('base')}", teacher)}
 
     def of(name: str) -> LlamaConfig | None:
-        if name in known:
-            return known[name]
-        return LlamaConfig(size.vocab_size, **SHAPES[p[name]], context=size.context)
+        return known[name] if name in known else size.shape(p[name])
 
     if notebook_of(p["run"]) == COMPARISON:  # every adapter merged
         return [(shape, None) for path, shape in made.items() if path.startswith("adapters/")]

@@ -140,6 +140,3 @@ def test_words_and_tables_hold_every_number_which_survives_a_file():
     names += ["mean of seeds", "half-width over seeds", "plan from", "plan to"]
     assert back.iloc[0].to_dict() == dict(zip(names, first, strict=True))
     assert back.iloc[2]["seeds"] == 1 and back.iloc[2][names[7:]].isna().all()
-    row = {"key": "one", "claim": "It is so, always", "verdict": PART}
-    (told,) = verdict.claims_table([row | {"why": "a; b; c", "effects": [GOOD]}]).to_dict("records")
-    assert told == row | {"because": "a (and more)"}

@@ -1,7 +1,6 @@
 """Kinds of token, by hand: every bucket of every cut, and what is kept and won back in it."""
 
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,16 +22,13 @@ class Pieces:
     """A vocabulary written out by hand, so that every token's place is known."""
 
     names = ("<pad>", "<unk>", "<bos>", "<eos>", *sorted({*TEN.split()} - {"<eos>"}))
-    size, eos = len(names), 3
+    size, eos, shown_V = len(names), 3, names
 
     def vocabulary(self):
         return [name.removeprefix("▁") for name in self.names]
 
     def begins(self, ids_MS):
         return np.array([name[0] == "▁" for name in self.names])[ids_MS]
-
-    def in_parts(self, count_V):
-        return False
 
 
 @pytest.fixture
@@ -85,12 +81,11 @@ def test_what_was_won_back_is_a_change_against_the_base_over_documents(ten):
     assert "50m" not in rows["script", "digits"] and rows["script", "digits"]["tokens"] == 2
 
 
-def test_a_masked_target_is_in_no_bucket_and_some_cuts_need_no_tokenizer(ten):
+def test_a_masked_target_is_in_no_bucket(ten):
     mask = np.ones(len(ten.val.ids), "u1")
     mask[[1, 4, 20]] = 0
-    bare, hidden = replace(ten, tokenizer=None), replace(ten, val=replace(ten.val, mask=mask))
-    plain, few, found = (features.token_cuts(t, np.arange(WINDOWS)) for t in (ten, bare, hidden))
-    assert set(few) == {"token seen in training", "pair seen in training", "place in the window"}
+    hidden = replace(ten, val=replace(ten.val, mask=mask))
+    plain, found = (features.token_cuts(t, np.arange(WINDOWS)) for t in (ten, hidden))
     for cut, (_, label_MT) in found.items():
         wanted = plain[cut][1].flatten()
         wanted[[0, 3, 19]] = -1
@@ -111,7 +106,7 @@ def test_a_piece_is_of_the_script_of_its_first_character():
 @pytest.mark.parametrize("dtype", ["<u4", "<u2"])
 def test_frequencies_are_those_of_counting_one_by_one(monkeypatch, size, dtype):
     ids = np.random.default_rng(6).zipf(1.4, 500).clip(max=29).astype(dtype)
-    monkeypatch.setattr(features, "_pieces_of", partial(features._pieces_of, size=size))
+    monkeypatch.setattr(features, "PIECE", size)
     train, listed = data.Windows(ids, 12), ids.tolist()
     assert features.frequency(train, 31).tolist() == [listed.count(i) for i in range(31)]
     previous, this = np.meshgrid(np.arange(31), np.arange(31))  # never-seen ids among them

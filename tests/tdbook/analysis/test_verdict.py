@@ -129,9 +129,10 @@ def test_every_arm_is_at_the_rate_that_development_prefers_before_the_claim_is_j
     points |= {"rank": replayed("hard", rank=8), "clip": replayed("hard")}
     points |= {"random": RANDOM | {"models": {"hard": {}}}, "text": replayed("hard", ce_weight=0.5)}
     points |= {"on2": replayed("on", ce_weight=0.1, **weights)}
+    points |= {"four-bits": replayed("on", ce_weight=0.1, rounding="q4_0", **weights)}
     dev = {"teacher": 1, "50m": 6, "pick": 6, "scratch": 7, "hard-merged": 5.3, "lr0.0005": 5.4}
     dev |= {"lr0.002": 5.1, "lr0.005": 5.2, "rank": 4.0, "clip": 4.1, "random": 4.2, "text": 4.3}
-    dev |= {"of-pick-merged": 4.4, "on": 4.6, "on2": 4.5}
+    dev |= {"of-pick-merged": 4.4, "on": 4.6, "on2": 4.5, "four-bits": 1.0}
     # on the text that judges the order is another
     means = dev | {"hard-merged": 3.0, "lr0.005": 2.0, "lr0.002": 5.9, "on": 1.0}
     t = plain(records, means, points, mixed={"clip"}, development=dev)

@@ -1,6 +1,5 @@
 """Figures say what their arrays say."""
 
-import importlib
 import io
 import itertools
 import unicodedata
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from matplotlib.figure import Figure
@@ -75,14 +73,6 @@ def test_difficulty_counts_the_windows_at_or_above_the_line_and_paints_just_them
         assert "nats harder" in title(plots.difficulty(np.array(few, float), line))
 
 
-def test_hard_and_easy_tells_of_the_merged_model_that_gains_most_on_the_hard_part():
-    change = {"50m-hard": -0.04, "50m-a-merged": -0.02, "50m-b-merged": 0.01}
-    change = {name: Interval(x, x - 0.02, x + 0.02) for name, x in change.items()}
-    figure = plots.hard_and_easy(pd.DataFrame({"change, hard": change, "change, easy": change}))
-    assert title(figure).startswith("50m-a-merged changes the loss on hard windows by −0.020 nats")
-    assert panel(figure.axes[0])["values"] == [-0.04, -0.04, -0.02, -0.02, 0.01, 0.01]
-
-
 def test_every_model_has_a_marker_and_a_colour_of_its_own():
     inks, forms = zip(*(known.values() for known in plots.LOOKS.values()), strict=True)
     assert len({*inks}) == len({*forms}) == len(plots.LOOKS)
@@ -90,17 +80,11 @@ def test_every_model_has_a_marker_and_a_colour_of_its_own():
         assert plots.look(name) == plots.look(name) and plots.look(name)["ink"] not in inks
 
 
-def test_every_sign_of_telugu_is_drawn_and_a_missing_one_is_an_error():
+def test_every_sign_of_telugu_is_drawn():
     telugu = [chr(c) for c in range(0x0C00, 0x0C80) if unicodedata.name(chr(c), "")]
     figure = Figure(figsize=(18, 3))
     figure.text(0.01, 0.5, " ".join(telugu) + " స్త్రీ క్ష్మి − ≥ → ← “” 2,060 %")
     title(figure)
-    figure.text(0, 0, chr(0x905))
-    with warnings.catch_warnings():  # pytest has filters of its own
-        warnings.simplefilter("ignore")
-        importlib.reload(plots)
-        with pytest.raises(UserWarning, match="DEVANAGARI LETTER A"):
-            figure.savefig(io.BytesIO())
 
 
 def test_a_panel_of_a_sweep_has_mean_and_span_of_each_value_of_hard_and_of_easy_text():

@@ -299,7 +299,7 @@ def test_what_is_published_and_packed_takes_only_its_own_place(folder, root):
     mine(published / "b/notes.md")
     assert content(run_pages.publish(folder, "b"))["notes.md"] == MINE
     archive = mine(folder / "tiny-reports.zip")
-    with pytest.raises(ParameterError, match="zip is there and was not packed here"):
+    with pytest.raises(FileExistsError, match=f"zip {NOT_OURS}"):
         run_pages.pack(folder)
     assert archive.read_text() == MINE
     archive.unlink()

@@ -1,7 +1,6 @@
 """Sweeps: every point once, in its own folder; the parent is only read; a failure costs itself."""
 
 import json
-import math
 import os
 import re
 import signal
@@ -110,14 +109,14 @@ def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(b
     assert points.items() < sweeps.read("tiny", "rates").points.items()
     new = ["rates/01_distill-learning_rate0.005", "rates/04_merge_eval-rates"]
     jobs = graph.jobs(wanted.config)
-    assert [n for n, why in hashes.judge(jobs, jobs)[0].items() if why] == new
+    assert [n for n, why in hashes.judge(jobs, jobs).items() if why] == new
     assert by_hand(wanted, *new) == new and content(out) == before
     record = json.loads((out / "sweeps/rates/results/04_merge_eval-rates.json").read_text())
     places = [f"sweeps/rates/{point}" for point in sweeps.read("tiny", "rates").points]
     assert record["remembered"]["once"] == sorted(places)
-    assert not any(hashes.judge(jobs, jobs)[0].values())
+    assert not any(hashes.judge(jobs, jobs).values())
     sweep(book, seeds=[], fixed={"seed": 7})  # a page is looked at again after its points
-    reasons = hashes.judge(graph.jobs(wanted.config), ["rates/04_merge_eval-rates"])[0]
+    reasons = hashes.judge(graph.jobs(wanted.config), ["rates/04_merge_eval-rates"])
     assert reasons["rates/01_distill-learning_rate0.001"] == "seed was 1, is 7"
     assert reasons["rates/04_merge_eval-rates"].startswith("after rates/01_distill-learning_rate0")
 
@@ -160,8 +159,7 @@ def test_a_redo_that_was_stopped_is_not_repeated_by_the_same_command(book):
     assert scheduler._not_yet_redone(wanted, jobs) == ()  # the same command goes on
     with status.session(out, [], wanted.command, None) as session:
         session["code"] = 0
-    assert status.began_of(out, wanted.command) == math.inf  # that one had ended: a new wish
-    assert scheduler._not_yet_redone(wanted, jobs) == (run,)
+    assert scheduler._not_yet_redone(wanted, jobs) == (run,)  # that one had ended: a new wish
 
 
 def test_a_list_of_points_that_is_not_there_is_none_and_a_broken_one_is_told_with_its_remedy(book):

@@ -17,7 +17,7 @@ import torch
 
 from tdbook.corpus import token_files
 from tdbook.training import cache, worker
-from tdlib import data, evaluate, lora, train
+from tdlib import data, evaluate, lora, quantize, train
 from tdlib.model import Llama
 from tdlib.train import Recipe
 from tests.helpers import distance, tiny_model, token_folder
@@ -116,6 +116,21 @@ RECIPES = {
     "one window a step, so none for the other; clipped and skipped": quick(1, **SKIPS),
     "three windows and two, by targets that each keeps; begun in one": quick(5, micro_windows=1),
 }
+
+
+@pytest.mark.parametrize("scales_alone, share", [(False, 0.5), (True, 1.0)])
+def test_a_rounded_student_trains_in_two_spawned_processes_as_in_one(scales_alone, share, tmp_path):
+    """Its parts are not pickled: each worker attaches its own. Sums of another order flip few."""
+    tokens, recipe = some_tokens(tmp_path / "tokens"), quick(four_bit_share=share, ce_weight=0)
+    nets = [tiny(mlp_dim=64) for _ in range(2)]
+    for net in nets:
+        quantize.attach(net, scales_alone)
+    wanted = train.fit(nets[0], tokens.train, recipe, teacher=wider())
+    how = dict(teacher=wider(), folder=tmp_path / "kept")
+    log = worker.fit(nets[1], tokens, recipe, processes=PROCESSES, **how)
+    assert log[-1]["train/kl"] == pytest.approx(wanted[-1]["train/kl"], rel=1e-3)
+    alone, both = (quantize.merge(net).state_dict() for net in nets)
+    assert distance(both, alone) < 0.02
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -283,6 +283,7 @@ def test_a_healthy_machine_passes_and_damaged_tokens_fail_with_their_line(
 
     def examined(**more: str) -> tuple[int, str]:
         pairs = {"PROFILE": "one", "OUT": str(folder), "TEACHER": f"{folder}/models/teacher"}
+        pairs["TOKENS"] = f"{folder}/tokens"
         return doctor.examine(pairs | more), capsys.readouterr().out
 
     code, lines = examined()
@@ -293,5 +294,5 @@ def test_a_healthy_machine_passes_and_damaged_tokens_fail_with_their_line(
     code, lines = examined()
     assert code == 1 and re.search("✗ tokens: .*12,000 bytes, by meta.json 20,000", lines)
     shutil.rmtree(folder / "tokens")
-    code, lines = examined(SET="text_characters=0")
-    assert code == 1 and "✗ tokens: none yet" in lines
+    code, lines = examined(SET="text_characters=0", TOKENS="", TEACHER="")
+    assert code == 1 and re.search("✗ paths: .*text_characters = 0 and no text or tokens", lines)
