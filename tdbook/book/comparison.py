@@ -11,7 +11,7 @@ from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import CLAIMS, Effect, Model, Trial
 from tdbook.book import common
 from tdbook.corpus import token_files
-from tdbook.export import gguf_file, inference
+from tdbook.export import gguf_file, imatrix, inference
 from tdbook.export.decoder import Decoder
 from tdbook.report import plots, tables
 from tdbook.runs import notebooks, parameters, sweeps
@@ -24,7 +24,7 @@ from tdlib.model import Llama
 WORDS = CLAIMS["words"]
 FLOP = dict.fromkeys(["training, FLOP", "teacher, FLOP", "scoring, FLOP"], ".2g")
 COST = {"training tokens": ",.0f"} | FLOP  # column → form
-ROUNDED = 100  # windows on which a model is measured as its four-bit file; 04 says so
+ROUNDED = 64  # windows on which a model is measured as its four-bit file; 04 says so
 ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial to mean something
 
 
@@ -73,7 +73,7 @@ def rounding(this: Run, losses: Mapping, tokens: data.Tokens) -> dict[str, Inter
         if not (folder := out / "models" / model).is_dir():
             continue
         net, own_W = Llama.load(folder, this.device), loss_N[rows_W]
-        as_q4 = gguf_file.rounded(net)
+        as_q4 = gguf_file.rounded(net, imatrix.mean_squares(net, tokens.train))
         same = map(torch.equal, net.parameters(), as_q4.parameters())
         loss_W = own_W
         if not all(same):

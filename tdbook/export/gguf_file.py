@@ -35,7 +35,10 @@ QUANTIZATIONS = {
     "Q8_0": (Kind.Q8_0, Kind.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     "Q4_0": (Kind.Q4_0, Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0),  # 4-bit throughout
     "Q4_0_DEFAULT": (Kind.Q4_0, Kind.Q6_K, LlamaFileType.MOSTLY_Q4_0),  # as llama-quantize makes it
+    "IQ4_NL": (Kind.IQ4_NL, Kind.IQ4_NL, LlamaFileType.MOSTLY_IQ4_NL),
+    "Q4_K": (Kind.Q4_K, Kind.Q6_K, LlamaFileType.MOSTLY_Q4_K_S),
 }
+COARSER = {Kind.Q4_K: Kind.Q5_0, Kind.Q6_K: Kind.Q8_0}  # where 256 does not divide a row
 PRE = ("gpt-2", "llama-bpe", "qwen2", "default")  # llama.cpp's ways to cut text before BPE
 SCRIPT = "run_gguf.py"
 LARGEST = 65504  # that 16 bits hold
@@ -101,6 +104,11 @@ class Source:
         return f"generation_config.json asks for {asks}: set it where the file runs" if lost else ""
 
 
+def formats(config: LlamaConfig) -> list[str]:
+    """Of QUANTIZATIONS, those that a model of this shape is written in."""
+    return [name for name in QUANTIZATIONS if name != "Q4_K" or not config.dim % 256]
+
+
 def read(folder: Path) -> Source:
     """ValueError: weights that are not those of the config, or a tokenizer that does not fit."""
     config = weights.stored_config(folder)
@@ -149,7 +157,7 @@ def _trial_ids(candidate: Vocabulary, lines: list[str]) -> list[list[int]]:
         model, folder, path = Llama(shape), Path(place, "trial"), Path(place, "trial.gguf")
         model.save(folder)
         places = weights.locate(folder, stored_shapes(model))
-        _write_model(path, Source(folder, shape, candidate, places), "F16")
+        _write_model(path, Source(folder, shape, candidate, places), "F16", {})
         return llama_cpp.ids_of(path, lines)
 
 
@@ -185,19 +193,22 @@ def _json(tokenizer: Tokenizer) -> list[dict]:
     return [dict(model="llama", pieces=pieces, scores=scores, space=True)]
 
 
-def to_gguf(folder: str | Path, path: str | Path, quantization: str) -> None:
+def to_gguf(
+    folder: str | Path, path: str | Path, quantization: str, importance: Importance | None = None
+) -> None:
     """One GGUF file of a Llama folder (ours or Hugging Face's), whole or not at all, one tensor in
     memory at a time. Norms stay float32; a row that is no multiple of a block stays Q8_0 or F16, as
-    in llama.cpp. Warns first where the file will take ids alone, and puts run_gguf.py beside it."""
-    path = Path(path)
-    if quantization not in QUANTIZATIONS:
-        raise ValueError(f"{quantization!r} is unknown: give one of {', '.join(QUANTIZATIONS)}")
+    in llama.cpp. A matrix that is Q4_0 already (tdlib.quantize) is written as it is. Warns first
+    where the file will take ids alone, and puts run_gguf.py beside it."""
+    path, model = Path(path), read(Path(folder))
+    if quantization not in (known := formats(model.config)):
+        fault = f"{quantization!r} is unknown: give one of {', '.join(known)}"
+        raise ValueError(fault + "; Q4_K needs a width that 256 divides" * ("Q4_K" not in known))
     own(path)
     if path.exists() and path.open("rb").read(4) != b"GGUF":
         raise FileExistsError(f"{path} is there and was not made by the book as a GGUF: {AWAY}")
-    model = read(Path(folder))
     warn(model, path.name, quantization)
-    write(model, path, quantization)
+    write(model, path, quantization, importance)
 
 
 def warn(model: Source, name: str, quantization: str) -> None:
@@ -208,7 +219,9 @@ def warn(model: Source, name: str, quantization: str) -> None:
         warnings.warn(f"{name}: {remark}", stacklevel=3)
 
 
-def write(model: Source, path: Path, quantization: str) -> None:
+def write(
+    model: Source, path: Path, quantization: str, importance: Importance | None = None
+) -> None:
     """The file, and what it needs beside it."""
     helpers, tokenizer = {}, model.vocabulary.beside.tokenizer
     if model.vocabulary.why:
@@ -219,13 +232,13 @@ def write(model: Source, path: Path, quantization: str) -> None:
     for file in new:
         own(file)
     with replacing(path) as beside:
-        _write_model(beside, model, quantization)
+        _write_model(beside, model, quantization, importance or {})
     for file in new:
         write_whole(file, helpers[file])
     mark(path.parent, path.name, *(file.name for file in new))
 
 
-def _write_model(path: Path, model: Source, quantization: str) -> None:
+def _write_model(path: Path, model: Source, quantization: str, importance: Importance) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type("model")
     model.metadata.set_gguf_meta_model(writer)
@@ -243,7 +256,7 @@ def _write_model(path: Path, model: Source, quantization: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name in model.weights:
-        writer.write_tensor_data(_content(model, name, kind_of[name]))
+        writer.write_tensor_data(_content(model, name, kind_of[name], importance.get(name)))
     writer.close()
 
 
@@ -274,8 +287,8 @@ def kinds(model: Source, quantization: str) -> dict[str, Kind]:
     kind_of = {}
     for name, (_, shape) in model.weights.items():
         kind = Kind.F32 if len(shape) == 1 else head if name == head_name else body
-        if kind == Kind.Q6_K and shape[-1] % 256:
-            kind = Kind.Q8_0
+        if shape[-1] % 256:
+            kind = COARSER.get(kind, kind)
         if shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
             kind = Kind.F16
         kind_of[name] = kind
@@ -298,17 +311,23 @@ def read_bytes(model: Source, quantization: str) -> int:
 def coarse(model: Source, quantization: str) -> str:
     """How much of a file is not in the blocks that it is named after; "" for nothing."""
     kind, kind_of = QUANTIZATIONS[quantization][0], kinds(model, quantization)
-    block = gguf.GGML_QUANT_SIZES[kind][0]
     matrices = {name: shape for name, (_, shape) in model.weights.items() if len(shape) > 1}
-    widths = sorted({shape[-1] for shape in matrices.values() if shape[-1] % block})
+    block = gguf.GGML_QUANT_SIZES[kind][0]
     inside = sum(math.prod(shape) for name, shape in matrices.items() if kind_of[name] == kind)
-    share, bits = inside / sum(map(math.prod, matrices.values())), 4 if kind == Kind.Q4_0 else 8
-    rows = f"rows of {' and '.join(map(str, widths))} weights are no multiple of {block}"
-    words = f"{share:.1%} of {quantization} is in {bits} bits: {rows}, and stay in 16 bits"
-    return words if widths else ""
+    odd = {shape[-1]: _bits(kind_of[n]) for n, shape in matrices.items() if shape[-1] % block}
+    widths, bits = (" and ".join(map(str, sorted(xs))) for xs in (odd, {*odd.values()}))
+    share = f"{inside / sum(map(math.prod, matrices.values())):.1%} of {quantization}"
+    rows = f"rows of {widths} weights are no multiple of {block}, and stay in {bits} bits"
+    return f"{share} is in {_bits(kind)} bits: {rows}" if odd else ""
 
 
-def _content(model: Source, name: str, kind: Kind) -> np.ndarray:
+def _bits(kind: Kind) -> int:
+    """Of an integer, without its share of a block's scale."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    return 8 * size // block
+
+
+def _content(model: Source, name: str, kind: Kind, importance_I: np.ndarray | None) -> np.ndarray:
     path, config = model.weights[name][0], model.config
     with weights.open_weights(path) as f:  # anew: a mapped file counts as memory while it is open
         weight = weights.read_weight(f, path, name)
@@ -321,16 +340,16 @@ def _content(model: Source, name: str, kind: Kind) -> np.ndarray:
             weight = teacher.neighbours(weight, heads)
     if kind == Kind.F16:
         return weight.half().numpy()
-    return weight.float().numpy() if kind == Kind.F32 else _rounded(weight, kind)
+    return weight.float().numpy() if kind == Kind.F32 else _rounded(weight, kind, importance_I)
 
 
 def _rounded(weight_OI: torch.Tensor, kind: Kind, importance_I: np.ndarray | None = None):
     """The blocks of a matrix, (O, bytes of a row): its own where it is Q4_0 already."""
-    own = kind == Kind.Q4_0 and quantize.own_blocks(weight_OI[:8])  # most are not: seconds saved
-    if not own or not (own := quantize.own_blocks(weight_OI)):
+    own = quantize.own_blocks(weight_OI) if kind == Kind.Q4_0 else None
+    if own is None:
         return llama_cpp.quantize(weight_OI.float().numpy(), kind, importance_I)
     low_BN, high_BN = (own[0] + 8).to(torch.uint8).chunk(2, 1)
-    parts = own[1].numpy()[:, None].view(np.uint8), (low_BN | high_BN << 4).numpy()
+    parts = own[1].half()[:, None].numpy().view(np.uint8), (low_BN | high_BN << 4).numpy()
     return np.concatenate(parts, axis=1).reshape(len(weight_OI), -1)
 
 

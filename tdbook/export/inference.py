@@ -98,7 +98,7 @@ def of_shape(name: str, vocab_size: int, prompt, tokens, repeats, compiled, toke
         folder = Path(place, name)
         model.save(folder, model_tokenizer.tokenizer_files(tokenizer, Path(place), 2048))
         source = gguf_file.read(folder)
-        files = {q: Path(place, f"{q}.gguf") for q in gguf_file.QUANTIZATIONS}
+        files = {q: Path(place, f"{q}.gguf") for q in gguf_file.formats(model.config)}
         for quantization, path in files.items():
             gguf_file.write(source, path, quantization)
         sizes = {q: path.stat().st_size for q, path in files.items()}

@@ -76,13 +76,13 @@ def quantize(
 ) -> np.ndarray:
     """The blocks of a float32 matrix, (O, bytes of a row), by ggml's own rounding. With the mean
     square of each input it weights their errors. It would make a block of importance 0 zero: none
-    is below a thousandth of the mean, and where all is 0 there is none."""
+    is below a millionth of the mean, and where all is 0 there is none."""
     rows, width = weight_OI.shape
     weight_OI = np.ascontiguousarray(weight_OI, np.float32)
     block, size = gguf.GGML_QUANT_SIZES[kind]
     blocks, importance = np.empty((rows, width // block * size), np.uint8), None
     if importance_I is not None and 0 < (mean := importance_I.mean(dtype=np.float64)) < np.inf:
-        kept_I = np.maximum(importance_I / mean, 1e-3).astype(np.float32)
+        kept_I = np.maximum(importance_I / mean, 1e-6).astype(np.float32)
         importance = kept_I.ctypes.data
     source, target = weight_OI.ctypes.data, blocks.ctypes.data
     library().ggml_quantize_chunk(kind, source, target, 0, rows, width, importance)

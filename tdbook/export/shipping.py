@@ -15,8 +15,8 @@ from safetensors import safe_open
 from tabulate import tabulate
 
 from tdbook.corpus import token_files
-from tdbook.export import cards, gguf_file, inference, llama_cpp, model_tokenizer
-from tdbook.export.gguf_file import QUANTIZATIONS, SCRIPT, Source, released_name
+from tdbook.export import cards, gguf_file, imatrix, inference, llama_cpp, model_tokenizer
+from tdbook.export.gguf_file import SCRIPT, Source, released_name
 from tdbook.runs.parameters import ROOT, nearest, shown
 from tdlib import data
 from tdlib.files import whole_folder
@@ -37,6 +37,7 @@ def export(pairs: dict[str, str], costs: Callable[..., list[dict]]) -> None:
     print(f"{folder}: each format is written and run in llama.cpp", flush=True)
     how = partial(costs, tokens=tokens, count=WINDOWS) if tokens else None
     rows = ship(folder, out, tokens, how)
+    print(f"{folder}: in rounding {_rounding(tokens)}")
     takes = f"token ids alone; {SCRIPT} encodes" if (out / SCRIPT).is_file() else "raw text"
     for table in _in_words(rows):
         print(tabulate(table, headers="keys", disable_numparse=True))
@@ -73,9 +74,10 @@ def _tokens(folder: Path, given: str) -> data.Tokens | None:
 
 
 def ship(folder: str | Path, out: str | Path, tokens=None, costs: Costs | None = None):
-    """Makes `out`, whole or not at all: the files, the tokenizer's and a card. `tokens`: whose text
-    is tried. A row a file; with `costs` (book.common.file_costs) two of PyTorch come before them,
-    and each tells what the format costs. ValueError: F16 is another model than the folder's."""
+    """Makes `out`, whole or not at all: the files, the tokenizer's and a card. With `tokens` they
+    are rounded by what weighs in their training text (imatrix.py), and tried on the other. A row a
+    file; with `costs` (book.common.file_costs) two of PyTorch come before them, and each tells what
+    the format costs. ValueError: F16 is another model than the folder's."""
     folder, out = Path(folder), Path(out)
     model_place, place = folder.resolve(), out.resolve()
     if model_place.is_relative_to(place) or (place.exists() and place.is_relative_to(model_place)):
@@ -84,22 +86,32 @@ def ship(folder: str | Path, out: str | Path, tokens=None, costs: Costs | None =
     gguf_file.warn(model, str(folder), "Q4_0")
     prompts = draw_prompts(model.config, tokens)
     with whole_folder(out) as beside:
-        rows = [_write_checked(model, beside, name, prompts) for name in QUANTIZATIONS]
+        trained = tokens and imatrix.mean_squares(Llama.load(folder), tokens.train)
+        names = gguf_file.formats(model.config)
+        rows = [_write_checked(model, beside, name, prompts, trained) for name in names]
         if costs:
             measured = costs(folder, {row["format"]: beside / row["file"] for row in rows})
             rows = inference.in_pytorch(model.config) + rows
             rows = [row | cost for row, cost in zip(rows, measured, strict=True)]
         for path in model.vocabulary.beside.files:
             shutil.copy(path, beside)
-        card = _card(model, rows, prompts, bool(tokens))
+        card = _card(model, rows, prompts, tokens)
         (beside / "README.md").write_text(card, encoding="utf8")
     return rows
 
 
-def _write_checked(model: Source, place: Path, quantization: str, prompts: list) -> dict:
+def _rounding(tokens: data.Tokens | None) -> str:
+    if not tokens:
+        return "every weight counts the same (no imatrix: no tokens were given)"
+    count = min(imatrix.WINDOWS, len(tokens.train))
+    text = f"the mean square of its input on {count} windows of the training text"
+    return f"each weight counts by {text} (imatrix)"
+
+
+def _write_checked(model: Source, place: Path, quantization: str, prompts: list, importance):
     """The row of a file. F16 alone must be the model itself; the others lose what they lose."""
     exact, path = quantization == "F16", place / model.file_name(quantization)
-    gguf_file.write(model, path, quantization)
+    gguf_file.write(model, path, quantization, importance)
     other = exact and other_weight(model.folder, path)
     row = {"format": quantization, "file": path.name, "bytes": path.stat().st_size}
     row |= {"read": gguf_file.read_bytes(model, quantization)}
@@ -173,8 +185,7 @@ def _in_words(rows: list[dict]) -> list[list[dict[str, str]]]:
     return [files, costs] if costs else [files]
 
 
-def _card(model: Source, rows: list[dict], prompts: list[list[int]], text: bool) -> str:
-    """`text`: the prompts are of the validation text."""
+def _card(model: Source, rows: list[dict], prompts: list[list[int]], tokens) -> str:
     parts, tokenizer = cards.templates("export.yaml"), model.vocabulary.beside.tokenizer
     front = {"language": "te", "pipeline_tag": "text-generation", "tags": ["telugu", "gguf"]}
     given = gguf.Metadata.load_model_card(model.folder)
@@ -182,9 +193,9 @@ def _card(model: Source, rows: list[dict], prompts: list[list[int]], text: bool)
     front = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()
     form = dict(headers="keys", tablefmt="github", disable_numparse=True)
     files, *costs = (tabulate(table, **form) for table in _in_words(rows))
-    values = dict(front=front, model=model, files=files, costs=costs, prompts=prompts, text=text)
+    values = dict(front=front, model=model, files=files, costs=costs, prompts=prompts, text=tokens)
     best = next(row["file"] for row in rows if row["format"] == "Q4_0")
-    values |= dict(coarse=gguf_file.coarse(model, "Q4_0"), best=best, script=SCRIPT)
-    values |= dict(windows=rows[0].get("windows"))
+    values |= dict(coarse=partial(gguf_file.coarse, model), best=best, script=SCRIPT)
+    values |= dict(windows=rows[0].get("windows"), rounding=_rounding(tokens))
     values |= dict(lines=len(model_tokenizer.trial_lines(tokenizer)))
     return cards.fill(parts["card"], values | parts["ways"][released_name(tokenizer)])

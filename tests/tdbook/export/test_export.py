@@ -28,7 +28,7 @@ from tdbook.analysis import intervals
 from tdbook.book import common, comparison
 from tdbook.corpus import tokenizer_files
 from tdbook.corpus.tokenizer import TELUGU
-from tdbook.export import gguf_file, inference, llama_cpp, model_tokenizer, shipping
+from tdbook.export import gguf_file, imatrix, inference, llama_cpp, model_tokenizer, shipping
 from tdbook.export.decoder import Decoder
 from tdbook.export.gguf_file import to_gguf
 from tdbook.runs.units import q4_0_bytes
@@ -74,7 +74,7 @@ def made(tokenizer, tmp_path_factory) -> tuple[Path, Llama]:
 def files(made, tmp_path_factory) -> dict[str, Path]:
     """Every format of that model."""
     out = tmp_path_factory.mktemp("gguf")
-    paths = {q: out / f"50m-{q}.gguf" for q in gguf_file.QUANTIZATIONS}
+    paths = {q: out / f"50m-{q}.gguf" for q in gguf_file.formats(made[1].config)}
     for quantization, path in paths.items():
         to_gguf(made[0], path, quantization)
     return paths
@@ -129,8 +129,8 @@ def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(name, tokenizer,
     written = {name: tensor.tensor_type.name for name, tensor in tensors(path).items()}
     names = ("token_embd", "output", "blk.0.ffn_up", "blk.0.ffn_down")
     assert " ".join(written.get(name, "-") for name in names) == wanted
-    rows = [{"format": q, "file": q, "bytes": 1} for q in gguf_file.QUANTIZATIONS]
-    assert re.search(told, shipping._card(model, rows, [[3]], False))
+    rows = [{"format": q, "file": q, "bytes": 1} for q in gguf_file.formats(model.config)]
+    assert re.search(told, shipping._card(model, rows, [[3]], None))
     looked_up = "token_embd" if "output" in written else ""
     read = sum(int(tensor.n_bytes) for name, tensor in tensors(path).items() if name != looked_up)
     assert gguf_file.read_bytes(model, "Q4_0_DEFAULT") == read
@@ -470,8 +470,9 @@ def test_costs_are_those_of_dense_float64_and_paired_over_documents(made, files,
 
 def test_what_four_bits_cost_a_model_is_0_where_it_is_its_own_q4_0(made, tmp_path):
     """04's; of another model the loss with the weights of the file, minus its own."""
-    rounded, ids = gguf_file.rounded(made[1]), np.random.default_rng(0).integers(0, 700, 48 * 40)
+    ids = np.random.default_rng(0).integers(0, 700, 48 * 40)
     tokens = data.Tokens(tmp_path, {}, *[data.Windows(ids, 48)] * 2)
+    rounded = gguf_file.rounded(made[1], imatrix.mean_squares(made[1], tokens.train))
     rows, losses = np.arange(len(tokens.val)), {}
     for name, net in {"float": made[1], "own": rounded}.items():
         net.save(tmp_path / "models" / name)
@@ -492,9 +493,10 @@ def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
 
     code, shown = make(made[0])
     assert code == 0 and "files take raw text" in shown
-    assert [line.split()[0] for line in shown.splitlines()[3:7]] == [*gguf_file.QUANTIZATIONS]
+    formats = gguf_file.formats(made[1].config)
+    assert [line.split()[0] for line in shown.splitlines()[4:9]] == formats
     out = tmp_path / "exports" / "50m"
-    names = {f"50m-115K-{q}.gguf" for q in gguf_file.QUANTIZATIONS}
+    names = {f"50m-115K-{q}.gguf" for q in formats}
     others = {"README.md", "tokenizer.model", MARK}
     assert {path.name for path in out.iterdir()} == names | others
     card = (out / "README.md").read_text("utf8")
@@ -505,9 +507,8 @@ def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
     tokens = token_folder(tmp_path / "tokens", ids, ids, **about)
     code, shown = make(made[0], f"TOKENS={tokens}")
     card = (out / "README.md").read_text("utf8").partition("## What each format costs")[2]
-    told = re.findall(r"^\|? *(PyTorch \w+|F16|Q\w+) .*", shown, re.M)
-    formats = ["PyTorch float32", "PyTorch INT8", *gguf_file.QUANTIZATIONS]
-    assert code == 0 and told == [*gguf_file.QUANTIZATIONS, *formats]
+    told = re.findall(r"^\|? *(PyTorch \w+|F16|I?Q\w+) .*", shown, re.M)
+    assert code == 0 and told == [*formats, "PyTorch float32", "PyTorch INT8", *formats]
     assert "On 32 windows" in card and re.search(r"\| Q4_0 +\| [+−]0\.\d{4} \[.*\] \| –", card)
     code, shown = make(made[0].parent / "50n")
     assert code == shown.count("\n") == 1 and shown.endswith(f"did you mean {made[0]}?\n")

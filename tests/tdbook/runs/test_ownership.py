@@ -257,7 +257,7 @@ def test_an_export_replaces_its_own_and_no_other(model, tmp_path, monkeypatch):
     same = {"likeliest": 1.0, "mean": 0.0, "largest": 0.0}
     monkeypatch.setattr(shipping, "check", lambda *_: same)
     monkeypatch.setattr(shipping, "other_weight", lambda *_: "")
-    monkeypatch.setattr(gguf_file, "write", lambda model, path, kind: path.write_text(kind))
+    monkeypatch.setattr(gguf_file, "write", lambda model, path, kind, _: path.write_text(kind))
     monkeypatch.setattr(shipping, "_card", lambda *_: "TODO: licence")
     out = mine(tmp_path / "ship/50m/README.md").parent
     refused(out, f"50m {NOT_OURS}", shipping.ship, model, out)
