@@ -509,6 +509,6 @@ def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
     card = (out / "README.md").read_text("utf8").partition("## What each format costs")[2]
     told = re.findall(r"^\|? *(PyTorch \w+|F16|I?Q\w+) .*", shown, re.M)
     assert code == 0 and told == [*formats, "PyTorch float32", "PyTorch INT8", *formats]
-    assert "On 32 windows" in card and re.search(r"\| Q4_0 +\| [+−]0\.\d{4} \[.*\] \| –", card)
+    assert "On 32 windows" in card and re.search(r"\| Q4_0 .*\d\] +\| – ", card)
     code, shown = make(made[0].parent / "50n")
     assert code == shown.count("\n") == 1 and shown.endswith(f"did you mean {made[0]}?\n")
