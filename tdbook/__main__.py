@@ -52,9 +52,10 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
             heartbeat.die_with_parent()
             return execute.execute(Path(yaml).resolve(), Path(out), pairs)
         case "export", []:
-            from tdbook.export import shipping  # imports torch
+            from tdbook.book import common  # imports torch
+            from tdbook.export import shipping
 
-            shipping.export(pairs)
+            shipping.export(pairs, common.file_costs)
         case "chat", []:
             from tdbook.export import chat  # imports torch
 

@@ -33,6 +33,7 @@ class Evaluation:
     calibration: dict[str, list[float]]  # per bin of confidence: "confidence", "accuracy", "share"
     kl: float  # KL(teacher ‖ model) at temperature 1 over the fixed windows; NaN without a teacher
     agreement: float  # share of tokens where both would choose the same next one
+    acceptance: float  # how often the teacher would keep what the model drafts (2211.17192)
 
     def row(self, bytes_per_token: float) -> dict[str, float]:
         """Every metric that is one number."""
@@ -45,6 +46,7 @@ class Evaluation:
             "bits_per_byte": loss / math.log(2) / bytes_per_token,
             "kl": self.kl,
             "agreement": self.agreement,
+            "acceptance": self.acceptance,
             "calibration_error": float((share * np.abs(accuracy - confidence)).sum()),
         }
         left_out = int(np.isnan(self.window_loss_N).sum())  # none has a target
@@ -77,7 +79,7 @@ def evaluate(
     device: str = "cpu",
     progress: hard_set.Progress = lambda done, all, message: None,
 ) -> Evaluation:
-    """Loss on every window; on `fixed` ones calibration and, with a teacher, KL and agreement."""
+    """Loss on every window; on `fixed` ones calibration, and against a teacher the rest."""
 
     def tell(more: int) -> None:
         nonlocal done
@@ -94,8 +96,8 @@ def evaluate(
     loss_N[rows_M] = known_mean(loss_MT, axis=1)
     # on the CPU: on CUDA a weighted bincount is not deterministic, and may be forbidden
     calibration = _calibration(each["confidence"].cpu(), each["right"].cpu())
-    kl, agreement = (float(each[key].mean()) for key in ("kl", "same"))
-    return Evaluation(loss_N, rows_M, loss_MT, calibration, kl, agreement)
+    means = (float(each[key].mean()) for key in ("kl", "same", "kept"))
+    return Evaluation(loss_N, rows_M, loss_MT, calibration, *means)
 
 
 def _compare(model, teacher, windows, rows_M, device, tell=lambda more: None) -> dict[str, Tensor]:
@@ -108,13 +110,14 @@ def _compare(model, teacher, windows, rows_M, device, tell=lambda more: None) ->
         log_q_TV, counts_T = model(ids_1T)[0].float().log_softmax(-1), y_T != data.IGNORE
         loss_T = -log_q_TV.gather(-1, y_T.clamp(min=0)[:, None])[:, 0]
         top = log_q_TV.max(-1)
-        kl_T = same_T = torch.full_like(loss_T, torch.nan)
+        kl_T = same_T = kept_T = torch.full_like(loss_T, torch.nan)
         if teacher is not None:
             log_p_TV = teacher(ids_1T)[0].float().log_softmax(-1)
             kl_T = (log_p_TV.exp() * (log_p_TV - log_q_TV)).sum(-1)
             same_T = (log_p_TV.argmax(-1) == top.indices).float()
+            kept_T = torch.minimum(log_p_TV, log_q_TV).exp_().sum(-1)
         right_T = (top.indices == y_T).float()
-        part = dict(confidence=top.values.exp(), right=right_T, kl=kl_T, same=same_T)
+        part = dict(confidence=top.values.exp(), right=right_T, kl=kl_T, same=same_T, kept=kept_T)
         part = {name: x_T[counts_T] for name, x_T in part.items()}
         parts.append(part | {"loss_MT": torch.where(counts_T, loss_T, torch.nan)[None]})
         tell(1)

@@ -5,16 +5,21 @@
 
 import contextlib
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
+from tdbook.analysis import intervals
 from tdbook.corpus import token_files
-from tdbook.export import cards, model_tokenizer
+from tdbook.export import cards, inference, model_tokenizer
 from tdbook.runs import notebooks, units
 from tdbook.runs.running import Run
 from tdbook.runs.sweeps import Folder
 from tdbook.workflow import plan
 from tdlib import data, evaluate, files, generate
+from tdlib.hard_set import known_mean
 from tdlib.model import Llama
+
+RESAMPLES = 1000  # of documents, where no parameter says how many
 
 
 def folder_of(this: Run) -> Folder:
@@ -76,6 +81,23 @@ def write_card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
         files.own(folder / "README.md")
         files.write_whole(folder / "README.md", card)
         files.mark(folder, "README.md")
+
+
+def file_costs(
+    folder: Path, gguf: Mapping[str, Path], tokens: data.Tokens, count: int, teacher=None
+) -> list[dict]:
+    """Of a model's formats, its own in PyTorch and of its files (format → path), on `count` windows
+    of validation text: the means of inference.qualities, and of each its change against the model
+    in float32, which comes first, with its 95 % interval over documents, paired."""
+    rows_W = evaluate.fixed_rows(tokens.val, count)
+    found = inference.qualities(folder, gguf, tokens.val, rows_W, teacher)
+    document_W, rows = token_files.origins(tokens, "val")[0][rows_W], []
+    for name, each in found.items():
+        row = {"format": name, "windows": len(rows_W)} | {n: known_mean(x) for n, x in each.items()}
+        pairs = ((n, x, found[inference.FLOAT][n]) for n, x in each.items())
+        change = {n: intervals.change(x, own, document_W, RESAMPLES) for n, x, own in pairs}
+        rows.append(row | {"changes": change})
+    return rows
 
 
 def samples(net: Llama, tokens: data.Tokens, count: int = 3, length: int = 0) -> list[str]:

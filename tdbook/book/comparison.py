@@ -4,13 +4,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import torch
 
 from tdbook.analysis import features, intervals, verdict
 from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import CLAIMS, Effect, Model, Trial
 from tdbook.book import common
 from tdbook.corpus import token_files
-from tdbook.export import inference
+from tdbook.export import gguf_file, imatrix, inference
 from tdbook.export.decoder import Decoder
 from tdbook.report import plots, tables
 from tdbook.runs import notebooks, parameters, sweeps
@@ -23,6 +24,7 @@ from tdlib.model import Llama
 WORDS = CLAIMS["words"]
 FLOP = dict.fromkeys(["training, FLOP", "teacher, FLOP", "scoring, FLOP"], ".2g")
 COST = {"training tokens": ",.0f"} | FLOP  # column → form
+ROUNDED = 64  # windows on which a model is measured as its four-bit file; 04 says so
 ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial to mean something
 
 
@@ -58,6 +60,26 @@ def difference(this: Run, one: str, other: str, tokens: data.Tokens) -> tuple[In
     known_N = ~np.isnan(list(losses.values())).any(0)
     value = np.subtract(*(float(losses[name][known_N].mean()) for name in (one, other)))
     return Interval(value, *intervals.interval(drawn[one] - drawn[other])), known_N
+
+
+def rounding(this: Run, losses: Mapping, tokens: data.Tokens) -> dict[str, Interval]:
+    """How each model's loss changes with the weights that its Q4_0 file holds, on ROUNDED windows,
+    evenly spread, with its interval over documents; exactly 0 where they are its own. `losses`: of
+    window_losses. An adapter, which a sweep's point may be, makes no file."""
+    rows_W, changes = evaluate.fixed_rows(tokens.val, ROUNDED), {}
+    document_W = token_files.origins(tokens, "val")[0][rows_W]
+    for name, loss_N in losses.items():
+        out, model = common.folder_of(this).place(name)
+        if not (folder := out / "models" / model).is_dir():
+            continue
+        net, own_W = Llama.load(folder, this.device), loss_N[rows_W]
+        as_q4 = gguf_file.rounded(net, imatrix.mean_squares(net, tokens.train))
+        same = map(torch.equal, net.parameters(), as_q4.parameters())
+        loss_W = own_W
+        if not all(same):
+            loss_W = hard_set.window_loss(as_q4, tokens.val, rows_W, this.device)
+        changes[name] = intervals.change(loss_W, own_W, document_W, this.parameters["resamples"])
+    return changes
 
 
 def hard_windows(losses: Mapping, picked_by: str, teacher: str, share: float) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 Ways: raw (every token computes the whole text again), KV (a cache of keys and values), KV + INT8,
 KV + INT8 + compile, and the GGUF formats in llama.cpp.
-Legend: R repeats, T tokens of a window, K of them with a target, V vocabulary, M prompts.
+Legend: R repeats, W windows, T tokens of a window, K of them with a target, V vocabulary, M
+prompts.
 """
 
 import math
@@ -16,16 +17,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tdbook.export import gguf_file, llama_cpp, model_tokenizer
 from tdbook.export.decoder import Decoder
 from tdlib import data, evaluate, generate
 from tdlib.model import SHAPES, Llama, LlamaConfig
-from tdlib.shapes import weight_files
 
 RAW, KV, INT8, COMPILED = "raw", "KV", "KV + INT8", "KV + INT8 + compile"
 PHASES = {RAW: "raw", INT8: "phase1", COMPILED: "phase1"}  # of the plan
 PHASES |= {"Q4_0": "phase2", "Q4_0_DEFAULT": "phase2"}
+FLOAT, IN_INT8 = "PyTorch float32", "PyTorch INT8"
+WAYS = {FLOAT: KV, IN_INT8: INT8}  # format → way; a file's has its name
+FORMS = {"loss": ".4f", "kl": ".4f", "agreement": ".1%", "acceptance": ".2%"}  # of qualities
 LEAST_S = 0.1  # that is timed at once: a clock's own step and a neighbour's burst are small in it
 Write = Callable[[Sequence[int], int], list[int]]  # prompt, how many new ids → those
 
@@ -145,47 +149,84 @@ def of_shape(name: str, vocab_size: int, prompt, tokens, repeats, compiled, toke
     return {"parameters": model.config.parameters, "bytes": sizes, "rows": rows}
 
 
-def log_p(model: Llama, ids: Sequence[int]) -> np.ndarray:
-    return model(torch.tensor([list(ids)]))[0].log_softmax(-1).numpy()
+def log_p(way: Llama | Decoder | llama_cpp.Model, ids: list[int]) -> Tensor:
+    """Logarithms of the distributions after each token of a text, (T, V)."""
+    if isinstance(way, llama_cpp.Model):
+        return torch.from_numpy(way.logprobs(ids))
+    return way(torch.tensor([ids]))[0].log_softmax(-1)
 
 
 @torch.no_grad()
-def file_costs(folder: Path, files: dict, windows: data.Windows, count: int) -> list[dict]:
-    """What each file (format → path) loses against the model it was made of, on `count` windows
-    spread evenly: rows of format, bytes, loss (nats per token), kl (‖ of the file, nats per token)
-    and agreement, the model itself first. The distributions of one window are held at a time."""
-    model, size = Llama.load(folder).eval(), sum(p.stat().st_size for p in weight_files(folder))
-    opened = [llama_cpp.Model(path, threads=torch.get_num_threads()) for path in files.values()]
-    rows = [{"format": "PyTorch float32", "file": folder.name, "bytes": size}]
-    for name, path in files.items():
-        rows.append({"format": name, "file": path.name, "bytes": path.stat().st_size})
-    sums, tokens = np.zeros((len(rows), 3)), 0
-    for window in evaluate.fixed_rows(windows, count):
-        (ids_T,), (targets_T,) = (x.numpy() for x in windows.batch([window]))
-        at_K = np.flatnonzero(targets_T != data.IGNORE)
-        tokens += len(at_K)
+def qualities(
+    folder: Path, files: dict, windows: data.Windows, rows_W: np.ndarray, teacher: Llama | None
+) -> dict[str, dict[str, np.ndarray]]:
+    """Of a model in PyTorch, in float32 and INT8, and of each of its files (format → path), what
+    each window has on average, (W,): loss and kl (model ‖ format) in nats per token, agreement with
+    the model on the likeliest, and acceptance by the teacher (evaluate.Evaluation). NaN where every
+    target is masked, or no teacher of this vocabulary is there. The distributions of one window are
+    held at a time, those of one format beside the model's and the teacher's."""
+    model, threads = Llama.load(folder).eval(), torch.get_num_threads()
+    if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
+        teacher = None
+    ways = {FLOAT: model, IN_INT8: Decoder(model, int8=True)}
+    ways |= {name: llama_cpp.Model(path, threads=threads) for name, path in files.items()}
+    found = {name: {metric: np.full(len(rows_W), np.nan) for metric in FORMS} for name in ways}
+    for w, row in enumerate(rows_W):
+        (ids_T,), (y_T,) = (x.tolist() for x in windows.batch([row]))
+        if not (at_K := [t for t, y in enumerate(y_T) if y != data.IGNORE]):
+            continue
         log_p_KV = log_p(model, ids_T)[at_K]
-        for i, file in enumerate([None, *opened]):
-            log_q_KV = file.logprobs(ids_T.tolist())[at_K] if file else log_p_KV
-            loss = -log_q_KV[np.arange(len(at_K)), targets_T[at_K]].sum(dtype=np.float64)
-            same = (log_q_KV.argmax(1) == log_p_KV.argmax(1)).sum()
-            kl = np.einsum("kv,kv", np.exp(log_p_KV), log_p_KV - log_q_KV) if file else 0.0
-            sums[i] += loss, kl, same
-    for row, (loss, kl, same) in zip(rows, (sums / tokens).tolist(), strict=True):
-        row |= {"loss": loss, "kl": kl, "agreement": same}
-    return rows
+        log_t_KV = None if teacher is None else log_p(teacher, ids_T)[at_K]
+        for name, way in ways.items():
+            log_q_KV = log_p_KV if way is model else log_p(way, ids_T)[at_K]
+            each = {"loss": -log_q_KV[range(len(at_K)), [y_T[t] for t in at_K]]}
+            each["kl"] = log_p_KV.exp().mul_(log_p_KV - log_q_KV).sum(1, dtype=torch.float64)
+            each["agreement"] = log_q_KV.argmax(1) == log_p_KV.argmax(1)
+            if log_t_KV is not None:
+                kept_KV = torch.minimum(log_t_KV, log_q_KV).exp_()
+                each["acceptance"] = kept_KV.sum(1, dtype=torch.float64)
+            for metric, x in each.items():
+                found[name][metric][w] = float(x.double().mean())
+    return found
 
 
-def costs(folder: Path, files: dict, windows, count: int, write: dict, tokens: int) -> list[dict]:
-    """The rows of file_costs and one of PyTorch's INT8, each with the repetition of its texts."""
-    rows = file_costs(folder, files, windows, count)
-    rows.insert(1, int8_cost(folder, windows, count))
+def in_pytorch(config: LlamaConfig) -> list[dict]:
+    """Rows of the two formats of PyTorch: bytes, of INT8 one a weight and the embedding's four, and
+    `read`, those that a token needs (see gguf_file.read_bytes)."""
+    needed = config.parameters - (0 if config.tied else config.embedding_parameters)
+    both = config.parameters + (4 if config.tied else 3) * config.embedding_parameters
+    sizes = {FLOAT: (4 * config.parameters, 4 * needed), IN_INT8: (both, needed)}
+    return [{"format": n, "file": "", "bytes": b, "read": read} for n, (b, read) in sizes.items()]
+
+
+def in_words(row: dict) -> dict[str, str]:
+    """A format's metrics: the model's own as they are, of others how much they change."""
+    shown = row if row["format"] == FLOAT else row["changes"]
+    lost = {name for name in FORMS if row[name] is None or math.isnan(row[name])}
+    return {n: "–" if n in lost else format(shown[n], form) for n, form in FORMS.items()}
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that one core reads: the best of five products of 512 MiB of float32 with a
+    vector, by CPU time. A floor: of what the core can read, a better program may get more; and
+    what lies in its cache, as a tiny model does, comes faster than that."""
+    before, matrix_IO = torch.get_num_threads(), torch.ones(2**17, 2**10)
+    torch.set_num_threads(1)
+    seconds = []
+    for _ in range(5):
+        began = time.process_time()
+        matrix_IO @ matrix_IO[0]
+        seconds.append(time.process_time() - began)
+    torch.set_num_threads(before)
+    return matrix_IO.nbytes / min(seconds)
+
+
+def repetitions(write: dict[str, Write], windows: data.Windows, tokens: int) -> dict[str, dict]:
+    """Way of a format → repetition of ten texts of so many tokens."""
     starts = evaluate.fixed_rows(windows, 10) * windows.context
-    way_of = {"PyTorch float32": KV, "PyTorch INT8": INT8} | {name: name for name in files}
-    for row in rows:
-        way = write[way_of[row["format"]]]
-        row |= repetition([way(windows.ids[i:][:8].tolist(), tokens) for i in starts])
-    return rows
+    prompts = [windows.ids[i:][:8].tolist() for i in starts]
+    ways = {name: way for name, way in write.items() if name not in (RAW, COMPILED)}
+    return {name: repetition([way(ids, tokens) for ids in prompts]) for name, way in ways.items()}
 
 
 def repetition(texts: list[list[int]]) -> dict[str, float]:
@@ -196,22 +237,3 @@ def repetition(texts: list[list[int]]) -> dict[str, float]:
     repeated = (count - different) / count if count else np.nan
     distinct = len(set(twos)) / len(twos) if twos else np.nan
     return {"repeated_4grams": repeated, "distinct_2grams": distinct}
-
-
-@torch.no_grad()
-def int8_cost(folder: Path, windows: data.Windows, count: int) -> dict:
-    """The same row for PyTorch's INT8; its bytes are one a weight, the embedding's four."""
-    model = Llama.load(folder).eval()
-    int8, loss, kl, same, n = Decoder(model, int8=True), 0.0, 0.0, 0, 0
-    for row in evaluate.fixed_rows(windows, count):
-        ids_BT, (targets_T,) = windows.batch([row])
-        known_T = targets_T != data.IGNORE
-        log_p_KV, log_q_KV = (m(ids_BT)[0][known_T].log_softmax(-1) for m in (model, int8))
-        loss -= float(log_q_KV.gather(1, targets_T[known_T][:, None]).sum(dtype=torch.float64))
-        kl += float((log_p_KV.exp() * (log_p_KV - log_q_KV)).sum(dtype=torch.float64))
-        same += int((log_p_KV.argmax(1) == log_q_KV.argmax(1)).sum())
-        n += len(log_p_KV)
-    c = model.config
-    size = c.parameters + (4 if c.tied else 3) * c.embedding_parameters
-    means = {"loss": loss / n, "kl": kl / n, "agreement": same / n}
-    return {"format": "PyTorch INT8", "file": "–", "bytes": size} | means

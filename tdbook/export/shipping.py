@@ -2,7 +2,7 @@
 card with what was measured. Legend: T tokens of a prompt, V vocabulary."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -25,19 +25,22 @@ from tdlib.shapes import LlamaConfig, read_config, weight_files
 
 WINDOWS = 32  # on which what a file costs is measured
 FRONT = ("license", "license_name", "license_link", "base_model", "datasets")
-FORMS = {"likeliest": ".2%", "mean": ".2g", "largest": ".2g", "loss": ".4f", "kl": ".2g"}
+FORMS = {"format": "", "file": "", "MB": ".1f", "likeliest": ".2%", "mean": ".2g", "largest": ".2g"}
+Costs = Callable[[Path, dict[str, Path]], list[dict]]  # of a model folder and its files, by format
 
 
-def export(pairs: dict[str, str]) -> None:
-    """MODEL=folder [OUT= TOKENS=] of the command line."""
+def export(pairs: dict[str, str], costs: Callable[..., list[dict]]) -> None:
+    """MODEL=folder [OUT= TOKENS=] of the command line. `costs`: book.common.file_costs."""
     folder = find(pairs.get("MODEL", ""))
     tokens = _tokens(folder, pairs.get("TOKENS", ""))
     out = Path(pairs.get("OUT") or ROOT / "exports") / folder.resolve().name
     print(f"{folder}: each format is written and run in llama.cpp", flush=True)
-    rows = ship(folder, out, tokens)
+    how = partial(costs, tokens=tokens, count=WINDOWS) if tokens else None
+    rows = ship(folder, out, tokens, how)
     print(f"{folder}: in rounding {_rounding(tokens)}")
     takes = f"token ids alone; {SCRIPT} encodes" if (out / SCRIPT).is_file() else "raw text"
-    print(tabulate(_in_words(rows), headers="keys", disable_numparse=True))
+    for table in _in_words(rows):
+        print(tabulate(table, headers="keys", disable_numparse=True))
     print(f"{out}: checked in llama.cpp {metadata.version('xllamacpp')}; its files take {takes}")
 
 
@@ -70,10 +73,11 @@ def _tokens(folder: Path, given: str) -> data.Tokens | None:
     raise ValueError(f"{theirs}, {ours}: give its own tokens")
 
 
-def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None) -> list[dict]:
-    """Makes `out`, whole or not at all: the files, the tokenizer's and a card; with `tokens`, what
-    each file costs too, and rounded by what weighs in their training text (imatrix.py). A row a
-    file. ValueError: F16 is another model than the folder's."""
+def ship(folder: str | Path, out: str | Path, tokens=None, costs: Costs | None = None):
+    """Makes `out`, whole or not at all: the files, the tokenizer's and a card. With `tokens` they
+    are rounded by what weighs in their training text (imatrix.py), and tried on the other. A row a
+    file; with `costs` (book.common.file_costs) two of PyTorch come before them, and each tells what
+    the format costs. ValueError: F16 is another model than the folder's."""
     folder, out = Path(folder), Path(out)
     model_place, place = folder.resolve(), out.resolve()
     if model_place.is_relative_to(place) or (place.exists() and place.is_relative_to(model_place)):
@@ -85,11 +89,10 @@ def ship(folder: str | Path, out: str | Path, tokens: data.Tokens | None = None)
         trained = tokens and imatrix.mean_squares(Llama.load(folder), tokens.train)
         names = gguf_file.formats(model.config)
         rows = [_write_checked(model, beside, name, prompts, trained) for name in names]
-        if tokens:
-            files = {row["format"]: beside / row["file"] for row in rows}
-            _, *costs = inference.file_costs(folder, files, tokens.val, WINDOWS)
-            for row, cost in zip(rows, costs, strict=True):
-                row |= {"loss": cost["loss"], "kl": cost["kl"]}
+        if costs:
+            measured = costs(folder, {row["format"]: beside / row["file"] for row in rows})
+            rows = inference.in_pytorch(model.config) + rows
+            rows = [row | cost for row, cost in zip(rows, measured, strict=True)]
         for path in model.vocabulary.beside.files:
             shutil.copy(path, beside)
         card = _card(model, rows, prompts, tokens)
@@ -111,6 +114,7 @@ def _write_checked(model: Source, place: Path, quantization: str, prompts: list,
     gguf_file.write(model, path, quantization, importance)
     other = exact and other_weight(model.folder, path)
     row = {"format": quantization, "file": path.name, "bytes": path.stat().st_size}
+    row |= {"read": gguf_file.read_bytes(model, quantization)}
     row |= check(model.folder, path, prompts if exact else prompts[::4])
     if other or (exact and row["likeliest"] < 0.99 and row["largest"] > 0.02):
         share = f"agrees with {model.folder} on {row['likeliest']:.1%} of next tokens alone"
@@ -142,7 +146,7 @@ def check(folder: Path, path: Path, prompts: Sequence[list[int]]) -> dict[str, f
     file = llama_cpp.Model(path, threads=torch.get_num_threads(), exact=True)
     same, total, largest = 0, 0.0, 0.0
     for ids in prompts:
-        log_p_TV, log_q_TV = inference.log_p(model, ids), file.logprobs(ids)
+        log_p_TV, log_q_TV = (inference.log_p(way, ids).numpy() for way in (model, file))
         same += int((log_p_TV.argmax(1) == log_q_TV.argmax(1)).sum())
         difference_TV = np.abs(log_q_TV - log_p_TV)
         total += float(difference_TV.sum(dtype=np.float64))
@@ -172,9 +176,13 @@ def other_weight(folder: Path, path: Path) -> str:
     return ""
 
 
-def _in_words(rows: list[dict]) -> list[dict[str, str]]:
-    rows = [row | {"bytes": f"{row['bytes'] / 1e6:.1f} MB"} for row in rows]
-    return [{name: format(x, FORMS.get(name, "")) for name, x in row.items()} for row in rows]
+def _in_words(rows: list[dict]) -> list[list[dict[str, str]]]:
+    """Tables of the files, and of what each format costs, where that was measured."""
+    sized = [row | {"MB": row["bytes"] / 1e6} for row in rows if row["file"]]
+    files = [{n: format(row[n], form) for n, form in FORMS.items() if n in row} for row in sized]
+    told = [row for row in rows if "changes" in row]
+    costs = [{"format": row["format"]} | inference.in_words(row) for row in told]
+    return [files, costs] if costs else [files]
 
 
 def _card(model: Source, rows: list[dict], prompts: list[list[int]], tokens) -> str:
@@ -183,9 +191,11 @@ def _card(model: Source, rows: list[dict], prompts: list[list[int]], tokens) -> 
     given = gguf.Metadata.load_model_card(model.folder)
     front |= {name: given[name] for name in FRONT if name in given}
     front = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()
-    table = tabulate(_in_words(rows), headers="keys", tablefmt="github", disable_numparse=True)
-    values = dict(front=front, model=model, files=table, prompts=prompts, script=SCRIPT)
-    values |= dict(windows=WINDOWS if tokens else 0, rounding=_rounding(tokens))
-    values |= dict(coarse=partial(gguf_file.coarse, model), best=rows[2]["file"])
+    form = dict(headers="keys", tablefmt="github", disable_numparse=True)
+    files, *costs = (tabulate(table, **form) for table in _in_words(rows))
+    values = dict(front=front, model=model, files=files, costs=costs, prompts=prompts, text=tokens)
+    best = next(row["file"] for row in rows if row["format"] == "Q4_0")
+    values |= dict(coarse=partial(gguf_file.coarse, model), best=best, script=SCRIPT)
+    values |= dict(windows=rows[0].get("windows"), rounding=_rounding(tokens))
     values |= dict(lines=len(model_tokenizer.trial_lines(tokenizer)))
     return cards.fill(parts["card"], values | parts["ways"][released_name(tokenizer)])

@@ -30,7 +30,11 @@ KIND = ["cut", "bucket", "tokens"]  # of a row by kind of token
 
 
 class _Cell(string.Formatter):
-    """str.format, with "–" for a number that is not known; "M" before a form: in millions."""
+    """str.format, with "–" for a number that is not known, or that an older record lacks; "M"
+    before a form: in millions."""
+
+    def get_value(self, key: str, args: tuple, row: Mapping) -> object:
+        return row.get(key)
 
     def format_field(self, value: object, form: str) -> str:
         if form.startswith("M"):
@@ -50,9 +54,10 @@ def _written(table: str, rows: Iterable[Mapping]) -> pd.DataFrame:
     return pd.DataFrame(written).set_index(next(iter(columns)))
 
 
-def quality(metrics: dict, resampled: dict, base: str, scratch: str, teacher: str = "teacher"):
+def quality(metrics: dict, resampled: dict, rounding: dict, base, scratch, teacher="teacher"):
     """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` its
-    bootstrapped losses, drawn together. Differences are against `base`, with 95 % intervals."""
+    bootstrapped losses, drawn together, `rounding` as comparison.rounding has it. Differences are
+    against `base`, with 95 % intervals."""
     rows, loss = [], {name: m["loss"] for name, m in metrics.items()}
     for name, m in metrics.items():
         ends, (low, high) = resampled[name] - resampled[base], of_plan(name, "loss")
@@ -63,6 +68,8 @@ def quality(metrics: dict, resampled: dict, base: str, scratch: str, teacher: st
         row = {"model": name, "base": base, "quality": loss[teacher] / loss[name]}
         row |= {"against": "baseline" if name == base else change}
         row |= {"gap": Interval(gap, *intervals.interval(closed_R))}
+        if name in rounding:
+            row["as_q4"] = f"{m['loss'] + rounding[name][0]:.3f} ({Interval(*rounding[name]):.4f})"
         row["plan_loss"], row["plan_formula"] = span(low, high), span(258 / high, 258 / low, 1)
         rows.append(m | row | {"plan_quality": span(*of_plan(name, "quality"), 0)})
     return _written("quality", rows)
@@ -162,18 +169,34 @@ def speeds(by_model: dict[str, list[dict]]) -> pd.DataFrame:
     return _written("speeds", rows)
 
 
-def quantization(by_model: dict[str, list[dict]]) -> pd.DataFrame:
-    """Model → rows of inference.costs, each against the model itself."""
+def quantization(by_model: dict[str, list[dict]], repeated: dict[str, dict]) -> pd.DataFrame:
+    """Model → rows of export.ship, the model itself first, then each format's change against it;
+    and model → way → inference.repetition."""
     rows = []
-    for model, costs in by_model.items():
-        for row in costs:
-            plan = span(*of_plan(model, "megabytes"), 0) if row["format"] == "Q4_0" else "–"
-            change = row["loss"] - costs[0]["loss"]
-            rows.append(row | {"model": model, "plan": plan, "change": change})
+    for model, formats in by_model.items():
+        for row in formats:
+            each = repeated[model][inference.WAYS.get(row["format"], row["format"])]
+            changes = {name: Interval(*x) for name, x in row["changes"].items()}
+            cells = inference.in_words(row | {"changes": changes})
+            rows.append(each | cells | {"model": model, "format": row["format"]})
     return _written("quantization", rows)
 
 
+def file_speeds(by_model: dict[str, list[dict]], speeds: dict, bandwidth: float) -> pd.DataFrame:
+    """The same models and formats: size, and tokens a second on one thread (inference.speeds), with
+    the share of the bytes that a core reads in a second."""
+    rows = []
+    for model, formats in by_model.items():
+        one_thread = {row["way"]: row["decode"] for row in speeds[model] if row["threads"] == 1}
+        for row in formats:
+            plan = span(*of_plan(model, "megabytes"), 0) if row["format"] == "Q4_0" else "–"
+            decode = one_thread[inference.WAYS.get(row["format"], row["format"])]
+            more = {"decode": decode, "share": row["read"] * decode / bandwidth}
+            rows.append(row | more | {"model": model, "plan": plan})
+    return _written("file_speeds", rows)
+
+
 def files(shipped: dict[str, list[dict]]) -> pd.DataFrame:
-    """Model → rows of export.ship."""
-    by_model = shipped.items()
-    return _written("files", [{"model": name} | row for name, rows in by_model for row in rows])
+    """Model → rows of export.ship, of which those of files."""
+    pairs = ((name, row) for name, rows in shipped.items() for row in rows if row["file"])
+    return _written("files", [{"model": name} | row for name, row in pairs])

@@ -22,7 +22,8 @@ from tdlib.shapes import SHAPES, LlamaConfig
 MODELS = ("models/", "adapters/")
 _TABLE = yaml.safe_load(Path(__file__).with_name("workload.yaml").read_text("utf8"))
 BEGIN_S, TIMED_S, REACHED, TRAINED = (_TABLE[k] for k in ("begin", "timed", "reached", "trained"))
-CHUNK, SCORED, PROCESS, RECORDS = (_TABLE[k] for k in ("chunk", "scored", "process", "records"))
+CHUNK, SCORED, PROCESS, READ = (_TABLE[k] for k in ("chunk", "scored", "process", "read"))
+RECORDS = _TABLE["records"]
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,7 @@ class Work:
         # of scoring a layer, and six arrays of one window's logits
         needs = [self.context * (SCORED * layer_bytes(c) + 24 * c.vocab_size) for c in shapes]
         needs += [t.memory[kind] for t in self.trainings]
+        needs += [READ] * bool(self.timed)
         weights = sum(4 * shape.parameters for shape in shapes)
         return weights + max(needs, default=0) + PROCESS * (kind == "cpu")
 
@@ -226,7 +228,8 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfi
     fixed = min(size.val, p.get("fixed_windows", 0))
     for shape in shapes.values():
         forwards += [(shape, size.val + fixed), (teacher, fixed)]
-    timed = read if notebook == INFERENCE else []
+    names = p["models"].split() if notebook == INFERENCE else []
+    timed = [made.get(f"models/{name}", teacher) for name in names]
     # the weights of every epoch, and two checkpoints while the next one is written
     kept = [t.weights * (math.ceil(t.windows / _epoch(p, size)) + 6) for t in trainings]
     disk = 4 * sum(kept or (shape.parameters for shape in shapes.values()))

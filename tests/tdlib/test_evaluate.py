@@ -34,6 +34,7 @@ def dense(model, teacher, windows: Windows, rows) -> dict[str, np.ndarray]:
         "loss": loss_BT[counts_BT].numpy(),
         "kl": F.kl_div(q_BTV, p_BTV, reduction="none", log_target=True).sum(-1)[counts_BT].numpy(),
         "same": (q_BTV.argmax(-1) == p_BTV.argmax(-1))[counts_BT].numpy(),
+        "apart": (q_BTV.exp() - p_BTV.exp()).abs().sum(-1)[counts_BT].numpy() / 2,
         "confidence": q_BTV.exp().amax(-1)[counts_BT].numpy(),
         "right": (q_BTV.argmax(-1) == targets_BT)[counts_BT].numpy(),
     }
@@ -49,12 +50,15 @@ def test_every_metric_is_that_of_dense_float64(models, mask_share, fixed, tmp_pa
     for model in (None, models[0]):  # without a teacher, and by itself
         other = evaluate.evaluate(models[0], windows, model, fixed=fixed)
         np.testing.assert_equal([other.kl, other.agreement], [0, 1] if model else [np.nan] * 2)
+        alone = pytest.approx(1 if model else np.nan, abs=1e-6, nan_ok=True)
+        assert other.acceptance == alone
         np.testing.assert_allclose(other.window_loss_N, whole["loss_B"], rtol=5e-6)
     np.testing.assert_allclose(found.window_loss_N, whole["loss_B"], rtol=5e-6)
     assert row["loss"] == pytest.approx(loss, rel=5e-6)
     assert row["loss_fixed"] == pytest.approx(some["loss"].mean(), rel=5e-6)
     assert row["kl"] == pytest.approx(some["kl"].mean(), rel=5e-5)
     assert row["agreement"] == pytest.approx(some["same"].mean())
+    assert row["acceptance"] == pytest.approx(1 - some["apart"].mean(), rel=5e-6)  # Σ min(p, q)
     assert row["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
     assert row["bits_per_byte"] == pytest.approx(loss * math.log2(math.e) / 5)
     found.save(tmp_path, "50m")
@@ -77,7 +81,7 @@ def test_calibration_error_is_that_of_fifteen_equal_bins():
         if (inside := (confidence_N >= low) & (confidence_N < high)).any()
     ]
     bins = evaluate._calibration(torch.from_numpy(confidence_N), torch.from_numpy(right_N).float())
-    found = evaluate.Evaluation(np.ones(1), np.arange(1), np.ones((1, 1)), bins, 0.0, 1.0)
+    found = evaluate.Evaluation(np.ones(1), np.arange(1), np.ones((1, 1)), bins, 0.0, 1.0, 1.0)
     assert found.row(1.0)["calibration_error"] == pytest.approx(sum(gaps), rel=1e-5)
 
 

@@ -10,6 +10,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import morfessor
@@ -23,16 +24,19 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
 from tdbook.__main__ import main
+from tdbook.analysis import intervals
+from tdbook.book import common, comparison
 from tdbook.corpus import tokenizer_files
 from tdbook.corpus.tokenizer import TELUGU
-from tdbook.export import gguf_file, inference, llama_cpp, model_tokenizer, shipping
+from tdbook.export import gguf_file, imatrix, inference, llama_cpp, model_tokenizer, shipping
+from tdbook.export.decoder import Decoder
 from tdbook.export.gguf_file import to_gguf
 from tdbook.runs.units import q4_0_bytes
 from tdlib import data, hard_set, teacher
 from tdlib.files import MARK
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tests import upstream
-from tests.helpers import tiny_model
+from tests.helpers import tiny_model, token_folder
 from tests.tdbook.export.test_release import CASES, hugging_face, trained
 
 SHAPE = dict(layers=2, heads=4, dim=64, mlp_dim=96, context=48)
@@ -126,7 +130,10 @@ def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(name, tokenizer,
     names = ("token_embd", "output", "blk.0.ffn_up", "blk.0.ffn_down")
     assert " ".join(written.get(name, "-") for name in names) == wanted
     rows = [{"format": q, "file": q, "bytes": 1} for q in gguf_file.formats(model.config)]
-    assert re.search(told, shipping._card(model, rows, [[3]], 0))
+    assert re.search(told, shipping._card(model, rows, [[3]], None))
+    looked_up = "token_embd" if "output" in written else ""
+    read = sum(int(tensor.n_bytes) for name, tensor in tensors(path).items() if name != looked_up)
+    assert gguf_file.read_bytes(model, "Q4_0_DEFAULT") == read
     if "head_dim" in shape:  # it runs
         with pytest.warns(UserWarning, match=told):
             to_gguf(tmp_path, path, "Q4_0")
@@ -421,32 +428,84 @@ def test_drafts_change_no_text_and_another_vocabulary_drafts_nothing(files, toke
         inference._speculative(files["Q4_0"], tmp_path / "less.gguf", *given)
 
 
-def test_costs_are_those_of_the_dequantized_weights(made, files):
-    """llama.cpp rounds activations too, to 8 bits, so the two are near and not equal."""
-    model, copy = made[1], Llama.load(made[0])
-    stream = np.array([i for ids in shipping.draw_prompts(model.config, None) for i in ids])
-    windows = data.Windows(stream[: 48 * 6 + 1], 48)
-    rows = inference.file_costs(made[0], {q: files[q] for q in ("Q8_0", "Q4_0")}, windows, 6)
-    assert [row["format"] for row in rows] == ["PyTorch float32", "Q8_0", "Q4_0"]
-    loss = float(hard_set.window_loss(model, windows, range(6), "cpu").mean())
-    assert rows[0]["loss"] == pytest.approx(loss, abs=1e-4)
-    assert rows[0]["kl"] == 0 and rows[0]["agreement"] == 1
-    assert rows[1]["kl"] < 0.1 * rows[2]["kl"] and rows[2]["agreement"] < rows[1]["agreement"]
-    names, written = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2), tensors(files["Q4_0"])
-    for name, weight in copy.named_parameters():
-        tensor = written[names.get_name(f"model.{name}", (".weight",))[:-7]]
-        exact = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
-        exact = teacher.halves(exact, 4) if "q_proj" in name or "k_proj" in name else exact
-        weight.data = exact.reshape(weight.shape).clone()
-    ids_BT, _ = windows.batch(range(6))
-    log_p, log_q = (m(ids_BT).log_softmax(-1) for m in (model, copy))
-    kl = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-    assert rows[2]["kl"] == pytest.approx(kl, 0.1)
+def by_hand(log_q_TV, log_p_TV, log_t_TV, targets_T) -> list[float]:
+    """A window's loss, kl, agreement and acceptance, in float64, over the targets not masked."""
+    known_T = targets_T != data.IGNORE
+    q, p, t = (x.double().log_softmax(-1)[known_T] for x in (log_q_TV, log_p_TV, log_t_TV))
+    same_K = (q.argmax(1) == p.argmax(1)).double()
+    loss_K = torch.nn.functional.nll_loss(q, targets_T[known_T], reduction="none")
+    apart_K = (q.exp() - t.exp()).abs().sum(1) / 2
+    return [float(x.mean()) for x in (loss_K, (p.exp() * (p - q)).sum(1), same_K, 1 - apart_K)]
+
+
+def test_costs_are_those_of_dense_float64_and_paired_over_documents(made, files, tmp_path):
+    """Of the files by their dequantized weights: llama.cpp rounds activations too, to 8 bits, so
+    the two are near and not equal."""
+    stream = np.array([i for ids in shipping.draw_prompts(made[1].config, None) for i in ids])
+    mask, rows = np.ones(48 * 40 + 1, "u1"), np.array([0, 6, 13, 20, 26, 32, 39])
+    mask[20 * 48 + 5 : 20 * 48 + 30] = mask[13 * 48 + 1 : 14 * 48 + 1] = 0
+    tokens = data.Tokens(tmp_path, {}, *[data.Windows(stream[: len(mask)], 48, mask)] * 2)
+    judge = tiny_model(3, made[1].config.vocab_size, 48)
+    quantized = {q: files[q] for q in ("Q8_0", "Q4_0")}
+    given = common.file_costs(made[0], quantized, tokens, 7, judge)
+    assert [row["format"] for row in given] == ["PyTorch float32", "PyTorch INT8", "Q8_0", "Q4_0"]
+    nets = [made[1], Decoder(made[1], int8=True)]
+    for path in quantized.values():
+        nets.append(copy := Llama.load(made[0]))
+        names, written = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2), tensors(path)
+        for name, weight in copy.named_parameters():
+            tensor = written[names.get_name(f"model.{name}", (".weight",))[:-7]]
+            exact = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+            exact = teacher.halves(exact, 4) if "q_proj" in name or "k_proj" in name else exact
+            weight.data = exact.reshape(weight.shape).clone()
+    draws_RD = np.random.default_rng(0).multinomial(3, [1 / 3] * 3, size=1000)
+    own_W4 = None
+    for net, row in zip(nets, given, strict=True):
+        values = []
+        for w in np.delete(rows, 2):  # that has no target
+            ids, (targets_T,) = tokens.val.batch([w])
+            values.append(by_hand(net(ids)[0], made[1](ids)[0], judge(ids)[0], targets_T))
+        values_W4 = np.array(values)
+        own_W4 = values_W4 if own_W4 is None else own_W4
+        # documents of two windows each: 0 and 6, 20 and 26, 32 and 39
+        apart_D4 = (values_W4 - own_W4).reshape(3, 2, 4).mean(1)
+        means_R4 = draws_RD @ apart_D4 / 3
+        middle_4, wide = apart_D4.mean(0), intervals.stretch(np.full(3, 2))
+        ends = np.quantile(middle_4 + wide * (means_R4 - middle_4), [0.025, 0.975], axis=0)
+        exact = row["format"].startswith("PyTorch")
+        for k, metric in enumerate(inference.FORMS):
+            near = partial(pytest.approx, abs=2e-6 if exact else 0.04)
+            assert row[metric] == near(values_W4[:, k].mean()), (row["format"], metric)
+            if exact:
+                assert row["changes"][metric] == near((middle_4[k], *ends[:, k])), metric
+    assert given[3]["kl"] == pytest.approx(values_W4[:, 1].mean(), 0.1) and given[0]["kl"] == 0
+    assert given[2]["kl"] < 0.1 * given[3]["kl"]
+    for other in (None, tiny_model(3, 97, 48)):  # no teacher, and one of another vocabulary
+        found = common.file_costs(made[0], {}, tokens, 2, other)[1]
+        assert np.isnan(found["acceptance"]) and inference.in_words(found)["acceptance"] == "–"
+
+
+def test_what_four_bits_cost_a_model_is_0_where_it_is_its_own_q4_0(made, tmp_path):
+    """04's; of another model the loss with the weights of the file, minus its own."""
+    ids = np.random.default_rng(0).integers(0, 700, 48 * 40)
+    tokens = data.Tokens(tmp_path, {}, *[data.Windows(ids, 48)] * 2)
+    rounded = gguf_file.rounded(made[1], imatrix.mean_squares(made[1], tokens.train))
+    rows, losses = np.arange(len(tokens.val)), {}
+    for name, net in {"float": made[1], "own": rounded}.items():
+        net.save(tmp_path / "models" / name)
+        losses[name] = hard_set.window_loss(net, tokens.val, rows, "cpu")
+    this = SimpleNamespace(device="cpu", parameters={"resamples": 200})
+    this.folder = SimpleNamespace(place=lambda name: (tmp_path, name))
+    found = comparison.rounding(this, losses | {"adapter": losses["own"]}, tokens)
+    assert found.keys() == losses.keys() and found["own"] == (0, 0, 0)
+    change = float((losses["own"] - losses["float"]).astype(float).mean())
+    assert found["float"].value == pytest.approx(change, abs=1e-6) and abs(change) > 1e-3
+    assert found["float"].low < change < found["float"].high
 
 
 def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
-    def make(folder: Path) -> tuple[int, str]:
-        code = main(["export", f"OUT={tmp_path / 'exports'}", f"MODEL={folder}"])
+    def make(folder: Path, *more: str) -> tuple[int, str]:
+        code = main(["export", f"OUT={tmp_path / 'exports'}", f"MODEL={folder}", *more])
         return code, capsys.readouterr().out
 
     code, shown = make(made[0])
@@ -460,5 +519,13 @@ def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
     card = (out / "README.md").read_text("utf8")
     assert all(name in card for name in names)
     assert '-p "ఒక ఊరిలో"' in card and "begins each prompt after `<eos>`" in card
+    ids = np.random.default_rng(0).integers(0, made[1].config.vocab_size, 48 * 40)
+    about = dict(vocab_size=made[1].config.vocab_size, block_size=48)
+    tokens = token_folder(tmp_path / "tokens", ids, ids, **about)
+    code, shown = make(made[0], f"TOKENS={tokens}")
+    card = (out / "README.md").read_text("utf8").partition("## What each format costs")[2]
+    told = re.findall(r"^\|? *(PyTorch \w+|F16|I?Q\w+) .*", shown, re.M)
+    assert code == 0 and told == [*formats, "PyTorch float32", "PyTorch INT8", *formats]
+    assert "On 32 windows" in card and re.search(r"\| Q4_0 .*\d\] +\| – ", card)
     code, shown = make(made[0].parent / "50n")
     assert code == shown.count("\n") == 1 and shown.endswith(f"did you mean {made[0]}?\n")

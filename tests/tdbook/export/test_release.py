@@ -165,6 +165,7 @@ def test_that_for_upstreams_vocabulary_encodes_as_we_do(shared, lines, tokens, t
 
 def test_the_card_tells_numbers_run_and_origin_and_no_path(tokens, base, tmp_path):
     better = dict.fromkeys(ROW, 0.5) | dict(parameters=99_000, kl=float("nan"))
+    better.pop("acceptance")  # of an older record
     text = cards.card(base, tokens, {base.name: ROW, "teacher": better}, RECORD)
     assert not [part for part in CASES["told"] if part not in text]
     assert "secret" not in text and "device: auto" not in text

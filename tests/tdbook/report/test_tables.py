@@ -23,7 +23,8 @@ def quality(losses: dict, resampled: dict) -> dict[str, list]:
     rows = {name: more | dict(loss=x, loss_fixed=x + 0.01) for name, x in losses.items()}
     for row in rows.values():
         row |= dict(perplexity=math.exp(row["loss"]), bits_per_byte=row["loss"] / 6)
-    return tables.quality(rows, resampled, "50m", "50m-scratch").to_dict("list")
+    rounding = {"mine": [0.0123, 0.01, 0.0151]}
+    return tables.quality(rows, resampled, rounding, "50m", "50m-scratch").to_dict("list")
 
 
 def test_the_quality_table_has_paired_intervals_gap_closed_and_the_plan_apart():
@@ -38,6 +39,7 @@ def test_the_quality_table_has_paired_intervals_gap_closed_and_the_plan_apart():
         "+0.500 [+0.500, +0.500]",
         "−0.100 [−0.195, −0.005]",  # the middle 95 % of −0.2 … 0.0
     ]
+    assert table["as Q4_0"] == [*"–––", "2.412 (+0.0123 [+0.0100, +0.0151])"]
     closed = ["+1.00 [+1.00, +1.00]", "+0.50 [+0.50, +0.50]", "+0.00 [+0.00, +0.00]"]
     assert table["gap closed"][:3] == closed
     assert table["gap closed"][3].startswith("+0.60 [+0.5")

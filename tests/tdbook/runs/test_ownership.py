@@ -210,7 +210,7 @@ def test_cleaning_removes_kept_targets_alone(tmp_path):
 
 def test_losses_of_another_stay(tmp_path):
     mine(tmp_path / "a-12345678.npz")
-    found = evaluate.Evaluation(np.zeros(3), np.arange(3), np.zeros((3, 2)), {}, 0.0, 0.0)
+    found = evaluate.Evaluation(np.zeros(3), np.arange(3), np.zeros((3, 2)), {}, 0.0, 0.0, 0.0)
     found.save(tmp_path, "a-12345678", whole=False)
     assert content(tmp_path)["a-12345678.npz"] == MINE
 
