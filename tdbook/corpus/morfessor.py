@@ -87,8 +87,7 @@ def _encoder(ids: dict[str, int], unk: int, separator: str, merge, segment) -> C
         parts = RUNS.findall(word.removesuffix(separator) if joins else word)
         if segment:
             parts = [m for p in parts for m in (segment(p) if TELUGU.match(p) else [p])]
-        inner = [i for part in parts[:-1] for i in part_ids(part, True)]
-        return inner + part_ids(parts[-1], joins)
+        return [i for part in parts[:-1] for i in part_ids(part, True)] + part_ids(parts[-1], joins)
 
     return lambda lines: [[i for word in line.split() for i in word_ids(word)] for line in lines]
 

@@ -35,20 +35,16 @@ def prepare(p: dict, folder: Path, teacher: Llama | None = None, account=None) -
     tokens = token_files.open_tokens(folder)
     train, val = (f"{len(w.ids):,} tokens, {len(w):,} windows" for w in (tokens.train, tokens.val))
     words = tokens.tokenizer
-    return (
-        f"{said} Training: {train}; validation: {val}; windows of {tokens.context}. "
-        f"{words.kind}, {words.size:,} pieces, a vocabulary of {tokens.vocab_size:,}; "
-        f"{tokens.bytes_per_token():.2f} bytes a token.{token_files.loss(tokens.meta)}"
-    )
+    said += f" Training: {train}; validation: {val}; windows of {tokens.context}. {words.kind}, "
+    said += f"{words.size:,} pieces, a vocabulary of {tokens.vocab_size:,}; "
+    return f"{said}{tokens.bytes_per_token():.2f} bytes a token.{token_files.loss(tokens.meta)}"
 
 
 def _write(p: dict, folder: Path, given: Tokenizer | None, teacher, account: text.Account) -> str:
     """Tokens of a text, which is read, or written where none is given."""
     cut = cut_spare_rows(teacher, given.size, p["teacher"]) if given else ""
-    if p["text"]:
-        documents = text.read(texts(p["text"]), account)
-    else:
-        documents = writer.write(p["text_characters"], p["text_seed"])
+    written = [] if p["text"] else writer.write(p["text_characters"], p["text_seed"])
+    documents = written or text.read(texts(p["text"]), account)
     documents = text.section(documents, p["section_characters"])
     groups_N = text.near_duplicates(documents)
     shares = {name: p[name] for name in ("val_share", "confirm_share")}
@@ -62,11 +58,10 @@ def _write(p: dict, folder: Path, given: Tokenizer | None, teacher, account: tex
         size = teacher.config.vocab_size if teacher else 0
         token_files.write_tokens(folder, splits, pieces, p["context"], size)
     sources = sorted({document.source for document in documents})
-    return (
-        f"{f'{account} ' if p['text'] else ''}{len(documents):,} documents (long works cut into "
-        f"sections) from {len(sources)} sources: {', '.join(sources[:12])}. "
-        f"Groups of near-duplicates: {len(np.unique(groups_N)):,}.{cut}"
-    )
+    said = f"{account} " if p["text"] else ""
+    said += f"{len(documents):,} documents (long works cut into sections) from {len(sources)} "
+    said += f"sources: {', '.join(sources[:12])}. Groups of near-duplicates: "
+    return f"{said}{len(np.unique(groups_N)):,}.{cut}"
 
 
 def cut_spare_rows(teacher: Llama | None, pieces: int, path: str = "the teacher") -> str:

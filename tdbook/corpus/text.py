@@ -57,10 +57,8 @@ class Account:
     told: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # names of files
 
     def notes(self) -> list[str]:
-        return [
-            f"{len(names):,} files {note} ({', '.join([*names[:3], '…'][: len(names)])})"
-            for note, names in self.told.items()
-        ]
+        few = {note: ", ".join([*some[:3], "…"][: len(some)]) for note, some in self.told.items()}
+        return [f"{len(self.told[note]):,} files {note} ({names})" for note, names in few.items()]
 
     def missing(self) -> str:
         """What a finding must say, without names; "" where no more than 0.1 % is missing."""

@@ -174,8 +174,7 @@ def link_tokens(
         if not windows.known_N.any():
             mask = source / f"{split}.mask.bin"
             raise ValueError(f"{mask} masks every target (with 0): correct it, or take it away")
-        whole = every_id or path.stat().st_size <= FULL_LOOK
-        counts = look(path, windows.ids.dtype, meta, whole)
+        counts = look(path, windows.ids.dtype, meta, every_id or path.stat().st_size <= FULL_LOOK)
         if not counts[tokens.eos]:
             fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text"
             raise ValueError(f"{fault}: name the id that does as eos_id in meta.json")

@@ -74,7 +74,6 @@ def _sentencepiece(path: Path) -> Tokenizer:
 
 
 def _hugging_face(path: Path, content: dict) -> Tokenizer:
-    """The tokenizer of a tokenizer.json; ValueError: an option of it is not understood."""
     configs = {file: read_json(file) for file in _config_files(path)}
     try:
         refuse_unknown(path, content, "tokenizer.json")
@@ -104,8 +103,7 @@ def _hugging_face(path: Path, content: dict) -> Tokenizer:
         return [line.ids for line in model.encode_batch([*lines], add_special_tokens=False)]
 
     def text(ids: list[int]) -> str:
-        whole = model.decode(ids, skip_special_tokens=False)
-        return whole.replace(HIDDEN, "").removeprefix(extra)
+        return model.decode(ids, skip_special_tokens=False).replace(HIDDEN, "").removeprefix(extra)
 
     extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
     over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
@@ -154,11 +152,8 @@ def _hide_special(content: dict, named: set[str]) -> tuple[set[str], dict]:
     if hidden:
         rows = [[HIDDEN + p if p in hidden else p, score] for p, score in model["vocab"]]
         model = model | {"vocab": rows}
-    left = [
-        token | {"special": token["content"] in special}
-        for token in added
-        if token["content"] not in hidden and not BYTE.fullmatch(token["content"])
-    ]
+    left = [t for t in added if t["content"] not in hidden and not BYTE.fullmatch(t["content"])]
+    left = [token | {"special": token["content"] in special} for token in left]
     return special, content | {"model": model, "added_tokens": left}
 
 

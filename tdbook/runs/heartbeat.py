@@ -25,8 +25,7 @@ def state(out: Path, run: str) -> dict:
     path = out / "state" / f"{run}.json"
     current = files.whole(path, "run", "state")
     if current is None:  # emptied: the power was cut between its name and its content
-        word = "lost" if path.exists() else "not run"
-        current = {"run": run, "state": word, "heartbeat": 0.0}
+        current = {"run": run, "state": "lost" if path.exists() else "not run", "heartbeat": 0.0}
     if current["state"] == "running" and gone(current):
         current |= {"state": "lost"}
     if current["state"] in ("lost", "interrupted") and recorded(out, run):

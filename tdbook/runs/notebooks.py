@@ -9,8 +9,6 @@ import yaml
 TEACHER, HARD_SET, LORA = "00_teacher", "02_hard_set", "03_lora"
 COMPARISON, PROGRESSIVE = "04_merge_eval", "05_progressive"
 INFERENCE, EVIDENCE = "06_inference", "07_evidence"
-
-
 _TABLE = yaml.safe_load(Path(__file__).with_name("notebooks.yaml").read_text("utf8"))
 BOOK = {name: SimpleNamespace(**_TABLE["default"] | row) for name, row in _TABLE["book"].items()}
 TRAINING = [name for name, notebook in BOOK.items() if notebook.trains]
@@ -40,7 +38,6 @@ def reads(run: str, values: dict, others: list[str]) -> list[str]:
 
 
 def writes(run: str, values: dict, others: list[str]) -> list[str]:
-    """The same for what it writes."""
     if values.get("trains") in ("weights", "scales"):
         return [f"models/{values['adapter']}"]
     adapters = [path.removeprefix("adapters/") for path in others if path.startswith("adapters/")]

@@ -126,9 +126,7 @@ def keep_hard_set(hard_set, path: Path, words: str) -> None:
         keep(hard_set, path, words)
 
 
-def keep_or_refuse_checkpoint(
-    out: Path, run: str, values: dict, inputs: dict[str, dict], code: str
-) -> None:
+def keep_checkpoint(out: Path, run: str, values: dict, inputs: dict[str, dict], code: str) -> None:
     """A checkpoint of other inputs, or in quick profiles of other code, goes to old/. Another
     parameter may be a slip, which must not cost a night: ValueError. `redo` starts over once."""
     folder = out / (place := f"checkpoints/{run}")

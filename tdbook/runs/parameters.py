@@ -33,8 +33,6 @@ LARGE_SCALE = 8  # a lora_scale above it is most likely PEFT's lora_alpha
 _TEXT = Path(__file__).with_name("parameters.yaml").read_text("utf8")
 _TEXT = _TEXT.replace("(SHAPES)", f"({'|'.join(SHAPES)})").replace("SHAPES", " ".join(SHAPES))
 TABLE = yaml.safe_load(_TEXT)
-
-
 PARAMETERS = {name: row for names, row in TABLE["rules"].items() for name in names.split()}
 SOURCES = {name: (getattr(os.path, how), says) for name, (how, says) in TABLE["given"].items()}
 _ROLES = {role: tuple(names.split()) for role, names in TABLE["roles"].items()}
@@ -110,8 +108,7 @@ def settings_of(text: str, runs: Iterable[str]) -> dict[str, str]:
         if not sign or names.count(name) > 1:
             raise ParameterError(f"SET: {name} must be there once, as token_limit=200_000_000")
         if key in WORDS or (key in GIVEN and place[:2] in ("", "00")):
-            word = WORDS.get(key, key.upper())
-            raise ParameterError(f"SET: {name} is not for SET: give {word}=")
+            raise ParameterError(f"SET: {name} is not for SET: give {WORDS.get(key, key.upper())}=")
         if name not in known:
             remedy = nearest(name, known, "no run of the profile has it")
             raise ParameterError(f"SET: {name} is no parameter of these runs: {remedy}")
@@ -133,9 +130,8 @@ def read(path: Path) -> dict[str, object]:
     for key, value in node.value:  # YAML 1.1 counts 010 in eights, and 1:30 in sixties
         if value.tag.endswith((":int", ":float")) and re.match(r"[-+]?0[\d_]|.*:", value.value):
             meant = yaml.safe_load(value.value)
-            remedy = f"write {meant}, or put it in quotes where it is text"
-            fault = f"{key.value} = {value.value} is read as {meant}"
-            raise ParameterError(f"{path}: {fault}: {remedy}")
+            fault = f"{path}: {key.value} = {value.value} is read as {meant}"
+            raise ParameterError(f"{fault}: write {meant}, or put it in quotes where it is text")
     return content
 
 

@@ -204,8 +204,7 @@ class Run:
         about |= {"run": self.run, "notebook": self.notebook, "profile": values["profile"]}
         about |= {"parameters": hooks.hidden(values), "changed": [*self._changed]}
         about |= {"seed": values["seed"], "commit": commit, "dirty": dirty, "code": self._code}
-        about["versions"] = machine.versions()
-        about["device"] = machine.device_name(values["device"])
+        about |= {"versions": machine.versions(), "device": machine.device_name(values["device"])}
         about["inputs"] = {name: read["sha256"] for name, read in self._inputs.items()}
         about["reads"] = {n: hashes.load(self.out, n)["parameters"] for n in sorted(makers)}
         about |= {"started": began.isoformat(timespec="seconds")}
@@ -235,7 +234,7 @@ class Run:
         self._scouting, old = _scouting(*about, inputs), {}
         if (done := self._file("hashes")).exists():
             old = {"old": ownership.put_away(*about, self._inputs, self._why)}
-        ownership.keep_or_refuse_checkpoint(*about, self._inputs, self._code)
+        ownership.keep_checkpoint(*about, self._inputs, self._code)
         done.unlink(missing_ok=True)
         return old
 

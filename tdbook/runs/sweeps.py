@@ -41,8 +41,7 @@ class Sweep:
 
     def runs(self, point: str) -> list[str]:
         """The names of a point's runs, in the order in which one may read another's."""
-        own = f"{notebook_of(self.likes[0])}-{point}"
-        return [*self.likes] if self.several else [own]
+        return [*self.likes] if self.several else [f"{notebook_of(self.likes[0])}-{point}"]
 
     def name_of(self, point: str, run: str) -> str:
         """A point's run as commands and states have it."""
@@ -240,8 +239,7 @@ class Folder:
     @cached_property
     def records(self) -> dict[str, dict]:
         """Run → record, in the order of the book."""
-        paths = sorted((self.out / "results").glob("*.json"))
-        paths = [path for path in paths if path.stem != self.run]
+        paths = sorted({*self.out.glob("results/*.json")} - {self.out / f"results/{self.run}.json"})
         return {path.stem: files.record(path, "parameters", "models") for path in paths}
 
     @cached_property
@@ -266,7 +264,6 @@ class Folder:
         return {p["adapter"]: p["base"] for p in parameters if p["trains"] == "adapter"}
 
     def of(self, notebook: str) -> list[dict]:
-        """The records of a notebook's runs."""
         return [record for record in self.records.values() if record["notebook"] == notebook]
 
     def metrics(self, name: str) -> dict:

@@ -223,8 +223,7 @@ def _open(path: Path, key: dict, files: dict[Path, int]) -> None:
     if not path.is_file():
         clear_begun(path.parent)
         for file in files:  # of a process killed here: zeros, as far as the first MiB tells
-            there = os.path.lexists(file) and any(file.open("rb").read(2**20))
-            if there and not path.is_file():
+            if os.path.lexists(file) and any(file.open("rb").read(2**20)) and not path.is_file():
                 raise FileExistsError(f"{file} holds what the book did not write: {AWAY}")
         needed = sum(files.values()) / 2**20
         free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free / 2**20

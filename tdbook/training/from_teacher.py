@@ -32,8 +32,7 @@ def from_teacher(teacher: Llama, config: LlamaConfig, windows, *, device: str = 
     by what they do on windows of some 8,000 to 16,000 tokens, spread evenly. Nothing is drawn: same
     inputs, same bits. ValueError: larger than the teacher, or of another vocabulary."""
     old = teacher.config
-    inherited = dict(rope_theta=old.rope_theta, norm_eps=old.norm_eps, eos_id=old.eos_id)
-    config = replace(config, **inherited)
+    config = replace(config, rope_theta=old.rope_theta, norm_eps=old.norm_eps, eos_id=old.eos_id)
     _check(old, config)
     count = max(8, 2**13 // windows.context)
     rows = np.unique(np.linspace(0, len(windows) - 1, count).astype(int))
@@ -106,8 +105,7 @@ def directions(moment_DD: Tensor, dim: int) -> Tensor:
     if dim == len(moment_DD):
         return torch.eye(dim, device=moment_DD.device)
     top_DE = torch.linalg.eigh(moment_DD)[1][:, -dim:]  # ascending: the last are the largest
-    dims_E = _largest(top_DE.square().sum(1), dim)
-    left, _, right = torch.linalg.svd(top_DE[dims_E])
+    left, _, right = torch.linalg.svd(top_DE[_largest(top_DE.square().sum(1), dim)])
     return (top_DE @ (left @ right).T).float()
 
 

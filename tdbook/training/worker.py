@@ -56,11 +56,13 @@ def fit(
     """`train.fit` on tokens.train in so many processes; the weights are the same but for rounding.
     `evaluate` makes there what train.fit takes under that name: a function at the top of a module.
     ValueError: fewer GPUs than processes. RuntimeError: one failed, its traceback is printed."""
-    gpus = torch.cuda.device_count() if "cuda" in device else processes
-    if processes > gpus:
+    if processes > (gpus := torch.cuda.device_count() if "cuda" in device else processes):
         fault = f"processes is {processes}, torch sees {gpus} GPUs"
         raise ValueError(f"{fault}: ask for one on each at most")
-    job = _emptied(folder.resolve() / "workers")
+    theirs(job := folder.resolve() / "workers")  # FileExistsError: it is another's
+    shutil.rmtree(job, ignore_errors=True)  # what a killed process left
+    job.mkdir(parents=True)
+    (job / MARK).touch()
     try:
         targets = data.as_targets(None if recipe.ce_weight == 1 else teacher)
         if recipe.ce_weight < 1 and not isinstance(targets.teacher, Llama):
@@ -81,15 +83,6 @@ def fit(
         return log
     finally:
         shutil.rmtree(job, ignore_errors=True)
-
-
-def _emptied(job: Path) -> Path:
-    """The workers' folder without what a killed process left. FileExistsError: it is another's."""
-    theirs(job)
-    shutil.rmtree(job, ignore_errors=True)
-    job.mkdir(parents=True)
-    (job / MARK).touch()
-    return job
 
 
 def _run(job: Path, processes: int, given: dict, record, progress) -> list[dict]:

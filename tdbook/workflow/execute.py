@@ -106,7 +106,6 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
 
 
 def _show_progress(out: Path, run: str) -> None:
-    """A line every 15 s while the run goes on."""
     time.sleep(15)
     while (state := heartbeat.state(out, run))["state"] == "running":
         print(f"{run} · {heartbeat.progress(state)}", flush=True)

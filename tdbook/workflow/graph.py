@@ -151,9 +151,8 @@ def default_out(profile: str, text: str, values: dict[str, str] | None = None) -
         if absolute(made_of) == absolute(text):
             return out
     if text and made_of:
-        fault = f"{out} was made of text = {made_of!r}, not of {text!r}"
         remedy = f"give a folder of its own (OUT=), or OUT={out} to make that one anew"
-        raise ParameterError(f"{fault}: {remedy}")
+        raise ParameterError(f"{out} was made of text = {made_of!r}, not of {text!r}: {remedy}")
     return out
 
 
@@ -165,8 +164,7 @@ def jobs(config: dict, paths: bool = True) -> dict[str, BookRun]:
     runs += [p for name in config["sweeps"] for p in swept(name, config["profile"], runs, values)]
     found = {one.name: one for one in runs}
     for name in config["redo"]:
-        again = found[name].parameters | {"redo": True}
-        found[name] = replace(found[name], parameters=again)
+        found[name] = replace(found[name], parameters=found[name].parameters | {"redo": True})
     return found
 
 
@@ -247,9 +245,7 @@ def yamls(profile: str) -> list[Path]:
     raise ParameterError(f"PROFILE={profile} has no runs in {folder}: {nearest(profile, profiles)}")
 
 
-def _run(
-    who: str, name: str, values: dict, given: dict, makers: dict[str, str], above: str = ""
-) -> BookRun:
+def _run(who: str, name: str, values: dict, given: dict, makers: dict, above="") -> BookRun:
     """A run. `makers`: path → the run that makes it; `above`: of a point the book's folder."""
     run, out = values["run"], parameters.ROOT / values["out"]
     others = [path for path, maker in makers.items() if maker != name]
@@ -261,8 +257,7 @@ def _run(
             what = nearest(path, makers, "add the run that does")
             raise ParameterError(f"{who} reads {path}, which no run of the profile makes: {what}")
     needs = tuple(sorted({makers[path] for path in reads if path in makers}))
-    yaml = out / f"{run}.yaml"
-    return BookRun(name, run, yaml, out, values, given, tuple(writes), needs)
+    return BookRun(name, run, out / f"{run}.yaml", out, values, given, tuple(writes), needs)
 
 
 def swept(
@@ -296,8 +291,7 @@ def swept(
     own = parameters.check(COMPARISON, own | page.given, paths=False)
     needs = tuple(sorted({makers[path] for path in borrowed(run, own) if path in makers}))
     yaml = place / f"{run}.yaml"
-    last = BookRun(f"{name}/{run}", run, yaml, place, own, page.given, (), needs, name)
-    return [*points, last]
+    return [*points, BookRun(f"{name}/{run}", run, yaml, place, own, page.given, (), needs, name)]
 
 
 def borrowed(run: str, values: dict) -> list[str]:

@@ -27,8 +27,6 @@ META = ("vocab_size", "block_size", "train_tokens", "val_tokens")
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line asks about."""
-
     runs: list[graph.BookRun]
     out: Path
     tokens: Path | None  # the folder, where there is one
@@ -66,8 +64,7 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
         raise ParameterError(f"the teacher's context is {both}: {remedy}")
     made, works = {"models/teacher": teacher}, []
     for one in jobs.values():  # the page that compares a sweep's points merges nothing
-        there = {} if one.compares else made
-        works.append(workload.of_run(one.parameters, size, teacher, there))
+        works.append(workload.of_run(one.parameters, size, teacher, {} if one.compares else made))
         made |= works[-1].made
     return Asked([*jobs.values()], out, tokens, size, teacher, vocabularies, works)
 
@@ -117,8 +114,7 @@ def estimate(p: dict, out: Path, device: str) -> dict:
     for adapter, base in Folder(out, p["run"]).adapters.items():
         if f"models/{base}" in made:  # it is being made again: its adapters are older than it
             made[f"adapters/{adapter}"] = made[f"models/{base}"]
-    teacher = _teacher(p, out) or size.shape(p["shape"])
-    work = workload.of_run(p, size, teacher, made)
+    work = workload.of_run(p, size, _teacher(p, out) or size.shape(p["shape"]), made)
     low, high = work.seconds(workload.here(device))
     steps, memory = sum(t.steps for t in work.trainings), work.memory(device[:4])
     cost = {"seconds_low": low, "seconds_high": high, "peak_memory_mib": memory / 2**20}
@@ -137,9 +133,8 @@ def plan(pairs: dict[str, str]) -> str:
     cache = of.size.context * 12 * ((2 if of.size.vocab_size <= 2**16 else 4) + 2) + 5
     content = {"wanted": wanted, "device": device, "source": source, "of": of, "reached": reached}
     content |= {"need": need, "most": most, "free": free, "cache": of.size.train * cache}
-    content["si"] = units.si
     template = Path(__file__).with_name("plan.txt.j2").read_text("utf8")
-    lines = jinja2.Template(template).render(content).splitlines()
+    lines = jinja2.Template(template).render(content, si=units.si).splitlines()
     head = "\n".join(textwrap.fill(line, 80, subsequent_indent=" " * 12) for line in lines)
     tables = [_sizes(of, vocab_size) for vocab_size in of.vocabularies]
     return "\n\n".join([head, *tables, _runs(of.works, device, wanted.price)])

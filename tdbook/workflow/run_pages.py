@@ -102,7 +102,6 @@ def _frame(out: Path, run: str, body: Markup) -> None:
 
 
 def _runs_with_page(out: Path) -> list[str]:
-    """The runs of a folder that have a page, in reading order."""
     return [run for run in status.traces(out) if (out / f"{run}.html").exists()]
 
 

@@ -57,11 +57,10 @@ def make(wanted: Wanted) -> int:
 def prepare(config: dict) -> dict[str, BookRun]:
     """`jobs`; every point of a sweep gets its YAML."""
     runs = graph.jobs(config)
-    book_out = next(iter(runs.values())).out
     for name in config["sweeps"]:
         own = [one for one in runs.values() if one.sweep == name]
         page = own[-1].parameters if own[-1].compares else None
-        sweeps.write(sweeps.read(config["profile"], name), book_out, page)
+        sweeps.write(sweeps.read(config["profile"], name), next(iter(runs.values())).out, page)
     return runs
 
 
@@ -118,8 +117,7 @@ def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) ->
             one.mark.touch()
             os.utime(one.mark, (now, now))
     content = json.dumps(wanted.config)
-    files.write_whole(out / graph.CONFIG, content)
-    kept = out / graph.CONFIG
+    files.write_whole(kept := out / graph.CONFIG, content)
     if wanted.cluster:  # a file for every command: a job may read it after the next one
         kept = out / f".slurm/{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
         files.write_whole(kept, content)

@@ -104,8 +104,6 @@ def layer_bytes(config: LlamaConfig, kind: str = "cpu") -> int:
 
 @dataclass(frozen=True)
 class Size:
-    """How much text a run has."""
-
     vocab_size: int
     context: int
     train: int  # windows
