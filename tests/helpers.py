@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+import yaml
 
 from tdlib.data import Windows
 from tdlib.model import Llama, LlamaConfig
+
+
+def cases(file: str, name: str = "cases.yaml"):
+    """The table beside a test file."""
+    return yaml.safe_load(Path(file).with_name(name).read_text("utf8"))
 
 
 def tiny_model(seed=0, vocab=97, context=16, scale=12.0, **shape) -> Llama:

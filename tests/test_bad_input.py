@@ -159,6 +159,7 @@ def put(section: str, name: str, place: Path, good: Path) -> tuple[str, dict, Pa
     return row.get("notebook", "00_teacher"), given, at
 
 
+FULL = {1_000: "/model", 12_000: "out/tokens", 100_000: "out/models/teacher"}
 ROWS = [(section, name) for section, table in TABLES.items() for name in table["rows"]]
 
 
@@ -199,9 +200,7 @@ def test_the_hostile_checkpoints_are_hostile(tmp_path):
     assert (tmp_path / "trace").exists()
 
 
-@pytest.mark.parametrize(
-    "size, says", [(1_000, "/model"), (12_000, "out/tokens"), (100_000, "out/models/teacher")]
-)
+@pytest.mark.parametrize("size, says", FULL.items())
 @pytest.mark.filterwarnings("ignore:.*is not written, the one before stays")
 def test_a_full_disk(size, says, good, refusal, out):
     before = content(out)

@@ -14,12 +14,8 @@ from tdbook.runs import parameters
 
 FLASH_FIRST = "TORCH_CUDNN_SDPA_DEPRIORITIZED"  # =1, says torch, puts cuDNN's attention last
 # where programs write in a HOME, by the variable that leads them elsewhere
-HOMES = {
-    "JUPYTER_RUNTIME_DIR": ".local/share/jupyter/runtime",
-    "IPYTHONDIR": ".ipython",
-    "MPLCONFIGDIR": ".config/matplotlib",
-    "XDG_CACHE_HOME": ".cache",
-}
+HOMES = {"JUPYTER_RUNTIME_DIR": ".local/share/jupyter/runtime", "IPYTHONDIR": ".ipython"}
+HOMES |= {"MPLCONFIGDIR": ".config/matplotlib", "XDG_CACHE_HOME": ".cache"}
 
 
 def below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:

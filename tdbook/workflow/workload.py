@@ -215,11 +215,9 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfi
         for path, (shape, by) in pairs.items():
             by = None if p.get("ce_weight") == 1 else by
             trainings.append(training(path, shape, by, _epoch(p, size), p))
-    scored = {  # windows that the models that it reads go over
-        HARD_SET: min(size.train, p.get("token_limit", 0) // size.context or size.train),
-        INFERENCE: 8 * p.get("quality_windows", 0),
-        EVIDENCE: size.val,
-    }
+    # windows that the models that it reads go over
+    scored = {INFERENCE: 8 * p.get("quality_windows", 0), EVIDENCE: size.val}
+    scored[HARD_SET] = min(size.train, p.get("token_limit", 0) // size.context or size.train)
     reads = notebooks.reads(run, p, [*made]) if notebook in scored else []
     read = [made.get(path, teacher) for path in reads if path.startswith(MODELS)]
     forwards = [(shape, scored[notebook]) for shape in read]

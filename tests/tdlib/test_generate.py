@@ -79,8 +79,7 @@ def by_hand(logits_V: np.ndarray, text: list[int], s: Sampling) -> np.ndarray:
     """Probabilities in float64, one step after another, in plain loops over the sorted ids."""
     logits_V = logits_V.astype(np.float64)
     for i in set(text):
-        better = logits_V[i] > 0
-        logits_V[i] *= 1 / s.repetition_penalty if better else s.repetition_penalty
+        logits_V[i] *= 1 / s.repetition_penalty if logits_V[i] > 0 else s.repetition_penalty
     scaled_V = logits_V / s.temperature
     p_V = np.exp(scaled_V - scaled_V.max())
     order = np.argsort(-p_V).tolist()
@@ -97,6 +96,7 @@ def by_hand(logits_V: np.ndarray, text: list[int], s: Sampling) -> np.ndarray:
 
 
 WAYS = {name: Sampling(**way) for name, way in CASES["ways"].items()}
+DRAWN = [(WRITERS[0][0], "temperature"), (Decoder, "top-k"), (Decoder, "all")]
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
@@ -115,9 +115,7 @@ def test_probabilities_are_those_worked_out_by_hand_and_those_of_transformers(wa
     assert kept.tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("form", "way"), [(WRITERS[0][0], "temperature"), (Decoder, "top-k"), (Decoder, "all")]
-)
+@pytest.mark.parametrize("form, way", DRAWN)
 def test_draws_follow_the_probabilities_by_hand(form, way):
     way = WAYS[way]
     model, draws = tiny_model(8, 12, 8, scale=4.0, layers=1), 1000
@@ -135,8 +133,7 @@ def test_draws_follow_the_probabilities_by_hand(form, way):
 
 
 def test_an_impossible_setting_is_refused_by_name(model):
-    odd = dict(temperature=[-0.1], top_k=[-1], top_p=[0.0, 1.1], min_p=[-0.1, 1.1])
-    for name, values in (odd | dict(repetition_penalty=[0.0])).items():
+    for name, values in CASES["impossible"].items():
         for value in values:
             with refused(f"{name} is {value}, it must be"):
                 generate.generate(model, [5], 1, **{name: value})

@@ -15,8 +15,6 @@ from tdlib import losses
 from tests.helpers import near, refused
 
 HALF = dict(ce_weight=0.5, temperature=2.0)
-
-
 CORES = ["in blocks, for a CPU", "in one pass, for a GPU"]
 one_core = pytest.mark.parametrize("core", CORES[1:], indirect=True)  # of one, or of neither
 

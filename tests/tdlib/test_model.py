@@ -5,30 +5,18 @@ import json
 import math
 import os
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
-import yaml
 from safetensors.torch import load_file, save_file
 
 from tdlib.model import SHAPES, Cache, Llama, LlamaConfig
 from tests import helpers
-from tests.helpers import refused, same, tiny_model, weights_of
+from tests.helpers import cases, refused, same, tiny_model, weights_of
 
-CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
-CONTEXT = 96
-CONFIGS = {
-    "full heads, tied": dict(),
-    "untied": dict(tied=False),
-    "grouped heads": dict(kv_heads=2),
-    "one key head, untied": dict(kv_heads=1, tied=False),
-    "wide heads": dict(head_dim=32),
-    "narrow grouped heads": dict(head_dim=6, kv_heads=2),
-    "another rope_theta": dict(rope_theta=500.0),
-    "a large norm_eps": dict(norm_eps=1e-2),
-}
+CASES = cases(__file__)
+CONTEXT, CONFIGS = 96, CASES["shapes"]
 SHAPE = dict(layers=3, heads=4, dim=64)
 
 

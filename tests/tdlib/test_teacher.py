@@ -25,6 +25,7 @@ from tests.tdlib.test_model import CASES
 
 SHAPE = dict(layers=2, heads=4, dim=32, mlp_dim=80)
 VOCAB, CONTEXT = 211, 64
+SHAPES = [(dict(layers=3, heads=8, mlp_dim=48), ""), (dict(layers=1, heads=1), "_orig_mod.")]
 WTE, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 
@@ -93,10 +94,7 @@ def some_ids() -> torch.Tensor:
 CLOSE = 1e-4  # float32 against float64: 1e-6 of the largest logit; the other order of RoPE leaves 1
 
 
-@pytest.mark.parametrize(
-    "change, prefix",
-    [(dict(layers=3, heads=8, mlp_dim=48), ""), (dict(layers=1, heads=1), "_orig_mod.")],
-)
+@pytest.mark.parametrize("change, prefix", SHAPES)
 def test_logits_are_upstreams_at_every_position(change, prefix, tmp_path):
     shape = SHAPE | change
     state = upstream(**change)

@@ -21,6 +21,9 @@ from tests.helpers import weights_of as weights
 from tests.tdlib.test_model import twin
 
 VOCAB, T = 61, 12
+STEPS = [(0.5, 2.0, False, 0, 2), (0.3, 2, True, 3, 3), (1.0, 2, True, 0, 1), (0, 1, False, 2, 4)]
+STOPS = [(signal.SIGUSR1, 2, 0.5), (signal.SIGUSR1, 7, 1.0), (signal.SIGTERM, 6, 0.5)]
+STOPS += [(signal.SIGINT, 4, 1.0)]
 
 
 def tiny(seed=0, **change) -> Llama:
@@ -131,10 +134,7 @@ def moved(found: dict, start: dict) -> dict:
     return {name: weight - start[name] for name, weight in found.items()}
 
 
-@pytest.mark.parametrize(
-    "ce_weight, temperature, mask, most, micro",
-    [(0.5, 2.0, False, 0, 2), (0.3, 2, True, 3, 3), (1.0, 2, True, 0, 1), (0.0, 1.0, False, 2, 4)],
-)
+@pytest.mark.parametrize("ce_weight, temperature, mask, most, micro", STEPS)
 def test_steps_are_those_of_plain_torch_on_transformers_in_micro_batches_of_any_size(
     ce_weight, temperature, mask, most, micro, monkeypatch
 ):
@@ -145,8 +145,7 @@ def test_steps_are_those_of_plain_torch_on_transformers_in_micro_batches_of_any_
     how = dict(ce_weight=ce_weight, temperature=temperature, micro_windows=micro)
     recipe = quick(epochs=4 / 3, warmup_share=0.5, clip=0.2, **how)
     rates = [recipe.learning_rate * x for x in (0.5, 1, 1, 0.55)]
-    steps = train.order(rows, recipe, T)
-    log, wanted = by_hand(student, teacher, windows, recipe, steps, rates)
+    log, wanted = by_hand(student, teacher, windows, recipe, train.order(rows, recipe, T), rates)
     found = fit(student, recipe, teacher, windows, rows=rows, evaluations=2)
     assert all(row["grad_norm"] > 1.2 * recipe.clip for row in log)  # it did clip
     for ours, theirs in zip(found[1:], (log[:2], log[2:]), strict=True):
@@ -201,11 +200,7 @@ def test_an_epoch_is_every_window_once_in_an_order_that_the_seed_alone_decides()
         assert cut == each[0][:windows]
 
 
-@pytest.mark.parametrize(
-    "number, stop, ce_weight",
-    [(signal.SIGUSR1, 2, 0.5), (signal.SIGUSR1, 7, 1.0), (signal.SIGTERM, 6, 0.5),
-     (signal.SIGINT, 4, 1.0)],
-)  # fmt: skip
+@pytest.mark.parametrize("number, stop, ce_weight", STOPS)
 def test_a_stopped_run_goes_on_to_the_same_bits_and_the_same_log(
     number, stop, ce_weight, tmp_path, capsys
 ):
@@ -392,11 +387,8 @@ def test_steps_without_a_target_do_not_make_the_next_ones_look_like_a_jump():
 
 
 def test_a_missing_teacher_and_a_short_context_are_refused():
-    short, recipe = tiny(context=T - 1), quick(ce_weight=0.99)
-    for student, teacher, words in (
-        (tiny(), None, ["0.99", "teacher"]),
-        (short, wider(), [T, T - 1]),
-        (tiny(), short, [T, T - 1]),
-    ):
+    short, recipe, told = tiny(context=T - 1), quick(ce_weight=0.99), [T, T - 1]
+    pairs = (tiny(), None, ["0.99", "teacher"]), (short, wider(), told), (tiny(), short, told)
+    for student, teacher, words in pairs:
         with refused(*words):
             train.fit(student, some_windows(), recipe, teacher=teacher)

@@ -3,19 +3,18 @@
 import io
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from scipy import stats
 
 from tdbook.analysis import verdict
 from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import FAILS, HOLDS, PART, UNDECIDED, Effect, judge
+from tests.helpers import cases
 
-CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
+CASES = cases(__file__)
 
 
 def of(ends: list[float], seeds: Sequence[float] = (), what: str = "a − b", **more) -> Effect:

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from tdbook.analysis import features
 from tdbook.corpus import token_files
 from tdlib import data
-from tests.helpers import token_folder
+from tests.helpers import cases, token_folder
 
 WINDOWS = 10  # of four targets
-DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+DATA = cases(__file__, "test_kept_and_lost.yaml")
 TEN, HELD = DATA["tokens"], DATA["held"]
 
 
@@ -70,8 +69,7 @@ def test_what_was_won_back_is_a_change_against_the_base_over_documents(ten):
     names, ending_MT = labels["frequent endings"]
     base_MT = np.random.default_rng(0).random((10, 4))
     new_MT = base_MT + np.where(ending_MT == names.index("కు"), -0.2, 0.2)
-    document_M = np.arange(WINDOWS) // 2
-    asked = labels, "50m", ["new"], document_M, 200
+    asked = labels, "50m", ["new"], np.arange(WINDOWS) // 2, 200
     _, found = features.kept_and_lost({"50m": base_MT, "new": new_MT}, *asked)
     rows = {(row["cut"], row["bucket"]): row for row in found}
     assert rows["frequent endings", "కు"]["new"] == pytest.approx((-0.2,) * 3)
@@ -93,12 +91,7 @@ def test_a_masked_target_is_in_no_bucket(ten):
 
 
 def test_a_piece_is_of_the_script_of_its_first_character():
-    pieces = {
-        "Telugu": ["▁ఊరు", "లో", "ా", "్", "౨౦"],
-        "Latin": ["▁TV", "a"],
-        "digits": ["▁2024", "7", "▁७"],
-        "other": [".", "▁(", "▁", "", "<0xE0>", "<eos>", "é", "नमः", "😀", "\u200c"],
-    }
+    pieces = DATA["scripts"]
     assert {k: {*map(features.script, v)} for k, v in pieces.items()} == {k: {k} for k in pieces}
 
 

@@ -5,16 +5,15 @@ import re
 import unicodedata
 from collections import Counter
 from itertools import cycle
-from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
-import yaml
 
 from tdbook.corpus import grammar, writer
+from tests.helpers import cases
 
-FORMS = yaml.safe_load(Path(__file__).with_name("telugu_forms.yaml").read_text("utf8"))
+FORMS = cases(__file__, "telugu_forms.yaml")
 PERSONS = ("1s", "1f", "1p", "3m", "3f", "3n", "3p", "3q")
 KIN = {w.split()[0] for words in grammar.WORDS["relations"].values() for w in words} | {"భార్య"}
 MORE_CLAUSES = "గానే |ాడని |సరికి |ాక |తర్వాత |ప్పుడు |ుండగా |ేందుకు |కానీ |కాబట్టి |ముందే |ే\\.|[;,“:]"

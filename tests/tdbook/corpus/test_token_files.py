@@ -69,20 +69,12 @@ def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
         assert not [*rows]
 
 
-MAPPED = {  # what a tokenizer loses → how a line is spoilt that it does lose something of
-    "ZWNJ": (dict(normalization_rule_name="nmt_nfkc"), "క్\u200cష అమ్మ"),
-    "ligatures": (dict(normalization_rule_name="nfkc"), "ﬁ అమ్మ ½"),
-    "double spaces": (dict(remove_extra_whitespaces=True), "అమ్మ   ఊరు  నది"),
-    "a letter": (dict(byte_fallback=False), "అమ్మ ఔషధ"),
-}
-
-
-@pytest.mark.parametrize("kind", MAPPED)
+@pytest.mark.parametrize("kind", CASES["loses"])
 def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits, tmp_path, kind):
-    options, odd = MAPPED[kind]
+    options, odd = CASES["loses"][kind]
     lines = [line for d in splits["val"] for line in d.lines]
     lines = [line for line in lines if not re.search("[A-Zఔ]", line)]
-    options |= dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3, character_coverage=1.0)
+    options = options | dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3, character_coverage=1.0)
     one = trained_sentencepiece(tmp_path / "t.model", [*lines, *["ABC abc fi 1 2"] * 9], **options)
     sound = {"train": [Document(tuple(lines), "a")], "val": [Document(tuple(lines[:9]), "a")]}
     with warnings.catch_warnings(action="error"):
@@ -268,8 +260,7 @@ def test_without_documents_sixteen_neighbours_stand_for_one(upstream):
 
 @pytest.mark.parametrize(("rows", "said"), CASES["documents"])
 def test_documents_tsv_of_other_tokens_is_told(upstream, rows, said):
-    table = f"split\tstart\ttokens\tsource\n{rows}" if rows else ""
-    (upstream / "documents.tsv").write_text(table)
+    (upstream / "documents.tsv").write_text(f"split\tstart\ttokens\tsource\n{rows}" if rows else "")
     with pytest.raises(ValueError, match=rf"documents.tsv:? .*{said}"):
         token_files.origins(token_files.open_tokens(upstream), "train")
 

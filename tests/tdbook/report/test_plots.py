@@ -4,19 +4,18 @@ import io
 import itertools
 import unicodedata
 import warnings
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
-import yaml
 from matplotlib.figure import Figure
 
 from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import Effect
 from tdbook.report import plots
+from tests.helpers import cases
 
-CASES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+CASES = cases(__file__, "test_plots.yaml")
 DIFFICULTY_N = np.random.default_rng(0).normal(0.22, 0.12, 2060).astype(np.float32)
 
 

@@ -1,21 +1,19 @@
 """The tables' numbers by hand: the plan's columns and ours, gap closed, sizes, hard and easy."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import Trial
 from tdbook.report import tables
 from tdbook.runs import heartbeat
 from tdlib.shapes import SHAPES, LlamaConfig
-from tests.helpers import tiny_model
+from tests.helpers import cases, tiny_model
 
-CASES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+CASES = cases(__file__, "test_tables.yaml")
 
 
 def quality(losses: dict, resampled: dict) -> dict[str, list]:

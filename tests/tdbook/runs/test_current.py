@@ -15,7 +15,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
 
 from tdbook.runs import hashes, heartbeat, machine, ownership, parameters
 from tdbook.runs.parameters import ParameterError
@@ -25,8 +24,8 @@ from tdbook.workflow.graph import borrowed
 from tdlib import files, hard_set
 from tests.helpers import refused
 from tests.small_book import COMMON, write
+from tests.tdbook.runs.test_parameters import CASES
 
-CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
 CHAIN = ("00_teacher", "01_distill-a", "02_hard_set", "03_lora-h")
 MORE = {
     "02_hard_set": 'base = "a"\nteacher = "teacher"\nshare = 0.2\n',
@@ -148,8 +147,7 @@ class Oracle:
         for name in CHAIN:
             one, written = found[name], {path: out / path for path in found[name].writes}
             there = all(path.exists() for path in written.values())
-            lies = [path for path, place in written.items() if place.exists()]
-            now |= read_by(out, "99", lies)
+            now |= read_by(out, "99", [path for path, place in written.items() if place.exists()])
             if name not in scope or name in wanted.before:
                 continue
             read = {path: now.get(path, "gone") for path in borrowed(one.run, one.parameters)}
@@ -277,8 +275,6 @@ CUT = {
     "turned": lambda raw: raw[:-1] + b"\x7f",
     "zeroed": lambda raw: bytes(len(raw)),  # at the same size and time, as a disk may do it
 }
-
-
 MAKERS = {"models": CHAIN[1], "tokens": CHAIN[0], "adapters": CHAIN[3]}  # others: 02
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from tdbook.book import students
 from tdbook.corpus import token_files, writer
@@ -24,16 +23,14 @@ from tdbook.workflow import execute
 from tdlib import train
 from tdlib.files import write_whole as write
 from tests import helpers, small_book
-
-ROOT = Path(__file__).parents[3]
-CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))["hooks"]
+from tests.tdbook.runs.test_parameters import CASES
 
 
 def about(out: Path, state: str = "done") -> dict:
     return hooks.told(out, "01_distill-a", state, "the loss is 3")
 
 
-@pytest.mark.parametrize("command, says", CASES)
+@pytest.mark.parametrize("command, says", CASES["hooks"])
 def test_a_hook_ends_in_time_says_how_and_leaves_nothing_running(tmp_path, capsys, command, says):
     limit = 0.5 if "0.5 s" in says else 20
     said = hooks.call("after_run", command, about(tmp_path), tmp_path, limit)
@@ -189,7 +186,7 @@ def test_plain_papermill_calls_after_run_from_the_kernel_after_a_failure(root, d
     notebook, out = root / "notebooks/01_distill.ipynb", root / "outputs/tiny"
     command = [sys.executable, "-m", "papermill", notebook, out / "01_distill-a.ipynb"]
     command += ["-f", distill("bad"), "-k", "python3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=small_book.REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     small_book.wait_for(lambda: not small_book.processes_of(root), 9)  # which waits for no hook
     assert (out / "logs/hooks.log").read_text().count("after_run") == 1
@@ -239,7 +236,7 @@ def test_wandb_gets_the_rows_and_what_goes_on_is_the_same_run(folder, alone, off
     kept = (folder / "checkpoints/01_distill-a/a/wandb.id").read_text()
     assert same(trained(folder, anew=False, **given), alone)
     names = [path.name for path in folder.glob("wandb/offline-run-*/*.wandb")]
-    assert names == [f"run-{kept}.wandb"] * 2 and not (ROOT / "wandb").exists()
+    assert names == [f"run-{kept}.wandb"] * 2 and not (small_book.REPOSITORY / "wandb").exists()
     for about in abouts:
         assert (about["project"], about["id"], about["group"]) == ("telugu", kept, "book")
         assert about["config"]["learning_rate"] == 2e-3 and "after_run" not in about["config"]

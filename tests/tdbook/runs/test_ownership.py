@@ -23,7 +23,6 @@ from tdlib import data, evaluate, files
 from tests import small_book
 from tests.helpers import tiny_model
 
-REPOSITORY = Path(__file__).parents[3]
 NOT_OURS = "is there and was not made by the book"
 MINE = "a week of work"
 
@@ -57,14 +56,13 @@ def refused(folder: Path, says: str, what, *given) -> None:
 # what another left → what is said, and who would have taken its place
 NET, WINDOWS = tiny_model(), data.Windows(np.arange(97, dtype="<u2").repeat(3), 16)
 FIT = partial(worker.fit, NET, None, SimpleNamespace(ce_weight=1), processes=1)
-TRAIN = partial(tokenizer_files.train, ["a"], 300)
 REFUSED = {
     "teacher/optimizer.pt": (f"teacher {NOT_OURS}: move", lambda at: made(at / "teacher", w="new")),
     "hard_set.json/x": ("is a folder, a", lambda at: files.write_whole(at / "hard_set.json", "{}")),
     "index.html": ("no run is there", run_pages.index),
     "rows.bin": ("the book did not", lambda at: cache.Cache(at, NET, WINDOWS, temperature=1.0)),
     "workers/x": (f"workers {NOT_OURS}", lambda at: FIT(folder=at)),
-    "t.model": (f"t.model {NOT_OURS}", lambda at: TRAIN(at / "t.model")),
+    "t.model": (f"t.model {NOT_OURS}", lambda at: tokenizer_files.train("a", 300, at / "t.model")),
 }
 
 
@@ -309,7 +307,7 @@ def test_what_is_published_and_packed_takes_only_its_own_place(folder, root):
 
 @pytest.mark.parametrize("made", [True, False])
 def test_make_clean_takes_the_books_own_environment_alone(made, tmp_path):
-    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    shutil.copy(small_book.REPOSITORY / "Makefile", tmp_path)
     for name in (".venv/x", "outputs/x", *[".venv/made"] * made):
         mine(tmp_path / name)
     subprocess.run(["make", "-C", tmp_path, "clean"], check=True, capture_output=True)

@@ -4,25 +4,20 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import yaml
 
 from tdbook.runs import parameters
 from tdbook.runs.notebooks import BOOK
 from tdbook.runs.parameters import ParameterError, check
+from tests.helpers import cases
 
-CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
+CASES = cases(__file__)
 
 
 def test_names_come_before_values_before_paths_a_line_each():
     wrong = {"text": "nowhere.txt"}
-    for more, says in (
-        ({}, "text = 'nowhere.txt' must be"),
-        ({"seed": "x", "context": 1}, r"context = 1 must .*\nseed = 'x' is not a number"),
-        ({"txt": 1}, r"no parameter txt: did you mean text\?"),
-    ):
+    for more, says in CASES["first"]:
         wrong |= more
         with pytest.raises(ParameterError, match=says) as error:
             check("00_teacher", wrong)

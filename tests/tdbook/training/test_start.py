@@ -1,19 +1,17 @@
 """A start from the teacher: what stays exact, what is kept, what is moved, what is refused."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from tdbook.training import from_teacher
 from tdlib import data
 from tdlib.model import Llama
-from tests.helpers import near, refused, same, tiny_model
+from tests.helpers import cases, near, refused, same, tiny_model
 
-CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))["starts"]
+CASES = cases(__file__)["starts"]
 WINDOWS = data.Windows(np.random.default_rng(0).integers(0, 97, 24 * 16 + 1), 16)
 IDS = WINDOWS.batch(range(24))[0]
 

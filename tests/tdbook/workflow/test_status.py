@@ -15,6 +15,7 @@ import pytest
 from tdbook.runs import heartbeat
 from tdbook.workflow import execute, run_pages, status
 from tdlib.files import write_whole as write
+from tests.helpers import cases
 
 A, B, C, D, E, F = (f"01_distill-{letter}" for letter in "abcdef")
 
@@ -67,16 +68,7 @@ def test_the_morning_report_says_what_failed_what_came_out_and_what_it_cost(tmp_
     heartbeat.write_state(tmp_path, B, "failed", error=lines, step=120, steps=400)
     run_pages.index(tmp_path)
     said = (tmp_path / "morning.md").read_text("utf8")
-    for text in (
-        "1 stale, 1 failed",
-        "**01_distill-b** failed: step 120 of 400",
-        lines[1],
-        "| 01_distill-a (stale: made by older code) | 60 s | 01_distill-a keeps 4.5. |",
-        "| 50m | 3.210 | 3.00–3.30 |",
-        "60 min of this machine, 4.50 at 4.5 an hour",
-        "B free.",
-        "`make book PROFILE=b` goes on where it stopped",
-    ):
+    for text in cases(__file__)["morning"]:
         assert text in said, text
     page = (tmp_path / "index.html").read_text("utf8")
     assert "What needs a look" in page and lines[1] in page and "4.50 at 4.5 an hour" in page
