@@ -177,7 +177,7 @@ def test_of_a_teacher_the_weights_that_validate_best_are_kept_and_named(tmp_path
     for i, net in ((1, nets[2]), (2, nets[1])):  # the first epoch's end is the best
         save_file(weights_of(net), folder / f"epoch-{i}.safetensors")
     this = SimpleNamespace(run="00_teacher", device="cpu", parameters={"fixed_windows": 9})
-    this.path, this.once = tmp_path.joinpath, lambda name, function, net: function(net)
+    this.path, this.once = tmp_path.joinpath, lambda name, function, *given: function(*given)
     training, log = students.Training(this, "teacher", SimpleNamespace(val=windows)), [{}]
     each = "the end {:.3f}, epoch-1 {:.3f}, epoch-2 {:.3f}"
     each = each.format(*(loss(nets[i])["val/loss"] for i in (0, 2, 1)))
