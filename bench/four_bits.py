@@ -33,6 +33,7 @@ from tdbook.corpus import token_files
 from tdlib import data, evaluate, hard_set, quantize, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
+WINDOWS = 800  # of the split, spread evenly
 ARMS = "plain", "nearest", "self, scales", "self", "teacher", "control"
 
 
@@ -69,10 +70,10 @@ def trained(arm: str, net: Llama, by: Llama, tokens, count: int, rate: float, se
 
 
 @torch.no_grad()
-def measure(net: Llama, floats: Llama, teacher: Llama, windows: data.Windows) -> np.ndarray:
-    """(4, N): loss, KL to the float model, the same likeliest, acceptance; means of each window."""
+def measure(net: Llama, floats: Llama, teacher: Llama, windows, rows_M) -> np.ndarray:
+    """(4, M): loss, KL to the float model, the same likeliest, acceptance; means of each window."""
     rows = []
-    for n in range(len(windows)):
+    for n in rows_M:
         ids, (y_T,) = windows.batch([n])
         log_q, log_p, log_t = (m(ids)[0].log_softmax(-1) for m in (net, floats, teacher))
         loss = torch.nn.functional.nll_loss(log_q, y_T)
@@ -86,7 +87,8 @@ def measure(net: Llama, floats: Llama, teacher: Llama, windows: data.Windows) ->
 def main(folder: Path, names: list[str], count: int, rate: float, seed: int) -> None:
     tokens = token_files.open_tokens(folder / "tokens")
     windows, split = (tokens.confirm, "confirm") if tokens.confirm else (tokens.val, "val")
-    document_N, _ = token_files.origins(tokens, split)
+    rows_M = evaluate.fixed_rows(windows, WINDOWS)
+    document_M = token_files.origins(tokens, split)[0][rows_M]
     teacher = Llama.load(folder / "models/teacher").requires_grad_(False)
     path, done = folder / "four_bits.jsonl", set()
     if path.exists():
@@ -99,7 +101,7 @@ def main(folder: Path, names: list[str], count: int, rate: float, seed: int) -> 
             spent = count if arm not in ("plain", "nearest") else 0
             if (name, arm, spent, rate, seed) in done:
                 continue
-            before = measure(floats, floats, teacher, windows) if before is None else before
+            before = measure(floats, floats, teacher, windows, rows_M) if before is None else before
             net, began = Llama.load(folder / "models" / name), time.monotonic()
             if arm == "plain":
                 net = plain(net)
@@ -111,11 +113,11 @@ def main(folder: Path, names: list[str], count: int, rate: float, seed: int) -> 
                 by = floats if "self" in arm else teacher
                 net = trained(arm, net, by, tokens, count, rate, seed)
             seconds = time.monotonic() - began
-            after = measure(net.requires_grad_(False), floats, teacher, windows)
-            cost = intervals.change(after[0], before[0], document_N, 2000)
-            drawn = intervals.resampled_means(after[1:2], document_N, 2000)[:, 0]
+            after = measure(net.requires_grad_(False), floats, teacher, windows, rows_M)
+            cost = intervals.change(after[0], before[0], document_M, 2000)
+            drawn = intervals.resampled_means(after[1:2], document_M, 2000)[:, 0]
             row = {"model": name, "arm": arm, "tokens": spent, "rate": rate, "seed": seed}
-            row |= {"split": split, "windows": len(windows), "float_loss": before[0].mean()}
+            row |= {"split": split, "windows": len(rows_M), "float_loss": before[0].mean()}
             row |= {"cost": [*cost], "kl": [after[1].mean(), *intervals.interval(drawn)]}
             row |= {"same": after[2].mean(), "acceptance": after[3].mean()}
             row |= {"float_acceptance": before[3].mean(), "seconds": seconds}

@@ -6,9 +6,9 @@ makes −8 · d of the value furthest from 0.
 
     attach(model)  ──train──▶  merge(model)      plain weights, of which each is its own Q4_0
 
-Between the two the model reads rounded matrices, the embedding too. What trains is W, straight
-through the rounding (Bengio et al. 2013, arXiv 1308.3432), and a factor on each block's plain
-scale; or the factors alone, while the integers stay.
+Between the two, once switched on, the model reads rounded matrices, the embedding too. What trains
+is W, straight through the rounding (Bengio et al. 2013, arXiv 1308.3432), and a factor on each
+block's plain scale; or the factors alone, while the integers stay.
 Legend: O rows, I columns, B blocks in a matrix.
 """
 
@@ -70,7 +70,7 @@ class Rounding(nn.Module):
     def __init__(self, weight_OI: Tensor, scales_alone: bool):
         super().__init__()
         plain_B = weight_OI.new_zeros(weight_OI.numel() // BLOCK)
-        self.on, self.shift_B = True, _nearest(weight_OI) if scales_alone else plain_B
+        self.on, self.shift_B = False, _nearest(weight_OI) if scales_alone else plain_B
         self.kept_BN = blocks(weight_OI, self.shift_B)[0] if scales_alone else None
 
     def forward(self, weight_OI: Tensor, shift_B: Tensor) -> Tensor:

@@ -129,9 +129,7 @@ def fit(
     key = checkpoint.key(student, recipe, rows, windows, targets)
     state = checkpoint.State(student, recipe, device, key)
     keeper = checkpoint.Keeper(folder, state, len(rows), steps, team)
-    resumed = keeper.restore()
-    quantize.switch(student, state.step >= recipe.in_float(len(steps)))
-    if not resumed:
+    if not keeper.restore():
         state.log.append({"step": 0, "tokens": 0} | _evaluated(evaluate, student))
         record(state.log[0])
     evaluated = {round(i * len(steps) / evaluations) for i in range(evaluations + 1)}
@@ -179,8 +177,8 @@ def _updates(student, targets, windows, state, steps, device, team) -> Iterator[
     student.activation_checkpointing = recipe.activation_checkpointing
     step_module = team.wrap(batch_loss, student, targets, recipe.compile)
     for step, rows_B in enumerate(left, state.step + 1):
-        if step == recipe.in_float(len(steps)) + 1:
-            quantize.switch(student, True, anew=True)
+        rounded = step - recipe.in_float(len(steps))
+        quantize.switch(student, rounded > 0, anew=rounded == 1)
         loss = _accumulate(step_module, windows, rows_B, recipe, state.meter, stream, team)
         state.update(step, learning_rate(step - 1, len(steps), recipe), loss)
         yield step

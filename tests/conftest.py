@@ -25,13 +25,15 @@ from tdbook.runs import parameters, running
 
 ROOT = Path(__file__).parents[1]
 A4 = 673  # pixels between its margins
-FIRST = ("test_upstream_book.py", "test_worker.py", "test_sweeps.py", "test_runs.py")
+LONG = ("fake_gpu", "upstream_book", "bad_input", "sweeps", "runs", "worker", "export")
 READERS = ("test_book.py", "test_lab.py", "test_share.py")  # of the smoke book
+FIRST = (*(f"test_{name}.py" for name in LONG), *READERS)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """What a script starts with & is deaf to Ctrl-C, and so are its tests and all they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.option.loadscopereorder = False  # xdist would begin with the files of most tests
 
 
 @pytest.fixture(autouse=True)
@@ -44,9 +46,10 @@ def signals_as_a_process_starts_with_them() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list) -> None:
-    """The longest files first, or two processes would wait for one of them at the end; what reads
-    the smoke book last, for it is made beside the others."""
-    items.sort(key=lambda item: (item.path.name in READERS, item.path.name not in FIRST))
+    """The longest files first, or two processes would wait for one of them at the end; then what
+    reads the smoke book, which was made beside these."""
+    place = {name: i for i, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(FIRST)))
 
 
 def missing(what: str) -> None:

@@ -51,6 +51,12 @@ def token_folder(folder: Path, train, val, dtype="uint32", **meta) -> Path:
     return folder
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, hidden ones too."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
 @contextlib.contextmanager
 def full_disk(size: int):
     """No file may grow beyond `size` bytes, as the system itself has it."""

@@ -8,47 +8,14 @@ from pathlib import Path
 
 import nbformat
 from nbformat import v4
+from yaml import safe_load
 
 from tdbook.runs import heartbeat, notebooks, running
 
 REPOSITORY = Path(__file__).parents[1]
 DEAD = 2**22 + 1  # no process of Linux has this number
-COMMON = """run = "{notebook}"  # name
-profile = "tiny"  # folder
-out = "outputs/tiny"  # folder
-seed = 1  # of all
-device = "cpu"  # where
-checkpoint_minutes = 10.0  # between
-after_run = ""  # called
-redo = False  # again
-"""
-OWN = {
-    "00_teacher": 'text = ""\ntokens = ""\nteacher = ""\ntokenizer = ""\n',
-    "01_distill": 'student = "a"\nteacher = "teacher"\nlearning_rate = 1e-3\n',
-    "04_merge_eval": 'teacher = "teacher"\nresamples = 1000\nsweeps = ""\n'
-    'base = "a"\nscratch = "a"\npicked_by = "a"\n',
-}
-# small stand-ins for the notebooks: they read and write the same paths, without any model; every
-# real execution leaves a line in <out>/calls
-BODY = {
-    "00_teacher": """words = open(text).read() if text else "words"
-this.path("tokens", "train.bin").write_text(words)
-this.path("models", "teacher", "w").write_text(str(seed // 10))""",
-    "01_distill": """import time
-for step in range(1, 4):
-    this.progress(step, 3, "loss 4.32")
-if student == "bad":
-    raise ValueError("the loss is nan at step 3: use a smaller learning_rate")
-if student == "slow":
-    time.sleep(600)
-this.path("models", student, "w").write_text(this.path("models", teacher, "w").read_text())""",
-    "04_merge_eval": """import tdbook.runs.sweeps
-assert this.path("models", "a", "w").exists()
-this.once("points", lambda: sorted(tdbook.runs.sweeps.results(this.out, sweeps)))""",
-}
-END = """this.once("called", lambda: open(this.path("calls"), "a").write(run + chr(10)))
-this.finding(f"{run} is done.")
-this.finish()"""
+NOTEBOOKS = safe_load(Path(__file__).with_name("small_notebooks.yaml").read_text("utf8"))
+COMMON, OWN, BODY, END = (NOTEBOOKS[part] for part in ("common", "own", "body", "end"))
 
 
 def yaml(root: Path, stem: str, **given) -> Path:

@@ -12,7 +12,6 @@ import os
 import pickle
 import re
 import shutil
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from tdbook.corpus.prepare import prepare
 from tdbook.runs import heartbeat, ownership, parameters, running
 from tdbook.workflow import graph
 from tdlib import files, teacher
-from tests import spoil
+from tests import helpers, spoil
 from tests.helpers import full_disk
 from tests.smoke_book import new_shell
 
@@ -37,9 +36,7 @@ WORDS = TABLES.pop("make book")
 SMALL = {"profile": "smoke", "shape": "teacher-smoke", "vocab_size": 500, "context": 32}
 SMALL |= {"token_limit": 600, "batch_tokens": 64, "fixed_windows": 4}
 # what a run says of itself
-OWN = re.compile(
-    r"(state|\.claims)/[\w-]+\.json|checkpoints/[\w-]+/made_from\.json|(tables|logs)/.*"
-)
+OWN = r"(state|\.claims)/[\w-]+\.json|checkpoints/[\w-]+/made_from\.json|(tables|logs)/.*"
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +63,10 @@ def out(good, tmp_path) -> Path:
     return tmp_path / "out"
 
 
-def content(folder: Path) -> dict[str, str]:
-    """Hash of every file, temporary ones too; what a run says of itself left out."""
-    found = {str(p.relative_to(folder)): p for p in folder.rglob("*") if not p.is_dir()}
-    return {n: sha256(p.read_bytes()).hexdigest() for n, p in found.items() if not OWN.fullmatch(n)}
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file, temporary ones too; what a run says of itself left out."""
+    found = helpers.content(folder)
+    return {name: raw for name, raw in found.items() if not re.fullmatch(OWN, name)}
 
 
 @contextlib.contextmanager
@@ -279,13 +276,3 @@ def test_make_book(word, capsys, monkeypatch):
     if near := re.search(r"did you mean ([\w.-]+)", line):
         graph.wanted("book", {word.partition("=")[0]: near[1]})
     assert sorted(os.listdir("outputs")) == before
-
-
-def test_a_path_with_spaces_is_one_path_and_several_are_several(tmp_path, monkeypatch):
-    monkeypatch.setattr(parameters, "ROOT", tmp_path)
-    for name in ("my book.txt", "a.txt", "b.txt"):
-        (tmp_path / name).touch()
-    assert parameters.texts("my book.txt") == ["my book.txt"]
-    assert parameters.texts("a.txt b.txt") == ["a.txt", "b.txt"]
-    assert parameters.texts("") == []
-    assert graph.default_out("tiny", "my book.txt") == "outputs/tiny-my_book"

@@ -21,7 +21,6 @@ from tdbook.runs import running
 from tdbook.training import from_teacher
 from tdbook.workflow import graph, plan
 from tdlib import hard_set
-from tests import smoke_book
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
@@ -193,11 +192,7 @@ def test_a_finished_run_opened_again_makes_nothing_anew(out, results, tmp_path, 
     assert json.loads((place / f"results/{run}.json").read_text()) == results[run]
 
 
-def test_a_finished_book_starts_no_kernel_and_a_dry_run_says_that_all_is_done(out):
-    before = {path: path.stat().st_mtime_ns for path in out.glob("*.ipynb")}
-    done = smoke_book.command(out)
-    assert done.returncode == 0 and "started" not in done.stdout, done.stdout
-    assert {path: path.stat().st_mtime_ns for path in out.glob("*.ipynb")} == before
+def test_a_dry_run_of_a_finished_book_says_that_all_is_done(out):
     words = plan.dry(graph.wanted("book", {"PROFILE": "smoke", "OUT": str(out)}))
     assert words.endswith("All of them are done.") and words.count("is done") == len(RUNS)
 
@@ -221,20 +216,13 @@ def test_every_page_shows_all_of_itself_on_screens_and_paper_and_asks_for_nothin
 def test_every_slider_fold_link_and_scrolling_box_is_reached_by_tab_and_shows_it(out, browser):
     page = browser.new_page(viewport={"width": 390, "height": 800})
     page.goto((out / "02_hard_set.html").as_uri())
-    page.evaluate("""() => {
-      for (const el of document.querySelectorAll("body *")) {
-        const scrolls = /auto|scroll/.test(getComputedStyle(el).overflowX)
-          && el.scrollWidth > el.clientWidth;
-        if (scrolls || el.matches("a, summary, input") && el.checkVisibility())
-          el.dataset.wanted = el.matches("div") ? "box" : el.localName;
-      }
-    }""")
+    tabs = (ROOT / "tests/tabs.js").read_text("utf8")
+    page.evaluate(f"window.tabs = {tabs}")
+    page.evaluate("tabs.mark()")
     reached = []
-    focused = """() => { const el = document.activeElement;
-      return [el.localName, el.dataset.wanted, getComputedStyle(el).outlineStyle]; }"""
     for _ in range(200):
         page.keyboard.press("Tab")
-        tag, wanted, outline = page.evaluate(focused)
+        tag, wanted, outline = page.evaluate("tabs.focused()")
         if tag == "body":
             break
         assert outline not in ("none", ""), (tag, wanted)
@@ -242,23 +230,6 @@ def test_every_slider_fold_link_and_scrolling_box_is_reached_by_tab_and_shows_it
     assert len(reached) == page.locator("[data-wanted]").count()
     assert {*reached} >= {"a", "summary", "input"}
     page.close()
-
-
-def test_without_javascript_the_mailed_report_shows_where_its_sliders_start(out, browser):
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto((out / "02_hard_set.html").as_uri())
-    difficulty_N = difficulty_of(out)
-    k = round(0.2 * len(difficulty_N))
-    said = page.locator(".explorer output").inner_text()
-    assert said.startswith(f"{k} of {len(difficulty_N)} windows (20.0%) are at least ")
-    order = np.argsort(difficulty_N, kind="stable")
-    near = [*order[-k:][:3], *order[:-k][:-4:-1]]
-    shown = re.findall(r"window (\d+),", page.locator(".explorer .texts").inner_text())
-    assert [int(window) for window in shown] == near
-    controls = page.locator(".explorer :is(input, select, button)").all()
-    assert controls and all(each.is_hidden() for each in controls)  # they would move nothing
-    context.close()
 
 
 def test_the_teachers_targets_are_kept_once_for_all_that_ask_for_them(out, results):
@@ -294,15 +265,11 @@ def test_a_sweeps_points_train_on_their_share_and_its_page_compares_them(out, re
 def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anything_else():
     chosen = hard_set.HardSet(np.arange(200), -0.01, 0.2)
     difficulty_N = np.linspace(1, -1, 1000)  # the hardest 200 hold 0.36 of what is lost
-    for better, first in (
-        (0.72, "50m is BETTER than its teacher on 72% of windows"),
-        (0.4, "The hardest 20.0% of the windows (−0.010 nats and more) hold 64% of"),
-    ):
+    few = "The hardest 20.0% of the windows (−0.010 nats and more) hold 64% of"
+    for better, first in ((0.72, "50m is BETTER than its teacher on 72% of windows"), (0.4, few)):
         short = {"windows": 1000, "mean": -0.03, "student_better": better}
         assert words.hard_windows("50m", short, chosen, difficulty_N).startswith(first)
-        line = words.difficulty("50m", short)
-        assert f"better than its teacher on {better:.1%} of 1,000 windows" in line
-        assert ("most of them" in line) == (better > 0.5)
+        assert ("most of them" in words.difficulty("50m", short)) == (better > 0.5)
 
 
 def test_the_script_of_the_readme_runs(out):

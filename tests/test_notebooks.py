@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from tdbook.runs import notebooks, parameters
 from tdbook.workflow import graph
@@ -42,14 +43,7 @@ def test_a_notebook_is_thin_with_prose_before_every_code_cell_and_no_traces_of_a
             assert len(cell.source.splitlines()) <= 15, cell.source
 
 
-METHOD = {  # what a reader of a notebook sees called there, in this order
-    "00_teacher": "Llama train.recipe training.fit training.save",
-    "01_distill": "Llama from_teacher train.recipe training.targets training.fit training.save",
-    "02_hard_set": "selection.score hard_set.Rule.of hard_set.choose ownership.keep_hard_set",
-    "03_lora": "lora.attach training.targets training.fit training.save lora.merge",
-    "04_merge_eval": "students.load_adapter lora.merge",
-    "05_progressive": "Llama from_teacher training.targets training.fit training.save",
-}
+METHOD = yaml.safe_load(Path(__file__).with_name("method.yaml").read_text("utf8"))
 
 
 @pytest.mark.parametrize("stem", METHOD)

@@ -1,33 +1,25 @@
 """The book up to 02 from the owner's own files, no text at all: a teacher in upstream's format, its
 @@ tokenizer and its token files, used where they lie."""
 
-import hashlib
 import json
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from bs4 import BeautifulSoup
-from safetensors.torch import load_file
 
-from tdbook.corpus import token_files, tokenizer_files, writer
+from tdbook.corpus import token_files, writer
 from tdbook.runs import parameters
 from tdlib import teacher, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tests import smoke_book, upstream
-from tests.helpers import same
+from tests.helpers import content, same
 
 ROOT = Path(__file__).parents[1]
 SIZE, CONTEXT = 700, 32
-
-
-def content(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def text_of(page: Path) -> str:
@@ -100,24 +92,6 @@ def test_the_tokens_are_the_owners_own_files_and_decode_to_the_source(made, owne
     assert "".join(" ".join(line.split()) + "\n" for line in lines).endswith(decoded)
     held = len(decoded.encode()) / len(tokens.val.ids)
     assert tokens.bytes_per_token() == pytest.approx(held, rel=0.05)  # from some windows
-
-
-def test_the_imported_teacher_is_the_checkpoint(made, owner):
-    state = torch.load(owner / "best.pt", weights_only=True)["model"]
-    kept = load_file(made / "models/teacher/model.safetensors")
-    embedding = state["_orig_mod.transformer.wte.weight"]
-    assert torch.equal(kept["model.embed_tokens.weight"], embedding)
-    loss = json.loads((made / "results/00_teacher.json").read_text())["models"]["teacher"]["loss"]
-    assert loss < np.log(SIZE) - 1  # it knows this text
-
-
-def test_places_in_the_word_are_told_by_the_joints(made, owner):
-    """Each token after one with @@ goes on with its word, by the raw table."""
-    ids = json.loads((owner / "tokenizer.json").read_text("utf8"))["token_to_id"]
-    joint_V = np.array([name.endswith("@@") for name in ids])
-    ids_MS = np.fromfile(owner / "data/val.bin", "<u4")[: 20 * 33].reshape(20, 33)
-    begins_MS = tokenizer_files.open(owner / "tokenizer.json").begins(ids_MS)
-    assert (begins_MS[:, 1:] == ~joint_V[ids_MS[:, :-1]]).all()
 
 
 def test_upstreams_own_export_is_repaired_with_the_parameter(owner, tmp_path):

@@ -17,12 +17,16 @@ from pathlib import Path
 
 import anywidget
 import numpy as np
+import torch
 import traitlets
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import nonsingular
 
+from tdbook.corpus.tokenizer import Tokenizer
+from tdbook.export import inference, llama_cpp
 from tdbook.report import pages, words
-from tdlib import hard_set
+from tdlib import generate, hard_set
+from tdlib.model import Llama
 
 LEVELS = (0.25, 0.75, 1.5, 3.0)  # nats; from these on a deeper ground, a thicker line: widgets.css
 BYTE = re.compile(b"<0x([0-9A-F]{2})>")  # a piece, or part of one
@@ -62,6 +66,26 @@ def _span(text: str, difference: float) -> str:
 
 
 LEGEND = pages.environment().get_template("legend.html.j2").render(levels=LEVELS)
+
+
+@torch.no_grad()
+def rounding(model: Llama, path: Path, lines: list, tokenizer: Tokenizer, new: int) -> str:
+    """HTML: lines of ids, under each where the likeliest next piece of a model and of its file are
+    not the same, with the probabilities by both; and `new` greedy tokens after the first line's."""
+    file, start, shown = llama_cpp.Model(path), lines[0][:8], []
+    for ids in lines:
+        p_TV, q_TV = np.exp(inference.log_p(model, ids[:-1])), np.exp(file.logprobs(ids[:-1]))
+        top_T2 = np.stack([p_TV.argmax(1), q_TV.argmax(1)], 1)
+        changed_T, pieces, rows = np.diff(top_T2)[:, 0] != 0, tokenizer.pieces(ids), []
+        for t in np.flatnonzero(changed_T):
+            word = "".join(pieces[: t + 1]).rpartition("▁")[2]
+            picks = [(tokenizer.pieces([ids[t], k])[-1], p_TV[t, k], q_TV[t, k]) for k in top_T2[t]]
+            rows.append((word, pieces[t + 1], picks))
+        shown.append(([*_characters(pieces, [0, *changed_T])], rows, len(changed_T)))
+    texts = [start + generate.generate(model, start, new), start + file.generate(start, new)]
+    apart_T = np.not_equal(*texts).cumsum()
+    texts = [_characters(tokenizer.pieces(ids), apart_T) for ids in texts]
+    return pages.environment().get_template("rounding.html.j2").render(lines=shown, texts=texts)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,5 @@
 """Generation against full forwards of transformers' Llama, and draws against float64 by hand."""
 
-import time
-from functools import partial
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -15,7 +12,7 @@ from tdlib import generate
 from tdlib.data import EOS
 from tdlib.generate import Sampling
 from tests.helpers import refused, tiny_model
-from tests.tdlib.test_model import tiny, twin
+from tests.tdlib.test_model import CASES, tiny, twin
 
 V, CONTEXT = 97, 48
 
@@ -30,13 +27,11 @@ def prompts(count: int) -> list[list[int]]:
     return [rng.integers(4, V, n).tolist() for n in rng.integers(1, 9, count)]
 
 
-SHAPES = [dict(), dict(kv_heads=1, heads=4), dict(tied=False), dict(mlp_dim=1408)]
-SHAPES += [dict(dim=640, heads=10, layers=1)]
 # a Llama and its Decoder, with a cache and without
 WRITERS = [(form, cached) for form in (lambda model: model, Decoder) for cached in (True, False)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [dict(kv_heads=1, heads=4), dict(tied=False)], ids=str)
 def test_greedy_texts_are_those_of_transformers_with_and_without_a_penalty(shape):
     model, told = tiny(scale=12.0, vocab_size=V, context=CONTEXT, **shape), set()
     judge = twin(model)
@@ -101,19 +96,7 @@ def by_hand(logits_V: np.ndarray, text: list[int], s: Sampling) -> np.ndarray:
     return p_V / p_V.sum()
 
 
-WAYS = {
-    "temperature": Sampling(temperature=0.6),
-    "top-k": Sampling(temperature=1.4, top_k=7),
-    "top-k beyond all": Sampling(temperature=1.0, top_k=500),
-    "top-p": Sampling(temperature=1.0, top_p=0.7),
-    "top-p of almost all": Sampling(temperature=1.0, top_p=0.9999),
-    "small top-p": Sampling(temperature=1.0, top_p=1e-6),
-    "min-p": Sampling(temperature=1.0, min_p=0.1),
-    "min-p of 1": Sampling(temperature=1.0, min_p=1.0),
-    "penalty": Sampling(1.7, temperature=1.0),
-    "bonus": Sampling(0.6, temperature=1.0),
-    "all": Sampling(1.2, temperature=1.5, top_k=25, top_p=0.8, min_p=0.05),
-}
+WAYS = {name: Sampling(**way) for name, way in CASES["ways"].items()}
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
@@ -165,18 +148,3 @@ def test_repetition_by_hand():
     assert found["repeated_4grams"] == 2 / 7
     assert found["distinct_2grams"] == 4 / 11  # 12 23 34 41 among 8 + 3
     assert all(np.isnan(list(inference.repetition([[1], []]).values())))
-
-
-def test_ways_of_writing_are_timed_in_turns_the_first_run_of_each_left_out(monkeypatch):
-    asked, clock = [], [0.0]
-
-    def way(name: str, prompt: float, each: float, count: int) -> None:
-        asked.append((name, count))
-        clock[0] += prompt + each * count
-
-    monkeypatch.setattr(time, "perf_counter", lambda: 3 * clock[0])
-    ways = {"a": partial(way, "a", 10, 2), "b": partial(way, "b", 4, 1)}
-    cpu = inference.measure(ways, 7, 3, lambda: clock[0])
-    first = [("a", 2), ("a", 8), ("b", 2), ("b", 8)]
-    assert asked == first + 3 * [("a", 1), ("a", 8), ("b", 1), ("b", 8)]
-    assert cpu["a"].tolist() == [[12] * 3, [14] * 3]

@@ -18,6 +18,7 @@ from tdlib import hard_set
 from tdlib.data import Windows
 from tests.helpers import masked, refused, some_windows, tiny_model
 from tests.tdlib.test_evaluate import dense
+from tests.tdlib.test_model import CASES
 
 T, V = 12, 97
 NAN = float("nan")
@@ -77,18 +78,12 @@ def test_a_threshold_lets_in_what_is_at_or_above_it_and_equal_ones_come_along():
         assert chosen.threshold == how.get("threshold", chosen.threshold)
 
 
-def test_what_chooses_nothing_is_refused():
-    for options, says in (
-        (dict(), "give share or threshold, one of the two"),
-        (dict(share=0, threshold=0), "give share or threshold, one of the two"),
-        (dict(share=0.0), "share=0.0 must be within 0 … 1"),
-        (dict(share=NAN), "share=nan must be within 0 … 1"),
-        (dict(share=0.2, clip=1.0), "clip=1.0"),
-        (dict(share=0.2, easy_share=-1.0), "easy_share=-1.0 not below 0"),
-        (dict(share=0.2, left_out_N=np.ones(5, bool)), "no window is left to choose from"),
-    ):
-        with refused(says):
-            hard_set.select(np.arange(5.0), **options)
+@pytest.mark.parametrize("options, says", CASES["chooses nothing"])
+def test_what_chooses_nothing_is_refused(options, says):
+    with refused(says):
+        hard_set.select(np.arange(5.0), **options)
+    with refused("no window is left to choose from"):
+        hard_set.select(np.arange(5.0), share=0.2, left_out_N=np.ones(5, bool))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -184,10 +179,8 @@ def test_02_says_how_many_windows_it_could_not_score_and_scores_a_part(models, t
     assert short["student_better"] == pytest.approx((difficulty_N < 0).sum() / 17)
     assert "of 20 windows but for 3, which have no target" in words.difficulty("50m", short)
     rounded = words.difficulty("50m", short | {"rounding": 0.012})
-    assert (
-        "moves a window's difficulty by 0.012 nats" in rounded
-        and "0.012" not in words.difficulty("50m", short)
-    )
+    assert "moves a window's difficulty by 0.012 nats" in rounded
+    assert "0.012" not in words.difficulty("50m", short)
     with refused("no training window was scored that has a target"):
         score(masked(some_windows(count=2), [0, 1]))
     short, difficulty_N = score(some_windows(count=70), 7 * T)

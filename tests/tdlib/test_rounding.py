@@ -21,6 +21,7 @@ def tiny() -> Llama:
 
 def rounded(scales_alone=False) -> Llama:
     quantize.attach(model := tiny(), scales_alone)
+    quantize.switch(model, True)
     return model
 
 
@@ -44,6 +45,7 @@ def test_gradients_are_those_of_the_dequantized_forward_where_integers_stay():
     torch.manual_seed(0)
     weight, shift = torch.randn(6, 64), torch.randn(12) * 1e-3
     part, upstream = quantize.Rounding(weight, False), torch.randn(6, 64)
+    part.on = True
     weight.requires_grad_(), shift.requires_grad_()
     (part(weight, shift) * upstream).sum().backward()
     assert torch.equal(weight.grad, upstream)
@@ -67,6 +69,7 @@ def test_scales_that_end_at_zero_negative_or_too_large_are_held_by_16_bits(facto
     model = tiny()
     model.embed_tokens.weight.data[:3] = 0  # blocks of zeros
     quantize.attach(model, scales_alone=True)
+    quantize.switch(model, True)
     for shift_B in shifts(model):
         shift_B.data.fill_((factor - 1) / quantize.GAIN)
     read = [module.weight.detach() for module in quantize.parts(model)]
@@ -136,6 +139,7 @@ def test_training_begins_in_float_and_its_last_share_is_rounded():
     """The first half is a float training, to the bit; from then on the rounded model is what is
     evaluated; quarters of it are kept, and no W of a float step."""
     model, plain, seen = rounded(), tiny(), []
+    quantize.switch(model, False)
     half = fit(plain, quick(0.0), evaluations=12, evaluate=loss)
     log = fit(model, quick(0.5), evaluations=12, evaluate=lambda m: seen.append(m) or loss(m))
     for row, other in zip(log[:7], half, strict=False):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tdbook.analysis import features
-from tdbook.analysis.verdict import CLAIMS, FAILS, HOLDS, PART, UNDECIDED
+from tdbook.analysis.verdict import CLAIMS, HOLDS, UNDECIDED
 from tdbook.book import evidence
 from tdbook.corpus import token_files, writer
 from tdbook.runs import units
@@ -23,6 +23,7 @@ from tdlib import data, evaluate, lora
 from tdlib.files import write_whole
 from tdlib.model import Llama
 from tests.helpers import tiny_model
+from tests.tdbook.analysis.test_judge import CASES
 from tests.tdbook.analysis.test_verdict import TEACHER, distilled, replayed
 
 T, FIXED = 32, 16  # tokens of a window; windows that are looked at token by token
@@ -266,25 +267,10 @@ def test_the_recipe_is_read_against_the_adapter_that_development_prefers(opened)
 
 MERGED = {"adapter": "a", "weights": "32,608", "weights of the base": "32,608"}
 MERGED |= {"largest logit difference": "8.0e-05", "of logits up to": "0.845"}
-WORSE = {"largest logit difference": "8.5e-05"}
-SLOW = {"raw": 0.1, "KV + INT8": 0.1, "KV + INT8 + compile": 0.1, "Q4_0": 0.1, "megabytes": 1.2}
 
 
 @pytest.mark.parametrize("shape", ["student-50m", "student-120m", "teacher-plan"])
-@pytest.mark.parametrize(
-    ("times", "merged", "result", "missed"),  # of the plan's lower numbers, and of its size
-    [
-        ({}, {}, HOLDS, []),
-        ({"raw": 0.9}, {}, PART, ["raw"]),
-        ({"KV + INT8 + compile": 0.8}, {}, PART, ["KV + INT8: "]),
-        ({"Q4_0": 0.9}, {}, PART, ["Q4_0: "]),
-        ({"megabytes": 1.2}, {}, PART, ["MB (the plan: ~"]),
-        ({}, WORSE, PART, ["a merged"]),
-        ({}, {"weights": "35,168"}, PART, ["a merged"]),
-        (SLOW, WORSE, FAILS, ["a merged", "raw", "KV + INT8", "Q4_0: ", "Q4_0: "]),
-        (None, {}, UNDECIDED, []),
-    ],
-)
+@pytest.mark.parametrize(("times", "merged", "result", "missed"), CASES["ships"])
 def test_what_ships_is_judged_by_the_plans_numbers(tmp_path, shape, times, merged, result, missed):
     plan = {key: row[0] for key, row in units.PLAN[shape].items()}
     speed = {"raw": plan["raw"], "KV": 1e9, "KV + INT8": 0.9 * plan["phase1"]}

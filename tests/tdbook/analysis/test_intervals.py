@@ -13,21 +13,10 @@ from tdbook.analysis.intervals import Interval, beyond, change, gap_closed, resa
 from tdbook.book import comparison
 from tdbook.corpus import token_files
 from tdbook.report import words
+from tests.tdbook.analysis.test_judge import CASES
 
-NAN = float("nan")
 
-
-@pytest.mark.parametrize(
-    ("values", "text", "clear"),
-    [
-        ((-0.22, -0.2241, -0.2149), "−0.220 [−0.224, −0.215]", -1),
-        ((0.5, -1, 2), "+0.500 [−1.000, +2.000]", 0),
-        ((NAN, 0, 0), "undefined", 0),
-        ((math.inf, 0.1, 1), "undefined", 1),
-        ((-0.5,), "−0.500 [unknown]", 0),
-        ((None, NAN, NAN), "undefined", 0),  # null of a record
-    ],
-)
+@pytest.mark.parametrize(("values", "text", "clear"), CASES["intervals"])
 def test_an_interval_has_signs_and_true_minuses_and_is_clear_beside_0(values, text, clear):
     interval = Interval(*values)
     assert f"{interval}" == text and interval.clear == clear

@@ -1,48 +1,34 @@
 """Verdicts follow the rules that were written before the runs (params/small/README.md)."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy import stats
 
 from tdbook.analysis import verdict
 from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import FAILS, HOLDS, PART, UNDECIDED, Effect, judge
 
-NAN = float("nan")
-PLAN = (-0.5, -0.3)
-SEEDS = (-0.42, -0.40, -0.38)  # t interval −0.40 ± 0.05
-FEW = (-0.15, -0.16, -0.14)
+CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
 
 
-def of(low: float, high: float, seeds: tuple = (), what: str = "a − b", **more) -> Effect:
-    return Effect(what, Interval((low + high) / 2, low, high), seeds, **more)
+def of(ends: list[float], seeds: Sequence[float] = (), what: str = "a − b", **more) -> Effect:
+    more |= {"plan": tuple(more["plan"])} if more.get("plan") else {}
+    return Effect(what, Interval(sum(ends) / 2, *ends), tuple(seeds), **more)
 
 
-GOOD = of(-0.45, -0.35, SEEDS, plan=PLAN)
-CONTROL = of(-0.2, -0.1, FEW, role="control", what="a − control")
-WRONG = of(0.1, 0.2, (0.15, 0.16, 0.14))
-OPEN = of(-0.1, 0.1, (0.0, 0.1))
+GOOD, CONTROL = (of(**CASES["effects"][name]) for name in ("good", "control"))
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "seeds", "clear"),
-    [
-        (-0.2, -0.1, FEW, 1),
-        (-0.2, -0.1, FEW[:1], 1),  # of one seed the documents alone tell
-        (0.1, 0.2, (0.15, 0.16, 0.14), -1),
-        (-0.1, 0.1, FEW, 0),  # not over documents
-        (-0.2, -0.1, (-0.5, 0.3, -0.2), 0),  # not over seeds
-        (-0.2, -0.1, (0.15, 0.16, 0.14), 0),  # one against the other
-        (-0.1, 0.0, (), 0),  # 0 is in it
-        (NAN, NAN, FEW, 0),  # of one document nothing is known
-    ],
-)
-def test_clear_is_what_the_intervals_over_documents_and_seeds_say(low, high, seeds, clear):
-    effect = of(low, high, seeds)
+@pytest.mark.parametrize(("ends", "seeds", "clear"), CASES["clear"])
+def test_clear_is_what_the_intervals_over_documents_and_seeds_say(ends, seeds, clear):
+    effect = of(ends, seeds)
     assert effect.clear == clear and replace(effect, claimed=1).clear == -clear
     if len(seeds) > 1:  # Student's t, as scipy has it
         wanted = stats.t.interval(0.95, len(seeds) - 1, np.mean(seeds), stats.sem(seeds))
@@ -50,35 +36,9 @@ def test_clear_is_what_the_intervals_over_documents_and_seeds_say(low, high, see
     assert effect.both[0] is effect.change and len(effect.both) == 1 + (len(seeds) > 1)
 
 
-@pytest.mark.parametrize(
-    ("effects", "result", "why"),
-    [
-        ([GOOD], HOLDS, ""),
-        ([replace(GOOD, plan=None), CONTROL], HOLDS, ""),
-        ([of(0.35, 0.45, (0.42, 0.40, 0.38), claimed=1)], HOLDS, ""),
-        ([GOOD, of(0.1, 0.2, role="part", plan=PLAN)], HOLDS, ""),
-        ([of(-0.45, -0.35, (-0.4,), plan=PLAN)], PART, "one seed"),
-        ([of(-0.2, -0.1, FEW, plan=PLAN)], PART, "a − b is smaller than the plan"),
-        ([of(-0.9, -0.8, (-0.85, -0.86, -0.84), plan=PLAN)], PART, "a − b is larger than the plan"),
-        ([GOOD, replace(OPEN, role="control")], PART, "no better than a control: a − b"),
-        ([GOOD, replace(WRONG, role="control")], PART, "no better than a control"),
-        ([GOOD, of(-0.4, 0.1, SEEDS, what="c − d")], PART, "c − d is not clear"),
-        ([WRONG, CONTROL], FAILS, "clear in the other direction: a − b"),
-        ([replace(WRONG, seeds=())], FAILS, "a − b (one seed)"),
-        ([of(-0.1, 0.1, plan=PLAN)], FAILS, "smallest size"),  # 0.3 is outside
-        ([of(-0.35, 0.1, plan=PLAN)], UNDECIDED, "no effect is clear"),  # and here it may be
-        ([of(-0.1, 0.1)], UNDECIDED, ""),
-        ([of(-0.1, 0.1, plan=(-0.3, 0.0))], UNDECIDED, ""),  # a plan that may be nothing
-        ([of(NAN, NAN, plan=PLAN)], UNDECIDED, ""),  # not known, so nothing is left out
-        ([], UNDECIDED, "it was not run"),
-        ([CONTROL, replace(GOOD, role="part")], UNDECIDED, "it was not run"),
-        # of a claim of several things some hold it in part
-        *(([GOOD, GOOD], HOLDS, ""), ([GOOD, WRONG], PART, "goes the other way")),
-        *(([GOOD, OPEN], PART, ""), ([OPEN, OPEN], UNDECIDED, "")),
-        *(([WRONG, OPEN], FAILS, ""), ([WRONG, WRONG], FAILS, "")),
-    ],
-)
+@pytest.mark.parametrize(("effects", "result", "why"), CASES["verdicts"])
 def test_the_verdict_and_why(effects, result, why):
+    effects = [of(**effect) for effect in effects]
     found, said = judge(effects, every=False)
     assert found == result and why in said
     assert result != HOLDS or said == "clear over documents and seeds"
@@ -95,7 +55,7 @@ def some(rng: np.random.Generator) -> list[Effect]:
         plan = tuple(sorted(rng.uniform(-0.6, 0.1, 2).tolist())) if rng.random() < 0.5 else None
         role, claimed = rng.choice(["claim", "claim", "control", "part"]), rng.choice([-1, 1])
         more = dict(role=str(role), plan=plan, claimed=int(claimed))
-        effects.append(of(low, high, seeds, what=f"e{i}", **more))
+        effects.append(of([low, high], seeds, what=f"e{i}", **more))
     return effects
 
 
@@ -127,15 +87,15 @@ def test_signs_do_not_matter_and_less_knowledge_never_decides():
 
 
 def test_words_and_tables_hold_every_number_which_survives_a_file():
-    half = stats.t.ppf(0.975, 2) * np.std(SEEDS, ddof=1) / 3**0.5
+    half = stats.t.ppf(0.975, 2) * np.std(GOOD.seeds, ddof=1) / 3**0.5
     numbers = f"−0.400 [−0.450, −0.350], over 3 seeds −0.400 ± {half:.3f}"
     assert GOOD.words() == f"a − b: {numbers} (the plan: −0.5 to −0.3)"
     assert Effect("x-1", Interval(-0.1)).words() == "x-1: −0.100 [unknown], one seed"
-    frame = verdict.effects_table({"one": [GOOD, CONTROL], "two": [of(0.1, 0.2)], "three": []})
+    frame = verdict.effects_table({"one": [GOOD, CONTROL], "two": [of([0.1, 0.2])], "three": []})
     back = pd.read_csv(io.StringIO(frame.to_csv(index=False)))
     pd.testing.assert_frame_equal(back, frame, check_exact=True)
     assert back["claim"].tolist() == ["one", "one", "two"]
-    first = ["one", "a − b", "claim", *GOOD.change, 3, *GOOD.over_seeds, *PLAN]
+    first = ["one", "a − b", "claim", *GOOD.change, 3, *GOOD.over_seeds, *GOOD.plan]
     names = "claim effect role value low high seeds".split()
     names += ["mean of seeds", "half-width over seeds", "plan from", "plan to"]
     assert back.iloc[0].to_dict() == dict(zip(names, first, strict=True))

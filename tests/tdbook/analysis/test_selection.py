@@ -170,12 +170,12 @@ def test_distinct_tokens_are_those_of_a_shorter_training_in_every_epoch(tokens, 
     assert len(few) == 2 and set(few) <= set(once)
 
 
-@pytest.mark.parametrize("value", ["0/10", "3/2", "1/1", "0.1", "a"])
-def test_what_is_no_fold_is_refused(value):
+def test_what_is_no_fold_is_refused():
     for good in ("1/10", "10/10", ""):
         assert parameters.check("01_distill", {"left_out": good}, paths=False)
-    with refused("left_out = ", "fold", error=parameters.ParameterError):
-        parameters.check("01_distill", {"left_out": value}, paths=False)
+    for value in ("0/10", "3/2", "1/1", "0.1", "a"):
+        with refused("left_out = ", "fold", error=parameters.ParameterError):
+            parameters.check("01_distill", {"left_out": value}, paths=False)
 
 
 def test_of_a_teacher_the_weights_that_validate_best_are_kept_and_named(tmp_path):

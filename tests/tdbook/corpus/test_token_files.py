@@ -17,6 +17,7 @@ from tdbook.corpus import token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
 from tdlib import data
 from tests.helpers import token_folder, trained_sentencepiece
+from tests.tdbook.corpus.test_tokenizer import CASES
 
 T = 16
 
@@ -209,13 +210,10 @@ def test_window_i_is_tokens_from_i_t_on_and_its_targets_are_the_next_ones(upstre
     for tensor in windows.batch([0]):
         tensor.fill_(1)  # writes nothing into the file
     assert all(map(torch.equal, before, windows.batch([0])))
-
-
-@pytest.mark.parametrize("n", [17, 32, 33, 34, 48, 49, 1000])
-def test_there_are_n_minus_1_over_t_windows(n):
-    windows = data.Windows(np.arange(n, dtype="<u4"), T)
-    assert len(windows) == len([i for i in range(0, n, T) if i + T + 1 <= n])
-    assert windows.batch([len(windows) - 1])[1][0, -1] == (n - 1) // T * T
+    for n in (17, 32, 33, 34, 48, 49, 1000):
+        windows = data.Windows(np.arange(n, dtype="<u4"), T)
+        assert len(windows) == len([i for i in range(0, n, T) if i + T + 1 <= n])
+        assert windows.batch([len(windows) - 1])[1][0, -1] == (n - 1) // T * T
 
 
 @pytest.mark.parametrize("mask", [False, True])
@@ -268,18 +266,7 @@ def test_without_documents_sixteen_neighbours_stand_for_one(upstream):
     assert sources == ["unknown"] * 4
 
 
-DOCUMENTS = [
-    ("train\t0\t9\ta\ntrain\t1000\t9\ta\n", "begins at 1,000, .* before 1,000"),
-    ("train\t5\t995\ta\n", "a begins at 5, the first must begin at 0"),
-    ("train\t0\t9\ta\ntrain\t9\t9\ta\ntrain\t4\t996\ta\n", "begins at 4, .* after 9"),
-    ("train\tx\t9\ta\n", r"\['train', 'x', '9', 'a'\] is no row of it"),
-    ("train\t0\t500\ta\ntrain\t50", "is no row of it, it must be split, start"),
-    ("train\t0\t500\ta\n", "end at 500 of 1,000 tokens, it was cut short: copy it"),
-    ("", "is no row of it"),  # emptied
-]
-
-
-@pytest.mark.parametrize(("rows", "said"), DOCUMENTS)
+@pytest.mark.parametrize(("rows", "said"), CASES["documents"])
 def test_documents_tsv_of_other_tokens_is_told(upstream, rows, said):
     table = f"split\tstart\ttokens\tsource\n{rows}" if rows else ""
     (upstream / "documents.tsv").write_text(table)

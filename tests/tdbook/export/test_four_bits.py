@@ -49,7 +49,7 @@ def its_own(tokenizer, tmp_path_factory) -> tuple[Path, Llama]:
         largest_B1 = torch.randint(1, 8, (count, 1), generator=draw)
         q_BN = torch.randint(-8, 8, (count, 32), generator=draw)
         q_BN[::2] = q_BN[::2].clamp(-largest_B1[::2], largest_B1[::2])  # −8 in the others
-        d_B = (torch.randn(count, generator=draw) * 0.03).half().float()  # negative too
+        d_B = (torch.randn(count, generator=draw) * 0.015).half().float()  # negative too
         q_BN[5], d_B[6], d_B[7] = 0, 0, 3 * 2.0**-24  # subnormal
         weight.copy_(quantize.dequantize(q_BN.to(torch.int8), d_B, weight.shape))
     return save(model, tmp_path_factory.mktemp("own") / "m", tokenizer), model
@@ -86,18 +86,25 @@ def eight_bits(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_llama_cpp_runs_it_as_pytorch_does_with_inputs_of_eight_bits(its_own, tmp_path):
-    model, path, differences = Llama.load(its_own[0]).eval(), tmp_path / "x.gguf", []
-    for part in (m for m in model.modules() if isinstance(m, torch.nn.Linear)):
+def test_llama_cpp_runs_it_as_pytorch_does_but_for_inputs_of_eight_bits(its_own, tmp_path):
+    """Of the same weights an F16 file meets the bars of any; the Q4_0 file is no further off than
+    PyTorch whose inputs are rounded alike."""
+    folder, path, source = its_own[0], tmp_path / "x.gguf", gguf_file.read(its_own[0])
+    prompts = shipping.draw_prompts(source.config, None, 40)
+    gguf_file.write(source, path, "F16")
+    check = shipping.check(folder, path, prompts)
+    assert check["likeliest"] >= 0.99 and check["largest"] <= 0.02
+    gguf_file.write(source, path, "Q4_0")
+    model, coarse = Llama.load(folder).eval(), Llama.load(folder).eval()
+    for part in (m for m in coarse.modules() if isinstance(m, torch.nn.Linear)):
         part.register_forward_pre_hook(lambda _, x: (eight_bits(x[0]),))
-    model.norm.register_forward_hook(lambda _, x, y: eight_bits(y))
-    to_gguf(its_own[0], path, "Q4_0")
-    file, same = llama_cpp.Model(path, exact=True), []
-    for ids in shipping.draw_prompts(model.config, None, 60):
-        log_p_TV, log_q_TV = inference.log_p(model, ids), file.logprobs(ids)
-        differences.append(np.abs(log_p_TV - log_q_TV).max())
-        same += (log_p_TV.argmax(1) == log_q_TV.argmax(1)).tolist()
-    assert np.mean(same) >= 0.99 and max(differences) <= 0.02
+    coarse.norm.register_forward_hook(lambda _, x, y: eight_bits(y))
+    file, off = llama_cpp.Model(path, exact=True), []
+    for ids in prompts:
+        exact_TV, ours_TV = (inference.log_p(net, ids).numpy() for net in (model, coarse))
+        off.append([np.abs(x - exact_TV).sum() for x in (file.logprobs(ids), ours_TV)])
+    theirs, ours = np.sum(off, axis=0)
+    assert 0 < theirs <= 1.2 * ours
 
 
 @pytest.mark.parametrize("change", [{}, {"tied": False, "kv_heads": 2, "mlp_dim": 100}], ids=str)
@@ -172,7 +179,9 @@ def test_q4_k_is_for_widths_that_256_divides(tokenizer, tmp_path):
         assert len(told) == 1 and gguf_file.coarse(model, "IQ4_NL") == ""
         net.load_state_dict(of_file(tmp_path / "x.gguf", net))
         found = llama_cpp.Model(tmp_path / "x.gguf", exact=True).logprobs(ids := [3, 300, 5, 60, 7])
-        assert np.abs(found - inference.log_p(net, ids)).mean() < 0.02  # inputs have 8 bits there
+        assert (
+            np.abs(found - inference.log_p(net, ids).numpy()).mean() < 0.02
+        )  # inputs have 8 bits there
 
 
 COARSE = r"\d\d\.\d% of Q4_K is in 4 bits: rows of 704 weights .* 256, and stay in 5 bits"

@@ -10,7 +10,7 @@ import yaml
 
 from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import Trial
-from tdbook.report import tables, words
+from tdbook.report import tables
 from tdbook.runs import heartbeat
 from tdlib.shapes import SHAPES, LlamaConfig
 from tests.helpers import tiny_model
@@ -122,11 +122,3 @@ def test_the_likeliest_pieces_are_those_of_the_model(tokenizer):
     pieces = [tokenizer.model.id_to_piece(i).replace("▁", " ") for i in top.indices.tolist()]
     assert found["piece at T = 2"].tolist() == pieces
     assert found["probability at T = 2"].tolist() == [f"{p:.1%}" for p in top.values.tolist()]
-
-
-def test_a_curve_that_still_falls_is_told_to_be_trained_longer():
-    ends = {3.9: "still fell by 0.100: train longer.", 3.99: "changed by −0.010."}
-    for last, end in ends.items():
-        said = words.curves({"a": [{"val/loss": loss} for loss in (5.0, 4.0, last)]})
-        assert said == f"In the last of 2 parts the loss of a {end}"
-    assert words.curves({"given": [{"val/loss": 5.0}]}) == ""

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 
+from tdbook.export import inference, llama_cpp
+from tdbook.export.gguf_file import to_gguf
 from tdbook.report import pages, plots, widgets
 from tdlib import hard_set
 from tdlib.hard_set import Rule, Scores
+from tests.helpers import tiny_model
 
 R, N = np.random.default_rng(0), 2060
 TEACHER_N = R.gamma(30, 0.13, N).astype(np.float32)
@@ -196,12 +199,18 @@ def test_no_text_and_no_name_becomes_html(tab):
         assert attack in tab.locator(part).inner_text()
 
 
-def test_a_page_shows_in_a_browser_what_was_counted(tab):
+def test_a_page_shows_in_a_browser_what_was_counted(tab, browser):
     rule = Rule(0.31, clip=0.01, easy_share=0.1, token_share=0.6)
     explored = replace(BEGUN, text_of="<u>{}</u> <!-- </script> -->".format, rule=rule)
     numbers, (order, clean) = widgets.numbers_of(explored)
     tab.set_content(page := widgets.offline_explorer(explored))
     without_script = [int(text.get_text()) for text in soup(page).select(".texts u")]
+    said = soup(page).output.get_text()
+    with browser.new_context(java_script_enabled=False) as plain:
+        still = plain.new_page()
+        still.set_content(page)
+        controls = still.locator(".explorer :is(input, select, button)").all()
+        assert controls and all(each.is_hidden() for each in controls)  # they would move nothing
     for fold in tab.locator("summary").all():
         fold.click()
 
@@ -218,7 +227,8 @@ def test_a_page_shows_in_a_browser_what_was_counted(tab):
         assert all(float(r.get_attribute("data-difficulty")) >= threshold for r in red[::9])
         return now
 
-    line = agreed("threshold")["line"]
+    line = (first := agreed("threshold"))["line"]
+    assert first["words"] == said
     windows = [int(x) for x in tab.locator(".texts u").all_inner_texts()]
     assert windows == without_script == [*order[line : line + 3], *order[line - 3 : line][::-1]]
     for press in ("threshold ArrowRight", "share End", "share PageDown", "share Home"):
@@ -235,3 +245,36 @@ def test_a_page_shows_in_a_browser_what_was_counted(tab):
     tab.get_by_role("combobox", name="noise").select_option("0 %")
     now = agreed("share", junk=1, clip=0)
     assert now["left"] - now["line"] == round(0.2 * len(clean))  # still a fifth, of fewer
+
+
+def test_a_sentence_shows_every_place_that_rounding_changes_with_both_probabilities(
+    tokenizer, lines, tmp_path, tab
+):
+    model = tiny_model(vocab=tokenizer.size, context=48, dim=64, mlp_dim=96).requires_grad_(False)
+    model.save(tmp_path, {tokenizer.path.name: tokenizer.path})
+    to_gguf(tmp_path, path := tmp_path / "x.gguf", "Q4_0")
+    ids = [line[:40] for line in tokenizer.encode(lines[:3])]
+    page = soup(widgets.rounding(model, path, ids, tokenizer, 9))
+    file, wanted = llama_cpp.Model(path), []
+    for line in ids:
+        both = [np.exp(x(line[:-1])) for x in (partial(inference.log_p, model), file.logprobs)]
+        for t in range(len(line) - 1):
+            picks = [x[t].argmax() for x in both]
+            if picks[0] != picks[1]:
+                wanted.append([[f"{100 * x[t, k]:.1f}" for x in both] for k in picks])
+    places = sum(map(len, ids)) - len(ids)
+    assert len(wanted) > 5
+    assert f"At {len(wanted)} of {places} places" in page.b.text
+    told = [[re.findall(r"\d+\.\d", c.small.text) for c in row("td")[1:]] for row in page("tr")]
+    assert [row for row in told if row] == wanted
+    shown = [text.get_text() for text in page("div", lang="te")]
+    assert [text.strip(" ¶\n") for text in shown[:3]] == [tokenizer.decode(x).strip() for x in ids]
+    cells = [row.td.span.get_text() for row in page("tr") if row.td]
+    assert all("<0x" in cell or cell in "".join(shown) for cell in cells)
+    marks = [mark.get_text().rstrip("\n") for mark in page.select("div i.w1")]
+    whole = [mark for row in page("tr") if row.td and "<0x" not in (mark := row.td.i.get_text())]
+    assert len(marks) <= len(wanted) and {*whole} <= {*marks}  # bytes of a character are one mark
+    assert page.find(string=re.compile("<0x"))  # escaped where it is HTML
+    tab.set_viewport_size({"width": 390, "height": 800})
+    tab.set_content(f"<style>{pages.WIDGETS_CSS}</style><main>{page}</main>")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390

@@ -44,18 +44,6 @@ def test_a_hook_ends_in_time_says_how_and_leaves_nothing_running(tmp_path, capsy
     assert log.endswith(f" {said}\n") and log.count("\n") == 1
 
 
-def test_a_hook_hears_what_happened(tmp_path):
-    (tmp_path / "01_distill-a.html").write_text("")
-    kept = tmp_path / "checkpoints/01_distill-a/a/state.pt"
-    assert hooks.told(tmp_path, "01_distill-a", "done", "")["TDLIB_CHECKPOINT"] == ""
-    write(kept, "")
-    hooks.call("after_run", "env > heard; pwd >> heard", about(tmp_path), tmp_path)
-    wanted = {"RUN": "01_distill-a", "OUT": tmp_path, "STATE": "done", "FINDING": "the loss is 3"}
-    wanted |= {"PAGE": tmp_path / "01_distill-a.html", "CHECKPOINT": kept.parents[1]}
-    lines = {str(tmp_path), *(f"TDLIB_{name}={value}" for name, value in wanted.items())}
-    assert lines <= {*(tmp_path / "heard").read_text().splitlines()}
-
-
 def test_a_hook_that_cannot_even_be_called_or_logged_is_a_line(tmp_path):
     (tmp_path / "logs").write_text("a file where the folder should be")
     wanted = {"true": "ok", "a\0b": "not be called: embedded null byte", "x" * 2**21: "too long"}
@@ -171,11 +159,13 @@ ENDS = {"done": "01_distill-a is done.", "interrupted": "stopped"}
 @pytest.mark.parametrize("state", ENDS)
 def test_after_run_comes_after_the_page(state, root, distill, monkeypatch, capsys):
     out = root / "outputs/tiny"
+    kept, page = out / "checkpoints/01_distill-a", out / "01_distill-a.html"
 
     def made(source: str, to: str, given: dict, **_) -> None:
         shutil.copy(source, to)
         this = start("01_distill", given | {"after_run": ""})  # a kernel leaves it to the book
         if state != "done":
+            write(kept / "a/state.pt", "")
             this.detach()
             raise KeyboardInterrupt
         small_book.finish(this)
@@ -184,10 +174,12 @@ def test_after_run_comes_after_the_page(state, root, distill, monkeypatch, capsy
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setenv(heartbeat.DIE_WITH, "")
     assert execute.execute(distill("a"), out, {}) == (state != "done")
-    *lines, page = (root / "heard").read_text().splitlines()
+    *lines, size = (root / "heard").read_text().splitlines()
     heard = dict(line.removeprefix("TDLIB_").split("=", 1) for line in lines)
-    assert int(page) == (out / "01_distill-a.html").stat().st_size
-    assert (heard["STATE"], heard["FINDING"]) == (state, ENDS[state])
+    assert int(size) == page.stat().st_size
+    wanted = {"RUN": "01_distill-a", "OUT": out, "STATE": state, "FINDING": ENDS[state]}
+    wanted |= {"PAGE": page, "CHECKPOINT": "" if state == "done" else kept}
+    assert {name: heard[name] for name in wanted} == {n: str(x) for n, x in wanted.items()}
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("01_distill-a · after_run failed: exit 1")  # and changes nothing
     assert heartbeat.state(out, "01_distill-a")["state"] == state

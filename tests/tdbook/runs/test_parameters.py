@@ -76,10 +76,6 @@ def test_what_is_allowed_only_where_it_means_something():
     assert check("02_hard_set", {"threshold": -0.5})["threshold"] == -0.5
     assert check("03_lora", {"lora_scale": 32, "allow_large_scale": True})["lora_scale"] == 32
     assert check("03_lora", {"lora_scale": 8, "targets": "q_proj v_proj"})["lora_scale"] == 8
-    wrong = {"temperature": None, "shape": "", "learning_rate": 1.1}
-    for name, value in wrong.items():
-        with pytest.raises(ParameterError, match=f"{name} = "):
-            check("01_distill", {name: value})
 
 
 def test_every_name_in_the_tables_is_a_parameter_of_a_notebook():

@@ -8,16 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from matplotlib.figure import Figure
 from nbclient.exceptions import DeadKernelError
 
+from tdbook.__main__ import main
 from tdbook.runs import hashes, heartbeat, machine, notebooks, parameters, running
 from tdbook.runs.hashes import older_code
 from tdbook.runs.ownership import clear
@@ -29,8 +28,7 @@ from tests import small_book
 from tests.helpers import refused
 from tests.small_book import COMMON, DEAD, OWN, REPOSITORY, alive, called, processes_of, wait_for
 from tests.small_book import yaml as run_yaml
-
-CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
+from tests.tdbook.runs.test_parameters import CASES
 
 
 def distill(**given) -> bool:
@@ -369,7 +367,7 @@ def test_the_book_runs_what_is_needed_and_only_that(root, elsewhere):
     assert not (root / ".snakemake").exists()  # the repository may be somebody else's
 
 
-def test_a_killed_book_leaves_no_process_and_goes_on(root):
+def test_a_killed_book_leaves_no_process_and_goes_on(root, capsys):
     teach()
     run_yaml(root, SLOW, student="slow")
     out = root / "outputs/tiny"
@@ -377,8 +375,7 @@ def test_a_killed_book_leaves_no_process_and_goes_on(root):
         process = subprocess.Popen(BOOK, stdout=-3)
         wait_for(lambda: heartbeat.state(out, SLOW).get("step") == 3)
         if how == signal.SIGINT:
-            second = subprocess.run(BOOK, capture_output=True, text=True)
-            assert second.returncode == 1 and f"process {process.pid}" in second.stdout
+            assert main(BOOK[3:]) == 1 and f"process {process.pid}" in capsys.readouterr().out
         kernel = heartbeat.state(out, SLOW)["pid"]
         process.send_signal(how)
         process.wait(60)
@@ -412,6 +409,11 @@ def test_where_home_cannot_be_written_what_runs_below_writes_elsewhere(tmp_path,
 def test_a_run_folder_has_the_whole_name_of_its_text(root):
     for text, name in CASES["texts"].items():
         assert graph.default_out("tiny", text) == f"outputs/{name}"
+    for name in ("my book.txt", "a.txt", "b.txt"):
+        (root / name).touch()
+    lists = {"my book.txt": ["my book.txt"], "a.txt b.txt": ["a.txt", "b.txt"], "": []}
+    assert {text: parameters.texts(text) for text in lists} == lists  # a path may have a space
+    assert graph.default_out("tiny", "my book.txt") == "outputs/tiny-my_book"
     texts = " ".join(f"కథలు/తెలుగు_కథలు_భాగం_{i}.txt" for i in range(40))
     found = [graph.default_out("tiny", given) for given in (texts, texts.replace("_39", "_40"))]
     assert len(set(found)) == 2  # which differ in their last letter alone

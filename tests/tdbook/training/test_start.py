@@ -1,16 +1,19 @@
 """A start from the teacher: what stays exact, what is kept, what is moved, what is refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from tdbook.training import from_teacher
 from tdlib import data
 from tdlib.model import Llama
 from tests.helpers import near, refused, same, tiny_model
 
+CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))["starts"]
 WINDOWS = data.Windows(np.random.default_rng(0).integers(0, 97, 24 * 16 + 1), 16)
 IDS = WINDOWS.batch(range(24))[0]
 
@@ -168,15 +171,7 @@ def test_norms_and_writing_weights_are_least_squares_of_the_teachers_stream():
         assert (rest.abs() < 1e-3 * size.abs()).all(), name
 
 
-def test_what_the_teacher_has_not_is_refused_in_one_line_with_the_remedy():
-    for said, shape in {
-        "layers is 4, the teacher's 3": {"layers": 4},
-        "heads is 8, the teacher's 4": {"heads": 8, "head_dim": 4},
-        "head_dim is 16, the teacher's 8": {"heads": 2, "kv_heads": 2, "head_dim": 16},
-        "dim is 64, the teacher's 32": {"dim": 64, "head_dim": 8},
-        "mlp_dim is 49, the teacher's 48": {"mlp_dim": 49},
-        "number of 2 heads that share a key is 2, the teacher's 0": {"kv_heads": 2},
-        "vocab_size is 96, the teacher's 97": {"vocab_size": 96},
-    }.items():
-        with refused(said, "set init: random"):
-            made(teacher(), **shape)
+@pytest.mark.parametrize("said, shape", CASES.items())
+def test_what_the_teacher_has_not_is_refused_in_one_line_with_the_remedy(said, shape):
+    with refused(said, "set init: random"):
+        made(teacher(), **shape)

@@ -54,7 +54,7 @@ def test_a_slurm_that_does_not_answer_starts_nothing(root, monkeypatch, capsys):
 
 
 def test_an_earlier_command_s_job_is_waited_for_and_can_be_ended(tmp_path, monkeypatch, capsys):
-    """It is in the queue twice, and then gone."""
+    """It is in the queue twice, and then gone. Those of other run folders are not its own."""
     job = f"7|{scheduler.prefix(tmp_path)}_f2ce"
     count = f"echo x >> {tmp_path}/asked; test $(wc -l < {tmp_path}/asked) -gt 2 || echo '{job}'"
     programs(tmp_path, monkeypatch, squeue=count)
@@ -66,6 +66,11 @@ def test_an_earlier_command_s_job_is_waited_for_and_can_be_ended(tmp_path, monke
     programs(tmp_path, monkeypatch, squeue=gone, scancel=f"echo $1 > {tmp_path}/cancelled")
     scheduler.cancel(tmp_path)
     assert (tmp_path / "cancelled").read_text() == "7\n"
+    ours, theirs = (scheduler.prefix(tmp_path / name / "tiny") for name in ("a", "b"))
+    assert ours != theirs and len(ours) <= 50
+    rows = [f"7|{ours}_f2ce", f"8|{theirs}_f2ce", "9|other", f"10_1|{ours}_0000"]
+    programs(tmp_path, monkeypatch, squeue="\n".join(f"echo '{row}'" for row in rows))
+    assert scheduler.queue(tmp_path / "a" / "tiny") == {"7", "10_1"}
 
 
 def test_a_snakemake_that_waits_for_no_job_is_ended(tmp_path, monkeypatch):
@@ -75,14 +80,6 @@ def test_a_snakemake_that_waits_for_no_job_is_ended(tmp_path, monkeypatch):
     assert scheduler.follow(tmp_path, ends) and ends.returncode == 0
     monkeypatch.setattr(scheduler, "FORGOTTEN_S", 0.05)
     assert not scheduler.follow(tmp_path, waits) and waits.returncode < 0
-
-
-def test_only_the_jobs_of_the_same_run_folder_are_taken_for_its_own(tmp_path, monkeypatch):
-    ours, theirs = (scheduler.prefix(tmp_path / name / "tiny") for name in ("a", "b"))
-    assert ours != theirs and len(ours) <= 50
-    rows = [f"7|{ours}_f2ce", f"8|{theirs}_f2ce", "9|other", f"10_1|{ours}_0000"]
-    programs(tmp_path, monkeypatch, squeue="\n".join(f"echo '{row}'" for row in rows))
-    assert scheduler.queue(tmp_path / "a" / "tiny") == {"7", "10_1"}
 
 
 def test_what_is_asked_for_is_the_profiles_and_a_refusal_is_one_line(root, monkeypatch, capfd):

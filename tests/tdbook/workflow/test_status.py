@@ -2,11 +2,13 @@
 
 import functools
 import json
+import multiprocessing
 import os
 import select
-import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,10 +17,6 @@ from tdbook.workflow import execute, run_pages, status
 from tdlib.files import write_whole as write
 
 A, B, C, D, E, F = (f"01_distill-{letter}" for letter in "abcdef")
-TAKE = """import sys, time
-from tdbook.workflow import execute
-print(execute.take_gpus("auto", int(sys.argv[1])), flush=True)
-time.sleep(60)"""
 
 
 def record(out, run: str, **more) -> None:
@@ -98,27 +96,39 @@ def test_hours_are_those_of_all_sessions_and_a_killed_one_ended_with_the_last_he
     assert last["code"] == 1 and last["ended"] >= last["began"] and status.live(tmp_path) is None
 
 
+def holder(out: int, count: int) -> None:
+    sys.stdout = os.fdopen(out, "w", buffering=1)
+    print(execute.take_gpus("auto", count))
+    time.sleep(60)
+
+
 @pytest.fixture
 def take(tmp_path, monkeypatch):
-    """Starts a process that takes some of two GPUs; ends all of them."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    """Starts a process that takes some of two GPUs, and looks often; ends all of them."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    often = {"sleep": lambda seconds: time.sleep(seconds / 4)}
+    monkeypatch.setattr(execute, "time", SimpleNamespace(**vars(time) | often))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-b")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     started = []
 
-    def start(count: int = 1) -> subprocess.Popen:
-        command = [sys.executable, "-c", TAKE, str(count)]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        return started[-1]
+    def start(count: int = 1) -> BaseProcess:
+        read, write = os.pipe()
+        process = multiprocessing.get_context("fork").Process(target=holder, args=(write, count))
+        process.start()
+        os.close(write)
+        process.out = os.fdopen(read)
+        started.append(process)
+        return process
 
     yield start
     for process in started:
         process.kill()
-        process.wait()
+        process.join()
 
 
-def said(process: subprocess.Popen) -> str:
-    return process.stdout.readline().strip()
+def said(process: BaseProcess) -> str:
+    return process.out.readline().strip()
 
 
 def test_two_runs_never_share_a_gpu_a_killed_one_gives_it_back_and_one_of_two_waits_for_both(take):
@@ -131,11 +141,11 @@ def test_two_runs_never_share_a_gpu_a_killed_one_gives_it_back_and_one_of_two_wa
     assert said(third) in names
     both = take(2)
     assert said(both) == "waits for a free GPU"
-    third.kill()
+    third.kill(), third.join()
     other = take()  # what the two wait for is not held by them
     assert said(other) in names
     second.kill()
-    assert select.select([both.stdout], [], [], 2)[0] == []  # one is not enough
+    assert select.select([both.out], [], [], 1)[0] == []  # one is not enough
     other.kill()
     assert said(both) == "0,GPU-b"
 
