@@ -76,8 +76,7 @@ def quality(metrics: dict, resampled: dict, rounding: dict, base, scratch, teach
 
 
 def hard_and_easy(t: Trial, names: Iterable[str]) -> pd.DataFrame:
-    """Each model's loss on the hard and on the other windows, and its change against the base with
-    a 95 % interval over documents, as numbers."""
+    """Each model's loss on the hard and on the other windows, and its change against the base."""
     rows = {name: {} for name in names}
     for name, part in itertools.product(rows, ("hard", "easy")):
         rows[name][f"loss, {part}"] = known_mean(t.losses[name][t.parts[part]])
@@ -178,13 +177,12 @@ def quantization(by_model: dict[str, list[dict]], repeated: dict[str, dict]) -> 
             each = repeated[model][inference.WAYS.get(row["format"], row["format"])]
             changes = {name: Interval(*x) for name, x in row["changes"].items()}
             cells = inference.in_words(row | {"changes": changes})
-            rows.append(each | cells | {"model": model, "format": row["format"]})
+            rows.append(each | cells | {"model": model})
     return _written("quantization", rows)
 
 
 def file_speeds(by_model: dict[str, list[dict]], speeds: dict, bandwidth: float) -> pd.DataFrame:
-    """The same models and formats: size, and tokens a second on one thread (inference.speeds), with
-    the share of the bytes that a core reads in a second."""
+    """The same formats: size, and tokens a second on one thread, also as a share of bandwidth."""
     rows = []
     for model, formats in by_model.items():
         one_thread = {row["way"]: row["decode"] for row in speeds[model] if row["threads"] == 1}
