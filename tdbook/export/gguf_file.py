@@ -41,6 +41,7 @@ QUANTIZATIONS = {
 COARSER = {Kind.Q4_K: Kind.Q5_0, Kind.Q6_K: Kind.Q8_0}  # where 256 does not divide a row
 PRE = ("gpt-2", "llama-bpe", "qwen2", "default")  # llama.cpp's ways to cut text before BPE
 SCRIPT = "run_gguf.py"
+BITS = {k: 8 * size // block for k, (block, size) in gguf.GGML_QUANT_SIZES.items()}  # of a weight
 LARGEST = 65504  # that 16 bits hold
 # Hugging Face's name of a matrix → see llama_cpp.quantize; None: all weights count the same
 Importance = dict[str, np.ndarray] | None
@@ -120,7 +121,7 @@ def read(folder: Path) -> Source:
 
 
 def vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
-    """The first form that makes the tokenizer's own ids in llama.cpp; else the first, and why not."""
+    """The first form that makes the tokenizer's ids in llama.cpp; else the first, and why not."""
     beside = model_tokenizer.open_beside(folder, rows=config.vocab_size)
     begin, end, tokenizer, whys = beside.begin, beside.end, beside.tokenizer, []
     bos = model_tokenizer.read_config(folder, "config.json").get("bos_token_id")
@@ -150,8 +151,8 @@ def vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
 
 def _trial_ids(candidate: Vocabulary, lines: list[str]) -> list[list[int]]:
     """llama.cpp's ids of lines, by a file of as small a model as can be."""
-    rows = len(candidate.pieces)
-    shape = LlamaConfig(rows, layers=1, heads=1, dim=32, mlp_dim=32, context=64)
+    size = dict(layers=1, heads=1, dim=32, mlp_dim=32, context=64)
+    shape = LlamaConfig(len(candidate.pieces), **size)
     with tempfile.TemporaryDirectory() as place, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, folder, path = Llama(shape), Path(place, "trial"), Path(place, "trial.gguf")
@@ -222,7 +223,8 @@ def write(model: Source, path: Path, quantization: str, importance: Importance =
     """The file, and what it needs beside it."""
     helpers, tokenizer = {}, model.vocabulary.beside.tokenizer
     if model.vocabulary.why:
-        helpers[path.with_name(released_name(tokenizer))] = tokenizer.path.read_bytes()
+        name = cards.templates("export.yaml")["ways"][tokenizer.kind]["file"]
+        helpers[path.with_name(name)] = tokenizer.path.read_bytes()
         helpers[path.with_name(SCRIPT)] = script(model.vocabulary).encode()
     new = [file for file in helpers if not file.exists() or file.read_bytes() != helpers[file]]
     for file in new:
@@ -298,8 +300,7 @@ def sizes(model: Source, quantization: str) -> dict[str, int]:
 
 
 def read_bytes(model: Source, quantization: str) -> int:
-    """Bytes of a file's weights that are read for a token: all but an embedding that is not the
-    head, of which one row is looked up (not counted)."""
+    """Bytes that a token reads of a file's weights: all but an embedding that is not the head."""
     looked_up = "" if model.config.tied else "model.embed_tokens.weight"
     return sum(size for n, size in sizes(model, quantization).items() if n != looked_up)
 
@@ -310,17 +311,11 @@ def coarse(model: Source, quantization: str) -> str:
     matrices = {name: shape for name, (_, shape) in model.weights.items() if len(shape) > 1}
     block = gguf.GGML_QUANT_SIZES[kind][0]
     inside = sum(math.prod(shape) for name, shape in matrices.items() if kind_of[name] == kind)
-    odd = {shape[-1]: _bits(kind_of[n]) for n, shape in matrices.items() if shape[-1] % block}
+    odd = {shape[-1]: BITS[kind_of[n]] for n, shape in matrices.items() if shape[-1] % block}
     widths, bits = (" and ".join(map(str, sorted(xs))) for xs in (odd, {*odd.values()}))
     share = f"{inside / sum(map(math.prod, matrices.values())):.1%} of {quantization}"
     rows = f"rows of {widths} weights are no multiple of {block}, and stay in {bits} bits"
-    return f"{share} is in {_bits(kind)} bits: {rows}" if odd else ""
-
-
-def _bits(kind: Kind) -> int:
-    """Of an integer, without its share of a block's scale."""
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    return 8 * size // block
+    return f"{share} is in {BITS[kind]} bits: {rows}" if odd else ""
 
 
 def _content(model: Source, name: str, kind: Kind, importance_I: np.ndarray | None) -> np.ndarray:
@@ -366,12 +361,8 @@ def rounded(model: Llama, importance: Importance = None) -> Llama:
 def script(words: Vocabulary) -> str:
     """run_gguf.py, which needs xllamacpp, the tokenizer's package and its file beside it alone."""
     parts, tokenizer = cards.templates("export.yaml"), words.beside.tokenizer
-    way = cards.templates("release.yaml")["ways"][name := released_name(tokenizer)]
-    code = way["tokenizer"].partition("\n")[2]  # without the line that asks the Hub
+    way = parts["ways"][tokenizer.kind]
+    code = cards.templates("release.yaml")["ways"][way["file"]]["tokenizer"]
+    code = code.partition("\n")[2]  # without the line that asks the Hub
     values = {"code": code, "begin": words.beside.begin, "eos": tokenizer.eos}
-    return cards.fill(parts["script"], values | parts["ways"][name])
-
-
-def released_name(tokenizer: Tokenizer) -> str:
-    names = {"Morfessor": "morfessor.json", "SentencePiece": "sentencepiece.model"}
-    return names.get(tokenizer.kind, "tokenizer.json")
+    return cards.fill(parts["script"], values | way)

@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from tdbook.corpus import token_files
 from tdbook.export import cards, gguf_file, imatrix, inference, llama_cpp, model_tokenizer
-from tdbook.export.gguf_file import SCRIPT, Source, released_name
+from tdbook.export.gguf_file import SCRIPT, Source
 from tdbook.runs.parameters import ROOT, nearest, shown
 from tdlib import data
 from tdlib.files import whole_folder
@@ -25,7 +25,6 @@ from tdlib.shapes import LlamaConfig, read_config, weight_files
 
 WINDOWS = 32  # on which what a file costs is measured
 FORMS = {"format": "", "file": "", "MB": ".1f", "likeliest": ".2%", "mean": ".2g", "largest": ".2g"}
-Costs = Callable[[Path, dict[str, Path]], list[dict]]  # of a model folder and its files, by format
 
 
 def export(pairs: dict[str, str], costs: Callable[..., list[dict]]) -> None:
@@ -71,10 +70,10 @@ def _tokens(folder: Path, given: str) -> data.Tokens | None:
     return tokens if fits else None
 
 
-def ship(folder: str | Path, out: str | Path, tokens=None, costs: Costs | None = None):
+def ship(folder: str | Path, out: str | Path, tokens=None, costs: Callable | None = None):
     """Makes `out`, whole or not at all: files, the tokenizer's and a card. With `tokens` they are
-    rounded by an imatrix, and tried on validation text. A row a file; with `costs`, what each costs
-    too, and two rows of PyTorch before them. ValueError: F16 is another model than the folder's."""
+    rounded by an imatrix, and tried on validation text. A row a file; with `costs` (see `export`)
+    what each costs too, and two of PyTorch first. ValueError: F16 is not the folder's model."""
     folder, out = Path(folder), Path(out)
     model_place, place = folder.resolve(), out.resolve()
     if model_place.is_relative_to(place) or (place.exists() and place.is_relative_to(model_place)):
@@ -188,4 +187,4 @@ def _card(model: Source, rows: list[dict], prompts: list[list[int]], tokens) -> 
     values = dict(front=front, model=model, rows=rows, files=files, costs=costs, text=tokens)
     values |= dict(coarse=partial(gguf_file.coarse, model), prompts=prompts, script=SCRIPT)
     values |= dict(lines=len(model_tokenizer.trial_lines(tokenizer)), rounding=_rounding(tokens))
-    return cards.fill(parts["card"], values | parts["ways"][released_name(tokenizer)])
+    return cards.fill(parts["card"], values | parts["ways"][tokenizer.kind])

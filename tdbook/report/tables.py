@@ -55,9 +55,8 @@ def _written(table: str, rows: Iterable[Mapping]) -> pd.DataFrame:
 
 
 def quality(metrics: dict, resampled: dict, rounding: dict, base, scratch, teacher="teacher"):
-    """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` its
-    bootstrapped losses, drawn together, `rounding` as comparison.rounding has it. Differences are
-    against `base`, with 95 % intervals."""
+    """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` losses
+    (comparison.resample), `rounding` (comparison.rounding). Differences are against `base`."""
     rows, loss = [], {name: m["loss"] for name, m in metrics.items()}
     for name, m in metrics.items():
         ends, (low, high) = resampled[name] - resampled[base], of_plan(name, "loss")
@@ -169,8 +168,7 @@ def speeds(by_model: dict[str, list[dict]]) -> pd.DataFrame:
 
 
 def quantization(by_model: dict[str, list[dict]], repeated: dict[str, dict]) -> pd.DataFrame:
-    """Model → rows of export.ship, the model itself first, then each format's change against it;
-    and model → way → inference.repetition."""
+    """Model → rows of export.ship (inference.in_words), and model → way → inference.repetition."""
     rows = []
     for model, formats in by_model.items():
         for row in formats:
