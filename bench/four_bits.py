@@ -84,7 +84,7 @@ def measure(net: Llama, floats: Llama, teacher: Llama, windows, rows_M) -> np.nd
     return np.array(rows).T
 
 
-def main(folder: Path, names: list[str], count: int, rate: float, seed: int) -> None:
+def main(folder: Path, names: list[str], arms: list, count: int, rate: float, seed: int) -> None:
     tokens = token_files.open_tokens(folder / "tokens")
     windows, split = (tokens.confirm, "confirm") if tokens.confirm else (tokens.val, "val")
     rows_M = evaluate.fixed_rows(windows, WINDOWS)
@@ -97,7 +97,7 @@ def main(folder: Path, names: list[str], count: int, rate: float, seed: int) -> 
     for name in names:
         floats = Llama.load(folder / "models" / name).requires_grad_(False)
         before = None
-        for arm in ARMS:
+        for arm in arms:
             spent = count if arm not in ("plain", "nearest") else 0
             if (name, arm, spent, rate, seed) in done:
                 continue
@@ -153,6 +153,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("models", nargs="*")
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     parser.add_argument("--tokens", type=int, default=300_000)
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=1)
@@ -164,4 +165,4 @@ if __name__ == "__main__":
     if asked.shape:
         step(asked.shape, asked.rounded)
     else:
-        main(asked.folder, asked.models, asked.tokens, asked.rate, asked.seed)
+        main(asked.folder, asked.models, asked.arms, asked.tokens, asked.rate, asked.seed)

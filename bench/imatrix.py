@@ -35,7 +35,7 @@ def losses(model: Llama, files: dict, windows: data.Windows, rows_N: np.ndarray)
     for row in rows_N:
         (ids_T,), (targets_T,) = (x.numpy() for x in windows.batch([row]))
         at_K = np.flatnonzero(targets_T != data.IGNORE)
-        log_p_KV = inference.log_p(model, ids_T)[at_K]
+        log_p_KV = inference.log_p(model, ids_T.tolist()).numpy()[at_K]
         for name, file in files.items():
             log_q_KV = file.logprobs(ids_T.tolist())[at_K]
             loss = -log_q_KV[np.arange(len(at_K)), targets_T[at_K]].mean(dtype=np.float64)

@@ -31,7 +31,8 @@ def blocks(weight_OI: Tensor, shift_B: Tensor | float = 0.0) -> tuple[Tensor, Te
     d_B = (furthest_B1[:, 0] / -8 * (1 + GAIN * shift_B)).clamp(-LARGEST, LARGEST)
     inverse_B1 = torch.where(d_B == 0, 0.0, 1 / d_B)[:, None]
     q_BN = (x_BN * inverse_B1 + 8.5).clamp(0, 15.5).to(torch.int8) - 8
-    return q_BN, d_B.detach().half().float() + (d_B - d_B.detach())  # straight through to the shift
+    through_B = d_B - d_B.detach() if d_B.requires_grad else -0.0  # straight to the shift
+    return q_BN, d_B.detach().half().float() + through_B
 
 
 def dequantize(q_BN: Tensor, d_B: Tensor, shape: torch.Size) -> Tensor:
@@ -64,8 +65,7 @@ def _nearest(weight_OI: Tensor) -> Tensor:
 
 
 class Rounding(nn.Module):
-    """W, one shift a block → q · d (see torch.nn.utils.parametrize). W has the gradient of q · d, a
-    shift its exact one for integers that stay."""
+    """W, one shift a block → q · d; W has its gradient, a shift the exact one while q stays."""
 
     def __init__(self, weight_OI: Tensor, scales_alone: bool):
         super().__init__()
