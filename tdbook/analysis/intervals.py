@@ -112,8 +112,7 @@ def over_seeds(change_S: Sequence[float]) -> tuple[float, float]:
 
 
 def gap_closed(scratch_R, student_R, teacher_R) -> np.ndarray:
-    """(scratch − student) / (scratch − teacher): 0 is no better than scratch, 1 is the teacher.
-    All NaN ("undefined") where scratch is not clearly worse than the teacher."""
+    """(scratch − student) / (scratch − teacher); all NaN where scratch is not clearly worse."""
     gap_R = np.subtract(scratch_R, teacher_R)
     if not interval(gap_R)[0] > 0:
         return np.full_like(gap_R, np.nan)

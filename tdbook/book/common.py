@@ -5,7 +5,6 @@
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from tdbook.analysis import intervals
@@ -83,20 +82,18 @@ def write_card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
         files.mark(folder, "README.md")
 
 
-def file_costs(
-    folder: Path, gguf: Mapping[str, Path], tokens: data.Tokens, count: int, teacher=None
-) -> list[dict]:
-    """Of a model's formats, its own in PyTorch and of its files (format → path), on `count` windows
-    of validation text: the means of inference.qualities, and of each its change against the model
-    in float32, which comes first, with its 95 % interval over documents, paired."""
+def file_costs(folder: Path, paths: dict, tokens: data.Tokens, count: int, teacher=None) -> list:
+    """A row a format of a model, two of PyTorch and those of its files (format → path), on `count`
+    windows of validation text: the means of inference.qualities, and of each its change against the
+    model in float32, which comes first, with its 95 % interval over documents, paired."""
     rows_W = evaluate.fixed_rows(tokens.val, count)
-    found = inference.qualities(folder, gguf, tokens.val, rows_W, teacher)
-    document_W, rows = token_files.origins(tokens, "val")[0][rows_W], []
+    found = inference.qualities(folder, paths, tokens.val, rows_W, teacher)
+    document_W, own = token_files.origins(tokens, "val")[0][rows_W], found[inference.FLOAT]
+    rows = []
     for name, each in found.items():
         row = {"format": name, "windows": len(rows_W)} | {n: known_mean(x) for n, x in each.items()}
-        pairs = ((n, x, found[inference.FLOAT][n]) for n, x in each.items())
-        change = {n: intervals.change(x, own, document_W, RESAMPLES) for n, x, own in pairs}
-        rows.append(row | {"changes": change})
+        changes = {n: intervals.change(x, own[n], document_W, RESAMPLES) for n, x in each.items()}
+        rows.append(row | {"changes": changes})
     return rows
 
 

@@ -64,8 +64,7 @@ def difference(this: Run, one: str, other: str, tokens: data.Tokens) -> tuple[In
 
 def rounding(this: Run, losses: Mapping, tokens: data.Tokens) -> dict[str, Interval]:
     """How each model's loss changes with the weights that its Q4_0 file holds, on ROUNDED windows,
-    evenly spread, with its interval over documents; exactly 0 where they are its own. `losses`: of
-    window_losses. An adapter, which a sweep's point may be, makes no file."""
+    with its interval over documents; exactly 0 where they are its own. An adapter makes no file."""
     rows_W, changes = evaluate.fixed_rows(tokens.val, ROUNDED), {}
     document_W = token_files.origins(tokens, "val")[0][rows_W]
     for name, loss_N in losses.items():
@@ -74,10 +73,8 @@ def rounding(this: Run, losses: Mapping, tokens: data.Tokens) -> dict[str, Inter
             continue
         net, own_W = Llama.load(folder, this.device), loss_N[rows_W]
         as_q4 = gguf_file.rounded(net, imatrix.mean_squares(net, tokens.train))
-        same = map(torch.equal, net.parameters(), as_q4.parameters())
-        loss_W = own_W
-        if not all(same):
-            loss_W = hard_set.window_loss(as_q4, tokens.val, rows_W, this.device)
+        same = all(map(torch.equal, net.parameters(), as_q4.parameters()))
+        loss_W = own_W if same else hard_set.window_loss(as_q4, tokens.val, rows_W, this.device)
         changes[name] = intervals.change(loss_W, own_W, document_W, this.parameters["resamples"])
     return changes
 
@@ -104,9 +101,8 @@ def side_by_side(this: Run, names: list[str], tokens: data.Tokens) -> dict[str, 
     prompts = [tokens.val.ids[i * t :][:8].tolist() for i in rows]
     for name in names:
         net = Decoder(Llama.load(this.path("models", name), this.device))
-        how = dict(temperature=0.8)
         seeded = enumerate(prompts, start=p["seed"])
-        texts = [generate.generate(net, ids, new, seed=seed, **how) for seed, ids in seeded]
+        texts = [generate.generate(net, x, new, temperature=0.8, seed=seed) for seed, x in seeded]
         first = tokens.tokenizer.decode(prompts[0] + texts[0])
         columns[name] = {"text": first} | inference.repetition(texts)
     return columns
@@ -140,8 +136,7 @@ def show_sweep(this: Run, sweep: str, t: Trial) -> str:
 
 
 def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
-    """What each model is, and its cost: tokens and FLOP of its own training (with its base's), FLOP
-    of its teachers' forwards, and of scoring the windows where it replays scores."""
+    """What each model is, and its cost (COST), with its base's; scoring where it replays scores."""
     folder, rows = common.folder_of(this), {}
     models, context = verdict.models(folder), tokens.context
     shorts = (record["remembered"].get("short") for record in folder.of(notebooks.HARD_SET))
@@ -158,8 +153,7 @@ def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
 
 
 def _cost(folder: Folder, model: Model, models: dict, tokens: data.Tokens) -> np.ndarray:
-    """Tokens and FLOP of a training, and FLOP of its teachers' forwards; (3,), those of what it
-    began from too."""
+    """Tokens and FLOP of a training, FLOP of its teachers' forwards, with its base's; (3,)."""
     p, context = model.p, tokens.context
     config = folder.shape(model.base if model.adapter else model.name)
     flop = workload.step_flop(config, context, frozen=model.adapter)

@@ -62,8 +62,7 @@ class Losses(dict):
         self.whole = [p["teacher"], *(n for n, m in models.items() if m.settings in settings)]
 
     def __missing__(self, name: str) -> np.ndarray:
-        self[name] = np.load(self._path(name, "npy"))
-        return self[name]
+        return self.setdefault(name, np.load(self._path(name, "npy")))
 
     def tokens(self, name: str) -> np.ndarray:
         """Of one of `whole`, the loss of every token of the fixed windows, (M, T)."""
@@ -149,8 +148,8 @@ def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
 
 
 def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
-    """What the recipe was chosen from: every student of the base's shape, seed and tokens, best on
-    development first, each against the one with the recipe's settings, or else the best."""
+    """Every student of the base's shape, seed and tokens, best on development first, each against
+    the one with the recipe's settings, or else the best."""
     tried = t.alike(t.models[t.base], set(TRIED))
     # a setting once, though two sweeps have it: the first
     models = {m.name: m.p for m in {m.settings: m for m in reversed(tried)}.values()}
@@ -236,8 +235,7 @@ def _beyond(t: Trial, what: str, seeds: Iterable[tuple], claimed: int, role="cla
 
 
 def kept(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
-    """How much further behind the teacher the base is in a bucket than on all other tokens: below 0
-    is kept, above is lost. The scratch student by the same cuts is shown, not judged."""
+    """How much further behind the teacher the base is in a bucket than elsewhere; above 0: lost."""
     _, windows = split_of(tokens)
     rows_M = evaluate.fixed_rows(windows, this.parameters["fixed_windows"])
     labels, effects = features.token_cuts(replace(tokens, val=windows), rows_M), []

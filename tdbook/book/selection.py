@@ -27,8 +27,7 @@ RESAMPLES, AT_ONCE = 1000, 100  # of an interval; a large corpus has 100,000 doc
 
 
 def score(path: Path, net: Llama, teacher, windows, device, progress, limit=0, **how) -> dict:
-    """Scores the training windows with both models into `path`: all, or, spread evenly, those of
-    some `limit` tokens. Returns how many there are, what share was scored, and what was found.
+    """Scores the training windows into `path`: all, or, spread evenly, those of `limit` tokens.
     `how`: hard_set.score's products and compile; on a GPU what they change is told."""
     count = min(limit // windows.context or len(windows), len(windows))
     rows = evaluate.fixed_rows(windows, count) if count < len(windows) else np.arange(len(windows))

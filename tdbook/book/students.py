@@ -131,7 +131,7 @@ class Training:
 
 @contextlib.contextmanager
 def kept_targets(this: Run, tokens, teacher, temperature, draws, by="teacher", fill=True):
-    """A cache that all runs of the folder share, one for each teacher, `by`, and temperature. The
+    """A cache that all runs of the folder share, of a teacher `by` name and a temperature. The
     teacher itself where nothing is drawn, or none is there and none may be made."""
     folder = this.out / "cache" / f"{by}-T{temperature:g}-K{draws}-seed1"
     how = dict(temperature=temperature, draws=draws, read_only=sweeps.parent(this.out) is not None)
@@ -154,9 +154,8 @@ def validation(tokens: data.Tokens, device: str) -> Callable[[Llama], dict]:
 @contextlib.contextmanager
 def dashboard(about: dict, run_id: Path) -> Iterator[Callable[[dict], None]]:
     """Gives a function that takes the rows of a training as they stand in logs/, for Weights &
-    Biases where a run names a project. Where they go, and whether anything is sent, is wandb's own
-    affair (`wandb login`, WANDB_MODE, WANDB_ENTITY). The run's id lies beside the checkpoint, so a
-    training that goes on from there goes on in W&B, and one that starts over is another run."""
+    Biases where a run names a project (`wandb login`, WANDB_MODE and WANDB_ENTITY are its own). The
+    run's id lies beside the checkpoint: a training that goes on from there goes on in W&B too."""
     sender = _sender(about, run_id)
     next(sender)
     try:

@@ -15,8 +15,7 @@ from tdlib.shapes import read_config
 
 
 def card(folder: Path, tokens: data.Tokens, rows: dict, record: dict) -> str:
-    """The card of a model folder. `rows`: name → metrics; `record`: results/<run>.json of the run
-    that trained it, of a merged model that of 03."""
+    """`rows`: name → metrics; `record`: results/<run>.json of its training, if merged 03's."""
     parts = templates("release.yaml")
     way = next(way for name, way in parts["ways"].items() if (folder / name).is_file())
     telling = {  # what changes a result; no paths, which would tell where the owner keeps things

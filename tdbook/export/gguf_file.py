@@ -41,8 +41,10 @@ QUANTIZATIONS = {
 COARSER = {Kind.Q4_K: Kind.Q5_0, Kind.Q6_K: Kind.Q8_0}  # where 256 does not divide a row
 PRE = ("gpt-2", "llama-bpe", "qwen2", "default")  # llama.cpp's ways to cut text before BPE
 SCRIPT = "run_gguf.py"
+BITS = {k: 8 * size // block for k, (block, size) in gguf.GGML_QUANT_SIZES.items()}  # of a weight
 LARGEST = 65504  # that 16 bits hold
-Importance = dict[str, np.ndarray]  # Hugging Face's name of a matrix → see llama_cpp.quantize
+# Hugging Face's name of a matrix → see llama_cpp.quantize; None: all weights count the same
+Importance = dict[str, np.ndarray] | None
 HELD = shapes.KNOWN - {"repetition_penalty", "encoder_repetition_penalty"}  # or no matter
 
 
@@ -119,8 +121,7 @@ def read(folder: Path) -> Source:
 
 
 def vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
-    """The first form that makes the tokenizer's own ids in llama.cpp; else the first, and why not.
-    ValueError: a tokenizer with more pieces than the embedding."""
+    """The first form that makes the tokenizer's ids in llama.cpp; else the first, and why not."""
     beside = model_tokenizer.open_beside(folder, rows=config.vocab_size)
     begin, end, tokenizer, whys = beside.begin, beside.end, beside.tokenizer, []
     bos = model_tokenizer.read_config(folder, "config.json").get("bos_token_id")
@@ -150,14 +151,14 @@ def vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
 
 def _trial_ids(candidate: Vocabulary, lines: list[str]) -> list[list[int]]:
     """llama.cpp's ids of lines, by a file of as small a model as can be."""
-    rows = len(candidate.pieces)
-    shape = LlamaConfig(rows, layers=1, heads=1, dim=32, mlp_dim=32, context=64)
+    size = dict(layers=1, heads=1, dim=32, mlp_dim=32, context=64)
+    shape = LlamaConfig(len(candidate.pieces), **size)
     with tempfile.TemporaryDirectory() as place, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, folder, path = Llama(shape), Path(place, "trial"), Path(place, "trial.gguf")
         model.save(folder)
         places = weights.locate(folder, stored_shapes(model))
-        _write_model(path, Source(folder, shape, candidate, places), "F16", {})
+        _write_model(path, Source(folder, shape, candidate, places), "F16")
         return llama_cpp.ids_of(path, lines)
 
 
@@ -194,12 +195,11 @@ def _json(tokenizer: Tokenizer) -> list[dict]:
 
 
 def to_gguf(
-    folder: str | Path, path: str | Path, quantization: str, importance: Importance | None = None
+    folder: str | Path, path: str | Path, quantization: str, importance: Importance = None
 ) -> None:
     """One GGUF file of a Llama folder (ours or Hugging Face's), whole or not at all, one tensor in
-    memory at a time. Norms stay float32; a row that is no multiple of a block stays Q8_0 or F16, as
-    in llama.cpp. A matrix that is Q4_0 already (tdlib.quantize) is written as it is. Warns first
-    where the file will take ids alone, and puts run_gguf.py beside it."""
+    memory at a time. A matrix that is Q4_0 already (tdlib.quantize) is written as it is. Warns
+    first where the file will take ids alone, and puts run_gguf.py beside it."""
     path, model = Path(path), read(Path(folder))
     if quantization not in (known := formats(model.config)):
         fault = f"{quantization!r} is unknown: give one of {', '.join(known)}"
@@ -219,26 +219,24 @@ def warn(model: Source, name: str, quantization: str) -> None:
         warnings.warn(f"{name}: {remark}", stacklevel=3)
 
 
-def write(
-    model: Source, path: Path, quantization: str, importance: Importance | None = None
-) -> None:
+def write(model: Source, path: Path, quantization: str, importance: Importance = None) -> None:
     """The file, and what it needs beside it."""
     helpers, tokenizer = {}, model.vocabulary.beside.tokenizer
     if model.vocabulary.why:
-        name = released_name(tokenizer)
+        name = cards.templates("export.yaml")["ways"][tokenizer.kind]["file"]
         helpers[path.with_name(name)] = tokenizer.path.read_bytes()
         helpers[path.with_name(SCRIPT)] = script(model.vocabulary).encode()
     new = [file for file in helpers if not file.exists() or file.read_bytes() != helpers[file]]
     for file in new:
         own(file)
     with replacing(path) as beside:
-        _write_model(beside, model, quantization, importance or {})
+        _write_model(beside, model, quantization, importance)
     for file in new:
         write_whole(file, helpers[file])
     mark(path.parent, path.name, *(file.name for file in new))
 
 
-def _write_model(path: Path, model: Source, quantization: str, importance: Importance) -> None:
+def _write_model(path: Path, model: Source, quantization: str, importance=None) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type("model")
     model.metadata.set_gguf_meta_model(writer)
@@ -256,7 +254,7 @@ def _write_model(path: Path, model: Source, quantization: str, importance: Impor
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name in model.weights:
-        writer.write_tensor_data(_content(model, name, kind_of[name], importance.get(name)))
+        writer.write_tensor_data(_content(model, name, kind_of[name], (importance or {}).get(name)))
     writer.close()
 
 
@@ -302,8 +300,7 @@ def sizes(model: Source, quantization: str) -> dict[str, int]:
 
 
 def read_bytes(model: Source, quantization: str) -> int:
-    """Bytes of a file's weights that are read for a token: all but an embedding that is not the
-    head, of which one row is looked up (not counted)."""
+    """Bytes that a token reads of a file's weights: all but an embedding that is not the head."""
     looked_up = "" if model.config.tied else "model.embed_tokens.weight"
     return sum(size for n, size in sizes(model, quantization).items() if n != looked_up)
 
@@ -314,17 +311,11 @@ def coarse(model: Source, quantization: str) -> str:
     matrices = {name: shape for name, (_, shape) in model.weights.items() if len(shape) > 1}
     block = gguf.GGML_QUANT_SIZES[kind][0]
     inside = sum(math.prod(shape) for name, shape in matrices.items() if kind_of[name] == kind)
-    odd = {shape[-1]: _bits(kind_of[n]) for n, shape in matrices.items() if shape[-1] % block}
+    odd = {shape[-1]: BITS[kind_of[n]] for n, shape in matrices.items() if shape[-1] % block}
     widths, bits = (" and ".join(map(str, sorted(xs))) for xs in (odd, {*odd.values()}))
     share = f"{inside / sum(map(math.prod, matrices.values())):.1%} of {quantization}"
     rows = f"rows of {widths} weights are no multiple of {block}, and stay in {bits} bits"
-    return f"{share} is in {_bits(kind)} bits: {rows}" if odd else ""
-
-
-def _bits(kind: Kind) -> int:
-    """Of an integer, without its share of a block's scale."""
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    return 8 * size // block
+    return f"{share} is in {BITS[kind]} bits: {rows}" if odd else ""
 
 
 def _content(model: Source, name: str, kind: Kind, importance_I: np.ndarray | None) -> np.ndarray:
@@ -354,11 +345,10 @@ def _rounded(weight_OI: torch.Tensor, kind: Kind, importance_I: np.ndarray | Non
 
 
 @torch.no_grad()
-def rounded(model: Llama | str | Path, importance: Importance | None = None) -> Llama:
-    """A copy of a model, or a folder's, with the weights that its Q4_0 file holds, float32, on the
-    model's device: what the file loses can be measured in PyTorch. Rows that are no multiple of 32
-    have 16 bits, as in the file."""
-    copied = copy.deepcopy(model) if isinstance(model, Llama) else Llama.load(model)
+def rounded(model: Llama, importance: Importance = None) -> Llama:
+    """A copy with the weights that the model's Q4_0 file holds, float32, on its device: what the
+    file loses can be measured in PyTorch. Rows that are no multiple of 32 have 16 bits there."""
+    copied = copy.deepcopy(model)
     for name, weight in zip(stored_shapes(copied), copied.float().parameters(), strict=True):
         if weight.ndim == 2 and weight.shape[1] % quantize.BLOCK:
             weight.copy_(weight.half())
@@ -370,14 +360,9 @@ def rounded(model: Llama | str | Path, importance: Importance | None = None) -> 
 
 def script(words: Vocabulary) -> str:
     """run_gguf.py, which needs xllamacpp, the tokenizer's package and its file beside it alone."""
-    tokenizer, parts = words.beside.tokenizer, cards.templates("export.yaml")
-    name = released_name(tokenizer)
-    way = cards.templates("release.yaml")["ways"][name]
-    code = way["tokenizer"].partition("\n")[2]  # without the line that asks the Hub
+    parts, tokenizer = cards.templates("export.yaml"), words.beside.tokenizer
+    way = parts["ways"][tokenizer.kind]
+    code = cards.templates("release.yaml")["ways"][way["file"]]["tokenizer"]
+    code = code.partition("\n")[2]  # without the line that asks the Hub
     values = {"code": code, "begin": words.beside.begin, "eos": tokenizer.eos}
-    return cards.fill(parts["script"], values | parts["ways"][name])
-
-
-def released_name(tokenizer: Tokenizer) -> str:
-    names = {"Morfessor": "morfessor.json", "SentencePiece": "sentencepiece.model"}
-    return names.get(tokenizer.kind, "tokenizer.json")
+    return cards.fill(parts["script"], values | way)

@@ -19,8 +19,7 @@ WINDOWS = 64
 @torch.no_grad()
 def mean_squares(model: Llama, windows: data.Windows, count: int = WINDOWS) -> dict:
     """Hugging Face's name of a matrix → mean square of each of its inputs, (I,) float32, over
-    `count` windows spread evenly. A tied embedding has that of the head. Of one that is not tied
-    there is none: it multiplies nothing."""
+    `count` windows spread evenly. An embedding that is not the head has none: it is no factor."""
     sums_I, device = {}, str(model.head.device)
 
     def add(name: str, _, inputs: tuple, output=None) -> None:

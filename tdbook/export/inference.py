@@ -2,8 +2,7 @@
 
 Ways: raw (every token computes the whole text again), KV (a cache of keys and values), KV + INT8,
 KV + INT8 + compile, and the GGUF formats in llama.cpp.
-Legend: R repeats, W windows, T tokens of a window, K of them with a target, V vocabulary, M
-prompts.
+Legend: R repeats, M prompts, W windows of T tokens, K of them with a target, V vocabulary.
 """
 
 import math
@@ -36,16 +35,12 @@ Write = Callable[[Sequence[int], int], list[int]]  # prompt, how many new ids �
 
 def ways(model: Llama, files: dict[str, Path], compiled: bool = False) -> dict[str, Write]:
     """A model's ways of writing what is likeliest; `files`: format → GGUF of the same model."""
-    decoder, int8 = Decoder(model), Decoder(model, int8=True)
-    write = {
-        RAW: lambda ids, n: generate.generate(decoder, ids, n, cached=False),
-        KV: lambda ids, n: generate.generate(decoder, ids, n),
-        INT8: lambda ids, n: generate.generate(int8, ids, n),
-    }
+    decoders = {KV: Decoder(model), INT8: Decoder(model, int8=True)}
     if compiled:
-        quick = Decoder(model, int8=True)
+        decoders[COMPILED] = quick = Decoder(model, int8=True)
         quick.hidden = torch.compile(quick.hidden, dynamic=True)
-        write[COMPILED] = lambda ids, n: generate.generate(quick, ids, n)
+    write = {RAW: partial(generate.generate, decoders[KV], cached=False)}
+    write |= {name: partial(generate.generate, decoder) for name, decoder in decoders.items()}
     for name, path in files.items():
         write[name] = llama_cpp.Model(path, threads=torch.get_num_threads()).generate
     return write
@@ -63,12 +58,10 @@ def speeds(write: dict[str, Write], prompt, tokens: int, repeats: int, threads: 
         seconds = measure(timed, tokens, repeats, clock)
     finally:
         torch.set_num_threads(before)
-    rows = []
+    rows, parts = [], {"decode": np.median, "low": np.min, "high": np.max}
     for name, (prompt_R, decode_R) in seconds.items():
         row = {"way": name, "threads": threads, "prompt": len(prompt) / float(np.median(prompt_R))}
-        for key, of in (("decode", np.median), ("low", np.min), ("high", np.max)):
-            row[key] = float(of(tokens / decode_R))
-        rows.append(row)
+        rows.append(row | {key: float(of(tokens / decode_R)) for key, of in parts.items()})
     return rows
 
 
@@ -163,8 +156,7 @@ def qualities(
     """Of a model in PyTorch, in float32 and INT8, and of each of its files (format → path), what
     each window has on average, (W,): loss and kl (model ‖ format) in nats per token, agreement with
     the model on the likeliest, and acceptance by the teacher (evaluate.Evaluation). NaN where every
-    target is masked, or no teacher of this vocabulary is there. The distributions of one window are
-    held at a time, those of one format beside the model's and the teacher's."""
+    target is masked, or no teacher of this vocabulary is there."""
     model, threads = Llama.load(folder).eval(), torch.get_num_threads()
     if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
         teacher = None
@@ -202,14 +194,14 @@ def in_pytorch(config: LlamaConfig) -> list[dict]:
 def in_words(row: dict) -> dict[str, str]:
     """A format's metrics: the model's own as they are, of others how much they change."""
     shown = row if row["format"] == FLOAT else row["changes"]
-    lost = {name for name in FORMS if row[name] is None or math.isnan(row[name])}
-    return {n: "–" if n in lost else format(shown[n], form) for n, form in FORMS.items()}
+    known = {name for name in FORMS if row[name] is not None and not math.isnan(row[name])}
+    cells = {n: format(shown[n], form) if n in known else "–" for n, form in FORMS.items()}
+    return {"format": row["format"]} | cells
 
 
 def read_bandwidth() -> float:
     """Bytes a second that one core reads: the best of five products of 512 MiB of float32 with a
-    vector, by CPU time. A floor: of what the core can read, a better program may get more; and
-    what lies in its cache, as a tiny model does, comes faster than that."""
+    vector, by CPU time. A floor: what lies in its cache, as a tiny model does, comes faster."""
     before, matrix_IO = torch.get_num_threads(), torch.ones(2**17, 2**10)
     torch.set_num_threads(1)
     seconds = []

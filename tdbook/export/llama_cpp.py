@@ -17,8 +17,9 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import gguf
 import numpy as np
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as Kind
 
 RAW_TEXT = "tdlib.raw_text"  # metadata: whether the file makes the tokenizer's own ids of raw text
 REMAKE = "copy it again, or make it again, by make export MODEL=folder"
@@ -71,18 +72,16 @@ def library() -> ctypes.CDLL:
     return lib
 
 
-def quantize(
-    weight_OI: np.ndarray, kind: gguf.GGMLQuantizationType, importance_I: np.ndarray | None = None
-) -> np.ndarray:
+def quantize(weight_OI: np.ndarray, kind: Kind, squares_I: np.ndarray | None = None) -> np.ndarray:
     """The blocks of a float32 matrix, (O, bytes of a row), by ggml's own rounding. With the mean
     square of each input it weights their errors. It would make a block of importance 0 zero: none
     is below a millionth of the mean, and where all is 0 there is none."""
     rows, width = weight_OI.shape
     weight_OI = np.ascontiguousarray(weight_OI, np.float32)
-    block, size = gguf.GGML_QUANT_SIZES[kind]
+    block, size = GGML_QUANT_SIZES[kind]
     blocks, importance = np.empty((rows, width // block * size), np.uint8), None
-    if importance_I is not None and 0 < (mean := importance_I.mean(dtype=np.float64)) < np.inf:
-        kept_I = np.maximum(importance_I / mean, 1e-6).astype(np.float32)
+    if squares_I is not None and 0 < (mean := squares_I.mean(dtype=np.float64)) < np.inf:
+        kept_I = np.maximum(squares_I / mean, 1e-6).astype(np.float32)
         importance = kept_I.ctypes.data
     source, target = weight_OI.ctypes.data, blocks.ctypes.data
     library().ggml_quantize_chunk(kind, source, target, 0, rows, width, importance)

@@ -26,8 +26,7 @@ EDGES = ["", " ", "  a  b ", "\ta", "<eos>", "<unk>", "<0x41>", "క్\u200cష
 
 
 def tokenizer_files(tokenizer: Tokenizer, folder: Path, context: int) -> dict[str, Path]:
-    """Name in the released folder → where it is, for `Llama.save(files=…)`; what is new is written
-    into `folder`."""
+    """Name in the released folder → where it is (Llama.save's files), what is new in `folder`."""
     if tokenizer.kind == "Morfessor":
         return {"morfessor.json": tokenizer.path}
     if tokenizer.kind == "Hugging Face":
@@ -73,8 +72,7 @@ def _converted(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
 
 
 def trial_lines(tokenizer: Tokenizer) -> list[str]:
-    """Lines that tell two tokenizers apart: edges, pieces at random, every Telugu code point,
-    emoji, what has no piece, and each word that was added to it."""
+    """Lines that tell tokenizers apart: edges, random pieces, all Telugu, emoji, added words."""
     pieces = [p for p in tokenizer.vocabulary() if p and not re.search("<0x..>|�", p)]
     draw = random.Random(0)
     drawn = ["".join(draw.choices(pieces, k=24)).replace("▁", " ") for _ in range(1000)]
@@ -170,10 +168,9 @@ def _missing_words(tokenizer: Tokenizer) -> list[str]:
 
 
 def _around(folder: Path, tokenizer: Tokenizer, first: Tokenizer) -> tuple[tuple, tuple]:
-    """The ids before and after a text: by the post-processor of a tokenizer.json, by
-    tokenizer_config.json where there is a tokenizer.model alone. A model of this book begins after
-    <eos>, whatever these say: its config has it as <bos>, and its tokenizer splits special tokens
-    (or is none of AutoTokenizer's)."""
+    """The ids before and after a text: by a tokenizer.json's post-processor, by its config where
+    there is a tokenizer.model alone. A model of this book begins after <eos>, whatever these say:
+    that is its <bos>, and its tokenizer splits special tokens (or is none of AutoTokenizer's)."""
     settings = read_config(folder, CONFIGS[0])
     ours = settings.get("split_special_tokens") or not (settings or first.kind == "Hugging Face")
     ours = ours and read_config(folder, "config.json").get("bos_token_id") == tokenizer.eos

@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from tdbook.corpus import token_files
 from tdbook.export import cards, gguf_file, imatrix, inference, llama_cpp, model_tokenizer
-from tdbook.export.gguf_file import SCRIPT, Source, released_name
+from tdbook.export.gguf_file import SCRIPT, Source
 from tdbook.runs.parameters import ROOT, nearest, shown
 from tdlib import data
 from tdlib.files import whole_folder
@@ -24,9 +24,7 @@ from tdlib.model import Llama
 from tdlib.shapes import LlamaConfig, read_config, weight_files
 
 WINDOWS = 32  # on which what a file costs is measured
-FRONT = ("license", "license_name", "license_link", "base_model", "datasets")
 FORMS = {"format": "", "file": "", "MB": ".1f", "likeliest": ".2%", "mean": ".2g", "largest": ".2g"}
-Costs = Callable[[Path, dict[str, Path]], list[dict]]  # of a model folder and its files, by format
 
 
 def export(pairs: dict[str, str], costs: Callable[..., list[dict]]) -> None:
@@ -39,7 +37,7 @@ def export(pairs: dict[str, str], costs: Callable[..., list[dict]]) -> None:
     rows = ship(folder, out, tokens, how)
     print(f"{folder}: in rounding {_rounding(tokens)}")
     takes = f"token ids alone; {SCRIPT} encodes" if (out / SCRIPT).is_file() else "raw text"
-    for table in _in_words(rows):
+    for table in _tables(rows):
         print(tabulate(table, headers="keys", disable_numparse=True))
     print(f"{out}: checked in llama.cpp {metadata.version('xllamacpp')}; its files take {takes}")
 
@@ -64,20 +62,18 @@ def _tokens(folder: Path, given: str) -> data.Tokens | None:
     if not given and not (path / "meta.json").is_file():
         return None
     tokens, config = token_files.open_tokens(path), read_config(folder)
-    if tokens.vocab_size == config.vocab_size and tokens.context <= config.context:
-        return tokens
-    if not given:
-        return None
-    theirs = f"{path} has {tokens.vocab_size:,} pieces and windows of {tokens.context}"
-    ours = f"the model {config.vocab_size:,} and {config.context}"
-    raise ValueError(f"{theirs}, {ours}: give its own tokens")
+    fits = tokens.vocab_size == config.vocab_size and tokens.context <= config.context
+    if given and not fits:
+        theirs = f"{path} has {tokens.vocab_size:,} pieces and windows of {tokens.context}"
+        ours = f"the model {config.vocab_size:,} and {config.context}"
+        raise ValueError(f"{theirs}, {ours}: give its own tokens")
+    return tokens if fits else None
 
 
-def ship(folder: str | Path, out: str | Path, tokens=None, costs: Costs | None = None):
-    """Makes `out`, whole or not at all: the files, the tokenizer's and a card. With `tokens` they
-    are rounded by what weighs in their training text (imatrix.py), and tried on the other. A row a
-    file; with `costs` (book.common.file_costs) two of PyTorch come before them, and each tells what
-    the format costs. ValueError: F16 is another model than the folder's."""
+def ship(folder: str | Path, out: str | Path, tokens=None, costs: Callable | None = None):
+    """Makes `out`, whole or not at all: files, the tokenizer's and a card. With `tokens` they are
+    rounded by an imatrix, and tried on validation text. A row a file; with `costs` (see `export`)
+    what each costs too, and two of PyTorch first. ValueError: F16 is not the folder's model."""
     folder, out = Path(folder), Path(out)
     model_place, place = folder.resolve(), out.resolve()
     if model_place.is_relative_to(place) or (place.exists() and place.is_relative_to(model_place)):
@@ -101,11 +97,8 @@ def ship(folder: str | Path, out: str | Path, tokens=None, costs: Costs | None =
 
 
 def _rounding(tokens: data.Tokens | None) -> str:
-    if not tokens:
-        return "every weight counts the same (no imatrix: no tokens were given)"
-    count = min(imatrix.WINDOWS, len(tokens.train))
-    text = f"the mean square of its input on {count} windows of the training text"
-    return f"each weight counts by {text} (imatrix)"
+    count = min(imatrix.WINDOWS, len(tokens.train)) if tokens else 0
+    return cards.fill(cards.templates("export.yaml")["rounding"], {"count": count})
 
 
 def _write_checked(model: Source, place: Path, quantization: str, prompts: list, importance):
@@ -176,26 +169,22 @@ def other_weight(folder: Path, path: Path) -> str:
     return ""
 
 
-def _in_words(rows: list[dict]) -> list[list[dict[str, str]]]:
-    """Tables of the files, and of what each format costs, where that was measured."""
+def _tables(rows: list[dict]) -> list[list[dict[str, str]]]:
+    """Of the files, and of what each format costs, where that was measured."""
     sized = [row | {"MB": row["bytes"] / 1e6} for row in rows if row["file"]]
     files = [{n: format(row[n], form) for n, form in FORMS.items() if n in row} for row in sized]
-    told = [row for row in rows if "changes" in row]
-    costs = [{"format": row["format"]} | inference.in_words(row) for row in told]
+    costs = [inference.in_words(row) for row in rows if "changes" in row]
     return [files, costs] if costs else [files]
 
 
 def _card(model: Source, rows: list[dict], prompts: list[list[int]], tokens) -> str:
     parts, tokenizer = cards.templates("export.yaml"), model.vocabulary.beside.tokenizer
-    front = {"language": "te", "pipeline_tag": "text-generation", "tags": ["telugu", "gguf"]}
     given = gguf.Metadata.load_model_card(model.folder)
-    front |= {name: given[name] for name in FRONT if name in given}
+    front = parts["front"] | {name: given[name] for name in parts["kept"] if name in given}
     front = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()
     form = dict(headers="keys", tablefmt="github", disable_numparse=True)
-    files, *costs = (tabulate(table, **form) for table in _in_words(rows))
-    values = dict(front=front, model=model, files=files, costs=costs, prompts=prompts, text=tokens)
-    best = next(row["file"] for row in rows if row["format"] == "Q4_0")
-    values |= dict(coarse=partial(gguf_file.coarse, model), best=best, script=SCRIPT)
-    values |= dict(windows=rows[0].get("windows"), rounding=_rounding(tokens))
-    values |= dict(lines=len(model_tokenizer.trial_lines(tokenizer)))
-    return cards.fill(parts["card"], values | parts["ways"][released_name(tokenizer)])
+    files, *costs = (tabulate(table, **form) for table in _tables(rows))
+    values = dict(front=front, model=model, rows=rows, files=files, costs=costs, text=tokens)
+    values |= dict(coarse=partial(gguf_file.coarse, model), prompts=prompts, script=SCRIPT)
+    values |= dict(lines=len(model_tokenizer.trial_lines(tokenizer)), rounding=_rounding(tokens))
+    return cards.fill(parts["card"], values | parts["ways"][tokenizer.kind])

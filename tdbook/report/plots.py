@@ -198,8 +198,7 @@ def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
 
 
 def effects(effects: Sequence[Effect], title: str) -> Figure:
-    """Differences with both intervals: a point and bar over documents, a diamond and bar over seeds
-    below it, the plan's range as a band."""
+    """A point and bar over documents, a diamond and bar over seeds, the plan's range as a band."""
     marks, ends = [], [0]
     for e in effects:
         ink, (over_documents, *over_seeds) = ROLES[e.role][0], e.both

@@ -55,9 +55,8 @@ def _written(table: str, rows: Iterable[Mapping]) -> pd.DataFrame:
 
 
 def quality(metrics: dict, resampled: dict, rounding: dict, base, scratch, teacher="teacher"):
-    """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` its
-    bootstrapped losses, drawn together, `rounding` as comparison.rounding has it. Differences are
-    against `base`, with 95 % intervals."""
+    """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` losses
+    (comparison.resample), `rounding` (comparison.rounding). Differences are against `base`."""
     rows, loss = [], {name: m["loss"] for name, m in metrics.items()}
     for name, m in metrics.items():
         ends, (low, high) = resampled[name] - resampled[base], of_plan(name, "loss")
@@ -76,8 +75,7 @@ def quality(metrics: dict, resampled: dict, rounding: dict, base, scratch, teach
 
 
 def hard_and_easy(t: Trial, names: Iterable[str]) -> pd.DataFrame:
-    """Each model's loss on the hard and on the other windows, and its change against the base with
-    a 95 % interval over documents, as numbers."""
+    """Each model's loss on the hard and on the other windows, and its change against the base."""
     rows = {name: {} for name in names}
     for name, part in itertools.product(rows, ("hard", "easy")):
         rows[name][f"loss, {part}"] = known_mean(t.losses[name][t.parts[part]])
@@ -170,21 +168,19 @@ def speeds(by_model: dict[str, list[dict]]) -> pd.DataFrame:
 
 
 def quantization(by_model: dict[str, list[dict]], repeated: dict[str, dict]) -> pd.DataFrame:
-    """Model → rows of export.ship, the model itself first, then each format's change against it;
-    and model → way → inference.repetition."""
+    """Model → rows of export.ship (inference.in_words), and model → way → inference.repetition."""
     rows = []
     for model, formats in by_model.items():
         for row in formats:
             each = repeated[model][inference.WAYS.get(row["format"], row["format"])]
             changes = {name: Interval(*x) for name, x in row["changes"].items()}
             cells = inference.in_words(row | {"changes": changes})
-            rows.append(each | cells | {"model": model, "format": row["format"]})
+            rows.append(each | cells | {"model": model})
     return _written("quantization", rows)
 
 
 def file_speeds(by_model: dict[str, list[dict]], speeds: dict, bandwidth: float) -> pd.DataFrame:
-    """The same models and formats: size, and tokens a second on one thread (inference.speeds), with
-    the share of the bytes that a core reads in a second."""
+    """The same formats: size, and tokens a second on one thread, also as a share of bandwidth."""
     rows = []
     for model, formats in by_model.items():
         one_thread = {row["way"]: row["decode"] for row in speeds[model] if row["threads"] == 1}

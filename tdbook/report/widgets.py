@@ -134,9 +134,8 @@ def shown(numbers: dict, at: list) -> dict:
     view = numbers["views"][junk][clip]
     stop = view[slider][position]
     rule = {"threshold": view["stops"][stop], "leave_out_junk": bool(junk), "clip": view["clip"]}
-    groups = np.sum(view["groups"][stop:], 0, dtype=int).tolist()
     now = {name: view[name][stop] for name in ("line", "lost", "words")}
-    now |= {"rule": rule, "groups": groups}
+    now |= {"rule": rule, "groups": np.sum(view["groups"][stop:], 0, dtype=int).tolist()}
     return now | {name: view[name] for name in ("left", "cap", "all")}
 
 

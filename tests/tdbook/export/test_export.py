@@ -26,7 +26,7 @@ from tokenizers import processors
 from tdbook.__main__ import main
 from tdbook.analysis import intervals
 from tdbook.book import common, comparison
-from tdbook.corpus import tokenizer_files
+from tdbook.corpus import token_files, tokenizer_files
 from tdbook.corpus.tokenizer import TELUGU
 from tdbook.export import gguf_file, imatrix, inference, llama_cpp, model_tokenizer, shipping
 from tdbook.export.decoder import Decoder
@@ -82,6 +82,19 @@ def files(made, tmp_path_factory) -> dict[str, Path]:
 
 def tensors(path: Path) -> dict[str, gguf.ReaderTensor]:
     return {t.name.removesuffix(".weight"): t for t in gguf.GGUFReader(path).tensors}
+
+
+def of_file(path: Path, like: Llama) -> dict[str, torch.Tensor]:
+    """A file's weights by the names of a model's parameters, by gguf's own code."""
+    names, written, weights = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2), tensors(path), {}
+    for name, weight in like.named_parameters():
+        hf = name if name.startswith("lm_head") else f"model.{name}"
+        tensor = written[names.get_name(hf.removesuffix(".weight"))]
+        exact = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        for letter, heads in (("q", like.config.heads), ("k", like.config.kv_heads)):
+            exact = teacher.halves(exact, heads) if f"{letter}_proj" in name else exact
+        weights[name] = exact.reshape(weight.shape)
+    return weights
 
 
 @pytest.mark.parametrize("count, change", CASES["shapes"], ids=str)
@@ -451,13 +464,8 @@ def test_costs_are_those_of_dense_float64_and_paired_over_documents(made, files,
     assert [row["format"] for row in given] == ["PyTorch float32", "PyTorch INT8", "Q8_0", "Q4_0"]
     nets = [made[1], Decoder(made[1], int8=True)]
     for path in quantized.values():
-        nets.append(copy := Llama.load(made[0]))
-        names, written = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2), tensors(path)
-        for name, weight in copy.named_parameters():
-            tensor = written[names.get_name(f"model.{name}", (".weight",))[:-7]]
-            exact = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
-            exact = teacher.halves(exact, 4) if "q_proj" in name or "k_proj" in name else exact
-            weight.data = exact.reshape(weight.shape).clone()
+        nets.append(Llama.load(made[0]))
+        nets[-1].load_state_dict(of_file(path, made[1]))
     draws_RD = np.random.default_rng(0).multinomial(3, [1 / 3] * 3, size=1000)
     own_W4 = None
     for net, row in zip(nets, given, strict=True):
@@ -503,7 +511,7 @@ def test_what_four_bits_cost_a_model_is_0_where_it_is_its_own_q4_0(made, tmp_pat
     assert found["float"].low < change < found["float"].high
 
 
-def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
+def test_a_model_folder_becomes_a_folder_to_ship(made, files, tmp_path, capsys):
     def make(folder: Path, *more: str) -> tuple[int, str]:
         code = main(["export", f"OUT={tmp_path / 'exports'}", f"MODEL={folder}", *more])
         return code, capsys.readouterr().out
@@ -523,7 +531,13 @@ def test_a_model_folder_becomes_a_folder_to_ship(made, tmp_path, capsys):
     about = dict(vocab_size=made[1].config.vocab_size, block_size=48)
     tokens = token_folder(tmp_path / "tokens", ids, ids, **about)
     code, shown = make(made[0], f"TOKENS={tokens}")
-    card = (out / "README.md").read_text("utf8").partition("## What each format costs")[2]
+    said = "each weight counts by the mean square of its input on 39 windows of the training text"
+    about, _, card = (out / "README.md").read_text("utf8").partition("## What each format costs")
+    assert f"In rounding {said} (imatrix)." in about and f"in rounding {said}" in shown
+    weigh = imatrix.mean_squares(made[1], token_files.open_tokens(tokens).train)
+    to_gguf(made[0], tmp_path / "x.gguf", "IQ4_NL", weigh)
+    shipped = (out / "50m-115K-IQ4_NL.gguf").read_bytes()
+    assert (tmp_path / "x.gguf").read_bytes() == shipped != files["IQ4_NL"].read_bytes()
     told = re.findall(r"^\|? *(PyTorch \w+|F16|I?Q\w+) .*", shown, re.M)
     assert code == 0 and told == [*formats, "PyTorch float32", "PyTorch INT8", *formats]
     assert "On 32 windows" in card and re.search(r"\| Q4_0 .*\] +\| – ", card)

@@ -11,32 +11,12 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType as Kind
 
-from tdbook.corpus import token_files
 from tdbook.export import gguf_file, imatrix, inference, llama_cpp, shipping
 from tdbook.export.gguf_file import to_gguf
-from tdlib import quantize, teacher
+from tdlib import quantize
 from tdlib.model import Llama
-from tests.helpers import near, some_windows, tiny_model, token_folder
-from tests.tdbook.export.test_export import SHAPE
-
-
-def save(model: Llama, folder: Path, tokenizer) -> Path:
-    model.save(folder, {"tokenizer.model": tokenizer.path})
-    return folder
-
-
-def of_file(path: Path, like: Llama) -> dict[str, torch.Tensor]:
-    """A file's weights by the names of a model's parameters, by gguf's own code."""
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, like.config.layers)
-    tensors, weights = {t.name: t for t in gguf.GGUFReader(path).tensors}, {}
-    for name, weight in like.named_parameters():
-        hf = name if name.startswith("lm_head") else f"model.{name}"
-        tensor = tensors[names.get_name(hf, (".weight",))]
-        exact = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
-        for letter, heads in (("q", like.config.heads), ("k", like.config.kv_heads)):
-            exact = teacher.halves(exact, heads) if f"{letter}_proj" in name else exact
-        weights[name] = exact.reshape(weight.shape)
-    return weights
+from tests.helpers import near, some_windows, tiny_model
+from tests.tdbook.export.test_export import SHAPE, of_file, saved
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +32,9 @@ def its_own(tokenizer, tmp_path_factory) -> tuple[Path, Llama]:
         d_B = (torch.randn(count, generator=draw) * 0.015).half().float()  # negative too
         q_BN[5], d_B[6], d_B[7] = 0, 0, 3 * 2.0**-24  # subnormal
         weight.copy_(quantize.dequantize(q_BN.to(torch.int8), d_B, weight.shape))
-    return save(model, tmp_path_factory.mktemp("own") / "m", tokenizer), model
+    folder = tmp_path_factory.mktemp("own")
+    model.save(folder, {"tokenizer.model": tokenizer.path})
+    return folder, model
 
 
 def random_importance(folder: Path) -> dict[str, np.ndarray]:
@@ -64,16 +46,16 @@ def random_importance(folder: Path) -> dict[str, np.ndarray]:
 def test_a_model_that_is_its_own_q4_0_is_in_its_file_to_the_bit(its_own, tokenizer, tmp_path):
     (folder, model), path = its_own, tmp_path / "x.gguf"
     source, weigh = gguf_file.read(folder), random_importance(folder)
-    other = save(tiny_model(vocab=tokenizer.size, **SHAPE), tmp_path / "m", tokenizer)
     for quantization, given in itertools.product(("Q4_0", "Q4_0_DEFAULT"), (None, weigh)):
         gguf_file.write(source, path, quantization, given)
         for name, weight in of_file(path, model).items():
             if quantization == "Q4_0" or "embed" not in name:
                 assert torch.equal(weight, model.get_parameter(name)), name
     size = path.stat().st_size
-    to_gguf(other, path, "Q4_0_DEFAULT")
+    saved(tmp_path / "m", tokenizer.path, tokenizer.size)  # not its own
+    to_gguf(tmp_path / "m", path, "Q4_0_DEFAULT")
     assert path.stat().st_size == size
-    for name, weight in gguf_file.rounded(folder).named_parameters():
+    for name, weight in gguf_file.rounded(model).named_parameters():
         assert torch.equal(weight, model.get_parameter(name))
 
 
@@ -109,9 +91,8 @@ def test_llama_cpp_runs_it_as_pytorch_does_but_for_inputs_of_eight_bits(its_own,
 
 @pytest.mark.parametrize("change", [{}, {"tied": False, "kv_heads": 2, "mlp_dim": 100}], ids=str)
 def test_rounded_has_the_weights_of_the_file(change, tokenizer, tmp_path):
-    model = tiny_model(vocab=tokenizer.size, scale=5.0, **SHAPE | change).requires_grad_(False)
-    folder, path = save(model, tmp_path / "m", tokenizer), tmp_path / "x.gguf"
-    heads = []
+    folder, path, heads = tmp_path / "m", tmp_path / "x.gguf", []
+    model = saved(folder, tokenizer.path, tokenizer.size, **change)
     for given in (None, random_importance(folder)):
         gguf_file.write(gguf_file.read(folder), path, "Q4_0", given)
         ours, theirs = gguf_file.rounded(model, given), of_file(path, model)
@@ -123,8 +104,7 @@ def test_rounded_has_the_weights_of_the_file(change, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("change", [{}, {"tied": False, "kv_heads": 2}], ids=str)
 def test_an_imatrix_is_the_mean_square_of_every_input(change, tokenizer, tmp_path):
-    model = tiny_model(vocab=tokenizer.size, scale=5.0, **SHAPE | change)
-    model.save(tmp_path / "m")
+    model = saved(tmp_path / "m", tokenizer.path, tokenizer.size, **change)
     windows = some_windows(tokenizer.size, 24, count=40)
     rows, inputs = np.linspace(0, 39, 6).round().astype(int), {}
     found = imatrix.mean_squares(model, windows, 6)
@@ -162,9 +142,9 @@ def test_importance_lessens_the_error_it_weighs_and_0_is_no_matter(kind):
 
 def test_q4_k_is_for_widths_that_256_divides(tokenizer, tmp_path):
     for dim, mlp_dim, offered in ((256, 704, True), (128, 512, False)):
-        shape = SHAPE | dict(dim=dim, mlp_dim=mlp_dim, layers=1)
-        net = tiny_model(vocab=tokenizer.size, scale=3.0, **shape).requires_grad_(False)
-        folder = save(net, tmp_path / str(dim), tokenizer)
+        shape = dict(dim=dim, mlp_dim=mlp_dim, layers=1)
+        folder = tmp_path / str(dim)
+        net = saved(folder, tokenizer.path, tokenizer.size, 3.0, **shape)
         model = gguf_file.read(folder)
         assert ("Q4_K" in gguf_file.formats(model.config)) == offered
         if not offered:
@@ -179,24 +159,8 @@ def test_q4_k_is_for_widths_that_256_divides(tokenizer, tmp_path):
         assert len(told) == 1 and gguf_file.coarse(model, "IQ4_NL") == ""
         net.load_state_dict(of_file(tmp_path / "x.gguf", net))
         found = llama_cpp.Model(tmp_path / "x.gguf", exact=True).logprobs(ids := [3, 300, 5, 60, 7])
-        assert (
-            np.abs(found - inference.log_p(net, ids).numpy()).mean() < 0.02
-        )  # inputs have 8 bits there
+        off_TV = found - inference.log_p(net, ids).numpy()
+        assert np.abs(off_TV).mean() < 0.02  # inputs have 8 bits there
 
 
 COARSE = r"\d\d\.\d% of Q4_K is in 4 bits: rows of 704 weights .* 256, and stay in 5 bits"
-
-
-def test_a_folder_to_ship_is_rounded_by_its_training_text_and_says_so(tokenizer, tmp_path):
-    model = tiny_model(vocab=tokenizer.size, scale=5.0, **SHAPE)
-    folder, ids = save(model, tmp_path / "m", tokenizer), np.arange(5000) ** 2 % 700
-    meta = dict(vocab_size=tokenizer.size, block_size=48)
-    tokens = token_files.open_tokens(token_folder(tmp_path / "tokens", ids, ids[:500], **meta))
-    rows = shipping.ship(folder, tmp_path / "out", tokens)
-    card = (tmp_path / "out" / "README.md").read_text("utf8")
-    assert "mean square of its input on 64 windows of the training text (imatrix)." in card
-    to_gguf(folder, tmp_path / "x.gguf", "IQ4_NL", imatrix.mean_squares(model, tokens.train))
-    (shipped,) = [r["file"] for r in rows if r["format"] == "IQ4_NL"]
-    assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "out" / shipped).read_bytes()
-    to_gguf(folder, tmp_path / "x.gguf", "IQ4_NL")
-    assert (tmp_path / "x.gguf").read_bytes() != (tmp_path / "out" / shipped).read_bytes()
