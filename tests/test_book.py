@@ -24,7 +24,8 @@ from tdlib import hard_set
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
-MODELS = "teacher 50m 50m-scratch 50m-seed2 50m-sliced 50m-on 150m 75m 75m-direct".split()
+MODELS = "teacher 50m 50m-scratch 50m-seed2 50m-sliced 50m-on 50m-four-bits 150m 75m 75m-direct"
+MODELS = MODELS.split()
 MERGED = ["50m-hard-merged", "50m-random-merged"]
 
 
@@ -134,8 +135,13 @@ def test_every_model_is_in_the_tables_and_no_cell_is_empty(out):
         assert not table.isin(["nan", "NaN"]).any().any(), path
     quality = table_of(out, "04_merge_eval-quality")
     assert {*quality.index} == {*MODELS, *MERGED}
+    assert quality.loc["50m-four-bits", "as Q4_0"] == "+0.000 [+0.000, +0.000]"  # its own file
     row = quality.loc["50m"]
-    assert row["plan: loss"] == "3.00–3.30" and row["plan: quality %"] == "75–80"
+    assert (
+        row["as Q4_0"] != "–"
+        and row["plan: loss"] == "3.00–3.30"
+        and row["plan: quality %"] == "75–80"
+    )
 
 
 def test_the_table_of_04_says_what_each_model_is_and_what_it_cost(out, results):
@@ -145,6 +151,7 @@ def test_the_table_of_04_says_what_each_model_is_and_what_it_cost(out, results):
     assert {*made.index} == {*weights.index}
     said = {"teacher": "the teacher", "50m": "distilled", "50m-scratch": "from scratch"}
     said |= {"50m-sliced": "distilled, begun from the teacher"}
+    said |= {"50m-four-bits": "scales on all windows, rounded to four bits"}
     said |= dict(zip(MERGED, ["adapter on hard windows", "adapter on random windows"], strict=True))
     assert made["made"][[*said]].to_dict() == said
     attention = {"50m": 2 * 32 * 32, "teacher": 2 * 32 * 64 * 2}  # 2 T · width, a layer

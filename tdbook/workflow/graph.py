@@ -112,7 +112,9 @@ def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str
     for word in words:
         if not any(word in own for own in names.values()):
             known = dict.fromkeys([*every, *(part for own in names.values() for part in own)])
-            raise ParameterError(f"{word} is no run of params/{profile}: {nearest(word, known)}")
+            ends = [f"did you mean {n}?" for n in every if n.endswith(f"-{word}")]
+            meant = ends[0] if ends else nearest(word, known)
+            raise ParameterError(f"{word} is no run of params/{profile}: {meant}")
     return tuple(name for name, own in names.items() if own & set(words))
 
 
@@ -201,13 +203,14 @@ def book(
     """The runs of params/<profile>, checked. `values` are those of the command line."""
     place = {"out": str(out)} if out else {}
     own = {path: parameters.of_run(values or {}, path.stem) for path in yamls(profile)}
-    checked, problems = {}, []
+    checked, problems = {}, {}  # one that several runs have is said of the first
     for path, more in own.items():
         try:
             checked[path] = check_yaml(path, place | more, paths)
         except ParameterError as error:
-            problems.append(str(error))
-    parameters.stop(problems)
+            for line in str(error).splitlines():
+                problems.setdefault(line.partition(": ")[2], line)
+    parameters.stop(problems.values())
     makers: dict[str, str] = {}  # path → the run that makes it
     for path in sorted(checked, key=lambda path: notebook_of(path.stem) == COMPARISON):
         for made in notebooks.writes(path.stem, checked[path], list(makers)):
