@@ -29,7 +29,7 @@ PHASES |= {"Q4_0": "phase2", "Q4_0_DEFAULT": "phase2"}
 FLOAT, IN_INT8 = "PyTorch float32", "PyTorch INT8"
 WAYS = {FLOAT: KV, IN_INT8: INT8}  # format → way; a file's has its name
 FORMS = {"loss": ".4f", "kl": ".4f", "agreement": ".1%", "acceptance": ".2%"}  # of qualities
-LEAST_S = 0.1  # that is timed at once: a clock's own step and a neighbour's burst are small in it
+LEAST_S = 0.05  # that is timed at once: a clock's own step and a neighbour's burst are small in it
 Write = Callable[[Sequence[int], int], list[int]]  # prompt, how many new ids → those
 
 
