@@ -27,8 +27,8 @@ from tdlib.team import Team
 
 EMA = 32  # steps that the mean of the loss looks back
 # these change no result, so they may change when a training goes on from its checkpoint
-NEW = {"four_bit_share": 0.0}  # what an older checkpoint, which does not name it, was made with
 FREE = ("micro_windows", "max_skipped", "activation_checkpointing", "checkpoint_minutes")
+NEW = {"four_bit_share": 0.0}  # what an older checkpoint, which does not name it, was made with
 
 
 class Meter:

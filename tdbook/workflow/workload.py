@@ -226,8 +226,9 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfi
         forwards += [(shape, size.val + fixed), (teacher, fixed)]
     names = p["models"].split() if notebook == INFERENCE else []
     timed = [made.get(f"models/{name}", teacher) for name in names]
-    # the weights of every epoch, and two checkpoints while the next one is written
-    kept = [t.weights * (math.ceil(t.windows / _epoch(p, size)) + 6) for t in trainings]
+    # the weights of every epoch, and two checkpoints while the next one is written; three quarters
+    more = 6 + 3 * into_four_bits(p)
+    kept = [t.weights * (math.ceil(t.windows / _epoch(p, size)) + more) for t in trainings]
     disk = 4 * sum(kept or (shape.parameters for shape in shapes.values()))
     disk += round(4.4 * sum(shape.parameters for shape in timed))  # four files
     own = notebook == TEACHER and not p["tokens"]
