@@ -59,9 +59,10 @@ def test_scoring_into_a_memory_map_holds_nothing_of_the_size_of_n(models, tmp_pa
             assert np.isfinite(loss_2N).all()
         return found
 
-    peak(1600)  # what Python and torch keep from a first time
-    # an array of N would add 1,440 × 4 bytes at least; what is there is one batch's, and Python's
-    assert peak(1600) - peak(160) < 1440 * 2
+    peak(800)  # what Python and torch keep from a first time
+    # an array of N would add 7,840 × 4 bytes at least; what is there is one batch's, and Python's,
+    # which varies by 7,000
+    assert peak(8000) - peak(160) < 7840 * 2
 
 
 def test_a_threshold_lets_in_what_is_at_or_above_it_and_equal_ones_come_along():
