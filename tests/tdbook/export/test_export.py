@@ -493,6 +493,21 @@ def test_costs_are_those_of_dense_float64_and_paired_over_documents(made, files,
         assert np.isnan(found["acceptance"]) and inference.in_words(found)["acceptance"] == "–"
 
 
+def test_kl_is_of_the_model_from_the_file_and_not_the_other_way(made, tokenizer, tmp_path):
+    """By the file of a model that is surer of itself: of a near one both ways are alike."""
+    saved(tmp_path / "other", tokenizer.path, tokenizer.size, scale=15.0, seed=1)
+    to_gguf(tmp_path / "other", tmp_path / "other.gguf", "F16")
+    ids = np.random.default_rng(0).integers(4, 300, 48 * 2 + 1)
+    windows, other = data.Windows(ids, 48), Llama.load(tmp_path / "other")
+    given = {"F16": tmp_path / "other.gguf"}, windows, np.arange(2), None
+    found = inference.qualities(made[0], *given)["F16"]["kl"]
+    log_p, log_q = (m(windows.batch([0, 1])[0]).double().log_softmax(-1) for m in (made[1], other))
+    wanted = (log_p.exp() * (log_p - log_q)).sum(-1).mean(1)
+    reverse = (log_q.exp() * (log_q - log_p)).sum(-1).mean(1)
+    assert found == pytest.approx(wanted.detach().numpy(), rel=0.01)
+    assert not np.allclose(wanted.detach(), reverse.detach(), rtol=0.05)
+
+
 def test_what_four_bits_cost_a_model_is_0_where_it_is_its_own_q4_0(made, tmp_path):
     """04's; of another model the loss with the weights of the file, minus its own."""
     ids = np.random.default_rng(0).integers(0, 700, 48 * 40)
