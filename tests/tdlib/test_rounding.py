@@ -141,12 +141,19 @@ def test_training_begins_in_float_and_its_last_share_is_rounded():
         assert row["val/loss"] == other["val/loss"]
     assert log[7]["val/loss"] != half[7]["val/loss"]
     assert log[-1]["val/loss"] == pytest.approx(loss(quantize.merge(model))["val/loss"], rel=1e-6)
+    fit(still := rounded(), quick(0.5, learning_rate=1e-15))  # its scales are those of W then
+    for module in quantize.parts(still):
+        weight, shift_B = module.parametrizations.weight.parameters()
+        assert torch.allclose(shift_B, quantize._nearest(weight.detach())) and shift_B.any()
 
 
 def test_quarters_of_the_rounded_steps_are_kept(tmp_path):
     fit(rounded(), quick(0.5), folder=tmp_path)
     kept = {"state", "epoch-1", "rounded-1", "rounded-2", "rounded-3"}
     assert {p.stem for p in tmp_path.iterdir()} == kept
+    fit(rounded(), quick(0.25), folder=tmp_path / "three")  # steps: the first quarter is in float
+    names = {p.stem for p in (tmp_path / "three").glob("rounded-*")}
+    assert names == {"rounded-2", "rounded-3"}
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert {n for n in state["weights"] if "original" in n}
     older = {name: value for name, value in state["key"].items() if name != "four_bit_share"}
