@@ -59,8 +59,7 @@ def _nearest(weight_OI: Tensor) -> Tensor:
     for factor in (20, *range(16, 24), *range(-22, -15)):  # in 20ths; 20 is the plain rule
         q_BN, d_B = blocks(weight_OI, shift := (factor / 20 - 1) / GAIN)
         error_B = (x_BN - q_BN * d_B[:, None]).square().sum(1)
-        best_B = torch.where(error_B < least_B, shift, best_B)
-        least_B = error_B.clamp(max=least_B)
+        best_B, least_B = torch.where(error_B < least_B, shift, best_B), error_B.clamp(max=least_B)
     return best_B
 
 
@@ -69,9 +68,10 @@ class Rounding(nn.Module):
 
     def __init__(self, weight_OI: Tensor, scales_alone: bool):
         super().__init__()
-        plain_B = weight_OI.new_zeros(weight_OI.numel() // BLOCK)
-        self.on, self.shift_B = False, _nearest(weight_OI) if scales_alone else plain_B
-        self.kept_BN = blocks(weight_OI, self.shift_B)[0] if scales_alone else None
+        zeros_B = weight_OI.new_zeros(weight_OI.numel() // BLOCK)
+        self.on, self.shift_B = False, _nearest(weight_OI) if scales_alone else zeros_B
+        kept_BN = blocks(weight_OI, self.shift_B)[0] if scales_alone else None
+        self.register_buffer("kept_BN", kept_BN, persistent=False)  # goes to the model's device
 
     def forward(self, weight_OI: Tensor, shift_B: Tensor) -> Tensor:
         if not self.on:  # with a gradient of 0 to shifts: DDP waits for one of each

@@ -93,6 +93,8 @@ def test_a_rounded_training_ends_in_weights_that_are_their_own_q4_0(scales_alone
         for _, weight in matrices(plain):
             weight.copy_(quantize.dequantize(*quantize.blocks(weight), weight.shape))
     kept = {name: w.clone() for name, w in model.named_parameters() if not w.requires_grad}
+    integers = [name for name, _ in model.named_buffers() if name.endswith("kept_BN")]
+    assert len(integers) == scales_alone * len(quantize.parts(model))  # and go to its device
     recipe = quick(epochs=8.0, learning_rate=3e-4, ce_weight=0.0, temperature=1.0)
     train.fit(model, WINDOWS, recipe, teacher=floats)
     assert all(torch.equal(w, kept[n]) for n, w in model.named_parameters() if n in kept)
