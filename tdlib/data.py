@@ -98,7 +98,8 @@ class Tokens:
     meta: dict
     train: Windows
     val: Windows
-    confirm: Windows | None = None
+    confirm: Windows | None = None  # documents that no choice has looked at
+    works: Windows | None = None  # whole works, of which nothing is in another split
     tokenizer: object | None = None  # of tdbook.corpus.tokenizer, where one is there
 
     @property

@@ -45,13 +45,20 @@ def _write(p: dict, folder: Path, given: Tokenizer | None, teacher, account: tex
     cut = cut_spare_rows(teacher, given.size, p["teacher"]) if given else ""
     written = [] if p["text"] else writer.write(p["text_characters"], p["text_seed"])
     documents = written or text.read(texts(p["text"]), account)
-    documents = text.section(documents, p["section_characters"])
+    documents, held_out = _mixture(documents, p)
+    works, judging = documents, text.drawn(documents, held_out, p["split_seed"])
+    documents = text.section(works, p["section_characters"])
     groups_N = text.near_duplicates(documents)
+    held_N = judging[[document.work for document in documents]]
+    like_N = np.isin(groups_N, groups_N[held_N])  # what is like a work that judges is left out
+    rest = [document for document, like in zip(documents, like_N, strict=True) if not like]
     shares = {name: p[name] for name in ("val_share", "confirm_share")}
-    sides = text.split(documents, groups_N, **shares, seed=p["split_seed"])
+    sides = text.split(rest, groups_N[~like_N], **shares, seed=p["split_seed"])
     splits = {"train": [], "val": []} | ({"confirm": []} if p["confirm_share"] else {})
-    for document, side in zip(documents, sides, strict=True):
+    for document, side in zip(rest, sides, strict=True):
         splits[side].append(document)
+    if held_out:
+        splits["works"] = [work for work, judges in zip(works, judging, strict=True) if judges]
     lines = (line for document in splits["train"] for line in document.lines)
     with tempfile.TemporaryDirectory() as place:
         pieces = given or tokenizer_files.train(lines, p["vocab_size"], Path(place, "model"))
@@ -61,7 +68,21 @@ def _write(p: dict, folder: Path, given: Tokenizer | None, teacher, account: tex
     said = f"{account} " if p["text"] else ""
     said += f"{len(documents):,} documents (long works cut into sections) from {len(sources)} "
     said += f"sources: {', '.join(sources[:12])}. Groups of near-duplicates: "
-    return f"{said}{len(np.unique(groups_N)):,}.{cut}"
+    said += f"{len(np.unique(groups_N)):,}.{cut}"
+    left_out = int((like_N & ~held_N).sum())
+    aside = f" Put aside to judge by: {judging.sum():,} whole works of {', '.join(held_out)}; "
+    return said + f"{aside}{left_out:,} documents like them are left out." * bool(held_out)
+
+
+def _mixture(documents: list[text.Document], p: dict) -> tuple[list, dict[str, float]]:
+    """Of each source no more than `source_limit` characters, in whole documents; and `held_out` as
+    source → share of it, in whole documents, that is put aside to judge by."""
+    if limit := p["source_limit"]:
+        sources = dict.fromkeys(document.source for document in documents)
+        keep_N = text.drawn(documents, dict.fromkeys(sources, limit), p["split_seed"])
+        documents = [d for d, keep in zip(documents, keep_N, strict=True) if keep]
+    pairs = (word.partition("=") for word in p["held_out"].split())
+    return documents, {source: float(share or 1) for source, _, share in pairs}
 
 
 def cut_spare_rows(teacher: Llama | None, pieces: int, path: str = "the teacher") -> str:

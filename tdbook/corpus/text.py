@@ -14,7 +14,7 @@ import re
 import warnings
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -44,6 +44,7 @@ HASHES, FAMILY = 128, 200  # of a MinHash; members of a group that newcomers are
 class Document:
     lines: tuple[str, ...]  # paragraphs, none empty; each will end in <eos> in the tokens
     source: str  # the file's stem, or "written/<topic>"
+    work: int = 0  # of a section, the number of the document it was cut from
 
 
 @dataclass
@@ -221,14 +222,32 @@ def _lines(text: str) -> tuple[str, ...]:
 def section(documents: Iterable[Document], characters: int = 20_000) -> list[Document]:
     """Longer works, cut at line ends into equal sections of about so many characters."""
     sections = []
-    for document in documents:
+    for work, document in enumerate(documents):
         size_L = np.array([len(line) for line in document.lines])
         count = -(-size_L.sum() // characters)  # rounded up
         middle_L = np.cumsum(size_L) - size_L / 2  # a line is where its middle is
         starts = np.unique(middle_L * count // size_L.sum(), return_index=True)[1]
         for lines in np.split(np.array(document.lines, dtype=object), starts[1:]):
-            sections.append(Document(tuple(lines), document.source))
+            sections.append(Document(tuple(lines), document.source, work))
     return sections
+
+
+def drawn(documents: list[Document], wanted: Mapping[str, float], seed: int) -> np.ndarray:
+    """Whole documents in a seeded order, of each source until it has about so many characters, or,
+    below 1, that share of them; (N,) bool. Of a source that is not wanted: none."""
+    size_N = np.array([sum(map(len, d.lines)) for d in documents])
+    source_N, drawn_N = np.array([d.source for d in documents]), np.zeros(len(documents), bool)
+    order_N = np.random.default_rng(seed).permutation(len(documents))
+    for source, most in wanted.items():
+        have, rows = 0, order_N[source_N[order_N] == source]
+        limit = most if most > 1 else most * size_N[rows].sum()
+        for i in rows:
+            if have + size_N[i] / 2 < limit:
+                drawn_N[i], have = True, have + size_N[i]
+        if not have:
+            there = ", ".join(sorted({*source_N}))
+            raise ValueError(f"no document of {source} can be put aside: the sources are {there}")
+    return drawn_N
 
 
 def near_duplicates(documents: list[Document]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A folder of tokens: opened, written from text, or linked from elsewhere; and whose they are.
 
-As upstream writes and reads them: train.bin, val.bin (and confirm.bin where asked) are raw
-little-endian ids; beside them lie meta.json, the tokenizer, and perhaps masks, a byte a token.
+As upstream writes and reads them: train.bin, val.bin (confirm.bin and works.bin where asked) are
+raw little-endian ids; beside them lie meta.json, the tokenizer, and perhaps masks, a byte a token.
 documents.tsv lies beside tokens that were made here, and says where each document starts. A reader
 may put sources.tsv there, which names the sources of train.bin: a line each, the number of its
 first token, a tab, its name. Legend: N windows of a split, D documents, S sources.
@@ -30,7 +30,7 @@ BLOCK = 2**18  # bytes read at once where ids are looked at
 VOCABULARY = 2**24  # pieces, at most; the largest in public have a million
 COLUMNS = ("split", "start", "tokens", "source")  # of documents.tsv
 NEIGHBOURS = 16  # windows that stand for a document where none is known
-COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm)_(tokens|bytes)")
+COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm|works)_(tokens|bytes)")
 
 
 def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = None) -> Tokens:
@@ -52,10 +52,11 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
             fault = f"{folder / 'meta.json'}: {name} is {json.dumps(count)}, it must be a whole"
             raise ValueError(f"{fault} number above 0, at most {most:,}: copy or correct it")
     meta |= {"dtype": "uint32"} | told
-    names = ("train", "val", *["confirm"] * (folder / "confirm.bin").is_file())
-    opened = [_open_split(folder / f"{name}.bin", meta, context) for name in names]
-    meta = {f"{n}_tokens": len(w.ids) for n, w in zip(names, opened, strict=True)} | meta
-    tokens = Tokens(folder, meta, *opened, tokenizer=tokenizer)
+    names = ["train", "val"]
+    names += [name for name in ("confirm", "works") if (folder / f"{name}.bin").is_file()]
+    opened = {name: _open_split(folder / f"{name}.bin", meta, context) for name in names}
+    meta = {f"{name}_tokens": len(windows.ids) for name, windows in opened.items()} | meta
+    tokens = Tokens(folder, meta, **opened, tokenizer=tokenizer)
     sources(tokens)  # what is wrong is said early
     size = meta.get("pieces", tokens.vocab_size)
     own = tokenizer and (tokenizer.eos, tokenizer.size) == (tokens.eos, size)
