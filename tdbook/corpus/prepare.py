@@ -81,7 +81,7 @@ def _mixture(documents: list[text.Document], p: dict) -> tuple[list, dict[str, f
         sources = dict.fromkeys(document.source for document in documents)
         keep_N = text.drawn(documents, dict.fromkeys(sources, limit), p["split_seed"])
         documents = [d for d, keep in zip(documents, keep_N, strict=True) if keep]
-    pairs = (word.partition("=") for word in p["held_out"].split())
+    pairs = (word.partition(":") for word in p["held_out"].split())
     return documents, {source: float(share or 1) for source, _, share in pairs}
 
 
