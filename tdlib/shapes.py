@@ -13,7 +13,6 @@ from pathlib import Path
 TABLES = tomllib.loads(Path(__file__).with_name("shapes.toml").read_text(encoding="utf8"))
 SHAPES: dict[str, dict[str, int]] = TABLES["shapes"]  # layers, heads, dim, mlp_dim by name
 OPTIONS = TABLES["options"]  # of files from elsewhere: which are read, and which change nothing
-KNOWN = frozenset(OPTIONS["config"]["known"].split())
 HF: dict[str, str] = TABLES["hugging_face"]  # LlamaConfig's names → config.json's
 # What is above these is no model but a broken file: refused before room is made for it.
 MOST = {"layers": 1024, "vocab_size": 2**24}

@@ -24,7 +24,7 @@ from gguf import LlamaFileType, TokenType
 
 from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer
 from tdbook.export import cards, llama_cpp, model_tokenizer
-from tdlib import quantize, shapes, teacher, weights
+from tdlib import quantize, teacher, weights
 from tdlib.files import AWAY, mark, own, replacing, write_whole
 from tdlib.model import Llama, stored_shapes
 from tdlib.shapes import LlamaConfig
@@ -45,7 +45,6 @@ BITS = {k: 8 * size // block for k, (block, size) in gguf.GGML_QUANT_SIZES.items
 LARGEST = 65504  # that 16 bits hold
 # Hugging Face's name of a matrix → see llama_cpp.quantize; None: all weights count the same
 Importance = dict[str, np.ndarray] | None
-HELD = shapes.KNOWN - {"repetition_penalty", "encoder_repetition_penalty"}  # or no matter
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,15 +94,6 @@ class Source:
         m = self.metadata
         parts = m.name, m.basename, m.finetune, m.version, m.size_label, quantization
         return f"{gguf.naming_convention(*parts)}.gguf"
-
-    @property
-    def not_held(self) -> str:
-        """What generation_config.json asks for and no GGUF file holds; "" for nothing."""
-        options = model_tokenizer.read_config(self.folder, "generation_config.json").items()
-        lost = [(n, v) for n, v in options if n not in HELD and v not in (None, "", [], {}, 0, 1)]
-        lost += [("eos_token_id", i) for i in self.vocabulary.beside.stops[2:]]
-        asks = ", ".join(f"{name} {value!r:.40}" for name, value in lost)
-        return f"generation_config.json asks for {asks}: set it where the file runs" if lost else ""
 
 
 def formats(config: LlamaConfig) -> list[str]:
@@ -215,7 +205,9 @@ def warn(model: Source, name: str, quantization: str) -> None:
     """Of what a file will not hold, or not as its name says."""
     why = model.vocabulary.why
     ids = f"takes ids, no raw text ({why}): {SCRIPT} beside it encodes and decodes" if why else ""
-    for remark in filter(None, (ids, model.not_held, coarse(model, quantization))):
+    lost = model.vocabulary.beside.stops[2:]
+    stops = f"stops at three ids, not at {lost} of generation_config.json" if lost else ""
+    for remark in filter(None, (ids, stops, coarse(model, quantization))):
         warnings.warn(f"{name}: {remark}", stacklevel=3)
 
 
