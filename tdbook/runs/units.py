@@ -9,7 +9,6 @@ import yaml
 from tdbook.runs.parameters import ParameterError
 from tdlib.shapes import LlamaConfig
 
-VOCABULARIES = (51_800, 86_071)  # the plan's, and that of the published tokenizer
 Q4_LIMIT = 33e6  # bytes: what still passes for the plan's "~30 MB"
 PLAN = yaml.safe_load(Path(__file__).with_name("plan.yaml").read_text("utf8"))
 

@@ -24,11 +24,11 @@ from tdlib.model import SHAPES, Llama, LlamaConfig
 ROOT = Path(__file__).parents[3]
 PROFILES = sorted(path.name for path in (ROOT / "params").iterdir() if path.is_dir())
 CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
-B200 = {"PROFILE": "b200", "VOCAB": "51800", "OUT": "/tmp/no-such-run-folder"}
+B200 = {"PROFILE": "b200", "OUT": "/tmp/no-such-run-folder"}
 
 
 def asked(**pairs: str) -> plan.Asked:
-    return plan.asked(graph.wanted("plan", B200 | pairs), 51_800)
+    return plan.asked(graph.wanted("plan", B200 | pairs))
 
 
 def works(**pairs: str) -> dict[str, workload.Work]:
@@ -192,15 +192,17 @@ def test_tokens_at_hand_are_counted_and_a_kept_hard_set_too(folder):
 
 
 def test_the_plan_fits_a_narrow_screen_and_names_every_run_and_file():
-    found = plan.plan(B200 | {"VOCAB": "", "DEVICE": "b200", "PRICE_PER_HOUR": "4.5"})
+    found = plan.plan(B200 | {"DEVICE": "b200", "PRICE_PER_HOUR": "4.5"})
     assert max(map(len, found.splitlines())) <= 80
     for run in graph.book("b200", paths=False):
         assert len(re.findall(rf"^{run.run} .* (h|min) +\S+$", found, re.M)) == 1
-    facts = r"""50m +52\.2 M +26\.5 M .* 30\.5 MB +within; 50m +69\.8 M +44\.1 M .*ABOVE;
-        55m +55\.\d M +26\.5 M .*within; 120m +151\.1 M;
+    facts = r"""50m +52\.2 M +26\.5 M .* 30\.5 MB +within;
+        55m +55\.\d M +26\.5 M .*within;
         teacher +258\.6 M +53\.0 M; 80m +84\.0 M +33\.2; nominal; of 180 GB .*fits; disk .*GB of"""
     for words in facts.split(";"):
         assert re.search(words.strip(), found), words
+    wide = plan.plan(B200 | {"DEVICE": "b200", "SET": "vocab_size=86_071"})
+    assert re.search(r"(?s)120m +151\.1 M .*50m +69\.8 M +44\.1 M [^\n]*ABOVE", wide)
     kept = cache.size(asked().size.train, 2048, 12, 51_800)
     assert f"cache       {units.si(kept, 'B')} a temperature" in found
 
