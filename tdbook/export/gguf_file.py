@@ -238,9 +238,10 @@ def _write_model(path: Path, model: Source, quantization: str, importance=None) 
         getattr(writer, f"add_{key}")(getattr(model.config, name))
     _add_vocabulary(writer, model.vocabulary, model.config.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.layers)
-    kind_of, size_of = kinds(model, quantization), sizes(model, quantization)
+    kind_of = kinds(model, quantization)
     for name, (_, shape) in model.weights.items():
-        about = shape, np.dtype(np.float32), size_of[name], kind_of[name]
+        block, width = gguf.GGML_QUANT_SIZES[kind_of[name]]
+        about = shape, np.dtype(np.float32), math.prod(shape) // block * width, kind_of[name]
         writer.add_tensor_info(names.get_name(name, (".weight",)), *about)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -283,18 +284,6 @@ def kinds(model: Source, quantization: str) -> dict[str, Kind]:
             kind = Kind.F16
         kind_of[name] = kind
     return kind_of
-
-
-def sizes(model: Source, quantization: str) -> dict[str, int]:
-    """Bytes of each weight in a file."""
-    pairs = ((n, gguf.GGML_QUANT_SIZES[kind]) for n, kind in kinds(model, quantization).items())
-    return {n: math.prod(model.weights[n][1]) // block * width for n, (block, width) in pairs}
-
-
-def read_bytes(model: Source, quantization: str) -> int:
-    """Bytes that a token reads of a file's weights: all but an embedding that is not the head."""
-    looked_up = "" if model.config.tied else "model.embed_tokens.weight"
-    return sum(size for n, size in sizes(model, quantization).items() if n != looked_up)
 
 
 def coarse(model: Source, quantization: str) -> str:

@@ -141,12 +141,10 @@ def qualities(
 
 
 def in_pytorch(config: LlamaConfig) -> list[dict]:
-    """Rows of the two formats of PyTorch: bytes, of INT8 one a weight and the embedding's four, and
-    `read`, those that a token needs (see gguf_file.read_bytes)."""
-    needed = config.parameters - (0 if config.tied else config.embedding_parameters)
+    """Rows of the two formats of PyTorch; of INT8 a byte a weight, and the embedding's four."""
     both = config.parameters + (4 if config.tied else 3) * config.embedding_parameters
-    sizes = {FLOAT: (4 * config.parameters, 4 * needed), IN_INT8: (both, needed)}
-    return [{"format": n, "file": "", "bytes": b, "read": read} for n, (b, read) in sizes.items()]
+    sizes = {FLOAT: 4 * config.parameters, IN_INT8: both}
+    return [{"format": name, "file": "", "bytes": size} for name, size in sizes.items()]
 
 
 def in_words(row: dict) -> dict[str, str]:
@@ -155,20 +153,6 @@ def in_words(row: dict) -> dict[str, str]:
     known = {name for name in FORMS if row[name] is not None and not math.isnan(row[name])}
     cells = {n: format(shown[n], form) if n in known else "–" for n, form in FORMS.items()}
     return {"format": row["format"]} | cells
-
-
-def read_bandwidth() -> float:
-    """Bytes a second that one core reads: the best of five products of 512 MiB of float32 with a
-    vector, by CPU time. A floor: what lies in its cache, as a tiny model does, comes faster."""
-    before, matrix_IO = torch.get_num_threads(), torch.ones(2**17, 2**10)
-    torch.set_num_threads(1)
-    seconds = []
-    for _ in range(5):
-        began = time.process_time()
-        matrix_IO @ matrix_IO[0]
-        seconds.append(time.process_time() - began)
-    torch.set_num_threads(before)
-    return matrix_IO.nbytes / min(seconds)
 
 
 def repetitions(write: dict[str, Write], windows: data.Windows, tokens: int) -> dict[str, dict]:

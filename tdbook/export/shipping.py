@@ -107,7 +107,6 @@ def _write_checked(model: Source, place: Path, quantization: str, prompts: list,
     gguf_file.write(model, path, quantization, importance)
     other = exact and other_weight(model.folder, path)
     row = {"format": quantization, "file": path.name, "bytes": path.stat().st_size}
-    row |= {"read": gguf_file.read_bytes(model, quantization)}
     row |= check(model.folder, path, prompts if exact else prompts[::4])
     if other or (exact and row["likeliest"] < 0.99 and row["largest"] > 0.02):
         share = f"agrees with {model.folder} on {row['likeliest']:.1%} of next tokens alone"

@@ -22,7 +22,7 @@ from tdlib.shapes import SHAPES, LlamaConfig
 MODELS = ("models/", "adapters/")
 _TABLE = yaml.safe_load(Path(__file__).with_name("workload.yaml").read_text("utf8"))
 BEGIN_S, TIMED_S, REACHED, TRAINED = (_TABLE[k] for k in ("begin", "timed", "reached", "trained"))
-CHUNK, SCORED, PROCESS, READ = (_TABLE[k] for k in ("chunk", "scored", "process", "read"))
+CHUNK, SCORED, PROCESS = (_TABLE[k] for k in ("chunk", "scored", "process"))
 RECORDS = _TABLE["records"]
 
 
@@ -200,7 +200,6 @@ class Work:
         # of scoring a layer, and six arrays of one window's logits
         needs = [self.context * (SCORED * layer_bytes(c) + 24 * c.vocab_size) for c in shapes]
         needs += [t.memory[kind] for t in self.trainings]
-        needs += [READ] * bool(self.timed)
         weights = sum(4 * shape.parameters for shape in shapes)
         return weights + max(needs, default=0) + PROCESS * (kind == "cpu")
 

@@ -144,9 +144,6 @@ def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(name, tokenizer,
     assert " ".join(written.get(name, "-") for name in names) == wanted
     rows = [{"format": q, "file": q, "bytes": 1} for q in gguf_file.formats(model.config)]
     assert re.search(told, shipping._card(model, rows, [[3]], None))
-    looked_up = "token_embd" if "output" in written else ""
-    read = sum(int(tensor.n_bytes) for name, tensor in tensors(path).items() if name != looked_up)
-    assert gguf_file.read_bytes(model, "Q4_0_DEFAULT") == read
     if "head_dim" in shape:  # it runs
         with pytest.warns(UserWarning, match=told):
             to_gguf(tmp_path, path, "Q4_0")
