@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from tdbook import __main__
 from tdbook.corpus import token_files
@@ -20,10 +19,11 @@ from tdbook.training import cache
 from tdbook.workflow import doctor, execute, graph, plan, workload
 from tdlib import data, files, lora, losses, shapes, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
+from tests.helpers import cases
 
 ROOT = Path(__file__).parents[3]
 PROFILES = sorted(path.name for path in (ROOT / "params").iterdir() if path.is_dir())
-CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
+CASES = cases(__file__)
 B200 = {"PROFILE": "b200", "OUT": "/tmp/no-such-run-folder"}
 
 
