@@ -53,8 +53,7 @@ class Evaluation:
         return row | ({"windows_left_out": left_out} if left_out else {})
 
     def save(self, folder: Path, name: str, whole: bool = True) -> None:
-        """scores/val/<name>.npy and .npz, which 04 reads instead of running the model again;
-        without `whole` the .npy alone."""
+        """scores/val/<name>.npy and, if `whole`, .npz: 04 reads them, and runs no model again."""
         windows, fixed = io.BytesIO(), io.BytesIO()
         np.save(windows, self.window_loss_N.astype(np.float32))
         np.savez(fixed, rows_M=self.rows_M, token_loss_MT=self.token_loss_MT, **self.calibration)
@@ -130,13 +129,11 @@ def _compare(model, teacher, windows, rows_M, device, tell=lambda more: None) ->
 
 def _calibration(confidence_N: Tensor, right_N: Tensor) -> dict[str, list[float]]:
     bin_N = (confidence_N * BINS).long().clamp(max=BINS - 1)
-    count = torch.bincount(bin_N, minlength=BINS).clamp(min=1)
-    sums = {
-        "confidence": torch.bincount(bin_N, confidence_N, minlength=BINS) / count,
-        "accuracy": torch.bincount(bin_N, right_N, minlength=BINS) / count,
-        "share": torch.bincount(bin_N, minlength=BINS) / max(1, len(bin_N)),
-    }
-    return {k: v.tolist() for k, v in sums.items()}
+    count = torch.bincount(bin_N, minlength=BINS)
+    sums = (torch.bincount(bin_N, x_N, BINS) for x_N in (confidence_N, right_N))
+    confidence, accuracy = ((x / count.clamp(min=1)).tolist() for x in sums)
+    share = (count / max(1, len(bin_N))).tolist()
+    return {"confidence": confidence, "accuracy": accuracy, "share": share}
 
 
 def on_subset(windows: data.Windows, count: int, device: str = "cpu") -> Callable[[Llama], dict]:

@@ -111,10 +111,9 @@ def log_p(way: Llama | Decoder | llama_cpp.Model, ids: list[int]) -> Tensor:
 def qualities(
     folder: Path, files: dict, windows: data.Windows, rows_W: np.ndarray, teacher: Llama | None
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Of a model in PyTorch, in float32 and INT8, and of each of its files (format → path), what
-    each window has on average, (W,): loss and kl (model ‖ format) in nats per token, agreement with
-    the model on the likeliest, and acceptance by the teacher (evaluate.Evaluation). NaN where every
-    target is masked, or no teacher of this vocabulary is there."""
+    """Of a model in PyTorch, in float32 and INT8, and of its files (format → path), by window: loss
+    and kl (model ‖ format) in nats per token, agreement with the model on the likeliest, acceptance
+    by the teacher, (W,) each. NaN: every target is masked, or no teacher of this vocabulary."""
     model, threads = Llama.load(folder).eval(), torch.get_num_threads()
     if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
         teacher = None

@@ -52,12 +52,10 @@ def asked(wanted: graph.Wanted) -> Asked:
     teacher = teacher or size.shape(p["shape"])
     if teacher.vocab_size != size.vocab_size:
         both = f"{teacher.vocab_size:,}, the tokens' {size.vocab_size:,}"
-        remedy = "give the tokens that it was made with (TOKENS=)"
-        raise ParameterError(f"the teacher's vocabulary is {both}: {remedy}")
+        raise ParameterError(f"the teacher's vocabulary is {both}: give its own tokens (TOKENS=)")
     if teacher.context < size.context:
         both = f"{teacher.context:,}, the tokens' {size.context:,}"
-        remedy = "give a shorter block_size in meta.json"
-        raise ParameterError(f"the teacher's context is {both}: {remedy}")
+        raise ParameterError(f"the teacher's context is {both}: give a shorter block_size")
     made, works = {"models/teacher": teacher}, []
     for one in jobs.values():  # the page that compares a sweep's points merges nothing
         works.append(workload.of_run(one.parameters, size, teacher, {} if one.compares else made))
