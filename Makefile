@@ -24,7 +24,7 @@ UNKNOWN := $(filter-out $(NAMES) FULL PYTHON GPU_RUNS -%,$(TYPED))
 $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN))= is not known: give one of $(sort $(NAMES) FULL GPU_RUNS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book sweep evidence status test bench gpu-code stress lab check plan doctor report
+.PHONY: help setup book sweep evidence status test bench gpu-code stress lab plan doctor report
 .PHONY: publish zip export chat clean clean-cache
 
 help:    ## this list
@@ -75,9 +75,6 @@ lab: .venv/made ## JupyterLab on notebooks/
 	@JUPYTER_PATH="$$PWD/.venv/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}" exec .venv/bin/jupyter lab \
 	    --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
 	    $(if $(ROOT_USER),--allow-root)
-
-check: .venv/made ## the parameters of every run of PROFILE, a line each; runs nothing
-	@exec .venv/bin/python -m tdbook check "$$TYPED_PROFILE"
 
 plan: .venv/made ## what every run of PROFILE costs: weights, bytes, hours, money; runs nothing
 	@exec .venv/bin/python -m tdbook plan \
