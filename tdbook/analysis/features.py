@@ -150,8 +150,8 @@ def cuts(tokens: data.Tokens, found_N: np.ndarray) -> dict[str, tuple[list[str],
         "place in the corpus": (parts, (np.arange(n) * PLACES // n).astype(np.uint8)),
     }
     flags_N = [found_N["junk"] & flag > 0 for flag in JUNK]  # of several the first counts
-    kinds_N = np.select(flags_N, range(1, len(JUNK) + 1)).astype(np.uint8)
-    cuts["junk"] = ["none", *JUNK.values()], kinds_N
+    some, kind_N = np.unique(np.select(flags_N, range(1, len(JUNK) + 1)), return_inverse=True)
+    cuts["junk"] = [["none", *JUNK.values()][i] for i in some], kind_N.astype(np.uint8)
     for cut, (kind, steps) in SHARES.items():
         between = [f"{a}–{b} %" for a, b in pairwise(steps)]
         names = [f"under {steps[0]} %", *between, f"{steps[-1]} % and more"]
