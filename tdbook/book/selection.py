@@ -132,8 +132,8 @@ def _loss_of(this: Run, name: str, tokens: data.Tokens, scores: hard_set.Scores,
 
 def remeasured(one_N: np.ndarray, other_N: np.ndarray, hard_N, rest_N) -> dict:
     """Means of another measure on the windows that are hard by one and on the rest, and its rank
-    correlation with one (Spearman). `shrinkage`: which share of the difference between them by one
-    another does not find (regression to the mean): 0 of the text's difficulty, 1 of noise."""
+    correlation with one (Spearman). `shrinkage`, of another difficulty: which share of one's
+    difference it does not find (regression to the mean), 0 of what is the text's, 1 of noise."""
     pair = pd.DataFrame({"hard": hard_N, "one": one_N, "other": other_N})[hard_N | rest_N].dropna()
     hard_2, rest_2 = pair.groupby("hard").mean().reindex([True, False]).to_numpy(float)
     row = {"windows": len(pair), "hard": hard_2[1], "rest": rest_2[1]}

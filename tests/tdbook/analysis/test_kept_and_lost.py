@@ -67,11 +67,9 @@ def test_every_bucket_has_the_mean_of_the_tokens_that_it_holds_by_hand(ten):
 def test_retention_is_of_what_the_teacher_gains_on_a_guess_by_frequency(ten):
     guess_MT, train = features.unigram_loss(ten, np.arange(WINDOWS)), ten.train.ids.tolist()
     for guess, target in zip(guess_MT.flat, ten.val.ids[1:].tolist(), strict=True):
-        assert guess == pytest.approx(
-            -math.log((train.count(target) + 1) / (len(train) + Pieces.size))
-        )
-    losses = np.random.default_rng(1).uniform(0, 9, (99, 3)).tolist()
-    for guess, student, teacher in losses:
+        share = (train.count(target) + 1) / (len(train) + Pieces.size)
+        assert math.exp(-guess) == pytest.approx(share)
+    for guess, student, teacher in np.random.default_rng(1).uniform(0, 9, (99, 3)).tolist():
         share = features.retention(guess, student, teacher)
         gained = pytest.approx((guess - student) / (guess - teacher))
         assert share == gained if teacher < guess else math.isnan(share)

@@ -43,8 +43,7 @@ def test_whether_the_teacher_finds_hard_windows_easy_is_said_by_the_numbers(toke
     difficulty_N = 0.5 + slope * teacher_N + noise_N
     difficulty_N[rng.random(400) < 0.1], found_N["junk"][:40] = NAN, 1
     scores, junk_N = hard_set.Scores(teacher_N + difficulty_N, teacher_N), found_N["junk"]
-    rule = hard_set.Rule(share=0.2, leave_out_junk=True)
-    chosen = hard_set.choose(difficulty_N, rule, junk_N)
+    chosen = hard_set.choose(difficulty_N, hard_set.Rule(share=0.2, leave_out_junk=True), junk_N)
     found = selection.ease(tokens, scores, chosen, found_N)
     clean_N = np.isfinite(difficulty_N) & (junk_N == 0)
     rest_N = clean_N & (difficulty_N < chosen.threshold)
