@@ -19,12 +19,18 @@ def generate(
     *,
     temperature: float = 0.0,
     seed: int = 0,
+    stop: int | None = None,
     cached: bool = True,
 ) -> list[int]:
-    """So many new ids after the prompt (empty: begins after <eos>), <eos> among them. Temperature 0
-    takes the likeliest; draws come from a generator of their own. Not `cached`: every step computes
-    the whole text again. ValueError: more than the context."""
-    return list(steps(model, ids, tokens, temperature, seed, cached))
+    """Up to `tokens` new ids after the prompt (empty: begins after <eos>); ends after the id
+    `stop`. Temperature 0 takes the likeliest; draws come from a generator of their own. Not
+    `cached`: every step computes the whole text again. ValueError: more than the context."""
+    new = []
+    for i in steps(model, ids, tokens, temperature, seed, cached):
+        new.append(i)
+        if i == stop:
+            break
+    return new
 
 
 @torch.inference_mode()

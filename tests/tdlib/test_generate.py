@@ -54,8 +54,12 @@ def test_a_text_may_fill_the_context_and_not_one_token_more(model):
                 generate.generate(writer, [5, odd], 1)
 
 
-def test_an_empty_prompt_begins_after_eos(model):
+def test_stop_ends_the_text_and_an_empty_prompt_begins_after_eos(model):
     assert generate.generate(model, [], 10) == generate.generate(model, [EOS], 10)
+    for prompt in prompts(6):
+        whole = generate.generate(model, prompt, 20)
+        end = whole.index(whole[7])
+        assert generate.generate(model, prompt, 20, stop=whole[7]) == whole[: end + 1]
 
 
 def test_the_seed_alone_draws_and_the_global_generator_is_left_alone(model):
