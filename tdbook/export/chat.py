@@ -7,7 +7,6 @@ answer nothing. Ctrl-C ends a text, Ctrl-D the loop.
 import readline  # noqa: F401
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,11 +58,11 @@ def opened(path: Path, segmenter: str) -> tuple[llama_cpp.Model | SimpleNamespac
     else:
         net = Llama.load(path).eval()
         beside = model_tokenizer.open_beside(path, segmenter, net.config.vocab_size)
-        tokenizer = beside.tokenizer
+        tokenizer, sampling = beside.tokenizer, generate.Sampling(temperature=TEMPERATURE)
         ends = {*beside.stops, tokenizer.eos}.__contains__
         model = SimpleNamespace(begin=beside.begin, eos=tokenizer.eos, ends=ends)
         model.context, model.decode = net.config.context, tokenizer.decode
-        model.stream = partial(generate.steps, net)
+        model.stream = lambda ids, n, _, seed: generate.steps(net, ids, n, sampling, seed)
     model.tokenize = lambda text: tokenizer.encode([text])[0]
     return model, tokenizer
 

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+import transformers
 
 from tdbook.export import inference
 from tdbook.export.decoder import Decoder
 from tdlib import generate
 from tdlib.data import EOS
+from tdlib.generate import Sampling
 from tests.helpers import refused, tiny_model
-from tests.tdlib.test_model import tiny, twin
+from tests.tdlib.test_model import CASES, tiny, twin
 
 V, CONTEXT = 97, 48
 
@@ -30,16 +32,18 @@ WRITERS = [(form, cached) for form in (lambda model: model, Decoder) for cached 
 
 
 @pytest.mark.parametrize("shape", [dict(kv_heads=1, heads=4), dict(tied=False)], ids=str)
-def test_greedy_texts_are_those_of_transformers(shape):
+def test_greedy_texts_are_those_of_transformers_with_and_without_a_penalty(shape):
     model, told = tiny(scale=12.0, vocab_size=V, context=CONTEXT, **shape), set()
     judge = twin(model)
-    for prompt in prompts(3):
+    for prompt, penalty in zip(prompts(3), [1.0, 1.3, 0.8], strict=True):
         new = CONTEXT - len(prompt)
         how = dict(max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
-        theirs = judge.generate(torch.tensor([prompt]), **how)[0, len(prompt) :].tolist()
+        theirs = judge.generate(torch.tensor([prompt]), repetition_penalty=penalty, **how)
+        theirs = theirs[0, len(prompt) :].tolist()
         told |= set(theirs)
         for form, cached in WRITERS:
-            assert generate.generate(form(model), prompt, new, cached=cached) == theirs
+            how = dict(repetition_penalty=penalty, cached=cached)
+            assert generate.generate(form(model), prompt, new, **how) == theirs
     assert len(told) > 20  # texts that vary, or any cache would do
 
 
@@ -60,6 +64,8 @@ def test_stop_ends_the_text_and_an_empty_prompt_begins_after_eos(model):
         whole = generate.generate(model, prompt, 20)
         end = whole.index(whole[7])
         assert generate.generate(model, prompt, 20, stop=whole[7]) == whole[: end + 1]
+        drawn = generate.generate(model, prompt, 20, temperature=1.7, top_k=1, seed=end)
+        assert drawn == whole  # of one likeliest id nothing is drawn
 
 
 def test_the_seed_alone_draws_and_the_global_generator_is_left_alone(model):
@@ -69,23 +75,68 @@ def test_the_seed_alone_draws_and_the_global_generator_is_left_alone(model):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("form", [lambda model: model, Decoder], ids=["Llama", "Decoder"])
-@pytest.mark.parametrize("temperature", [0.6, 1.5])
-def test_draws_follow_the_probabilities_by_hand(form, temperature):
-    """The softmax in float64."""
+def by_hand(logits_V: np.ndarray, text: list[int], s: Sampling) -> np.ndarray:
+    """Probabilities in float64, one step after another, in plain loops over the sorted ids."""
+    logits_V = logits_V.astype(np.float64)
+    for i in set(text):
+        logits_V[i] *= 1 / s.repetition_penalty if logits_V[i] > 0 else s.repetition_penalty
+    scaled_V = logits_V / s.temperature
+    p_V = np.exp(scaled_V - scaled_V.max())
+    order = np.argsort(-p_V).tolist()
+    if s.top_k:
+        p_V[[i for i in order if p_V[i] < p_V[order[: s.top_k][-1]]]] = 0
+    p_V /= p_V.sum()
+    together = 0.0
+    for i in order:
+        if together >= s.top_p:
+            p_V[i] = 0
+        together += p_V[i]
+    p_V[p_V < s.min_p * p_V.max()] = 0
+    return p_V / p_V.sum()
+
+
+WAYS = {name: Sampling(**way) for name, way in CASES["ways"].items()}
+DRAWN = [(WRITERS[0][0], "temperature"), (Decoder, "top-k"), (Decoder, "all")]
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_probabilities_are_those_worked_out_by_hand_and_those_of_transformers(way):
+    """Its processors in the order in which its own generate makes them."""
+    settings = transformers.GenerationConfig(do_sample=True, **vars(way))
+    steps = twin(tiny(vocab_size=V))._get_logits_processor(settings, input_ids_seq_length=5)
+    text = [3, 9, 9, 40, 96]
+    for logits_V in np.random.default_rng(0).normal(0, 3, (40, V)).astype(np.float32):
+        found = generate.probabilities(torch.tensor(logits_V), text, way).numpy()
+        np.testing.assert_allclose(found, by_hand(logits_V, text, way), atol=2e-6)
+        theirs = steps(torch.tensor([text]), torch.tensor(logits_V)[None])[0].softmax(-1)
+        np.testing.assert_allclose(found, theirs, atol=2e-6)
+    equal = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0])  # to the last of top-k: kept
+    kept = generate.probabilities(equal, [], Sampling(temperature=1.0, top_k=2)).nonzero()[:, 0]
+    assert kept.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("form, way", DRAWN)
+def test_draws_follow_the_probabilities_by_hand(form, way):
+    way = WAYS[way]
     model, draws = tiny_model(8, 12, 8, scale=4.0, layers=1), 1000
     with torch.no_grad():
-        p_V = (model(torch.tensor([[3, 5]]))[0, -1].double() / temperature).softmax(0).numpy()
-    how, writer = dict(temperature=temperature), form(model)
-    found = [generate.generate(writer, [3, 5], 1, seed=seed, **how) for seed in range(draws)]
+        logits_V = model(torch.tensor([[3, 5]]))[0, -1].double().numpy()
+    p_V, writer = by_hand(logits_V, [3, 5], way), form(model)
+    found = [generate.generate(writer, [3, 5], 1, seed=seed, **vars(way)) for seed in range(draws)]
     count_V = np.bincount(np.ravel(found), minlength=12)
+    assert count_V[p_V == 0].sum() == 0
     often_V = p_V * draws >= 5  # the test's own rule; the rest goes into one cell
     rest = int(p_V[~often_V].sum() > 0)
     cells = [np.r_[x[often_V], [x[~often_V].sum()] * rest] for x in (count_V, p_V * draws)]
     assert len(cells[0]) >= 3
     assert scipy.stats.chisquare(*cells).pvalue > 1e-3
-    with refused("temperature is -0.1, it must be 0 or more"):
-        generate.generate(writer, [5], 1, temperature=-0.1)
+
+
+def test_an_impossible_setting_is_refused_by_name(model):
+    for name, values in CASES["impossible"].items():
+        for value in values:
+            with refused(f"{name} is {value}, it must be"):
+                generate.generate(model, [5], 1, **{name: value})
 
 
 def test_repetition_by_hand():
