@@ -9,7 +9,9 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,46 @@ def measure(write: dict, tokens: int, repeats: int, clock: Callable) -> dict[str
         prompt, both = np.diff(times) / loops[name]
         seconds[name].append((prompt, both - prompt))
     return {name: np.array(pairs).T for name, pairs in seconds.items()}
+
+
+def speculative(*given) -> dict:
+    """`_speculative` in a process of its own: the server keeps threads, and may end its process."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_speculative, *given).result()
+
+
+def _speculative(teacher: Path, student: Path, prompts_MT: list, tokens: int, repeats: int) -> dict:
+    """Rows of `speeds`: a teacher's file alone and with a student's drafts, in llama.cpp's server;
+    the share of drafted tokens that it `accepted`; how many of M greedy texts are the `same`."""
+    drafts = {"Q4_0 in the server": None, f"Q4_0, drafted by {student.parent.name}": student}
+    m, t = np.shape(prompts_MT)
+    write = {way: _server(teacher, draft, t + tokens + 1) for way, draft in drafts.items()}
+    times = {"prompt": t, "decode": m, "low": m, "high": m}  # tokens of each prompt, texts
+    rows = speeds(write, prompts_MT, tokens, repeats, threads=1)
+    rows = [row | {key: row[key] * count for key, count in times.items()} for row in rows]
+    alone, drafted = (way(prompts_MT, tokens) for way in write.values())
+    same = sum(a["choices"] == b["choices"] for a, b in zip(alone, drafted, strict=True))
+    if not (count := sum(a["timings"].get("draft_n", 0) for a in drafted)):
+        fault = f"llama.cpp does not let {student} draft for {teacher}"
+        raise ValueError(f"{fault}: name models of one vocabulary")
+    accepted = sum(a["timings"]["draft_n_accepted"] for a in drafted) / count
+    return {"rows": rows, "accepted": accepted, "same": same, "texts": m}
+
+
+def _server(path: Path, draft: Path | None, context: int) -> Callable[[list, int], list[dict]]:
+    """Prompts, number of tokens → llama.cpp's answers; drafts are as long as it makes them."""
+    import xllamacpp
+
+    p = xllamacpp.CommonParams()
+    p.model.path, p.n_ctx, p.n_parallel, p.cache_ram_mib, p.verbosity = str(path), context, 1, 0, -1
+    if draft:
+        p.speculative.types = [xllamacpp.common_speculative_type(1)]  # DRAFT_SIMPLE
+        p.speculative.draft.mparams.path = str(draft)
+    for part in (p, p.speculative.draft):
+        part.cpuparams.n_threads = part.cpuparams_batch.n_threads = 1
+    ask, more = xllamacpp.Server(p).handle_completions, {"temperature": 0, "cache_prompt": False}
+    more["ignore_eos"] = True  # or texts would not be equally long
+    return lambda prompts, n: [ask({"prompt": ids, "n_predict": n} | more) for ids in prompts]
 
 
 def of_shape(name: str, vocab_size: int, prompt, tokens, repeats, compiled, tokenizer) -> dict:

@@ -420,6 +420,23 @@ def test_generating_is_one_forward_after_another_and_what_it_cannot_take_is_an_e
     assert len(file.generate([3] * 40, 9)) == 9
 
 
+def test_drafts_change_no_text_and_another_vocabulary_drafts_nothing(files, tokenizer, tmp_path):
+    saved(tmp_path / "other", tokenizer.path, tokenizer.size, seed=1)
+    to_gguf(tmp_path / "other", tmp_path / "other.gguf", "Q4_0")
+    less = tokenizer_files.train(["ఒక ఊరిలో ఒక రాజు"] * 99, 290, tmp_path / "tokenizer.model").path
+    saved(tmp_path / "less", less, 290)
+    to_gguf(tmp_path / "less", tmp_path / "less.gguf", "Q4_0")
+    given = [[3, 300, 5], [60, 7, 400]], 12, 1
+    own = inference.speculative(files["Q4_0"], files["Q4_0"], *given)
+    other = inference._speculative(files["Q4_0"], tmp_path / "other.gguf", *given)
+    assert own["accepted"] > 0.9 > 0.5 > other["accepted"]
+    assert own["same"] == own["texts"] == other["same"] == 2
+    alone, drafted = own["rows"]
+    assert "drafted" in drafted["way"] and alone["decode"] > drafted["decode"] / 9 > 0
+    with pytest.raises(ValueError, match=r"less.gguf draft for .*: name models of one vocabulary"):
+        inference._speculative(files["Q4_0"], tmp_path / "less.gguf", *given)
+
+
 def by_hand(log_q_TV, log_p_TV, log_t_TV, targets_T) -> list[float]:
     """A window's loss, kl, agreement and acceptance, in float64, over the targets not masked."""
     known_T = targets_T != data.IGNORE
