@@ -168,12 +168,15 @@ def speeds(by_model: dict[str, list[dict]]) -> pd.DataFrame:
     return _written("speeds", rows)
 
 
-def quantization(by_model: dict[str, list[dict]], repeated: dict[str, dict]) -> pd.DataFrame:
-    """Model → rows of export.ship (inference.in_words), and model → way → inference.repetition."""
+def quantization(by_model: dict, repeated: dict, speeds: dict, bandwidth: float) -> pd.DataFrame:
+    """Model → rows of export.ship (inference.in_words), model → way → inference.repetition, model →
+    rows of inference.speeds; and bytes a second that a core reads."""
     rows = []
     for model, formats in by_model.items():
+        one_thread = {row["way"]: row["decode"] for row in speeds[model] if row["threads"] == 1}
         for row in formats:
-            each = repeated[model][inference.WAYS.get(row["format"], row["format"])]
+            way = inference.WAYS.get(row["format"], row["format"])
+            each = repeated[model][way] | {"share": row["bytes"] * one_thread[way] / bandwidth}
             changes = {name: Interval(*x) for name, x in row["changes"].items()}
             cells = inference.in_words(row | {"changes": changes})
             plan = span(*of_plan(model, "megabytes"), 0) if row["format"] == "Q4_0" else "–"
