@@ -70,13 +70,14 @@ class LlamaConfig:
         return self.vocab_size * self.dim
 
     def student(self, shape: str, **size: int) -> "LlamaConfig":
-        """One of SHAPES for a student of this teacher, with its RoPE theta and norm eps. A teacher
-        with QK norms gives them and its head width: a norm is over a whole head, and slices of the
-        teacher's keep it. `size`: vocab_size, context and eos_id."""
-        own = {"rope_theta": self.rope_theta, "norm_eps": self.norm_eps} | SHAPES[shape] | size
+        """One of SHAPES for a student of this teacher, with its vocabulary, context and eos unless
+        given, RoPE theta and norm eps. A teacher with QK norms gives these and its head width, for
+        they are over a whole head; the heads together are about as wide as in the shape."""
+        names = ("vocab_size", "context", "eos_id", "rope_theta", "norm_eps", "qk_norm")
+        own = {name: getattr(self, name) for name in names} | SHAPES[shape] | size
         if self.qk_norm:
-            own |= {"qk_norm": True, "head_dim": self.head_dim}
-            own["heads"] = max(1, round(own["dim"] / self.head_dim))
+            heads = max(1, round(own["dim"] / self.head_dim))
+            own |= {"head_dim": self.head_dim, "heads": heads}
         return LlamaConfig(**own)
 
 

@@ -268,6 +268,9 @@ def test_tokens_that_do_not_fit_the_teacher_are_refused(folder):
         Llama(shape).save(folder / name)
         with pytest.raises(ParameterError, match=f"{name}, the tokens'"):
             asked(PROFILE="smoke", TOKENS=f"{folder}/tokens", TEACHER=f"{folder}/{name}")
+    Llama(LlamaConfig(309, **SHAPES["teacher-smoke"], context=32)).save(folder / "spare rows")
+    found = asked(PROFILE="smoke", TOKENS=f"{folder}/tokens", TEACHER=f"{folder}/spare rows")
+    assert found.teacher.vocab_size == 300
 
 
 def test_a_healthy_machine_passes_and_damaged_tokens_fail_with_their_line(
