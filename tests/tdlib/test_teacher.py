@@ -48,8 +48,7 @@ def second(shared: bool, norms: bool, tied: bool, kv_heads: int) -> tuple[dict, 
         state[f"{name}.weight"] = torch.randn(shape, generator=g) * 0.25 + (len(shape) == 1)
     state |= ({HEAD: state[WTE]} if tied else {}) | {"freqs_cis": torch.zeros(CONTEXT, 4, 2)}
     config = table["config"] | dict(use_weight_sharing=shared, tie_embeddings=tied)
-    config |= dict(n_kv_head=kv_heads, use_qk_norm=norms, engram_inject_indices=(4, 30))
-    return state, config
+    return state, config | dict(n_kv_head=kv_heads, use_qk_norm=norms)
 
 
 def angles(width, theta=10000.0) -> torch.Tensor:
@@ -79,10 +78,9 @@ def upstream_logits(state, ids_BT, heads=4, theta=10000.0, runs=1) -> torch.Tens
     for i in np.repeat(range(layers), runs):
         at, d = f"transformer.h.{i}", x.shape[-1]
         y = norm(x, f"{at}.ln_1.weight")
-        if (fused := f"{at}.attn.c_attn.weight") in state:
-            parts = (y @ state[fused].T).split(d, dim=-1)
-        else:
-            parts = [y @ state[f"{at}.attn.{name}_proj.weight"].T for name in "qkv"]
+        names = (f"{at}.attn.{x}.weight" for x in ("c_attn", "q_proj", "k_proj", "v_proj"))
+        qkv = torch.cat([y @ state[name].T for name in names if name in state], dim=-1)
+        parts = qkv.split([d, *[(qkv.shape[-1] - d) // 2] * 2], dim=-1)
         q, k, v = (part.view(b, t, -1, d // heads) for part in parts)
         if f"{at}.attn.q_norm.weight" in state:
             q, k = (norm(x, f"{at}.attn.{name}_norm.weight") for x, name in ((q, "q"), (k, "k")))
@@ -129,10 +127,7 @@ def test_logits_are_upstreams_at_every_position(change, prefix, tmp_path):
     assert not any(w.requires_grad for w in model.parameters()) and not model.training
 
 
-SECOND = [(True, True, False, 1), (True, False, True, 2), (False, True, False, 4)]
-
-
-@pytest.mark.parametrize("options", SECOND)
+@pytest.mark.parametrize("options", CASES["second version"]["options"])
 def test_a_second_version_is_read_with_its_heads_norms_and_layers_run_twice(options, tmp_path):
     (shared, norms, tied, kv_heads), (state, config) = options, second(*options)
     wanted = upstream_logits(state, some_ids(), theta=5e5, runs=1 + shared)
@@ -240,8 +235,7 @@ def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
 @torch.no_grad()
 def drawn(kv_heads: int, qk_norm: bool = False) -> tuple[Llama, data.Windows]:
     """A model and text drawn from it, which it predicts best, RoPE's order included."""
-    shape = dict(heads=4, kv_heads=kv_heads, mlp_dim=64, qk_norm=qk_norm)
-    model = tiny_model(0, 32, 32, 10, **shape)
+    model = tiny_model(0, 32, 32, 10, heads=4, kv_heads=kv_heads, mlp_dim=64, qk_norm=qk_norm)
     ids_BT = torch.randint(32, (50, 1))
     for _ in range(31):
         shares = model(ids_BT)[:, -1].softmax(-1)

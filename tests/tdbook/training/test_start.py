@@ -74,8 +74,8 @@ def grown(small: Llama, **shape) -> Llama:
     for name, weight in small.named_parameters():
         new = big.get_parameter(name.replace("layers.1.", "layers.2."))
         if weight.ndim == 1:  # the mean square is over more dimensions
-            kept = slice(None) if name.endswith(("q_norm.weight", "k_norm.weight")) else dims
-            new[kept] = weight * (1 if kept is not dims else (c.dim / b.dim) ** 0.5)
+            head = len(weight) == len(new)  # of QK norms it is the same
+            new[slice(None) if head else dims] = weight * (1 if head else c.dim / b.dim) ** 0.5
             continue
         part = name.split(".")[-2]
         new.zero_()
