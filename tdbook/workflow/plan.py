@@ -54,9 +54,9 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
         vocabularies = (vocabulary,) if vocabulary else written
         tokens, size = None, _guessed(p, vocabularies[0], *shares[:1])
     teacher = teacher or size.shape(p["shape"])
-    if teacher.vocab_size > size.vocab_size:  # 00 cuts the rows that no text predicts
+    if size.vocab_size < teacher.vocab_size < 2 * size.vocab_size:  # 00 cuts rows of no piece
         teacher = replace(teacher, vocab_size=size.vocab_size)
-    if teacher.vocab_size < size.vocab_size:
+    if teacher.vocab_size != size.vocab_size:
         both = f"{teacher.vocab_size:,}, the tokens' {size.vocab_size:,}"
         remedy = "give the tokens that it was made with (TOKENS=, VOCAB=)"
         raise ParameterError(f"the teacher's vocabulary is {both}: {remedy}")

@@ -99,8 +99,8 @@ def layer_bytes(config: LlamaConfig, kind: str = "cpu") -> int:
     """Of a token, for the backward: norms in float32, inputs of linears (on CUDA in bfloat16)."""
     heads = 2 * config.head_dim * (config.heads + config.kv_heads)
     linears = 6 * config.dim + heads + 4 * config.mlp_dim
-    normed = config.dim + config.qk_norm * heads // 4  # of the QK norms half as much a head
-    return 16 * normed + (2 if kind == "cuda" else 4) * linears
+    normed = 2 * config.dim + config.qk_norm * heads // 2  # two norms, and those of Q and K
+    return 8 * normed + (2 if kind == "cuda" else 4) * linears
 
 
 @dataclass(frozen=True)

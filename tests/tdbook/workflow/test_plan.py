@@ -263,7 +263,7 @@ def test_what_means_nothing_is_said_in_one_line(pairs, words, capsys):
 
 
 def test_tokens_that_do_not_fit_the_teacher_are_refused(folder):
-    for name, vocab_size, context in (("vocabulary is 200", 200, 32), ("context is 16", 300, 16)):
+    for name, vocab_size, context in (("vocabulary is 600", 600, 32), ("context is 16", 300, 16)):
         shape = LlamaConfig(vocab_size, **SHAPES["teacher-smoke"], context=context)
         Llama(shape).save(folder / name)
         with pytest.raises(ParameterError, match=f"{name}, the tokens'"):
