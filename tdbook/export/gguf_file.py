@@ -1,10 +1,10 @@
 """A model folder → a GGUF file that llama.cpp runs.
 
-llama.cpp's "llama" turns NEIGHBOURING pairs of RoPE, so Q and K are reordered; its "qwen3", which a
-model with QK norms is, turns halves as Hugging Face does. llama.cpp repeats SentencePiece BPE with
-byte fallback ("llama") and BPE over bytes ("gpt2"), which is tried on a thousand lines. Of any
-other tokenizer, every @@ vocabulary among them, a file holds the pieces, so that ids become text,
-and takes ids alone: a warning says so first, and run_gguf.py beside the file encodes.
+Q and K go in with NEIGHBOURING pairs of RoPE, as llama.cpp's "llama" turns them; a folder of
+Hugging Face's layout has halves. llama.cpp repeats SentencePiece BPE with byte fallback ("llama")
+and BPE over bytes ("gpt2"), which is tried on a thousand lines. Of any other tokenizer, every @@
+vocabulary among them, a file holds the pieces, so that ids become text, and takes ids alone: a
+warning says so first, and run_gguf.py beside the file encodes.
 """
 
 import copy
@@ -328,6 +328,7 @@ def _content(model: Source, name: str, kind: Kind, importance_I: np.ndarray | No
         value = f"{path}: {name} holds {max(-low, high)}"
         raise ValueError(f"{value}, which {kind.name} cannot: give an earlier checkpoint")
     for letter, heads in (("q", config.heads), ("k", config.kv_heads)):
+        # "qwen3", which a model with QK norms is, turns halves too
         if name.endswith(f"{letter}_proj.weight") and not config.qk_norm:
             weight = teacher.neighbours(weight, heads)
     if kind == Kind.F16:
