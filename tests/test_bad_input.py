@@ -186,7 +186,7 @@ def test_rows_that_pad_an_embedding_are_cut_and_told(by, good, tmp_path):
     model = teacher.load(tmp_path / "teacher")
     rows = model.head[:500].clone()
     said = prepare(p | {k: str(v) for k, v in given.items()}, tmp_path / "out", model)
-    assert "512 rows for 500 pieces: the last 12 are padding, which no text ever predicts" in said
+    assert "512 rows for 500 pieces: the last 12 are of no piece, which no text ever" in said
     assert torch.equal(model.head, rows)
     assert token_files.open_tokens(tmp_path / "out").vocab_size == model.config.vocab_size == 500
 

@@ -41,6 +41,7 @@ QUANTIZATIONS = {
 COARSER = {Kind.Q4_K: Kind.Q5_0, Kind.Q6_K: Kind.Q8_0}  # where 256 does not divide a row
 PRE = ("gpt-2", "llama-bpe", "qwen2", "default")  # llama.cpp's ways to cut text before BPE
 SCRIPT = "run_gguf.py"
+NAMES = gguf.MODEL_ARCH.QWEN3  # whose tensors are a Llama's and the QK norms
 BITS = {k: 8 * size // block for k, (block, size) in gguf.GGML_QUANT_SIZES.items()}  # of a weight
 LARGEST = 65504  # that 16 bits hold
 # Hugging Face's name of a matrix → see llama_cpp.quantize; None: all weights count the same
@@ -229,7 +230,7 @@ def write(model: Source, path: Path, quantization: str, importance: Importance =
 
 
 def _write_model(path: Path, model: Source, quantization: str, importance=None) -> None:
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "qwen3" if model.config.qk_norm else "llama")
     writer.add_type("model")
     model.metadata.set_gguf_meta_model(writer)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -237,7 +238,7 @@ def _write_model(path: Path, model: Source, quantization: str, importance=None) 
     for key, name in cards.templates("export.yaml")["shape"].items():
         getattr(writer, f"add_{key}")(getattr(model.config, name))
     _add_vocabulary(writer, model.vocabulary, model.config.vocab_size)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.layers)
+    names = gguf.get_tensor_name_map(NAMES, model.config.layers)
     kind_of = kinds(model, quantization)
     for name, (_, shape) in model.weights.items():
         block, width = gguf.GGML_QUANT_SIZES[kind_of[name]]
@@ -308,7 +309,8 @@ def _content(model: Source, name: str, kind: Kind, importance_I: np.ndarray | No
         value = f"{path}: {name} holds {max(-low, high)}"
         raise ValueError(f"{value}, which {kind.name} cannot: give an earlier checkpoint")
     for letter, heads in (("q", config.heads), ("k", config.kv_heads)):
-        if name.endswith(f"{letter}_proj.weight"):
+        # "qwen3", which a model with QK norms is, turns halves too
+        if name.endswith(f"{letter}_proj.weight") and not config.qk_norm:
             weight = teacher.neighbours(weight, heads)
     if kind == Kind.F16:
         return weight.half().numpy()

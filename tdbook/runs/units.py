@@ -54,6 +54,7 @@ def minus(text: str) -> str:
 def q4_0_bytes(config: LlamaConfig) -> int:
     """A shape's weights in Q4_0 throughout: 18 bytes a block of 32; norms are float32."""
     norms = config.dim * (2 * config.layers + 1)
+    norms += config.qk_norm * 2 * config.head_dim * config.layers
     return (config.parameters - norms) * 18 // 32 + 4 * norms
 
 

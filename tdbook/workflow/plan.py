@@ -50,6 +50,8 @@ def asked(wanted: graph.Wanted) -> Asked:
         vocab_size = teacher.vocab_size if teacher else p["vocab_size"]
         tokens, size = None, _guessed(p, vocab_size, *shares[:1])
     teacher = teacher or size.shape(p["shape"])
+    if size.vocab_size < teacher.vocab_size < 2 * size.vocab_size:  # 00 cuts rows of no piece
+        teacher = replace(teacher, vocab_size=size.vocab_size)
     if teacher.vocab_size != size.vocab_size:
         both = f"{teacher.vocab_size:,}, the tokens' {size.vocab_size:,}"
         raise ParameterError(f"the teacher's vocabulary is {both}: give its own tokens (TOKENS=)")

@@ -86,13 +86,14 @@ def tensors(path: Path) -> dict[str, gguf.ReaderTensor]:
 
 def of_file(path: Path, like: Llama) -> dict[str, torch.Tensor]:
     """A file's weights by the names of a model's parameters, by gguf's own code."""
-    names, written, weights = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2), tensors(path), {}
+    names, written, weights = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 2), tensors(path), {}
     for name, weight in like.named_parameters():
         hf = name if name.startswith("lm_head") else f"model.{name}"
         tensor = written[names.get_name(hf.removesuffix(".weight"))]
         exact = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
         for letter, heads in (("q", like.config.heads), ("k", like.config.kv_heads)):
-            exact = teacher.halves(exact, heads) if f"{letter}_proj" in name else exact
+            turned = f"{letter}_proj" in name and not like.config.qk_norm
+            exact = teacher.halves(exact, heads) if turned else exact
         weights[name] = exact.reshape(weight.shape)
     return weights
 

@@ -100,7 +100,9 @@ def kept(config: LlamaConfig, windows: int, bfloat16: bool) -> int:
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
-@pytest.mark.parametrize("change", [{}, dict(heads=4, kv_heads=2, head_dim=24), dict(layers=4)])
+@pytest.mark.parametrize(
+    "change", [{}, dict(kv_heads=1, head_dim=24, qk_norm=True), dict(layers=4)]
+)
 def test_memory_is_a_bound_of_what_a_training_holds_and_not_a_wild_one(kind, change):
     """Gradients and two means in float32, and what autograd keeps; CUDA's is that of autocast,
     which a CPU can make too. With a vocabulary of 8 logits are nothing."""
@@ -263,11 +265,14 @@ def test_what_means_nothing_is_said_in_one_line(pairs, words, capsys):
 
 
 def test_tokens_that_do_not_fit_the_teacher_are_refused(folder):
-    for name, vocab_size, context in (("vocabulary is 400", 400, 32), ("context is 16", 300, 16)):
+    for name, vocab_size, context in (("vocabulary is 600", 600, 32), ("context is 16", 300, 16)):
         shape = LlamaConfig(vocab_size, **SHAPES["teacher-smoke"], context=context)
         Llama(shape).save(folder / name)
         with pytest.raises(ParameterError, match=f"{name}, the tokens'"):
             asked(PROFILE="smoke", TOKENS=f"{folder}/tokens", TEACHER=f"{folder}/{name}")
+    Llama(LlamaConfig(309, **SHAPES["teacher-smoke"], context=32)).save(folder / "spare rows")
+    found = asked(PROFILE="smoke", TOKENS=f"{folder}/tokens", TEACHER=f"{folder}/spare rows")
+    assert found.teacher.vocab_size == 300
 
 
 def test_a_healthy_machine_passes_and_damaged_tokens_fail_with_their_line(
