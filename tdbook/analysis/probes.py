@@ -82,8 +82,7 @@ def pairs(count: int = PAIRS, seed: int = 0) -> list[tuple[str, str, str]]:
 
 
 def pair_items(tokens: Tokens) -> list[Item]:
-    """Those pairs that the tokenizer keeps and the context holds, from where they differ: what
-    comes before has the same log-probability in both."""
+    """Pairs that the tokenizer keeps and the context holds; what both begin with cancels out."""
     words, found = tokens.tokenizer, []
     plain = words and (words.kind != "Morfessor" or words.model)  # encodes text as it is written
     for kind, *sentences in pairs() if plain else ():
@@ -143,8 +142,9 @@ def log_p(model: Llama, texts: Sequence[tuple[list[int], int]], device: str = "c
     return sums_N
 
 
-def right(model: Llama, items: Sequence[Item], device: str = "cpu") -> np.ndarray:
-    """Whether the model finds the right text of each item the likeliest, (I,)."""
+def right(model: Llama, items: Sequence[Item], device: str = "cpu") -> str:
+    """A 1 for each item of which the model finds the right text the likeliest, else a 0."""
     p_N = log_p(model, [text for item in items for text in item.texts], device)
     p_IC = p_N.reshape(-1, len(items[0].texts) if items else 2)
-    return p_IC[:, 0] > p_IC[:, 1:].max(1, initial=-np.inf)
+    hits = (p_IC[:, 0] > p_IC[:, 1:].max(1, initial=-np.inf)).tolist()
+    return "".join("01"[hit] for hit in hits)

@@ -98,11 +98,10 @@ def file_costs(folder: Path, paths: dict, tokens: data.Tokens, count: int, teach
 
 
 def probe(this: Run, name: str, items: dict[str, list[probes.Item]]) -> dict[str, str]:
-    """Probe → which of its items a model has right, a 0 or 1 each."""
+    """Of each probe's items which a model has right, a 0 or 1 each."""
     out, model = folder_of(this).place(name)
     net = Llama.load(out / "models" / model, this.device)
-    right = {key: probes.right(net, of, this.device).astype(int) for key, of in items.items()}
-    return {key: "".join(map(str, right_I)) for key, right_I in right.items()}
+    return {key: probes.right(net, of, this.device) for key, of in items.items()}
 
 
 def samples(net: Llama, tokens: data.Tokens, count: int = 3, length: int = 0) -> list[str]:

@@ -29,9 +29,7 @@ PHASES |= {"Q4_0": "phase2", "Q4_0_DEFAULT": "phase2"}
 FLOAT, IN_INT8 = "PyTorch float32", "PyTorch INT8"
 WAYS = {FLOAT: KV, IN_INT8: INT8}  # format → way; a file's has its name
 FORMS = {"loss": ".4f", "kl": ".4f", "agreement": ".1%", "acceptance": ".2%"}  # of qualities
-# How texts are drawn to be shown and to tell of repetition: of the whole distribution, at this
-# temperature, after so many tokens of validation text; and how many
-TEMPERATURE, PROMPT, TEXTS = 0.8, 8, 20
+TEMPERATURE, PROMPT, TEXTS = 0.8, 8, 20  # the one way to draw texts, see `drawn`
 LEAST_S = 0.05  # that is timed at once: a clock's own step and a neighbour's burst are small in it
 Write = Callable[[Sequence[int], int], list[int]]  # prompt, how many new ids → those
 
@@ -223,13 +221,13 @@ def repetitions(write: dict[str, Write], windows: data.Windows, tokens: int) -> 
 
 
 def drawn(write: Write, windows: data.Windows, tokens: int, seed: int = 0) -> tuple[list, dict]:
-    """TEXTS texts of so many tokens, or what the context holds: the first with its beginning, and
-    how much they repeat, with the way in which they were drawn."""
+    """TEXTS texts of so many tokens, or what the context holds, from the whole distribution at
+    TEMPERATURE after PROMPT tokens: the first with its prompt; how much all repeat, and the way."""
     prompts = windows.batch(evaluate.fixed_rows(windows, TEXTS))[0][:, :PROMPT].tolist()
-    new, how = min(tokens, windows.context - PROMPT), {"temperature": TEMPERATURE}
-    texts = [write(ids, new, **how, seed=seed + i) for i, ids in enumerate(prompts)]
-    told = f"drawn at T {TEMPERATURE}, {new} tokens after {PROMPT}"
-    return prompts[0] + texts[0], repetition(texts) | {"drawn": told}
+    new, way = min(tokens, windows.context - PROMPT), partial(write, temperature=TEMPERATURE)
+    texts = [way(ids, new, seed=seed + i) for i, ids in enumerate(prompts)]
+    told = {"drawn": f"drawn at T {TEMPERATURE}, {new} tokens after {PROMPT}"}
+    return prompts[0] + texts[0], repetition(texts) | told
 
 
 def repetition(texts: list[list[int]]) -> dict[str, float]:

@@ -139,20 +139,20 @@ def texts(by_model: dict[str, dict]) -> pd.DataFrame:
 def grammar(items: dict, right: dict, base: str, teacher: str, resamples: int) -> tuple:
     """Of probes' items what each model has right (common.probe): shares with 95 % intervals over
     pairs and over documents, and changes against `base`, paired; and the pairs by kind."""
-    right = {n: {k: np.array([*x], float) for k, x in of.items()} for n, of in right.items()}
-    kind_I, document_I = (np.array([item.group for item in items[k]]) for k in ("pairs", "cloze"))
-    units, rows = {"pairs": np.arange(len(kind_I)), "cloze": document_I}, []
-    units = {key: unit_I for key, unit_I in units.items() if len(unit_I)}
+    groups = {key: np.array([item.group for item in of]) for key, of in items.items()}
+    right = {n: {key: np.array([*x], float) for key, x in of.items()} for n, of in right.items()}
+    rows, kind_I = [], groups["pairs"]
     for name, of in right.items():
-        row, pairs, agreed_I = {"model": name}, of["pairs"], right[teacher]["pairs"] > 0
-        for key, unit_I in units.items():
-            share = intervals.change(of[key], 0 * of[key], unit_I, resamples)
-            change = intervals.change(of[key], right[base][key], unit_I, resamples)
-            row[key] = f"{share:.1%}".replace("+", "")
-            row[f"{key}_change"] = "baseline" if name == base else f"{change:.1%}"
+        row, pairs = {"model": name, "base": base, "teacher": teacher}, of["pairs"]
+        for key, unit_I in (groups | {"pairs": np.arange(len(kind_I))}).items():
+            against = (0 * of[key], right[base][key])
+            changes = (intervals.change(of[key], x, unit_I, resamples) for x in against)
+            share, change = (f"{x:.1%}".replace("undefined", "–") for x in changes)
+            change = "baseline" if name == base else change
+            row |= {key: share.replace("+", ""), f"{key}_change": change}
         row |= {kind: known_mean(pairs[kind_I == kind]) for kind in np.unique(kind_I)}
-        row |= {"all": known_mean(pairs), "agreed": known_mean(pairs[agreed_I])}
-        rows.append(row | {"base": base, "teacher": teacher})
+        agreed = known_mean(pairs[right[teacher]["pairs"] > 0])
+        rows.append(row | {"all": known_mean(pairs), "agreed": agreed})
     return _written("grammar", rows), _written("kinds", rows)
 
 
