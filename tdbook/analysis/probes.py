@@ -88,7 +88,8 @@ def pair_items(tokens: Tokens) -> list[Item]:
     for kind, *sentences in pairs() if plain else ():
         one, two = ([words.eos, *ids, words.eos] for ids in words.encode(sentences))
         start = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), 0)
-        if start and words.unk not in one + two and max(map(len, (one, two))) <= tokens.context + 1:
+        held = max(len(one), len(two)) <= tokens.context + 1
+        if start and held and words.unk not in one + two and max(one + two) < tokens.vocab_size:
             found.append(Item(kind, [(one, start), (two, start)]))
     return found
 
@@ -98,11 +99,10 @@ def cloze_items(tokens: Tokens, seed: int = 0) -> list[Item]:
     that are as long (± 1 character) and have the same two last characters."""
     rng, t, document_N = Random(seed), tokens.context, token_files.origins(tokens, "val")[0]
     _, first_D, size_D = np.unique(document_N, return_index=True, return_counts=True)
-    found, count = [], len(first_D)
-    for d in rng.sample(range(count), min(count, CLOZE)) if tokens.tokenizer else ():
+    found, most = [], max(3, -(-CLOZE // len(first_D)))
+    for d in rng.sample(range(len(first_D)), min(len(first_D), CLOZE)) * bool(tokens.tokenizer):
         # between the middles of its first and last window all is of this document
         ids = tokens.val.ids[first_D[d] * t + t // 2 :][: (size_D[d] - 1) * t + 1].tolist()
-        most = max(3, -(-CLOZE // count))
         found += [Item(d, texts) for texts in islice(_last_words(tokens, ids, rng), most)]
     return found[:CLOZE]
 
@@ -119,8 +119,9 @@ def _last_words(tokens: Tokens, ids: list[int], rng: Random) -> Iterator[list]:
         alike = [w for w in others if len(w) in near and w[-2:] == word[-2:] and w != word]
         four = [word, *rng.sample(alike, min(3, len(alike)))]
         head, *coded = words.encode([start, *(f"{start} {w}{mark}" for w in four)])
-        before, n = ids[: a + len(head)][-min(BEFORE, tokens.context // 2) :], len(head)
-        fits = all(c[:n] == head and len(c) - n <= tokens.context // 2 for c in coded)
+        n, half, v = len(head), tokens.context // 2, tokens.vocab_size
+        before = ids[: a + n][-min(BEFORE, half) :]
+        fits = all(c[:n] == head and len(c) - n <= half and max(c) < v for c in coded)
         if fits and len(four) == 4 and ids[a:][: len(coded[0])] == coded[0]:
             yield [(before + c[n:], len(before)) for c in coded]
 
@@ -146,5 +147,4 @@ def right(model: Llama, items: Sequence[Item], device: str = "cpu") -> str:
     """A 1 for each item of which the model finds the right text the likeliest, else a 0."""
     p_N = log_p(model, [text for item in items for text in item.texts], device)
     p_IC = p_N.reshape(-1, len(items[0].texts) if items else 2)
-    hits = (p_IC[:, 0] > p_IC[:, 1:].max(1, initial=-np.inf)).tolist()
-    return "".join("01"[hit] for hit in hits)
+    return "".join("01"[x] for x in (p_IC[:, 0] > p_IC[:, 1:].max(1, initial=-np.inf)).tolist())
