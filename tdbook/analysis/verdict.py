@@ -112,9 +112,9 @@ class Verdict:
     def cells(self) -> dict[str, object]:
         """A row of the table of verdicts."""
         row, mains = ROWS[self.key], [e for e in self.effects if e.role == "effect" and e.seeds]
-        form, plan = row.get("form", ".3f"), row.get("plan")
+        plan = row.get("plan")
         names = [f"{e.what}: " * (len(mains) > 1) for e in mains]
-        sizes = (f"{name}{e.interval:{form}}" for name, e in zip(names, mains, strict=True))
+        sizes = (f"{name}{e.interval}" for name, e in zip(names, mains, strict=True))
         cost = (
             COST[e.verdict[0]] if e.seeds else "not run" for e in self.effects if e.role == "cost"
         )
@@ -124,7 +124,7 @@ class Verdict:
             "measured": self.measured or "; ".join(sizes) or "–",
             "the plan": minus("{:+g} to {:+g}".format(*plan)) if plan else "–",
             "seeds": min((e.seeds for e in mains), default="–"),
-            "resolves": max((intervals.number(e.resolves, form) for e in mains), default="–"),
+            "resolves": max((intervals.number(e.resolves, ".3f") for e in mains), default="–"),
             "at equal cost": next(cost, "–"),
             OLD_RULES: row.get("was", "–"),
         }

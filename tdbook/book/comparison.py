@@ -115,24 +115,22 @@ def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list
     return features.kept_and_lost(losses, labels, p["base"], judged, document_M, p["resamples"])
 
 
-def show_sweep(this: Run, sweep: str, losses: Mapping, hard_N, document_N: np.ndarray) -> str:
+def show_sweep(this: Run, sweep: str, losses: Mapping, document_N: np.ndarray) -> str:
     """A sweep's table and figure; its best point in a sentence."""
     points = {n: p for n, p in common.folder_of(this).points.items() if p.sweep == sweep}
     if not points:
         return f"No point of the sweep {sweep} is done."
-    rows, notebook, base = [], sweeps.listed(this.out, sweep)["notebook"], this.parameters["base"]
+    rows, notebook, p = [], sweeps.listed(this.out, sweep)["notebook"], this.parameters
     for name, point in points.items():
         row = point.metrics | {"point": name, "varied": point.varied}
         row["minutes"] = point.record["seconds"] / 60
-        for part, at_N in {"hard": hard_N, "easy": ~hard_N, "all": hard_N | True}.items():
-            pair = losses[name][at_N], losses[base][at_N], document_N[at_N]
-            row[part] = intervals.change(*pair, this.parameters["resamples"])
-        rows.append(row)
+        pair = losses[name], losses[p["base"]], document_N
+        rows.append(row | {"change": intervals.change(*pair, p["resamples"])})
     this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
     alt = f"Difference from the base at every point of the sweep {sweep}, by setting"
     this.figure(f"sweep-{sweep}", plots.sweep(rows, notebook), alt)
     best = min(rows, key=lambda row: row["loss"])
-    return WORDS["sweep"].format(count=len(rows), sweep=sweep, best=best, base=base)
+    return WORDS["sweep"].format(count=len(rows), sweep=sweep, best=best, base=p["base"])
 
 
 def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
@@ -188,5 +186,5 @@ def headline(t: Trial, verdicts: Sequence[Verdict]) -> str:
     few = adapter.result == verdict.UNDECIDED
     result = (adapter.why, adapter.result) if few else (adapter.result, adapter.why)
     lines.append(f"{ROWS['adapter']['claim']} — {': '.join(result)}.")
-    sizes = [e for e in (*adapter.effects, *gap.effects) if e.role in verdict.JUDGED]
+    sizes = [e for v in (adapter, gap) for e in v.effects if e.role in verdict.JUDGED and e.seeds]
     return " ".join([*lines, *(f"{e.words()}." for e in sizes)])

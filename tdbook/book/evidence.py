@@ -231,7 +231,9 @@ def show(this: Run, topic: str, verdicts: Sequence[Verdict]) -> None:
     of_topic = [v for v in verdicts if v.key in TOPICS[topic]["rows"]]
     effects = [e for v in of_topic for e in v.effects]
     display(Markdown(f"## {topic}"))
-    if len(drawn := [e for e in effects if math.isfinite(e.interval.low)]) > 1:
+    nats = (e for e in effects if len(next(iter(e.pairs), ())) < 3)  # a share has its own scale
+    drawn = [e for e in nats if math.isfinite(e.interval.low)]
+    if len(drawn) > 1:
         title = "; ".join(f"{ROWS[v.key]['claim']}: {v.result}" for v in of_topic[:2])
         alt = f"{topic}: every effect with its interval"
         this.figure(of_topic[0].key, plots.effects(drawn, title), alt=alt)

@@ -33,7 +33,7 @@ from tdbook.runs.units import minus
 font_manager.fontManager.addfont(str(fontpkg.path("Noto Sans Telugu")))
 style.use(Path(__file__).with_suffix(".mplstyle"))
 DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
-LOOKS, ROLES, PARTS, INKS, BOX = DATA.values()
+LOOKS, ROLES, INKS, BOX = DATA.values()
 HARD, EASY, GREY, PLAN = INKS.values()
 WIDTH = 4.5  # inches
 Rows = Sequence[Mapping]
@@ -214,17 +214,15 @@ def sweep(rows: Rows, notebook: str) -> Figure:
     """A panel a setting: mean difference from the base (see comparison.show_sweep), the bar over
     all else that varied. *: as the plan."""
     best = min(rows, key=lambda row: row["loss"])
-    title = f"Lowest of {len(rows)}: {best['point']}, {best['all']} nats against the base"
+    title = f"Lowest of {len(rows)}: {best['point']}, {best['change']} nats against the base"
     panels: dict[str, list[Mark]] = {}
     for name in dict.fromkeys(name for row in rows for name in row["varied"]):
         values = [row["varied"].get(name, "–") for row in rows]
         numbers = sorted({value for value in values if isinstance(value, int | float)})
         for value in dict.fromkeys([*numbers, *values]):
             same = [row for row, v in zip(rows, values, strict=True) if v == value]
-            for part, how in PARTS.items():
-                changes = [row[part][0] for row in same]
-                ends = np.mean(changes), min(changes), max(changes)
-                mark = Mark(setting(notebook, name, value), *ends, **how)
-                panels.setdefault(name.replace("_", " "), []).append(mark)
-    keys = [key(f"{part} text", **how) for part, how in PARTS.items()]
-    return forest(title, panels, "loss − base's (nats; *: the plan)", keys, line=0)
+            changes = [row["change"][0] for row in same]
+            ends = np.mean(changes), min(changes), max(changes)
+            mark = Mark(setting(notebook, name, value), *ends)
+            panels.setdefault(name.replace("_", " "), []).append(mark)
+    return forest(title, panels, "loss − base's (nats; *: the plan)", line=0)

@@ -19,13 +19,12 @@ END = "<!-- /evidence -->"
 
 
 def headline(folder: Path) -> str:
-    """README's table, from the published numbers alone: the rows that claims.yaml names."""
-    claims, columns = (
-        _read(folder, "claims"),
-        ["claim", "verdict", "measured", "the plan", "at equal cost"],
-    )
-    rows = claims[[bool(ROWS.get(key, {}).get("readme")) for key in claims["key"]]][columns]
-    lines = [columns, ["---"] * len(columns), *rows.to_numpy().tolist()]
+    """README's table, from the published numbers alone: rows and order are those of claims.yaml."""
+    columns = ["claim", "verdict", "measured", "the plan", "at equal cost"]
+    places = {key: row["readme"] for key, row in ROWS.items() if "readme" in row}
+    claims = _read(folder, "claims").set_index("key")
+    keys = sorted(places.keys() & claims.index, key=places.get)
+    lines = [columns, ["---"] * len(columns), *claims.loc[keys, columns].to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
