@@ -44,9 +44,7 @@ def judge_one(interval: Interval, least: float = 0.0, claimed: int = -1) -> tupl
     low, high = sorted(claimed * end for end in interval[1:])
     if not math.isfinite(low + high):
         return UNDECIDED, "interval unknown"
-    where = "no clear direction"
-    if low > 0 or high < 0:
-        where = "right direction" if low > 0 else "opposite direction"
+    where = f"{'right' if low > 0 else 'opposite' if high < 0 else 'no clear'} direction"
     if low > 0 and low >= claimed * least:
         return HOLDS, where
     if high < claimed * least:

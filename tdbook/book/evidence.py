@@ -45,21 +45,19 @@ def judged_on(tokens: data.Tokens) -> str:
 class Losses(dict):
     """Model → its loss of every window of a split, (N,). A model is run when it is first asked
     for: none that no verdict needs reads this text. Kept in scores/<split>/ under the hash of model
-    and text; of the teacher, and of the base with every seed, token by token too."""
+    and text, and of the fixed windows token by token."""
 
     def __init__(self, this: Run, tokens: data.Tokens, split: str):
         super().__init__()
         self.this, self.split, self.windows = this, split, getattr(tokens, split)
-        self.folder, p = common.folder_of(this), this.parameters
-        self.models = models = verdict.models(self.folder)
-        bases = [n for n, m in models.items() if m.settings == models[p["base"]].settings]
-        self.whole = [p["teacher"], *bases]
+        self.folder = common.folder_of(this)
+        self.models = verdict.models(self.folder)
 
     def __missing__(self, name: str) -> np.ndarray:
         return self.setdefault(name, np.load(self._path(name, "npy")))
 
     def tokens(self, name: str) -> np.ndarray:
-        """Of one of `whole`, the loss of every token of the fixed windows, (M, T)."""
+        """A model's loss of every token of the fixed windows, (M, T)."""
         return np.load(self._path(name, "npz"))["token_loss_MT"]
 
     def _path(self, name: str, kind: str) -> Path:
@@ -70,15 +68,15 @@ class Losses(dict):
         # the text too, and how much of it is told: a given teacher stays the same beside another
         files = ((out, place), (this.out, "tokens"))
         read = [hashes.made_by_others(where, "")[what]["sha256"] for where, what in files]
-        fixed, whole = this.parameters["fixed_windows"], name in self.whole
+        fixed = this.parameters["fixed_windows"]
         stem = re.sub(r"[^\w.+-]+", "_", name) + f"-{hashes.of([*read, fixed])[:8]}"
         path = this.path("scores", self.split, f"{stem}.{kind}")
         if not path.exists():
             base = f"models/{self.models[name].p['base']}" if adapter else place
             net = Llama.load(out / base, this.device)
             net = lora.load(net, out / place) if adapter else net
-            how = dict(fixed=fixed if whole else 1, device=this.device)
-            evaluate.evaluate(net.eval(), self.windows, **how).save(path.parent, stem, whole)
+            found = evaluate.evaluate(net.eval(), self.windows, fixed=fixed, device=this.device)
+            found.save(path.parent, stem)
             this.progress(len(self) + 1, len(self.models), f"models on {self.split}: {name}")
         return path
 
@@ -237,7 +235,8 @@ def show(this: Run, topic: str, verdicts: Sequence[Verdict]) -> None:
         title = "; ".join(f"{ROWS[v.key]['claim']}: {v.result}" for v in of_topic[:2])
         alt = f"{topic}: every effect with its interval"
         this.figure(of_topic[0].key, plots.effects(drawn, title), alt=alt)
-    lines = [f"Not run: {e.what}." for e in effects if not e.seeds]
+    missing = "; ".join(e.what for e in effects if not e.seeds)
+    lines = [f"Not run: {missing}."] * bool(missing)
     if "hard" in ROWS[of_topic[0].key]:
         found = [record["finding"] for record in common.folder_of(this).of(notebooks.HARD_SET)]
         lines += [f"02 found: {finding}" for finding in found]

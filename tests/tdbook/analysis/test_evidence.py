@@ -5,7 +5,6 @@ import copy
 import itertools
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,7 +119,6 @@ def test_losses_are_those_of_every_window_of_a_split(opened, split):
     loss_NT = by_hand(net, text)
     np.testing.assert_allclose(found["50m"], loss_NT.mean(1), atol=1e-5)
     rows = evaluate.fixed_rows(getattr(tokens, split), FIXED)
-    assert set(found.whole) == {"teacher", "50m", "50m-seed2"}
     np.testing.assert_allclose(found.tokens("50m"), loss_NT[rows], atol=1e-4)
     net = lora.merge(lora.load(net, this.out / "sweeps/share/share0.5/adapters/50m-hard"))
     adapted_N = by_hand(net, text).mean(1)
@@ -269,9 +267,6 @@ def test_beside_every_effect_stand_sections_and_the_sources_of_the_works(opened)
         of_source_N = np.array(source_D)[document_N] == source
         mean = f"{change_N[of_source_N].mean():+.3f} [".replace("-", "−")
         assert sources.loc["50m − 50m-scratch", source].startswith(mean)
-    on_val = SimpleNamespace(split="confirm", __getitem__=t.losses.__getitem__)
-    same = evidence.effects_table(this, tokens, replace(t, losses=on_val), verdicts)
-    assert "on sections" not in same  # it is these that judge
 
 
 MERGED = {"adapter": "a", "weights": "32,608", "weights of the base": "32,608"}

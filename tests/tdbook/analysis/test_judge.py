@@ -74,10 +74,6 @@ def test_knowing_more_never_turns_a_failure_into_anything_else_and_signs_do_not_
     assert {word for word, _ in seen} == {HOLDS, FAILS, UNDECIDED} and len(seen) == 6
 
 
-def test_an_effect_clear_in_the_right_direction_but_a_tenth_of_the_size_fails_as_stated():
-    assert of(-0.031, -0.029, -0.3).verdict == (FAILS, "right direction, smaller")
-
-
 def test_a_row_of_the_table_and_every_effect_survive_a_file():
     effects = [of(-0.28, -0.11, -0.3, plan=(-0.5, -0.3)), of(0.2, 0.3, seeds=5, role="cost")]
     effects += [of(0.1, 0.2, seeds=0, role="also"), of(-0.2, -0.1, seeds=1, role="also")]

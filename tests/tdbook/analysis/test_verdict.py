@@ -103,8 +103,8 @@ def test_each_length_of_one_training_is_a_model_as_if_trained_alone():
         return record | dict(models={length: {} for length in lengths}, remembered=logs)
 
     records = [TEACHER, SCRATCH, trunk("a", 1), trunk("b", 3), trunk("pick", 2)]
-    points = {f"h{s}": replayed("x", s, base=f"{n}-1000") for s, n in ((1, "a"), (3, "b"))}
-    points |= {f"r{s}": replayed("x", s, base=f"{n}-2000") for s, n in ((1, "a"), (3, "b"))}
+    arms = itertools.product((("h", 1000), ("r", 2000)), ((1, "a"), (3, "b")))
+    points = {f"{arm}{s}": replayed("x", s, base=f"{run}-{n}") for (arm, n), (s, run) in arms}
     names = ["teacher", "scratch", *points]
     names += [f"{run}-{n}" for run in ("a", "b", "pick") for n in (1000, 2000, 4000)]
     means = dict.fromkeys(names, 1.0) | {"h1": 0.9, "h3": 0.7, "a-2000": 0.5, "b-2000": 0.5}
@@ -149,8 +149,8 @@ def test_every_arm_is_at_the_rate_that_development_prefers_with_the_seed_that_ch
     assert e.pairs == (("lr0.002", "50m"), ("s3", "third"))
     assert e.interval.value == pytest.approx((5.9 - 6 + 5.7 - 6) / 2)
     # where the seed that chooses has been tried too, it alone counts, and is not read
-    more = {f"p{rate:g}": replayed("hard", 2, base="pick", learning_rate=rate)
-            for rate in (5e-4, 1e-3, 2e-3)}  # fmt: skip
+    with_2 = dict(seed=2, base="pick")
+    more = {f"p{r:g}": replayed("hard", learning_rate=r, **with_2) for r in (5e-4, 1e-3, 2e-3)}
     for best, wanted in (("p0.0005", ["lr0.0005"]), ("p0.001", ["hard-merged"])):
         chosen = dict.fromkeys(more, 5.0) | {best: 4.9}
         t = of(records, means | chosen, points | more, development=dev | chosen)
@@ -188,11 +188,9 @@ def test_seeds_are_paired_by_the_bases_and_a_share_of_the_gap_has_three():
         points |= {f"big{s}": LARGE | {"parameters": LARGE["parameters"] | {"seed": s}}}
         means |= {f"s{s}": 0.6 + more, f"s{s} hard": 0.54 - more, f"big{s}": 0.4}
     t = of(records, means, points)
-    wanted = {
-        "adapter on hard − its base": (0.54 - 0.6, 0.51 - 0.63, 0.48 - 0.66),
-        "adapter on hard − adapter on random": (0.54 - 0.57, 0.51 - 0.6),
-        "distilled − scratch": (0.6 - 0.9,),
-    }
+    wanted = {"adapter on hard − its base": (0.54 - 0.6, 0.51 - 0.63, 0.48 - 0.66)}
+    wanted |= {"adapter on hard − adapter on random": (0.54 - 0.57, 0.51 - 0.6)}
+    wanted |= {"distilled − scratch": (0.6 - 0.9,)}
     for words, apart in wanted.items():
         e, back = t.effect(words), t.effect(" − ".join(words.split(" − ")[::-1]))
         assert e.seeds == back.seeds == len(apart)
@@ -204,7 +202,7 @@ def test_seeds_are_paired_by_the_bases_and_a_share_of_the_gap_has_three():
     share = (0.06 + 0.12 + 0.18) / (0.2 + 0.23 + 0.26)
     assert gap.effects[0].interval.value == pytest.approx(share)
     assert gap.effects[0].what == "share of the gap from 50m to big that adapter on hard closes"
-    assert gap.result in (verdict.UNDECIDED, verdict.HOLDS) and gap.effects[0].least == 0.5
+    assert gap.result == verdict.UNDECIDED and gap.effects[0].least == 0.5
     adapter = t.judged("adapter")  # 0.12 ± much, but two seeds of random windows
     assert "adapter on hard − adapter on random: 2 seeds" in adapter.why
     assert adapter.result == verdict.UNDECIDED and adapter.effects[0].least == -0.1
@@ -258,11 +256,9 @@ def test_of_one_document_nothing_is_known(whole):
 
 
 def test_a_picker_that_is_judged_and_a_teacher_that_is_hardly_better_are_said_first(whole):
-    for picks, said in (("50m", True), ("scratch", True), ("pick", False)):
-        lines = comparison.limits(replace(whole, picked_by=picks), [])
-        assert [line.startswith(f"**⚠ {picks} makes the choices") for line in lines[1:]] == [
-            said
-        ] * said
+    for picks in ("50m", "scratch"):
+        line = comparison.limits(replace(whole, picked_by=picks), [])[1]
+        assert line.startswith(f"**⚠ {picks} makes the choices") and "seed of 50m" in line
     for lag, little in ((0.1, True), (0.2, False)):
         losses = whole.losses | {"teacher": whole.losses["50m"] - lag}
         t = replace(whole, losses=losses)
