@@ -189,7 +189,7 @@ def two(tmp_path, monkeypatch):
     (tmp_path / "scores/val").mkdir(parents=True)
     for name, loss_N in losses.items():
         np.save(tmp_path / f"scores/val/{name}.npy", np.where(known_N, loss_N, np.float32("nan")))
-    this = SimpleNamespace(out=tmp_path, run="x", path=tmp_path.joinpath)
+    this = SimpleNamespace(out=tmp_path, run="x", path=tmp_path.joinpath, parameters={})
     monkeypatch.setattr(token_files, "origins", lambda tokens, split: (document_N, []))
     return this, {n: x[known_N] for n, x in losses.items()}, document_N[known_N], known_N
 

@@ -70,7 +70,9 @@ def test_students_are_found_by_parameters_not_by_names():
         *(distilled("cold", **large, temperature=1.0), distilled("cut", **large, init="teacher")),
         distilled("longer-a", tokens=2000, ce_weight=1.0, distinct_tokens=1000),
         distilled("longer-b", tokens=2000, ce_weight=1.0),
-        *(distilled(f"x{n}", tokens=n, token_limit=n) for n in (2500, 2000)),  # the next longer
+        *(
+            distilled(f"x{5000 - n}", tokens=n, token_limit=n) for n in (2500, 2000)
+        ),  # the next longer
         *(distilled("x1", shape="student-55m"), distilled("x2", shape="student-80m-tiny")),
         distilled("a-seed", 3, shape="student-80m-tiny"),  # the base's seed goes before it
         distilled("75m-long", tokens=3000, shape="student-75m-small"),
@@ -78,7 +80,7 @@ def test_students_are_found_by_parameters_not_by_names():
     ]
     names = [name for record in records for name in record["models"]]
     wanted = """distilled 50m, scratch scratch, scratch for more epochs longer-a, direct 75m-direct,
-     scratch on fresh tokens longer-b, the longer training x2000, student-55m x1, student-80m x2,
+     scratch on fresh tokens longer-b, the longer training x3000, student-55m x1, student-80m x2,
      student-120m x3, student-75m 75m-long, progressive 75m, distilled at T 1 cold-50m"""
     wanted = dict(row.strip().rsplit(" ", 1) for row in wanted.split(","))
     t = of(records, dict.fromkeys(names, 1.0))
