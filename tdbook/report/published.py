@@ -61,7 +61,8 @@ def compare(out: Path, published: Path) -> list[str]:
         elif not (_holds(new := here.loc[place], old["value"]) or _holds(old, new["value"])):
             old = Interval(*old[["value", "low", "high"]])
             lines.append(f"{name} ({claim}) is {new['value']:+.4f} here, published {old:.4f}")
-    new, old = (_read(place, "claims").set_index("key")["verdict"] for place in (out, published))
+    claims = (_read(place, "claims").set_index("key")["verdict"] for place in (out, published))
+    new, old = (verdicts.str.partition(" (")[0] for verdicts in claims)  # the word alone
     changed = {key: verdict for key, verdict in old.items() if new.get(key) != verdict}
     return lines + [f"{key}: {new.get(key)!r} here, {v!r} published" for key, v in changed.items()]
 

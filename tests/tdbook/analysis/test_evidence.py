@@ -28,7 +28,7 @@ from tests.tdbook.analysis.test_verdict import TEACHER, distilled, replayed
 T, FIXED = 32, 16  # tokens of a window; windows that are looked at token by token
 P07 = dict(run="07_evidence", base="50m", teacher="teacher", scratch="50m-scratch", seed=1)
 P07 |= dict(picked_by="50m-seed2", sweeps="share", recipe="share", hard_share=0.2)
-P07["fixed_windows"] = FIXED
+P07 |= dict(fixed_windows=FIXED)
 STUDENTS = [distilled("50m"), distilled("50m-seed2", 2), distilled("50m-scratch", ce_weight=1.0)]
 
 
@@ -237,8 +237,8 @@ def test_every_claim_has_a_verdict_and_only_models_that_one_needs_are_run(opened
     assert effect.interval.value == pytest.approx(apart, abs=1e-5) and not cost.seeds
     e = judged["recipe"].effects[0]
     apart = t.losses["share0.2"].mean() - t.losses["50m-hard-merged"].mean()
-    assert e.interval.value == pytest.approx(apart, abs=1e-5) and t.recipe == "share0.2"
-    assert e.what == "recipe − adapter on hard"
+    assert e.interval.value == pytest.approx(apart, abs=1e-5)
+    assert (t.recipe, e.what) == ("share0.2", "recipe − adapter on hard")
     assert not {"share0.5", "50m-seed2"} & t.losses.keys()  # no verdict asked for them
     read, every = {*t.losses}, evidence.models_table(this, tokens, t).set_index("model")
     assert {*every.index} == read == {*t.losses}
