@@ -1,9 +1,9 @@
 """What changes while a model trains, and how it is kept, so that nothing is lost.
 
 state.pt is kept every checkpoint_minutes, at an epoch's end, and before SIGTERM or Ctrl-C end the
-training; epoch-1.safetensors … stay, and of a training into four bits rounded-1.safetensors …; a
-file appears whole or not at all, knows what it was made with, and a full disk leaves the one
-before. Nothing in them is ever executed.
+training; trunk.pt, the state before a cooldown, is for a longer training. epoch-1.safetensors …
+stay, and of a training into four bits rounded-1.safetensors …; a file appears whole or not at all,
+knows what it was made with, and a full disk leaves the one before. Nothing is ever executed.
 """
 
 import hashlib
@@ -25,10 +25,13 @@ from tdlib import data
 from tdlib.files import write_whole
 from tdlib.team import Team
 
+TRUNK = "trunk.pt"  # the state before the cooldown of a stable schedule
 EMA = 32  # steps that the mean of the loss looks back
 # these change no result, so they may change when a training goes on from its checkpoint
 FREE = ("micro_windows", "max_skipped", "activation_checkpointing", "checkpoint_minutes")
-NEW = {"four_bit_share": 0.0}  # what an older checkpoint, which does not name it, was made with
+# what an older checkpoint, which does not name them, was made with
+NEW = {"four_bit_share": 0.0, "schedule": "cosine", "cooldown_share": 0.2, "optimizer": "adamw"}
+LENGTH = ("token_limit", "warmup_share")  # in which trainings with one trunk may differ
 
 
 class Meter:
@@ -59,11 +62,17 @@ class State:
         self.meter = Meter(device)
         self.loss_ema = torch.full((), math.inf, device=device)  # an exponential moving average
         self.skipped = torch.zeros((), device=device)
-        parts = ([p for p in self.trained.values() if (p.ndim < 2) == v] for v in (False, True))
+        muon = {n for n, p in self.trained.items() if p.ndim == 2 and "layers" in n}
+        muon = muon if recipe.optimizer == "muon" else set()
+        inner, rest = ([p for n, p in self.trained.items() if (n in muon) == m] for m in (1, 0))
+        parts = ([p for p in rest if (p.ndim < 2) == vectors] for vectors in (False, True))
         decays = (recipe.weight_decay, 0.0)  # of matrices, of vectors
         groups = [{"params": p, "weight_decay": d} for p, d in zip(parts, decays, strict=True)]
         # fused: a seventh of the time on a CPU too, and it can leave a step out, see `update`
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+        # Moonlight's scale (arXiv 2502.16982, section 2.2): AdamW's learning rate fits
+        how = dict(weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.muon = torch.optim.Muon(inner, **how) if inner else None
 
     def update(self, step: int, rate: float, loss: Tensor) -> None:
         """A step of the optimiser, or none where loss or gradient are out of the ordinary; decided
@@ -71,10 +80,12 @@ class State:
         self.meter.norm = nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.clip)
         bad = ~(self.meter.norm.isfinite() & (loss < self.loss_ema + self.recipe.spike))
         self.optimizer.found_inf = bad.float()  # the fused kernel then leaves all as it is
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in filter(None, (self.optimizer, self.muon)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            if optimizer is self.optimizer or not bad:  # Muon cannot leave a step out: this waits
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         ema = torch.where(self.loss_ema.isinf(), loss, self.loss_ema.lerp(loss, 1 / EMA))
         # exactly 0 is a step without any target: it says nothing
         self.loss_ema = torch.where(bad | (loss == 0), self.loss_ema, ema)
@@ -99,6 +110,7 @@ class State:
         """What a checkpoint holds."""
         content = {"key": self.key, "step": self.step, "log": self.log, "weights": self.weights()}
         content |= {"usual": self.loss_ema, "skipped": self.skipped, "sums": self.meter.sums}
+        content |= {"muon": self.muon.state_dict()} if self.muon else {}
         return content | {"random": torch.get_rng_state(), "optimizer": self.optimizer.state_dict()}
 
     def restore(self, content: dict) -> None:
@@ -108,6 +120,8 @@ class State:
         for name, weight in own["weights"].items():
             weight.copy_(content["weights"][name])
         self.optimizer.load_state_dict(content["optimizer"])
+        if self.muon:
+            self.muon.load_state_dict(content["muon"])
         self.step, self.log = content["step"], content["log"]
         torch.set_rng_state(content["random"])
 
@@ -124,11 +138,14 @@ class Keeper:
         in_float, end = state.recipe.in_float(len(steps)), len(steps)
         quarters = {(in_float * (4 - i) + end * i) // 4: f"rounded-{i}" for i in (1, 2, 3)}
         self.kept |= {step: name for step, name in quarters.items() if step > in_float}
+        self.trunk = state.recipe.stable(len(steps))  # the step from which a longer one goes on
         self.saved = time.monotonic()
 
     def restore(self) -> bool:
-        """Whether there is a state to go on from."""
-        if not self.folder or not (content := load(self.folder / "state.pt", self.state.key)):
+        """Whether there is a state to go on from: its own, or a shorter training's trunk."""
+        places = [self.folder / name for name in ("state.pt", TRUNK)] if self.folder else []
+        contents = (load(place, self.state.key) for place in places)
+        if not (content := next(filter(None, contents), None)):
             return False
         self.state.restore(content)
         self._save_weights(self.state.step)  # not there after a full disk, or older code
@@ -142,11 +159,12 @@ class Keeper:
         due = due > 60 * self.state.recipe.checkpoint_minutes
         # a cluster's signal reaches all ranks, at any moment
         stop = self.team.any_rank(signals.caught > 0)
-        if self.team.any_rank(due or last or step in self.kept) or stop:
+        if self.team.any_rank(due or last or step in (*self.kept, self.trunk)) or stop:
             targets.sync()  # no checkpoint is ahead of the rows that led to it
             self._save_weights(step)  # first: from the state on, nothing would write it again
             if self.team.any_rank(True) and self.team.rank == 0:  # all have come so far
-                save(self.folder / "state.pt", self.state.content())
+                for name in ("state.pt", *[TRUNK] * (step == self.trunk)):
+                    save(self.folder / name, self.state.content())
             self.saved = time.monotonic()
         if stop or (last and signals.caught):  # else not kept: after the next
             line = f"stopped after step {step:,} of {self.steps:,}, kept in {self.folder}: "
@@ -197,7 +215,7 @@ def load(path: Path, key: dict) -> dict | None:
     except Exception as error:  # torch's errors share no base
         why = type(error).__name__
         raise ValueError(f"{path} is no checkpoint ({why}): set redo to start over") from None
-    for name in key:
+    for name in key.keys() - {*LENGTH} if path.name == TRUNK else key:
         if key[name] != (before := old.get(name, NEW.get(name))):
             fault = f"{path} was made with {name} {before!r}, now it is {key[name]!r}"
             raise ValueError(f"{fault}: put it back to go on, or set redo to start over")

@@ -1,4 +1,4 @@
-"""Training: AdamW over the numbered windows in a seeded order, warm-up, then cosine to a tenth.
+"""Training: AdamW over the numbered windows in a seeded order, by one of two schedules.
 
 One function, `fit`, trains the teacher, the students and the adapters; what differs is the recipe,
 the targets and the windows. What it should do besides (evaluate, log, show how far it is) are
@@ -36,6 +36,9 @@ class Recipe:
     batch_tokens: int = 262_144  # tokens a step
     micro_windows: int = 16  # windows at once: memory, never the result
     warmup_share: float = 0.01  # of all steps
+    schedule: str = "cosine"  # to a tenth of the peak; or "wsd": stable, then a cooldown to 0
+    cooldown_share: float = 0.2  # of all steps, the last, of wsd
+    optimizer: str = "adamw"  # or "muon": for the matrices within layers, AdamW for the rest
     weight_decay: float = 0.1  # on matrices, the tied embedding included; none on vectors
     clip: float = 1.0  # of the gradient's norm
     spike: float = 3.0  # a step whose loss is that much above the usual one is skipped, nats
@@ -52,6 +55,11 @@ class Recipe:
     def in_float(self, steps: int) -> int:
         """Of so many steps, those before the rounded ones."""
         return steps - round(self.four_bit_share * steps)
+
+    def stable(self, steps: int) -> int:
+        """Of so many steps, those before the cooldown: a longer training begins with them too. 0 by
+        the cosine, whose every step depends on where it ends."""
+        return steps - round(self.cooldown_share * steps) if self.schedule == "wsd" else 0
 
 
 def recipe(parameters: dict) -> Recipe:
@@ -72,10 +80,14 @@ def order(rows: np.ndarray, recipe: Recipe, context: int) -> list[np.ndarray]:
 
 
 def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine down to a tenth of the peak."""
-    warmup = max(1, round(recipe.warmup_share * steps))
+    """Linear warm-up; then a cosine down to a tenth of the peak, or the peak and at last
+    1 − √ of what is done of the cooldown (Hägele et al. 2024, arXiv 2405.18392, section 3)."""
+    warmup, stable = max(1, round(recipe.warmup_share * steps)), recipe.stable(steps)
     if step < warmup:
         return recipe.learning_rate * (step + 1) / warmup
+    if recipe.schedule == "wsd":
+        done = max(0, step - stable) / max(1, steps - stable)
+        return recipe.learning_rate * (1 - math.sqrt(done))
     done = (step - warmup) / max(1, steps - warmup)
     return recipe.learning_rate * (0.55 + 0.45 * math.cos(math.pi * done))
 

@@ -271,12 +271,12 @@ def test_a_sweeps_points_train_on_their_share_and_its_page_compares_them(out, re
 
 
 def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anything_else():
-    chosen = hard_set.HardSet(np.arange(200), -0.01, 0.2)
-    difficulty_N = np.linspace(1, -1, 1000)  # the hardest 200 hold 0.36 of what is lost
-    few = "The hardest 20.0% of the windows (−0.010 nats and more) hold 64% of"
+    chosen, real = hard_set.HardSet(np.arange(200), -0.01, 0.2), {"memory": [], "mean": -0.03}
+    ease = {"kind": "", "teacher": {"rank": 0.0}, "share": 0.2, "held": 0.64}
+    few = "Loss is concentrated, as the plan says: the hardest 20.0% of the windows hold 64% of"
     for better, first in ((0.72, "50m is BETTER than its teacher on 72% of windows"), (0.4, few)):
         short = {"windows": 1000, "mean": -0.03, "student_better": better}
-        assert words.hard_windows("50m", short, chosen, difficulty_N).startswith(first)
+        assert words.hard_windows("50m", short, chosen, ease, real).startswith(first)
         assert ("most of them" in words.difficulty("50m", short)) == (better > 0.5)
 
 

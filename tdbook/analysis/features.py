@@ -9,6 +9,7 @@ targets), S those and the token before, V vocabulary.
 """
 
 import io
+import math
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +17,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import yaml
 
 from tdbook.analysis import intervals
@@ -149,6 +149,9 @@ def cuts(tokens: data.Tokens, found_N: np.ndarray) -> dict[str, tuple[list[str],
         "source": (names.tolist(), of_D.astype(np.min_scalar_type(len(names)))[document_N]),
         "place in the corpus": (parts, (np.arange(n) * PLACES // n).astype(np.uint8)),
     }
+    flags_N = [found_N["junk"] & flag > 0 for flag in JUNK]  # of several the first counts
+    some, kind_N = np.unique(np.select(flags_N, range(1, len(JUNK) + 1)), return_inverse=True)
+    cuts["junk"] = [["none", *JUNK.values()][i] for i in some], kind_N.astype(np.uint8)
     for cut, (kind, steps) in SHARES.items():
         between = [f"{a}–{b} %" for a, b in pairwise(steps)]
         names = [f"under {steps[0]} %", *between, f"{steps[-1]} % and more"]
@@ -157,23 +160,23 @@ def cuts(tokens: data.Tokens, found_N: np.ndarray) -> dict[str, tuple[list[str],
     return cuts
 
 
-def junk_table(tokens: data.Tokens, junk_N, difficulty_N, hard_N) -> pd.DataFrame:
-    """Each kind of junk: its windows, those that would be hard (`hard_N`), text of the hardest."""
-    rows, t = [], tokens.context
-    for flag, kind in JUNK.items():
-        at, text = np.flatnonzero(junk_N & flag), "–"
-        if len(at):
-            hardest = at[np.argmax(np.nan_to_num(difficulty_N[at], nan=-np.inf))]
-            text = tokens.tokenizer.decode(tokens.train.ids[hardest * t + 1 :][:t])
-        share, hard = f"{len(at) / len(hard_N):.2%}", f"{hard_N[at].sum():,}"
-        rows.append((kind, f"{len(at):,}", share, hard, text.replace("\n", " ¶ ")[:120]))
-    return pd.DataFrame(rows, columns=["junk", "windows", "of all", "of them hard", "an example"])
-
-
 def frequency(train: data.Windows, vocab_size: int) -> np.ndarray:
     """How often each id occurs in the training tokens, (V,)."""
     parts = (train.ids[i : i + PIECE] for i in range(0, len(train.ids), PIECE))
     return sum(np.bincount(part, minlength=vocab_size) for part in parts)
+
+
+def unigram_loss(tokens: data.Tokens, rows_M: Sequence[int]) -> np.ndarray:
+    """Loss of each target, (M, T), of a guess without context: its count in training, plus 1."""
+    count_V = frequency(tokens.train, tokens.vocab_size) + 1
+    targets_MT = replace(tokens.val, mask=None).batch(rows_M)[1].numpy()
+    return np.log(count_V.sum() / count_V)[targets_MT]
+
+
+def retention(unigram: float, student: float, teacher: float) -> float:
+    """Of what the teacher gains on that guess the share that the student gains: 1 as the teacher,
+    below 0 worse than the guess; NaN where the teacher gains nothing."""
+    return (unigram - student) / (unigram - teacher) if teacher < unigram else math.nan
 
 
 def pair_frequency(train: data.Windows, previous: np.ndarray, this: np.ndarray) -> np.ndarray:

@@ -111,6 +111,7 @@ def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list
     losses = {name: array["token_loss_MT"] for name, array in zip(names, arrays, strict=True)}
     rows_M = arrays[0]["rows_M"]
     labels = features.token_cuts(tokens, rows_M)
+    losses["unigram"] = features.unigram_loss(tokens, rows_M)
     document_M = token_files.origins(tokens, "val")[0][rows_M]
     return features.kept_and_lost(losses, labels, p["base"], judged, document_M, p["resamples"])
 

@@ -1,8 +1,7 @@
 """The calls of 02, and of 03 where it reads 02's choice: scores, is difficulty real, the hard set.
 
-Would another student, a simple number, or a teacher that never read these windows call the same
-ones hard; and how much of the teacher's lead on them is memory?
-Jaccard = |A ∩ B| / |A ∪ B| of two hard sets; by chance, sets of A and B windows share A·B/N of N.
+Is what is hard for the student easy for its teacher? What does another student, or a teacher that
+never read these windows, measure on them; and how much of the teacher's lead on them is memory?
 Legend: N windows, K models, S the mean and its resamples.
 """
 
@@ -64,16 +63,37 @@ def coloured_texts(net: Llama, teacher: Llama, tokens: data.Tokens, device) -> C
     return text_of
 
 
-def reality(this: Run, tokens: data.Tokens, scores: hard_set.Scores, found_N, hard_N) -> dict:
-    """Each judge calls as many windows hard as `hard_N`; junk that was left out counts nowhere."""
-    p, unseen, judges = this.parameters, this.parameters["unseen_teacher"], {}
-    compare = [name for name in dict.fromkeys(p["compare"].split()) if name != unseen]
-    own_N = np.where((found_N["junk"] > 0) & p["leave_out_junk"], np.nan, scores.difficulty_N)
-    share = max(1, hard_N.sum()) / np.isfinite(own_N).sum()
-    for name in compare:
-        judges[name] = _loss_of(this, name, tokens, scores) - scores.teacher_loss_N
-    judges["teacher loss alone"] = scores.teacher_loss_N
-    judges["shortness of the text"] = -found_N["characters"].astype(np.float32)
+def parts(difficulty_N: np.ndarray, chosen: hard_set.HardSet, junk_N: np.ndarray) -> tuple:
+    """Which windows are hard, and which are the rest, below the threshold, (N,) bool each. Junk and
+    the very hardest, where they were left out, are in neither."""
+    rest_N = (difficulty_N < chosen.threshold) & ~((junk_N > 0) & chosen.rule.leave_out_junk)
+    return hard_set.hard(chosen, difficulty_N), rest_N
+
+
+def ease(tokens: data.Tokens, scores: hard_set.Scores, chosen: hard_set.HardSet, found_N) -> dict:
+    """Which `share` of windows is hard, and what share of all difficulty above 0 they hold; how
+    difficulty goes with either model's loss and with length; and in words whether the teacher's
+    loss on hard windows is clearly other, by its interval over documents, than on the rest."""
+    difficulty_N, document_N = scores.difficulty_N, token_files.origins(tokens, "train")[0]
+    by = hard_N, rest_N = parts(difficulty_N, chosen, found_N["junk"])
+    others = {"teacher": scores.teacher_loss_N, "student": scores.student_loss_N}
+    others["length"] = found_N["characters"]
+    found = {name: remeasured(difficulty_N, x_N, *by) for name, x_N in others.items()}
+    lost_N = np.fmax(difficulty_N, 0, dtype=np.float64)
+    found["held"] = lost_N[hard_N].sum() / (lost_N.sum() or 1)
+    found["share"] = hard_N.sum() / np.isfinite(difficulty_N).sum()
+    teacher_N = np.where(hard_N | rest_N, scores.teacher_loss_N, np.nan)
+    apart = intervals.beyond(teacher_N, hard_N, document_N, AT_ONCE)
+    return found | {"kind": words.SENTENCES["kinds"][apart.clear]}
+
+
+def reality(this: Run, tokens: data.Tokens, scores: hard_set.Scores, chosen, junk_N) -> dict:
+    """What others measure on the windows that the base picked, and how much of it is memory."""
+    p, unseen, own_N = this.parameters, this.parameters["unseen_teacher"], scores.difficulty_N
+    judges = {p["base"]: own_N}
+    for name in p["compare"].split():
+        if name not in (p["base"], unseen):
+            judges[name] = _loss_of(this, name, tokens, scores) - scores.teacher_loss_N
     if unseen:
         records = [r for r in common.folder_of(this).records.values() if unseen in r["models"]]
         fold = next(filter(None, (r["parameters"].get("left_out") for r in records)), "")
@@ -82,15 +102,13 @@ def reality(this: Run, tokens: data.Tokens, scores: hard_set.Scores, found_N, ha
             raise ValueError(f'{fault}: make it by 01 with left_out: "1/10", or give ""')
         unseen_N = _loss_of(this, unseen, tokens, scores, fold)
         judges[f"a teacher that never read them, {unseen}"] = scores.student_loss_N - unseen_N
-    rows = [{"with": name} | agreement(own_N, x_N, share) for name, x_N in judges.items()]
-    for row in rows[: len(compare)]:
-        x_N = judges[row["with"]]
-        row["student_better"] = float((x_N[np.isfinite(x_N)] < 0).mean())
+    by = parts(own_N, chosen, junk_N)
+    rows = [{"with": name} | remeasured(own_N, x_N, *by) for name, x_N in judges.items()]
     losses = {p["teacher"]: scores.teacher_loss_N, p["base"]: scores.student_loss_N}
     losses = {"train": losses, "val": comparison.window_losses(this, [*losses])}
     for loss_N in losses.values():
         loss_N["difficulty"] = loss_N[p["base"]] - loss_N[p["teacher"]]
-    mean = float(np.nanmean(scores.difficulty_N, dtype=np.float64))
+    mean = float(np.nanmean(own_N, dtype=np.float64))
     documents = {split: token_files.origins(tokens, split) for split in losses}
     return {"rows": rows, "memory": memory(losses, documents), "mean": mean}
 
@@ -112,17 +130,15 @@ def _loss_of(this: Run, name: str, tokens: data.Tokens, scores: hard_set.Scores,
     return hard_set.load_scores(path).student_loss_N
 
 
-def agreement(one_N: np.ndarray, other_N: np.ndarray, share: float) -> dict:
-    """Of windows that both know: how far their hardest shares are the same, and their ranks."""
-    from scipy.stats import spearmanr  # takes a second to import
-
-    known_N = np.isfinite(one_N) & np.isfinite(other_N)
-    one, other = np.asarray(one_N[known_N]), np.asarray(other_N[known_N])
-    a, b = (hard_set.select(x, share=share).windows_K for x in (one, other))
-    n, same, rank = len(one), len(np.intersect1d(a, b)), float(spearmanr(one, other)[0])
-    both = (same, len(a) * len(b) / n)  # found, and by chance
-    jaccard, chance = (shared / (len(a) + len(b) - shared) for shared in both)
-    return {"windows": n, "jaccard": jaccard, "chance": chance, "rank": rank}
+def remeasured(one_N: np.ndarray, other_N: np.ndarray, hard_N, rest_N) -> dict:
+    """Means of another measure on the windows that are hard by one and on the rest, and its rank
+    correlation with one (Spearman). `shrinkage`, of another difficulty: which share of one's
+    difference it does not find (regression to the mean), 0 of what is the text's, 1 of noise."""
+    pair = pd.DataFrame({"hard": hard_N, "one": one_N, "other": other_N})[hard_N | rest_N].dropna()
+    hard_2, rest_2 = pair.groupby("hard").mean().reindex([True, False]).to_numpy(float)
+    row = {"windows": len(pair), "hard": hard_2[1], "rest": rest_2[1]}
+    one, other = hard_2 - rest_2
+    return row | {"shrinkage": 1 - other / one, "rank": pair.corr("spearman").at["one", "other"]}
 
 
 def memory(losses: dict[str, dict], documents: dict[str, tuple]) -> list[dict]:
@@ -174,16 +190,15 @@ def chosen_for_03(this: Run) -> tuple[hard_set.HardSet, str]:
         return hard_set.load(path), _words_of(path)
     scores = hard_set.load_scores(this.path("scores", p["scores"]))
     chosen = hard_set.choose(scores.difficulty_N, hard_set.Rule(share=p["share"]))
-    share, least = f"{chosen.share:.1%}", f"{chosen.threshold:.4f} nats and more"
-    return chosen, f"by `share` here, not by 02: the hardest {share}, {least}"
+    return chosen, f"by `share` here, not by 02: {words.choice(chosen, p['base'])}"
 
 
 def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:
     """Which hard set 03 will read, where it is not the one chosen here too."""
     if np.array_equal(hard_set.load(path).windows_K, chosen.windows_K):
         return f"In force, for 03: {_words_of(path)}."
-    own = f"{len(chosen.windows_K):,} windows, {chosen.threshold:.4f} nats and more"
-    return f"**In force, for 03: {_words_of(path)}.** The figure shows the parameters' {own}."
+    own = words.choice(chosen, "the base")
+    return f"**In force, for 03: {_words_of(path)}.** The figure shows the parameters': {own}."
 
 
 def _words_of(path: Path) -> str:

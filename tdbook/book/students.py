@@ -25,7 +25,7 @@ from tdbook.runs import hooks, parameters, sweeps
 from tdbook.runs.machine import peak_memory_mib
 from tdbook.runs.running import Run
 from tdbook.training import cache, worker
-from tdlib import data, evaluate, files, hard_set, lora, train
+from tdlib import checkpoint, data, evaluate, files, hard_set, lora, train
 from tdlib.model import Llama
 
 SUBSET = 64  # validation windows looked at during training
@@ -53,6 +53,21 @@ class Training:
     this: Run
     name: str  # of the model
     tokens: data.Tokens
+    shorter: str = ""  # the model whose trunk this training begins with
+
+    def ends(self, recipe: train.Recipe) -> list[tuple["Training", train.Recipe]]:
+        """This training, and before it those that cool its trunk down earlier (`cooldowns`), each a
+        model. The warm-up is a share of the shortest."""
+        lengths = parameters.tokens_of(self.this.parameters["cooldowns"])
+        lengths = {f"{self.name}-{name}": n for name, n in lengths.items()}
+        lengths[self.name] = recipe.token_limit
+        shortest, ends = min(lengths.values()), []
+        for name, length in lengths.items():
+            share = recipe.warmup_share * shortest / length if shortest else recipe.warmup_share
+            before = ends[-1][0].name if ends else ""
+            training = Training(self.this, name, self.tokens, before)
+            ends.append((training, replace(recipe, token_limit=length, warmup_share=share)))
+        return ends
 
     def targets(self, teacher, ce_weight: float, temperature: float, draws: int, by="teacher"):
         """The teacher's half of the loss, opened by `fit`: none at ce_weight 1; the teacher, which
@@ -77,6 +92,9 @@ class Training:
     def _fit(self, net: Llama, recipe: train.Recipe, targets, rows) -> list[dict]:
         this, p = self.this, self.this.parameters
         folder = this.path("checkpoints", this.run, self.name)
+        if self.shorter and not (folder / checkpoint.TRUNK).exists():
+            trunk = this.path("checkpoints", this.run, self.shorter, checkpoint.TRUNK)
+            files.write_whole(folder / checkpoint.TRUNK, trunk.read_bytes())
         settings = {name: x for name, x in p.items() if name not in parameters.VOLATILE}
         about = dict(project=p["wandb"], dir=this.out, group=this.out.name, config=settings)
         board = dashboard(about | {"name": f"{this.run} {self.name}"}, folder / "wandb.id")

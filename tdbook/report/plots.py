@@ -26,7 +26,6 @@ from matplotlib.ticker import EngFormatter
 
 from tdbook.analysis import intervals
 from tdbook.analysis.verdict import Effect
-from tdbook.report.tables import FEW
 from tdbook.report.words import setting
 from tdbook.runs.units import minus
 
@@ -147,23 +146,24 @@ def learning_curves(logs: Mapping[str, Rows], baseline: Mapping | None = None) -
     return ax.figure
 
 
-def difficulty(difficulty_N: np.ndarray, threshold: float) -> Figure:
-    """How many windows have which difficulty; those at or above the threshold are the hard set."""
-    known_N = difficulty_N[~np.isnan(difficulty_N)]
-    hard_N, lost_N = known_N >= threshold, np.fmax(known_N, 0, dtype=np.float64)
-    share, held = f"{hard_N.mean():.1%} of windows", lost_N[hard_N].sum() / (lost_N.sum() or 1)
-    title = f"{share} ({hard_N.sum():,} of {len(known_N):,}) are at least {threshold:.3f} nats "
-    title += f"harder for the student; they hold {held:.1%} of all that was lost"
-    ax = single(title, "difficulty: student loss − teacher loss (nats per token)", "windows")
-    low, high = np.quantile(known_N, [0.001, 0.999])
-    edges = np.linspace(low, max(high, low + 1e-6), 61)
-    bars_N, line = known_N.clip(edges[0], edges[-1]), np.clip(threshold, edges[0], edges[-1])
-    ax.hist([bars_N[~hard_N], bars_N[hard_N]], edges, stacked=True, color=[EASY, HARD])
-    ax.axvline(line, color="black", linewidth=1.3, label=f"right of it: {share}, the hard set")
-    better = f"left of it: {(known_N < 0).mean():.1%}, where the student is better"
-    ax.axvline(0, color="black", linewidth=1.3, linestyle=":", label=better)
-    ax.yaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.figure.legend(loc="outside lower center")
+def difficulty(teacher_N: np.ndarray, difficulty_N, threshold: float, found: Mapping) -> Figure:
+    """How many windows lie where, by the teacher's loss and by difficulty; from the threshold on
+    they are hard. `found`: selection.ease."""
+    title = "Rank correlation {teacher[rank]:+.2f}: the hardest {share:.1%} of windows cost the "
+    title += "teacher {teacher[hard]:.3f} nats per token, the rest {teacher[rest]:.3f}"
+    ax = single(title.format(**found), "teacher's loss (nats per token)", "difficulty (nats)")
+    both_2N = np.stack([teacher_N, difficulty_N])[:, ~np.isnan(difficulty_N)].astype(float)
+    hard_N = both_2N[1] >= threshold
+    low_2, high_2 = np.quantile(both_2N, [0.001, 0.999], axis=1)  # beyond them: at the edge
+    both_2N = both_2N.clip(low_2[:, None], high_2[:, None])
+    how = {"extent": np.stack([low_2 - 1e-6, high_2 + 1e-6], 1).ravel(), "gridsize": (36, 12)}
+    inks = {"hard": ["#f3b5a8", HARD], "rest": [EASY, "black"]}
+    for part, in_N in {"hard": hard_N, "rest": ~hard_N}.items():
+        how["cmap"] = mpl.colors.LinearSegmentedColormap.from_list("", inks[part])
+        ax.hexbin(*both_2N[:, in_N], bins="log", mincnt=1, **how)
+        line = {"color": inks[part][1], "linestyle": "--", "label": f"{part}: the mean"}
+        ax.axvline(found["teacher"][part], **line)
+    ax.figure.legend(loc="outside lower center", ncols=2)
     return ax.figure
 
 
@@ -180,21 +180,6 @@ def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> F
         marks.append(Mark(n, loss[n], *intervals.interval(resampled[n]), **how))
     x = "validation loss (nats per token; bars: 95 %)"
     return forest(title, {"": marks}, x, line=loss.get(teacher))
-
-
-def kept_and_lost(rows: Rows, base: str, teacher: str = "teacher") -> Figure:
-    """How far the base, and models named after it, are behind the teacher by kind of token."""
-    rows = [row for row in rows if row["tokens"] >= FEW]
-    worst = max(rows, key=lambda row: row[base] - row[teacher])
-    title = f"{base} is furthest behind its teacher at “{worst['bucket']}” ({worst['cut']})"
-    title += f": {worst[base] - worst[teacher]:+.3f} nats per token"
-    names = [name for name in rows[0] if name.startswith(f"{base}-")] + [base]  # the base on top
-    marks = {row["cut"]: [] for row in rows}
-    for row in rows:
-        for name in names:
-            marks[row["cut"]].append(Mark(row["bucket"], row[name] - row[teacher], **look(name)))
-    keys = [key(name, **look(name)) for name in names[::-1]]
-    return forest(title, marks, "loss − teacher's (nats)", keys, line=0)
 
 
 def effects(effects: Sequence[Effect], title: str) -> Figure:

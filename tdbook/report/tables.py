@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 import yaml
 
-from tdbook.analysis import intervals
+from tdbook.analysis import features, intervals
 from tdbook.analysis.intervals import Interval
 from tdbook.export import inference
 from tdbook.report import words
@@ -24,7 +24,7 @@ from tdlib.hard_set import known_mean
 from tdlib.shapes import LlamaConfig
 
 COLUMNS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
-FEW = 100  # tokens of a bucket; smaller ones are listed in the table but not drawn
+FEW = 100  # tokens of a kind; of fewer nothing is claimed
 KIND = ["cut", "bucket", "tokens"]  # of a row by kind of token
 
 
@@ -126,8 +126,8 @@ def likeliest(model, tokenizer, ids: list[int], temperatures: tuple[float, ...])
 
 
 def reality(rows: Iterable[Mapping]) -> pd.DataFrame:
-    """One row a judge of what is hard (selection.reality)."""
-    return _written("reality", ({"student_better": None} | row for row in rows))
+    """Difficulty of the base's hard windows and of the rest, by each judge (selection.reality)."""
+    return _written("reality", rows)
 
 
 def texts(by_model: dict[str, dict]) -> pd.DataFrame:
@@ -137,13 +137,14 @@ def texts(by_model: dict[str, dict]) -> pd.DataFrame:
     return _written("texts", [row | {"text": row["text"].replace("\n", " ¶ ")} for row in rows])
 
 
-def kept_and_lost(rows: list[dict], teacher: str, names: list[str]) -> pd.DataFrame:
-    """Per kind of token: how many, the teacher's loss, and how far each model is behind it."""
-    table = pd.DataFrame(rows).set_index(KIND)
-    lags = table[[name for name in names if name in table]].sub(table[teacher], axis=0)
-    lags = lags.map(lambda lag: minus(f"{lag:+.3f}")).add_suffix(f" − {teacher}")
-    lags.insert(0, teacher, table[teacher].map("{:.3f}".format))
-    return lags.reset_index("tokens")
+def kept_and_lost(rows: Iterable[Mapping], base: str, teacher: str) -> pd.DataFrame:
+    """Per kind of token: the teacher's loss, how far the base is behind it, and its retention."""
+    written = []
+    for row in rows:
+        unigram, student, loss = (row[name] for name in ("unigram", base, teacher))
+        more = {"lag": student - loss, "retention": features.retention(unigram, student, loss)}
+        written.append(row | more | {"loss": loss, "base": base, "teacher": teacher})
+    return _written("kept_and_lost", written)
 
 
 def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:

@@ -35,12 +35,13 @@ def curves(logs: dict[str, list[dict]]) -> str:
     return " ".join(sentences)
 
 
-def difficulty(base: str, short: dict) -> str:
-    """The sentence that 02 puts before anything else."""
+def difficulty(base: str, short: dict, found: dict | None = None) -> str:
+    """What 02 says before anything else; `found`: selection.ease."""
     parts = {"counted": True, "sampled": short.get("scored", 1) < 1, "no_target": "masked" in short}
-    counted, noise = _say(parts, short | {"base": base}), short["student_better"] > 0.5
-    parts = {"noise": noise, "gap": not noise, "rounding": "rounding" in short}
-    return _say(parts, short | {"counted": counted})
+    values = short | (found or {}) | {"base": base}
+    counted, noise = _say(parts, values), short["student_better"] > 0.5
+    parts = {"noise": noise, "gap": not noise, "rounding": "rounding" in short, "ease": found}
+    return _say(parts, values | {"counted": counted})
 
 
 def memory(real: dict, base: str, teacher: str) -> str:
@@ -50,8 +51,14 @@ def memory(real: dict, base: str, teacher: str) -> str:
         return ""
     lead, change = real["mean"], gaps["difficulty"]
     values = {"name": base, "base": gaps[base], "teacher": gaps[teacher], "change": change}
-    values |= {"lead": lead, "unread": lead + change.value, "share": -change.value / (lead or 1)}
-    return _say({"unread": True, "memorised": 0 < -change.value < lead}, values)
+    values |= {"lead": lead, "unread": lead + change.value, "read": _read(real)}
+    return _say({"unread": True, "memorised": _read(real)}, values)
+
+
+def _read(real: dict) -> float:
+    """The share of difficulty that is gone on unread text; 0 where there is none, or all of it."""
+    change = {row["name"]: row["gap"] for row in real["memory"]}.get("difficulty", 0.0)
+    return -change / real["mean"] if 0 < -change < real["mean"] else 0.0
 
 
 def choice(chosen: hard_set.HardSet, base: str) -> str:
@@ -63,13 +70,13 @@ def choice(chosen: hard_set.HardSet, base: str) -> str:
     return _say(parts, vars(rule) | vars(chosen) | {"hardest": hardest, "base": base})
 
 
-def hard_windows(base: str, short: dict, chosen: hard_set.HardSet, difficulty_N: np.ndarray) -> str:
-    """How much of what was lost the hard set holds."""
-    hard_N, lost_N = hard_set.hard(chosen, difficulty_N), np.fmax(difficulty_N, 0, dtype=np.float64)
-    share = hard_N.sum() / max(1, np.isfinite(difficulty_N).sum())
-    values = {"share": share, "held": lost_N[hard_N].sum() / (lost_N.sum() or 1), "base": base}
-    parts = {"better": short["student_better"] > 0.5, "hold": True, "mixed_in": chosen.easy}
-    return _say(parts, vars(chosen) | values | short)
+def hard_windows(base: str, short: dict, chosen: hard_set.HardSet, found: dict, real: dict) -> str:
+    """02's result: whether loss is concentrated, what the hard windows are to the teacher, and how
+    much is memory; from selection.ease and selection.reality."""
+    much, read = found["held"] > 0.5, _read(real)
+    parts = {"better": short["student_better"] > 0.5, "concentrated": much, "spread": not much}
+    parts |= {"hold": True, "memorised": read, "mixed_in": chosen.easy}
+    return _say(parts, vars(chosen) | short | found | {"base": base, "read": read})
 
 
 def difference(one: str, other: str, size: Interval, known_N: np.ndarray) -> str:

@@ -1,5 +1,7 @@
 """The notebooks of the book, of notebooks.yaml: the one place that spells their numbers."""
 
+import itertools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,7 +56,8 @@ def losses(writes: Iterable[str]) -> list[str]:
 def _paths(patterns: str, values: dict) -> list[str]:
     paths = []
     for pattern in patterns.split():
-        parameter = pattern.partition("{")[2].partition("}")[0]
-        names = values.get(parameter, "").split() if parameter else [""]
-        paths += [pattern.replace(f"{{{parameter}}}", name) for name in names]
+        names = [values.get(parameter, "").split() for parameter in re.findall("{(.*?)}", pattern)]
+        paths += [
+            re.sub("{.*?}", "{}", pattern).format(*each) for each in itertools.product(*names)
+        ]
     return paths

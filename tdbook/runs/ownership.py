@@ -27,7 +27,9 @@ RECORDS = "results/{}.json hashes/{}.json state/{}.json checkpoints/{} {}.html .
 BY_A_RUN = r"by [\w.+-]+'s parameters"  # how a hard set's words begin where a run chose it
 SHOWN = ("figures", "tables", "logs")  # and, in these, <run>-*
 # in checkpoints/<run> while it trains
-KEPT = "state.pt made_from.json weights.bin wandb.id rounded-?.safetensors .*.begun".split()
+KEPT = (
+    "state.pt trunk.pt made_from.json weights.bin wandb.id rounded-?.safetensors .*.begun".split()
+)
 
 
 def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:

@@ -235,8 +235,21 @@ def _wrong_together(values: dict) -> Iterator[str]:
         yield f"trains = adapter and rounding = {rounding}: an adapter is in no file, train weights"
     if trains == "scales" and not rounding:
         yield "trains = scales are those of rounded matrices: write rounding: q4_0"
+    lengths, limit = tokens_of(values.get("cooldowns", "")), values.get("token_limit")
+    if lengths and values["schedule"] != "wsd":
+        yield "cooldowns are of a stable schedule: write schedule: wsd, or take them away"
+    if lengths and (values["four_bit_share"] or not limit or max(lengths.values()) >= limit):
+        fault = f"cooldowns = {values['cooldowns']} must be shorter than token_limit = {limit:,}"
+        yield f"{fault}, and four_bit_share 0: correct one of the three"
     if part and not 1 < int(folds) >= int(part):
         yield f'left_out = {part}/{folds} is no fold: for example left_out: "1/10"'
+
+
+def tokens_of(cooldowns: str) -> dict[str, int]:
+    """ "500k 1.5M" → name of each length → its tokens, the shortest first."""
+    units = {"k": 1_000, "M": 1_000_000}
+    lengths = {name: round(float(name[:-1]) * units[name[-1]]) for name in cooldowns.split()}
+    return dict(sorted(lengths.items(), key=lambda pair: pair[1]))
 
 
 def _wrong_paths(notebook: str, values: dict) -> Iterator[str]:

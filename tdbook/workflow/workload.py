@@ -15,7 +15,7 @@ import yaml
 
 from tdbook.runs import hashes, notebooks
 from tdbook.runs.notebooks import COMPARISON, EVIDENCE, HARD_SET, INFERENCE, TEACHER, notebook_of
-from tdbook.runs.parameters import ParameterError, nearest
+from tdbook.runs.parameters import ParameterError, nearest, tokens_of
 from tdbook.workflow import execute
 from tdlib.shapes import SHAPES, LlamaConfig
 
@@ -210,11 +210,14 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfi
     run, notebook = p["run"], notebook_of(p["run"])
     writes = [path for path in notebooks.writes(run, p, [*made]) if path.startswith(MODELS)]
     pairs = dict(zip(writes, _shapes(p, size, teacher, made), strict=True))
+    cooldowns = tokens_of(p.get("cooldowns", ""))
     trainings, shapes = [], {path: shape for path, (shape, _) in pairs.items()}
     if notebook in TRAINED and not (notebook == TEACHER and p["teacher"]):
         for path, (shape, by) in pairs.items():
             by = None if p.get("ce_weight") == 1 else by
-            trainings.append(training(path, shape, by, _epoch(p, size), p))
+            length = cooldowns.get(path.rpartition("-")[2])  # of a trunk only the cooldown is more
+            more = {"token_limit": round(p["cooldown_share"] * length)} if length else {}
+            trainings.append(training(path, shape, by, _epoch(p, size), p | more))
     # windows that the models that it reads go over
     scored = {INFERENCE: 8 * p.get("quality_windows", 0), EVIDENCE: size.val}
     scored[HARD_SET] = min(size.train, p.get("token_limit", 0) // size.context or size.train)
@@ -246,7 +249,8 @@ def _shapes(p: dict, size: Size, teacher: LlamaConfig, made: dict) -> list[tuple
     if notebook_of(p["run"]) == COMPARISON:  # every adapter merged
         return [(shape, None) for path, shape in made.items() if path.startswith("adapters/")]
     pairs = TRAINED.get(notebook_of(p["run"]), "").split()
-    return [tuple(map(of, pair.partition("<")[::2])) for pair in pairs]
+    pairs = [tuple(map(of, pair.partition("<")[::2])) for pair in pairs]
+    return pairs * (1 + len(p.get("cooldowns", "").split()))
 
 
 def _epoch(p: dict, size: Size) -> int:

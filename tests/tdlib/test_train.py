@@ -175,6 +175,52 @@ def test_the_rate_warms_up_from_a_part_of_the_peak_and_falls_to_a_tenth():
         recipe = quick(learning_rate=1.0, warmup_share=share)
         rates = [train.learning_rate(step, steps, recipe) for step in range(steps)]
         assert all(0.1 <= rate <= 1 for rate in rates) and max(rates) == 1
+    recipe = quick(learning_rate=2.0, warmup_share=0.1, schedule="wsd", cooldown_share=0.4)
+    rates = [train.learning_rate(step, 40, recipe) for step in range(41)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0] and rates[4:25] == [2.0] * 21
+    # 1 − √(a quarter, four ninths, all) of the 16 steps from the 24th on
+    assert [rates[28], rates[40]] == [1.0, 0.0] and rates[24 + 9] == pytest.approx(2 * (1 - 3 / 4))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_trunk_that_is_cooled_down_at_several_lengths_gives_each_lengths_own_bits(
+    optimizer, tmp_path
+):
+    """Wherever a longer one begins: at the shorter one's trunk, or its own checkpoint."""
+    shared = dict(schedule="wsd", cooldown_share=1 / 3, ce_weight=1.0, optimizer=optimizer)
+    told = []
+    for windows in (12, 24, 48):
+        recipe = quick(token_limit=windows * T, warmup_share=0.2 * 12 / windows, **shared)
+        straight, student, folder = tiny(), tiny(seed=windows - 12), tmp_path / f"{windows}"
+        fit(straight, recipe)
+        if windows > 12:
+            folder.mkdir()
+            trunk = (tmp_path / f"{windows // 2}" / checkpoint.TRUNK).read_bytes()
+            (folder / checkpoint.TRUNK).write_bytes(trunk)
+        if windows == 48:
+            stopped_at(10, tiny(), recipe, folder=folder)
+        fit(student, recipe, folder=folder, progress=lambda step, *_: told.append(step))
+        assert same(weights(student), weights(straight))
+    # 3 steps of which 2 are stable; of 6 those after the 2nd, stopped at the 10th of 12
+    assert told == [1, 2, 3, *range(3, 7), *range(10, 13)]
+    with refused("learning_rate", tmp_path, "redo"):
+        fit(tiny(), quick(learning_rate=1.0, token_limit=60 * T, **shared), folder=folder)
+
+
+def test_muon_turns_the_matrices_within_layers_and_adamw_all_else():
+    """A first step's update is the gradient with singular values near 1, times 0.2 √(longer side):
+    Newton–Schulz ends between 0.5 and 1.5 where a singular value is not tiny (Jordan 2024)."""
+    how = dict(ce_weight=1.0, epochs=1 / 3, weight_decay=0.0, warmup_share=0.0)
+    rate, start, change = 3e-3, weights(tiny()), {}
+    for optimizer in ("adamw", "muon"):
+        fit(student := tiny(), quick(optimizer=optimizer, **how))
+        change[optimizer] = moved(weights(student), start)
+    for name, update in change["muon"].items():
+        inner = update.ndim == 2 and "layers" in name
+        assert same({name: update}, {name: change["adamw"][name]}) != inner, name
+        if inner:
+            sizes = torch.linalg.svdvals(update.double()) / (0.2 * max(update.shape) ** 0.5 * rate)
+            assert sizes.max() < 1.5 and sizes.median() > 0.5, name
 
 
 def order(windows=10, **change) -> list[np.ndarray]:
@@ -212,6 +258,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_the_same_log(
 
     waits, told = number != signal.SIGUSR1, []
     recipe = quick(ce_weight=ce_weight, checkpoint_minutes=60 if waits else 1e-9)
+    recipe = replace(recipe, optimizer="muon" if stop == 4 else "adamw")
     how = dict(evaluations=3, evaluate=lambda s: {"val/loss": s.head.norm().item()})
     straight, resumed, again = tiny(), tiny(seed=5), tiny(seed=6)  # own weights must not matter
     wanted = fit(straight, recipe, folder=tmp_path / "straight", **how)
@@ -332,6 +379,8 @@ def test_a_step_whose_loss_is_not_finite_or_jumps_leaves_no_trace(factor, tmp_pa
     rates = [train.learning_rate(step, 6, recipe) for step in left]
     _, wanted = by_hand(tiny(), wider(), some_windows(), recipe, steps, rates)
     assert distance(moved(weights(student), weights(tiny())), wanted) < 2e-4
+    fit(skipping := tiny(), replace(recipe, optimizer="muon", epochs=1 / 3), Faulty({1, 2}, factor))
+    assert factor == 1000 or same(weights(skipping), weights(tiny()))  # nothing was usual before
     student = tiny()
     with refused("3 steps were skipped", "2 may be", "learning_rate", error=RuntimeError):
         fit(student, quick(max_skipped=2), Faulty({*range(1, 99)}, math.nan), folder=tmp_path)

@@ -129,7 +129,7 @@ def test_shares_and_length_are_those_counted_by_hand_and_cuts_name_each_windows_
         assert abs(length) <= 2  # its ends
     cuts = features.cuts(tokens, found_N)
     shares = {"share of rare tokens", "share of tokens not in Telugu"}
-    assert set(cuts) == {"source", "place in the corpus"} | shares
+    assert set(cuts) == {"source", "place in the corpus", "junk"} | shares
     for names, group_N in cuts.values():
         assert group_N.shape == (n,) and group_N.dtype == np.uint8 and group_N.max() < len(names)
     names, place_N = cuts["place in the corpus"]
@@ -173,18 +173,6 @@ def test_shares_and_length_are_those_of_the_text_where_pieces_cut_characters(tmp
     assert (script_MT == 3).mean() <= others + 0.02
 
 
-def test_the_table_of_junk_counts_each_kind_and_shows_the_hardest(tokenizer, tmp_path):
-    tokens = tokens_of(tmp_path, np.random.default_rng(0).integers(400, 700, (20, T)), tokenizer)
-    junk_N, difficulty_N = np.zeros(20, np.uint8), np.arange(20.0)
-    junk_N[[3, 5, 7]], junk_N[9] = 8, 9
-    table = features.junk_table(tokens, junk_N, difficulty_N, difficulty_N >= 6).set_index("junk")
-    assert table["windows"].tolist() == ["1", "0", "0", "4"]
-    assert table["of them hard"].tolist() == ["1", "0", "0", "2"]
-    text = tokenizer.decode(tokens.train.ids[9 * T + 1 :][:9])
-    assert len(text) > 9 and table["an example"]["template repeats"].startswith(text)
-    assert table["an example"]["<unk>"] == "–"
-
-
 def named(tmp_path, lines: str, rows: str = "") -> data.Tokens:
     folder = folder_of(tmp_path / "t", np.arange(100 * T + 1) % 700)
     (folder / "sources.tsv").write_text(lines, encoding="utf8")
@@ -195,7 +183,13 @@ def named(tmp_path, lines: str, rows: str = "") -> data.Tokens:
 
 def test_sources_are_those_of_sources_tsv_and_no_block_is_of_two(tmp_path):
     tokens = named(tmp_path, "first token\tname\n0\tనవల\n1000\tnews\n4000\twiki\n")
-    names, group_N = features.cuts(tokens, np.zeros(100, features.KINDS))["source"]
+    found_N = np.zeros(100, features.KINDS)
+    found_N["junk"][[3, 5, 9]] = 8, 2, 9  # of several kinds the first counts
+    cuts = features.cuts(tokens, found_N)
+    kinds, kind_N = cuts["junk"]
+    shown = [kinds[i] for i in kind_N[[0, 3, 5, 9]]]
+    assert shown == ["none", "template repeats", "<unk>", "single-character pieces"]
+    names, group_N = cuts["source"]
     middle_N = np.arange(100) * T + T // 2
     wanted = ["నవల" if m < 1000 else "news" if m < 4000 else "wiki" for m in middle_N]
     assert [names[g] for g in group_N] == wanted

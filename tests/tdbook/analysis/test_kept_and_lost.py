@@ -1,5 +1,6 @@
 """Kinds of token, by hand: every bucket of every cut, and what is kept and won back in it."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -61,6 +62,17 @@ def test_every_bucket_has_the_mean_of_the_tokens_that_it_holds_by_hand(ten):
     assert rows["frequent endings", "ను"] == (1, 33**2)
     assert rows["pair seen in training", "≥ 1,000"] == (1, 29**2)
     assert rows["script", "digits"] == (2, (64 + 441) / 2)
+
+
+def test_retention_is_of_what_the_teacher_gains_on_a_guess_by_frequency(ten):
+    guess_MT, train = features.unigram_loss(ten, np.arange(WINDOWS)), ten.train.ids.tolist()
+    for guess, target in zip(guess_MT.flat, ten.val.ids[1:].tolist(), strict=True):
+        share = (train.count(target) + 1) / (len(train) + Pieces.size)
+        assert math.exp(-guess) == pytest.approx(share)
+    for guess, student, teacher in np.random.default_rng(1).uniform(0, 9, (99, 3)).tolist():
+        share = features.retention(guess, student, teacher)
+        gained = pytest.approx((guess - student) / (guess - teacher))
+        assert share == gained if teacher < guess else math.isnan(share)
 
 
 def test_what_was_won_back_is_a_change_against_the_base_over_documents(ten):

@@ -1,5 +1,5 @@
-"""Agreement and memory against numbers made by hand; what 03 is told; folds of documents, and the
-windows that a training reads."""
+"""Ease, shrinkage and memory against numbers made by hand; what 03 is told; folds of documents, and
+the windows that a training reads."""
 
 import json
 from types import SimpleNamespace
@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from safetensors.torch import save_file
+from scipy.stats import spearmanr
 
+from tdbook.analysis import features
 from tdbook.book import selection, students
 from tdbook.corpus import token_files
 from tdbook.report import tables, words
@@ -19,23 +21,44 @@ from tests.tdbook.analysis.test_features import T, folder_of
 NAN = float("nan")
 
 
-def test_agreement_is_jaccard_chance_and_ranks_counted_by_hand():
-    one_N = np.array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0, NAN, 5.5])
-    other_N = np.array([9, 0, 7, 8, 5, 4, 3, 2, 1, 6, 7, NAN])
-    found = selection.agreement(one_N, other_N, 0.3)  # of ten that both know: {0, 1, 2}, {0, 3, 2}
-    apart = [0, 8, 0, 2, 0, 0, 0, 0, 0, 6]  # how far each one's two ranks are apart
-    wanted = {"windows": 10, "jaccard": 2 / 4, "chance": 0.9 / 5.1}  # 3·3/10 of 3 + 3 − 3·3/10
-    rank = 1 - 6 * sum(d * d for d in apart) / (10 * 99)
-    assert found == pytest.approx(wanted | {"rank": rank})
-    # shuffled difficulty agrees as chance has it, and itself wholly
-    rng = np.random.default_rng(2)
-    one_N = rng.normal(size=20_000)
-    found = selection.agreement(one_N, rng.permutation(one_N), 0.2)
-    assert found["chance"] == pytest.approx(1 / 9, abs=1e-3)  # s / (2 − s)
-    assert found["jaccard"] == pytest.approx(found["chance"], abs=0.01)
-    assert abs(found["rank"]) < 0.03
-    same = selection.agreement(one_N, one_N, 0.2)
-    assert same["jaccard"] == 1 and same["rank"] == pytest.approx(1)
+@pytest.mark.parametrize("r", [0.0, 0.5, 1.0])
+def test_what_a_seed_picks_by_noise_is_gone_by_another_and_what_is_the_texts_stays(r):
+    """Of two seeds that share r of their variance, 1 − r of the difference is gone (Galton)."""
+    text_N, *own_2N = np.random.default_rng(2).normal(size=(3, 40_000))
+    one_N, other_N = (np.sqrt(r) * text_N + np.sqrt(1 - r) * own_N for own_N in own_2N)
+    hard_N, other_N[::9] = one_N >= np.quantile(one_N, 0.8), NAN  # a fold alone
+    found = selection.remeasured(one_N, other_N + 3, hard_N, ~hard_N)
+    assert found["shrinkage"] == pytest.approx(1 - r, abs=0.02)
+    assert found["rest"] == pytest.approx(3 + np.nanmean(other_N[~hard_N]))
+    assert found["windows"] == np.isfinite(other_N).sum()
+
+
+EASE = {-1: "what the teacher finds easy", 0: "neither clearly", 1: "hard for the teacher too"}
+
+
+@pytest.mark.parametrize("slope", EASE)
+def test_whether_the_teacher_finds_hard_windows_easy_is_said_by_the_numbers(tokens, slope):
+    rng, found_N = np.random.default_rng(0), np.zeros(400, features.KINDS)
+    teacher_N, noise_N = rng.integers(-9, 10, (2, 400)) / 8  # ties, and exact sums
+    difficulty_N = 0.5 + slope * teacher_N + noise_N
+    difficulty_N[rng.random(400) < 0.1], found_N["junk"][:40] = NAN, 1
+    scores, junk_N = hard_set.Scores(teacher_N + difficulty_N, teacher_N), found_N["junk"]
+    chosen = hard_set.choose(difficulty_N, hard_set.Rule(share=0.2, leave_out_junk=True), junk_N)
+    found = selection.ease(tokens, scores, chosen, found_N)
+    clean_N = np.isfinite(difficulty_N) & (junk_N == 0)
+    rest_N = clean_N & (difficulty_N < chosen.threshold)
+    for name, loss_N in (("teacher", teacher_N), ("student", scores.student_loss_N)):
+        rank = spearmanr(difficulty_N[clean_N], loss_N[clean_N])[0]
+        wanted = rank, loss_N[chosen.windows_K].mean(), loss_N[rest_N].mean()
+        assert [found[name][k] for k in ("rank", "hard", "rest")] == pytest.approx(wanted)
+    lost_N = np.nan_to_num(difficulty_N).clip(0)
+    assert found["held"] == pytest.approx(lost_N[chosen.windows_K].sum() / lost_N.sum())
+    text = words.difficulty("50m", {"windows": 400, "mean": 0.4, "student_better": 0.2}, found)
+    assert f"of the windows are {EASE[slope]}" in text
+    real = {"mean": 0.4, "memory": [{"name": "difficulty", "gap": -0.1}]}
+    text = words.hard_windows("50m", {"student_better": 0.2}, chosen, found | {"held": 0.3}, real)
+    assert text.startswith("Loss is not concentrated") and f"They are {EASE[slope]}" in text
+    assert text.endswith("25% of difficulty is memory of the training text.")
 
 
 def memory(train, val, documents: dict) -> dict:
@@ -82,18 +105,15 @@ def test_the_gap_has_the_interval_of_its_documents_and_one_of_0_holds_0():
 
 def test_the_words_and_the_table_are_those_of_the_numbers():
     gaps = {"teacher": 0.2, "50m": 0.05, "difficulty": -0.15}
-    other = {"with": "50m-seed2", "student_better": 0.31, "windows": 1000, "jaccard": 0.5}
-    alone = {"with": "teacher loss alone", "windows": 1000, "jaccard": 0.05, "rank": NAN}
-    rows = [other | {"chance": 1 / 9, "rank": 0.8}, alone | {"chance": 1 / 9}]
+    rows = [{"with": "50m-seed2", "windows": 1000, "hard": 0.5, "rest": -0.25, "shrinkage": 0.312}]
     memory = [{"name": n, "gap": g, "low": g - 0.01, "high": g + 0.01} for n, g in gaps.items()]
     result = {"rows": rows, "memory": memory, "mean": 0.4}
     text = words.memory(result, "50m", "teacher")
     assert "cost the teacher +0.200 [+0.190, +0.210] nats more" in text
-    assert "from +0.400 to +0.250 nats: −0.150 [−0.160, −0.140]. 37% of it" in text
+    assert "from +0.400 to +0.250 nats: −0.150 [−0.160, −0.140]. 37% of difficulty" in text
     assert words.memory(result | {"memory": []}, "50m", "teacher") == ""
-    first, second = tables.reality(rows).reset_index().to_numpy().tolist()
-    assert first == ["50m-seed2", "1,000", "0.500", "0.111", "+0.800", "31.0%"]
-    assert second == ["teacher loss alone", "1,000", "0.050", "0.111", "–", "–"]
+    (row,) = tables.reality(rows).reset_index().to_numpy().tolist()
+    assert row == ["50m-seed2", "1,000", "+0.500", "−0.250", "31%", "–"]
 
 
 def test_03_repeats_what_02_counted_before_anything_else(tmp_path):

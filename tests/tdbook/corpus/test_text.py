@@ -17,10 +17,11 @@ import zstandard
 from scipy.sparse.csgraph import connected_components
 
 from tdbook.book import students
-from tdbook.corpus import text, writer
+from tdbook.corpus import prepare, text, token_files, writer
 from tdbook.corpus.text import Document
 from tdbook.runs import hashes, parameters, running
 from tdbook.runs.running import start
+from tests.helpers import refused
 
 ZST = zstandard.ZstdCompressor().compress
 PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".zst": ZST}
@@ -254,3 +255,38 @@ def test_a_split_keeps_groups_whole_meets_its_shares_and_follows_its_seed(real):
     documents = [Document(("అ" * size,), "s") for size in (100, 900)]  # two are enough
     for seed in range(5):
         assert text.split(documents, np.arange(2), val_share=0.1, seed=seed) == ["val", "train"]
+
+
+def test_memory_of_a_work_flatters_what_is_judged_on_sections_and_not_on_whole_works(tmp_path):
+    """Each work has words of its own in every section. A memory of training's words knows those of
+    the validation split, of which other sections were trained on, and none of the works' split."""
+    rng, syllables = np.random.default_rng(0), "క గ చ జ ట డ త ద న ప బ మ య ర ల వ స హ".split()
+    words = [dict.fromkeys("".join(rng.choice(syllables, n)) for _ in range(3000)) for n in (2, 4)]
+    shared, own = [*words[0]], [*words[1]][:900]
+    works = []
+    for source in ("verse", "tales"):
+        works = works[:1] if source == "tales" else []  # one tale is a verse, again
+        for i in range(15):
+            names = own[30 * i + 450 * (source == "verse") :][:30]
+            lines = [rng.choice(shared + names * 20, 12) for _ in range(60)]
+            works.append("\n".join(map(" ".join, lines)))
+        put(tmp_path / "given", {f"{source}.txt": "\n\n".join(works)})
+    p = parameters.declared("00_teacher") | {"text": str(tmp_path / "given"), "context": 16}
+    p |= dict(section_characters=1000, vocab_size=700, held_out="tales:0.3 verse", val_share=0.2)
+    summary = prepare.prepare(p, tmp_path / "tokens")
+    tokens = token_files.open_tokens(tmp_path / "tokens")
+    seen = {}
+    for split in ("train", "val", "works"):
+        text_of = tokens.tokenizer.decode(getattr(tokens, split).ids.tolist())
+        seen[split] = {word for word in re.findall(r"\w+", text_of) if word in own}
+    assert len(seen["val"] & seen["train"]) > 0.9 * len(seen["val"]) > 100
+    assert not seen["works"] & seen["train"] and not seen["works"] & seen["val"]
+    assert seen["works"] > {*own[450:]}  # a whole source, and some tales
+    count = 15 + round(len(seen["works"] - {*own[450:]}) / 30)
+    assert len(token_files.origins(tokens, "works")[1]) == count  # each is one document
+    assert f"{count} whole works of tales, verse; 4 documents like them are left out" in summary
+    with refused("poems", "tales", "verse"):
+        prepare.prepare(p | {"held_out": "poems"}, tmp_path / "none")
+    prepare.prepare(p | {"source_limit": 20_000, "held_out": ""}, tmp_path / "limited")
+    bytes_of = json.loads((tmp_path / "limited/meta.json").read_text())
+    assert 2 * 2.5 * 18_000 < bytes_of["train_bytes"] + bytes_of["val_bytes"] < 2 * 3 * 22_000

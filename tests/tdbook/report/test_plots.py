@@ -57,19 +57,17 @@ def test_a_figures_title_rows_points_and_bars_are_those_of_its_arrays(case):
         assert wanted == {key: found[key] for key in wanted}
 
 
-def test_difficulty_counts_the_windows_at_or_above_the_line_and_paints_just_them_red():
-    threshold, lost_N = float(np.sort(DIFFICULTY_N)[-412]), DIFFICULTY_N.astype(float).clip(0)
-    figure = plots.difficulty(DIFFICULTY_N, threshold)
-    held = lost_N[threshold <= DIFFICULTY_N].sum() / lost_N.sum()
-    assert title(figure) == (
-        f"20.0% of windows (412 of 2,060) are at least {threshold:.3f} nats harder for the student;"
-        f" they hold {held:.1%} of all that was lost"
-    )
-    bars = [(mpl.colors.to_hex(p.get_facecolor()), p.get_height()) for p in figure.axes[0].patches]
-    assert sum(height for _, height in bars) == 2060
-    assert sum(height for ink, height in bars if ink == plots.HARD) == 412
+def test_difficulty_paints_red_where_windows_are_at_or_above_the_line():
+    threshold = float(np.sort(DIFFICULTY_N)[-412])
+    found = {"share": 0.2, "teacher": {"rank": -0.5, "hard": 4.2, "rest": 4.6}}
+    figure = plots.difficulty(4.5 - DIFFICULTY_N, DIFFICULTY_N, threshold, found)
+    cost = "the hardest 20.0% of windows cost the teacher 4.200 nats per token, the rest 4.600"
+    assert title(figure) == f"Rank correlation −0.50: {cost}"
+    hard, rest = figure.axes[0].collections
+    assert hard.get_array().sum() == 412 and rest.get_array().sum() == 2060 - 412
+    assert mpl.colors.to_hex(hard.cmap(1.0)) == plots.HARD
     for few, line in itertools.product([[0] * 5, [-1], [0, np.nan, 2]], (0.0, -1e6, 1e6)):
-        assert "nats harder" in title(plots.difficulty(np.array(few, float), line))
+        assert "nats per token" in title(plots.difficulty(*np.array([few] * 2, float), line, found))
 
 
 def test_every_model_has_a_marker_and_a_colour_of_its_own():

@@ -24,7 +24,7 @@ from tdbook.workflow import run_pages
 MARK = "Nobody else may read this"  # in English, so that it is told apart from what tables name
 TELUGU = re.compile("[\u0c00-\u0c7f]+")
 PRIVATE = "/home/owner/private/diary.txt"
-OWN_TABLES = ("second-thoughts", "texts", "junk")
+OWN_TABLES = ("second-thoughts", "texts")
 
 
 def read(path: Path) -> dict:
@@ -188,7 +188,7 @@ def test_what_is_not_done_not_of_its_record_or_of_other_tokens_is_left_out(folde
     assert not any("05_progressive" in name for name in names)
     assert "05_progressive: not done" in read(second / "manifest.json")["left_out"]
     assert "01_distill-50m.html" not in names and "01_distill-50m-scratch.html" in names
-    assert not names & {"02_hard_set.html", "morning.md", "02_hard_set-junk.csv"}
+    assert not names & {"02_hard_set.html", "morning.md"}
     assert names >= {"02_hard_set-difficulty.png", "04_merge_eval.html"}
     before = everything(second)
     with pytest.raises(ParameterError, match=r"NAME=\.\./x must be a name"):
