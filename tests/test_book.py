@@ -175,7 +175,7 @@ def test_the_verdict_is_in_the_page_and_in_its_table(out):
     effects = table_of(out, "04_merge_eval-effects", "effect")
     assert effects.loc["adapter on hard − adapter on random", "role"] == "mechanism"
     page = soup_of(out / "04_merge_eval.html").get_text()
-    assert "one seed: not decidable here. adapter on hard − 50m: " in page
+    assert "one seed: not decidable here. adapter on hard − its base: " in page
     assert "has 52.2M as its base has, not 55M" in page
 
 

@@ -8,7 +8,6 @@ for seeds and documents. Legend: N windows of the text that judges, S seeds.
 import itertools
 import math
 import operator
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -34,7 +33,8 @@ JUDGED = ("effect", "mechanism")  # roles of effects; cost and also are shown
 SEEDS = 3  # that a verdict needs
 FREE = parameters.LABELS | parameters.VOLATILE  # they make no difference between two models
 LONGER = 1.01  # times the tokens of another model
-LIKE = {"made_from": "adapter on hard", "but": "distilled"}  # what the best is otherwise like
+AS = {"as_base": "its base", "as_scratch": "scratch"}  # key of a role → what it is otherwise like
+LIKE = {"made_from": "adapter on hard"} | AS  # and what the best of a role is otherwise like
 OLD_RULES = "rules of 2026-11-28"  # a column: the verdict that was published then
 
 
@@ -171,15 +171,6 @@ class Model:
         begun += ", ending in four bits" if self.p.get("four_bit_share") else ""
         return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
 
-    @property
-    def label(self) -> str:
-        """In an effect: what it is made of and a point's rate; of another point what varies."""
-        if self.base:
-            rate = "" if self.own else f" (rate {self.p['learning_rate']:g})"
-            return f"{self.p['trains']} on {self.p['windows']}{rate}"
-        point = self.name.rpartition("/")[2]
-        return point if self.own else re.sub(r"([a-z_]{4,})([\d.]+)-?", r"\1 \2 ", point).strip()
-
     def same_but(self, other: "Model", names: set[str]) -> bool:
         """Whether the other was made with the same parameters, but for these."""
         fixed = self.p.keys() - FREE - names - {"cached_draws"}
@@ -236,7 +227,6 @@ class Trial:
     teacher: str
     picked_by: str  # with its seed choices are made: it picks hard windows, and rates
     development: Mapping[str, float] = field(default_factory=dict)  # loss where choices are made
-    recipe: str = ""  # a model of the better recipe
 
     @property
     def chooses(self) -> int | None:
@@ -275,8 +265,9 @@ class Trial:
         best = min(some, key=lambda m: self.development[m.name], default=None)
         return self.seeds_of(best)
 
-    def _made_from(self, model: Model, base: Model) -> bool:
-        return model.base in self.models and self.models[model.base].settings == base.settings
+    def _made_from(self, model: Model, base: Model | None) -> bool:
+        own = self.models.get(model.base)
+        return own is not None and base is not None and own.settings == base.settings
 
     def role(self, words: str) -> list[Model]:
         """The models that a role of claims.yaml means, one a seed; none where it was not run. Of a
@@ -287,16 +278,17 @@ class Trial:
         return self.seeds_of(self.first(role))
 
     def first(self, role: str) -> Model | None:
-        """A role's own model in the folder, of the base's seed where there is one."""
+        """A role's model, of the base's seed where there is one; the folder's own before points."""
         if named := ROLES[role].get("is"):
             return self.models.get(getattr(self, named))
-        own = (m for m in self.models.values() if m.own and m.seeds[0] != self.chooses)
-        return min((m for m in own if self._means(role, m)), key=self._order, default=None)
+        read = (m for m in self.models.values() if m.seeds[0] != self.chooses)
+        fits = (m for m in read if self._means(role, m))
+        return min(fits, key=lambda m: (not m.own, *self._order(m)), default=None)
 
     def _best(self, role: str) -> list[Model]:
         keys = ROLES[role]
         like = self.first(next((LIKE[key] for key in keys if key in LIKE), role))
-        tuned = {"learning_rate", *keys.get("but", ())}
+        tuned = {"learning_rate"}.union(*(keys.get(key, ()) for key in AS))
         tuned |= parameters.TUNED | keys.keys() if "made_from" in keys else set()
         tried = [m for m in self.models.values() if like and like.same_but(m, tuned)]
         return self.preferred([m for m in tried if "is" in keys or self._means(role, m, tuned)])
@@ -308,12 +300,16 @@ class Trial:
         base, value = self.models[self.base], getattr(model, key, model.p.get(key))
         match key:
             case "made_from":
-                return self._made_from(model, base)
+                return self._made_from(model, self.first(wanted))
             case "longer_than":
-                other = self.models.get(getattr(self, wanted))
+                other = self.first(wanted)
                 return other is not None and model.tokens > LONGER * other.tokens
-            case "but":
-                return base.same_but(model, {*wanted} | but)
+            case "as_long_as":
+                other = self.first(wanted)
+                return other is not None and 1 / LONGER < model.tokens / other.tokens < LONGER
+            case "as_base" | "as_scratch":
+                other = self.first(AS[key])
+                return other is not None and other.same_but(model, {*wanted} | but)
             case "not":
                 return all(model.p.get(name) != other for name, other in wanted.items())
         if isinstance(wanted, bool):
@@ -327,11 +323,20 @@ class Trial:
         """Of "one − other" the difference, of three roles the share of the gap."""
         roles = words.split(" − ") if isinstance(words, str) else words
         if not all(groups := [self.role(role) for role in roles]):  # one was not run
-            what = " − ".join(roles).replace("best ", "")
-            return Effect(what, Interval(math.nan), **more)
-        return self.compare(*groups, **more)
+            return Effect(" − ".join(roles), Interval(math.nan), **more)
+        names = [self._named(*pair) for pair in zip(roles, groups, strict=True)]
+        share = "share of the gap from {0} to {2} that {1} closes"
+        what = share.format(*names) if len(names) == 3 else " − ".join(names)
+        return self.compare(what, *groups, **more)
 
-    def compare(self, *groups: list[Model], **more) -> Effect:
+    def _named(self, words: str, seeds: list[Model]) -> str:
+        """A role in an effect; of the best what was tuned."""
+        role = words.removeprefix("best ")
+        tuned = [*itertools.chain(*(ROLES[role].get(key, ()) for key in AS)), "learning_rate"]
+        values = ", ".join(f"{name} {seeds[0].p[name]:g}" for name in dict.fromkeys(tuned))
+        return f"{role} ({values})" if role != words and self.development else role
+
+    def compare(self, what: str, *groups: list[Model], **more) -> Effect:
         """Two models, or three, over the seeds with which all were run."""
         pairs = []
         for together in itertools.product(*groups):
@@ -339,10 +344,6 @@ class Trial:
             same = all(all(map(operator.eq, together[0].seeds, m.seeds)) for m in together)
             if same and len({m.settings for m in together}) == len(together):
                 pairs.append(tuple(m.name for m in together))
-        labels = ["recipe" if g[0].name == self.recipe else g[0].label for g in groups]
-        what = " − ".join(labels)
-        if len(labels) == 3:
-            what = "share of the gap from {0} to {2} that {1} closes".format(*labels)
         found = measure(self.losses, pairs, self.document_N) if pairs else Interval(math.nan)
         return Effect(what, found, len(pairs), pairs=tuple(pairs), **more)
 
@@ -356,6 +357,4 @@ class Trial:
         for role, words in [*asked, *(("also", words) for words in row.get("also", ()))]:
             e = self.effect(words, role=role, **(main if role == "effect" else {}))
             effects.setdefault(e.pairs or e.what, e)  # none twice: the best may be the folder's own
-        listed = [*effects.values()]
-        known = "undecidable" in row and (UNDECIDED, row["undecidable"])
-        return Verdict(key, listed, *(known or judge(listed)))
+        return Verdict(key, [*effects.values()], *judge([*effects.values()]))

@@ -21,7 +21,7 @@ from tdlib import data, evaluate, generate, hard_set
 from tdlib.model import Llama
 
 WORDS = verdict.CLAIMS["words"]
-JUDGED = ("distilled", "adapter", "gap")  # rows of claims.yaml that 04 judges
+JUDGED = ("distilled", "distilled_t1", "adapter", "gap")  # rows of claims.yaml that 04 judges
 FLOP = dict.fromkeys(["training, FLOP", "teacher, FLOP", "scoring, FLOP"], ".2g")
 COST = {"training tokens": ",.0f"} | FLOP  # column → form
 ROUNDED = 64  # windows on which a model is measured as its four-bit file; 04 says so

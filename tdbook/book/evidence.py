@@ -88,11 +88,8 @@ def trial(this: Run, tokens: data.Tokens) -> Trial:
     # made from another hard set than 02's own, which their own parameters do not say
     mixed = {n for n, p in points.items() if p.varied.keys() - p.record["parameters"]}
     models = {n: m for n, m in models.items() if not (m.base and n in mixed)}
-    swept = [models[n] for n, p in points.items() if p.sweep == this.parameters["recipe"]]
-    last = {m.name for m in swept} - {m.base for m in swept}  # the others are what it was made from
-    recipe = min((m for m in swept if m.name in last), key=lambda m: m.seeds, default=None)
-    more = dict(models=models, recipe=recipe.name if recipe else "")
-    more["development"] = {name: common.row_of(this, name)["loss"] for name in models}
+    development = {name: common.row_of(this, name)["loss"] for name in models}
+    more = dict(models=models, development=development)
     return comparison.trial(this, losses, token_files.origins(tokens, losses.split)[0], **more)
 
 
