@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE  # fifteen kernels would compile the book fifte
 # What was typed reaches a program by the environment, as it was typed: pasted into a line, make would
 # read the $ in it, and sh the quotes.
 NAMES = PROFILE OUT TEXT TOKENS TOKENIZER TEACHER SET ONLY FROM REDO DRY PRICE_PER_HOUR CLUSTER \
-    NAME MODEL SEGMENTER DEVICE VOCAB
+    NAME MODEL SEGMENTER DEVICE
 unexport $(NAMES)
 $(foreach name,$(NAMES),$(eval export TYPED_$(name) := $$(value $(name))))
 given = $(foreach name,$(1),$(name)="$$TYPED_$(name)")
@@ -24,7 +24,7 @@ UNKNOWN := $(filter-out $(NAMES) FULL PYTHON GPU_RUNS -%,$(TYPED))
 $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN))= is not known: give one of $(sort $(NAMES) FULL GPU_RUNS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book sweep evidence status test bench gpu-code stress lab check plan doctor report
+.PHONY: help setup book sweep evidence status test bench gpu-code stress lab plan doctor report
 .PHONY: publish zip export chat clean clean-cache
 
 help:    ## this list
@@ -36,7 +36,7 @@ help:    ## this list
 	@echo "  for a run folder of their own); sweep takes NAME= and all of these; GPU_RUNS=2 lets two runs"
 	@echo "  share a GPU; CLUSTER=slurm makes every run a job, as profiles/slurm/config.yaml says;"
 	@echo "  plan and doctor take PROFILE=, TOKENS=, TEACHER=, OUT= and SET= too; plan also"
-	@echo "  DEVICE=here|cpu|b200|h200|h100|a100|l4, PRICE_PER_HOUR= and VOCAB="
+	@echo "  DEVICE=here|cpu|b200|h200|h100|a100|l4 and PRICE_PER_HOUR="
 
 setup: .venv/made ## the environment, once: .venv with all that the book needs
 
@@ -76,12 +76,9 @@ lab: .venv/made ## JupyterLab on notebooks/
 	    --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
 	    $(if $(ROOT_USER),--allow-root)
 
-check: .venv/made ## the parameters of every run of PROFILE, a line each; runs nothing
-	@exec .venv/bin/python -m tdbook check "$$TYPED_PROFILE"
-
 plan: .venv/made ## what every run of PROFILE costs: weights, bytes, hours, money; runs nothing
 	@exec .venv/bin/python -m tdbook plan \
-	    $(call given,PROFILE OUT TOKENS TEACHER SET DEVICE PRICE_PER_HOUR VOCAB)
+	    $(call given,PROFILE OUT TOKENS TEACHER SET DEVICE PRICE_PER_HOUR)
 
 doctor: .venv/made ## can this machine run PROFILE: a line each, two real steps of every shape
 	@exec .venv/bin/python -m tdbook doctor $(call given,PROFILE OUT TOKENS TEACHER SET)

@@ -21,7 +21,7 @@ from scipy import stats
 from tdbook.corpus import token_files
 from tdbook.training import from_teacher
 from tdlib import evaluate, train
-from tdlib.model import SHAPES, Llama, LlamaConfig
+from tdlib.model import Llama
 
 
 def run(folder: Path, name: str) -> dict:
@@ -32,7 +32,7 @@ def run(folder: Path, name: str) -> dict:
         learning_rate=float(rate), epochs=2.0, token_limit=int(limit), batch_tokens=256,
         warmup_share=0.15, ce_weight=0.5, temperature=1.0, seed=int(seed),
     )  # fmt: skip
-    config = LlamaConfig(tokens.vocab_size, context=tokens.context, **SHAPES[shape])
+    config = teacher.config.student(shape, context=tokens.context)
     torch.manual_seed(recipe.seed)
     seconds = time.process_time()
     if arm == "random":

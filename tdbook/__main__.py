@@ -11,7 +11,7 @@ from tdbook.runs import heartbeat, machine, ownership, parameters
 from tdbook.workflow import execute, graph, plan, scheduler, status
 
 # their words are never NAME=value
-PLACES = ("check", "report", "clean-cache", "publish", "zip", "published")
+PLACES = ("report", "clean-cache", "publish", "zip", "published")
 
 
 def main(arguments: list[str]) -> int:
@@ -42,9 +42,6 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
             from tdbook.workflow import doctor  # imports torch
 
             return doctor.examine(pairs)
-        case "check", [profile]:
-            runs = graph.book(profile, paths=False)
-            print("\n".join(f"{one.run} · OK" for one in runs))
         case "clean-cache", [out]:
             left = ", ".join(ownership.clean_cache(parameters.ROOT / out))
             print(f"left, for the book did not make it: {left}" if left else "removed")

@@ -128,13 +128,11 @@ def _compare(model, teacher, windows, rows_M, device, tell=lambda more: None) ->
 
 def _calibration(confidence_N: Tensor, right_N: Tensor) -> dict[str, list[float]]:
     bin_N = (confidence_N * BINS).long().clamp(max=BINS - 1)
-    count = torch.bincount(bin_N, minlength=BINS).clamp(min=1)
-    sums = {
-        "confidence": torch.bincount(bin_N, confidence_N, minlength=BINS) / count,
-        "accuracy": torch.bincount(bin_N, right_N, minlength=BINS) / count,
-        "share": torch.bincount(bin_N, minlength=BINS) / max(1, len(bin_N)),
-    }
-    return {k: v.tolist() for k, v in sums.items()}
+    count = torch.bincount(bin_N, minlength=BINS)
+    sums = (torch.bincount(bin_N, x_N, BINS) for x_N in (confidence_N, right_N))
+    confidence, accuracy = ((x / count.clamp(min=1)).tolist() for x in sums)
+    share = (count / max(1, len(bin_N))).tolist()
+    return {"confidence": confidence, "accuracy": accuracy, "share": share}
 
 
 def on_subset(windows: data.Windows, count: int, device: str = "cpu") -> Callable[[Llama], dict]:

@@ -251,5 +251,4 @@ def load(path: Path) -> HardSet:
         rule["token_share"] = float(content.get("token_share", 1.0))
         return HardSet(windows_K, threshold, share, int(content.get("easy", 0)), Rule.of(rule))
     except (ValueError, KeyError, TypeError) as error:
-        remedy = "run 02_hard_set again after deleting it"
-        raise ValueError(f"{path} is no hard set ({error!r}): {remedy}") from None
+        raise ValueError(f"{path} is no hard set ({error!r}): run 02_hard_set again") from None

@@ -3,7 +3,8 @@
     x = x + attention(rms_norm(x));  x = x + down(silu(gate(rms_norm(x))) · up(rms_norm(x)))
 
 Modules carry Hugging Face's names, so a saved state dict is one of theirs, and RoPE rotates the two
-HALVES of a head (0, K/2), (1, K/2 + 1), … as theirs does.
+HALVES of a head (0, K/2), (1, K/2 + 1), … as theirs does. With `qk_norm` it is a Qwen3: each head's
+queries and keys go through an RMSNorm before RoPE.
 Legend: B batch, T tokens, S tokens so far (with a cache), D model width, H query heads, G key/value
 heads, K head width, F MLP width, V vocabulary.
 """
@@ -80,6 +81,10 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(d, config.kv_heads * k, bias=False)
         self.v_proj = nn.Linear(d, config.kv_heads * k, bias=False)
         self.o_proj = nn.Linear(config.heads * k, d, bias=False)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(k, config.norm_eps) for _ in "qk")
+        else:
+            self.q_norm = self.k_norm = nn.Identity()
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
         b, t, _ = x_BTD.shape
@@ -88,8 +93,8 @@ class Attention(nn.Module):
             return y.view(b, t, -1, self.head_dim).transpose(1, 2)
 
         cos_TK, sin_TK = (table.to(x_BTD.dtype) for table in rope)
-        q_BHTK = rotate(heads(self.q_proj(x_BTD)), cos_TK, sin_TK)
-        k_BGTK = rotate(heads(self.k_proj(x_BTD)), cos_TK, sin_TK)
+        q_BHTK = rotate(self.q_norm(heads(self.q_proj(x_BTD))), cos_TK, sin_TK)
+        k_BGTK = rotate(self.k_norm(heads(self.k_proj(x_BTD))), cos_TK, sin_TK)
         v_BGTK = heads(self.v_proj(x_BTD))
         seen, mask = cache.length if cache else 0, None
         if cache:
@@ -186,8 +191,8 @@ class Llama(nn.Module):
         return F.linear(self.hidden(ids_BT, cache), self.head)
 
     def save(self, folder: str | Path, files: dict[str, str | Path] | None = None) -> None:
-        """A Hugging Face Llama folder, whole or not at all; `files` (name → path) are copied in,
-        a tokenizer for instance. Adapters must be merged first."""
+        """A Hugging Face folder (Llama, or Qwen3), whole or not at all; `files` (name → path) are
+        copied in, a tokenizer for instance. Adapters must be merged first."""
         config = to_hf(self.config, str(self.head.dtype).removeprefix("torch."))
         tensors = {_hf_name(k): v.contiguous().cpu() for k, v in self.state_dict().items()}
         for kind, remedy in (("lora", "lora.merge"), ("parametrizations", "quantize.merge")):

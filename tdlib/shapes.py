@@ -13,8 +13,8 @@ from pathlib import Path
 TABLES = tomllib.loads(Path(__file__).with_name("shapes.toml").read_text(encoding="utf8"))
 SHAPES: dict[str, dict[str, int]] = TABLES["shapes"]  # layers, heads, dim, mlp_dim by name
 OPTIONS = TABLES["options"]  # of files from elsewhere: which are read, and which change nothing
-KNOWN = frozenset(OPTIONS["config"]["known"].split())
 HF: dict[str, str] = TABLES["hugging_face"]  # LlamaConfig's names → config.json's
+FAMILIES: dict[str, str] = TABLES["families"]  # model_type → options known there alone
 # What is above these is no model but a broken file: refused before room is made for it.
 MOST = {"layers": 1024, "vocab_size": 2**24}
 MOST |= dict.fromkeys(("heads", "dim", "mlp_dim", "context", "kv_heads", "head_dim"), 2**20)
@@ -37,6 +37,7 @@ class LlamaConfig:
     tied: bool = True  # the head is the embedding
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
+    qk_norm: bool = False  # each head's queries and keys have a norm before RoPE, as in Qwen3
     # ends each line of its text, and generation begins after it; no part of the shape
     eos_id: int = field(default=3, compare=False)
 
@@ -60,19 +61,31 @@ class LlamaConfig:
     def parameters(self) -> int:
         """Number of weights, a tied head counted once."""
         heads = 2 * (self.heads + self.kv_heads) * self.head_dim
-        layer = self.dim * (heads + 3 * self.mlp_dim + 2)
+        layer = self.dim * (heads + 3 * self.mlp_dim + 2) + self.qk_norm * 2 * self.head_dim
         return (1 if self.tied else 2) * self.embedding_parameters + self.layers * layer + self.dim
 
     @property
     def embedding_parameters(self) -> int:
         return self.vocab_size * self.dim
 
+    def student(self, shape: str, **size: int) -> "LlamaConfig":
+        """One of SHAPES for a student of this teacher, with its vocabulary, context and eos unless
+        given, RoPE theta and norm eps. A teacher with QK norms gives these and its head width, for
+        they are over a whole head; the heads together are about as wide as in the shape."""
+        names = ("vocab_size", "context", "eos_id", "rope_theta", "norm_eps", "qk_norm")
+        own = {name: getattr(self, name) for name in names} | SHAPES[shape] | size
+        if self.qk_norm:
+            heads = max(1, round(own["dim"] / self.head_dim))
+            own |= {"head_dim": self.head_dim, "heads": heads}
+        return LlamaConfig(**own)
+
 
 def to_hf(config: LlamaConfig, dtype: str = "float32") -> dict:
     """config.json, with rope and dtype in the spellings of transformers 4 and 5."""
-    c = generation(config) | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    name, bias = ("Qwen3", "use_sliding_window") if config.qk_norm else ("Llama", "mlp_bias")
+    c = generation(config) | {"architectures": [f"{name}ForCausalLM"], "model_type": name.lower()}
     c |= {theirs: getattr(config, ours) for ours, theirs in HF.items()}
-    c |= {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    c |= {"hidden_act": "silu", "attention_bias": False, bias: False}
     theta = {"rope_theta": config.rope_theta}
     c |= theta | {"rope_parameters": {"rope_type": "default"} | theta}
     return c | {"torch_dtype": dtype, "dtype": dtype}
@@ -131,7 +144,8 @@ def _shape(c: dict, ropes: list[dict]) -> dict:
     eos = eos[0] if isinstance(eos, list) and eos else eos
     c = c | {"rope_theta": next(thetas, None), "eos_token_id": eos}
     shape = {"tied": c.get("tie_word_embeddings") is True}
-    for f in (f for f in fields(LlamaConfig) if f.name != "tied"):
+    shape["qk_norm"] = c["model_type"] != "llama" and c.get("use_qk_norm") is not False
+    for f in (f for f in fields(LlamaConfig) if f.name not in shape):
         name = "eos_token_id" if f.name == "eos_id" else HF.get(f.name, f.name)
         value, needed = c.get(name), f.default is MISSING
         if value is None and not needed:
@@ -148,8 +162,9 @@ def _shape(c: dict, ropes: list[dict]) -> dict:
 def _odd_in_config(c: dict, ropes: list[dict]) -> Iterator[str]:
     tied = c.get("tie_word_embeddings") or False
     kinds = [x.get("rope_type") or x.get("type") or "default" for x in ropes]
+    if (family := c.get("model_type")) not in [*FAMILIES]:
+        yield f"model_type is {family!r}, only {' or '.join(FAMILIES)} is supported here"
     for name, values, only in (
-        ("model_type", [c.get("model_type")], "llama"),
         ("RoPE scaling", kinds, "default"),
         ("one of layer_types", c.get("layer_types") or [], "full_attention"),
         ("tie_word_embeddings", [tied], tied is True),
@@ -157,9 +172,11 @@ def _odd_in_config(c: dict, ropes: list[dict]) -> Iterator[str]:
         odd = (value for value in values if value != only)
         yield from (f"{name} is {value!r}, only {only!r} is supported here" for value in odd)
     window, context = c.get("sliding_window"), c.get("max_position_embeddings") or 2048
-    if window and c.get("use_sliding_window", True) and not window >= context:
+    slides = c.get("use_sliding_window", family == "llama")
+    if window and slides and not window >= context:
         yield f"sliding_window is {window!r}, less than the context: only a whole one is read here"
-    for options in (c, *ropes):
+    own = FAMILIES.get(family, "").split()
+    for options in ({name: value for name, value in c.items() if name not in own}, *ropes):
         yield from odd_options(options, "config")
 
 

@@ -1,7 +1,8 @@
-"""The teacher in: a Hugging Face Llama folder, or upstream's checkpoint, becomes a `Llama`.
+"""The teacher in: a Hugging Face folder (Llama or Qwen3), or upstream's checkpoint, as a `Llama`.
 
-Upstream's file differs in three ways: Q, K and V are one matrix, RoPE turns NEIGHBOURING pairs
-(0, 1), (2, 3), … of a head where we turn its halves, and the MLP's width is only in the weights.
+Upstream's file differs: RoPE turns NEIGHBOURING pairs (0, 1), (2, 3), … of a head where we turn its
+halves, and the MLP's width is only in the weights. In the first version Q, K and V are one matrix;
+in the second there may be grouped heads, QK norms, a head of its own, and layers that run twice.
 """
 
 import copy
@@ -19,11 +20,10 @@ from torch import Tensor, nn
 from tdlib import data, hard_set, shapes, weights
 from tdlib.model import Llama, LlamaConfig
 
-REMEDY = "give upstream's best.pt, or a Hugging Face Llama folder"
+REMEDY = "give upstream's best.pt, or a Hugging Face folder of a Llama or Qwen3"
 COUNTS = {"n_layer": "layers", "n_head": "heads", "n_embd": "dim", "block_size": "context"}
-# parts of our names → upstream's; Q, K and V are thirds of one matrix there
-FUSED = ("q_proj", "k_proj", "v_proj")
-UPSTREAM = shapes.TABLES["upstream"] | dict.fromkeys(FUSED, "c_attn")
+COUNTS |= {"n_kv_head": "kv_heads"}
+FUSED = ("q_proj", "k_proj", "v_proj")  # in the first version thirds of c_attn
 # numpy's numbers, such as a loss beside the weights: classes that run no code, under the names of
 # both its versions; but for the three types that may hold anything
 _MADE_BY = {"scalar": np._core.multiarray.scalar, "_reconstruct": np._core.multiarray._reconstruct}
@@ -65,24 +65,29 @@ def keep_rows(model: Llama, size: int) -> None:
     model.embed_tokens.num_embeddings = size
 
 
-def halves(weight_OD: Tensor, heads: int) -> Tensor:
-    """Rows of a Q or K matrix reordered from neighbouring pairs to halves, in each head: new row j
-    of the first half is old row 2j, of the second half old row 2j + 1."""
-    out, d = weight_OD.shape
-    return weight_OD.view(heads, out // heads // 2, 2, d).transpose(1, 2).reshape(out, d)
+def halves(weight: Tensor, heads: int) -> Tensor:
+    """Rows of a Q or K matrix, or of a head's norm, reordered from neighbouring pairs to halves, in
+    each head: new row j of the first half is old row 2j, of the second half old row 2j + 1."""
+    by_pair = weight.view(heads, -1, 2, *weight.shape[1:])
+    return by_pair.transpose(1, 2).reshape(weight.shape)
 
 
-def neighbours(weight_OD: Tensor, heads: int) -> Tensor:
+def neighbours(weight: Tensor, heads: int) -> Tensor:
     """The inverse of `halves`."""
-    out, d = weight_OD.shape
-    return weight_OD.view(heads, 2, out // heads // 2, d).transpose(1, 2).reshape(out, d)
+    by_half = weight.view(heads, 2, -1, *weight.shape[1:])
+    return by_half.transpose(1, 2).reshape(weight.shape)
+
+
+def _in_halves(name: str, weight: Tensor, config: LlamaConfig) -> Tensor:
+    """A weight by its name, its rows reordered where RoPE turns them."""
+    heads = {"q_proj": config.heads, "k_proj": config.kv_heads, "q_norm": 1, "k_norm": 1}
+    part = name.split(".")[-2]
+    return halves(weight, heads[part]) if part in heads else weight
 
 
 def _turn(model: Llama) -> None:
-    for layer in model.layers:
-        attention, c = layer.self_attn, model.config
-        for linear, heads in ((attention.q_proj, c.heads), (attention.k_proj, c.kv_heads)):
-            linear.weight.data = halves(linear.weight.data, heads)
+    for name, weight in model.named_parameters():
+        weight.data = _in_halves(name, weight.data, model.config)
 
 
 def _upstream(path: Path) -> Llama:
@@ -126,10 +131,14 @@ def _reason(path: Path, error: Exception) -> str:
 
 def _converted(path: Path, state: dict[str, Tensor], shape: dict) -> Llama:
     state = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
-    config = _config(state, shape)
+    config, fused = _config(state, shape), not any(".q_proj." in name for name in state)
     with torch.device("meta"):
         expected = {name: weight.shape for name, weight in Llama(config).named_parameters()}
-    theirs = {x: ".".join(UPSTREAM.get(part, part) for part in x.split(".")) for x in expected}
+    names = shapes.TABLES["upstream"] | (dict.fromkeys(FUSED, "c_attn") if fused else {})
+    runs, theirs = config.layers // int(shape["n_layer"]), {}
+    for ours in expected:  # a layer that runs twice is two of ours
+        parts = [str(int(part) // runs) if part.isdecimal() else part for part in ours.split(".")]
+        theirs[ours] = ".".join(names.get(part, part) for part in parts)
     derived = {"freqs_cis"} | ({"lm_head.weight"} - expected.keys())  # made here; tied
     state = {name: tensor for name, tensor in state.items() if name not in derived}
     claim, size = sum(x.numel() * x.element_size() for x in state.values()), path.stat().st_size
@@ -137,22 +146,22 @@ def _converted(path: Path, state: dict[str, Tensor], shape: dict) -> Llama:
         raise ValueError(f"its weights claim {claim:,} bytes, the file has {size:,}")
     wanted = {}
     for ours, (rows, *width) in expected.items():
-        wanted[theirs[ours]] = (3 * rows if ours.split(".")[-2] in FUSED else rows, *width)
+        third = fused and ours.split(".")[-2] in FUSED
+        wanted[theirs[ours]] = (3 * rows if third else rows, *width)
     weights.check_shapes(path, {name: x.shape for name, x in state.items()}, wanted)
     converted = {}
     for ours in expected:
         part, weight = ours.split(".")[-2], state[theirs[ours]]
         weights.check_float(theirs[ours], weight)
-        weight = weight.chunk(3)[FUSED.index(part)] if part in FUSED else weight
-        weight = halves(weight, config.heads) if part in FUSED[:2] else weight
-        converted[ours] = weight.float()
+        weight = weight.chunk(3)[FUSED.index(part)] if fused and part in FUSED else weight
+        converted[ours] = _in_halves(ours, weight, config).float()
     model = Llama(config)
     model.load_state_dict(converted)
     return model
 
 
 def _config(state: dict[str, Tensor], shape: dict) -> LlamaConfig:
-    numbers = {}
+    numbers, shape = {}, {"n_kv_head": shape["n_head"]} | shape
     for theirs, ours in COUNTS.items():
         value, most = shape[theirs], shapes.MOST[ours]
         if int(value) != value or not 0 < value <= most:
@@ -160,6 +169,8 @@ def _config(state: dict[str, Tensor], shape: dict) -> LlamaConfig:
         numbers[ours] = int(value)
     embedding, mlp = state["transformer.wte.weight"], state["transformer.h.0.mlp.w_gate.weight"]
     numbers |= {"vocab_size": len(embedding), "mlp_dim": len(mlp)}
+    numbers["layers"] *= 1 + bool(shape.get("use_weight_sharing"))  # each runs twice in a row
+    numbers["qk_norm"] = bool(shape.get("use_qk_norm"))
     head = state.get("lm_head.weight")
     tied = head is None or torch.equal(head, embedding)
     return LlamaConfig(**numbers, tied=tied, rope_theta=float(shape.get("rope_theta", 10000.0)))

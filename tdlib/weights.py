@@ -41,9 +41,8 @@ def read_weights(folder: Path, expected: Shapes) -> dict[str, Tensor]:
 
 
 def locate(folder: Path, expected: Shapes) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """Name → file and shape of all tensors of a folder's safetensors (one file, or the shards of
-    its index), checked against the shapes expected. A head where none is expected, it being tied,
-    and the tables of RoPE that old exports hold are left out."""
+    """Name → file and shape of a folder's tensors, checked against those expected. Left out are a
+    head where none is expected, it being tied, and the tables of RoPE that old exports hold."""
     left_out, places = {"lm_head.weight"} - expected.keys(), {}
     for path in weight_files(folder):
         with open_weights(path) as f:

@@ -221,25 +221,6 @@ def test_every_page_shows_all_of_itself_on_screens_and_paper_and_asks_for_nothin
     assert len(soup_of(out / "04_merge_eval.html").select("details")) > 5  # open on paper
 
 
-def test_every_slider_fold_link_and_scrolling_box_is_reached_by_tab_and_shows_it(out, browser):
-    page = browser.new_page(viewport={"width": 390, "height": 800})
-    page.goto((out / "02_hard_set.html").as_uri())
-    tabs = (ROOT / "tests/tabs.js").read_text("utf8")
-    page.evaluate(f"window.tabs = {tabs}")
-    page.evaluate("tabs.mark()")
-    reached = []
-    for _ in range(200):
-        page.keyboard.press("Tab")
-        tag, wanted, outline = page.evaluate("tabs.focused()")
-        if tag == "body":
-            break
-        assert outline not in ("none", ""), (tag, wanted)
-        reached += [wanted] if wanted else []
-    assert len(reached) == page.locator("[data-wanted]").count()
-    assert {*reached} >= {"a", "summary", "input"}
-    page.close()
-
-
 def test_the_teachers_targets_are_kept_once_for_all_that_ask_for_them(out, results):
     """Two students, 02 and two adapters share one folder; 05's student in between has its own."""
     folders = {path.name: path for path in (out / "cache").iterdir()}

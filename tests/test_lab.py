@@ -183,23 +183,6 @@ def test_the_texts_are_drawn_with_the_books_own_telugu_font_and_axe_finds_nothin
     assert [(v["id"], v["nodes"][0]["html"]) for v in serious] == []
 
 
-def test_at_phone_width_everything_is_within_reach(lab, difficulty_N):
-    lab.page.set_viewport_size({"width": 390, "height": 844})
-    files = lab.page.get_by_role("tab", name=re.compile("^File Browser"))
-    files.click()  # put away, as a reader would
-    lab.explorer.scroll_into_view_if_needed()
-    box = lab.explorer.bounding_box()
-    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
-    assert lab.explorer.evaluate("el => el.scrollWidth <= el.clientWidth")
-    for name in ("threshold", "share"):
-        assert slider(lab, name).bounding_box()["width"] > 100
-    slider(lab, "threshold").press("ArrowLeft")
-    line_agreed(lab, difficulty_N)
-    expect(lab.explorer.get_by_role("button", name="keep")).to_be_enabled()
-    files.click()
-    lab.page.set_viewport_size({"width": 1280, "height": 900})
-
-
 def test_a_preset_is_kept_as_the_same_parameters_choose(lab, difficulty_N, folder):
     noise = lab.explorer.get_by_role("combobox", name="noise")
     junk = lab.explorer.get_by_role("checkbox", name="junk")

@@ -4,7 +4,6 @@
 import json
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,10 @@ from bs4 import BeautifulSoup
 
 from tdbook.corpus import token_files, writer
 from tdbook.runs import parameters
-from tdlib import teacher, train
+from tdlib import train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tests import smoke_book, upstream
-from tests.helpers import content, same
+from tests.helpers import content
 
 ROOT = Path(__file__).parents[1]
 SIZE, CONTEXT = 700, 32
@@ -92,24 +91,3 @@ def test_the_tokens_are_the_owners_own_files_and_decode_to_the_source(made, owne
     assert "".join(" ".join(line.split()) + "\n" for line in lines).endswith(decoded)
     held = len(decoded.encode()) / len(tokens.val.ids)
     assert tokens.bytes_per_token() == pytest.approx(held, rel=0.05)  # from some windows
-
-
-def test_upstreams_own_export_is_repaired_with_the_parameter(owner, tmp_path):
-    """Its converter leaves Q and K as they are, which `teacher.check` notices, and pads the
-    embedding with zeros."""
-    right, wrong = teacher.load(owner / "best.pt"), teacher.load(owner / "best.pt")
-    for layer in wrong.layers:
-        for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj):
-            heads = linear.weight.view(2, 2, 16, 64)  # heads, halves, pairs, width
-            linear.weight = torch.nn.Parameter(heads.transpose(1, 2).reshape(64, 64))
-    rows = torch.cat([wrong.head, torch.zeros(9, 64)])
-    wrong.embed_tokens.weight = torch.nn.Parameter(rows)
-    wrong.config = replace(wrong.config, vocab_size=SIZE + 9)
-    wrong.save(tmp_path / "export")
-    given = {"tokens": owner / "data", "tokenizer": owner / "tokenizer.json"}
-    given |= {"teacher": tmp_path / "export", "rope_pairs": "neighbours"}
-    execute(tmp_path / "out", "00_teacher", **given)
-    page = text_of(tmp_path / "out/00_teacher.html")
-    assert "The last 9 rows of its embedding were zeros" in page
-    kept = Llama.load(tmp_path / "out/models/teacher").state_dict()
-    assert same(kept, right.state_dict())

@@ -12,7 +12,7 @@ from tdbook.book import common
 from tdbook.corpus import token_files
 from tdbook.export import gguf_file, imatrix, inference
 from tdbook.export.decoder import Decoder
-from tdbook.report import plots, tables
+from tdbook.report import tables
 from tdbook.runs import notebooks, sweeps
 from tdbook.runs.running import Run
 from tdbook.runs.sweeps import Folder
@@ -117,7 +117,7 @@ def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list
 
 
 def show_sweep(this: Run, sweep: str, losses: Mapping, document_N: np.ndarray) -> str:
-    """A sweep's table and figure; its best point in a sentence."""
+    """A sweep's table; its best point in a sentence."""
     points = {n: p for n, p in common.folder_of(this).points.items() if p.sweep == sweep}
     if not points:
         return f"No point of the sweep {sweep} is done."
@@ -128,8 +128,6 @@ def show_sweep(this: Run, sweep: str, losses: Mapping, document_N: np.ndarray) -
         pair = losses[name], losses[p["base"]], document_N
         rows.append(row | {"change": intervals.change(*pair, p["resamples"])})
     this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
-    alt = f"Difference from the base at every point of the sweep {sweep}, by setting"
-    this.figure(f"sweep-{sweep}", plots.sweep(rows, notebook), alt)
     best = min(rows, key=lambda row: row["loss"])
     return WORDS["sweep"].format(count=len(rows), sweep=sweep, best=best, base=p["base"])
 

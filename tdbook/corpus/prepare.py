@@ -26,7 +26,7 @@ def prepare(p: dict, folder: Path, teacher: Llama | None = None, account=None) -
             fault = f"{found.folder / 'tokenizer.model'} is not there: put the tokens' tokenizer"
             raise FileNotFoundError(f"{fault} there (.model, or .json), or give it as tokenizer")
         cut = cut_spare_rows(teacher, found.vocab_size, p["teacher"])
-        how = dict(tokenizer=given, context=p["context"], every_id=p["check_every_id"])
+        how = dict(tokenizer=given, context=p["context"], every_id=p["check_every_id"] or bool(cut))
         how["vocab_size"] = teacher.config.vocab_size if teacher else 0
         token_files.link_tokens(found.folder, folder, **how)
         said = f"Token files used as they are: `{p['tokens']}`, nothing copied.{cut}"
@@ -86,15 +86,17 @@ def _mixture(documents: list[text.Document], p: dict) -> tuple[list, dict[str, f
 
 
 def cut_spare_rows(teacher: Llama | None, pieces: int, path: str = "the teacher") -> str:
-    """Cut, in place, the rows that pad an embedding beyond its pieces: to a multiple of 8, up to
-    1,024 where that is little beside it. What was done, in words, or "". ValueError: more rows."""
+    """Cut, in place, a teacher's rows beyond the pieces of its tokenizer, whatever is in them: no
+    text has their ids, and every id of token files is looked at. What was done, in words, or "".
+    ValueError: they are as many as the pieces, so that the tokenizer is another's; where it is one
+    of nearly as many, the teacher's trial tells."""
     size = teacher.config.vocab_size if teacher else 0
     if (spare := size - pieces) <= 0:
         return ""
-    if size % 8 or spare >= max(128, min(1024, pieces // 16)):
+    if spare >= pieces:
         fault = f"the vocabulary of {path} is {size:,}, the tokens' is {pieces:,}"
         raise ValueError(f"{fault}: give the tokens or the tokenizer that it was made with")
     keep_rows(teacher, pieces)
-    cut = f"the last {spare:,} are padding, which no text ever predicts, and are cut"
+    cut = f"the last {spare:,} are of no piece, which no text ever predicts, and are cut"
     rows = f" The teacher's embedding has {size:,} rows for {pieces:,} pieces"
     return f"{rows}: {cut}, so that its loss is a little lower than with them."

@@ -99,7 +99,11 @@ def look(path: Path, dtype: str | np.dtype, meta: dict, every_id: bool = False) 
         ids = np.fromfile(path, dtype, block, offset=start)
         if (largest := int(ids.max())) >= len(count_V):
             fault = f"{path} holds id {largest:,}, the vocabulary has {len(count_V):,}"
-            raise ValueError(f"{fault}: correct meta.json, or give the teacher's own tokenizer")
+            remedy = "correct meta.json, or give the teacher's own tokenizer"
+            if "pieces" in meta:
+                remedy = f"the teacher has no more rows, this tokenizer {meta['pieces']:,} pieces: "
+                remedy += "give the teacher's own"
+            raise ValueError(f"{fault}: {remedy}")
         count_V += np.bincount(ids, minlength=len(count_V))
     return Counter(dict(enumerate(count_V.tolist())))
 

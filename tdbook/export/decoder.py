@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdlib.model import Cache, Llama, RMSNorm
+from tdlib.model import Attention, Cache, Llama, LlamaConfig, RMSNorm
 
 Product = Callable[[Tensor], Tensor]
 
@@ -58,6 +58,15 @@ def _overflows() -> bool:
     return torch.ops.quantized.linear_dynamic(ones, _packed(ones), reduce_range=False).item() < 63
 
 
+def _scales(attention: Attention, config: LlamaConfig) -> Tensor | None:
+    """√K · the weights of its QK norms, (H + G, K), for each head; None without norms."""
+    if not config.qk_norm:
+        return None
+    counts = (attention.q_norm, config.heads), (attention.k_norm, config.kv_heads)
+    each = [norm.weight.detach().expand(count, -1) for norm, count in counts]
+    return torch.cat(each) * config.head_dim**0.5
+
+
 class Decoder:
     """Called as a Llama is, ids_BT → logits_BTV, without gradients. It holds a copy of the weights
     but for the embedding, so later changes of the model do not reach it. `int8`: all products in
@@ -82,12 +91,14 @@ class Decoder:
             qkv = after(layer.input_layernorm, a.q_proj.weight, a.k_proj.weight, a.v_proj.weight)
             gate_up = after(layer.post_attention_layernorm, m.gate_proj.weight, m.up_proj.weight)
             out, down = product(a.o_proj.weight), product(m.down_proj.weight)
-            self.layers.append((qkv, out, gate_up, down))
+            self.layers.append((qkv, _scales(a, self.config), out, gate_up, down))
         self.head = after(model.norm, model.head)  # hidden_BTD → logits_BTV
         self.cos_S1K = model.cos_SK[:, None].to(like)
         first, second = model.sin_SK[:, None].to(like).chunk(2, dim=-1)
         self.sin_S1K = torch.cat([-first, second], dim=-1)
-        self.least = (torch.tensor(self.config.norm_eps) ** 0.5 * size).to(like.device)
+        least = torch.tensor(self.config.norm_eps) ** 0.5
+        self.least = (least * size).to(like.device)
+        self.least_head = (least * self.config.head_dim**0.5).to(like.device)
 
     def __call__(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
         with torch.inference_mode():
@@ -114,8 +125,8 @@ class Decoder:
             caches = zip(*(x[..., begin:end, :].unbind() for x, begin in parts), strict=True)
         rope = self.cos_S1K[start:end], self.sin_S1K[start:end]
         x_BTD = self.embedding_VD[ids_BT]
-        for (qkv, out, gate_up, down), cached in zip(self.layers, caches, strict=True):
-            x_BTD = x_BTD + out(self._attend(qkv(self._norm(x_BTD)), rope, mask, cached))
+        for (qkv, scales, out, gate_up, down), cached in zip(self.layers, caches, strict=True):
+            x_BTD = x_BTD + out(self._attend(qkv(self._norm(x_BTD)), scales, rope, mask, cached))
             gate, up = gate_up(self._norm(x_BTD)).chunk(2, dim=-1)
             x_BTD = x_BTD + down(F.silu(gate).mul_(up))
         if cache is not None:
@@ -127,12 +138,15 @@ class Decoder:
         length = torch.linalg.vector_norm(x_BTD, dim=-1, keepdim=True, dtype=torch.float32)
         return (x_BTD / torch.hypot(length, self.least)).to(x_BTD.dtype)
 
-    def _attend(self, qkv_BTX, rope, mask, cached) -> Tensor:
+    def _attend(self, qkv_BTX, scales, rope, mask, cached) -> Tensor:
         """Attention of a layer, (B, T, H · K). New keys and values go into the cached ones."""
         c, (b, t, _) = self.config, qkv_BTX.shape
         cos_T1K, sin_T1K = rope
         qkv_BTHK = qkv_BTX.view(b, t, -1, c.head_dim)
         qk_BTHK = qkv_BTHK[:, :, : c.heads + c.kv_heads]  # turned in place: model.rotate
+        if scales is not None:
+            length = torch.linalg.vector_norm(qk_BTHK, dim=-1, keepdim=True, dtype=torch.float32)
+            qk_BTHK.div_(torch.hypot(length, self.least_head)).mul_(scales)
         swapped = qk_BTHK.roll(c.head_dim // 2, -1)
         qk_BTHK.mul_(cos_T1K).addcmul_(swapped, sin_T1K)
         q, k, v = qkv_BTHK.transpose(1, 2).split((c.heads, c.kv_heads, c.kv_heads), dim=1)

@@ -24,7 +24,7 @@ from gguf import LlamaFileType, TokenType
 
 from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer
 from tdbook.export import cards, llama_cpp, model_tokenizer
-from tdlib import quantize, shapes, teacher, weights
+from tdlib import quantize, teacher, weights
 from tdlib.files import AWAY, mark, own, replacing, write_whole
 from tdlib.model import Llama, stored_shapes
 from tdlib.shapes import LlamaConfig
@@ -41,11 +41,11 @@ QUANTIZATIONS = {
 COARSER = {Kind.Q4_K: Kind.Q5_0, Kind.Q6_K: Kind.Q8_0}  # where 256 does not divide a row
 PRE = ("gpt-2", "llama-bpe", "qwen2", "default")  # llama.cpp's ways to cut text before BPE
 SCRIPT = "run_gguf.py"
+NAMES = gguf.MODEL_ARCH.QWEN3  # whose tensors are a Llama's and the QK norms
 BITS = {k: 8 * size // block for k, (block, size) in gguf.GGML_QUANT_SIZES.items()}  # of a weight
 LARGEST = 65504  # that 16 bits hold
 # Hugging Face's name of a matrix → see llama_cpp.quantize; None: all weights count the same
 Importance = dict[str, np.ndarray] | None
-HELD = shapes.KNOWN - {"repetition_penalty", "encoder_repetition_penalty"}  # or no matter
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,15 +95,6 @@ class Source:
         m = self.metadata
         parts = m.name, m.basename, m.finetune, m.version, m.size_label, quantization
         return f"{gguf.naming_convention(*parts)}.gguf"
-
-    @property
-    def not_held(self) -> str:
-        """What generation_config.json asks for and no GGUF file holds; "" for nothing."""
-        options = model_tokenizer.read_config(self.folder, "generation_config.json").items()
-        lost = [(n, v) for n, v in options if n not in HELD and v not in (None, "", [], {}, 0, 1)]
-        lost += [("eos_token_id", i) for i in self.vocabulary.beside.stops[2:]]
-        asks = ", ".join(f"{name} {value!r:.40}" for name, value in lost)
-        return f"generation_config.json asks for {asks}: set it where the file runs" if lost else ""
 
 
 def formats(config: LlamaConfig) -> list[str]:
@@ -215,7 +206,9 @@ def warn(model: Source, name: str, quantization: str) -> None:
     """Of what a file will not hold, or not as its name says."""
     why = model.vocabulary.why
     ids = f"takes ids, no raw text ({why}): {SCRIPT} beside it encodes and decodes" if why else ""
-    for remark in filter(None, (ids, model.not_held, coarse(model, quantization))):
+    lost = model.vocabulary.beside.stops[2:]
+    stops = f"stops at three ids, not at {lost} of generation_config.json" if lost else ""
+    for remark in filter(None, (ids, stops, coarse(model, quantization))):
         warnings.warn(f"{name}: {remark}", stacklevel=3)
 
 
@@ -237,7 +230,7 @@ def write(model: Source, path: Path, quantization: str, importance: Importance =
 
 
 def _write_model(path: Path, model: Source, quantization: str, importance=None) -> None:
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "qwen3" if model.config.qk_norm else "llama")
     writer.add_type("model")
     model.metadata.set_gguf_meta_model(writer)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -245,10 +238,11 @@ def _write_model(path: Path, model: Source, quantization: str, importance=None) 
     for key, name in cards.templates("export.yaml")["shape"].items():
         getattr(writer, f"add_{key}")(getattr(model.config, name))
     _add_vocabulary(writer, model.vocabulary, model.config.vocab_size)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.layers)
-    kind_of, size_of = kinds(model, quantization), sizes(model, quantization)
+    names = gguf.get_tensor_name_map(NAMES, model.config.layers)
+    kind_of = kinds(model, quantization)
     for name, (_, shape) in model.weights.items():
-        about = shape, np.dtype(np.float32), size_of[name], kind_of[name]
+        block, width = gguf.GGML_QUANT_SIZES[kind_of[name]]
+        about = shape, np.dtype(np.float32), math.prod(shape) // block * width, kind_of[name]
         writer.add_tensor_info(names.get_name(name, (".weight",)), *about)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -293,18 +287,6 @@ def kinds(model: Source, quantization: str) -> dict[str, Kind]:
     return kind_of
 
 
-def sizes(model: Source, quantization: str) -> dict[str, int]:
-    """Bytes of each weight in a file."""
-    pairs = ((n, gguf.GGML_QUANT_SIZES[kind]) for n, kind in kinds(model, quantization).items())
-    return {n: math.prod(model.weights[n][1]) // block * width for n, (block, width) in pairs}
-
-
-def read_bytes(model: Source, quantization: str) -> int:
-    """Bytes that a token reads of a file's weights: all but an embedding that is not the head."""
-    looked_up = "" if model.config.tied else "model.embed_tokens.weight"
-    return sum(size for n, size in sizes(model, quantization).items() if n != looked_up)
-
-
 def coarse(model: Source, quantization: str) -> str:
     """How much of a file is not in the blocks that it is named after; "" for nothing."""
     kind, kind_of = QUANTIZATIONS[quantization][0], kinds(model, quantization)
@@ -327,7 +309,8 @@ def _content(model: Source, name: str, kind: Kind, importance_I: np.ndarray | No
         value = f"{path}: {name} holds {max(-low, high)}"
         raise ValueError(f"{value}, which {kind.name} cannot: give an earlier checkpoint")
     for letter, heads in (("q", config.heads), ("k", config.kv_heads)):
-        if name.endswith(f"{letter}_proj.weight"):
+        # "qwen3", which a model with QK norms is, turns halves too
+        if name.endswith(f"{letter}_proj.weight") and not config.qk_norm:
             weight = teacher.neighbours(weight, heads)
     if kind == Kind.F16:
         return weight.half().numpy()

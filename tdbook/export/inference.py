@@ -153,10 +153,9 @@ def log_p(way: Llama | Decoder | llama_cpp.Model, ids: list[int]) -> Tensor:
 def qualities(
     folder: Path, files: dict, windows: data.Windows, rows_W: np.ndarray, teacher: Llama | None
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Of a model in PyTorch, in float32 and INT8, and of each of its files (format → path), what
-    each window has on average, (W,): loss and kl (model ‖ format) in nats per token, agreement with
-    the model on the likeliest, and acceptance by the teacher (evaluate.Evaluation). NaN where every
-    target is masked, or no teacher of this vocabulary is there."""
+    """Of a model in PyTorch, in float32 and INT8, and of its files (format → path), by window: loss
+    and kl (model ‖ format) in nats per token, agreement with the model on the likeliest, acceptance
+    by the teacher, (W,) each. NaN: every target is masked, or no teacher of this vocabulary."""
     model, threads = Llama.load(folder).eval(), torch.get_num_threads()
     if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
         teacher = None
@@ -183,12 +182,10 @@ def qualities(
 
 
 def in_pytorch(config: LlamaConfig) -> list[dict]:
-    """Rows of the two formats of PyTorch: bytes, of INT8 one a weight and the embedding's four, and
-    `read`, those that a token needs (see gguf_file.read_bytes)."""
-    needed = config.parameters - (0 if config.tied else config.embedding_parameters)
+    """Rows of the two formats of PyTorch; of INT8 a byte a weight, and the embedding's four."""
     both = config.parameters + (4 if config.tied else 3) * config.embedding_parameters
-    sizes = {FLOAT: (4 * config.parameters, 4 * needed), IN_INT8: (both, needed)}
-    return [{"format": n, "file": "", "bytes": b, "read": read} for n, (b, read) in sizes.items()]
+    sizes = {FLOAT: 4 * config.parameters, IN_INT8: both}
+    return [{"format": name, "file": "", "bytes": size} for name, size in sizes.items()]
 
 
 def in_words(row: dict) -> dict[str, str]:

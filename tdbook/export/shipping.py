@@ -107,7 +107,6 @@ def _write_checked(model: Source, place: Path, quantization: str, prompts: list,
     gguf_file.write(model, path, quantization, importance)
     other = exact and other_weight(model.folder, path)
     row = {"format": quantization, "file": path.name, "bytes": path.stat().st_size}
-    row |= {"read": gguf_file.read_bytes(model, quantization)}
     row |= check(model.folder, path, prompts if exact else prompts[::4])
     if other or (exact and row["likeliest"] < 0.99 and row["largest"] > 0.02):
         share = f"agrees with {model.folder} on {row['likeliest']:.1%} of next tokens alone"
@@ -153,7 +152,7 @@ def other_weight(folder: Path, path: Path) -> str:
     """The first tensor of a folder's safetensors that an F16 file made of it does not hold; "" for
     none. By name from one file to the other, past all that reads models here."""
     tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(tensors) // 9)
+    names = gguf.get_tensor_name_map(gguf_file.NAMES, len(tensors) // 9)
     for file in weight_files(folder):
         with safe_open(file, "pt") as stored:
             for name in (n for n in stored.keys() if not n.endswith("rotary_emb.inv_freq")):

@@ -26,7 +26,6 @@ from matplotlib.ticker import EngFormatter
 
 from tdbook.analysis import intervals
 from tdbook.analysis.verdict import Effect
-from tdbook.report.words import setting
 from tdbook.runs.units import minus
 
 font_manager.fontManager.addfont(str(fontpkg.path("Noto Sans Telugu")))
@@ -193,21 +192,3 @@ def effects(effects: Sequence[Effect], title: str) -> Figure:
     keys.append(key("one seed", GREY, filled=False))
     keys.append(mpl.patches.Patch(color=PLAN, label="the plan"))
     return forest(title, {"": marks}, "nats (or share); bars: 95 %", keys, line=0)
-
-
-def sweep(rows: Rows, notebook: str) -> Figure:
-    """A panel a setting: mean difference from the base (see comparison.show_sweep), the bar over
-    all else that varied. *: as the plan."""
-    best = min(rows, key=lambda row: row["loss"])
-    title = f"Lowest of {len(rows)}: {best['point']}, {best['change']} nats against the base"
-    panels: dict[str, list[Mark]] = {}
-    for name in dict.fromkeys(name for row in rows for name in row["varied"]):
-        values = [row["varied"].get(name, "–") for row in rows]
-        numbers = sorted({value for value in values if isinstance(value, int | float)})
-        for value in dict.fromkeys([*numbers, *values]):
-            same = [row for row, v in zip(rows, values, strict=True) if v == value]
-            changes = [row["change"][0] for row in same]
-            ends = np.mean(changes), min(changes), max(changes)
-            mark = Mark(setting(notebook, name, value), *ends)
-            panels.setdefault(name.replace("_", " "), []).append(mark)
-    return forest(title, panels, "loss − base's (nats; *: the plan)", line=0)

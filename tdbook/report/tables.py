@@ -169,29 +169,20 @@ def speeds(by_model: dict[str, list[dict]]) -> pd.DataFrame:
     return _written("speeds", rows)
 
 
-def quantization(by_model: dict[str, list[dict]], repeated: dict[str, dict]) -> pd.DataFrame:
-    """Model → rows of export.ship (inference.in_words), and model → way → inference.repetition."""
-    rows = []
-    for model, formats in by_model.items():
-        for row in formats:
-            each = repeated[model][inference.WAYS.get(row["format"], row["format"])]
-            changes = {name: Interval(*x) for name, x in row["changes"].items()}
-            cells = inference.in_words(row | {"changes": changes})
-            rows.append(each | cells | {"model": model})
-    return _written("quantization", rows)
-
-
-def file_speeds(by_model: dict[str, list[dict]], speeds: dict, bandwidth: float) -> pd.DataFrame:
-    """The same formats: size, and tokens a second on one thread, also as a share of bandwidth."""
+def quantization(by_model: dict, repeated: dict, speeds: dict, bandwidth: float) -> pd.DataFrame:
+    """Model → rows of export.ship (inference.in_words), model → way → inference.repetition, model →
+    rows of inference.speeds; and bytes a second that a core reads."""
     rows = []
     for model, formats in by_model.items():
         one_thread = {row["way"]: row["decode"] for row in speeds[model] if row["threads"] == 1}
         for row in formats:
+            way = inference.WAYS.get(row["format"], row["format"])
+            each = repeated[model][way] | {"share": row["bytes"] * one_thread[way] / bandwidth}
+            changes = {name: Interval(*x) for name, x in row["changes"].items()}
+            cells = inference.in_words(row | {"changes": changes})
             plan = span(*of_plan(model, "megabytes"), 0) if row["format"] == "Q4_0" else "–"
-            decode = one_thread[inference.WAYS.get(row["format"], row["format"])]
-            more = {"decode": decode, "share": row["read"] * decode / bandwidth}
-            rows.append(row | more | {"model": model, "plan": plan})
-    return _written("file_speeds", rows)
+            rows.append(each | cells | {"model": model, "bytes": row["bytes"], "plan": plan})
+    return _written("quantization", rows)
 
 
 def files(shipped: dict[str, list[dict]]) -> pd.DataFrame:

@@ -317,7 +317,7 @@ def _scouting(out: Path, run: str, values: dict, inputs: dict[str, Path]) -> str
     # a sweep's point has its YAML in its own folder
     yamls = (out / f"{run}.yaml", parameters.ROOT / f"params/{values['profile']}/{run}.yaml")
     usual = {}
-    with contextlib.suppress(parameters.ParameterError, StopIteration):  # `make check` tells
+    with contextlib.suppress(parameters.ParameterError, StopIteration):  # `make plan` tells
         yaml = next(path for path in yamls if path.is_file())
         usual = parameters.check(notebook_of(run), parameters.read(yaml), paths=False)
     counts = [key for key in COUNTS if key in usual]

@@ -9,7 +9,6 @@ import yaml
 from tdbook.runs.parameters import ParameterError
 from tdlib.shapes import LlamaConfig
 
-VOCABULARIES = (51_800, 86_071)  # the plan's, and that of the published tokenizer
 Q4_LIMIT = 33e6  # bytes: what still passes for the plan's "~30 MB"
 PLAN = yaml.safe_load(Path(__file__).with_name("plan.yaml").read_text("utf8"))
 
@@ -55,6 +54,7 @@ def minus(text: str) -> str:
 def q4_0_bytes(config: LlamaConfig) -> int:
     """A shape's weights in Q4_0 throughout: 18 bytes a block of 32; norms are float32."""
     norms = config.dim * (2 * config.layers + 1)
+    norms += config.qk_norm * 2 * config.head_dim * config.layers
     return (config.parameters - norms) * 18 // 32 + 4 * norms
 
 

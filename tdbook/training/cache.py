@@ -124,7 +124,8 @@ class Cache(data.Targets, AbstractContextManager):
         self.sampling = f"{draws} draws, seed {seed}"
         self.options = {"temperature": float(temperature), "draws": draws, "seed": seed}
         weights = (w.detach().cpu().numpy() for w in teacher.state_dict().values())
-        config = np.frombuffer(repr(teacher.config).encode(), "u1")
+        config = repr(teacher.config).replace(", qk_norm=False", "")  # which older caches lack
+        config = np.frombuffer(config.encode(), "u1")
         self.key = {"format": FORMAT, "teacher": _sha256(itertools.chain([config], weights))}
         self.key |= {"tokens": _hash_of_text(windows), "windows": len(windows)}
         self.key |= {"context": windows.context, "vocab_size": len(teacher.head)} | self.options

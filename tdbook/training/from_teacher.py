@@ -28,11 +28,13 @@ SMALLER = ("layers", "heads", "head_dim", "dim", "mlp_dim")  # along these, or e
 
 @torch.no_grad()
 def from_teacher(teacher: Llama, config: LlamaConfig, windows, *, device: str = "cpu") -> Llama:
-    """A student of `config`'s shape, with the teacher's RoPE, norm eps and eos, out of its weights,
-    by what they do on windows of some 8,000 to 16,000 tokens, spread evenly. Nothing is drawn: same
-    inputs, same bits. ValueError: larger than the teacher, or of another vocabulary."""
+    """A student of `config`'s shape, with the teacher's RoPE, norms, norm eps and eos, out of its
+    weights, by what they do on windows of some 8,000 to 16,000 tokens, spread evenly. Nothing is
+    drawn: same inputs, same bits. ValueError: larger than the teacher, of another vocabulary, or,
+    with QK norms, of another head width."""
     old = teacher.config
-    config = replace(config, rope_theta=old.rope_theta, norm_eps=old.norm_eps, eos_id=old.eos_id)
+    own = {name: getattr(old, name) for name in ("rope_theta", "norm_eps", "eos_id", "qk_norm")}
+    config = replace(config, **own)
     _check(old, config)
     count = max(8, 2**13 // windows.context)
     rows = np.unique(np.linspace(0, len(windows) - 1, count).astype(int))
@@ -55,6 +57,9 @@ def from_teacher(teacher: Llama, config: LlamaConfig, windows, *, device: str = 
         part.k_proj.weight.copy_(was.k_proj.weight[k] @ p_DE)
         part.v_proj.weight.copy_(was.v_proj.weight[v] @ p_DE)
         part.o_proj.weight.copy_(p_DE.T @ was.o_proj.weight[:, o])
+        if old.qk_norm:  # over a whole head: it stays as it is
+            part.q_norm.load_state_dict(was.q_norm.state_dict())
+            part.k_norm.load_state_dict(was.k_norm.state_dict())
         was, part = layer.mlp, new.mlp
         units = _largest(strength[was.down_proj], config.mlp_dim)
         part.gate_proj.weight.copy_(was.gate_proj.weight[units] @ p_DE)
@@ -72,6 +77,9 @@ def _check(old: LlamaConfig, new: LlamaConfig) -> None:
     for axis, (ours, theirs) in sizes.items():
         if ours > theirs or (ours < theirs and axis == "vocab_size"):
             raise ValueError(f"the student's {axis} is {ours:,}, the teacher's {theirs:,}: {RULE}")
+    if old.qk_norm and new.head_dim != old.head_dim:
+        fault = f"the student's head_dim is {new.head_dim}, the teacher's {old.head_dim}, with QK"
+        raise ValueError(f"{fault} norms over a whole head: give head_dim, or set init: random")
 
 
 def look(teacher: Llama, ids_BT: Tensor) -> tuple[Tensor, dict[nn.Linear, Tensor]]:
@@ -89,7 +97,7 @@ def look(teacher: Llama, ids_BT: Tensor) -> tuple[Tensor, dict[nn.Linear, Tensor
         strength[linear] = given[0].flatten(0, 1).double().square().mean(0) * written_I
 
     for name, module in teacher.named_modules():
-        if isinstance(module, RMSNorm):
+        if isinstance(module, RMSNorm) and not name.endswith(("q_norm", "k_norm")):
             hooks.append(module.register_forward_hook(add))
         elif name.endswith(("o_proj", "down_proj")):
             hooks.append(module.register_forward_pre_hook(weigh))

@@ -32,11 +32,10 @@ class Asked:
     tokens: Path | None  # the folder, where there is one
     size: Size
     teacher: LlamaConfig
-    vocabularies: tuple[int, ...]  # several where it is not known
     works: list[Work]  # of each run
 
 
-def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
+def asked(wanted: graph.Wanted) -> Asked:
     """A command's runs, with its text and teacher as far as they are there."""
     jobs = graph.jobs(wanted.config, paths=False)
     if TEACHER not in jobs:
@@ -47,26 +46,23 @@ def asked(wanted: graph.Wanted, vocabulary: int = 0) -> Asked:
     tokens = parameters.ROOT / (p["tokens"] or out / "tokens")
     if p["tokens"] or (tokens / "meta.json").is_file():
         size = size_of(tokens, out, *shares[:1])
-        vocabularies = (size.vocab_size,)
     else:
-        vocabulary = vocabulary or (teacher.vocab_size if teacher else 0)
-        written = (p["vocab_size"],) if p["text_characters"] else units.VOCABULARIES
-        vocabularies = (vocabulary,) if vocabulary else written
-        tokens, size = None, _guessed(p, vocabularies[0], *shares[:1])
+        vocab_size = teacher.vocab_size if teacher else p["vocab_size"]
+        tokens, size = None, _guessed(p, vocab_size, *shares[:1])
     teacher = teacher or size.shape(p["shape"])
+    if size.vocab_size < teacher.vocab_size < 2 * size.vocab_size:  # 00 cuts rows of no piece
+        teacher = replace(teacher, vocab_size=size.vocab_size)
     if teacher.vocab_size != size.vocab_size:
         both = f"{teacher.vocab_size:,}, the tokens' {size.vocab_size:,}"
-        remedy = "give the tokens that it was made with (TOKENS=, VOCAB=)"
-        raise ParameterError(f"the teacher's vocabulary is {both}: {remedy}")
+        raise ParameterError(f"the teacher's vocabulary is {both}: give its own tokens (TOKENS=)")
     if teacher.context < size.context:
         both = f"{teacher.context:,}, the tokens' {size.context:,}"
-        remedy = "give a shorter block_size in meta.json"
-        raise ParameterError(f"the teacher's context is {both}: {remedy}")
+        raise ParameterError(f"the teacher's context is {both}: give a shorter block_size")
     made, works = {"models/teacher": teacher}, []
     for one in jobs.values():  # the page that compares a sweep's points merges nothing
         works.append(workload.of_run(one.parameters, size, teacher, {} if one.compares else made))
         made |= works[-1].made
-    return Asked([*jobs.values()], out, tokens, size, teacher, vocabularies, works)
+    return Asked([*jobs.values()], out, tokens, size, teacher, works)
 
 
 def size_of(folder: Path, out: Path, share: float = 0.2) -> Size:
@@ -125,8 +121,7 @@ def plan(pairs: dict[str, str]) -> str:
     """All in plain text of 80 columns: what is at hand and what matters, the sizes, every run."""
     wanted = graph.wanted("plan", pairs)
     device, source = workload.device_of(pairs.get("DEVICE", ""), wanted.profile)
-    vocabulary = int(units.number(pairs, "VOCAB", 300, 51800)) if pairs.get("VOCAB") else 0
-    of, reached = asked(wanted, vocabulary), workload.REACHED[device.kind]
+    of, reached = asked(wanted), workload.REACHED[device.kind]
     need, most = max((work.memory(device.kind), work.run) for work in of.works)
     free = shutil.disk_usage(next(p for p in (of.out, *of.out.parents) if p.is_dir())).free
     # as cache.size: of 12 draws a token ids and float16 probabilities, of a window five bytes
@@ -136,27 +131,26 @@ def plan(pairs: dict[str, str]) -> str:
     template = Path(__file__).with_name("plan.txt.j2").read_text("utf8")
     lines = jinja2.Template(template).render(content, si=units.si).splitlines()
     head = "\n".join(textwrap.fill(line, 80, subsequent_indent=" " * 12) for line in lines)
-    tables = [_sizes(of, vocab_size) for vocab_size in of.vocabularies]
-    return "\n\n".join([head, *tables, _runs(of.works, device, wanted.price)])
+    return "\n\n".join([head, _sizes(of), _runs(of.works, device, wanted.price)])
 
 
-def _sizes(of: Asked, vocab_size: int) -> str:
+def _sizes(of: Asked) -> str:
     """A row a shape, under the shortest name that has it."""
-    teacher, models = replace(of.teacher, vocab_size=vocab_size), {}
+    models = {}
     for path, shape in ((path, shape) for work in of.works for path, shape in work.made.items()):
         if path.startswith("models/"):
             name = path.removeprefix("models/")
             models[shape] = min(models.get(shape, name), name, key=len)
-    rows, layers = [], teacher.parameters - teacher.embedding_parameters
+    rows, teacher = [], of.teacher
+    layers = teacher.parameters - teacher.embedding_parameters
     for shape, name in models.items():
-        shape = replace(shape, vocab_size=vocab_size)
-        size = units.q4_0_bytes(shape) + 21 * vocab_size  # about, of a GGUF: a piece takes 21
+        size = units.q4_0_bytes(shape) + 21 * shape.vocab_size  # about, of a GGUF: a piece takes 21
         own = shape.parameters - shape.embedding_parameters
         row = [name, f"{shape.parameters / 1e6:.1f} M", f"{shape.embedding_parameters / 1e6:.1f} M"]
         row += [f"{teacher.parameters / shape.parameters:.1f} ×", f"{layers / own:.1f} ×"]
         rows.append([*row, f"{size / 1e6:.1f} MB", "within" if size <= units.Q4_LIMIT else "ABOVE"])
     names = ["model", "weights", "embedding", "smaller", "without it", "Q4_0 file", "33 MB"]
-    return f"SIZES, vocabulary {vocab_size:,}\n{_table(names, rows)}"
+    return f"SIZES, vocabulary {of.size.vocab_size:,}\n{_table(names, rows)}"
 
 
 def _runs(works: list[Work], device: workload.Device, price: float | None) -> str:

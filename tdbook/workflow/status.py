@@ -108,7 +108,7 @@ def _judged(out: Path, sweep: str, found: dict[str, dict], full: bool) -> list[d
     """Rows; those done are "damaged" or "outdated" where the last command would say so today."""
     config, jobs = files.whole(out / graph.CONFIG, "profile", "given"), {}
     own = {"redo": [], "sweeps": sweep.split(), "out": parameters.shown(out)}
-    with contextlib.suppress(ValueError):  # of params/: `make check` tells
+    with contextlib.suppress(ValueError):  # of params/: `make plan` tells
         jobs = graph.jobs(config | own, paths=False) if config else {}
     done = {name: one for name, one in found.items() if one["state"]["state"] == "done"}
     reasons = hashes.judge(jobs, done.keys() & jobs.keys())

@@ -22,7 +22,7 @@ from tdlib.shapes import SHAPES, LlamaConfig
 MODELS = ("models/", "adapters/")
 _TABLE = yaml.safe_load(Path(__file__).with_name("workload.yaml").read_text("utf8"))
 BEGIN_S, TIMED_S, REACHED, TRAINED = (_TABLE[k] for k in ("begin", "timed", "reached", "trained"))
-CHUNK, SCORED, PROCESS, READ = (_TABLE[k] for k in ("chunk", "scored", "process", "read"))
+CHUNK, SCORED, PROCESS = (_TABLE[k] for k in ("chunk", "scored", "process"))
 RECORDS = _TABLE["records"]
 
 
@@ -99,7 +99,8 @@ def layer_bytes(config: LlamaConfig, kind: str = "cpu") -> int:
     """Of a token, for the backward: norms in float32, inputs of linears (on CUDA in bfloat16)."""
     heads = 2 * config.head_dim * (config.heads + config.kv_heads)
     linears = 6 * config.dim + heads + 4 * config.mlp_dim
-    return 16 * config.dim + (2 if kind == "cuda" else 4) * linears
+    normed = 2 * config.dim + config.qk_norm * heads // 2  # two norms, and those of Q and K
+    return 8 * normed + (2 if kind == "cuda" else 4) * linears
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ class Size:
     hard: int  # windows of the hard set
     source: str  # where that is known from
 
-    def shape(self, name: str) -> LlamaConfig:
-        return LlamaConfig(self.vocab_size, **SHAPES[name], context=self.context)
+    def shape(self, name: str, teacher: LlamaConfig | None = None) -> LlamaConfig:
+        size = {"vocab_size": self.vocab_size, "context": self.context}
+        return teacher.student(name, **size) if teacher else LlamaConfig(**size, **SHAPES[name])
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,6 @@ class Work:
         # of scoring a layer, and six arrays of one window's logits
         needs = [self.context * (SCORED * layer_bytes(c) + 24 * c.vocab_size) for c in shapes]
         needs += [t.memory[kind] for t in self.trainings]
-        needs += [READ] * bool(self.timed)
         weights = sum(4 * shape.parameters for shape in shapes)
         return weights + max(needs, default=0) + PROCESS * (kind == "cpu")
 
@@ -244,7 +245,7 @@ def _shapes(p: dict, size: Size, teacher: LlamaConfig, made: dict) -> list[tuple
     known = {"": None, "teacher": teacher, "base": made.get(f"models/{p.get('base')}", teacher)}
 
     def of(name: str) -> LlamaConfig | None:
-        return known[name] if name in known else size.shape(p[name])
+        return known[name] if name in known else size.shape(p[name], teacher)
 
     if notebook_of(p["run"]) == COMPARISON:  # every adapter merged
         return [(shape, None) for path, shape in made.items() if path.startswith("adapters/")]

@@ -110,6 +110,21 @@ def test_an_option_of_peft_that_changes_nothing_is_read_as_peft_does(change, bas
     near(lora.load(tiny(), folder)(ids), theirs(ids).logits, 1e-5)
 
 
+@torch.no_grad()
+def test_beside_qk_norms_adapters_are_pefts_both_ways_and_norms_have_none(tmp_path):
+    """With heads that together are wider than the stream."""
+    shape, ids = dict(qk_norm=True, head_dim=16), some_ids()
+    tiny(**shape).save(tmp_path / "base")
+    theirs = peft_of(tmp_path / "base", tmp_path / "peft", "all-linear", r=3, lora_alpha=7.5)
+    model = lora.load(tiny(**shape), tmp_path / "peft")
+    assert {name.split(".")[-1] for name in lora.adapters(model)} == SEVEN
+    lora.save(model, tmp_path / "ours")
+    again = peft.PeftModel.from_pretrained(hugging_face(tmp_path / "base"), tmp_path / "ours")
+    lora.merge(model).save(tmp_path / "merged")
+    for found in (model(ids), again(ids).logits, hugging_face(tmp_path / "merged")(ids).logits):
+        near(found, theirs(ids).logits, 1e-5)
+
+
 def test_a_cut_adapter_is_named(tmp_path):
     model = tiny()
     for name, share in itertools.product(("config.json", "model.safetensors"), (0.999, 0)):

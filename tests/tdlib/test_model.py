@@ -1,9 +1,10 @@
-"""The model against transformers' own Llama, its files both ways, and what it refuses."""
+"""The model against transformers' own Llama and Qwen3, its files both ways, and what it refuses."""
 
 import copy
 import json
 import math
 import os
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -30,8 +31,8 @@ def some_ids(batch=2, length=CONTEXT, vocab=211, seed=1) -> torch.Tensor:
     return torch.randint(vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def twin(model: Llama) -> transformers.LlamaForCausalLM:
-    """transformers' Llama of the same shape and weights, its configuration written by hand."""
+def twin(model: Llama) -> transformers.PreTrainedModel:
+    """transformers' Llama or Qwen3 of the same shape and weights, its configuration by hand."""
     c = model.config
     shape = dict(vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.mlp_dim)
     shape |= dict(num_hidden_layers=c.layers, num_attention_heads=c.heads, head_dim=c.head_dim)
@@ -39,14 +40,15 @@ def twin(model: Llama) -> transformers.LlamaForCausalLM:
     shape |= dict(rms_norm_eps=c.norm_eps, tie_word_embeddings=c.tied, hidden_act="silu")
     rope = {"rope_type": "default", "rope_theta": c.rope_theta}
     how = dict(rope_parameters=rope, attn_implementation="eager")
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **how)).eval()
+    kind = transformers.Qwen3Config if c.qk_norm else transformers.LlamaConfig
+    theirs = transformers.AutoModelForCausalLM.from_config(kind(**shape, **how)).eval()
     weights = {k if "lm_head" in k else f"model.{k}": v for k, v in model.state_dict().items()}
     weights.setdefault("lm_head.weight", model.head)
     theirs.load_state_dict(weights)
     return theirs
 
 
-hugging_face = transformers.LlamaForCausalLM.from_pretrained
+hugging_face = transformers.AutoModelForCausalLM.from_pretrained
 # Three layers of float32 sums in another order leave about 2e-6 of the largest logit; a norm's eps
 # or a rotation gone wrong over 1e-2.
 near = partial(helpers.near, relative=1e-4)
@@ -175,6 +177,23 @@ def test_options_that_change_no_number_are_read_over(folder):
     assert Llama.load(folder).config == tiny().config
     edit(folder, sliding_window=16, use_sliding_window=False, rope_scaling={})
     assert torch.equal(Llama.load(folder)(some_ids()), tiny()(some_ids()))
+
+
+@torch.no_grad()
+def test_the_owners_pothana_is_a_qwen3_or_a_llama_by_another_name(tmp_path):
+    for qk_norm in (True, False):
+        (model := tiny(qk_norm=qk_norm)).save(folder := tmp_path / str(qk_norm))
+        edit(folder, model_type="pothana", auto_map={"AutoConfig": "a.B"}, use_qk_norm=qk_norm)
+        assert torch.equal(Llama.load(folder)(some_ids()), model(some_ids()))
+
+
+def test_a_student_has_its_teachers_rope_and_eps_and_qk_norms_over_the_same_heads():
+    own, size = dict(rope_theta=5e5, norm_eps=1e-5), dict(vocab_size=95, context=64)
+    old = LlamaConfig(97, 48, heads=16, dim=768, mlp_dim=2048, tied=False, kv_heads=4, **own)
+    plain = LlamaConfig(**size, **own, **SHAPES["student-50m"])
+    assert old.student("student-50m", **size) == plain
+    new = replace(old, qk_norm=True).student("student-50m", **size)
+    assert new == replace(plain, qk_norm=True, head_dim=48, heads=11, kv_heads=11)  # 528 ≈ 512
 
 
 @torch.no_grad()

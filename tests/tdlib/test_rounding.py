@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch.nn.utils.parametrize import cached
 
 from tdlib import checkpoint, hard_set, quantize, train
 from tdlib.model import Llama
@@ -168,16 +167,6 @@ def test_activation_checkpointing_changes_no_result():
     plain, again = rounded(), rounded()
     fit(plain, quick()), fit(again, quick(activation_checkpointing=True))
     assert same(weights_of(plain), weights_of(again))
-
-
-def test_a_rounded_matrix_is_made_once_where_it_is_read_twice(monkeypatch):
-    """The embedding, which is the head too."""
-    model, made = rounded(), []
-    blocks = quantize.blocks
-    monkeypatch.setattr(quantize, "blocks", lambda *a: made.append(a) or blocks(*a))
-    with cached():
-        model(torch.arange(T)[None])
-    assert len(made) == len(quantize.parts(model))
 
 
 def test_rows_of_no_whole_blocks_stay_and_are_named():

@@ -26,7 +26,7 @@ from tests.tdlib.test_model import CASES
 SHAPE = dict(layers=2, heads=4, dim=32, mlp_dim=80)
 VOCAB, CONTEXT = 211, 64
 SHAPES = [(dict(layers=3, heads=8, mlp_dim=48), ""), (dict(layers=1, heads=1), "_orig_mod.")]
-WTE, HEAD = "transformer.wte.weight", "lm_head.weight"
+WTE, HEAD, H = "transformer.wte.weight", "lm_head.weight", "transformer.h"
 
 
 def upstream(**change) -> dict:
@@ -37,6 +37,20 @@ def upstream(**change) -> dict:
     return {name: weight.clone() for name, weight in state.items()}  # the head is stored twice
 
 
+def second(shared: bool, norms: bool, tied: bool, kv_heads: int) -> tuple[dict, dict]:
+    """Weights by the names of upstream's second version, drawn here, and its config."""
+    table, g = CASES["second version"], torch.Generator().manual_seed(0)
+    shapes = table["layer"] | dict.fromkeys(("attn.k_proj", "attn.v_proj"), (8 * kv_heads, 32))
+    shapes |= {"attn.q_norm": (8,), "attn.k_norm": (8,)} if norms else {}
+    shapes = {f"{H}.{i}.{name}": shape for i in (0, 1) for name, shape in shapes.items()}
+    state = {}
+    for name, shape in (shapes | table["ends"]).items():
+        state[f"{name}.weight"] = torch.randn(shape, generator=g) * 0.25 + (len(shape) == 1)
+    state |= ({HEAD: state[WTE]} if tied else {}) | {"freqs_cis": torch.zeros(CONTEXT, 4, 2)}
+    config = table["config"] | dict(use_weight_sharing=shared, tie_embeddings=tied)
+    return state, config | dict(n_kv_head=kv_heads, use_qk_norm=norms)
+
+
 def angles(width, theta=10000.0) -> torch.Tensor:
     """e^(i · position · theta^(−2j/width)), (positions, width/2), complex."""
     frequency = 1 / theta ** (torch.arange(0, width, 2)[: width // 2].float() / width)
@@ -45,10 +59,10 @@ def angles(width, theta=10000.0) -> torch.Tensor:
 
 
 @torch.no_grad()
-def upstream_logits(state, ids_BT, heads=4, theta=10000.0) -> torch.Tensor:
+def upstream_logits(state, ids_BT, heads=4, theta=10000.0, runs=1) -> torch.Tensor:
     """All positions' logits, in float64. RoPE turns neighbours as one complex number."""
     state = {k: v if v.is_complex() else v.double() for k, v in state.items()}
-    layers = sum(name.endswith("c_attn.weight") for name in state)
+    layers = sum(name.endswith("ln_1.weight") for name in state)
     b, t = ids_BT.shape
     causal = torch.ones(t, t, dtype=torch.bool).tril()
 
@@ -61,10 +75,16 @@ def upstream_logits(state, ids_BT, heads=4, theta=10000.0) -> torch.Tensor:
         return torch.view_as_real(pairs * turn_T1J).flatten(-2)
 
     x = state[WTE][ids_BT]
-    for i in range(layers):
+    for i in np.repeat(range(layers), runs):
         at, d = f"transformer.h.{i}", x.shape[-1]
-        y = norm(x, f"{at}.ln_1.weight") @ state[f"{at}.attn.c_attn.weight"].T
-        q, k, v = (part.view(b, t, heads, d // heads) for part in y.split(d, dim=-1))
+        y = norm(x, f"{at}.ln_1.weight")
+        names = (f"{at}.attn.{x}.weight" for x in ("c_attn", "q_proj", "k_proj", "v_proj"))
+        qkv = torch.cat([y @ state[name].T for name in names if name in state], dim=-1)
+        parts = qkv.split([d, *[(qkv.shape[-1] - d) // 2] * 2], dim=-1)
+        q, k, v = (part.view(b, t, -1, d // heads) for part in parts)
+        if f"{at}.attn.q_norm.weight" in state:
+            q, k = (norm(x, f"{at}.attn.{name}_norm.weight") for x, name in ((q, "q"), (k, "k")))
+        k, v = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (k, v))
         scores = torch.einsum("bthk,bshk->bhts", turned(q), turned(k)) / math.sqrt(d // heads)
         shares = scores.masked_fill(~causal, -math.inf).softmax(-1)
         y = torch.einsum("bhts,bshk->bthk", shares, v).flatten(2)
@@ -105,6 +125,17 @@ def test_logits_are_upstreams_at_every_position(change, prefix, tmp_path):
     near(model(some_ids()), wanted, CLOSE)
     assert (model.config.layers, model.config.mlp_dim) == (shape["layers"], shape["mlp_dim"])
     assert not any(w.requires_grad for w in model.parameters()) and not model.training
+
+
+@pytest.mark.parametrize("options", CASES["second version"]["options"])
+def test_a_second_version_is_read_with_its_heads_norms_and_layers_run_twice(options, tmp_path):
+    (shared, norms, tied, kv_heads), (state, config) = options, second(*options)
+    wanted = upstream_logits(state, some_ids(), theta=5e5, runs=1 + shared)
+    model = teacher.load(written(tmp_path, state, **config))
+    assert wanted.std() > 1
+    near(model(some_ids()), wanted, CLOSE)
+    c = model.config
+    assert (c.layers, c.kv_heads, c.qk_norm, c.tied) == (2 + 2 * shared, kv_heads, norms, tied)
 
 
 def test_theta_vocabulary_type_and_head_are_the_files_own(tmp_path):
@@ -162,7 +193,6 @@ def without(part, name):
     return lambda file: file[part].pop(name)
 
 
-H = "transformer.h"
 CLAIMS = [
     # a weight that it does not know, or lacks
     *((update("model", **{f"{H}.{x}": torch.zeros(32)}), f"{H}.{x} ") for x in (
@@ -172,7 +202,8 @@ CLAIMS = [
     (without("config", "n_layer"), "n_layer. is missing"),
     (update("config", n_embd=2**20), r"is \(96, 32\), .* be \(3145728, 1048576\)"),
     (update("config", norm_eps=1e-5), "norm_eps is 1e-05, only 1e-06"),
-    (update("config", use_qk_norm=True), "use_qk_norm is True, unknown here"),
+    (update("config", use_qk_norm=True), f"{H}.0.attn.k_norm.weight is missing"),
+    (update("config", use_engrams=True), "use_engrams is True, only False"),
     (update("config", rope_theta=math.nan), "rope_theta nan"),
     (update("", architecture="gpt"), "architecture is 'gpt', only 'llama'"),
     (update("model", **{WTE: torch.zeros(1).expand(10**9, 32)}), "at most 16,777,216"),
@@ -202,9 +233,9 @@ def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
 
 @functools.cache
 @torch.no_grad()
-def drawn(kv_heads: int) -> tuple[Llama, data.Windows]:
+def drawn(kv_heads: int, qk_norm: bool = False) -> tuple[Llama, data.Windows]:
     """A model and text drawn from it, which it predicts best, RoPE's order included."""
-    model = tiny_model(0, 32, 32, 10, heads=4, kv_heads=kv_heads, mlp_dim=64)
+    model = tiny_model(0, 32, 32, 10, heads=4, kv_heads=kv_heads, mlp_dim=64, qk_norm=qk_norm)
     ids_BT = torch.randint(32, (50, 1))
     for _ in range(31):
         shares = model(ids_BT)[:, -1].softmax(-1)
@@ -217,7 +248,8 @@ def careless(model, folder) -> Path:
     """A Hugging Face folder as upstream's converter writes it: Q and K in neighbours' order."""
     model, c = copy.deepcopy(model), model.config
     for layer in model.layers:
-        for name, heads in (("q_proj", c.heads), ("k_proj", c.kv_heads)):
+        turned = {"q_proj": c.heads, "k_proj": c.kv_heads}
+        for name, heads in (turned | ({"q_norm": 1, "k_norm": 1} if c.qk_norm else {})).items():
             weight = layer.self_attn.get_submodule(name).weight
             rows = np.arange(heads * c.head_dim).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
             weight.copy_(weight[torch.from_numpy(rows)])
@@ -225,9 +257,9 @@ def careless(model, folder) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2])
-def test_an_unpermuted_export_is_caught_and_repaired(kv_heads, tmp_path):
-    (model, windows), folder = drawn(kv_heads), tmp_path / "export"
+@pytest.mark.parametrize("kv_heads, qk_norm", [(4, False), (2, False), (2, True)])
+def test_an_unpermuted_export_is_caught_and_repaired(kv_heads, qk_norm, tmp_path):
+    (model, windows), folder = drawn(kv_heads, qk_norm), tmp_path / "export"
     found, wrong = teacher.check(model, windows), teacher.load(careless(model, folder))
     assert found["loss"] < found["loss_other_rope"] - 0.1 and found["windows"] == 32
     before = weights_of(wrong)
@@ -295,10 +327,10 @@ def test_spare_rows_are_cut_where_they_are_padding_and_refused_elsewhere(size, p
     model, ids = tiny_model(0, size, 8, **shape), torch.tensor([[1, 2, 3]])
     before = model(ids)
     if cut is None:
-        with refused(f"{size:,}, the tokens' is {pieces:,}: give the tokens"):
+        with refused(f"{size:,}, the tokens' is {pieces:,}: give the tokens or"):
             prepare.cut_spare_rows(model, pieces)
         return
     said = prepare.cut_spare_rows(model, pieces)
     assert torch.equal(model(ids), before[..., : size - cut])
     assert (model.config.vocab_size, len(model.head)) == (size - cut, size - cut)
-    assert bool(said) == bool(cut) and (not cut or f"last {cut:,} are padding" in said)
+    assert bool(said) == bool(cut) and (not cut or f"last {cut:,} are of no piece" in said)

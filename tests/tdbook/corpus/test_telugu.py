@@ -95,22 +95,6 @@ def test_rare_constructions_are_there_and_rare(sentences, kind):
     assert 3 <= sum(bool(re.search(mark, text)) for text in texts) < 0.02 * len(sentences)
 
 
-def test_sentences_are_of_many_shapes_few_are_said_twice_and_words_follow_zipf(sentences):
-    """A pattern: the last two letters of every word, that is, the forms without the words."""
-    assert len(set(sentences)) / len(sentences) > 0.975
-    patterns = Counter(" ".join(w.strip(".,;?!“”")[-2:] for w in s.split()) for s in sentences)
-    assert len(patterns) / len(sentences) > 0.9
-    assert patterns.most_common(1)[0][1] / len(sentences) < 0.005
-    words_N = np.array([len(s.split()) for s in sentences])
-    assert 7.5 < words_N.mean() < 11
-    assert (words_N <= 4).mean() > 0.06 and (words_N >= 13).mean() > 0.1
-    for shape in ("[?]", "“.*” అని", "అని ", ", .*, ", " కంటే ", "[0-9]", "ఊ |ూ .*ూ ", "; ", "కానీ "):
-        assert sum(bool(re.search(shape, s)) for s in sentences) > 0.003 * len(sentences), shape
-    counts = sorted(Counter(" ".join(sentences).split()).values(), reverse=True)[9:1000]
-    slope = np.polyfit(np.log(np.arange(10, 10 + len(counts))), np.log(counts), 1)[0]
-    assert -1.2 < slope < -0.6
-
-
 def test_words_are_declined_conjugated_and_joined_as_in_the_grammar_book():
     for entry, forms in FORMS["nouns"].items():
         noun = grammar.read_noun(entry)

@@ -86,13 +86,14 @@ def tensors(path: Path) -> dict[str, gguf.ReaderTensor]:
 
 def of_file(path: Path, like: Llama) -> dict[str, torch.Tensor]:
     """A file's weights by the names of a model's parameters, by gguf's own code."""
-    names, written, weights = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2), tensors(path), {}
+    names, written, weights = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 2), tensors(path), {}
     for name, weight in like.named_parameters():
         hf = name if name.startswith("lm_head") else f"model.{name}"
         tensor = written[names.get_name(hf.removesuffix(".weight"))]
         exact = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
         for letter, heads in (("q", like.config.heads), ("k", like.config.kv_heads)):
-            exact = teacher.halves(exact, heads) if f"{letter}_proj" in name else exact
+            turned = f"{letter}_proj" in name and not like.config.qk_norm
+            exact = teacher.halves(exact, heads) if turned else exact
         weights[name] = exact.reshape(weight.shape)
     return weights
 
@@ -144,9 +145,6 @@ def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(name, tokenizer,
     assert " ".join(written.get(name, "-") for name in names) == wanted
     rows = [{"format": q, "file": q, "bytes": 1} for q in gguf_file.formats(model.config)]
     assert re.search(told, shipping._card(model, rows, [[3]], None))
-    looked_up = "token_embd" if "output" in written else ""
-    read = sum(int(tensor.n_bytes) for name, tensor in tensors(path).items() if name != looked_up)
-    assert gguf_file.read_bytes(model, "Q4_0_DEFAULT") == read
     if "head_dim" in shape:  # it runs
         with pytest.warns(UserWarning, match=told):
             to_gguf(tmp_path, path, "Q4_0")
@@ -382,9 +380,8 @@ def test_a_file_says_whether_bos_comes_first_and_all_that_end_a_text(extended, t
     model = saved(folder, path, 300, layers=1)
     (folder / "tokenizer_config.json").write_text(json.dumps(named | {"add_bos_token": False}))
     ends = [3, 260, 261, 262]
-    asked = {"eos_token_id": ends, "suppress_tokens": [5], "top_p": 0.9, "repetition_penalty": 1.0}
-    (folder / "generation_config.json").write_text(json.dumps(asked))
-    with pytest.warns(UserWarning, match=r"asks for suppress_tokens \[5\], eos_token_id 262: set"):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.warns(UserWarning, match=r"not at \[262\] of generation_config"):
         to_gguf(folder, tmp_path / "x.gguf", "F16")
     file = llama_cpp.Model(tmp_path / "x.gguf")
     assert file.begin == [] and [i for i in ends if file.ends(i)] == ends[:3]

@@ -89,7 +89,7 @@ def test_llama_cpp_runs_it_as_pytorch_does_but_for_inputs_of_eight_bits(its_own,
     assert 0 < theirs <= 1.2 * ours
 
 
-@pytest.mark.parametrize("change", [{}, {"tied": False, "kv_heads": 2, "mlp_dim": 100}], ids=str)
+@pytest.mark.parametrize("change", [dict(qk_norm=True), dict(tied=False, kv_heads=2, mlp_dim=100)])
 def test_rounded_has_the_weights_of_the_file(change, tokenizer, tmp_path):
     folder, path, heads = tmp_path / "m", tmp_path / "x.gguf", []
     model = saved(folder, tokenizer.path, tokenizer.size, **change)

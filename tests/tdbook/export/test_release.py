@@ -14,16 +14,15 @@ import pytest
 import sentencepiece
 import tokenizers
 import transformers
-import yaml
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tdbook.corpus import token_files, tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.export import cards, model_tokenizer
 from tdlib import data
-from tests.helpers import tiny_model, trained_sentencepiece
+from tests.helpers import cases, tiny_model, trained_sentencepiece
 
-CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
+CASES = cases(__file__)
 CONTEXT = 24
 EDGES = ["", " ", "   ", "  రెండు  ఖాళీలు  ", "\tట్యాబ్\t", "👍🏽 😀", "Telugu (te) ABC", "2024లో 3.5%"]
 EDGES += ["క్\u200dష", "రాష్\u200cట్రం", "<eos>", "ఒక <eos> లో", "<pad><unk><bos>", "<0xE0>"]

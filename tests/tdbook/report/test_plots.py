@@ -82,20 +82,3 @@ def test_every_sign_of_telugu_is_drawn():
     figure = Figure(figsize=(18, 3))
     figure.text(0.01, 0.5, " ".join(telugu) + " స్త్రీ క్ష్మి − ≥ → ← “” 2,060 %")
     title(figure)
-
-
-def test_a_panel_of_a_sweep_has_mean_and_span_of_each_value():
-    """It gains 0.001 · rank · scale at share 0.15, half of it at 0.5."""
-    rows = []
-    for i, point in enumerate(itertools.product((0.15, 0.5), (8, 32), (0.5, 1.0))):
-        share, rank, scale = point
-        gain = -0.001 * rank * scale * (1 if share < 0.2 else 0.5)
-        varied = dict(zip(("share", "rank", "lora_scale"), point, strict=True))
-        change = Interval(gain, gain - 0.1, gain + 0.1)
-        rows.append({"change": change, "varied": varied, "point": f"p{i}", "loss": 5 - i})
-    figure = plots.sweep(rows, "03_lora")
-    assert title(figure) == "Lowest of 8: p7, −0.016 [−0.116, +0.084] nats against the base"
-    ranks = panel(figure.axes[1])
-    assert (ranks["name"], ranks["labels"]) == ("rank", ["8", "32 *"])  # the plan's
-    assert ranks["values"] == [-0.0045, -0.018]
-    assert [*figure.axes[1].lines[0].get_xdata()] == pytest.approx([-0.008, -0.002])

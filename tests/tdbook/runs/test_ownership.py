@@ -19,7 +19,7 @@ from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import Run, start
 from tdbook.training import cache, worker
 from tdbook.workflow import execute, graph, run_pages, scheduler
-from tdlib import data, evaluate, files
+from tdlib import data, files
 from tests import small_book
 from tests.helpers import tiny_model
 
@@ -204,13 +204,6 @@ def test_cleaning_removes_kept_targets_alone(tmp_path):
     (tmp_path / "point").mkdir()
     (tmp_path / "point/cache").symlink_to("../cache")
     assert not ownership.clean_cache(tmp_path / "point") and len(content(tmp_path)) == len(said)
-
-
-def test_losses_of_another_stay(tmp_path):
-    mine(tmp_path / "a-12345678.npz")
-    found = evaluate.Evaluation(np.zeros(3), np.arange(3), np.zeros((3, 2)), {}, 0.0, 0.0, 0.0)
-    found.save(tmp_path, "a-12345678", whole=False)
-    assert content(tmp_path)["a-12345678.npz"] == MINE
 
 
 def test_a_sweep_takes_no_file_of_another_and_no_folder_in_a_links_place(folder):

@@ -1,6 +1,7 @@
 """What the cache keeps of a teacher, against sums by hand and the dense loss; what a kill, a full
 disk or another key do to it; and that a training from it goes on to the same bits."""
 
+import dataclasses
 import os
 from functools import partial
 
@@ -150,6 +151,13 @@ KEYS = {
     "draws": dict(draws=6),
     "seed": dict(seed=2),
 }
+
+
+def test_a_cache_of_before_qk_norms_is_still_the_same_teachers(tmp_path):
+    names = "vocab_size layers heads dim mlp_dim context kv_heads head_dim tied rope_theta norm_eps"
+    older, seen = dataclasses.make_dataclass("LlamaConfig", f"{names} eos_id".split()), Seen()
+    seen.config = older(*(getattr(seen.config, field.name) for field in dataclasses.fields(older)))
+    assert opened(tmp_path / "older", seen).key == opened(tmp_path / "now").key
 
 
 def test_another_key_a_damaged_folder_and_rows_without_a_key_are_refused_by_name(tmp_path):

@@ -32,10 +32,12 @@ def logits(model: Llama) -> torch.Tensor:
     return model(IDS)
 
 
-@pytest.mark.parametrize("shape", [{"kv_heads": 2}, {"tied": False}, {"head_dim": 6, "layers": 1}])
+@pytest.mark.parametrize(
+    "shape", [{"kv_heads": 2}, {"tied": False, "qk_norm": True}, {"head_dim": 6, "layers": 1}]
+)
 def test_equal_size_gives_the_teacher_back_bit_for_bit_with_rope_eps_and_eos(shape):
     old = teacher(**shape, rope_theta=500.0, norm_eps=1e-5, eos_id=7)
-    new = made(old, rope_theta=1e4, norm_eps=1e-6, eos_id=3)
+    new = made(old, rope_theta=1e4, norm_eps=1e-6, eos_id=3, qk_norm=False)
     assert torch.equal(logits(new), logits(old)) and same(new.state_dict(), old.state_dict())
     assert new.config == old.config and new.layers[0].input_layernorm.eps == 1e-5
 
@@ -72,7 +74,8 @@ def grown(small: Llama, **shape) -> Llama:
     for name, weight in small.named_parameters():
         new = big.get_parameter(name.replace("layers.1.", "layers.2."))
         if weight.ndim == 1:  # the mean square is over more dimensions
-            new[dims] = weight * (c.dim / b.dim) ** 0.5
+            head = len(weight) == len(new)  # of QK norms it is the same
+            new[slice(None) if head else dims] = weight * (1 if head else c.dim / b.dim) ** 0.5
             continue
         part = name.split(".")[-2]
         new.zero_()
@@ -83,15 +86,16 @@ def grown(small: Llama, **shape) -> Llama:
     return big
 
 
-INERT = [(8, (2, 5), True), (16, (1, 3), False), (16, (2, 5), False)]
+INERT = [(8, (2, 5), True, False), (16, (1, 3), False, False), (16, (2, 5), False, False)]
+INERT += [(8, (1, 3), False, True)]
 
 
-@pytest.mark.parametrize("head_dim, keys, tied", INERT)
-def test_what_is_inert_is_left_out_and_the_logits_stay(head_dim, keys, tied):
+@pytest.mark.parametrize("head_dim, keys, tied, qk_norm", INERT)
+def test_what_is_inert_is_left_out_and_the_logits_stay(head_dim, keys, tied, qk_norm):
     """Groups of one head or of two, among groups of one or of three. The norms' eps is as good as
     none, for it is added to a mean square that is another over more dimensions."""
     few, many = keys
-    shape = dict(layers=2, heads=2, kv_heads=few, head_dim=8, dim=24, mlp_dim=40)
+    shape = dict(layers=2, heads=2, kv_heads=few, head_dim=8, dim=24, mlp_dim=40, qk_norm=qk_norm)
     small = teacher(**shape, tied=tied, norm_eps=1e-12)
     more = dict(layers=3, heads=many if few == 2 else 3 * many, kv_heads=many, dim=40, mlp_dim=56)
     big = grown(small, **more, head_dim=head_dim)
@@ -172,4 +176,4 @@ def test_norms_and_writing_weights_are_least_squares_of_the_teachers_stream():
 @pytest.mark.parametrize("said, shape", CASES.items())
 def test_what_the_teacher_has_not_is_refused_in_one_line_with_the_remedy(said, shape):
     with refused(said, "set init: random"):
-        made(teacher(), **shape)
+        made(teacher(qk_norm=shape.get("qk_norm", False)), **shape)

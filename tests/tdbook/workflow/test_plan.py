@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from tdbook import __main__
 from tdbook.corpus import token_files
@@ -20,15 +19,16 @@ from tdbook.training import cache
 from tdbook.workflow import doctor, execute, graph, plan, workload
 from tdlib import data, files, lora, losses, shapes, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
+from tests.helpers import cases
 
 ROOT = Path(__file__).parents[3]
 PROFILES = sorted(path.name for path in (ROOT / "params").iterdir() if path.is_dir())
-CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
-B200 = {"PROFILE": "b200", "VOCAB": "51800", "OUT": "/tmp/no-such-run-folder"}
+CASES = cases(__file__)
+B200 = {"PROFILE": "b200", "OUT": "/tmp/no-such-run-folder"}
 
 
 def asked(**pairs: str) -> plan.Asked:
-    return plan.asked(graph.wanted("plan", B200 | pairs), 51_800)
+    return plan.asked(graph.wanted("plan", B200 | pairs))
 
 
 def works(**pairs: str) -> dict[str, workload.Work]:
@@ -100,7 +100,9 @@ def kept(config: LlamaConfig, windows: int, bfloat16: bool) -> int:
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
-@pytest.mark.parametrize("change", [{}, dict(heads=4, kv_heads=2, head_dim=24), dict(layers=4)])
+@pytest.mark.parametrize(
+    "change", [{}, dict(kv_heads=1, head_dim=24, qk_norm=True), dict(layers=4)]
+)
 def test_memory_is_a_bound_of_what_a_training_holds_and_not_a_wild_one(kind, change):
     """Gradients and two means in float32, and what autograd keeps; CUDA's is that of autocast,
     which a CPU can make too. With a vocabulary of 8 logits are nothing."""
@@ -192,15 +194,17 @@ def test_tokens_at_hand_are_counted_and_a_kept_hard_set_too(folder):
 
 
 def test_the_plan_fits_a_narrow_screen_and_names_every_run_and_file():
-    found = plan.plan(B200 | {"VOCAB": "", "DEVICE": "b200", "PRICE_PER_HOUR": "4.5"})
+    found = plan.plan(B200 | {"DEVICE": "b200", "PRICE_PER_HOUR": "4.5"})
     assert max(map(len, found.splitlines())) <= 80
     for run in graph.book("b200", paths=False):
         assert len(re.findall(rf"^{run.run} .* (h|min) +\S+$", found, re.M)) == 1
-    facts = r"""50m +52\.2 M +26\.5 M .* 30\.5 MB +within; 50m +69\.8 M +44\.1 M .*ABOVE;
-        55m +55\.\d M +26\.5 M .*within; 120m +151\.1 M;
+    facts = r"""50m +52\.2 M +26\.5 M .* 30\.5 MB +within;
+        55m +55\.\d M +26\.5 M .*within;
         teacher +258\.6 M +53\.0 M; 80m +84\.0 M +33\.2; nominal; of 180 GB .*fits; disk .*GB of"""
     for words in facts.split(";"):
         assert re.search(words.strip(), found), words
+    wide = plan.plan(B200 | {"DEVICE": "b200", "SET": "vocab_size=86_071"})
+    assert re.search(r"(?s)120m +151\.1 M .*50m +69\.8 M +44\.1 M [^\n]*ABOVE", wide)
     kept = cache.size(asked().size.train, 2048, 12, 51_800)
     assert f"cache       {units.si(kept, 'B')} a temperature" in found
 
@@ -261,11 +265,14 @@ def test_what_means_nothing_is_said_in_one_line(pairs, words, capsys):
 
 
 def test_tokens_that_do_not_fit_the_teacher_are_refused(folder):
-    for name, vocab_size, context in (("vocabulary is 400", 400, 32), ("context is 16", 300, 16)):
+    for name, vocab_size, context in (("vocabulary is 600", 600, 32), ("context is 16", 300, 16)):
         shape = LlamaConfig(vocab_size, **SHAPES["teacher-smoke"], context=context)
         Llama(shape).save(folder / name)
         with pytest.raises(ParameterError, match=f"{name}, the tokens'"):
             asked(PROFILE="smoke", TOKENS=f"{folder}/tokens", TEACHER=f"{folder}/{name}")
+    Llama(LlamaConfig(309, **SHAPES["teacher-smoke"], context=32)).save(folder / "spare rows")
+    found = asked(PROFILE="smoke", TOKENS=f"{folder}/tokens", TEACHER=f"{folder}/spare rows")
+    assert found.teacher.vocab_size == 300
 
 
 def test_a_healthy_machine_passes_and_damaged_tokens_fail_with_their_line(
