@@ -9,7 +9,7 @@ from scipy import stats
 
 from bench import intervals as bench
 from tdbook.analysis import intervals
-from tdbook.analysis.intervals import Interval, change, gap_closed, resampled_means, stretch
+from tdbook.analysis.intervals import Interval, change, resampled_means, stretch
 from tdbook.book import comparison
 from tdbook.corpus import token_files
 from tdbook.report import words
@@ -59,18 +59,6 @@ def test_a_window_without_a_loss_is_left_out_of_every_mean():
     one_N, other_N = np.array([1.0, np.nan, 2, 3]), np.array([2.0, 1, np.nan, 5])
     value, low, high = change(one_N, other_N, document_N, 200)
     assert value == -1.5 and low < -1.5 < high
-
-
-def test_gap_closed_is_nothing_at_scratch_and_all_at_the_teacher():
-    noise_R = np.random.default_rng(4).normal(0, 0.01, 1000)
-    scratch_R, teacher_R = 5.0 + noise_R, 4.0 + 2 * noise_R
-    assert (gap_closed(scratch_R, scratch_R, teacher_R) == 0).all()
-    assert (gap_closed(scratch_R, teacher_R, teacher_R) == 1).all()
-    half_R = (scratch_R + teacher_R) / 2
-    np.testing.assert_allclose(gap_closed(scratch_R, half_R, teacher_R), 0.5)
-    for gap in (-1.0, 0.0, 0.015):  # not clearly worse: 1.5 deviations at best
-        scratch_R = 4 + gap + noise_R
-        assert np.isnan(gap_closed(scratch_R, scratch_R, np.full(1000, 4.0))).all()
 
 
 @pytest.mark.parametrize(("sizes", "documents"), [([7] * 20, 20), ([9] + [1] * 27, 12)])

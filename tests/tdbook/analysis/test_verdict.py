@@ -11,6 +11,7 @@ import pytest
 from tdbook.analysis import intervals, verdict
 from tdbook.analysis.verdict import ROLES, ROWS, Trial
 from tdbook.book import comparison
+from tests.tdbook.analysis.test_judge import CASES
 
 T1 = ("distilled_t1", "effect"), ("distilled_t1", "cost")
 D, N = 60, 1200  # documents, windows of the text that judges
@@ -81,17 +82,12 @@ def test_students_are_found_by_parameters_not_by_names():
         *(distilled(f"warm-{n}", tokens=n, init="teacher", ce_weight=1.0) for n in (1000, 1500)),
     ]
     names = [name for record in records for name in record["models"]]
-    wanted = """distilled 50m, its base 50m, scratch scratch, scratch at equal cost longer-b,
-     direct 75m-direct, the longer training x3000, student-55m x1, student-80m x2, T 2–4 50m,
-     student-120m x3, 120m beside 80m x3, 50m beside 80m 50m, student-75m 75m-long,
-     progressive 75m, distilled at T 1 cold-50m, another T cold-50m, another α scratch"""
-    wanted = dict(row.strip().rsplit(" ", 1) for row in wanted.split(","))
+    wanted = CASES["roles"]
     t = of(records, dict.fromkeys(names, 1.0))
     assert {role: t.role(role)[0].name for role in wanted} == wanted
     assert [m.name for m in t.role("student-80m")] == ["x2", "a-seed"]
     t = of(CORE, dict.fromkeys([*names[:4], "a"], 1.0), {"a": RIVAL})  # a point, where none is own
-    found = "its base, scratch, distilled, T 2–4, α 0.5, another α, student-55m"
-    assert [role for role in ROLES if t.role(role)] == found.split(", ")
+    assert [role for role in ROLES if t.role(role)] == CASES["few"]
     for words in ("direct − distilled", "its base − student-80m"):
         assert t.effect(words).seeds == 0 and t.effect(words).verdict[1] == "not run"
     begun = dict(init="teacher", ce_weight=0.1, temperature=1.0)
@@ -100,10 +96,7 @@ def test_students_are_found_by_parameters_not_by_names():
     records.append(replayed("a", base="begun-900"))
     names += [*more, "begun-900", "begun-1500", "a-merged"]
     t = of(records, dict.fromkeys(names, 1.0), more, base="begun-900")  # not the plan's own
-    roles = "distilled, begun from the teacher, text alone at equal steps, text alone at equal cost"
-    found = [t.role(role)[0].name for role in [*roles.split(", "), "adapter on hard"]]
-    assert found == ["50m", "begun-1500", "warm-1500", "p-4000", "a-merged"]
-    assert not t.role("adapter on the plan's base")
+    assert {role: [m.name for m in t.role(role)] for role in CASES["begun"]} == CASES["begun"]
 
 
 def test_each_length_of_one_training_is_a_model_as_if_trained_alone():
