@@ -113,9 +113,8 @@ class Verdict:
         plan = row.get("plan")
         names = [f"{e.what}: " * (len(mains) > 1) for e in mains]
         sizes = (f"{name}{e.interval}" for name, e in zip(names, mains, strict=True))
-        cost = (
-            COST[e.verdict[0]] if e.seeds else "not run" for e in self.effects if e.role == "cost"
-        )
+        costs = [e for e in self.effects if e.role == "cost"]
+        cost = [COST[e.verdict[0]] if e.seeds else "not run" for e in costs]
         return {
             "claim": row["claim"],
             "verdict": f"{self.result} ({self.why})",
@@ -123,7 +122,7 @@ class Verdict:
             "the plan": minus("{:+g} to {:+g}".format(*plan)) if plan else "–",
             "seeds": min((e.seeds for e in mains), default="–"),
             "resolves": max((intervals.number(e.resolves, ".3f") for e in mains), default="–"),
-            "at equal cost": next(cost, "–"),
+            "at equal cost": cost[0] if cost else "–",
             OLD_RULES: row.get("was", "–"),
         }
 
@@ -206,12 +205,11 @@ def models(folder: Folder) -> dict[str, Model]:
 def measure(losses: Mapping, pairs: Sequence[tuple[str, ...]], document_N, at_N=...) -> Interval:
     """Of pairs of models, one a seed, how their losses differ on some windows; of three models,
     which share of the way from the first to the third the second goes."""
-    each_SN = (
-        np.stack([losses[name][at_N] for name in names]) for names in zip(*pairs, strict=True)
-    )
-    if len(pairs[0]) == 3:
-        return intervals.gap_share(*each_SN, document_N[at_N])
-    return intervals.of_seeds(np.subtract(*each_SN, dtype=np.float64), document_N[at_N])
+    names, document_N = zip(*pairs, strict=True), document_N[at_N]
+    each_SN = [np.stack([losses[name][at_N] for name in of_S]) for of_S in names]
+    if len(each_SN) == 3:
+        return intervals.gap_share(*each_SN, document_N)
+    return intervals.of_seeds(np.subtract(*each_SN, dtype=np.float64), document_N)
 
 
 @dataclass(frozen=True)
@@ -306,7 +304,8 @@ class Trial:
                 return other is not None and model.tokens > LONGER * other.tokens
             case "as_long_as":
                 other = self.first(wanted)
-                return other is not None and 1 / LONGER < model.tokens / other.tokens < LONGER
+                short, long = sorted((model.tokens, other.tokens if other else 0))
+                return 0 < long < LONGER * short
             case "as_base" | "as_scratch":
                 other = self.first(AS[key])
                 return other is not None and other.same_but(model, {*wanted} | but)
@@ -332,9 +331,11 @@ class Trial:
     def _named(self, words: str, seeds: list[Model]) -> str:
         """A role in an effect; of the best what was tuned."""
         role = words.removeprefix("best ")
+        if role == words or not self.development:
+            return role
         tuned = [*itertools.chain(*(ROLES[role].get(key, ()) for key in AS)), "learning_rate"]
         values = ", ".join(f"{name} {seeds[0].p[name]:g}" for name in dict.fromkeys(tuned))
-        return f"{role} ({values})" if role != words and self.development else role
+        return f"{role} ({values})"
 
     def compare(self, what: str, *groups: list[Model], **more) -> Effect:
         """Two models, or three, over the seeds with which all were run."""

@@ -186,9 +186,8 @@ def effects(effects: Sequence[Effect], title: str) -> Figure:
     how = [{"ink": ROLES[e.role][0], "plan": e.plan, "filled": e.seeds > 1} for e in effects]
     pairs = zip(effects, how, strict=True)
     marks = [Mark(e.what, *e.interval, **x, note=f"{e.interval.value:+.3f}") for e, x in pairs]
-    keys = [
-        key(words, ink, "") for ink, words in map(ROLES.get, dict.fromkeys(e.role for e in effects))
-    ]
+    roles = dict.fromkeys(e.role for e in effects)
+    keys = [key(words, ink, "") for ink, words in map(ROLES.get, roles)]
     keys.append(key("one seed", GREY, filled=False))
     keys.append(mpl.patches.Patch(color=PLAN, label="the plan"))
     return forest(title, {"": marks}, "nats (or share); bars: 95 %", keys, line=0)

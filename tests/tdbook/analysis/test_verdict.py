@@ -83,10 +83,10 @@ def test_students_are_found_by_parameters_not_by_names():
     ]
     names = [name for record in records for name in record["models"]]
     wanted = CASES["roles"]
-    t = of(records, dict.fromkeys(names, 1.0))
+    t = of(records, dict.fromkeys([*names, "a"], 1.0), {"a": RIVAL})  # own ones go before
     assert {role: t.role(role)[0].name for role in wanted} == wanted
     assert [m.name for m in t.role("student-80m")] == ["x2", "a-seed"]
-    t = of(CORE, dict.fromkeys([*names[:4], "a"], 1.0), {"a": RIVAL})  # a point, where none is own
+    t = of(CORE, dict.fromkeys([*names[:4], "a"], 1.0), {"a": RIVAL})
     assert [role for role in ROLES if t.role(role)] == CASES["few"]
     for words in ("direct − distilled", "its base − student-80m"):
         assert t.effect(words).seeds == 0 and t.effect(words).verdict[1] == "not run"
